@@ -1,14 +1,11 @@
 //! What has to be done whosever job it was: take over jobs of vanished workers, give committed files their names, remove what is left
-//! in the folder or past its retention, purge the change log, ask for the exports of schedules. Every process that runs exports does all of it; each step is safe to do
-//! twice.
+//! in the folder or past its retention, purge the change log, ask for the exports of schedules. Every process that runs exports does all
+//! of it; each step is safe to do twice.
 //!
-//! Each is a [`Task`] of its own in a file of its own, so that a folder that hangs or a file that can't be removed delays nothing else.
-//! [`Maintenance::run`] lists them.
+//! Each is a task of its own, so that a folder that hangs or a file that can't be removed delays nothing else. [`Maintenance::run`] lists
+//! them.
 
-mod announce;
 mod publish;
-mod purge;
-mod reap;
 mod retain;
 mod schedule;
 mod sweep;
@@ -23,16 +20,13 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::job::Retention;
-use crate::maintenance::announce::Announce;
 use crate::maintenance::publish::Publish;
-use crate::maintenance::purge::Purge;
-use crate::maintenance::reap::Reap;
-use crate::maintenance::retain::Retain;
 use crate::maintenance::schedule::Scheduling;
-use crate::maintenance::sweep::Sweep;
 use crate::publisher;
 use crate::sink::{self, Destination, Limits};
-use crate::source::{self, Source, purge::Caps};
+use crate::source::purge::{Caps, PURGE_ROWS};
+use crate::source::{self, Source};
+use crate::store::transitions::Transition;
 use crate::store::{self, Store, lease};
 use crate::telemetry::complaints::Complaints;
 use crate::telemetry::{chain, metrics};
@@ -96,23 +90,10 @@ enum Error {
     Publisher(#[from] publisher::Error),
 }
 
-/// A task that is done again and again.
-trait Task: Send {
-    /// The name in the log.
-    const NAME: &'static str;
-
-    /// Does it once. A round that takes too long is given up, and the next one begins anew.
-    fn round(&mut self) -> impl Future<Output = Result<(), Error>> + Send;
-
-    /// Returns when the next round shall begin before its time.
-    fn woken(&self) -> impl Future<Output = ()> + Send {
-        std::future::pending()
-    }
-}
-
 impl Maintenance {
     /// Maintenance of `store`'s database and of `destination`.
     pub fn new(settings: Settings, store: Store, source: Source, destination: Destination) -> Maintenance {
+        let store = store.within(lease::call_timeout(settings.lease));
         Maintenance { settings, store, source, destination, scheduled: None, swept: Arc::new(Notify::new()) }
     }
 
@@ -125,9 +106,9 @@ impl Maintenance {
     /// Records that this destination has a worker, before the first job is submitted: a process with another destination would otherwise
     /// take the job.
     pub async fn announce(&self) {
-        let mut announce = Announce::new(self);
+        let task = self.for_task();
         // A folder that hangs doesn't keep the API from starting.
-        let error = match tokio::time::timeout(ANNOUNCE_TIMEOUT, announce.round()).await {
+        let error = match tokio::time::timeout(ANNOUNCE_TIMEOUT, announce(&task)).await {
             Ok(Ok(())) => return,
             Ok(Err(error)) => chain(&error),
             Err(_) => "it takes too long".to_owned(),
@@ -138,36 +119,98 @@ impl Maintenance {
     /// Runs all tasks until `shutdown`, but schedules until `drain`: this process would claim no export that they ask for.
     pub async fn run(self, drain: CancellationToken, shutdown: CancellationToken) {
         metrics::change_log_caps(self.settings.log_caps.rows, self.settings.log_caps.age);
-        let often = lease::interval(self.settings.lease);
+        let often = Pace::of(lease::interval(self.settings.lease));
         let mut tasks = JoinSet::new();
-        tasks.spawn(every(often, Announce::new(&self), shutdown.clone()));
-        tasks.spawn(every(often, Reap::new(&self), shutdown.clone()));
-        tasks.spawn(every(often, Publish::new(&self), shutdown.clone()));
-        tasks.spawn(every(FOLDER_PERIOD, Sweep::new(&self), shutdown.clone()));
-        tasks.spawn(every(FOLDER_PERIOD, Retain::new(&self), shutdown.clone()));
+        let task = self.for_task();
+        tasks.spawn(every("announce", often.clone(), async move || announce(&task).await, shutdown.clone()));
+        let task = self.for_task();
+        tasks.spawn(every("reap", often.clone(), async move || reap(&task).await, shutdown.clone()));
+        let mut publish = Publish::new(self.for_task());
+        tasks.spawn(every("publish", often, async move || publish.round().await, shutdown.clone()));
+        let task = self.for_task();
+        let sweeping = Pace { period: FOLDER_PERIOD, woken: Some(Arc::clone(&self.swept)) };
+        tasks.spawn(every("sweep", sweeping, async move || sweep::round(&task).await, shutdown.clone()));
+        let task = self.for_task();
+        let retaining = Pace::of(FOLDER_PERIOD);
+        tasks.spawn(every("retain", retaining, async move || retain::round(&task).await, shutdown.clone()));
         if let Some(scheduled) = self.scheduled.clone() {
-            tasks.spawn(every(SCHEDULE_PERIOD, Scheduling::new(&self, scheduled), drain));
+            let mut scheduling = Scheduling::new(self.for_task(), scheduled);
+            tasks.spawn(every("schedule", Pace::of(SCHEDULE_PERIOD), async move || scheduling.round().await, drain));
         }
-        tasks.spawn(every(PURGE_PERIOD, Purge::new(&self), shutdown));
+        tasks.spawn(every("purge", Pace::of(PURGE_PERIOD), async move || purge(&self).await, shutdown));
         while tasks.join_next().await.is_some() {}
     }
 
-    /// The destination for one task, which does one thing after the other there: an operation on a dead network never returns. It keeps
-    /// its thread, and the task gets no second one.
-    fn destination(&self) -> Destination {
-        self.destination.limited(Limits { at_once: 1, timeout: None })
-    }
-
-    async fn with_timeout<T>(&self, call: impl Future<Output = Result<T, store::Error>>) -> Result<T, store::Error> {
-        store::with_timeout(lease::call_timeout(self.settings.lease), call).await
+    /// The same for one task, which does one thing after the other at the destination: an operation on a dead network never returns. It
+    /// keeps its thread, and the task gets no second one.
+    fn for_task(&self) -> Maintenance {
+        let destination = self.destination.limited(Limits { at_once: 1, timeout: None });
+        Maintenance { destination, ..self.clone() }
     }
 }
 
-/// Does a task until `shutdown`, whatever becomes of a round, with a rest of `period` in between, which the task may end.
-async fn every<T: Task>(period: Duration, mut task: T, shutdown: CancellationToken) {
+/// Records that a process with this destination lives.
+async fn announce(Maintenance { store, destination, .. }: &Maintenance) -> Result<(), Error> {
+    let id = destination.id().await?;
+    // Tells the cause where the write below would only time out.
+    store.ping().await?;
+    Ok(store.record_destination(id).await?)
+}
+
+/// Takes the jobs of vanished workers from them.
+async fn reap(Maintenance { settings, store, swept, .. }: &Maintenance) -> Result<(), Error> {
+    store.make_good_a_clock_set_back(settings.lease).await?;
+    store.make_good_a_clock_set_back_for_deliveries().await?;
+    for Transition { job, .. } in store.reap().await? {
+        tracing::warn!(event = "export_taken_over", jobId = %job.id, status = %job.status);
+        metrics::lease_taken_over();
+        swept.notify_one();
+    }
+    Ok(())
+}
+
+/// Purges the change log.
+async fn purge(Maintenance { settings, source, .. }: &Maintenance) -> Result<(), Error> {
+    while source.purge(&settings.log_caps).await? >= PURGE_ROWS {}
+    Ok(())
+}
+
+/// How often a task is done.
+#[derive(Clone)]
+struct Pace {
+    /// The rest between two rounds.
+    period: Duration,
+    /// Ends a rest before its time.
+    woken: Option<Arc<Notify>>,
+}
+
+impl Pace {
+    fn of(period: Duration) -> Pace {
+        Pace { period, woken: None }
+    }
+
+    async fn rest(&self) {
+        let woken = async {
+            match &self.woken {
+                Some(notify) => notify.notified().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! { () = tokio::time::sleep(self.period) => {}, () = woken => {} }
+    }
+}
+
+/// Does rounds of a task until `shutdown`, whatever becomes of a round. A round that takes too long is given up, and the next one begins
+/// anew. `task` is the name in the log.
+async fn every(
+    task: &'static str,
+    pace: Pace,
+    mut round: impl AsyncFnMut() -> Result<(), Error>,
+    shutdown: CancellationToken,
+) {
     let complaints = Complaints::default();
     while !shutdown.is_cancelled() {
-        let round = AssertUnwindSafe(task.round()).catch_unwind();
+        let round = AssertUnwindSafe(round()).catch_unwind();
         let done = tokio::select! {
             () = shutdown.cancelled() => return,
             done = tokio::time::timeout(ROUND_TIMEOUT, round) => done,
@@ -177,7 +220,7 @@ async fn every<T: Task>(period: Duration, mut task: T, shutdown: CancellationTok
             Ok(Ok(Err(error))) => Some(chain(&error)),
             Ok(Err(_)) => {
                 if let Some(times) = complaints.due("panicked".to_owned()) {
-                    tracing::error!(event = "maintenance_panicked", task = T::NAME, times);
+                    tracing::error!(event = "maintenance_panicked", task, times);
                 }
                 None
             }
@@ -186,45 +229,31 @@ async fn every<T: Task>(period: Duration, mut task: T, shutdown: CancellationTok
         if let Some(error) = failed
             && let Some(times) = complaints.due(error.clone())
         {
-            tracing::warn!(event = "maintenance_failed", task = T::NAME, error, times);
+            tracing::warn!(event = "maintenance_failed", task, error, times);
         }
-        tokio::select! { () = shutdown.cancelled() => {}, () = tokio::time::sleep(period) => {}, () = task.woken() => {} }
+        tokio::select! { () = shutdown.cancelled() => {}, () = pace.rest() => {} }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
-
     use super::*;
-
-    /// Fails, panics, and is done, one after the other.
-    struct Troubled {
-        rounds: Arc<AtomicU32>,
-        shutdown: CancellationToken,
-    }
-
-    impl Task for Troubled {
-        const NAME: &'static str = "troubled";
-
-        async fn round(&mut self) -> Result<(), Error> {
-            match self.rounds.fetch_add(1, Ordering::SeqCst) {
-                0 => Err(store::Error::XidsSetBack("7".to_owned()).into()),
-                1 => panic!("a defect"),
-                2 => Ok(()),
-                _ => {
-                    self.shutdown.cancel();
-                    Ok(())
-                }
-            }
-        }
-    }
 
     #[tokio::test]
     async fn no_round_stops_the_next_one() {
-        let (rounds, shutdown) = (Arc::new(AtomicU32::new(0)), CancellationToken::new());
-        let task = Troubled { rounds: Arc::clone(&rounds), shutdown: shutdown.clone() };
-        every(Duration::from_millis(1), task, shutdown).await;
-        assert_eq!(rounds.load(Ordering::SeqCst), 4);
+        let (mut rounds, shutdown) = (0, CancellationToken::new());
+        let ends = shutdown.clone();
+        let round = async || {
+            rounds += 1;
+            match rounds {
+                1 => return Err(store::Error::XidsSetBack("7".to_owned()).into()),
+                2 => panic!("a defect"),
+                3 => {}
+                _ => ends.cancel(),
+            }
+            Ok(())
+        };
+        every("troubled", Pace::of(Duration::from_millis(1)), round, shutdown).await;
+        assert_eq!(rounds, 4);
     }
 }

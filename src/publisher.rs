@@ -49,7 +49,6 @@ pub struct Publisher {
     store: Store,
     destination: Destination,
     settings: Settings,
-    call_timeout: Duration,
 }
 
 /// What stands at the destination.
@@ -72,10 +71,9 @@ impl Publisher {
     /// A publisher for this destination, within its limits. `lease` is how long a job stays with a worker that doesn't renew its lease.
     pub fn new(store: &Store, destination: &Destination, settings: &Settings, lease: Duration) -> Publisher {
         Publisher {
-            store: store.clone(),
+            store: store.clone().within(lease::call_timeout(lease)),
             destination: destination.clone(),
             settings: settings.clone(),
-            call_timeout: lease::call_timeout(lease),
         }
     }
 
@@ -84,7 +82,7 @@ impl Publisher {
     /// # Errors
     /// If the destination or the database fails.
     pub async fn publish_job(&self, job: JobId) -> Result<(), Error> {
-        match self.with_timeout(self.store.file(job)).await? {
+        match self.store.file(job).await? {
             Some(record) => self.publish(record).await.map(drop),
             None => Ok(()),
         }
@@ -113,16 +111,16 @@ impl Publisher {
                 Shown::All if self.set_published(&record).await? => return Ok(Publication::Done),
                 // Another has done it, perhaps under another name, which is the file's then.
                 Shown::All => {}
-                Shown::NameTaken => self.with_timeout(self.store.rename_output(&record)).await?,
+                Shown::NameTaken => self.store.rename_output(&record).await?,
                 Shown::NumberTaken(number, last) => {
-                    if self.with_timeout(self.store.skip_to(&record, last)).await? {
+                    if self.store.skip_to(&record, last).await? {
                         tracing::warn!(event = "manifest_taken", jobId = %record.job, number, goesOnBehind = last);
                     }
                 }
                 Shown::Gone | Shown::Renamed => {}
                 Shown::NotNow => return Ok(Publication::Done),
             }
-            match self.with_timeout(self.store.file(record.job)).await? {
+            match self.store.file(record.job).await? {
                 None => return Ok(Publication::Done),
                 Some(now) if now.name == record.name => match shown {
                     _ if now.is_published => return Ok(Publication::Done),
@@ -157,7 +155,7 @@ impl Publisher {
             let mut published = self.destination.publish(&part.staged, &name).await?;
             if published == Published::Misnamed {
                 // Who was held up must not take a file back from where another has handed it out meanwhile.
-                let now = self.with_timeout(self.store.file(record.job)).await?;
+                let now = self.store.file(record.job).await?;
                 if now.is_none_or(|now| now.name != record.name) {
                     return Ok(Shown::Renamed);
                 }
@@ -187,7 +185,7 @@ impl Publisher {
     /// a crash too, write the same. `None`: the export was published or given up meanwhile, or an earlier one comes first.
     async fn plan(&self, record: &FileRecord) -> Result<Option<(u64, String)>, Error> {
         loop {
-            let (number, mut export) = match self.with_timeout(self.store.planned_manifest(record)).await? {
+            let (number, mut export) = match self.store.planned_manifest(record).await? {
                 None => return Ok(None),
                 Some(Planned::Written(number, text)) => return Ok(Some((number, text))),
                 Some(Planned::New(number, export)) => (number, *export),
@@ -202,7 +200,7 @@ impl Publisher {
             if let Some(key) = &self.settings.key {
                 key.sign(&mut manifest);
             }
-            self.with_timeout(self.store.plan_manifest(record, &manifest)).await?;
+            self.store.plan_manifest(record, &manifest).await?;
         }
     }
 
@@ -211,16 +209,16 @@ impl Publisher {
         let files = record.files();
         let locations: Vec<_> =
             files.map(|(name, file)| self.destination.location(&file.identity.location, &name)).collect();
-        if self.with_timeout(self.store.published(record, &locations)).await?.is_some() {
+        if self.store.published(record, &locations).await?.is_some() {
             return Ok(true);
         }
-        match self.with_timeout(self.store.job(record.job)).await? {
+        match self.store.job(record.job).await? {
             // It was given up in this moment: files without a completed job have to go.
             Some(job) if job.status == Status::Failed => self.destination.discard(record).await?,
             // It was published, and is not kept any more: its manifest is.
             None => {}
             Some(_) => {
-                if let Some(last) = self.with_timeout(self.store.last_of_lane(record)).await? {
+                if let Some(last) = self.store.last_of_lane(record).await? {
                     // A process that slept while another one published may have replaced a newer marker by an older one.
                     self.mark(&last).await?;
                 }
@@ -237,7 +235,7 @@ impl Publisher {
         loop {
             let Some(other) = self.destination.mark(record, consumer, replaced).await? else { return Ok(()) };
             // By then the marker may name a third export, which is asked about as well.
-            if !self.with_timeout(self.store.is_after(record, &other)).await? {
+            if !self.store.is_after(record, &other).await? {
                 tracing::warn!(event = "marker_left", jobId = %record.job, marked = %other.job);
                 return Ok(());
             }
@@ -251,14 +249,10 @@ impl Publisher {
     /// # Errors
     /// If the database or the destination fails.
     pub async fn give_up(&self, record: &FileRecord) -> Result<(), Error> {
-        let is_given_up = self.with_timeout(self.store.give_up(record)).await?.is_some();
+        let is_given_up = self.store.give_up(record).await?.is_some();
         if is_given_up && record.is_own {
             self.destination.discard(record).await?;
         }
         Ok(())
-    }
-
-    async fn with_timeout<T>(&self, call: impl Future<Output = Result<T, store::Error>>) -> Result<T, store::Error> {
-        store::with_timeout(self.call_timeout, call).await
     }
 }

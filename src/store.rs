@@ -8,7 +8,6 @@ pub mod commit;
 pub mod deliveries;
 pub mod files;
 pub mod gauges;
-mod index_order;
 mod job_row;
 pub mod jobs;
 pub mod keys;
@@ -108,6 +107,9 @@ struct Front {
 }
 
 /// The control plane's statements over one pool of connections.
+///
+/// # Errors
+/// Every call fails if the database fails. Its own documentation names what else makes it fail.
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: PgPool,
@@ -121,6 +123,8 @@ pub struct Store {
     endings: broadcast::Sender<JobId>,
     /// Who is told of the ends of exports.
     listeners: Arc<[Listener]>,
+    /// The time after which a call is given up; `None`: never.
+    call_timeout: Option<Duration>,
 }
 
 impl Store {
@@ -133,7 +137,13 @@ impl Store {
             cursors: Arc::default(),
             endings: broadcast::Sender::new(64),
             listeners: Arc::default(),
+            call_timeout: None,
         }
+    }
+
+    /// The same control plane, whose calls are given up after this time as in [`with_timeout`].
+    pub fn within(self, call_timeout: Duration) -> Store {
+        Store { call_timeout: Some(call_timeout), ..self }
     }
 
     /// The same control plane over another pool: both tell of the same endings.
@@ -142,9 +152,6 @@ impl Store {
     }
 
     /// The identity of the database.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn database(&self) -> Result<DatabaseId, Error> {
         let statement = sqlx::query_scalar("-- store.database\n select cdc_export.database_id()");
         let database: String = self.with(async |conn| statement.fetch_one(conn).await).await?;
@@ -172,10 +179,21 @@ impl Store {
     where
         Error: From<E>,
     {
-        let mut conn = ClosedOnDrop(Some(self.pool.acquire().await?));
-        let done = call(conn.get()).await?;
-        conn.give_back();
-        Ok(done)
+        // Boxed: without optimization each future around it has room for it several times, and a worker's stack for few of them.
+        let called = Box::pin(async {
+            let mut conn = ClosedOnDrop(Some(self.pool.acquire().await?));
+            let done = call(conn.get()).await?;
+            conn.give_back();
+            Ok(done)
+        });
+        self.in_time(called).await
+    }
+
+    async fn in_time<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        match self.call_timeout {
+            Some(timeout) => with_timeout(timeout, call).await,
+            None => call.await,
+        }
     }
 
     /// Runs `call` in a transaction, which is committed if `call` succeeds, over a connection as of [`with`](Store::with).
@@ -195,6 +213,21 @@ impl Store {
         committed.await
     }
 
+    /// Runs `call` in a transaction in which Postgres reads from an index, in the index's order, whatever the planner's estimates: a page
+    /// of a long list is never had by sorting the list.
+    async fn in_index_order<T, E>(&self, call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>) -> Result<T, Error>
+    where
+        Error: From<E>,
+    {
+        let read = self.transaction::<T, Error>(async |tx| {
+            sqlx::raw_sql("-- store.index_order\n set local enable_seqscan = off; set local enable_bitmapscan = off")
+                .execute(&mut *tx)
+                .await?;
+            Ok(call(tx).await?)
+        });
+        read.await
+    }
+
     /// Listens for notifications on a connection of its own.
     ///
     /// # Errors
@@ -204,9 +237,12 @@ impl Store {
         // the server doesn't answer.
         let own = PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None);
         let own = own.connect_lazy_with((*self.pool.connect_options()).clone());
-        let mut listener = PgListener::connect_with(&own).await?;
-        listener.listen(CHANNEL).await?;
-        Ok(Notifications { listener })
+        let listening = self.in_time(async {
+            let mut listener = PgListener::connect_with(&own).await?;
+            listener.listen(CHANNEL).await?;
+            Ok(Notifications { listener })
+        });
+        listening.await
     }
 }
 

@@ -123,6 +123,7 @@ impl Worker {
         catalog: Arc<Catalog>,
     ) -> Worker {
         let owner = format!("{}:{}", std::process::id(), uuid::Uuid::new_v4().simple());
+        let store = store.within(lease::call_timeout(settings.lease));
         Worker {
             settings,
             owner: owner.into(),
@@ -202,7 +203,7 @@ impl Worker {
         let Some(found) = unless_stopped(drain, self.destination.id()).await else { return Ok(None) };
         let destination = found.ok();
         let claimant = Claimant { owner: &self.owner, datasets: &self.datasets, destination };
-        match self.with_timeout(self.store.claim(&claimant, self.settings.lease)).await? {
+        match self.store.claim(&claimant, self.settings.lease).await? {
             Some(lease) => Ok(Some((lease, ready))),
             None => {
                 *connections = Some(ready);
@@ -295,13 +296,13 @@ impl Worker {
         exported: &Exported,
         marker: Option<JobId>,
     ) -> Result<(), Error> {
-        let schema = snapshot.schema().narrowed(&lease.job.selection);
+        let schema = snapshot.schema.narrowed(&lease.job.selection);
         let found = CommitInput {
-            position: snapshot.position().clone(),
-            new_position: snapshot.new_position().clone(),
-            report: snapshot.report().clone(),
+            position: snapshot.position.clone(),
+            new_position: snapshot.new_position.clone(),
+            report: snapshot.report.clone(),
             signature: schema.signature(),
-            columns: schema.saved_columns(lease.job.export_type, snapshot.new_position().snapshot.as_deref()),
+            columns: schema.saved_columns(lease.job.export_type, snapshot.new_position.snapshot.as_deref()),
             marker,
         };
         let transaction = snapshot.begin_commit(self.settings.lease).await?;
@@ -344,8 +345,8 @@ impl Worker {
         failpoint!("worker.opened");
         // By their times alone, or without any, no row is late.
         let exact = dataset.capture == Capture::Triggers && dataset.updated_at.is_some();
-        let since = snapshot.position().since.filter(|_| exact);
-        let schema = snapshot.schema().clone();
+        let since = snapshot.position.since.filter(|_| exact);
+        let schema = snapshot.schema.clone();
         let Settings { cell_max, compression_level, .. } = self.settings;
         let max_file_bytes = job.max_file_bytes.or(dataset.max_file_bytes);
         let spec =
@@ -355,7 +356,7 @@ impl Worker {
             lost = leader.keep_alive(lease::interval(self.settings.lease), self.settings.lease) => return Err(lost.into()),
             exported = spans::step("stream", pipeline::run(rows, &spec, &drafts)) => exported?,
         };
-        let taken_at = snapshot.new_position().taken_at;
+        let taken_at = snapshot.new_position.taken_at;
         if dataset.updated_at.is_none() {
             exported.last_updated_at = Some(taken_at).filter(|_| exported.rows > 0);
         } else if dataset.capture != Capture::Triggers {
@@ -426,7 +427,7 @@ impl Worker {
         let begun = Instant::now();
         loop {
             let time = if shutdown.is_cancelled() { Duration::from_secs(5) } else { self.settings.lease };
-            match self.with_timeout(statement()).await {
+            match statement().await {
                 Err(store::Error::Unavailable(cause) | store::Error::LockConflict(cause)) if begun.elapsed() < time => {
                     let (id, error) = (lease.job.id, chain(&cause));
                     if let Some(times) = self.complaints.due(format!("{id}: {error}")) {
@@ -442,9 +443,5 @@ impl Worker {
     /// How long one statement may take without an answer: within a lease there is time for another try.
     fn call_timeout(&self) -> Duration {
         lease::call_timeout(self.settings.lease)
-    }
-
-    async fn with_timeout<T>(&self, call: impl Future<Output = Result<T, store::Error>>) -> Result<T, store::Error> {
-        store::with_timeout(self.call_timeout(), call).await
     }
 }

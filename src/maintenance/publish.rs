@@ -5,9 +5,8 @@ use std::time::Instant;
 
 use crate::file::FileRecord;
 use crate::job::JobId;
-use crate::maintenance::{Error, Maintenance, Task};
+use crate::maintenance::{Error, Maintenance};
 use crate::publisher::{self, Publication, Publisher};
-use crate::sink::Destination;
 use crate::store::files::LOST_AFTER;
 use crate::telemetry::chain;
 use crate::telemetry::complaints::Complaints;
@@ -15,37 +14,22 @@ use crate::telemetry::complaints::Complaints;
 pub(super) struct Publish {
     maintenance: Maintenance,
     publisher: Publisher,
-    destination: Destination,
     /// Since when a job's file is missing.
     missing: HashMap<JobId, Instant>,
     complaints: Complaints,
 }
 
 impl Publish {
-    pub(super) fn new(maintenance: &Maintenance) -> Publish {
-        let destination = maintenance.destination();
-        Publish {
-            maintenance: maintenance.clone(),
-            publisher: Publisher::new(
-                &maintenance.store,
-                &destination,
-                &maintenance.settings.publisher,
-                maintenance.settings.lease,
-            ),
-            destination,
-            missing: HashMap::new(),
-            complaints: Complaints::default(),
-        }
+    pub(super) fn new(maintenance: Maintenance) -> Publish {
+        let Maintenance { store, destination, settings, .. } = &maintenance;
+        let publisher = Publisher::new(store, destination, &settings.publisher, settings.lease);
+        Publish { maintenance, publisher, missing: HashMap::new(), complaints: Complaints::default() }
     }
-}
 
-impl Task for Publish {
-    const NAME: &'static str = "publish";
-
-    async fn round(&mut self) -> Result<(), Error> {
-        let Publish { maintenance, publisher, destination, missing, complaints } = self;
-        let id = destination.id().await?;
-        let unpublished = maintenance.with_timeout(maintenance.store.unpublished(id)).await?;
+    pub(super) async fn round(&mut self) -> Result<(), Error> {
+        let Publish { maintenance, publisher, missing, complaints } = self;
+        let id = maintenance.destination.id().await?;
+        let unpublished = maintenance.store.unpublished(id).await?;
         missing.retain(|job, _| unpublished.iter().any(|record| record.job == *job));
         for record in unpublished {
             let job = record.job;

@@ -2,53 +2,37 @@
 
 use crate::file::FileRecord;
 use crate::job::Retention;
-use crate::maintenance::{Error, Maintenance, Settings, Task};
-use crate::sink::Destination;
+use crate::maintenance::{Error, Maintenance, Settings};
 use crate::store::retention::{PastFile, Retained};
 
-pub(super) struct Retain {
-    maintenance: Maintenance,
-    destination: Destination,
-}
-
-impl Retain {
-    pub(super) fn new(maintenance: &Maintenance) -> Retain {
-        Retain { maintenance: maintenance.clone(), destination: maintenance.destination() }
-    }
-}
-
-impl Task for Retain {
-    const NAME: &'static str = "retain";
-
-    async fn round(&mut self) -> Result<(), Error> {
-        let Retain { maintenance, destination } = self;
-        let Settings { retain_files, retain_jobs, retain_unacked: spare, .. } = maintenance.settings;
-        let mut outcome = Ok(());
-        for (retention, retained) in [(retain_files, Retained::Files), (retain_jobs, Retained::Jobs)] {
-            if retention != Retention::default() {
-                let id = destination.id().await?;
-                let past = maintenance.store.files_past(&retention, retained, spare, id);
-                for file in maintenance.with_timeout(past).await? {
-                    // A file that can't be removed stops no other removal.
-                    if let Err(error) = remove(maintenance, destination, file).await {
-                        outcome = Err(error);
-                    }
+pub(super) async fn round(maintenance: &Maintenance) -> Result<(), Error> {
+    let Maintenance { store, destination, settings, .. } = maintenance;
+    let Settings { retain_files, retain_jobs, retain_unacked: spare, .. } = *settings;
+    let mut outcome = Ok(());
+    for (retention, retained) in [(retain_files, Retained::Files), (retain_jobs, Retained::Jobs)] {
+        if retention != Retention::default() {
+            let id = destination.id().await?;
+            let past = store.files_past(&retention, retained, spare, id);
+            for file in past.await? {
+                // A file that can't be removed stops no other removal.
+                if let Err(error) = remove(maintenance, file).await {
+                    outcome = Err(error);
                 }
             }
         }
-        if retain_jobs != Retention::default() {
-            let jobs = maintenance.with_timeout(maintenance.store.forget_jobs_past(&retain_jobs, spare)).await?;
-            if jobs > 0 {
-                tracing::info!(event = "jobs_forgotten", jobs);
-            }
-        }
-        maintenance.with_timeout(maintenance.store.forget_lanes()).await?;
-        maintenance.with_timeout(maintenance.store.forget_stores()).await?;
-        outcome
     }
+    if retain_jobs != Retention::default() {
+        let jobs = store.forget_jobs_past(&retain_jobs, spare).await?;
+        if jobs > 0 {
+            tracing::info!(event = "jobs_forgotten", jobs);
+        }
+    }
+    store.forget_lanes().await?;
+    store.forget_stores().await?;
+    outcome
 }
 
-async fn remove(maintenance: &Maintenance, destination: &Destination, file: PastFile) -> Result<(), Error> {
+async fn remove(Maintenance { store, destination, .. }: &Maintenance, file: PastFile) -> Result<(), Error> {
     let PastFile { record, unacknowledged } = file;
     let FileRecord { job, is_own, .. } = record;
     if is_own {
@@ -57,7 +41,7 @@ async fn remove(maintenance: &Maintenance, destination: &Destination, file: Past
         }
     }
     // Another database's file stays where it is; this database forgets it all the same.
-    let is_first = maintenance.with_timeout(maintenance.store.file_removed(job)).await?;
+    let is_first = store.file_removed(job).await?;
     if is_own {
         tracing::info!(event = "file_removed", jobId = %job, file = record.name);
     }

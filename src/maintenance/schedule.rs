@@ -9,9 +9,8 @@ use uuid::Uuid;
 use crate::dataset::Dataset;
 use crate::dataset::catalog::Catalog;
 use crate::job::{Job, Terms};
-use crate::maintenance::{Error, Maintenance, Task};
+use crate::maintenance::{Error, Maintenance};
 use crate::schedule::{Due, Refusal, Schedule, ScheduleState};
-use crate::sink::Destination;
 use crate::store::schedules::Asked;
 use crate::store::tracked::Obstacle;
 use crate::store::{self, lease};
@@ -29,7 +28,6 @@ pub struct Scheduled {
 
 pub(super) struct Scheduling {
     maintenance: Maintenance,
-    destination: Destination,
     scheduled: Scheduled,
     /// The schedules whose timings the database knows to be this process's.
     adopted: BTreeSet<String>,
@@ -37,27 +35,22 @@ pub(super) struct Scheduling {
 }
 
 impl Scheduling {
-    pub(super) fn new(maintenance: &Maintenance, scheduled: Scheduled) -> Scheduling {
-        Scheduling {
-            maintenance: maintenance.clone(),
-            destination: maintenance.destination(),
-            scheduled,
-            adopted: BTreeSet::new(),
-            complaints: Complaints::default(),
-        }
+    pub(super) fn new(maintenance: Maintenance, scheduled: Scheduled) -> Scheduling {
+        Scheduling { maintenance, scheduled, adopted: BTreeSet::new(), complaints: Complaints::default() }
     }
 
     /// Does for a schedule what there is to do now.
     async fn attend(&mut self, schedule: &Schedule, state: ScheduleState, now: DateTime<Utc>) -> Result<(), Error> {
-        let is_adopted = self.adopted.contains(&schedule.name);
-        if !is_adopted && let Some(latest) = needs_adoption(schedule, &state, now) {
-            self.maintenance.with_timeout(self.maintenance.store.adopt_timing(schedule, latest)).await?;
+        if !self.adopted.contains(&schedule.name) {
+            let adoption = needs_adoption(schedule, &state, now);
+            if let Some(latest) = adoption {
+                self.maintenance.store.adopt_timing(schedule, latest).await?;
+            }
             self.adopted.insert(schedule.name.clone());
-            // The next round sees what became of it.
-            return Ok(());
-        }
-        if !is_adopted {
-            self.adopted.insert(schedule.name.clone());
+            if adoption.is_some() {
+                // The next round sees what became of it.
+                return Ok(());
+            }
         }
         // Before the next slot, which would fail as the last one did.
         if schedule.heals && state.needs_full && self.heal(schedule).await? {
@@ -69,7 +62,7 @@ impl Scheduling {
             Due::ClockSetBack(latest) => {
                 let Some(from) = state.slot else { return Ok(()) };
                 let set_back = self.maintenance.store.set_slot_back(schedule, from, latest);
-                if self.maintenance.with_timeout(set_back).await? {
+                if set_back.await? {
                     tracing::warn!(
                         event = "schedule_clock_set_back",
                         schedule = schedule.name,
@@ -91,7 +84,7 @@ impl Scheduling {
         let destination = self.destination_id().await;
         let Scheduling { maintenance, scheduled: Scheduled { terms, .. }, .. } = self;
         let asked = maintenance.store.run_slot(schedule, slot, destination, *terms);
-        match maintenance.with_timeout(asked).await? {
+        match asked.await? {
             Asked::Job(job) => {
                 metrics::schedule_slot(&schedule.name, "run");
                 tell(schedule, &job, Some(slot));
@@ -106,7 +99,7 @@ impl Scheduling {
     /// Passes over a slot whose lane is busy: what is exported then has what this slot's export would have had, or the next one will.
     async fn skip(&self, schedule: &Schedule, slot: DateTime<Utc>) -> Result<(), Error> {
         let Scheduling { maintenance, complaints, .. } = self;
-        if !maintenance.with_timeout(maintenance.store.skip_slot(schedule, slot)).await? {
+        if !maintenance.store.skip_slot(schedule, slot).await? {
             return Ok(());
         }
         metrics::schedule_slot(&schedule.name, "skipped");
@@ -129,7 +122,7 @@ impl Scheduling {
     /// meanwhile.
     async fn refuse(&self, schedule: &Schedule, slot: DateTime<Utc>, why: Refusal) -> Result<(), Error> {
         let Scheduling { maintenance, .. } = self;
-        if maintenance.with_timeout(maintenance.store.refuse_slot(schedule, slot, why)).await? {
+        if maintenance.store.refuse_slot(schedule, slot, why).await? {
             metrics::schedule_slot(&schedule.name, "refused");
             tracing::warn!(
                 event = "schedule_refused",
@@ -152,8 +145,7 @@ impl Scheduling {
         }
         let destination = self.destination_id().await;
         let Scheduling { maintenance, scheduled: Scheduled { terms, .. }, .. } = self;
-        let Asked::Job(job) = maintenance.with_timeout(maintenance.store.heal(schedule, destination, *terms)).await?
-        else {
+        let Asked::Job(job) = maintenance.store.heal(schedule, destination, *terms).await? else {
             return Ok(false);
         };
         metrics::schedule_slot(&schedule.name, "healed");
@@ -164,7 +156,7 @@ impl Scheduling {
     /// Returns why an export of a schedule would be refused. `Service::submit` refuses a request for the same reasons.
     async fn refusal(&self, schedule: &Schedule, dataset: &Dataset) -> Result<Option<Refusal>, Error> {
         let Maintenance { store, source, .. } = &self.maintenance;
-        let standing = match self.maintenance.with_timeout(store.standing(dataset)).await {
+        let standing = match store.standing(dataset).await {
             Err(store::Error::Denied(_)) => return Ok(Some(Refusal::PermissionDenied)),
             standing => standing?,
         };
@@ -180,18 +172,16 @@ impl Scheduling {
     /// The destination's id. A broken destination, or one that hangs, is the worker's to report: the job fails with the reason.
     async fn destination_id(&self) -> Option<Uuid> {
         let timeout = lease::call_timeout(self.maintenance.settings.lease);
-        tokio::time::timeout(timeout, self.destination.id()).await.ok()?.ok()
+        tokio::time::timeout(timeout, self.maintenance.destination.id()).await.ok()?.ok()
     }
 }
 
-impl Task for Scheduling {
-    const NAME: &'static str = "schedule";
-
-    async fn round(&mut self) -> Result<(), Error> {
+impl Scheduling {
+    pub(super) async fn round(&mut self) -> Result<(), Error> {
         let schedules = self.scheduled.catalog.schedules().to_vec();
         let names: Vec<&str> = schedules.iter().map(|schedule| schedule.name.as_str()).collect();
         let states = self.maintenance.store.schedule_states(&names);
-        let (now, mut states) = self.maintenance.with_timeout(states).await?;
+        let (now, mut states) = states.await?;
         let mut outcome = Ok(());
         for schedule in &schedules {
             let state = states.remove(&schedule.name).unwrap_or_default();

@@ -2,49 +2,26 @@
 
 use std::time::Duration;
 
-use crate::maintenance::{Error, Maintenance, Task};
-use crate::sink::Destination;
+use crate::maintenance::{Error, Maintenance};
 use crate::store::queue::EndedAttempt;
 
 /// A file that may be somebody's is swept when it was not written to for so long.
 const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
 
-pub(super) struct Sweep {
-    maintenance: Maintenance,
-    destination: Destination,
-}
-
-impl Sweep {
-    pub(super) fn new(maintenance: &Maintenance) -> Sweep {
-        Sweep { maintenance: maintenance.clone(), destination: maintenance.destination() }
+pub(super) async fn round(Maintenance { store, destination, .. }: &Maintenance) -> Result<(), Error> {
+    // Listed before the question, so that an attempt which begins in between isn't among them.
+    let hidden = destination.hidden_files().await?;
+    if hidden.is_empty() {
+        return Ok(());
     }
-}
-
-impl Task for Sweep {
-    const NAME: &'static str = "sweep";
-
-    async fn round(&mut self) -> Result<(), Error> {
-        let Sweep { maintenance, destination } = self;
-        // Listed before the question, so that an attempt which begins in between isn't among them.
-        let hidden = destination.hidden_files().await?;
-        if hidden.is_empty() {
-            return Ok(());
+    let mut outcome = Ok(());
+    for EndedAttempt { file, is_removable } in store.ended_attempts(hidden).await? {
+        let job = file.job;
+        match destination.sweep(file, (!is_removable).then_some(ABANDONED_AFTER)).await {
+            Ok(true) => tracing::info!(event = "hidden_file_swept", jobId = %job),
+            Ok(false) => {}
+            Err(error) => outcome = Err(error.into()),
         }
-        let mut outcome = Ok(());
-        for EndedAttempt { file, is_removable } in
-            maintenance.with_timeout(maintenance.store.ended_attempts(hidden)).await?
-        {
-            let job = file.job;
-            match destination.sweep(file, (!is_removable).then_some(ABANDONED_AFTER)).await {
-                Ok(true) => tracing::info!(event = "hidden_file_swept", jobId = %job),
-                Ok(false) => {}
-                Err(error) => outcome = Err(error.into()),
-            }
-        }
-        outcome
     }
-
-    async fn woken(&self) {
-        self.maintenance.swept.notified().await;
-    }
+    outcome
 }

@@ -37,10 +37,14 @@ pub struct Snapshot {
     pub(super) readers: Readers,
     pub(super) import: Import,
     pub(super) dataset: Arc<Dataset>,
-    pub(super) schema: TableSchema,
-    pub(super) position: Position,
-    pub(super) report: SnapshotReport,
-    pub(super) new_position: NewPosition,
+    /// The table as it is in the snapshot.
+    pub schema: TableSchema,
+    /// The consumer's position when the snapshot was taken.
+    pub position: Position,
+    /// What was found beside the position.
+    pub report: SnapshotReport,
+    /// The consumer's next position, if this export is committed.
+    pub new_position: NewPosition,
     /// Whether a value may be kept outside of its row.
     pub(super) toasted: bool,
     /// How many blocks the table has; `None`: it can't be read in ranges.
@@ -49,26 +53,6 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// What the consumer had seen when the snapshot was taken.
-    pub fn position(&self) -> &Position {
-        &self.position
-    }
-
-    /// What the table looks like in it.
-    pub fn schema(&self) -> &TableSchema {
-        &self.schema
-    }
-
-    /// What was found beside it.
-    pub fn report(&self) -> &SnapshotReport {
-        &self.report
-    }
-
-    /// Where this export stands, to be its consumer's next position.
-    pub fn new_position(&self) -> &NewPosition {
-        &self.new_position
-    }
-
     /// The leader, to be kept alive, and the rows, to be read meanwhile.
     pub fn split(&mut self) -> (Leader<'_>, Rows<'_>) {
         let rows = Rows {

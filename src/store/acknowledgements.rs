@@ -27,9 +27,6 @@ pub(super) use after_acknowledged;
 impl Store {
     /// Records that a published export, and all before it in its lane, are loaded. False: that was known, or nobody was handed such an
     /// export.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn acknowledge(&self, id: JobId) -> Result<bool, Error> {
         // Of two at once the second waits for the lane's row, and then compares its number with the one that is there by then. A database that was
         // put back as a whole has what was acknowledged by then. Where only some of it was put back, the number may be beyond the lane's last one:
@@ -48,9 +45,6 @@ impl Store {
     }
 
     /// What there is to acknowledge in each of these lanes, consumers and datasets, that has ever acknowledged an export.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn unacknowledged(
         &self,
         consumers: &[&str],

@@ -152,9 +152,6 @@ impl Store {
 
     /// Takes deliveries to a receiver that are due, the oldest first. Nobody else takes them before `lease` has passed. With
     /// `asked_for` only those that somebody asked for again, and of which no try has ended since.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn take_deliveries(
         &self,
         endpoint: &str,
@@ -187,9 +184,6 @@ impl Store {
     }
 
     /// Records what became of a try. False: somebody else has taken the delivery since, or it was asked for again, or it is gone.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn tried(&self, delivery: &Delivery, tried: &Try) -> Result<bool, Error> {
         let (is_delivered, again, error) = match &tried.outcome {
             TryOutcome::Delivered => (true, None, None),
@@ -217,9 +211,6 @@ impl Store {
     }
 
     /// Has deliveries to these receivers that wait be due when they would have been, where the database's clock was set back since they were put off.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn make_good_a_clock_set_back_for_deliveries(&self) -> Result<(), Error> {
         if self.listeners.is_empty() {
             return Ok(());
@@ -241,9 +232,6 @@ impl Store {
     }
 
     /// Deliveries that a filter lets through, newest first, `limit` of them at most.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<Vec<Delivery>, Error> {
         // Spelt out for each, so that what is not delivered is found by its index.
         let stands = match filter.status {
@@ -268,9 +256,6 @@ impl Store {
     }
 
     /// A delivery.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn delivery(&self, id: Uuid) -> Result<Option<Delivery>, Error> {
         let statement = sqlx::query_as(concat!(
             "-- store.deliveries.get\n select ",
@@ -283,9 +268,6 @@ impl Store {
     }
 
     /// Makes a delivery due again, whatever became of it, with all its tries. `None`: there is no such one.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn redeliver(&self, id: Uuid) -> Result<Option<Delivery>, Error> {
         // A try that is under way doesn't count any more: what becomes of it is not recorded.
         let statement = sqlx::query_as(concat!(
@@ -304,9 +286,6 @@ impl Store {
     }
 
     /// How many deliveries to each of these receivers wait, and for how long, or are dead, where there are any.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn open_deliveries(&self, endpoints: &[&str]) -> Result<Vec<OpenDeliveries>, Error> {
         let statement = sqlx::query_as(
             "-- store.deliveries.open

@@ -33,9 +33,6 @@ pub const LOST_AFTER: Duration = Duration::from_secs(10);
 
 impl Store {
     /// Whether there is an export whose file was not removed, in whatever folder.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn has_files(&self) -> Result<bool, Error> {
         let statement = sqlx::query_scalar(
             "-- store.files.has_files
@@ -53,9 +50,6 @@ impl Store {
 
     /// The files of this folder that are committed and have no final name yet, and those that another database has to name, wherever
     /// they are. A lane has one such file at most: a claim waits for it.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn unpublished(&self, destination: Uuid) -> Result<Vec<FileRecord>, Error> {
         let statement = sqlx::query_as(concat!(
             "-- store.files.unpublished\n select ",
@@ -71,9 +65,6 @@ impl Store {
     }
 
     /// Where the file of a completed job is.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn file(&self, id: JobId) -> Result<Option<FileRecord>, Error> {
         let statement = sqlx::query_as(concat!(
             "-- store.files.get\n select ",
@@ -86,9 +77,6 @@ impl Store {
     }
 
     /// Where the file of the last completed job of a file's lane is: that of this very one, or of a later one.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn last_of_lane(&self, record: &FileRecord) -> Result<Option<FileRecord>, Error> {
         let statement = sqlx::query_as(concat!(
             "-- store.files.last_of_lane\n select ",
@@ -102,9 +90,6 @@ impl Store {
     }
 
     /// Whether a marker names an export of the file's lane that the database knows, and that came before it.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn is_after(&self, record: &FileRecord, marker: &Marker) -> Result<bool, Error> {
         let statement = sqlx::query_scalar(
             "-- store.files.is_after
@@ -122,9 +107,6 @@ impl Store {
 
     /// Records that the files have their final names and where each is, as a URL, and numbers the export among the published ones of its
     /// lane. `None`: another process did before, or plans the manifest anew.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn published(
         &self,
         record: &FileRecord,
@@ -164,9 +146,6 @@ impl Store {
 
     /// Fails a committed job whose file was lost before it had its name, and bars its consumer's position: only a full export goes on
     /// from there. `None`: it was published meanwhile, or was committed too recently, or has ended otherwise.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn give_up(&self, record: &FileRecord) -> Result<Option<Transition>, Error> {
         // A file that another database names is not waited for.
         let after = if record.is_own { LOST_AFTER } else { Duration::ZERO };
@@ -211,9 +190,6 @@ impl Store {
 
     /// Gives a committed file another final name, since that one is taken in the folder. Recorded before the file is renamed,
     /// so that whoever goes on after a crash looks for it under the right name. Nothing happens if somebody else did it.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn rename_output(&self, record: &FileRecord) -> Result<(), Error> {
         self.transaction(async |tx| {
             let (stem, present) = stem_and_number(&record.name, record.encoding);

@@ -62,9 +62,6 @@ pub struct UnacknowledgedAge {
 
 impl Store {
     /// What waits.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn backlog(&self) -> Result<Backlog, Error> {
         // The two kinds of jobs that look like processing are counted apart: each has its index. The log isn't counted: what
         // the statistics say of it is some seconds old. A position is given up by the same numbers, in source.purge.give_up.
@@ -97,9 +94,6 @@ impl Store {
     }
 
     /// The watermarks furthest behind in these datasets, a hundred at most, and how many there are beside them.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn watermark_ages(&self, datasets: &[&str]) -> Result<(Vec<WatermarkAge>, u64), Error> {
         let statement = sqlx::query_as(
             "-- store.gauges.watermark_ages
@@ -122,9 +116,6 @@ impl Store {
     }
 
     /// What is not acknowledged in these datasets, by the hundred consumers that have not for the longest.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn unacknowledged_ages(&self, datasets: &[&str]) -> Result<Vec<UnacknowledgedAge>, Error> {
         let statement = sqlx::query_as(concat!(
             "-- store.gauges.unacknowledged_ages

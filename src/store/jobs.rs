@@ -37,12 +37,10 @@ pub enum SubmitOutcome {
     QueueFull(u32),
 }
 
-/// A job in a transaction that is not committed yet.
-pub(super) enum Inserted<'s> {
-    /// The job, and its place among the open ones.
-    Job(Box<Job>, Slot<'s>),
-    /// There is none.
-    Refused(Box<SubmitOutcome>),
+/// A job in a transaction that is not committed yet, and its place among the open ones.
+pub(super) struct MadeJob<'s> {
+    pub(super) job: Box<Job>,
+    pub(super) slot: Slot<'s>,
 }
 
 /// How a request to cancel went.
@@ -82,9 +80,6 @@ impl Store {
     }
 
     /// The job of an earlier request with the same key.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn sent_before(&self, request: &Request) -> Result<Option<Job>, Error> {
         self.with(async |conn| sent_before(conn, request).await).await
     }
@@ -99,14 +94,14 @@ impl Store {
             let mut tx = conn.begin().await?;
             let lane_sequence = enter_lane(&mut tx, request).await?;
             Ok::<_, Error>(match self.insert(&mut tx, request, lane_sequence, destination, terms).await? {
-                Inserted::Job(job, slot) => {
+                Ok(MadeJob { job, slot }) => {
                     tx.commit().await?;
                     slot.used();
                     SubmitOutcome::Accepted(*job)
                 }
-                Inserted::Refused(why) => {
+                Err(refused) => {
                     tx.rollback().await?;
-                    *why
+                    refused
                 }
             })
         })
@@ -122,24 +117,20 @@ impl Store {
         lane_sequence: Option<i64>,
         destination: Option<Uuid>,
         terms: Terms,
-    ) -> Result<Inserted<'s>, Error> {
+    ) -> Result<Result<MadeJob<'s>, SubmitOutcome>, Error> {
         let now = next_time(tx, request).await?;
-        let refused = match sent_before(tx, request).await? {
-            Some(job) if request.asks_for(&job) => Some(SubmitOutcome::Before(job)),
-            Some(job) => Some(SubmitOutcome::KeyTaken(job)),
-            None => match is_out_of_step(tx, request).await? {
-                Some(why) => Some(SubmitOutcome::OutOfStep(why)),
-                None if open_of_consumer(tx, request).await? >= MOST_OPEN => {
-                    Some(SubmitOutcome::TooManyOpen(MOST_OPEN))
-                }
-                None => None,
-            },
-        };
-        if let Some(refused) = refused {
-            return Ok(Inserted::Refused(Box::new(refused)));
+        if let Some(job) = sent_before(tx, request).await? {
+            let is_same = request.asks_for(&job);
+            return Ok(Err(if is_same { SubmitOutcome::Before(job) } else { SubmitOutcome::KeyTaken(job) }));
+        }
+        if let Some(why) = is_out_of_step(tx, request).await? {
+            return Ok(Err(SubmitOutcome::OutOfStep(why)));
+        }
+        if open_of_consumer(tx, request).await? >= MOST_OPEN {
+            return Ok(Err(SubmitOutcome::TooManyOpen(MOST_OPEN)));
         }
         let Some(slot) = self.slot(tx, terms.max_open).await? else {
-            return Ok(Inserted::Refused(Box::new(SubmitOutcome::QueueFull(terms.max_open))));
+            return Ok(Err(SubmitOutcome::QueueFull(terms.max_open)));
         };
         let (after_job, after_sha256) = match &request.after {
             Some(After::Export { job, sha256 }) => (Some(job.as_uuid()), sha256.as_deref()),
@@ -185,13 +176,10 @@ impl Store {
                 None => number += 1,
             }
         };
-        Ok(Inserted::Job(Box::new(job), slot))
+        Ok(Ok(MadeJob { job: Box::new(job), slot }))
     }
 
     /// A job, if there is one of this id.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn job(&self, id: JobId) -> Result<Option<Job>, Error> {
         let statement =
             sqlx::query_as(concat!("-- store.jobs.get\n select ", job_columns!(), " from exports e where e.id = $1"))
@@ -201,9 +189,6 @@ impl Store {
     }
 
     /// Jobs by their ids, in no order. Leaves out ids of no job, and jobs that this version can't read.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn jobs_by_id(&self, ids: &[JobId]) -> Result<Vec<Job>, Error> {
         let ids: Vec<_> = ids.iter().map(|id| id.as_uuid()).collect();
         let statement = sqlx::query_as(concat!(
@@ -217,9 +202,6 @@ impl Store {
     }
 
     /// The last job of each of these lanes, consumers and datasets, that has one.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn last_jobs(&self, consumers: &[&str], datasets: &[&str]) -> Result<Vec<Job>, Error> {
         let statement = sqlx::query_as(concat!(
             "-- store.jobs.last
@@ -235,9 +217,6 @@ impl Store {
     }
 
     /// Cancels a pending job, asks the worker of a processing one to stop.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn cancel(&self, id: JobId) -> Result<Cancelled, Error> {
         let cancel = sqlx::query_as::<_, TransitionRow>(concat!(
             "-- store.jobs.cancel
@@ -285,24 +264,27 @@ impl Store {
 /// Takes the next number of a request's lane. The lanes stay locked to the end of the transaction: a request with the same key is either
 /// seen or waits, and the consumer's open jobs are counted by one request at a time.
 pub(super) async fn enter_lane(conn: &mut PgConnection, request: &Request) -> Result<Option<i64>, Error> {
-    lock_lanes(conn, request).await?;
-    next_in_lane(conn, request).await
-}
-
-async fn next_in_lane(conn: &mut PgConnection, request: &Request) -> Result<Option<i64>, Error> {
-    // The lane's row stays locked to the end of the transaction: the order of numbers is the order of commits. Exports without
-    // a consumer are worked in no order; their row is a lock only.
-    let seq: i64 = sqlx::query_scalar(
+    let consumer = request.consumer.as_ref().map_or("", |consumer| consumer.as_str());
+    // All lanes of the consumer, in one order, so that its jobs are submitted one after the other, whichever datasets they are of.
+    sqlx::query(
+        "-- store.jobs.lock_lanes
+         select from cdc_export.lanes where consumer_id = $1 order by dataset for update",
+    )
+    .bind(consumer)
+    .execute(&mut *conn)
+    .await?;
+    // The order of numbers is the order of commits. Exports without a consumer are worked in no order; their row is a lock only.
+    let sequence: i64 = sqlx::query_scalar(
         "-- store.jobs.next_in_lane
          insert into cdc_export.lanes as l (consumer_id, dataset, last_sequence) values ($1, $2, 1)
          on conflict (consumer_id, dataset) do update set last_sequence = l.last_sequence + 1
          returning last_sequence",
     )
-    .bind(request.consumer.as_ref().map_or("", |consumer| consumer.as_str()))
+    .bind(consumer)
     .bind(&request.dataset)
     .fetch_one(conn)
     .await?;
-    Ok(request.consumer.as_ref().map(|_| seq))
+    Ok(request.consumer.as_ref().map(|_| sequence))
 }
 
 /// The time of a new job: the database's, but later than those of its lane's last job, also where the clock was set back. The
@@ -343,18 +325,6 @@ async fn sent_before(conn: &mut PgConnection, request: &Request) -> Result<Optio
     .fetch_optional(conn)
     .await?;
     row.map(Job::try_from).transpose()
-}
-
-/// Locks all lanes of the consumer, in one order, so that its jobs are submitted one after the other, whichever datasets they are of.
-async fn lock_lanes(conn: &mut PgConnection, request: &Request) -> Result<(), Error> {
-    sqlx::query(
-        "-- store.jobs.lock_lanes
-         select from cdc_export.lanes where consumer_id = $1 order by dataset for update",
-    )
-    .bind(request.consumer.as_ref().map_or("", |consumer| consumer.as_str()))
-    .execute(conn)
-    .await?;
-    Ok(())
 }
 
 /// How many jobs of the request's consumer are open, or how many ad-hoc jobs, counted up to the bound.

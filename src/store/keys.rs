@@ -83,9 +83,6 @@ fn tell(event: &str, KeyInfo { name, grant, .. }: &KeyInfo) {
 
 impl Store {
     /// Saves a key: its prefix and hash, and what it permits.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn create_key(&self, key: &PresentedKey, new: &NewKey) -> Result<Created, Error> {
         let statement = sqlx::query_as::<_, KeyRow>(
             "-- store.keys.create
@@ -111,9 +108,6 @@ impl Store {
     }
 
     /// Every key ever made, the oldest first.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn keys(&self) -> Result<Vec<KeyInfo>, Error> {
         let statement = sqlx::query_as(
             "-- store.keys.list
@@ -125,9 +119,6 @@ impl Store {
     }
 
     /// Revokes a key. `None`: no key has this name or prefix, or it was revoked before.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn revoke_key(&self, selector: &KeySelector) -> Result<Option<KeyInfo>, Error> {
         let statement = sqlx::query_as(
             "-- store.keys.revoke
@@ -148,9 +139,6 @@ impl Store {
     }
 
     /// The key of this prefix, if it may be used now.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn usable_key(&self, prefix: &Prefix) -> Result<Option<StoredKey>, Error> {
         let statement = sqlx::query_as(
             "-- store.keys.usable
@@ -168,9 +156,6 @@ impl Store {
     }
 
     /// Records that a key is used.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn note_use(&self, prefix: &Prefix) -> Result<(), Error> {
         let statement = sqlx::query(
             "-- store.keys.note_use

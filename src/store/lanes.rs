@@ -23,9 +23,6 @@ pub enum OutOfStep {
 impl Store {
     /// The lane's exports that were published after the job `after`, by their numbers, `limit` of them at most; with `from`, those after
     /// that number. `None`: no completed export of the lane has this id, or a later one was forgotten.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn published_after(
         &self,
         lane: Lane<'_>,

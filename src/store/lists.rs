@@ -18,9 +18,6 @@ const SECOND: i64 = 32;
 
 impl Store {
     /// Jobs that a filter lets through, newest first, `limit` of them at most.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn jobs(&self, filter: &Filter, limit: u32) -> Result<Vec<Job>, Error> {
         let keys = keys(filter);
         if keys.is_empty() {
@@ -121,28 +118,4 @@ fn statement(filter: &Filter) -> String {
         on_page(second),
         job_columns!(),
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_filter_is_a_set_of_keys() {
-        let all = keys(&Filter::default());
-        assert_eq!((all.len(), all[0].as_str()), (15, "delta cancelled"));
-        let one = Filter {
-            dataset: Some("users".to_owned()),
-            export_type: Some(ExportType::Full),
-            status: Some(Status::Failed),
-            ..Filter::default()
-        };
-        assert_eq!(keys(&one), ["users full failed"]);
-        let [a, b] = ["a", "b"].map(|id| id.parse().unwrap());
-        let among = Filter { among: Some(vec![b, a]), ..one.clone() };
-        assert_eq!(keys(&among), ["a users full failed", "b users full failed"]);
-        let its = |consumer: &str| keys(&Filter { consumer: Some(consumer.parse().unwrap()), ..among.clone() });
-        assert_eq!(its("a"), ["a users full failed"]);
-        assert!(its("c").is_empty(), "another's");
-    }
 }

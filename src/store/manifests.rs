@@ -32,9 +32,6 @@ struct PlannedRow {
 
 impl Store {
     /// What the manifest of a committed export is, or will be. `None`: the export is published, was given up, or isn't a consumer's.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn planned_manifest(&self, record: &FileRecord) -> Result<Option<Planned>, Error> {
         // An export that isn't published keeps its lane waiting, so that all who ask find the same.
         let statement = sqlx::query_as(concat!(
@@ -61,9 +58,6 @@ impl Store {
     }
 
     /// Writes a manifest down, unless somebody else did before, or the file has another name by now.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn plan_manifest(&self, record: &FileRecord, manifest: &Manifest) -> Result<(), Error> {
         let statement = sqlx::query(
             "-- store.manifests.plan
@@ -81,9 +75,6 @@ impl Store {
     /// Has the lane's numbers go on behind this one, which the destination has of another export: the database was put back, and that export
     /// is none that it knows. The manifest of this record is to be planned anew. False: another plan has taken its place already, or the
     /// export is published or was given up.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn skip_to(&self, record: &FileRecord, number: u64) -> Result<bool, Error> {
         let statement = sqlx::query(
             "-- store.manifests.skip_to
@@ -102,9 +93,6 @@ impl Store {
     }
 
     /// The text of a published export's manifest. `None`: it has none.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn manifest(&self, job: JobId) -> Result<Option<String>, Error> {
         let statement = sqlx::query_scalar(
             "-- store.manifests.get

@@ -43,24 +43,21 @@ enum Answer {
 }
 
 impl Open {
-    fn take(&mut self, max: u32) -> Answer {
-        let Some((counted, at)) = self.counted else { return Answer::CountAgain };
-        if at.elapsed() > BELIEVED {
-            return Answer::CountAgain;
+    /// Takes a place among `max`, by a count that is not older than `age`.
+    fn take(&mut self, max: u32, age: Duration) -> Answer {
+        match self.counted {
+            Some((counted, at)) if at.elapsed() <= age => {
+                if counted >= max {
+                    return Answer::Full;
+                }
+                if counted.saturating_add(self.made).saturating_add(self.making) >= max {
+                    return Answer::CountAgain;
+                }
+                self.making += 1;
+                Answer::Taken
+            }
+            _ => Answer::CountAgain,
         }
-        self.take_by(counted, max)
-    }
-
-    /// Takes by a count of whatever age.
-    fn take_by(&mut self, counted: u32, max: u32) -> Answer {
-        if counted >= max {
-            return Answer::Full;
-        }
-        if counted.saturating_add(self.made).saturating_add(self.making) >= max {
-            return Answer::CountAgain;
-        }
-        self.making += 1;
-        Answer::Taken
     }
 }
 
@@ -98,33 +95,22 @@ impl OpenJobs {
         open.made -= made;
     }
 
-    fn take(&self, max: u32) -> (Answer, Option<Slot<'_>>) {
-        let answer = self.open().take(max);
-        (answer, self.slot(answer))
-    }
-
-    /// Takes by what was counted just now, however long that took: over a slow line it may be old by then, and the queue isn't full for
-    /// that.
-    fn take_counted(&self, counted: u32, max: u32) -> Option<Slot<'_>> {
-        let answer = self.open().take_by(counted, max);
-        self.slot(answer)
-    }
-
-    fn slot(&self, answer: Answer) -> Option<Slot<'_>> {
-        (answer == Answer::Taken).then(|| Slot { open_jobs: self, is_used: false })
+    fn take(&self, max: u32, age: Duration) -> (Answer, Option<Slot<'_>>) {
+        let answer = self.open().take(max, age);
+        (answer, (answer == Answer::Taken).then(|| Slot { open_jobs: self, is_used: false }))
     }
 }
 
 impl Store {
     /// The right to make one more job among `max` open ones; `None`: there are as many.
     pub(super) async fn slot(&self, conn: &mut PgConnection, max: u32) -> Result<Option<Slot<'_>>, Error> {
-        let (answer, slot) = self.open_jobs.take(max);
+        let (answer, slot) = self.open_jobs.take(max, BELIEVED);
         if answer != Answer::CountAgain {
             return Ok(slot);
         }
         let _turn = self.open_jobs.counting.lock().await;
         // Another submission may just have counted.
-        let (answer, slot) = self.open_jobs.take(max);
+        let (answer, slot) = self.open_jobs.take(max, BELIEVED);
         if answer != Answer::CountAgain {
             return Ok(slot);
         }
@@ -139,7 +125,8 @@ impl Store {
         .await?;
         let counted = u32::try_from(counted).unwrap_or(u32::MAX);
         self.open_jobs.counted(counted, at, made);
-        Ok(self.open_jobs.take_counted(counted, max))
+        // However long the count took: over a slow line it may be old by now, and the queue isn't full for that.
+        Ok(self.open_jobs.take(max, Duration::MAX).1)
     }
 }
 
@@ -151,21 +138,21 @@ mod tests {
     fn a_count_that_took_long_is_a_count() {
         let open_jobs = OpenJobs::default();
         open_jobs.counted(8, Instant::now() - BELIEVED * 2, 0);
-        assert_eq!(open_jobs.take(10).0, Answer::CountAgain);
-        assert!(open_jobs.take_counted(8, 10).is_some());
-        assert!(open_jobs.take_counted(10, 10).is_none());
+        assert_eq!(open_jobs.take(10, BELIEVED).0, Answer::CountAgain);
+        assert!(open_jobs.take(10, Duration::MAX).1.is_some());
+        assert!(open_jobs.take(8, Duration::MAX).1.is_none());
     }
 
     #[test]
     fn a_count_is_believed_while_it_can_be() {
         let open_jobs = OpenJobs::default();
-        let answer = || open_jobs.open().take(10);
+        let answer = || open_jobs.open().take(10, BELIEVED);
         assert_eq!(answer(), Answer::CountAgain, "nobody has counted");
         *open_jobs.open() = Open { counted: Some((8, Instant::now())), ..Open::default() };
-        let (first, second) = (open_jobs.take(10).1.unwrap(), open_jobs.take(10).1.unwrap());
+        let (first, second) = (open_jobs.take(10, BELIEVED).1.unwrap(), open_jobs.take(10, BELIEVED).1.unwrap());
         assert_eq!(answer(), Answer::CountAgain, "some of the eight may have ended");
         drop(first);
-        let (answered, slot) = open_jobs.take(10);
+        let (answered, slot) = open_jobs.take(10, BELIEVED);
         assert_eq!(answered, Answer::Taken, "it was given up");
         second.used();
         slot.unwrap().used();

@@ -186,9 +186,6 @@ impl Store {
     ///
     /// A job belongs to the destination of the process that accepted it, which will serve its file, while any process with that
     /// destination lives. A job of a format or dataset that this process doesn't know is left to a process that does.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn claim(&self, claimant: &Claimant<'_>, lease: Duration) -> Result<Option<Lease>, Error> {
         self.with(async |conn| {
             let known = *self.front.lock().unwrap_or_else(PoisonError::into_inner);
@@ -206,9 +203,6 @@ impl Store {
     }
 
     /// Says where a claimed job belongs in a trace, if nothing was said of that.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn begin_trace(&self, lease: &Lease, place: TraceParent) -> Result<(), Error> {
         let statement = sqlx::query(
             "-- store.queue.begin_trace
@@ -226,9 +220,6 @@ impl Store {
     ///
     /// Waits for a commit of this attempt that is still under way, since that holds the row; so after `Some` such a commit can't
     /// happen any more.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn settle(
         &self,
         lease: &Lease,
@@ -275,9 +266,6 @@ impl Store {
     /// would have. Such a time is one that lies further ahead than the service ever sets it.
     ///
     /// A lease is shortened to four of this process's, so that a worker with a longer one of its own has time to renew it.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn make_good_a_clock_set_back(&self, lease: Duration) -> Result<(), Error> {
         // No pause: a job that was never attempted. The rows of both are looked for from the far end of an index.
         let statement = sqlx::query(
@@ -306,9 +294,6 @@ impl Store {
     /// Takes over the jobs of vanished workers: they are pending again, or failed once their attempts are spent.
     ///
     /// Passes over a locked row, whose worker may just be committing it.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn reap(&self) -> Result<Vec<Transition>, Error> {
         let statement = sqlx::query_as::<_, TransitionRow>(concat!(
             "-- store.queue.reap
@@ -334,9 +319,6 @@ impl Store {
     ///
     /// A folder may be shared with the service of another database, also of a copy of this one: that service's files are not among those
     /// returned. Files that name this database are returned also where it was restored to before it knew the job.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn ended_attempts(&self, hidden: Vec<HiddenFile>) -> Result<Vec<EndedAttempt>, Error> {
         let (ids, tokens): (Vec<Uuid>, Vec<Uuid>) =
             hidden.iter().map(|file| (file.job.as_uuid(), file.token.as_uuid())).unzip();
@@ -367,9 +349,6 @@ impl Store {
     }
 
     /// Records that a process with this destination lives, once in ten seconds at most.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn record_destination(&self, destination: Uuid) -> Result<(), Error> {
         let statement = sqlx::query(
             "-- store.queue.record_destination

@@ -129,9 +129,6 @@ impl Store {
     /// counts the files that are there, a retention of jobs all ended jobs; the latter returns files of another database too, which only
     /// that database's service removes. What was published less than `spare` ago and is not acknowledged, by a consumer that acknowledges, is
     /// spared.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn files_past(
         &self,
         retention: &Retention,
@@ -146,7 +143,7 @@ impl Store {
                     files_past!(
                         "f.destination_id = $4 and f.status = 'completed' and f.published_at is not null and f.file_removed_at is null",
                         // The service of the database that made a file removes it.
-                        "coalesce(f.database_id = (select cdc_export.database_id()), true)"
+                        "f.database_id = (select cdc_export.database_id())"
                     )
                 ));
                 (&self.cursors.files, files)
@@ -179,9 +176,6 @@ impl Store {
     /// lane's last published job stays, since the next one goes on from it. Jobs that were published after one whose file is still there
     /// stay too, since a consumer that loaded that file last asks for them. A destination that no process has any more keeps no job. What
     /// is not acknowledged is spared as in [`files_past`](Store::files_past), and as long what a receiver is still to be told.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn forget_jobs_past(&self, retention: &Retention, spare: Duration) -> Result<u64, Error> {
         let cursor = &self.cursors.jobs;
         let statement = sqlx::query(concat!(
@@ -234,12 +228,9 @@ impl Store {
 
     /// Deletes lanes that have neither a job nor a watermark any more. Returns how many. A lane that has ever published stays, so that
     /// its numbers go on.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn forget_lanes(&self) -> Result<u64, Error> {
         let cursor = &self.cursors.lanes;
-        let after = cursor.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let after = read(cursor);
         let forget_unused = self.in_index_order(async |tx| {
             let next: Option<(String, String)> = sqlx::query_as(
                 "-- store.retention.lanes
@@ -283,14 +274,11 @@ impl Store {
             Ok::<_, Error>((forgotten, next))
         });
         let (forgotten, next) = forget_unused.await?;
-        *cursor.lock().unwrap_or_else(PoisonError::into_inner) = next.unwrap_or_default();
+        advance(cursor, next.unwrap_or_default());
         Ok(forgotten.rows_affected())
     }
 
     /// Deletes the destinations that no process has used for a day. A job stops waiting for such a destination after a minute already.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn forget_stores(&self) -> Result<(), Error> {
         let statement = sqlx::query(
             "-- store.retention.forget_stores
@@ -301,9 +289,6 @@ impl Store {
     }
 
     /// Records that a job's file is gone. False: somebody did before.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn file_removed(&self, job: JobId) -> Result<bool, Error> {
         let statement = sqlx::query(
             "-- store.retention.file_removed
@@ -316,11 +301,11 @@ impl Store {
     }
 }
 
-fn read(cursor: &Mutex<String>) -> String {
+fn read<T: Clone>(cursor: &Mutex<T>) -> T {
     cursor.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-fn advance(cursor: &Mutex<String>, next: String) {
+fn advance<T>(cursor: &Mutex<T>, next: T) {
     *cursor.lock().unwrap_or_else(PoisonError::into_inner) = next;
 }
 

@@ -15,8 +15,7 @@ use crate::failpoint;
 use crate::job::lane::Lane;
 use crate::job::{ExportType, Job, JobId, Terms};
 use crate::schedule::{Refusal, Schedule, ScheduleState};
-use crate::store::jobs::{Inserted, SubmitOutcome, enter_lane};
-use crate::store::open_jobs::Slot as OpenJobsSlot;
+use crate::store::jobs::{MadeJob, SubmitOutcome, enter_lane};
 use crate::store::{Error, Store};
 
 /// How a schedule's request for an export went.
@@ -48,9 +47,6 @@ struct StateRow {
 
 impl Store {
     /// The database's time, and what it knows of schedules by their names. Those that nobody has seen yet are left out.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn schedule_states(
         &self,
         names: &[&str],
@@ -88,9 +84,6 @@ impl Store {
 
     /// Takes the slots up to this one for used, where the schedule is new or its timing is another one than before: they are none of its
     /// timing's that anybody waits for.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn adopt_timing(&self, schedule: &Schedule, slot: DateTime<Utc>) -> Result<(), Error> {
         let statement = sqlx::query(
             "-- store.schedules.adopt
@@ -104,9 +97,6 @@ impl Store {
     }
 
     /// Makes the job of a slot that is due, and takes the slot for used, both or neither.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn run_slot(
         &self,
         schedule: &Schedule,
@@ -124,7 +114,7 @@ impl Store {
         self.with(async |conn| {
             let mut tx = conn.begin().await?;
             let made = match statement.execute(&mut *tx).await?.rows_affected() {
-                0 => Made::None(Asked::Settled),
+                0 => Err(Asked::Settled),
                 _ => self.make(&mut tx, schedule, schedule.export_type, destination, terms).await?,
             };
             failpoint!("schedules.claimed");
@@ -135,9 +125,6 @@ impl Store {
 
     /// Makes a full export after the schedule's last one, which needs it: once, and only if nothing came after that one in its lane. Where
     /// a full export didn't help, the next one comes an hour later.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn heal(&self, schedule: &Schedule, destination: Option<Uuid>, terms: Terms) -> Result<Asked, Error> {
         let Lane { consumer, dataset } = schedule.lane();
         // The row of the schedule is locked: who waits for it finds another last job there.
@@ -164,7 +151,7 @@ impl Store {
             let mut tx = conn.begin().await?;
             let made = match statement.fetch_optional(&mut *tx).await? {
                 Some(_) => self.make(&mut tx, schedule, ExportType::Full, destination, terms).await?,
-                None => Made::None(Asked::Settled),
+                None => Err(Asked::Settled),
             };
             end(tx, made).await
         })
@@ -179,33 +166,24 @@ impl Store {
         export_type: ExportType,
         destination: Option<Uuid>,
         terms: Terms,
-    ) -> Result<Made<'s>, Error> {
+    ) -> Result<Result<MadeJob<'s>, Asked>, Error> {
         let request = schedule.request(export_type);
         let lane_sequence = enter_lane(tx, &request).await?;
         if is_busy(tx, schedule.lane()).await? {
-            return Ok(Made::None(Asked::Busy));
+            return Ok(Err(Asked::Busy));
         }
-        let why = match self.insert(tx, &request, lane_sequence, destination, terms).await? {
-            Inserted::Job(job, place) => {
-                remember(tx, schedule, &job).await?;
-                return Ok(Made::Job(job, place));
+        Ok(match self.insert(tx, &request, lane_sequence, destination, terms).await? {
+            Ok(made) => {
+                remember(tx, schedule, &made.job).await?;
+                Ok(made)
             }
-            Inserted::Refused(why) => *why,
-        };
-        Ok(Made::None(match why {
-            SubmitOutcome::TooManyOpen(_) | SubmitOutcome::QueueFull(_) => Asked::TooManyOpen,
-            // What can't be: the request has neither a key nor an export that it says it comes after.
-            SubmitOutcome::Accepted(_)
-            | SubmitOutcome::Before(_)
-            | SubmitOutcome::KeyTaken(_)
-            | SubmitOutcome::OutOfStep(_) => Asked::Settled,
-        }))
+            Err(SubmitOutcome::TooManyOpen(_) | SubmitOutcome::QueueFull(_)) => Err(Asked::TooManyOpen),
+            // Can't happen: the request has neither a key nor an export that it says it comes after.
+            Err(_) => Err(Asked::Settled),
+        })
     }
 
     /// Takes a slot for used without a job. False: another process was first.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn skip_slot(&self, schedule: &Schedule, slot: DateTime<Utc>) -> Result<bool, Error> {
         let statement = sqlx::query(
             "-- store.schedules.skip
@@ -221,9 +199,6 @@ impl Store {
     }
 
     /// Writes down why a slot that is due has no job yet. The slot stays due. False: that was known, or the slot has its job by now.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn refuse_slot(&self, schedule: &Schedule, slot: DateTime<Utc>, why: Refusal) -> Result<bool, Error> {
         let statement = sqlx::query(
             "-- store.schedules.refuse
@@ -238,9 +213,6 @@ impl Store {
     }
 
     /// Has a schedule go on from `slot` in place of `from`, which the clock won't reach for long. False: another process was first.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn set_slot_back(
         &self,
         schedule: &Schedule,
@@ -268,21 +240,15 @@ fn of_slot<'q>(
     statement.bind(&schedule.name).bind(slot).bind(schedule.timing.to_string())
 }
 
-/// What a transaction has made.
-enum Made<'s> {
-    Job(Box<Job>, OpenJobsSlot<'s>),
-    None(Asked),
-}
-
 /// Ends the transaction: a slot without a job isn't used.
-async fn end(tx: Transaction<'_, Postgres>, made: Made<'_>) -> Result<Asked, Error> {
+async fn end(tx: Transaction<'_, Postgres>, made: Result<MadeJob<'_>, Asked>) -> Result<Asked, Error> {
     match made {
-        Made::Job(job, place) => {
+        Ok(MadeJob { job, slot }) => {
             tx.commit().await?;
-            place.used();
+            slot.used();
             Ok(Asked::Job(job))
         }
-        Made::None(asked) => {
+        Err(asked) => {
             tx.rollback().await?;
             Ok(asked)
         }

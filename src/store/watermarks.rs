@@ -14,9 +14,6 @@ use crate::watermark::{NewPosition, Position, Watermark};
 
 impl Store {
     /// A consumer's watermark, if it has one.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn watermark(&self, lane: Lane<'_>) -> Result<Option<Watermark>, Error> {
         let statement = sqlx::query_scalar(
             "-- store.watermarks.get
@@ -52,9 +49,6 @@ pub struct ConsumerPosition {
 impl Store {
     /// The positions of all consumers that have a watermark or ever asked for an export, by consumer and dataset, `limit` of them at
     /// most; those after `after`, and of the consumers `among`, where these are given.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn positions(
         &self,
         after: Option<Lane<'_>>,
@@ -113,9 +107,6 @@ pub enum WatermarkEdit {
 
 impl Store {
     /// Sets a consumer's watermark by hand. A running export of the consumer begins anew from there.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn set_watermark(&self, watermark: &Watermark) -> Result<WatermarkEdit, Error> {
         let statement = sqlx::query(
             "-- store.watermarks.set
@@ -128,9 +119,6 @@ impl Store {
     }
 
     /// Forgets a consumer's watermark, if it has one. Its next export starts from the beginning.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn forget_watermark(&self, lane: Lane<'_>) -> Result<WatermarkEdit, Error> {
         let statement = sqlx::query(
             "-- store.watermarks.forget

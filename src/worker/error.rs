@@ -28,71 +28,69 @@ impl Error {
     /// What becomes of the job. An error is tried again if its cause may be gone next time: the database, locks, room on the disk.
     pub(super) fn settlement(&self) -> Settlement {
         use pipeline::Error as Pipe;
-        let failure = |code| Failure { continuity: None, code, detail: self.to_string() };
+        let failure = |code, continuity| Failure { continuity, code, detail: self.to_string() };
+        let retry = |code| Settlement::Retry(failure(code, None));
+        let fail = |code| Settlement::Fail(failure(code, None));
         match self {
             Error::Stopped(Stop::Shutdown | Stop::CancelAsked | Stop::LeaseLost) | Error::NotOurs => {
                 Settlement::Release
             }
-            Error::Stopped(Stop::Silence) => Settlement::Retry(failure(FailureCode::SourceUnavailable)),
-            Error::WatermarkChanged => Settlement::Retry(failure(FailureCode::WatermarkChanged)),
+            Error::Stopped(Stop::Silence) => retry(FailureCode::SourceUnavailable),
+            Error::WatermarkChanged => retry(FailureCode::WatermarkChanged),
             Error::Store(
                 store::Error::Unavailable(_) | store::Error::LockConflict(_) | store::Error::XidsSetBack(_),
-            ) => Settlement::Retry(failure(FailureCode::SourceUnavailable)),
-            Error::Store(store::Error::Denied(_)) => Settlement::Fail(failure(FailureCode::PermissionDenied)),
+            ) => retry(FailureCode::SourceUnavailable),
+            Error::Store(store::Error::Denied(_)) => fail(FailureCode::PermissionDenied),
             Error::Store(store::Error::Sql(_) | store::Error::Unknown(_) | store::Error::Identity(_)) => {
-                Settlement::Fail(failure(FailureCode::Internal))
+                fail(FailureCode::Internal)
             }
             Error::Source(cause) | Error::Pipeline(Pipe::Source(cause)) => match cause {
-                source::Error::Unavailable(_) | source::Error::LockConflict(_) => {
-                    Settlement::Retry(failure(FailureCode::SourceUnavailable))
+                source::Error::Unavailable(_) | source::Error::LockConflict(_) | source::Error::Standby => {
+                    retry(FailureCode::SourceUnavailable)
                 }
-                source::Error::Standby => Settlement::Retry(failure(FailureCode::SourceUnavailable)),
                 source::Error::FullExportNeeded { why, .. } => {
-                    let failure = failure(FailureCode::FullExportNeeded);
-                    Settlement::Fail(Failure { continuity: Some(*why), ..failure })
+                    Settlement::Fail(failure(FailureCode::FullExportNeeded, Some(*why)))
                 }
                 source::Error::JobRestored(_) => {
-                    let failure = failure(FailureCode::FullExportNeeded);
-                    Settlement::Fail(Failure { continuity: Some(Continuity::DatabaseRestored), ..failure })
+                    let why = Some(Continuity::DatabaseRestored);
+                    Settlement::Fail(failure(FailureCode::FullExportNeeded, why))
                 }
-                source::Error::TableMissing { .. } => Settlement::Fail(failure(FailureCode::TableMissing)),
-                source::Error::NotTracked(_) => Settlement::Fail(failure(FailureCode::NotTracked)),
-                source::Error::Mismatch(faults) => Settlement::Fail(failure(match faults.0.as_slice() {
+                source::Error::TableMissing { .. } => fail(FailureCode::TableMissing),
+                source::Error::NotTracked(_) => fail(FailureCode::NotTracked),
+                source::Error::Mismatch(faults) => fail(match faults.0.as_slice() {
                     [fault] if fault.member == "table" => FailureCode::TableMissing,
                     _ => FailureCode::DatasetMismatch,
-                })),
-                source::Error::InvalidText { .. } => Settlement::Fail(failure(FailureCode::InvalidText)),
+                }),
+                source::Error::InvalidText { .. } => fail(FailureCode::InvalidText),
                 source::Error::RowTooLarge { .. } | source::Error::RowBeyondPostgres { .. } => {
-                    Settlement::Fail(failure(FailureCode::RowTooLarge))
+                    fail(FailureCode::RowTooLarge)
                 }
-                source::Error::Unreadable { .. } => Settlement::Fail(failure(FailureCode::ValueUnreadable)),
-                source::Error::NotReadable(_) | source::Error::Denied { .. } => {
-                    Settlement::Fail(failure(FailureCode::PermissionDenied))
-                }
+                source::Error::Unreadable { .. } => fail(FailureCode::ValueUnreadable),
+                source::Error::NotReadable(_) | source::Error::Denied { .. } => fail(FailureCode::PermissionDenied),
                 source::Error::Sql(_) | source::Error::Protocol(_) | source::Error::ReceiverGone => {
-                    Settlement::Fail(failure(FailureCode::Internal))
+                    fail(FailureCode::Internal)
                 }
             },
             Error::Sink(cause) | Error::Pipeline(Pipe::Sink(cause)) => match cause {
-                sink::Error::Full(_) => Settlement::Retry(failure(FailureCode::StorageFull)),
-                sink::Error::ReadOnly(_) => Settlement::Fail(failure(FailureCode::StorageReadonly)),
+                sink::Error::Full(_) => retry(FailureCode::StorageFull),
+                sink::Error::ReadOnly(_) => fail(FailureCode::StorageReadonly),
                 sink::Error::Missing(_) | sink::Error::Unused | sink::Error::Replaced(_) | sink::Error::Settings(_) => {
-                    Settlement::Fail(failure(FailureCode::OutputMissing))
+                    fail(FailureCode::OutputMissing)
                 }
-                sink::Error::Unavailable(_) => Settlement::Retry(failure(FailureCode::StorageUnavailable)),
-                sink::Error::TooLarge(_) => Settlement::Fail(failure(FailureCode::FileTooLarge)),
+                sink::Error::Unavailable(_) => retry(FailureCode::StorageUnavailable),
+                sink::Error::TooLarge(_) => fail(FailureCode::FileTooLarge),
                 sink::Error::Stopped => Settlement::Release,
                 // An attempt writes to its own destination.
-                sink::Error::Elsewhere | sink::Error::Gone => Settlement::Fail(failure(FailureCode::Internal)),
+                sink::Error::Elsewhere | sink::Error::Gone => fail(FailureCode::Internal),
                 // A disk that failed once gets another try, with a file written anew.
-                sink::Error::Io(_) => Settlement::Retry(failure(FailureCode::Internal)),
+                sink::Error::Io(_) => retry(FailureCode::Internal),
             },
-            Error::Pipeline(Pipe::InvalidText(_)) => Settlement::Fail(failure(FailureCode::InvalidText)),
-            Error::Pipeline(Pipe::NotInFormat(_)) => Settlement::Fail(failure(FailureCode::NotInFormat)),
-            Error::Pipeline(Pipe::WrongRow(_)) => Settlement::Fail(failure(FailureCode::Internal)),
-            Error::Pipeline(Pipe::TooManyFiles) => Settlement::Fail(failure(FailureCode::FileTooLarge)),
-            Error::Pipeline(Pipe::Compressor(_)) => Settlement::Retry(failure(FailureCode::Internal)),
-            Error::Pipeline(Pipe::Panicked(_)) => Settlement::Fail(failure(FailureCode::Internal)),
+            Error::Pipeline(Pipe::InvalidText(_)) => fail(FailureCode::InvalidText),
+            Error::Pipeline(Pipe::NotInFormat(_)) => fail(FailureCode::NotInFormat),
+            Error::Pipeline(Pipe::WrongRow(_)) => fail(FailureCode::Internal),
+            Error::Pipeline(Pipe::TooManyFiles) => fail(FailureCode::FileTooLarge),
+            Error::Pipeline(Pipe::Compressor(_)) => retry(FailureCode::Internal),
+            Error::Pipeline(Pipe::Panicked(_)) => fail(FailureCode::Internal),
         }
     }
 }

@@ -11,28 +11,21 @@ use crate::store::{
     lease::{self, Lease, LeaseRenewer, Renewal},
 };
 
-/// Why an attempt must stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The reason why an attempt must stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Stop {
     /// A client asked to cancel the job.
+    #[error("the job was cancelled")]
     CancelAsked,
     /// Another worker has the lease.
+    #[error("its lease was lost")]
     LeaseLost,
     /// No answer for two thirds of a lease: the job may soon be taken over.
+    #[error("the database did not answer for too long")]
     Silence,
     /// The process is shutting down.
+    #[error("the service is shutting down")]
     Shutdown,
-}
-
-impl std::fmt::Display for Stop {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Stop::CancelAsked => "the job was cancelled",
-            Stop::LeaseLost => "its lease was lost",
-            Stop::Silence => "the database did not answer for too long",
-            Stop::Shutdown => "the service is shutting down",
-        })
-    }
 }
 
 /// A running heartbeat. Dropped, it ends.

@@ -26,7 +26,7 @@ pub(super) async fn listen(worker: Worker, shutdown: CancellationToken) {
 }
 
 async fn pass_on(worker: &Worker) -> Result<(), Error> {
-    let mut notifications = worker.with_timeout(worker.store.listen()).await?;
+    let mut notifications = worker.store.listen().await?;
     loop {
         match notifications.next().await? {
             Notification::Work => worker.work.notify_waiters(),

@@ -23,7 +23,7 @@ impl Worker {
             span.set("cdc_export.consumer", consumer.as_str().to_owned());
         }
         if job.trace.is_none()
-            && let Err(error) = self.with_timeout(self.store.begin_trace(lease, place)).await
+            && let Err(error) = self.store.begin_trace(lease, place).await
         {
             // What is lost is that its other attempts, and its publication, are found in the same trace.
             tracing::debug!(event = "trace_unsaved", jobId = %job.id, error = chain(&error));
