@@ -1,4 +1,7 @@
-//! Tests of the whole that take more than 20 seconds each: `cargo test --features expensive --test expensive`.
+//! Tests of the whole that take more than 20 seconds each, or many seconds of the processors:
+//! `cargo test --features expensive --test expensive`.
+//!
+//! A test is in the file that has the name of its file in `tests/suite`. What the tests of both need is there.
 
 // So that clippy takes all of it for tests, where `unwrap` is allowed.
 #![cfg(test)]
@@ -6,10 +9,34 @@
 
 #[path = "../suite/catalog.rs"]
 mod catalog;
+#[path = "../suite/continuity.rs"]
+mod continuity;
 #[path = "../suite/harness.rs"]
 mod harness;
+#[path = "../suite/programs.rs"]
+mod programs;
 
+#[cfg(feature = "amqp")]
+mod amqp;
+mod apply;
+mod attacks;
+mod connections;
+mod ddl;
+mod exports;
+mod guard;
 mod lanes;
+mod large;
 mod many_jobs;
 #[cfg(target_os = "linux")]
 mod memory;
+mod odd_keys;
+mod parts;
+mod pgbench;
+mod plans;
+mod quiet;
+mod restores;
+mod schedules;
+mod soft_deletes;
+mod stress;
+mod tables;
+mod waiting;

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::catalog::Catalog;
-use crate::harness::{Database, Service, Start, cost_of, eventually, option_env};
+use crate::harness::{Database, Service, Start, eventually, option_env};
+use crate::plans::{cost_of, log_plans, plans};
 
 /// So many, and some that are rare. Those of the consumer `early` are all older than the others, so that whoever looks for them among the
 /// newest passes over everything.
@@ -55,7 +56,7 @@ async fn with_jobs() -> Database {
 
 /// What the plans of a statement read of `exports`: entries, and those that a filter threw away. None is a scan of the table.
 fn read(service: &Service, statement: &str) -> Vec<(u64, u64)> {
-    service.plans(statement).iter().map(|plan| cost(plan)).collect()
+    plans(service, statement).iter().map(|plan| cost(plan)).collect()
 }
 
 fn cost(plan: &str) -> (u64, u64) {
@@ -113,7 +114,7 @@ async fn every_filter_of_the_list_is_served_by_an_index() {
         (format!("consumer_id = any ('{{{}}}')", some.join(",")), key(&database, "some", &some).await),
         ("consumer_id = 'nobody'".to_owned(), key(&database, "lone", &lone).await),
     ];
-    database.tell_plans().await;
+    log_plans(&database).await;
 
     let of = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"users\"\n");
     let catalog = Catalog::of(&["users", "rare", "nothing"].map(of).concat());
@@ -198,7 +199,7 @@ async fn nothing_reads_all_jobs_again_and_again() {
         .run("update cdc_export.lanes set acknowledged = case consumer_id when 'early' then 1 else last_number - 1500 end where consumer_id <> ''")
         .await;
     database.run("vacuum analyze exports").await;
-    database.tell_plans().await;
+    log_plans(&database).await;
     let service = Start::on(&database).with("RETAIN_FILES", "9d,20").with("RETAIN_JOBS", "90000d,20").service().await;
     let (full, _) = service.export("full", "failing").await;
     let full = full["jobId"].as_str().unwrap();
@@ -224,12 +225,12 @@ async fn nothing_reads_all_jobs_again_and_again() {
     let told: Vec<_> = page["items"].as_array().unwrap().iter().map(|of| of["unacknowledged"].as_u64()).collect();
     assert!(told.len() > 150 && told.contains(&Some(1_000)), "{told:?}");
     assert_eq!(service.call("POST", &format!("/exports/{oldest}/ack"), &[]).await.status(), 200);
-    let told = |statement: &str| !service.plans(statement).is_empty();
+    let told = |statement: &str| !plans(&service, statement).is_empty();
     eventually("everything has its turn", || async {
         ["retention.files_past", "retention.forget_jobs_past"].iter().all(|name| told(name)).then_some(())
     })
     .await;
-    for plan in service.plans("Query Text: -- s") {
+    for plan in plans(&service, "Query Text: -- s") {
         let (read, filtered) = cost(&plan);
         assert!(read + filtered < 10_000, "{read} {filtered}: {plan}");
     }

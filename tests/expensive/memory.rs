@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::catalog::ended;
-use crate::harness::{Database, Service, Start, eventually, in_status};
+use crate::harness::{Database, Service, Start, eventually};
 
 /// What a process has of what it might forget to give back.
 #[derive(Debug)]
@@ -25,6 +25,13 @@ impl Held {
             connections: database.one(connections).await,
         }
     }
+}
+
+/// A line of what the kernel says of a process, in KiB.
+pub(crate) fn in_status(service: &Service, line: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", service.pid())).unwrap();
+    let line = status.lines().find(|found| found.starts_with(line)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 #[tokio::test]

@@ -1,80 +1,14 @@
 //! `apply`: a table of another Postgres equals the source after each export, each applied once, whatever is killed and whoever else applies.
 
+mod pair;
+
 use std::path::Path;
 
 use sqlx::ConnectOptions;
 
-use crate::catalog::{Catalog, export};
-use crate::harness::{Database, KILLED, Service, Start, eventually, reachable_folder, server_lacks};
-use crate::remote::far;
-use crate::tables::pgbench;
-
-/// A source with a service and the dataset `t`, and a target.
-struct Pair {
-    source: Database,
-    target: Database,
-    catalog: Catalog,
-    service: Service,
-}
-
-const DATASET: &str = "[[dataset]]\nname = \"t\"\ntable = \"t\"\n";
-
-impl Pair {
-    /// The source's table `t`, made and filled by this.
-    async fn of(table: &str) -> Pair {
-        Pair::started(table, |start| start).await
-    }
-
-    async fn started(table: &str, with: impl FnOnce(Start) -> Start) -> Pair {
-        let (source, target) = (Database::new().await, Database::empty().await);
-        source.run(table).await;
-        let catalog = Catalog::of(DATASET);
-        catalog.track(&source, "t").await;
-        let service = with(catalog.start(&source)).service().await;
-        Pair { source, target, catalog, service }
-    }
-
-    fn apply(&self, more: &[&str]) -> Start {
-        let to = self.target.url();
-        let fixed = ["apply", "--to", &to, "--consumer", "a", "--dataset", "t", "--server", &self.service.address];
-        far(&[&fixed, more].concat())
-    }
-
-    /// The lines that a call printed, which has nothing to complain of.
-    async fn applied(&self, more: &[&str]) -> Vec<String> {
-        let (code, printed, said) = self.apply(more).output().await;
-        assert_eq!((code, said.as_str()), (0, ""), "{printed}");
-        printed.lines().map(str::to_owned).collect()
-    }
-
-    /// What a call says that asks for a full export, and then goes on.
-    async fn healed(&self) -> String {
-        let (code, printed, said) = self.apply(&[]).output().await;
-        assert!(code == 0 && said.contains("asking for a full export"), "{code} {printed} {said}");
-        said
-    }
-
-    async fn refused(&self, more: &[&str], code: &str) -> String {
-        let (exit, printed, said) = self.apply(more).output().await;
-        assert!(exit == 1 && said.contains(code), "{exit} {printed} {said}");
-        said
-    }
-
-    async fn require_equal(&self, context: &str) {
-        let (left, right) = (rows(&self.source, "t").await, rows(&self.target, "public.t").await);
-        assert_eq!(right, left, "{context}");
-    }
-
-    async fn end(self) {
-        self.service.stop().await;
-    }
-}
-
-/// All rows of a table, as texts.
-async fn rows(database: &Database, table: &str) -> Vec<String> {
-    let texts = format!("select t::text from {table} t order by 1");
-    sqlx::query_scalar(sqlx::AssertSqlSafe(texts)).fetch_all(&database.pool).await.unwrap()
-}
+use crate::apply::pair::{Pair, rows};
+use crate::catalog::export;
+use crate::harness::{Start, eventually, far, reachable_folder};
 
 const SIMPLE: &str = "create table t (id bigint primary key, name text, at timestamptz default now());
                       insert into t select g, 'n' || g from generate_series(1, 50) g";
@@ -171,44 +105,6 @@ async fn every_value_arrives_as_it_is() {
     let (code, _, said) = pair.apply(&[]).output().await;
     assert!(code == 0 && said.contains("the column mood is text there"), "{said}");
     assert_eq!(pair.target.one::<i64>("select count(*) from t where mood = 'o''k' and positive = '3'").await, 29);
-    pair.end().await;
-}
-
-/// Between all steps, and where the answer to COMMIT is lost.
-#[tokio::test]
-async fn each_export_is_applied_once_whatever_is_killed() {
-    let pair = Pair::of("create table t (id bigint primary key, n bigint not null default 0)").await;
-    pair.applied(&[]).await;
-    // Whoever applies a delta twice, or leaves one out, is found out by the log.
-    pair.target
-        .run(
-            "create table log (id bigint, n bigint); create function log() returns trigger language plpgsql as $$ begin
-               insert into log values (new.id, new.n); return null; end $$;
-             create trigger log after insert or update on t for each row execute function log()",
-        )
-        .await;
-    let mut changes = 0;
-    for fault in [
-        "apply.staged=kill",
-        "apply.applied=kill",
-        "apply.committed=kill",
-        "apply.committed=error",
-        "apply.staged=error",
-        "apply.applied=error",
-    ] {
-        changes += 1;
-        pair.source.run(&format!("insert into t values ({changes}) ; update t set n = n + 1 where id = 1")).await;
-        let (code, _, said) = pair.apply(&[]).with("FAILPOINTS", fault).output().await;
-        let expected = if fault.ends_with("kill") { KILLED } else { i32::from(!fault.starts_with("apply.committed")) };
-        assert_eq!(code, expected, "{fault}: {said}");
-        if fault.starts_with("apply.committed") {
-            pair.require_equal(fault).await;
-        }
-        pair.applied(&[]).await;
-        pair.require_equal(fault).await;
-    }
-    let of_first = "select array_agg(n order by n) = array(select generate_series(1, 6)::bigint) from log where id = 1";
-    assert!(pair.target.one::<bool>(of_first).await, "each change once");
     pair.end().await;
 }
 
@@ -689,55 +585,6 @@ async fn a_connection_that_breaks_is_made_anew() {
         assert!(said.contains("trying again"), "{said}");
         pair.require_equal(point).await;
     }
-    pair.end().await;
-}
-
-/// The copy of a table that many write to is some state of it at each moment: whatever was committed together comes together. In one
-/// transaction pgbench moves an amount between accounts here, so their sum never changes; two processes apply, and are killed.
-#[tokio::test]
-async fn it_follows_while_pgbench_writes_and_processes_are_killed() {
-    if server_lacks("pgbench").await {
-        return;
-    }
-    let pair = Pair::of("create table t (id int primary key, amount int not null); insert into t select g, 0 from generate_series(1, 500) g")
-        .await;
-    let folder = reachable_folder();
-    let script = folder.path().join("move.sql");
-    let text = "\\set a random(1, 500)\n\\set b random(1, 500)\n\\set x random(1, 100)\nbegin;\n\
-                update t set amount = amount - :x where id = least(:a, :b);\nupdate t set amount = amount + :x where id = greatest(:a, :b);\ncommit;\n";
-    std::fs::write(&script, text).unwrap();
-    pair.applied(&[]).await;
-    let file = format!("--file={}", script.display());
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    let is_stopped = || stop.load(std::sync::atomic::Ordering::Relaxed);
-    // Until the copy was seen in some states, however long those take.
-    let writing = async {
-        while !is_stopped() {
-            pgbench(&pair.source, &["--client=4", "--transactions=500", "--no-vacuum", &file]).await;
-        }
-    };
-    let following = async {
-        let (mut kills, mut looks) = (0, std::collections::BTreeSet::new());
-        while kills <= 4 || looks.len() <= 4 {
-            let (mut one, _folder) = pair.apply(&["--every", "100ms"]).spawn();
-            let (mut two, _other) = pair.apply(&["--every", "150ms"]).spawn();
-            // Longer each time: on a busy machine the first ones end before they have applied anything.
-            for _ in 0..20 + 5 * kills {
-                let sums: String =
-                    pair.target.one("select sum(amount) || ' ' || count(*) || ' ' || sum(abs(amount)) from t").await;
-                assert!(sums.starts_with("0 500 "), "{sums}");
-                looks.insert(sums);
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-            }
-            one.kill().await.unwrap();
-            two.kill().await.unwrap();
-            kills += 2;
-        }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    };
-    tokio::join!(writing, following);
-    pair.apply(&[]).output().await;
-    pair.require_equal("all of it").await;
     pair.end().await;
 }
 

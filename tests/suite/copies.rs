@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
-use crate::guard::{passes, refused};
+use crate::continuity::{passes, refused};
 use crate::harness::{Csv, Database, Service, Start, eventually, refusal};
 
 /// Runs what needs that nobody is connected to the database.
@@ -209,6 +209,6 @@ async fn a_copy_that_takes_its_originals_place_needs_a_full_export() {
     for export_type in ["incremental", "delta"] {
         refused(&database, &service, export_type, "a", "database_restored").await;
     }
-    crate::guard::full_heals(&database, &service, "a", "database_restored").await;
+    crate::continuity::full_heals(&database, &service, "a", "database_restored").await;
     service.stop().await;
 }

@@ -1,88 +1,19 @@
 //! The guard of continuity, the triggers and the purge: where exactness can't be kept an export says so, and loses nothing.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::Stdio;
 
-use serde_json::{Value, json};
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
+use serde_json::json;
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
-use crate::harness::{
-    Csv, Database, HANG_TIMEOUT, Service, Start, connect_options, embedded_settings_with_cluster, eventually,
-    reachable_folder, refusal, server_lacks,
+use crate::continuity::{
+    command, exported, full_heals, log_becomes, logged, operations, passes, position, refused, track,
 };
-
-/// The whole row of a consumer's watermark, hidden columns too.
-async fn position(database: &Database, consumer: &str) -> Option<String> {
-    sqlx::query_scalar("select w::text from watermarks w where consumer_id = $1")
-        .bind(consumer)
-        .fetch_optional(&database.pool)
-        .await
-        .unwrap()
-}
-
-/// An export that the guard refuses: it names its word, and nothing moves.
-pub(crate) async fn refused(database: &Database, service: &Service, export_type: &str, consumer: &str, word: &str) {
-    let (before, files) = (position(database, consumer).await, service.files());
-    let job = service.ended(&service.submit(export_type, consumer).await).await;
-    assert_eq!(
-        (&job["status"], &job["error"]["code"], &job["continuity"], &job["attempt"]),
-        (&json!("failed"), &json!("full_export_needed"), &json!(word), &json!(1)),
-        "{export_type}: {job}"
-    );
-    assert_eq!(position(database, consumer).await, before, "{export_type} after {word}");
-    // The attempt's draft goes once the job has ended.
-    eventually("nothing is left", || async { (service.files() == files).then_some(()) }).await;
-}
-
-/// An export that the guard lets pass, with its word; null for none.
-pub(crate) async fn passes(service: &Service, export_type: &str, consumer: &str, word: Option<&str>) -> (Value, Csv) {
-    let (job, file) = service.export(export_type, consumer).await;
-    assert_eq!(job["continuity"], json!(word), "{export_type}: {job}");
-    (job, file)
-}
-
-/// A full export passes with the word, and afterwards there is nothing to say and nothing due.
-pub(crate) async fn full_heals(database: &Database, service: &Service, consumer: &str, word: &str) {
-    let (_, full) = passes(service, "full", consumer, Some(word)).await;
-    let live: Vec<i64> = sqlx::query_scalar("select id from users where not is_deleted order by id")
-        .fetch_all(&database.pool)
-        .await
-        .unwrap();
-    assert_eq!(full.ids(), live);
-    for export_type in ["incremental", "delta"] {
-        let (_, file) = passes(service, export_type, consumer, None).await;
-        assert!(file.rows.is_empty(), "{export_type} after {word}: {file:?}");
-    }
-}
-
-/// Operation and key of a delta's rows, sorted.
-pub(crate) fn operations(delta: &Csv) -> Vec<(&str, &str)> {
-    let mut rows: Vec<_> = delta.rows.iter().map(|row| (row[0].as_str(), row[1].as_str())).collect();
-    rows.sort_unstable();
-    rows
-}
-
-/// A command of the binary on a database: exit code and standard error.
-async fn command(database: &Database, command: &[&str]) -> (i32, String) {
-    Start::on(database).arguments(command).until_it_ends().await
-}
-
-async fn track(database: &Database) {
-    let (code, errors) = command(database, &["track", "users"]).await;
-    assert_eq!(code, 0, "{errors}");
-}
-
-/// How many rows the log has.
-async fn logged(database: &Database) -> i64 {
-    database.one("select count(*) from cdc_export.change_log").await
-}
-
-async fn log_becomes(database: &Database, rows: i64) {
-    eventually(&format!("the log has {rows} rows"), || async { (logged(database).await == rows).then_some(()) }).await;
-}
+use crate::harness::{
+    Csv, Database, HANG_TIMEOUT, Start, connect_options, embedded_settings_with_cluster, eventually, reachable_folder,
+    refusal, server_lacks,
+};
+use crate::programs::{connection, output, program};
 
 /// Waits until somebody waits for a lock in a statement like this.
 async fn waits_for_a_lock(database: &Database, statement: &str) {
@@ -91,78 +22,6 @@ async fn waits_for_a_lock(database: &Database, statement: &str) {
          where datname = current_database() and wait_event_type = 'Lock' and query ilike '%{statement}%'"
     );
     eventually(statement, || async { (database.one::<i64>(&waiting).await > 0).then_some(()) }).await;
-}
-
-async fn exported(users: i64, consumers: &[&str]) -> (Database, Service) {
-    let database = Database::new().await;
-    database.add_users(1, users).await;
-    let service = Start::on(&database).service().await;
-    for consumer in consumers {
-        passes(&service, "full", consumer, None).await;
-    }
-    (database, service)
-}
-
-#[tokio::test]
-async fn a_position_that_the_log_does_not_reach_back_to_needs_a_full_export() {
-    let (database, service) = exported(19, &["a"]).await;
-    let change =
-        "update users set name = name || '!' where id = 1; delete from users where id in (select max(id) from users)";
-    for (cause, word) in [
-        (
-            "alter table users disable trigger cdc_export_u; update users set name = 'unseen' where id = 2;
-             alter table users enable trigger cdc_export_u",
-            "trigger_changed",
-        ),
-        // A trigger that doesn't fire for everybody isn't there.
-        ("alter table users disable trigger cdc_export_d", "trigger_missing"),
-        ("alter table users enable replica trigger cdc_export_d", "trigger_missing"),
-        ("alter table users enable trigger cdc_export_d", "trigger_changed"),
-        ("alter table users disable trigger cdc_export_s", "trigger_missing"),
-        ("alter table users enable replica trigger cdc_export_s", "trigger_changed"),
-        ("update watermarks set cluster_id = cluster_id + 1", "other_cluster"),
-        ("update watermarks set cluster_id = null", "other_cluster"),
-        (
-            "update watermarks set live_snapshot = '9000000000:9000000000:', deletions_snapshot = '9000000000:9000000000:'",
-            "xid_went_back",
-        ),
-        // Somebody's partitions.
-        (
-            "update watermarks set guard_state = jsonb_set(guard_state, '{relations,1}', '[null, null, \"1\"]')",
-            "partitions_changed",
-        ),
-        ("update watermarks set log_lost = 'all', live_snapshot = null, deletions_snapshot = null", "log_expired"),
-        // The first of several is named.
-        (
-            "update watermarks set table_oid = 1, cluster_id = 1, log_lost = 'deletions', deletions_snapshot = null",
-            "table_recreated",
-        ),
-    ] {
-        database.run(&format!("{change}; {cause}; {change}")).await;
-        refused(&database, &service, "incremental", "a", word).await;
-        refused(&database, &service, "delta", "a", word).await;
-        if word == "trigger_missing" {
-            passes(&service, "full", "a", Some(word)).await;
-            refused(&database, &service, "incremental", "a", word).await;
-        } else {
-            full_heals(&database, &service, "a", word).await;
-        }
-    }
-
-    // Another table under the name, without triggers at first.
-    database
-        .run(
-            "alter sequence users_id_seq owned by none; alter table users rename to gone;
-             create table users (like gone including all); insert into users select * from gone where id < 5; drop table gone",
-        )
-        .await;
-    refused(&database, &service, "incremental", "a", "table_recreated").await;
-    passes(&service, "full", "a", Some("table_recreated")).await;
-    refused(&database, &service, "incremental", "a", "trigger_missing").await;
-    track(&database).await;
-    refused(&database, &service, "delta", "a", "trigger_changed").await;
-    full_heals(&database, &service, "a", "trigger_changed").await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -724,88 +583,6 @@ async fn the_log_is_kept_for_a_first_export_that_runs() {
     service.stop().await;
 }
 
-/// One of Postgres's own programs, as the user who may: the owner of a folder.
-pub(crate) async fn program(server: &PgConnectOptions, name: &str, folder: &Path) -> tokio::process::Command {
-    let programs = Database::at(server.clone()).programs().await;
-    let mut program = std::process::Command::new(programs.join(name));
-    let owner = std::fs::metadata(folder).unwrap();
-    if nix::unistd::geteuid().is_root() {
-        program.uid(owner.uid()).gid(owner.gid());
-    }
-    program.current_dir(folder).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    if let Some(password) = server.to_url_lossy().password() {
-        program.env("PGPASSWORD", password);
-    }
-    let mut program = tokio::process::Command::from(program);
-    program.kill_on_drop(true);
-    program
-}
-
-pub(crate) fn connection(of: &PgConnectOptions) -> [String; 6] {
-    let host = of.get_socket().map_or(of.get_host().to_owned(), |socket| socket.to_str().unwrap().to_owned());
-    let [h, p, u] = ["-h", "-p", "-U"].map(str::to_owned);
-    [h, host, p, of.get_port().to_string(), u, of.get_username().to_owned()]
-}
-
-/// Runs a program to its end and gives what it wrote.
-pub(crate) async fn output(program: &mut tokio::process::Command) -> String {
-    let done = program.output().await.unwrap();
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    String::from_utf8(done.stdout).unwrap()
-}
-
-#[tokio::test]
-async fn a_dump_restored_in_another_cluster_needs_a_full_export() {
-    if server_lacks("pg_dump").await || server_lacks("psql").await {
-        return;
-    }
-    let (database, service) = exported(19, &["a"]).await;
-    // So that the other cluster's transactions are behind the log's, also after what a restore and a start take there.
-    database.run("do $$ begin for n in 1..5000 loop perform pg_current_xact_id(); commit; end loop; end $$").await;
-    database.run("update users set name = 'x' where id = 1; truncate users").await;
-    database.add_users(1, 9).await;
-    service.stop().await;
-    let home = reachable_folder();
-    let other = private_postgres::Server::start(&embedded_settings_with_cluster(&home.path().join("data")).await)
-        .await
-        .unwrap();
-    let other_options = connect_options(other.endpoint());
-
-    let name = database.options.get_database().unwrap();
-    let mut dump = program(&database.options, "pg_dump", home.path()).await;
-    let dump = output(dump.args(connection(&database.options)).args(["--no-owner", "--no-privileges", name])).await;
-    let script = home.path().join("dump.sql");
-    std::fs::write(&script, dump).unwrap();
-    let mut restore = program(&other_options, "psql", home.path()).await;
-    output(
-        restore
-            .args(connection(&other_options))
-            .args(["-qX", "-v", "ON_ERROR_STOP=1", "-f"])
-            .arg(&script)
-            .arg("cdc_export"),
-    )
-    .await;
-
-    let database = Database::at(other_options);
-    assert!(logged(&database).await > 0);
-    // What comes first of the two: the oid is the same only by chance.
-    let word = database.one::<bool>("select table_oid = 'users'::regclass from watermarks").await;
-    let word = if word { "other_cluster" } else { "table_recreated" };
-    let service = Start::on(&database).service().await;
-    refused(&database, &service, "incremental", "a", word).await;
-    refused(&database, &service, "delta", "a", word).await;
-    // Here it is the same.
-    database.run("update watermarks set table_oid = 'users'::regclass; update cdc_export.change_log set table_oid = 'users'::regclass").await;
-    refused(&database, &service, "delta", "a", "other_cluster").await;
-    // The log of the old cluster, whose transactions would come for a long time yet, is nobody's here.
-    log_becomes(&database, 0).await;
-    full_heals(&database, &service, "a", "other_cluster").await;
-    database.run("update users set name = 'new' where id = 2").await;
-    assert_eq!(passes(&service, "incremental", "a", None).await.1.ids(), [2]);
-    service.stop().await;
-    other.stop().await;
-}
-
 #[tokio::test]
 async fn a_standby_is_refused_in_one_line() {
     if server_lacks("pg_basebackup").await {
@@ -849,46 +626,4 @@ async fn a_standby_is_refused_in_one_line() {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
     server.wait().await.unwrap();
     primary.stop().await;
-}
-
-#[tokio::test]
-async fn few_changes_of_many_rows_are_found_by_indexes() {
-    let database = Database::new().await;
-    database.add_users(1, 200_000).await;
-    // A third of a log as short as this one is read by a scan of it all, and rightly, once autovacuum has looked at it.
-    database.run("alter table cdc_export.change_log set (autovacuum_enabled = false)").await;
-    database.run("vacuum analyze users").await;
-    let service = Start::on(&database).service().await;
-    passes(&service, "full", "a", None).await;
-    service.stop().await;
-    database.run("update users set name = 'x', updated_at = '2026-07-01' where id % 20 = 1").await;
-    // The service's own statements, with the plans they ran by.
-    let name = database.options.get_database().unwrap();
-    database
-        .run(&format!(
-            "alter database {name} set session_preload_libraries = 'auto_explain';
-             alter database {name} set auto_explain.log_min_duration = 0;
-             alter database {name} set auto_explain.log_level = 'warning'"
-        ))
-        .await;
-    let service = Start::on(&database).service().await;
-    assert_eq!(passes(&service, "incremental", "a", None).await.1.rows.len(), 10_000);
-    // After an incremental the deletions are behind: two statements. Then one.
-    database.run("delete from users where id % 20 = 1").await;
-    assert_eq!(passes(&service, "delta", "a", None).await.1.rows.len(), 10_000);
-    database.run("update users set name = 'y', updated_at = '2026-07-02' where id % 20 = 2").await;
-    assert_eq!(passes(&service, "delta", "a", None).await.1.rows.len(), 10_000);
-    let log = service.log();
-    let plans: Vec<_> = log.lines().filter(|line| line.contains("-- source.stream.read")).collect();
-    assert_eq!(plans.len(), 4, "{log}");
-    for plan in plans {
-        for index in ["change_log_changes", "users_pkey", "idx_users_updated_at"] {
-            assert!(
-                plan.contains(&format!("Index Scan using {index}")) || plan.contains(&format!("Index Scan on {index}")),
-                "{plan}"
-            );
-        }
-        assert!(!plan.contains("Seq Scan on users"), "{plan}");
-    }
-    service.stop().await;
 }

@@ -380,19 +380,6 @@ impl Database {
         sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(&self.pool).await.unwrap()
     }
 
-    /// Lets the log of a service that starts from now on have the plan of each statement, with what it read.
-    pub(crate) async fn tell_plans(&self) {
-        let name = self.options.get_database().unwrap();
-        self.run(&format!(
-            "alter database {name} set session_preload_libraries = 'auto_explain';
-             alter database {name} set auto_explain.log_min_duration = 0;
-             alter database {name} set auto_explain.log_analyze = on;
-             alter database {name} set auto_explain.log_timing = off;
-             alter database {name} set auto_explain.log_level = 'warning'"
-        ))
-        .await;
-    }
-
     /// A URL for another role of its server.
     pub(crate) fn url_as(&self, role: &str, password: &str) -> String {
         self.options.clone().username(role).password(password).to_url_lossy().to_string()
@@ -594,6 +581,11 @@ impl Start {
     }
 }
 
+/// A command that has no database to fall back on.
+pub(crate) fn far(arguments: &[&str]) -> Start {
+    Start::plain().with("DATABASE_URL", "postgres://nobody@127.0.0.1:1/nothing").arguments(arguments)
+}
+
 /// An HTTP client in the making, which speaks TLS as the service does: built beside the service, it has no other.
 pub(crate) fn client_builder() -> reqwest::ClientBuilder {
     // Another test of this process may have been first.
@@ -709,13 +701,6 @@ impl Service {
         self.log.lock().unwrap().iter().map(|line| format!("{line}\n")).collect()
     }
 
-    /// The plans of a statement that the log has, where the database tells them.
-    pub(crate) fn plans(&self, statement: &str) -> Vec<String> {
-        let log = self.log.lock().unwrap();
-        let told = log.iter().filter_map(|line| line["message"].as_str());
-        told.filter(|message| message.contains(statement)).map(str::to_owned).collect()
-    }
-
     /// Waits until a job has a status.
     pub(crate) async fn becomes(&self, id: &str, status: &str) -> Value {
         eventually(status, || async { Some(self.job(id).await).filter(|job| job["status"] == status) }).await
@@ -759,34 +744,6 @@ impl Service {
         self.signal(nix::sys::signal::Signal::SIGTERM);
         assert_eq!(self.exit().await, Some(0));
     }
-}
-
-/// A line of what the kernel says of a process, in KiB.
-#[cfg(target_os = "linux")]
-pub(crate) fn in_status(service: &Service, line: &str) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", service.pid())).unwrap();
-    let line = status.lines().find(|found| found.starts_with(line)).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
-/// What a plan read of a table: the entries that it went on with, and those that a filter threw away.
-pub(crate) fn cost_of(plan: &str, table: &str) -> (u64, u64) {
-    let number = |line: &str, after: &str| -> f64 {
-        let digits = line.split(after).nth(1).unwrap().chars().take_while(|c| c.is_ascii_digit() || *c == '.');
-        digits.collect::<String>().parse().unwrap()
-    };
-    let (mut read, mut filtered, mut loops) = (0.0, 0.0, None);
-    for line in plan.lines() {
-        if let Some((_, actual)) = line.split_once("(actual ") {
-            loops = line.contains(&format!(" on {table}")).then(|| number(actual, " loops="));
-            read += loops.map_or(0.0, |loops| number(actual, "rows=") * loops);
-        } else if line.contains("(never executed)") {
-            loops = None;
-        } else if let (Some(loops), true) = (loops, line.contains("Rows Removed by ")) {
-            filtered += number(line, ": ") * loops;
-        }
-    }
-    (read as u64, filtered as u64)
 }
 
 /// The status of a call that was refused, with the problem's code.

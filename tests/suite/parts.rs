@@ -1,16 +1,11 @@
 //! Exports in several files (`maxFileBytes`): each is whole by itself, together they are the export, and a crash leaves all or nothing.
 
-use std::io::Read;
-use std::path::PathBuf;
+mod files;
 
-use ring::digest;
 use serde_json::{Value, json};
 
-use crate::harness::{Csv, Database, Service, Start, eventually, refusal};
-
-const MOST: u64 = 16 << 20;
-/// A value has so many bytes, which no compressor makes less than half of.
-const VALUE: usize = 1 << 20;
+use crate::harness::{Database, Start, eventually, refusal};
+use crate::parts::files::{MOST, VALUE, files, ids, names, paths, submit};
 
 /// So many users of a MiB each.
 async fn with_users(users: i64) -> Database {
@@ -24,106 +19,6 @@ async fn with_users(users: i64) -> Database {
         ))
         .await;
     database
-}
-
-async fn submit(service: &Service, export_type: &str, options: Value) -> String {
-    let request =
-        service.client.post(format!("{}/exports/{export_type}", service.address)).header("X-Consumer-ID", "a");
-    let answer = request.json(&options).send().await.unwrap();
-    assert_eq!(answer.status(), 202, "{}", answer.text().await.unwrap());
-    answer.json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned()
-}
-
-fn files(job: &Value) -> &Vec<Value> {
-    job["files"].as_array().unwrap()
-}
-
-fn names(job: &Value) -> Vec<&str> {
-    files(job).iter().map(|file| file["name"].as_str().unwrap()).collect()
-}
-
-fn paths(service: &Service, job: &Value) -> Vec<PathBuf> {
-    names(job).iter().map(|name| service.output().join(name)).collect()
-}
-
-/// The ids of all files, each of which is a whole CSV.
-fn ids(service: &Service, job: &Value) -> Vec<i64> {
-    let mut ids: Vec<i64> = paths(service, job).iter().flat_map(|path| Csv::read(path).ids()).collect();
-    ids.sort_unstable();
-    ids
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_export_of_more_is_several_whole_files() {
-    let database = with_users(40).await;
-    let service = Start::on(&database).service().await;
-    for (format, compression, ending) in [
-        ("csv", "none", ".csv"),
-        ("ndjson", "gzip", ".ndjson.gz"),
-        ("csv", "zstd", ".csv.zst"),
-        #[cfg(feature = "parquet")]
-        ("parquet", "none", ".parquet"),
-    ] {
-        let options = json!({ "format": format, "compression": compression, "maxFileBytes": MOST });
-        let job = service.ended(&submit(&service, "full", options).await).await;
-        assert_eq!(job["status"], "completed", "{job}");
-        let stem = job["outputFilename"].as_str().unwrap().strip_suffix(ending).unwrap();
-        let parts = files(&job).len();
-        assert!(parts > 1, "{format} {compression}: {job}");
-        let expected: Vec<_> = (1..=parts).map(|part| format!("{stem}.part-{part:05}{ending}")).collect();
-        assert_eq!(names(&job), expected);
-        assert_eq!((&job["sha256"], &job["location"]), (&Value::Null, &Value::Null));
-        assert_eq!(job["maxFileBytes"], MOST);
-        let sum = |member: &str| files(&job).iter().map(|file| file[member].as_u64().unwrap()).sum::<u64>();
-        assert_eq!((sum("bytes"), sum("rows")), (job["bytesWritten"].as_u64().unwrap(), 40));
-        for (number, (file, path)) in (1..).zip(files(&job).iter().zip(paths(&service, &job))) {
-            let content = std::fs::read(&path).unwrap();
-            let sha256 = hex::encode(digest::digest(&digest::SHA256, &content));
-            assert_eq!((&file["part"], &file["sha256"]), (&json!(number), &json!(sha256)));
-            assert_eq!(file["location"], format!("file://{}", path.display()));
-            assert_eq!(file["bytes"], content.len());
-            // A piece more at most, and a value is larger than a piece.
-            assert!(number == parts || (MOST..MOST + 3 * VALUE as u64).contains(&(content.len() as u64)), "{file}");
-            let mut text = String::new();
-            match ending {
-                ".ndjson.gz" => drop(flate2::read::MultiGzDecoder::new(&*content).read_to_string(&mut text).unwrap()),
-                ".csv.zst" => text = String::from_utf8(zstd::decode_all(&*content).unwrap()).unwrap(),
-                ".csv" => text = String::from_utf8(content.clone()).unwrap(),
-                _ => assert!(content.starts_with(b"PAR1") && content.ends_with(b"PAR1")),
-            }
-            if !text.is_empty() {
-                let lines = text.lines().count() as u64;
-                assert_eq!(lines - u64::from(format == "csv"), file["rows"].as_u64().unwrap());
-                assert_eq!(text.starts_with("id,name"), format == "csv");
-            }
-            let downloaded = service
-                .call("GET", &format!("/exports/{}/files/{number}/download", job["jobId"].as_str().unwrap()), &[])
-                .await;
-            assert_eq!(downloaded.headers()["etag"], format!("\"{sha256}\""));
-            assert!(downloaded.headers()["content-disposition"].to_str().unwrap().contains(&expected[number - 1]));
-            assert!(downloaded.bytes().await.unwrap() == content);
-        }
-        if ending == ".csv" {
-            assert_eq!(ids(&service, &job), (1..=40).collect::<Vec<_>>());
-        }
-        let path = format!("/exports/{}", job["jobId"].as_str().unwrap());
-        for (of, status, code) in [
-            ("/download", 409, "several_files"),
-            ("/url", 409, "several_files"),
-            ("/files/0/download", 404, "no_part"),
-            ("/files/99/download", 404, "no_part"),
-            ("/files/x/download", 404, "no_part"),
-            ("/files/01/download", 404, "no_part"),
-        ] {
-            let refused = service.call("GET", &format!("{path}{of}"), &[]).await;
-            assert_eq!(refusal(refused).await, (status, code.to_owned()), "{of}");
-        }
-        assert_eq!(service.call("DELETE", &path, &[]).await.status(), 204);
-        assert_eq!(service.files(), Vec::<String>::new());
-        let gone = service.call("GET", &format!("{path}/files/1/download"), &[]).await;
-        assert_eq!(refusal(gone).await, (410, "file_gone".to_owned()));
-    }
-    service.stop().await;
 }
 
 #[tokio::test]

@@ -7,8 +7,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::harness::{Csv, Database, KILLED, Service, Start, eventually, reachable_folder};
-use crate::remote::{far, with_users};
+use crate::harness::{Csv, Database, KILLED, Service, Start, eventually, far, reachable_folder};
+use crate::remote::with_users;
 
 /// A pull into a folder.
 fn pull(service: &Service, into: &Path, more: &[&str]) -> Start {

@@ -10,12 +10,7 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::harness::{Csv, Database, HANG_TIMEOUT, Service, Start, eventually, reachable_folder};
-
-/// A command that has no database to fall back on.
-pub(crate) fn far(arguments: &[&str]) -> Start {
-    Start::plain().with("DATABASE_URL", "postgres://nobody@127.0.0.1:1/nothing").arguments(arguments)
-}
+use crate::harness::{Csv, Database, HANG_TIMEOUT, Service, Start, eventually, far, reachable_folder};
 
 async fn run(arguments: &[&str]) -> (i32, String, String) {
     far(arguments).output().await

@@ -2,6 +2,8 @@
 //!
 //! Slots are a year apart, so that none comes while a test runs; a test makes one due by setting the schedule's last slot back.
 
+mod users;
+
 use chrono::{DateTime, Utc};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -9,46 +11,13 @@ use serde_json::{Value, json};
 use crate::catalog::Catalog;
 use crate::harness::{Database, Service, eventually};
 use crate::keys::bearer;
-
-const USERS: &str = "[[dataset]]\nname = \"users\"\ntable = \"users\"\nupdated_at = \"updated_at\"\n\
-                     created_at = \"created_at\"\ndeleted = \"is_deleted\"\nexclude = [\"operation_type\"]\n";
-
-/// A schedule of users, with more members.
-fn schedule(name: &str, consumer: &str, more: &str) -> String {
-    format!(
-        "[[schedule]]\nname = \"{name}\"\nconsumer = \"{consumer}\"\ndataset = \"users\"\nevery = \"366d\"\n{more}\n"
-    )
-}
-
-async fn users() -> Database {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    database
-}
+use crate::schedules::users::{USERS, ended, jobs, schedule, users};
 
 /// Lets the slots of a schedule come that lie so many before its last one.
 async fn set_back(database: &Database, name: &str, slots: i32) {
     let set_back =
         format!("update cdc_export.schedules set slot = slot - {slots} * interval '366 days' where name = '{name}'");
     database.run(&set_back).await;
-}
-
-async fn jobs(database: &Database) -> i64 {
-    database.one("select count(*) from exports").await
-}
-
-/// Waits until so many exports have ended, and gives their types in the order in which they were made.
-async fn ended(database: &Database, number: usize) -> Vec<String> {
-    eventually("exports end", async || {
-        let types: Vec<String> =
-            sqlx::query_scalar("select export_type || ' ' || status from exports where published_at is not null or status = 'failed' order by created_at, id")
-                .fetch_all(&database.pool)
-                .await
-                .unwrap();
-        assert!(types.len() <= number, "{types:?}");
-        (types.len() == number).then_some(types)
-    })
-    .await
 }
 
 /// A schedule as the API shows it.
@@ -60,48 +29,6 @@ async fn shown(service: &Service, name: &str) -> Value {
 /// Waits until the schedule is shown so.
 async fn becomes(service: &Service, name: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
     eventually(what, async || Some(shown(service, name).await).filter(&is_so)).await
-}
-
-#[tokio::test]
-async fn of_any_number_of_replicas_one_runs_each_slot() {
-    const SCHEDULES: i64 = 10;
-    let database = users().await;
-    let blocks: Vec<_> =
-        (0..SCHEDULES).map(|n| schedule(&format!("s{n}"), &format!("c{n}"), "type = \"delta\"")).collect();
-    let catalog = Catalog::of(&(USERS.to_owned() + &blocks.concat()));
-    let first = catalog.start(&database).with("WORKERS", 1).service().await;
-    let replica = || catalog.start(&database).with("WORKERS", 1).sharing_output(&first);
-    let others = [replica().service().await, replica().service().await];
-    // Each runs at its first sight.
-    for round in 1..=10 {
-        let done = SCHEDULES * round;
-        eventually("all are published", async || {
-            let published = "select count(*) from exports where published_at is not null";
-            (database.one::<i64>(published).await == done).then_some(())
-        })
-        .await;
-        assert_eq!(jobs(&database).await, done);
-        // The first one has a slot and waits for its lane, the others wait for the slot.
-        let mut held = database.pool.begin().await.unwrap();
-        sqlx::query("lock table cdc_export.lanes in exclusive mode").execute(&mut *held).await.unwrap();
-        database.run("update cdc_export.schedules set slot = slot - interval '366 days'").await;
-        eventually("all three wait", async || {
-            let waiting =
-                "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'
-                           and (query like '-- store.schedules%' or query like '-- store.jobs%')";
-            (database.one::<i64>(waiting).await >= 3).then_some(())
-        })
-        .await;
-        held.commit().await.unwrap();
-    }
-    let done = 11 * SCHEDULES;
-    ended(&database, done as usize).await;
-    let submitted: usize = others.iter().chain([&first]).map(|it| it.events("export_submitted").len()).sum();
-    assert_eq!((jobs(&database).await, submitted as i64), (done, done));
-    assert!(others.iter().chain([&first]).all(|it| it.events("schedule_skipped").is_empty()));
-    for service in others.into_iter().chain([first]) {
-        service.stop().await;
-    }
 }
 
 #[tokio::test]

@@ -1,50 +1,12 @@
 //! Deletions come once: in the delta after they happened, whatever the watermark is, and by which way it came to be.
 
+mod tables;
+
 use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, Replica, export};
-use crate::harness::{Csv, Database, Service};
-
-/// Tables whose rows go by a flag, by a time, and for good, each with five rows, the fifth deleted and changed last.
-const TABLES: &str = "
-    create table flag (id int primary key, n int not null default 0, at timestamptz not null, gone bool not null default false);
-    create table stamp (id int primary key, n int not null default 0, at timestamptz not null, gone timestamptz);
-    create table hard (id int primary key, n int not null default 0, at timestamptz not null);
-    insert into flag select id, 0, timestamptz '2026-01-01' + id * interval '1 day', id = 5 from generate_series(1, 5) id;
-    insert into stamp select id, n, at, case when gone then at end from flag;
-    insert into hard select id, n, at from flag where not gone";
-
-const SOFT: [(&str, &str); 2] = [("flag", "gone = true"), ("stamp", "gone = '2026-01-06'")];
-
-async fn begin() -> (Database, Catalog, Service) {
-    let database = Database::empty().await;
-    database.run(TABLES).await;
-    let of = |name: &str, deleted: &str| {
-        format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\nupdated_at = \"at\"\n{deleted}\n")
-    };
-    let soft = "deleted = \"gone\"";
-    let catalog = Catalog::of(&(of("flag", soft) + &of("stamp", soft) + &of("hard", "")));
-    for name in ["flag", "stamp", "hard"] {
-        catalog.track(&database, name).await;
-    }
-    let service = catalog.start(&database).service().await;
-    (database, catalog, service)
-}
-
-/// What a delta has, sorted: operation and key of each row.
-async fn delta(service: &Service, dataset: &str, consumer: &str) -> Vec<String> {
-    let job = export(service, "delta", dataset, consumer).await;
-    let file = Csv::read(&service.path(&job));
-    let mut rows: Vec<_> = file.rows.iter().map(|row| format!("{} {}", row[0], row[1])).collect();
-    rows.sort();
-    rows
-}
-
-async fn set_watermark(service: &Service, dataset: &str, consumer: &str, time: &str) {
-    let put = service.client.put(format!("{}/exports/watermark?dataset={dataset}", service.address));
-    let put = put.header("X-Consumer-ID", consumer).json(&json!({ "lastExportedAt": time }));
-    assert_eq!(put.send().await.unwrap().status(), 200);
-}
+use crate::harness::{Csv, Database};
+use crate::soft_deletes::tables::{TABLES, begin, delta, set_watermark};
 
 #[tokio::test]
 async fn a_delta_after_a_full_is_empty_and_a_deletion_comes_once() {
@@ -92,58 +54,6 @@ async fn a_delta_after_a_full_is_empty_and_a_deletion_comes_once() {
     database.run("update flag set gone = true, at = '2026-01-02' where id = 4").await;
     assert_eq!(delta(&service, "flag", "late").await, ["DELETE 4"]);
     assert_eq!(delta(&service, "flag", "late").await, Vec::<String>::new());
-    service.stop().await;
-}
-
-#[tokio::test]
-async fn what_is_deleted_after_a_watermark_that_was_set_by_hand_comes_once() {
-    let (database, _catalog, service) = begin().await;
-    for (table, deleted) in SOFT {
-        // 2 is deleted below the live rows' newest time, 5 above; 1 is below the watermark.
-        database.run(&format!("update {table} set {deleted} where id in (1, 2)")).await;
-        let of_time = ["DELETE 2", "DELETE 5"];
-        for incremental_between in [false, true] {
-            let consumer = |name: &str| format!("{name}-{incremental_between}");
-            let between = async |consumer: &str| {
-                if incremental_between {
-                    export(&service, "incremental", table, consumer).await;
-                    export(&service, "incremental", table, consumer).await;
-                }
-            };
-            let deletions = async |consumer: &str| {
-                let mut rows = delta(&service, table, consumer).await;
-                rows.retain(|row| row.starts_with("DELETE"));
-                rows
-            };
-            // Made by a call, made in the table, set forward, set back.
-            let (put, inserted, forward, back) =
-                (consumer("put"), consumer("inserted"), consumer("forward"), consumer("back"));
-            set_watermark(&service, table, &put, "2026-01-02T12:00:00Z").await;
-            database
-                .run(&format!(
-                    "insert into watermarks (consumer_id, dataset, last_exported_at, updated_at)
-                     values ('{inserted}', '{table}', '2026-01-02 12:00+00', now())"
-                ))
-                .await;
-            for consumer in [&forward, &back] {
-                export(&service, "full", table, consumer).await;
-            }
-            set_watermark(&service, table, &back, "2026-01-02T12:00:00Z").await;
-            set_watermark(&service, table, &forward, "2026-01-05T12:00:00Z").await;
-            for (consumer, due) in
-                [(&put, &of_time[..]), (&inserted, &of_time), (&back, &of_time), (&forward, &of_time[1..])]
-            {
-                between(consumer).await;
-                assert_eq!(deletions(consumer).await, due, "{table} {consumer}");
-                assert_eq!(delta(&service, table, consumer).await, Vec::<String>::new(), "{table} {consumer}");
-            }
-        }
-        // What a full export has made up for is due no more.
-        set_watermark(&service, table, "healed", "2026-01-02T12:00:00Z").await;
-        export(&service, "incremental", table, "healed").await;
-        export(&service, "full", table, "healed").await;
-        assert_eq!(delta(&service, table, "healed").await, Vec::<String>::new());
-    }
     service.stop().await;
 }
 

@@ -1,90 +1,12 @@
 //! What waits for consumers: exact up to a point, and bounded whatever waits.
 
-use serde_json::{Value, json};
+mod page;
+
+use serde_json::json;
 use sqlx::Executor;
 
-use crate::harness::{Database, Service, Start, cost_of};
-
-async fn consumers(service: &Service) -> Value {
-    let answer = service.call("GET", "/consumers?limit=200", &[]).await;
-    assert_eq!(answer.status(), 200);
-    answer.json().await.unwrap()
-}
-
-/// Rows that wait for a consumer, and whether there may be more.
-fn waiting(page: &Value, consumer: &str) -> Value {
-    let of = |item: &&Value| item["consumerId"] == consumer;
-    let item = page["items"].as_array().unwrap().iter().find(of).unwrap_or_else(|| panic!("{consumer}: {page}"));
-    json!([item["rowsWaiting"], item["rowsWaitingCapped"]])
-}
-
-/// Consumers that stand where this one does.
-async fn as_it(database: &Database, consumer: &str, more: u32) {
-    let columns: String = database
-        .one(
-            "select string_agg(attname, ', ') from pg_attribute where attrelid = 'watermarks'::regclass and attnum > 0
-              and attname not in ('id', 'consumer_id')",
-        )
-        .await;
-    database
-        .run(&format!(
-            "insert into watermarks (consumer_id, {columns})
-             select '{consumer}-' || n, {columns} from watermarks, generate_series(1, {more}) n where consumer_id = '{consumer}'"
-        ))
-        .await;
-}
-
-#[tokio::test]
-async fn a_page_of_consumers_costs_the_same_whatever_waits() {
-    let database = Database::new().await;
-    database.add_users(1, 15_000).await;
-    let service = Start::on(&database).service().await;
-    for n in 0..4 {
-        service.export("full", &format!("far-{n}")).await;
-        for _ in 0..2 {
-            database.run("update users set name = name || '!', updated_at = updated_at + interval '1 hour'").await;
-        }
-    }
-    let logged: i64 = database.one("select count(*) from cdc_export.change_log").await;
-    assert_eq!(logged, 120_000);
-    // One whose export begins while somebody writes.
-    let mut writing = database.pool.begin().await.unwrap();
-    writing.execute("update users set name = 'under way' where id between 100 and 104").await.unwrap();
-    service.export("full", "near").await;
-    database.run("update users set name = 'x' where id in (7, 8, 9); update users set name = 'y' where id = 8; delete from users where id = 11").await;
-    writing.rollback().await.unwrap();
-    service.stop().await;
-    as_it(&database, "far-0", 95).await;
-    as_it(&database, "near", 95).await;
-    database.run("vacuum analyze cdc_export.change_log").await;
-    database.tell_plans().await;
-
-    let service = Start::on(&database).arguments(&["serve", "--no-workers"]).service().await;
-    let page = consumers(&service).await;
-    assert_eq!(page["items"].as_array().unwrap().len(), 195);
-    for far in ["far-0", "far-0-1", "far-0-95", "far-3"] {
-        assert_eq!(waiting(&page, far), json!([10_000, true]), "{far}");
-    }
-    assert_eq!(waiting(&page, "near"), json!([4, false]));
-    // By the plan of a statement that was run before, too.
-    for _ in 0..5 {
-        consumers(&service).await;
-    }
-    for plan in service.plans("-- source.lag.list") {
-        let (read, filtered) = cost_of(&plan, "change_log");
-        assert!((15_000..40_000).contains(&read) && filtered < 100, "{read} {filtered} {plan}");
-        let (read, filtered) = cost_of(&plan, "users");
-        assert!(read + filtered < 40_000, "{read} {filtered} {plan}");
-    }
-    // Whom a page is of is found side by side.
-    for plan in service.plans("-- store.watermarks.places") {
-        for table in ["watermarks", "lanes"] {
-            let (read, filtered) = cost_of(&plan, table);
-            assert!(read <= 402 && filtered == 0, "{read} {filtered} {plan}");
-        }
-    }
-    service.stop().await;
-}
+use crate::harness::{Database, Start};
+use crate::waiting::page::{consumers, waiting};
 
 #[tokio::test]
 async fn what_waits_is_exact_up_to_ten_thousand() {

@@ -10,7 +10,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-use crate::amqp::{ASKED, operator};
+use crate::amqp::operator::{ASKED, operator};
 use crate::harness::{Database, eventually, lacks, reachable_folder};
 use crate::tls::{authority, certificates};
 

@@ -120,7 +120,7 @@ async fn a_bucket_is_applied_and_pulled_from() {
         let folder = crate::harness::reachable_folder();
         let into = folder.path().to_str().unwrap();
         let pull = ["pull", "--consumer", "a", "--server", &service.address, "--into", into];
-        let (code, printed, said) = crate::remote::far(&pull).output().await;
+        let (code, printed, said) = crate::harness::far(&pull).output().await;
         assert_eq!((code, printed.lines().count()), (0, 2), "{said}");
         let variables = bucket.variables();
         let place = variables.iter().find(|(name, _)| *name == "OUTPUT_URL").unwrap().1.clone();
@@ -129,7 +129,7 @@ async fn a_bucket_is_applied_and_pulled_from() {
             let to = target.url();
             let apply = ["apply", "--to", &to, "--consumer", "a", "--dataset", "users", "--from", from];
             let start = variables.iter().filter(|(name, _)| *name != "OUTPUT_URL");
-            let start = start.fold(crate::remote::far(&apply), |start, (name, value)| start.with(name, value));
+            let start = start.fold(crate::harness::far(&apply), |start, (name, value)| start.with(name, value));
             let (code, printed, said) = start.output().await;
             assert_eq!((code, printed.lines().count()), (0, 2), "{from} {said}");
             assert_eq!(target.one::<String>(live).await, database.one::<String>(live).await, "{from}");

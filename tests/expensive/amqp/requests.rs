@@ -6,7 +6,7 @@ use lapin::{BasicProperties, ExchangeKind};
 use serde_json::Value;
 
 use crate::amqp::broker::{Broker, Client, Message, SERVER};
-use crate::amqp::{ASKED, operator, start};
+use crate::amqp::operator::{ASKED, operator, start};
 use crate::catalog::Catalog;
 use crate::harness::{Database, Service, eventually, lacks};
 

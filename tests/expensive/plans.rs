@@ -1,0 +1,47 @@
+//! The plans by which a service's statements ran, and what they read.
+
+use serde_json::Value;
+
+use crate::harness::{Database, Service};
+
+/// Writes the plan of each statement, with what it read, to the log of a service that starts from now on.
+pub(crate) async fn log_plans(database: &Database) {
+    let name = database.options.get_database().unwrap();
+    database
+        .run(&format!(
+            "alter database {name} set session_preload_libraries = 'auto_explain';
+             alter database {name} set auto_explain.log_min_duration = 0;
+             alter database {name} set auto_explain.log_analyze = on;
+             alter database {name} set auto_explain.log_timing = off;
+             alter database {name} set auto_explain.log_level = 'warning'"
+        ))
+        .await;
+}
+
+/// The plans of a statement that the service's log has.
+pub(crate) fn plans(service: &Service, statement: &str) -> Vec<String> {
+    let log = service.log();
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let messages = lines.filter_map(|line| line["message"].as_str().map(str::to_owned));
+    messages.filter(|message| message.contains(statement)).collect()
+}
+
+/// What a plan read of a table: the entries that it went on with, and those that a filter threw away.
+pub(crate) fn cost_of(plan: &str, table: &str) -> (u64, u64) {
+    let number = |line: &str, after: &str| -> f64 {
+        let digits = line.split(after).nth(1).unwrap().chars().take_while(|c| c.is_ascii_digit() || *c == '.');
+        digits.collect::<String>().parse().unwrap()
+    };
+    let (mut read, mut filtered, mut loops) = (0.0, 0.0, None);
+    for line in plan.lines() {
+        if let Some((_, actual)) = line.split_once("(actual ") {
+            loops = line.contains(&format!(" on {table}")).then(|| number(actual, " loops="));
+            read += loops.map_or(0.0, |loops| number(actual, "rows=") * loops);
+        } else if line.contains("(never executed)") {
+            loops = None;
+        } else if let (Some(loops), true) = (loops, line.contains("Rows Removed by ")) {
+            filtered += number(line, ": ") * loops;
+        }
+    }
+    (read as u64, filtered as u64)
+}

@@ -1,0 +1,71 @@
+//! A source, a target and the `apply` between them.
+
+use crate::catalog::Catalog;
+use crate::harness::{Database, Service, Start, far};
+
+/// A source with a service and the dataset `t`, and a target.
+pub(crate) struct Pair {
+    pub(crate) source: Database,
+    pub(crate) target: Database,
+    pub(crate) catalog: Catalog,
+    pub(crate) service: Service,
+}
+
+pub(crate) const DATASET: &str = "[[dataset]]\nname = \"t\"\ntable = \"t\"\n";
+
+impl Pair {
+    /// The source's table `t`, made and filled by this.
+    pub(crate) async fn of(table: &str) -> Pair {
+        Pair::started(table, |start| start).await
+    }
+
+    pub(crate) async fn started(table: &str, with: impl FnOnce(Start) -> Start) -> Pair {
+        let (source, target) = (Database::new().await, Database::empty().await);
+        source.run(table).await;
+        let catalog = Catalog::of(DATASET);
+        catalog.track(&source, "t").await;
+        let service = with(catalog.start(&source)).service().await;
+        Pair { source, target, catalog, service }
+    }
+
+    pub(crate) fn apply(&self, more: &[&str]) -> Start {
+        let to = self.target.url();
+        let fixed = ["apply", "--to", &to, "--consumer", "a", "--dataset", "t", "--server", &self.service.address];
+        far(&[&fixed, more].concat())
+    }
+
+    /// The lines that a call printed, which has nothing to complain of.
+    pub(crate) async fn applied(&self, more: &[&str]) -> Vec<String> {
+        let (code, printed, said) = self.apply(more).output().await;
+        assert_eq!((code, said.as_str()), (0, ""), "{printed}");
+        printed.lines().map(str::to_owned).collect()
+    }
+
+    /// What a call says that asks for a full export, and then goes on.
+    pub(crate) async fn healed(&self) -> String {
+        let (code, printed, said) = self.apply(&[]).output().await;
+        assert!(code == 0 && said.contains("asking for a full export"), "{code} {printed} {said}");
+        said
+    }
+
+    pub(crate) async fn refused(&self, more: &[&str], code: &str) -> String {
+        let (exit, printed, said) = self.apply(more).output().await;
+        assert!(exit == 1 && said.contains(code), "{exit} {printed} {said}");
+        said
+    }
+
+    pub(crate) async fn require_equal(&self, context: &str) {
+        let (left, right) = (rows(&self.source, "t").await, rows(&self.target, "public.t").await);
+        assert_eq!(right, left, "{context}");
+    }
+
+    pub(crate) async fn end(self) {
+        self.service.stop().await;
+    }
+}
+
+/// All rows of a table, as texts.
+pub(crate) async fn rows(database: &Database, table: &str) -> Vec<String> {
+    let texts = format!("select t::text from {table} t order by 1");
+    sqlx::query_scalar(sqlx::AssertSqlSafe(texts)).fetch_all(&database.pool).await.unwrap()
+}
