@@ -92,6 +92,8 @@ async fn what_no_queue_is_bound_for_is_told_of_it_alone(broker: &Broker) {
     let service = start(&operator, &database, broker).service().await;
     // As if as many exports had ended while the exchange was missing: half of them of a consumer that no queue is bound for.
     let [routable, other] = [service.export("full", "a").await.0, service.export("full", "b").await.0];
+    let again = start(&operator, &database, broker).sharing_output(&service);
+    service.stop().await;
     for (job, number) in [(&routable, 200), (&other, 200)] {
         let job = job["jobId"].as_str().unwrap();
         database
@@ -107,6 +109,8 @@ async fn what_no_queue_is_bound_for_is_told_of_it_alone(broker: &Broker) {
     let client = broker.client().await;
     client.exchange("other-exports").await;
     client.queue("of-a", "other-exports", "completed.users.a", FieldTable::default()).await;
+    // Only now: between the two calls the exchange has no queue for anybody.
+    let service = again.service().await;
     let counts = "select count(*) filter (where delivered_at is not null and e.consumer_id = 'a') || ' '
         || count(*) filter (where delivered_at is null and last_error like 'no queue is bound%' and e.consumer_id = 'b') || ' '
         || count(*) filter (where last_error is null and delivered_at is null)
