@@ -20,20 +20,25 @@ import urllib.parse
 import uuid
 
 
+# A release has all features.
+RELEASE = ("--locked", "--features", "full")
+
+
 def printed(*command):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def tree(target, edges):
     """The names and versions of the crates that these edges lead to, the project's own first."""
-    lines = printed("cargo", "tree", "--locked", "--target", target, "--edges", edges, "--prefix", "none").splitlines()
+    shape = ("--package", "cdc-export", "--target", target, "--edges", edges, "--prefix", "none")
+    lines = printed("cargo", "tree", *RELEASE, *shape).splitlines()
     words = [line.split() for line in lines if line]
     return list(dict.fromkeys((name, version.removeprefix("v")) for name, version, *_ in words))
 
 
 def packages(target):
     """Cargo's description of each crate by name and version, and which crates each of them names."""
-    said = json.loads(printed("cargo", "metadata", "--locked", "--format-version", "1", "--filter-platform", target))
+    said = json.loads(printed("cargo", "metadata", *RELEASE, "--format-version", "1", "--filter-platform", target))
     by_id = {package["id"]: (package["name"], package["version"]) for package in said["packages"]}
     edges = {
         by_id[node["id"]]: [
