@@ -261,6 +261,7 @@ fn private_server() -> &'static PrivateServer {
                 server.stop().await;
                 let server = start().await;
                 let options = connect_options(server.endpoint());
+                trust(&options).await;
                 let downloaded = Some(programs).filter(|programs| programs.starts_with(&folder));
                 ready.send(PrivateServer { folder, options, downloaded }).unwrap();
                 std::future::pending::<()>().await;
@@ -303,14 +304,26 @@ fn run_folder() -> (PathBuf, File) {
     unreachable!("a number is free")
 }
 
-/// Spares the server what outlives a power cut, which no test of it is about, and gives it connections for all tests that run at once;
-/// the folder of its programs.
+/// Spares the server what outlives a power cut, which no test of it is about, and a visit of autovacuum to each of the hundreds of databases
+/// each minute; gives it connections for all tests that run at once; the folder of its programs.
 async fn hasten(options: &PgConnectOptions) -> PathBuf {
     let mut admin = PgConnection::connect_with(options).await.unwrap();
-    for (setting, value) in [("fsync", "off"), ("full_page_writes", "off"), ("max_connections", "400")] {
+    for (setting, value) in
+        [("fsync", "off"), ("full_page_writes", "off"), ("autovacuum", "off"), ("max_connections", "400")]
+    {
         admin.execute(AssertSqlSafe(format!("alter system set {setting} = {value}"))).await.unwrap();
     }
     programs(&mut admin).await
+}
+
+/// Lets the account's role in without a password, by the socket, and no other role: to prove that a password is known takes thousands of
+/// hashes, and the tests connect thousands of times.
+async fn trust(options: &PgConnectOptions) {
+    let mut admin = PgConnection::connect_with(options).await.unwrap();
+    let file: String = sqlx::query_scalar("show hba_file").fetch_one(&mut admin).await.unwrap();
+    let rules = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("local all {} trust\n{rules}", private_postgres::ROLE)).unwrap();
+    admin.execute("select pg_reload_conf()").await.unwrap();
 }
 
 /// The folder of a server's programs.
