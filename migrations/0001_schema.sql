@@ -76,13 +76,13 @@ create table {schema}.exports (
   -- The size at which a file ends and the next one begins; null: one file.
   max_file_bytes bigint check (max_file_bytes > 0),
   selection jsonb, -- the filter, columns and limit of an ad-hoc export; null: all of the dataset
-  -- Whether the caller said which export it had loaded last; it was checked when the caller asked.
+  -- True: the caller said which export it had loaded last. That was checked when the caller asked.
   has_after boolean not null default false,
   after_job uuid, -- that export; null beside has_after: none yet
   after_sha256 text,
   retry_of uuid, -- the job that this one repeats
   idempotency_key text collate "C",
-  -- Where the job belongs in a trace, as the W3C's header of that name: of the request, else of the first attempt.
+  -- The job's place in a trace, in the form of the W3C's header: from the request, else from the first attempt.
   traceparent text,
 
   -- The database that the job was made in. In a copy of it, or after it was put back, the job's file may be somebody
@@ -235,7 +235,7 @@ create table cdc_export.files (
   job uuid not null references {schema}.exports (id) on delete cascade,
   part integer not null check (part > 0), -- the place among the job's files, from 1
   staged_name text collate "C" not null, -- the hidden name; the final one is made of exports.output_filename
-  -- Where its destination has it: {"folder": {"inode": "...", "modifiedNs": "..."}}, numbers as texts.
+  -- The place of the file at its destination: {"folder": {"inode": "...", "modifiedNs": "..."}}, numbers as texts.
   place jsonb not null,
   location text, -- the URL of the published file; null: not published
   bytes bigint not null check (bytes >= 0),
@@ -274,7 +274,7 @@ create table {schema}.watermarks (
   -- The file of a committed export was lost: only a full export goes on from there.
   file_lost boolean not null default false,
 
-  -- What the consumer has.
+  -- The consumer's position.
   live_snapshot pg_snapshot, -- live rows are delivered up to here
   deletions_snapshot pg_snapshot, -- deletions are delivered up to here; an incremental export leaves it
   -- Last_exported_at when the snapshots were saved; another one by now was set by hand.
@@ -284,7 +284,7 @@ create table {schema}.watermarks (
   deletions_saved_at timestamptz, -- the same of deletions_snapshot
   deletions_saved_sequence bigint,
 
-  -- What the guard compares the table with.
+  -- The state of the table that the guard compares later.
   cluster_id bigint,
   table_oid oid,
   relfilenode oid,
@@ -462,7 +462,7 @@ create table cdc_export.deliveries (
   last_error text,
   unique (job, endpoint)
 );
--- What is due, and what a monitor counts.
+-- The deliveries that are due; a monitor counts them, too.
 create index deliveries_open on cdc_export.deliveries (endpoint, run_at) where delivered_at is null;
 -- A page of those that wait or are dead, however many others there are.
 create index deliveries_undelivered on cdc_export.deliveries (id) where delivered_at is null;

@@ -175,7 +175,7 @@ async fn purge(Maintenance { settings, source, .. }: &Maintenance) -> Result<(),
     Ok(())
 }
 
-/// How often a task is done.
+/// The time at which the next round of a task begins: after a rest, or earlier if it is woken.
 #[derive(Clone)]
 struct Pace {
     /// The rest between two rounds.

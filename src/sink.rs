@@ -73,7 +73,7 @@ pub enum Published {
     Gone,
 }
 
-/// Where files go, and the turns in which it is used. Clones share their limits.
+/// The folder or bucket that files go to, and the turns in which it is used. Clones share their limits.
 #[derive(Clone, Debug)]
 pub struct Destination {
     place: Place,

@@ -26,7 +26,7 @@ pub(crate) struct RememberedColumn<'a> {
     pub(crate) number: i16,
     /// The `xmin` of its row of `pg_attribute`.
     pub(crate) version: &'a str,
-    /// Whether its values are in the files.
+    /// True if its values are in the files.
     pub(crate) is_sent: bool,
 }
 
