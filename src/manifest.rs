@@ -300,7 +300,7 @@ pub fn is_key(key: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn chained() -> Chained {
+    pub(super) fn chained() -> Chained {
         Chained {
             version: VERSION.to_owned(),
             job: "019a0000-0000-7000-8000-000000000001".to_owned(),

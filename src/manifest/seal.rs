@@ -86,36 +86,13 @@ mod tests {
     use ring::signature::{Ed25519KeyPair, KeyPair};
 
     use super::*;
-    use crate::manifest::{Chained, Column, File, Source, VERSION};
+    use crate::manifest::VERSION;
+    use crate::manifest::tests::chained;
 
     fn manifest() -> Manifest {
-        let text = |text: &str| text.to_owned();
-        let export = Chained {
-            version: text(VERSION),
-            job: text("019a0000-0000-7000-8000-000000000001"),
-            source: Source { cluster: text("00000000000000ff"), database: text("16384") },
-            consumer: text("search"),
-            dataset: text("orders"),
-            table: None,
-            export_type: text("full"),
-            key: vec![text("id")],
-            columns: vec![Column { name: text("id"), type_name: text("bigint") }],
-            format: text("csv"),
-            compression: text("none"),
-            snapshot: None,
-            continuity: None,
-            watermark_from: None,
-            watermark_to: None,
-            rows: text("2"),
-            files: vec![File {
-                sha256: text("ab"),
-                bytes: text("10"),
-                rows: text("2"),
-                path: Some(text("full_orders.part-00001.csv.gz")),
-            }],
-            previous: None,
-        };
-        Manifest::new(17, export, vec![text("file:///srv/full_orders.part-00001.csv.gz")])
+        let mut export = chained();
+        export.files[0].path = Some("full_orders.part-00001.csv.gz".to_owned());
+        Manifest::new(17, export, vec!["file:///srv/full_orders.part-00001.csv.gz".to_owned()])
     }
 
     const NAME: &str = "full_orders.manifest.json";
