@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum};
-use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
-use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::signer::Signer;
@@ -139,23 +139,17 @@ impl Address {
                     // S3 refuses a part then that changed on the way.
                     builder = builder.with_checksum_algorithm(Checksum::SHA256);
                 }
-                for (key, value) in self.parsed::<AmazonS3ConfigKey>() {
-                    builder = builder.with_config(key, value);
-                }
+                builder = self.parsed().fold(builder, |builder, (key, value)| builder.with_config(key, value));
                 Arc::new(builder.with_bucket_name(&self.bucket).build()?)
             }
             Cloud::Gcs => {
-                let mut builder = GoogleCloudStorageBuilder::new().with_client_options(options).with_retry(retries());
-                for (key, value) in self.parsed::<GoogleConfigKey>() {
-                    builder = builder.with_config(key, value);
-                }
+                let builder = GoogleCloudStorageBuilder::new().with_client_options(options).with_retry(retries());
+                let builder = self.parsed().fold(builder, |builder, (key, value)| builder.with_config(key, value));
                 Arc::new(builder.with_bucket_name(&self.bucket).build()?)
             }
             Cloud::Azure => {
-                let mut builder = MicrosoftAzureBuilder::new().with_client_options(options).with_retry(retries());
-                for (key, value) in self.parsed::<AzureConfigKey>() {
-                    builder = builder.with_config(key, value);
-                }
+                let builder = MicrosoftAzureBuilder::new().with_client_options(options).with_retry(retries());
+                let builder = self.parsed().fold(builder, |builder, (key, value)| builder.with_config(key, value));
                 Arc::new(builder.with_container_name(&self.bucket).build()?)
             }
         })
