@@ -249,12 +249,12 @@ mod tests {
     use crate::job::{JobId, LeaseToken};
     use crate::sink::{Draft, MARK};
 
-    fn hidden() -> HiddenFile {
+    pub(super) fn hidden() -> HiddenFile {
         let database: DatabaseId = "00000000000000ff-1".parse().unwrap();
         HiddenFile::of_attempt(&database, JobId::new(), LeaseToken::random())
     }
 
-    fn folder() -> (tempfile::TempDir, Folder) {
+    pub(super) fn folder() -> (tempfile::TempDir, Folder) {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::new(dir.path().to_owned());
         folder.prepare().unwrap();

@@ -113,17 +113,11 @@ impl Drop for FolderDraft {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::file::hidden::HiddenFile;
-    use crate::job::{JobId, LeaseToken};
-    use crate::sink::folder::Folder;
+    use crate::sink::folder::tests::{folder, hidden};
 
     fn draft() -> (tempfile::TempDir, Box<FolderDraft>) {
-        let dir = tempfile::tempdir().unwrap();
-        let folder = Folder::new(dir.path().to_owned());
-        folder.prepare().unwrap();
-        let database = "00000000000000ff-1".parse().unwrap();
-        let hidden = HiddenFile::of_attempt(&database, JobId::new(), LeaseToken::random());
-        let draft = folder.create(&hidden).unwrap();
+        let (dir, folder) = folder();
+        let draft = folder.create(&hidden()).unwrap();
         (dir, Box::new(draft))
     }
 

@@ -74,12 +74,11 @@ impl Folder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sink::folder::tests::folder;
 
     #[test]
     fn a_manifest_is_never_replaced() {
-        let dir = tempfile::tempdir().unwrap();
-        let folder = Folder::new(dir.path().to_owned());
-        folder.prepare().unwrap();
+        let (dir, folder) = folder();
         let write = |text| {
             let database = "00000000000000ff-1".parse().unwrap();
             folder.write_manifest(&database, JobId::new(), "a.manifest.json", text).unwrap()

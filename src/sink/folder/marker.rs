@@ -74,12 +74,11 @@ mod tests {
     use crate::database::DatabaseId;
     use crate::job::ConsumerId;
     use crate::job::lane::Lane;
+    use crate::sink::folder::tests::folder;
 
     #[test]
     fn a_lane_has_one_marker_of_each_database() {
-        let dir = tempfile::tempdir().unwrap();
-        let folder = Folder::new(dir.path().to_owned());
-        folder.prepare().unwrap();
+        let (dir, folder) = folder();
         let [ours, copy] =
             ["1-16384", "1-16385"].map(|id| format!("000000000000000{id}").parse::<DatabaseId>().unwrap());
         let [a, b]: [ConsumerId; 2] = ["a:b".parse().unwrap(), "A:B".parse().unwrap()];
