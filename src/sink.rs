@@ -74,6 +74,10 @@ pub enum Published {
 }
 
 /// The folder or bucket that files go to, and the turns in which it is used. Clones share their limits.
+///
+/// # Errors
+/// Every call fails if the destination fails or doesn't answer in time, and one for a file or its manifest if that is elsewhere. Its own
+/// documentation names what else makes it fail.
 #[derive(Clone, Debug)]
 pub struct Destination {
     place: Place,
@@ -122,9 +126,6 @@ impl Destination {
 
     /// Makes the destination usable and marks it as one, where it isn't, and requires that it can be written. For a process that exports or
     /// serves: those that only look make nothing.
-    ///
-    /// # Errors
-    /// If it can't be made or written.
     pub async fn prepare(&self) -> Result<Prepared, Error> {
         match &self.place {
             Place::Folder(folder) => self.run(folder, Folder::prepare).await,
@@ -145,10 +146,7 @@ impl Destination {
         }
     }
 
-    /// Whether a file can be written now.
-    ///
-    /// # Errors
-    /// If it can't.
+    /// Requires that a file can be written now.
     pub async fn require_room(&self) -> Result<(), Error> {
         match &self.place {
             Place::Folder(folder) => self.run(folder, Folder::require_room).await,
@@ -164,9 +162,6 @@ impl Destination {
     }
 
     /// Removes the drafts of an attempt that has ended, whose first one this is; it is fine if there is none.
-    ///
-    /// # Errors
-    /// If the destination fails.
     pub async fn abort(&self, first: HiddenFile) -> Result<(), Error> {
         self.sweep(first.clone(), None).await?;
         // They are begun in their order, so the first that isn't there is the end.
@@ -181,7 +176,7 @@ impl Destination {
     /// process that has this destination.
     ///
     /// # Errors
-    /// If the file is elsewhere or the destination fails. The file may have its name then, which perhaps doesn't survive a crash.
+    /// The file may have its name then, which perhaps doesn't survive a crash.
     pub async fn publish(&self, file: &StagedFile, name: &str) -> Result<Published, Error> {
         let (file, name) = (file.clone(), name.to_owned());
         match &self.place {
@@ -192,9 +187,6 @@ impl Destination {
     }
 
     /// As [`publish`](Destination::publish), of a file that may have another final name: its caller has just found that its name is this one.
-    ///
-    /// # Errors
-    /// As [`publish`](Destination::publish).
     pub async fn rename(&self, file: &StagedFile, name: &str) -> Result<Published, Error> {
         match &self.place {
             Place::Folder(folder) => {
@@ -216,9 +208,6 @@ impl Destination {
     }
 
     /// Opens a published file. `None`: it isn't there any more, or another one is in its place.
-    ///
-    /// # Errors
-    /// If the file is elsewhere or the destination fails.
     pub async fn open(&self, file: &StagedFile, name: &str) -> Result<Option<PublishedFile>, Error> {
         let (file, name) = (file.clone(), name.to_owned());
         match &self.place {
@@ -235,9 +224,6 @@ impl Destination {
     }
 
     /// Removes a published file if it is still the one that was recorded; what somebody put in its place stays.
-    ///
-    /// # Errors
-    /// If the file is elsewhere or the destination fails.
     pub async fn remove(&self, file: &StagedFile, name: &str) -> Result<(), Error> {
         let (file, name) = (file.clone(), name.to_owned());
         match &self.place {
@@ -248,9 +234,6 @@ impl Destination {
     }
 
     /// Removes the files of an export that nobody may publish any more, wherever a publisher left them, and its manifest.
-    ///
-    /// # Errors
-    /// If the files are elsewhere or the destination fails.
     pub async fn discard(&self, record: &FileRecord) -> Result<(), Error> {
         if let Some(text) = &record.manifest {
             self.remove_manifest(record, text).await?;
@@ -267,9 +250,6 @@ impl Destination {
     }
 
     /// The hidden files that there are, of live attempts and other databases too.
-    ///
-    /// # Errors
-    /// If the destination fails.
     pub async fn hidden_files(&self) -> Result<Vec<HiddenFile>, Error> {
         match &self.place {
             Place::Folder(folder) => self.run(folder, Folder::hidden_files).await,
@@ -279,9 +259,6 @@ impl Destination {
     }
 
     /// Removes a hidden file; where `unwritten_for` is given, only one that nobody has written for so long. True: it is removed.
-    ///
-    /// # Errors
-    /// If the destination fails.
     pub async fn sweep(&self, hidden: HiddenFile, unwritten_for: Option<Duration>) -> Result<bool, Error> {
         match &self.place {
             Place::Folder(folder) => self.run(folder, move |folder| folder.sweep(&hidden, unwritten_for)).await,
@@ -292,9 +269,6 @@ impl Destination {
 
     /// Reads the marker of a lane. Returns `None` if there is none, and [`Marker::unreadable`] if something else has its name, or we have
     /// no right to read it.
-    ///
-    /// # Errors
-    /// If the destination fails.
     pub async fn marker(&self, file: MarkerFile) -> Result<Option<Marker>, Error> {
         match &self.place {
             Place::Folder(folder) => self.run(folder, move |folder| folder.marker(&file)).await,
@@ -304,9 +278,6 @@ impl Destination {
     }
 
     /// Reads the markers of several lanes. One that can't be read for the moment is `None` as well.
-    ///
-    /// # Errors
-    /// If the destination doesn't answer in time.
     pub async fn markers(&self, files: Vec<MarkerFile>) -> Result<Vec<Option<Marker>>, Error> {
         match &self.place {
             Place::Folder(folder) => {
@@ -329,7 +300,7 @@ impl Destination {
     /// marker but that of the job `replaced`; returns another one, which it leaves: perhaps no database knows the export that it names.
     ///
     /// # Errors
-    /// If the destination fails. The marker is the one before then, or this one.
+    /// The marker is the one before then, or this one.
     pub async fn mark(
         &self,
         record: &FileRecord,

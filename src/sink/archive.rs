@@ -16,7 +16,7 @@ use crate::sink::{Error, Settings};
 /// The longest manifest that is read, in bytes. One of as many files as an export may have, with the longest names and keys, is half as long.
 const LONGEST: u64 = 32 << 20;
 
-/// A place of files and their manifests.
+/// A place of files and their manifests. Every call fails if the place can't be read.
 #[derive(Debug)]
 pub enum Archive {
     /// A folder.
@@ -40,7 +40,7 @@ impl Archive {
     /// The place of these settings, if it can be listed.
     ///
     /// # Errors
-    /// If it isn't there or can't be read.
+    /// If it isn't there.
     pub fn open(settings: &Settings, runtime: &Handle) -> Result<Archive, Error> {
         let _ = runtime;
         match settings {
@@ -87,9 +87,6 @@ impl Archive {
     }
 
     /// The names of the manifests, as they come.
-    ///
-    /// # Errors
-    /// If the place can't be listed.
     pub fn manifests(&self) -> Result<Box<dyn Iterator<Item = Result<String, Error>> + '_>, Error> {
         match self {
             Archive::Folder(dir) => Ok(Box::new(dir.manifests()?)),
@@ -101,7 +98,7 @@ impl Archive {
     /// A manifest's text; `None`: it isn't there any more.
     ///
     /// # Errors
-    /// If it can't be read, or is too long.
+    /// If it is too long.
     pub fn text(&self, name: &str) -> Result<Option<Vec<u8>>, Error> {
         let mut text = Vec::new();
         match self.open_file(name)? {
@@ -135,9 +132,6 @@ impl Archive {
     }
 
     /// Opens what has this name in the place.
-    ///
-    /// # Errors
-    /// If it can't be read.
     pub fn open_file(&self, name: &str) -> Result<Found<ArchivedFile>, Error> {
         match self {
             Archive::Folder(dir) => Ok(dir.open_file(name)?.map(ArchivedFile::Folder)),
@@ -149,9 +143,6 @@ impl Archive {
 
 impl ArchivedFile {
     /// The bytes from `from` on that fill the buffer.
-    ///
-    /// # Errors
-    /// If they can't be read.
     #[cfg(feature = "parquet")]
     pub fn read_at(&self, buffer: &mut [u8], from: u64) -> io::Result<()> {
         match self {

@@ -43,7 +43,10 @@ const ID_BELIEVED_FOR: Duration = Duration::from_secs(60);
 /// The metadata of an object that says which attempt made it.
 const ATTEMPT: &str = "cdc-export-attempt";
 
-/// A bucket, or what lies in it under a prefix.
+/// A bucket, or what lies in it under a prefix. What a call does and returns is said at the [`Destination`](super::Destination)'s.
+///
+/// # Errors
+/// Every call fails if the bucket doesn't answer or refuses, or has no mark or another one than before.
 #[derive(Debug)]
 pub struct Bucket {
     objects: Arc<Objects>,
@@ -60,9 +63,6 @@ impl Bucket {
     }
 
     /// Gives the bucket its mark, where it has none, and requires that objects can be written.
-    ///
-    /// # Errors
-    /// If the bucket doesn't answer, isn't there, or refuses.
     pub async fn prepare(&self) -> Result<Prepared, Error> {
         let prepared = if self.read_id().await?.is_some() { Prepared::Known } else { self.make_mark().await? };
         self.fresh_id().await?;
@@ -91,9 +91,6 @@ impl Bucket {
     }
 
     /// The bucket's id, which is kept in a small object, its mark. Asked for once a minute.
-    ///
-    /// # Errors
-    /// If the bucket doesn't answer, has no mark, or another one than before.
     pub async fn id(&self) -> Result<Uuid, Error> {
         let known = *self.known_id();
         match known {
@@ -103,9 +100,6 @@ impl Bucket {
     }
 
     /// The bucket's id as it is now.
-    ///
-    /// # Errors
-    /// As [`id`](Bucket::id).
     pub async fn fresh_id(&self) -> Result<Uuid, Error> {
         let found = self.read_id().await?;
         let mut known = self.known_id();
@@ -132,9 +126,6 @@ impl Bucket {
     }
 
     /// Begins an attempt's upload.
-    ///
-    /// # Errors
-    /// If the bucket refuses or doesn't answer.
     pub(super) async fn create(
         &self,
         hidden: &HiddenFile,
@@ -154,10 +145,10 @@ impl Bucket {
         Ok(Upload::new(Arc::clone(&self.objects), id, hidden.name.clone(), note, stopped))
     }
 
-    /// Completes a committed file's upload. May be called again after a crash at any point, by any process that reaches the bucket.
+    /// Completes a committed file's upload.
     ///
     /// # Errors
-    /// If the bucket doesn't answer, or its answer proves nothing.
+    /// If the bucket's answer proves nothing.
     pub async fn publish(&self, file: &StagedFile) -> Result<Published, Error> {
         self.require(file).await?;
         let (key, etag) = match &file.identity.location {
@@ -226,9 +217,6 @@ impl Bucket {
     }
 
     /// Removes a published file if it is still the one that was recorded, and the upload of one that isn't published.
-    ///
-    /// # Errors
-    /// If the bucket doesn't answer.
     pub async fn remove(&self, file: &StagedFile) -> Result<(), Error> {
         self.require(file).await?;
         let (key, etag) = match &file.identity.location {

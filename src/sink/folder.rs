@@ -34,7 +34,10 @@ use crate::sink::{Error, Published};
 
 const ANOTHER: Error = Error::Replaced("is another folder's");
 
-/// A folder for files, on a disk of this host.
+/// A folder for files, on a disk of this host. What a call does and returns is said at the [`Destination`](super::Destination)'s.
+///
+/// # Errors
+/// Every call fails if the folder can't be read or written, or has no mark or another one than before.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
@@ -55,9 +58,6 @@ impl Folder {
     }
 
     /// The folder's id, which is kept in a small file of the folder, its mark.
-    ///
-    /// # Errors
-    /// If the folder has no mark, or another one than before.
     pub fn destination_id(&self) -> Result<Uuid, Error> {
         Ok(self.open_with_id()?.1)
     }
@@ -84,9 +84,6 @@ impl Folder {
     }
 
     /// Begins the hidden file of an attempt.
-    ///
-    /// # Errors
-    /// If the folder can't be written.
     pub(super) fn create(&self, hidden: &HiddenFile) -> Result<FolderDraft, Error> {
         failpoint!("sink.create", Err(Error::Full(Errno::NOSPC.into())));
         let (dir, id) = self.open_with_id()?;
@@ -95,19 +92,12 @@ impl Folder {
         Ok(FolderDraft::new(id, dir, hidden.name.clone(), file))
     }
 
-    /// Gives a staged file its final name and puts the name on disk. Never replaces a file. May be called again after a
-    /// crash at any point, by any process that sees the folder.
-    ///
-    /// # Errors
-    /// If the folder can't be written; nothing has changed then, or the file has its name but the name isn't yet safe on disk.
+    /// Gives a staged file its final name and puts the name on disk.
     pub fn publish(&self, file: &StagedFile, name: &str) -> Result<Published, Error> {
         self.give_name(file, name, false)
     }
 
-    /// As [`publish`](Folder::publish), of a file that may have another final name, which its caller has just found to be none any more.
-    ///
-    /// # Errors
-    /// As [`publish`](Folder::publish).
+    /// As [`publish`](Folder::publish), of a file that may have another final name.
     pub fn rename(&self, file: &StagedFile, name: &str) -> Result<Published, Error> {
         self.give_name(file, name, true)
     }
@@ -153,9 +143,6 @@ impl Folder {
     }
 
     /// Opens a published file if it is still the one that was recorded.
-    ///
-    /// # Errors
-    /// If the folder or the file can't be read.
     pub fn open(&self, file: &StagedFile, name: &str) -> Result<Option<File>, Error> {
         let dir = self.open_for(file)?;
         if !is_own_name(name) {
@@ -167,10 +154,7 @@ impl Folder {
         }
     }
 
-    /// Removes a published file if it is still the one that was recorded; what somebody put in its place stays.
-    ///
-    /// # Errors
-    /// If the folder can't be written.
+    /// Removes a published file if it is still the one that was recorded.
     pub fn remove(&self, file: &StagedFile, name: &str) -> Result<(), Error> {
         let dir = self.open_for(file)?;
         if is_own_name(name) && identity_at(&dir, name)?.as_ref() == Some(&file.identity) {
@@ -180,10 +164,7 @@ impl Folder {
         Ok(())
     }
 
-    /// Removes a staged file that nobody may publish any more, wherever a publisher left it.
-    ///
-    /// # Errors
-    /// If the folder can't be written.
+    /// Removes a staged file that nobody may publish any more, wherever it is.
     pub fn discard(&self, file: &StagedFile, name: &str) -> Result<(), Error> {
         let dir = self.open_for(file)?;
         if HiddenFile::read(&file.name).is_some() {
@@ -192,10 +173,7 @@ impl Folder {
         self.remove(file, name)
     }
 
-    /// The hidden files that there are, of live attempts and other databases too.
-    ///
-    /// # Errors
-    /// If the folder can't be read.
+    /// The hidden files that there are.
     pub fn hidden_files(&self) -> Result<Vec<HiddenFile>, Error> {
         let mut found = Vec::new();
         failpoint!("sink.sweep", Err(Error::Io(Errno::IO.into())));
@@ -207,9 +185,6 @@ impl Folder {
 
     /// Removes a hidden file, or only one that was last written at least so long ago by the clock of this host, where that is said.
     /// True: it did.
-    ///
-    /// # Errors
-    /// If the folder can't be read or written.
     pub fn sweep(&self, hidden: &HiddenFile, unwritten_for: Option<Duration>) -> Result<bool, Error> {
         let (dir, _) = self.open_with_id()?;
         if let Some(time) = unwritten_for {
@@ -223,10 +198,7 @@ impl Folder {
         Ok(remove_at(&dir, &hidden.name)?)
     }
 
-    /// Whether the folder can take a file now.
-    ///
-    /// # Errors
-    /// If it can't.
+    /// Requires that the folder can take a file now.
     pub fn require_room(&self) -> Result<(), Error> {
         let (dir, _) = self.open_with_id()?;
         rustix::fs::accessat(&dir, ".", rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK, AtFlags::empty())?;

@@ -18,9 +18,6 @@ pub enum WrittenManifest {
 impl Destination {
     /// Makes a manifest durable under its name, unless something else has that name. May be called again after a crash at any point, by any
     /// process that has this destination.
-    ///
-    /// # Errors
-    /// If the destination fails.
     pub async fn write_manifest(&self, record: &FileRecord, number: u64, text: &str) -> Result<WrittenManifest, Error> {
         let text = text.to_owned();
         match &self.place {
@@ -40,9 +37,6 @@ impl Destination {
 
     /// Whether a manifest's name in a folder is taken by something other than this text. In a bucket no name is known before the manifest
     /// is: its number is its name.
-    ///
-    /// # Errors
-    /// If the destination fails.
     pub async fn is_manifest_in_the_way(&self, record: &FileRecord, text: &str) -> Result<bool, Error> {
         match &self.place {
             Place::Folder(folder) => {
@@ -55,9 +49,6 @@ impl Destination {
     }
 
     /// Removes a manifest, if this is the one that stands there.
-    ///
-    /// # Errors
-    /// If the destination fails.
     pub(super) async fn remove_manifest(&self, record: &FileRecord, text: &str) -> Result<(), Error> {
         match &self.place {
             Place::Folder(folder) => {
@@ -76,9 +67,6 @@ impl Destination {
 
     /// The largest number of a manifest of a file's lane that is there; 0 if there is none, or if manifests have no numbers in their names
     /// here.
-    ///
-    /// # Errors
-    /// If the destination fails.
     pub async fn last_manifest(&self, record: &FileRecord) -> Result<u64, Error> {
         match (&self.place, &record.consumer) {
             #[cfg(feature = "buckets")]

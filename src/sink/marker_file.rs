@@ -57,9 +57,6 @@ impl MarkerFile {
     }
 
     /// Its content with this marker.
-    ///
-    /// # Errors
-    /// Never, as far as is known.
     pub(super) fn text(&self, marker: &Marker) -> std::io::Result<String> {
         let (consumer, dataset) = (self.consumer.clone(), self.dataset.clone());
         let content = Content { consumer, dataset, job: marker.job.as_uuid(), sha256: marker.sha256.clone() };

@@ -42,9 +42,6 @@ impl Folder {
     }
 
     /// Whether something has this name, and isn't this text.
-    ///
-    /// # Errors
-    /// If the folder or the file can't be read.
     pub fn is_in_the_way(&self, name: &str, text: &str) -> Result<bool, Error> {
         let (dir, _) = self.open_with_id()?;
         let file = match open_at(&dir, name) {
@@ -60,9 +57,6 @@ impl Folder {
     }
 
     /// Removes a manifest, if this is the one that stands there.
-    ///
-    /// # Errors
-    /// If the folder or the file can't be read, or the folder can't be written.
     pub fn remove_manifest(&self, name: &str, text: &str) -> Result<(), Error> {
         if !self.is_in_the_way(name, text)? {
             remove_at(&self.open_with_id()?.0, name)?;

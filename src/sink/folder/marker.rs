@@ -19,9 +19,6 @@ const MARKER_MAX_BYTES: u64 = 4096;
 
 impl Folder {
     /// Reads the marker of a lane: see [`Destination::marker`](crate::sink::Destination::marker).
-    ///
-    /// # Errors
-    /// If the folder or the file can't be read.
     pub(in crate::sink) fn marker(&self, file: &MarkerFile) -> Result<Option<Marker>, Error> {
         failpoint!("sink.marker", Err(Error::Io(Errno::IO.into())));
         let (dir, _) = self.open_with_id()?;
