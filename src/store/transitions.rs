@@ -1,5 +1,5 @@
-//! A job's transitions after its claim: each statement that changes a status then runs in [`step`] or `steps`, and what it changed is
-//! told in one place, `Store::tell`.
+//! A job's transitions after its claim: each statement that changes a status then runs in [`step`] or `Store::transitions`, and what it
+//! changed is told in one place, `Store::tell`.
 //!
 //! What must be true together with a transition belongs into its transaction, beside [`step`], as do the deliveries of an end's event. What
 //! only has to be heard of it in this process belongs into `tell`: the process whose statement ended a job counts the end, logs it and wakes
@@ -24,13 +24,6 @@ pub struct Transition {
     pub from: Status,
     /// The job after the transition, as clients see it: a committed job is still processing until its file has its name.
     pub job: Job,
-}
-
-impl Transition {
-    /// Whether clients see another status than before.
-    fn is_seen(&self) -> bool {
-        self.from != self.job.status
-    }
 }
 
 /// What a statement of a transition returns: `was`, which is the status before, and the job's columns.
@@ -63,17 +56,6 @@ pub(super) async fn step(
     Ok(row)
 }
 
-/// Runs a statement that changes many jobs' statuses, in a transaction, and writes down which listeners are to be told of their ends.
-async fn steps(
-    conn: &mut PgConnection,
-    listeners: &[Listener],
-    statement: Statement<'_>,
-) -> Result<Vec<TransitionRow>, Error> {
-    let rows = statement.fetch_all(&mut *conn).await?;
-    plan_deliveries(conn, listeners, &rows).await?;
-    Ok(rows)
-}
-
 async fn plan_deliveries(conn: &mut PgConnection, listeners: &[Listener], rows: &[TransitionRow]) -> Result<(), Error> {
     // Of a job that was asked to stop clients see no other status.
     let changed: Vec<_> = rows.iter().filter(|row| row.was != row.job.status).map(|row| &row.job).collect();
@@ -94,7 +76,12 @@ impl Store {
 
     /// Runs a statement that changes many jobs' statuses, in a transaction of its own, and tells what it changed.
     pub(super) async fn transitions(&self, statement: Statement<'_>) -> Result<Vec<Transition>, Error> {
-        let rows = self.transaction(async |tx| steps(tx, &self.listeners, statement).await).await?;
+        let changed = self.transaction::<_, Error>(async |tx| {
+            let rows = statement.fetch_all(&mut *tx).await?;
+            plan_deliveries(tx, &self.listeners, &rows).await?;
+            Ok(rows)
+        });
+        let rows = changed.await?;
         Ok(rows.into_iter().filter_map(|row| skip_unreadable(self.told(row, None))).collect())
     }
 
@@ -104,7 +91,7 @@ impl Store {
     /// If this version doesn't know a word of the job's. The transition has happened.
     pub(super) fn told(&self, row: TransitionRow, cause: Option<&str>) -> Result<Transition, Error> {
         let transition = Transition::try_from(row)?;
-        if transition.is_seen() {
+        if transition.from != transition.job.status {
             self.tell(&transition.job, cause);
         }
         Ok(transition)
