@@ -12,6 +12,30 @@ use crate::job::{ConsumerId, ExportType};
 use crate::store::{Error, Store};
 use crate::watermark::{NewPosition, Position, Watermark};
 
+/// Ids that a consumer and a dataset may have. A row with another id was inserted by hand, and belongs to no consumer.
+const CONSUMER: &str = "^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$";
+const DATASET: &str = "^[a-z][a-z0-9_-]{0,62}$";
+
+/// A consumer's position in a dataset, as far as it is known without reading the table.
+#[derive(Clone, Debug)]
+pub struct ConsumerPosition {
+    /// The consumer.
+    pub consumer: ConsumerId,
+    /// The dataset's name.
+    pub dataset: String,
+    /// Its watermark, if it has one.
+    pub last_exported_at: Option<DateTime<Utc>>,
+}
+
+/// Whether a watermark was set or forgotten by hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WatermarkEdit {
+    /// Done.
+    Done,
+    /// Refused: an export of that consumer is being committed.
+    Committing,
+}
+
 impl Store {
     /// A consumer's watermark, if it has one.
     pub async fn watermark(&self, lane: Lane<'_>) -> Result<Option<Watermark>, Error> {
@@ -29,24 +53,7 @@ impl Store {
             last_exported_at,
         }))
     }
-}
 
-/// Ids that a consumer and a dataset may have. A row with another id was inserted by hand, and belongs to no consumer.
-const CONSUMER: &str = "^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$";
-const DATASET: &str = "^[a-z][a-z0-9_-]{0,62}$";
-
-/// A consumer's position in a dataset, as far as it is known without reading the table.
-#[derive(Clone, Debug)]
-pub struct ConsumerPosition {
-    /// The consumer.
-    pub consumer: ConsumerId,
-    /// The dataset's name.
-    pub dataset: String,
-    /// Its watermark, if it has one.
-    pub last_exported_at: Option<DateTime<Utc>>,
-}
-
-impl Store {
     /// The positions of all consumers that have a watermark or ever asked for an export, by consumer and dataset, `limit` of them at
     /// most; those after `after`, and of the consumers `among`, where these are given.
     pub async fn positions(
@@ -94,18 +101,7 @@ impl Store {
         };
         Ok(rows.into_iter().filter_map(place).collect())
     }
-}
 
-/// Whether a watermark was set or forgotten by hand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WatermarkEdit {
-    /// Done.
-    Done,
-    /// Refused: an export of that consumer is being committed.
-    Committing,
-}
-
-impl Store {
     /// Sets a consumer's watermark by hand. A running export of the consumer begins anew from there.
     pub async fn set_watermark(&self, watermark: &Watermark) -> Result<WatermarkEdit, Error> {
         let statement = sqlx::query(
