@@ -28,7 +28,8 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgListener, PgPoolOptions};
+use sqlx::postgres::{PgArguments, PgListener, PgPoolOptions};
+use sqlx::query::Query;
 use sqlx::{Connection, PgConnection, PgPool, Postgres};
 use tokio::sync::broadcast;
 
@@ -159,12 +160,8 @@ impl Store {
     }
 
     /// Whether Postgres answers, and its transaction ids let it write to the service's tables.
-    ///
-    /// # Errors
-    /// If it doesn't answer, or its transaction ids were set back.
     pub async fn ping(&self) -> Result<(), Error> {
-        let beyond = self.with(async |conn| xid_beyond(conn).await).await?;
-        match beyond {
+        match self.with(xid_beyond).await? {
             Some(xid) => Err(Error::XidsSetBack(xid)),
             None => Ok(()),
         }
@@ -187,6 +184,11 @@ impl Store {
             Ok(done)
         });
         self.in_time(called).await
+    }
+
+    /// Runs a statement, and returns how many rows it made or changed.
+    async fn execute(&self, statement: Query<'_, Postgres, PgArguments>) -> Result<u64, Error> {
+        Ok(self.with(async |conn| statement.execute(conn).await).await?.rows_affected())
     }
 
     async fn in_time<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {

@@ -40,8 +40,7 @@ impl Store {
                and (l.acknowledged is null or l.acknowledged < e.number or l.acknowledged > l.last_number)",
         )
         .bind(id.as_uuid());
-        let recorded = self.with(async |conn| statement.execute(conn).await).await?;
-        Ok(recorded.rows_affected() == 1)
+        Ok(self.execute(statement).await? == 1)
     }
 
     /// What there is to acknowledge in each of these lanes, consumers and datasets, that has ever acknowledged an export.

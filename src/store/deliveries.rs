@@ -206,8 +206,7 @@ impl Store {
         .bind(again)
         .bind(tried.status.map(|status| status as i16))
         .bind(error);
-        let recorded = self.with(async |conn| statement.execute(conn).await).await?;
-        Ok(recorded.rows_affected() == 1)
+        Ok(self.execute(statement).await? == 1)
     }
 
     /// Has deliveries to these receivers that wait be due when they would have been, where the database's clock was set back since they were put off.
@@ -227,8 +226,7 @@ impl Store {
              from late where d.id = late.id",
         )
         .bind(names);
-        self.with(async |conn| statement.execute(conn).await).await?;
-        Ok(())
+        self.execute(statement).await.map(drop)
     }
 
     /// Deliveries that a filter lets through, newest first, `limit` of them at most.
@@ -295,7 +293,6 @@ impl Store {
              from cdc_export.deliveries where endpoint = any($1) and delivered_at is null group by endpoint",
         )
         .bind(endpoints);
-        let open = self.with(async |conn| statement.fetch_all(conn).await).await?;
-        Ok(open)
+        self.with(async |conn| statement.fetch_all(conn).await).await
     }
 }

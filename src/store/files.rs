@@ -44,8 +44,7 @@ impl Store {
                order by destination_id
                limit 1) is not null",
         );
-        let found = self.with(async |conn| statement.fetch_one(conn).await).await?;
-        Ok(found)
+        self.with(async |conn| statement.fetch_one(conn).await).await
     }
 
     /// The files of this folder that are committed and have no final name yet, and those that another database has to name, wherever
@@ -101,8 +100,7 @@ impl Store {
         .bind(record.job.as_uuid())
         .bind(marker.job.as_uuid())
         .bind(&marker.sha256);
-        let is_after = self.with(async |conn| statement.fetch_one(conn).await).await?;
-        Ok(is_after)
+        self.with(async |conn| statement.fetch_one(conn).await).await
     }
 
     /// Records that the files have their final names and where each is, as a URL, and numbers the export among the published ones of its
@@ -217,15 +215,14 @@ impl Store {
 }
 
 /// Returns true if an export's file has this name, in any case of letters.
-async fn is_taken(conn: &mut PgConnection, name: &str) -> Result<bool, Error> {
-    let is_taken = sqlx::query_scalar(
+async fn is_taken(conn: &mut PgConnection, name: &str) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
         "-- store.files.is_taken
          select exists (select from exports where lower(output_filename) = lower($1))",
     )
     .bind(name)
     .fetch_one(conn)
-    .await?;
-    Ok(is_taken)
+    .await
 }
 
 /// Names of a stem that are counted: what a second has at most. Of more, the next free number is found by trying.
@@ -233,8 +230,8 @@ const MOST_NAMES: i64 = 1_000;
 
 /// How many files have this stem, in any case: those that go on after it with `-` or `.`, so that a consumer whose id begins like
 /// another's whole stem isn't counted.
-pub(crate) async fn names_taken(conn: &mut PgConnection, stem: &str) -> Result<i64, Error> {
-    let taken = sqlx::query_scalar(
+pub(crate) async fn names_taken(conn: &mut PgConnection, stem: &str) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar(
         "-- store.files.names_taken
          select count(*) from (
            select from exports
@@ -244,8 +241,7 @@ pub(crate) async fn names_taken(conn: &mut PgConnection, stem: &str) -> Result<i
     .bind(stem)
     .bind(MOST_NAMES)
     .fetch_one(conn)
-    .await?;
-    Ok(taken)
+    .await
 }
 
 #[derive(sqlx_macros::FromRow)]

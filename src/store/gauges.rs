@@ -89,8 +89,7 @@ impl Store {
                cross join (select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'sequence')::regclass), 0)
                              as sequence) log) held",
         );
-        let backlog = self.with(async |conn| statement.fetch_one(conn).await).await?;
-        Ok(backlog)
+        self.with(async |conn| statement.fetch_one(conn).await).await
     }
 
     /// The watermarks furthest behind in these datasets, a hundred at most, and how many there are beside them.

@@ -289,8 +289,8 @@ pub(super) async fn enter_lane(conn: &mut PgConnection, request: &Request) -> Re
 
 /// The time of a new job: the database's, but later than those of its lane's last job, also where the clock was set back. The
 /// lane's row must be locked.
-async fn next_time(conn: &mut PgConnection, request: &Request) -> Result<DateTime<Utc>, Error> {
-    let now = sqlx::query_scalar(
+async fn next_time(conn: &mut PgConnection, request: &Request) -> Result<DateTime<Utc>, sqlx::Error> {
+    sqlx::query_scalar(
         "-- store.jobs.next_time
          select greatest(clock_timestamp(), (
            select greatest(created_at, finished_at) + interval '1 microsecond' from exports
@@ -299,8 +299,7 @@ async fn next_time(conn: &mut PgConnection, request: &Request) -> Result<DateTim
     .bind(request.consumer.as_ref().map(|consumer| consumer.as_str()))
     .bind(&request.dataset)
     .fetch_one(conn)
-    .await?;
-    Ok(now)
+    .await
 }
 
 /// Whether what the request's caller loaded last is not the lane's last export. A full export goes on from anything.

@@ -162,7 +162,6 @@ impl Store {
              update cdc_export.keys set last_used_at = clock_timestamp() where prefix = $1",
         )
         .bind(prefix.as_str());
-        self.with(async |conn| statement.execute(conn).await).await?;
-        Ok(())
+        self.execute(statement).await.map(drop)
     }
 }

@@ -62,8 +62,8 @@ async fn known(
     lane: Lane<'_>,
     job: JobId,
     sha256: Option<&str>,
-) -> Result<Option<i64>, Error> {
-    let number = sqlx::query_scalar(
+) -> Result<Option<i64>, sqlx::Error> {
+    sqlx::query_scalar(
         "-- store.lanes.known
          select coalesce(e.number, l.last_number) from exports e
          join cdc_export.lanes l on l.consumer_id = e.consumer_id and l.dataset = e.dataset
@@ -74,8 +74,7 @@ async fn known(
     .bind(lane.dataset)
     .bind(sha256)
     .fetch_optional(conn)
-    .await?;
-    Ok(number)
+    .await
 }
 
 /// The exports after this number. `None`: one of them was forgotten.

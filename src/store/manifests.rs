@@ -68,8 +68,7 @@ impl Store {
         .bind(&record.name)
         .bind(manifest.text())
         .bind(&manifest.digest);
-        self.with(async |conn| statement.execute(conn).await).await?;
-        Ok(())
+        self.execute(statement).await.map(drop)
     }
 
     /// Has the lane's numbers go on behind this one, which the destination has of another export: the database was put back, and that export
@@ -88,8 +87,7 @@ impl Store {
         .bind(record.job.as_uuid())
         .bind(number as i64)
         .bind(&record.manifest);
-        let skipped = self.with(async |conn| statement.execute(conn).await).await?;
-        Ok(skipped.rows_affected() > 0)
+        Ok(self.execute(statement).await? > 0)
     }
 
     /// The text of a published export's manifest. `None`: it has none.

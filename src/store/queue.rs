@@ -143,9 +143,9 @@ async fn claim(
 
 /// A time before which there is no job to claim. While some export holds an old snapshot, the index keeps an entry for each job
 /// that has left the queue since, and a claim that began at the index's end would read them all, each time.
-async fn front(conn: &mut PgConnection, claimant: &Claimant<'_>) -> Result<DateTime<Utc>, Error> {
+async fn front(conn: &mut PgConnection, claimant: &Claimant<'_>) -> Result<DateTime<Utc>, sqlx::Error> {
     // A job that is being submitted isn't seen yet, and may be as old as the timeout of a client's call.
-    let front = sqlx::query_scalar(concat!(
+    sqlx::query_scalar(concat!(
         "-- store.queue.front
          select least((select r.run_at from exports r where ",
         claimable!(),
@@ -156,8 +156,7 @@ async fn front(conn: &mut PgConnection, claimant: &Claimant<'_>) -> Result<DateT
     .bind(claimant.datasets)
     .bind(claimant.destination)
     .fetch_one(conn)
-    .await?;
-    Ok(front)
+    .await
 }
 
 /// A hidden file of an attempt that has ended without completing its job, or of a publisher.
@@ -211,8 +210,7 @@ impl Store {
         .bind(lease.job.id.as_uuid())
         .bind(lease.token().as_uuid())
         .bind(place.to_string());
-        self.with(async |conn| statement.execute(conn).await).await?;
-        Ok(())
+        self.execute(statement).await.map(drop)
     }
 
     /// Leaves a job: it is pending, failed or cancelled then. `None`: it wasn't this lease's to leave. `cause` is the attempt's error with
@@ -287,8 +285,7 @@ impl Store {
         )
         .bind(lease.as_secs_f64())
         .bind(longest_retry_pauses());
-        self.with(async |conn| statement.execute(conn).await).await?;
-        Ok(())
+        self.execute(statement).await.map(drop)
     }
 
     /// Takes over the jobs of vanished workers: they are pending again, or failed once their attempts are spent.
@@ -358,8 +355,7 @@ impl Store {
              where d.seen_at not between clock_timestamp() - interval '10 seconds' and clock_timestamp()",
         )
         .bind(destination);
-        self.with(async |conn| statement.execute(conn).await).await?;
-        Ok(())
+        self.execute(statement).await.map(drop)
     }
 }
 

@@ -284,8 +284,7 @@ impl Store {
             "-- store.retention.forget_stores
              delete from cdc_export.destinations where seen_at < clock_timestamp() - interval '1 day'",
         );
-        self.with(async |conn| statement.execute(conn).await).await?;
-        Ok(())
+        self.execute(statement).await.map(drop)
     }
 
     /// Records that a job's file is gone. False: somebody did before.
@@ -296,8 +295,7 @@ impl Store {
              where id = $1 and published_at is not null and file_removed_at is null",
         )
         .bind(job.as_uuid());
-        let recorded = self.with(async |conn| statement.execute(conn).await).await?;
-        Ok(recorded.rows_affected() == 1)
+        Ok(self.execute(statement).await? == 1)
     }
 }
 

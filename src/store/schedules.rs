@@ -92,8 +92,7 @@ impl Store {
              where s.timing <> excluded.timing",
         );
         let statement = of_slot(statement, schedule, slot);
-        self.with(async |conn| statement.execute(conn).await).await?;
-        Ok(())
+        self.execute(statement).await.map(drop)
     }
 
     /// Makes the job of a slot that is due, and takes the slot for used, both or neither.
@@ -194,8 +193,7 @@ impl Store {
              where s.slot is null or s.slot < excluded.slot",
         );
         let statement = of_slot(statement, schedule, slot);
-        let skipped = self.with(async |conn| statement.execute(conn).await).await?;
-        Ok(skipped.rows_affected() == 1)
+        Ok(self.execute(statement).await? == 1)
     }
 
     /// Writes down why a slot that is due has no job yet. The slot stays due. False: that was known, or the slot has its job by now.
@@ -208,8 +206,7 @@ impl Store {
              where (s.slot is null or s.slot < $2) and s.refused is distinct from excluded.refused",
         );
         let statement = of_slot(statement, schedule, slot).bind(why.as_str());
-        let refused = self.with(async |conn| statement.execute(conn).await).await?;
-        Ok(refused.rows_affected() == 1)
+        Ok(self.execute(statement).await? == 1)
     }
 
     /// Has a schedule go on from `slot` in place of `from`, which the clock won't reach for long. False: another process was first.
@@ -226,8 +223,7 @@ impl Store {
         .bind(&schedule.name)
         .bind(from)
         .bind(slot);
-        let set_back = self.with(async |conn| statement.execute(conn).await).await?;
-        Ok(set_back.rows_affected() == 1)
+        Ok(self.execute(statement).await? == 1)
     }
 }
 
@@ -256,8 +252,8 @@ async fn end(tx: Transaction<'_, Postgres>, made: Result<MadeJob<'_>, Asked>) ->
 }
 
 /// Whether an export of the lane is open, or its file has no name yet. The lane's row must be locked.
-async fn is_busy(conn: &mut PgConnection, Lane { consumer, dataset }: Lane<'_>) -> Result<bool, Error> {
-    let is_busy = sqlx::query_scalar(
+async fn is_busy(conn: &mut PgConnection, Lane { consumer, dataset }: Lane<'_>) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
         "-- store.schedules.is_busy
          select exists (select from exports where consumer_id = $1 and dataset = $2 and status in ('pending', 'processing'))
            or exists (select from exports where consumer_id = $1 and dataset = $2 and status = 'completed' and published_at is null)",
@@ -265,8 +261,7 @@ async fn is_busy(conn: &mut PgConnection, Lane { consumer, dataset }: Lane<'_>) 
     .bind(consumer.as_str())
     .bind(dataset)
     .fetch_one(conn)
-    .await?;
-    Ok(is_busy)
+    .await
 }
 
 /// Writes down which job a schedule has made last.
