@@ -46,6 +46,10 @@ use crate::source::reader_slots::ReaderSlots;
 use crate::telemetry::metrics::PoolUse;
 
 /// How to reach the database that has the tables.
+///
+/// # Errors
+/// Every call fails if the database fails, or a dataset's table isn't as the dataset says. Its own documentation names what else makes it
+/// fail.
 #[derive(Clone, Debug)]
 pub struct Source {
     options: PgConnectOptions,

@@ -23,10 +23,7 @@ pub struct Findings {
     pub untracked: Vec<String>,
 }
 
-/// Holds a whole catalog against the live tables.
-///
-/// # Errors
-/// If the database fails. What doesn't fit is the result.
+/// Holds a whole catalog against the live tables, and returns what doesn't fit.
 pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::Error> {
     let mut conn = pool.acquire().await?;
     let (mut found, mut others) = (Findings::default(), Vec::<Logged>::new());
@@ -50,11 +47,8 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::E
     Ok(found)
 }
 
-/// Holds one dataset against its table, and against the other datasets that share its triggers. What else is wrong with the others
+/// Holds one dataset against its table, and against the other datasets that share its triggers, and returns what doesn't fit. What else is wrong with the others
 /// isn't looked at.
-///
-/// # Errors
-/// If the database fails. What doesn't fit is the result.
 pub async fn check_one(pool: &PgPool, catalog: &Catalog, dataset: &Dataset) -> Result<Faults, sqlx::Error> {
     let mut conn = pool.acquire().await?;
     let mut faults = Vec::new();

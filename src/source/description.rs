@@ -18,9 +18,6 @@ struct TableStatus {
 
 impl Source {
     /// What a dataset's table looks like now.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn describe(&self, dataset: &Arc<Dataset>) -> Result<Description, Error> {
         let failed = Error::of(&dataset.table);
         let mut conn = self.pool.acquire().await.map_err(&failed)?;

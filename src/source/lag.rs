@@ -19,9 +19,6 @@ use pg_rows::column::ColumnType;
 impl Source {
     /// How far these consumers, each with its lane's marker, lag behind a dataset, in the order of their ids. Counts out of `changes`
     /// changes at most.
-    ///
-    /// # Errors
-    /// If the database fails, or the table isn't as the dataset says.
     pub async fn lags(
         &self,
         dataset: &Dataset,

@@ -19,9 +19,6 @@ pub struct Caps {
 
 impl Source {
     /// Removes what every consumer has seen from the change log; see [`purge`].
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn purge(&self, caps: &Caps) -> Result<u64, Error> {
         purge(&self.pool, caps).await.map_err(Error::of("cdc_export.change_log"))
     }
@@ -35,9 +32,6 @@ pub const PURGE_ROWS: u64 = 50_000;
 ///
 /// A position loses its deletions first, counted from its last delta or full export: its incremental exports stay exact, and
 /// its next delta asks for a full one. At twice the caps, counted from its last export, it loses the rest.
-///
-/// # Errors
-/// If the database fails.
 pub async fn purge(pool: &PgPool, caps: &Caps) -> Result<u64, sqlx::Error> {
     let mut tx = pool.begin().await?;
     // The purge has to get to its end even where a mass of dead rows slows it down.

@@ -96,9 +96,6 @@ impl Rights {
 
 impl Source {
     /// What keeps the role from reading a dataset's table, and what its owner does about it; `None`: nothing, or there is no table.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn unreadable(&self, dataset: &Dataset) -> Result<Option<Fault>, Error> {
         let failed = Error::of(&dataset.table);
         let mut conn = self.pool.acquire().await.map_err(&failed)?;

@@ -15,9 +15,6 @@ use crate::source::{Error, Source};
 
 impl Source {
     /// Whether a selection is one of the dataset's rows and columns.
-    ///
-    /// # Errors
-    /// If the database fails, or the table isn't as the dataset says.
     pub async fn check(&self, dataset: &Dataset, selection: &Selection) -> Result<Result<(), BadSelection>, Error> {
         let mut conn = self.pool.acquire().await.map_err(Error::of(&dataset.table))?;
         let schema = introspect(&mut conn, dataset).await?;
