@@ -23,7 +23,6 @@ use crate::dataset::{Dataset, Description};
 use crate::demo;
 use crate::job::selection::BadSelection;
 use crate::job::{Job, JobId, Status, Terms};
-use crate::key::{Grant, PresentedKey};
 use crate::service::deadline::{call_timeout, on_table, with_timeout};
 use crate::service::followers::Followers;
 use crate::service::keys::Keyring;
@@ -276,6 +275,9 @@ pub struct Stores {
 }
 
 /// The calls of clients, over the database, the tables and the destination.
+///
+/// # Errors
+/// Every call fails if the database fails or doesn't answer in time. Its own documentation names what else makes it fail.
 #[derive(Clone, Debug)]
 pub struct Service {
     store: Store,
@@ -331,22 +333,9 @@ impl Service {
         }
     }
 
-    /// Returns true if this key was good when it was last looked up, however long ago: this tells a known key from a guess, and lets nobody in.
-    pub fn knows(&self, key: &PresentedKey) -> bool {
-        self.keyring.knows(key)
-    }
-
-    /// Returns what a key permits.
-    ///
-    /// # Errors
-    /// If there is no such key, or it was revoked or has expired some seconds ago, or the database fails.
-    pub async fn grant(&self, key: &PresentedKey) -> Result<Arc<Grant>, Error> {
-        self.keyring.grant(key).await
-    }
-
-    /// Returns once the key is revoked or has expired, some seconds later.
-    pub async fn gone(&self, key: &PresentedKey) {
-        self.keyring.gone(key).await;
+    /// The keys that callers present.
+    pub(crate) fn keyring(&self) -> &Arc<Keyring> {
+        &self.keyring
     }
 
     /// The dataset of this name.
@@ -366,9 +355,6 @@ impl Service {
     }
 
     /// Every dataset, with its table's present columns.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn datasets(&self) -> Result<Vec<Description>, Error> {
         let mut datasets = Vec::new();
         for dataset in self.catalog.iter() {
@@ -378,9 +364,6 @@ impl Service {
     }
 
     /// A dataset with its table's present columns.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn describe(&self, dataset: &Arc<Dataset>) -> Result<Description, Error> {
         on_table(self.source.describe(dataset)).await
     }
@@ -393,10 +376,7 @@ impl Service {
         with_timeout(demo::soft_delete(&self.store, id)).await?.ok_or(Error::NoUser)
     }
 
-    /// Checks that Postgres answers.
-    ///
-    /// # Errors
-    /// If it doesn't within 2 seconds.
+    /// Checks that Postgres answers within 2 seconds.
     pub async fn ping(&self) -> Result<(), Error> {
         with_timeout(self.probe.ping()).await
     }
@@ -410,8 +390,9 @@ impl Service {
     pub async fn health(&self) -> Health {
         let look = async { self.datasets().await.map(Arc::new) };
         let datasets = tokio::time::timeout(call_timeout(), self.last_datasets.within(DATASETS_LOOK_LASTS, look));
-        let (postgres, output, datasets) = tokio::join!(self.ping(), self.room(), datasets);
+        let (postgres, output, datasets) = tokio::join!(self.ping(), self.destination.require_room(), datasets);
         let is_draining = self.is_draining();
+        let output = output.map_err(Error::from);
         Health { postgres, output, is_draining, datasets: datasets.ok().and_then(Result::ok) }
     }
 }

@@ -65,11 +65,11 @@ impl AccessControl {
     async fn key(&self, headers: &HeaderMap, address: IpAddr) -> Result<(PresentedKey, Arc<Grant>), Problem> {
         let key = bearer(headers);
         // A request with an unknown key counts for its address, before the database is asked: guessing keys is limited.
-        if !key.as_ref().is_ok_and(|key| self.service.knows(key)) {
+        if !key.as_ref().is_ok_and(|key| self.service.keyring().knows(key)) {
             self.charge(RateKey::Address(address))?;
         }
         let key = key?;
-        let grant = self.service.grant(&key).await?;
+        let grant = self.service.keyring().grant(&key).await?;
         self.charge(RateKey::Key(&grant.prefix))?;
         Ok((key, grant))
     }
@@ -173,7 +173,7 @@ pub(crate) async fn check(
     request.extensions_mut().insert(Caller(Some(grant)));
     let answer = tokio::select! {
         answer = next.run(request) => answer,
-        () = control.service.gone(&key) => return Err(Problem::key_invalid()),
+        () = control.service.keyring().gone(&key) => return Err(Problem::key_invalid()),
     };
     Ok(while_good(answer, control.service, key))
 }
@@ -225,7 +225,7 @@ fn while_good(answer: Response, service: Service, key: PresentedKey) -> Response
     let gone = CancellationToken::new();
     let tell = gone.clone();
     let watch = async move {
-        service.gone(&key).await;
+        service.keyring().gone(&key).await;
         tell.cancel();
         tracing::info!(event = "answer_broken_off", "the key of a download or of events was revoked or has expired");
     };

@@ -50,9 +50,6 @@ impl Service {
 
     /// Where consumers stand in datasets, in the order of their ids; those after `after`, and of the consumers
     /// `among`, where these are given.
-    ///
-    /// # Errors
-    /// If the database fails, or doesn't count in time.
     pub async fn consumers(
         &self,
         after: Option<Lane<'_>>,
@@ -85,9 +82,6 @@ impl Service {
     }
 
     /// The folder's marker of a consumer's lane.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn marker(&self, consumer: &ConsumerId, dataset: &Dataset) -> Result<Option<Marker>, Error> {
         let marked = self.with_markers(dataset, &[consumer]).await?;
         Ok(marked.into_iter().next().and_then(|(_, marker)| marker))

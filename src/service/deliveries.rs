@@ -8,9 +8,6 @@ use crate::service::{Error, Service};
 
 impl Service {
     /// Deliveries that a filter lets through, newest first.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<Vec<Delivery>, Error> {
         with_timeout(self.store.deliveries(filter, limit)).await
     }

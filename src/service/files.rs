@@ -147,9 +147,4 @@ impl Service {
         }
         Ok(())
     }
-
-    /// Whether the destination can take a file.
-    pub(super) async fn room(&self) -> Result<(), Error> {
-        Ok(self.destination.require_room().await?)
-    }
 }

@@ -34,9 +34,6 @@ pub(super) struct ScheduleAge {
 
 impl Service {
     /// The schedules in the order of the file; of the consumers `among`, where these are given.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn schedules(&self, among: Option<&[ConsumerId]>) -> Result<Vec<ListedSchedule>, Error> {
         let is_visible = |schedule: &&Arc<Schedule>| among.is_none_or(|own| own.contains(&schedule.consumer));
         let schedules: Vec<_> = self.catalog.schedules().iter().filter(is_visible).collect();

@@ -27,14 +27,8 @@ const LOOK_LASTS: Duration = Duration::from_secs(1);
 const SCRAPE_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 /// A look that serves all who come soon after it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct LastLook<T>(Mutex<Option<(Instant, T)>>);
-
-impl<T> Default for LastLook<T> {
-    fn default() -> LastLook<T> {
-        LastLook(Mutex::default())
-    }
-}
 
 impl<T: Clone> LastLook<T> {
     /// Returns what the last look saw if it is so recent, else looks again. Whoever comes during a look waits for it, and takes what it saw.
@@ -80,7 +74,7 @@ impl Service {
         let limit = failpoint::time("service.call", SCRAPE_TIMEOUT);
         let (up, ready, read) = tokio::join!(
             timeout(limit, self.ping()),
-            timeout(limit, self.room()),
+            timeout(limit, self.destination.require_room()),
             store::with_timeout(limit, self.read())
         );
         gauges.set(&metrics::DATABASE_UP, &[], f64::from(matches!(up, Ok(Ok(())))));
