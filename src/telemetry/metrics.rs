@@ -24,42 +24,31 @@ const fn metric(name: &'static str, labels: &'static [&'static str], help: &'sta
 }
 
 static JOBS: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    counter(
-        &REGISTRY,
-        &metric("cdc_export_jobs_total", &["dataset", "export_type", "status"], "Jobs that ended, by how they ended."),
-    )
+    counter(metric(
+        "cdc_export_jobs_total",
+        &["dataset", "export_type", "status"],
+        "Jobs that ended, by how they ended.",
+    ))
 });
 static FAILURES: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    counter(
-        &REGISTRY,
-        &metric("cdc_export_failures_total", &["dataset", "code"], "Jobs that failed, by the code of their error."),
-    )
+    counter(metric("cdc_export_failures_total", &["dataset", "code"], "Jobs that failed, by the code of their error."))
 });
 static ROWS: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    counter(
-        &REGISTRY,
-        &metric("cdc_export_rows_total", &["dataset", "export_type"], "Rows in files of completed exports."),
-    )
+    counter(metric("cdc_export_rows_total", &["dataset", "export_type"], "Rows in files of completed exports."))
 });
 static BYTES: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    counter(
-        &REGISTRY,
-        &metric(
-            "cdc_export_bytes_total",
-            &["dataset", "export_type"],
-            "Bytes of files of completed exports, as compressed.",
-        ),
-    )
+    counter(metric(
+        "cdc_export_bytes_total",
+        &["dataset", "export_type"],
+        "Bytes of files of completed exports, as compressed.",
+    ))
 });
 static LATE_ROWS: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    counter(
-        &REGISTRY,
-        &metric(
-            "cdc_export_late_rows_total",
-            &["dataset", "export_type"],
-            "Exported rows that a comparison of updated_at with the watermark would have missed.",
-        ),
-    )
+    counter(metric(
+        "cdc_export_late_rows_total",
+        &["dataset", "export_type"],
+        "Exported rows that a comparison of updated_at with the watermark would have missed.",
+    ))
 });
 static DURATION: LazyLock<HistogramVec> = LazyLock::new(|| {
     let Metric { name, help, labels } = metric(
@@ -71,30 +60,21 @@ static DURATION: LazyLock<HistogramVec> = LazyLock::new(|| {
     registered(&REGISTRY, HistogramVec::new(options, labels))
 });
 static TAKEOVERS: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    counter(
-        &REGISTRY,
-        &metric("cdc_export_lease_takeovers_total", &[], "Jobs taken from workers that gave no sign for a lease."),
-    )
+    counter(metric("cdc_export_lease_takeovers_total", &[], "Jobs taken from workers that gave no sign for a lease."))
 });
 static DELIVERIES: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    counter(
-        &REGISTRY,
-        &metric(
-            "cdc_export_deliveries_total",
-            &["endpoint", "outcome"],
-            "Tries to tell a receiver of an event by this process: delivered, failed and tried again later, or dead.",
-        ),
-    )
+    counter(metric(
+        "cdc_export_deliveries_total",
+        &["endpoint", "outcome"],
+        "Tries to tell a receiver of an event by this process: delivered, failed and tried again later, or dead.",
+    ))
 });
 static AMQP_REQUESTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    counter(
-        &REGISTRY,
-        &metric(
-            "cdc_export_amqp_requests_total",
-            &["endpoint", "outcome"],
-            "Requests from a broker's queue that this process took: accepted, refused and laid aside, or deferred, which is counted at each try.",
-        ),
-    )
+    counter(metric(
+        "cdc_export_amqp_requests_total",
+        &["endpoint", "outcome"],
+        "Requests from a broker's queue that this process took: accepted, refused and laid aside, or deferred, which is counted at each try.",
+    ))
 });
 static AMQP_WAITING: LazyLock<GaugeVec> = LazyLock::new(|| {
     gauge(
@@ -107,14 +87,11 @@ static AMQP_WAITING: LazyLock<GaugeVec> = LazyLock::new(|| {
     )
 });
 static SCHEDULE_SLOTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    counter(
-        &REGISTRY,
-        &metric(
-            "cdc_export_schedule_slots_total",
-            &["schedule", "outcome"],
-            "Slots of schedules whose exports were asked for (run), skipped because an export of the lane was open, or refused for now; and full exports that healed.",
-        ),
-    )
+    counter(metric(
+        "cdc_export_schedule_slots_total",
+        &["schedule", "outcome"],
+        "Slots of schedules whose exports were asked for (run), skipped because an export of the lane was open, or refused for now; and full exports that healed.",
+    ))
 });
 /// What becomes of slots.
 const SLOT_OUTCOMES: [&str; 4] = ["run", "skipped", "refused", "healed"];
@@ -288,8 +265,8 @@ fn registered<C: Collector + Clone + 'static>(registry: &Registry, collector: pr
     collector
 }
 
-fn counter(registry: &Registry, metric: &Metric) -> IntCounterVec {
-    registered(registry, IntCounterVec::new(Opts::new(metric.name, metric.help), metric.labels))
+fn counter(metric: Metric) -> IntCounterVec {
+    registered(&REGISTRY, IntCounterVec::new(Opts::new(metric.name, metric.help), metric.labels))
 }
 
 fn gauge(registry: &Registry, metric: &Metric) -> GaugeVec {
