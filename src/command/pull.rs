@@ -13,10 +13,11 @@ use tokio::task::spawn_blocking;
 
 use crate::command::BadUsage;
 use crate::command::api::Api;
+use crate::command::client::{Address, AddressParser};
 use crate::command::feed::Feed;
 use crate::command::inbox::{Inbox, dataset_of};
 use crate::command::rounds::{repeat, until_signal};
-use crate::command::server::RemoteServer;
+use crate::command::server::client_of;
 use crate::command::start::block_on;
 use crate::command::words::{pause, words};
 
@@ -29,8 +30,9 @@ pub(crate) struct Pull {
     /// Of which dataset [default: users, or the only one there is]
     #[arg(long)]
     dataset: Option<String>,
-    #[command(flatten)]
-    at: RemoteServer,
+    /// The address of the service, which is shown the key in CDC_EXPORT_KEY if it wants one
+    #[arg(long, value_name = "URL", value_parser = AddressParser)]
+    server: Address,
     /// The folder for the files, made if need be. It remembers in a hidden file which export came last: files may be moved away
     #[arg(long, value_name = "FOLDER")]
     into: PathBuf,
@@ -64,7 +66,7 @@ fn request() -> impl TypedValueParser<Value = Asked> {
 impl Pull {
     /// Fetches what is there, prints where, and asks for more.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let api = Api::remote(self.at.client()?);
+        let api = Api::remote(client_of(&self.server)?);
         block_on(until_signal(self.every, self.pull(&api)))
     }
 

@@ -46,21 +46,6 @@ impl Server {
     }
 }
 
-/// Which remote service.
-#[derive(Args)]
-pub(super) struct RemoteServer {
-    /// The address of the service, which is shown the key in CDC_EXPORT_KEY if it wants one
-    #[arg(long, value_name = "URL", value_parser = AddressParser)]
-    server: Address,
-}
-
-impl RemoteServer {
-    /// The client of the service.
-    pub(super) fn client(&self) -> anyhow::Result<Client> {
-        client_of(&self.server)
-    }
-}
-
 /// Arms the failpoints of a command that reads no other settings.
 pub(super) fn arm(environment: &Environment) -> anyhow::Result<()> {
     #[cfg(debug_assertions)]
@@ -71,6 +56,7 @@ pub(super) fn arm(environment: &Environment) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The client of the service at this address.
 pub(super) fn client_of(address: &Address) -> anyhow::Result<Client> {
     let environment = Environment::read()?;
     environment.misspelt().iter().for_each(|misspelt| eprintln!("cdc-export: {misspelt}"));
