@@ -224,7 +224,7 @@ impl Verifier {
             Err(broken) => report.fault(&export, name, &format!("changed ({broken})"))?,
         }
         for fault in seen.faults {
-            report.chain_fault(&export, name, fault)?;
+            report.fault(&export, name, &fault.to_string())?;
         }
         // If its content was changed, so may be what it says of its files.
         for file in manifest.export.files.into_iter().filter(|_| is_right) {

@@ -9,15 +9,19 @@ use std::sync::atomic::Ordering;
 use crate::manifest::chain::{Chains, Digest, Link, parse_digest};
 
 /// What is wrong with an export's place in its lane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// The export that it follows is missing. The newest one before it that is there has this number.
+    #[error("gap after {0}")]
     GapAfter(u64),
     /// It is the lane's first export, with this number, and not a full one: the exports that it builds on are missing.
+    #[error("gap before {0}")]
     GapBefore(u64),
     /// Another export with this number, or this export itself, follows the same one, or both follow none.
+    #[error("forked at {0}")]
     ForkedAt(u64),
     /// It follows the export of this number, which isn't below its own.
+    #[error("changed (its number is not above {0}, which it follows)")]
     NotAbove(u64),
 }
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::manifest::File;
-use crate::manifest::chain_report::{ChainReport, Fault};
+use crate::manifest::chain_report::ChainReport;
 use anyhow::anyhow;
 use indicatif::ProgressBar;
 
@@ -67,18 +67,6 @@ impl Report {
     pub(super) fn older(&self, file: &File) {
         self.older.fetch_add(1, Ordering::Relaxed);
         self.bar.inc(file.bytes.parse().unwrap_or(0));
-    }
-
-    /// Prints what is wrong with an export's place in its lane.
-    pub(super) fn chain_fault(&self, export: &Export, name: &str, fault: Fault) -> anyhow::Result<()> {
-        match fault {
-            Fault::GapAfter(number) => self.fault(export, name, &format!("gap after {number}")),
-            Fault::GapBefore(number) => self.fault(export, name, &format!("gap before {number}")),
-            Fault::ForkedAt(number) => self.fault(export, name, &format!("forked at {number}")),
-            Fault::NotAbove(number) => {
-                self.fault(export, name, &format!("changed (its number is not above {number}, which it follows)"))
-            }
-        }
     }
 
     /// Prints what is wrong with the file or manifest of this name.
