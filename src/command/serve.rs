@@ -120,7 +120,10 @@ async fn run_on(
     if workers > 0 {
         exports.announce().await;
         tell_retention(config);
-        tell_signing(config);
+        // Whoever checks manifests needs the public half.
+        if let Some(key) = &config.worker.publisher.key {
+            tracing::info!(event = "manifests_signed", publicKey = key.public_key());
+        }
     }
     if role == Role::Worker {
         tracing::info!(event = "working");
@@ -202,13 +205,6 @@ fn tell_retention(config: &Config) {
             setting,
             "{setting} keeps for {time} what a consumer that acknowledges has not acknowledged"
         );
-    }
-}
-
-/// Tells with which key manifests are signed: whoever checks them needs its public half.
-fn tell_signing(config: &Config) {
-    if let Some(key) = &config.worker.publisher.key {
-        tracing::info!(event = "manifests_signed", publicKey = key.public_key());
     }
 }
 
