@@ -5,9 +5,7 @@ use std::process::ExitCode;
 use crate::config::CatalogFile;
 use crate::job::JobId;
 use clap::Args;
-use uuid::Uuid;
 
-use crate::command::api::Api;
 use crate::command::server::Server;
 use crate::command::words::job_id;
 
@@ -15,9 +13,8 @@ use crate::command::words::job_id;
 #[derive(Args)]
 pub(crate) struct Ack {
     /// The id of the export that was loaded last
-    #[arg(value_name = "EXPORT")]
-    #[arg(value_parser = job_id)]
-    job: Uuid,
+    #[arg(value_name = "EXPORT", value_parser = job_id)]
+    job: JobId,
     #[command(flatten)]
     at: Server,
 }
@@ -25,13 +22,12 @@ pub(crate) struct Ack {
 impl Ack {
     /// Acknowledges the export, and prints what that says.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        self.at.run(CatalogFile::Unread, async |api| ack(api, self.job.into()).await)
+        let id = self.job;
+        self.at.run(CatalogFile::Unread, async |api| {
+            api.ack(id).await?;
+            let consumer = api.job(id).await?.consumer_id;
+            let whose = consumer.as_deref().unwrap_or("its consumer");
+            outln!("{id} and all exports of {whose} before it are acknowledged.")
+        })
     }
-}
-
-async fn ack(api: &Api, id: JobId) -> anyhow::Result<()> {
-    api.ack(id).await?;
-    let consumer = api.job(id).await?.consumer_id;
-    let whose = consumer.as_deref().unwrap_or("its consumer");
-    outln!("{id} and all exports of {whose} before it are acknowledged.")
 }

@@ -20,7 +20,6 @@ use indicatif::ProgressBar;
 use ring::digest::{self, SHA256};
 use rustix::fs::{CWD, OFlags, RenameFlags};
 use rustix::io::Errno;
-use uuid::Uuid;
 
 use crate::command::BadUsage;
 use crate::command::answer::Error;
@@ -41,7 +40,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(crate) struct Download {
     /// The id of the export
     #[arg(value_parser = job_id)]
-    job: Uuid,
+    job: JobId,
     /// Where to put the file. A name with an extension is a file; any other is a folder, made if need be; - is standard output
     /// [default: the current folder]
     #[arg(long, short, value_name = "PATH")]
@@ -53,7 +52,7 @@ pub(crate) struct Download {
 impl Download {
     /// Fetches the file of a job that has completed, and prints where it is.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        self.at.run(CatalogFile::Unread, async |api| download(api, self.job.into(), self.output.as_ref()).await)
+        self.at.run(CatalogFile::Unread, async |api| download(api, self.job, self.output.as_ref()).await)
     }
 }
 

@@ -4,15 +4,13 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use crate::config::CatalogFile;
-use crate::job::{ConsumerId, ExportType, Filter, Status};
+use crate::job::{ConsumerId, ExportType, Filter, JobId, Status};
 use clap::Args;
-use uuid::Uuid;
 
 use crate::command::api::Api;
 use crate::command::server::Server;
 use crate::command::view::JobView;
-use crate::command::words::job_id;
-use crate::command::words::words;
+use crate::command::words::{job_id, words};
 
 /// Which exports to list.
 #[derive(Args)]
@@ -31,7 +29,7 @@ pub(crate) struct List {
     export_type: Option<ExportType>,
     /// List what a loader has still to load after this export, oldest first. Needs --consumer and --dataset
     #[arg(long, value_name = "JOB", value_parser = loaded, requires_all = ["consumer", "dataset"], conflicts_with_all = ["status", "export_type"])]
-    after: Option<Uuid>,
+    after: Option<JobId>,
     /// List at most this many
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=200))]
     limit: u32,
@@ -43,7 +41,7 @@ pub(crate) struct List {
 }
 
 /// Reads the id of the export that a loader loaded last.
-fn loaded(text: &str) -> Result<Uuid, &'static str> {
+fn loaded(text: &str) -> Result<JobId, &'static str> {
     match text {
         "none" => Err("not the id of an export: without --after every export is listed, newest first"),
         id => job_id(id),
@@ -60,7 +58,7 @@ impl List {
         // One more than is shown tells whether there are more.
         let listed = match (self.after, &self.consumer, &self.dataset) {
             (Some(after), Some(consumer), Some(dataset)) => {
-                api.published_after(consumer, dataset, after.into(), self.limit).await
+                api.published_after(consumer, dataset, after, self.limit).await
             }
             _ => {
                 let filter = Filter {

@@ -6,9 +6,7 @@ use crate::config::CatalogFile;
 use crate::job::JobId;
 use clap::Args;
 use serde_json::json;
-use uuid::Uuid;
 
-use crate::command::api::Api;
 use crate::command::server::Server;
 use crate::command::words::job_id;
 
@@ -16,9 +14,8 @@ use crate::command::words::job_id;
 #[derive(Args)]
 pub(crate) struct Retry {
     /// The id of the export that failed or was cancelled
-    #[arg(value_name = "EXPORT")]
-    #[arg(value_parser = job_id)]
-    job: Uuid,
+    #[arg(value_name = "EXPORT", value_parser = job_id)]
+    job: JobId,
     /// Print the new export's id as JSON
     #[arg(long)]
     json: bool,
@@ -29,16 +26,15 @@ pub(crate) struct Retry {
 impl Retry {
     /// Submits an export like the one before, and prints the new one's id.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        self.at.run(CatalogFile::Read, async |api| retry(api, self.job.into(), self.json).await)
+        let id = self.job;
+        self.at.run(CatalogFile::Read, async |api| {
+            let new = api.retry(id).await?;
+            if self.json {
+                return outln!("{}", json!({ "jobId": new.to_string(), "retryOf": id.to_string() }));
+            }
+            outln!("{new} does again what {id} was asked for.")?;
+            eprintln!("A running service or worker takes it; `cdc-export status{}` shows it.", api.server_option());
+            Ok(())
+        })
     }
-}
-
-async fn retry(api: &Api, id: JobId, json: bool) -> anyhow::Result<()> {
-    let new = api.retry(id).await?;
-    if json {
-        return outln!("{}", json!({ "jobId": new.to_string(), "retryOf": id.to_string() }));
-    }
-    outln!("{new} does again what {id} was asked for.")?;
-    eprintln!("A running service or worker takes it; `cdc-export status{}` shows it.", api.server_option());
-    Ok(())
 }

@@ -4,13 +4,15 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::duration;
+use crate::job::JobId;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use pg_rows::words::UnknownWord;
 use uuid::Uuid;
 
 /// Reads the id of an export.
-pub(super) fn job_id(text: &str) -> Result<Uuid, &'static str> {
-    text.parse().map_err(|_| "not the id of an export: `cdc-export list` shows the ids")
+pub(super) fn job_id(text: &str) -> Result<JobId, &'static str> {
+    let id: Result<Uuid, _> = text.parse();
+    id.map(JobId::from).map_err(|_| "not the id of an export: `cdc-export list` shows the ids")
 }
 
 /// Reads the pause between two rounds.
