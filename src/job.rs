@@ -240,6 +240,22 @@ pub struct Request {
 }
 
 impl Request {
+    /// A request for whole rows in one file, from a caller that says no more than this.
+    pub fn new(consumer: Option<ConsumerId>, dataset: String, export_type: ExportType, encoding: Encoding) -> Request {
+        Request {
+            consumer,
+            dataset,
+            export_type,
+            selection: Selection::default(),
+            encoding,
+            max_file_bytes: None,
+            after: None,
+            retry_of: None,
+            key: None,
+            trace: None,
+        }
+    }
+
     /// The request that a job was made of, but for its key and its place in a trace.
     pub fn of(job: &Job) -> Request {
         Request {

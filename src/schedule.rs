@@ -7,7 +7,6 @@ pub mod timing;
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::job::lane::Lane;
-use crate::job::selection::Selection;
 use crate::job::{ConsumerId, ExportType, JobId, Request};
 use crate::schedule::timing::Timing;
 use pg_rows::encoding::Encoding;
@@ -91,18 +90,7 @@ impl Schedule {
 
     /// The request for one of its exports. It has no `after`, since the service doesn't know what the consumer loaded.
     pub fn request(&self, export_type: ExportType) -> Request {
-        Request {
-            consumer: Some(self.consumer.clone()),
-            dataset: self.dataset.clone(),
-            export_type,
-            selection: Selection::default(),
-            encoding: self.encoding,
-            max_file_bytes: None,
-            after: None,
-            retry_of: None,
-            key: None,
-            trace: None,
-        }
+        Request::new(Some(self.consumer.clone()), self.dataset.clone(), export_type, self.encoding)
     }
 
     /// Returns what is due now. `last` is the last used slot.

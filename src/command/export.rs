@@ -7,7 +7,6 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::config::{CatalogFile, Config};
-use crate::job::selection::Selection;
 use crate::job::{After, ConsumerId, Continuity, ExportType, FILE_BYTES, FailureCode, JobId, Request, Status};
 use crate::postgres::Database;
 use crate::telemetry::chain;
@@ -123,18 +122,8 @@ impl Export {
         if let Some(output) = &self.output {
             output.check().map_err(|why| BadUsage(format!("--output: {why}")))?;
         }
-        Ok(Request {
-            consumer: Some(self.consumer.clone()),
-            dataset: dataset.to_owned(),
-            export_type: self.export_type,
-            selection: Selection::default(),
-            encoding,
-            max_file_bytes: self.max_file_bytes,
-            after,
-            retry_of: None,
-            key: None,
-            trace: None,
-        })
+        let request = Request::new(Some(self.consumer.clone()), dataset.to_owned(), self.export_type, encoding);
+        Ok(Request { max_file_bytes: self.max_file_bytes, after, ..request })
     }
 
     /// What the caller loaded last, if the arguments say so.

@@ -1,7 +1,6 @@
 //! A consumer's lane as a service shows it to whoever takes its exports one after the other: those that come after the last one that was
 //! taken, and a new one where there are none.
 
-use crate::job::selection::Selection;
 use crate::job::{After, ConsumerId, ExportType, FailureCode, Filter, JobId, Request, Status};
 use crate::manifest::Source;
 use anyhow::{Context, bail, ensure};
@@ -254,19 +253,10 @@ impl Feed<'_> {
     /// Asks for an export behind this one, and waits until it has ended.
     async fn ask(&self, export_type: ExportType, last: Option<&Position>) -> anyhow::Result<Asked> {
         let is_full = export_type == ExportType::Full;
-        let request = Request {
-            export_type,
-            consumer: Some(self.consumer.clone()),
-            dataset: self.dataset.clone(),
-            encoding: self.encoding,
-            // A full one goes on from anywhere.
-            after: (!is_full).then(|| last.map_or(After::Nothing, Position::after)),
-            max_file_bytes: None,
-            selection: Selection::default(),
-            retry_of: None,
-            key: None,
-            trace: None,
-        };
+        // A full one goes on from anywhere.
+        let after = (!is_full).then(|| last.map_or(After::Nothing, Position::after));
+        let consumer = Some(self.consumer.clone());
+        let request = Request { after, ..Request::new(consumer, self.dataset.clone(), export_type, self.encoding) };
         for _ in 0..TRIES {
             let refused = match self.api.submit(&request).await {
                 Ok(id) => return self.ended(id).await,

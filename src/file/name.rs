@@ -114,25 +114,14 @@ fn extension(encoding: Encoding) -> String {
 mod tests {
     use super::*;
     use crate::job::ExportType;
-    use crate::job::selection::Selection;
 
     #[test]
     fn a_stem_has_type_consumer_and_time() {
         let now = DateTime::from_timestamp_nanos(1_772_080_200_123_456_000);
         let stem = |dataset: &str, consumer: Option<&str>| {
-            let request = Request {
-                consumer: consumer.map(|c| c.parse().unwrap()),
-                dataset: dataset.to_owned(),
-                export_type: ExportType::Delta,
-                selection: Selection::default(),
-                encoding: Encoding { format: Format::Csv, compression: Compression::None },
-                max_file_bytes: None,
-                after: None,
-                retry_of: None,
-                key: None,
-                trace: None,
-            };
-            super::stem(&request, now)
+            let consumer = consumer.map(|c| c.parse().unwrap());
+            let encoding = Encoding { format: Format::Csv, compression: Compression::None };
+            super::stem(&Request::new(consumer, dataset.to_owned(), ExportType::Delta, encoding), now)
         };
         assert_eq!(stem("users", Some("a:b@c")), "delta_a_b_c_20260226T043000Z");
         assert_eq!(stem("users", None), "export_20260226T043000Z");

@@ -275,22 +275,16 @@ impl NewExport {
         consumer: Option<ConsumerId>,
         export_type: ExportType,
     ) -> Result<Request, Problem> {
-        Ok(Request {
-            consumer,
-            dataset: dataset_of(service, self.dataset)?,
-            export_type,
-            selection: Selection {
-                columns: self.columns.map(checked_columns).transpose()?,
-                filter: conditions_of(self.filter.unwrap_or_default())?,
-                limit: self.limit,
-            },
-            encoding: encoding_of(self.format, self.compression)?,
-            max_file_bytes: self.max_file_bytes,
-            after: after_of(self.after, self.after_sha256)?,
-            retry_of: None,
-            key: None,
-            trace: None,
-        })
+        let dataset = dataset_of(service, self.dataset)?;
+        let selection = Selection {
+            columns: self.columns.map(checked_columns).transpose()?,
+            filter: conditions_of(self.filter.unwrap_or_default())?,
+            limit: self.limit,
+        };
+        let encoding = encoding_of(self.format, self.compression)?;
+        let after = after_of(self.after, self.after_sha256)?;
+        let request = Request::new(consumer, dataset, export_type, encoding);
+        Ok(Request { selection, max_file_bytes: self.max_file_bytes, after, ..request })
     }
 }
 
