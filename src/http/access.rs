@@ -39,7 +39,7 @@ pub enum Access {
 }
 
 /// Decides which requests are let in, and how many of each client.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct AccessControl {
     access: Access,
     hosts: LocalHosts,

@@ -4,7 +4,6 @@
 //! Its tower layer is not used: it would choose the bucket from the request alone, before a key is looked up, but a request with an
 //! unknown key counts for its address.
 
-use std::fmt::{self, Debug};
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
@@ -66,12 +65,6 @@ pub(crate) enum RateKey<'a> {
 pub(crate) struct RateLimits {
     keys: Buckets<Prefix>,
     addresses: Buckets<IpAddr>,
-}
-
-impl Debug for RateLimits {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("RateLimits")
-    }
 }
 
 struct Buckets<K: Hash + Eq + Clone> {

@@ -7,7 +7,6 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use http_range_header::{EndPosition, RangeUnsatisfiableError, StartPosition, parse_range_header};
-use serde::Deserialize;
 use tokio_util::io::ReaderStream;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::{self, RefOr, ResponseBuilder};
@@ -62,19 +61,13 @@ pub(crate) async fn download(
 pub(crate) async fn download_part(
     State(service): State<Service>,
     PathJob(id): PathJob,
-    Path(place): Path<FilePlace>,
+    Path((_, text)): Path<(String, String)>,
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     // What is no number names no file.
-    let part = place.part.parse().ok().filter(|part: &u32| part.to_string() == place.part).unwrap_or(0);
+    let part = text.parse().ok().filter(|part: &u32| part.to_string() == text).unwrap_or(0);
     answer(&service, service.open_file(id, Some(part)).await?, &method, &headers).await
-}
-
-/// The number of a file of an export, as the path has it.
-#[derive(Deserialize)]
-pub(crate) struct FilePlace {
-    part: String,
 }
 
 /// The headers that a request for a file may have.
