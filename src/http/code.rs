@@ -70,8 +70,7 @@ pg_rows::words! {
         /// The consumer's last export is not the one that `after` names; `jobs` has the exports since, and the open ones.
         OutOfStep = "out_of_step",
         /// The database doesn't have the export that `after` names as completed, or exports that came after it: the database was
-        /// restored, or the
-        /// exports are not kept any more.
+        /// restored, or the exports are not kept any more.
         DatabaseRestored = "database_restored",
         /// Only a failed or cancelled export is tried again.
         NotFailed = "not_failed",

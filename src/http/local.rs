@@ -109,9 +109,8 @@ impl Sender<'_> {
         })
     }
 
-    /// Returns true if a person follows a link to one of this service's pages. The page with the link learns nothing by that, since these pages
-    /// can't
-    /// be framed.
+    /// Returns true if a person follows a link to one of this service's pages. The page with the link learns nothing by that, since these
+    /// pages can't be framed.
     fn follows_a_link(&self) -> bool {
         let navigates = self.headers.get(SEC_FETCH_MODE).is_some_and(|mode| mode == "navigate");
         navigates && *self.method == Method::GET && matches!(self.uri.path(), "/" | "/docs")
