@@ -51,8 +51,8 @@ pub(crate) struct ConsumerBody {
     /// Whether `rowsWaiting` is a lower bound: there are more than 10,000 rows, or more changes than the service looks through
     rows_waiting_capped: bool,
     /// What stands between the consumer's last export and the next, other than changes
-    #[schema(required, value_type = Option<Continuity>)]
-    continuity: Option<&'static str>,
+    #[schema(required)]
+    continuity: Option<Continuity>,
     /// The consumer's last export
     #[schema(required)]
     last_job: Option<JobBody>,
@@ -112,7 +112,7 @@ fn body(ListedConsumer { lag, last_job, unacknowledged }: ListedConsumer) -> Con
         last_exported_at: lag.last_exported_at.map(rfc3339),
         rows_waiting,
         rows_waiting_capped,
-        continuity: lag.continuity.map(|why| why.as_str()),
+        continuity: lag.continuity,
         last_job: last_job.map(JobBody::from),
         unacknowledged: unacknowledged.map(|of| of.exports),
         unacknowledged_since: unacknowledged.and_then(|of| of.since).map(rfc3339),

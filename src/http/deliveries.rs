@@ -45,19 +45,16 @@ pub(crate) struct DeliveryQuery {
 }))]
 pub(crate) struct DeliveryBody {
     /// The delivery's id, which is the event's too (`id`, `webhook-id`): the same at each try
-    #[schema(value_type = Uuid)]
-    delivery_id: String,
+    delivery_id: Uuid,
     /// The receiver's name in the operator's file
     endpoint: String,
     /// What the event tells
     #[schema(pattern = r"^export\.(completed|failed|cancelled)$")]
     event: String,
     /// The export that ended
-    #[schema(value_type = Uuid)]
-    job_id: String,
+    job_id: Uuid,
     /// How the telling stands
-    #[schema(value_type = DeliveryStatus)]
-    status: &'static str,
+    status: DeliveryStatus,
     /// How many tries have ended since it was made or asked for again
     attempt: u32,
     /// When it is told next; null: never
@@ -80,11 +77,11 @@ pub(crate) struct DeliveryBody {
 impl From<Delivery> for DeliveryBody {
     fn from(delivery: Delivery) -> DeliveryBody {
         DeliveryBody {
-            delivery_id: delivery.id.to_string(),
+            delivery_id: delivery.id,
             endpoint: delivery.endpoint,
             event: event::event_name(delivery.event),
-            job_id: delivery.job.to_string(),
-            status: delivery.status.as_str(),
+            job_id: delivery.job.as_uuid(),
+            status: delivery.status,
             attempt: delivery.attempt,
             next_attempt_at: delivery.next_attempt_at.map(rfc3339),
             last_status: delivery.last_status,

@@ -2,9 +2,10 @@
 
 use serde::Serialize;
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use crate::http::schemas::{CompressionSchema, FormatSchema, rfc3339};
-use crate::job::{Continuity, ExportType, FailureCode, Job, JobFile, Status};
+use crate::job::{Continuity, ExportType, FailureCode, Job, JobFile, JobId, Status};
 
 /// An export.
 #[derive(Debug, Serialize, ToSchema)]
@@ -26,19 +27,16 @@ use crate::job::{Continuity, ExportType, FailureCode, Job, JobFile, Status};
 }))]
 pub(crate) struct JobBody {
     /// The export's id
-    #[schema(value_type = Uuid)]
-    job_id: String,
+    job_id: Uuid,
     /// The consumer's id; null: an ad-hoc export
     #[schema(required)]
     consumer_id: Option<String>,
     /// The dataset's name
     dataset: String,
     /// Which rows the file holds
-    #[schema(value_type = ExportType)]
-    export_type: &'static str,
+    export_type: ExportType,
     /// The export's status
-    #[schema(value_type = Status)]
-    status: &'static str,
+    status: Status,
     /// In percent: it never falls within an attempt, and is 100 only when completed
     #[schema(maximum = 100)]
     progress: u8,
@@ -74,8 +72,8 @@ pub(crate) struct JobBody {
     #[schema(required)]
     error: Option<FailureBody>,
     /// What stands between the consumer's last export and this one, other than changes
-    #[schema(required, value_type = Option<Continuity>)]
-    continuity: Option<&'static str>,
+    #[schema(required)]
+    continuity: Option<Continuity>,
     /// Rows that the timestamps alone would have missed
     late_rows: u64,
     /// Deleted rows of which the log knows only the key, since they were too large for it: their key is right, their other columns are
@@ -108,8 +106,8 @@ pub(crate) struct JobBody {
     #[schema(required)]
     acknowledged: Option<bool>,
     /// The export that this one repeats, on request
-    #[schema(required, value_type = Option<Uuid>)]
-    retry_of: Option<String>,
+    #[schema(required)]
+    retry_of: Option<Uuid>,
     /// When the export is tried again at the earliest, while it waits for that
     #[schema(required, format = DateTime)]
     next_attempt_at: Option<String>,
@@ -157,8 +155,7 @@ struct FileBody {
 #[schema(as = Failure)]
 struct FailureBody {
     /// The reason as a word, for programs
-    #[schema(value_type = FailureCode)]
-    code: &'static str,
+    code: FailureCode,
     /// The reason as a sentence, for people
     detail: String,
 }
@@ -176,11 +173,11 @@ impl From<Job> for JobBody {
             sha256,
         };
         JobBody {
-            job_id: job.id.to_string(),
+            job_id: job.id.as_uuid(),
             consumer_id: job.consumer.map(|consumer| consumer.to_string()),
             dataset: job.dataset,
-            export_type: job.export_type.as_str(),
-            status: job.status.as_str(),
+            export_type: job.export_type,
+            status: job.status,
             progress: job.progress,
             rows_exported: job.rows_exported,
             bytes_written: job.bytes_written,
@@ -193,8 +190,8 @@ impl From<Job> for JobBody {
             max_file_bytes: job.max_file_bytes,
             digest: job.digest,
             attempt: job.attempt,
-            error: job.error.map(|failure| FailureBody { code: failure.code.as_str(), detail: failure.detail }),
-            continuity: job.report.continuity.map(|why| why.as_str()),
+            error: job.error.map(|failure| FailureBody { code: failure.code, detail: failure.detail }),
+            continuity: job.report.continuity,
             late_rows: job.late_rows,
             key_only_deletes: job.key_only_deletes,
             quiet_deletes: job.report.quiet_deletes,
@@ -206,7 +203,7 @@ impl From<Job> for JobBody {
             watermark_to: job.watermark_to.map(rfc3339),
             number: job.number,
             acknowledged: job.acknowledged,
-            retry_of: job.retry_of.map(|job| job.to_string()),
+            retry_of: job.retry_of.map(JobId::as_uuid),
             next_attempt_at: job.next_attempt_at.map(rfc3339),
             cancel_requested_at: job.cancel_requested_at.map(rfc3339),
             created_at: rfc3339(job.created_at),

@@ -33,8 +33,7 @@ pub(crate) struct ScheduleBody {
     /// The dataset's name
     dataset: String,
     /// The type of its exports
-    #[schema(value_type = ExportType)]
-    export_type: &'static str,
+    export_type: ExportType,
     /// The format of their files
     #[schema(value_type = FormatSchema)]
     format: &'static str,
@@ -94,7 +93,7 @@ fn body(ListedSchedule { schedule, state, next_at, last_job }: ListedSchedule) -
         name: schedule.name.clone(),
         consumer_id: schedule.consumer.to_string(),
         dataset: schedule.dataset.clone(),
-        export_type: schedule.export_type.as_str(),
+        export_type: schedule.export_type,
         format: schedule.encoding.format.as_str(),
         compression: schedule.encoding.compression.as_str(),
         every: schedule.timing.distance(),

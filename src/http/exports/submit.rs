@@ -11,6 +11,7 @@ use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::link::LinkBuilder;
 use utoipa::openapi::{self, RefOr};
 use utoipa::{IntoResponses, PartialSchema, ToSchema};
+use uuid::Uuid;
 
 use crate::http::code::Code;
 use crate::http::exports::submission::{NewExport, Nothing, Options, Submission};
@@ -149,14 +150,12 @@ pub(crate) async fn submit(service: &Service, request: &Request) -> Result<Job, 
 }))]
 pub(crate) struct Submitted {
     /// The export's id
-    #[schema(value_type = Uuid)]
-    job_id: String,
+    job_id: Uuid,
     /// `started` where the path said the type, else `pending`
     #[schema(pattern = "^(started|pending)$")]
     status: &'static str,
     /// Which rows the file will hold
-    #[schema(value_type = ExportType)]
-    export_type: &'static str,
+    export_type: ExportType,
     /// The name that the file will have
     output_filename: String,
 }
@@ -186,9 +185,9 @@ impl IntoResponses for Submitted {
 fn accepted(job: Job, status: &'static str) -> Response {
     let location = [(header::LOCATION, format!("/exports/{}", job.id))];
     let answer = Submitted {
-        job_id: job.id.to_string(),
+        job_id: job.id.as_uuid(),
         status,
-        export_type: job.export_type.as_str(),
+        export_type: job.export_type,
         output_filename: job.output_filename,
     };
     (StatusCode::ACCEPTED, location, Json(answer)).into_response()
