@@ -188,18 +188,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_compressed_file_of_no_rows_has_a_frame() {
-        for compression in [Compression::Gzip, Compression::Zstd] {
-            for (format, text) in [(Format::Csv, "v\n"), (Format::Ndjson, "")] {
-                let layout = layout(format, compression, vec![Column::new("v", ColumnType::Int2)]).unwrap();
-                let file = file(&layout, []);
-                assert!(!file.is_empty(), "an unpacker refuses a file of no bytes");
-                assert_eq!(compress::unpacked(compression, &file), text.as_bytes());
-            }
-        }
-    }
-
     fn text(format: Format, kind: ColumnType, field: &[u8]) -> String {
         String::from_utf8(row(format, kind, field).unwrap()).unwrap()
     }
@@ -281,23 +269,6 @@ mod tests {
         Format::ALL.iter().copied().filter(|format| cfg!(feature = "parquet") || *format != Format::Parquet)
     }
 
-    /// Some JSON with white space between its tokens, and in its strings whatever there may be.
-    fn json() -> impl Strategy<Value = serde_json::Value> {
-        let leaf = prop_oneof![
-            Just(serde_json::Value::Null),
-            any::<bool>().prop_map(Into::into),
-            any::<i64>().prop_map(Into::into),
-            any::<String>().prop_map(Into::into),
-        ];
-        leaf.prop_recursive(3, 20, 5, |inner| {
-            prop_oneof![
-                prop::collection::vec(inner.clone(), 0..5).prop_map(Into::into),
-                prop::collection::hash_map(any::<String>(), inner, 0..5)
-                    .prop_map(|members| serde_json::Value::Object(members.into_iter().collect())),
-            ]
-        })
-    }
-
     proptest! {
         #[test]
         fn no_bytes_are_a_panic(kind in prop::sample::select(&KINDS[..]), field: Vec<u8>) {
@@ -305,34 +276,5 @@ mod tests {
                 let _ = row(format, kind, &field);
             }
         }
-
-        #[test]
-        fn a_json_is_embedded_in_one_line(value in json()) {
-            let pretty = serde_json::to_string_pretty(&value).unwrap().replace('\n', "\r\n");
-            let binary = [&[1], serde_json::to_vec(&value).unwrap().as_slice()].concat();
-            for (kind, field) in [(ColumnType::Json, pretty.as_bytes()), (ColumnType::Jsonb, &binary)] {
-                let line = text(Format::Ndjson, kind, field);
-                prop_assert_eq!(line.find(['\n', '\r']), Some(line.len() - 1));
-                prop_assert_eq!(&serde_json::from_str::<serde_json::Value>(&line).unwrap()["v"], &value);
-            }
-            let file = text(Format::Csv, ColumnType::Json, pretty.as_bytes());
-            let mut reader = csv_reader(&file);
-            let record = reader.records().next().unwrap().unwrap();
-            prop_assert_eq!(record.iter().collect::<Vec<_>>(), vec![pretty.as_str()]);
-        }
-
-        #[test]
-        fn a_uuid_and_bytes_come_back(uuid: [u8; 16], bytes: Vec<u8>) {
-            let written = text(Format::Csv, ColumnType::Uuid, &uuid);
-            prop_assert_eq!(uuid::Uuid::parse_str(written.trim_end()).unwrap().into_bytes(), uuid);
-            let written = text(Format::Csv, ColumnType::Bytea, &bytes);
-            let digits = written.strip_prefix("\\x").unwrap().trim_end();
-            let pair = |at: usize| u8::from_str_radix(&digits[at..at + 2], 16).unwrap();
-            prop_assert_eq!((0..digits.len()).step_by(2).map(pair).collect::<Vec<_>>(), bytes);
-        }
-    }
-
-    fn csv_reader(file: &str) -> ::csv::Reader<&[u8]> {
-        ::csv::ReaderBuilder::new().has_headers(false).from_reader(file.as_bytes())
     }
 }

@@ -180,38 +180,6 @@ mod tests {
     }
 
     #[test]
-    fn golden_texts() {
-        for (field, text) in [
-            (binary(0, POSITIVE, 0, &[]), "0"),
-            (binary(0, POSITIVE, 2, &[]), "0.00"),
-            (binary(0, POSITIVE, 0, &[7]), "7"),
-            (binary(0, NEGATIVE, 1, &[7, 5000]), "-7.5"),
-            (binary(0, POSITIVE, 3, &[7, 5000]), "7.500"),
-            (binary(1, POSITIVE, 0, &[1]), "10000"),
-            (binary(2, POSITIVE, 5, &[1, 0, 20, 300]), "100000020.03000"),
-            (binary(-1, POSITIVE, 4, &[1]), "0.0001"),
-            (binary(-2, NEGATIVE, 7, &[10]), "-0.0000001"),
-            (binary(-2, NEGATIVE, 8, &[10]), "-0.00000010"),
-            (binary(0, NAN, 0, &[]), "NaN"),
-            (binary(0, INFINITY, 0, &[]), "Infinity"),
-            (binary(0, MINUS_INFINITY, 0, &[]), "-Infinity"),
-            // As Postgres has none, but it would have to be read.
-            (binary(1, POSITIVE, 0, &[0, 5]), "5"),
-        ] {
-            assert_eq!(written(&field).as_deref(), Some(text));
-        }
-    }
-
-    #[test]
-    fn the_largest_and_the_smallest() {
-        let largest = binary(32_767, POSITIVE, 16_383, &[9999; 32_768 + 4_096]);
-        let nines = format!("{}.{}", "9".repeat(131_072), "9".repeat(16_383));
-        assert!(written(&largest).unwrap() == nines);
-        let smallest = binary(-4_096, POSITIVE, 16_383, &[10]);
-        assert!(written(&smallest).unwrap() == format!("0.{}1", "0".repeat(16_382)));
-    }
-
-    #[test]
     fn what_is_no_numeric_is_none() {
         for field in [
             vec![],
