@@ -126,20 +126,6 @@ mod tests {
     }
 
     #[test]
-    fn a_member_given_twice_is_found_by_its_place() {
-        for (text, place) in [
-            (r#"{"a":1,"a":1}"#, "a"),
-            (r#"{"a":1,"b":2,"\u0061":1}"#, "a"),
-            (r#"{"":1,"":1}"#, ""),
-            (r#"{"a":{"b":[0,{"c":1,"d":2,"c":null}]}}"#, "a.b[1].c"),
-            (r#"{"a":1,"b":{"a":1,"a":2},"a":3}"#, "b.a"),
-            (r#"[[{"a":1.5,"a":1e9}]]"#, "[0][0].a"),
-        ] {
-            assert_eq!(twice(text).as_deref(), Some(place), "{text}");
-        }
-    }
-
-    #[test]
     fn the_texts_that_serde_json_reads_are_read() {
         for text in [
             r#"{"a":{"a":[{"a":1},{"a":2}]},"A":-1.5e300,"b":true,"c":null,"d":"\u0000\ud83d\ude00"}"#,
