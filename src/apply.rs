@@ -233,7 +233,7 @@ impl Target {
         let changes = match shape.replaces_all(manifest) {
             true => {
                 alter::as_the_role(tx).await?;
-                let written = load::into_table(tx, &shape, files).await?;
+                let written = load::copy(tx, &shape.table, &shape.columns, files).await?;
                 require_rows(export, written)?;
                 shape.finish(tx).await?;
                 Changes { written, deleted: 0 }

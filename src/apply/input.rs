@@ -6,30 +6,20 @@ use flate2::read::MultiGzDecoder;
 use ring::digest::{Context, SHA256};
 
 /// The unpacked bytes of a file. Its last read fails if the file is not the one that was exported.
-pub struct Input(Box<dyn Read + Send>);
+pub type Input = Box<dyn Read + Send>;
 
-impl Input {
-    /// Of a file with this compression and SHA-256.
-    ///
-    /// # Errors
-    /// If it is packed in a way that this program doesn't know.
-    pub fn new(file: impl Read + Send + 'static, compression: &str, sha256: &str) -> io::Result<Input> {
-        let file = Checked { file, hash: Context::new(&SHA256), sha256: sha256.to_owned() };
-        Ok(Input(match compression {
-            "none" => Box::new(file),
-            "gzip" => Box::new(MultiGzDecoder::new(file)),
-            "zstd" => Box::new(zstd::Decoder::new(file)?),
-            other => {
-                return Err(io::Error::other(format!("it is packed as `{other}`, which this program doesn't know")));
-            }
-        }))
-    }
-}
-
-impl Read for Input {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.read(buffer)
-    }
+/// The input of a file with this compression and SHA-256.
+///
+/// # Errors
+/// If it is packed in a way that this program doesn't know.
+pub fn unpacked(file: impl Read + Send + 'static, compression: &str, sha256: &str) -> io::Result<Input> {
+    let file = Checked { file, hash: Context::new(&SHA256), sha256: sha256.to_owned() };
+    Ok(match compression {
+        "none" => Box::new(file),
+        "gzip" => Box::new(MultiGzDecoder::new(file)),
+        "zstd" => Box::new(zstd::Decoder::new(file)?),
+        other => return Err(io::Error::other(format!("it is packed as `{other}`, which this program doesn't know"))),
+    })
 }
 
 struct Checked<R> {
@@ -70,12 +60,12 @@ mod tests {
             let sha256 = hex::encode(digest(&SHA256, &packed));
             let read = |sha256: &str| {
                 let mut unpacked = Vec::new();
-                Input::new(io::Cursor::new(packed.clone()), compression, sha256)?.read_to_end(&mut unpacked)?;
+                super::unpacked(io::Cursor::new(packed.clone()), compression, sha256)?.read_to_end(&mut unpacked)?;
                 io::Result::Ok(unpacked)
             };
             assert_eq!(read(&sha256).unwrap(), text.repeat(times), "{compression}");
             assert!(read(&"0".repeat(64)).unwrap_err().to_string().contains("SHA-256"), "{compression}");
         }
-        assert!(Input::new(io::empty(), "lz4", "").is_err());
+        assert!(super::unpacked(io::empty(), "lz4", "").is_err());
     }
 }

@@ -18,11 +18,6 @@ const CHUNK_BYTES: usize = 256 << 10;
 /// A stage of fewer rows is planned for well enough without statistics.
 const ANALYZED_FROM: u64 = 1000;
 
-/// Brings all rows into the table itself. Returns how many.
-pub(super) async fn into_table(conn: &mut PgConnection, shape: &Shape, files: Vec<Input>) -> Result<u64, Error> {
-    copy(conn, &shape.table, &shape.columns, files).await
-}
-
 /// Brings all rows into a temporary table, which goes with the transaction. Nothing of it has to be set: of a deleted row perhaps only the
 /// key is known. Returns how many.
 pub(super) async fn into_stage(
@@ -44,8 +39,13 @@ pub(super) async fn into_stage(
     Ok(rows)
 }
 
-/// `columns` are those of the files, in their order.
-async fn copy(conn: &mut PgConnection, table: &str, columns: &[String], files: Vec<Input>) -> Result<u64, Error> {
+/// Brings all rows into a table. `columns` are those of the files, in their order. Returns how many.
+pub(super) async fn copy(
+    conn: &mut PgConnection,
+    table: &str,
+    columns: &[String],
+    files: Vec<Input>,
+) -> Result<u64, Error> {
     const DEED: &str = "the rows";
     let columns: Vec<_> = columns.iter().map(|name| quoted(name)).collect();
     let statement = format!("copy {table} ({}) from stdin (format csv, header)", columns.join(", "));

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Seek};
 
-use crate::apply::input::Input;
+use crate::apply::input::{Input, unpacked};
 use crate::apply::{Applied, Changes, Error, Target};
 use crate::manifest::{Manifest, Source};
 use anyhow::Context;
@@ -110,7 +110,7 @@ impl Taker for Mirror {
             let opened = parts.iter().zip(&manifest.export.files).map(|(part, file)| {
                 let mut part = part.try_clone()?;
                 part.rewind()?;
-                Input::new(part, &manifest.export.compression, &file.sha256)
+                unpacked(part, &manifest.export.compression, &file.sha256)
             });
             opened.collect::<io::Result<Vec<_>>>().map_err(Error::Input).map_err(anyhow::Error::from)
         };

@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
-use crate::apply::input::Input;
+use crate::apply::input::{Input, unpacked};
 use crate::job::ConsumerId;
 use crate::manifest::chain::{Chains, Digest, Followers, Link, parse_digest};
 use crate::manifest::{self, Manifest};
@@ -237,7 +237,7 @@ fn files(archive: &Archive, manifest: &Manifest, name: &str) -> anyhow::Result<V
             Found::File(_, found) => found,
             Found::Nothing | Found::NoFile => bail!("{path}, which {name} names, is missing"),
         };
-        let input: io::Result<_> = Input::new(found, &manifest.export.compression, &file.sha256);
+        let input: io::Result<_> = unpacked(found, &manifest.export.compression, &file.sha256);
         files.push(input.with_context(at_path)?);
     }
     Ok(files)
