@@ -12,11 +12,6 @@ pub(super) struct CheckedResolver {
     pub(super) allows_private: bool,
 }
 
-/// Why a name that is known is not connected to.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct Refused(String);
-
 impl Resolve for CheckedResolver {
     fn resolve(&self, name: Name) -> Resolving {
         let CheckedResolver { allows_private } = *self;
@@ -25,7 +20,7 @@ impl Resolve for CheckedResolver {
             let found: Vec<_> = lookup_host((name.as_str(), 0)).await?.collect();
             let refused = |ip| Some(format!("its address {ip} {}", refusal(ip, allows_private)?));
             match found.iter().find_map(|address| refused(address.ip())) {
-                Some(why) => Err(Refused(why).into()),
+                Some(why) => Err(why.into()),
                 None => Ok(Box::new(found.into_iter()) as Addrs),
             }
         })
