@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tokio::sync::broadcast;
-use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::job::{JobId, LeaseToken, Progress};
 use crate::store::{
@@ -30,7 +30,7 @@ pub(crate) enum Stop {
 
 /// A running heartbeat. Dropped, it ends.
 pub(crate) struct Heartbeat {
-    task: JoinHandle<Stop>,
+    task: AbortOnDropHandle<Stop>,
 }
 
 impl Heartbeat {
@@ -44,7 +44,7 @@ impl Heartbeat {
     ) -> Heartbeat {
         let (lease_renewer, job, token) = (store.lease_renewer(), lease.job.id, lease.token());
         let beating = Beating { lease_renewer, job, token, progress, time, cancel_hints };
-        Heartbeat { task: tokio::spawn(beating.run()) }
+        Heartbeat { task: AbortOnDropHandle::new(tokio::spawn(beating.run())) }
     }
 
     /// Waits until the attempt must stop.
@@ -59,12 +59,6 @@ impl Heartbeat {
         if !self.task.is_finished() {
             let _ = (&mut self.task).await;
         }
-    }
-}
-
-impl Drop for Heartbeat {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 
