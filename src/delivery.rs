@@ -89,42 +89,31 @@ pub trait Way: Send + Sync + 'static {
 pub struct Teller<W> {
     name: String,
     store: Store,
-    way: Arc<W>,
+    way: W,
     shown: fn(Job) -> Value,
-    complaints: Arc<Complaints>,
-}
-
-impl<W> Clone for Teller<W> {
-    fn clone(&self) -> Teller<W> {
-        Teller {
-            name: self.name.clone(),
-            store: self.store.clone(),
-            way: Arc::clone(&self.way),
-            shown: self.shown,
-            complaints: Arc::clone(&self.complaints),
-        }
-    }
+    complaints: Complaints,
 }
 
 impl<W: Way> Teller<W> {
     /// Tells the receiver of this name, by `way`, what `store` has for it. `shown` is an export as the API shows it.
     pub fn new(name: &str, store: Store, way: W, shown: fn(Job) -> Value) -> Teller<W> {
         metrics::init_deliveries(name);
-        Teller { name: name.to_owned(), store, way: Arc::new(way), shown, complaints: Arc::default() }
+        Teller { name: name.to_owned(), store, way, shown, complaints: Complaints::default() }
     }
 
     /// Tells until `shutdown`, also after a defect.
     pub async fn run(self, shutdown: CancellationToken) {
-        while AssertUnwindSafe(self.clone().tell_all(shutdown.clone())).catch_unwind().await.is_err() {
-            tracing::error!(event = "deliveries_panicked", endpoint = self.name);
+        let teller = Arc::new(self);
+        while AssertUnwindSafe(teller.tell_all(&shutdown)).catch_unwind().await.is_err() {
+            tracing::error!(event = "deliveries_panicked", endpoint = teller.name);
             tokio::time::sleep(POLL).await;
         }
     }
 
-    async fn tell_all(self, shutdown: CancellationToken) {
+    async fn tell_all(self: &Arc<Self>, shutdown: &CancellationToken) {
         let given_up = CancellationToken::new();
         let mut told = JoinSet::new();
-        self.tell_until(&shutdown, &mut told, &given_up).await;
+        self.tell_until(shutdown, &mut told, &given_up).await;
         let recorded = async { while told.join_next().await.is_some() {} };
         let stopped = async {
             shutdown.cancelled().await;
@@ -140,7 +129,7 @@ impl<W: Way> Teller<W> {
 
     /// Tells until `shutdown`. What is under way then is in `told`, and `given_up` ends it.
     async fn tell_until(
-        &self,
+        self: &Arc<Self>,
         shutdown: &CancellationToken,
         told: &mut JoinSet<(bool, Answer)>,
         given_up: &CancellationToken,
@@ -162,7 +151,7 @@ impl<W: Way> Teller<W> {
                 match taken {
                     Ok((database, taken)) => {
                         for taken in taken {
-                            let (teller, database, given_up) = (self.clone(), database.clone(), given_up.clone());
+                            let (teller, database, given_up) = (Arc::clone(self), database.clone(), given_up.clone());
                             told.spawn(async move { (gone, teller.tell(taken, &database, &given_up).await) });
                         }
                     }
