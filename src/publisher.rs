@@ -43,7 +43,7 @@ pub struct Settings {
     pub key: Option<SigningKey>,
 }
 
-/// Publishes the files of one task.
+/// Publishes the files of one task. Every call fails if the destination or the database fails.
 #[derive(Clone, Debug)]
 pub struct Publisher {
     store: Store,
@@ -78,9 +78,6 @@ impl Publisher {
     }
 
     /// Gives a job's files their final names, if the job is committed. A missing file is left to maintenance.
-    ///
-    /// # Errors
-    /// If the destination or the database fails.
     pub async fn publish_job(&self, job: JobId) -> Result<(), Error> {
         match self.store.file(job).await? {
             Some(record) => self.publish(record).await.map(drop),
@@ -89,9 +86,6 @@ impl Publisher {
     }
 
     /// Gives committed files their final names, puts the manifest beside them, and records that.
-    ///
-    /// # Errors
-    /// If the destination or the database fails.
     pub async fn publish(&self, record: FileRecord) -> Result<Publication, Error> {
         let span = Span::start("publish", Kind::Internal, record.trace.as_ref());
         span.set("cdc_export.job.id", record.job.to_string());
@@ -245,9 +239,6 @@ impl Publisher {
 
     /// Fails a job of which a file is in the destination under neither name, and removes what else there is of it. Nothing happens if it was
     /// published meanwhile.
-    ///
-    /// # Errors
-    /// If the database or the destination fails.
     pub async fn give_up(&self, record: &FileRecord) -> Result<(), Error> {
         let is_given_up = self.store.give_up(record).await?.is_some();
         if is_given_up && record.is_own {
