@@ -39,15 +39,6 @@ pub struct User {
     pub is_deleted: bool,
 }
 
-/// Postgres formats the times: its calendar is longer than chrono's.
-macro_rules! user_columns {
-    () => {
-        "id, name, email, is_deleted,
-         to_char(created_at at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') as created_at,
-         to_char(updated_at at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') as updated_at"
-    };
-}
-
 /// The errors of filling the demo table.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -136,26 +127,25 @@ async fn fill(
 
 /// Marks a user of the demo table as deleted now; one that is deleted stays as it is. `None`: there is no such user, or the table
 /// isn't ours.
-///
-/// # Errors
-/// If the database fails.
 pub async fn soft_delete(store: &Store, id: i64) -> Result<Option<User>, store::Error> {
-    store.with(async |conn| soft_delete_over(conn, id).await).await
-}
-
-async fn soft_delete_over(conn: &mut PgConnection, id: i64) -> Result<Option<User>, sqlx::Error> {
-    let Some(users) = ours(conn).await? else { return Ok(None) };
-    let columns = user_columns!();
-    let delete = format!(
-        "-- demo.soft_delete
-         update {users} set is_deleted = true, updated_at = now() where id = $1 and not is_deleted returning {columns}"
-    );
-    let deleted = sqlx::query_as(AssertSqlSafe(delete)).bind(id).fetch_optional(&mut *conn).await?;
-    if deleted.is_some() {
-        return Ok(deleted);
-    }
-    let user = format!("-- demo.user\n select {columns} from {users} where id = $1");
-    sqlx::query_as(AssertSqlSafe(user)).bind(id).fetch_optional(conn).await
+    let deleted = store.with::<_, sqlx::Error>(async |conn| {
+        let Some(users) = ours(conn).await? else { return Ok(None) };
+        // Postgres formats the times: its calendar is longer than chrono's.
+        let columns = "id, name, email, is_deleted,
+             to_char(created_at at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') as created_at,
+             to_char(updated_at at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') as updated_at";
+        let delete = format!(
+            "-- demo.soft_delete
+             update {users} set is_deleted = true, updated_at = now() where id = $1 and not is_deleted returning {columns}"
+        );
+        let deleted = sqlx::query_as(AssertSqlSafe(delete)).bind(id).fetch_optional(&mut *conn).await?;
+        if deleted.is_some() {
+            return Ok(deleted);
+        }
+        let user = format!("-- demo.user\n select {columns} from {users} where id = $1");
+        sqlx::query_as(AssertSqlSafe(user)).bind(id).fetch_optional(conn).await
+    });
+    deleted.await
 }
 
 /// The demo table's name with its schema; `None`: the `users` that the role's search_path finds was made by somebody else, or
