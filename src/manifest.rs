@@ -9,8 +9,6 @@ mod list;
 pub mod seal;
 pub mod signing;
 
-use std::fmt::Write;
-
 use ring::digest;
 use serde::{Deserialize, Serialize};
 
@@ -238,10 +236,7 @@ impl Manifest {
 
     /// The addresses of the files, a line each: what BigQuery and Athena take for a list of files.
     pub fn uris(&self) -> String {
-        self.entries.iter().fold(String::new(), |mut lines, entry| {
-            let _ = writeln!(lines, "{}", entry.url);
-            lines
-        })
+        self.entries.iter().map(|entry| format!("{}\n", entry.url)).collect()
     }
 }
 
