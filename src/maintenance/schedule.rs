@@ -174,9 +174,7 @@ impl Scheduling {
         let timeout = lease::call_timeout(self.maintenance.settings.lease);
         tokio::time::timeout(timeout, self.maintenance.destination.id()).await.ok()?.ok()
     }
-}
 
-impl Scheduling {
     pub(super) async fn round(&mut self) -> Result<(), Error> {
         let schedules = self.scheduled.catalog.schedules().to_vec();
         let names: Vec<&str> = schedules.iter().map(|schedule| schedule.name.as_str()).collect();
