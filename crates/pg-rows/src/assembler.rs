@@ -8,7 +8,7 @@ use crate::parquet;
 use crate::piece::{Content, Piece};
 use crate::{Error, Layout, csv};
 
-/// Puts the pieces of a file one behind the other.
+/// Puts the pieces of a file one behind the other. Every call fails if there is no memory for it, or the format's writer fails: a defect.
 pub struct Assembler(Assembly);
 
 enum Assembly {
@@ -22,9 +22,6 @@ enum Assembly {
 
 impl Assembler {
     /// Begins a file, and gives what stands before its rows.
-    ///
-    /// # Errors
-    /// If there is no memory for it, or the format's writer fails: a defect.
     pub fn begin(layout: &Arc<Layout>) -> Result<(Assembler, Vec<u8>), Error> {
         #[cfg(feature = "parquet")]
         if let Some(parquet) = &layout.parquet {
@@ -40,9 +37,6 @@ impl Assembler {
     }
 
     /// The bytes of a piece as they stand in the file.
-    ///
-    /// # Errors
-    /// If the format's writer fails: a defect.
     pub fn append(&mut self, piece: Piece) -> Result<Vec<u8>, Error> {
         match (&mut self.0, piece.0) {
             (Assembly::Text { is_empty, .. }, Content::Bytes(bytes)) => {
@@ -57,9 +51,6 @@ impl Assembler {
     }
 
     /// What stands behind the rows.
-    ///
-    /// # Errors
-    /// If there is no memory for it, or the format's writer fails: a defect.
     pub fn finish(self) -> Result<Vec<u8>, Error> {
         match self.0 {
             Assembly::Text { layout, is_empty } => {

@@ -128,16 +128,11 @@ fn civil(day: i64) -> (i64, u32, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tests::written;
     use chrono::{DateTime, NaiveDate, NaiveTime, SecondsFormat, TimeDelta, Utc};
     use proptest::prelude::*;
 
     const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
-
-    fn written<T>(writer: fn(T, &mut Vec<u8>), value: T) -> String {
-        let mut out = Vec::new();
-        writer(value, &mut out);
-        String::from_utf8(out).unwrap()
-    }
 
     #[test]
     fn edges() {

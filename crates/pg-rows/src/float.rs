@@ -107,13 +107,8 @@ fn scientific(digits: &[u8], power: i32, out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tests::written;
     use proptest::prelude::*;
-
-    fn written<T>(writer: fn(T, &mut Vec<u8>), value: T) -> String {
-        let mut out = Vec::new();
-        writer(value, &mut out);
-        String::from_utf8(out).unwrap()
-    }
 
     #[test]
     fn the_texts_are_those_of_postgres() {

@@ -151,6 +151,13 @@ mod tests {
         Layout::new(Encoding { format, compression }, columns, None).map(Arc::new)
     }
 
+    /// The text that a writer appends for a value.
+    pub(crate) fn written<T>(writer: fn(T, &mut Vec<u8>), value: T) -> String {
+        let mut out = Vec::new();
+        writer(value, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
     /// What is made of a row of one value.
     fn row(format: Format, kind: ColumnType, field: &[u8]) -> Result<Vec<u8>, Error> {
         let layout = layout(format, Compression::None, vec![Column::new("v", kind)])?;
