@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
-use crate::http::local::{LocalHosts, Sender};
+use crate::http::local::{self, LocalHosts};
 use crate::http::problem::Problem;
 use crate::http::rate::{Rate, RateKey, RateLimits, client_network};
 use crate::http::{Origins, Settings};
@@ -154,8 +154,7 @@ pub(crate) async fn check(
     let address = peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |Extension(Peer(address))| address);
     let path = path.as_ref().map_or("", MatchedPath::as_str);
     if control.access == Access::LocalCallers {
-        let sender = Sender { method: request.method(), uri: request.uri(), headers: request.headers() };
-        sender.check(&control.hosts, &control.origins)?;
+        local::check(&request, &control.hosts, &control.origins)?;
     }
     if is_open(path) || control.access != Access::Keys {
         if !is_free(path) {

@@ -10,8 +10,9 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use axum::extract::Request;
 use axum::http::uri::{Authority, Uri};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use axum::http::{HeaderName, HeaderValue, Method, header};
 
 use crate::http::Origins;
 use crate::http::code::Code;
@@ -55,66 +56,57 @@ impl LocalHosts {
     }
 }
 
-/// The parts of a request that tell its sender.
-pub(crate) struct Sender<'r> {
-    pub(crate) method: &'r Method,
-    pub(crate) uri: &'r Uri,
-    pub(crate) headers: &'r HeaderMap,
+/// Checks that the sender of a request is a local caller.
+///
+/// # Errors
+/// The problem names the header that says otherwise.
+pub(crate) fn check(request: &Request, hosts: &LocalHosts, listed: &Origins) -> Result<(), Problem> {
+    // First: behind a proxy `Host` is mostly a public name as well, and an answer that names the proxy helps more.
+    if let Some(mark) = request.headers().keys().find(|name| is_of_a_proxy(name.as_str())) {
+        return Err(Problem::proxy_refused(mark.as_str()));
+    }
+    let host = host_of(request, hosts)?;
+    let is_own = |origin: &HeaderValue| {
+        let origin = origin.to_str().ok().and_then(|origin| origin.parse::<Uri>().ok());
+        let authority = origin.as_ref().and_then(Uri::authority);
+        authority.is_some_and(|authority| authority.as_str().eq_ignore_ascii_case(host.as_str()))
+    };
+    let mut origins = request.headers().get_all(header::ORIGIN).iter();
+    if !origins.all(|origin| is_own(origin) || listed.have(origin)) {
+        return Err(origin_refused("Origin"));
+    }
+    // A page that only embeds an answer sends no `Origin`; the browser says in `Sec-Fetch-Site` where the page is from.
+    let mut sites = request.headers().get_all(SEC_FETCH_SITE).iter();
+    let is_listed = request.headers().get(header::ORIGIN).is_some_and(|origin| listed.have(origin));
+    // A page on another port of this machine is `same-site`, and as foreign as any other. `none`: a person typed the address.
+    if is_listed || follows_a_link(request) || sites.all(|site| site == "same-origin" || site == "none") {
+        Ok(())
+    } else {
+        Err(origin_refused("Sec-Fetch-Site"))
+    }
 }
 
-impl Sender<'_> {
-    /// Checks that the sender is a local caller.
-    ///
-    /// # Errors
-    /// The problem names the header that says otherwise.
-    pub(crate) fn check(&self, hosts: &LocalHosts, listed: &Origins) -> Result<(), Problem> {
-        // First: behind a proxy `Host` is mostly a public name as well, and an answer that names the proxy helps more.
-        if let Some(mark) = self.headers.keys().find(|name| is_of_a_proxy(name.as_str())) {
-            return Err(Problem::proxy_refused(mark.as_str()));
-        }
-        let host = self.host(hosts)?;
-        let is_own = |origin: &HeaderValue| {
-            let origin = origin.to_str().ok().and_then(|origin| origin.parse::<Uri>().ok());
-            let authority = origin.as_ref().and_then(Uri::authority);
-            authority.is_some_and(|authority| authority.as_str().eq_ignore_ascii_case(host.as_str()))
-        };
-        let mut origins = self.headers.get_all(header::ORIGIN).iter();
-        if !origins.all(|origin| is_own(origin) || listed.have(origin)) {
-            return Err(origin_refused("Origin"));
-        }
-        // A page that only embeds an answer sends no `Origin`; the browser says in `Sec-Fetch-Site` where the page is from.
-        let mut sites = self.headers.get_all(SEC_FETCH_SITE).iter();
-        let is_listed = self.headers.get(header::ORIGIN).is_some_and(|origin| listed.have(origin));
-        // A page on another port of this machine is `same-site`, and as foreign as any other. `none`: a person typed the address.
-        if is_listed || self.follows_a_link() || sites.all(|site| site == "same-origin" || site == "none") {
-            Ok(())
-        } else {
-            Err(origin_refused("Sec-Fetch-Site"))
-        }
-    }
+/// The one host that the request names, if it is this machine's.
+fn host_of(request: &Request, hosts: &LocalHosts) -> Result<Authority, Problem> {
+    let mut named = request.headers().get_all(header::HOST).iter();
+    let host = match (named.next(), named.next()) {
+        (Some(host), None) => host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()),
+        _ => None,
+    };
+    // A request target in absolute form has a host too.
+    let target = request.uri().authority();
+    let host = host.filter(|host| hosts.have(host) && target.is_none_or(|target| hosts.have(target)));
+    host.ok_or_else(|| {
+        let detail = "open without a key to callers on this machine only: the Host must be localhost, a loopback address or one of LOCAL_HOSTS";
+        Problem::bad_input(Code::HostNotLocal, "Host", detail)
+    })
+}
 
-    /// The one host that the request names, if it is this machine's.
-    fn host(&self, hosts: &LocalHosts) -> Result<Authority, Problem> {
-        let mut named = self.headers.get_all(header::HOST).iter();
-        let host = match (named.next(), named.next()) {
-            (Some(host), None) => host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()),
-            _ => None,
-        };
-        // A request target in absolute form has a host too.
-        let target = self.uri.authority();
-        let host = host.filter(|host| hosts.have(host) && target.is_none_or(|target| hosts.have(target)));
-        host.ok_or_else(|| {
-            let detail = "open without a key to callers on this machine only: the Host must be localhost, a loopback address or one of LOCAL_HOSTS";
-            Problem::bad_input(Code::HostNotLocal, "Host", detail)
-        })
-    }
-
-    /// Returns true if a person follows a link to one of this service's pages. The page with the link learns nothing by that, since these
-    /// pages can't be framed.
-    fn follows_a_link(&self) -> bool {
-        let navigates = self.headers.get(SEC_FETCH_MODE).is_some_and(|mode| mode == "navigate");
-        navigates && *self.method == Method::GET && matches!(self.uri.path(), "/" | "/docs")
-    }
+/// Returns true if a person follows a link to one of this service's pages. The page with the link learns nothing by that, since these
+/// pages can't be framed.
+fn follows_a_link(request: &Request) -> bool {
+    let navigates = request.headers().get(SEC_FETCH_MODE).is_some_and(|mode| mode == "navigate");
+    navigates && request.method() == Method::GET && matches!(request.uri().path(), "/" | "/docs")
 }
 
 /// The problem of a web page whose origin isn't listed, as the header `mark` shows.
@@ -154,13 +146,11 @@ mod tests {
     use super::*;
 
     fn allowed(host: &[&str]) -> bool {
-        let mut headers = HeaderMap::new();
+        let mut request = Request::default();
         for host in host {
-            headers.append(header::HOST, host.parse().unwrap());
+            request.headers_mut().append(header::HOST, host.parse().unwrap());
         }
-        let uri = "/exports".parse().unwrap();
-        let sender = Sender { method: &Method::GET, uri: &uri, headers: &headers };
-        sender.check(&"app, 10.1.2.3".parse().unwrap(), &Origins::default()).is_ok()
+        check(&request, &"app, 10.1.2.3".parse().unwrap(), &Origins::default()).is_ok()
     }
 
     #[test]
