@@ -55,9 +55,6 @@ impl Archive {
     }
 
     /// Requires that the place is still there to be read: that what can't be found or read in it tells of that alone.
-    ///
-    /// # Errors
-    /// If it was removed, or closed to us.
     pub fn require(&self) -> Result<(), Error> {
         match self {
             Archive::Folder(dir) => dir.require(),

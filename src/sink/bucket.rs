@@ -260,9 +260,6 @@ pub struct Object {
 
 impl Object {
     /// An address that anybody may fetch it at for so long.
-    ///
-    /// # Errors
-    /// If the credentials can't sign one.
     pub(super) async fn url(&self, lifetime: Duration) -> Result<String, Error> {
         let Object { objects, key, .. } = self;
         Ok(objects.store.signed_url(reqwest::Method::GET, key, lifetime).await?.into())

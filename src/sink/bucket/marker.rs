@@ -19,9 +19,6 @@ impl Bucket {
     }
 
     /// Writes the marker of a lane: see [`Destination::mark`](crate::sink::Destination::mark).
-    ///
-    /// # Errors
-    /// If the bucket doesn't answer or refuses. The marker is the one before then, or this one.
     pub(in crate::sink) async fn mark(
         &self,
         file: &MarkerFile,

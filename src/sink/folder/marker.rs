@@ -35,9 +35,6 @@ impl Folder {
     }
 
     /// Writes the marker of a lane: see [`Destination::mark`](crate::sink::Destination::mark).
-    ///
-    /// # Errors
-    /// If the folder can't be written. The marker is the one before then, or this one.
     pub(in crate::sink) fn mark(
         &self,
         file: &MarkerFile,
