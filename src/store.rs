@@ -169,9 +169,6 @@ impl Store {
 
     /// Runs `call` with a connection of the pool. After an error, or if this call is given up half-way, the connection is closed instead of
     /// given back: the pool would ping it, and wait for the answer.
-    ///
-    /// # Errors
-    /// If there is no connection, or `call` fails.
     pub(crate) async fn with<T, E>(&self, call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>) -> Result<T, Error>
     where
         Error: From<E>,
@@ -199,9 +196,6 @@ impl Store {
     }
 
     /// Runs `call` in a transaction, which is committed if `call` succeeds, over a connection as of [`with`](Store::with).
-    ///
-    /// # Errors
-    /// If there is no connection, or `call` or the commit fails.
     async fn transaction<T, E>(&self, call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>) -> Result<T, Error>
     where
         Error: From<E>,
@@ -231,9 +225,6 @@ impl Store {
     }
 
     /// Listens for notifications on a connection of its own.
-    ///
-    /// # Errors
-    /// If Postgres can't be reached.
     pub async fn listen(&self) -> Result<Notifications, Error> {
         // In a pool of its own: a listener that is dropped sends a goodbye before it gives its connection back, and waits for ever where
         // the server doesn't answer.

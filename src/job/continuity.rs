@@ -43,9 +43,6 @@ pg_rows::words! {
 
 impl Continuity {
     /// The guard's word. It has one more, `first`, for a consumer without a position, for which nothing can be amiss.
-    ///
-    /// # Errors
-    /// If the word is not known.
     pub fn of_guard(word: Option<&str>) -> Result<Option<Continuity>, UnknownWord> {
         word.filter(|word| *word != "first").map(str::parse).transpose()
     }

@@ -10,7 +10,7 @@ use crate::sink;
 use crate::telemetry::{chain, job_event};
 use pg_rows::encoding::Encoding;
 
-/// A committed file, open: the very one that was exported.
+/// A committed file, open: the very one that was exported. A call fails if it can't be read there.
 #[derive(Debug)]
 pub struct OpenFile {
     file: sink::PublishedFile,
@@ -37,9 +37,6 @@ pub struct FileUrl {
 
 impl OpenFile {
     /// `length` bytes from `from` on.
-    ///
-    /// # Errors
-    /// If the file can't be read there.
     pub async fn part(self, from: u64, length: u64) -> Result<impl AsyncRead, Error> {
         Ok(self.file.part(from, length).await?)
     }
