@@ -35,19 +35,13 @@ pub struct JobId(Uuid);
 
 impl JobId {
     /// An id that nothing else has.
-    pub fn new() -> JobId {
+    pub fn random() -> JobId {
         JobId(Uuid::now_v7())
     }
 
     /// The id as SQL stores it.
     pub fn as_uuid(self) -> Uuid {
         self.0
-    }
-}
-
-impl Default for JobId {
-    fn default() -> JobId {
-        JobId::new()
     }
 }
 

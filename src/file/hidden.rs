@@ -72,9 +72,9 @@ mod tests {
     fn hidden_names_are_read_as_they_were_given() {
         let database: DatabaseId = "00000000000000ff-16384".parse().unwrap();
         for file in [
-            HiddenFile::of_attempt(&database, JobId::new(), LeaseToken::random()),
-            HiddenFile::of_attempt(&database, JobId::new(), LeaseToken::random()).with_part(2),
-            HiddenFile::of_marker(&database, JobId::new()),
+            HiddenFile::of_attempt(&database, JobId::random(), LeaseToken::random()),
+            HiddenFile::of_attempt(&database, JobId::random(), LeaseToken::random()).with_part(2),
+            HiddenFile::of_marker(&database, JobId::random()),
         ] {
             assert_eq!(HiddenFile::read(&file.name), Some(file));
         }

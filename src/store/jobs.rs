@@ -149,7 +149,7 @@ impl Store {
                  returning pg_notify($18, ''), ",
                 job_columns!()
             ))
-            .bind(JobId::new().as_uuid())
+            .bind(JobId::random().as_uuid())
             .bind(request.consumer.as_ref().map(|c| c.as_str()))
             .bind(&request.dataset)
             .bind(lane_sequence)

@@ -170,7 +170,7 @@ mod tests {
     async fn what_one_pool_sees_end_another_tells() {
         let pool = || PgPoolOptions::new().connect_lazy("postgres://nobody@localhost/nowhere").unwrap();
         let worker = Store::new(pool());
-        let (job, other) = (JobId::new(), JobId::new());
+        let (job, other) = (JobId::random(), JobId::random());
         let mut endings = worker.over(pool()).endings();
         for ended in [other, job] {
             worker.endings.send(ended).unwrap();

@@ -75,7 +75,7 @@ mod tests {
         let (dir, folder) = folder();
         let write = |text| {
             let database = "00000000000000ff-1".parse().unwrap();
-            folder.write_manifest(&database, JobId::new(), "a.manifest.json", text).unwrap()
+            folder.write_manifest(&database, JobId::random(), "a.manifest.json", text).unwrap()
         };
         assert!(!folder.is_in_the_way("a.manifest.json", "one").unwrap());
         for _ in 0..2 {
