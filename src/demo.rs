@@ -82,7 +82,10 @@ pub async fn seed(pool: &PgPool, rows: u64) -> Result<u64, Error> {
     }
     let missing = |there| if there == 0 { rows } else { 0 };
     let inserted = fill(tx, &users, missing, |_| {}).await.map_err(|source| Error::Fill { rows, source })?;
-    tracing::info!(event = "demo_seeded", rows = inserted, seconds = begun.elapsed().as_secs_f64());
+    // None, where another replica filled it while this one waited for the lock.
+    if inserted > 0 {
+        tracing::info!(event = "demo_seeded", rows = inserted, seconds = begun.elapsed().as_secs_f64());
+    }
     Ok(inserted)
 }
 
