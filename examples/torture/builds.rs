@@ -21,14 +21,11 @@ pub(crate) fn tree() -> &'static Path {
 pub(crate) enum Profile {
     /// With failpoints.
     Debug,
-    /// The same without failpoints, which shares its compiled dependencies: it is there sooner than a release build.
-    Unarmed,
     /// As users run it.
     Release,
 }
 
-/// Builds the binary of the tree at `tree`, in `target` if not where cargo would. The next build with another profile than
-/// [`Profile::Release`] takes its place.
+/// Builds the binary of the tree at `tree`, in `target` if not where cargo would.
 pub(crate) async fn build(tree: &Path, profile: Profile, target: Option<&Path>) -> Result<PathBuf> {
     let mut cargo = Command::new(environment("CARGO").unwrap_or_else(|| "cargo".to_owned()));
     cargo.args(["build", "--locked", "--bin", BINARY, "--message-format", "json-render-diagnostics"]);
@@ -40,11 +37,6 @@ pub(crate) async fn build(tree: &Path, profile: Profile, target: Option<&Path>) 
     }
     if profile == Profile::Release {
         cargo.arg("--release");
-    }
-    if profile == Profile::Unarmed {
-        // Failpoints are in where debug assertions are. The dependencies stay as they are compiled.
-        cargo.args(["--config", "profile.dev.debug-assertions=false"]);
-        cargo.args(["--config", "profile.dev.package.'*'.debug-assertions=true"]);
     }
     for name in inherited() {
         cargo.env_remove(name);
@@ -66,13 +58,14 @@ pub(crate) async fn build(tree: &Path, profile: Profile, target: Option<&Path>) 
         .context("cargo names no executable")
 }
 
-/// What the cargo that started this program has told it of its package. Some build scripts go by that: under another cargo they would
-/// run again, and what needs them be compiled again.
+/// What the cargo that started this program has told it of its package. Some build scripts go by that (`ring`'s by `OUT_DIR`): under
+/// another cargo they would run again, and what needs them be compiled again.
 #[expect(clippy::disallowed_methods, reason = "the service's configuration is not for its torturer")]
 fn inherited() -> impl Iterator<Item = OsString> {
     let names = std::env::vars_os().map(|(name, _)| name);
     names.filter(|name| {
-        name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"))
+        let is_of_package = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+        name.to_str().is_some_and(|name| is_of_package(name) || name == "OUT_DIR")
     })
 }
 

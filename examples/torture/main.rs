@@ -84,9 +84,9 @@ struct Arguments {
     /// Only the second phase, and on the debug build: to try something.
     #[arg(long)]
     quick: bool,
-    /// In the second phase the debug build without failpoints, which is there sooner than the release build.
+    /// The debug build in place of the release build, which takes longer to compile.
     #[arg(long)]
-    unarmed: bool,
+    debug: bool,
     /// Keep the run's folder.
     #[arg(long)]
     keep: bool,
@@ -130,9 +130,9 @@ async fn file_order() -> Result<bool> {
 
 /// Lets `apply` keep a copy. False: it was wrong, or too little was tried.
 async fn apply(arguments: &Arguments) -> Result<bool> {
-    let Arguments { seed, secs, unarmed, .. } = *arguments;
+    let Arguments { seed, secs, debug, .. } = *arguments;
     let folder = reachable_folder()?;
-    let binary = build(if unarmed { Profile::Unarmed } else { Profile::Release }, folder.path()).await?;
+    let binary = build(if debug { Profile::Debug } else { Profile::Release }, folder.path()).await?;
     let fine = mirror::run(binary, folder.path(), seed, Duration::from_secs(secs)).await?;
     if !fine {
         println!("logs and files: {}", folder.keep().display());
@@ -145,7 +145,7 @@ async fn apply(arguments: &Arguments) -> Result<bool> {
 }
 
 async fn torture(arguments: &Arguments, store: Option<Bucket>) -> Result<bool> {
-    let Arguments { seed, secs, keep, quick, unarmed, .. } = *arguments;
+    let Arguments { seed, secs, keep, quick, debug, .. } = *arguments;
     controls::require_applicable(builds::tree())?;
     let mut moves = arguments.moves.clone().unwrap_or(Move::ALL.to_vec());
     println!("seed {seed}, {secs} s, {moves:?}");
@@ -160,11 +160,7 @@ async fn torture(arguments: &Arguments, store: Option<Bucket>) -> Result<bool> {
         println!("there is no libfaketime: nobody sets the database's clock");
         moves.retain(|what| *what != Move::Clock);
     }
-    let struck = match (quick, unarmed) {
-        (true, _) => Profile::Debug,
-        (false, true) => Profile::Unarmed,
-        (false, false) => Profile::Release,
-    };
+    let struck = if quick || debug { Profile::Debug } else { Profile::Release };
     let replicas = place::replicas(store.as_ref());
     let mut plan = Plan::new(seed, replicas, length, &moves);
     if store.is_some() {
