@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use cdc_export::dataset::catalog::Catalog;
@@ -48,7 +48,19 @@ pub(crate) const KILLED: i32 = -1;
 
 /// A folder that the user who runs Postgres can reach.
 pub(crate) fn reachable_folder() -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
+    opened(tempfile::tempdir().unwrap())
+}
+
+/// The same in memory, where the system has room there: what syncs there waits for nobody else's writes.
+pub(crate) fn folder_in_memory() -> TempDir {
+    let has_room = |volume: rustix::fs::StatVfs| volume.f_bavail * volume.f_frsize > 1 << 30;
+    match rustix::fs::statvfs("/dev/shm").is_ok_and(has_room) {
+        true => opened(tempfile::tempdir_in("/dev/shm").unwrap()),
+        false => reachable_folder(),
+    }
+}
+
+fn opened(folder: TempDir) -> TempDir {
     std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     folder
 }
@@ -424,9 +436,29 @@ pub(crate) struct Service {
     pub(crate) address: String,
     pub(crate) client: reqwest::Client,
     output: Arc<TempDir>,
-    log: Arc<Mutex<Vec<Value>>>,
+    log: Arc<Log>,
     reader: tokio::task::JoinHandle<()>,
     work: Arc<TempDir>,
+}
+
+/// The lines of a log. If a test fails, its services' last ones are printed.
+#[derive(Default)]
+struct Log(Mutex<Vec<Value>>);
+
+impl Log {
+    fn lines(&self) -> MutexGuard<'_, Vec<Value>> {
+        self.0.lock().unwrap()
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for line in self.lines().iter().rev().take(20).rev() {
+                eprintln!("{line}");
+            }
+        }
+    }
 }
 
 /// A process that a failpoint holds, by `FAILPOINTS=NAME=hold`.
@@ -543,17 +575,17 @@ impl Start {
     pub(crate) async fn service(self) -> Service {
         let mut child = self.command().spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let log = Arc::new(Mutex::new(Vec::<Value>::new()));
+        let log = Arc::<Log>::default();
         let written = Arc::clone(&log);
         let mut other = Vec::new();
         let address = loop {
             let line =
                 tokio::time::timeout(HANG_TIMEOUT, lines.next_line()).await.expect("the service starts").unwrap();
-            let line = line.unwrap_or_else(|| panic!("the service ended: {other:?} {:?}", log.lock().unwrap()));
+            let line = line.unwrap_or_else(|| panic!("the service ended: {other:?} {:?}", log.lines()));
             match serde_json::from_str::<Value>(&line) {
                 Ok(event) => {
                     let address = event["address"].as_str().map(str::to_owned);
-                    log.lock().unwrap().push(event);
+                    log.lines().push(event);
                     if let Some(address) = address {
                         break address;
                     }
@@ -563,7 +595,7 @@ impl Start {
         };
         let reader = tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
-                written.lock().unwrap().push(serde_json::from_str(&line).unwrap_or(Value::String(line)));
+                written.lines().push(serde_json::from_str(&line).unwrap_or(Value::String(line)));
             }
         });
         Service { child, address, client: client(), output: self.output, log, reader, work: self.work }
@@ -690,7 +722,7 @@ impl Service {
 
     /// The log's lines of one event.
     pub(crate) fn events(&self, event: &str) -> Vec<Value> {
-        self.log.lock().unwrap().iter().filter(|line| line["event"] == event).cloned().collect()
+        self.log.lines().iter().filter(|line| line["event"] == event).cloned().collect()
     }
 
     /// Waits until a failpoint is hit.
@@ -711,7 +743,7 @@ impl Service {
 
     /// The whole log, as one text.
     pub(crate) fn log(&self) -> String {
-        self.log.lock().unwrap().iter().map(|line| format!("{line}\n")).collect()
+        self.log.lines().iter().map(|line| format!("{line}\n")).collect()
     }
 
     /// Waits until a job has a status.
