@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::harness::{eventually, option_env, reachable_folder};
+use crate::harness::{eventually, folder_in_memory, option_env};
 
 /// Not the program of this name in the PATH, which is for root, and hands over to an account of its own.
 pub(crate) const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
@@ -45,7 +45,7 @@ impl Broker {
             .stderr(Stdio::null())
             .spawn()
             .expect("the package `rabbitmq-server` brings it");
-        let mut broker = Broker { folder: reachable_folder(), port, node_port, mapper_port, mapper, server: None };
+        let mut broker = Broker { folder: folder_in_memory(), port, node_port, mapper_port, mapper, server: None };
         broker.starts("").await;
         broker
     }
