@@ -120,6 +120,29 @@ mod tests {
         Ok(String::from_utf8(out).unwrap())
     }
 
+    #[test]
+    fn golden_bytes() {
+        let columns = [
+            Column::new("id", ColumnType::Int8),
+            Column::new("name", ColumnType::Text),
+            Column::new("at", ColumnType::Timestamptz),
+            Column::new("deleted", ColumnType::Bool),
+        ];
+        let (least, seven) = (i64::MIN.to_be_bytes(), 7i64.to_be_bytes());
+        let rows = [
+            vec![Some(&least[..]), Some(&b"a \"b\"\r\n,"[..]), Some(&[0; 8][..]), Some(&[1][..])],
+            vec![Some(&seven[..]), Some(&b""[..]), None, Some(&[0][..])],
+            vec![None, Some("=1+1 \\N \u{feff}é\t".as_bytes()), None, None],
+            vec![None, Some(&b"\\."[..]), None, None],
+        ];
+        let expected = "id,name,at,deleted\n\
+            -9223372036854775808,\"a \"\"b\"\"\r\n,\",2000-01-01T00:00:00.000000Z,true\n\
+            7,\"\",,false\n\
+            ,=1+1 \\N \u{feff}é\t,,\n\
+            ,\"\\.\",,\n";
+        assert_eq!(encoded(&columns, &rows).unwrap(), expected);
+    }
+
     proptest! {
         #[test]
         fn an_independent_reader_reads_the_same(rows in prop::collection::vec([any::<String>(), any::<String>()], 0..8)) {

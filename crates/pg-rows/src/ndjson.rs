@@ -147,6 +147,38 @@ mod tests {
         Ok(String::from_utf8(out).unwrap())
     }
 
+    #[test]
+    fn golden_bytes() {
+        let columns = [
+            Column::new("id", ColumnType::Int8),
+            Column::new("na\"me", ColumnType::Text),
+            Column::new("at", ColumnType::Timestamptz),
+            Column::new("deleted", ColumnType::Bool),
+        ];
+        let (least, ever) = (i64::MIN.to_be_bytes(), i64::MAX.to_be_bytes());
+        let rows = [
+            vec![
+                Some(&least[..]),
+                Some("a \"b\"\\\r\n\t\u{8}\u{c}\u{1}\u{1f}\u{7f}é/".as_bytes()),
+                Some(&[0; 8][..]),
+                Some(&[1][..]),
+            ],
+            vec![None, Some(&b""[..]), Some(&ever[..]), Some(&[0][..])],
+            vec![None, None, Some(&least[..]), None],
+        ];
+        let expected = concat!(
+            r#"{"id":-9223372036854775808,"na\"me":"a \"b\"\\\r\n\t\b\f\u0001\u001f"#,
+            "\u{7f}é/",
+            r#"","at":"2000-01-01T00:00:00.000000Z","deleted":true}"#,
+            "\n",
+            r#"{"id":null,"na\"me":"","at":"infinity","deleted":false}"#,
+            "\n",
+            r#"{"id":null,"na\"me":null,"at":"-infinity","deleted":null}"#,
+            "\n",
+        );
+        assert_eq!(encoded(&columns, &rows).unwrap(), expected);
+    }
+
     proptest! {
         #[test]
         fn an_independent_reader_reads_the_same(rows in prop::collection::vec(any::<Option<String>>(), 0..8)) {
