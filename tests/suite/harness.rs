@@ -2,9 +2,11 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use cdc_export::dataset::catalog::Catalog;
@@ -43,6 +45,20 @@ pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut
     }
 }
 
+/// A port that nobody listens on, for a server that is yet to start, or to start again. It is below those that the system lends to
+/// clients, one of which would take it meanwhile.
+pub(crate) fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        // Another process begins elsewhere.
+        let number = std::process::id() * 100 + NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = 10_000 + (number % 20_000) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
 /// The exit code of a command that a signal has ended.
 pub(crate) const KILLED: i32 = -1;
 
@@ -52,6 +68,7 @@ pub(crate) fn reachable_folder() -> TempDir {
 }
 
 /// The same in memory, where the system has room there: what syncs there waits for nobody else's writes.
+#[cfg(feature = "amqp")]
 pub(crate) fn folder_in_memory() -> TempDir {
     let has_room = |volume: rustix::fs::StatVfs| volume.f_bavail * volume.f_frsize > 1 << 30;
     match rustix::fs::statvfs("/dev/shm").is_ok_and(has_room) {
@@ -447,7 +464,7 @@ struct Log(Mutex<Vec<Value>>);
 
 impl Log {
     fn lines(&self) -> MutexGuard<'_, Vec<Value>> {
-        self.0.lock().unwrap()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

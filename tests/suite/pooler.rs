@@ -7,7 +7,7 @@ use sqlx::{ConnectOptions, Connection, PgConnection};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-use crate::harness::{Database, Start, eventually, lacks, lent_user, option_env, reachable_folder};
+use crate::harness::{Database, Start, eventually, free_port, lacks, lent_user, option_env, reachable_folder};
 
 /// A PgBouncer before the server of a database.
 struct Pooler {
@@ -26,7 +26,7 @@ impl Pooler {
             Some(socket) => socket.display().to_string(),
             None => options.get_host().to_owned(),
         };
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let (user, password) = (options.get_username(), direct.password().unwrap_or_default());
         let at = |file: &str| folder.path().join(file).display().to_string();
         std::fs::write(at("users"), format!("\"{user}\" \"{password}\"\n")).unwrap();

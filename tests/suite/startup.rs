@@ -8,7 +8,7 @@ use sqlx::ConnectOptions;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::harness::{
-    Csv, Database, HANG_TIMEOUT, Start, connect_options, embedded_settings, embedded_settings_with_cluster,
+    Csv, Database, HANG_TIMEOUT, Start, connect_options, embedded_settings, embedded_settings_with_cluster, free_port,
     reachable_folder, refusal,
 };
 
@@ -276,7 +276,7 @@ async fn a_database_that_cant_be_used_is_named_with_its_address_and_what_to_do()
     let name: String = database.one("select current_database()::text").await;
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let silent = silent.local_addr().unwrap().port();
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let closed = free_port();
     let socket = database.options.get_socket().unwrap().display().to_string();
     let port = database.options.get_port();
     let refusing = |password: &str, name: &str| {

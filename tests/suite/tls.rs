@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
 use crate::harness::{
-    Start, connect_options, embedded_settings_with_cluster, eventually, lacks, option_env, reachable_folder,
+    Start, connect_options, embedded_settings_with_cluster, eventually, free_port, lacks, option_env, reachable_folder,
 };
 
 /// A Postgres on 127.0.0.1, with a certificate for that address alone. Two roles, both with the password `pass`: `either`, and
@@ -72,7 +72,7 @@ impl Postgres {
         }
         let rules = "hostssl all strict 127.0.0.1/32 scram-sha-256\nhost all either 127.0.0.1/32 scram-sha-256\n";
         std::fs::write(data.join("pg_hba.conf"), rules).unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let mut command = std::process::Command::new(PathBuf::from(started_with.split(' ').next().unwrap()));
         command.arg("-D").arg(&data).args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1"]);
         command.args(["-c", "unix_socket_directories=", "-c", "fsync=off"]).current_dir(&data);

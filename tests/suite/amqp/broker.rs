@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::harness::{eventually, folder_in_memory, option_env};
+use crate::harness::{eventually, folder_in_memory, free_port, option_env};
 
 /// Not the program of this name in the PATH, which is for root, and hands over to an account of its own.
 pub(crate) const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
@@ -35,9 +35,7 @@ pub(crate) struct Broker {
 
 impl Broker {
     pub(crate) async fn start() -> Broker {
-        // Together, so that they differ.
-        let free = [(); 3].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
-        let [port, node_port, mapper_port] = free.map(|listener| listener.local_addr().unwrap().port());
+        let [port, node_port, mapper_port] = [(); 3].map(|()| free_port());
         let mapper = Command::new("epmd")
             .args(["-port", &mapper_port.to_string(), "-address", "127.0.0.1"])
             .stdin(Stdio::null())
