@@ -97,6 +97,7 @@ fn sampler(vars: &Variables) -> Result<Sampler, Error> {
 }
 
 #[cfg(test)]
+#[cfg(feature = "otel")]
 mod tests {
     use super::*;
 
@@ -128,7 +129,6 @@ mod tests {
     }
 
     #[test]
-    #[cfg(feature = "otel")]
     fn a_collector_is_named_for_all_signals_or_for_traces() {
         let at = |values: &[(&str, &str)]| spans(&with(values)).unwrap().unwrap().endpoint;
         assert_eq!(at(&[(ENDPOINT, "http://127.0.0.1:4318/")]), "http://127.0.0.1:4318/v1/traces");
@@ -138,7 +138,6 @@ mod tests {
     }
 
     #[test]
-    #[cfg(feature = "otel")]
     fn what_is_said_beside_it_is_read() {
         let found = spans(&with(&[
             (ENDPOINT, "http://x"),
@@ -156,7 +155,6 @@ mod tests {
     }
 
     #[test]
-    #[cfg(feature = "otel")]
     fn what_cannot_be_is_refused_and_no_key_is_shown() {
         for (values, says) in [
             (&[(ENDPOINT, "127.0.0.1:4318?key=secret")][..], ENDPOINT),

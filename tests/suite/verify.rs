@@ -29,6 +29,7 @@ impl Export {
         name_in_folder(&self.files[0].0.replace(".part-00001", ""))
     }
 
+    #[cfg(feature = "buckets")]
     pub(crate) fn key(&self) -> String {
         let Chained { dataset, consumer, .. } = &self.manifest.export;
         key(dataset, &consumer.parse().unwrap(), self.manifest.number)
