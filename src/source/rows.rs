@@ -57,7 +57,7 @@ impl Rows<'_> {
     ) -> Result<(), Error> {
         let read = self.read_all(job, max, progress, receiver).await;
         match read {
-            Err(error) => Err(self.explained(error, job).await),
+            Err(error) => Err(self.explained(error, job, max).await),
             Ok(()) => Ok(()),
         }
     }
@@ -129,12 +129,12 @@ impl Rows<'_> {
 
     /// Says of an error whose values Postgres could not read: the log's, those that the filter is asked of, or the table's own. The
     /// exported table is locked, so a name that isn't there is the filter's or the log's too.
-    async fn explained(mut self, error: Error, job: &Job) -> Error {
+    async fn explained(mut self, error: Error, job: &Job, max: CellMax) -> Error {
         let (Error::Sql(cause) | Error::TableMissing { cause, .. }) = &error else { return error };
         let Some(told) = cause.as_database_error() else { return error };
         let (code, message) = (sqlstate(cause).into_owned(), told.message().to_owned());
         if job.export_type != ExportType::Full {
-            match self.logged_is_readable().await {
+            match self.logged_is_readable(max).await {
                 Ok(true) => {}
                 Ok(false) => {
                     tracing::warn!(event = "log_unreadable", jobId = %job.id, error = chain(&error));
@@ -173,7 +173,7 @@ impl Rows<'_> {
     }
 
     /// Whether what this export reads of the log can be read as the types that the columns have now.
-    async fn logged_is_readable(&mut self) -> Result<bool, Error> {
+    async fn logged_is_readable(&mut self, max: CellMax) -> Result<bool, Error> {
         let (table, since) = (&self.select.dataset.table, self.since()?);
         let reader = self.readers.join(self.session.clone());
         let failed = Error::of(table);
@@ -181,7 +181,7 @@ impl Rows<'_> {
         // The statement that failed has ended the reader's transaction.
         sqlx::raw_sql("-- source.rows.give_up\n rollback").execute(&mut *self.reader).await.map_err(&failed)?;
         self.import.join(self.reader, table).await?;
-        let statement = AssertSqlSafe(format!("-- source.rows.logged\n {}", self.select.logged_values()));
+        let statement = AssertSqlSafe(format!("-- source.rows.logged\n {}", self.select.logged_values(max)));
         let read = sqlx::query_with(statement, since).persistent(false).execute(&mut *self.reader).await;
         reader.rests();
         match read.map(drop).map_err(failed) {

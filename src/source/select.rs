@@ -201,7 +201,7 @@ impl Select<'_> {
         };
         let refused = refused(&cells.map(large).collect::<Vec<_>>());
         let columns = written.iter().map(|(_, value)| value.clone()).chain(hidden).collect::<Vec<_>>().join(", ");
-        let images = self.images(gone);
+        let images = self.images(gone, max);
         let rest = ", sequence, operation, image, image_columns";
         let missed = self.unless_found(
             &format!("select {logged_key}{rest} from cdc_export.change_log where {logged}"),
@@ -212,7 +212,7 @@ impl Select<'_> {
         // Of what is outside of a filter nobody is told more than the key.
         let is_gone = match self.dataset.filter {
             None if self.schema.columns.len() > self.schema.key.len() => {
-                format!("case when {gone} then nullif(ch.{IMAGE} is not null, false) else false end")
+                format!("case when {gone} then nullif(i.parts is not null, false) else false end")
             }
             _ => gone.to_owned(),
         };
@@ -268,14 +268,14 @@ impl Select<'_> {
     }
 
     /// A statement that reads whatever an export of changes reads of the log, as the types that the columns have now.
-    pub(crate) fn logged_values(&self) -> String {
+    pub(crate) fn logged_values(&self, max: CellMax) -> String {
         let (names, logged_key) = (self.key().names().join(", "), self.key().of_log().join(", "));
         let (live, deleted) = (logged("$2::oid", "$3::text::pg_snapshot"), logged("$2::oid", "$4::text::pg_snapshot"));
         let is_key = |column: &&Column| self.schema.key.iter().any(|part| part.column.name == column.name);
         let columns = self.schema.columns.iter().filter(|column| self.dataset.filter.is_none() && !is_key(column));
         let keys = self.key().names().into_iter().map(|name| format!("ch.{name}"));
         let values: Vec<_> = keys.chain(columns.map(|column| self.image_of(column))).collect();
-        let images = self.images("true");
+        let images = self.images("true", max);
         format!(
             "with ch ({names}, {IMAGE}, {NUMBERS}) as (
                select {logged_key}, image, image_columns from cdc_export.change_log where {live} or {deleted})
@@ -284,11 +284,18 @@ impl Select<'_> {
         )
     }
 
-    /// The images of rows that are gone, to be joined.
-    fn images(&self, gone: &str) -> String {
+    /// The images of rows that are gone, to be joined. An image with a value of more than `max` bytes is left out: nobody can shorten
+    /// the value of a row that is gone.
+    fn images(&self, gone: &str, CellMax(max): CellMax) -> String {
         match self.dataset.filter {
             Some(_) => String::new(),
-            None => format!("left join lateral cdc_export.values_of(ch.{IMAGE}) as i (parts) on {gone}"),
+            None => format!(
+                "left join lateral (
+                   select parts from cdc_export.values_of(ch.{IMAGE}) as parts
+                   where pg_catalog.octet_length(ch.{IMAGE}) <= {max} or not exists (
+                     select from pg_catalog.unnest(parts) as part where pg_catalog.octet_length(part) > {max}))
+                   as i (parts) on {gone}"
+            ),
         }
     }
 

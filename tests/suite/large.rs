@@ -64,6 +64,21 @@ async fn a_row_at_the_bound_is_exported() {
     service.stop().await;
 }
 
+/// Nobody could shorten it: a role that may insert and delete would fail each delta of each consumer.
+#[tokio::test]
+async fn a_deleted_row_beyond_the_bound_comes_with_its_key_alone() {
+    let database = with_a_wide_row(MAX).await;
+    let service = Start::on(&database).with("CELL_MAX_BYTES", "1MiB").service().await;
+    service.export("full", "a").await;
+    database.run(&format!("insert into users (id, name, email, created_at, updated_at) values (10, repeat('x', {}), 'j', now(), now())", MAX + 1)).await;
+    database.run("delete from users where id in (5, 9, 10)").await;
+    let (job, delta) = service.export("delta", "a").await;
+    assert_eq!((delta.ids(), &job["keyOnlyDeletes"]), (vec![5, 9, 10], &json!(1)));
+    let bytes_of_name = |id: &str| delta.rows.iter().find(|row| row[1] == id).unwrap()[2].len();
+    assert_eq!((bytes_of_name("5"), bytes_of_name("9") > 0, bytes_of_name("10")), (MAX, true, 0));
+    service.stop().await;
+}
+
 /// A value is refused before it is fetched: the service never has it in its memory.
 #[tokio::test]
 async fn a_refused_value_takes_no_memory() {
