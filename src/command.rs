@@ -77,7 +77,7 @@ use crate::command::schedules::Schedules;
 use crate::command::seed::Seed;
 use crate::command::serve::Serve;
 use crate::command::status::Status;
-use crate::command::track::Track;
+use crate::command::track::{Track, Untrack};
 use crate::command::verify::Verify;
 use crate::config;
 use crate::telemetry::chain;
@@ -142,7 +142,7 @@ pub(crate) enum Command {
     /// Install triggers that record the changes of a dataset's table, so that it can be exported
     Track(Track),
     /// Remove the triggers of `track`; the dataset can't be exported any more
-    Untrack(Track),
+    Untrack(Untrack),
     /// Check, list or extend the datasets: the tables that may be exported
     #[command(subcommand)]
     Datasets(Datasets),
@@ -192,7 +192,7 @@ impl Command {
             Command::Verify(verify) => verify.run(),
             Command::Healthcheck => healthcheck::run(),
             Command::Track(track) => track.run(),
-            Command::Untrack(track) => track.run_untrack(),
+            Command::Untrack(untrack) => untrack.run(),
             Command::Datasets(datasets) => datasets.run(),
             Command::Schedules(schedules) => schedules.run(),
             Command::Deliveries(deliveries) => deliveries.run(),

@@ -137,6 +137,9 @@ impl Maintenance {
             let mut scheduling = Scheduling::new(self.for_task(), scheduled);
             tasks.spawn(every("schedule", Pace::of(SCHEDULE_PERIOD), async move || scheduling.round().await, drain));
         }
+        let task = self.for_task();
+        let removing = Pace::of(PURGE_PERIOD);
+        tasks.spawn(every("functions", removing, async move || remove_unused(&task).await, shutdown.clone()));
         tasks.spawn(every("purge", Pace::of(PURGE_PERIOD), async move || purge(&self).await, shutdown));
         while tasks.join_next().await.is_some() {}
     }
@@ -173,6 +176,11 @@ async fn reap(Maintenance { settings, store, swept, .. }: &Maintenance) -> Resul
 async fn purge(Maintenance { settings, source, .. }: &Maintenance) -> Result<(), Error> {
     while source.purge(&settings.log_caps).await? >= PURGE_ROWS {}
     Ok(())
+}
+
+/// Removes the capture's functions of tables that were dropped.
+async fn remove_unused(Maintenance { source, .. }: &Maintenance) -> Result<(), Error> {
+    Ok(source.remove_unused_functions().await?)
 }
 
 /// The time at which the next round of a task begins: after a rest, or earlier if it is woken.

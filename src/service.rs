@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::{Faults, SeveralDatasets, UnknownDataset};
-use crate::dataset::{Dataset, Description};
+use crate::dataset::{Dataset, Description, Table};
 use crate::demo;
 use crate::job::selection::BadSelection;
 use crate::job::{Job, JobId, Status, Terms};
@@ -361,6 +361,11 @@ impl Service {
             datasets.push(self.describe(dataset).await?);
         }
         Ok(datasets)
+    }
+
+    /// The tables whose changes are captured though no dataset needs them.
+    pub async fn tables_without_dataset(&self) -> Result<Vec<Table>, Error> {
+        on_table(self.source.tables_without_dataset(&self.catalog)).await
     }
 
     /// A dataset with its table's present columns.

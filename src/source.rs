@@ -39,9 +39,12 @@ use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
 
 use crate::connection::failure::{SqlFailure, sqlstate};
+use crate::dataset::Table;
+use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::{Fault, Faults};
 use crate::job::Continuity;
 use crate::row::Unwanted;
+use crate::source::capture::{functions, untracking};
 use crate::source::reader_slots::ReaderSlots;
 use crate::telemetry::metrics::PoolUse;
 
@@ -64,6 +67,20 @@ impl Source {
         // One reader is the export's own.
         let reader_slots = ReaderSlots::new(options.clone(), readers.saturating_sub(1) as usize);
         Source { options, pool, reader_slots }
+    }
+
+    /// Removes the capture's functions that no trigger calls any more.
+    pub async fn remove_unused_functions(&self) -> Result<(), Error> {
+        let failed = Error::of("pg_proc");
+        let mut conn = self.pool.acquire().await.map_err(&failed)?;
+        functions::remove_unused(&mut conn).await.map_err(failed)
+    }
+
+    /// The tables whose changes are captured though no dataset of the catalog needs them.
+    pub async fn tables_without_dataset(&self, catalog: &Catalog) -> Result<Vec<Table>, Error> {
+        let failed = Error::of("pg_class");
+        let mut conn = self.pool.acquire().await.map_err(&failed)?;
+        untracking::without_dataset(&mut conn, catalog).await.map_err(failed)
     }
 
     /// How the connections of everything that is no export are used.

@@ -247,11 +247,12 @@ def test_datasets_show_their_columns_and_tracking(watch, service):
     accessible(page, "the datasets")
 
     other = {**known, "name": "d" * 63, "table": "s" * 63 + "." + "t" * 63, "ready": False, "problems": ["its changes are not captured"]}
-    answered_by(page, "**/datasets", lambda route: route.fulfill(json={"items": [known, other]}))
+    answered_by(page, "**/datasets", lambda route: route.fulfill(json={"items": [known, other], "tablesWithoutDataset": [other["table"]]}))
     for width in (1280, 390):
         page.set_viewport_size({"width": width, "height": 900})
         page.reload()
         expect(table.get_by_role("row").filter(has_text="its changes are not captured")).to_contain_text("not ready")
+        expect(page.get_by_text("no dataset needs them")).to_contain_text(f"cdc-export untrack --table {other['table']}")
         is_laid_out(page, width, 2_000)
         accessible(page, f"the datasets at {width}")
     views.get_by_role("link", name="API").click()

@@ -61,11 +61,17 @@ async fn datasets(config: &Config, database: &Database, what: Datasets) -> anyho
                 "DATASETS names no file, so there is the demo's `users` alone: set DATASETS to a file, and `cdc-export datasets add TABLE` writes it",
             )?;
             let found = catalog_check::check(&database.pool(1), &config.catalog).await?;
-            let Findings { faults: Faults(mut faults), unreadable, untracked } = found;
+            let Findings { faults: Faults(mut faults), unreadable, untracked, without_dataset } = found;
             faults.extend(unreadable);
             for name in &untracked {
                 eprintln!(
                     "cdc-export: {name}: its changes are not captured: `cdc-export track {name}` comes before its exports"
+                );
+            }
+            for table in &without_dataset {
+                eprintln!(
+                    "cdc-export: {table}: its changes are captured, and no dataset needs them: `cdc-export untrack --table {table}` \
+                     removes the triggers"
                 );
             }
             let names = config.catalog.iter().map(|dataset| dataset.name.as_str());

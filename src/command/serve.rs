@@ -160,7 +160,8 @@ fn refuse_missing(config: &Config, missing: &[String]) -> Result<(), config::Err
 /// Warns of tables that can't be read, and of those whose changes aren't captured: the
 /// rows that change before `track` are in no delta, so a full export from before it would need another one.
 async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()> {
-    let Findings { faults, untracked, unreadable } = catalog_check::check(&database.pool(1), &config.catalog).await?;
+    let Findings { faults, untracked, unreadable, without_dataset } =
+        catalog_check::check(&database.pool(1), &config.catalog).await?;
     match &config.catalog_file {
         Some(file) => refuse_faults(config, file, faults)?,
         None if faults.0.is_empty() => {}
@@ -177,6 +178,13 @@ async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()
             dataset,
             "the changes of its table are not captured: `cdc-export track {dataset}` first, then a full export for each consumer that \
              needs one"
+        );
+    }
+    for table in without_dataset {
+        tracing::warn!(
+            event = "captured_without_dataset",
+            %table,
+            "its changes are captured, and no dataset needs them: `cdc-export untrack --table {table}` removes the triggers"
         );
     }
     for Fault { dataset, why, .. } in unreadable {

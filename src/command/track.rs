@@ -2,18 +2,21 @@
 
 use std::process::ExitCode;
 
-use crate::config::CatalogFile;
-use crate::dataset::Capture;
+use crate::config::{CatalogFile, Config};
+use crate::dataset::{Capture, Dataset, Table};
+use crate::postgres::Database;
 use crate::source::capture::tracking::{self, Tracked};
+use crate::source::capture::untracking;
 use crate::store::Store;
 use crate::store::tracked::Tracking;
+use crate::telemetry::chain;
 use clap::Args;
 
 use crate::command::catalog::{check_one, dataset_of};
 use crate::command::database_handle::{Makes, with_database, with_tables_after};
 use crate::command::start::{Logs, block_on, settings};
 
-/// The dataset whose changes to capture, or to capture no longer.
+/// The dataset whose changes to capture.
 #[derive(Args)]
 pub(crate) struct Track {
     /// The name of the dataset
@@ -39,29 +42,71 @@ impl Track {
             with_tables_after(async |database| check_one(&config, database, dataset).await, &config, track).await
         })
     }
+}
 
-    /// Removes the capture of the dataset's table.
-    pub(crate) fn run_untrack(self) -> anyhow::Result<ExitCode> {
+/// What to capture no longer.
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Untrack {
+    /// The name of the dataset
+    dataset: Option<String>,
+    /// A table, as `orders` or `sales.orders`, whether or not it has a dataset
+    #[arg(long)]
+    table: Option<Table>,
+    /// All tables that have triggers of `track`
+    #[arg(long)]
+    all: bool,
+}
+
+impl Untrack {
+    /// Removes the capture of the dataset's table, of the named table, or of all tables.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let config = settings(CatalogFile::Read, Logs::Errors)?;
         block_on(async {
-            let dataset = dataset_of(&config, &self.dataset)?;
-            with_database(&config, Makes::Nothing, async |database| {
-                let pool = database.pool(1);
-                let before = Store::new(pool.clone()).standing(dataset).await?.tracking;
-                tracking::untrack(&pool, dataset, &config.catalog).await?;
-                let (name, table) = (&dataset.name, &dataset.table);
-                if before == Tracking::Untracked {
-                    return outln!("`{name}` was not tracked: nothing has changed.");
+            let dataset = self.dataset.as_deref().map(|name| dataset_of(&config, name)).transpose()?;
+            with_database(&config, Makes::Nothing, async |database| match (dataset, &self.table) {
+                (Some(dataset), _) => untrack_dataset(&config, database, dataset).await,
+                (None, Some(table)) => {
+                    untracking::untrack_table(&database.pool(1), table).await?;
+                    outln!("The changes of {table} are captured no longer.")
                 }
-                if dataset.capture != Capture::Triggers {
-                    return outln!("The changes of {table} are captured no longer: `{name}` finds them by their times.");
-                }
-                outln!(
-                    "The changes of {table} are captured no longer: `{name}` can't be exported until `cdc-export track {name}`, and then \
-                     begins with a full export for each consumer."
-                )
+                (None, None) => untrack_all(database).await,
             })
             .await
         })
     }
+}
+
+async fn untrack_dataset(config: &Config, database: &Database, dataset: &Dataset) -> anyhow::Result<()> {
+    let pool = database.pool(1);
+    let before = Store::new(pool.clone()).standing(dataset).await?.tracking;
+    untracking::untrack(&pool, dataset, &config.catalog).await?;
+    let (name, table) = (&dataset.name, &dataset.table);
+    if before == Tracking::Untracked {
+        return outln!("`{name}` was not tracked: nothing has changed.");
+    }
+    if dataset.capture != Capture::Triggers {
+        return outln!("The changes of {table} are captured no longer: `{name}` finds them by their times.");
+    }
+    outln!(
+        "The changes of {table} are captured no longer: `{name}` can't be exported until `cdc-export track {name}`, and then \
+         begins with a full export for each consumer."
+    )
+}
+
+/// Goes on with the next table where one can't be locked or changed, and names it at the end.
+async fn untrack_all(database: &Database) -> anyhow::Result<()> {
+    let (mut failed, mut is_any) = (Vec::new(), false);
+    for (table, untracked) in untracking::untrack_all(&database.pool(1)).await? {
+        is_any = true;
+        match untracked {
+            Ok(()) => outln!("The changes of {table} are captured no longer.")?,
+            Err(error) => failed.push(format!("{table}: {}", chain(&error))),
+        }
+    }
+    if !is_any {
+        outln!("No table was tracked: nothing has changed.")?;
+    }
+    anyhow::ensure!(failed.is_empty(), "{}", failed.join("\n"));
+    Ok(())
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::dataset::fault::Fault;
-use crate::dataset::{Capture, Column, Description};
+use crate::dataset::{Capture, Column, Description, Table};
 use crate::http::code::Code;
 use crate::http::input::PathParameter;
 use crate::http::problem::Problem;
@@ -15,9 +15,12 @@ use crate::service::Service;
 
 /// All datasets.
 #[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct Datasets {
     /// The datasets, in the order of the catalog
     items: Vec<DatasetBody>,
+    /// The tables whose changes are captured though no dataset needs them: `cdc-export untrack --table`
+    tables_without_dataset: Vec<String>,
 }
 
 /// A dataset.
@@ -77,7 +80,11 @@ pub(crate) struct ColumnBody {
 )]
 pub(crate) async fn list(State(service): State<Service>) -> Result<Json<Datasets>, Problem> {
     let datasets = service.datasets().await?;
-    Ok(Json(Datasets { items: datasets.into_iter().map(DatasetBody::from).collect() }))
+    let tables = service.tables_without_dataset().await?;
+    Ok(Json(Datasets {
+        items: datasets.into_iter().map(DatasetBody::from).collect(),
+        tables_without_dataset: tables.iter().map(Table::to_string).collect(),
+    }))
 }
 
 /// Look at a dataset

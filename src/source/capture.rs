@@ -6,6 +6,7 @@ mod function_text;
 pub mod functions;
 mod stamps;
 pub mod tracking;
+pub mod untracking;
 
 use sqlx::PgConnection;
 
@@ -50,7 +51,7 @@ pub enum Error {
         other: String,
     },
     /// The table's writers never left a moment for the lock.
-    #[error("`{0}` is too busy: no moment was found to install the triggers; try again")]
+    #[error("`{0}` is too busy: no moment was found to change its triggers; try again")]
     Busy(String),
     /// The role doesn't own the table.
     #[error("the database role `{role}` may not change the triggers of `{table}`: run this as its owner, `{owner}`")]

@@ -5,7 +5,8 @@ use sqlx::{PgConnection, PgPool};
 
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::{Fault, Faults};
-use crate::dataset::{Capture, Dataset, TableSchema};
+use crate::dataset::{Capture, Dataset, Table, TableSchema};
+use crate::source::capture::untracking;
 use crate::source::captured::capture;
 use crate::source::quote::relation;
 use crate::source::rights::Seen;
@@ -21,6 +22,8 @@ pub struct Findings {
     /// The datasets that fit their tables, and whose changes shall be captured by triggers, and aren't: `track` has never had the table,
     /// or the name is another table's since, as after the restore of a dump.
     pub untracked: Vec<String>,
+    /// The tables whose changes are captured though no dataset needs them.
+    pub without_dataset: Vec<Table>,
 }
 
 /// Holds a whole catalog against the live tables, and returns what doesn't fit.
@@ -44,6 +47,7 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::E
             }
         }
     }
+    found.without_dataset = untracking::without_dataset(&mut conn, catalog).await?;
     Ok(found)
 }
 

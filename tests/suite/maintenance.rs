@@ -2,6 +2,7 @@
 
 use nix::sys::signal::Signal;
 
+use crate::catalog::Catalog;
 use crate::harness::{Database, Start, eventually};
 
 #[tokio::test]
@@ -78,5 +79,31 @@ async fn a_marker_in_the_making_is_nobodys_only_after_a_while() {
     let is_swept = async || (!service.files().iter().any(is_left)).then_some(());
     eventually("the others go", is_swept).await;
     assert!(service.files().contains(&in_the_making), "somebody is about to give it its name");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn the_owner_of_a_dropped_table_can_be_dropped() {
+    let database = Database::empty().await;
+    let owner = format!("owner_{}", uuid::Uuid::new_v4().simple());
+    database
+        .run(&format!(
+            "create role {owner}; create table orders (id int primary key); alter table orders owner to {owner};
+             create table kept (id int primary key)"
+        ))
+        .await;
+    let of = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n");
+    let catalog = Catalog::of(&(of("orders") + &of("kept")));
+    catalog.track(&database, "orders").await;
+    catalog.track(&database, "kept").await;
+    let service = catalog.start(&database).service().await;
+    database.run("drop table orders").await;
+    eventually("the role can be dropped", async || {
+        sqlx::raw_sql(sqlx::AssertSqlSafe(format!("drop role {owner}"))).execute(&database.pool).await.ok()
+    })
+    .await;
+    let functions =
+        "select count(*) from pg_proc where pronamespace = 'cdc_export'::regnamespace and proname like 'capture\\_%'";
+    assert_eq!(database.one::<i64>(functions).await, 5, "those of the table that is there");
     service.stop().await;
 }

@@ -240,3 +240,130 @@ async fn triggers_that_are_there_but_not_always_enabled_are_told_everywhere() {
     }
     service.stop().await;
 }
+
+#[tokio::test]
+async fn a_table_whose_dataset_left_the_file_is_named_until_it_is_untracked() {
+    let (database, catalog) = tables().await;
+    for name in ["orders", "stock"] {
+        catalog.track(&database, name).await;
+    }
+    let text = std::fs::read_to_string(catalog.path()).unwrap();
+    catalog.write(&text[..text.rfind("[[dataset]]").unwrap()]);
+    let service = catalog.start(&database).service().await;
+    let said: Vec<_> =
+        service.events("captured_without_dataset").iter().map(|line| line["message"].to_string()).collect();
+    assert!(said.len() == 1 && said[0].contains("`cdc-export untrack --table public.stock`"), "{said:?}");
+    let named = async || get(&service, "/datasets").await["tablesWithoutDataset"].clone();
+    assert_eq!(named().await, json!(["public.stock"]));
+    let (code, _, said) = catalog.command(&database, &["datasets", "check"]).await;
+    assert!(code == 0 && said.contains("`cdc-export untrack --table public.stock`"), "{said}");
+
+    let (code, _, said) = catalog.command(&database, &["untrack", "stock"]).await;
+    assert!(code == 2 && said.contains("no dataset"), "{said}");
+    let (code, printed, said) = catalog.command(&database, &["untrack", "--table", "stock"]).await;
+    assert_eq!((code, printed.as_str()), (0, "The changes of stock are captured no longer.\n"), "{said}");
+    let triggers = "select count(*) from pg_trigger where tgrelid = 'stock'::regclass";
+    assert_eq!(database.one::<i64>(triggers).await, 0);
+    assert_eq!(named().await, json!([]));
+    let (_, _, said) = catalog.command(&database, &["datasets", "check"]).await;
+    assert_eq!(said, "");
+    let (code, _, said) = catalog.command(&database, &["untrack", "--table", "nothing"]).await;
+    assert!(code == 1 && said.contains("there is no table `nothing`"), "{said}");
+    export(&service, "full", "orders", "c").await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn untrack_all_names_a_table_that_it_can_not_lock_and_goes_on() {
+    let (database, catalog) = tables().await;
+    database.run("create table parts (id int primary key) partition by range (id); create table part partition of parts default").await;
+    let text = std::fs::read_to_string(catalog.path()).unwrap();
+    catalog.write(&(text + "[[dataset]]\nname = \"parts\"\ntable = \"parts\"\n"));
+    for name in ["orders", "stock", "parts"] {
+        catalog.track(&database, name).await;
+    }
+    database.run("alter table stock rename to renamed; alter table parts detach partition part").await;
+    let mut held = database.pool.begin().await.unwrap();
+    sqlx::query("lock table orders").execute(&mut *held).await.unwrap();
+    let (code, printed, said) = catalog.command(&database, &["untrack", "--all"]).await;
+    assert!(code == 1 && said.contains("public.orders: `public.orders` is too busy"), "{code} {said}");
+    let done: Vec<_> = printed.lines().map(|line| line.split(' ').nth(3).unwrap()).collect();
+    assert_eq!(done, ["public.part", "public.parts", "public.renamed"]);
+    held.rollback().await.unwrap();
+
+    let (code, printed, said) = catalog.command(&database, &["untrack", "--all"]).await;
+    assert_eq!((code, printed.as_str()), (0, "The changes of public.orders are captured no longer.\n"), "{said}");
+    let left = "select (select count(*) from pg_trigger where tgname like 'cdc\\_export%') + (select count(*) from cdc_export.tracked)
+      + (select count(*) from pg_proc where pronamespace = 'cdc_export'::regnamespace and proname like 'capture\\_%')";
+    assert_eq!(database.one::<i64>(left).await, 0);
+    let (_, printed, _) = catalog.command(&database, &["untrack", "--all"]).await;
+    assert_eq!(printed, "No table was tracked: nothing has changed.\n");
+}
+
+/// Every object of the database, and every right and role that the service may have made.
+const CATALOG: &str = "
+  select array_agg(what order by what collate \"C\") from (
+    select format('%s %s.%s %s', c.oid, c.relnamespace::regnamespace, c.relname, c.relacl) from pg_class c
+    where c.relnamespace <> 'pg_toast'::regnamespace
+    union all select format('%s %s %s', p.oid, p.oid::regprocedure, p.proacl) from pg_proc p
+    union all select format('%s %s', t.oid, t.oid::regtype) from pg_type t where t.typnamespace <> 'pg_toast'::regnamespace
+    union all select format('%s %s on %s %s', x.oid, x.tgname, x.tgrelid::regclass, x.tgenabled) from pg_trigger x
+    union all select format('%s %s', k.oid, k.conname) from pg_constraint k
+    union all select format('%s %s %s', n.oid, n.nspname, n.nspacl) from pg_namespace n
+    union all select format('%s.%s %s', a.attrelid::regclass, a.attname, a.attacl) from pg_attribute a
+    where a.attrelid in (select oid from pg_class where relkind in ('r', 'p', 'v'))
+    union all select format('%s %s', d.objoid::regclass, d.description) from pg_description d where d.classoid = 'pg_class'::regclass
+    union all select format('%s', e.evtname) from pg_event_trigger e
+    union all select format('%s', s.subname) from pg_subscription s where s.subdbid = (select oid from pg_database where datname = current_database())
+    union all select format('%s %s', s.setrole, s.setconfig) from pg_db_role_setting s
+    where s.setdatabase = (select oid from pg_database where datname = current_database())
+    union all select format('%s %s %s', s.classid, s.objid, s.refobjid) from pg_shdepend s
+    where s.dbid = (select oid from pg_database where datname = current_database())
+    union all select format('%s', r.rolname) from pg_roles r
+    where r.rolname like '%\\_' || (select oid from pg_database where datname = current_database())) catalog (what)";
+
+#[tokio::test]
+async fn the_guide_that_removes_the_service_leaves_nothing_behind() {
+    let (database, catalog) = tables().await;
+    database
+        .run(
+            "create table parts (id int primary key) partition by range (id); create table part partition of parts default;
+             create table dropped (id int primary key)",
+        )
+        .await;
+    let block = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n");
+    let text = std::fs::read_to_string(catalog.path()).unwrap() + &block("parts");
+    catalog.write(&format!("{text}{}", block("dropped")));
+    let dropped = "drop table dropped";
+    let before = {
+        let mut tx = database.pool.begin().await.unwrap();
+        sqlx::raw_sql(dropped).execute(&mut *tx).await.unwrap();
+        let before: Vec<String> = sqlx::query_scalar(CATALOG).fetch_one(&mut *tx).await.unwrap();
+        tx.rollback().await.unwrap();
+        before
+    };
+    for name in ["orders", "stock", "parts", "dropped"] {
+        catalog.track(&database, name).await;
+    }
+    database.run(dropped).await;
+    catalog.write(&text);
+    let service = catalog.start(&database).service().await;
+    export(&service, "full", "orders", "c").await;
+    database.run("delete from orders where id = 1; insert into parts values (1)").await;
+    export(&service, "delta", "orders", "c").await;
+    service.stop().await;
+
+    let guide = include_str!("../../docs/guides/remove.md");
+    let (code, _, said) = catalog.command(&database, &["untrack", "--all"]).await;
+    assert_eq!(code, 0, "{said}");
+    assert!(guide.contains("cdc-export untrack --all"));
+    let statements: Vec<_> = guide.split("```sql\n").skip(1).map(|block| block.split_once("```").unwrap().0).collect();
+    assert!(!statements.is_empty());
+    for statement in statements {
+        database.run(statement).await;
+    }
+    let after: Vec<String> = database.one(CATALOG).await;
+    let more: Vec<_> = after.iter().filter(|what| !before.contains(what)).collect();
+    let less: Vec<_> = before.iter().filter(|what| !after.contains(what)).collect();
+    assert!(more.is_empty() && less.is_empty(), "more: {more:?}, less: {less:?}");
+}

@@ -15,16 +15,19 @@ export function datasetsView() {
   const list = table("Datasets", COLUMNS);
   const heading = el("h1", {}, "Datasets");
   const unknown = el("p", { class: "notice", hidden: true });
+  const unneeded = el("div", { class: "notice", hidden: true });
   show(list.node, false);
   const node = el(
     "div",
     {},
     heading,
-    el("section", { "aria-label": "Datasets" }, el("p", { class: "hint" }, "The file that the setting DATASETS names says which tables these are."), unknown, list.node),
+    el("section", { "aria-label": "Datasets" }, el("p", { class: "hint" }, "The file that the setting DATASETS names says which tables these are."), unknown, unneeded, list.node),
   );
   const look = aside(
     async (signal) => {
-      const { items } = await get("/datasets", {}, signal);
+      const { items, tablesWithoutDataset } = await get("/datasets", {}, signal);
+      show(unneeded, tablesWithoutDataset.length > 0);
+      once(unneeded, JSON.stringify(tablesWithoutDataset), () => unneededOf(tablesWithoutDataset));
       keyed(list.body, items, keyOf, datasetRow);
       show(list.node, items.length > 0);
       return DATASET_SECONDS;
@@ -67,6 +70,12 @@ function datasetRow({ name }) {
     once(columns, JSON.stringify([of.columns, of.key, of.updatedAt, of.createdAt, of.deleted]), () => columnsOf(of));
   };
   return { node: row(COLUMNS, cells), update };
+}
+
+// The triggers cost each write to these tables, and log what nobody asks for.
+function unneededOf(tables) {
+  const line = (name) => el("li", {}, el("code", {}, `cdc-export untrack --table ${name}`));
+  return el("div", {}, "The changes of these tables are captured, and no dataset needs them:", el("ul", { class: "listed" }, tables.map(line)));
 }
 
 function columnsOf(of) {

@@ -204,9 +204,10 @@ pub async fn renew(pool: &PgPool) -> Result<(), Error> {
     let mut conn = pool.acquire().await?;
     let mut tx = conn.begin().await?;
     one_at_a_time(&mut tx).await?;
+    drop_unused(&mut tx).await?;
     let installed = installed(&mut tx).await?;
     if installed.is_empty() {
-        return Ok(());
+        return Ok(tx.commit().await?);
     }
     let definer = definer(&mut tx).await?;
     let before = stamps::all(&mut tx).await?;
@@ -219,12 +220,7 @@ pub async fn renew(pool: &PgPool) -> Result<(), Error> {
         }
         let mut part = tx.begin().await?;
         let done = match &function {
-            _ if !it.is_ours => Err(None),
-            _ if !it.is_used => {
-                let orphan =
-                    format!("-- source.capture.orphan\n drop function cdc_export.{}()", quote::quoted(&it.name));
-                sqlx::raw_sql(AssertSqlSafe(orphan)).execute(&mut *part).await.map(drop).map_err(Some)
-            }
+            _ if !it.is_ours || !it.is_used => Err(None),
             Some(function) => make(&mut part, function, &it.callers, definer.as_ref()).await.map_err(Some),
             None => Err(None),
         };
@@ -259,6 +255,51 @@ pub async fn renew(pool: &PgPool) -> Result<(), Error> {
         );
     }
     Ok(())
+}
+
+/// Removes the functions that no trigger calls any more, as those of a table that was dropped: their grants would keep the table's owner
+/// from being dropped. Waits for `track` only if there are any.
+///
+/// # Errors
+/// If the database fails. A function that the role may not drop stays.
+pub async fn remove_unused(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    if unused(conn).await?.is_empty() {
+        return Ok(());
+    }
+    let mut tx = conn.begin().await?;
+    one_at_a_time(&mut tx).await?;
+    drop_unused(&mut tx).await?;
+    tx.commit().await
+}
+
+/// Removes them in a transaction that holds the lock of `track`, whose functions have no triggers for a moment.
+async fn drop_unused(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
+    for name in unused(tx).await? {
+        let mut part = tx.begin().await?;
+        let unused = format!("-- source.capture.drop_unused\n drop function {name}()");
+        match sqlx::raw_sql(AssertSqlSafe(unused)).execute(&mut *part).await {
+            Ok(_) => part.commit().await?,
+            Err(cause) if cause.as_database_error().is_none() => return Err(cause),
+            Err(cause) => {
+                part.rollback().await?;
+                tracing::debug!(event = "function_not_removed", name, error = %cause);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The functions that no trigger calls and that the role may drop.
+async fn unused(conn: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+    sqlx::query_scalar(
+        "-- source.capture.unused
+         select format('cdc_export.%I', p.proname)
+         from pg_proc p
+         where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\\_%' and pg_has_role(p.proowner, 'usage')
+           and not exists (select from pg_trigger x where x.tgfoid = p.oid)",
+    )
+    .fetch_all(conn)
+    .await
 }
 
 async fn installed(conn: &mut PgConnection) -> Result<Vec<Installed>, sqlx::Error> {

@@ -1,4 +1,4 @@
-//! Which tables' changes are captured: triggers are put on a dataset's table, put back, and removed.
+//! Which tables' changes are captured: triggers are put on a dataset's table, and put back.
 
 use std::time::Duration;
 
@@ -6,7 +6,6 @@ use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
 use crate::connection::failure::SqlFailure;
-use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::Faults;
 use crate::dataset::{Capture, Dataset, Table, TableSchema};
 use crate::source::capture::{Error, function_text, functions, one_at_a_time, stamps};
@@ -22,12 +21,12 @@ const TRIES: u32 = 20;
 
 /// A dataset's table, as far as its capture goes.
 #[derive(sqlx_macros::FromRow)]
-struct TableState {
-    oid: Oid,
-    schema_name: String,
-    table_name: String,
+pub(super) struct TableState {
+    pub(super) oid: Oid,
+    pub(super) schema_name: String,
+    pub(super) table_name: String,
     kind: String,
-    parent: Option<String>,
+    pub(super) parent: Option<String>,
     has_children: bool,
     is_child: bool,
     /// Whether the table, or one of its partitions, is unlogged.
@@ -48,8 +47,8 @@ struct TableState {
 
 impl TableState {
     /// Says who may, where the role may not: Postgres itself would name neither.
-    fn require_owner(&self, dataset: &Dataset) -> Result<(), Error> {
-        let (table, role) = (dataset.table.to_string(), self.role.clone());
+    pub(super) fn require_owner(&self, table: &Table) -> Result<(), Error> {
+        let (table, role) = (table.to_string(), self.role.clone());
         self.other_owner.clone().map_or(Ok(()), |owner| Err(Error::NotOwner { table, role, owner }))
     }
 
@@ -107,40 +106,13 @@ pub async fn restore(pool: &PgPool) -> Result<(), Error> {
     }
 }
 
-/// Removes the triggers from a dataset's table. The dataset can't be exported from then on.
-///
-/// # Errors
-/// If there is no such table, another dataset needs its triggers, or the role may not.
-pub async fn untrack(pool: &PgPool, dataset: &Dataset, catalog: &Catalog) -> Result<(), Error> {
-    let mut conn = pool.acquire().await?;
-    let mut tx = conn.begin().await?;
-    let state = find(&mut tx, dataset).await?;
-    state.require_owner(dataset)?;
-    let state = lock(&mut tx, dataset, &state).await?;
-    for other in catalog.iter().filter(|other| other.name != dataset.name && other.capture == Capture::Triggers) {
-        if find(&mut tx, other).await.is_ok_and(|its| its.oid == state.oid) {
-            return Err(Error::Shared { dataset: dataset.name.clone(), other: other.name.clone() });
-        }
-    }
-    remove(&mut tx, &dataset.table, &state, None).await?;
-    sqlx::query(
-        "-- source.capture.untrack
-         delete from cdc_export.tracked where schema_name = $1 and table_name = $2",
-    )
-    .bind(&state.schema_name)
-    .bind(&state.table_name)
-    .execute(&mut *tx)
-    .await?;
-    Ok(tx.commit().await?)
-}
-
 async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<Tracked, Error> {
     if dataset.capture != Capture::Triggers {
         return Err(Error::ByTimestamp(dataset.name.clone()));
     }
     let mut tx = conn.begin().await?;
     one_at_a_time(&mut tx).await?;
-    let state = find(&mut tx, dataset).await?;
+    let state = find(&mut tx, &dataset.table).await?;
     let key = dataset.key.as_ref().unwrap_or(&state.primary_key);
     if state.logs(key) && state.logs_every_truncate {
         list(&mut tx, &state, key).await?;
@@ -148,11 +120,11 @@ async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<Tracked, 
         return Ok(Tracked::Before);
     }
     check(&state, dataset)?;
-    state.require_owner(dataset)?;
+    state.require_owner(&dataset.table)?;
     if !state.may_make_functions {
         return Err(Error::NoCreate(state.role));
     }
-    let state = lock(&mut tx, dataset, &state).await?;
+    let state = lock(&mut tx, &dataset.table, &state).await?;
     check(&state, dataset)?;
     let key = dataset.key.as_ref().unwrap_or(&state.primary_key);
     // Those that are right stay as they are, and with them every consumer's position.
@@ -242,7 +214,8 @@ async fn enable(conn: &mut PgConnection, relation: &Relation, set: &str) -> Resu
     Ok(())
 }
 
-async fn find(conn: &mut PgConnection, dataset: &Dataset) -> Result<TableState, Error> {
+/// Finds a table.
+pub(super) async fn find(conn: &mut PgConnection, table: &Table) -> Result<TableState, Error> {
     let state: Option<TableState> = sqlx::query_as(concat!(
         "-- source.capture.find
          select t.oid, n.nspname::text as schema_name, t.relname::text as table_name, t.relkind::text as kind,
@@ -266,10 +239,10 @@ async fn find(conn: &mut PgConnection, dataset: &Dataset) -> Result<TableState, 
         " capture
          where t.oid = cdc_export.table_of_role($1)"
     ))
-    .bind(quote::relation(&dataset.table))
+    .bind(quote::relation(table))
     .fetch_optional(conn)
     .await?;
-    state.ok_or_else(|| Error::NoTable(dataset.table.to_string()))
+    state.ok_or_else(|| Error::NoTable(table.to_string()))
 }
 
 /// Refuses a table of which triggers don't see every write.
@@ -306,19 +279,19 @@ async fn introspect(conn: &mut PgConnection, dataset: &Dataset) -> Result<TableS
 }
 
 /// Locks a table, so that nothing comes or goes, and finds it again: what was found before may be otherwise by now.
-async fn lock(conn: &mut PgConnection, dataset: &Dataset, state: &TableState) -> Result<TableState, Error> {
-    let table = Table { schema: Some(state.schema_name.clone()), name: state.table_name.clone() };
+pub(super) async fn lock(conn: &mut PgConnection, table: &Table, state: &TableState) -> Result<TableState, Error> {
+    let found = Table { schema: Some(state.schema_name.clone()), name: state.table_name.clone() };
     let lock = format!(
         "-- source.capture.lock
          set local lock_timeout = '{LOCK_TIMEOUT}';
          lock table {} in share row exclusive mode",
-        quote::relation(&table)
+        quote::relation(&found)
     );
     let locked = sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *conn).await;
-    locked.map_err(|cause| denied_or_else(&dataset.table, cause))?;
-    let locked = find(conn, dataset).await?;
-    // The dataset's name may be another table's by now, which isn't locked.
-    if locked.oid == state.oid { Ok(locked) } else { Err(Error::Busy(dataset.table.to_string())) }
+    locked.map_err(|cause| denied_or_else(table, cause))?;
+    let locked = find(conn, table).await?;
+    // The name may be another table's by now, which isn't locked.
+    if locked.oid == state.oid { Ok(locked) } else { Err(Error::Busy(table.to_string())) }
 }
 
 fn denied_or_else(table: &Table, cause: sqlx::Error) -> Error {
@@ -359,7 +332,12 @@ async fn relations(conn: &mut PgConnection, state: &TableState) -> Result<Vec<Re
 
 /// Removes the triggers of a table and its partitions, but those that call functions of the set that is `kept`, and the functions that
 /// no trigger calls any more: of a table that was a partition they may still be called where it was one.
-async fn remove(conn: &mut PgConnection, table: &Table, state: &TableState, kept: Option<&str>) -> Result<(), Error> {
+pub(super) async fn remove(
+    conn: &mut PgConnection,
+    table: &Table,
+    state: &TableState,
+    kept: Option<&str>,
+) -> Result<(), Error> {
     let triggers: Vec<(Oid, String, String)> = sqlx::query_as(
         "-- source.capture.triggers
          select p.oid, format('cdc_export.%I', p.proname), format('%I on %I.%I', x.tgname, n.nspname, c.relname)

@@ -1,0 +1,122 @@
+//! Removes the capture of a table or of all tables, and finds the tables whose capture no dataset needs.
+
+use sqlx::{Connection, PgConnection, PgPool};
+
+use crate::dataset::catalog::Catalog;
+use crate::dataset::{Capture, Dataset, Table};
+use crate::source::capture::tracking::{find, lock, remove};
+use crate::source::capture::{Error, functions};
+
+/// Removes the triggers from a dataset's table. The dataset can't be exported from then on.
+///
+/// # Errors
+/// If there is no such table, another dataset needs its triggers, or the role may not.
+pub async fn untrack(pool: &PgPool, dataset: &Dataset, catalog: &Catalog) -> Result<(), Error> {
+    let mut conn = pool.acquire().await?;
+    let oid = find(&mut conn, &dataset.table).await?.oid;
+    for other in catalog.iter().filter(|other| other.name != dataset.name && other.capture == Capture::Triggers) {
+        if find(&mut conn, &other.table).await.is_ok_and(|its| its.oid == oid) {
+            return Err(Error::Shared { dataset: dataset.name.clone(), other: other.name.clone() });
+        }
+    }
+    untrack_on(&mut conn, &dataset.table).await
+}
+
+/// Removes the triggers from a table, whether or not it has a dataset.
+///
+/// # Errors
+/// If there is no such table, it is a partition, or the role may not.
+pub async fn untrack_table(pool: &PgPool, table: &Table) -> Result<(), Error> {
+    untrack_on(&mut *pool.acquire().await?, table).await
+}
+
+/// Removes the triggers from all tables that have any, and returns those tables, each with the reason why it still has them if it does.
+/// Each table is a transaction of its own.
+///
+/// # Errors
+/// If the database fails.
+pub async fn untrack_all(pool: &PgPool) -> Result<Vec<(Table, Result<(), Error>)>, Error> {
+    let mut conn = pool.acquire().await?;
+    let tables: Vec<(String, String)> = sqlx::query_as(
+        "-- source.capture.with_triggers
+         select distinct n.nspname::text, t.relname::text
+         from pg_trigger x
+         join pg_proc p on p.oid = x.tgfoid
+         join pg_class t on t.oid = coalesce(pg_partition_root(x.tgrelid), x.tgrelid)
+         join pg_namespace n on n.oid = t.relnamespace
+         where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\\_%'
+         order by 1, 2",
+    )
+    .fetch_all(&mut *conn)
+    .await?;
+    let mut done = Vec::new();
+    for (schema, name) in tables {
+        let table = Table { schema: Some(schema), name };
+        let untracked = untrack_on(&mut conn, &table).await;
+        done.push((table, untracked));
+    }
+    if done.iter().all(|(_, untracked)| untracked.is_ok()) {
+        // The list also has tables that were dropped or renamed.
+        sqlx::query("-- source.capture.unlist\n delete from cdc_export.tracked").execute(&mut *conn).await?;
+        functions::remove_unused(&mut conn).await?;
+    }
+    Ok(done)
+}
+
+async fn untrack_on(conn: &mut PgConnection, table: &Table) -> Result<(), Error> {
+    let mut tx = conn.begin().await?;
+    let state = find(&mut tx, table).await?;
+    if let Some(parent) = state.parent {
+        return Err(Error::Partition { table: table.to_string(), parent });
+    }
+    state.require_owner(table)?;
+    let state = lock(&mut tx, table, &state).await?;
+    remove(&mut tx, table, &state, None).await?;
+    sqlx::query(
+        "-- source.capture.untrack
+         delete from cdc_export.tracked where schema_name = $1 and table_name = $2",
+    )
+    .bind(&state.schema_name)
+    .bind(&state.table_name)
+    .execute(&mut *tx)
+    .await?;
+    Ok(tx.commit().await?)
+}
+
+/// The tables whose changes are logged, and of which the catalog has no dataset that needs the log.
+///
+/// # Errors
+/// If the database fails.
+pub async fn without_dataset(conn: &mut PgConnection, catalog: &Catalog) -> Result<Vec<Table>, sqlx::Error> {
+    let (schemas, names): (Vec<_>, Vec<_>) = catalog
+        .iter()
+        .filter(|dataset| dataset.capture == Capture::Triggers)
+        .map(|dataset| (dataset.table.schema.clone(), dataset.table.name.clone()))
+        .unzip();
+    let found: Vec<(String, String)> = sqlx::query_as(
+        "-- source.capture.without_dataset
+         with wanted as materialized (
+           -- Searching for a name in a schema that the role may not use is an error, so only names without a schema are searched for.
+           select schema_name, table_name,
+             case when schema_name is null then cdc_export.table_of_role(quote_ident(table_name))::oid end as oid
+           from unnest($1::text[], $2::text[]) as named (schema_name, table_name)),
+         logged as materialized (
+           select distinct x.tgrelid as oid
+           from pg_trigger x
+           join pg_proc p on p.oid = x.tgfoid
+           cross join lateral regexp_match(split_part(p.prosrc, chr(10), 2), '^-- cdc-export \\d+ (\\d+) ') head
+           -- A partition that was detached keeps a trigger of its root's, which logs nothing.
+           where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\\_%' and head[1]::oid = x.tgrelid)
+         select n.nspname::text, t.relname::text
+         from logged join pg_class t on t.oid = logged.oid join pg_namespace n on n.oid = t.relnamespace
+         where not t.relispartition and not exists (
+           select from wanted
+           where wanted.oid = t.oid or (wanted.schema_name, wanted.table_name) = (n.nspname::text, t.relname::text))
+         order by 1, 2",
+    )
+    .bind(schemas)
+    .bind(names)
+    .fetch_all(conn)
+    .await?;
+    Ok(found.into_iter().map(|(schema, name)| Table { schema: Some(schema), name }).collect())
+}
