@@ -7,10 +7,10 @@ use std::sync::Arc;
 use anyhow::Context;
 
 use crate::config::{self, CatalogFile, Config};
-use crate::dataset::fault::Faults;
+use crate::dataset::fault::{Fault, Faults};
 use pg_rows::column::ColumnType;
 
-use crate::dataset::{Capture, Column, Columns, Dataset, Description, Operation, Table};
+use crate::dataset::{Capture, Column, Columns, Dataset, Description, Operation, Table, TableSchema};
 use crate::postgres::Database;
 use crate::source::catalog_check::{self, Findings};
 use clap::Subcommand;
@@ -61,12 +61,15 @@ async fn datasets(config: &Config, database: &Database, what: Datasets) -> anyho
                 "DATASETS names no file, so there is the demo's `users` alone: set DATASETS to a file, and `cdc-export datasets add TABLE` writes it",
             )?;
             let found = catalog_check::check(&database.pool(1), &config.catalog).await?;
-            let Findings { faults: Faults(mut faults), unreadable, untracked, without_dataset } = found;
+            let Findings { faults: Faults(mut faults), unreadable, untracked, slow, without_dataset } = found;
             faults.extend(unreadable);
             for name in &untracked {
                 eprintln!(
                     "cdc-export: {name}: its changes are not captured: `cdc-export track {name}` comes before its exports"
                 );
+            }
+            for Fault { dataset, why, .. } in &slow {
+                eprintln!("cdc-export: {dataset}: {why}");
             }
             for table in &without_dataset {
                 eprintln!(
@@ -109,7 +112,7 @@ async fn datasets(config: &Config, database: &Database, what: Datasets) -> anyho
             if let Some(file) = &config.catalog_file {
                 catalog_file::append(file, &block)?;
                 eprintln!(
-                    "This is in {} now. Look at what was guessed from names, then run `cdc-export track {name}`.",
+                    "This is in {} now. Look at what was guessed from names, also in the comments, then run `cdc-export track {name}`.",
                     file.display()
                 );
             }
@@ -186,20 +189,33 @@ async fn draft(config: &Config, database: &Database, table: Table) -> anyhow::Re
     let deleted = ["is_deleted", "deleted_at", "deleted"];
     let find = |words: &[&str], fits: &dyn Fn(&Column) -> bool| {
         let named = |word: &&str| schema.columns.iter().find(|column| column.name.eq_ignore_ascii_case(word));
-        words.iter().filter_map(named).find(|column| fits(column)).map(|column| column.name.to_string())
+        words.iter().filter_map(named).find(|column| fits(column))
     };
-    let updated_at = find(&updated, &is_time);
-    let created_at = find(&created, &is_time).filter(|_| updated_at.is_some());
-    let has_both_times = created_at.is_some();
-    for (member, column) in
-        [("updated_at", updated_at), ("created_at", created_at), ("deleted", find(&deleted, &is_time_or_flag))]
-    {
-        if let Some(column) = column {
-            let _ = writeln!(text, "{member} = {}", quoted(&column));
+    let pool = database.pool(1);
+    if let Some(updated_at) = find(&updated, &is_time) {
+        let (comment, remark) = match catalog_check::has_index(&pool, &schema.table, updated_at).await? {
+            true => ("", ""),
+            false => ("# ", "  # no index begins with it: each incremental and delta would read the whole table"),
+        };
+        let _ = writeln!(text, "{comment}updated_at = {}{remark}", quoted(&updated_at.name));
+        if let Some(created_at) = find(&created, &is_time) {
+            let _ = writeln!(text, "{comment}created_at = {}", quoted(&created_at.name));
+            let _ = writeln!(text, "# operation = \"timestamps\"");
         }
     }
-    if has_both_times {
-        let _ = writeln!(text, "# operation = \"timestamps\"");
+    // Somebody may want these rows, and nobody would miss them at once.
+    if let Some(deleted) = find(&deleted, &is_time_or_flag) {
+        let schema = TableSchema { deleted: Some(deleted.clone()), ..schema.clone() };
+        let rows = match catalog_check::count_deleted(&pool, &dataset, &schema).await? {
+            Some(1) => "1 row".to_owned(),
+            Some(rows) => format!("{rows} rows"),
+            None => "rows that take too long to count".to_owned(),
+        };
+        let name = quoted(&deleted.name);
+        let _ = writeln!(
+            text,
+            "# deleted = {name}  # would leave {rows} out of full exports, and make them a delta's DELETE"
+        );
     }
     Ok(text)
 }

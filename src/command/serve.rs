@@ -160,7 +160,7 @@ fn refuse_missing(config: &Config, missing: &[String]) -> Result<(), config::Err
 /// Warns of tables that can't be read, and of those whose changes aren't captured: the
 /// rows that change before `track` are in no delta, so a full export from before it would need another one.
 async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()> {
-    let Findings { faults, untracked, unreadable, without_dataset } =
+    let Findings { faults, untracked, unreadable, without_dataset, .. } =
         catalog_check::check(&database.pool(1), &config.catalog).await?;
     match &config.catalog_file {
         Some(file) => refuse_faults(config, file, faults)?,

@@ -1,16 +1,18 @@
 //! A catalog against the live tables: everything in it that can't be, and whose changes aren't captured.
 
 use sqlx::postgres::types::Oid;
-use sqlx::{PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 
+use crate::connection::failure::SqlFailure;
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::{Fault, Faults};
-use crate::dataset::{Capture, Dataset, Table, TableSchema};
+use crate::dataset::{Capture, Column, Dataset, Table, TableSchema};
 use crate::source::capture::untracking;
 use crate::source::captured::capture;
 use crate::source::quote::relation;
 use crate::source::rights::Seen;
-use crate::source::{filter, rights, table_schema};
+use crate::source::select::Select;
+use crate::source::{filter, lag, rights, table_schema};
 
 /// What a look at the tables of a catalog finds.
 #[derive(Debug, Default)]
@@ -22,6 +24,8 @@ pub struct Findings {
     /// The datasets that fit their tables, and whose changes shall be captured by triggers, and aren't: `track` has never had the table,
     /// or the name is another table's since, as after the restore of a dump.
     pub untracked: Vec<String>,
+    /// The datasets whose exports read more than they need to.
+    pub slow: Vec<Fault>,
     /// The tables whose changes are captured though no dataset needs them.
     pub without_dataset: Vec<Table>,
 }
@@ -39,6 +43,7 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::E
         }
         let Some(schema) = fits(&mut conn, dataset, &seen, faults).await? else { continue };
         found.unreadable.extend(seen.unreadable);
+        found.slow.extend(without_index(&mut conn, dataset, &schema).await?);
         if let Some(logged) = Logged::by(&mut conn, dataset, &schema).await? {
             faults.extend(others.iter().find_map(|other| logged.conflict(other)));
             others.push(logged);
@@ -49,6 +54,38 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::E
     }
     found.without_dataset = untracking::without_dataset(&mut conn, catalog).await?;
     Ok(found)
+}
+
+/// The reason why the exports of a dataset read its whole table: no index finds the rows by their times.
+async fn without_index(
+    conn: &mut PgConnection,
+    dataset: &Dataset,
+    schema: &TableSchema,
+) -> Result<Option<Fault>, sqlx::Error> {
+    let Some(time) = &schema.updated_at else { return Ok(None) };
+    let why = format!("no index begins with `{}`: each incremental and delta reads the whole table", time.name);
+    let fault = Fault { dataset: dataset.name.clone(), member: "updated_at", item: None, why };
+    Ok((!lag::has_index(conn, &relation(&schema.table), &time.name).await?).then_some(fault))
+}
+
+/// Returns true if an index finds the rows of a table by this column.
+pub async fn has_index(pool: &PgPool, table: &Table, column: &Column) -> Result<bool, sqlx::Error> {
+    lag::has_index(&mut *pool.acquire().await?, &relation(table), &column.name).await
+}
+
+/// Counts the rows that the schema's column `deleted` leaves out of full exports; `None` if that takes longer than ten seconds.
+pub async fn count_deleted(pool: &PgPool, dataset: &Dataset, schema: &TableSchema) -> Result<Option<i64>, sqlx::Error> {
+    let select = Select { dataset, schema };
+    let Some(deleted) = select.deleted(true) else { return Ok(Some(0)) };
+    let mut tx = pool.begin().await?;
+    let timeout = "-- source.catalog_check.timeout\n set local statement_timeout = '10s'";
+    sqlx::raw_sql(timeout).execute(&mut *tx).await?;
+    let count =
+        format!("-- source.catalog_check.count_deleted\n select count(*) from {} u where {deleted}", select.table());
+    match sqlx::query_scalar(AssertSqlSafe(count)).fetch_one(&mut *tx).await {
+        Err(cause) if SqlFailure::of(&cause) == SqlFailure::Cancelled => Ok(None),
+        counted => counted.map(Some),
+    }
 }
 
 /// Holds one dataset against its table, and against the other datasets that share its triggers, and returns what doesn't fit. What else is wrong with the others

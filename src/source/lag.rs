@@ -90,7 +90,7 @@ impl Source {
 }
 
 /// Whether an index has the rows of a table by this column, so that the newest rows are found without reading all.
-async fn has_index(conn: &mut PgConnection, table: &str, column: &str) -> Result<bool, sqlx::Error> {
+pub(crate) async fn has_index(conn: &mut PgConnection, table: &str, column: &str) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar(
         "-- source.lag.has_index
          select exists (

@@ -324,7 +324,7 @@ impl Select<'_> {
     }
 
     /// That a row `u` is soft-deleted, or that it isn't; `None`: no column says so.
-    fn deleted(&self, is: bool) -> Option<String> {
+    pub(crate) fn deleted(&self, is: bool) -> Option<String> {
         let column = self.schema.deleted.as_ref()?;
         let test = match (column.kind == ColumnType::Bool, is) {
             (true, true) => "is true",

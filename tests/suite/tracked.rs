@@ -12,6 +12,7 @@ async fn tables() -> (Database, Catalog) {
         database
             .run(&format!(
                 "create table {name} (id int primary key, code text not null unique, at timestamptz not null default '2026-01-01');
+                 create index on {name} (at);
                  insert into {name} values (1, 'a'), (2, 'b')"
             ))
             .await;
