@@ -255,6 +255,8 @@ pub struct TableSchema {
     pub guard_state: GuardState,
     /// Whether a file tells only of some rows what they hold.
     pub is_filtered: bool,
+    /// True if its rows are in partitions.
+    pub is_partitioned: bool,
 }
 
 impl TableSchema {

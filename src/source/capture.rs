@@ -26,6 +26,12 @@ pub enum Error {
         /// What it is.
         kind: &'static str,
     },
+    /// Others inherit from it: what is written to them fires no trigger of its own.
+    #[error(
+        "`{0}` is a table with children that inherit from it, whose changes can't be captured; a full export has the rows of `{0}` alone, \
+         without those of its children"
+    )]
+    HasChildren(String),
     /// A partition: writes through its parent would go unseen.
     #[error("`{table}` is a partition: track `{parent}`, of which it is one")]
     Partition {

@@ -110,7 +110,7 @@ pub(crate) async fn has_index(conn: &mut PgConnection, table: &str, column: &str
 /// watermark alone, the rows' times do; where somebody set the watermark back, both do. Where a consumer has neither, all rows are its
 /// changes. `newest`: the newest rows are found by an index.
 fn statement(select: &Select<'_>, newest: bool) -> String {
-    let table = relation(&select.schema.table);
+    let table = select.table();
     let time = select.schema.updated_at.as_ref();
     // A snapshot has not seen what began after it, nor what was under way: two ranges of the log, each read from its near end.
     let by_log = format!(

@@ -303,8 +303,10 @@ impl Select<'_> {
         Key(&self.schema.key)
     }
 
+    /// The table in a FROM, without the rows of tables that inherit from it, which may have the same keys.
     pub(crate) fn table(&self) -> String {
-        relation(&self.schema.table)
+        let table = relation(&self.schema.table);
+        if self.schema.is_partitioned { table } else { format!("only {table}") }
     }
 
     /// The columns of a file, and the hidden time, of rows `u`.

@@ -55,9 +55,10 @@ struct ColumnRow {
     is_enum: bool,
     /// Where the type is Postgres's own: its name.
     own_type: Option<String>,
-    /// No row of its table has a null there; of others that inherit it, nothing is said.
+    /// No row of its table has a null there.
     not_null: bool,
-    stands_alone: bool,
+    /// What its table is, as `pg_class` has it.
+    table_kind: String,
     /// From 1, where it is a part of the primary key.
     key_place: Option<i32>,
     /// The `xmin` of its row of `pg_attribute`.
@@ -169,8 +170,7 @@ pub(crate) async fn introspect_at(
            a.attnotnull and not exists (
              select from pg_constraint n
              where n.conrelid = a.attrelid and n.contype = 'n' and n.conkey = array[a.attnum] and not n.convalidated) as not_null,
-           -- What inherits a column may do without its constraint.
-           c.relkind = 'r' and not c.relhassubclass as stands_alone,
+           c.relkind::text as table_kind,
            array_position(",
         primary_key!("c.oid"),
         ", a.attname::text) as key_place,
@@ -205,7 +205,7 @@ pub(crate) async fn introspect_at(
     let created_at = fitting.time("created_at", dataset.created_at.as_deref());
     let created_at = created_at.filter(|_| dataset.operation == Operation::Timestamps);
     let deleted = fitting.deleted();
-    let is_set = |it: &ColumnRow| it.not_null && it.stands_alone;
+    let is_set = |it: &ColumnRow| it.not_null && it.table_kind == "r";
     let deleted_is_set =
         deleted.as_ref().is_some_and(|deleted| found.iter().any(|it| it.number == deleted.number && is_set(it)));
     if !fitting.faults.is_empty() {
@@ -229,6 +229,7 @@ pub(crate) async fn introspect_at(
         RememberedColumn { name, number: *number, version, is_sent: is_sent(it) }
     });
     let width = found.first().map_or(0, |it| it.width);
+    let is_partitioned = found.iter().any(|it| it.table_kind == "p");
     let time = updated_at.as_ref().map(|time| time.number);
     let mut guard_state = guard::remembered(known, &parts, width, time);
     if let Some(filter) = &dataset.filter {
@@ -246,6 +247,7 @@ pub(crate) async fn introspect_at(
         types,
         guard_state,
         is_filtered,
+        is_partitioned,
     })
 }
 

@@ -249,7 +249,7 @@ pub(super) async fn find(conn: &mut PgConnection, table: &Table) -> Result<Table
 fn check(state: &TableState, dataset: &Dataset) -> Result<(), Error> {
     let table = dataset.table.to_string();
     let kind = match state.kind.as_str() {
-        "r" | "p" if state.has_children => "a table with children that inherit from it",
+        "r" | "p" if state.has_children => return Err(Error::HasChildren(table)),
         // What is written through its parent fires the triggers of the parent alone.
         "r" | "p" if state.is_child => "a table that inherits from another",
         "r" if state.is_unlogged => "an unlogged table, which a crash empties",
