@@ -359,6 +359,17 @@ async fn what_is_written_through_a_parent_for_a_while_is_not_missed() {
         )
         .await;
     assert_eq!(tables.delta("plain").await, Vec::<String>::new());
+    tables
+        .run(
+            "alter table plain alter note type text collate \"C\";
+             do $$ begin
+               if current_setting('server_version_num')::int >= 140000 then
+                 execute 'alter table plain alter note set compression pglz';
+               end if;
+             end $$",
+        )
+        .await;
+    assert_eq!(tables.delta("plain").await, Vec::<String>::new());
     // A child has rows of its own while it is one.
     tables.run("create table kid () inherits (plain); insert into kid values (77, 'k', 'k', 7)").await;
     let full = export(&tables.service, "full", "plain", "a").await;
