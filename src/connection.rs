@@ -14,6 +14,7 @@ pub(crate) const SEARCH_PATH: &str = "pg_catalog, cdc_export, pg_temp";
 
 /// Sets a session up, whatever the server's or the role's defaults are. By statements: poolers refuse what is asked for when
 /// connecting. The role's own path is kept beside, to find a user's table by; a pooler may hand on a session that has ours.
+/// The text of our statements and functions is read as it is written, and no check that is stricter than Postgres's own refuses it.
 /// Row-level security is an error where it would filter: hidden rows would look deleted, and a policy's function is somebody's. To
 /// compile a statement of ours takes longer than to run it, by seconds where somebody's planner settings make it look dear. The
 /// server learns within a minute that our end of an idle connection is gone; the system's own default is hours.
@@ -21,6 +22,7 @@ pub(crate) const SET_UP: &str =
     "select pg_catalog.set_config('cdc_export.role_path', pg_catalog.current_setting('search_path'), false)
      where pg_catalog.current_setting('search_path') operator(pg_catalog.<>) 'pg_catalog, cdc_export, pg_temp';
    set search_path = pg_catalog, cdc_export, pg_temp;
+   set standard_conforming_strings = on; set plpgsql.extra_errors = ''; set plpgsql.extra_warnings = '';
    set row_security = off;
    set jit = off;
    set default_transaction_isolation = 'read committed'; set default_transaction_read_only = off;

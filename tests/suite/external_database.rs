@@ -251,6 +251,24 @@ async fn a_transaction_timeout_of_the_server_ends_no_export() {
 }
 
 #[tokio::test]
+async fn a_database_that_reads_texts_otherwise_and_checks_functions_strictly_is_migrated() {
+    let database = Database::empty().await;
+    let name: String = database.one("select current_database()::text").await;
+    database
+        .run(&format!(
+            "alter database {name} set standard_conforming_strings = off; alter database {name} set plpgsql.extra_errors = 'all'"
+        ))
+        .await;
+    let (code, _, said) = Start::on(&database).arguments(&["migrate"]).output().await;
+    assert_eq!((code, said.as_str()), (0, ""));
+    let service = Start::on(&database).service().await;
+    service.export("full", "a").await;
+    database.run("set standard_conforming_strings = on; delete from users").await;
+    service.export("delta", "a").await;
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn changes_in_every_partition_are_seen() {
     let database = Database::empty().await;
     database
