@@ -400,6 +400,19 @@ begin
   return pg_catalog.format_type(type, modifier);
 end $$;
 
+-- The names of the columns of a table's primary key, in their order, without those that its index only includes. For our
+-- own sessions, whose path it relies on.
+create function cdc_export.primary_key(table_oid oid) returns text[]
+language sql stable as $$
+  select array(
+    select a.attname::text
+    from pg_index x
+    cross join lateral unnest(x.indkey) with ordinality as k (attnum, place)
+    join pg_attribute a on a.attrelid = x.indrelid and a.attnum = k.attnum
+    where x.indrelid = $1 and x.indisprimary and k.place <= x.indnkeyatts
+    order by k.place)
+$$;
+
 -- Ends an export at a cell that is beyond its bound. Called only then: each row pays for the comparison alone.
 create function cdc_export.refuse_cell(column_name text) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$

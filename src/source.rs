@@ -18,7 +18,6 @@ mod key;
 mod key_index;
 mod lag;
 pub mod opening;
-mod primary_key;
 pub mod purge;
 mod quote;
 mod reader_slots;

@@ -8,7 +8,7 @@ pub(super) static MIGRATIONS: Migrator = sqlx_macros::migrate!("./migrations");
 pub(super) fn function(begins: &str) -> String {
     let make = format!("create function {begins}");
     let texts = MIGRATIONS.iter().map(|migration| migration.sql.as_str());
-    let of = |text: &str| Some(text[text.find(&make)?..].split_inclusive("end $$;\n").next()?.to_owned());
+    let of = |text: &str| Some(text[text.find(&make)?..].split_inclusive("$$;\n").next()?.to_owned());
     texts.filter_map(of).next().unwrap_or_default()
 }
 
@@ -18,9 +18,9 @@ mod tests {
 
     #[test]
     fn the_functions_of_a_preview_are_whole() {
-        for name in ["table_of_role", "type_of_role"] {
+        for name in ["table_of_role", "type_of_role", "primary_key"] {
             let text = function(&format!("cdc_export.{name}("));
-            assert!(text.matches("create function").count() == 1 && text.ends_with("end $$;\n"), "{text}");
+            assert!(text.matches("create function").count() == 1 && text.ends_with("$$;\n"), "{text}");
         }
     }
 }

@@ -12,8 +12,9 @@ const TRACKED: &str = "create table cdc_export.tracked (schema_name text, table_
 pub(super) async fn begin(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     // Not dropped, which would roll it back. sqlx knows of it all the same: what begins a transaction of its own gets a savepoint.
     std::mem::forget(conn.begin().await?);
-    let functions: String =
-        ["cdc_export.table_of_role(", "cdc_export.type_of_role("].map(migrations::function).concat();
+    let functions: String = ["cdc_export.table_of_role(", "cdc_export.type_of_role(", "cdc_export.primary_key("]
+        .map(migrations::function)
+        .concat();
     let make = format!("-- postgres.preview.begin\n create schema if not exists cdc_export;\n{functions}{TRACKED}");
     sqlx::raw_sql(AssertSqlSafe(make)).execute(conn).await.map(drop)
 }

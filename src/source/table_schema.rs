@@ -8,7 +8,6 @@ use crate::dataset::name::{hint, hint_in_full};
 use crate::dataset::{Column, Columns, Dataset, KeyColumn, OPERATION, Operation, Table, TableSchema, WireFormat};
 use crate::source;
 use crate::source::guard::RememberedColumn;
-use crate::source::primary_key::primary_key;
 use crate::source::quote::relation;
 use crate::source::rights::Seen;
 use crate::source::{filter, guard, key_index, rights};
@@ -150,7 +149,7 @@ pub(crate) async fn introspect_at(
     dataset: &Dataset,
     table: &Table,
 ) -> Result<TableSchema, Error> {
-    let columns: Vec<ColumnRow> = sqlx::query_as(concat!(
+    let columns: Vec<ColumnRow> = sqlx::query_as(
         "-- source.table_schema.columns
          select a.attname::text as name, a.attnum as number, format_type(base.oid, -1) as base_type,
            cdc_export.type_of_role(a.atttypid, a.atttypmod) as type_name, cdc_export.type_of_role(base.oid, -1) as saved_type,
@@ -171,9 +170,8 @@ pub(crate) async fn introspect_at(
              select from pg_constraint n
              where n.conrelid = a.attrelid and n.contype = 'n' and n.conkey = array[a.attnum] and not n.convalidated) as not_null,
            c.relkind::text as table_kind,
-           array_position(",
-        primary_key!("c.oid"),
-        ", a.attname::text) as key_place,
+           -- Asked once, not for each column.
+           array_position((select cdc_export.primary_key(to_regclass($1))), a.attname::text) as key_place,
            a.xmin::text as version, a.attcollation as collation, base.oid >= 16384 or a.attgenerated = 'v' as may_change,
            c.relnatts as width
          from pg_attribute a
@@ -187,8 +185,8 @@ pub(crate) async fn introspect_at(
              from base d join pg_type t on t.oid = d.typbasetype where d.typtype = 'd')
            select * from base where typtype <> 'd') base
          where a.attrelid = to_regclass($1) and a.attnum > 0 and not a.attisdropped
-         order by a.attnum"
-    ))
+         order by a.attnum",
+    )
     .bind(relation(table))
     .fetch_all(&mut *conn)
     .await?;

@@ -56,7 +56,7 @@ impl Store {
         let Dataset { table, key, .. } = dataset;
         let statement = sqlx::query_as(
             "-- store.tracked.standing
-             select c.oid is not null, k.table_name is not null, k.key,
+             select c.oid is not null, k.table_name is not null, k.key, cdc_export.primary_key(c.oid),
                coalesce(has_table_privilege(c.oid, 'select') and not row_security_active(c.oid), true)
              from (select cdc_export.table_of_role(
                case when $1::text is null then format('%I', $2::text) else format('%I.%I', $1, $2) end) as oid) t
@@ -66,9 +66,16 @@ impl Store {
         )
         .bind(&table.schema)
         .bind(&table.name);
-        let (is_there, is_tracked, logged, is_readable): (bool, bool, Option<Vec<String>>, bool) =
-            self.with(async |conn| statement.fetch_one(conn).await).await?;
-        let is_another = |logged| key.as_ref().is_some_and(|key| *key != logged);
+        let (is_there, is_tracked, logged, primary_key, is_readable): (
+            bool,
+            bool,
+            Option<Vec<String>>,
+            Vec<String>,
+            bool,
+        ) = self.with(async |conn| statement.fetch_one(conn).await).await?;
+        // A table that has lost its primary key is the source's to refuse.
+        let key = key.as_ref().or(Some(&primary_key).filter(|primary_key| !primary_key.is_empty()));
+        let is_another = |logged| key.is_some_and(|key| *key != logged);
         let tracking = match (is_there, is_tracked) {
             (false, _) => Tracking::NoTable,
             (true, false) => Tracking::Untracked,

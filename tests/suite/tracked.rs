@@ -145,6 +145,15 @@ async fn a_dataset_whose_key_is_another_than_the_triggers_log_is_tracked_anew() 
     catalog.track(&database, "orders").await;
     export(&service, "full", "orders", "c").await;
     service.stop().await;
+
+    // Back to the primary key, which no line names.
+    catalog.write(&text);
+    let service = catalog.start(&database).service().await;
+    let answer = post(&service, "/exports/full", Some("c"), &of_orders).await;
+    assert_eq!(refusal(answer).await, (409, "not_tracked".to_owned()));
+    catalog.track(&database, "orders").await;
+    export(&service, "full", "orders", "c").await;
+    service.stop().await;
 }
 
 #[tokio::test]

@@ -10,7 +10,6 @@ use crate::dataset::fault::Faults;
 use crate::dataset::{Capture, Dataset, Table, TableSchema};
 use crate::source::capture::{Error, function_text, functions, one_at_a_time, stamps};
 use crate::source::captured::capture;
-use crate::source::primary_key::primary_key;
 use crate::source::trigger::TriggerKind;
 use crate::source::{quote, table_schema};
 
@@ -223,9 +222,7 @@ pub(super) async fn find(conn: &mut PgConnection, table: &Table) -> Result<Table
            t.relkind = 'r' and exists (select from pg_inherits i where i.inhparent = t.oid) as has_children,
            not t.relispartition and exists (select from pg_inherits i where i.inhrelid = t.oid) as is_child,
            parts.is_unlogged, parts.has_foreign,
-           ",
-        primary_key!("t.oid"),
-        " as primary_key,
+           cdc_export.primary_key(t.oid) as primary_key,
            capture.logged_key, capture.captured, coalesce(capture.logs_every_truncate, false) as logs_every_truncate, capture.set,
            quote_ident(current_user) as role,
            case when not pg_has_role(t.relowner, 'usage') then pg_get_userbyid(t.relowner)::text end as other_owner,
