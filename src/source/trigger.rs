@@ -44,8 +44,7 @@ impl TriggerKind {
         })
     }
 
-    /// The last part of the function's name, and of the trigger's. That of `Replicated` isn't "r": a partition's trigger can't have the
-    /// name of one that its root hands down.
+    /// The last part of the function's name.
     pub(crate) fn letter(self) -> &'static str {
         match self {
             TriggerKind::Inserts => "i",

@@ -258,7 +258,14 @@ async fn a_partition_s_own_triggers_of_before_hide_nothing() {
     tables.run("truncate plain").await;
     tables.refused("parted", "truncated").await;
     tables.heals("parted", Some("truncated")).await;
-    tables.run("alter table plain disable trigger cdc_export_r").await;
+    tables
+        .run(
+            "do $$ begin
+               execute (select format('alter table %s disable trigger %I', x.tgrelid::regclass, x.tgname) from pg_trigger x
+                 where x.tgrelid = 'plain'::regclass and x.tgname like 'cdc\\_export\\_r%');
+             end $$",
+        )
+        .await;
     let detail = tables.refused("parted", "trigger_missing").await;
     assert!(detail.contains("`cdc-export track parted`"), "{detail}");
     tables.catalog.track(&tables.database, "parted").await;
@@ -301,6 +308,31 @@ async fn a_tracked_root_that_is_another_s_partition_for_a_while_loses_nothing() 
         )
         .await;
     tables.refused("parted", "column_retyped").await;
+    tables.service.stop().await;
+}
+
+#[tokio::test]
+async fn a_tracked_root_is_attached_to_another_tracked_one() {
+    let tables = Tables::new().await;
+    tables.run("create table whole (id int not null primary key, note text) partition by range (id)").await;
+    let whole = Catalog::of("[[dataset]]\nname = \"whole\"\ntable = \"whole\"\n");
+    whole.track(&tables.database, "whole").await;
+    let service = whole.start(&tables.database).service().await;
+    export(&service, "full", "whole", "a").await;
+    tables.run("alter table whole attach partition parted for values from (0) to (1000)").await;
+    let job = ended(&service, "/exports/delta", Some("a"), json!({ "dataset": "whole" })).await;
+    assert_eq!(job["continuity"], "partitions_changed", "{job}");
+    assert_eq!(export(&service, "full", "whole", "a").await["rowsExported"], 20);
+    tables
+        .run(
+            "update whole set note = 'through' where id = 10; update parted set note = 'beside' where id = 20;
+             delete from low where id = 30",
+        )
+        .await;
+    assert_eq!(export(&service, "delta", "whole", "a").await["rowsExported"], 3);
+    service.stop().await;
+    tables.run("alter table whole detach partition parted").await;
+    assert_eq!(tables.delta("parted").await, ["DELETE 30", "UPDATE 10", "UPDATE 20"]);
     tables.service.stop().await;
 }
 

@@ -259,9 +259,11 @@ impl Function {
             TriggerKind::Rows | TriggerKind::Replicated => ("insert or update or delete", "for each row".to_owned()),
         };
         let (letter, name) = (self.kind.letter(), self.name());
+        // Postgres hands it down to each partition, which may have one of its own from its time as a root.
+        let of_set = if self.kind == TriggerKind::Rows { format!("_{}", self.id) } else { String::new() };
         format!(
             "-- source.capture.trigger
-             create trigger cdc_export_{letter} after {event} on {table} {rows} execute function {name}()"
+             create trigger cdc_export_{letter}{of_set} after {event} on {table} {rows} execute function {name}()"
         )
     }
 }
