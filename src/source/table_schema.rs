@@ -192,7 +192,11 @@ pub(crate) async fn introspect_at(
     .await?;
     let mut fitting = Fitting { dataset, table, columns: &columns, faults: Vec::new() };
     if columns.is_empty() {
-        let why = format!("there is no table `{}`{}", dataset.table, hint_of_tables(conn, dataset).await?);
+        let is_there = sqlx::query_scalar("-- source.table_schema.is_there\n select to_regclass($1) is not null");
+        let why = match is_there.bind(relation(table)).fetch_one(&mut *conn).await? {
+            true => format!("`{}` has no columns", dataset.table),
+            false => format!("there is no table `{}`{}", dataset.table, hint_of_tables(conn, dataset).await?),
+        };
         fitting.wrong("table", None, why);
         return Err(Faults(fitting.faults).into());
     }

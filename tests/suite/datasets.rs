@@ -719,7 +719,7 @@ async fn another_key_wants_other_triggers() {
 async fn the_command_line_knows_the_catalog() {
     let database = Database::empty().await;
     database.run(SALES).await;
-    database.run("create table stock (sku text primary key, updated_at timestamptz, created_at timestamptz, is_deleted bool); create table bare (x int)").await;
+    database.run("create table stock (sku text primary key, updated_at timestamptz, created_at timestamptz, is_deleted bool); create table bare (x int); create table empty ()").await;
     let catalog = Catalog::of(LINES);
     let (code, printed, said) = catalog.command(&database, &["datasets", "check"]).await;
     assert_eq!((code, printed.as_str()), (0, ""), "{said}");
@@ -756,8 +756,10 @@ async fn the_command_line_knows_the_catalog() {
         draft.lines().map(|line| format!("{}\n", line.strip_prefix("# ").unwrap_or(line))).collect();
     catalog.write(&uncommented);
     assert_eq!(catalog.command(&database, &["datasets", "check"]).await.0, 0, "{draft}");
-    let (code, _, said) = catalog.command(&database, &["datasets", "add", "bare"]).await;
-    assert!(code == 1 && said.contains("no primary key"), "{said}");
+    for (table, why) in [("bare", "no primary key"), ("empty", "table: `empty` has no columns")] {
+        let (code, _, said) = catalog.command(&database, &["datasets", "add", table]).await;
+        assert!(code == 1 && said.contains(why), "{said}");
+    }
 }
 
 #[tokio::test]
