@@ -7,6 +7,7 @@ pub mod input;
 
 mod alter;
 mod catalog;
+mod key_type;
 mod load;
 mod merge;
 mod position;

@@ -27,6 +27,10 @@ pub(super) struct Present {
     pub(super) is_identity: bool,
     /// Its type, or what a domain is made of: a domain may refuse a NULL.
     pub(super) base_type: String,
+    /// True if it is an enum: its labels are equal only if their texts are.
+    pub(super) is_enum: bool,
+    /// True if it, or a unique index on it, takes different texts for one: by a collation that isn't deterministic.
+    pub(super) folds_texts: bool,
     /// The operator that tells whether two values are equal.
     pub(super) equal: String,
     /// Its number in the table: a column that is removed and added again has another one.
@@ -87,6 +91,12 @@ pub(super) async fn columns(conn: &mut PgConnection, table: &str) -> Result<Vec<
          select a.attname::text as name, format_type(a.atttypid, a.atttypmod) as type_name, a.attnum as number, a.attgenerated <> '' as is_generated,
            a.attidentity = 'a' as is_identity,
            case when t.typbasetype = 0 then format_type(a.atttypid, a.atttypmod) else format_type(t.typbasetype, t.typtypmod) end as base_type,
+           coalesce((select b.typtype from pg_type b where b.oid = t.typbasetype), t.typtype) = 'e' as is_enum,
+           exists (
+             select from pg_collation l
+             where not l.collisdeterministic and (l.oid = a.attcollation or exists (
+               select from pg_index i cross join lateral unnest(i.indkey::int2[], i.indcollation::oid[]) as part (number, collation_oid)
+               where i.indrelid = a.attrelid and i.indisunique and part.number = a.attnum and part.collation_oid = l.oid))) as folds_texts,
            coalesce((
              select format('operator(%I.%s)', n.nspname, o.oprname)
              from pg_opclass c join pg_am m on m.oid = c.opcmethod

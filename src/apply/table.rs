@@ -8,6 +8,7 @@ use crate::apply::catalog::{
     DEED, EQUAL, OPERATION, Present, columns, exists, is_delta, is_empty, numbers, of_table, oid, references_itself,
     relation,
 };
+use crate::apply::key_type::tells_apart;
 use crate::apply::statement::run;
 use crate::apply::{Doing, Error, Position, Settings, alter};
 use crate::connection::quoted;
@@ -107,6 +108,11 @@ impl Shape {
         };
         let present = columns(conn, &name).await?;
         let find = |name: &str| present.iter().find(|column| column.name == name);
+        for key in export.columns.iter().filter(|column| export.key.contains(&column.name)) {
+            if let Some(found) = find(&key.name) {
+                require_as_fine(&name, key, found)?;
+            }
+        }
         let of_table: Vec<&Column> = of_table(export).collect();
         let columns: Vec<String> = of_table.iter().map(|column| column.name.clone()).collect();
         let written: Vec<_> =
@@ -234,6 +240,25 @@ impl Deleted {
         };
         Ok(Deleted { column: quoted(column), marked, live, is_marked })
     }
+}
+
+/// Refuses a column of the key in which two rows of the source could have one value: the later one would take the other's place.
+fn require_as_fine(table: &str, key: &Column, found: &Present) -> Result<(), Error> {
+    let Column { name, type_name } = key;
+    let (is, becomes) = if found.folds_texts {
+        (
+            "compared by a collation that isn't deterministic".to_owned(),
+            "give it and its unique indexes another one".to_owned(),
+        )
+    } else if !found.is_enum && !tells_apart(type_name, &found.base_type) {
+        (found.type_name.clone(), format!("make it {type_name}"))
+    } else {
+        return Ok(());
+    };
+    let why = format!(
+        "the key's column {name} is {type_name} in the source, and in {table} it is {is}, which may take two keys for one: {becomes}"
+    );
+    Err(Error::refused("key_coarser", why))
 }
 
 /// Refuses the very table that the export is of.

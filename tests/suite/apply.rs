@@ -700,3 +700,40 @@ async fn a_schema_of_its_own_is_enough() {
         .await;
     pair.end().await;
 }
+
+#[tokio::test]
+async fn a_key_that_takes_two_of_the_sources_for_one_is_refused() {
+    let pair =
+        Pair::of("create table t (id text primary key, v int); insert into t values ('a', 1), ('A', 2), ('a ', 3)")
+            .await;
+    pair.target
+        .run(
+            "create collation folds (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+             create type letter as enum ('a', 'A', 'a '); create domain named as text",
+        )
+        .await;
+    let has_citext = "select exists (select from pg_available_extensions where name = 'citext')";
+    let mut coarser = vec![
+        "id text collate folds primary key",
+        "id text primary key, constraint folded unique (id)); alter table t drop constraint folded; create unique index on t (id collate folds",
+        "id varchar(5) primary key",
+        "id char(5) primary key",
+    ];
+    if pair.target.one::<bool>(has_citext).await {
+        pair.target.run("create extension citext").await;
+        coarser.push("id citext primary key");
+    }
+    for columns in coarser {
+        pair.target.run(&format!("create table t (v int, {columns})")).await;
+        let said = pair.refused(&[], "key_coarser").await;
+        assert!(said.contains("the key's column id is text in the source"), "{said}");
+        pair.target.run("drop table t").await;
+    }
+    for columns in ["id text", "id varchar", "id named", "id letter"] {
+        pair.target.run(&format!("create table t ({columns} primary key, v int)")).await;
+        pair.applied(&[]).await;
+        assert_eq!(rows(&pair.target, "public.t").await.len(), 3, "{columns}");
+        pair.target.run("drop table t; drop schema cdc_apply cascade").await;
+    }
+    pair.end().await;
+}
