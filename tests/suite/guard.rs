@@ -550,6 +550,23 @@ async fn the_log_of_a_bulk_load_goes_when_nobody_needs_it() {
 }
 
 #[tokio::test]
+async fn a_publication_for_all_tables_does_not_stop_the_purge() {
+    let database = Database::new().await;
+    // As Debezium makes one by default. Postgres then refuses to delete rows of a table without an identity.
+    database.run("create publication everything for all tables").await;
+    let service = Start::on(&database).service().await;
+    database.add_users(1, 9).await;
+    log_becomes(&database, 0).await;
+    let without_identity = "select coalesce(string_agg(c.oid::regclass::text, ' '), '') from pg_class c
+         where c.relkind = 'r' and (c.relnamespace = 'cdc_export'::regnamespace or c.relname in ('exports', 'watermarks', 'users'))
+           and (c.relreplident = 'n' or c.relreplident = 'd' and not exists (
+             select from pg_index i where i.indrelid = c.oid and i.indisprimary and i.indimmediate))
+           and c.relnamespace <> 'pg_catalog'::regnamespace";
+    assert_eq!(database.one::<String>(without_identity).await, "");
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn an_idle_writer_does_not_pin_the_log() {
     let (database, service) = exported(19, &[]).await;
     let mut idle = database.pool.begin().await.unwrap();
