@@ -217,12 +217,16 @@ async fn every(
     shutdown: CancellationToken,
 ) {
     let complaints = Complaints::default();
+    metrics::init_maintenance(task);
     while !shutdown.is_cancelled() {
         let round = AssertUnwindSafe(round()).catch_unwind();
         let done = tokio::select! {
             () = shutdown.cancelled() => return,
             done = tokio::time::timeout(ROUND_TIMEOUT, round) => done,
         };
+        if !matches!(done, Ok(Ok(Ok(())))) {
+            metrics::maintenance_failed(task);
+        }
         let failed = match done {
             Ok(Ok(Ok(()))) => None,
             Ok(Ok(Err(error))) => Some(chain(&error)),

@@ -62,6 +62,13 @@ static DURATION: LazyLock<HistogramVec> = LazyLock::new(|| {
 static TAKEOVERS: LazyLock<IntCounterVec> = LazyLock::new(|| {
     counter(metric("cdc_export_lease_takeovers_total", &[], "Jobs taken from workers that gave no sign for a lease."))
 });
+static MAINTENANCE_FAILURES: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    counter(metric(
+        "cdc_export_maintenance_failures_total",
+        &["task"],
+        "Rounds of a maintenance task that failed in this process, or took too long.",
+    ))
+});
 static DELIVERIES: LazyLock<IntCounterVec> = LazyLock::new(|| {
     counter(metric(
         "cdc_export_deliveries_total",
@@ -325,6 +332,16 @@ pub fn job_completed(labels: ExportLabels<'_>, completed: Completed) {
 /// Counts a job that was taken over from a worker whose lease had ended.
 pub fn lease_taken_over() {
     TAKEOVERS.with_label_values::<&str>(&[]).inc();
+}
+
+/// Makes the series of a maintenance task begin at 0, as [`init_series`] does.
+pub fn init_maintenance(task: &str) {
+    MAINTENANCE_FAILURES.with_label_values(&[task]);
+}
+
+/// Counts a round of a maintenance task that failed.
+pub fn maintenance_failed(task: &str) {
+    MAINTENANCE_FAILURES.with_label_values(&[task]).inc();
 }
 
 /// Makes the series of a receiver begin at 0, as [`init_series`] does.

@@ -140,6 +140,7 @@ async fn everything_begins_at_zero() {
     }
     assert_eq!(scrape.count("cdc_export_failures_total", &[("code", "full_export_needed")]), 0);
     assert_eq!(scrape.count("cdc_export_lease_takeovers_total", &[]), 0);
+    assert_eq!(scrape.count("cdc_export_maintenance_failures_total", &[("task", "purge")]), 0);
     assert_eq!(scrape.count("cdc_export_queue_oldest_seconds", &[]), 0);
     assert_eq!(scrape.count("cdc_export_build_info", &[("version", env!("CARGO_PKG_VERSION"))]), 1);
     assert_eq!(scrape.count("cdc_export_database_up", &[]), 1);
@@ -150,6 +151,21 @@ async fn everything_begins_at_zero() {
             + scrape.count("cdc_export_pool_connections", &[("pool", pool), ("state", "used")]);
         assert!(open <= most, "{pool}: {open}");
     }
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_purge_that_fails_is_counted() {
+    let database = Database::new().await;
+    database
+        .run(
+            "create function refuse() returns trigger language plpgsql as $$ begin raise exception 'no'; end $$;
+             create trigger refuse before delete on cdc_export.change_log for each statement execute function refuse()",
+        )
+        .await;
+    let service = Start::on(&database).service().await;
+    let failures = |scrape: &Scrape| scrape.count("cdc_export_maintenance_failures_total", &[("task", "purge")]);
+    scrape_with(&service, "a failed purge", |scrape| failures(scrape) > 0).await;
     service.stop().await;
 }
 
