@@ -1,9 +1,10 @@
 //! A database that an operator brings: with migrations of its own, a role with few rights, another encoding.
 
+use cdc_export::postgres;
 use serde_json::{Value, json};
 
 use crate::catalog::Catalog;
-use crate::harness::{Database, Start, eventually};
+use crate::harness::{Database, Start, connect_options, embedded_settings_with_cluster, eventually, reachable_folder};
 
 /// A role of a test, without any right but to connect.
 struct Role {
@@ -266,6 +267,52 @@ async fn a_database_that_reads_texts_otherwise_and_checks_functions_strictly_is_
     database.run("set standard_conforming_strings = on; delete from users").await;
     service.export("delta", "a").await;
     service.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_client_was_told_of_survives_a_crash_of_postgres() {
+    let home = reachable_folder();
+    let settings = embedded_settings_with_cluster(&home.path().join("data")).await;
+    let server = private_postgres::Server::start(&settings).await.unwrap();
+    let database = Database::at(connect_options(server.endpoint()));
+    // Whatever is not written to disk by the commit itself stays in memory for half a minute.
+    database.run("alter system set wal_writer_delay = '10s'").await;
+    database.run("alter database cdc_export set synchronous_commit = off").await;
+    server.stop().await;
+    let server = private_postgres::Server::start(&settings).await.unwrap();
+    let database = Database::at(connect_options(server.endpoint()));
+    let mut service = Start::on(&database).with("FAILPOINTS", "worker.opened=hold").service().await;
+    let id = service.submit("full", "a").await;
+    let pid = database.one::<String>("select pg_read_file('postmaster.pid')").await;
+    let pid = nix::unistd::Pid::from_raw(pid.lines().next().unwrap().parse().unwrap());
+    // Ends at once, as in a crash.
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGQUIT).unwrap();
+    service.signal(nix::sys::signal::Signal::SIGKILL);
+    service.dies().await;
+    server.stop().await;
+    let server = private_postgres::Server::start(&settings).await.unwrap();
+    let database = Database::at(connect_options(server.endpoint()));
+    let jobs: Vec<String> = sqlx::query_scalar("select id::text from exports").fetch_all(&database.pool).await.unwrap();
+    assert_eq!(jobs, [id]);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_commit_waits_for_the_disk_and_for_what_the_operator_asks_beyond() {
+    let database = Database::empty().await;
+    let name = database.options.get_database().unwrap().to_owned();
+    for (set, is) in [
+        ("off", "on"),
+        ("local", "local"),
+        ("remote_write", "remote_write"),
+        ("on", "on"),
+        ("remote_apply", "remote_apply"),
+    ] {
+        database.run(&format!("alter database {name} set synchronous_commit = {set}")).await;
+        let pool = postgres::Database::from(database.options.clone()).pool(1);
+        let shown: String = sqlx::query_scalar("show synchronous_commit").fetch_one(&pool).await.unwrap();
+        assert_eq!(shown, is);
+    }
 }
 
 #[tokio::test]
