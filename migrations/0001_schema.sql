@@ -351,7 +351,7 @@ alter table cdc_export.change_log enable always trigger log_emptied;
 create function cdc_export.image_of(whole record) returns text
 language plpgsql stable set search_path = pg_catalog, pg_temp set timezone = 'UTC'
   set datestyle = 'ISO' set intervalstyle = 'postgres' set bytea_output = 'hex' set extra_float_digits = 1
-  set lc_monetary from current as $$
+  set quote_all_identifiers = off set lc_monetary from current as $$
 begin
   return pg_catalog.concat(whole);
 end $$;

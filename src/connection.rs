@@ -16,7 +16,8 @@ pub(crate) const SEARCH_PATH: &str = "pg_catalog, cdc_export, pg_temp";
 /// connecting. The role's own path is kept beside, to find a user's table by; a pooler may hand on a session that has ours.
 /// The text of our statements and functions is read as it is written, and no check that is stricter than Postgres's own refuses it.
 /// A commit waits for the disk, or what clients were told of would be lost in a crash of the server. Where the operator asks for more or
-/// less than that of standbys, it stays so.
+/// less than that of standbys, it stays so. Then come all settings that change how Postgres reads or writes a value, but for
+/// `client_encoding`, which connecting sets, and `lc_monetary`, which says what an amount of `money` is.
 /// Row-level security is an error where it would filter: hidden rows would look deleted, and a policy's function is somebody's. To
 /// compile a statement of ours takes longer than to run it, by seconds where somebody's planner settings make it look dear. The
 /// server learns within a minute that our end of an idle connection is gone; the system's own default is hours.
@@ -26,6 +27,9 @@ pub(crate) const SET_UP: &str =
    set search_path = pg_catalog, cdc_export, pg_temp;
    set standard_conforming_strings = on; set plpgsql.extra_errors = ''; set plpgsql.extra_warnings = '';
    select set_config('synchronous_commit', 'on', false) where current_setting('synchronous_commit') = 'off';
+   set array_nulls = on; set bytea_output = 'hex'; set datestyle = 'ISO, MDY'; set extra_float_digits = 1;
+   set gin_fuzzy_search_limit = 0; set intervalstyle = 'postgres'; set quote_all_identifiers = off;
+   set standard_conforming_strings = on; set timezone = 'UTC'; set transform_null_equals = off; set xmloption = 'content';
    set row_security = off;
    set jit = off;
    set default_transaction_isolation = 'read committed'; set default_transaction_read_only = off;

@@ -28,11 +28,6 @@ impl Import {
              {NOTICE_A_LOST_CLIENT}
              {raw_texts}
              {path}
-             set local timezone = 'UTC';
-             set local datestyle = 'ISO';
-             set local intervalstyle = 'postgres';
-             set local extra_float_digits = 1;
-             set local bytea_output = 'hex';
              set local synchronize_seqscans = off;
              set local enable_tidscan = on;
              set local max_parallel_workers_per_gather = 0;

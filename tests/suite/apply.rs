@@ -109,6 +109,22 @@ async fn every_value_arrives_as_it_is() {
 }
 
 #[tokio::test]
+async fn no_setting_of_the_target_changes_a_value() {
+    let mut pair = Pair::of(TYPES).await;
+    pair.source.run("update t set c40 = xmlparse(content 'no document') where id % 2 = 0").await;
+    pair.target.set_otherwise().await;
+    pair.applied(&[]).await;
+    pair.require_equal("the first").await;
+    pair.source.run("update t set c2 = c2 + 1; delete from t where id = 7").await;
+    pair.applied(&[]).await;
+    pair.require_equal("a delta").await;
+    export(&pair.service, "full", "t", "a").await;
+    pair.applied(&[]).await;
+    pair.require_equal("a full one").await;
+    pair.end().await;
+}
+
+#[tokio::test]
 async fn two_at_a_time_apply_each_export_once() {
     let pair = Pair::of(SIMPLE).await;
     pair.applied(&[]).await;

@@ -31,6 +31,22 @@ const PATIENT: &str = "service.call=time:20000";
 /// The failpoints of a test that is about an answer in time, as in use.
 pub(crate) const PROMPT: &str = "service.call=time:1900";
 
+/// Each setting that changes how Postgres reads or writes a value, otherwise than by default. Of `pg_settings` of Postgres 13 to 18;
+/// `client_encoding` is each client's own, and another `lc_monetary` the operating system may not have.
+pub(crate) const SETTINGS_OF_VALUES: [&str; 11] = [
+    "array_nulls = off",
+    "bytea_output = escape",
+    "datestyle = 'SQL, DMY'",
+    "extra_float_digits = -10",
+    "gin_fuzzy_search_limit = 1",
+    "intervalstyle = sql_standard",
+    "quote_all_identifiers = on",
+    "standard_conforming_strings = off",
+    "timezone = 'Asia/Kolkata'",
+    "transform_null_equals = on",
+    "xmloption = document",
+];
+
 /// Waits until `condition` gives something.
 pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> T {
     let begun = Instant::now();
@@ -407,6 +423,16 @@ impl Database {
     /// Runs statements.
     pub(crate) async fn run(&self, sql: &str) {
         sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&self.pool).await.unwrap();
+    }
+
+    /// Has all but this pool connect as a role that has another value of each setting that changes how Postgres reads or writes a value.
+    pub(crate) async fn set_otherwise(&mut self) {
+        let role = format!("otherwise_{}", uuid::Uuid::new_v4().simple());
+        self.run(&format!("create role {role} superuser login password 'pass'")).await;
+        for setting in SETTINGS_OF_VALUES {
+            self.run(&format!("alter role {role} set {setting}")).await;
+        }
+        self.options = self.options.clone().username(&role).password("pass");
     }
 
     /// The folder of the server's programs.

@@ -16,6 +16,19 @@ async fn every_type_comes_back_through_full_exports_and_deltas() {
 }
 
 #[tokio::test]
+async fn no_setting_of_the_role_changes_a_value() {
+    let mut database = database().await;
+    database.run(&table("t", &(0..TYPES.len()).collect::<Vec<_>>())).await;
+    database
+        .run(
+            "alter table t drop constraint t_pkey, add names text[] not null default '{a,NULL,\"NULL\",\"\"}', add primary key (id, names)",
+        )
+        .await;
+    database.set_otherwise().await;
+    passes(&database).await;
+}
+
+#[tokio::test]
 async fn what_postgres_writes_is_written_as_copy_does() {
     let database = database().await;
     database

@@ -15,7 +15,7 @@ pub(super) const VERSION: u32 = 5;
 /// itself, so that functions whose texts show none of it go without.
 const SETTINGS: &str = "set search_path = pg_catalog, pg_temp set timezone = 'UTC'
   set datestyle = 'ISO' set intervalstyle = 'postgres' set bytea_output = 'hex' set extra_float_digits = 1
-  set lc_monetary from current";
+  set quote_all_identifiers = off set lc_monetary from current";
 
 /// What the text of a table's key depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
