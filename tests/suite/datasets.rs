@@ -179,6 +179,39 @@ async fn by_timestamp_a_row_leaves_the_filter_once() {
 }
 
 #[tokio::test]
+async fn by_timestamp_another_table_under_the_name_wants_a_full_export() {
+    let database = Database::empty().await;
+    let table = |name: &str, from: u32, to: u32| {
+        format!(
+            "create table {name} (id int primary key, at timestamptz default now() - interval '1 day');
+             insert into {name} select n from generate_series({from}, {to}) n"
+        )
+    };
+    database.run(&table("t", 1, 9)).await;
+    let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\nupdated_at = \"at\"\ncapture = \"timestamp\"");
+    let service = catalog.start(&database).service().await;
+    export(&service, "full", "t", "a").await;
+    // Its rows have times from before the watermark: by time alone none of them would come, and none of the old ones would go.
+    database
+        .run(&format!("{}; alter table t rename to old; alter table other rename to t", table("other", 5, 20)))
+        .await;
+    for export_type in ["incremental", "delta"] {
+        let job = ended(&service, &format!("/exports/{export_type}"), Some("a"), json!({ "dataset": "t" })).await;
+        assert_eq!(
+            (&job["error"]["code"], &job["continuity"]),
+            (&json!("full_export_needed"), &json!("table_recreated")),
+            "{job}"
+        );
+    }
+    assert_eq!(export(&service, "full", "t", "a").await["rowsExported"], 16);
+    assert_eq!(export(&service, "delta", "t", "a").await["continuity"], Value::Null);
+    // A time that somebody set by hand is of no table.
+    database.run("insert into watermarks (consumer_id, dataset, last_exported_at) values ('b', 't', now() - interval '2 days')").await;
+    assert_eq!(export(&service, "incremental", "t", "b").await["rowsExported"], 16);
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn two_datasets_of_a_table_share_its_triggers() {
     let database = Database::new().await;
     database.add_users(1, 10).await;

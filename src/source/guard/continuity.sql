@@ -13,6 +13,8 @@ case
   when not wanted.by_triggers then
     case
       when w.cluster_id <> c.system_identifier then 'other_cluster'
+      -- Null where somebody set the time by hand.
+      when w.table_oid <> t.oid then 'table_recreated'
       when w.guard_state ->> 'time' <> wanted.guard_state ->> 'time'
         -- The files have a column that the table had before, and the files did not: whoever loads them lacks its values in all
         -- rows that don't change.
