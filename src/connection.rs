@@ -14,7 +14,7 @@ pub(crate) const SEARCH_PATH: &str = "pg_catalog, cdc_export, pg_temp";
 
 /// Sets a session up, whatever the server's or the role's defaults are. By statements: poolers refuse what is asked for when
 /// connecting. The role's own path is kept beside, to find a user's table by; a pooler may hand on a session that has ours.
-/// The text of our statements and functions is read as it is written, and no check that is stricter than Postgres's own refuses it.
+/// No check that is stricter than Postgres's own refuses our functions.
 /// A commit waits for the disk, or what clients were told of would be lost in a crash of the server. Where the operator asks for more or
 /// less than that of standbys, it stays so. Then come all settings that change how Postgres reads or writes a value, but for
 /// `client_encoding`, which connecting sets, and `lc_monetary`, which says what an amount of `money` is.
@@ -25,7 +25,7 @@ pub(crate) const SET_UP: &str =
     "select pg_catalog.set_config('cdc_export.role_path', pg_catalog.current_setting('search_path'), false)
      where pg_catalog.current_setting('search_path') operator(pg_catalog.<>) 'pg_catalog, cdc_export, pg_temp';
    set search_path = pg_catalog, cdc_export, pg_temp;
-   set standard_conforming_strings = on; set plpgsql.extra_errors = ''; set plpgsql.extra_warnings = '';
+   set plpgsql.extra_errors = ''; set plpgsql.extra_warnings = '';
    select set_config('synchronous_commit', 'on', false) where current_setting('synchronous_commit') = 'off';
    set array_nulls = on; set bytea_output = 'hex'; set datestyle = 'ISO, MDY'; set extra_float_digits = 1;
    set gin_fuzzy_search_limit = 0; set intervalstyle = 'postgres'; set quote_all_identifiers = off;

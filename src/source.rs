@@ -18,6 +18,7 @@ mod key;
 mod key_index;
 mod lag;
 pub mod opening;
+mod parallel_apply;
 pub mod purge;
 mod quote;
 mod reader_slots;

@@ -157,11 +157,11 @@ fn refuse_missing(config: &Config, missing: &[String]) -> Result<(), config::Err
 }
 
 /// Refuses a catalog file that doesn't fit its tables, and warns of the demo's catalog if its table is missing: every export would fail.
-/// Warns of tables that can't be read, and of those whose changes aren't captured: the
+/// Warns of tables that can't be read, of subscriptions that may stall, and of tables whose changes aren't captured: the
 /// rows that change before `track` are in no delta, so a full export from before it would need another one.
 async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()> {
-    let Findings { faults, untracked, unreadable, without_dataset, .. } =
-        catalog_check::check(&database.pool(1), &config.catalog).await?;
+    let found = catalog_check::check(&database.pool(1), &config.catalog).await?;
+    let Findings { faults, untracked, unreadable, stalling, without_dataset, .. } = found;
     match &config.catalog_file {
         Some(file) => refuse_faults(config, file, faults)?,
         None if faults.0.is_empty() => {}
@@ -189,6 +189,9 @@ async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()
     }
     for Fault { dataset, why, .. } in unreadable {
         tracing::warn!(event = "not_readable", dataset, "its exports will fail: {why}");
+    }
+    for Fault { dataset, why, .. } in stalling {
+        tracing::warn!(event = "subscription_may_stall", dataset, "{why}");
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use crate::dataset::{Capture, Dataset, Table};
 use crate::postgres::Database;
 use crate::source::capture::tracking::{self, Tracked};
 use crate::source::capture::untracking;
+use crate::source::catalog_check;
 use crate::store::Store;
 use crate::store::tracked::Tracking;
 use crate::telemetry::chain;
@@ -32,12 +33,16 @@ impl Track {
             let track = async |database: &_| {
                 check_one(&config, database, dataset).await?;
                 let (name, table) = (&dataset.name, &dataset.table);
-                match tracking::track(&database.pool(1), dataset).await? {
+                let pool = database.pool(1);
+                match tracking::track(&pool, dataset).await? {
                     Tracked::Now => {
-                        outln!("The changes of {table} are captured from now on: `{name}` can be exported.")
+                        outln!("The changes of {table} are captured from now on: `{name}` can be exported.")?
                     }
-                    Tracked::Before => outln!("The changes of {table} were captured already: nothing has changed."),
+                    Tracked::Before => outln!("The changes of {table} were captured already: nothing has changed.")?,
                 }
+                let stalling = catalog_check::stalling(&pool, dataset).await?;
+                stalling.iter().for_each(|fault| eprintln!("cdc-export: {fault}"));
+                Ok(())
             };
             with_tables_after(async |database| check_one(&config, database, dataset).await, &config, track).await
         })

@@ -12,7 +12,7 @@ use crate::source::captured::capture;
 use crate::source::quote::relation;
 use crate::source::rights::Seen;
 use crate::source::select::Select;
-use crate::source::{filter, lag, rights, table_schema};
+use crate::source::{filter, lag, parallel_apply, rights, table_schema};
 
 /// What a look at the tables of a catalog finds.
 #[derive(Debug, Default)]
@@ -28,6 +28,8 @@ pub struct Findings {
     pub slow: Vec<Fault>,
     /// The tables whose changes are captured though no dataset needs them.
     pub without_dataset: Vec<Table>,
+    /// Subscriptions that may wait for ever at the dataset's table.
+    pub stalling: Vec<Fault>,
 }
 
 /// Holds a whole catalog against the live tables, and returns what doesn't fit.
@@ -50,6 +52,7 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::E
             if !is_captured(&mut conn, dataset, &schema).await? {
                 found.untracked.push(dataset.name.clone());
             }
+            found.stalling.extend(parallel_apply::find(&mut conn, dataset).await?);
         }
     }
     found.without_dataset = untracking::without_dataset(&mut conn, catalog).await?;
@@ -103,6 +106,11 @@ pub async fn check_one(pool: &PgPool, catalog: &Catalog, dataset: &Dataset) -> R
         faults.extend(other.and_then(|other| logged.conflict(&other)));
     }
     Ok(Faults(faults))
+}
+
+/// The subscriptions that may wait for ever at a dataset's table, now that it has triggers.
+pub async fn stalling(pool: &PgPool, dataset: &Dataset) -> Result<Vec<Fault>, sqlx::Error> {
+    parallel_apply::find(&mut *pool.acquire().await?, dataset).await
 }
 
 /// Whether the triggers log the table's changes, by the dataset's key.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use sqlx::ConnectOptions;
 
+use crate::catalog::Catalog;
 use crate::harness::{
     Csv, Database, Service, Start, connect_options, embedded_settings_with_cluster, eventually, reachable_folder,
 };
@@ -160,4 +161,48 @@ async fn what_a_subscription_writes_is_captured_once() {
     here.run("drop subscription s").await;
     service.stop().await;
     server.stop().await;
+}
+
+/// A parallel worker may wait for ever at a partitioned table that has triggers.
+#[tokio::test]
+async fn parallel_workers_that_write_to_a_partitioned_table_are_warned_of() {
+    let database = Database::new().await;
+    let is_parallel = database.one::<i32>("select current_setting('server_version_num')::int").await >= 160_000;
+    let streaming = if is_parallel { "parallel" } else { "on" };
+    // It is never connected: what it writes to is put down by hand.
+    let name = format!("s_{}", uuid::Uuid::new_v4().simple());
+    database
+        .run(&format!(
+            "create table plain (id int primary key);
+             create table t (id int primary key) partition by range (id); create table part partition of t default;
+             create subscription {name} connection 'dbname=nowhere' publication p
+               with (connect = false, slot_name = none, streaming = {streaming})"
+        ))
+        .await;
+    database
+        .run(
+            "insert into pg_subscription_rel (srsubid, srrelid, srsubstate)
+             select s.oid, c, 'r' from pg_subscription s, unnest(array['plain', 'part']::regclass[]) c
+             where s.subdbid = (select oid from pg_database where datname = current_database())",
+        )
+        .await;
+    let catalog =
+        Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n[[dataset]]\nname = \"plain\"\ntable = \"plain\"\n");
+    let warning = format!(
+        "cdc-export: t: table: the subscription {name} writes to it with parallel workers, which may wait for ever where a partitioned \
+         table has triggers: its owner runs `alter subscription \"{name}\" set (streaming = on)`\n"
+    );
+    let expected = if is_parallel { warning.as_str() } else { "" };
+    for arguments in [["track", "t"], ["track", "plain"], ["datasets", "check"]] {
+        let (code, _, said) = catalog.command(&database, &arguments).await;
+        let expected = if arguments[1] == "plain" { "" } else { expected };
+        assert_eq!((code, said.as_str()), (0, expected), "{arguments:?}");
+    }
+    let service = catalog.start(&database).service().await;
+    assert_eq!(service.events("subscription_may_stall").len(), usize::from(is_parallel));
+    database.run(&format!("alter subscription {name} set (streaming = on)")).await;
+    let (code, _, said) = catalog.command(&database, &["datasets", "check"]).await;
+    assert_eq!((code, said.as_str()), (0, ""));
+    service.stop().await;
+    database.run(&format!("drop subscription {name}")).await;
 }

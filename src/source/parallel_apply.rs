@@ -1,0 +1,43 @@
+//! Subscriptions whose parallel workers write to a tracked partitioned table: since Postgres 16 such a worker may wait for ever where a
+//! partition has a trigger that fires for it, as ours does.
+
+use sqlx::PgConnection;
+
+use crate::dataset::Dataset;
+use crate::dataset::fault::Fault;
+use crate::source::quote::{quoted, relation};
+
+/// The first version of Postgres that has parallel workers.
+const FIRST: u32 = 160_000;
+
+/// The subscriptions with parallel workers that write to a dataset's partitioned table, each with its remedy.
+pub(super) async fn find(conn: &mut PgConnection, dataset: &Dataset) -> Result<Vec<Fault>, sqlx::Error> {
+    if conn.server_version_num().is_none_or(|version| version < FIRST) {
+        return Ok(Vec::new());
+    }
+    let names: Vec<String> = sqlx::query_scalar(
+        "-- source.parallel_apply.find
+         select s.subname::text from pg_class t
+         cross join pg_subscription s
+         where t.oid = cdc_export.table_of_role($1) and t.relkind = 'p' and s.substream = 'p'
+           and s.subdbid = (select d.oid from pg_database d where d.datname = current_database())
+           and exists (
+             select from pg_subscription_rel r join pg_partition_tree(t.oid) parts on parts.relid = r.srrelid
+             where r.srsubid = s.oid)
+         order by s.subname",
+    )
+    .bind(relation(&dataset.table))
+    .fetch_all(conn)
+    .await?;
+    let fault = |name: String| Fault {
+        dataset: dataset.name.clone(),
+        member: "table",
+        item: None,
+        why: format!(
+            "the subscription {name} writes to it with parallel workers, which may wait for ever where a partitioned table has triggers: \
+             its owner runs `alter subscription {} set (streaming = on)`",
+            quoted(&name)
+        ),
+    };
+    Ok(names.into_iter().map(fault).collect())
+}
