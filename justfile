@@ -11,7 +11,7 @@ default:
 check:
     .ci/run
 
-# All other checks, or the steps that are named; CONTRIBUTING.md says which step is for which folder.
+# All other checks, or only the named steps; CONTRIBUTING.md says which steps to run for which files.
 nightly *steps:
     .ci/nightly {{ steps }}
 

