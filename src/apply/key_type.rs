@@ -1,7 +1,7 @@
-//! The types of a key: whether the target's tells apart all values that the source's does.
+//! Compares the type of a key's column in the source with that of the column in the target: different keys must stay different.
 
-/// Returns true if two values that differ in the source's type are never equal in the target's. Both types are as Postgres writes them.
-/// Values that don't fit at all are Postgres's to refuse.
+/// Returns true if two values that differ in the source's type are never equal in the target's. Both types are as `format_type` writes them.
+/// Ignores whether all values fit: Postgres refuses those that don't.
 pub(super) fn tells_apart(source: &str, target: &str) -> bool {
     let (source, target) = (KeyType::of(source), KeyType::of(target));
     let is_whole = ["smallint", "integer", "bigint"].contains(&&*source.name);
@@ -14,7 +14,7 @@ pub(super) fn tells_apart(source: &str, target: &str) -> bool {
     }
 }
 
-/// A type as Postgres writes it, as `numeric(18,2)`.
+/// A type as `format_type` writes it, for example `numeric(18,2)`.
 struct KeyType {
     /// The name without the modifier.
     name: String,

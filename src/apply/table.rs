@@ -242,13 +242,13 @@ impl Deleted {
     }
 }
 
-/// Refuses a column of the key in which two rows of the source could have one value: the later one would take the other's place.
+/// Refuses a column of the key in which two different keys of the source could be equal: one row would replace the other.
 fn require_as_fine(table: &str, key: &Column, found: &Present) -> Result<(), Error> {
     let Column { name, type_name } = key;
     let (is, becomes) = if found.folds_texts {
         (
             "compared by a collation that isn't deterministic".to_owned(),
-            "give it and its unique indexes another one".to_owned(),
+            "give it and its unique indexes a deterministic one".to_owned(),
         )
     } else if !found.is_enum && !tells_apart(type_name, &found.base_type) {
         (found.type_name.clone(), format!("make it {type_name}"))
@@ -256,7 +256,7 @@ fn require_as_fine(table: &str, key: &Column, found: &Present) -> Result<(), Err
         return Ok(());
     };
     let why = format!(
-        "the key's column {name} is {type_name} in the source, and in {table} it is {is}, which may take two keys for one: {becomes}"
+        "the key's column {name} is {type_name} in the source, and in {table} it is {is}, so that two different keys may be equal: {becomes}"
     );
     Err(Error::refused("key_coarser", why))
 }
