@@ -141,7 +141,7 @@ pub(crate) enum Command {
     Healthcheck,
     /// Install triggers that record the changes of a dataset's table, so that it can be exported
     Track(Track),
-    /// Remove the triggers of `track`; the dataset can't be exported any more
+    /// Remove the triggers of `track` from a dataset's table, a named table, or all; a dataset without them can't be exported
     Untrack(Untrack),
     /// Check, list or extend the datasets: the tables that may be exported
     #[command(subcommand)]

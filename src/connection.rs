@@ -14,7 +14,7 @@ pub(crate) const SEARCH_PATH: &str = "pg_catalog, cdc_export, pg_temp";
 
 /// Sets a session up, whatever the server's or the role's defaults are. By statements: poolers refuse what is asked for when
 /// connecting. The role's own path is kept beside, to find a user's table by; a pooler may hand on a session that has ours.
-/// No check that is stricter than Postgres's own refuses our functions.
+/// plpgsql makes no extra checks of our functions.
 /// A commit waits for the disk, or what clients were told of would be lost in a crash of the server. Where the operator asks for more or
 /// less than that of standbys, it stays so. Then come all settings that change how Postgres reads or writes a value, but for
 /// `client_encoding`, which connecting sets, and `lc_monetary`, which says what an amount of `money` is.

@@ -178,7 +178,7 @@ async fn purge(Maintenance { settings, source, .. }: &Maintenance) -> Result<(),
     Ok(())
 }
 
-/// Removes the capture's functions of tables that were dropped.
+/// Removes the trigger functions that no trigger calls any more, for example those of dropped tables.
 async fn remove_unused(Maintenance { source, .. }: &Maintenance) -> Result<(), Error> {
     Ok(source.remove_unused_functions().await?)
 }

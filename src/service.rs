@@ -363,7 +363,7 @@ impl Service {
         Ok(datasets)
     }
 
-    /// The tables whose changes are captured though no dataset needs them.
+    /// Returns the tables whose changes are captured although no dataset needs them.
     pub async fn tables_without_dataset(&self) -> Result<Vec<Table>, Error> {
         on_table(self.source.tables_without_dataset(&self.catalog)).await
     }

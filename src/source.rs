@@ -69,14 +69,14 @@ impl Source {
         Source { options, pool, reader_slots }
     }
 
-    /// Removes the capture's functions that no trigger calls any more.
+    /// Removes the trigger functions that no trigger calls any more.
     pub async fn remove_unused_functions(&self) -> Result<(), Error> {
         let failed = Error::of("pg_proc");
         let mut conn = self.pool.acquire().await.map_err(&failed)?;
         functions::remove_unused(&mut conn).await.map_err(failed)
     }
 
-    /// The tables whose changes are captured though no dataset of the catalog needs them.
+    /// Returns the tables whose changes are captured although no dataset of the catalog needs them.
     pub async fn tables_without_dataset(&self, catalog: &Catalog) -> Result<Vec<Table>, Error> {
         let failed = Error::of("pg_class");
         let mut conn = self.pool.acquire().await.map_err(&failed)?;

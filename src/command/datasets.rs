@@ -204,7 +204,7 @@ async fn draft(config: &Config, database: &Database, table: Table) -> anyhow::Re
             let _ = writeln!(text, "# operation = \"timestamps\"");
         }
     }
-    // Somebody may want these rows, and nobody would miss them at once.
+    // A comment, because somebody may want these rows, and would not miss them at once.
     if let Some(deleted) = find(&deleted, &is_time_or_flag) {
         let schema = TableSchema { deleted: Some(deleted.clone()), ..schema.clone() };
         let rows = match catalog_check::count_deleted(&pool, &dataset, &schema).await? {

@@ -26,10 +26,10 @@ pub enum Error {
         /// What it is.
         kind: &'static str,
     },
-    /// Others inherit from it: what is written to them fires no trigger of its own.
+    /// Other tables inherit from it: a write to them fires none of its triggers.
     #[error(
-        "`{0}` is a table with children that inherit from it, whose changes can't be captured; a full export has the rows of `{0}` alone, \
-         without those of its children"
+        "`{0}` has children that inherit from it, so its changes can't be captured; a full export has the rows of `{0}` alone, without those \
+         of its children"
     )]
     HasChildren(String),
     /// A partition: writes through its parent would go unseen.

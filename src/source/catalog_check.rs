@@ -1,4 +1,4 @@
-//! A catalog against the live tables: everything in it that can't be, and whose changes aren't captured.
+//! Compares a catalog with the live tables: finds what doesn't fit, and which tables' changes aren't captured.
 
 use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
@@ -24,7 +24,7 @@ pub struct Findings {
     /// The datasets that fit their tables, and whose changes shall be captured by triggers, and aren't: `track` has never had the table,
     /// or the name is another table's since, as after the restore of a dump.
     pub untracked: Vec<String>,
-    /// The datasets whose exports read more than they need to.
+    /// The datasets whose incrementals and deltas read the whole table, because no index begins with `updated_at`.
     pub slow: Vec<Fault>,
     /// The tables whose changes are captured though no dataset needs them.
     pub without_dataset: Vec<Table>,
@@ -59,7 +59,7 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::E
     Ok(found)
 }
 
-/// The reason why the exports of a dataset read its whole table: no index finds the rows by their times.
+/// Returns a fault if no index begins with the dataset's `updated_at`: each incremental and delta then reads the whole table.
 async fn without_index(
     conn: &mut PgConnection,
     dataset: &Dataset,
@@ -71,7 +71,7 @@ async fn without_index(
     Ok((!lag::has_index(conn, &relation(&schema.table), &time.name).await?).then_some(fault))
 }
 
-/// Returns true if an index finds the rows of a table by this column.
+/// Returns true if an index of the table begins with this column.
 pub async fn has_index(pool: &PgPool, table: &Table, column: &Column) -> Result<bool, sqlx::Error> {
     lag::has_index(&mut *pool.acquire().await?, &relation(table), &column.name).await
 }

@@ -284,8 +284,8 @@ impl Select<'_> {
         )
     }
 
-    /// The images of rows that are gone, to be joined. An image with a value of more than `max` bytes is left out: nobody can shorten
-    /// the value of a row that is gone.
+    /// A join with the images of rows that are gone. Leaves out an image with a value of more than `max` bytes, because nobody can shorten
+    /// a value of a row that is gone.
     fn images(&self, gone: &str, CellMax(max): CellMax) -> String {
         match self.dataset.filter {
             Some(_) => String::new(),
@@ -303,7 +303,7 @@ impl Select<'_> {
         Key(&self.schema.key)
     }
 
-    /// The table in a FROM, without the rows of tables that inherit from it, which may have the same keys.
+    /// The table as FROM names it: without the rows of tables that inherit from it, which may have the same keys.
     pub(crate) fn table(&self) -> String {
         let table = relation(&self.schema.table);
         if self.schema.is_partitioned { table } else { format!("only {table}") }

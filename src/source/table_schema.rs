@@ -56,7 +56,7 @@ struct ColumnRow {
     own_type: Option<String>,
     /// No row of its table has a null there.
     not_null: bool,
-    /// What its table is, as `pg_class` has it.
+    /// Its table's `relkind`.
     table_kind: String,
     /// From 1, where it is a part of the primary key.
     key_place: Option<i32>,

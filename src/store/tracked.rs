@@ -73,7 +73,7 @@ impl Store {
             Vec<String>,
             bool,
         ) = self.with(async |conn| statement.fetch_one(conn).await).await?;
-        // A table that has lost its primary key is the source's to refuse.
+        // Without a primary key there is nothing to compare: the source refuses such a table.
         let key = key.as_ref().or(Some(&primary_key).filter(|primary_key| !primary_key.is_empty()));
         let is_another = |logged| key.is_some_and(|key| *key != logged);
         let tracking = match (is_there, is_tracked) {

@@ -72,7 +72,7 @@ function datasetRow({ name }) {
   return { node: row(COLUMNS, cells), update };
 }
 
-// The triggers cost each write to these tables, and log what nobody asks for.
+// Names the tables that still have triggers: these slow down each write, and nobody reads what they log.
 function unneededOf(tables) {
   const line = (name) => el("li", {}, el("code", {}, `cdc-export untrack --table ${name}`));
   return el("div", {}, "The changes of these tables are captured, and no dataset needs them:", el("ul", { class: "listed" }, tables.map(line)));

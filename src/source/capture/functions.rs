@@ -257,8 +257,8 @@ pub async fn renew(pool: &PgPool) -> Result<(), Error> {
     Ok(())
 }
 
-/// Removes the functions that no trigger calls any more, as those of a table that was dropped: their grants would keep the table's owner
-/// from being dropped. Waits for `track` only if there are any.
+/// Removes the functions that no trigger calls any more, for example those of a dropped table: their grants would prevent `DROP ROLE` of
+/// the table's owner. Waits for the lock of `track` only if there are such functions.
 ///
 /// # Errors
 /// If the database fails. A function that the role may not drop stays.
@@ -272,7 +272,8 @@ pub async fn remove_unused(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     tx.commit().await
 }
 
-/// Removes them in a transaction that holds the lock of `track`, whose functions have no triggers for a moment.
+/// Removes the functions that no trigger calls any more. The transaction must hold the lock of `track`, so that `track` puts no trigger
+/// on one of them meanwhile.
 async fn drop_unused(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
     for name in unused(tx).await? {
         let mut part = tx.begin().await?;

@@ -30,8 +30,8 @@ pub async fn untrack_table(pool: &PgPool, table: &Table) -> Result<(), Error> {
     untrack_on(&mut *pool.acquire().await?, table).await
 }
 
-/// Removes the triggers from all tables that have any, and returns those tables, each with the reason why it still has them if it does.
-/// Each table is a transaction of its own.
+/// Removes the triggers from all tables that have any. Returns these tables, each with the error if its triggers could not be removed.
+/// Each table has a transaction of its own.
 ///
 /// # Errors
 /// If the database fails.
@@ -83,7 +83,7 @@ async fn untrack_on(conn: &mut PgConnection, table: &Table) -> Result<(), Error>
     Ok(tx.commit().await?)
 }
 
-/// The tables whose changes are logged, and of which the catalog has no dataset that needs the log.
+/// Returns the tables whose changes are logged although no dataset of the catalog needs them.
 ///
 /// # Errors
 /// If the database fails.
@@ -105,7 +105,7 @@ pub async fn without_dataset(conn: &mut PgConnection, catalog: &Catalog) -> Resu
            from pg_trigger x
            join pg_proc p on p.oid = x.tgfoid
            cross join lateral regexp_match(split_part(p.prosrc, chr(10), 2), '^-- cdc-export \\d+ (\\d+) ') head
-           -- A partition that was detached keeps a trigger of its root's, which logs nothing.
+           -- A detached partition keeps its root's trigger for TRUNCATE, which logs nothing: only a table's own triggers count.
            where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\\_%' and head[1]::oid = x.tgrelid)
          select n.nspname::text, t.relname::text
          from logged join pg_class t on t.oid = logged.oid join pg_namespace n on n.oid = t.relnamespace

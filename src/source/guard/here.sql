@@ -19,7 +19,7 @@
           case when a.attname::text = any (capture.logged_key) then jsonb_build_array(a.xmin::text)
             else jsonb_build_array(a.xmin::text, hashtext(format('%s %s %s %s %s %s %s %s %s %s %s %s %s', a.attname, a.atttypid, a.atttypmod,
               a.attnotnull, a.attidentity, a.atthasmissing, a.attstattarget, a.attstorage, a.attacl, a.attoptions, d.oid, a.attcollation,
-              -- Postgres has it since 14.
+              -- Postgres has this column since 14.
               to_jsonb(a) ->> 'attcompression') collate "C"))
           end as how
         from pg_attribute a left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
