@@ -1,4 +1,4 @@
-//! What every test stands on: one Postgres a run, a fresh database a test, and the real binary over HTTP.
+//! The test harness: one Postgres for each run, a fresh database for each test, and the real binary, called over HTTP.
 
 use std::fs::File;
 use std::io::Write;
@@ -21,14 +21,14 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::OnceCell;
 
-/// What takes longer than this hangs, on a busy machine too.
+/// A call or a wait that takes longer than this has failed, even on a busy machine.
 pub(crate) const HANG_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What a service has more patience with than in use: a call whose answer takes its time on a busy machine. What a test's own list says of
-/// a name counts before this.
+/// The failpoints of every service: a call may take 20 s, longer than in use, because the machine may be busy. A test's own `FAILPOINTS`
+/// come first, and the first entry of a name counts.
 const PATIENT: &str = "service.call=time:20000";
 
-/// The failpoints of a test that is about an answer in time, as in use.
+/// The failpoints of a test of the time limit itself: a call may take as long as in use.
 pub(crate) const PROMPT: &str = "service.call=time:1900";
 
 /// Each setting that changes how Postgres reads or writes a value, otherwise than by default. Of `pg_settings` of Postgres 13 to 18;
@@ -47,7 +47,7 @@ pub(crate) const SETTINGS_OF_VALUES: [&str; 11] = [
     "xmloption = document",
 ];
 
-/// Waits until `condition` gives something.
+/// Waits until `condition` returns a value, and returns that. `what` names the condition in the failure.
 pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> T {
     let begun = Instant::now();
     loop {
@@ -56,17 +56,17 @@ pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut
         }
         let waited = begun.elapsed();
         assert!(waited < HANG_TIMEOUT, "waited in vain: {what}");
-        // The longer it takes, the less is won by asking again at once: what asks takes the processors from what is waited for.
+        // The pauses grow, because each check takes processor time from the process that the test waits for.
         tokio::time::sleep((waited / 4).clamp(Duration::from_millis(5), Duration::from_millis(100))).await;
     }
 }
 
-/// A port that nobody listens on, for a server that is yet to start, or to start again. It is below those that the system lends to
-/// clients, one of which would take it meanwhile.
+/// Returns a port that nobody listens on, for a server that starts later or again. The port is below the range from which Linux takes the
+/// ports of clients (32768 and up): a client could take one of that range before the server starts.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
-        // Another process begins elsewhere.
+        // Each process begins at another number.
         let number = std::process::id() * 100 + NEXT.fetch_add(1, Ordering::Relaxed);
         let port = 10_000 + (number % 20_000) as u16;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
@@ -83,7 +83,7 @@ pub(crate) fn reachable_folder() -> TempDir {
     opened(tempfile::tempdir().unwrap())
 }
 
-/// The same in memory, where the system has room there: what syncs there waits for nobody else's writes.
+/// The same in memory, if more than 1 GiB is free there: a sync in memory doesn't wait for other programs' writes to the disk.
 #[cfg(feature = "amqp")]
 pub(crate) fn folder_in_memory() -> TempDir {
     let has_room = |volume: rustix::fs::StatVfs| volume.f_bavail * volume.f_frsize > 1 << 30;
@@ -98,7 +98,7 @@ fn opened(folder: TempDir) -> TempDir {
     folder
 }
 
-/// Whom root lends a private server: Postgres doesn't run as root.
+/// The user that a private server runs as if the tests run as root: Postgres doesn't run as root.
 pub(crate) fn lent_user() -> nix::unistd::User {
     let named = |name: &&str| nix::unistd::User::from_name(name).unwrap();
     ["postgres", "nobody"].iter().find_map(named).expect("a user without rights")
@@ -109,8 +109,8 @@ pub(crate) fn embedded_settings(data_dir: &Path) -> private_postgres::Settings {
     settings_with(data_dir, chosen_binaries())
 }
 
-/// The same, with a cluster in `data_dir` already: a copy of one that is made once in the run, since `initdb` takes long. It is another
-/// cluster than the run's server has.
+/// The same, with a cluster in `data_dir` already: a copy of one that is made once in the run, since `initdb` takes long. It isn't the
+/// cluster of the run's server.
 pub(crate) async fn embedded_settings_with_cluster(data_dir: &Path) -> private_postgres::Settings {
     static CLUSTER: OnceCell<PathBuf> = OnceCell::const_new();
     let cluster = CLUSTER
@@ -159,8 +159,8 @@ pub(crate) fn connect_options(endpoint: &Endpoint) -> PgConnectOptions {
         .ssl_mode(PgSslMode::Disable)
 }
 
-/// The folder of the Postgres that the tests run on, where it isn't the one that the service finds installed: that of
-/// `TEST_PG_BIN_DIR`, else, where none is installed, of the one that was downloaded for the run's server.
+/// The folder of the Postgres programs that the tests use: `TEST_PG_BIN_DIR`, or that of the Postgres that was downloaded for the run's
+/// server. `None`: the service finds the installed one by itself.
 pub(crate) fn chosen_binaries() -> Option<PathBuf> {
     match option_env("TEST_PG_BIN_DIR") {
         Some(folder) => Some(PathBuf::from(folder)).filter(|folder| !folder.as_os_str().is_empty()),
@@ -168,10 +168,10 @@ pub(crate) fn chosen_binaries() -> Option<PathBuf> {
     }
 }
 
-/// Whether a program isn't there. The test that needs it passes then, and says what to install; in CI it fails.
+/// Returns true if a program isn't installed, and prints what to install; the test that needs it then passes. In CI it fails instead.
 #[must_use]
 pub(crate) fn lacks(program: &str, package: &str) -> bool {
-    // Debian keeps servers where only root looks.
+    // Debian installs servers in a folder that only root has in its `PATH`.
     let folders: Vec<PathBuf> =
         std::env::split_paths(&option_env("PATH").unwrap()).chain(["/usr/sbin".into()]).collect();
     lacks_in(&folders, program, package)
@@ -191,12 +191,12 @@ fn lacks_in(folders: &[PathBuf], program: &str, package: &str) -> bool {
     let why = format!("no `{program}` was found: install it (Debian, Ubuntu: `apt-get install {package}`)");
     assert!(option_env("CI").is_none_or(|ci| ci != "true"), "{why}");
     let thread = std::thread::current();
-    // Not by a macro: what those print is shown of tests that fail.
+    // Not by `eprintln!`: its output is shown only if the test fails.
     let _ = writeln!(std::io::stderr(), "{} did not run: {why}", thread.name().unwrap_or("a test"));
     true
 }
 
-/// The groups of tests that this build has not, with the features that they need.
+/// The features that this build lacks, each with the name of the tests that need it.
 fn left_out() -> Vec<(&'static str, &'static str)> {
     let groups = [
         (cfg!(feature = "amqp"), "amqp", "brokers"),
@@ -207,7 +207,7 @@ fn left_out() -> Vec<(&'static str, &'static str)> {
     groups.into_iter().filter(|(is_built, ..)| !is_built).map(|(_, feature, group)| (feature, group)).collect()
 }
 
-/// Says which tests don't run. Not by a macro: what those print is shown of tests that fail.
+/// Prints which tests are not in this build. Not by `eprintln!`: its output is shown only if the test fails.
 fn tell_left_out() {
     let (features, groups): (Vec<_>, Vec<_>) = left_out().into_iter().unzip();
     if !features.is_empty() {
@@ -230,7 +230,7 @@ async fn server() -> &'static PgConnectOptions {
                 None => private_server().options.clone(),
             };
             let mut admin = PgConnection::connect_with(&options).await.unwrap();
-            // What earlier runs left; a run beside this one is connected to its own.
+            // Databases of earlier runs. A run beside this one is connected to its own databases.
             let left: Vec<String> = sqlx::query_scalar(
                 "select datname::text from pg_database d where datname like 'cdc_test_%'
                  and not exists (select from pg_stat_activity a where a.datid = d.oid)",
@@ -241,7 +241,7 @@ async fn server() -> &'static PgConnectOptions {
             for name in left {
                 let _ = admin.execute(AssertSqlSafe(format!("drop database if exists {name}"))).await;
             }
-            // Of databases that are gone.
+            // Roles of databases that no longer exist.
             let roles: Vec<String> = sqlx::query_scalar(
                 "select rolname::text from pg_roles where rolname ~ '^cdc_export_capture_[0-9]+$'
                  and not exists (select from pg_database where oid::text = substr(rolname, 20))",
@@ -316,7 +316,7 @@ fn private_server() -> &'static PrivateServer {
     })
 }
 
-/// Where a Postgres is fetched from if none is installed: as `cargo run` has it.
+/// The address from which a Postgres is downloaded if none is installed, by the same settings as the service's.
 fn mirror() -> Option<Mirror> {
     let mirror = match option_env("PG_DOWNLOAD").filter(|text| !text.is_empty()) {
         None => Mirror::default(),
@@ -330,8 +330,8 @@ fn mirror() -> Option<Mirror> {
     })
 }
 
-/// A folder that no run beside this one uses, without an earlier run's cluster: to make a new one takes less than to drop that
-/// one's hundreds of databases. A Postgres that was downloaded to it stays.
+/// Returns a folder that no other run uses at this time, and its lock. Removes the cluster of an earlier run: a new one is made faster than
+/// the hundreds of old databases are dropped. A Postgres that was downloaded into the folder stays.
 fn run_folder() -> (PathBuf, File) {
     let binaries = option_env("TEST_PG_BIN_DIR").unwrap_or_default().replace('/', "-");
     let runs = std::env::temp_dir().join(format!("cdc-export-tests-{}{binaries}", nix::unistd::getuid()));
@@ -349,8 +349,8 @@ fn run_folder() -> (PathBuf, File) {
     unreachable!("a number is free")
 }
 
-/// Spares the server what outlives a power cut, which no test of it is about, and a visit of autovacuum to each of the hundreds of databases
-/// each minute; gives it connections for all tests that run at once; the folder of its programs.
+/// Configures the run's server for speed, and returns the folder of its programs. No test is about a power cut, so `fsync` is off.
+/// Autovacuum would visit hundreds of databases each minute. All tests that run at once need connections.
 async fn hasten(options: &PgConnectOptions) -> PathBuf {
     let mut admin = PgConnection::connect_with(options).await.unwrap();
     for (setting, value) in
@@ -361,8 +361,8 @@ async fn hasten(options: &PgConnectOptions) -> PathBuf {
     programs(&mut admin).await
 }
 
-/// Lets the account's role in without a password, by the socket, and no other role: to prove that a password is known takes thousands of
-/// hashes, and the tests connect thousands of times.
+/// Lets only the tests' own role connect by the socket without a password: SCRAM takes thousands of hashes for each login, and the tests
+/// connect thousands of times.
 async fn trust(options: &PgConnectOptions) {
     let mut admin = PgConnection::connect_with(options).await.unwrap();
     let file: String = sqlx::query_scalar("show hba_file").fetch_one(&mut admin).await.unwrap();
@@ -409,7 +409,7 @@ impl Database {
         Database::at(server.clone().database(&name))
     }
 
-    /// One that is there.
+    /// A database that exists already.
     pub(crate) fn at(options: PgConnectOptions) -> Database {
         let pool = PgPoolOptions::new().max_connections(4).connect_lazy_with(options.clone());
         Database { options, pool }
@@ -440,7 +440,7 @@ impl Database {
         programs(&mut PgConnection::connect_with(&self.options).await.unwrap()).await
     }
 
-    /// One value.
+    /// Returns the one value that a query selects.
     pub(crate) async fn one<T>(&self, sql: &str) -> T
     where
         T: Send + Unpin + for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
@@ -453,7 +453,7 @@ impl Database {
         self.options.clone().username(role).password(password).to_url_lossy().to_string()
     }
 
-    /// A lock that no export gets past: each waits for it before its snapshot, 5 seconds at most.
+    /// Locks `users` so that no export goes on: each waits for the lock before its snapshot, for at most 5 seconds.
     pub(crate) async fn hold_exports(&self) -> Transaction<'static, Postgres> {
         let mut held = self.pool.begin().await.unwrap();
         held.execute("lock table users in access exclusive mode").await.unwrap();
@@ -504,7 +504,7 @@ impl Drop for Log {
     }
 }
 
-/// A process that a failpoint holds, by `FAILPOINTS=NAME=hold`.
+/// A process that waits at a failpoint, by `FAILPOINTS=NAME=hold`.
 pub(crate) struct Hold {
     file: PathBuf,
     // The folder that the file is in.
@@ -575,7 +575,7 @@ impl Start {
         self
     }
 
-    /// Lets the process go on from a failpoint that holds it, once that is told to.
+    /// Returns the handle of a failpoint that holds the process, by which the test waits for it and releases it.
     pub(crate) fn hold(&self, failpoint: &str) -> Hold {
         Hold::of(&self.work, failpoint)
     }
@@ -674,14 +674,14 @@ pub(crate) fn far(arguments: &[&str]) -> Start {
     Start::plain().with("DATABASE_URL", "postgres://nobody@127.0.0.1:1/nothing").arguments(arguments)
 }
 
-/// An HTTP client in the making, which speaks TLS as the service does: built beside the service, it has no other.
+/// The builder of an HTTP client with the service's TLS library, the only one in this build.
 pub(crate) fn client_builder() -> reqwest::ClientBuilder {
     // Another test of this process may have been first.
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder()
 }
 
-/// Its answers come, or it hangs; `?wait=` may ask for as long as a hang takes.
+/// A client whose timeout is twice `HANG_TIMEOUT`, because a call with `?wait=` may last that long by itself.
 fn client() -> reqwest::Client {
     client_builder().timeout(2 * HANG_TIMEOUT).build().unwrap()
 }
@@ -697,7 +697,7 @@ impl Service {
         request.send().await.unwrap()
     }
 
-    /// The same, as a client calls who comes again when he is told to: on a busy machine the database has no connection in time.
+    /// The same, repeated while the answer is 503 with `Retry-After`: on a busy machine the service may get no connection in time.
     pub(crate) async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> reqwest::Response {
         let is_busy =
             |answer: &reqwest::Response| answer.status() == 503 && answer.headers().contains_key("retry-after");
@@ -707,7 +707,7 @@ impl Service {
 
     /// Submits an export and gives its id.
     pub(crate) async fn submit(&self, export_type: &str, consumer: &str) -> String {
-        // It may have been taken although nobody said so.
+        // A call that was answered 503 may have made the job: with the same key, the next one makes no second job.
         let once = uuid::Uuid::new_v4().to_string();
         let headers = [("X-Consumer-ID", consumer), ("Idempotency-Key", &once)];
         let answer = self.ask("POST", &format!("/exports/{export_type}"), &headers).await;
@@ -715,7 +715,7 @@ impl Service {
         answer.json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned()
     }
 
-    /// A job as it stands.
+    /// A job as the API shows it now.
     pub(crate) async fn job(&self, id: &str) -> Value {
         let answer = self.ask("GET", &format!("/exports/{id}"), &[]).await;
         assert_eq!(answer.status(), 200);
@@ -737,7 +737,7 @@ impl Service {
         (job, file)
     }
 
-    /// A consumer's watermark, as the API tells it.
+    /// A consumer's watermark, as the API shows it.
     pub(crate) async fn watermark(&self, consumer: &str) -> Option<String> {
         let answer = self.call("GET", "/exports/watermark", &[("X-Consumer-ID", consumer)]).await;
         let body: Value = answer.json().await.unwrap();
@@ -754,7 +754,7 @@ impl Service {
         self.output().join(job["outputFilename"].as_str().unwrap())
     }
 
-    /// The names in the output folder, the folder's own mark and those of lanes left out.
+    /// The names in the output folder, without the folder's own mark and the markers of lanes.
     pub(crate) fn files(&self) -> Vec<String> {
         let names = std::fs::read_dir(self.output()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
         let mut names: Vec<_> =
@@ -774,7 +774,7 @@ impl Service {
             .await;
     }
 
-    /// Lets it go on from a failpoint that holds it.
+    /// Releases the service from a failpoint that holds it.
     pub(crate) async fn release(&self, failpoint: &str) {
         Hold::of(&self.work, failpoint).release().await;
     }
@@ -827,7 +827,7 @@ impl Service {
         self.end().await;
     }
 
-    /// The same, with its folder kept for another one.
+    /// Stops it as an operator would, and keeps its folder for another service.
     pub(crate) async fn end(&mut self) {
         self.signal(nix::sys::signal::Signal::SIGTERM);
         assert_eq!(self.exit().await, Some(0));
