@@ -1,14 +1,13 @@
 -- The service's schema.
 --
--- Three tables stand in the schema that the role's search_path leads to, normally public, because people read them:
--- users (the demo's), watermarks and exports. All others are in the schema cdc_export, which exists before this file
--- runs.
+-- Three tables are in the first schema of the role's search_path, normally public, because people read them: users (the
+-- demo's), watermarks and exports. All others are in the schema cdc_export, which exists before this file runs.
 --
 -- The service replaces three words in braces before it runs a migration: "schema" by the quoted name of the first
 -- schema, "schema_name" by that name as a string, and "makes_users" by true where the demo's table is wanted and no
 -- table has its name. No comment has one of them: a name may have a line break in it.
 --
--- From here on a migration only adds: the release before runs beside the next one, and after it again.
+-- From here on a migration only adds: the previous release runs beside the next one, and an operator may go back to it.
 
 -- Identity of the database ----------------------------------------------------
 
@@ -26,15 +25,15 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   select case when not pg_is_in_recovery() then left(pg_walfile_name(pg_current_wal_lsn()), 8) end
 $$;
 
--- The tables outside of cdc_export that this service made. Every other table there belongs to somebody else.
+-- The tables outside of cdc_export that this service made. Every other table outside belongs to somebody else.
 create table cdc_export.owned (
   schema_name text not null,
   table_name text not null,
   primary key (schema_name, table_name)
 );
 
--- Rows that one session locks to do alone what only one session may do at a time. Not an advisory lock, which anybody
--- may take who may connect.
+-- Locks: a session locks the row of a task that only one session may do at a time. Not an advisory lock, which every
+-- role that may connect can take.
 create table cdc_export.locks (name text primary key);
 insert into cdc_export.locks values ('purge'), ('track');
 
@@ -43,7 +42,7 @@ insert into cdc_export.locks values ('purge'), ('track');
 -- The destinations, folders or buckets, that processes use, by the id that each destination holds.
 create table cdc_export.destinations (
   id uuid primary key,
-  seen_at timestamptz not null -- when a process that uses it last said so, within ten seconds
+  seen_at timestamptz not null -- when a process that uses it last recorded that, to within ten seconds
 );
 
 -- A lane is one consumer's line of jobs for one dataset. Whoever adds a job to a lane locks its row, so that the order
@@ -55,8 +54,8 @@ create table cdc_export.lanes (
   last_sequence bigint not null, -- the lane_sequence of the lane's latest job
   last_number bigint not null default 0, -- the number of the lane's latest published export
   -- The number of the latest export that the consumer acknowledged: it has loaded all exports up to that one. Null: the
-  -- consumer never acknowledges. No constraint compares it with last_number: after a partial restore, or a change by
-  -- hand, it may be larger, and must not keep the next export from its number.
+  -- consumer never acknowledges. No constraint compares it with last_number: after a partial restore or a change by
+  -- hand it may be larger, and the next export must get its number all the same.
   acknowledged bigint,
   acknowledged_at timestamptz,
   primary key (consumer_id, dataset)
@@ -76,20 +75,20 @@ create table {schema}.exports (
   -- The size at which a file ends and the next one begins; null: one file.
   max_file_bytes bigint check (max_file_bytes > 0),
   selection jsonb, -- the filter, columns and limit of an ad-hoc export; null: all of the dataset
-  -- True: the caller said which export it had loaded last. That was checked when the caller asked.
+  -- True: the request said which export was loaded last, in "after". The service checked that when it took the request.
   has_after boolean not null default false,
-  after_job uuid, -- that export; null beside has_after: none yet
+  after_job uuid, -- that export; null if has_after: none was loaded yet
   after_sha256 text,
   retry_of uuid, -- the job that this one repeats
   idempotency_key text collate "C",
-  -- The job's place in a trace, in the form of the W3C's header: from the request, else from the first attempt.
+  -- The job's span in a trace, in the form of the header traceparent: from the request, else from the first attempt.
   traceparent text,
 
-  -- The database that the job was made in. In a copy of it, or after it was put back, the job's file may be somebody
-  -- else's.
+  -- The database that the job was made in. In a copy of that database, or after a restore, the job's file may belong to
+  -- another database.
   database_id text collate "C" not null default cdc_export.database_id(),
   timeline text collate "C" not null default cdc_export.timeline(),
-  -- Which run of the server; clocks may be set.
+  -- Identifies the run of the server that made the job. Only compared for equality, since clocks may be set.
   server_started_at timestamptz not null default pg_catalog.pg_postmaster_start_time(),
 
   -- The queue.
@@ -103,7 +102,7 @@ create table {schema}.exports (
   lease_owner text, -- the process that has the lease, for people
   lease_expires_at timestamptz,
   cancel_requested_at timestamptz,
-  purge_hold pg_snapshot, -- what this attempt may yet read of the change log
+  purge_hold pg_snapshot, -- the purge keeps what this snapshot didn't see: the attempt may read it yet
   marker_seen uuid, -- the export that the lane's marker at the destination named when the attempt began
   error_code text,
   error_detail text,
@@ -130,8 +129,8 @@ create table {schema}.exports (
   -- The report.
   watermark_from timestamptz,
   watermark_to timestamptz,
-  continuity text, -- the guard's word
-  late_rows bigint, -- rows that the log alone found
+  continuity text, -- the guard's verdict; null: the export could go on from the last one
+  late_rows bigint, -- rows that only the log found, not their times
   key_only_deletes bigint, -- deleted rows of which only the key is known
   quiet_deletes bigint, -- deletions whose transactions asked not to be captured, since the lane's last export
   open_transactions integer,
@@ -268,7 +267,7 @@ create table {schema}.watermarks (
   updated_at timestamptz not null default now(),
   version bigint not null default 0, -- counts the changes of the position; a commit finds it unchanged
 
-  -- Why a saved position can't be gone on from.
+  -- The reasons why no export can go on from a saved position.
   -- The change log was purged past it, of deletions or of everything.
   log_lost text check (log_lost in ('deletions', 'all')),
   -- The file of a committed export was lost: only a full export goes on from there.
@@ -277,7 +276,7 @@ create table {schema}.watermarks (
   -- The consumer's position.
   live_snapshot pg_snapshot, -- live rows are delivered up to here
   deletions_snapshot pg_snapshot, -- deletions are delivered up to here; an incremental export leaves it
-  -- Last_exported_at when the snapshots were saved; another one by now was set by hand.
+  -- The value of last_exported_at when the snapshots were saved. If last_exported_at differs, somebody set it by hand.
   saved_last_exported_at timestamptz,
   saved_at timestamptz,
   saved_sequence bigint, -- the change log's latest sequence then, to know how much of the log the position holds
@@ -291,7 +290,7 @@ create table {schema}.watermarks (
   columns_hash text, -- MD5 of the columns' names and types
   column_types jsonb, -- the types of the columns that its files have, or that decide what they have, by their names
   definition_hash text, -- MD5 of what the catalog says of the dataset's rows
-  guard_state jsonb, -- what else the guard compares, by name: an object. A member that it lacks is not compared
+  guard_state jsonb, -- an object: what else the guard compares, by name. A missing member is not compared
 
   unique (consumer_id, dataset)
 );
@@ -305,14 +304,16 @@ create table cdc_export.tracked (
   schema_name text not null,
   table_name text not null,
   key text[] not null, -- the columns whose values the triggers log
-  -- Stamps of triggers and functions that positions may have saved, each with the one in its place.
+  -- Earlier stamps of the table's triggers and functions, which positions may have saved, each with the stamp that
+  -- replaced it when the service renewed them.
   renewed jsonb not null default '{}',
   primary key (schema_name, table_name)
 );
 
 -- Triggers write the keys of changed rows here, with the transaction that changed them. A consumer's position is the
--- snapshot of its last export; what that snapshot could not see has changed since. There is no check: Postgres compiles
--- it anew for each statement, which took a quarter of the triggers' time, and nobody but they may write here.
+-- snapshot of its last export; what that snapshot could not see has changed since. There is no check constraint:
+-- Postgres compiles it anew for each statement, which took a quarter of the triggers' time, and only the triggers may
+-- write here.
 create table cdc_export.change_log (
   -- Orders the changes of one key; never a cursor: it is not the order of commits.
   sequence bigint generated always as identity,
@@ -332,7 +333,8 @@ create index change_log_changes on cdc_export.change_log (table_oid, xid);
 -- Each export asks whether its table was truncated: without this index it would read all of the log since its position.
 create index change_log_truncates on cdc_export.change_log (table_oid, xid) where operation = 'T';
 
--- Whoever empties the log takes every position's changes with it. Running exports find that their position was changed.
+-- A TRUNCATE of the log removes the changes of all positions, so no export can go on from one. Running exports find
+-- that the version of their position has changed.
 create function cdc_export.log_emptied() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
@@ -346,8 +348,8 @@ create trigger log_emptied after truncate on cdc_export.change_log
   for each statement execute function cdc_export.log_emptied();
 alter table cdc_export.change_log enable always trigger log_emptied;
 
--- The text of a row that is gone, whatever the session's settings are, for triggers that run without settings of their
--- own.
+-- Returns the text of a row, which doesn't depend on the session's settings. Triggers that run without settings of
+-- their own call it for deleted rows.
 create function cdc_export.image_of(whole record) returns text
 language plpgsql stable set search_path = pg_catalog, pg_temp set timezone = 'UTC'
   set datestyle = 'ISO' set intervalstyle = 'postgres' set bytea_output = 'hex' set extra_float_digits = 1
@@ -356,18 +358,18 @@ begin
   return pg_catalog.concat(whole);
 end $$;
 
--- The values of a row, of its text ("Composite Type Input and Output Syntax" in Postgres's documentation): null for
--- nothing between two commas, else what is quoted there, or as it stands. Called where a role's search_path rules, so
--- that it names each schema.
+-- Splits the text of a row into the texts of its values ("Composite Type Input and Output Syntax" in Postgres's
+-- documentation). Nothing between two commas is null. Callers may have any search_path, so each function is named with
+-- its schema.
 create function cdc_export.values_of(image text) returns text[]
 language plpgsql immutable strict parallel safe as $$
 declare
   part text;
-  cut text[]; -- a value with commas, so far as it is read; null outside of one
+  cut text[]; -- the parts of a value with commas that were read so far; null outside of such a value
   is_odd boolean;
   found text[] := '{}';
 begin
-  -- A comma between quotes is the value's: what was cut there is put together again. Each part is looked at once.
+  -- A comma between quotes belongs to the value: the parts around it are joined again. Each part is read once.
   foreach part in array pg_catalog.string_to_array(pg_catalog.substr(image, 2, pg_catalog.length(image) - 2), ',') loop
     is_odd := (pg_catalog.length(part) - pg_catalog.length(pg_catalog.replace(part, '"', ''))) % 2 = 1;
     if cut is not null or is_odd then
@@ -385,9 +387,9 @@ begin
   return found;
 end $$;
 
--- A table, and a type's name, as the role's own search_path has them; the session keeps that path beside ours
--- (`src/connection.rs`). In another's session it is what RESET would set, which takes long to ask. What is set here
--- ends with the call.
+-- These two look a table or a type's name up by the role's own search_path, which our sessions keep in a setting
+-- (src/connection.rs). In another session it is the path that RESET would set, which is slow to read. The path that
+-- these functions set ends with the call.
 create function cdc_export.table_of_role(name text) returns regclass
 language plpgsql stable strict set search_path = pg_catalog, pg_temp as $$
 begin
@@ -404,8 +406,8 @@ begin
   return pg_catalog.format_type(type, modifier);
 end $$;
 
--- The names of the columns of a table's primary key, in their order, without those that its index only includes. For our
--- own sessions, whose path it relies on.
+-- Returns the names of the columns of a table's primary key, in their order, without columns that its index only
+-- includes. Only for our own sessions, whose search_path it relies on.
 create function cdc_export.primary_key(table_oid oid) returns text[]
 language sql stable as $$
   select array(
@@ -417,7 +419,8 @@ language sql stable as $$
     order by k.place)
 $$;
 
--- Ends an export at a cell that is beyond its bound. Called only then: each row pays for the comparison alone.
+-- Raises the error that ends an export at a cell larger than CELL_MAX_BYTES. It is called only for such a cell, so each
+-- other row costs only the comparison.
 create function cdc_export.refuse_cell(column_name text) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
@@ -426,7 +429,7 @@ end $$;
 
 -- Callers, schedules, receivers -----------------------------------------------
 
--- API keys. Of a key only its SHA-256 is here: 256 random bits need neither salt nor a slow hash.
+-- API keys. Only the SHA-256 of a key is stored: 256 random bits need neither salt nor a slow hash.
 create table cdc_export.keys (
   id bigint generated always as identity primary key,
   name text not null,
@@ -442,13 +445,13 @@ create table cdc_export.keys (
 -- A name is free again once its key is revoked.
 create unique index keys_name on cdc_export.keys (name) where revoked_at is null;
 
--- How far the schedules of the operator's file are. The file says what they are; a row is made when a schedule is first
--- seen.
+-- The progress of the schedules. The operator's file defines them; a row is made when the service first reads a
+-- schedule.
 create table cdc_export.schedules (
   name text primary key,
   slot timestamptz, -- the last slot that was used, by a job or because it was skipped; null: none yet
-  timing text not null, -- when the slots are, as the file said it last
-  last_job uuid, -- the last job that was made for it, which may be forgotten since
+  timing text not null, -- the interval or cron expression that the file had last
+  last_job uuid, -- the last job that was made for it; retention may have removed that job since
   last_run_at timestamptz,
   healed_by uuid, -- the last full export that followed one which needed it
   skipped bigint not null default 0, -- slots since last_run_at whose lane was busy
@@ -457,7 +460,7 @@ create table cdc_export.schedules (
   refused_at timestamptz
 );
 
--- Events that receivers get: a row for each end of an export and each receiver that wants to hear of it, made in the
+-- Deliveries of events: a row for each end of an export and each receiver that takes such events, made in the
 -- transaction that ends the export.
 create table cdc_export.deliveries (
   id uuid primary key, -- the event's id too: the same at each attempt
