@@ -908,7 +908,7 @@ async fn a_job_keeps_the_columns_of_its_file() {
     service.stop().await;
 }
 
-/// A copy without the rows that a column seems to mark as deleted would be taken for equal, and a search for new times without an index would
+/// Nobody would notice soon that a copy lacks the rows that a column seems to mark as deleted. A search for new times without an index would
 /// read the whole table at each export.
 #[tokio::test]
 async fn what_a_draft_guesses_at_a_cost_is_a_comment_with_the_reason() {

@@ -64,7 +64,7 @@ async fn a_row_at_the_bound_is_exported() {
     service.stop().await;
 }
 
-/// Nobody could shorten it: a role that may insert and delete would fail each delta of each consumer.
+/// Nobody can shorten a value of a deleted row, so a role that may insert and delete could make each delta fail.
 #[tokio::test]
 async fn a_deleted_row_beyond_the_bound_comes_with_its_key_alone() {
     let database = with_a_wide_row(MAX).await;

@@ -146,7 +146,7 @@ async fn a_dataset_whose_key_is_another_than_the_triggers_log_is_tracked_anew() 
     export(&service, "full", "orders", "c").await;
     service.stop().await;
 
-    // Back to the primary key, which no line names.
+    // Back to the primary key: the file names no key.
     catalog.write(&text);
     let service = catalog.start(&database).service().await;
     let answer = post(&service, "/exports/full", Some("c"), &of_orders).await;
