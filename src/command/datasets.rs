@@ -169,7 +169,7 @@ async fn draft(config: &Config, database: &Database, table: Table) -> anyhow::Re
         max_file_bytes: None,
     };
     let Description { dataset, schema, unreadable, .. } = service.describe(&Arc::new(dataset)).await?;
-    let schema = match (schema, unreadable) {
+    let schema = match (schema, &unreadable) {
         (Ok(schema), _) => schema,
         (Err(_), Some(hidden)) => anyhow::bail!("nothing was added: {hidden}"),
         (Err(faults), None) => anyhow::bail!("nothing was added: {faults}"),
@@ -207,10 +207,14 @@ async fn draft(config: &Config, database: &Database, table: Table) -> anyhow::Re
     // A comment, because somebody may want these rows, and would not miss them at once.
     if let Some(deleted) = find(&deleted, &is_time_or_flag) {
         let schema = TableSchema { deleted: Some(deleted.clone()), ..schema.clone() };
-        let rows = match catalog_check::count_deleted(&pool, &dataset, &schema).await? {
+        let counted = match unreadable {
+            Some(_) => None,
+            None => catalog_check::count_deleted(&pool, &dataset, &schema).await?,
+        };
+        let rows = match counted {
             Some(1) => "1 row".to_owned(),
             Some(rows) => format!("{rows} rows"),
-            None => "rows that take too long to count".to_owned(),
+            None => "rows that could not be counted".to_owned(),
         };
         let name = quoted(&deleted.name);
         let _ = writeln!(

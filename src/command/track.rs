@@ -71,10 +71,10 @@ impl Untrack {
             let dataset = self.dataset.as_deref().map(|name| dataset_of(&config, name)).transpose()?;
             with_database(&config, Makes::Nothing, async |database| match (dataset, &self.table) {
                 (Some(dataset), _) => untrack_dataset(&config, database, dataset).await,
-                (None, Some(table)) => {
-                    untracking::untrack_table(&database.pool(1), table).await?;
-                    outln!("The changes of {table} are captured no longer.")
-                }
+                (None, Some(table)) => match untracking::untrack_table(&database.pool(1), table).await? {
+                    true => outln!("The changes of {table} are captured no longer."),
+                    false => outln!("{table} was not tracked: nothing has changed."),
+                },
                 (None, None) => untrack_all(database).await,
             })
             .await

@@ -33,7 +33,7 @@ pub enum Error {
     )]
     HasChildren(String),
     /// A partition: writes through its parent would go unseen.
-    #[error("`{table}` is a partition: track `{parent}`, of which it is one")]
+    #[error("`{table}` is a partition: name `{parent}`, whose partition it is")]
     Partition {
         /// Its name.
         table: String,

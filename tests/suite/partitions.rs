@@ -297,7 +297,7 @@ async fn a_tracked_root_that_is_another_s_partition_for_a_while_loses_nothing() 
     let detail = tables.refused("parted", "trigger_missing").await;
     assert!(detail.contains("`cdc-export track parted`"), "{detail}");
     let (code, _, errors) = tables.catalog.command(&tables.database, &["track", "parted"]).await;
-    assert!(code == 1 && errors.contains("track `public.whole`"), "{errors}");
+    assert!(code == 1 && errors.contains("name `public.whole`"), "{errors}");
     tables.run("alter table whole detach partition parted").await;
     assert_eq!(tables.delta("parted").await, ["DELETE 30", "UPDATE 10", "UPDATE 20"]);
     // What it lost there is told too: columns were touched and files are other ones, as after an ALTER TABLE.

@@ -272,6 +272,8 @@ async fn a_table_whose_dataset_left_the_file_is_named_until_it_is_untracked() {
     assert!(code == 2 && said.contains("no dataset"), "{said}");
     let (code, printed, said) = catalog.command(&database, &["untrack", "--table", "stock"]).await;
     assert_eq!((code, printed.as_str()), (0, "The changes of stock are captured no longer.\n"), "{said}");
+    let (code, printed, said) = catalog.command(&database, &["untrack", "--table", "stock"]).await;
+    assert_eq!((code, printed.as_str()), (0, "stock was not tracked: nothing has changed.\n"), "{said}");
     let triggers = "select count(*) from pg_trigger where tgrelid = 'stock'::regclass";
     assert_eq!(database.one::<i64>(triggers).await, 0);
     assert_eq!(named().await, json!([]));

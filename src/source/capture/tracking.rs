@@ -334,7 +334,7 @@ pub(super) async fn remove(
     table: &Table,
     state: &TableState,
     kept: Option<&str>,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     let triggers: Vec<(Oid, String, String)> = sqlx::query_as(
         "-- source.capture.triggers
          select p.oid, format('cdc_export.%I', p.proname), format('%I on %I.%I', x.tgname, n.nspname, c.relname)
@@ -353,6 +353,7 @@ pub(super) async fn remove(
     .fetch_all(&mut *conn)
     .await?;
     let denied = |cause| denied_or_else(table, cause);
+    let is_any = !triggers.is_empty();
     for (_, _, trigger) in &triggers {
         let drop = format!("-- source.capture.remove\n drop trigger {trigger}");
         sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut *conn).await.map_err(denied)?;
@@ -373,5 +374,5 @@ pub(super) async fn remove(
             sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut *conn).await.map_err(denied)?;
         }
     }
-    Ok(())
+    Ok(is_any)
 }

@@ -19,14 +19,14 @@ pub async fn untrack(pool: &PgPool, dataset: &Dataset, catalog: &Catalog) -> Res
             return Err(Error::Shared { dataset: dataset.name.clone(), other: other.name.clone() });
         }
     }
-    untrack_on(&mut conn, &dataset.table).await
+    untrack_on(&mut conn, &dataset.table).await.map(drop)
 }
 
-/// Removes the triggers from a table, whether or not it has a dataset.
+/// Removes the triggers from a table, whether or not it has a dataset. False: it had none.
 ///
 /// # Errors
 /// If there is no such table, it is a partition, or the role may not.
-pub async fn untrack_table(pool: &PgPool, table: &Table) -> Result<(), Error> {
+pub async fn untrack_table(pool: &PgPool, table: &Table) -> Result<bool, Error> {
     untrack_on(&mut *pool.acquire().await?, table).await
 }
 
@@ -52,18 +52,28 @@ pub async fn untrack_all(pool: &PgPool) -> Result<Vec<(Table, Result<(), Error>)
     let mut done = Vec::new();
     for (schema, name) in tables {
         let table = Table { schema: Some(schema), name };
-        let untracked = untrack_on(&mut conn, &table).await;
+        let untracked = untrack_on(&mut conn, &table).await.map(drop);
         done.push((table, untracked));
     }
     if done.iter().all(|(_, untracked)| untracked.is_ok()) {
-        // The list also has tables that were dropped or renamed.
-        sqlx::query("-- source.capture.unlist\n delete from cdc_export.tracked").execute(&mut *conn).await?;
+        // The list also has tables that were dropped or renamed. Somebody may have tracked a table meanwhile.
+        sqlx::query(
+            "-- source.capture.unlist
+             delete from cdc_export.tracked l where not exists (
+               select from pg_trigger x
+               join pg_proc p on p.oid = x.tgfoid
+               join pg_class t on t.oid = x.tgrelid
+               join pg_namespace n on n.oid = t.relnamespace
+               where p.pronamespace = to_regnamespace('cdc_export') and (n.nspname, t.relname) = (l.schema_name, l.table_name))",
+        )
+        .execute(&mut *conn)
+        .await?;
         functions::remove_unused(&mut conn).await?;
     }
     Ok(done)
 }
 
-async fn untrack_on(conn: &mut PgConnection, table: &Table) -> Result<(), Error> {
+async fn untrack_on(conn: &mut PgConnection, table: &Table) -> Result<bool, Error> {
     let mut tx = conn.begin().await?;
     let state = find(&mut tx, table).await?;
     if let Some(parent) = state.parent {
@@ -71,7 +81,7 @@ async fn untrack_on(conn: &mut PgConnection, table: &Table) -> Result<(), Error>
     }
     state.require_owner(table)?;
     let state = lock(&mut tx, table, &state).await?;
-    remove(&mut tx, table, &state, None).await?;
+    let is_any = remove(&mut tx, table, &state, None).await?;
     sqlx::query(
         "-- source.capture.untrack
          delete from cdc_export.tracked where schema_name = $1 and table_name = $2",
@@ -80,7 +90,8 @@ async fn untrack_on(conn: &mut PgConnection, table: &Table) -> Result<(), Error>
     .bind(&state.table_name)
     .execute(&mut *tx)
     .await?;
-    Ok(tx.commit().await?)
+    tx.commit().await?;
+    Ok(is_any)
 }
 
 /// Returns the tables whose changes are logged although no dataset of the catalog needs them.
