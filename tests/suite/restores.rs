@@ -154,11 +154,22 @@ async fn a_marker_that_fails_to_be_read_hides_no_other_one() {
 
 #[tokio::test]
 async fn a_process_that_slept_leaves_no_older_marker() {
+    slept_at("sink.mark").await;
+}
+
+/// It has seen the marker, and its own is on the disk under a hidden name.
+#[tokio::test]
+async fn a_process_whose_disk_was_slow_leaves_no_older_marker() {
+    slept_at("sink.drafted").await;
+}
+
+async fn slept_at(failpoint: &str) {
     let database = Database::new().await;
     database.add_users(1, 5).await;
-    let sleeper = Start::on(&database).with("FAILPOINTS", "sink.mark=hold").with("WORKERS", 1).service().await;
+    let sleeper =
+        Start::on(&database).with("FAILPOINTS", format!("{failpoint}=hold")).with("WORKERS", 1).service().await;
     let first = sleeper.submit("full", "a").await;
-    sleeper.reaches("sink.mark").await;
+    sleeper.reaches(failpoint).await;
     sleeper.signal(nix::sys::signal::Signal::SIGSTOP);
     let other = Start::on(&database).sharing_output(&sleeper).service().await;
     assert_eq!(other.ended(&first).await["status"], "completed");
@@ -169,7 +180,7 @@ async fn a_process_that_slept_leaves_no_older_marker() {
     };
     assert_eq!(marked(), last["jobId"]);
     sleeper.signal(nix::sys::signal::Signal::SIGCONT);
-    sleeper.release("sink.mark").await;
+    sleeper.release(failpoint).await;
     // It sees that somebody else has done what it was about to do, and more.
     let left = sleeper.says("marker_left", &first).await;
     assert_eq!((&left["marked"], marked()), (&last["jobId"], last["jobId"].clone()));

@@ -43,22 +43,31 @@ impl Folder {
     ) -> Result<Option<Marker>, Error> {
         failpoint!("sink.mark", Err(Error::Io(Errno::IO.into())));
         let (dir, _) = self.open_with_id()?;
-        let present = self.marker(file)?;
-        let kept = to_keep(present.as_ref(), marker, replaced);
-        if kept.is_some() {
-            return Ok(kept);
-        }
-        if present.as_ref() == Some(marker) {
-            // The process that wrote it may have died before this.
-            rustix::fs::fsync(&dir)?;
-            return Ok(None);
-        }
         let (draft, name) = (file.draft(marker), file.name());
-        write_small(&dir, &draft, self.file_mode, &file.text(marker)?, || {
-            let renamed = rustix::fs::renameat(&dir, &draft.name, &dir, name);
-            renamed.map_err(|errno| io::Error::new(errno.kind(), format!("{name}: {errno}")).into())
-        })?;
-        Ok(None)
+        loop {
+            let present = self.marker(file)?;
+            let kept = to_keep(present.as_ref(), marker, replaced);
+            if kept.is_some() {
+                return Ok(kept);
+            }
+            if present.as_ref() == Some(marker) {
+                // The process that wrote it may have died before this.
+                rustix::fs::fsync(&dir)?;
+                return Ok(None);
+            }
+            let is_named = write_small(&dir, &draft, self.file_mode, &file.text(marker)?, || {
+                // To sync the draft takes as long as the disk lets it, and others publish meanwhile.
+                if self.marker(file)? != present {
+                    return Ok(false);
+                }
+                let renamed = rustix::fs::renameat(&dir, &draft.name, &dir, name);
+                renamed.map_err(|errno| io::Error::new(errno.kind(), format!("{name}: {errno}")))?;
+                Ok(true)
+            })?;
+            if is_named {
+                return Ok(None);
+            }
+        }
     }
 }
 
