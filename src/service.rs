@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::{Faults, SeveralDatasets, UnknownDataset};
-use crate::dataset::{Dataset, Description, Table};
+use crate::dataset::{Column, Dataset, Description, Table, TableSchema};
 use crate::demo;
 use crate::job::selection::BadSelection;
 use crate::job::{Job, JobId, Status, Terms};
@@ -371,6 +371,19 @@ impl Service {
     /// A dataset with its table's present columns.
     pub async fn describe(&self, dataset: &Arc<Dataset>) -> Result<Description, Error> {
         on_table(self.source.describe(dataset)).await
+    }
+
+    /// Returns true if an index begins with this column of a table.
+    pub async fn has_index(&self, table: &Table, column: &Column) -> Result<bool, Error> {
+        on_table(self.source.has_index(table, column)).await
+    }
+
+    /// Counts the rows that the schema's column `deleted` leaves out of full exports; `None` if that takes too long.
+    pub async fn count_deleted(&self, dataset: &Dataset, schema: &TableSchema) -> Result<Option<i64>, Error> {
+        match on_table(self.source.count_deleted(dataset, schema)).await {
+            Err(Error::Table(None)) => Ok(None),
+            counted => counted,
+        }
     }
 
     /// Marks a user of the demo table as deleted.

@@ -192,9 +192,8 @@ async fn draft(config: &Config, database: &Database, table: Table) -> anyhow::Re
         let named = |word: &&str| schema.columns.iter().find(|column| column.name.eq_ignore_ascii_case(word));
         words.iter().filter_map(named).find(|column| fits(column))
     };
-    let pool = database.pool(1);
     if let Some(updated_at) = find(&updated, &is_time) {
-        let (comment, remark) = match catalog_check::has_index(&pool, &schema.table, updated_at).await? {
+        let (comment, remark) = match service.has_index(&schema.table, updated_at).await? {
             true => ("", ""),
             false => ("# ", "  # no index begins with it: each incremental and delta would read the whole table"),
         };
@@ -209,7 +208,7 @@ async fn draft(config: &Config, database: &Database, table: Table) -> anyhow::Re
         let schema = TableSchema { deleted: Some(deleted.clone()), ..schema.clone() };
         let counted = match unreadable {
             Some(_) => None,
-            None => catalog_check::count_deleted(&pool, &dataset, &schema).await?,
+            None => service.count_deleted(&dataset, &schema).await?,
         };
         let rows = match counted {
             Some(1) => "1 row".to_owned(),

@@ -1,17 +1,15 @@
 //! Compares a catalog with the live tables: finds what doesn't fit, and which tables' changes aren't captured.
 
 use sqlx::postgres::types::Oid;
-use sqlx::{AssertSqlSafe, PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool};
 
-use crate::connection::failure::SqlFailure;
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::{Fault, Faults};
-use crate::dataset::{Capture, Column, Dataset, Table, TableSchema};
+use crate::dataset::{Capture, Dataset, Table, TableSchema};
 use crate::source::capture::untracking;
 use crate::source::captured::capture;
 use crate::source::quote::relation;
 use crate::source::rights::Seen;
-use crate::source::select::Select;
 use crate::source::{filter, lag, parallel_apply, rights, table_schema};
 
 /// What a look at the tables of a catalog finds.
@@ -69,26 +67,6 @@ async fn without_index(
     let why = format!("no index begins with `{}`: each incremental and delta reads the whole table", time.name);
     let fault = Fault { dataset: dataset.name.clone(), member: "updated_at", item: None, why };
     Ok((!lag::has_index(conn, &relation(&schema.table), &time.name).await?).then_some(fault))
-}
-
-/// Returns true if an index of the table begins with this column.
-pub async fn has_index(pool: &PgPool, table: &Table, column: &Column) -> Result<bool, sqlx::Error> {
-    lag::has_index(&mut *pool.acquire().await?, &relation(table), &column.name).await
-}
-
-/// Counts the rows that the schema's column `deleted` leaves out of full exports; `None` if that takes longer than ten seconds.
-pub async fn count_deleted(pool: &PgPool, dataset: &Dataset, schema: &TableSchema) -> Result<Option<i64>, sqlx::Error> {
-    let select = Select { dataset, schema };
-    let Some(deleted) = select.deleted(true) else { return Ok(Some(0)) };
-    let mut tx = pool.begin().await?;
-    let timeout = "-- source.catalog_check.timeout\n set local statement_timeout = '10s'";
-    sqlx::raw_sql(timeout).execute(&mut *tx).await?;
-    let count =
-        format!("-- source.catalog_check.count_deleted\n select count(*) from {} u where {deleted}", select.table());
-    match sqlx::query_scalar(AssertSqlSafe(count)).fetch_one(&mut *tx).await {
-        Err(cause) if SqlFailure::of(&cause) == SqlFailure::Cancelled => Ok(None),
-        counted => counted.map(Some),
-    }
 }
 
 /// Holds one dataset against its table, and against the other datasets that share its triggers, and returns what doesn't fit. What else is wrong with the others

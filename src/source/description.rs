@@ -2,11 +2,15 @@
 
 use std::sync::Arc;
 
+use sqlx::AssertSqlSafe;
+
+use crate::connection::failure::SqlFailure;
 use crate::dataset::fault::Faults;
-use crate::dataset::{Capture, Dataset, Description};
+use crate::dataset::{Capture, Column, Dataset, Description, Table, TableSchema};
 use crate::source::captured::capture;
 use crate::source::quote::relation;
-use crate::source::{Error, Source, rights, table_schema};
+use crate::source::select::Select;
+use crate::source::{Error, Source, lag, rights, table_schema};
 
 #[derive(Default, sqlx_macros::FromRow)]
 struct TableStatus {
@@ -17,6 +21,26 @@ struct TableStatus {
 }
 
 impl Source {
+    /// Returns true if an index begins with this column of a table.
+    pub async fn has_index(&self, table: &Table, column: &Column) -> Result<bool, Error> {
+        let failed = Error::of(table);
+        let mut conn = self.pool.acquire().await.map_err(&failed)?;
+        lag::has_index(&mut conn, &relation(table), &column.name).await.map_err(&failed)
+    }
+
+    /// Counts the rows that the schema's column `deleted` leaves out of full exports; `None` if that takes longer than the pool's statements may.
+    pub async fn count_deleted(&self, dataset: &Dataset, schema: &TableSchema) -> Result<Option<i64>, Error> {
+        let failed = Error::of(&dataset.table);
+        let select = Select { dataset, schema };
+        let Some(deleted) = select.deleted(true) else { return Ok(Some(0)) };
+        let count =
+            format!("-- source.description.deleted\n select count(*) from {} u where {deleted}", select.table());
+        match sqlx::query_scalar(AssertSqlSafe(count)).fetch_one(&self.pool).await {
+            Err(cause) if SqlFailure::of(&cause) == SqlFailure::Cancelled => Ok(None),
+            counted => counted.map(Some).map_err(&failed),
+        }
+    }
+
     /// What a dataset's table looks like now.
     pub async fn describe(&self, dataset: &Arc<Dataset>) -> Result<Description, Error> {
         let failed = Error::of(&dataset.table);

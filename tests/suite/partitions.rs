@@ -314,7 +314,12 @@ async fn a_tracked_root_that_is_another_s_partition_for_a_while_loses_nothing() 
 #[tokio::test]
 async fn a_tracked_root_is_attached_to_another_tracked_one() {
     let tables = Tables::new().await;
-    tables.run("create table whole (id int not null primary key, note text) partition by range (id)").await;
+    tables
+        .run(
+            "create table whole (id int not null primary key, note text) partition by range (id);
+             create table other partition of whole for values from (1000) to (2000); insert into whole values (1000, 'other')",
+        )
+        .await;
     let whole = Catalog::of("[[dataset]]\nname = \"whole\"\ntable = \"whole\"\n");
     whole.track(&tables.database, "whole").await;
     let service = whole.start(&tables.database).service().await;
@@ -322,7 +327,7 @@ async fn a_tracked_root_is_attached_to_another_tracked_one() {
     tables.run("alter table whole attach partition parted for values from (0) to (1000)").await;
     let job = ended(&service, "/exports/delta", Some("a"), json!({ "dataset": "whole" })).await;
     assert_eq!(job["continuity"], "partitions_changed", "{job}");
-    assert_eq!(export(&service, "full", "whole", "a").await["rowsExported"], 20);
+    assert_eq!(export(&service, "full", "whole", "a").await["rowsExported"], 21);
     tables
         .run(
             "update whole set note = 'through' where id = 10; update parted set note = 'beside' where id = 20;
@@ -391,17 +396,16 @@ async fn what_is_written_through_a_parent_for_a_while_is_not_missed() {
         )
         .await;
     assert_eq!(tables.delta("plain").await, Vec::<String>::new());
-    tables
-        .run(
-            "alter table plain alter note type text collate \"C\";
-             do $$ begin
-               if current_setting('server_version_num')::int >= 140000 then
-                 execute 'alter table plain alter note set compression pglz';
-               end if;
-             end $$",
-        )
-        .await;
-    assert_eq!(tables.delta("plain").await, Vec::<String>::new());
+    // A column without a default, since ALTER TYPE makes a default anew.
+    for alter in ["alter code type text collate \"C\"", "alter code set compression pglz"] {
+        // Postgres has it since 14.
+        if !alter.contains("compression")
+            || tables.database.one::<i32>("select current_setting('server_version_num')::int").await >= 140_000
+        {
+            tables.run(&format!("alter table plain {alter}")).await;
+            assert_eq!(tables.delta("plain").await, Vec::<String>::new(), "{alter}");
+        }
+    }
     // A child has rows of its own while it is one.
     tables.run("create table kid () inherits (plain); insert into kid values (77, 'k', 'k', 7)").await;
     let full = export(&tables.service, "full", "plain", "a").await;
