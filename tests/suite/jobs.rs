@@ -43,17 +43,9 @@ async fn a_lane_is_worked_in_order_and_others_overtake_it() {
 
 #[tokio::test]
 async fn an_accepted_cancel_never_completes() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    // A small export writes once, so the second write is the second export's. Each later place is reached by one export more than
-    // the one before it.
-    let failpoints = "sink.write=hold@2,worker.staged=hold@2,worker.extended=hold@2,worker.commit=hold@2";
-    let service = Start::on(&database).with("FAILPOINTS", failpoints).service().await;
-    let (job, _) = service.export("full", "a").await;
-    let (files, watermark) = (service.files(), service.watermark("a").await);
-    database.add_users(6, 8).await;
-
     for place in ["sink.write", "worker.staged", "worker.extended"] {
+        let (_database, service, job) = held_at(place).await;
+        let (files, watermark) = (service.files(), service.watermark("a").await);
         let (running, waiting) = (service.submit("delta", "a").await, service.submit("full", "a").await);
         service.reaches(place).await;
         assert_eq!(cancel(&service, &waiting).await.status(), 202);
@@ -64,13 +56,22 @@ async fn an_accepted_cancel_never_completes() {
             service.becomes(&running, "cancelled").await;
         }
         service.release(place).await;
-        let job = service.ended(&running).await;
-        assert_eq!((&job["status"], &job["error"]), (&json!("cancelled"), &Value::Null), "at {place}");
+        let cancelled = service.ended(&running).await;
+        assert_eq!((&cancelled["status"], &cancelled["error"]), (&json!("cancelled"), &Value::Null), "at {place}");
         assert_eq!(cancel(&service, &running).await.status(), 200, "it is cancelled already");
         assert_eq!(service.job(&waiting).await["attempt"], 0);
         eventually("no file is left", || async { (service.files() == files).then_some(()) }).await;
         assert_eq!(service.watermark("a").await, watermark, "at {place}");
+        let (last, _) = service.export("delta", "a").await;
+        assert_eq!((&last["rowsExported"], &last["watermarkFrom"]), (&json!(3), &job["watermarkTo"]), "{last}");
+        assert_eq!(service.files().len(), 2);
+        service.stop().await;
     }
+}
+
+#[tokio::test]
+async fn an_export_that_is_being_committed_is_not_cancelled() {
+    let (_database, service, job) = held_at("worker.commit").await;
     let last = service.submit("delta", "a").await;
     service.reaches("worker.commit").await;
     assert_eq!(refusal(cancel(&service, &last).await).await, (409, "committing".to_owned()));
@@ -81,6 +82,16 @@ async fn an_accepted_cancel_never_completes() {
     assert_eq!(refusal(cancel(&service, last["jobId"].as_str().unwrap()).await).await.0, 409);
     assert_eq!(service.files().len(), 2);
     service.stop().await;
+}
+
+/// A service after a full export of users 1 to 5. It holds the next export at a failpoint, and that has three new users.
+async fn held_at(place: &str) -> (Database, Service, Value) {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).with("FAILPOINTS", format!("{place}=hold@2")).service().await;
+    let (job, _) = service.export("full", "a").await;
+    database.add_users(6, 8).await;
+    (database, service, job)
 }
 
 #[tokio::test]
