@@ -96,8 +96,8 @@ fn sampler(vars: &Variables) -> Result<Sampler, Error> {
     Ok(Sampler { part, follows_caller: own.is_some() })
 }
 
-#[cfg(test)]
 #[cfg(feature = "otel")]
+#[cfg(test)]
 mod tests {
     use super::*;
 

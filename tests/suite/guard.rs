@@ -406,7 +406,7 @@ async fn track_refuses_in_one_line_what_it_cannot_capture() {
                 "create table whole (id bigint primary key, {COLUMNS}) partition by range (id);
                  create table users partition of whole for values from (0) to (9)"
             ),
-            "track `s.whole`",
+            "name `s.whole`",
         ),
         (table("id bigint primary key").replace("create table", "create unlogged table"), "is an unlogged table"),
         (
