@@ -487,10 +487,12 @@ fn documented() -> BTreeMap<String, (String, BTreeSet<String>)> {
     rows.map(row).collect()
 }
 
-// It has a metric of each kind of receiver.
-#[cfg(feature = "amqp")]
 #[tokio::test]
 async fn the_documents_table_is_what_a_scrape_shows() {
+    // It names a metric of each kind of receiver.
+    if !cfg!(feature = "amqp") {
+        return;
+    }
     let database = Database::new().await;
     database
         .run(

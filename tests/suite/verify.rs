@@ -7,7 +7,9 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use cdc_export::manifest::{Chained, Column, File, Manifest, Source, VERSION, key, name_in_folder};
+#[cfg(feature = "buckets")]
+use cdc_export::manifest::key;
+use cdc_export::manifest::{Chained, Column, File, Manifest, Source, VERSION, name_in_folder};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use ring::digest;
