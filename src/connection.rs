@@ -14,10 +14,10 @@ pub(crate) const SEARCH_PATH: &str = "pg_catalog, cdc_export, pg_temp";
 
 /// Sets a session up, whatever the server's or the role's defaults are. By statements: poolers refuse what is asked for when
 /// connecting. The role's own path is kept beside, to find a user's table by; a pooler may hand on a session that has ours.
-/// plpgsql makes no extra checks of our functions.
-/// A commit waits for the disk, or what clients were told of would be lost in a crash of the server. Where the operator asks for more or
-/// less than that of standbys, it stays so. Then come all settings that change how Postgres reads or writes a value, but for
-/// `client_encoding`, which connecting sets, and `lc_monetary`, which says what an amount of `money` is.
+/// plpgsql makes no extra checks of our functions. A commit waits for the server's own disk, because a crash would otherwise lose what
+/// clients were told of; every other value of `synchronous_commit` stays as the operator has set it. Then come all settings that change how
+/// Postgres reads or writes a value, except `client_encoding`, which the driver sets, and `lc_monetary`, which says what an amount of
+/// `money` is.
 /// Row-level security is an error where it would filter: hidden rows would look deleted, and a policy's function is somebody's. To
 /// compile a statement of ours takes longer than to run it, by seconds where somebody's planner settings make it look dear. The
 /// server learns within a minute that our end of an idle connection is gone; the system's own default is hours.

@@ -58,8 +58,8 @@ pub(crate) async fn build(tree: &Path, profile: Profile, target: Option<&Path>) 
         .context("cargo names no executable")
 }
 
-/// What the cargo that started this program has told it of its package. Some build scripts go by that (`ring`'s by `OUT_DIR`): under
-/// another cargo they would run again, and what needs them be compiled again.
+/// The variables that the cargo that started this program has set for its package. Some build scripts depend on them (`ring`'s on `OUT_DIR`):
+/// if they were passed on, these scripts would run again, and all crates that need them would be compiled again.
 #[expect(clippy::disallowed_methods, reason = "the service's configuration is not for its torturer")]
 fn inherited() -> impl Iterator<Item = OsString> {
     let names = std::env::vars_os().map(|(name, _)| name);

@@ -256,7 +256,8 @@ fn require_as_fine(table: &str, key: &Column, found: &Present) -> Result<(), Err
         return Ok(());
     };
     let why = format!(
-        "the key's column {name} is {type_name} in the source, and in {table} it is {is}, so that two different keys may be equal: {becomes}"
+        "the key's column {name} is {type_name} in the source, and in {table} it is {is}, so that two different keys may be equal: \
+         {becomes}"
     );
     Err(Error::refused("key_coarser", why))
 }

@@ -79,12 +79,13 @@ impl Keyring {
         Keyring { store, memory: Mutex::default(), turns_of_known, turns_of_others }
     }
 
-    /// Whether this key was good when it was last looked up, however long ago: this tells a known key from a guess, and lets nobody in.
+    /// Returns true if this key was good when it was last looked up, however long ago. That tells a known key from a guess, but admits
+    /// nobody.
     pub(crate) fn knows(&self, key: &PresentedKey) -> bool {
         self.remembered(|memory| memory.found.0.get(key.prefix()).is_some_and(|(_, stored)| key.is(stored)))
     }
 
-    /// What a key permits; [`Error::NoKey`] if it is none, or was revoked or has expired some seconds ago.
+    /// Returns what a key permits; [`Error::NoKey`] if there is no such key, or it was revoked or has expired some seconds ago.
     pub(crate) async fn grant(self: &Arc<Keyring>, key: &PresentedKey) -> Result<Arc<Grant>, Error> {
         let stored = match self.believed(key.prefix()) {
             Some(stored) => stored,
@@ -93,7 +94,8 @@ impl Keyring {
         stored.filter(|stored| key.is(stored)).map(|stored| stored.grant).ok_or(Error::NoKey)
     }
 
-    /// Returns once the key is none any more, some seconds later. While nobody can tell, it still is: what it began was begun with a good key.
+    /// Returns some seconds after the key was revoked or has expired. If the database can't be asked, the key counts as good: the call began
+    /// with a good one.
     pub(crate) async fn gone(self: &Arc<Keyring>, key: &PresentedKey) {
         loop {
             tokio::time::sleep(failpoint::time("keys.looked_at", LOOK_AGAIN)).await;

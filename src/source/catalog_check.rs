@@ -30,7 +30,7 @@ pub struct Findings {
     pub stalling: Vec<Fault>,
 }
 
-/// Holds a whole catalog against the live tables, and returns what doesn't fit.
+/// Compares a whole catalog with the live tables, and returns what doesn't fit.
 pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::Error> {
     let mut conn = pool.acquire().await?;
     let (mut found, mut others) = (Findings::default(), Vec::<Logged>::new());
@@ -69,8 +69,8 @@ async fn without_index(
     Ok((!lag::has_index(conn, &relation(&schema.table), &time.name).await?).then_some(fault))
 }
 
-/// Holds one dataset against its table, and against the other datasets that share its triggers, and returns what doesn't fit. What else is wrong with the others
-/// isn't looked at.
+/// Compares one dataset with its table, and with the other datasets that share its triggers, and returns what doesn't fit. Other faults of
+/// those datasets are left out.
 pub async fn check_one(pool: &PgPool, catalog: &Catalog, dataset: &Dataset) -> Result<Faults, sqlx::Error> {
     let mut conn = pool.acquire().await?;
     let mut faults = Vec::new();

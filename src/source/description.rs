@@ -28,7 +28,8 @@ impl Source {
         lag::has_index(&mut conn, &relation(table), &column.name).await.map_err(&failed)
     }
 
-    /// Counts the rows that the schema's column `deleted` leaves out of full exports; `None` if that takes longer than the pool's statements may.
+    /// Counts the rows that the schema's column `deleted` leaves out of full exports; `None` if that takes longer than a statement of the
+    /// pool may.
     pub async fn count_deleted(&self, dataset: &Dataset, schema: &TableSchema) -> Result<Option<i64>, Error> {
         let failed = Error::of(&dataset.table);
         let select = Select { dataset, schema };

@@ -27,7 +27,7 @@ pub struct ConsumerPosition {
     pub last_exported_at: Option<DateTime<Utc>>,
 }
 
-/// Whether a watermark was set or forgotten by hand.
+/// The result of setting or forgetting a watermark by hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatermarkEdit {
     /// Done.

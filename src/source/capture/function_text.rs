@@ -259,7 +259,8 @@ impl Function {
             TriggerKind::Rows | TriggerKind::Replicated => ("insert or update or delete", "for each row".to_owned()),
         };
         let (letter, name) = (self.kind.letter(), self.name());
-        // Postgres clones the row trigger to each partition. A partition that was a tracked root has one of its own, which needs another name.
+        // Postgres clones the row trigger to each partition. A partition that was a tracked root has its own row trigger, which needs another
+        // name.
         let of_set = if self.kind == TriggerKind::Rows { format!("_{}", self.id) } else { String::new() };
         format!(
             "-- source.capture.trigger
