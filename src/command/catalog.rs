@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::config::{self, Config};
-use crate::dataset::Dataset;
 use crate::dataset::fault::Faults;
+use crate::dataset::{Dataset, Table};
 use crate::postgres::Database;
 use crate::source::catalog_check;
 
@@ -28,6 +28,16 @@ pub(super) fn named_or_implied<'c>(config: &'c Config, name: Option<&str>) -> Re
 pub(super) async fn check_one(config: &Config, database: &Database, dataset: &Dataset) -> anyhow::Result<()> {
     let Some(file) = &config.catalog_file else { return Ok(()) };
     refuse_faults(config, file, catalog_check::check_one(&database.pool(1), &config.catalog, dataset).await?)
+}
+
+/// Says of a table that has triggers and no dataset how to remove them. The name is quoted for a shell, because the table's owner has chosen
+/// it, and a person may paste the command.
+pub(super) fn captured_without_dataset(table: &Table) -> String {
+    let name = table.to_string();
+    let name = shlex::try_quote(&name).expect("a name in Postgres has no NUL");
+    format!(
+        "its changes are captured, and no dataset needs them: `cdc-export untrack --table {name}` removes the triggers"
+    )
 }
 
 /// Says what is wrong with the datasets of a file, each with its line, if anything is.

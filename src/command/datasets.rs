@@ -15,7 +15,7 @@ use crate::postgres::Database;
 use crate::source::catalog_check::{self, Findings};
 use clap::Subcommand;
 
-use crate::command::catalog::refuse_faults;
+use crate::command::catalog::{captured_without_dataset, refuse_faults};
 use crate::command::catalog_file;
 use crate::command::database_handle::{Makes, with_database};
 use crate::command::start::{Logs, block_on, settings};
@@ -73,10 +73,7 @@ async fn datasets(config: &Config, database: &Database, what: Datasets) -> anyho
                 eprintln!("cdc-export: {dataset}: {why}");
             }
             for table in &without_dataset {
-                eprintln!(
-                    "cdc-export: {table}: its changes are captured, and no dataset needs them: `cdc-export untrack --table {table}` \
-                     removes the triggers"
-                );
+                eprintln!("cdc-export: {table}: {}", captured_without_dataset(table));
             }
             let names = config.catalog.iter().map(|dataset| dataset.name.as_str());
             let is_well = |name: &&str| {

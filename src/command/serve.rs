@@ -20,7 +20,7 @@ use rustix::process::{Resource, Rlimit};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::command::catalog::refuse_faults;
+use crate::command::catalog::{captured_without_dataset, refuse_faults};
 use crate::command::database_handle::{DatabaseHandle, join_or_start, prepare};
 use crate::command::drain::drained;
 use crate::command::signals::stop_on_signal;
@@ -181,11 +181,7 @@ async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()
         );
     }
     for table in without_dataset {
-        tracing::warn!(
-            event = "captured_without_dataset",
-            %table,
-            "its changes are captured, and no dataset needs them: `cdc-export untrack --table {table}` removes the triggers"
-        );
+        tracing::warn!(event = "captured_without_dataset", %table, "{}", captured_without_dataset(&table));
     }
     for Fault { dataset, why, .. } in unreadable {
         tracing::warn!(event = "not_readable", dataset, "its exports will fail: {why}");

@@ -285,6 +285,24 @@ async fn a_table_whose_dataset_left_the_file_is_named_until_it_is_untracked() {
     service.stop().await;
 }
 
+/// Its owner chooses the name, and a person may paste the command.
+#[tokio::test]
+async fn a_table_of_any_name_is_named_as_a_shell_reads_it() {
+    let (database, catalog) = tables().await;
+    let text = std::fs::read_to_string(catalog.path()).unwrap();
+    database.run("create table \"it's; $(touch x)\" (id int primary key)").await;
+    catalog.write(&format!("{text}[[dataset]]\nname = \"odd\"\ntable = \"it's; $(touch x)\"\n"));
+    catalog.track(&database, "odd").await;
+    catalog.write(&text);
+    let (_, _, said) = catalog.command(&database, &["datasets", "check"]).await;
+    let command = said.lines().find(|line| line.contains("no dataset needs them")).unwrap().split('`').nth(1).unwrap();
+    let shell = std::process::Command::new("sh").args(["-c", &format!("printf '%s\\n' {command}")]).output().unwrap();
+    let words = String::from_utf8(shell.stdout).unwrap();
+    assert_eq!(words, "cdc-export\nuntrack\n--table\npublic.it's; $(touch x)\n", "{said}");
+    let (code, _, said) = catalog.command(&database, &words.lines().skip(1).collect::<Vec<_>>()).await;
+    assert_eq!((code, said.as_str()), (0, ""));
+}
+
 #[tokio::test]
 async fn untrack_all_names_a_table_that_it_can_not_lock_and_goes_on() {
     let (database, catalog) = tables().await;

@@ -1,8 +1,8 @@
-// The same by hand: commands that a shell takes as they are. A key is never written out, only the name of a variable.
+// Commands that do the same as the page, quoted for a shell. A key is never written out, only the name of a variable.
 
 import { hasKey } from "./api.js";
 
-function quoted(word) {
+export function quoted(word) {
   return `'${String(word).replaceAll("'", "'\\''")}'`;
 }
 

@@ -2,6 +2,7 @@
 
 import { get } from "./api.js";
 import { aside } from "./aside.js";
+import { quoted } from "./curl.js";
 import { el, keyed, once, row, show, table, text } from "./dom.js";
 import { bytes, count } from "./figures.js";
 import { DATASET_SECONDS, QUIET_SECONDS } from "./pulse.js";
@@ -74,7 +75,9 @@ function datasetRow({ name }) {
 
 // Names the tables that still have triggers: these slow down each write, and nobody reads what they log.
 function unneededOf(tables) {
-  const line = (name) => el("li", {}, el("code", {}, `cdc-export untrack --table ${name}`));
+  // A table's owner chooses its name, and a person may paste this into a shell.
+  const word = (name) => (/^[\w.]+$/.test(name) ? name : quoted(name));
+  const line = (name) => el("li", {}, el("code", {}, `cdc-export untrack --table ${word(name)}`));
   return el("div", {}, "The changes of these tables are captured, and no dataset needs them:", el("ul", { class: "listed" }, tables.map(line)));
 }
 
