@@ -164,7 +164,8 @@ impl Bucket {
     }
 }
 
-/// The emulator of S3 in the dress of GCS, whose XML calls have other names for metadata and for an object that may not be there.
+/// The emulator of S3 in the dress of GCS, whose XML calls have other names for metadata and for the version that a PUT replaces. The
+/// version is the ETag here, and `0` stands for no object.
 async fn like_gcs(emulator: String) -> String {
     let client = client_builder().build().unwrap();
     let translate = async move |request: axum::extract::Request| {
@@ -172,7 +173,8 @@ async fn like_gcs(emulator: String) -> String {
         let mut call = client.request(head.method.clone(), format!("{emulator}{}", head.uri));
         for (name, value) in &head.headers {
             match name.as_str() {
-                "x-goog-if-generation-match" => call = call.header("if-none-match", "*"),
+                "x-goog-if-generation-match" if value == "0" => call = call.header("if-none-match", "*"),
+                "x-goog-if-generation-match" => call = call.header("if-match", value),
                 "host" => {}
                 name => call = call.header(name.replace("x-goog-meta-", "x-amz-meta-"), value),
             }
@@ -181,6 +183,9 @@ async fn like_gcs(emulator: String) -> String {
         let mut response = axum::http::Response::builder().status(answer.status());
         for (name, value) in answer.headers() {
             response = response.header(name.as_str().replace("x-amz-meta-", "x-goog-meta-"), value);
+        }
+        if let Some(etag) = answer.headers().get("etag") {
+            response = response.header("x-goog-generation", etag);
         }
         let is_head = head.method == axum::http::Method::HEAD;
         let body = if is_head { bytes::Bytes::new() } else { answer.bytes().await.unwrap() };

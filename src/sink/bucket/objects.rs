@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use object_store::path::Path;
-use object_store::{ClientOptions, GetOptions, GetRange, ObjectStoreExt};
+use object_store::{ClientOptions, GetOptions, GetRange, ObjectStoreExt, UpdateVersion};
 
 use crate::sink::Error;
 use crate::sink::bucket::address::{Address, Client};
@@ -17,6 +17,9 @@ const SMALL_TIMEOUT: Duration = Duration::from_secs(15);
 const PART_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a store may be silent that completes an upload or sends an object.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The largest content that a small object may have.
+pub(super) const SMALL_BYTES: u64 = 64 << 10;
 
 /// What an operator may set.
 #[derive(Clone, Debug)]
@@ -89,18 +92,25 @@ impl Objects {
 
     /// The content of a small object, nothing of a large one; `None`: there is none.
     pub(super) async fn small(&self, key: &Path) -> Result<Option<Bytes>, Error> {
-        self.whole(key, 64 << 10).await
+        self.whole(key, SMALL_BYTES).await
     }
 
     /// The content of an object, nothing of one that has more than so many bytes; `None`: there is none.
     pub(super) async fn whole(&self, key: &Path, most: u64) -> Result<Option<Bytes>, Error> {
-        match self.store.get_opts(key, GetOptions::default()).await {
-            // Whoever may write to the bucket may have put a large one there.
-            Ok(found) if found.meta.size > most => Ok(Some(Bytes::new())),
-            Ok(found) => Ok(Some(found.bytes().await?)),
-            Err(error) if is_no_object(&error) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        Ok(self.versioned(key, most).await?.map(|(content, _)| content))
+    }
+
+    /// Returns the same as [`Objects::whole`], and the version that a conditional PUT replaces.
+    pub(super) async fn versioned(&self, key: &Path, most: u64) -> Result<Option<(Bytes, UpdateVersion)>, Error> {
+        let found = match self.store.get_opts(key, GetOptions::default()).await {
+            Ok(found) => found,
+            Err(error) if is_no_object(&error) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let version = UpdateVersion { e_tag: found.meta.e_tag.clone(), version: found.meta.version.clone() };
+        // Whoever may write to the bucket may have put a large one there.
+        let content = if found.meta.size > most { Bytes::new() } else { found.bytes().await? };
+        Ok(Some((content, version)))
     }
 }
 

@@ -207,6 +207,13 @@ pub(super) fn is_part(request: &Parts) -> bool {
     request.method == Method::PUT && (query.contains("partNumber=") || is_azures)
 }
 
+/// Whether a request writes the marker of a lane.
+pub(super) fn is_marker(request: &Parts) -> bool {
+    // The client of GCS escapes all but letters and digits.
+    let is_lanes = [".lane-", "%2Elane%2D"].iter().any(|name| request.uri.path().contains(name));
+    request.method == Method::PUT && is_lanes
+}
+
 /// Whether a request completes an upload.
 pub(super) fn is_completion(request: &Parts) -> bool {
     let query = request.uri.query().unwrap_or_default();

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::between::{Between, Fate, is_any, is_completion, is_deletion, is_part};
+use super::between::{Between, Fate, is_any, is_completion, is_deletion, is_marker, is_part};
 use super::{Bucket, Cloud, add_wide_users, buckets, downloaded, export, is_key_of};
 use crate::harness::{Database, Service, Start, eventually};
 
@@ -245,6 +245,32 @@ async fn a_part_that_always_changes_on_the_way_makes_no_file() {
         .await;
         assert_eq!(service.watermark("a").await, None);
         trial.service.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_put_that_took_long_leaves_no_older_marker() {
+    // s3s-fs ignores `If-Match`.
+    for bucket in buckets().await.into_iter().filter(|bucket| !bucket.is_at_s3s()) {
+        let Trial { bucket, database, between, service } = Trial::on(&bucket, |start| start).await;
+        between.rule(|request| if is_marker(request) { Fate::Held } else { Fate::Passed });
+        let first = service.submit("full", "a").await;
+        between.meets_one().await;
+        service.signal(Signal::SIGSTOP);
+        let other = bucket.start(&database).service().await;
+        assert_eq!(other.ended(&first).await["status"], "completed");
+        let last = export(&other, "delta", "a").await;
+        between.heal();
+        service.signal(Signal::SIGCONT);
+        let left = service.says("marker_left", &first).await;
+        assert_eq!(left["marked"], last["jobId"]);
+        let keys = bucket.all_keys().await;
+        let key = keys.iter().find(|key| key.contains("/.lane-")).unwrap();
+        let marker = bucket.call("GET", key, "").await.json::<Value>().await.unwrap();
+        assert_eq!(marker["job"], last["jobId"]);
+        export(&other, "delta", "a").await;
+        service.stop().await;
+        other.stop().await;
     }
 }
 
