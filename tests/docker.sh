@@ -228,7 +228,8 @@ step 'the suite'
 if [[ -n ${SUITE:-} ]]; then
     eval "$(sed -n 4p guide)"
 else
-    eval "$(sed -n 4p guide) --test suite -- containers:: docs:: local::" | tee said
+    # Under base images without digests that test has nothing to find.
+    eval "$(sed -n 4p guide) --test suite -- containers:: docs:: local:: ${BY_TAG:+--skip every_base_image}" | tee said
     passed=$(sed -n 's/^test result: ok. \([0-9]*\) passed.*/\1/p' said)
     ((${passed:-0} >= 10)) || die "fewer than ten tests passed: ${passed:-none}"
 fi

@@ -19,7 +19,7 @@ import tomllib
 
 CLONE = pathlib.Path(__file__).resolve().parent.parent
 # The top of the clone that no test reads: the suite in the container does without.
-NOT_FOR_TESTS = {".ci", ".dockerignore", ".gitattributes", ".github", ".gitignore", "output"}
+NOT_FOR_TESTS = {".ci", ".dockerignore", ".gitattributes", ".gitignore", "output"}
 
 
 def fail(message):
