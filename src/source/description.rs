@@ -63,7 +63,9 @@ impl Source {
             " capture
              -- As they were last counted: their sizes are known only to who waits for a lock on them.
              cross join lateral (
-               select sum(p.reltuples) filter (where p.reltuples >= 0) as rows,
+               -- A table that was never counted has -1. In Postgres 13 it has 0 rows in 0 pages, as an empty one does.
+               select sum(p.reltuples)
+                   filter (where p.reltuples >= 0 and (p.relpages > 0 or current_setting('server_version_num')::int >= 140000)) as rows,
                  coalesce(sum(p.relpages + coalesce(x.relpages, 0)), 0) * current_setting('block_size')::bigint as bytes
                from pg_class p left join pg_class x on x.oid = p.reltoastrelid
                where case t.relkind when 'p' then p.oid in (select relid from pg_partition_tree(t.oid) where isleaf)

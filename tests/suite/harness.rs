@@ -22,7 +22,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::OnceCell;
 
 /// A call or a wait that takes longer than this has failed, even on a busy machine.
-pub(crate) const HANG_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const HANG_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// The failpoints of every service: a call may take 20 s, longer than in use, because the machine may be busy. A test's own `FAILPOINTS`
 /// come first, and the first entry of a name counts.
@@ -446,6 +446,11 @@ impl Database {
         T: Send + Unpin + for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
     {
         sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(&self.pool).await.unwrap()
+    }
+
+    /// The major version of its server.
+    pub(crate) async fn postgres_version(&self) -> i32 {
+        self.one::<i32>("select current_setting('server_version_num')::int / 10000").await
     }
 
     /// A URL for another role of its server.

@@ -22,7 +22,7 @@ async fn large_table() -> Option<Database> {
 }
 
 async fn has_ranges(database: &Database) -> bool {
-    database.one("select current_setting('server_version_num')::int >= 140000").await
+    database.postgres_version().await >= 14
 }
 
 fn sorted(file: Csv) -> Vec<Vec<String>> {

@@ -94,19 +94,21 @@ async fn without_a_log_an_incremental_takes_no_deletion_away() {
 #[tokio::test]
 async fn a_full_export_has_the_flag_that_each_live_row_has() {
     let database = Database::empty().await;
+    // Since Postgres 18 a child's column may not be null where its parent's may not.
+    let child = if database.postgres_version().await < 18 { "null" } else { "false" };
+    let loosen = if child == "null" { "alter table child alter gone drop not null;" } else { "" };
     database
         .run(
-            "create table lone (gone bool not null default false, id int primary key, at timestamptz not null default now());
+            &format!("create table lone (gone bool not null default false, id int primary key, at timestamptz not null default now());
              create table loose (id int primary key, gone bool, at timestamptz not null default now());
              create table parent (id int primary key, gone bool not null, at timestamptz not null default now());
-             create table child () inherits (parent);
-             alter table child alter gone drop not null;
+             create table child () inherits (parent); {loosen}
              create table stamp (id int primary key, at timestamptz not null default now(), gone timestamptz);
              insert into lone values (false, 1), (true, 2), (false, 3);
              insert into loose values (1, false), (2, true), (3, null);
              insert into parent values (1, false), (2, true);
-             insert into child values (3, null);
-             insert into stamp (id, gone) values (1, null), (2, now()), (3, null)",
+             insert into child values (3, {child});
+             insert into stamp (id, gone) values (1, null), (2, now()), (3, null)"),
         )
         .await;
     let cases = [("lone", Some("false")), ("loose", Some("")), ("parent", None), ("stamp", Some(""))];
