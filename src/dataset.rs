@@ -257,6 +257,8 @@ pub struct TableSchema {
     pub is_filtered: bool,
     /// True if its rows are in partitions.
     pub is_partitioned: bool,
+    /// True if the files have a virtual generated column. A trigger does not see its value.
+    pub has_virtual: bool,
 }
 
 impl TableSchema {

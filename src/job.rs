@@ -312,7 +312,8 @@ pub struct Job {
     pub report: SnapshotReport,
     /// Rows that the timestamps alone would have missed: changed, but with a time up to the watermark, or gone.
     pub late_rows: u64,
-    /// Deleted rows of which only the key is known, since the log has no image of them: their other columns are empty.
+    /// Deleted rows of which a column is empty because its value is not known: the log has no image of the row, or the column is a virtual
+    /// generated one.
     pub key_only_deletes: u64,
     /// The columns of its file are others than those of its consumer's last export, or of other types.
     pub schema_changed: bool,

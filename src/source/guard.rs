@@ -93,11 +93,13 @@ pub(crate) async fn parts(
         join pg_attribute f on f.attrelid = t.typrelid and f.attnum > 0 and not f.attisdropped
         group by t.oid
         union all
-        -- Computed when it is read (Postgres 18).
-        select 'column ' || a.attnum, md5(d.adbin::text)
-        from pg_attribute a
+        -- The expression of a generated column. A partition may have one of its own.
+        select format('column %s %s', a.attrelid, a.attnum), md5(d.adbin::text)
+        from pg_attribute r
+        cross join lateral (select r.attrelid union select relid from pg_partition_tree(r.attrelid)) its (oid)
+        join pg_attribute a on a.attrelid = its.oid and a.attname = r.attname
         join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
-        where a.attrelid = to_regclass($1) and a.attnum = any ($2) and a.attgenerated = 'v'",
+        where r.attrelid = to_regclass($1) and r.attnum = any ($2) and r.attgenerated <> ''",
     )
     .bind(relation(table))
     .bind(numbers)

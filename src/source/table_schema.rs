@@ -64,8 +64,10 @@ struct ColumnRow {
     version: String,
     /// What its texts are compared by; 0: it has none.
     collation: Oid,
-    /// Whether its values may be others without a change of the table: its type is somebody's, or they are computed when they are read.
+    /// Whether its values may be others without a change of the table: its type is somebody's, or an expression computes them.
     may_change: bool,
+    /// Whether its values are computed when they are read (Postgres 18).
+    is_virtual: bool,
     /// How many columns its table has ever had.
     width: i16,
 }
@@ -172,7 +174,8 @@ pub(crate) async fn introspect_at(
            c.relkind::text as table_kind,
            -- Asked once, not for each column.
            array_position((select cdc_export.primary_key(to_regclass($1))), a.attname::text) as key_place,
-           a.xmin::text as version, a.attcollation as collation, base.oid >= 16384 or a.attgenerated = 'v' as may_change,
+           a.xmin::text as version, a.attcollation as collation,
+           base.oid >= 16384 or a.attgenerated <> '' as may_change, a.attgenerated = 'v' as is_virtual,
            c.relnatts as width
          from pg_attribute a
          join pg_class c on c.oid = a.attrelid
@@ -238,6 +241,7 @@ pub(crate) async fn introspect_at(
         guard_state.set("filter", filter::called(conn, filter, table).await?);
     }
     let is_filtered = dataset.filter.is_some();
+    let has_virtual = found.iter().any(|it| it.is_virtual && is_sent(it));
     Ok(TableSchema {
         table: table.clone(),
         key,
@@ -250,6 +254,7 @@ pub(crate) async fn introspect_at(
         guard_state,
         is_filtered,
         is_partitioned,
+        has_virtual,
     })
 }
 

@@ -35,6 +35,7 @@ mod failures;
 mod files;
 mod followers;
 mod formats;
+mod generated;
 mod guard;
 mod harness;
 mod hosts;
