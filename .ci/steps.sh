@@ -99,6 +99,16 @@ step_test() {
     cargo test --locked --features "$FEATURES"
 }
 
+# What differs most between versions of Postgres, on the oldest and the newest one. The nightly step `postgres` has the whole suite.
+step_postgres-short() {
+    needs npm venv
+    local version
+    for version in 13 18; do
+        tests/postgres.sh "$version" cargo test --locked --features "$FEATURES" --test suite -- \
+            capture:: continuity:: generated:: guard:: partitions:: subscriptions:: tables:: tracked:: types::
+    done
+}
+
 step_deny() {
     just_and_cargo_deny
     cargo deny --locked check --hide-inclusion-graph bans licenses sources
@@ -135,6 +145,19 @@ step_torture-short() {
 step_expensive() {
     needs postgres psql pgbouncer openssl rabbitmq-server
     cargo test --locked --features "$FEATURES,expensive" --test expensive
+}
+
+# The suite on each major version but the installed one.
+step_postgres() {
+    needs postgres psql pgbouncer openssl rabbitmq-server npm venv
+    local version installed failed=''
+    installed=$(tests/postgres.sh --installed)
+    for version in $(tests/postgres.sh --list); do
+        [[ $version != "$installed" ]] || continue
+        printf '==> Postgres %s\n' "$version"
+        tests/postgres.sh "$version" cargo test --locked --features "$FEATURES" --test suite || failed+=" $version"
+    done
+    [[ -z $failed ]] || die "the suite fails on Postgres$failed"
 }
 
 # The tests of a default build, which has no optional feature.

