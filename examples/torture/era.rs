@@ -39,6 +39,8 @@ pub(crate) struct Job {
     pub(crate) published: bool,
     pub(crate) watermark_from: Option<DateTime<Utc>>,
     pub(crate) watermark_to: Option<DateTime<Utc>>,
+    pub(crate) after_job: Option<Uuid>,
+    pub(crate) after_sha256: Option<String>,
 }
 
 /// An export as its consumer has it: after the database was put back, a job may make another file under its old id.
@@ -47,6 +49,11 @@ pub(crate) type Delivered = (Uuid, String);
 impl Job {
     pub(crate) fn delivered(&self) -> Delivered {
         (self.id, self.sha256.clone().unwrap_or_default())
+    }
+
+    /// The export that its caller said it had loaded last.
+    pub(crate) fn after(&self) -> Option<Delivered> {
+        Some((self.after_job?, self.after_sha256.clone()?))
     }
 
     /// The failure of a job that was committed, and whose file was gone before it had its name. The watermark stays where it brought it.
@@ -76,7 +83,7 @@ impl Era {
                (selection->'filter'->0->>'value')::bigint as up_to, export_type, status, error_code, continuity, schema_changed,
                rows_exported, bytes_written, output_filename, sha256, staged_name,
                (select location from cdc_export.files f where f.job = e.id and f.part = 1), digest, published_at is not null as published,
-               watermark_from, watermark_to
+               watermark_from, watermark_to, after_job, after_sha256
              from exports e order by consumer_id, lane_sequence",
         );
         let jobs = jobs.fetch_all(&mut *conn).await?;
