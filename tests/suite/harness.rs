@@ -181,7 +181,13 @@ pub(crate) fn lacks(program: &str, package: &str) -> bool {
 #[must_use]
 pub(crate) async fn server_lacks(program: &str) -> bool {
     let mut connection = PgConnection::connect_with(server().await).await.unwrap();
-    lacks_in(&[programs(&mut connection).await], program, "postgresql")
+    let folder = programs(&mut connection).await;
+    // The packages of `tests/postgres.sh` have a server alone.
+    if option_env("TEST_PG_BIN_DIR").is_some_and(|folder| !folder.is_empty()) && !folder.join(program).is_file() {
+        tell_not_run(&format!("no `{program}` is beside the chosen server"));
+        return true;
+    }
+    lacks_in(&[folder], program, "postgresql")
 }
 
 fn lacks_in(folders: &[PathBuf], program: &str, package: &str) -> bool {
@@ -190,10 +196,14 @@ fn lacks_in(folders: &[PathBuf], program: &str, package: &str) -> bool {
     }
     let why = format!("no `{program}` was found: install it (Debian, Ubuntu: `apt-get install {package}`)");
     assert!(option_env("CI").is_none_or(|ci| ci != "true"), "{why}");
-    let thread = std::thread::current();
-    // Not by `eprintln!`: its output is shown only if the test fails.
-    let _ = writeln!(std::io::stderr(), "{} did not run: {why}", thread.name().unwrap_or("a test"));
+    tell_not_run(&why);
     true
+}
+
+/// Prints that this thread's test did not run. Not by `eprintln!`: its output is shown only if the test fails.
+fn tell_not_run(why: &str) {
+    let thread = std::thread::current();
+    let _ = writeln!(std::io::stderr(), "{} did not run: {why}", thread.name().unwrap_or("a test"));
 }
 
 /// The features that this build lacks, each with the name of the tests that need it.
