@@ -68,7 +68,7 @@ just_and_cargo_deny() {
 
 # Everything that the other steps of .ci/run need.
 programs_of_run() {
-    needs venv postgres psql pgbouncer openssl rabbitmq-server chromium curl
+    needs venv postgres psql pgbouncer openssl rabbitmq-server chromium curl npm
     tests/venv.sh browser
     just_and_cargo_deny
 }
@@ -114,7 +114,10 @@ step_deny() {
     cargo deny --locked check --hide-inclusion-graph bans licenses sources
 }
 
-step_dockerfile() { python3 tests/dockerfile.py; }
+step_dockerfile() {
+    needs python3
+    python3 tests/dockerfile.py
+}
 
 step_commands() {
     just_and_cargo_deny
@@ -162,6 +165,7 @@ step_postgres() {
 
 # The tests of a default build, which has no optional feature.
 step_features() {
+    needs postgres psql pgbouncer openssl
     cargo test --locked
 }
 
