@@ -18,7 +18,7 @@ if [[ ${1:-} == --list ]]; then
 fi
 if [[ ${1:-} == --installed ]]; then
     # The newest of Debian's; elsewhere the one in PATH.
-    postgres=$(compgen -G '/usr/lib/postgresql/*/bin/postgres' | sort -V | tail -n 1)
+    postgres=$({ compgen -G '/usr/lib/postgresql/*/bin/postgres' || true; } | sort -V | tail -n 1)
     "${postgres:-postgres}" --version | sed -E 's/.* ([0-9]+).*/\1/'
     exit
 fi

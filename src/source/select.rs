@@ -211,7 +211,7 @@ impl Select<'_> {
         );
         // Of what is outside of a filter nobody is told more than the key.
         let is_gone = match self.dataset.filter {
-            // What a virtual column of it was, nobody knows.
+            // The log does not have the values of virtual columns.
             None if self.schema.has_virtual => format!("case when {gone} then null else false end"),
             None if self.schema.columns.len() > self.schema.key.len() => {
                 format!("case when {gone} then nullif(i.parts is not null, false) else false end")

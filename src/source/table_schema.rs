@@ -64,9 +64,9 @@ struct ColumnRow {
     version: String,
     /// What its texts are compared by; 0: it has none.
     collation: Oid,
-    /// Whether its values may be others without a change of the table: its type is somebody's, or an expression computes them.
+    /// True if its values may change without a change of a row: its type is not one of Postgres's own, or an expression computes them.
     may_change: bool,
-    /// Whether its values are computed when they are read (Postgres 18).
+    /// True if its values are computed when they are read (Postgres 18).
     is_virtual: bool,
     /// How many columns its table has ever had.
     width: i16,

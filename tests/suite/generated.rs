@@ -107,7 +107,7 @@ async fn a_virtual_column_may_decide_which_rows_are_exported() {
     let (database, service) = exported(VIRTUAL, "filter = \"n2 >= 6\"\n").await;
     database.run("update t set n = 7 where id = 1; update t set n = 1 where id = 4; delete from t where id = 5").await;
     let delta = export(&service, "delta", "t", "a").await;
-    // Of a row outside of the filter the consumer learns the key alone.
+    // A DELETE of a filtered dataset has only the key.
     assert_eq!(
         rows(&service, &delta),
         ["DELETE,4,,", "DELETE,5,,", "INSERT,1,7,14"].map(|row| row.replace("INSERT", "UPDATE"))

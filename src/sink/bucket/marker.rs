@@ -11,7 +11,7 @@ use crate::sink::bucket::Bucket;
 use crate::sink::bucket::objects::SMALL_BYTES;
 use crate::sink::marker_file::{MarkerFile, to_keep};
 
-/// How many times a marker is read again that another process has replaced since it was read.
+/// The number of further tries to write a marker after other processes have replaced it in between.
 const MARK_TRIES: u32 = 5;
 
 impl Bucket {

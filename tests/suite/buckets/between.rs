@@ -207,7 +207,7 @@ pub(super) fn is_part(request: &Parts) -> bool {
     request.method == Method::PUT && (query.contains("partNumber=") || is_azures)
 }
 
-/// Whether a request writes the marker of a lane.
+/// Returns true if a request writes the marker of a lane.
 pub(super) fn is_marker(request: &Parts) -> bool {
     // The client of GCS escapes all but letters and digits.
     let is_lanes = [".lane-", "%2Elane%2D"].iter().any(|name| request.uri.path().contains(name));
