@@ -9,7 +9,6 @@ WORKDIR /src
 
 # `tests/dockerfile.py` checks that the copied files are all that cargo needs. A change of the docs or of docker-compose.yml compiles nothing.
 FROM rust AS build
-ENV CARGO_PROFILE_RELEASE_STRIP=debuginfo
 COPY .env.example Cargo.toml Cargo.lock build.rs ./
 COPY benches benches
 COPY crates crates
@@ -26,7 +25,7 @@ COPY docker/cdc-export /out/bin/cdc-export
 RUN chmod 755 /out/bin/cdc-export && install -D target/release/cdc-export /out/libexec/cdc-export
 
 FROM debian:bookworm-slim@sha256:3783cc01769c7b2b1b83a5c5ad96c815348e28ed7da68e2e3687004faa906251 AS runtime
-# For a DATABASE_URL with TLS.
+# For TLS: databases, buckets, webhooks and brokers.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=build /out /usr/local
 ENV OUTPUT_DIR=/output

@@ -3,9 +3,11 @@
 -- Three tables are in the first schema of the role's search_path, normally public, because people read them: users (the
 -- demo's), watermarks and exports. All others are in the schema cdc_export, which exists before this file runs.
 --
--- The service replaces three words in braces before it runs a migration: "schema" by the quoted name of the first
--- schema, "schema_name" by that name as a string, and "makes_users" by true where the demo's table is wanted and no
--- table has its name. No comment has one of them: a name may have a line break in it.
+-- The service replaces three words, each in braces, before it runs a migration:
+--   schema       the first schema of the search_path, as an identifier
+--   schema_name  the same, as a string
+--   makes_users  true if a dataset reads the demo's table and no table has its name, else false
+-- They stand here without braces, because a schema's name may have a line break, which would end a comment.
 --
 -- From here on a migration only adds: the previous release runs beside the next one, and an operator may go back to it.
 
@@ -78,7 +80,7 @@ create table {schema}.exports (
   -- True: the request said which export was loaded last, in "after". The service checked that when it took the request.
   has_after boolean not null default false,
   after_job uuid, -- that export; null if has_after: none was loaded yet
-  after_sha256 text,
+  after_sha256 text, -- the SHA-256 that the request gave of that export; null: it gave none
   retry_of uuid, -- the job that this one repeats
   idempotency_key text collate "C",
   -- The job's span in a trace, in the form of the header traceparent: from the request, else from the first attempt.
@@ -92,6 +94,7 @@ create table {schema}.exports (
   server_started_at timestamptz not null default pg_catalog.pg_postmaster_start_time(),
 
   -- The queue.
+  -- completed: the position was saved and the files are durable. They get their final names after that, in published_at.
   status text not null default 'pending'
     check (status in ('pending', 'processing', 'completed', 'failed', 'cancelled')),
   progress smallint not null default 0 check (progress between 0 and 100), -- in percent
@@ -108,14 +111,15 @@ create table {schema}.exports (
   error_detail text,
 
   -- The result.
-  rows_exported bigint not null default 0,
-  bytes_written bigint not null default 0,
+  rows_exported bigint not null default 0, -- in all files; of a job that runs, so far
+  bytes_written bigint not null default 0, -- of all files, as they are compressed
   output_filename text collate "C" not null, -- the final name; those of several files are made of it
-  destination_id uuid,
+  destination_id uuid, -- the destination that has the files
   staged_name text, -- the hidden name of the first file, which has the token of the attempt that completed the job
-  sha256 text, -- of the file, or of the concatenated files
-  -- {"columns": [{"name": "id", "type": "bigint", "wire": "binary"}, ...], "key": ["id"], "table": ..., "snapshot":
-  -- ...}.
+  -- Of the file. Of several files, it is the SHA-256 of the list of theirs: 64 hexadecimal digits and a line break each.
+  sha256 text,
+  -- What the manifest says of the files' columns: {"columns": [{"name": "id", "type": "bigint", "wire": "binary"}, ...],
+  -- "key": ["id"], "table": ..., "snapshot": ...}.
   file_columns jsonb,
   columns_hash text, -- MD5 of the names and types of the file's columns
   schema_changed boolean, -- whether these differ from those of the lane's last export
@@ -127,15 +131,15 @@ create table {schema}.exports (
   file_removed_at timestamptz, -- when the files were removed, on request or by retention; the row stays
 
   -- The report.
-  watermark_from timestamptz,
-  watermark_to timestamptz,
-  continuity text, -- the guard's verdict; null: the export could go on from the last one
+  watermark_from timestamptz, -- the consumer's watermark when the attempt began
+  watermark_to timestamptz, -- the watermark that the export saved
+  continuity text, -- why the export could not go on from the last one; null: it could
   late_rows bigint, -- rows that only the log found, not their times
   key_only_deletes bigint, -- deleted rows of which only the key is known
   quiet_deletes bigint, -- deletions whose transactions asked not to be captured, since the lane's last export
-  open_transactions integer,
-  oldest_transaction_seconds double precision,
-  table_rewritten boolean,
+  open_transactions integer, -- open transactions that had changed something: their changes are of the next export
+  oldest_transaction_seconds double precision, -- the age of the oldest of them
+  table_rewritten boolean, -- whether the table was rewritten since the last export, as VACUUM FULL does
 
   created_at timestamptz not null default clock_timestamp(),
   started_at timestamptz,
@@ -278,18 +282,18 @@ create table {schema}.watermarks (
   deletions_snapshot pg_snapshot, -- deletions are delivered up to here; an incremental export leaves it
   -- The value of last_exported_at when the snapshots were saved. If last_exported_at differs, somebody set it by hand.
   saved_last_exported_at timestamptz,
-  saved_at timestamptz,
-  saved_sequence bigint, -- the change log's latest sequence then, to know how much of the log the position holds
-  deletions_saved_at timestamptz, -- the same of deletions_snapshot
-  deletions_saved_sequence bigint,
+  saved_at timestamptz, -- when live_snapshot was saved
+  log_sequence bigint, -- the change log's latest sequence then: the purge keeps what came after it
+  deletions_saved_at timestamptz, -- the same two of deletions_snapshot
+  deletions_log_sequence bigint,
 
   -- The state of the table that the guard compares later.
-  cluster_id bigint,
+  cluster_id bigint, -- the system identifier of the cluster
   table_oid oid,
-  relfilenode oid,
-  columns_hash text, -- MD5 of the columns' names and types
+  relfilenode oid, -- the number of the table's file; null: a partitioned table has none
+  table_columns_hash text, -- MD5 of the names and types of all of the table's columns
   column_types jsonb, -- the types of the columns that its files have, or that decide what they have, by their names
-  definition_hash text, -- MD5 of what the catalog says of the dataset's rows
+  definition_hash text, -- MD5 of the dataset's settings that decide which rows and values its files have
   guard_state jsonb, -- an object: what else the guard compares, by name. A missing member is not compared
 
   unique (consumer_id, dataset)
@@ -299,13 +303,13 @@ insert into cdc_export.owned (schema_name, table_name) values ({schema_name}, 'e
 
 -- Change capture --------------------------------------------------------------
 
--- The tables whose changes triggers capture, and which may be exported.
+-- The tables whose changes triggers capture.
 create table cdc_export.tracked (
   schema_name text not null,
   table_name text not null,
   key text[] not null, -- the columns whose values the triggers log
-  -- Earlier stamps of the table's triggers and functions, which positions may have saved, each with the stamp that
-  -- replaced it when the service renewed them.
+  -- An object: hashes that the guard took of the table's triggers and functions, each with the hash of those that the
+  -- service put in their place. A position that has an old hash is not refused.
   renewed jsonb not null default '{}',
   primary key (schema_name, table_name)
 );
@@ -453,7 +457,8 @@ create table cdc_export.schedules (
   timing text not null, -- the interval or cron expression that the file had last
   last_job uuid, -- the last job that was made for it; retention may have removed that job since
   last_run_at timestamptz,
-  healed_by uuid, -- the last full export that followed one which needed it
+  -- The last full export that the schedule made because its incremental or delta export had failed and asked for one.
+  healed_by uuid,
   skipped bigint not null default 0, -- slots since last_run_at whose lane was busy
   skipped_at timestamptz,
   refused text, -- why the slot that is due has no job yet; null: none is due, or nobody has tried
@@ -489,6 +494,7 @@ create index deliveries_undelivered on cdc_export.deliveries (id) where delivere
 
 -- The demo --------------------------------------------------------------------
 
+-- Sets operation_type of the demo's users: what the last write of a row did to it.
 create function cdc_export.users_operation_type() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin

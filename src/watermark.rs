@@ -89,7 +89,7 @@ pub struct Fingerprint {
     /// The number of its file, if it has one.
     pub relfilenode: Option<u32>,
     /// Its columns.
-    pub columns_hash: String,
+    pub table_columns_hash: String,
     /// What else the guard compares.
     pub guard_state: GuardState,
     /// The text of [`Dataset::definition`](crate::dataset::Dataset::definition).

@@ -4,13 +4,13 @@
 #   tests/upgrade.sh                with target/debug/cdc-export, and the release's, which is built from this clone's history
 #   BINARY=… tests/upgrade.sh       with another build
 #
-# The release is the tag v0.1.0; before there is one, the last commit that changed its schema, from which on a migration only adds
-# (tests/suite/layering.rs). Where nothing was migrated since, both binaries use one schema, and all else is tried as ever.
+# The release is the last tag; before there is one, the last commit that changed migrations/0001_schema.sql. If no migration came since,
+# both binaries use one schema.
 # Needs what tests/service.sh does, psql, python3, git, and the history down to that commit.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-commit=$(git rev-parse --verify --quiet 'v0.1.0^{commit}' || git log -1 --format=%H -- migrations/0001_schema.sql)
+commit=$(git rev-list -1 "$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null)" 2>/dev/null || git log -1 --format=%H -- migrations/0001_schema.sql)
 if [[ -z $commit ]]; then
     echo "not tried: the clone has no commit with migrations/0001_schema.sql, which is upgraded from"
     # A whole history that lacks it means that the name is wrong.
@@ -25,9 +25,7 @@ if [[ ! -x $before/cdc-export ]]; then
     mkdir -p "$source"
     git archive "$commit" | tar -x -C "$source"
     printf '\n[[bin]]\nname = "cdc-export-before"\npath = "src/main.rs"\n' >>"$source/Cargo.toml"
-    # A commit from before there was a workspace is no member of this one.
-    grep -qx '\[workspace\]' "$source/Cargo.toml" || printf '\n[workspace]\n' >>"$source/Cargo.toml"
-    CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target} CARGO_INCREMENTAL=0 RUSTC_WORKSPACE_WRAPPER='' \
+    CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target} CARGO_INCREMENTAL=0 \
         cargo build --quiet --manifest-path "$source/Cargo.toml" --bin cdc-export-before
     cp "${CARGO_TARGET_DIR:-target}/debug/cdc-export-before" "$before/cdc-export"
 fi

@@ -156,7 +156,7 @@ fn refuse_missing(config: &Config, missing: &[String]) -> Result<(), config::Err
     }
 }
 
-/// Refuses a catalog file that doesn't fit its tables, and warns of the demo's catalog if its table is missing: every export would fail.
+/// Refuses a datasets file that doesn't fit its tables, and warns of the demo's catalog if its table is missing: every export would fail.
 /// Warns of tables that can't be read, of subscriptions that may stall, and of tables whose changes aren't captured: the
 /// rows that change before `track` are in no delta, so a full export from before it would need another one.
 async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()> {

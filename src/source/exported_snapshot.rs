@@ -46,7 +46,7 @@ pub(super) struct ExportedSnapshot {
     oldest_transaction_seconds: Option<f64>,
     pub(super) table_oid: Oid,
     relfilenode: Option<Oid>,
-    columns_hash: String,
+    table_columns_hash: String,
     guard_state: Json<GuardState>,
     /// Since when the times tell deletions that the log doesn't have.
     deleted_since: Option<DateTime<Utc>>,
@@ -83,7 +83,7 @@ impl ExportedSnapshot {
                  or coalesce(j.timeline <> cdc_export.timeline(), false) and not witness.vouches
                  -- A copy of the data is put back while there is no server.
                  or j.id is not null and j.server_started_at is distinct from pg_postmaster_start_time() and witness.denies as is_restored,
-               coalesce(w.table_oid = t.oid and w.columns_hash = here.columns_hash and w.relfilenode <> here.relfilenode, false)
+               coalesce(w.table_oid = t.oid and w.table_columns_hash = here.table_columns_hash and w.relfilenode <> here.relfilenode, false)
                  as table_rewritten,
                -- Every export moves the position of live rows, so that each tells of those that the one before has not.
                (select coalesce(sum(l.quiet_deletes), 0)::bigint from cdc_export.change_log l
@@ -93,7 +93,7 @@ impl ExportedSnapshot {
                  select p::oid from jsonb_object_keys(here.guard_state -> 'relations') p where not w.guard_state -> 'relations' ? p)
                  as arrived,
                writers.open_transactions, writers.oldest_transaction_seconds,
-               t.oid as table_oid, here.relfilenode, here.columns_hash, here.guard_state || wanted.guard_state as guard_state,
+               t.oid as table_oid, here.relfilenode, here.table_columns_hash, here.guard_state || wanted.guard_state as guard_state,
                (w.guard_state ->> 'deleted_since')::timestamptz as deleted_since,
                (w.guard_state ->> 'time')::bigint as timed_by, coalesce(w.guard_state ->> 'filter' = wanted.guard_state ->> 'filter', false) as knows_filter,
                c.system_identifier as cluster_id
@@ -219,7 +219,7 @@ impl ExportedSnapshot {
             table: Fingerprint {
                 table_oid: self.table_oid.0,
                 relfilenode: self.relfilenode.map(|oid| oid.0),
-                columns_hash: self.columns_hash,
+                table_columns_hash: self.table_columns_hash,
                 definition: dataset.definition(),
                 types: schema.types.clone(),
                 guard_state: self.guard_state.0,

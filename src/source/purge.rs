@@ -52,9 +52,9 @@ pub async fn purge(pool: &PgPool, caps: &Caps) -> Result<u64, sqlx::Error> {
              log_lost = case when held.live >= 2 then 'all' else 'deletions' end, version = version + 1
          from (
            select p.id,
-             greatest((log.sequence - p.saved_sequence)::float8 / $1, extract(epoch from clock_timestamp() - p.saved_at)::float8 / $2) as live,
+             greatest((log.sequence - p.log_sequence)::float8 / $1, extract(epoch from clock_timestamp() - p.saved_at)::float8 / $2) as live,
              -- Incremental exports alone would hold the deletions, and the log with them, for ever.
-             greatest((log.sequence - p.deletions_saved_sequence)::float8 / $1,
+             greatest((log.sequence - p.deletions_log_sequence)::float8 / $1,
                extract(epoch from clock_timestamp() - p.deletions_saved_at)::float8 / $2) as deletions
            from watermarks p
            cross join (select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'sequence')::regclass), 0)

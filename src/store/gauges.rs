@@ -81,7 +81,7 @@ impl Store {
                from exports where status = 'completed' and published_at is null) unpublished
              cross join (
                select
-                 coalesce(max(log.sequence - least(p.saved_sequence, p.deletions_saved_sequence)) filter (where p.deletions_snapshot is not null), 0) as rows,
+                 coalesce(max(log.sequence - least(p.log_sequence, p.deletions_log_sequence)) filter (where p.deletions_snapshot is not null), 0) as rows,
                  greatest(max(extract(epoch from clock_timestamp() - least(p.saved_at, p.deletions_saved_at)))
                    filter (where p.deletions_snapshot is not null), 0)::float8 as seconds,
                  count(*) filter (where p.log_lost is not null) as given_up

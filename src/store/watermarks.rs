@@ -161,7 +161,7 @@ pub(crate) async fn advance(conn: &mut PgConnection, lane: Lane<'_>, advance: &A
             "-- store.watermarks.first
              insert into watermarks
                (consumer_id, dataset, last_exported_at, saved_last_exported_at, updated_at, version, live_snapshot, deletions_snapshot, table_oid, relfilenode,
-                columns_hash, cluster_id, saved_at, saved_sequence, deletions_saved_at, deletions_saved_sequence,
+                table_columns_hash, cluster_id, saved_at, log_sequence, deletions_saved_at, deletions_log_sequence,
                 definition_hash, column_types, guard_state)
              select $1, $2, $3, $3, clock_timestamp(), 1, $6::text::pg_snapshot, $7::text::pg_snapshot, $8, $9, $10, $11,
                clock_timestamp(), log.sequence, clock_timestamp(), log.sequence, md5($13), $14, $15
@@ -178,11 +178,11 @@ pub(crate) async fn advance(conn: &mut PgConnection, lane: Lane<'_>, advance: &A
                  -- Deletions that were given up are due until a full export has made up for them.
                  deletions_snapshot = case when log_lost is null or $12 = 'full' then $7::text::pg_snapshot end,
                  log_lost = case when $12 <> 'full' then log_lost end, file_lost = file_lost and $12 <> 'full',
-                 table_oid = $8, relfilenode = $9, columns_hash = $10, cluster_id = $11,
-                 saved_at = clock_timestamp(), saved_sequence = log.sequence,
+                 table_oid = $8, relfilenode = $9, table_columns_hash = $10, cluster_id = $11,
+                 saved_at = clock_timestamp(), log_sequence = log.sequence,
                  definition_hash = md5($13), column_types = $14, guard_state = $15,
                  deletions_saved_at = case when deletions_snapshot::text = $7 then deletions_saved_at else clock_timestamp() end,
-                 deletions_saved_sequence = case when deletions_snapshot::text = $7 then deletions_saved_sequence else log.sequence end
+                 deletions_log_sequence = case when deletions_snapshot::text = $7 then deletions_log_sequence else log.sequence end
              from (select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'sequence')::regclass), 0)
                      as sequence) log
              where consumer_id = $1 and dataset = $2 and version = $4 and last_exported_at is not distinct from $5",
@@ -199,7 +199,7 @@ pub(crate) async fn advance(conn: &mut PgConnection, lane: Lane<'_>, advance: &A
         .bind(deletions)
         .bind(Oid(table.table_oid))
         .bind(table.relfilenode.map(Oid))
-        .bind(&table.columns_hash)
+        .bind(&table.table_columns_hash)
         .bind(table.cluster_id)
         .bind(export_type.as_str())
         .bind(&table.definition)

@@ -9,7 +9,7 @@ use crate::source::quote;
 use crate::source::trigger::{TriggerKind, key_text};
 
 /// The version of the functions' text, by which `renew` recognizes an older text. It goes up with each change of the text below.
-pub(super) const VERSION: u32 = 5;
+pub(super) const VERSION: u32 = 1;
 
 /// What a text may show of the writer's settings, set for the call: or one key would have two texts. It takes longer than the call
 /// itself, so that functions whose texts show none of it go without.

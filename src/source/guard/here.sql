@@ -1,7 +1,7 @@
 -- The state of the table now, to compare a position with. A lateral subquery of one row.
 (select pg_current_snapshot() as snapshot, pg_relation_filenode(t.oid) as relfilenode, capture.logged_key, capture.captured,
    (select md5(string_agg(format('%s %s %s', a.attname, a.atttypid, a.atttypmod), ',' order by a.attnum))
-    from pg_attribute a where a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped) as columns_hash,
+    from pg_attribute a where a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped) as table_columns_hash,
    -- Whatever else is compared, by name.
    jsonb_build_object(
      'database', (select d.oid::text from pg_database d where d.datname = current_database()),
