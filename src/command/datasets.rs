@@ -61,8 +61,9 @@ async fn datasets(config: &Config, database: &Database, what: Datasets) -> anyho
                 "DATASETS names no file, so there is the demo's `users` alone: set DATASETS to a file, and `cdc-export datasets add TABLE` writes it",
             )?;
             let found = catalog_check::check(&database.pool(1), &config.catalog).await?;
-            let Findings { faults: Faults(mut faults), unreadable, untracked, stalling, slow, without_dataset } = found;
-            faults.extend(unreadable);
+            let Findings { faults: Faults(mut faults), unreadable, untracked, broken, stalling, slow, without_dataset } =
+                found;
+            faults.extend(unreadable.into_iter().chain(broken));
             stalling.iter().for_each(|fault| eprintln!("cdc-export: {fault}"));
             for name in &untracked {
                 eprintln!(

@@ -161,7 +161,7 @@ fn refuse_missing(config: &Config, missing: &[String]) -> Result<(), config::Err
 /// rows that change before `track` are in no delta, so a full export from before it would need another one.
 async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()> {
     let found = catalog_check::check(&database.pool(1), &config.catalog).await?;
-    let Findings { faults, untracked, unreadable, stalling, without_dataset, .. } = found;
+    let Findings { faults, untracked, broken, unreadable, stalling, without_dataset, .. } = found;
     match &config.catalog_file {
         Some(file) => refuse_faults(config, file, faults)?,
         None if faults.0.is_empty() => {}
@@ -172,7 +172,7 @@ async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()
              `cdc-export datasets add TABLE` writes it"
         ),
     }
-    for dataset in untracked {
+    for dataset in untracked.into_iter().chain(broken.into_iter().map(|fault| fault.dataset)) {
         tracing::warn!(
             event = "not_captured",
             dataset,

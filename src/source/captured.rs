@@ -5,7 +5,8 @@
 
 /// As a lateral subquery of a table `t` (of `pg_class`) in the schema `n`: one row, whatever there is.
 ///
-/// - `captured`: every trigger that it and its partitions need is there, fires for everybody, and logs changes of this very table.
+/// - `captured`: every trigger that it and its partitions need is there, fires for everybody, logs changes of this very table, and may
+///   write to the log.
 /// - `logs_every_truncate`: no partition lacks the trigger for a TRUNCATE, which `track` puts on those that came since.
 /// - `set`: what the names of the functions that they call begin with.
 /// - `logged_key`: what they log; what they shall log, where there are none; null: nobody let the table be exported.
@@ -79,7 +80,11 @@ macro_rules! capture {
           cross join lateral (
             select coalesce(its.is_whole, false) and t.relkind in ('r', 'p') and not t.relispartition
               and (select bool_and(r.is_safe) from relations r)
-              and (select l.relpersistence = 'p' from pg_class l where l.oid = to_regclass('cdc_export.change_log'))
+              and coalesce((
+                select l.relpersistence = 'p' and (
+                  select bool_and(has_table_privilege(p.proowner, l.oid, 'insert') and has_schema_privilege(p.proowner, l.relnamespace, 'usage'))
+                  from functions f join pg_proc p on p.oid = f.oid where f.set = its.set)
+                from pg_class l where l.oid = to_regclass('cdc_export.change_log')), false)
               -- Statement triggers don't see what comes through a parent, nor what a child has.
               and (t.relkind = 'p'
                 or not exists (select from pg_inherits i where i.inhparent = t.oid)

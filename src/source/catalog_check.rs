@@ -19,9 +19,11 @@ pub struct Findings {
     pub faults: Faults,
     /// What the database role may not read, of the datasets that fit their tables, as far as it sees those.
     pub unreadable: Vec<Fault>,
-    /// The datasets that fit their tables, and whose changes shall be captured by triggers, and aren't: `track` has never had the table,
-    /// or the name is another table's since, as after the restore of a dump.
+    /// The datasets that fit their tables, and whose changes triggers shall capture, and for which `track` was never run.
     pub untracked: Vec<String>,
+    /// The datasets whose tables `track` has made ready, and whose changes aren't captured now: a trigger is missing, the key is another,
+    /// or the triggers may not write to the log.
+    pub broken: Vec<Fault>,
     /// The datasets whose incrementals and deltas read the whole table, because no index begins with `updated_at`.
     pub slow: Vec<Fault>,
     /// The tables whose changes are captured though no dataset needs them.
@@ -47,8 +49,12 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::E
         if let Some(logged) = Logged::by(&mut conn, dataset, &schema).await? {
             faults.extend(others.iter().find_map(|other| logged.conflict(other)));
             others.push(logged);
-            if !is_captured(&mut conn, dataset, &schema).await? {
-                found.untracked.push(dataset.name.clone());
+            let CapturedKey { captured, logged_key } = captured_key(&mut conn, dataset).await?;
+            let logs_its_key = logged_key.as_ref().is_some_and(|key| schema.has_key(key));
+            match logged_key {
+                Some(_) if captured && logs_its_key => {}
+                Some(_) => found.broken.push(broken(dataset)),
+                None => found.untracked.push(dataset.name.clone()),
             }
             found.stalling.extend(parallel_apply::find(&mut conn, dataset).await?);
         }
@@ -91,11 +97,18 @@ pub async fn stalling(pool: &PgPool, dataset: &Dataset) -> Result<Vec<Fault>, sq
     parallel_apply::find(&mut *pool.acquire().await?, dataset).await
 }
 
-/// Whether the triggers log the table's changes, by the dataset's key.
-async fn is_captured(conn: &mut PgConnection, dataset: &Dataset, schema: &TableSchema) -> Result<bool, sqlx::Error> {
-    let key: Option<Option<Vec<String>>> = sqlx::query_scalar(concat!(
+#[derive(Default, sqlx_macros::FromRow)]
+struct CapturedKey {
+    captured: bool,
+    /// `None`: `track` was never run for the table.
+    logged_key: Option<Vec<String>>,
+}
+
+/// Whether a table's changes are captured, and by which key.
+async fn captured_key(conn: &mut PgConnection, dataset: &Dataset) -> Result<CapturedKey, sqlx::Error> {
+    let key: Option<CapturedKey> = sqlx::query_as(concat!(
         "-- source.catalog_check.captured_key
-         select case when capture.captured then capture.logged_key end
+         select capture.captured, capture.logged_key
          from pg_class t join pg_namespace n on n.oid = t.relnamespace
          cross join lateral ",
         capture!(),
@@ -105,7 +118,15 @@ async fn is_captured(conn: &mut PgConnection, dataset: &Dataset, schema: &TableS
     .bind(relation(&dataset.table))
     .fetch_optional(conn)
     .await?;
-    Ok(key.flatten().is_some_and(|key| schema.has_key(&key)))
+    Ok(key.unwrap_or_default())
+}
+
+fn broken(dataset: &Dataset) -> Fault {
+    let why = format!(
+        "the changes of its table are captured no longer: `cdc-export track {}`, then a full export for each consumer",
+        dataset.name
+    );
+    Fault { dataset: dataset.name.clone(), member: "capture", item: None, why }
 }
 
 /// What a dataset has a table's triggers log.

@@ -64,9 +64,14 @@ impl TriggerKind {
 
 /// A row's key as the log has it: a text for one column, a JSON array of texts for several.
 pub(crate) fn key_text(row: &str, key: &[String]) -> String {
-    let columns: Vec<_> = key.iter().map(|name| format!("pg_catalog.concat({row}.{})", quote::quoted(name))).collect();
-    match columns.as_slice() {
-        [column] => column.clone(),
-        columns => format!("pg_catalog.jsonb_build_array({})::pg_catalog.text", columns.join(", ")),
+    key_of_parts(key.iter().map(|name| format!("pg_catalog.concat({row}.{})", quote::quoted(name))))
+}
+
+/// The same, out of the texts of the key's values.
+pub(crate) fn key_of_parts(parts: impl Iterator<Item = String>) -> String {
+    let parts: Vec<_> = parts.collect();
+    match parts.as_slice() {
+        [part] => part.clone(),
+        parts => format!("pg_catalog.jsonb_build_array({})::pg_catalog.text", parts.join(", ")),
     }
 }

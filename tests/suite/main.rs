@@ -90,3 +90,4 @@ mod types;
 mod verify;
 mod waiting;
 mod webhooks;
+mod writers;

@@ -225,8 +225,8 @@ async fn triggers_that_are_there_but_not_always_enabled_are_told_everywhere() {
     // Readiness goes by a look that is some seconds old.
     let told = format!("orders: {problem}");
     eventually("readiness says it", async || (ready().await == told).then_some(())).await;
-    let (_, _, said) = catalog.command(&database, &["datasets", "check"]).await;
-    assert!(said.contains("`cdc-export track orders`") && !said.contains("stock"), "{said}");
+    let (code, _, said) = catalog.command(&database, &["datasets", "check"]).await;
+    assert!(code == 2 && said.contains("`cdc-export track orders`") && !said.contains("stock"), "{code} {said}");
 
     let run = async |export_type: &str, consumer: &str| {
         let arguments = ["export", export_type, "--consumer", consumer, "--dataset", "orders"];

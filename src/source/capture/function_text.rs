@@ -6,10 +6,10 @@
 //! type's output function, which only superusers make.
 
 use crate::source::quote;
-use crate::source::trigger::{TriggerKind, key_text};
+use crate::source::trigger::{TriggerKind, key_of_parts};
 
 /// The version of the functions' text, by which `renew` recognizes an older text. It goes up with each change of the text below.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// What a text may show of the writer's settings, set for the call: or one key would have two texts. It takes longer than the call
 /// itself, so that functions whose texts show none of it go without.
@@ -59,8 +59,7 @@ impl Function {
         format!("cdc_export.capture_{}_{}", self.id, self.kind.letter())
     }
 
-    /// The statement that makes it, or puts it in the place of an older one. No name in its body can end that. What a table calls
-    /// its columns hides no variable.
+    /// The statement that makes it, or puts it in the place of an older one. No name in its body can end that.
     pub(super) fn create(&self) -> String {
         let (name, id, body) = (self.name(), &self.id, self.body());
         let settings = if self.has_settings() { SETTINGS } else { "" };
@@ -84,62 +83,57 @@ impl Function {
     pub(super) fn body(&self) -> String {
         let key = serde_json::to_string(&self.key).expect("a list of texts is JSON");
         let root = self.root;
-        format!("\n-- cdc-export {VERSION} {root} {key}\n#variable_conflict use_variable\n{}\n", self.statements())
+        format!("\n-- cdc-export {VERSION} {root} {key}\n#variable_conflict use_column\n{}\n", self.statements())
     }
 
     fn statements(&self) -> String {
-        const LOG: &str = "insert into cdc_export.change_log (table_oid, operation, key";
         // Not the root that the partition has now: while the table itself is somebody's partition, that is another.
         let root = if self.kind == TriggerKind::Replicated { "tg_relid".to_owned() } else { self.root.to_string() };
-        let (old, new) = (self.key_of(OLD_ROWS), self.key_of(NEW_ROWS));
-        // A whole row by its star: its bare name would be a column of that name.
-        let image = format!("{}, {}", self.image_of(&format!("{OLD_ROWS}.*")), columns_of("tg_relid"));
-        let gone = |rows: &str| {
-            let (row, key) =
-                (format!("tg_relid, 'D', {old}, {image} from {rows}"), format!("tg_relid, 'D', {old} from {rows}"));
-            in_full_or_by_key(&format!("{LOG}, image, image_columns) select {row}"), &format!("{LOG}) select {key}"))
-        };
-        let of_row = |image: &str| {
-            let (key, columns) = (self.key_of("old"), columns_of("root"));
-            format!("{LOG}, image, image_columns) values (root, 'D', {key}, {image}, {columns})")
-        };
-        let (in_full, if_it_fits) = (of_row(&self.text_of("old")), of_row(&self.image_of("old")));
-        let same = self.is_same();
-        let lost = format!("{OLD_ROWS} where not exists (select from {NEW_ROWS} where {same})");
+        let (key, same) = (self.key_of("now"), self.is_same());
         match self.kind {
-            TriggerKind::Inserts => format!("begin {LOG}) select tg_relid, 'I', {new} from {NEW_ROWS}; return null; end"),
+            TriggerKind::Inserts => {
+                let new = self.keyed(NEW_ROWS, None);
+                format!("begin {LOG}) select tg_relid, 'I', {key} from {new} as now where now.is_there; return null; end")
+            }
             // One trigger sees the rows before and after, so a key that was changed is logged as gone. Most statements change one row,
             // of which this is soon seen. plpgsql keeps the plan that it made for a session's first statement, maybe of two rows: as a
             // nested loop it would never end on 200,000.
-            TriggerKind::Updates => format!(
-                "declare
-                   rows pg_catalog.int8;
-                   nestloop pg_catalog.text;
-                 begin
-                   {LOG}) select tg_relid, 'U', {new} from {NEW_ROWS};
-                   get diagnostics rows = row_count;
-                   if rows operator(pg_catalog.<=) 1 then
-                     perform from {OLD_ROWS}, {NEW_ROWS} where not ({same});
-                     if not found then return null; end if;
-                   end if;
-                   nestloop := pg_catalog.current_setting('enable_nestloop');
-                   perform pg_catalog.set_config('enable_nestloop', 'off', true);
-                   if exists (select from {lost}) then {} end if;
-                   perform pg_catalog.set_config('enable_nestloop', nestloop, true);
-                   return null;
-                 end",
-                gone(&lost)
-            ),
+            TriggerKind::Updates => {
+                let (old, new) = (self.keyed(OLD_ROWS, None), self.keyed(NEW_ROWS, None));
+                let is_gone = format!("where not exists (select from {new} as now where {same})");
+                let gone = self.log_deletions(&is_gone);
+                format!(
+                    "declare
+                       rows pg_catalog.int8;
+                       nestloop pg_catalog.text;
+                     begin
+                       {LOG}) select tg_relid, 'U', {key} from {new} as now where now.is_there;
+                       get diagnostics rows = row_count;
+                       if rows operator(pg_catalog.=) 1 then
+                         perform from {old} as was, {new} as now where not ({same});
+                         if not found then return null; end if;
+                       elsif rows operator(pg_catalog.=) 0 then
+                         return null;
+                       end if;
+                       nestloop := pg_catalog.current_setting('enable_nestloop');
+                       perform pg_catalog.set_config('enable_nestloop', 'off', true);
+                       if exists (select from {old} as was {is_gone}) then {gone} end if;
+                       perform pg_catalog.set_config('enable_nestloop', nestloop, true);
+                       return null;
+                     end"
+                )
+            }
             TriggerKind::Deletes => format!(
                 "begin
                    if {IS_QUIET} then
                      insert into cdc_export.change_log (table_oid, operation, quiet_deletes)
-                       select tg_relid, 'Q', pg_catalog.count(*) from {OLD_ROWS} having pg_catalog.count(*) operator(pg_catalog.>) 0;
+                       select tg_relid, 'Q', pg_catalog.count(*) from (select from {OLD_ROWS}) as its
+                       having pg_catalog.count(*) operator(pg_catalog.>) 0;
                      return null;
                    end if;
                    {} return null;
                  end",
-                gone(OLD_ROWS)
+                self.log_deletions("where was.is_there")
             ),
             // A partition that was detached keeps this trigger, and is no part of any tree.
             TriggerKind::Truncates => format!(
@@ -151,42 +145,87 @@ impl Function {
                    return null;
                  end"
             ),
-            // Each row of a partition would begin a transaction within its own: only one that may be too large does.
-            TriggerKind::Rows | TriggerKind::Replicated => format!(
-                "declare root constant pg_catalog.oid := {root}; begin
-                   if tg_op operator(pg_catalog.=) 'DELETE' and {IS_QUIET} then
-                     insert into cdc_export.change_log (table_oid, operation, quiet_deletes) values (root, 'Q', 1);
-                     return null;
-                   end if;
-                   if tg_op operator(pg_catalog.<>) 'DELETE' then
-                     {LOG}) values (root, case when tg_op operator(pg_catalog.=) 'INSERT' then 'I' else 'U' end::pg_catalog.\"char\", {new});
-                   end if;
-                   if tg_op operator(pg_catalog.=) 'DELETE'
-                     or tg_op operator(pg_catalog.=) 'UPDATE' and {old} operator(pg_catalog.<>) {new} collate pg_catalog.\"C\" then
-                     if pg_catalog.pg_column_size(old) operator(pg_catalog.<=) {LARGE} then {in_full}; else {} end if;
-                   end if;
-                   return null;
-                 end",
-                in_full_or_by_key(&if_it_fits, &format!("{LOG}) values (root, 'D', {})", self.key_of("old"))),
-                new = self.key_of("new"),
-                old = self.key_of("old"),
-            ),
+            // Most updates leave the key as it is: one statement finds that and logs it. Each row of a partition would begin a
+            // transaction within its own: only one that may be too large does.
+            TriggerKind::Rows | TriggerKind::Replicated => {
+                let (old, new) = (self.keyed(OLD_ROW, None), self.keyed(NEW_ROW, None));
+                let (columns, was) = (columns_of(&root), self.key_of("was"));
+                let of_row = |image: &str| {
+                    format!("{LOG}, image, image_columns) select {root}, 'D', {was}, {image}, {columns} from {old} as was where was.is_there")
+                };
+                let (in_full, if_it_fits) = (of_row(&self.text_of("old")), of_row(&self.image_of("old")));
+                let by_key = format!("{LOG}) select {root}, 'D', {was} from {old} as was where was.is_there");
+                let large = in_full_or_by_key(&if_it_fits, &by_key);
+                format!(
+                    "declare rows pg_catalog.int8; begin
+                       if tg_op operator(pg_catalog.=) 'DELETE' and {IS_QUIET} then
+                         insert into cdc_export.change_log (table_oid, operation, quiet_deletes) values ({root}, 'Q', 1);
+                         return null;
+                       end if;
+                       if tg_op operator(pg_catalog.=) 'UPDATE' then
+                         {LOG}) select {root}, 'U', {key} from {new} as now, {old} as was where now.is_there and {same};
+                         get diagnostics rows = row_count;
+                         if rows operator(pg_catalog.=) 1 then return null; end if;
+                       end if;
+                       if tg_op operator(pg_catalog.<>) 'DELETE' then
+                         {LOG}) select {root}, case when tg_op operator(pg_catalog.=) 'INSERT' then 'I' else 'U' end::pg_catalog.\"char\", {key}
+                           from {new} as now where now.is_there;
+                       end if;
+                       if tg_op operator(pg_catalog.<>) 'INSERT' then
+                         if pg_catalog.pg_column_size(old) operator(pg_catalog.<=) {LARGE} then {in_full}; else {large} end if;
+                       end if;
+                       return null;
+                     end"
+                )
+            }
         }
     }
 
-    fn key_of(&self, row: &str) -> String {
-        key_text(row, &self.key)
+    /// Logs the rows of `OLD_ROWS`, as `was`, that this clause finds, as deleted.
+    fn log_deletions(&self, clause: &str) -> String {
+        let (key, columns) = (self.key_of("was"), columns_of("tg_relid"));
+        // A whole row by its star: its bare name would be a column of that name.
+        let (old, with_image) =
+            (self.keyed(OLD_ROWS, None), self.keyed(OLD_ROWS, Some(&self.image_of(&format!("{OLD_ROWS}.*")))));
+        let in_full = format!(
+            "{LOG}, image, image_columns) select tg_relid, 'D', {key}, was.image, {columns} from {with_image} as was {clause}"
+        );
+        in_full_or_by_key(&in_full, &format!("{LOG}) select tg_relid, 'D', {key} from {old} as was {clause}"))
     }
 
-    /// That an old row and a new one have the same key, by its texts: the log has a text, and a type's operators are in some schema.
-    fn is_same(&self) -> String {
-        let part = |name: &String| {
-            let name = quote::quoted(name);
-            format!(
-                "pg_catalog.concat({NEW_ROWS}.{name}) operator(pg_catalog.=) pg_catalog.concat({OLD_ROWS}.{name}) collate pg_catalog.\"C\""
-            )
+    /// These rows as a relation with the columns `part1`, `part2`, …, the texts of the key's values, `image`, if one is given, and
+    /// `is_there`.
+    ///
+    /// `is_there` is false if a column of the key was renamed or dropped: a name that the rows lack is then that of `missing`, which is
+    /// null. So the writer's statement succeeds and logs nothing, and consumers' next exports fail, because the guard compares the
+    /// catalog's rows of the key's columns. This takes no time: the planner removes `missing`, the subqueries and what isn't used.
+    ///
+    /// Variables of plpgsql stand only outside of it, where no column of the table can take their names.
+    fn keyed(&self, rows: &str, image: Option<&str>) -> String {
+        let names: Vec<_> = self.key.iter().map(|name| quote::quoted(name)).collect();
+        let listed = |each: &dyn Fn(usize, &String) -> String| {
+            names.iter().enumerate().map(|(at, name)| each(at + 1, name)).collect::<Vec<_>>().join(", ")
         };
-        self.key.iter().map(part).collect::<Vec<_>>().join(" and ")
+        let missing = listed(&|_, name| format!("null::pg_catalog.text as {name}"));
+        let parts = listed(&|part, name| format!("pg_catalog.concat({name}) as part{part}"));
+        let image = image.map(|image| format!(", {image} as image")).unwrap_or_default();
+        let names = names.join(", ");
+        format!(
+            "(select keyed.* from (select {missing}) as missing,
+               lateral (select {parts}{image}, pg_catalog.num_nulls({names}) operator(pg_catalog.=) 0 as is_there from {rows}) as keyed)"
+        )
+    }
+
+    /// A row's key as the log has it, of a row of `keyed`.
+    fn key_of(&self, row: &str) -> String {
+        let parts = (1..=self.key.len()).map(|part| format!("{row}.part{part}"));
+        key_of_parts(parts)
+    }
+
+    /// That `was` and `now` of `keyed` have the same key, by its texts: a type's operators are in some schema.
+    fn is_same(&self) -> String {
+        let part = |part| format!("now.part{part} operator(pg_catalog.=) was.part{part} collate pg_catalog.\"C\"");
+        (1..=self.key.len()).map(part).collect::<Vec<_>>().join(" and ")
     }
 
     /// The text of a row, which shows no setting of the writer.
@@ -200,6 +239,8 @@ impl Function {
         format!("case when pg_catalog.pg_column_size({row}) operator(pg_catalog.<=) {LARGEST} then {text} end")
     }
 }
+
+const LOG: &str = "insert into cdc_export.change_log (table_oid, operation, key";
 
 /// That the writer's transaction keeps quiet about its deletions, as only its own session can say.
 const IS_QUIET: &str = "pg_catalog.current_setting('cdc_export.quiet', true) operator(pg_catalog.=) 'delete'";
@@ -222,10 +263,17 @@ fn in_full_or_by_key(in_full: &str, by_key: &str) -> String {
 const OLD_ROWS: &str = "\"old rows\"";
 const NEW_ROWS: &str = "\"new rows\"";
 
+/// The row of a row trigger before and after its change, as a relation.
+const OLD_ROW: &str = "(select old.*) as its";
+const NEW_ROW: &str = "(select new.*) as its";
+
 /// The numbers, in that table, of the columns that a row of `tg_relid` has: a partition may have others than its root.
+///
+/// The planner does not look into the inner `select`: if it knew which table is meant, it would make another plan at each call, because it
+/// takes the average table for larger.
 fn columns_of(table: &str) -> String {
     let own = "pg_catalog.pg_attribute a
-      where a.attrelid operator(pg_catalog.=) tg_relid and a.attnum operator(pg_catalog.>) 0 and not a.attisdropped";
+      where a.attrelid operator(pg_catalog.=) (select tg_relid) and a.attnum operator(pg_catalog.>) 0 and not a.attisdropped";
     let number = match table {
         "tg_relid" => "a.attnum".to_owned(),
         table => format!(
@@ -305,9 +353,10 @@ mod tests {
     fn every_name_says_its_schema() {
         let syntax = [
             "having", "exists", "case", "and", "or", "not", "values", "from", "operator", "if", "then", "its", "where",
+            "lateral",
         ];
         for body in all(&["a", "b"]).iter().map(Function::body) {
-            let text = body.split_once("use_variable").unwrap().1.replace("operator(pg_catalog.", "operator(");
+            let text = body.split_once("use_column").unwrap().1.replace("operator(pg_catalog.", "operator(");
             for (at, _) in text.match_indices('(') {
                 let before = text[..at].trim_end();
                 let name = before.rsplit(|c: char| !(c.is_alphanumeric() || "_.".contains(c))).next().unwrap();
@@ -325,8 +374,8 @@ mod tests {
             assert!(!rest.contains(" in (") && !rest.contains("distinct from") && !rest.contains(" like "), "{rest}");
             for (at, _) in rest.match_indices(" from ") {
                 let relation = rest[at + 6..].trim_start();
-                let is_known =
-                    ["pg_catalog.", "\"old rows\"", "\"new rows\""].iter().any(|it| relation.starts_with(it));
+                let known = ["pg_catalog.", "\"old rows\"", "\"new rows\"", "(select "];
+                let is_known = known.iter().any(|it| relation.starts_with(it));
                 assert!(is_known, "{rest}");
             }
         }

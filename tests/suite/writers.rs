@@ -1,0 +1,213 @@
+//! Writers of tracked tables: what can't make a trigger fail, and what can.
+
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+
+use crate::catalog::{Catalog, post};
+use crate::harness::{Database, SETTINGS_OF_VALUES, refusal};
+use crate::partitions::Tables;
+
+/// In sessions that have written before the rename, too, and where rows are replicated.
+#[tokio::test]
+async fn a_key_that_is_renamed_or_dropped_stops_no_writer_and_hides_nothing() {
+    let tables = Tables::new().await;
+    let mut session = tables.database.pool.acquire().await.unwrap();
+    let write = |key: &str, dataset: &str, id: i32| {
+        let [new, moved] = [id + 1, id + 2];
+        format!(
+            "insert into {dataset} select {new}, 'new'{0}; update {dataset} set note = 'x' where {key} = {id};
+             update {dataset} set {key} = {moved} where {key} = {new}; delete from {dataset} where {key} = {moved};
+             update {dataset} set note = note where {key} < 5",
+            if dataset == "plain" { ", 'new'" } else { "" }
+        )
+    };
+    for (dataset, id) in [("parted", 10), ("plain", 3)] {
+        for role in ["origin", "replica"] {
+            let replicated =
+                |sql: &str| format!("set session_replication_role = {role}; {sql}; reset session_replication_role");
+            let write_everywhere = async |session: &mut PgConnection, key: &str| {
+                let sql = replicated(&write(key, dataset, id + 20));
+                sqlx::raw_sql(AssertSqlSafe(sql.clone())).execute(session).await.unwrap();
+                PgConnection::connect_with(&tables.database.options)
+                    .await
+                    .unwrap()
+                    .execute(AssertSqlSafe(sql))
+                    .await
+                    .unwrap();
+            };
+            write_everywhere(&mut session, "id").await;
+            tables.delta(dataset).await;
+
+            // For a while: the log lacks what was written, and the catalog shows that.
+            tables.run(&format!("alter table {dataset} rename id to number")).await;
+            write_everywhere(&mut session, "number").await;
+            let untold = format!(
+                "select count(*) from cdc_export.change_log where key = '' and table_oid = '{dataset}'::regclass"
+            );
+            assert_eq!(tables.database.one::<i64>(&untold).await, 0, "no other key is logged in its place");
+            tables.run(&format!("alter table {dataset} rename number to id")).await;
+            write_everywhere(&mut session, "id").await;
+            tables.refused(dataset, "partitions_changed").await;
+            tables.heals(dataset, Some("partitions_changed")).await;
+        }
+        // For good.
+        tables
+            .run(&format!("alter table {dataset} rename id to number; delete from {dataset} where number = {id}"))
+            .await;
+        let (code, _, said) = tables.catalog.command(&tables.database, &["datasets", "check"]).await;
+        assert!(code == 2 && said.contains(&format!("`cdc-export track {dataset}`")), "{code} {said}");
+        let body = json!({ "dataset": dataset });
+        assert_eq!(
+            refusal(post(&tables.service, "/exports/delta", Some("a"), &body).await).await,
+            (409, "not_tracked".to_owned())
+        );
+        let dataset_body: Value =
+            tables.service.call("GET", &format!("/datasets/{dataset}"), &[]).await.json().await.unwrap();
+        assert_eq!(dataset_body["ready"], false, "{dataset_body}");
+        tables.catalog.track(&tables.database, dataset).await;
+        let job = tables.ended("delta", dataset).await;
+        assert_eq!(job["error"]["code"], "full_export_needed", "{job}");
+        tables.heals(dataset, job["continuity"].as_str()).await;
+    }
+    // A column of the key is dropped: the dataset no longer fits its table.
+    tables
+        .run("alter table plain drop column number; insert into plain (code) values ('later'); delete from plain")
+        .await;
+    let (code, _, said) = tables.catalog.command(&tables.database, &["datasets", "check"]).await;
+    assert!(code == 2 && said.contains("plain: key"), "{code} {said}");
+    tables.service.stop().await;
+}
+
+/// The names of the triggers' own variables and relations, in the key and beside it.
+#[tokio::test]
+async fn columns_of_any_name_are_logged_right() {
+    let names = [
+        "rows", "tg_relid", "tg_op", "root", "now", "was", "key", "part1", "image", "missing", "keyed", "its", "old",
+        "new", "nestloop", "found", "a\"b", "old rows",
+    ];
+    let database = Database::empty().await;
+    let (first, second) = names.split_at(names.len() / 2);
+    let blocks = ["first", "first_parted", "second", "second_parted"]
+        .map(|table| format!("[[dataset]]\nname = \"{table}\"\ntable = \"{table}\"\n"));
+    let catalog = Catalog::of(&blocks.concat());
+    for (name, keys, others) in [("first", first, second), ("second", second, first)] {
+        let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
+        let columns: String = keys.iter().map(|key| format!("{} int default 2, ", quoted(key))).collect();
+        let others: String = others.iter().map(|other| format!("{} text default 'no', ", quoted(other))).collect();
+        let last = quoted(keys[keys.len() - 1]);
+        let keys: Vec<_> = keys.iter().map(|key| quoted(key)).collect();
+        let columns = format!("n int, {columns}{others}primary key (n, {})", keys.join(", "));
+        database
+            .run(&format!(
+                "create table {name} ({columns}); create table {name}_parted ({columns}) partition by range (n, {last});
+                 create table {name}_all partition of {name}_parted default"
+            ))
+            .await;
+        for table in [name.to_owned(), format!("{name}_parted")] {
+            catalog.track(&database, &table).await;
+            for role in ["origin", "replica"] {
+                database
+                    .run(&format!(
+                        "set session_replication_role = {role}; insert into {table} (n) values (1), (3); update {table} set n = 5 where n = 3;
+                         update {table} set {last} = 7 where n = 5; delete from {table} where n = 1; delete from {table};
+                         reset session_replication_role"
+                    ))
+                    .await;
+                let logged: Vec<String> = database
+                    .one(&format!(
+                        "select array_agg(format('%s %s %s', operation, key::json ->> 0, key::json ->> -1) order by sequence)
+                         from cdc_export.change_log where table_oid = '{table}'::regclass"
+                    ))
+                    .await;
+                let expected = ["I 1 2", "I 3 2", "U 5 2", "D 3 2", "U 5 7", "D 5 2", "D 1 2", "D 5 7"];
+                assert_eq!(logged, expected, "{table} {role}");
+                database.run("delete from cdc_export.change_log").await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_setting_of_a_writer_s_session_refuses_a_write_or_changes_a_key() {
+    let tables = Tables::new().await;
+    let others = [
+        "plpgsql.extra_errors = 'all'",
+        "plpgsql.extra_warnings = 'all'",
+        "plpgsql.variable_conflict = 'error'",
+        "plpgsql.check_asserts = off",
+        "plpgsql.print_strict_params = on",
+        "search_path = ''",
+        "default_transaction_isolation = serializable",
+        "default_transaction_deferrable = on",
+        "plan_cache_mode = force_generic_plan",
+        "enable_hashjoin = off",
+        "enable_material = off",
+        "row_security = off",
+        "session_preload_libraries = ''",
+        "jit_above_cost = 0",
+        "work_mem = '64kB'",
+        "max_stack_depth = '100kB'",
+        "backslash_quote = off",
+        "escape_string_warning = on",
+        "synchronize_seqscans = off",
+        "default_tablespace = ''",
+        "temp_tablespaces = ''",
+        "check_function_bodies = off",
+        "from_collapse_limit = 1",
+        "join_collapse_limit = 1",
+        "geqo_threshold = 2",
+    ];
+    for setting in SETTINGS_OF_VALUES.iter().chain(&others) {
+        let mut session = PgConnection::connect_with(&tables.database.options).await.unwrap();
+        session.execute(AssertSqlSafe(format!("set {setting}"))).await.unwrap();
+        for role in ["origin", "replica"] {
+            for (table, id, code) in [("public.plain", 21, ", 'c21'"), ("public.parted", 21, "")] {
+                session
+                    .execute(AssertSqlSafe(format!(
+                        "set session_replication_role = {role}; insert into {table} select {id}{code};
+                         update {table} set note = 'x' where id = {id}; update {table} set id = id + 1 where id = {id};
+                         delete from {table} where id = {id} + 1"
+                    )))
+                    .await
+                    .unwrap_or_else(|refused| panic!("{setting}, {role}, {table}: {refused}"));
+            }
+        }
+        let logged: Vec<String> = tables
+            .database
+            .one(
+                "with gone as (delete from cdc_export.change_log returning *)
+                 select array_agg(operation::text || key order by table_oid::regclass::text, sequence) from gone",
+            )
+            .await;
+        let each = ["I21", "U21", "U22", "D21", "D22"];
+        assert_eq!(logged, [each; 4].concat(), "{setting}");
+    }
+    tables.service.stop().await;
+}
+
+#[tokio::test]
+async fn triggers_that_may_not_write_to_the_log_are_told_and_lose_nothing() {
+    let tables = Tables::new().await;
+    let owner: String = tables
+        .database
+        .one("select distinct proowner::regrole::text from pg_proc where proname like 'capture\\_%'")
+        .await;
+    let is_ready = async || {
+        let dataset = tables.service.call("GET", "/datasets/plain", &[]).await.json::<Value>().await.unwrap();
+        dataset["ready"].as_bool().unwrap()
+    };
+    for right in ["insert on cdc_export.change_log", "usage on schema cdc_export"] {
+        tables.run(&format!("revoke {right} from {owner}")).await;
+        let refused = sqlx::raw_sql("update plain set note = 'x' where id = 1").execute(&tables.database.pool).await;
+        assert!(refused.is_err(), "{right}");
+        assert!(!is_ready().await, "{right}");
+        let (code, _, said) = tables.catalog.command(&tables.database, &["datasets", "check"]).await;
+        assert!(code == 2 && said.contains("`cdc-export track plain`"), "{right}: {code} {said}");
+        tables.refused("plain", "trigger_missing").await;
+
+        tables.run(&format!("grant {right} to {owner}; update plain set note = '{right}' where id = 2")).await;
+        assert!(is_ready().await, "{right}");
+        assert_eq!(tables.delta("plain").await, ["UPDATE 2"]);
+    }
+    tables.service.stop().await;
+}
