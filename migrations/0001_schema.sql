@@ -410,6 +410,38 @@ begin
   return pg_catalog.format_type(type, modifier);
 end $$;
 
+-- Adds the role's own search_path behind the caller's, to the end of the transaction, if Postgres can't plan a read of the
+-- table without it: the planner opens the SQL functions that a table's indexes and statistics call, and such a function
+-- may name another one without its schema. Raises CE002, with Postgres's message, if it can't be planned then either.
+create function cdc_export.find_what_indexes_call(from_item text, table_oid oid) returns void
+language plpgsql as $$
+begin
+  if not exists (
+    select from pg_catalog.pg_index x
+    where (x.indexprs is not null or x.indpred is not null)
+      and (x.indrelid = table_oid or x.indrelid in (select p.relid from pg_catalog.pg_partition_tree(table_oid) p)))
+    and not exists (
+      select from pg_catalog.pg_statistic_ext s
+      where s.stxrelid = table_oid or s.stxrelid in (select p.relid from pg_catalog.pg_partition_tree(table_oid) p)) then
+    return;
+  end if;
+  begin
+    execute 'select from ' || from_item || ' limit 0';
+    return;
+  exception when undefined_function or undefined_object or undefined_table or undefined_column or ambiguous_function
+    or invalid_schema_name or datatype_mismatch then
+    null;
+  end;
+  perform pg_catalog.set_config('search_path', pg_catalog.concat_ws(', ', pg_catalog.current_setting('search_path'),
+    nullif(pg_catalog.current_setting('cdc_export.role_path', true), '')), true);
+  begin
+    execute 'select from ' || from_item || ' limit 0';
+  exception when undefined_function or undefined_object or undefined_table or undefined_column or ambiguous_function
+    or invalid_schema_name or datatype_mismatch then
+    raise exception '%', sqlerrm using errcode = 'CE002';
+  end;
+end $$;
+
 -- Returns the names of the columns of a table's primary key, in their order, without columns that its index only
 -- includes. Only for our own sessions, whose search_path it relies on.
 create function cdc_export.primary_key(table_oid oid) returns text[]

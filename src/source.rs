@@ -23,6 +23,7 @@ pub mod purge;
 mod quote;
 mod reader_slots;
 mod rights;
+mod role_path;
 pub mod rows;
 mod select;
 mod selection;
@@ -181,6 +182,9 @@ pub enum Error {
         #[source]
         cause: sqlx::Error,
     },
+    /// A function that an index of the table calls fails while Postgres plans the read.
+    #[error("{0}")]
+    CantPlan(String),
     /// Anything else that Postgres reports.
     #[error("Postgres refused to read the table")]
     Sql(#[source] sqlx::Error),
@@ -232,6 +236,9 @@ impl Error {
                 SqlFailure::Refused if sqlstate(&cause) == "CE001" => {
                     let column = cause.as_database_error().map(|e| e.message().to_owned()).unwrap_or_default();
                     Error::RowTooLarge { column }
+                }
+                SqlFailure::Refused if sqlstate(&cause) == role_path::CANT_PLAN => {
+                    Error::CantPlan(role_path::cant_plan(table, &cause))
                 }
                 SqlFailure::Refused | SqlFailure::ReadOnly | SqlFailure::Duplicate | SqlFailure::Client => {
                     Error::Sql(cause)

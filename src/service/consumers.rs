@@ -127,7 +127,12 @@ impl Service {
             };
             let is_lasting = matches!(
                 error,
-                Some(source::Error::Mismatch(_) | source::Error::NotReadable(_) | source::Error::Denied { .. })
+                Some(
+                    source::Error::Mismatch(_)
+                        | source::Error::CantPlan(_)
+                        | source::Error::NotReadable(_)
+                        | source::Error::Denied { .. }
+                )
             );
             if (datasets == 1 && !is_lasting) || matches!(error, Some(source::Error::Unavailable(_))) {
                 return Err(Error::Table(error));

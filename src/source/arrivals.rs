@@ -8,13 +8,15 @@ use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::connection::SEARCH_PATH;
-use crate::dataset::TableSchema;
+use crate::dataset::{Dataset, TableSchema};
 use crate::source::quote;
+use crate::source::role_path::find_what_indexes_call;
 use crate::source::trigger::key_text;
 use crate::watermark::Snapshot;
 
 /// The partitions that came to a table since a consumer's position.
 pub(super) struct Arrivals<'a> {
+    pub(super) dataset: &'a Dataset,
     pub(super) partitions: &'a [Oid],
     pub(super) table: Oid,
     pub(super) schema: &'a TableSchema,
@@ -30,7 +32,10 @@ pub(super) async fn have_unlogged_rows(
 ) -> Result<bool, sqlx::Error> {
     // Where the dataset has a filter, the reader has the role's own search_path, in which others may have functions. The rollback
     // restores that path.
-    let path = format!("-- source.arrivals.path\n savepoint arrivals; set local search_path = {SEARCH_PATH}");
+    let path = format!(
+        "-- source.arrivals.path\n savepoint arrivals; set local search_path = {SEARCH_PATH}; {}",
+        find_what_indexes_call(arrivals.dataset, arrivals.schema)
+    );
     sqlx::raw_sql(AssertSqlSafe(path)).execute(&mut *reader).await?;
     let have = any_is_unlogged(reader, arrivals).await?;
     sqlx::raw_sql("-- source.arrivals.path_again\n rollback to savepoint arrivals").execute(&mut *reader).await?;
@@ -38,7 +43,7 @@ pub(super) async fn have_unlogged_rows(
 }
 
 async fn any_is_unlogged(reader: &mut PgConnection, arrivals: &Arrivals<'_>) -> Result<bool, sqlx::Error> {
-    let Arrivals { partitions, table, schema, saved } = arrivals;
+    let Arrivals { partitions, table, schema, saved, .. } = arrivals;
     let leaves: Vec<(Oid, String, String, bool)> = sqlx::query_as(
         "-- source.arrivals.leaves
          select c.oid, n.nspname::text, c.relname::text,

@@ -10,7 +10,7 @@ use crate::source::capture::untracking;
 use crate::source::captured::capture;
 use crate::source::quote::relation;
 use crate::source::rights::Seen;
-use crate::source::{filter, lag, parallel_apply, rights, table_schema};
+use crate::source::{filter, lag, parallel_apply, rights, role_path, table_schema};
 
 /// What a look at the tables of a catalog finds.
 #[derive(Debug, Default)]
@@ -171,7 +171,10 @@ async fn fits(
 ) -> Result<Option<TableSchema>, sqlx::Error> {
     match introspect(conn, dataset, seen).await? {
         Ok(schema) => {
-            let fault = filter::check(conn, dataset, &schema.table).await?;
+            let mut fault = filter::check(conn, dataset, &schema.table).await?;
+            if fault.is_none() && seen.unreadable.is_none() {
+                fault = role_path::check(conn, dataset, &schema).await?;
+            }
             let fits = fault.is_none();
             faults.extend(fault);
             Ok(fits.then_some(schema))

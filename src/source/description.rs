@@ -9,6 +9,7 @@ use crate::dataset::fault::Faults;
 use crate::dataset::{Capture, Column, Dataset, Description, Table, TableSchema};
 use crate::source::captured::capture;
 use crate::source::quote::relation;
+use crate::source::role_path::find_what_indexes_call;
 use crate::source::select::Select;
 use crate::source::{Error, Source, lag, rights, table_schema};
 
@@ -34,9 +35,12 @@ impl Source {
         let failed = Error::of(&dataset.table);
         let select = Select { dataset, schema };
         let Some(deleted) = select.deleted(true) else { return Ok(Some(0)) };
+        let mut tx = self.pool.begin().await.map_err(&failed)?;
+        let find = format!("-- source.description.path\n {}", find_what_indexes_call(dataset, schema));
+        sqlx::raw_sql(AssertSqlSafe(find)).execute(&mut *tx).await.map_err(&failed)?;
         let count =
             format!("-- source.description.deleted\n select count(*) from {} u where {deleted}", select.table());
-        match sqlx::query_scalar(AssertSqlSafe(count)).fetch_one(&self.pool).await {
+        match sqlx::query_scalar(AssertSqlSafe(count)).fetch_one(&mut *tx).await {
             Err(cause) if SqlFailure::of(&cause) == SqlFailure::Cancelled => Ok(None),
             counted => counted.map(Some).map_err(&failed),
         }

@@ -6,9 +6,7 @@ use crate::connection::failure::{SqlFailure, sqlstate};
 use crate::dataset::fault::Fault;
 use crate::dataset::{Dataset, Table};
 use crate::source::quote::{quoted, relation};
-
-/// How long the check waits for a lock on the table: the transaction that has the lock may wait for our caller.
-const LOCK_TIMEOUT: &str = "2s";
+use crate::source::role_path::LOCK_TIMEOUT;
 
 /// A filter has to be SQL of the row alone: what depends on the time, or on other tables, changes without a change of the row,
 /// which nobody would ever see. An index may have just such conditions, so Postgres is asked by making one.

@@ -3,20 +3,25 @@
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::connection::failure::sqlstate;
-use crate::dataset::{Dataset, Table};
-use crate::source::{Error, quote};
+use crate::dataset::{Dataset, Table, TableSchema};
+use crate::source::{Error, quote, role_path};
 
 /// The statements that make a connection a reader of one snapshot.
 #[derive(Clone, Debug)]
 pub(super) struct Import(String);
 
 impl Import {
-    /// The import of the exported snapshot `name`, to read `dataset` from `table`. `encoding`: the database's.
-    pub(super) fn new(name: &str, encoding: &str, dataset: &Dataset, table: &Table, server_version: u32) -> Import {
+    /// The import of the exported snapshot `name`, to read `dataset` from a table of this schema. `encoding`: the database's.
+    pub(super) fn new(
+        name: &str,
+        encoding: &str,
+        dataset: &Dataset,
+        schema: &TableSchema,
+        server_version: u32,
+    ) -> Import {
         // A database in SQL_ASCII promises nothing of its texts. They are sent as they are, and the encoder checks them and names the column.
         let raw_texts = if encoding == "SQL_ASCII" { "set local client_encoding = 'SQL_ASCII';" } else { "" };
-        // An operator's filter means what it means in the role's own search_path.
-        let path = if dataset.filter.is_some() { ROLE_PATH } else { "" };
+        let path = role_path::statement(dataset, schema);
         let no_timeouts = no_timeouts(server_version);
         // The reader doesn't wait for its lock: a reader that queues behind an ALTER which waits for the leader would wait for ever, and
         // no deadlock detector sees that the leader waits for its reader outside of Postgres.
@@ -27,13 +32,13 @@ impl Import {
              {no_timeouts}
              {NOTICE_A_LOST_CLIENT}
              {raw_texts}
-             {path}
              set local synchronize_seqscans = off;
              set local enable_tidscan = on;
              set local max_parallel_workers_per_gather = 0;
              set local random_page_cost = 1.1;
-             lock table {} in access share mode nowait",
-            quote::relation(table)
+             lock table {} in access share mode nowait;
+             {path}",
+            quote::relation(&schema.table)
         ))
     }
 
@@ -52,9 +57,6 @@ impl Import {
 const NOTICE_A_LOST_CLIENT: &str = "do $$ begin
     perform set_config('client_connection_check_interval', '1s', true);
   exception when others then null; end $$;";
-
-/// Lets the role's own search_path rule to the end of the transaction.
-const ROLE_PATH: &str = "select set_config('search_path', current_setting('cdc_export.role_path'), true);";
 
 /// Lets a transaction take as long as it takes, whatever timeouts the server or the role sets.
 pub(super) fn no_timeouts(server_version: u32) -> &'static str {

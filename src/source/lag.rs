@@ -11,6 +11,7 @@ use crate::job::marker::Marker;
 use crate::job::{Continuity, ExportType};
 use crate::source::captured::capture;
 use crate::source::quote::{quoted, relation};
+use crate::source::role_path::find_what_indexes_call;
 use crate::source::select::{Select, logged};
 use crate::source::{Error, Source, rights, table_schema};
 use crate::watermark::{COUNTED_ROWS, ConsumerLag, Waiting};
@@ -35,10 +36,11 @@ impl Source {
         let select = Select { dataset, schema: &schema };
         let mut tx = conn.begin().await.map_err(&failed)?;
         // The newest come from an index, in its order, whatever the planner guesses of how much there is.
-        sqlx::raw_sql("-- source.lag.plan\n set local enable_seqscan = off; set local enable_bitmapscan = off")
-            .execute(&mut *tx)
-            .await
-            .map_err(&failed)?;
+        let plan = format!(
+            "-- source.lag.plan\n set local enable_seqscan = off; set local enable_bitmapscan = off; {}",
+            find_what_indexes_call(dataset, &schema)
+        );
+        sqlx::raw_sql(AssertSqlSafe(plan)).execute(&mut *tx).await.map_err(&failed)?;
         let newest = match &schema.updated_at {
             Some(time) => has_index(&mut tx, &relation(&schema.table), &time.name).await.map_err(&failed)?,
             None => false,

@@ -37,7 +37,7 @@ impl ExportConnections {
         let remedy = opening.require_capture(&schema, &exported)?;
         let continuity = exported.continuity()?;
         opening.require(continuity, &schema, &remedy)?;
-        let import = opening.import(&table, &exported).await?;
+        let import = opening.import(&schema, &exported).await?;
         let position = exported.position(continuity);
         let continuity = opening.look_at_arrivals(&schema, &exported, &position, continuity).await?;
         opening.require(continuity, &schema, &remedy)?;
@@ -143,10 +143,10 @@ impl Opening<'_> {
     }
 
     /// Makes the reader a reader of the snapshot.
-    async fn import(&mut self, table: &Table, exported: &ExportedSnapshot) -> Result<Import, Error> {
+    async fn import(&mut self, schema: &TableSchema, exported: &ExportedSnapshot) -> Result<Import, Error> {
         let ExportConnections { leader, reader, reader_session, .. } = &mut self.connections;
         let server_version = leader.server_version_num().unwrap_or(0);
-        let import = Import::new(&exported.name, &exported.encoding, self.dataset, table, server_version);
+        let import = Import::new(&exported.name, &exported.encoding, self.dataset, schema, server_version);
         reader_session.watched(leader, self.lease, import.join(reader, &self.dataset.table)).await?;
         Ok(import)
     }
@@ -164,7 +164,8 @@ impl Opening<'_> {
             return Ok(word);
         }
         let ExportConnections { leader, reader, reader_session, .. } = &mut self.connections;
-        let arrived = Arrivals { partitions: &exported.arrived, table: exported.table_oid, schema, saved };
+        let arrived =
+            Arrivals { dataset: self.dataset, partitions: &exported.arrived, table: exported.table_oid, schema, saved };
         let look =
             async { arrivals::have_unlogged_rows(reader, &arrived).await.map_err(Error::of(&self.dataset.table)) };
         let have_unlogged_rows = reader_session.watched(leader, self.lease, look).await?;

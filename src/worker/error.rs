@@ -61,6 +61,7 @@ impl Error {
                     [fault] if fault.member == "table" => FailureCode::TableMissing,
                     _ => FailureCode::DatasetMismatch,
                 }),
+                source::Error::CantPlan(_) => fail(FailureCode::DatasetMismatch),
                 source::Error::InvalidText { .. } => fail(FailureCode::InvalidText),
                 source::Error::RowTooLarge { .. } | source::Error::RowBeyondPostgres { .. } => {
                     fail(FailureCode::RowTooLarge)

@@ -4,7 +4,7 @@ mod types;
 
 use serde_json::{Value, json};
 
-use crate::catalog::{Catalog, Replica, export};
+use crate::catalog::{Catalog, Replica, ended, export};
 use crate::harness::{Csv, Database};
 use crate::tables::types::{TYPES, database, passes, table};
 
@@ -149,4 +149,86 @@ async fn a_role_that_may_just_read_exports_what_its_owner_tracked() {
     );
     service.signal(nix::sys::signal::Signal::SIGKILL);
     database.run(&format!("drop owned by {role} cascade; drop role {role}")).await;
+}
+
+/// The planner opens a function of an index to see what it calls: here a function that only the role's own search_path finds.
+#[tokio::test]
+async fn an_index_on_a_function_that_names_another_without_its_schema_is_no_obstacle() {
+    let database = Database::empty().await;
+    database
+        .run(
+            "create schema helpers;
+             create function helpers.plain(text) returns text language plpgsql immutable as 'begin return lower($1); end';
+             create function searched(text) returns text language sql immutable as 'select helpers.plain($1)';
+             create table single (id int primary key, name text, is_deleted bool not null default false, updated_at timestamptz not null default now());
+             create index on single (searched(name)); create index on single (id) where searched(name) = 'x';
+             create table parted (id int primary key, name text, is_deleted bool not null default false,
+               updated_at timestamptz not null default now()) partition by range (id);
+             create table low partition of parted for values from (0) to (100);
+             create index on low (searched(name));
+             create table high (like parted including defaults, primary key (id)); create index on high (searched(name));
+             insert into single values (1, 'A'), (2, 'B'); insert into parted values (1, 'A'), (2, 'B')",
+        )
+        .await;
+    // Postgres 17 and later make such an index only if the function is well at that time.
+    let name: String = database.one("select current_database()::text").await;
+    database
+        .run(&format!(
+            "alter database {name} set search_path = public, helpers; set search_path = public, helpers;
+             create or replace function searched(text) returns text language sql immutable as 'select plain($1)'"
+        ))
+        .await;
+    let database = Database::at((*database.pool.connect_options()).clone());
+    let block = |name: &str| {
+        format!(
+            "[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\nupdated_at = \"updated_at\"\ndeleted = \"is_deleted\"\n"
+        )
+    };
+    let catalog = Catalog::of(&["single", "parted"].map(block).concat());
+    for dataset in ["single", "parted"] {
+        catalog.track(&database, dataset).await;
+    }
+    let (code, _, said) = catalog.command(&database, &["datasets", "check"]).await;
+    assert_eq!(code, 0, "{said}");
+    let service = catalog.start(&database).service().await;
+    for dataset in ["single", "parted"] {
+        let source = format!("table {dataset}");
+        let replica = Replica { database: &database, source: &source, key: &["id"] };
+        let job = export(&service, "full", dataset, "a").await;
+        replica.begin(&service, &job).await;
+        database
+            .run(&format!("insert into {dataset} values (3, 'C'); update {dataset} set name = 'b' where id = 2; delete from {dataset} where id = 1"))
+            .await;
+        let lags = service.call("GET", "/consumers", &[]).await.json::<Value>().await.unwrap();
+        let is_its = |lag: &&Value| lag["dataset"] == dataset;
+        let waiting = lags["items"].as_array().unwrap().iter().find(is_its).unwrap();
+        assert_eq!(waiting["rowsWaiting"], 3, "{waiting}");
+        let job = export(&service, "incremental", dataset, "b").await;
+        assert_eq!(job["rowsExported"], 2, "{job}");
+        replica.apply(&service, &export(&service, "delta", dataset, "a").await).await;
+        replica.require_equal().await;
+    }
+    // One that came since, with such an index of its own.
+    database
+        .run(
+            "alter table parted attach partition high for values from (100) to (200); insert into parted values (101, 'C')",
+        )
+        .await;
+    assert_eq!(export(&service, "delta", "parted", "a").await["rowsExported"], 1);
+    let (code, printed, said) = Catalog::of("").command(&database, &["datasets", "add", "single"]).await;
+    assert!(code == 0 && printed.contains("would leave 0 rows out"), "{printed} {said}");
+
+    // What nobody finds is told. A session remembers the functions of an index until the index is altered.
+    database
+        .run("alter function helpers.plain(text) rename to gone; alter index single_searched_idx set (fillfactor = 80)")
+        .await;
+    let why = "function plain(text) does not exist";
+    let job = ended(&service, "/exports/delta", Some("a"), json!({ "dataset": "single" })).await;
+    assert_eq!(job["error"]["code"], "dataset_mismatch", "{job}");
+    assert!(job["error"]["detail"].as_str().unwrap().contains(why), "{job}");
+    let (code, _, said) = catalog.command(&database, &["datasets", "check"]).await;
+    assert!(code == 2 && said.contains("single: table") && said.contains(why), "{code} {said}");
+    database.run("alter function helpers.gone(text) rename to plain").await;
+    assert_eq!(export(&service, "delta", "single", "a").await["rowsExported"], 0);
+    service.stop().await;
 }
