@@ -49,6 +49,8 @@ pub struct Column {
     pub operators: Cow<'static, str>,
     /// What it is in Parquet.
     pub parquet: ParquetType,
+    /// Whether a value that Parquet has no form for is NULL there.
+    pub null_without_form: bool,
 }
 
 /// How Postgres sends a column's values.
@@ -74,12 +76,14 @@ impl Column {
             wire_format: WireFormat::Binary,
             operators: Cow::Borrowed("pg_catalog"),
             parquet: ParquetType::OfKind,
+            null_without_form: false,
         }
     }
 
     /// The column of a file that has its values.
     pub fn in_file(&self) -> pg_rows::column::Column {
-        pg_rows::column::Column { name: self.name.clone(), kind: self.kind, parquet: self.parquet }
+        let Column { kind, parquet, null_without_form, .. } = *self;
+        pg_rows::column::Column { name: self.name.clone(), kind, parquet, null_without_form }
     }
 }
 
@@ -192,12 +196,48 @@ pub struct Dataset {
     pub capture: Capture,
     /// What a delta calls its rows.
     pub operation: Operation,
-    /// Whether a `numeric` of declared digits is a `DECIMAL` in Parquet, in place of a text.
-    pub decimals: bool,
-    /// Whether a `uuid` is a text in Parquet.
-    pub uuid_texts: bool,
+    /// What its columns are in Parquet.
+    pub parquet: ParquetChoices,
     /// How large its files get, where a request doesn't say; see [`Request::max_file_bytes`](crate::job::Request::max_file_bytes).
     pub max_file_bytes: Option<u64>,
+}
+
+/// What the operator chose of the types that Parquet has for a dataset's columns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ParquetChoices {
+    /// Whether a `numeric` of declared digits is a `DECIMAL`, in place of a text.
+    pub decimals: bool,
+    /// Whether a `uuid` is a text.
+    pub uuid_texts: bool,
+    /// Whether a `time` is a text.
+    pub time_texts: bool,
+    /// What becomes of values that Parquet has no form for.
+    pub unrepresentable: Unrepresentable,
+}
+
+/// What becomes of a value that Parquet has no form for, such as `infinity`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unrepresentable {
+    /// The export fails.
+    #[default]
+    Fail,
+    /// It is NULL.
+    Null,
+    /// Each column of dates or times is a text, and has it.
+    Text,
+}
+
+impl ParquetChoices {
+    /// Whether a column of this type is a text, though Parquet has a type for it.
+    pub fn is_text(&self, kind: ColumnType) -> bool {
+        let for_all_values = self.unrepresentable == Unrepresentable::Text;
+        match kind {
+            ColumnType::Uuid => self.uuid_texts,
+            ColumnType::Time => self.time_texts || for_all_values,
+            ColumnType::Date | ColumnType::Timestamp | ColumnType::Timestamptz => for_all_values,
+            _ => false,
+        }
+    }
 }
 
 impl Dataset {
@@ -215,8 +255,7 @@ impl Dataset {
             filter: None,
             capture: Capture::Triggers,
             operation: Operation::Timestamps,
-            decimals: false,
-            uuid_texts: false,
+            parquet: ParquetChoices::default(),
             max_file_bytes: None,
         }
     }

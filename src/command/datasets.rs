@@ -10,7 +10,7 @@ use crate::config::{self, CatalogFile, Config};
 use crate::dataset::fault::{Fault, Faults};
 use pg_rows::column::ColumnType;
 
-use crate::dataset::{Capture, Column, Columns, Dataset, Description, Operation, Table, TableSchema};
+use crate::dataset::{Capture, Column, Columns, Dataset, Description, Operation, ParquetChoices, Table, TableSchema};
 use crate::postgres::Database;
 use crate::source::catalog_check::{self, Findings};
 use clap::Subcommand;
@@ -162,8 +162,7 @@ async fn draft(config: &Config, database: &Database, table: Table) -> anyhow::Re
         filter: None,
         capture: Capture::Triggers,
         operation: Operation::Log,
-        decimals: false,
-        uuid_texts: false,
+        parquet: ParquetChoices::default(),
         max_file_bytes: None,
     };
     let Description { dataset, schema, unreadable, .. } = service.describe(&Arc::new(dataset)).await?;

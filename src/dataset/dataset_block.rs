@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::dataset::block::{Block, DATASET, File, Names};
-use crate::dataset::{Capture, Columns, Dataset, Operation, Table};
+use crate::dataset::{Capture, Columns, Dataset, Operation, ParquetChoices, Table, Unrepresentable};
 use crate::duration;
 use crate::job::FILE_BYTES;
 
@@ -33,8 +33,12 @@ fn dataset(block: &mut Block<'_, '_>) -> Option<Dataset> {
     if by_times && !(updated_at.is_some() && created_at.is_some()) {
         block.wrong("operation", "timestamps compares created_at with updated_at: name both");
     }
-    let decimals = block.is_second("numeric", ["text", "decimal"]);
-    let uuid_texts = block.is_second("uuid", ["uuid", "text"]);
+    let parquet = ParquetChoices {
+        decimals: block.is_second("numeric", ["text", "decimal"]),
+        uuid_texts: block.is_second("uuid", ["uuid", "text"]),
+        time_texts: block.is_second("time", ["time", "text"]),
+        unrepresentable: block.optional("unrepresentable", unrepresentable).unwrap_or_default(),
+    };
     let max_file_bytes = block.number("max_file_bytes", &FILE_BYTES);
     let dataset = Dataset {
         name: block.name.clone(),
@@ -47,14 +51,22 @@ fn dataset(block: &mut Block<'_, '_>) -> Option<Dataset> {
         filter,
         capture,
         operation: if by_times { Operation::Timestamps } else { Operation::Log },
-        decimals,
-        uuid_texts,
+        parquet,
         max_file_bytes,
     };
     if !block.has("operation") && dataset.is_like_users() {
         return Some(Dataset { operation: Operation::Timestamps, ..dataset });
     }
     Some(dataset)
+}
+
+fn unrepresentable(word: &str) -> Result<Unrepresentable, String> {
+    match word {
+        "fail" => Ok(Unrepresentable::Fail),
+        "null" => Ok(Unrepresentable::Null),
+        "text" => Ok(Unrepresentable::Text),
+        other => Err(format!("`{other}` is none of fail, null and text")),
+    }
 }
 
 /// Reads the columns of a file: all, those of `columns`, or all but those of `exclude`.

@@ -63,8 +63,6 @@ mod tests {
                     .to_owned(),
             ),
             deleted: None,
-            decimals: false,
-            uuid_texts: false,
             updated_at: Some("modified_at".to_owned()),
             capture: Capture::Timestamp { overlap: Duration::from_secs(300) },
             ..Dataset::users()

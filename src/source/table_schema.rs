@@ -5,7 +5,9 @@ use sqlx::postgres::types::Oid;
 
 use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::name::{hint, hint_in_full};
-use crate::dataset::{Column, Columns, Dataset, KeyColumn, OPERATION, Operation, Table, TableSchema, WireFormat};
+use crate::dataset::{
+    Column, Columns, Dataset, KeyColumn, OPERATION, Operation, Table, TableSchema, Unrepresentable, WireFormat,
+};
 use crate::source;
 use crate::source::guard::RememberedColumn;
 use crate::source::quote::relation;
@@ -75,6 +77,7 @@ struct ColumnRow {
 impl ColumnRow {
     fn column(&self, dataset: &Dataset) -> Column {
         let kind = self.own_type.as_deref().and_then(binary_kind);
+        let choices = dataset.parquet;
         let wire_format = if kind.is_some() { WireFormat::Binary } else { WireFormat::Written };
         Column {
             name: self.name.clone().into(),
@@ -85,10 +88,11 @@ impl ColumnRow {
             wire_format,
             operators: self.operators.clone().into(),
             parquet: match kind {
-                Some(ColumnType::Numeric) if dataset.decimals => decimal(self.modifier).unwrap_or(ParquetType::OfKind),
-                Some(ColumnType::Uuid) if dataset.uuid_texts => ParquetType::Text,
+                Some(ColumnType::Numeric) if choices.decimals => decimal(self.modifier).unwrap_or(ParquetType::OfKind),
+                Some(kind) if choices.is_text(kind) => ParquetType::Text,
                 _ => ParquetType::OfKind,
             },
+            null_without_form: choices.unrepresentable == Unrepresentable::Null,
         }
     }
 }

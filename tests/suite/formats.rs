@@ -295,6 +295,65 @@ mod in_parquet {
     }
 
     #[tokio::test]
+    async fn what_parquet_has_no_form_for_fails_or_is_null_or_a_text_as_the_dataset_says() {
+        let database = Database::empty().await;
+        database
+            .run(
+                "create table odd (id bigint primary key, d date, t time, ts timestamp, tz timestamptz, amount numeric(6, 2));
+                 insert into odd values (1, '2026-02-26', '04:30', '2026-02-26 04:30', '2026-02-26 04:30Z', 1.5),
+                   (2, 'infinity', '24:00', '-infinity', 'infinity', 'NaN'), (3, '-infinity', null, '294276-12-31', null, null)",
+            )
+            .await;
+        let choices = [
+            ("fail", ""),
+            ("times", "time = \"text\""),
+            ("null", "unrepresentable = \"null\"\nnumeric = \"decimal\""),
+            ("text", "unrepresentable = \"text\""),
+        ];
+        let block =
+            |(name, choice): (&str, &str)| format!("[[dataset]]\nname = \"{name}\"\ntable = \"odd\"\n{choice}\n");
+        let catalog = Catalog::of(&choices.map(block).concat());
+        catalog.track(&database, "fail").await;
+        let service = catalog.start(&database).service().await;
+        let export = async |dataset: &str, format: &str| {
+            ended(&service, "/exports/full", Some("a"), json!({"dataset": dataset, "format": format})).await
+        };
+        let csv = export("fail", "csv").await;
+        let csv = sorted(values_of_csv(&std::fs::read_to_string(service.path(&csv)).unwrap()));
+        for dataset in ["fail", "times"] {
+            let failed = export(dataset, "parquet").await;
+            assert_eq!(failed["error"]["code"], "not_in_format", "{failed}");
+        }
+        let text = export("text", "parquet").await;
+        let (_, rows) = read(&service.path(&text));
+        assert_eq!(sorted(rows), csv);
+        let null = export("null", "parquet").await;
+        let file = SerializedFileReader::new(std::fs::File::open(service.path(&null)).unwrap()).unwrap();
+        let mut rows: Vec<Vec<_>> = file
+            .get_row_iter(None)
+            .unwrap()
+            .map(|row| row.unwrap().get_column_iter().map(|(_, field)| field.to_string()).collect())
+            .collect();
+        rows.sort();
+        assert_eq!(
+            rows[1..],
+            [["2", "null", "null", "null", "null", "null"], ["3", "null", "null", "null", "null", "null"]]
+        );
+        assert!(rows[0].iter().all(|value| value != "null"), "{rows:?}");
+
+        // The time alone.
+        database.run("delete from odd where id = 3; update odd set d = null, ts = null, tz = null").await;
+        let times = export("times", "parquet").await;
+        let file = SerializedFileReader::new(std::fs::File::open(service.path(&times)).unwrap()).unwrap();
+        let types =
+            file.metadata().file_metadata().schema_descr().columns().iter().map(|it| it.logical_type_ref().cloned());
+        assert_eq!(types.collect::<Vec<_>>()[1..3], [Some(LogicalType::Date), Some(LogicalType::String)]);
+        let (_, rows) = read(&service.path(&times));
+        assert_eq!(sorted(rows)[1][2].as_deref(), Some("24:00:00.000000"));
+        service.stop().await;
+    }
+
+    #[tokio::test]
     async fn a_large_parquet_has_many_groups_and_an_empty_one_none() {
         let database = Database::new().await;
         let service = Start::on(&database).service().await;

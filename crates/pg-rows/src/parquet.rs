@@ -6,7 +6,8 @@
 //! for the whole column, known before the first row, and neither NaN nor infinity.
 //!
 //! Parquet counts microseconds from 1970, which ends in January 294247, and has no infinity, nor the time 24:00:00: an
-//! export that comes to such a time fails, since a large number in its place would be read as a time.
+//! export that comes to such a time fails, since a large number in its place would be read as a time, unless the column says that it is
+//! NULL there, or that the column is a text.
 
 mod chunk;
 

@@ -46,6 +46,7 @@ impl Chunk {
     pub(super) fn of(column: &Column) -> Chunk {
         let values = match column.kind {
             _ if fixed_bytes(column).is_some() => Values::Fixed(Slices::default()),
+            _ if column.parquet == ParquetType::Text => Values::Bytes(Slices::default()),
             ColumnType::Int2 | ColumnType::Int4 | ColumnType::Date => Values::Int32(Vec::new()),
             ColumnType::Int8 | ColumnType::Timestamptz | ColumnType::Timestamp | ColumnType::Time => {
                 Values::Int64(Vec::new())
@@ -63,9 +64,17 @@ impl Chunk {
 
     /// Takes a value; returns what it takes of the memory.
     pub(super) fn push(&mut self, column: &Column, field: Option<&[u8]>) -> Result<usize, Error> {
-        self.levels.push(field.is_some().into());
-        let Some(field) = field else { return Ok(size_of::<i16>()) };
-        let size = match &mut self.values {
+        let size = match field.map(|field| self.value(column, field)) {
+            None => None,
+            Some(Err(Error::NotInFormat { .. })) if column.null_without_form => None,
+            Some(size) => Some(size?),
+        };
+        self.levels.push(size.is_some().into());
+        Ok(size_of::<i16>() + size.unwrap_or(0))
+    }
+
+    fn value(&mut self, column: &Column, field: &[u8]) -> Result<usize, Error> {
+        Ok(match &mut self.values {
             Values::Int32(values) => {
                 values.push(int32(column, field)?);
                 size_of::<i32>()
@@ -88,8 +97,7 @@ impl Chunk {
                 size_of::<bool>()
             }
             Values::Bytes(values) | Values::Fixed(values) => values.push(column, field)?,
-        };
-        Ok(size_of::<i16>() + size)
+        })
     }
 
     /// Writes the values.
