@@ -88,6 +88,7 @@ mod traces;
 mod tracked;
 mod types;
 mod verify;
+mod versions;
 mod waiting;
 mod webhooks;
 mod writers;
