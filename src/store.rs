@@ -31,6 +31,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgListener, PgPoolOptions};
 use sqlx::query::Query;
 use sqlx::{Connection, PgConnection, PgPool, Postgres};
+use tokio::runtime::Handle;
 use tokio::sync::broadcast;
 
 use crate::connection::failure::{self, SqlFailure};
@@ -167,15 +168,15 @@ impl Store {
         }
     }
 
-    /// Runs `call` with a connection of the pool. After an error, or if this call is given up half-way, the connection is closed instead of
-    /// given back: the pool would ping it, and wait for the answer.
+    /// Runs `call` with a connection of the pool. After an error, or if this call is given up half-way, the connection keeps its place in
+    /// the pool until the server has ended the statement.
     pub(crate) async fn with<T, E>(&self, call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>) -> Result<T, Error>
     where
         Error: From<E>,
     {
         // Boxed: without optimization each future around it has room for it several times, and a worker's stack for few of them.
         let called = Box::pin(async {
-            let mut conn = ClosedOnDrop(Some(self.pool.acquire().await?));
+            let mut conn = EndedOnDrop(Some(self.pool.acquire().await?));
             let done = call(conn.get()).await?;
             conn.give_back();
             Ok(done)
@@ -239,7 +240,7 @@ impl Store {
     }
 }
 
-/// Gives up a call to the store after `timeout`. The call's connection is closed, and whether the call had an effect is not known.
+/// Gives up a call to the store after `timeout`. Whether the call had an effect is not known.
 ///
 /// # Errors
 /// If the call fails or takes too long: nothing else ends a call when the network swallows packets.
@@ -264,10 +265,15 @@ async fn xid_beyond(conn: &mut PgConnection) -> Result<Option<String>, sqlx::Err
     Ok(still.then_some(xid))
 }
 
-/// A connection of the pool that is closed when it is dropped, unless it was given back.
-struct ClosedOnDrop(Option<PoolConnection<Postgres>>);
+/// How long a connection may take to end what its caller has given up. The server ends a statement earlier; one that can't be reached
+/// doesn't answer.
+const END_TIMEOUT: Duration = Duration::from_secs(3);
 
-impl ClosedOnDrop {
+/// A connection of the pool whose statement is ended when it is dropped, unless it was given back. If it were closed at once, the pool
+/// would open another one, while the statement went on to wait for its lock: the server would have more connections than were promised.
+struct EndedOnDrop(Option<PoolConnection<Postgres>>);
+
+impl EndedOnDrop {
     fn get(&mut self) -> &mut PgConnection {
         self.0.as_mut().expect("it is there until it is given back, which consumes it")
     }
@@ -277,9 +283,17 @@ impl ClosedOnDrop {
     }
 }
 
-impl Drop for ClosedOnDrop {
+impl Drop for EndedOnDrop {
     fn drop(&mut self) {
-        drop(self.0.take().map(PoolConnection::detach));
+        let Some(mut conn) = self.0.take() else { return };
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(async move {
+                if !matches!(tokio::time::timeout(END_TIMEOUT, conn.ping()).await, Ok(Ok(()))) {
+                    drop(conn.detach());
+                }
+            })),
+            Err(_) => drop(conn.detach()),
+        }
     }
 }
 
