@@ -109,7 +109,7 @@ step_postgres-short() {
     local version
     for version in 13 18; do
         tests/postgres.sh "$version" cargo test --locked --features "$FEATURES" --test suite -- \
-            capture:: continuity:: generated:: guard:: partitions:: subscriptions:: tables:: tracked:: types::
+            capture:: continuity:: generated:: guard:: partitions:: subscriptions:: tables:: tracked:: types:: versions:: writers::
     done
 }
 

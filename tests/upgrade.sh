@@ -4,13 +4,17 @@
 #   tests/upgrade.sh                with target/debug/cdc-export, and the release's, which is built from this clone's history
 #   BINARY=… tests/upgrade.sh       with another build
 #
-# The release is the last tag; before there is one, the last commit that changed migrations/0001_schema.sql. If no migration came since,
+# The release is the last tag before this commit; without one, it is the last commit that changed migrations/0001_schema.sql. If no migration came since,
 # both binaries use one schema.
 # Needs what tests/service.sh does, psql, python3, git, and the history down to that commit.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-commit=$(git rev-list -1 "$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null)" 2>/dev/null || git log -1 --format=%H -- migrations/0001_schema.sql)
+if tag=$(git describe --tags --abbrev=0 --match 'v*' 'HEAD^' 2>/dev/null); then
+    commit=$(git rev-parse "$tag^{commit}")
+else
+    commit=$(git log -1 --format=%H -- migrations/0001_schema.sql)
+fi
 if [[ -z $commit ]]; then
     echo "not tried: the clone has no commit with migrations/0001_schema.sql, which is upgraded from"
     # A whole history that lacks it means that the name is wrong.
