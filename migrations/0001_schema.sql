@@ -112,7 +112,7 @@ create table {schema}.exports (
 
   -- The result.
   rows_exported bigint not null default 0, -- in all files; of a job that runs, so far
-  bytes_written bigint not null default 0, -- of all files, as they are compressed
+  bytes_written bigint not null default 0, -- of all files, compressed; of a job that runs, so far
   output_filename text collate "C" not null, -- the final name; those of several files are made of it
   destination_id uuid, -- the destination that has the files
   staged_name text, -- the hidden name of the first file, which has the token of the attempt that completed the job
@@ -133,7 +133,7 @@ create table {schema}.exports (
   -- The report.
   watermark_from timestamptz, -- the consumer's watermark when the attempt began
   watermark_to timestamptz, -- the watermark that the export saved
-  continuity text, -- why the export could not go on from the last one; null: it could
+  continuity text, -- the guard's word when the export ran (CHANGE-CAPTURE.md); null: it had none
   late_rows bigint, -- rows that only the log found, not their times
   key_only_deletes bigint, -- deleted rows of which only the key is known
   quiet_deletes bigint, -- deletions whose transactions asked not to be captured, since the lane's last export
@@ -283,7 +283,7 @@ create table {schema}.watermarks (
   -- The value of last_exported_at when the snapshots were saved. If last_exported_at differs, somebody set it by hand.
   saved_last_exported_at timestamptz,
   saved_at timestamptz, -- when live_snapshot was saved
-  log_sequence bigint, -- the change log's latest sequence then: the purge keeps what came after it
+  log_sequence bigint, -- the change log's latest sequence then; its distance from today's is how much of the log this holds
   deletions_saved_at timestamptz, -- the same two of deletions_snapshot
   deletions_log_sequence bigint,
 
@@ -292,8 +292,9 @@ create table {schema}.watermarks (
   table_oid oid,
   relfilenode oid, -- the number of the table's file; null: a partitioned table has none
   table_columns_hash text, -- MD5 of the names and types of all of the table's columns
-  column_types jsonb, -- the types of the columns that its files have, or that decide what they have, by their names
-  definition_hash text, -- MD5 of the dataset's settings that decide which rows and values its files have
+  -- An object: by their names the types of the columns in the files, the key, updated_at, created_at, deleted and the filter.
+  column_types jsonb,
+  definition_hash text, -- MD5 of the dataset's settings that decide which rows its files have
   guard_state jsonb, -- an object: what else the guard compares, by name. A missing member is not compared
 
   unique (consumer_id, dataset)
@@ -410,36 +411,35 @@ begin
   return pg_catalog.format_type(type, modifier);
 end $$;
 
--- Adds the role's own search_path behind the caller's, to the end of the transaction, if Postgres can't plan a read of the
--- table without it: the planner opens the SQL functions that a table's indexes and statistics call, and such a function
--- may name another one without its schema. Raises CE002, with Postgres's message, if it can't be planned then either.
-create function cdc_export.find_what_indexes_call(from_item text, table_oid oid) returns void
+-- Appends the role's own search_path to the transaction's if Postgres can't plan a read of the table otherwise, and returns
+-- whether it did. The planner inlines the SQL functions of a table's indexes and statistics, and their bodies may name
+-- functions and types without a schema. Raises CE002 with Postgres's message if the read can't be planned then either.
+-- Only for our own sessions, whose search_path it relies on.
+create function cdc_export.widen_search_path(from_item text, table_oid oid) returns boolean
 language plpgsql as $$
+declare
+  relations constant oid[] := array(select p.relid::oid from pg_partition_tree(table_oid) p) || table_oid;
 begin
   if not exists (
-    select from pg_catalog.pg_index x
-    where (x.indexprs is not null or x.indpred is not null)
-      and (x.indrelid = table_oid or x.indrelid in (select p.relid from pg_catalog.pg_partition_tree(table_oid) p)))
-    and not exists (
-      select from pg_catalog.pg_statistic_ext s
-      where s.stxrelid = table_oid or s.stxrelid in (select p.relid from pg_catalog.pg_partition_tree(table_oid) p)) then
-    return;
+      select from pg_index x where x.indrelid = any (relations) and (x.indexprs is not null or x.indpred is not null))
+    and not exists (select from pg_statistic_ext s where s.stxrelid = any (relations)) then
+    return false;
   end if;
-  begin
-    execute 'select from ' || from_item || ' limit 0';
-    return;
-  exception when undefined_function or undefined_object or undefined_table or undefined_column or ambiguous_function
-    or invalid_schema_name or datatype_mismatch then
-    null;
-  end;
-  perform pg_catalog.set_config('search_path', pg_catalog.concat_ws(', ', pg_catalog.current_setting('search_path'),
-    nullif(pg_catalog.current_setting('cdc_export.role_path', true), '')), true);
-  begin
-    execute 'select from ' || from_item || ' limit 0';
-  exception when undefined_function or undefined_object or undefined_table or undefined_column or ambiguous_function
-    or invalid_schema_name or datatype_mismatch then
-    raise exception '%', sqlerrm using errcode = 'CE002';
-  end;
+  for attempt in 1..2 loop
+    begin
+      execute 'select from ' || from_item || ' limit 0';
+      return attempt = 2;
+    exception
+      when insufficient_privilege then
+        raise;
+      when syntax_error_or_access_rule_violation or invalid_schema_name then -- the first one is all of class 42
+        if attempt = 2 then
+          raise exception '%', sqlerrm using errcode = 'CE002';
+        end if;
+    end;
+    perform set_config('search_path', concat_ws(', ', current_setting('search_path'),
+      nullif(current_setting('cdc_export.role_path', true), '')), true);
+  end loop;
 end $$;
 
 -- Returns the names of the columns of a table's primary key, in their order, without columns that its index only

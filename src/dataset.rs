@@ -49,8 +49,8 @@ pub struct Column {
     pub operators: Cow<'static, str>,
     /// What it is in Parquet.
     pub parquet: ParquetType,
-    /// Whether a value that Parquet has no form for is NULL there.
-    pub null_without_form: bool,
+    /// Whether a value that Parquet can't represent is NULL there.
+    pub null_if_unrepresentable: bool,
 }
 
 /// How Postgres sends a column's values.
@@ -76,14 +76,14 @@ impl Column {
             wire_format: WireFormat::Binary,
             operators: Cow::Borrowed("pg_catalog"),
             parquet: ParquetType::OfKind,
-            null_without_form: false,
+            null_if_unrepresentable: false,
         }
     }
 
     /// The column of a file that has its values.
     pub fn in_file(&self) -> pg_rows::column::Column {
-        let Column { kind, parquet, null_without_form, .. } = *self;
-        pg_rows::column::Column { name: self.name.clone(), kind, parquet, null_without_form }
+        let Column { kind, parquet, null_if_unrepresentable, .. } = *self;
+        pg_rows::column::Column { name: self.name.clone(), kind, parquet, null_if_unrepresentable }
     }
 }
 
@@ -202,7 +202,15 @@ pub struct Dataset {
     pub max_file_bytes: Option<u64>,
 }
 
-/// What the operator chose of the types that Parquet has for a dataset's columns.
+/// Says that the role which a table's triggers run as may not write to the change log, and what helps.
+pub fn no_right_to_log(role: &str) -> String {
+    format!(
+        "writes to its table fail, because the triggers' role {role} may not write to the change log: `grant usage on schema cdc_export to \
+         {role}; grant insert on cdc_export.change_log to {role}`"
+    )
+}
+
+/// The operator's choices of Parquet types for a dataset's columns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ParquetChoices {
     /// Whether a `numeric` of declared digits is a `DECIMAL`, in place of a text.
@@ -211,11 +219,11 @@ pub struct ParquetChoices {
     pub uuid_texts: bool,
     /// Whether a `time` is a text.
     pub time_texts: bool,
-    /// What becomes of values that Parquet has no form for.
+    /// What becomes of values that Parquet can't represent.
     pub unrepresentable: Unrepresentable,
 }
 
-/// What becomes of a value that Parquet has no form for, such as `infinity`.
+/// What becomes of a value that Parquet can't represent, such as `infinity`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Unrepresentable {
     /// The export fails.
@@ -223,18 +231,18 @@ pub enum Unrepresentable {
     Fail,
     /// It is NULL.
     Null,
-    /// Each column of dates or times is a text, and has it.
+    /// Every date and time column is written as text.
     Text,
 }
 
 impl ParquetChoices {
     /// Whether a column of this type is a text, though Parquet has a type for it.
     pub fn is_text(&self, kind: ColumnType) -> bool {
-        let for_all_values = self.unrepresentable == Unrepresentable::Text;
+        let times_are_texts = self.unrepresentable == Unrepresentable::Text;
         match kind {
             ColumnType::Uuid => self.uuid_texts,
-            ColumnType::Time => self.time_texts || for_all_values,
-            ColumnType::Date | ColumnType::Timestamp | ColumnType::Timestamptz => for_all_values,
+            ColumnType::Time => self.time_texts || times_are_texts,
+            ColumnType::Date | ColumnType::Timestamp | ColumnType::Timestamptz => times_are_texts,
             _ => false,
         }
     }
@@ -370,6 +378,8 @@ pub struct Description {
     pub bytes: u64,
     /// Whether its changes are captured, as far as they shall be.
     pub captured: bool,
+    /// The role that its triggers run as, if it may not write to the change log. `None`: it may, or the dataset needs no triggers.
+    pub mute_role: Option<String>,
 }
 
 /// The first column of a delta: `INSERT`, `UPDATE` or `DELETE`. No other may have its name.

@@ -6,7 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::dataset::fault::Fault;
-use crate::dataset::{Capture, Column, Description, Table};
+use crate::dataset::{Capture, Column, Description, Table, no_right_to_log};
 use crate::http::code::Code;
 use crate::http::input::PathParameter;
 use crate::http::problem::Problem;
@@ -104,13 +104,14 @@ pub(crate) async fn get(
 
 /// What keeps a dataset from being exported for consumers; nothing where it is ready.
 pub(crate) fn problems(description: &Description) -> Vec<String> {
-    let Description { dataset, schema, unreadable, captured, .. } = description;
+    let Description { dataset, schema, unreadable, captured, mute_role, .. } = description;
     let faults = schema.as_ref().err().map(|faults| faults.0.as_slice()).unwrap_or_default();
     let mut problems: Vec<_> =
         faults.iter().chain(unreadable).map(|Fault { member, why, .. }| format!("{member}: {why}")).collect();
     if !captured {
         problems.push(format!("its changes are not captured: `cdc-export track {}`", dataset.name));
     }
+    problems.extend(mute_role.as_deref().map(no_right_to_log));
     problems
 }
 

@@ -98,9 +98,12 @@ pub(crate) async fn metrics(State(service): State<Service>) -> impl IntoResponse
 fn ready_or_why(datasets: &[Description]) -> String {
     let why = |dataset: &Description| {
         // Whoever asks for health needs no key, so it isn't told which role lacks which right.
-        let problems = match dataset.unreadable {
-            Some(_) => vec!["the database role may not read its table".to_owned()],
-            None => problems(dataset),
+        let problems = match (&dataset.unreadable, &dataset.mute_role) {
+            (Some(_), _) => vec!["the database role may not read its table".to_owned()],
+            (None, Some(_)) => {
+                vec!["writes to its table fail, because its triggers may not write to the change log".to_owned()]
+            }
+            (None, None) => problems(dataset),
         };
         (!problems.is_empty()).then(|| format!("{}: {}", dataset.dataset.name, problems.join("; ")))
     };

@@ -12,8 +12,8 @@ const TRACKED: &str = "create table cdc_export.tracked (schema_name text, table_
 pub(super) async fn begin(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     // Not dropped, which would roll it back. sqlx knows of it all the same: what begins a transaction of its own gets a savepoint.
     std::mem::forget(conn.begin().await?);
-    let names = ["table_of_role", "type_of_role", "primary_key", "find_what_indexes_call"]
-        .map(|name| format!("cdc_export.{name}("));
+    let names =
+        ["table_of_role", "type_of_role", "primary_key", "widen_search_path"].map(|name| format!("cdc_export.{name}("));
     let functions: String = names.iter().map(|name| migrations::function(name)).collect();
     let make = format!("-- postgres.preview.begin\n create schema if not exists cdc_export;\n{functions}{TRACKED}");
     sqlx::raw_sql(AssertSqlSafe(make)).execute(conn).await.map(drop)

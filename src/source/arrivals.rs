@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use crate::connection::SEARCH_PATH;
 use crate::dataset::{Dataset, TableSchema};
 use crate::source::quote;
-use crate::source::role_path::find_what_indexes_call;
+use crate::source::role_path::widen;
 use crate::source::trigger::key_text;
 use crate::watermark::Snapshot;
 
@@ -30,12 +30,8 @@ pub(super) async fn have_unlogged_rows(
     reader: &mut PgConnection,
     arrivals: &Arrivals<'_>,
 ) -> Result<bool, sqlx::Error> {
-    // Where the dataset has a filter, the reader has the role's own search_path, in which others may have functions. The rollback
-    // restores that path.
-    let path = format!(
-        "-- source.arrivals.path\n savepoint arrivals; set local search_path = {SEARCH_PATH}; {}",
-        find_what_indexes_call(arrivals.dataset, arrivals.schema)
-    );
+    // The reader may have the role's own search_path, in which others may have functions. The rollback restores that path.
+    let path = format!("-- source.arrivals.path\n savepoint arrivals; set local search_path = {SEARCH_PATH}");
     sqlx::raw_sql(AssertSqlSafe(path)).execute(&mut *reader).await?;
     let have = any_is_unlogged(reader, arrivals).await?;
     sqlx::raw_sql("-- source.arrivals.path_again\n rollback to savepoint arrivals").execute(&mut *reader).await?;
@@ -43,7 +39,7 @@ pub(super) async fn have_unlogged_rows(
 }
 
 async fn any_is_unlogged(reader: &mut PgConnection, arrivals: &Arrivals<'_>) -> Result<bool, sqlx::Error> {
-    let Arrivals { partitions, table, schema, saved, .. } = arrivals;
+    let Arrivals { dataset, partitions, table, schema, saved } = arrivals;
     let leaves: Vec<(Oid, String, String, bool)> = sqlx::query_as(
         "-- source.arrivals.leaves
          select c.oid, n.nspname::text, c.relname::text,
@@ -53,6 +49,8 @@ async fn any_is_unlogged(reader: &mut PgConnection, arrivals: &Arrivals<'_>) -> 
     .bind(partitions)
     .fetch_all(&mut *reader)
     .await?;
+    let widen = format!("-- source.arrivals.widen\n {}", widen(dataset, schema));
+    sqlx::raw_sql(AssertSqlSafe(widen)).execute(&mut *reader).await?;
     // The right to the table is enough to read a partition through it, but not to read it alone.
     let (mut through, mut places) = (Vec::new(), Vec::new());
     for (leaf, schema, name, is_readable) in leaves {
@@ -72,10 +70,13 @@ async fn any_is_unlogged(reader: &mut PgConnection, arrivals: &Arrivals<'_>) -> 
             "-- source.arrivals.has_unlogged_rows
              with logged as materialized (
                select distinct l.key from cdc_export.change_log l
-               where l.table_oid = $1 and l.xid >= pg_snapshot_xmin($2::text::pg_snapshot)
-                 and not pg_visible_in_snapshot(l.xid, $2::text::pg_snapshot) and l.key is not null)
+               where l.table_oid operator(pg_catalog.=) $1
+                 and l.xid operator(pg_catalog.>=) pg_catalog.pg_snapshot_xmin($2::pg_catalog.text::pg_catalog.pg_snapshot)
+                 and not pg_catalog.pg_visible_in_snapshot(l.xid, $2::pg_catalog.text::pg_catalog.pg_snapshot) and l.key is not null)
              select exists (
-               select from {place} u where u.tableoid = any ($3) and {key} collate \"C\" not in (select key from logged))"
+               select from {place} u
+               where u.tableoid operator(pg_catalog.=) any ($3)
+                 and not {key} collate pg_catalog.\"C\" operator(pg_catalog.=) any (select key from logged))"
         );
         let has = sqlx::query_scalar(AssertSqlSafe(has)).bind(table).bind(saved).bind(leaves);
         let has: bool = has.fetch_one(&mut *reader).await?;

@@ -5,8 +5,8 @@
 
 /// As a lateral subquery of a table `t` (of `pg_class`) in the schema `n`: one row, whatever there is.
 ///
-/// - `captured`: every trigger that it and its partitions need is there, fires for everybody, logs changes of this very table, and may
-///   write to the log.
+/// - `captured`: every trigger that it and its partitions need is there, fires for everybody, and logs changes of this very table.
+/// - `mute_role`: the role that the functions run as, if it may not write to the log: writes to the table then fail.
 /// - `logs_every_truncate`: no partition lacks the trigger for a TRUNCATE, which `track` puts on those that came since.
 /// - `set`: what the names of the functions that they call begin with.
 /// - `logged_key`: what they log; what they shall log, where there are none; null: nobody let the table be exported.
@@ -71,7 +71,11 @@ macro_rules! capture {
                  string_agg(x.stamp, ',' order by x.stamp) filter (where x.kind = 'tA') as truncates
                from triggers x join its on its.set = x.set
                group by x.tgrelid) g on g.tgrelid = r.oid) as relations,
-            (select md5(string_agg(format('%s %s', f.oid, f.xmin), ',' order by f.oid)) from functions f where f.set = its.set) as functions
+            (select md5(string_agg(format('%s %s', f.oid, f.xmin), ',' order by f.oid)) from functions f where f.set = its.set) as functions,
+            (select quote_ident(pg_get_userbyid(p.proowner)) from functions f join pg_proc p on p.oid = f.oid
+             where f.set = its.set and not (has_schema_privilege(p.proowner, 'cdc_export', 'usage')
+               and has_table_privilege(p.proowner, 'cdc_export.change_log', 'insert'))
+             limit 1) as mute_role
           from (select) one
           left join its on true
           left join lateral (
@@ -80,11 +84,7 @@ macro_rules! capture {
           cross join lateral (
             select coalesce(its.is_whole, false) and t.relkind in ('r', 'p') and not t.relispartition
               and (select bool_and(r.is_safe) from relations r)
-              and coalesce((
-                select l.relpersistence = 'p' and (
-                  select bool_and(has_table_privilege(p.proowner, l.oid, 'insert') and has_schema_privilege(p.proowner, l.relnamespace, 'usage'))
-                  from functions f join pg_proc p on p.oid = f.oid where f.set = its.set)
-                from pg_class l where l.oid = to_regclass('cdc_export.change_log')), false)
+              and (select l.relpersistence = 'p' from pg_class l where l.oid = to_regclass('cdc_export.change_log'))
               -- Statement triggers don't see what comes through a parent, nor what a child has.
               and (t.relkind = 'p'
                 or not exists (select from pg_inherits i where i.inhparent = t.oid)

@@ -5,7 +5,7 @@ use sqlx::{PgConnection, PgPool};
 
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::{Fault, Faults};
-use crate::dataset::{Capture, Dataset, Table, TableSchema};
+use crate::dataset::{Capture, Dataset, Table, TableSchema, no_right_to_log};
 use crate::source::capture::untracking;
 use crate::source::captured::capture;
 use crate::source::quote::relation;
@@ -17,12 +17,11 @@ use crate::source::{filter, lag, parallel_apply, rights, role_path, table_schema
 pub struct Findings {
     /// What doesn't fit.
     pub faults: Faults,
-    /// What the database role may not read, of the datasets that fit their tables, as far as it sees those.
+    /// What the database role may not read, or Postgres can't, and what the triggers may not write, of the datasets that fit their tables, as far as the role sees those.
     pub unreadable: Vec<Fault>,
-    /// The datasets that fit their tables, and whose changes triggers shall capture, and for which `track` was never run.
+    /// The datasets that fit their tables, and whose changes triggers shall capture, and whose tables are not in `cdc_export.tracked`.
     pub untracked: Vec<String>,
-    /// The datasets whose tables `track` has made ready, and whose changes aren't captured now: a trigger is missing, the key is another,
-    /// or the triggers may not write to the log.
+    /// The datasets whose tables `track` has made ready, and whose changes aren't captured now: a trigger is missing, or the key is another.
     pub broken: Vec<Fault>,
     /// The datasets whose incrementals and deltas read the whole table, because no index begins with `updated_at`.
     pub slow: Vec<Fault>,
@@ -44,17 +43,21 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::E
             continue;
         }
         let Some(schema) = fits(&mut conn, dataset, &seen, faults).await? else { continue };
-        found.unreadable.extend(seen.unreadable);
+        match seen.unreadable {
+            Some(fault) => found.unreadable.push(fault),
+            None => found.unreadable.extend(role_path::check(&mut conn, dataset, &schema).await?),
+        }
         found.slow.extend(without_index(&mut conn, dataset, &schema).await?);
         if let Some(logged) = Logged::by(&mut conn, dataset, &schema).await? {
             faults.extend(others.iter().find_map(|other| logged.conflict(other)));
             others.push(logged);
-            let CapturedKey { captured, logged_key } = captured_key(&mut conn, dataset).await?;
-            let logs_its_key = logged_key.as_ref().is_some_and(|key| schema.has_key(key));
+            let CapturedKey { captured, logged_key, mute_role } = captured_key(&mut conn, dataset).await?;
             match logged_key {
-                Some(_) if captured && logs_its_key => {}
-                Some(_) => found.broken.push(broken(dataset)),
                 None => found.untracked.push(dataset.name.clone()),
+                Some(key) if captured && schema.has_key(&key) => {
+                    found.unreadable.extend(mute_role.map(|role| capture_fault(dataset, no_right_to_log(&role))));
+                }
+                Some(_) => found.broken.push(broken(dataset)),
             }
             found.stalling.extend(parallel_apply::find(&mut conn, dataset).await?);
         }
@@ -82,6 +85,9 @@ pub async fn check_one(pool: &PgPool, catalog: &Catalog, dataset: &Dataset) -> R
     let mut faults = Vec::new();
     let seen = rights::look(&mut conn, dataset).await?;
     let Some(schema) = fits(&mut conn, dataset, &seen, &mut faults).await? else { return Ok(Faults(faults)) };
+    if seen.unreadable.is_none() {
+        faults.extend(role_path::check(&mut conn, dataset, &schema).await?);
+    }
     let Some(logged) = Logged::by(&mut conn, dataset, &schema).await? else { return Ok(Faults(faults)) };
     for other in catalog.iter().filter(|other| other.name != dataset.name) {
         let seen = rights::look(&mut conn, other).await?;
@@ -100,15 +106,16 @@ pub async fn stalling(pool: &PgPool, dataset: &Dataset) -> Result<Vec<Fault>, sq
 #[derive(Default, sqlx_macros::FromRow)]
 struct CapturedKey {
     captured: bool,
-    /// `None`: `track` was never run for the table.
+    /// `None`: the table is not in `cdc_export.tracked`.
     logged_key: Option<Vec<String>>,
+    mute_role: Option<String>,
 }
 
 /// Whether a table's changes are captured, and by which key.
 async fn captured_key(conn: &mut PgConnection, dataset: &Dataset) -> Result<CapturedKey, sqlx::Error> {
-    let key: Option<CapturedKey> = sqlx::query_as(concat!(
+    let found: Option<CapturedKey> = sqlx::query_as(concat!(
         "-- source.catalog_check.captured_key
-         select capture.captured, capture.logged_key
+         select capture.captured, capture.logged_key, capture.mute_role
          from pg_class t join pg_namespace n on n.oid = t.relnamespace
          cross join lateral ",
         capture!(),
@@ -118,7 +125,7 @@ async fn captured_key(conn: &mut PgConnection, dataset: &Dataset) -> Result<Capt
     .bind(relation(&dataset.table))
     .fetch_optional(conn)
     .await?;
-    Ok(key.unwrap_or_default())
+    Ok(found.unwrap_or_default())
 }
 
 fn broken(dataset: &Dataset) -> Fault {
@@ -126,6 +133,10 @@ fn broken(dataset: &Dataset) -> Fault {
         "the changes of its table are captured no longer: `cdc-export track {}`, then a full export for each consumer",
         dataset.name
     );
+    capture_fault(dataset, why)
+}
+
+fn capture_fault(dataset: &Dataset, why: String) -> Fault {
     Fault { dataset: dataset.name.clone(), member: "capture", item: None, why }
 }
 
@@ -171,10 +182,7 @@ async fn fits(
 ) -> Result<Option<TableSchema>, sqlx::Error> {
     match introspect(conn, dataset, seen).await? {
         Ok(schema) => {
-            let mut fault = filter::check(conn, dataset, &schema.table).await?;
-            if fault.is_none() && seen.unreadable.is_none() {
-                fault = role_path::check(conn, dataset, &schema).await?;
-            }
+            let fault = filter::check(conn, dataset, &schema.table).await?;
             let fits = fault.is_none();
             faults.extend(fault);
             Ok(fits.then_some(schema))

@@ -9,7 +9,7 @@ use crate::dataset::fault::Faults;
 use crate::dataset::{Capture, Column, Dataset, Description, Table, TableSchema};
 use crate::source::captured::capture;
 use crate::source::quote::relation;
-use crate::source::role_path::find_what_indexes_call;
+use crate::source::role_path::widen;
 use crate::source::select::Select;
 use crate::source::{Error, Source, lag, rights, table_schema};
 
@@ -19,6 +19,7 @@ struct TableStatus {
     bytes: i64,
     captured: bool,
     logged_key: Option<Vec<String>>,
+    mute_role: Option<String>,
 }
 
 impl Source {
@@ -36,8 +37,8 @@ impl Source {
         let select = Select { dataset, schema };
         let Some(deleted) = select.deleted(true) else { return Ok(Some(0)) };
         let mut tx = self.pool.begin().await.map_err(&failed)?;
-        let find = format!("-- source.description.path\n {}", find_what_indexes_call(dataset, schema));
-        sqlx::raw_sql(AssertSqlSafe(find)).execute(&mut *tx).await.map_err(&failed)?;
+        let widen = format!("-- source.description.path\n {}", widen(dataset, schema));
+        sqlx::raw_sql(AssertSqlSafe(widen)).execute(&mut *tx).await.map_err(&failed)?;
         let count =
             format!("-- source.description.deleted\n select count(*) from {} u where {deleted}", select.table());
         match sqlx::query_scalar(AssertSqlSafe(count)).fetch_one(&mut *tx).await {
@@ -60,7 +61,7 @@ impl Source {
         let status: Option<TableStatus> = sqlx::query_as(concat!(
             "-- source.description.describe
              select
-               parts.rows, parts.bytes::bigint as bytes, capture.captured, capture.logged_key
+               parts.rows, parts.bytes::bigint as bytes, capture.captured, capture.logged_key, capture.mute_role
              from pg_class t join pg_namespace n on n.oid = t.relnamespace
              cross join lateral ",
             capture!(),
@@ -80,7 +81,7 @@ impl Source {
         .fetch_optional(&mut *conn)
         .await
         .map_err(&failed)?;
-        let TableStatus { rows, bytes, captured, logged_key } = status.unwrap_or_default();
+        let TableStatus { rows, bytes, captured, logged_key, mute_role } = status.unwrap_or_default();
         let logs_it = logged_key.is_some_and(|key| schema.as_ref().map_or(true, |schema| schema.has_key(&key)));
         Ok(Description {
             dataset: Arc::clone(dataset),
@@ -89,6 +90,7 @@ impl Source {
             rows: rows.map(|rows| rows as u64),
             bytes: bytes.unsigned_abs(),
             captured: captured && logs_it || dataset.capture != Capture::Triggers,
+            mute_role: mute_role.filter(|_| dataset.capture == Capture::Triggers),
         })
     }
 }

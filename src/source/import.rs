@@ -21,7 +21,7 @@ impl Import {
     ) -> Import {
         // A database in SQL_ASCII promises nothing of its texts. They are sent as they are, and the encoder checks them and names the column.
         let raw_texts = if encoding == "SQL_ASCII" { "set local client_encoding = 'SQL_ASCII';" } else { "" };
-        let path = role_path::statement(dataset, schema);
+        let path = role_path::of_reader(dataset, schema);
         let no_timeouts = no_timeouts(server_version);
         // The reader doesn't wait for its lock: a reader that queues behind an ALTER which waits for the leader would wait for ever, and
         // no deadlock detector sees that the leader waits for its reader outside of Postgres.

@@ -11,7 +11,7 @@ use crate::job::marker::Marker;
 use crate::job::{Continuity, ExportType};
 use crate::source::captured::capture;
 use crate::source::quote::{quoted, relation};
-use crate::source::role_path::find_what_indexes_call;
+use crate::source::role_path::widen;
 use crate::source::select::{Select, logged};
 use crate::source::{Error, Source, rights, table_schema};
 use crate::watermark::{COUNTED_ROWS, ConsumerLag, Waiting};
@@ -38,9 +38,16 @@ impl Source {
         // The newest come from an index, in its order, whatever the planner guesses of how much there is.
         let plan = format!(
             "-- source.lag.plan\n set local enable_seqscan = off; set local enable_bitmapscan = off; {}",
-            find_what_indexes_call(dataset, &schema)
+            widen(dataset, &schema)
         );
-        sqlx::raw_sql(AssertSqlSafe(plan)).execute(&mut *tx).await.map_err(&failed)?;
+        let widened = sqlx::raw_sql(AssertSqlSafe(plan)).fetch_one(&mut *tx).await.map_err(&failed)?;
+        // The statement that counts doesn't name the schemas of all functions, and others may have functions in the role's path.
+        if widened.try_get(0).map_err(&failed)? {
+            return Err(Error::CantPlan(format!(
+                "what waits of `{}` can't be counted: an index needs the role's search_path",
+                dataset.table
+            )));
+        }
         let newest = match &schema.updated_at {
             Some(time) => has_index(&mut tx, &relation(&schema.table), &time.name).await.map_err(&failed)?,
             None => false,

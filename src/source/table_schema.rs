@@ -92,7 +92,7 @@ impl ColumnRow {
                 Some(kind) if choices.is_text(kind) => ParquetType::Text,
                 _ => ParquetType::OfKind,
             },
-            null_without_form: choices.unrepresentable == Unrepresentable::Null,
+            null_if_unrepresentable: choices.unrepresentable == Unrepresentable::Null,
         }
     }
 }
@@ -378,11 +378,17 @@ impl<'a> Fitting<'a> {
             self.wrong(member, Some(&OPERATION.name), why);
         }
         let key = key.iter().map(|part| &part.column);
-        for column in key.filter(|column| chosen.iter().all(|other| other.name != column.name)) {
+        for column in key.clone().filter(|column| chosen.iter().all(|other| other.name != column.name)) {
             let why = format!("without the key's `{}` nobody can tell which row a DELETE is", column.name);
             self.wrong(member, Some(&column.name), why);
         }
-        chosen.into_iter().map(|column| column.column(self.dataset)).collect()
+        let is_key = |column: &Column| key.clone().any(|part| part.name == column.name);
+        let in_file = |row: &ColumnRow| {
+            let column = row.column(self.dataset);
+            // Without its key nobody can load a row: a value of the key fails the export.
+            Column { null_if_unrepresentable: column.null_if_unrepresentable && !is_key(&column), ..column }
+        };
+        chosen.into_iter().map(in_file).collect()
     }
 
     fn time(&mut self, member: &'static str, name: Option<&str>) -> Option<Column> {

@@ -161,6 +161,65 @@ async fn casts_of_a_tables_owner_are_not_run_by_its_triggers() {
     owner.assert_gained_nothing(&database).await;
 }
 
+/// The role's own path, in which others have functions, is searched to read such a table, and by no other statement.
+#[tokio::test]
+async fn an_index_that_needs_the_role_s_path_lets_nobody_in() {
+    let database = Database::empty().await;
+    let attacker = Attacker::new(&database).await;
+    database
+        .run(&format!(
+            "grant create on schema public to {};
+             create function plain(text) returns text language plpgsql immutable as 'begin return lower($1); end';
+             create function searched(text) returns text language sql immutable as 'select public.plain($1)';
+             create table parts (id int primary key, name text, at timestamptz not null default now()) partition by range (id);
+             create table low partition of parts for values from (0) to (10); create index on low (searched(name));
+             create table high (like parts including defaults, primary key (id)); create index on high (searched(name));
+             create or replace function searched(text) returns text language sql immutable as 'select plain($1)'",
+            attacker.name
+        ))
+        .await;
+    for (signature, result) in [
+        ("format(text, name, oid, integer) returns text", "'x'"),
+        ("format(text, oid, xid) returns text", "'x'"),
+        ("has_table_privilege(oid, varchar) returns boolean", "true"),
+        ("has_schema_privilege(oid, varchar) returns boolean", "true"),
+        ("concat(integer) returns text", "'x'"),
+        ("concat(text, text) returns text", "'x'"),
+        ("set_config(varchar, text, boolean) returns text", "'x'"),
+        ("to_regclass(varchar) returns oid", "1"),
+        ("array_agg_of(smallint) returns smallint", "1"),
+        ("jsonb_build_array(text) returns jsonb", "'[]'"),
+        ("pg_relation_filenode(oid) returns oid", "1"),
+        ("pg_sequence_last_value(oid) returns bigint", "1"),
+    ] {
+        attacker.makes_a_trap(&format!("public.{signature}"), result).await;
+    }
+    let block = "[[dataset]]\nname = \"parts\"\ntable = \"parts\"\nupdated_at = \"at\"\n";
+    let catalog =
+        Catalog::of(&format!("{block}\n[[dataset]]\nname = \"seven\"\ntable = \"parts\"\nfilter = \"id < 7\"\n"));
+    catalog.track(&database, "parts").await;
+    let service = catalog.start(&database).service().await;
+    for dataset in ["parts", "seven"] {
+        for export_type in ["full", "incremental", "delta"] {
+            database
+                .run("insert into parts select max(id) + 1, 'x' from (select id from parts union select 0) ids")
+                .await;
+            export(&service, export_type, dataset, "c").await;
+        }
+    }
+    database
+        .run("alter table parts attach partition high for values from (10) to (20); insert into parts values (11, 'y')")
+        .await;
+    export(&service, "delta", "parts", "c").await;
+    for path in ["/consumers", "/datasets", "/health/ready", "/metrics"] {
+        assert_eq!(service.call("GET", path, &[]).await.status(), 200, "{path}");
+    }
+    let (code, _, said) = catalog.command(&database, &["datasets", "check"]).await;
+    assert_eq!(code, 0, "{said}");
+    service.stop().await;
+    attacker.assert_gained_nothing(&database).await;
+}
+
 #[tokio::test]
 async fn trigger_functions_are_nobodys_to_use() {
     let database = Database::new().await;

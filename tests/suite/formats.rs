@@ -295,7 +295,7 @@ mod in_parquet {
     }
 
     #[tokio::test]
-    async fn what_parquet_has_no_form_for_fails_or_is_null_or_a_text_as_the_dataset_says() {
+    async fn unrepresentable_values_fail_or_become_null_or_text() {
         let database = Database::empty().await;
         database
             .run(
@@ -340,6 +340,14 @@ mod in_parquet {
             [["2", "null", "null", "null", "null", "null"], ["3", "null", "null", "null", "null", "null"]]
         );
         assert!(rows[0].iter().all(|value| value != "null"), "{rows:?}");
+
+        // A value of the key is never NULL.
+        database.run("alter table odd drop constraint odd_pkey; update odd set d = date '2026-01-01' where id <> 2; alter table odd add primary key (id, d)").await;
+        catalog.track(&database, "fail").await;
+        let failed = export("null", "parquet").await;
+        assert_eq!(failed["error"]["code"], "not_in_format", "{failed}");
+        database.run("alter table odd drop constraint odd_pkey; alter table odd alter d drop not null; alter table odd add primary key (id)").await;
+        catalog.track(&database, "fail").await;
 
         // The time alone.
         database.run("delete from odd where id = 3; update odd set d = null, ts = null, tz = null").await;

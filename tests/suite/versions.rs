@@ -6,7 +6,7 @@ use crate::harness::Database;
 
 /// The dataset `t`, whose consumer has what the table has: after each of these changes its replica equals the table. Each change is a
 /// statement of its own. Does nothing before Postgres `since`.
-async fn is_exact(since: i32, table: &str, key: &[&str], changes: &[&str]) {
+async fn assert_exact(since: i32, table: &str, key: &[&str], changes: &[&str]) {
     let database = Database::empty().await;
     if database.postgres_version().await < since {
         eprintln!("did not run: this Postgres is older than {since}");
@@ -30,7 +30,7 @@ async fn is_exact(since: i32, table: &str, key: &[&str], changes: &[&str]) {
 
 #[tokio::test]
 async fn in_14_multiranges_are_exact() {
-    is_exact(
+    assert_exact(
         14,
         "create table t (id int primary key, open_at tsmultirange, seats int4multirange not null default '{}');
          insert into t values (1, '{[2026-01-01,2026-02-01),[2026-03-01,)}', '{[1,5),[7,9)}'), (2, null, '{}')",
@@ -41,7 +41,7 @@ async fn in_14_multiranges_are_exact() {
 }
 
 #[tokio::test]
-async fn in_15_a_merge_is_exact() {
+async fn in_15_a_merge_assert_exact() {
     let merge = |table: &str| {
         format!(
             "merge into {table} using (values (1, 'changed'), (2, null), (9, 'new')) as s (id, note) on t.id = s.id
@@ -51,18 +51,18 @@ async fn in_15_a_merge_is_exact() {
     };
     let rows = "insert into t select n, 'n' || n from generate_series(1, 5) n";
     let plain = format!("create table t (id int primary key, note text); {rows}");
-    is_exact(15, &plain, &["id"], &[&merge("t")]).await;
+    assert_exact(15, &plain, &["id"], &[&merge("t")]).await;
     let parted = format!(
         "create table t (id int primary key, note text) partition by range (id);
          create table low partition of t for values from (0) to (10); create table high partition of t for values from (10) to (100); {rows}"
     );
-    is_exact(15, &parted, &["id"], &[&merge("t")]).await;
+    assert_exact(15, &parted, &["id"], &[&merge("t")]).await;
 }
 
 /// Such an index tells rows apart as every other one does, because a key's columns are NOT NULL.
 #[tokio::test]
 async fn in_15_a_unique_index_of_nulls_not_distinct_may_be_a_key() {
-    is_exact(
+    assert_exact(
         15,
         "create table t (code text not null, note text, unique nulls not distinct (code)); insert into t values ('a', 'x'), ('b', null)",
         &["code"],
@@ -72,8 +72,8 @@ async fn in_15_a_unique_index_of_nulls_not_distinct_may_be_a_key() {
 }
 
 #[tokio::test]
-async fn in_17_a_merge_that_returns_rows_and_deletes_what_its_source_lacks_is_exact() {
-    is_exact(
+async fn in_17_a_merge_that_returns_rows_and_deletes_what_its_source_lacks_assert_exact() {
+    assert_exact(
         17,
         "create table t (id int primary key, note text); insert into t select n, 'n' || n from generate_series(1, 6) n",
         &["id"],
@@ -88,8 +88,8 @@ async fn in_17_a_merge_that_returns_rows_and_deletes_what_its_source_lacks_is_ex
 }
 
 #[tokio::test]
-async fn in_17_an_identity_column_of_a_partitioned_table_is_exact() {
-    is_exact(
+async fn in_17_an_identity_column_of_a_partitioned_table_assert_exact() {
+    assert_exact(
         17,
         "create table t (id bigint generated always as identity primary key, note text) partition by range (id);
          create table low partition of t for values from (0) to (4); create table high partition of t for values from (4) to (100);
@@ -104,8 +104,8 @@ async fn in_17_an_identity_column_of_a_partitioned_table_is_exact() {
 }
 
 #[tokio::test]
-async fn in_17_a_key_of_a_builtin_collation_is_exact() {
-    is_exact(
+async fn in_17_a_key_of_a_builtin_collation_assert_exact() {
+    assert_exact(
         17,
         "create table t (name text collate pg_c_utf8 primary key, note text); insert into t values ('Ä', 'x'), ('a', null), ('ß', 'y')",
         &["name"],
@@ -115,8 +115,8 @@ async fn in_17_a_key_of_a_builtin_collation_is_exact() {
 }
 
 #[tokio::test]
-async fn in_18_what_returns_old_and_new_rows_is_exact() {
-    is_exact(
+async fn in_18_what_returns_old_and_new_rows_assert_exact() {
+    assert_exact(
         18,
         "create table t (id int primary key, note text); insert into t select n, 'n' || n from generate_series(1, 6) n",
         &["id"],
@@ -128,8 +128,8 @@ async fn in_18_what_returns_old_and_new_rows_is_exact() {
 }
 
 #[tokio::test]
-async fn in_18_a_temporal_key_is_exact() {
-    is_exact(
+async fn in_18_a_temporal_key_assert_exact() {
+    assert_exact(
         18,
         "create extension btree_gist;
          create table t (room int, during daterange, guest text, primary key (room, during without overlaps));

@@ -4,10 +4,10 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use crate::catalog::{Catalog, post};
-use crate::harness::{Database, SETTINGS_OF_VALUES, refusal};
+use crate::harness::{Database, SETTINGS_OF_VALUES, eventually, refusal};
 use crate::partitions::Tables;
 
-/// In sessions that have written before the rename, too, and where rows are replicated.
+/// Covers sessions that wrote before the rename, and replicated rows.
 #[tokio::test]
 async fn a_key_that_is_renamed_or_dropped_stops_no_writer_and_hides_nothing() {
     let tables = Tables::new().await;
@@ -41,10 +41,10 @@ async fn a_key_that_is_renamed_or_dropped_stops_no_writer_and_hides_nothing() {
             // For a while: the log lacks what was written, and the catalog shows that.
             tables.run(&format!("alter table {dataset} rename id to number")).await;
             write_everywhere(&mut session, "number").await;
-            let untold = format!(
+            let keyless = format!(
                 "select count(*) from cdc_export.change_log where key = '' and table_oid = '{dataset}'::regclass"
             );
-            assert_eq!(tables.database.one::<i64>(&untold).await, 0, "no other key is logged in its place");
+            assert_eq!(tables.database.one::<i64>(&keyless).await, 0, "no other key is logged in its place");
             tables.run(&format!("alter table {dataset} rename number to id")).await;
             write_everywhere(&mut session, "id").await;
             tables.refused(dataset, "partitions_changed").await;
@@ -186,28 +186,37 @@ async fn no_setting_of_a_writer_s_session_refuses_a_write_or_changes_a_key() {
 }
 
 #[tokio::test]
-async fn triggers_that_may_not_write_to_the_log_are_told_and_lose_nothing() {
+async fn revoked_rights_on_the_log_are_reported_and_lose_no_change() {
     let tables = Tables::new().await;
     let owner: String = tables
         .database
         .one("select distinct proowner::regrole::text from pg_proc where proname like 'capture\\_%'")
         .await;
-    let is_ready = async || {
+    let problems = async || {
         let dataset = tables.service.call("GET", "/datasets/plain", &[]).await.json::<Value>().await.unwrap();
-        dataset["ready"].as_bool().unwrap()
+        dataset["problems"].as_array().unwrap().iter().map(|it| it.as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
-    for right in ["insert on cdc_export.change_log", "usage on schema cdc_export"] {
+    for (number, right) in ["insert on cdc_export.change_log", "usage on schema cdc_export"].into_iter().enumerate() {
         tables.run(&format!("revoke {right} from {owner}")).await;
         let refused = sqlx::raw_sql("update plain set note = 'x' where id = 1").execute(&tables.database.pool).await;
         assert!(refused.is_err(), "{right}");
-        assert!(!is_ready().await, "{right}");
+        let found = problems().await;
+        assert!(found.len() == 1 && found[0].contains(&format!("to {owner}")), "{found:?}");
         let (code, _, said) = tables.catalog.command(&tables.database, &["datasets", "check"]).await;
-        assert!(code == 2 && said.contains("`cdc-export track plain`"), "{right}: {code} {said}");
-        tables.refused("plain", "trigger_missing").await;
+        assert!(code == 2 && said.contains("plain: capture") && said.contains(&found[0]), "{right}: {code} {said}");
+        let ready = async || {
+            let health: Value = tables.service.call("GET", "/health/ready", &[]).await.json().await.unwrap();
+            health["checks"]["datasets"].as_str().unwrap().contains("plain: writes to its table fail").then_some(())
+        };
+        eventually("readiness says it", ready).await;
+        // What was written is exact all the same.
+        assert_eq!(tables.delta("plain").await, Vec::<String>::new());
 
-        tables.run(&format!("grant {right} to {owner}; update plain set note = '{right}' where id = 2")).await;
-        assert!(is_ready().await, "{right}");
-        assert_eq!(tables.delta("plain").await, ["UPDATE 2"]);
+        tables
+            .run(&format!("grant {right} to {owner}; update plain set note = '{right}' where id = {}", number + 2))
+            .await;
+        assert_eq!(problems().await, Vec::<String>::new());
+        assert_eq!(tables.delta("plain").await, [format!("UPDATE {}", number + 2)]);
     }
     tables.service.stop().await;
 }

@@ -11,14 +11,14 @@ pub struct Column {
     pub kind: ColumnType,
     /// Its type in Parquet.
     pub parquet: ParquetType,
-    /// Whether a value that Parquet has no form for is NULL there. If not, such a value is an error.
-    pub null_without_form: bool,
+    /// If true, a value that Parquet can't represent is written as NULL there; otherwise it is an error.
+    pub null_if_unrepresentable: bool,
 }
 
 impl Column {
     /// A column with the Parquet type that is nearest to its kind.
     pub const fn new(name: &'static str, kind: ColumnType) -> Column {
-        Column { name: Cow::Borrowed(name), kind, parquet: ParquetType::OfKind, null_without_form: false }
+        Column { name: Cow::Borrowed(name), kind, parquet: ParquetType::OfKind, null_if_unrepresentable: false }
     }
 }
 

@@ -5,9 +5,8 @@
 //! Postgres knows the zone. A `numeric` is a `STRING` of its digits, unless somebody asks for a `DECIMAL`, which has one precision and scale
 //! for the whole column, known before the first row, and neither NaN nor infinity.
 //!
-//! Parquet counts microseconds from 1970, which ends in January 294247, and has no infinity, nor the time 24:00:00: an
-//! export that comes to such a time fails, since a large number in its place would be read as a time, unless the column says that it is
-//! NULL there, or that the column is a text.
+//! Parquet counts microseconds from 1970, which ends in January 294247. It has no infinity and no time 24:00:00. By default an export fails at
+//! such a value: a large number in its place would be read as a time. A column may instead write NULL, or be a text.
 
 mod chunk;
 
@@ -48,7 +47,9 @@ impl Layout {
             .set_offset_index_disabled(true)
             .set_dictionary_enabled(false);
         // Texts of a few words are small as a dictionary; where they turn out to be many, the writer gives it up.
-        let texts = columns.iter().filter(|column| matches!(column.kind, ColumnType::Text | ColumnType::Numeric));
+        let texts = columns.iter().filter(|column| {
+            column.parquet == ParquetType::Text || matches!(column.kind, ColumnType::Text | ColumnType::Numeric)
+        });
         let properties = texts.fold(properties, |properties, column| {
             properties.set_column_dictionary_enabled(ColumnPath::new(vec![column.name.to_string()]), true)
         });

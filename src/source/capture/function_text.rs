@@ -100,8 +100,8 @@ impl Function {
             // nested loop it would never end on 200,000.
             TriggerKind::Updates => {
                 let (old, new) = (self.keyed(OLD_ROWS, None), self.keyed(NEW_ROWS, None));
-                let is_gone = format!("where not exists (select from {new} as now where {same})");
-                let gone = self.log_deletions(&is_gone);
+                let is_lost = format!("not exists (select from {new} as now where {same})");
+                let log_lost = self.log_deletions(&is_lost);
                 format!(
                     "declare
                        rows pg_catalog.int8;
@@ -117,7 +117,7 @@ impl Function {
                        end if;
                        nestloop := pg_catalog.current_setting('enable_nestloop');
                        perform pg_catalog.set_config('enable_nestloop', 'off', true);
-                       if exists (select from {old} as was {is_gone}) then {gone} end if;
+                       if exists (select from {old} as was where {is_lost}) then {log_lost} end if;
                        perform pg_catalog.set_config('enable_nestloop', nestloop, true);
                        return null;
                      end"
@@ -127,13 +127,13 @@ impl Function {
                 "begin
                    if {IS_QUIET} then
                      insert into cdc_export.change_log (table_oid, operation, quiet_deletes)
-                       select tg_relid, 'Q', pg_catalog.count(*) from (select from {OLD_ROWS}) as its
+                       select tg_relid, 'Q', pg_catalog.count(*) from (select from {OLD_ROWS}) as its -- without columns, such as tg_relid
                        having pg_catalog.count(*) operator(pg_catalog.>) 0;
                      return null;
                    end if;
                    {} return null;
                  end",
-                self.log_deletions("where was.is_there")
+                self.log_deletions("was.is_there")
             ),
             // A partition that was detached keeps this trigger, and is no part of any tree.
             TriggerKind::Truncates => format!(
@@ -145,17 +145,17 @@ impl Function {
                    return null;
                  end"
             ),
-            // Most updates leave the key as it is: one statement finds that and logs it. Each row of a partition would begin a
-            // transaction within its own: only one that may be too large does.
+            // One statement logs an update that leaves the key unchanged, as most do. Only a row that may be too large for a text is
+            // written in a subtransaction: one for each row would be slow.
             TriggerKind::Rows | TriggerKind::Replicated => {
-                let (old, new) = (self.keyed(OLD_ROW, None), self.keyed(NEW_ROW, None));
-                let (columns, was) = (columns_of(&root), self.key_of("was"));
-                let of_row = |image: &str| {
+                let (old, new, columns) = (self.keyed(OLD_ROW, None), self.keyed(NEW_ROW, None), columns_of(&root));
+                let log_deletion = |image: &str, columns: &str| {
+                    let was = self.key_of("was");
                     format!("{LOG}, image, image_columns) select {root}, 'D', {was}, {image}, {columns} from {old} as was where was.is_there")
                 };
-                let (in_full, if_it_fits) = (of_row(&self.text_of("old")), of_row(&self.image_of("old")));
-                let by_key = format!("{LOG}) select {root}, 'D', {was} from {old} as was where was.is_there");
-                let large = in_full_or_by_key(&if_it_fits, &by_key);
+                let log_in_full = log_deletion(&self.text_of("old"), &columns);
+                let log_large =
+                    in_full_or_by_key(&log_deletion(&self.image_of("old"), &columns), &log_deletion("null", "null"));
                 format!(
                     "declare rows pg_catalog.int8; begin
                        if tg_op operator(pg_catalog.=) 'DELETE' and {IS_QUIET} then
@@ -172,7 +172,7 @@ impl Function {
                            from {new} as now where now.is_there;
                        end if;
                        if tg_op operator(pg_catalog.<>) 'INSERT' then
-                         if pg_catalog.pg_column_size(old) operator(pg_catalog.<=) {LARGE} then {in_full}; else {large} end if;
+                         if pg_catalog.pg_column_size(old) operator(pg_catalog.<=) {LARGE} then {log_in_full}; else {log_large} end if;
                        end if;
                        return null;
                      end"
@@ -181,35 +181,34 @@ impl Function {
         }
     }
 
-    /// Logs the rows of `OLD_ROWS`, as `was`, that this clause finds, as deleted.
-    fn log_deletions(&self, clause: &str) -> String {
+    /// Returns the statement that logs deletions of the rows of `OLD_ROWS` (called `was`) that satisfy `condition`.
+    fn log_deletions(&self, condition: &str) -> String {
         let (key, columns) = (self.key_of("was"), columns_of("tg_relid"));
         // A whole row by its star: its bare name would be a column of that name.
-        let (old, with_image) =
-            (self.keyed(OLD_ROWS, None), self.keyed(OLD_ROWS, Some(&self.image_of(&format!("{OLD_ROWS}.*")))));
-        let in_full = format!(
-            "{LOG}, image, image_columns) select tg_relid, 'D', {key}, was.image, {columns} from {with_image} as was {clause}"
-        );
-        in_full_or_by_key(&in_full, &format!("{LOG}) select tg_relid, 'D', {key} from {old} as was {clause}"))
+        let image = self.image_of(&format!("{OLD_ROWS}.*"));
+        let (old, with_image) = (self.keyed(OLD_ROWS, None), self.keyed(OLD_ROWS, Some(&image)));
+        in_full_or_by_key(
+            &format!(
+                "{LOG}, image, image_columns) select tg_relid, 'D', {key}, was.image, {columns} from {with_image} as was where {condition}"
+            ),
+            &format!("{LOG}) select tg_relid, 'D', {key} from {old} as was where {condition}"),
+        )
     }
 
-    /// These rows as a relation with the columns `part1`, `part2`, …, the texts of the key's values, `image`, if one is given, and
-    /// `is_there`.
+    /// Returns a relation of these rows with the texts of the key (`part1`, `part2`, …), the image if there is one, and `is_there`.
     ///
-    /// `is_there` is false if a column of the key was renamed or dropped: a name that the rows lack is then that of `missing`, which is
-    /// null. So the writer's statement succeeds and logs nothing, and consumers' next exports fail, because the guard compares the
-    /// catalog's rows of the key's columns. This takes no time: the planner removes `missing`, the subqueries and what isn't used.
+    /// If a column of the key was renamed or dropped, its name is that of the NULL column of `missing`, and `is_there` is false. The
+    /// trigger then logs nothing, and the writer's statement succeeds. The guard refuses the next export, because the row of
+    /// `pg_attribute` of the key's column has changed. The planner removes `missing` and unused columns, so this costs nothing.
     ///
-    /// Variables of plpgsql stand only outside of it, where no column of the table can take their names.
+    /// No variable of plpgsql may stand inside: a column of the same name would be taken instead.
     fn keyed(&self, rows: &str, image: Option<&str>) -> String {
         let names: Vec<_> = self.key.iter().map(|name| quote::quoted(name)).collect();
-        let listed = |each: &dyn Fn(usize, &String) -> String| {
-            names.iter().enumerate().map(|(at, name)| each(at + 1, name)).collect::<Vec<_>>().join(", ")
-        };
-        let missing = listed(&|_, name| format!("null::pg_catalog.text as {name}"));
-        let parts = listed(&|part, name| format!("pg_catalog.concat({name}) as part{part}"));
+        let missing: Vec<_> = names.iter().map(|name| format!("null::pg_catalog.text as {name}")).collect();
+        let parts: Vec<_> =
+            names.iter().zip(1..).map(|(name, part)| format!("pg_catalog.concat({name}) as part{part}")).collect();
         let image = image.map(|image| format!(", {image} as image")).unwrap_or_default();
-        let names = names.join(", ");
+        let (names, missing, parts) = (names.join(", "), missing.join(", "), parts.join(", "));
         format!(
             "(select keyed.* from (select {missing}) as missing,
                lateral (select {parts}{image}, pg_catalog.num_nulls({names}) operator(pg_catalog.=) 0 as is_there from {rows}) as keyed)"
@@ -218,8 +217,7 @@ impl Function {
 
     /// A row's key as the log has it, of a row of `keyed`.
     fn key_of(&self, row: &str) -> String {
-        let parts = (1..=self.key.len()).map(|part| format!("{row}.part{part}"));
-        key_of_parts(parts)
+        key_of_parts((1..=self.key.len()).map(|part| format!("{row}.part{part}")))
     }
 
     /// That `was` and `now` of `keyed` have the same key, by its texts: a type's operators are in some schema.
@@ -269,8 +267,8 @@ const NEW_ROW: &str = "(select new.*) as its";
 
 /// The numbers, in that table, of the columns that a row of `tg_relid` has: a partition may have others than its root.
 ///
-/// The planner does not look into the inner `select`: if it knew which table is meant, it would make another plan at each call, because it
-/// takes the average table for larger.
+/// `(select tg_relid)` hides the value from the planner. If the planner knew the value, it would expect a custom plan to be cheaper than
+/// the generic one, and plan at every call.
 fn columns_of(table: &str) -> String {
     let own = "pg_catalog.pg_attribute a
       where a.attrelid operator(pg_catalog.=) (select tg_relid) and a.attnum operator(pg_catalog.>) 0 and not a.attisdropped";

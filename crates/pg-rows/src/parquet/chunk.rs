@@ -54,26 +54,29 @@ impl Chunk {
             ColumnType::Float4 => Values::Float(Vec::new()),
             ColumnType::Float8 => Values::Double(Vec::new()),
             ColumnType::Bool => Values::Bool(Vec::new()),
-            ColumnType::Text | ColumnType::Numeric | ColumnType::Json | ColumnType::Jsonb => {
-                Values::Bytes(Slices::default())
-            }
-            ColumnType::Bytea | ColumnType::Uuid => Values::Bytes(Slices::default()),
+            ColumnType::Text
+            | ColumnType::Numeric
+            | ColumnType::Json
+            | ColumnType::Jsonb
+            | ColumnType::Bytea
+            | ColumnType::Uuid => Values::Bytes(Slices::default()),
         };
         Chunk { levels: Vec::new(), values }
     }
 
     /// Takes a value; returns what it takes of the memory.
     pub(super) fn push(&mut self, column: &Column, field: Option<&[u8]>) -> Result<usize, Error> {
-        let size = match field.map(|field| self.value(column, field)) {
+        let size = match field.map(|field| self.push_value(column, field)) {
             None => None,
-            Some(Err(Error::NotInFormat { .. })) if column.null_without_form => None,
+            Some(Err(Error::NotInFormat { .. })) if column.null_if_unrepresentable => None,
             Some(size) => Some(size?),
         };
         self.levels.push(size.is_some().into());
         Ok(size_of::<i16>() + size.unwrap_or(0))
     }
 
-    fn value(&mut self, column: &Column, field: &[u8]) -> Result<usize, Error> {
+    /// Takes a value that isn't NULL; returns what it takes of the memory. What it refuses leaves nothing behind.
+    fn push_value(&mut self, column: &Column, field: &[u8]) -> Result<usize, Error> {
         Ok(match &mut self.values {
             Values::Int32(values) => {
                 values.push(int32(column, field)?);
