@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
-use crate::catalog::{Catalog, post};
+use crate::catalog::{Catalog, Replica, export, post};
 use crate::harness::{Database, SETTINGS_OF_VALUES, eventually, refusal};
 use crate::partitions::Tables;
 
@@ -76,6 +76,94 @@ async fn a_key_that_is_renamed_or_dropped_stops_no_writer_and_hides_nothing() {
     let (code, _, said) = tables.catalog.command(&tables.database, &["datasets", "check"]).await;
     assert!(code == 2 && said.contains("plain: key"), "{code} {said}");
     tables.service.stop().await;
+}
+
+/// A session keeps the plans of its triggers, and with them what they know of the columns.
+#[tokio::test]
+async fn a_session_that_wrote_before_the_key_was_altered_logs_the_key_as_it_is() {
+    let database = Database::empty().await;
+    let columns = "(id int not null, alt int not null, place int not null, unique (id, place), unique (alt, place))";
+    database
+        .run(&format!(
+            "create table parted {columns} partition by list (place); create table part partition of parted for values in (1);
+             create table plain {columns}; insert into parted values (50, 60, 1); insert into plain values (50, 60, 1)"
+        ))
+        .await;
+    let of = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\nkey = [\"id\", \"place\"]\n");
+    let catalog = Catalog::of(&["parted", "plain"].map(of).concat());
+    for dataset in ["parted", "plain"] {
+        catalog.track(&database, dataset).await;
+    }
+    let service = catalog.start(&database).service().await;
+    for dataset in ["parted", "plain"] {
+        let source = format!("select id::text, alt, place from {dataset}");
+        let replica = Replica { database: &database, source: &source, key: &["id", "place"] };
+        let mut session = PgConnection::connect_with(&database.options).await.unwrap();
+        let mut run = async |sql: String| {
+            let done = session.execute(AssertSqlSafe(sql)).await;
+            done.map(drop).unwrap_or_else(|refused| panic!("{dataset}: {refused}"));
+        };
+        run("set session_replication_role = replica".to_owned()).await;
+        run(format!("insert into {dataset} (id, alt, place) values (1, 1001, 1)")).await;
+        for (number, ddl) in [
+            "alter table TABLE rename id to other; alter table TABLE rename alt to id; alter table TABLE rename other to alt",
+            "alter table TABLE alter id type bigint",
+            "alter table TABLE drop id; alter table TABLE add id bigint; update TABLE set id = alt + 5000;
+             alter table TABLE alter id set not null; alter table TABLE add unique (id, place)",
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            database.run(&ddl.replace("TABLE", dataset)).await;
+            replica.begin(&service, &export(&service, "full", dataset, "a").await).await;
+            let id = 10 * (number + 2);
+            for change in [
+                format!("insert into {dataset} (id, alt, place) values ({id}, {id}000, 1), ({id} + 1, {id}001, 1)"),
+                format!("update {dataset} set id = id + 100 where id = {id}; delete from {dataset} where id = {id} + 1"),
+            ] {
+                run(change).await;
+                replica.apply(&service, &export(&service, "delta", dataset, "a").await).await;
+                replica.require_equal().await;
+            }
+        }
+    }
+    service.stop().await;
+}
+
+/// Such a foreign key updates in the name of the statement that changed what it points to, and shares its rows.
+#[tokio::test]
+async fn a_row_that_one_statement_updates_several_times_is_logged_as_gone_under_its_old_key() {
+    let database = Database::empty().await;
+    database
+        .run(
+            "create table person (id int primary key);
+             create table line (creator int references person on update cascade, person int references person on update cascade, n int,
+               v text, primary key (person, n));
+             create table edge (a int not null references person on update cascade, b int not null references person on update cascade,
+               primary key (a, b));
+             insert into person values (1), (2), (11); insert into line values (1, 1, 1, 'a'), (2, 1, 2, 'b'), (1, 2, 1, 'c');
+             insert into edge values (1, 2), (11, 2), (2, 2)",
+        )
+        .await;
+    let of = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n");
+    let catalog = Catalog::of(&["line", "edge"].map(of).concat());
+    for dataset in ["line", "edge"] {
+        catalog.track(&database, dataset).await;
+    }
+    let service = catalog.start(&database).service().await;
+    for (dataset, key, change) in [
+        ("line", &["person", "n"], "update person set id = 7 where id = 1"),
+        ("edge", &["a", "b"], "update person set id = id + 10 where id < 10; update person set id = id + 100"),
+    ] {
+        let source = format!("table {dataset}");
+        let replica = Replica { database: &database, source: &source, key };
+        replica.begin(&service, &export(&service, "full", dataset, "a").await).await;
+        // A key that another row has for a moment can't be told from that row's.
+        database.run(&change.replace("id = id + 10 where id < 10", "id = id + 20 where id < 10")).await;
+        replica.apply(&service, &export(&service, "delta", dataset, "a").await).await;
+        replica.require_equal().await;
+    }
+    service.stop().await;
 }
 
 /// The names of the triggers' own variables and relations, in the key and beside it.

@@ -6,10 +6,10 @@
 //! type's output function, which only superusers make.
 
 use crate::source::quote;
-use crate::source::trigger::{TriggerKind, key_of_parts};
+use crate::source::trigger::{TriggerKind, key_of_parts, key_text};
 
 /// The version of the functions' text, by which `renew` recognizes an older text. It goes up with each change of the text below.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 
 /// What a text may show of the writer's settings, set for the call: or one key would have two texts. It takes longer than the call
 /// itself, so that functions whose texts show none of it go without.
@@ -95,12 +95,22 @@ impl Function {
                 let new = self.keyed(NEW_ROWS, None);
                 format!("begin {LOG}) select tg_relid, 'I', {key} from {new} as now where now.is_there; return null; end")
             }
-            // One trigger sees the rows before and after, so a key that was changed is logged as gone. Most statements change one row,
-            // of which this is soon seen. plpgsql keeps the plan that it made for a session's first statement, maybe of two rows: as a
-            // nested loop it would never end on 200,000.
+            // One trigger sees the rows before and after, so a key that was changed is logged as gone. Foreign keys with `on update cascade`
+            // share the statement's rows, in which one row may then be several times: a key is gone if it is more often among the old
+            // rows than among the new ones. Most statements change one row, of which this is soon seen. plpgsql keeps the plan that it
+            // made for a session's first statement, maybe of two rows: as a nested loop it would never end on 200,000.
             TriggerKind::Updates => {
                 let (old, new) = (self.keyed(OLD_ROWS, None), self.keyed(NEW_ROWS, None));
-                let is_lost = format!("not exists (select from {new} as now where {same})");
+                let parts = |row: &str| {
+                    let parts: Vec<_> = (1..=self.key.len()).map(|part| format!("{row}.part{part}")).collect();
+                    parts.join(", ")
+                };
+                let lost = format!(
+                    "(select {} from {old} as was except all select {} from {new} as now)",
+                    parts("was"),
+                    parts("now")
+                );
+                let is_lost = format!("exists (select from {lost} as now where {same})");
                 let log_lost = self.log_deletions(&is_lost);
                 format!(
                     "declare
@@ -117,7 +127,7 @@ impl Function {
                        end if;
                        nestloop := pg_catalog.current_setting('enable_nestloop');
                        perform pg_catalog.set_config('enable_nestloop', 'off', true);
-                       if exists (select from {old} as was where {is_lost}) then {log_lost} end if;
+                       if exists {lost} then {log_lost} end if;
                        perform pg_catalog.set_config('enable_nestloop', nestloop, true);
                        return null;
                      end"
@@ -145,33 +155,44 @@ impl Function {
                    return null;
                  end"
             ),
-            // One statement logs an update that leaves the key unchanged, as most do. Only a row that may be too large for a text is
-            // written in a subtransaction: one for each row would be slow.
+            // A session keeps its plans of `new.column` when the column is renamed, is dropped or gets another type: what it then can't read
+            // it reads anew. The block for that writes nothing, so it takes no transaction id. Only a row that may be too large for a
+            // text is written in a subtransaction: one for each row would be slow.
             TriggerKind::Rows | TriggerKind::Replicated => {
-                let (old, new, columns) = (self.keyed(OLD_ROW, None), self.keyed(NEW_ROW, None), columns_of(&root));
+                let columns = columns_of(&root);
                 let log_deletion = |image: &str, columns: &str| {
-                    let was = self.key_of("was");
-                    format!("{LOG}, image, image_columns) select {root}, 'D', {was}, {image}, {columns} from {old} as was where was.is_there")
+                    format!("{LOG}, image, image_columns) values ({root}, 'D', old_key, {image}, {columns})")
                 };
                 let log_in_full = log_deletion(&self.text_of("old"), &columns);
                 let log_large =
                     in_full_or_by_key(&log_deletion(&self.image_of("old"), &columns), &log_deletion("null", "null"));
+                let (old, new) = (key_text("old", &self.key), key_text("new", &self.key));
+                let (id, anew) = (&self.id, key_text("($1)", &self.key));
                 format!(
-                    "declare rows pg_catalog.int8; begin
+                    "declare
+                       old_key pg_catalog.text;
+                       new_key pg_catalog.text;
+                     begin
                        if tg_op operator(pg_catalog.=) 'DELETE' and {IS_QUIET} then
                          insert into cdc_export.change_log (table_oid, operation, quiet_deletes) values ({root}, 'Q', 1);
                          return null;
                        end if;
-                       if tg_op operator(pg_catalog.=) 'UPDATE' then
-                         {LOG}) select {root}, 'U', {key} from {new} as now, {old} as was where now.is_there and {same};
-                         get diagnostics rows = row_count;
-                         if rows operator(pg_catalog.=) 1 then return null; end if;
-                       end if;
+                       begin
+                         if tg_op operator(pg_catalog.<>) 'INSERT' then old_key := {old}; end if;
+                         if tg_op operator(pg_catalog.<>) 'DELETE' then new_key := {new}; end if;
+                       exception when undefined_column or datatype_mismatch then
+                         begin
+                           if tg_op operator(pg_catalog.<>) 'INSERT' then execute $k{id}$select {anew}$k{id}$ into old_key using old; end if;
+                           if tg_op operator(pg_catalog.<>) 'DELETE' then execute $k{id}$select {anew}$k{id}$ into new_key using new; end if;
+                         exception when undefined_column then
+                           return null;
+                         end;
+                       end;
                        if tg_op operator(pg_catalog.<>) 'DELETE' then
-                         {LOG}) select {root}, case when tg_op operator(pg_catalog.=) 'INSERT' then 'I' else 'U' end::pg_catalog.\"char\", {key}
-                           from {new} as now where now.is_there;
+                         {LOG}) values ({root}, case when tg_op operator(pg_catalog.=) 'INSERT' then 'I' else 'U' end::pg_catalog.\"char\", new_key);
                        end if;
-                       if tg_op operator(pg_catalog.<>) 'INSERT' then
+                       if tg_op operator(pg_catalog.=) 'DELETE'
+                         or tg_op operator(pg_catalog.=) 'UPDATE' and old_key operator(pg_catalog.<>) new_key collate pg_catalog.\"C\" then
                          if pg_catalog.pg_column_size(old) operator(pg_catalog.<=) {LARGE} then {log_in_full}; else {log_large} end if;
                        end if;
                        return null;
@@ -260,10 +281,6 @@ fn in_full_or_by_key(in_full: &str, by_key: &str) -> String {
 /// The rows of a statement before and after it. With a space: as the name of a row it must not be one of a column.
 const OLD_ROWS: &str = "\"old rows\"";
 const NEW_ROWS: &str = "\"new rows\"";
-
-/// The row of a row trigger before and after its change, as a relation.
-const OLD_ROW: &str = "(select old.*) as its";
-const NEW_ROW: &str = "(select new.*) as its";
 
 /// The numbers, in that table, of the columns that a row of `tg_relid` has: a partition may have others than its root.
 ///
