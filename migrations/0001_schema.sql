@@ -412,8 +412,8 @@ begin
 end $$;
 
 -- Appends the role's own search_path to the transaction's if Postgres can't plan a read of the table otherwise, and returns
--- whether it did. The planner inlines the SQL functions of a table's indexes and statistics, and their bodies may name
--- functions and types without a schema. Raises CE002 with Postgres's message if the read can't be planned then either.
+-- whether it did. The planner inlines the SQL functions of a table's indexes, statistics, constraints and partition key, and
+-- their bodies may name functions and types without a schema. Raises CE002 with Postgres's message if the read can't be planned then either.
 -- Only for our own sessions, whose search_path it relies on.
 create function cdc_export.widen_search_path(from_item text, table_oid oid) returns boolean
 language plpgsql as $$
@@ -422,12 +422,15 @@ declare
 begin
   if not exists (
       select from pg_index x where x.indrelid = any (relations) and (x.indexprs is not null or x.indpred is not null))
-    and not exists (select from pg_statistic_ext s where s.stxrelid = any (relations)) then
+    and not exists (select from pg_statistic_ext s where s.stxrelid = any (relations))
+    and not exists (select from pg_constraint c where c.conrelid = any (relations) and c.contype = 'c')
+    and not exists (select from pg_partitioned_table p where p.partrelid = any (relations) and p.partexprs is not null) then
     return false;
   end if;
   for attempt in 1..2 loop
     begin
-      execute 'select from ' || from_item || ' limit 0';
+      -- The planner looks at constraints only if there is a condition.
+      execute 'select from ' || from_item || ' where ctid is null limit 0';
       return attempt = 2;
     exception
       when insufficient_privilege then

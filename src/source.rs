@@ -182,7 +182,7 @@ pub enum Error {
         #[source]
         cause: sqlx::Error,
     },
-    /// A function of an index or of statistics of the table fails while Postgres plans the read.
+    /// A function of an index, of statistics or of a constraint of the table fails while Postgres plans the read.
     #[error("{0}")]
     CantPlan(String),
     /// Anything else that Postgres reports.

@@ -3,6 +3,7 @@
 use sqlx::postgres::types::Oid;
 use sqlx::{PgConnection, PgPool};
 
+use crate::connection::failure::SqlFailure;
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::{Capture, Dataset, Table, TableSchema, no_right_to_log};
@@ -182,7 +183,11 @@ async fn fits(
 ) -> Result<Option<TableSchema>, sqlx::Error> {
     match introspect(conn, dataset, seen).await? {
         Ok(schema) => {
-            let fault = filter::check(conn, dataset, &schema.table).await?;
+            let fault = match filter::check(conn, dataset, &schema.table).await {
+                // Somebody has locked the table. The first export tries the filter.
+                Err(cause) if SqlFailure::of(&cause) == SqlFailure::LockTimeout => None,
+                checked => checked?,
+            };
             let fits = fault.is_none();
             faults.extend(fault);
             Ok(fits.then_some(schema))

@@ -61,5 +61,7 @@ pub(crate) async fn check(
 /// Says why Postgres can't plan a read of the table.
 pub(super) fn cant_plan(table: impl Display, cause: &sqlx::Error) -> String {
     let message = cause.as_database_error().map(|error| error.message().to_owned()).unwrap_or_default();
-    format!("Postgres can't read `{table}`, because a function of one of its indexes or statistics fails: {message}")
+    format!(
+        "Postgres can't read `{table}`, because a function of one of its indexes, statistics or constraints fails: {message}"
+    )
 }

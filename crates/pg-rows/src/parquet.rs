@@ -5,7 +5,7 @@
 //! Postgres knows the zone. A `numeric` is a `STRING` of its digits, unless somebody asks for a `DECIMAL`, which has one precision and scale
 //! for the whole column, known before the first row, and neither NaN nor infinity.
 //!
-//! Parquet counts microseconds from 1970, which ends in January 294247. It has no infinity and no time 24:00:00. By default an export fails at
+//! Parquet counts microseconds from 1970, which ends on 10 January 294247. It has no infinity and no time 24:00:00. By default an export fails at
 //! such a value: a large number in its place would be read as a time. A column may instead write NULL, or be a text.
 
 mod chunk;
