@@ -430,7 +430,7 @@ begin
   for attempt in 1..2 loop
     begin
       -- The planner looks at constraints only if there is a condition.
-      execute 'select from ' || from_item || ' where ctid is null limit 0';
+      execute 'select from ' || from_item || ' where tableoid = ''0''::oid limit 0';
       return attempt = 2;
     exception
       when insufficient_privilege then
