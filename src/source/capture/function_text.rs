@@ -9,7 +9,7 @@ use crate::source::quote;
 use crate::source::trigger::{TriggerKind, key_of_parts, key_text};
 
 /// The version of the functions' text, by which `renew` recognizes an older text. It goes up with each change of the text below.
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 
 /// What a text may show of the writer's settings, set for the call: or one key would have two texts. It takes longer than the call
 /// itself, so that functions whose texts show none of it go without.
@@ -216,7 +216,7 @@ impl Function {
         )
     }
 
-    /// Returns a relation of these rows with the texts of the key (`part1`, `part2`, …), the image if there is one, and `is_there`.
+    /// Returns a relation of these rows with the texts of the key (`part1`, `part2`, …; another text is another key), the image if there is one, and `is_there`.
     ///
     /// If a column of the key was renamed or dropped, its name is that of the NULL column of `missing`, and `is_there` is false. The
     /// trigger then logs nothing, and the writer's statement succeeds. The guard refuses the next export, because the row of
@@ -226,8 +226,11 @@ impl Function {
     fn keyed(&self, rows: &str, image: Option<&str>) -> String {
         let names: Vec<_> = self.key.iter().map(|name| quote::quoted(name)).collect();
         let missing: Vec<_> = names.iter().map(|name| format!("null::pg_catalog.text as {name}")).collect();
-        let parts: Vec<_> =
-            names.iter().zip(1..).map(|(name, part)| format!("pg_catalog.concat({name}) as part{part}")).collect();
+        let parts: Vec<_> = names
+            .iter()
+            .zip(1..)
+            .map(|(name, part)| format!("pg_catalog.concat({name}) collate pg_catalog.\"C\" as part{part}"))
+            .collect();
         let image = image.map(|image| format!(", {image} as image")).unwrap_or_default();
         let (names, missing, parts) = (names.join(", "), missing.join(", "), parts.join(", "));
         format!(
@@ -243,7 +246,7 @@ impl Function {
 
     /// That `was` and `now` of `keyed` have the same key, by its texts: a type's operators are in some schema.
     fn is_same(&self) -> String {
-        let part = |part| format!("now.part{part} operator(pg_catalog.=) was.part{part} collate pg_catalog.\"C\"");
+        let part = |part| format!("now.part{part} operator(pg_catalog.=) was.part{part}");
         (1..=self.key.len()).map(part).collect::<Vec<_>>().join(" and ")
     }
 
