@@ -141,7 +141,7 @@ async fn a_row_that_one_statement_updates_several_times_is_logged_as_gone_under_
                v text, primary key (person, n));
              create table edge (a int not null references person on update cascade, b int not null references person on update cascade,
                primary key (a, b));
-             insert into person values (1), (2), (11); insert into line values (1, 1, 1, 'a'), (2, 1, 2, 'b'), (1, 2, 1, 'c');
+             insert into person values (11), (1), (2); insert into line values (1, 1, 1, 'a'), (2, 1, 2, 'b'), (1, 2, 1, 'c');
              insert into edge values (1, 2), (11, 2), (2, 2)",
         )
         .await;
@@ -153,13 +153,13 @@ async fn a_row_that_one_statement_updates_several_times_is_logged_as_gone_under_
     let service = catalog.start(&database).service().await;
     for (dataset, key, change) in [
         ("line", &["person", "n"], "update person set id = 7 where id = 1"),
-        ("edge", &["a", "b"], "update person set id = id + 10 where id < 10; update person set id = id + 100"),
+        // An edge has the old key of another one for a moment.
+        ("edge", &["a", "b"], "update person set id = id + 10"),
     ] {
         let source = format!("table {dataset}");
         let replica = Replica { database: &database, source: &source, key };
         replica.begin(&service, &export(&service, "full", dataset, "a").await).await;
-        // A key that another row has for a moment can't be told from that row's.
-        database.run(&change.replace("id = id + 10 where id < 10", "id = id + 20 where id < 10")).await;
+        database.run(change).await;
         replica.apply(&service, &export(&service, "delta", dataset, "a").await).await;
         replica.require_equal().await;
     }

@@ -101,15 +101,8 @@ impl Function {
             // made for a session's first statement, maybe of two rows: as a nested loop it would never end on 200,000.
             TriggerKind::Updates => {
                 let (old, new) = (self.keyed(OLD_ROWS, None), self.keyed(NEW_ROWS, None));
-                let parts = |row: &str| {
-                    let parts: Vec<_> = (1..=self.key.len()).map(|part| format!("{row}.part{part}")).collect();
-                    parts.join(", ")
-                };
-                let lost = format!(
-                    "(select {} from {old} as was except all select {} from {new} as now)",
-                    parts("was"),
-                    parts("now")
-                );
+                let [was_parts, now_parts] = ["was", "now"].map(|row| self.parts_of(row).collect::<Vec<_>>().join(", "));
+                let lost = format!("(select {was_parts} from {old} as was except all select {now_parts} from {new} as now)");
                 let is_lost = format!("exists (select from {lost} as now where {same})");
                 let log_lost = self.log_deletions(&is_lost);
                 format!(
@@ -241,13 +234,18 @@ impl Function {
 
     /// A row's key as the log has it, of a row of `keyed`.
     fn key_of(&self, row: &str) -> String {
-        key_of_parts((1..=self.key.len()).map(|part| format!("{row}.part{part}")))
+        key_of_parts(self.parts_of(row))
+    }
+
+    /// The texts of the key's values, of a row of `keyed`.
+    fn parts_of(&self, row: &str) -> impl Iterator<Item = String> {
+        (1..=self.key.len()).map(move |part| format!("{row}.part{part}"))
     }
 
     /// That `was` and `now` of `keyed` have the same key, by its texts: a type's operators are in some schema.
     fn is_same(&self) -> String {
-        let part = |part| format!("now.part{part} operator(pg_catalog.=) was.part{part}");
-        (1..=self.key.len()).map(part).collect::<Vec<_>>().join(" and ")
+        let same = self.parts_of("now").zip(self.parts_of("was"));
+        same.map(|(now, was)| format!("{now} operator(pg_catalog.=) {was}")).collect::<Vec<_>>().join(" and ")
     }
 
     /// The text of a row, which shows no setting of the writer.
