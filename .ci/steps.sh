@@ -85,17 +85,23 @@ step_build() {
     return $status
 }
 
-# The suite, as README runs it. Its databases and files take 7 GB. If twice as much memory is free, they are kept in memory, so that no test
-# waits for the disk.
-step_test() {
-    local free=/proc/meminfo shared=/dev/shm
+# Makes a folder for the suite's databases and files, which take 7 GB, and removes it when the shell ends. If twice as much memory is free, the
+# folder is in memory, so that no test waits for the disk.
+scratch() {
+    local free=/proc/meminfo shared=/dev/shm parent=${TMPDIR:-/tmp}
     if [[ -z ${TMPDIR:-} && -r $free && -w $shared ]] && (($(df --output=avail -k $shared | tail -n 1) > 14 << 20)) &&
         (($(awk '/^MemAvailable:/ { print $2 }' $free) > 14 << 20)); then
-        TMPDIR=$(mktemp -d -p $shared)
-        export TMPDIR
-        chmod 1777 "$TMPDIR"
-        trap 'rm -rf "$TMPDIR"' EXIT
+        parent=$shared
     fi
+    TMPDIR=$(mktemp -d -p "$parent")
+    export TMPDIR
+    chmod 1777 "$TMPDIR"
+    trap 'rm -rf "$TMPDIR"' EXIT
+}
+
+# The suite, as README runs it.
+step_test() {
+    scratch
     cargo test --locked --features "$FEATURES"
 }
 
@@ -107,6 +113,7 @@ step_postgres-short() {
     fi
     needs npm venv
     local version
+    scratch
     for version in 13 18; do
         tests/postgres.sh "$version" cargo test --locked --features "$FEATURES" --test suite -- \
             capture:: continuity:: generated:: guard:: partitions:: subscriptions:: tables:: tracked:: types:: versions:: writers::
@@ -162,7 +169,7 @@ step_postgres() {
     for version in $(tests/postgres.sh --list); do
         [[ $version != "$installed" ]] || continue
         printf '==> Postgres %s\n' "$version"
-        tests/postgres.sh "$version" cargo test --locked --features "$FEATURES" --test suite || failed+=" $version"
+        (scratch; tests/postgres.sh "$version" cargo test --locked --features "$FEATURES" --test suite) || failed+=" $version"
     done
     [[ -z $failed ]] || die "the suite fails on Postgres$failed"
 }
