@@ -22,7 +22,7 @@ use sqlx::{Connection, PgConnection};
 use crate::apply::catalog::OPERATION;
 use crate::apply::input::Input;
 use crate::apply::merge::Merge;
-use crate::apply::table::Shape;
+use crate::apply::table::TargetTable;
 use crate::connection;
 use crate::connection::failure::{SqlFailure, sqlstate};
 use crate::dataset::Table;
@@ -30,7 +30,7 @@ use crate::failpoint;
 use crate::job::ConsumerId;
 use crate::manifest::{Chained, Column, Manifest};
 
-pub use position::Position;
+pub use position::TargetPosition;
 
 /// The settings of a target.
 #[derive(Clone, Debug)]
@@ -109,9 +109,9 @@ pub enum Applied {
     /// It is applied now. The remarks say what of the table could not be as in the source.
     Done(Changes, Vec<String>),
     /// The table is not where it was when its position was read: it may have this one, and others.
-    Before,
+    PositionMoved,
     /// It doesn't go on from where the table is, for this reason; a full one would.
-    Unfit(String),
+    NeedsFullExport(String),
 }
 
 /// The rows that an export has changed.
@@ -156,7 +156,7 @@ impl Target {
     ///
     /// # Errors
     /// If the database can't be read, or several tables get the lane and none was named.
-    pub async fn position(&mut self) -> Result<Option<Position>, Error> {
+    pub async fn position(&mut self) -> Result<Option<TargetPosition>, Error> {
         let mut conn = self.connection().await?;
         let found = match &self.settings.table {
             Some(table) => {
@@ -169,7 +169,7 @@ impl Target {
             None => {
                 let found = position::of_lane(&mut conn, &self.consumer, &self.dataset).await?;
                 // It may have another name than the source's, by a `--table` of before.
-                self.known = found.as_ref().map(Position::table).transpose()?;
+                self.known = found.as_ref().map(TargetPosition::table).transpose()?;
                 found
             }
         };
@@ -219,17 +219,17 @@ impl Target {
         // Another process has applied this one or others meanwhile, or this one did, and the answer to its COMMIT was lost.
         let at = before.as_ref().map(|position| &position.digest);
         if at != self.seen.as_ref() || at == Some(&manifest.digest) {
-            return Ok(Applied::Before);
+            return Ok(Applied::PositionMoved);
         }
-        if let Some(why) = unfit(export, before.as_ref()) {
-            return Ok(Applied::Unfit(why));
+        if let Some(why) = export_obstacle(export, before.as_ref()) {
+            return Ok(Applied::NeedsFullExport(why));
         }
-        let shape = match Shape::fit(tx, table, manifest, before.as_ref(), &self.settings).await {
-            Err(lost @ Error::Lost(_)) => return Ok(Applied::Unfit(lost.to_string())),
+        let shape = match TargetTable::fit(tx, table, manifest, before.as_ref(), &self.settings).await {
+            Err(lost @ Error::Lost(_)) => return Ok(Applied::NeedsFullExport(lost.to_string())),
             shape => shape?,
         };
-        if let Some(why) = unfit_here(export, before.as_ref(), &shape) {
-            return Ok(Applied::Unfit(why));
+        if let Some(why) = table_obstacle(export, before.as_ref(), &shape) {
+            return Ok(Applied::NeedsFullExport(why));
         }
         let changes = match shape.replaces_all(manifest) {
             true => {
@@ -269,8 +269,8 @@ impl Target {
     }
 }
 
-/// Returns why an export can't come next, though a full one in csv could.
-fn unfit(export: &Chained, before: Option<&Position>) -> Option<String> {
+/// Returns the reason if an export can't come next, so that only a full export in csv can.
+fn export_obstacle(export: &Chained, before: Option<&TargetPosition>) -> Option<String> {
     let job = &export.job;
     if !["full", "incremental", "delta"].contains(&export.export_type.as_str()) {
         return Some(format!("format: the export {job} is of a type that this program doesn't know"));
@@ -293,8 +293,8 @@ fn unfit(export: &Chained, before: Option<&Position>) -> Option<String> {
     Some(format!("schema_changed: the column {} has come, or has another type", changed.name))
 }
 
-/// Returns why only a full export can come next, as the table stands.
-fn unfit_here(export: &Chained, before: Option<&Position>, shape: &Shape) -> Option<String> {
+/// Returns the reason if the state of the table allows only a full export.
+fn table_obstacle(export: &Chained, before: Option<&TargetPosition>, shape: &TargetTable) -> Option<String> {
     if export.export_type == "full" {
         return None;
     }

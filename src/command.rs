@@ -11,13 +11,10 @@ macro_rules! outln {
 }
 
 mod ack;
-mod answer;
-mod api;
 mod apply;
 mod cancel;
 mod catalog;
 mod catalog_file;
-mod client;
 mod completions;
 mod database_handle;
 mod datasets;
@@ -25,18 +22,14 @@ mod deliveries;
 mod download;
 mod drain;
 mod export;
-mod feed;
 mod healthcheck;
-mod inbox;
 mod keys;
 mod list;
 mod man;
 mod migrate;
-mod mirror;
 mod output;
 mod plain;
 mod plan;
-mod progress;
 mod pull;
 mod retry;
 mod rounds;
@@ -47,9 +40,9 @@ mod server;
 mod signals;
 mod start;
 mod status;
+mod terminal;
 mod track;
 mod verify;
-mod view;
 mod wiring;
 mod words;
 
@@ -58,6 +51,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::client;
 use crate::command::ack::Ack;
 use crate::command::apply::Apply;
 use crate::command::cancel::Cancel;
@@ -97,11 +91,9 @@ pub fn main() -> ExitCode {
     let CommandLine { command } = CommandLine::parse();
     match command.unwrap_or_default().run() {
         Ok(code) => code,
-        // The reader of our standard output has closed it, as `head` does.
-        Err(error) if error.downcast_ref::<io::Error>().is_some_and(|why| why.kind() == io::ErrorKind::BrokenPipe) => {
-            ExitCode::SUCCESS
-        }
-        Err(error) if error.is::<BadUsage>() || error.is::<config::Error>() => fail(2, &error),
+        // A program such as `head` reads our standard output and has closed it.
+        Err(error) if is_unread(&error) => ExitCode::SUCCESS,
+        Err(error) if is_bad_usage(&error) => fail(2, &error),
         Err(error) => fail(1, &error),
     }
 }
@@ -202,6 +194,21 @@ impl Command {
             Command::Man(man) => man.run(),
         }
     }
+}
+
+/// Returns true if nobody reads standard output any more.
+fn is_unread(error: &anyhow::Error) -> bool {
+    let cause = match error.downcast_ref() {
+        Some(client::Error::Output(cause)) => Some(cause),
+        _ => error.downcast_ref::<io::Error>(),
+    };
+    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn is_bad_usage(error: &anyhow::Error) -> bool {
+    let is_clients =
+        error.downcast_ref::<client::Error>().is_some_and(|it| matches!(it.root(), client::Error::Usage(_)));
+    is_clients || error.is::<BadUsage>() || error.is::<config::Error>()
 }
 
 /// Arguments that can't be, whatever the database holds.

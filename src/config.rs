@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use authorities::trust_alone;
-pub use environment::{ApiKey, Environment};
+pub use environment::Environment;
 pub use variables::Misspelt;
 
 use private_postgres::mirror::{Checksum, Mirror, NotAMirror};
@@ -397,7 +397,7 @@ mod tests {
         };
         let (_, good) = PresentedKey::random();
         let read = key(&format!("{good}\n")).unwrap().unwrap();
-        assert_eq!((read.reveal(), format!("{read:?}").as_str()), (good.as_str(), "ApiKey"));
+        assert_eq!((read.reveal(), format!("{read:?}").as_str()), (good.as_str(), "KeyText"));
         assert!(key("").unwrap().is_none());
         let line = key("cdcx_secret").unwrap_err();
         assert!(line.starts_with("CDC_EXPORT_KEY: ") && !line.contains("secret"), "{line}");

@@ -81,6 +81,31 @@ impl FromStr for PresentedKey {
     }
 }
 
+/// The text of a key, which a client sends to a service and shows nowhere.
+#[derive(Clone)]
+pub struct KeyText(String);
+
+impl KeyText {
+    /// The text itself.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for KeyText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyText")
+    }
+}
+
+impl FromStr for KeyText {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<KeyText, &'static str> {
+        text.parse::<PresentedKey>().map(|_| KeyText(text.to_owned()))
+    }
+}
+
 impl PresentedKey {
     /// A new random key, and the text of it, which exists nowhere else.
     pub fn random() -> (PresentedKey, String) {

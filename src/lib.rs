@@ -46,6 +46,9 @@ pub mod apply;
 // The demo's table.
 pub mod demo;
 
+// The other side: callers of the API, and readers of its files.
+mod client;
+
 // The command line, which wires the modules.
 pub mod command;
 

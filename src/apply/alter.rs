@@ -4,7 +4,7 @@ use sqlx::PgConnection;
 
 use crate::apply::catalog::{DEED, OPERATION, columns, of_table, relation};
 use crate::apply::statement::run;
-use crate::apply::{Doing, Error, Position, Settings};
+use crate::apply::{Doing, Error, Settings, TargetPosition};
 use crate::connection::{SEARCH_PATH, quoted};
 use crate::dataset::Table;
 use crate::manifest::{Chained, Column};
@@ -83,7 +83,7 @@ pub(super) async fn follow(
     conn: &mut PgConnection,
     table: &str,
     export: &Chained,
-    before: Option<&Position>,
+    before: Option<&TargetPosition>,
     settings: &Settings,
     remarks: &mut Vec<String>,
 ) -> Result<(), Error> {

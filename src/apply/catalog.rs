@@ -19,7 +19,7 @@ pub(super) const DEED: &str = "to look at the table";
 
 /// A column of the target's table.
 #[derive(sqlx_macros::FromRow)]
-pub(super) struct Present {
+pub(super) struct ExistingColumn {
     pub(super) name: String,
     pub(super) type_name: String,
     pub(super) is_generated: bool,
@@ -85,7 +85,7 @@ pub(super) async fn is_empty(conn: &mut PgConnection, table: &str) -> Result<boo
     sqlx::query_scalar(AssertSqlSafe(empty)).fetch_one(conn).await.doing("to read the table")
 }
 
-pub(super) async fn columns(conn: &mut PgConnection, table: &str) -> Result<Vec<Present>, Error> {
+pub(super) async fn columns(conn: &mut PgConnection, table: &str) -> Result<Vec<ExistingColumn>, Error> {
     let found = sqlx::query_as(
         "-- apply.catalog.columns
          select a.attname::text as name, format_type(a.atttypid, a.atttypmod) as type_name, a.attnum as number, a.attgenerated <> '' as is_generated,
@@ -112,7 +112,7 @@ pub(super) async fn columns(conn: &mut PgConnection, table: &str) -> Result<Vec<
 }
 
 /// The numbers of the export's columns in the table, by their names.
-pub(super) fn numbers(present: &[Present], export: &Chained) -> BTreeMap<String, i16> {
+pub(super) fn numbers(present: &[ExistingColumn], export: &Chained) -> BTreeMap<String, i16> {
     let number = |name: &str| Some(present.iter().find(|column| column.name == name)?.number);
     of_table(export).filter_map(|column| Some((column.name.clone(), number(&column.name)?))).collect()
 }

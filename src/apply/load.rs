@@ -8,7 +8,7 @@ use tokio::task::spawn_blocking;
 
 use crate::apply::input::Input;
 use crate::apply::statement::run;
-use crate::apply::table::{STAGE, Shape};
+use crate::apply::table::{STAGE, TargetTable};
 use crate::apply::{Doing, Error};
 use crate::connection::quoted;
 use crate::manifest::Manifest;
@@ -22,7 +22,7 @@ const ANALYZED_FROM: u64 = 1000;
 /// key is known. Returns how many.
 pub(super) async fn into_stage(
     conn: &mut PgConnection,
-    shape: &Shape,
+    shape: &TargetTable,
     manifest: &Manifest,
     files: Vec<Input>,
 ) -> Result<u64, Error> {

@@ -4,7 +4,7 @@ use sqlx::PgConnection;
 
 use crate::apply::catalog::OPERATION;
 use crate::apply::statement::run;
-use crate::apply::table::{STAGE, Shape};
+use crate::apply::table::{STAGE, TargetTable};
 use crate::apply::{Changes, Doing, Error};
 use crate::connection::failure::SqlFailure;
 use crate::connection::quoted;
@@ -14,7 +14,7 @@ const ROWS: &str = "the rows";
 
 /// The statements that bring an export into the table.
 pub(super) struct Merge<'s> {
-    shape: &'s Shape,
+    shape: &'s TargetTable,
     /// Takes away what is deleted.
     delete: Option<String>,
     /// Writes what is there.
@@ -26,8 +26,8 @@ pub(super) struct Merge<'s> {
 }
 
 impl<'s> Merge<'s> {
-    pub(super) fn new(shape: &'s Shape, manifest: &Manifest) -> Merge<'s> {
-        let Shape { table, deleted, .. } = shape;
+    pub(super) fn new(shape: &'s TargetTable, manifest: &Manifest) -> Merge<'s> {
+        let TargetTable { table, deleted, .. } = shape;
         let stage = format!("pg_temp.{STAGE}");
         let same_key: Vec<_> = shape
             .key

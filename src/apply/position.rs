@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 use sqlx::types::{Json, Uuid};
 
-use crate::apply::table::Shape;
+use crate::apply::table::TargetTable;
 use crate::apply::{Doing, Error};
 use crate::dataset::Table;
 use crate::job::ConsumerId;
@@ -19,7 +19,7 @@ const DEED: &str = "the table cdc_apply.positions";
 
 /// The last export that a table has got.
 #[derive(Debug, sqlx_macros::FromRow)]
-pub struct Position {
+pub struct TargetPosition {
     /// The table, as the positions call it.
     target: String,
     /// The export's id.
@@ -49,7 +49,7 @@ pub(super) struct Details {
     pub(super) numbers: BTreeMap<String, i16>,
 }
 
-impl Position {
+impl TargetPosition {
     /// The export's place in its lane.
     pub fn number(&self) -> u64 {
         self.number.unsigned_abs()
@@ -63,7 +63,7 @@ impl Position {
 
     /// Refuses another lane.
     pub(super) fn require_lane(&self, consumer: &ConsumerId, dataset: &str) -> Result<(), Error> {
-        let Position { target, consumer: of, dataset: and, .. } = self;
+        let TargetPosition { target, consumer: of, dataset: and, .. } = self;
         if (of.as_str(), and.as_str()) == (consumer.as_str(), dataset) {
             return Ok(());
         }
@@ -76,7 +76,7 @@ impl Position {
 
     /// Refuses another database.
     pub(super) fn require_source(&self, source: &Source) -> Result<(), Error> {
-        let Position { target, source: from, .. } = self;
+        let TargetPosition { target, source: from, .. } = self;
         if from != source {
             let why = format!(
                 "the rows of {target} are from the database {} of cluster {}, and the export is from the database {} of cluster {}: \
@@ -150,7 +150,7 @@ async fn is_there(conn: &mut PgConnection) -> Result<bool, Error> {
 }
 
 /// The position of a table.
-pub(super) async fn of_table(conn: &mut PgConnection, target: &str) -> Result<Option<Position>, Error> {
+pub(super) async fn of_table(conn: &mut PgConnection, target: &str) -> Result<Option<TargetPosition>, Error> {
     if !is_there(conn).await? {
         return Ok(None);
     }
@@ -169,11 +169,11 @@ pub(super) async fn of_lane(
     conn: &mut PgConnection,
     consumer: &ConsumerId,
     dataset: &str,
-) -> Result<Option<Position>, Error> {
+) -> Result<Option<TargetPosition>, Error> {
     if !is_there(conn).await? {
         return Ok(None);
     }
-    let mut positions: Vec<Position> = sqlx::query_as(
+    let mut positions: Vec<TargetPosition> = sqlx::query_as(
         "-- apply.position.of_lane
          select target, job, number, digest, consumer, dataset, source, details from cdc_apply.positions
          where consumer = $1 and dataset = $2 limit 2",
@@ -194,7 +194,7 @@ pub(super) async fn write(
     conn: &mut PgConnection,
     target: &str,
     manifest: &Manifest,
-    shape: &Shape,
+    shape: &TargetTable,
     deleted: Option<&str>,
 ) -> Result<(), Error> {
     let export = &manifest.export;

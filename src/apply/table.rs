@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use sqlx::PgConnection;
 
 use crate::apply::catalog::{
-    DEED, EQUAL, OPERATION, Present, columns, exists, is_delta, is_empty, numbers, of_table, oid, references_itself,
-    relation,
+    DEED, EQUAL, ExistingColumn, OPERATION, columns, exists, is_delta, is_empty, numbers, of_table, oid,
+    references_itself, relation,
 };
 use crate::apply::key_type::tells_apart;
 use crate::apply::statement::run;
-use crate::apply::{Doing, Error, Position, Settings, alter};
+use crate::apply::{Doing, Error, Settings, TargetPosition, alter};
 use crate::connection::quoted;
 use crate::dataset::Table;
 use crate::manifest::{Chained, Column, Manifest};
@@ -19,7 +19,7 @@ use crate::manifest::{Chained, Column, Manifest};
 pub(super) const STAGE: &str = "cdc_apply_stage";
 
 /// A table as it stands when an export is applied to it.
-pub(super) struct Shape {
+pub(super) struct TargetTable {
     /// Its name, as SQL.
     pub(super) table: String,
     /// The export's columns without `operation`, in their order.
@@ -62,15 +62,15 @@ pub(super) struct Deleted {
     pub(super) is_marked: &'static str,
 }
 
-impl Shape {
+impl TargetTable {
     /// The table for an export, made or altered where it has to be.
     pub(super) async fn fit(
         conn: &mut PgConnection,
         table: &Table,
         manifest: &Manifest,
-        before: Option<&Position>,
+        before: Option<&TargetPosition>,
         settings: &Settings,
-    ) -> Result<Shape, Error> {
+    ) -> Result<TargetTable, Error> {
         let export = &manifest.export;
         let name = relation(table);
         if export.key.is_empty() || export.columns.is_empty() {
@@ -125,7 +125,7 @@ impl Shape {
             );
             return Err(Error::refused("identity", why));
         }
-        let is_own = |column: &&Present| {
+        let is_own = |column: &&ExistingColumn| {
             !columns.contains(&column.name) && !column.is_generated && settings.deleted.as_ref() != Some(&column.name)
         };
         let type_of = |column: &Column| match find(&column.name) {
@@ -133,7 +133,7 @@ impl Shape {
             _ => "text".to_owned(),
         };
         let equal = |name: &String| find(name).map_or_else(|| EQUAL.to_owned(), |column| column.equal.clone());
-        let shape = Shape {
+        let shape = TargetTable {
             updated: written.iter().filter(|name| !is_fixed(name)).map(|name| (*name).clone()).collect(),
             written: written.into_iter().cloned().collect(),
             has_own: present.iter().any(|column| is_own(&column)),
@@ -179,7 +179,7 @@ impl Shape {
     }
 
     /// Refuses a table in which the export's key doesn't tell rows apart.
-    async fn require_key(&self, conn: &mut PgConnection, before: Option<&Position>) -> Result<(), Error> {
+    async fn require_key(&self, conn: &mut PgConnection, before: Option<&TargetPosition>) -> Result<(), Error> {
         let key: Vec<&str> = self.key.iter().map(|(name, _)| name.as_str()).collect();
         let is_unique: bool = sqlx::query_scalar(
             "-- apply.table.is_unique
@@ -243,7 +243,7 @@ impl Deleted {
 }
 
 /// Refuses a column of the key in which two different keys of the source could be equal: one row would replace the other.
-fn require_as_fine(table: &str, key: &Column, found: &Present) -> Result<(), Error> {
+fn require_as_fine(table: &str, key: &Column, found: &ExistingColumn) -> Result<(), Error> {
     let Column { name, type_name } = key;
     let (is, becomes) = if found.folds_texts {
         (

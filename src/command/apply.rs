@@ -1,7 +1,5 @@
 //! `apply`: keeps a table of another Postgres equal to the source.
 
-mod manifest_folder;
-
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -14,15 +12,16 @@ use anyhow::Context;
 use clap::{ArgGroup, Args};
 use pg_rows::encoding::{Compression, Encoding, Format};
 
+use crate::client::api::Api;
+use crate::client::lane_reader::LaneReader;
+use crate::client::manifest_folder::ManifestFolder;
+use crate::client::remote::ServiceAddress;
+use crate::client::table_mirror::TableMirror;
 use crate::command::BadUsage;
-use crate::command::api::Api;
-use crate::command::apply::manifest_folder::ManifestFolder;
-use crate::command::client::{Address, AddressParser};
-use crate::command::feed::Feed;
-use crate::command::mirror::Mirror;
 use crate::command::rounds::{repeat, until_signal};
-use crate::command::server::{arm, client_of};
+use crate::command::server::{AddressParser, arm, remote_api};
 use crate::command::start::block_on;
+use crate::command::terminal::Terminal;
 use crate::command::words::pause;
 
 /// Whose exports, from where, and which table.
@@ -40,7 +39,7 @@ pub(crate) struct Apply {
     dataset: Option<String>,
     /// The address of the service, which is shown the key in CDC_EXPORT_KEY if it wants one
     #[arg(long, value_name = "URL", value_parser = AddressParser)]
-    server: Option<Address>,
+    server: Option<ServiceAddress>,
     /// Take the exports from this folder or bucket, by their manifests, and ask no service
     #[arg(long, value_name = "PLACE", requires = "dataset")]
     from: Option<String>,
@@ -75,12 +74,12 @@ impl Apply {
         if let Some(file) = &named.authorities {
             config::trust_alone(file).context("can't restart with the authorities of sslrootcert alone")?;
         }
-        let client = self.server.as_ref().map(client_of).transpose()?;
-        if client.is_none() {
+        let api = self.server.as_ref().map(remote_api).transpose()?;
+        if api.is_none() {
             arm(&environment)?;
         }
         let every = self.every;
-        block_on(until_signal(every, self.apply(&environment, &named.database, client.map(Api::remote))))
+        block_on(until_signal(every, self.apply(&environment, &named.database, api)))
     }
 
     async fn apply(self, environment: &Environment, database: &Database, api: Option<Api>) -> anyhow::Result<()> {
@@ -96,9 +95,9 @@ impl Apply {
             deleted: Some(self.deletes).filter(|column| column != "hard"),
         };
         let target = Target::new(database.options().clone(), settings, self.consumer.clone(), dataset.clone());
-        let mut mirror = Mirror::new(target);
-        let source = match (&api, &self.from) {
-            (Some(api), _) => Source::Server(Feed {
+        let mut mirror = TableMirror::new(target, Terminal::shared());
+        let exports = match (&api, &self.from) {
+            (Some(api), _) => ExportsFrom::Service(LaneReader {
                 api,
                 consumer: self.consumer,
                 dataset,
@@ -108,25 +107,26 @@ impl Apply {
             }),
             (None, from) => {
                 let place = environment.place(from.as_deref().unwrap_or_default())?;
-                Source::Place(ManifestFolder::new(place, self.consumer, dataset))
+                ExportsFrom::Place(ManifestFolder::new(place, self.consumer, dataset))
             }
         };
-        repeat(self.every, async || source.round(&mut mirror).await).await
+        repeat(self.every, async || exports.round(&mut mirror).await).await
     }
 }
 
 /// The place or service that exports come from.
-enum Source<'b> {
-    Server(Feed<'b>),
+enum ExportsFrom<'b> {
+    Service(LaneReader<'b>),
     Place(ManifestFolder),
 }
 
-impl Source<'_> {
-    async fn round(&self, mirror: &mut Mirror) -> anyhow::Result<()> {
+impl ExportsFrom<'_> {
+    async fn round(&self, mirror: &mut TableMirror) -> anyhow::Result<()> {
         mirror.refresh().await?;
         match self {
-            Source::Server(feed) => feed.round(mirror).await,
-            Source::Place(folder) => folder.round(mirror).await,
+            ExportsFrom::Service(lane) => lane.round(mirror).await?,
+            ExportsFrom::Place(folder) => folder.round(mirror).await?,
         }
+        Ok(())
     }
 }

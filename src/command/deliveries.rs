@@ -8,9 +8,9 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use uuid::Uuid;
 
-use crate::command::api::Api;
+use crate::client::api::Api;
+use crate::client::job_view::cell;
 use crate::command::server::Server;
-use crate::command::view::cell;
 use crate::command::words::words;
 
 /// What to do with deliveries.

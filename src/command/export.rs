@@ -1,6 +1,5 @@
 //! `export`: submits an export and follows it to its end.
 
-use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -14,32 +13,25 @@ use crate::worker::Stops;
 use anyhow::{Context, anyhow};
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
-use indicatif::ProgressBar;
 use pg_rows::encoding::{Compression, Encoding, Format};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::client::api::Api;
+use crate::client::download::{self, Output};
+use crate::client::job_view::{FileView, JobView};
 use crate::command::BadUsage;
-use crate::command::api::Api;
 use crate::command::catalog::named_or_implied;
-use crate::command::client::Client;
 use crate::command::database_handle::{DatabaseHandle, Makes, OtherWays};
-use crate::command::download;
-use crate::command::output::Output;
-use crate::command::progress::bar_of_rows;
-use crate::command::server::Server;
+use crate::command::output::{check, output};
+use crate::command::server::{Server, local_api};
 use crate::command::signals::stop_on_signal;
 use crate::command::start::{Logs, block_on, settings};
-use crate::command::view::{FileView, JobView};
 use crate::command::wiring::{PreparedOutput, Wired, wire};
 use crate::command::words::words;
 
 /// A job that no worker claims for this long is run by this process.
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Without a terminal, progress is printed this often.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What to export.
 #[derive(Args)]
@@ -71,7 +63,7 @@ pub(crate) struct Export {
     after_sha256: Option<String>,
     /// Put a copy of the file here. A name with an extension is a file; any other is a folder, made if need be; - is standard
     /// output
-    #[arg(long, short, value_name = "PATH")]
+    #[arg(long, short, value_name = "PATH", value_parser = output)]
     output: Option<Output>,
     /// Print the job as JSON at the end; not together with --output
     #[arg(long, conflicts_with = "output")]
@@ -101,8 +93,8 @@ impl FromStr for Loaded {
 impl Export {
     /// Submits the export, waits for its end, and prints where its file is. Ctrl-C cancels it.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        if let Some(client) = self.at.client()? {
-            return block_on(self.run_remotely(client));
+        if let Some(api) = self.at.remote_api()? {
+            return block_on(self.run_remotely(&api));
         }
         let config = settings(CatalogFile::Read, Logs::Errors)?;
         block_on(async {
@@ -120,7 +112,7 @@ impl Export {
         let encoding = Encoding::new(self.format, self.compression).map_err(|why| BadUsage(why.to_string()))?;
         let after = self.after()?;
         if let Some(output) = &self.output {
-            output.check().map_err(|why| BadUsage(format!("--output: {why}")))?;
+            check(output).map_err(|why| BadUsage(format!("--output: {why}")))?;
         }
         let request = Request::new(Some(self.consumer.clone()), dataset.to_owned(), self.export_type, encoding);
         Ok(Request { max_file_bytes: self.max_file_bytes, after, ..request })
@@ -149,7 +141,7 @@ impl Export {
         let folder = PreparedOutput::prepare(config).await?;
         folder.tell_if_new(config, database).await?;
         let Wired { exports, service } = wire(config, database, folder, 1, &stops);
-        let api = Api::in_process(service);
+        let api = local_api(service);
         let id = api.submit(request).await?;
 
         let run_here = async {
@@ -169,12 +161,11 @@ impl Export {
     }
 
     /// Submits the export to a remote service.
-    async fn run_remotely(&self, client: Client) -> anyhow::Result<ExitCode> {
+    async fn run_remotely(&self, api: &Api) -> anyhow::Result<ExitCode> {
         let interrupted = stop_on_signal()?;
         let request = self.request(self.dataset.as_deref().unwrap_or_default())?;
-        let api = Api::remote(client);
         let id = api.submit(&request).await?;
-        let code = follow(&api, id, self, None, &interrupted).await?;
+        let code = follow(api, id, self, None, &interrupted).await?;
         if code == ExitCode::SUCCESS && self.output.is_none() && !self.json {
             eprintln!("`cdc-export download {id}{}` fetches it.", api.server_option());
         }
@@ -203,8 +194,8 @@ async fn taken(api: &Api, id: JobId) {
 
 /// Follows a job to its end. Ctrl-C cancels the job, unless it is committing.
 async fn watch(api: &Api, id: JobId, interrupted: &CancellationToken) -> anyhow::Result<JobView> {
-    let bar = bar_of_rows(100).with_message(id.to_string());
-    let (mut printed_at, mut cancelled) = (Instant::now(), false);
+    let (observer, mut cancelled) = (api.observer(), false);
+    observer.begin_job(id);
     loop {
         let polled = api.poll(id);
         let job = if cancelled {
@@ -215,34 +206,20 @@ async fn watch(api: &Api, id: JobId, interrupted: &CancellationToken) -> anyhow:
                 () = interrupted.cancelled() => {
                     cancelled = true;
                     match api.cancel(id).await {
-                        Ok(true) => bar.suspend(|| eprintln!("cdc-export: cancelling the export")),
+                        Ok(true) => observer.notice("cancelling the export"),
                         // The job is committing, and will complete.
                         Ok(false) => {}
-                        Err(error) => bar.suspend(|| eprintln!("cdc-export: the export can't be cancelled: {}", chain(error.as_ref()))),
+                        Err(error) => observer.notice(&format!("the export can't be cancelled: {}", chain(&error))),
                     }
                     continue;
                 }
             }
         };
         if job.has_ended() {
-            bar.finish_and_clear();
+            observer.end();
             return Ok(job);
         }
-        show(&bar, &job, &mut printed_at);
-    }
-}
-
-/// Shows how far a job is.
-pub(super) fn show(bar: &ProgressBar, job: &JobView, printed_at: &mut Instant) {
-    if std::io::stderr().is_terminal() {
-        // The bar counts rows. Their number is estimated from the percentage.
-        let all = job.rows_exported.saturating_mul(100).checked_div(u64::from(job.progress)).unwrap_or(0);
-        bar.set_length(all.max(job.rows_exported).max(1));
-        bar.set_position(job.rows_exported);
-        bar.set_message(format!("{}{}", job.job_id, job.remark()));
-    } else if printed_at.elapsed() >= PROGRESS_INTERVAL {
-        eprintln!("{} {}% {} rows{}", job.status, job.progress, job.rows_exported, job.remark());
-        *printed_at = Instant::now();
+        observer.job(&job);
     }
 }
 
@@ -278,7 +255,7 @@ async fn finish(
     let fetches = format!("`cdc-export download {id}{server}` fetches its file");
     if export.output.is_some() {
         let saved = tokio::select! {
-            saved = download::save(api, id, job, export.output.as_ref()) => saved,
+            saved = download::save(api, id, job, export.output.as_ref()) => saved.map_err(Into::into),
             () = interrupted.cancelled() => Err(anyhow!("interrupted")),
         };
         saved.with_context(|| format!("the export has completed; {fetches}"))?;

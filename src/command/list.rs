@@ -7,9 +7,9 @@ use crate::config::CatalogFile;
 use crate::job::{ConsumerId, ExportType, Filter, JobId, Status};
 use clap::Args;
 
-use crate::command::api::Api;
+use crate::client::api::Api;
+use crate::client::job_view::JobView;
 use crate::command::server::Server;
-use crate::command::view::JobView;
 use crate::command::words::{job_id, words};
 
 /// Which exports to list.

@@ -1,67 +1,49 @@
-//! Where a command puts a file.
+//! The argument `--output`.
 
+use std::convert::Infallible;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-/// Where to put a file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Output {
-    Stdout,
-    /// In this file, which isn't there yet.
-    File(PathBuf),
-    /// In this folder, under its own name. The folder is made if need be.
-    Folder(PathBuf),
-}
+use crate::client::download::{Output, folder_of};
 
-impl Output {
-    /// Whether a file can be made there, checked before there is anything to write. Makes nothing.
-    pub(crate) fn check(&self) -> Result<(), String> {
-        let folder = match self {
-            Output::Stdout => return Ok(()),
-            Output::File(path) | Output::Folder(path) if path.as_os_str().is_empty() => {
-                return Err("a file, a folder, or - is expected".to_owned());
-            }
-            // A link that leads to nothing is there too.
-            Output::File(path) if path.symlink_metadata().is_ok() => {
-                return Err(format!("{} is there already", path.display()));
-            }
-            Output::File(path) => folder_of(path),
-            Output::Folder(path) => path,
-        };
-        // Where the folder is to be made: the one above it that is there.
-        let there = match self {
-            Output::Folder(_) => {
-                folder.ancestors().find(|above| above.symlink_metadata().is_ok()).unwrap_or(Path::new("."))
-            }
-            _ => folder,
-        };
-        let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
-        if there.symlink_metadata().is_ok() && !there.is_dir() {
-            return Err(format!("{} is no folder, and one is expected there", there.display()));
+/// Checks that a file can be made there, before there is anything to write. Makes nothing.
+pub(super) fn check(output: &Output) -> Result<(), String> {
+    let folder = match output {
+        Output::Stdout => return Ok(()),
+        Output::File(path) | Output::Folder(path) if path.as_os_str().is_empty() => {
+            return Err("a file, a folder, or - is expected".to_owned());
         }
-        let probe = there.join(format!(".cdc-export-{}.part", std::process::id()));
-        File::create_new(&probe)
-            .and_then(|_| fs::remove_file(&probe))
-            .map_err(|why| format!("{}: {why}", there.display()))
-    }
-}
-
-/// The folder that a path's last name is in.
-pub(super) fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-impl From<&str> for Output {
-    /// A name with an extension is a file's; one without, or with a slash at its end, or of a folder that is there, is a folder's.
-    fn from(text: &str) -> Output {
-        if text == "-" {
-            return Output::Stdout;
+        // A link that leads to nothing is there too.
+        Output::File(path) if path.symlink_metadata().is_ok() => {
+            return Err(format!("{} is there already", path.display()));
         }
-        // Without the slash at its end, which would hide a file of that name.
-        let path: PathBuf = Path::new(text).components().collect();
-        let is_folder = path.is_dir() || text.ends_with('/') || path.extension().is_none() && !path.exists();
-        if is_folder && !text.is_empty() { Output::Folder(path) } else { Output::File(path) }
+        Output::File(path) => folder_of(path),
+        Output::Folder(path) => path,
+    };
+    // A folder that is to be made needs a folder above it.
+    let there = match output {
+        Output::Folder(_) => {
+            folder.ancestors().find(|above| above.symlink_metadata().is_ok()).unwrap_or(Path::new("."))
+        }
+        _ => folder,
+    };
+    let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
+    if there.symlink_metadata().is_ok() && !there.is_dir() {
+        return Err(format!("{} is no folder, and one is expected there", there.display()));
     }
+    let probe = there.join(format!(".cdc-export-{}.part", std::process::id()));
+    File::create_new(&probe).and_then(|_| fs::remove_file(&probe)).map_err(|why| format!("{}: {why}", there.display()))
+}
+
+/// Reads the argument. A name without an extension, with a slash at its end, or of an existing folder is a folder.
+pub(super) fn output(text: &str) -> Result<Output, Infallible> {
+    if text == "-" {
+        return Ok(Output::Stdout);
+    }
+    // A slash at the end would hide a file of that name.
+    let path: PathBuf = Path::new(text).components().collect();
+    let is_folder = path.is_dir() || text.ends_with('/') || path.extension().is_none() && !path.exists();
+    Ok(if is_folder && !text.is_empty() { Output::Folder(path) } else { Output::File(path) })
 }
 
 #[cfg(test)]
@@ -83,7 +65,7 @@ mod tests {
             ("", Output::File("".into())),
             ("/etc/passwd", Output::File("/etc/passwd".into())),
         ] {
-            assert_eq!(Output::from(text), output, "{text}");
+            assert_eq!(super::output(text), Ok(output), "{text}");
         }
     }
 }

@@ -1,16 +1,10 @@
-//! Names that others chose, as they may be printed.
+//! Makes names that others chose safe to print.
 
-/// A text without what a terminal obeys and doesn't show: control characters, and marks that turn the direction of the letters behind them
-/// or have no width. Each stands there by its number.
+/// Escapes the characters that a terminal obeys and doesn't show: control characters, marks of direction, and marks without width.
 pub(super) fn plain(text: &str) -> String {
     text.chars()
         .map(|mark| if is_obeyed(mark) { mark.escape_default().to_string() } else { mark.to_string() })
         .collect()
-}
-
-/// Tells the user something, on standard error.
-pub(super) fn tell(text: &str) {
-    eprintln!("cdc-export: {}", plain(text));
 }
 
 fn is_obeyed(letter: char) -> bool {

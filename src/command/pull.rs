@@ -1,4 +1,4 @@
-//! `pull`: fetches a consumer's exports into a folder, one after the other, and asks for more.
+//! `pull`: fetches a consumer's exports into a folder, one after the other, and submits new ones.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,14 +11,15 @@ use pg_rows::encoding::{Compression, Encoding, Format};
 use pg_rows::words::UnknownWord;
 use tokio::task::spawn_blocking;
 
+use crate::client::api::Api;
+use crate::client::lane_reader::LaneReader;
+use crate::client::pull_folder::{PullFolder, dataset_of};
+use crate::client::remote::ServiceAddress;
 use crate::command::BadUsage;
-use crate::command::api::Api;
-use crate::command::client::{Address, AddressParser};
-use crate::command::feed::Feed;
-use crate::command::inbox::{Inbox, dataset_of};
 use crate::command::rounds::{repeat, until_signal};
-use crate::command::server::client_of;
+use crate::command::server::{AddressParser, remote_api};
 use crate::command::start::block_on;
+use crate::command::terminal::Terminal;
 use crate::command::words::{pause, words};
 
 /// Whose exports, from where, and where to.
@@ -32,13 +33,13 @@ pub(crate) struct Pull {
     dataset: Option<String>,
     /// The address of the service, which is shown the key in CDC_EXPORT_KEY if it wants one
     #[arg(long, value_name = "URL", value_parser = AddressParser)]
-    server: Address,
+    server: ServiceAddress,
     /// The folder for the files, made if need be. It remembers in a hidden file which export came last: files may be moved away
     #[arg(long, value_name = "FOLDER")]
     into: PathBuf,
     /// What to ask for once all is there. Where only a full export goes on, one is asked for
     #[arg(long, value_name = "TYPE", default_value = "none", value_parser = request())]
-    request: Asked,
+    request: RequestedType,
     /// Go on until SIGTERM, with this pause in between, such as 5m
     #[arg(long, value_name = "TIME", value_parser = pause)]
     every: Option<Duration>,
@@ -54,24 +55,25 @@ pub(crate) struct Pull {
 }
 
 #[derive(Clone, Copy)]
-struct Asked(Option<ExportType>);
+struct RequestedType(Option<ExportType>);
 
-fn request() -> impl TypedValueParser<Value = Asked> {
+fn request() -> impl TypedValueParser<Value = RequestedType> {
     let words = ["delta", "incremental", "full", "none"];
-    PossibleValuesParser::new(words).try_map(|word| -> Result<Asked, UnknownWord> {
-        Ok(Asked(if word == "none" { None } else { Some(word.parse()?) }))
+    PossibleValuesParser::new(words).try_map(|word| -> Result<RequestedType, UnknownWord> {
+        Ok(RequestedType(if word == "none" { None } else { Some(word.parse()?) }))
     })
 }
 
 impl Pull {
     /// Fetches what is there, prints where, and asks for more.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let api = Api::remote(client_of(&self.server)?);
+        let api = remote_api(&self.server)?;
         block_on(until_signal(self.every, self.pull(&api)))
     }
 
     async fn pull(self, api: &Api) -> anyhow::Result<()> {
-        let Pull { consumer, dataset, into, request: Asked(request), every, format, compression, ack, .. } = self;
+        let Pull { consumer, dataset, into, request: RequestedType(request), every, format, compression, ack, .. } =
+            self;
         let encoding = Encoding::new(format, compression).map_err(|why| BadUsage(why.to_string()))?;
         let dataset = match dataset {
             Some(named) => named,
@@ -81,8 +83,9 @@ impl Pull {
             },
         };
         let lane = (consumer.clone(), dataset.clone());
-        let mut inbox = spawn_blocking(move || Inbox::open(&into, &lane.0, lane.1)).await??;
-        let feed = Feed { api, consumer, dataset, request, encoding, acks: ack };
-        repeat(every, async || feed.round(&mut inbox).await).await
+        let open = move || PullFolder::open(&into, &lane.0, lane.1, &Terminal::default());
+        let mut folder = spawn_blocking(open).await??;
+        let lane = LaneReader { api, consumer, dataset, request, encoding, acks: ack };
+        repeat(every, async || Ok(lane.round(&mut folder).await?)).await
     }
 }

@@ -1,4 +1,4 @@
-//! Rounds of work: one, or one after the other until a signal.
+//! Repeats work in rounds until a signal.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -6,11 +6,11 @@ use std::time::Duration;
 use anyhow::bail;
 use tokio::time::sleep;
 
-use crate::command::plain::tell;
 use crate::command::signals::stop_on_signal;
+use crate::command::terminal::tell;
 use crate::telemetry::chain;
 
-/// Works until the end or a signal. A signal is the proper end of rounds that go on.
+/// Works until the end or a signal. If the work is repeated, a signal is its regular end.
 pub(super) async fn until_signal(
     every: Option<Duration>,
     work: impl Future<Output = anyhow::Result<()>>,
@@ -25,7 +25,7 @@ pub(super) async fn until_signal(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Does one round; with `every`, one after the other, with this pause in between. Then an error is printed, and the next round tries again.
+/// Runs one round. With `every`, repeats it after this pause, and prints the error of a failed round.
 pub(super) async fn repeat(
     every: Option<Duration>,
     mut round: impl AsyncFnMut() -> anyhow::Result<()>,

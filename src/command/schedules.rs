@@ -6,9 +6,9 @@ use crate::config::CatalogFile;
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
-use crate::command::api::Api;
+use crate::client::api::Api;
+use crate::client::job_view::cell;
 use crate::command::server::Server;
-use crate::command::view::cell;
 
 /// What to do with schedules.
 #[derive(Subcommand)]

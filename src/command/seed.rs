@@ -7,8 +7,8 @@ use crate::demo;
 use clap::Args;
 
 use crate::command::database_handle::{Makes, with_database};
-use crate::command::progress::bar_of_rows;
 use crate::command::start::{Logs, block_on, settings};
+use crate::command::terminal::bar_of_rows;
 
 /// How many users to add.
 #[derive(Args)]

@@ -1,29 +1,56 @@
-//! Which service a command talks to, as its arguments say.
+//! The service that a command calls: a remote one, or one in this process on the database.
 
+use std::ffi::OsStr;
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use crate::config::{CatalogFile, Environment};
 use clap::Args;
+use clap::builder::TypedValueParser;
+use clap::error::ErrorKind;
 
-use crate::command::api::Api;
-use crate::command::client::{Address, AddressParser, Client};
+use crate::client::api::{Api, Transport};
+use crate::client::observer::Observer;
+use crate::client::remote::{NO_ADDRESS, RemoteService, ServiceAddress};
 use crate::command::database_handle::{DatabaseHandle, Makes, OtherWays};
 use crate::command::start::{Logs, block_on, settings};
+use crate::command::terminal::{Terminal, tell};
 use crate::command::wiring::wire_service;
+use crate::config::{CatalogFile, Environment};
+use crate::http::in_process::InProcess;
+use crate::service::Service;
 
-/// Which service.
+/// The service.
 #[derive(Args)]
 pub(super) struct Server {
     /// Ask the service at this address, with the key in CDC_EXPORT_KEY if it wants one [default: use the database of
     /// DATABASE_URL]
     #[arg(long, value_name = "URL", value_parser = AddressParser)]
-    server: Option<Address>,
+    server: Option<ServiceAddress>,
+}
+
+/// Reads an [`ServiceAddress`] argument. Unlike clap's own parsers it doesn't quote a refused text, which may have a password.
+#[derive(Clone)]
+pub(super) struct AddressParser;
+
+impl TypedValueParser for AddressParser {
+    type Value = ServiceAddress;
+
+    fn parse_ref(
+        &self,
+        cmd: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<ServiceAddress, clap::Error> {
+        let name = arg.and_then(clap::Arg::get_long).unwrap_or_default();
+        let refusal = |why| clap::Error::raw(ErrorKind::ValueValidation, format!("--{name}: {why}\n")).with_cmd(cmd);
+        value.to_str().ok_or(NO_ADDRESS).and_then(str::parse).map_err(refusal)
+    }
 }
 
 impl Server {
-    /// The client of the remote service; `None`: no service was named, so the command uses the database.
-    pub(super) fn client(&self) -> anyhow::Result<Option<Client>> {
-        self.server.as_ref().map(client_of).transpose()
+    /// Returns the API of the remote service. Returns `None` if the command uses the database.
+    pub(super) fn remote_api(&self) -> anyhow::Result<Option<Api>> {
+        self.server.as_ref().map(remote_api).transpose()
     }
 
     /// Runs a command at the remote service, or at one that is wired over the database.
@@ -32,21 +59,21 @@ impl Server {
         catalog: CatalogFile,
         command: impl AsyncFnOnce(&Api) -> anyhow::Result<()>,
     ) -> anyhow::Result<ExitCode> {
-        if let Some(client) = self.client()? {
-            return block_on(async { command(&Api::remote(client)).await.map(|()| ExitCode::SUCCESS) });
+        if let Some(api) = self.remote_api()? {
+            return block_on(async { command(&api).await.map(|()| ExitCode::SUCCESS) });
         }
         let config = settings(catalog, Logs::Errors)?;
         block_on(async {
             let handle = DatabaseHandle::open(&config, Makes::Nothing, OtherWays::DataDirOrServer).await?;
             let service = wire_service(&config, &handle.database)?;
-            let done = command(&Api::in_process(service)).await;
+            let done = command(&local_api(service)).await;
             handle.close().await;
             done.map(|()| ExitCode::SUCCESS)
         })
     }
 }
 
-/// Arms the failpoints of a command that reads no other settings.
+/// Arms the failpoints for a command that reads no other settings.
 pub(super) fn arm(environment: &Environment) -> anyhow::Result<()> {
     #[cfg(debug_assertions)]
     if let Some(list) = environment.failpoints() {
@@ -56,10 +83,20 @@ pub(super) fn arm(environment: &Environment) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The client of the service at this address.
-pub(super) fn client_of(address: &Address) -> anyhow::Result<Client> {
+/// Returns the API of a service in this process.
+pub(super) fn local_api(service: Service) -> Api {
+    Api::new(Transport::InProcess(InProcess::new(service)), Terminal::shared())
+}
+
+/// Returns the API of the service at this address. Warns if others on the network could read the key.
+pub(super) fn remote_api(address: &ServiceAddress) -> anyhow::Result<Api> {
     let environment = Environment::read()?;
     environment.misspelt().iter().for_each(|misspelt| eprintln!("cdc-export: {misspelt}"));
     arm(&environment)?;
-    Client::new(address.clone(), environment.key()?)
+    let (key, terminal) = (environment.key()?, Terminal::shared());
+    if key.is_some() && address.is_readable_on_the_way() {
+        tell(&format!("warning: the key goes to {address} as it is, for everybody on the way to read: use https://"));
+    }
+    let service = RemoteService::new(address.clone(), key, Arc::clone(&terminal) as Arc<dyn Observer>)?;
+    Ok(Api::new(Transport::Http(service), terminal))
 }

@@ -10,10 +10,10 @@ use crate::telemetry::chain;
 use clap::Args;
 use serde_json::Value;
 
-use crate::command::api::{Api, SHOWN};
+use crate::client::api::{Api, PAGE_ITEMS};
+use crate::client::job_view::{JobView, cell};
 use crate::command::server::Server;
 use crate::command::signals::stop_on_signal;
-use crate::command::view::{JobView, cell};
 
 /// The time between two looks of `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
@@ -53,8 +53,8 @@ async fn status(api: &Api, what: &Status) -> anyhow::Result<()> {
                 seen = true;
             }
             // A watch goes on while the database or the service restarts.
-            Err(error) if seen => eprintln!("cdc-export: {}", chain(error.as_ref())),
-            Err(error) => return Err(error),
+            Err(error) if seen => eprintln!("cdc-export: {}", chain(&error)),
+            Err(error) => return Err(error.into()),
         }
         tokio::select! { () = tokio::time::sleep(WATCH_INTERVAL) => {}, () = interrupted.cancelled() => return Ok(()) }
     }
@@ -74,7 +74,7 @@ fn show(status: &Value, json: bool, clear: bool) -> anyhow::Result<()> {
     for consumer in items("consumers") {
         writeln!(text, "{}", consumer_line(consumer))?;
     }
-    if items("consumers").count() >= SHOWN as usize {
+    if items("consumers").count() >= PAGE_ITEMS as usize {
         writeln!(text, "… and perhaps more: GET /consumers has all of them")?;
     }
     writeln!(
@@ -83,7 +83,7 @@ fn show(status: &Value, json: bool, clear: bool) -> anyhow::Result<()> {
         "OPEN JOB", "CONSUMER", "DATASET", "TYPE", "STATUS", "%"
     )?;
     for job in items("openJobs") {
-        let job = JobView::of(job.clone())?;
+        let job = JobView::from_json(job.clone())?;
         let JobView { job_id, consumer_id, dataset, export_type, status, progress, .. } = &job;
         let consumer = consumer_id.as_deref().unwrap_or("-");
         writeln!(

@@ -1,32 +1,14 @@
 //! The sources of the variables: the environment and `.env`.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::config::variables::{Misspelt, OF_SECRETS, Variables, bad, is_read, near};
 use crate::config::{CatalogFile, Config, Error, output};
-use crate::key::PresentedKey;
+use crate::key::KeyText;
 use crate::postgres::{BadUrl, NamedDatabase};
 use crate::sink;
-
-/// The text of a key for a remote service.
-#[derive(Clone)]
-pub struct ApiKey(String);
-
-impl ApiKey {
-    /// The key's text, to be sent to the service and shown nowhere.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for ApiKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ApiKey")
-    }
-}
 
 /// The process's variables, and those of `.env` that the process doesn't have.
 pub struct Environment(pub(super) Variables);
@@ -107,12 +89,12 @@ impl Environment {
     ///
     /// # Errors
     /// If CDC_EXPORT_KEY is no key.
-    pub fn key(&self) -> Result<Option<ApiKey>, Error> {
+    pub fn key(&self) -> Result<Option<KeyText>, Error> {
         let Environment(vars) = self;
         // A key that was read from a file ends with a newline.
         let Some(text) = vars.get("CDC_EXPORT_KEY").map(str::trim) else { return Ok(None) };
         let no_key = |why| bad("CDC_EXPORT_KEY", format!("{why} as `cdc-export keys create` prints it"));
-        text.parse::<PresentedKey>().map(|_| Some(ApiKey(text.to_owned()))).map_err(no_key)
+        text.parse().map(Some).map_err(no_key)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The API for the commands of this process: the same handlers, called without a network.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -13,7 +14,8 @@ use tracing::instrument::WithSubscriber;
 
 use crate::http::access::Caller;
 use crate::http::routes;
-use crate::service::Service;
+use crate::service::{self, Service};
+use crate::telemetry::chain;
 
 /// The API without a listener. Its caller may do everything: no key is asked for, no request is counted, no `Host` is checked. Nobody can
 /// serve these routes over a network, because the router never leaves this type.
@@ -27,10 +29,18 @@ impl InProcess {
         InProcess(routes.with_state(service).layer(Extension(Caller::anybody())))
     }
 
-    /// Answers a request. A refusal by the service has its [`Error`](crate::service::Error) among the response's extensions, in an `Arc`.
+    /// Answers a request. If the service refuses it, the response has a [`Cause`] among its extensions.
     pub async fn call(&self, request: Request<Body>) -> Response {
-        // The caller says what failed: a log line would say it twice.
+        // The caller shows the error: a log line would repeat it.
         let answer = TowerToHyperService::new(self.0.clone()).call(request).with_subscriber(Dispatch::none()).await;
-        answer.unwrap_or_else(|never: Infallible| match never {})
+        let mut answer = answer.unwrap_or_else(|never: Infallible| match never {});
+        if let Some(error) = answer.extensions_mut().remove::<Arc<service::Error>>() {
+            answer.extensions_mut().insert(Cause(chain(&*error)));
+        }
+        answer
     }
 }
+
+/// The error of the service with its inner causes, which only a caller in the same process may see.
+#[derive(Clone, Debug)]
+pub struct Cause(pub String);

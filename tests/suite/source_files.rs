@@ -9,8 +9,6 @@ pub(crate) struct SourceFile {
     pub(crate) path: Vec<String>,
     /// The file's name below `src`.
     pub(crate) name: String,
-    /// How many lines the whole file has.
-    pub(crate) lines: usize,
     /// The code without comments and tests.
     pub(crate) code: String,
 }
@@ -32,12 +30,7 @@ pub(crate) struct Use {
 
 /// All files of the library and of the binary.
 pub(crate) fn source_files() -> Vec<SourceFile> {
-    files_of(Path::new(env!("CARGO_MANIFEST_DIR")))
-}
-
-/// All files of the package in this folder.
-pub(crate) fn files_of(package: &Path) -> Vec<SourceFile> {
-    let src = package.join("src");
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let (mut files, mut folders) = (Vec::new(), vec![src.clone()]);
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {
@@ -62,7 +55,7 @@ impl SourceFile {
         };
         let code = text.split("\n#[cfg(test)]\nmod tests").next().unwrap();
         let code: Vec<_> = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
-        SourceFile { path, name, lines: text.lines().count(), code: code.join("\n") }
+        SourceFile { path, name, code: code.join("\n") }
     }
 
     /// The top-level module that the file belongs to.

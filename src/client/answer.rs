@@ -1,43 +1,49 @@
-//! The answer of a service to a call: the value that was asked for, or the reason why the service refused.
+//! The answer of a service to a call: the value that was asked for, or the reason of a refusal.
 
 use std::error::Error as StdError;
 use std::fmt::{self, Display};
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::http::answer_from_json;
-use crate::service;
-use crate::telemetry::chain;
-use crate::tls;
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::http::header;
+use hyper::http::{self, header};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-/// The longest JSON answer that is read: a page of jobs has some 200 kB.
-const MOST_BYTES: usize = 16 << 20;
-/// How long the bytes of a JSON answer may take to arrive.
+use crate::http::answer_from_json;
+use crate::http::in_process::Cause;
+use crate::tls;
+
+/// The longest JSON answer that is read. A page of jobs has about 200 kB.
+const MAX_BYTES: usize = 16 << 20;
+/// The time that the bytes of a JSON answer may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(45);
 
-/// Why a call failed.
+/// The errors of a call.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub(crate) enum CallError {
+    /// The call has a part that HTTP doesn't allow.
+    #[error(transparent)]
+    Invalid(#[from] http::Error),
+    /// No answer came.
     #[error("{server} can't be reached: {why}; is a service running there?")]
     Unreachable { server: String, why: String },
+    /// The bytes of a file ended early.
     #[error("the connection to {server} broke: {why}")]
     Broken { server: String, why: String },
+    /// The service refused the call.
     #[error("{detail}{}", next_step(.code))]
     Refused { status: u16, code: PlainText, detail: PlainText, jobs: Vec<NamedJob>, retry_after: Option<Duration> },
+    /// The answer is not one of this product's API.
     #[error("{server} answers {status}, and not as cdc-export does: is the address right?")]
     Foreign { server: String, status: u16 },
 }
 
-/// What the caller can do about a refusal, where the detail doesn't say it.
+/// Returns what the caller can do about a refusal, if the detail doesn't say it.
 fn next_step(code: &str) -> &'static str {
     match code {
         "key_required" => {
@@ -51,24 +57,25 @@ fn next_step(code: &str) -> &'static str {
     }
 }
 
-impl Error {
-    /// Whether the job's state doesn't allow the call (409): it was too late.
+impl CallError {
+    /// Returns true if the job's state doesn't allow the call any more (409).
     pub(crate) fn is_conflict(&self) -> bool {
-        matches!(self, Error::Refused { status: 409, .. })
+        matches!(self, CallError::Refused { status: 409, .. })
     }
 
-    /// Whether the service refused the call with this code.
-    pub(crate) fn is_of(&self, word: &str) -> bool {
-        matches!(self, Error::Refused { code, .. } if &**code == word)
+    /// Returns true if the service refused the call with this code.
+    pub(crate) fn has_code(&self, word: &str) -> bool {
+        matches!(self, CallError::Refused { code, .. } if &**code == word)
     }
 
-    /// Whether the same call may get another answer later.
+    /// Returns true if the same call may succeed later.
     pub(crate) fn may_pass(&self) -> bool {
         match self {
-            Error::Unreachable { .. } | Error::Broken { .. } => true,
-            Error::Refused { status, .. } => matches!(status, 429 | 503),
-            // A proxy's answer while the service behind it restarts.
-            Error::Foreign { status, .. } => matches!(status, 502..=504),
+            CallError::Invalid(_) => false,
+            CallError::Unreachable { .. } | CallError::Broken { .. } => true,
+            CallError::Refused { status, .. } => matches!(status, 429 | 503),
+            // A proxy answers so while the service behind it restarts.
+            CallError::Foreign { status, .. } => matches!(status, 502..=504),
         }
     }
 }
@@ -98,7 +105,7 @@ impl Display for PlainText {
     }
 }
 
-/// The members of a problem that commands use.
+/// The members of a problem that clients use.
 #[derive(Deserialize)]
 struct Problem {
     code: PlainText,
@@ -115,54 +122,55 @@ pub(crate) struct NamedJob {
     pub(crate) status: PlainText,
 }
 
-/// An answer, and the name of who gave it.
-pub(crate) struct Answer {
+/// An answer of the API.
+pub(crate) struct ApiAnswer {
+    /// The name of the server that gave it.
     pub(crate) server: String,
     pub(crate) response: Response,
 }
 
-impl Answer {
-    /// The answer, if its status is a success.
-    pub(crate) async fn accepted(self) -> Result<Answer, Error> {
+impl ApiAnswer {
+    /// Returns the answer if its status is a success.
+    pub(crate) async fn accepted(self) -> Result<ApiAnswer, CallError> {
         if self.response.status().is_success() {
             return Ok(self);
         }
         let foreign = self.foreign();
         let status = self.response.status().as_u16();
         let (mut head, body) = self.response.into_parts();
-        let body = body_of(body).await.unwrap_or_default();
+        let body = read_body(body).await.unwrap_or_default();
         let Some(Problem { code, mut detail, jobs }) = answer_from_json(&body) else { return Err(foreign) };
-        // Only a service of this process hands its error over: clients elsewhere learn no inner cause.
-        if let Some(cause) = head.extensions.remove::<Arc<service::Error>>() {
-            detail = chain(&cause).into();
+        // Only a service in this process shows its inner causes.
+        if let Some(Cause(cause)) = head.extensions.remove() {
+            detail = cause.into();
         }
         let retry_after = head.headers.get(header::RETRY_AFTER).and_then(|after| after.to_str().ok()?.parse().ok());
-        Err(Error::Refused { status, code, detail, jobs, retry_after: retry_after.map(Duration::from_secs) })
+        Err(CallError::Refused { status, code, detail, jobs, retry_after: retry_after.map(Duration::from_secs) })
     }
 
-    /// The JSON of the answer.
-    pub(crate) async fn json<T: DeserializeOwned>(self) -> Result<T, Error> {
+    /// Reads the JSON of the answer.
+    pub(crate) async fn json<T: DeserializeOwned>(self) -> Result<T, CallError> {
         let answer = self.accepted().await?;
         let foreign = answer.foreign();
-        match body_of(answer.response.into_body()).await {
+        match read_body(answer.response.into_body()).await {
             Ok(body) => answer_from_json(&body).ok_or(foreign),
             Err(cause) if cause.is::<LengthLimitError>() => Err(foreign),
-            Err(cause) => Err(Error::Unreachable { server: answer.server, why: tls::reason(cause.as_ref()) }),
+            Err(cause) => Err(CallError::Unreachable { server: answer.server, why: tls::reason(cause.as_ref()) }),
         }
     }
 
-    /// The answer, if it has a part of a file.
-    pub(crate) async fn part_of_a_file(self) -> Result<Answer, Error> {
+    /// Returns the answer if it has a part of a file.
+    pub(crate) async fn file_range(self) -> Result<ApiAnswer, CallError> {
         let answer = self.accepted().await?;
         if answer.response.status().as_u16() == 206 { Ok(answer) } else { Err(answer.foreign()) }
     }
 
-    fn foreign(&self) -> Error {
-        Error::Foreign { server: self.server.clone(), status: self.response.status().as_u16() }
+    fn foreign(&self) -> CallError {
+        CallError::Foreign { server: self.server.clone(), status: self.response.status().as_u16() }
     }
 }
 
-/// An answer's whole body, if it isn't too long.
-async fn body_of(body: Body) -> Result<Bytes, Box<dyn StdError + Send + Sync>> {
-    Ok(timeout(BODY_TIMEOUT, Limited::new(body, MOST_BYTES).collect()).await??.to_bytes())
+/// Reads the whole body, if it isn't too long.
+async fn read_body(body: Body) -> Result<Bytes, Box<dyn StdError + Send + Sync>> {
+    Ok(timeout(BODY_TIMEOUT, Limited::new(body, MAX_BYTES).collect()).await??.to_bytes())
 }

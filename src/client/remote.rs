@@ -1,44 +1,43 @@
-//! A client of a remote service's API.
+//! A remote service, called over HTTP.
 //!
-//! Each call may be sent again without harm: a submission carries an idempotency key. So once the service has answered at all,
-//! the client retries while the network fails, or the service restarts or is busy.
+//! Each call may be sent again without harm: a submission carries an idempotency key. Once the service has answered, a call
+//! is retried while the network fails, or while the service restarts or is busy.
 
-use std::ffi::OsStr;
 use std::fmt::{self, Display};
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::config::ApiKey;
-use crate::duration::Backoff;
-use crate::tls;
-use anyhow::{Context, anyhow};
 use axum::body::Body;
 use axum::response::Response;
-use clap::builder::TypedValueParser;
-use clap::error::ErrorKind;
 use hyper::http::{Request, Uri};
 use tokio::time::{Instant, sleep};
 
-use crate::command::answer::{Answer, Error};
+use crate::client::answer::{ApiAnswer, CallError};
+use crate::client::observer::Observer;
+use crate::client::{About, Error};
+use crate::duration::Backoff;
+use crate::key::KeyText;
+use crate::tls;
 
 /// The time for which one call is retried.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSES: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(5));
-/// The time that a call waits for the next byte. The service answers within 2 seconds, if only that it can't.
+/// The time that a call waits for the next byte. The service answers within 2 seconds, even if only with an error.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// A service's address: `http://host:port`, with a path before the API's own where a proxy puts one.
+/// The address of a service: `http://host:port`, and the path that a proxy puts before the API's own.
 #[derive(Clone, Debug)]
-pub(crate) struct Address(String);
+pub(crate) struct ServiceAddress(String);
 
-const NO_ADDRESS: &str = "not the address of a service, such as http://127.0.0.1:8080";
+pub(crate) const NO_ADDRESS: &str = "not the address of a service, such as http://127.0.0.1:8080";
 
-impl FromStr for Address {
+impl FromStr for ServiceAddress {
     type Err = &'static str;
 
-    fn from_str(text: &str) -> Result<Address, &'static str> {
+    fn from_str(text: &str) -> Result<ServiceAddress, &'static str> {
         let uri: Uri = text.parse().map_err(|_| NO_ADDRESS)?;
         let is_web = matches!(uri.scheme_str(), Some("http" | "https"));
         // `ps` would show a name and a password in it.
@@ -47,30 +46,16 @@ impl FromStr for Address {
             !authority.as_str().contains('@') && (port.is_empty() || authority.port_u16().is_some())
         });
         if is_web && is_plain && !text.contains(['?', '#']) {
-            Ok(Address(text.trim_end_matches('/').to_owned()))
+            Ok(ServiceAddress(text.trim_end_matches('/').to_owned()))
         } else {
             Err(NO_ADDRESS)
         }
     }
 }
 
-/// Reads an [`Address`] argument. Unlike clap's own parsers it doesn't quote what it refuses, which may hold a password.
-#[derive(Clone)]
-pub(crate) struct AddressParser;
-
-impl TypedValueParser for AddressParser {
-    type Value = Address;
-
-    fn parse_ref(&self, cmd: &clap::Command, arg: Option<&clap::Arg>, value: &OsStr) -> Result<Address, clap::Error> {
-        let name = arg.and_then(clap::Arg::get_long).unwrap_or_default();
-        let refusal = |why| clap::Error::raw(ErrorKind::ValueValidation, format!("--{name}: {why}\n")).with_cmd(cmd);
-        value.to_str().ok_or(NO_ADDRESS).and_then(str::parse).map_err(refusal)
-    }
-}
-
-impl Address {
-    /// Returns true if everybody on the way to the service can read what is sent.
-    fn is_readable_on_the_way(&self) -> bool {
+impl ServiceAddress {
+    /// Returns true if others on the network can read what is sent to the service.
+    pub(crate) fn is_readable_on_the_way(&self) -> bool {
         self.0.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http:")) && !self.is_here()
     }
 
@@ -84,55 +69,54 @@ impl Address {
     }
 }
 
-impl Display for Address {
+impl Display for ServiceAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-/// Speaks to one service.
-#[derive(Debug)]
-pub(crate) struct Client {
+/// A service at an address.
+pub(crate) struct RemoteService {
     http: reqwest::Client,
-    server: Address,
-    key: Option<ApiKey>,
-    /// True if the service has answered once. Until then nothing is retried: the address may be wrong.
+    server: ServiceAddress,
+    key: Option<KeyText>,
+    observer: Arc<dyn Observer>,
+    /// True if the service has answered once. Before that nothing is retried: the address may be wrong.
     has_answered: AtomicBool,
-    /// True if the user was told that the service doesn't answer now.
+    /// True if the user was shown that the service doesn't answer now.
     has_warned: AtomicBool,
 }
 
-impl Client {
-    /// A client of the service at an address, which it shows the key. Warns where others on the way could read the key.
-    pub(crate) fn new(server: Address, key: Option<ApiKey>) -> anyhow::Result<Client> {
-        if key.is_some() && server.is_readable_on_the_way() {
-            eprintln!(
-                "cdc-export: warning: the key goes to {server} as it is, for everybody on the way to read: use https://"
-            );
-        }
-        // It follows no redirect: another server must not get the key.
+impl RemoteService {
+    /// Prepares calls of the service at an address. Sends the key with each call.
+    pub(crate) fn new(
+        server: ServiceAddress,
+        key: Option<KeyText>,
+        observer: Arc<dyn Observer>,
+    ) -> Result<RemoteService, Error> {
+        // The client follows no redirect: another server must not get the key.
         let http = tls::client(&server.0).connect_timeout(ANSWER_TIMEOUT).read_timeout(ANSWER_TIMEOUT);
-        // No proxy knows a way to this machine.
+        // A proxy can't reach this machine.
         let http = if server.is_here() { http.no_proxy() } else { http };
-        let http = http.build().map_err(|why| anyhow!(tls::reason(&why))).with_context(|| server.to_string())?;
-        Ok(Client { http, server, key, has_answered: AtomicBool::new(false), has_warned: AtomicBool::new(false) })
+        let http = http.build().map_err(|why| Error::refused(tls::reason(&why))).about(|| &server)?;
+        let (has_answered, has_warned) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(RemoteService { http, server, key, observer, has_answered, has_warned })
     }
 
-    /// The service's address.
-    pub(crate) fn server(&self) -> &Address {
+    pub(crate) fn address(&self) -> &ServiceAddress {
         &self.server
     }
 
-    /// Makes a call. `read` takes what is wanted out of the answer.
+    /// Makes a call, and reads the answer with `read`.
     pub(crate) async fn call<T>(
         &self,
         call: &Request<String>,
-        read: impl AsyncFn(Answer) -> Result<T, Error>,
-    ) -> Result<T, Error> {
+        read: impl AsyncFn(ApiAnswer) -> Result<T, CallError>,
+    ) -> Result<T, CallError> {
         self.retry_while_unavailable(async || read(self.send(call).await?).await).await
     }
 
-    async fn send(&self, call: &Request<String>) -> Result<Answer, Error> {
+    async fn send(&self, call: &Request<String>) -> Result<ApiAnswer, CallError> {
         let server = self.server.to_string();
         let request = self.http.request(call.method().clone(), format!("{server}{}", call.uri()));
         let request = request.headers(call.headers().clone()).body(call.body().clone());
@@ -142,16 +126,16 @@ impl Client {
         };
         let response = match request.send().await {
             Ok(response) => Response::from(response).map(Body::new),
-            Err(cause) => return Err(Error::Unreachable { server, why: tls::reason(&cause) }),
+            Err(cause) => return Err(CallError::Unreachable { server, why: tls::reason(&cause) }),
         };
         if response.status().is_success() {
             self.has_answered.store(true, Ordering::Relaxed);
         }
-        Ok(Answer { server, response })
+        Ok(ApiAnswer { server, response })
     }
 
-    /// Makes a call, again while the service is unavailable or busy, for [`RETRY_TIMEOUT`] at most.
-    async fn retry_while_unavailable<T>(&self, call: impl AsyncFn() -> Result<T, Error>) -> Result<T, Error> {
+    /// Makes a call. Repeats it while the service is unavailable or busy, for [`RETRY_TIMEOUT`] at most.
+    async fn retry_while_unavailable<T>(&self, call: impl AsyncFn() -> Result<T, CallError>) -> Result<T, CallError> {
         let begun = Instant::now();
         let mut backoff = PAUSES;
         loop {
@@ -162,7 +146,7 @@ impl Client {
                     return Ok(done);
                 }
             };
-            if matches!(error, Error::Refused { .. }) {
+            if matches!(error, CallError::Refused { .. }) {
                 self.has_answered.store(true, Ordering::Relaxed);
             }
             if !(error.may_pass() && self.has_answered.load(Ordering::Relaxed)) {
@@ -170,16 +154,16 @@ impl Client {
             }
             let pause = backoff.next_pause();
             let rest = match &error {
-                Error::Refused { retry_after: Some(after), .. } => (*after).max(pause),
+                CallError::Refused { retry_after: Some(after), .. } => (*after).max(pause),
                 _ => pause,
             };
             if begun.elapsed() + rest > RETRY_TIMEOUT {
                 return Err(error);
             }
-            // A rate limit is no trouble: the user isn't told.
-            let is_limit = matches!(error, Error::Refused { status: 429, .. });
+            // A rate limit is not a fault: it is not shown.
+            let is_limit = matches!(error, CallError::Refused { status: 429, .. });
             if !is_limit && !self.has_warned.swap(true, Ordering::Relaxed) {
-                eprintln!("cdc-export: {error}. Trying again for {} seconds.", RETRY_TIMEOUT.as_secs());
+                self.observer.notice(&format!("{error}. Trying again for {} seconds.", RETRY_TIMEOUT.as_secs()));
             }
             sleep(rest).await;
         }
@@ -198,7 +182,7 @@ mod tests {
             ("https://data.example.com/cdc/", "https://data.example.com/cdc"),
             ("http://[::1]:80", "http://[::1]:80"),
         ] {
-            assert_eq!(good.parse::<Address>().unwrap().to_string(), address);
+            assert_eq!(good.parse::<ServiceAddress>().unwrap().to_string(), address);
         }
         for bad in [
             "",
@@ -212,7 +196,7 @@ mod tests {
             "http://host:99999",
             "http://host:",
         ] {
-            assert!(bad.parse::<Address>().is_err(), "{bad}");
+            assert!(bad.parse::<ServiceAddress>().is_err(), "{bad}");
         }
     }
 }

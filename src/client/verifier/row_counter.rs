@@ -1,4 +1,4 @@
-//! How many rows a file has, counted while its bytes pass by.
+//! Counts the rows of a file while its bytes are read.
 
 use std::io::{self, Write};
 
@@ -6,28 +6,28 @@ use crate::sink::ArchivedFile;
 use flate2::write::MultiGzDecoder;
 use zstd::stream::{raw, zio};
 
-/// Counts the rows of CSV or of lines.
-pub(super) struct Rows {
-    /// Whether a quote has opened a field.
+/// Counts the rows of unpacked CSV or lines.
+pub(super) struct LineCounter {
+    /// True if a quote has opened a field.
     is_quoted: bool,
-    /// Whether lines end within quotes too.
+    /// True if a quote hides the ends of lines.
     is_csv: bool,
     lines: u64,
     is_line_open: bool,
 }
 
-impl Rows {
-    fn new(is_csv: bool) -> Rows {
-        Rows { is_quoted: false, is_csv, lines: 0, is_line_open: false }
+impl LineCounter {
+    fn new(is_csv: bool) -> LineCounter {
+        LineCounter { is_quoted: false, is_csv, lines: 0, is_line_open: false }
     }
 
-    /// All lines but the header's.
+    /// Returns the number of lines without the header's.
     fn count(&self) -> u64 {
         (self.lines + u64::from(self.is_line_open)).saturating_sub(u64::from(self.is_csv))
     }
 }
 
-impl Write for Rows {
+impl Write for LineCounter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let (mut is_quoted, mut lines) = (self.is_quoted, 0);
         for byte in bytes {
@@ -47,25 +47,27 @@ impl Write for Rows {
     }
 }
 
-/// Takes a file's bytes, and counts the rows in what they unpack to.
-pub(super) enum Counter {
-    Plain(Rows),
-    Gzip(Box<MultiGzDecoder<Rows>>),
-    Zstd(Box<zio::Writer<Rows, raw::Decoder<'static>>>),
+/// Unpacks a file's bytes, and counts their rows.
+pub(super) enum RowCounter {
+    Plain(LineCounter),
+    Gzip(Box<MultiGzDecoder<LineCounter>>),
+    Zstd(Box<zio::Writer<LineCounter, raw::Decoder<'static>>>),
 }
 
-impl Counter {
-    /// For a file of lines, in this format and compression. `None`: there is no such one.
-    pub(super) fn new(format: &str, compression: &str) -> Option<io::Result<Counter>> {
+impl RowCounter {
+    /// Counts the lines of this format and compression. Returns `None` if the format has no lines, or one is unknown.
+    pub(super) fn new(format: &str, compression: &str) -> Option<io::Result<RowCounter>> {
         let rows = match format {
-            "csv" => Rows::new(true),
-            "ndjson" => Rows::new(false),
+            "csv" => LineCounter::new(true),
+            "ndjson" => LineCounter::new(false),
             _ => return None,
         };
         match compression {
-            "none" => Some(Ok(Counter::Plain(rows))),
-            "gzip" => Some(Ok(Counter::Gzip(Box::new(MultiGzDecoder::new(rows))))),
-            "zstd" => Some(raw::Decoder::new().map(|decoder| Counter::Zstd(Box::new(zio::Writer::new(rows, decoder))))),
+            "none" => Some(Ok(RowCounter::Plain(rows))),
+            "gzip" => Some(Ok(RowCounter::Gzip(Box::new(MultiGzDecoder::new(rows))))),
+            "zstd" => {
+                Some(raw::Decoder::new().map(|decoder| RowCounter::Zstd(Box::new(zio::Writer::new(rows, decoder)))))
+            }
             _ => None,
         }
     }
@@ -73,24 +75,24 @@ impl Counter {
     /// Takes the next bytes.
     ///
     /// # Errors
-    /// If they aren't packed so.
+    /// If they can't be unpacked.
     pub(super) fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
-            Counter::Plain(rows) => rows.write_all(bytes),
-            Counter::Gzip(decoder) => decoder.write_all(bytes),
-            Counter::Zstd(decoder) => decoder.write_all(bytes),
+            RowCounter::Plain(rows) => rows.write_all(bytes),
+            RowCounter::Gzip(decoder) => decoder.write_all(bytes),
+            RowCounter::Zstd(decoder) => decoder.write_all(bytes),
         }
     }
 
-    /// How many rows there were.
+    /// Returns the number of rows.
     ///
     /// # Errors
-    /// If what was packed doesn't end here.
+    /// If the packed bytes don't end here.
     pub(super) fn finish(self) -> io::Result<u64> {
         match self {
-            Counter::Plain(rows) => Ok(rows.count()),
-            Counter::Gzip(decoder) => Ok(decoder.finish()?.count()),
-            Counter::Zstd(mut decoder) => {
+            RowCounter::Plain(rows) => Ok(rows.count()),
+            RowCounter::Gzip(decoder) => Ok(decoder.finish()?.count()),
+            RowCounter::Zstd(mut decoder) => {
                 decoder.finish()?;
                 Ok(decoder.into_inner().0.count())
             }
@@ -98,15 +100,15 @@ impl Counter {
     }
 }
 
-/// How many rows the row groups have of a Parquet file of so many bytes: its end says it.
+/// Reads the number of rows from the footer of a Parquet file with this number of bytes.
 ///
 /// # Errors
-/// If it isn't Parquet, or can't be read.
+/// If the file isn't Parquet, or can't be read.
 #[cfg(feature = "parquet")]
-pub(super) fn of_parquet(bytes: u64, file: &ArchivedFile) -> io::Result<u64> {
+pub(super) fn rows_of_parquet(bytes: u64, file: &ArchivedFile) -> io::Result<u64> {
     use parquet::file::metadata::{FooterTail, ParquetMetaDataReader};
 
-    /// The longest description of row groups that is read, in bytes.
+    /// The longest footer that is read, in bytes.
     const LONGEST: u64 = 256 << 20;
 
     let mut end = [0; 8];
@@ -121,12 +123,9 @@ pub(super) fn of_parquet(bytes: u64, file: &ArchivedFile) -> io::Result<u64> {
     Ok(found.row_groups().iter().map(|group| group.num_rows().unsigned_abs()).sum())
 }
 
-/// This program can't.
-///
-/// # Errors
-/// That it can't.
+/// Fails: this build has no reader of Parquet.
 #[cfg(not(feature = "parquet"))]
-pub(super) fn of_parquet(_bytes: u64, _file: &ArchivedFile) -> io::Result<u64> {
+pub(super) fn rows_of_parquet(_bytes: u64, _file: &ArchivedFile) -> io::Result<u64> {
     Err(io::Error::other(
         "this build can't count the rows of Parquet: build it with `cargo build --release --features full`",
     ))
@@ -139,7 +138,7 @@ mod tests {
     use super::*;
 
     fn count(format: &str, compression: &str, packed: &[u8], step: usize) -> io::Result<u64> {
-        let mut counter = Counter::new(format, compression).unwrap()?;
+        let mut counter = RowCounter::new(format, compression).unwrap()?;
         packed.chunks(step).try_for_each(|chunk| counter.take(chunk))?;
         counter.finish()
     }
@@ -156,7 +155,7 @@ mod tests {
                 encoder.write_all(part.as_bytes()).unwrap();
                 encoder.finish().unwrap()
             };
-            // As exports are: several members, or frames.
+            // Exports have several members or frames.
             let gzipped = [gzip(one), gzip(two)].concat();
             let zstd = |part: &str| zstd::encode_all(part.as_bytes(), 1).unwrap();
             let zstded = [zstd(one), zstd(two)].concat();
@@ -170,6 +169,6 @@ mod tests {
         }
         assert!(count("csv", "gzip", b"id\n1\n", 7).is_err());
         assert!(count("csv", "zstd", b"id\n1\n", 7).is_err());
-        assert!(Counter::new("parquet", "none").is_none() && Counter::new("csv", "lzma").is_none());
+        assert!(RowCounter::new("parquet", "none").is_none() && RowCounter::new("csv", "lzma").is_none());
     }
 }

@@ -1,13 +1,14 @@
-//! Jobs, and items of lists, as the API shows them, as far as commands look at them.
+//! Jobs and list items as the API shows them: the members that clients use.
 
-use crate::job::Status;
-use anyhow::Context;
 use serde::Deserialize;
 use serde_json::Value;
+use uuid::Uuid;
 
-use crate::command::answer::PlainText;
+use crate::client::answer::PlainText;
+use crate::client::{About, Error};
+use crate::job::{JobId, Status};
 
-/// A job, as far as the commands look at it.
+/// A job.
 #[derive(Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct JobView {
@@ -45,7 +46,7 @@ pub(crate) struct FileView {
 }
 
 impl FileView {
-    /// Its address, or its name if the address is a path, which says nothing to another machine.
+    /// Returns its address. Returns its name if the address is a path, which means nothing on another machine.
     pub(crate) fn place(&self) -> String {
         let location = self.location.as_ref().filter(|location| !location.starts_with("file:"));
         location.unwrap_or(&self.name).to_string()
@@ -59,7 +60,7 @@ pub(crate) struct FailureView {
     pub(crate) detail: PlainText,
 }
 
-/// A member of an item of a list, named as by RFC 6901, as the list prints it: without control characters, `-` for null.
+/// Returns a member of a list item as a table shows it: without control characters, and `-` for null. RFC 6901 defines `name`.
 pub(crate) fn cell(item: &Value, name: &str) -> String {
     match item.pointer(name) {
         None | Some(Value::Null) => "-".to_owned(),
@@ -69,9 +70,14 @@ pub(crate) fn cell(item: &Value, name: &str) -> String {
 }
 
 impl JobView {
-    pub(crate) fn of(json: Value) -> anyhow::Result<JobView> {
-        let view: JobView = serde_json::from_value(json.clone()).context("a job as the API shows it was expected")?;
+    pub(crate) fn from_json(json: Value) -> Result<JobView, Error> {
+        let view: JobView = serde_json::from_value(json.clone()).about(|| "a job as the API shows it was expected")?;
         Ok(JobView { json, ..view })
+    }
+
+    pub(crate) fn id(&self) -> Result<JobId, Error> {
+        let id: Uuid = self.job_id.parse().map_err(|_| Error::refused("an export has no id"))?;
+        Ok(id.into())
     }
 
     /// Returns true if the job has ended. A status that only a later version knows counts as open.
@@ -79,8 +85,7 @@ impl JobView {
         self.status.parse::<Status>().is_ok_and(Status::is_terminal)
     }
 
-    /// The remark behind an open job's figures: that it was asked to stop, or why its last attempt has failed, and when the
-    /// next one comes.
+    /// Returns the remark on an open job: the request to cancel it, or the error of its last attempt and the time of the next.
     pub(crate) fn remark(&self) -> String {
         if self.cancel_requested_at.is_some() {
             return "  (a cancel was asked for)".to_owned();

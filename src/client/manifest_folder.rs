@@ -1,29 +1,28 @@
 //! A folder or bucket from which `apply` takes exports by their manifests, each after the one that it follows.
 //!
-//! Reads all manifests at the begin of a round, and keeps the digests and the name of each in memory.
+//! Each round begins with the reading of all manifests. The digests and the name of each are kept in memory.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
+use tokio::task::spawn_blocking;
+
 use crate::apply::input::{Input, unpacked};
+use crate::client::lane_reader::{ExportSink, SinkOutcome};
+use crate::client::table_mirror::TableMirror;
+use crate::client::{About, Error};
 use crate::job::ConsumerId;
 use crate::manifest::chain::{Chains, Digest, Followers, Link, parse_digest};
 use crate::manifest::{self, Manifest};
 use crate::sink::{Archive, Found, Settings};
-use anyhow::{Context, anyhow, bail};
-use tokio::runtime::Handle;
-use tokio::task::spawn_blocking;
 
-use crate::command::feed::{Taken, Taker};
-use crate::command::mirror::Mirror;
-use crate::command::plain::{plain, tell};
-
-/// How many other lanes of the place are named at most.
+/// The most other lanes of the place that an error names.
 const MAX_OTHERS: usize = 10;
 
-/// The place, and whose exports of which dataset are taken from it.
-pub(super) struct ManifestFolder {
+/// The place, and the lane whose exports are taken from it.
+pub(crate) struct ManifestFolder {
     place: Settings,
     consumer: ConsumerId,
     dataset: String,
@@ -41,15 +40,15 @@ struct Manifests {
 }
 
 impl ManifestFolder {
-    pub(super) fn new(place: Settings, consumer: ConsumerId, dataset: String) -> ManifestFolder {
+    pub(crate) fn new(place: Settings, consumer: ConsumerId, dataset: String) -> ManifestFolder {
         ManifestFolder { place, consumer, dataset }
     }
 
     /// Applies the exports that the table doesn't have yet, one after the other.
-    pub(super) async fn round(&self, mirror: &mut Mirror) -> anyhow::Result<()> {
+    pub(crate) async fn round(&self, mirror: &mut TableMirror) -> Result<(), Error> {
         let (place, runtime) = (self.place.clone(), Handle::current());
         let archive = spawn_blocking(move || Archive::open(&place, &runtime)).await?;
-        let archive = Arc::new(archive.with_context(|| self.place.to_string())?);
+        let archive = Arc::new(archive.about(|| &self.place)?);
         let Manifests { chains, names, others } = self.manifests(&archive).await?;
         if names.is_empty() && mirror.last().is_none() {
             return Err(self.no_exports(others));
@@ -59,35 +58,36 @@ impl ManifestFolder {
         if position.is_none()
             && let Some(number) = number_of_several(&chains)
         {
-            bail!(
+            return Err(Error::Refused(format!(
                 "forked: {} has the number {number} twice, as after a restore of the source: take away the manifests that are not of the \
                  source as it is now, or take the exports from the service",
                 self.place
-            );
+            )));
         }
         let followers = chains.followers();
         let mut next = self.next(&chains, &followers, position)?;
         if let (None, Some((digest, _))) = (next, position)
             && let Some(base) = base_of_another_branch(&chains, &digest)
         {
-            bail!(
+            return Err(Error::Refused(format!(
                 "forked: {} has a full export, number {}, that doesn't come before what the table has, as after a restore of the source: \
                  remove the table and its row of cdc_apply.positions to begin with it",
-                self.place,
-                base.number
-            );
+                self.place, base.number
+            )));
         }
         while let Some((digest, link)) = next {
             match self.apply(&archive, &names[digest], mirror).await? {
-                Taken::Done => {}
-                Taken::Unfit(why) => match chains.newest_base().filter(|(_, base)| base.number > link.number) {
-                    Some((digest, base)) => {
-                        tell(&format!("{why}; going on with the full export {}", base.number));
-                        next = Some((digest, base));
-                        continue;
+                SinkOutcome::Taken => {}
+                SinkOutcome::NeedsFullExport(why) => {
+                    match chains.newest_base().filter(|(_, base)| base.number > link.number) {
+                        Some((digest, base)) => {
+                            mirror.observer().notice(&format!("{why}; going on with the full export {}", base.number));
+                            next = Some((digest, base));
+                            continue;
+                        }
+                        None => return Err(Error::Refused(format!("{why}; a newer full export goes on"))),
                     }
-                    None => bail!("{why}; a newer full export goes on"),
-                },
+                }
             }
             if mirror.last().is_none_or(|last| last.digest != hex::encode(digest)) {
                 // Another process has applied other exports meanwhile, and goes on.
@@ -98,13 +98,13 @@ impl ManifestFolder {
         Ok(())
     }
 
-    /// Returns the export to apply after the one with this digest and number; `None` if the table has all.
+    /// Returns the export to apply after the one with this digest and number. Returns `None` if the table has all.
     fn next<'c>(
         &self,
         chains: &'c Chains,
         followers: &Followers<'c>,
         position: Option<(Digest, u64)>,
-    ) -> anyhow::Result<Option<(&'c Digest, &'c Link)>> {
+    ) -> Result<Option<(&'c Digest, &'c Link)>, Error> {
         let (siblings, number) = match position {
             Some((digest, number)) => (followers.of(&digest), number),
             None => (&[][..], 0),
@@ -118,32 +118,29 @@ impl ManifestFolder {
             return Ok(newest_base);
         }
         if !siblings.is_empty() {
-            bail!("forked: several exports of {} go on from number {number}", self.place);
+            let why = format!("forked: several exports of {} go on from number {number}", self.place);
+            return Err(Error::Refused(why));
         }
         match chains.iter().map(|(_, link)| link.number).max() {
-            Some(last) if last > number => {
-                bail!(
-                    "gap: {} has exports up to number {last}, none of which goes on from where the table is",
-                    self.place
-                )
-            }
+            Some(last) if last > number => Err(Error::Refused(format!(
+                "gap: {} has exports up to number {last}, none of which goes on from where the table is",
+                self.place
+            ))),
             _ => Ok(None),
         }
     }
 
-    fn no_exports(&self, others: BTreeSet<String>) -> anyhow::Error {
+    fn no_exports(&self, others: BTreeSet<String>) -> Error {
         let others = others.into_iter().collect::<Vec<_>>().join(", ");
         let others = if others.is_empty() { "no manifests at all".to_owned() } else { format!("those of {others}") };
-        anyhow!(
+        Error::Refused(format!(
             "no_exports: {} has no manifest of an export of {} of the consumer {}, but {others}",
-            self.place,
-            self.dataset,
-            self.consumer
-        )
+            self.place, self.dataset, self.consumer
+        ))
     }
 
     /// Reads all manifests of the place.
-    async fn manifests(&self, archive: &Arc<Archive>) -> anyhow::Result<Manifests> {
+    async fn manifests(&self, archive: &Arc<Archive>) -> Result<Manifests, Error> {
         let (archive, consumer, dataset) = (Arc::clone(archive), self.consumer.clone(), self.dataset.clone());
         spawn_blocking(move || {
             let mut found = Manifests::default();
@@ -156,23 +153,27 @@ impl ManifestFolder {
                     let digest = parse_digest(&manifest.digest).expect("its check has compared it");
                     found.names.insert(digest, name);
                 } else if found.others.len() < MAX_OTHERS {
-                    found.others.insert(format!("{} of {}", plain(&export.dataset), plain(&export.consumer)));
+                    found.others.insert(format!(
+                        "{} of {}",
+                        export.dataset.escape_debug(),
+                        export.consumer.escape_debug()
+                    ));
                 }
             }
-            anyhow::Ok(found)
+            Ok::<_, Error>(found)
         })
         .await?
-        .with_context(|| self.place.to_string())
+        .about(|| &self.place)
     }
 
     /// Applies the export whose manifest has this name.
-    async fn apply(&self, archive: &Arc<Archive>, name: &str, mirror: &mut Mirror) -> anyhow::Result<Taken> {
+    async fn apply(&self, archive: &Arc<Archive>, name: &str, mirror: &mut TableMirror) -> Result<SinkOutcome, Error> {
         let (read_from, manifest_name) = (Arc::clone(archive), name.to_owned());
         let manifest = spawn_blocking(move || read(&read_from, &manifest_name)).await??;
-        let manifest = Arc::new(manifest.with_context(|| format!("{name} is gone"))?);
+        let manifest = Arc::new(manifest.ok_or_else(|| Error::Refused(format!("{name} is gone")))?);
         let (looked_at, of, manifest_name) = (Arc::clone(archive), Arc::clone(&manifest), name.to_owned());
         if let Some(why) = spawn_blocking(move || missing(&looked_at, &of, &manifest_name)).await?? {
-            return Ok(Taken::Unfit(why));
+            return Ok(SinkOutcome::NeedsFullExport(why));
         }
         let open = async || {
             let (archive, manifest, name) = (Arc::clone(archive), Arc::clone(&manifest), name.to_owned());
@@ -189,8 +190,8 @@ fn number_of_several(chains: &Chains) -> Option<u64> {
     numbers.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
 }
 
-/// Returns the newest full export that doesn't come before the export with this digest. `None` also if one that does is
-/// missing.
+/// Returns the newest full export that doesn't come before the export with this digest. Returns `None` also if an export
+/// that comes before it is missing.
 fn base_of_another_branch<'c>(chains: &'c Chains, digest: &Digest) -> Option<&'c Link> {
     let (mut before, mut at) = (HashSet::new(), Some(*digest));
     while let Some(digest) = at {
@@ -203,42 +204,44 @@ fn base_of_another_branch<'c>(chains: &'c Chains, digest: &Digest) -> Option<&'c
 
 /// Returns why the export can't be applied if one of its files is missing. Retention removes files and leaves the
 /// manifest.
-fn missing(archive: &Archive, manifest: &Manifest, name: &str) -> anyhow::Result<Option<String>> {
+fn missing(archive: &Archive, manifest: &Manifest, name: &str) -> Result<Option<String>, Error> {
     for file in &manifest.export.files {
         let path = path_of(archive, name, file)?;
-        if !matches!(archive.open_file(&path).with_context(|| path.clone())?, Found::File(..)) {
+        if !matches!(archive.open_file(&path).about(|| &path)?, Found::File(..)) {
             return Ok(Some(format!("gap: {path}, which {name} names, is missing")));
         }
     }
     Ok(None)
 }
 
-/// Returns where a file is whose manifest has this name.
-fn path_of(archive: &Archive, name: &str, file: &manifest::File) -> anyhow::Result<String> {
+/// Returns the path of a file whose manifest has this name.
+fn path_of(archive: &Archive, name: &str, file: &manifest::File) -> Result<String, Error> {
     let path = file.path.as_deref().unwrap_or_default();
-    archive.name_of(name, path).with_context(|| format!("{name} names a file outside of its place"))
+    archive.name_of(name, path).ok_or_else(|| Error::Refused(format!("{name} names a file outside of its place")))
 }
 
 /// Reads the manifest of this name, and fails if it was changed. Returns `None` if it is gone.
-fn read(archive: &Archive, name: &str) -> anyhow::Result<Option<Manifest>> {
-    let Some(text) = archive.text(name).with_context(|| name.to_owned())? else { return Ok(None) };
-    let manifest = Manifest::read(&text).with_context(|| name.to_owned())?;
-    manifest.check(name, None).with_context(|| name.to_owned())?;
+fn read(archive: &Archive, name: &str) -> Result<Option<Manifest>, Error> {
+    let Some(text) = archive.text(name).about(|| name)? else { return Ok(None) };
+    let manifest = Manifest::read(&text).about(|| name)?;
+    manifest.check(name, None).about(|| name)?;
     Ok(Some(manifest))
 }
 
 /// Opens the files of an export, in their order.
-fn files(archive: &Archive, manifest: &Manifest, name: &str) -> anyhow::Result<Vec<Input>> {
+fn files(archive: &Archive, manifest: &Manifest, name: &str) -> Result<Vec<Input>, Error> {
     let mut files = Vec::new();
     for file in &manifest.export.files {
         let path = path_of(archive, name, file)?;
-        let at_path = || path.clone();
-        let found = match archive.open_file(&path).with_context(at_path)? {
+        let at_path = || &path;
+        let found = match archive.open_file(&path).about(at_path)? {
             Found::File(_, found) => found,
-            Found::Nothing | Found::NoFile => bail!("{path}, which {name} names, is missing"),
+            Found::Nothing | Found::NoFile => {
+                return Err(Error::Refused(format!("{path}, which {name} names, is missing")));
+            }
         };
         let input: io::Result<_> = unpacked(found, &manifest.export.compression, &file.sha256);
-        files.push(input.with_context(at_path)?);
+        files.push(input.about(at_path)?);
     }
     Ok(files)
 }

@@ -1,0 +1,356 @@
+//! The API of a service, which runs in this process or elsewhere. Clients see jobs and consumers as the API shows them.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use hyper::http::{self, Method, header};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::time::sleep;
+use uuid::Uuid;
+
+use crate::client::answer::{ApiAnswer, CallError};
+use crate::client::job_view::JobView;
+use crate::client::observer::Observer;
+use crate::client::remote::RemoteService;
+use crate::client::{About, Error};
+use crate::event::DeliveryFilter;
+use crate::http::in_process::InProcess;
+use crate::job::{After, ConsumerId, Filter, JobId, Request, Status};
+use crate::manifest::Manifest;
+use crate::tls;
+
+/// The number of items that one call of a list asks for.
+pub(crate) const PAGE_ITEMS: u32 = 200;
+/// The time between two polls of a job in this process.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The API of a service.
+pub(crate) struct Api {
+    transport: Transport,
+    observer: Arc<dyn Observer>,
+}
+
+/// The transport of calls.
+pub(crate) enum Transport {
+    InProcess(InProcess),
+    Http(RemoteService),
+}
+
+/// The refusal of an export.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub(crate) struct RefusedExport {
+    /// The code of the API.
+    pub(crate) code: String,
+    /// The open exports that come first.
+    pub(crate) open: Vec<JobId>,
+    text: String,
+}
+
+/// The answer to a submission.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SubmittedJob {
+    job_id: Uuid,
+}
+
+/// A page of a list.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ItemPage {
+    items: Vec<Value>,
+    next_cursor: Option<String>,
+}
+
+/// Builds a call without a body.
+fn call(method: Method, path: &str) -> Result<http::Request<String>, CallError> {
+    Ok(http::Request::builder().method(method).uri(path).body(String::new())?)
+}
+
+impl Api {
+    pub(crate) fn new(transport: Transport, observer: Arc<dyn Observer>) -> Api {
+        Api { transport, observer }
+    }
+
+    /// Returns what shows the user this client's work.
+    pub(crate) fn observer(&self) -> &dyn Observer {
+        &*self.observer
+    }
+
+    /// Makes a call, and reads the answer with `read`. The call must be idempotent: it may be sent twice.
+    async fn call<T>(
+        &self,
+        call: http::Request<String>,
+        read: impl AsyncFn(ApiAnswer) -> Result<T, CallError>,
+    ) -> Result<T, CallError> {
+        match &self.transport {
+            Transport::InProcess(api) => {
+                let response = api.call(call.map(Into::into)).await;
+                read(ApiAnswer { server: "this process".to_owned(), response }).await
+            }
+            Transport::Http(service) => service.call(&call, read).await,
+        }
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, CallError> {
+        self.call(call(Method::GET, path)?, ApiAnswer::json).await
+    }
+
+    async fn post(&self, path: &str) -> Result<Value, CallError> {
+        self.call(call(Method::POST, path)?, ApiAnswer::json).await
+    }
+
+    /// Submits an export.
+    pub(crate) async fn submit(&self, request: &Request) -> Result<JobId, Error> {
+        let (format, compression) = (request.encoding.format.as_str(), request.encoding.compression.as_str());
+        let mut body = json!({ "format": format, "compression": compression });
+        // Without a name the service takes its default.
+        if !request.dataset.is_empty() {
+            body["dataset"] = request.dataset.as_str().into();
+        }
+        if let Some(bytes) = request.max_file_bytes {
+            body["maxFileBytes"] = bytes.into();
+        }
+        match &request.after {
+            None => {}
+            Some(After::Nothing) => body["after"] = Value::Null,
+            Some(After::Export { job, sha256 }) => {
+                body["after"] = job.to_string().into();
+                if let Some(sha256) = sha256 {
+                    body["afterSha256"] = sha256.as_str().into();
+                }
+            }
+        }
+        let mut call = http::Request::post(format!("/exports/{}", request.export_type))
+            .header("idempotency-key", Uuid::new_v4().to_string())
+            .header(header::CONTENT_TYPE, "application/json");
+        if let Some(consumer) = &request.consumer {
+            call = call.header("x-consumer-id", consumer.as_str());
+        }
+        match self.call(call.body(body.to_string()).map_err(CallError::from)?, ApiAnswer::json).await {
+            Ok(SubmittedJob { job_id }) => Ok(job_id.into()),
+            Err(error) => Err(self.refused_export(error)),
+        }
+    }
+
+    /// Adds a line to a refusal for each export that comes first, published or not.
+    fn refused_export(&self, error: CallError) -> Error {
+        let mut text = error.to_string();
+        let CallError::Refused { code, jobs, .. } = error else { return error.into() };
+        let (option, mut open) = (self.server_option(), Vec::new());
+        for job in jobs {
+            let id = JobId::from(job.job_id);
+            if &*job.status == Status::Completed.as_str() {
+                text += &format!("\n  cdc-export download {id}{option}");
+            } else {
+                text += &format!("\n  {id} is open");
+                open.push(id);
+            }
+        }
+        RefusedExport { code: code.to_string(), open, text }.into()
+    }
+
+    pub(crate) async fn job(&self, id: JobId) -> Result<JobView, Error> {
+        JobView::from_json(self.get(&format!("/exports/{id}")).await?)
+    }
+
+    /// Reads a job when it ends, or after a moment.
+    pub(crate) async fn poll(&self, id: JobId) -> Result<JobView, Error> {
+        let wait = if self.observer.is_drawn() { 1 } else { 5 };
+        let ended = async { JobView::from_json(self.get(&format!("/exports/{id}?wait={wait}")).await?) };
+        let present = async {
+            sleep(POLL_INTERVAL).await;
+            self.job(id).await
+        };
+        match &self.transport {
+            Transport::InProcess(_) => tokio::select! { job = ended => job, job = present => job },
+            Transport::Http(_) => ended.await,
+        }
+    }
+
+    /// Requests that a job stops. Returns false if it is too late: the job has ended, or is being committed.
+    pub(crate) async fn cancel(&self, id: JobId) -> Result<bool, Error> {
+        match self.call(call(Method::POST, &format!("/exports/{id}/cancel"))?, ApiAnswer::accepted).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_conflict() => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Acknowledges a published export and all before it in its lane: they are loaded.
+    pub(crate) async fn ack(&self, id: JobId) -> Result<(), Error> {
+        self.post(&format!("/exports/{id}/ack")).await?;
+        Ok(())
+    }
+
+    /// Submits an export like one that failed or was cancelled. Returns the id of the new one.
+    pub(crate) async fn retry(&self, id: JobId) -> Result<JobId, Error> {
+        let call = http::Request::post(format!("/exports/{id}/retry"))
+            .header("idempotency-key", Uuid::new_v4().to_string())
+            .body(String::new())
+            .map_err(CallError::from)?;
+        let SubmittedJob { job_id } = self.call(call, ApiAnswer::json).await?;
+        Ok(job_id.into())
+    }
+
+    /// Lists the newest jobs that match a filter: `limit`, and one more if there is one.
+    pub(crate) async fn jobs(&self, filter: &Filter, limit: u32) -> Result<Vec<JobView>, Error> {
+        let Filter { consumer, dataset, export_type, status, .. } = filter;
+        let query = [
+            ("consumer", consumer.as_ref().map(|it| it.as_str())),
+            ("dataset", dataset.as_deref()),
+            ("exportType", export_type.map(|it| it.as_str())),
+            ("status", status.map(|it| it.as_str())),
+        ];
+        self.list(&query, limit).await
+    }
+
+    /// Lists the exports of a lane that were published after one, oldest first: `limit`, and one more if there is one.
+    pub(crate) async fn published_after(
+        &self,
+        consumer: &ConsumerId,
+        dataset: &str,
+        after: JobId,
+        limit: u32,
+    ) -> Result<Vec<JobView>, Error> {
+        let after = after.to_string();
+        let query = [("consumer", consumer.as_str()), ("dataset", dataset), ("after", &after)];
+        self.list(&query.map(|(name, value)| (name, Some(value))), limit).await
+    }
+
+    /// Reads the first exports of a list: `limit`, and one more if there is one.
+    async fn list(&self, query: &[(&str, Option<&str>)], limit: u32) -> Result<Vec<JobView>, Error> {
+        let mut jobs = Vec::new();
+        let (path, mut cursor) = (path_with("/exports", query), None::<String>);
+        let wanted = limit as usize + 1;
+        while jobs.len() < wanted {
+            let rest = (wanted - jobs.len()).min(PAGE_ITEMS as usize);
+            let mut next = format!("{path}&limit={rest}");
+            if let Some(cursor) = &cursor {
+                next.extend(["&cursor=", &form_urlencoded::byte_serialize(cursor.as_bytes()).collect::<String>()]);
+            }
+            let page: ItemPage = self.get(&next).await?;
+            jobs.extend(page.items.into_iter().map(JobView::from_json).collect::<Result<Vec<_>, _>>()?);
+            cursor = page.next_cursor;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        Ok(jobs)
+    }
+
+    /// Lists the schedules, as the API shows them.
+    pub(crate) async fn schedules(&self) -> Result<Vec<Value>, Error> {
+        Ok(self.get::<ItemPage>("/schedules").await?.items)
+    }
+
+    /// Lists the newest deliveries that match a filter, as the API shows them. Returns `limit` at most, and true if there are more.
+    pub(crate) async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<(Vec<Value>, bool), Error> {
+        let query = [("status", filter.status.map(|it| it.as_str())), ("endpoint", filter.endpoint.as_deref())];
+        let page: ItemPage = self.get(&format!("{}&limit={limit}", path_with("/deliveries", &query))).await?;
+        Ok((page.items, page.next_cursor.is_some()))
+    }
+
+    /// Requests that an event is delivered to its receiver again.
+    pub(crate) async fn redeliver(&self, id: Uuid) -> Result<(), Error> {
+        self.post(&format!("/deliveries/{id}/redeliver")).await?;
+        Ok(())
+    }
+
+    /// Refuses a name that no dataset has.
+    pub(crate) async fn require_dataset(&self, name: &str) -> Result<(), Error> {
+        let path = format!("/datasets/{}", utf8_percent_encode(name, NON_ALPHANUMERIC));
+        match (self.get::<Value>(&path).await, &self.transport) {
+            // The caller has named a dataset that its own catalog lacks.
+            (Err(error), Transport::InProcess(_)) if error.has_code("no_dataset") => {
+                Err(Error::Usage(error.to_string()))
+            }
+            (Err(error), Transport::Http(_)) if error.has_code("no_dataset") => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the dataset that is meant if none is named.
+    pub(crate) async fn implied_dataset(&self) -> Result<String, Error> {
+        let all: ItemPage = self.get("/datasets").await?;
+        let names: Vec<String> = all.items.iter().filter_map(|item| Some(item["name"].as_str()?.to_owned())).collect();
+        match names.as_slice() {
+            [only] => Ok(only.clone()),
+            _ if names.iter().any(|name| name == "users") => Ok("users".to_owned()),
+            _ => Err(Error::Usage(format!("--dataset: one is to be named; there are: {}", names.join(", ")))),
+        }
+    }
+
+    /// Reads the manifest of a consumer's completed export.
+    pub(crate) async fn manifest(&self, id: JobId) -> Result<Manifest, Error> {
+        let manifest: Value = self.get(&format!("/exports/{id}/manifest")).await?;
+        Manifest::read(manifest.to_string().as_bytes()).about(|| format!("the manifest of {id}"))
+    }
+
+    /// Returns the option by which another command reaches the same service.
+    pub(crate) fn server_option(&self) -> String {
+        match &self.transport {
+            Transport::InProcess(_) => String::new(),
+            Transport::Http(service) => format!(" --server {}", service.address()),
+        }
+    }
+
+    /// Lists the first consumers and the first open jobs, as the API shows them.
+    pub(crate) async fn status(&self) -> Result<Value, Error> {
+        let consumers = self.get::<ItemPage>(&format!("/consumers?limit={PAGE_ITEMS}")).await?.items;
+        let mut jobs = Vec::new();
+        for status in [Status::Processing, Status::Pending] {
+            jobs.extend(self.get::<ItemPage>(&format!("/exports?status={status}&limit={PAGE_ITEMS}")).await?.items);
+        }
+        Ok(json!({ "consumers": Value::Array(consumers), "openJobs": Value::Array(jobs) }))
+    }
+
+    /// Fetches the bytes of a file from `from` on. `part` is its number if the job has several files.
+    pub(crate) async fn fetch(
+        &self,
+        id: JobId,
+        part: Option<u32>,
+        sha256: &str,
+        from: u64,
+        into: &mut dyn Write,
+    ) -> Result<(), Error> {
+        let path = match part {
+            None => format!("/exports/{id}/download"),
+            Some(part) => format!("/exports/{id}/files/{part}/download"),
+        };
+        let call = http::Request::get(path)
+            .header(header::RANGE, format!("bytes={from}-"))
+            .header(header::IF_RANGE, format!("\"{sha256}\""))
+            .body(String::new())
+            .map_err(CallError::from)?;
+        let ApiAnswer { server, response } = self.call(call, ApiAnswer::file_range).await?;
+        let mut pieces = response.into_body().into_data_stream();
+        loop {
+            match pieces.try_next().await {
+                Ok(Some(piece)) => into.write_all(&piece)?,
+                Ok(None) => return Ok(()),
+                // A disk that failed fails again; a network may not.
+                Err(cause) if matches!(self.transport, Transport::InProcess(_)) => {
+                    return Err(io::Error::other(cause).into());
+                }
+                Err(cause) => return Err(CallError::Broken { server, why: tls::reason(&cause) }.into()),
+            }
+        }
+    }
+}
+
+/// Builds a path with its query.
+fn path_with(path: &str, query: &[(&str, Option<&str>)]) -> String {
+    let mut serialized = form_urlencoded::Serializer::for_suffix(format!("{path}?"), path.len() + 1);
+    for (name, value) in query {
+        if let Some(value) = value {
+            serialized.append_pair(name, value);
+        }
+    }
+    serialized.finish()
+}

@@ -1,0 +1,300 @@
+//! Reads a consumer's lane: hands each export that comes after the last one to a sink, and submits a new one when there is none.
+
+use pg_rows::encoding::Encoding;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::client::Error;
+use crate::client::answer::CallError;
+use crate::client::api::{Api, PAGE_ITEMS, RefusedExport};
+use crate::client::job_view::JobView;
+use crate::job::{After, ConsumerId, ExportType, FailureCode, Filter, JobId, Request, Status};
+use crate::manifest::Source;
+
+/// The number of submissions before a lane gives up, if other exports come first each time.
+const TRIES: u32 = 5;
+
+/// The last export that a sink has taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct LanePosition {
+    pub(super) job_id: Uuid,
+    /// Its number in the lane.
+    pub(super) number: u64,
+    /// Its digest, which the manifest of the next export names.
+    pub(super) digest: String,
+    /// The SHA-256 of its only file.
+    pub(super) sha256: Option<String>,
+}
+
+impl LanePosition {
+    /// Returns the position of a sink that has taken this export.
+    pub(super) fn from_job(job: &JobView) -> Result<LanePosition, Error> {
+        let not_published = || Error::Refused(format!("the export {} is not published", job.job_id));
+        Ok(LanePosition {
+            job_id: job.id()?.as_uuid(),
+            number: job.number.ok_or_else(not_published)?,
+            digest: job.digest.as_ref().ok_or_else(not_published)?.to_string(),
+            sha256: job.sha256.as_ref().map(ToString::to_string),
+        })
+    }
+
+    fn after(&self) -> After {
+        After::Export { job: self.job_id.into(), sha256: Some(self.sha256.as_ref().unwrap_or(&self.digest).clone()) }
+    }
+}
+
+/// A sink of the exports of one lane: it takes them in order, and remembers its position.
+pub(crate) trait ExportSink {
+    /// Returns the last export that the sink has taken.
+    fn last(&self) -> Option<&LanePosition>;
+
+    /// Returns the database that its exports are from, if that is known.
+    fn source(&self) -> Option<&Source>;
+
+    /// Takes the next export: either all of it, with the position, or nothing. A call that is dropped can be repeated.
+    ///
+    /// # Errors
+    /// If the export can't be fetched or written now. A later call with the same export may succeed.
+    async fn take(&mut self, api: &Api, export: &JobView) -> Result<SinkOutcome, Error>;
+}
+
+/// The outcome of an export at its sink.
+#[derive(Debug)]
+pub(crate) enum SinkOutcome {
+    Taken,
+    /// The export can't be taken, for this reason. Only a full export can come next.
+    NeedsFullExport(String),
+}
+
+/// Reads one lane of a service.
+pub(crate) struct LaneReader<'b> {
+    pub(crate) api: &'b Api,
+    pub(crate) consumer: ConsumerId,
+    pub(crate) dataset: String,
+    /// The type of export to submit when there is nothing to take. `None` submits nothing.
+    pub(crate) request: Option<ExportType>,
+    /// The encoding of the exports that are submitted.
+    pub(crate) encoding: Encoding,
+    /// True if each export that was taken is acknowledged.
+    pub(crate) acks: bool,
+}
+
+/// The outcome of a submission.
+enum SubmissionOutcome {
+    Completed,
+    /// Another client's export came first.
+    Overtaken,
+    /// Only a full export can come next, for this reason.
+    NeedsFullExport(String),
+}
+
+/// The exports that can be taken.
+enum NextExports {
+    Found(Vec<JobView>),
+    /// Only a full export can come next, for this reason.
+    NeedsFullExport(String),
+}
+
+impl LaneReader<'_> {
+    /// Hands all exports that are there to the sink, oldest first. Then submits another one, if it should, and hands it over.
+    /// A call that is dropped loses nothing: the next one goes on from the sink's position.
+    pub(crate) async fn round(&self, sink: &mut impl ExportSink) -> Result<(), Error> {
+        let mut submitted = None;
+        // An earlier process may have been killed before it acknowledged. Errors are those of the calls that follow.
+        let _ = self.acknowledge(sink).await;
+        loop {
+            let needs_full = match self.next(sink.last()).await? {
+                NextExports::Found(exports) if exports.is_empty() => match (self.request, submitted) {
+                    (None, _) | (_, Some(_)) => return Ok(()),
+                    (Some(wanted), None) => match self.submit(wanted, sink.last()).await? {
+                        SubmissionOutcome::Completed => {
+                            submitted = Some(wanted);
+                            None
+                        }
+                        SubmissionOutcome::Overtaken => None,
+                        SubmissionOutcome::NeedsFullExport(why) => Some(why),
+                    },
+                },
+                NextExports::Found(exports) => self.hand_all(sink, &exports).await?,
+                NextExports::NeedsFullExport(why) => Some(why),
+            };
+            let Some(why) = needs_full else { continue };
+            if self.request.is_none() {
+                return Err(Error::Refused(format!(
+                    "{why}: only a full export goes on from here, which --request asks for"
+                )));
+            }
+            if submitted == Some(ExportType::Full) {
+                return Err(Error::Refused(format!("{why}, although a full export was made just now")));
+            }
+            self.require_source(sink).await?;
+            self.api.observer().notice(&format!("{why}: asking for a full export"));
+            submitted = Some(ExportType::Full);
+            if let SubmissionOutcome::NeedsFullExport(why) = self.submit(ExportType::Full, None).await? {
+                return Err(Error::Refused(format!("a full export was refused: {why}")));
+            }
+            self.hand_newest_full(sink).await?;
+        }
+    }
+
+    /// Refuses to submit a full export that the sink would not take: the service's last export is from another database.
+    async fn require_source(&self, sink: &impl ExportSink) -> Result<(), Error> {
+        let Some(had) = sink.source() else { return Ok(()) };
+        let Some(newest) = self.completed(None, 1).await?.into_iter().next() else { return Ok(()) };
+        let found = self.api.manifest(newest.id()?).await?.export.source;
+        if *had != found {
+            return Err(Error::Refused(format!(
+                "another_source: the exports until now are from the database {} of cluster {}, and the service has the database {} of cluster {}: \
+                 another source needs another place",
+                had.database, had.cluster, found.database, found.cluster
+            )));
+        }
+        Ok(())
+    }
+
+    /// Hands exports to the sink. Returns the reason if only a full export can come next.
+    async fn hand_all(&self, sink: &mut impl ExportSink, exports: &[JobView]) -> Result<Option<String>, Error> {
+        for export in exports {
+            let SinkOutcome::NeedsFullExport(why) = self.hand(sink, export).await? else {
+                let is_last = sink.last().is_some_and(|last| last.job_id.to_string() == *export.job_id);
+                // Another process has moved the sink's position meanwhile: list anew.
+                if is_last { continue } else { return Ok(None) }
+            };
+            let full = self.newest_full().await?.filter(|full| full.number > export.number);
+            let Some(full) = full else { return Ok(Some(why)) };
+            self.api.observer().notice(&format!("{why}: going on from the full export {}", full.job_id));
+            return Ok(match self.hand(sink, &full).await? {
+                SinkOutcome::Taken => None,
+                SinkOutcome::NeedsFullExport(why) => Some(why),
+            });
+        }
+        Ok(None)
+    }
+
+    async fn hand_newest_full(&self, sink: &mut impl ExportSink) -> Result<(), Error> {
+        let full = self.newest_full().await?.ok_or_else(|| Error::refused("the full export isn't there"))?;
+        match self.hand(sink, &full).await? {
+            SinkOutcome::Taken => Ok(()),
+            SinkOutcome::NeedsFullExport(why) => Err(Error::Refused(format!("{why}, although it was made just now"))),
+        }
+    }
+
+    async fn hand(&self, sink: &mut impl ExportSink, export: &JobView) -> Result<SinkOutcome, Error> {
+        let outcome = match sink.take(self.api, export).await {
+            Err(error) if error.is_gone() => {
+                let why = format!("the service has the files of the export {} no more", export.job_id);
+                return Ok(SinkOutcome::NeedsFullExport(why));
+            }
+            outcome => outcome?,
+        };
+        if matches!(outcome, SinkOutcome::Taken) {
+            self.acknowledge(sink).await?;
+        }
+        Ok(outcome)
+    }
+
+    async fn acknowledge(&self, sink: &impl ExportSink) -> Result<(), Error> {
+        match sink.last() {
+            Some(last) if self.acks => self.api.ack(last.job_id.into()).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Lists the exports that come after the sink's position.
+    async fn next(&self, last: Option<&LanePosition>) -> Result<NextExports, Error> {
+        let Some(last) = last else { return self.first().await };
+        let after = last.job_id.into();
+        match self.api.published_after(&self.consumer, &self.dataset, after, PAGE_ITEMS).await {
+            Ok(exports) => Ok(NextExports::Found(exports)),
+            Err(Error::Call(error @ CallError::Refused { .. })) if error.has_code("database_restored") => {
+                Ok(NextExports::NeedsFullExport(error.to_string()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Lists the exports for a sink that has none: the newest full one, or all of a lane that has no full one.
+    async fn first(&self) -> Result<NextExports, Error> {
+        if let Some(full) = self.newest_full().await? {
+            return Ok(NextExports::Found(vec![full]));
+        }
+        let mut all = self.completed(None, u32::MAX - 1).await?;
+        all.reverse();
+        match all.first() {
+            Some(first) if first.number != Some(1) => Ok(NextExports::NeedsFullExport(
+                "the lane's first exports are forgotten, and it has no full one".to_owned(),
+            )),
+            _ => Ok(NextExports::Found(all)),
+        }
+    }
+
+    async fn newest_full(&self) -> Result<Option<JobView>, Error> {
+        Ok(self.completed(Some(ExportType::Full), 1).await?.into_iter().next())
+    }
+
+    /// Lists the lane's completed exports, newest first.
+    async fn completed(&self, export_type: Option<ExportType>, limit: u32) -> Result<Vec<JobView>, Error> {
+        let filter = Filter {
+            consumer: Some(self.consumer.clone()),
+            dataset: Some(self.dataset.clone()),
+            status: Some(Status::Completed),
+            export_type,
+            ..Filter::default()
+        };
+        self.api.jobs(&filter, limit).await
+    }
+
+    /// Submits an export that comes after `last`, and waits for its end.
+    async fn submit(&self, export_type: ExportType, last: Option<&LanePosition>) -> Result<SubmissionOutcome, Error> {
+        // A full export goes on from any position.
+        let is_full = export_type == ExportType::Full;
+        let after = (!is_full).then(|| last.map_or(After::Nothing, LanePosition::after));
+        let consumer = Some(self.consumer.clone());
+        let request = Request { after, ..Request::new(consumer, self.dataset.clone(), export_type, self.encoding) };
+        for _ in 0..TRIES {
+            let refused = match self.api.submit(&request).await {
+                Ok(id) => return self.outcome(id).await,
+                Err(Error::ExportRefused(refused)) => refused,
+                Err(error) => return Err(error),
+            };
+            let RefusedExport { code, open, .. } = &refused;
+            match (&**code, open.as_slice()) {
+                ("database_restored", _) => return Ok(SubmissionOutcome::NeedsFullExport(refused.to_string())),
+                ("out_of_step", []) => return Ok(SubmissionOutcome::Overtaken),
+                ("out_of_step", [open, ..]) => drop(self.wait(*open).await?),
+                _ => return Err(refused.into()),
+            }
+        }
+        Err(Error::refused("other exports of the consumer keep coming first"))
+    }
+
+    /// Waits for the end of a submitted export.
+    async fn outcome(&self, id: JobId) -> Result<SubmissionOutcome, Error> {
+        let job = self.wait(id).await?;
+        let failure = job.error.as_ref().filter(|_| job.has_status(Status::Failed));
+        match failure {
+            _ if job.has_status(Status::Completed) => Ok(SubmissionOutcome::Completed),
+            Some(error) if &*error.code == FailureCode::FullExportNeeded.as_str() => {
+                Ok(SubmissionOutcome::NeedsFullExport(error.detail.to_string()))
+            }
+            Some(error) => Err(Error::Refused(format!("the export {id} failed: {}: {}", error.code, error.detail))),
+            None => Err(Error::Refused(format!("the export {id} was {}", job.status))),
+        }
+    }
+
+    /// Waits until a job has ended.
+    async fn wait(&self, id: JobId) -> Result<JobView, Error> {
+        let observer = self.api.observer();
+        observer.begin_job(id);
+        loop {
+            match self.api.poll(id).await {
+                Ok(job) if !job.has_ended() => observer.job(&job),
+                ended => {
+                    observer.end();
+                    return ended;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! The folder that `pull` fills with the files of a lane's exports, each file once.
+//!
+//! An export's files arrive under hidden names. Once all of them are on disk, the state of the folder lists their final names.
+//! Then the files get these names. Then the state records the export as the last one. Files may be moved away at any time: a
+//! pull that was killed gives each file its name once.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::client::api::Api;
+use crate::client::download::{export_files, fetch_part, give_name, part_path, require_same, sync_folder_of};
+use crate::client::job_view::JobView;
+use crate::client::lane_reader::{ExportSink, LanePosition, SinkOutcome};
+use crate::client::observer::Observer;
+use crate::client::{About, Error};
+use crate::failpoint;
+use crate::job::ConsumerId;
+use crate::manifest::{self, Manifest, Source};
+
+/// The version of the form of [`FolderState`].
+const VERSION: u32 = 1;
+const STATE: &str = ".cdc-export-pull.json";
+const LOCK: &str = ".cdc-export-pull.lock";
+
+/// The state of a folder, as it is written there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct FolderState {
+    version: u32,
+    consumer: String,
+    dataset: String,
+    /// The database that the rows are from. `None` before the first export.
+    source: Option<Source>,
+    /// The last export whose files have their names.
+    last: Option<LanePosition>,
+    /// The export whose files are on disk and are getting their names.
+    naming: Option<Naming>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Naming {
+    position: LanePosition,
+    /// The names. The manifest's is the last one.
+    names: Vec<String>,
+}
+
+/// A folder that only this process fills.
+pub(crate) struct PullFolder {
+    folder: PathBuf,
+    state: FolderState,
+    /// Held until the folder is dropped.
+    _lock: File,
+}
+
+/// Returns the dataset of a folder's exports. Returns `None` if the folder has no state.
+pub(crate) fn dataset_of(folder: &Path) -> Result<Option<String>, Error> {
+    Ok(read_state(folder)?.map(|state| state.dataset))
+}
+
+fn read_state(folder: &Path) -> Result<Option<FolderState>, Error> {
+    let path = folder.join(STATE);
+    let text = match fs::read(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        text => text.about(|| path.display())?,
+    };
+    let state: FolderState = serde_json::from_slice(&text).about(|| path.display())?;
+    if state.version != VERSION {
+        let why = format!("{}: a later version of cdc-export has filled this folder", path.display());
+        return Err(Error::Refused(why));
+    }
+    Ok(Some(state))
+}
+
+impl PullFolder {
+    /// Opens the folder, and makes it if need be. Waits while another process fills it. Then names the files that a killed
+    /// process left unnamed.
+    pub(crate) fn open(
+        folder: &Path,
+        consumer: &ConsumerId,
+        dataset: String,
+        observer: &dyn Observer,
+    ) -> Result<PullFolder, Error> {
+        let at_folder = || folder.display();
+        fs::create_dir_all(folder).about(at_folder)?;
+        let lock = File::options().create(true).truncate(false).write(true).open(folder.join(LOCK));
+        let lock = lock.about(at_folder)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                observer.notice(&format!("another process fills {}: waiting until it ends", folder.display()));
+                lock.lock().about(at_folder)?;
+            }
+            Err(TryLockError::Error(error)) => return Err(error).about(at_folder),
+        }
+        let consumer = consumer.to_string();
+        let new = FolderState { version: VERSION, consumer, dataset, source: None, last: None, naming: None };
+        let state = read_state(folder)?.unwrap_or_else(|| new.clone());
+        if (&state.consumer, &state.dataset) != (&new.consumer, &new.dataset) {
+            return Err(Error::Refused(format!(
+                "{} has the exports of {} of the consumer {}: another lane needs another folder",
+                folder.display(),
+                state.dataset,
+                state.consumer
+            )));
+        }
+        let mut opened = PullFolder { folder: folder.to_owned(), state, _lock: lock };
+        opened.name_files()?;
+        Ok(opened)
+    }
+
+    /// Writes the state to disk, in place of the one before.
+    fn save(&self) -> Result<(), Error> {
+        let path = self.folder.join(STATE);
+        let text = serde_json::to_string_pretty(&self.state)? + "\n";
+        let draft = self.folder.join(format!("{STATE}.part"));
+        let written = write_new(&draft, &text).and_then(|()| fs::rename(&draft, &path));
+        written.about(|| path.display())?;
+        sync_folder_of(&path)
+    }
+
+    /// Names the files of the export in `naming` that have no name yet.
+    fn name_files(&mut self) -> Result<(), Error> {
+        let Some(Naming { position, names }) = &self.state.naming else { return Ok(()) };
+        for name in names {
+            let path = self.folder.join(name);
+            name_file(&part_path(&path, position.job_id.into()), &path)?;
+        }
+        sync_folder_of(&self.folder.join(STATE))?;
+        failpoint!("pull.named", Err(Error::refused("pull.named")));
+        self.state.last = self.state.naming.take().map(|naming| naming.position);
+        self.save()
+    }
+
+    /// Writes the manifest of an export under its hidden name. Its files are beside it in the folder.
+    fn write_manifest(&self, manifest: &mut Manifest, names: &[String], part: &Path) -> Result<(), Error> {
+        for ((file, entry), name) in manifest.export.files.iter_mut().zip(&mut manifest.entries).zip(names) {
+            file.path = Some(name.clone());
+            let path = std::path::absolute(self.folder.join(name))?;
+            entry.url = url::Url::from_file_path(path).map_or_else(|()| name.clone(), Into::into);
+        }
+        write_new(part, &manifest.text()).about(|| part.display())
+    }
+
+    /// Returns the reason if an export doesn't come next in this folder, so that only a full export can.
+    fn gap_before(&self, export: &JobView, manifest: &Manifest) -> Result<Option<String>, Error> {
+        let chained = &manifest.export;
+        if let Some(source) = self.state.source.as_ref().filter(|source| **source != chained.source) {
+            return Err(Error::Refused(format!(
+                "another_source: the exports in {} are from the database {} of cluster {}, and the export {} is from the database {} of cluster \
+                 {}: another source needs another folder",
+                self.folder.display(),
+                source.database,
+                source.cluster,
+                export.job_id,
+                chained.source.database,
+                chained.source.cluster
+            )));
+        }
+        let had = self.state.last.as_ref().map(|last| &last.digest);
+        let is_next = chained.is_base() || had.is_none() || had == chained.previous.as_ref();
+        Ok((!is_next).then(|| format!("gap: the export {} doesn't go on from the last one here", export.job_id)))
+    }
+}
+
+/// Writes a file to disk, in place of one that an earlier process left behind.
+fn write_new(path: &Path, text: &str) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = File::create_new(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
+/// Gives a file its name, unless an earlier process has given it: then somebody may have moved the file away.
+fn name_file(part: &Path, path: &Path) -> Result<(), Error> {
+    let found = match fs::symlink_metadata(part) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        found => found.about(|| part.display())?,
+    };
+    let own = rustix::process::geteuid().as_raw();
+    if !found.is_file() || found.uid() != own {
+        return Err(Error::Refused(format!("{}: somebody put another file in its place", part.display())));
+    }
+    match give_name(part, path) {
+        Ok(()) => {}
+        // A process was killed between the two steps of a rename.
+        Err(_)
+            if fs::symlink_metadata(path)
+                .is_ok_and(|named| (named.dev(), named.ino()) == (found.dev(), found.ino())) => {}
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            let why = format!("{} is there already, and is another file: move it away", path.display());
+            return Err(Error::Refused(why));
+        }
+        Err(error) => return Err(error).about(|| path.display()),
+    }
+    match fs::remove_file(part) {
+        // The file was renamed, not linked.
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        removed => removed.about(|| part.display()),
+    }
+}
+
+impl ExportSink for PullFolder {
+    fn last(&self) -> Option<&LanePosition> {
+        self.state.last.as_ref()
+    }
+
+    fn source(&self) -> Option<&Source> {
+        self.state.source.as_ref()
+    }
+
+    async fn take(&mut self, api: &Api, export: &JobView) -> Result<SinkOutcome, Error> {
+        let id = export.id()?;
+        let mut manifest = api.manifest(id).await?;
+        let files = export_files(export)?;
+        let names: Result<Vec<_>, Error> = files.iter().map(|file| Ok(file.plain_name()?.to_owned())).collect();
+        let mut names = names?;
+        let part = |name: &str| part_path(&self.folder.join(name), id);
+        require_same(id, &files, &manifest)?;
+        if let Some(why) = self.gap_before(export, &manifest)? {
+            return Ok(SinkOutcome::NeedsFullExport(why));
+        }
+        let mut rows = Vec::new();
+        for (file, name) in files.iter().zip(&names) {
+            fetch_part(api, id, file, &part(name)).await?;
+            rows.push(file.rows);
+        }
+        let name = manifest::name_in_folder(&export.output_filename);
+        self.write_manifest(&mut manifest, &names, &part(&name))?;
+        names.push(name);
+        self.state.source = Some(manifest.export.source.clone());
+        let shown: Vec<_> = names.iter().map(|name| self.folder.join(name)).zip(rows).collect();
+        self.state.naming = Some(Naming { position: LanePosition::from_job(export)?, names });
+        self.save()?;
+        failpoint!("pull.fetched", Err(Error::refused("pull.fetched")));
+        self.name_files()?;
+        failpoint!("pull.remembered", Err(Error::refused("pull.remembered")));
+        for (path, rows) in shown {
+            api.observer().result(&format!("{}  {rows} rows", path.display())).map_err(Error::Output)?;
+        }
+        Ok(SinkOutcome::Taken)
+    }
+}

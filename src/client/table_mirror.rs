@@ -1,0 +1,132 @@
+//! A table of another Postgres that takes the exports of a lane, from a service or from a folder of manifests.
+
+use std::fs::File;
+use std::io::{self, Seek};
+use std::sync::Arc;
+
+use tokio::time::{Duration, Instant, sleep};
+
+use crate::apply::input::{Input, unpacked};
+use crate::apply::{self, Applied, Changes, Target};
+use crate::client::api::Api;
+use crate::client::download::{export_files, fetch_part, part_path, require_same};
+use crate::client::job_view::JobView;
+use crate::client::lane_reader::{ExportSink, LanePosition, SinkOutcome};
+use crate::client::observer::Observer;
+use crate::client::{About, Error};
+use crate::manifest::{Manifest, Source};
+use crate::telemetry::chain;
+
+/// The time for which a call of the target is repeated.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// The table, and its position as it was read last.
+pub(crate) struct TableMirror {
+    target: Target,
+    last: Option<LanePosition>,
+    source: Option<Source>,
+    observer: Arc<dyn Observer>,
+}
+
+impl TableMirror {
+    pub(crate) fn new(target: Target, observer: Arc<dyn Observer>) -> TableMirror {
+        TableMirror { target, last: None, source: None, observer }
+    }
+
+    /// Returns what shows the user this table's work.
+    pub(super) fn observer(&self) -> &dyn Observer {
+        &*self.observer
+    }
+
+    /// Reads the position of the table. Another process may have moved it. So may this one, if the answer to its commit was lost.
+    pub(crate) async fn refresh(&mut self) -> Result<(), Error> {
+        let found = while_unavailable(&*self.observer, async || Ok(self.target.position().await?)).await?;
+        self.source = found.as_ref().map(|found| found.source.clone());
+        self.last = found.map(|found| LanePosition {
+            job_id: found.job,
+            number: found.number(),
+            digest: found.digest,
+            sha256: None,
+        });
+        Ok(())
+    }
+
+    /// Applies an export. Repeats that while the target is not available. `open` opens the export's files, in their order.
+    pub(super) async fn apply(
+        &mut self,
+        manifest: &Manifest,
+        open: impl AsyncFn() -> Result<Vec<Input>, Error>,
+    ) -> Result<SinkOutcome, Error> {
+        let apply = async || Ok(self.target.apply(manifest, open().await?).await?);
+        match while_unavailable(&*self.observer, apply).await? {
+            Applied::NeedsFullExport(why) => return Ok(SinkOutcome::NeedsFullExport(why)),
+            Applied::Done(Changes { written, deleted }, remarks) => {
+                remarks.iter().for_each(|remark| self.observer.notice(remark));
+                let (kind, number) = (&manifest.export.export_type, manifest.number);
+                let line = format!("{kind} {number}  {written} rows written, {deleted} deleted");
+                self.observer.result(&line).map_err(Error::Output)?;
+            }
+            Applied::PositionMoved => {}
+        }
+        self.refresh().await?;
+        Ok(SinkOutcome::Taken)
+    }
+}
+
+/// Calls the target. Repeats the call while the target is not available, for [`RETRY_TIMEOUT`] after the first failure.
+async fn while_unavailable<T>(
+    observer: &dyn Observer,
+    mut call: impl AsyncFnMut() -> Result<T, Error>,
+) -> Result<T, Error> {
+    let mut failing_since = None;
+    loop {
+        let error = match call().await {
+            Err(Error::Apply(error)) if error.may_pass() => error,
+            done => return done,
+        };
+        match failing_since {
+            None => observer.notice(&format!("{}; trying again for a minute", chain(&error))),
+            Some(since) if Instant::now() < since + RETRY_TIMEOUT => {}
+            Some(_) => return Err(error.into()),
+        }
+        failing_since.get_or_insert_with(Instant::now);
+        sleep(PAUSE).await;
+    }
+}
+
+impl ExportSink for TableMirror {
+    fn last(&self) -> Option<&LanePosition> {
+        self.last.as_ref()
+    }
+
+    fn source(&self) -> Option<&Source> {
+        self.source.as_ref()
+    }
+
+    async fn take(&mut self, api: &Api, export: &JobView) -> Result<SinkOutcome, Error> {
+        let id = export.id()?;
+        let manifest = api.manifest(id).await?;
+        let folder = tempfile::Builder::new().prefix("cdc-export-apply").tempdir().about(|| "a temporary folder")?;
+        let files = export_files(export)?;
+        let mut parts = Vec::new();
+        for file in &files {
+            let part = part_path(&folder.path().join(file.plain_name()?), id);
+            fetch_part(api, id, file, &part).await?;
+            parts.push(File::open(part)?);
+        }
+        // The open files have no names any more, so a process that is killed leaves nothing behind.
+        drop(folder);
+        require_same(id, &files, &manifest)?;
+        let open = async || {
+            let opened = parts.iter().zip(&manifest.export.files).map(|(part, file)| {
+                let mut part = part.try_clone()?;
+                part.rewind()?;
+                unpacked(part, &manifest.export.compression, &file.sha256)
+            });
+            let opened: io::Result<Vec<_>> = opened.collect();
+            Ok(opened.map_err(apply::Error::Input)?)
+        };
+        self.apply(&manifest, open).await
+    }
+}

@@ -1,0 +1,408 @@
+//! Checks that the manifests of a folder or bucket have no gap, and that their files are as they were exported.
+//!
+//! Reads all manifests twice, on several threads: first to follow the chains and to learn which files are needed, then
+//! to check the files. If the first reading finds a gap, there is one more in between. Needs no database and no
+//! service, and writes nothing.
+
+mod parallel;
+mod row_counter;
+
+use std::error::Error as _;
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use ring::digest::{self, SHA256};
+use tokio::runtime::Handle;
+
+use crate::client::Error;
+use crate::client::observer::Observer;
+use crate::client::verifier::parallel::{WorkQueue, in_parallel};
+use crate::client::verifier::row_counter::RowCounter;
+use crate::manifest::chain::Chains;
+use crate::manifest::chain_report::ChainReport;
+use crate::manifest::seal::{Broken, PublicKey};
+use crate::manifest::{File, Manifest};
+use crate::sink::{self, Archive, Found};
+
+/// The number of bytes of a file that are read at once.
+const READ_BYTES: usize = 256 << 10;
+/// The number of readings of a file if a bucket stops sending its bytes.
+const TRIES: u32 = 3;
+
+/// A check of a folder or bucket.
+pub(crate) struct Verifier {
+    archive: Archive,
+    readers: usize,
+    options: Options,
+    observer: Arc<dyn Observer>,
+    report: Report,
+    counts: Counts,
+}
+
+/// Shows a fault to the user. Called on several threads.
+pub(crate) type Report = Box<dyn Fn(&Finding<'_>) -> io::Result<()> + Send + Sync>;
+
+/// The options of a check.
+pub(crate) struct Options {
+    /// True if the rows of each file are counted, too.
+    pub(crate) deep: bool,
+    /// The public half of the key with which each manifest must be signed.
+    pub(crate) key: Option<PublicKey>,
+}
+
+/// A fault of a file or manifest.
+pub(crate) struct Finding<'f> {
+    /// The export, if it is known.
+    pub(crate) export: Option<&'f ExportId>,
+    /// The name of the file or manifest. `-` if it has none.
+    pub(crate) name: &'f str,
+    pub(crate) fault: &'f str,
+}
+
+/// The lane and number of an export.
+#[derive(Clone)]
+pub(crate) struct ExportId {
+    pub(crate) dataset: String,
+    pub(crate) consumer: String,
+    /// Its number. 0 if that is unknown.
+    pub(crate) number: u64,
+}
+
+/// The result of a check.
+pub(crate) struct Verification {
+    pub(crate) lanes: usize,
+    pub(crate) exports: usize,
+    /// The files that are as they were exported, and their bytes.
+    pub(crate) files: u64,
+    pub(crate) bytes: u64,
+    /// The missing files that aren't needed any more.
+    pub(crate) older: u64,
+    pub(crate) faults: u64,
+}
+
+#[derive(Default)]
+struct Counts {
+    /// Manifests that were read.
+    manifests: AtomicU64,
+    /// Bytes that were checked or aren't needed, and those of all files.
+    read: AtomicU64,
+    all: AtomicU64,
+    files: AtomicU64,
+    bytes: AtomicU64,
+    older: AtomicU64,
+    faults: AtomicU64,
+}
+
+/// The reason why a manifest isn't read.
+enum UnreadManifest {
+    /// This process has no right to read it.
+    Refused(String),
+    /// It can't be read, or is not a manifest.
+    Unreadable(String),
+}
+
+/// A file that a manifest names.
+struct NamedFile {
+    export: ExportId,
+    name: String,
+    file: File,
+    format: String,
+    compression: String,
+    is_required: bool,
+}
+
+/// The result of the check of a file.
+enum FileState {
+    Whole(u64),
+    Missing,
+    Fault(String),
+}
+
+impl ExportId {
+    fn from_manifest(manifest: &Manifest) -> ExportId {
+        let export = &manifest.export;
+        ExportId { dataset: export.dataset.clone(), consumer: export.consumer.clone(), number: manifest.number }
+    }
+
+    /// Reads the export from the key of an unreadable manifest in a bucket. The name of one in a folder doesn't say it.
+    fn from_key(name: &str) -> Option<ExportId> {
+        let parts: Vec<&str> = name.split('/').collect();
+        let [dataset, consumer, _, file] = *parts else { return None };
+        let number = file.split('.').next().and_then(|number| number.parse().ok()).unwrap_or_default();
+        Some(ExportId { dataset: dataset.to_owned(), consumer: consumer.to_owned(), number })
+    }
+}
+
+impl Verifier {
+    /// Opens the place.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if it can't be read, unless that may pass.
+    pub(crate) fn open(
+        place: &sink::Settings,
+        runtime: &Handle,
+        options: Options,
+        observer: Arc<dyn Observer>,
+        report: Report,
+    ) -> Result<Verifier, Error> {
+        let archive = Archive::open(place, runtime).map_err(unusable)?;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let readers = archive.readers(cores);
+        Ok(Verifier { archive, readers, options, observer, report, counts: Counts::default() })
+    }
+
+    /// Checks all manifests and files, and reports each fault.
+    ///
+    /// # Errors
+    /// If the place can't be read, or the report fails.
+    pub(crate) fn run(&self) -> Result<Verification, Error> {
+        let mut chains = ChainReport::new(self.first_reading()?);
+        if !chains.is_whole() {
+            chains = ChainReport::new(self.second_reading(chains.into_chains())?);
+        }
+        in_parallel(
+            self.readers,
+            |files| self.each_manifest(|name, read| self.check_manifest(&chains, files, name, read)),
+            |file: NamedFile| self.check_file(&file),
+        )?;
+        self.archive.require().map_err(unusable)?;
+        for (dataset, consumer, number) in chains.not_seen() {
+            let export = ExportId { dataset: dataset.to_owned(), consumer: consumer.to_owned(), number };
+            self.fault(Some(&export), "-", "missing (its manifest was there a moment ago)")?;
+        }
+        self.observer.end();
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Ok(Verification {
+            lanes: chains.lanes(),
+            exports: chains.exports(),
+            files: count(&self.counts.files),
+            bytes: count(&self.counts.bytes),
+            older: count(&self.counts.older),
+            faults: count(&self.counts.faults),
+        })
+    }
+
+    fn fault(&self, export: Option<&ExportId>, name: &str, fault: &str) -> Result<(), Error> {
+        self.counts.faults.fetch_add(1, Ordering::Relaxed);
+        (self.report)(&Finding { export, name, fault }).map_err(Error::Output)
+    }
+
+    /// Counts bytes that were read, or need not be.
+    fn count_read(&self, bytes: u64) {
+        let read = self.counts.read.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.observer.bytes(read, self.counts.all.load(Ordering::Relaxed));
+    }
+
+    fn count_manifest(&self) {
+        self.observer.manifests(self.counts.manifests.fetch_add(1, Ordering::Relaxed) + 1);
+    }
+
+    /// Reads all manifests. Returns their chains.
+    fn first_reading(&self) -> Result<Chains, Error> {
+        let chains = Mutex::new(Chains::default());
+        let (is_readable, refused) = (AtomicBool::new(false), Mutex::new((0, String::new())));
+        self.each_manifest(|name, read| {
+            self.count_manifest();
+            is_readable.fetch_or(!matches!(read, Err(UnreadManifest::Refused(_))), Ordering::Relaxed);
+            match read {
+                Ok(manifest) => {
+                    self.counts.all.fetch_add(manifest.meta.content_length, Ordering::Relaxed);
+                    let digest = manifest.export.digest();
+                    locked(&chains).add(&manifest, &digest);
+                }
+                Err(UnreadManifest::Refused(why)) => {
+                    let mut refused = locked(&refused);
+                    *refused = (refused.0 + 1, format!("{name}: {why}"));
+                }
+                Err(UnreadManifest::Unreadable(_)) => {}
+            }
+            Ok(())
+        })?;
+        self.observer.end();
+        let (count, one) = refused.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if count > 0 && !is_readable.into_inner() {
+            return Err(Error::Usage(format!("no manifest can be read ({count} tried): {one}")));
+        }
+        Ok(chains.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Reads all manifests again, for those that the first reading missed because the service published meanwhile.
+    fn second_reading(&self, chains: Chains) -> Result<Chains, Error> {
+        let chains = Mutex::new(chains);
+        self.counts.manifests.store(0, Ordering::Relaxed);
+        self.each_manifest(|_, read| {
+            self.count_manifest();
+            let Ok(manifest) = read else { return Ok(()) };
+            let digest = manifest.export.digest();
+            locked(&chains).add_missed(&manifest, &digest);
+            Ok(())
+        })?;
+        self.observer.end();
+        Ok(chains.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Calls `work` for each manifest, on several threads. Skips a manifest that is removed meanwhile.
+    fn each_manifest(
+        &self,
+        work: impl Fn(&str, Result<Manifest, UnreadManifest>) -> Result<(), Error> + Sync,
+    ) -> Result<(), Error> {
+        let list = |names: &WorkQueue<String>| {
+            for name in self.archive.manifests().map_err(unusable)? {
+                if !names.send(name.map_err(unusable)?) {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        in_parallel(self.readers, list, |name: String| {
+            let text = match self.archive.text(&name) {
+                Ok(Some(text)) => {
+                    let manifest = Manifest::read(&text);
+                    return work(&name, manifest.map_err(|why| UnreadManifest::Unreadable(why.to_string())));
+                }
+                text => text,
+            };
+            self.archive.require().map_err(unusable)?;
+            match text {
+                Err(error) if error.is_of_the_place() => Err(unusable(error)),
+                Err(sink::Error::ReadOnly(why)) => work(&name, Err(UnreadManifest::Refused(why.to_string()))),
+                Err(error) => work(&name, Err(UnreadManifest::Unreadable(cause(&error)))),
+                Ok(_) => Ok(()),
+            }
+        })
+    }
+
+    /// Reports the faults of a manifest, and queues its files.
+    fn check_manifest(
+        &self,
+        chains: &ChainReport,
+        files: &WorkQueue<NamedFile>,
+        name: &str,
+        read: Result<Manifest, UnreadManifest>,
+    ) -> Result<(), Error> {
+        let manifest = match read {
+            Ok(manifest) => manifest,
+            Err(UnreadManifest::Refused(why) | UnreadManifest::Unreadable(why)) => {
+                return self.fault(ExportId::from_key(name).as_ref(), name, &format!("unreadable ({why})"));
+            }
+        };
+        let checked = manifest.check(name, self.options.key.as_ref());
+        let is_right = checked != Err(Broken::Digest);
+        let digest = if is_right { manifest.digest.clone() } else { manifest.export.digest() };
+        // A manifest that was published after the chains were followed is left out.
+        let Some(seen) = chains.see(&digest) else { return Ok(()) };
+        let export = ExportId::from_manifest(&manifest);
+        match checked {
+            Ok(()) => {}
+            Err(Broken::Unsigned) => self.fault(Some(&export), name, "unsigned")?,
+            Err(broken) => self.fault(Some(&export), name, &format!("changed ({broken})"))?,
+        }
+        for fault in seen.faults {
+            self.fault(Some(&export), name, &fault.to_string())?;
+        }
+        // If the content of a manifest was changed, its facts about files may be wrong.
+        for file in manifest.export.files.into_iter().filter(|_| is_right) {
+            let path = file.path.as_deref();
+            let Some(found) = path.and_then(|path| self.archive.name_of(name, path)) else {
+                let fault = if path.is_none() { "missing (its manifest has no path for it)" } else { "outside" };
+                self.fault(Some(&export), path.unwrap_or(name), fault)?;
+                continue;
+            };
+            let (format, compression) = (manifest.export.format.clone(), manifest.export.compression.clone());
+            let is_required = seen.is_required;
+            files.send(NamedFile { export: export.clone(), name: found, file, format, compression, is_required });
+        }
+        Ok(())
+    }
+
+    /// Checks a file, again if the store fails, and reports its fault.
+    fn check_file(&self, named: &NamedFile) -> Result<(), Error> {
+        let mut tries = 1;
+        let state = loop {
+            match self.file_state(named) {
+                Err(error) if error.may_pass() && tries < TRIES => tries += 1,
+                Err(error) if error.is_of_the_place() => return Err(unusable(error)),
+                Err(error) => break FileState::Fault(format!("unreadable ({})", cause(&error))),
+                Ok(state) => break state,
+            }
+        };
+        if !matches!(state, FileState::Whole(_)) {
+            self.archive.require().map_err(unusable)?;
+        }
+        let fault = match state {
+            FileState::Whole(bytes) => {
+                self.counts.files.fetch_add(1, Ordering::Relaxed);
+                self.counts.bytes.fetch_add(bytes, Ordering::Relaxed);
+                return Ok(());
+            }
+            FileState::Missing if !named.is_required => {
+                self.counts.older.fetch_add(1, Ordering::Relaxed);
+                self.count_read(named.file.bytes.parse().unwrap_or(0));
+                return Ok(());
+            }
+            FileState::Missing => "missing".to_owned(),
+            FileState::Fault(fault) => fault,
+        };
+        self.fault(Some(&named.export), &named.name, &fault)
+    }
+
+    /// Compares a file with its manifest.
+    fn file_state(&self, named: &NamedFile) -> Result<FileState, sink::Error> {
+        let NamedFile { name, file: expected, format, compression, .. } = named;
+        let (bytes, mut file) = match self.archive.open_file(name)? {
+            Found::Nothing => return Ok(FileState::Missing),
+            Found::NoFile => return Ok(FileState::Fault("missing (there is a link or a folder)".to_owned())),
+            Found::File(bytes, file) => (bytes, file),
+        };
+        if bytes.to_string() != expected.bytes {
+            return Ok(FileState::Fault(format!("changed ({bytes} bytes, not {})", expected.bytes)));
+        }
+        let (mut hash, mut chunk) = (digest::Context::new(&SHA256), vec![0; READ_BYTES]);
+        let mut counter = RowCounter::new(format, compression).filter(|_| self.options.deep);
+        loop {
+            let read = file.read(&mut chunk).map_err(|error| self.archive.failure(error))?;
+            if read == 0 {
+                break;
+            }
+            hash.update(&chunk[..read]);
+            self.count_read(read as u64);
+            // If the file can't be unpacked, the rest of it is still hashed.
+            if let Some(Ok(rows)) = &mut counter
+                && let Err(error) = rows.take(&chunk[..read])
+            {
+                counter = Some(Err(error));
+            }
+        }
+        if hex::encode(hash.finish()) != expected.sha256 {
+            return Ok(FileState::Fault("changed (another SHA-256)".to_owned()));
+        }
+        if !self.options.deep {
+            return Ok(FileState::Whole(bytes));
+        }
+        let rows = match counter {
+            Some(counter) => counter.and_then(RowCounter::finish),
+            None => row_counter::rows_of_parquet(bytes, &file),
+        };
+        Ok(match rows {
+            Ok(rows) if rows.to_string() == expected.rows => FileState::Whole(bytes),
+            Ok(rows) => FileState::Fault(format!("changed ({rows} rows, not {})", expected.rows)),
+            Err(error) => FileState::Fault(format!("unreadable ({error})")),
+        })
+    }
+}
+
+/// Makes the error of a place that can't be read: bad usage, unless it may pass.
+fn unusable(error: sink::Error) -> Error {
+    if error.may_pass() { error.into() } else { Error::Usage(cause(&error)) }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Returns the message of the system or the store.
+fn cause(error: &sink::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), ToString::to_string)
+}

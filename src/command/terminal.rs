@@ -1,0 +1,111 @@
+//! The terminal: results on standard output, notices and progress bars on standard error.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::time::Instant;
+
+use crate::client::job_view::JobView;
+use crate::client::observer::Observer;
+use crate::command::plain::plain;
+use crate::job::JobId;
+
+/// The time between two lines of progress if standard error is not a terminal.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Shows a client's work.
+#[derive(Default)]
+pub(super) struct Terminal(Mutex<Option<Progress>>);
+
+/// The progress that is shown now.
+struct Progress {
+    /// Draws nothing if standard error is not a terminal.
+    bar: ProgressBar,
+    printed_at: Instant,
+}
+
+impl Terminal {
+    pub(super) fn shared() -> Arc<Terminal> {
+        Arc::default()
+    }
+
+    /// Prints while no bar is drawn.
+    pub(super) fn suspend<T>(&self, print: impl FnOnce() -> T) -> T {
+        match &*self.progress() {
+            Some(progress) => progress.bar.suspend(print),
+            None => print(),
+        }
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Option<Progress>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Observer for Terminal {
+    fn is_drawn(&self) -> bool {
+        io::stderr().is_terminal()
+    }
+
+    fn result(&self, line: &str) -> io::Result<()> {
+        self.suspend(|| writeln!(io::stdout(), "{}", plain(line)))
+    }
+
+    fn notice(&self, text: &str) {
+        self.suspend(|| tell(text));
+    }
+
+    fn begin_job(&self, id: JobId) {
+        let bar = bar_of_rows(100).with_message(id.to_string());
+        *self.progress() = Some(Progress { bar, printed_at: Instant::now() });
+    }
+
+    fn job(&self, job: &JobView) {
+        let mut progress = self.progress();
+        let Some(Progress { bar, printed_at }) = &mut *progress else { return };
+        if self.is_drawn() {
+            // The bar counts rows. Their number is estimated from the percentage.
+            let all = job.rows_exported.saturating_mul(100).checked_div(u64::from(job.progress)).unwrap_or(0);
+            bar.set_length(all.max(job.rows_exported).max(1));
+            bar.set_position(job.rows_exported);
+            bar.set_message(format!("{}{}", job.job_id, job.remark()));
+        } else if printed_at.elapsed() >= PROGRESS_INTERVAL {
+            eprintln!("{} {}% {} rows{}", job.status, job.progress, job.rows_exported, job.remark());
+            *printed_at = Instant::now();
+        }
+    }
+
+    fn bytes(&self, done: u64, all: u64) {
+        let bar = || styled("{bar:30} {percent:>3}%  {binary_bytes}  {binary_bytes_per_sec}  {eta} left", Some(all));
+        let begin = || Progress { bar: bar(), printed_at: Instant::now() };
+        self.progress().get_or_insert_with(begin).bar.set_position(done);
+    }
+
+    fn manifests(&self, count: u64) {
+        let begin = || Progress { bar: styled("{human_pos} manifests  {per_sec}", None), printed_at: Instant::now() };
+        self.progress().get_or_insert_with(begin).bar.set_position(count);
+    }
+
+    fn end(&self) {
+        if let Some(progress) = self.progress().take() {
+            progress.bar.finish_and_clear();
+        }
+    }
+}
+
+/// Prints a notice on standard error.
+pub(super) fn tell(text: &str) {
+    eprintln!("cdc-export: {}", plain(text));
+}
+
+/// Makes a bar that counts rows. It draws nothing if standard error is not a terminal.
+pub(super) fn bar_of_rows(length: u64) -> ProgressBar {
+    styled("{bar:30} {percent:>3}%  {human_pos} rows  {per_sec}  {eta} left  {msg}", Some(length))
+}
+
+fn styled(template: &str, length: Option<u64>) -> ProgressBar {
+    let style = ProgressStyle::with_template(template).expect("the template is a constant");
+    length.map_or_else(ProgressBar::no_length, ProgressBar::new).with_style(style)
+}
