@@ -145,8 +145,8 @@ impl LaneReader<'_> {
         let found = self.api.manifest(newest.id()?).await?.export.source;
         if *had != found {
             return Err(Error::Refused(format!(
-                "another_source: the exports until now are from the database {} of cluster {}, and the service has the database {} of cluster {}: \
-                 another source needs another place",
+                "another_source: the exports until now are from the database {} of cluster {}, and the service has the \
+                 database {} of cluster {}: another source needs another place",
                 had.database, had.cluster, found.database, found.cluster
             )));
         }

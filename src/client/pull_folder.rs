@@ -151,8 +151,8 @@ impl PullFolder {
         let chained = &manifest.export;
         if let Some(source) = self.state.source.as_ref().filter(|source| **source != chained.source) {
             return Err(Error::Refused(format!(
-                "another_source: the exports in {} are from the database {} of cluster {}, and the export {} is from the database {} of cluster \
-                 {}: another source needs another folder",
+                "another_source: the exports in {} are from the database {} of cluster {}, and the export {} is from the \
+                 database {} of cluster {}: another source needs another folder",
                 self.folder.display(),
                 source.database,
                 source.cluster,
