@@ -19,7 +19,7 @@ use crate::manifest::chain::Chains;
 use crate::manifest::chain_report::ChainReport;
 use crate::manifest::seal::{Broken, PublicKey};
 use crate::manifest::{File, Manifest};
-use crate::sink::{self, Archive, Found};
+use crate::sink::{self, Archive, Lookup};
 use anyhow::Context;
 use clap::Args;
 use ring::digest::{self, SHA256};
@@ -62,7 +62,7 @@ impl Verify {
 
     fn verify(self, settings: &sink::Settings, runtime: &Handle) -> anyhow::Result<ExitCode> {
         let verify = || {
-            let archive = Archive::open(settings, runtime).map_err(unusable)?;
+            let archive = settings.archive(runtime).map_err(unusable)?;
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             let readers = archive.readers(cores);
             Verifier { archive, readers, deep: self.deep, key: self.public_key }.run()
@@ -97,7 +97,7 @@ enum Outcome {
 }
 
 struct Verifier {
-    archive: Archive,
+    archive: Box<dyn Archive>,
     readers: usize,
     deep: bool,
     key: Option<PublicKey>,
@@ -268,9 +268,9 @@ impl Verifier {
     fn check(&self, report: &Report, checked: &Checked) -> Result<Outcome, sink::Error> {
         let Checked { name, file: expected, format, compression, .. } = checked;
         let (bytes, mut file) = match self.archive.open_file(name)? {
-            Found::Nothing => return Ok(Outcome::Missing),
-            Found::NoFile => return Ok(Outcome::Fault("missing (there is a link or a folder)".to_owned())),
-            Found::File(bytes, file) => (bytes, file),
+            Lookup::Nothing => return Ok(Outcome::Missing),
+            Lookup::NoFile => return Ok(Outcome::Fault("missing (there is a link or a folder)".to_owned())),
+            Lookup::File(bytes, file) => (bytes, file),
         };
         if bytes.to_string() != expected.bytes {
             return Ok(Outcome::Fault(format!("changed ({bytes} bytes, not {})", expected.bytes)));
@@ -299,7 +299,7 @@ impl Verifier {
         }
         let rows = match counter {
             Some(counter) => counter.and_then(Counter::finish),
-            None => rows::of_parquet(bytes, &file),
+            None => rows::of_parquet(bytes, &*file),
         };
         Ok(match rows {
             Ok(rows) if rows.to_string() == expected.rows => Outcome::Whole(bytes),
@@ -320,5 +320,8 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The message of the system or the store.
 fn cause(error: &sink::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), ToString::to_string)
+    match error {
+        sink::Error::Unavailable(_) => error.to_string(),
+        _ => error.source().map_or_else(|| error.to_string(), ToString::to_string),
+    }
 }

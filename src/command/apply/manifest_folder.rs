@@ -10,7 +10,7 @@ use crate::apply::input::{Input, unpacked};
 use crate::job::ConsumerId;
 use crate::manifest::chain::{Chains, Digest, Followers, Link, parse_digest};
 use crate::manifest::{self, Manifest};
-use crate::sink::{Archive, Found, Settings};
+use crate::sink::{Archive, Lookup, Settings};
 use anyhow::{Context, anyhow, bail};
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
@@ -48,8 +48,8 @@ impl ManifestFolder {
     /// Applies the exports that the table doesn't have yet, one after the other.
     pub(super) async fn round(&self, mirror: &mut Mirror) -> anyhow::Result<()> {
         let (place, runtime) = (self.place.clone(), Handle::current());
-        let archive = spawn_blocking(move || Archive::open(&place, &runtime)).await?;
-        let archive = Arc::new(archive.with_context(|| self.place.to_string())?);
+        let archive = spawn_blocking(move || place.archive(&runtime)).await?;
+        let archive: Arc<dyn Archive> = Arc::from(archive.with_context(|| self.place.to_string())?);
         let Manifests { chains, names, others } = self.manifests(&archive).await?;
         if names.is_empty() && mirror.last().is_none() {
             return Err(self.no_exports(others));
@@ -143,13 +143,13 @@ impl ManifestFolder {
     }
 
     /// Reads all manifests of the place.
-    async fn manifests(&self, archive: &Arc<Archive>) -> anyhow::Result<Manifests> {
+    async fn manifests(&self, archive: &Arc<dyn Archive>) -> anyhow::Result<Manifests> {
         let (archive, consumer, dataset) = (Arc::clone(archive), self.consumer.clone(), self.dataset.clone());
         spawn_blocking(move || {
             let mut found = Manifests::default();
             for name in archive.manifests()? {
                 let name = name?;
-                let Some(manifest) = read(&archive, &name)? else { continue };
+                let Some(manifest) = read(&*archive, &name)? else { continue };
                 let export = &manifest.export;
                 if (&*export.consumer, &export.dataset) == (consumer.as_str(), &dataset) {
                     found.chains.add(&manifest, &manifest.digest);
@@ -166,17 +166,17 @@ impl ManifestFolder {
     }
 
     /// Applies the export whose manifest has this name.
-    async fn apply(&self, archive: &Arc<Archive>, name: &str, mirror: &mut Mirror) -> anyhow::Result<Taken> {
+    async fn apply(&self, archive: &Arc<dyn Archive>, name: &str, mirror: &mut Mirror) -> anyhow::Result<Taken> {
         let (read_from, manifest_name) = (Arc::clone(archive), name.to_owned());
-        let manifest = spawn_blocking(move || read(&read_from, &manifest_name)).await??;
+        let manifest = spawn_blocking(move || read(&*read_from, &manifest_name)).await??;
         let manifest = Arc::new(manifest.with_context(|| format!("{name} is gone"))?);
         let (looked_at, of, manifest_name) = (Arc::clone(archive), Arc::clone(&manifest), name.to_owned());
-        if let Some(why) = spawn_blocking(move || missing(&looked_at, &of, &manifest_name)).await?? {
+        if let Some(why) = spawn_blocking(move || missing(&*looked_at, &of, &manifest_name)).await?? {
             return Ok(Taken::Unfit(why));
         }
         let open = async || {
             let (archive, manifest, name) = (Arc::clone(archive), Arc::clone(&manifest), name.to_owned());
-            spawn_blocking(move || files(&archive, &manifest, &name)).await?
+            spawn_blocking(move || files(&*archive, &manifest, &name)).await?
         };
         mirror.apply(&manifest, open).await
     }
@@ -203,10 +203,10 @@ fn base_of_another_branch<'c>(chains: &'c Chains, digest: &Digest) -> Option<&'c
 
 /// Returns why the export can't be applied if one of its files is missing. Retention removes files and leaves the
 /// manifest.
-fn missing(archive: &Archive, manifest: &Manifest, name: &str) -> anyhow::Result<Option<String>> {
+fn missing(archive: &dyn Archive, manifest: &Manifest, name: &str) -> anyhow::Result<Option<String>> {
     for file in &manifest.export.files {
         let path = path_of(archive, name, file)?;
-        if !matches!(archive.open_file(&path).with_context(|| path.clone())?, Found::File(..)) {
+        if !matches!(archive.open_file(&path).with_context(|| path.clone())?, Lookup::File(..)) {
             return Ok(Some(format!("gap: {path}, which {name} names, is missing")));
         }
     }
@@ -214,13 +214,13 @@ fn missing(archive: &Archive, manifest: &Manifest, name: &str) -> anyhow::Result
 }
 
 /// Returns where a file is whose manifest has this name.
-fn path_of(archive: &Archive, name: &str, file: &manifest::File) -> anyhow::Result<String> {
+fn path_of(archive: &dyn Archive, name: &str, file: &manifest::File) -> anyhow::Result<String> {
     let path = file.path.as_deref().unwrap_or_default();
     archive.name_of(name, path).with_context(|| format!("{name} names a file outside of its place"))
 }
 
 /// Reads the manifest of this name, and fails if it was changed. Returns `None` if it is gone.
-fn read(archive: &Archive, name: &str) -> anyhow::Result<Option<Manifest>> {
+fn read(archive: &dyn Archive, name: &str) -> anyhow::Result<Option<Manifest>> {
     let Some(text) = archive.text(name).with_context(|| name.to_owned())? else { return Ok(None) };
     let manifest = Manifest::read(&text).with_context(|| name.to_owned())?;
     manifest.check(name, None).with_context(|| name.to_owned())?;
@@ -228,14 +228,14 @@ fn read(archive: &Archive, name: &str) -> anyhow::Result<Option<Manifest>> {
 }
 
 /// Opens the files of an export, in their order.
-fn files(archive: &Archive, manifest: &Manifest, name: &str) -> anyhow::Result<Vec<Input>> {
+fn files(archive: &dyn Archive, manifest: &Manifest, name: &str) -> anyhow::Result<Vec<Input>> {
     let mut files = Vec::new();
     for file in &manifest.export.files {
         let path = path_of(archive, name, file)?;
         let at_path = || path.clone();
         let found = match archive.open_file(&path).with_context(at_path)? {
-            Found::File(_, found) => found,
-            Found::Nothing | Found::NoFile => bail!("{path}, which {name} names, is missing"),
+            Lookup::File(_, found) => found,
+            Lookup::Nothing | Lookup::NoFile => bail!("{path}, which {name} names, is missing"),
         };
         let input: io::Result<_> = unpacked(found, &manifest.export.compression, &file.sha256);
         files.push(input.with_context(at_path)?);

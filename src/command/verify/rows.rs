@@ -103,7 +103,7 @@ impl Counter {
 /// # Errors
 /// If it isn't Parquet, or can't be read.
 #[cfg(feature = "parquet")]
-pub(super) fn of_parquet(bytes: u64, file: &ArchivedFile) -> io::Result<u64> {
+pub(super) fn of_parquet(bytes: u64, file: &dyn ArchivedFile) -> io::Result<u64> {
     use parquet::file::metadata::{FooterTail, ParquetMetaDataReader};
 
     /// The longest description of row groups that is read, in bytes.
@@ -126,7 +126,7 @@ pub(super) fn of_parquet(bytes: u64, file: &ArchivedFile) -> io::Result<u64> {
 /// # Errors
 /// That it can't.
 #[cfg(not(feature = "parquet"))]
-pub(super) fn of_parquet(_bytes: u64, _file: &ArchivedFile) -> io::Result<u64> {
+pub(super) fn of_parquet(_bytes: u64, _file: &dyn ArchivedFile) -> io::Result<u64> {
     Err(io::Error::other(
         "this build can't count the rows of Parquet: build it with `cargo build --release --features full`",
     ))
