@@ -39,7 +39,8 @@ const ENCODING: Encoding = Encoding { format: Format::Csv, compression: Compress
 /// Checks every part of the contract on a new destination. `open` opens it as another process would.
 pub(crate) async fn keeps_its_contract(open: impl Fn() -> Limited) {
     let destination = open();
-    assert!(matches!(destination.id().await, Err(Error::Unused)));
+    let unprepared = destination.id().await;
+    assert!(matches!(unprepared, Err(Error::Unused)), "{destination:?}: {unprepared:?}");
     assert_eq!(destination.prepare().await.unwrap(), Prepared::New);
     let other = open();
     assert_eq!(other.prepare().await.unwrap(), Prepared::Known);
