@@ -2,9 +2,6 @@
 //!
 //! The modules in reading order, from the nouns that all of them use to the edges; `docs/ARCHITECTURE.md` walks through them.
 
-// A folder needs less than a bucket is told.
-#![cfg_attr(not(feature = "buckets"), expect(unused_variables))]
-
 // Nouns: plain values, no I/O.
 pub mod broker;
 pub mod database;

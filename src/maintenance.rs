@@ -23,7 +23,7 @@ use crate::job::Retention;
 use crate::maintenance::publish::Publish;
 use crate::maintenance::schedule::Scheduling;
 use crate::publisher;
-use crate::sink::{self, Destination, Limits};
+use crate::sink::{self, Destination, Limited, Limits};
 use crate::source::purge::{Caps, PURGE_ROWS};
 use crate::source::{self, Source};
 use crate::store::transitions::Transition;
@@ -71,7 +71,7 @@ pub struct Maintenance {
     settings: Settings,
     store: Store,
     source: Source,
-    destination: Destination,
+    destination: Limited,
     scheduled: Option<Scheduled>,
     /// Wakes the sweep: a vanished attempt or publisher may have left a file.
     swept: Arc<Notify>,
@@ -92,7 +92,7 @@ enum Error {
 
 impl Maintenance {
     /// Maintenance of `store`'s database and of `destination`.
-    pub fn new(settings: Settings, store: Store, source: Source, destination: Destination) -> Maintenance {
+    pub fn new(settings: Settings, store: Store, source: Source, destination: Limited) -> Maintenance {
         let store = store.within(lease::call_timeout(settings.lease));
         Maintenance { settings, store, source, destination, scheduled: None, swept: Arc::new(Notify::new()) }
     }
@@ -147,7 +147,7 @@ impl Maintenance {
     /// The same for one task, which does one thing after the other at the destination: an operation on a dead network never returns. It
     /// keeps its thread, and the task gets no second one.
     fn for_task(&self) -> Maintenance {
-        let destination = self.destination.limited(Limits { at_once: 1, timeout: None });
+        let destination = self.destination.limited(Limits { max_concurrent: 1, timeout: None });
         Maintenance { destination, ..self.clone() }
     }
 }

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use crate::failpoint;
 use crate::file::FileRecord;
+use crate::job::lane::Lane;
 use crate::job::{JobId, Status};
 use crate::manifest::Manifest;
 use crate::manifest::signing::SigningKey;
-use crate::sink::{self, Destination, Published, WrittenManifest, path_from_manifest};
+use crate::sink::{self, Destination, Limited, MarkerFile, Published, WrittenManifest, path_from_manifest};
 use crate::store::manifests::Planned;
 use crate::store::{self, Store, lease};
 use crate::telemetry::chain;
@@ -47,7 +48,7 @@ pub struct Settings {
 #[derive(Clone, Debug)]
 pub struct Publisher {
     store: Store,
-    destination: Destination,
+    destination: Limited,
     settings: Settings,
 }
 
@@ -69,7 +70,7 @@ enum Shown {
 
 impl Publisher {
     /// A publisher for this destination, within its limits. `lease` is how long a job stays with a worker that doesn't renew its lease.
-    pub fn new(store: &Store, destination: &Destination, settings: &Settings, lease: Duration) -> Publisher {
+    pub fn new(store: &Store, destination: &Limited, settings: &Settings, lease: Duration) -> Publisher {
         Publisher {
             store: store.clone().within(lease::call_timeout(lease)),
             destination: destination.clone(),
@@ -140,7 +141,7 @@ impl Publisher {
         };
         record.manifest = manifest.as_ref().map(|(_, text)| text.clone());
         if let Some((_, text)) = &manifest
-            && self.destination.is_manifest_in_the_way(record, text).await?
+            && self.destination.is_manifest_name_taken(record, text).await?
         {
             return Ok(Shown::NameTaken);
         }
@@ -225,9 +226,11 @@ impl Publisher {
     /// know because it was restored. The lane's next attempt sees such a marker, and only a full export goes on.
     async fn mark(&self, record: &FileRecord) -> Result<(), Error> {
         let Some(consumer) = &record.consumer else { return Ok(()) };
-        let mut replaced = record.marker_seen;
+        let file = MarkerFile::new(&record.database, Lane { consumer, dataset: &record.dataset });
+        let (marker, mut replaced) = (record.marker(), record.marker_seen);
         loop {
-            let Some(other) = self.destination.mark(record, consumer, replaced).await? else { return Ok(()) };
+            let kept = self.destination.write_lane_marker(&file, &marker, replaced).await?;
+            let Some(other) = kept else { return Ok(()) };
             // By then the marker may name a third export, which is asked about as well.
             if !self.store.is_after(record, &other).await? {
                 tracing::warn!(event = "marker_left", jobId = %record.job, marked = %other.job);

@@ -27,7 +27,7 @@ use crate::service::deadline::{call_timeout, on_table, with_timeout};
 use crate::service::followers::Followers;
 use crate::service::keys::Keyring;
 use crate::service::scrape::LastLook;
-use crate::sink::{self, Destination, Limits};
+use crate::sink::{self, Destination, Limited, Limits};
 use crate::source::{self, Source};
 use crate::store::{self, Store};
 
@@ -245,7 +245,7 @@ pub const COUNTING_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The destination of files.
-    pub destination: Destination,
+    pub destination: Limited,
     /// The datasets.
     pub catalog: Arc<Catalog>,
     /// The limits under which a job is accepted.
@@ -285,7 +285,7 @@ pub struct Service {
     probe: Store,
     control: Option<Store>,
     source: Source,
-    destination: Destination,
+    destination: Limited,
     catalog: Arc<Catalog>,
     terms: Terms,
     downloads: Downloads,
@@ -310,7 +310,7 @@ impl Service {
     ) -> Service {
         let Settings { destination, catalog, terms, downloads } = settings;
         // As long as a client waits.
-        let destination = destination.limited(Limits { at_once: OPERATIONS, timeout: Some(call_timeout()) });
+        let destination = destination.limited(Limits { max_concurrent: OPERATIONS, timeout: Some(call_timeout()) });
         let Stores { api, probe, control } = stores;
         let followers = Arc::new(Followers::new(api.clone()));
         let keyring = Arc::new(Keyring::new(api.clone()));

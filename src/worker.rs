@@ -27,7 +27,7 @@ use crate::job::marker::Marker;
 use crate::job::{JobId, Progress, Status};
 use crate::pipeline;
 use crate::publisher::{self, Publisher};
-use crate::sink::{Destination, MarkerFile};
+use crate::sink::{Destination, Drafts, Limited, MarkerFile};
 use crate::source::{
     Source,
     connections::ExportConnections,
@@ -85,7 +85,7 @@ pub struct Worker {
     owner: Arc<str>,
     store: Store,
     source: Source,
-    destination: Destination,
+    destination: Limited,
     catalog: Arc<Catalog>,
     /// The names of the catalog's datasets.
     datasets: Arc<[String]>,
@@ -119,7 +119,7 @@ impl Worker {
         settings: Settings,
         store: Store,
         source: Source,
-        destination: Destination,
+        destination: Limited,
         catalog: Arc<Catalog>,
     ) -> Worker {
         let owner = format!("{}:{}", std::process::id(), uuid::Uuid::new_v4().simple());
@@ -322,8 +322,8 @@ impl Worker {
         let job = &lease.job;
         let dataset = self.catalog.get(&job.dataset).expect("jobs of other datasets are not claimed");
         let marker_file = job.lane().map(|lane| MarkerFile::new(&lease.database, lane));
-        let marker = match marker_file.clone() {
-            Some(file) => self.destination.marker(file).await?,
+        let marker = match &marker_file {
+            Some(file) => self.destination.lane_marker(file).await?,
             None => None,
         };
         let name = FileName {
@@ -332,7 +332,7 @@ impl Worker {
             name: job.output_filename.clone(),
             encoding: job.encoding,
         };
-        let drafts = self.destination.drafts(lease.hidden_file(), name);
+        let drafts = Drafts::new(&self.destination, lease.hidden_file(), name);
         if let (Some(file), true) = (marker_file, marker.as_ref().is_some_and(Marker::is_unreadable)) {
             tracing::warn!(event = "marker_unreadable", jobId = %job.id, file = file.name());
         }
@@ -382,7 +382,7 @@ impl Worker {
         };
         // From here on this attempt can't be committed any more, so its file may go.
         let (id, hidden) = (job.id, lease.hidden_file());
-        let left_behind = match unless_stopped(shutdown, self.destination.abort(hidden)).await {
+        let left_behind = match unless_stopped(shutdown, self.destination.abort(&hidden)).await {
             Some(aborted) => aborted.err().map(|error| chain(&error)),
             None => Some("the service is shutting down".to_owned()),
         };

@@ -98,7 +98,8 @@ if ! command -v npm >/dev/null; then
     lacks 'Azure: no npm found: install the packages nodejs and npm'
 elif install_azurite && start azurite "$modules/node_modules/.bin/azurite-blob" --inMemoryPersistence --skipApiVersionCheck \
     --disableTelemetry --silent --blobHost 127.0.0.1 --blobPort 0; then
-    export BUCKETS_AZURE=$address
+    # Azure's client reads the second one itself, in the test that calls it without a service.
+    export BUCKETS_AZURE=$address AZURITE_BLOB_STORAGE_URL=$address
 else
     lacks "Azure: no azurite, with Node.js $(node --version)"
 fi

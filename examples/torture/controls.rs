@@ -311,19 +311,23 @@ const MISORDERED: [Misordered; 4] = [
         "file-not-synced",
         "the file is synced",
         &[
-            Edit { file: "src/sink/folder/draft.rs", text: "        self.file.sync_all()?;\n", instead: "" },
+            Edit {
+                file: "src/sink/folder/draft.rs",
+                text: "        self.file.sync_all().map_err(self.cannot(\"sync\"))?;\n",
+                instead: "",
+            },
             // One that was to begin earlier may come late enough to do instead.
             Edit {
                 file: "src/sink/folder/draft.rs",
-                text: "self.size - self.asked >= AHEAD_BYTES",
-                instead: "self.size >= AHEAD_BYTES && false",
+                text: "self.size - self.synced >= SYNC_EVERY_BYTES",
+                instead: "self.size >= SYNC_EVERY_BYTES && false",
             },
         ],
     ),
     (
         "hidden-name-not-synced",
         "the hidden name is synced",
-        &[Edit { file: "src/sink/folder/draft.rs", text: "        rustix::fs::fsync(&path.dir)?;\n", instead: "" }],
+        &[Edit { file: "src/sink/folder/draft.rs", text: "        path.dir.sync()?;\n", instead: "" }],
     ),
     ("published-before-the-commit", "the file gets its name after the commit", &[PUBLISH_FIRST]),
     (
@@ -331,7 +335,7 @@ const MISORDERED: [Misordered; 4] = [
         "the name is synced",
         &[Edit {
             file: "src/sink/folder.rs",
-            text: "        rustix::fs::fsync(&dir)?;\n        Ok(published)\n",
+            text: "        dir.sync()?;\n        Ok(published)\n",
             instead: "        Ok(published)\n",
         }],
     ),

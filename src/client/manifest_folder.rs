@@ -16,7 +16,7 @@ use crate::client::{About, Error};
 use crate::job::ConsumerId;
 use crate::manifest::chain::{Chains, Digest, Followers, Link, parse_digest};
 use crate::manifest::{self, Manifest};
-use crate::sink::{Archive, Found, Settings};
+use crate::sink::{Archive, Lookup, Settings};
 
 /// The most other lanes of the place that an error names.
 const MAX_OTHERS: usize = 10;
@@ -47,8 +47,8 @@ impl ManifestFolder {
     /// Applies the exports that the table doesn't have yet, one after the other.
     pub(crate) async fn round(&self, mirror: &mut TableMirror) -> Result<(), Error> {
         let (place, runtime) = (self.place.clone(), Handle::current());
-        let archive = spawn_blocking(move || Archive::open(&place, &runtime)).await?;
-        let archive = Arc::new(archive.about(|| &self.place)?);
+        let archive = spawn_blocking(move || place.archive(&runtime)).await?;
+        let archive: Arc<dyn Archive> = Arc::from(archive.about(|| &self.place)?);
         let Manifests { chains, names, others } = self.manifests(&archive).await?;
         if names.is_empty() && mirror.last().is_none() {
             return Err(self.no_exports(others));
@@ -140,13 +140,13 @@ impl ManifestFolder {
     }
 
     /// Reads all manifests of the place.
-    async fn manifests(&self, archive: &Arc<Archive>) -> Result<Manifests, Error> {
+    async fn manifests(&self, archive: &Arc<dyn Archive>) -> Result<Manifests, Error> {
         let (archive, consumer, dataset) = (Arc::clone(archive), self.consumer.clone(), self.dataset.clone());
         spawn_blocking(move || {
             let mut found = Manifests::default();
             for name in archive.manifests()? {
                 let name = name?;
-                let Some(manifest) = read(&archive, &name)? else { continue };
+                let Some(manifest) = read(&*archive, &name)? else { continue };
                 let export = &manifest.export;
                 if (&*export.consumer, &export.dataset) == (consumer.as_str(), &dataset) {
                     found.chains.add(&manifest, &manifest.digest);
@@ -167,17 +167,22 @@ impl ManifestFolder {
     }
 
     /// Applies the export whose manifest has this name.
-    async fn apply(&self, archive: &Arc<Archive>, name: &str, mirror: &mut TableMirror) -> Result<SinkOutcome, Error> {
+    async fn apply(
+        &self,
+        archive: &Arc<dyn Archive>,
+        name: &str,
+        mirror: &mut TableMirror,
+    ) -> Result<SinkOutcome, Error> {
         let (read_from, manifest_name) = (Arc::clone(archive), name.to_owned());
-        let manifest = spawn_blocking(move || read(&read_from, &manifest_name)).await??;
+        let manifest = spawn_blocking(move || read(&*read_from, &manifest_name)).await??;
         let manifest = Arc::new(manifest.ok_or_else(|| Error::Refused(format!("{name} is gone")))?);
         let (looked_at, of, manifest_name) = (Arc::clone(archive), Arc::clone(&manifest), name.to_owned());
-        if let Some(why) = spawn_blocking(move || missing(&looked_at, &of, &manifest_name)).await?? {
+        if let Some(why) = spawn_blocking(move || missing(&*looked_at, &of, &manifest_name)).await?? {
             return Ok(SinkOutcome::NeedsFullExport(why));
         }
         let open = async || {
             let (archive, manifest, name) = (Arc::clone(archive), Arc::clone(&manifest), name.to_owned());
-            spawn_blocking(move || files(&archive, &manifest, &name)).await?
+            spawn_blocking(move || files(&*archive, &manifest, &name)).await?
         };
         mirror.apply(&manifest, open).await
     }
@@ -204,10 +209,10 @@ fn base_of_another_branch<'c>(chains: &'c Chains, digest: &Digest) -> Option<&'c
 
 /// Returns why the export can't be applied if one of its files is missing. Retention removes files and leaves the
 /// manifest.
-fn missing(archive: &Archive, manifest: &Manifest, name: &str) -> Result<Option<String>, Error> {
+fn missing(archive: &dyn Archive, manifest: &Manifest, name: &str) -> Result<Option<String>, Error> {
     for file in &manifest.export.files {
         let path = path_of(archive, name, file)?;
-        if !matches!(archive.open_file(&path).about(|| &path)?, Found::File(..)) {
+        if !matches!(archive.open_file(&path).about(|| &path)?, Lookup::File(..)) {
             return Ok(Some(format!("gap: {path}, which {name} names, is missing")));
         }
     }
@@ -215,13 +220,13 @@ fn missing(archive: &Archive, manifest: &Manifest, name: &str) -> Result<Option<
 }
 
 /// Returns the path of a file whose manifest has this name.
-fn path_of(archive: &Archive, name: &str, file: &manifest::File) -> Result<String, Error> {
+fn path_of(archive: &dyn Archive, name: &str, file: &manifest::File) -> Result<String, Error> {
     let path = file.path.as_deref().unwrap_or_default();
     archive.name_of(name, path).ok_or_else(|| Error::Refused(format!("{name} names a file outside of its place")))
 }
 
 /// Reads the manifest of this name, and fails if it was changed. Returns `None` if it is gone.
-fn read(archive: &Archive, name: &str) -> Result<Option<Manifest>, Error> {
+fn read(archive: &dyn Archive, name: &str) -> Result<Option<Manifest>, Error> {
     let Some(text) = archive.text(name).about(|| name)? else { return Ok(None) };
     let manifest = Manifest::read(&text).about(|| name)?;
     manifest.check(name, None).about(|| name)?;
@@ -229,14 +234,14 @@ fn read(archive: &Archive, name: &str) -> Result<Option<Manifest>, Error> {
 }
 
 /// Opens the files of an export, in their order.
-fn files(archive: &Archive, manifest: &Manifest, name: &str) -> Result<Vec<Input>, Error> {
+fn files(archive: &dyn Archive, manifest: &Manifest, name: &str) -> Result<Vec<Input>, Error> {
     let mut files = Vec::new();
     for file in &manifest.export.files {
         let path = path_of(archive, name, file)?;
         let at_path = || &path;
         let found = match archive.open_file(&path).about(at_path)? {
-            Found::File(_, found) => found,
-            Found::Nothing | Found::NoFile => {
+            Lookup::File(_, found) => found,
+            Lookup::Nothing | Lookup::NoFile => {
                 return Err(Error::Refused(format!("{path}, which {name} names, is missing")));
             }
         };

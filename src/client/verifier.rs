@@ -24,7 +24,7 @@ use crate::manifest::chain::Chains;
 use crate::manifest::chain_report::ChainReport;
 use crate::manifest::seal::{Broken, PublicKey};
 use crate::manifest::{File, Manifest};
-use crate::sink::{self, Archive, Found};
+use crate::sink::{self, Archive, Lookup};
 
 /// The number of bytes of a file that are read at once.
 const READ_BYTES: usize = 256 << 10;
@@ -33,7 +33,7 @@ const TRIES: u32 = 3;
 
 /// A check of a folder or bucket.
 pub(crate) struct Verifier {
-    archive: Archive,
+    archive: Box<dyn Archive>,
     readers: usize,
     options: Options,
     observer: Arc<dyn Observer>,
@@ -147,7 +147,7 @@ impl Verifier {
         observer: Arc<dyn Observer>,
         report: Report,
     ) -> Result<Verifier, Error> {
-        let archive = Archive::open(place, runtime).map_err(unusable)?;
+        let archive = place.archive(runtime).map_err(unusable)?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let readers = archive.readers(cores);
         Ok(Verifier { archive, readers, options, observer, report, counts: Counts::default() })
@@ -352,9 +352,9 @@ impl Verifier {
     fn file_state(&self, named: &NamedFile) -> Result<FileState, sink::Error> {
         let NamedFile { name, file: expected, format, compression, .. } = named;
         let (bytes, mut file) = match self.archive.open_file(name)? {
-            Found::Nothing => return Ok(FileState::Missing),
-            Found::NoFile => return Ok(FileState::Fault("missing (there is a link or a folder)".to_owned())),
-            Found::File(bytes, file) => (bytes, file),
+            Lookup::Nothing => return Ok(FileState::Missing),
+            Lookup::NoFile => return Ok(FileState::Fault("missing (there is a link or a folder)".to_owned())),
+            Lookup::File(bytes, file) => (bytes, file),
         };
         if bytes.to_string() != expected.bytes {
             return Ok(FileState::Fault(format!("changed ({bytes} bytes, not {})", expected.bytes)));
@@ -383,7 +383,7 @@ impl Verifier {
         }
         let rows = match counter {
             Some(counter) => counter.and_then(RowCounter::finish),
-            None => row_counter::rows_of_parquet(bytes, &file),
+            None => row_counter::rows_of_parquet(bytes, &*file),
         };
         Ok(match rows {
             Ok(rows) if rows.to_string() == expected.rows => FileState::Whole(bytes),

@@ -14,7 +14,7 @@ use crate::http;
 use crate::maintenance::{Maintenance, Scheduled};
 use crate::postgres::Database;
 use crate::service::{self, Service, Stores};
-use crate::sink::{self, Destination, Prepared};
+use crate::sink::{self, Destination, Limited, Prepared};
 use crate::source::Source;
 use crate::store::Store;
 use crate::telemetry;
@@ -91,7 +91,7 @@ impl Exports {
 
 /// Where the files go, and what was done to it.
 pub(super) struct PreparedOutput {
-    destination: Destination,
+    destination: Limited,
     prepared: Prepared,
 }
 
@@ -108,7 +108,7 @@ impl PreparedOutput {
             // Only what a later start can't cure is told as a wrong setting.
             if error.may_pass() { anyhow!("{wrong}") } else { wrong.into() }
         };
-        let destination = Destination::new(&config.output).map_err(wrong)?;
+        let destination = config.output.destination().map_err(wrong)?;
         let prepared = destination.prepare().await.map_err(wrong)?;
         Ok(PreparedOutput { destination, prepared })
     }
@@ -156,7 +156,7 @@ pub(super) fn take_requests(
 
 /// Wires the service alone, for a command that looks: the destination stays as it is.
 pub(super) fn wire_service(config: &Config, database: &Database) -> anyhow::Result<Service> {
-    let output = PreparedOutput { destination: Destination::new(&config.output)?, prepared: Prepared::Known };
+    let output = PreparedOutput { destination: config.output.destination()?, prepared: Prepared::Known };
     let never = CancellationToken::new();
     let stops = Stops { drain: never.clone(), shutdown: never };
     Ok(wire(config, database, output, 1, &stops).service)

@@ -7,6 +7,7 @@ use crate::file::FileRecord;
 use crate::job::JobId;
 use crate::maintenance::{Error, Maintenance};
 use crate::publisher::{self, Publication, Publisher};
+use crate::sink::Destination;
 use crate::store::files::LOST_AFTER;
 use crate::telemetry::chain;
 use crate::telemetry::complaints::Complaints;

@@ -3,6 +3,7 @@
 use crate::file::FileRecord;
 use crate::job::Retention;
 use crate::maintenance::{Error, Maintenance, Settings};
+use crate::sink::Destination;
 use crate::store::retention::{PastFile, Retained};
 
 pub(super) async fn round(maintenance: &Maintenance) -> Result<(), Error> {

@@ -11,6 +11,7 @@ use crate::dataset::catalog::Catalog;
 use crate::job::{Job, Terms};
 use crate::maintenance::{Error, Maintenance};
 use crate::schedule::{Due, Refusal, Schedule, ScheduleState};
+use crate::sink::Destination;
 use crate::store::schedules::Asked;
 use crate::store::tracked::Obstacle;
 use crate::store::{self, lease};

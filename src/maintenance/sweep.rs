@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::maintenance::{Error, Maintenance};
+use crate::sink::Destination;
 use crate::store::queue::EndedAttempt;
 
 /// A file that may be somebody's is swept when it was not written to for so long.
@@ -17,7 +18,7 @@ pub(super) async fn round(Maintenance { store, destination, .. }: &Maintenance) 
     let mut outcome = Ok(());
     for EndedAttempt { file, is_removable } in store.ended_attempts(hidden).await? {
         let job = file.job;
-        match destination.sweep(file, (!is_removable).then_some(ABANDONED_AFTER)).await {
+        match destination.sweep(&file, (!is_removable).then_some(ABANDONED_AFTER)).await {
             Ok(true) => tracing::info!(event = "hidden_file_swept", jobId = %job),
             Ok(false) => {}
             Err(error) => outcome = Err(error.into()),

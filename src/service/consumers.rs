@@ -12,7 +12,7 @@ use crate::job::marker::Marker;
 use crate::job::{ConsumerId, Job};
 use crate::service::deadline::{on_table, with_timeout};
 use crate::service::{COUNTING_TIMEOUT, Error, Service};
-use crate::sink::MarkerFile;
+use crate::sink::{Destination, MarkerFile};
 use crate::source;
 use crate::store::watermarks::{ConsumerPosition, WatermarkEdit};
 use crate::telemetry::chain;
@@ -95,7 +95,8 @@ impl Service {
     ) -> Result<Vec<(&'a str, Option<Marker>)>, Error> {
         let database = with_timeout(self.store.database()).await?;
         let lanes = consumers.iter().map(|consumer| Lane { consumer, dataset: &dataset.name });
-        let read = self.destination.markers(lanes.map(|lane| MarkerFile::new(&database, lane)).collect());
+        let files: Vec<_> = lanes.map(|lane| MarkerFile::new(&database, lane)).collect();
+        let read = self.destination.lane_markers(&files);
         let markers: Vec<Option<Marker>> = match tokio::time::timeout(MARKERS_TIMEOUT, read).await {
             Ok(Ok(markers)) => markers,
             Ok(Err(_)) | Err(_) => vec![None; consumers.len()],

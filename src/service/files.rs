@@ -6,14 +6,14 @@ use tokio::io::AsyncRead;
 use crate::job::{JobId, Status};
 use crate::service::deadline::with_timeout;
 use crate::service::{Error, Service};
-use crate::sink;
+use crate::sink::{self, Destination, PublishedFile};
 use crate::telemetry::{chain, job_event};
 use pg_rows::encoding::Encoding;
 
 /// A committed file, open: the very one that was exported. A call fails if it can't be read there.
 #[derive(Debug)]
 pub struct OpenFile {
-    file: sink::PublishedFile,
+    file: Box<dyn PublishedFile>,
     /// Its name.
     pub name: String,
     /// Its size.
@@ -70,7 +70,7 @@ impl Service {
     /// As [`open_file`](Service::open_file), and if the file is in a folder.
     pub async fn file_url(&self, id: JobId) -> Result<FileUrl, Error> {
         let OpenFile { file, .. } = self.open_file(id, None).await?;
-        self.url_of(&file).await?.ok_or(Error::NoUrl)
+        self.url_of(&*file).await?.ok_or(Error::NoUrl)
     }
 
     /// The address that a client of a download is sent to; `None`: the service passes the bytes on.
@@ -78,10 +78,10 @@ impl Service {
     /// # Errors
     /// If the store's credentials can't sign an address.
     pub async fn redirection(&self, file: &OpenFile) -> Result<Option<FileUrl>, Error> {
-        if self.downloads.are_redirected { self.url_of(&file.file).await } else { Ok(None) }
+        if self.downloads.are_redirected { self.url_of(&*file.file).await } else { Ok(None) }
     }
 
-    async fn url_of(&self, file: &sink::PublishedFile) -> Result<Option<FileUrl>, Error> {
+    async fn url_of(&self, file: &dyn PublishedFile) -> Result<Option<FileUrl>, Error> {
         let lifetime = self.downloads.url_lifetime;
         // Before it is signed, and in whole seconds, as stores count: nobody is promised more than there is.
         let expires_at = Utc::now().trunc_subsecs(0) + lifetime;

@@ -12,6 +12,7 @@ use crate::job::{Filter, IdempotencyKey, Job, JobId, Request, Status};
 use crate::service::deadline::{on_table, with_timeout};
 use crate::service::followers::{Follower, Poll, PollOutcome, Subscriber};
 use crate::service::{Error, LAST_LOOK_TIMEOUT, Service};
+use crate::sink::Destination;
 use crate::source;
 use crate::store::{
     self,

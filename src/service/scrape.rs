@@ -12,6 +12,7 @@ use crate::failpoint;
 use crate::job::{ExportType, FailureCode, Status};
 use crate::service::Service;
 use crate::service::schedules::ScheduleAge;
+use crate::sink::Destination;
 use crate::store::{
     self,
     deliveries::OpenDeliveries,

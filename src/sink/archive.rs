@@ -1,117 +1,60 @@
-//! A place that files were exported to, for reading alone: its manifests, and the files that they name. Needs no mark in the place, writes
-//! nothing there, and blocks, a bucket's too: for threads of a command.
+//! Reading a folder or bucket of exports: its manifests, and the files that they name.
+//!
+//! Needs no destination id, so it also reads a copy of an export folder. Writes nothing. All calls block, including those for a bucket, so
+//! they belong on a thread of a command.
 
+use std::fmt;
 use std::io::{self, Read};
 
-use tokio::runtime::Handle;
+use crate::sink::{Error, Lookup};
 
-#[cfg(feature = "buckets")]
-use crate::sink::bucket::Bucket;
-#[cfg(feature = "buckets")]
-use crate::sink::bucket::archive::{ObjectReader, Shelf};
-use crate::sink::folder::archive::Dir;
-use crate::sink::found::Found;
-use crate::sink::{Error, Settings};
+/// The longest manifest that is read, in bytes. The manifest of an export with the most files, the longest names and the longest keys has
+/// half as many.
+const MANIFEST_MAX_BYTES: u64 = 32 << 20;
 
-/// The longest manifest that is read, in bytes. One of as many files as an export may have, with the longest names and keys, is half as long.
-const LONGEST: u64 = 32 << 20;
+/// A folder or bucket that is open for reading.
+///
+/// # Errors
+/// Every call fails if the folder or bucket can't be read.
+pub trait Archive: fmt::Debug + Send + Sync {
+    /// Checks that the folder or bucket as a whole can still be read, so that an error for a file is about that file.
+    fn require(&self) -> Result<(), Error>;
 
-/// A place of files and their manifests. Every call fails if the place can't be read.
-#[derive(Debug)]
-pub enum Archive {
-    /// A folder.
-    Folder(Dir),
-    /// A bucket.
-    #[cfg(feature = "buckets")]
-    Bucket(Shelf),
-}
+    /// Returns the number of readers that are useful at once on a host with this number of cores.
+    fn readers(&self, cores: usize) -> usize;
 
-/// A file of a place, open.
-#[derive(Debug)]
-pub enum ArchivedFile {
-    /// In a folder.
-    Folder(std::fs::File),
-    /// In a bucket.
-    #[cfg(feature = "buckets")]
-    Object(ObjectReader),
-}
+    /// Converts an error of a file's reader.
+    fn failure(&self, error: io::Error) -> Error;
 
-impl Archive {
-    /// The place of these settings, if it can be listed.
+    /// Lists the names of the manifests, in no order.
+    fn manifests(&self) -> Result<Box<dyn Iterator<Item = Result<String, Error>> + '_>, Error>;
+
+    /// Opens the file with this name. Follows no link out of the folder.
+    fn open_file(&self, name: &str) -> Result<Lookup<Box<dyn ArchivedFile>>, Error>;
+
+    /// Reads the text of a manifest. Returns `None` if the manifest is gone.
     ///
     /// # Errors
-    /// If it isn't there.
-    pub fn open(settings: &Settings, runtime: &Handle) -> Result<Archive, Error> {
-        let _ = runtime;
-        match settings {
-            Settings::Folder { path, .. } => {
-                let dir = Dir::open(path)?;
-                dir.require()?;
-                Ok(Archive::Folder(dir))
-            }
-            #[cfg(feature = "buckets")]
-            Settings::Bucket(bucket) => Shelf::open(Bucket::new(bucket.clone())?, runtime.clone()).map(Archive::Bucket),
-        }
-    }
-
-    /// Requires that the place is still there to be read: that what can't be found or read in it tells of that alone.
-    pub fn require(&self) -> Result<(), Error> {
-        match self {
-            Archive::Folder(dir) => dir.require(),
-            // The store's own answer to each request tells.
-            #[cfg(feature = "buckets")]
-            Archive::Bucket(_) => Ok(()),
-        }
-    }
-
-    /// How many requests of it are best under way at once on so many cores.
-    pub fn readers(&self, cores: usize) -> usize {
-        match self {
-            Archive::Folder(_) => cores,
-            // Each waits for its answer most of the time.
-            #[cfg(feature = "buckets")]
-            Archive::Bucket(_) => cores.max(16),
-        }
-    }
-
-    /// What a file's reader that failed means for the place.
-    pub fn failure(&self, error: io::Error) -> Error {
-        match self {
-            Archive::Folder(_) => error.into(),
-            #[cfg(feature = "buckets")]
-            Archive::Bucket(_) => Error::Unavailable(error),
-        }
-    }
-
-    /// The names of the manifests, as they come.
-    pub fn manifests(&self) -> Result<Box<dyn Iterator<Item = Result<String, Error>> + '_>, Error> {
-        match self {
-            Archive::Folder(dir) => Ok(Box::new(dir.manifests()?)),
-            #[cfg(feature = "buckets")]
-            Archive::Bucket(shelf) => Ok(Box::new(shelf.manifests())),
-        }
-    }
-
-    /// A manifest's text; `None`: it isn't there any more.
-    ///
-    /// # Errors
-    /// If it is too long.
-    pub fn text(&self, name: &str) -> Result<Option<Vec<u8>>, Error> {
+    /// If the manifest is not a plain file, or is too long.
+    fn text(&self, name: &str) -> Result<Option<Vec<u8>>, Error> {
         let mut text = Vec::new();
         match self.open_file(name)? {
-            Found::Nothing => return Ok(None),
-            Found::NoFile => return Err(io::Error::other("it is no plain file").into()),
-            Found::File(bytes, _) if bytes > LONGEST => {
-                let why = format!("it has {bytes} bytes, and no manifest has more than {LONGEST}");
+            Lookup::Nothing => return Ok(None),
+            Lookup::NoFile => return Err(io::Error::other("it is no plain file").into()),
+            Lookup::File(bytes, _) if bytes > MANIFEST_MAX_BYTES => {
+                let why = format!("it has {bytes} bytes, and no manifest has more than {MANIFEST_MAX_BYTES}");
                 return Err(io::Error::other(why).into());
             }
-            Found::File(_, file) => file.take(LONGEST).read_to_end(&mut text).map_err(|error| self.failure(error))?,
+            Lookup::File(_, file) => {
+                file.take(MANIFEST_MAX_BYTES).read_to_end(&mut text).map_err(|error| self.failure(error))?
+            }
         };
         Ok(Some(text))
     }
 
-    /// The name in the place of what lies at `path` from a manifest. `None`: that leads out of the folder, or out of the lane in a bucket.
-    pub fn name_of(&self, manifest: &str, path: &str) -> Option<String> {
+    /// Returns the name of the file at `path`, which is relative to the manifest. Returns `None` if `path` leads out of the folder, or out
+    /// of the lane in a bucket.
+    fn name_of(&self, manifest: &str, path: &str) -> Option<String> {
         let mut parts: Vec<&str> = manifest.split('/').collect();
         parts.pop();
         // `{dataset}/{consumer}` of `{dataset}/{consumer}/_manifests`.
@@ -127,42 +70,19 @@ impl Archive {
         }
         Some(parts.join("/"))
     }
-
-    /// Opens what has this name in the place.
-    pub fn open_file(&self, name: &str) -> Result<Found<ArchivedFile>, Error> {
-        match self {
-            Archive::Folder(dir) => Ok(dir.open_file(name)?.map(ArchivedFile::Folder)),
-            #[cfg(feature = "buckets")]
-            Archive::Bucket(shelf) => Ok(shelf.open_file(name)?.map(ArchivedFile::Object)),
-        }
-    }
 }
 
-impl ArchivedFile {
-    /// The bytes from `from` on that fill the buffer.
+/// An open file of an archive.
+pub trait ArchivedFile: Read + Send {
+    /// Fills the buffer with the bytes from the offset `from`.
     #[cfg(feature = "parquet")]
-    pub fn read_at(&self, buffer: &mut [u8], from: u64) -> io::Result<()> {
-        match self {
-            ArchivedFile::Folder(file) => std::os::unix::fs::FileExt::read_exact_at(file, buffer, from),
-            #[cfg(feature = "buckets")]
-            ArchivedFile::Object(object) => object.read_at(buffer, from),
-        }
-    }
-}
-
-impl Read for ArchivedFile {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            ArchivedFile::Folder(file) => file.read(buffer),
-            #[cfg(feature = "buckets")]
-            ArchivedFile::Object(object) => object.read(buffer),
-        }
-    }
+    fn read_at(&self, buffer: &mut [u8], from: u64) -> io::Result<()>;
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sink::folder::archive::FolderArchive;
 
     #[test]
     fn the_longest_manifest_of_an_export_is_read() {
@@ -196,13 +116,13 @@ mod tests {
         };
         // The longest key of an object, and its bucket's name.
         let longest = Manifest::new(u64::MAX, export, vec![text(1024 + 100); MOST_FILES]).text().len() as u64;
-        assert!((LONGEST / 3..=LONGEST * 2 / 3).contains(&longest), "{longest}");
+        assert!((MANIFEST_MAX_BYTES / 3..=MANIFEST_MAX_BYTES * 2 / 3).contains(&longest), "{longest}");
     }
 
     #[test]
     fn no_path_leads_out() {
         let dir = tempfile::tempdir().unwrap();
-        let archive = Archive::Folder(Dir::open(dir.path()).unwrap());
+        let archive = FolderArchive::open(dir.path()).unwrap();
         let in_bucket = "orders/search/_manifests/00000000000000000017.json";
         for (manifest, path, name) in [
             ("a.manifest.json", "a.csv", Some("a.csv")),
@@ -239,13 +159,13 @@ mod tests {
         )
         .unwrap();
         std::fs::write(at(".hidden.manifest.json"), "").unwrap();
-        let archive = Archive::Folder(Dir::open(dir.path()).unwrap());
-        assert!(matches!(archive.open_file("sub/a.csv").unwrap(), Found::File(3, _)));
+        let archive = FolderArchive::open(dir.path()).unwrap();
+        assert!(matches!(archive.open_file("sub/a.csv").unwrap(), Lookup::File(3, _)));
         for name in ["link", "linked/a.csv", "sub", "pipe.manifest.json"] {
-            assert!(matches!(archive.open_file(name).unwrap(), Found::NoFile), "{name}");
+            assert!(matches!(archive.open_file(name).unwrap(), Lookup::NoFile), "{name}");
         }
         for name in ["none", "none/a.csv"] {
-            assert!(matches!(archive.open_file(name).unwrap(), Found::Nothing), "{name}");
+            assert!(matches!(archive.open_file(name).unwrap(), Lookup::Nothing), "{name}");
         }
         let names: Vec<_> = archive.manifests().unwrap().map(Result::unwrap).collect();
         assert_eq!(names, ["pipe.manifest.json"]);

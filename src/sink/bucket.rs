@@ -1,11 +1,12 @@
-//! A bucket of S3, GCS or Azure Blob as a destination. A file is uploaded in parts to its final key while its rows stream, and the key
-//! appears when the upload is completed, which is done after the commit: the completion is this destination's rename.
+//! A bucket of S3, GCS or Azure Blob as a destination. A file is uploaded in parts to its final key while its rows stream. The key appears
+//! when the upload is completed, after the commit: the completion is this destination's rename.
 //!
-//! Each attempt has a key of its own, so nobody ever writes to another's, and no answer of a store can mean that the rows have to be
-//! read again. Beside each upload lies a note under a hidden name, so that what an attempt left is found as it is in a folder.
+//! Each attempt has a key of its own, so no attempt writes to another's, and no answer of a store requires to read the rows again. Beside
+//! each upload is a note under a hidden name, so that the sweep finds an abandoned upload as it finds a hidden file in a folder.
 
 mod address;
 pub(super) mod archive;
+mod destination;
 mod draft;
 mod failure;
 mod manifest;
@@ -13,9 +14,11 @@ mod marker;
 mod note;
 mod objects;
 
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use futures_util::TryStreamExt;
 use object_store::multipart::PartId;
 use object_store::path::Path;
@@ -32,7 +35,7 @@ use crate::file::{FileLocation, StagedFile};
 use crate::sink::bucket::draft::Upload;
 use crate::sink::bucket::failure::{is_no_object, is_no_such_upload};
 use crate::sink::bucket::objects::{Objects, path};
-use crate::sink::{Error, MARK, Prepared, Published};
+use crate::sink::{DESTINATION_ID_FILE, Error, Prepared, Published, PublishedFile};
 
 pub use address::{Address, BadAddress};
 pub use objects::Settings;
@@ -43,10 +46,10 @@ const ID_BELIEVED_FOR: Duration = Duration::from_secs(60);
 /// The metadata of an object that says which attempt made it.
 const ATTEMPT: &str = "cdc-export-attempt";
 
-/// A bucket, or what lies in it under a prefix. What a call does and returns is said at the [`Destination`](super::Destination)'s.
+/// A bucket, or the part of it below a prefix. Each function does what the [`Destination`](super::Destination)'s function does.
 ///
 /// # Errors
-/// Every call fails if the bucket doesn't answer or refuses, or has no mark or another one than before.
+/// Every call fails if the bucket doesn't answer or refuses, or has no id or another one than before.
 #[derive(Debug)]
 pub struct Bucket {
     objects: Arc<Objects>,
@@ -54,7 +57,7 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// The bucket of these settings; asks nobody yet.
+    /// Returns the bucket of these settings. Sends no request yet.
     ///
     /// # Errors
     /// If the variables for its cloud are wrong.
@@ -62,36 +65,36 @@ impl Bucket {
         Ok(Bucket { objects: Arc::new(Objects::new(settings)?), id: Mutex::default() })
     }
 
-    /// Gives the bucket its mark, where it has none, and requires that objects can be written.
-    pub async fn prepare(&self) -> Result<Prepared, Error> {
-        let prepared = if self.read_id().await?.is_some() { Prepared::Known } else { self.make_mark().await? };
+    async fn prepare_bucket(&self) -> Result<Prepared, Error> {
+        let prepared = if self.read_id().await?.is_some() { Prepared::Known } else { self.make_id().await? };
         self.fresh_id().await?;
         self.probe().await?;
         Ok(prepared)
     }
 
-    async fn make_mark(&self) -> Result<Prepared, Error> {
+    async fn make_id(&self) -> Result<Prepared, Error> {
         let text = format!("{}\n", Uuid::new_v4());
-        match self.objects.store.put_opts(&self.objects.key(MARK), text.into(), PutMode::Create.into()).await {
-            // Of two processes that start at once one makes it, and both read it.
+        let key = self.objects.key(DESTINATION_ID_FILE);
+        match self.objects.store.put_opts(&key, text.into(), PutMode::Create.into()).await {
+            // If two processes start at once, one writes the id and both read it.
             Ok(_) | Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
                 Ok(Prepared::New)
             }
-            Err(error) => Err(error.into()),
+            Err(error) => Err(self.objects.cannot("write", &key)(error)),
         }
     }
 
-    /// Requires that an object can be made and removed. It has one name for all, so that the next start removes what a process left that
-    /// died in between.
+    /// Checks that an object can be written and removed. The object always has the same name, so the next start removes one that a
+    /// process left behind.
     async fn probe(&self) -> Result<(), Error> {
-        let key = self.objects.key(&format!("{MARK}.probe"));
-        self.objects.store.put(&key, "".into()).await?;
+        let key = self.objects.key(&format!("{DESTINATION_ID_FILE}.probe"));
+        self.objects.store.put(&key, "".into()).await.map_err(self.objects.cannot("write", &key))?;
         failpoint!("start.probed");
         self.objects.delete(&key).await
     }
 
-    /// The bucket's id, which is kept in a small object, its mark. Asked for once a minute.
-    pub async fn id(&self) -> Result<Uuid, Error> {
+    /// Returns the bucket's id, which is in a small object. Reads it once a minute.
+    async fn recent_id(&self) -> Result<Uuid, Error> {
         let known = *self.known_id();
         match known {
             Some((id, asked)) if asked.elapsed() < ID_BELIEVED_FOR => Ok(id),
@@ -99,8 +102,8 @@ impl Bucket {
         }
     }
 
-    /// The bucket's id as it is now.
-    pub async fn fresh_id(&self) -> Result<Uuid, Error> {
+    /// Reads the bucket's id.
+    async fn fresh_id(&self) -> Result<Uuid, Error> {
         let found = self.read_id().await?;
         let mut known = self.known_id();
         let found = match (found, *known) {
@@ -120,25 +123,26 @@ impl Bucket {
     }
 
     async fn read_id(&self) -> Result<Option<Uuid>, Error> {
-        let Some(text) = self.objects.small(&self.objects.key(MARK)).await? else { return Ok(None) };
+        let Some(text) = self.objects.small(&self.objects.key(DESTINATION_ID_FILE)).await? else { return Ok(None) };
         let id = std::str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok());
-        id.map(Some).ok_or_else(|| Error::Io(std::io::Error::other(format!("{MARK} holds no id"))))
+        id.map(Some).ok_or_else(|| Error::Io(std::io::Error::other(format!("{DESTINATION_ID_FILE} holds no id"))))
     }
 
     /// Begins an attempt's upload.
-    pub(super) async fn create(
+    async fn begin_upload(
         &self,
         hidden: &HiddenFile,
         name: &FileName,
         stopped: CancellationToken,
     ) -> Result<Upload, Error> {
-        let id = self.id().await?;
+        let id = self.recent_id().await?;
         let key = self.objects.key(&name.key(hidden));
-        let upload = self.objects.store.create_multipart_opts(&key, self.attributes(hidden, name)).await?;
+        let upload = self.objects.store.create_multipart_opts(&key, self.attributes(hidden, name)).await;
+        let upload = upload.map_err(self.objects.cannot("begin the upload of", &key))?;
         failpoint!("bucket.created");
         let note = note::Note { key: key.to_string(), upload };
         if let Err(error) = self.objects.leave(hidden, &note).await {
-            // Without its note nobody would find it again.
+            // Without its note, no sweep finds the upload.
             let _ = self.objects.store.abort_multipart(&key, &note.upload).await;
             return Err(error);
         }
@@ -149,7 +153,7 @@ impl Bucket {
     ///
     /// # Errors
     /// If the bucket's answer proves nothing.
-    pub async fn publish(&self, file: &StagedFile) -> Result<Published, Error> {
+    async fn complete_upload(&self, file: &StagedFile) -> Result<Published, Error> {
         self.require(file).await?;
         let (key, etag) = match &file.identity.location {
             FileLocation::Object { .. } => return Ok(Published::Done(file.identity.location.clone())),
@@ -158,13 +162,13 @@ impl Bucket {
                 let parts = parts.iter().map(|content_id| PartId { content_id: content_id.clone() }).collect();
                 let completed = self.objects.patient.complete_multipart(&path, upload, parts).await;
                 failpoint!("bucket.completed", Err(Error::Unavailable(std::io::ErrorKind::BrokenPipe.into())));
-                // Neither answer proves anything. An error: another process may have completed it, or this one, whose answer was lost. A
-                // success: some stores say so again of an upload that was completed, and whose object somebody removed.
+                // Neither answer proves anything. After an error, the upload may be completed: by another process, or by a request whose
+                // answer was lost. Some stores report a success again for a completed upload whose object was removed.
                 match (self.object(file, key, None).await?, completed) {
                     (Some(etag), _) => (key, etag),
                     (None, Ok(_)) => return Ok(Published::Gone),
                     (None, Err(error)) if is_no_such_upload(&error) => return Ok(Published::Gone),
-                    (None, Err(error)) => return Err(error.into()),
+                    (None, Err(error)) => return Err(self.objects.cannot("complete the upload of", &path)(error)),
                 }
             }
             FileLocation::Folder { .. } => return Err(Error::Elsewhere),
@@ -174,8 +178,7 @@ impl Bucket {
         Ok(Published::Done(FileLocation::Object { key: key.clone(), etag }))
     }
 
-    /// Where a file is once it is published, as a URL.
-    pub fn location(&self, file: &FileLocation) -> Option<String> {
+    fn url_of(&self, file: &FileLocation) -> Option<String> {
         match file {
             FileLocation::Object { key, .. } | FileLocation::Upload { key, .. } => {
                 Some(self.objects.settings.address.url(key))
@@ -184,14 +187,14 @@ impl Bucket {
         }
     }
 
-    /// The tag of an attempt's object; `None`: there is no object, or another one.
+    /// Returns the tag of an attempt's object, or `None` if there is no object or another one.
     async fn object(&self, file: &StagedFile, key: &str, etag: Option<&str>) -> Result<Option<Option<String>>, Error> {
         let options = GetOptions { head: true, if_match: etag.map(str::to_owned), ..GetOptions::default() };
         let found = match self.objects.store.get_opts(&path(key)?, options).await {
             Ok(found) => found,
             Err(object_store::Error::Precondition { .. }) => return Ok(None),
             Err(object_store::Error::NotFound { .. }) => {
-                // Anybody on the way may say so, without a body.
+                // A proxy may answer so, without a body.
                 return match self.objects.lacks(&path(key)?).await? {
                     true => Ok(None),
                     false => {
@@ -199,7 +202,7 @@ impl Bucket {
                     }
                 };
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(self.objects.cannot("look up", &path(key)?)(error)),
         };
         let attempt = found.attributes.get(&object_store::Attribute::Metadata(ATTEMPT.into()));
         let is_attempts = !self.objects.settings.address.keeps_metadata()
@@ -207,8 +210,7 @@ impl Bucket {
         Ok((is_attempts && found.meta.size == file.identity.bytes).then_some(found.meta.e_tag))
     }
 
-    /// Looks for a published file. `None`: it isn't there any more, or another one is in its place.
-    pub(super) async fn open(&self, file: &StagedFile) -> Result<Option<Object>, Error> {
+    async fn open_object(&self, file: &StagedFile) -> Result<Option<Object>, Error> {
         self.require(file).await?;
         let FileLocation::Object { key, etag } = &file.identity.location else { return Ok(None) };
         let found = self.object(file, key, etag.as_deref()).await?;
@@ -216,8 +218,8 @@ impl Bucket {
         Ok(Some(Object { objects: Arc::clone(&self.objects), key: path(key)?, etag }))
     }
 
-    /// Removes a published file if it is still the one that was recorded, and the upload of one that isn't published.
-    pub async fn remove(&self, file: &StagedFile) -> Result<(), Error> {
+    /// Removes a published file if it is still the recorded one, and aborts the upload of a file that isn't published.
+    async fn remove_object(&self, file: &StagedFile) -> Result<(), Error> {
         self.require(file).await?;
         let (key, etag) = match &file.identity.location {
             FileLocation::Object { key, etag } => (key, etag.as_deref()),
@@ -235,7 +237,7 @@ impl Bucket {
     }
 
     async fn require(&self, file: &StagedFile) -> Result<(), Error> {
-        if self.id().await? == file.destination { Ok(()) } else { Err(Error::Elsewhere) }
+        if self.recent_id().await? == file.destination { Ok(()) } else { Err(Error::Elsewhere) }
     }
 
     fn attributes(&self, hidden: &HiddenFile, name: &FileName) -> object_store::PutMultipartOptions {
@@ -250,34 +252,31 @@ impl Bucket {
     }
 }
 
-/// A published file of a bucket: the very one that was exported.
+/// A published file of a bucket.
 #[derive(Debug)]
-pub struct Object {
+struct Object {
     objects: Arc<Objects>,
     key: Path,
     etag: Option<String>,
 }
 
-impl Object {
-    /// An address that anybody may fetch it at for so long.
-    pub(super) async fn url(&self, lifetime: Duration) -> Result<String, Error> {
+#[async_trait]
+impl PublishedFile for Object {
+    async fn url(&self, lifetime: Duration) -> Result<Option<String>, Error> {
         let Object { objects, key, .. } = self;
-        Ok(objects.store.signed_url(reqwest::Method::GET, key, lifetime).await?.into())
+        let signed = objects.store.signed_url(reqwest::Method::GET, key, lifetime).await;
+        Ok(Some(signed.map_err(objects.cannot("sign the URL of", key))?.into()))
     }
 
-    /// `length` bytes from `from` on.
-    ///
-    /// # Errors
-    /// If the bucket doesn't answer, or the object is another one since it was opened.
-    pub(super) async fn part(self, from: u64, length: u64) -> Result<impl AsyncRead + use<>, Error> {
-        let Object { objects, key, etag } = self;
+    async fn part(self: Box<Self>, from: u64, length: u64) -> Result<Pin<Box<dyn AsyncRead + Send>>, Error> {
+        let Object { objects, key, etag } = *self;
         let range = Some(GetRange::Bounded(from..from + length)).filter(|_| length > 0);
         let options = GetOptions { range, if_match: etag, ..GetOptions::default() };
         let found = match objects.patient.get_opts(&key, options).await {
             Err(object_store::Error::Precondition { .. }) => return Err(Error::Gone),
             Err(error) if is_no_object(&error) => return Err(Error::Gone),
-            found => found?,
+            found => found.map_err(objects.cannot("read", &key))?,
         };
-        Ok(StreamReader::new(found.into_stream().map_err(std::io::Error::other)))
+        Ok(Box::pin(StreamReader::new(found.into_stream().map_err(std::io::Error::other))))
     }
 }

@@ -1,60 +1,54 @@
-//! Files while they are written.
+//! Files that are being written.
 
-use tokio_util::sync::DropGuard;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::file::StagedFile;
 use crate::file::hidden::HiddenFile;
 use crate::file::name::FileName;
-use crate::sink::{Destination, Error, Place};
+use crate::sink::{Destination, Error, Limited};
 
-/// Makes the drafts of one attempt.
+/// Creates the drafts of one attempt. Dropping it stops the drafts.
 #[derive(Debug)]
 pub struct Drafts {
-    pub(super) destination: Destination,
-    pub(super) hidden: HiddenFile,
-    #[cfg_attr(not(feature = "buckets"), expect(dead_code, reason = "a folder has one name for a file"))]
-    pub(super) name: FileName,
-    #[cfg_attr(not(feature = "buckets"), expect(dead_code, reason = "a folder makes nobody wait for long"))]
-    pub(super) stopped: DropGuard,
+    destination: Limited,
+    hidden: HiddenFile,
+    name: FileName,
+    stopped: DropGuard,
 }
 
 impl Drafts {
-    /// Begins a file of the attempt, its parts in their order from 1.
+    /// Prepares the drafts of the attempt whose first hidden file is `hidden`. Creates nothing yet.
+    pub fn new(destination: &Limited, hidden: HiddenFile, name: FileName) -> Drafts {
+        let stopped = CancellationToken::new().drop_guard();
+        Drafts { destination: destination.clone(), hidden, name, stopped }
+    }
+
+    /// Creates the draft of a part. The caller creates the parts in order, from 1.
     ///
     /// # Errors
-    /// If the destination fails or has no room, or this file was begun before.
+    /// If the destination fails or has no room, or this part was created before.
     pub async fn create(&self, part: u32) -> Result<Box<dyn Draft>, Error> {
         let hidden = if part == 1 { self.hidden.clone() } else { self.hidden.with_part(part) };
-        match &self.destination.place {
-            Place::Folder(folder) => {
-                let draft = self.destination.run(folder, move |folder| folder.create(&hidden));
-                Ok(Box::new(draft.await?))
-            }
-            #[cfg(feature = "buckets")]
-            Place::Bucket(bucket) => {
-                let Drafts { name, stopped, .. } = self;
-                let draft = bucket.create(&hidden, name, stopped.token().clone());
-                Ok(Box::new(self.destination.turns.wait(draft).await?))
-            }
-        }
+        self.destination.create(&hidden, &self.name, self.stopped.token()).await
     }
 }
 
-/// A file that is being written, by a thread that may block. Dropped before it is staged, it is removed, by the destination itself or by
-/// its sweep.
+/// A file that is being written, by a thread that may block.
+///
+/// If it is dropped before it is staged, the destination removes it, or its next sweep does.
 pub trait Draft: Send {
-    /// Appends bytes. Where the destination is slower than the caller, it waits.
+    /// Appends bytes. Blocks while the destination is slower than the caller.
     ///
     /// # Errors
-    /// If they can't all be written, leave too little room, or nobody waits for the file any more; the draft is then of no more use.
+    /// If the bytes can't all be written, leave too little room, or the attempt was stopped. The draft is of no more use then.
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error>;
 
-    /// The number of bytes written so far.
+    /// Returns the number of bytes written so far.
     fn size(&self) -> u64;
 
     /// Makes the bytes durable. Nobody sees the file until it is published.
     ///
     /// # Errors
-    /// If the destination fails; the file is removed then.
+    /// If the destination fails. The file is removed then.
     fn stage(self: Box<Self>) -> Result<StagedFile, Error>;
 }

@@ -1,24 +1,24 @@
-//! A folder as a destination: files are written there under hidden names and get their final ones when they are committed.
+//! A folder as a destination. Files are written there under hidden names, and renamed when they are committed.
 //!
-//! Durability: after `stage` of a draft the bytes are on disk, after [`Folder::publish`] the name is too. Every path is one name below the
-//! folder's own descriptor, and symbolic links are not followed. Blocking throughout.
+//! After `stage` of a draft the bytes are on disk. After [`Folder::publish`] the name is too. Every path is one name below the folder's own
+//! descriptor, and symbolic links are not followed. All functions block; [`destination`] runs them on threads.
 
 pub(super) mod archive;
+pub(super) mod destination;
 mod draft;
 mod entries;
-pub(super) mod id;
+mod id;
 mod manifest;
 mod marker;
 mod preparation;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::{Duration, UNIX_EPOCH};
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::Mode;
 use rustix::io::Errno;
 use uuid::Uuid;
 
@@ -26,46 +26,43 @@ use crate::failpoint;
 use crate::file::hidden::HiddenFile;
 use crate::file::{FileLocation, StagedFile};
 use crate::sink::folder::draft::FolderDraft;
-use crate::sink::folder::entries::{
-    create, find, identity, identity_at, is_own_name, open_at, remove_at, rename_without_replacing, require_room,
-};
-use crate::sink::found::Found;
-use crate::sink::{Error, Published};
+use crate::sink::folder::entries::{Dir, identity, is_own_name, open_at, require_room};
+use crate::sink::{Error, Lookup, Published};
 
 const ANOTHER: Error = Error::Replaced("is another folder's");
 
-/// A folder for files, on a disk of this host. What a call does and returns is said at the [`Destination`](super::Destination)'s.
+/// A folder for files, on a disk of this host. Each function does what the [`Destination`](super::Destination)'s function does.
 ///
 /// # Errors
-/// Every call fails if the folder can't be read or written, or has no mark or another one than before.
+/// Every call fails if the folder can't be read or written, or has no id or another one than before.
 #[derive(Debug)]
-pub struct Folder {
+pub(super) struct Folder {
     path: PathBuf,
     file_mode: Option<Mode>,
     id: OnceLock<Uuid>,
 }
 
 impl Folder {
-    /// The folder at `path`; touches nothing yet.
-    pub fn new(path: PathBuf) -> Folder {
+    /// Returns the folder at `path`. Touches nothing yet.
+    pub(super) fn new(path: PathBuf) -> Folder {
         Folder { path, file_mode: None, id: OnceLock::new() }
     }
 
-    /// With this mode for its files, whatever the umask is; `None`: what the umask leaves of 0666. The folder itself, where it
-    /// is made, gets what the umask leaves of 0777.
-    pub fn with_file_mode(self, mode: Option<u32>) -> Folder {
+    /// Sets the mode of the files, whatever the umask is. `None` leaves 0666 to the umask. A folder that the service creates gets 0777
+    /// without the umask's rights.
+    pub(super) fn with_file_mode(self, mode: Option<u32>) -> Folder {
         Folder { file_mode: mode.map(Mode::from_raw_mode), ..self }
     }
 
-    /// The folder's id, which is kept in a small file of the folder, its mark.
-    pub fn destination_id(&self) -> Result<Uuid, Error> {
+    /// Returns the folder's id, which is in a small file of the folder.
+    fn destination_id(&self) -> Result<Uuid, Error> {
         Ok(self.open_with_id()?.1)
     }
 
-    /// The folder, and its id as it reads this very one: where a disk was unmounted, an empty folder answers to the same path,
-    /// and its emptiness says nothing of our files.
-    fn open_with_id(&self) -> Result<(OwnedFd, Uuid), Error> {
-        let dir = self.open_dir()?;
+    /// Opens the folder and reads the id from the same descriptor. After a disk is unmounted, the path leads to another, empty folder,
+    /// which says nothing about this one's files.
+    fn open_with_id(&self) -> Result<(Dir, Uuid), Error> {
+        let dir = Dir::open(&self.path)?;
         let found = match (id::read(&dir)?, self.id.get()) {
             (Some(id), _) => id,
             (None, None) => return Err(Error::Unused),
@@ -77,137 +74,125 @@ impl Folder {
         Ok((dir, found))
     }
 
-    /// The folder, if it is the one that has this file.
-    fn open_for(&self, file: &StagedFile) -> Result<OwnedFd, Error> {
+    /// Opens the folder if it is the one that has this file.
+    fn open_for(&self, file: &StagedFile) -> Result<Dir, Error> {
         let (dir, id) = self.open_with_id()?;
         if id == file.destination { Ok(dir) } else { Err(Error::Elsewhere) }
     }
 
-    /// Begins the hidden file of an attempt.
-    pub(super) fn create(&self, hidden: &HiddenFile) -> Result<FolderDraft, Error> {
+    fn create(&self, hidden: &HiddenFile) -> Result<FolderDraft, Error> {
         failpoint!("sink.create", Err(Error::Full(Errno::NOSPC.into())));
         let (dir, id) = self.open_with_id()?;
-        require_room(&dir)?;
-        let file = create(&dir, &hidden.name, self.file_mode)?;
+        require_room(&dir.fd)?;
+        let file = dir.create(&hidden.name, self.file_mode)?;
         Ok(FolderDraft::new(id, dir, hidden.name.clone(), file))
     }
 
-    /// Gives a staged file its final name and puts the name on disk.
-    pub fn publish(&self, file: &StagedFile, name: &str) -> Result<Published, Error> {
+    fn publish(&self, file: &StagedFile, name: &str) -> Result<Published, Error> {
         self.give_name(file, name, false)
     }
 
-    /// As [`publish`](Folder::publish), of a file that may have another final name.
-    pub fn rename(&self, file: &StagedFile, name: &str) -> Result<Published, Error> {
+    fn rename(&self, file: &StagedFile, name: &str) -> Result<Published, Error> {
         self.give_name(file, name, true)
     }
 
+    /// Renames a staged file and puts the name on disk. `moves` allows to take the file from another final name.
     fn give_name(&self, file: &StagedFile, name: &str, moves: bool) -> Result<Published, Error> {
         failpoint!("sink.publish", Err(Error::Io(Errno::IO.into())));
         let (staged, recorded) = (file.name.as_str(), &file.identity);
-        // The database says so, and who may write there must not move files elsewhere.
+        // The names are the database's. A person who may write there must not move other files.
         if !is_own_name(name) || HiddenFile::read(staged).is_none() {
             return Err(Error::Io(io::Error::other(format!("{name:?} or {staged:?} is no name of ours"))));
         }
         let dir = self.open_for(file)?;
-        let renamed = match rename_without_replacing(&dir, staged, name) {
-            Err(Errno::NOENT) if identity_at(&dir, name)?.as_ref() != Some(recorded) => match find(&dir, recorded)? {
-                // Perhaps it was handed out under that name, and this caller was held up meanwhile.
+        let renamed = match dir.rename_without_replacing(staged, name) {
+            Err(Errno::NOENT) if dir.identity(name)?.as_ref() != Some(recorded) => match dir.locate(recorded)? {
+                // A client may have seen the file under that name, and this caller was held up meanwhile.
                 Some(found) if !moves && !found.starts_with('.') => return Ok(Published::Misnamed),
-                // Who gave it that name was overtaken or died, and it was never recorded.
-                Some(found) => rename_without_replacing(&dir, &found, name),
+                // The process that gave the file that name was overtaken or died, and never recorded the name.
+                Some(found) => dir.rename_without_replacing(&found, name),
                 None => Err(Errno::NOENT),
             },
             renamed => renamed,
         };
         let published = match renamed {
             Ok(()) => Published::Done(recorded.location.clone()),
-            Err(Errno::EXIST | Errno::NOENT) if identity_at(&dir, name)?.as_ref() == Some(recorded) => {
-                // Left by a `link` without its `unlink`, or not there.
-                remove_at(&dir, staged)?;
+            Err(Errno::EXIST | Errno::NOENT) if dir.identity(name)?.as_ref() == Some(recorded) => {
+                // The hidden name is left if a process died between `link` and `unlink`.
+                dir.remove(staged)?;
                 Published::Done(recorded.location.clone())
             }
             Err(Errno::EXIST) => Published::Taken,
             Err(Errno::NOENT) => Published::Gone,
-            Err(errno) => return Err(errno.into()),
+            Err(errno) => return Err(dir.cannot("rename", staged)(errno)),
         };
         failpoint!("sink.publish.renamed", Err(Error::Io(Errno::IO.into())));
-        rustix::fs::fsync(&dir)?;
+        dir.sync()?;
         Ok(published)
     }
 
-    /// Where a file of this name is, as a URL. `None`: the current folder can't be found out.
-    pub fn location(&self, name: &str) -> Option<String> {
+    /// Returns the URL of the file with this name, or `None` if the current folder is unknown.
+    fn location(&self, name: &str) -> Option<String> {
         let path = std::path::absolute(&self.path).ok()?.join(name);
         Some(url::Url::from_file_path(path).ok()?.into())
     }
 
-    /// Opens a published file if it is still the one that was recorded.
-    pub fn open(&self, file: &StagedFile, name: &str) -> Result<Option<File>, Error> {
+    fn open(&self, file: &StagedFile, name: &str) -> Result<Option<File>, Error> {
         let dir = self.open_for(file)?;
         if !is_own_name(name) {
             return Ok(None);
         }
-        match open_at(&dir, name)? {
-            Found::File(_, found) if identity(&found)? == file.identity => Ok(Some(found)),
+        match open_at(&dir.fd, name).map_err(dir.cannot("open", name))? {
+            Lookup::File(_, found) if identity(&found).map_err(dir.cannot("look up", name))? == file.identity => {
+                Ok(Some(found))
+            }
             _ => Ok(None),
         }
     }
 
-    /// Removes a published file if it is still the one that was recorded.
-    pub fn remove(&self, file: &StagedFile, name: &str) -> Result<(), Error> {
+    fn remove(&self, file: &StagedFile, name: &str) -> Result<(), Error> {
         let dir = self.open_for(file)?;
-        if is_own_name(name) && identity_at(&dir, name)?.as_ref() == Some(&file.identity) {
-            remove_at(&dir, name)?;
-            rustix::fs::fsync(&dir)?;
+        if is_own_name(name) && dir.identity(name)?.as_ref() == Some(&file.identity) {
+            dir.remove(name)?;
+            dir.sync()?;
         }
         Ok(())
     }
 
-    /// Removes a staged file that nobody may publish any more, wherever it is.
-    pub fn discard(&self, file: &StagedFile, name: &str) -> Result<(), Error> {
+    fn discard(&self, file: &StagedFile, name: &str) -> Result<(), Error> {
         let dir = self.open_for(file)?;
         if HiddenFile::read(&file.name).is_some() {
-            remove_at(&dir, &file.name)?;
+            dir.remove(&file.name)?;
         }
         self.remove(file, name)
     }
 
-    /// The hidden files that there are.
-    pub fn hidden_files(&self) -> Result<Vec<HiddenFile>, Error> {
+    fn hidden_files(&self) -> Result<Vec<HiddenFile>, Error> {
         let mut found = Vec::new();
         failpoint!("sink.sweep", Err(Error::Io(Errno::IO.into())));
-        for entry in rustix::fs::Dir::new(self.open_with_id()?.0)? {
-            found.extend(HiddenFile::read(&entry?.file_name().to_string_lossy()));
+        let (dir, _) = self.open_with_id()?;
+        for name in dir.names()? {
+            found.extend(HiddenFile::read(&name?.to_string_lossy()));
         }
         Ok(found)
     }
 
-    /// Removes a hidden file, or only one that was last written at least so long ago by the clock of this host, where that is said.
-    /// True: it did.
-    pub fn sweep(&self, hidden: &HiddenFile, unwritten_for: Option<Duration>) -> Result<bool, Error> {
+    /// Compares `unwritten_for` with the clock of this host.
+    fn sweep(&self, hidden: &HiddenFile, unwritten_for: Option<Duration>) -> Result<bool, Error> {
         let (dir, _) = self.open_with_id()?;
         if let Some(time) = unwritten_for {
-            let Some(found) = identity_at(&dir, &hidden.name)? else { return Ok(false) };
+            let Some(found) = dir.identity(&hidden.name)? else { return Ok(false) };
             let FileLocation::Folder { modified_ns, .. } = found.location else { return Ok(false) };
             let modified = UNIX_EPOCH + Duration::from_nanos(modified_ns.unsigned_abs());
             if !modified.elapsed().is_ok_and(|elapsed| elapsed >= time) {
                 return Ok(false);
             }
         }
-        Ok(remove_at(&dir, &hidden.name)?)
+        dir.remove(&hidden.name)
     }
 
-    /// Requires that the folder can take a file now.
-    pub fn require_room(&self) -> Result<(), Error> {
-        let (dir, _) = self.open_with_id()?;
-        rustix::fs::accessat(&dir, ".", rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK, AtFlags::empty())?;
-        require_room(&dir)
-    }
-
-    fn open_dir(&self) -> Result<OwnedFd, Error> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(rustix::fs::open(&self.path, flags, Mode::empty())?)
+    fn require_room(&self) -> Result<(), Error> {
+        self.open_with_id()?.0.require_room()
     }
 }
 
@@ -219,7 +204,7 @@ mod tests {
     use crate::database::DatabaseId;
     use crate::file::FileIdentity;
     use crate::job::{JobId, LeaseToken};
-    use crate::sink::{Draft, MARK};
+    use crate::sink::{DESTINATION_ID_FILE, Draft};
 
     pub(super) fn hidden() -> HiddenFile {
         let database: DatabaseId = "00000000000000ff-1".parse().unwrap();
@@ -241,7 +226,7 @@ mod tests {
 
     fn visible(dir: &tempfile::TempDir) -> Vec<String> {
         let names = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| name != MARK).collect()
+        names.filter(|name| name != DESTINATION_ID_FILE).collect()
     }
 
     #[test]
@@ -306,7 +291,7 @@ mod tests {
             "/tmp/out",
             "a/../../out",
             ".hidden",
-            MARK,
+            DESTINATION_ID_FILE,
             "a\0b",
             "a\nb",
             "a\"b",
@@ -326,13 +311,13 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_is_a_short_file() {
+    fn the_file_of_the_id_is_short() {
         let (dir, folder) = folder();
         let id = folder.destination_id().unwrap();
-        let mark = dir.path().join(MARK);
-        std::fs::write(&mark, format!("{id}{}", " ".repeat(1 << 20))).unwrap();
+        let id_file = dir.path().join(DESTINATION_ID_FILE);
+        std::fs::write(&id_file, format!("{id}{}", " ".repeat(1 << 20))).unwrap();
         assert!(folder.destination_id().is_err(), "a large file");
-        std::fs::write(&mark, format!("{id}\n")).unwrap();
+        std::fs::write(&id_file, format!("{id}\n")).unwrap();
         assert_eq!(folder.destination_id().unwrap(), id);
     }
 

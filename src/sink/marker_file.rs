@@ -1,4 +1,4 @@
-//! The file of a lane's marker: its name and its content, which are the same in every destination.
+//! The file of a lane's marker: its name and its content, which are the same in a folder and in a bucket.
 
 use ring::digest;
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ use crate::job::JobId;
 use crate::job::lane::Lane;
 use crate::job::marker::Marker;
 
-/// The content. Consumer and dataset are for people: the name of the file has only a digest of them.
+/// The content of the file. Consumer and dataset are for people, because the name of the file has only a digest of them.
 #[derive(Serialize, Deserialize)]
 struct Content {
     consumer: String,
@@ -29,10 +29,10 @@ pub struct MarkerFile {
 }
 
 impl MarkerFile {
-    /// The marker file of this lane.
+    /// Returns the marker file of a lane.
     pub fn new(database: &DatabaseId, lane: Lane<'_>) -> MarkerFile {
         let Lane { consumer, dataset } = lane;
-        // A consumer's id has characters that no name should have, and case that some disks don't keep.
+        // The digest avoids the characters of a consumer's id that names can't have, and disks that ignore case.
         let digest = digest::digest(&digest::SHA256, format!("{consumer}\n{dataset}").as_bytes());
         MarkerFile {
             name: format!(".lane-{database}-{}.json", hex::encode(&digest.as_ref()[..16])),
@@ -42,13 +42,13 @@ impl MarkerFile {
         }
     }
 
-    /// Its name.
+    /// Returns the name of the file.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Reads its content. Returns [`Marker::unreadable`] if it was damaged, or is that of another lane: a destination writes it whole
-    /// before it gives it its name.
+    /// Parses the content. Returns [`Marker::unreadable`] if the content was damaged, or is that of another lane. It is never half written,
+    /// because a destination writes the file before naming it.
     pub(super) fn parse(&self, text: &[u8]) -> Marker {
         let content: Option<Content> = serde_json::from_slice(text).ok();
         let content = content.filter(|read| read.consumer == self.consumer && read.dataset == self.dataset);
@@ -56,14 +56,14 @@ impl MarkerFile {
         marker.unwrap_or_else(Marker::unreadable)
     }
 
-    /// Its content with this marker.
+    /// Returns the content of the file with this marker.
     pub(super) fn text(&self, marker: &Marker) -> std::io::Result<String> {
         let (consumer, dataset) = (self.consumer.clone(), self.dataset.clone());
         let content = Content { consumer, dataset, job: marker.job.as_uuid(), sha256: marker.sha256.clone() };
         Ok(serde_json::to_string(&content).map_err(std::io::Error::other)? + "\n")
     }
 
-    /// The hidden file in which a marker is written before it has its name.
+    /// Returns the hidden file in which a marker is written before it gets its name.
     pub(super) fn draft(&self, marker: &Marker) -> HiddenFile {
         HiddenFile::of_marker(&self.database, marker.job)
     }

@@ -1,56 +1,26 @@
-//! Files that are handed out.
+//! Files that clients download.
 
-use std::fs::File;
-use std::io::SeekFrom;
+use std::fmt;
 use std::pin::Pin;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
+use async_trait::async_trait;
+use tokio::io::AsyncRead;
 
 use crate::sink::Error;
-#[cfg(feature = "buckets")]
-use crate::sink::bucket;
 
-/// As much of a file is read ahead for a client, in bytes; by default tokio would keep up to 2 MiB.
-const READ_BYTES: usize = 64 * 1024;
-
-/// A published file, open: the very one that was exported.
-#[derive(Debug)]
-pub enum PublishedFile {
-    /// In a folder.
-    Folder(File),
-    /// In a bucket.
-    #[cfg(feature = "buckets")]
-    Object(bucket::Object),
-}
-
-impl PublishedFile {
-    /// An address that anybody may fetch the file at for so long. `None`: it is in a folder.
+/// A published file, open. It is the file that was exported, even if another file gets its name meanwhile.
+#[async_trait]
+pub trait PublishedFile: fmt::Debug + Send + Sync {
+    /// Returns a URL at which anybody can fetch the file for this long, or `None` if the destination has no such URLs.
     ///
     /// # Errors
-    /// If the credentials can't sign one.
-    pub async fn url(&self, lifetime: Duration) -> Result<Option<String>, Error> {
-        match self {
-            PublishedFile::Folder(_) => Ok(None),
-            #[cfg(feature = "buckets")]
-            PublishedFile::Object(object) => object.url(lifetime).await.map(Some),
-        }
-    }
+    /// If the credentials can't sign a URL.
+    async fn url(&self, lifetime: Duration) -> Result<Option<String>, Error>;
 
-    /// `length` bytes from `from` on.
+    /// Reads `length` bytes from the offset `from`.
     ///
     /// # Errors
-    /// If the file can't be read there.
-    pub async fn part(self, from: u64, length: u64) -> Result<Pin<Box<dyn AsyncRead + Send>>, Error> {
-        match self {
-            PublishedFile::Folder(file) => {
-                let mut file = tokio::fs::File::from_std(file);
-                file.set_max_buf_size(READ_BYTES);
-                file.seek(SeekFrom::Start(from)).await?;
-                Ok(Box::pin(file.take(length)))
-            }
-            #[cfg(feature = "buckets")]
-            PublishedFile::Object(object) => Ok(Box::pin(object.part(from, length).await?)),
-        }
-    }
+    /// If the file can't be read there, or was replaced since it was opened.
+    async fn part(self: Box<Self>, from: u64, length: u64) -> Result<Pin<Box<dyn AsyncRead + Send>>, Error>;
 }

@@ -1,28 +1,62 @@
-//! What an operator says of where the files go.
+//! The operator's choice of a destination. The only file that knows which implementations there are.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
 
 #[cfg(feature = "buckets")]
-use crate::sink::bucket;
+use crate::sink::bucket::{self, Bucket, archive::BucketArchive};
+use crate::sink::folder::archive::FolderArchive;
+use crate::sink::folder::{Folder, destination::FolderDestination};
+use crate::sink::{Archive, Destination, Error, Limited};
 
-/// What an operator may set.
+/// The destination of the files.
 #[derive(Clone, Debug)]
 pub enum Settings {
-    /// The files go to a folder on a disk of this host.
+    /// A folder on a disk of this host.
     Folder {
-        /// The folder.
+        /// The path of the folder.
         path: PathBuf,
-        /// The mode of the files; `None`: what the umask leaves.
+        /// The mode of the files. `None` leaves it to the umask.
         file_mode: Option<u32>,
     },
-    /// They go to a bucket.
+    /// A bucket of an object store.
     #[cfg(feature = "buckets")]
     Bucket(bucket::Settings),
 }
 
 impl Settings {
-    /// The folder on a disk of this host, if the files go to one.
+    /// Returns the destination of these settings, limited for the workers of a process. Touches nothing yet.
+    ///
+    /// # Errors
+    /// If the settings can't be used.
+    pub fn destination(&self) -> Result<Limited, Error> {
+        let destination: Arc<dyn Destination> = match self {
+            Settings::Folder { path, file_mode } => {
+                Arc::new(FolderDestination::new(Folder::new(path.clone()).with_file_mode(*file_mode)))
+            }
+            #[cfg(feature = "buckets")]
+            Settings::Bucket(bucket) => Arc::new(Bucket::new(bucket.clone())?),
+        };
+        Ok(Limited::new(destination))
+    }
+
+    /// Opens the folder or bucket of these settings for reading. `runtime` runs the requests to a bucket.
+    ///
+    /// # Errors
+    /// If it is missing or can't be listed.
+    pub fn archive(&self, runtime: &Handle) -> Result<Box<dyn Archive>, Error> {
+        let _ = runtime;
+        Ok(match self {
+            Settings::Folder { path, .. } => Box::new(FolderArchive::open(path)?),
+            #[cfg(feature = "buckets")]
+            Settings::Bucket(bucket) => Box::new(BucketArchive::open(Bucket::new(bucket.clone())?, runtime.clone())?),
+        })
+    }
+
+    /// Returns the path of the folder, or `None` if the files go to a bucket.
     pub fn folder(&self) -> Option<&Path> {
         match self {
             Settings::Folder { path, .. } => Some(path),
@@ -32,7 +66,7 @@ impl Settings {
     }
 }
 
-/// As it is called in the settings: a path, or a URL.
+/// Writes the destination as the settings have it: a path or a URL.
 impl fmt::Display for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -4,11 +4,15 @@ mod between;
 mod manifests;
 mod outages;
 
+use std::time::Duration;
+
+use cdc_export::sink::{Address, BucketSettings, Settings};
 use nix::sys::signal::Signal;
 use ring::{digest, hmac};
 use serde_json::{Value, json};
 
 use crate::crashes::killed_by_an_export;
+use crate::destinations::keeps_its_contract;
 use crate::harness::{Csv, Database, Service, Start, client_builder, eventually, option_env, refusal};
 
 /// What lets anybody use the emulator of Azure, whose key is public, until the year 2099.
@@ -48,6 +52,19 @@ async fn buckets() -> Vec<Bucket> {
         }
     }
     found
+}
+
+#[tokio::test]
+async fn a_bucket_keeps_the_contract_of_a_destination() {
+    for bucket in buckets().await {
+        let variables = bucket.variables();
+        let variables = || variables.iter().map(|(name, value)| (*name, value.as_str()));
+        let (_, url) = variables().find(|(name, _)| *name == "OUTPUT_URL").unwrap();
+        let address = Address::read(url, variables()).unwrap();
+        let stall = Duration::from_secs(30);
+        let settings = Settings::Bucket(BucketSettings { address, part_bytes: 5 << 20, uploads: 2, stall });
+        keeps_its_contract(|| settings.destination().unwrap()).await;
+    }
 }
 
 impl Bucket {

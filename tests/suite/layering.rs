@@ -264,6 +264,20 @@ fn what_only_some_modules_name() {
     }
 }
 
+/// `sink::Settings` chooses the implementation of a destination. Beside it, only the lines that declare the module name the feature.
+#[test]
+fn only_the_choice_of_a_destination_knows_the_feature_of_buckets() {
+    let cfg = "cfg(feature = \"buckets\")";
+    for (file, code) in &code_by_module()["sink"] {
+        let most = match file.as_str() {
+            "sink.rs" => 2,
+            "sink/settings.rs" => usize::MAX,
+            _ => 0,
+        };
+        assert!(code.matches(cfg).count() <= most, "src/{file}");
+    }
+}
+
 #[test]
 fn every_statement_is_headed_by_its_name() {
     for (module, files) in code_by_module()

@@ -24,6 +24,7 @@ mod crashes;
 mod datasets;
 mod ddl;
 mod demo;
+mod destinations;
 mod docs;
 mod download;
 mod drain;

@@ -105,7 +105,7 @@ impl RowCounter {
 /// # Errors
 /// If the file isn't Parquet, or can't be read.
 #[cfg(feature = "parquet")]
-pub(super) fn rows_of_parquet(bytes: u64, file: &ArchivedFile) -> io::Result<u64> {
+pub(super) fn rows_of_parquet(bytes: u64, file: &dyn ArchivedFile) -> io::Result<u64> {
     use parquet::file::metadata::{FooterTail, ParquetMetaDataReader};
 
     /// The longest footer that is read, in bytes.
@@ -125,7 +125,7 @@ pub(super) fn rows_of_parquet(bytes: u64, file: &ArchivedFile) -> io::Result<u64
 
 /// Fails: this build has no reader of Parquet.
 #[cfg(not(feature = "parquet"))]
-pub(super) fn rows_of_parquet(_bytes: u64, _file: &ArchivedFile) -> io::Result<u64> {
+pub(super) fn rows_of_parquet(_bytes: u64, _file: &dyn ArchivedFile) -> io::Result<u64> {
     Err(io::Error::other(
         "this build can't count the rows of Parquet: build it with `cargo build --release --features full`",
     ))

@@ -1,4 +1,4 @@
-//! Where a bucket is, and the clients that reach it.
+//! The address of a bucket, and the clients that reach it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,23 +15,23 @@ use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
 use crate::tls;
 
-/// A store that takes objects whole and in parts, and signs addresses of them.
+/// A client that writes objects whole and in parts, and signs URLs.
 pub(super) trait Remote: ObjectStore + MultipartStore + Signer {}
 impl<T: ObjectStore + MultipartStore + Signer> Remote for T {}
 
 pub(super) type Client = Arc<dyn Remote>;
 
-/// How long a connection may take to be made.
+/// The timeout of a connection attempt.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Tries again what may pass, for a shorter time than a lease lasts: those who call go on from there.
+/// Returns the retries of a request. They take less time than a lease; the callers try again after that.
 fn retries() -> RetryConfig {
     let backoff =
         BackoffConfig { init_backoff: Duration::from_millis(100), max_backoff: Duration::from_secs(5), base: 2.0 };
     RetryConfig { backoff, max_retries: 4, retry_timeout: Duration::from_secs(20) }
 }
 
-/// Whose bucket it is.
+/// The provider of a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cloud {
     S3,
@@ -40,7 +40,7 @@ enum Cloud {
 }
 
 impl Cloud {
-    /// How its variables' names begin.
+    /// Returns the prefix of its variables' names.
     fn variables(self) -> &'static str {
         match self {
             Cloud::S3 => "AWS_",
@@ -50,21 +50,21 @@ impl Cloud {
     }
 }
 
-/// What keeps a bucket from being reached by what an operator has said.
+/// A fault in the address of a bucket.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadAddress {
-    /// The URL is none of a bucket.
+    /// The URL is not that of a bucket.
     #[error("none of s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX and file:///PATH")]
     NotABucket,
-    /// A variable has a line break, which no request can carry.
+    /// A variable has a line break or another control character, which a request can't contain.
     #[error("{0} has a line break or another control character")]
     Control(String),
-    /// A variable has to be an address.
+    /// A variable is not the URL that it has to be.
     #[error("{0} is no address as https://HOST:PORT, without a name or a password in it")]
     NotAnAddress(String),
 }
 
-/// Where a bucket is, with the variables of its cloud: credentials, region, endpoint.
+/// The URL of a bucket, with the variables of its cloud: credentials, region, endpoint.
 #[derive(Clone)]
 pub struct Address {
     cloud: Cloud,
@@ -74,10 +74,10 @@ pub struct Address {
 }
 
 impl Address {
-    /// The bucket at this URL, reached by those of `variables` that are its cloud's.
+    /// Parses a URL, and takes the variables of its cloud from `variables`.
     ///
     /// # Errors
-    /// If it is no such URL, or a variable can't be used.
+    /// If the URL is not that of a bucket, or a variable can't be used.
     pub fn read<'v>(url: &str, variables: impl IntoIterator<Item = (&'v str, &'v str)>) -> Result<Address, BadAddress> {
         let (scheme, rest) = url.split_once("://").ok_or(BadAddress::NotABucket)?;
         let cloud = match scheme {
@@ -95,13 +95,13 @@ impl Address {
         let of_cloud = |(name, _): &(&str, &str)| name.starts_with(cloud.variables());
         let own = |(name, value): (&str, &str)| (name.to_lowercase(), value.to_owned());
         let mut variables: Vec<_> = variables.into_iter().filter(of_cloud).map(own).collect();
-        // How long requests may take is decided here.
+        // The timeouts are the service's own.
         variables.retain(|(name, _)| !name.ends_with("_timeout"));
-        // Of two names for one thing the same one wins each time.
+        // If two variables mean the same, the order decides which one counts.
         variables.sort_unstable();
         for (name, value) in &variables {
             let told = || name.to_uppercase();
-            // The text of a service account's key has lines.
+            // The key of a service account has line breaks.
             if value.contains(char::is_control) && !name.ends_with("_account_key") {
                 return Err(BadAddress::Control(told()));
             }
@@ -113,30 +113,30 @@ impl Address {
         Ok(Address { cloud, bucket: bucket.to_owned(), prefix, variables })
     }
 
-    /// Whether its objects have metadata that are given with an upload.
+    /// Returns true if an upload can give its object metadata.
     pub(super) fn keeps_metadata(&self) -> bool {
         self.cloud != Cloud::Azure
     }
 
-    /// Whether a part may have no bytes.
+    /// Returns true if a part may be empty.
     pub(super) fn takes_empty_parts(&self) -> bool {
         self.cloud != Cloud::Azure
     }
 
-    /// A client with these options.
+    /// Returns a client with these options.
     pub(super) fn client(&self, options: ClientOptions) -> Result<Client, object_store::Error> {
         tls::provide();
         let options = options.with_connect_timeout(CONNECT_TIMEOUT);
-        // Variables that a cloud's other programs read, and this client doesn't, are passed over.
+        // Ignores variables that only other programs of the cloud read.
         Ok(match self.cloud {
             Cloud::S3 => {
                 let mut builder = AmazonS3Builder::new().with_client_options(options).with_retry(retries());
-                // An answer to a request for many tells of a refusal as if it were a success.
+                // The answer to a bulk deletion reports a refusal as a success.
                 builder = builder.with_config(AmazonS3ConfigKey::DisableBulkDelete, "true");
                 let is_endpoint =
                     |name: &str| matches!(name, "aws_endpoint" | "aws_endpoint_url" | "aws_endpoint_url_s3");
                 if !self.variables.iter().any(|(name, _)| is_endpoint(name)) {
-                    // S3 refuses a part then that changed on the way.
+                    // With a checksum, S3 refuses a part that changed on the way.
                     builder = builder.with_checksum_algorithm(Checksum::SHA256);
                 }
                 builder = self.parsed().fold(builder, |builder, (key, value)| builder.with_config(key, value));
@@ -155,7 +155,7 @@ impl Address {
         })
     }
 
-    /// The variable whose value keeps a client from being made: without it one could be.
+    /// Returns the variable that prevents a client: without it, a client can be made.
     pub(super) fn culprit(&self) -> Option<String> {
         let is_to_blame = |(at, _): &(usize, _)| {
             let mut without = self.clone();
@@ -170,7 +170,7 @@ impl Address {
         self.variables.iter().filter_map(|(name, value)| Some((name.parse().ok()?, value.as_str())))
     }
 
-    /// The URL of an object.
+    /// Returns the URL of an object.
     pub(super) fn url(&self, key: &str) -> String {
         let Address { bucket, .. } = self;
         match self.cloud {
@@ -187,14 +187,14 @@ impl fmt::Display for Address {
     }
 }
 
-/// Without the variables, which have secrets.
+/// Leaves out the variables, which have secrets.
 impl fmt::Debug for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Address({self})")
     }
 }
 
-/// Whether it is an address of HTTP without a password, which error messages would show.
+/// Returns true for an HTTP URL without a password, because error messages show the URL.
 fn is_plain(address: &str) -> bool {
     url::Url::parse(address).is_ok_and(|url| {
         matches!(url.scheme(), "http" | "https")

@@ -1,4 +1,4 @@
-//! A bucket that is read as it is found, by threads that wait for its answers.
+//! A bucket as an [`Archive`], read by threads that wait for the answers.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -11,33 +11,33 @@ use object_store::{GetOptions, ObjectStore};
 use tokio::runtime::Handle;
 
 use crate::manifest;
-use crate::sink::Error;
 use crate::sink::bucket::Bucket;
 use crate::sink::bucket::address::Client;
 use crate::sink::bucket::failure::is_no_object;
 use crate::sink::bucket::objects::path;
-use crate::sink::found::Found;
+use crate::sink::{Archive, ArchivedFile, Error, Lookup};
 
-/// How many names `{dataset}/{consumer}/_manifests/{number}.json` has.
+/// The number of names in `{dataset}/{consumer}/_manifests/{number}.json`.
 const DEPTH: usize = 4;
 
-/// A bucket, or what lies in it under a prefix.
+/// A bucket, or the part of it below a prefix, that is open for reading.
 #[derive(Debug)]
-pub struct Shelf {
+pub(in crate::sink) struct BucketArchive {
     bucket: Bucket,
     runtime: Handle,
 }
 
-impl Shelf {
-    pub(in crate::sink) fn open(bucket: Bucket, runtime: Handle) -> Result<Shelf, Error> {
-        let shelf = Shelf { bucket, runtime };
-        match shelf.list().next() {
+impl BucketArchive {
+    /// Opens the bucket, if it can be listed. `runtime` runs the requests.
+    pub(in crate::sink) fn open(bucket: Bucket, runtime: Handle) -> Result<BucketArchive, Error> {
+        let archive = BucketArchive { bucket, runtime };
+        match archive.list().next() {
             Some(Err(error)) => Err(error),
-            _ => Ok(shelf),
+            _ => Ok(archive),
         }
     }
 
-    /// The keys below the prefix.
+    /// Lists the keys below the prefix.
     fn list(&self) -> impl Iterator<Item = Result<String, Error>> + use<> {
         let objects = &self.bucket.objects;
         let prefix = &objects.settings.address.prefix;
@@ -52,13 +52,29 @@ impl Shelf {
             })
         })
     }
+}
 
-    pub(in crate::sink) fn manifests(&self) -> impl Iterator<Item = Result<String, Error>> + use<> {
-        let is_manifest = |key: &String| manifest::is_key(key) && key.split('/').count() == DEPTH;
-        self.list().filter(move |key| key.as_ref().map_or(true, is_manifest))
+impl Archive for BucketArchive {
+    /// Checks nothing, because the store's answer to each request says if the bucket can't be read.
+    fn require(&self) -> Result<(), Error> {
+        Ok(())
     }
 
-    pub(in crate::sink) fn open_file(&self, name: &str) -> Result<Found<ObjectReader>, Error> {
+    /// Returns at least 16, because each reader waits for its answer most of the time.
+    fn readers(&self, cores: usize) -> usize {
+        cores.max(16)
+    }
+
+    fn failure(&self, error: io::Error) -> Error {
+        Error::Unavailable(error)
+    }
+
+    fn manifests(&self) -> Result<Box<dyn Iterator<Item = Result<String, Error>> + '_>, Error> {
+        let is_manifest = |key: &String| manifest::is_key(key) && key.split('/').count() == DEPTH;
+        Ok(Box::new(self.list().filter(move |key| key.as_ref().map_or(true, is_manifest))))
+    }
+
+    fn open_file(&self, name: &str) -> Result<Lookup<Box<dyn ArchivedFile>>, Error> {
         let objects = &self.bucket.objects;
         let prefix = &objects.settings.address.prefix;
         let key = if prefix.as_ref().is_empty() { path(name)? } else { path(&format!("{prefix}/{name}"))? };
@@ -74,18 +90,18 @@ impl Shelf {
                     body,
                     rest: Bytes::new(),
                 };
-                Ok(Found::File(bytes, reader))
+                Ok(Lookup::File(bytes, Box::new(reader)))
             }
-            Err(error) if is_no_object(&error) => Ok(Found::Nothing),
+            Err(error) if is_no_object(&error) => Ok(Lookup::Nothing),
             Err(error) => Err(error.into()),
         }
     }
 }
 
-/// An object whose bytes arrive.
-// Parquet alone is read from its end.
+/// An object whose bytes are arriving.
+// Only Parquet is read from its end.
 #[cfg_attr(not(feature = "parquet"), expect(dead_code))]
-pub struct ObjectReader {
+struct ObjectReader {
     client: Client,
     runtime: Handle,
     key: Path,
@@ -100,10 +116,10 @@ impl fmt::Debug for ObjectReader {
     }
 }
 
-impl ObjectReader {
-    /// The bytes from `from` on that fill the buffer, of the same object.
+impl ArchivedFile for ObjectReader {
+    /// Reads from the same version of the object.
     #[cfg(feature = "parquet")]
-    pub(in crate::sink) fn read_at(&self, buffer: &mut [u8], from: u64) -> io::Result<()> {
+    fn read_at(&self, buffer: &mut [u8], from: u64) -> io::Result<()> {
         let range = object_store::GetRange::Bounded(from..from + buffer.len() as u64);
         let options = GetOptions { range: Some(range), if_match: self.etag.clone(), ..GetOptions::default() };
         let read = async { self.client.get_opts(&self.key, options).await?.bytes().await };

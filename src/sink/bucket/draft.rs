@@ -1,4 +1,4 @@
-//! A file while it is uploaded: hashed on the way, gathered into parts, of which some are on their way at once.
+//! A draft in a bucket: an upload that is hashed on the way and cut into parts. Several parts are uploaded at once.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,29 +19,29 @@ use crate::sink::bucket::note::Note;
 use crate::sink::bucket::objects::{Objects, path};
 use crate::sink::{Draft, Error};
 
-/// As many parts as every store takes.
+/// The number of parts that every store takes.
 const MOST_PARTS: usize = 10_000;
 
-/// The pauses after a part that was refused.
+/// The pauses between the tries to upload a part.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(15));
 
-/// A file that is being uploaded, by a thread that may block. Dropped before it is staged, its upload is left to the sweep.
-pub(in crate::sink) struct Upload {
+/// A file that is being uploaded. If it is dropped before it is staged, the sweep aborts the upload.
+pub(super) struct Upload {
     objects: Arc<Objects>,
     destination: Uuid,
     hidden_name: String,
     note: Note,
-    /// Nobody waits for the file any more.
+    /// Cancelled when nobody waits for the file any more.
     stopped: CancellationToken,
     sha256: digest::Context,
     size: u64,
-    /// What is gathered for the next part, and its bytes.
+    /// The content of the next part, and its size.
     gathered: Vec<Bytes>,
     gathered_bytes: usize,
     begun: usize,
-    /// The parts on their way; dropped, they are given up.
+    /// The parts that are being uploaded. Dropping the set gives them up.
     on_their_way: JoinSet<Result<(usize, String), Error>>,
-    /// Ids of the parts that arrived, in any order.
+    /// The numbers and ids of the parts that arrived, in no order.
     arrived: Vec<(usize, String)>,
 }
 
@@ -69,7 +69,7 @@ impl Upload {
         }
     }
 
-    /// Sends what is gathered as the next part.
+    /// Begins to upload the gathered bytes as the next part.
     fn send(&mut self) -> Result<(), Error> {
         if self.begun == MOST_PARTS {
             return Err(Error::TooLarge(self.size));
@@ -83,7 +83,7 @@ impl Upload {
         Ok(())
     }
 
-    /// Waits until no more than so many parts are on their way.
+    /// Waits until at most this number of parts are being uploaded.
     fn wait_for(&mut self, most: usize) -> Result<(), Error> {
         let Upload { on_their_way, arrived, stopped, .. } = self;
         Handle::current().block_on(async {
@@ -104,7 +104,7 @@ impl Upload {
 }
 
 impl Draft for Upload {
-    /// Waits while as many parts are on their way as may be: that is what bounds memory.
+    /// Blocks while the configured number of parts is being uploaded. This bounds the memory of an upload.
     fn write(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
         self.sha256.update(bytes);
         self.size += bytes.len() as u64;
@@ -125,7 +125,7 @@ impl Draft for Upload {
         self.size
     }
 
-    /// Uploads what is left, and waits until the store has all of it.
+    /// Uploads the rest, and waits until the store has all parts.
     fn stage(mut self: Box<Self>) -> Result<StagedFile, Error> {
         // An empty file has an empty part, where a store takes one.
         if self.gathered_bytes > 0 || (self.begun == 0 && self.objects.settings.address.takes_empty_parts()) {
@@ -143,7 +143,7 @@ impl Draft for Upload {
     }
 }
 
-/// Uploads a part, again and again while the store fails in a way that may pass.
+/// Uploads a part. Tries again while the store fails in a way that may pass.
 async fn part(objects: Arc<Objects>, note: Note, number: usize, payload: PutPayload) -> Result<(usize, String), Error> {
     failpoint!("bucket.part", Err(Error::Unavailable(std::io::ErrorKind::BrokenPipe.into())));
     let (key, begun) = (path(&note.key)?, Instant::now());
@@ -155,7 +155,7 @@ async fn part(objects: Arc<Objects>, note: Note, number: usize, payload: PutPayl
         };
         let pause = backoff.next_pause();
         if !may_pass(&error) || begun.elapsed() + pause > objects.settings.stall {
-            return Err(error.into());
+            return Err(objects.cannot("upload a part of", &key)(error));
         }
         tokio::time::sleep(pause).await;
     }

@@ -1,35 +1,36 @@
-//! What a store's errors mean. No text has a key, a secret or an address: callers show it to clients.
+//! The meaning of an object store's errors.
+//!
+//! The text of an [`Error`] has no key, secret or address, because clients see it. The error's source has the operation and the key.
 
 use crate::sink::Error;
 
-/// The codes by which stores tell that an upload was completed or aborted.
+/// The codes of an upload that was completed or aborted.
 const NO_SUCH_UPLOAD: [&str; 3] = ["NoSuchUpload", "InvalidBlockList", "InvalidPart"];
 
-/// The codes by which they tell that an object isn't there.
+/// The codes of a missing object.
 const NO_OBJECT: [&str; 2] = ["NoSuchKey", "BlobNotFound"];
 
-/// The codes by which they tell that the bucket itself isn't there.
+/// The codes of a missing bucket.
 const NO_BUCKET: [&str; 3] = ["NoSuchBucket", "ContainerNotFound", "InvalidBucketName"];
 
-/// The codes of status 400 that tell of bytes which were lost or changed on the way, or came too slowly.
+/// The codes of status 400 for bytes that were lost or changed on the way, or arrived too slowly.
 const HARMED_ON_THE_WAY: [&str; 5] =
     ["BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch", "Md5Mismatch"];
 
-/// How the client for Azure begins to tell of a deletion that failed; the object's key follows.
+/// The beginning of the message of Azure's client for a failed deletion. The object's key follows.
 const DELETION: &str = "Bulk delete request failed for key ";
 
-/// Whether a store says that it has no such upload (any more). A 404 without its code may be anybody's, as that of a proxy whose store is
-/// being exchanged.
+/// Returns true if the store says by its code that it has no such upload. A 404 without a code may be that of a proxy.
 pub(super) fn is_no_such_upload(error: &object_store::Error) -> bool {
     has_code(error, &NO_SUCH_UPLOAD)
 }
 
-/// Whether a store says that it has no such object, by its code too.
+/// Returns true if the store says by its code that it has no such object.
 pub(super) fn is_no_object(error: &object_store::Error) -> bool {
     has_code(error, &NO_OBJECT)
 }
 
-/// Whether the same request may succeed a while later.
+/// Returns true if the same request may succeed later.
 pub(super) fn may_pass(error: &object_store::Error) -> bool {
     match error {
         object_store::Error::Generic { .. } => {
@@ -41,17 +42,50 @@ pub(super) fn may_pass(error: &object_store::Error) -> bool {
     }
 }
 
+/// For errors whose caller names the object: those of an [`Archive`](crate::sink::Archive).
 impl From<object_store::Error> for Error {
     fn from(error: object_store::Error) -> Error {
-        let cause = cause(&error);
-        let text = std::io::Error::other(told(&cause));
+        Error::from_store(&error, std::io::Error::other)
+    }
+}
+
+/// The answer to a failed request. The text is the store's own, and the source says which request it was.
+#[derive(Debug, thiserror::Error)]
+#[error("{answer}")]
+struct FailedRequest {
+    answer: String,
+    #[source]
+    request: Request,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {verb} {url}")]
+struct Request {
+    verb: &'static str,
+    url: String,
+}
+
+/// Returns a function that converts the error of a failed request about the object at `url`.
+pub(super) fn cannot(verb: &'static str, url: String) -> impl FnOnce(object_store::Error) -> Error {
+    move |error| {
+        Error::from_store(&error, |answer| {
+            std::io::Error::other(FailedRequest { answer, request: Request { verb, url } })
+        })
+    }
+}
+
+impl Error {
+    /// Returns the variant for a store's error. `source` makes the source of the store's answer.
+    fn from_store(error: &object_store::Error, source: impl FnOnce(String) -> std::io::Error) -> Error {
+        let cause = cause(error);
+        let text = source(told(&cause));
         match error {
-            _ if has_code(&error, &NO_BUCKET) => Error::Missing(text),
+            _ if has_code(error, &NO_BUCKET) => Error::Missing(text),
             object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
                 Error::ReadOnly(text)
             }
             _ if cause.starts_with(DELETION) && cause.ends_with("(code: 403)") => Error::ReadOnly(text),
-            _ if has_code(&error, &["QuotaExceeded"]) => Error::Full(text),
+            _ if has_code(error, &["QuotaExceeded"]) => Error::Full(text),
             _ => Error::Unavailable(text),
         }
     }
@@ -61,8 +95,8 @@ fn has_code(error: &object_store::Error, codes: &[&str]) -> bool {
     code(&cause(error)).is_some_and(|code| codes.contains(&code.as_str()))
 }
 
-/// The last of an error's causes, which has the store's answer, or the system's own words. Those above it have the request's address too, in
-/// which stand names that others chose, and perhaps a password.
+/// Returns the last of an error's causes, which has the answer of the store or the system. The causes above it have the request's address,
+/// with names that others chose and perhaps a password.
 pub(super) fn cause(error: &object_store::Error) -> String {
     let mut last: &dyn std::error::Error = error;
     while let Some(next) = last.source() {
@@ -71,7 +105,7 @@ pub(super) fn cause(error: &object_store::Error) -> String {
     last.to_string()
 }
 
-/// The code of a store's answer.
+/// Returns the code of a store's answer.
 fn code(answer: &str) -> Option<String> {
     element(answer, "Code")
 }
@@ -81,7 +115,7 @@ fn element(answer: &str, name: &str) -> Option<String> {
     Some(rest.split_once("</")?.0.to_owned())
 }
 
-/// What an operator needs of it: the store's code and message where it answered with them.
+/// Returns the part of an answer that an operator needs: the store's code and message if the answer has them.
 fn told(answer: &str) -> String {
     const MOST: usize = 300;
     // The key has names that others chose.

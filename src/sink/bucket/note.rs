@@ -1,4 +1,4 @@
-//! Notes: small objects that name uploads, under the hidden names of attempts. Uploads themselves can't be listed by every store.
+//! Notes: small objects that name uploads, under the hidden names of attempts. Not every store can list its uploads.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::sink::bucket::Bucket;
 use crate::sink::bucket::failure::is_no_such_upload;
 use crate::sink::bucket::objects::{Objects, path};
 
-/// Where the notes lie, below the prefix.
+/// The folder of the notes, below the prefix.
 const NOTES: &str = ".uploads";
 
 /// An upload that is not completed.
@@ -28,10 +28,11 @@ pub(super) struct Note {
 }
 
 impl Objects {
-    /// Leaves a note of an attempt's upload.
+    /// Writes the note of an attempt's upload.
     pub(super) async fn leave(&self, hidden: &HiddenFile, note: &Note) -> Result<(), Error> {
         let text = serde_json::to_vec(note).map_err(std::io::Error::other)?;
-        self.store.put(&self.note_key(&hidden.name), Bytes::from(text).into()).await?;
+        let key = self.note_key(&hidden.name);
+        self.store.put(&key, Bytes::from(text).into()).await.map_err(self.cannot("write", &key))?;
         Ok(())
     }
 
@@ -40,13 +41,13 @@ impl Objects {
         self.delete(&self.note_key(hidden_name)).await
     }
 
-    /// Aborts an upload: what was uploaded goes, and no attempt that still runs adds to it. One that isn't there is fine. Azure knows no
-    /// aborting, and drops by itself what nobody completed within a week.
+    /// Aborts an upload, so its parts are removed and an attempt that still runs can't add any. Does nothing if there is no such upload.
+    /// Azure can't abort an upload, and removes its parts after a week.
     pub(super) async fn abort(&self, note: &Note) -> Result<(), Error> {
         match self.store.abort_multipart(&path(&note.key)?, &note.upload).await {
             Ok(()) => Ok(()),
             Err(error) if is_no_such_upload(&error) => Ok(()),
-            Err(error) => Err(error.into()),
+            Err(error) => Err(self.cannot("abort the upload of", &path(&note.key)?)(error)),
         }
     }
 
@@ -56,34 +57,31 @@ impl Objects {
 }
 
 impl Bucket {
-    /// The attempts whose notes there are, live ones and those of other databases too.
-    pub(in crate::sink) async fn hidden_files(&self) -> Result<Vec<HiddenFile>, Error> {
+    /// Lists the hidden names of the notes, including those of running attempts and of other databases.
+    pub(super) async fn notes(&self) -> Result<Vec<HiddenFile>, Error> {
         failpoint!("sink.sweep", Err(Error::Unavailable(std::io::ErrorKind::BrokenPipe.into())));
-        let notes = self.objects.store.list(Some(&self.objects.key(NOTES)));
+        let folder = self.objects.key(NOTES);
+        let notes = self.objects.store.list(Some(&folder));
         let names = notes.map_ok(|object| object.location.filename().and_then(HiddenFile::read));
-        Ok(names.try_filter_map(async |hidden| Ok(hidden)).try_collect().await?)
+        let names = names.try_filter_map(async |hidden| Ok(hidden)).try_collect().await;
+        names.map_err(self.objects.cannot("list", &folder))
     }
 
-    /// Aborts the upload that a note names and removes the note; where `unwritten_for` is given, only of one that was left at least so long
-    /// ago. True: it did.
-    pub(in crate::sink) async fn sweep(
-        &self,
-        hidden: &HiddenFile,
-        unwritten_for: Option<Duration>,
-    ) -> Result<bool, Error> {
+    /// Aborts the upload that a note names, and removes the note. Compares `unwritten_for` with the age of the note.
+    pub(super) async fn sweep_note(&self, hidden: &HiddenFile, unwritten_for: Option<Duration>) -> Result<bool, Error> {
         let key = self.objects.note_key(&hidden.name);
         let Some(text) = self.objects.small(&key).await? else { return Ok(false) };
         if let Some(time) = unwritten_for {
             let age = match self.objects.store.head(&key).await {
                 Ok(found) => chrono::Utc::now() - found.last_modified,
                 Err(object_store::Error::NotFound { .. }) => return Ok(false),
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(self.objects.cannot("look up", &key)(error)),
             };
             if age.to_std().is_ok_and(|age| age < time) || age < chrono::TimeDelta::zero() {
                 return Ok(false);
             }
         }
-        // A note that can't be read names nothing that could be aborted.
+        // A damaged note names no upload to abort.
         if let Ok(note) = serde_json::from_slice::<Note>(&text) {
             self.objects.abort(&note).await?;
         }

@@ -9,26 +9,26 @@ use object_store::{ClientOptions, GetOptions, GetRange, ObjectStoreExt, UpdateVe
 
 use crate::sink::Error;
 use crate::sink::bucket::address::{Address, Client};
-use crate::sink::bucket::failure::{cause, is_no_object};
+use crate::sink::bucket::failure::{cannot, cause, is_no_object};
 
-/// How long a small request may take.
+/// The timeout of a small request.
 const SMALL_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long that of a part may take, unless it is large.
+/// The timeout of the request for a part, unless the part is large.
 const PART_TIMEOUT: Duration = Duration::from_secs(120);
-/// How long a store may be silent that completes an upload or sends an object.
+/// How long a store may send nothing while it completes an upload or sends an object.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The largest content that a small object may have.
+/// The largest size of a small object.
 pub(super) const SMALL_BYTES: u64 = 64 << 10;
 
-/// What an operator may set.
+/// The settings of a bucket.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Which bucket, and how to reach it.
+    /// The bucket, and the variables to reach it.
     pub address: Address,
     /// The size of a part, in bytes.
     pub part_bytes: usize,
-    /// How many parts of one file are on their way at once.
+    /// The number of parts of one file that are uploaded at once.
     pub uploads: usize,
     /// How long a draft waits for the store without any progress.
     pub stall: Duration,
@@ -37,11 +37,11 @@ pub struct Settings {
 /// The objects of a bucket.
 pub(super) struct Objects {
     pub(super) settings: Settings,
-    /// For requests that are small.
+    /// The client for small requests.
     pub(super) store: Client,
-    /// For parts.
+    /// The client for parts.
     pub(super) parts: Client,
-    /// For those that may take long: completions, which a store may work at for minutes, and the bodies of objects.
+    /// The client for requests that may take minutes: completions, and the bodies of objects.
     pub(super) patient: Client,
 }
 
@@ -54,7 +54,7 @@ impl fmt::Debug for Objects {
 impl Objects {
     pub(super) fn new(settings: Settings) -> Result<Objects, Error> {
         let Settings { address, part_bytes, uploads, stall } = &settings;
-        // As long as it takes for a part beside the others, on a line of 1 Mbit/s.
+        // The time that the parts of one file take together, on a line of 1 Mbit/s.
         let slow = Duration::from_secs((part_bytes * uploads) as u64 / (128 << 10));
         let hasty = ClientOptions::new().with_timeout(SMALL_TIMEOUT);
         let parts = ClientOptions::new().with_timeout(PART_TIMEOUT.max(slow).min((*stall).max(SMALL_TIMEOUT)));
@@ -64,38 +64,47 @@ impl Objects {
         Ok(Objects { settings, store, parts, patient })
     }
 
-    /// The key of what has this name below the prefix.
+    /// Returns the key of a name below the prefix.
     pub(super) fn key(&self, name: &str) -> Path {
         Path::from_iter(self.settings.address.prefix.parts().chain(Path::from(name).parts()))
     }
 
-    /// Whether there is no object: by the store's own word, which an answer without a body doesn't have.
+    /// Returns a function that converts the error of a failed operation on an object.
+    pub(super) fn cannot(&self, verb: &'static str, key: &Path) -> impl FnOnce(object_store::Error) -> Error + use<> {
+        cannot(verb, self.settings.address.url(key.as_ref()))
+    }
+
+    /// Returns true if the store says by its own code that there is no object. An answer without a body has no code.
     pub(super) async fn lacks(&self, key: &Path) -> Result<bool, Error> {
         let options = GetOptions { range: Some(GetRange::Bounded(0..1)), ..GetOptions::default() };
         match self.store.get_opts(key, options).await {
             Ok(_) => Ok(false),
             Err(error) if is_no_object(&error) => Ok(true),
-            Err(error) => Err(error.into()),
+            Err(error) => Err(self.cannot("look up", key)(error)),
         }
     }
 
-    /// Removes an object; one that isn't there is fine, as another process may have been first.
+    /// Removes an object. Does nothing if there is none, because another process may have removed it.
     pub(super) async fn delete(&self, key: &Path) -> Result<(), Error> {
         let error = match self.store.delete(key).await {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
-        // Azure's client sends deletions in a batch, whose answers have no codes of the store's own.
+        // Azure's client sends deletions in a batch. The answers to a batch don't have the store's own codes.
         let is_of_a_batch = matches!(error, object_store::Error::NotFound { .. });
-        if is_no_object(&error) || (is_of_a_batch && self.lacks(key).await?) { Ok(()) } else { Err(error.into()) }
+        if is_no_object(&error) || (is_of_a_batch && self.lacks(key).await?) {
+            Ok(())
+        } else {
+            Err(self.cannot("remove", key)(error))
+        }
     }
 
-    /// The content of a small object, nothing of a large one; `None`: there is none.
+    /// Returns the content of a small object, no bytes of a larger one, or `None` if there is no object.
     pub(super) async fn small(&self, key: &Path) -> Result<Option<Bytes>, Error> {
         self.whole(key, SMALL_BYTES).await
     }
 
-    /// The content of an object, nothing of one that has more than so many bytes; `None`: there is none.
+    /// Returns the content of an object of up to `most` bytes, no bytes of a larger one, or `None` if there is no object.
     pub(super) async fn whole(&self, key: &Path, most: u64) -> Result<Option<Bytes>, Error> {
         Ok(self.versioned(key, most).await?.map(|(content, _)| content))
     }
@@ -105,16 +114,20 @@ impl Objects {
         let found = match self.store.get_opts(key, GetOptions::default()).await {
             Ok(found) => found,
             Err(error) if is_no_object(&error) => return Ok(None),
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(self.cannot("read", key)(error)),
         };
         let version = UpdateVersion { e_tag: found.meta.e_tag.clone(), version: found.meta.version.clone() };
-        // Whoever may write to the bucket may have put a large one there.
-        let content = if found.meta.size > most { Bytes::new() } else { found.bytes().await? };
+        // Anybody who may write to the bucket can put a large object there.
+        let content = if found.meta.size > most {
+            Bytes::new()
+        } else {
+            found.bytes().await.map_err(self.cannot("read", key))?
+        };
         Ok(Some((content, version)))
     }
 }
 
-/// Why no client could be made. Which variable is to blame isn't in the client's own words.
+/// Returns the error for settings from which no client can be made, with the variable to blame. The client's own message lacks it.
 fn wrong(address: &Address, error: &object_store::Error) -> Error {
     let cause = cause(error);
     Error::Settings(std::io::Error::other(match address.culprit() {
@@ -123,7 +136,7 @@ fn wrong(address: &Address, error: &object_store::Error) -> Error {
     }))
 }
 
-/// A key that was given out by [`Objects::key`], read again.
+/// Parses a key that was made by [`Objects::key`].
 pub(super) fn path(key: &str) -> Result<Path, Error> {
     Ok(Path::parse(key).map_err(object_store::Error::from)?)
 }

@@ -1,4 +1,4 @@
-//! A folder that is read as it is found: any folder with manifests and files, of this service or copied from elsewhere.
+//! A folder as an [`Archive`]: any folder with manifests and files, also one that was copied from elsewhere.
 
 use std::fs::File;
 use std::io;
@@ -9,23 +9,27 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::manifest;
-use crate::sink::Error;
 use crate::sink::folder::entries::open_at;
-use crate::sink::found::Found;
+use crate::sink::{Archive, ArchivedFile, Error, Lookup};
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-/// A folder, open.
+/// A folder that is open for reading.
 #[derive(Debug)]
-pub struct Dir(OwnedFd);
+pub(in crate::sink) struct FolderArchive(OwnedFd);
 
-impl Dir {
-    pub(in crate::sink) fn open(path: &Path) -> Result<Dir, Error> {
-        Ok(Dir(rustix::fs::openat(CWD, path, FOLDER, Mode::empty())?))
+impl FolderArchive {
+    /// Opens the folder at `path`, if it can be listed and its files can be opened.
+    pub(in crate::sink) fn open(path: &Path) -> Result<FolderArchive, Error> {
+        let archive = FolderArchive(rustix::fs::openat(CWD, path, FOLDER, Mode::empty())?);
+        archive.require()?;
+        Ok(archive)
     }
+}
 
-    /// Requires that the folder still has a name, and that names in it can be looked up.
-    pub(in crate::sink) fn require(&self) -> Result<(), Error> {
+impl Archive for FolderArchive {
+    /// Checks that the folder still has a name, and that names in it can be looked up.
+    fn require(&self) -> Result<(), Error> {
         if rustix::fs::fstat(&self.0)?.st_nlink == 0 {
             return Err(Error::Missing(io::Error::other("it was removed while it was read")));
         }
@@ -38,37 +42,55 @@ impl Dir {
         }
     }
 
-    /// Each call reads the folder from its beginning.
-    pub(in crate::sink) fn manifests(&self) -> Result<impl Iterator<Item = Result<String, Error>> + use<>, Error> {
-        let entries = rustix::fs::Dir::read_from(&self.0)?;
-        Ok(entries.filter_map(|entry| match entry {
-            // One that is no text can't be opened by that, and is told as what it is: nothing that can be read.
-            Ok(entry) => Some(entry.file_name().to_string_lossy())
-                .filter(|name| manifest::is_name_in_folder(name))
-                .map(|name| Ok(name.into_owned())),
-            Err(errno) => Some(Err(errno.into())),
-        }))
+    fn readers(&self, cores: usize) -> usize {
+        cores
     }
 
-    /// Each folder on the way is opened from the one above it, so that no link leads out, whoever exchanges what.
-    pub(in crate::sink) fn open_file(&self, name: &str) -> Result<Found<File>, Error> {
+    fn failure(&self, error: io::Error) -> Error {
+        error.into()
+    }
+
+    /// Each call reads the folder from its beginning.
+    fn manifests(&self) -> Result<Box<dyn Iterator<Item = Result<String, Error>> + '_>, Error> {
+        let entries = rustix::fs::Dir::read_from(&self.0)?;
+        Ok(Box::new(entries.filter_map(|entry| {
+            match entry {
+                // A name that is not UTF-8 can't be opened by this text, and is reported as unreadable.
+                Ok(entry) => Some(entry.file_name().to_string_lossy())
+                    .filter(|name| manifest::is_name_in_folder(name))
+                    .map(|name| Ok(name.into_owned())),
+                Err(errno) => Some(Err(errno.into())),
+            }
+        })))
+    }
+
+    /// Opens each folder on the way from the one above it, so no link leads out, even if somebody exchanges a folder meanwhile.
+    fn open_file(&self, name: &str) -> Result<Lookup<Box<dyn ArchivedFile>>, Error> {
         let (folders, name) = name.rsplit_once('/').map_or((None, name), |(folders, name)| (Some(folders), name));
         let mut folder: Option<OwnedFd> = None;
         for part in folders.iter().flat_map(|folders| folders.split('/')) {
             let above = folder.as_ref().map_or(self.0.as_fd(), AsFd::as_fd);
             folder = match rustix::fs::openat(above, part, FOLDER | OFlags::NOFOLLOW, Mode::empty()) {
                 Ok(found) => Some(found),
-                Err(Errno::NOENT) => return Ok(Found::Nothing),
-                Err(Errno::LOOP | Errno::NOTDIR) => return Ok(Found::NoFile),
+                Err(Errno::NOENT) => return Ok(Lookup::Nothing),
+                Err(Errno::LOOP | Errno::NOTDIR) => return Ok(Lookup::NoFile),
                 Err(errno) => return Err(refused(above, part, errno)),
             };
         }
         let above = folder.as_ref().map_or(self.0.as_fd(), AsFd::as_fd);
-        open_at(above, name).map_err(|errno| refused(above, name, errno))
+        let found = open_at(above, name).map_err(|errno| refused(above, name, errno))?;
+        Ok(found.map(|file| Box::new(file) as Box<dyn ArchivedFile>))
     }
 }
 
-/// Why this name can't be opened. Who reads that later may be another user than the one who was refused.
+impl ArchivedFile for File {
+    #[cfg(feature = "parquet")]
+    fn read_at(&self, buffer: &mut [u8], from: u64) -> io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(self, buffer, from)
+    }
+}
+
+/// Returns the reason why a name can't be opened, with the user who was refused: another user may read the message.
 fn refused(above: BorrowedFd<'_>, name: &str, errno: Errno) -> Error {
     let user = rustix::process::geteuid();
     match rustix::fs::statat(above, name, AtFlags::SYMLINK_NOFOLLOW) {

@@ -1,8 +1,7 @@
-//! A file while it is written: hashed on the way, and taken by the disk as it grows.
+//! A draft in a folder: a hidden file that is hashed while it is written, and synced to disk as it grows.
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
 use std::thread::JoinHandle;
 
 use ring::digest;
@@ -11,70 +10,77 @@ use uuid::Uuid;
 
 use crate::failpoint;
 use crate::file::StagedFile;
-use crate::sink::folder::entries::{identity, identity_at, remove_at, require_room};
+use crate::sink::folder::entries::{Dir, identity, require_room};
 use crate::sink::{Draft, Error};
+use crate::telemetry::chain;
 
-/// Bytes that are written before the disk is asked to take them. Asked at the end alone, it would keep the export waiting for all.
-const AHEAD_BYTES: u64 = 16 << 20;
-/// Bytes that are written between two looks at what is free.
-const LOOK_EVERY: u64 = 8 << 20;
+/// The bytes that are written between two syncs. A single sync at the end would make the export wait for all bytes at once.
+const SYNC_EVERY_BYTES: u64 = 16 << 20;
+/// The bytes that are written between two checks of the free room.
+const CHECK_EVERY_BYTES: u64 = 8 << 20;
 
-/// A file that is being written, on a thread that may block. Dropped before it is staged, it is removed.
-pub(in crate::sink) struct FolderDraft {
+/// A hidden file that is being written. Removed if it is dropped before it is staged.
+pub(super) struct FolderDraft {
     destination: Uuid,
     path: Option<StagedPath>,
     file: File,
     sha256: digest::Context,
     size: u64,
-    /// Bytes of it that the disk was asked to take.
-    asked: u64,
+    /// The size at the last sync that was begun.
+    synced: u64,
     sync: Option<JoinHandle<io::Result<()>>>,
 }
 
 struct StagedPath {
-    dir: OwnedFd,
+    dir: Dir,
     name: String,
 }
 
 impl FolderDraft {
-    /// The empty file of this name in this folder.
-    pub(super) fn new(destination: Uuid, dir: OwnedFd, name: String, file: File) -> FolderDraft {
+    /// Returns a draft of the empty file with this name.
+    pub(super) fn new(destination: Uuid, dir: Dir, name: String, file: File) -> FolderDraft {
         let path = Some(StagedPath { dir, name });
         let sha256 = digest::Context::new(&digest::SHA256);
-        FolderDraft { destination, path, file, sha256, size: 0, asked: 0, sync: None }
+        FolderDraft { destination, path, file, sha256, size: 0, synced: 0, sync: None }
     }
 
-    /// Lets the disk take what is written by now, while more is written. One at a time: a slow disk isn't asked for more.
+    /// Begins to sync the bytes so far on a thread, while more are written. At most one sync runs at a time.
     fn sync_ahead(&mut self) -> Result<(), Error> {
         if self.sync.as_ref().is_some_and(|running| !running.is_finished()) {
             return Ok(());
         }
         self.join_sync()?;
-        self.asked = self.size;
-        // Where no descriptor or thread is to spare, `stage` syncs all of it.
+        self.synced = self.size;
+        // Without a spare descriptor or thread, `stage` syncs all bytes.
         let Ok(file) = self.file.try_clone() else { return Ok(()) };
         self.sync = std::thread::Builder::new().name("sync".to_owned()).spawn(move || file.sync_data()).ok();
         Ok(())
     }
 
-    /// The system tells of a failed sync once, to whoever syncs next, so the error of that thread must not be lost.
+    /// Returns the result of the running sync. The system reports a failed sync only once, so its error must not be lost.
     fn join_sync(&mut self) -> Result<(), Error> {
         let Some(running) = self.sync.take() else { return Ok(()) };
-        Ok(running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?)
+        let synced = running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        synced.map_err(self.cannot("sync"))
+    }
+
+    fn cannot(&self, verb: &'static str) -> impl FnOnce(io::Error) -> Error + use<> {
+        let path = self.path.as_ref().expect("only `stage` takes the path, and it consumes the draft");
+        path.dir.cannot(verb, &path.name)
     }
 }
 
 impl Draft for FolderDraft {
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
         failpoint!("sink.write", Err(Error::Full(Errno::NOSPC.into())));
-        self.file.write_all(bytes)?;
+        self.file.write_all(bytes).map_err(self.cannot("write"))?;
         self.sha256.update(bytes);
-        let looked = self.size / LOOK_EVERY;
+        let looked = self.size / CHECK_EVERY_BYTES;
         self.size += bytes.len() as u64;
-        if self.size - self.asked >= AHEAD_BYTES {
+        if self.size - self.synced >= SYNC_EVERY_BYTES {
             self.sync_ahead()?;
         }
-        if self.size / LOOK_EVERY == looked { Ok(()) } else { require_room(&self.file) }
+        if self.size / CHECK_EVERY_BYTES == looked { Ok(()) } else { require_room(&self.file) }
     }
 
     fn size(&self) -> u64 {
@@ -86,16 +92,17 @@ impl Draft for FolderDraft {
     fn stage(mut self: Box<Self>) -> Result<StagedFile, Error> {
         failpoint!("sink.fsync", Err(Error::Io(Errno::IO.into())));
         self.join_sync()?;
-        self.file.sync_all()?;
-        let identity = identity(&self.file)?;
+        self.file.sync_all().map_err(self.cannot("sync"))?;
+        let identity = identity(&self.file).map_err(self.cannot("look up"))?;
         let path = self.path.take().expect("only `stage` takes the path, and it consumes the draft");
-        if identity_at(&path.dir, &path.name)?.as_ref() != Some(&identity) || identity.bytes != self.size {
-            return Err(Error::Io(io::Error::other("somebody removed or changed the staged file")));
+        if path.dir.identity(&path.name)?.as_ref() != Some(&identity) || identity.bytes != self.size {
+            let changed = io::Error::other("somebody removed or changed it");
+            return Err(path.dir.cannot("stage", &path.name)(changed));
         }
         let sha256 = std::mem::replace(&mut self.sha256, digest::Context::new(&digest::SHA256)).finish();
         let hex = hex::encode(sha256);
         // The hidden name must survive a power cut as well: the commit that follows records it.
-        rustix::fs::fsync(&path.dir)?;
+        path.dir.sync()?;
         Ok(StagedFile { destination: self.destination, name: path.name, sha256: hex, identity })
     }
 }
@@ -103,9 +110,9 @@ impl Draft for FolderDraft {
 impl Drop for FolderDraft {
     fn drop(&mut self) {
         let Some(path) = &self.path else { return };
-        if let Err(errno) = remove_at(&path.dir, &path.name) {
-            // The sweeper takes it later.
-            tracing::warn!(event = "draft_left_behind", file = path.name, error = %errno);
+        if let Err(error) = path.dir.remove(&path.name) {
+            // The sweep removes it later.
+            tracing::warn!(event = "draft_left_behind", file = path.name, error = chain(&error));
         }
     }
 }
@@ -129,24 +136,24 @@ mod tests {
         assert!(matches!(it.stage(), Err(Error::Full(_))));
         assert!(!dir.path().join(name).exists());
 
-        // The system tells of it once: who begins the next sync must not forget the last one's.
+        // The system reports it once, so the next sync must not drop the error of the last one.
         let (_dir, mut it) = draft();
         let failed = std::thread::spawn(|| Err(io::ErrorKind::StorageFull.into()));
         while !failed.is_finished() {
             std::thread::yield_now();
         }
         it.sync = Some(failed);
-        assert!(matches!(it.write(&vec![b'x'; AHEAD_BYTES as usize]), Err(Error::Full(_))));
+        assert!(matches!(it.write(&vec![b'x'; SYNC_EVERY_BYTES as usize]), Err(Error::Full(_))));
     }
 
     #[test]
     fn a_large_draft_goes_to_the_disk_while_it_is_written() {
         let (dir, mut it) = draft();
-        for _ in 0..3 * (AHEAD_BYTES >> 20) {
+        for _ in 0..3 * (SYNC_EVERY_BYTES >> 20) {
             it.write(&[b'x'; 1 << 20]).unwrap();
         }
-        assert!(it.asked >= AHEAD_BYTES && it.sync.is_some());
+        assert!(it.synced >= SYNC_EVERY_BYTES && it.sync.is_some());
         let file = it.stage().unwrap();
-        assert_eq!(std::fs::metadata(dir.path().join(&file.name)).unwrap().len(), 3 * AHEAD_BYTES);
+        assert_eq!(std::fs::metadata(dir.path().join(&file.name)).unwrap().len(), 3 * SYNC_EVERY_BYTES);
     }
 }

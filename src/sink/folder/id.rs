@@ -1,57 +1,59 @@
-//! The id of a folder, in a small file of the folder: a process with another disk doesn't take its jobs for its own.
+//! The id of a folder, in a small file of the folder. By the id a process with another disk knows that a job's files are elsewhere.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use uuid::Uuid;
 
-use crate::sink::folder::entries::{create, remove_at, rename_without_replacing};
-use crate::sink::{Error, MARK};
+use crate::sink::folder::entries::Dir;
+use crate::sink::{DESTINATION_ID_FILE, Error};
 
-/// It has 36 characters and a line's end.
+/// The file has 36 characters and the end of the line.
 const ID_MAX_BYTES: u64 = 64;
 
-pub(super) fn read(dir: &OwnedFd) -> Result<Option<Uuid>, Error> {
+/// Reads the id. Returns `None` if the folder has none.
+pub(super) fn read(dir: &Dir) -> Result<Option<Uuid>, Error> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = match rustix::fs::openat(dir, MARK, flags, Mode::empty()) {
+    let file = match rustix::fs::openat(&dir.fd, DESTINATION_ID_FILE, flags, Mode::empty()) {
         Ok(file) => File::from(file),
         Err(Errno::NOENT) => return Ok(None),
-        Err(errno) => return Err(errno.into()),
+        Err(errno) => return Err(dir.cannot("open", DESTINATION_ID_FILE)(errno)),
     };
-    let no_id = || Error::Io(io::Error::other(format!("{MARK} holds no id")));
-    // Whoever may write to the folder may have made it a file without an end.
-    if !file.metadata()?.is_file() {
+    let no_id = || dir.cannot("read", DESTINATION_ID_FILE)(io::Error::other("it holds no id"));
+    // Anybody who may write to the folder can put an endless file there.
+    if !file.metadata().map_err(dir.cannot("look up", DESTINATION_ID_FILE))?.is_file() {
         return Err(no_id());
     }
     let mut text = String::new();
-    file.take(ID_MAX_BYTES + 1).read_to_string(&mut text)?;
+    let read = file.take(ID_MAX_BYTES + 1).read_to_string(&mut text);
+    read.map_err(dir.cannot("read", DESTINATION_ID_FILE))?;
     if text.len() as u64 > ID_MAX_BYTES {
         return Err(no_id());
     }
     Ok(Some(text.trim().parse().map_err(|_| no_id())?))
 }
 
-/// Writes the id whole and then names it, so that a replica that starts in the same moment reads all of it or none.
-pub(super) fn make(dir: &OwnedFd, mode: Option<Mode>) -> Result<Uuid, Error> {
+/// Gives the folder an id. Writes it whole before naming it, so a replica that starts at the same time reads all of it or nothing.
+pub(super) fn make(dir: &Dir, mode: Option<Mode>) -> Result<Uuid, Error> {
     let id = Uuid::new_v4();
-    let name = format!("{MARK}.{id}");
-    let mut file = create(dir, &name, mode)?;
+    let name = format!("{DESTINATION_ID_FILE}.{id}");
+    let mut file = dir.create(&name, mode)?;
     if let Err(error) = writeln!(file, "{id}").and_then(|()| file.sync_all()) {
-        remove_at(dir, &name)?;
-        return Err(error.into());
+        dir.remove(&name)?;
+        return Err(dir.cannot("write", &name)(error));
     }
-    match rename_without_replacing(dir, &name, MARK) {
+    match dir.rename_without_replacing(&name, DESTINATION_ID_FILE) {
         Ok(()) => {
-            rustix::fs::fsync(dir)?;
+            dir.sync()?;
             Ok(id)
         }
         Err(Errno::EXIST) => {
-            remove_at(dir, &name)?;
-            read(dir)?.ok_or_else(|| Error::Io(io::Error::other(format!("{MARK} came and went"))))
+            dir.remove(&name)?;
+            read(dir)?
+                .ok_or_else(|| dir.cannot("read", DESTINATION_ID_FILE)(io::Error::other("it was removed meanwhile")))
         }
-        Err(errno) => Err(errno.into()),
+        Err(errno) => Err(dir.cannot("rename", &name)(errno)),
     }
 }

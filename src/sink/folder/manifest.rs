@@ -1,4 +1,4 @@
-//! Manifests in a folder, beside the files.
+//! Manifests in a folder, beside the export files.
 
 use std::io::Read;
 
@@ -8,18 +8,16 @@ use crate::database::DatabaseId;
 use crate::failpoint;
 use crate::file::hidden::HiddenFile;
 use crate::job::JobId;
-use crate::sink::Error;
 use crate::sink::folder::Folder;
-use crate::sink::folder::entries::{open_at, remove_at, rename_without_replacing, write_small};
-use crate::sink::found::Found;
-use crate::sink::manifests::WrittenManifest;
+use crate::sink::folder::entries::open_at;
+use crate::sink::{Error, Lookup, WrittenManifest};
 
 impl Folder {
-    /// Writes a manifest under a hidden name, gives it its own unless that is taken, and puts both on disk.
+    /// Writes a manifest under a hidden name, gives it its own name unless that is taken, and puts both on disk.
     ///
     /// # Errors
-    /// If the folder can't be written. The manifest may have its name then, which perhaps doesn't survive a crash.
-    pub fn write_manifest(
+    /// If the folder can't be written. The manifest may have its name then, which may not survive a crash.
+    pub(super) fn write_manifest(
         &self,
         database: &DatabaseId,
         job: JobId,
@@ -29,37 +27,38 @@ impl Folder {
         failpoint!("sink.manifest", Err(Error::Io(Errno::IO.into())));
         let (dir, _) = self.open_with_id()?;
         let draft = HiddenFile::of_marker(database, job);
-        write_small(&dir, &draft, self.file_mode, text, || {
-            let written = match rename_without_replacing(&dir, &draft.name, name) {
+        dir.write_small(&draft, self.file_mode, text, || {
+            let written = match dir.rename_without_replacing(&draft.name, name) {
                 Err(Errno::EXIST) if self.is_in_the_way(name, text)? => WrittenManifest::Taken,
-                // Also one that is there: who wrote it may have died before it was safe.
+                // Syncs a manifest that was there, too: the process that wrote it may have died before the sync.
                 Err(Errno::EXIST) | Ok(()) => WrittenManifest::Done,
-                Err(errno) => return Err(errno.into()),
+                Err(errno) => return Err(dir.cannot("rename", &draft.name)(errno)),
             };
             failpoint!("sink.manifest.renamed", Err(Error::Io(Errno::IO.into())));
             Ok(written)
         })
     }
 
-    /// Whether something has this name, and isn't this text.
-    pub fn is_in_the_way(&self, name: &str, text: &str) -> Result<bool, Error> {
+    /// Returns true if something other than this text has the name.
+    pub(super) fn is_in_the_way(&self, name: &str, text: &str) -> Result<bool, Error> {
         let (dir, _) = self.open_with_id()?;
-        let file = match open_at(&dir, name) {
-            Ok(Found::File(_, file)) => file,
-            Ok(Found::Nothing) => return Ok(false),
-            // Nobody's to read.
-            Ok(Found::NoFile) | Err(Errno::ACCESS | Errno::PERM) => return Ok(true),
-            Err(errno) => return Err(errno.into()),
+        let file = match open_at(&dir.fd, name) {
+            Ok(Lookup::File(_, file)) => file,
+            Ok(Lookup::Nothing) => return Ok(false),
+            // The process may not read it.
+            Ok(Lookup::NoFile) | Err(Errno::ACCESS | Errno::PERM) => return Ok(true),
+            Err(errno) => return Err(dir.cannot("open", name)(errno)),
         };
         let mut found = Vec::new();
-        file.take(text.len() as u64 + 1).read_to_end(&mut found)?;
+        let read = file.take(text.len() as u64 + 1).read_to_end(&mut found);
+        read.map_err(dir.cannot("read", name))?;
         Ok(found != text.as_bytes())
     }
 
-    /// Removes a manifest, if this is the one that stands there.
-    pub fn remove_manifest(&self, name: &str, text: &str) -> Result<(), Error> {
+    /// Removes a manifest if it has this text.
+    pub(super) fn remove_manifest(&self, name: &str, text: &str) -> Result<(), Error> {
         if !self.is_in_the_way(name, text)? {
-            remove_at(&self.open_with_id()?.0, name)?;
+            self.open_with_id()?.0.remove(name)?;
         }
         Ok(())
     }

@@ -1,41 +1,41 @@
-//! Markers: the export of each lane that the folder handed out last, as a witness against a database that was put back. No retention and
-//! no sweep removes a marker.
+//! Markers of lanes in a folder. A marker names the last export of its lane, so that a restored database can tell which exports it has
+//! forgotten. No retention and no sweep removes a marker.
 
-use std::io::{self, Read};
+use std::io::Read;
 
 use rustix::io::Errno;
 
 use crate::failpoint;
 use crate::job::JobId;
 use crate::job::marker::Marker;
-use crate::sink::Error;
 use crate::sink::folder::Folder;
-use crate::sink::folder::entries::{open_at, write_small};
-use crate::sink::found::Found;
-use crate::sink::marker_file::{MarkerFile, to_keep};
+use crate::sink::folder::entries::open_at;
+use crate::sink::marker_file::to_keep;
+use crate::sink::{Error, Lookup, MarkerFile};
 
-/// A marker has some hundred bytes.
+/// A marker has a few hundred bytes.
 const MARKER_MAX_BYTES: u64 = 4096;
 
 impl Folder {
-    /// Reads the marker of a lane: see [`Destination::marker`](crate::sink::Destination::marker).
-    pub(in crate::sink) fn marker(&self, file: &MarkerFile) -> Result<Option<Marker>, Error> {
+    /// Reads the marker of a lane: see [`Destination::lane_marker`](crate::sink::Destination::lane_marker).
+    pub(super) fn lane_marker(&self, file: &MarkerFile) -> Result<Option<Marker>, Error> {
         failpoint!("sink.marker", Err(Error::Io(Errno::IO.into())));
         let (dir, _) = self.open_with_id()?;
-        let found = match open_at(&dir, file.name()) {
-            Ok(Found::File(_, found)) => found,
-            Ok(Found::Nothing) => return Ok(None),
+        let found = match open_at(&dir.fd, file.name()) {
+            Ok(Lookup::File(_, found)) => found,
+            Ok(Lookup::Nothing) => return Ok(None),
             // A folder or a link has its name, or we have no right to read it.
-            Ok(Found::NoFile) | Err(Errno::ACCESS | Errno::PERM) => return Ok(Some(Marker::unreadable())),
-            Err(errno) => return Err(errno.into()),
+            Ok(Lookup::NoFile) | Err(Errno::ACCESS | Errno::PERM) => return Ok(Some(Marker::unreadable())),
+            Err(errno) => return Err(dir.cannot("open", file.name())(errno)),
         };
         let mut text = Vec::new();
-        found.take(MARKER_MAX_BYTES).read_to_end(&mut text)?;
+        let read = found.take(MARKER_MAX_BYTES).read_to_end(&mut text);
+        read.map_err(dir.cannot("read", file.name()))?;
         Ok(Some(file.parse(&text)))
     }
 
-    /// Writes the marker of a lane: see [`Destination::mark`](crate::sink::Destination::mark).
-    pub(in crate::sink) fn mark(
+    /// Writes the marker of a lane: see [`Destination::write_lane_marker`](crate::sink::Destination::write_lane_marker).
+    pub(super) fn write_lane_marker(
         &self,
         file: &MarkerFile,
         marker: &Marker,
@@ -45,23 +45,23 @@ impl Folder {
         let (dir, _) = self.open_with_id()?;
         let (draft, name) = (file.draft(marker), file.name());
         loop {
-            let present = self.marker(file)?;
+            let present = self.lane_marker(file)?;
             let kept = to_keep(present.as_ref(), marker, replaced);
             if kept.is_some() {
                 return Ok(kept);
             }
             if present.as_ref() == Some(marker) {
                 // The process that wrote it may have died before this.
-                rustix::fs::fsync(&dir)?;
+                dir.sync()?;
                 return Ok(None);
             }
-            let is_named = write_small(&dir, &draft, self.file_mode, &file.text(marker)?, || {
-                // To sync the draft takes as long as the disk lets it, and others publish meanwhile.
-                if self.marker(file)? != present {
+            let is_named = dir.write_small(&draft, self.file_mode, &file.text(marker)?, || {
+                // Another process may have published while the disk synced the draft.
+                if self.lane_marker(file)? != present {
                     return Ok(false);
                 }
-                let renamed = rustix::fs::renameat(&dir, &draft.name, &dir, name);
-                renamed.map_err(|errno| io::Error::new(errno.kind(), format!("{name}: {errno}")))?;
+                let renamed = rustix::fs::renameat(&dir.fd, &draft.name, &dir.fd, name);
+                renamed.map_err(dir.cannot("replace", name))?;
                 Ok(true)
             })?;
             if is_named {
@@ -91,19 +91,19 @@ mod tests {
         let users = file(&ours, &a, "users");
         let marker = |sha256: &str| Marker { job: JobId::random(), sha256: sha256.to_owned() };
         let (first, last, other) = (marker("1"), marker("2"), marker("3"));
-        assert_eq!(folder.marker(&users).unwrap(), None);
+        assert_eq!(folder.lane_marker(&users).unwrap(), None);
         for (marker, replaced) in [(&first, None), (&last, Some(first.job)), (&last, None)] {
-            assert_eq!(folder.mark(&users, marker, replaced).unwrap(), None);
-            assert_eq!(folder.marker(&users).unwrap().as_ref(), Some(marker));
+            assert_eq!(folder.write_lane_marker(&users, marker, replaced).unwrap(), None);
+            assert_eq!(folder.lane_marker(&users).unwrap().as_ref(), Some(marker));
         }
         // A marker that isn't the one to be replaced stays.
         for replaced in [None, Some(other.job)] {
-            assert_eq!(folder.mark(&users, &first, replaced).unwrap().as_ref(), Some(&last));
+            assert_eq!(folder.write_lane_marker(&users, &first, replaced).unwrap().as_ref(), Some(&last));
         }
-        folder.mark(&file(&copy, &a, "users"), &other, None).unwrap();
-        folder.mark(&file(&ours, &b, "users"), &other, None).unwrap();
-        assert_eq!(folder.marker(&users).unwrap(), Some(last));
-        assert_eq!(folder.marker(&file(&ours, &a, "user")).unwrap(), None);
+        folder.write_lane_marker(&file(&copy, &a, "users"), &other, None).unwrap();
+        folder.write_lane_marker(&file(&ours, &b, "users"), &other, None).unwrap();
+        assert_eq!(folder.lane_marker(&users).unwrap(), Some(last));
+        assert_eq!(folder.lane_marker(&file(&ours, &a, "user")).unwrap(), None);
         assert!(folder.hidden_files().unwrap().is_empty(), "nothing for the sweeper");
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 4);
 
@@ -114,23 +114,23 @@ mod tests {
             }
         }
         let unreadable = Some(Marker::unreadable());
-        assert_eq!(folder.marker(&users).unwrap(), unreadable);
-        assert_eq!(folder.mark(&users, &first, Some(other.job)).unwrap(), unreadable);
+        assert_eq!(folder.lane_marker(&users).unwrap(), unreadable);
+        assert_eq!(folder.write_lane_marker(&users, &first, Some(other.job)).unwrap(), unreadable);
         let seen = unreadable.as_ref().map(|marker| marker.job);
-        assert_eq!(folder.mark(&users, &first, seen).unwrap(), None);
-        assert_eq!(folder.marker(&users).unwrap(), Some(first.clone()));
+        assert_eq!(folder.write_lane_marker(&users, &first, seen).unwrap(), None);
+        assert_eq!(folder.lane_marker(&users).unwrap(), Some(first.clone()));
 
         // The error names a marker that can't be replaced.
         let name = users.name();
         std::fs::remove_file(dir.path().join(name)).unwrap();
         std::fs::create_dir(dir.path().join(name)).unwrap();
-        assert_eq!(folder.marker(&users).unwrap(), unreadable);
-        let error = folder.mark(&users, &first, seen).unwrap_err();
+        assert_eq!(folder.lane_marker(&users).unwrap(), unreadable);
+        let error = folder.write_lane_marker(&users, &first, seen).unwrap_err();
         assert!(std::error::Error::source(&error).unwrap().to_string().contains(name), "{error:?}");
         assert!(folder.hidden_files().unwrap().is_empty(), "its draft is gone");
         std::fs::remove_dir(dir.path().join(name)).unwrap();
         std::os::unix::fs::symlink("elsewhere", dir.path().join(name)).unwrap();
-        assert_eq!(folder.mark(&users, &first, seen).unwrap(), None);
-        assert_eq!(folder.marker(&users).unwrap(), Some(first));
+        assert_eq!(folder.write_lane_marker(&users, &first, seen).unwrap(), None);
+        assert_eq!(folder.lane_marker(&users).unwrap(), Some(first));
     }
 }

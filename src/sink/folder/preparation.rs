@@ -1,31 +1,30 @@
-//! What a process does to its output folder before it exports or serves: makes it, marks it, and tries whether it can be written.
+//! The preparation of an output folder: creates it, gives it an id, and checks that it can be written.
 
 use std::io;
-use std::os::fd::OwnedFd;
 
 use rustix::fs::Mode;
 use uuid::Uuid;
 
-use crate::sink::folder::entries::{create, remove_at};
+use crate::sink::error::cannot;
+use crate::sink::folder::entries::Dir;
 use crate::sink::folder::{ANOTHER, Folder, id};
-use crate::sink::{Error, MARK, Prepared};
+use crate::sink::{DESTINATION_ID_FILE, Error, Prepared};
 
 impl Folder {
-    /// Makes the folder where there is none, gives it its mark, and requires that a file can be made in it. For a process that
-    /// exports or serves: those that only look make nothing.
+    /// Creates the folder if it is missing, gives it an id if it has none, and checks that a file can be created in it.
     ///
     /// # Errors
-    /// If it can't be made or written. A full disk is no error where the folder has its mark: its jobs wait for room.
-    pub fn prepare(&self) -> Result<Prepared, Error> {
+    /// If the folder can't be created or written. A full disk is no error if the folder has an id: its jobs wait for room.
+    pub(super) fn prepare(&self) -> Result<Prepared, Error> {
         let made = std::fs::DirBuilder::new().recursive(true).create(&self.path);
         made.map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => Error::Missing(io::Error::new(
                 io::ErrorKind::NotADirectory,
                 "there is a file, and a folder is expected",
             )),
-            _ => error.into(),
+            _ => cannot("create", self.path.display())(error),
         })?;
-        let dir = self.open_dir()?;
+        let dir = Dir::open(&self.path)?;
         let (found, prepared) = match id::read(&dir)? {
             Some(id) => (id, Prepared::Known),
             None => (id::make(&dir, self.file_mode)?, Prepared::New),
@@ -40,11 +39,11 @@ impl Folder {
     }
 }
 
-/// Requires that a file can be made.
-fn probe(dir: &OwnedFd, mode: Option<Mode>) -> Result<(), Error> {
-    let name = format!("{MARK}.{}", Uuid::new_v4());
-    create(dir, &name, mode)?;
-    remove_at(dir, &name)?;
+/// Checks that a file can be created.
+fn probe(dir: &Dir, mode: Option<Mode>) -> Result<(), Error> {
+    let name = format!("{DESTINATION_ID_FILE}.{}", Uuid::new_v4());
+    dir.create(&name, mode)?;
+    dir.remove(&name)?;
     Ok(())
 }
 
@@ -59,7 +58,7 @@ mod tests {
         assert!(matches!(folder.destination_id(), Err(Error::Unused)));
         assert!(std::fs::read_dir(&dir).unwrap().next().is_none());
         assert_eq!(folder.prepare().unwrap(), Prepared::New);
-        std::fs::remove_file(dir.path().join(MARK)).unwrap();
+        std::fs::remove_file(dir.path().join(DESTINATION_ID_FILE)).unwrap();
         let gone = folder.destination_id().unwrap_err().to_string();
         assert_eq!(
             gone,

@@ -1,0 +1,177 @@
+//! The [`Destination`] of a folder: runs each function of [`Folder`] on a thread, because a disk may block.
+
+use std::fs::File;
+use std::io::SeekFrom;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::file::hidden::HiddenFile;
+use crate::file::name::FileName;
+use crate::file::{FileLocation, FileRecord, StagedFile};
+use crate::job::JobId;
+use crate::job::marker::Marker;
+use crate::manifest;
+use crate::sink::error::cannot;
+use crate::sink::folder::Folder;
+use crate::sink::limited::blocking;
+use crate::sink::{Destination, Draft, Error, MarkerFile, Prepared, Published, PublishedFile, WrittenManifest};
+
+/// The bytes of a file that are read ahead for a client. By default tokio keeps up to 2 MiB.
+const READ_BYTES: usize = 64 * 1024;
+
+/// A folder as a destination.
+#[derive(Debug)]
+pub(in crate::sink) struct FolderDestination(Arc<Folder>);
+
+impl FolderDestination {
+    pub(in crate::sink) fn new(folder: Folder) -> FolderDestination {
+        FolderDestination(Arc::new(folder))
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Folder) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let folder = Arc::clone(&self.0);
+        blocking(move || work(&folder)).await
+    }
+
+    /// Runs work on a file and its name.
+    async fn run_on<T: Send + 'static>(
+        &self,
+        file: &StagedFile,
+        name: &str,
+        work: impl FnOnce(&Folder, &StagedFile, &str) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (file, name) = (file.clone(), name.to_owned());
+        self.run(move |folder| work(folder, &file, &name)).await
+    }
+}
+
+#[async_trait]
+impl Destination for FolderDestination {
+    async fn prepare(&self) -> Result<Prepared, Error> {
+        self.run(Folder::prepare).await
+    }
+
+    async fn id(&self) -> Result<Uuid, Error> {
+        self.run(Folder::destination_id).await
+    }
+
+    async fn require_room(&self) -> Result<(), Error> {
+        self.run(Folder::require_room).await
+    }
+
+    async fn create(
+        &self,
+        hidden: &HiddenFile,
+        _name: &FileName,
+        _stopped: &CancellationToken,
+    ) -> Result<Box<dyn Draft>, Error> {
+        let hidden = hidden.clone();
+        Ok(Box::new(self.run(move |folder| folder.create(&hidden)).await?))
+    }
+
+    async fn publish(&self, file: &StagedFile, name: &str) -> Result<Published, Error> {
+        self.run_on(file, name, Folder::publish).await
+    }
+
+    async fn rename(&self, file: &StagedFile, name: &str) -> Result<Published, Error> {
+        self.run_on(file, name, Folder::rename).await
+    }
+
+    fn location(&self, _file: &FileLocation, name: &str) -> Option<String> {
+        self.0.location(name)
+    }
+
+    async fn open(&self, file: &StagedFile, name: &str) -> Result<Option<Box<dyn PublishedFile>>, Error> {
+        let opened = self.run_on(file, name, Folder::open).await?;
+        Ok(opened.map(|file| Box::new(OpenFile { file, name: name.to_owned() }) as Box<dyn PublishedFile>))
+    }
+
+    async fn remove(&self, file: &StagedFile, name: &str) -> Result<(), Error> {
+        self.run_on(file, name, Folder::remove).await
+    }
+
+    async fn discard_file(&self, file: &StagedFile, name: &str) -> Result<(), Error> {
+        self.run_on(file, name, Folder::discard).await
+    }
+
+    async fn hidden_files(&self) -> Result<Vec<HiddenFile>, Error> {
+        self.run(Folder::hidden_files).await
+    }
+
+    async fn sweep(&self, hidden: &HiddenFile, unwritten_for: Option<Duration>) -> Result<bool, Error> {
+        let hidden = hidden.clone();
+        self.run(move |folder| folder.sweep(&hidden, unwritten_for)).await
+    }
+
+    async fn lane_marker(&self, file: &MarkerFile) -> Result<Option<Marker>, Error> {
+        let file = file.clone();
+        self.run(move |folder| folder.lane_marker(&file)).await
+    }
+
+    async fn lane_markers(&self, files: &[MarkerFile]) -> Result<Vec<Option<Marker>>, Error> {
+        let files = files.to_vec();
+        self.run(move |folder| Ok(files.iter().map(|file| folder.lane_marker(file).unwrap_or(None)).collect())).await
+    }
+
+    async fn write_lane_marker(
+        &self,
+        file: &MarkerFile,
+        marker: &Marker,
+        replaced: Option<JobId>,
+    ) -> Result<Option<Marker>, Error> {
+        let (file, marker) = (file.clone(), marker.clone());
+        self.run(move |folder| folder.write_lane_marker(&file, &marker, replaced)).await
+    }
+
+    async fn write_manifest(&self, record: &FileRecord, _number: u64, text: &str) -> Result<WrittenManifest, Error> {
+        let (database, job) = (record.database.clone(), record.job);
+        let (name, text) = (manifest::name_in_folder(&record.name), text.to_owned());
+        self.run(move |folder| folder.write_manifest(&database, job, &name, &text)).await
+    }
+
+    async fn is_manifest_name_taken(&self, record: &FileRecord, text: &str) -> Result<bool, Error> {
+        let (name, text) = (manifest::name_in_folder(&record.name), text.to_owned());
+        self.run(move |folder| folder.is_in_the_way(&name, &text)).await
+    }
+
+    async fn remove_manifest(&self, record: &FileRecord, text: &str) -> Result<(), Error> {
+        let (name, text) = (manifest::name_in_folder(&record.name), text.to_owned());
+        self.run(move |folder| folder.remove_manifest(&name, &text)).await
+    }
+
+    /// Returns 0, because the names of manifests in a folder have no numbers.
+    async fn last_manifest(&self, _record: &FileRecord) -> Result<u64, Error> {
+        Ok(0)
+    }
+}
+
+/// A published file of a folder.
+#[derive(Debug)]
+struct OpenFile {
+    file: File,
+    name: String,
+}
+
+#[async_trait]
+impl PublishedFile for OpenFile {
+    async fn url(&self, _lifetime: Duration) -> Result<Option<String>, Error> {
+        Ok(None)
+    }
+
+    async fn part(self: Box<Self>, from: u64, length: u64) -> Result<Pin<Box<dyn AsyncRead + Send>>, Error> {
+        let OpenFile { file, name } = *self;
+        let mut file = tokio::fs::File::from_std(file);
+        file.set_max_buf_size(READ_BYTES);
+        file.seek(SeekFrom::Start(from)).await.map_err(cannot("read", name))?;
+        Ok(Box::pin(file.take(length)))
+    }
+}
