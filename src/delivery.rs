@@ -23,7 +23,7 @@ use crate::failpoint;
 use crate::job::{Job, Status};
 use crate::store::deliveries::{Taken, Try, TryOutcome};
 use crate::store::{self, Store};
-use crate::telemetry::complaints::Complaints;
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::spans::{Kind, Span};
 use crate::telemetry::{chain, metrics};
 use crate::trace::TraceParent;
@@ -91,14 +91,14 @@ pub struct Teller<W> {
     store: Store,
     way: W,
     shown: fn(Job) -> Value,
-    complaints: Complaints,
+    throttle: LogThrottle,
 }
 
 impl<W: Way> Teller<W> {
     /// Tells the receiver of this name, by `way`, what `store` has for it. `shown` is an export as the API shows it.
     pub fn new(name: &str, store: Store, way: W, shown: fn(Job) -> Value) -> Teller<W> {
         metrics::init_deliveries(name);
-        Teller { name: name.to_owned(), store, way, shown, complaints: Complaints::default() }
+        Teller { name: name.to_owned(), store, way, shown, throttle: LogThrottle::default() }
     }
 
     /// Tells until `shutdown`, also after a defect.
@@ -156,7 +156,7 @@ impl<W: Way> Teller<W> {
                         }
                     }
                     Err(why) => {
-                        self.complain(why);
+                        self.warn_throttled(why);
                         rests = true;
                     }
                 }
@@ -173,7 +173,7 @@ impl<W: Way> Teller<W> {
                     Ok((_, Answer::Taken(_))) => (gone, at_once) = (false, AT_ONCE),
                     // It is not gone, or says so to the next one.
                     Ok((_, Answer::Failed(..))) => (gone, at_once) = (false, 1),
-                    Err(panicked) => self.complain(chain(&panicked)),
+                    Err(panicked) => self.warn_throttled(chain(&panicked)),
                 },
                 _ = endings.next(), if !rests && told.len() < at_once => {}
                 () = tokio::time::sleep(POLL) => {}
@@ -257,7 +257,7 @@ impl<W: Way> Teller<W> {
             Ok(true) => metrics::delivery_tried(&self.name, word),
             // Somebody else has it by now, or it was asked for again.
             Ok(false) => {}
-            Err(error) => self.complain(chain(&error)),
+            Err(error) => self.warn_throttled(chain(&error)),
         }
         if let Some(error) = why {
             tracing::warn!(
@@ -268,8 +268,8 @@ impl<W: Way> Teller<W> {
         answer
     }
 
-    fn complain(&self, error: String) {
-        if let Some(times) = self.complaints.due(error.clone()) {
+    fn warn_throttled(&self, error: String) {
+        if let Some(times) = self.throttle.should_log(error.clone()) {
             tracing::warn!(event = "deliveries_failed", endpoint = self.name, error, times);
         }
     }

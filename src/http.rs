@@ -78,7 +78,7 @@ use crate::http::stream::{Answer, ClientStream};
 use crate::job::Job;
 use crate::key;
 use crate::service::Service;
-use crate::telemetry::complaints::Complaints;
+use crate::telemetry::log_throttle::LogThrottle;
 
 /// A client has this long to send a request's head, and again this long to send its body.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -284,7 +284,7 @@ pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimi
     http1.timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT).max_headers(MAX_HEADERS_READ);
     http1.max_buf_size(CONNECTION_BYTES);
     let connections = Connections::new(limits);
-    let complaints = Complaints::default();
+    let throttle = LogThrottle::default();
     let next = async || {
         let (stream, peer) = listener.accept().await?;
         let connection = connections.admit(peer.ip()).await;
@@ -296,7 +296,7 @@ pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimi
             Ok(accepted) => accepted,
             Err(error) => {
                 // Most likely there are no file descriptors left: connections that end will free some.
-                if let Some(times) = complaints.due(error.to_string()) {
+                if let Some(times) = throttle.should_log(error.to_string()) {
                     tracing::warn!(event = "accept_failed", error = %error, times);
                 }
                 tokio::time::sleep(Duration::from_millis(100)).await;

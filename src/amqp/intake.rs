@@ -25,7 +25,7 @@ use crate::amqp::waiting::{AT_ONCE, Waiting};
 use crate::broker::{Intake, Message, Outcome};
 use crate::duration::{self, Backoff};
 use crate::failpoint;
-use crate::telemetry::complaints::Complaints;
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::{chain, metrics};
 
 /// How long it rests after the connection was lost.
@@ -58,7 +58,7 @@ pub(super) struct Requests {
     /// Where refused ones go. One at a time opens it.
     refused: Arc<tokio::sync::Mutex<Outlet>>,
     submit: Submit,
-    complaints: Arc<Complaints>,
+    throttle: Arc<LogThrottle>,
 }
 
 impl Requests {
@@ -71,7 +71,7 @@ impl Requests {
             connector: Arc::new(Connector::new(address)),
             refused: Arc::new(tokio::sync::Mutex::new(refused)),
             submit,
-            complaints: Arc::default(),
+            throttle: Arc::default(),
         }
     }
 
@@ -80,7 +80,7 @@ impl Requests {
         while !shutdown.is_cancelled() {
             match AssertUnwindSafe(self.take_all(&shutdown)).catch_unwind().await {
                 Ok(Ok(())) => {}
-                Ok(Err(why)) => self.complain(why),
+                Ok(Err(why)) => self.warn_throttled(why),
                 Err(_) => tracing::error!(event = "queue_panicked", endpoint = &*self.name),
             }
             let _ = shutdown.run_until_cancelled(tokio::time::sleep(POLL)).await;
@@ -185,7 +185,7 @@ impl Requests {
                     }
                 }
             };
-            self.complain(why);
+            self.warn_throttled(why);
             waits.get_or_insert_with(|| waiting.add(message.body.len()));
             let pause = duration::spread(backoff.next_pause(), SPREAD);
             if shutdown.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
@@ -220,8 +220,8 @@ impl Requests {
         Ok(())
     }
 
-    fn complain(&self, error: String) {
-        if let Some(times) = self.complaints.due(error.clone()) {
+    fn warn_throttled(&self, error: String) {
+        if let Some(times) = self.throttle.should_log(error.clone()) {
             tracing::warn!(event = "queue_failed", endpoint = &*self.name, queue = self.intake.queue, error, times);
         }
     }

@@ -14,7 +14,7 @@ use crate::schedule::{Due, Refusal, Schedule, ScheduleState};
 use crate::store::schedules::Asked;
 use crate::store::tracked::Obstacle;
 use crate::store::{self, lease};
-use crate::telemetry::complaints::Complaints;
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::{job_event, metrics};
 
 /// What the exports of schedules are asked for by.
@@ -31,12 +31,12 @@ pub(super) struct Scheduling {
     scheduled: Scheduled,
     /// The schedules whose timings the database knows to be this process's.
     adopted: BTreeSet<String>,
-    complaints: Complaints,
+    throttle: LogThrottle,
 }
 
 impl Scheduling {
     pub(super) fn new(maintenance: Maintenance, scheduled: Scheduled) -> Scheduling {
-        Scheduling { maintenance, scheduled, adopted: BTreeSet::new(), complaints: Complaints::default() }
+        Scheduling { maintenance, scheduled, adopted: BTreeSet::new(), throttle: LogThrottle::default() }
     }
 
     /// Does for a schedule what there is to do now.
@@ -98,13 +98,13 @@ impl Scheduling {
 
     /// Passes over a slot whose lane is busy: what is exported then has what this slot's export would have had, or the next one will.
     async fn skip(&self, schedule: &Schedule, slot: DateTime<Utc>) -> Result<(), Error> {
-        let Scheduling { maintenance, complaints, .. } = self;
+        let Scheduling { maintenance, throttle, .. } = self;
         if !maintenance.store.skip_slot(schedule, slot).await? {
             return Ok(());
         }
         metrics::schedule_slot(&schedule.name, "skipped");
         // Of slots that are closer than a minute not each is told.
-        if let Some(times) = complaints.due(schedule.name.clone()) {
+        if let Some(times) = throttle.should_log(schedule.name.clone()) {
             tracing::warn!(
                 event = "schedule_skipped",
                 schedule = schedule.name,
