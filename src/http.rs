@@ -14,7 +14,6 @@ mod docs;
 mod exports;
 mod in_process;
 mod input;
-mod job;
 mod json;
 mod local;
 mod message;
@@ -75,7 +74,6 @@ use crate::http::openapi::RouterDocument;
 use crate::http::problem::Problem;
 use crate::http::query::Parameters;
 use crate::http::stream::{Answer, ClientStream};
-use crate::job::Job;
 use crate::key;
 use crate::service::Service;
 use crate::telemetry::log_throttle::LogThrottle;
@@ -237,11 +235,6 @@ async fn log_with_its_id(path: Option<MatchedPath>, request: Request, next: Next
     let milliseconds = begun.elapsed().as_secs_f64() * 1_000.0;
     span.in_scope(|| tracing::debug!(event = "request", %method, route, status, milliseconds));
     answer
-}
-
-/// A job as the API shows it, for events.
-pub fn job_as_json(job: Job) -> serde_json::Value {
-    serde_json::json!(job::JobBody::from(job))
 }
 
 /// Reads a service's answer, for the command line. `None`: the text is no JSON, or not of the form that `T` has.

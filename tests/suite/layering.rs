@@ -33,8 +33,7 @@ fn allowed(module: &str) -> BTreeSet<&'static str> {
         "pipeline" => &["source", "sink"],
         "demo" => &["store"],
         "delivery" => &["store"],
-        // The ways of a delivery.
-        "amqp" | "webhook" => &["delivery", "store", "tls"],
+        "receiver" => &["delivery", "tls"],
         "apply" => &["connection"],
         "store" | "source" => &["connection"],
         // For the download of the private server's programs.
@@ -46,16 +45,15 @@ fn allowed(module: &str) -> BTreeSet<&'static str> {
         // Their settings.
         "config" => {
             let settings = [
-                "amqp",
                 "http",
                 "maintenance",
                 "postgres",
                 "publisher",
+                "receiver",
                 "service",
                 "sink",
                 "source",
                 "telemetry",
-                "webhook",
                 "worker",
             ];
             return settings.into_iter().chain(NOUNS).collect();
@@ -256,7 +254,7 @@ fn what_only_some_modules_name() {
         ("std::fs", &["command", "config", "failpoint", "sink"]),
         ("anyhow", &["command"]),
         ("object_store", &["sink"]),
-        ("reqwest", &["command", "postgres", "sink", "telemetry", "tls", "webhook"]),
+        ("reqwest", &["command", "postgres", "receiver", "sink", "telemetry", "tls"]),
         ("println!", &["command"]),
         ("prometheus::", &["telemetry"]),
         ("opentelemetry", &["telemetry"]),

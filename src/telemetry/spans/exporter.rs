@@ -122,7 +122,9 @@ impl HttpClient for Poster {
     {
         let posted = self.runtime.block_on(self.post(request));
         match &posted {
-            Ok(answer) if !answer.status().is_success() => self.warn_throttled(format!("it answered {}", answer.status())),
+            Ok(answer) if !answer.status().is_success() => {
+                self.warn_throttled(format!("it answered {}", answer.status()))
+            }
             Ok(_) => {}
             Err(why) => self.warn_throttled(tls::reason(why.as_ref())),
         }
