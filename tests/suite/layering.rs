@@ -45,6 +45,8 @@ fn allowed(module: &str) -> BTreeSet<&'static str> {
         // Their settings.
         "config" => {
             let settings = [
+                // The transports that `receiver` builds.
+                "delivery",
                 "http",
                 "maintenance",
                 "postgres",
