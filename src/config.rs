@@ -20,7 +20,6 @@ pub use variables::Misspelt;
 
 use private_postgres::mirror::{Checksum, Mirror, NotAMirror};
 
-use crate::config::operator::Secrets;
 use crate::config::variables::{Variables, bad};
 use crate::dataset::CellMax;
 use crate::dataset::catalog::Catalog;
@@ -28,6 +27,7 @@ use crate::dataset::fault::Mistakes;
 use crate::http::{self, Access, LocalHosts, Origins};
 use crate::job::Terms;
 use crate::postgres::{BadUrl, Database, NamedDatabase};
+use crate::receiver::{MissingSecret, Receivers};
 use crate::service::Downloads;
 use crate::source::purge;
 use crate::telemetry::spans;
@@ -70,8 +70,10 @@ pub struct Config {
     pub embedded: private_postgres::Settings,
     /// The datasets, and the other blocks of the operator's file.
     pub catalog: Arc<Catalog>,
-    /// The secrets and addresses that the catalog names variables for.
-    pub secrets: Secrets,
+    /// The receivers of events, with their secrets.
+    pub receivers: Arc<Receivers>,
+    /// The secrets of receivers that are unset or wrong.
+    pub missing_secrets: Vec<MissingSecret>,
     /// The operator's file. `None`: the catalog is the demo's.
     pub catalog_file: Option<PathBuf>,
     /// The destination of files.
@@ -192,11 +194,11 @@ impl Config {
         let rate = |text: &str| text.parse().map_err(|why: &str| format!("`{text}` is {why}"));
         let output = output::read(&vars)?;
         let publisher = output::publisher(&vars, &output)?;
-        let catalog = match &catalog_file {
-            None => Catalog::default(),
-            Some(file) => operator::read_catalog(file)?,
+        let (catalog, mut receivers) = match &catalog_file {
+            None => (Catalog::default(), Receivers::default()),
+            Some(file) => operator::read(file)?,
         };
-        let secrets = operator::secrets(&vars, &catalog);
+        let missing_secrets = operator::read_secrets(&vars, &mut receivers);
         Ok(Config {
             embedded: private_postgres::Settings {
                 data_dir_is_default: data_dir.is_none(),
@@ -209,7 +211,8 @@ impl Config {
                 runtime_dir: vars.get("XDG_RUNTIME_DIR").map(PathBuf::from),
             },
             catalog: Arc::new(catalog),
-            secrets,
+            receivers: Arc::new(receivers),
+            missing_secrets,
             catalog_file,
             output,
             // A database that the operator names gets demo rows only when asked for.

@@ -3,17 +3,15 @@
 //! A [`Dataset`] has what the operator says. A [`TableSchema`] has what the table looks like at a moment. This module knows no SQL:
 //! `source` quotes names and reads the table, `encode` picks a formatter by type.
 
-mod amqp_block;
-mod block;
+pub mod block;
 pub mod catalog;
 mod dataset_block;
 pub mod fault;
-mod listener;
+pub mod listener;
 pub mod name;
 mod schedule_block;
 mod signature;
 mod table_name;
-mod webhook_block;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -387,7 +385,7 @@ pub const OPERATION: Column = Column::named("operation", ColumnType::Text);
 
 /// Asserts that a text has these lines, each by its beginning.
 #[cfg(test)]
-fn assert_lines(found: &str, expected: &[&str]) {
+pub(crate) fn assert_lines(found: &str, expected: &[&str]) {
     assert_eq!(found.lines().count(), expected.len(), "{found}");
     for (line, expected) in found.lines().zip(expected) {
         assert!(line.starts_with(expected), "{line}");

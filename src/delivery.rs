@@ -1,9 +1,10 @@
-//! Tells receivers how exports ended: an event is told until its receiver takes it, or for 42 hours.
+//! Delivers the events of ended exports: each event is sent until its receiver accepts it, for 42 hours at most.
 //!
-//! At least once, and in no order: who dies between a receiver's answer and its record leaves the event to be told again, under the same
-//! id. Each receiver has a task of its own, so that one that is slow holds nobody else up. What is to be told, and how far that has come, is in
-//! `store::deliveries`. Every process that runs exports tells; which of them, the database decides. How an event gets to a receiver is its
-//! [`Way`]: `webhook` has one, and `amqp`.
+//! Delivery is at least once and in no order. If a process dies after a receiver's answer and before the record of it, the event is
+//! sent again under the same id. Each receiver has a [`Dispatcher`] of its own, so a slow receiver delays no other receiver.
+//! Every process that runs exports has dispatchers; the rows of `store::deliveries` decide which of them sends an event.
+//!
+//! Knows no protocol: a [`Transport`] carries an event to its receiver, and `receiver` has the transports.
 
 mod retry;
 
@@ -12,7 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use serde_json::{Value, json};
+use futures_util::future::BoxFuture;
+use serde_json::json;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -20,39 +22,40 @@ use uuid::Uuid;
 use crate::database::DatabaseId;
 use crate::event;
 use crate::failpoint;
+use crate::job::json::JobJson;
 use crate::job::{Job, Status};
-use crate::store::deliveries::{Taken, Try, TryOutcome};
+use crate::store::deliveries::{Attempt, AttemptOutcome, ClaimedDelivery};
 use crate::store::{self, Store};
-use crate::telemetry::complaints::Complaints;
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::spans::{Kind, Span};
 use crate::telemetry::{chain, metrics};
 use crate::trace::TraceParent;
 
-/// How many events a process tells a receiver at a time.
-const AT_ONCE: usize = 8;
-/// The time for which an event is this process's: longer than a way and a record take.
+/// Maximum number of events that a process sends to one receiver at the same time.
+const MAX_CONCURRENT: usize = 8;
+/// Time for which a claimed event belongs to this process: longer than a delivery and its record take.
 const LEASE: Duration = Duration::from_secs(60);
-/// The time after which a receiver's task looks by itself if nobody wakes it, and for which it rests after the database failed.
+/// Interval at which a dispatcher looks for events if nothing wakes it, and its pause after the database failed.
 const POLL: Duration = Duration::from_secs(1);
-/// The longest time that a statement may take.
+/// Timeout of a statement.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// The time that a receiver has to answer after a stop. One that hasn't is told again by another process, or at the next start.
+/// Time that a receiver has to answer after a stop. Without an answer, another process or the next start sends the event again.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
-/// The longest time that the records of the last answers may take.
+/// Timeout of the records of the last answers.
 const RECORD_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// An event as a receiver gets it.
+/// An event, as a transport sends it.
 #[derive(Clone, Debug)]
 pub struct Event {
-    /// Its id: the same at each try.
+    /// The event's id, the same in each attempt.
     pub id: Uuid,
     /// The export's final status.
     pub end: Status,
     /// The export's dataset.
     pub dataset: String,
-    /// The export's consumer; `None`: an ad-hoc one.
+    /// The export's consumer. `None`: an ad-hoc export.
     pub consumer: Option<String>,
-    /// Its type, as a CloudEvent has it.
+    /// The type of the CloudEvent.
     pub kind: String,
     /// The CloudEvent, as JSON.
     pub body: String,
@@ -60,61 +63,69 @@ pub struct Event {
     pub trace: Option<TraceParent>,
 }
 
-/// The answer of a receiver to an event.
+/// The result of one attempt to deliver an event.
 #[derive(Clone, Debug)]
-pub enum Answer {
-    /// It has it. The answer's status, where the way has one.
-    Taken(Option<u16>),
-    /// It has not, or nobody knows. The answer's status, if there was an answer with one, and what was wrong.
+pub enum DeliveryResult {
+    /// The receiver has accepted the event. The status of its answer, if the protocol has one.
+    Delivered(Option<u16>),
+    /// The receiver has not accepted the event, or it is not known. The status of its answer, if there is one, and the reason.
     Failed(Option<u16>, String),
-    /// It wants no event any more. The answer's status.
+    /// The receiver refuses all further events. The status of its answer.
     Gone(u16),
 }
 
-/// The way of events to one receiver.
-pub trait Way: Send + Sync + 'static {
-    /// Makes the way passable, so that no event loses a try where no event could get through.
+/// Carries events to one receiver.
+///
+/// A transport sends each event once and returns the receiver's answer. The [`Dispatcher`] decides about further attempts.
+pub trait Transport: Send + Sync {
+    /// Connects to the receiver, before an event is claimed. So no event loses an attempt while the receiver is unreachable.
     ///
     /// # Errors
-    /// The reason why it isn't passable now.
-    fn open(&self) -> impl Future<Output = Result<(), String>> + Send {
-        async { Ok(()) }
-    }
+    /// With the reason why events can't be sent now.
+    fn open(&self) -> BoxFuture<'_, Result<(), String>>;
 
-    /// Tells the receiver of an event, within half of a minute.
-    fn tell(&self, event: Event) -> impl Future<Output = Answer> + Send;
+    /// Sends an event, and returns the receiver's answer within 30 seconds.
+    fn deliver(&self, event: Event) -> BoxFuture<'_, DeliveryResult>;
 }
 
-/// Tells one receiver.
-pub struct Teller<W> {
-    name: String,
+/// Delivers events to the receivers of these names, by their transports, until `shutdown`.
+pub async fn run(transports: Vec<(String, Box<dyn Transport>)>, store: Store, shutdown: CancellationToken) {
+    let mut tasks = JoinSet::new();
+    for (endpoint, transport) in transports {
+        let dispatcher = Dispatcher::new(endpoint, store.clone(), transport);
+        tasks.spawn(dispatcher.run(shutdown.clone()));
+    }
+    while tasks.join_next().await.is_some() {}
+}
+
+/// Delivers the events of one receiver.
+struct Dispatcher {
+    endpoint: String,
     store: Store,
-    way: W,
-    shown: fn(Job) -> Value,
-    complaints: Complaints,
+    transport: Box<dyn Transport>,
+    throttle: LogThrottle,
 }
 
-impl<W: Way> Teller<W> {
-    /// Tells the receiver of this name, by `way`, what `store` has for it. `shown` is an export as the API shows it.
-    pub fn new(name: &str, store: Store, way: W, shown: fn(Job) -> Value) -> Teller<W> {
-        metrics::init_deliveries(name);
-        Teller { name: name.to_owned(), store, way, shown, complaints: Complaints::default() }
+impl Dispatcher {
+    fn new(endpoint: String, store: Store, transport: Box<dyn Transport>) -> Dispatcher {
+        metrics::init_deliveries(&endpoint);
+        Dispatcher { endpoint, store, transport, throttle: LogThrottle::default() }
     }
 
-    /// Tells until `shutdown`, also after a defect.
-    pub async fn run(self, shutdown: CancellationToken) {
-        let teller = Arc::new(self);
-        while AssertUnwindSafe(teller.tell_all(&shutdown)).catch_unwind().await.is_err() {
-            tracing::error!(event = "deliveries_panicked", endpoint = teller.name);
+    /// Delivers events until `shutdown`. A panic is logged, and delivery goes on.
+    async fn run(self, shutdown: CancellationToken) {
+        let dispatcher = Arc::new(self);
+        while AssertUnwindSafe(dispatcher.deliver_all(&shutdown)).catch_unwind().await.is_err() {
+            tracing::error!(event = "deliveries_panicked", endpoint = dispatcher.endpoint);
             tokio::time::sleep(POLL).await;
         }
     }
 
-    async fn tell_all(self: &Arc<Self>, shutdown: &CancellationToken) {
+    async fn deliver_all(self: &Arc<Self>, shutdown: &CancellationToken) {
         let given_up = CancellationToken::new();
-        let mut told = JoinSet::new();
-        self.tell_until(shutdown, &mut told, &given_up).await;
-        let recorded = async { while told.join_next().await.is_some() {} };
+        let mut running = JoinSet::new();
+        self.deliver_until(shutdown, &mut running, &given_up).await;
+        let recorded = async { while running.join_next().await.is_some() {} };
         let stopped = async {
             shutdown.cancelled().await;
             tokio::time::sleep(STOP_TIMEOUT).await;
@@ -127,90 +138,98 @@ impl<W: Way> Teller<W> {
         let _ = tokio::time::timeout(RECORD_TIMEOUT, recorded).await;
     }
 
-    /// Tells until `shutdown`. What is under way then is in `told`, and `given_up` ends it.
-    async fn tell_until(
+    /// Starts deliveries until `shutdown`. Deliveries that are unfinished then are in `running`, and `given_up` ends them.
+    async fn deliver_until(
         self: &Arc<Self>,
         shutdown: &CancellationToken,
-        told: &mut JoinSet<(bool, Answer)>,
+        running: &mut JoinSet<(bool, DeliveryResult)>,
         given_up: &CancellationToken,
     ) {
         let mut endings = self.store.endings();
         let mut database = None;
-        // As long as it doesn't take events, it is asked by one: the others wait, and lose no try.
-        let mut at_once = 1;
-        // Then only what somebody asks for again gets to it, and tells whether it is there again.
-        let mut gone = false;
+        // Until the receiver accepts an event, it gets one at a time: the other events wait, and lose no attempt.
+        let mut max_concurrent = 1;
+        // A receiver that is gone gets only manually requested events. Their answers show whether it is back.
+        let mut is_gone = false;
         loop {
             let mut rests = false;
-            if told.len() < at_once {
-                let Some(open) = shutdown.run_until_cancelled(self.way.open()).await else { return };
-                let taken = match open {
-                    Ok(()) => self.take(&mut database, at_once - told.len(), gone).await.map_err(|error| chain(&error)),
+            if running.len() < max_concurrent {
+                let Some(open) = shutdown.run_until_cancelled(self.transport.open()).await else { return };
+                let free = max_concurrent - running.len();
+                let claimed = match open {
+                    Ok(()) => self.claim(&mut database, free, is_gone).await.map_err(|error| chain(&error)),
                     Err(why) => Err(why),
                 };
-                match taken {
-                    Ok((database, taken)) => {
-                        for taken in taken {
-                            let (teller, database, given_up) = (Arc::clone(self), database.clone(), given_up.clone());
-                            told.spawn(async move { (gone, teller.tell(taken, &database, &given_up).await) });
+                match claimed {
+                    Ok((database, claimed)) => {
+                        for delivery in claimed {
+                            let (dispatcher, database, given_up) =
+                                (Arc::clone(self), database.clone(), given_up.clone());
+                            running.spawn(async move {
+                                (is_gone, dispatcher.deliver(delivery, &database, &given_up).await)
+                            });
                         }
                     }
                     Err(why) => {
-                        self.complain(why);
+                        self.warn_throttled(why);
                         rests = true;
                     }
                 }
             }
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                Some(done) = told.join_next() => match done {
-                    Ok((_, Answer::Gone(_))) => {
-                        tracing::warn!(event = "receiver_gone", endpoint = self.name, "it gets no event before one is asked for again, or this process starts again");
-                        (gone, at_once) = (true, 1);
+                Some(done) = running.join_next() => match done {
+                    Ok((_, DeliveryResult::Gone(_))) => {
+                        tracing::warn!(
+                            event = "receiver_gone",
+                            endpoint = self.endpoint,
+                            "it gets no further events until a delivery is requested again or this process restarts"
+                        );
+                        (is_gone, max_concurrent) = (true, 1);
                     }
-                    // What was under way when another one heard that it is gone says nothing new.
-                    Ok((asked, _)) if asked != gone => {}
-                    Ok((_, Answer::Taken(_))) => (gone, at_once) = (false, AT_ONCE),
-                    // It is not gone, or says so to the next one.
-                    Ok((_, Answer::Failed(..))) => (gone, at_once) = (false, 1),
-                    Err(panicked) => self.complain(chain(&panicked)),
+                    // A delivery that started before the receiver was found gone, or back, says nothing new.
+                    Ok((was_gone, _)) if was_gone != is_gone => {}
+                    Ok((_, DeliveryResult::Delivered(_))) => (is_gone, max_concurrent) = (false, MAX_CONCURRENT),
+                    // The receiver is not gone: otherwise its next answer says so.
+                    Ok((_, DeliveryResult::Failed(..))) => (is_gone, max_concurrent) = (false, 1),
+                    Err(panicked) => self.warn_throttled(chain(&panicked)),
                 },
-                _ = endings.next(), if !rests && told.len() < at_once => {}
+                _ = endings.next(), if !rests && running.len() < max_concurrent => {}
                 () = tokio::time::sleep(POLL) => {}
             }
         }
     }
 
-    async fn take(
+    async fn claim(
         &self,
         database: &mut Option<DatabaseId>,
-        most: usize,
-        asked_for: bool,
-    ) -> Result<(DatabaseId, Vec<Taken>), store::Error> {
-        let of = match database {
+        limit: usize,
+        only_manual: bool,
+    ) -> Result<(DatabaseId, Vec<ClaimedDelivery>), store::Error> {
+        let id = match database {
             Some(database) => database.clone(),
             None => database.insert(store::with_timeout(CALL_TIMEOUT, self.store.database()).await?).clone(),
         };
-        let taken = self.store.take_deliveries(&self.name, most, LEASE, asked_for);
-        let taken = store::with_timeout(CALL_TIMEOUT, taken).await?;
-        Ok((of, taken))
+        let claim = self.store.claim_deliveries(&self.endpoint, limit, LEASE, only_manual);
+        let claimed = store::with_timeout(CALL_TIMEOUT, claim).await?;
+        Ok((id, claimed))
     }
 
-    /// Tells of an event, and records what became of it: at the latest when it is given up.
-    async fn tell(
+    /// Makes one attempt at a delivery, and records its outcome. `given_up` ends the attempt.
+    async fn deliver(
         &self,
-        Taken { delivery, job }: Taken,
+        ClaimedDelivery { delivery, job }: ClaimedDelivery,
         database: &DatabaseId,
         given_up: &CancellationToken,
-    ) -> Answer {
+    ) -> DeliveryResult {
         let kind = format!("cdc-export.{}.v1", event::event_name(delivery.event));
         let (dataset, consumer) = (job.dataset.clone(), job.consumer.as_ref().map(ToString::to_string));
         let place = job.trace;
         let span = Span::start("deliver", Kind::Producer, place.as_ref());
-        span.set("cdc_export.endpoint", self.name.clone());
+        span.set("cdc_export.endpoint", self.endpoint.clone());
         span.set("cdc_export.job.id", job.id.to_string());
-        let attempt = delivery.attempt + 1;
-        span.set("cdc_export.attempt", i64::from(attempt));
+        let number = delivery.attempt + 1;
+        span.set("cdc_export.attempt", i64::from(number));
         let body = json!({
             "specversion": "1.0",
             "id": delivery.id.to_string(),
@@ -219,63 +238,63 @@ impl<W: Way> Teller<W> {
             "subject": subject(&job),
             "time": delivery.created_at.to_rfc3339_opts(chrono::SecondsFormat::Micros, true),
             "datacontenttype": "application/json",
-            "data": (self.shown)(job),
+            "data": JobJson::from(job),
         });
         let body = body.to_string();
         let trace = span.place().or(place);
         let event = Event { id: delivery.id, end: delivery.event, dataset, consumer, kind, body, trace };
-        let answer = given_up.run_until_cancelled(self.way.tell(event)).await;
-        let answer =
-            answer.unwrap_or_else(|| Answer::Failed(None, "the process ended before there was an answer".into()));
-        failpoint!("delivery.answered", Answer::Failed(None, "delivery.answered".to_owned()));
-        let (status, outcome) = match &answer {
-            Answer::Taken(status) => (*status, TryOutcome::Delivered),
-            Answer::Gone(status) => {
+        let result = given_up.run_until_cancelled(self.transport.deliver(event)).await;
+        let result = result
+            .unwrap_or_else(|| DeliveryResult::Failed(None, "the process ended before there was an answer".to_owned()));
+        failpoint!("delivery.answered", DeliveryResult::Failed(None, "delivery.answered".to_owned()));
+        let (status, outcome) = match &result {
+            DeliveryResult::Delivered(status) => (*status, AttemptOutcome::Delivered),
+            DeliveryResult::Gone(status) => {
                 let why = format!("it answered {status}, and gets no event before one is asked for again");
-                (Some(*status), TryOutcome::Dead(why))
+                (Some(*status), AttemptOutcome::Dead(why))
             }
-            Answer::Failed(status, why) => {
-                let outcome = match retry::after(attempt) {
-                    Some(pause) => TryOutcome::Again(pause, why.clone()),
-                    None => TryOutcome::Dead(why.clone()),
+            DeliveryResult::Failed(status, why) => {
+                let outcome = match retry::pause_after(number) {
+                    Some(pause) => AttemptOutcome::Retry(pause, why.clone()),
+                    None => AttemptOutcome::Dead(why.clone()),
                 };
                 (*status, outcome)
             }
         };
         let (word, why) = match &outcome {
-            TryOutcome::Delivered => ("delivered", None),
-            TryOutcome::Again(_, why) => ("failed", Some(why)),
-            TryOutcome::Dead(why) => ("dead", Some(why)),
+            AttemptOutcome::Delivered => ("delivered", None),
+            AttemptOutcome::Retry(_, why) => ("failed", Some(why)),
+            AttemptOutcome::Dead(why) => ("dead", Some(why)),
         };
         let why = why.cloned();
         if let Some(why) = &why {
             span.fail(why.clone());
         }
         drop(span);
-        let tried = Try { status, outcome };
-        match store::with_timeout(CALL_TIMEOUT, self.store.tried(&delivery, &tried)).await {
-            Ok(true) => metrics::delivery_tried(&self.name, word),
-            // Somebody else has it by now, or it was asked for again.
+        let attempt = Attempt { status, outcome };
+        match store::with_timeout(CALL_TIMEOUT, self.store.record_attempt(&delivery, &attempt)).await {
+            Ok(true) => metrics::delivery_tried(&self.endpoint, word),
+            // Another process has claimed the delivery since, or a redelivery was requested.
             Ok(false) => {}
-            Err(error) => self.complain(chain(&error)),
+            Err(error) => self.warn_throttled(chain(&error)),
         }
         if let Some(error) = why {
             tracing::warn!(
-                event = "delivery_failed", endpoint = self.name, deliveryId = %delivery.id, jobId = %delivery.job,
-                attempt, isDead = word == "dead", error
+                event = "delivery_failed", endpoint = self.endpoint, deliveryId = %delivery.id, jobId = %delivery.job,
+                attempt = number, isDead = word == "dead", error
             );
         }
-        answer
+        result
     }
 
-    fn complain(&self, error: String) {
-        if let Some(times) = self.complaints.due(error.clone()) {
-            tracing::warn!(event = "deliveries_failed", endpoint = self.name, error, times);
+    fn warn_throttled(&self, error: String) {
+        if let Some(times) = self.throttle.should_log(error.clone()) {
+            tracing::warn!(event = "deliveries_failed", endpoint = self.endpoint, error, times);
         }
     }
 }
 
-/// The subject of an event: the dataset, and the consumer if there is one.
+/// Returns the subject of an event: the dataset, and the consumer if there is one.
 fn subject(job: &Job) -> String {
     match &job.consumer {
         Some(consumer) => format!("{}/{consumer}", job.dataset),

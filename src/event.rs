@@ -1,7 +1,5 @@
 //! Events: a receiver of the operator's file gets one when an export ended. A delivery is the state of one event for one receiver.
 
-pub mod address;
-
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
@@ -40,19 +38,6 @@ impl Listener {
             self.consumers.as_ref().is_none_or(|ids| ids.iter().any(|id| Some(id.as_str()) == consumer));
         self.events.contains(&end) && is_of_dataset && is_of_consumer
     }
-}
-
-/// A receiver over HTTP, as the operator's file has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Webhook {
-    /// Which events it gets.
-    pub listener: Listener,
-    /// The address that events are posted to: `https://…`, or `http://…` if the operator allows it.
-    pub url: String,
-    /// The variable of the environment that has the secret which signs the events.
-    pub secret_env: String,
-    /// Whether the address may be on a private network or on this machine.
-    pub allows_private: bool,
 }
 
 /// The delivery of one event to one receiver.
@@ -98,7 +83,7 @@ pub fn event_name(end: Status) -> String {
     format!("export.{end}")
 }
 
-/// The end that an event of this name tells of.
+/// Returns the final status that an event name stands for. `None`: there is no such event.
 pub fn named_end(name: &str) -> Option<Status> {
     Status::ALL.iter().copied().find(|status| status.is_terminal() && event_name(*status) == name)
 }
@@ -108,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_listener_hears_what_it_wants() {
+    fn a_listener_gets_the_events_of_its_lists() {
         let all = Listener {
             name: "a".to_owned(),
             events: vec![Status::Completed, Status::Failed],
@@ -129,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn only_ends_have_names() {
+    fn only_final_statuses_have_event_names() {
         assert_eq!(named_end("export.completed"), Some(Status::Completed));
         for other in ["export.pending", "completed", "export.processing", ""] {
             assert_eq!(named_end(other), None, "{other}");

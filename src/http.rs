@@ -14,7 +14,6 @@ mod docs;
 mod exports;
 pub mod in_process;
 mod input;
-mod job;
 mod json;
 mod local;
 mod message;
@@ -74,10 +73,9 @@ use crate::http::openapi::RouterDocument;
 use crate::http::problem::Problem;
 use crate::http::query::Parameters;
 use crate::http::stream::{Answer, ClientStream};
-use crate::job::Job;
 use crate::key;
 use crate::service::Service;
-use crate::telemetry::complaints::Complaints;
+use crate::telemetry::log_throttle::LogThrottle;
 
 /// A client has this long to send a request's head, and again this long to send its body.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -238,11 +236,6 @@ async fn log_with_its_id(path: Option<MatchedPath>, request: Request, next: Next
     answer
 }
 
-/// A job as the API shows it, for events.
-pub fn job_as_json(job: Job) -> serde_json::Value {
-    serde_json::json!(job::JobBody::from(job))
-}
-
 /// Reads a service's answer, for the command line. `None`: the text is no JSON, or not of the form that `T` has.
 pub fn answer_from_json<T: serde::de::DeserializeOwned>(text: &[u8]) -> Option<T> {
     json::read(text, json::Strict::Value).ok()?;
@@ -283,7 +276,7 @@ pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimi
     http1.timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT).max_headers(MAX_HEADERS_READ);
     http1.max_buf_size(CONNECTION_BYTES);
     let connections = Connections::new(limits);
-    let complaints = Complaints::default();
+    let throttle = LogThrottle::default();
     let next = async || {
         let (stream, peer) = listener.accept().await?;
         let connection = connections.admit(peer.ip()).await;
@@ -295,7 +288,7 @@ pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimi
             Ok(accepted) => accepted,
             Err(error) => {
                 // Most likely there are no file descriptors left: connections that end will free some.
-                if let Some(times) = complaints.due(error.to_string()) {
+                if let Some(times) = throttle.should_log(error.to_string()) {
                     tracing::warn!(event = "accept_failed", error = %error, times);
                 }
                 tokio::time::sleep(Duration::from_millis(100)).await;

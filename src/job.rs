@@ -6,6 +6,7 @@ pub mod after;
 pub mod columns;
 mod continuity;
 mod idempotency_key;
+pub mod json;
 pub mod lane;
 pub mod marker;
 mod progress;

@@ -31,11 +31,9 @@ pub mod sink;
 pub mod source;
 pub mod worker;
 
-// What comes and goes without a call.
-#[cfg(feature = "amqp")]
-pub mod amqp;
+// The way of an event: from a row in `cdc_export.deliveries` to its receiver.
 pub mod delivery;
-pub mod webhook;
+pub mod receiver;
 
 // The way on: from a file to another database.
 pub mod apply;

@@ -28,7 +28,7 @@ use crate::source::purge::{Caps, PURGE_ROWS};
 use crate::source::{self, Source};
 use crate::store::transitions::Transition;
 use crate::store::{self, Store, lease};
-use crate::telemetry::complaints::Complaints;
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::{chain, metrics};
 
 pub use schedule::Scheduled;
@@ -162,8 +162,8 @@ async fn announce(Maintenance { store, destination, .. }: &Maintenance) -> Resul
 
 /// Takes the jobs of vanished workers from them.
 async fn reap(Maintenance { settings, store, swept, .. }: &Maintenance) -> Result<(), Error> {
-    store.make_good_a_clock_set_back(settings.lease).await?;
-    store.make_good_a_clock_set_back_for_deliveries().await?;
+    store.repair_future_timestamps(settings.lease).await?;
+    store.repair_future_timestamps_of_deliveries().await?;
     for Transition { job, .. } in store.reap().await? {
         tracing::warn!(event = "export_taken_over", jobId = %job.id, status = %job.status);
         metrics::lease_taken_over();
@@ -216,7 +216,7 @@ async fn every(
     mut round: impl AsyncFnMut() -> Result<(), Error>,
     shutdown: CancellationToken,
 ) {
-    let complaints = Complaints::default();
+    let throttle = LogThrottle::default();
     metrics::init_maintenance(task);
     while !shutdown.is_cancelled() {
         let round = AssertUnwindSafe(round()).catch_unwind();
@@ -231,7 +231,7 @@ async fn every(
             Ok(Ok(Ok(()))) => None,
             Ok(Ok(Err(error))) => Some(chain(&error)),
             Ok(Err(_)) => {
-                if let Some(times) = complaints.due("panicked".to_owned()) {
+                if let Some(times) = throttle.should_log("panicked".to_owned()) {
                     tracing::error!(event = "maintenance_panicked", task, times);
                 }
                 None
@@ -239,7 +239,7 @@ async fn every(
             Err(_) => Some("it takes too long".to_owned()),
         };
         if let Some(error) = failed
-            && let Some(times) = complaints.due(error.clone())
+            && let Some(times) = throttle.should_log(error.clone())
         {
             tracing::warn!(event = "maintenance_failed", task, error, times);
         }

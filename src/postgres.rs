@@ -25,7 +25,7 @@ use crate::connection;
 use crate::connection::failure::SqlFailure;
 use crate::failpoint;
 use crate::postgres::reach::{CONNECT_TIMEOUT, no_answer, unreachable};
-use crate::telemetry::complaints::Complaints;
+use crate::telemetry::log_throttle::LogThrottle;
 use private_postgres::Endpoint;
 
 /// The oldest Postgres that has what the service relies on (`pg_current_snapshot`, xid8).
@@ -223,7 +223,7 @@ impl Database {
 /// Connects, and sets nothing: a pooler may share the session with other clients. Waits for a server that is starting or
 /// recovering from a crash: after a power cut, service and server start together.
 async fn connect(database: &Database) -> Result<PgConnection, Error> {
-    let (begun, complaints) = (Instant::now(), Complaints::default());
+    let (begun, throttle) = (Instant::now(), LogThrottle::default());
     loop {
         let connecting = PgConnection::connect_with(database.options());
         let error = match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
@@ -235,7 +235,7 @@ async fn connect(database: &Database) -> Result<PgConnection, Error> {
         if !starting || begun.elapsed() > START_TIMEOUT {
             return Err(Error::Unreachable(unreachable(&error)));
         }
-        if let Some(times) = complaints.due("starting".to_owned()) {
+        if let Some(times) = throttle.should_log("starting".to_owned()) {
             tracing::info!(event = "postgres_starting", times, "waiting for Postgres to accept connections");
         }
         tokio::time::sleep(Duration::from_secs(1)).await;

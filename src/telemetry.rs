@@ -1,6 +1,6 @@
 //! Logs: one line an event, on standard error; `metrics`; and `spans`. Never a row's values, a password or a key.
 
-pub mod complaints;
+pub mod log_throttle;
 pub mod metrics;
 pub mod spans;
 

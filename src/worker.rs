@@ -39,7 +39,7 @@ use crate::store::{
     lease::{self, Lease, Renewal},
     queue::{Claimant, Settlement},
 };
-use crate::telemetry::complaints::Complaints;
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::spans::{self, Span};
 use crate::telemetry::{chain, job_event};
 use crate::worker::error::Error;
@@ -94,7 +94,7 @@ pub struct Worker {
     /// Tells running attempts which jobs were cancelled.
     cancels: broadcast::Sender<JobId>,
     /// What fails again and again: all workers of a process meet the same trouble.
-    complaints: Arc<Complaints>,
+    throttle: Arc<LogThrottle>,
 }
 
 /// An attempt whose file is written.
@@ -134,7 +134,7 @@ impl Worker {
             catalog,
             work: Arc::new(Notify::new()),
             cancels: broadcast::Sender::new(64),
-            complaints: Arc::default(),
+            throttle: Arc::default(),
         }
     }
 
@@ -174,7 +174,7 @@ impl Worker {
                 Ok(None) => {}
                 Err(error) => {
                     let error = chain(&error);
-                    if let Some(times) = self.complaints.due(format!("claim: {error}")) {
+                    if let Some(times) = self.throttle.should_log(format!("claim: {error}")) {
                         tracing::warn!(event = "claim_failed", error, times);
                     }
                     tokio::select! { () = drain.cancelled() => {}, () = tokio::time::sleep(POLL) => {} }
@@ -430,7 +430,7 @@ impl Worker {
             match statement().await {
                 Err(store::Error::Unavailable(cause) | store::Error::LockConflict(cause)) if begun.elapsed() < time => {
                     let (id, error) = (lease.job.id, chain(&cause));
-                    if let Some(times) = self.complaints.due(format!("{id}: {error}")) {
+                    if let Some(times) = self.throttle.should_log(format!("{id}: {error}")) {
                         tracing::warn!(event = "database_unavailable", jobId = %id, error, times);
                     }
                     tokio::time::sleep(POLL.min(self.call_timeout())).await;

@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 
 use crate::config;
-use crate::dataset::catalog::Catalog;
+use crate::receiver::Receivers;
 
 /// Refuses a file that has a dataset of this name already, or can't be read.
 pub(super) fn check(file: &Path, name: &str) -> anyhow::Result<()> {
     let text = read(file)?;
-    let is_there = Catalog::from_toml(&text).is_ok_and(|catalog| catalog.get(name).is_some());
+    let is_there = Receivers::read(&text, |_| false).is_ok_and(|(catalog, _)| catalog.get(name).is_some());
     ensure!(!is_there, "{} has a dataset `{name}` already: nothing was added", file.display());
     Ok(())
 }
@@ -31,7 +31,7 @@ pub(super) fn append(file: &Path, block: &str) -> anyhow::Result<()> {
         _ => "\n\n",
     };
     let after = format!("{before}{gap}{block}");
-    Catalog::from_toml(&after).map_err(|mistakes| config::Error::catalog(file, mistakes))?;
+    Receivers::read(&after, |_| false).map_err(|mistakes| config::Error::catalog(file, mistakes))?;
     replace(file, &before, &after).with_context(|| format!("{} can't be written", file.display()))
 }
 

@@ -86,17 +86,14 @@ async fn datasets(config: &Config, database: &Database, what: Datasets) -> anyho
                 [one] => outln!("1 dataset fits its table: {one}")?,
                 all => outln!("{} datasets fit their tables: {}", all.len(), all.join(", "))?,
             }
-            let (schedules, webhooks) = (config.catalog.schedules().iter(), config.catalog.webhooks().iter());
-            for (what, names) in [
-                ("schedules", schedules.map(|it| it.name.as_str()).collect::<Vec<_>>()),
-                ("webhooks", webhooks.map(|it| it.listener.name.as_str()).collect()),
-                ("brokers", config.catalog.brokers().iter().map(|it| it.name.as_str()).collect()),
-            ] {
+            let schedules =
+                config.catalog.schedules().iter().map(|schedule| schedule.name.as_str()).collect::<Vec<_>>();
+            for (what, names) in [("schedules", schedules)].into_iter().chain(config.receivers.names()) {
                 if !names.is_empty() {
                     outln!("{what}: {}", names.join(", "))?;
                 }
             }
-            let missing = config.secrets.missing();
+            let missing = config.missing_secrets();
             if !faults.is_empty() {
                 missing.iter().for_each(|why| eprintln!("cdc-export: {why}"));
             }

@@ -139,7 +139,7 @@ impl Export {
         let done = CancellationToken::new();
         let stops = Stops { drain: done.clone(), shutdown: done.clone() };
         let folder = PreparedOutput::prepare(config).await?;
-        folder.tell_if_new(config, database).await?;
+        folder.log_if_new(config, database).await?;
         let Wired { exports, service } = wire(config, database, folder, 1, &stops);
         let api = local_api(service);
         let id = api.submit(request).await?;

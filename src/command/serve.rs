@@ -42,9 +42,9 @@ impl Serve {
     /// Serves the API, and runs the exports unless others do.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let config = settings(CatalogFile::Read, Logs::AsSet)?;
-        refuse_missing(&config, &config.secrets.missing_to_ask)?;
+        refuse_missing(&config, &config.missing_for_api())?;
         if !self.no_workers {
-            refuse_missing(&config, &config.secrets.missing_to_tell)?;
+            refuse_missing(&config, &config.missing_for_worker())?;
         }
         block_on(run(config, if self.no_workers { Role::Api } else { Role::Service }))
     }
@@ -103,7 +103,7 @@ async fn run_on(
         };
         let needed = postgres::require_connections(database, exports + calls).await;
         needed.with_context(|| database.to_string())?;
-        folder.tell_if_new(config, database).await?;
+        folder.log_if_new(config, database).await?;
         if role != Role::Worker && config.seed_rows > 0 {
             demo::seed(&database.pool(1), config.seed_rows).await?;
         }
@@ -147,8 +147,7 @@ async fn run_on(
     Ok(())
 }
 
-/// Refuses a start without what the catalog's file names and the environment has to have: nobody would be told of exports, or nobody would
-/// take requests.
+/// Refuses to start if secrets of receivers are missing: no event would be delivered, or no request taken.
 fn refuse_missing(config: &Config, missing: &[String]) -> Result<(), config::Error> {
     match &config.catalog_file {
         Some(file) if !missing.is_empty() => Err(config::Error::no_secrets(file, missing)),
@@ -270,7 +269,7 @@ fn allow_descriptors() -> ConnectionLimits {
 /// Runs the exports, without an API.
 pub(crate) fn run_worker() -> anyhow::Result<ExitCode> {
     let config = settings(CatalogFile::Read, Logs::AsSet)?;
-    refuse_missing(&config, &config.secrets.missing_to_tell)?;
+    refuse_missing(&config, &config.missing_for_worker())?;
     block_on(run(config, Role::Worker))
 }
 

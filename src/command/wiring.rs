@@ -1,24 +1,22 @@
-//! Wires service and worker over one database, and counts the connections that they may come to have.
+//! Wires the modules over one database, and counts the connections that they may open.
 
 use std::sync::Arc;
 
 use anyhow::anyhow;
-#[cfg(feature = "amqp")]
 use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 
-#[cfg(feature = "amqp")]
-use crate::amqp;
 use crate::config::{self, Config};
+use crate::delivery;
 use crate::http;
 use crate::maintenance::{Maintenance, Scheduled};
 use crate::postgres::Database;
+use crate::receiver::{Receivers, Submit};
 use crate::service::{self, Service, Stores};
 use crate::sink::{self, Destination, Limited, Prepared};
 use crate::source::Source;
 use crate::store::Store;
 use crate::telemetry;
-use crate::webhook;
 use crate::worker::{self, Stops, Worker};
 
 /// The connections of so many exports at once: a leader, a reader and a heartbeat each, the further readers that they share,
@@ -45,51 +43,34 @@ pub(super) struct Wired {
     pub(super) service: Service,
 }
 
-/// What a process does that runs exports.
+/// The tasks of a process that runs exports: the worker, maintenance, and the delivery of events.
 pub(super) struct Exports {
     worker: Worker,
     maintenance: Maintenance,
-    told: Told,
-}
-
-/// Who is told of the ends of exports.
-struct Told {
     store: Store,
-    receivers: Vec<webhook::Receiver>,
-    #[cfg(feature = "amqp")]
-    brokers: Vec<amqp::AddressedBroker>,
-}
-
-impl Told {
-    async fn run(self, shutdown: CancellationToken) {
-        let posted = webhook::tell(self.receivers, self.store.clone(), http::job_as_json, shutdown.clone());
-        #[cfg(feature = "amqp")]
-        let published = amqp::tell(self.brokers, self.store, http::job_as_json, shutdown);
-        #[cfg(not(feature = "amqp"))]
-        let published = std::future::ready(());
-        tokio::join!(posted, published);
-    }
+    receivers: Arc<Receivers>,
 }
 
 impl Exports {
-    /// Says that the jobs of this folder have a worker.
+    /// Records that the jobs of this destination have a worker.
     pub(super) async fn announce(&self) {
         self.maintenance.announce().await;
     }
 
-    /// Works until `stops` says otherwise, then returns. What is beside the exports goes on until `shutdown`.
+    /// Runs exports until `stops` ends them. Maintenance and deliveries go on until `shutdown`.
     pub(super) async fn run(self, stops: Stops) {
         let Stops { drain, shutdown } = stops.clone();
         let work = async {
             self.worker.run(stops).await;
-            // Nothing is left to do.
+            // No export is left.
             shutdown.cancel();
         };
-        tokio::join!(work, self.maintenance.run(drain, shutdown.clone()), self.told.run(shutdown.clone()));
+        let delivery = delivery::run(self.receivers.build(), self.store, shutdown.clone());
+        tokio::join!(work, self.maintenance.run(drain, shutdown.clone()), delivery);
     }
 }
 
-/// Where the files go, and what was done to it.
+/// The destination of files, and whether it was new.
 pub(super) struct PreparedOutput {
     destination: Limited,
     prepared: Prepared,
@@ -105,7 +86,7 @@ impl PreparedOutput {
                 other => telemetry::chain(other),
             };
             let wrong = config::Error::output(&config.output, &why);
-            // Only what a later start can't cure is told as a wrong setting.
+            // A wrong setting is an error that a later start can't cure.
             if error.may_pass() { anyhow!("{wrong}") } else { wrong.into() }
         };
         let destination = config.output.destination().map_err(wrong)?;
@@ -113,8 +94,8 @@ impl PreparedOutput {
         Ok(PreparedOutput { destination, prepared })
     }
 
-    /// Tells of a destination that is new, and warns where the database knows files, which then are all elsewhere.
-    pub(super) async fn tell_if_new(&self, config: &Config, database: &Database) -> anyhow::Result<()> {
+    /// Logs that the destination is new. Warns if the database has files, which are in another destination then.
+    pub(super) async fn log_if_new(&self, config: &Config, database: &Database) -> anyhow::Result<()> {
         if self.prepared == Prepared::Known {
             return Ok(());
         }
@@ -133,28 +114,20 @@ impl PreparedOutput {
     }
 }
 
-/// Takes requests from the brokers of the catalog's file, until `shutdown`.
+/// Submits the requests that receivers bring, until `shutdown`.
 pub(super) fn take_requests(
     config: &Config,
     service: Service,
     shutdown: &CancellationToken,
 ) -> impl Future<Output = ()> + use<> {
-    #[cfg(feature = "amqp")]
-    {
-        let submit: amqp::Submit = Arc::new(move |intake, message| {
-            let service = service.clone();
-            async move { http::take_message(&service, &intake, message).await }.boxed()
-        });
-        amqp::take_requests(config.secrets.brokers.clone(), submit, shutdown.clone())
-    }
-    #[cfg(not(feature = "amqp"))]
-    {
-        let _ = (config, service, shutdown);
-        std::future::ready(())
-    }
+    let submit: Submit = Arc::new(move |intake, message| {
+        let service = service.clone();
+        async move { http::take_message(&service, &intake, message).await }.boxed()
+    });
+    config.receivers.take_requests(&submit, shutdown)
 }
 
-/// Wires the service alone, for a command that looks: the destination stays as it is.
+/// Wires the service alone, for a command that only reads. The destination is not changed.
 pub(super) fn wire_service(config: &Config, database: &Database) -> anyhow::Result<Service> {
     let output = PreparedOutput { destination: config.output.destination()?, prepared: Prepared::Known };
     let never = CancellationToken::new();
@@ -169,19 +142,14 @@ pub(super) fn wire(config: &Config, database: &Database, output: PreparedOutput,
     let control = database.pool(control_connections(workers));
     let settings = worker::Settings { workers, ..config.worker.clone() };
     let catalog = Arc::clone(&config.catalog);
-    // Whether or not their secrets are known here: another process may have these.
-    let listeners = catalog.listeners().cloned().collect();
-    let (store, tables) = (Store::new(control.clone()).telling(listeners), source(control.clone()));
+    // Receivers without a secret are included: another process may have it.
+    let listeners = catalog.listeners().to_vec();
+    let (store, tables) = (Store::new(control.clone()).with_listeners(listeners), source(control.clone()));
     let maintenance = Maintenance::new(config.maintenance.clone(), store.clone(), tables.clone(), destination.clone())
         .with_schedules(Scheduled { catalog: Arc::clone(&catalog), terms: config.terms });
     let worker = Worker::new(settings, store.clone(), tables, destination.clone(), Arc::clone(&catalog));
-    let told = Told {
-        store: store.clone(),
-        receivers: config.secrets.receivers.clone(),
-        #[cfg(feature = "amqp")]
-        brokers: config.secrets.brokers.clone(),
-    };
     let callers = |connections, timeout| database.pool_for_callers(connections, timeout);
+    let exports = Exports { worker, maintenance, store: store.clone(), receivers: Arc::clone(&config.receivers) };
     let stores = Stores {
         api: store.over(callers(config.api_connections, service::deadline::call_timeout())),
         probe: Store::new(callers(1, service::deadline::call_timeout())),
@@ -190,5 +158,5 @@ pub(super) fn wire(config: &Config, database: &Database, output: PreparedOutput,
     let counting = callers(COUNTING_CONNECTIONS, service::COUNTING_TIMEOUT);
     let settings = service::Settings { destination, catalog, terms: config.terms, downloads: config.downloads };
     let service = Service::new(settings, stores, source(counting), stops.drain.clone(), stops.shutdown.clone());
-    Wired { exports: Exports { worker, maintenance, told }, service }
+    Wired { exports, service }
 }

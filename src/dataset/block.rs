@@ -20,7 +20,7 @@ use crate::dataset::name::{hint, is_name};
 pub(super) const DATASET: &str = "dataset";
 
 /// The operator's file, and the faults that were found in it so far.
-pub(super) struct File<'t> {
+pub struct File<'t> {
     text: &'t str,
     table: DeTable<'t>,
     mistakes: Vec<Mistake>,
@@ -48,12 +48,7 @@ impl<'t> File<'t> {
 
     /// Calls `read` with each block of a kind, in the order of the file. A block whose name another block of `names` has is refused
     /// without being read.
-    pub(super) fn each_block(
-        &mut self,
-        kind: &'static str,
-        names: &mut Names,
-        mut read: impl FnMut(&mut Block<'_, 't>),
-    ) {
+    pub fn each_block(&mut self, kind: &'static str, names: &mut Names, mut read: impl FnMut(&mut Block<'_, 't>)) {
         let Some(value) = self.table.get(kind) else { return };
         let Some(tables) = tables(value) else {
             let why = format!("[{kind}] is one of several: write [[{kind}]]");
@@ -67,7 +62,9 @@ impl<'t> File<'t> {
                 Err(why) => block.refuse(why),
                 Ok(()) => {
                     read(&mut block);
-                    block.shape_faults.extend(unknown_members(self.text, members, &block.known));
+                    if !block.is_unread {
+                        block.shape_faults.extend(unknown_members(self.text, members, &block.known));
+                    }
                 }
             }
             self.mistakes.append(&mut block.shape_faults);
@@ -104,13 +101,18 @@ fn tables<'a, 't>(value: &'a Spanned<DeValue<'t>>) -> Option<Vec<(usize, &'a DeT
 }
 
 /// The names that blocks have so far, in the order of the file, each with the kind of its block. No two blocks share a name.
-#[derive(Default)]
-pub(super) struct Names(Vec<(String, &'static str)>);
+#[derive(Debug, Default)]
+pub struct Names(Vec<(String, &'static str)>);
 
 impl Names {
     /// The names alone.
     pub(super) fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// The names of one kind of block, in the order of the file.
+    pub fn of_kind(&self, kind: &str) -> Vec<&str> {
+        self.0.iter().filter(|(_, other)| *other == kind).map(|(name, _)| name.as_str()).collect()
     }
 
     fn take(&mut self, name: &str, kind: &'static str) -> Result<(), String> {
@@ -127,14 +129,16 @@ impl Names {
 }
 
 /// One block, while it is read. The reader asks for every member before it returns: a member that nobody asked for is unknown.
-pub(super) struct Block<'a, 't> {
+pub struct Block<'a, 't> {
     /// The block's name. Empty if the block says none.
-    pub(super) name: String,
+    pub name: String,
     text: &'t str,
     kind: &'static str,
     start: usize,
     members: &'a DeTable<'t>,
     known: Vec<&'static str>,
+    /// True if the reader refused the block without reading its members.
+    is_unread: bool,
     /// Unknown members, and members of another type. Listed first, since other faults may follow from them.
     shape_faults: Vec<Mistake>,
     faults: Vec<Mistake>,
@@ -144,7 +148,7 @@ impl<'a, 't> Block<'a, 't> {
     /// A block of which nothing has been read.
     fn new(text: &'t str, kind: &'static str, start: usize, members: &'a DeTable<'t>) -> Block<'a, 't> {
         let (name, known, shape_faults, faults) = (String::new(), Vec::new(), Vec::new(), Vec::new());
-        Block { name, text, kind, start, members, known, shape_faults, faults }
+        Block { name, text, kind, start, members, known, is_unread: false, shape_faults, faults }
     }
 
     fn read_name(&mut self) {
@@ -156,12 +160,12 @@ impl<'a, 't> Block<'a, 't> {
     }
 
     /// Returns true if the block has this member.
-    pub(super) fn has(&self, member: &str) -> bool {
+    pub fn has(&self, member: &str) -> bool {
         self.members.contains_key(member)
     }
 
     /// Reads a member that has to be there. Returns `None` if it is missing or wrong.
-    pub(super) fn required<T, E: Display>(
+    pub fn required<T, E: Display>(
         &mut self,
         member: &'static str,
         parse: impl FnOnce(&str) -> Result<T, E>,
@@ -184,7 +188,7 @@ impl<'a, 't> Block<'a, 't> {
     }
 
     /// Reads a member that has a default. Returns `None` if it is wrong.
-    pub(super) fn or_default<T, E: Display>(
+    pub fn or_default<T, E: Display>(
         &mut self,
         member: &'static str,
         default: T,
@@ -195,7 +199,7 @@ impl<'a, 't> Block<'a, 't> {
     }
 
     /// Reads a member that is any text.
-    pub(super) fn text(&mut self, member: &'static str) -> Option<String> {
+    pub fn text(&mut self, member: &'static str) -> Option<String> {
         self.optional(member, str::parse::<String>)
     }
 
@@ -210,7 +214,7 @@ impl<'a, 't> Block<'a, 't> {
     }
 
     /// Reads a boolean member.
-    pub(super) fn flag(&mut self, member: &'static str, default: bool) -> bool {
+    pub fn flag(&mut self, member: &'static str, default: bool) -> bool {
         self.value(member).unwrap_or(default)
     }
 
@@ -224,7 +228,7 @@ impl<'a, 't> Block<'a, 't> {
     }
 
     /// Reads a list of texts. Returns the entries that are right, and `None` if the member isn't there.
-    pub(super) fn list<T, E: Display>(
+    pub fn list<T, E: Display>(
         &mut self,
         member: &'static str,
         parse: impl Fn(&str) -> Result<T, E>,
@@ -244,8 +248,14 @@ impl<'a, 't> Block<'a, 't> {
     }
 
     /// Records that a member is wrong: at its line, or at the block's line if the block doesn't have it.
-    pub(super) fn wrong(&mut self, member: &str, why: impl Display) {
+    pub fn wrong(&mut self, member: &str, why: impl Display) {
         self.wrong_at(self.start_of(member, None), member, why);
+    }
+
+    /// Records that the block as a whole is wrong, and that its members are not read.
+    pub fn refuse_unread(&mut self, why: impl Display) {
+        self.refuse(why);
+        self.is_unread = true;
     }
 
     /// Records that the block as a whole is wrong.

@@ -1,24 +1,22 @@
-//! The catalog: the datasets, receivers, brokers and schedules of the operator's TOML file, or the demo's dataset.
+//! The catalog: the datasets, schedules and receivers of the operator's TOML file, or the demo's dataset.
 //!
-//! Reads a text, not a file. Knows no table: `source` compares the datasets with their tables and reports [`Fault`]s.
+//! Reads a text, not a file. Knows no kind of receiver: `receiver` reads their blocks. Knows no table: `source` compares the datasets with their tables and reports [`Fault`]s.
 
 use std::sync::Arc;
 
-use crate::broker::Broker;
 use crate::dataset::block::{File, Names};
 use crate::dataset::fault::{Fault, Faults, Mistake, Mistakes, SeveralDatasets, UnknownDataset};
 use crate::dataset::listener::Known;
 use crate::dataset::name::hint;
-use crate::dataset::{Dataset, USERS, amqp_block, dataset_block, schedule_block, webhook_block};
-use crate::event::{Listener, Webhook};
+use crate::dataset::{Dataset, USERS, dataset_block, schedule_block};
+use crate::event::Listener;
 use crate::schedule::Schedule;
 
 /// All datasets, and the other blocks of the operator's file.
 #[derive(Clone, Debug)]
 pub struct Catalog {
     datasets: Vec<Arc<Dataset>>,
-    webhooks: Vec<Webhook>,
-    brokers: Vec<Broker>,
+    listeners: Vec<Listener>,
     schedules: Vec<Arc<Schedule>>,
     /// The file's text, which says in which line a fault is. `None`: this is the demo's catalog.
     text: Option<String>,
@@ -27,34 +25,33 @@ pub struct Catalog {
 impl Default for Catalog {
     /// The demo's catalog.
     fn default() -> Catalog {
-        Catalog {
-            datasets: vec![Arc::new(Dataset::users())],
-            webhooks: Vec::new(),
-            brokers: Vec::new(),
-            schedules: Vec::new(),
-            text: None,
-        }
+        Catalog { datasets: vec![Arc::new(Dataset::users())], listeners: Vec::new(), schedules: Vec::new(), text: None }
     }
 }
 
 impl Catalog {
-    /// Reads the catalog in a TOML text.
+    /// Reads the catalog in a TOML text without receivers.
     ///
     /// # Errors
     /// With all faults of the text.
     pub fn from_toml(text: &str) -> Result<Catalog, Mistakes> {
-        Catalog::from_toml_beside(text, |_| false)
+        Catalog::with_receivers(text, &[], |_| false, |_, _| Vec::new())
     }
 
-    /// Reads the catalog in a TOML text. No secret may be in a variable of which `is_setting` is true.
+    /// Reads the catalog in a TOML text. `read_receivers` reads the blocks of these `kinds`.
+    /// No secret may be in a variable for which `is_setting` returns true.
     ///
     /// # Errors
     /// With all faults of the text.
-    pub fn from_toml_beside(text: &str, is_setting: impl Fn(&str) -> bool) -> Result<Catalog, Mistakes> {
+    pub fn with_receivers(
+        text: &str,
+        kinds: &[&'static str],
+        is_setting: impl Fn(&str) -> bool,
+        read_receivers: impl FnOnce(&mut File<'_>, &Known<'_>) -> Vec<Listener>,
+    ) -> Result<Catalog, Mistakes> {
         let mut file = File::parse(text)?;
-        file.refuse_other_kinds(&["dataset", "webhook", "amqp", "schedule"]);
-        // A webhook and a broker share no name: deliveries name a receiver by its name alone.
-        let (mut dataset_names, mut receiver_names, mut schedule_names) = <(Names, Names, Names)>::default();
+        file.refuse_other_kinds(&[&["dataset"], kinds, &["schedule"]].concat());
+        let (mut dataset_names, mut schedule_names) = <(Names, Names)>::default();
         let datasets = dataset_block::read(&mut file, &mut dataset_names);
         if dataset_names.iter().next().is_none() {
             file.refuse_if_sound("there is no [[dataset]] in it: `cdc-export datasets add TABLE` appends one");
@@ -62,8 +59,7 @@ impl Catalog {
         let known = Known { datasets: &dataset_names, is_setting: &is_setting };
         let catalog = Catalog {
             datasets,
-            webhooks: webhook_block::read(&mut file, &mut receiver_names, &known),
-            brokers: amqp_block::read(&mut file, &mut receiver_names, &known),
+            listeners: read_receivers(&mut file, &known),
             schedules: schedule_block::read(&mut file, &mut schedule_names, &known),
             text: Some(text.to_owned()),
         };
@@ -101,20 +97,9 @@ impl Catalog {
         self.datasets.iter()
     }
 
-    /// The receivers over HTTP, in the order of the file.
-    pub fn webhooks(&self) -> &[Webhook] {
-        &self.webhooks
-    }
-
-    /// The message brokers, in the order of the file.
-    pub fn brokers(&self) -> &[Broker] {
-        &self.brokers
-    }
-
-    /// All receivers of events: the webhooks, and the brokers to which events are published.
-    pub fn listeners(&self) -> impl Iterator<Item = &Listener> {
-        let published = self.brokers.iter().filter_map(|broker| broker.publication.as_ref());
-        self.webhooks.iter().map(|webhook| &webhook.listener).chain(published.map(|it| &it.listener))
+    /// The receivers of events, with the events that each of them gets.
+    pub fn listeners(&self) -> &[Listener] {
+        &self.listeners
     }
 
     /// The schedules, in the order of the file.
@@ -147,57 +132,6 @@ mod tests {
 
     fn wrong(text: &str) -> String {
         Catalog::from_toml(text).unwrap_err().to_string()
-    }
-
-    #[test]
-    fn what_is_of_another_type_is_told_with_its_member() {
-        let dataset = "[[dataset]]\nname = \"a\"\ntable = \"a\"\n";
-        for (text, expected) in [
-            ("[[schedule]]\nname = \"a\"\nevery = 10", "line 6: schedule.every: invalid type: integer `10`, expected"),
-            ("[[schedule]]\nheal = \"yes\"", "line 5: schedule.heal: invalid type: string \"yes\", expected a boolean"),
-            ("[webhook]\nname = \"a\"", "line 4: [webhook] is one of several: write [[webhook]]"),
-            ("[[webhook]]\nname = \"a\"", "line 4: webhook: missing field `url`"),
-            ("[[webhook]]\nevents = \"a\"", "line 5: webhook.events: invalid type: string \"a\", expected a sequence"),
-            ("[[amqp]]\nevents = [1]", "line 5: amqp.events: invalid type: integer `1`, expected a string"),
-            (
-                "[[schedules]]\nname = \"a\"",
-                "line 4: unknown field `schedules`, expected one of `dataset`, `webhook`, `amqp`",
-            ),
-            ("x = [", "line 4: "),
-        ] {
-            let found = wrong(&format!("{dataset}{text}"));
-            assert!(found.starts_with(expected), "{found}");
-        }
-        assert!(wrong("").starts_with("there is no [[dataset]] in it: "));
-    }
-
-    #[test]
-    fn a_slip_in_one_block_hides_no_fault_of_another() {
-        let found = wrong(
-            "[[dataset]]
-name = \"a\"
-table = \"a\"
-colums = []
-max_file_bytes = \"1GB\"
-[[dataset]]
-table = \"b\"
-[[webhook]]
-name = \"hook\"
-url = 5
-secret_env = \"not a name\"
-datasets = [\"a\"]
-[[webhooks]]
-",
-        );
-        let expected = [
-            "line 13: unknown field `webhooks`, expected one of `dataset`, `webhook`, `amqp`, `schedule`; is it `webhook`?",
-            "line 5: dataset.max_file_bytes: invalid type: string \"1GB\", expected u64",
-            "line 4: unknown field `colums`, expected one of `name`, `table`, `key`, `columns`, `exclude`, ",
-            "line 6: dataset: missing field `name`",
-            "line 10: webhook.url: invalid type: integer `5`, expected a string",
-            "line 11: webhook hook: secret_env: the name of a variable",
-        ];
-        assert_lines(&found, &expected);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::event::{self, Listener};
 use crate::job::{ConsumerId, Status};
 
 /// Names outside of a block that its members may or may not be.
-pub(super) struct Known<'a> {
+pub struct Known<'a> {
     /// The names of the file's datasets.
     pub(super) datasets: &'a Names,
     /// Returns true if a variable of the environment is one of the service's own.
@@ -25,7 +25,7 @@ impl Known<'_> {
     }
 
     /// Takes the name of a variable that has a secret. No message quotes a text that may be the secret itself.
-    pub(super) fn secret_variable(&self, name: &str, secret: &str) -> Result<String, String> {
+    pub fn secret_variable(&self, name: &str, secret: &str) -> Result<String, String> {
         let is_begun = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
         if !is_begun || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
             return Err(format!("the name of a variable is expected, not {secret}"));
@@ -38,7 +38,7 @@ impl Known<'_> {
 }
 
 /// Reads which events a receiver gets. Without a list it gets all of them.
-pub(super) fn listener(block: &mut Block<'_, '_>, known: &Known<'_>) -> Listener {
+pub fn listener(block: &mut Block<'_, '_>, known: &Known<'_>) -> Listener {
     let ends = || Status::ALL.iter().copied().filter(|status| status.is_terminal());
     let end = |name: &str| {
         let names = || ends().map(event::event_name).collect::<Vec<_>>().join(", ");

@@ -8,11 +8,10 @@ use utoipa::{IntoParams, ToSchema};
 use crate::dataset::name::is_name;
 use crate::http::access::Caller;
 use crate::http::code::Code;
-use crate::http::job::JobBody;
 use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
 use crate::http::query;
-use crate::http::schemas::rfc3339;
+use crate::job::json::{JobJson, rfc3339};
 use crate::job::lane::Lane;
 use crate::job::{ConsumerId, Continuity};
 use crate::service::Service;
@@ -55,7 +54,7 @@ pub(crate) struct ConsumerBody {
     continuity: Option<Continuity>,
     /// The consumer's last export
     #[schema(required)]
-    last_job: Option<JobBody>,
+    last_job: Option<JobJson>,
     /// How many published exports come after the last one that the consumer has acknowledged, of those that are kept, exact up to 1,000;
     /// null if it has never acknowledged one in the dataset
     #[schema(required, maximum = 1000)]
@@ -113,7 +112,7 @@ fn body(ListedConsumer { lag, last_job, unacknowledged }: ListedConsumer) -> Con
         rows_waiting,
         rows_waiting_capped,
         continuity: lag.continuity,
-        last_job: last_job.map(JobBody::from),
+        last_job: last_job.map(JobJson::from),
         unacknowledged: unacknowledged.map(|of| of.exports),
         unacknowledged_since: unacknowledged.and_then(|of| of.since).map(rfc3339),
     }

@@ -15,7 +15,7 @@ use crate::http::input::PathParameter;
 use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
 use crate::http::query;
-use crate::http::schemas::rfc3339;
+use crate::job::json::rfc3339;
 use crate::service::{self, Service};
 
 /// The query of `/deliveries`.

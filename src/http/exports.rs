@@ -24,11 +24,11 @@ use crate::dataset::name::is_name;
 use crate::http::access::{Caller, Follower};
 use crate::http::code::Code;
 use crate::http::input::{PathJob, dataset_or_implied};
-use crate::http::job::JobBody;
 use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
 use crate::http::query;
 use crate::http::schemas::DatasetName;
+use crate::job::json::JobJson;
 use crate::job::lane::Lane;
 use crate::job::{ConsumerId, ExportType, Filter, Job, JobId, Status};
 use crate::service::{self, Service};
@@ -51,7 +51,7 @@ pub(crate) struct WaitQuery {
 /// Look at an export
 #[utoipa::path(
     get, path = "/exports/{jobId}", operation_id = "getExport", tag = "exports",
-    params(PathJob, WaitQuery), responses((status = 200, description = "The export.", body = JobBody)),
+    params(PathJob, WaitQuery), responses((status = 200, description = "The export.", body = JobJson)),
     extensions(("x-codes" = json!([Code::TooManyFollowers]))),
 )]
 pub(crate) async fn get(
@@ -59,7 +59,7 @@ pub(crate) async fn get(
     PathJob(id): PathJob,
     Follower(subscriber): Follower,
     Query(WaitQuery { wait }): Query<WaitQuery>,
-) -> Result<Json<JobBody>, Problem> {
+) -> Result<Json<JobJson>, Problem> {
     let job = match wait.map(|text| whole_number(&text)) {
         None => service.job(id).await?,
         Some(Some(seconds)) => {
@@ -114,7 +114,7 @@ pub(crate) async fn events(
         let first = (number == 0).then_some("job");
         let end = job.status.is_terminal().then(|| job.status.as_str());
         let then = if number == 0 { end } else { Some(end.unwrap_or("progress")) };
-        let body = JobBody::from(job);
+        let body = JobJson::from(job);
         let event = |name| Event::default().event(name).retry(RECONNECT).json_data(&body);
         let events: Vec<_> = first.into_iter().chain(then).map(event).collect();
         stream::iter(events)
@@ -159,14 +159,14 @@ pub(crate) struct ExportQuery {
 /// gives the id of the export that it loaded last, and loads these in their order.
 #[utoipa::path(
     get, path = "/exports", operation_id = "listExports", tag = "exports",
-    params(ExportQuery), responses((status = 200, description = "A page.", body = Page<JobBody>)),
+    params(ExportQuery), responses((status = 200, description = "A page.", body = Page<JobJson>)),
     extensions(("x-codes" = json!([Code::NoDataset, Code::DatabaseRestored, Code::ConsumerNotAllowed]))),
 )]
 pub(crate) async fn list(
     State(service): State<Service>,
     caller: Caller,
     Query(query): Query<ExportQuery>,
-) -> Result<Json<Page<JobBody>>, Problem> {
+) -> Result<Json<Page<JobJson>>, Problem> {
     let limit = pages::limit(query.limit.as_deref())?;
     if query.after.is_some() {
         return published_after(&service, &caller, query, limit).await;
@@ -180,7 +180,7 @@ pub(crate) async fn list(
         before: query.cursor.map(|cursor| read_cursor(&cursor).ok_or_else(pages::bad_cursor)).transpose()?,
     };
     let jobs = service.jobs(&filter, limit + 1).await?;
-    Ok(Json(Page::new(jobs, limit, cursor_of, JobBody::from)))
+    Ok(Json(Page::new(jobs, limit, cursor_of, JobJson::from)))
 }
 
 /// The exports that were published after one, in the order of their lane.
@@ -189,7 +189,7 @@ async fn published_after(
     caller: &Caller,
     query: ExportQuery,
     limit: u32,
-) -> Result<Json<Page<JobBody>>, Problem> {
+) -> Result<Json<Page<JobJson>>, Problem> {
     let ExportQuery { consumer, status, export_type, dataset: of, after, cursor, limit: _ } = query;
     let after = after.unwrap_or_default().parse::<Uuid>();
     let after = after.map_err(|_| Problem::bad_parameter("after", "the id of an export is expected"))?;
@@ -208,7 +208,7 @@ async fn published_after(
     let from = cursor.map(|cursor| read_number(&cursor).ok_or_else(pages::bad_cursor)).transpose()?;
     let lane = Lane { consumer: &consumer, dataset: &dataset };
     let jobs = service.published_after(lane, after.into(), from, limit + 1).await?;
-    Ok(Json(Page::new(jobs, limit, |job| format!("number_{}", job.number.unwrap_or_default()), JobBody::from)))
+    Ok(Json(Page::new(jobs, limit, |job| format!("number_{}", job.number.unwrap_or_default()), JobJson::from)))
 }
 
 fn read_number(cursor: &str) -> Option<u64> {
@@ -265,10 +265,10 @@ pub(crate) async fn delete(
 /// it has not acknowledged, for `RETAIN_UNACKED`.
 #[utoipa::path(
     post, path = "/exports/{jobId}/ack", operation_id = "acknowledgeExport", tag = "exports",
-    params(PathJob), responses((status = 200, description = "The export, which is acknowledged.", body = JobBody)),
+    params(PathJob), responses((status = 200, description = "The export, which is acknowledged.", body = JobJson)),
     extensions(("x-codes" = json!([Code::NotCompleted, Code::AdHoc]))),
 )]
-pub(crate) async fn ack(State(service): State<Service>, PathJob(id): PathJob) -> Result<Json<JobBody>, Problem> {
+pub(crate) async fn ack(State(service): State<Service>, PathJob(id): PathJob) -> Result<Json<JobJson>, Problem> {
     Ok(Json(service.acknowledge(id).await?.into()))
 }
 
@@ -277,13 +277,13 @@ pub(crate) async fn ack(State(service): State<Service>, PathJob(id): PathJob) ->
     post, path = "/exports/{jobId}/cancel", operation_id = "cancelExport", tag = "exports",
     params(PathJob),
     responses(
-        (status = 202, description = "The export is cancelled, or will be in a moment.", body = JobBody),
-        (status = 200, description = "The export was cancelled before.", body = JobBody),
+        (status = 202, description = "The export is cancelled, or will be in a moment.", body = JobJson),
+        (status = 200, description = "The export was cancelled before.", body = JobJson),
     ),
     extensions(("x-codes" = json!([Code::Committing, Code::AlreadyEnded]))),
 )]
 pub(crate) async fn cancel(State(service): State<Service>, PathJob(id): PathJob) -> Result<Response, Problem> {
     let (job, already) = service.cancel(id).await?;
     let status = if already { StatusCode::OK } else { StatusCode::ACCEPTED };
-    Ok((status, Json(JobBody::from(job))).into_response())
+    Ok((status, Json(JobJson::from(job))).into_response())
 }

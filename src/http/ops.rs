@@ -12,7 +12,7 @@ use utoipa::{IntoResponses, ToSchema};
 
 use crate::dataset::Description;
 use crate::http::datasets::problems;
-use crate::http::schemas::rfc3339;
+use crate::job::json::rfc3339;
 use crate::service::Service;
 use crate::telemetry::metrics::CONTENT_TYPE;
 

@@ -16,8 +16,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::http::code::Code;
-use crate::http::job::JobBody;
 use crate::job::ConsumerId;
+use crate::job::json::JobJson;
 use crate::key::Scope;
 use crate::service;
 
@@ -41,8 +41,8 @@ pub(crate) struct Problem {
     field: Option<Box<str>>,
     /// With `out_of_step`: the exports published since, oldest first, 100 at most, then the open ones
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false, value_type = Vec<JobBody>)]
-    jobs: Option<Box<[JobBody]>>,
+    #[schema(nullable = false, value_type = Vec<JobJson>)]
+    jobs: Option<Box<[JobJson]>>,
     /// A header of the answer.
     #[serde(skip)]
     header: Option<Box<(HeaderName, HeaderValue)>>,
@@ -215,7 +215,7 @@ impl From<service::Error> for Problem {
                 Problem::new(Code::DatabaseUnavailable, detail)
             }
             Error::OutOfStep(jobs) => {
-                let jobs = jobs.iter().cloned().map(JobBody::from).collect();
+                let jobs = jobs.iter().cloned().map(JobJson::from).collect();
                 Problem { jobs: Some(jobs), ..Problem::new(Code::OutOfStep, detail).about("after") }
             }
             Error::DatabaseUnavailable(cause) => {

@@ -6,9 +6,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::http::access::Caller;
-use crate::http::job::JobBody;
 use crate::http::problem::Problem;
-use crate::http::schemas::{CompressionSchema, FormatSchema, rfc3339};
+use crate::job::json::{CompressionSchema, FormatSchema, JobJson, rfc3339};
 use crate::job::{ConsumerId, ExportType};
 use crate::service::Service;
 use crate::service::schedules::ListedSchedule;
@@ -62,7 +61,7 @@ pub(crate) struct ScheduleBody {
     last_run_at: Option<String>,
     /// The export that it asked for then, if that is kept
     #[schema(required)]
-    last_job: Option<JobBody>,
+    last_job: Option<JobJson>,
     /// How many slots were skipped since then, because an export of the consumer and dataset was still open
     skipped: u64,
     /// When the last of these was skipped
@@ -103,7 +102,7 @@ fn body(ListedSchedule { schedule, state, next_at, last_job }: ListedSchedule) -
         next_at: next_at.map(rfc3339),
         last_slot: state.slot.map(rfc3339),
         last_run_at: state.last_run_at.map(rfc3339),
-        last_job: last_job.map(JobBody::from),
+        last_job: last_job.map(JobJson::from),
         skipped: state.skipped,
         skipped_at: state.skipped_at.map(rfc3339),
         refused: refused.map(|why| why.as_str()),

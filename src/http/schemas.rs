@@ -1,20 +1,15 @@
 //! The form of the nouns that are in many bodies and queries, and their schemas in the API's document. The nouns themselves know
 //! nothing of documents.
 
-use chrono::{DateTime, SecondsFormat, Utc};
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::event::DeliveryStatus;
+use crate::job::json::{CompressionSchema, FormatSchema};
 use crate::job::selection::Operator;
 use crate::job::{ConsumerId, Continuity, ExportType, FailureCode, Status};
 use pg_rows::encoding::{Compression, Format};
-
-/// A time in JSON: RFC 3339, UTC, microseconds.
-pub(crate) fn rfc3339(time: DateTime<Utc>) -> String {
-    time.to_rfc3339_opts(SecondsFormat::Micros, true)
-}
 
 /// The schema of an enum of words: the words, and what each stands for.
 pub(crate) fn of_words<'w>(meaning: &str, words: impl Iterator<Item = (&'w str, &'w str)>) -> RefOr<Schema> {
@@ -54,12 +49,6 @@ document_words! {
     DeliveryStatus, "DeliveryStatus", "How the telling of an event to a receiver stands";
     Operator, "Operator", "How a column is compared with a value";
 }
-
-/// The schema of [`Format`], which is another crate's.
-pub(crate) enum FormatSchema {}
-
-/// The schema of [`Compression`], which is another crate's.
-pub(crate) enum CompressionSchema {}
 
 document_words! {
     FormatSchema of Format, "Format", "How a file's rows are written";

@@ -13,7 +13,7 @@ use crate::http::code::Code;
 use crate::http::input::{Consumer, dataset_or_implied};
 use crate::http::problem::Problem;
 use crate::http::schemas::DatasetName;
-use crate::http::schemas::rfc3339;
+use crate::job::json::rfc3339;
 use crate::job::lane::Lane;
 use crate::service::Service;
 use crate::watermark::Watermark;

@@ -10,25 +10,25 @@ use crate::publisher::{self, Publication, Publisher};
 use crate::sink::Destination;
 use crate::store::files::LOST_AFTER;
 use crate::telemetry::chain;
-use crate::telemetry::complaints::Complaints;
+use crate::telemetry::log_throttle::LogThrottle;
 
 pub(super) struct Publish {
     maintenance: Maintenance,
     publisher: Publisher,
     /// Since when a job's file is missing.
     missing: HashMap<JobId, Instant>,
-    complaints: Complaints,
+    throttle: LogThrottle,
 }
 
 impl Publish {
     pub(super) fn new(maintenance: Maintenance) -> Publish {
         let Maintenance { store, destination, settings, .. } = &maintenance;
         let publisher = Publisher::new(store, destination, &settings.publisher, settings.lease);
-        Publish { maintenance, publisher, missing: HashMap::new(), complaints: Complaints::default() }
+        Publish { maintenance, publisher, missing: HashMap::new(), throttle: LogThrottle::default() }
     }
 
     pub(super) async fn round(&mut self) -> Result<(), Error> {
-        let Publish { maintenance, publisher, missing, complaints } = self;
+        let Publish { maintenance, publisher, missing, throttle } = self;
         let id = maintenance.destination.id().await?;
         let unpublished = maintenance.store.unpublished(id).await?;
         missing.retain(|job, _| unpublished.iter().any(|record| record.job == *job));
@@ -53,7 +53,7 @@ impl Publish {
                 publisher.give_up(&record).await
             };
             if let Err(error) = outcome
-                && let Some(times) = complaints.due(format!("{job} {}", chain(&error)))
+                && let Some(times) = throttle.should_log(format!("{job} {}", chain(&error)))
             {
                 tracing::error!(event = "publish_failed", jobId = %job, error = chain(&error), times);
             }

@@ -1,4 +1,6 @@
-//! Asks for the exports of schedules when they are due. Each process that runs exports does; `store::schedules` lets one of them win.
+//! Submits the exports of schedules when they are due.
+//!
+//! Each process that runs exports does this. The rows of `store::schedules` decide which process submits an export.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,10 +17,10 @@ use crate::sink::Destination;
 use crate::store::schedules::Asked;
 use crate::store::tracked::Obstacle;
 use crate::store::{self, lease};
-use crate::telemetry::complaints::Complaints;
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::{job_event, metrics};
 
-/// What the exports of schedules are asked for by.
+/// Settings with which the exports of schedules are submitted.
 #[derive(Clone, Debug)]
 pub struct Scheduled {
     /// The schedules, and their datasets.
@@ -30,17 +32,17 @@ pub struct Scheduled {
 pub(super) struct Scheduling {
     maintenance: Maintenance,
     scheduled: Scheduled,
-    /// The schedules whose timings the database knows to be this process's.
+    /// The schedules whose timings in the database are known to equal this process's.
     adopted: BTreeSet<String>,
-    complaints: Complaints,
+    throttle: LogThrottle,
 }
 
 impl Scheduling {
     pub(super) fn new(maintenance: Maintenance, scheduled: Scheduled) -> Scheduling {
-        Scheduling { maintenance, scheduled, adopted: BTreeSet::new(), complaints: Complaints::default() }
+        Scheduling { maintenance, scheduled, adopted: BTreeSet::new(), throttle: LogThrottle::default() }
     }
 
-    /// Does for a schedule what there is to do now.
+    /// Adopts a schedule's timing, heals it, or runs its due slot.
     async fn attend(&mut self, schedule: &Schedule, state: ScheduleState, now: DateTime<Utc>) -> Result<(), Error> {
         if !self.adopted.contains(&schedule.name) {
             let adoption = needs_adoption(schedule, &state, now);
@@ -49,11 +51,11 @@ impl Scheduling {
             }
             self.adopted.insert(schedule.name.clone());
             if adoption.is_some() {
-                // The next round sees what became of it.
+                // The next round reads the new state.
                 return Ok(());
             }
         }
-        // Before the next slot, which would fail as the last one did.
+        // Healing comes before the next slot, which would fail as the last one did.
         if schedule.heals && state.needs_full && self.heal(schedule).await? {
             return Ok(());
         }
@@ -76,7 +78,7 @@ impl Scheduling {
         }
     }
 
-    /// Asks for the export of a slot that is due.
+    /// Submits the export of a due slot.
     async fn run(&self, schedule: &Schedule, slot: DateTime<Utc>) -> Result<(), Error> {
         let Some(dataset) = self.scheduled.catalog.get(&schedule.dataset) else { return Ok(()) };
         if let Some(refusal) = self.refusal(schedule, dataset).await? {
@@ -88,7 +90,7 @@ impl Scheduling {
         match asked.await? {
             Asked::Job(job) => {
                 metrics::schedule_slot(&schedule.name, "run");
-                tell(schedule, &job, Some(slot));
+                log_submitted(schedule, &job, Some(slot));
                 Ok(())
             }
             Asked::Settled => Ok(()),
@@ -97,15 +99,15 @@ impl Scheduling {
         }
     }
 
-    /// Passes over a slot whose lane is busy: what is exported then has what this slot's export would have had, or the next one will.
+    /// Skips a slot whose lane is busy. Its changes are in the open export or in the next one.
     async fn skip(&self, schedule: &Schedule, slot: DateTime<Utc>) -> Result<(), Error> {
-        let Scheduling { maintenance, complaints, .. } = self;
+        let Scheduling { maintenance, throttle, .. } = self;
         if !maintenance.store.skip_slot(schedule, slot).await? {
             return Ok(());
         }
         metrics::schedule_slot(&schedule.name, "skipped");
-        // Of slots that are closer than a minute not each is told.
-        if let Some(times) = complaints.due(schedule.name.clone()) {
+        // Slots may be less than a minute apart, so the log line is throttled.
+        if let Some(times) = throttle.should_log(schedule.name.clone()) {
             tracing::warn!(
                 event = "schedule_skipped",
                 schedule = schedule.name,
@@ -119,8 +121,7 @@ impl Scheduling {
         Ok(())
     }
 
-    /// Leaves a slot due whose export can't be asked for now: it is late then, and not lost. That is told once, however many slots pass
-    /// meanwhile.
+    /// Records why the export of a due slot can't be submitted now. The slot stays due. The reason is logged once, even if more slots pass.
     async fn refuse(&self, schedule: &Schedule, slot: DateTime<Utc>, why: Refusal) -> Result<(), Error> {
         let Scheduling { maintenance, .. } = self;
         if maintenance.store.refuse_slot(schedule, slot, why).await? {
@@ -138,7 +139,7 @@ impl Scheduling {
         Ok(())
     }
 
-    /// Asks for a full export after one that needs it. False: it isn't time for it, or another process was first.
+    /// Submits a full export after an export that needs one. Returns false if it is too early, or another process was first.
     async fn heal(&self, schedule: &Schedule) -> Result<bool, Error> {
         let Some(dataset) = self.scheduled.catalog.get(&schedule.dataset) else { return Ok(false) };
         if self.refusal(schedule, dataset).await?.is_some() {
@@ -150,7 +151,7 @@ impl Scheduling {
             return Ok(false);
         };
         metrics::schedule_slot(&schedule.name, "healed");
-        tell(schedule, &job, None);
+        log_submitted(schedule, &job, None);
         Ok(true)
     }
 
@@ -170,7 +171,7 @@ impl Scheduling {
         }))
     }
 
-    /// The destination's id. A broken destination, or one that hangs, is the worker's to report: the job fails with the reason.
+    /// Returns the destination's id. `None` if it fails or hangs: the worker reports the reason when the job fails.
     async fn destination_id(&self) -> Option<Uuid> {
         let timeout = lease::call_timeout(self.maintenance.settings.lease);
         tokio::time::timeout(timeout, self.maintenance.destination.id()).await.ok()?.ok()
@@ -184,7 +185,7 @@ impl Scheduling {
         let mut outcome = Ok(());
         for schedule in &schedules {
             let state = states.remove(&schedule.name).unwrap_or_default();
-            // One that fails holds up no other.
+            // A schedule that fails delays no other.
             if let Err(error) = self.attend(schedule, state, now).await {
                 outcome = Err(error);
             }
@@ -193,8 +194,8 @@ impl Scheduling {
     }
 }
 
-/// The slot up to which all are to be taken for used before anything is due: of a schedule whose timing has changed, or that is new and
-/// doesn't run at its start.
+/// Returns the slot up to which all slots count as used, for a schedule whose timing has changed, and for a new one that doesn't run at
+/// its start.
 fn needs_adoption(schedule: &Schedule, state: &ScheduleState, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
     let is_needed = match &state.timing {
         Some(timing) => *timing != schedule.timing.to_string(),
@@ -203,8 +204,8 @@ fn needs_adoption(schedule: &Schedule, state: &ScheduleState, now: DateTime<Utc>
     schedule.timing.latest(now).filter(|_| is_needed)
 }
 
-/// Tells of the job that a schedule has made, for a slot, or else to heal.
-fn tell(schedule: &Schedule, job: &Job, slot: Option<DateTime<Utc>>) {
+/// Logs the job that a schedule has submitted: for a slot, or without a slot to heal.
+fn log_submitted(schedule: &Schedule, job: &Job, slot: Option<DateTime<Utc>>) {
     let heals = slot.is_none();
     job_event!(info, job, "export_submitted", schedule = schedule.name, slot = slot.map(rfc3339), heals);
 }

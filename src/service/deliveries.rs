@@ -1,4 +1,4 @@
-//! What receivers were told of ended exports, and telling them again.
+//! Deliveries of events to receivers, and requests to deliver an event again.
 
 use uuid::Uuid;
 
@@ -7,18 +7,18 @@ use crate::service::deadline::with_timeout;
 use crate::service::{Error, Service};
 
 impl Service {
-    /// Deliveries that a filter lets through, newest first.
+    /// Lists the deliveries that match a filter, newest first.
     pub async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<Vec<Delivery>, Error> {
         with_timeout(self.store.deliveries(filter, limit)).await
     }
 
-    /// Makes a delivery due again, whatever became of it.
+    /// Makes a delivery due now, in any status.
     ///
     /// # Errors
-    /// If there is no such delivery, or its receiver is in the catalog no more: nobody would tell it.
+    /// If the delivery is not in the database, or its receiver is no longer in the catalog.
     pub async fn redeliver(&self, id: Uuid) -> Result<Delivery, Error> {
         let delivery = with_timeout(self.store.delivery(id)).await?.ok_or(Error::NoDelivery)?;
-        if !self.catalog.listeners().any(|listener| listener.name == delivery.endpoint) {
+        if !self.catalog.listeners().iter().any(|listener| listener.name == delivery.endpoint) {
             return Err(Error::NoEndpoint(delivery.endpoint));
         }
         with_timeout(self.store.redeliver(id)).await?.ok_or(Error::NoDelivery)

@@ -93,7 +93,7 @@ impl Service {
         let backlog = self.store.backlog().await?;
         let (ages, others) = self.store.watermark_ages(&datasets).await?;
         let unacknowledged = self.store.unacknowledged_ages(&datasets).await?;
-        let endpoints: Vec<_> = self.catalog.listeners().map(|listener| listener.name.as_str()).collect();
+        let endpoints: Vec<_> = self.catalog.listeners().iter().map(|listener| listener.name.as_str()).collect();
         let undelivered = self.store.open_deliveries(&endpoints).await?;
         let schedules = self.schedule_ages().await?;
         Ok(Figures { backlog, ages, others, unacknowledged, undelivered, schedules })

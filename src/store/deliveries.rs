@@ -1,7 +1,7 @@
-//! What is to be told to receivers, and what became of it.
+//! Deliveries of events: one row for each event and receiver, and the outcome of its attempts.
 //!
-//! The rows are made in the transaction that ends an export (`store::transitions`), so that no end is told that is not true, and none is
-//! forgotten. Who takes a delivery has it until the time for which it put it off, and that time proves it.
+//! A row is inserted in the transaction that ends an export (`store::transitions`). So an event exists if and only if its export ended.
+//! A claim moves `run_at` to the end of its lease. That time is also the claim's token: an outcome is recorded only while it is unchanged.
 
 use std::time::Duration;
 
@@ -63,57 +63,57 @@ impl TryFrom<DeliveryRow> for Delivery {
     }
 }
 
-/// A delivery that this process has taken, with the export that it tells of.
+/// A delivery that this process has claimed, with its export.
 #[derive(Debug)]
-pub struct Taken {
+pub struct ClaimedDelivery {
     /// The delivery.
     pub delivery: Delivery,
-    /// The export, as it is by now.
+    /// The export, in its current state.
     pub job: Job,
 }
 
 #[derive(sqlx_macros::FromRow)]
-struct TakenRow {
+struct ClaimedRow {
     #[sqlx(flatten)]
     delivery: DeliveryRow,
     #[sqlx(flatten)]
     row: JobRow,
 }
 
-/// What became of a try.
+/// An attempt that has ended.
 #[derive(Clone, Debug)]
-pub struct Try {
-    /// The answer's status; `None`: there was no answer.
+pub struct Attempt {
+    /// The status of the receiver's answer. `None`: there was no answer.
     pub status: Option<u16>,
-    /// What follows.
-    pub outcome: TryOutcome,
+    /// The outcome.
+    pub outcome: AttemptOutcome,
 }
 
-/// What follows a try.
+/// The outcome of an attempt.
 #[derive(Clone, Debug)]
-pub enum TryOutcome {
-    /// The receiver has it.
+pub enum AttemptOutcome {
+    /// The receiver has accepted the event.
     Delivered,
-    /// It is tried again after this time. Why it failed.
-    Again(Duration, String),
-    /// It is not tried again. Why it failed.
+    /// The next attempt follows after this pause. The reason of the failure.
+    Retry(Duration, String),
+    /// No further attempt follows. The reason of the failure.
     Dead(String),
 }
 
-/// How many deliveries to a receiver wait, and how many are dead.
+/// Numbers of undelivered events of one receiver.
 #[derive(Clone, Debug, sqlx_macros::FromRow)]
 pub struct OpenDeliveries {
     /// The receiver's name.
     pub endpoint: String,
-    /// Those that are tried.
+    /// Deliveries that wait for an attempt, or have one running.
     pub pending: i64,
-    /// Those that are not tried any more.
+    /// Deliveries without further attempts.
     pub dead: i64,
-    /// Seconds since the event of the oldest pending one was made; 0 where none is pending.
+    /// Age of the oldest pending event, in seconds. 0 if no event is pending.
     pub oldest_seconds: f64,
 }
 
-/// Writes down, in the transaction that ends these exports, who is to be told.
+/// Inserts the deliveries of these ended exports, in the transaction that ends them.
 pub(super) async fn plan(conn: &mut PgConnection, listeners: &[Listener], ended: &[&JobRow]) -> Result<(), Error> {
     let (mut ids, mut jobs, mut endpoints, mut events) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for row in ended {
@@ -128,7 +128,7 @@ pub(super) async fn plan(conn: &mut PgConnection, listeners: &[Listener], ended:
     if ids.is_empty() {
         return Ok(());
     }
-    // An export ends once. What somebody else put there keeps none from its end.
+    // An export ends once, so a conflict is a row of somebody else. Such a row must not keep the export from its end.
     sqlx::query(
         "-- store.deliveries.plan
          insert into cdc_export.deliveries (id, job, endpoint, event)
@@ -145,22 +145,23 @@ pub(super) async fn plan(conn: &mut PgConnection, listeners: &[Listener], ended:
 }
 
 impl Store {
-    /// The same control plane, which writes down for these receivers what they are to be told.
-    pub fn telling(self, listeners: Vec<Listener>) -> Store {
+    /// Returns the store with these receivers: each end of an export then inserts their deliveries.
+    pub fn with_listeners(self, listeners: Vec<Listener>) -> Store {
         Store { listeners: listeners.into(), ..self }
     }
 
-    /// Takes deliveries to a receiver that are due, the oldest first. Nobody else takes them before `lease` has passed. With
-    /// `asked_for` only those that somebody asked for again, and of which no try has ended since.
-    pub async fn take_deliveries(
+    /// Claims up to `limit` due deliveries of a receiver, the oldest first. No other process can claim them during `lease`.
+    ///
+    /// With `only_manual` it claims only deliveries that were requested again, and had no attempt since.
+    pub async fn claim_deliveries(
         &self,
         endpoint: &str,
-        most: usize,
+        limit: usize,
         lease: Duration,
-        asked_for: bool,
-    ) -> Result<Vec<Taken>, Error> {
+        only_manual: bool,
+    ) -> Result<Vec<ClaimedDelivery>, Error> {
         let statement = sqlx::query_as(concat!(
-            "-- store.deliveries.take
+            "-- store.deliveries.claim
              with due as materialized (
                select id from cdc_export.deliveries
                where endpoint = $1 and delivered_at is null and run_at <= statement_timestamp() and (manually_requested or not $4)
@@ -175,23 +176,24 @@ impl Store {
             " from d join exports e on e.id = d.job"
         ))
         .bind(endpoint)
-        .bind(most as i64)
+        .bind(limit as i64)
         .bind(lease.as_secs_f64())
-        .bind(asked_for);
-        let rows: Vec<TakenRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
-        let taken = |row: TakenRow| Ok(Taken { delivery: row.delivery.try_into()?, job: row.row.try_into()? });
-        Ok(rows.into_iter().filter_map(|row| skip_unreadable(taken(row))).collect())
+        .bind(only_manual);
+        let rows: Vec<ClaimedRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
+        let claimed =
+            |row: ClaimedRow| Ok(ClaimedDelivery { delivery: row.delivery.try_into()?, job: row.row.try_into()? });
+        Ok(rows.into_iter().filter_map(|row| skip_unreadable(claimed(row))).collect())
     }
 
-    /// Records what became of a try. False: somebody else has taken the delivery since, or it was asked for again, or it is gone.
-    pub async fn tried(&self, delivery: &Delivery, tried: &Try) -> Result<bool, Error> {
-        let (is_delivered, again, error) = match &tried.outcome {
-            TryOutcome::Delivered => (true, None, None),
-            TryOutcome::Again(after, why) => (false, Some(after.as_secs_f64()), Some(why)),
-            TryOutcome::Dead(why) => (false, None, Some(why)),
+    /// Records an attempt. Returns false if the claim has ended: the delivery was claimed again, requested again or deleted.
+    pub async fn record_attempt(&self, delivery: &Delivery, attempt: &Attempt) -> Result<bool, Error> {
+        let (is_delivered, pause, error) = match &attempt.outcome {
+            AttemptOutcome::Delivered => (true, None, None),
+            AttemptOutcome::Retry(pause, why) => (false, Some(pause.as_secs_f64()), Some(why)),
+            AttemptOutcome::Dead(why) => (false, None, Some(why)),
         };
         let statement = sqlx::query(
-            "-- store.deliveries.tried
+            "-- store.deliveries.record_attempt
              update cdc_export.deliveries set
                attempt = attempt + 1, manually_requested = false, rescheduled_at = clock_timestamp(),
                delivered_at = case when $3 then clock_timestamp() end,
@@ -203,20 +205,22 @@ impl Store {
         .bind(delivery.id)
         .bind(delivery.next_attempt_at)
         .bind(is_delivered)
-        .bind(again)
-        .bind(tried.status.map(|status| status as i16))
+        .bind(pause)
+        .bind(attempt.status.map(|status| status as i16))
         .bind(error);
         Ok(self.execute(statement).await? == 1)
     }
 
-    /// Has deliveries to these receivers that wait be due when they would have been, where the database's clock was set back since they were put off.
-    pub async fn make_good_a_clock_set_back_for_deliveries(&self) -> Result<(), Error> {
+    /// Repairs due times of pending deliveries that lie too far in the future because the database's clock was set back.
+    ///
+    /// Each such delivery gets its whole pause again, counted from now.
+    pub async fn repair_future_timestamps_of_deliveries(&self) -> Result<(), Error> {
         if self.listeners.is_empty() {
             return Ok(());
         }
         let names: Vec<_> = self.listeners.iter().map(|listener| listener.name.as_str()).collect();
         let statement = sqlx::query(
-            "-- store.deliveries.clock_set_back
+            "-- store.deliveries.repair_future_timestamps
              with late as (
                select id from cdc_export.deliveries
                where endpoint = any($1) and delivered_at is null and run_at > clock_timestamp() and run_at < 'infinity'
@@ -229,10 +233,10 @@ impl Store {
         self.execute(statement).await.map(drop)
     }
 
-    /// Deliveries that a filter lets through, newest first, `limit` of them at most.
+    /// Lists the deliveries that match a filter, newest first, up to `limit`.
     pub async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<Vec<Delivery>, Error> {
-        // Spelt out for each, so that what is not delivered is found by its index.
-        let stands = match filter.status {
+        // A literal condition for each status, so that the index of undelivered events is used.
+        let condition = match filter.status {
             None => "true",
             Some(DeliveryStatus::Pending) => "d.delivered_at is null and d.dead_at is null",
             Some(DeliveryStatus::Delivered) => "d.delivered_at is not null",
@@ -241,7 +245,7 @@ impl Store {
         let statement = format!(
             "-- store.deliveries.list
              select {} from cdc_export.deliveries d
-             where d.id < $1 and ($2::text is null or d.endpoint = $2) and {stands}
+             where d.id < $1 and ($2::text is null or d.endpoint = $2) and {condition}
              order by d.id desc limit $3",
             delivery_columns!()
         );
@@ -253,7 +257,7 @@ impl Store {
         rows.into_iter().map(Delivery::try_from).collect()
     }
 
-    /// A delivery.
+    /// Returns a delivery, or `None` if it is not in the database.
     pub async fn delivery(&self, id: Uuid) -> Result<Option<Delivery>, Error> {
         let statement = sqlx::query_as(concat!(
             "-- store.deliveries.get\n select ",
@@ -265,9 +269,9 @@ impl Store {
         row.map(Delivery::try_from).transpose()
     }
 
-    /// Makes a delivery due again, whatever became of it, with all its tries. `None`: there is no such one.
+    /// Makes a delivery due now, in any status, with all its attempts. Returns `None` if it is not in the database.
     pub async fn redeliver(&self, id: Uuid) -> Result<Option<Delivery>, Error> {
-        // A try that is under way doesn't count any more: what becomes of it is not recorded.
+        // The new `run_at` ends the claim of a running attempt, whose outcome is not recorded then.
         let statement = sqlx::query_as(concat!(
             "-- store.deliveries.redeliver
              with d as (
@@ -283,7 +287,7 @@ impl Store {
         row.map(Delivery::try_from).transpose()
     }
 
-    /// How many deliveries to each of these receivers wait, and for how long, or are dead, where there are any.
+    /// Counts the undelivered events of each of these receivers. A receiver without any is left out.
     pub async fn open_deliveries(&self, endpoints: &[&str]) -> Result<Vec<OpenDeliveries>, Error> {
         let statement = sqlx::query_as(
             "-- store.deliveries.open

@@ -260,14 +260,14 @@ impl Store {
         self.transition(statement, Some(cause)).await
     }
 
-    /// Mends times that lie in the future since the database's clock was set back: pending jobs become ready, and leases end as they
-    /// would have. Such a time is one that lies further ahead than the service ever sets it.
+    /// Repairs times that lie too far in the future because the database's clock was set back.
+    /// Pending jobs become ready, and leases are shortened. The service itself never sets a time that far ahead.
     ///
     /// A lease is shortened to four of this process's, so that a worker with a longer one of its own has time to renew it.
-    pub async fn make_good_a_clock_set_back(&self, lease: Duration) -> Result<(), Error> {
+    pub async fn repair_future_timestamps(&self, lease: Duration) -> Result<(), Error> {
         // No pause: a job that was never attempted. The rows of both are looked for from the far end of an index.
         let statement = sqlx::query(
-            "-- store.queue.clock_set_back
+            "-- store.queue.repair_future_timestamps
              with ready as (
                select id from exports
                where status = 'pending' and run_at > clock_timestamp()

@@ -1,7 +1,7 @@
-//! How far schedules have come: which of their slots are used, and by which jobs.
+//! Progress of schedules: their used slots, and the jobs of these slots.
 //!
-//! A slot and its job are one transaction, in which the schedule's row is locked: of any number of processes one makes the job, and if that
-//! one dies before its commit, the slot is still to be had.
+//! A slot is used in the transaction that inserts its job, with the schedule's row locked. So one process makes the job, and if that
+//! process dies before the commit, the slot is still due.
 
 use std::collections::HashMap;
 
@@ -177,12 +177,12 @@ impl Store {
                 Ok(made)
             }
             Err(SubmitOutcome::TooManyOpen(_) | SubmitOutcome::QueueFull(_)) => Err(Asked::TooManyOpen),
-            // Can't happen: the request has neither a key nor an export that it says it comes after.
+            // Unreachable: the request has no idempotency key and no `after`.
             Err(_) => Err(Asked::Settled),
         })
     }
 
-    /// Takes a slot for used without a job. False: another process was first.
+    /// Uses a slot without a job. Returns false if another process was first.
     pub async fn skip_slot(&self, schedule: &Schedule, slot: DateTime<Utc>) -> Result<bool, Error> {
         let statement = sqlx::query(
             "-- store.schedules.skip
@@ -196,7 +196,7 @@ impl Store {
         Ok(self.execute(statement).await? == 1)
     }
 
-    /// Writes down why a slot that is due has no job yet. The slot stays due. False: that was known, or the slot has its job by now.
+    /// Records why a due slot has no job yet. The slot stays due. Returns false if that is known, or the slot is used.
     pub async fn refuse_slot(&self, schedule: &Schedule, slot: DateTime<Utc>, why: Refusal) -> Result<bool, Error> {
         let statement = sqlx::query(
             "-- store.schedules.refuse
@@ -209,7 +209,7 @@ impl Store {
         Ok(self.execute(statement).await? == 1)
     }
 
-    /// Has a schedule go on from `slot` in place of `from`, which the clock won't reach for long. False: another process was first.
+    /// Replaces a last slot `from` that lies far in the future by `slot`. Returns false if another process was first.
     pub async fn set_slot_back(
         &self,
         schedule: &Schedule,
@@ -236,7 +236,7 @@ fn of_slot<'q>(
     statement.bind(&schedule.name).bind(slot).bind(schedule.timing.to_string())
 }
 
-/// Ends the transaction: a slot without a job isn't used.
+/// Commits the transaction if there is a job, and otherwise rolls it back, so that the slot is not used.
 async fn end(tx: Transaction<'_, Postgres>, made: Result<MadeJob<'_>, Asked>) -> Result<Asked, Error> {
     match made {
         Ok(MadeJob { job, slot }) => {
@@ -251,7 +251,7 @@ async fn end(tx: Transaction<'_, Postgres>, made: Result<MadeJob<'_>, Asked>) ->
     }
 }
 
-/// Whether an export of the lane is open, or its file has no name yet. The lane's row must be locked.
+/// Returns true if an export of the lane is open or unpublished. The lane's row must be locked.
 async fn is_busy(conn: &mut PgConnection, Lane { consumer, dataset }: Lane<'_>) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar(
         "-- store.schedules.is_busy
@@ -264,7 +264,7 @@ async fn is_busy(conn: &mut PgConnection, Lane { consumer, dataset }: Lane<'_>) 
     .await
 }
 
-/// Writes down which job a schedule has made last.
+/// Records the last job of a schedule.
 async fn remember(conn: &mut PgConnection, schedule: &Schedule, job: &Job) -> Result<(), Error> {
     sqlx::query(
         "-- store.schedules.remember

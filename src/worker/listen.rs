@@ -6,16 +6,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::store::Notification;
 use crate::telemetry::chain;
-use crate::telemetry::complaints::Complaints;
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::worker::{Error, Worker};
 
 /// Passes notifications on, until `shutdown`. Without a connection it tries again; the workers poll meanwhile.
 pub(super) async fn listen(worker: Worker, shutdown: CancellationToken) {
     let listening = async {
-        let complaints = Complaints::default();
+        let throttle = LogThrottle::default();
         loop {
             if let Err(error) = pass_on(&worker).await
-                && let Some(times) = complaints.due(chain(&error))
+                && let Some(times) = throttle.should_log(chain(&error))
             {
                 tracing::warn!(event = "listen_failed", error = chain(&error), times);
             }

@@ -1,4 +1,4 @@
-//! A RabbitMQ of its own: the events of ended exports reach an exchange, and requests from a queue become exports, whatever happens to either.
+//! AMQP: events are published to an exchange, and requests from a queue become exports, also after failures.
 
 #[expect(dead_code, reason = "the expensive tests use more of it")]
 mod broker;
@@ -13,19 +13,19 @@ use crate::amqp::operator::{ASKED, DUE, TOLD, all_delivered, deliveries, operato
 use crate::catalog::Catalog;
 use crate::harness::{Database, eventually, lacks};
 
-/// These harm no broker, so they have one together: each takes seconds to start.
+/// These scenarios leave the broker intact, so they share one: a start takes seconds.
 #[tokio::test]
-async fn a_broker_that_is_there_has_each_end_and_brings_each_request_once() {
+async fn a_broker_gets_each_event_and_brings_each_request_once() {
     if lacks(SERVER, "rabbitmq-server") {
         return;
     }
     let broker = Broker::start().await;
-    each_end_is_published_once_it_has_a_queue(&broker).await;
-    what_no_queue_is_bound_for_is_told_of_it_alone(&broker).await;
-    who_dies_before_the_acknowledgement_makes_no_second_export(&broker).await;
+    each_end_is_published_when_its_queue_exists(&broker).await;
+    only_an_unroutable_event_fails(&broker).await;
+    a_crash_before_the_acknowledgement_makes_no_second_export(&broker).await;
 }
 
-async fn each_end_is_published_once_it_has_a_queue(broker: &Broker) {
+async fn each_end_is_published_when_its_queue_exists(broker: &Broker) {
     let database = Database::new().await;
     database.add_users(1, 5).await;
     let client = broker.client().await;
@@ -84,8 +84,8 @@ async fn each_end_is_published_once_it_has_a_queue(broker: &Broker) {
     service.stop().await;
 }
 
-/// Eight are published at once: what comes back is never taken for another's.
-async fn what_no_queue_is_bound_for_is_told_of_it_alone(broker: &Broker) {
+/// Eight events are published at once. A returned message is matched with its own event.
+async fn only_an_unroutable_event_fails(broker: &Broker) {
     let database = Database::new().await;
     database.add_users(1, 5).await;
     let operator = operator("exchange = \"other-exports\"\n");
@@ -134,7 +134,7 @@ async fn what_no_queue_is_bound_for_is_told_of_it_alone(broker: &Broker) {
     service.stop().await;
 }
 
-async fn who_dies_before_the_acknowledgement_makes_no_second_export(broker: &Broker) {
+async fn a_crash_before_the_acknowledgement_makes_no_second_export(broker: &Broker) {
     let database = Database::new().await;
     database.add_users(1, 5).await;
     let client = broker.client().await;
@@ -165,7 +165,7 @@ async fn who_dies_before_the_acknowledgement_makes_no_second_export(broker: &Bro
 }
 
 #[tokio::test]
-async fn the_address_has_to_be_there() {
+async fn a_missing_address_stops_the_start() {
     let database = Database::new().await;
     let (told, asked) = (operator(TOLD), operator(ASKED));
     for (value, why) in [
@@ -192,9 +192,9 @@ async fn the_address_has_to_be_there() {
     service.stop().await;
 }
 
-/// Two that take from one queue would refuse each other's requests, by turns; and refused requests are no events.
+/// Two blocks with one queue would refuse each other's requests, and refused requests must not reach receivers of events.
 #[tokio::test]
-async fn two_blocks_of_one_broker_are_not_in_each_others_way() {
+async fn two_blocks_of_one_broker_do_not_conflict() {
     let database = Database::new().await;
     let second = |members: &str| {
         let other = format!("[[amqp]]\nname = \"other\"\nurl_env = \"OTHER_AMQP_URL\"\n{members}");

@@ -1,4 +1,4 @@
-//! `GET /exports/{jobId}/events`, read by a client of a few lines.
+//! `GET /exports/{jobId}/events`: the stream of a job, read by a small client.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ impl Stream {
         Stream { response, text: String::new() }
     }
 
-    /// The next event's name and data; `None` at the end of the stream.
+    /// Returns the next event's name and data, or `None` at the end of the stream.
     async fn next(&mut self) -> Option<(String, Value)> {
         loop {
             if let Some((block, rest)) = self.text.split_once("\n\n") {
@@ -44,7 +44,7 @@ impl Stream {
         }
     }
 
-    /// All that is left, up to the end of the stream.
+    /// Returns the remaining events.
     pub(crate) async fn rest(mut self) -> Vec<(String, Value)> {
         let mut events = Vec::new();
         while let Some(event) = self.next().await {
@@ -89,7 +89,7 @@ async fn a_job_is_followed_to_its_end() {
 }
 
 #[tokio::test]
-async fn a_cancelled_and_a_failed_job_say_so() {
+async fn cancelled_and_failed_jobs_end_their_streams() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
     let service = Start::on(&database).service().await;
@@ -110,7 +110,7 @@ async fn a_cancelled_and_a_failed_job_say_so() {
 }
 
 #[tokio::test]
-async fn who_waits_does_not_hold_up_a_stop() {
+async fn an_open_stream_does_not_delay_a_stop() {
     let database = Database::new().await;
     let mut service = Start::on(&database).service().await;
     let _held = database.hold_exports().await;

@@ -33,8 +33,7 @@ fn allowed(module: &str) -> BTreeSet<&'static str> {
         "pipeline" => &["source", "sink"],
         "demo" => &["store"],
         "delivery" => &["store"],
-        // The ways of a delivery.
-        "amqp" | "webhook" => &["delivery", "store", "tls"],
+        "receiver" => &["delivery", "tls"],
         "apply" => &["connection"],
         "client" => &["apply", "http", "sink", "tls"],
         "store" | "source" => &["connection"],
@@ -47,16 +46,17 @@ fn allowed(module: &str) -> BTreeSet<&'static str> {
         // Their settings.
         "config" => {
             let settings = [
-                "amqp",
+                // The transports that `receiver` builds.
+                "delivery",
                 "http",
                 "maintenance",
                 "postgres",
                 "publisher",
+                "receiver",
                 "service",
                 "sink",
                 "source",
                 "telemetry",
-                "webhook",
                 "worker",
             ];
             return settings.into_iter().chain(NOUNS).collect();
@@ -245,7 +245,7 @@ fn what_only_some_modules_name() {
         ("std::fs", &["client", "command", "config", "failpoint", "sink"]),
         ("anyhow", &["command"]),
         ("object_store", &["sink"]),
-        ("reqwest", &["client", "postgres", "sink", "telemetry", "tls", "webhook"]),
+        ("reqwest", &["client", "postgres", "receiver", "sink", "telemetry", "tls"]),
         ("println!", &["command"]),
         ("clap::", &["command"]),
         ("indicatif", &["command"]),

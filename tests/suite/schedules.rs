@@ -1,6 +1,6 @@
-//! Schedules: each slot gets one export, of any number of replicas, or is said to have none.
+//! Schedules: each slot makes one export, with any number of replicas, or a report that it made none.
 //!
-//! Slots are a year apart, so that none comes while a test runs; a test makes one due by setting the schedule's last slot back.
+//! Slots are a year apart, so no slot is due by itself during a test. A test makes one due by setting the last used slot back.
 
 mod users;
 
@@ -13,26 +13,26 @@ use crate::harness::{Database, Service, eventually};
 use crate::keys::bearer;
 use crate::schedules::users::{USERS, ended, jobs, schedule, users};
 
-/// Lets the slots of a schedule come that lie so many before its last one.
+/// Makes this number of slots due again, by setting the last used slot back.
 async fn set_back(database: &Database, name: &str, slots: i32) {
     let set_back =
         format!("update cdc_export.schedules set slot = slot - {slots} * interval '366 days' where name = '{name}'");
     database.run(&set_back).await;
 }
 
-/// A schedule as the API shows it.
+/// Returns a schedule as the API shows it.
 async fn shown(service: &Service, name: &str) -> Value {
     let list: Value = service.ask("GET", "/schedules", &[]).await.json().await.unwrap();
     list["items"].as_array().unwrap().iter().find(|item| item["name"] == name).unwrap().clone()
 }
 
-/// Waits until the schedule is shown so.
+/// Waits until the API shows the schedule in this state.
 async fn becomes(service: &Service, name: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
     eventually(what, async || Some(shown(service, name).await).filter(&is_so)).await
 }
 
 #[tokio::test]
-async fn slots_that_passed_while_nobody_was_there_are_one() {
+async fn slots_missed_while_no_process_ran_make_one_export() {
     let database = users().await;
     let catalog = Catalog::of(
         &(USERS.to_owned() + &schedule("a", "a", "type = \"delta\"") + &schedule("b", "b", "type = \"full\"")),
@@ -55,7 +55,7 @@ async fn slots_that_passed_while_nobody_was_there_are_one() {
 }
 
 #[tokio::test]
-async fn a_process_that_dies_with_a_slot_in_its_hands_loses_none() {
+async fn a_crash_before_the_commit_loses_no_slot() {
     let database = users().await;
     let catalog = Catalog::of(&(USERS.to_owned() + &schedule("a", "a", "type = \"full\"")));
     let (mut doomed, _work) = catalog.start(&database).with("FAILPOINTS", "schedules.claimed=kill").spawn();
@@ -67,7 +67,7 @@ async fn a_process_that_dies_with_a_slot_in_its_hands_loses_none() {
 }
 
 #[tokio::test]
-async fn a_slot_whose_lane_is_busy_is_skipped_and_said_to_be() {
+async fn a_slot_with_a_busy_lane_is_skipped_and_reported() {
     let database = users().await;
     let catalog = Catalog::of(&(USERS.to_owned() + &schedule("a", "a", "type = \"delta\"")));
     let service = catalog.start(&database).service().await;
@@ -101,7 +101,7 @@ async fn a_slot_whose_lane_is_busy_is_skipped_and_said_to_be() {
 }
 
 #[tokio::test]
-async fn a_slot_that_is_refused_is_late_and_not_lost() {
+async fn a_refused_slot_stays_due() {
     let database = users().await;
     database.run("create table orders (id int primary key)").await;
     let orders = "[[dataset]]\nname = \"orders\"\ntable = \"orders\"\n";
@@ -130,7 +130,7 @@ async fn a_slot_that_is_refused_is_late_and_not_lost() {
 }
 
 #[tokio::test]
-async fn a_slot_waits_for_room_among_the_open_exports() {
+async fn a_slot_waits_while_too_many_exports_are_open() {
     let database = users().await;
     let catalog = Catalog::of(&(USERS.to_owned() + &schedule("a", "a", "type = \"full\"\nrun_at_start = false")));
     let service = catalog.start(&database).with("MAX_OPEN_JOBS", 1).service().await;
@@ -152,7 +152,7 @@ async fn a_slot_waits_for_room_among_the_open_exports() {
 }
 
 #[tokio::test]
-async fn a_full_export_follows_one_that_needs_it_once() {
+async fn an_export_that_needs_a_full_export_is_healed_once() {
     let database = Database::empty().await;
     database.run("create table notes (id int primary key, note text); insert into notes values (1, 'a')").await;
     let notes = "[[dataset]]\nname = \"users\"\ntable = \"notes\"\n";
@@ -205,7 +205,7 @@ async fn a_full_export_follows_one_that_needs_it_once() {
 }
 
 #[tokio::test]
-async fn a_clock_that_was_set_back_stops_no_schedule_and_uses_no_slot_twice() {
+async fn a_clock_set_back_stops_no_schedule_and_uses_no_slot_twice() {
     let database = users().await;
     let catalog = Catalog::of(
         &(USERS.to_owned() + &schedule("a", "a", "type = \"full\"") + &schedule("b", "b", "type = \"full\"")),
@@ -230,7 +230,7 @@ async fn a_clock_that_was_set_back_stops_no_schedule_and_uses_no_slot_twice() {
 }
 
 #[tokio::test]
-async fn what_a_changed_timing_would_have_missed_does_not_run() {
+async fn a_changed_timing_makes_no_past_slot_due() {
     let database = users().await;
     let old = schedule("a", "a", "type = \"full\"");
     let catalog = Catalog::of(&(USERS.to_owned() + &old));
@@ -256,7 +256,7 @@ async fn what_a_changed_timing_would_have_missed_does_not_run() {
 }
 
 #[tokio::test]
-async fn everybody_sees_their_schedules() {
+async fn a_key_sees_only_the_schedules_of_its_consumers() {
     let database = users().await;
     let nightly = schedule("nightly", "b", "type = \"full\"\nformat = \"ndjson\"\nrun_at_start = false")
         .replace("every = \"366d\"", "cron = \"15 2 * * 1-5\"\ntimezone = \"Europe/Berlin\"");
@@ -307,7 +307,7 @@ async fn everybody_sees_their_schedules() {
 }
 
 #[tokio::test]
-async fn a_schedule_that_cannot_be_is_told_by_its_line() {
+async fn an_invalid_schedule_is_reported_with_its_line() {
     let database = users().await;
     let catalog = Catalog::of(
         &(USERS.to_owned()
@@ -325,9 +325,9 @@ async fn a_schedule_that_cannot_be_is_told_by_its_line() {
     }
 }
 
-/// Nobody would run its export where the process is the only one.
+/// A draining process runs no new export, so it must not use the slot.
 #[tokio::test]
-async fn a_slot_that_comes_while_a_process_drains_is_left_to_the_next() {
+async fn a_draining_process_leaves_its_slots_to_the_next_process() {
     let database = users().await;
     let catalog = Catalog::of(&(USERS.to_owned() + &schedule("a", "a", "type = \"full\"")));
     let mut service = catalog.start(&database).with("DRAIN_SECONDS", 600).service().await;
@@ -350,7 +350,7 @@ async fn a_slot_that_comes_while_a_process_drains_is_left_to_the_next() {
     next.stop().await;
 }
 
-/// A slot a second, in earnest.
+/// Runs with a slot in each second, by the real clock.
 #[tokio::test]
 async fn a_schedule_of_every_second_uses_each_slot_once() {
     let database = users().await;

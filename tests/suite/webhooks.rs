@@ -1,4 +1,4 @@
-//! What receivers are told of ended exports: each end, signed, until they take it, and nobody else.
+//! Webhooks: each end of an export is posted, signed, until the receiver accepts it.
 
 #[cfg(test)]
 mod command;
@@ -29,16 +29,16 @@ use crate::harness::{Database, Service, Start, eventually, refusal};
 const SECRET: &str = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3";
 const OLD_SECRET: &str = "whsec_b2xkb2xkb2xkb2xkb2xkb2xkb2xkb2xkb2xkb2xk";
 
-/// How a receiver answers.
+/// The answer of a receiver.
 #[derive(Clone)]
 enum Answer {
     Status(u16),
     Redirect(String),
-    /// Not before so many milliseconds have passed.
+    /// 200 after this delay in milliseconds.
     After(u64),
 }
 
-/// What a receiver was posted.
+/// A post that a receiver got.
 #[derive(Clone)]
 struct Heard {
     id: String,
@@ -46,7 +46,7 @@ struct Heard {
     event: Value,
 }
 
-/// A receiver of our own, which answers as it is told, and then by 200.
+/// A receiver that gives the prepared answers in order, and then 200.
 #[derive(Clone, Default)]
 struct Receiver {
     port: u16,
@@ -71,12 +71,12 @@ impl Receiver {
         self.heard.lock().unwrap().clone()
     }
 
-    /// Waits until it was posted so much.
+    /// Waits until the receiver got this number of posts, and returns them.
     async fn hears(&self, posts: usize) -> Vec<Heard> {
         eventually("a post", || async { Some(self.heard()).filter(|heard| heard.len() >= posts) }).await
     }
 
-    /// A block of the operator's file that names it.
+    /// Returns a block of the operator's file with the receiver's address.
     fn block(&self, name: &str, more: &str) -> String {
         let Receiver { port, .. } = self;
         format!(
@@ -128,7 +128,7 @@ impl Operator {
     }
 }
 
-/// A service with a webhook at an address where nobody listens, and with what else the operator's file has.
+/// Starts a service with a webhook at a closed port, and with more blocks of the operator's file.
 pub(crate) async fn with_a_closed_door(database: &Database, more: &str) -> Service {
     let nobody = Receiver { port: 1, ..Receiver::default() };
     Operator::with(&[nobody.block("closed", ""), more.to_owned()]).start(database).service().await
@@ -140,7 +140,7 @@ async fn deliveries(service: &Service, query: &str) -> Vec<Value> {
     answer.json::<Value>().await.unwrap()["items"].as_array().unwrap().clone()
 }
 
-/// Waits until the only delivery stands so.
+/// Waits until the only delivery has this status and number of attempts.
 async fn stands(service: &Service, status: &str, attempt: u64) -> Value {
     eventually("a delivery", || async {
         let [delivery] = deliveries(service, "").await.try_into().unwrap();
@@ -152,7 +152,7 @@ async fn stands(service: &Service, status: &str, attempt: u64) -> Value {
 const DUE: &str = "update cdc_export.deliveries set run_at = clock_timestamp() where run_at < 'infinity'";
 
 #[tokio::test]
-async fn each_end_is_told_once_and_signed() {
+async fn each_end_is_delivered_once_and_signed() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
     let receiver = Receiver::start().await;
@@ -208,7 +208,7 @@ async fn each_end_is_told_once_and_signed() {
 }
 
 #[tokio::test]
-async fn a_receiver_hears_what_it_asked_for() {
+async fn a_receiver_gets_only_the_events_of_its_block() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
     let [all, failures, of_b] = [Receiver::start().await, Receiver::start().await, Receiver::start().await];
@@ -232,9 +232,9 @@ async fn a_receiver_hears_what_it_asked_for() {
     service.stop().await;
 }
 
-/// Nobody is told of a file that isn't there yet, nor of an end that is not to be.
+/// An event is delivered only after the file is published and the end is committed.
 #[tokio::test]
-async fn nothing_is_told_before_the_file_has_its_name() {
+async fn no_event_is_delivered_before_the_file_is_published() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
     let receiver = Receiver::start().await;
@@ -252,7 +252,7 @@ async fn nothing_is_told_before_the_file_has_its_name() {
 }
 
 #[tokio::test]
-async fn what_is_not_taken_is_posted_again_and_then_dead() {
+async fn an_event_that_is_not_accepted_is_retried_and_then_dead() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
     let [receiver, other] = [Receiver::start().await, Receiver::start().await];
@@ -328,7 +328,7 @@ async fn what_is_not_taken_is_posted_again_and_then_dead() {
 }
 
 #[tokio::test]
-async fn one_that_hangs_holds_nobody_else_up_and_one_that_is_gone_hears_nothing_more() {
+async fn a_hanging_receiver_delays_no_other_and_a_gone_receiver_gets_no_more_events() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
     let [slow, gone, good] = [Receiver::start().await, Receiver::start().await, Receiver::start().await];
@@ -367,7 +367,7 @@ async fn one_that_hangs_holds_nobody_else_up_and_one_that_is_gone_hears_nothing_
 }
 
 #[tokio::test]
-async fn who_dies_before_the_record_tells_again_under_the_same_id() {
+async fn a_crash_before_the_record_delivers_again_under_the_same_id() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
     let receiver = Receiver::start().await;
@@ -389,7 +389,7 @@ async fn who_dies_before_the_record_tells_again_under_the_same_id() {
 }
 
 #[tokio::test]
-async fn an_address_in_the_own_network_has_to_be_allowed() {
+async fn a_private_address_has_to_be_allowed() {
     let database = Database::new().await;
     let nobody = Receiver { port: 1, ..Receiver::default() };
     let public = nobody.block("public", "").replace("allow_private = true", "");
@@ -405,7 +405,7 @@ async fn an_address_in_the_own_network_has_to_be_allowed() {
 }
 
 #[tokio::test]
-async fn a_secret_has_to_be_there() {
+async fn a_missing_secret_stops_the_start() {
     let database = Database::new().await;
     let operator = Operator::with(&[Receiver::start().await.block("all", "")]);
     for (value, why) in [

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use crate::http::code::Code;
 use crate::http::input::PathJob;
 use crate::http::problem::Problem;
-use crate::http::schemas::rfc3339;
+use crate::job::json::rfc3339;
 use crate::service::Service;
 use crate::service::files::FileUrl;
 

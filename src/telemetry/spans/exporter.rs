@@ -20,7 +20,7 @@ use tokio::runtime::{self, Runtime};
 
 use crate::failpoint;
 use crate::telemetry::chain;
-use crate::telemetry::complaints::Complaints;
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::spans::settings::{Sampler, Settings};
 use crate::tls;
 
@@ -84,7 +84,7 @@ struct Poster {
     client: Result<Client, String>,
     /// Drives the client in that thread, where the process has no runtime.
     runtime: Runtime,
-    complaints: Complaints,
+    throttle: LogThrottle,
 }
 
 impl Poster {
@@ -93,7 +93,7 @@ impl Poster {
         let limit = failpoint::time("spans.post", TIMEOUT);
         let client = tls::client(endpoint).timeout(limit).pool_max_idle_per_host(0).build();
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(Poster { client: client.map_err(|why| tls::reason(&why)), runtime, complaints: Complaints::default() })
+        Ok(Poster { client: client.map_err(|why| tls::reason(&why)), runtime, throttle: LogThrottle::default() })
     }
 
     async fn post(&self, request: Request<Bytes>) -> Result<Response<Bytes>, Box<dyn Error + Send + Sync>> {
@@ -104,8 +104,8 @@ impl Poster {
         Ok(response)
     }
 
-    fn complain(&self, error: String) {
-        if let Some(times) = self.complaints.due(error.clone()) {
+    fn warn_throttled(&self, error: String) {
+        if let Some(times) = self.throttle.should_log(error.clone()) {
             tracing::warn!(event = "traces_failed", error, times, "the collector didn't take spans, which are lost");
         }
     }
@@ -122,9 +122,11 @@ impl HttpClient for Poster {
     {
         let posted = self.runtime.block_on(self.post(request));
         match &posted {
-            Ok(answer) if !answer.status().is_success() => self.complain(format!("it answered {}", answer.status())),
+            Ok(answer) if !answer.status().is_success() => {
+                self.warn_throttled(format!("it answered {}", answer.status()))
+            }
             Ok(_) => {}
-            Err(why) => self.complain(tls::reason(why.as_ref())),
+            Err(why) => self.warn_throttled(tls::reason(why.as_ref())),
         }
         Box::pin(ready(posted))
     }

@@ -1,4 +1,4 @@
-//! A RabbitMQ of a test's own, and who publishes to it and takes from it.
+//! A RabbitMQ for one test, and its client.
 
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -19,14 +19,14 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::harness::{eventually, folder_in_memory, free_port, option_env};
 
-/// Not the program of this name in the PATH, which is for root, and hands over to an account of its own.
+/// Path of the server. The program of this name in the PATH is for root, and switches to another account.
 pub(crate) const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
 
 /// A broker.
 pub(crate) struct Broker {
     folder: TempDir,
     port: u16,
-    /// The node's, and that of the mapper of names, which Erlang needs.
+    /// Ports of the Erlang node and of its port mapper.
     node_port: u16,
     mapper_port: u16,
     mapper: Child,
@@ -48,7 +48,7 @@ impl Broker {
         broker
     }
 
-    /// Starts it again, with settings beside those that it needs.
+    /// Restarts the broker with additional settings.
     pub(crate) async fn starts(&mut self, settings: &str) {
         let at = |file: &str| self.folder.path().join(file);
         let Broker { port, node_port, mapper_port, .. } = self;
@@ -81,7 +81,7 @@ impl Broker {
         .await;
     }
 
-    /// Ends it by a signal, and waits until it has ended.
+    /// Stops the broker by a signal, and waits for its end.
     pub(crate) async fn ends(&mut self, signal: Signal) {
         let mut server = self.server.take().unwrap();
         let group = Pid::from_raw(server.id() as i32);
@@ -101,7 +101,7 @@ impl Broker {
         Broker::client_at(&self.url()).await
     }
 
-    /// A client of which some texts get to the broker as others, at the same length: what no library of this language would send.
+    /// Returns a client whose bytes are swapped on the way, at the same length: it sends bytes that no library would send.
     pub(crate) async fn client_with(&self, swaps: &'static [(&[u8], &[u8])]) -> Client {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let own = listener.local_addr().unwrap().port();
@@ -123,7 +123,7 @@ impl Broker {
     }
 }
 
-/// Passes on what comes, with these texts swapped.
+/// Forwards a stream with these texts swapped.
 async fn swap(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, swaps: &[(&[u8], &[u8])]) {
     let mut piece = vec![0; 1 << 20];
     while let Ok(length @ 1..) = from.read(&mut piece).await {
@@ -149,14 +149,14 @@ impl Drop for Broker {
     }
 }
 
-/// Who publishes to the broker, and takes from it.
+/// A client of the broker.
 pub(crate) struct Client {
     _connection: Connection,
     pub(crate) channel: Channel,
 }
 
-/// What a message has, as a client sees it.
-/// Where each request of [`Client::asks`] belongs in a trace.
+/// A message, as a client reads it.
+/// Trace of each request of [`Client::asks`].
 pub(crate) const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 #[derive(Clone, Debug)]
@@ -198,7 +198,7 @@ impl Client {
         self.channel.queue_bind(queue.into(), exchange.into(), routing_key.into(), options, none).await.unwrap();
     }
 
-    /// Takes so many messages out of a queue.
+    /// Consumes this number of messages of a queue.
     pub(crate) async fn takes(&self, queue: &str, number: usize) -> Vec<Message> {
         let mut messages = Vec::new();
         while messages.len() < number {
@@ -222,13 +222,13 @@ impl Client {
         assert!(self.takes_one(queue).await.is_none(), "{queue}");
     }
 
-    /// How many messages wait in a queue; none is with a consumer that has not acknowledged it.
+    /// Returns the number of ready messages in a queue, once no message is unacknowledged.
     pub(crate) async fn waiting(&self, queue: &str) -> u32 {
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         self.channel.queue_declare(queue.into(), options, FieldTable::default()).await.unwrap().message_count()
     }
 
-    /// Asks for an export of a consumer.
+    /// Publishes a request for an export.
     pub(crate) async fn asks(&self, queue: &str, id: &str, consumer: Option<&str>, body: &str) {
         let mut headers = FieldTable::default();
         headers.insert("traceparent".into(), AMQPValue::LongString(TRACEPARENT.into()));

@@ -14,10 +14,10 @@ use crate::amqp::operator::{ASKED, operator};
 use crate::harness::{Database, eventually, lacks, reachable_folder};
 use crate::tls::{authority, certificates};
 
-/// How AMQP 0-9-1 begins ("2.2.4 Protocol Negotiation" in its specification).
+/// Protocol header of AMQP 0-9-1 ("2.2.4 Protocol Negotiation" in its specification).
 const GREETING: &[u8; 8] = b"AMQP\0\0\x09\x01";
 
-/// Takes what clients say first, once they trust the certificate of this folder: its port, and what they said.
+/// Starts a TLS server with the certificate of this folder. Returns its port, and the first bytes of each client.
 async fn listener(folder: &Path) -> (u16, Arc<Mutex<Vec<[u8; 8]>>>) {
     let chain = vec![CertificateDer::from_pem_file(folder.join("server.crt")).unwrap()];
     let key = PrivateKeyDer::from_pem_file(folder.join("server.key")).unwrap();
@@ -41,7 +41,7 @@ async fn listener(folder: &Path) -> (u16, Arc<Mutex<Vec<[u8; 8]>>>) {
 }
 
 #[tokio::test]
-async fn a_broker_is_spoken_to_by_tls_if_the_system_trusts_it() {
+async fn a_broker_with_a_trusted_certificate_is_reached_over_tls() {
     if lacks("openssl", "openssl") {
         return;
     }

@@ -6,7 +6,7 @@ use super::{Answer, Operator, Receiver, deliveries};
 use crate::harness::{Database, eventually};
 
 #[tokio::test]
-async fn what_is_dead_is_listed_and_told_again() {
+async fn a_dead_delivery_is_listed_and_redelivered() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
     let receiver = Receiver::start().await;

@@ -7,7 +7,7 @@ use crate::harness::{Database, eventually};
 
 /// Nothing that waits is lost to the question whether it is there again, and no start is needed for it.
 #[tokio::test]
-async fn one_that_was_gone_is_asked_by_the_event_that_somebody_asks_for_again() {
+async fn a_gone_receiver_gets_a_redelivered_event() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
     let receiver = Receiver::start().await;
@@ -43,7 +43,7 @@ async fn one_that_was_gone_is_asked_by_the_event_that_somebody_asks_for_again() 
 
 /// One that comes back with another trouble is tried as any other that has it.
 #[tokio::test]
-async fn one_that_was_gone_and_fails_when_it_is_asked_is_not_gone() {
+async fn a_gone_receiver_whose_redelivery_fails_is_no_longer_gone() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
     let receiver = Receiver::start().await;
@@ -64,7 +64,7 @@ async fn one_that_was_gone_and_fails_when_it_is_asked_is_not_gone() {
 
 /// Also if nothing is left of the one that it answered so to, since `RETAIN_JOBS` has taken it away.
 #[tokio::test]
-async fn one_that_was_gone_is_asked_by_one_that_it_was_never_told_of() {
+async fn a_gone_receiver_gets_a_redelivered_event_without_earlier_attempts() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
     let receiver = Receiver::start().await;

@@ -5,7 +5,7 @@ use crate::harness::{Database, eventually};
 
 /// Where the clock is set back, an event waits as long as it was meant to, not until the clock has come so far again.
 #[tokio::test]
-async fn a_clock_that_was_set_back_holds_no_event_up() {
+async fn a_clock_set_back_delays_no_event() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
     let receiver = Receiver::start().await;
@@ -36,7 +36,7 @@ async fn a_clock_that_was_set_back_holds_no_event_up() {
 
 /// Posts that hang have no threads of their own, which exports would wait for; and of a receiver that doesn't answer, only one hangs.
 #[tokio::test]
-async fn receivers_that_hang_take_nothing_that_exports_need() {
+async fn hanging_receivers_use_no_connection_of_exports() {
     const RECEIVERS: usize = 20;
     let database = Database::new().await;
     database.add_users(1, 5).await;
@@ -72,7 +72,7 @@ async fn receivers_that_hang_take_nothing_that_exports_need() {
 
 /// Until it is told, dead or older than `RETAIN_UNACKED`.
 #[tokio::test]
-async fn what_is_still_to_be_told_outlives_the_retention_of_jobs() {
+async fn retention_keeps_jobs_with_undelivered_events() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
     let receiver = Receiver::start().await;

@@ -1,4 +1,4 @@
-//! A broker's address, with a name and a password in it.
+//! Address of a broker, including a user name and a password.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,23 +7,23 @@ use std::str::FromStr;
 use lapin::uri::AMQPUri;
 use url::{Host, Url};
 
-/// After twice so many seconds without a sign of the broker a connection to it is lost. RabbitMQ's own default is four times as long.
+/// Heartbeat in seconds. A connection without traffic for twice this time is lost. RabbitMQ's default is four times as long.
 const HEARTBEAT: u16 = 15;
 
-/// Where a broker is, and who connects.
+/// The address of a broker.
 #[derive(Clone)]
-pub struct Address(pub(super) AMQPUri);
+pub(super) struct Address(pub(super) AMQPUri);
 
-/// Why a text is no address. It doesn't quote the text, which has a password.
+/// Error of a text that is no address. It doesn't quote the text, which has a password.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "an address such as amqps://name:password@host/vhost is expected: the host is a name or an IPv4 address; the virtual host `/` is %2f, \
      or left out with the `/` before it; what is special in a password is encoded, as %23 for `#`; parameters may be {}",
     PARAMETERS.join(", ")
 )]
-pub struct NoAddress;
+pub(super) struct NoAddress;
 
-/// The parameters that an address may have. A smaller frame would have no room for a refused request's problem.
+/// Parameters that an address may have. `frame_max` is not one: a smaller frame might not hold a refused request's problem.
 const PARAMETERS: [&str; 3] = ["heartbeat", "channel_max", "auth_mechanism"];
 
 impl FromStr for Address {
@@ -32,10 +32,10 @@ impl FromStr for Address {
     fn from_str(text: &str) -> Result<Address, NoAddress> {
         let mut uri: AMQPUri = text.parse().map_err(|_| NoAddress)?;
         let url = Url::parse(text).map_err(|_| NoAddress)?;
-        // In place of a host that it doesn't understand, such as an IPv6 address, lapin's parser has this machine.
+        // lapin's parser replaces a host that it doesn't understand, such as an IPv6 address, by localhost.
         let has_host = matches!(url.host(), Some(Host::Domain(host)) if host == uri.authority.host);
         let knows = |(name, _): (Cow<'_, str>, _)| PARAMETERS.contains(&name.as_ref());
-        // RabbitMQ would look for a virtual host without a name.
+        // RabbitMQ would look for a virtual host with an empty name.
         let is_well = has_host && !uri.vhost.is_empty() && url.port() != Some(0) && url.fragment().is_none();
         if !is_well || !url.query_pairs().all(knows) || uri.query.heartbeat == Some(0) {
             return Err(NoAddress);
@@ -46,8 +46,8 @@ impl FromStr for Address {
 }
 
 impl Address {
-    /// Whether another one leads to the same virtual host of the same broker, as far as the two names tell.
-    pub fn is_same_place(&self, other: &Address) -> bool {
+    /// Returns true if both addresses have the same host, port and virtual host. Two names of one host are not recognized.
+    pub(super) fn is_same_place(&self, other: &Address) -> bool {
         let (Address(own), Address(other)) = (self, other);
         own.authority.host.eq_ignore_ascii_case(&other.authority.host)
             && own.authority.port == other.authority.port
@@ -55,7 +55,7 @@ impl Address {
     }
 }
 
-/// Without the name and the password.
+/// Writes the address without user name and password.
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Address(AMQPUri { scheme, authority, .. }) = self;
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_place_has_several_addresses() {
+    fn addresses_of_one_virtual_host_are_the_same_place() {
         let address = |text: &str| text.parse::<Address>().unwrap();
         let own = address("amqp://a:b@h/v");
         assert!(own.is_same_place(&address("amqp://c:d@H:5672/v?heartbeat=5")));
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_one_of_amqp() {
+    fn only_amqp_addresses_are_accepted() {
         for text in ["amqp://localhost", "amqps://u:p@h:5671/%2f?heartbeat=5", "amqp://u:p%40@127.0.0.1:5672/exports"] {
             let address: Address = text.parse().unwrap();
             assert_eq!(format!("{address:?}"), "Address");

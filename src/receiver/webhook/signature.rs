@@ -1,4 +1,6 @@
-//! Signatures as Standard Webhooks has them (<https://www.standardwebhooks.com>): the receiver knows who posted an event, and when.
+//! Signatures of posted events, as Standard Webhooks specifies them (<https://www.standardwebhooks.com>).
+//!
+//! With its secret, a receiver verifies which service posted an event, and when.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,23 +9,23 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ring::hmac;
 
-/// What a secret begins with.
+/// Prefix of a secret.
 const PREFIX: &str = "whsec_";
-/// How many bytes a secret may have.
+/// Allowed lengths of a secret, in bytes.
 const BYTES: std::ops::RangeInclusive<usize> = 24..=64;
 
-/// A receiver's secrets: one, or two while the receiver changes from the one to the other.
+/// The secrets of a receiver: one, or two during a rotation.
 #[derive(Clone)]
-pub struct Secrets(Vec<hmac::Key>);
+pub(super) struct SigningSecrets(Vec<hmac::Key>);
 
-impl FromStr for Secrets {
-    /// It quotes nothing of the secrets.
+impl FromStr for SigningSecrets {
+    /// The error doesn't quote the secrets.
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Secrets, String> {
+    fn from_str(text: &str) -> Result<SigningSecrets, String> {
         let secrets: Result<Vec<_>, String> = text.split_ascii_whitespace().map(key).collect();
         let why = match secrets {
-            Ok(secrets) if (1..=2).contains(&secrets.len()) => return Ok(Secrets(secrets)),
+            Ok(secrets) if (1..=2).contains(&secrets.len()) => return Ok(SigningSecrets(secrets)),
             Ok(secrets) => format!("there are {}", secrets.len()),
             Err(why) => why,
         };
@@ -42,14 +44,14 @@ fn key(text: &str) -> Result<hmac::Key, String> {
     Ok(hmac::Key::new(hmac::HMAC_SHA256, &bytes))
 }
 
-impl fmt::Debug for Secrets {
+impl fmt::Debug for SigningSecrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secrets")
     }
 }
 
-impl Secrets {
-    /// The value of `webhook-signature`: one for each secret. `timestamp` is in seconds since 1970.
+impl SigningSecrets {
+    /// Returns the value of `webhook-signature`: one signature for each secret. `timestamp` is in seconds since 1970.
     pub(super) fn sign(&self, id: &str, timestamp: i64, body: &str) -> String {
         let text = format!("{id}.{timestamp}.{body}");
         let sign = |key| format!("v1,{}", STANDARD.encode(hmac::sign(key, text.as_bytes())));
@@ -62,10 +64,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_has_a_form() {
+    fn only_well_formed_secrets_are_accepted() {
         let secret = |bytes: usize| format!("whsec_{}", STANDARD.encode(vec![7; bytes]));
         for good in [secret(24), secret(64), format!("{} {}", secret(32), secret(33)), format!("{}\n", secret(24))] {
-            assert!(good.parse::<Secrets>().is_ok(), "{good}");
+            assert!(good.parse::<SigningSecrets>().is_ok(), "{good}");
         }
         let three = [secret(24), secret(24), secret(24)].join(" ");
         for (bad, why) in [
@@ -77,8 +79,8 @@ mod tests {
             (&secret(32)[6..], "one doesn't begin with `whsec_`"),
             (&three, "there are 3"),
         ] {
-            assert!(bad.parse::<Secrets>().unwrap_err().ends_with(&format!(": {why}")), "{bad}");
+            assert!(bad.parse::<SigningSecrets>().unwrap_err().ends_with(&format!(": {why}")), "{bad}");
         }
-        assert_eq!(format!("{:?}", secret(24).parse::<Secrets>().unwrap()), "Secrets");
+        assert_eq!(format!("{:?}", secret(24).parse::<SigningSecrets>().unwrap()), "Secrets");
     }
 }

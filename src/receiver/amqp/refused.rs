@@ -1,4 +1,4 @@
-//! A refused request as it is laid aside: with the problem among its headers, and without what would harm it where it lies.
+//! Properties of a refused request for the dead letter exchange: the problem is added, harmful properties are left out.
 
 use std::collections::BTreeMap;
 
@@ -6,23 +6,23 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Value, json};
 
-use crate::amqp::PERSISTENT;
+use crate::receiver::amqp::PERSISTENT;
 
-/// The header of a refused message that says why.
+/// Header of a refused message with the problem.
 const PROBLEM: &str = "cdc-export-problem";
-/// Headers by which a broker sends a message to further queues.
+/// Headers that make a broker copy a message to further queues.
 const COPIES: [&str; 2] = ["CC", "BCC"];
-/// The most bytes of a problem in a header.
+/// Maximum size of a problem in a header, in bytes.
 const PROBLEM_BYTES: usize = 8 << 10;
-/// The most bytes that a frame has beside the headers: its own, and those of seven other properties with 255 bytes each.
+/// Maximum size of a frame without the headers, in bytes: its own fields, and seven other properties of 255 bytes each.
 const OTHER_BYTES: usize = 2 << 10;
 
-/// Whether a message was laid aside before.
+/// Returns true if a message was refused before.
 pub(super) fn was_refused(properties: &BasicProperties) -> bool {
     properties.headers().as_ref().is_some_and(|headers| headers.contains_key(PROBLEM))
 }
 
-/// A problem as a header has it: without the jobs of `out_of_step`, which may be many, and without the end of what is too long.
+/// Formats a problem for a header: without the jobs of `out_of_step`, which may be many, and with a long detail cut off.
 pub(super) fn shortened(mut problem: Value) -> String {
     if let Some(members) = problem.as_object_mut() {
         members.remove("jobs");
@@ -38,11 +38,11 @@ pub(super) fn shortened(mut problem: Value) -> String {
     Value::Object(members.collect()).to_string()
 }
 
-/// A message's properties, with the problem among its headers. All of them go into one frame of `frame_bytes`.
+/// Returns a message's properties with the problem among the headers. They fit into one frame of `frame_bytes`.
 pub(super) fn with_problem(of: &BasicProperties, problem: &str, frame_bytes: usize) -> BasicProperties {
     let headers = headers_with_problem(of, problem, frame_bytes.saturating_sub(OTHER_BYTES));
-    // Without what would take it from the queue of refused ones in time, and without the name of who published it, which a broker holds
-    // against who publishes now.
+    // Left out: `expiration`, which would remove the message from its queue, and `user_id`, which the broker compares with the
+    // publishing user.
     let mut properties = BasicProperties::default().with_headers(headers).with_delivery_mode(PERSISTENT);
     if let Some(value) = of.content_type() {
         properties = properties.with_content_type(value.clone());
@@ -74,9 +74,9 @@ pub(super) fn with_problem(of: &BasicProperties, problem: &str, frame_bytes: usi
     properties
 }
 
-/// The problem, and of the other headers as many as have room, the smallest first: a trace's id is small, and so is a consumer's.
+/// Returns the problem, and as many of the other headers as fit, the smallest first. Trace ids and consumer ids are small.
 fn headers_with_problem(of: &BasicProperties, problem: &str, most_bytes: usize) -> FieldTable {
-    // As a broker does that dead-letters a message. The problem is a new one.
+    // A broker that dead-letters a message also removes these headers. The old problem is replaced.
     let is_kept = |name: &str| name != PROBLEM && !COPIES.contains(&name);
     let others = of.headers().iter().flat_map(FieldTable::inner).filter(|(name, _)| is_kept(name.as_str()));
     let mut others: Vec<_> = others.map(|(name, value)| (entry_bytes(name.as_str(), value), name, value)).collect();
@@ -94,12 +94,12 @@ fn headers_with_problem(of: &BasicProperties, problem: &str, most_bytes: usize) 
     headers.into()
 }
 
-/// How many bytes an entry of a table takes in a frame.
+/// Returns the size of a table's entry in a frame, in bytes.
 fn entry_bytes(name: &str, value: &AMQPValue) -> usize {
     1 + name.len() + 1 + value_bytes(value)
 }
 
-/// How many bytes a value takes in a frame, after the letter that tells its type.
+/// Returns the size of a value in a frame without its type tag, in bytes.
 fn value_bytes(value: &AMQPValue) -> usize {
     match value {
         AMQPValue::Void => 0,

@@ -1,11 +1,24 @@
-//! A job as the API shows it.
+//! The JSON of a job, as the API returns it and events contain it.
+//!
+//! Knows no HTTP. The API's document takes its schema from here.
 
+use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::http::schemas::{CompressionSchema, FormatSchema, rfc3339};
 use crate::job::{Continuity, ExportType, FailureCode, Job, JobFile, JobId, Status};
+
+/// Formats a time for JSON: RFC 3339, UTC, microseconds.
+pub fn rfc3339(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Micros, true)
+}
+
+/// Schema type of a file's format, which is an enum of another crate.
+pub enum FormatSchema {}
+
+/// Schema type of a file's compression, which is an enum of another crate.
+pub enum CompressionSchema {}
 
 /// An export.
 #[derive(Debug, Serialize, ToSchema)]
@@ -25,7 +38,7 @@ use crate::job::{Continuity, ExportType, FailureCode, Job, JobFile, JobId, Statu
     "createdAt": "2026-11-20T09:13:15.911402Z", "startedAt": "2026-11-20T09:13:15.913370Z",
     "finishedAt": "2026-11-20T09:13:15.958121Z", "durationSeconds": 0.044751
 }))]
-pub(crate) struct JobBody {
+pub struct JobJson {
     /// The export's id
     job_id: Uuid,
     /// The consumer's id; null: an ad-hoc export
@@ -58,7 +71,7 @@ pub(crate) struct JobBody {
     #[schema(required, pattern = "^[0-9a-f]{64}$")]
     sha256: Option<String>,
     /// The files once the job is completed, in the order of their parts: one, unless the export was split by `maxFileBytes`
-    files: Vec<FileBody>,
+    files: Vec<FileJson>,
     /// How large a file gets before another one is begun, if the request said
     #[schema(required)]
     max_file_bytes: Option<u64>,
@@ -70,7 +83,7 @@ pub(crate) struct JobBody {
     attempt: u32,
     /// Why the export failed
     #[schema(required)]
-    error: Option<FailureBody>,
+    error: Option<FailureJson>,
     /// What stands between the consumer's last export and this one, other than changes
     #[schema(required)]
     continuity: Option<Continuity>,
@@ -132,7 +145,7 @@ pub(crate) struct JobBody {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = File)]
-struct FileBody {
+struct FileJson {
     /// Its number among the export's files, from 1
     #[schema(minimum = 1)]
     part: usize,
@@ -153,18 +166,18 @@ struct FileBody {
 /// Why an export failed.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Failure)]
-struct FailureBody {
+struct FailureJson {
     /// The reason as a word, for programs
     code: FailureCode,
     /// The reason as a sentence, for people
     detail: String,
 }
 
-impl From<Job> for JobBody {
-    fn from(job: Job) -> JobBody {
+impl From<Job> for JobJson {
+    fn from(job: Job) -> JobJson {
         let duration = job.started_at.zip(job.finished_at).map(|(start, end)| (end - start).as_seconds_f64());
         let only = job.only_file().cloned();
-        let file = |(part, JobFile { name, location, bytes, rows, sha256 })| FileBody {
+        let file = |(part, JobFile { name, location, bytes, rows, sha256 })| FileJson {
             part,
             name,
             location,
@@ -172,7 +185,7 @@ impl From<Job> for JobBody {
             rows,
             sha256,
         };
-        JobBody {
+        JobJson {
             job_id: job.id.as_uuid(),
             consumer_id: job.consumer.map(|consumer| consumer.to_string()),
             dataset: job.dataset,
@@ -190,7 +203,7 @@ impl From<Job> for JobBody {
             max_file_bytes: job.max_file_bytes,
             digest: job.digest,
             attempt: job.attempt,
-            error: job.error.map(|failure| FailureBody { code: failure.code, detail: failure.detail }),
+            error: job.error.map(|failure| FailureJson { code: failure.code, detail: failure.detail }),
             continuity: job.report.continuity,
             late_rows: job.late_rows,
             key_only_deletes: job.key_only_deletes,

@@ -1,31 +1,25 @@
-//! Reads the `[[webhook]]` blocks of the operator's file.
+//! Reads a `[[webhook]]` block of the operator's file.
 
 use std::net::Ipv4Addr;
 
 use url::{Host, Url};
 
-use crate::dataset::block::{Block, File, Names};
+use crate::dataset::block::Block;
 use crate::dataset::listener::{Known, listener};
-use crate::event::Webhook;
-use crate::event::address::refusal;
+use crate::receiver::webhook::Webhook;
+use crate::receiver::webhook::address::refusal;
 
-/// Reads all webhooks. `names` are those of the receivers so far.
-pub(super) fn read(file: &mut File<'_>, names: &mut Names, known: &Known<'_>) -> Vec<Webhook> {
-    let mut webhooks = Vec::new();
-    file.each_block("webhook", names, |block| webhooks.extend(webhook(block, known)));
-    webhooks
-}
-
-fn webhook(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Webhook> {
+/// Reads one block. Returns `None` if a member that a webhook needs is missing or wrong.
+pub(super) fn webhook(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Webhook> {
     let (allows_http, allows_private) = (block.flag("allow_http", false), block.flag("allow_private", false));
     let url = block.required("url", |url| read_url(url, allows_http, allows_private));
     let secret_env = block.required("secret_env", |name| known.secret_variable(name, "the secret"));
     let listener = listener(block, known);
-    Some(Webhook { listener, url: url?, secret_env: secret_env?, allows_private })
+    Some(Webhook { listener, url: url?, secret_env: secret_env?, allows_private, secrets: None })
 }
 
-/// Reads an address that events may be posted to, and returns it as a browser would write it, so that every HTTP client reads it the
-/// same way. No message quotes the address, since it may have a token in its path.
+/// Parses the address that events are posted to, and returns it in the URL standard's form, which every HTTP client reads the same way.
+/// No message quotes the address, since its path may have a token.
 fn read_url(text: &str, allows_http: bool, allows_private: bool) -> Result<String, String> {
     // The parser would leave such characters out.
     if text.contains(|c: char| c.is_control() || c.is_whitespace()) {
@@ -69,20 +63,34 @@ fn read_url(text: &str, allows_http: bool, allows_private: bool) -> Result<Strin
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::dataset::assert_lines;
+    use crate::dataset::block::{File, Names};
     use crate::dataset::catalog::Catalog;
+    use crate::dataset::fault::Mistakes;
     use crate::job::Status;
 
     const ORDERS: &str = "[[dataset]]\nname = \"orders\"\ntable = \"orders\"\n";
 
-    /// What is wrong with webhooks, the first of whose blocks begins in line 4.
+    /// Reads the webhooks of a file.
+    fn read(text: &str) -> Result<Vec<Webhook>, Mistakes> {
+        let (mut webhooks, mut names) = (Vec::new(), Names::default());
+        let read = |file: &mut File<'_>, known: &Known<'_>| {
+            file.each_block("webhook", &mut names, |block| webhooks.extend(webhook(block, known)));
+            Vec::new()
+        };
+        Catalog::with_receivers(text, &["webhook"], |_| false, read)?;
+        Ok(webhooks)
+    }
+
+    /// Returns the faults of webhooks, the first of whose blocks begins in line 4.
     fn wrong(blocks: &str) -> String {
-        Catalog::from_toml(&format!("{ORDERS}{blocks}")).unwrap_err().to_string()
+        read(&format!("{ORDERS}{blocks}")).unwrap_err().to_string()
     }
 
     #[test]
-    fn everything_may_be_said() {
-        let catalog = Catalog::from_toml(&format!(
+    fn every_member_is_read() {
+        let webhooks = read(&format!(
             "{ORDERS}
             [[webhook]]
             name = \"airflow\"
@@ -101,7 +109,7 @@ mod tests {
             "
         ))
         .unwrap();
-        let [airflow, here] = catalog.webhooks() else { panic!("two") };
+        let [airflow, here] = webhooks.as_slice() else { panic!("two") };
         assert_eq!(airflow.listener.events, [Status::Completed, Status::Failed]);
         assert_eq!(airflow.listener.datasets.as_deref(), Some(&["orders".to_owned()][..]));
         assert_eq!(airflow.listener.consumers.as_ref().map(Vec::len), Some(2));
@@ -113,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn each_mistake_is_told_with_its_line() {
+    fn each_fault_is_reported_with_its_line() {
         let found = wrong(
             "[[webhook]]
 name = \"A\"
@@ -149,7 +157,7 @@ secret_env = \"B\"
     }
 
     #[test]
-    fn an_address_is_one_of_the_web() {
+    fn addresses_that_are_no_safe_url_are_refused() {
         for url in [
             "ftp://a.example/",
             "https:///",

@@ -1,4 +1,4 @@
-//! lapin on tokio, with streams of frames that are legible to it.
+//! lapin on tokio, with a [`SanitizingStream`] under each connection.
 
 use std::future::ready;
 use std::io::{Error, ErrorKind, Read, Write};
@@ -20,16 +20,16 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_util::compat::TokioAsyncReadCompatExt;
 
-use crate::amqp::legible::Legible;
+use crate::receiver::amqp::sanitizing_stream::SanitizingStream;
 use crate::tls;
 
-/// Connects to a broker, and reads only what is legible. Needs tokio's runtime.
+/// Connects to a broker through a [`SanitizingStream`]. Must be called inside tokio's runtime.
 pub(super) async fn connect(address: AMQPUri, named: ConnectionProperties) -> lapin::Result<Connection> {
-    let connect = async |address: AMQPUri, _| Ok(AsyncTcpStream::Plain(Legible::new(open(&address).await?)));
+    let connect = async |address: AMQPUri, _| Ok(AsyncTcpStream::Plain(SanitizingStream::new(open(&address).await?)));
     Connection::connector(address, Runtime::new(OnTokio(Tokio::current())), connect, named).await
 }
 
-/// Opens a connection to a broker, with TLS if its address says so. It trusts whom the system trusts.
+/// Opens a connection to a broker, with TLS if its address says so. The trusted authorities are the system's.
 async fn open(address: &AMQPUri) -> Result<Wire, Error> {
     let host = &address.authority.host;
     let stream = TcpStream::connect((host.as_str(), address.authority.port)).await?;
@@ -43,14 +43,14 @@ async fn open(address: &AMQPUri) -> Result<Wire, Error> {
     Ok(Box::new(connector.connect(name, stream).await?.compat()))
 }
 
-/// What AMQP's frames go over.
+/// A byte stream that carries AMQP frames.
 trait Bytes: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Bytes for S {}
 
 /// A connection, with TLS or without.
 type Wire = Box<dyn Bytes>;
 
-/// tokio, but for its streams.
+/// Runtime of tokio, whose streams `connect` replaces.
 #[derive(Clone, Debug)]
 struct OnTokio(Tokio);
 
@@ -73,10 +73,10 @@ impl Executor for OnTokio {
 }
 
 impl Reactor for OnTokio {
-    type TcpStream = Legible<Wire>;
+    type TcpStream = SanitizingStream<Wire>;
     type Sleep = <Tokio as Reactor>::Sleep;
 
-    // `connect` makes the streams, and lapin registers none.
+    // `connect` makes all streams, so lapin registers none.
     fn register<H: Read + Write + Send + 'static>(
         &self,
         _: H,

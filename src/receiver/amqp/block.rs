@@ -1,29 +1,14 @@
-//! Reads the `[[amqp]]` blocks of the operator's file.
+//! Reads an `[[amqp]]` block of the operator's file.
 
-use crate::broker::{Broker, Intake, NAME_BYTES, Publication, RoutingKey};
-use crate::dataset::block::{Block, File, Names};
+use std::sync::Arc;
+
+use crate::broker::Intake;
+use crate::dataset::block::Block;
 use crate::dataset::listener::{Known, listener};
+use crate::receiver::amqp::broker::{Broker, Exchange, NAME_BYTES, RoutingKey};
 
-/// Reads all brokers. `names` are those of the receivers so far.
-pub(super) fn read(file: &mut File<'_>, names: &mut Names, known: &Known<'_>) -> Vec<Broker> {
-    let mut brokers = Vec::<Broker>::new();
-    file.each_block("amqp", names, |block| {
-        let Some(broker) = broker(block, known) else { return };
-        for other in brokers.iter().filter(|other| other.url_env == broker.url_env) {
-            if let Some((member, why)) = broker.clash(other) {
-                block.wrong(member, why);
-            }
-        }
-        brokers.push(broker);
-    });
-    brokers
-}
-
-/// Returns the broker also if a name in it is refused, so that a clash with it is found.
-fn broker(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Broker> {
-    if !cfg!(feature = "amqp") {
-        block.refuse("this build has no AMQP: build it with `cargo build --release --features full`");
-    }
+/// Reads one block. Returns the broker even if a name in it is refused, so that conflicts with later blocks are found.
+pub(super) fn broker(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Broker> {
     let url_env = block.required("url_env", |name| known.secret_variable(name, "the address, which has a password"));
     if !block.has("exchange") && !block.has("queue") {
         block.wrong("exchange", "events go to an exchange, requests come from a queue: name one of them, or both");
@@ -34,7 +19,7 @@ fn broker(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Broker> {
             block.wrong(member, "it goes with `exchange`");
         }
     }
-    let routing_key = block.or_default("routing_key", RoutingKey::default(), RoutingKey::new);
+    let routing_key = block.or_default("routing_key", RoutingKey::default(), RoutingKey::parse);
     let exchange = broker_name(block, "exchange");
     let queue = broker_name(block, "queue");
     let dead_letter_exchange = broker_name(block, "dead_letter_exchange");
@@ -52,21 +37,15 @@ fn broker(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Broker> {
     Some(Broker {
         name: block.name.clone(),
         url_env: url_env?,
-        intake: queue.zip(dead_letter_exchange).map(|(queue, dead_letter_exchange)| Intake {
-            queue,
-            dead_letter_exchange,
-            datasets,
-            consumers,
-        }),
-        publication: exchange.zip(routing_key).map(|(exchange, routing_key)| Publication {
-            listener,
-            exchange,
-            routing_key,
-        }),
+        intake: queue
+            .zip(dead_letter_exchange)
+            .map(|(queue, dead_letter_exchange)| Arc::new(Intake { queue, dead_letter_exchange, datasets, consumers })),
+        exchange: exchange.zip(routing_key).map(|(name, routing_key)| Exchange { listener, name, routing_key }),
+        address: None,
     })
 }
 
-/// Reads the name of an exchange or a queue. The default exchange, whose name is empty, is refused: it would bring a refused request
+/// Reads the name of an exchange or a queue. The default exchange, whose name is empty, is refused: it would route a refused request
 /// back to its queue.
 fn broker_name(block: &mut Block<'_, '_>, member: &'static str) -> Option<String> {
     let name = block.text(member)?;
@@ -79,18 +58,21 @@ fn broker_name(block: &mut Block<'_, '_>, member: &'static str) -> Option<String
     Some(name)
 }
 
-#[cfg(feature = "amqp")]
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::dataset::assert_lines;
+    use crate::dataset::block::{File, Names};
     use crate::dataset::catalog::Catalog;
     use crate::job::Status;
+    use crate::receiver::amqp::Brokers;
+    use crate::receiver::{ReceiverKind, Receivers};
 
     const ORDERS: &str = "[[dataset]]\nname = \"orders\"\ntable = \"orders\"\n";
 
     #[test]
-    fn everything_may_be_said() {
-        let catalog = Catalog::from_toml(&format!(
+    fn every_member_is_read() {
+        let text = format!(
             "{ORDERS}
             [[amqp]]
             name = \"rabbit\"
@@ -104,28 +86,33 @@ mod tests {
             consumers = [\"search\"]
 
             [[amqp]]
-            name = \"told\"
+            name = \"events\"
             url_env = \"_R\"
             exchange = \"amq.topic\"
             "
-        ))
-        .unwrap();
-        let [rabbit, told] = catalog.brokers() else { panic!("two") };
-        let (publication, intake) = (rabbit.publication.as_ref().unwrap(), rabbit.intake.as_ref().unwrap());
-        assert_eq!(publication.listener.events, [Status::Completed]);
-        assert_eq!(publication.routing_key.of(Status::Completed, "orders", None), "cdc.orders.completed");
+        );
+        let (mut brokers, mut names) = (Brokers::default(), Names::default());
+        let read = |file: &mut File<'_>, known: &Known<'_>| {
+            file.each_block("amqp", &mut names, |block| brokers.parse(block, known));
+            brokers.listeners()
+        };
+        let catalog = Catalog::with_receivers(&text, &["amqp"], |_| false, read).unwrap();
+        let [rabbit, events] = brokers.0.as_slice() else { panic!("two") };
+        let (exchange, intake) = (rabbit.exchange.as_ref().unwrap(), rabbit.intake.as_ref().unwrap());
+        assert_eq!(exchange.listener.events, [Status::Completed]);
+        assert_eq!(exchange.routing_key.for_event(Status::Completed, "orders", None), "cdc.orders.completed");
         assert_eq!((intake.queue.as_str(), intake.dead_letter_exchange.as_str()), ("requests", "refused"));
-        assert_eq!(intake.datasets, publication.listener.datasets);
+        assert_eq!(intake.datasets, exchange.listener.datasets);
         assert_eq!(intake.consumers.as_ref().map(Vec::len), Some(1));
-        let of_told = told.publication.as_ref().unwrap();
-        assert_eq!(of_told.routing_key.of(Status::Failed, "orders", Some("a")), "failed.orders.a");
-        assert!(told.intake.is_none() && of_told.listener.datasets.is_none());
-        let names: Vec<_> = catalog.listeners().map(|listener| listener.name.as_str()).collect();
-        assert_eq!(names, ["rabbit", "told"]);
+        let exchange = events.exchange.as_ref().unwrap();
+        assert_eq!(exchange.routing_key.for_event(Status::Failed, "orders", Some("a")), "failed.orders.a");
+        assert!(events.intake.is_none() && exchange.listener.datasets.is_none());
+        let names: Vec<_> = catalog.listeners().iter().map(|listener| listener.name.as_str()).collect();
+        assert_eq!(names, ["rabbit", "events"]);
     }
 
     #[test]
-    fn each_mistake_is_told_with_its_line() {
+    fn each_fault_is_reported_with_its_line() {
         let text = "[[webhook]]
 name = \"hook\"
 url = \"https://a.example/\"
@@ -153,7 +140,7 @@ name = \"c\"
 url_env = \"R\"
 exchange = \"e\"
 ";
-        let found = Catalog::from_toml(&format!("{ORDERS}{text}")).unwrap_err().to_string();
+        let found = Receivers::read(&format!("{ORDERS}{text}"), |_| false).unwrap_err().to_string();
         let expected = [
             "line 8: amqp hook: there is a webhook of this name already",
             "line 14: amqp a: url_env: the name of a variable",
@@ -171,7 +158,7 @@ exchange = \"e\"
     }
 
     #[test]
-    fn what_cannot_work_is_refused_before_it_is_tried() {
+    fn a_block_that_can_not_work_is_refused_when_it_is_read() {
         let text = "[[amqp]]
 name = \"a\"
 url_env = \"DATABASE_URL\"
@@ -200,7 +187,7 @@ url = \"https://a.example/\"
 secret_env = \"DATABASE_URL\"
 ";
         let is_setting = |name: &str| name == "DATABASE_URL";
-        let found = Catalog::from_toml_beside(&format!("{ORDERS}{text}"), is_setting).unwrap_err().to_string();
+        let found = Receivers::read(&format!("{ORDERS}{text}"), is_setting).unwrap_err().to_string();
         let expected = [
             "line 29: webhook hook: secret_env: DATABASE_URL is a setting of the service",
             "line 6: amqp a: url_env: DATABASE_URL is a setting of the service",

@@ -1,4 +1,4 @@
-//! The way to an exchange: a connection that publishes, and nothing else.
+//! Publisher of messages to one exchange, over a connection that does nothing else.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -7,39 +7,39 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareO
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ExchangeKind};
 
-use crate::amqp::address::Address;
-use crate::amqp::connection::{CALL_TIMEOUT, Connector, within};
+use crate::receiver::amqp::address::Address;
+use crate::receiver::amqp::connection::{CALL_TIMEOUT, Connector, within};
 
-/// How long the broker may take to say that it has a message.
+/// Timeout of the broker's confirmation of a message.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(12);
 
-/// Publishes to one exchange.
-pub(super) struct Outlet {
+/// Publishes messages to one exchange.
+pub(super) struct ExchangePublisher {
     exchange: String,
     connector: Connector,
-    open: Mutex<Option<Arc<Open>>>,
+    open: Mutex<Option<Arc<OpenConnection>>>,
 }
 
-/// What is open.
-struct Open {
+/// An open connection, and its channels.
+struct OpenConnection {
     connection: Connection,
-    /// Those that nobody is using. On one channel one message is under way at a time: lapin gives what the broker returns to whichever
-    /// confirmation comes next, and numbers messages apart from sending them.
+    /// The idle channels. A channel publishes one message at a time: lapin assigns a returned message to the next confirmation,
+    /// and numbers messages apart from sending them.
     channels: Mutex<Vec<Channel>>,
 }
 
-impl Outlet {
-    pub(super) fn new(exchange: &str, address: &Address) -> Outlet {
-        Outlet { exchange: exchange.to_owned(), connector: Connector::new(address), open: Mutex::default() }
+impl ExchangePublisher {
+    pub(super) fn new(exchange: &str, address: &Address) -> ExchangePublisher {
+        ExchangePublisher { exchange: exchange.to_owned(), connector: Connector::new(address), open: Mutex::default() }
     }
 
-    /// Connects, unless it is connected. Tells that the exchange isn't there.
+    /// Connects, unless there is a connection already. A missing exchange is an error.
     ///
     /// # Errors
     /// With the reason why nothing can be published now.
     pub(super) async fn open(&self) -> Result<(), String> {
-        let open = self.now_open();
-        // One that was blocked when it was lost is called blocked for ever.
+        let open = self.current();
+        // lapin reports a connection that was lost while blocked as blocked for ever.
         if let Some(open) = open.filter(|open| open.connection.status().connected()) {
             return if open.connection.status().blocked() {
                 Err("the broker takes nothing now: it is short of memory or disk".to_owned())
@@ -49,35 +49,36 @@ impl Outlet {
         }
         let connection = self.connector.connect().await?;
         let channels = Mutex::new(vec![self.channel(&connection).await?]);
-        *self.open.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(Open { connection, channels }));
+        *self.open.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Arc::new(OpenConnection { connection, channels }));
         Ok(())
     }
 
-    /// Publishes a message, and returns when the broker has it, in a queue at least.
+    /// Publishes a message, and returns when the broker has stored it in at least one queue.
     ///
     /// # Errors
-    /// With the reason why it has not, or why nobody knows.
+    /// With the reason why the broker has not stored it, or why that is not known.
     pub(super) async fn publish(
         &self,
         routing_key: &str,
         body: &[u8],
         properties: BasicProperties,
     ) -> Result<(), String> {
-        let open = self.now_open().ok_or("the connection is lost")?;
+        let open = self.current().ok_or("the connection is lost")?;
         let channels = || open.channels.lock().unwrap_or_else(PoisonError::into_inner);
         let idle = channels().pop();
         let channel = match idle.filter(|channel| channel.status().connected()) {
             Some(channel) => channel,
             None => self.channel(&open.connection).await?,
         };
-        // Otherwise the broker would drop, and confirm, what no queue is bound for.
+        // Without this option the broker drops, and confirms, a message that no queue is bound for.
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let exchange = self.exchange.as_str();
         let published = within(CONFIRM_TIMEOUT, "it did not take the message", async {
             channel.basic_publish(exchange.into(), routing_key.into(), options, body, properties).await?.await
         });
-        let confirmed = published.await.inspect_err(|_| self.give_up(&open))?;
-        // Only now: an answer that was not waited for would be taken for the next message's.
+        let confirmed = published.await.inspect_err(|_| self.drop_failed(&open))?;
+        // The channel is idle only after the confirmation, which would otherwise be taken for the next message's.
         channels().push(channel);
         match confirmed {
             Confirmation::Ack(None) => Ok(()),
@@ -89,34 +90,34 @@ impl Outlet {
         }
     }
 
-    /// How many bytes a frame may have, and so all of a message but its body.
+    /// Maximum size of a frame in bytes, which is also the maximum size of a message without its body.
     pub(super) fn frame_bytes(&self) -> usize {
-        let most = self.now_open().map(|open| open.connection.configuration().frame_max());
-        // 0 is no bound.
+        let most = self.current().map(|open| open.connection.configuration().frame_max());
+        // 0 means that there is no limit.
         most.filter(|bytes| *bytes > 0).map_or(usize::MAX, |bytes| bytes as usize)
     }
 
-    /// Leaves a connection for a new one, unless it is blocked: it says when it goes on, while a new one wouldn't know that it is, and each
-    /// message would be tried to find out.
-    fn give_up(&self, failed: &Arc<Open>) {
+    /// Drops a failed connection, so that the next call opens a new one. A blocked connection is kept: the broker unblocks it later,
+    /// while a new connection would learn only by an attempt that the broker blocks.
+    fn drop_failed(&self, failed: &Arc<OpenConnection>) {
         if !failed.connection.status().blocked() {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-            // Another may be there by now.
+            // Another call may have replaced it already.
             open.take_if(|open| Arc::ptr_eq(open, failed));
         }
     }
 
-    fn now_open(&self) -> Option<Arc<Open>> {
+    fn current(&self) -> Option<Arc<OpenConnection>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     async fn channel(&self, connection: &Connection) -> Result<Channel, String> {
         within(CALL_TIMEOUT, &format!("the exchange {}", self.exchange), async {
             let channel = connection.create_channel().await?;
-            // Its kind doesn't matter to a question.
-            let asks = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+            // A passive declaration checks that the exchange exists, and ignores its kind.
+            let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
             let (exchange, any) = (self.exchange.as_str().into(), ExchangeKind::Topic);
-            channel.exchange_declare(exchange, any, asks, FieldTable::default()).await?;
+            channel.exchange_declare(exchange, any, passive, FieldTable::default()).await?;
             channel.confirm_select(ConfirmSelectOptions::default()).await?;
             Ok(channel)
         })

@@ -8,19 +8,19 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-use crate::amqp::address::Address;
-use crate::amqp::runtime;
+use crate::receiver::amqp::address::Address;
+use crate::receiver::amqp::runtime;
 use crate::telemetry::chain;
 
-/// How long the broker may take to answer a call, or to let somebody in.
+/// Timeout of a call to the broker, and of a connection attempt.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long an attempt to connect is waited for before another one is begun.
+/// Age of a connection attempt after which another one is started.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Makes connections to one broker, one after the other.
+/// Opens connections to one broker, one at a time.
 pub(super) struct Connector {
     address: Address,
-    /// The attempt that is under way. lapin keeps a thread and a socket for one that nobody waits for any more.
+    /// The running attempt. It is kept after a timeout, since lapin keeps a thread and a socket for an abandoned one.
     attempt: Mutex<Option<(Instant, JoinHandle<lapin::Result<Connection>>)>>,
 }
 
@@ -32,7 +32,7 @@ impl Connector {
     /// Connects.
     ///
     /// # Errors
-    /// With the reason why it can't be connected to, or not yet.
+    /// With the reason why there is no connection, or none yet.
     pub(super) async fn connect(&self) -> Result<Connection, String> {
         let mut slot = self.attempt.lock().await;
         slot.take_if(|(begun, _)| begun.elapsed() > ATTEMPT_TIMEOUT);
@@ -52,7 +52,7 @@ impl Connector {
     }
 }
 
-/// Whether the other side answered with something else than AMQP, or hung up on it.
+/// Returns true if the peer answered with another protocol, or closed the connection.
 fn is_unreadable(error: &lapin::Error) -> bool {
     match error.kind() {
         lapin::ErrorKind::ParsingError(_) => true,
@@ -63,7 +63,7 @@ fn is_unreadable(error: &lapin::Error) -> bool {
     }
 }
 
-/// What a call returns within this time. An error says what couldn't be, and why.
+/// Runs a call with a timeout. The error names `what` failed, and why.
 pub(super) async fn within<T>(
     time: Duration,
     what: &str,
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_port_that_speaks_something_else_is_told_with_its_address() {
+    async fn a_port_of_another_protocol_is_reported_with_its_address() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         tokio::spawn(async move {

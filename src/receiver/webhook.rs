@@ -1,0 +1,74 @@
+//! Receivers over HTTP: each event is posted to a URL, signed as Standard Webhooks specifies.
+//!
+//! Knows no schedule of attempts: `delivery` decides when an event is posted.
+
+mod address;
+mod block;
+mod resolver;
+mod signature;
+mod transport;
+
+use crate::dataset::block::Block;
+use crate::dataset::listener::Known;
+use crate::delivery::Transport;
+use crate::event::Listener;
+use crate::receiver::webhook::signature::SigningSecrets;
+use crate::receiver::webhook::transport::WebhookTransport;
+use crate::receiver::{MissingSecret, ReceiverKind, SecretVariables};
+
+/// The webhooks of the operator's file.
+#[derive(Debug, Default)]
+pub(super) struct Webhooks(Vec<Webhook>);
+
+/// A webhook, as its block describes it.
+#[derive(Clone, Debug)]
+struct Webhook {
+    /// The events that it gets.
+    listener: Listener,
+    /// The address that events are posted to: `https://…`, or `http://…` if the operator allows it.
+    url: String,
+    /// The variable of the environment that has the secret which signs the events.
+    secret_env: String,
+    /// True if the address may be on a private network or on this machine.
+    allows_private: bool,
+    /// The secrets. `None`: they have not been read, or are missing.
+    secrets: Option<SigningSecrets>,
+}
+
+impl ReceiverKind for Webhooks {
+    fn block(&self) -> &'static str {
+        "webhook"
+    }
+
+    fn plural(&self) -> &'static str {
+        "webhooks"
+    }
+
+    fn parse(&mut self, block: &mut Block<'_, '_>, known: &Known<'_>) {
+        self.0.extend(block::webhook(block, known));
+    }
+
+    fn listeners(&self) -> Vec<Listener> {
+        self.0.iter().map(|webhook| webhook.listener.clone()).collect()
+    }
+
+    fn read_secrets(&mut self, variables: &SecretVariables<'_>) -> Vec<MissingSecret> {
+        let mut missing = Vec::new();
+        for webhook in &mut self.0 {
+            let block = format!("webhook {}", webhook.listener.name);
+            match variables.parse(&block, &webhook.secret_env, "secret") {
+                Ok(secrets) => webhook.secrets = Some(secrets),
+                Err(why) => missing.push(MissingSecret { why, is_for_worker: true, is_for_api: false }),
+            }
+        }
+        missing
+    }
+
+    fn build(&self) -> Vec<(String, Box<dyn Transport>)> {
+        let transport = |webhook: &Webhook| {
+            let transport = WebhookTransport::new(webhook, webhook.secrets.clone()?);
+            Some((webhook.listener.name.clone(), Box::new(transport) as Box<dyn Transport>))
+        };
+        self.0.iter().filter_map(transport).collect()
+    }
+}
