@@ -29,6 +29,7 @@ mod select;
 mod selection;
 mod session;
 pub mod snapshot;
+mod statement;
 mod stream;
 mod table_schema;
 mod trigger;
@@ -72,14 +73,14 @@ impl Source {
 
     /// Removes the trigger functions that no trigger calls any more.
     pub async fn remove_unused_functions(&self) -> Result<(), Error> {
-        let failed = Error::of("pg_proc");
+        let failed = Error::from_sql("pg_proc");
         let mut conn = self.pool.acquire().await.map_err(&failed)?;
         functions::remove_unused(&mut conn).await.map_err(failed)
     }
 
     /// Returns the tables whose changes are captured although no dataset of the catalog needs them.
     pub async fn tables_without_dataset(&self, catalog: &Catalog) -> Result<Vec<Table>, Error> {
-        let failed = Error::of("pg_class");
+        let failed = Error::from_sql("pg_class");
         let mut conn = self.pool.acquire().await.map_err(&failed)?;
         untracking::without_dataset(&mut conn, catalog).await.map_err(failed)
     }
@@ -223,7 +224,7 @@ impl Error {
     }
 
     /// Says of an error what can be done about it.
-    fn of(table: impl fmt::Display) -> impl Fn(sqlx::Error) -> Error {
+    fn from_sql(table: impl fmt::Display) -> impl Fn(sqlx::Error) -> Error {
         move |cause| {
             let table = table.to_string();
             match SqlFailure::of(&cause) {

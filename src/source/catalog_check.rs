@@ -1,16 +1,19 @@
 //! Compares a catalog with the live tables: finds what doesn't fit, and which tables' changes aren't captured.
 
+use std::sync::LazyLock;
+
 use sqlx::postgres::types::Oid;
-use sqlx::{PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 
 use crate::connection::failure::SqlFailure;
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::{Capture, Dataset, Table, TableSchema, no_right_to_log};
 use crate::source::capture::untracking;
-use crate::source::captured::capture;
+use crate::source::captured::CAPTURE;
 use crate::source::quote::relation;
-use crate::source::rights::Seen;
+use crate::source::rights::TableAccess;
+use crate::source::statement::with_pieces;
 use crate::source::{filter, lag, parallel_apply, rights, role_path, table_schema};
 
 /// What a look at the tables of a catalog finds.
@@ -38,18 +41,18 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::E
     let (mut found, mut others) = (Findings::default(), Vec::<Logged>::new());
     for dataset in catalog.iter() {
         let Faults(faults) = &mut found.faults;
-        let seen = rights::look(&mut conn, dataset).await?;
-        if let Some(fault) = seen.hidden() {
+        let access = rights::read_access(&mut conn, dataset).await?;
+        if let Some(fault) = access.hidden() {
             found.unreadable.push(fault.clone());
             continue;
         }
-        let Some(schema) = fits(&mut conn, dataset, &seen, faults).await? else { continue };
-        match seen.unreadable {
+        let Some(schema) = fits(&mut conn, dataset, &access, faults).await? else { continue };
+        match access.unreadable {
             Some(fault) => found.unreadable.push(fault),
             None => found.unreadable.extend(role_path::check(&mut conn, dataset, &schema).await?),
         }
         found.slow.extend(without_index(&mut conn, dataset, &schema).await?);
-        if let Some(logged) = Logged::by(&mut conn, dataset, &schema).await? {
+        if let Some(logged) = Logged::read(&mut conn, dataset, &schema).await? {
             faults.extend(others.iter().find_map(|other| logged.conflict(other)));
             others.push(logged);
             let CapturedKey { captured, logged_key, mute_role } = captured_key(&mut conn, dataset).await?;
@@ -60,7 +63,7 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::E
                 }
                 Some(_) => found.broken.push(broken(dataset)),
             }
-            found.stalling.extend(parallel_apply::find(&mut conn, dataset).await?);
+            found.stalling.extend(parallel_apply::read_stalling(&mut conn, dataset).await?);
         }
     }
     found.without_dataset = untracking::without_dataset(&mut conn, catalog).await?;
@@ -84,16 +87,16 @@ async fn without_index(
 pub async fn check_one(pool: &PgPool, catalog: &Catalog, dataset: &Dataset) -> Result<Faults, sqlx::Error> {
     let mut conn = pool.acquire().await?;
     let mut faults = Vec::new();
-    let seen = rights::look(&mut conn, dataset).await?;
-    let Some(schema) = fits(&mut conn, dataset, &seen, &mut faults).await? else { return Ok(Faults(faults)) };
-    if seen.unreadable.is_none() {
+    let access = rights::read_access(&mut conn, dataset).await?;
+    let Some(schema) = fits(&mut conn, dataset, &access, &mut faults).await? else { return Ok(Faults(faults)) };
+    if access.unreadable.is_none() {
         faults.extend(role_path::check(&mut conn, dataset, &schema).await?);
     }
-    let Some(logged) = Logged::by(&mut conn, dataset, &schema).await? else { return Ok(Faults(faults)) };
+    let Some(logged) = Logged::read(&mut conn, dataset, &schema).await? else { return Ok(Faults(faults)) };
     for other in catalog.iter().filter(|other| other.name != dataset.name) {
-        let seen = rights::look(&mut conn, other).await?;
-        let Some(schema) = introspect(&mut conn, other, &seen).await?.ok() else { continue };
-        let other = Logged::by(&mut conn, other, &schema).await?;
+        let access = rights::read_access(&mut conn, other).await?;
+        let Some(schema) = introspect(&mut conn, other, &access).await?.ok() else { continue };
+        let other = Logged::read(&mut conn, other, &schema).await?;
         faults.extend(other.and_then(|other| logged.conflict(&other)));
     }
     Ok(Faults(faults))
@@ -101,8 +104,11 @@ pub async fn check_one(pool: &PgPool, catalog: &Catalog, dataset: &Dataset) -> R
 
 /// The subscriptions that may wait for ever at a dataset's table, now that it has triggers.
 pub async fn stalling(pool: &PgPool, dataset: &Dataset) -> Result<Vec<Fault>, sqlx::Error> {
-    parallel_apply::find(&mut *pool.acquire().await?, dataset).await
+    parallel_apply::read_stalling(&mut *pool.acquire().await?, dataset).await
 }
+
+static CAPTURED_KEY: LazyLock<String> =
+    LazyLock::new(|| with_pieces(include_str!("catalog_check/captured_key.sql"), &[("captured.sql", CAPTURE)]));
 
 #[derive(Default, sqlx_macros::FromRow)]
 struct CapturedKey {
@@ -114,18 +120,10 @@ struct CapturedKey {
 
 /// Whether a table's changes are captured, and by which key.
 async fn captured_key(conn: &mut PgConnection, dataset: &Dataset) -> Result<CapturedKey, sqlx::Error> {
-    let found: Option<CapturedKey> = sqlx::query_as(concat!(
-        "-- source.catalog_check.captured_key
-         select capture.captured, capture.logged_key, capture.mute_role
-         from pg_class t join pg_namespace n on n.oid = t.relnamespace
-         cross join lateral ",
-        capture!(),
-        " capture
-         where t.oid = cdc_export.table_of_role($1)"
-    ))
-    .bind(relation(&dataset.table))
-    .fetch_optional(conn)
-    .await?;
+    let found: Option<CapturedKey> = sqlx::query_as(AssertSqlSafe(CAPTURED_KEY.as_str()))
+        .bind(relation(&dataset.table))
+        .fetch_optional(conn)
+        .await?;
     Ok(found.unwrap_or_default())
 }
 
@@ -152,7 +150,7 @@ struct Logged {
 
 impl Logged {
     /// `None`: it wants no triggers.
-    async fn by(
+    async fn read(
         conn: &mut PgConnection,
         dataset: &Dataset,
         schema: &TableSchema,
@@ -178,10 +176,10 @@ impl Logged {
 async fn fits(
     conn: &mut PgConnection,
     dataset: &Dataset,
-    seen: &Seen,
+    access: &TableAccess,
     faults: &mut Vec<Fault>,
 ) -> Result<Option<TableSchema>, sqlx::Error> {
-    match introspect(conn, dataset, seen).await? {
+    match introspect(conn, dataset, access).await? {
         Ok(schema) => {
             let fault = match filter::check(conn, dataset, &schema.table).await {
                 // Somebody has locked the table. The first export tries the filter.
@@ -202,9 +200,9 @@ async fn fits(
 async fn introspect(
     conn: &mut PgConnection,
     dataset: &Dataset,
-    seen: &Seen,
+    access: &TableAccess,
 ) -> Result<Result<TableSchema, Faults>, sqlx::Error> {
-    match table_schema::introspect_seen(conn, dataset, seen).await {
+    match table_schema::introspect_visible(conn, dataset, access).await {
         Ok(schema) => Ok(Ok(schema)),
         Err(table_schema::Error::Faults(found)) => Ok(Err(found)),
         Err(table_schema::Error::Hidden(fault)) => Ok(Err(Faults(vec![fault]))),

@@ -29,7 +29,7 @@ impl Source {
     pub async fn connections(&self, timeout: Duration) -> Result<ExportConnections, Error> {
         let connect = async || {
             let mut conn = connection::connect(&self.options).await?;
-            let session = Session::of(&mut conn).await?;
+            let session = Session::read(&mut conn).await?;
             Ok::<_, sqlx::Error>((conn, session))
         };
         let both = async {

@@ -1,19 +1,28 @@
 //! An exported snapshot, and what the statement that exports it says of the moment: the consumer's position, the guard's word, and what
 //! the position after this export has to remember.
 
+use std::sync::LazyLock;
+
 use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
 use sqlx::postgres::types::Oid;
 use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::dataset::{Capture, Dataset, TableSchema};
 use crate::job::{Continuity, ExportType, JobId, SnapshotReport};
-use crate::source::captured::capture;
+use crate::source::captured::CAPTURE;
+use crate::source::guard::VERDICT;
 use crate::source::snapshot::Purpose;
+use crate::source::statement::with_pieces;
 use crate::source::{Error, quote};
 use crate::watermark::{Fingerprint, GuardState, NewPosition, Position};
 
-/// What the statement tells.
+/// The statement that opens a snapshot. This module's test prints it with its pieces, ready for psql.
+static OPEN: LazyLock<String> = LazyLock::new(|| {
+    with_pieces(include_str!("opening.sql"), &[("captured.sql", CAPTURE), ("guard/verdict.sql", VERDICT)])
+});
+
+/// The row of the statement `OPEN`.
 #[derive(sqlx_macros::FromRow)]
 pub(super) struct ExportedSnapshot {
     /// What readers import it by.
@@ -67,80 +76,19 @@ impl ExportedSnapshot {
         schema: &TableSchema,
     ) -> Result<ExportedSnapshot, sqlx::Error> {
         let &Purpose { consumer, job, marker, .. } = purpose;
-        sqlx::query_as(concat!(
-            "-- source.snapshot.open
-             select pg_export_snapshot() as name, here.snapshot::text as snapshot, statement_timestamp() as taken_at,
-               current_setting('server_encoding') as encoding, pg_is_in_recovery() as standby, here.logged_key, here.captured,
-               case when t.relkind = 'r' then pg_relation_size(t.oid) / current_setting('block_size')::bigint end as blocks,
-               exists (
-                 select from (select t.oid union all select relid from pg_partition_tree(t.oid)) parts (oid)
-                 join pg_class part on part.oid = parts.oid
-                 where part.reltoastrelid <> 0 and pg_relation_size(part.reltoastrelid) > 0) as toasted,
-               w.version, w.last_exported_at, w.live_snapshot::text, w.deletions_snapshot::text, ",
-            include_str!("guard/continuity.sql"),
-            " as continuity,
-               coalesce(j.database_id <> cdc_export.database_id(), false) or coalesce(m.job = j.id, false)
-                 or coalesce(j.timeline <> cdc_export.timeline(), false) and not witness.vouches
-                 -- A copy of the data is put back while there is no server.
-                 or j.id is not null and j.server_started_at is distinct from pg_postmaster_start_time() and witness.denies as is_restored,
-               coalesce(w.table_oid = t.oid and w.table_columns_hash = here.table_columns_hash and w.relfilenode <> here.relfilenode, false)
-                 as table_rewritten,
-               -- Every export moves the position of live rows, so that each tells of those that the one before has not.
-               (select coalesce(sum(l.quiet_deletes), 0)::bigint from cdc_export.change_log l
-                where l.table_oid = t.oid and l.operation = 'Q' and l.xid >= pg_snapshot_xmin(w.live_snapshot) and not pg_visible_in_snapshot(l.xid, w.live_snapshot))
-                 as quiet_deletes,
-               array(
-                 select p::oid from jsonb_object_keys(here.guard_state -> 'relations') p where not w.guard_state -> 'relations' ? p)
-                 as arrived,
-               writers.open_transactions, writers.oldest_transaction_seconds,
-               t.oid as table_oid, here.relfilenode, here.table_columns_hash, here.guard_state || wanted.guard_state as guard_state,
-               (w.guard_state ->> 'deleted_since')::timestamptz as deleted_since,
-               (w.guard_state ->> 'time')::bigint as timed_by, coalesce(w.guard_state ->> 'filter' = wanted.guard_state ->> 'filter', false) as knows_filter,
-               c.system_identifier as cluster_id
-             from pg_class t
-             join pg_namespace n on n.oid = t.relnamespace
-             cross join pg_control_system() c
-             cross join lateral ",
-            capture!(),
-            " capture
-             cross join lateral ",
-            include_str!("guard/here.sql"),
-            " here
-             -- The snapshot has the whole cluster's transactions; of interest are those that may yet change this database's
-             -- tables, which our own don't.
-             cross join lateral (
-               select (count(distinct l.pid) + (select count(*) from pg_prepared_xacts p where p.database = current_database()))::int
-                   as open_transactions,
-                 max(extract(epoch from clock_timestamp() - a.xact_start))::float8 as oldest_transaction_seconds
-               from pg_locks l join pg_stat_activity a on a.pid = l.pid
-               where l.locktype = 'transactionid' and l.granted and l.mode = 'ExclusiveLock' and a.datname = current_database()
-                 and a.backend_type <> 'autovacuum worker'
-                 and a.application_name is distinct from current_setting('application_name')) writers
-             cross join (select $4::boolean as by_triggers, $5::text as definition, $6::jsonb as types, $10::jsonb as guard_state) wanted
-             cross join (select $2::text as consumer_id, $3::text as dataset) lane
-             left join exports j on j.id = $7
-             -- What the caller had loaded last was looked at when it asked, unless that was before the database was put back.
-             cross join lateral (
-               select $8::uuid as job, $9::text as sha256,
-                 j.has_after and j.timeline = cdc_export.timeline() and j.server_started_at = pg_postmaster_start_time() as is_asked) m
-             cross join lateral ",
-            include_str!("guard/witness.sql"),
-            " witness
-             left join watermarks w on w.consumer_id = lane.consumer_id and w.dataset = lane.dataset
-             where t.oid = to_regclass($1)"
-        ))
-        .bind(quote::relation(&schema.table))
-        .bind(consumer.map(|consumer| consumer.as_str()))
-        .bind(&dataset.name)
-        .bind(dataset.capture == Capture::Triggers)
-        .bind(dataset.definition())
-        .bind(Json(&schema.types))
-        .bind(job.map(JobId::as_uuid))
-        .bind(marker.map(|marker| marker.job.as_uuid()))
-        .bind(marker.map(|marker| &marker.sha256))
-        .bind(Json(&schema.guard_state))
-        .fetch_one(leader)
-        .await
+        sqlx::query_as(AssertSqlSafe(OPEN.as_str()))
+            .bind(quote::relation(&schema.table))
+            .bind(consumer.map(|consumer| consumer.as_str()))
+            .bind(&dataset.name)
+            .bind(dataset.capture == Capture::Triggers)
+            .bind(dataset.definition())
+            .bind(Json(&schema.types))
+            .bind(job.map(JobId::as_uuid))
+            .bind(marker.map(|marker| marker.job.as_uuid()))
+            .bind(marker.map(|marker| &marker.sha256))
+            .bind(Json(&schema.guard_state))
+            .fetch_one(leader)
+            .await
     }
 
     /// The guard's word.

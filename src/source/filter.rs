@@ -59,50 +59,12 @@ pub(crate) fn mentions(filter: &str, column: &str) -> bool {
 /// these, two deep, those of its operators and of casts too, and the path that they are found by. By their names, since what a name means
 /// to Postgres is told only where something is made of it, which takes a transaction id; one too many makes a full export that
 /// wasn't needed.
-pub(crate) async fn called(conn: &mut PgConnection, filter: &str, table: &Table) -> Result<String, sqlx::Error> {
-    sqlx::query_scalar(
-        "-- source.filter.called
-        with recursive reached (function, depth) as (
-          select 0::oid, 0
-          union
-          select called.oid, r.depth + 1
-          from reached r
-          cross join lateral (
-            select case when r.function = 0 then $1
-              else (select coalesce(case p.prokind when 'a' then p.xmin::text else pg_get_functiondef(p.oid) end, '')
-                    from pg_proc p where p.oid = r.function) end as body
-            offset 0) t
-          cross join lateral (
-            select string_to_array(translate(lower(t.body), E'\"''(),.;:[]{}+*/<>=~!@#%^&|`?\\\\-\\n\\r\\t\\f', repeat(' ', 40)), ' ')
-              || array(select replace(m[1], '\"\"', '\"') from regexp_matches(t.body, '\"((?:[^\"]|\"\")+)\"', 'g') m) as names
-            offset 0) words
-          cross join lateral (
-            select p.oid from pg_proc p where p.proname = any (words.names::name[])
-            union all
-            select o.oprcode from pg_operator o where o.oid >= 16384 and r.depth < 1 and strpos(t.body, o.oprname) > 0
-            union all
-            select c.castfunc
-            from pg_cast c
-            where c.castfunc >= 16384 and (
-              exists (
-                select from pg_attribute a
-                where a.attrelid = to_regclass($2) and a.attnum > 0 and a.atttypid in (c.castsource, c.casttarget))
-              or exists (
-                select from pg_type y
-                where y.oid in (c.castsource, c.casttarget) and y.typname = any (words.names::name[])))) called (oid)
-          -- A schema may have thousands of functions, each of which names all others. No join here: a planner without statistics
-          -- of them looks at all of them for each.
-          where called.oid >= 16384 and r.depth < 2)
-        -- The path says which of several of a name is meant.
-        select md5(coalesce(string_agg(body, E'\\n' order by body) || coalesce(current_setting('cdc_export.role_path', true), ''), ''))
-        from (
-          select coalesce(case p.prokind when 'a' then p.xmin::text else pg_get_functiondef(p.oid) end, '') as body
-          from pg_proc p where p.oid in (select function from reached)) bodies",
-    )
-    .bind(filter)
-    .bind(relation(table))
-    .fetch_one(conn)
-    .await
+pub(crate) async fn hash_of_called(
+    conn: &mut PgConnection,
+    filter: &str,
+    table: &Table,
+) -> Result<String, sqlx::Error> {
+    sqlx::query_scalar(include_str!("filter/called.sql")).bind(filter).bind(relation(table)).fetch_one(conn).await
 }
 
 #[cfg(test)]

@@ -48,7 +48,7 @@ impl Import {
         imported.map(drop).map_err(|cause| match &*sqlstate(&cause) {
             // There is no such snapshot any more, or its transaction isn't running: the leader was lost in between.
             "22023" | "42704" | "55000" => Error::Unavailable(cause),
-            _ => Error::of(table)(cause),
+            _ => Error::from_sql(table)(cause),
         })
     }
 }

@@ -39,7 +39,7 @@ impl ExportConnections {
         opening.require(continuity, &schema, &remedy)?;
         let import = opening.import(&schema, &exported).await?;
         let position = exported.position(continuity);
-        let continuity = opening.look_at_arrivals(&schema, &exported, &position, continuity).await?;
+        let continuity = opening.check_arrivals(&schema, &exported, &position, continuity).await?;
         opening.require(continuity, &schema, &remedy)?;
         Ok(opening.finish(schema, exported, import, position, continuity))
     }
@@ -60,16 +60,16 @@ impl Opening<'_> {
     /// long as the export runs.
     async fn lock(&mut self) -> Result<Table, Error> {
         let ExportConnections { leader, leader_session, reader, .. } = &mut self.connections;
-        let failed = Error::of(&self.dataset.table);
+        let failed = Error::from_sql(&self.dataset.table);
         let no_timeouts = no_timeouts(leader.server_version_num().unwrap_or(0));
-        let look = async { rights::look(leader, self.dataset).await.map_err(&failed) };
-        let seen = leader_session.watched(reader, self.lease, look).await?;
+        let read = async { rights::read_access(leader, self.dataset).await.map_err(&failed) };
+        let access = leader_session.watched(reader, self.lease, read).await?;
         // Postgres's own refusal would name neither the role nor what it lacks.
-        if let Some(fault) = seen.unreadable {
+        if let Some(fault) = access.unreadable {
             return Err(Error::NotReadable(fault));
         }
         // Where there is none, the lock says so.
-        let table = seen.table.unwrap_or_else(|| self.dataset.table.clone());
+        let table = access.table.unwrap_or_else(|| self.dataset.table.clone());
         let begin = format!(
             "-- source.snapshot.begin
              begin isolation level read committed read write;
@@ -97,7 +97,7 @@ impl Opening<'_> {
     async fn export(&mut self, schema: &TableSchema) -> Result<ExportedSnapshot, Error> {
         let ExportConnections { leader, leader_session, reader, .. } = &mut self.connections;
         let take = ExportedSnapshot::take(leader, self.purpose, self.dataset, schema);
-        let take = async { take.await.map_err(Error::of(&self.dataset.table)) };
+        let take = async { take.await.map_err(Error::from_sql(&self.dataset.table)) };
         let exported = leader_session.watched(reader, self.lease, take).await?;
         if exported.standby { Err(Error::Standby) } else { Ok(exported) }
     }
@@ -108,7 +108,8 @@ impl Opening<'_> {
             return Ok(());
         }
         let ExportConnections { leader, reader, reader_session, .. } = &mut self.connections;
-        let check = async { filter::check(reader, self.dataset, table).await.map_err(Error::of(&self.dataset.table)) };
+        let check =
+            async { filter::check(reader, self.dataset, table).await.map_err(Error::from_sql(&self.dataset.table)) };
         let fault = reader_session.watched(leader, self.lease, check).await?;
         fault.map_or(Ok(()), |fault| Err(Error::Mismatch(Faults(vec![fault]))))
     }
@@ -152,7 +153,7 @@ impl Opening<'_> {
     }
 
     /// The guard's word, or that partitions came whose rows were not logged: whatever else there is to say, these rows may be missing.
-    async fn look_at_arrivals(
+    async fn check_arrivals(
         &mut self,
         schema: &TableSchema,
         exported: &ExportedSnapshot,
@@ -166,9 +167,10 @@ impl Opening<'_> {
         let ExportConnections { leader, reader, reader_session, .. } = &mut self.connections;
         let arrived =
             Arrivals { dataset: self.dataset, partitions: &exported.arrived, table: exported.table_oid, schema, saved };
-        let look =
-            async { arrivals::have_unlogged_rows(reader, &arrived).await.map_err(Error::of(&self.dataset.table)) };
-        let have_unlogged_rows = reader_session.watched(leader, self.lease, look).await?;
+        let check = async {
+            arrivals::have_unlogged_rows(reader, &arrived).await.map_err(Error::from_sql(&self.dataset.table))
+        };
+        let have_unlogged_rows = reader_session.watched(leader, self.lease, check).await?;
         Ok(if have_unlogged_rows { Some(Continuity::PartitionsChanged) } else { word })
     }
 

@@ -14,7 +14,7 @@ use crate::source::quote::{quoted, relation};
 const FIRST: u32 = 160_000;
 
 /// The subscriptions with parallel workers that write to a dataset's partitioned table, each with its remedy.
-pub(super) async fn find(conn: &mut PgConnection, dataset: &Dataset) -> Result<Vec<Fault>, sqlx::Error> {
+pub(super) async fn read_stalling(conn: &mut PgConnection, dataset: &Dataset) -> Result<Vec<Fault>, sqlx::Error> {
     if conn.server_version_num().is_none_or(|version| version < FIRST) {
         return Ok(Vec::new());
     }

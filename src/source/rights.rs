@@ -8,7 +8,7 @@ use crate::source::quote::{quoted, relation};
 use crate::source::{Error, Source};
 
 /// A dataset's table, as the database role sees it.
-pub(crate) struct Seen {
+pub(crate) struct TableAccess {
     /// The table with its schema, as the role's own search_path finds it. `None`: there is none, or it is in a schema that the role may
     /// not use.
     pub(crate) table: Option<Table>,
@@ -16,7 +16,7 @@ pub(crate) struct Seen {
     pub(crate) unreadable: Option<Fault>,
 }
 
-impl Seen {
+impl TableAccess {
     /// What hides the table, so that its columns can't be asked for. `None`: it is there to be seen, or there is none.
     pub(crate) fn hidden(&self) -> Option<&Fault> {
         self.unreadable.as_ref().filter(|_| self.table.is_none())
@@ -35,22 +35,12 @@ struct Rights {
 }
 
 /// Looks for a dataset's table. Takes no lock, so it waits for nobody.
-pub(crate) async fn look(conn: &mut PgConnection, dataset: &Dataset) -> Result<Seen, sqlx::Error> {
+pub(crate) async fn read_access(conn: &mut PgConnection, dataset: &Dataset) -> Result<TableAccess, sqlx::Error> {
     let Table { schema, name } = &dataset.table;
     let rights: Rights = sqlx::query_as(
         // The search for a name in a schema that the role may not use is an error, also where the planner makes it. SELECT is asked of the
         // whole table: an export locks it, for which rights to its columns are not enough.
-        "-- source.rights.look
-         with named as materialized (
-           select $1::text as relation, coalesce(has_schema_privilege(n.oid, 'usage'), true) as may_use_schema
-           from (select) here left join pg_namespace n on n.nspname = $2)
-         select quote_ident(current_user) as role, named.may_use_schema, n.nspname::text as schema_name, t.relname::text as table_name,
-           has_table_privilege(t.oid, 'select') as may_select, row_security_active(t.oid) as has_row_security
-         from named
-         left join pg_class t on t.oid = case
-           when named.may_use_schema then cdc_export.table_of_role(named.relation)
-           else (select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = $2 and c.relname = $3) end
-         left join pg_namespace n on n.oid = t.relnamespace",
+        include_str!("rights/read.sql"),
     )
     .bind(relation(&dataset.table))
     .bind(schema)
@@ -62,7 +52,7 @@ pub(crate) async fn look(conn: &mut PgConnection, dataset: &Dataset) -> Result<S
         Fault { dataset, member: "table", item: None, why }
     });
     let table = rights.schema_name.zip(rights.table_name).filter(|_| rights.may_use_schema);
-    Ok(Seen { table: table.map(|(schema, name)| Table { schema: Some(schema), name }), unreadable })
+    Ok(TableAccess { table: table.map(|(schema, name)| Table { schema: Some(schema), name }), unreadable })
 }
 
 impl Rights {
@@ -97,8 +87,8 @@ impl Rights {
 impl Source {
     /// What keeps the role from reading a dataset's table, and what its owner does about it; `None`: nothing, or there is no table.
     pub async fn unreadable(&self, dataset: &Dataset) -> Result<Option<Fault>, Error> {
-        let failed = Error::of(&dataset.table);
+        let failed = Error::from_sql(&dataset.table);
         let mut conn = self.pool.acquire().await.map_err(&failed)?;
-        Ok(look(&mut conn, dataset).await.map_err(&failed)?.unreadable)
+        Ok(read_access(&mut conn, dataset).await.map_err(&failed)?.unreadable)
     }
 }

@@ -11,7 +11,7 @@ use crate::connection::failure::sqlstate;
 use crate::dataset::CellMax;
 use crate::dataset::fault::{Fault, Faults};
 use crate::job::{Continuity, ExportType, Job, Progress};
-use crate::row::RowReceiver;
+use crate::row::{RowLayout, RowReceiver};
 use crate::source::import::Import;
 use crate::source::reader_slots::{ReaderSlot, ReaderSlots};
 use crate::source::select::{Rule, Select};
@@ -43,8 +43,12 @@ pub struct Rows<'s> {
 }
 
 impl Rows<'_> {
-    /// Reads the rows of an export of this job, over one or several connections, each with a `receiver` of its own. A row of changes has
-    /// one field more than the file: whether it is gone from the table, null where only its key is known.
+    /// The layout of the rows that [`Rows::read`] sends for this job.
+    pub fn layout(&self, job: &Job) -> RowLayout {
+        self.select.row_layout(job)
+    }
+
+    /// Reads the rows of an export of this job, over one or several connections, each with a `receiver` of its own.
     ///
     /// # Errors
     /// If Postgres fails, or nobody takes the rows.
@@ -69,7 +73,8 @@ impl Rows<'_> {
         progress: &Progress,
         receiver: impl Fn() -> R,
     ) -> Result<(), Error> {
-        let (select, table, rule, is_even) = (self.select, &self.select.dataset.table, self.rule(), self.is_even());
+        let (select, table, rule, same_snapshot) =
+            (self.select, &self.select.dataset.table, self.rule(), self.same_snapshot());
         match job.export_type {
             ExportType::Full if !job.selection.is_all() => {
                 let mut values = PgArguments::default();
@@ -82,13 +87,13 @@ impl Rows<'_> {
                 Ok(receiver.pass_on().await?)
             }
             ExportType::Full => {
-                let ranges = copy::Ranges::of(self.blocks);
+                let ranges = copy::Ranges::new(self.blocks);
                 let max = Some(max).filter(|max| self.toasted || max.0 < MOST_IN_A_ROW);
                 let (table, progress) = (table.clone(), progress.clone());
                 self.full(copy::Reading { select: select.full(max), ranges, table, progress }, receiver).await
             }
             ExportType::Incremental => self.changes(&[select.incremental(rule, max)], &mut receiver()).await,
-            ExportType::Delta => self.changes(&select.delta(rule, is_even, max), &mut receiver()).await,
+            ExportType::Delta => self.changes(&select.delta(rule, same_snapshot, max), &mut receiver()).await,
         }
     }
 
@@ -176,7 +181,7 @@ impl Rows<'_> {
     async fn logged_is_readable(&mut self, max: CellMax) -> Result<bool, Error> {
         let (table, since) = (&self.select.dataset.table, self.since()?);
         let reader = self.readers.join(self.session.clone());
-        let failed = Error::of(table);
+        let failed = Error::from_sql(table);
         reader.awaits_server();
         // The statement that failed has ended the reader's transaction.
         sqlx::raw_sql("-- source.rows.give_up\n rollback").execute(&mut *self.reader).await.map_err(&failed)?;
@@ -199,11 +204,11 @@ impl Rows<'_> {
     /// # Errors
     /// If Postgres fails.
     pub async fn explain(self, export_type: ExportType, max: CellMax) -> Result<Vec<Vec<String>>, Error> {
-        let (select, rule, failed) = (self.select, self.rule(), Error::of(&self.select.dataset.table));
+        let (select, rule, failed) = (self.select, self.rule(), Error::from_sql(&self.select.dataset.table));
         let statements = match export_type {
             ExportType::Full => vec![select.full(None)],
             ExportType::Incremental => vec![select.incremental(rule, max)],
-            ExportType::Delta => select.delta(rule, self.is_even(), max),
+            ExportType::Delta => select.delta(rule, self.same_snapshot(), max),
         };
         let mut plans = Vec::new();
         for statement in statements {
@@ -225,7 +230,7 @@ impl Rows<'_> {
     }
 
     /// Whether the live rows and the deletions that the consumer has are those of one moment.
-    fn is_even(&self) -> bool {
+    fn same_snapshot(&self) -> bool {
         self.position.live == self.position.deletions
     }
 
@@ -253,7 +258,7 @@ async fn read_too(
 ) -> Result<u64, Error> {
     let joined = async {
         let mut conn = slot.connect().await.map_err(Error::Unavailable)?;
-        let session = Session::of(&mut conn).await.map_err(Error::Unavailable)?;
+        let session = Session::read(&mut conn).await.map_err(Error::Unavailable)?;
         import.join(&mut conn, &reading.table).await?;
         Ok::<_, Error>((conn, session))
     };

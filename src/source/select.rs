@@ -8,6 +8,8 @@
 //! gone and the log has the key alone.
 
 use crate::dataset::{Capture, CellMax, Column, Dataset, TableSchema};
+use crate::job::{ExportType, Job};
+use crate::row::RowLayout;
 use crate::source::key::{Key, key_name};
 use crate::source::quote::{quoted, relation};
 use crate::source::value::{
@@ -36,7 +38,7 @@ impl Select<'_> {
     /// [known](TableSchema::known_if_alive). `max` is `None` where no cell can be too large: the
     /// comparison is a quarter of what the scan costs.
     pub(crate) fn full(&self, max: Option<CellMax>) -> String {
-        let known = self.schema.known_if_alive().map(|(at, _)| at);
+        let known = self.schema.known_if_alive().map(|known| known.index);
         let (table, columns, alive) = (self.table(), self.columns_but(known), self.alive());
         // Postgres asks first what costs less, so that a deleted row has no say.
         let within =
@@ -50,9 +52,9 @@ impl Select<'_> {
     }
 
     /// The rows that changed since the position, deleted ones too, each with its operation: statements to be read one after the other,
-    /// so that the deletions come first without a sort of everything. `is_even`: live rows and deletions were delivered up to the same
+    /// so that the deletions come first without a sort of everything. `same_snapshot`: live rows and deletions were delivered up to the same
     /// snapshot, as they are to a consumer that takes deltas alone. One statement, which goes through the log once, does then.
-    pub(crate) fn delta(&self, rule: Rule, is_even: bool, max: CellMax) -> Vec<String> {
+    pub(crate) fn delta(&self, rule: Rule, same_snapshot: bool, max: CellMax) -> Vec<String> {
         let by_times = self.schema.created_at.as_ref().zip(self.schema.updated_at.as_ref());
         let is_new = match (by_times, rule) {
             (Some((created_at, updated_at)), _) => {
@@ -66,7 +68,7 @@ impl Select<'_> {
         };
         let operation = format!("case when {is_new} then 'INSERT' else 'UPDATE' end");
         let deleted = self.changed_deleted(rule, max);
-        if rule == Rule::TimeAlone || !is_even || by_times.is_none() {
+        if rule == Rule::TimeAlone || !same_snapshot || by_times.is_none() {
             return vec![deleted, self.changed_live(rule, Some(&operation), max)];
         }
         // The parts of a union come in their order, as long as none of them is read in parallel. What the deletions look up is all
@@ -309,6 +311,22 @@ impl Select<'_> {
     pub(crate) fn table(&self) -> String {
         let table = relation(&self.schema.table);
         if self.schema.is_partitioned { table } else { format!("only {table}") }
+    }
+
+    /// The layout of the rows that the statements of a job send.
+    pub(crate) fn row_layout(&self, job: &Job) -> RowLayout {
+        let schema = self.schema.narrowed(&job.selection);
+        let columns = schema.file_columns(job.export_type);
+        let reads_all = job.export_type == ExportType::Full && job.selection.is_all();
+        let is_time = |column: &Column| schema.updated_at.as_ref().is_some_and(|time| time.name == column.name);
+        let hidden_time = schema.hidden_time().map(|_| columns.len());
+        RowLayout {
+            updated_at: hidden_time.or_else(|| columns.iter().position(is_time)),
+            // The statements of changes and of a selection end with a field that refuses cells beyond the bound. It is false.
+            is_gone: (!reads_all).then(|| hidden_time.map_or(columns.len(), |index| index + 1)),
+            known: self.schema.known_if_alive().filter(|_| reads_all),
+            columns,
+        }
     }
 
     /// The columns of a file, and the hidden time, of rows `u`.

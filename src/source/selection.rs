@@ -16,7 +16,7 @@ use crate::source::{Error, Source};
 impl Source {
     /// Whether a selection is one of the dataset's rows and columns.
     pub async fn check(&self, dataset: &Dataset, selection: &Selection) -> Result<Result<(), BadSelection>, Error> {
-        let mut conn = self.pool.acquire().await.map_err(Error::of(&dataset.table))?;
+        let mut conn = self.pool.acquire().await.map_err(Error::from_sql(&dataset.table))?;
         let schema = introspect(&mut conn, dataset).await?;
         let select = Select { dataset, schema: &schema };
         for (i, name) in selection.columns.iter().flatten().enumerate() {
@@ -122,7 +122,7 @@ impl<'a> Select<'a> {
             let tried = sqlx::query(AssertSqlSafe(statement)).bind(&condition.value).persistent(false);
             let Err(cause) = tried.execute(&mut *conn).await else { continue };
             let code = sqlstate(&cause).into_owned();
-            return match (member, Error::of(&self.dataset.table)(cause)) {
+            return match (member, Error::from_sql(&self.dataset.table)(cause)) {
                 (_, not_the_callers @ (Error::Unavailable(_) | Error::LockConflict(_))) => Err(not_the_callers),
                 ("value", _) => Ok(Some((member, format!("a value of `{name}`, which is {type_name}, is expected")))),
                 // No such operator, or none that is the best.

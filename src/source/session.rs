@@ -18,7 +18,7 @@ use crate::source::Error;
 use crate::telemetry::chain;
 
 /// How often a silent session is asked about.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long the end of a session is waited for.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
@@ -74,7 +74,7 @@ async fn forget_who_was_there(asked: &mut PgConnection) -> Result<(), sqlx::Erro
 
 impl Session {
     /// The session of a connection.
-    pub(crate) async fn of(conn: &mut PgConnection) -> Result<Session, sqlx::Error> {
+    pub(crate) async fn read(conn: &mut PgConnection) -> Result<Session, sqlx::Error> {
         let (pid, started) = sqlx::query_as(
             "-- source.session.of
              select pid, backend_start from pg_stat_activity where pid = pg_backend_pid()",
@@ -134,7 +134,7 @@ impl Session {
         let begun = Instant::now();
         let watch = async {
             loop {
-                tokio::time::sleep(LOOK_EVERY).await;
+                tokio::time::sleep(WATCH_INTERVAL).await;
                 if begun.elapsed() >= answer_timeout(lease)
                     && let Err(lost) = self.require(other, begun.elapsed(), lease, || true).await
                 {

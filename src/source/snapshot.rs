@@ -77,7 +77,7 @@ impl Snapshot {
     /// # Errors
     /// If a connection is lost.
     pub async fn begin_commit(&mut self, lease: Duration) -> Result<&mut PgConnection, Error> {
-        let failed = Error::of(&self.dataset.table);
+        let failed = Error::from_sql(&self.dataset.table);
         let end_reading =
             sqlx::raw_sql("-- source.snapshot.end_reading\n commit").execute(&mut self.connections.reader);
         let end_reading = tokio::time::timeout(lease / 3, end_reading);
@@ -102,7 +102,7 @@ impl Snapshot {
     /// If the answer is lost or takes longer than `timeout`, or Postgres refuses. Whether it committed is not known then: only
     /// the job's row tells.
     pub async fn commit(mut self, timeout: Duration) -> Result<Option<ExportConnections>, Error> {
-        let failed = Error::of(&self.dataset.table);
+        let failed = Error::from_sql(&self.dataset.table);
         let commit = sqlx::raw_sql("-- source.snapshot.commit\n commit").execute(&mut self.connections.leader);
         with_timeout(timeout, async { commit.await.map_err(failed) }, Error::Unavailable).await?;
         let Snapshot { mut connections, reader_is_good, .. } = self;

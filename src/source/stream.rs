@@ -21,7 +21,7 @@ pub(crate) async fn read(
     parameters: PgArguments,
     receiver: &mut impl RowReceiver,
 ) -> Result<(), Error> {
-    let failed = Error::of(table);
+    let failed = Error::from_sql(table);
     let statement = AssertSqlSafe(format!("-- source.stream.read\n {select}"));
     // Not persistent: planned with these values, so that the planner knows how much of the log lies behind the snapshot.
     let mut rows = sqlx::query_with(statement, parameters).persistent(false).fetch(conn);

@@ -28,7 +28,7 @@ pub(super) enum KeyText {
 
 impl KeyText {
     /// Plain where that is known.
-    pub(super) fn of(is_plain: bool) -> KeyText {
+    pub(super) fn new(is_plain: bool) -> KeyText {
         if is_plain { KeyText::Plain } else { KeyText::BySettings }
     }
 }
@@ -97,7 +97,7 @@ impl Function {
             }
             // One trigger sees the rows before and after, so a key that was changed is logged as gone. Foreign keys with `on update cascade`
             // share the statement's rows, in which one row may then be several times: a key is gone if it is more often among the old
-            // rows than among the new ones. Most statements change one row, of which this is soon seen. plpgsql keeps the plan that it
+            // rows than among the new ones. Most statements change one row, of which this is soon access. plpgsql keeps the plan that it
             // made for a session's first statement, maybe of two rows: as a nested loop it would never end on 200,000.
             TriggerKind::Updates => {
                 let (old, new) = (self.keyed(OLD_ROWS, None), self.keyed(NEW_ROWS, None));

@@ -10,7 +10,6 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use crate::connection::failure::{SqlFailure, sqlstate};
 use crate::source::capture::function_text::{Function, KeyText, VERSION};
 use crate::source::capture::{Error, one_at_a_time, stamps};
-use crate::source::captured::is_plain_key;
 use crate::source::quote;
 use crate::source::trigger::TriggerKind;
 
@@ -53,13 +52,12 @@ pub(super) async fn make(
 
 /// What the text of a table's key depends on.
 pub(super) async fn key_text(conn: &mut PgConnection, table: Oid, key: &[String]) -> Result<KeyText, sqlx::Error> {
-    let is_plain: bool =
-        sqlx::query_scalar(concat!("-- source.capture.is_plain_key\n select ", is_plain_key!("$1", "$2::jsonb")))
-            .bind(table)
-            .bind(Json(key))
-            .fetch_one(conn)
-            .await?;
-    Ok(KeyText::of(is_plain))
+    let is_plain: bool = sqlx::query_scalar(include_str!("functions/is_plain_key.sql"))
+        .bind(table)
+        .bind(Json(key))
+        .fetch_one(conn)
+        .await?;
+    Ok(KeyText::new(is_plain))
 }
 
 /// The right to give functions to the role that they shall run as.
@@ -86,7 +84,7 @@ struct Roles {
 
 /// Sees to it that there is a role for the functions to run as. `None`: it can't be had, and they run as the service's own.
 pub(super) async fn definer(conn: &mut PgConnection) -> Result<Option<Definer>, sqlx::Error> {
-    let roles = look_at_roles(conn).await?;
+    let roles = read_roles(conn).await?;
     if roles.is_there && !roles.is_harmless {
         tracing::warn!(
             event = "definer_unusable",
@@ -135,7 +133,7 @@ fn is_refused(error: &sqlx::Error) -> bool {
         || matches!(&*sqlstate(error), "0LP01" | "42710" | "XX000")
 }
 
-async fn look_at_roles(conn: &mut PgConnection) -> Result<Roles, sqlx::Error> {
+async fn read_roles(conn: &mut PgConnection) -> Result<Roles, sqlx::Error> {
     sqlx::query_as(
         "-- source.capture.roles
          select $1 || b.oid as definer, r.rolsuper as is_superuser, r.rolsuper or r.rolcreaterole as may_create, d.oid is not null as is_there,
@@ -304,22 +302,5 @@ async fn unused(conn: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
 }
 
 async fn installed(conn: &mut PgConnection) -> Result<Vec<Installed>, sqlx::Error> {
-    sqlx::query_as(
-        "-- source.capture.installed
-         select p.proname::text as name, p.prosrc as body, pg_get_userbyid(p.proowner)::text as owner,
-           pg_has_role(p.proowner, 'usage') as is_ours, head[1]::int as version, head[2]::oid as root,
-           case when head is not null then array(select jsonb_array_elements_text(head[3]::jsonb)) end as key,
-           p.proconfig is not null as has_settings,
-           its.callers is not null as is_used, has_function_privilege('public', p.oid, 'execute') as is_public,
-           coalesce(its.callers, '{}') as callers, coalesce(its.is_lacking, false) as is_lacking
-         from pg_proc p
-         cross join lateral regexp_match(p.prosrc, '^\\n-- cdc-export (\\d+) (\\d+) (\\[[^\\n]*\\])\\n') head
-         left join lateral (
-           select array_agg(distinct pg_get_userbyid(t.relowner)::text) as callers,
-             bool_or(not has_function_privilege(t.relowner, p.oid, 'execute')) as is_lacking
-           from pg_trigger x join pg_class t on t.oid = x.tgrelid where x.tgfoid = p.oid) its on true
-         where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\\_%'",
-    )
-    .fetch_all(conn)
-    .await
+    sqlx::query_as(include_str!("functions/installed.sql")).fetch_all(conn).await
 }
