@@ -22,10 +22,11 @@ pub struct Unwanted;
 
 /// The fields of the rows that `source` sends for an export.
 ///
-/// The fields are those of the file's columns, except the known one. Behind them are fields that only the service reads: the
-/// change time, if no column of the file has it for every row, and then `is_gone`.
+/// The fields are those of the file's columns, except the known one. Behind them are fields that only the service
+/// reads: the change time, if no column of the file has it for every row, and then `is_gone`.
 ///
-/// `source` makes the layout beside the statements that follow it. `pipeline` refuses a row with another number of fields.
+/// `source` makes the layout beside the statements that follow it. `pipeline` refuses a row with another number of
+/// fields.
 #[derive(Clone, Debug)]
 pub struct RowLayout {
     /// The columns of the file, in order.
@@ -34,8 +35,8 @@ pub struct RowLayout {
     pub updated_at: Option<usize>,
     /// The field that says if the row is gone from the table; `None`: the rows have no such field.
     ///
-    /// False: the row is in the table, or is only soft-deleted. True: it is gone, and its last values are known. Null: it is
-    /// gone, and only its key is known.
+    /// False: the row is in the table, or is only soft-deleted. True: it is gone, and its last values are known. Null:
+    /// it is gone, and only its key is known.
     pub is_gone: Option<usize>,
     /// The column that isn't read, because every row of the export has the same value in it.
     pub known: Option<KnownColumn>,

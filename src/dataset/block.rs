@@ -1,8 +1,8 @@
 //! Reads the blocks of the operator's file: `[[dataset]]`, `[[webhook]]` and so on.
 //!
-//! A module that reads one kind of block asks a [`Block`] for each member by name and says what to do with its text. The block finds
-//! members of another type, members that are missing, and members that nobody asked for. Each fault is recorded with its line, and
-//! reading goes on. So the operator sees every fault of the file at once.
+//! A module that reads one kind of block asks a [`Block`] for each member by name and says what to do with its text.
+//! The block finds members of another type, members that are missing, and members that nobody asked for. Each fault is
+//! recorded with its line, and reading goes on. So the operator sees every fault of the file at once.
 //!
 //! Knows no kind of block.
 
@@ -46,8 +46,8 @@ impl<'t> File<'t> {
         self.mistakes.extend(unknown_members(self.text, &self.table, kinds));
     }
 
-    /// Calls `read` with each block of a kind, in the order of the file. A block whose name another block of `names` has is refused
-    /// without being read.
+    /// Calls `read` with each block of a kind, in the order of the file. A block whose name another block of `names`
+    /// has is refused without being read.
     pub(super) fn each_block(
         &mut self,
         kind: &'static str,
@@ -103,7 +103,8 @@ fn tables<'a, 't>(value: &'a Spanned<DeValue<'t>>) -> Option<Vec<(usize, &'a DeT
     array.iter().map(|entry| Some((entry.span().start, entry.as_ref().as_table()?))).collect()
 }
 
-/// The names that blocks have so far, in the order of the file, each with the kind of its block. No two blocks share a name.
+/// The names that blocks have so far, in the order of the file, each with the kind of its block. No two blocks share a
+/// name.
 #[derive(Default)]
 pub(super) struct Names(Vec<(String, &'static str)>);
 
@@ -126,7 +127,8 @@ impl Names {
     }
 }
 
-/// One block, while it is read. The reader asks for every member before it returns: a member that nobody asked for is unknown.
+/// One block, while it is read. The reader asks for every member before it returns: a member that nobody asked for is
+/// unknown.
 pub(super) struct Block<'a, 't> {
     /// The block's name. Empty if the block says none.
     pub(super) name: String,
@@ -259,7 +261,7 @@ impl<'a, 't> Block<'a, 't> {
         self.faults.push(Mistake::at(self.text, at, why));
     }
 
-    /// What messages call the block.
+    /// The name of the block in messages.
     fn label(&self) -> String {
         match (self.kind, self.name.as_str()) {
             (kind, "") => kind.to_owned(),

@@ -24,8 +24,8 @@ fn webhook(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Webhook> {
     Some(Webhook { listener, url: url?, secret_env: secret_env?, allows_private })
 }
 
-/// Reads an address that events may be posted to, and returns it as a browser would write it, so that every HTTP client reads it the
-/// same way. No message quotes the address, since it may have a token in its path.
+/// Reads an address that events may be posted to, and returns it as a browser would write it, so that every HTTP client
+/// reads it the same way. No message quotes the address, since it may have a token in its path.
 fn read_url(text: &str, allows_http: bool, allows_private: bool) -> Result<String, String> {
     // The parser would leave such characters out.
     if text.contains(|c: char| c.is_control() || c.is_whitespace()) {
@@ -75,7 +75,7 @@ mod tests {
 
     const ORDERS: &str = "[[dataset]]\nname = \"orders\"\ntable = \"orders\"\n";
 
-    /// What is wrong with webhooks, the first of whose blocks begins in line 4.
+    /// Returns the fault of webhooks, the first of whose blocks begins in line 4.
     fn wrong(blocks: &str) -> String {
         Catalog::from_toml(&format!("{ORDERS}{blocks}")).unwrap_err().to_string()
     }

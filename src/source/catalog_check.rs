@@ -16,16 +16,19 @@ use crate::source::rights::TableAccess;
 use crate::source::statement::with_pieces;
 use crate::source::{filter, lag, parallel_apply, rights, role_path, table_schema};
 
-/// What a look at the tables of a catalog finds.
+/// The result of a check of a catalog's tables.
 #[derive(Debug, Default)]
 pub struct Findings {
-    /// What doesn't fit.
+    /// Mismatches between datasets and tables.
     pub faults: Faults,
-    /// What the database role may not read, or Postgres can't, and what the triggers may not write, of the datasets that fit their tables, as far as the role sees those.
+    /// Of the datasets that fit their tables: rights that the role or the triggers lack, and tables that Postgres can't
+    /// read.
     pub unreadable: Vec<Fault>,
-    /// The datasets that fit their tables, and whose changes triggers shall capture, and whose tables are not in `cdc_export.tracked`.
+    /// The datasets that fit their tables, and whose changes triggers shall capture, and whose tables are not in
+    /// `cdc_export.tracked`.
     pub untracked: Vec<String>,
-    /// The datasets whose tables `track` has made ready, and whose changes aren't captured now: a trigger is missing, or the key is another.
+    /// The datasets whose tables `track` has made ready, and whose changes aren't captured now: a trigger is missing,
+    /// or the key is another.
     pub broken: Vec<Fault>,
     /// The datasets whose incrementals and deltas read the whole table, because no index begins with `updated_at`.
     pub slow: Vec<Fault>,
@@ -70,7 +73,8 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::E
     Ok(found)
 }
 
-/// Returns a fault if no index begins with the dataset's `updated_at`: each incremental and delta then reads the whole table.
+/// Returns a fault if no index begins with the dataset's `updated_at`: each incremental and delta then reads the whole
+/// table.
 async fn without_index(
     conn: &mut PgConnection,
     dataset: &Dataset,
@@ -82,8 +86,8 @@ async fn without_index(
     Ok((!lag::has_index(conn, &relation(&schema.table), &time.name).await?).then_some(fault))
 }
 
-/// Compares one dataset with its table, and with the other datasets that share its triggers, and returns what doesn't fit. Other faults of
-/// those datasets are left out.
+/// Compares one dataset with its table, and with the other datasets that share its triggers, and returns what doesn't
+/// fit. Other faults of those datasets are left out.
 pub async fn check_one(pool: &PgPool, catalog: &Catalog, dataset: &Dataset) -> Result<Faults, sqlx::Error> {
     let mut conn = pool.acquire().await?;
     let mut faults = Vec::new();
@@ -118,7 +122,7 @@ struct CapturedKey {
     mute_role: Option<String>,
 }
 
-/// Whether a table's changes are captured, and by which key.
+/// Returns true if a table's changes are captured, and by which key.
 async fn captured_key(conn: &mut PgConnection, dataset: &Dataset) -> Result<CapturedKey, sqlx::Error> {
     let found: Option<CapturedKey> = sqlx::query_as(AssertSqlSafe(CAPTURED_KEY.as_str()))
         .bind(relation(&dataset.table))
@@ -139,7 +143,7 @@ fn capture_fault(dataset: &Dataset, why: String) -> Fault {
     Fault { dataset: dataset.name.clone(), member: "capture", item: None, why }
 }
 
-/// What a dataset has a table's triggers log.
+/// The key that a dataset requires the triggers of its table to log.
 struct Logged {
     dataset: String,
     /// As the catalog names it.

@@ -1,5 +1,5 @@
-//! Reads by `COPY … TO STDOUT (FORMAT BINARY)`: the fastest way out of Postgres, without parameters. Several readers of one
-//! snapshot share a table's ranges.
+//! Reads by `COPY … TO STDOUT (FORMAT BINARY)`: the fastest way out of Postgres, without parameters. Several readers of
+//! one snapshot share a table's ranges.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,7 +17,7 @@ use crate::source::session::Reader;
 /// Signature, flags and length of the header extension (PostgreSQL documentation, "COPY", "Binary Format").
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 const HEADER_BYTES: usize = 19;
-/// Where a row has its count of fields, the end has this.
+/// The end marker, in place of a row's count of fields.
 const END: [u8; 2] = (-1i16).to_be_bytes();
 
 /// Heap blocks of one COPY: 2 MiB, so that its start costs little and progress shows.
@@ -26,7 +26,7 @@ const RANGE_BLOCKS: u64 = 256;
 /// With fewer ranges than this for each, a further reader's connection takes longer than what it saves.
 const RANGES_FOR_A_READER: u64 = 4;
 
-/// What to read of a table, for all who read it.
+/// The work that all readers of a table share.
 pub(crate) struct Reading {
     /// A SELECT with a WHERE.
     pub(crate) select: String,
@@ -51,7 +51,7 @@ impl Ranges {
         Ranges { blocks, taken, read, exhausted }
     }
 
-    /// How many readers the ranges keep busy.
+    /// Returns the number of readers that the ranges keep busy.
     pub(crate) fn readers(&self) -> usize {
         usize::try_from(self.count() / RANGES_FOR_A_READER).unwrap_or(usize::MAX).max(1)
     }

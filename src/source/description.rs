@@ -1,4 +1,4 @@
-//! What a dataset's table looks like now, for who asks.
+//! Descriptions of datasets' tables as they are now.
 
 use std::sync::{Arc, LazyLock};
 
@@ -34,8 +34,8 @@ impl Source {
         lag::has_index(&mut conn, &relation(table), &column.name).await.map_err(&failed)
     }
 
-    /// Counts the rows that the schema's column `deleted` leaves out of full exports; `None` if that takes longer than a statement of the
-    /// pool may.
+    /// Counts the rows that the schema's column `deleted` leaves out of full exports; `None` if that takes longer than
+    /// a statement of the pool may.
     pub async fn count_deleted(&self, dataset: &Dataset, schema: &TableSchema) -> Result<Option<i64>, Error> {
         let failed = Error::from_sql(&dataset.table);
         let select = Select { dataset, schema };
@@ -51,7 +51,7 @@ impl Source {
         }
     }
 
-    /// What a dataset's table looks like now.
+    /// Describes a dataset's table as it is now.
     pub async fn describe(&self, dataset: &Arc<Dataset>) -> Result<Description, Error> {
         let failed = Error::from_sql(&dataset.table);
         let mut conn = self.pool.acquire().await.map_err(&failed)?;

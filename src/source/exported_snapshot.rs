@@ -1,5 +1,5 @@
-//! An exported snapshot, and what the statement that exports it says of the moment: the consumer's position, the guard's word, and what
-//! the position after this export has to remember.
+//! An exported snapshot, and what the statement that exports it says of the moment: the consumer's position, the
+//! guard's word, and what the position after this export has to remember.
 
 use std::sync::LazyLock;
 
@@ -25,27 +25,27 @@ static OPEN: LazyLock<String> = LazyLock::new(|| {
 /// The row of the statement `OPEN`.
 #[derive(sqlx_macros::FromRow)]
 pub(super) struct ExportedSnapshot {
-    /// What readers import it by.
+    /// The name by which readers import the snapshot.
     pub(super) name: String,
     snapshot: String,
     taken_at: DateTime<Utc>,
     /// The database's encoding.
     pub(super) encoding: String,
-    /// Whether the server is a standby.
+    /// True if the server is a standby.
     pub(super) standby: bool,
     /// The columns whose values the triggers log.
     pub(super) logged_key: Option<Vec<String>>,
     pub(super) captured: bool,
-    /// Whether a value may be kept outside of its row.
+    /// True if a value may be kept outside of its row.
     pub(super) toasted: bool,
-    /// Of the table's file, if it has one.
+    /// The number of blocks of the table's file, if it has one.
     pub(super) blocks: Option<i64>,
     version: Option<i64>,
     last_exported_at: Option<DateTime<Utc>>,
     live_snapshot: Option<String>,
     deletions_snapshot: Option<String>,
     continuity: Option<String>,
-    /// Whether the job was made before the database was put back or copied.
+    /// True if the job was made before the database was put back or copied.
     pub(super) is_restored: bool,
     /// Partitions that the position doesn't know.
     pub(super) arrived: Vec<Oid>,
@@ -61,14 +61,14 @@ pub(super) struct ExportedSnapshot {
     deleted_since: Option<DateTime<Utc>>,
     /// The number of the column whose times the watermark is of; 0: of none alone.
     timed_by: Option<i64>,
-    /// Whether the position was saved with the filter's functions as they are.
+    /// True if the position was saved with the filter's functions as they are.
     pub(super) knows_filter: bool,
     cluster_id: i64,
 }
 
 impl ExportedSnapshot {
-    /// Exports the snapshot of the leader's transaction. In one statement, so that the position, the guard and the snapshot are of one
-    /// moment.
+    /// Exports the snapshot of the leader's transaction. In one statement, so that the position, the guard and the
+    /// snapshot are of one moment.
     pub(super) async fn take(
         leader: &mut PgConnection,
         purpose: &Purpose<'_>,
@@ -97,7 +97,7 @@ impl ExportedSnapshot {
             .map_err(|_| Error::Protocol("a word of continuity that nobody knows"))
     }
 
-    /// Where the consumer stands.
+    /// Returns the consumer's position.
     pub(super) fn position(&self, continuity: Option<Continuity>) -> Position {
         // A time that somebody set in place of ours rules alone, once.
         let by_hand = matches!(continuity, Some(Continuity::NoSnapshot | Continuity::WatermarkEdited));
@@ -113,7 +113,8 @@ impl ExportedSnapshot {
         }
     }
 
-    /// Since when soft-deleted rows are due by their times. A watermark that was set by hand is obeyed for them as for live rows.
+    /// Since when soft-deleted rows are due by their times. A watermark that was set by hand is obeyed for them as for
+    /// live rows.
     fn deleted_since(&self, continuity: Option<Continuity>) -> Option<DateTime<Utc>> {
         let since = match continuity {
             Some(Continuity::NoSnapshot | Continuity::WatermarkEdited) => self.last_exported_at,
@@ -125,14 +126,14 @@ impl ExportedSnapshot {
         since.filter(|_| self.is_timed(continuity))
     }
 
-    /// Whether the watermark rules beside the log. A time of another column than now says nothing of this one's, until somebody sets
-    /// it, or a full export has brought every row.
+    /// Returns true if the watermark rules beside the log. A time of another column than now says nothing of this
+    /// one's, until somebody sets it, or a full export has brought every row.
     fn is_timed(&self, continuity: Option<Continuity>) -> bool {
         let is_its = self.timed_by.is_none_or(|was| *self.guard_state.0.get("time") == was);
         is_its || self.live_snapshot.is_none() || continuity.is_some_and(Continuity::is_by_hand)
     }
 
-    /// What is reported of the job.
+    /// Returns the findings for the job's report.
     pub(super) fn report(&self, continuity: Option<Continuity>) -> SnapshotReport {
         SnapshotReport {
             continuity,
@@ -143,7 +144,7 @@ impl ExportedSnapshot {
         }
     }
 
-    /// Where the consumer stands after an export of this type.
+    /// Returns the consumer's position after an export of this type.
     pub(super) fn new_position(
         mut self,
         export_type: ExportType,
@@ -154,7 +155,8 @@ impl ExportedSnapshot {
         if export_type != ExportType::Full && !self.is_timed(continuity) {
             self.guard_state.0.set("time", 0);
         }
-        // An incremental export leaves the deletions due. After another one the log tells them, and without a log the watermark.
+        // An incremental export leaves the deletions due. After another one the log tells them, and without a log the
+        // watermark.
         let due = self.deleted_since(continuity).filter(|_| export_type == ExportType::Incremental);
         self.guard_state.0.set("deleted_since", due.map(|time| time.to_rfc3339()));
         // The deletions stay due, while the position knows the new file as the table's.
@@ -174,5 +176,17 @@ impl ExportedSnapshot {
                 cluster_id: self.cluster_id,
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Run with `--nocapture`, it prints the statement for psql.
+    #[test]
+    fn the_opening_is_one_statement_with_all_its_pieces() {
+        println!("{}", *OPEN);
+        assert!(OPEN.starts_with("-- source.snapshot.open\n") && !OPEN.contains("-- include"));
     }
 }

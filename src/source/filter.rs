@@ -1,4 +1,5 @@
-//! What an operator's filter says beside its text: whether a row alone decides it, which columns it asks, and what it calls.
+//! Checks of an operator's filter: a row alone must decide it. Finds the columns that it reads and the functions that
+//! it calls.
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
@@ -8,8 +9,8 @@ use crate::dataset::{Dataset, Table};
 use crate::source::quote::{quoted, relation};
 use crate::source::role_path::LOCK_TIMEOUT;
 
-/// A filter has to be SQL of the row alone: what depends on the time, or on other tables, changes without a change of the row,
-/// which nobody would ever see. An index may have just such conditions, so Postgres is asked by making one.
+/// A filter has to be SQL of the row alone: what depends on the time, or on other tables, changes without a change of
+/// the row, which nobody would ever see. An index may have just such conditions, so Postgres is asked by making one.
 pub(crate) async fn check(
     conn: &mut PgConnection,
     dataset: &Dataset,
@@ -47,7 +48,7 @@ pub(crate) async fn check(
     Ok(Some(fault(why)))
 }
 
-/// Whether a filter may ask for this column. To say so of one column too many is no harm.
+/// Returns true if a filter may ask for this column. To say so of one column too many is no harm.
 pub(crate) fn mentions(filter: &str, column: &str) -> bool {
     let (text, name) = (filter.to_lowercase(), column.to_lowercase());
     let mut words = text.split(|c: char| c.is_ascii() && !c.is_ascii_alphanumeric() && c != '_' && c != '$');
@@ -55,10 +56,10 @@ pub(crate) fn mentions(filter: &str, column: &str) -> bool {
     text.contains("u&\"") || text.contains(&quoted(&name)) || words.any(|word| word == name)
 }
 
-/// A hash of what a filter may call: the functions that are not Postgres's own and whose names are in its text or in the text of one of
-/// these, two deep, those of its operators and of casts too, and the path that they are found by. By their names, since what a name means
-/// to Postgres is told only where something is made of it, which takes a transaction id; one too many makes a full export that
-/// wasn't needed.
+/// A hash of what a filter may call: the functions that are not Postgres's own and whose names are in its text or in
+/// the text of one of these, two deep, those of its operators and of casts too, and the path that they are found by. By
+/// their names, since what a name means to Postgres is told only where something is made of it, which takes a
+/// transaction id; one too many makes a full export that wasn't needed.
 pub(crate) async fn hash_of_called(
     conn: &mut PgConnection,
     filter: &str,

@@ -1,11 +1,11 @@
 //! The guard of continuity: decides if the changes since a consumer's position are known exactly, and if not, why.
 //!
-//! [`VERDICT`] has the SQL of the guard, which every statement about a position shares. The rest of this module makes the
-//! part of `watermarks.guard_state` that concerns columns. It shows changes of values that no trigger saw: another column
-//! took over a name, the table was rewritten for another type, or a type was changed.
+//! [`VERDICT`] has the SQL of the guard, which every statement about a position shares. The rest of this module makes
+//! the part of `watermarks.guard_state` that concerns columns. It shows changes of values that no trigger saw: another
+//! column took over a name, the table was rewritten for another type, or a type was changed.
 //!
-//! The members of that state are objects and arrays. They have the numbers of `pg_attribute`, which stay when a column is
-//! renamed, and which Postgres never uses again.
+//! The members of that state are objects and arrays. They have the numbers of `pg_attribute`, which stay when a column
+//! is renamed, and which Postgres never uses again.
 
 use std::collections::BTreeMap;
 
@@ -16,11 +16,11 @@ use crate::dataset::Table;
 use crate::source::quote::relation;
 use crate::watermark::GuardState;
 
-/// CTEs of the guard. The last one, `verdict`, has one row for each lane of the CTE `lanes`; its column `continuity` has the
-/// reason why no export can go on from the lane's position.
+/// CTEs of the guard. The last one, `verdict`, has one row for each lane of the CTE `lanes`; its column `continuity`
+/// has the reason why no export can go on from the lane's position.
 ///
-/// They are materialized, so that Postgres computes each column once. Inlined, a statement takes six times as long to plan as
-/// to run.
+/// They are materialized, so that Postgres computes each column once. Inlined, a statement takes six times as long to
+/// plan as to run.
 pub(crate) const VERDICT: &str = include_str!("guard/verdict.sql");
 
 /// A column that is in a dataset's files, or that decides which rows and values the files have.
@@ -61,8 +61,8 @@ pub(crate) fn guard_state<'a>(
     state
 }
 
-/// Reads the parts that the values of these columns are made of: labels and attributes of types, expressions of generated
-/// columns. Each part has a name, and a text that changes when the part changes.
+/// Reads the parts that the values of these columns are made of: labels and attributes of types, expressions of
+/// generated columns. Each part has a name, and a text that changes when the part changes.
 pub(crate) async fn read_parts(
     conn: &mut PgConnection,
     table: &Table,

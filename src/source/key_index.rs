@@ -25,8 +25,8 @@ pub(crate) async fn locate(
     sqlx::query_as(include_str!("key_index/locate.sql")).bind(relation(table)).bind(key).fetch_all(conn).await
 }
 
-/// Whether two values of a type that are the same to its `=` always have the same text, in a deterministic collation. `own_type`: its
-/// name, where it is Postgres's own.
+/// Returns true if two values of a type that are the same to its `=` always have the same text, in a deterministic
+/// collation. `own_type`: its name, where it is Postgres's own.
 pub(crate) fn has_one_text(own_type: Option<&str>, is_enum: bool) -> bool {
     const ONE_TEXT: &[&str] = &[
         "int2",
@@ -56,7 +56,8 @@ pub(crate) fn has_one_text(own_type: Option<&str>, is_enum: bool) -> bool {
     is_enum || own_type.is_some_and(|name| ONE_TEXT.contains(&name))
 }
 
-/// Why the text of a type tells no rows apart, if it doesn't: it is another one for who writes, who tracks and who exports.
+/// Why the text of a type tells no rows apart, if it doesn't: it is another one for who writes, who tracks and who
+/// exports.
 pub(crate) fn unsteady_text(own_type: Option<&str>) -> Option<&'static str> {
     match own_type.map(|name| name.trim_start_matches('_'))? {
         "money" => Some("whose text depends on lc_monetary"),

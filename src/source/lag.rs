@@ -1,7 +1,9 @@
-//! How far consumers lag behind a table: how much has changed since their last exports, and whether that can be told exactly.
+//! The lag of consumers behind a table: the number of rows that changed since their last exports, and the guard's
+//! verdict.
 //!
-//! What waits is counted out of a bounded number of entries, which all consumers share: however much waits, and for however many, a
-//! page costs the same. Who is further behind than these entries reach has at least what they say.
+//! The rows are counted out of a bounded number of log entries, which all consumers of a page share. So a page costs
+//! the same, however many rows wait and for however many consumers. A consumer that is further behind than these
+//! entries reach has at least the reported number.
 
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
@@ -20,8 +22,8 @@ use crate::source::{Error, Source, rights, table_schema};
 use crate::watermark::{COUNTED_ROWS, ConsumerLag, Waiting};
 
 impl Source {
-    /// How far these consumers, each with its lane's marker, lag behind a dataset, in the order of their ids. Counts out of `changes`
-    /// changes at most.
+    /// Reads the lag of these consumers, each with its lane's marker, in the order of their ids. Counts out of
+    /// `changes` changes at most.
     pub async fn lags(
         &self,
         dataset: &Dataset,
@@ -43,7 +45,8 @@ impl Source {
             widen(dataset, &schema)
         );
         let widened = sqlx::raw_sql(AssertSqlSafe(plan)).fetch_one(&mut *tx).await.map_err(&failed)?;
-        // The statement that counts doesn't name the schemas of all functions, and others may have functions in the role's path.
+        // The statement that counts doesn't name the schemas of all functions, and others may have functions in the
+        // role's path.
         if widened.try_get(0).map_err(&failed)? {
             return Err(Error::CantPlan(format!(
                 "what waits of `{}` can't be counted: an index needs the role's search_path",
@@ -89,7 +92,8 @@ impl Source {
                     rows if rows <= COUNTED_ROWS && !is_capped => Waiting::Exactly(rows),
                     rows => Waiting::AtLeast(rows.min(COUNTED_ROWS)),
                 },
-                // The guard lets a first export be, or one that goes by its time: the next one would need a full export.
+                // The guard lets a first export be, or one that goes by its time: the next one would need a full
+                // export.
                 continuity: match word {
                     Some(why) if !why.allows(ExportType::Delta) => Some(why),
                     _ if dataset.capture == Capture::Triggers && !is_captured => Some(Continuity::TriggerMissing),
@@ -101,7 +105,8 @@ impl Source {
     }
 }
 
-/// Whether an index has the rows of a table by this column, so that the newest rows are found without reading all.
+/// Returns true if an index has the rows of a table by this column, so that the newest rows are found without reading
+/// all.
 pub(crate) async fn has_index(conn: &mut PgConnection, table: &str, column: &str) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar(
         "-- source.lag.has_index
@@ -118,7 +123,8 @@ pub(crate) async fn has_index(conn: &mut PgConnection, table: &str, column: &str
     .await
 }
 
-/// Returns the statement of `lag.sql` with the pieces that depend on the table. `newest`: an index finds the newest rows.
+/// Returns the statement of `lag.sql` with the pieces that depend on the table. `newest`: an index finds the newest
+/// rows.
 fn statement(select: &Select<'_>, newest: bool) -> String {
     let table = select.table();
     let (behind, set_back) = match &select.schema.updated_at {
@@ -183,7 +189,8 @@ fn by_time(time: &Column, table: &str, newest: bool) -> String {
     )
 }
 
-/// Returns the CTE that counts, for a consumer whose watermark was set back, each row that the log or the watermark says.
+/// Returns the CTE that counts, for a consumer whose watermark was set back, each row that the log or the watermark
+/// says.
 fn by_log_and_time(select: &Select<'_>, time: &Column, table: &str, newest: bool) -> String {
     let key = select.schema.key.iter().map(|part| &part.column).filter(|column| column.name != time.name);
     let columns: Vec<String> = key.chain([time]).map(|column| format!("u.{}", quoted(&column.name))).collect();

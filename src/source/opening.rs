@@ -1,4 +1,5 @@
-//! The opening of an export's snapshot: lock, introspection, position and guard, the filter's trial, the reader, arrived partitions.
+//! The opening of an export's snapshot: lock, introspection, position and guard, the filter's trial, the reader,
+//! arrived partitions.
 //!
 //! The order of the steps is what makes an export exact; each says why it stands where it stands.
 
@@ -19,15 +20,17 @@ use crate::source::snapshot::{Purpose, Snapshot};
 use crate::source::{Error, Remedy, filter, quote, rights, table_schema};
 use crate::watermark::Position;
 
-/// How long a lock on the table is waited for before the attempt is given up and made again.
+/// The longest wait for a lock on the table. After it the attempt ends, and is made again.
 const LOCK_TIMEOUT: &str = "5s";
 
 impl ExportConnections {
-    /// Takes the snapshot of an export: from now on the table can't be truncated, altered or dropped, and the consumer's
-    /// position is known as of the same moment. Without a sign from this process for `lease`, the server gives it up.
+    /// Takes the snapshot of an export: from now on the table can't be truncated, altered or dropped, and the
+    /// consumer's position is known as of the same moment. Without a sign from this process for `lease`, the server
+    /// gives it up.
     ///
     /// # Errors
-    /// If the table can't be read, or what changed since the position isn't known exactly. The connections are closed then.
+    /// If the table can't be read, or what changed since the position isn't known exactly. The connections are closed
+    /// then.
     pub async fn open(self, purpose: &Purpose<'_>, dataset: &Arc<Dataset>, lease: Duration) -> Result<Snapshot, Error> {
         let mut opening = Opening { connections: self, purpose, dataset, lease };
         let table = opening.lock().await?;
@@ -55,9 +58,9 @@ struct Opening<'a> {
 impl Opening<'_> {
     /// Begins the leader's transaction with a lock on the table, which it finds by the role's own search_path.
     ///
-    /// The lock comes before the snapshot: a TRUNCATE that slipped in between would give an empty export (it isn't MVCC). The
-    /// transaction is read committed and locks no row: neither takes a transaction id, which everybody's snapshots would carry for as
-    /// long as the export runs.
+    /// The lock comes before the snapshot: a TRUNCATE that slipped in between would give an empty export (it isn't
+    /// MVCC). The transaction is read committed and locks no row: neither takes a transaction id, which everybody's
+    /// snapshots would carry for as long as the export runs.
     async fn lock(&mut self) -> Result<Table, Error> {
         let ExportConnections { leader, leader_session, reader, .. } = &mut self.connections;
         let failed = Error::from_sql(&self.dataset.table);
@@ -68,13 +71,14 @@ impl Opening<'_> {
         if let Some(fault) = access.unreadable {
             return Err(Error::NotReadable(fault));
         }
-        // Where there is none, the lock says so.
+        // If there is no table, the lock reports it.
         let table = access.table.unwrap_or_else(|| self.dataset.table.clone());
         let begin = format!(
             "-- source.snapshot.begin
              begin isolation level read committed read write;
              {no_timeouts}
-             -- The leader is pinged all the time: only a host that vanished is silent, and its snapshot and lock would stay for hours.
+             -- The leader is pinged all the time: only a host that vanished is silent, and its snapshot and lock would
+             -- stay for hours.
              set local idle_in_transaction_session_timeout = {};
              set local lock_timeout = '{LOCK_TIMEOUT}';
              lock table {} in access share mode",
@@ -102,7 +106,8 @@ impl Opening<'_> {
         if exported.standby { Err(Error::Standby) } else { Ok(exported) }
     }
 
-    /// Tries the filter, which the start has tried too. Who replaced a function of it since may have made another filter of it.
+    /// Tries the filter, which the start has tried too. Who replaced a function of it since may have made another
+    /// filter of it.
     async fn try_filter(&mut self, table: &Table, exported: &ExportedSnapshot) -> Result<(), Error> {
         if self.purpose.consumer.is_none() || self.dataset.filter.is_none() || exported.knows_filter {
             return Ok(());
@@ -114,8 +119,8 @@ impl Opening<'_> {
         fault.map_or(Ok(()), |fault| Err(Error::Mismatch(Faults(vec![fault]))))
     }
 
-    /// Requires that the table's triggers were made for the dataset's key, where the export has a position, and that the job is of this
-    /// database. Returns what would help where the guard refuses.
+    /// Requires that the table's triggers were made for the dataset's key, where the export has a position, and that
+    /// the job is of this database. Returns what would help where the guard refuses.
     fn require_capture(&self, schema: &TableSchema, exported: &ExportedSnapshot) -> Result<Remedy, Error> {
         let by_triggers = self.dataset.capture == Capture::Triggers;
         let has_position = self.purpose.consumer.is_some();
@@ -132,7 +137,8 @@ impl Opening<'_> {
     /// Requires that the guard's word allows this type of export.
     fn require(&self, word: Option<Continuity>, schema: &TableSchema, remedy: &Remedy) -> Result<(), Error> {
         let export_type = self.purpose.export_type;
-        // An ad-hoc export has no position, and is full. Without times there is no rule for a watermark that somebody made.
+        // An ad-hoc export has no position, and is full. Without times there is no rule for a watermark that somebody
+        // made.
         let is_allowed = |why: &Continuity| {
             let by_its_time = why.is_by_hand() && schema.updated_at.is_none();
             why.allows(export_type) && (export_type == ExportType::Full || !by_its_time)
@@ -152,7 +158,8 @@ impl Opening<'_> {
         Ok(import)
     }
 
-    /// The guard's word, or that partitions came whose rows were not logged: whatever else there is to say, these rows may be missing.
+    /// The guard's word, or that partitions came whose rows were not logged: whatever else there is to say, these rows
+    /// may be missing.
     async fn check_arrivals(
         &mut self,
         schema: &TableSchema,

@@ -1,8 +1,8 @@
 //! Subscriptions whose parallel workers write to a tracked table through a partitioned one (Postgres 16 to 18).
 //!
-//! Such a worker warns of each row for which a trigger of the partition fires, as ours does: `resource was not closed`. The warnings fill
-//! the queue to the subscription's main worker, which reads none while it waits for the end of the transaction: both wait for ever. A worker
-//! that writes to the partition itself doesn't warn.
+//! Such a worker warns of each row for which a trigger of the partition fires, as ours does: `resource was not closed`.
+//! The warnings fill the queue to the subscription's main worker, which reads none while it waits for the end of the
+//! transaction: both wait for ever. A worker that writes to the partition itself doesn't warn.
 
 use sqlx::PgConnection;
 

@@ -8,7 +8,7 @@ use sqlx::PgPool;
 
 use crate::source::{Error, Source};
 
-/// How much of the log a consumer may hold that doesn't export.
+/// The share of the log that a consumer may hold without exporting.
 #[derive(Clone, Copy, Debug)]
 pub struct Caps {
     /// Rows logged since its last export.
@@ -27,11 +27,11 @@ impl Source {
 /// Rows of one purging statement. A purge that removes fewer has removed all that it may.
 pub const PURGE_ROWS: u64 = 50_000;
 
-/// Gives up the positions of consumers that hold too much of the log, then removes what every other consumer has access. Returns the
-/// number of rows removed; call it again while there are some.
+/// Gives up the positions of consumers that hold too much of the log, then removes what every other consumer has
+/// access. Returns the number of rows removed; call it again while there are some.
 ///
-/// A position loses its deletions first, counted from its last delta or full export: its incremental exports stay exact, and
-/// its next delta asks for a full one. At twice the caps, counted from its last export, it loses the rest.
+/// A position loses its deletions first, counted from its last delta or full export: its incremental exports stay
+/// exact, and its next delta asks for a full one. At twice the caps, counted from its last export, it loses the rest.
 pub async fn purge(pool: &PgPool, caps: &Caps) -> Result<u64, sqlx::Error> {
     let mut tx = pool.begin().await?;
     // The purge has to get to its end even where a mass of dead rows slows it down.
@@ -50,9 +50,10 @@ pub async fn purge(pool: &PgPool, caps: &Caps) -> Result<u64, sqlx::Error> {
         .bind(caps.age.as_secs_f64().max(1.0))
         .fetch_all(&mut *tx)
         .await?;
-    // Bounded by the smallest xmax of what is held, not by an xmin: one idle writer must not pin the log. Nobody needs what this
-    // statement sees and no hold shields: a hold that it doesn't see yet is of an export whose snapshot is still to be taken. A
-    // row that is seen can't come from the future but with a dump of another cluster, whose transactions were further on.
+    // Bounded by the smallest xmax of what is held, not by an xmin: one idle writer must not pin the log. Nobody needs
+    // what this statement sees and no hold shields: a hold that it doesn't see yet is of an export whose snapshot is
+    // still to be taken. A row that is seen can't come from the future but with a dump of another cluster, whose
+    // transactions were further on.
     let purged = sqlx::query(include_str!("purge/purge.sql")).bind(PURGE_ROWS as i64).execute(&mut *tx).await?;
     tx.commit().await?;
     for (consumer, lost) in given_up {

@@ -20,11 +20,11 @@ use crate::source::{Error, Remedy, copy, stream};
 use crate::telemetry::chain;
 use crate::watermark::Position;
 
-/// No value in its row is larger: the largest blocks have 32 KiB, what compresses them does it 255 times at best, and a byte has
-/// six characters in a text at most.
+/// No value in its row is larger: the largest blocks have 32 KiB, what compresses them does it 255 times at best, and a
+/// byte has six characters in a text at most.
 const MOST_IN_A_ROW: u64 = 48 << 20;
 
-/// How long the end of a connection that isn't needed any more may take.
+/// The longest wait for the end of a connection that isn't needed any more.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The rows of a snapshot.
@@ -97,8 +97,8 @@ impl Rows<'_> {
         }
     }
 
-    /// Each reader hands its rows over as they come: their order is promised to nobody. To keep it, all but one would have to hold what
-    /// they read. Further readers are tasks of their own, so that each may have a processor.
+    /// Each reader hands its rows over as they come: their order is promised to nobody. To keep it, all but one would
+    /// have to hold what they read. Further readers are tasks of their own, so that each may have a processor.
     async fn full<R: RowReceiver>(&mut self, reading: copy::Reading, receiver: impl Fn() -> R) -> Result<(), Error> {
         let reading = Arc::new(reading);
         let mut further = JoinSet::new();
@@ -132,8 +132,8 @@ impl Rows<'_> {
         Ok(receiver.pass_on().await?)
     }
 
-    /// Says of an error whose values Postgres could not read: the log's, those that the filter is asked of, or the table's own. The
-    /// exported table is locked, so a name that isn't there is the filter's or the log's too.
+    /// Says of an error whose values Postgres could not read: the log's, those that the filter is asked of, or the
+    /// table's own. The exported table is locked, so a name that isn't there is the filter's or the log's too.
     async fn explained(mut self, error: Error, job: &Job, max: CellMax) -> Error {
         let (Error::Sql(cause) | Error::TableMissing { cause, .. }) = &error else { return error };
         let Some(told) = cause.as_database_error() else { return error };
@@ -177,7 +177,7 @@ impl Rows<'_> {
         }
     }
 
-    /// Whether what this export reads of the log can be read as the types that the columns have now.
+    /// Returns true if what this export reads of the log can be read as the types that the columns have now.
     async fn logged_is_readable(&mut self, max: CellMax) -> Result<bool, Error> {
         let (table, since) = (&self.select.dataset.table, self.since()?);
         let reader = self.readers.join(self.session.clone());
@@ -199,7 +199,7 @@ impl Rows<'_> {
         }
     }
 
-    /// How Postgres would read the rows of an export of this type: its plan, a line each, of each statement.
+    /// Returns Postgres's plan for the rows of an export of this type: the lines of each statement's plan.
     ///
     /// # Errors
     /// If Postgres fails.
@@ -224,12 +224,12 @@ impl Rows<'_> {
         Ok(plans)
     }
 
-    /// What tells that a live row has changed.
+    /// The rule by which a live row counts as changed.
     fn rule(&self) -> Rule {
         if self.position.live.is_some() { Rule::LogToo } else { Rule::TimeAlone }
     }
 
-    /// Whether the live rows and the deletions that the consumer has are those of one moment.
+    /// Returns true if the live rows and the deletions that the consumer has are those of one moment.
     fn same_snapshot(&self) -> bool {
         self.position.live == self.position.deletions
     }
@@ -247,8 +247,8 @@ impl Rows<'_> {
     }
 }
 
-/// Reads beside the export's first reader; returns how many ranges. Who can't connect is done without, and nobody waits for it: the
-/// others read all there is.
+/// Reads beside the export's first reader; returns how many ranges. Who can't connect is done without, and nobody waits
+/// for it: the others read all there is.
 async fn read_too(
     slot: ReaderSlot,
     readers: Readers,
@@ -265,7 +265,8 @@ async fn read_too(
     let joined = tokio::select! { joined = joined => joined, () = reading.ranges.exhausted() => return Ok(0) };
     let (mut conn, session) = match joined {
         Ok(joined) => joined,
-        // This reader has taken no range yet. What keeps it out, say an ALTER that waits, is no harm to the readers that have joined.
+        // This reader has taken no range yet. What keeps it out, say an ALTER that waits, is no harm to the readers
+        // that have joined.
         Err(error) => {
             tracing::warn!(event = "reader_missing", error = chain(&error));
             return Ok(0);

@@ -1,7 +1,7 @@
 //! Statements that are put together from several pieces of SQL.
 //!
-//! A line `-- include NAME` of a `.sql` file stands for a piece: CTEs that several statements share, or that depend on the
-//! table. A piece begins with a comma and ends without one.
+//! A line `-- include NAME` of a `.sql` file stands for a piece: CTEs that several statements share, or that depend on
+//! the table. A piece begins with a comma and ends without one.
 
 /// Returns `statement` with the text of each piece, a name and its SQL, in place of the line that includes the piece.
 ///

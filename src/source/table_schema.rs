@@ -49,12 +49,13 @@ struct ColumnRow {
     /// The base type as the role's own search_path has it written, which is how it is saved.
     saved_type: String,
     operators: String,
-    /// The length, or the precision and scale, that its type or its domain's was declared with, as `pg_attribute` has it; -1: none.
+    /// The length, or the precision and scale, that its type or its domain's was declared with, as `pg_attribute` has
+    /// it; -1: none.
     modifier: i32,
     /// The base type with the length that it was declared with.
     declared_base: String,
     is_enum: bool,
-    /// Where the type is Postgres's own: its name.
+    /// The name of the type, if it is Postgres's own.
     own_type: Option<String>,
     /// No row of its table has a null there.
     not_null: bool,
@@ -64,13 +65,14 @@ struct ColumnRow {
     key_place: Option<i32>,
     /// The `xmin` of its row of `pg_attribute`.
     version: String,
-    /// What its texts are compared by; 0: it has none.
+    /// The collation of its texts; 0: it has none.
     collation: Oid,
-    /// True if its values may change without a change of a row: its type is not one of Postgres's own, or an expression computes them.
+    /// True if its values may change without a change of a row: its type is not one of Postgres's own, or an expression
+    /// computes them.
     may_change: bool,
     /// True if its values are computed when they are read (Postgres 18).
     is_virtual: bool,
-    /// How many columns its table has ever had.
+    /// The number of columns that its table has ever had.
     width: i16,
 }
 
@@ -97,8 +99,8 @@ impl ColumnRow {
     }
 }
 
-/// What a `numeric` of this modifier is in Parquet (`make_numeric_typmod` in Postgres's sources: the precision, then 11 bits of the
-/// scale, which has a sign); `None`: it has no digits declared, or Parquet has no such type.
+/// What a `numeric` of this modifier is in Parquet (`make_numeric_typmod` in Postgres's sources: the precision, then 11
+/// bits of the scale, which has a sign); `None`: it has no digits declared, or Parquet has no such type.
 fn decimal(modifier: i32) -> Option<ParquetType> {
     const MOST_DIGITS: u8 = 38;
     let digits = u32::try_from(modifier.checked_sub(4)?).ok()?;
@@ -145,7 +147,7 @@ pub(crate) async fn introspect_visible(
     if let Some(fault) = access.hidden() {
         return Err(Error::Hidden(fault.clone()));
     }
-    // Where there is none, none is found under its name.
+    // If there is no table, its name finds none.
     introspect_at(conn, dataset, access.table.as_ref().unwrap_or(&dataset.table)).await
 }
 
@@ -180,7 +182,7 @@ pub(crate) async fn introspect_at(
     if !fitting.faults.is_empty() {
         return Err(Faults(fitting.faults).into());
     }
-    // What happens to a column that is of no interest is nobody's business.
+    // Only columns that are in the files or decide what the files have are remembered.
     let times = [&updated_at, &created_at, &deleted].into_iter().flatten();
     let deciding: Vec<_> = key.iter().map(|key| &key.column).chain(times).map(|column| column.number).collect();
     let is_sent = |it: &ColumnRow| columns.iter().any(|column| column.number == it.number);

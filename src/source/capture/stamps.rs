@@ -1,5 +1,5 @@
-//! The stamps that the guard knows a table's triggers and functions by, carried on where we replace what is as good as what was: no
-//! consumer pays a full export for an upgrade.
+//! The stamps that the guard knows a table's triggers and functions by, carried on where we replace what is as good as
+//! what was: no consumer pays a full export for an upgrade.
 
 use std::sync::LazyLock;
 
@@ -25,8 +25,8 @@ pub(super) async fn all(conn: &mut PgConnection) -> Result<Vec<Stamps>, sqlx::Er
     sqlx::query_as(AssertSqlSafe(STAMPS.as_str())).fetch_all(conn).await
 }
 
-/// Lets positions that were saved with a stamp of `before` go on with the one that took its place, where the table has been captured
-/// all the time. Not in the positions: an export that runs saves the stamp that it saw when it began.
+/// Lets positions that were saved with a stamp of `before` go on with the one that took its place, where the table has
+/// been captured all the time. Not in the positions: an export that runs saves the stamp that it saw when it began.
 pub(super) async fn record(conn: &mut PgConnection, before: &[Stamps]) -> Result<(), sqlx::Error> {
     for now in all(conn).await? {
         let Some(was) = before.iter().find(|was| was.table_oid == now.table_oid) else { continue };

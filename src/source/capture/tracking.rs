@@ -15,9 +15,9 @@ use crate::source::statement::with_pieces;
 use crate::source::trigger::TriggerKind;
 use crate::source::{quote, table_schema};
 
-/// How long `track` waits for its lock, behind which the table's writers queue.
+/// The time that `track` waits for its lock. The table's writers queue behind it.
 const LOCK_TIMEOUT: &str = "2s";
-/// How often `track` tries to get its lock, with pauses that let the writers go on.
+/// The number of times that `track` tries to get its lock. The writers go on in the pauses.
 const TRIES: u32 = 20;
 
 static LOCATE: LazyLock<String> =
@@ -33,12 +33,12 @@ pub(super) struct TableState {
     pub(super) parent: Option<String>,
     has_children: bool,
     is_child: bool,
-    /// Whether the table, or one of its partitions, is unlogged.
+    /// True if the table, or one of its partitions, is unlogged.
     is_unlogged: bool,
     has_foreign: bool,
     captured: bool,
     logs_every_truncate: bool,
-    /// What the names of its functions begin with.
+    /// The beginning of the names of its functions.
     set: Option<String>,
     primary_key: Vec<String>,
     logged_key: Option<Vec<String>>,
@@ -56,13 +56,13 @@ impl TableState {
         self.other_owner.clone().map_or(Ok(()), |owner| Err(Error::NotOwner { table, role, owner }))
     }
 
-    /// Whether its triggers log `key`, and see everything.
+    /// Returns true if its triggers log `key`, and see everything.
     fn logs(&self, key: &[String]) -> bool {
         self.captured && self.logged_key.as_ref().unwrap_or(&self.primary_key) == key
     }
 }
 
-/// What `track` found.
+/// The result of `track`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tracked {
     /// The triggers were not there, or not all of them or not as they shall be; they are now.
@@ -86,7 +86,8 @@ pub async fn track(pool: &PgPool, dataset: &Dataset) -> Result<Tracked, Error> {
     Err(Error::Busy(dataset.table.to_string()))
 }
 
-/// Puts the triggers back on the demo's own table, where they are missing. A table that somebody brought is left to `track`.
+/// Puts the triggers back on the demo's own table, where they are missing. A table that somebody brought is left to
+/// `track`.
 ///
 /// # Errors
 /// If they are missing and can't be installed.
@@ -105,7 +106,7 @@ pub async fn restore(pool: &PgPool) -> Result<(), Error> {
     .await?;
     match ours {
         None => Ok(()),
-        // What the triggers log is for `track` to change.
+        // Only `track` changes the key that the triggers log.
         Some(key) => track(pool, &Dataset { key, ..users }).await.map(drop),
     }
 }
@@ -230,7 +231,7 @@ fn check(state: &TableState, dataset: &Dataset) -> Result<(), Error> {
     let table = dataset.table.to_string();
     let kind = match state.kind.as_str() {
         "r" | "p" if state.has_children => return Err(Error::HasChildren(table)),
-        // What is written through its parent fires the triggers of the parent alone.
+        // A write through its parent fires only the triggers of the parent.
         "r" | "p" if state.is_child => "a table that inherits from another",
         "r" if state.is_unlogged => "an unlogged table, which a crash empties",
         "p" if state.is_unlogged => "a table with an unlogged partition, which a crash empties",
@@ -310,8 +311,8 @@ async fn relations(conn: &mut PgConnection, state: &TableState) -> Result<Vec<Re
     Ok(state.into_iter().map(relation).collect())
 }
 
-/// Removes the triggers of a table and its partitions, but those that call functions of the set that is `kept`, and the functions that
-/// no trigger calls any more: of a table that was a partition they may still be called where it was one.
+/// Removes the triggers of a table and its partitions, but those that call functions of the set that is `kept`, and the
+/// functions that no trigger calls any more: of a table that was a partition they may still be called where it was one.
 pub(super) async fn remove(
     conn: &mut PgConnection,
     table: &Table,

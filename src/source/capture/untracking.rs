@@ -30,8 +30,8 @@ pub async fn untrack_table(pool: &PgPool, table: &Table) -> Result<bool, Error> 
     untrack_on(&mut *pool.acquire().await?, table).await
 }
 
-/// Removes the triggers from all tables that have any. Returns these tables, each with the error if its triggers could not be removed.
-/// Each table has a transaction of its own.
+/// Removes the triggers from all tables that have any. Returns these tables, each with the error if its triggers could
+/// not be removed. Each table has a transaction of its own.
 ///
 /// # Errors
 /// If the database fails.
