@@ -1,4 +1,5 @@
-//! A connection to Postgres, its session set up as every statement of ours expects it, and what its errors mean, whichever module it is for.
+//! A connection to Postgres, its session set up as every statement of ours expects it, and what its errors mean,
+//! whichever module it is for.
 //!
 //! Knows no table.
 
@@ -7,20 +8,20 @@ pub(crate) mod failure;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
 
-/// Where our statements find what they name: in Postgres's own schema and in ours, which nobody else may put things into. In a
-/// schema of the role's own path, `public` above all, somebody may have a function or an operator that fits its arguments better
-/// than Postgres's. Temporary objects come last, and are said for that: they would come first.
+/// Where our statements find what they name: in Postgres's own schema and in ours, which nobody else may put things
+/// into. In a schema of the role's own path, `public` above all, somebody may have a function or an operator that fits
+/// its arguments better than Postgres's. Temporary objects come last, and are said for that: they would come first.
 pub(crate) const SEARCH_PATH: &str = "pg_catalog, cdc_export, pg_temp";
 
-/// Sets a session up, whatever the server's or the role's defaults are. By statements: poolers refuse what is asked for when
-/// connecting. The role's own path is kept beside, to find a user's table by; a pooler may hand on a session that has ours.
-/// plpgsql makes no extra checks of our functions. A commit waits for the server's own disk, because a crash would otherwise lose what
-/// clients were told of; every other value of `synchronous_commit` stays as the operator has set it. Then come all settings that change how
-/// Postgres reads or writes a value, except `client_encoding`, which the driver sets, and `lc_monetary`, which says what an amount of
-/// `money` is.
-/// Row-level security is an error where it would filter: hidden rows would look deleted, and a policy's function is somebody's. To
-/// compile a statement of ours takes longer than to run it, by seconds where somebody's planner settings make it look dear. The
-/// server learns within a minute that our end of an idle connection is gone; the system's own default is hours.
+/// Sets a session up, whatever the server's or the role's defaults are. By statements: poolers refuse what is asked for
+/// when connecting. The role's own path is kept beside, to find a user's table by; a pooler may hand on a session that
+/// has ours. plpgsql makes no extra checks of our functions. A commit waits for the server's own disk, because a crash
+/// would otherwise lose what clients were told of; every other value of `synchronous_commit` stays as the operator has
+/// set it. Then come all settings that change how Postgres reads or writes a value, except `client_encoding`, which the
+/// driver sets, and `lc_monetary`, which says what an amount of `money` is. Row-level security is an error where it
+/// would filter: hidden rows would look deleted, and a policy's function is somebody's. To compile a statement of ours
+/// takes longer than to run it, by seconds where somebody's planner settings make it look dear. The server learns
+/// within a minute that our end of an idle connection is gone; the system's own default is hours.
 pub(crate) const SET_UP: &str =
     "select pg_catalog.set_config('cdc_export.role_path', pg_catalog.current_setting('search_path'), false)
      where pg_catalog.current_setting('search_path') operator(pg_catalog.<>) 'pg_catalog, cdc_export, pg_temp';

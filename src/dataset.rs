@@ -1,7 +1,7 @@
 //! Datasets: tables that may be exported, with their columns and the way in which changes are found.
 //!
-//! A [`Dataset`] has what the operator says. A [`TableSchema`] has what the table looks like at a moment. This module knows no SQL:
-//! `source` quotes names and reads the table, `encode` picks a formatter by type.
+//! A [`Dataset`] has what the operator says. A [`TableSchema`] has what the table looks like at a moment. This module
+//! knows no SQL: `source` quotes names and reads the table, `encode` picks a formatter by type.
 
 pub mod block;
 pub mod catalog;
@@ -25,6 +25,7 @@ use crate::dataset::fault::{Fault, Faults};
 use crate::job::ExportType;
 use crate::job::columns::{FileColumn, FileColumns, Wire};
 use crate::job::selection::Selection;
+use crate::row::KnownColumn;
 use crate::watermark::GuardState;
 
 /// A column of a table or a file.
@@ -38,20 +39,20 @@ pub struct Column {
     pub kind: ColumnType,
     /// Its type as it was declared.
     pub type_name: Cow<'static, str>,
-    /// The type to cast a value to, with its schema unless it is Postgres's own: a domain's base, and no length. Such a cast cuts
-    /// nothing off, and a null violates no constraint of a domain.
+    /// The type to cast a value to, with its schema unless it is Postgres's own: a domain's base, and no length. Such a
+    /// cast cuts nothing off, and a null violates no constraint of a domain.
     pub base_type: Cow<'static, str>,
-    /// How Postgres sends its values.
+    /// The form in which Postgres sends its values.
     pub wire_format: WireFormat,
     /// The schema of the operators that compare its values.
     pub operators: Cow<'static, str>,
-    /// What it is in Parquet.
+    /// Its type in Parquet.
     pub parquet: ParquetType,
-    /// Whether a value that Parquet can't represent is NULL there.
+    /// True if a value that Parquet can't represent is NULL there.
     pub null_if_unrepresentable: bool,
 }
 
-/// How Postgres sends a column's values.
+/// The form in which Postgres sends a column's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WireFormat {
     /// In the binary form of their kind.
@@ -90,19 +91,19 @@ impl Column {
 pub struct KeyColumn {
     /// The column.
     pub column: Column,
-    /// The type to read its text as, with its schema unless it is Postgres's own: a domain's base. A `char` has its length, to which it
-    /// is padded.
+    /// The type to read its text as, with its schema unless it is Postgres's own: a domain's base. A `char` has its
+    /// length, to which it is padded.
     pub read_as: String,
     /// The operator that is true of two values which the index takes for one, with its schema.
     pub equals: String,
     /// The collation of the index, quoted, if it has one: a comparison in another collation finds nothing by the index.
     pub collation: Option<String>,
-    /// Whether values that are the same to that operator always have the same text. Where not (`citext`, 1.0 and 1.00), a consumer, who
-    /// has the texts, takes for two rows what the index takes for one.
+    /// True if values that are the same to that operator always have the same text. Where not (`citext`, 1.0 and 1.00),
+    /// a consumer, who has the texts, takes for two rows what the index takes for one.
     pub has_one_text: bool,
 }
 
-/// How many bytes a value may have: a bound of memory, since a row is read and written whole.
+/// The most bytes that a value may have. It bounds memory, since a row is read and written whole.
 #[derive(Clone, Copy, Debug)]
 pub struct CellMax(pub u64);
 
@@ -138,24 +139,24 @@ pub enum Columns {
     AllBut(Vec<String>),
 }
 
-/// How the changes of a table are found.
+/// The way in which changes of a table are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Capture {
     /// Exactly, by triggers that log them.
     Triggers,
-    /// By `updated_at` alone, from `overlap` before the watermark. Rows within the overlap are exported again. A change that commits
-    /// later than the overlap is missed, and so is a row that is gone. The table is only read.
+    /// By `updated_at` alone, from `overlap` before the watermark. Rows within the overlap are exported again. A change
+    /// that commits later than the overlap is missed, and so is a row that is gone. The table is only read.
     Timestamp {
-        /// How long a transaction may take.
+        /// The longest time that a transaction may take.
         overlap: Duration,
     },
 }
 
-/// What a delta calls a row that is there, `INSERT` or `UPDATE`. A row that is deleted or gone is a `DELETE`.
+/// The rule by which a delta calls a live row `INSERT` or `UPDATE`. A row that is deleted or gone is a `DELETE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// What the log has of the row first. Without a position every row is an `INSERT`; a row that its time alone brought is an
-    /// `UPDATE`.
+    /// The first entry of the log decides. Without a position every row is an `INSERT`. A row that only its time found
+    /// is an `UPDATE`.
     Log,
     /// `INSERT` where the row's `created_at` is its `updated_at`.
     Timestamps,
@@ -190,13 +191,14 @@ pub struct Dataset {
     pub deleted: Option<String>,
     /// The operator's condition on the rows that belong to it, SQL.
     pub filter: Option<String>,
-    /// How its changes are found.
+    /// The way in which its changes are found.
     pub capture: Capture,
-    /// What a delta calls its rows.
+    /// The rule for the operation of a row in a delta.
     pub operation: Operation,
-    /// What its columns are in Parquet.
+    /// The Parquet types of its columns.
     pub parquet: ParquetChoices,
-    /// How large its files get, where a request doesn't say; see [`Request::max_file_bytes`](crate::job::Request::max_file_bytes).
+    /// The size at which its files end, if a request names none; see
+    /// [`Request::max_file_bytes`](crate::job::Request::max_file_bytes).
     pub max_file_bytes: Option<u64>,
 }
 
@@ -211,17 +213,17 @@ pub fn no_right_to_log(role: &str) -> String {
 /// The operator's choices of Parquet types for a dataset's columns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ParquetChoices {
-    /// Whether a `numeric` of declared digits is a `DECIMAL`, in place of a text.
+    /// True if a `numeric` of declared digits is a `DECIMAL`, in place of a text.
     pub decimals: bool,
-    /// Whether a `uuid` is a text.
+    /// True if a `uuid` is a text.
     pub uuid_texts: bool,
-    /// Whether a `time` is a text.
+    /// True if a `time` is a text.
     pub time_texts: bool,
-    /// What becomes of values that Parquet can't represent.
+    /// The treatment of values that Parquet can't represent.
     pub unrepresentable: Unrepresentable,
 }
 
-/// What becomes of a value that Parquet can't represent, such as `infinity`.
+/// The treatment of a value that Parquet can't represent, such as `infinity`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Unrepresentable {
     /// The export fails.
@@ -234,7 +236,7 @@ pub enum Unrepresentable {
 }
 
 impl ParquetChoices {
-    /// Whether a column of this type is a text, though Parquet has a type for it.
+    /// Returns true if a column of this type is a text, though Parquet has a type for it.
     pub fn is_text(&self, kind: ColumnType) -> bool {
         let times_are_texts = self.unrepresentable == Unrepresentable::Text;
         match kind {
@@ -266,7 +268,7 @@ impl Dataset {
         }
     }
 
-    /// Whether its table has the name and the times of the demo's.
+    /// Returns true if its table has the name and the times of the demo's.
     fn is_like_users(&self) -> bool {
         let users = Dataset::users();
         let times = |it: &Dataset| (it.updated_at.clone(), it.created_at.clone(), it.deleted.clone());
@@ -277,7 +279,7 @@ impl Dataset {
 /// The dataset that is meant where none is named, and which no file name mentions.
 pub const USERS: &str = "users";
 
-/// What a dataset's table has for it at a moment.
+/// The schema of a dataset's table at a moment.
 #[derive(Clone, Debug)]
 pub struct TableSchema {
     /// The table, with its schema.
@@ -292,13 +294,13 @@ pub struct TableSchema {
     pub created_at: Option<Column>,
     /// Says whether a row is deleted, or when it was: a `boolean`, or a time.
     pub deleted: Option<Column>,
-    /// Whether no row has a null in `deleted`.
+    /// True if no row has a null in `deleted`.
     pub deleted_is_set: bool,
     /// The types of the columns that its files have, or that decide what they have, by their names.
     pub types: BTreeMap<String, String>,
-    /// What else a position remembers of it.
+    /// The state of its columns that a position remembers for the guard.
     pub guard_state: GuardState,
-    /// Whether a file tells only of some rows what they hold.
+    /// True if a file tells only of some rows what they hold.
     pub is_filtered: bool,
     /// True if its rows are in partitions.
     pub is_partitioned: bool,
@@ -307,7 +309,7 @@ pub struct TableSchema {
 }
 
 impl TableSchema {
-    /// Whether these columns, in this order, are its key.
+    /// Returns true if these columns, in this order, are its key.
     pub fn has_key(&self, columns: &[String]) -> bool {
         self.key.iter().map(|part| &*part.column.name).eq(columns)
     }
@@ -318,20 +320,21 @@ impl TableSchema {
         operation.into_iter().chain(self.columns.iter().cloned()).collect()
     }
 
-    /// The column of which every row that isn't deleted has the same value, by its place in the file of a full export, and that value in
-    /// its binary form. It needn't be read: a boolean is an eighth of what reading a user costs the server.
-    pub fn known_if_alive(&self) -> Option<(usize, Option<&'static [u8]>)> {
+    /// Returns the column in which every row of a full export has the same value: `deleted`, if the files have it.
+    ///
+    /// It needn't be read: a boolean is an eighth of the time that reading a user takes the server.
+    pub fn known_if_alive(&self) -> Option<KnownColumn> {
         let deleted = self.deleted.as_ref()?;
-        let at = self.columns.iter().position(|column| column.name == deleted.name)?;
+        let index = self.columns.iter().position(|column| column.name == deleted.name)?;
         match deleted.kind {
-            ColumnType::Bool if self.deleted_is_set => Some((at, Some(&[0]))),
+            ColumnType::Bool if self.deleted_is_set => Some(KnownColumn { index, value: Some(&[0]) }),
             ColumnType::Bool => None,
-            // A row is deleted from a time on, or at none.
-            _ => Some((at, None)),
+            // The time of the deletion is null.
+            _ => Some(KnownColumn { index, value: None }),
         }
     }
 
-    /// The time of a row that no column of the file has for every row: it travels behind them, for the watermark.
+    /// Returns the change time if no column of the file has it for every row. The watermark needs it all the same.
     pub fn hidden_time(&self) -> Option<&Column> {
         let is_hidden = |time: &&Column| self.columns.iter().all(|column| column.name != time.name);
         self.updated_at.as_ref().filter(|time| self.is_filtered || is_hidden(time))
@@ -364,19 +367,20 @@ impl TableSchema {
 /// A dataset, and what its table looks like now.
 #[derive(Clone, Debug)]
 pub struct Description {
-    /// What the operator says.
+    /// The dataset as the operator defines it.
     pub dataset: Arc<Dataset>,
-    /// What the table has for it, or what is wrong with that: nothing, where the role can't see the table.
+    /// The schema of its table, or the faults of the dataset. No faults, if the role can't see the table.
     pub schema: Result<TableSchema, Faults>,
-    /// What keeps the database role from reading the table. `None`: nothing, or there is no table.
+    /// The right to the table that the database role lacks. `None`: it lacks none, or there is no table.
     pub unreadable: Option<Fault>,
     /// About how many rows the table has; `None`: nobody has counted yet.
     pub rows: Option<u64>,
-    /// How much room the table takes, without its indexes.
+    /// The size of the table without its indexes, in bytes.
     pub bytes: u64,
-    /// Whether its changes are captured, as far as they shall be.
+    /// True if its changes are captured, as far as they shall be.
     pub captured: bool,
-    /// The role that its triggers run as, if it may not write to the change log. `None`: it may, or the dataset needs no triggers.
+    /// The role that its triggers run as, if it may not write to the change log. `None`: it may, or the dataset needs
+    /// no triggers.
     pub mute_role: Option<String>,
 }
 

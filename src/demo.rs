@@ -1,6 +1,6 @@
-//! The demo's table `users`: a plausible month of people for a first export to show, and a soft delete, so that a delta has a
-//! deletion to show. A migration makes the table unless the database has a `users` already; [`Dataset::users`] says how it is
-//! exported.
+//! The demo's table `users`: a plausible month of people for a first export to show, and a soft delete, so that a delta
+//! has a deletion to show. A migration makes the table unless the database has a `users` already; [`Dataset::users`]
+//! says how it is exported.
 //!
 //! Nothing here knows of exports, jobs or consumers, nor touches a `users` that others made: only the one recorded in
 //! `cdc_export.owned`.
@@ -51,17 +51,18 @@ pub enum Error {
     /// The users could not be written.
     #[error("the demo table could not be filled with {rows} users")]
     Fill {
-        /// How many users were asked for.
+        /// The number of users that were requested.
         rows: u64,
         /// The error of Postgres or of the connection.
         source: sqlx::Error,
     },
 }
 
-/// Fills an empty demo table with `rows` users and returns how many it inserted: 0 when the table isn't ours or isn't empty.
+/// Fills an empty demo table with `rows` users and returns how many it inserted: 0 when the table isn't ours or isn't
+/// empty.
 ///
-/// All users come in one transaction. Of several replicas that start at once, one fills the table and the others wait, so that
-/// none serves exports of an empty table.
+/// All users come in one transaction. Of several replicas that start at once, one fills the table and the others wait,
+/// so that none serves exports of an empty table.
 ///
 /// # Errors
 /// If Postgres or the connection to it fails. Nothing was inserted then, unless the answer to the commit was lost; in
@@ -71,8 +72,8 @@ pub async fn seed(pool: &PgPool, rows: u64) -> Result<u64, Error> {
         return Ok(0);
     }
     let begun = Instant::now();
-    // Read committed whatever the database's default is: the check under the lock needs a snapshot from after the lock was
-    // granted.
+    // Read committed whatever the database's default is: the check under the lock needs a snapshot from after the lock
+    // was granted.
     let mut tx = pool.begin_with("begin isolation level read committed read write").await.map_err(Error::Inspect)?;
 
     // Checked before the lock too, so that only the first start locks the table and waits.
@@ -82,14 +83,15 @@ pub async fn seed(pool: &PgPool, rows: u64) -> Result<u64, Error> {
     }
     let missing = |there| if there == 0 { rows } else { 0 };
     let inserted = fill(tx, &users, missing, |_| {}).await.map_err(|source| Error::Fill { rows, source })?;
-    // None, where another replica filled it while this one waited for the lock.
+    // Zero if another replica filled the table while this one waited for the lock.
     if inserted > 0 {
         tracing::info!(event = "demo_seeded", rows = inserted, seconds = begun.elapsed().as_secs_f64());
     }
     Ok(inserted)
 }
 
-/// Adds users to the demo table until it has `rows`, and returns how many. Tells `progress` how many it has added so far.
+/// Adds users to the demo table until it has `rows`, and returns how many. Tells `progress` how many it has added so
+/// far.
 ///
 /// # Errors
 /// If the table isn't ours, or Postgres fails; nothing was added then.
@@ -128,8 +130,8 @@ async fn fill(
     Ok(inserted)
 }
 
-/// Marks a user of the demo table as deleted now; one that is deleted stays as it is. `None`: there is no such user, or the table
-/// isn't ours.
+/// Marks a user of the demo table as deleted now; one that is deleted stays as it is. `None`: there is no such user, or
+/// the table isn't ours.
 pub async fn soft_delete(store: &Store, id: i64) -> Result<Option<User>, store::Error> {
     let deleted = store.with::<_, sqlx::Error>(async |conn| {
         let Some(users) = ours(conn).await? else { return Ok(None) };
@@ -151,8 +153,8 @@ pub async fn soft_delete(store: &Store, id: i64) -> Result<Option<User>, store::
     deleted.await
 }
 
-/// The demo table's name with its schema; `None`: the `users` that the role's search_path finds was made by somebody else, or
-/// there is none.
+/// The demo table's name with its schema; `None`: the `users` that the role's search_path finds was made by somebody
+/// else, or there is none.
 async fn ours(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
     sqlx::query_scalar(
         "-- demo.ours

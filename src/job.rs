@@ -58,8 +58,8 @@ impl fmt::Display for JobId {
     }
 }
 
-/// The right to write one attempt of one job: random, fresh at every claim, so that a worker that lost its lease can't pass
-/// for the one that has it. (A sequence could be handed out again after a failover to a lagging standby.)
+/// The right to write one attempt of one job: random, fresh at every claim, so that a worker that lost its lease can't
+/// pass for the one that has it. (A sequence could be handed out again after a failover to a lagging standby.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LeaseToken(Uuid);
 
@@ -86,7 +86,7 @@ impl From<Uuid> for LeaseToken {
 #[error("a consumer id has 1 to 128 characters of A-Z a-z 0-9 . _ : @ - and begins with a letter or digit")]
 pub struct BadConsumerId;
 
-/// Who an export is for. 1 to 128 characters of `A-Z a-z 0-9 . _ : @ -`, beginning with a letter or digit.
+/// The receiver of an export. 1 to 128 characters of `A-Z a-z 0-9 . _ : @ -`, beginning with a letter or digit.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ConsumerId(String);
 
@@ -130,7 +130,7 @@ pg_rows::words! {
 }
 
 pg_rows::words! {
-    /// Where a job stands. The transitions are [`Status::can_become`]; the table `exports` checks them again.
+    /// The status of a job. The transitions are [`Status::can_become`]; the table `exports` checks them again.
     Status, "a status: pending, processing, completed, failed, cancelled" {
         /// Waits for a worker, or for its turn in the lane.
         Pending = "pending",
@@ -146,8 +146,8 @@ pg_rows::words! {
 }
 
 impl Status {
-    /// The transition table. A completed job is [`Processing`](Status::Processing) to everybody until its file has its name, and may
-    /// still become failed if that is lost: the one step that the table `exports` allows beside these.
+    /// The transition table. A completed job is [`Processing`](Status::Processing) to everybody until its file has its
+    /// name, and may still become failed if that is lost: the one step that the table `exports` allows beside these.
     pub fn can_become(self, next: Status) -> bool {
         use Status::{Cancelled, Completed, Failed, Pending, Processing};
         matches!(
@@ -156,7 +156,7 @@ impl Status {
         )
     }
 
-    /// Whether nothing follows it.
+    /// Returns true if the status is final.
     pub fn is_terminal(self) -> bool {
         !self.can_become(Status::Cancelled)
     }
@@ -165,7 +165,8 @@ impl Status {
 pg_rows::words! {
     /// Why a job failed, as a stable word. The texts beside it may change, these don't.
     FailureCode, "a failure code" {
-        /// What changed since the last export is not known exactly; a full export heals it. `continuity` says why.
+        /// The changes since the last export are not known exactly; a full export heals it. `continuity` has the
+        /// reason.
         FullExportNeeded = "full_export_needed",
         /// No room in the output folder or bucket, or over a quota.
         StorageFull = "storage_full",
@@ -185,17 +186,20 @@ pg_rows::words! {
         NotTracked = "not_tracked",
         /// The table isn't as its dataset says; the detail names what to mend.
         DatasetMismatch = "dataset_mismatch",
-        /// The database role may not read the table, or lacks a right to what the service has in the database; the detail names it.
+        /// The database role may not read the table, or lacks a right to what the service has in the database; the
+        /// detail names it.
         PermissionDenied = "permission_denied",
         /// A text that isn't UTF-8; the detail names the column.
         InvalidText = "invalid_text",
         /// A value beyond `CELL_MAX_BYTES`; the detail names the column.
         RowTooLarge = "row_too_large",
-        /// A value that Postgres itself could not read: its type's code fails, or it is damaged. The detail has Postgres's own code.
+        /// A value that Postgres itself could not read: its type's code fails, or it is damaged. The detail has
+        /// Postgres's own code.
         ValueUnreadable = "value_unreadable",
         /// A value that the format has no form for; the detail names the column and the value.
         NotInFormat = "not_in_format",
-        /// The file was removed after the commit, before it had its name. The watermark has moved: only a full export goes on.
+        /// The file was removed after the commit, before it had its name. The watermark has moved: only a full export
+        /// goes on.
         FileLost = "file_lost",
         /// Somebody changed the consumer's watermark while the export ran, each time.
         WatermarkChanged = "watermark_changed",
@@ -206,31 +210,33 @@ pg_rows::words! {
     }
 }
 
-/// What `max_file_bytes` may be: not so small that an export is a crowd of files, and what S3 takes in one piece.
+/// The bounds of `max_file_bytes`: an export must not become a crowd of files, and S3 takes no larger file in one
+/// piece.
 pub const FILE_BYTES: RangeInclusive<u64> = 16 << 20..=5 << 30;
 
-/// What somebody asks for.
+/// A request for an export.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     /// `None`: an ad-hoc export, which reads and moves no watermark.
     pub consumer: Option<ConsumerId>,
-    /// Of which dataset.
+    /// The dataset.
     pub dataset: String,
     /// Which rows.
     pub export_type: ExportType,
     /// Which of those, and what of them: for ad-hoc exports.
     pub selection: Selection,
-    /// How they are written.
+    /// The form in which the rows are written.
     pub encoding: Encoding,
-    /// A file of so many bytes or more gets no further rows: they go into another one. `None`: as the dataset says, or one file.
+    /// A file of so many bytes or more gets no further rows: they go into another one. `None`: as the dataset says, or
+    /// one file.
     pub max_file_bytes: Option<u64>,
-    /// What the caller loaded last, where it says that.
+    /// The export that the caller loaded last, if it says so.
     pub after: Option<After>,
     /// The job that this one is to be like.
     pub retry_of: Option<JobId>,
     /// The client's name for this request: sent again, it makes no second job.
     pub key: Option<IdempotencyKey>,
-    /// Where the request belongs in a trace.
+    /// The place of the request in a trace.
     pub trace: Option<TraceParent>,
 }
 
@@ -267,7 +273,7 @@ impl Request {
         }
     }
 
-    /// Whether a job is what this request asks for.
+    /// Returns true if a job is what this request asks for.
     pub fn asks_for(&self, job: &Job) -> bool {
         Request { key: None, trace: None, ..self.clone() } == Request::of(job)
     }
@@ -286,11 +292,11 @@ pub struct Job {
     pub export_type: ExportType,
     /// Which of those, and what of them.
     pub selection: Selection,
-    /// How they are written.
+    /// The form in which the rows are written.
     pub encoding: Encoding,
     /// A file of so many bytes or more gets no further rows. `None`: as the dataset says, or one file.
     pub max_file_bytes: Option<u64>,
-    /// Where it stands. [`Status::Processing`] also while a committed file waits for its name.
+    /// The status. [`Status::Processing`] also while a committed file waits for its name.
     pub status: Status,
     /// 0 to 100; 100 only when completed.
     pub progress: u8,
@@ -302,19 +308,19 @@ pub struct Job {
     pub output_filename: String,
     /// The files, in the order of their parts; empty until the job is completed.
     pub files: Vec<JobFile>,
-    /// What the export before it in its lane, and this one, are: the digest of its manifest. `None`: it isn't published, ad hoc, or by a
-    /// version that made no manifests.
+    /// What the export before it in its lane, and this one, are: the digest of its manifest. `None`: it isn't
+    /// published, ad hoc, or by a version that made no manifests.
     pub digest: Option<String>,
-    /// How many times a worker took it.
+    /// The number of times that a worker claimed it.
     pub attempt: u32,
     /// Why it failed.
     pub error: Option<Failure>,
-    /// What the export found when it began.
+    /// The findings of the export when it began.
     pub report: SnapshotReport,
     /// Rows that the timestamps alone would have missed: changed, but with a time up to the watermark, or gone.
     pub late_rows: u64,
-    /// Deleted rows of which a column is empty because its value is not known: the log has no image of the row, or the column is a virtual
-    /// generated one.
+    /// Deleted rows of which a column is empty because its value is not known: the log has no image of the row, or the
+    /// column is a virtual generated one.
     pub key_only_deletes: u64,
     /// The columns of its file are others than those of its consumer's last export, or of other types.
     pub schema_changed: bool,
@@ -322,16 +328,17 @@ pub struct Job {
     pub watermark_from: Option<DateTime<Utc>>,
     /// The consumer's watermark that the export left.
     pub watermark_to: Option<DateTime<Utc>>,
-    /// Its place among the published exports of its consumer and dataset, from 1; `None` until it is published, and for an ad-hoc one.
+    /// Its place among the published exports of its consumer and dataset, from 1; `None` until it is published, and for
+    /// an ad-hoc one.
     pub number: Option<u64>,
-    /// Whether its consumer has acknowledged it, or one after it; `None` until it is published, for an ad-hoc one, and where the consumer has
-    /// never acknowledged one of its lane.
+    /// True if its consumer has acknowledged it, or one after it; `None` until it is published, for an ad-hoc one, and
+    /// where the consumer has never acknowledged one of its lane.
     pub acknowledged: Option<bool>,
-    /// What its caller had loaded last, where it said that. Of an incremental or a delta it was true.
+    /// The export that its caller had loaded last, if it said so. For an incremental or a delta that was right.
     pub after: Option<After>,
     /// The job that this one was made after, on request.
     pub retry_of: Option<JobId>,
-    /// Where it belongs in a trace: of the first request for it, else of the first attempt that was recorded.
+    /// Its place in a trace: that of the first request for it, else of the first attempt that was recorded.
     pub trace: Option<TraceParent>,
     /// Before when it isn't tried again, while it waits for that.
     pub next_attempt_at: Option<DateTime<Utc>>,
@@ -362,7 +369,7 @@ impl Job {
 pub struct JobFile {
     /// Its name.
     pub name: String,
-    /// Where it was put, as a URL. `None`: a version published it that didn't say.
+    /// The URL of the file. `None`: an earlier version published it, which saved none.
     pub location: Option<String>,
     /// Its size.
     pub bytes: u64,
@@ -375,7 +382,7 @@ pub struct JobFile {
 /// Why a job failed: a stable word for programs, a sentence for people.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    /// What stood between the last export and this one, where that is why.
+    /// The guard's verdict, if that is the reason.
     pub continuity: Option<Continuity>,
     /// The word.
     pub code: FailureCode,
@@ -386,13 +393,13 @@ pub struct Failure {
 /// Which jobs to list. What is `None` lets everything through.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
-    /// Of this consumer.
+    /// The consumer.
     pub consumer: Option<ConsumerId>,
-    /// Of one of these consumers.
+    /// The consumers, one of whom has the job.
     pub among: Option<Vec<ConsumerId>>,
-    /// Of this dataset.
+    /// The dataset.
     pub dataset: Option<String>,
-    /// Of this type.
+    /// The type of the export.
     pub export_type: Option<ExportType>,
     /// Jobs of this status, as clients see it.
     pub status: Option<Status>,
@@ -400,21 +407,21 @@ pub struct Filter {
     pub before: Option<(DateTime<Utc>, JobId)>,
 }
 
-/// How much is kept of what has ended. What is `None` keeps everything.
+/// The jobs that are kept after their end. `None` keeps everything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Retention {
-    /// What ended longer ago goes.
+    /// Jobs that ended longer ago are removed.
     pub age: Option<Duration>,
-    /// Of each consumer, so many of the newest stay.
+    /// The number of the newest jobs of each consumer that are kept.
     pub count: Option<u64>,
 }
 
-/// How a job is taken on.
+/// The limits for a new job.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
-    /// How often it may be tried.
+    /// The most attempts.
     pub max_attempts: u32,
-    /// How many jobs may be open, whoever's they are.
+    /// The most jobs that may be open, of all consumers together.
     pub max_open: u32,
 }
 

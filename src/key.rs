@@ -1,7 +1,8 @@
 //! An API key: what a client presents, and what it may do with it.
 //!
-//! A key is `cdcx_<prefix>_<secret>`. The prefix is public, and finds the stored key; the secret is 256 random bits, which only the client
-//! has. The service holds a key's text only while it makes or reads the key: it keeps, and compares, the SHA-256 of the whole text.
+//! A key is `cdcx_<prefix>_<secret>`. The prefix is public, and finds the stored key; the secret is 256 random bits,
+//! which only the client has. The service holds a key's text only while it makes or reads the key: it keeps, and
+//! compares, the SHA-256 of the whole text.
 
 use std::fmt;
 use std::str::FromStr;
@@ -130,7 +131,8 @@ impl PresentedKey {
     }
 }
 
-/// Returns true if a key, or its beginning, is in a text that is no place for one, whatever its case. Such a text is logged nowhere.
+/// Returns true if a key, or its beginning, is in a text that is no place for one, whatever its case. Such a text is
+/// logged nowhere.
 pub fn is_in(text: &str) -> bool {
     text.to_ascii_lowercase().contains(MARK)
 }
@@ -141,7 +143,8 @@ fn random_hex<const N: usize>() -> String {
     hex::encode(bytes)
 }
 
-/// The name that an operator gives a key: 1 to 100 characters, no control characters, no space at the ends. It doesn't begin like a key.
+/// The name that an operator gives a key: 1 to 100 characters, no control characters, no space at the ends. It doesn't
+/// begin like a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyName(String);
 
@@ -167,8 +170,8 @@ impl FromStr for KeyName {
     }
 }
 
-/// The key that an operator selects: by its name, by its prefix with or without `cdcx_`, or by its whole text, which somebody has who found
-/// a leaked key. Of the text only the prefix is kept.
+/// The key that an operator selects: by its name, by its prefix with or without `cdcx_`, or by its whole text, which
+/// somebody has who found a leaked key. Of the text only the prefix is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeySelector(String);
 
@@ -212,7 +215,7 @@ impl Grant {
 /// A valid key as the database has it.
 #[derive(Clone)]
 pub struct StoredKey {
-    /// What a client with this key may do.
+    /// The rights of a client with this key.
     pub grant: Arc<Grant>,
     /// The SHA-256 of the key's text.
     pub hash: Vec<u8>,
@@ -231,7 +234,7 @@ impl fmt::Debug for StoredKey {
 pub struct KeyInfo {
     /// The name that the operator gave the key.
     pub name: String,
-    /// What a client with this key may do.
+    /// The rights of a client with this key.
     pub grant: Grant,
     /// When the key was made.
     pub created_at: DateTime<Utc>,

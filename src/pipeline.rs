@@ -10,10 +10,10 @@ use pg_rows::row::{Fields, Rows as BinaryRows};
 use pg_rows::{Assembler, Encoder, Layout, Piece};
 use tokio::sync::mpsc;
 
-use crate::dataset::{CellMax, Column, TableSchema};
+use crate::dataset::{CellMax, Column};
 use crate::file::{Exported, MOST_FILES, Part};
 use crate::job::{ExportType, Job, Progress};
-use crate::row::{RowReceiver, Unwanted};
+use crate::row::{KnownColumn, RowLayout, RowReceiver, Unwanted};
 use crate::sink::{self, Draft, Drafts};
 use crate::source::{self, rows::Rows};
 
@@ -69,8 +69,6 @@ impl From<pg_rows::Error> for Error {
 pub struct ExportSpec<'a> {
     /// For whom, which rows, and how.
     pub job: &'a Job,
-    /// What its table looks like.
-    pub schema: &'a TableSchema,
     /// The watermark that the export begins at.
     pub since: Option<DateTime<Utc>>,
     /// How large a value may be.
@@ -89,13 +87,13 @@ pub struct ExportSpec<'a> {
 /// # Errors
 /// If any step fails; a draft that isn't staged is removed then, and the others are the caller's to remove.
 pub async fn run(rows: Rows<'_>, spec: &ExportSpec<'_>, drafts: &Drafts) -> Result<Exported, Error> {
-    let shape = Arc::new(RowShape::of(spec)?);
-    let first = Writer::new(&shape.layout, drafts.create(1).await?)?;
+    let export = Arc::new(ExportLayout::new(rows.layout(spec.job), spec)?);
+    let first = Writer::new(&export.file, drafts.create(1).await?)?;
     let (pieces_in, pieces_out) = mpsc::channel(PIECES_AHEAD);
     let written = Written::new(spec);
-    let layout = Arc::clone(&shape.layout);
+    let layout = Arc::clone(&export.file);
     let read = async move {
-        let receiver = || Encoding::new(&shape, &pieces_in);
+        let receiver = || Encoding::new(&export, &pieces_in);
         match rows.read(spec.job, spec.cell_max, spec.progress, receiver).await {
             // The writer says why, as soon as it comes to it.
             Err(source::Error::ReceiverGone) => std::future::pending().await,
@@ -129,44 +127,24 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + S
     tokio::task::spawn_blocking(work).await.map_err(Error::Panicked)?
 }
 
-/// What the rows of an export are: the file's columns first, and what stands behind them.
-struct RowShape {
-    layout: Arc<Layout>,
-    /// Columns of the file.
-    columns: usize,
-    /// Where in a row of the source its time is, perhaps behind the file's columns.
-    updated_at: Option<usize>,
-    /// Whether a row of the source has a time behind the file's columns, which isn't for the file.
-    hidden_time: bool,
-    /// The column that doesn't come with the rows, since its value is known.
-    known: Option<(usize, Option<&'static [u8]>)>,
+/// The layout of an export's rows, and of the file that they become.
+struct ExportLayout {
+    rows: RowLayout,
+    file: Arc<Layout>,
+    /// The watermark that the changes begin at; `None`: no row is late.
     since: Option<i64>,
 }
 
-impl RowShape {
-    fn of(spec: &ExportSpec<'_>) -> Result<RowShape, Error> {
-        let &ExportSpec { job, schema, since, compression_level, .. } = spec;
-        let reads_all = job.export_type == ExportType::Full && job.selection.is_all();
-        let known = schema.known_if_alive().filter(|_| reads_all);
-        let schema = schema.narrowed(&job.selection);
+impl ExportLayout {
+    fn new(rows: RowLayout, spec: &ExportSpec<'_>) -> Result<ExportLayout, Error> {
+        let &ExportSpec { job, since, compression_level, .. } = spec;
         // A full export finds no changes, late ones neither.
         let since = since.filter(|_| job.export_type != ExportType::Full);
-        let columns = schema.file_columns(job.export_type);
-        let width = columns.len();
-        let hidden_time = schema.hidden_time().is_some();
-        let is_time = |column: &Column| schema.updated_at.as_ref().is_some_and(|time| time.name == column.name);
-        let updated_at = if hidden_time { Some(width) } else { columns.iter().position(is_time) };
-        Ok(RowShape {
-            layout: Arc::new(Layout::new(
-                job.encoding,
-                columns.iter().map(Column::in_file).collect(),
-                compression_level,
-            )?),
-            columns: width,
-            updated_at,
-            hidden_time,
-            known,
+        let columns = rows.columns.iter().map(Column::in_file).collect();
+        Ok(ExportLayout {
+            file: Arc::new(Layout::new(job.encoding, columns, compression_level)?),
             since: since.and_then(|time| (time - POSTGRES_EPOCH).num_microseconds()),
+            rows,
         })
     }
 }
@@ -189,21 +167,20 @@ impl Found {
         self.latest = self.latest.max(other.latest);
     }
 
-    fn observe(&mut self, shape: &RowShape, fields: &[Option<&[u8]>]) {
+    fn observe(&mut self, export: &ExportLayout, fields: &[Option<&[u8]>]) {
         self.rows += 1;
-        // A full export has no such field.
-        let gone = fields.get(shape.columns + usize::from(shape.hidden_time));
+        let gone = export.rows.is_gone.and_then(|index| fields.get(index));
         let is_key_only = gone == Some(&None);
         self.key_only_deletes += u64::from(is_key_only);
         let is_gone = is_key_only || gone == Some(&Some(&[1]));
-        let updated_at = shape.updated_at.and_then(|i| micros((*fields.get(i)?)?));
+        let updated_at = export.rows.updated_at.and_then(|index| micros((*fields.get(index)?)?));
         // A row that is gone has no time that could be a watermark, and the timestamps alone would never have found it.
         if !is_gone {
             self.latest = self.latest.max(updated_at.filter(|micros| is_watermark(*micros)));
         }
-        let late = updated_at.zip(shape.since).is_some_and(|(updated_at, since)| updated_at <= since);
+        let late = updated_at.zip(export.since).is_some_and(|(updated_at, since)| updated_at <= since);
         // Without a watermark everything is new.
-        self.late_rows += u64::from(shape.since.is_some() && (is_gone || late || updated_at.is_none()));
+        self.late_rows += u64::from(export.since.is_some() && (is_gone || late || updated_at.is_none()));
     }
 }
 
@@ -212,7 +189,7 @@ type FoundPiece = Result<(Piece, Found), Error>;
 
 /// A reader's end of the line: rows become pieces of the file.
 struct Encoding {
-    shape: Arc<RowShape>,
+    export: Arc<ExportLayout>,
     /// `None` only while a piece is packed elsewhere.
     encoder: Option<Encoder>,
     found: Found,
@@ -222,10 +199,10 @@ struct Encoding {
 }
 
 impl Encoding {
-    fn new(shape: &Arc<RowShape>, pieces: &mpsc::Sender<FoundPiece>) -> Encoding {
+    fn new(export: &Arc<ExportLayout>, pieces: &mpsc::Sender<FoundPiece>) -> Encoding {
         Encoding {
-            shape: Arc::clone(shape),
-            encoder: Some(Encoder::new(&shape.layout)),
+            export: Arc::clone(export),
+            encoder: Some(Encoder::new(&export.file)),
             found: Found::default(),
             fields: Fields::default(),
             failed: None,
@@ -238,11 +215,16 @@ impl Encoding {
         let Some(encoder) = &mut self.encoder else { return Ok(true) };
         let (mut rows, mut fields) = (BinaryRows::of(rows), self.fields.take());
         while rows.next_into(&mut fields).map_err(pg_rows::Error::from)? {
-            if let Some((at, value)) = self.shape.known.filter(|(at, _)| *at <= fields.len()) {
-                fields.insert(at, value);
+            let layout = &self.export.rows;
+            if let Some(KnownColumn { index, value }) = layout.known.filter(|known| known.index <= fields.len()) {
+                fields.insert(index, value);
             }
-            encoder.row(fields.get(..self.shape.columns).unwrap_or(&fields))?;
-            self.found.observe(&self.shape, &fields);
+            if fields.len() != layout.fields() {
+                let (expected, found) = (layout.fields(), fields.len());
+                return Err(pg_rows::Error::WrongShape { expected, found }.into());
+            }
+            encoder.row(&fields[..layout.columns.len()])?;
+            self.found.observe(&self.export, &fields);
         }
         self.fields.put_back(fields);
         Ok(encoder.is_full())
@@ -256,7 +238,7 @@ impl Encoding {
             Ok((piece, encoder))
         };
         // The runtime's threads are the API's too.
-        let (piece, encoder) = if self.shape.layout.packs_long() { blocking(pack).await? } else { pack()? };
+        let (piece, encoder) = if self.export.file.packs_long() { blocking(pack).await? } else { pack()? };
         self.encoder = Some(encoder);
         Ok(Some(piece))
     }

@@ -1,6 +1,8 @@
 //! The receiver of a reader's rows: the seam between `source`, which reads rows, and `pipeline`, which encodes them.
 //!
-//! Rows are in Postgres's binary form, as `pg_rows::row` describes it.
+//! Rows are in Postgres's binary form, as `pg_rows::row` describes it. [`RowLayout`] says which fields a row has.
+
+use crate::dataset::Column;
 
 /// Takes the rows that one reader of a snapshot reads, where they arrive: on the reader's own task.
 pub trait RowReceiver: Send + 'static {
@@ -17,3 +19,42 @@ pub trait RowReceiver: Send + 'static {
 /// Nobody takes the rows any more.
 #[derive(Debug)]
 pub struct Unwanted;
+
+/// The fields of the rows that `source` sends for an export.
+///
+/// The fields are those of the file's columns, except the known one. Behind them are fields that only the service
+/// reads: the change time, if no column of the file has it for every row, and then `is_gone`.
+///
+/// `source` makes the layout beside the statements that follow it. `pipeline` refuses a row with another number of
+/// fields.
+#[derive(Clone, Debug)]
+pub struct RowLayout {
+    /// The columns of the file, in order.
+    pub columns: Vec<Column>,
+    /// The index of the change time among the columns and the fields behind them; `None`: the rows have none.
+    pub updated_at: Option<usize>,
+    /// The field that says if the row is gone from the table; `None`: the rows have no such field.
+    ///
+    /// False: the row is in the table, or is only soft-deleted. True: it is gone, and its last values are known. Null:
+    /// it is gone, and only its key is known.
+    pub is_gone: Option<usize>,
+    /// The column that isn't read, because every row of the export has the same value in it.
+    pub known: Option<KnownColumn>,
+}
+
+/// A column that has the same value in every row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownColumn {
+    /// The index of the column in the file.
+    pub index: usize,
+    /// The value in its binary form; `None`: null.
+    pub value: Option<&'static [u8]>,
+}
+
+impl RowLayout {
+    /// The number of fields of a row, with the known column.
+    pub fn fields(&self) -> usize {
+        let last = self.updated_at.max(self.is_gone).map_or(0, |index| index + 1);
+        self.columns.len().max(last)
+    }
+}

@@ -1,7 +1,7 @@
 //! The data plane: reads one snapshot of a table, from an open transaction to its rows.
 //!
-//! Never writes to a user's table and asks the queue nothing. The transaction that holds the snapshot is lent to the store for
-//! the commit, which is how the watermark moves with the very snapshot that was exported.
+//! Never writes to a user's table and asks the queue nothing. The transaction that holds the snapshot is lent to the
+//! store for the commit, which is how the watermark moves with the very snapshot that was exported.
 
 mod arrivals;
 pub mod capture;
@@ -29,6 +29,7 @@ mod select;
 mod selection;
 mod session;
 pub mod snapshot;
+mod statement;
 mod stream;
 mod table_schema;
 mod trigger;
@@ -49,11 +50,11 @@ use crate::source::capture::{functions, untracking};
 use crate::source::reader_slots::ReaderSlots;
 use crate::telemetry::metrics::PoolUse;
 
-/// How to reach the database that has the tables.
+/// Access to the database that has the tables.
 ///
 /// # Errors
-/// Every call fails if the database fails, or a dataset's table isn't as the dataset says. Its own documentation names what else makes it
-/// fail.
+/// Every call fails if the database fails, or a dataset's table isn't as the dataset says. Its own documentation names
+/// what else makes it fail.
 #[derive(Clone, Debug)]
 pub struct Source {
     options: PgConnectOptions,
@@ -62,8 +63,8 @@ pub struct Source {
 }
 
 impl Source {
-    /// Exports over connections made with `options`, and reads a full export with `readers` connections at once, if no other export
-    /// has them. `pool` is for everything that is no export.
+    /// Exports over connections made with `options`, and reads a full export with `readers` connections at once, if no
+    /// other export has them. `pool` is for everything that is no export.
     pub fn new(options: PgConnectOptions, pool: PgPool, readers: u32) -> Source {
         // One reader is the export's own.
         let reader_slots = ReaderSlots::new(options.clone(), readers.saturating_sub(1) as usize);
@@ -72,19 +73,19 @@ impl Source {
 
     /// Removes the trigger functions that no trigger calls any more.
     pub async fn remove_unused_functions(&self) -> Result<(), Error> {
-        let failed = Error::of("pg_proc");
+        let failed = Error::from_sql("pg_proc");
         let mut conn = self.pool.acquire().await.map_err(&failed)?;
         functions::remove_unused(&mut conn).await.map_err(failed)
     }
 
     /// Returns the tables whose changes are captured although no dataset of the catalog needs them.
     pub async fn tables_without_dataset(&self, catalog: &Catalog) -> Result<Vec<Table>, Error> {
-        let failed = Error::of("pg_class");
+        let failed = Error::from_sql("pg_class");
         let mut conn = self.pool.acquire().await.map_err(&failed)?;
         untracking::without_dataset(&mut conn, catalog).await.map_err(failed)
     }
 
-    /// How the connections of everything that is no export are used.
+    /// Returns the use of the pool, which serves everything but exports.
     pub fn pool_use(&self) -> PoolUse {
         let Source { pool, .. } = self;
         PoolUse { open: pool.size(), idle: pool.num_idle() as u32, most: pool.options().get_max_connections() }
@@ -105,7 +106,7 @@ pub enum Error {
     TableMissing {
         /// Its name.
         table: String,
-        /// What Postgres said.
+        /// The error of Postgres.
         #[source]
         cause: sqlx::Error,
     },
@@ -118,13 +119,13 @@ pub enum Error {
     /// Exactness can't be kept: what changed is not known.
     #[error("what changed since the last export is not known exactly ({why}): {remedy}")]
     FullExportNeeded {
-        /// What stands between.
+        /// The verdict of the guard.
         why: Continuity,
-        /// What helps.
+        /// The remedy.
         remedy: Remedy,
     },
-    /// The job was made before the database was put back, or in the one that this is a copy of: its file may be somebody's already,
-    /// and under one id there is one file.
+    /// The job was made before the database was put back, or in the one that this is a copy of: its file may be
+    /// somebody's already, and under one id there is one file.
     #[error(
         "the database was put back or copied since this export was asked for, and may have handed out its file already, so it isn't made \
          again: {0}"
@@ -141,7 +142,7 @@ pub enum Error {
     Denied {
         /// Its name.
         table: String,
-        /// What Postgres said.
+        /// The error of Postgres.
         #[source]
         cause: sqlx::Error,
     },
@@ -150,7 +151,7 @@ pub enum Error {
     InvalidText {
         /// Its name.
         table: String,
-        /// What Postgres said.
+        /// The error of Postgres.
         #[source]
         cause: sqlx::Error,
     },
@@ -167,7 +168,7 @@ pub enum Error {
     RowBeyondPostgres {
         /// The table's name.
         table: String,
-        /// What Postgres said.
+        /// The error of Postgres.
         #[source]
         cause: sqlx::Error,
     },
@@ -176,9 +177,9 @@ pub enum Error {
     Unreadable {
         /// The table's name.
         table: String,
-        /// What kind of error it was (PostgreSQL documentation, appendix A).
+        /// The SQLSTATE of the error (PostgreSQL documentation, appendix A).
         code: String,
-        /// What Postgres said.
+        /// The error of Postgres.
         #[source]
         cause: sqlx::Error,
     },
@@ -202,15 +203,15 @@ pub enum Remedy {
     /// A full export.
     #[error("a full export is needed")]
     FullExport,
-    /// `track` of this dataset, whose table isn't captured, and then a full export: one from before the triggers are back would need
-    /// another one.
+    /// `track` of this dataset, whose table isn't captured, and then a full export: one from before the triggers are
+    /// back would need another one.
     #[error("`cdc-export track {0}` puts the triggers back, or says what is in the way; then a full export is needed")]
     TrackFirst(String),
 }
 
 impl Error {
-    /// Whether the error says nothing of what was read: the server had no room or no time, something was in the way, or the role may
-    /// not.
+    /// Returns true if the error says nothing of what was read: the server had no room or no time, something was in the
+    /// way, or the role may not.
     fn is_of_the_server(&self) -> bool {
         match self {
             Error::Unavailable(_) | Error::LockConflict(_) | Error::NotReadable(_) | Error::Denied { .. } => true,
@@ -223,7 +224,7 @@ impl Error {
     }
 
     /// Says of an error what can be done about it.
-    fn of(table: impl fmt::Display) -> impl Fn(sqlx::Error) -> Error {
+    fn from_sql(table: impl fmt::Display) -> impl Fn(sqlx::Error) -> Error {
         move |cause| {
             let table = table.to_string();
             match SqlFailure::of(&cause) {

@@ -1,4 +1,4 @@
-//! Where a consumer stands in a dataset.
+//! The position of a consumer in a dataset.
 //!
 //! Knows no SQL; `store` reads and moves it, `source` reads the position inside an export's snapshot.
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::job::{ConsumerId, Continuity};
 
-/// What a consumer may know of its place: everything up to this time it has, by the timestamp rule.
+/// The public part of a position: the consumer has every row up to this time, by the timestamp rule.
 #[derive(Clone, Debug)]
 pub struct Watermark {
     /// Whose.
@@ -20,7 +20,7 @@ pub struct Watermark {
     pub last_exported_at: DateTime<Utc>,
 }
 
-/// How many waiting rows are counted at most.
+/// The most waiting rows that are counted.
 pub const COUNTED_ROWS: u64 = 10_000;
 
 /// A number of rows, as far as they are counted.
@@ -34,7 +34,7 @@ pub enum Waiting {
     Unknown,
 }
 
-/// Where a consumer stands in a dataset, seen from the table.
+/// The lag of a consumer behind a dataset's table.
 #[derive(Clone, Debug)]
 pub struct ConsumerLag {
     /// Who.
@@ -45,7 +45,7 @@ pub struct ConsumerLag {
     pub dataset: String,
     /// Rows that changed since its last export.
     pub rows_waiting: Waiting,
-    /// What stands between its last export and the next.
+    /// The guard's verdict: the reason why the next export can't simply go on.
     pub continuity: Option<Continuity>,
 }
 
@@ -59,29 +59,29 @@ pub struct Position {
     /// Rows after this time are changed by the timestamp rule; `None`: by the log alone, where there is a snapshot.
     pub since: Option<DateTime<Utc>>,
     /// Live rows are delivered up to this snapshot; `None`: the time alone rules.
-    pub live: Option<Snapshot>,
+    pub live: Option<PgSnapshot>,
     /// Deletions are delivered up to this one, which is never newer.
-    pub deletions: Option<Snapshot>,
+    pub deletions: Option<PgSnapshot>,
     /// Beside the log's deletions, soft-deleted rows after this time are due: the time was set by hand.
     /// `None`: the log alone tells deletions, where there is a snapshot.
     pub deleted_since: Option<DateTime<Utc>>,
 }
 
 /// A `pg_snapshot` in Postgres's text form: which transactions were visible at a moment.
-pub type Snapshot = String;
+pub type PgSnapshot = String;
 
-/// What the commit of an export saves as the consumer's new position.
+/// The consumer's new position, which the commit of an export saves.
 #[derive(Clone, Debug, Default)]
 pub struct NewPosition {
     /// The exported snapshot; `None`: the times alone rule.
-    pub snapshot: Option<Snapshot>,
+    pub snapshot: Option<PgSnapshot>,
     /// When it was taken.
     pub taken_at: DateTime<Utc>,
     /// The table, and what shows that it is not the same any more.
     pub table: Fingerprint,
 }
 
-/// What changes when a position can't be trusted any more. Opaque to all but the guard in `source`, which compares it.
+/// The state of the table and the database that a position was saved with. Only the guard in `source` compares it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fingerprint {
     /// The table's oid.
@@ -90,7 +90,7 @@ pub struct Fingerprint {
     pub relfilenode: Option<u32>,
     /// Its columns.
     pub table_columns_hash: String,
-    /// What else the guard compares.
+    /// Everything else that the guard compares.
     pub guard_state: GuardState,
     /// The text of [`Dataset::definition`](crate::dataset::Dataset::definition).
     pub definition: String,
@@ -100,8 +100,8 @@ pub struct Fingerprint {
     pub cluster_id: i64,
 }
 
-/// What a position remembers of a table for the guard in `source`, by name: a JSON object. Opaque to all but the guard. A member that
-/// a saved position lacks isn't compared.
+/// The state of a table that a position remembers for the guard in `source`: a JSON object. Only the guard reads its
+/// members. A member that a saved position lacks isn't compared.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct GuardState(serde_json::Map<String, serde_json::Value>);

@@ -346,11 +346,9 @@ impl Worker {
         // By their times alone, or without any, no row is late.
         let exact = dataset.capture == Capture::Triggers && dataset.updated_at.is_some();
         let since = snapshot.position.since.filter(|_| exact);
-        let schema = snapshot.schema.clone();
         let Settings { cell_max, compression_level, .. } = self.settings;
         let max_file_bytes = job.max_file_bytes.or(dataset.max_file_bytes);
-        let spec =
-            pipeline::ExportSpec { job, schema: &schema, since, cell_max, max_file_bytes, compression_level, progress };
+        let spec = pipeline::ExportSpec { job, since, cell_max, max_file_bytes, compression_level, progress };
         let (leader, rows) = snapshot.split();
         let mut exported = tokio::select! {
             lost = leader.keep_alive(lease::interval(self.settings.lease), self.settings.lease) => return Err(lost.into()),

@@ -1,17 +1,18 @@
-//! What an error of sqlx means, and when a call is given up.
+//! The meaning of sqlx errors, and the timeout of calls.
 //!
-//! Sorts by what can be done about an error (SQLSTATEs: PostgreSQL documentation, appendix A). What that is to a caller, each module says
-//! in its own errors.
+//! Sorts by what can be done about an error (SQLSTATEs: PostgreSQL documentation, appendix A). What that is to a
+//! caller, each module says in its own errors.
 
 use std::borrow::Cow;
 use std::time::Duration;
 
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
-/// What an error means.
+/// The meaning of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SqlFailure {
-    /// Postgres can't be reached, is stopping or out of resources, ended the connection, or the pool has none that is free.
+    /// Postgres can't be reached, is stopping or out of resources, ended the connection, or the pool has none that is
+    /// free.
     Unavailable,
     /// Postgres is starting, or recovering from a crash.
     Starting,
@@ -38,7 +39,7 @@ pub(crate) enum SqlFailure {
 }
 
 impl SqlFailure {
-    /// What an error means.
+    /// The meaning of an error.
     pub(crate) fn of(error: &sqlx::Error) -> SqlFailure {
         let told = match error {
             sqlx::Error::Database(told) => told,
@@ -77,8 +78,8 @@ pub(crate) fn sqlstate(error: &sqlx::Error) -> Cow<'_, str> {
     error.as_database_error().and_then(|told| told.code()).unwrap_or_default()
 }
 
-/// Gives a call up after `timeout`: nothing else ends one when the network swallows packets. Its connection goes with it, and
-/// whether it had an effect is not known. `unavailable` makes the module's own error of that.
+/// Gives a call up after `timeout`: nothing else ends one when the network swallows packets. Its connection goes with
+/// it, and whether it had an effect is not known. `unavailable` makes the module's own error of that.
 ///
 /// # Errors
 /// If the call fails or takes too long.

@@ -1,8 +1,8 @@
 //! Reads the blocks of the operator's file: `[[dataset]]`, `[[webhook]]` and so on.
 //!
-//! A module that reads one kind of block asks a [`Block`] for each member by name and says what to do with its text. The block finds
-//! members of another type, members that are missing, and members that nobody asked for. Each fault is recorded with its line, and
-//! reading goes on. So the operator sees every fault of the file at once.
+//! A module that reads one kind of block asks a [`Block`] for each member by name and says what to do with its text.
+//! The block finds members of another type, members that are missing, and members that nobody asked for. Each fault is
+//! recorded with its line, and reading goes on. So the operator sees every fault of the file at once.
 //!
 //! Knows no kind of block.
 
@@ -269,7 +269,7 @@ impl<'a, 't> Block<'a, 't> {
         self.faults.push(Mistake::at(self.text, at, why));
     }
 
-    /// What messages call the block.
+    /// The name of the block in messages.
     fn label(&self) -> String {
         match (self.kind, self.name.as_str()) {
             (kind, "") => kind.to_owned(),

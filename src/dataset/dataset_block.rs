@@ -9,7 +9,7 @@ use crate::dataset::{Capture, Columns, Dataset, Operation, ParquetChoices, Table
 use crate::duration;
 use crate::job::FILE_BYTES;
 
-/// How long a transaction may take if changes are found by their times and the file doesn't say.
+/// The default of the overlap: the longest time that a transaction may take.
 const OVERLAP: Duration = Duration::from_secs(5 * 60);
 
 /// Reads all datasets.

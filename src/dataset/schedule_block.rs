@@ -86,7 +86,7 @@ mod tests {
 
     const ORDERS: &str = "[[dataset]]\nname = \"orders\"\ntable = \"orders\"\n";
 
-    /// What is wrong with a schedule, whose block begins in line 4.
+    /// Returns the fault of a schedule whose block begins in line 4.
     fn wrong(block: &str) -> String {
         Catalog::from_toml(&format!("{ORDERS}[[schedule]]\n{block}")).unwrap_err().to_string()
     }

@@ -1,8 +1,8 @@
 //! The texts by which the service notices that a dataset or the columns of its files changed.
 //!
-//! The database keeps the MD5 of each text. Another text means a full export (`dataset_changed`) or `schemaChanged`, so the form of a
-//! text is never changed for a dataset as it is. `v1` is the version of the form: a text of a version that this service doesn't know
-//! has another MD5, and counts as a change.
+//! The database keeps the MD5 of each text. Another text means a full export (`dataset_changed`) or `schemaChanged`, so
+//! the form of a text is never changed for a dataset as it is. `v1` is the version of the form: a text of a version
+//! that this service doesn't know has another MD5, and counts as a change.
 
 use pg_rows::column::ParquetType;
 use serde_json::json;
@@ -10,8 +10,8 @@ use serde_json::json;
 use crate::dataset::{Capture, Column, Dataset, TableSchema};
 
 impl Dataset {
-    /// The members that decide which rows a consumer has after an export: a line for each, its value in JSON. After a change of one, a
-    /// consumer needs a full export.
+    /// The members that decide which rows a consumer has after an export: a line for each, its value in JSON. After a
+    /// change of one, a consumer needs a full export.
     pub fn definition(&self) -> String {
         let Dataset { key, filter, deleted, capture, updated_at, .. } = self;
         let (key, filter, deleted) = (json!(key), json!(filter), json!(deleted));
@@ -25,7 +25,8 @@ impl Dataset {
 }
 
 impl TableSchema {
-    /// The columns of the dataset's files: a line for each, with its name, its type, and the Parquet type if the dataset asks for one.
+    /// The columns of the dataset's files: a line for each, with its name, its type, and the Parquet type if the
+    /// dataset asks for one.
     pub fn signature(&self) -> String {
         columns_signature(&self.columns)
     }

@@ -7,8 +7,8 @@ use fake::rand::SeedableRng;
 use fake::rand::rngs::StdRng;
 use fake::{Fake, RngExt};
 
-/// One user in so many is soft-deleted: 1.9 %, so that 98,113 of 100,000 are live. Not by chance: a small table has deleted users
-/// too, from the seventh on.
+/// One user in so many is soft-deleted: 1.9 %, so that 98,113 of 100,000 are live. Not by chance: a small table has
+/// deleted users too, from the seventh on.
 pub const DELETED_EVERY: u64 = 53;
 
 /// The share of live users, in percent, whose `updated_at` is later than their `created_at`.
@@ -17,8 +17,8 @@ pub const CHANGED_PERCENT: u32 = 40;
 /// The users were created, and changed, within this many days before the seeding.
 pub const SPAN_DAYS: i64 = 30;
 
-/// Fixed, so that user 17 has the same name and address on every machine. (An upgrade of `fake` may change them all: its
-/// lists grow, and its dice promise no sequence across versions.)
+/// Fixed, so that user 17 has the same name and address on every machine. (An upgrade of `fake` may change them all:
+/// its lists grow, and its dice promise no sequence across versions.)
 const SEED: u64 = 0x6364_635f_6578_706f;
 
 const SPAN_MICROS: i64 = SPAN_DAYS * 24 * 60 * 60 * 1_000_000;
@@ -32,8 +32,8 @@ pub(super) struct Person {
     pub(super) is_deleted: bool,
 }
 
-/// The person of that number, counted from 1. Each number has dice of its own, so that its person stays the same however many are
-/// made, and whichever is made first. The times lie relative to `now`.
+/// The person of that number, counted from 1. Each number has dice of its own, so that its person stays the same
+/// however many are made, and whichever is made first. The times lie relative to `now`.
 pub(super) fn person(number: u64, now: DateTime<Utc>) -> Person {
     let mut dice = StdRng::seed_from_u64(SEED ^ number);
     let name = name(&mut dice);

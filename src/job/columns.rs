@@ -1,8 +1,9 @@
-//! The columns of a job's file, as they were when its rows were read: a table may be altered, and a dataset defined anew, after that.
+//! The columns of a job's file, as they were when its rows were read: a table may be altered, and a dataset defined
+//! anew, after that.
 
 use serde::{Deserialize, Serialize};
 
-/// What a file's columns are, and which of the table's columns tell its rows apart. Saved with a completed job, in this form.
+/// The columns of a file, and the table's columns that tell its rows apart. Saved with a completed job in this form.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileColumns {
     /// In the file's order; a delta's `operation` is the first.
@@ -24,11 +25,11 @@ pub struct FileColumn {
     /// The type with its length or precision, as Postgres writes it: `numeric(12,2)`.
     #[serde(rename = "type")]
     pub type_name: String,
-    /// How Postgres sent the values.
+    /// The form in which Postgres sent the values.
     pub wire: Wire,
 }
 
-/// How Postgres sent a column's values.
+/// The form in which Postgres sent a column's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Wire {
@@ -42,7 +43,7 @@ pub enum Wire {
 mod tests {
     use super::*;
 
-    /// What one version saves every later one reads.
+    /// Every later version reads what one version saved.
     #[test]
     fn the_form_is_never_changed() {
         let saved = r#"{"columns":[{"name":"id","type":"bigint","wire":"binary"},{"name":"at","type":"inet","wire":"text"}],"key":["id"],"table":"public.users"}"#;

@@ -1,10 +1,10 @@
-//! What stands between a consumer's last export and the next one, as the guard found it.
+//! The guard's verdict: the reason why an export can't simply go on from the consumer's last one.
 
 use crate::job::ExportType;
 use pg_rows::words::UnknownWord;
 
 pg_rows::words! {
-    /// What stands between a consumer's last export and this one, if not just changes.
+    /// The reason why an export can't simply go on from the consumer's last one.
     Continuity, "a word of continuity" {
         /// The file of an export was lost before it had its name: what it held was never handed out.
         FileLost = "file_lost",
@@ -14,15 +14,18 @@ pg_rows::words! {
         NoSnapshot = "no_snapshot",
         /// Somebody set the watermark forward: by the timestamps alone, once.
         WatermarkEdited = "watermark_edited",
-        /// The catalog, or a function that the filter calls, says otherwise than before which rows and columns belong to the dataset.
+        /// The catalog, or a function that the filter calls, says otherwise than before which rows and columns belong
+        /// to the dataset.
         DatasetChanged = "dataset_changed",
-        /// A column, or its type, is another one than before: values changed that no trigger saw, and the log has them as they were.
+        /// A column, or its type, is another one than before: values changed that no trigger saw, and the log has them
+        /// as they were.
         ColumnRetyped = "column_retyped",
         /// The table is another one than before.
         TableRecreated = "table_recreated",
         /// The database is another cluster's than before: transaction ids began anew.
         OtherCluster = "other_cluster",
-        /// The database is a copy, or an older state of itself: exports that it knows nothing of may have been handed out.
+        /// The database is a copy, or an older state of itself: exports that it knows nothing of may have been handed
+        /// out.
         DatabaseRestored = "database_restored",
         /// The database is an older state of itself.
         XidWentBack = "xid_went_back",
@@ -47,17 +50,17 @@ impl Continuity {
         word.filter(|word| *word != "first").map(str::parse).transpose()
     }
 
-    /// Whether the watermark is somebody's, so that it rules as it reads.
+    /// Returns true if the watermark is somebody's, so that it rules as it reads.
     pub fn is_by_hand(self) -> bool {
         matches!(self, Continuity::NoSnapshot | Continuity::WatermarkEdited | Continuity::Rewound)
     }
 
-    /// Whether live rows that changed are known all the same, by the log or by the time.
+    /// Returns true if live rows that changed are known all the same, by the log or by the time.
     pub fn is_of_rows(self) -> bool {
         self.allows(ExportType::Incremental)
     }
 
-    /// Whether an export of this type is exact all the same. A full one always is.
+    /// Returns true if an export of this type is exact all the same. A full one always is.
     pub fn allows(self, export_type: ExportType) -> bool {
         use Continuity::{DeletesExpired, NoSnapshot, Rewound, Truncated, WatermarkEdited};
         match export_type {
@@ -70,10 +73,10 @@ impl Continuity {
     }
 }
 
-/// What an export found when it took its snapshot.
+/// The findings of an export when it took its snapshot.
 #[derive(Clone, Debug, Default)]
 pub struct SnapshotReport {
-    /// What stands between the last export and this one.
+    /// The guard's verdict.
     pub continuity: Option<Continuity>,
     /// Transactions in this database that had changed something and were open: their changes belong to the next export.
     pub open_transactions: Option<u32>,

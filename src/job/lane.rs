@@ -13,13 +13,14 @@ pub struct Lane<'a> {
     pub dataset: &'a str,
 }
 
-/// How many exports that are not acknowledged are counted at most.
+/// The most exports without acknowledgement that are counted.
 pub const COUNTED_EXPORTS: u64 = 1_000;
 
-/// What there is to acknowledge in a lane whose consumer acknowledges what it has loaded.
+/// The exports that a consumer has yet to acknowledge, if it acknowledges any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unacknowledged {
-    /// Published exports that come after the last one that was acknowledged, of those that are kept; [`COUNTED_EXPORTS`] at most.
+    /// Published exports that come after the last one that was acknowledged, of those that are kept;
+    /// [`COUNTED_EXPORTS`] at most.
     pub exports: u64,
     /// When the oldest of them was published; `None`: there is none.
     pub since: Option<DateTime<Utc>>,

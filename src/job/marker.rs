@@ -1,11 +1,12 @@
-//! What a destination remembers of a lane.
+//! The memory of a lane at a destination.
 
 use uuid::Uuid;
 
 use crate::job::JobId;
 
-/// The marker beside the files of a lane: it names the last export that was about to get its final name. It is durable before the name
-/// is, so that a database which doesn't know this job as completed has lost something that was handed out.
+/// The marker beside the files of a lane: it names the last export that was about to get its final name. It is durable
+/// before the name is, so that a database which doesn't know this job as completed has lost something that was handed
+/// out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Marker {
     /// The export's id.
@@ -20,7 +21,7 @@ impl Marker {
         Marker { job: Uuid::nil().into(), sha256: String::new() }
     }
 
-    /// Whether the marker could not be read.
+    /// Returns true if the marker could not be read.
     pub fn is_unreadable(&self) -> bool {
         self.job.as_uuid().is_nil()
     }

@@ -1,13 +1,13 @@
-//! How far a running export is.
+//! The progress of a running export.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-/// How far a running export is. The pipeline writes it, the heartbeat reads it.
+/// The progress of a running export. The pipeline writes it, the heartbeat reads it.
 #[derive(Clone, Debug, Default)]
 pub struct Progress(Arc<Counters>);
 
-/// How far a running export was at a moment.
+/// The progress of a running export at a moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reached {
     /// 0 to 99: 100 belongs to completed jobs.
@@ -38,7 +38,7 @@ impl Progress {
         self.0.bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// How far it is now.
+    /// Reads the progress as it is now.
     pub fn read(&self) -> Reached {
         Reached {
             percent: self.0.percent.load(Ordering::Relaxed),

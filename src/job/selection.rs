@@ -11,13 +11,13 @@ pub struct Selection {
     /// Conditions that a row must meet, all of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub filter: Vec<Condition>,
-    /// How many rows at most, the first by the key; `None`: all.
+    /// The most rows, the first by the key. `None`: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
 }
 
 impl Selection {
-    /// Whether it selects everything.
+    /// Returns true if it selects everything.
     pub fn is_all(&self) -> bool {
         *self == Selection::default()
     }
@@ -29,7 +29,7 @@ impl Selection {
 pub struct BadSelection {
     /// The member that is wrong: `filter[0].value`.
     pub field: String,
-    /// What is wrong with it.
+    /// The mistake.
     pub why: String,
 }
 
@@ -38,15 +38,15 @@ pub struct BadSelection {
 pub struct Condition {
     /// The column.
     pub column: String,
-    /// How it is compared.
+    /// The comparison.
     pub operator: Operator,
-    /// The value to compare with, as a text that the column's type reads; for [`Operator::In`] a JSON array of such texts; for
-    /// [`Operator::IsNull`] `true` or `false`.
+    /// The value to compare with, as a text that the column's type reads; for [`Operator::In`] a JSON array of such
+    /// texts; for [`Operator::IsNull`] `true` or `false`.
     pub value: String,
 }
 
 pg_rows::words! {
-    /// How a column is compared with a value.
+    /// A comparison of a column with a value.
     Operator, "an operator: eq, ne, lt, lte, gt, gte, in, isNull" {
         /// Equal.
         Eq = "eq",

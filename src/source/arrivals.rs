@@ -1,8 +1,8 @@
 //! Partitions that came since a consumer's position.
 //!
-//! What a delta sends is, for each key that was logged, what there is of it now. So rows that came with a partition are all sent if
-//! each of their keys was logged since, whatever it was logged for: a partition that was made empty and written to, or one that took
-//! rows from another, needs no full export.
+//! A delta sends the current row of each logged key. So the rows of a new partition are all sent if each of their keys
+//! was logged since the position, for any reason. A partition that was created empty and then written to, or that took
+//! rows from another partition, needs no full export.
 
 use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -12,7 +12,7 @@ use crate::dataset::{Dataset, TableSchema};
 use crate::source::quote;
 use crate::source::role_path::widen;
 use crate::source::trigger::key_text;
-use crate::watermark::Snapshot;
+use crate::watermark::PgSnapshot;
 
 /// The partitions that came to a table since a consumer's position.
 pub(super) struct Arrivals<'a> {
@@ -21,16 +21,17 @@ pub(super) struct Arrivals<'a> {
     pub(super) table: Oid,
     pub(super) schema: &'a TableSchema,
     /// The snapshot of the position.
-    pub(super) saved: &'a Snapshot,
+    pub(super) saved: &'a PgSnapshot,
 }
 
-/// Returns true if the partitions have rows that were not logged. Reads all their rows, as the export would if they were logged. If the
-/// role may not read a partition by itself, reads the whole table once.
+/// Returns true if the partitions have rows that were not logged. Reads all their rows, as the export would if they
+/// were logged. If the role may not read a partition by itself, reads the whole table once.
 pub(super) async fn have_unlogged_rows(
     reader: &mut PgConnection,
     arrivals: &Arrivals<'_>,
 ) -> Result<bool, sqlx::Error> {
-    // The reader may have the role's own search_path, in which others may have functions. The rollback restores that path.
+    // The reader may have the role's own search_path, in which others may have functions. The rollback restores that
+    // path.
     let path = format!("-- source.arrivals.path\n savepoint arrivals; set local search_path = {SEARCH_PATH}");
     sqlx::raw_sql(AssertSqlSafe(path)).execute(&mut *reader).await?;
     let have = any_is_unlogged(reader, arrivals).await?;

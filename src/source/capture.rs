@@ -23,7 +23,7 @@ pub enum Error {
     NotATable {
         /// Its name.
         table: String,
-        /// What it is.
+        /// The kind of relation.
         kind: &'static str,
     },
     /// Other tables inherit from it: a write to them fires none of its triggers.
@@ -79,7 +79,7 @@ pub enum Error {
     Denied {
         /// Its name.
         table: String,
-        /// What Postgres says.
+        /// The error of Postgres.
         #[source]
         cause: sqlx::Error,
     },
@@ -88,7 +88,8 @@ pub enum Error {
     Sql(#[from] sqlx::Error),
 }
 
-/// Lets one process at a time install triggers: of replicas that start at once, one installs them, and the others find them installed.
+/// Lets one process at a time install triggers: of replicas that start at once, one installs them, and the others find
+/// them installed.
 async fn one_at_a_time(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     let lock = sqlx::raw_sql(
         "-- source.capture.one_at_a_time

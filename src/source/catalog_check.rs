@@ -1,28 +1,34 @@
 //! Compares a catalog with the live tables: finds what doesn't fit, and which tables' changes aren't captured.
 
+use std::sync::LazyLock;
+
 use sqlx::postgres::types::Oid;
-use sqlx::{PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 
 use crate::connection::failure::SqlFailure;
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::{Capture, Dataset, Table, TableSchema, no_right_to_log};
 use crate::source::capture::untracking;
-use crate::source::captured::capture;
+use crate::source::captured::CAPTURE;
 use crate::source::quote::relation;
-use crate::source::rights::Seen;
+use crate::source::rights::TableAccess;
+use crate::source::statement::with_pieces;
 use crate::source::{filter, lag, parallel_apply, rights, role_path, table_schema};
 
-/// What a look at the tables of a catalog finds.
+/// The result of a check of a catalog's tables.
 #[derive(Debug, Default)]
 pub struct Findings {
-    /// What doesn't fit.
+    /// Mismatches between datasets and tables.
     pub faults: Faults,
-    /// What the database role may not read, or Postgres can't, and what the triggers may not write, of the datasets that fit their tables, as far as the role sees those.
+    /// Of the datasets that fit their tables: rights that the role or the triggers lack, and tables that Postgres can't
+    /// read.
     pub unreadable: Vec<Fault>,
-    /// The datasets that fit their tables, and whose changes triggers shall capture, and whose tables are not in `cdc_export.tracked`.
+    /// The datasets that fit their tables, and whose changes triggers shall capture, and whose tables are not in
+    /// `cdc_export.tracked`.
     pub untracked: Vec<String>,
-    /// The datasets whose tables `track` has made ready, and whose changes aren't captured now: a trigger is missing, or the key is another.
+    /// The datasets whose tables `track` has made ready, and whose changes aren't captured now: a trigger is missing,
+    /// or the key is another.
     pub broken: Vec<Fault>,
     /// The datasets whose incrementals and deltas read the whole table, because no index begins with `updated_at`.
     pub slow: Vec<Fault>,
@@ -38,18 +44,18 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::E
     let (mut found, mut others) = (Findings::default(), Vec::<Logged>::new());
     for dataset in catalog.iter() {
         let Faults(faults) = &mut found.faults;
-        let seen = rights::look(&mut conn, dataset).await?;
-        if let Some(fault) = seen.hidden() {
+        let access = rights::read_access(&mut conn, dataset).await?;
+        if let Some(fault) = access.hidden() {
             found.unreadable.push(fault.clone());
             continue;
         }
-        let Some(schema) = fits(&mut conn, dataset, &seen, faults).await? else { continue };
-        match seen.unreadable {
+        let Some(schema) = fits(&mut conn, dataset, &access, faults).await? else { continue };
+        match access.unreadable {
             Some(fault) => found.unreadable.push(fault),
             None => found.unreadable.extend(role_path::check(&mut conn, dataset, &schema).await?),
         }
         found.slow.extend(without_index(&mut conn, dataset, &schema).await?);
-        if let Some(logged) = Logged::by(&mut conn, dataset, &schema).await? {
+        if let Some(logged) = Logged::read(&mut conn, dataset, &schema).await? {
             faults.extend(others.iter().find_map(|other| logged.conflict(other)));
             others.push(logged);
             let CapturedKey { captured, logged_key, mute_role } = captured_key(&mut conn, dataset).await?;
@@ -60,14 +66,15 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::E
                 }
                 Some(_) => found.broken.push(broken(dataset)),
             }
-            found.stalling.extend(parallel_apply::find(&mut conn, dataset).await?);
+            found.stalling.extend(parallel_apply::read_stalling(&mut conn, dataset).await?);
         }
     }
     found.without_dataset = untracking::without_dataset(&mut conn, catalog).await?;
     Ok(found)
 }
 
-/// Returns a fault if no index begins with the dataset's `updated_at`: each incremental and delta then reads the whole table.
+/// Returns a fault if no index begins with the dataset's `updated_at`: each incremental and delta then reads the whole
+/// table.
 async fn without_index(
     conn: &mut PgConnection,
     dataset: &Dataset,
@@ -79,21 +86,21 @@ async fn without_index(
     Ok((!lag::has_index(conn, &relation(&schema.table), &time.name).await?).then_some(fault))
 }
 
-/// Compares one dataset with its table, and with the other datasets that share its triggers, and returns what doesn't fit. Other faults of
-/// those datasets are left out.
+/// Compares one dataset with its table, and with the other datasets that share its triggers, and returns what doesn't
+/// fit. Other faults of those datasets are left out.
 pub async fn check_one(pool: &PgPool, catalog: &Catalog, dataset: &Dataset) -> Result<Faults, sqlx::Error> {
     let mut conn = pool.acquire().await?;
     let mut faults = Vec::new();
-    let seen = rights::look(&mut conn, dataset).await?;
-    let Some(schema) = fits(&mut conn, dataset, &seen, &mut faults).await? else { return Ok(Faults(faults)) };
-    if seen.unreadable.is_none() {
+    let access = rights::read_access(&mut conn, dataset).await?;
+    let Some(schema) = fits(&mut conn, dataset, &access, &mut faults).await? else { return Ok(Faults(faults)) };
+    if access.unreadable.is_none() {
         faults.extend(role_path::check(&mut conn, dataset, &schema).await?);
     }
-    let Some(logged) = Logged::by(&mut conn, dataset, &schema).await? else { return Ok(Faults(faults)) };
+    let Some(logged) = Logged::read(&mut conn, dataset, &schema).await? else { return Ok(Faults(faults)) };
     for other in catalog.iter().filter(|other| other.name != dataset.name) {
-        let seen = rights::look(&mut conn, other).await?;
-        let Some(schema) = introspect(&mut conn, other, &seen).await?.ok() else { continue };
-        let other = Logged::by(&mut conn, other, &schema).await?;
+        let access = rights::read_access(&mut conn, other).await?;
+        let Some(schema) = introspect(&mut conn, other, &access).await?.ok() else { continue };
+        let other = Logged::read(&mut conn, other, &schema).await?;
         faults.extend(other.and_then(|other| logged.conflict(&other)));
     }
     Ok(Faults(faults))
@@ -101,8 +108,11 @@ pub async fn check_one(pool: &PgPool, catalog: &Catalog, dataset: &Dataset) -> R
 
 /// The subscriptions that may wait for ever at a dataset's table, now that it has triggers.
 pub async fn stalling(pool: &PgPool, dataset: &Dataset) -> Result<Vec<Fault>, sqlx::Error> {
-    parallel_apply::find(&mut *pool.acquire().await?, dataset).await
+    parallel_apply::read_stalling(&mut *pool.acquire().await?, dataset).await
 }
+
+static CAPTURED_KEY: LazyLock<String> =
+    LazyLock::new(|| with_pieces(include_str!("catalog_check/captured_key.sql"), &[("captured.sql", CAPTURE)]));
 
 #[derive(Default, sqlx_macros::FromRow)]
 struct CapturedKey {
@@ -112,20 +122,12 @@ struct CapturedKey {
     mute_role: Option<String>,
 }
 
-/// Whether a table's changes are captured, and by which key.
+/// Returns true if a table's changes are captured, and by which key.
 async fn captured_key(conn: &mut PgConnection, dataset: &Dataset) -> Result<CapturedKey, sqlx::Error> {
-    let found: Option<CapturedKey> = sqlx::query_as(concat!(
-        "-- source.catalog_check.captured_key
-         select capture.captured, capture.logged_key, capture.mute_role
-         from pg_class t join pg_namespace n on n.oid = t.relnamespace
-         cross join lateral ",
-        capture!(),
-        " capture
-         where t.oid = cdc_export.table_of_role($1)"
-    ))
-    .bind(relation(&dataset.table))
-    .fetch_optional(conn)
-    .await?;
+    let found: Option<CapturedKey> = sqlx::query_as(AssertSqlSafe(CAPTURED_KEY.as_str()))
+        .bind(relation(&dataset.table))
+        .fetch_optional(conn)
+        .await?;
     Ok(found.unwrap_or_default())
 }
 
@@ -141,7 +143,7 @@ fn capture_fault(dataset: &Dataset, why: String) -> Fault {
     Fault { dataset: dataset.name.clone(), member: "capture", item: None, why }
 }
 
-/// What a dataset has a table's triggers log.
+/// The key that a dataset requires the triggers of its table to log.
 struct Logged {
     dataset: String,
     /// As the catalog names it.
@@ -152,7 +154,7 @@ struct Logged {
 
 impl Logged {
     /// `None`: it wants no triggers.
-    async fn by(
+    async fn read(
         conn: &mut PgConnection,
         dataset: &Dataset,
         schema: &TableSchema,
@@ -178,10 +180,10 @@ impl Logged {
 async fn fits(
     conn: &mut PgConnection,
     dataset: &Dataset,
-    seen: &Seen,
+    access: &TableAccess,
     faults: &mut Vec<Fault>,
 ) -> Result<Option<TableSchema>, sqlx::Error> {
-    match introspect(conn, dataset, seen).await? {
+    match introspect(conn, dataset, access).await? {
         Ok(schema) => {
             let fault = match filter::check(conn, dataset, &schema.table).await {
                 // Somebody has locked the table. The first export tries the filter.
@@ -202,9 +204,9 @@ async fn fits(
 async fn introspect(
     conn: &mut PgConnection,
     dataset: &Dataset,
-    seen: &Seen,
+    access: &TableAccess,
 ) -> Result<Result<TableSchema, Faults>, sqlx::Error> {
-    match table_schema::introspect_seen(conn, dataset, seen).await {
+    match table_schema::introspect_visible(conn, dataset, access).await {
         Ok(schema) => Ok(Ok(schema)),
         Err(table_schema::Error::Faults(found)) => Ok(Err(found)),
         Err(table_schema::Error::Hidden(fault)) => Ok(Err(Faults(vec![fault]))),

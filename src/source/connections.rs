@@ -10,8 +10,8 @@ use crate::source::reader_slots::ReaderSlots;
 use crate::source::session::Session;
 use crate::source::{Error, Source};
 
-/// A leader and a reader, both connected. A worker has them before it claims a job: leaders that hold snapshots while they wait
-/// for readers out of one pool would wait for ever.
+/// A leader and a reader, both connected. A worker has them before it claims a job: leaders that hold snapshots while
+/// they wait for readers out of one pool would wait for ever.
 #[derive(Debug)]
 pub struct ExportConnections {
     pub(super) leader: PgConnection,
@@ -29,12 +29,13 @@ impl Source {
     pub async fn connections(&self, timeout: Duration) -> Result<ExportConnections, Error> {
         let connect = async || {
             let mut conn = connection::connect(&self.options).await?;
-            let session = Session::of(&mut conn).await?;
+            let session = Session::read(&mut conn).await?;
             Ok::<_, sqlx::Error>((conn, session))
         };
         let both = async {
             let (mut leader, reader) = (connect().await?, connect().await?);
-            // Planned once for each connection: the leader asks the catalog the same for every job, which takes less than its plan.
+            // Planned once for each connection: the leader asks the catalog the same for every job, which takes less
+            // than its plan.
             sqlx::raw_sql("-- source.connections.leader\n set plan_cache_mode = force_generic_plan")
                 .execute(&mut leader.0)
                 .await?;

@@ -1,5 +1,5 @@
-//! Reads by `COPY … TO STDOUT (FORMAT BINARY)`: the fastest way out of Postgres, without parameters. Several readers of one
-//! snapshot share a table's ranges.
+//! Reads by `COPY … TO STDOUT (FORMAT BINARY)`: the fastest way out of Postgres, without parameters. Several readers of
+//! one snapshot share a table's ranges.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,7 +17,7 @@ use crate::source::session::Reader;
 /// Signature, flags and length of the header extension (PostgreSQL documentation, "COPY", "Binary Format").
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 const HEADER_BYTES: usize = 19;
-/// Where a row has its count of fields, the end has this.
+/// The end marker, in place of a row's count of fields.
 const END: [u8; 2] = (-1i16).to_be_bytes();
 
 /// Heap blocks of one COPY: 2 MiB, so that its start costs little and progress shows.
@@ -26,7 +26,7 @@ const RANGE_BLOCKS: u64 = 256;
 /// With fewer ranges than this for each, a further reader's connection takes longer than what it saves.
 const RANGES_FOR_A_READER: u64 = 4;
 
-/// What to read of a table, for all who read it.
+/// The work that all readers of a table share.
 pub(crate) struct Reading {
     /// A SELECT with a WHERE.
     pub(crate) select: String,
@@ -46,12 +46,12 @@ pub(crate) struct Ranges {
 
 impl Ranges {
     /// The ranges of a table of so many blocks.
-    pub(crate) fn of(blocks: Option<u64>) -> Ranges {
+    pub(crate) fn new(blocks: Option<u64>) -> Ranges {
         let (taken, read, exhausted) = Default::default();
         Ranges { blocks, taken, read, exhausted }
     }
 
-    /// How many readers the ranges keep busy.
+    /// Returns the number of readers that the ranges keep busy.
     pub(crate) fn readers(&self) -> usize {
         usize::try_from(self.count() / RANGES_FOR_A_READER).unwrap_or(usize::MAX).max(1)
     }
@@ -109,7 +109,7 @@ async fn read_one(
     range: &str,
     receiver: &mut impl RowReceiver,
 ) -> Result<(), Error> {
-    let failed = Error::of(&reading.table);
+    let failed = Error::from_sql(&reading.table);
     let copy = format!("-- source.copy\n copy ({}{range}) to stdout (format binary)", reading.select);
     reader.awaits_server();
     let mut messages = conn.copy_out_raw(&copy).await.map_err(&failed)?;
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     fn taken(blocks: Option<u64>) -> Vec<String> {
-        let ranges = Ranges::of(blocks);
+        let ranges = Ranges::new(blocks);
         std::iter::from_fn(|| ranges.take()).collect()
     }
 
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn the_last_range_is_known_as_soon_as_it_is_taken() {
-        let ranges = Ranges::of(Some(512));
+        let ranges = Ranges::new(Some(512));
         ranges.take();
         assert!(!ranges.exhausted.is_cancelled());
         ranges.take();
@@ -171,13 +171,13 @@ mod tests {
 
     #[test]
     fn a_small_table_has_use_for_one_reader() {
-        assert_eq!([None, Some(0), Some(7 * 256)].map(|blocks| Ranges::of(blocks).readers()), [1; 3]);
-        assert_eq!(Ranges::of(Some(8 * 256)).readers(), 2);
+        assert_eq!([None, Some(0), Some(7 * 256)].map(|blocks| Ranges::new(blocks).readers()), [1; 3]);
+        assert_eq!(Ranges::new(Some(8 * 256)).readers(), 2);
     }
 
     #[test]
     fn progress_counts_what_is_read_in_whatever_order() {
-        let (ranges, progress) = (Ranges::of(Some(4 * 256)), Progress::default());
+        let (ranges, progress) = (Ranges::new(Some(4 * 256)), Progress::default());
         let reached = [(); 4].map(|()| {
             ranges.finish_one(&progress);
             progress.read().percent

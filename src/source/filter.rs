@@ -1,4 +1,5 @@
-//! What an operator's filter says beside its text: whether a row alone decides it, which columns it asks, and what it calls.
+//! Checks of an operator's filter: a row alone must decide it. Finds the columns that it reads and the functions that
+//! it calls.
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
@@ -8,8 +9,8 @@ use crate::dataset::{Dataset, Table};
 use crate::source::quote::{quoted, relation};
 use crate::source::role_path::LOCK_TIMEOUT;
 
-/// A filter has to be SQL of the row alone: what depends on the time, or on other tables, changes without a change of the row,
-/// which nobody would ever see. An index may have just such conditions, so Postgres is asked by making one.
+/// A filter has to be SQL of the row alone: what depends on the time, or on other tables, changes without a change of
+/// the row, which nobody would ever see. An index may have just such conditions, so Postgres is asked by making one.
 pub(crate) async fn check(
     conn: &mut PgConnection,
     dataset: &Dataset,
@@ -47,7 +48,7 @@ pub(crate) async fn check(
     Ok(Some(fault(why)))
 }
 
-/// Whether a filter may ask for this column. To say so of one column too many is no harm.
+/// Returns true if a filter may ask for this column. To say so of one column too many is no harm.
 pub(crate) fn mentions(filter: &str, column: &str) -> bool {
     let (text, name) = (filter.to_lowercase(), column.to_lowercase());
     let mut words = text.split(|c: char| c.is_ascii() && !c.is_ascii_alphanumeric() && c != '_' && c != '$');
@@ -55,54 +56,16 @@ pub(crate) fn mentions(filter: &str, column: &str) -> bool {
     text.contains("u&\"") || text.contains(&quoted(&name)) || words.any(|word| word == name)
 }
 
-/// A hash of what a filter may call: the functions that are not Postgres's own and whose names are in its text or in the text of one of
-/// these, two deep, those of its operators and of casts too, and the path that they are found by. By their names, since what a name means
-/// to Postgres is told only where something is made of it, which takes a transaction id; one too many makes a full export that
-/// wasn't needed.
-pub(crate) async fn called(conn: &mut PgConnection, filter: &str, table: &Table) -> Result<String, sqlx::Error> {
-    sqlx::query_scalar(
-        "-- source.filter.called
-        with recursive reached (function, depth) as (
-          select 0::oid, 0
-          union
-          select called.oid, r.depth + 1
-          from reached r
-          cross join lateral (
-            select case when r.function = 0 then $1
-              else (select coalesce(case p.prokind when 'a' then p.xmin::text else pg_get_functiondef(p.oid) end, '')
-                    from pg_proc p where p.oid = r.function) end as body
-            offset 0) t
-          cross join lateral (
-            select string_to_array(translate(lower(t.body), E'\"''(),.;:[]{}+*/<>=~!@#%^&|`?\\\\-\\n\\r\\t\\f', repeat(' ', 40)), ' ')
-              || array(select replace(m[1], '\"\"', '\"') from regexp_matches(t.body, '\"((?:[^\"]|\"\")+)\"', 'g') m) as names
-            offset 0) words
-          cross join lateral (
-            select p.oid from pg_proc p where p.proname = any (words.names::name[])
-            union all
-            select o.oprcode from pg_operator o where o.oid >= 16384 and r.depth < 1 and strpos(t.body, o.oprname) > 0
-            union all
-            select c.castfunc
-            from pg_cast c
-            where c.castfunc >= 16384 and (
-              exists (
-                select from pg_attribute a
-                where a.attrelid = to_regclass($2) and a.attnum > 0 and a.atttypid in (c.castsource, c.casttarget))
-              or exists (
-                select from pg_type y
-                where y.oid in (c.castsource, c.casttarget) and y.typname = any (words.names::name[])))) called (oid)
-          -- A schema may have thousands of functions, each of which names all others. No join here: a planner without statistics
-          -- of them looks at all of them for each.
-          where called.oid >= 16384 and r.depth < 2)
-        -- The path says which of several of a name is meant.
-        select md5(coalesce(string_agg(body, E'\\n' order by body) || coalesce(current_setting('cdc_export.role_path', true), ''), ''))
-        from (
-          select coalesce(case p.prokind when 'a' then p.xmin::text else pg_get_functiondef(p.oid) end, '') as body
-          from pg_proc p where p.oid in (select function from reached)) bodies",
-    )
-    .bind(filter)
-    .bind(relation(table))
-    .fetch_one(conn)
-    .await
+/// A hash of what a filter may call: the functions that are not Postgres's own and whose names are in its text or in
+/// the text of one of these, two deep, those of its operators and of casts too, and the path that they are found by. By
+/// their names, since what a name means to Postgres is told only where something is made of it, which takes a
+/// transaction id; one too many makes a full export that wasn't needed.
+pub(crate) async fn hash_of_called(
+    conn: &mut PgConnection,
+    filter: &str,
+    table: &Table,
+) -> Result<String, sqlx::Error> {
+    sqlx::query_scalar(include_str!("filter/called.sql")).bind(filter).bind(relation(table)).fetch_one(conn).await
 }
 
 #[cfg(test)]

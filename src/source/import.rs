@@ -1,4 +1,4 @@
-//! What makes a connection a reader of a snapshot that another one has exported.
+//! The import of a snapshot that another connection has exported.
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
@@ -11,7 +11,8 @@ use crate::source::{Error, quote, role_path};
 pub(super) struct Import(String);
 
 impl Import {
-    /// The import of the exported snapshot `name`, to read `dataset` from a table of this schema. `encoding`: the database's.
+    /// The import of the exported snapshot `name`, to read `dataset` from a table of this schema. `encoding`: the
+    /// database's.
     pub(super) fn new(
         name: &str,
         encoding: &str,
@@ -19,12 +20,13 @@ impl Import {
         schema: &TableSchema,
         server_version: u32,
     ) -> Import {
-        // A database in SQL_ASCII promises nothing of its texts. They are sent as they are, and the encoder checks them and names the column.
+        // A database in SQL_ASCII promises nothing of its texts. They are sent as they are, and the encoder checks them
+        // and names the column.
         let raw_texts = if encoding == "SQL_ASCII" { "set local client_encoding = 'SQL_ASCII';" } else { "" };
         let path = role_path::of_reader(dataset, schema);
         let no_timeouts = no_timeouts(server_version);
-        // The reader doesn't wait for its lock: a reader that queues behind an ALTER which waits for the leader would wait for ever, and
-        // no deadlock detector sees that the leader waits for its reader outside of Postgres.
+        // The reader doesn't wait for its lock: a reader that queues behind an ALTER which waits for the leader would
+        // wait for ever, and no deadlock detector sees that the leader waits for its reader outside of Postgres.
         Import(format!(
             "-- source.snapshot.import
              begin isolation level repeatable read read only;
@@ -48,7 +50,7 @@ impl Import {
         imported.map(drop).map_err(|cause| match &*sqlstate(&cause) {
             // There is no such snapshot any more, or its transaction isn't running: the leader was lost in between.
             "22023" | "42704" | "55000" => Error::Unavailable(cause),
-            _ => Error::of(table)(cause),
+            _ => Error::from_sql(table)(cause),
         })
     }
 }

@@ -6,11 +6,11 @@ use crate::source::value::{compared, operator};
 
 /// The columns that tell a table's rows apart.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Key<'a>(pub(crate) &'a [KeyColumn]);
+pub(crate) struct KeySql<'a>(pub(crate) &'a [KeyColumn]);
 
-impl Key<'_> {
-    /// The key of a row of the log: in its type, or as a text where the type takes several texts for one. The log's text is read and
-    /// written again, since another version of Postgres may have written it.
+impl KeySql<'_> {
+    /// The key of a row of the log: in its type, or as a text where the type takes several texts for one. The log's
+    /// text is read and written again, since another version of Postgres may have written it.
     pub(crate) fn of_log(&self) -> Vec<String> {
         let read = |text: &str, part: &KeyColumn| match part.has_one_text {
             true => typed(part, text),
@@ -41,7 +41,7 @@ impl Key<'_> {
         (1..=self.0.len()).map(|n| n.to_string()).collect::<Vec<_>>().join(", ")
     }
 
-    /// That two queries' rows have the same key, where both have it in the form of the log's.
+    /// The condition that rows of two queries have the same key. Both have it in the form of the log's.
     pub(crate) fn are_same(&self, one: &str, other: &str) -> String {
         let equals = operator("pg_catalog", "=");
         self.names()
@@ -51,14 +51,14 @@ impl Key<'_> {
             .join(" and ")
     }
 
-    /// That a row `u` has the key of `ch`. By the operator of the key's index, so that Postgres finds the row by that index. Where the
-    /// operator takes several texts for one, by the text too, since a consumer has the texts.
+    /// That a row `u` has the key of `ch`. By the operator of the key's index, so that Postgres finds the row by that
+    /// index. Where the operator takes several texts for one, by the text too, since a consumer has the texts.
     pub(crate) fn joined(&self) -> String {
         let conditions: Vec<_> = [self.is_same("ch")].into_iter().chain(self.same_texts("ch")).collect();
         conditions.join(" and ")
     }
 
-    /// That a row `u` has a key which its index takes for that of `other`.
+    /// The condition that the index takes the key of a row `u` for the key of `other`.
     pub(crate) fn is_same(&self, other: &str) -> String {
         let same = |(i, part): (usize, &KeyColumn)| {
             let key = format!("{other}.{}", key_name(i));
@@ -68,7 +68,8 @@ impl Key<'_> {
         self.0.iter().enumerate().map(same).collect::<Vec<_>>().join(" and ")
     }
 
-    /// That a row `u` has the texts of the key of `other`, for each part of the key of which the index takes several texts for one.
+    /// That a row `u` has the texts of the key of `other`, for each part of the key of which the index takes several
+    /// texts for one.
     pub(crate) fn same_texts(&self, other: &str) -> Vec<String> {
         let parts = self.0.iter().enumerate().filter(|(_, part)| !part.has_one_text);
         let equals = operator("pg_catalog", "=");
@@ -86,8 +87,8 @@ fn typed(part: &KeyColumn, text: &str) -> String {
     format!("{text}::{}{}", part.read_as, collated(part))
 }
 
-/// In the collation of the index, whatever that of the column is: the log's texts have one of their own, and between two of them Postgres
-/// doesn't choose.
+/// In the collation of the index, whatever that of the column is: the log's texts have one of their own, and between
+/// two of them Postgres doesn't choose.
 fn collated(part: &KeyColumn) -> String {
     part.collation.as_ref().map(|collation| format!(" collate {collation}")).unwrap_or_default()
 }

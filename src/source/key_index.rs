@@ -17,41 +17,16 @@ pub(crate) struct KeyPart {
 }
 
 /// The unique index that tells rows apart by just these columns; empty: there is none.
-pub(crate) async fn find(conn: &mut PgConnection, table: &Table, key: &[String]) -> Result<Vec<KeyPart>, sqlx::Error> {
-    sqlx::query_as(
-        "-- source.key_index.find
-         select a.attname::text as name,
-           (select format('operator(%I.%s)', n.nspname, p.oprname)
-            from pg_opclass s join pg_am m on m.oid = s.opcmethod and m.amname = 'btree'
-            join pg_amop o on o.amopfamily = s.opcfamily and o.amoplefttype = s.opcintype and o.amoprighttype = s.opcintype
-              and o.amopstrategy = 3 and o.amoppurpose = 's'
-            join pg_operator p on p.oid = o.amopopr
-            join pg_namespace n on n.oid = p.oprnamespace
-            where s.oid = part.opclass) as equals,
-           (select format('%I.%I', n.nspname, l.collname) from pg_collation l join pg_namespace n on n.oid = l.collnamespace
-            where l.oid = part.coll) as collation,
-           coalesce((select l.collisdeterministic from pg_collation l where l.oid = part.coll), true) as is_deterministic
-         from (
-           select x.* from pg_index x
-           where x.indrelid = to_regclass($1) and x.indisunique and x.indisvalid and x.indpred is null and x.indexprs is null
-             and (select array_agg(a.attname::text order by a.attname::text)
-                  from pg_attribute a
-                  where a.attrelid = x.indrelid and a.attnum = any ((x.indkey::int2[])[0:x.indnkeyatts - 1]))
-               = (select array_agg(name order by name) from unnest($2::text[]) as name)
-           order by x.indisprimary desc, x.indexrelid limit 1) x
-         cross join lateral unnest(x.indkey::int2[], x.indclass::oid[], x.indcollation::oid[])
-           with ordinality as part (attnum, opclass, coll, place)
-         join pg_attribute a on a.attrelid = x.indrelid and a.attnum = part.attnum
-         where part.place <= x.indnkeyatts",
-    )
-    .bind(relation(table))
-    .bind(key)
-    .fetch_all(conn)
-    .await
+pub(crate) async fn locate(
+    conn: &mut PgConnection,
+    table: &Table,
+    key: &[String],
+) -> Result<Vec<KeyPart>, sqlx::Error> {
+    sqlx::query_as(include_str!("key_index/locate.sql")).bind(relation(table)).bind(key).fetch_all(conn).await
 }
 
-/// Whether two values of a type that are the same to its `=` always have the same text, in a deterministic collation. `own_type`: its
-/// name, where it is Postgres's own.
+/// Returns true if two values of a type that are the same to its `=` always have the same text, in a deterministic
+/// collation. `own_type`: its name, where it is Postgres's own.
 pub(crate) fn has_one_text(own_type: Option<&str>, is_enum: bool) -> bool {
     const ONE_TEXT: &[&str] = &[
         "int2",
@@ -81,7 +56,8 @@ pub(crate) fn has_one_text(own_type: Option<&str>, is_enum: bool) -> bool {
     is_enum || own_type.is_some_and(|name| ONE_TEXT.contains(&name))
 }
 
-/// Why the text of a type tells no rows apart, if it doesn't: it is another one for who writes, who tracks and who exports.
+/// Why the text of a type tells no rows apart, if it doesn't: it is another one for who writes, who tracks and who
+/// exports.
 pub(crate) fn unsteady_text(own_type: Option<&str>) -> Option<&'static str> {
     match own_type.map(|name| name.trim_start_matches('_'))? {
         "money" => Some("whose text depends on lc_monetary"),

@@ -1,4 +1,5 @@
-//! The opening of an export's snapshot: lock, introspection, position and guard, the filter's trial, the reader, arrived partitions.
+//! The opening of an export's snapshot: lock, introspection, position and guard, the filter's trial, the reader,
+//! arrived partitions.
 //!
 //! The order of the steps is what makes an export exact; each says why it stands where it stands.
 
@@ -19,15 +20,17 @@ use crate::source::snapshot::{Purpose, Snapshot};
 use crate::source::{Error, Remedy, filter, quote, rights, table_schema};
 use crate::watermark::Position;
 
-/// How long a lock on the table is waited for before the attempt is given up and made again.
+/// The longest wait for a lock on the table. After it the attempt ends, and is made again.
 const LOCK_TIMEOUT: &str = "5s";
 
 impl ExportConnections {
-    /// Takes the snapshot of an export: from now on the table can't be truncated, altered or dropped, and the consumer's
-    /// position is known as of the same moment. Without a sign from this process for `lease`, the server gives it up.
+    /// Takes the snapshot of an export: from now on the table can't be truncated, altered or dropped, and the
+    /// consumer's position is known as of the same moment. Without a sign from this process for `lease`, the server
+    /// gives it up.
     ///
     /// # Errors
-    /// If the table can't be read, or what changed since the position isn't known exactly. The connections are closed then.
+    /// If the table can't be read, or what changed since the position isn't known exactly. The connections are closed
+    /// then.
     pub async fn open(self, purpose: &Purpose<'_>, dataset: &Arc<Dataset>, lease: Duration) -> Result<Snapshot, Error> {
         let mut opening = Opening { connections: self, purpose, dataset, lease };
         let table = opening.lock().await?;
@@ -39,7 +42,7 @@ impl ExportConnections {
         opening.require(continuity, &schema, &remedy)?;
         let import = opening.import(&schema, &exported).await?;
         let position = exported.position(continuity);
-        let continuity = opening.look_at_arrivals(&schema, &exported, &position, continuity).await?;
+        let continuity = opening.check_arrivals(&schema, &exported, &position, continuity).await?;
         opening.require(continuity, &schema, &remedy)?;
         Ok(opening.finish(schema, exported, import, position, continuity))
     }
@@ -55,26 +58,27 @@ struct Opening<'a> {
 impl Opening<'_> {
     /// Begins the leader's transaction with a lock on the table, which it finds by the role's own search_path.
     ///
-    /// The lock comes before the snapshot: a TRUNCATE that slipped in between would give an empty export (it isn't MVCC). The
-    /// transaction is read committed and locks no row: neither takes a transaction id, which everybody's snapshots would carry for as
-    /// long as the export runs.
+    /// The lock comes before the snapshot: a TRUNCATE that slipped in between would give an empty export (it isn't
+    /// MVCC). The transaction is read committed and locks no row: neither takes a transaction id, which everybody's
+    /// snapshots would carry for as long as the export runs.
     async fn lock(&mut self) -> Result<Table, Error> {
         let ExportConnections { leader, leader_session, reader, .. } = &mut self.connections;
-        let failed = Error::of(&self.dataset.table);
+        let failed = Error::from_sql(&self.dataset.table);
         let no_timeouts = no_timeouts(leader.server_version_num().unwrap_or(0));
-        let look = async { rights::look(leader, self.dataset).await.map_err(&failed) };
-        let seen = leader_session.watched(reader, self.lease, look).await?;
+        let read = async { rights::read_access(leader, self.dataset).await.map_err(&failed) };
+        let access = leader_session.watched(reader, self.lease, read).await?;
         // Postgres's own refusal would name neither the role nor what it lacks.
-        if let Some(fault) = seen.unreadable {
+        if let Some(fault) = access.unreadable {
             return Err(Error::NotReadable(fault));
         }
-        // Where there is none, the lock says so.
-        let table = seen.table.unwrap_or_else(|| self.dataset.table.clone());
+        // If there is no table, the lock reports it.
+        let table = access.table.unwrap_or_else(|| self.dataset.table.clone());
         let begin = format!(
             "-- source.snapshot.begin
              begin isolation level read committed read write;
              {no_timeouts}
-             -- The leader is pinged all the time: only a host that vanished is silent, and its snapshot and lock would stay for hours.
+             -- The leader is pinged all the time: only a host that vanished is silent, and its snapshot and lock would
+             -- stay for hours.
              set local idle_in_transaction_session_timeout = {};
              set local lock_timeout = '{LOCK_TIMEOUT}';
              lock table {} in access share mode",
@@ -97,24 +101,26 @@ impl Opening<'_> {
     async fn export(&mut self, schema: &TableSchema) -> Result<ExportedSnapshot, Error> {
         let ExportConnections { leader, leader_session, reader, .. } = &mut self.connections;
         let take = ExportedSnapshot::take(leader, self.purpose, self.dataset, schema);
-        let take = async { take.await.map_err(Error::of(&self.dataset.table)) };
+        let take = async { take.await.map_err(Error::from_sql(&self.dataset.table)) };
         let exported = leader_session.watched(reader, self.lease, take).await?;
         if exported.standby { Err(Error::Standby) } else { Ok(exported) }
     }
 
-    /// Tries the filter, which the start has tried too. Who replaced a function of it since may have made another filter of it.
+    /// Tries the filter, which the start has tried too. Who replaced a function of it since may have made another
+    /// filter of it.
     async fn try_filter(&mut self, table: &Table, exported: &ExportedSnapshot) -> Result<(), Error> {
         if self.purpose.consumer.is_none() || self.dataset.filter.is_none() || exported.knows_filter {
             return Ok(());
         }
         let ExportConnections { leader, reader, reader_session, .. } = &mut self.connections;
-        let check = async { filter::check(reader, self.dataset, table).await.map_err(Error::of(&self.dataset.table)) };
+        let check =
+            async { filter::check(reader, self.dataset, table).await.map_err(Error::from_sql(&self.dataset.table)) };
         let fault = reader_session.watched(leader, self.lease, check).await?;
         fault.map_or(Ok(()), |fault| Err(Error::Mismatch(Faults(vec![fault]))))
     }
 
-    /// Requires that the table's triggers were made for the dataset's key, where the export has a position, and that the job is of this
-    /// database. Returns what would help where the guard refuses.
+    /// Requires that the table's triggers were made for the dataset's key, where the export has a position, and that
+    /// the job is of this database. Returns what would help where the guard refuses.
     fn require_capture(&self, schema: &TableSchema, exported: &ExportedSnapshot) -> Result<Remedy, Error> {
         let by_triggers = self.dataset.capture == Capture::Triggers;
         let has_position = self.purpose.consumer.is_some();
@@ -131,7 +137,8 @@ impl Opening<'_> {
     /// Requires that the guard's word allows this type of export.
     fn require(&self, word: Option<Continuity>, schema: &TableSchema, remedy: &Remedy) -> Result<(), Error> {
         let export_type = self.purpose.export_type;
-        // An ad-hoc export has no position, and is full. Without times there is no rule for a watermark that somebody made.
+        // An ad-hoc export has no position, and is full. Without times there is no rule for a watermark that somebody
+        // made.
         let is_allowed = |why: &Continuity| {
             let by_its_time = why.is_by_hand() && schema.updated_at.is_none();
             why.allows(export_type) && (export_type == ExportType::Full || !by_its_time)
@@ -151,8 +158,9 @@ impl Opening<'_> {
         Ok(import)
     }
 
-    /// The guard's word, or that partitions came whose rows were not logged: whatever else there is to say, these rows may be missing.
-    async fn look_at_arrivals(
+    /// The guard's word, or that partitions came whose rows were not logged: whatever else there is to say, these rows
+    /// may be missing.
+    async fn check_arrivals(
         &mut self,
         schema: &TableSchema,
         exported: &ExportedSnapshot,
@@ -166,9 +174,10 @@ impl Opening<'_> {
         let ExportConnections { leader, reader, reader_session, .. } = &mut self.connections;
         let arrived =
             Arrivals { dataset: self.dataset, partitions: &exported.arrived, table: exported.table_oid, schema, saved };
-        let look =
-            async { arrivals::have_unlogged_rows(reader, &arrived).await.map_err(Error::of(&self.dataset.table)) };
-        let have_unlogged_rows = reader_session.watched(leader, self.lease, look).await?;
+        let check = async {
+            arrivals::have_unlogged_rows(reader, &arrived).await.map_err(Error::from_sql(&self.dataset.table))
+        };
+        let have_unlogged_rows = reader_session.watched(leader, self.lease, check).await?;
         Ok(if have_unlogged_rows { Some(Continuity::PartitionsChanged) } else { word })
     }
 

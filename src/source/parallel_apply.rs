@@ -1,8 +1,8 @@
 //! Subscriptions whose parallel workers write to a tracked table through a partitioned one (Postgres 16 to 18).
 //!
-//! Such a worker warns of each row for which a trigger of the partition fires, as ours does: `resource was not closed`. The warnings fill
-//! the queue to the subscription's main worker, which reads none while it waits for the end of the transaction: both wait for ever. A worker
-//! that writes to the partition itself doesn't warn.
+//! Such a worker warns of each row for which a trigger of the partition fires, as ours does: `resource was not closed`.
+//! The warnings fill the queue to the subscription's main worker, which reads none while it waits for the end of the
+//! transaction: both wait for ever. A worker that writes to the partition itself doesn't warn.
 
 use sqlx::PgConnection;
 
@@ -14,7 +14,7 @@ use crate::source::quote::{quoted, relation};
 const FIRST: u32 = 160_000;
 
 /// The subscriptions with parallel workers that write to a dataset's partitioned table, each with its remedy.
-pub(super) async fn find(conn: &mut PgConnection, dataset: &Dataset) -> Result<Vec<Fault>, sqlx::Error> {
+pub(super) async fn read_stalling(conn: &mut PgConnection, dataset: &Dataset) -> Result<Vec<Fault>, sqlx::Error> {
     if conn.server_version_num().is_none_or(|version| version < FIRST) {
         return Ok(Vec::new());
     }

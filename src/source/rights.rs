@@ -1,4 +1,4 @@
-//! What the role may read of a dataset's table, told before an export fails for it.
+//! The role's rights to a dataset's table, which are checked before an export fails for lack of them.
 
 use sqlx::PgConnection;
 
@@ -8,23 +8,23 @@ use crate::source::quote::{quoted, relation};
 use crate::source::{Error, Source};
 
 /// A dataset's table, as the database role sees it.
-pub(crate) struct Seen {
-    /// The table with its schema, as the role's own search_path finds it. `None`: there is none, or it is in a schema that the role may
-    /// not use.
+pub(crate) struct TableAccess {
+    /// The table with its schema, as the role's own search_path finds it. `None`: there is none, or it is in a schema
+    /// that the role may not use.
     pub(crate) table: Option<Table>,
-    /// What keeps the role from reading it, and what its owner does about it. `None`: nothing.
+    /// The missing right, and the statement that grants it. `None`: the role may read the table.
     pub(crate) unreadable: Option<Fault>,
 }
 
-impl Seen {
-    /// What hides the table, so that its columns can't be asked for. `None`: it is there to be seen, or there is none.
+impl TableAccess {
+    /// The missing right that hides the table's columns. `None`: the role sees the table, or there is no table.
     pub(crate) fn hidden(&self) -> Option<&Fault> {
         self.unreadable.as_ref().filter(|_| self.table.is_none())
     }
 }
 
 #[derive(sqlx_macros::FromRow)]
-struct Rights {
+struct AccessRow {
     role: String,
     may_use_schema: bool,
     schema_name: Option<String>,
@@ -35,22 +35,12 @@ struct Rights {
 }
 
 /// Looks for a dataset's table. Takes no lock, so it waits for nobody.
-pub(crate) async fn look(conn: &mut PgConnection, dataset: &Dataset) -> Result<Seen, sqlx::Error> {
+pub(crate) async fn read_access(conn: &mut PgConnection, dataset: &Dataset) -> Result<TableAccess, sqlx::Error> {
     let Table { schema, name } = &dataset.table;
-    let rights: Rights = sqlx::query_as(
-        // The search for a name in a schema that the role may not use is an error, also where the planner makes it. SELECT is asked of the
-        // whole table: an export locks it, for which rights to its columns are not enough.
-        "-- source.rights.look
-         with named as materialized (
-           select $1::text as relation, coalesce(has_schema_privilege(n.oid, 'usage'), true) as may_use_schema
-           from (select) here left join pg_namespace n on n.nspname = $2)
-         select quote_ident(current_user) as role, named.may_use_schema, n.nspname::text as schema_name, t.relname::text as table_name,
-           has_table_privilege(t.oid, 'select') as may_select, row_security_active(t.oid) as has_row_security
-         from named
-         left join pg_class t on t.oid = case
-           when named.may_use_schema then cdc_export.table_of_role(named.relation)
-           else (select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = $2 and c.relname = $3) end
-         left join pg_namespace n on n.oid = t.relnamespace",
+    let rights: AccessRow = sqlx::query_as(
+        // The search for a name in a schema that the role may not use is an error, also where the planner makes it.
+        // SELECT is asked of the whole table: an export locks it, for which rights to its columns are not enough.
+        include_str!("rights/read.sql"),
     )
     .bind(relation(&dataset.table))
     .bind(schema)
@@ -62,13 +52,13 @@ pub(crate) async fn look(conn: &mut PgConnection, dataset: &Dataset) -> Result<S
         Fault { dataset, member: "table", item: None, why }
     });
     let table = rights.schema_name.zip(rights.table_name).filter(|_| rights.may_use_schema);
-    Ok(Seen { table: table.map(|(schema, name)| Table { schema: Some(schema), name }), unreadable })
+    Ok(TableAccess { table: table.map(|(schema, name)| Table { schema: Some(schema), name }), unreadable })
 }
 
-impl Rights {
-    /// What is missing, with the statements that give it.
+impl AccessRow {
+    /// Returns the missing right, with the statements that grant it.
     fn refusal(&self, named: &Table) -> Option<String> {
-        let Rights { role, may_use_schema, schema_name, table_name, may_select, has_row_security } = self;
+        let AccessRow { role, may_use_schema, schema_name, table_name, may_select, has_row_security } = self;
         let table = match schema_name.clone().zip(table_name.clone()) {
             Some((schema, name)) => relation(&Table { schema: Some(schema), name }),
             None => relation(named),
@@ -95,10 +85,10 @@ impl Rights {
 }
 
 impl Source {
-    /// What keeps the role from reading a dataset's table, and what its owner does about it; `None`: nothing, or there is no table.
+    /// Reads the right to a dataset's table that the role lacks. `None`: it lacks none, or there is no table.
     pub async fn unreadable(&self, dataset: &Dataset) -> Result<Option<Fault>, Error> {
-        let failed = Error::of(&dataset.table);
+        let failed = Error::from_sql(&dataset.table);
         let mut conn = self.pool.acquire().await.map_err(&failed)?;
-        Ok(look(&mut conn, dataset).await.map_err(&failed)?.unreadable)
+        Ok(read_access(&mut conn, dataset).await.map_err(&failed)?.unreadable)
     }
 }

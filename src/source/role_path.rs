@@ -10,7 +10,8 @@ use crate::dataset::{Dataset, TableSchema};
 use crate::source::quote;
 use crate::source::select::Select;
 
-/// How long a check waits for a lock on a table: the transaction that has the lock may wait for our caller.
+/// The longest time that a check waits for a lock on a table. The transaction that has the lock may wait for our
+/// caller.
 pub(super) const LOCK_TIMEOUT: &str = "2s";
 
 /// The error of `cdc_export.widen_search_path`, whose message is Postgres's.
@@ -25,14 +26,16 @@ pub(super) fn of_reader(dataset: &Dataset, schema: &TableSchema) -> String {
     format!("{}{own}", widen(dataset, schema))
 }
 
-/// Returns the statement that appends the role's search_path if a read of the table can't be planned without it. Afterwards the
-/// transaction may run only statements that name the schema of each function, because other roles may have functions in that path.
+/// Returns the statement that appends the role's search_path if a read of the table can't be planned without it.
+/// Afterwards the transaction may run only statements that name the schema of each function, because other roles may
+/// have functions in that path.
 pub(super) fn widen(dataset: &Dataset, schema: &TableSchema) -> String {
     let (from, table) = (Select { dataset, schema }.table(), quote::relation(&schema.table));
     format!("select cdc_export.widen_search_path({}, to_regclass({}))", quote::literal(&from), quote::literal(&table))
 }
 
-/// Returns a fault if Postgres can't plan a read of a dataset's table. Returns none if somebody holds a lock on the table.
+/// Returns a fault if Postgres can't plan a read of a dataset's table. Returns none if somebody holds a lock on the
+/// table.
 pub(crate) async fn check(
     conn: &mut PgConnection,
     dataset: &Dataset,

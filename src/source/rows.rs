@@ -11,7 +11,7 @@ use crate::connection::failure::sqlstate;
 use crate::dataset::CellMax;
 use crate::dataset::fault::{Fault, Faults};
 use crate::job::{Continuity, ExportType, Job, Progress};
-use crate::row::RowReceiver;
+use crate::row::{RowLayout, RowReceiver};
 use crate::source::import::Import;
 use crate::source::reader_slots::{ReaderSlot, ReaderSlots};
 use crate::source::select::{Rule, Select};
@@ -20,11 +20,11 @@ use crate::source::{Error, Remedy, copy, stream};
 use crate::telemetry::chain;
 use crate::watermark::Position;
 
-/// No value in its row is larger: the largest blocks have 32 KiB, what compresses them does it 255 times at best, and a byte has
-/// six characters in a text at most.
+/// No value in its row is larger: the largest blocks have 32 KiB, what compresses them does it 255 times at best, and a
+/// byte has six characters in a text at most.
 const MOST_IN_A_ROW: u64 = 48 << 20;
 
-/// How long the end of a connection that isn't needed any more may take.
+/// The longest wait for the end of a connection that isn't needed any more.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The rows of a snapshot.
@@ -43,8 +43,12 @@ pub struct Rows<'s> {
 }
 
 impl Rows<'_> {
-    /// Reads the rows of an export of this job, over one or several connections, each with a `receiver` of its own. A row of changes has
-    /// one field more than the file: whether it is gone from the table, null where only its key is known.
+    /// The layout of the rows that [`Rows::read`] sends for this job.
+    pub fn layout(&self, job: &Job) -> RowLayout {
+        self.select.row_layout(job)
+    }
+
+    /// Reads the rows of an export of this job, over one or several connections, each with a `receiver` of its own.
     ///
     /// # Errors
     /// If Postgres fails, or nobody takes the rows.
@@ -69,7 +73,8 @@ impl Rows<'_> {
         progress: &Progress,
         receiver: impl Fn() -> R,
     ) -> Result<(), Error> {
-        let (select, table, rule, is_even) = (self.select, &self.select.dataset.table, self.rule(), self.is_even());
+        let (select, table, rule, same_snapshot) =
+            (self.select, &self.select.dataset.table, self.rule(), self.same_snapshot());
         match job.export_type {
             ExportType::Full if !job.selection.is_all() => {
                 let mut values = PgArguments::default();
@@ -82,18 +87,18 @@ impl Rows<'_> {
                 Ok(receiver.pass_on().await?)
             }
             ExportType::Full => {
-                let ranges = copy::Ranges::of(self.blocks);
+                let ranges = copy::Ranges::new(self.blocks);
                 let max = Some(max).filter(|max| self.toasted || max.0 < MOST_IN_A_ROW);
                 let (table, progress) = (table.clone(), progress.clone());
                 self.full(copy::Reading { select: select.full(max), ranges, table, progress }, receiver).await
             }
             ExportType::Incremental => self.changes(&[select.incremental(rule, max)], &mut receiver()).await,
-            ExportType::Delta => self.changes(&select.delta(rule, is_even, max), &mut receiver()).await,
+            ExportType::Delta => self.changes(&select.delta(rule, same_snapshot, max), &mut receiver()).await,
         }
     }
 
-    /// Each reader hands its rows over as they come: their order is promised to nobody. To keep it, all but one would have to hold what
-    /// they read. Further readers are tasks of their own, so that each may have a processor.
+    /// Each reader hands its rows over as they come: their order is promised to nobody. To keep it, all but one would
+    /// have to hold what they read. Further readers are tasks of their own, so that each may have a processor.
     async fn full<R: RowReceiver>(&mut self, reading: copy::Reading, receiver: impl Fn() -> R) -> Result<(), Error> {
         let reading = Arc::new(reading);
         let mut further = JoinSet::new();
@@ -127,8 +132,8 @@ impl Rows<'_> {
         Ok(receiver.pass_on().await?)
     }
 
-    /// Says of an error whose values Postgres could not read: the log's, those that the filter is asked of, or the table's own. The
-    /// exported table is locked, so a name that isn't there is the filter's or the log's too.
+    /// Says of an error whose values Postgres could not read: the log's, those that the filter is asked of, or the
+    /// table's own. The exported table is locked, so a name that isn't there is the filter's or the log's too.
     async fn explained(mut self, error: Error, job: &Job, max: CellMax) -> Error {
         let (Error::Sql(cause) | Error::TableMissing { cause, .. }) = &error else { return error };
         let Some(told) = cause.as_database_error() else { return error };
@@ -172,11 +177,11 @@ impl Rows<'_> {
         }
     }
 
-    /// Whether what this export reads of the log can be read as the types that the columns have now.
+    /// Returns true if what this export reads of the log can be read as the types that the columns have now.
     async fn logged_is_readable(&mut self, max: CellMax) -> Result<bool, Error> {
         let (table, since) = (&self.select.dataset.table, self.since()?);
         let reader = self.readers.join(self.session.clone());
-        let failed = Error::of(table);
+        let failed = Error::from_sql(table);
         reader.awaits_server();
         // The statement that failed has ended the reader's transaction.
         sqlx::raw_sql("-- source.rows.give_up\n rollback").execute(&mut *self.reader).await.map_err(&failed)?;
@@ -194,16 +199,16 @@ impl Rows<'_> {
         }
     }
 
-    /// How Postgres would read the rows of an export of this type: its plan, a line each, of each statement.
+    /// Returns Postgres's plan for the rows of an export of this type: the lines of each statement's plan.
     ///
     /// # Errors
     /// If Postgres fails.
     pub async fn explain(self, export_type: ExportType, max: CellMax) -> Result<Vec<Vec<String>>, Error> {
-        let (select, rule, failed) = (self.select, self.rule(), Error::of(&self.select.dataset.table));
+        let (select, rule, failed) = (self.select, self.rule(), Error::from_sql(&self.select.dataset.table));
         let statements = match export_type {
             ExportType::Full => vec![select.full(None)],
             ExportType::Incremental => vec![select.incremental(rule, max)],
-            ExportType::Delta => select.delta(rule, self.is_even(), max),
+            ExportType::Delta => select.delta(rule, self.same_snapshot(), max),
         };
         let mut plans = Vec::new();
         for statement in statements {
@@ -219,13 +224,13 @@ impl Rows<'_> {
         Ok(plans)
     }
 
-    /// What tells that a live row has changed.
+    /// The rule by which a live row counts as changed.
     fn rule(&self) -> Rule {
         if self.position.live.is_some() { Rule::LogToo } else { Rule::TimeAlone }
     }
 
-    /// Whether the live rows and the deletions that the consumer has are those of one moment.
-    fn is_even(&self) -> bool {
+    /// Returns true if the live rows and the deletions that the consumer has are those of one moment.
+    fn same_snapshot(&self) -> bool {
         self.position.live == self.position.deletions
     }
 
@@ -242,8 +247,8 @@ impl Rows<'_> {
     }
 }
 
-/// Reads beside the export's first reader; returns how many ranges. Who can't connect is done without, and nobody waits for it: the
-/// others read all there is.
+/// Reads beside the export's first reader; returns how many ranges. Who can't connect is done without, and nobody waits
+/// for it: the others read all there is.
 async fn read_too(
     slot: ReaderSlot,
     readers: Readers,
@@ -253,14 +258,15 @@ async fn read_too(
 ) -> Result<u64, Error> {
     let joined = async {
         let mut conn = slot.connect().await.map_err(Error::Unavailable)?;
-        let session = Session::of(&mut conn).await.map_err(Error::Unavailable)?;
+        let session = Session::read(&mut conn).await.map_err(Error::Unavailable)?;
         import.join(&mut conn, &reading.table).await?;
         Ok::<_, Error>((conn, session))
     };
     let joined = tokio::select! { joined = joined => joined, () = reading.ranges.exhausted() => return Ok(0) };
     let (mut conn, session) = match joined {
         Ok(joined) => joined,
-        // This reader has taken no range yet. What keeps it out, say an ALTER that waits, is no harm to the readers that have joined.
+        // This reader has taken no range yet. What keeps it out, say an ALTER that waits, is no harm to the readers
+        // that have joined.
         Err(error) => {
             tracing::warn!(event = "reader_missing", error = chain(&error));
             return Ok(0);

@@ -1,21 +1,45 @@
-//! The SQL of each export. Names come from a [`Dataset`] and its [`TableSchema`] alone and are quoted by [`quote`](crate::source::quote); a
-//! filter is the operator's own SQL. With one, a statement is read under the role's own search_path, where others may have functions:
-//! so every function says its schema here, and every operator whose operands may be of other types than its own.
+//! The SQL of each export. [`RowLayout`] describes the rows that it returns.
 //!
-//! The parameters of the changes: `$1` the watermark, null, with `$3`, to begin from the beginning; `$2` the table's oid; `$3` and `$4` the
-//! snapshots up to which live rows and deletions are delivered, null where the watermark alone rules; `$5` the time since which soft-deleted
-//! rows are due by their times, beside the log's deletions, null for none. Behind the columns of the file comes the time of the row where none of them is it, and behind that whether the row is gone from the table: null, where it is
-//! gone and the log has the key alone.
+//! Names come only from a [`Dataset`] and its [`TableSchema`], and [`quote`](crate::source::quote) quotes them. A
+//! filter is the operator's own SQL. A statement with a filter is read under the role's own search_path, where other
+//! roles may have functions. So every function names its schema, and so does every operator whose operands may be of
+//! other types.
+//!
+//! The parameters of the statements of changes:
+//!
+//! - `$1`: the watermark. Null, together with `$3`: the consumer begins.
+//! - `$2`: the table's oid.
+//! - `$3`, `$4`: the snapshots up to which live rows and deletions were delivered. Null: the watermark alone decides.
+//! - `$5`: soft-deleted rows after this time are due, beside the deletions of the log. Null: none are.
+//!
+//! An incremental export by the log, for a key `id` and an `updated_at`, with the columns of the file left out:
+//!
+//! ```sql
+//! with ch ("logged key 1") as materialized (
+//!   -- Keys of the log, without those of rows that the timestamp rule finds.
+//!   select l.* from (select key::int8 from cdc_export.change_log where <logged since $3>) as l ("logged key 1")
+//!   full join (select u."id"::int8, true from only "public"."users" u where <timestamp rule>)
+//!     as f ("logged key 1", "is found")
+//!     on l."logged key 1" operator(pg_catalog.=) f."logged key 1"
+//!   where f."is found" is not true
+//!   group by 1 order by 1)
+//! select <columns> from only "public"."users" u where <timestamp rule> and <alive>
+//! union all
+//! select <columns> from ch join only "public"."users" u on u."id"::int8 operator(pg_catalog.=) ch."logged key 1"
+//! where <alive>
+//! ```
 
 use crate::dataset::{Capture, CellMax, Column, Dataset, TableSchema};
-use crate::source::key::{Key, key_name};
+use crate::job::{ExportType, Job};
+use crate::row::RowLayout;
+use crate::source::key::{KeySql, key_name};
 use crate::source::quote::{quoted, relation};
 use crate::source::value::{
     compared, in_zone_of, is_text, may_be_large, octets, operator, refused, refused_of_row, wire_value,
 };
 use pg_rows::column::ColumnType;
 
-/// What tells that a live row has changed.
+/// The rule by which a live row counts as changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rule {
     /// The row's time is after the watermark: there is no snapshot to compare the log with.
@@ -36,7 +60,7 @@ impl Select<'_> {
     /// [known](TableSchema::known_if_alive). `max` is `None` where no cell can be too large: the
     /// comparison is a quarter of what the scan costs.
     pub(crate) fn full(&self, max: Option<CellMax>) -> String {
-        let known = self.schema.known_if_alive().map(|(at, _)| at);
+        let known = self.schema.known_if_alive().map(|known| known.index);
         let (table, columns, alive) = (self.table(), self.columns_but(known), self.alive());
         // Postgres asks first what costs less, so that a deleted row has no say.
         let within =
@@ -49,16 +73,17 @@ impl Select<'_> {
         self.changed_live(rule, None, max)
     }
 
-    /// The rows that changed since the position, deleted ones too, each with its operation: statements to be read one after the other,
-    /// so that the deletions come first without a sort of everything. `is_even`: live rows and deletions were delivered up to the same
-    /// snapshot, as they are to a consumer that takes deltas alone. One statement, which goes through the log once, does then.
-    pub(crate) fn delta(&self, rule: Rule, is_even: bool, max: CellMax) -> Vec<String> {
+    /// The rows that changed since the position, deleted ones too, each with its operation: statements to be read one
+    /// after the other, so that the deletions come first without a sort of everything. `same_snapshot`: live rows and
+    /// deletions were delivered up to the same snapshot, as they are to a consumer that takes deltas alone. One
+    /// statement, which goes through the log once, does then.
+    pub(crate) fn delta(&self, rule: Rule, same_snapshot: bool, max: CellMax) -> Vec<String> {
         let by_times = self.schema.created_at.as_ref().zip(self.schema.updated_at.as_ref());
         let is_new = match (by_times, rule) {
             (Some((created_at, updated_at)), _) => {
                 format!("{} {} {}", compared(created_at), operator("pg_catalog", "="), compared(updated_at))
             }
-            // What the log has of it first, and, from the beginning, everything.
+            // The first entry of the log decides. A consumer that begins gets every row as INSERT.
             (None, Rule::LogToo) => {
                 format!("ch.{OP} = 'I' or ch.{OP} is null and $1::timestamptz is null and $3::text is null")
             }
@@ -66,18 +91,18 @@ impl Select<'_> {
         };
         let operation = format!("case when {is_new} then 'INSERT' else 'UPDATE' end");
         let deleted = self.changed_deleted(rule, max);
-        if rule == Rule::TimeAlone || !is_even || by_times.is_none() {
+        if rule == Rule::TimeAlone || !same_snapshot || by_times.is_none() {
             return vec![deleted, self.changed_live(rule, Some(&operation), max)];
         }
-        // The parts of a union come in their order, as long as none of them is read in parallel. What the deletions look up is all
-        // that the timestamp rule doesn't find alive.
+        // The parts of a union come in their order, as long as none of them is read in parallel. What the deletions
+        // look up is all that the timestamp rule doesn't find alive.
         let columns = self.live_columns(Some(&operation), max);
         let (by_time, by_log) = (self.live_by_time(&columns), self.live_by_log(&columns));
         vec![format!("{deleted}\nunion all\n{by_time}\nunion all\n{by_log}")]
     }
 
-    /// Of a live row: its operation in a delta, the columns of the file, and whether a cell is too large. The last one is no condition:
-    /// Postgres might ask a condition of rows that have not changed.
+    /// The columns of a live row: its operation in a delta, the columns of the file, and a check for cells beyond the
+    /// bound. The check is no condition, because Postgres might evaluate a condition for rows that have not changed.
     fn live_columns(&self, operation: Option<&str>, max: CellMax) -> String {
         let columns =
             operation.into_iter().map(str::to_owned).chain([self.columns(), refused_of_row(&self.schema.columns, max)]);
@@ -94,8 +119,8 @@ impl Select<'_> {
         format!("select {columns} from ch join {} u on {} where {}", self.table(), self.key().joined(), self.alive())
     }
 
-    /// The rows that the timestamp rule finds, and those that the log alone knows, which are looked up by their keys. A row is in one
-    /// of the two, since both see the same snapshot.
+    /// The rows that the timestamp rule finds, and those that the log alone knows, which are looked up by their keys. A
+    /// row is in one of the two, since both see the same snapshot.
     fn changed_live(&self, rule: Rule, operation: Option<&str>, max: CellMax) -> String {
         let columns = self.live_columns(operation, max);
         let (by_time, by_log) = (self.live_by_time(&columns), self.live_by_log(&columns));
@@ -112,7 +137,7 @@ impl Select<'_> {
         };
         if operation.is_some() && self.schema.created_at.is_none() {
             let hit = hit(", null, null");
-            // What is new only the log tells, so that every row is looked up in it.
+            // Only the log tells new rows from changed ones, so every row is looked up in it.
             return format!(
                 "with ch ({names}, {OP}) as materialized (
                    select {names}, (pg_catalog.array_agg(operation order by sequence))[1]
@@ -140,12 +165,12 @@ impl Select<'_> {
         )
     }
 
-    /// The rows of a query of the log whose key is in no row of `found`. Both begin with the columns of the key; of the first one `rest`
-    /// are the others, of the second one the last is true.
+    /// The rows of a query of the log whose key is in no row of `found`. Both begin with the columns of the key; of the
+    /// first one `rest` are the others, of the second one the last is true.
     ///
-    /// By a full join, for which Postgres hashes or sorts. An anti-join may compare each row with each: the statistics don't know yet
-    /// what was written since they were made, so that the planner expects few. And an aggregate over both, in which a key of `found`
-    /// takes itself out, takes two to three times as long.
+    /// By a full join, for which Postgres hashes or sorts. An anti-join may compare each row with each: the statistics
+    /// don't know yet what was written since they were made, so that the planner expects few. And an aggregate over
+    /// both, in which a key of `found` takes itself out, takes two to three times as long.
     fn unless_found(&self, logged: &str, rest: &str, found: &str) -> String {
         let (names, on) = (self.key().names().join(", "), self.key().are_same("l", "f"));
         format!(
@@ -155,9 +180,9 @@ impl Select<'_> {
         )
     }
 
-    /// The keys of live rows that are equal to a deletion of this delta by the key's type, and not by its text: a consumer whose own
-    /// column is of that type deletes these rows with the deletion, so they are sent again. Only a consumer that took them by an
-    /// incremental export has them already.
+    /// The keys of live rows that are equal to a deletion of this delta by the key's type, and not by its text: a
+    /// consumer whose own column is of that type deletes these rows with the deletion, so they are sent again. Only a
+    /// consumer that took them by an incremental export has them already.
     fn hit_by_deletions(&self, rest: &str) -> String {
         let (key, names, logged_key) =
             (self.key().of_row("u").join(", "), self.key().names().join(", "), self.key().of_log().join(", "));
@@ -171,11 +196,11 @@ impl Select<'_> {
         )
     }
 
-    /// The deletions. A row that is gone is written as the log has it last. Of a row that is outside of the filter, as far as that is
-    /// known, the consumer learns the key alone. Where there is a log, it alone tells deletions, and the times only those that somebody's own
-    /// watermark asks for: rows that were soft-deleted before a full export have later times than its watermark. Of the keys in the log those
-    /// are looked up that the timestamp rule doesn't find alive anyway. A maximum finds the last image, since it is hashed, where an ordered
-    /// aggregate sorts everything.
+    /// The deletions. A row that is gone is written as the log has it last. Of a row that is outside of the filter, as
+    /// far as that is known, the consumer learns the key alone. Where there is a log, it alone tells deletions, and the
+    /// times only those that somebody's own watermark asks for: rows that were soft-deleted before a full export have
+    /// later times than its watermark. Of the keys in the log those are looked up that the timestamp rule doesn't find
+    /// alive anyway. A maximum finds the last image, since it is hashed, where an ordered aggregate sorts everything.
     fn changed_deleted(&self, rule: Rule, max: CellMax) -> String {
         let (table, alive, by_rule, ended) = (self.table(), self.alive(), self.timestamp_rule(), self.ended());
         let ended_by_rule = match rule {
@@ -209,7 +234,7 @@ impl Select<'_> {
             // Without a log there is no key to be saved from a look-up.
             &format!("select {key}, true from {table} u where {by_rule} and ({alive}) and $4::text is not null"),
         );
-        // Of what is outside of a filter nobody is told more than the key.
+        // A consumer gets only the key of a row outside of the filter.
         let is_gone = match self.dataset.filter {
             // The log does not have the values of virtual columns.
             None if self.schema.has_virtual => format!("case when {gone} then null else false end"),
@@ -239,7 +264,7 @@ impl Select<'_> {
         )
     }
 
-    /// What a deletion says of a column.
+    /// Returns the value of a column in a deletion.
     fn last_of(&self, column: &Column, gone: &str) -> String {
         let live = wire_value(column, &format!("u.{}", quoted(&column.name)));
         if let Some((i, part)) = self.schema.key.iter().enumerate().find(|(_, part)| part.column.name == column.name) {
@@ -262,7 +287,7 @@ impl Select<'_> {
         format!("case when {gone} then {} else {live} end", self.image_of(column))
     }
 
-    /// What the log has of a column of a row that is gone.
+    /// Returns the value of a column in the log's image of a row that is gone.
     fn image_of(&self, column: &Column) -> String {
         // A text stays as it is: what a type writes it may not read, or no more.
         let last = format!("i.parts[pg_catalog.array_position(ch.{NUMBERS}, {}::smallint)]", column.number);
@@ -286,8 +311,8 @@ impl Select<'_> {
         )
     }
 
-    /// A join with the images of rows that are gone. Leaves out an image with a value of more than `max` bytes, because nobody can shorten
-    /// a value of a row that is gone.
+    /// A join with the images of rows that are gone. Leaves out an image with a value of more than `max` bytes, because
+    /// nobody can shorten a value of a row that is gone.
     fn images(&self, gone: &str, CellMax(max): CellMax) -> String {
         match self.dataset.filter {
             Some(_) => String::new(),
@@ -301,14 +326,31 @@ impl Select<'_> {
         }
     }
 
-    pub(crate) fn key(&self) -> Key<'_> {
-        Key(&self.schema.key)
+    pub(crate) fn key(&self) -> KeySql<'_> {
+        KeySql(&self.schema.key)
     }
 
     /// The table as FROM names it: without the rows of tables that inherit from it, which may have the same keys.
     pub(crate) fn table(&self) -> String {
         let table = relation(&self.schema.table);
         if self.schema.is_partitioned { table } else { format!("only {table}") }
+    }
+
+    /// The layout of the rows that the statements of a job send.
+    pub(crate) fn row_layout(&self, job: &Job) -> RowLayout {
+        let schema = self.schema.narrowed(&job.selection);
+        let columns = schema.file_columns(job.export_type);
+        let reads_all = job.export_type == ExportType::Full && job.selection.is_all();
+        let is_time = |column: &Column| schema.updated_at.as_ref().is_some_and(|time| time.name == column.name);
+        let hidden_time = schema.hidden_time().map(|_| columns.len());
+        RowLayout {
+            updated_at: hidden_time.or_else(|| columns.iter().position(is_time)),
+            // The statements of changes and of a selection end with a field that refuses cells beyond the bound. It is
+            // false.
+            is_gone: (!reads_all).then(|| hidden_time.map_or(columns.len(), |index| index + 1)),
+            known: self.schema.known_if_alive().filter(|_| reads_all),
+            columns,
+        }
     }
 
     /// The columns of a file, and the hidden time, of rows `u`.
@@ -327,7 +369,7 @@ impl Select<'_> {
         self.dataset.filter.as_ref().map(|filter| format!("(\n{filter}\n)"))
     }
 
-    /// That a row `u` is soft-deleted, or that it isn't; `None`: no column says so.
+    /// The condition that a row `u` is soft-deleted, or that it isn't. `None`: the dataset has no such column.
     pub(crate) fn deleted(&self, is: bool) -> Option<String> {
         let column = self.schema.deleted.as_ref()?;
         let test = match (column.kind == ColumnType::Bool, is) {
@@ -339,14 +381,14 @@ impl Select<'_> {
         Some(format!("u.{} {test}", quoted(&column.name)))
     }
 
-    /// That a row `u` is in a full export.
+    /// The condition that a full export has a row `u`.
     pub(crate) fn alive(&self) -> String {
         let conditions: Vec<_> = self.deleted(false).into_iter().chain(self.filter()).collect();
         if conditions.is_empty() { "true".to_owned() } else { conditions.join(" and ") }
     }
 
-    /// That a row `u` which the timestamp rule finds is a deletion. A row outside of the filter may have been inside before, but not
-    /// for a consumer that begins; where there is a log, the log knows.
+    /// That a row `u` which the timestamp rule finds is a deletion. A row outside of the filter may have been inside
+    /// before, but not for a consumer that begins; where there is a log, the log knows.
     fn ended(&self) -> String {
         let deleted = self.deleted(true).unwrap_or_else(|| "false".to_owned());
         match self.filter() {
@@ -373,9 +415,10 @@ impl Select<'_> {
         }
     }
 
-    /// The timestamp rule: rows `u` after `since`, or all rows for a consumer that begins. A row at infinity, or so far ahead that its
-    /// time can't be a watermark, is above every one: such a row would come each time, and its changes are in the log. So it is with
-    /// every row where there is a position and no watermark, since no exported row had a time that can be a watermark.
+    /// The timestamp rule: rows `u` after `since`, or all rows for a consumer that begins. A row at infinity, or so far
+    /// ahead that its time can't be a watermark, is above every one: such a row would come each time, and its changes
+    /// are in the log. So it is with every row where there is a position and no watermark, since no exported row had a
+    /// time that can be a watermark.
     pub(crate) fn timestamp_rule_since(&self, watermark: &str, since: &str, snapshot: &str) -> String {
         let begins = format!("{watermark} is null and {snapshot} is null");
         let Some(column) = &self.schema.updated_at else { return format!("({begins})") };
@@ -392,7 +435,8 @@ const IS_TOLD: &str = "\"logged deletion\"";
 const IMAGE: &str = "\"logged image\"";
 const NUMBERS: &str = "\"logged columns\"";
 
-/// That the log has an entry of a table by a transaction that the snapshot could not see: an index range, and an exact test.
+/// That the log has an entry of a table by a transaction that the snapshot could not see: an index range, and an exact
+/// test.
 pub(crate) fn logged(table: &str, snapshot: &str) -> String {
     format!(
         "table_oid = {table} and key is not null and xid >= pg_catalog.pg_snapshot_xmin({snapshot}) and not pg_catalog.pg_visible_in_snapshot(xid, {snapshot})"

@@ -1,5 +1,7 @@
-//! What a caller selects of a dataset, before it is exported: whether the columns are there, and the values of their types. Postgres
-//! is asked to read them, which knows every type.
+//! The check of a caller's selection of a dataset, before the export: the columns exist, and the values are of their
+//! types.
+//!
+//! Postgres checks the values, because it knows every type.
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
@@ -14,9 +16,9 @@ use crate::source::value::{compared, operator, refused_of_row};
 use crate::source::{Error, Source};
 
 impl Source {
-    /// Whether a selection is one of the dataset's rows and columns.
+    /// Returns true if a selection is one of the dataset's rows and columns.
     pub async fn check(&self, dataset: &Dataset, selection: &Selection) -> Result<Result<(), BadSelection>, Error> {
-        let mut conn = self.pool.acquire().await.map_err(Error::of(&dataset.table))?;
+        let mut conn = self.pool.acquire().await.map_err(Error::from_sql(&dataset.table))?;
         let schema = introspect(&mut conn, dataset).await?;
         let select = Select { dataset, schema: &schema };
         for (i, name) in selection.columns.iter().flatten().enumerate() {
@@ -75,7 +77,7 @@ impl<'a> Select<'a> {
         }
     }
 
-    /// What a condition compares with, in the column's type: of several values a query.
+    /// The value that a condition compares with, in the column's type. Several values are a query.
     fn value(&self, condition: &Condition, parameter: usize) -> String {
         let column = self.schema.columns.iter().find(|column| column.name == condition.column);
         let base_type = column.map_or("text", |column| &column.base_type);
@@ -90,13 +92,13 @@ impl<'a> Select<'a> {
         }
     }
 
-    /// A statement that fails where a condition's value, `$1`, is none of the column's type, and one that Postgres doesn't
-    /// understand where the type has no such comparison.
+    /// A statement that fails where a condition's value, `$1`, is none of the column's type, and one that Postgres
+    /// doesn't understand where the type has no such comparison.
     fn tried(&self, condition: &Condition) -> [String; 2] {
         let value = self.value(condition, 1);
         let value = match condition.operator {
             Operator::In => format!("select pg_catalog.count(value) from ({value}) as several (value)"),
-            // Of a type that the client knows, which would else ask what the value's is.
+            // The client knows the result's type; for another type it would query the catalog.
             _ => format!("select pg_catalog.num_nulls({value})"),
         };
         [value, format!("select from {} u where {} limit 0", self.table(), self.condition(condition, 1))]
@@ -109,7 +111,7 @@ impl<'a> Select<'a> {
         found.ok_or_else(|| format!("there is no column `{name}`{}", near()))
     }
 
-    /// What of a condition Postgres doesn't take, and why not.
+    /// Returns the member of a condition that Postgres refuses, and the reason.
     async fn refusal(
         &self,
         conn: &mut PgConnection,
@@ -122,7 +124,7 @@ impl<'a> Select<'a> {
             let tried = sqlx::query(AssertSqlSafe(statement)).bind(&condition.value).persistent(false);
             let Err(cause) = tried.execute(&mut *conn).await else { continue };
             let code = sqlstate(&cause).into_owned();
-            return match (member, Error::of(&self.dataset.table)(cause)) {
+            return match (member, Error::from_sql(&self.dataset.table)(cause)) {
                 (_, not_the_callers @ (Error::Unavailable(_) | Error::LockConflict(_))) => Err(not_the_callers),
                 ("value", _) => Ok(Some((member, format!("a value of `{name}`, which is {type_name}, is expected")))),
                 // No such operator, or none that is the best.

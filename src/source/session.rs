@@ -1,8 +1,9 @@
 //! Sessions of ours as the server sees them: whether the other end of a connection still works for us.
 //!
-//! A connection whose packets are lost on the way is silent, and so is one whose statement takes hours to its first row. Only the
-//! server knows which it is, and tells over another connection: while we wait for it, it doesn't wait for us. The socket's own
-//! keepalive can't be turned on (sqlx doesn't lend it), and wouldn't see a proxy that acknowledges what it throws away.
+//! A connection whose packets are lost on the way is silent, and so is one whose statement takes hours to its first
+//! row. Only the server knows which it is, and tells over another connection: while we wait for it, it doesn't wait for
+//! us. The socket's own keepalive can't be turned on (sqlx doesn't lend it), and wouldn't see a proxy that acknowledges
+//! what it throws away.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,21 +18,23 @@ use crate::failpoint;
 use crate::source::Error;
 use crate::telemetry::chain;
 
-/// How often a silent session is asked about.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The pause between two questions about a silent session.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long the end of a session is waited for.
+/// The longest wait for the end of a session.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The shortest time after which a call counts as lost that brings nothing although the server has answered it, or isn't there any more.
+/// The shortest time after which a call counts as lost that brings nothing although the server has answered it, or
+/// isn't there any more.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a call may bring nothing although the server has answered it, or isn't there any more.
+/// Returns the time after which a call is lost if the server has answered it or has ended the session.
 fn answer_timeout(lease: Duration) -> Duration {
     lease.max(failpoint::time("source.answer", ANSWER_TIMEOUT))
 }
 
-/// How long a row may be on its way while the server has more to send: one of hundreds of megabytes takes its time.
+/// Returns the longest time that a row may take while the server has more to send. A row may have hundreds of
+/// megabytes.
 fn row_timeout(lease: Duration) -> Duration {
     (lease * 2).max(Duration::from_secs(60))
 }
@@ -43,7 +46,7 @@ pub(crate) struct Session {
     started: DateTime<Utc>,
 }
 
-/// What the server says of a session that we wait for.
+/// The activity of a session that we wait for, as the server reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Activity {
     /// It works, or waits for something that isn't us.
@@ -57,7 +60,7 @@ enum Activity {
 }
 
 impl Activity {
-    /// Whether a connection that was quiet for so long is lost.
+    /// Returns true if a connection that was quiet for so long is lost.
     fn is_lost_after(self, quiet: Duration, lease: Duration) -> bool {
         match self {
             Activity::Works => false,
@@ -67,14 +70,15 @@ impl Activity {
     }
 }
 
-/// Lets the next statement see which sessions there are now: in a transaction the first that asks decides for those after it.
+/// Lets the next statement see which sessions there are now: in a transaction the first that asks decides for those
+/// after it.
 async fn forget_who_was_there(asked: &mut PgConnection) -> Result<(), sqlx::Error> {
     sqlx::query("-- source.session.forget\n select pg_stat_clear_snapshot()").execute(asked).await.map(drop)
 }
 
 impl Session {
     /// The session of a connection.
-    pub(crate) async fn of(conn: &mut PgConnection) -> Result<Session, sqlx::Error> {
+    pub(crate) async fn read(conn: &mut PgConnection) -> Result<Session, sqlx::Error> {
         let (pid, started) = sqlx::query_as(
             "-- source.session.of
              select pid, backend_start from pg_stat_activity where pid = pg_backend_pid()",
@@ -104,8 +108,8 @@ impl Session {
         })
     }
 
-    /// Ends the session, which would hold its lock and its snapshot until the server notices that nobody is there. Where that
-    /// fails, it is left to the server.
+    /// Ends the session, which would hold its lock and its snapshot until the server notices that nobody is there.
+    /// Where that fails, it is left to the server.
     pub(crate) async fn end(&self, asked: &mut PgConnection) {
         let end = async {
             forget_who_was_there(asked).await?;
@@ -120,8 +124,8 @@ impl Session {
         }
     }
 
-    /// Awaits a call on this session's connection for as long as the server works on it, which `other`, a connection that is
-    /// idle meanwhile, asks from time to time.
+    /// Awaits a call on this session's connection for as long as the server works on it, which `other`, a connection
+    /// that is idle meanwhile, asks from time to time.
     ///
     /// # Errors
     /// If the call fails, or its answer is lost, or `other` doesn't answer within a lease.
@@ -134,7 +138,7 @@ impl Session {
         let begun = Instant::now();
         let watch = async {
             loop {
-                tokio::time::sleep(LOOK_EVERY).await;
+                tokio::time::sleep(WATCH_INTERVAL).await;
                 if begun.elapsed() >= answer_timeout(lease)
                     && let Err(lost) = self.require(other, begun.elapsed(), lease, || true).await
                 {
@@ -168,7 +172,8 @@ fn silent() -> Error {
     Error::Unavailable(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))
 }
 
-/// A reader of a snapshot, as the leader sees it. The reader says when it waits for the server, and counts what it hears.
+/// A reader of a snapshot, as the leader sees it. The reader says when it waits for the server, and counts what it
+/// hears.
 #[derive(Debug)]
 pub(crate) struct Reader {
     session: Session,
@@ -220,9 +225,9 @@ pub struct Leader<'s> {
 }
 
 impl Leader<'_> {
-    /// Gives a sign over the leader's connection once in each `every`, for ever: its transaction would else end for want of one. Asks
-    /// about readers that hear nothing. Returns when the leader or a reader is lost, which nothing else would notice: the leader
-    /// is idle, and a reader waits.
+    /// Gives a sign over the leader's connection once in each `every`, for ever: its transaction would else end for
+    /// want of one. Asks about readers that hear nothing. Returns when the leader or a reader is lost, which nothing
+    /// else would notice: the leader is idle, and a reader waits.
     pub async fn keep_alive(self, every: Duration, lease: Duration) -> Error {
         let mut last_heard: Vec<(u64, Instant)> = Vec::new();
         loop {

@@ -1,4 +1,5 @@
-//! One export's snapshot: the leader's transaction holds it from the position's reading to the commit, readers import it.
+//! One export's snapshot: the leader's transaction holds it from the position's reading to the commit, readers import
+//! it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::source::select::Select;
 use crate::source::session::{Leader, Readers};
 use crate::watermark::{NewPosition, Position};
 
-/// What a snapshot is taken for.
+/// The purpose of a snapshot.
 #[derive(Clone, Copy, Debug)]
 pub struct Purpose<'a> {
     /// For whom; `None`: for whoever asked.
@@ -26,7 +27,7 @@ pub struct Purpose<'a> {
     pub export_type: ExportType,
     /// The job; `None`: only to see how it would be read.
     pub job: Option<JobId>,
-    /// What the folder says of the lane.
+    /// The lane's marker at the destination.
     pub marker: Option<&'a Marker>,
 }
 
@@ -41,13 +42,13 @@ pub struct Snapshot {
     pub schema: TableSchema,
     /// The consumer's position when the snapshot was taken.
     pub position: Position,
-    /// What was found beside the position.
+    /// Findings for the job's report.
     pub report: SnapshotReport,
     /// The consumer's next position, if this export is committed.
     pub new_position: NewPosition,
-    /// Whether a value may be kept outside of its row.
+    /// True if a value may be kept outside of its row.
     pub(super) toasted: bool,
-    /// How many blocks the table has; `None`: it can't be read in ranges.
+    /// The number of blocks of the table. `None`: it can't be read in ranges.
     pub(super) blocks: Option<u64>,
     pub(super) reader_is_good: bool,
 }
@@ -72,12 +73,13 @@ impl Snapshot {
 
     /// Ends the reading and makes the leader's transaction ready for the commit's writes; lends its connection.
     ///
-    /// From here on the transaction holds locks that others wait for, so it doesn't live longer than a lease without a sign.
+    /// From here on the transaction holds locks that others wait for, so it doesn't live longer than a lease without a
+    /// sign.
     ///
     /// # Errors
     /// If a connection is lost.
     pub async fn begin_commit(&mut self, lease: Duration) -> Result<&mut PgConnection, Error> {
-        let failed = Error::of(&self.dataset.table);
+        let failed = Error::from_sql(&self.dataset.table);
         let end_reading =
             sqlx::raw_sql("-- source.snapshot.end_reading\n commit").execute(&mut self.connections.reader);
         let end_reading = tokio::time::timeout(lease / 3, end_reading);
@@ -99,10 +101,10 @@ impl Snapshot {
     /// Commits, and gives the connections back for the next job if both are good.
     ///
     /// # Errors
-    /// If the answer is lost or takes longer than `timeout`, or Postgres refuses. Whether it committed is not known then: only
-    /// the job's row tells.
+    /// If the answer is lost or takes longer than `timeout`, or Postgres refuses. Whether it committed is not known
+    /// then: only the job's row tells.
     pub async fn commit(mut self, timeout: Duration) -> Result<Option<ExportConnections>, Error> {
-        let failed = Error::of(&self.dataset.table);
+        let failed = Error::from_sql(&self.dataset.table);
         let commit = sqlx::raw_sql("-- source.snapshot.commit\n commit").execute(&mut self.connections.leader);
         with_timeout(timeout, async { commit.await.map_err(failed) }, Error::Unavailable).await?;
         let Snapshot { mut connections, reader_is_good, .. } = self;

@@ -1,5 +1,5 @@
-//! Reads a statement with parameters, row by row as the server sends them: who takes them slowly slows the server, and nobody holds
-//! more than the receiver wants to.
+//! Reads a statement with parameters, row by row as the server sends them: who takes them slowly slows the server, and
+//! nobody holds more than the receiver wants to.
 
 use bytes::BufMut;
 use futures_util::TryStreamExt;
@@ -11,8 +11,8 @@ use crate::row::RowReceiver;
 use crate::source::Error;
 use crate::source::session::Reader;
 
-/// Reads one statement with its parameters and hands its rows over; what the receiver holds in the end is left with it. The first row may take hours; `reader` tells the leader
-/// that it is waited for.
+/// Reads one statement with its parameters and hands its rows over; what the receiver holds in the end is left with it.
+/// The first row may take hours; `reader` tells the leader that it is waited for.
 pub(crate) async fn read(
     conn: &mut PgConnection,
     reader: &Reader,
@@ -21,9 +21,10 @@ pub(crate) async fn read(
     parameters: PgArguments,
     receiver: &mut impl RowReceiver,
 ) -> Result<(), Error> {
-    let failed = Error::of(table);
+    let failed = Error::from_sql(table);
     let statement = AssertSqlSafe(format!("-- source.stream.read\n {select}"));
-    // Not persistent: planned with these values, so that the planner knows how much of the log lies behind the snapshot.
+    // Not persistent: planned with these values, so that the planner knows how much of the log lies behind the
+    // snapshot.
     let mut rows = sqlx::query_with(statement, parameters).persistent(false).fetch(conn);
     let mut bytes = Vec::new();
     reader.awaits_server();

@@ -11,7 +11,7 @@ use crate::dataset::{
 use crate::source;
 use crate::source::guard::RememberedColumn;
 use crate::source::quote::relation;
-use crate::source::rights::Seen;
+use crate::source::rights::TableAccess;
 use crate::source::{filter, guard, key_index, rights};
 use pg_rows::column::{ColumnType, ParquetType};
 
@@ -34,7 +34,7 @@ impl From<Error> for source::Error {
         match error {
             Error::Faults(faults) => source::Error::Mismatch(faults),
             Error::Hidden(fault) => source::Error::NotReadable(fault),
-            Error::Sql(cause) => source::Error::of("pg_catalog")(cause),
+            Error::Sql(cause) => source::Error::from_sql("pg_catalog")(cause),
         }
     }
 }
@@ -49,12 +49,13 @@ struct ColumnRow {
     /// The base type as the role's own search_path has it written, which is how it is saved.
     saved_type: String,
     operators: String,
-    /// The length, or the precision and scale, that its type or its domain's was declared with, as `pg_attribute` has it; -1: none.
+    /// The length, or the precision and scale, that its type or its domain's was declared with, as `pg_attribute` has
+    /// it; -1: none.
     modifier: i32,
     /// The base type with the length that it was declared with.
     declared_base: String,
     is_enum: bool,
-    /// Where the type is Postgres's own: its name.
+    /// The name of the type, if it is Postgres's own.
     own_type: Option<String>,
     /// No row of its table has a null there.
     not_null: bool,
@@ -64,13 +65,14 @@ struct ColumnRow {
     key_place: Option<i32>,
     /// The `xmin` of its row of `pg_attribute`.
     version: String,
-    /// What its texts are compared by; 0: it has none.
+    /// The collation of its texts; 0: it has none.
     collation: Oid,
-    /// True if its values may change without a change of a row: its type is not one of Postgres's own, or an expression computes them.
+    /// True if its values may change without a change of a row: its type is not one of Postgres's own, or an expression
+    /// computes them.
     may_change: bool,
     /// True if its values are computed when they are read (Postgres 18).
     is_virtual: bool,
-    /// How many columns its table has ever had.
+    /// The number of columns that its table has ever had.
     width: i16,
 }
 
@@ -97,8 +99,8 @@ impl ColumnRow {
     }
 }
 
-/// What a `numeric` of this modifier is in Parquet (`make_numeric_typmod` in Postgres's sources: the precision, then 11 bits of the
-/// scale, which has a sign); `None`: it has no digits declared, or Parquet has no such type.
+/// What a `numeric` of this modifier is in Parquet (`make_numeric_typmod` in Postgres's sources: the precision, then 11
+/// bits of the scale, which has a sign); `None`: it has no digits declared, or Parquet has no such type.
 fn decimal(modifier: i32) -> Option<ParquetType> {
     const MOST_DIGITS: u8 = 38;
     let digits = u32::try_from(modifier.checked_sub(4)?).ok()?;
@@ -132,21 +134,21 @@ fn binary_kind(own_type: &str) -> Option<ColumnType> {
 
 /// Looks at a dataset's table. In a transaction that has a lock on it, it stays so.
 pub(crate) async fn introspect(conn: &mut PgConnection, dataset: &Dataset) -> Result<TableSchema, Error> {
-    let seen = rights::look(conn, dataset).await?;
-    introspect_seen(conn, dataset, &seen).await
+    let access = rights::read_access(conn, dataset).await?;
+    introspect_visible(conn, dataset, &access).await
 }
 
 /// Looks at a dataset's table, which was looked for.
-pub(crate) async fn introspect_seen(
+pub(crate) async fn introspect_visible(
     conn: &mut PgConnection,
     dataset: &Dataset,
-    seen: &Seen,
+    access: &TableAccess,
 ) -> Result<TableSchema, Error> {
-    if let Some(fault) = seen.hidden() {
+    if let Some(fault) = access.hidden() {
         return Err(Error::Hidden(fault.clone()));
     }
-    // Where there is none, none is found under its name.
-    introspect_at(conn, dataset, seen.table.as_ref().unwrap_or(&dataset.table)).await
+    // If there is no table, its name finds none.
+    introspect_at(conn, dataset, access.table.as_ref().unwrap_or(&dataset.table)).await
 }
 
 /// Looks at a dataset's table, which stands there.
@@ -155,48 +157,8 @@ pub(crate) async fn introspect_at(
     dataset: &Dataset,
     table: &Table,
 ) -> Result<TableSchema, Error> {
-    let columns: Vec<ColumnRow> = sqlx::query_as(
-        "-- source.table_schema.columns
-         select a.attname::text as name, a.attnum as number, format_type(base.oid, -1) as base_type,
-           cdc_export.type_of_role(a.atttypid, a.atttypmod) as type_name, cdc_export.type_of_role(base.oid, -1) as saved_type,
-           coalesce(
-             -- Of its default order. Where it has none: those beside it.
-             (select p.oprnamespace::regnamespace::text
-              from pg_opclass s join pg_am m on m.oid = s.opcmethod and m.amname = 'btree'
-              join pg_amop o on o.amopfamily = s.opcfamily and o.amoplefttype = s.opcintype and o.amoprighttype = s.opcintype
-                and o.amopstrategy = 3 and o.amoppurpose = 's'
-              join pg_operator p on p.oid = o.amopopr
-              where s.opcintype = base.oid and s.opcdefault limit 1),
-             case base.typtype when 'b' then case base.typelem when 0 then base.typnamespace::regnamespace::text end end,
-             'pg_catalog') as operators,
-           case when base.typnamespace = 'pg_catalog'::regnamespace then base.typname::text end as own_type,
-           base.modifier, format_type(base.oid, base.modifier) as declared_base, base.typtype = 'e' as is_enum, 
-           -- A constraint may hold for new rows alone.
-           a.attnotnull and not exists (
-             select from pg_constraint n
-             where n.conrelid = a.attrelid and n.contype = 'n' and n.conkey = array[a.attnum] and not n.convalidated) as not_null,
-           c.relkind::text as table_kind,
-           -- Asked once, not for each column.
-           array_position((select cdc_export.primary_key(to_regclass($1))), a.attname::text) as key_place,
-           a.xmin::text as version, a.attcollation as collation,
-           base.oid >= 16384 or a.attgenerated <> '' as may_change, a.attgenerated = 'v' as is_virtual,
-           c.relnatts as width
-         from pg_attribute a
-         join pg_class c on c.oid = a.attrelid
-         cross join lateral (
-           with recursive base as (
-             select t.oid, t.typname, t.typnamespace, t.typelem, t.typtype, t.typbasetype, t.typtypmod, a.atttypmod as modifier
-             from pg_type t where t.oid = a.atttypid
-             union all
-             select t.oid, t.typname, t.typnamespace, t.typelem, t.typtype, t.typbasetype, t.typtypmod, d.typtypmod
-             from base d join pg_type t on t.oid = d.typbasetype where d.typtype = 'd')
-           select * from base where typtype <> 'd') base
-         where a.attrelid = to_regclass($1) and a.attnum > 0 and not a.attisdropped
-         order by a.attnum",
-    )
-    .bind(relation(table))
-    .fetch_all(&mut *conn)
-    .await?;
+    let columns: Vec<ColumnRow> =
+        sqlx::query_as(include_str!("table_schema/columns.sql")).bind(relation(table)).fetch_all(&mut *conn).await?;
     let mut fitting = Fitting { dataset, table, columns: &columns, faults: Vec::new() };
     if columns.is_empty() {
         let is_there = sqlx::query_scalar("-- source.table_schema.is_there\n select to_regclass($1) is not null");
@@ -220,7 +182,7 @@ pub(crate) async fn introspect_at(
     if !fitting.faults.is_empty() {
         return Err(Faults(fitting.faults).into());
     }
-    // What happens to a column that is of no interest is nobody's business.
+    // Only columns that are in the files or decide what the files have are remembered.
     let times = [&updated_at, &created_at, &deleted].into_iter().flatten();
     let deciding: Vec<_> = key.iter().map(|key| &key.column).chain(times).map(|column| column.number).collect();
     let is_sent = |it: &ColumnRow| columns.iter().any(|column| column.number == it.number);
@@ -229,7 +191,7 @@ pub(crate) async fn introspect_at(
     let known: Vec<_> = found.iter().filter(of_interest).collect();
     let types = known.iter().map(|it| (it.name.clone(), it.saved_type.clone())).collect();
     let changing: Vec<_> = known.iter().filter(|it| it.may_change).map(|it| it.number).collect();
-    let mut parts = guard::parts(conn, table, &changing).await?;
+    let mut parts = guard::read_parts(conn, table, &changing).await?;
     // Which rows a filter finds may be told by the order of texts.
     let order = |it: &&&ColumnRow| it.collation.0 != 0 && is_asked(it);
     parts.extend(known.iter().filter(order).map(|it| (format!("order {}", it.number), it.collation.0.to_string())));
@@ -240,9 +202,9 @@ pub(crate) async fn introspect_at(
     let width = found.first().map_or(0, |it| it.width);
     let is_partitioned = found.iter().any(|it| it.table_kind == "p");
     let time = updated_at.as_ref().map(|time| time.number);
-    let mut guard_state = guard::remembered(known, &parts, width, time);
+    let mut guard_state = guard::guard_state(known, &parts, width, time);
     if let Some(filter) = &dataset.filter {
-        guard_state.set("filter", filter::called(conn, filter, table).await?);
+        guard_state.set("filter", filter::hash_of_called(conn, filter, table).await?);
     }
     let is_filtered = dataset.filter.is_some();
     let has_virtual = found.iter().any(|it| it.is_virtual && is_sent(it));
@@ -316,7 +278,7 @@ impl<'a> Fitting<'a> {
             }
         }
         let names: Vec<_> = key.iter().map(|found| found.name.clone()).collect();
-        let parts = key_index::find(conn, self.table, &names).await?;
+        let parts = key_index::locate(conn, self.table, &names).await?;
         if parts.is_empty() && !key.is_empty() && self.faults.is_empty() {
             let why = format!("`{}` has no unique index on just ({})", self.dataset.table, names.join(", "));
             self.wrong("key", None, why);

@@ -1,10 +1,11 @@
 //! The triggers of the service: what each logs, and which tables have it.
 //!
-//! `captured` recognizes them by the letters that end their functions' names: its SQL has the `tgtype` and `tgenabled` of each.
+//! `captured` recognizes them by the letters that end their functions' names: its SQL has the `tgtype` and `tgenabled`
+//! of each.
 
 use crate::source::quote;
 
-/// What a trigger and its function log.
+/// The changes that a trigger and its function log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TriggerKind {
     /// The rows that a statement inserted.
@@ -16,10 +17,11 @@ pub(crate) enum TriggerKind {
     /// A row that was written where statement triggers don't fire: by a subscription's apply worker, or with
     /// `session_replication_role = replica`.
     Replicated,
-    /// A row that was written to a partition. Postgres clones row triggers to every partition, those to come too, so that they see what
-    /// is written directly into one; statement triggers of the parent wouldn't. A row that moves is a delete and an insert.
+    /// A row that was written to a partition. Postgres clones row triggers to every partition, those to come too, so
+    /// that they see what is written directly into one; statement triggers of the parent wouldn't. A row that moves is
+    /// a delete and an insert.
     Rows,
-    /// That a statement emptied the table.
+    /// A statement that emptied the table.
     Truncates,
 }
 

@@ -4,10 +4,12 @@ use crate::dataset::{CellMax, Column, WireFormat};
 use crate::source::quote::{literal, quoted};
 use pg_rows::column::ColumnType;
 
-/// A stored byte is written as so many at most: what compresses values does it 255 times at best, and a byte is a few in a text.
+/// A stored byte is written as so many at most: what compresses values does it 255 times at best, and a byte is a few
+/// in a text.
 const MOST_WRITTEN: u64 = 4096;
 
-/// A column of a row `u` to be compared, in its base type: others may have made operators of a domain, which would fit better.
+/// A column of a row `u` to be compared, in its base type: others may have made operators of a domain, which would fit
+/// better.
 pub(crate) fn compared(column: &Column) -> String {
     format!("u.{}::{}", quoted(&column.name), column.base_type)
 }
@@ -29,20 +31,20 @@ pub(crate) fn wire_value(column: &Column, value: &str) -> String {
         WireFormat::Binary if column.kind == ColumnType::Json => format!("{value}::{}::text", column.base_type),
         // To the type that it has, which costs nothing.
         WireFormat::Binary => format!("{value}::{}", column.base_type),
-        // By the type's output function, as COPY does: a cast loses the padding of a `char`. NULL stays, and a row of nulls isn't
-        // one.
+        // By the type's output function, as COPY does: a cast loses the padding of a `char`. NULL stays, and a row of
+        // nulls isn't one.
         WireFormat::Written => {
             format!("case when pg_catalog.num_nulls({value}) = 0 then pg_catalog.concat({value}) end")
         }
     }
 }
 
-/// Whether a value is sent as a text that its type wrote.
+/// Returns true if a value is sent as a text that its type wrote.
 pub(crate) fn is_text(column: &Column) -> bool {
     column.wire_format != WireFormat::Binary || column.kind == ColumnType::Json
 }
 
-/// How many bytes a value has in that form, or in a text of it.
+/// The number of bytes of a value in that form, or of its text.
 pub(crate) fn octets(column: &Column, value: &str) -> String {
     match column.kind {
         // Postgres knows no length of a JSON but that of its text.
@@ -51,7 +53,7 @@ pub(crate) fn octets(column: &Column, value: &str) -> String {
     }
 }
 
-/// Whether a value may be larger than a bound of memory.
+/// Returns true if a value may be larger than a bound of memory.
 pub(crate) fn may_be_large(column: &Column) -> bool {
     match column.kind {
         ColumnType::Text | ColumnType::Bytea | ColumnType::Json | ColumnType::Jsonb => true,
@@ -80,14 +82,14 @@ pub(crate) fn refused(cells: &[(String, String)]) -> String {
     format!("(({any}) is true and cdc_export.refuse_cell(case {name} end))")
 }
 
-/// False, or an error where a cell of a row `u` is beyond the bound. Postgres tests it, since a client takes a row into its memory
-/// before it can see how large the row is.
+/// False, or an error where a cell of a row `u` is beyond the bound. Postgres tests it, since a client takes a row into
+/// its memory before it can see how large the row is.
 pub(crate) fn refused_of_row(columns: &[Column], CellMax(max): CellMax) -> String {
     let cell = |column: &Column| {
         let name = format!("u.{}", quoted(&column.name));
         let size = format!("{} > {max}", octets(column, &wire_value(column, &name)));
-        // `octet_length` doesn't fetch a text that is kept outside of its row. What has to be made a text is made one only
-        // where it takes so much room that it may be large.
+        // `octet_length` doesn't fetch a text that is kept outside of its row. What has to be made a text is made one
+        // only where it takes so much room that it may be large.
         let test = match (column.kind, column.wire_format) {
             (ColumnType::Text | ColumnType::Bytea, WireFormat::Binary) => size,
             _ => format!("(pg_catalog.pg_column_size({name}) > {} and {size})", max / MOST_WRITTEN),

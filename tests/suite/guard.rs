@@ -1,4 +1,5 @@
-//! The guard of continuity, the triggers and the purge: where exactness can't be kept an export says so, and loses nothing.
+//! The guard of continuity, the triggers and the purge: where exactness can't be kept an export says so, and loses
+//! nothing.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Stdio;

@@ -288,8 +288,15 @@ fn every_statement_is_headed_by_its_name() {
             // Where a statement is made, its text begins a few characters on.
             for call in ["query(", "query_as(", "query_scalar(", "raw_sql("] {
                 for (at, _) in code.match_indices(call) {
-                    let text: String = code[at + call.len()..].chars().take(60).collect();
+                    let text: String = code[at + call.len()..].chars().take(100).collect();
                     let text = text.trim_start().trim_start_matches("concat!(").trim_start();
+                    if let Some(included) = text.strip_prefix("include_str!(\"") {
+                        let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+                        let path = src.join(file).with_file_name(included.split('"').next().unwrap());
+                        let sql = std::fs::read_to_string(&path).unwrap();
+                        assert!(sql.starts_with(&format!("-- {module}.")), "{}", path.display());
+                        continue;
+                    }
                     let named = text.starts_with(&format!("\"-- {module}.")) || text.starts_with("AssertSqlSafe(");
                     assert!(named, "src/{file}: {text}");
                 }

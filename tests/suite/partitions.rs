@@ -1,5 +1,5 @@
-//! What happens to a table in the catalog around it: partitions that come and go, names that move, parents for a while, logs that
-//! are emptied. Each is exact, or is said.
+//! What happens to a table in the catalog around it: partitions that come and go, names that move, parents for a while,
+//! logs that are emptied. Each is exact, or is said.
 
 use serde_json::{Value, json};
 

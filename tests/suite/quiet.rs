@@ -1,4 +1,5 @@
-//! Deletions that their transaction keeps quiet about: no delta tells of them, and each consumer's next export counts them once.
+//! Deletions that their transaction keeps quiet about: no delta tells of them, and each consumer's next export counts
+//! them once.
 
 use serde_json::json;
 

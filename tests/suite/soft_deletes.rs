@@ -89,8 +89,8 @@ async fn without_a_log_an_incremental_takes_no_deletion_away() {
     service.stop().await;
 }
 
-/// A live row's flag isn't read if it can only be `false`. It is read if it may be null. Rows of a table that inherits the column without
-/// its constraint are in no file.
+/// A live row's flag isn't read if it can only be `false`. It is read if it may be null. Rows of a table that inherits
+/// the column without its constraint are in no file.
 #[tokio::test]
 async fn a_full_export_has_the_flag_that_each_live_row_has() {
     let database = Database::empty().await;

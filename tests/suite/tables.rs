@@ -151,7 +151,8 @@ async fn a_role_that_may_just_read_exports_what_its_owner_tracked() {
     database.run(&format!("drop owned by {role} cascade; drop role {role}")).await;
 }
 
-/// The planner opens a function of an index to see what it calls: here a function that only the role's own search_path finds.
+/// The planner opens a function of an index to see what it calls: here a function that only the role's own search_path
+/// finds.
 #[tokio::test]
 async fn an_index_on_a_function_that_names_another_without_its_schema_is_no_obstacle() {
     let database = Database::empty().await;

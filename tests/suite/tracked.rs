@@ -206,7 +206,8 @@ async fn no_look_takes_an_untracked_dataset_for_exact_or_ready() {
     service.stop().await;
 }
 
-/// `alter table … enable trigger all` after a `disable` leaves triggers that don't fire for everybody, and `track` was run.
+/// `alter table … enable trigger all` after a `disable` leaves triggers that don't fire for everybody, and `track` was
+/// run.
 #[tokio::test]
 async fn triggers_that_are_there_but_not_always_enabled_are_told_everywhere() {
     let (database, catalog) = tables().await;

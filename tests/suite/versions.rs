@@ -1,11 +1,11 @@
-//! What only some versions of Postgres have: tables, keys and statements, through a full export and deltas. On an older version such a test
-//! says that it did not run.
+//! What only some versions of Postgres have: tables, keys and statements, through a full export and deltas. On an older
+//! version such a test says that it did not run.
 
 use crate::catalog::{Catalog, Replica, export};
 use crate::harness::Database;
 
-/// The dataset `t`, whose consumer has what the table has: after each of these changes its replica equals the table. Each change is a
-/// statement of its own. Does nothing before Postgres `since`.
+/// The dataset `t`, whose consumer has what the table has: after each of these changes its replica equals the table.
+/// Each change is a statement of its own. Does nothing before Postgres `since`.
 async fn assert_exact(since: i32, table: &str, key: &[&str], changes: &[&str]) {
     let database = Database::empty().await;
     if database.postgres_version().await < since {

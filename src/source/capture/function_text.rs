@@ -1,23 +1,24 @@
-//! The text of the triggers. Their bodies are generated once, with the table's own names in them: a dynamic statement would be
-//! planned at every call.
+//! The text of the triggers. Their bodies are generated once, with the table's own names in them: a dynamic statement
+//! would be planned at every call.
 //!
-//! A function runs in its writer's session, with rights that the writer doesn't have. So every function, operator, type and table says
-//! its schema, and no value goes through a cast, which the owner of its type may have made: `concat` writes a value, or a row, by its
-//! type's output function, which only superusers make.
+//! A function runs in its writer's session, with rights that the writer doesn't have. So every function, operator, type
+//! and table says its schema, and no value goes through a cast, which the owner of its type may have made: `concat`
+//! writes a value, or a row, by its type's output function, which only superusers make.
 
 use crate::source::quote;
 use crate::source::trigger::{TriggerKind, key_of_parts, key_text};
 
-/// The version of the functions' text, by which `renew` recognizes an older text. It goes up with each change of the text below.
+/// The version of the functions' text, by which `renew` recognizes an older text. It goes up with each change of the
+/// text below.
 pub(super) const VERSION: u32 = 4;
 
-/// What a text may show of the writer's settings, set for the call: or one key would have two texts. It takes longer than the call
-/// itself, so that functions whose texts show none of it go without.
+/// The settings of the writer's session that a text may show. A function sets them for its call, so that a key has one
+/// text. Setting them takes longer than the call itself, so functions whose texts show no setting have none.
 const SETTINGS: &str = "set search_path = pg_catalog, pg_temp set timezone = 'UTC'
   set datestyle = 'ISO' set intervalstyle = 'postgres' set bytea_output = 'hex' set extra_float_digits = 1
   set quote_all_identifiers = off set lc_monetary from current";
 
-/// What the text of a table's key depends on.
+/// The settings that the text of a table's key depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum KeyText {
     /// On the key's values alone.
@@ -28,7 +29,7 @@ pub(super) enum KeyText {
 
 impl KeyText {
     /// Plain where that is known.
-    pub(super) fn of(is_plain: bool) -> KeyText {
+    pub(super) fn new(is_plain: bool) -> KeyText {
         if is_plain { KeyText::Plain } else { KeyText::BySettings }
     }
 }
@@ -36,7 +37,7 @@ impl KeyText {
 /// A trigger function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Function {
-    /// What the functions of one table have in common in their names.
+    /// The part that the names of one table's functions share.
     pub(super) id: String,
     pub(super) kind: TriggerKind,
     /// The oid of the table whose changes it logs.
@@ -68,7 +69,7 @@ impl Function {
         )
     }
 
-    /// Whether it runs with settings of its own.
+    /// Returns true if it runs with settings of its own.
     pub(super) fn has_settings(&self) -> bool {
         match self.kind {
             TriggerKind::Truncates => false,
@@ -79,7 +80,7 @@ impl Function {
         }
     }
 
-    /// What is between its quotes.
+    /// Returns the body, the text between the quotes.
     pub(super) fn body(&self) -> String {
         let key = serde_json::to_string(&self.key).expect("a list of texts is JSON");
         let root = self.root;
@@ -95,10 +96,11 @@ impl Function {
                 let new = self.keyed(NEW_ROWS, None);
                 format!("begin {LOG}) select tg_relid, 'I', {key} from {new} as now where now.is_there; return null; end")
             }
-            // One trigger sees the rows before and after, so a key that was changed is logged as gone. Foreign keys with `on update cascade`
-            // share the statement's rows, in which one row may then be several times: a key is gone if it is more often among the old
-            // rows than among the new ones. Most statements change one row, of which this is soon seen. plpgsql keeps the plan that it
-            // made for a session's first statement, maybe of two rows: as a nested loop it would never end on 200,000.
+            // One trigger sees the rows before and after, so a key that was changed is logged as gone. Foreign keys
+            // with `on update cascade` share the statement's rows, in which one row may then be several times: a key is
+            // gone if it is more often among the old rows than among the new ones. Most statements change one row, of
+            // which this is soon access. plpgsql keeps the plan that it made for a session's first statement, maybe of
+            // two rows: as a nested loop it would never end on 200,000.
             TriggerKind::Updates => {
                 let (old, new) = (self.keyed(OLD_ROWS, None), self.keyed(NEW_ROWS, None));
                 let [was_parts, now_parts] = ["was", "now"].map(|row| self.parts_of(row).collect::<Vec<_>>().join(", "));
@@ -148,9 +150,10 @@ impl Function {
                    return null;
                  end"
             ),
-            // A session keeps its plans of `new.column` when the column is renamed, is dropped or gets another type: what it then can't read
-            // it reads anew. The block for that writes nothing, so it takes no transaction id. Only a row that may be too large for a
-            // text is written in a subtransaction: one for each row would be slow.
+            // A session keeps its plans of `new.column` when the column is renamed, is dropped or gets another type:
+            // what it then can't read it reads anew. The block for that writes nothing, so it takes no transaction id.
+            // Only a row that may be too large for a text is written in a subtransaction: one for each row would be
+            // slow.
             TriggerKind::Rows | TriggerKind::Replicated => {
                 let columns = columns_of(&root);
                 let log_deletion = |image: &str, columns: &str| {
@@ -209,11 +212,13 @@ impl Function {
         )
     }
 
-    /// Returns a relation of these rows with the texts of the key (`part1`, `part2`, …; another text is another key), the image if there is one, and `is_there`.
+    /// Returns a relation of these rows with the texts of the key (`part1`, `part2`, …; another text is another key),
+    /// the image if there is one, and `is_there`.
     ///
-    /// If a column of the key was renamed or dropped, its name is that of the NULL column of `missing`, and `is_there` is false. The
-    /// trigger then logs nothing, and the writer's statement succeeds. The guard refuses the next export, because the row of
-    /// `pg_attribute` of the key's column has changed. The planner removes `missing` and unused columns, so this costs nothing.
+    /// If a column of the key was renamed or dropped, its name is that of the NULL column of `missing`, and `is_there`
+    /// is false. The trigger then logs nothing, and the writer's statement succeeds. The guard refuses the next export,
+    /// because the row of `pg_attribute` of the key's column has changed. The planner removes `missing` and unused
+    /// columns, so this costs nothing.
     ///
     /// No variable of plpgsql may stand inside: a column of the same name would be taken instead.
     fn keyed(&self, rows: &str, image: Option<&str>) -> String {
@@ -262,19 +267,20 @@ impl Function {
 
 const LOG: &str = "insert into cdc_export.change_log (table_oid, operation, key";
 
-/// That the writer's transaction keeps quiet about its deletions, as only its own session can say.
+/// The condition that the writer's transaction asked not to log its deletions. Only its own session can set that.
 const IS_QUIET: &str = "pg_catalog.current_setting('cdc_export.quiet', true) operator(pg_catalog.=) 'delete'";
 
-/// A row that takes no more room than so many bytes has a text that there is room for: what compresses values does it 255 times at
-/// best, and a character is four in the text of a row.
+/// A row that takes no more room than so many bytes has a text that there is room for: what compresses values does it
+/// 255 times at best, and a character is four in the text of a row.
 const LARGE: u32 = 1_000_000;
 
-/// A row that takes more room than so many bytes has no image: its text would take its writer half a minute for each 100 MB, and twelve times
-/// the memory.
+/// A row that takes more room than so many bytes has no image: its text would take its writer half a minute for each
+/// 100 MB, and twelve times the memory.
 const LARGEST: u32 = 16 << 20;
 
-/// Logs rows that are gone with their images; where one can't be written, since a text has no room for it, all by their keys alone:
-/// nobody's statement fails because of what a row holds. Where the log can't be written to at all, it does fail.
+/// Logs rows that are gone with their images; where one can't be written, since a text has no room for it, all by their
+/// keys alone: nobody's statement fails because of what a row holds. Where the log can't be written to at all, it does
+/// fail.
 fn in_full_or_by_key(in_full: &str, by_key: &str) -> String {
     format!("begin {in_full}; exception when others then {by_key}; end;")
 }
@@ -285,8 +291,8 @@ const NEW_ROWS: &str = "\"new rows\"";
 
 /// The numbers, in that table, of the columns that a row of `tg_relid` has: a partition may have others than its root.
 ///
-/// `(select tg_relid)` hides the value from the planner. If the planner knew the value, it would expect a custom plan to be cheaper than
-/// the generic one, and plan at every call.
+/// `(select tg_relid)` hides the value from the planner. If the planner knew the value, it would expect a custom plan
+/// to be cheaper than the generic one, and plan at every call.
 fn columns_of(table: &str) -> String {
     let own = "pg_catalog.pg_attribute a
       where a.attrelid operator(pg_catalog.=) (select tg_relid) and a.attnum operator(pg_catalog.>) 0 and not a.attisdropped";
@@ -300,8 +306,8 @@ fn columns_of(table: &str) -> String {
     format!("(select pg_catalog.array_agg({number} order by a.attnum) from {own})")
 }
 
-/// What a table's triggers call, all of `id`: they are not named after the table, which may be renamed, or dumped and restored
-/// beside another one.
+/// Returns the functions that a table's triggers call. Their names have the `id` and not the table's name: a table may
+/// be renamed, or dumped and restored beside another one.
 pub(super) fn functions(id: &str, is_partitioned: bool, root: u32, key: &[String], key_text: KeyText) -> Vec<Function> {
     let function = |kind: TriggerKind| {
         let key = if kind == TriggerKind::Truncates { Vec::new() } else { key.to_owned() };
@@ -323,8 +329,8 @@ impl Function {
             TriggerKind::Rows | TriggerKind::Replicated => ("insert or update or delete", "for each row".to_owned()),
         };
         let (letter, name) = (self.kind.letter(), self.name());
-        // Postgres clones the row trigger to each partition. A partition that was a tracked root has its own row trigger, which needs another
-        // name.
+        // Postgres clones the row trigger to each partition. A partition that was a tracked root has its own row
+        // trigger, which needs another name.
         let of_set = if self.kind == TriggerKind::Rows { format!("_{}", self.id) } else { String::new() };
         format!(
             "-- source.capture.trigger

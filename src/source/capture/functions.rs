@@ -1,7 +1,7 @@
 //! The trigger functions as they stand in the database: made with no more rights than they need, and renewed in place.
 //!
-//! A function keeps its oid when its text is replaced, so the triggers that call it stay as they are, and no consumer's position
-//! notices.
+//! A function keeps its oid when its text is replaced, so the triggers that call it stay as they are, and no consumer's
+//! position notices.
 
 use sqlx::postgres::types::Oid;
 use sqlx::types::Json;
@@ -10,15 +10,16 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use crate::connection::failure::{SqlFailure, sqlstate};
 use crate::source::capture::function_text::{Function, KeyText, VERSION};
 use crate::source::capture::{Error, one_at_a_time, stamps};
-use crate::source::captured::is_plain_key;
 use crate::source::quote;
 use crate::source::trigger::TriggerKind;
 
-/// The role that the functions of a database run as, where the service may make one, without the database's oid: nobody logs in as it,
-/// and it may write to the log and nothing else. One for each database: who may give it functions may write to its log.
+/// The role that the functions of a database run as, where the service may make one, without the database's oid: nobody
+/// logs in as it, and it may write to the log and nothing else. One for each database: who may give it functions may
+/// write to its log.
 const DEFINER: &str = "cdc_export_capture_";
 
-/// Makes a function with today's text, as the definer's if there is one. Nobody but `callers` may put a trigger on a table with it.
+/// Makes a function with today's text, as the definer's if there is one. Nobody but `callers` may put a trigger on a
+/// table with it.
 ///
 /// # Errors
 /// If the role may not.
@@ -51,15 +52,14 @@ pub(super) async fn make(
     Ok(())
 }
 
-/// What the text of a table's key depends on.
+/// The settings that the text of a table's key depends on.
 pub(super) async fn key_text(conn: &mut PgConnection, table: Oid, key: &[String]) -> Result<KeyText, sqlx::Error> {
-    let is_plain: bool =
-        sqlx::query_scalar(concat!("-- source.capture.is_plain_key\n select ", is_plain_key!("$1", "$2::jsonb")))
-            .bind(table)
-            .bind(Json(key))
-            .fetch_one(conn)
-            .await?;
-    Ok(KeyText::of(is_plain))
+    let is_plain: bool = sqlx::query_scalar(include_str!("functions/is_plain_key.sql"))
+        .bind(table)
+        .bind(Json(key))
+        .fetch_one(conn)
+        .await?;
+    Ok(KeyText::new(is_plain))
 }
 
 /// The right to give functions to the role that they shall run as.
@@ -74,19 +74,20 @@ struct Roles {
     definer: String,
     is_superuser: bool,
     may_create: bool,
-    /// Whether the definer is there.
+    /// True if the definer is there.
     is_there: bool,
-    /// Whether it is what we would make.
+    /// True if it has no more rights than a role that we make.
     is_harmless: bool,
-    /// Whether functions may be given to it.
+    /// True if functions may be given to it.
     is_member: bool,
-    /// Whether it may write to the log.
+    /// True if it may write to the log.
     has_rights: bool,
 }
 
-/// Sees to it that there is a role for the functions to run as. `None`: it can't be had, and they run as the service's own.
+/// Creates the role that the functions run as, if it is missing. `None`: the role can't be used; they run as the
+/// service's own.
 pub(super) async fn definer(conn: &mut PgConnection) -> Result<Option<Definer>, sqlx::Error> {
-    let roles = look_at_roles(conn).await?;
+    let roles = read_roles(conn).await?;
     if roles.is_there && !roles.is_harmless {
         tracing::warn!(
             event = "definer_unusable",
@@ -117,7 +118,8 @@ pub(super) async fn definer(conn: &mut PgConnection) -> Result<Option<Definer>, 
         let mut part = conn.begin().await?;
         match sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *part).await {
             Ok(_) => part.commit().await?,
-            // Of another database's service, which doesn't share it; or made at this moment, for another database.
+            // The role belongs to the service of another database, which doesn't share it, or is being created right
+            // now.
             Err(error) if is_refused(&error) => {
                 part.rollback().await?;
                 tracing::info!(event = "no_definer", role = definer, "the triggers run as the service's own role");
@@ -129,13 +131,13 @@ pub(super) async fn definer(conn: &mut PgConnection) -> Result<Option<Definer>, 
     Ok(Some(Definer { role: roles.definer, is_granted_by_superuser: roles.is_superuser }))
 }
 
-/// Whether the role has no right to do so, or another transaction made or changed a role of that name.
+/// Returns true if the role has no right to do so, or another transaction made or changed a role of that name.
 fn is_refused(error: &sqlx::Error) -> bool {
     matches!(SqlFailure::of(error), SqlFailure::Denied | SqlFailure::Duplicate)
         || matches!(&*sqlstate(error), "0LP01" | "42710" | "XX000")
 }
 
-async fn look_at_roles(conn: &mut PgConnection) -> Result<Roles, sqlx::Error> {
+async fn read_roles(conn: &mut PgConnection) -> Result<Roles, sqlx::Error> {
     sqlx::query_as(
         "-- source.capture.roles
          select $1 || b.oid as definer, r.rolsuper as is_superuser, r.rolsuper or r.rolcreaterole as may_create, d.oid is not null as is_there,
@@ -157,7 +159,7 @@ struct Installed {
     name: String,
     body: String,
     owner: String,
-    /// Whether the role may replace it.
+    /// True if the role may replace it.
     is_ours: bool,
     is_used: bool,
     is_public: bool,
@@ -165,25 +167,28 @@ struct Installed {
     version: Option<i32>,
     root: Option<Oid>,
     key: Option<Vec<String>>,
-    /// Whether it runs with settings of its own.
+    /// True if it runs with settings of its own.
     has_settings: bool,
-    /// Who owns a table with a trigger of it: his new partitions get that trigger too, for which he needs the right.
+    /// The owners of tables with a trigger of it. Each new partition gets that trigger too, for which its owner needs
+    /// the right.
     callers: Vec<String>,
-    /// Of these, whether one lacks it.
+    /// True if one of these owners lacks the right.
     is_lacking: bool,
 }
 
 impl Installed {
     /// The function that should stand in its place; `None`: its name or its first line is not one of ours.
     async fn function(&self, conn: &mut PgConnection) -> Result<Option<Function>, sqlx::Error> {
-        // One that logs another table's changes goes on to: it came with a dump, and isn't what `track` would make here.
+        // One that logs another table's changes goes on to: it came with a dump, and isn't what `track` would make
+        // here.
         let (Some(root), Some(key)) = (self.root, self.key.clone()) else { return Ok(None) };
         let key_text = key_text(conn, root, &key).await?;
         let function = Function::named(&self.name, root.0, key, key_text);
         Ok(function.filter(|function| !function.key.is_empty() || function.kind == TriggerKind::Truncates))
     }
 
-    /// Whether its text says that it is of today's version and isn't what that version writes: somebody else wrote it.
+    /// Returns true if its text says that it is of today's version and isn't what that version writes: somebody else
+    /// wrote it.
     fn is_forged(&self, function: &Function) -> bool {
         self.version == Some(VERSION.cast_signed()) && self.body != function.body()
     }
@@ -195,8 +200,8 @@ impl Installed {
     }
 }
 
-/// Brings the trigger functions that are installed up to date, and removes those that no trigger calls any more. Touches no table and
-/// waits for no writer.
+/// Brings the trigger functions that are installed up to date, and removes those that no trigger calls any more.
+/// Touches no table and waits for no writer.
 ///
 /// # Errors
 /// If the database fails. Where the role may not, a line of the log says so.
@@ -257,8 +262,8 @@ pub async fn renew(pool: &PgPool) -> Result<(), Error> {
     Ok(())
 }
 
-/// Removes the functions that no trigger calls any more, for example those of a dropped table: their grants would prevent `DROP ROLE` of
-/// the table's owner. Waits for the lock of `track` only if there are such functions.
+/// Removes the functions that no trigger calls any more, for example those of a dropped table: their grants would
+/// prevent `DROP ROLE` of the table's owner. Waits for the lock of `track` only if there are such functions.
 ///
 /// # Errors
 /// If the database fails. A function that the role may not drop stays.
@@ -272,8 +277,8 @@ pub async fn remove_unused(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     tx.commit().await
 }
 
-/// Removes the functions that no trigger calls any more. The transaction must hold the lock of `track`, so that `track` puts no trigger
-/// on one of them meanwhile.
+/// Removes the functions that no trigger calls any more. The transaction must hold the lock of `track`, so that `track`
+/// puts no trigger on one of them meanwhile.
 async fn drop_unused(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
     for name in unused(tx).await? {
         let mut part = tx.begin().await?;
@@ -304,22 +309,5 @@ async fn unused(conn: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
 }
 
 async fn installed(conn: &mut PgConnection) -> Result<Vec<Installed>, sqlx::Error> {
-    sqlx::query_as(
-        "-- source.capture.installed
-         select p.proname::text as name, p.prosrc as body, pg_get_userbyid(p.proowner)::text as owner,
-           pg_has_role(p.proowner, 'usage') as is_ours, head[1]::int as version, head[2]::oid as root,
-           case when head is not null then array(select jsonb_array_elements_text(head[3]::jsonb)) end as key,
-           p.proconfig is not null as has_settings,
-           its.callers is not null as is_used, has_function_privilege('public', p.oid, 'execute') as is_public,
-           coalesce(its.callers, '{}') as callers, coalesce(its.is_lacking, false) as is_lacking
-         from pg_proc p
-         cross join lateral regexp_match(p.prosrc, '^\\n-- cdc-export (\\d+) (\\d+) (\\[[^\\n]*\\])\\n') head
-         left join lateral (
-           select array_agg(distinct pg_get_userbyid(t.relowner)::text) as callers,
-             bool_or(not has_function_privilege(t.relowner, p.oid, 'execute')) as is_lacking
-           from pg_trigger x join pg_class t on t.oid = x.tgrelid where x.tgfoid = p.oid) its on true
-         where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\\_%'",
-    )
-    .fetch_all(conn)
-    .await
+    sqlx::query_as(include_str!("functions/installed.sql")).fetch_all(conn).await
 }

@@ -1,10 +1,16 @@
-//! The stamps that the guard knows a table's triggers and functions by, carried on where we replace what is as good as what was: no
-//! consumer pays a full export for an upgrade.
+//! The stamps that the guard knows a table's triggers and functions by, carried on where we replace what is as good as
+//! what was: no consumer pays a full export for an upgrade.
 
-use sqlx::PgConnection;
+use std::sync::LazyLock;
+
 use sqlx::postgres::types::Oid;
+use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::source::captured::capture;
+use crate::source::captured::CAPTURE;
+use crate::source::statement::with_pieces;
+
+static STAMPS: LazyLock<String> =
+    LazyLock::new(|| with_pieces(include_str!("stamps.sql"), &[("captured.sql", CAPTURE)]));
 
 /// The stamps of a table whose changes are captured.
 #[derive(Debug, sqlx_macros::FromRow)]
@@ -16,26 +22,11 @@ pub(super) struct Stamps {
 
 /// Those of all tables whose changes are captured now.
 pub(super) async fn all(conn: &mut PgConnection) -> Result<Vec<Stamps>, sqlx::Error> {
-    sqlx::query_as(concat!(
-        "-- source.capture.stamps
-         select t.oid as table_oid, capture.relations -> t.oid::text ->> 0 as rows, capture.functions
-         from (
-           select distinct x.tgrelid
-           from pg_trigger x join pg_proc p on p.oid = x.tgfoid
-           where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\\_%' and x.tgparentid = 0) its
-         join pg_class t on t.oid = its.tgrelid and not t.relispartition
-         join pg_namespace n on n.oid = t.relnamespace
-         cross join lateral ",
-        capture!(),
-        " capture
-         where capture.captured"
-    ))
-    .fetch_all(conn)
-    .await
+    sqlx::query_as(AssertSqlSafe(STAMPS.as_str())).fetch_all(conn).await
 }
 
-/// Lets positions that were saved with a stamp of `before` go on with the one that took its place, where the table has been captured
-/// all the time. Not in the positions: an export that runs saves the stamp that it saw when it began.
+/// Lets positions that were saved with a stamp of `before` go on with the one that took its place, where the table has
+/// been captured all the time. Not in the positions: an export that runs saves the stamp that it saw when it began.
 pub(super) async fn record(conn: &mut PgConnection, before: &[Stamps]) -> Result<(), sqlx::Error> {
     for now in all(conn).await? {
         let Some(was) = before.iter().find(|was| was.table_oid == now.table_oid) else { continue };

@@ -1,5 +1,6 @@
 //! Which tables' changes are captured: triggers are put on a dataset's table, and put back.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use sqlx::postgres::types::Oid;
@@ -9,14 +10,18 @@ use crate::connection::failure::SqlFailure;
 use crate::dataset::fault::Faults;
 use crate::dataset::{Capture, Dataset, Table, TableSchema};
 use crate::source::capture::{Error, function_text, functions, one_at_a_time, stamps};
-use crate::source::captured::capture;
+use crate::source::captured::CAPTURE;
+use crate::source::statement::with_pieces;
 use crate::source::trigger::TriggerKind;
 use crate::source::{quote, table_schema};
 
-/// How long `track` waits for its lock, behind which the table's writers queue.
+/// The time that `track` waits for its lock. The table's writers queue behind it.
 const LOCK_TIMEOUT: &str = "2s";
-/// How often `track` tries to get its lock, with pauses that let the writers go on.
+/// The number of times that `track` tries to get its lock. The writers go on in the pauses.
 const TRIES: u32 = 20;
+
+static LOCATE: LazyLock<String> =
+    LazyLock::new(|| with_pieces(include_str!("tracking/locate.sql"), &[("captured.sql", CAPTURE)]));
 
 /// A dataset's table, as far as its capture goes.
 #[derive(sqlx_macros::FromRow)]
@@ -28,12 +33,12 @@ pub(super) struct TableState {
     pub(super) parent: Option<String>,
     has_children: bool,
     is_child: bool,
-    /// Whether the table, or one of its partitions, is unlogged.
+    /// True if the table, or one of its partitions, is unlogged.
     is_unlogged: bool,
     has_foreign: bool,
     captured: bool,
     logs_every_truncate: bool,
-    /// What the names of its functions begin with.
+    /// The beginning of the names of its functions.
     set: Option<String>,
     primary_key: Vec<String>,
     logged_key: Option<Vec<String>>,
@@ -51,13 +56,13 @@ impl TableState {
         self.other_owner.clone().map_or(Ok(()), |owner| Err(Error::NotOwner { table, role, owner }))
     }
 
-    /// Whether its triggers log `key`, and see everything.
+    /// Returns true if its triggers log `key`, and see everything.
     fn logs(&self, key: &[String]) -> bool {
         self.captured && self.logged_key.as_ref().unwrap_or(&self.primary_key) == key
     }
 }
 
-/// What `track` found.
+/// The result of `track`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tracked {
     /// The triggers were not there, or not all of them or not as they shall be; they are now.
@@ -81,7 +86,8 @@ pub async fn track(pool: &PgPool, dataset: &Dataset) -> Result<Tracked, Error> {
     Err(Error::Busy(dataset.table.to_string()))
 }
 
-/// Puts the triggers back on the demo's own table, where they are missing. A table that somebody brought is left to `track`.
+/// Puts the triggers back on the demo's own table, where they are missing. A table that somebody brought is left to
+/// `track`.
 ///
 /// # Errors
 /// If they are missing and can't be installed.
@@ -100,7 +106,7 @@ pub async fn restore(pool: &PgPool) -> Result<(), Error> {
     .await?;
     match ours {
         None => Ok(()),
-        // What the triggers log is for `track` to change.
+        // Only `track` changes the key that the triggers log.
         Some(key) => track(pool, &Dataset { key, ..users }).await.map(drop),
     }
 }
@@ -111,7 +117,7 @@ async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<Tracked, 
     }
     let mut tx = conn.begin().await?;
     one_at_a_time(&mut tx).await?;
-    let state = find(&mut tx, &dataset.table).await?;
+    let state = locate(&mut tx, &dataset.table).await?;
     let key = dataset.key.as_ref().unwrap_or(&state.primary_key);
     if state.logs(key) && state.logs_every_truncate {
         list(&mut tx, &state, key).await?;
@@ -214,31 +220,9 @@ async fn enable(conn: &mut PgConnection, relation: &Relation, set: &str) -> Resu
 }
 
 /// Finds a table.
-pub(super) async fn find(conn: &mut PgConnection, table: &Table) -> Result<TableState, Error> {
-    let state: Option<TableState> = sqlx::query_as(concat!(
-        "-- source.capture.find
-         select t.oid, n.nspname::text as schema_name, t.relname::text as table_name, t.relkind::text as kind,
-           case when t.relispartition then pg_partition_root(t.oid)::text end as parent,
-           t.relkind = 'r' and exists (select from pg_inherits i where i.inhparent = t.oid) as has_children,
-           not t.relispartition and exists (select from pg_inherits i where i.inhrelid = t.oid) as is_child,
-           parts.is_unlogged, parts.has_foreign,
-           cdc_export.primary_key(t.oid) as primary_key,
-           capture.logged_key, capture.captured, coalesce(capture.logs_every_truncate, false) as logs_every_truncate, capture.set,
-           quote_ident(current_user) as role,
-           case when not pg_has_role(t.relowner, 'usage') then pg_get_userbyid(t.relowner)::text end as other_owner,
-           has_schema_privilege('cdc_export', 'create') as may_make_functions
-         from pg_class t join pg_namespace n on n.oid = t.relnamespace
-         cross join lateral (
-           select coalesce(bool_or(p.relpersistence <> 'p'), false) as is_unlogged, coalesce(bool_or(p.relkind = 'f'), false) as has_foreign
-           from pg_class p where p.oid = t.oid or p.oid in (select relid from pg_partition_tree(t.oid))) parts
-         cross join lateral ",
-        capture!(),
-        " capture
-         where t.oid = cdc_export.table_of_role($1)"
-    ))
-    .bind(quote::relation(table))
-    .fetch_optional(conn)
-    .await?;
+pub(super) async fn locate(conn: &mut PgConnection, table: &Table) -> Result<TableState, Error> {
+    let state: Option<TableState> =
+        sqlx::query_as(AssertSqlSafe(LOCATE.as_str())).bind(quote::relation(table)).fetch_optional(conn).await?;
     state.ok_or_else(|| Error::NoTable(table.to_string()))
 }
 
@@ -247,7 +231,7 @@ fn check(state: &TableState, dataset: &Dataset) -> Result<(), Error> {
     let table = dataset.table.to_string();
     let kind = match state.kind.as_str() {
         "r" | "p" if state.has_children => return Err(Error::HasChildren(table)),
-        // What is written through its parent fires the triggers of the parent alone.
+        // A write through its parent fires only the triggers of the parent.
         "r" | "p" if state.is_child => "a table that inherits from another",
         "r" if state.is_unlogged => "an unlogged table, which a crash empties",
         "p" if state.is_unlogged => "a table with an unlogged partition, which a crash empties",
@@ -286,7 +270,7 @@ pub(super) async fn lock(conn: &mut PgConnection, table: &Table, state: &TableSt
     );
     let locked = sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *conn).await;
     locked.map_err(|cause| denied_or_else(table, cause))?;
-    let locked = find(conn, table).await?;
+    let locked = locate(conn, table).await?;
     // The name may be another table's by now, which isn't locked.
     if locked.oid == state.oid { Ok(locked) } else { Err(Error::Busy(table.to_string())) }
 }
@@ -327,31 +311,16 @@ async fn relations(conn: &mut PgConnection, state: &TableState) -> Result<Vec<Re
     Ok(state.into_iter().map(relation).collect())
 }
 
-/// Removes the triggers of a table and its partitions, but those that call functions of the set that is `kept`, and the functions that
-/// no trigger calls any more: of a table that was a partition they may still be called where it was one.
+/// Removes the triggers of a table and its partitions, but those that call functions of the set that is `kept`, and the
+/// functions that no trigger calls any more: of a table that was a partition they may still be called where it was one.
 pub(super) async fn remove(
     conn: &mut PgConnection,
     table: &Table,
     state: &TableState,
     kept: Option<&str>,
 ) -> Result<bool, Error> {
-    let triggers: Vec<(Oid, String, String)> = sqlx::query_as(
-        "-- source.capture.triggers
-         select p.oid, format('cdc_export.%I', p.proname), format('%I on %I.%I', x.tgname, n.nspname, c.relname)
-         from pg_trigger x
-         join pg_proc p on p.oid = x.tgfoid
-         join pg_class c on c.oid = x.tgrelid
-         join pg_namespace n on n.oid = c.relnamespace
-         where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\\_%'
-           and left(p.proname::text, -1) is distinct from $2
-           and (x.tgrelid = $1 or x.tgrelid in (select relid from pg_partition_tree($1)))
-           -- What a root hands down goes with the root's.
-           and x.tgparentid = 0",
-    )
-    .bind(state.oid)
-    .bind(kept)
-    .fetch_all(&mut *conn)
-    .await?;
+    let triggers: Vec<(Oid, String, String)> =
+        sqlx::query_as(include_str!("tracking/triggers.sql")).bind(state.oid).bind(kept).fetch_all(&mut *conn).await?;
     let denied = |cause| denied_or_else(table, cause);
     let is_any = !triggers.is_empty();
     for (_, _, trigger) in &triggers {

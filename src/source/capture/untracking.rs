@@ -4,7 +4,7 @@ use sqlx::{Connection, PgConnection, PgPool};
 
 use crate::dataset::catalog::Catalog;
 use crate::dataset::{Capture, Dataset, Table};
-use crate::source::capture::tracking::{find, lock, remove};
+use crate::source::capture::tracking::{locate, lock, remove};
 use crate::source::capture::{Error, functions};
 
 /// Removes the triggers from a dataset's table. The dataset can't be exported from then on.
@@ -13,9 +13,9 @@ use crate::source::capture::{Error, functions};
 /// If there is no such table, another dataset needs its triggers, or the role may not.
 pub async fn untrack(pool: &PgPool, dataset: &Dataset, catalog: &Catalog) -> Result<(), Error> {
     let mut conn = pool.acquire().await?;
-    let oid = find(&mut conn, &dataset.table).await?.oid;
+    let oid = locate(&mut conn, &dataset.table).await?.oid;
     for other in catalog.iter().filter(|other| other.name != dataset.name && other.capture == Capture::Triggers) {
-        if find(&mut conn, &other.table).await.is_ok_and(|its| its.oid == oid) {
+        if locate(&mut conn, &other.table).await.is_ok_and(|its| its.oid == oid) {
             return Err(Error::Shared { dataset: dataset.name.clone(), other: other.name.clone() });
         }
     }
@@ -30,8 +30,8 @@ pub async fn untrack_table(pool: &PgPool, table: &Table) -> Result<bool, Error> 
     untrack_on(&mut *pool.acquire().await?, table).await
 }
 
-/// Removes the triggers from all tables that have any. Returns these tables, each with the error if its triggers could not be removed.
-/// Each table has a transaction of its own.
+/// Removes the triggers from all tables that have any. Returns these tables, each with the error if its triggers could
+/// not be removed. Each table has a transaction of its own.
 ///
 /// # Errors
 /// If the database fails.
@@ -75,7 +75,7 @@ pub async fn untrack_all(pool: &PgPool) -> Result<Vec<(Table, Result<(), Error>)
 
 async fn untrack_on(conn: &mut PgConnection, table: &Table) -> Result<bool, Error> {
     let mut tx = conn.begin().await?;
-    let state = find(&mut tx, table).await?;
+    let state = locate(&mut tx, table).await?;
     if let Some(parent) = state.parent {
         return Err(Error::Partition { table: table.to_string(), parent });
     }
@@ -104,30 +104,10 @@ pub async fn without_dataset(conn: &mut PgConnection, catalog: &Catalog) -> Resu
         .filter(|dataset| dataset.capture == Capture::Triggers)
         .map(|dataset| (dataset.table.schema.clone(), dataset.table.name.clone()))
         .unzip();
-    let found: Vec<(String, String)> = sqlx::query_as(
-        "-- source.capture.without_dataset
-         with wanted as materialized (
-           -- Searching for a name in a schema that the role may not use is an error, so only names without a schema are searched for.
-           select schema_name, table_name,
-             case when schema_name is null then cdc_export.table_of_role(quote_ident(table_name))::oid end as oid
-           from unnest($1::text[], $2::text[]) as named (schema_name, table_name)),
-         logged as materialized (
-           select distinct x.tgrelid as oid
-           from pg_trigger x
-           join pg_proc p on p.oid = x.tgfoid
-           cross join lateral regexp_match(split_part(p.prosrc, chr(10), 2), '^-- cdc-export \\d+ (\\d+) ') head
-           -- A detached partition keeps its root's trigger for TRUNCATE, which logs nothing: only a table's own triggers count.
-           where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\\_%' and head[1]::oid = x.tgrelid)
-         select n.nspname::text, t.relname::text
-         from logged join pg_class t on t.oid = logged.oid join pg_namespace n on n.oid = t.relnamespace
-         where not t.relispartition and not exists (
-           select from wanted
-           where wanted.oid = t.oid or (wanted.schema_name, wanted.table_name) = (n.nspname::text, t.relname::text))
-         order by 1, 2",
-    )
-    .bind(schemas)
-    .bind(names)
-    .fetch_all(conn)
-    .await?;
+    let found: Vec<(String, String)> = sqlx::query_as(include_str!("untracking/without_dataset.sql"))
+        .bind(schemas)
+        .bind(names)
+        .fetch_all(conn)
+        .await?;
     Ok(found.into_iter().map(|(schema, name)| Table { schema: Some(schema), name }).collect())
 }

@@ -1,0 +1,91 @@
+-- source.snapshot.open
+-- $1 text: the dataset's table
+-- $2 text: the consumer; null: an ad-hoc export
+-- $3 text: the dataset
+-- $4 boolean: triggers capture the changes
+-- $5 text: the definition of the dataset
+-- $6 jsonb: the types of the columns
+-- $7 uuid: the job; null: none
+-- $8 uuid: the job that the lane's marker names; null: there is no marker
+-- $9 text: the SHA-256 that the marker has of that job
+-- $10 jsonb: the guard's state of the columns
+--
+-- Exports the snapshot of the transaction, and reads the position and the guard's verdict. It stays one statement, so
+-- that snapshot, position and verdict are of one moment.
+with recursive target as materialized (
+  select t.oid, t.relkind, t.relispartition, t.relname, n.nspname
+  from pg_class t
+  join pg_namespace n on n.oid = t.relnamespace
+  where t.oid = to_regclass($1)),
+
+wanted as materialized (
+  select $4::boolean as by_triggers, $5::text as definition, $6::jsonb as types, $10::jsonb as guard_state),
+
+job as materialized (
+  select j.id, j.database_id, j.timeline, j.server_started_at, j.has_after
+  from exports j
+  where j.id = $7),
+
+-- The export that the caller had loaded last was checked when it asked. That counts unless the database was restored
+-- since.
+lanes as materialized (
+  select $2::text as consumer_id, $3::text as dataset, $8::uuid as marker_job, $9::text as marker_sha256,
+    job.has_after and job.timeline = cdc_export.timeline()
+      and job.server_started_at = pg_postmaster_start_time() as after_is_valid
+  from (select) one
+  left join job on true)
+
+-- include captured.sql
+-- include guard/verdict.sql
+
+-- Transactions that may yet change tables of this database; the snapshot has those of the whole cluster. Our own
+-- sessions change none.
+, writers as materialized (
+  select
+    (count(distinct l.pid)
+      + (select count(*) from pg_prepared_xacts p where p.database = current_database()))::int as open_transactions,
+    max(extract(epoch from clock_timestamp() - a.xact_start))::float8 as oldest_transaction_seconds
+  from pg_locks l
+  join pg_stat_activity a on a.pid = l.pid
+  where l.locktype = 'transactionid' and l.granted and l.mode = 'ExclusiveLock' and a.datname = current_database()
+    and a.backend_type <> 'autovacuum worker'
+    and a.application_name is distinct from current_setting('application_name'))
+
+select pg_export_snapshot() as name, now.snapshot::text as snapshot, statement_timestamp() as taken_at,
+  current_setting('server_encoding') as encoding, pg_is_in_recovery() as standby, now.logged_key, now.captured,
+  case when target.relkind = 'r'
+    then pg_relation_size(target.oid) / current_setting('block_size')::bigint end as blocks,
+  exists (
+    select from (select target.oid union all select relid from pg_partition_tree(target.oid)) parts (oid)
+    join pg_class part on part.oid = parts.oid
+    where part.reltoastrelid <> 0 and pg_relation_size(part.reltoastrelid) > 0) as toasted,
+  w.version, w.last_exported_at, w.live_snapshot::text, w.deletions_snapshot::text, verdict.continuity,
+  coalesce(job.database_id <> cdc_export.database_id(), false)
+    or coalesce($8 = job.id, false)
+    or coalesce(job.timeline <> cdc_export.timeline(), false) and not verdict.confirms
+    -- A copy of the data is put back while there is no server.
+    or job.id is not null and job.server_started_at is distinct from pg_postmaster_start_time()
+      and verdict.contradicts as is_restored,
+  coalesce(w.table_oid = target.oid and w.table_columns_hash = now.table_columns_hash
+    and w.relfilenode <> now.relfilenode, false) as table_rewritten,
+  -- Every export moves the position of live rows, so each export counts what the one before has not counted.
+  (select coalesce(sum(l.quiet_deletes), 0)::bigint
+   from cdc_export.change_log l
+   where l.table_oid = target.oid and l.operation = 'Q' and l.xid >= pg_snapshot_xmin(w.live_snapshot)
+     and not pg_visible_in_snapshot(l.xid, w.live_snapshot)) as quiet_deletes,
+  array(
+    select p::oid
+    from jsonb_object_keys(now.guard_state -> 'relations') p
+    where not w.guard_state -> 'relations' ? p) as arrived,
+  writers.open_transactions, writers.oldest_transaction_seconds, target.oid as table_oid, now.relfilenode,
+  now.table_columns_hash, now.guard_state || wanted.guard_state as guard_state,
+  (w.guard_state ->> 'deleted_since')::timestamptz as deleted_since,
+  (w.guard_state ->> 'time')::bigint as timed_by,
+  coalesce(w.guard_state ->> 'filter' = wanted.guard_state ->> 'filter', false) as knows_filter, now.cluster_id
+from target
+cross join current_state now
+cross join wanted
+cross join verdict
+cross join writers
+left join job on true
+left join watermarks w on w.consumer_id = verdict.consumer_id and w.dataset = verdict.dataset
