@@ -4,10 +4,11 @@ use std::io::{self, Write};
 
 use crate::sink::ArchivedFile;
 use flate2::write::MultiGzDecoder;
+use pg_rows::encoding::{Compression, Format};
 use zstd::stream::{raw, zio};
 
 /// Counts the rows of CSV or of lines.
-pub(super) struct Rows {
+pub(super) struct LineCounter {
     /// Whether a quote has opened a field.
     is_quoted: bool,
     /// Whether lines end within quotes too.
@@ -16,9 +17,9 @@ pub(super) struct Rows {
     is_line_open: bool,
 }
 
-impl Rows {
-    fn new(is_csv: bool) -> Rows {
-        Rows { is_quoted: false, is_csv, lines: 0, is_line_open: false }
+impl LineCounter {
+    fn new(is_csv: bool) -> LineCounter {
+        LineCounter { is_quoted: false, is_csv, lines: 0, is_line_open: false }
     }
 
     /// All lines but the header's.
@@ -27,7 +28,7 @@ impl Rows {
     }
 }
 
-impl Write for Rows {
+impl Write for LineCounter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let (mut is_quoted, mut lines) = (self.is_quoted, 0);
         for byte in bytes {
@@ -49,25 +50,26 @@ impl Write for Rows {
 
 /// Takes a file's bytes, and counts the rows in what they unpack to.
 pub(super) enum Counter {
-    Plain(Rows),
-    Gzip(Box<MultiGzDecoder<Rows>>),
-    Zstd(Box<zio::Writer<Rows, raw::Decoder<'static>>>),
+    Plain(LineCounter),
+    Gzip(Box<MultiGzDecoder<LineCounter>>),
+    Zstd(Box<zio::Writer<LineCounter, raw::Decoder<'static>>>),
 }
 
 impl Counter {
     /// For a file of lines, in this format and compression. `None`: there is no such one.
     pub(super) fn new(format: &str, compression: &str) -> Option<io::Result<Counter>> {
-        let rows = match format {
-            "csv" => Rows::new(true),
-            "ndjson" => Rows::new(false),
-            _ => return None,
-        };
-        match compression {
-            "none" => Some(Ok(Counter::Plain(rows))),
-            "gzip" => Some(Ok(Counter::Gzip(Box::new(MultiGzDecoder::new(rows))))),
-            "zstd" => Some(raw::Decoder::new().map(|decoder| Counter::Zstd(Box::new(zio::Writer::new(rows, decoder))))),
-            _ => None,
+        let spec = format.parse::<Format>().ok()?.spec();
+        if spec.is_binary {
+            return None;
         }
+        let rows = LineCounter::new(spec.has_header);
+        Some(match compression.parse().ok()? {
+            Compression::None => Ok(Counter::Plain(rows)),
+            Compression::Gzip => Ok(Counter::Gzip(Box::new(MultiGzDecoder::new(rows)))),
+            Compression::Zstd => {
+                raw::Decoder::new().map(|decoder| Counter::Zstd(Box::new(zio::Writer::new(rows, decoder))))
+            }
+        })
     }
 
     /// Takes the next bytes.
