@@ -15,7 +15,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use pg_rows::encoding::{Compression, Encoding, Format};
-use pg_rows::row::{Fields, Rows};
+use pg_rows::row::{BinaryRows, Fields};
 use pg_rows::{Assembler, Encoder, Layout, Piece};
 use ring::digest;
 use rustix::time::{ClockId, clock_gettime};
@@ -53,7 +53,7 @@ fn read(layout: &Arc<Layout>, messages: &[Vec<u8>], rows: usize, pieces: &mpsc::
         pieces.send(piece).expect("the writer goes on to the end");
     };
     for message in messages.iter().cycle().take(rows) {
-        let (mut rows, mut fields) = (Rows::of(message), room.take());
+        let (mut rows, mut fields) = (BinaryRows::new(message), room.take());
         while rows.next_into(&mut fields).expect("the rows are whole") {
             encoder.row(&fields).expect("the rows are of these columns");
         }

@@ -13,7 +13,7 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use pg_rows::column::{Column, ColumnType};
 use pg_rows::encoding::{Compression, Encoding, Format};
-use pg_rows::row::{Fields, Rows};
+use pg_rows::row::{BinaryRows, Fields};
 use pg_rows::{Assembler, Encoder, Layout};
 
 use crate::rows::{columns_of_users, put_row, put_user};
@@ -73,7 +73,7 @@ fn rows_of_others() -> Vec<u8> {
 
 /// Encodes as an export does, into a piece of the file; returns how many bytes it is.
 fn encode(layout: &Arc<Layout>, encoder: &mut Encoder, room: &mut Fields, rows: &[u8]) -> usize {
-    let (mut rows, mut fields) = (Rows::of(rows), room.take());
+    let (mut rows, mut fields) = (BinaryRows::new(rows), room.take());
     while rows.next_into(&mut fields).expect("the rows are whole") {
         encoder.row(&fields).expect("the rows are of these columns");
     }

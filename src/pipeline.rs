@@ -1,38 +1,38 @@
-//! One export's rows from the source to a staged file, or to several: read, encode, hash, write.
+//! Writes one export's rows from the source to staged files: read, encode, hash, write.
 //!
-//! Knows no queue and no store. Each reader encodes and compresses what it reads where it arrives; what is left to one thread, which
-//! may block, is to hash the pieces and to write them. Memory is a piece for each reader, and those in between.
+//! Knows no queue and no store. Each reader encodes and compresses its own rows into pieces. One thread, which may block, hashes and
+//! writes the pieces. Memory holds a piece for each reader, and the pieces on their way to the writer.
 
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use pg_rows::row::{Fields, Rows as BinaryRows};
+use pg_rows::row::{BinaryRows, Fields};
 use pg_rows::{Assembler, Encoder, Layout, Piece};
 use tokio::sync::mpsc;
 
 use crate::dataset::{CellMax, Column};
 use crate::file::{Exported, MOST_FILES, Part};
 use crate::job::{ExportType, Job, Progress};
-use crate::row::{KnownColumn, RowLayout, RowReceiver, Unwanted};
+use crate::row::{KnownColumn, ReceiverClosed, RowLayout, RowReceiver};
 use crate::sink::{self, Draft, Drafts};
 use crate::source::{self, rows::Rows};
 
-/// Pieces that wait between the readers and the writer.
+/// The most pieces that wait between the readers and the writer.
 const PIECES_AHEAD: usize = 2;
 
-/// Why there is no file.
+/// Why an export's files can't be written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The rows could not be read.
     #[error(transparent)]
     Source(#[from] source::Error),
-    /// A value that the asked-for format has no form for.
+    /// The format has no form for a value.
     #[error(transparent)]
     NotInFormat(pg_rows::Error),
-    /// A text that no file may hold.
+    /// A text is not UTF-8.
     #[error(transparent)]
     InvalidText(pg_rows::Error),
-    /// A row isn't what the dataset says: a defect, or the table was changed under the service.
+    /// A row is not what the dataset describes, or the format's library failed: a defect, or the table was changed meanwhile.
     #[error(transparent)]
     WrongRow(pg_rows::Error),
     /// The file could not be compressed.
@@ -41,7 +41,7 @@ pub enum Error {
     /// The file could not be written.
     #[error(transparent)]
     Sink(#[from] sink::Error),
-    /// There would be too many files.
+    /// The export needs too many files.
     #[error("an export of more than {MOST_FILES} files: raise maxFileBytes, and have the export done again")]
     TooManyFiles,
     /// The writing thread panicked: a defect.
@@ -58,34 +58,34 @@ impl From<pg_rows::Error> for Error {
             }
             pg_rows::Error::Compressor(_) => Error::Compressor(error),
             pg_rows::Error::NotInFormat { .. } | pg_rows::Error::NotBuilt(_) => Error::NotInFormat(error),
-            #[cfg(feature = "parquet")]
-            pg_rows::Error::Parquet(_) => Error::WrongRow(error),
+            pg_rows::Error::Library { .. } => Error::WrongRow(error),
         }
     }
 }
 
-/// What is to be written.
+/// The rows to write, and the form of their files.
 #[derive(Debug)]
 pub struct ExportSpec<'a> {
-    /// For whom, which rows, and how.
+    /// The job: its consumer, selection and encoding.
     pub job: &'a Job,
-    /// The watermark that the export begins at.
+    /// The watermark from which the export begins.
     pub since: Option<DateTime<Utc>>,
-    /// How large a value may be.
+    /// The largest size of a value.
     pub cell_max: CellMax,
-    /// A file of so many bytes or more gets no further rows; `None`: there is one file.
+    /// A file with so many bytes gets no further rows; `None` makes one file.
     pub max_file_bytes: Option<u64>,
-    /// The compressor's level; `None`: the codec's own.
+    /// The compression level; `None` is the codec's own.
     pub compression_level: Option<u8>,
-    /// Where to say how far it is.
+    /// Receives the rows and bytes written so far.
     pub progress: &'a Progress,
 }
 
-/// Writes the rows of a job's snapshot into drafts and stages them: into one, or into several where a file is to have no more than so many
-/// bytes.
+/// Writes the rows of a job's snapshot into drafts and stages them.
+///
+/// There are several drafts if [`ExportSpec::max_file_bytes`] bounds the size of a file.
 ///
 /// # Errors
-/// If any step fails; a draft that isn't staged is removed then, and the others are the caller's to remove.
+/// If any step fails. The unstaged draft is then removed; the caller must remove the staged ones.
 pub async fn run(rows: Rows<'_>, spec: &ExportSpec<'_>, drafts: &Drafts) -> Result<Exported, Error> {
     let export = Arc::new(ExportLayout::new(rows.layout(spec.job), spec)?);
     let first = Writer::new(&export.file, drafts.create(1).await?)?;
@@ -93,31 +93,31 @@ pub async fn run(rows: Rows<'_>, spec: &ExportSpec<'_>, drafts: &Drafts) -> Resu
     let written = Written::new(spec);
     let layout = Arc::clone(&export.file);
     let read = async move {
-        let receiver = || Encoding::new(&export, &pieces_in);
+        let receiver = || PieceSender::new(&export, &pieces_in);
         match rows.read(spec.job, spec.cell_max, spec.progress, receiver).await {
-            // The writer says why, as soon as it comes to it.
+            // The writer returns the cause itself.
             Err(source::Error::ReceiverGone) => std::future::pending().await,
             read => Ok(read?),
         }
     };
-    // The first failure ends both. When writing fails, reading would fail for want of a taker, but only at its next piece.
+    // The first failure ends both. If writing fails, reading alone would notice only at its next piece.
     let ((), (last, written)) = tokio::try_join!(read, write(first, written, pieces_out, &layout, drafts))?;
     blocking(move || last.finish(written)).await
 }
 
-/// Writes on threads that may block, one for each file: from the first piece to the last, which leaves the last file to be staged.
+/// Writes all pieces, on a blocking thread for each file. The caller must stage the last file.
 async fn write(
     mut writer: Writer,
     mut written: Written,
-    mut pieces: mpsc::Receiver<FoundPiece>,
+    mut pieces: mpsc::Receiver<EncodedPiece>,
     layout: &Arc<Layout>,
     drafts: &Drafts,
 ) -> Result<(Writer, Written), Error> {
     let mut first = None;
     loop {
         match blocking(move || writer.write_all(written, first, pieces)).await? {
-            Filled::Last(writer, written) => return Ok((*writer, written)),
-            Filled::Enough(full, next, further) => (written, first, pieces) = (full, Some(next), further),
+            Filled::EndOfRows(writer, written) => return Ok((*writer, written)),
+            Filled::FileFull(full, next, further) => (written, first, pieces) = (full, Some(next), further),
         }
         writer = Writer::new(layout, drafts.create(written.parts.len() as u32 + 1).await?)?;
     }
@@ -149,9 +149,9 @@ impl ExportLayout {
     }
 }
 
-/// What is found in the rows of a piece, or of several.
+/// Counts of the rows of one or several pieces.
 #[derive(Clone, Copy, Debug, Default)]
-struct Found {
+struct RowStats {
     rows: u64,
     late_rows: u64,
     key_only_deletes: u64,
@@ -159,8 +159,8 @@ struct Found {
     latest: Option<i64>,
 }
 
-impl Found {
-    fn add(&mut self, other: Found) {
+impl RowStats {
+    fn add(&mut self, other: RowStats) {
         self.rows += other.rows;
         self.late_rows += other.late_rows;
         self.key_only_deletes += other.key_only_deletes;
@@ -174,46 +174,46 @@ impl Found {
         self.key_only_deletes += u64::from(is_key_only);
         let is_gone = is_key_only || gone == Some(&Some(&[1]));
         let updated_at = export.rows.updated_at.and_then(|index| micros((*fields.get(index)?)?));
-        // A row that is gone has no time that could be a watermark, and the timestamps alone would never have found it.
+        // A deleted row has no time that could be a watermark, and a search by timestamps alone would miss it.
         if !is_gone {
             self.latest = self.latest.max(updated_at.filter(|micros| is_watermark(*micros)));
         }
         let late = updated_at.zip(export.since).is_some_and(|(updated_at, since)| updated_at <= since);
-        // Without a watermark everything is new.
+        // Without a watermark no row is late.
         self.late_rows += u64::from(export.since.is_some() && (is_gone || late || updated_at.is_none()));
     }
 }
 
-/// A piece, and what was found in its rows; or why there is none, which ends the export.
-type FoundPiece = Result<(Piece, Found), Error>;
+/// A piece and the counts of its rows, or the error that ends the export.
+type EncodedPiece = Result<(Piece, RowStats), Error>;
 
-/// A reader's end of the line: rows become pieces of the file.
-struct Encoding {
+/// Encodes the rows of one reader, and sends them to the writer as pieces.
+struct PieceSender {
     export: Arc<ExportLayout>,
-    /// `None` only while a piece is packed elsewhere.
+    /// `None` only while another thread packs a piece.
     encoder: Option<Encoder>,
-    found: Found,
+    stats: RowStats,
     fields: Fields,
     failed: Option<Error>,
-    pieces: mpsc::Sender<FoundPiece>,
+    pieces: mpsc::Sender<EncodedPiece>,
 }
 
-impl Encoding {
-    fn new(export: &Arc<ExportLayout>, pieces: &mpsc::Sender<FoundPiece>) -> Encoding {
-        Encoding {
+impl PieceSender {
+    fn new(export: &Arc<ExportLayout>, pieces: &mpsc::Sender<EncodedPiece>) -> PieceSender {
+        PieceSender {
             export: Arc::clone(export),
             encoder: Some(Encoder::new(&export.file)),
-            found: Found::default(),
+            stats: RowStats::default(),
             fields: Fields::default(),
             failed: None,
             pieces: pieces.clone(),
         }
     }
 
-    /// Takes whole rows. True: the encoder holds a piece.
+    /// Encodes whole rows. Returns true if they are enough for a piece.
     fn encode(&mut self, rows: &[u8]) -> Result<bool, Error> {
         let Some(encoder) = &mut self.encoder else { return Ok(true) };
-        let (mut rows, mut fields) = (BinaryRows::of(rows), self.fields.take());
+        let (mut rows, mut fields) = (BinaryRows::new(rows), self.fields.take());
         while rows.next_into(&mut fields).map_err(pg_rows::Error::from)? {
             let layout = &self.export.rows;
             if let Some(KnownColumn { index, value }) = layout.known.filter(|known| known.index <= fields.len()) {
@@ -224,27 +224,27 @@ impl Encoding {
                 return Err(pg_rows::Error::WrongShape { expected, found }.into());
             }
             encoder.row(&fields[..layout.columns.len()])?;
-            self.found.observe(&self.export, &fields);
+            self.stats.observe(&self.export, &fields);
         }
         self.fields.put_back(fields);
         Ok(encoder.is_full())
     }
 
-    /// What the encoder holds as a piece; `None`: it holds nothing.
+    /// Makes a piece of the encoded rows. Returns `None` if there are none.
     async fn pack(&mut self) -> Result<Option<Piece>, Error> {
         let Some(mut encoder) = self.encoder.take_if(|encoder| !encoder.is_empty()) else { return Ok(None) };
         let pack = move || {
             let piece = encoder.pack()?;
             Ok((piece, encoder))
         };
-        // The runtime's threads are the API's too.
+        // The runtime's threads also serve the API, so a long call must not block them.
         let (piece, encoder) = if self.export.file.packs_long() { blocking(pack).await? } else { pack()? };
         self.encoder = Some(encoder);
         Ok(Some(piece))
     }
 }
 
-impl RowReceiver for Encoding {
+impl RowReceiver for PieceSender {
     fn receive(&mut self, rows: &[u8]) -> bool {
         self.encode(rows).unwrap_or_else(|error| {
             self.failed = Some(error);
@@ -252,27 +252,27 @@ impl RowReceiver for Encoding {
         })
     }
 
-    async fn pass_on(&mut self) -> Result<(), Unwanted> {
+    async fn flush(&mut self) -> Result<(), ReceiverClosed> {
         let packed = match self.failed.take() {
             Some(error) => Err(error),
             None => self.pack().await,
         };
         let (piece, goes_on) = match packed {
             Ok(None) => return Ok(()),
-            Ok(Some(piece)) => (Ok((piece, std::mem::take(&mut self.found))), Ok(())),
-            Err(error) => (Err(error), Err(Unwanted)),
+            Ok(Some(piece)) => (Ok((piece, std::mem::take(&mut self.stats))), Ok(())),
+            Err(error) => (Err(error), Err(ReceiverClosed)),
         };
-        self.pieces.send(piece).await.map_err(|_| Unwanted)?;
+        self.pieces.send(piece).await.map_err(|_| ReceiverClosed)?;
         goes_on
     }
 }
 
-/// What is written of an export so far.
+/// The part of an export that is written so far.
 struct Written {
-    /// The files that are staged.
+    /// The staged files.
     parts: Vec<Part>,
-    found: Found,
-    /// A file of so many bytes gets no further piece; `None`: there is one file.
+    stats: RowStats,
+    /// A file with so many bytes gets no further piece; `None` makes one file.
     max_bytes: Option<u64>,
     progress: Progress,
 }
@@ -280,30 +280,30 @@ struct Written {
 impl Written {
     fn new(spec: &ExportSpec<'_>) -> Written {
         let (max_bytes, progress) = (spec.max_file_bytes, spec.progress.clone());
-        Written { parts: Vec::new(), found: Found::default(), max_bytes, progress }
+        Written { parts: Vec::new(), stats: RowStats::default(), max_bytes, progress }
     }
 
-    fn tell(&self, draft: &dyn Draft) {
+    fn report(&self, draft: &dyn Draft) {
         let staged: u64 = self.parts.iter().map(|part| part.staged.identity.bytes).sum();
-        self.progress.written(self.found.rows, staged + draft.size());
+        self.progress.written(self.stats.rows, staged + draft.size());
     }
 }
 
-/// The end of the line: pieces become a file.
+/// Joins pieces to one file and writes it.
 struct Writer {
     assembler: Assembler,
     draft: Box<dyn Draft>,
-    /// What stands before the rows, until it is written with the first of them.
+    /// The bytes before the first row, until they are written together with it.
     begin: Vec<u8>,
     rows: u64,
 }
 
-/// How a file was filled.
+/// The reason why a file gets no further piece.
 enum Filled {
-    /// It is staged, since there is more to write than it may hold: this piece, and what comes after it.
-    Enough(Written, (Piece, Found), mpsc::Receiver<FoundPiece>),
-    /// There is no more to write, and it is still to be staged.
-    Last(Box<Writer>, Written),
+    /// The file has its most bytes and is staged. This piece and the rest go into the next one.
+    FileFull(Written, (Piece, RowStats), mpsc::Receiver<EncodedPiece>),
+    /// All rows are written. The caller must stage the file.
+    EndOfRows(Box<Writer>, Written),
 }
 
 impl Writer {
@@ -315,33 +315,33 @@ impl Writer {
     fn write_all(
         mut self,
         mut written: Written,
-        mut first: Option<(Piece, Found)>,
-        mut pieces: mpsc::Receiver<FoundPiece>,
+        mut first: Option<(Piece, RowStats)>,
+        mut pieces: mpsc::Receiver<EncodedPiece>,
     ) -> Result<Filled, Error> {
         while let Some(piece) = first.take().map(Ok).or_else(|| pieces.blocking_recv()) {
-            let (piece, found) = piece?;
+            let (piece, stats) = piece?;
             if written.max_bytes.is_some_and(|max| self.draft.size() >= max) {
                 if written.parts.len() + 1 == MOST_FILES {
                     return Err(Error::TooManyFiles);
                 }
                 self.stage(&mut written)?;
-                return Ok(Filled::Enough(written, (piece, found), pieces));
+                return Ok(Filled::FileFull(written, (piece, stats), pieces));
             }
-            self.append(&mut written, piece, found)?;
+            self.append(&mut written, piece, stats)?;
         }
-        Ok(Filled::Last(Box::new(self), written))
+        Ok(Filled::EndOfRows(Box::new(self), written))
     }
 
-    fn append(&mut self, written: &mut Written, piece: Piece, found: Found) -> Result<(), Error> {
+    fn append(&mut self, written: &mut Written, piece: Piece, stats: RowStats) -> Result<(), Error> {
         let bytes = self.assembler.append(piece)?;
         Writer::write(&mut *self.draft, &mut self.begin, bytes)?;
-        self.rows += found.rows;
-        written.found.add(found);
-        written.tell(&*self.draft);
+        self.rows += stats.rows;
+        written.stats.add(stats);
+        written.report(&*self.draft);
         Ok(())
     }
 
-    /// Writes bytes, with what stands before the rows if that isn't written yet: so a small file is one write.
+    /// Writes bytes, together with the header if it isn't written yet. So a small file is one write.
     fn write(draft: &mut dyn Draft, begin: &mut Vec<u8>, mut bytes: Vec<u8>) -> Result<(), Error> {
         if !begin.is_empty() {
             begin.append(&mut bytes);
@@ -350,11 +350,11 @@ impl Writer {
         if bytes.is_empty() { Ok(()) } else { Ok(draft.write(&bytes)?) }
     }
 
-    /// Ends the file and makes it durable.
+    /// Ends the file and stages it.
     fn stage(self, written: &mut Written) -> Result<(), Error> {
         let Writer { assembler, mut draft, mut begin, rows } = self;
         Writer::write(&mut *draft, &mut begin, assembler.finish()?)?;
-        written.tell(&*draft);
+        written.report(&*draft);
         let staged = draft.stage()?;
         written.parts.push(Part { rows, staged });
         Ok(())
@@ -362,22 +362,22 @@ impl Writer {
 
     fn finish(self, mut written: Written) -> Result<Exported, Error> {
         self.stage(&mut written)?;
-        let Written { parts, found: Found { rows, late_rows, key_only_deletes, latest }, .. } = written;
+        let Written { parts, stats: RowStats { rows, late_rows, key_only_deletes, latest }, .. } = written;
         Ok(Exported { rows, late_rows, key_only_deletes, last_updated_at: latest.map(time), parts })
     }
 }
 
-/// Postgres counts from here.
+/// The time from which Postgres counts.
 const POSTGRES_EPOCH: DateTime<Utc> = DateTime::from_timestamp(946_684_800, 0).expect("2000-01-01 is a time");
 
-/// Whether a time can be a watermark: neither infinity, nor from the year 200000 on, where our calendar ends (the table
-/// `watermarks` has the same bound).
+/// Returns true if a time can be a watermark: it is finite and before the year 200000, where chrono's calendar ends. The table
+/// `watermarks` has the same bound.
 fn is_watermark(micros: i64) -> bool {
     const YEAR_200000: i64 = 6_248_276_496_000_000_000;
     micros > i64::MIN && micros < YEAR_200000
 }
 
-/// A `timestamptz` in its binary form: microseconds since Postgres's epoch.
+/// Reads a `timestamptz` in its binary form: microseconds since Postgres's epoch.
 fn micros(field: &[u8]) -> Option<i64> {
     Some(i64::from_be_bytes(field.try_into().ok()?))
 }

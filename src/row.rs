@@ -4,21 +4,21 @@
 
 use crate::dataset::Column;
 
-/// Takes the rows that one reader of a snapshot reads, where they arrive: on the reader's own task.
+/// Receives the rows that one reader of a snapshot reads, on the reader's own task.
 pub trait RowReceiver: Send + 'static {
-    /// Takes whole rows. True: it holds as much as it wants to, and is to pass that on before it takes more.
+    /// Takes whole rows. Returns true if the receiver is full: call [`RowReceiver::flush`] before the next rows.
     fn receive(&mut self, rows: &[u8]) -> bool;
 
-    /// Passes on what it holds, and waits where that isn't wanted yet: a slow writer slows the reader.
+    /// Sends the rows on, and waits until there is room for them. So a slow writer slows the reader.
     ///
     /// # Errors
-    /// If nobody wants it any more. The other side says why.
-    fn pass_on(&mut self) -> impl Future<Output = Result<(), Unwanted>> + Send;
+    /// If the other side is closed. It reports the cause itself.
+    fn flush(&mut self) -> impl Future<Output = Result<(), ReceiverClosed>> + Send;
 }
 
-/// Nobody takes the rows any more.
+/// The other side of a receiver accepts no more rows.
 #[derive(Debug)]
-pub struct Unwanted;
+pub struct ReceiverClosed;
 
 /// The fields of the rows that `source` sends for an export.
 ///

@@ -45,7 +45,7 @@ use crate::dataset::Table;
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::{Fault, Faults};
 use crate::job::Continuity;
-use crate::row::Unwanted;
+use crate::row::ReceiverClosed;
 use crate::source::capture::{functions, untracking};
 use crate::source::reader_slots::ReaderSlots;
 use crate::telemetry::metrics::PoolUse;
@@ -249,8 +249,8 @@ impl Error {
     }
 }
 
-impl From<Unwanted> for Error {
-    fn from(Unwanted: Unwanted) -> Error {
+impl From<ReceiverClosed> for Error {
+    fn from(ReceiverClosed: ReceiverClosed) -> Error {
         Error::ReceiverGone
     }
 }

@@ -8,7 +8,7 @@ use crate::dataset::name::hint;
 use crate::job::{ConsumerId, ExportType};
 use crate::schedule::Schedule;
 use crate::schedule::timing::{self, BadTiming, Timing};
-use pg_rows::encoding::{BadEncoding, Compression, Encoding, Format};
+use pg_rows::encoding::{Compression, Encoding, Format};
 
 /// Reads all schedules.
 pub(super) fn read(file: &mut File<'_>, names: &mut Names, known: &Known<'_>) -> Vec<Arc<Schedule>> {
@@ -43,14 +43,7 @@ fn schedule(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Schedule> {
 fn encoding(block: &mut Block<'_, '_>) -> Option<Encoding> {
     let format = block.or_default("format", Format::Csv, str::parse);
     let compression = block.or_default("compression", Compression::None, str::parse);
-    let refused = |why: BadEncoding| {
-        let member = match why {
-            BadEncoding::NotBuilt(_) => "format",
-            BadEncoding::CompressedInside(_) => "compression",
-        };
-        block.wrong(member, why);
-    };
-    Encoding::new(format?, compression?).map_err(refused).ok()
+    Encoding::new(format?, compression?).map_err(|why| block.wrong(why.member(), why)).ok()
 }
 
 /// Reads when a schedule runs: `every`, or `cron` with its `timezone`.

@@ -51,7 +51,7 @@ impl FileName {
     #[cfg(feature = "buckets")]
     pub fn key(&self, hidden: &HiddenFile) -> String {
         let FileName { dataset, consumer, name, encoding } = self;
-        let extension = extension(*encoding);
+        let extension = encoding.extension();
         let stem = name.strip_suffix(&extension).unwrap_or(name);
         // No consumer's id begins so.
         let consumer = consumer.as_ref().map_or("_ad_hoc", ConsumerId::as_str);
@@ -63,7 +63,7 @@ impl FileName {
 
 /// The name with this stem and number, which only shows from 2 on.
 pub fn numbered(stem: &str, number: i64, encoding: Encoding) -> String {
-    let extension = extension(encoding);
+    let extension = encoding.extension();
     match number {
         1 => format!("{stem}{extension}"),
         n => format!("{stem}-{n}{extension}"),
@@ -73,7 +73,7 @@ pub fn numbered(stem: &str, number: i64, encoding: Encoding) -> String {
 /// Stem and number of a name: the inverse of [`numbered`]. A stem ends with the time and its `Z`, so a number behind a `-` is none of
 /// it.
 pub fn stem_and_number(name: &str, encoding: Encoding) -> (&str, i64) {
-    let name = name.strip_suffix(&extension(encoding)).unwrap_or(name);
+    let name = name.strip_suffix(&encoding.extension()).unwrap_or(name);
     match name.rsplit_once('-') {
         Some((stem, number)) => number.parse().map_or((name, 1), |number| (stem, number)),
         None => (name, 1),
@@ -85,7 +85,7 @@ pub fn stem_of(name: &str) -> &str {
     let endings =
         Format::ALL.iter().flat_map(|format| Compression::ALL.iter().map(|compression| (*format, *compression)));
     let stems =
-        endings.filter_map(|(format, compression)| name.strip_suffix(&extension(Encoding { format, compression })));
+        endings.filter_map(|(format, compression)| name.strip_suffix(&Encoding { format, compression }.extension()));
     stems.min_by_key(|stem| stem.len()).unwrap_or(name)
 }
 
@@ -93,21 +93,6 @@ pub fn stem_of(name: &str) -> &str {
 pub fn part_name(name: &str, part: u32) -> String {
     let stem = stem_of(name);
     format!("{stem}.part-{part:05}{}", &name[stem.len()..])
-}
-
-/// The name's ending, with its dots.
-fn extension(encoding: Encoding) -> String {
-    let format = match encoding.format {
-        Format::Csv => ".csv",
-        Format::Ndjson => ".ndjson",
-        Format::Parquet => ".parquet",
-    };
-    let compression = match encoding.compression {
-        Compression::None => "",
-        Compression::Gzip => ".gz",
-        Compression::Zstd => ".zst",
-    };
-    format!("{format}{compression}")
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use crate::http::exports::submit::Submitted;
 use crate::http::problem::Problem;
 use crate::http::schemas::DatasetName;
 use crate::job::ConsumerId;
+use pg_rows::encoding::{Compression, Format};
 
 /// What the document has besides the calls.
 #[derive(utoipa::OpenApi)]
@@ -115,8 +116,12 @@ fn members(value: &mut Value) -> impl Iterator<Item = (&String, &mut Value)> {
 }
 
 fn uncompressed_only() -> Value {
+    let formats = Format::ALL.iter().filter(|format| format.spec().compressions == [Compression::None]);
+    let compressions = Compression::ALL.iter().filter(|compression| **compression != Compression::None);
     json!({
-        "properties": { "format": { "const": "parquet" }, "compression": { "enum": ["gzip", "zstd"] } },
+        "properties": {
+            "format": { "enum": formats.collect::<Vec<_>>() }, "compression": { "enum": compressions.collect::<Vec<_>>() },
+        },
         "required": ["format", "compression"],
     })
 }

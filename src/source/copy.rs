@@ -99,7 +99,7 @@ pub(crate) async fn read(
         reading.ranges.finish_one(&reading.progress);
         ranges += 1;
     }
-    receiver.pass_on().await?;
+    receiver.flush().await?;
     Ok(ranges)
 }
 
@@ -134,7 +134,7 @@ async fn read_one(
         }
         if receiver.receive(&message) {
             reader.rests();
-            receiver.pass_on().await?;
+            receiver.flush().await?;
             reader.awaits_server();
         }
     }

@@ -84,7 +84,7 @@ impl Rows<'_> {
                 let reader = self.readers.join(self.session.clone());
                 let (selected, mut receiver) = (select.selected(&job.selection, max), receiver());
                 stream::read(self.reader, &reader, table, &selected, values, &mut receiver).await?;
-                Ok(receiver.pass_on().await?)
+                Ok(receiver.flush().await?)
             }
             ExportType::Full => {
                 let ranges = copy::Ranges::new(self.blocks);
@@ -129,7 +129,7 @@ impl Rows<'_> {
             let since = self.since()?;
             stream::read(self.reader, &reader, &self.select.dataset.table, statement, since, receiver).await?;
         }
-        Ok(receiver.pass_on().await?)
+        Ok(receiver.flush().await?)
     }
 
     /// Says of an error whose values Postgres could not read: the log's, those that the filter is asked of, or the

@@ -34,7 +34,7 @@ pub(crate) async fn read(
         put(&row, &mut bytes).map_err(&failed)?;
         if receiver.receive(&bytes) {
             reader.rests();
-            receiver.pass_on().await?;
+            receiver.flush().await?;
             reader.awaits_server();
         }
     }

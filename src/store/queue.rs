@@ -24,7 +24,7 @@ use pg_rows::encoding::{Compression, Format};
 
 /// The formats that this build writes.
 fn known_formats() -> Vec<&'static str> {
-    Format::ALL.iter().filter(|format| format.is_built()).map(|format| format.as_str()).collect()
+    Format::ALL.iter().filter(|format| format.spec().is_built).map(|format| format.as_str()).collect()
 }
 
 fn known_compressions() -> Vec<&'static str> {

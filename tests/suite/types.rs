@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::TryStreamExt;
 use pg_rows::column::{Column, ColumnType};
 use pg_rows::encoding::{Compression, Encoding, Format};
-use pg_rows::row::Rows;
+use pg_rows::row::BinaryRows;
 use pg_rows::{Assembler, Encoder, Layout};
 use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, Executor, Postgres};
@@ -58,7 +58,7 @@ pub(crate) fn file_of(format: Format, columns: Vec<Column>, rows: &[u8]) -> Vec<
     let encoding = Encoding { format, compression: Compression::None };
     let layout = Arc::new(Layout::new(encoding, columns, None).unwrap());
     let mut encoder = Encoder::new(&layout);
-    let (mut rows, mut fields) = (Rows::of(rows), Vec::new());
+    let (mut rows, mut fields) = (BinaryRows::new(rows), Vec::new());
     while rows.next_into(&mut fields).unwrap() {
         encoder.row(&fields).unwrap();
     }

@@ -1,68 +1,37 @@
-//! Pieces to a file, in whatever order they come.
+//! The assembler of a file: pieces of one layout, in any order.
 
-use std::sync::Arc;
+use crate::piece::Piece;
+use crate::writer::FileAssembler;
+use crate::{Error, Layout};
 
-use crate::encoding::Format;
-#[cfg(feature = "parquet")]
-use crate::parquet;
-use crate::piece::{Content, Piece};
-use crate::{Error, Layout, csv};
-
-/// Puts the pieces of a file one behind the other. Every call fails if there is no memory for it, or the format's writer fails: a defect.
-pub struct Assembler(Assembly);
-
-enum Assembly {
-    Text {
-        layout: Arc<Layout>,
-        is_empty: bool,
-    },
-    #[cfg(feature = "parquet")]
-    Parquet(Box<parquet::Assembler>),
-}
+/// Puts the pieces of a file behind one another.
+///
+/// A call fails if memory runs out or the format's library fails.
+pub struct Assembler(Box<dyn FileAssembler>);
 
 impl Assembler {
-    /// Begins a file, and gives what stands before its rows.
-    pub fn begin(layout: &Arc<Layout>) -> Result<(Assembler, Vec<u8>), Error> {
-        #[cfg(feature = "parquet")]
-        if let Some(parquet) = &layout.parquet {
-            return Ok((Assembler(Assembly::Parquet(Box::new(parquet::Assembler::begin(parquet)?))), Vec::new()));
-        }
-        let mut begin = Vec::new();
-        if layout.encoding.format == Format::Csv {
-            let mut header = Vec::new();
-            csv::header(&layout.columns, &mut header);
-            layout.compressor()?.frame(&header, &mut begin)?;
-        }
-        Ok((Assembler(Assembly::Text { layout: Arc::clone(layout), is_empty: begin.is_empty() }), begin))
+    /// Begins a file. Returns its assembler, and the bytes before the first row.
+    ///
+    /// # Errors
+    /// If memory runs out, or the format's library fails.
+    pub fn begin(layout: &Layout) -> Result<(Assembler, Vec<u8>), Error> {
+        let (assembler, begin) = layout.writer.begin()?;
+        Ok((Assembler(assembler), begin))
     }
 
-    /// The bytes of a piece as they stand in the file.
+    /// Returns the bytes of the file for a piece.
+    ///
+    /// # Errors
+    /// If memory runs out, or the piece is of another layout.
     pub fn append(&mut self, piece: Piece) -> Result<Vec<u8>, Error> {
-        match (&mut self.0, piece.0) {
-            (Assembly::Text { is_empty, .. }, Content::Bytes(bytes)) => {
-                *is_empty = false;
-                Ok(bytes)
-            }
-            #[cfg(feature = "parquet")]
-            (Assembly::Parquet(parquet), Content::RowGroup(group)) => parquet.append(group),
-            #[cfg(feature = "parquet")]
-            _ => unreachable!("pieces are of the file's own layout"),
-        }
+        self.0.append(piece)
     }
 
-    /// What stands behind the rows.
+    /// Returns the bytes behind the last piece.
+    ///
+    /// # Errors
+    /// If memory runs out, or the format's library fails.
     pub fn finish(self) -> Result<Vec<u8>, Error> {
-        match self.0 {
-            Assembly::Text { layout, is_empty } => {
-                let mut end = Vec::new();
-                // An unpacker wants at least one frame, be it empty.
-                if is_empty {
-                    layout.compressor()?.frame(&[], &mut end)?;
-                }
-                Ok(end)
-            }
-            #[cfg(feature = "parquet")]
-            Assembly::Parquet(parquet) => parquet.finish(),
-        }
+        self.0.finish()
     }
 }

@@ -1,4 +1,4 @@
-//! The columns of a file.
+//! The columns of a file: names and types, in Postgres and in Parquet.
 
 use std::borrow::Cow;
 
@@ -22,7 +22,7 @@ impl Column {
     }
 }
 
-/// How a column's values travel and are written.
+/// The type of a column's values, which decides their binary form and their text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ColumnType {
     /// `smallint`
@@ -39,15 +39,15 @@ pub enum ColumnType {
     Numeric,
     /// `boolean`
     Bool,
-    /// `text`, `varchar`, and every type that Postgres is asked to make a text of
+    /// `text`, `varchar`, and every type that the query casts to text
     Text,
     /// `uuid`
     Uuid,
     /// `bytea`
     Bytea,
-    /// `json`: its text as it was written
+    /// `json`, the text as it was stored
     Json,
-    /// `jsonb`: a text that Postgres makes of it
+    /// `jsonb`, as the text that Postgres makes of it
     Jsonb,
     /// `timestamp with time zone`
     Timestamptz,
@@ -59,18 +59,18 @@ pub enum ColumnType {
     Time,
 }
 
-/// What a column is in Parquet, where there is a choice.
+/// The type of a column in Parquet, if there is a choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParquetType {
-    /// What is nearest to its kind.
+    /// The type that is nearest to the column's kind.
     OfKind,
-    /// A `numeric` with all its digits, of which so many are behind the point: at most 38 of the first, and no more of the second.
+    /// A `DECIMAL`, for a `numeric` with all its digits.
     Decimal {
-        /// How many digits there are.
+        /// The number of digits, at most 38.
         precision: u8,
-        /// How many of them are behind the point.
+        /// The number of digits behind the point, at most `precision`.
         scale: u8,
     },
-    /// A text of it.
+    /// A `STRING` with the same text as in CSV.
     Text,
 }

@@ -1,7 +1,7 @@
-//! A file's compression: independent frames, which any unpacker reads one behind the other.
+//! Compresses a file as independent frames, which any decompressor reads one behind the other.
 //!
-//! A gzip file may have many members (RFC 1952, 2.2) and a zstd file many frames (RFC 8878, 3). What a frame costs is a few
-//! bytes and a little of the ratio; for it a compressor needs no more than one frame's memory.
+//! A gzip file may have many members (RFC 1952, 2.2) and a zstd file many frames (RFC 8878, 3). A frame costs a few bytes and a
+//! little of the ratio. In return a compressor needs no more than one frame's memory.
 
 use std::io::{self, Write};
 
@@ -12,30 +12,30 @@ use zstd::zstd_safe::compress_bound;
 use crate::Error;
 use crate::encoding::Compression;
 
-/// How many bytes of the file go into a frame. A row of more bytes makes a larger frame.
+/// The uncompressed bytes of a frame. A longer row makes a larger frame.
 pub(super) const FRAME_BYTES: usize = 1 << 20;
 
-/// The fastest level with this ratio: 1 packs a quarter worse, 6 a tenth better in twice the time (docs/PERFORMANCE.md).
+/// The fastest level with this ratio. Level 1 makes files a quarter larger; 6 takes twice the time for a tenth less (docs/PERFORMANCE.md).
 const GZIP_LEVEL: u8 = 2;
 const ZSTD_LEVEL: u8 = 1;
 /// The highest level of gzip.
 const MOST_GZIP: u8 = 9;
 
-/// Packs frames.
+/// Compresses frames.
 pub(super) enum Compressor {
-    /// Leaves the bytes as they are.
+    /// Copies the bytes.
     None,
-    /// Packs them into members.
+    /// Makes members.
     Gzip(flate2::Compression),
-    /// Packs them into frames with a checksum.
+    /// Makes frames with a checksum.
     Zstd(bulk::Compressor<'static>),
 }
 
 impl Compressor {
-    /// Packs at this level, 1 to 19, of which gzip has those to 9; `None`: at the codec's own level.
+    /// Makes a compressor of this level, 1 to 19; `None` is the codec's own. Gzip takes a level above 9 as 9.
     ///
     /// # Errors
-    /// If there is no memory for it.
+    /// If memory runs out.
     pub(super) fn new(compression: Compression, level: Option<u8>) -> Result<Compressor, Error> {
         Ok(match compression {
             Compression::None => Compressor::None,
@@ -47,10 +47,10 @@ impl Compressor {
         })
     }
 
-    /// Packs these bytes as a frame of their own, in the place of what is in `out`.
+    /// Compresses bytes as one frame, and replaces the content of `out` by it.
     ///
     /// # Errors
-    /// If there is no memory for it.
+    /// If memory runs out.
     pub(super) fn frame(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
         out.clear();
         match self {
@@ -80,7 +80,7 @@ fn gzip(plain: &[u8], level: flate2::Compression, out: &mut Vec<u8>) -> io::Resu
     member.finish().map(drop)
 }
 
-/// What an unpacker makes of the frames of a file.
+/// Decompresses the frames of a file.
 #[cfg(test)]
 pub(super) fn unpacked(compression: Compression, packed: &[u8]) -> Vec<u8> {
     use std::io::Read;

@@ -1,41 +1,53 @@
-//! CSV by RFC 4180: `\n` line ends, UTF-8, one header line.
+//! The lines of CSV by RFC 4180: `\n` line ends, UTF-8, one header line.
 //!
-//! NULL is an empty field and an empty string is `""`, so that `COPY … FROM … CSV HEADER` restores every value exactly
-//! (PostgreSQL documentation, "COPY", "CSV Format"). Values are in the form that Postgres gives them, but for moments,
-//! which are RFC 3339.
+//! NULL is an empty field and an empty string is `""`. So `COPY … FROM … CSV HEADER` restores every value exactly
+//! (PostgreSQL documentation, "COPY", "CSV Format"). Timestamps are RFC 3339. Other values have Postgres's own form.
 
 use crate::column::{Column, ColumnType};
+use crate::piece::FormatEncoder;
+use crate::text::{Encoder, Lines};
 use crate::{Error, value};
 
-/// Appends the header line.
-pub(crate) fn header(columns: &[Column], out: &mut Vec<u8>) {
-    for (i, column) in columns.iter().enumerate() {
-        if i > 0 {
-            out.push(b',');
-        }
-        text(column.name.as_bytes(), out);
-    }
-    out.push(b'\n');
-}
+/// The lines of a CSV file.
+#[derive(Clone)]
+pub(crate) struct Csv;
 
-/// Appends a row.
-pub(crate) fn row(columns: &[Column], fields: &[Option<&[u8]>], out: &mut Vec<u8>) -> Result<(), Error> {
-    value::require_shape(columns, fields)?;
-    for (i, (column, field)) in columns.iter().zip(fields).enumerate() {
-        if i > 0 {
-            out.push(b',');
-        }
-        if let Some(field) = field {
-            value(column, field, out)?;
-        }
+impl Lines for Csv {
+    fn new(_columns: &[Column]) -> Csv {
+        Csv
     }
-    out.push(b'\n');
-    Ok(())
+
+    fn header(&self, columns: &[Column], out: &mut Vec<u8>) {
+        for (i, column) in columns.iter().enumerate() {
+            if i > 0 {
+                out.push(b',');
+            }
+            text(column.name.as_bytes(), out);
+        }
+        out.push(b'\n');
+    }
+
+    fn row(&self, columns: &[Column], fields: &[Option<&[u8]>], out: &mut Vec<u8>) -> Result<(), Error> {
+        for (i, (column, field)) in columns.iter().zip(fields).enumerate() {
+            if i > 0 {
+                out.push(b',');
+            }
+            if let Some(field) = field {
+                value(column, field, out)?;
+            }
+        }
+        out.push(b'\n');
+        Ok(())
+    }
+
+    fn rows(encoder: Encoder<Csv>) -> FormatEncoder {
+        FormatEncoder::Csv(encoder)
+    }
 }
 
 fn value(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     match column.kind {
-        // None of these has a character that needs quotes.
+        // Values of these types contain no character that needs quotes.
         ColumnType::Int2
         | ColumnType::Int4
         | ColumnType::Int8
@@ -59,7 +71,7 @@ fn value(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> 
     }
 }
 
-/// Writes a text, and quotes it only where a reader would otherwise take it for something else.
+/// Appends a text. Adds quotes only if a reader would otherwise misread it.
 fn text(bytes: &[u8], out: &mut Vec<u8>) {
     text_with(marks(bytes), bytes, out);
 }
@@ -81,12 +93,12 @@ fn text_with(marks: u8, bytes: &[u8], out: &mut Vec<u8>) {
     out.push(b'"');
 }
 
-/// A byte that a reader takes for something else than text.
+/// The mark of a byte that a reader takes for something else than text.
 const SPECIAL: u8 = 1;
-/// A byte beyond ASCII.
+/// The mark of a byte beyond ASCII.
 const NOT_ASCII: u8 = 2;
 
-/// Which bytes of interest a text has, found in one pass: texts are short, and to start a search for each costs more.
+/// Returns the marks of a text's bytes, found in one pass. Texts are short, so one search for each mark costs more.
 fn marks(bytes: &[u8]) -> u8 {
     const MARKS: [u8; 256] = {
         let mut marks = [0; 256];
@@ -113,9 +125,9 @@ mod tests {
 
     fn encoded(columns: &[Column], rows: &[Vec<Option<&[u8]>>]) -> Result<String, Error> {
         let mut out = Vec::new();
-        header(columns, &mut out);
+        Csv.header(columns, &mut out);
         for fields in rows {
-            row(columns, fields, &mut out)?;
+            Csv.row(columns, fields, &mut out)?;
         }
         Ok(String::from_utf8(out).unwrap())
     }

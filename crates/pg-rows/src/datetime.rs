@@ -1,20 +1,19 @@
-//! Dates and times as RFC 3339, UTC, microseconds: `2026-02-26T04:30:00.123456Z`, and its parts: without the `Z` where
-//! there is no zone, a date or a time alone.
+//! Writes dates and times as RFC 3339 in UTC with microseconds: `2026-02-26T04:30:00.123456Z`.
 //!
-//! A general formatter costs several times the rest of a row, so the digits are written here. What RFC 3339 has no form
-//! for is written as Postgres reads it back: `infinity`, five-digit years and longer ones, ` BC` behind the years before
-//! 1, and the time `24:00:00`.
+//! A time without a zone has no `Z`; a date or a time of day is the corresponding part. A general formatter costs several times
+//! the rest of a row, so the digits are written here. Values beyond RFC 3339 are written as Postgres reads them back: `infinity`,
+//! years of five and more digits, ` BC` behind years before 1, and the time `24:00:00`.
 
 use crate::digits;
 
-/// As many microseconds as a day has; the last time of day that Postgres has, `24:00:00`.
+/// The microseconds of a day, which is also the last time of day in Postgres, `24:00:00`.
 pub(crate) const MICROS_PER_DAY: i64 = 86_400_000_000;
 /// Days from 0000-03-01, where the calendar's cycle begins, to 2000-01-01, Postgres's epoch.
 const EPOCH_DAYS: i64 = 730_425;
 /// The calendar repeats every 400 years.
 const YEARS_OF_CYCLE: i64 = 400;
 const DAYS_OF_CYCLE: i64 = 146_097;
-/// How many cycles of the calendar lie before the first day of a timestamp.
+/// Cycles of the calendar that lie before the first day of a timestamp.
 const CYCLES: i64 = 1_000;
 
 /// Appends a `timestamptz`: microseconds since 2000-01-01 UTC, Postgres's binary form.
@@ -34,7 +33,7 @@ pub(crate) fn date(day: i32, out: &mut Vec<u8>) {
         i32::MIN => return out.extend_from_slice(b"-infinity"),
         _ => {}
     }
-    // A date has twenty times the range of a timestamp, so that only the day's place in its cycle is asked for.
+    // A date has twenty times the range of a timestamp, so only the day's place in its cycle is converted.
     let day = i64::from(day);
     let (year, month, day_of_month) = civil(day.rem_euclid(DAYS_OF_CYCLE));
     let year = year + YEARS_OF_CYCLE * day.div_euclid(DAYS_OF_CYCLE);
@@ -59,7 +58,7 @@ fn moment<const N: usize>(form: &[u8; N], micros: i64, out: &mut Vec<u8>) {
     end_year(year, out);
 }
 
-/// Appends a form that begins with `0000-00-00`, and fills that in.
+/// Appends a form that begins with `0000-00-00`, and fills in the date.
 fn dated<'o, const N: usize>(
     form: &[u8; N],
     (year, month, day): (i64, u32, u32),

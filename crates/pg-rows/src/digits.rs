@@ -1,6 +1,6 @@
-//! Digits in pairs, looked up: a division for each digit is what a formatter spends its time with.
+//! Looks digits up in pairs, because a formatter spends most of its time dividing by ten.
 
-/// A number below 100 in two decimal digits.
+/// Returns the two decimal digits of a number below 100.
 pub(crate) fn two(number: u32) -> &'static [u8; 2] {
     const PAIRS: [[u8; 2]; 100] = {
         let mut pairs = [[0; 2]; 100];
@@ -14,7 +14,7 @@ pub(crate) fn two(number: u32) -> &'static [u8; 2] {
     &PAIRS[number as usize]
 }
 
-/// A byte in two hexadecimal digits, lower case.
+/// Returns the two hexadecimal digits of a byte, in lower case.
 pub(crate) fn hex(byte: u8) -> &'static [u8; 2] {
     const PAIRS: [[u8; 2]; 256] = {
         let digits = b"0123456789abcdef";

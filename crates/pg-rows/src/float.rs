@@ -1,9 +1,9 @@
-//! Floating-point numbers as Postgres writes them: the fewest digits that are read back as the same number, and an
-//! exponent where the number is very large or very small (`1e+20`, `1.5e-07`).
+//! Writes floating-point numbers as Postgres does: the fewest digits that read back as the same number, and an exponent if the
+//! number is very large or very small (`1e+20`, `1.5e-07`).
 //!
-//! The digits are those of the `ryu` crate, whose algorithm Postgres has, too; std writes no exponent, but hundreds of
-//! zeros, unless it is asked for one everywhere. Where the fewest digits lie just between two numbers (1e23), a reader
-//! that rounds correctly, as Postgres's does, gets the even one, which it was; Postgres itself writes more digits there.
+//! The digits are those of the `ryu` crate, which has the algorithm of Postgres. The standard library writes hundreds of zeros in
+//! place of an exponent. If the fewest digits lie exactly between two numbers (1e23), Postgres itself writes more digits.
+//! A reader that rounds correctly, as Postgres does, gets the right number from the fewer digits too.
 
 /// From this power of ten on Postgres writes an exponent (`DBL_DIG` and `FLT_DIG` in its sources).
 const FLOAT8_EXPONENT: i32 = 15;
@@ -39,7 +39,7 @@ fn name(number: f64) -> &'static [u8] {
     }
 }
 
-/// Lays the digits of a number out anew: `ryu` has other places for the point and the exponent.
+/// Appends a number from the digits of `ryu`, which puts the point and the exponent elsewhere.
 fn finite(text: &str, exponent_from: i32, out: &mut Vec<u8>) {
     let text = match text.strip_prefix('-') {
         Some(text) => {

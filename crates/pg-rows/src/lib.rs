@@ -1,7 +1,31 @@
 //! Encodes rows in Postgres's binary form as CSV, JSON lines or Parquet.
 //!
-//! Several [`Encoder`]s of one [`Layout`] make [`Piece`]s of one file, each on a thread of its own; an [`Assembler`] joins the pieces in any
-//! order. Everything is synchronous and does no I/O. The crate knows nothing of queries, jobs or files.
+//! Several [`Encoder`]s of one [`Layout`] make [`Piece`]s of one file, each on its own thread. An [`Assembler`] joins the pieces in
+//! any order. Everything is synchronous and does no I/O. The crate knows nothing of queries, jobs or files.
+//!
+//! ```
+//! use pg_rows::column::{Column, ColumnType};
+//! use pg_rows::encoding::{Compression, Encoding, Format};
+//! use pg_rows::row::BinaryRows;
+//! use pg_rows::{Assembler, Encoder, Layout};
+//!
+//! let encoding = Encoding { format: Format::Csv, compression: Compression::None };
+//! let columns = vec![Column::new("id", ColumnType::Int2), Column::new("name", ColumnType::Text)];
+//! let layout = Layout::new(encoding, columns, None)?;
+//!
+//! let mut encoder = Encoder::new(&layout);
+//! let mut rows = BinaryRows::new(b"\0\x02\0\0\0\x02\0\x07\0\0\0\x03Ada");
+//! let mut fields = Vec::new();
+//! while rows.next_into(&mut fields)? {
+//!     encoder.row(&fields)?;
+//! }
+//!
+//! let (mut assembler, mut file) = Assembler::begin(&layout)?;
+//! file.extend(assembler.append(encoder.pack()?)?);
+//! file.extend(assembler.finish()?);
+//! assert_eq!(file, b"id,name\n7,Ada\n");
+//! # Ok::<(), pg_rows::Error>(())
+//! ```
 
 mod assembler;
 pub mod column;
@@ -17,76 +41,70 @@ mod numeric;
 mod parquet;
 mod piece;
 pub mod row;
+mod text;
 mod value;
 pub mod words;
+mod writer;
+
+use std::error;
 
 use crate::column::Column;
-use crate::compress::Compressor;
+use crate::csv::Csv;
 use crate::encoding::{Compression, Encoding, Format};
+use crate::ndjson::Ndjson;
+use crate::writer::FormatWriter;
 
 pub use assembler::Assembler;
 pub use piece::{Encoder, Piece};
 
-/// How a file is written: what its columns are, in which format, compressed how.
+/// The columns of a file, its format and its compression.
 pub struct Layout {
     encoding: Encoding,
-    /// What the codec shall do; `None`: at its own level.
-    level: Option<u8>,
-    columns: Vec<Column>,
-    #[cfg(feature = "parquet")]
-    parquet: Option<parquet::Layout>,
+    writer: Box<dyn FormatWriter>,
 }
 
 impl Layout {
-    /// A file of just these columns, in this order, compressed at this level, 1 to 19; `None`: at the codec's own. What a format
-    /// compresses by itself it does at this level too.
+    /// Describes a file of exactly these columns, in this order.
+    ///
+    /// The compression level is 1 to 19; `None` is the codec's own. A format that compresses its own content uses it too.
     ///
     /// # Errors
-    /// If this build doesn't have the format.
+    /// [`Error::NotBuilt`] if this build can't write the format.
     pub fn new(encoding: Encoding, columns: Vec<Column>, level: Option<u8>) -> Result<Layout, Error> {
-        if !encoding.format.is_built() {
-            return Err(Error::NotBuilt(encoding.format));
-        }
-        #[cfg(feature = "parquet")]
-        let parquet = match encoding.format {
-            Format::Parquet => Some(parquet::Layout::new(&columns, level)?),
-            Format::Csv | Format::Ndjson => None,
-        };
-        Ok(Layout {
-            encoding,
-            level,
-            columns,
+        let compression = encoding.compression;
+        let writer: Box<dyn FormatWriter> = match encoding.format {
+            Format::Csv => Box::new(text::Writer::<Csv>::new(columns, compression, level)),
+            Format::Ndjson => Box::new(text::Writer::<Ndjson>::new(columns, compression, level)),
             #[cfg(feature = "parquet")]
-            parquet,
-        })
+            Format::Parquet => Box::new(parquet::Writer::new(columns, level)?),
+            #[cfg(not(feature = "parquet"))]
+            Format::Parquet => return Err(Error::NotBuilt(encoding.format)),
+        };
+        Ok(Layout { encoding, writer })
     }
 
-    /// Whether to pack a piece takes so long, in milliseconds, that it keeps others from the thread.
+    /// Returns true if [`Encoder::pack`] takes milliseconds, too long for a thread that others share.
     pub fn packs_long(&self) -> bool {
-        self.encoding.compression != Compression::None || self.encoding.format == Format::Parquet
-    }
-
-    fn compressor(&self) -> Result<Compressor, Error> {
-        Compressor::new(self.encoding.compression, self.level)
+        self.encoding.compression != Compression::None || self.encoding.format.spec().is_binary
     }
 }
 
-/// Why a row can't be written.
+/// Why a row or a file can't be written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A text that isn't UTF-8, as a database in `SQL_ASCII` may hold.
+    /// A text is not UTF-8, which a database in `SQL_ASCII` allows.
     #[error("column `{column}` holds a text that is not UTF-8")]
     InvalidText {
         /// The column's name.
         column: String,
     },
-    /// A field of another size than its type has: the table changed under the export, or the service has a defect.
+    /// A field's size is not that of its type: the table changed under the export, or the caller has a defect.
     #[error("column `{column}` is not of the expected type")]
     WrongType {
         /// The column's name.
         column: String,
     },
-    /// A row of another number of fields than there are columns.
+    /// The number of fields is not the number of columns.
     #[error("a row of {found} fields where {expected} were expected")]
     WrongShape {
         /// Columns of the file.
@@ -94,7 +112,7 @@ pub enum Error {
         /// Fields of the row.
         found: usize,
     },
-    /// A value that the format has no form for.
+    /// The format has no form for a value.
     #[error(
         "column `{column}` holds {value}, for which the format has no form: csv and ndjson have one for every value"
     )]
@@ -104,17 +122,21 @@ pub enum Error {
         /// The value's text, as Postgres writes it.
         value: String,
     },
-    /// This build was made without it.
+    /// This build can't write the format.
     #[error("this build has no {0}: build it with `cargo build --release --features full`")]
     NotBuilt(Format),
-    /// Parquet's writer failed: a defect.
-    #[cfg(feature = "parquet")]
-    #[error("the parquet writer failed")]
-    Parquet(#[from] ::parquet::errors::ParquetError),
-    /// The compressor gave up, as for want of memory.
+    /// The format's library failed, which is a defect.
+    #[error("the {format} writer failed")]
+    Library {
+        /// The format.
+        format: Format,
+        /// The library's error.
+        source: Box<dyn error::Error + Send + Sync>,
+    },
+    /// The compressor failed, for example because memory ran out.
     #[error("the file could not be compressed")]
     Compressor(#[source] std::io::Error),
-    /// A frame that ends inside a row.
+    /// The bytes end inside a row.
     #[error(transparent)]
     CutShort(#[from] row::CutShort),
 }
@@ -125,7 +147,6 @@ mod tests {
     use std::sync::Arc;
 
     use crate::column::ColumnType;
-    use crate::piece::Content;
     use proptest::prelude::*;
 
     const KINDS: [ColumnType; 16] = [
@@ -151,26 +172,22 @@ mod tests {
         Layout::new(Encoding { format, compression }, columns, None).map(Arc::new)
     }
 
-    /// The text that a writer appends for a value.
+    /// Returns the text that a function appends for a value.
     pub(crate) fn written<T>(writer: fn(T, &mut Vec<u8>), value: T) -> String {
         let mut out = Vec::new();
         writer(value, &mut out);
         String::from_utf8(out).unwrap()
     }
 
-    /// What is made of a row of one value.
+    /// Returns the encoded form of a row of one value.
     fn row(format: Format, kind: ColumnType, field: &[u8]) -> Result<Vec<u8>, Error> {
         let layout = layout(format, Compression::None, vec![Column::new("v", kind)])?;
         let mut encoder = Encoder::new(&layout);
         encoder.row(&[Some(field)])?;
-        match encoder.pack()?.0 {
-            Content::Bytes(bytes) => Ok(bytes),
-            #[cfg(feature = "parquet")]
-            Content::RowGroup(_) => Ok(Vec::new()),
-        }
+        Ok(encoder.pack()?.bytes)
     }
 
-    /// A file of these pieces.
+    /// Joins pieces to a file.
     fn file(layout: &Arc<Layout>, pieces: impl IntoIterator<Item = Piece>) -> Vec<u8> {
         let (mut assembler, mut file) = Assembler::begin(layout).unwrap();
         for piece in pieces {
@@ -273,7 +290,7 @@ mod tests {
     }
 
     fn built() -> impl Iterator<Item = Format> {
-        Format::ALL.iter().copied().filter(|format| cfg!(feature = "parquet") || *format != Format::Parquet)
+        Format::ALL.iter().copied().filter(|format| format.spec().is_built)
     }
 
     proptest! {

@@ -1,38 +1,40 @@
-//! A JSON object on each line (RFC 8259), its members the columns in their order. No header: no rows, no bytes.
+//! The lines of NDJSON: a JSON object (RFC 8259) for each row, with the columns as members in their order.
 //!
-//! - Integers, floats and numerics are JSON numbers in all their digits, which a reader that takes numbers for doubles
-//!   rounds beyond 2^53. NaN and the infinities, which JSON has no numbers for, are strings, as `to_json` makes them.
-//! - A `json` or `jsonb` is embedded as it is, but that line ends between its tokens are written as spaces. A JSON `null`
-//!   can't be told from NULL.
+//! There is no header, so a file without rows has no bytes.
+//!
+//! - Integers, floats and numerics are JSON numbers with all digits. A reader that makes doubles of them rounds beyond 2^53.
+//! - NaN and the infinities are strings, as `to_json` makes them, because JSON has no such numbers.
+//! - A `json` or `jsonb` is embedded, with line ends between its tokens written as spaces. A JSON `null` looks like NULL.
 //! - A `bytea` is a string of hexadecimal digits behind `\x`, as Postgres writes and reads it.
-//! - All the rest are strings, with the same text as in CSV.
+//! - All other values are strings, with the same text as in CSV.
 
 use crate::column::{Column, ColumnType};
+use crate::piece::FormatEncoder;
+use crate::text::{Encoder, Lines};
 use crate::{Error, digits, value};
 
-/// Writes rows of fixed columns.
-#[derive(Clone, Debug)]
-pub(super) struct Encoder {
-    columns: Vec<Column>,
-    /// What stands before each value: `{"id":`, `,"name":`, ….
+/// The lines of an NDJSON file.
+#[derive(Clone)]
+pub(crate) struct Ndjson {
+    /// The bytes before each value: `{"id":`, `,"name":`, ….
     names: Vec<Vec<u8>>,
 }
 
-impl Encoder {
-    pub(crate) fn new(columns: Vec<Column>) -> Encoder {
+impl Lines for Ndjson {
+    fn new(columns: &[Column]) -> Ndjson {
         let names = columns.iter().enumerate().map(|(i, column)| {
             let mut name = vec![if i == 0 { b'{' } else { b',' }];
             string(column.name.as_bytes(), &mut name);
             name.push(b':');
             name
         });
-        Encoder { names: names.collect(), columns }
+        Ndjson { names: names.collect() }
     }
 
-    /// Appends a row.
-    pub(crate) fn row(&self, fields: &[Option<&[u8]>], out: &mut Vec<u8>) -> Result<(), Error> {
-        value::require_shape(&self.columns, fields)?;
-        for ((column, name), field) in self.columns.iter().zip(&self.names).zip(fields) {
+    fn header(&self, _columns: &[Column], _out: &mut Vec<u8>) {}
+
+    fn row(&self, columns: &[Column], fields: &[Option<&[u8]>], out: &mut Vec<u8>) -> Result<(), Error> {
+        for ((column, name), field) in columns.iter().zip(&self.names).zip(fields) {
             out.extend_from_slice(name);
             match field {
                 Some(field) => value(column, field, out)?,
@@ -42,13 +44,17 @@ impl Encoder {
         out.extend_from_slice(b"}\n");
         Ok(())
     }
+
+    fn rows(encoder: Encoder<Ndjson>) -> FormatEncoder {
+        FormatEncoder::Ndjson(encoder)
+    }
 }
 
 fn value(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     match column.kind {
         ColumnType::Int2 | ColumnType::Int4 | ColumnType::Int8 | ColumnType::Bool => value::plain(column, field, out),
         ColumnType::Float4 | ColumnType::Float8 | ColumnType::Numeric => number(column, field, out),
-        // Nothing in it needs an escape.
+        // Values of these types contain no character that needs an escape.
         ColumnType::Timestamptz | ColumnType::Timestamp | ColumnType::Date | ColumnType::Time | ColumnType::Uuid => {
             out.push(b'"');
             value::plain(column, field, out)?;
@@ -56,7 +62,7 @@ fn value(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> 
             Ok(())
         }
         ColumnType::Bytea => {
-            // Its text begins with a backslash, and has no other.
+            // The text of a `bytea` begins with a backslash and contains no other.
             out.extend_from_slice(b"\"\\");
             value::plain(column, field, out)?;
             out.push(b'"');
@@ -71,7 +77,7 @@ fn value(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> 
     }
 }
 
-/// Writes a number; as a string where JSON has no such number: `NaN`, `Infinity`.
+/// Appends a number, or a string if JSON has no such number: `NaN`, `Infinity`.
 fn number(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     let begin = out.len();
     value::plain(column, field, out)?;
@@ -82,7 +88,7 @@ fn number(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error>
     Ok(())
 }
 
-/// Writes a JSON on one line. Postgres has checked that it is a JSON, whose strings have no line ends in them.
+/// Appends a JSON value on one line. Postgres has checked its syntax, so no string in it contains a line end.
 fn json(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     let begin = out.len();
     value::plain(column, field, out)?;
@@ -94,7 +100,7 @@ fn json(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Writes a text in quotes, with escapes for what a JSON string may not hold (RFC 8259, section 7).
+/// Appends a text in quotes, with the escapes that a JSON string needs (RFC 8259, section 7).
 fn string(text: &[u8], out: &mut Vec<u8>) {
     out.push(b'"');
     let mut rest = text;
@@ -114,7 +120,7 @@ fn string(text: &[u8], out: &mut Vec<u8>) {
     out.push(b'"');
 }
 
-/// What follows the backslash for a byte; 0: it stands for itself.
+/// The character behind the backslash for each byte; 0 if the byte needs no escape.
 const ESCAPES: [u8; 256] = {
     let mut escapes = [0; 256];
     let mut byte = 0;
@@ -139,10 +145,10 @@ mod tests {
     use serde_json::{Map, Value};
 
     fn encoded(columns: &[Column], rows: &[Vec<Option<&[u8]>>]) -> Result<String, Error> {
-        let encoder = Encoder::new(columns.to_vec());
+        let lines = Ndjson::new(columns);
         let mut out = Vec::new();
         for row in rows {
-            encoder.row(row, &mut out)?;
+            lines.row(columns, row, &mut out)?;
         }
         Ok(String::from_utf8(out).unwrap())
     }

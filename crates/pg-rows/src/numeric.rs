@@ -1,4 +1,4 @@
-//! `numeric` in all its digits, the zeros of its scale included.
+//! Writes a `numeric` with all its digits, including the zeros of its scale.
 //!
 //! Its binary form is a count of digits, the weight of the first one, the sign and the scale, 16 bits each, then the
 //! digits, each from 0 to 9999 (`numeric_send` in Postgres's sources). Zeros at both ends have no digits there.
@@ -10,9 +10,9 @@ const NEGATIVE: u16 = 0x4000;
 const NAN: u16 = 0xC000;
 const INFINITY: u16 = 0xD000;
 const MINUS_INFINITY: u16 = 0xF000;
-/// How many digits there can be behind the point.
+/// The most digits behind the point.
 const MOST_SCALE: u16 = 0x3FFF;
-/// How many digits of the text a digit of the binary form is.
+/// The decimal digits in one digit of the binary form.
 const PLACES: i32 = 4;
 
 /// The parts of a binary form.
@@ -24,7 +24,7 @@ struct Parts<'f> {
 }
 
 impl Parts<'_> {
-    /// `None`: the field isn't the binary form of a `numeric`.
+    /// Reads a field. Returns `None` if it is not the binary form of a `numeric`.
     fn of(field: &[u8]) -> Option<Parts<'_>> {
         let (header, digits) = field.as_chunks::<2>().0.split_at_checked(4)?;
         let [count, weight, sign, scale] = [0, 1, 2, 3].map(|i| u16::from_be_bytes(header[i]));
@@ -36,18 +36,19 @@ impl Parts<'_> {
     }
 }
 
-/// A `numeric` as a whole number of units of its last place.
+/// A `numeric` as a number of units of its last place.
 #[cfg(any(test, feature = "parquet"))]
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Unscaled {
-    /// So many.
+    /// The number of units.
     Units(i128),
-    /// NaN, or an infinity.
+    /// NaN or an infinity.
     NotANumber,
 }
 
-/// A `numeric` in units of its place `scale` behind the point: 1.50 with a scale of 2 is 150. `None`: the field isn't the binary form of
-/// one, or it has more digits than an `i128` or that scale.
+/// Returns a `numeric` in units of `scale` places behind the point: 1.50 with a scale of 2 is 150.
+///
+/// Returns `None` if the field is not the binary form of a `numeric`, or has more digits than an `i128` or the scale can hold.
 #[cfg(any(test, feature = "parquet"))]
 pub(crate) fn unscaled(field: &[u8], scale: u8) -> Option<Unscaled> {
     let Parts { weight, sign, digits, .. } = Parts::of(field)?;
@@ -87,7 +88,7 @@ pub(crate) fn text(field: &[u8], out: &mut Vec<u8>) -> Option<()> {
     if !matches!(sign, POSITIVE | NEGATIVE) {
         return Some(());
     }
-    // Of the digits that have this many before them; none is written for a zero at either end.
+    // Zeros at both ends have no digit in the binary form.
     let digit = |at: i32| {
         let digit = usize::try_from(at).ok().and_then(|at| digits.get(at));
         digit.map_or(0, |digit| u32::from(u16::from_be_bytes(*digit)))

@@ -1,12 +1,13 @@
 //! Apache Parquet: columns in row groups, compressed inside with zstd.
 //!
-//! Every column is optional, and of the type that Parquet has for it: `INT(16)`, `INT32`, `INT64`, `FLOAT`, `DOUBLE`,
-//! `BOOLEAN`, `STRING`, `UUID`, `JSON`, bare bytes, `DATE`, `TIME` and `TIMESTAMP` in microseconds, adjusted to UTC where
-//! Postgres knows the zone. A `numeric` is a `STRING` of its digits, unless somebody asks for a `DECIMAL`, which has one precision and scale
-//! for the whole column, known before the first row, and neither NaN nor infinity.
+//! Every column may be NULL. Its type is the nearest one: `INT(16)`, `INT32`, `INT64`, `FLOAT`, `DOUBLE`, `BOOLEAN`, `STRING`,
+//! `UUID`, `JSON`, bytes, `DATE`, and `TIME` and `TIMESTAMP` in microseconds. A `timestamptz` is adjusted to UTC.
+//! A `numeric` is a `STRING` of its digits unless the column asks for a `DECIMAL`. A `DECIMAL` has one precision and scale for the
+//! whole column, known before the first row, and neither NaN nor infinity.
 //!
-//! Parquet counts microseconds from 1970, which ends on 10 January 294247. It has no infinity and no time 24:00:00. By default an export fails at
-//! such a value: a large number in its place would be read as a time. A column may instead write NULL, or be a text.
+//! Parquet counts microseconds from 1970, so its last time is on 10 January 294247. It has no infinity and no time 24:00:00.
+//! By default such a value is an error, because a large number in its place would be read as a time. A column may instead
+//! write NULL, or be a text.
 
 mod chunk;
 
@@ -14,39 +15,51 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parquet::basic::{self, LogicalType, Repetition, TimeUnit, ZstdLevel};
-use parquet::column::writer::{ColumnCloseResult, get_column_writer};
+use parquet::column::writer::get_column_writer;
 use parquet::errors::ParquetError;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::writer::{SerializedFileWriter, SerializedPageWriter, TrackedWrite};
 use parquet::schema::types::{ColumnPath, SchemaDescriptor, Type};
 
 use crate::column::{Column, ColumnType, ParquetType};
+use crate::encoding::Format;
 use crate::parquet::chunk::{Chunk, fixed_bytes};
+use crate::piece::{FormatEncoder, Piece};
+use crate::writer::{FileAssembler, FormatWriter, RowEncoder};
 use crate::{Error, value};
 
-/// A row group ends at this many bytes of values, about 37,000 users. In memory there is four times as much: with the room that
-/// vectors keep, and with what is encoded of it.
+/// The bytes of values in a row group, about 37,000 users. Memory holds four times as much: the spare capacity of the vectors, and the
+/// encoded pages.
 const GROUP_BYTES: usize = 4 << 20;
 const ZSTD_LEVEL: u8 = 1;
 
-/// The columns of a file as Parquet has them.
-pub(super) struct Layout {
+impl From<ParquetError> for Error {
+    fn from(error: ParquetError) -> Error {
+        Error::Library { format: Format::Parquet, source: error.into() }
+    }
+}
+
+/// Writes Parquet files of the same columns.
+#[derive(Clone)]
+pub(crate) struct Writer {
+    columns: Vec<Column>,
     schema: Arc<Type>,
-    columns: SchemaDescriptor,
+    descriptors: Arc<SchemaDescriptor>,
     properties: Arc<WriterProperties>,
 }
 
-impl Layout {
-    pub(super) fn new(columns: &[Column], level: Option<u8>) -> Result<Layout, Error> {
+impl Writer {
+    /// Prepares files whose pages are compressed at this level; `None` is [`ZSTD_LEVEL`].
+    pub(crate) fn new(columns: Vec<Column>, level: Option<u8>) -> Result<Writer, Error> {
         let level = ZstdLevel::try_new(level.unwrap_or(ZSTD_LEVEL).into())?;
         let properties = WriterProperties::builder()
             .set_created_by(concat!("cdc-export version ", env!("CARGO_PKG_VERSION")).to_owned())
             .set_compression(basic::Compression::ZSTD(level))
-            // Kept to the end, for each page of the file; each group's are enough for groups of this size.
+            // Statistics of pages would stay in memory until the file ends. Those of groups are enough for groups of this size.
             .set_statistics_enabled(EnabledStatistics::Chunk)
             .set_offset_index_disabled(true)
             .set_dictionary_enabled(false);
-        // Texts of a few words are small as a dictionary; where they turn out to be many, the writer gives it up.
+        // Texts with few distinct values are small as a dictionary. The writer drops the dictionary if there are many.
         let texts = columns.iter().filter(|column| {
             column.parquet == ParquetType::Text || matches!(column.kind, ColumnType::Text | ColumnType::Numeric)
         });
@@ -55,91 +68,89 @@ impl Layout {
         });
         let fields = columns.iter().map(|column| Ok(Arc::new(field(column)?))).collect::<Result<_, ParquetError>>()?;
         let schema = Arc::new(Type::group_type_builder("rows").with_fields(fields).build()?);
-        let columns = SchemaDescriptor::new(Arc::clone(&schema));
-        Ok(Layout { schema, columns, properties: Arc::new(properties.build()) })
+        let descriptors = Arc::new(SchemaDescriptor::new(Arc::clone(&schema)));
+        Ok(Writer { columns, schema, descriptors, properties: Arc::new(properties.build()) })
     }
 }
 
-/// Gathers rows, and makes row groups of them.
-pub(super) struct GroupEncoder {
+impl FormatWriter for Writer {
+    fn encoder(&self) -> FormatEncoder {
+        let chunks = self.columns.iter().map(Chunk::of).collect();
+        FormatEncoder::Parquet(GroupEncoder { writer: self.clone(), chunks, rows: 0, bytes: 0 })
+    }
+
+    fn begin(&self) -> Result<(Box<dyn FileAssembler>, Vec<u8>), Error> {
+        let (schema, properties) = (Arc::clone(&self.schema), Arc::clone(&self.properties));
+        Ok((Box::new(Assembler(SerializedFileWriter::new(Vec::new(), schema, properties)?)), Vec::new()))
+    }
+}
+
+/// Collects rows, and encodes them as row groups.
+pub(crate) struct GroupEncoder {
+    writer: Writer,
     chunks: Vec<Chunk>,
     rows: u64,
     bytes: usize,
 }
 
-/// A row group, encoded: each column's pages, and what the file's footer says of them.
-pub(super) struct RowGroup(Vec<(Bytes, ColumnCloseResult)>);
-
-impl GroupEncoder {
-    pub(super) fn new(columns: &[Column]) -> GroupEncoder {
-        GroupEncoder { chunks: columns.iter().map(Chunk::of).collect(), rows: 0, bytes: 0 }
-    }
-
-    /// Takes a row.
-    pub(super) fn row(&mut self, columns: &[Column], fields: &[Option<&[u8]>]) -> Result<(), Error> {
-        value::require_shape(columns, fields)?;
-        for ((column, chunk), field) in columns.iter().zip(&mut self.chunks).zip(fields) {
+impl RowEncoder for GroupEncoder {
+    fn append(&mut self, fields: &[Option<&[u8]>]) -> Result<(), Error> {
+        value::require_shape(&self.writer.columns, fields)?;
+        for ((column, chunk), field) in self.writer.columns.iter().zip(&mut self.chunks).zip(fields) {
             self.bytes += chunk.push(column, *field)?;
         }
         self.rows += 1;
         Ok(())
     }
 
-    pub(super) fn is_full(&self) -> bool {
+    fn is_full(&self) -> bool {
         self.bytes >= GROUP_BYTES
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    fn is_empty(&self) -> bool {
         self.rows == 0
     }
 
-    /// Encodes the rows, and begins anew.
-    pub(super) fn pack(&mut self, layout: &Layout, columns: &[Column]) -> Result<RowGroup, Error> {
-        let mut group = Vec::with_capacity(self.chunks.len());
-        for ((descriptor, column), chunk) in layout.columns.columns().iter().zip(columns).zip(&mut self.chunks) {
-            // The values' room is given up when they are encoded: kept for the next group, it would stand beside the pages of this one.
+    fn finish(&mut self) -> Result<Piece, Error> {
+        let Writer { columns, descriptors, properties, .. } = &self.writer;
+        let (mut pages, mut closed) = (TrackedWrite::new(Vec::new()), Vec::with_capacity(columns.len()));
+        for ((descriptor, column), chunk) in descriptors.columns().iter().zip(columns).zip(&mut self.chunks) {
+            // Each column's values are freed once encoded. Kept for the next group, they would add to the pages of this one.
             let chunk = std::mem::replace(chunk, Chunk::of(column));
-            let mut pages = TrackedWrite::new(Vec::new());
             let to_pages = Box::new(SerializedPageWriter::new(&mut pages));
-            let mut writer = get_column_writer(Arc::clone(descriptor), Arc::clone(&layout.properties), to_pages);
+            let mut writer = get_column_writer(Arc::clone(descriptor), Arc::clone(properties), to_pages);
             chunk.write(&mut writer)?;
-            let closed = writer.close()?;
-            group.push((pages.into_inner()?.into(), closed));
+            closed.push(writer.close()?);
         }
         (self.rows, self.bytes) = (0, 0);
-        Ok(RowGroup(group))
+        Ok(Piece { bytes: pages.into_inner()?, columns: closed })
     }
 }
 
-/// Puts row groups one behind the other, and the footer behind them.
-pub(super) struct Assembler(SerializedFileWriter<Vec<u8>>);
+/// Puts row groups behind one another, and the footer behind them.
+struct Assembler(SerializedFileWriter<Vec<u8>>);
 
 impl Assembler {
-    pub(super) fn begin(layout: &Layout) -> Result<Assembler, Error> {
-        let (schema, properties) = (Arc::clone(&layout.schema), Arc::clone(&layout.properties));
-        Ok(Assembler(SerializedFileWriter::new(Vec::new(), schema, properties)?))
+    /// Returns the bytes written since the last call. The library counts the file's bytes itself.
+    fn take(&mut self) -> Result<Vec<u8>, Error> {
+        self.0.flush().map_err(ParquetError::from)?;
+        Ok(std::mem::take(self.0.inner_mut()))
     }
+}
 
-    /// A row group as it stands in the file.
-    pub(super) fn append(&mut self, RowGroup(columns): RowGroup) -> Result<Vec<u8>, Error> {
-        let mut group = self.0.next_row_group()?;
-        for (pages, closed) in columns {
+impl FileAssembler for Assembler {
+    fn append(&mut self, Piece { bytes, columns }: Piece) -> Result<Vec<u8>, Error> {
+        let (mut group, pages) = (self.0.next_row_group()?, Bytes::from(bytes));
+        for closed in columns {
             group.append_column(&pages, closed)?;
         }
         group.close()?;
         self.take()
     }
 
-    /// What stands behind the row groups.
-    pub(super) fn finish(mut self) -> Result<Vec<u8>, Error> {
+    fn finish(mut self: Box<Self>) -> Result<Vec<u8>, Error> {
         self.0.finish()?;
         self.take()
-    }
-
-    /// What is written so far goes into the file; the writer knows by its own count how much that was.
-    fn take(&mut self) -> Result<Vec<u8>, Error> {
-        self.0.flush().map_err(ParquetError::from)?;
-        Ok(std::mem::take(self.0.inner_mut()))
     }
 }
 
@@ -199,16 +210,17 @@ mod tests {
 
     /// The file of these rows.
     fn file<'r>(columns: &[Column], rows: impl IntoIterator<Item = Vec<Option<&'r [u8]>>>) -> Result<Bytes, Error> {
-        let (layout, mut encoder) = (Layout::new(columns, None)?, GroupEncoder::new(columns));
-        let (mut assembler, mut out) = (Assembler::begin(&layout)?, Vec::new());
+        let writer = Writer::new(columns.to_vec(), None)?;
+        let FormatEncoder::Parquet(mut encoder) = writer.encoder() else { panic!("the encoder is of Parquet") };
+        let (mut assembler, mut out) = writer.begin()?;
         for row in rows {
-            encoder.row(columns, &row)?;
+            encoder.append(&row)?;
             if encoder.is_full() {
-                out.append(&mut assembler.append(encoder.pack(&layout, columns)?)?);
+                out.append(&mut assembler.append(encoder.finish()?)?);
             }
         }
         if !encoder.is_empty() {
-            out.append(&mut assembler.append(encoder.pack(&layout, columns)?)?);
+            out.append(&mut assembler.append(encoder.finish()?)?);
         }
         out.append(&mut assembler.finish()?);
         Ok(out.into())

@@ -1,122 +1,107 @@
-//! Rows to pieces of a file, where they arrive.
+//! Pieces of a file, and the encoder that makes them of one reader's rows.
+//!
+//! Knows no format beyond the enum that dispatches each row to its format's encoder.
 
-use std::sync::Arc;
+#[cfg(feature = "parquet")]
+use ::parquet::column::writer::ColumnCloseResult;
 
-use crate::compress::{self, Compressor};
-use crate::encoding::{Compression, Format};
+use crate::csv::Csv;
+use crate::ndjson::Ndjson;
 #[cfg(feature = "parquet")]
 use crate::parquet;
-use crate::{Error, Layout, csv, ndjson};
+use crate::writer::RowEncoder;
+use crate::{Error, Layout, text};
 
-/// A file that holds this much text makes a piece of it: large enough that handing it over costs nothing, small enough to stay in a
-/// processor's cache until it is written.
-const TEXT_BYTES: usize = 256 << 10;
+/// Makes pieces of one file from the rows of one reader.
+///
+/// Several encoders of one layout make pieces of one file, which may stand in any order.
+pub struct Encoder(FormatEncoder);
 
-/// Makes pieces of a file of the rows that one reader reads. Several encoders of one layout make pieces of one file, which may stand in
-/// any order.
-pub struct Encoder {
-    layout: Arc<Layout>,
-    form: Form,
-    /// The text of the rows that are in no piece yet.
-    text: Vec<u8>,
-    /// Made with the first piece.
-    compressor: Option<Compressor>,
-}
-
-enum Form {
-    Csv,
-    Ndjson(ndjson::Encoder),
+/// The encoder of each format: static dispatch for each row.
+pub(crate) enum FormatEncoder {
+    /// The encoder of CSV.
+    Csv(text::Encoder<Csv>),
+    /// The encoder of JSON lines.
+    Ndjson(text::Encoder<Ndjson>),
+    /// The encoder of Parquet.
     #[cfg(feature = "parquet")]
     Parquet(parquet::GroupEncoder),
 }
 
-/// A piece of a file, packed: whole rows.
-pub struct Piece(pub(super) Content);
-
-pub(super) enum Content {
-    /// Bytes that stand in the file as they are.
-    Bytes(Vec<u8>),
+/// Whole rows of one reader, encoded and compressed.
+pub struct Piece {
+    /// The encoded rows.
+    pub(crate) bytes: Vec<u8>,
+    /// The entries of Parquet's footer for the columns in `bytes`; empty in other formats.
     #[cfg(feature = "parquet")]
-    RowGroup(parquet::RowGroup),
+    pub(crate) columns: Vec<ColumnCloseResult>,
+}
+
+impl Piece {
+    /// A piece that no footer mentions.
+    pub(crate) fn new(bytes: Vec<u8>) -> Piece {
+        Piece {
+            bytes,
+            #[cfg(feature = "parquet")]
+            columns: Vec::new(),
+        }
+    }
 }
 
 impl Encoder {
-    /// For rows of a file's columns.
-    pub fn new(layout: &Arc<Layout>) -> Encoder {
-        let form = match layout.encoding.format {
-            Format::Csv => Form::Csv,
-            Format::Ndjson => Form::Ndjson(ndjson::Encoder::new(layout.columns.clone())),
-            #[cfg(feature = "parquet")]
-            Format::Parquet => Form::Parquet(parquet::GroupEncoder::new(&layout.columns)),
-            #[cfg(not(feature = "parquet"))]
-            Format::Parquet => unreachable!("no layout of it is made"),
-        };
-        Encoder { layout: Arc::clone(layout), form, text: Vec::new(), compressor: None }
+    /// Makes an encoder without rows.
+    pub fn new(layout: &Layout) -> Encoder {
+        Encoder(layout.writer.encoder())
     }
 
-    /// Takes a row, given as its fields' binary forms.
+    /// Encodes a row, given as the binary form of each field. `None` is NULL.
     ///
     /// # Errors
-    /// If a field doesn't fit its column; the encoder then holds half a row.
+    /// If a field doesn't fit its column. The encoder then holds half a row and must be dropped.
     pub fn row(&mut self, fields: &[Option<&[u8]>]) -> Result<(), Error> {
-        match &mut self.form {
-            Form::Csv => csv::row(&self.layout.columns, fields, &mut self.text),
-            Form::Ndjson(ndjson) => ndjson.row(fields, &mut self.text),
+        match &mut self.0 {
+            FormatEncoder::Csv(csv) => csv.append(fields),
+            FormatEncoder::Ndjson(ndjson) => ndjson.append(fields),
             #[cfg(feature = "parquet")]
-            Form::Parquet(parquet) => parquet.row(&self.layout.columns, fields),
+            FormatEncoder::Parquet(parquet) => parquet.append(fields),
         }
     }
 
-    /// Whether it holds the rows of a piece.
+    /// Returns true if the rows are enough for a piece.
     pub fn is_full(&self) -> bool {
-        match &self.form {
-            Form::Csv | Form::Ndjson(_) => self.text.len() >= self.text_bytes(),
-            #[cfg(feature = "parquet")]
-            Form::Parquet(parquet) => parquet.is_full(),
-        }
+        self.0.as_encoder().is_full()
     }
 
-    fn text_bytes(&self) -> usize {
-        match self.layout.encoding.compression {
-            Compression::None => TEXT_BYTES,
-            Compression::Gzip | Compression::Zstd => compress::FRAME_BYTES,
-        }
-    }
-
-    /// Whether it holds no row.
+    /// Returns true if there is no row since the last piece.
     pub fn is_empty(&self) -> bool {
-        match &self.form {
-            Form::Csv | Form::Ndjson(_) => self.text.is_empty(),
-            #[cfg(feature = "parquet")]
-            Form::Parquet(parquet) => parquet.is_empty(),
-        }
+        self.0.as_encoder().is_empty()
     }
 
-    /// Makes a piece of the rows that it holds.
+    /// Makes a piece of the rows since the last one.
     ///
     /// # Errors
-    /// If there is no memory for it, or the format's writer fails: a defect.
+    /// If memory runs out, or the format's library fails.
     pub fn pack(&mut self) -> Result<Piece, Error> {
-        match &mut self.form {
-            Form::Csv | Form::Ndjson(_) => {}
+        self.0.as_encoder_mut().finish()
+    }
+}
+
+impl FormatEncoder {
+    fn as_encoder(&self) -> &dyn RowEncoder {
+        match self {
+            FormatEncoder::Csv(csv) => csv,
+            FormatEncoder::Ndjson(ndjson) => ndjson,
             #[cfg(feature = "parquet")]
-            Form::Parquet(parquet) => {
-                let layout = self.layout.parquet.as_ref().expect("the format is Parquet");
-                return Ok(Piece(Content::RowGroup(parquet.pack(layout, &self.layout.columns)?)));
-            }
+            FormatEncoder::Parquet(parquet) => parquet,
         }
-        if self.layout.encoding.compression == Compression::None {
-            // The next piece is about as large.
-            let room = Vec::with_capacity(self.text.len());
-            return Ok(Piece(Content::Bytes(std::mem::replace(&mut self.text, room))));
+    }
+
+    fn as_encoder_mut(&mut self) -> &mut dyn RowEncoder {
+        match self {
+            FormatEncoder::Csv(csv) => csv,
+            FormatEncoder::Ndjson(ndjson) => ndjson,
+            #[cfg(feature = "parquet")]
+            FormatEncoder::Parquet(parquet) => parquet,
         }
-        let compressor = match &mut self.compressor {
-            Some(compressor) => compressor,
-            none => none.insert(self.layout.compressor()?),
-        };
-        let mut packed = Vec::new();
-        compressor.frame(&self.text, &mut packed)?;
-        self.text.clear();
-        Ok(Piece(Content::Bytes(packed)))
     }
 }

@@ -1,51 +1,50 @@
-//! Rows in Postgres's binary form.
+//! Reads rows in Postgres's binary form.
 //!
-//! A row is a 16-bit count of fields, then each field as a 32-bit length (−1: NULL) and that many bytes. This is the tuple
+//! A row is a 16-bit count of fields, then each field as a 32-bit length (−1: NULL) and that many bytes. This is both the tuple
 //! of `COPY … (FORMAT BINARY)` and the body of the protocol's DataRow message (PostgreSQL documentation, "COPY" and "Message
-//! Formats"), so one formatter reads both.
+//! Formats").
 
-/// Bytes that don't hold whole rows. The connection broke, or the service has a defect.
+/// The bytes end inside a row: the connection broke, or the caller has a defect.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a row from Postgres is cut short")]
 pub struct CutShort;
 
-/// Room for the fields of a row, kept from one call to the next: rows come one by one, and to allocate it for each takes longer than to
-/// read them.
+/// A vector for the fields of a row, kept from one batch of rows to the next. An allocation for each row takes longer than the row.
 #[derive(Debug, Default)]
 pub struct Fields(Vec<Option<&'static [u8]>>);
 
 impl Fields {
-    /// The room, empty, for fields that live as long as they do.
+    /// Takes the vector, empty, for fields of any lifetime.
     pub fn take<'f>(&mut self) -> Vec<Option<&'f [u8]>> {
         let mut fields = std::mem::take(&mut self.0);
         fields.clear();
-        // Of the same size and empty: the allocation stays.
+        // The element's size is the same and there are none, so the allocation is reused.
         fields.into_iter().map(|_| None).collect()
     }
 
-    /// Takes the room back.
+    /// Puts the vector back, for the next call of [`Fields::take`].
     pub fn put_back(&mut self, mut fields: Vec<Option<&[u8]>>) {
         fields.clear();
         self.0 = fields.into_iter().map(|_| None).collect();
     }
 }
 
-/// Whole rows, one after another, that are still to come.
+/// Reads whole rows, one after another.
 #[derive(Debug)]
-pub struct Rows<'f> {
+pub struct BinaryRows<'f> {
     rest: &'f [u8],
 }
 
-impl<'f> Rows<'f> {
-    /// The rows of these bytes.
-    pub fn of(rows: &'f [u8]) -> Rows<'f> {
-        Rows { rest: rows }
+impl<'f> BinaryRows<'f> {
+    /// Begins at the first of these bytes.
+    pub fn new(rows: &'f [u8]) -> BinaryRows<'f> {
+        BinaryRows { rest: rows }
     }
 
-    /// Puts the next row's fields into `fields`, `None` for NULL; false at the end.
+    /// Puts the next row's fields into `fields`, `None` for NULL. Returns false at the end.
     ///
     /// # Errors
-    /// If the bytes end inside a row.
+    /// [`CutShort`] if the bytes end inside a row.
     pub fn next_into(&mut self, fields: &mut Vec<Option<&'f [u8]>>) -> Result<bool, CutShort> {
         fields.clear();
         if self.rest.is_empty() {
@@ -83,7 +82,7 @@ mod tests {
 
     #[test]
     fn bytes_give_their_rows() {
-        let (mut rows, mut fields) = (Rows::of(TWO_ROWS), Vec::new());
+        let (mut rows, mut fields) = (BinaryRows::new(TWO_ROWS), Vec::new());
         assert_eq!(rows.next_into(&mut fields), Ok(true));
         assert_eq!(fields, [Some(&b"a"[..]), None]);
         assert_eq!(rows.next_into(&mut fields), Ok(true));
@@ -105,7 +104,7 @@ mod tests {
     #[test]
     fn a_cut_row_is_an_error() {
         for end in (1..TWO_ROWS.len()).filter(|end| *end != 11) {
-            let (mut rows, mut fields) = (Rows::of(&TWO_ROWS[..end]), Vec::new());
+            let (mut rows, mut fields) = (BinaryRows::new(&TWO_ROWS[..end]), Vec::new());
             let last = std::iter::from_fn(|| Some(rows.next_into(&mut fields))).find(|r| *r != Ok(true));
             assert_eq!(last, Some(Err(CutShort)), "cut at {end}");
         }

@@ -1,4 +1,4 @@
-//! What all formats share of a value: its plain text, and the checks on what Postgres sent.
+//! A value's plain text, and the checks of its binary form, which all formats share.
 
 use uuid::Uuid;
 
@@ -8,9 +8,9 @@ use crate::{Error, datetime, digits, float, numeric};
 /// Version of the binary form of `jsonb`, and the only one (`jsonb_send` in Postgres's sources).
 const JSONB_VERSION: u8 = 1;
 
-/// Appends a value's text. Only the text of a text or a JSON may hold a character that a format gives a meaning to.
+/// Appends a value's text. Only a text or a JSON may contain a character that has a meaning in a format.
 ///
-/// The types that nearly every table has are inlined here; the code of all types in one place would make each slower.
+/// Types that nearly every table has are inlined here. Inlining all types would make each slower.
 #[inline]
 pub(crate) fn plain(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     match column.kind {
@@ -40,7 +40,7 @@ pub(crate) fn plain(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<
     }
 }
 
-/// The text within the binary form of a text or a JSON. Nobody has checked yet that it is UTF-8.
+/// Returns the text within the binary form of a text or a JSON. It may not be UTF-8.
 pub(crate) fn text<'f>(column: &Column, field: &'f [u8]) -> Result<&'f [u8], Error> {
     if column.kind != ColumnType::Jsonb {
         return Ok(field);
@@ -51,7 +51,7 @@ pub(crate) fn text<'f>(column: &Column, field: &'f [u8]) -> Result<&'f [u8], Err
     }
 }
 
-/// Values of one size, out of line.
+/// Appends a value of one size, out of line.
 #[inline(never)]
 fn rarer<const N: usize>(
     column: &Column,
@@ -90,13 +90,13 @@ fn integer(number: impl itoa::Integer, out: &mut Vec<u8>) {
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
-/// A time of day in microseconds, the end of the day included.
+/// Reads a time of day in microseconds, `24:00:00` included.
 pub(crate) fn time(column: &Column, field: &[u8]) -> Result<i64, Error> {
     let micros = i64::from_be_bytes(sized(column, field)?);
     if (0..=datetime::MICROS_PER_DAY).contains(&micros) { Ok(micros) } else { Err(wrong_type(column)) }
 }
 
-/// A field of a type whose values all have this size.
+/// Reads a field of a type whose values all have `N` bytes.
 pub(crate) fn sized<const N: usize>(column: &Column, field: &[u8]) -> Result<[u8; N], Error> {
     field.try_into().map_err(|_| wrong_type(column))
 }

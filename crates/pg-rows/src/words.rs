@@ -1,6 +1,6 @@
-//! Enums whose values are words: the same in SQL, JSON, logs and on the command line.
+//! Declares enums whose values are words: the same in SQL, JSON, logs and on the command line.
 
-/// A word that is none of an enum's.
+/// A word that no value of an enum has.
 #[derive(Debug, thiserror::Error)]
 #[error("`{word}` is not {expected}")]
 pub struct UnknownWord {
@@ -9,13 +9,30 @@ pub struct UnknownWord {
 }
 
 impl UnknownWord {
-    /// The word, and what was expected in its place.
+    /// Names the word, and the words that are expected instead.
     pub fn new(word: &str, expected: &'static str) -> UnknownWord {
         UnknownWord { word: word.to_owned(), expected }
     }
 }
 
 /// Declares an enum of words that are the same in SQL, JSON and logs, from one table.
+///
+/// ```
+/// pg_rows::words! {
+///     /// The size of a shirt.
+///     Size, "a size: small, large" {
+///         /// For children.
+///         Small = "small",
+///         /// For adults.
+///         Large = "large",
+///     }
+/// }
+///
+/// assert_eq!("large".parse::<Size>()?, Size::Large);
+/// assert_eq!(Size::Small.meaning(), "For children.");
+/// assert_eq!("tiny".parse::<Size>().unwrap_err().to_string(), "`tiny` is not a size: small, large");
+/// # Ok::<(), pg_rows::words::UnknownWord>(())
+/// ```
 #[macro_export]
 macro_rules! words {
     (@ $vis:vis, $(#[$meta:meta])* $name:ident, $expected:literal {
@@ -26,15 +43,15 @@ macro_rules! words {
         $vis enum $name { $($(#[doc = $doc])+ $variant,)+ }
 
         impl $name {
-            /// Each of them.
+            /// All values, in the order of their declaration.
             $vis const ALL: &[Self] = &[$(Self::$variant,)+];
 
-            /// The word for it, the same in SQL, JSON and logs.
+            /// Returns the word, the same in SQL, JSON and logs.
             $vis const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word,)+ }
             }
 
-            /// What it stands for, as the document of the API says.
+            /// Returns the value's documentation, which the document of the API repeats.
             $vis const fn meaning(self) -> &'static str {
                 match self { $(Self::$variant => concat!($($doc),+).trim_ascii(),)+ }
             }

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use crate::sink::ArchivedFile;
 use flate2::write::MultiGzDecoder;
+use pg_rows::encoding::{Compression, Format};
 use zstd::stream::{raw, zio};
 
 /// Counts the rows of unpacked CSV or lines.
@@ -57,19 +58,18 @@ pub(super) enum RowCounter {
 impl RowCounter {
     /// Counts the lines of this format and compression. Returns `None` if the format has no lines, or one is unknown.
     pub(super) fn new(format: &str, compression: &str) -> Option<io::Result<RowCounter>> {
-        let rows = match format {
-            "csv" => LineCounter::new(true),
-            "ndjson" => LineCounter::new(false),
-            _ => return None,
-        };
-        match compression {
-            "none" => Some(Ok(RowCounter::Plain(rows))),
-            "gzip" => Some(Ok(RowCounter::Gzip(Box::new(MultiGzDecoder::new(rows))))),
-            "zstd" => {
-                Some(raw::Decoder::new().map(|decoder| RowCounter::Zstd(Box::new(zio::Writer::new(rows, decoder)))))
-            }
-            _ => None,
+        let spec = format.parse::<Format>().ok()?.spec();
+        if spec.is_binary {
+            return None;
         }
+        let rows = LineCounter::new(spec.has_header);
+        Some(match compression.parse().ok()? {
+            Compression::None => Ok(RowCounter::Plain(rows)),
+            Compression::Gzip => Ok(RowCounter::Gzip(Box::new(MultiGzDecoder::new(rows)))),
+            Compression::Zstd => {
+                raw::Decoder::new().map(|decoder| RowCounter::Zstd(Box::new(zio::Writer::new(rows, decoder))))
+            }
+        })
     }
 
     /// Takes the next bytes.

@@ -17,6 +17,7 @@ use crate::http::input::{self, PathJob};
 use crate::http::problem::Problem;
 use crate::service::Service;
 use crate::service::files::{FileUrl, OpenFile};
+use pg_rows::encoding::{Compression, Format, FormatSpec};
 
 /// Bytes of a file that are read at a time. An answer whose client doesn't read holds a few times as many.
 const READ_BYTES: usize = 64 * 1024;
@@ -126,10 +127,14 @@ fn described(description: &str, headers: &[(&str, &str)]) -> ResponseBuilder {
 }
 
 fn with_a_file(answer: ResponseBuilder) -> ResponseBuilder {
-    let text = ["text/csv", "application/x-ndjson"].map(|media_type| (media_type, String::schema()));
-    let binary = ["application/vnd.apache.parquet", "application/gzip", "application/zstd"];
-    let binary = binary.map(|media_type| (media_type, Vec::<u8>::schema()));
-    let content = text.into_iter().chain(binary);
+    let formats = Format::ALL.iter().map(|format| {
+        let FormatSpec { media_type, is_binary, .. } = format.spec();
+        // The document names types without their parameters.
+        let media_type = media_type.split(';').next().unwrap_or(media_type);
+        (media_type, if *is_binary { Vec::<u8>::schema() } else { String::schema() })
+    });
+    let compressed = Compression::ALL.iter().filter_map(|compression| compression.media_type());
+    let content = formats.chain(compressed.map(|media_type| (media_type, Vec::<u8>::schema())));
     content.fold(answer, |answer, (media_type, schema)| answer.content(media_type, openapi::Content::new(Some(schema))))
 }
 

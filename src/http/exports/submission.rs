@@ -23,7 +23,7 @@ use crate::job::selection::{Condition, Operator, Selection};
 use crate::job::{After, ConsumerId, ExportType, FILE_BYTES, IdempotencyKey, Request};
 use crate::service::Service;
 use crate::trace::TraceParent;
-use pg_rows::encoding::{BadEncoding, Compression, Encoding, Format};
+use pg_rows::encoding::{Compression, Encoding, Format};
 
 /// The most columns that a table may have.
 const MAX_COLUMNS: usize = 1_600;
@@ -297,13 +297,7 @@ fn dataset_of(service: &Service, name: Option<String>) -> Result<String, Problem
 }
 
 fn encoding_of(format: Format, compression: Compression) -> Result<Encoding, Problem> {
-    Encoding::new(format, compression).map_err(|why| {
-        let field = match why {
-            BadEncoding::NotBuilt(_) => "format",
-            BadEncoding::CompressedInside(_) => "compression",
-        };
-        invalid(field, why)
-    })
+    Encoding::new(format, compression).map_err(|why| invalid(why.member(), why))
 }
 
 /// What the caller loaded last, from `after` and `afterSha256`. `None`: the caller doesn't say.

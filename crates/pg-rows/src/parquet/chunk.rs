@@ -1,4 +1,4 @@
-//! A column's values of one row group, until Parquet's writer takes them.
+//! Collects a column's values of one row group, in the form that Parquet's writer takes.
 
 use bytes::Bytes;
 use parquet::column::writer::{ColumnWriter, get_typed_column_writer_mut};
@@ -11,7 +11,7 @@ use crate::column::{Column, ColumnType, ParquetType};
 use crate::numeric::{self, Unscaled};
 use crate::{Error, datetime, value};
 
-/// How many slices the writer is given at once: each has its own overhead there.
+/// The most slices that the writer gets at once, because each costs memory there.
 const BATCH_SLICES: usize = 1024;
 pub(super) const UUID_BYTES: usize = size_of::<uuid::Bytes>();
 /// From 1970, where Parquet counts from, to 2000, where Postgres does.
@@ -35,7 +35,7 @@ enum Values {
     Fixed(Slices),
 }
 
-/// Values one behind the other, and where each ends.
+/// The bytes of values behind one another, and the end of each.
 #[derive(Default)]
 struct Slices {
     bytes: Vec<u8>,
@@ -64,7 +64,7 @@ impl Chunk {
         Chunk { levels: Vec::new(), values }
     }
 
-    /// Takes a value; returns what it takes of the memory.
+    /// Adds a value. Returns the bytes of memory that it takes.
     pub(super) fn push(&mut self, column: &Column, field: Option<&[u8]>) -> Result<usize, Error> {
         let size = match field.map(|field| self.push_value(column, field)) {
             None => None,
@@ -75,7 +75,7 @@ impl Chunk {
         Ok(size_of::<i16>() + size.unwrap_or(0))
     }
 
-    /// Takes a value that isn't NULL; returns what it takes of the memory. What it refuses leaves nothing behind.
+    /// Adds a value that is not NULL. Returns the bytes of memory that it takes. After an error nothing is added.
     fn push_value(&mut self, column: &Column, field: &[u8]) -> Result<usize, Error> {
         Ok(match &mut self.values {
             Values::Int32(values) => {
@@ -123,7 +123,7 @@ fn write_all<T: DataType>(values: &[T::T], levels: &[i16], column: &mut ColumnWr
 }
 
 impl Slices {
-    /// Takes a value; returns what it takes of the memory.
+    /// Adds a value. Returns the bytes of memory that it takes.
     fn push(&mut self, column: &Column, field: &[u8]) -> Result<usize, Error> {
         let begin = self.bytes.len();
         match (column.kind, column.parquet) {
@@ -140,7 +140,7 @@ impl Slices {
         Ok(self.bytes.len() - begin + size_of::<usize>())
     }
 
-    /// Takes a number as its units, the highest byte first (Parquet's "DECIMAL").
+    /// Adds a number as its units, the highest byte first (Parquet's "DECIMAL").
     #[inline(never)]
     fn decimal(&mut self, column: &Column, field: &[u8], precision: u8, scale: u8) -> Result<(), Error> {
         let units = match numeric::unscaled(field, scale) {
@@ -171,7 +171,7 @@ impl Slices {
     }
 }
 
-/// How many bytes each value of a column has that has them in a fixed number.
+/// Returns the size of a column's values if all have the same, in bytes.
 pub(super) fn fixed_bytes(column: &Column) -> Option<usize> {
     match (column.kind, column.parquet) {
         (ColumnType::Uuid, ParquetType::OfKind) => Some(UUID_BYTES),
@@ -180,13 +180,13 @@ pub(super) fn fixed_bytes(column: &Column) -> Option<usize> {
     }
 }
 
-/// The fewest bytes that hold every number of so many digits, and its sign.
+/// Returns the fewest bytes that hold every number of so many digits with its sign.
 fn decimal_bytes(precision: u8) -> usize {
     let most = 10_u128.pow(precision.into()) - 1;
     (most.ilog2() as usize + 1) / 8 + 1
 }
 
-/// The values of a batch, whose bytes begin at `begin` of those that the ends are counted in.
+/// Returns the values of a batch. `ends` counts from the first byte of the group, `begin` of which are before the batch.
 fn slices(bytes: &[u8], begin: usize, ends: &[usize]) -> impl Iterator<Item = ByteArray> {
     let bytes = Bytes::copy_from_slice(bytes);
     let mut from = 0;

@@ -1,0 +1,133 @@
+//! The writer of text formats: lines, compressed in frames that any decompressor reads one behind the other.
+//!
+//! The lines themselves are those of `csv` and `ndjson`.
+
+use crate::column::Column;
+use crate::compress::{self, Compressor};
+use crate::encoding::Compression;
+use crate::piece::{FormatEncoder, Piece};
+use crate::writer::{FileAssembler, FormatWriter, RowEncoder};
+use crate::{Error, value};
+
+/// The bytes of uncompressed text in a piece: so many that a handover costs nothing, so few that they stay in the processor's cache.
+const TEXT_BYTES: usize = 256 << 10;
+
+/// The lines of one text format.
+pub(crate) trait Lines: Clone + Send + Sync + 'static {
+    /// Prepares lines of these columns.
+    fn new(columns: &[Column]) -> Self;
+
+    /// Appends the lines before the first row.
+    fn header(&self, columns: &[Column], out: &mut Vec<u8>);
+
+    /// Appends the line of a row, which has a field for each column.
+    ///
+    /// # Errors
+    /// If a field doesn't fit its column.
+    fn row(&self, columns: &[Column], fields: &[Option<&[u8]>], out: &mut Vec<u8>) -> Result<(), Error>;
+
+    /// Puts an encoder of these lines into the enum that dispatches the rows.
+    fn rows(encoder: Encoder<Self>) -> FormatEncoder;
+}
+
+/// Writes files of lines.
+#[derive(Clone)]
+pub(crate) struct Writer<L> {
+    lines: L,
+    columns: Vec<Column>,
+    compression: Compression,
+    level: Option<u8>,
+}
+
+impl<L: Lines> Writer<L> {
+    /// Prepares files of these columns, compressed at this level; `None` is the codec's own.
+    pub(crate) fn new(columns: Vec<Column>, compression: Compression, level: Option<u8>) -> Writer<L> {
+        Writer { lines: L::new(&columns), columns, compression, level }
+    }
+
+    fn compressor(&self) -> Result<Compressor, Error> {
+        Compressor::new(self.compression, self.level)
+    }
+}
+
+impl<L: Lines> FormatWriter for Writer<L> {
+    fn encoder(&self) -> FormatEncoder {
+        L::rows(Encoder { writer: self.clone(), text: Vec::new(), compressor: None })
+    }
+
+    fn begin(&self) -> Result<(Box<dyn FileAssembler>, Vec<u8>), Error> {
+        let (mut header, mut begin) = (Vec::new(), Vec::new());
+        self.lines.header(&self.columns, &mut header);
+        let mut compressor = self.compressor()?;
+        if !header.is_empty() {
+            compressor.frame(&header, &mut begin)?;
+        }
+        Ok((Box::new(Assembler { compressor, is_empty: begin.is_empty() }), begin))
+    }
+}
+
+/// Encodes rows as lines.
+pub(crate) struct Encoder<L> {
+    writer: Writer<L>,
+    /// The lines since the last piece.
+    text: Vec<u8>,
+    /// Made with the first piece.
+    compressor: Option<Compressor>,
+}
+
+impl<L: Lines> RowEncoder for Encoder<L> {
+    fn append(&mut self, fields: &[Option<&[u8]>]) -> Result<(), Error> {
+        value::require_shape(&self.writer.columns, fields)?;
+        self.writer.lines.row(&self.writer.columns, fields, &mut self.text)
+    }
+
+    fn is_full(&self) -> bool {
+        self.text.len()
+            >= match self.writer.compression {
+                Compression::None => TEXT_BYTES,
+                Compression::Gzip | Compression::Zstd => compress::FRAME_BYTES,
+            }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.text.is_empty()
+    }
+
+    fn finish(&mut self) -> Result<Piece, Error> {
+        if self.writer.compression == Compression::None {
+            // The next piece has about the same size.
+            let room = Vec::with_capacity(self.text.len());
+            return Ok(Piece::new(std::mem::replace(&mut self.text, room)));
+        }
+        let compressor = match &mut self.compressor {
+            Some(compressor) => compressor,
+            none => none.insert(self.writer.compressor()?),
+        };
+        let mut packed = Vec::new();
+        compressor.frame(&self.text, &mut packed)?;
+        self.text.clear();
+        Ok(Piece::new(packed))
+    }
+}
+
+/// Passes pieces through: each is bytes of the file already.
+struct Assembler {
+    compressor: Compressor,
+    is_empty: bool,
+}
+
+impl FileAssembler for Assembler {
+    fn append(&mut self, piece: Piece) -> Result<Vec<u8>, Error> {
+        self.is_empty = false;
+        Ok(piece.bytes)
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<Vec<u8>, Error> {
+        let mut end = Vec::new();
+        // A decompressor expects at least one frame, even an empty one.
+        if self.is_empty {
+            self.compressor.frame(&[], &mut end)?;
+        }
+        Ok(end)
+    }
+}

@@ -1,0 +1,54 @@
+//! The seam between a format and the rest of the crate: its writer, the encoders of its rows, the assembler of its file.
+//!
+//! A format is a file of this crate that implements these three traits. It knows no threads and no other format.
+
+use crate::Error;
+use crate::piece::{FormatEncoder, Piece};
+
+/// Writes files of one format. Made once for an export, and shared by its readers and its files.
+pub(crate) trait FormatWriter: Send + Sync {
+    /// Returns an encoder without rows, for one reader.
+    fn encoder(&self) -> FormatEncoder;
+
+    /// Begins a file. Returns its assembler, and the bytes before the first row.
+    ///
+    /// # Errors
+    /// If memory runs out, or the format's library fails.
+    fn begin(&self) -> Result<(Box<dyn FileAssembler>, Vec<u8>), Error>;
+}
+
+/// Encodes the rows of one reader. [`FormatEncoder`] dispatches to it statically for each row, and dynamically for each piece.
+pub(crate) trait RowEncoder: Send {
+    /// Encodes a row, given as the binary form of each field. `None` is NULL.
+    ///
+    /// # Errors
+    /// If a field doesn't fit its column. The encoder then holds half a row and must be dropped.
+    fn append(&mut self, fields: &[Option<&[u8]>]) -> Result<(), Error>;
+
+    /// Returns true if the rows are enough for a piece.
+    fn is_full(&self) -> bool;
+
+    /// Returns true if there is no row since the last piece.
+    fn is_empty(&self) -> bool;
+
+    /// Makes a piece of the rows, and begins anew.
+    ///
+    /// # Errors
+    /// If memory runs out, or the format's library fails.
+    fn finish(&mut self) -> Result<Piece, Error>;
+}
+
+/// Puts the pieces of one file behind one another, in the order of the calls.
+pub(crate) trait FileAssembler: Send {
+    /// Returns the bytes of the file for a piece.
+    ///
+    /// # Errors
+    /// If memory runs out, or the piece is of another layout.
+    fn append(&mut self, piece: Piece) -> Result<Vec<u8>, Error>;
+
+    /// Returns the bytes behind the last piece.
+    ///
+    /// # Errors
+    /// If memory runs out, or the format's library fails.
+    fn finish(self: Box<Self>) -> Result<Vec<u8>, Error>;
+}
