@@ -1,13 +1,14 @@
-//! Whether an export is faster with more processors: rows from memory, as the readers get them, are encoded and packed on so many threads,
-//! and one thread hashes and writes what they make. No Postgres, no queue: what is left is what the service computes.
+//! Whether an export is faster with more processors: rows from memory, as the readers get them, are encoded and packed
+//! on so many threads, and one thread hashes and writes what they make. No Postgres, no queue: what is left is what the
+//! service computes.
 //!
 //! ```text
 //! cargo bench --bench cores                  # 1, 2 and 4 threads on the processors there are
 //! taskset -c 0 cargo bench --bench cores     # on one
 //! ```
 //!
-//! For each format it prints the processor time of a million rows, on the threads and on the one that is serial, and from these what a
-//! machine of 16 processors would need, by Amdahl's law. That figure is calculated, not measured.
+//! For each format it prints the processor time of a million rows, on the threads and on the one that is serial, and
+//! from these what a machine of 16 processors would need, by Amdahl's law. That figure is calculated, not measured.
 
 mod rows;
 
@@ -68,7 +69,8 @@ fn read(layout: &Arc<Layout>, messages: &[Vec<u8>], rows: usize, pieces: &mpsc::
     own_time()
 }
 
-/// Puts the pieces behind one another, hashes and writes them; returns the processor time that it took, and the bytes of the file.
+/// Puts the pieces behind one another, hashes and writes them; returns the processor time that it took, and the bytes
+/// of the file.
 fn write(layout: &Arc<Layout>, pieces: &mpsc::Receiver<Piece>) -> (Duration, u64) {
     use std::io::Write as _;
 

@@ -1,7 +1,7 @@
 //! Apply: brings a table of another Postgres to where a consumer's exports are.
 //!
-//! Each export is one transaction of the target, which also moves the position: so each is applied exactly once, whatever is killed, and
-//! whoever else applies. Knows neither where exports come from nor the service's own database.
+//! Each export is one transaction of the target, which also moves the position: so each is applied exactly once,
+//! whatever is killed, and whoever else applies. Knows neither where exports come from nor the service's own database.
 
 pub mod input;
 
@@ -216,7 +216,8 @@ impl Target {
             position.require_lane(&self.consumer, &self.dataset)?;
             position.require_source(&export.source)?;
         }
-        // Another process has applied this one or others meanwhile, or this one did, and the answer to its COMMIT was lost.
+        // Another process has applied this one or others meanwhile, or this one did, and the answer to its COMMIT was
+        // lost.
         let at = before.as_ref().map(|position| &position.digest);
         if at != self.seen.as_ref() || at == Some(&manifest.digest) {
             return Ok(Applied::PositionMoved);

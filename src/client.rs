@@ -1,6 +1,7 @@
 //! The clients of a service: calls of its API, `pull`, `apply`, `download`, and the reading side of `verify`.
 //!
-//! Knows neither arguments nor a terminal: an [`Observer`](observer::Observer) shows the user what happens. Knows no SQL.
+//! Knows neither arguments nor a terminal: an [`Observer`](observer::Observer) shows the user what happens. Knows no
+//! SQL.
 
 pub(crate) mod answer;
 pub(crate) mod api;

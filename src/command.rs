@@ -1,8 +1,8 @@
-//! The command line: its parser, the commands and the process's exit code. Each command has its arguments and its `run` in a file of its
-//! own. Only this module prints for people and uses anyhow.
+//! The command line: its parser, the commands and the process's exit code. Each command has its arguments and its `run`
+//! in a file of its own. Only this module prints for people and uses anyhow.
 
-/// Prints a line as `println!` does, but returns an error where standard output is closed, as by `head`; `main` takes that for
-/// success.
+/// Prints a line as `println!` does, but returns an error where standard output is closed, as by `head`; `main` takes
+/// that for success.
 macro_rules! outln {
     ($($text:tt)*) => {{
         use std::io::Write as _;
@@ -78,7 +78,8 @@ use crate::telemetry::chain;
 
 /// Hands a table's rows to downstream consumers as files, with nothing lost and nothing twice.
 ///
-/// Settings come from environment variables, and from the file `.env` of the current folder; `.env.example` lists them all.
+/// Settings come from environment variables, and from the file `.env` of the current folder; `.env.example` lists them
+/// all.
 #[derive(Parser)]
 #[command(version = env!("CDC_EXPORT_VERSION"))]
 struct CommandLine {
@@ -86,7 +87,8 @@ struct CommandLine {
     command: Option<Command>,
 }
 
-/// Runs what the process was asked for. Exit codes are 0: done; 1: failed; 2: bad usage, which clap reports by itself, or a bad setting or catalog.
+/// Runs what the process was asked for. Exit codes are 0: done; 1: failed; 2: bad usage, which clap reports by itself,
+/// or a bad setting or catalog.
 pub fn main() -> ExitCode {
     let CommandLine { command } = CommandLine::parse();
     match command.unwrap_or_default().run() {
@@ -133,7 +135,8 @@ pub(crate) enum Command {
     Healthcheck,
     /// Install triggers that record the changes of a dataset's table, so that it can be exported
     Track(Track),
-    /// Remove the triggers of `track` from a dataset's table, a named table, or all; a dataset without them can't be exported
+    /// Remove the triggers of `track` from a dataset's table, a named table, or all; a dataset without them can't be
+    /// exported
     Untrack(Untrack),
     /// Check, list or extend the datasets: the tables that may be exported
     #[command(subcommand)]
@@ -216,8 +219,8 @@ fn is_bad_usage(error: &anyhow::Error) -> bool {
 #[error("{0}")]
 pub(crate) struct BadUsage(String);
 
-/// Prints what failed and why, on one line. A bad catalog has a line for each mistake; a refused export, an indented one for each export
-/// that comes before it.
+/// Prints what failed and why, on one line. A bad catalog has a line for each mistake; a refused export, an indented
+/// one for each export that comes before it.
 fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
     // The text may hold names that others chose.
     for line in chain(error.as_ref()).lines() {

@@ -1,6 +1,8 @@
-//! Settings of all modules, read once from the environment into a struct for each. No other module reads the environment.
+//! Settings of all modules, read once from the environment into a struct for each. No other module reads the
+//! environment.
 //!
-//! Every variable is in `.env.example`. A value that can't be used stops the start with one line that names the variable.
+//! Every variable is in `.env.example`. A value that can't be used stops the start with one line that names the
+//! variable.
 
 mod authorities;
 mod environment;
@@ -64,7 +66,8 @@ pub enum Error {
 pub struct Config {
     /// The database to use; `None`: a private one.
     pub database: Option<Database>,
-    /// The file of the only certificate authorities that the database's server may be signed by. `None`: no file is named.
+    /// The file of the only certificate authorities that the database's server may be signed by. `None`: no file is
+    /// named.
     pub authorities: Option<PathBuf>,
     /// The private server.
     pub embedded: private_postgres::Settings,

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// A database's identity, the same for all who connect to it: its cluster's identifier and its own number there. A copy has another
-/// one, but that which is made of the cluster's files.
+/// A database's identity, the same for all who connect to it: its cluster's identifier and its own number there. A copy
+/// has another one, but that which is made of the cluster's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DatabaseId(String);
 

@@ -1,8 +1,9 @@
 //! Delivers the events of ended exports: each event is sent until its receiver accepts it, for 42 hours at most.
 //!
-//! Delivery is at least once and in no order. If a process dies after a receiver's answer and before the record of it, the event is
-//! sent again under the same id. Each receiver has a [`Dispatcher`] of its own, so a slow receiver delays no other receiver.
-//! Every process that runs exports has dispatchers; the rows of `store::deliveries` decide which of them sends an event.
+//! Delivery is at least once and in no order. If a process dies after a receiver's answer and before the record of it,
+//! the event is sent again under the same id. Each receiver has a [`Dispatcher`] of its own, so a slow receiver delays
+//! no other receiver. Every process that runs exports has dispatchers; the rows of `store::deliveries` decide which of
+//! them sends an event.
 //!
 //! Knows no protocol: a [`Transport`] carries an event to its receiver, and `receiver` has the transports.
 
@@ -39,7 +40,8 @@ const LEASE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_secs(1);
 /// Timeout of a statement.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time that a receiver has to answer after a stop. Without an answer, another process or the next start sends the event again.
+/// Time that a receiver has to answer after a stop. Without an answer, another process or the next start sends the
+/// event again.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 /// Timeout of the records of the last answers.
 const RECORD_TIMEOUT: Duration = Duration::from_secs(3);
@@ -68,7 +70,8 @@ pub struct Event {
 pub enum DeliveryResult {
     /// The receiver has accepted the event. The status of its answer, if the protocol has one.
     Delivered(Option<u16>),
-    /// The receiver has not accepted the event, or it is not known. The status of its answer, if there is one, and the reason.
+    /// The receiver has not accepted the event, or it is not known. The status of its answer, if there is one, and the
+    /// reason.
     Failed(Option<u16>, String),
     /// The receiver refuses all further events. The status of its answer.
     Gone(u16),
@@ -76,9 +79,11 @@ pub enum DeliveryResult {
 
 /// Carries events to one receiver.
 ///
-/// A transport sends each event once and returns the receiver's answer. The [`Dispatcher`] decides about further attempts.
+/// A transport sends each event once and returns the receiver's answer. The [`Dispatcher`] decides about further
+/// attempts.
 pub trait Transport: Send + Sync {
-    /// Connects to the receiver, before an event is claimed. So no event loses an attempt while the receiver is unreachable.
+    /// Connects to the receiver, before an event is claimed. So no event loses an attempt while the receiver is
+    /// unreachable.
     ///
     /// # Errors
     /// With the reason why events can't be sent now.
@@ -138,7 +143,8 @@ impl Dispatcher {
         let _ = tokio::time::timeout(RECORD_TIMEOUT, recorded).await;
     }
 
-    /// Starts deliveries until `shutdown`. Deliveries that are unfinished then are in `running`, and `given_up` ends them.
+    /// Starts deliveries until `shutdown`. Deliveries that are unfinished then are in `running`, and `given_up` ends
+    /// them.
     async fn deliver_until(
         self: &Arc<Self>,
         shutdown: &CancellationToken,

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use ring::rand::{SecureRandom, SystemRandom};
 
-/// Adds jitter to a pause: it gets shorter or longer by up to `part` of itself. So callers that failed together retry apart.
+/// Adds jitter to a pause: it gets shorter or longer by up to `part` of itself. So callers that failed together retry
+/// apart.
 pub fn spread(pause: Duration, part: f64) -> Duration {
     let mut random = [0; 4];
     // Without randomness the pause is exact.

@@ -1,4 +1,5 @@
-//! Events: a receiver of the operator's file gets one when an export ended. A delivery is the state of one event for one receiver.
+//! Events: a receiver of the operator's file gets one when an export ended. A delivery is the state of one event for
+//! one receiver.
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;

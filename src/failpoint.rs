@@ -1,10 +1,11 @@
 //! Faults that a test asks for at a named place: `failpoint!("sink.fsync", Err(…))`.
 //!
-//! Release builds don't have the places, nor their names. In other builds a place does nothing until `FAILPOINTS` names it:
-//! `FAILPOINTS=worker.publish=kill,sink.fsync=error@2` kills the process at the first hit of `worker.publish`, and has the second hit of
-//! `sink.fsync` return the given error. `sleep:MS` holds up the task that hits the place for so long, while the rest of the process goes on.
-//! `hold` holds it up until the test lets it go: it makes the file `NAME.held` in the process's folder, and waits until that is removed. With
-//! a SIGSTOP meanwhile a test stops the rest too, as a paused virtual machine would. `time:MS` is of no place: it sets a time of [`time`].
+//! Release builds don't have the places, nor their names. In other builds a place does nothing until `FAILPOINTS` names
+//! it: `FAILPOINTS=worker.publish=kill,sink.fsync=error@2` kills the process at the first hit of `worker.publish`, and
+//! has the second hit of `sink.fsync` return the given error. `sleep:MS` holds up the task that hits the place for so
+//! long, while the rest of the process goes on. `hold` holds it up until the test lets it go: it makes the file
+//! `NAME.held` in the process's folder, and waits until that is removed. With a SIGSTOP meanwhile a test stops the rest
+//! too, as a paused virtual machine would. `time:MS` is of no place: it sets a time of [`time`].
 
 /// A place where a test may inject a fault. With a second argument, `error` makes the function return that value.
 #[macro_export]
@@ -114,7 +115,8 @@ mod armed {
             return false;
         }
         tracing::warn!(event = "failpoint", name);
-        // `block_in_place` has the runtime move its other tasks to another thread: this thread may be the one that watches the sockets.
+        // `block_in_place` has the runtime move its other tasks to another thread: this thread may be the one that
+        // watches the sockets.
         match point.action {
             Action::Kill => {
                 let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);

@@ -16,7 +16,8 @@ use crate::job::{ConsumerId, JobId};
 use crate::trace::TraceParent;
 use pg_rows::encoding::Encoding;
 
-/// As many files as an export may have: their names have five digits for it, and a client gets all of them in one answer.
+/// As many files as an export may have: their names have five digits for it, and a client gets all of them in one
+/// answer.
 pub const MOST_FILES: usize = 10_000;
 
 /// What an attempt made: files that are whole and durable, still under their hidden names.
@@ -43,7 +44,8 @@ pub struct Part {
     pub staged: StagedFile,
 }
 
-/// What tells an export's content from any other's: the SHA-256 of its file; of several, that of their SHA-256s, a line each.
+/// What tells an export's content from any other's: the SHA-256 of its file; of several, that of their SHA-256s, a line
+/// each.
 pub fn content_sha256(parts: &[Part]) -> String {
     match parts {
         [only] => only.staged.sha256.clone(),
@@ -76,7 +78,8 @@ pub struct FileIdentity {
     pub location: FileLocation,
 }
 
-/// Where a destination has a file. Recorded as JSON; the numbers are texts there, since a JSON reader may round those beyond 2^53.
+/// Where a destination has a file. Recorded as JSON; the numbers are texts there, since a JSON reader may round those
+/// beyond 2^53.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum FileLocation {

@@ -81,17 +81,17 @@ use crate::telemetry::log_throttle::LogThrottle;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// After a stop, answers under way, downloads too, have this long to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
-/// The most connections that wait to be accepted, if the system allows as many (`net.core.somaxconn`). Clients beyond them try again a
-/// second later.
+/// The most connections that wait to be accepted, if the system allows as many (`net.core.somaxconn`). Clients beyond
+/// them try again a second later.
 const BACKLOG: u32 = 4_096;
 const MAX_URI_BYTES: usize = 8 * 1024;
 const MAX_HEADERS: usize = 100;
 const MAX_HEADER_BYTES: usize = 32 * 1024;
-/// The most headers that hyper reads. Up to here a request with too many headers gets a problem as its answer; beyond, hyper answers
-/// without a body.
+/// The most headers that hyper reads. Up to here a request with too many headers gets a problem as its answer; beyond,
+/// hyper answers without a body.
 const MAX_HEADERS_READ: usize = 1000;
-/// The buffer of each connection; hyper's default is 400 KiB. A head whose URI or headers are somewhat too long still fits, so that it gets
-/// a problem as its answer.
+/// The buffer of each connection; hyper's default is 400 KiB. A head whose URI or headers are somewhat too long still
+/// fits, so that it gets a problem as its answer.
 const CONNECTION_BYTES: usize = 64 * 1024;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const EMBEDDED_BY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
@@ -107,7 +107,8 @@ pub struct Settings {
     pub access: Option<Access>,
     /// Names that a local caller may have in `Host`, besides localhost and loopback addresses.
     pub local_hosts: LocalHosts,
-    /// How many requests each key may send, or each address where there are no keys; `None`: the default limit with keys, else none.
+    /// How many requests each key may send, or each address where there are no keys; `None`: the default limit with
+    /// keys, else none.
     pub rate: Option<Rate>,
     /// The origins whose web pages may call.
     pub origins: Origins,
@@ -185,19 +186,22 @@ fn layered(routes: OpenApiRouter<Service>, service: Service, access: Access, set
         .layer(middleware::from_fn(refuse_long_heads))
         .layer(CatchPanicLayer::custom(problem::for_panic))
         .layer(middleware::map_response(problem::for_foreign_errors));
-    // Outside access control: a browser asks without a key whether a page may call, and the page shall read refusals too.
+    // Outside access control: a browser asks without a key whether a page may call, and the page shall read refusals
+    // too.
     let routes = match settings.origins.layer() {
         Some(origins) => routes.layer(origins),
         None => routes,
     };
     let routes = routes
         .layer(SetResponseHeaderLayer::overriding(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")))
-        // Answers hold rows and names of a user's table, which no cache on the way or in a browser shall keep. An answer without any says
-        // so itself.
+        // Answers hold rows and names of a user's table, which no cache on the way or in a browser shall keep. An
+        // answer without any says so itself.
         .layer(SetResponseHeaderLayer::if_not_present(header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
-        // Pages of other origins can't embed an answer. It doesn't hinder pages that CORS lets in: browsers ask it about embedding alone.
+        // Pages of other origins can't embed an answer. It doesn't hinder pages that CORS lets in: browsers ask it
+        // about embedding alone.
         .layer(SetResponseHeaderLayer::overriding(EMBEDDED_BY, HeaderValue::from_static("same-origin")))
-        // Whoever keeps connections, as a proxy does, has the next one elsewhere, and loses no call when the process ends.
+        // Whoever keeps connections, as a proxy does, has the next one elsewhere, and loses no call when the process
+        // ends.
         .layer(SetResponseHeaderLayer::overriding(header::CONNECTION, if_draining));
     named(routes).layer(SetSensitiveRequestHeadersLayer::new([header::AUTHORIZATION]))
 }
@@ -221,7 +225,8 @@ async fn drop_odd_ids(mut request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// Gives each log line of a request the request's id and the public part of its key, and logs the request itself for who debugs.
+/// Gives each log line of a request the request's id and the public part of its key, and logs the request itself for
+/// who debugs.
 async fn log_with_its_id(path: Option<MatchedPath>, request: Request, next: Next) -> Response {
     let begun = Instant::now();
     let method = request.method().clone();

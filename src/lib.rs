@@ -1,6 +1,7 @@
 //! `cdc-export`: hands a table's rows to downstream consumers as files.
 //!
-//! The modules in reading order, from the nouns that all of them use to the edges; `docs/ARCHITECTURE.md` walks through them.
+//! The modules in reading order, from the nouns that all of them use to the edges; `docs/ARCHITECTURE.md` walks through
+//! them.
 
 // Nouns: plain values, no I/O.
 pub mod broker;

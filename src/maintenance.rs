@@ -1,9 +1,9 @@
-//! What has to be done whosever job it was: take over jobs of vanished workers, give committed files their names, remove what is left
-//! in the folder or past its retention, purge the change log, ask for the exports of schedules. Every process that runs exports does all
-//! of it; each step is safe to do twice.
+//! What has to be done whosever job it was: take over jobs of vanished workers, give committed files their names,
+//! remove what is left in the folder or past its retention, purge the change log, ask for the exports of schedules.
+//! Every process that runs exports does all of it; each step is safe to do twice.
 //!
-//! Each is a task of its own, so that a folder that hangs or a file that can't be removed delays nothing else. [`Maintenance::run`] lists
-//! them.
+//! Each is a task of its own, so that a folder that hangs or a file that can't be removed delays nothing else.
+//! [`Maintenance::run`] lists them.
 
 mod publish;
 mod retain;
@@ -103,8 +103,8 @@ impl Maintenance {
         Maintenance { scheduled, ..self }
     }
 
-    /// Records that this destination has a worker, before the first job is submitted: a process with another destination would otherwise
-    /// take the job.
+    /// Records that this destination has a worker, before the first job is submitted: a process with another
+    /// destination would otherwise take the job.
     pub async fn announce(&self) {
         let task = self.for_task();
         // A folder that hangs doesn't keep the API from starting.
@@ -116,7 +116,8 @@ impl Maintenance {
         tracing::warn!(event = "announce_failed", error);
     }
 
-    /// Runs all tasks until `shutdown`, but schedules until `drain`: this process would claim no export that they ask for.
+    /// Runs all tasks until `shutdown`, but schedules until `drain`: this process would claim no export that they ask
+    /// for.
     pub async fn run(self, drain: CancellationToken, shutdown: CancellationToken) {
         metrics::change_log_caps(self.settings.log_caps.rows, self.settings.log_caps.age);
         let often = Pace::of(lease::interval(self.settings.lease));
@@ -144,8 +145,8 @@ impl Maintenance {
         while tasks.join_next().await.is_some() {}
     }
 
-    /// The same for one task, which does one thing after the other at the destination: an operation on a dead network never returns. It
-    /// keeps its thread, and the task gets no second one.
+    /// The same for one task, which does one thing after the other at the destination: an operation on a dead network
+    /// never returns. It keeps its thread, and the task gets no second one.
     fn for_task(&self) -> Maintenance {
         let destination = self.destination.limited(Limits { max_concurrent: 1, timeout: None });
         Maintenance { destination, ..self.clone() }
@@ -208,8 +209,8 @@ impl Pace {
     }
 }
 
-/// Does rounds of a task until `shutdown`, whatever becomes of a round. A round that takes too long is given up, and the next one begins
-/// anew. `task` is the name in the log.
+/// Does rounds of a task until `shutdown`, whatever becomes of a round. A round that takes too long is given up, and
+/// the next one begins anew. `task` is the name in the log.
 async fn every(
     task: &'static str,
     pace: Pace,

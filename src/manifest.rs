@@ -1,7 +1,8 @@
 //! A manifest: which files an export has, and which export of its lane came before. Its form, its digest and its name.
 //!
-//! Written once, behind the files, and never replaced: whoever reads the manifests of a lane in the order of their numbers has all of its
-//! files, and sees if one is missing. Knows neither the destination that holds it nor the database that it comes from.
+//! Written once, behind the files, and never replaced: whoever reads the manifests of a lane in the order of their
+//! numbers has all of its files, and sees if one is missing. Knows neither the destination that holds it nor the
+//! database that it comes from.
 
 pub mod chain;
 pub mod chain_report;
@@ -23,7 +24,8 @@ const ENDING: &str = ".manifest.json";
 /// Where the manifests of a lane lie in a bucket, beside the lane's files.
 const FOLDER: &str = "_manifests";
 
-/// A manifest. What stands before `number` is what Redshift's `COPY … MANIFEST` reads and its `UNLOAD … MANIFEST VERBOSE` writes.
+/// A manifest. What stands before `number` is what Redshift's `COPY … MANIFEST` reads and its `UNLOAD … MANIFEST
+/// VERBOSE` writes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// The files, in the order of their parts.
@@ -100,7 +102,8 @@ pub struct Author {
     pub version: String,
 }
 
-/// An export as its lane's chain has it. All numbers are texts: so its canonical form is the same to every reader of JSON.
+/// An export as its lane's chain has it. All numbers are texts: so its canonical form is the same to every reader of
+/// JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Chained {
@@ -177,7 +180,8 @@ pub struct File {
     pub bytes: String,
     /// Its rows.
     pub rows: String,
-    /// Where it is from where the manifest is. The digest leaves it out: files may be moved, together with their manifest.
+    /// Where it is from where the manifest is. The digest leaves it out: files may be moved, together with their
+    /// manifest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
 }

@@ -1,7 +1,8 @@
 //! Writes one export's rows from the source to staged files: read, encode, hash, write.
 //!
-//! Knows no queue and no store. Each reader encodes and compresses its own rows into pieces. One thread, which may block, hashes and
-//! writes the pieces. Memory holds a piece for each reader, and the pieces on their way to the writer.
+//! Knows no queue and no store. Each reader encodes and compresses its own rows into pieces. One thread, which may
+//! block, hashes and writes the pieces. Memory holds a piece for each reader, and the pieces on their way to the
+//! writer.
 
 use std::sync::Arc;
 
@@ -32,7 +33,8 @@ pub enum Error {
     /// A text is not UTF-8.
     #[error(transparent)]
     InvalidText(pg_rows::Error),
-    /// A row is not what the dataset describes, or the format's library failed: a defect, or the table was changed meanwhile.
+    /// A row is not what the dataset describes, or the format's library failed: a defect, or the table was changed
+    /// meanwhile.
     #[error(transparent)]
     WrongRow(pg_rows::Error),
     /// The file could not be compressed.
@@ -370,8 +372,8 @@ impl Writer {
 /// The time from which Postgres counts.
 const POSTGRES_EPOCH: DateTime<Utc> = DateTime::from_timestamp(946_684_800, 0).expect("2000-01-01 is a time");
 
-/// Returns true if a time can be a watermark: it is finite and before the year 200000, where chrono's calendar ends. The table
-/// `watermarks` has the same bound.
+/// Returns true if a time can be a watermark: it is finite and before the year 200000, where chrono's calendar ends.
+/// The table `watermarks` has the same bound.
 fn is_watermark(micros: i64) -> bool {
     const YEAR_200000: i64 = 6_248_276_496_000_000_000;
     micros > i64::MIN && micros < YEAR_200000

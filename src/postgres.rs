@@ -43,7 +43,8 @@ pub enum Error {
     /// Too old a server.
     #[error("Postgres {0} is too old: 13 or later is needed")]
     TooOld(String),
-    /// A standby: its snapshots hide transactions that are in progress on its primary, and nothing can be written to it.
+    /// A standby: its snapshots hide transactions that are in progress on its primary, and nothing can be written to
+    /// it.
     #[error("this Postgres is a standby: give the service its primary")]
     Standby,
     /// A table of ours would hide one that somebody else made, or that one would hide ours.
@@ -111,8 +112,9 @@ pub enum Error {
 /// How long a pool looks for a connection. A caller has 2 seconds.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a pool waits for a connection's ping, when the connection is acquired and when it is released. A caller has 2
-/// seconds, of which some must be left for a new connection; and for a released one the pool itself would wait for ever.
+/// How long a pool waits for a connection's ping, when the connection is acquired and when it is released. A caller has
+/// 2 seconds, of which some must be left for a new connection; and for a released one the pool itself would wait for
+/// ever.
 const PING_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Pings a connection of a pool. On an error the pool drops the connection without the usual goodbye, which could hang.
@@ -137,7 +139,8 @@ pub struct Database {
 
 impl From<PgConnectOptions> for Database {
     fn from(options: PgConnectOptions) -> Database {
-        // Poolers refuse this parameter at the start of a connection. Since version 12 Postgres prints floats exactly without it.
+        // Poolers refuse this parameter at the start of a connection. Since version 12 Postgres prints floats exactly
+        // without it.
         let options = options.extra_float_digits(None);
         let options = options.application_name("cdc-export").disable_statement_logging();
         Database { options, setting: "DATABASE_URL", assumed: "", is_preview: false }
@@ -179,15 +182,15 @@ impl Database {
         &self.options
     }
 
-    /// A pool of at most `connections` for short statements, none of them open yet. Acquiring one waits 2 seconds at most: a
-    /// caller of the API wants an answer, and all others try again anyway. A statement that waits for a lock is ended after 3
-    /// seconds, so that it doesn't hold up others in turn.
+    /// A pool of at most `connections` for short statements, none of them open yet. Acquiring one waits 2 seconds at
+    /// most: a caller of the API wants an answer, and all others try again anyway. A statement that waits for a lock is
+    /// ended after 3 seconds, so that it doesn't hold up others in turn.
     pub fn pool(&self, connections: u32) -> PgPool {
         self.pool_with(connections, "3s", "10s")
     }
 
-    /// A pool whose statements end before their caller gives up after `timeout`. A statement that went on would keep its
-    /// connection busy, beside the new one that the pool opens instead.
+    /// A pool whose statements end before their caller gives up after `timeout`. A statement that went on would keep
+    /// its connection busy, beside the new one that the pool opens instead.
     pub fn pool_for_callers(&self, connections: u32, timeout: Duration) -> PgPool {
         let timeout = format!("{}ms", timeout.mul_f64(0.8).as_millis());
         self.pool_with(connections, &timeout, &timeout)
@@ -220,8 +223,8 @@ impl Database {
     }
 }
 
-/// Connects, and sets nothing: a pooler may share the session with other clients. Waits for a server that is starting or
-/// recovering from a crash: after a power cut, service and server start together.
+/// Connects, and sets nothing: a pooler may share the session with other clients. Waits for a server that is starting
+/// or recovering from a crash: after a power cut, service and server start together.
 async fn connect(database: &Database) -> Result<PgConnection, Error> {
     let (begun, throttle) = (Instant::now(), LogThrottle::default());
     loop {
@@ -266,8 +269,8 @@ pub async fn has_keys(database: &Database) -> Result<bool, Error> {
     Ok(has_keys)
 }
 
-/// Checks that the server allows so many connections. If others hold them now, it only warns: a service that is restarted may
-/// find its old connections not yet closed.
+/// Checks that the server allows so many connections. If others hold them now, it only warns: a service that is
+/// restarted may find its old connections not yet closed.
 ///
 /// # Errors
 /// If the server, the role or the database never allows so many.

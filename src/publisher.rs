@@ -1,5 +1,5 @@
-//! Committed files get their final names, the manifest is put beside them, and that is recorded. Safe to be done by several processes at
-//! once and after a crash at any point.
+//! Committed files get their final names, the manifest is put beside them, and that is recorded. Safe to be done by
+//! several processes at once and after a crash at any point.
 
 use std::time::Duration;
 
@@ -69,7 +69,8 @@ enum Shown {
 }
 
 impl Publisher {
-    /// A publisher for this destination, within its limits. `lease` is how long a job stays with a worker that doesn't renew its lease.
+    /// A publisher for this destination, within its limits. `lease` is how long a job stays with a worker that doesn't
+    /// renew its lease.
     pub fn new(store: &Store, destination: &Limited, settings: &Settings, lease: Duration) -> Publisher {
         Publisher {
             store: store.clone().within(lease::call_timeout(lease)),
@@ -99,7 +100,8 @@ impl Publisher {
 
     async fn publish_all(&self, mut record: FileRecord) -> Result<Publication, Error> {
         loop {
-            // The marker beside the files comes first: the database may be restored to a state in which it knows nothing of this export.
+            // The marker beside the files comes first: the database may be restored to a state in which it knows
+            // nothing of this export.
             self.mark(&record).await?;
             let shown = self.show(&mut record).await?;
             match shown {
@@ -176,8 +178,9 @@ impl Publisher {
         }
     }
 
-    /// The number and the text of the manifest, as they are written down before anybody sees the manifest: all who publish the export, after
-    /// a crash too, write the same. `None`: the export was published or given up meanwhile, or an earlier one comes first.
+    /// The number and the text of the manifest, as they are written down before anybody sees the manifest: all who
+    /// publish the export, after a crash too, write the same. `None`: the export was published or given up meanwhile,
+    /// or an earlier one comes first.
     async fn plan(&self, record: &FileRecord) -> Result<Option<(u64, String)>, Error> {
         loop {
             let (number, mut export) = match self.store.planned_manifest(record).await? {
@@ -214,7 +217,8 @@ impl Publisher {
             None => {}
             Some(_) => {
                 if let Some(last) = self.store.last_of_lane(record).await? {
-                    // A process that slept while another one published may have replaced a newer marker by an older one.
+                    // A process that slept while another one published may have replaced a newer marker by an older
+                    // one.
                     self.mark(&last).await?;
                 }
             }
@@ -222,8 +226,9 @@ impl Publisher {
         Ok(false)
     }
 
-    /// Makes the destination's marker of the lane name this file, unless the marker names a later one, or one that the database doesn't
-    /// know because it was restored. The lane's next attempt sees such a marker, and only a full export goes on.
+    /// Makes the destination's marker of the lane name this file, unless the marker names a later one, or one that the
+    /// database doesn't know because it was restored. The lane's next attempt sees such a marker, and only a full
+    /// export goes on.
     async fn mark(&self, record: &FileRecord) -> Result<(), Error> {
         let Some(consumer) = &record.consumer else { return Ok(()) };
         let file = MarkerFile::new(&record.database, Lane { consumer, dataset: &record.dataset });
@@ -240,8 +245,8 @@ impl Publisher {
         }
     }
 
-    /// Fails a job of which a file is in the destination under neither name, and removes what else there is of it. Nothing happens if it was
-    /// published meanwhile.
+    /// Fails a job of which a file is in the destination under neither name, and removes what else there is of it.
+    /// Nothing happens if it was published meanwhile.
     pub async fn give_up(&self, record: &FileRecord) -> Result<(), Error> {
         let is_given_up = self.store.give_up(record).await?.is_some();
         if is_given_up && record.is_own {

@@ -1,8 +1,8 @@
 //! The kinds of receivers of events: their blocks in the operator's file, their secrets and their transports.
 //!
-//! A kind is a child module that implements [`ReceiverKind`], and one line of [`kinds`]. `config` calls [`Receivers::read`] and
-//! [`Receivers::read_secrets`]; `command` passes the built transports to `delivery`, which decides when an event is sent.
-//! A kind knows no other kind, and no job beyond the event that it sends.
+//! A kind is a child module that implements [`ReceiverKind`], and one line of [`kinds`]. `config` calls
+//! [`Receivers::read`] and [`Receivers::read_secrets`]; `command` passes the built transports to `delivery`, which
+//! decides when an event is sent. A kind knows no other kind, and no job beyond the event that it sends.
 
 #[cfg(feature = "amqp")]
 mod amqp;
@@ -60,7 +60,8 @@ pub trait ReceiverKind: Debug + Send + Sync {
     /// Builds a transport for each receiver that gets events and has its secret, with the receiver's name.
     fn build(&self) -> Vec<(String, Box<dyn Transport>)>;
 
-    /// Returns tasks that submit the requests for exports which these receivers bring, until `shutdown`. Most kinds bring none.
+    /// Returns tasks that submit the requests for exports which these receivers bring, until `shutdown`. Most kinds
+    /// bring none.
     fn request_tasks(&self, _submit: &Submit, _shutdown: &CancellationToken) -> Vec<BoxFuture<'static, ()>> {
         Vec::new()
     }

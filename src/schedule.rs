@@ -11,8 +11,8 @@ use crate::job::{ConsumerId, ExportType, JobId, Request};
 use crate::schedule::timing::Timing;
 use pg_rows::encoding::Encoding;
 
-/// How far the last used slot may be ahead of the database's clock. Up to this distance the schedule waits for the clock, so that no
-/// slot is used twice. Beyond it the clock counts as set back.
+/// How far the last used slot may be ahead of the database's clock. Up to this distance the schedule waits for the
+/// clock, so that no slot is used twice. Beyond it the clock counts as set back.
 pub const WAITS_FOR_CLOCK: TimeDelta = TimeDelta::hours(1);
 
 /// An export that is due at each of its slots, the times that the operator's file says.
@@ -100,8 +100,8 @@ impl Schedule {
         if latest > last {
             return Due::Slot(latest);
         }
-        // After a small step back the clock soon reaches the used slot again. After a large one, a schedule that waited for the clock
-        // might not run for years.
+        // After a small step back the clock soon reaches the used slot again. After a large one, a schedule that waited
+        // for the clock might not run for years.
         let is_next = self.timing.next(now).is_some_and(|next| last <= next);
         if is_next || last <= now + WAITS_FOR_CLOCK { Due::Nothing } else { Due::ClockSetBack(latest) }
     }

@@ -221,8 +221,8 @@ pub struct Health {
     pub output: Result<(), Error>,
     /// The process takes no more exports on, and ends.
     pub is_draining: bool,
-    /// The datasets, each with whether its table was as it says and captured, up to five seconds ago. Other datasets' exports start all
-    /// the same. `None`: Postgres doesn't say in time.
+    /// The datasets, each with whether its table was as it says and captured, up to five seconds ago. Other datasets'
+    /// exports start all the same. `None`: Postgres doesn't say in time.
     pub datasets: Option<Arc<Vec<Description>>>,
 }
 
@@ -277,7 +277,8 @@ pub struct Stores {
 /// The calls of clients, over the database, the tables and the destination.
 ///
 /// # Errors
-/// Every call fails if the database fails or doesn't answer in time. Its own documentation names what else makes it fail.
+/// Every call fails if the database fails or doesn't answer in time. Its own documentation names what else makes it
+/// fail.
 #[derive(Clone, Debug)]
 pub struct Service {
     store: Store,
@@ -300,7 +301,8 @@ pub struct Service {
 }
 
 impl Service {
-    /// From `draining` on it isn't ready; after `stopping`, calls that wait for a job are answered at once. Needs a runtime.
+    /// From `draining` on it isn't ready; after `stopping`, calls that wait for a job are answered at once. Needs a
+    /// runtime.
     pub fn new(
         settings: Settings,
         stores: Stores,

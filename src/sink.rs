@@ -1,7 +1,8 @@
 //! Export files at their destination: a folder or a bucket, behind the trait [`Destination`].
 //!
 //! A file is written as a hidden [`Draft`], staged, and published under its final name after its job is committed.
-//! [`Limited`] bounds the operations that one caller has under way. [`Archive`] reads files and manifests of any folder or bucket.
+//! [`Limited`] bounds the operations that one caller has under way. [`Archive`] reads files and manifests of any folder
+//! or bucket.
 //!
 //! Must not know the queue, the store or the file formats.
 

@@ -39,8 +39,8 @@ pub struct Settings {
 /// What is told of who may call, by commands too that log nothing else but errors.
 pub const AUDIT: &str = "cdc_export::audit";
 
-/// Begins to log what is at least as severe as `least` and as the settings say; of [`AUDIT`], what the settings say. Called once in a
-/// process.
+/// Begins to log what is at least as severe as `least` and as the settings say; of [`AUDIT`], what the settings say.
+/// Called once in a process.
 pub fn start(settings: &Settings, least: LevelFilter) {
     // Lower levels of the libraries would bury this program's events.
     let level = settings.level.min(least);
@@ -55,8 +55,8 @@ pub fn start(settings: &Settings, least: LevelFilter) {
         Format::Json => layer.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed(),
         Format::Pretty => layer.with_target(false).boxed(),
     };
-    // The filter is the whole registry's. A filter of the layer alone would lose the event after each one that a library has asked about
-    // and not written (tracing's `enabled!`, which sqlx uses).
+    // The filter is the whole registry's. A filter of the layer alone would lose the event after each one that a
+    // library has asked about and not written (tracing's `enabled!`, which sqlx uses).
     tracing_subscriber::registry().with(layer).with(targets).init();
 }
 
@@ -75,7 +75,8 @@ macro_rules! job_event {
 }
 pub(crate) use job_event;
 
-/// An error and its causes in one line, each text once: some libraries put the cause into the text of an error, beside its source.
+/// An error and its causes in one line, each text once: some libraries put the cause into the text of an error, beside
+/// its source.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let (mut line, mut last) = (String::new(), String::new());
     for error in std::iter::successors(Some(error), |error| error.source()) {
@@ -90,7 +91,8 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     line
 }
 
-/// The text of an error, without what sqlx adds to Postgres's message: that it is one, and the line of Postgres's own source.
+/// The text of an error, without what sqlx adds to Postgres's message: that it is one, and the line of Postgres's own
+/// source.
 fn plain(text: &str) -> &str {
     if let Some(told) = text.strip_prefix("error communicating with database: ") {
         return told;

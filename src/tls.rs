@@ -1,4 +1,5 @@
-//! TLS and the HTTP client of all that call others: whose code does TLS, whose certificates count, and why a call got no answer.
+//! TLS and the HTTP client of all that call others: whose code does TLS, whose certificates count, and why a call got
+//! no answer.
 
 use std::error::Error;
 use std::io;

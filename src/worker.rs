@@ -1,8 +1,8 @@
 //! The worker: claims jobs, runs their exports under a heartbeat, and settles them.
 //!
 //! One export reads top to bottom in [`Worker::attempt`]. What is tried again and what fails is one match,
-//! [`Error::settlement`]. Knows no HTTP; rows pass through the pipeline, never through here. What has to be done whosever job it was is
-//! `maintenance`'s.
+//! [`Error::settlement`]. Knows no HTTP; rows pass through the pipeline, never through here. What has to be done
+//! whosever job it was is `maintenance`'s.
 
 mod error;
 mod heartbeat;
@@ -47,10 +47,12 @@ use crate::worker::heartbeat::{Heartbeat, Stop};
 use crate::worker::restart::restart_on_panic;
 use crate::worker::shutdown::unless_stopped;
 
-/// How long an idle worker waits to be woken before it looks for a job by itself, and how long it rests after the database failed.
+/// How long an idle worker waits to be woken before it looks for a job by itself, and how long it rests after the
+/// database failed.
 const POLL: Duration = Duration::from_secs(1);
 
-/// How long a shutdown waits for a database that doesn't answer. Other workers take the jobs over when their leases end.
+/// How long a shutdown waits for a database that doesn't answer. Other workers take the jobs over when their leases
+/// end.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What an operator may set.
@@ -114,7 +116,8 @@ enum AttemptEnd {
 }
 
 impl Worker {
-    /// A worker that claims over `store`'s pool, reads the datasets of `catalog` from `source` and writes to `destination`.
+    /// A worker that claims over `store`'s pool, reads the datasets of `catalog` from `source` and writes to
+    /// `destination`.
     pub fn new(
         settings: Settings,
         store: Store,
@@ -152,7 +155,8 @@ impl Worker {
             stops.shutdown.cancelled().await;
             tokio::time::sleep(SHUTDOWN_TIMEOUT).await;
         };
-        // A task that isn't done in time is dropped with `tasks`. Running jobs are cancelled by what `listening` hears, which ends after them.
+        // A task that isn't done in time is dropped with `tasks`. Running jobs are cancelled by what `listening` hears,
+        // which ends after them.
         tokio::select! { () = done => {}, () = timeout => tracing::warn!(event = "workers_abandoned") }
     }
 
@@ -245,7 +249,8 @@ impl Worker {
         connections
     }
 
-    /// One attempt: open a snapshot, write its rows to a hidden file, make that durable, and commit it with the watermark.
+    /// One attempt: open a snapshot, write its rows to a hidden file, make that durable, and commit it with the
+    /// watermark.
     async fn attempt(
         &self,
         lease: &Lease,
@@ -264,7 +269,8 @@ impl Worker {
             () = shutdown.cancelled() => Err(Error::Stopped(Stop::Shutdown)),
             written = export => written,
         };
-        // Joined before the commit: a renewal would wait for the commit's row lock, and then take the finished job for lost.
+        // Joined before the commit: a renewal would wait for the commit's row lock, and then take the finished job for
+        // lost.
         heartbeat.end().await;
         let Written { mut snapshot, exported, marker } = written?;
         failpoint!("worker.staged");
@@ -364,7 +370,8 @@ impl Worker {
         Ok(Written { snapshot, exported, marker: marker.map(|marker| marker.job) })
     }
 
-    /// Leaves a job after an attempt that ended with `error`. If only the commit's answer was lost, the job turns out to be committed.
+    /// Leaves a job after an attempt that ended with `error`. If only the commit's answer was lost, the job turns out
+    /// to be committed.
     async fn settle(&self, lease: &Lease, error: Error, shutdown: &CancellationToken) -> AttemptEnd {
         let job = &lease.job;
         let (settlement, cause) = (error.settlement(), chain(&error));
@@ -411,8 +418,8 @@ impl Worker {
         }
     }
 
-    /// Tries for as long as a lease lasts, or a few seconds once the process is shutting down, so that a restart of the database loses no
-    /// record.
+    /// Tries for as long as a lease lasts, or a few seconds once the process is shutting down, so that a restart of the
+    /// database loses no record.
     async fn retry_while_leased<T, F>(
         &self,
         lease: &Lease,

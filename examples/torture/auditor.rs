@@ -1,5 +1,5 @@
-//! The auditor: looks at the place of the files and at the tables twenty times a second, and keeps a copy of every file as it first
-//! saw it.
+//! The auditor: looks at the place of the files and at the tables twenty times a second, and keeps a copy of every file
+//! as it first saw it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
-//! A bucket of an emulator, asked by plain HTTP: what looks at the service's objects shares not even the client library with it.
+//! A bucket of an emulator, asked by plain HTTP: what looks at the service's objects shares not even the client library
+//! with it.
 
 use std::collections::HashMap;
 
@@ -156,8 +157,8 @@ impl Bucket {
         Ok(Some(answer.error_for_status()?.bytes().await?.to_vec()))
     }
 
-    /// The uploads that have parts. One without is what a process leaves that dies when it has just begun one: a rule of the bucket
-    /// ends it. Azure has no list of them, and drops by itself what nobody completes.
+    /// The uploads that have parts. One without is what a process leaves that dies when it has just begun one: a rule
+    /// of the bucket ends it. Azure has no list of them, and drops by itself what nobody completes.
     pub(crate) async fn uploads(&self) -> Result<Vec<Upload>> {
         let mut found = Vec::new();
         if self.cloud == Cloud::Azure {

@@ -29,8 +29,8 @@ pub(crate) enum Profile {
 pub(crate) async fn build(tree: &Path, profile: Profile, target: Option<&Path>) -> Result<PathBuf> {
     let mut cargo = Command::new(environment("CARGO").unwrap_or_else(|| "cargo".to_owned()));
     cargo.args(["build", "--locked", "--bin", BINARY, "--message-format", "json-render-diagnostics"]);
-    // With this program: without it the dependencies would have other features than the tests and this program want, and be
-    // compiled again.
+    // With this program: without it the dependencies would have other features than the tests and this program want,
+    // and be compiled again.
     cargo.args(["--example", "torture"]);
     if let Some(features) = environment("FEATURES") {
         cargo.args(["--features", &features]);
@@ -58,8 +58,9 @@ pub(crate) async fn build(tree: &Path, profile: Profile, target: Option<&Path>) 
         .context("cargo names no executable")
 }
 
-/// The variables that the cargo that started this program has set for its package. Some build scripts depend on them (`ring`'s on `OUT_DIR`):
-/// if they were passed on, these scripts would run again, and all crates that need them would be compiled again.
+/// The variables that the cargo that started this program has set for its package. Some build scripts depend on them
+/// (`ring`'s on `OUT_DIR`): if they were passed on, these scripts would run again, and all crates that need them would
+/// be compiled again.
 #[expect(clippy::disallowed_methods, reason = "the service's configuration is not for its torturer")]
 fn inherited() -> impl Iterator<Item = OsString> {
     let names = std::env::vars_os().map(|(name, _)| name);
@@ -72,8 +73,8 @@ fn inherited() -> impl Iterator<Item = OsString> {
 /// The rooms that an export passes through with a fault to meet in them. Those of a start have tests of their own.
 const ROOMS: [&str; 3] = ["bucket.", "sink.", "worker."];
 
-/// The names of all failpoints of an export in a tree: read, so that a new one can't be forgotten. Without those of a destination that
-/// isn't in use, `src/sink/bucket` or `src/sink/folder`.
+/// The names of all failpoints of an export in a tree: read, so that a new one can't be forgotten. Without those of a
+/// destination that isn't in use, `src/sink/bucket` or `src/sink/folder`.
 pub(crate) fn failpoints(tree: &Path, unused: &Path) -> Result<BTreeSet<String>> {
     let unused = tree.join(unused);
     let mut names = BTreeSet::new();

@@ -1,4 +1,5 @@
-//! The clients: they ask for exports, look at them, cancel some, fetch and remove files, and remember what they were told.
+//! The clients: they ask for exports, look at them, cancel some, fetch and remove files, and remember what they were
+//! told.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
@@ -268,8 +269,8 @@ impl<'w> Caller<'w> {
         }
     }
 
-    /// Removes a file that the auditor has a copy of, for the oracle to replay. Only of jobs that are known to be completed: one
-    /// whose file has no name yet would be given up.
+    /// Removes a file that the auditor has a copy of, for the oracle to replay. Only of jobs that are known to be
+    /// completed: one whose file has no name yet would be given up.
     async fn remove(&self, random: &mut Random) {
         let mut kept = locked(&self.world.archive).jobs();
         // Loaders come later than others.

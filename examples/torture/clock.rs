@@ -1,5 +1,5 @@
-//! The database's clock, which somebody sets: libfaketime (Debian's `faketime`) in the server's processes, and a file that says how far
-//! they are off. The machine's own clock, and with it ours and the replicas', stays as it is.
+//! The database's clock, which somebody sets: libfaketime (Debian's `faketime`) in the server's processes, and a file
+//! that says how far they are off. The machine's own clock, and with it ours and the replicas', stays as it is.
 
 use std::path::{Path, PathBuf};
 

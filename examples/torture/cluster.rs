@@ -144,8 +144,8 @@ impl Cluster {
         self.port
     }
 
-    /// A crash of the whole server and its recovery, as `pg_ctl restart -m immediate` makes it. The server stays our child, so
-    /// that it doesn't outlive us.
+    /// A crash of the whole server and its recovery, as `pg_ctl restart -m immediate` makes it. The server stays our
+    /// child, so that it doesn't outlive us.
     pub(crate) async fn crash(&self) -> Result<()> {
         let _hands = self.hands.lock().await;
         let stopped = self.command("pg_ctl").args(["stop", "-m", "immediate", "-w"]).output().await?;

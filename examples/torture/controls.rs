@@ -1,7 +1,9 @@
-//! The controls: services that lack one protection each. A torture that doesn't find them out proves nothing about the real one.
+//! The controls: services that lack one protection each. A torture that doesn't find them out proves nothing about the
+//! real one.
 //!
-//! The service has no switches for this. A control is the source tree with a few texts replaced, built in a folder of its own;
-//! where a text is not there exactly once, the control says that the source has moved, and it is time to look at both again.
+//! The service has no switches for this. A control is the source tree with a few texts replaced, built in a folder of
+//! its own; where a text is not there exactly once, the control says that the source has moved, and it is time to look
+//! at both again.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -88,16 +90,16 @@ const IN_A_BUCKET: [Control; 4] = [
         }],
         scenario: Scenario::Usual(60),
     },
-    // Only what is committed gets completed, so two attempts at a job don't meet at its key as long as one database remembers the
-    // first. One that was put back doesn't.
+    // Only what is committed gets completed, so two attempts at a job don't meet at its key as long as one database
+    // remembers the first. One that was put back doesn't.
     Control {
         name: "key-without-token",
         breaks: Some("5"),
         edits: &[KEY_WITHOUT_TOKEN],
         scenario: Scenario::Restores(70),
     },
-    // Alone this is harmless: at a key that no other attempt has, whatever lies there is the attempt's. So the control takes that
-    // protection away too. What a completion that failed finds is then the file of before.
+    // Alone this is harmless: at a key that no other attempt has, whatever lies there is the attempt's. So the control
+    // takes that protection away too. What a completion that failed finds is then the file of before.
     Control {
         name: "head-without-identity",
         breaks: Some("3"),
@@ -116,8 +118,9 @@ const IN_A_BUCKET: [Control; 4] = [
 const CONTROLS: [Control; 11] = [
     // What the directed scenario does by itself is no violation.
     Control { name: "nothing", breaks: None, edits: &[], scenario: Scenario::Overtaking(15) },
-    // A worker whose lease was given to another commits over it. Where the worker was stopped, Postgres has ended its idle
-    // transaction by then, a lease after its last sign; so the lease has to be lost while it lives, as to a clock that jumps.
+    // A worker whose lease was given to another commits over it. Where the worker was stopped, Postgres has ended its
+    // idle transaction by then, a lease after its last sign; so the lease has to be lost while it lives, as to a clock
+    // that jumps.
     Control {
         name: "no-token",
         breaks: Some("4"),
@@ -163,9 +166,9 @@ const CONTROLS: [Control; 11] = [
         }],
         scenario: Scenario::Usual(60),
     },
-    // A beat that waited for the commit's row lock finds no lease any more, and the finished job is taken for lost. Alone this
-    // is found harmless: a worker that is told so reads the job again, and finds its own file recorded. So the control takes
-    // that protection away too.
+    // A beat that waited for the commit's row lock finds no lease any more, and the finished job is taken for lost.
+    // Alone this is found harmless: a worker that is told so reads the job again, and finds its own file recorded. So
+    // the control takes that protection away too.
     Control {
         name: "heartbeat-not-joined",
         breaks: Some("3"),
@@ -208,8 +211,8 @@ const CONTROLS: [Control; 11] = [
         }],
         scenario: Scenario::Usual(60),
     },
-    // What is to be told is written in a transaction of its own: who dies between the two, or doesn't hear of the first one's commit, leaves
-    // nobody who writes it.
+    // What is to be told is written in a transaction of its own: who dies between the two, or doesn't hear of the first
+    // one's commit, leaves nobody who writes it.
     Control {
         name: "told-apart",
         breaks: Some("11"),
@@ -365,14 +368,16 @@ pub(crate) fn require_applicable(tree: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds the service without the control's protection. One folder for all of them, so that each compiles only what differs.
+/// Builds the service without the control's protection. One folder for all of them, so that each compiles only what
+/// differs.
 async fn build(edits: &[Edit]) -> Result<PathBuf> {
     let place = builds::tree().join("target/torture-controls");
     let tree = place.join("tree");
     let target = place.join("target");
     if !target.exists() {
         borrow_dependencies(&target).await?;
-        // Written anew after what is borrowed: cargo would else take the service as it is for one that is built from the edits.
+        // Written anew after what is borrowed: cargo would else take the service as it is for one that is built from
+        // the edits.
         if tree.exists() {
             std::fs::remove_dir_all(&tree)?;
         }

@@ -1,5 +1,5 @@
-//! The tables' owner, who changes their shape while all others write and export. What values become by it no trigger sees, so each
-//! move records the rows itself, in the transaction that it is made in.
+//! The tables' owner, who changes their shape while all others write and export. What values become by it no trigger
+//! sees, so each move records the rows itself, in the transaction that it is made in.
 
 use std::path::Path;
 use std::time::Duration;

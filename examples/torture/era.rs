@@ -56,7 +56,8 @@ impl Job {
         Some((self.after_job?, self.after_sha256.clone()?))
     }
 
-    /// The failure of a job that was committed, and whose file was gone before it had its name. The watermark stays where it brought it.
+    /// The failure of a job that was committed, and whose file was gone before it had its name. The watermark stays
+    /// where it brought it.
     pub(crate) fn has_lost_its_file(&self) -> bool {
         self.error_code.as_deref() == Some(FILE_LOST)
     }

@@ -1,6 +1,7 @@
-//! The order of one export's file operations, as the kernel saw them. `kill -9` leaves the page cache alone and can't show that an
-//! fsync is missing; a power cut would. So the operations themselves are looked at: strace writes them down, in their order, and
-//! after every prefix of them what is recorded has to be whole, whichever of the unsynced writes reached the disk.
+//! The order of one export's file operations, as the kernel saw them. `kill -9` leaves the page cache alone and can't
+//! show that an fsync is missing; a power cut would. So the operations themselves are looked at: strace writes them
+//! down, in their order, and after every prefix of them what is recorded has to be whole, whichever of the unsynced
+//! writes reached the disk.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -123,8 +124,8 @@ async fn export(address: &str) -> Result<()> {
     Ok(())
 }
 
-/// What strace wrote, as operations. A call that another thread's interrupted is written in two parts: what it does to the disk
-/// holds from its end on, what it sends may arrive from its beginning on.
+/// What strace wrote, as operations. A call that another thread's interrupted is written in two parts: what it does to
+/// the disk holds from its end on, what it sends may arrive from its beginning on.
 fn operations(trace: &str, output: &Path) -> Vec<Operation> {
     let mut begun = std::collections::HashMap::new();
     let mut operations = Vec::new();

@@ -43,8 +43,8 @@ impl Ledger {
         self.promises.values().filter(|promise| promise.lane == lane && promise.ended.is_none()).count()
     }
 
-    /// The database was put back: it has these jobs, as the API shows them, with whether somebody cancelled them. What clients were
-    /// told of others is no promise any more.
+    /// The database was put back: it has these jobs, as the API shows them, with whether somebody cancelled them. What
+    /// clients were told of others is no promise any more.
     pub(crate) fn put_back(&mut self, states: &HashMap<String, (String, bool)>) {
         self.promises.retain(|id, _| states.contains_key(id));
         for (id, promise) in &mut self.promises {
@@ -64,8 +64,8 @@ impl Ledger {
         self.promises.iter().filter(|(_, promise)| of(promise)).map(|(id, _)| id.clone()).collect()
     }
 
-    /// Takes in what an answer says of a job. Terminal is final: two answers that say "ended" say the same, and none that was
-    /// asked for afterwards says less.
+    /// Takes in what an answer says of a job. Terminal is final: two answers that say "ended" say the same, and none
+    /// that was asked for afterwards says less.
     pub(crate) fn told(&mut self, job: &Value, asked: Instant, report: &Report) {
         let Some(promise) = job["jobId"].as_str().and_then(|id| self.promises.get_mut(id)) else { return };
         match (&promise.ended, is_terminal(job)) {

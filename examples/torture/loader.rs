@@ -1,5 +1,6 @@
-//! Loaders: clients that load each export of their lane once, in its order, and say with each request which one they loaded last.
-//! Two of them share a lane, and know nothing of each other. They are killed now and then, and remember what they had recorded.
+//! Loaders: clients that load each export of their lane once, in its order, and say with each request which one they
+//! loaded last. Two of them share a lane, and know nothing of each other. They are killed now and then, and remember
+//! what they had recorded.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -194,7 +195,8 @@ impl<'w> Loader<'w> {
         }
         let Ok(id) = id.parse() else { return false };
         let mut recorded = locked(&self.world.loaded);
-        // What the database was put back from meanwhile: it dies before it records that, so that the oracle knows which era it is of.
+        // What the database was put back from meanwhile: it dies before it records that, so that the oracle knows which
+        // era it is of.
         if self.world.era() != standing.era {
             return false;
         }

@@ -1,8 +1,9 @@
-//! The torture: three replicas of the real binary on a Postgres of its own, users who write and ask all the time, and a nemesis
-//! that kills, stops and cuts off whatever runs. Afterwards an oracle that shares no code with the service says what was lost.
+//! The torture: three replicas of the real binary on a Postgres of its own, users who write and ask all the time, and a
+//! nemesis that kills, stops and cuts off whatever runs. Afterwards an oracle that shares no code with the service says
+//! what was lost.
 //!
-//! `cargo run --release --example torture -- --seed 1 --secs 180`; docs/RELIABILITY.md says what it checks. `--controls` runs it
-//! against services that lack one protection each, and succeeds if every one is found out.
+//! `cargo run --release --example torture -- --seed 1 --secs 180`; docs/RELIABILITY.md says what it checks.
+//! `--controls` runs it against services that lack one protection each, and succeeds if every one is found out.
 
 mod auditor;
 mod bucket;
@@ -74,8 +75,8 @@ struct Arguments {
     /// Only a copy that `apply` keeps in another Postgres, while all of them are killed, for `--secs`.
     #[arg(long)]
     apply: bool,
-    /// Two replicas put their files there, an address as the service's OUTPUT_URL, without a folder in common; on the emulators that
-    /// `tests/buckets.sh --torture` starts.
+    /// Two replicas put their files there, an address as the service's OUTPUT_URL, without a folder in common; on the
+    /// emulators that `tests/buckets.sh --torture` starts.
     #[arg(long, overrides_with = "store")]
     store: Option<String>,
     /// What is done beside kills and cuts; all, unless it says which; nothing, where it names none.

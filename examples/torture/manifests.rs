@@ -55,8 +55,8 @@ fn canonical(value: &Value) -> String {
     }
 }
 
-/// 2, 3 and 6: each published export of a consumer has its manifest, with its number and its file's hash; and if the database was never
-/// put back, the manifests of a lane are all there is of it, each naming the one before.
+/// 2, 3 and 6: each published export of a consumer has its manifest, with its number and its file's hash; and if the
+/// database was never put back, the manifests of a lane are all there is of it, each naming the one before.
 pub(crate) async fn check(world: &World, era: &Era) -> Result<()> {
     let report: &Arc<Report> = &world.report;
     let mut lanes: HashMap<String, Vec<Manifest>> = HashMap::new();

@@ -1,9 +1,10 @@
-//! A copy that `apply` keeps in another Postgres, while the service, `apply` and both servers are killed: whoever looks at the copy sees
-//! a state that the source had, at each moment.
+//! A copy that `apply` keeps in another Postgres, while the service, `apply` and both servers are killed: whoever looks
+//! at the copy sees a state that the source had, at each moment.
 //!
-//! Each writer has rows of its own and a row that counts its transactions. What its rows were after each of them, the same transaction
-//! writes down in the source, as a hash. Amounts move between the writers' rows and rows that all share, so that their sum is always 0.
-//! A look at the copy, in one snapshot, has to find of each writer the rows of the transaction that the copy says was its last, and the sum.
+//! Each writer has rows of its own and a row that counts its transactions. What its rows were after each of them, the
+//! same transaction writes down in the source, as a hash. Amounts move between the writers' rows and rows that all
+//! share, so that their sum is always 0. A look at the copy, in one snapshot, has to find of each writer the rows of
+//! the transaction that the copy says was its last, and the sum.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -188,7 +189,8 @@ impl World {
         Ok(texts[0] == texts[1])
     }
 
-    /// Holds each state that was seen against what the source says of itself, and a wrong one that is made against it, too.
+    /// Holds each state that was seen against what the source says of itself, and a wrong one that is made against it,
+    /// too.
     async fn judge(&self, seen: &mut Seen) -> Result<()> {
         let mut source = self.source.connect_at_last().await?;
         let rows = sqlx::query("select writer, version, hash from history").fetch_all(&mut source).await?;
@@ -338,7 +340,8 @@ async fn write_once(conn: &mut PgConnection, random: &mut Random, writer: u64) -
     if random.percent(10) { tx.rollback().await } else { tx.commit().await }
 }
 
-/// Kills whoever is at hand for so long; how often each kind was met. In the middle the target is put back to what it was a third earlier.
+/// Kills whoever is at hand for so long; how often each kind was met. In the middle the target is put back to what it
+/// was a third earlier.
 async fn kill(world: Arc<World>, length: Duration) -> Result<BTreeMap<&'static str, usize>> {
     let mut random = Random::new(world.seed, 800);
     let mut kills = BTreeMap::new();

@@ -19,13 +19,14 @@ use crate::report::{EXPIRE, UPHEAVAL, locked};
 use crate::trial::World;
 use crate::{ddl, publisher, upheavals};
 
-/// How long a failpoint may take to be hit, with the clients asking for exports all the time: the bound of a hang. Beside
-/// a browser and a second torture on two cores, more than 30 s went by until one of three processes had a job that the others hadn't.
+/// How long a failpoint may take to be hit, with the clients asking for exports all the time: the bound of a hang.
+/// Beside a browser and a second torture on two cores, more than 30 s went by until one of three processes had a job
+/// that the others hadn't.
 const HIT: Duration = Duration::from_secs(180);
 /// How long a failpoint sleeps: the process is stopped within, and wakes behind it.
 const NAP: Duration = Duration::from_millis(1_200);
-/// From the death of a process until its jobs are somebody else's or ready: lease, reaping, a second (invariant 9), and as much
-/// again for a machine that does other things too.
+/// From the death of a process until its jobs are somebody else's or ready: lease, reaping, a second (invariant 9), and
+/// as much again for a machine that does other things too.
 const TAKEN_OVER: Duration = Duration::from_millis(2 * (1_000 + 334 + 1_000));
 
 /// A blow that would come so late is left out.
@@ -43,7 +44,8 @@ pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Res
                 if world.is_over() {
                     break;
                 }
-                // On a machine that is busy a start takes longer than the plan thinks. Blow upon blow nothing would ever run.
+                // On a machine that is busy a start takes longer than the plan thinks. Blow upon blow nothing would
+                // ever run.
                 if begun.elapsed() > blow.at + LATE {
                     continue;
                 }
@@ -131,8 +133,8 @@ pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Res
     Ok(())
 }
 
-/// A directed scenario, for a control: a worker stands before its commit, its lease runs out, and whoever took the job over is
-/// stopped while the first one goes on. Again and again, since it may have been the same process that took it.
+/// A directed scenario, for a control: a worker stands before its commit, its lease runs out, and whoever took the job
+/// over is stopped while the first one goes on. Again and again, since it may have been the same process that took it.
 pub(crate) async fn overtake(world: &Arc<World>, length: Duration, binary: &Path) -> Result<()> {
     let begun = Instant::now();
     let (first, others) = world.replicas.split_first().context("there are replicas")?;
@@ -158,8 +160,8 @@ pub(crate) async fn overtake(world: &Arc<World>, length: Duration, binary: &Path
         );
         lost.bind(&jobs).execute(&mut conn).await?;
         world.report.acted(None, EXPIRE, from);
-        // Whoever takes it has to be stopped at once: a small table's export is made within a few hundredths of a second. And no later
-        // than the first one stands there.
+        // Whoever takes it has to be stopped at once: a small table's export is made within a few hundredths of a
+        // second. And no later than the first one stands there.
         let since = Instant::now();
         while !leased(&mut conn).await?.iter().any(|(job, owner)| jobs.contains(job) && !first.is(owner))
             && since.elapsed() < LEASE / 2
@@ -323,8 +325,8 @@ enum Fault {
     Sleep,
 }
 
-/// The first phase: every failpoint with every fault, each replica working on one of them after the other. Returns how many
-/// there were.
+/// The first phase: every failpoint with every fault, each replica working on one of them after the other. Returns how
+/// many there were.
 pub(crate) async fn visit(world: &Arc<World>, names: impl Iterator<Item = String>, binary: &Path) -> Result<usize> {
     let mut visits: Vec<(String, Fault)> =
         names.flat_map(|name| [Fault::Kill, Fault::Error, Fault::Sleep].map(|fault| (name.clone(), fault))).collect();

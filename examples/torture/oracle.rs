@@ -1,7 +1,7 @@
 //! The oracle: holds everything that happened against what was promised. Shares no code with the service.
 //!
-//! It judges an era: what the database says that happened, from its beginning until somebody puts it back to what it was before,
-//! or the end of all. What consumers were given stays theirs over the eras, and so do their replicas here.
+//! It judges an era: what the database says that happened, from its beginning until somebody puts it back to what it
+//! was before, or the end of all. What consumers were given stays theirs over the eras, and so do their replicas here.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -194,7 +194,8 @@ impl Judged<'_> {
             match status.as_str() {
                 "completed" | "cancelled" => {}
                 "failed" if SPENT.contains(&code) => {}
-                // Whether a lane's is refused for a reason, `replay` says. One without a lane may have been done already.
+                // Whether a lane's is refused for a reason, `replay` says. One without a lane may have been done
+                // already.
                 "failed" if code == "full_export_needed" && (consumer_id != AD_HOC || self.world.was_turned_over()) => {
                 }
                 "failed" if INJECTED.contains(&code) && in_first_phase(id) => {}
@@ -311,7 +312,8 @@ impl Judged<'_> {
         }
     }
 
-    /// 6: a lane's published exports are numbered in its order, from 1 and without gaps, if the database was never put back.
+    /// 6: a lane's published exports are numbered in its order, from 1 and without gaps, if the database was never put
+    /// back.
     fn check_numbers(&self, lane: &str) {
         let mut last = 0;
         for job in self.era.of_lane(lane) {
@@ -330,11 +332,12 @@ impl Judged<'_> {
         }
     }
 
-    /// 1: after each completed export the replica is the table as of a moment between the attempt's claim and its commit; after
-    /// the last one, a delta that began when nobody wrote any more, it is the table.
+    /// 1: after each completed export the replica is the table as of a moment between the attempt's claim and its
+    /// commit; after the last one, a delta that began when nobody wrote any more, it is the table.
     ///
-    /// An export of changes is refused where what the consumer has is not what the database knows that it has, and after some
-    /// moves of the table's owner; never for nothing. A full one only where it waited in a copy, and may have been done since.
+    /// An export of changes is refused where what the consumer has is not what the database knows that it has, and
+    /// after some moves of the table's owner; never for nothing. A full one only where it waited in a copy, and may
+    /// have been done since.
     fn replay(&self, lane: &Lane, consumer: &mut Consumer, before: &HashMap<Uuid, String>, end: End) -> Result<usize> {
         let mut compared = 0;
         let mut since = Since::default();
@@ -370,8 +373,9 @@ impl Judged<'_> {
                     has_lost_a_file &= !is_full;
                     let is_new = !consumer.had.contains(&job.delivered());
                     if is_new && consumer.astray && !is_full {
-                        // The loader that asked was not given the lost export, and goes on from the one before. `reload` compares
-                        // what loaders have. This replica, which has the lost export, stands still until a full one.
+                        // The loader that asked was not given the lost export, and goes on from the one before.
+                        // `reload` compares what loaders have. This replica, which has the lost export, stands still
+                        // until a full one.
                         if job.after().is_some_and(|after| Some(&after) != consumer.last.as_ref()) {
                             consumer.left_behind = true;
                             continue;
@@ -447,7 +451,8 @@ impl Judged<'_> {
         Ok(true)
     }
 
-    /// 1, of an export for nobody: its rows are the table's, up to its key, at a moment between the attempt's claim and its commit.
+    /// 1, of an export for nobody: its rows are the table's, up to its key, at a moment between the attempt's claim and
+    /// its commit.
     fn compare_ad_hoc(&self, job: &Job) -> Result<()> {
         let archive = locked(&self.world.archive);
         let Some(file) = self.file(&archive, job) else { return Ok(()) };

@@ -62,7 +62,8 @@ pub(crate) struct Planned<T> {
     pub(crate) what: T,
 }
 
-/// All faults of a run's second phase: a list for each replica, one for what meets them all, and one for each kind of move.
+/// All faults of a run's second phase: a list for each replica, one for what meets them all, and one for each kind of
+/// move.
 #[derive(Default)]
 pub(crate) struct Plan {
     pub(crate) blows: Vec<Vec<Planned<Blow>>>,
@@ -115,8 +116,8 @@ impl Plan {
         Plan { blows: (0..replicas).map(silences).collect(), ..Plan::default() }
     }
 
-    /// For a directed scenario: a copy of the database is made in which exports are under way, and put back when they are done; for a
-    /// while after that no replica can complete an upload. Again and again.
+    /// For a directed scenario: a copy of the database is made in which exports are under way, and put back when they
+    /// are done; for a while after that no replica can complete an upload. Again and again.
     pub(crate) fn of_restores(replicas: usize, length: Duration) -> Plan {
         let second = Duration::from_secs;
         let mut plan = Plan { store_blows: vec![Vec::new(); replicas], ..Plan::default() };

@@ -1,5 +1,6 @@
-//! The network between a replica and Postgres, which may be slow, swallow everything or what one reader is sent, break, or lose the
-//! answer to a COMMIT. That between a replica and its bucket is one too, and may refuse to have uploads completed.
+//! The network between a replica and Postgres, which may be slow, swallow everything or what one reader is sent, break,
+//! or lose the answer to a COMMIT. That between a replica and its bucket is one too, and may refuse to have uploads
+//! completed.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -84,8 +85,8 @@ impl Link {
         self.state.to_lose.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Silences the next connection that imports a snapshot, from its next word on: nothing passes there any more, for good, and the
-    /// replica's other connections live.
+    /// Silences the next connection that imports a snapshot, from its next word on: nothing passes there any more, for
+    /// good, and the replica's other connections live.
     pub(crate) fn silence_a_reader(&self) {
         self.state.to_silence.fetch_add(1, Ordering::Relaxed);
     }
@@ -235,8 +236,8 @@ fn has(bytes: &[u8], text: &[u8]) -> bool {
     bytes.windows(text.len()).any(|part| part == text)
 }
 
-/// A simple query that ends with the word. Which transaction it is, nobody here knows: one that submits a job, one that ends a
-/// reading, or one that completes an export.
+/// A simple query that ends with the word. Which transaction it is, nobody here knows: one that submits a job, one that
+/// ends a reading, or one that completes an export.
 fn is_commit(bytes: &[u8]) -> bool {
     bytes.len() > 7 && bytes[bytes.len() - 7..].eq_ignore_ascii_case(b"commit\0")
 }

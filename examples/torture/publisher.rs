@@ -1,5 +1,5 @@
-//! Another database of the cluster, whose rows a subscription writes into the tracked table `fed`: the even keys are its own. The
-//! subscription comes and goes.
+//! Another database of the cluster, whose rows a subscription writes into the tracked table `fed`: the even keys are
+//! its own. The subscription comes and goes.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

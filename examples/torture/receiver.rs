@@ -1,5 +1,5 @@
-//! A receiver of webhooks that refuses, hangs, answers late and goes away. It holds each event that it is posted against the database,
-//! at that moment; in the end each end of an export has to have been told.
+//! A receiver of webhooks that refuses, hangs, answers late and goes away. It holds each event that it is posted
+//! against the database, at that moment; in the end each end of an export has to have been told.
 //!
 //! What can't be checked just then is refused: the service has to tell it again.
 
@@ -43,7 +43,8 @@ const GIVEN_UP: Duration = Duration::from_secs(15);
 const SIGNED_WITHIN: u64 = 60;
 /// From the time when the receiver takes everything until it has been told everything.
 const TOLD_WITHIN: Duration = Duration::from_secs(30);
-/// What is due by then comes by itself: the pause after a first try. What waits longer is asked for, since nobody waits for a day.
+/// What is due by then comes by itself: the pause after a first try. What waits longer is asked for, since nobody waits
+/// for a day.
 const COMES_BY_ITSELF: Duration = Duration::from_secs(7);
 
 /// How a post is answered.
@@ -164,8 +165,8 @@ impl Receiver {
         Posts { ids: told.ids.len(), ..told.posts.clone() }
     }
 
-    /// The database was put back: it has jobs of these states, and of the events that it had `before` these are left. What was told of
-    /// other ends is nothing that it has to stand by.
+    /// The database was put back: it has jobs of these states, and of the events that it had `before` these are left.
+    /// What was told of other ends is nothing that it has to stand by.
     pub(crate) fn put_back(
         &self,
         states: &HashMap<String, (String, bool)>,
@@ -300,8 +301,8 @@ fn said(status: StatusCode) -> Result<Response<String>> {
     Ok(Response::builder().status(status).body(String::new())?)
 }
 
-/// 11, of a post: it is signed, the database says the same, and it says so under one id. Returns the job and the id; `None`: it can't be
-/// taken.
+/// 11, of a post: it is signed, the database says the same, and it says so under one id. Returns the job and the id;
+/// `None`: it can't be taken.
 async fn check_post(world: Arc<World>, headers: HeaderMap, body: Vec<u8>) -> Option<(Uuid, Uuid)> {
     let (receiver, era) = (&world.receiver, world.era());
     let Post { id, job, end, status } = match Post::read(&headers, &body) {

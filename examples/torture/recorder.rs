@@ -1,8 +1,9 @@
-//! The recorder: triggers of our own on `exports` and on every table, so that the history of every attempt and of every row is
-//! known exactly and not by sampling. It writes in the transactions that it watches: what is rolled back was never there.
+//! The recorder: triggers of our own on `exports` and on every table, so that the history of every attempt and of every
+//! row is known exactly and not by sampling. It writes in the transactions that it watches: what is rolled back was
+//! never there.
 //!
-//! No clock of the database has a say in it, since the nemesis sets that: what an export may have seen is told by snapshots, and
-//! when something happened by the machine's uptime.
+//! No clock of the database has a say in it, since the nemesis sets that: what an export may have seen is told by
+//! snapshots, and when something happened by the machine's uptime.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,8 +21,8 @@ const TIME: &str = r#"'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'"#;
 /// The tables behind the datasets.
 const TABLES: [&str; 4] = ["users", "shapes", "parts", "fed"];
 
-/// As SQL: the columns of a table's row, as texts, null as an empty one, which a reader of CSV can't tell apart. Null for a row
-/// that is deleted softly.
+/// As SQL: the columns of a table's row, as texts, null as an empty one, which a reader of CSV can't tell apart. Null
+/// for a row that is deleted softly.
 fn fields(table: &str, row: &str) -> String {
     let time = |column: &str| format!("to_char({row}.{column} at time zone 'UTC', {TIME})");
     let (created, updated) = (time("created_at"), time("updated_at"));
@@ -104,8 +105,8 @@ pub(crate) async fn watch(conn: &mut PgConnection, table: &str) -> Result<()> {
     Ok(())
 }
 
-/// As SQL, for a transaction that changes values which no trigger sees: every row of the table as it is now. `which` says of which
-/// rows.
+/// As SQL, for a transaction that changes values which no trigger sees: every row of the table as it is now. `which`
+/// says of which rows.
 pub(crate) fn record_all(table: &str, which: &str) -> String {
     let fields = fields(table, "r");
     format!(
@@ -125,7 +126,8 @@ pub(crate) enum Consequence {
     Refused,
     /// The same until the next move of these two kinds.
     RefusedUntilNext,
-    /// Deltas are refused until a full export, also after an incremental, which tells of no deletion. The table has a new file, too.
+    /// Deltas are refused until a full export, also after an incremental, which tells of no deletion. The table has a
+    /// new file, too.
     Emptied,
     /// Nothing, unless another change of the catalog comes with it: then it can't be told from values written anew.
     NewFile,
@@ -188,7 +190,8 @@ pub(crate) struct Since {
     pub(crate) deletions: Option<Snapshot>,
 }
 
-/// Whether something was done to a table that an export of this kind, refused at `now`, may see, since the last ones' claims.
+/// Whether something was done to a table that an export of this kind, refused at `now`, may see, since the last ones'
+/// claims.
 pub(crate) fn has_moved(moves: &[MoveMade], table: &str, kind: &str, since: &Since, now: &Snapshot) -> bool {
     use Consequence::{Added, Emptied, NewFile, Refused, RefusedUntilNext, Renamed};
     let is_new_since =
@@ -250,8 +253,8 @@ pub(crate) type Versions = BTreeMap<i64, Vec<Version>>;
 
 /// By table.
 pub(crate) async fn versions(conn: &mut PgConnection) -> Result<BTreeMap<String, Versions>> {
-    // Of a row that a transaction wrote more than once, the last version is what others see. Writers of one row wait for each
-    // other, so the numbers of its versions are in the order of its commits.
+    // Of a row that a transaction wrote more than once, the last version is what others see. Writers of one row wait
+    // for each other, so the numbers of its versions are in the order of its commits.
     let recorded: Vec<(String, i64, i64, Option<String>)> = sqlx::query_as(
         "select tbl, id, xid::text::bigint, fields::text
          from (select distinct on (tbl, id, xid) * from torture.versions order by tbl, id, xid, seq desc) last
@@ -391,13 +394,13 @@ impl History {
 
 /// Who died, and of what.
 ///
-/// A death is an attempt that began, that is a claim which was committed, and ended neither completed, nor cancelled, nor with
-/// `full_export_needed`: its job
-/// went back to `pending` or on to `failed`. It counts only if between its claim and its end some act of the nemesis met
-/// the replica that ran it, or all of them. An act lasts until it is over: a stop until SIGCONT, a black hole until it is
-/// lifted. Killed processes that ran nothing count for nothing, and so do attempts that came through their fault. Two
-/// faults that meet one attempt are one death, of the later one. An attempt that met nothing but the early end of its lease
-/// has lost it, but harmed nobody's process or connection: it is told apart, and no death.
+/// A death is an attempt that began, that is a claim which was committed, and ended neither completed, nor cancelled,
+/// nor with `full_export_needed`: its job went back to `pending` or on to `failed`. It counts only if between its claim
+/// and its end some act of the nemesis met the replica that ran it, or all of them. An act lasts until it is over: a
+/// stop until SIGCONT, a black hole until it is lifted. Killed processes that ran nothing count for nothing, and so do
+/// attempts that came through their fault. Two faults that meet one attempt are one death, of the later one. An attempt
+/// that met nothing but the early end of its lease has lost it, but harmed nobody's process or connection: it is told
+/// apart, and no death.
 pub(crate) fn deaths(attempts: &Attempts, replicas: &[Replica], report: &Report) -> Deaths {
     let acts = report.acts();
     let mut deaths = Deaths::default();

@@ -8,15 +8,16 @@ use anyhow::{Context, Result, ensure};
 
 use crate::recorder::{Row, Snapshot, Version, Versions};
 
-/// Between which moments a job read its table: what was visible at its claim was visible to it, and what it saw was visible at its
-/// commit.
+/// Between which moments a job read its table: what was visible at its claim was visible to it, and what it saw was
+/// visible at its commit.
 pub(crate) struct Window {
     pub(crate) from: Snapshot,
     pub(crate) to: Snapshot,
 }
 
 impl Window {
-    /// What a row may have been, its versions being given oldest first. A version that is visible makes all before it visible.
+    /// What a row may have been, its versions being given oldest first. A version that is visible makes all before it
+    /// visible.
     fn possible<'v>(&self, versions: &'v [Version]) -> impl Iterator<Item = Option<&'v Arc<Row>>> + Clone {
         let seen = |snapshot: &Snapshot| versions.partition_point(|version| snapshot.sees(version.xid));
         let (first, last) = (seen(&self.from), seen(&self.to));
@@ -43,8 +44,8 @@ pub(crate) struct Said {
 }
 
 impl Replica {
-    /// Replays a file. Returns what is wrong with it by itself: rows that it sends again, another count, columns that changed and
-    /// nothing was said. And which rows it brought.
+    /// Replays a file. Returns what is wrong with it by itself: rows that it sends again, another count, columns that
+    /// changed and nothing was said. And which rows it brought.
     pub(crate) fn load(
         &mut self,
         file: &Path,
@@ -95,8 +96,8 @@ impl Replica {
         Ok((wrong, brought))
     }
 
-    /// Which rows can't be the table's at any moment of the window. Where columns came, went or were renamed since a row was
-    /// sent, those that it still has in common with the table must agree; of a row that was sent just now, all.
+    /// Which rows can't be the table's at any moment of the window. Where columns came, went or were renamed since a
+    /// row was sent, those that it still has in common with the table must agree; of a row that was sent just now, all.
     pub(crate) fn compare(
         &self,
         versions: &Versions,

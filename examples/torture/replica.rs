@@ -28,7 +28,8 @@ pub(crate) const LEASE: Duration = Duration::from_secs(1);
 const MAX_ATTEMPTS: u32 = 4;
 const WORKERS: u32 = 3;
 const READERS: u32 = 3;
-/// A start waits for what an earlier fault did: the recovery of Postgres, another replica that was stopped in its own start.
+/// A start waits for what an earlier fault did: the recovery of Postgres, another replica that was stopped in its own
+/// start.
 const START: Duration = Duration::from_secs(15);
 
 pub(crate) struct Replica {

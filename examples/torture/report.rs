@@ -113,8 +113,8 @@ pub(crate) struct Counts {
     pub(crate) replays: usize,
 }
 
-/// What makes a run of three minutes or more with three replicas valid. A shorter one needs less, in proportion, and so does one with
-/// fewer replicas.
+/// What makes a run of three minutes or more with three replicas valid. A shorter one needs less, in proportion, and so
+/// does one with fewer replicas.
 const LEAST_DEATHS: usize = 200;
 const LEAST_ZOMBIES: usize = 20;
 const LEAST_COMPLETED: usize = 60;

@@ -49,7 +49,8 @@ pub(crate) async fn fill(conn: &mut PgConnection) -> Result<()> {
     Ok(())
 }
 
-/// Has the service install its triggers, as who owns the tables would. The service's own command, with a link that nothing harms.
+/// Has the service install its triggers, as who owns the tables would. The service's own command, with a link that
+/// nothing harms.
 pub(crate) async fn track(world: &World, binary: &Path, dataset: &str) -> Result<()> {
     let mut command = tokio::process::Command::new(binary);
     command

@@ -29,8 +29,8 @@ use crate::replica::Replica;
 use crate::report::{Counts, Report, UPHEAVAL, locked};
 use crate::{ddl, publisher, shapes, writers};
 
-/// From the last fault until every job has ended: the longest pause of a job that is tried for the fourth time (18 s and a fifth
-/// of it), the jobs behind it, and a busy machine.
+/// From the last fault until every job has ended: the longest pause of a job that is tried for the fourth time (18 s
+/// and a fifth of it), the jobs behind it, and a busy machine.
 const DRAIN: Duration = Duration::from_secs(60);
 /// More than three workers, the API and the rest of a process need; less than a leak makes of it.
 const MOST_DESCRIPTORS: usize = 128;
@@ -74,8 +74,8 @@ impl World {
         self.report.acts().iter().any(|act| act.what == UPHEAVAL)
     }
 
-    /// Whether somebody asked to remove a job's file, which had its name then. Where the database is put back to a moment at which it
-    /// had none, the file is lost, and its lane needs a full export.
+    /// Whether somebody asked to remove a job's file, which had its name then. Where the database is put back to a
+    /// moment at which it had none, the file is lost, and its lane needs a full export.
     pub(crate) fn was_removed(&self, job: &str) -> bool {
         locked(&self.ledger).promises.get(job).is_some_and(|promise| promise.removal_asked)
     }
@@ -299,8 +299,9 @@ async fn settle(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Asks until there is an answer. A server process that learns late that its clock was set forward takes the transaction that it has
-/// begun for one that stands idle, and ends it, so that a caller may be sent away even now, as any caller is with a 503.
+/// Asks until there is an answer. A server process that learns late that its clock was set forward takes the
+/// transaction that it has begun for one that stands idle, and ends it, so that a caller may be sent away even now, as
+/// any caller is with a 503.
 async fn insist<T>(ask: impl AsyncFn() -> Option<T>) -> Option<T> {
     let begun = Instant::now();
     loop {

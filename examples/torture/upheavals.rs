@@ -1,5 +1,5 @@
-//! The database is put back to what it was: an operator's restore, a standby that lagged. With it an era ends: what it says that
-//! happened since is gone, and what the consumers have of it is theirs.
+//! The database is put back to what it was: an operator's restore, a standby that lagged. With it an era ends: what it
+//! says that happened since is gone, and what the consumers have of it is theirs.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;

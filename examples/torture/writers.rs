@@ -1,5 +1,6 @@
-//! The writers: what a table goes through, transactions held open and rolled back among it. They don't go through the proxy: the
-//! table isn't the service's, and its writers have no part in the service's faults but the crashes of Postgres.
+//! The writers: what a table goes through, transactions held open and rolled back among it. They don't go through the
+//! proxy: the table isn't the service's, and its writers have no part in the service's faults but the crashes of
+//! Postgres.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,8 +19,8 @@ const KEYS: u64 = 2_400;
 /// Texts that a sloppy writer or reader of CSV gets wrong.
 const AWKWARD: [&str; 9] = ["", "\"", "a,b", "line\nline", "\r\n", "=1+1", "ü€😀", " end ", "\\N"];
 
-/// Rows that are gone before anybody looks, whose blocks stay before those of the others: so that a full export has several
-/// ranges to read, with several readers, and still few rows to send through slow proxies.
+/// Rows that are gone before anybody looks, whose blocks stay before those of the others: so that a full export has
+/// several ranges to read, with several readers, and still few rows to send through slow proxies.
 const GONE: u64 = 400_000;
 
 pub(crate) async fn fill(conn: &mut PgConnection) -> Result<()> {

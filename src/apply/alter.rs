@@ -9,8 +9,8 @@ use crate::connection::{SEARCH_PATH, quoted};
 use crate::dataset::Table;
 use crate::manifest::{Chained, Column};
 
-/// From here on names are looked up as the role's own sessions do: types may be named without their schema, and the table's triggers may
-/// rely on it. Our statements name the schema of all else that they use meanwhile.
+/// From here on names are looked up as the role's own sessions do: types may be named without their schema, and the
+/// table's triggers may rely on it. Our statements name the schema of all else that they use meanwhile.
 pub(super) async fn as_the_role(conn: &mut PgConnection) -> Result<(), Error> {
     let set = "select set_config('search_path', current_setting('cdc_export.role_path'), true)";
     run(conn, "alter.as_the_role", set).await.map(drop).doing(DEED)
@@ -24,8 +24,8 @@ pub(super) async fn as_ourselves(conn: &mut PgConnection) -> Result<(), Error> {
 const SAVEPOINT: &str = "savepoint cdc_apply_alter";
 const RETYPE: &str = "a column's new type";
 
-/// A type as the target has it; one that it doesn't have is text. What Postgres reads as a type is one, and beside it has nothing but
-/// comments.
+/// A type as the target has it; one that it doesn't have is text. What Postgres reads as a type is one, and beside it
+/// has nothing but comments.
 async fn type_here(conn: &mut PgConnection, column: &Column, remarks: &mut Vec<String>) -> Result<String, Error> {
     let is_plain = !["--", "/*", ";", "\n"].iter().any(|mark| column.type_name.contains(mark));
     let known: bool = sqlx::query_scalar("-- apply.alter.type\n select to_regtype($1) is not null")

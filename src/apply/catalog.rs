@@ -29,7 +29,8 @@ pub(super) struct ExistingColumn {
     pub(super) base_type: String,
     /// True if it is an enum: its labels are equal only if their texts are.
     pub(super) is_enum: bool,
-    /// True if the column or a unique index on it has a collation that isn't deterministic: different texts may be equal.
+    /// True if the column or a unique index on it has a collation that isn't deterministic: different texts may be
+    /// equal.
     pub(super) folds_texts: bool,
     /// The operator that tells whether two values are equal.
     pub(super) equal: String,

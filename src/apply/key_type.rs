@@ -1,7 +1,8 @@
-//! Compares the type of a key's column in the source with that of the column in the target: different keys must stay different.
+//! Compares the type of a key's column in the source with that of the column in the target: different keys must stay
+//! different.
 
-/// Returns true if two values that differ in the source's type are never equal in the target's. Both types are as `format_type` writes
-/// them. Ignores whether all values fit: Postgres refuses those that don't.
+/// Returns true if two values that differ in the source's type are never equal in the target's. Both types are as
+/// `format_type` writes them. Ignores whether all values fit: Postgres refuses those that don't.
 pub(super) fn tells_apart(source: &str, target: &str) -> bool {
     let (source, target) = (KeyType::of(source), KeyType::of(target));
     let is_whole = ["smallint", "integer", "bigint"].contains(&&*source.name);

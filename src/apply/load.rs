@@ -18,8 +18,8 @@ const CHUNK_BYTES: usize = 256 << 10;
 /// A stage of fewer rows is planned for well enough without statistics.
 const ANALYZED_FROM: u64 = 1000;
 
-/// Brings all rows into a temporary table, which goes with the transaction. Nothing of it has to be set: of a deleted row perhaps only the
-/// key is known. Returns how many.
+/// Brings all rows into a temporary table, which goes with the transaction. Nothing of it has to be set: of a deleted
+/// row perhaps only the key is known. Returns how many.
 pub(super) async fn into_stage(
     conn: &mut PgConnection,
     shape: &TargetTable,

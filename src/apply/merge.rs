@@ -126,7 +126,8 @@ impl<'s> Merge<'s> {
         .doing(ROWS)
     }
 
-    /// Refuses to delete rows for a moment that others reference, which might go with them, or that have values of their own.
+    /// Refuses to delete rows for a moment that others reference, which might go with them, or that have values of
+    /// their own.
     async fn require_unreferenced(&self, conn: &mut PgConnection, cause: &sqlx::Error) -> Result<(), Error> {
         let is_referenced: bool = sqlx::query_scalar(
             "-- apply.merge.is_referenced

@@ -109,7 +109,8 @@ pub(super) async fn lock(conn: &mut PgConnection, target: &str) -> Result<(), Er
         .doing("a lock")
 }
 
-/// Makes the table of the positions, if it isn't there, in a transaction of its own: other tables' first exports don't wait for this one's.
+/// Makes the table of the positions, if it isn't there, in a transaction of its own: other tables' first exports don't
+/// wait for this one's.
 pub(super) async fn make(conn: &mut PgConnection) -> Result<(), Error> {
     if is_there(conn).await? {
         return Ok(());

@@ -161,7 +161,8 @@ impl TargetTable {
         Ok(shape)
     }
 
-    /// Returns true if the export's rows are all that the table is to hold, and nothing there is to be kept or compared.
+    /// Returns true if the export's rows are all that the table is to hold, and nothing there is to be kept or
+    /// compared.
     pub(super) fn replaces_all(&self, manifest: &Manifest) -> bool {
         let is_emptied = self.is_empty || self.truncates && self.deleted.is_none();
         manifest.export.export_type == "full" && is_emptied && self.written.len() == self.columns.len()
@@ -242,7 +243,8 @@ impl Deleted {
     }
 }
 
-/// Refuses a column of the key in which two different keys of the source could be equal: one row would replace the other.
+/// Refuses a column of the key in which two different keys of the source could be equal: one row would replace the
+/// other.
 fn require_as_fine(table: &str, key: &Column, found: &ExistingColumn) -> Result<(), Error> {
     let Column { name, type_name } = key;
     let (is, becomes) = if found.folds_texts {

@@ -249,7 +249,8 @@ impl Api {
         Ok(self.get::<ItemPage>("/schedules").await?.items)
     }
 
-    /// Lists the newest deliveries that match a filter, as the API shows them. Returns `limit` at most, and true if there are more.
+    /// Lists the newest deliveries that match a filter, as the API shows them. Returns `limit` at most, and true if
+    /// there are more.
     pub(crate) async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<(Vec<Value>, bool), Error> {
         let query = [("status", filter.status.map(|it| it.as_str())), ("endpoint", filter.endpoint.as_deref())];
         let page: ItemPage = self.get(&format!("{}&limit={limit}", path_with("/deliveries", &query))).await?;

@@ -1,7 +1,8 @@
 //! Fetches the files of an export, and checks them.
 //!
-//! The bytes that have arrived are in a hidden file beside the final one. If a download breaks off, the next one continues
-//! with that file, also in another process. The file gets its final name once its SHA-256 is the recorded one.
+//! The bytes that have arrived are in a hidden file beside the final one. If a download breaks off, the next one
+//! continues with that file, also in another process. The file gets its final name once its SHA-256 is the recorded
+//! one.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};

@@ -60,7 +60,8 @@ pub(crate) struct FailureView {
     pub(crate) detail: PlainText,
 }
 
-/// Returns a member of a list item as a table shows it: without control characters, and `-` for null. RFC 6901 defines `name`.
+/// Returns a member of a list item as a table shows it: without control characters, and `-` for null. RFC 6901 defines
+/// `name`.
 pub(crate) fn cell(item: &Value, name: &str) -> String {
     match item.pointer(name) {
         None | Some(Value::Null) => "-".to_owned(),
@@ -85,7 +86,8 @@ impl JobView {
         self.status.parse::<Status>().is_ok_and(Status::is_terminal)
     }
 
-    /// Returns the remark on an open job: the request to cancel it, or the error of its last attempt and the time of the next.
+    /// Returns the remark on an open job: the request to cancel it, or the error of its last attempt and the time of
+    /// the next.
     pub(crate) fn remark(&self) -> String {
         if self.cancel_requested_at.is_some() {
             return "  (a cancel was asked for)".to_owned();

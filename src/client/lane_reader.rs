@@ -1,4 +1,5 @@
-//! Reads a consumer's lane: hands each export that comes after the last one to a sink, and submits a new one when there is none.
+//! Reads a consumer's lane: hands each export that comes after the last one to a sink, and submits a new one when there
+//! is none.
 
 use pg_rows::encoding::Encoding;
 use serde::{Deserialize, Serialize};
@@ -97,8 +98,8 @@ enum NextExports {
 }
 
 impl LaneReader<'_> {
-    /// Hands all exports that are there to the sink, oldest first. Then submits another one, if it should, and hands it over.
-    /// A call that is dropped loses nothing: the next one goes on from the sink's position.
+    /// Hands all exports that are there to the sink, oldest first. Then submits another one, if it should, and hands it
+    /// over. A call that is dropped loses nothing: the next one goes on from the sink's position.
     pub(crate) async fn round(&self, sink: &mut impl ExportSink) -> Result<(), Error> {
         let mut submitted = None;
         // An earlier process may have been killed before it acknowledged. Errors are those of the calls that follow.
@@ -138,7 +139,8 @@ impl LaneReader<'_> {
         }
     }
 
-    /// Refuses to submit a full export that the sink would not take: the service's last export is from another database.
+    /// Refuses to submit a full export that the sink would not take: the service's last export is from another
+    /// database.
     async fn require_source(&self, sink: &impl ExportSink) -> Result<(), Error> {
         let Some(had) = sink.source() else { return Ok(()) };
         let Some(newest) = self.completed(None, 1).await?.into_iter().next() else { return Ok(()) };

@@ -195,8 +195,8 @@ fn number_of_several(chains: &Chains) -> Option<u64> {
     numbers.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
 }
 
-/// Returns the newest full export that doesn't come before the export with this digest. Returns `None` also if an export
-/// that comes before it is missing.
+/// Returns the newest full export that doesn't come before the export with this digest. Returns `None` also if an
+/// export that comes before it is missing.
 fn base_of_another_branch<'c>(chains: &'c Chains, digest: &Digest) -> Option<&'c Link> {
     let (mut before, mut at) = (HashSet::new(), Some(*digest));
     while let Some(digest) = at {

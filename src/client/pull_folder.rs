@@ -1,8 +1,8 @@
 //! The folder that `pull` fills with the files of a lane's exports, each file once.
 //!
-//! An export's files arrive under hidden names. Once all of them are on disk, the state of the folder lists their final names.
-//! Then the files get these names. Then the state records the export as the last one. Files may be moved away at any time: a
-//! pull that was killed gives each file its name once.
+//! An export's files arrive under hidden names. Once all of them are on disk, the state of the folder lists their final
+//! names. Then the files get these names. Then the state records the export as the last one. Files may be moved away at
+//! any time: a pull that was killed gives each file its name once.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, Write};
@@ -77,8 +77,8 @@ fn read_state(folder: &Path) -> Result<Option<FolderState>, Error> {
 }
 
 impl PullFolder {
-    /// Opens the folder, and makes it if need be. Waits while another process fills it. Then names the files that a killed
-    /// process left unnamed.
+    /// Opens the folder, and makes it if need be. Waits while another process fills it. Then names the files that a
+    /// killed process left unnamed.
     pub(crate) fn open(
         folder: &Path,
         consumer: &ConsumerId,

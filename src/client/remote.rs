@@ -1,7 +1,7 @@
 //! A remote service, called over HTTP.
 //!
-//! Each call may be sent again without harm: a submission carries an idempotency key. Once the service has answered, a call
-//! is retried while the network fails, or while the service restarts or is busy.
+//! Each call may be sent again without harm: a submission carries an idempotency key. Once the service has answered, a
+//! call is retried while the network fails, or while the service restarts or is busy.
 
 use std::fmt::{self, Display};
 use std::net::IpAddr;

@@ -39,7 +39,8 @@ impl TableMirror {
         &*self.observer
     }
 
-    /// Reads the position of the table. Another process may have moved it. So may this one, if the answer to its commit was lost.
+    /// Reads the position of the table. Another process may have moved it. So may this one, if the answer to its commit
+    /// was lost.
     pub(crate) async fn refresh(&mut self) -> Result<(), Error> {
         let found = while_unavailable(&*self.observer, async || Ok(self.target.position().await?)).await?;
         self.source = found.as_ref().map(|found| found.source.clone());
@@ -52,7 +53,8 @@ impl TableMirror {
         Ok(())
     }
 
-    /// Applies an export. Repeats that while the target is not available. `open` opens the export's files, in their order.
+    /// Applies an export. Repeats that while the target is not available. `open` opens the export's files, in their
+    /// order.
     pub(super) async fn apply(
         &mut self,
         manifest: &Manifest,

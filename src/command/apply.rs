@@ -28,7 +28,8 @@ use crate::command::words::pause;
 #[derive(Args)]
 #[command(group = ArgGroup::new("source").args(["server", "from"]).required(true))]
 pub(crate) struct Apply {
-    /// The other database, as postgres://USER@HOST:PORT/DATABASE. A password is best in ~/.pgpass or PGPASSWORD: `ps` shows arguments
+    /// The other database, as postgres://USER@HOST:PORT/DATABASE. A password is best in ~/.pgpass or PGPASSWORD: `ps`
+    /// shows arguments
     #[arg(long, value_name = "URL")]
     to: String,
     /// Whose exports

@@ -30,8 +30,8 @@ pub(super) async fn check_one(config: &Config, database: &Database, dataset: &Da
     refuse_faults(config, file, catalog_check::check_one(&database.pool(1), &config.catalog, dataset).await?)
 }
 
-/// Says of a table that has triggers and no dataset how to remove them. The name is quoted for a shell, because the table's owner has chosen
-/// it, and a person may paste the command.
+/// Says of a table that has triggers and no dataset how to remove them. The name is quoted for a shell, because the
+/// table's owner has chosen it, and a person may paste the command.
 pub(super) fn captured_without_dataset(table: &Table) -> String {
     let name = table.to_string();
     let name = shlex::try_quote(&name).expect("a name in Postgres has no NUL");

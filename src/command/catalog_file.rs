@@ -18,7 +18,8 @@ pub(super) fn check(file: &Path, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Appends a block. The file is written whole beside the old one, and then takes its place; one that isn't there is made.
+/// Appends a block. The file is written whole beside the old one, and then takes its place; one that isn't there is
+/// made.
 ///
 /// # Errors
 /// If the file is wrong, before or with the block, or can't be replaced. It stays as it was then.

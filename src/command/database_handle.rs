@@ -1,5 +1,5 @@
-//! The database that a command works on: that of `DATABASE_URL`, or the private server's, which the command joins or runs. What is
-//! not there is made only by the commands that are for it.
+//! The database that a command works on: that of `DATABASE_URL`, or the private server's, which the command joins or
+//! runs. What is not there is made only by the commands that are for it.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -90,8 +90,8 @@ impl From<Database> for DatabaseHandle {
 }
 
 impl DatabaseHandle {
-    /// Opens `DATABASE_URL`'s database, else that of the private server that another process runs, else that of one that this
-    /// process starts. Migrates it, or requires that it is migrated.
+    /// Opens `DATABASE_URL`'s database, else that of the private server that another process runs, else that of one
+    /// that this process starts. Migrates it, or requires that it is migrated.
     pub(super) async fn open(config: &Config, makes: Makes, other: OtherWays) -> anyhow::Result<DatabaseHandle> {
         let handle = DatabaseHandle::reach(config, makes, other).await?;
         let prepared = match makes {

@@ -20,8 +20,8 @@ pub(crate) struct Download {
     /// The id of the export
     #[arg(value_parser = job_id)]
     job: JobId,
-    /// Where to put the file. A name with an extension is a file; any other is a folder, made if need be; - is standard output
-    /// [default: the current folder]
+    /// Where to put the file. A name with an extension is a file; any other is a folder, made if need be; - is standard
+    /// output [default: the current folder]
     #[arg(long, short, value_name = "PATH", value_parser = output)]
     output: Option<Output>,
     #[command(flatten)]

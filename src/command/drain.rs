@@ -1,5 +1,5 @@
-//! The way from a signal to the end of a process that serves or works: first no job is claimed, while running ones end, for DRAIN_SECONDS;
-//! then running ones are given back, and everything ends.
+//! The way from a signal to the end of a process that serves or works: first no job is claimed, while running ones end,
+//! for DRAIN_SECONDS; then running ones are given back, and everything ends.
 
 use std::time::Duration;
 

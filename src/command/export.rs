@@ -51,18 +51,19 @@ pub(crate) struct Export {
     /// The compression of the file
     #[arg(long, default_value = "none", value_parser = words::<Compression>(Compression::ALL.iter().map(|it| it.as_str())))]
     compression: Compression,
-    /// The size from which on a file gets no further rows, which go into another file, in bytes [default: as the dataset says, or one file]
+    /// The size from which on a file gets no further rows, which go into another file, in bytes [default: as the
+    /// dataset says, or one file]
     #[arg(long, value_name = "BYTES", value_parser = RangedU64ValueParser::<u64>::new().range(FILE_BYTES))]
     max_file_bytes: Option<u64>,
-    /// The id of the export that you loaded last, or `none`. The new export is refused if the consumer has exports after that
-    /// one, which you would miss
+    /// The id of the export that you loaded last, or `none`. The new export is refused if the consumer has exports
+    /// after that one, which you would miss
     #[arg(long, value_name = "ID")]
     after: Option<Loaded>,
     /// The SHA-256 of the file that you loaded last
     #[arg(long, value_name = "SHA256", requires = "after")]
     after_sha256: Option<String>,
-    /// Put a copy of the file here. A name with an extension is a file; any other is a folder, made if need be; - is standard
-    /// output
+    /// Put a copy of the file here. A name with an extension is a file; any other is a folder, made if need be; - is
+    /// standard output
     #[arg(long, short, value_name = "PATH", value_parser = output)]
     output: Option<Output>,
     /// Print the job as JSON at the end; not together with --output
@@ -173,8 +174,8 @@ impl Export {
     }
 }
 
-/// Follows a job to its end, and fetches its file to `--output`. Every error names the job: once it has completed, no other
-/// export has its rows.
+/// Follows a job to its end, and fetches its file to `--output`. Every error names the job: once it has completed, no
+/// other export has its rows.
 async fn follow(
     api: &Api,
     id: JobId,

@@ -1,6 +1,7 @@
 //! Makes names that others chose safe to print.
 
-/// Escapes the characters that a terminal obeys and doesn't show: control characters, marks of direction, and marks without width.
+/// Escapes the characters that a terminal obeys and doesn't show: control characters, marks of direction, and marks
+/// without width.
 pub(super) fn plain(text: &str) -> String {
     text.chars()
         .map(|mark| if is_obeyed(mark) { mark.escape_default().to_string() } else { mark.to_string() })

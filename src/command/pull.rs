@@ -34,7 +34,8 @@ pub(crate) struct Pull {
     /// The address of the service, which is shown the key in CDC_EXPORT_KEY if it wants one
     #[arg(long, value_name = "URL", value_parser = AddressParser)]
     server: ServiceAddress,
-    /// The folder for the files, made if need be. It remembers in a hidden file which export came last: files may be moved away
+    /// The folder for the files, made if need be. It remembers in a hidden file which export came last: files may be
+    /// moved away
     #[arg(long, value_name = "FOLDER")]
     into: PathBuf,
     /// What to ask for once all is there. Where only a full export goes on, one is asked for

@@ -155,9 +155,10 @@ fn refuse_missing(config: &Config, missing: &[String]) -> Result<(), config::Err
     }
 }
 
-/// Refuses a datasets file that doesn't fit its tables, and warns of the demo's catalog if its table is missing: every export would fail.
-/// Warns of tables that can't be read, of subscriptions that may stall, and of tables whose changes aren't captured: the
-/// rows that change before `track` are in no delta, so a full export from before it would need another one.
+/// Refuses a datasets file that doesn't fit its tables, and warns of the demo's catalog if its table is missing: every
+/// export would fail. Warns of tables that can't be read, of subscriptions that may stall, and of tables whose changes
+/// aren't captured: the rows that change before `track` are in no delta, so a full export from before it would need
+/// another one.
 async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()> {
     let found = catalog_check::check(&database.pool(1), &config.catalog).await?;
     let Findings { faults, untracked, broken, unreadable, stalling, without_dataset, .. } = found;
@@ -191,7 +192,8 @@ async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()
     Ok(())
 }
 
-/// Tells how RETAIN_FILES and RETAIN_JOBS were understood, where they are set: `30` is a count and `30d` an age; and what they spare.
+/// Tells how RETAIN_FILES and RETAIN_JOBS were understood, where they are set: `30` is a count and `30d` an age; and
+/// what they spare.
 fn tell_retention(config: &Config) {
     let settings = &config.maintenance;
     for (setting, retention) in [("RETAIN_FILES", settings.retain_files), ("RETAIN_JOBS", settings.retain_jobs)] {
@@ -230,8 +232,8 @@ async fn listen(settings: &http::Settings, name: &'static str) -> anyhow::Result
     })
 }
 
-/// Decides who may call. Where AUTH is unset and HOST is open to other machines, callers need a key, and the start fails until a key
-/// exists.
+/// Decides who may call. Where AUTH is unset and HOST is open to other machines, callers need a key, and the start
+/// fails until a key exists.
 async fn access(config: &Config, database: &Database) -> anyhow::Result<Access> {
     match access_by_keys(config, database).await {
         // Whoever may not read the keys lacks other rights too, and is told of all of them by this.
@@ -256,8 +258,8 @@ async fn access_by_keys(config: &Config, database: &Database) -> anyhow::Result<
     }
 }
 
-/// Raises the limit of open descriptors to the hard one, since a shell's soft limit is less than the API's connections need.
-/// Returns how many connections there can be then.
+/// Raises the limit of open descriptors to the hard one, since a shell's soft limit is less than the API's connections
+/// need. Returns how many connections there can be then.
 fn allow_descriptors() -> ConnectionLimits {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let raised = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });

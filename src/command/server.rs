@@ -28,7 +28,8 @@ pub(super) struct Server {
     server: Option<ServiceAddress>,
 }
 
-/// Reads an [`ServiceAddress`] argument. Unlike clap's own parsers it doesn't quote a refused text, which may have a password.
+/// Reads an [`ServiceAddress`] argument. Unlike clap's own parsers it doesn't quote a refused text, which may have a
+/// password.
 #[derive(Clone)]
 pub(super) struct AddressParser;
 

@@ -19,7 +19,8 @@ pub(super) enum Logs {
 
 /// Reads all settings, and begins to log.
 ///
-/// The process may restart itself here, to trust the authorities of `sslrootcert` alone: nothing may be started before this call.
+/// The process may restart itself here, to trust the authorities of `sslrootcert` alone: nothing may be started before
+/// this call.
 pub(super) fn settings(catalog: CatalogFile, logs: Logs) -> anyhow::Result<Config> {
     let environment = Environment::read()?;
     let misspelt = environment.misspelt();

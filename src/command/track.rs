@@ -99,7 +99,8 @@ async fn untrack_dataset(config: &Config, database: &Database, dataset: &Dataset
     )
 }
 
-/// Removes the capture of all tables. Skips a table that can't be locked or changed, and names it in the error at the end.
+/// Removes the capture of all tables. Skips a table that can't be locked or changed, and names it in the error at the
+/// end.
 async fn untrack_all(database: &Database) -> anyhow::Result<()> {
     let (mut failed, mut is_any) = (Vec::new(), false);
     for (table, untracked) in untracking::untrack_all(&database.pool(1)).await? {

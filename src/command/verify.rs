@@ -1,4 +1,5 @@
-//! `verify`: checks a folder or bucket of exports by its manifests, and prints a line for each fault and one that sums up.
+//! `verify`: checks a folder or bucket of exports by its manifests, and prints a line for each fault and one that sums
+//! up.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -25,7 +26,8 @@ pub(crate) struct Verify {
     /// Count the rows of each file, too
     #[arg(long)]
     deep: bool,
-    /// Require that each manifest is signed with the key of which this is the public half: 64 hexadecimal digits, as the service's log says them at its start
+    /// Require that each manifest is signed with the key of which this is the public half: 64 hexadecimal digits, as
+    /// the service's log says them at its start
     #[arg(long, value_name = "KEY")]
     public_key: Option<PublicKey>,
 }

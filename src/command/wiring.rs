@@ -19,13 +19,14 @@ use crate::store::Store;
 use crate::telemetry;
 use crate::worker::{self, Stops, Worker};
 
-/// The connections of so many exports at once: a leader, a reader and a heartbeat each, the further readers that they share,
-/// those that claim and settle them, and one that listens.
+/// The connections of so many exports at once: a leader, a reader and a heartbeat each, the further readers that they
+/// share, those that claim and settle them, and one that listens.
 pub(super) fn connections_of_exports(config: &Config, workers: u32) -> u32 {
     3 * workers + (config.readers - 1) + control_connections(workers) + 1
 }
 
-/// The connections of the API: those of API_CONNECTIONS, one that pings Postgres, and those that count rows for `/consumers`.
+/// The connections of the API: those of API_CONNECTIONS, one that pings Postgres, and those that count rows for
+/// `/consumers`.
 pub(super) fn connections_of_api(config: &Config) -> u32 {
     config.api_connections + 1 + COUNTING_CONNECTIONS
 }

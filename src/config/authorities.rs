@@ -10,11 +10,13 @@ use std::process::Command;
 const FILE: &str = "SSL_CERT_FILE";
 const FOLDERS: &str = "SSL_CERT_DIR";
 
-/// Makes this process trust the authorities in `file` alone. Returns at once if it does; otherwise the process restarts itself.
+/// Makes this process trust the authorities in `file` alone. Returns at once if it does; otherwise the process restarts
+/// itself.
 ///
-/// sqlx trusts the platform's authorities beside those of `sslrootcert`. With `verify-ca`, which checks no name, a certificate
-/// that any public authority gave to anybody would do. The environment says where the platform's authorities are. A process can't
-/// safely change its environment once it runs, so it executes its own program with another one: same arguments, same process id.
+/// sqlx trusts the platform's authorities beside those of `sslrootcert`. With `verify-ca`, which checks no name, a
+/// certificate that any public authority gave to anybody would do. The environment says where the platform's
+/// authorities are. A process can't safely change its environment once it runs, so it executes its own program with
+/// another one: same arguments, same process id.
 ///
 /// # Errors
 /// If the process can't be restarted.

@@ -47,7 +47,8 @@ impl Environment {
     /// All settings.
     ///
     /// # Errors
-    /// At the first value that can't be used, and where DATABASE_URL is misspelt: without it, another database would be used.
+    /// At the first value that can't be used, and where DATABASE_URL is misspelt: without it, another database would be
+    /// used.
     pub fn config(mut self, file: CatalogFile) -> Result<Config, Error> {
         if let Some(name) = self.0.misspelt_database_url() {
             return Err(bad("DATABASE_URL", format!("unset, and {name} is no setting: rename it, or remove it")));

@@ -54,7 +54,8 @@ impl Config {
         self.missing(|secret| secret.is_for_worker)
     }
 
-    /// The faults of secrets with which a process that serves the API can't start, since it takes requests from receivers.
+    /// The faults of secrets with which a process that serves the API can't start, since it takes requests from
+    /// receivers.
     pub fn missing_for_api(&self) -> Vec<String> {
         self.missing(|secret| secret.is_for_api)
     }

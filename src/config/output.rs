@@ -67,7 +67,8 @@ fn bucket(_vars: &Variables, name: &'static str, _url: &str) -> Result<sink::Set
     ))
 }
 
-/// Reads whether exports get manifests, and the key that signs them: MANIFESTS, by default on in a bucket, and MANIFEST_KEY.
+/// Reads whether exports get manifests, and the key that signs them: MANIFESTS, by default on in a bucket, and
+/// MANIFEST_KEY.
 pub(super) fn publisher(vars: &Variables, output: &sink::Settings) -> Result<publisher::Settings, Error> {
     let is_bucket = output.folder().is_none();
     let writes_manifests = vars.either("MANIFESTS", [("on", true), ("off", false)])?.unwrap_or(is_bucket);

@@ -16,7 +16,8 @@ const EXAMPLE: &str = include_str!("../../.env.example");
 /// Variables that the service reads and that are no settings.
 const NO_SETTINGS: [&str; 5] = ["FAILPOINTS", "PATH", "PGSSLMODE", "PGSSLROOTCERT", "XDG_RUNTIME_DIR"];
 
-/// Prefixes of variables that docker-compose reads from the `.env` beside its file. A clone of this repository has such a file.
+/// Prefixes of variables that docker-compose reads from the `.env` beside its file. A clone of this repository has such
+/// a file.
 const OF_COMPOSE: [&str; 2] = ["COMPOSE_", "DOCKER_"];
 
 /// Prefixes of variables that the clouds' own programs read, and the service too if it writes to a bucket.
@@ -25,13 +26,15 @@ const OF_CLOUDS: [&str; 3] = ["AWS_", "AZURE_", "GOOGLE_"];
 #[cfg(not(feature = "buckets"))]
 const OF_CLOUDS: [&str; 0] = [];
 
-/// Suffixes of variables that have the secrets of the operator's file. `_URL` alone would let a slip in DATABASE_URL pass.
+/// Suffixes of variables that have the secrets of the operator's file. `_URL` alone would let a slip in DATABASE_URL
+/// pass.
 pub(super) const OF_SECRETS: [&str; 2] = ["_AMQP_URL", "_SECRET"];
 
 /// Least similarity (Jaro-Winkler, at most 1) of a variable's name to a setting's name that counts as a slip.
 const NEAR: f64 = 0.9;
 
-/// Shortest name of a setting that a slip is looked for: shorter names are similar to too many others, as `HOST` to `HOSTNAME`.
+/// Shortest name of a setting that a slip is looked for: shorter names are similar to too many others, as `HOST` to
+/// `HOSTNAME`.
 const SHORTEST: usize = 7;
 
 /// The end of a message that there is no setting of this name: it suggests a similar one.
@@ -109,8 +112,8 @@ impl Variables {
         found
     }
 
-    /// The variable that was probably meant to be DATABASE_URL, if that is unset. It has a database's URL, and its name is at most two
-    /// edits away, since other programs have a DATABASE_URL_TEST or a DATABASE_USER.
+    /// The variable that was probably meant to be DATABASE_URL, if that is unset. It has a database's URL, and its name
+    /// is at most two edits away, since other programs have a DATABASE_URL_TEST or a DATABASE_USER.
     pub(super) fn misspelt_database_url(&self) -> Option<&str> {
         const SETTING: &str = "DATABASE_URL";
         let is_near = |name: &str| strsim::damerau_levenshtein(&name.to_uppercase(), SETTING) <= 2;
@@ -236,7 +239,8 @@ impl Variables {
     }
 }
 
-/// Reads a file mode in octal digits, as chmod takes it. The service, the file's owner, has to be able to read the file.
+/// Reads a file mode in octal digits, as chmod takes it. The service, the file's owner, has to be able to read the
+/// file.
 pub(super) fn read_mode(text: &str) -> Result<u32, Error> {
     let is_octal = (3..=4).contains(&text.len()) && text.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
     let mode = u32::from_str_radix(text, 8).ok().filter(|_| is_octal);

@@ -46,8 +46,8 @@ impl<'t> File<'t> {
         self.mistakes.extend(unknown_members(self.text, &self.table, kinds));
     }
 
-    /// Calls `read` with each block of a kind, in the order of the file. A block whose name another block of `names` has is refused
-    /// without being read.
+    /// Calls `read` with each block of a kind, in the order of the file. A block whose name another block of `names`
+    /// has is refused without being read.
     pub fn each_block(&mut self, kind: &'static str, names: &mut Names, mut read: impl FnMut(&mut Block<'_, 't>)) {
         let Some(value) = self.table.get(kind) else { return };
         let Some(tables) = tables(value) else {
@@ -100,7 +100,8 @@ fn tables<'a, 't>(value: &'a Spanned<DeValue<'t>>) -> Option<Vec<(usize, &'a DeT
     array.iter().map(|entry| Some((entry.span().start, entry.as_ref().as_table()?))).collect()
 }
 
-/// The names that blocks have so far, in the order of the file, each with the kind of its block. No two blocks share a name.
+/// The names that blocks have so far, in the order of the file, each with the kind of its block. No two blocks share a
+/// name.
 #[derive(Debug, Default)]
 pub struct Names(Vec<(String, &'static str)>);
 
@@ -128,7 +129,8 @@ impl Names {
     }
 }
 
-/// One block, while it is read. The reader asks for every member before it returns: a member that nobody asked for is unknown.
+/// One block, while it is read. The reader asks for every member before it returns: a member that nobody asked for is
+/// unknown.
 pub struct Block<'a, 't> {
     /// The block's name. Empty if the block says none.
     pub name: String,

@@ -1,6 +1,7 @@
 //! The catalog: the datasets, schedules and receivers of the operator's TOML file, or the demo's dataset.
 //!
-//! Reads a text, not a file. Knows no kind of receiver: `receiver` reads their blocks. Knows no table: `source` compares the datasets with their tables and reports [`Fault`]s.
+//! Reads a text, not a file. Knows no kind of receiver: `receiver` reads their blocks. Knows no table: `source`
+//! compares the datasets with their tables and reports [`Fault`]s.
 
 use std::sync::Arc;
 

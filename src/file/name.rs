@@ -1,4 +1,5 @@
-//! How the file of an export is called: a stem that says what it holds, a number where that stem is taken, an extension.
+//! How the file of an export is called: a stem that says what it holds, a number where that stem is taken, an
+//! extension.
 
 use chrono::{DateTime, Utc};
 
@@ -8,8 +9,9 @@ use crate::file::hidden::HiddenFile;
 use crate::job::{ConsumerId, Request};
 use pg_rows::encoding::{Compression, Encoding, Format};
 
-/// The name up to the number and the extension, for a request made at `now`: `{exportType}_{consumer}_{YYYYMMDDTHHMMSSZ}`, ad hoc
-/// `export_{YYYYMMDDTHHMMSSZ}`, with a dataset other than `users` behind the first word.
+/// The name up to the number and the extension, for a request made at `now`:
+/// `{exportType}_{consumer}_{YYYYMMDDTHHMMSSZ}`, ad hoc `export_{YYYYMMDDTHHMMSSZ}`, with a dataset other than `users`
+/// behind the first word.
 ///
 /// It always ends with the time, so that a `-2` behind it can't be part of another request's name.
 pub fn stem(request: &Request, now: DateTime<Utc>) -> String {
@@ -45,9 +47,9 @@ impl FileName {
         if part == 1 { self.name.clone() } else { part_name(&self.name, part) }
     }
 
-    /// The key of an attempt's object: `{dataset}/{consumer}/{stem}_{token}{extension}`, with the first 8 digits of the attempt's token. So
-    /// a consumer can be given the right to its own objects alone, and no two attempts ever share a key. The first part's key is that of an
-    /// only file: when its upload begins nobody knows whether more follow.
+    /// The key of an attempt's object: `{dataset}/{consumer}/{stem}_{token}{extension}`, with the first 8 digits of the
+    /// attempt's token. So a consumer can be given the right to its own objects alone, and no two attempts ever share a
+    /// key. The first part's key is that of an only file: when its upload begins nobody knows whether more follow.
     #[cfg(feature = "buckets")]
     pub fn key(&self, hidden: &HiddenFile) -> String {
         let FileName { dataset, consumer, name, encoding } = self;
@@ -70,8 +72,8 @@ pub fn numbered(stem: &str, number: i64, encoding: Encoding) -> String {
     }
 }
 
-/// Stem and number of a name: the inverse of [`numbered`]. A stem ends with the time and its `Z`, so a number behind a `-` is none of
-/// it.
+/// Stem and number of a name: the inverse of [`numbered`]. A stem ends with the time and its `Z`, so a number behind a
+/// `-` is none of it.
 pub fn stem_and_number(name: &str, encoding: Encoding) -> (&str, i64) {
     let name = name.strip_suffix(&encoding.extension()).unwrap_or(name);
     match name.rsplit_once('-') {
@@ -80,7 +82,8 @@ pub fn stem_and_number(name: &str, encoding: Encoding) -> (&str, i64) {
     }
 }
 
-/// The name without its ending, of whatever encoding. A stem has no dot behind its time, but a consumer's id may have some before.
+/// The name without its ending, of whatever encoding. A stem has no dot behind its time, but a consumer's id may have
+/// some before.
 pub fn stem_of(name: &str) -> &str {
     let endings =
         Format::ALL.iter().flat_map(|format| Compression::ALL.iter().map(|compression| (*format, *compression)));

@@ -1,8 +1,8 @@
 //! Access control: who may call which route. Callers on this machine, everybody, or clients with a key.
 //!
-//! `local` decides whether a caller is on this machine. With `AUTH=keys` every route needs a key that this file doesn't name as open.
-//! A key's scope is checked here, by the route. Whether a key is for a consumer is checked where a request names a consumer or a job
-//! (`input`), and in lists.
+//! `local` decides whether a caller is on this machine. With `AUTH=keys` every route needs a key that this file doesn't
+//! name as open. A key's scope is checked here, by the route. Whether a key is for a consumer is checked where a
+//! request names a consumer or a job (`input`), and in lists.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -128,7 +128,8 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     }
 }
 
-/// The client of a request, by its key, or by its address if it has none: each client may follow so many jobs at a time.
+/// The client of a request, by its key, or by its address if it has none: each client may follow so many jobs at a
+/// time.
 pub(crate) struct Follower(pub(crate) Subscriber);
 
 impl<S: Sync> FromRequestParts<S> for Follower {
@@ -177,8 +178,8 @@ pub(crate) async fn check(
     Ok(while_good(answer, control.service, key))
 }
 
-/// Returns true if a route needs no key: health checks, the API's document, and the page that asks for the key. `path` is the route's, never what
-/// a client wrote.
+/// Returns true if a route needs no key: health checks, the API's document, and the page that asks for the key. `path`
+/// is the route's, never what a client wrote.
 pub(crate) fn is_open(path: &str) -> bool {
     matches!(path, "/health" | "/health/live" | "/health/ready" | "/docs" | "/openapi.json" | "/" | "/page/{name}")
         || path.starts_with("/docs/")
@@ -215,8 +216,9 @@ fn bearer(headers: &HeaderMap) -> Result<PresentedKey, Problem> {
     key.trim_start_matches(' ').parse().map_err(|_| Problem::key_invalid())
 }
 
-/// An answer that is sent over a longer time, a download or events, breaks off when its key is revoked. A task of its own looks at the key:
-/// the body is polled only while its client reads, and a look-up that it had begun would hold a connection until then.
+/// An answer that is sent over a longer time, a download or events, breaks off when its key is revoked. A task of its
+/// own looks at the key: the body is polled only while its client reads, and a look-up that it had begun would hold a
+/// connection until then.
 fn while_good(answer: Response, service: Service, key: PresentedKey) -> Response {
     if answer.body().size_hint().exact().is_some() {
         return answer;

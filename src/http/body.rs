@@ -1,6 +1,8 @@
-//! The JSON bodies of requests. The struct of a body is both what reads it and what the document of the API says about it.
+//! The JSON bodies of requests. The struct of a body is both what reads it and what the document of the API says about
+//! it.
 //!
-//! serde's derives read the members. If they refuse a body, [`Strict`] reads it again and looks for a fault that comes first.
+//! serde's derives read the members. If they refuse a body, [`Strict`] reads it again and looks for a fault that comes
+//! first.
 
 use std::fmt::Display;
 use std::marker::PhantomData;
@@ -60,7 +62,8 @@ pub(crate) fn invalid(name: &str, why: impl Display) -> Problem {
     Problem::bad_input(Code::MemberInvalid, name, format!("{name}: {why}"))
 }
 
-/// The problem of a member that the call doesn't have, but `known`. Of one that another call has, the problem says which.
+/// The problem of a member that the call doesn't have, but `known`. Of one that another call has, the problem says
+/// which.
 pub(crate) fn unknown(name: &str, known: &[&str]) -> Problem {
     let why = match name {
         "columns" | "filter" | "limit" => {
@@ -86,7 +89,8 @@ pub(crate) fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> 
 /// Reads the object of a body.
 ///
 /// # Errors
-/// A text that is no JSON is refused first, then a member that is given twice, then a member that the struct doesn't take.
+/// A text that is no JSON is refused first, then a member that is given twice, then a member that the struct doesn't
+/// take.
 fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, Problem> {
     // serde would read a struct from a list too.
     if !text.trim_ascii_start().starts_with(b"{") {

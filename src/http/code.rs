@@ -31,7 +31,8 @@ pg_rows::words! {
         KeyInvalid = "key_invalid",
         /// Without keys only callers on this machine are served, and `Host` has to be this machine's.
         HostNotLocal = "host_not_local",
-        /// Without keys a proxy is not served, since it would publish everything; `field` names the header that shows the proxy.
+        /// Without keys a proxy is not served, since it would publish everything; `field` names the header that shows
+        /// the proxy.
         ProxyNotAllowed = "proxy_not_allowed",
         /// A web page of an origin that may not call.
         OriginNotAllowed = "origin_not_allowed",
@@ -55,7 +56,8 @@ pg_rows::words! {
         TableMissing = "table_missing",
         /// The service's database role may not read the dataset's table, or row-level security may hide rows of it.
         PermissionDenied = "permission_denied",
-        /// Nobody ran `cdc-export track` for the dataset, or not since it has another key: its changes are not captured.
+        /// Nobody ran `cdc-export track` for the dataset, or not since it has another key: its changes are not
+        /// captured.
         NotTracked = "not_tracked",
         /// The export has no file yet, and may never have one.
         NotCompleted = "not_completed",
@@ -67,10 +69,11 @@ pg_rows::words! {
         StillOpen = "still_open",
         /// The export has ended, and not by a cancel.
         AlreadyEnded = "already_ended",
-        /// The consumer's last export is not the one that `after` names; `jobs` has the exports since, and the open ones.
+        /// The consumer's last export is not the one that `after` names; `jobs` has the exports since, and the open
+        /// ones.
         OutOfStep = "out_of_step",
-        /// The database doesn't have the export that `after` names as completed, or exports that came after it: the database was
-        /// restored, or the exports are not kept any more.
+        /// The database doesn't have the export that `after` names as completed, or exports that came after it: the
+        /// database was restored, or the exports are not kept any more.
         DatabaseRestored = "database_restored",
         /// Only a failed or cancelled export is tried again.
         NotFailed = "not_failed",

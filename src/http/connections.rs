@@ -1,9 +1,10 @@
-//! Keeps connections open, or closes them for others: a client that hangs must not keep others out, least of all a health check.
+//! Keeps connections open, or closes them for others: a client that hangs must not keep others out, least of all a
+//! health check.
 //!
-//! A connection is a *guest* while it has no request under way, or one that needs no key. A new connection always gets in: where there
-//! are as many guests as may be, a guest of the address with the most guests is closed for it. A connection is a *caller* while it has a
-//! request under way that access control let in. A caller is never closed for another connection, so the number of callers is limited: of
-//! all, of one address, and of one key.
+//! A connection is a *guest* while it has no request under way, or one that needs no key. A new connection always gets
+//! in: where there are as many guests as may be, a guest of the address with the most guests is closed for it. A
+//! connection is a *caller* while it has a request under way that access control let in. A caller is never closed for
+//! another connection, so the number of callers is limited: of all, of one address, and of one key.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -45,10 +46,12 @@ pub struct ConnectionLimits {
 }
 
 impl ConnectionLimits {
-    /// The limits of a process that may have `most` file descriptors: 1,000 guests and 1,000 callers, where the descriptors suffice.
+    /// The limits of a process that may have `most` file descriptors: 1,000 guests and 1,000 callers, where the
+    /// descriptors suffice.
     ///
-    /// One address may have three quarters of the callers: all clients of a proxy share its address, and a quarter is left for clients
-    /// elsewhere. One key may have half of the callers, from whatever addresses: behind a proxy all keys share one.
+    /// One address may have three quarters of the callers: all clients of a proxy share its address, and a quarter is
+    /// left for clients elsewhere. One key may have half of the callers, from whatever addresses: behind a proxy all
+    /// keys share one.
     pub fn for_descriptors(most: u64) -> ConnectionLimits {
         let most = usize::try_from(most).unwrap_or(usize::MAX);
         // A caller may have a file open beside its socket, and a guest has its socket.
@@ -84,8 +87,8 @@ struct Guest {
 }
 
 impl Guests {
-    /// Closes the oldest guest of the address that has most. A guest that is still spared is closed only if its address has more than half
-    /// of all guests. `Err`: every guest is spared; the first of them until then.
+    /// Closes the oldest guest of the address that has most. A guest that is still spared is closed only if its address
+    /// has more than half of all guests. `Err`: every guest is spared; the first of them until then.
     fn give_one_up(&mut self) -> Result<(), Instant> {
         let now = Instant::now();
         let expendable = |guest: &Guest| guest.spared_until <= now;
@@ -105,7 +108,8 @@ impl Guests {
         Ok(())
     }
 
-    /// The address that has most of such guests, and how many it has. Of several addresses with as many, the one with the oldest guest.
+    /// The address that has most of such guests, and how many it has. Of several addresses with as many, the one with
+    /// the oldest guest.
     fn most_of(&self, such: impl Fn(&Guest) -> bool) -> Option<(IpAddr, usize)> {
         let mut numbers = HashMap::<IpAddr, (usize, Reverse<u64>)>::new();
         for (age, guest) in self.by_age.iter().filter(|(_, guest)| such(guest)) {
@@ -129,8 +133,8 @@ impl Connections {
         })
     }
 
-    /// Takes in a new connection from an address, and closes a guest for it where there are too many. Waits, half a second at most, only
-    /// where all guests are new and no address has more than half of them.
+    /// Takes in a new connection from an address, and closes a guest for it where there are too many. Waits, half a
+    /// second at most, only where all guests are new and no address has more than half of them.
     pub(crate) async fn admit(self: &Arc<Connections>, address: IpAddr) -> Arc<Connection> {
         loop {
             let left = self.left.notified();

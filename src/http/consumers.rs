@@ -47,7 +47,8 @@ pub(crate) struct ConsumerBody {
     /// How many rows changed since the consumer's last export, exact up to 10,000; null where that can't be counted
     #[schema(required, maximum = 10000)]
     rows_waiting: Option<u64>,
-    /// Whether `rowsWaiting` is a lower bound: there are more than 10,000 rows, or more changes than the service looks through
+    /// Whether `rowsWaiting` is a lower bound: there are more than 10,000 rows, or more changes than the service looks
+    /// through
     rows_waiting_capped: bool,
     /// What stands between the consumer's last export and the next, other than changes
     #[schema(required)]
@@ -55,8 +56,8 @@ pub(crate) struct ConsumerBody {
     /// The consumer's last export
     #[schema(required)]
     last_job: Option<JobJson>,
-    /// How many published exports come after the last one that the consumer has acknowledged, of those that are kept, exact up to 1,000;
-    /// null if it has never acknowledged one in the dataset
+    /// How many published exports come after the last one that the consumer has acknowledged, of those that are kept,
+    /// exact up to 1,000; null if it has never acknowledged one in the dataset
     #[schema(required, maximum = 1000)]
     unacknowledged: Option<u64>,
     /// When the oldest of these was published; null if there is none

@@ -1,4 +1,5 @@
-//! The web pages that may call from a browser (CORS): those of the origins that the operator lists; without a list, none.
+//! The web pages that may call from a browser (CORS): those of the origins that the operator lists; without a list,
+//! none.
 //!
 //! There is no `*`: a service without keys would be open to every page that is looked at in a browser on this machine.
 

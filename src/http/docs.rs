@@ -1,4 +1,5 @@
-//! `/docs`: Swagger UI, which shows the document of the API. The binary has all of its files, so it works without a network.
+//! `/docs`: Swagger UI, which shows the document of the API. The binary has all of its files, so it works without a
+//! network.
 
 use std::io::Read;
 use std::sync::LazyLock;
@@ -11,8 +12,8 @@ use crate::http::input::PathParameter;
 use crate::http::page::{Asset, Assets, INDEX, file_of};
 use crate::http::problem::Problem;
 
-/// Swagger UI lives on scripts, styles, pictures and calls of this origin alone. It has no trusted types: it builds HTML of the document's
-/// Markdown, which DOMPurify cleans.
+/// Swagger UI lives on scripts, styles, pictures and calls of this origin alone. It has no trusted types: it builds
+/// HTML of the document's Markdown, which DOMPurify cleans.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 

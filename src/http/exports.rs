@@ -1,5 +1,5 @@
-//! `/exports`: list exports, look at one, follow it, acknowledge it, cancel it, remove its file. `submit` takes requests for new exports, `download`
-//! answers with a file, `url` with its address.
+//! `/exports`: list exports, look at one, follow it, acknowledge it, cancel it, remove its file. `submit` takes
+//! requests for new exports, `download` answers with a file, `url` with its address.
 
 pub(super) mod download;
 pub(super) mod manifest;
@@ -96,8 +96,8 @@ struct JobEvent {
 
 /// Follow an export by server-sent events
 ///
-/// First `job`, then `progress` at each change, at last `completed`, `failed` or `cancelled`, with which the stream ends. The data of each
-/// event is the job. Where the stream ends without one of the last three, the client asks again.
+/// First `job`, then `progress` at each change, at last `completed`, `failed` or `cancelled`, with which the stream
+/// ends. The data of each event is the job. Where the stream ends without one of the last three, the client asks again.
 #[utoipa::path(
     get, path = "/exports/{jobId}/events", operation_id = "followExport", tag = "exports",
     params(PathJob),
@@ -145,8 +145,8 @@ pub(crate) struct ExportQuery {
     /// At most this many; 50 if left out
     #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
     limit: Option<String>,
-    /// With `consumer`: the exports of that consumer and of `dataset` that were published after this one, oldest first, in the order of their
-    /// numbers. `dataset` may be left out where a request may leave it out
+    /// With `consumer`: the exports of that consumer and of `dataset` that were published after this one, oldest first,
+    /// in the order of their numbers. `dataset` may be left out where a request may leave it out
     #[param(value_type = Option<Uuid>)]
     after: Option<String>,
     /// The `nextCursor` of the page before
@@ -155,8 +155,8 @@ pub(crate) struct ExportQuery {
 
 /// List exports, newest first
 ///
-/// With `after`, `consumer` and `dataset`: the exports that were published after that one, oldest first. This is how a loader goes on: it
-/// gives the id of the export that it loaded last, and loads these in their order.
+/// With `after`, `consumer` and `dataset`: the exports that were published after that one, oldest first. This is how a
+/// loader goes on: it gives the id of the export that it loaded last, and loads these in their order.
 #[utoipa::path(
     get, path = "/exports", operation_id = "listExports", tag = "exports",
     params(ExportQuery), responses((status = 200, description = "A page.", body = Page<JobJson>)),
@@ -236,8 +236,8 @@ fn read_cursor(cursor: &str) -> Option<(DateTime<Utc>, JobId)> {
 
 /// Remove an export's file
 ///
-/// The job stays. With a key of scope `admin` the call also gives up an export that is committed and whose file has been without its name
-/// for a while: the export fails with `file_lost`, and its consumer needs a full export.
+/// The job stays. With a key of scope `admin` the call also gives up an export that is committed and whose file has
+/// been without its name for a while: the export fails with `file_lost`, and its consumer needs a full export.
 #[utoipa::path(
     delete, path = "/exports/{jobId}", operation_id = "deleteExportFile", tag = "exports",
     params(PathJob), responses((status = 204, description = "The export has no file any more.")),
@@ -260,9 +260,9 @@ pub(crate) async fn delete(
 
 /// Say that an export and all before it are loaded
 ///
-/// For the consumer's exports of the dataset, in the order of their numbers: call it when the rows are committed where they were loaded. To
-/// acknowledge an export again, or an earlier one than before, changes nothing. Once a consumer has acknowledged an export, retention keeps what
-/// it has not acknowledged, for `RETAIN_UNACKED`.
+/// For the consumer's exports of the dataset, in the order of their numbers: call it when the rows are committed where
+/// they were loaded. To acknowledge an export again, or an earlier one than before, changes nothing. Once a consumer
+/// has acknowledged an export, retention keeps what it has not acknowledged, for `RETAIN_UNACKED`.
 #[utoipa::path(
     post, path = "/exports/{jobId}/ack", operation_id = "acknowledgeExport", tag = "exports",
     params(PathJob), responses((status = 200, description = "The export, which is acknowledged.", body = JobJson)),

@@ -17,8 +17,8 @@ use crate::http::routes;
 use crate::service::{self, Service};
 use crate::telemetry::chain;
 
-/// The API without a listener. Its caller may do everything: no key is asked for, no request is counted, no `Host` is checked. Nobody can
-/// serve these routes over a network, because the router never leaves this type.
+/// The API without a listener. Its caller may do everything: no key is asked for, no request is counted, no `Host` is
+/// checked. Nobody can serve these routes over a network, because the router never leaves this type.
 #[derive(Clone, Debug)]
 pub struct InProcess(Router);
 

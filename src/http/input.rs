@@ -125,7 +125,8 @@ where
     }
 }
 
-/// Returns true if the client says, by `If-None-Match`, that it has what this `ETag` stands for; a weak tag does as well (RFC 9110, 13.1.2).
+/// Returns true if the client says, by `If-None-Match`, that it has what this `ETag` stands for; a weak tag does as
+/// well (RFC 9110, 13.1.2).
 pub(crate) fn has_already(headers: &HeaderMap, etag: &[u8]) -> bool {
     let tags = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|tags| tags.to_str().ok());
     let mut tags = tags.flat_map(|tags| tags.split(',')).map(|tag| tag.trim().trim_start_matches("W/"));
@@ -142,7 +143,8 @@ impl<S: Send + Sync> FromRequestParts<S> for PathConsumer {
         // A segment that can't be decoded is no consumer id either.
         let text = PathParameter::from_request_parts(parts, state).await.map(|PathParameter(text)| text);
         let text = text.unwrap_or_default();
-        // Taken for a consumer's id, a slip of one letter would make a consumer that nobody knows, and move its watermark.
+        // Taken for a consumer's id, a slip of one letter would make a consumer that nobody knows, and move its
+        // watermark.
         if text == "watermark" || text.parse::<ExportType>().is_ok() {
             let detail = format!(
                 "there is nothing at this path: the call is /exports/{text}, with the consumer in {CONSUMER_HEADER}"
@@ -189,8 +191,8 @@ impl<S: Send + Sync> FromRequestParts<S> for PathParameter {
     }
 }
 
-/// The job that the path names. A malformed id is answered like the id of no job, and so is the id of a job that the caller may not see: a
-/// client doesn't learn whether another client's job exists.
+/// The job that the path names. A malformed id is answered like the id of no job, and so is the id of a job that the
+/// caller may not see: a client doesn't learn whether another client's job exists.
 pub(crate) struct PathJob(pub(crate) JobId);
 
 impl FromRequestParts<Service> for PathJob {

@@ -2,8 +2,8 @@
 //!
 //! [`Strict`] finds two faults that no struct can see:
 //! - An unknown member that is given twice. RFC 8259, section 4, leaves open which of the two counts.
-//! - A member with one of serde_json's own names. `serde_json::Value` reads the text of such a member as JSON again, with a new limit
-//!   on its levels. Texts within texts would use up the stack.
+//! - A member with one of serde_json's own names. `serde_json::Value` reads the text of such a member as JSON again,
+//!   with a new limit on its levels. Texts within texts would use up the stack.
 
 use std::collections::HashSet;
 use std::fmt;

@@ -1,8 +1,9 @@
 //! Tells requests that come from this machine: with `AUTH=local` they alone are let in, without a key.
 //!
-//! Requests of a browser on this machine come from here whatever page it shows, and so do those of a proxy on this machine. Headers tell
-//! them apart, which a page can't forge and which a proxy adds: `Host` names the host that the page believes it talks to (DNS rebinding),
-//! `Origin` and `Sec-Fetch-Site` say where the page is from, `X-Forwarded-For` and the like say that another client asks.
+//! Requests of a browser on this machine come from here whatever page it shows, and so do those of a proxy on this
+//! machine. Headers tell them apart, which a page can't forge and which a proxy adds: `Host` names the host that the
+//! page believes it talks to (DNS rebinding), `Origin` and `Sec-Fetch-Site` say where the page is from,
+//! `X-Forwarded-For` and the like say that another client asks.
 //!
 //! This is no authentication: a client that reaches the port and chooses its headers is let in.
 
@@ -21,7 +22,8 @@ use crate::http::problem::Problem;
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
-/// Names and addresses of this machine besides localhost and loopback addresses, in lower case, without ports and brackets.
+/// Names and addresses of this machine besides localhost and loopback addresses, in lower case, without ports and
+/// brackets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LocalHosts(Arc<[String]>);
 
@@ -78,7 +80,8 @@ pub(crate) fn check(request: &Request, hosts: &LocalHosts, listed: &Origins) -> 
     // A page that only embeds an answer sends no `Origin`; the browser says in `Sec-Fetch-Site` where the page is from.
     let mut sites = request.headers().get_all(SEC_FETCH_SITE).iter();
     let is_listed = request.headers().get(header::ORIGIN).is_some_and(|origin| listed.have(origin));
-    // A page on another port of this machine is `same-site`, and as foreign as any other. `none`: a person typed the address.
+    // A page on another port of this machine is `same-site`, and as foreign as any other. `none`: a person typed the
+    // address.
     if is_listed || follows_a_link(request) || sites.all(|site| site == "same-origin" || site == "none") {
         Ok(())
     } else {
@@ -102,8 +105,8 @@ fn host_of(request: &Request, hosts: &LocalHosts) -> Result<Authority, Problem> 
     })
 }
 
-/// Returns true if a person follows a link to one of this service's pages. The page with the link learns nothing by that, since these
-/// pages can't be framed.
+/// Returns true if a person follows a link to one of this service's pages. The page with the link learns nothing by
+/// that, since these pages can't be framed.
 fn follows_a_link(request: &Request) -> bool {
     let navigates = request.headers().get(SEC_FETCH_MODE).is_some_and(|mode| mode == "navigate");
     navigates && request.method() == Method::GET && matches!(request.uri().path(), "/" | "/docs")
@@ -114,8 +117,9 @@ fn origin_refused(mark: &str) -> Problem {
     Problem::bad_input(Code::OriginNotAllowed, mark, "a web page of another origin may not call this service")
 }
 
-/// Headers that proxies add, besides all that begin with `x-forwarded`: `forwarded` (RFC 7239), `via`, which every intermediary has to add
-/// (RFC 9110, 7.6.3), nginx's usual one, and those of content delivery networks, load balancers and ingresses.
+/// Headers that proxies add, besides all that begin with `x-forwarded`: `forwarded` (RFC 7239), `via`, which every
+/// intermediary has to add (RFC 9110, 7.6.3), nginx's usual one, and those of content delivery networks, load balancers
+/// and ingresses.
 const OF_PROXIES: [&str; 18] = [
     "cdn-loop",
     "cf-connecting-ip",

@@ -1,4 +1,5 @@
-//! Requests for exports that come by a queue, in place of a call: read, refused and made as those of `POST /exports` are.
+//! Requests for exports that come by a queue, in place of a call: read, refused and made as those of `POST /exports`
+//! are.
 
 use std::panic::AssertUnwindSafe;
 
@@ -24,7 +25,8 @@ pub async fn take_message(service: &Service, intake: &Intake, message: Message) 
     let taken = AssertUnwindSafe(take(service, intake, message)).catch_unwind().await;
     match taken.unwrap_or_else(|panic| Err(problem::of_panic(panic.as_ref()))) {
         Ok(()) => Outcome::Accepted,
-        // About this request's dataset: others are met meanwhile, and it would wait for as long as nobody changes the file or the table.
+        // About this request's dataset: others are met meanwhile, and it would wait for as long as nobody changes the
+        // file or the table.
         Err(problem) if problem.is(Code::DatasetMismatch) => Outcome::Failed(json!(problem)),
         // Or about the database, which may have gone in the middle.
         Err(problem) if problem.is(Code::TableUnreadable) && service.ping().await.is_ok() => {

@@ -1,8 +1,9 @@
 //! `/openapi.json`: what the API says of itself, OpenAPI 3.1.
 //!
-//! Each route is documented: `utoipa_axum::routes!` takes route and description from the handler. The handler describes what its call alone
-//! has, its own problems by their codes (`x-codes`). This file adds what follows from that: the problems that every call may answer,
-//! those of calls with a body, a consumer or a job, and the scope that each call needs.
+//! Each route is documented: `utoipa_axum::routes!` takes route and description from the handler. The handler describes
+//! what its call alone has, its own problems by their codes (`x-codes`). This file adds what follows from that: the
+//! problems that every call may answer, those of calls with a body, a consumer or a job, and the scope that each call
+//! needs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
@@ -151,7 +152,8 @@ fn header_ref(name: &str) -> Value {
 /// Adds what follows from the description of a call.
 fn complete(method: &Method, path: &str, operation: &mut Value, shared: &mut Map<String, Value>) {
     let mut codes = codes_of(path, operation);
-    // A call that needs a key looks it up and takes a caller's slot; and every call but the health checks has a rate limit.
+    // A call that needs a key looks it up and takes a caller's slot; and every call but the health checks has a rate
+    // limit.
     if !access::is_free(path) {
         codes.push(Code::RateLimited);
     }

@@ -71,8 +71,8 @@ pub(crate) async fn live() -> HealthAnswer {
 
 /// Ask whether an export could start now
 ///
-/// Checks Postgres, the output folder or bucket, and the room on a folder's disk. `datasets` says of those that are not ready why, as
-/// `/datasets` does; the answer is 200 all the same, since the others' exports can start.
+/// Checks Postgres, the output folder or bucket, and the room on a folder's disk. `datasets` says of those that are not
+/// ready why, as `/datasets` does; the answer is 200 all the same, since the others' exports can start.
 #[utoipa::path(get, path = "/health/ready", operation_id = "getReadiness", tag = "service", responses(HealthAnswer))]
 pub(crate) async fn ready(State(service): State<Service>) -> HealthAnswer {
     let health = service.health().await;

@@ -1,7 +1,7 @@
 //! `/`: the page that an operator and a client's developer look at, and the files that it is made of.
 //!
-//! It is a client of the API like any other: these files hold no data, need no key, and know nothing of `service`. They are built
-//! into the binary, so that a page and the API that it speaks to are always of one version.
+//! It is a client of the API like any other: these files hold no data, need no key, and know nothing of `service`. They
+//! are built into the binary, so that a page and the API that it speaks to are always of one version.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -13,8 +13,8 @@ use axum::response::{IntoResponse, Response};
 use crate::http::input::{self, PathParameter};
 use crate::http::problem::Problem;
 
-/// Scripts, styles and calls of this origin and nothing else: what a name or an error brings along can't run, be sent anywhere or
-/// be shown in a foreign frame. Trusted types take the calls away that would read a text as HTML.
+/// Scripts, styles and calls of this origin and nothing else: what a name or an error brings along can't run, be sent
+/// anywhere or be shown in a foreign frame. Trusted types take the calls away that would read a text as HTML.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'";
 
@@ -96,7 +96,8 @@ impl Asset {
         let own = [
             (header::CONTENT_TYPE, HeaderValue::from_static(self.media_type)),
             (header::ETAG, self.etag.clone()),
-            // Kept, since they hold no data, and asked for anew each time: modules of two versions would not fit together.
+            // Kept, since they hold no data, and asked for anew each time: modules of two versions would not fit
+            // together.
             (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
             (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(self.policy)),
             (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),

@@ -1,5 +1,5 @@
-//! Lists in pages: `limit` rows, and a cursor that says where the next page begins. A cursor names the last row of its page, so that rows
-//! which are added or removed meanwhile neither repeat nor hide others.
+//! Lists in pages: `limit` rows, and a cursor that says where the next page begins. A cursor names the last row of its
+//! page, so that rows which are added or removed meanwhile neither repeat nor hide others.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -30,7 +30,8 @@ pub(crate) struct Page<T> {
 }
 
 impl<T> Page<T> {
-    /// A page of the first `limit` rows of `rows`. A further row means that there is a next page. `cursor` is the name of a row.
+    /// A page of the first `limit` rows of `rows`. A further row means that there is a next page. `cursor` is the name
+    /// of a row.
     pub(crate) fn new<R>(rows: Vec<R>, limit: u32, cursor: impl Fn(&R) -> String, body: impl Fn(R) -> T) -> Page<T> {
         let limit = limit as usize;
         let next_cursor = (rows.len() > limit).then(|| cursor(&rows[limit - 1]));

@@ -1,5 +1,5 @@
-//! Errors as clients see them: `application/problem+json` (RFC 9457). `code` has the words and their statuses; a match here says
-//! which of them an error of `service` is.
+//! Errors as clients see them: `application/problem+json` (RFC 9457). `code` has the words and their statuses; a match
+//! here says which of them an error of `service` is.
 //!
 //! A `detail` never has SQL, a path or an inner cause; those go to the log, under the answer's request id.
 
@@ -125,7 +125,8 @@ impl Problem {
         Problem::new(Code::KeyRequired, detail).about("Authorization").with(header::WWW_AUTHENTICATE, REALM.to_owned())
     }
 
-    /// The problem of every key that isn't valid, whyever: a client that guesses shall not learn whether it comes nearer.
+    /// The problem of every key that isn't valid, whyever: a client that guesses shall not learn whether it comes
+    /// nearer.
     pub(crate) fn key_invalid() -> Problem {
         Problem::new(Code::KeyInvalid, service::Error::NoKey.to_string())
             .about("Authorization")

@@ -1,8 +1,8 @@
 //! The parameters of a query: a call takes those that its description has, each once, and no others.
 //!
-//! A parameter that the call doesn't read would have it do something else than the client asked for: `POST /exports/delta?dataset=orders`
-//! would export `users`, and move a watermark. One layer checks every route, the page's files and the health checks too: clients can rely
-//! on a rule without exceptions, and no probe needs a parameter.
+//! A parameter that the call doesn't read would have it do something else than the client asked for: `POST
+//! /exports/delta?dataset=orders` would export `users`, and move a watermark. One layer checks every route, the page's
+//! files and the health checks too: clients can rely on a rule without exceptions, and no probe needs a parameter.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -88,8 +88,8 @@ fn known_of(call: &Operation) -> Known {
     Known { names: of_query.collect(), has_body: call.request_body.is_some() }
 }
 
-/// The layer that refuses parameters which the call doesn't have, and those given twice. Unknown paths and methods go on to the router,
-/// which refuses them.
+/// The layer that refuses parameters which the call doesn't have, and those given twice. Unknown paths and methods go
+/// on to the router, which refuses them.
 pub(crate) async fn check(
     State(parameters): State<Parameters>,
     path: Option<MatchedPath>,

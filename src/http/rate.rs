@@ -1,8 +1,8 @@
 //! How many requests a client may send: a bucket for each key, and for each address where a request has no key.
 //!
-//! A bucket of `600/min` holds 600 requests and is filled by ten a second. Each process has its own buckets. The `governor` crate counts.
-//! Its tower layer is not used: it would choose the bucket from the request alone, before a key is looked up, but a request with an
-//! unknown key counts for its address.
+//! A bucket of `600/min` holds 600 requests and is filled by ten a second. Each process has its own buckets. The
+//! `governor` crate counts. Its tower layer is not used: it would choose the bucket from the request alone, before a
+//! key is looked up, but a request with an unknown key counts for its address.
 
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};

@@ -67,7 +67,8 @@ pub(crate) struct ScheduleBody {
     /// When the last of these was skipped
     #[schema(required, format = DateTime)]
     skipped_at: Option<String>,
-    /// Why the slot that is due has no export yet: the code that a request would be refused with. Null if nothing stands against it
+    /// Why the slot that is due has no export yet: the code that a request would be refused with. Null if nothing
+    /// stands against it
     #[schema(required, pattern = "^(table_missing|permission_denied|not_tracked|too_many_open_jobs)$")]
     refused: Option<&'static str>,
     /// Since when

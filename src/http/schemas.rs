@@ -1,5 +1,5 @@
-//! The form of the nouns that are in many bodies and queries, and their schemas in the API's document. The nouns themselves know
-//! nothing of documents.
+//! The form of the nouns that are in many bodies and queries, and their schemas in the API's document. The nouns
+//! themselves know nothing of documents.
 
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};

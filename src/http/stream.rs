@@ -1,4 +1,5 @@
-//! A connection's bytes: a write that makes no progress ends, so that a client that doesn't read holds nothing for long.
+//! A connection's bytes: a write that makes no progress ends, so that a client that doesn't read holds nothing for
+//! long.
 
 use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::pin::Pin;
@@ -18,12 +19,12 @@ use crate::http::connections::Connection;
 
 /// The connection of a client that reads nothing for this long is closed.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// The system closes a connection whose other end acknowledges nothing for this long: its machine is gone, or its window stays closed after
-/// everything was written.
+/// The system closes a connection whose other end acknowledges nothing for this long: its machine is gone, or its
+/// window stays closed after everything was written.
 #[cfg(target_os = "linux")]
 const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(60);
-/// This much of an answer may wait in the system to be sent. A client's progress shows at each half of it, so that a client that reads 2
-/// KiB a second counts as slow, not as stalled.
+/// This much of an answer may wait in the system to be sent. A client's progress shows at each half of it, so that a
+/// client that reads 2 KiB a second counts as slow, not as stalled.
 #[cfg(target_os = "linux")]
 const UNSENT_BYTES: u32 = 128 * 1024;
 

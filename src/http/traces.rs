@@ -12,7 +12,8 @@ use crate::trace::TraceParent;
 /// The header of W3C's Trace Context.
 pub(crate) const HEADER: HeaderName = HeaderName::from_static("traceparent");
 
-/// The place in a trace that a request names. One that is not as the standard has it counts for nothing, and neither do two.
+/// The place in a trace that a request names. One that is not as the standard has it counts for nothing, and neither do
+/// two.
 pub(crate) fn place_of(headers: &HeaderMap) -> Option<TraceParent> {
     let mut named = headers.get_all(HEADER).iter();
     let place = named.next()?.to_str().ok()?.parse().ok();
@@ -27,8 +28,9 @@ fn named(method: &Method) -> &'static str {
     KNOWN.into_iter().find(|known| method == known).unwrap_or(ANY)
 }
 
-/// Records a call, if calls are recorded, and names the call in its request, in the place of the caller. Whoever reads the request gets the
-/// innermost place that is known. Not of what is asked for every few seconds, such as probes and metrics, nor of the page.
+/// Records a call, if calls are recorded, and names the call in its request, in the place of the caller. Whoever reads
+/// the request gets the innermost place that is known. Not of what is asked for every few seconds, such as probes and
+/// metrics, nor of the page.
 pub(crate) async fn in_a_span(path: Option<MatchedPath>, mut request: Request, next: Next) -> Response {
     let route = path.as_ref().map(MatchedPath::as_str).filter(|route| !is_open(route) && *route != "/metrics");
     let Some(route) = route else { return next.run(request).await };

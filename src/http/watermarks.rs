@@ -80,8 +80,8 @@ pub(crate) async fn get(
 
 /// Set a consumer's watermark
 ///
-/// A watermark that is set forward skips rows: the next export has the rows with later times alone, those after it are exact again. A
-/// watermark that is set back has the rows since then exported again.
+/// A watermark that is set forward skips rows: the next export has the rows with later times alone, those after it are
+/// exact again. A watermark that is set back has the rows since then exported again.
 #[utoipa::path(
     put, path = "/exports/watermark", operation_id = "setWatermark", tag = "watermarks",
     params(Consumer, DatasetQuery), request_body = NewWatermark,

@@ -59,7 +59,8 @@ pub struct JobJson {
     bytes_written: u64,
     /// The file's name in the output folder or bucket, and of a download; the names of several are made of it
     output_filename: String,
-    /// Where the file was put: `file:///…`, `s3://…`, `gs://…` or `az://…`; null until the job is completed, and if there are several
+    /// Where the file was put: `file:///…`, `s3://…`, `gs://…` or `az://…`; null until the job is completed, and if
+    /// there are several
     location: Option<String>,
     /// The file's format
     #[schema(value_type = FormatSchema)]
@@ -70,13 +71,14 @@ pub struct JobJson {
     /// The file's SHA-256 in hexadecimal, once completed; null if there are several files
     #[schema(required, pattern = "^[0-9a-f]{64}$")]
     sha256: Option<String>,
-    /// The files once the job is completed, in the order of their parts: one, unless the export was split by `maxFileBytes`
+    /// The files once the job is completed, in the order of their parts: one, unless the export was split by
+    /// `maxFileBytes`
     files: Vec<FileJson>,
     /// How large a file gets before another one is begun, if the request said
     #[schema(required)]
     max_file_bytes: Option<u64>,
-    /// The digest of the export's manifest, which names the one before it in the same way; null before the export is published, and for an
-    /// ad-hoc export
+    /// The digest of the export's manifest, which names the one before it in the same way; null before the export is
+    /// published, and for an ad-hoc export
     #[schema(required, pattern = "^[0-9a-f]{64}$")]
     digest: Option<String>,
     /// How many times a worker has claimed the export
@@ -89,10 +91,11 @@ pub struct JobJson {
     continuity: Option<Continuity>,
     /// Rows that the timestamps alone would have missed
     late_rows: u64,
-    /// Deleted rows of which the log knows only the key, since they were too large for it: their key is right, their other columns are
-    /// empty
+    /// Deleted rows of which the log knows only the key, since they were too large for it: their key is right, their
+    /// other columns are empty
     key_only_deletes: u64,
-    /// Rows that were deleted since the consumer's last export by transactions which kept them out of it (`cdc_export.quiet`)
+    /// Rows that were deleted since the consumer's last export by transactions which kept them out of it
+    /// (`cdc_export.quiet`)
     quiet_deletes: u64,
     /// Transactions that had changed something and were still open: their changes belong to the next export
     #[schema(required)]
@@ -110,12 +113,13 @@ pub struct JobJson {
     /// The consumer's watermark after the export
     #[schema(required, format = DateTime)]
     watermark_to: Option<String>,
-    /// The export's place among the published exports of its consumer and dataset, from 1 and without gaps; null before the export is
-    /// published, and for an ad-hoc export. Load exports in the order of their numbers, never of their names
+    /// The export's place among the published exports of its consumer and dataset, from 1 and without gaps; null before
+    /// the export is published, and for an ad-hoc export. Load exports in the order of their numbers, never of their
+    /// names
     #[schema(required, minimum = 1)]
     number: Option<u64>,
-    /// Whether the consumer has acknowledged this export, or one after it; null before the export is published, for an ad-hoc export, and if
-    /// the consumer has never acknowledged one in the dataset
+    /// Whether the consumer has acknowledged this export, or one after it; null before the export is published, for an
+    /// ad-hoc export, and if the consumer has never acknowledged one in the dataset
     #[schema(required)]
     acknowledged: Option<bool>,
     /// The export that this one repeats, on request

@@ -121,7 +121,8 @@ impl Scheduling {
         Ok(())
     }
 
-    /// Records why the export of a due slot can't be submitted now. The slot stays due. The reason is logged once, even if more slots pass.
+    /// Records why the export of a due slot can't be submitted now. The slot stays due. The reason is logged once, even
+    /// if more slots pass.
     async fn refuse(&self, schedule: &Schedule, slot: DateTime<Utc>, why: Refusal) -> Result<(), Error> {
         let Scheduling { maintenance, .. } = self;
         if maintenance.store.refuse_slot(schedule, slot, why).await? {
@@ -139,7 +140,8 @@ impl Scheduling {
         Ok(())
     }
 
-    /// Submits a full export after an export that needs one. Returns false if it is too early, or another process was first.
+    /// Submits a full export after an export that needs one. Returns false if it is too early, or another process was
+    /// first.
     async fn heal(&self, schedule: &Schedule) -> Result<bool, Error> {
         let Some(dataset) = self.scheduled.catalog.get(&schedule.dataset) else { return Ok(false) };
         if self.refusal(schedule, dataset).await?.is_some() {
@@ -194,8 +196,8 @@ impl Scheduling {
     }
 }
 
-/// Returns the slot up to which all slots count as used, for a schedule whose timing has changed, and for a new one that doesn't run at
-/// its start.
+/// Returns the slot up to which all slots count as used, for a schedule whose timing has changed, and for a new one
+/// that doesn't run at its start.
 fn needs_adoption(schedule: &Schedule, state: &ScheduleState, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
     let is_needed = match &state.timing {
         Some(timing) => *timing != schedule.timing.to_string(),

@@ -1,8 +1,8 @@
 //! The chains of a place: which export follows which, by the digests in their manifests.
 //!
 //! The manifest of an export names the digest of the export before it. [`Chains`] keeps a [`Link`] of each manifest, in
-//! about 145 bytes. `verify` looks for gaps and forks in them with [`ChainReport`]; `apply` walks from one export to the
-//! next. Knows neither where the manifests were read nor whether their files are there.
+//! about 145 bytes. `verify` looks for gaps and forks in them with [`ChainReport`]; `apply` walks from one export to
+//! the next. Knows neither where the manifests were read nor whether their files are there.
 //!
 //! [`ChainReport`]: crate::manifest::chain_report::ChainReport
 

@@ -1,5 +1,5 @@
-//! The lists of a manifest, as they are read: none is longer than a manifest's can be. An element of three bytes of JSON has twenty-four and
-//! more in memory, and whoever may write to a place may put any list there.
+//! The lists of a manifest, as they are read: none is longer than a manifest's can be. An element of three bytes of
+//! JSON has twenty-four and more in memory, and whoever may write to a place may put any list there.
 
 use std::fmt;
 use std::marker::PhantomData;

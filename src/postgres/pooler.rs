@@ -1,5 +1,6 @@
-//! Checks that each connection is a session of the server. A pooler in transaction mode lends a session for one transaction only:
-//! whatever the service sets, locks, prepares or listens to would belong to another client a moment later.
+//! Checks that each connection is a session of the server. A pooler in transaction mode lends a session for one
+//! transaction only: whatever the service sets, locks, prepares or listens to would belong to another client a moment
+//! later.
 
 use std::time::Duration;
 
@@ -72,7 +73,8 @@ async fn moves(conn: &mut PgConnection, marked: &SessionIdentity) -> Result<bool
     Ok(false)
 }
 
-/// Reads what tells the session apart. By the simple protocol: a prepared statement could be executed in another session.
+/// Reads what tells the session apart. By the simple protocol: a prepared statement could be executed in another
+/// session.
 async fn identify(conn: &mut PgConnection) -> Result<SessionIdentity, sqlx::Error> {
     let row = sqlx::raw_sql(
         "-- postgres.pooler.identify

@@ -1,5 +1,6 @@
-//! A look at a database that nobody has migrated yet, by the statements that need our schema: each session begins with a transaction
-//! that makes as much of the schema as they need, and that nobody commits. When the session ends, nothing of it was ever there.
+//! A look at a database that nobody has migrated yet, by the statements that need our schema: each session begins with
+//! a transaction that makes as much of the schema as they need, and that nobody commits. When the session ends, nothing
+//! of it was ever there.
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
@@ -10,7 +11,8 @@ const TRACKED: &str = "create table cdc_export.tracked (schema_name text, table_
 
 /// Begins the transaction that is never committed.
 pub(super) async fn begin(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
-    // Not dropped, which would roll it back. sqlx knows of it all the same: what begins a transaction of its own gets a savepoint.
+    // Not dropped, which would roll it back. sqlx knows of it all the same: what begins a transaction of its own gets a
+    // savepoint.
     std::mem::forget(conn.begin().await?);
     let names =
         ["table_of_role", "type_of_role", "primary_key", "widen_search_path"].map(|name| format!("cdc_export.{name}("));

@@ -1,4 +1,5 @@
-//! The migration of the service's own schema, at each start. Refuses a database in which others' tables have our tables' names.
+//! The migration of the service's own schema, at each start. Refuses a database in which others' tables have our
+//! tables' names.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -37,8 +38,8 @@ pub async fn require_migrated(database: &Database) -> Result<(), Error> {
     Ok(conn.close().await?)
 }
 
-/// A database whose pools' sessions find our schema in the making, so that statements about tables can be run where nobody has
-/// migrated. Its pools have one connection each, and one of them can be used at a time.
+/// A database whose pools' sessions find our schema in the making, so that statements about tables can be run where
+/// nobody has migrated. Its pools have one connection each, and one of them can be used at a time.
 ///
 /// # Errors
 /// If the database can't be reached, or the role may not make a schema.
@@ -83,9 +84,9 @@ pub enum Purpose {
     Track,
 }
 
-/// Checks the server and brings the schema up to date. Safe at every start and from several replicas at once: the first one
-/// migrates, the others wait for it. The first migration makes the demo's `users` where the catalog has a dataset of it and no
-/// table has its name.
+/// Checks the server and brings the schema up to date. Safe at every start and from several replicas at once: the first
+/// one migrates, the others wait for it. The first migration makes the demo's `users` where the catalog has a dataset
+/// of it and no table has its name.
 ///
 /// # Errors
 /// If the database can't be reached or used, is behind a pooler in transaction mode, or holds a foreign `exports` or
@@ -109,8 +110,8 @@ pub async fn migrate(database: &Database, catalog: &Catalog, purpose: Purpose) -
         rights.require_create()?
     }
     refuse_foreign_tables(&mut conn, &path).await?;
-    // The migrator would need the right to create its table even where that exists. A service needs no such right where another
-    // role has migrated.
+    // The migrator would need the right to create its table even where that exists. A service needs no such right where
+    // another role has migrated.
     let schema = path.tables_schema(&mut conn).await?;
     if rights.has_migrations && is_current(&mut conn).await? && schema.has_views(&mut conn).await? {
         return Ok(conn.close().await?);
@@ -121,8 +122,8 @@ pub async fn migrate(database: &Database, catalog: &Catalog, purpose: Purpose) -
             sqlx::query("-- postgres.migrate.create_schema\n create schema cdc_export").execute(&mut conn).await;
         created?;
     }
-    // `create index` waits for the table's writers, and later writers wait for it. So it waits 2 seconds at most, then tries
-    // again.
+    // `create index` waits for the table's writers, and later writers wait for it. So it waits 2 seconds at most, then
+    // tries again.
     sqlx::query("-- postgres.migrate.lock_timeout\n set lock_timeout = '2s'").execute(&mut conn).await?;
     // An older binary may start beside a newer one; the older one ignores the migrations that it doesn't know.
     let makes_users = has_users(catalog, &path) && path.find(&mut conn, "users").await?.is_none();
@@ -148,9 +149,9 @@ pub async fn migrate(database: &Database, catalog: &Catalog, purpose: Purpose) -
     Ok(conn.close().await?)
 }
 
-/// Waits until no other process migrates. The lock is the session's, since the migrations commit one by one; it ends with the
-/// connection, also when this future is dropped. Every role that may connect can hold it, and so hold up a start: the log names
-/// the holder.
+/// Waits until no other process migrates. The lock is the session's, since the migrations commit one by one; it ends
+/// with the connection, also when this future is dropped. Every role that may connect can hold it, and so hold up a
+/// start: the log names the holder.
 async fn lock(conn: &mut PgConnection) -> Result<(), Error> {
     let mut logged_at: Option<Instant> = None;
     loop {
@@ -199,7 +200,8 @@ fn is_busy(error: &MigrateError) -> bool {
     SqlFailure::of(cause) == SqlFailure::LockTimeout
 }
 
-/// Refuses a database that was migrated before 0.1.0, the first release. Its first migration has another name than ours.
+/// Refuses a database that was migrated before 0.1.0, the first release. Its first migration has another name than
+/// ours.
 async fn refuse_unreleased(conn: &mut PgConnection) -> Result<(), Error> {
     let is_unreleased: bool = sqlx::query_scalar(
         "-- postgres.migrate.unreleased
@@ -241,7 +243,8 @@ async fn is_current(conn: &mut PgConnection) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// What exists of the schema, and what the role may do with it. Read before anything is made, so that no part is made alone.
+/// What exists of the schema, and what the role may do with it. Read before anything is made, so that no part is made
+/// alone.
 #[derive(sqlx_macros::FromRow)]
 struct Rights {
     role: String,
@@ -339,8 +342,8 @@ impl Rights {
     }
 }
 
-/// Checks that `exports` and `watermarks`, as the search_path finds them, are ours. Also where there is nothing to migrate: the
-/// search_path may have changed.
+/// Checks that `exports` and `watermarks`, as the search_path finds them, are ours. Also where there is nothing to
+/// migrate: the search_path may have changed.
 async fn refuse_foreign_tables(conn: &mut PgConnection, path: &SearchPath) -> Result<(), Error> {
     let known: bool = sqlx::query_scalar(
         "-- postgres.migrate.known

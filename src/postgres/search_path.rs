@@ -1,12 +1,14 @@
-//! The schema of the three tables that people read: `exports`, `watermarks` and the demo's `users`. It is the first schema of the
-//! role's own search_path, normally `public`. Our statements don't use that path, because others may have put functions and
-//! operators there: migrations get the schema written out, and all other statements find views of the tables in our schema.
+//! The schema of the three tables that people read: `exports`, `watermarks` and the demo's `users`. It is the first
+//! schema of the role's own search_path, normally `public`. Our statements don't use that path, because others may have
+//! put functions and operators there: migrations get the schema written out, and all other statements find views of the
+//! tables in our schema.
 
 use crate::connection::quoted;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-/// The tables that have a view of the same name in our schema. `users` has none: it may be a table that somebody else made. A
-/// migration that drops or retypes a column has to drop the view first; the views are made anew after all migrations.
+/// The tables that have a view of the same name in our schema. `users` has none: it may be a table that somebody else
+/// made. A migration that drops or retypes a column has to drop the view first; the views are made anew after all
+/// migrations.
 const VIEWED: [&str; 2] = ["exports", "watermarks"];
 
 /// The schemas of the role's search_path that the role may use, without Postgres's own and ours.

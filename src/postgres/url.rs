@@ -1,7 +1,7 @@
 //! Reads `DATABASE_URL`, and libpq's variables beside it. Refuses every parameter that would be ignored.
 //!
-//! sqlx ignores parameters that it doesn't know, and treats a `PGSSLMODE` that it can't read as unset. An operator who asks for
-//! `channel_binding=require` or `sslmode=verify-fulll` would get a weaker connection, and never know.
+//! sqlx ignores parameters that it doesn't know, and treats a `PGSSLMODE` that it can't read as unset. An operator who
+//! asks for `channel_binding=require` or `sslmode=verify-fulll` would get a weaker connection, and never know.
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -11,8 +11,8 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use crate::postgres::Database;
 
-/// The parameters that sqlx obeys, but for `application_name`: the service sets that, to tell its own sessions from those of
-/// writers.
+/// The parameters that sqlx obeys, but for `application_name`: the service sets that, to tell its own sessions from
+/// those of writers.
 const KNOWN: [&str; 17] = [
     "dbname",
     "host",
@@ -37,8 +37,8 @@ const MODES: [&str; 2] = ["sslmode", "ssl-mode"];
 /// The names of `sslrootcert`.
 const ROOTS: [&str; 3] = ["sslrootcert", "ssl-root-cert", "ssl-ca"];
 
-/// Parameters that change nothing here, each with libpq's variable for it and the values that are accepted. There is neither
-/// channel binding nor GSSAPI here, and TLS begins with 1.2.
+/// Parameters that change nothing here, each with libpq's variable for it and the values that are accepted. There is
+/// neither channel binding nor GSSAPI here, and TLS begins with 1.2.
 const AS_IT_IS: [(&str, &str, &[&str]); 9] = [
     ("channel_binding", "PGCHANNELBINDING", &["disable", "prefer"]),
     ("gssencmode", "PGGSSENCMODE", &["disable", "prefer"]),
@@ -97,8 +97,8 @@ pub enum BadUrl {
 pub struct NamedDatabase {
     /// How to reach it.
     pub database: Database,
-    /// The file of the only authorities to trust; `None`: no certificate is checked, or the platform's authorities are trusted.
-    /// sqlx trusts the platform's beside the file's, which [`crate::config::trust_alone`] prevents.
+    /// The file of the only authorities to trust; `None`: no certificate is checked, or the platform's authorities are
+    /// trusted. sqlx trusts the platform's beside the file's, which [`crate::config::trust_alone`] prevents.
     pub authorities: Option<PathBuf>,
     /// The files that it names, each with the parameter or variable that does.
     pub files: Vec<(&'static str, PathBuf)>,

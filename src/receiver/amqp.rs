@@ -1,7 +1,9 @@
-//! Brokers that speak AMQP 0-9-1, such as RabbitMQ: events are published to an exchange, and requests for exports come from a queue.
+//! Brokers that speak AMQP 0-9-1, such as RabbitMQ: events are published to an exchange, and requests for exports come
+//! from a queue.
 //!
 //! Declares no exchange, queue or binding: these are the operator's. A missing one is logged until it exists.
-//! Publishing has a connection of its own, since a broker that is short of memory or disk stops reading from connections that publish.
+//! Publishing has a connection of its own, since a broker that is short of memory or disk stops reading from
+//! connections that publish.
 
 mod address;
 mod backlog;

@@ -24,9 +24,9 @@ pub enum Timing {
         /// The distance, in seconds.
         seconds: u64,
     },
-    /// At the times of a cron pattern on the clocks of a zone. A change of the clocks is handled as cron does it. A pattern with one
-    /// time of day has a slot right after the gap if the time is skipped, and one slot if it occurs twice. A pattern with many times
-    /// has no slot in the gap, and slots in both of two equal hours.
+    /// At the times of a cron pattern on the clocks of a zone. A change of the clocks is handled as cron does it. A
+    /// pattern with one time of day has a slot right after the gap if the time is skipped, and one slot if it occurs
+    /// twice. A pattern with many times has no slot in the gap, and slots in both of two equal hours.
     Cron {
         /// The pattern's text.
         text: String,
@@ -140,8 +140,8 @@ impl Timing {
     }
 }
 
-/// Finds a part of a pattern that the parser takes and cron doesn't know: `+1`, `15W`, `MON#2`, `?`. `L`, the last day of a month, is
-/// allowed.
+/// Finds a part of a pattern that the parser takes and cron doesn't know: `+1`, `15W`, `MON#2`, `?`. `L`, the last day
+/// of a month, is allowed.
 fn odd_piece(text: &str) -> Option<&str> {
     const MONTHS: [&str; 12] = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
     const DAYS: [&str; 7] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
@@ -155,7 +155,8 @@ fn odd_piece(text: &str) -> Option<&str> {
     if text.starts_with('@') { None } else { pieces.find(is_odd).map(|(piece, _)| piece) }
 }
 
-/// Finds a step of a pattern that is longer than its field: the parser takes `*/90` minutes for each full hour, not for 90 minutes.
+/// Finds a step of a pattern that is longer than its field: the parser takes `*/90` minutes for each full hour, not for
+/// 90 minutes.
 fn too_long_step(text: &str) -> Option<u32> {
     let longest = [59, 23, 31, 12, 7];
     let fields = text.split_ascii_whitespace().zip(longest);
@@ -208,7 +209,8 @@ mod tests {
         format!("{text}:00Z").parse().unwrap()
     }
 
-    /// The slots from one time to another, in UTC, each found forward, and each the latest from its own time to the next one's.
+    /// The slots from one time to another, in UTC, each found forward, and each the latest from its own time to the
+    /// next one's.
     fn slots(timing: &Timing, from: &str, to: &str) -> Vec<String> {
         let (mut then, to) = (at(from), at(to));
         let mut found = Vec::new();

@@ -18,8 +18,8 @@ use crate::store::watermarks::{ConsumerPosition, WatermarkEdit};
 use crate::telemetry::chain;
 use crate::watermark::{ConsumerLag, Waiting, Watermark};
 
-/// How many changes are read for a page, and for each dataset on it: for one dataset, enough for 10,000 rows that changed once and some
-/// that changed more often.
+/// How many changes are read for a page, and for each dataset on it: for one dataset, enough for 10,000 rows that
+/// changed once and some that changed more often.
 const CHANGES_OF_A_PAGE: u64 = 36_000;
 const MOST_CHANGES: u64 = 15_000;
 const FEWEST_CHANGES: u64 = 1_000;
@@ -104,7 +104,8 @@ impl Service {
         Ok(consumers.iter().map(|id| id.as_str()).zip(markers).collect())
     }
 
-    /// Where consumers stand, seen from the tables. Of a table that can't be read a consumer's waiting rows are unknown.
+    /// Where consumers stand, seen from the tables. Of a table that can't be read a consumer's waiting rows are
+    /// unknown.
     async fn lags(&self, positions: &[ConsumerPosition]) -> Result<Vec<ConsumerLag>, Error> {
         let mut found = Vec::new();
         let datasets = positions.iter().map(|position| &position.dataset).collect::<BTreeSet<_>>().len();
@@ -115,7 +116,8 @@ impl Service {
                 continue;
             }
             let consumers = self.with_markers(dataset, &consumers).await?;
-            // Each table has its share of the time, so that one that is locked, or too large to count, takes none from the others.
+            // Each table has its share of the time, so that one that is locked, or too large to count, takes none from
+            // the others.
             let share = COUNTING_TIMEOUT / u32::try_from(datasets).unwrap_or(u32::MAX);
             let changes = (CHANGES_OF_A_PAGE / datasets as u64).clamp(FEWEST_CHANGES, MOST_CHANGES);
             let error = match tokio::time::timeout(share, self.source.lags(dataset, &consumers, changes)).await {
@@ -183,8 +185,8 @@ impl Service {
         }
     }
 
-    /// Forgets a consumer's watermark, if it has one, also of a dataset that is not in the catalog any more: the watermark holds the
-    /// change log.
+    /// Forgets a consumer's watermark, if it has one, also of a dataset that is not in the catalog any more: the
+    /// watermark holds the change log.
     ///
     /// # Errors
     /// If an export of that consumer is being committed.

@@ -1,4 +1,5 @@
-//! Clients that wait for jobs, by `events` or `?wait=`: how many there may be, and one poll of the database for all of them.
+//! Clients that wait for jobs, by `events` or `?wait=`: how many there may be, and one poll of the database for all of
+//! them.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -17,13 +18,15 @@ use crate::service::deadline::with_timeout;
 use crate::store::Store;
 use crate::store::transitions::{Ending, Endings};
 
-/// Followers in all: a third of the connections that one address may have, a proxy's, say, is left to other calls; and of one key half.
+/// Followers in all: a third of the connections that one address may have, a proxy's, say, is left to other calls; and
+/// of one key half.
 const MOST: usize = 500;
 /// Followers of one key or address: it takes two of them to use all up.
 const MOST_OF_ONE: usize = 250;
 /// Followed jobs are polled this often.
 const POLL_EVERY: Duration = Duration::from_secs(1);
-/// A job that a client begins to follow may be a short one: it is polled after this time first, and then after twice as long each time.
+/// A job that a client begins to follow may be a short one: it is polled after this time first, and then after twice as
+/// long each time.
 const FIRST_POLL: Duration = Duration::from_millis(50);
 /// The pauses between polls.
 const POLLS: Backoff = Backoff::new(FIRST_POLL, POLL_EVERY);

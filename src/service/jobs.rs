@@ -24,12 +24,12 @@ use crate::telemetry::job_event;
 use crate::trace::TraceParent;
 
 impl Service {
-    /// Accepts a job. It will be run, whatever happens to this process. A request whose idempotency key was sent before returns the job
-    /// that it made then.
+    /// Accepts a job. It will be run, whatever happens to this process. A request whose idempotency key was sent before
+    /// returns the job that it made then.
     ///
     /// # Errors
-    /// If there is no such dataset, its table isn't there, may not be read, can't meet the selection or isn't tracked for a consumer, the
-    /// key was sent with another request, too many jobs are open, or the database fails.
+    /// If there is no such dataset, its table isn't there, may not be read, can't meet the selection or isn't tracked
+    /// for a consumer, the key was sent with another request, too many jobs are open, or the database fails.
     pub async fn submit(&self, request: &Request) -> Result<Job, Error> {
         let dataset = self.dataset(&request.dataset)?;
         if let Err(bad) = self.check(dataset, request).await {
@@ -76,7 +76,8 @@ impl Service {
     /// Checks that the dataset's table can meet a request.
     async fn check(&self, dataset: &Arc<Dataset>, request: &Request) -> Result<(), Error> {
         let standing = with_timeout(self.store.standing(dataset)).await;
-        // Only a table that can't be read is looked at twice: the second look waits for a connection beside those who count.
+        // Only a table that can't be read is looked at twice: the second look waits for a connection beside those who
+        // count.
         if matches!(&standing, Ok(Standing { is_readable: false, .. }) | Err(Error::DatabaseDenied(_)))
             && let Some(fault) = on_table(self.source.unreadable(dataset)).await?
         {
@@ -123,8 +124,8 @@ impl Service {
         }
     }
 
-    /// Takes a consumer's word that it has loaded a job's files, and those of all jobs before it in the lane. An earlier job than before changes
-    /// nothing.
+    /// Takes a consumer's word that it has loaded a job's files, and those of all jobs before it in the lane. An
+    /// earlier job than before changes nothing.
     ///
     /// # Errors
     /// If there is no such job, it is no consumer's, or nobody can have loaded it.
@@ -166,8 +167,8 @@ impl Service {
     /// A job as it is now, then again each time that a poll shows a change, up to its end.
     ///
     /// # Errors
-    /// If there is none of this id, too many follow jobs already, or the database fails; later that ends the stream after some
-    /// time.
+    /// If there is none of this id, too many follow jobs already, or the database fails; later that ends the stream
+    /// after some time.
     pub async fn follow(&self, id: JobId, subscriber: Subscriber) -> Result<impl Stream<Item = Job> + use<>, Error> {
         let follower = self.followers.join(subscriber, id)?;
         let first = self.job(id).await?;
@@ -205,7 +206,8 @@ impl Service {
         Ok(jobs)
     }
 
-    /// The lane's exports that were published after the job `after`, by their numbers; with `from`, those after that number.
+    /// The lane's exports that were published after the job `after`, by their numbers; with `from`, those after that
+    /// number.
     ///
     /// # Errors
     /// If the database knows no completed export of this id in the lane, or fails.
@@ -219,8 +221,8 @@ impl Service {
         with_timeout(self.store.published_after(lane, after, from, limit)).await?.ok_or(Error::Restored)
     }
 
-    /// Finds whether a write failed since Postgres's transaction ids were set back: a write that waited in vain for another transaction
-    /// may have waited for one that never began.
+    /// Finds whether a write failed since Postgres's transaction ids were set back: a write that waited in vain for
+    /// another transaction may have waited for one that never began.
     async fn or_set_back<T>(&self, written: Result<T, Error>) -> Result<T, Error> {
         if !matches!(&written, Err(Error::DatabaseUnavailable(cause)) if cause.was_waiting()) {
             return written;

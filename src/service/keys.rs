@@ -1,7 +1,7 @@
 //! Keys at the door: looked up once in a while, remembered in between.
 //!
-//! What is remembered is 2 seconds old at most, so that a revoked key is refused soon, by every process. If the database can't be
-//! asked, nobody is let in on an older memory.
+//! What is remembered is 2 seconds old at most, so that a revoked key is refused soon, by every process. If the
+//! database can't be asked, nobody is let in on an older memory.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -79,13 +79,14 @@ impl Keyring {
         Keyring { store, memory: Mutex::default(), turns_of_known, turns_of_others }
     }
 
-    /// Returns true if this key was good when it was last looked up, however long ago. That tells a known key from a guess, but admits
-    /// nobody.
+    /// Returns true if this key was good when it was last looked up, however long ago. That tells a known key from a
+    /// guess, but admits nobody.
     pub(crate) fn knows(&self, key: &PresentedKey) -> bool {
         self.remembered(|memory| memory.found.0.get(key.prefix()).is_some_and(|(_, stored)| key.is(stored)))
     }
 
-    /// Returns what a key permits; [`Error::NoKey`] if there is no such key, or it was revoked or has expired some seconds ago.
+    /// Returns what a key permits; [`Error::NoKey`] if there is no such key, or it was revoked or has expired some
+    /// seconds ago.
     pub(crate) async fn grant(self: &Arc<Keyring>, key: &PresentedKey) -> Result<Arc<Grant>, Error> {
         let stored = match self.believed(key.prefix()) {
             Some(stored) => stored,
@@ -94,8 +95,8 @@ impl Keyring {
         stored.filter(|stored| key.is(stored)).map(|stored| stored.grant).ok_or(Error::NoKey)
     }
 
-    /// Returns some seconds after the key was revoked or has expired. If the database can't be asked, the key counts as good: the call began
-    /// with a good one.
+    /// Returns some seconds after the key was revoked or has expired. If the database can't be asked, the key counts as
+    /// good: the call began with a good one.
     pub(crate) async fn gone(self: &Arc<Keyring>, key: &PresentedKey) {
         loop {
             tokio::time::sleep(failpoint::time("keys.looked_at", LOOK_AGAIN)).await;
@@ -113,8 +114,8 @@ impl Keyring {
         })
     }
 
-    /// In a task of its own: whoever asks may be polled by nobody any more, as the body of an answer that its client doesn't read,
-    /// and would keep the turn, and a connection to the database, from all others.
+    /// In a task of its own: whoever asks may be polled by nobody any more, as the body of an answer that its client
+    /// doesn't read, and would keep the turn, and a connection to the database, from all others.
     async fn look_up(self: &Arc<Keyring>, key: &PresentedKey) -> Result<Option<StoredKey>, Error> {
         let (ring, key) = (Arc::clone(self), key.clone());
         let asked = AbortOnDropHandle::new(tokio::spawn(async move { ring.ask(&key).await }));

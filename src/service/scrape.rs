@@ -32,7 +32,8 @@ const SCRAPE_TIMEOUT: Duration = Duration::from_millis(1_500);
 pub(crate) struct LastLook<T>(Mutex<Option<(Instant, T)>>);
 
 impl<T: Clone> LastLook<T> {
-    /// Returns what the last look saw if it is so recent, else looks again. Whoever comes during a look waits for it, and takes what it saw.
+    /// Returns what the last look saw if it is so recent, else looks again. Whoever comes during a look waits for it,
+    /// and takes what it saw.
     pub(crate) async fn within<E>(&self, age: Duration, look: impl Future<Output = Result<T, E>>) -> Result<T, E> {
         let mut last = self.0.lock().await;
         if let Some((at, seen)) = &*last

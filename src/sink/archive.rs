@@ -1,15 +1,15 @@
 //! Reading a folder or bucket of exports: its manifests, and the files that they name.
 //!
-//! Needs no destination id, so it also reads a copy of an export folder. Writes nothing. All calls block, including those for a bucket, so
-//! they belong on a thread of a command.
+//! Needs no destination id, so it also reads a copy of an export folder. Writes nothing. All calls block, including
+//! those for a bucket, so they belong on a thread of a command.
 
 use std::fmt;
 use std::io::{self, Read};
 
 use crate::sink::{Error, Lookup};
 
-/// The longest manifest that is read, in bytes. The manifest of an export with the most files, the longest names and the longest keys has
-/// half as many.
+/// The longest manifest that is read, in bytes. The manifest of an export with the most files, the longest names and
+/// the longest keys has half as many.
 const MANIFEST_MAX_BYTES: u64 = 32 << 20;
 
 /// A folder or bucket that is open for reading.
@@ -52,8 +52,8 @@ pub trait Archive: fmt::Debug + Send + Sync {
         Ok(Some(text))
     }
 
-    /// Returns the name of the file at `path`, which is relative to the manifest. Returns `None` if `path` leads out of the folder, or out
-    /// of the lane in a bucket.
+    /// Returns the name of the file at `path`, which is relative to the manifest. Returns `None` if `path` leads out of
+    /// the folder, or out of the lane in a bucket.
     fn name_of(&self, manifest: &str, path: &str) -> Option<String> {
         let mut parts: Vec<&str> = manifest.split('/').collect();
         parts.pop();

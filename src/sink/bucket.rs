@@ -1,8 +1,9 @@
-//! A bucket of S3, GCS or Azure Blob as a destination. A file is uploaded in parts to its final key while its rows stream. The key appears
-//! when the upload is completed, after the commit: the completion is this destination's rename.
+//! A bucket of S3, GCS or Azure Blob as a destination. A file is uploaded in parts to its final key while its rows
+//! stream. The key appears when the upload is completed, after the commit: the completion is this destination's rename.
 //!
-//! Each attempt has a key of its own, so no attempt writes to another's, and no answer of a store requires to read the rows again. Beside
-//! each upload is a note under a hidden name, so that the sweep finds an abandoned upload as it finds a hidden file in a folder.
+//! Each attempt has a key of its own, so no attempt writes to another's, and no answer of a store requires to read the
+//! rows again. Beside each upload is a note under a hidden name, so that the sweep finds an abandoned upload as it
+//! finds a hidden file in a folder.
 
 mod address;
 pub(super) mod archive;
@@ -46,7 +47,8 @@ const ID_BELIEVED_FOR: Duration = Duration::from_secs(60);
 /// The metadata of an object that says which attempt made it.
 const ATTEMPT: &str = "cdc-export-attempt";
 
-/// A bucket, or the part of it below a prefix. Each function does what the [`Destination`](super::Destination)'s function does.
+/// A bucket, or the part of it below a prefix. Each function does what the [`Destination`](super::Destination)'s
+/// function does.
 ///
 /// # Errors
 /// Every call fails if the bucket doesn't answer or refuses, or has no id or another one than before.
@@ -84,8 +86,8 @@ impl Bucket {
         }
     }
 
-    /// Checks that an object can be written and removed. The object always has the same name, so the next start removes one that a
-    /// process left behind.
+    /// Checks that an object can be written and removed. The object always has the same name, so the next start removes
+    /// one that a process left behind.
     async fn probe(&self) -> Result<(), Error> {
         let key = self.objects.key(&format!("{DESTINATION_ID_FILE}.probe"));
         self.objects.store.put(&key, "".into()).await.map_err(self.objects.cannot("write", &key))?;
@@ -162,8 +164,9 @@ impl Bucket {
                 let parts = parts.iter().map(|content_id| PartId { content_id: content_id.clone() }).collect();
                 let completed = self.objects.patient.complete_multipart(&path, upload, parts).await;
                 failpoint!("bucket.completed", Err(Error::Unavailable(std::io::ErrorKind::BrokenPipe.into())));
-                // Neither answer proves anything. After an error, the upload may be completed: by another process, or by a request whose
-                // answer was lost. Some stores report a success again for a completed upload whose object was removed.
+                // Neither answer proves anything. After an error, the upload may be completed: by another process, or
+                // by a request whose answer was lost. Some stores report a success again for a completed upload whose
+                // object was removed.
                 match (self.object(file, key, None).await?, completed) {
                     (Some(etag), _) => (key, etag),
                     (None, Ok(_)) => return Ok(Published::Gone),

@@ -48,15 +48,15 @@ pub enum WrittenManifest {
 /// A place for export files, shared by all processes that are configured with it.
 ///
 /// # Visibility
-/// Nobody sees a file under its final name before [`publish`](Destination::publish). Until then it is a *hidden file*, which
-/// [`hidden_files`](Destination::hidden_files) lists and no reader of exports opens. The hidden name has the database, the job and the
-/// lease token, so two attempts never share a file.
+/// Nobody sees a file under its final name before [`publish`](Destination::publish). Until then it is a *hidden file*,
+/// which [`hidden_files`](Destination::hidden_files) lists and no reader of exports opens. The hidden name has the
+/// database, the job and the lease token, so two attempts never share a file.
 ///
 /// # Durability
 /// - After [`Draft::stage`], the bytes and the hidden name survive a crash of this host.
 /// - After [`publish`](Destination::publish) returns [`Published::Done`], the final name does too.
-/// - After [`write_lane_marker`](Destination::write_lane_marker) and [`write_manifest`](Destination::write_manifest) return, so do the
-///   marker and the manifest. The publisher writes the marker before it gives a file its name.
+/// - After [`write_lane_marker`](Destination::write_lane_marker) and [`write_manifest`](Destination::write_manifest)
+///   return, so do the marker and the manifest. The publisher writes the marker before it gives a file its name.
 /// - If a call fails, its effect may have happened, and may be lost in a crash. The caller repeats the call.
 ///
 /// # Idempotence
@@ -64,16 +64,18 @@ pub enum WrittenManifest {
 /// [`create`](Destination::create), which makes a hidden file once.
 ///
 /// # No replacement
-/// No call replaces or removes a file that is not the recorded one. A file is recognized by its [`identity`](StagedFile::identity), never by
-/// its name alone. A manifest is never replaced. A lane marker is replaced only if the caller names the marker's job.
+/// No call replaces or removes a file that is not the recorded one. A file is recognized by its
+/// [`identity`](StagedFile::identity), never by its name alone. A manifest is never replaced. A lane marker is replaced
+/// only if the caller names the marker's job.
 ///
 /// # Blocking
-/// Work that may block runs in [`limited::blocking`](crate::sink::limited::blocking), so that it keeps the permit of [`Limited`](crate::sink::Limited).
+/// Work that may block runs in [`limited::blocking`](crate::sink::limited::blocking), so that it keeps the permit of
+/// [`Limited`](crate::sink::Limited).
 ///
 /// # Errors
-/// Every call fails if the destination fails, or doesn't answer in time. Every call but `prepare` fails if the destination has no id, or
-/// another one than before ([`Error::Unused`], [`Error::Replaced`]). A call for a file fails with [`Error::Elsewhere`] if the file is in
-/// another destination.
+/// Every call fails if the destination fails, or doesn't answer in time. Every call but `prepare` fails if the
+/// destination has no id, or another one than before ([`Error::Unused`], [`Error::Replaced`]). A call for a file fails
+/// with [`Error::Elsewhere`] if the file is in another destination.
 #[async_trait]
 pub trait Destination: fmt::Debug + Send + Sync {
     /// Makes the destination usable: creates it, gives it an id if it has none, and checks that it can be written.
@@ -120,20 +122,22 @@ pub trait Destination: fmt::Debug + Send + Sync {
     /// Lists the hidden files, including those of running attempts and of other databases.
     async fn hidden_files(&self) -> Result<Vec<HiddenFile>, Error>;
 
-    /// Removes a hidden file and returns true if it did. If `unwritten_for` is given, spares a file that was written more recently.
+    /// Removes a hidden file and returns true if it did. If `unwritten_for` is given, spares a file that was written
+    /// more recently.
     async fn sweep(&self, hidden: &HiddenFile, unwritten_for: Option<Duration>) -> Result<bool, Error>;
 
-    /// Reads the marker of a lane. Returns `None` if there is none, and [`Marker::unreadable`] if something else has its name, or the
-    /// service has no right to read it.
+    /// Reads the marker of a lane. Returns `None` if there is none, and [`Marker::unreadable`] if something else has
+    /// its name, or the service has no right to read it.
     async fn lane_marker(&self, file: &MarkerFile) -> Result<Option<Marker>, Error>;
 
     /// Reads the markers of several lanes. A marker that can't be read now is `None`.
     async fn lane_markers(&self, files: &[MarkerFile]) -> Result<Vec<Option<Marker>>, Error>;
 
-    /// Makes it durable that `marker` names the last export of its lane. Called before the export's files get their names.
+    /// Makes it durable that `marker` names the last export of its lane. Called before the export's files get their
+    /// names.
     ///
-    /// Replaces no marker except that of the job `replaced`. Returns the present marker if it keeps it: perhaps no database knows the
-    /// export which that marker names. If this fails, the marker is the one before or the new one.
+    /// Replaces no marker except that of the job `replaced`. Returns the present marker if it keeps it: perhaps no
+    /// database knows the export which that marker names. If this fails, the marker is the one before or the new one.
     async fn write_lane_marker(
         &self,
         file: &MarkerFile,
@@ -144,17 +148,19 @@ pub trait Destination: fmt::Debug + Send + Sync {
     /// Makes a manifest durable under its name, unless something else has that name.
     async fn write_manifest(&self, record: &FileRecord, number: u64, text: &str) -> Result<WrittenManifest, Error>;
 
-    /// Returns true if something other than this text has the manifest's name. Returns false if the name depends on the manifest's
-    /// number, as it does in a bucket.
+    /// Returns true if something other than this text has the manifest's name. Returns false if the name depends on the
+    /// manifest's number, as it does in a bucket.
     async fn is_manifest_name_taken(&self, record: &FileRecord, text: &str) -> Result<bool, Error>;
 
     /// Removes a manifest if it has this text.
     async fn remove_manifest(&self, record: &FileRecord, text: &str) -> Result<(), Error>;
 
-    /// Returns the largest number of a manifest in the file's lane, and 0 if there is none or the names of manifests have no numbers.
+    /// Returns the largest number of a manifest in the file's lane, and 0 if there is none or the names of manifests
+    /// have no numbers.
     async fn last_manifest(&self, record: &FileRecord) -> Result<u64, Error>;
 
-    /// Removes the drafts of an attempt that has ended. `first` is the hidden file of its first part, which may be missing.
+    /// Removes the drafts of an attempt that has ended. `first` is the hidden file of its first part, which may be
+    /// missing.
     async fn abort(&self, first: &HiddenFile) -> Result<(), Error> {
         self.sweep(first, None).await?;
         // An attempt creates its parts in order, so the first missing part ends the list.

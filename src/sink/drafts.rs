@@ -40,7 +40,8 @@ pub trait Draft: Send {
     /// Appends bytes. Blocks while the destination is slower than the caller.
     ///
     /// # Errors
-    /// If the bytes can't all be written, leave too little room, or the attempt was stopped. The draft is of no more use then.
+    /// If the bytes can't all be written, leave too little room, or the attempt was stopped. The draft is of no more
+    /// use then.
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error>;
 
     /// Returns the number of bytes written so far.

@@ -1,7 +1,7 @@
 //! The errors of a destination.
 //!
-//! Clients see the text of an [`Error`] itself, so it has no path. The operation and its path are in the error's source, which only the
-//! log and the command line show: `cannot open /output/a.csv: Permission denied`.
+//! Clients see the text of an [`Error`] itself, so it has no path. The operation and its path are in the error's
+//! source, which only the log and the command line show: `cannot open /output/a.csv: Permission denied`.
 
 use std::fmt::Display;
 use std::io;
@@ -106,7 +106,8 @@ struct FailedOperation {
     cause: io::Error,
 }
 
-/// Returns a function that converts the cause of a failed operation: `file.sync_all().map_err(cannot("sync", path.display()))`.
+/// Returns a function that converts the cause of a failed operation: `file.sync_all().map_err(cannot("sync",
+/// path.display()))`.
 pub(super) fn cannot<E: Into<io::Error>>(verb: &'static str, path: impl Display) -> impl FnOnce(E) -> Error {
     move |cause| {
         let cause: io::Error = cause.into();

@@ -1,7 +1,8 @@
 //! A folder as a destination. Files are written there under hidden names, and renamed when they are committed.
 //!
-//! After `stage` of a draft the bytes are on disk. After [`Folder::publish`] the name is too. Every path is one name below the folder's own
-//! descriptor, and symbolic links are not followed. All functions block; [`destination`] runs them on threads.
+//! After `stage` of a draft the bytes are on disk. After [`Folder::publish`] the name is too. Every path is one name
+//! below the folder's own descriptor, and symbolic links are not followed. All functions block; [`destination`] runs
+//! them on threads.
 
 pub(super) mod archive;
 pub(super) mod destination;
@@ -31,7 +32,8 @@ use crate::sink::{Error, Lookup, Published};
 
 const ANOTHER: Error = Error::Replaced("is another folder's");
 
-/// A folder for files, on a disk of this host. Each function does what the [`Destination`](super::Destination)'s function does.
+/// A folder for files, on a disk of this host. Each function does what the [`Destination`](super::Destination)'s
+/// function does.
 ///
 /// # Errors
 /// Every call fails if the folder can't be read or written, or has no id or another one than before.
@@ -48,8 +50,8 @@ impl Folder {
         Folder { path, file_mode: None, id: OnceLock::new() }
     }
 
-    /// Sets the mode of the files, whatever the umask is. `None` leaves 0666 to the umask. A folder that the service creates gets 0777
-    /// without the umask's rights.
+    /// Sets the mode of the files, whatever the umask is. `None` leaves 0666 to the umask. A folder that the service
+    /// creates gets 0777 without the umask's rights.
     pub(super) fn with_file_mode(self, mode: Option<u32>) -> Folder {
         Folder { file_mode: mode.map(Mode::from_raw_mode), ..self }
     }
@@ -59,8 +61,8 @@ impl Folder {
         Ok(self.open_with_id()?.1)
     }
 
-    /// Opens the folder and reads the id from the same descriptor. After a disk is unmounted, the path leads to another, empty folder,
-    /// which says nothing about this one's files.
+    /// Opens the folder and reads the id from the same descriptor. After a disk is unmounted, the path leads to
+    /// another, empty folder, which says nothing about this one's files.
     fn open_with_id(&self) -> Result<(Dir, Uuid), Error> {
         let dir = Dir::open(&self.path)?;
         let found = match (id::read(&dir)?, self.id.get()) {

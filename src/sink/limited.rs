@@ -1,7 +1,8 @@
-//! Concurrency limits: the number of operations that one caller of a destination has under way, and how long it waits for each.
+//! Concurrency limits: the number of operations that one caller of a destination has under way, and how long it waits
+//! for each.
 //!
-//! An operation on a dead network file system never returns. It keeps its thread and its permit, so a caller never has more blocked
-//! threads than permits.
+//! An operation on a dead network file system never returns. It keeps its thread and its permit, so a caller never has
+//! more blocked threads than permits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,15 +19,15 @@ use crate::job::JobId;
 use crate::job::marker::Marker;
 use crate::sink::{Destination, Draft, Error, MarkerFile, Prepared, Published, PublishedFile, WrittenManifest};
 
-/// The number of operations that the workers of a process have under way: twice as many as there may be workers, because an operation
-/// that hangs keeps its permit after its attempt has ended.
+/// The number of operations that the workers of a process have under way: twice as many as there may be workers,
+/// because an operation that hangs keeps its permit after its attempt has ended.
 const MAX_CONCURRENT: usize = 128;
 
 /// The limits of one caller of a destination.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// The number of operations under way at once. A further operation waits for a permit. Bytes that are written to a draft or read from
-    /// an open file are not operations.
+    /// The number of operations under way at once. A further operation waits for a permit. Bytes that are written to a
+    /// draft or read from an open file are not operations.
     pub max_concurrent: usize,
     /// How long the caller waits for an operation, including its permit. `None` waits as long as it takes.
     pub timeout: Option<Duration>,
@@ -52,8 +53,8 @@ impl ConcurrencyLimit {
     /// Runs an operation under a permit.
     ///
     /// # Errors
-    /// If the operation fails, or takes longer than the timeout. It is dropped then, and its effect is unknown. Work in [`blocking`] goes
-    /// on and keeps the permit.
+    /// If the operation fails, or takes longer than the timeout. It is dropped then, and its effect is unknown. Work in
+    /// [`blocking`] goes on and keeps the permit.
     async fn run<T>(&self, operation: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         let permitted = async {
             let permit = Arc::clone(&self.permits).acquire_owned().await.expect("nobody closes the semaphore");
@@ -69,8 +70,8 @@ impl ConcurrencyLimit {
     }
 }
 
-/// Runs work that may block on a thread of its own. The thread keeps the permit of the operation that calls this until the work returns,
-/// even if nobody waits for it any more.
+/// Runs work that may block on a thread of its own. The thread keeps the permit of the operation that calls this until
+/// the work returns, even if nobody waits for it any more.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
@@ -90,7 +91,8 @@ pub struct Limited {
 }
 
 impl Limited {
-    /// Limits a destination for the workers of a process, who are one caller together. They wait as long as an operation takes.
+    /// Limits a destination for the workers of a process, who are one caller together. They wait as long as an
+    /// operation takes.
     pub fn new(destination: Arc<dyn Destination>) -> Limited {
         let limits = Limits { max_concurrent: MAX_CONCURRENT, timeout: None };
         Limited { destination, limit: ConcurrencyLimit::new(limits) }

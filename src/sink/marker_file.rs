@@ -10,7 +10,8 @@ use crate::job::JobId;
 use crate::job::lane::Lane;
 use crate::job::marker::Marker;
 
-/// The content of the file. Consumer and dataset are for people, because the name of the file has only a digest of them.
+/// The content of the file. Consumer and dataset are for people, because the name of the file has only a digest of
+/// them.
 #[derive(Serialize, Deserialize)]
 struct Content {
     consumer: String,
@@ -47,8 +48,8 @@ impl MarkerFile {
         &self.name
     }
 
-    /// Parses the content. Returns [`Marker::unreadable`] if the content was damaged, or is that of another lane. It is never half written,
-    /// because a destination writes the file before naming it.
+    /// Parses the content. Returns [`Marker::unreadable`] if the content was damaged, or is that of another lane. It is
+    /// never half written, because a destination writes the file before naming it.
     pub(super) fn parse(&self, text: &[u8]) -> Marker {
         let content: Option<Content> = serde_json::from_slice(text).ok();
         let content = content.filter(|read| read.consumer == self.consumer && read.dataset == self.dataset);
@@ -69,8 +70,8 @@ impl MarkerFile {
     }
 }
 
-/// Returns the present marker if it may not be replaced: it is neither `marker` nor that of the job `replaced`. Perhaps no database knows
-/// the export that it names.
+/// Returns the present marker if it may not be replaced: it is neither `marker` nor that of the job `replaced`. Perhaps
+/// no database knows the export that it names.
 pub(super) fn to_keep(present: Option<&Marker>, marker: &Marker, replaced: Option<JobId>) -> Option<Marker> {
     present.filter(|present| *present != marker && Some(present.job) != replaced).cloned()
 }

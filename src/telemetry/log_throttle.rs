@@ -1,4 +1,5 @@
-//! Throttle of repeated log lines: the same problem is logged at most once a minute, with the number of its occurrences.
+//! Throttle of repeated log lines: the same problem is logged at most once a minute, with the number of its
+//! occurrences.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};

@@ -284,8 +284,8 @@ fn text(registry: &Registry) -> String {
     TextEncoder::new().encode_to_string(&registry.gather()).expect("every family of a registry has a name and a type")
 }
 
-/// Makes the series of these labels begin at 0, for each of these ends and failure codes. Otherwise the first event of a series would be no
-/// increase to Prometheus, and would raise no alert.
+/// Makes the series of these labels begin at 0, for each of these ends and failure codes. Otherwise the first event of
+/// a series would be no increase to Prometheus, and would raise no alert.
 pub fn init_series<'a>(
     labels: ExportLabels<'_>,
     ends: impl Iterator<Item = &'a str>,

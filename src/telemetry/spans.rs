@@ -40,7 +40,8 @@ pub fn start(settings: &Settings) -> Result<(), String> {
     RECORDER.set(recorder).map_err(|_| "it was started before".to_owned())
 }
 
-/// Sends what is recorded, and records no more. Blocks for as long as a collector may take at an end that others wait for.
+/// Sends what is recorded, and records no more. Blocks for as long as a collector may take at an end that others wait
+/// for.
 pub fn end() {
     #[cfg(feature = "otel")]
     if let Some(recorder) = RECORDER.get() {

@@ -25,7 +25,8 @@ pub(super) enum Error {
 }
 
 impl Error {
-    /// What becomes of the job. An error is tried again if its cause may be gone next time: the database, locks, room on the disk.
+    /// What becomes of the job. An error is tried again if its cause may be gone next time: the database, locks, room
+    /// on the disk.
     pub(super) fn settlement(&self) -> Settlement {
         use pipeline::Error as Pipe;
         let failure = |code, continuity| Failure { continuity, code, detail: self.to_string() };

@@ -1,4 +1,5 @@
-//! What wakes idle workers and stops running attempts: Postgres's notifications, and the ends of jobs that this process saw.
+//! What wakes idle workers and stops running attempts: Postgres's notifications, and the ends of jobs that this process
+//! saw.
 
 use std::time::Duration;
 

@@ -6,7 +6,8 @@ use futures_util::FutureExt;
 
 use crate::worker::{POLL, Worker};
 
-/// Runs a task again when it panics, which is a defect: the task's job is taken over when its lease ends, and other tasks go on.
+/// Runs a task again when it panics, which is a defect: the task's job is taken over when its lease ends, and other
+/// tasks go on.
 pub(super) async fn restart_on_panic<S: Clone, F: Future<Output = ()>>(
     stops: S,
     worker: Worker,

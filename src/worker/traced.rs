@@ -8,8 +8,8 @@ use crate::telemetry::spans::{Kind, Span};
 use crate::worker::Worker;
 
 impl Worker {
-    /// The span of an attempt at a job whose claim began at this time. A job that nobody has seen in a trace is in this attempt's from
-    /// then on.
+    /// The span of an attempt at a job whose claim began at this time. A job that nobody has seen in a trace is in this
+    /// attempt's from then on.
     pub(super) async fn span(&self, lease: &Lease, claimed: SystemTime) -> Span {
         let job = &lease.job;
         let span = Span::start_at("attempt", Kind::Consumer, job.trace.as_ref(), Some(claimed));

@@ -45,8 +45,9 @@ async fn each_export_is_applied_once_whatever_is_killed() {
     pair.end().await;
 }
 
-/// The copy of a table that many write to is some state of it at each moment: whatever was committed together comes together. In one
-/// transaction pgbench moves an amount between accounts here, so their sum never changes; two processes apply, and are killed.
+/// The copy of a table that many write to is some state of it at each moment: whatever was committed together comes
+/// together. In one transaction pgbench moves an amount between accounts here, so their sum never changes; two
+/// processes apply, and are killed.
 #[tokio::test]
 async fn it_follows_while_pgbench_writes_and_processes_are_killed() {
     if server_lacks("pgbench").await {

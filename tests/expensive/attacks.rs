@@ -9,8 +9,8 @@ use crate::attacks::attacker::Attacker;
 use crate::catalog::{Catalog, export};
 use crate::harness::{Csv, Database};
 
-/// In `public`, for each function and operator of Postgres's that takes what isn't just of its types, one that fits better, and that
-/// raises an error wherever it is called.
+/// In `public`, for each function and operator of Postgres's that takes what isn't just of its types, one that fits
+/// better, and that raises an error wherever it is called.
 const TRAPS: &str = r#"
 create function public.trapped(what text) returns void language plpgsql as $t$ begin raise exception 'trapped: %', what; end $t$;
 do $do$
@@ -186,7 +186,8 @@ async fn a_row_larger_than_any_text_can_be_deleted() {
         database.run(&format!("insert into {table} values (1, repeat('\"', 540000000)), (2, 'y')")).await;
         database.run(&format!("update {table} set id = 3 where id = 1; delete from {table} where id > 1")).await;
         let job = export(&service, "delta", table, "a").await;
-        // A row of 540 MB that takes 6 MB in the table is tried, and its statement's others go with it, but for a partition's.
+        // A row of 540 MB that takes 6 MB in the table is tried, and its statement's others go with it, but for a
+        // partition's.
         assert_eq!(job["keyOnlyDeletes"], if table == "large" { 3 } else { 2 });
         let mut rows = Csv::read(&service.path(&job)).rows;
         rows.sort();

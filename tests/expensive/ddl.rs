@@ -9,7 +9,8 @@ use crate::catalog::{Catalog, Replica, export};
 use crate::ddl::attempt::{attempt, told, word};
 use crate::harness::{Csv, Database};
 
-/// A table, its dataset, and DDL between two exports of it. `{t}` is the table's name, and the beginning of the names beside it.
+/// A table, its dataset, and DDL between two exports of it. `{t}` is the table's name, and the beginning of the names
+/// beside it.
 struct Case {
     what: &'static str,
     /// Makes the table, with rows 1 to 6 by `id`.
@@ -121,7 +122,8 @@ async fn ddl_is_exact_or_has_a_word() {
              insert into {t} select n, n + 0.1234 from generate_series(1, 6) n",
             "vacuum full {t};; alter table {t} alter n type numeric(12,4)",
         )
-        // The column's row in the catalog is another one, and so is a file: which of the two came by the other isn't to be seen.
+        // The column's row in the catalog is another one, and so is a file: which of the two came by the other isn't to
+        // be seen.
         .wants("column_retyped"),
         case("a label is added", MOODS, "alter type {t}_mood add value 'calm' before 'sad';; update {t} set mood = 'calm' where id = 4"),
         case("a label is renamed", MOODS, "alter type {t}_mood rename value 'sad' to 'blue'").wants("column_retyped"),

@@ -37,7 +37,8 @@ impl Claims {
         lease
     }
 
-    /// Ends with it: what a claim, with what came of it, has read of the queue on average, in entries of its indexes and rows.
+    /// Ends with it: what a claim, with what came of it, has read of the queue on average, in entries of its indexes
+    /// and rows.
     async fn read_each(mut self, before: i64) -> i64 {
         // A session tells what it has read when it ends.
         self.database.pool.close().await;

@@ -5,7 +5,8 @@ use serde_json::json;
 use crate::catalog::{Catalog, export};
 use crate::harness::{Csv, Database};
 
-/// Whatever a row holds, its owner deletes it and changes its key; a large one doesn't take his time and memory for an image either.
+/// Whatever a row holds, its owner deletes it and changes its key; a large one doesn't take his time and memory for an
+/// image either.
 #[tokio::test]
 async fn what_a_row_holds_fails_no_statement_of_its_owner() {
     let columns = "b bytea, t text, j json, n numeric, f float8, d date, a int[], i interval";

@@ -1,5 +1,5 @@
-//! Beside many jobs that have ended, every question costs what its answer has. `TEST_JOBS=1000000` has as many of them as that, and tells
-//! how long each list took.
+//! Beside many jobs that have ended, every question costs what its answer has. `TEST_JOBS=1000000` has as many of them
+//! as that, and tells how long each list took.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -10,8 +10,8 @@ use crate::catalog::Catalog;
 use crate::harness::{Database, Service, Start, eventually, option_env};
 use crate::plans::{cost_of, log_plans, plans};
 
-/// So many, and some that are rare. Those of the consumer `early` are all older than the others, so that whoever looks for them among the
-/// newest passes over everything.
+/// So many, and some that are rare. Those of the consumer `early` are all older than the others, so that whoever looks
+/// for them among the newest passes over everything.
 async fn with_jobs() -> Database {
     let database = Database::new().await;
     let jobs: u64 = option_env("TEST_JOBS").map_or(36_000, |jobs| jobs.parse().unwrap());
@@ -54,7 +54,8 @@ async fn with_jobs() -> Database {
     database
 }
 
-/// What the plans of a statement read of `exports`: entries, and those that a filter threw away. None is a scan of the table.
+/// What the plans of a statement read of `exports`: entries, and those that a filter threw away. None is a scan of the
+/// table.
 fn read(service: &Service, statement: &str) -> Vec<(u64, u64)> {
     plans(service, statement).iter().map(|plan| cost(plan)).collect()
 }

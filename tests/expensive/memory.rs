@@ -1,4 +1,5 @@
-//! What a process still has after many jobs and after much data: memory, files, threads, connections. The kernel of Linux tells it.
+//! What a process still has after many jobs and after much data: memory, files, threads, connections. The kernel of
+//! Linux tells it.
 
 use serde_json::{Value, json};
 

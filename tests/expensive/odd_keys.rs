@@ -77,8 +77,8 @@ async fn a_key_that_is_another_text_is_another_key() {
             .await;
         deltas.exports(&service, "delta", &table, "a").await;
         deltas.require(&database, &table, &texts, columns).await;
-        // An incremental has the row under its new text, the next delta the DELETE of the old one, which to a consumer whose own column
-        // is of that type is the row: it comes again.
+        // An incremental has the row under its new text, the next delta the DELETE of the old one, which to a consumer
+        // whose own column is of that type is the row: it comes again.
         mixed.exports(&service, "incremental", &table, "b").await;
         database.run(&set(second, 8)).await;
         mixed.exports(&service, "incremental", &table, "b").await;

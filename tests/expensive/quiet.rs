@@ -1,5 +1,5 @@
-//! Deletions that their transaction keeps quiet about, among random other changes: no delta tells of them, and each consumer's next
-//! export counts them once.
+//! Deletions that their transaction keeps quiet about, among random other changes: no delta tells of them, and each
+//! consumer's next export counts them once.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -22,8 +22,8 @@ fn forget_markers(service: &Service) {
     }
 }
 
-/// An acknowledgement is a part of the database, and goes back with it: what the database doesn't know can't be acknowledged, and what its
-/// consumer has to be handed again is to be acknowledged again.
+/// An acknowledgement is a part of the database, and goes back with it: what the database doesn't know can't be
+/// acknowledged, and what its consumer has to be handed again is to be acknowledged again.
 #[tokio::test]
 async fn what_was_acknowledged_goes_back_with_its_lane() {
     let mut cluster = Cluster::new().await;

@@ -1,8 +1,8 @@
-//! The stress: writers that do to a table whatever a table has done to it, consumers that replay their files meanwhile, and a
-//! service that is killed in between. At the end every replica is the table.
+//! The stress: writers that do to a table whatever a table has done to it, consumers that replay their files meanwhile,
+//! and a service that is killed in between. At the end every replica is the table.
 //!
-//! The oracle knows nothing but files and the table. What each writer does comes from the seed; `STRESS_SEED` varies it, and
-//! `STRESS_SECONDS` how long it does it.
+//! The oracle knows nothing but files and the table. What each writer does comes from the seed; `STRESS_SEED` varies
+//! it, and `STRESS_SECONDS` how long it does it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
@@ -264,8 +264,8 @@ async fn purge(run: Arc<Run>) -> u64 {
     removed
 }
 
-/// Kills the service and starts it again until the writers stop, and once more. Some die at a step of an export, some rest at
-/// one; the last one doesn't die.
+/// Kills the service and starts it again until the writers stop, and once more. Some die at a step of an export, some
+/// rest at one; the last one doesn't die.
 async fn supervise(run: Arc<Run>, mut service: Service) -> Service {
     let mut random = run.random(1_000);
     loop {
@@ -332,8 +332,8 @@ impl Consumer {
         }
     }
 
-    /// One export, and whatever else is in its lane: the answer to a request may die with the service. False: it takes a full
-    /// export to go on.
+    /// One export, and whatever else is in its lane: the answer to a request may die with the service. False: it takes
+    /// a full export to go on.
     async fn export(&mut self, export_type: &str) -> bool {
         let (client, consumer) = (self.run.client.clone(), self.name);
         let mut jobs = eventually("a job is submitted", async || {

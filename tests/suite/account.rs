@@ -1,5 +1,6 @@
-//! The user that runs the private server, against the one who started it: that user may put whatever it likes into the folders
-//! that are its own, and gets nothing by it that it hasn't. As root runs these tests, that is user `postgres` against root.
+//! The user that runs the private server, against the one who started it: that user may put whatever it likes into the
+//! folders that are its own, and gets nothing by it that it hasn't. As root runs these tests, that is user `postgres`
+//! against root.
 
 use std::fs;
 use std::io::{Read, Write};

@@ -241,8 +241,8 @@ async fn of_many_at_once_the_latest_stands() {
     two.stop().await;
 }
 
-/// What a restore, or whoever writes to the tables, may leave: a lane's numbers skip those that were handed out, or have not come as far as
-/// what was acknowledged.
+/// What a restore, or whoever writes to the tables, may leave: a lane's numbers skip those that were handed out, or
+/// have not come as far as what was acknowledged.
 #[tokio::test]
 async fn numbers_that_skip_or_were_put_back_are_counted_by_what_is_there() {
     let database = Database::new().await;

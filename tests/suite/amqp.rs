@@ -90,7 +90,8 @@ async fn only_an_unroutable_event_fails(broker: &Broker) {
     database.add_users(1, 5).await;
     let operator = operator("exchange = \"other-exports\"\n");
     let service = start(&operator, &database, broker).service().await;
-    // As if as many exports had ended while the exchange was missing: half of them of a consumer that no queue is bound for.
+    // As if as many exports had ended while the exchange was missing: half of them of a consumer that no queue is bound
+    // for.
     let [routable, other] = [service.export("full", "a").await.0, service.export("full", "b").await.0];
     let again = start(&operator, &database, broker).sharing_output(&service);
     service.stop().await;
@@ -115,7 +116,8 @@ async fn only_an_unroutable_event_fails(broker: &Broker) {
         || count(*) filter (where delivered_at is null and last_error like 'no queue is bound%' and e.consumer_id = 'b') || ' '
         || count(*) filter (where last_error is null and delivered_at is null)
         from cdc_export.deliveries d join exports e on e.id = d.job";
-    // A broker that answers late on a busy machine costs a message an attempt, but never has it called one without a queue.
+    // A broker that answers late on a busy machine costs a message an attempt, but never has it called one without a
+    // queue.
     let mixed_up = "select count(*) from cdc_export.deliveries d join exports e on e.id = d.job
         where e.consumer_id = 'a' and last_error like 'no queue is bound%'";
     let mut seen = String::new();
@@ -192,7 +194,8 @@ async fn a_missing_address_stops_the_start() {
     service.stop().await;
 }
 
-/// Two blocks with one queue would refuse each other's requests, and refused requests must not reach receivers of events.
+/// Two blocks with one queue would refuse each other's requests, and refused requests must not reach receivers of
+/// events.
 #[tokio::test]
 async fn two_blocks_of_one_broker_do_not_conflict() {
     let database = Database::new().await;

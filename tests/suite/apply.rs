@@ -1,4 +1,5 @@
-//! `apply`: a table of another Postgres equals the source after each export, each applied once, whatever is killed and whoever else applies.
+//! `apply`: a table of another Postgres equals the source after each export, each applied once, whatever is killed and
+//! whoever else applies.
 
 mod pair;
 
@@ -667,7 +668,8 @@ async fn a_table_of_another_name_is_known_again() {
     pair.end().await;
 }
 
-/// What is in the way of one export is in the way of no newer full one; and a place that has nothing for the table says what it has.
+/// What is in the way of one export is in the way of no newer full one; and a place that has nothing for the table says
+/// what it has.
 #[tokio::test]
 async fn a_folder_goes_on_with_its_newest_full_export() {
     let pair = Pair::started(SIMPLE, |start| start.with("MANIFESTS", "on")).await;

@@ -1,4 +1,5 @@
-//! Files in buckets, on emulators that get real requests. `tests/buckets.sh` starts them; without them each test says so and passes.
+//! Files in buckets, on emulators that get real requests. `tests/buckets.sh` starts them; without them each test says
+//! so and passes.
 
 mod between;
 mod manifests;
@@ -76,8 +77,8 @@ impl Bucket {
         bucket
     }
 
-    /// Whether it is at s3s-fs, which keeps to S3 in what an export needs, and lacks what tests ask beyond that: it lists no uploads, and
-    /// makes a bucket that isn't there.
+    /// Whether it is at s3s-fs, which keeps to S3 in what an export needs, and lacks what tests ask beyond that: it
+    /// lists no uploads, and makes a bucket that isn't there.
     fn is_at_s3s(&self) -> bool {
         option_env("BUCKETS_S3S").as_ref() == Some(&self.endpoint)
     }
@@ -181,8 +182,8 @@ impl Bucket {
     }
 }
 
-/// The emulator of S3 in the dress of GCS, whose XML calls have other names for metadata and for the version that a PUT replaces. The
-/// version is the ETag here, and `0` stands for no object.
+/// The emulator of S3 in the dress of GCS, whose XML calls have other names for metadata and for the version that a PUT
+/// replaces. The version is the ETag here, and `0` stands for no object.
 async fn like_gcs(emulator: String) -> String {
     let client = client_builder().build().unwrap();
     let translate = async move |request: axum::extract::Request| {
@@ -226,7 +227,8 @@ fn service_account(endpoint: &str) -> Value {
     })
 }
 
-/// The address of a request to S3 with its signature (AWS's documentation, "Authenticating Requests: Using Query Parameters").
+/// The address of a request to S3 with its signature (AWS's documentation, "Authenticating Requests: Using Query
+/// Parameters").
 fn signed(method: &str, endpoint: &str, path: &str, query: &str) -> String {
     let encoded = |text: &str, kept: &str| {
         let is_kept =

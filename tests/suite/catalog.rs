@@ -17,8 +17,8 @@ impl Catalog {
         catalog
     }
 
-    /// Of the blocks of the datasets `t0`, `t1` and so on, each of them tracked with a catalog of its own: a process looks at every
-    /// dataset of its catalog, so that for all of them together the work would grow with their square.
+    /// Of the blocks of the datasets `t0`, `t1` and so on, each of them tracked with a catalog of its own: a process
+    /// looks at every dataset of its catalog, so that for all of them together the work would grow with their square.
     pub(crate) async fn tracked(database: &Database, blocks: &[String]) -> Catalog {
         for (at, block) in blocks.iter().enumerate() {
             Catalog::of(block).track(database, &format!("t{at}")).await;

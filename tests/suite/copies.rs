@@ -1,4 +1,5 @@
-//! A database and its copy over one folder: what the one's jobs made is nothing of the other one's to publish, remove or sweep.
+//! A database and its copy over one folder: what the one's jobs made is nothing of the other one's to publish, remove
+//! or sweep.
 
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
@@ -169,8 +170,8 @@ async fn a_hidden_file_of_another_database_is_not_swept() {
     let own: String = database.one("select database_id from exports").await;
     let token = uuid::Uuid::new_v4();
     let theirs = format!(".00000000000000ff-1.{id}.{token}.part");
-    // Its own, and one of a job that is gone, as after a restore. One like this that was just written may be a clone's, whose identity
-    // is the same.
+    // Its own, and one of a job that is gone, as after a restore. One like this that was just written may be a clone's,
+    // whose identity is the same.
     let [gone, clones] = [(); 2].map(|()| format!(".{own}.{}.{token}.part", uuid::Uuid::new_v4()));
     for name in [&theirs, &format!(".{own}.{id}.{token}.part"), &gone, &clones] {
         std::fs::write(service.output().join(name), "left").unwrap();

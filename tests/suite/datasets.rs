@@ -191,7 +191,8 @@ async fn by_timestamp_another_table_under_the_name_wants_a_full_export() {
     let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\nupdated_at = \"at\"\ncapture = \"timestamp\"");
     let service = catalog.start(&database).service().await;
     export(&service, "full", "t", "a").await;
-    // Its rows have times from before the watermark: by time alone none of them would come, and none of the old ones would go.
+    // Its rows have times from before the watermark: by time alone none of them would come, and none of the old ones
+    // would go.
     database
         .run(&format!("{}; alter table t rename to old; alter table other rename to t", table("other", 5, 20)))
         .await;
@@ -872,7 +873,8 @@ async fn what_is_not_captured_is_tracked_before_the_full_export() {
     service.stop().await;
 }
 
-/// Of each completed job is saved which columns its file has, of which types, and the key: after a DDL change of a table too.
+/// Of each completed job is saved which columns its file has, of which types, and the key: after a DDL change of a
+/// table too.
 #[tokio::test]
 async fn a_job_keeps_the_columns_of_its_file() {
     let database = Database::empty().await;
@@ -908,8 +910,8 @@ async fn a_job_keeps_the_columns_of_its_file() {
     service.stop().await;
 }
 
-/// Nobody would notice soon that a copy lacks the rows that a column seems to mark as deleted. A search for new times without an index would
-/// read the whole table at each export.
+/// Nobody would notice soon that a copy lacks the rows that a column seems to mark as deleted. A search for new times
+/// without an index would read the whole table at each export.
 #[tokio::test]
 async fn what_a_draft_guesses_at_a_cost_is_a_comment_with_the_reason() {
     let database = Database::empty().await;

@@ -1,4 +1,5 @@
-//! DDL between two exports: what it changes in rows that no trigger saw is said with a word, and everything else goes on exactly.
+//! DDL between two exports: what it changes in rows that no trigger saw is said with a word, and everything else goes
+//! on exactly.
 
 mod attempt;
 

@@ -1,4 +1,5 @@
-//! A machine without Postgres, played by a failpoint that hides what is installed, and a mirror that serves those very programs.
+//! A machine without Postgres, played by a failpoint that hides what is installed, and a mirror that serves those very
+//! programs.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -162,7 +163,8 @@ async fn what_the_mirror_says_of_its_archive_is_not_believed() {
     assert_eq!(forged.asked().len(), 1);
 }
 
-/// A web server on 127.0.0.1 that sends whoever asks to another one: over TLS where there is a folder with its certificate.
+/// A web server on 127.0.0.1 that sends whoever asks to another one: over TLS where there is a folder with its
+/// certificate.
 async fn redirecting(to: &str, certificate: Option<&Path>) -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();

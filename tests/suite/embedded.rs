@@ -264,8 +264,8 @@ async fn join_does_not_believe_the_file_of_a_killed_server() {
     let ready = fs::read_to_string(home.data().join("postmaster.pid")).unwrap();
     server.stop().await;
     fs::write(home.data().join("postmaster.pid"), ready).unwrap();
-    // Another supervisor, not yet at the point of removing the file. A process that some test is about to start has, until it runs a
-    // program of its own, the first one's descriptors, and so its lock.
+    // Another supervisor, not yet at the point of removing the file. A process that some test is about to start has,
+    // until it runs a program of its own, the first one's descriptors, and so its lock.
     let lock = fs::File::open(home.data_dir().join("supervisor.lock")).unwrap();
     until("the first supervisor's lock is free", async || lock.try_lock().is_ok()).await;
     assert!(join(&home.settings()).unwrap().is_none());

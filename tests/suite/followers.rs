@@ -83,7 +83,8 @@ async fn many_followers_cost_one_look_a_second_together() {
         let id = service.submit("full", consumer).await;
         streams.extend(join_all((0..100).map(|_| following(&service, &id, "none"))).await);
     }
-    // Which statements begin within five seconds, or more on a busy machine, as its sessions tell when they are asked often enough.
+    // Which statements begin within five seconds, or more on a busy machine, as its sessions tell when they are asked
+    // often enough.
     let begun_in_a_while = async || {
         let sessions = "select coalesce(array_agg(pid || ' ' || query_start), '{}') from pg_stat_activity
                         where datname = current_database() and application_name = 'cdc-export'";

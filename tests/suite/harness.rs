@@ -24,15 +24,16 @@ use tokio::sync::OnceCell;
 /// A call or a wait that takes longer than this has failed, even on a busy machine.
 pub(crate) const HANG_TIMEOUT: Duration = Duration::from_secs(180);
 
-/// The failpoints of every service: a call may take 20 s, longer than in use, because the machine may be busy. A test's own `FAILPOINTS`
-/// come first, and the first entry of a name counts.
+/// The failpoints of every service: a call may take 20 s, longer than in use, because the machine may be busy. A test's
+/// own `FAILPOINTS` come first, and the first entry of a name counts.
 const PATIENT: &str = "service.call=time:20000";
 
 /// The failpoints of a test of the time limit itself: a call may take as long as in use.
 pub(crate) const PROMPT: &str = "service.call=time:1900";
 
-/// Each setting that changes how Postgres reads or writes a value, otherwise than by default. Of `pg_settings` of Postgres 13 to 18;
-/// `client_encoding` is each client's own, and another `lc_monetary` the operating system may not have.
+/// Each setting that changes how Postgres reads or writes a value, otherwise than by default. Of `pg_settings` of
+/// Postgres 13 to 18; `client_encoding` is each client's own, and another `lc_monetary` the operating system may not
+/// have.
 pub(crate) const SETTINGS_OF_VALUES: [&str; 11] = [
     "array_nulls = off",
     "bytea_output = escape",
@@ -61,8 +62,9 @@ pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut
     }
 }
 
-/// Returns a port that nobody listens on, for a server that starts later or again. The port is below the range from which Linux takes the
-/// ports of clients (32768 and up): a client could take one of that range before the server starts.
+/// Returns a port that nobody listens on, for a server that starts later or again. The port is below the range from
+/// which Linux takes the ports of clients (32768 and up): a client could take one of that range before the server
+/// starts.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
@@ -83,7 +85,8 @@ pub(crate) fn reachable_folder() -> TempDir {
     opened(tempfile::tempdir().unwrap())
 }
 
-/// The same in memory, if more than 1 GiB is free there: a sync in memory doesn't wait for other programs' writes to the disk.
+/// The same in memory, if more than 1 GiB is free there: a sync in memory doesn't wait for other programs' writes to
+/// the disk.
 #[cfg(feature = "amqp")]
 pub(crate) fn folder_in_memory() -> TempDir {
     let has_room = |volume: rustix::fs::StatVfs| volume.f_bavail * volume.f_frsize > 1 << 30;
@@ -109,8 +112,8 @@ pub(crate) fn embedded_settings(data_dir: &Path) -> private_postgres::Settings {
     settings_with(data_dir, chosen_binaries())
 }
 
-/// The same, with a cluster in `data_dir` already: a copy of one that is made once in the run, since `initdb` takes long. It isn't the
-/// cluster of the run's server.
+/// The same, with a cluster in `data_dir` already: a copy of one that is made once in the run, since `initdb` takes
+/// long. It isn't the cluster of the run's server.
 pub(crate) async fn embedded_settings_with_cluster(data_dir: &Path) -> private_postgres::Settings {
     static CLUSTER: OnceCell<PathBuf> = OnceCell::const_new();
     let cluster = CLUSTER
@@ -159,8 +162,8 @@ pub(crate) fn connect_options(endpoint: &Endpoint) -> PgConnectOptions {
         .ssl_mode(PgSslMode::Disable)
 }
 
-/// The folder of the Postgres programs that the tests use: `TEST_PG_BIN_DIR`, or that of the Postgres that was downloaded for the run's
-/// server. `None`: the service finds the installed one by itself.
+/// The folder of the Postgres programs that the tests use: `TEST_PG_BIN_DIR`, or that of the Postgres that was
+/// downloaded for the run's server. `None`: the service finds the installed one by itself.
 pub(crate) fn chosen_binaries() -> Option<PathBuf> {
     match option_env("TEST_PG_BIN_DIR") {
         Some(folder) => Some(PathBuf::from(folder)).filter(|folder| !folder.as_os_str().is_empty()),
@@ -168,7 +171,8 @@ pub(crate) fn chosen_binaries() -> Option<PathBuf> {
     }
 }
 
-/// Returns true if a program isn't installed, and prints what to install; the test that needs it then passes. In CI it fails instead.
+/// Returns true if a program isn't installed, and prints what to install; the test that needs it then passes. In CI it
+/// fails instead.
 #[must_use]
 pub(crate) fn lacks(program: &str, package: &str) -> bool {
     // Debian installs servers in a folder that only root has in its `PATH`.
@@ -229,7 +233,8 @@ fn tell_left_out() {
     }
 }
 
-/// The run's server: `TEST_DATABASE_URL`, else a private one, started at the first call. With a migrated template database.
+/// The run's server: `TEST_DATABASE_URL`, else a private one, started at the first call. With a migrated template
+/// database.
 async fn server() -> &'static PgConnectOptions {
     static SERVER: OnceCell<PgConnectOptions> = OnceCell::const_new();
     SERVER
@@ -293,8 +298,8 @@ struct PrivateServer {
     downloaded: Option<PathBuf>,
 }
 
-/// Starts the run's server at the first call. It lives as long as this process: nothing runs at a test binary's end, but the
-/// server gets a signal when the thread that started it is gone.
+/// Starts the run's server at the first call. It lives as long as this process: nothing runs at a test binary's end,
+/// but the server gets a signal when the thread that started it is gone.
 fn private_server() -> &'static PrivateServer {
     static SERVER: OnceLock<PrivateServer> = OnceLock::new();
     SERVER.get_or_init(|| {
@@ -340,8 +345,8 @@ fn mirror() -> Option<Mirror> {
     })
 }
 
-/// Returns a folder that no other run uses at this time, and its lock. Removes the cluster of an earlier run: a new one is made faster than
-/// the hundreds of old databases are dropped. A Postgres that was downloaded into the folder stays.
+/// Returns a folder that no other run uses at this time, and its lock. Removes the cluster of an earlier run: a new one
+/// is made faster than the hundreds of old databases are dropped. A Postgres that was downloaded into the folder stays.
 fn run_folder() -> (PathBuf, File) {
     let binaries = option_env("TEST_PG_BIN_DIR").unwrap_or_default().replace('/', "-");
     let runs = std::env::temp_dir().join(format!("cdc-export-tests-{}{binaries}", nix::unistd::getuid()));
@@ -359,8 +364,9 @@ fn run_folder() -> (PathBuf, File) {
     unreachable!("a number is free")
 }
 
-/// Configures the run's server for speed, and returns the folder of its programs. No test is about a power cut, so `fsync` is off.
-/// Autovacuum would visit hundreds of databases each minute. All tests that run at once need connections.
+/// Configures the run's server for speed, and returns the folder of its programs. No test is about a power cut, so
+/// `fsync` is off. Autovacuum would visit hundreds of databases each minute. All tests that run at once need
+/// connections.
 async fn hasten(options: &PgConnectOptions) -> PathBuf {
     let mut admin = PgConnection::connect_with(options).await.unwrap();
     for (setting, value) in
@@ -371,8 +377,8 @@ async fn hasten(options: &PgConnectOptions) -> PathBuf {
     programs(&mut admin).await
 }
 
-/// Lets only the tests' own role connect by the socket without a password: SCRAM takes thousands of hashes for each login, and the tests
-/// connect thousands of times.
+/// Lets only the tests' own role connect by the socket without a password: SCRAM takes thousands of hashes for each
+/// login, and the tests connect thousands of times.
 async fn trust(options: &PgConnectOptions) {
     let mut admin = PgConnection::connect_with(options).await.unwrap();
     let file: String = sqlx::query_scalar("show hba_file").fetch_one(&mut admin).await.unwrap();
@@ -435,7 +441,8 @@ impl Database {
         sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&self.pool).await.unwrap();
     }
 
-    /// Has all but this pool connect as a role that has another value of each setting that changes how Postgres reads or writes a value.
+    /// Has all but this pool connect as a role that has another value of each setting that changes how Postgres reads
+    /// or writes a value.
     pub(crate) async fn set_otherwise(&mut self) {
         let role = format!("otherwise_{}", uuid::Uuid::new_v4().simple());
         self.run(&format!("create role {role} superuser login password 'pass'")).await;
@@ -712,7 +719,8 @@ impl Service {
         request.send().await.unwrap()
     }
 
-    /// The same, repeated while the answer is 503 with `Retry-After`: on a busy machine the service may get no connection in time.
+    /// The same, repeated while the answer is 503 with `Retry-After`: on a busy machine the service may get no
+    /// connection in time.
     pub(crate) async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> reqwest::Response {
         let is_busy =
             |answer: &reqwest::Response| answer.status() == 503 && answer.headers().contains_key("retry-after");

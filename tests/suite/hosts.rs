@@ -23,8 +23,8 @@ async fn a_job_stays_with_the_host_it_was_submitted_to_while_that_lives() {
     let here = Start::on(&database).with("WORKERS", 1).service().await;
     let there = Start::on(&database).service().await;
 
-    // The only worker here is held up by its first job. There, two are idle: the second job is the oldest they could take, and
-    // they take the third.
+    // The only worker here is held up by its first job. There, two are idle: the second job is the oldest they could
+    // take, and they take the third.
     let held = database.hold_exports().await;
     let first = here.submit("full", "first").await;
     here.becomes(&first, "processing").await;

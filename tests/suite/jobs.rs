@@ -84,7 +84,8 @@ async fn an_export_that_is_being_committed_is_not_cancelled() {
     service.stop().await;
 }
 
-/// A service after a full export of users 1 to 5. It holds the next export at a failpoint, and that has three new users.
+/// A service after a full export of users 1 to 5. It holds the next export at a failpoint, and that has three new
+/// users.
 async fn held_at(place: &str) -> (Database, Service, Value) {
     let database = Database::new().await;
     database.add_users(1, 5).await;

@@ -100,9 +100,10 @@ fn a_module_uses_only_those_that_it_may() {
 /// Modules that use each other in a circle are one module in several files: none can be read, or changed, by itself.
 ///
 /// Of two modules of one parent, only one may use the other, whatever it uses of it, and however deep below: where
-/// `source::guard::columns` uses `source::capture::stamps`, then `guard` uses `capture`. A parent may use its children. A child may
-/// use its parent's nouns (types, traits and constants: `store::Error`), which the modules below a parent share; but a function of
-/// its parent only if the parent's file doesn't use that child. `pub use` counts for nothing: it is how a parent shows its children.
+/// `source::guard::columns` uses `source::capture::stamps`, then `guard` uses `capture`. A parent may use its children.
+/// A child may use its parent's nouns (types, traits and constants: `store::Error`), which the modules below a parent
+/// share; but a function of its parent only if the parent's file doesn't use that child. `pub use` counts for nothing:
+/// it is how a parent shows its children.
 #[test]
 fn no_modules_use_each_other_in_a_circle() {
     let is_noun = |name: &str| name.chars().next().is_none_or(char::is_uppercase);
@@ -148,14 +149,16 @@ fn no_modules_use_each_other_in_a_circle() {
     assert!(found.is_empty(), "{found:#?}");
 }
 
-/// A module gets what the modules that it uses hand to it: what their functions return, and what that contains. It must be allowed to
-/// use the modules of all these types. Errors are exempt: as the cause of another error, one is shown by its text alone.
+/// A module gets what the modules that it uses hand to it: what their functions return, and what that contains. It must
+/// be allowed to use the modules of all these types. Errors are exempt: as the cause of another error, one is shown by
+/// its text alone.
 #[test]
 fn no_type_reaches_a_module_that_may_not_use_the_types_own() {
     let files = source_files();
     let uses = uses(&files);
     let mut found = BTreeSet::new();
-    // From each name of another module that a module uses to what that name hands over, and on from there within the other module.
+    // From each name of another module that a module uses to what that name hands over, and on from there within the
+    // other module.
     let of_another =
         |it: &&Use| it.of.first().is_some_and(|of| it.by.first().is_some_and(|by| by != of && is_layered(by)));
     let mut open: Vec<(&str, &str, &str)> =
@@ -186,8 +189,8 @@ fn no_type_reaches_a_module_that_may_not_use_the_types_own() {
     assert!(found.is_empty(), "{found:#?}");
 }
 
-/// The types that a name of a module hands over, each with the module that stands before it: a function what it returns, a type
-/// what its public fields, its variants and its methods have.
+/// The types that a name of a module hands over, each with the module that stands before it: a function what it
+/// returns, a type what its public fields, its variants and its methods have.
 fn handed_over(code: &str) -> BTreeMap<String, BTreeSet<(String, Option<String>)>> {
     let mut of_names = BTreeMap::<_, BTreeSet<_>>::new();
     let first_word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
@@ -264,7 +267,8 @@ fn what_only_some_modules_name() {
     }
 }
 
-/// `sink::Settings` chooses the implementation of a destination. Beside it, only the lines that declare the module name the feature.
+/// `sink::Settings` chooses the implementation of a destination. Beside it, only the lines that declare the module name
+/// the feature.
 #[test]
 fn only_the_choice_of_a_destination_knows_the_feature_of_buckets() {
     let cfg = "cfg(feature = \"buckets\")";
@@ -305,7 +309,8 @@ fn every_statement_is_headed_by_its_name() {
     }
 }
 
-/// `routes!` takes route and description from the handler; what `route` adds has none. That is for pages, which people look at.
+/// `routes!` takes route and description from the handler; what `route` adds has none. That is for pages, which people
+/// look at.
 #[test]
 fn a_route_is_documented() {
     for (file, code) in &code_by_module()["http"] {
@@ -325,8 +330,9 @@ fn every_migration_has_a_number_of_its_own() {
     assert_eq!(numbers.iter().collect::<BTreeSet<_>>().len(), numbers.len(), "{numbers:?}");
 }
 
-/// What a migration takes from the release before, which runs beside the next one, and after it again (`tests/upgrade.sh`): what that
-/// release uses stays as it is. What nobody uses any more goes with the release after that, and is named here then.
+/// What a migration takes from the release before, which runs beside the next one, and after it again
+/// (`tests/upgrade.sh`): what that release uses stays as it is. What nobody uses any more goes with the release after
+/// that, and is named here then.
 fn taken(migration: &str) -> Option<&'static str> {
     const TAKES: [&str; 8] = [
         "drop table",

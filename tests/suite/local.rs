@@ -1,4 +1,5 @@
-//! Callers on this machine: who passes for one while no key is asked for, and who doesn't, whatever he writes into a header.
+//! Callers on this machine: who passes for one while no key is asked for, and who doesn't, whatever he writes into a
+//! header.
 
 use serde_json::{Value, json};
 

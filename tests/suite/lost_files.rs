@@ -1,5 +1,5 @@
-//! A committed file that has no name yet: found wherever it stands, waited for while its folder is away, and given up only when it is
-//! gone for sure.
+//! A committed file that has no name yet: found wherever it stands, waited for while its folder is away, and given up
+//! only when it is gone for sure.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,5 @@
-//! Manifests: what stands beside the files, the chain that they are, and what becomes of it after a crash and beside others' files.
+//! Manifests: what stands beside the files, the chain that they are, and what becomes of it after a crash and beside
+//! others' files.
 
 use std::path::PathBuf;
 
@@ -22,7 +23,8 @@ async fn answer(service: &Service, job: &Value, query: &str) -> reqwest::Respons
     service.call("GET", &format!("/exports/{}/manifest{query}", job["jobId"].as_str().unwrap()), &[]).await
 }
 
-/// The digest as anybody computes it: no member of `export` is a number, so sorted members without spaces are the canonical form.
+/// The digest as anybody computes it: no member of `export` is a number, so sorted members without spaces are the
+/// canonical form.
 fn digest_of(manifest: &Value) -> String {
     fn canonical(value: &Value) -> String {
         match value {

@@ -13,8 +13,8 @@ use crate::webhooks::with_a_closed_door;
 
 type Labels = BTreeMap<String, String>;
 
-/// What a scrape shows. Parsing is strict: whatever the format (Prometheus documentation, "Exposition formats", text 0.0.4)
-/// doesn't allow, or recommends against, panics.
+/// What a scrape shows. Parsing is strict: whatever the format (Prometheus documentation, "Exposition formats", text
+/// 0.0.4) doesn't allow, or recommends against, panics.
 #[derive(Debug, Default)]
 struct Scrape {
     /// By family: its type.

@@ -21,7 +21,8 @@ fn all(mode: u32) -> BTreeMap<String, u32> {
     ["csv", "json", "part", "store"].map(|end| (end.to_owned(), mode)).into()
 }
 
-/// Modes after one export that is whole and one that died before it was, in a folder that the service made, and the folder's.
+/// Modes after one export that is whole and one that died before it was, in a folder that the service made, and the
+/// folder's.
 async fn after_exports(start: impl Fn() -> Start) -> (u32, BTreeMap<String, u32>) {
     let database = Database::new().await;
     database.add_users(1, 10).await;

@@ -14,8 +14,8 @@ use tokio::sync::watch;
 use crate::catalog::{Catalog, export};
 use crate::harness::{Database, PROMPT, Start, eventually, refusal};
 
-/// Stands between a service and its database. Closed, it takes what it is sent and passes nothing on, as a firewall does that
-/// lost its table.
+/// Stands between a service and its database. Closed, it takes what it is sent and passes nothing on, as a firewall
+/// does that lost its table.
 pub(crate) struct Proxy {
     port: u16,
     pub(crate) open: watch::Sender<bool>,
@@ -23,7 +23,8 @@ pub(crate) struct Proxy {
     epoch: watch::Sender<u64>,
 }
 
-/// A text that silences the connection which sends it next: nothing passes there any more, while the other connections live.
+/// A text that silences the connection which sends it next: nothing passes there any more, while the other connections
+/// live.
 #[derive(Clone, Default)]
 struct Fuse(Arc<Mutex<Option<&'static str>>>);
 
@@ -316,8 +317,8 @@ async fn a_statement_that_takes_long_is_not_taken_for_a_lost_connection() {
     let catalog =
         Catalog::of("[[dataset]]\nname = \"slow\"\ntable = \"slow\"\nupdated_at = \"at\"\nfilter = \"takes_long(id)\"");
     catalog.track(&database, "slow").await;
-    // Nearly four seconds without a row, where a connection that the server doesn't work for is given up after three. A delta asks the
-    // filter of each row four times.
+    // Nearly four seconds without a row, where a connection that the server doesn't work for is given up after three. A
+    // delta asks the filter of each row four times.
     let start = catalog.start(&database).with("FAILPOINTS", "source.answer=time:3000").with("LEASE_SECONDS", 3);
     let service = start.service().await;
     for export_type in ["full", "delta"] {

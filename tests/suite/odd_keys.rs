@@ -1,4 +1,5 @@
-//! Keys whose `=` isn't identity, and types that live off the search_path: a consumer's copy is by the texts that its files have.
+//! Keys whose `=` isn't identity, and types that live off the search_path: a consumer's copy is by the texts that its
+//! files have.
 
 mod texts;
 

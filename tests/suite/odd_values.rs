@@ -1,4 +1,5 @@
-//! Data, catalog and DDL that make Postgres refuse to read a value: each export says what to do, and none calls it a defect.
+//! Data, catalog and DDL that make Postgres refuse to read a value: each export says what to do, and none calls it a
+//! defect.
 
 use serde_json::{Value, json};
 

@@ -47,7 +47,8 @@ pub(crate) fn paths() -> Vec<(String, String)> {
     calls(&document()).map(|(path, method, _)| (method.to_uppercase(), path.to_owned())).collect()
 }
 
-/// Checks that a call says of itself that it may answer so. Of paths and methods that there are none of, nothing is said.
+/// Checks that a call says of itself that it may answer so. Of paths and methods that there are none of, nothing is
+/// said.
 pub(crate) fn assert_told(method: &str, path: &str, status: u16, code: Option<&str>) {
     static DOCUMENT: LazyLock<Value> = LazyLock::new(document);
     let path: Vec<&str> = path.split('?').next().unwrap().split('/').collect();

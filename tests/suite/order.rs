@@ -1,4 +1,5 @@
-//! A lane as its readers see it: what was published, in the order in which it is to be loaded, and nothing of it passed by.
+//! A lane as its readers see it: what was published, in the order in which it is to be loaded, and nothing of it passed
+//! by.
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -182,7 +183,8 @@ async fn an_export_that_was_committed_in_times_to_come_can_be_given_up() {
     elsewhere.stop().await;
 }
 
-/// What was ready before the database's clock was set back is ready after it, and what a worker had that is gone is taken over.
+/// What was ready before the database's clock was set back is ready after it, and what a worker had that is gone is
+/// taken over.
 #[tokio::test]
 async fn a_clock_that_was_set_back_holds_no_job_up() {
     let database = Database::new().await;

@@ -1,4 +1,5 @@
-//! Exports in several files (`maxFileBytes`): each is whole by itself, together they are the export, and a crash leaves all or nothing.
+//! Exports in several files (`maxFileBytes`): each is whole by itself, together they are the export, and a crash leaves
+//! all or nothing.
 
 mod files;
 
@@ -176,7 +177,8 @@ async fn a_name_that_is_taken_is_left_and_all_files_get_another() {
     heir.stop().await;
 }
 
-/// Who was held up before a name that was taken meanwhile finds the files handed out under others, and leaves them there.
+/// Who was held up before a name that was taken meanwhile finds the files handed out under others, and leaves them
+/// there.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_publisher_that_was_held_up_moves_nothing() {
     let database = with_users(20).await;

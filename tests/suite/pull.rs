@@ -1,4 +1,5 @@
-//! `pull`: a consumer's exports in a folder, each once and in order, whatever is killed, moved away or asked for by others.
+//! `pull`: a consumer's exports in a folder, each once and in order, whatever is killed, moved away or asked for by
+//! others.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

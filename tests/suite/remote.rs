@@ -23,8 +23,8 @@ pub(crate) async fn with_users(rows: i64) -> (Database, Service) {
     (database, service)
 }
 
-/// A port that passes connections on to a service, and breaks each once so many bytes have come back, until that was done
-/// `breaks` times. With what came back in all.
+/// A port that passes connections on to a service, and breaks each once so many bytes have come back, until that was
+/// done `breaks` times. With what came back in all.
 async fn frail(service: &Service, after: u64, breaks: u64) -> (String, Arc<AtomicU64>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());

@@ -1,5 +1,5 @@
-//! Databases that were put back, promoted or replaced: what consumers have seen of a future that is gone is noticed, and what is
-//! nothing but a failover goes on.
+//! Databases that were put back, promoted or replaced: what consumers have seen of a future that is gone is noticed,
+//! and what is nothing but a failover goes on.
 
 mod cluster;
 mod deliveries;

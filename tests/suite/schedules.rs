@@ -1,6 +1,7 @@
 //! Schedules: each slot makes one export, with any number of replicas, or a report that it made none.
 //!
-//! Slots are a year apart, so no slot is due by itself during a test. A test makes one due by setting the last used slot back.
+//! Slots are a year apart, so no slot is due by itself during a test. A test makes one due by setting the last used
+//! slot back.
 
 mod users;
 

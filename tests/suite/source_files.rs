@@ -5,7 +5,8 @@ use std::path::Path;
 
 /// A file of the source: that of a module, or of a crate's root.
 pub(crate) struct SourceFile {
-    /// The module's path. `src/sink/draft.rs` is `["sink", "draft"]`; the roots, `lib.rs` and `main.rs`, are `[]` and `["main"]`.
+    /// The module's path. `src/sink/draft.rs` is `["sink", "draft"]`; the roots, `lib.rs` and `main.rs`, are `[]` and
+    /// `["main"]`.
     pub(crate) path: Vec<String>,
     /// The file's name below `src`.
     pub(crate) name: String,
@@ -167,7 +168,8 @@ fn declarations(code: &str) -> (Vec<(String, bool)>, String) {
     (trees, rest)
 }
 
-/// The paths of a `use` tree, each with the name that it gives: `a::{self, b as c}` is `a`, called `a`, and `a::b`, called `c`.
+/// The paths of a `use` tree, each with the name that it gives: `a::{self, b as c}` is `a`, called `a`, and `a::b`,
+/// called `c`.
 fn branches(tree: &str) -> Vec<(Vec<String>, String)> {
     let tree = tree.trim();
     let segments = |path: &str| -> Vec<String> {

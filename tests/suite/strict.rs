@@ -1,5 +1,5 @@
-//! What a request says and nobody reads, or says twice, is refused by name: a call that does something else than was asked is
-//! worse than none. And nothing of an answer is kept where others find it.
+//! What a request says and nobody reads, or says twice, is refused by name: a call that does something else than was
+//! asked is worse than none. And nothing of an answer is kept where others find it.
 
 use reqwest::Response;
 use serde_json::{Value, json};

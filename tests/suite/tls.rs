@@ -15,8 +15,8 @@ use crate::harness::{
     Start, connect_options, embedded_settings_with_cluster, eventually, free_port, lacks, option_env, reachable_folder,
 };
 
-/// A Postgres on 127.0.0.1, with a certificate for that address alone. Two roles, both with the password `pass`: `either`, and
-/// `strict`, who gets in with TLS only.
+/// A Postgres on 127.0.0.1, with a certificate for that address alone. Two roles, both with the password `pass`:
+/// `either`, and `strict`, who gets in with TLS only.
 struct Postgres {
     folder: TempDir,
     port: u16,
@@ -175,7 +175,8 @@ async fn each_sslmode_asks_what_it_says() {
     let line = reaches(on(url("strict", "localhost", &postgres.vouched("verify-ca", "other.crt")))).await.unwrap_err();
     assert!(line.contains("certificate"), "{line}");
 
-    // `require` with somebody to vouch is `verify-ca`, as for libpq; the file alone vouches, not the platform beside it.
+    // `require` with somebody to vouch is `verify-ca`, as for libpq; the file alone vouches, not the platform beside
+    // it.
     for mode in ["require", "verify-ca"] {
         reaches(on(url("strict", "localhost", &postgres.vouched(mode, "ca.crt")))).await.unwrap();
         for platform in ["ca.crt", "other.crt"] {

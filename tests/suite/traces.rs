@@ -243,7 +243,8 @@ async fn a_caller_that_records_nothing_is_obeyed() {
     assert!(spans.iter().all(|span| !span.name.contains("health")));
 }
 
-/// Whether it refuses, hangs or isn't there: exports go on, the process ends in time, and the log says once what is lost.
+/// Whether it refuses, hangs or isn't there: exports go on, the process ends in time, and the log says once what is
+/// lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collector_that_takes_nothing_holds_nothing_up() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -51,7 +51,8 @@ impl Export {
     }
 }
 
-/// The next export of a lane: a full one or a delta, with so many rows in each of its files, which lie at `at` from the manifest.
+/// The next export of a lane: a full one or a delta, with so many rows in each of its files, which lie at `at` from the
+/// manifest.
 pub(crate) fn next(consumer: &str, before: Option<&Export>, full: bool, rows: &[u64], at: &str) -> Export {
     let number = before.map_or(1, |before| before.manifest.number + 1);
     let compression = ["none", "gzip", "zstd"][number as usize % 3];
@@ -372,8 +373,8 @@ fn what_is_too_long_for_a_manifest_is_not_read() {
 fn run_as_user(folder: &Path) -> (i32, Vec<String>, String) {
     let program = reachable_folder();
     let path = program.path().join("cdc-export");
-    // By another process: what this one has open for writing, each process that another test begins meanwhile holds for a moment, and
-    // such a file can't be run.
+    // By another process: what this one has open for writing, each process that another test begins meanwhile holds for
+    // a moment, and such a file can't be run.
     assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_cdc-export")).arg(&path).status().unwrap().success());
     let mut command = Command::new(path);
     command.args(["verify", folder.to_str().unwrap()]).current_dir("/").env_clear();

@@ -1,7 +1,7 @@
 //! Compresses a file as independent frames, which any decompressor reads one behind the other.
 //!
-//! A gzip file may have many members (RFC 1952, 2.2) and a zstd file many frames (RFC 8878, 3). A frame costs a few bytes and a
-//! little of the ratio. In return a compressor needs no more than one frame's memory.
+//! A gzip file may have many members (RFC 1952, 2.2) and a zstd file many frames (RFC 8878, 3). A frame costs a few
+//! bytes and a little of the ratio. In return a compressor needs no more than one frame's memory.
 
 use std::io::{self, Write};
 
@@ -15,7 +15,8 @@ use crate::encoding::Compression;
 /// The uncompressed bytes of a frame. A longer row makes a larger frame.
 pub(super) const FRAME_BYTES: usize = 1 << 20;
 
-/// The fastest level with this ratio. Level 1 makes files a quarter larger; 6 takes twice the time for a tenth less (docs/PERFORMANCE.md).
+/// The fastest level with this ratio. Level 1 makes files a quarter larger; 6 takes twice the time for a tenth less
+/// (docs/PERFORMANCE.md).
 const GZIP_LEVEL: u8 = 2;
 const ZSTD_LEVEL: u8 = 1;
 /// The highest level of gzip.

@@ -1,8 +1,8 @@
 //! Writes dates and times as RFC 3339 in UTC with microseconds: `2026-02-26T04:30:00.123456Z`.
 //!
-//! A time without a zone has no `Z`; a date or a time of day is the corresponding part. A general formatter costs several times
-//! the rest of a row, so the digits are written here. Values beyond RFC 3339 are written as Postgres reads them back: `infinity`,
-//! years of five and more digits, ` BC` behind years before 1, and the time `24:00:00`.
+//! A time without a zone has no `Z`; a date or a time of day is the corresponding part. A general formatter costs
+//! several times the rest of a row, so the digits are written here. Values beyond RFC 3339 are written as Postgres
+//! reads them back: `infinity`, years of five and more digits, ` BC` behind years before 1, and the time `24:00:00`.
 
 use crate::digits;
 
@@ -108,9 +108,9 @@ fn put<const N: usize>(at: usize, number: u32, text: &mut [u8; N]) {
 
 /// Year, month and day of a day counted from 2000-01-01. Year 0 is 1 BC.
 ///
-/// Counts years from March, which puts the leap day last. Where a quotient and its remainder are wanted, both come from one
-/// multiplication (C. Neri and L. Schneider, "Euclidean affine functions and their application to calendar algorithms", 2022):
-/// divisions one after the other were half the cost of a row.
+/// Counts years from March, which puts the leap day last. Where a quotient and its remainder are wanted, both come from
+/// one multiplication (C. Neri and L. Schneider, "Euclidean affine functions and their application to calendar
+/// algorithms", 2022): divisions one after the other were half the cost of a row.
 fn civil(day: i64) -> (i64, u32, u32) {
     // A timestamp has 107 million days at most on either side, so that nothing here is negative or overflows.
     let day = (day + EPOCH_DAYS + CYCLES * DAYS_OF_CYCLE) as u32;

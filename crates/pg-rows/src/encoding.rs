@@ -35,7 +35,8 @@ pub struct FormatSpec {
     pub extension: &'static str,
     /// The media type of an uncompressed file, with its parameters.
     pub media_type: &'static str,
-    /// The compressions that a whole file may have. A format that compresses its own content takes only [`Compression::None`].
+    /// The compressions that a whole file may have. A format that compresses its own content takes only
+    /// [`Compression::None`].
     pub compressions: &'static [Compression],
     /// True if a file is not text.
     pub is_binary: bool,

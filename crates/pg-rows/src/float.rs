@@ -1,9 +1,10 @@
-//! Writes floating-point numbers as Postgres does: the fewest digits that read back as the same number, and an exponent if the
-//! number is very large or very small (`1e+20`, `1.5e-07`).
+//! Writes floating-point numbers as Postgres does: the fewest digits that read back as the same number, and an exponent
+//! if the number is very large or very small (`1e+20`, `1.5e-07`).
 //!
-//! The digits are those of the `ryu` crate, which has the algorithm of Postgres. The standard library writes hundreds of zeros in
-//! place of an exponent. If the fewest digits lie exactly between two numbers (1e23), Postgres itself writes more digits.
-//! A reader that rounds correctly, as Postgres does, gets the right number from the fewer digits too.
+//! The digits are those of the `ryu` crate, which has the algorithm of Postgres. The standard library writes hundreds
+//! of zeros in place of an exponent. If the fewest digits lie exactly between two numbers (1e23), Postgres itself
+//! writes more digits. A reader that rounds correctly, as Postgres does, gets the right number from the fewer digits
+//! too.
 
 /// From this power of ten on Postgres writes an exponent (`DBL_DIG` and `FLT_DIG` in its sources).
 const FLOAT8_EXPONENT: i32 = 15;

@@ -1,7 +1,8 @@
 //! Encodes rows in Postgres's binary form as CSV, JSON lines or Parquet.
 //!
-//! Several [`Encoder`]s of one [`Layout`] make [`Piece`]s of one file, each on its own thread. An [`Assembler`] joins the pieces in
-//! any order. Everything is synchronous and does no I/O. The crate knows nothing of queries, jobs or files.
+//! Several [`Encoder`]s of one [`Layout`] make [`Piece`]s of one file, each on its own thread. An [`Assembler`] joins
+//! the pieces in any order. Everything is synchronous and does no I/O. The crate knows nothing of queries, jobs or
+//! files.
 //!
 //! ```
 //! use pg_rows::column::{Column, ColumnType};
@@ -66,7 +67,8 @@ pub struct Layout {
 impl Layout {
     /// Describes a file of exactly these columns, in this order.
     ///
-    /// The compression level is 1 to 19; `None` is the codec's own. A format that compresses its own content uses it too.
+    /// The compression level is 1 to 19; `None` is the codec's own. A format that compresses its own content uses it
+    /// too.
     ///
     /// # Errors
     /// [`Error::NotBuilt`] if this build can't write the format.

@@ -2,9 +2,11 @@
 //!
 //! There is no header, so a file without rows has no bytes.
 //!
-//! - Integers, floats and numerics are JSON numbers with all digits. A reader that makes doubles of them rounds beyond 2^53.
+//! - Integers, floats and numerics are JSON numbers with all digits. A reader that makes doubles of them rounds beyond
+//!   2^53.
 //! - NaN and the infinities are strings, as `to_json` makes them, because JSON has no such numbers.
-//! - A `json` or `jsonb` is embedded, with line ends between its tokens written as spaces. A JSON `null` looks like NULL.
+//! - A `json` or `jsonb` is embedded, with line ends between its tokens written as spaces. A JSON `null` looks like
+//!   NULL.
 //! - A `bytea` is a string of hexadecimal digits behind `\x`, as Postgres writes and reads it.
 //! - All other values are strings, with the same text as in CSV.
 

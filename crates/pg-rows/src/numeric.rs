@@ -48,7 +48,8 @@ pub(crate) enum Unscaled {
 
 /// Returns a `numeric` in units of `scale` places behind the point: 1.50 with a scale of 2 is 150.
 ///
-/// Returns `None` if the field is not the binary form of a `numeric`, or has more digits than an `i128` or the scale can hold.
+/// Returns `None` if the field is not the binary form of a `numeric`, or has more digits than an `i128` or the scale
+/// can hold.
 #[cfg(any(test, feature = "parquet"))]
 pub(crate) fn unscaled(field: &[u8], scale: u8) -> Option<Unscaled> {
     let Parts { weight, sign, digits, .. } = Parts::of(field)?;

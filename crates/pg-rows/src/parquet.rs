@@ -1,13 +1,13 @@
 //! Apache Parquet: columns in row groups, compressed inside with zstd.
 //!
-//! Every column may be NULL. Its type is the nearest one: `INT(16)`, `INT32`, `INT64`, `FLOAT`, `DOUBLE`, `BOOLEAN`, `STRING`,
-//! `UUID`, `JSON`, bytes, `DATE`, and `TIME` and `TIMESTAMP` in microseconds. A `timestamptz` is adjusted to UTC.
-//! A `numeric` is a `STRING` of its digits unless the column asks for a `DECIMAL`. A `DECIMAL` has one precision and scale for the
-//! whole column, known before the first row, and neither NaN nor infinity.
+//! Every column may be NULL. Its type is the nearest one: `INT(16)`, `INT32`, `INT64`, `FLOAT`, `DOUBLE`, `BOOLEAN`,
+//! `STRING`, `UUID`, `JSON`, bytes, `DATE`, and `TIME` and `TIMESTAMP` in microseconds. A `timestamptz` is adjusted to
+//! UTC. A `numeric` is a `STRING` of its digits unless the column asks for a `DECIMAL`. A `DECIMAL` has one precision
+//! and scale for the whole column, known before the first row, and neither NaN nor infinity.
 //!
-//! Parquet counts microseconds from 1970, so its last time is on 10 January 294247. It has no infinity and no time 24:00:00.
-//! By default such a value is an error, because a large number in its place would be read as a time. A column may instead
-//! write NULL, or be a text.
+//! Parquet counts microseconds from 1970, so its last time is on 10 January 294247. It has no infinity and no time
+//! 24:00:00. By default such a value is an error, because a large number in its place would be read as a time. A column
+//! may instead write NULL, or be a text.
 
 mod chunk;
 
@@ -28,8 +28,8 @@ use crate::piece::{FormatEncoder, Piece};
 use crate::writer::{FileAssembler, FormatWriter, RowEncoder};
 use crate::{Error, value};
 
-/// The bytes of values in a row group, about 37,000 users. Memory holds four times as much: the spare capacity of the vectors, and the
-/// encoded pages.
+/// The bytes of values in a row group, about 37,000 users. Memory holds four times as much: the spare capacity of the
+/// vectors, and the encoded pages.
 const GROUP_BYTES: usize = 4 << 20;
 const ZSTD_LEVEL: u8 = 1;
 
@@ -55,7 +55,8 @@ impl Writer {
         let properties = WriterProperties::builder()
             .set_created_by(concat!("cdc-export version ", env!("CARGO_PKG_VERSION")).to_owned())
             .set_compression(basic::Compression::ZSTD(level))
-            // Statistics of pages would stay in memory until the file ends. Those of groups are enough for groups of this size.
+            // Statistics of pages would stay in memory until the file ends. Those of groups are enough for groups of
+            // this size.
             .set_statistics_enabled(EnabledStatistics::Chunk)
             .set_offset_index_disabled(true)
             .set_dictionary_enabled(false);
@@ -115,7 +116,8 @@ impl RowEncoder for GroupEncoder {
         let Writer { columns, descriptors, properties, .. } = &self.writer;
         let (mut pages, mut closed) = (TrackedWrite::new(Vec::new()), Vec::with_capacity(columns.len()));
         for ((descriptor, column), chunk) in descriptors.columns().iter().zip(columns).zip(&mut self.chunks) {
-            // Each column's values are freed once encoded. Kept for the next group, they would add to the pages of this one.
+            // Each column's values are freed once encoded. Kept for the next group, they would add to the pages of this
+            // one.
             let chunk = std::mem::replace(chunk, Chunk::of(column));
             let to_pages = Box::new(SerializedPageWriter::new(&mut pages));
             let mut writer = get_column_writer(Arc::clone(descriptor), Arc::clone(properties), to_pages);

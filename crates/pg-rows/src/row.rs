@@ -1,15 +1,16 @@
 //! Reads rows in Postgres's binary form.
 //!
-//! A row is a 16-bit count of fields, then each field as a 32-bit length (−1: NULL) and that many bytes. This is both the tuple
-//! of `COPY … (FORMAT BINARY)` and the body of the protocol's DataRow message (PostgreSQL documentation, "COPY" and "Message
-//! Formats").
+//! A row is a 16-bit count of fields, then each field as a 32-bit length (−1: NULL) and that many bytes. This is both
+//! the tuple of `COPY … (FORMAT BINARY)` and the body of the protocol's DataRow message (PostgreSQL documentation,
+//! "COPY" and "Message Formats").
 
 /// The bytes end inside a row: the connection broke, or the caller has a defect.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a row from Postgres is cut short")]
 pub struct CutShort;
 
-/// A vector for the fields of a row, kept from one batch of rows to the next. An allocation for each row takes longer than the row.
+/// A vector for the fields of a row, kept from one batch of rows to the next. An allocation for each row takes longer
+/// than the row.
 #[derive(Debug, Default)]
 pub struct Fields(Vec<Option<&'static [u8]>>);
 

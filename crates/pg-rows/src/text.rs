@@ -9,7 +9,8 @@ use crate::piece::{FormatEncoder, Piece};
 use crate::writer::{FileAssembler, FormatWriter, RowEncoder};
 use crate::{Error, value};
 
-/// The bytes of uncompressed text in a piece: so many that a handover costs nothing, so few that they stay in the processor's cache.
+/// The bytes of uncompressed text in a piece: so many that a handover costs nothing, so few that they stay in the
+/// processor's cache.
 const TEXT_BYTES: usize = 256 << 10;
 
 /// The lines of one text format.

@@ -1,4 +1,5 @@
-//! The seam between a format and the rest of the crate: its writer, the encoders of its rows, the assembler of its file.
+//! The seam between a format and the rest of the crate: its writer, the encoders of its rows, the assembler of its
+//! file.
 //!
 //! A format is a file of this crate that implements these three traits. It knows no threads and no other format.
 
@@ -17,7 +18,8 @@ pub(crate) trait FormatWriter: Send + Sync {
     fn begin(&self) -> Result<(Box<dyn FileAssembler>, Vec<u8>), Error>;
 }
 
-/// Encodes the rows of one reader. [`FormatEncoder`] dispatches to it statically for each row, and dynamically for each piece.
+/// Encodes the rows of one reader. [`FormatEncoder`] dispatches to it statically for each row, and dynamically for each
+/// piece.
 pub(crate) trait RowEncoder: Send {
     /// Encodes a row, given as the binary form of each field. `None` is NULL.
     ///

@@ -1,5 +1,5 @@
-//! The system user that runs Postgres. Postgres refuses to run as root, so root runs it as another user; any other user runs it
-//! himself.
+//! The system user that runs Postgres. Postgres refuses to run as root, so root runs it as another user; any other user
+//! runs it himself.
 
 use std::fs;
 use std::io;
@@ -30,8 +30,8 @@ pub(super) enum Account {
 }
 
 impl Account {
-    /// The first owner of the two folders who isn't root, else `postgres`, else `nobody`. Folders that don't exist are skipped. A
-    /// link in the inner one's place isn't followed: whoever may put a link there must not choose the user.
+    /// The first owner of the two folders who isn't root, else `postgres`, else `nobody`. Folders that don't exist are
+    /// skipped. A link in the inner one's place isn't followed: whoever may put a link there must not choose the user.
     pub(super) fn for_folders(inner: &Path, outer: &Path) -> Result<Account, Error> {
         if !nix::unistd::geteuid().is_root() {
             return Ok(Account::Own);
@@ -58,9 +58,9 @@ impl Account {
         }
     }
 
-    /// A command that the account's user runs in `folder`; our own working folder may be closed to that user. The command has a
-    /// session of its own: Ctrl-C reaches only this process, and the user can't type into root's terminal. It doesn't see root's
-    /// environment. The thread that spawns the command must wait for it.
+    /// A command that the account's user runs in `folder`; our own working folder may be closed to that user. The
+    /// command has a session of its own: Ctrl-C reaches only this process, and the user can't type into root's
+    /// terminal. It doesn't see root's environment. The thread that spawns the command must wait for it.
     pub(super) fn command(&self, program: &Path, folder: &Path) -> Command {
         let mut command = Command::new(program);
         command.current_dir(folder).stdin(Stdio::null());
@@ -87,8 +87,8 @@ impl Account {
         }
     }
 
-    /// Whether the account's user can enter an existing folder. Found out by entering it: mode bits don't show access lists and
-    /// mounts.
+    /// Whether the account's user can enter an existing folder. Found out by entering it: mode bits don't show access
+    /// lists and mounts.
     pub(super) fn reaches(&self, folder: &Path) -> Result<bool, Error> {
         let shell = Path::new("/bin/sh");
         let mut command = self.command(shell, folder);
@@ -100,8 +100,9 @@ impl Account {
     }
 }
 
-/// Makes the child begin a session and inherit only the three standard files. On Linux the kernel sends the child SIGINT when the
-/// thread that spawned it ends, so that no server stays behind when this process is killed; elsewhere the next start ends it.
+/// Makes the child begin a session and inherit only the three standard files. On Linux the kernel sends the child
+/// SIGINT when the thread that spawned it ends, so that no server stays behind when this process is killed; elsewhere
+/// the next start ends it.
 #[expect(
     unsafe_code,
     reason = "pre_exec is the only way between fork and exec; the closure makes a few system calls and allocates nothing"
@@ -127,8 +128,8 @@ fn detach(command: &mut Command) {
     }
 }
 
-/// Closes every file but the standard three when the program begins: our caller may have left root's files open. Only for a
-/// process that is about to execute a program.
+/// Closes every file but the standard three when the program begins: our caller may have left root's files open. Only
+/// for a process that is about to execute a program.
 #[expect(
     unsafe_code,
     reason = "numbers of files, open or not, which only these calls take; none is closed or used here"

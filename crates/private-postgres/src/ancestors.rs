@@ -1,5 +1,5 @@
-//! The path to the data folder. Root resolves it again and again, and runs Postgres as the owner of the folder at its end: so no
-//! other user may be able to replace any part of the path by another folder or a link.
+//! The path to the data folder. Root resolves it again and again, and runs Postgres as the owner of the folder at its
+//! end: so no other user may be able to replace any part of the path by another folder or a link.
 
 use std::fs::{self, Metadata};
 use std::io;
@@ -13,8 +13,8 @@ const MAX_LINKS: u32 = 40;
 
 const STICKY: u32 = 0o1000;
 
-/// Refuses a path of which another user than root can replace a part, and a folder at its end that others than its owner may
-/// write to. Checks nothing unless this process is root.
+/// Refuses a path of which another user than root can replace a part, and a folder at its end that others than its
+/// owner may write to. Checks nothing unless this process is root.
 ///
 /// # Errors
 /// If the path is refused, or a part of it can't be looked at.
@@ -65,7 +65,8 @@ fn weak_part(path: &Path, links: u32) -> io::Result<Option<(PathBuf, &'static st
         }
         above = Some(found);
     }
-    // A user who may write to the folder would choose, by a folder of his own in it, the user that root runs Postgres as.
+    // A user who may write to the folder would choose, by a folder of his own in it, the user that root runs Postgres
+    // as.
     Ok(above.filter(others_may_write).map(|_| (at, "may be written by others than its owner")))
 }
 

@@ -21,8 +21,8 @@ pub(super) struct Binaries {
 }
 
 impl Binaries {
-    /// The binaries for the data folder: those of the data's major version, or the first that are found where there is no data. A
-    /// `bin_dir` in the settings is the only candidate; downloaded programs are the last one.
+    /// The binaries for the data folder: those of the data's major version, or the first that are found where there is
+    /// no data. A `bin_dir` in the settings is the only candidate; downloaded programs are the last one.
     pub(super) fn find(settings: &Settings, data_dir: &DataDir) -> Result<Binaries, Error> {
         if let Some(folder) = &settings.bin_dir {
             return Binaries::only(folder, data_dir);
@@ -50,8 +50,8 @@ impl Binaries {
         self.folder.join("initdb")
     }
 
-    /// `None` where the two programs aren't both there. The account's user runs them to learn their version: root must not run
-    /// what that user may have written.
+    /// `None` where the two programs aren't both there. The account's user runs them to learn their version: root must
+    /// not run what that user may have written.
     fn in_folder(folder: &Path, account: &Account) -> Result<Option<Binaries>, Error> {
         // Absolute, since the programs are run in another working folder.
         let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
@@ -83,7 +83,8 @@ fn choose(mut installed: Vec<Binaries>, wanted: Option<u32>, data: &Path) -> Res
     Err(Error::VersionMismatch { folder: data.to_owned(), data: wanted, binaries: majors.join(", ") })
 }
 
-/// The binaries of all folders that have usable ones, in the folders' order. One whose version can't be learned is skipped.
+/// The binaries of all folders that have usable ones, in the folders' order. One whose version can't be learned is
+/// skipped.
 fn installed(folders: &[PathBuf], account: &Account) -> Vec<Binaries> {
     folders
         .iter()

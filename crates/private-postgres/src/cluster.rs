@@ -27,15 +27,16 @@ pub(super) fn ensure(data_dir: &LockedDataDir, binaries: &Binaries) -> Result<St
     }
 }
 
-/// The superuser's password, from its file. The file must belong to the account, whose user runs the server and so may know the
-/// password: otherwise that user could have root read another file for it.
+/// The superuser's password, from its file. The file must belong to the account, whose user runs the server and so may
+/// know the password: otherwise that user could have root read another file for it.
 pub(super) fn read_password(data_dir: &DataDir) -> Result<String, Error> {
     let path = data_dir.password();
     let text = data_dir.account.read_file(&path, PASSWORD_MAX_BYTES).map_err(Error::file("read", &path))?;
     Ok(text.trim_end().to_owned())
 }
 
-/// Runs `initdb` and makes the database in a scratch folder, then renames that: a half-made cluster is never in the data's place.
+/// Runs `initdb` and makes the database in a scratch folder, then renames that: a half-made cluster is never in the
+/// data's place.
 fn initialise(data_dir: &LockedDataDir, binaries: &Binaries) -> Result<String, Error> {
     tracing::info!(event = "postgres_initialising", folder = %data_dir.cluster().display(), major = binaries.major, "making a Postgres data folder");
     let password = new_password();
@@ -71,7 +72,8 @@ fn replace_password(data_dir: &LockedDataDir, binaries: &Binaries) -> Result<Str
     let password = new_password();
     let statement = format!("alter role {ROLE} password '{password}'");
     single_user(data_dir, binaries, &data_dir.cluster(), &statement)?;
-    // Written after the role is changed: after a crash in between there is no file, and the next start comes here again.
+    // Written after the role is changed: after a crash in between there is no file, and the next start comes here
+    // again.
     write_password(data_dir, &password)?;
     Ok(password)
 }
@@ -162,8 +164,8 @@ fn sweep(data_dir: &LockedDataDir) -> Result<(), Error> {
             continue;
         }
         let path = entry.path();
-        // The folder's contents are removed only where the folder is the account's: otherwise its user could have root remove
-        // files of others.
+        // The folder's contents are removed only where the folder is the account's: otherwise its user could have root
+        // remove files of others.
         let removed = match HeldFolder::open(&path, &data_dir.account) {
             Ok(_) => {
                 leftovers::clear(&path, &data_dir.account)?;

@@ -1,5 +1,5 @@
-//! The data folder of the private server: which one is used, the names in it, and the lock by which one process alone supervises
-//! it. Knows nothing of Postgres' own files.
+//! The data folder of the private server: which one is used, the names in it, and the lock by which one process alone
+//! supervises it. Knows nothing of Postgres' own files.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -19,8 +19,8 @@ pub(super) const SYSTEM_DATA_DIR: &str = "/var/lib/cdc-export";
 /// The beginning of scratch folders' names. The next start removes those that a crash left.
 pub(super) const SCRATCH: &str = "postgres.new-";
 
-/// How long a supervisor waits for the lock: `join` holds it for a moment to see whether it is free, and so does, until it runs its own
-/// program, a process that was just being started.
+/// How long a supervisor waits for the lock: `join` holds it for a moment to see whether it is free, and so does, until
+/// it runs its own program, a process that was just being started.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A folder that the account of the server can reach, existing or not.
@@ -100,8 +100,8 @@ impl DataDir {
         Err(Error::Unreachable { folder: self.path.clone(), user: self.account.name() })
     }
 
-    /// Makes the folders above the data folder. Where root runs Postgres as another user, that user can pass through them,
-    /// whatever the umask is.
+    /// Makes the folders above the data folder. Where root runs Postgres as another user, that user can pass through
+    /// them, whatever the umask is.
     fn make_parents(&self, folder: &Path) -> io::Result<()> {
         if folder.exists() {
             return Ok(());
@@ -124,8 +124,8 @@ impl DataDir {
             if let Some(parent) = self.path.parent() {
                 self.make_parents(parent).map_err(Error::file("make", parent))?;
             }
-            // Made under another name, and renamed once it is the account's: another process that looks for it in between would
-            // find a folder that the account's user can't enter, and give up or use another one.
+            // Made under another name, and renamed once it is the account's: another process that looks for it in
+            // between would find a folder that the account's user can't enter, and give up or use another one.
             let new = self.path.with_added_extension(format!("new-{}", uuid::Uuid::new_v4().simple()));
             self.account.make_folder(&new).map_err(Error::file("make", &new))?;
             if let Err(error) = fs::rename(&new, &self.path) {

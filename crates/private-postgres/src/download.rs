@@ -1,5 +1,5 @@
-//! Postgres' programs from a web folder, for a machine that has none. It knows nothing of clusters; who may use what it fetched
-//! is for `binaries` to say.
+//! Postgres' programs from a web folder, for a machine that has none. It knows nothing of clusters; who may use what it
+//! fetched is for `binaries` to say.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -17,9 +17,9 @@ use crate::{Error, Fetch};
 const VERSION: &str = "17.11.0";
 pub(super) const MAJOR: u32 = 17;
 
-/// The SHA-256 of each archive of that version, by its target: what is fetched has to be what was published then, whatever the
-/// mirror says of it today. A target without a line is fetched only with a checksum of the operator's. A new version brings new
-/// lines, each compared with the one published beside its archive.
+/// The SHA-256 of each archive of that version, by its target: what is fetched has to be what was published then,
+/// whatever the mirror says of it today. A target without a line is fetched only with a checksum of the operator's. A
+/// new version brings new lines, each compared with the one published beside its archive.
 const CHECKSUMS: [(&str, &str); 4] = [
     ("x86_64-unknown-linux-gnu", "b7a1ba6bae6499d8296e3e81b0171eecfd1766ca9aaa0057e41ad3e844e5e2e0"),
     ("aarch64-unknown-linux-gnu", "abffda09209280ec1502b73720dc4d254fb7fff9a072e324926c600a5b16c221"),
@@ -106,7 +106,8 @@ fn checked(fetch: Fetch, url: &str, Checksum(expected): &Checksum) -> Result<Vec
     if found == *expected { Ok(archive) } else { Err(format!("its sha256 is {found}, not {expected}")) }
 }
 
-/// Unpacks an archive into a folder, as the account's user: root would follow links that this user may have put into the folder.
+/// Unpacks an archive into a folder, as the account's user: root would follow links that this user may have put into
+/// the folder.
 fn unpack(archive: &[u8], scratch: &Path, account: &Account) -> io::Result<HeldFolder> {
     let folder = HeldFolder::open(scratch, account)?;
     let tar = account

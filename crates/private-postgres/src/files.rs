@@ -1,5 +1,6 @@
-//! Access to files that the account's user may have tampered with. Where this process is root, that user may have put a link, a
-//! pipe or another user's file under any name, and must not get root to read, write or remove for him what he can't himself.
+//! Access to files that the account's user may have tampered with. Where this process is root, that user may have put a
+//! link, a pipe or another user's file under any name, and must not get root to read, write or remove for him what he
+//! can't himself.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -86,8 +87,8 @@ impl Account {
         let Account::Other { uid, gid, .. } = self else { return Ok(()) };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir = rustix::fs::open(path, flags, Mode::empty())?;
-        // If the account's user may rename here, he may have put another folder of root's in this one's place. He must not get
-        // one that has something in it, or that was open to others.
+        // If the account's user may rename here, he may have put another folder of root's in this one's place. He must
+        // not get one that has something in it, or that was open to others.
         let found = rustix::fs::fstat(&dir)?;
         let mut entries = rustix::fs::Dir::read_from(&dir)?.filter_map(Result::ok);
         let is_empty = entries.all(|entry| matches!(entry.file_name().to_bytes(), b"." | b".."));
@@ -105,8 +106,9 @@ impl Account {
         Ok(given?)
     }
 
-    /// Removes a folder with everything in it that the account's user may remove. Where root runs Postgres as another user, that
-    /// user removes the contents, since root would remove what others own in there too; then root removes the empty folder.
+    /// Removes a folder with everything in it that the account's user may remove. Where root runs Postgres as another
+    /// user, that user removes the contents, since root would remove what others own in there too; then root removes
+    /// the empty folder.
     pub(super) fn remove_folder(&self, path: &Path) -> io::Result<()> {
         let Account::Other { .. } = self else { return std::fs::remove_dir_all(path) };
         let above = path.parent().unwrap_or(Path::new("/"));
@@ -153,8 +155,8 @@ impl Account {
         Ok(())
     }
 
-    /// Opens a file of the account's for reading. The file may have no second name: its user could have linked a file that he may
-    /// not read.
+    /// Opens a file of the account's for reading. The file may have no second name: its user could have linked a file
+    /// that he may not read.
     pub(super) fn look_at_file(&self, path: &Path) -> io::Result<File> {
         require_one_name(open(CWD, path, OFlags::RDONLY, self.uid())?)
     }

@@ -1,6 +1,6 @@
-//! Checks that the process listening on the socket is the account's server and asks for SCRAM: connects, reads the request for
-//! authentication, and leaves. The client that connects afterwards sends its password to any server that asks for it, in clear
-//! text too.
+//! Checks that the process listening on the socket is the account's server and asks for SCRAM: connects, reads the
+//! request for authentication, and leaves. The client that connects afterwards sends its password to any server that
+//! asks for it, in clear text too.
 
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -24,8 +24,8 @@ const ANSWER_MAX_BYTES: usize = 1024;
 
 const MECHANISM: &[u8] = b"SCRAM-SHA-256";
 
-/// Refuses a listener in this folder that isn't the account's process, or asks for anything but SCRAM. Where nothing listens,
-/// nothing is refused.
+/// Refuses a listener in this folder that isn't the account's process, or asks for anything but SCRAM. Where nothing
+/// listens, nothing is refused.
 pub(super) fn require_scram(socket_folder: &Path, account: &Account) -> Result<(), Error> {
     match greet(&socket::path(socket_folder), account.uid(), GREETING_TIMEOUT) {
         Ok(None) => Ok(()),

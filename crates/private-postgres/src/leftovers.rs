@@ -1,5 +1,5 @@
-//! Processes of a server whose supervisor was killed. The system says which they are, never a pid file alone: its number may be
-//! another process's by now.
+//! Processes of a server whose supervisor was killed. The system says which they are, never a pid file alone: its
+//! number may be another process's by now.
 
 use std::io;
 use std::path::Path;
@@ -13,15 +13,15 @@ use crate::files::HeldFolder;
 use crate::pid_file::{self, PidFile};
 use crate::{ESCALATION, Error};
 
-/// Ends every server process at work in `data`, then removes the pid file they left. Blocks, up to half a minute; only for the
-/// holder of the lock.
+/// Ends every server process at work in `data`, then removes the pid file they left. Blocks, up to half a minute; only
+/// for the holder of the lock.
 pub(super) fn clear(data: &Path, account: &Account) -> Result<(), Error> {
     let folder = match HeldFolder::open(data, account) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         opened => opened.map_err(Error::file("use", data))?,
     };
-    // Postgres refuses to start while the number in the file is that of any living process of its user. Once no process uses the
-    // data, the file is stale.
+    // Postgres refuses to start while the number in the file is that of any living process of its user. Once no process
+    // uses the data, the file is stale.
     let remove_pid_file = || folder.remove(pid_file::NAME).map_err(Error::file("remove", &data.join(pid_file::NAME)));
     for (signal, timeout) in ESCALATION {
         let pids = processes_in(&folder, data, account);
@@ -51,7 +51,8 @@ pub(super) fn clear(data: &Path, account: &Account) -> Result<(), Error> {
     remove_pid_file()
 }
 
-/// Signals a process if `is_still` holds: its number may have become another process's. It is fine if the process is gone.
+/// Signals a process if `is_still` holds: its number may have become another process's. It is fine if the process is
+/// gone.
 fn send(pid: i32, signal: Signal, is_still: impl Fn() -> bool) {
     #[cfg(target_os = "linux")]
     {
@@ -74,8 +75,8 @@ fn send(pid: i32, signal: Signal, is_still: impl Fn() -> bool) {
     }
 }
 
-/// The account's processes named `postgres` whose working folder is this one: the server and its backends. Zombies have no
-/// working folder, and don't count.
+/// The account's processes named `postgres` whose working folder is this one: the server and its backends. Zombies have
+/// no working folder, and don't count.
 #[cfg(target_os = "linux")]
 pub(super) fn processes_in(folder: &HeldFolder, _data: &Path, account: &Account) -> Vec<i32> {
     use std::fs;
@@ -97,8 +98,8 @@ pub(super) fn processes_in(folder: &HeldFolder, _data: &Path, account: &Account)
         .collect()
 }
 
-/// The server alone, known by its command line, which names the folder. Here its backends can't be told from another server's;
-/// Postgres refuses to start while they hold its shared memory.
+/// The server alone, known by its command line, which names the folder. Here its backends can't be told from another
+/// server's; Postgres refuses to start while they hold its shared memory.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn processes_in(folder: &HeldFolder, data: &Path, _account: &Account) -> Vec<i32> {
     let Some(file) = PidFile::read(folder).filter(|file| file.pid > 0) else {

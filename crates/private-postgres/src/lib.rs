@@ -1,5 +1,5 @@
-//! The private Postgres server: finds installed binaries or downloads them, makes a data folder, runs `postgres` as long as this
-//! process lives, and restarts it if it dies.
+//! The private Postgres server: finds installed binaries or downloads them, makes a data folder, runs `postgres` as
+//! long as this process lives, and restarts it if it dies.
 //!
 //! It knows nothing of what the database is for: no schema, no pool, no client library, no environment variable.
 //!
@@ -58,16 +58,17 @@ pub const DATABASE: &str = "cdc_export";
 /// The port of the private server. It is only part of the socket's name: the server listens on no network.
 pub const PORT: u16 = 5432;
 
-/// The signals that end a server, each with the time it may take: a fast shutdown with a checkpoint, an immediate one (the next
-/// start recovers), and SIGKILL.
+/// The signals that end a server, each with the time it may take: a fast shutdown with a checkpoint, an immediate one
+/// (the next start recovers), and SIGKILL.
 const ESCALATION: [(Signal, Duration); 3] = [
     (Signal::SIGINT, Duration::from_secs(20)),
     (Signal::SIGQUIT, Duration::from_secs(5)),
     (Signal::SIGKILL, Duration::from_secs(5)),
 ];
 
-/// Returns the bytes at a URL, or an error if there are more than the second argument says. It blocks. An https URL may redirect to
-/// https only; an http URL, which is one of this machine, may not redirect. The error says why there are no bytes, without the URL.
+/// Returns the bytes at a URL, or an error if there are more than the second argument says. It blocks. An https URL may
+/// redirect to https only; an http URL, which is one of this machine, may not redirect. The error says why there are no
+/// bytes, without the URL.
 pub type Fetch = fn(&str, usize) -> Result<Vec<u8>, String>;
 
 /// Where the private server lives and where its binaries may be.
@@ -75,7 +76,8 @@ pub type Fetch = fn(&str, usize) -> Result<Vec<u8>, String>;
 pub struct Settings {
     /// The folder of the server's data, log, password and lock.
     pub data_dir: PathBuf,
-    /// Whether `data_dir` is the default. Root then uses `/var/lib/cdc-export` where the user that runs Postgres can't reach it.
+    /// Whether `data_dir` is the default. Root then uses `/var/lib/cdc-export` where the user that runs Postgres can't
+    /// reach it.
     pub data_dir_is_default: bool,
     /// The folder of `postgres` and `initdb`; unset, installed ones are looked for.
     pub bin_dir: Option<PathBuf>,
@@ -247,8 +249,8 @@ impl Error {
     }
 }
 
-/// A running private server. Its supervisor restarts it when it dies. [`stop`](Server::stop) ends it and waits; dropping this
-/// value only signals it.
+/// A running private server. Its supervisor restarts it when it dies. [`stop`](Server::stop) ends it and waits;
+/// dropping this value only signals it.
 pub struct Server {
     endpoint: Endpoint,
     control: Arc<Control>,
@@ -257,8 +259,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts the server, and makes its data folder first where there is none. Returns once the server accepts connections,
-    /// however long a recovery takes; dropping the future gives the start up.
+    /// Starts the server, and makes its data folder first where there is none. Returns once the server accepts
+    /// connections, however long a recovery takes; dropping the future gives the start up.
     pub async fn start(settings: &Settings) -> Result<Server, Error> {
         let settings = settings.clone();
         let (postmaster, endpoint) = tokio::task::spawn_blocking(move || prepare(&settings))
@@ -285,7 +287,8 @@ impl Server {
         &self.endpoint
     }
 
-    /// Ends the server and returns when it is gone: 20 s to roll back and checkpoint, 5 s to drop everything, then SIGKILL.
+    /// Ends the server and returns when it is gone: 20 s to roll back and checkpoint, 5 s to drop everything, then
+    /// SIGKILL.
     pub async fn stop(mut self) {
         for (signal, timeout) in ESCALATION {
             self.control.stop(signal);
@@ -336,8 +339,8 @@ fn has_moved(settings: &Settings, data_dir: &DataDir) -> bool {
     settings.data_dir_is_default && data_dir.path == Path::new(SYSTEM_DATA_DIR)
 }
 
-/// How to connect to the server that another process supervises in this data folder; `None` where there is none or it isn't
-/// ready.
+/// How to connect to the server that another process supervises in this data folder; `None` where there is none or it
+/// isn't ready.
 pub fn join(settings: &Settings) -> Result<Option<Endpoint>, Error> {
     let data_dir = DataDir::find(settings)?;
     if !data_dir.is_supervised()? {

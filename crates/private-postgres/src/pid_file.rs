@@ -1,4 +1,5 @@
-//! What a server says of itself in `postmaster.pid`. The file outlives a killed server, so its process id is a claim, not a fact.
+//! What a server says of itself in `postmaster.pid`. The file outlives a killed server, so its process id is a claim,
+//! not a fact.
 
 use std::path::PathBuf;
 

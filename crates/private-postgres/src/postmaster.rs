@@ -1,5 +1,5 @@
-//! The server process. One thread starts, watches and restarts it, and lives as long as it; other threads can only ask it to
-//! stop.
+//! The server process. One thread starts, watches and restarts it, and lives as long as it; other threads can only ask
+//! it to stop.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -67,8 +67,8 @@ impl Control {
         self.changed.notify_all();
     }
 
-    /// Starts the server, and returns its process id; `None` when stopping. Under the lock, so that a `stop` always finds the
-    /// child.
+    /// Starts the server, and returns its process id; `None` when stopping. Under the lock, so that a `stop` always
+    /// finds the child.
     fn spawn(&self, command: &mut Command) -> io::Result<Option<i32>> {
         let mut state = self.lock();
         if state.stopping {
@@ -140,8 +140,8 @@ impl Postmaster {
         Arc::clone(&self.control)
     }
 
-    /// Runs the server until it is stopped. `ready` is told of the first start only. The calling thread must live as long: the
-    /// kernel ends the server with it.
+    /// Runs the server until it is stopped. `ready` is told of the first start only. The calling thread must live as
+    /// long: the kernel ends the server with it.
     pub(super) fn run(self, ready: oneshot::Sender<Result<(), Error>>) {
         if let Err(error) = self.launch() {
             // Unlocked first: the caller may try again as soon as it learns of the failure.
@@ -219,8 +219,8 @@ impl Postmaster {
         Err(self.not_started(last_error(&said).unwrap_or_else(|| status.to_string())))
     }
 
-    /// `None` once the server is ready, else how it ended. A recovery may take any time, so there is no limit but the end of the
-    /// process.
+    /// `None` once the server is ready, else how it ended. A recovery may take any time, so there is no limit but the
+    /// end of the process.
     fn await_ready(&self, pid: i32) -> Result<Option<ExitStatus>, Error> {
         let started = Instant::now();
         let mut noted = started;
@@ -244,8 +244,8 @@ impl Postmaster {
         }
     }
 
-    /// The server's command line. The settings that this service relies on are arguments, which neither an edited file nor an
-    /// `alter system` can override; all others are the cluster's own.
+    /// The server's command line. The settings that this service relies on are arguments, which neither an edited file
+    /// nor an `alter system` can override; all others are the cluster's own.
     fn command(&self, log: &File) -> io::Result<Command> {
         let data = self.data_dir.cluster();
         let mut command = self.data_dir.account.command(&self.binaries.postgres(), &data);

@@ -1,5 +1,5 @@
-//! The folder of the server's Unix socket: closed to other users, and with a path that is short enough for a socket, as that of
-//! the data folder need not be.
+//! The folder of the server's Unix socket: closed to other users, and with a path that is short enough for a socket, as
+//! that of the data folder need not be.
 
 use std::fs;
 use std::io;
@@ -29,8 +29,8 @@ pub(super) struct SocketFolder {
 }
 
 impl SocketFolder {
-    /// Makes the folder in `preferred`, else in `/tmp`. Its name is derived from the data folder's path, so that a start after a
-    /// crash reuses it; where another user has taken the name, a random one is used.
+    /// Makes the folder in `preferred`, else in `/tmp`. Its name is derived from the data folder's path, so that a
+    /// start after a crash reuses it; where another user has taken the name, a random one is used.
     pub(super) fn make(preferred: Option<&Path>, data_dir: &LockedDataDir) -> Result<SocketFolder, Error> {
         let name = name_for(&data_dir.path);
         let fallback = Path::new(FALLBACK);
@@ -54,8 +54,8 @@ impl SocketFolder {
         format!("\"{}\"", self.path.display().to_string().replace('"', "\"\""))
     }
 
-    /// Removes the socket and its lock file that a killed server left. The caller must know that no server runs. Postgres itself
-    /// refuses to replace a lock file whose process id another process has got meanwhile.
+    /// Removes the socket and its lock file that a killed server left. The caller must know that no server runs.
+    /// Postgres itself refuses to replace a lock file whose process id another process has got meanwhile.
     pub(super) fn clear(&self) {
         let folder = match HeldFolder::open(&self.path, &self.account) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return,
@@ -76,8 +76,8 @@ impl Drop for SocketFolder {
     }
 }
 
-/// Makes the folder, or takes over one of the account's; `false` where it is another user's, or the account's user can't enter
-/// it.
+/// Makes the folder, or takes over one of the account's; `false` where it is another user's, or the account's user
+/// can't enter it.
 fn make_private(path: &Path, data_dir: &LockedDataDir) -> Result<bool, Error> {
     let account = &data_dir.account;
     // Root's own runtime folder is closed to the account's user; no folder must be left there.

@@ -37,7 +37,8 @@ pub(super) fn in_parallel<T: Send>(
     let next = || receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
     let run = || {
         let mut done = Ok(());
-        // A thread that has failed drops the pieces that it still gets. Else `find` would wait for a place in the queue.
+        // A thread that has failed drops the pieces that it still gets. Else `find` would wait for a place in the
+        // queue.
         while let Ok(piece) = next() {
             if !is_stopped.load(Ordering::Relaxed) {
                 done = work(piece);

@@ -24,8 +24,8 @@ const READ_BYTES: usize = 64 * 1024;
 
 /// Fetch an export's file
 ///
-/// Whole, or one range of it; a set of several ranges is answered with the whole file, as RFC 9110 allows. What is compressed is sent
-/// as it is, without `Content-Encoding`. `HEAD` answers the headers alone.
+/// Whole, or one range of it; a set of several ranges is answered with the whole file, as RFC 9110 allows. What is
+/// compressed is sent as it is, without `Content-Encoding`. `HEAD` answers the headers alone.
 #[utoipa::path(
     get, path = "/exports/{jobId}/download", operation_id = "downloadExport", tag = "exports",
     params(PathJob, FileHeaders), responses(FileAnswer),
@@ -190,7 +190,8 @@ enum RequestedRange {
     PastTheEnd,
 }
 
-/// The part of `size` bytes that a `Range` header asks for. A header that can't be read asks for all of them (RFC 9110, 14.2).
+/// The part of `size` bytes that a `Range` header asks for. A header that can't be read asks for all of them (RFC 9110,
+/// 14.2).
 fn requested_range(range: &str, size: u64) -> RequestedRange {
     let ranges = match parse_range_header(range) {
         Ok(parsed) => parsed.ranges,

@@ -24,8 +24,8 @@ pub(crate) struct ManifestQuery {
 
 /// Get an export's manifest
 ///
-/// The very text that is written beside the files where `MANIFESTS` is on: Redshift's `entries` first, then what the export is, its files
-/// with their SHA-256, and the digest of the export before.
+/// The very text that is written beside the files where `MANIFESTS` is on: Redshift's `entries` first, then what the
+/// export is, its files with their SHA-256, and the digest of the export before.
 #[utoipa::path(
     get, path = "/exports/{jobId}/manifest", operation_id = "getExportManifest", tag = "exports",
     params(PathJob, ManifestQuery),

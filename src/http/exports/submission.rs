@@ -1,4 +1,5 @@
-//! What a call that makes an export carries: the consumer, an idempotency key and a body. Out of it comes the request for `service`.
+//! What a call that makes an export carries: the consumer, an idempotency key and a body. Out of it comes the request
+//! for `service`.
 
 use std::ops::RangeInclusive;
 
@@ -114,13 +115,13 @@ pub(crate) struct NewExport {
     #[serde(default = "uncompressed")]
     #[schema(required = false, value_type = CompressionSchema)]
     compression: Compression,
-    /// In bytes: a file of so much gets no further rows, which go into another file, each whole by itself. Left out, it is what the dataset
-    /// says, else there is one file
+    /// In bytes: a file of so much gets no further rows, which go into another file, each whole by itself. Left out, it
+    /// is what the dataset says, else there is one file
     #[serde(default, deserialize_with = "file_bytes")]
     #[schema(required = false, value_type = u64, minimum = 16777216, maximum = 5368709120i64)]
     max_file_bytes: Option<u64>,
-    /// With a consumer: the export that the caller loaded last, null for none. The call is refused if another one is the consumer's last
-    /// export; a full export never is. Left out, nothing is checked
+    /// With a consumer: the export that the caller loaded last, null for none. The call is refused if another one is
+    /// the consumer's last export; a full export never is. Left out, nothing is checked
     #[serde(default, deserialize_with = "job_or_null")]
     #[schema(required = false, value_type = Option<Uuid>)]
     after: Option<Option<Uuid>>,
@@ -173,7 +174,8 @@ struct ConditionBody {
     value: Operand,
 }
 
-/// What a condition compares a column with. All of it are texts, which the column's type reads: a number keeps each of its digits.
+/// What a condition compares a column with. All of it are texts, which the column's type reads: a number keeps each of
+/// its digits.
 enum Operand {
     Boolean(&'static str),
     Scalar(String),

@@ -22,8 +22,9 @@ use crate::service::{self, Service};
 
 /// Ask for an export of any type, or an ad-hoc one
 ///
-/// With `X-Consumer-ID` the export is that consumer's, of the type that the body says. Without, it is an ad-hoc full export, which reads
-/// and moves no watermark and runs beside others; only ad-hoc exports take `columns`, `filter` and `limit`.
+/// With `X-Consumer-ID` the export is that consumer's, of the type that the body says. Without, it is an ad-hoc full
+/// export, which reads and moves no watermark and runs beside others; only ad-hoc exports take `columns`, `filter` and
+/// `limit`.
 #[utoipa::path(
     post, path = "/exports", operation_id = "createExport", tag = "exports",
     params(Submission<MaybeConsumer, NewExport>), request_body = NewExport, responses(Submitted),
@@ -41,8 +42,8 @@ pub(crate) async fn create(
 
 /// Ask for every live row
 ///
-/// The export moves the consumer's watermark to the latest `updated_at` among the rows. What the consumer has of before may go: the file has
-/// everything.
+/// The export moves the consumer's watermark to the latest `updated_at` among the rows. What the consumer has of before
+/// may go: the file has everything.
 #[utoipa::path(
     post, path = "/exports/full", operation_id = "startFull", tag = "exports",
     params(Submission<Consumer, Options>), request_body = Options, responses(Submitted),
@@ -89,7 +90,8 @@ pub(crate) async fn delta(
 
 /// Ask for an incremental export of the consumer that the path names
 ///
-/// `full`, `incremental`, `delta` and `watermark` are no consumers here, but slips for calls under `/exports/`: 404 names the call.
+/// `full`, `incremental`, `delta` and `watermark` are no consumers here, but slips for calls under `/exports/`: 404
+/// names the call.
 #[utoipa::path(
     post, path = "/export/{consumer_id}", operation_id = "startIncrementalOf", tag = "exports",
     params(Submission<PathConsumer, Options>), request_body = Options, responses(Submitted),

@@ -31,8 +31,8 @@ pub(crate) struct FileUrlBody {
 
 /// Get an address of an export's file at its store
 ///
-/// For a client that fetches the file from the bucket, not through the service. The address needs no key: who has it may fetch the file until
-/// it expires.
+/// For a client that fetches the file from the bucket, not through the service. The address needs no key: who has it
+/// may fetch the file until it expires.
 #[utoipa::path(
     get, path = "/exports/{jobId}/url", operation_id = "getExportUrl", tag = "exports",
     params(PathJob),

@@ -7,7 +7,8 @@ use std::str::FromStr;
 use lapin::uri::AMQPUri;
 use url::{Host, Url};
 
-/// Heartbeat in seconds. A connection without traffic for twice this time is lost. RabbitMQ's default is four times as long.
+/// Heartbeat in seconds. A connection without traffic for twice this time is lost. RabbitMQ's default is four times as
+/// long.
 const HEARTBEAT: u16 = 15;
 
 /// The address of a broker.
@@ -23,7 +24,8 @@ pub(super) struct Address(pub(super) AMQPUri);
 )]
 pub(super) struct NoAddress;
 
-/// Parameters that an address may have. `frame_max` is not one: a smaller frame might not hold a refused request's problem.
+/// Parameters that an address may have. `frame_max` is not one: a smaller frame might not hold a refused request's
+/// problem.
 const PARAMETERS: [&str; 3] = ["heartbeat", "channel_max", "auth_mechanism"];
 
 impl FromStr for Address {
@@ -46,7 +48,8 @@ impl FromStr for Address {
 }
 
 impl Address {
-    /// Returns true if both addresses have the same host, port and virtual host. Two names of one host are not recognized.
+    /// Returns true if both addresses have the same host, port and virtual host. Two names of one host are not
+    /// recognized.
     pub(super) fn is_same_place(&self, other: &Address) -> bool {
         let (Address(own), Address(other)) = (self, other);
         own.authority.host.eq_ignore_ascii_case(&other.authority.host)

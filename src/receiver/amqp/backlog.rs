@@ -1,6 +1,7 @@
 //! Backlog of requests that wait for another attempt.
 //!
-//! A waiting request must not take the prefetch place of a new one. So the consumer raises its prefetch as the backlog grows, within limits.
+//! A waiting request must not take the prefetch place of a new one. So the consumer raises its prefetch as the backlog
+//! grows, within limits.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -54,7 +55,8 @@ impl RequestBacklog {
         BacklogEntry { backlog: Arc::clone(self), bytes }
     }
 
-    /// Waits until the backlog leaves less than [`MAX_CONCURRENT`] of the `prefetch` to new requests, and the limits permit more.
+    /// Waits until the backlog leaves less than [`MAX_CONCURRENT`] of the `prefetch` to new requests, and the limits
+    /// permit more.
     pub(super) async fn exceeds_prefetch(&self, prefetch: usize) {
         loop {
             let Held { messages, bytes } = self.change(|held| *held);

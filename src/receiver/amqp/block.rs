@@ -45,8 +45,8 @@ pub(super) fn broker(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Bro
     })
 }
 
-/// Reads the name of an exchange or a queue. The default exchange, whose name is empty, is refused: it would route a refused request
-/// back to its queue.
+/// Reads the name of an exchange or a queue. The default exchange, whose name is empty, is refused: it would route a
+/// refused request back to its queue.
 fn broker_name(block: &mut Block<'_, '_>, member: &'static str) -> Option<String> {
     let name = block.text(member)?;
     if !(1..=NAME_BYTES).contains(&name.len()) {

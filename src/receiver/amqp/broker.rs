@@ -23,7 +23,8 @@ pub(super) struct Broker {
 }
 
 impl Broker {
-    /// Compares the block with another block for the same broker. Returns a member that conflicts with the other block, and why.
+    /// Compares the block with another block for the same broker. Returns a member that conflicts with the other block,
+    /// and why.
     pub(super) fn clash(&self, other: &Broker) -> Option<(&'static str, String)> {
         let exchange = |broker: &Broker| broker.exchange.as_ref().map(|exchange| exchange.name.clone());
         let dead_letters = |broker: &Broker| broker.intake.as_ref().map(|intake| intake.dead_letter_exchange.clone());

@@ -23,8 +23,8 @@ pub(super) struct ExchangePublisher {
 /// An open connection, and its channels.
 struct OpenConnection {
     connection: Connection,
-    /// The idle channels. A channel publishes one message at a time: lapin assigns a returned message to the next confirmation,
-    /// and numbers messages apart from sending them.
+    /// The idle channels. A channel publishes one message at a time: lapin assigns a returned message to the next
+    /// confirmation, and numbers messages apart from sending them.
     channels: Mutex<Vec<Channel>>,
 }
 
@@ -97,8 +97,8 @@ impl ExchangePublisher {
         most.filter(|bytes| *bytes > 0).map_or(usize::MAX, |bytes| bytes as usize)
     }
 
-    /// Drops a failed connection, so that the next call opens a new one. A blocked connection is kept: the broker unblocks it later,
-    /// while a new connection would learn only by an attempt that the broker blocks.
+    /// Drops a failed connection, so that the next call opens a new one. A blocked connection is kept: the broker
+    /// unblocks it later, while a new connection would learn only by an attempt that the broker blocks.
     fn drop_failed(&self, failed: &Arc<OpenConnection>) {
         if !failed.connection.status().blocked() {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,7 +1,8 @@
 //! Consumes requests for exports from a queue.
 //!
-//! A request is acknowledged when its job is committed, or when it is published to the dead letter exchange with the problem.
-//! Until then the broker may deliver it again. Its message id is the job's idempotency key, so no second export is made.
+//! A request is acknowledged when its job is committed, or when it is published to the dead letter exchange with the
+//! problem. Until then the broker may deliver it again. Its message id is the job's idempotency key, so no second
+//! export is made.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -34,9 +35,11 @@ use crate::telemetry::{chain, metrics};
 const POLL: Duration = Duration::from_secs(1);
 /// Longest pause before another attempt at a deferred request.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// Largest fraction by which a pause is shortened or lengthened. Without it, all requests that wait for one place would retry at once.
+/// Largest fraction by which a pause is shortened or lengthened. Without it, all requests that wait for one place would
+/// retry at once.
 const SPREAD: f64 = 0.5;
-/// Maximum number of attempts at a request that the service fails at. The request is refused then, since later ones may succeed.
+/// Maximum number of attempts at a request that the service fails at. The request is refused then, since later ones may
+/// succeed.
 const MAX_ATTEMPTS: u32 = 5;
 /// Time that running requests have after a stop. The broker delivers unfinished ones again.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -139,7 +142,8 @@ impl RequestConsumer {
     async fn consume(&self, channel: &Channel) -> Result<Consumer, String> {
         let queue = self.intake.queue.as_str();
         let options = BasicConsumeOptions::default();
-        // 0 is the default priority. A stream refuses the argument, which is the only way to recognize a stream before its first message.
+        // 0 is the default priority. A stream refuses the argument, which is the only way to recognize a stream before
+        // its first message.
         let mut arguments = FieldTable::default();
         arguments.insert(PRIORITY.into(), AMQPValue::LongInt(0));
         let consumer = channel.basic_consume(queue.into(), "".into(), options, arguments);

@@ -22,7 +22,8 @@ pub(super) fn was_refused(properties: &BasicProperties) -> bool {
     properties.headers().as_ref().is_some_and(|headers| headers.contains_key(PROBLEM))
 }
 
-/// Formats a problem for a header: without the jobs of `out_of_step`, which may be many, and with a long detail cut off.
+/// Formats a problem for a header: without the jobs of `out_of_step`, which may be many, and with a long detail cut
+/// off.
 pub(super) fn shortened(mut problem: Value) -> String {
     if let Some(members) = problem.as_object_mut() {
         members.remove("jobs");
@@ -41,8 +42,8 @@ pub(super) fn shortened(mut problem: Value) -> String {
 /// Returns a message's properties with the problem among the headers. They fit into one frame of `frame_bytes`.
 pub(super) fn with_problem(of: &BasicProperties, problem: &str, frame_bytes: usize) -> BasicProperties {
     let headers = headers_with_problem(of, problem, frame_bytes.saturating_sub(OTHER_BYTES));
-    // Left out: `expiration`, which would remove the message from its queue, and `user_id`, which the broker compares with the
-    // publishing user.
+    // Left out: `expiration`, which would remove the message from its queue, and `user_id`, which the broker compares
+    // with the publishing user.
     let mut properties = BasicProperties::default().with_headers(headers).with_delivery_mode(PERSISTENT);
     if let Some(value) = of.content_type() {
         properties = properties.with_content_type(value.clone());
@@ -74,7 +75,8 @@ pub(super) fn with_problem(of: &BasicProperties, problem: &str, frame_bytes: usi
     properties
 }
 
-/// Returns the problem, and as many of the other headers as fit, the smallest first. Trace ids and consumer ids are small.
+/// Returns the problem, and as many of the other headers as fit, the smallest first. Trace ids and consumer ids are
+/// small.
 fn headers_with_problem(of: &BasicProperties, problem: &str, most_bytes: usize) -> FieldTable {
     // A broker that dead-letters a message also removes these headers. The old problem is replaced.
     let is_kept = |name: &str| name != PROBLEM && !COPIES.contains(&name);

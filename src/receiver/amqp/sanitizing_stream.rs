@@ -1,9 +1,9 @@
 //! Stream that sanitizes the frames of a broker before lapin parses them.
 //!
-//! A broker accepts from any client a short string that isn't UTF-8, and headers as deeply nested as a frame is long. lapin's parser
-//! fails at the first, which would end the connection at each attempt, and overflows its stack at the second, which would end the process.
-//! So each frame is checked, and changed in place at the same length. A message id or a content type that was changed is refused later,
-//! as any other invalid one.
+//! A broker accepts from any client a short string that isn't UTF-8, and headers as deeply nested as a frame is long.
+//! lapin's parser fails at the first, which would end the connection at each attempt, and overflows its stack at the
+//! second, which would end the process. So each frame is checked, and changed in place at the same length. A message id
+//! or a content type that was changed is refused later, as any other invalid one.
 
 use std::io::{Error, ErrorKind};
 use std::pin::Pin;
@@ -111,7 +111,8 @@ fn sanitize(kind: u8, payload: &mut [u8]) {
         METHOD => drop(method(&mut Parser { bytes: payload, at: 0 })),
         HEADER => {
             let parsed = header(&mut Parser { bytes: payload, at: 0 });
-            // A malformed header may be nested to any depth. Without flags, lapin parses no properties, and reports the rest as an error.
+            // A malformed header may be nested to any depth. Without flags, lapin parses no properties, and reports the
+            // rest as an error.
             if parsed.is_none()
                 && let Some(flags) = payload.get_mut(12..14)
             {

@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Returns why no event may be posted to an address. `None`: it may. `allows_private` permits addresses of this machine and of its
-/// private networks.
+/// Returns why no event may be posted to an address. `None`: it may. `allows_private` permits addresses of this machine
+/// and of its private networks.
 pub(super) fn refusal(address: IpAddr, allows_private: bool) -> Option<&'static str> {
     match kind(address) {
         AddressKind::Public => None,
@@ -20,7 +20,8 @@ enum AddressKind {
     Public,
     /// This machine, or one of its own network.
     Private,
-    /// An address that no receiver has: link-local, a cloud's metadata service, which has credentials, or an address of no host.
+    /// An address that no receiver has: link-local, a cloud's metadata service, which has credentials, or an address of
+    /// no host.
     Refused,
 }
 
@@ -39,7 +40,8 @@ fn kind_of_v4(v4: Ipv4Addr) -> AddressKind {
         (168, 63, 129) if d == 16 => AddressKind::Refused,
         (100, 100, 100) if d == 200 => AddressKind::Refused,
         (10, ..) | (127, ..) | (172, 16..=31, _) | (192, 168, _) | (100, 64..=127, _) => AddressKind::Private,
-        // This network, link-local, protocol assignments, documentation, 6to4 relays, benchmarks, multicast and reserved addresses.
+        // This network, link-local, protocol assignments, documentation, 6to4 relays, benchmarks, multicast and
+        // reserved addresses.
         (0, ..)
         | (169, 254, _)
         | (192, 0, 0 | 2)

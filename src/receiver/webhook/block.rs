@@ -18,8 +18,8 @@ pub(super) fn webhook(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<We
     Some(Webhook { listener, url: url?, secret_env: secret_env?, allows_private, secrets: None })
 }
 
-/// Parses the address that events are posted to, and returns it in the URL standard's form, which every HTTP client reads the same way.
-/// No message quotes the address, since its path may have a token.
+/// Parses the address that events are posted to, and returns it in the URL standard's form, which every HTTP client
+/// reads the same way. No message quotes the address, since its path may have a token.
 fn read_url(text: &str, allows_http: bool, allows_private: bool) -> Result<String, String> {
     // The parser would leave such characters out.
     if text.contains(|c: char| c.is_control() || c.is_whitespace()) {

@@ -1,7 +1,7 @@
 //! DNS resolver that refuses addresses to which no event may be posted.
 //!
-//! A host name's owner decides which addresses it has, and may point it into the network of the service. So the resolver checks each
-//! address at each connection, and the client connects to a checked address.
+//! A host name's owner decides which addresses it has, and may point it into the network of the service. So the
+//! resolver checks each address at each connection, and the client connects to a checked address.
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::net::lookup_host;

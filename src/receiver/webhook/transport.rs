@@ -17,7 +17,8 @@ use crate::trace::TraceParent;
 
 /// Timeout of a post, from the DNS lookup to the end of the answer.
 const TIMEOUT: Duration = Duration::from_secs(15);
-/// Maximum number of bytes read of an answer. They are discarded; a connection is reused only if its answer was read to the end.
+/// Maximum number of bytes read of an answer. They are discarded; a connection is reused only if its answer was read to
+/// the end.
 const ANSWER_BYTES: usize = 4 << 10;
 
 /// The transport of one webhook.

@@ -1,6 +1,7 @@
 //! The meaning of an object store's errors.
 //!
-//! The text of an [`Error`] has no key, secret or address, because clients see it. The error's source has the operation and the key.
+//! The text of an [`Error`] has no key, secret or address, because clients see it. The error's source has the operation
+//! and the key.
 
 use crate::sink::Error;
 
@@ -95,8 +96,8 @@ fn has_code(error: &object_store::Error, codes: &[&str]) -> bool {
     code(&cause(error)).is_some_and(|code| codes.contains(&code.as_str()))
 }
 
-/// Returns the last of an error's causes, which has the answer of the store or the system. The causes above it have the request's address,
-/// with names that others chose and perhaps a password.
+/// Returns the last of an error's causes, which has the answer of the store or the system. The causes above it have the
+/// request's address, with names that others chose and perhaps a password.
 pub(super) fn cause(error: &object_store::Error) -> String {
     let mut last: &dyn std::error::Error = error;
     while let Some(next) = last.source() {

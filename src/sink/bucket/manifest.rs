@@ -18,7 +18,8 @@ impl Bucket {
         failpoint!("sink.manifest.renamed", Err(Error::Unavailable(std::io::ErrorKind::BrokenPipe.into())));
         match put {
             Ok(_) => Ok(WrittenManifest::Done),
-            // Written by an earlier call whose answer was lost, by another process, or before the database was restored.
+            // Written by an earlier call whose answer was lost, by another process, or before the database was
+            // restored.
             Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
                 let found = self.objects.whole(&key, text.len() as u64).await?;
                 let is_it = found.is_some_and(|found| found == text.as_bytes());

@@ -22,7 +22,8 @@ impl Bucket {
         Ok(text.map(|text| file.parse(&text)))
     }
 
-    /// Writes the marker of a lane: see [`Destination::write_lane_marker`](crate::sink::Destination::write_lane_marker).
+    /// Writes the marker of a lane: see
+    /// [`Destination::write_lane_marker`](crate::sink::Destination::write_lane_marker).
     pub(super) async fn write_marker(
         &self,
         file: &MarkerFile,

@@ -41,8 +41,8 @@ impl Objects {
         self.delete(&self.note_key(hidden_name)).await
     }
 
-    /// Aborts an upload, so its parts are removed and an attempt that still runs can't add any. Does nothing if there is no such upload.
-    /// Azure can't abort an upload, and removes its parts after a week.
+    /// Aborts an upload, so its parts are removed and an attempt that still runs can't add any. Does nothing if there
+    /// is no such upload. Azure can't abort an upload, and removes its parts after a week.
     pub(super) async fn abort(&self, note: &Note) -> Result<(), Error> {
         match self.store.abort_multipart(&path(&note.key)?, &note.upload).await {
             Ok(()) => Ok(()),

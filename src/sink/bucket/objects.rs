@@ -104,7 +104,8 @@ impl Objects {
         self.whole(key, SMALL_BYTES).await
     }
 
-    /// Returns the content of an object of up to `most` bytes, no bytes of a larger one, or `None` if there is no object.
+    /// Returns the content of an object of up to `most` bytes, no bytes of a larger one, or `None` if there is no
+    /// object.
     pub(super) async fn whole(&self, key: &Path, most: u64) -> Result<Option<Bytes>, Error> {
         Ok(self.versioned(key, most).await?.map(|(content, _)| content))
     }
@@ -127,7 +128,8 @@ impl Objects {
     }
 }
 
-/// Returns the error for settings from which no client can be made, with the variable to blame. The client's own message lacks it.
+/// Returns the error for settings from which no client can be made, with the variable to blame. The client's own
+/// message lacks it.
 fn wrong(address: &Address, error: &object_store::Error) -> Error {
     let cause = cause(error);
     Error::Settings(std::io::Error::other(match address.culprit() {

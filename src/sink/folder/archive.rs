@@ -64,7 +64,8 @@ impl Archive for FolderArchive {
         })))
     }
 
-    /// Opens each folder on the way from the one above it, so no link leads out, even if somebody exchanges a folder meanwhile.
+    /// Opens each folder on the way from the one above it, so no link leads out, even if somebody exchanges a folder
+    /// meanwhile.
     fn open_file(&self, name: &str) -> Result<Lookup<Box<dyn ArchivedFile>>, Error> {
         let (folders, name) = name.rsplit_once('/').map_or((None, name), |(folders, name)| (Some(folders), name));
         let mut folder: Option<OwnedFd> = None;

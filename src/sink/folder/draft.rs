@@ -14,7 +14,8 @@ use crate::sink::folder::entries::{Dir, identity, require_room};
 use crate::sink::{Draft, Error};
 use crate::telemetry::chain;
 
-/// The bytes that are written between two syncs. A single sync at the end would make the export wait for all bytes at once.
+/// The bytes that are written between two syncs. A single sync at the end would make the export wait for all bytes at
+/// once.
 const SYNC_EVERY_BYTES: u64 = 16 << 20;
 /// The bytes that are written between two checks of the free room.
 const CHECK_EVERY_BYTES: u64 = 8 << 20;
@@ -57,7 +58,8 @@ impl FolderDraft {
         Ok(())
     }
 
-    /// Returns the result of the running sync. The system reports a failed sync only once, so its error must not be lost.
+    /// Returns the result of the running sync. The system reports a failed sync only once, so its error must not be
+    /// lost.
     fn join_sync(&mut self) -> Result<(), Error> {
         let Some(running) = self.sync.take() else { return Ok(()) };
         let synced = running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -87,8 +89,8 @@ impl Draft for FolderDraft {
         self.size
     }
 
-    /// The file keeps its hidden name. After a failed sync it is removed, never synced again: a second fsync may succeed although the
-    /// first one lost pages.
+    /// The file keeps its hidden name. After a failed sync it is removed, never synced again: a second fsync may
+    /// succeed although the first one lost pages.
     fn stage(mut self: Box<Self>) -> Result<StagedFile, Error> {
         failpoint!("sink.fsync", Err(Error::Io(Errno::IO.into())));
         self.join_sync()?;

@@ -108,7 +108,8 @@ impl Dir {
         Ok(named)
     }
 
-    /// Returns the identity of the file with this name, even if the process may not read it. Returns `None` if there is no plain file.
+    /// Returns the identity of the file with this name, even if the process may not read it. Returns `None` if there is
+    /// no plain file.
     pub(super) fn identity(&self, name: &str) -> Result<Option<FileIdentity>, Error> {
         match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(found) if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile => Ok(None),
@@ -176,7 +177,8 @@ pub(super) fn open_at(dir: impl AsFd, name: &str) -> Result<Lookup<File>, Errno>
     Ok(if is_file { Lookup::File(found.st_size.unsigned_abs(), file.into()) } else { Lookup::NoFile })
 }
 
-/// Returns true if an export file can have this name: one visible name of printable ASCII that a header can hold in quotes.
+/// Returns true if an export file can have this name: one visible name of printable ASCII that a header can hold in
+/// quotes.
 pub(super) fn is_own_name(name: &str) -> bool {
     let is_plain = |byte: u8| (byte.is_ascii_graphic() || byte == b' ') && !matches!(byte, b'/' | b'"' | b'\\');
     !name.is_empty() && !name.starts_with('.') && name.bytes().all(is_plain)

@@ -1,4 +1,5 @@
-//! The id of a folder, in a small file of the folder. By the id a process with another disk knows that a job's files are elsewhere.
+//! The id of a folder, in a small file of the folder. By the id a process with another disk knows that a job's files
+//! are elsewhere.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -35,7 +36,8 @@ pub(super) fn read(dir: &Dir) -> Result<Option<Uuid>, Error> {
     Ok(Some(text.trim().parse().map_err(|_| no_id())?))
 }
 
-/// Gives the folder an id. Writes it whole before naming it, so a replica that starts at the same time reads all of it or nothing.
+/// Gives the folder an id. Writes it whole before naming it, so a replica that starts at the same time reads all of it
+/// or nothing.
 pub(super) fn make(dir: &Dir, mode: Option<Mode>) -> Result<Uuid, Error> {
     let id = Uuid::new_v4();
     let name = format!("{DESTINATION_ID_FILE}.{id}");

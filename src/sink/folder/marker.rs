@@ -1,5 +1,5 @@
-//! Markers of lanes in a folder. A marker names the last export of its lane, so that a restored database can tell which exports it has
-//! forgotten. No retention and no sweep removes a marker.
+//! Markers of lanes in a folder. A marker names the last export of its lane, so that a restored database can tell which
+//! exports it has forgotten. No retention and no sweep removes a marker.
 
 use std::io::Read;
 
@@ -34,7 +34,8 @@ impl Folder {
         Ok(Some(file.parse(&text)))
     }
 
-    /// Writes the marker of a lane: see [`Destination::write_lane_marker`](crate::sink::Destination::write_lane_marker).
+    /// Writes the marker of a lane: see
+    /// [`Destination::write_lane_marker`](crate::sink::Destination::write_lane_marker).
     pub(super) fn write_lane_marker(
         &self,
         file: &MarkerFile,

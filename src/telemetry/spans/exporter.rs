@@ -1,5 +1,5 @@
-//! The recorder: gathers spans, and posts them to the collector from a thread of its own, so that no export waits for it. What it can't
-//! send is lost, and said.
+//! The recorder: gathers spans, and posts them to the collector from a thread of its own, so that no export waits for
+//! it. What it can't send is lost, and said.
 
 use std::collections::HashMap;
 use std::error::Error;

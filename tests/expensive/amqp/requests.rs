@@ -39,7 +39,8 @@ async fn waiting(service: &Service) -> Option<String> {
     metrics.lines().find_map(|line| line.strip_prefix(series)).map(str::to_owned)
 }
 
-/// Of each kind more than are tried at a time: of a consumer that is busy, refused with nobody to take them, about a table that doesn't fit.
+/// Of each kind more than are tried at a time: of a consumer that is busy, refused with nobody to take them, about a
+/// table that doesn't fit.
 async fn requests_that_wait_hold_up_nobody(broker: &Broker) {
     let database = Database::new().await;
     database.add_users(1, 5).await;
@@ -72,7 +73,8 @@ async fn requests_that_wait_hold_up_nobody(broker: &Broker) {
     complaint(&service, "no queue is bound to the exchange refused").await;
     eventually("all of them", || async { (waiting(&service).await.as_deref() == Some("30")).then_some(()) }).await;
 
-    // Nothing is lost: what doesn't fit is laid aside after five tries, what is refused as soon as there is a queue, what waits is made.
+    // Nothing is lost: what doesn't fit is laid aside after five tries, what is refused as soon as there is a queue,
+    // what waits is made.
     client.queue("aside", "refused", "#", FieldTable::default()).await;
     let aside = client.takes("aside", 20).await;
     let of = |start: &str| aside.iter().filter(|it| it.id.starts_with(start)).map(problem).collect::<Vec<_>>();

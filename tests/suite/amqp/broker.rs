@@ -101,7 +101,8 @@ impl Broker {
         Broker::client_at(&self.url()).await
     }
 
-    /// Returns a client whose bytes are swapped on the way, at the same length: it sends bytes that no library would send.
+    /// Returns a client whose bytes are swapped on the way, at the same length: it sends bytes that no library would
+    /// send.
     pub(crate) async fn client_with(&self, swaps: &'static [(&[u8], &[u8])]) -> Client {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let own = listener.local_addr().unwrap().port();

@@ -23,8 +23,8 @@ use crate::harness::{client_builder, eventually};
 pub(super) enum Fate {
     /// It is passed on, and so is its answer.
     Passed,
-    /// It is neither passed on nor answered before another rule says so. A store that stood still does then what it was asked, though its
-    /// client may be gone.
+    /// It is neither passed on nor answered before another rule says so. A store that stood still does then what it was
+    /// asked, though its client may be gone.
     Held,
     /// It is answered with this status and code.
     Refused(u16, &'static str),

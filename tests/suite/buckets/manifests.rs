@@ -82,8 +82,8 @@ async fn after_a_restore_the_manifests_of_what_was_forgotten_stay() {
     }
 }
 
-/// The worker's publisher is held up before it writes the manifest, and maintenance's behind that: each finds the number taken, and the worker's
-/// finds the manifest that the other one has written under the number behind.
+/// The worker's publisher is held up before it writes the manifest, and maintenance's behind that: each finds the
+/// number taken, and the worker's finds the manifest that the other one has written under the number behind.
 #[tokio::test]
 async fn of_two_publishers_that_find_a_number_taken_one_goes_on_behind() {
     for bucket in buckets().await {
@@ -107,7 +107,8 @@ async fn of_two_publishers_that_find_a_number_taken_one_goes_on_behind() {
     }
 }
 
-/// A copy that is kept by what is in the bucket alone, and one by what `pull` fetches from a service whose files are there.
+/// A copy that is kept by what is in the bucket alone, and one by what `pull` fetches from a service whose files are
+/// there.
 #[tokio::test]
 async fn a_bucket_is_applied_and_pulled_from() {
     for bucket in buckets().await {

@@ -81,8 +81,8 @@ impl Trial {
         assert!(checks["output"] != "ok" && checks["postgres"] == "ok", "{checks}");
     }
 
-    /// Everything is as if nothing had been: the job's file once, no other, and the next export goes on from there. What an attempt left
-    /// that couldn't reach the store is swept by whoever starts next.
+    /// Everything is as if nothing had been: the job's file once, no other, and the next export goes on from there.
+    /// What an attempt left that couldn't reach the store is swept by whoever starts next.
     async fn ends_well(self, id: &str) -> Value {
         let Trial { bucket, database, mut service, .. } = self;
         let job = service.ended(id).await;

@@ -37,8 +37,8 @@ pub(crate) async fn many(service: &Service, number: usize, sent: &str) -> Vec<Tc
     join_all((0..number).map(|_| connected(service, [127, 0, 0, 1], sent))).await
 }
 
-/// Connections on which something was sent, in such a number that `looked` finds what they do. On a busy machine the database has no
-/// connection for so many at once: some are refused, which hold no place, and more come after them.
+/// Connections on which something was sent, in such a number that `looked` finds what they do. On a busy machine the
+/// database has no connection for so many at once: some are refused, which hold no place, and more come after them.
 pub(crate) async fn enough<T>(
     service: &Service,
     number: usize,

@@ -34,7 +34,8 @@ async fn a_clock_set_back_delays_no_event() {
     api.stop().await;
 }
 
-/// Posts that hang have no threads of their own, which exports would wait for; and of a receiver that doesn't answer, only one hangs.
+/// Posts that hang have no threads of their own, which exports would wait for; and of a receiver that doesn't answer,
+/// only one hangs.
 #[tokio::test]
 async fn hanging_receivers_use_no_connection_of_exports() {
     const RECEIVERS: usize = 20;

@@ -186,7 +186,8 @@ fn decimal_bytes(precision: u8) -> usize {
     (most.ilog2() as usize + 1) / 8 + 1
 }
 
-/// Returns the values of a batch. `ends` counts from the first byte of the group, `begin` of which are before the batch.
+/// Returns the values of a batch. `ends` counts from the first byte of the group, `begin` of which are before the
+/// batch.
 fn slices(bytes: &[u8], begin: usize, ends: &[usize]) -> impl Iterator<Item = ByteArray> {
     let bytes = Bytes::copy_from_slice(bytes);
     let mut from = 0;
