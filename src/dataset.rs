@@ -25,7 +25,6 @@ use crate::dataset::fault::{Fault, Faults};
 use crate::job::ExportType;
 use crate::job::columns::{FileColumn, FileColumns, Wire};
 use crate::job::selection::Selection;
-use crate::row::KnownColumn;
 use crate::watermark::GuardState;
 
 /// A column of a table or a file.
@@ -278,6 +277,15 @@ impl Dataset {
 
 /// The dataset that is meant where none is named, and which no file name mentions.
 pub const USERS: &str = "users";
+
+/// A column that has the same value in every row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownColumn {
+    /// The index of the column in the file.
+    pub index: usize,
+    /// The value in its binary form; `None`: null.
+    pub value: Option<&'static [u8]>,
+}
 
 /// The schema of a dataset's table at a moment.
 #[derive(Clone, Debug)]

@@ -11,10 +11,10 @@ use pg_rows::row::{BinaryRows, Fields};
 use pg_rows::{Assembler, Encoder, Layout, Piece};
 use tokio::sync::mpsc;
 
-use crate::dataset::{CellMax, Column};
+use crate::dataset::{CellMax, Column, KnownColumn};
 use crate::file::{Exported, MOST_FILES, Part};
 use crate::job::{ExportType, Job, Progress};
-use crate::row::{KnownColumn, ReceiverClosed, RowLayout, RowReceiver};
+use crate::row::{ReceiverClosed, RowLayout, RowReceiver};
 use crate::sink::{self, Draft, Drafts};
 use crate::source::{self, rows::Rows};
 

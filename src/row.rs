@@ -2,7 +2,7 @@
 //!
 //! Rows are in Postgres's binary form, as `pg_rows::row` describes it. [`RowLayout`] says which fields a row has.
 
-use crate::dataset::Column;
+use crate::dataset::{Column, KnownColumn};
 
 /// Receives the rows that one reader of a snapshot reads, on the reader's own task.
 pub trait RowReceiver: Send + 'static {
@@ -40,15 +40,6 @@ pub struct RowLayout {
     pub is_gone: Option<usize>,
     /// The column that isn't read, because every row of the export has the same value in it.
     pub known: Option<KnownColumn>,
-}
-
-/// A column that has the same value in every row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KnownColumn {
-    /// The index of the column in the file.
-    pub index: usize,
-    /// The value in its binary form; `None`: null.
-    pub value: Option<&'static [u8]>,
 }
 
 impl RowLayout {

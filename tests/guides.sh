@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
-# What docs/guides/ says, for real: `pull` and the loaders, and `apply`, keep copies in DuckDB, in pandas and in another Postgres equal to the
-# source, through changes, hard deletes, a TRUNCATE, kills, lost answers, two runs at once and exports that somebody made by hand or took away;
-# then with the loaders killed at each of their lines; then a table of one's own, through changes of its columns and triggers that are gone, and one whose exports have several files. In between
-# tests/formats.py, on the same service; and a receiver of webhooks that goes by another library. At last docs/guides/manifests.md, block by block, on a folder and on an emulator of S3.
+# Runs the commands of docs/guides/ against a real service, and compares the copies with the source.
+#
+# First `pull` with the loaders, and `apply`, keep copies in DuckDB, in pandas and in another Postgres. There are changes,
+# hard deletes, a TRUNCATE, kills, lost answers, two runs at once, and exports that somebody made by hand or removed.
+# Then the loaders are killed at each of their lines, and the consumers of examples/ run. tests/formats.py follows on the
+# same service. Then a table of the user's own: its columns change, its triggers go, its exports have several files. A
+# receiver of webhooks checks signatures with another library. At last docs/guides/manifests.md, block by block, on a
+# folder and on an emulator of S3.
 #
 # `cargo build` comes first. Needs psql, curl, and what tests/venv.sh does.
 set -euo pipefail
@@ -31,6 +35,7 @@ export PGPASSWORD PGHOST PGUSER=postgres PGDATABASE=cdc_export
 start "$binary"
 "$python" "$root/tests/guides.py" "$server"
 "$python" "$root/tests/guides_kills.py" "$server"
+"$python" "$root/tests/examples.py" "$server" "$(dirname "$(realpath "$binary")")/examples/consumer"
 psql -q -f "$root/seeds/awkward.sql"
 "$python" "$root/tests/formats.py" "$server"
 
