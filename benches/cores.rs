@@ -1,6 +1,5 @@
-//! Whether an export is faster with more processors: rows from memory, as the readers get them, are encoded and packed
-//! on so many threads, and one thread hashes and writes what they make. No Postgres, no queue: what is left is what the
-//! service computes.
+//! The gain of an export from more processors. Threads encode and pack rows from memory, as readers receive them, and
+//! one thread hashes and writes the pieces. There is no Postgres and no queue, so only the computation counts.
 //!
 //! ```text
 //! cargo bench --bench cores                  # 1, 2 and 4 threads on the processors there are

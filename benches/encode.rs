@@ -1,4 +1,4 @@
-//! How fast binary rows become a file's: bytes of the file in a second, on one core.
+//! The speed of encoding: bytes of the file per second, on one core.
 //!
 //! ```text
 //! cargo bench --bench encode

@@ -1,4 +1,4 @@
-//! What the clients remember: every job that they were promised, and what they were told of it.
+//! The clients' record: every job that the service promised, and every answer about it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;

@@ -1,4 +1,4 @@
-//! What is done beside kills and cuts: moves of which a run may have some or all.
+//! Moves beside kills and cuts. A run has some or all of them.
 
 use clap::ValueEnum;
 

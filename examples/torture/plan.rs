@@ -1,4 +1,4 @@
-//! What the nemesis will do, decided by the seed before anything is done.
+//! The nemesis's plan. The seed decides it before the run begins.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! A receiver of webhooks that refuses, hangs, answers late and goes away. It holds each event that it is posted
 //! against the database, at that moment; in the end each end of an export has to have been told.
 //!
-//! What can't be checked just then is refused: the service has to tell it again.
+//! It refuses an event that it can't check at that moment, so the service has to deliver it again.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};

@@ -1,4 +1,4 @@
-//! What went red, and what was done to the service meanwhile.
+//! The violations that a run found, and the faults that the nemesis made meanwhile.
 
 use std::collections::BTreeMap;
 use std::io::Write;

@@ -1,5 +1,4 @@
-//! What a process still has after many jobs and after much data: memory, files, threads, connections. The kernel of
-//! Linux tells it.
+//! Memory, files, threads and connections of a process after many jobs and after much data, as Linux counts them.
 
 use serde_json::{Value, json};
 

@@ -1,7 +1,7 @@
 //! The stress: writers that do to a table whatever a table has done to it, consumers that replay their files meanwhile,
 //! and a service that is killed in between. At the end every replica is the table.
 //!
-//! The oracle knows nothing but files and the table. What each writer does comes from the seed; `STRESS_SEED` varies
+//! The oracle knows nothing but files and the table. The seed decides what each writer does; `STRESS_SEED` varies
 //! it, and `STRESS_SECONDS` how long it does it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};

@@ -1,4 +1,4 @@
-//! What a loader acknowledges: which exports that covers, what is told of the others, and how long those are kept.
+//! Acknowledgements of a loader: the exports that they cover, the counts of the others, and their retention.
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};

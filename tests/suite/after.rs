@@ -1,4 +1,4 @@
-//! What a caller says that it loaded last, held against where its consumer's exports are.
+//! The member `after`: the export that a caller loaded last, compared with the lane of its consumer.
 
 use reqwest::Response;
 use serde_json::{Value, json};

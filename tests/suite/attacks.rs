@@ -1,4 +1,4 @@
-//! Who may write to a table, or put things into the database, gains nothing by it: attacks, as an attacker writes them.
+//! Attacks by somebody who may write to a table, or create objects in the database. None of them gains a right.
 
 mod attacker;
 

@@ -1,4 +1,4 @@
-//! What the containers are made of and what they may, as far as their files say; `tests/docker.sh` runs them.
+//! The files that make the containers. `tests/docker.sh` runs the containers.
 
 use std::path::Path;
 

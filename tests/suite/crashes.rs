@@ -1,4 +1,4 @@
-//! What is left of a job whose worker died, was stopped or lost its lease: everything of it or nothing.
+//! A job whose worker died, was stopped or lost its lease: its file and its position are both there, or neither.
 
 use std::time::Instant;
 

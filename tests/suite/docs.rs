@@ -1,4 +1,4 @@
-//! What the docs say is there, and all that there is has its line.
+//! The docs and the code list the same settings, commands, events and metrics.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! What each export holds, and what it does to the watermark.
+//! The rows of each type of export, and the watermark after it.
 
 use serde_json::{Value, json};
 use sqlx::postgres::PgPoolCopyExt;

@@ -1,4 +1,4 @@
-//! What an export meets: a disk, a folder, a table, a role, a timeout or a lock that isn't as it should be.
+//! Failures of an export: a disk, a folder, a table, a role, a timeout or a lock.
 
 use std::path::Path;
 

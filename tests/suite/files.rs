@@ -1,4 +1,4 @@
-//! What the database records of an export's file.
+//! The database's record of an export's files.
 
 use std::os::unix::fs::MetadataExt;
 

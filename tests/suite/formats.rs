@@ -1,4 +1,4 @@
-//! How a file is written: the formats a request may ask for, and that they hold the same values.
+//! The formats of a file: which ones a request may ask for, and that all have the same values.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! How a job waits, runs and ends: its lane, a cancel, a shutdown, the table that holds it, and what it costs and logs.
+//! A job from its request to its end: its lane, a cancel, a shutdown, its row, its statements and its log events.
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};

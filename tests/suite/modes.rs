@@ -1,4 +1,4 @@
-//! Who may read the files: what the umask leaves, or what OUTPUT_MODE says.
+//! The permissions of files: those that the umask leaves, or those of OUTPUT_MODE.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;

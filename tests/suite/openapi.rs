@@ -1,4 +1,4 @@
-//! What the API says of itself is what it is.
+//! The OpenAPI document equals the API.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

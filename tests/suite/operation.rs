@@ -1,4 +1,4 @@
-//! What a delta calls a row that is there: `INSERT` or `UPDATE`, by the log or by the row's times.
+//! The operation of a live row in a delta: `INSERT` or `UPDATE`, by the change log or by the row's times.
 
 use serde_json::{Value, json};
 

@@ -1,5 +1,5 @@
-//! What happens to a table in the catalog around it: partitions that come and go, names that move, parents for a while,
-//! logs that are emptied. Each is exact, or is said.
+//! Changes of a table in the catalog: partitions that are attached and detached, names that move, parents, emptied
+//! logs. Each is exported exactly, or refused by name.
 
 use serde_json::{Value, json};
 

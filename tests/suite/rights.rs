@@ -1,4 +1,4 @@
-//! What the database role may not read is told before an export fails for it.
+//! Tables and columns that the database role may not read: the service refuses the request before an export fails.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! How a service comes up, on which databases it refuses to, and what it leaves alone.
+//! The start of a service: the databases that it refuses, and the objects that it leaves alone.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! What a request says and nobody reads, or says twice, is refused by name: a call that does something else than was
-//! asked is worse than none. And nothing of an answer is kept where others find it.
+//! Members and parameters that no code reads, or that a request has twice, are refused by name. An answer is stored in
+//! no cache.
 
 use reqwest::Response;
 use serde_json::{Value, json};

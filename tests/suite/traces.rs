@@ -1,4 +1,4 @@
-//! What a collector of traces gets, and what its absence costs.
+//! The spans that a collector of traces receives, and the cost of a collector that is away.
 
 use std::sync::{Arc, Mutex};
 

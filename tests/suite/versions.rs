@@ -1,5 +1,5 @@
-//! What only some versions of Postgres have: tables, keys and statements, through a full export and deltas. On an older
-//! version such a test says that it did not run.
+//! Tables, keys and statements that only some versions of Postgres have, through a full export and deltas. On an older
+//! version such a test reports that it did not run.
 
 use crate::catalog::{Catalog, Replica, export};
 use crate::harness::Database;

@@ -1,4 +1,4 @@
-//! What waits for consumers: exact up to a point, and bounded whatever waits.
+//! The counts of exports that wait for a consumer: exact up to a limit, and cheap beyond it.
 
 mod page;
 

@@ -1,4 +1,4 @@
-//! What stands between a service and its store, and does to requests what networks and busy stores do.
+//! A proxy between a service and its bucket that imitates slow networks and busy stores.
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,4 +1,4 @@
-//! What an event waits for, and what it doesn't: a clock that was set back, or others that wait.
+//! The pauses before an event is delivered: after a clock was set back, and beside other events that wait.
 
 use super::{Answer, Operator, Receiver, deliveries};
 use crate::harness::{Database, eventually};
