@@ -222,6 +222,144 @@ fn paths_in(code: &str) -> BTreeSet<Vec<String>> {
 mod tests {
     use super::*;
 
+    /// Identifiers that were replaced by the term of the field. The list of replacements is in the commit that retired
+    /// each. A new one is added here when it is replaced.
+    const RETIRED: [&str; 34] = [
+        "AT_ONCE",
+        "Complaints",
+        "Feed",
+        "Filled",
+        "Front",
+        "GoneOn",
+        "Heard",
+        "InTurns",
+        "Judged",
+        "Legible",
+        "MARK",
+        "Met",
+        "OPAQUE",
+        "Shape",
+        "Shelf",
+        "Standing",
+        "Taken",
+        "Taker",
+        "Tally",
+        "Teller",
+        "TryOutcome",
+        "Turns",
+        "Unfit",
+        "Unwanted",
+        "Waits",
+        "Way",
+        "denies",
+        "guests",
+        "is_asked_for",
+        "is_even",
+        "is_nobodys",
+        "pass_on",
+        "put_off_at",
+        "snap_live",
+    ];
+
+    /// Returns the paths below the clone and the texts of all files in `folders` with this extension.
+    fn texts(folders: &[&str], extension: &str) -> Vec<(String, String)> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let (mut texts, mut paths): (Vec<_>, Vec<_>) = (Vec::new(), folders.iter().map(|it| root.join(it)).collect());
+        while let Some(path) = paths.pop() {
+            if path.is_dir() {
+                paths.extend(std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+            } else if path.extension().is_some_and(|it| it == extension) {
+                let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+                texts.push((name, std::fs::read_to_string(&path).unwrap()));
+            }
+        }
+        texts.sort();
+        texts
+    }
+
+    fn rust() -> Vec<(String, String)> {
+        texts(&["benches", "build.rs", "crates", "examples", "src", "tests"], "rs")
+    }
+
+    /// Returns true if a doc comment, a file's head or a heading begins with a relative clause.
+    fn is_relative(text: &str) -> bool {
+        ["What", "Who", "Whether", "Of", "How"].contains(&text.split(' ').next().unwrap())
+    }
+
+    #[test]
+    fn no_comment_is_longer_than_120_columns() {
+        let is_comment = |line: &str| ["//", "--"].iter().any(|start| line.trim_start().starts_with(start));
+        let mut long = Vec::new();
+        for (name, text) in [rust(), texts(&["migrations", "src"], "sql")].concat() {
+            for (number, line) in (1..).zip(text.lines()) {
+                // A link can't be broken.
+                if is_comment(line) && line.chars().count() > 120 && !line.contains("https://") {
+                    long.push(format!("{name}:{number}"));
+                }
+            }
+        }
+        assert!(long.is_empty(), "{long:#?}");
+    }
+
+    #[test]
+    fn no_description_begins_with_a_relative_clause() {
+        let mut found = Vec::new();
+        for (name, text) in rust() {
+            let mut before = "";
+            for (number, line) in (1..).zip(text.lines().map(str::trim)) {
+                // The docs of items are read in `src` and `crates`, the heads of files everywhere.
+                let is_source = ["crates/", "src/"].iter().any(|folder| name.starts_with(folder));
+                let mark = if is_source && !line.starts_with("//!") { "/// " } else { "//! " };
+                let is_first = line.starts_with(mark) && !before.starts_with(mark.trim());
+                if is_first && is_relative(&line[mark.len()..]) {
+                    found.push(format!("{name}:{number}: {line}"));
+                }
+                before = line;
+            }
+        }
+        for (name, text) in texts(&["README.md", "CONTRIBUTING.md", "docs"], "md") {
+            for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| line.starts_with('#')) {
+                if is_relative(line.trim_start_matches('#').trim()) {
+                    found.push(format!("{name}:{number}: {line}"));
+                }
+            }
+        }
+        assert!(found.is_empty(), "{found:#?}");
+    }
+
+    #[test]
+    fn no_code_has_a_retired_name() {
+        let mut found = Vec::new();
+        for (name, text) in texts(&["crates", "src"], "rs") {
+            let code = without_texts(&SourceFile::new(name.clone(), &text).code);
+            let words: BTreeSet<_> = code.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+            found.extend(RETIRED.iter().filter(|retired| words.contains(*retired)).map(|it| format!("{name}: {it}")));
+        }
+        assert!(found.is_empty(), "{found:#?}");
+    }
+
+    /// `Error` and `Settings` are those of their module everywhere.
+    #[test]
+    fn a_type_name_is_defined_once() {
+        let mut files: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for (name, text) in texts(&["crates", "src"], "rs") {
+            for line in SourceFile::new(name.clone(), &text).code.lines() {
+                let mut words = line.trim_start_matches("pub(crate) ").trim_start_matches("pub(super) ").split(' ');
+                let mut word = words.next().unwrap();
+                if word == "pub" {
+                    word = words.next().unwrap_or_default();
+                }
+                if ["enum", "struct", "trait", "type"].contains(&word) {
+                    let rest = words.next().unwrap_or_default();
+                    let of = rest.split(|c: char| !c.is_alphanumeric()).next().unwrap();
+                    files.entry(of.to_owned()).or_default().insert(name.clone());
+                }
+            }
+        }
+        files.retain(|of, files| files.len() > 1 && !["Error", "Settings"].contains(&&**of));
+        assert!(files.is_empty(), "{files:#?}");
+    }
+
     #[test]
     fn every_form_of_a_use_is_seen() {
         let file = |name: &str, text: &str| SourceFile::new(name.to_owned(), text);
