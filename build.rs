@@ -47,7 +47,7 @@ fn of_clone() -> Option<String> {
     git(&["log", "-1", "--no-show-signature", "--abbrev=7", "--date=format-local:%F", "--format=%h %cd"])
 }
 
-/// What git prints, without the end of the line; `None` where it fails, or isn't there.
+/// Returns the output of git without the end of the line. Returns `None` if git fails or isn't installed.
 fn git(arguments: &[&str]) -> Option<String> {
     let output = Command::new("git").args(arguments).env("TZ", "UTC").output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;

@@ -29,7 +29,7 @@ use crate::watermark::GuardState;
 
 /// A column of a table or a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Column {
+pub struct TableColumn {
     /// Its name in the table and in the file's header.
     pub name: Cow<'static, str>,
     /// Its number in the table, which stays when it is renamed; 0: it is in none.
@@ -60,12 +60,12 @@ pub enum WireFormat {
     Written,
 }
 
-impl Column {
+impl TableColumn {
     /// A column that is sent in the binary form of its kind.
-    pub const fn named(name: &'static str, kind: ColumnType) -> Column {
+    pub const fn named(name: &'static str, kind: ColumnType) -> TableColumn {
         let none = Cow::Borrowed("");
         let (name, base_type) = (Cow::Borrowed(name), Cow::Borrowed(""));
-        Column {
+        TableColumn {
             name,
             number: 0,
             kind,
@@ -80,7 +80,7 @@ impl Column {
 
     /// The column of a file that has its values.
     pub fn in_file(&self) -> pg_rows::column::Column {
-        let Column { kind, parquet, null_if_unrepresentable, .. } = *self;
+        let TableColumn { kind, parquet, null_if_unrepresentable, .. } = *self;
         pg_rows::column::Column { name: self.name.clone(), kind, parquet, null_if_unrepresentable }
     }
 }
@@ -89,7 +89,7 @@ impl Column {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyColumn {
     /// The column.
-    pub column: Column,
+    pub column: TableColumn,
     /// The type to read its text as, with its schema unless it is Postgres's own: a domain's base. A `char` has its
     /// length, to which it is padded.
     pub read_as: String,
@@ -127,7 +127,7 @@ impl fmt::Display for Table {
     }
 }
 
-/// Which of a table's columns a file has.
+/// The columns of a table that a file has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Columns {
     /// Each, in the table's order.
@@ -295,13 +295,13 @@ pub struct TableSchema {
     /// The columns that tell rows apart. None is ever null.
     pub key: Vec<KeyColumn>,
     /// The columns of a file, in order.
-    pub columns: Vec<Column>,
+    pub columns: Vec<TableColumn>,
     /// Says when a row was last changed: a `timestamptz`, or a `timestamp` that is taken for UTC.
-    pub updated_at: Option<Column>,
+    pub updated_at: Option<TableColumn>,
     /// Says when a row was made, as `updated_at`; `None`: a delta's operation isn't told by it.
-    pub created_at: Option<Column>,
+    pub created_at: Option<TableColumn>,
     /// Says whether a row is deleted, or when it was: a `boolean`, or a time.
-    pub deleted: Option<Column>,
+    pub deleted: Option<TableColumn>,
     /// True if no row has a null in `deleted`.
     pub deleted_is_set: bool,
     /// The types of the columns that its files have, or that decide what they have, by their names.
@@ -323,7 +323,7 @@ impl TableSchema {
     }
 
     /// The columns of an export's file, in order: a delta has the operation first.
-    pub fn file_columns(&self, export_type: ExportType) -> Vec<Column> {
+    pub fn file_columns(&self, export_type: ExportType) -> Vec<TableColumn> {
         let operation = (export_type == ExportType::Delta).then_some(OPERATION);
         operation.into_iter().chain(self.columns.iter().cloned()).collect()
     }
@@ -343,8 +343,8 @@ impl TableSchema {
     }
 
     /// Returns the change time if no column of the file has it for every row. The watermark needs it all the same.
-    pub fn hidden_time(&self) -> Option<&Column> {
-        let is_hidden = |time: &&Column| self.columns.iter().all(|column| column.name != time.name);
+    pub fn hidden_time(&self) -> Option<&TableColumn> {
+        let is_hidden = |time: &&TableColumn| self.columns.iter().all(|column| column.name != time.name);
         self.updated_at.as_ref().filter(|time| self.is_filtered || is_hidden(time))
     }
 
@@ -357,7 +357,7 @@ impl TableSchema {
 
     /// The columns of an export's file and the key, as they are saved with the job, of the rows of this snapshot.
     pub fn saved_columns(&self, export_type: ExportType, snapshot: Option<&str>) -> FileColumns {
-        let saved = |column: Column| FileColumn {
+        let saved = |column: TableColumn| FileColumn {
             wire: if column.wire_format == WireFormat::Binary { Wire::Binary } else { Wire::Text },
             // The operation is a column of no table.
             type_name: if column.number == 0 { "text".to_owned() } else { column.type_name.into_owned() },
@@ -393,7 +393,7 @@ pub struct Description {
 }
 
 /// The first column of a delta: `INSERT`, `UPDATE` or `DELETE`. No other may have its name.
-pub const OPERATION: Column = Column::named("operation", ColumnType::Text);
+pub const OPERATION: TableColumn = TableColumn::named("operation", ColumnType::Text);
 
 /// Asserts that a text has these lines, each by its beginning.
 #[cfg(test)]

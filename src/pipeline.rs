@@ -11,7 +11,7 @@ use pg_rows::row::{BinaryRows, Fields};
 use pg_rows::{Assembler, Encoder, Layout, Piece};
 use tokio::sync::mpsc;
 
-use crate::dataset::{CellMax, Column, KnownColumn};
+use crate::dataset::{CellMax, KnownColumn, TableColumn};
 use crate::file::{Exported, MOST_FILES, Part};
 use crate::job::{ExportType, Job, Progress};
 use crate::row::{ReceiverClosed, RowLayout, RowReceiver};
@@ -142,7 +142,7 @@ impl ExportLayout {
         let &ExportSpec { job, since, compression_level, .. } = spec;
         // A full export finds no changes, late ones neither.
         let since = since.filter(|_| job.export_type != ExportType::Full);
-        let columns = rows.columns.iter().map(Column::in_file).collect();
+        let columns = rows.columns.iter().map(TableColumn::in_file).collect();
         Ok(ExportLayout {
             file: Arc::new(Layout::new(job.encoding, columns, compression_level)?),
             since: since.and_then(|time| (time - POSTGRES_EPOCH).num_microseconds()),

@@ -2,7 +2,7 @@
 //!
 //! Rows are in Postgres's binary form, as `pg_rows::row` describes it. [`RowLayout`] says which fields a row has.
 
-use crate::dataset::{Column, KnownColumn};
+use crate::dataset::{KnownColumn, TableColumn};
 
 /// Receives the rows that one reader of a snapshot reads, on the reader's own task.
 pub trait RowReceiver: Send + 'static {
@@ -30,7 +30,7 @@ pub struct ReceiverClosed;
 #[derive(Clone, Debug)]
 pub struct RowLayout {
     /// The columns of the file, in order.
-    pub columns: Vec<Column>,
+    pub columns: Vec<TableColumn>,
     /// The index of the change time among the columns and the fields behind them; `None`: the rows have none.
     pub updated_at: Option<usize>,
     /// The field that says if the row is gone from the table; `None`: the rows have no such field.

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::{Faults, SeveralDatasets, UnknownDataset};
-use crate::dataset::{Column, Dataset, Description, Table, TableSchema};
+use crate::dataset::{Dataset, Description, Table, TableColumn, TableSchema};
 use crate::demo;
 use crate::job::selection::BadSelection;
 use crate::job::{Job, JobId, Status, Terms};
@@ -376,7 +376,7 @@ impl Service {
     }
 
     /// Returns true if an index begins with this column of a table.
-    pub async fn has_index(&self, table: &Table, column: &Column) -> Result<bool, Error> {
+    pub async fn has_index(&self, table: &Table, column: &TableColumn) -> Result<bool, Error> {
         on_table(self.source.has_index(table, column)).await
     }
 

@@ -21,7 +21,7 @@ mod settings;
 
 pub use archive::{Archive, ArchivedFile};
 #[cfg(feature = "buckets")]
-pub use bucket::{Address, BadAddress, Bucket, Settings as BucketSettings};
+pub use bucket::{BadAddress, Bucket, BucketAddress, Settings as BucketSettings};
 pub use destination::{Destination, Prepared, Published, WrittenManifest, path_from_manifest};
 pub use drafts::{Draft, Drafts};
 pub use error::Error;

@@ -10,7 +10,9 @@ use crate::config::{self, CatalogFile, Config};
 use crate::dataset::fault::{Fault, Faults};
 use pg_rows::column::ColumnType;
 
-use crate::dataset::{Capture, Column, Columns, Dataset, Description, Operation, ParquetChoices, Table, TableSchema};
+use crate::dataset::{
+    Capture, Columns, Dataset, Description, Operation, ParquetChoices, Table, TableColumn, TableSchema,
+};
 use crate::postgres::Database;
 use crate::source::catalog_check::{self, Findings};
 use clap::Subcommand;
@@ -169,7 +171,8 @@ async fn draft(config: &Config, database: &Database, table: Table) -> anyhow::Re
         (Err(faults), None) => anyhow::bail!("nothing was added: {faults}"),
     };
     let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
-    let names = |columns: &[&Column]| columns.iter().map(|column| quoted(&column.name)).collect::<Vec<_>>().join(", ");
+    let names =
+        |columns: &[&TableColumn]| columns.iter().map(|column| quoted(&column.name)).collect::<Vec<_>>().join(", ");
     let key: Vec<_> = schema.key.iter().map(|part| &part.column).collect();
     // Writing to a text can't fail.
     let mut text = "[[dataset]]\n".to_owned();
@@ -177,12 +180,12 @@ async fn draft(config: &Config, database: &Database, table: Table) -> anyhow::Re
     let _ = writeln!(text, "table = {}", quoted(&dataset.table.to_string()));
     let _ = writeln!(text, "# key = [{}]", names(&key));
     let _ = writeln!(text, "# columns = [{}]", names(&schema.columns.iter().collect::<Vec<_>>()));
-    let is_time = |column: &Column| matches!(column.kind, ColumnType::Timestamptz | ColumnType::Timestamp);
-    let is_time_or_flag = |column: &Column| is_time(column) || column.kind == ColumnType::Bool;
+    let is_time = |column: &TableColumn| matches!(column.kind, ColumnType::Timestamptz | ColumnType::Timestamp);
+    let is_time_or_flag = |column: &TableColumn| is_time(column) || column.kind == ColumnType::Bool;
     let updated = ["updated_at", "modified_at", "last_update", "changed_at", "updated", "modified", "last_modified"];
     let created = ["created_at", "inserted_at", "create_date", "created", "made_at"];
     let deleted = ["is_deleted", "deleted_at", "deleted"];
-    let find = |words: &[&str], fits: &dyn Fn(&Column) -> bool| {
+    let find = |words: &[&str], fits: &dyn Fn(&TableColumn) -> bool| {
         let named = |word: &&str| schema.columns.iter().find(|column| column.name.eq_ignore_ascii_case(word));
         words.iter().filter_map(named).find(|column| fits(column))
     };

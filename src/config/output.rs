@@ -50,7 +50,7 @@ fn bucket(vars: &Variables, name: &'static str, url: &str) -> Result<sink::Setti
     if vars.get("OUTPUT_MODE").is_some() && name == "OUTPUT_URL" {
         return Err(bad("OUTPUT_MODE", "files in a bucket have no mode"));
     }
-    let address = sink::Address::read(url, vars.all()).map_err(|why| bad(name, why.to_string()))?;
+    let address = sink::BucketAddress::read(url, vars.all()).map_err(|why| bad(name, why.to_string()))?;
     Ok(sink::Settings::Bucket(sink::BucketSettings {
         address,
         part_bytes: vars.bytes("OUTPUT_PART_SIZE", 8 << 20, 5 << 20..=64 << 20)? as usize,

@@ -20,20 +20,20 @@ use crate::dataset::name::{hint, is_name};
 pub(super) const DATASET: &str = "dataset";
 
 /// The operator's file, and the faults that were found in it so far.
-pub struct File<'t> {
+pub struct OperatorFile<'t> {
     text: &'t str,
     table: DeTable<'t>,
     mistakes: Vec<Mistake>,
 }
 
-impl<'t> File<'t> {
+impl<'t> OperatorFile<'t> {
     /// Parses a TOML text.
     ///
     /// # Errors
     /// With the first place that is no TOML.
-    pub(super) fn parse(text: &'t str) -> Result<File<'t>, Mistakes> {
+    pub(super) fn parse(text: &'t str) -> Result<OperatorFile<'t>, Mistakes> {
         match DeTable::parse(text) {
-            Ok(table) => Ok(File { text, table: table.into_inner(), mistakes: Vec::new() }),
+            Ok(table) => Ok(OperatorFile { text, table: table.into_inner(), mistakes: Vec::new() }),
             Err(error) => {
                 let at = error.span().map_or(0, |span| span.start);
                 Err(Mistakes(vec![Mistake::at(text, at, error.message())]))
@@ -294,7 +294,7 @@ impl<'a, 't> Block<'a, 't> {
         }
     }
 
-    /// Where an entry of a member begins, else the member's value, else the block.
+    /// Returns the position of an entry of a member, else that of the member's value, else that of the block.
     fn start_of(&self, member: &str, entry: Option<&str>) -> usize {
         let Some(value) = self.members.get(member) else { return self.start };
         let mut entries = value.as_ref().as_array().into_iter().flatten();

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::dataset::block::{File, Names};
+use crate::dataset::block::{Names, OperatorFile};
 use crate::dataset::fault::{Fault, Faults, Mistake, Mistakes, SeveralDatasets, UnknownDataset};
 use crate::dataset::listener::Known;
 use crate::dataset::name::hint;
@@ -48,9 +48,9 @@ impl Catalog {
         text: &str,
         kinds: &[&'static str],
         is_setting: impl Fn(&str) -> bool,
-        read_receivers: impl FnOnce(&mut File<'_>, &Known<'_>) -> Vec<Listener>,
+        read_receivers: impl FnOnce(&mut OperatorFile<'_>, &Known<'_>) -> Vec<Listener>,
     ) -> Result<Catalog, Mistakes> {
-        let mut file = File::parse(text)?;
+        let mut file = OperatorFile::parse(text)?;
         file.refuse_other_kinds(&[&["dataset"], kinds, &["schedule"]].concat());
         let (mut dataset_names, mut schedule_names) = <(Names, Names)>::default();
         let datasets = dataset_block::read(&mut file, &mut dataset_names);
@@ -116,7 +116,7 @@ impl Catalog {
 
     /// The faults that a comparison with the tables found, with their lines in the file.
     pub fn mistakes(&self, faults: Faults) -> Mistakes {
-        let file = self.text.as_deref().and_then(|text| File::parse(text).ok());
+        let file = self.text.as_deref().and_then(|text| OperatorFile::parse(text).ok());
         let located = |fault: &Fault| file.as_ref()?.located(fault);
         let mistake = |fault: &Fault| located(fault).unwrap_or_else(|| Mistake::without_line(fault));
         Mistakes(faults.0.iter().map(mistake).collect())

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::dataset::block::{Block, DATASET, File, Names};
+use crate::dataset::block::{Block, DATASET, Names, OperatorFile};
 use crate::dataset::{Capture, Columns, Dataset, Operation, ParquetChoices, Table, Unrepresentable};
 use crate::duration;
 use crate::job::FILE_BYTES;
@@ -13,7 +13,7 @@ use crate::job::FILE_BYTES;
 const OVERLAP: Duration = Duration::from_secs(5 * 60);
 
 /// Reads all datasets.
-pub(super) fn read(file: &mut File<'_>, names: &mut Names) -> Vec<Arc<Dataset>> {
+pub(super) fn read(file: &mut OperatorFile<'_>, names: &mut Names) -> Vec<Arc<Dataset>> {
     let mut datasets = Vec::new();
     file.each_block(DATASET, names, |block| datasets.extend(dataset(block).map(Arc::new)));
     datasets

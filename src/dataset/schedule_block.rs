@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::dataset::block::{Block, File, Names};
+use crate::dataset::block::{Block, Names, OperatorFile};
 use crate::dataset::listener::Known;
 use crate::dataset::name::hint;
 use crate::job::{ConsumerId, ExportType};
@@ -11,7 +11,7 @@ use crate::schedule::timing::{self, BadTiming, Timing};
 use pg_rows::encoding::{Compression, Encoding, Format};
 
 /// Reads all schedules.
-pub(super) fn read(file: &mut File<'_>, names: &mut Names, known: &Known<'_>) -> Vec<Arc<Schedule>> {
+pub(super) fn read(file: &mut OperatorFile<'_>, names: &mut Names, known: &Known<'_>) -> Vec<Arc<Schedule>> {
     let mut schedules = Vec::new();
     file.each_block("schedule", names, |block| schedules.extend(schedule(block, known).map(Arc::new)));
     schedules

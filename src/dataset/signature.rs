@@ -7,7 +7,7 @@
 use pg_rows::column::ParquetType;
 use serde_json::json;
 
-use crate::dataset::{Capture, Column, Dataset, TableSchema};
+use crate::dataset::{Capture, Dataset, TableColumn, TableSchema};
 
 impl Dataset {
     /// The members that decide which rows a consumer has after an export: a line for each, its value in JSON. After a
@@ -32,8 +32,8 @@ impl TableSchema {
     }
 }
 
-fn columns_signature(columns: &[Column]) -> String {
-    let line = |column: &Column| {
+fn columns_signature(columns: &[TableColumn]) -> String {
+    let line = |column: &TableColumn| {
         let parquet = match column.parquet {
             ParquetType::OfKind => None,
             // The number of digits is in the name of the column's type.
@@ -84,17 +84,17 @@ mod tests {
 
     #[test]
     fn the_form_of_columns_is_never_changed() {
-        let column = |name: &'static str, type_name: &'static str| Column {
+        let column = |name: &'static str, type_name: &'static str| TableColumn {
             type_name: type_name.into(),
-            ..Column::named(name, ColumnType::Text)
+            ..TableColumn::named(name, ColumnType::Text)
         };
         let columns = columns_signature(&[column("id", "bigint"), column("a \"b\"", "numeric(10,2)")]);
         assert_eq!(columns, "v1\n[\"id\",\"bigint\"]\n[\"a \\\"b\\\"\",\"numeric(10,2)\"]\n");
         assert_eq!(columns_signature(&[]), "v1\n");
         // A Parquet type that the dataset asks for changes the bytes that a consumer gets.
         let price =
-            Column { parquet: ParquetType::Decimal { precision: 10, scale: 2 }, ..column("p", "numeric(10,2)") };
-        let id = Column { parquet: ParquetType::Text, ..column("u", "uuid") };
+            TableColumn { parquet: ParquetType::Decimal { precision: 10, scale: 2 }, ..column("p", "numeric(10,2)") };
+        let id = TableColumn { parquet: ParquetType::Text, ..column("u", "uuid") };
         let parquet = columns_signature(&[price, id]);
         assert_eq!(parquet, "v1\n[\"p\",\"numeric(10,2)\",\"decimal\"]\n[\"u\",\"uuid\",\"text\"]\n");
     }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::dataset::fault::Fault;
-use crate::dataset::{Capture, Column, Description, Table, no_right_to_log};
+use crate::dataset::{Capture, Description, Table, TableColumn, no_right_to_log};
 use crate::http::code::Code;
 use crate::http::input::PathParameter;
 use crate::http::problem::Problem;
@@ -63,7 +63,7 @@ pub(crate) struct DatasetBody {
 
 /// A column of a file.
 #[derive(Serialize, ToSchema)]
-#[schema(as = Column)]
+#[schema(as = TableColumn)]
 pub(crate) struct ColumnBody {
     /// The column's name
     name: String,
@@ -121,8 +121,10 @@ impl From<Description> for DatasetBody {
         let Description { dataset, schema, rows, bytes, .. } = description;
         let schema = schema.ok();
         let columns = schema.as_ref().map(|schema| {
-            let column =
-                |column: &Column| ColumnBody { name: column.name.to_string(), type_name: column.type_name.to_string() };
+            let column = |column: &TableColumn| ColumnBody {
+                name: column.name.to_string(),
+                type_name: column.type_name.to_string(),
+            };
             schema.columns.iter().map(column).collect()
         });
         DatasetBody {

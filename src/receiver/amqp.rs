@@ -27,7 +27,7 @@ use crate::dataset::block::Block;
 use crate::dataset::listener::Known;
 use crate::delivery::Transport;
 use crate::event::Listener;
-use crate::receiver::amqp::address::Address;
+use crate::receiver::amqp::address::BrokerAddress;
 use crate::receiver::amqp::broker::Broker;
 use crate::receiver::amqp::intake::RequestConsumer;
 use crate::receiver::amqp::transport::ExchangeTransport;
@@ -98,9 +98,9 @@ impl ReceiverKind for Brokers {
 }
 
 /// Reads a broker's address, and compares the broker with the `others` at the same address.
-fn read_address(broker: &Broker, others: &[Broker], variables: &SecretVariables<'_>) -> Result<Address, String> {
+fn read_address(broker: &Broker, others: &[Broker], variables: &SecretVariables<'_>) -> Result<BrokerAddress, String> {
     let block = format!("amqp {}", broker.name);
-    let address: Address = variables.parse(&block, &broker.url_env, "address")?;
+    let address: BrokerAddress = variables.parse(&block, &broker.url_env, "address")?;
     // Blocks that name the same variable were compared when the file was read.
     let is_same_place = |other: &&Broker| other.address.as_ref().is_some_and(|other| other.is_same_place(&address));
     match others.iter().filter(is_same_place).find_map(|other| broker.clash(other)) {

@@ -38,10 +38,10 @@ use crate::sink::bucket::failure::{is_no_object, is_no_such_upload};
 use crate::sink::bucket::objects::{Objects, path};
 use crate::sink::{DESTINATION_ID_FILE, Error, Prepared, Published, PublishedFile};
 
-pub use address::{Address, BadAddress};
+pub use address::{BadAddress, BucketAddress};
 pub use objects::Settings;
 
-/// How long the bucket's id is believed without asking for it again.
+/// The time for which the id of the bucket is not read again.
 const ID_BELIEVED_FOR: Duration = Duration::from_secs(60);
 
 /// The metadata of an object that says which attempt made it.

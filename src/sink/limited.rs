@@ -29,7 +29,7 @@ pub struct Limits {
     /// The number of operations under way at once. A further operation waits for a permit. Bytes that are written to a
     /// draft or read from an open file are not operations.
     pub max_concurrent: usize,
-    /// How long the caller waits for an operation, including its permit. `None` waits as long as it takes.
+    /// The longest wait for an operation, including its permit. `None` waits without a limit.
     pub timeout: Option<Duration>,
 }
 

@@ -21,11 +21,10 @@ use crate::source::{filter, lag, parallel_apply, rights, role_path, table_schema
 pub struct Findings {
     /// Mismatches between datasets and tables.
     pub faults: Faults,
-    /// Of the datasets that fit their tables: rights that the role or the triggers lack, and tables that Postgres can't
-    /// read.
+    /// Faults of datasets that fit their tables: rights that the role or the triggers lack, and tables that Postgres
+    /// can't read.
     pub unreadable: Vec<Fault>,
-    /// The datasets that fit their tables, and whose changes triggers shall capture, and whose tables are not in
-    /// `cdc_export.tracked`.
+    /// The datasets that fit their tables and need triggers, but whose tables are not in `cdc_export.tracked`.
     pub untracked: Vec<String>,
     /// The datasets whose tables `track` has made ready, and whose changes aren't captured now: a trigger is missing,
     /// or the key is another.

@@ -6,7 +6,7 @@ use sqlx::AssertSqlSafe;
 
 use crate::connection::failure::SqlFailure;
 use crate::dataset::fault::Faults;
-use crate::dataset::{Capture, Column, Dataset, Description, Table, TableSchema};
+use crate::dataset::{Capture, Dataset, Description, Table, TableColumn, TableSchema};
 use crate::source::captured::CAPTURE;
 use crate::source::quote::relation;
 use crate::source::role_path::widen;
@@ -28,7 +28,7 @@ struct TableStatus {
 
 impl Source {
     /// Returns true if an index begins with this column of a table.
-    pub async fn has_index(&self, table: &Table, column: &Column) -> Result<bool, Error> {
+    pub async fn has_index(&self, table: &Table, column: &TableColumn) -> Result<bool, Error> {
         let failed = Error::from_sql(table);
         let mut conn = self.pool.acquire().await.map_err(&failed)?;
         lag::has_index(&mut conn, &relation(table), &column.name).await.map_err(&failed)

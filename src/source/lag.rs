@@ -8,7 +8,7 @@
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
-use crate::dataset::{Capture, Column, Dataset};
+use crate::dataset::{Capture, Dataset, TableColumn};
 use crate::job::marker::Marker;
 use crate::job::{Continuity, ExportType};
 use crate::source::captured::CAPTURE;
@@ -159,7 +159,7 @@ fn none_as(name: &str) -> String {
 }
 
 /// Returns the CTEs that count the rows after each watermark, out of the table's newest rows, or out of any.
-fn by_time(time: &Column, table: &str, newest: bool) -> String {
+fn by_time(time: &TableColumn, table: &str, newest: bool) -> String {
     let name = format!("u.{}", quoted(&time.name));
     let at = in_zone_of(time, &name);
     let order = newest_first(&name, newest);
@@ -191,7 +191,7 @@ fn by_time(time: &Column, table: &str, newest: bool) -> String {
 
 /// Returns the CTE that counts, for a consumer whose watermark was set back, each row that the log or the watermark
 /// says.
-fn by_log_and_time(select: &Select<'_>, time: &Column, table: &str, newest: bool) -> String {
+fn by_log_and_time(select: &Select<'_>, time: &TableColumn, table: &str, newest: bool) -> String {
     let key = select.schema.key.iter().map(|part| &part.column).filter(|column| column.name != time.name);
     let columns: Vec<String> = key.chain([time]).map(|column| format!("u.{}", quoted(&column.name))).collect();
     let order = newest_first(&format!("u.{}", quoted(&time.name)), newest);

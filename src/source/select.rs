@@ -29,7 +29,7 @@
 //! where <alive>
 //! ```
 
-use crate::dataset::{Capture, CellMax, Column, Dataset, TableSchema};
+use crate::dataset::{Capture, CellMax, Dataset, TableColumn, TableSchema};
 use crate::job::{ExportType, Job};
 use crate::row::RowLayout;
 use crate::source::key::{KeySql, key_name};
@@ -221,7 +221,7 @@ impl Select<'_> {
             self.schema.columns.iter().map(|column| (&*column.name, self.last_of(column, gone))).collect();
         let hidden = self.schema.hidden_time().map(|time| wire_value(time, &format!("u.{}", quoted(&time.name))));
         let cells = written.iter().zip(&self.schema.columns).filter(|(_, column)| may_be_large(column));
-        let large = |((name, value), column): (&(&str, String), &Column)| {
+        let large = |((name, value), column): (&(&str, String), &TableColumn)| {
             (name.to_string(), format!("{} > {}", octets(column, value), max.0))
         };
         let refused = refused(&cells.map(large).collect::<Vec<_>>());
@@ -265,7 +265,7 @@ impl Select<'_> {
     }
 
     /// Returns the value of a column in a deletion.
-    fn last_of(&self, column: &Column, gone: &str) -> String {
+    fn last_of(&self, column: &TableColumn, gone: &str) -> String {
         let live = wire_value(column, &format!("u.{}", quoted(&column.name)));
         if let Some((i, part)) = self.schema.key.iter().enumerate().find(|(_, part)| part.column.name == column.name) {
             let key = format!("ch.{}", key_name(i));
@@ -288,7 +288,7 @@ impl Select<'_> {
     }
 
     /// Returns the value of a column in the log's image of a row that is gone.
-    fn image_of(&self, column: &Column) -> String {
+    fn image_of(&self, column: &TableColumn) -> String {
         // A text stays as it is: what a type writes it may not read, or no more.
         let last = format!("i.parts[pg_catalog.array_position(ch.{NUMBERS}, {}::smallint)]", column.number);
         if is_text(column) { last } else { wire_value(column, &format!("{last}::{}", column.base_type)) }
@@ -298,7 +298,7 @@ impl Select<'_> {
     pub(crate) fn logged_values(&self, max: CellMax) -> String {
         let (names, logged_key) = (self.key().names().join(", "), self.key().of_log().join(", "));
         let (live, deleted) = (logged("$2::oid", "$3::text::pg_snapshot"), logged("$2::oid", "$4::text::pg_snapshot"));
-        let is_key = |column: &&Column| self.schema.key.iter().any(|part| part.column.name == column.name);
+        let is_key = |column: &&TableColumn| self.schema.key.iter().any(|part| part.column.name == column.name);
         let columns = self.schema.columns.iter().filter(|column| self.dataset.filter.is_none() && !is_key(column));
         let keys = self.key().names().into_iter().map(|name| format!("ch.{name}"));
         let values: Vec<_> = keys.chain(columns.map(|column| self.image_of(column))).collect();
@@ -341,7 +341,7 @@ impl Select<'_> {
         let schema = self.schema.narrowed(&job.selection);
         let columns = schema.file_columns(job.export_type);
         let reads_all = job.export_type == ExportType::Full && job.selection.is_all();
-        let is_time = |column: &Column| schema.updated_at.as_ref().is_some_and(|time| time.name == column.name);
+        let is_time = |column: &TableColumn| schema.updated_at.as_ref().is_some_and(|time| time.name == column.name);
         let hidden_time = schema.hidden_time().map(|_| columns.len());
         RowLayout {
             updated_at: hidden_time.or_else(|| columns.iter().position(is_time)),

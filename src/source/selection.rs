@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::connection::failure::sqlstate;
 use crate::dataset::name::hint;
-use crate::dataset::{CellMax, Column, Dataset};
+use crate::dataset::{CellMax, Dataset, TableColumn};
 use crate::job::selection::{BadSelection, Condition, Operator, Selection};
 use crate::source::quote::quoted;
 use crate::source::select::Select;
@@ -104,7 +104,7 @@ impl<'a> Select<'a> {
         [value, format!("select from {} u where {} limit 0", self.table(), self.condition(condition, 1))]
     }
 
-    fn find(&self, name: &str) -> Result<&'a Column, String> {
+    fn find(&self, name: &str) -> Result<&'a TableColumn, String> {
         let columns = &self.schema.columns;
         let found = columns.iter().find(|column| &*column.name == name);
         let near = || hint(name, columns.iter().map(|column| &*column.name));
@@ -116,9 +116,9 @@ impl<'a> Select<'a> {
         &self,
         conn: &mut PgConnection,
         condition: &Condition,
-        column: &Column,
+        column: &TableColumn,
     ) -> Result<Option<(&'static str, String)>, Error> {
-        let Column { name, type_name, .. } = column;
+        let TableColumn { name, type_name, .. } = column;
         for (member, statement) in ["value", "op"].into_iter().zip(self.tried(condition)) {
             let statement = format!("-- source.selection.try\n {statement}");
             let tried = sqlx::query(AssertSqlSafe(statement)).bind(&condition.value).persistent(false);

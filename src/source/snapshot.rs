@@ -23,7 +23,7 @@ use crate::watermark::{NewPosition, Position};
 pub struct Purpose<'a> {
     /// For whom; `None`: for whoever asked.
     pub consumer: Option<&'a ConsumerId>,
-    /// Which rows.
+    /// The type of the export, which says which rows it has.
     pub export_type: ExportType,
     /// The job; `None`: only to see how it would be read.
     pub job: Option<JobId>,

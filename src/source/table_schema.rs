@@ -6,7 +6,7 @@ use sqlx::postgres::types::Oid;
 use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::name::{hint, hint_in_full};
 use crate::dataset::{
-    Column, Columns, Dataset, KeyColumn, OPERATION, Operation, Table, TableSchema, Unrepresentable, WireFormat,
+    Columns, Dataset, KeyColumn, OPERATION, Operation, Table, TableColumn, TableSchema, Unrepresentable, WireFormat,
 };
 use crate::source;
 use crate::source::guard::RememberedColumn;
@@ -77,11 +77,11 @@ struct ColumnRow {
 }
 
 impl ColumnRow {
-    fn column(&self, dataset: &Dataset) -> Column {
+    fn column(&self, dataset: &Dataset) -> TableColumn {
         let kind = self.own_type.as_deref().and_then(binary_kind);
         let choices = dataset.parquet;
         let wire_format = if kind.is_some() { WireFormat::Binary } else { WireFormat::Written };
-        Column {
+        TableColumn {
             name: self.name.clone().into(),
             number: self.number,
             kind: kind.unwrap_or(ColumnType::Text),
@@ -99,8 +99,10 @@ impl ColumnRow {
     }
 }
 
-/// What a `numeric` of this modifier is in Parquet (`make_numeric_typmod` in Postgres's sources: the precision, then 11
-/// bits of the scale, which has a sign); `None`: it has no digits declared, or Parquet has no such type.
+/// Returns the Parquet type of a `numeric` with this modifier. Returns `None` if the column declares no precision, or if
+/// Parquet has no such type.
+///
+/// The modifier has the precision, then 11 bits of the signed scale (`make_numeric_typmod` in Postgres's sources).
 fn decimal(modifier: i32) -> Option<ParquetType> {
     const MOST_DIGITS: u8 = 38;
     let digits = u32::try_from(modifier.checked_sub(4)?).ok()?;
@@ -324,7 +326,7 @@ impl<'a> Fitting<'a> {
     }
 
     /// The columns of a file.
-    fn chosen(&mut self, key: &[KeyColumn]) -> Vec<Column> {
+    fn chosen(&mut self, key: &[KeyColumn]) -> Vec<TableColumn> {
         let (member, chosen): (_, Vec<_>) = match &self.dataset.columns {
             Columns::All => ("exclude", self.columns.iter().collect()),
             Columns::Only(names) => ("columns", names.iter().filter_map(|name| self.find("columns", name)).collect()),
@@ -344,16 +346,16 @@ impl<'a> Fitting<'a> {
             let why = format!("without the key's `{}` nobody can tell which row a DELETE is", column.name);
             self.wrong(member, Some(&column.name), why);
         }
-        let is_key = |column: &Column| key.clone().any(|part| part.name == column.name);
+        let is_key = |column: &TableColumn| key.clone().any(|part| part.name == column.name);
         let in_file = |row: &ColumnRow| {
             let column = row.column(self.dataset);
             // Without its key nobody can load a row: a value of the key fails the export.
-            Column { null_if_unrepresentable: column.null_if_unrepresentable && !is_key(&column), ..column }
+            TableColumn { null_if_unrepresentable: column.null_if_unrepresentable && !is_key(&column), ..column }
         };
         chosen.into_iter().map(in_file).collect()
     }
 
-    fn time(&mut self, member: &'static str, name: Option<&str>) -> Option<Column> {
+    fn time(&mut self, member: &'static str, name: Option<&str>) -> Option<TableColumn> {
         let column = self.find(member, name?)?.column(self.dataset);
         if !is_time(&column) {
             let why = format!("`{}` is {}: a timestamptz or a timestamp is expected", column.name, column.type_name);
@@ -362,7 +364,7 @@ impl<'a> Fitting<'a> {
         Some(column)
     }
 
-    fn deleted(&mut self) -> Option<Column> {
+    fn deleted(&mut self) -> Option<TableColumn> {
         let column = self.find("deleted", self.dataset.deleted.as_deref()?)?.column(self.dataset);
         if column.kind != ColumnType::Bool && !is_time(&column) {
             let why = format!("`{}` is {}: a boolean or a time is expected", column.name, column.type_name);
@@ -372,6 +374,6 @@ impl<'a> Fitting<'a> {
     }
 }
 
-fn is_time(column: &Column) -> bool {
+fn is_time(column: &TableColumn) -> bool {
     matches!(column.kind, ColumnType::Timestamptz | ColumnType::Timestamp)
 }

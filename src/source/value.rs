@@ -1,6 +1,6 @@
 //! A column's value in SQL: how it is compared, how it is sent, and how large it may be.
 
-use crate::dataset::{CellMax, Column, WireFormat};
+use crate::dataset::{CellMax, TableColumn, WireFormat};
 use crate::source::quote::{literal, quoted};
 use pg_rows::column::ColumnType;
 
@@ -10,7 +10,7 @@ const MOST_WRITTEN: u64 = 4096;
 
 /// A column of a row `u` to be compared, in its base type: others may have made operators of a domain, which would fit
 /// better.
-pub(crate) fn compared(column: &Column) -> String {
+pub(crate) fn compared(column: &TableColumn) -> String {
     format!("u.{}::{}", quoted(&column.name), column.base_type)
 }
 
@@ -20,12 +20,12 @@ pub(crate) fn operator(schema: &str, name: &str) -> String {
 }
 
 /// A moment as a column of times has it: one without a zone is taken for UTC.
-pub(crate) fn in_zone_of(column: &Column, moment: &str) -> String {
+pub(crate) fn in_zone_of(column: &TableColumn, moment: &str) -> String {
     if column.kind == ColumnType::Timestamp { format!("({moment} at time zone 'UTC')") } else { moment.to_owned() }
 }
 
 /// A value in the form that the encoder knows.
-pub(crate) fn wire_value(column: &Column, value: &str) -> String {
+pub(crate) fn wire_value(column: &TableColumn, value: &str) -> String {
     match column.wire_format {
         // The same bytes as a text, which nobody parses.
         WireFormat::Binary if column.kind == ColumnType::Json => format!("{value}::{}::text", column.base_type),
@@ -40,12 +40,12 @@ pub(crate) fn wire_value(column: &Column, value: &str) -> String {
 }
 
 /// Returns true if a value is sent as a text that its type wrote.
-pub(crate) fn is_text(column: &Column) -> bool {
+pub(crate) fn is_text(column: &TableColumn) -> bool {
     column.wire_format != WireFormat::Binary || column.kind == ColumnType::Json
 }
 
 /// The number of bytes of a value in that form, or of its text.
-pub(crate) fn octets(column: &Column, value: &str) -> String {
+pub(crate) fn octets(column: &TableColumn, value: &str) -> String {
     match column.kind {
         // Postgres knows no length of a JSON but that of its text.
         ColumnType::Json | ColumnType::Jsonb => format!("pg_catalog.octet_length(({value})::text)"),
@@ -54,7 +54,7 @@ pub(crate) fn octets(column: &Column, value: &str) -> String {
 }
 
 /// Returns true if a value may be larger than a bound of memory.
-pub(crate) fn may_be_large(column: &Column) -> bool {
+pub(crate) fn may_be_large(column: &TableColumn) -> bool {
     match column.kind {
         ColumnType::Text | ColumnType::Bytea | ColumnType::Json | ColumnType::Jsonb => true,
         // A numeric ends at 150 kB of text.
@@ -84,8 +84,8 @@ pub(crate) fn refused(cells: &[(String, String)]) -> String {
 
 /// False, or an error where a cell of a row `u` is beyond the bound. Postgres tests it, since a client takes a row into
 /// its memory before it can see how large the row is.
-pub(crate) fn refused_of_row(columns: &[Column], CellMax(max): CellMax) -> String {
-    let cell = |column: &Column| {
+pub(crate) fn refused_of_row(columns: &[TableColumn], CellMax(max): CellMax) -> String {
+    let cell = |column: &TableColumn| {
         let name = format!("u.{}", quoted(&column.name));
         let size = format!("{} > {max}", octets(column, &wire_value(column, &name)));
         // `octet_length` doesn't fetch a text that is kept outside of its row. What has to be made a text is made one

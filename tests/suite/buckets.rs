@@ -7,7 +7,7 @@ mod outages;
 
 use std::time::Duration;
 
-use cdc_export::sink::{Address, BucketSettings, Settings};
+use cdc_export::sink::{BucketAddress, BucketSettings, Settings};
 use nix::sys::signal::Signal;
 use ring::{digest, hmac};
 use serde_json::{Value, json};
@@ -61,7 +61,7 @@ async fn a_bucket_keeps_the_contract_of_a_destination() {
         let variables = bucket.variables();
         let variables = || variables.iter().map(|(name, value)| (*name, value.as_str()));
         let (_, url) = variables().find(|(name, _)| *name == "OUTPUT_URL").unwrap();
-        let address = Address::read(url, variables()).unwrap();
+        let address = BucketAddress::read(url, variables()).unwrap();
         let stall = Duration::from_secs(30);
         let settings = Settings::Bucket(BucketSettings { address, part_bytes: 5 << 20, uploads: 2, stall });
         keeps_its_contract(|| settings.destination().unwrap()).await;

@@ -13,7 +13,7 @@ const HEARTBEAT: u16 = 15;
 
 /// The address of a broker.
 #[derive(Clone)]
-pub(super) struct Address(pub(super) AMQPUri);
+pub(super) struct BrokerAddress(pub(super) AMQPUri);
 
 /// Error of a text that is no address. It doesn't quote the text, which has a password.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,10 +28,10 @@ pub(super) struct NoAddress;
 /// problem.
 const PARAMETERS: [&str; 3] = ["heartbeat", "channel_max", "auth_mechanism"];
 
-impl FromStr for Address {
+impl FromStr for BrokerAddress {
     type Err = NoAddress;
 
-    fn from_str(text: &str) -> Result<Address, NoAddress> {
+    fn from_str(text: &str) -> Result<BrokerAddress, NoAddress> {
         let mut uri: AMQPUri = text.parse().map_err(|_| NoAddress)?;
         let url = Url::parse(text).map_err(|_| NoAddress)?;
         // lapin's parser replaces a host that it doesn't understand, such as an IPv6 address, by localhost.
@@ -43,15 +43,15 @@ impl FromStr for Address {
             return Err(NoAddress);
         }
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
-        Ok(Address(uri))
+        Ok(BrokerAddress(uri))
     }
 }
 
-impl Address {
+impl BrokerAddress {
     /// Returns true if both addresses have the same host, port and virtual host. Two names of one host are not
     /// recognized.
-    pub(super) fn is_same_place(&self, other: &Address) -> bool {
-        let (Address(own), Address(other)) = (self, other);
+    pub(super) fn is_same_place(&self, other: &BrokerAddress) -> bool {
+        let (BrokerAddress(own), BrokerAddress(other)) = (self, other);
         own.authority.host.eq_ignore_ascii_case(&other.authority.host)
             && own.authority.port == other.authority.port
             && own.vhost == other.vhost
@@ -59,16 +59,16 @@ impl Address {
 }
 
 /// Writes the address without user name and password.
-impl fmt::Display for Address {
+impl fmt::Display for BrokerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Address(AMQPUri { scheme, authority, .. }) = self;
+        let BrokerAddress(AMQPUri { scheme, authority, .. }) = self;
         write!(f, "{scheme}://{}:{}", authority.host, authority.port)
     }
 }
 
-impl fmt::Debug for Address {
+impl fmt::Debug for BrokerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Address")
+        f.write_str("BrokerAddress")
     }
 }
 
@@ -78,7 +78,7 @@ mod tests {
 
     #[test]
     fn addresses_of_one_virtual_host_are_the_same_place() {
-        let address = |text: &str| text.parse::<Address>().unwrap();
+        let address = |text: &str| text.parse::<BrokerAddress>().unwrap();
         let own = address("amqp://a:b@h/v");
         assert!(own.is_same_place(&address("amqp://c:d@H:5672/v?heartbeat=5")));
         for other in ["amqps://a:b@h/v", "amqp://a:b@h/w", "amqp://a:b@h", "amqp://a:b@i/v"] {
@@ -89,13 +89,13 @@ mod tests {
     #[test]
     fn only_amqp_addresses_are_accepted() {
         for text in ["amqp://localhost", "amqps://u:p@h:5671/%2f?heartbeat=5", "amqp://u:p%40@127.0.0.1:5672/exports"] {
-            let address: Address = text.parse().unwrap();
-            assert_eq!(format!("{address:?}"), "Address");
+            let address: BrokerAddress = text.parse().unwrap();
+            assert_eq!(format!("{address:?}"), "BrokerAddress");
         }
-        let Address(uri) = "amqp://u:p%40@h".parse().unwrap();
+        let BrokerAddress(uri) = "amqp://u:p%40@h".parse().unwrap();
         assert_eq!((uri.authority.userinfo.password.as_str(), uri.vhost.as_str()), ("p@", "/"));
         assert_eq!(uri.query.heartbeat, Some(HEARTBEAT));
-        let address: Address = "amqps://u:p%40@h/v".parse().unwrap();
+        let address: BrokerAddress = "amqps://u:p%40@h/v".parse().unwrap();
         assert_eq!(address.to_string(), "amqps://h:5671");
         for text in [
             "",
@@ -112,7 +112,7 @@ mod tests {
             "amqp://h/v?connection_timeout=5000",
             "amqp://h/v#x",
         ] {
-            assert_eq!(text.parse::<Address>().unwrap_err(), NoAddress, "{text}");
+            assert_eq!(text.parse::<BrokerAddress>().unwrap_err(), NoAddress, "{text}");
         }
     }
 }

@@ -62,7 +62,7 @@ fn broker_name(block: &mut Block<'_, '_>, member: &'static str) -> Option<String
 mod tests {
     use super::*;
     use crate::dataset::assert_lines;
-    use crate::dataset::block::{File, Names};
+    use crate::dataset::block::{Names, OperatorFile};
     use crate::dataset::catalog::Catalog;
     use crate::job::Status;
     use crate::receiver::amqp::Brokers;
@@ -92,7 +92,7 @@ mod tests {
             "
         );
         let (mut brokers, mut names) = (Brokers::default(), Names::default());
-        let read = |file: &mut File<'_>, known: &Known<'_>| {
+        let read = |file: &mut OperatorFile<'_>, known: &Known<'_>| {
             file.each_block("amqp", &mut names, |block| brokers.parse(block, known));
             brokers.listeners()
         };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::broker::Intake;
 use crate::event::Listener;
 use crate::job::Status;
-use crate::receiver::amqp::address::Address;
+use crate::receiver::amqp::address::BrokerAddress;
 
 /// A broker, as its block describes it.
 #[derive(Clone, Debug)]
@@ -19,7 +19,7 @@ pub(super) struct Broker {
     /// The queue from which requests are taken. `None`: no requests are taken.
     pub(super) intake: Option<Arc<Intake>>,
     /// The broker's address. `None`: it has not been read, or is missing.
-    pub(super) address: Option<Address>,
+    pub(super) address: Option<BrokerAddress>,
 }
 
 impl Broker {

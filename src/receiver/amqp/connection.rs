@@ -8,7 +8,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-use crate::receiver::amqp::address::Address;
+use crate::receiver::amqp::address::BrokerAddress;
 use crate::receiver::amqp::runtime;
 use crate::telemetry::chain;
 
@@ -19,13 +19,13 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Opens connections to one broker, one at a time.
 pub(super) struct Connector {
-    address: Address,
+    address: BrokerAddress,
     /// The running attempt. It is kept after a timeout, since lapin keeps a thread and a socket for an abandoned one.
     attempt: Mutex<Option<(Instant, JoinHandle<lapin::Result<Connection>>)>>,
 }
 
 impl Connector {
-    pub(super) fn new(address: &Address) -> Connector {
+    pub(super) fn new(address: &BrokerAddress) -> Connector {
         Connector { address: address.clone(), attempt: Mutex::default() }
     }
 

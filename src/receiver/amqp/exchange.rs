@@ -7,7 +7,7 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareO
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ExchangeKind};
 
-use crate::receiver::amqp::address::Address;
+use crate::receiver::amqp::address::BrokerAddress;
 use crate::receiver::amqp::connection::{CALL_TIMEOUT, Connector, within};
 
 /// Timeout of the broker's confirmation of a message.
@@ -29,7 +29,7 @@ struct OpenConnection {
 }
 
 impl ExchangePublisher {
-    pub(super) fn new(exchange: &str, address: &Address) -> ExchangePublisher {
+    pub(super) fn new(exchange: &str, address: &BrokerAddress) -> ExchangePublisher {
         ExchangePublisher { exchange: exchange.to_owned(), connector: Connector::new(address), open: Mutex::default() }
     }
 

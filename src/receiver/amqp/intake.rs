@@ -23,7 +23,7 @@ use crate::broker::{Intake, Message, Outcome};
 use crate::duration::{self, Backoff};
 use crate::failpoint;
 use crate::receiver::Submit;
-use crate::receiver::amqp::address::Address;
+use crate::receiver::amqp::address::BrokerAddress;
 use crate::receiver::amqp::backlog::{MAX_CONCURRENT, RequestBacklog};
 use crate::receiver::amqp::connection::{CALL_TIMEOUT, Connector, within};
 use crate::receiver::amqp::exchange::ExchangePublisher;
@@ -64,7 +64,7 @@ pub(super) struct RequestConsumer {
 }
 
 impl RequestConsumer {
-    pub(super) fn new(name: &str, intake: Arc<Intake>, address: &Address, submit: Submit) -> RequestConsumer {
+    pub(super) fn new(name: &str, intake: Arc<Intake>, address: &BrokerAddress, submit: Submit) -> RequestConsumer {
         metrics::init_amqp_requests(name);
         let refused = ExchangePublisher::new(&intake.dead_letter_exchange, address);
         RequestConsumer {

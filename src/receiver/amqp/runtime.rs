@@ -30,7 +30,7 @@ pub(super) async fn connect(address: AMQPUri, named: ConnectionProperties) -> la
 }
 
 /// Opens a connection to a broker, with TLS if its address says so. The trusted authorities are the system's.
-async fn open(address: &AMQPUri) -> Result<Wire, Error> {
+async fn open(address: &AMQPUri) -> Result<BrokerStream, Error> {
     let host = &address.authority.host;
     let stream = TcpStream::connect((host.as_str(), address.authority.port)).await?;
     stream.set_nodelay(true)?;
@@ -48,7 +48,7 @@ trait Bytes: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Bytes for S {}
 
 /// A connection, with TLS or without.
-type Wire = Box<dyn Bytes>;
+type BrokerStream = Box<dyn Bytes>;
 
 /// Runtime of tokio, whose streams `connect` replaces.
 #[derive(Clone, Debug)]
@@ -73,7 +73,7 @@ impl Executor for OnTokio {
 }
 
 impl Reactor for OnTokio {
-    type TcpStream = SanitizingStream<Wire>;
+    type TcpStream = SanitizingStream<BrokerStream>;
     type Sleep = <Tokio as Reactor>::Sleep;
 
     // `connect` makes all streams, so lapin registers none.

@@ -7,7 +7,7 @@ use lapin::types::{AMQPValue, FieldTable};
 
 use crate::delivery::{DeliveryResult, Event, Transport};
 use crate::receiver::amqp::PERSISTENT;
-use crate::receiver::amqp::address::Address;
+use crate::receiver::amqp::address::BrokerAddress;
 use crate::receiver::amqp::broker::{Exchange, RoutingKey};
 use crate::receiver::amqp::exchange::ExchangePublisher;
 
@@ -18,7 +18,7 @@ pub(super) struct ExchangeTransport {
 }
 
 impl ExchangeTransport {
-    pub(super) fn new(exchange: &Exchange, address: &Address) -> ExchangeTransport {
+    pub(super) fn new(exchange: &Exchange, address: &BrokerAddress) -> ExchangeTransport {
         let publisher = ExchangePublisher::new(&exchange.name, address);
         ExchangeTransport { routing_key: exchange.routing_key.clone(), publisher }
     }

@@ -65,7 +65,7 @@ fn read_url(text: &str, allows_http: bool, allows_private: bool) -> Result<Strin
 mod tests {
     use super::*;
     use crate::dataset::assert_lines;
-    use crate::dataset::block::{File, Names};
+    use crate::dataset::block::{Names, OperatorFile};
     use crate::dataset::catalog::Catalog;
     use crate::dataset::fault::Mistakes;
     use crate::job::Status;
@@ -75,7 +75,7 @@ mod tests {
     /// Reads the webhooks of a file.
     fn read(text: &str) -> Result<Vec<Webhook>, Mistakes> {
         let (mut webhooks, mut names) = (Vec::new(), Names::default());
-        let read = |file: &mut File<'_>, known: &Known<'_>| {
+        let read = |file: &mut OperatorFile<'_>, known: &Known<'_>| {
             file.each_block("webhook", &mut names, |block| webhooks.extend(webhook(block, known)));
             Vec::new()
         };

@@ -66,19 +66,22 @@ pub enum BadAddress {
 
 /// The URL of a bucket, with the variables of its cloud: credentials, region, endpoint.
 #[derive(Clone)]
-pub struct Address {
+pub struct BucketAddress {
     cloud: Cloud,
     bucket: String,
     pub(super) prefix: Path,
     variables: Vec<(String, String)>,
 }
 
-impl Address {
+impl BucketAddress {
     /// Parses a URL, and takes the variables of its cloud from `variables`.
     ///
     /// # Errors
     /// If the URL is not that of a bucket, or a variable can't be used.
-    pub fn read<'v>(url: &str, variables: impl IntoIterator<Item = (&'v str, &'v str)>) -> Result<Address, BadAddress> {
+    pub fn read<'v>(
+        url: &str,
+        variables: impl IntoIterator<Item = (&'v str, &'v str)>,
+    ) -> Result<BucketAddress, BadAddress> {
         let (scheme, rest) = url.split_once("://").ok_or(BadAddress::NotABucket)?;
         let cloud = match scheme {
             "s3" => Cloud::S3,
@@ -110,7 +113,7 @@ impl Address {
                 return Err(BadAddress::NotAnAddress(told()));
             }
         }
-        Ok(Address { cloud, bucket: bucket.to_owned(), prefix, variables })
+        Ok(BucketAddress { cloud, bucket: bucket.to_owned(), prefix, variables })
     }
 
     /// Returns true if an upload can give its object metadata.
@@ -172,7 +175,7 @@ impl Address {
 
     /// Returns the URL of an object.
     pub(super) fn url(&self, key: &str) -> String {
-        let Address { bucket, .. } = self;
+        let BucketAddress { bucket, .. } = self;
         match self.cloud {
             Cloud::S3 => format!("s3://{bucket}/{key}"),
             Cloud::Gcs => format!("gs://{bucket}/{key}"),
@@ -181,16 +184,16 @@ impl Address {
     }
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for BucketAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.url(self.prefix.as_ref()))
     }
 }
 
 /// Leaves out the variables, which have secrets.
-impl fmt::Debug for Address {
+impl fmt::Debug for BucketAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Address({self})")
+        write!(f, "BucketAddress({self})")
     }
 }
 
@@ -216,7 +219,7 @@ mod tests {
             ("gs://files/exports", "gs://files/exports"),
             ("az://container/x", "az://container/x"),
         ] {
-            assert_eq!(Address::read(url, []).unwrap().to_string(), shown);
+            assert_eq!(BucketAddress::read(url, []).unwrap().to_string(), shown);
         }
         for url in [
             "",
@@ -232,7 +235,7 @@ mod tests {
             "http://files/a",
             "file:///a",
         ] {
-            assert_eq!(Address::read(url, []).err(), Some(BadAddress::NotABucket), "{url}");
+            assert_eq!(BucketAddress::read(url, []).err(), Some(BadAddress::NotABucket), "{url}");
         }
     }
 
@@ -246,7 +249,7 @@ mod tests {
             ("AWS_ACCESS_KEY_ID", "a\nb", false),
             ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "/v2/credentials/1", true),
         ] {
-            let read = Address::read("s3://files", [(name, value)]);
+            let read = BucketAddress::read("s3://files", [(name, value)]);
             assert_eq!(read.is_ok(), good, "{name}={value}");
             if let Err(why) = read {
                 assert!(why.to_string().starts_with(name) && !why.to_string().contains("geheim"), "{why}");
@@ -256,7 +259,7 @@ mod tests {
 
     #[test]
     fn secrets_are_not_shown() {
-        let address = Address::read("s3://files/a", [("AWS_SECRET_ACCESS_KEY", "geheim")]).unwrap();
+        let address = BucketAddress::read("s3://files/a", [("AWS_SECRET_ACCESS_KEY", "geheim")]).unwrap();
         assert!(!format!("{address:?} {address}").contains("geheim"));
     }
 }

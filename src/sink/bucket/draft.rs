@@ -167,7 +167,7 @@ mod tests {
     use axum::http::Uri;
 
     use super::*;
-    use crate::sink::bucket::address::Address;
+    use crate::sink::bucket::address::BucketAddress;
     use crate::sink::bucket::objects::Settings;
 
     /// A draft with parts of so few bytes, at a store that takes every part and calls it by its address.
@@ -182,7 +182,7 @@ mod tests {
             ("AWS_ACCESS_KEY_ID", "test"),
             ("AWS_SECRET_ACCESS_KEY", "test"),
         ];
-        let address = Address::read("s3://files", variables).unwrap();
+        let address = BucketAddress::read("s3://files", variables).unwrap();
         let settings = Settings { address, part_bytes, uploads: 2, stall: Duration::from_secs(1) };
         let objects = Arc::new(Objects::new(settings).unwrap());
         let note = Note { key: "a".to_owned(), upload: "u".to_owned() };

@@ -56,12 +56,12 @@ impl From<object_store::Error> for Error {
 struct FailedRequest {
     answer: String,
     #[source]
-    request: Request,
+    request: FailedUrl,
 }
 
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {verb} {url}")]
-struct Request {
+struct FailedUrl {
     verb: &'static str,
     url: String,
 }
@@ -70,7 +70,7 @@ struct Request {
 pub(super) fn cannot(verb: &'static str, url: String) -> impl FnOnce(object_store::Error) -> Error {
     move |error| {
         Error::from_store(&error, |answer| {
-            std::io::Error::other(FailedRequest { answer, request: Request { verb, url } })
+            std::io::Error::other(FailedRequest { answer, request: FailedUrl { verb, url } })
         })
     }
 }

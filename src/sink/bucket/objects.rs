@@ -8,14 +8,14 @@ use object_store::path::Path;
 use object_store::{ClientOptions, GetOptions, GetRange, ObjectStoreExt, UpdateVersion};
 
 use crate::sink::Error;
-use crate::sink::bucket::address::{Address, Client};
+use crate::sink::bucket::address::{BucketAddress, Client};
 use crate::sink::bucket::failure::{cannot, cause, is_no_object};
 
 /// The timeout of a small request.
 const SMALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// The timeout of the request for a part, unless the part is large.
 const PART_TIMEOUT: Duration = Duration::from_secs(120);
-/// How long a store may send nothing while it completes an upload or sends an object.
+/// The longest silence of a store while it completes an upload or sends an object.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The largest size of a small object.
@@ -25,12 +25,12 @@ pub(super) const SMALL_BYTES: u64 = 64 << 10;
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The bucket, and the variables to reach it.
-    pub address: Address,
+    pub address: BucketAddress,
     /// The size of a part, in bytes.
     pub part_bytes: usize,
     /// The number of parts of one file that are uploaded at once.
     pub uploads: usize,
-    /// How long a draft waits for the store without any progress.
+    /// The longest time that a draft waits for the store without any progress.
     pub stall: Duration,
 }
 
@@ -130,7 +130,7 @@ impl Objects {
 
 /// Returns the error for settings from which no client can be made, with the variable to blame. The client's own
 /// message lacks it.
-fn wrong(address: &Address, error: &object_store::Error) -> Error {
+fn wrong(address: &BucketAddress, error: &object_store::Error) -> Error {
     let cause = cause(error);
     Error::Settings(std::io::Error::other(match address.culprit() {
         Some(variable) => format!("{variable}: {cause}"),
@@ -165,7 +165,7 @@ mod tests {
             ("gs://files", &gcs, "GOOGLE_APPLICATION_CREDENTIALS", "/none"),
         ] {
             let variables = others.iter().copied().chain([(name, value)]);
-            let address = Address::read(url, variables).unwrap();
+            let address = BucketAddress::read(url, variables).unwrap();
             let settings = Settings { address, part_bytes: 5 << 20, uploads: 2, stall: Duration::from_secs(1) };
             let wrong = crate::telemetry::chain(&Objects::new(settings).unwrap_err());
             assert!(wrong.contains(&format!(": {name}: ")), "{wrong}");

@@ -1,4 +1,4 @@
-//! Which tables' changes are captured: triggers are put on a dataset's table, and put back.
+//! Creates the triggers that capture the changes of a dataset's table, and renews them.
 
 use std::sync::LazyLock;
 use std::time::Duration;
