@@ -31,6 +31,17 @@ impl Fields {
 }
 
 /// Reads whole rows, one after another.
+///
+/// ```
+/// use pg_rows::row::BinaryRows;
+///
+/// let mut rows = BinaryRows::new(b"\0\x02\0\0\0\x03Ada\xff\xff\xff\xff");
+/// let mut fields = Vec::new();
+/// assert!(rows.next_into(&mut fields)?);
+/// assert_eq!(fields, [Some(&b"Ada"[..]), None]);
+/// assert!(!rows.next_into(&mut fields)?);
+/// # Ok::<(), pg_rows::row::CutShort>(())
+/// ```
 #[derive(Debug)]
 pub struct BinaryRows<'f> {
     rest: &'f [u8],
