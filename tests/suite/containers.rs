@@ -98,3 +98,14 @@ fn the_containers_role_is_no_superuser() {
     assert!(made.contains(&format!("alter database cdc_export owner to {role};")), "{role}");
     assert!(!made.contains("superuser") && compose.contains("./docker/exporter.sql:/docker-entrypoint-initdb.d/"));
 }
+
+/// A run that somebody starts by hand on an old tag would else publish it as the latest release.
+#[test]
+fn a_release_that_is_started_by_hand_publishes_nothing() {
+    let workflow = read(".github/workflows/release.yml");
+    let (_, publish) = workflow.split_once("\n  publish:\n").unwrap();
+    let condition = publish.lines().find_map(|line| line.trim().strip_prefix("if: ")).unwrap();
+    assert!(condition.starts_with("github.event_name == 'push' && "), "{condition}");
+    assert!(workflow.contains("PUSH: ${{ github.event_name == 'push' }}"));
+    assert!(!workflow.contains("ref_type"), "a run by hand on a tag has the type `tag` too");
+}
