@@ -176,7 +176,7 @@ pub(crate) async fn check(
     request.extensions_mut().insert(Caller(Some(grant)));
     let answer = tokio::select! {
         answer = next.run(request) => answer,
-        () = control.service.keyring().gone(&key) => return Err(Problem::key_invalid()),
+        () = control.service.keyring().revoked(&key) => return Err(Problem::key_invalid()),
     };
     Ok(end_when_revoked(answer, control.service, key))
 }
@@ -231,7 +231,7 @@ fn end_when_revoked(answer: Response, service: Service, key: PresentedKey) -> Re
     let gone = CancellationToken::new();
     let revoked = gone.clone();
     let watch = async move {
-        service.keyring().gone(&key).await;
+        service.keyring().revoked(&key).await;
         revoked.cancel();
         tracing::info!(event = "answer_broken_off", "the key of a download or of events was revoked or has expired");
     };

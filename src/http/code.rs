@@ -31,8 +31,8 @@ pg_rows::words! {
         KeyInvalid = "key_invalid",
         /// Without keys, only callers on this machine are allowed, and `Host` must name this machine.
         HostNotLocal = "host_not_local",
-        /// Without keys, proxies are refused, because they would publish everything. `field` names the header that shows
-        /// the proxy.
+        /// Without keys, proxies are refused, because they would publish everything. `field` names the header that
+        /// shows the proxy.
         ProxyNotAllowed = "proxy_not_allowed",
         /// The web page's origin is not allowed to call the API.
         OriginNotAllowed = "origin_not_allowed",
@@ -124,7 +124,8 @@ pg_rows::words! {
         FileOnOtherHost = "file_on_other_host",
         /// The file belongs to the database that this database was copied from.
         FileOfOtherDatabase = "file_of_other_database",
-        /// The maximum number of clients that follow or wait for exports is reached: for the key, the address or in total.
+        /// The maximum number of clients that follow or wait for exports is reached: for the key, the address or in
+        /// total.
         TooManyFollowers = "too_many_followers",
         /// The maximum number of concurrent requests is reached: for the key, the address or in total.
         TooManyConnections = "too_many_connections",

@@ -16,7 +16,7 @@ use crate::http::code::Code;
 use crate::http::input::{self, PathJob};
 use crate::http::problem::Problem;
 use crate::service::Service;
-use crate::service::files::{FileUrl, OpenFile};
+use crate::service::files::{DownloadableFile, FileUrl};
 use pg_rows::encoding::{Compression, Format, FormatSpec};
 
 /// Number of bytes per read from a file. A response whose client does not read buffers a few times as many.
@@ -138,7 +138,12 @@ fn with_a_file(answer: ResponseBuilder) -> ResponseBuilder {
     content.fold(answer, |answer, (media_type, schema)| answer.content(media_type, openapi::Content::new(Some(schema))))
 }
 
-async fn answer(service: &Service, file: OpenFile, method: &Method, headers: &HeaderMap) -> Result<Response, Problem> {
+async fn answer(
+    service: &Service,
+    file: DownloadableFile,
+    method: &Method,
+    headers: &HeaderMap,
+) -> Result<Response, Problem> {
     let size = file.bytes;
     let etag = format!("\"{}\"", file.sha256);
     let mut response_headers = HeaderMap::new();
