@@ -1,6 +1,7 @@
-//! The API: routes, layers and the loop that serves them.
+//! The HTTP API: routes, layers and the server loop.
 //!
-//! Knows `service` and the nouns; `problem` has the only status codes of errors. No SQL, no files, no environment.
+//! Depends on `service` and the domain modules. Only `problem` and `code` contain the status codes of errors. This
+//! module contains no SQL, accesses no files and reads no environment variables.
 
 mod access;
 mod body;
@@ -72,56 +73,56 @@ use crate::http::connections::{Connection, Connections};
 use crate::http::openapi::RouterDocument;
 use crate::http::problem::Problem;
 use crate::http::query::Parameters;
-use crate::http::stream::{Answer, ClientStream};
+use crate::http::stream::{AnswerBody, ClientStream};
 use crate::key;
 use crate::service::Service;
 use crate::telemetry::log_throttle::LogThrottle;
 
-/// A client has this long to send a request's head, and again this long to send its body.
+/// Time limit for receiving the head of a request. The body has a time limit of the same length.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// After a stop, answers under way, downloads too, have this long to end.
+/// Time limit after a shutdown request for finishing open responses, including downloads.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
-/// The most connections that wait to be accepted, if the system allows as many (`net.core.somaxconn`). Clients beyond
-/// them try again a second later.
+/// Maximum number of connections in the accept queue. The system may set a lower maximum (`net.core.somaxconn`). A
+/// client whose connection does not fit retries after one second.
 const BACKLOG: u32 = 4_096;
 const MAX_URI_BYTES: usize = 8 * 1024;
 const MAX_HEADERS: usize = 100;
 const MAX_HEADER_BYTES: usize = 32 * 1024;
-/// The most headers that hyper reads. Up to here a request with too many headers gets a problem as its answer; beyond,
-/// hyper answers without a body.
+/// Maximum number of headers that hyper reads. A request with more than [`MAX_HEADERS`] headers, up to this number,
+/// gets a problem as its response. Above this number, hyper responds without a body.
 const MAX_HEADERS_READ: usize = 1000;
-/// The buffer of each connection; hyper's default is 400 KiB. A head whose URI or headers are somewhat too long still
-/// fits, so that it gets a problem as its answer.
-const CONNECTION_BYTES: usize = 64 * 1024;
+/// Buffer size of a connection; hyper's default is 400 KiB. A head that slightly exceeds the limits for URI and headers
+/// still fits. So that request gets a problem as its response.
+const CONNECTION_BUFFER_BYTES: usize = 64 * 1024;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const EMBEDDED_BY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
+const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 
 /// The API's settings.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Address to listen on.
     pub host: IpAddr,
-    /// The port; 0: any free one.
+    /// The port to listen on; 0 selects any free port.
     pub port: u16,
-    /// The callers that are let in; `None`: clients with a key, and the start fails until a key exists.
+    /// The callers that may use the API. If `None`, clients need a key, and the start fails until a key exists.
     pub access: Option<Access>,
-    /// Names that a local caller may have in `Host`, besides localhost and loopback addresses.
+    /// Names accepted in the `Host` header of local callers, besides localhost and loopback addresses.
     pub local_hosts: LocalHosts,
-    /// How many requests each key may send, or each address where there are no keys; `None`: the default limit with
-    /// keys, else none.
+    /// Rate limit per key, or per address if no keys are in use. If `None`, the default limit applies with keys, and no
+    /// limit without keys.
     pub rate: Option<Rate>,
-    /// The origins whose web pages may call.
+    /// The origins whose web pages may call the API.
     pub origins: Origins,
 }
 
-/// The API's routes with every layer, ready to be served.
+/// Returns the API's routes with all layers, ready to be served.
 pub fn router(service: Service, access: Access, settings: &Settings) -> Router {
-    layered(routes(), service, access, settings)
+    with_layers(routes(), service, access, settings)
 }
 
-/// The routes with their descriptions.
+/// Returns the routes with their OpenAPI descriptions.
 fn routes() -> OpenApiRouter<Service> {
-    watched()
+    monitoring_routes()
         .routes(routes!(exports::submit::create, exports::list))
         .routes(routes!(exports::submit::full))
         .routes(routes!(exports::submit::incremental))
@@ -151,12 +152,12 @@ fn routes() -> OpenApiRouter<Service> {
         .route("/page/{name}", get(page::asset))
 }
 
-/// The routes for monitoring alone, with every layer: for a process that runs exports and has no API.
-pub fn watched_router(service: Service, access: Access, settings: &Settings) -> Router {
-    layered(watched(), service, access, settings)
+/// Returns only the monitoring routes, with all layers, for a process that runs exports but serves no API.
+pub fn monitoring_router(service: Service, access: Access, settings: &Settings) -> Router {
+    with_layers(monitoring_routes(), service, access, settings)
 }
 
-fn watched() -> OpenApiRouter<Service> {
+fn monitoring_routes() -> OpenApiRouter<Service> {
     OpenApiRouter::with_openapi(openapi::Base::openapi())
         .routes(routes!(ops::health))
         .routes(routes!(ops::live))
@@ -164,60 +165,60 @@ fn watched() -> OpenApiRouter<Service> {
         .routes(routes!(ops::metrics))
 }
 
-fn layered(routes: OpenApiRouter<Service>, service: Service, access: Access, settings: &Settings) -> Router {
+fn with_layers(routes: OpenApiRouter<Service>, service: Service, access: Access, settings: &Settings) -> Router {
     let (routes, api) = routes.split_for_parts();
-    let parameters = Parameters::of(&api);
-    let near = parameters.clone();
+    let parameters = Parameters::from_api(&api);
+    let suggestions = parameters.clone();
     let control = AccessControl::new(access, settings, service.clone());
     let draining = service.clone();
     let if_draining = move |_: &Response| draining.is_draining().then(|| HeaderValue::from_static("close"));
     let routes = routes
         .method_not_allowed_fallback(async |method: Method, uri: Uri| Problem::method_not_allowed(&method, &uri))
         .fallback(move |uri: Uri| {
-            ready(Problem::not_found(&format!("there is nothing at this path{}", near.near(uri.path()))))
+            ready(Problem::not_found(&format!("there is nothing at this path{}", suggestions.suggestion(uri.path()))))
         })
         .with_state(service);
-    // From the inside out.
+    // Layers run in reverse order: the last one added is the outermost.
     let routes = routes
         .layer(middleware::from_fn_with_state(parameters, query::check))
-        .layer(Extension(RouterDocument::of(api)))
-        .layer(middleware::from_fn(connections::take_caller_slot))
+        .layer(Extension(RouterDocument::new(api)))
+        .layer(middleware::from_fn(connections::acquire_active_slot))
         .layer(middleware::from_fn_with_state(control, access::check))
         .layer(middleware::from_fn(refuse_long_heads))
-        .layer(CatchPanicLayer::custom(problem::for_panic))
-        .layer(middleware::map_response(problem::for_foreign_errors));
-    // Outside access control: a browser asks without a key whether a page may call, and the page shall read refusals
-    // too.
+        .layer(CatchPanicLayer::custom(problem::panic_response))
+        .layer(middleware::map_response(problem::replace_foreign_errors));
+    // This layer is outside access control for two reasons. Browsers send the CORS preflight request without a key. Web
+    // pages must also be able to read the responses of refused requests.
     let routes = match settings.origins.layer() {
         Some(origins) => routes.layer(origins),
         None => routes,
     };
     let routes = routes
         .layer(SetResponseHeaderLayer::overriding(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")))
-        // Answers hold rows and names of a user's table, which no cache on the way or in a browser shall keep. An
-        // answer without any says so itself.
+        // Responses contain rows and names from a user's table. No shared cache and no browser may store them. A
+        // response that contains neither sets its own `Cache-Control`.
         .layer(SetResponseHeaderLayer::if_not_present(header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
-        // Pages of other origins can't embed an answer. It doesn't hinder pages that CORS lets in: browsers ask it
-        // about embedding alone.
-        .layer(SetResponseHeaderLayer::overriding(EMBEDDED_BY, HeaderValue::from_static("same-origin")))
-        // Whoever keeps connections, as a proxy does, has the next one elsewhere, and loses no call when the process
-        // ends.
+        // Pages of other origins must not embed a response. This header does not affect pages allowed by CORS, because
+        // browsers evaluate it only for embedding.
+        .layer(SetResponseHeaderLayer::overriding(RESOURCE_POLICY, HeaderValue::from_static("same-origin")))
+        // During a drain, clients with keep-alive connections, such as proxies, open their next connection to another
+        // process. So no request is lost when this process exits.
         .layer(SetResponseHeaderLayer::overriding(header::CONNECTION, if_draining));
-    named(routes).layer(SetSensitiveRequestHeadersLayer::new([header::AUTHORIZATION]))
+    with_request_ids(routes).layer(SetSensitiveRequestHeadersLayer::new([header::AUTHORIZATION]))
 }
 
-/// Gives each request an id, which its answer and its log lines have.
-fn named(routes: Router) -> Router {
+/// Assigns an id to each request. The response and the log lines of the request contain this id.
+fn with_request_ids(routes: Router) -> Router {
     routes
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
-        .layer(middleware::from_fn(traces::in_a_span))
-        .layer(middleware::from_fn(log_with_its_id))
+        .layer(middleware::from_fn(traces::record_span))
+        .layer(middleware::from_fn(log_request))
         .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
-        .layer(middleware::from_fn(drop_odd_ids))
+        .layer(middleware::from_fn(drop_invalid_ids))
 }
 
-/// Removes a request id that the client chose if a log line can't hold it, or if it is a key.
-async fn drop_odd_ids(mut request: Request, next: Next) -> Response {
+/// Removes a request id chosen by the client if it does not fit into a log line or if it is a key.
+async fn drop_invalid_ids(mut request: Request, next: Next) -> Response {
     let is_id = |id: &&str| id.len() <= 128 && id.bytes().all(|byte| byte.is_ascii_graphic()) && !key::is_in(id);
     if request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).filter(is_id).is_none() {
         request.headers_mut().remove(REQUEST_ID);
@@ -225,25 +226,27 @@ async fn drop_odd_ids(mut request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// Gives each log line of a request the request's id and the public part of its key, and logs the request itself for
-/// who debugs.
-async fn log_with_its_id(path: Option<MatchedPath>, request: Request, next: Next) -> Response {
+/// Adds the request id and the public part of the key to each log line of a request. Also logs the request itself at
+/// level debug.
+async fn log_request(path: Option<MatchedPath>, request: Request, next: Next) -> Response {
     let begun = Instant::now();
     let method = request.method().clone();
     let id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default();
-    // At the level of an error, so that no log level takes it away.
+    // The span has level error so that every configured log level includes its fields.
     let span = tracing::error_span!("request", requestId = id, key = tracing::field::Empty);
     let answer = next.run(request).instrument(span.clone()).await;
-    // Up to the head of the answer. The route's path, not the client's, which may hold anything.
+    // The time ends at the head of the response. `route` is the route's template, because the client's path may contain
+    // arbitrary text.
     let (route, status) = (path.as_ref().map(MatchedPath::as_str), answer.status().as_u16());
     let milliseconds = begun.elapsed().as_secs_f64() * 1_000.0;
     span.in_scope(|| tracing::debug!(event = "request", %method, route, status, milliseconds));
     answer
 }
 
-/// Reads a service's answer, for the command line. `None`: the text is no JSON, or not of the form that `T` has.
+/// Parses a response of the service, for the command line. Returns `None` if the text is not JSON or does not match
+/// `T`.
 pub fn answer_from_json<T: serde::de::DeserializeOwned>(text: &[u8]) -> Option<T> {
-    json::read(text, json::Strict::Value).ok()?;
+    json::read(text, json::Strict::Permitted).ok()?;
     serde_json::from_slice(text).ok()
 }
 
@@ -267,19 +270,19 @@ async fn refuse_long_heads(request: Request, next: Next) -> Result<Response, Pro
 pub async fn listen(settings: &Settings) -> std::io::Result<TcpListener> {
     let address = SocketAddr::from((settings.host, settings.port));
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // As std does: the last connections of an earlier process linger on the port.
+    // std sets the same option: closed connections of an earlier process may still occupy the port.
     #[cfg(unix)]
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
 
-/// Serves until `shutdown`, then waits for answers under way, [`DRAIN_TIMEOUT`] at most.
+/// Serves requests until `shutdown`. Then waits at most [`DRAIN_TIMEOUT`] for open responses.
 pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimits, shutdown: CancellationToken) {
     let graceful = GracefulShutdown::new();
     let mut http1 = hyper::server::conn::http1::Builder::new();
     http1.timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT).max_headers(MAX_HEADERS_READ);
-    http1.max_buf_size(CONNECTION_BYTES);
+    http1.max_buf_size(CONNECTION_BUFFER_BYTES);
     let connections = Connections::new(limits);
     let throttle = LogThrottle::default();
     let next = async || {
@@ -292,7 +295,7 @@ pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimi
         let (stream, peer, connection) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Most likely there are no file descriptors left: connections that end will free some.
+                // The usual cause is that no file descriptors are left. Connections that end release some.
                 if let Some(times) = throttle.should_log(error.to_string()) {
                     tracing::warn!(event = "accept_failed", error = %error, times);
                 }
@@ -302,8 +305,8 @@ pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimi
         };
         let served = graceful.watch(serve_connection(&http1, &router, stream, peer, &connection));
         tokio::spawn(async move {
-            // The error of a client that goes away is nothing to log.
-            tokio::select! { _ = served => {}, () = connection.gone() => {} }
+            // Errors caused by a client that disconnects are not logged.
+            tokio::select! { _ = served => {}, () = connection.closed() => {} }
         });
     }
     drop(listener);
@@ -322,12 +325,12 @@ fn serve_connection(
     let stream = ClientStream::new(stream, Arc::clone(connection), Arc::clone(&answered));
     let (routes, connection) = (TowerToHyperService::new(router.clone()), Arc::clone(connection));
     let service = service_fn(move |mut request: axum::http::Request<Incoming>| {
-        connection.begins();
+        connection.begin_request();
         answered.store(false, Ordering::Relaxed);
         request.extensions_mut().insert(peer);
         request.extensions_mut().insert(Arc::clone(&connection));
         let (answer, answered) = (routes.call(request), Arc::clone(&answered));
-        async move { answer.await.map(|answer| answer.map(|body| Answer::new(body, answered))) }
+        async move { answer.await.map(|answer| answer.map(|body| AnswerBody::new(body, answered))) }
     });
     http1.serve_connection(TokioIo::new(stream), service)
 }
@@ -337,7 +340,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_panic_is_logged_under_the_request_id_of_its_answer() {
+    async fn log_line_of_a_panic_has_the_request_id_of_the_response() {
         #[derive(Clone, Default)]
         struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
         impl std::io::Write for Log {
@@ -355,9 +358,9 @@ mod tests {
             tracing_subscriber::fmt().json().flatten_event(true).with_writer(move || writer.clone()).finish(),
         );
         let panics = async || -> () { panic!("a defect") };
-        let routes = Router::new().route("/", get(panics)).layer(CatchPanicLayer::custom(problem::for_panic));
+        let routes = Router::new().route("/", get(panics)).layer(CatchPanicLayer::custom(problem::panic_response));
         let request = Request::builder().uri("/").header(REQUEST_ID, "mine").body(axum::body::Body::empty()).unwrap();
-        let answer = TowerToHyperService::new(named(routes)).call(request).await.unwrap();
+        let answer = TowerToHyperService::new(with_request_ids(routes)).call(request).await.unwrap();
         assert_eq!((answer.status().as_u16(), &answer.headers()[REQUEST_ID]), (500, &HeaderValue::from_static("mine")));
         let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
         let line = log.lines().find(|line| line.contains("request_panicked")).expect(&log);
@@ -365,7 +368,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn hundreds_may_wait_to_be_accepted() {
+    async fn accept_queue_holds_hundreds_of_connections() {
         let settings = Settings {
             host: std::net::Ipv4Addr::LOCALHOST.into(),
             port: 0,

@@ -1,6 +1,6 @@
-//! The calls of clients: ask for exports, look at them, stop them, fetch their files, see a watermark.
+//! The operations of clients: request exports, list and cancel them, read their files, read and set watermarks.
 //!
-//! `http` uses this module alone. Knows no status codes and runs no export.
+//! Only `http` uses this module. It knows no status codes and runs no exports.
 
 pub mod consumers;
 pub mod deadline;
@@ -26,160 +26,158 @@ use crate::job::{Job, JobId, Status, Terms};
 use crate::service::deadline::{call_timeout, on_table, with_timeout};
 use crate::service::followers::Followers;
 use crate::service::keys::Keyring;
-use crate::service::scrape::LastLook;
+use crate::service::scrape::ReadCache;
 use crate::sink::{self, Destination, Limited, Limits};
 use crate::source::{self, Source};
 use crate::store::{self, Store};
 
 pub use followers::Subscriber;
 
-/// The reasons why a request can't be met.
+/// The reasons why the service cannot complete a request.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Postgres can't be reached now.
+    /// Postgres is currently unreachable.
     #[error("the database is not available")]
     DatabaseUnavailable(#[source] store::Error),
-    /// Postgres answers, and can't write to the service's tables.
+    /// Postgres responds but cannot write to the service's tables.
     #[error("{0}")]
     DatabaseSetBack(store::Error),
-    /// Postgres answers, and the role lacks a right to what the service has there.
+    /// Postgres responds but the role lacks a privilege on the service's objects.
     #[error("{0}")]
     DatabaseDenied(store::Error),
-    /// Postgres refused what the service wants: a defect, or a schema that somebody changed.
+    /// Postgres rejected a statement, because of a defect or because someone changed the schema.
     #[error("the database refused a statement")]
     Database(#[source] store::Error),
     /// The role may not read the dataset's table.
     #[error("{0}")]
     NotReadable(source::Error),
-    /// The table didn't answer in time, or is gone.
+    /// The query of the table timed out or failed.
     #[error("the table can't be read now")]
     Table(Option<source::Error>),
-    /// No room in the output folder or bucket.
+    /// The output folder or bucket is full.
     #[error("the output folder or bucket has no room left")]
     OutputFull(#[source] sink::Error),
-    /// The output folder or bucket can only be read.
+    /// The output folder or bucket is read-only.
     #[error("the output folder or bucket can't be written")]
     OutputReadOnly(#[source] sink::Error),
-    /// The output folder or bucket isn't there, or another one is in its place.
+    /// The output folder or bucket is missing or was replaced by another one.
     #[error("{0}")]
     OutputMissing(#[source] sink::Error),
     /// The output folder or bucket can't be used.
     #[error("the output folder or bucket can't be used")]
     Output(#[source] sink::Error),
-    /// No such key, or one that was revoked or has expired.
+    /// The key is unknown, revoked or expired.
     #[error("this key is not known, or it was revoked or has expired")]
     NoKey,
-    /// There is no such job.
+    /// The job does not exist.
     #[error("there is no export with this id")]
     NoJob,
-    /// There is no such delivery.
+    /// The delivery does not exist.
     #[error("there is no delivery with this id")]
     NoDelivery,
-    /// A delivery's receiver is in the catalog no more.
-    #[error("there is no webhook or amqp `{0}` in the operator's file any more, so nobody would tell it")]
+    /// The delivery's receiver is no longer in the catalog.
+    #[error("the receiver `{0}` is no longer in the operator's file, so the event cannot be delivered")]
     NoEndpoint(String),
-    /// The demo's table has no such user, or is not the service's.
+    /// The demo table has no such user, or the service did not create that table.
     #[error("there is no user with this id")]
     NoUser,
     /// The consumer has no watermark yet.
     #[error("No watermark for this consumer")]
     NoWatermark,
-    /// There is no such dataset.
+    /// The dataset does not exist.
     #[error(transparent)]
     NoDataset(#[from] UnknownDataset),
-    /// The dataset's table isn't there.
-    #[error("there is no table `{table}`, whose rows the dataset `{dataset}` has")]
+    /// The dataset's table does not exist.
+    #[error("the table `{table}` of the dataset `{dataset}` does not exist")]
     NoTable {
         /// The dataset's name.
         dataset: String,
-        /// The table, as the catalog has it.
+        /// The table's name in the catalog.
         table: String,
     },
-    /// Nobody told the service to capture the dataset's changes.
+    /// The changes of the dataset are not captured, because `track` was not run for it.
     #[error("{}", source::Error::NotTracked(.0.clone()))]
     NotTracked(String),
-    /// The dataset has no times that a watermark could be compared with.
-    #[error("the dataset `{0}` has no updated_at: a watermark can be forgotten, but not set")]
+    /// The dataset has no `updated_at` column to compare with a watermark.
+    #[error("the dataset `{0}` has no updated_at: a watermark can be deleted, but not set")]
     NoTimes(String),
-    /// A selection that the dataset's columns don't allow.
+    /// The dataset's columns do not support the selection.
     #[error(transparent)]
     BadSelection(BadSelection),
-    /// The table isn't as the dataset says.
-    #[error("the table of the dataset is not as its operator says: {0}")]
+    /// The table does not match the dataset's definition.
+    #[error("the table does not match the dataset's definition: {0}")]
     Mismatch(Faults),
     /// The job has no file yet, and may never have one.
     #[error("the export is {0}, so it has no file")]
     NoFile(Status),
-    /// The file is in a folder.
-    #[error(
-        "the file is in a folder of the service, where it has no address: fetch it from here, by /exports/{{jobId}}/download"
-    )]
+    /// The file is in a folder, so it has no URL.
+    #[error("the file is in a folder of the service, so it has no URL: download it from /exports/{{jobId}}/download")]
     NoUrl,
     /// The job has several files.
-    #[error("the export has {0} files: each is fetched by its part, /exports/{{jobId}}/files/{{part}}/download")]
+    #[error("the export has {0} files: download each part from /exports/{{jobId}}/files/{{part}}/download")]
     SeveralFiles(usize),
-    /// The job has no such file.
+    /// The job has no file with this part number.
     #[error("the export has {0} files, whose parts are numbered from 1")]
     NoPart(usize),
     /// The job has no manifest.
-    #[error("there is no manifest of this export: it is an ad-hoc one")]
+    #[error("this export has no manifest, because it is ad hoc")]
     NoManifest,
-    /// The file was removed, or is not the one that was exported.
-    #[error("the file of this export was removed or replaced: a full export goes on from there")]
+    /// The file was removed or replaced.
+    #[error("the file of this export was removed or replaced: request a full export to continue")]
     FileGone,
-    /// The file is in another folder, perhaps another host's.
+    /// The file is in another folder, possibly on another host.
     #[error("the file of this export is in another OUTPUT_DIR, or on another host")]
     FileOnOtherHost,
-    /// The file is of the database that this one is a copy of.
-    #[error("the file is of the database that this one is a copy of, and is removed there")]
+    /// The file belongs to the database that this database was copied from.
+    #[error("the file belongs to the database that this database was copied from: remove it there")]
     FileOfOtherDatabase,
-    /// The job has no file that anybody could have loaded.
+    /// The job has no published file.
     #[error("the export is {0}, so nobody can have loaded it")]
     NotPublished(Status),
-    /// The job is no consumer's.
-    #[error("the export belongs to no consumer, so nobody acknowledges it")]
+    /// The job belongs to no consumer.
+    #[error("the export belongs to no consumer, so it cannot be acknowledged")]
     AdHoc,
     /// The job is being committed.
     #[error("the export is being committed")]
     Committing,
-    /// The job is open, and may yet make its file.
+    /// The job is open and may still create its file.
     #[error("the export is {0}, so its file can't be removed yet")]
     Open(Status),
     /// The job has ended.
     #[error("the export is {0} already")]
     Ended(Status),
-    /// The job has not failed, nor was it cancelled.
-    #[error("the export is {0}: only a failed or cancelled one is tried again")]
+    /// The job neither failed nor was cancelled.
+    #[error("the export is {0}: only a failed or cancelled export can be retried")]
     NotToRetry(Status),
-    /// The key was sent with another request.
-    #[error("this key was sent with another request, which made the export {0}")]
+    /// The idempotency key was used for another request.
+    #[error("this key was sent with another request, which created the export {0}")]
     KeyTaken(JobId),
-    /// As many followers as there may be, of one key or address, or in all.
-    #[error("too many clients follow or wait for exports now, with this key or from this address, or in all")]
+    /// The number of followers is at its limit for this key, for this address or in total.
+    #[error("too many clients follow or wait for exports, with this key, from this address or in total")]
     TooManyFollowers,
-    /// The caller is out of step with its lane: the exports that were published since, then those under way.
-    #[error("{}", gone_on(.0))]
+    /// The caller's `after` is not the last job of its lane. Contains the exports published since, then the open ones.
+    #[error("{}", out_of_step_detail(.0))]
     OutOfStep(Vec<Job>),
-    /// The database doesn't know what the caller loaded last, or has forgotten what came after it.
+    /// The export in `after`, or a later one, is unknown: the database was restored, or retention removed the jobs.
     #[error(
-        "the database doesn't know, of this consumer and dataset, the completed export with the id and content that `after` names, or one \
-         that came after it: it was restored, or these exports are not kept any more; a full export goes on from there"
+        "the database contains no completed export of this consumer and dataset with the id and content in `after`, or misses a later one: \
+         it was restored, or retention removed the exports; request a full export to continue"
     )]
     Restored,
-    /// The consumer has too many open jobs.
-    #[error("{0} exports are open, which is as many as a consumer may have: wait for some to end")]
+    /// The consumer has reached its maximum of open jobs.
+    #[error("{0} exports are open, the maximum of a consumer: wait for some to end")]
     TooManyOpen(i64),
-    /// There are too many open jobs.
-    #[error("{0} exports are open, which is as many as there may be of all consumers together: wait for some to end")]
+    /// The maximum of open jobs of all consumers is reached.
+    #[error("{0} exports are open, the maximum of all consumers: wait for some to end")]
     QueueFull(u32),
 }
 
-/// Tells a caller that is out of step what to load, and when to ask again.
-fn gone_on(jobs: &[Job]) -> String {
+/// Describes which exports an out-of-step caller must load before its next request.
+fn out_of_step_detail(jobs: &[Job]) -> String {
     let open = jobs.iter().filter(|job| !job.status.is_terminal()).count();
     format!(
-        "the consumer's exports are not where `after` has them: {} published since, {open} open; load the published ones in their order, \
-         wait for the open ones and load those that complete, and ask again after the last",
+        "`after` is not the consumer's last export: {} published since, {open} open; load the published ones in order, \
+         wait for the open ones and load those that complete, and then repeat the request",
         jobs.len() - open
     )
 }
@@ -212,33 +210,33 @@ impl From<sink::Error> for Error {
     }
 }
 
-/// The health of the service; `Err` says why it can't work.
+/// The health of the service. Each `Err` contains a reason why the service cannot work.
 #[derive(Debug)]
 pub struct Health {
-    /// Postgres answers.
+    /// `Ok` if Postgres responds.
     pub postgres: Result<(), Error>,
-    /// The output folder or bucket can take a file.
+    /// `Ok` if the output folder or bucket can accept a file.
     pub output: Result<(), Error>,
-    /// The process takes no more exports on, and ends.
+    /// True if the process starts no more exports because it is shutting down.
     pub is_draining: bool,
-    /// The datasets, each with whether its table was as it says and captured, up to five seconds ago. Other datasets'
-    /// exports start all the same. `None`: Postgres doesn't say in time.
+    /// The datasets and the state of their tables, at most five seconds old. A dataset that is not ready does not
+    /// affect exports of other datasets. `None` if Postgres did not respond in time.
     pub datasets: Option<Arc<Vec<Description>>>,
 }
 
-/// A client gets an answer within 2 seconds, if only that there is none.
+/// Time limit of a call, so that clients get a response or an error within two seconds.
 const CALL_TIMEOUT: Duration = Duration::from_millis(1_900);
 
-/// Operations on the destination at a time: each may hang on a network file system, and keeps a thread then.
-const OPERATIONS: usize = 16;
+/// Maximum number of concurrent operations on the destination. Each one can block a thread on a network file system.
+const MAX_DESTINATION_OPERATIONS: usize = 16;
 
-/// The time that a call which timed out has to find the cause.
-const LAST_LOOK_TIMEOUT: Duration = Duration::from_millis(200);
+/// Time limit for finding the cause of a timeout.
+const DIAGNOSIS_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// The time for which one look at the datasets serves, since it costs several statements for each of them.
-const DATASETS_LOOK_LASTS: Duration = Duration::from_secs(5);
+/// Time for which descriptions of the datasets are cached, because each dataset requires several statements.
+const DATASETS_CACHE_TIME: Duration = Duration::from_secs(5);
 
-/// The longest time to count the changes that wait for consumers: the one call that may take longer.
+/// Time limit for counting the changes that wait for consumers. Only this call may exceed [`CALL_TIMEOUT`].
 pub const COUNTING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The settings of the service.
@@ -248,41 +246,42 @@ pub struct Settings {
     pub destination: Limited,
     /// The datasets.
     pub catalog: Arc<Catalog>,
-    /// The limits under which a job is accepted.
+    /// The limits for accepting jobs.
     pub terms: Terms,
-    /// The way in which clients fetch files from a store.
+    /// The settings for downloads from a bucket.
     pub downloads: Downloads,
 }
 
-/// The way in which clients fetch files from a store.
+/// The settings for downloads from a bucket.
 #[derive(Clone, Copy, Debug)]
 pub struct Downloads {
-    /// True if a download is sent on to the store; else the service passes its bytes on.
+    /// True if downloads are redirected to the bucket. If false, the service streams the bytes.
     pub are_redirected: bool,
-    /// The time for which an address of a file is good.
+    /// The lifetime of a presigned URL.
     pub url_lifetime: Duration,
 }
 
-/// The database, in a pool for each purpose.
+/// The database connections, in one pool per purpose.
 #[derive(Clone, Debug)]
 pub struct Stores {
-    /// For the calls of clients.
+    /// The pool for calls of clients.
     pub api: Store,
-    /// To ask whether Postgres answers: a pool of its own.
+    /// A separate pool for checking that Postgres responds.
     pub probe: Store,
-    /// The pool of this process's exports, if it runs some: only for the metrics of its use.
+    /// The pool of this process's exports, if it runs any. Used only for metrics of the pool.
     pub control: Option<Store>,
 }
 
-/// The calls of clients, over the database, the tables and the destination.
+/// The operations of clients on the database, the tables and the destination.
 ///
 /// # Errors
-/// Every call fails if the database fails or doesn't answer in time. Its own documentation names what else makes it
-/// fail.
+///
+/// Every operation fails if the database fails or does not respond in time. The documentation of each operation lists
+/// further errors.
 #[derive(Clone, Debug)]
 pub struct Service {
     store: Store,
-    /// On a connection of its own, so that a busy API isn't taken for a database that is gone.
+    /// A separate connection pool, so that a busy API does not make the database appear unavailable.
     probe: Store,
     control: Option<Store>,
     source: Source,
@@ -290,19 +289,21 @@ pub struct Service {
     catalog: Arc<Catalog>,
     terms: Terms,
     downloads: Downloads,
-    last_look: Arc<LastLook<String>>,
-    last_datasets: Arc<LastLook<Arc<Vec<Description>>>>,
-    /// True if the process takes no more exports on.
+    metrics_cache: Arc<ReadCache<String>>,
+    datasets_cache: Arc<ReadCache<Arc<Vec<Description>>>>,
+    /// Cancelled when the process stops starting exports.
     draining: CancellationToken,
-    /// Ends calls that only wait.
+    /// Cancelled when calls that only wait must return.
     stopping: CancellationToken,
     followers: Arc<Followers>,
     keyring: Arc<Keyring>,
 }
 
 impl Service {
-    /// From `draining` on it isn't ready; after `stopping`, calls that wait for a job are answered at once. Needs a
-    /// runtime.
+    /// Creates the service. Must be called in a Tokio runtime.
+    ///
+    /// After `draining` is cancelled, the service is not ready. After `stopping` is cancelled, calls that wait for a
+    /// job return immediately.
     pub fn new(
         settings: Settings,
         stores: Stores,
@@ -311,8 +312,9 @@ impl Service {
         stopping: CancellationToken,
     ) -> Service {
         let Settings { destination, catalog, terms, downloads } = settings;
-        // As long as a client waits.
-        let destination = destination.limited(Limits { max_concurrent: OPERATIONS, timeout: Some(call_timeout()) });
+        // The destination has the same time limit as a call.
+        let destination =
+            destination.limited(Limits { max_concurrent: MAX_DESTINATION_OPERATIONS, timeout: Some(call_timeout()) });
         let Stores { api, probe, control } = stores;
         let followers = Arc::new(Followers::new(api.clone()));
         let keyring = Arc::new(Keyring::new(api.clone()));
@@ -326,8 +328,8 @@ impl Service {
             catalog,
             terms,
             downloads,
-            last_look: Arc::default(),
-            last_datasets: Arc::default(),
+            metrics_cache: Arc::default(),
+            datasets_cache: Arc::default(),
             draining,
             stopping,
             followers,
@@ -335,28 +337,30 @@ impl Service {
         }
     }
 
-    /// The keys that callers present.
+    /// Returns the keyring that verifies the keys of callers.
     pub(crate) fn keyring(&self) -> &Arc<Keyring> {
         &self.keyring
     }
 
-    /// The dataset of this name.
+    /// Returns the dataset with this name.
     ///
     /// # Errors
-    /// If there is none.
+    ///
+    /// If the catalog has no such dataset.
     pub fn dataset(&self, name: &str) -> Result<&Arc<Dataset>, Error> {
         Ok(self.catalog.named(name)?)
     }
 
-    /// The dataset that a call means which names none.
+    /// Returns the dataset for a call that names none.
     ///
     /// # Errors
-    /// If there are several, and none is `users`.
+    ///
+    /// If there are several datasets and none of them is `users`.
     pub fn implied_dataset(&self) -> Result<&Arc<Dataset>, SeveralDatasets> {
         self.catalog.implied()
     }
 
-    /// Every dataset, with its table's present columns.
+    /// Returns all datasets with the current columns of their tables.
     pub async fn datasets(&self) -> Result<Vec<Description>, Error> {
         let mut datasets = Vec::new();
         for dataset in self.catalog.iter() {
@@ -370,7 +374,7 @@ impl Service {
         on_table(self.source.tables_without_dataset(&self.catalog)).await
     }
 
-    /// A dataset with its table's present columns.
+    /// Returns a dataset with the current columns of its table.
     pub async fn describe(&self, dataset: &Arc<Dataset>) -> Result<Description, Error> {
         on_table(self.source.describe(dataset)).await
     }
@@ -380,7 +384,7 @@ impl Service {
         on_table(self.source.has_index(table, column)).await
     }
 
-    /// Counts the rows that the schema's column `deleted` leaves out of full exports; `None` if that takes too long.
+    /// Counts the rows that full exports omit because of the schema's column `deleted`. Returns `None` on a timeout.
     pub async fn count_deleted(&self, dataset: &Dataset, schema: &TableSchema) -> Result<Option<i64>, Error> {
         match on_table(self.source.count_deleted(dataset, schema)).await {
             Err(Error::Table(None)) => Ok(None),
@@ -391,25 +395,26 @@ impl Service {
     /// Marks a user of the demo table as deleted.
     ///
     /// # Errors
-    /// If there is none of this id.
+    ///
+    /// If there is no user with this id.
     pub async fn soft_delete_user(&self, id: i64) -> Result<demo::User, Error> {
         with_timeout(demo::soft_delete(&self.store, id)).await?.ok_or(Error::NoUser)
     }
 
-    /// Checks that Postgres answers within 2 seconds.
+    /// Checks that Postgres responds within two seconds.
     pub async fn ping(&self) -> Result<(), Error> {
         with_timeout(self.probe.ping()).await
     }
 
-    /// Returns true if the process is to end, and takes no more exports on.
+    /// Returns true if the process is shutting down and starts no more exports.
     pub fn is_draining(&self) -> bool {
         self.draining.is_cancelled()
     }
 
-    /// Looks at everything that a job needs to start now.
+    /// Checks all requirements for starting a job.
     pub async fn health(&self) -> Health {
-        let look = async { self.datasets().await.map(Arc::new) };
-        let datasets = tokio::time::timeout(call_timeout(), self.last_datasets.within(DATASETS_LOOK_LASTS, look));
+        let read = async { self.datasets().await.map(Arc::new) };
+        let datasets = tokio::time::timeout(call_timeout(), self.datasets_cache.get_or_read(DATASETS_CACHE_TIME, read));
         let (postgres, output, datasets) = tokio::join!(self.ping(), self.destination.require_room(), datasets);
         let is_draining = self.is_draining();
         let output = output.map_err(Error::from);

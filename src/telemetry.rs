@@ -1,4 +1,5 @@
-//! Logs: one line an event, on standard error; `metrics`; and `spans`. Never a row's values, a password or a key.
+//! Telemetry: logs on standard error with one line per event, `metrics` and `spans`. None of them contains values of
+//! rows, passwords or keys.
 
 pub mod log_throttle;
 pub mod metrics;
@@ -11,56 +12,58 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, filter::Targets, fmt};
 
-/// The form of a log line.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// A JSON object, its `event` and fields at the top level.
+    /// A JSON object with `event` and the fields at the top level.
     Json,
     /// A line for people to read.
     Pretty,
 }
 
 impl Format {
-    /// Pretty where standard error is a terminal, otherwise JSON.
+    /// Returns `Pretty` if standard error is a terminal, otherwise `Json`.
     pub fn for_stderr() -> Format {
         if std::io::stderr().is_terminal() { Format::Pretty } else { Format::Json }
     }
 }
 
-/// The log's settings.
+/// The settings of the log.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// The least severe level that is written.
+    /// The least severe level that is logged.
     pub level: LevelFilter,
-    /// The form of the lines.
+    /// The format of the lines.
     pub format: Format,
 }
 
-/// What is told of who may call, by commands too that log nothing else but errors.
+/// Target of events about access rights. Commands that otherwise log only errors include them.
 pub const AUDIT: &str = "cdc_export::audit";
 
-/// Begins to log what is at least as severe as `least` and as the settings say; of [`AUDIT`], what the settings say.
-/// Called once in a process.
+/// Starts logging. An event is logged if it is at least as severe as `least` and as the level in the settings.
+/// [`AUDIT`] events need only the latter.
+///
+/// Must be called once per process.
 pub fn start(settings: &Settings, least: LevelFilter) {
-    // Lower levels of the libraries would bury this program's events.
+    // Lower levels of the libraries would hide the events of this program.
     let level = settings.level.min(least);
     let targets = Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("cdc_export", level);
     let targets = targets.with_target(AUDIT, settings.level).with_target("private_postgres", level);
-    // It warns of each message that comes back, with all that is in it.
+    // lapin logs a warning with the full content for each returned message.
     let targets = targets.with_target("lapin", LevelFilter::OFF);
-    // It reports each certificate that it refuses, at each try; the error that it returns says the same.
+    // This library logs each rejected certificate at each attempt. Its returned error contains the same information.
     let targets = targets.with_target("rustls_platform_verifier", LevelFilter::OFF);
     let layer = fmt::layer().with_writer(std::io::stderr);
     let layer = match settings.format {
         Format::Json => layer.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed(),
         Format::Pretty => layer.with_target(false).boxed(),
     };
-    // The filter is the whole registry's. A filter of the layer alone would lose the event after each one that a
-    // library has asked about and not written (tracing's `enabled!`, which sqlx uses).
+    // The filter is applied to the registry instead of the layer. A layer filter would lose an event after each
+    // `enabled!` check of a library, such as those of sqlx.
     tracing_subscriber::registry().with(layer).with(targets).init();
 }
 
-/// Logs an event of a job at a level, with whose and what the job is, and with further fields.
+/// Logs an event of a job at a level, with the job's id, consumer, dataset and type, and with further fields.
 macro_rules! job_event {
     ($level:ident, $job:expr, $event:literal $(, $($more:tt)*)?) => {
         tracing::$level!(
@@ -75,32 +78,32 @@ macro_rules! job_event {
 }
 pub(crate) use job_event;
 
-/// An error and its causes in one line, each text once: some libraries put the cause into the text of an error, beside
-/// its source.
+/// Formats an error and its causes in one line.
+///
+/// Omits repeated texts, because some libraries include the text of the cause in the error.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let (mut line, mut last) = (String::new(), String::new());
     for error in std::iter::successors(Some(error), |error| error.source()) {
         let text = error.to_string();
         if line.is_empty() {
-            line.push_str(plain(&text));
+            line.push_str(without_prefix(&text));
         } else if !last.ends_with(&text) {
-            line.extend([": ", plain(&text)]);
+            line.extend([": ", without_prefix(&text)]);
         }
         last = text;
     }
     line
 }
 
-/// The text of an error, without what sqlx adds to Postgres's message: that it is one, and the line of Postgres's own
-/// source.
-fn plain(text: &str) -> &str {
-    if let Some(told) = text.strip_prefix("error communicating with database: ") {
-        return told;
+/// Returns the text of an error without the additions of sqlx: a prefix, and the line number in Postgres's source.
+fn without_prefix(text: &str) -> &str {
+    if let Some(message) = text.strip_prefix("error communicating with database: ") {
+        return message;
     }
-    let Some(told) = text.strip_prefix("error returned from database: ") else { return text };
-    match told.rsplit_once(" at line ") {
+    let Some(rest) = text.strip_prefix("error returned from database: ") else { return text };
+    match rest.rsplit_once(" at line ") {
         Some((message, line)) if line.bytes().all(|byte| byte.is_ascii_digit()) => message,
-        _ => told,
+        _ => rest,
     }
 }
 
@@ -110,12 +113,12 @@ mod tests {
 
     #[derive(Debug, thiserror::Error)]
     #[error("{0}")]
-    struct Told(&'static str, #[source] Option<Box<Told>>);
+    struct ChainedError(&'static str, #[source] Option<Box<ChainedError>>);
 
     #[test]
-    fn a_chain_says_each_thing_once() {
+    fn chain_contains_each_text_once() {
         let chained = |texts: &[&'static str]| {
-            let error = texts.iter().rev().fold(None, |source, text| Some(Box::new(Told(text, source))));
+            let error = texts.iter().rev().fold(None, |source, text| Some(Box::new(ChainedError(text, source))));
             chain(&error.unwrap())
         };
         assert_eq!(chained(&["can't", "no room", "No space (os error 28)"]), "can't: no room: No space (os error 28)");

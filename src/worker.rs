@@ -1,8 +1,10 @@
 //! The worker: claims jobs, runs their exports under a heartbeat, and settles them.
 //!
-//! One export reads top to bottom in [`Worker::attempt`]. What is tried again and what fails is one match,
-//! [`Error::settlement`]. Knows no HTTP; rows pass through the pipeline, never through here. What has to be done
-//! whosever job it was is `maintenance`'s.
+//! [`Worker::attempt`] contains the steps of one export in order. A single match, [`Error::settlement`], decides
+//! between retry and failure.
+//!
+//! This module does not depend on HTTP, and rows pass only through `pipeline`. Periodic tasks that are independent of a
+//! job are in `maintenance`.
 
 mod error;
 mod heartbeat;
@@ -47,43 +49,42 @@ use crate::worker::heartbeat::{Heartbeat, Stop};
 use crate::worker::restart::restart_on_panic;
 use crate::worker::shutdown::unless_stopped;
 
-/// How long an idle worker waits to be woken before it looks for a job by itself, and how long it rests after the
-/// database failed.
+/// Interval at which an idle worker checks for jobs if it is not notified. Also the pause after a database error.
 const POLL: Duration = Duration::from_secs(1);
 
-/// How long a shutdown waits for a database that doesn't answer. Other workers take the jobs over when their leases
-/// end.
+/// Time limit of a shutdown if the database does not respond. Other workers take over the jobs when their leases
+/// expire.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What an operator may set.
+/// The worker's settings.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// How many exports this process runs at once.
+    /// The number of concurrent exports in this process.
     pub workers: u32,
-    /// How long a job stays with a worker that doesn't renew its lease.
+    /// The duration of a lease. A job whose lease is not renewed for this long can be taken over.
     pub lease: Duration,
-    /// How many bytes a value may have.
+    /// The maximum size of a value.
     pub cell_max: CellMax,
-    /// The level of compressed files; `None`: each codec's own.
+    /// The compression level of files. If `None`, each codec uses its default.
     pub compression_level: Option<u8>,
-    /// How files are handed out.
+    /// The settings for publishing files.
     pub publisher: publisher::Settings,
 }
 
-/// How a worker is told to stop: in two steps, of which the first may be the second too.
+/// The two stages of stopping a worker. Both tokens may be the same.
 #[derive(Clone, Debug)]
 pub struct Stops {
-    /// From here on it claims no job, and ends when those that run have ended.
+    /// When cancelled, the worker claims no more jobs and ends after its running jobs.
     pub drain: CancellationToken,
-    /// From here on it gives running jobs back. Cancelled with `drain` or after it.
+    /// When cancelled, the worker releases its running jobs. Cancelled together with `drain` or later.
     pub shutdown: CancellationToken,
 }
 
-/// Runs exports until it is told to stop.
+/// Claims jobs and runs exports until it is stopped.
 #[derive(Clone, Debug)]
 pub struct Worker {
     settings: Settings,
-    /// The text in `exports.lease_owner`: for people, not for the fencing.
+    /// The value of `exports.lease_owner`. It is informational and is not used for fencing.
     owner: Arc<str>,
     store: Store,
     source: Source,
@@ -93,30 +94,30 @@ pub struct Worker {
     datasets: Arc<[String]>,
     /// Wakes idle workers.
     work: Arc<Notify>,
-    /// Tells running attempts which jobs were cancelled.
+    /// Notifies running attempts of cancelled jobs.
     cancels: broadcast::Sender<JobId>,
-    /// What fails again and again: all workers of a process meet the same trouble.
+    /// Throttles repeated log lines. All workers of a process share it, because they have the same problems.
     throttle: Arc<LogThrottle>,
 }
 
-/// An attempt whose file is written.
-struct Written {
+/// An attempt whose file has been written.
+struct WrittenAttempt {
     snapshot: Snapshot,
     exported: Exported,
-    /// The export that the destination's marker of the lane named when the attempt began.
+    /// The export in the destination's lane marker at the start of the attempt.
     marker: Option<JobId>,
 }
 
-/// How an attempt that failed left its job.
+/// The state of the job after a failed attempt.
 enum AttemptEnd {
-    /// The attempt was committed after all.
+    /// The attempt was committed, and only the response to the commit was lost.
     Committed,
-    /// Another worker has the job, or it was settled as pending, failed or cancelled.
+    /// Another worker has the job, or the job was settled as pending, failed or cancelled.
     Otherwise,
 }
 
 impl Worker {
-    /// A worker that claims over `store`'s pool, reads the datasets of `catalog` from `source` and writes to
+    /// Creates a worker. It claims jobs from `store`, reads the datasets of `catalog` from `source` and writes to
     /// `destination`.
     pub fn new(
         settings: Settings,
@@ -141,7 +142,7 @@ impl Worker {
         }
     }
 
-    /// Works until `stops` says otherwise, and returns when no job is running any more.
+    /// Runs exports until it is stopped, and returns when no job is running.
     pub async fn run(self, stops: Stops) {
         let mut listening = JoinSet::new();
         listening.spawn(restart_on_panic(stops.shutdown.clone(), self.clone(), listen::listen));
@@ -155,18 +156,18 @@ impl Worker {
             stops.shutdown.cancelled().await;
             tokio::time::sleep(SHUTDOWN_TIMEOUT).await;
         };
-        // A task that isn't done in time is dropped with `tasks`. Running jobs are cancelled by what `listening` hears,
-        // which ends after them.
+        // A task that exceeds the time limit is dropped with `tasks`. `listening` delivers cancellations to running
+        // jobs, so it must end after them.
         tokio::select! { () = done => {}, () = timeout => tracing::warn!(event = "workers_abandoned") }
     }
 
-    /// Runs one job after another; the connections are kept from job to job while they are good.
+    /// Runs jobs one after another. Reuses the connections as long as they work.
     async fn work(self, Stops { drain, shutdown }: Stops) {
         let mut connections: Option<ExportConnections> = None;
         while !drain.is_cancelled() {
             let hint = self.work.notified();
             tokio::pin!(hint);
-            // From here on no wake-up is missed: it may come while the claim finds nothing.
+            // Enabled before the claim, so that a notification during the claim is not missed.
             hint.as_mut().enable();
             let begun = SystemTime::now();
             match self.claim(&mut connections, &drain).await {
@@ -189,7 +190,7 @@ impl Worker {
         }
     }
 
-    /// A job with its connections, which are opened before the job is claimed.
+    /// Claims a job. Opens the connections before the claim.
     async fn claim(
         &self,
         connections: &mut Option<ExportConnections>,
@@ -203,7 +204,7 @@ impl Worker {
             Some(kept) => kept,
             None => self.source.connections(self.call_timeout()).await?,
         };
-        // A destination without an id is broken: the job is claimed all the same, to fail with the reason.
+        // If the destination has no id, it is broken. The job is claimed anyway and fails with the reason.
         let Some(found) = unless_stopped(drain, self.destination.id()).await else { return Ok(None) };
         let destination = found.ok();
         let claimant = Claimant { owner: &self.owner, datasets: &self.datasets, destination };
@@ -216,7 +217,7 @@ impl Worker {
         }
     }
 
-    /// Runs one attempt to its end. Gives the connections back if they are good for another job.
+    /// Runs one attempt to its end. Returns the connections if they can be reused.
     async fn export(
         &self,
         span: &Span,
@@ -239,18 +240,18 @@ impl Worker {
         let publishing = tokio::time::timeout(self.settings.lease, publisher.publish_job(job.id));
         let failed = match unless_stopped(shutdown, publishing).await {
             Some(Ok(published)) => published.err().map(|error| chain(&error)),
-            Some(Err(_)) => Some("it takes too long".to_owned()),
+            Some(Err(_)) => Some("publishing exceeded the time limit".to_owned()),
             None => Some("the service is shutting down".to_owned()),
         };
         if let Some(error) = failed {
-            // It is committed: maintenance gives it its name as soon as that is possible.
+            // The job is committed. Maintenance publishes the file as soon as possible.
             tracing::error!(event = "publish_failed", jobId = %job.id, error);
         }
         connections
     }
 
-    /// One attempt: open a snapshot, write its rows to a hidden file, make that durable, and commit it with the
-    /// watermark.
+    /// Runs one attempt: opens a snapshot, writes its rows to a hidden file, syncs the file, and commits the file with
+    /// the watermark.
     async fn attempt(
         &self,
         lease: &Lease,
@@ -269,12 +270,12 @@ impl Worker {
             () = shutdown.cancelled() => Err(Error::Stopped(Stop::Shutdown)),
             written = export => written,
         };
-        // Joined before the commit: a renewal would wait for the commit's row lock, and then take the finished job for
-        // lost.
+        // Ended before the commit. Otherwise a renewal would wait for the row lock of the commit, and then report the
+        // finished job as lost.
         heartbeat.end().await;
-        let Written { mut snapshot, exported, marker } = written?;
+        let WrittenAttempt { mut snapshot, exported, marker } = written?;
         failpoint!("worker.staged");
-        // A lease that was taken just now needs no extension; the commit itself checks the token and a cancel.
+        // A recent lease needs no extension. The commit itself checks the token and the cancellation.
         if begun.elapsed() > lease::interval(self.settings.lease) {
             let extend = || self.store.extend(lease, self.settings.lease, progress.read());
             match self.retry_while_leased(lease, shutdown, extend).await? {
@@ -284,7 +285,7 @@ impl Worker {
             }
         }
         failpoint!("worker.extended");
-        // A commit may wait for locks for as long as the lease lasts; after that it is given up.
+        // A commit may wait for locks as long as the lease lasts. After that, it is abandoned.
         let time = self.settings.lease;
         let committed = async {
             let commit = self.commit(lease, &mut snapshot, &exported, marker);
@@ -324,7 +325,7 @@ impl Worker {
         lease: &Lease,
         connections: ExportConnections,
         progress: &Progress,
-    ) -> Result<Written, Error> {
+    ) -> Result<WrittenAttempt, Error> {
         let job = &lease.job;
         let dataset = self.catalog.get(&job.dataset).expect("jobs of other datasets are not claimed");
         let marker_file = job.lane().map(|lane| MarkerFile::new(&lease.database, lane));
@@ -342,14 +343,15 @@ impl Worker {
         if let (Some(file), true) = (marker_file, marker.as_ref().is_some_and(Marker::is_unreadable)) {
             tracing::warn!(event = "marker_unreadable", jobId = %job.id, file = file.name());
         }
-        // A full disk is better found before a snapshot holds back vacuum than by the draft, which is made after it.
+        // Check for a full disk before the snapshot is opened, because the snapshot delays vacuum. The draft is created
+        // only after that.
         self.destination.require_room().await?;
         let (consumer, export_type) = (job.consumer.as_ref(), job.export_type);
         let purpose = Purpose { consumer, export_type, job: Some(job.id), marker: marker.as_ref() };
         let opening = connections.open(&purpose, dataset, self.settings.lease);
         let mut snapshot = spans::step("open", opening).await?;
         failpoint!("worker.opened");
-        // By their times alone, or without any, no row is late.
+        // Late rows exist only with triggers and an `updated_at` column.
         let exact = dataset.capture == Capture::Triggers && dataset.updated_at.is_some();
         let since = snapshot.position.since.filter(|_| exact);
         let Settings { cell_max, compression_level, .. } = self.settings;
@@ -364,14 +366,14 @@ impl Worker {
         if dataset.updated_at.is_none() {
             exported.last_updated_at = Some(taken_at).filter(|_| exported.rows > 0);
         } else if dataset.capture != Capture::Triggers {
-            // A row from the future would hide everything up to its time.
+            // A row with a future time would otherwise hide all later changes up to that time.
             exported.last_updated_at = exported.last_updated_at.map(|time| time.min(taken_at));
         }
-        Ok(Written { snapshot, exported, marker: marker.map(|marker| marker.job) })
+        Ok(WrittenAttempt { snapshot, exported, marker: marker.map(|marker| marker.job) })
     }
 
-    /// Leaves a job after an attempt that ended with `error`. If only the commit's answer was lost, the job turns out
-    /// to be committed.
+    /// Settles a job after its attempt ended with `error`. If only the response to the commit was lost, detects that
+    /// the job is committed.
     async fn settle(&self, lease: &Lease, error: Error, shutdown: &CancellationToken) -> AttemptEnd {
         let job = &lease.job;
         let (settlement, cause) = (error.settlement(), chain(&error));
@@ -380,12 +382,12 @@ impl Worker {
             Ok(Some(transition)) => transition.job,
             Ok(None) => return self.committed_after_all(lease, shutdown).await,
             Err(failed) => {
-                // The lease runs out, another worker takes the job over, and the sweep removes the file.
+                // The lease expires, another worker takes over the job, and maintenance removes the file.
                 tracing::error!(event = "settle_failed", jobId = %job.id, error = cause, cause = chain(&failed));
                 return AttemptEnd::Otherwise;
             }
         };
-        // From here on this attempt can't be committed any more, so its file may go.
+        // This attempt can no longer be committed, so its file can be removed.
         let (id, hidden) = (job.id, lease.hidden_file());
         let left_behind = match unless_stopped(shutdown, self.destination.abort(&hidden)).await {
             Some(aborted) => aborted.err().map(|error| chain(&error)),
@@ -399,7 +401,7 @@ impl Worker {
             (Status::Pending, Settlement::Retry(_) | Settlement::Fail(_)) => {
                 tracing::warn!(event = "export_retried", jobId = %id, attempt = job.attempt, error = cause);
             }
-            // The store has logged the end.
+            // The store has already logged the end.
             (_, _) => {}
         }
         AttemptEnd::Otherwise
@@ -418,8 +420,8 @@ impl Worker {
         }
     }
 
-    /// Tries for as long as a lease lasts, or a few seconds once the process is shutting down, so that a restart of the
-    /// database loses no record.
+    /// Retries a statement for the duration of a lease, so that a restart of the database loses nothing. During a
+    /// shutdown, retries for five seconds.
     async fn retry_while_leased<T, F>(
         &self,
         lease: &Lease,
@@ -445,7 +447,7 @@ impl Worker {
         }
     }
 
-    /// How long one statement may take without an answer: within a lease there is time for another try.
+    /// Returns the time limit of a statement. It is short enough to allow another attempt within a lease.
     fn call_timeout(&self) -> Duration {
         lease::call_timeout(self.settings.lease)
     }

@@ -133,7 +133,7 @@ async fn run_on(
     }
     let served = async {
         let Some((listener, access)) = listener.zip(access) else { return };
-        let router = if role == Role::Worker { http::watched_router } else { http::router };
+        let router = if role == Role::Worker { http::monitoring_router } else { http::router };
         http::serve(listener, router(service, access, &config.http), limits, shutdown).await;
     };
     let exported = async {

@@ -1,8 +1,9 @@
-//! Access control: who may call which route. Callers on this machine, everybody, or clients with a key.
+//! Access control: decides which callers may use which routes. The callers are on this machine, anyone, or clients with
+//! a key.
 //!
-//! `local` decides whether a caller is on this machine. With `AUTH=keys` every route needs a key that this file doesn't
-//! name as open. A key's scope is checked here, by the route. Whether a key is for a consumer is checked where a
-//! request names a consumer or a job (`input`), and in lists.
+//! `local` decides if a caller is on this machine. With `AUTH=keys`, every route needs a key, except those in
+//! [`is_open`]. This file checks the scope of a key against the route. `input` and the handlers of lists check if a key
+//! is valid for a consumer.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -27,18 +28,18 @@ use crate::job::{ConsumerId, Job};
 use crate::key::{Grant, Prefix, PresentedKey, Scope};
 use crate::service::{Service, Subscriber};
 
-/// The callers that are let in.
+/// The callers that may use the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Callers on this machine, but no proxy, and no web page of another origin, unless that is listed.
+    /// Callers on this machine, excluding proxies. Web pages of other origins need an entry in [`Origins`].
     LocalCallers,
     /// Every client that reaches the port.
     Everybody,
-    /// Clients with a key whose scope is the route's.
+    /// Clients with a key that has the scope of the route.
     Keys,
 }
 
-/// Decides which requests are let in, and how many of each client.
+/// Decides which requests are allowed and enforces the rate limit of each client.
 #[derive(Clone)]
 pub(crate) struct AccessControl {
     access: Access,
@@ -49,9 +50,9 @@ pub(crate) struct AccessControl {
 }
 
 impl AccessControl {
-    /// Access control by the settings. With keys there is always a rate limit.
+    /// Creates access control from the settings. With keys, a rate limit always applies.
     pub(crate) fn new(access: Access, settings: &Settings, service: Service) -> AccessControl {
-        let rate = settings.rate.or((access == Access::Keys).then(Rate::generous));
+        let rate = settings.rate.or((access == Access::Keys).then(Rate::default_with_keys));
         let (hosts, origins) = (settings.local_hosts.clone(), settings.origins.clone());
         AccessControl { access, hosts, origins, service, limits: rate.map(|rate| Arc::new(RateLimits::new(rate))) }
     }
@@ -61,10 +62,11 @@ impl AccessControl {
         charged.map_err(Problem::rate_limited)
     }
 
-    /// The key of a request, and what the key permits.
+    /// Returns the key of a request and its grant.
     async fn key(&self, headers: &HeaderMap, address: IpAddr) -> Result<(PresentedKey, Arc<Grant>), Problem> {
         let key = bearer(headers);
-        // A request with an unknown key counts for its address, before the database is asked: guessing keys is limited.
+        // A request with an unknown key is charged to its address, before the lookup in the database. This limits
+        // attempts to guess keys.
         if !key.as_ref().is_ok_and(|key| self.service.keyring().knows(key)) {
             self.charge(RateKey::Address(address))?;
         }
@@ -79,41 +81,42 @@ impl AccessControl {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer(pub(crate) IpAddr);
 
-/// Whose exports a request may see and make.
+/// The permissions of the client that sent a request.
 #[derive(Clone, Debug)]
 pub(crate) struct Caller(Option<Arc<Grant>>);
 
 impl Caller {
-    /// A caller that may see and make all exports.
-    pub(crate) fn anybody() -> Caller {
+    /// Returns a caller that may see and create all exports.
+    pub(crate) fn unrestricted() -> Caller {
         Caller(None)
     }
 
-    /// Checks that the caller may see and make exports of this consumer; `None`: ad-hoc ones.
+    /// Checks that the caller may see and create exports of this consumer, or ad-hoc exports if `None`.
     ///
     /// # Errors
-    /// If the caller's key is for other consumers.
+    ///
+    /// If the key of the caller is for other consumers.
     pub(crate) fn require(&self, consumer: Option<&ConsumerId>) -> Result<(), Problem> {
         let permitted = self.0.as_ref().is_none_or(|grant| grant.is_for(consumer));
         if permitted { Ok(()) } else { Err(Problem::consumer_not_allowed(consumer)) }
     }
 
-    /// The consumers whose exports the caller may see; `None`: all exports.
+    /// Returns the consumers whose exports the caller may see. Returns `None` if the caller may see all exports.
     pub(crate) fn consumers(&self) -> Option<&[ConsumerId]> {
         self.0.as_ref().and_then(|grant| grant.consumers.as_deref())
     }
 
-    /// The public part of the caller's key; `None`: no key was asked for.
+    /// Returns the public part of the caller's key. Returns `None` if the request needed no key.
     pub(crate) fn key(&self) -> Option<&Prefix> {
         self.0.as_ref().map(|grant| &grant.prefix)
     }
 
-    /// Returns true if the caller may do what only operators may.
+    /// Returns true if the caller may use operations reserved for operators.
     pub(crate) fn is_admin(&self) -> bool {
         self.0.as_ref().is_none_or(|grant| grant.allows(Scope::Admin))
     }
 
-    /// Returns true if the caller may see a job.
+    /// Returns true if the caller may see this job.
     pub(crate) fn sees(&self, job: &Job) -> bool {
         self.0.as_ref().is_none_or(|grant| grant.is_for(job.consumer.as_ref()))
     }
@@ -123,27 +126,27 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Caller, Problem> {
-        // `check` always puts it there: without it the route would be open.
+        // `check` always inserts a `Caller`. A request without one must not count as permitted.
         parts.extensions.get().cloned().ok_or_else(Problem::internal)
     }
 }
 
-/// The client of a request, by its key, or by its address if it has none: each client may follow so many jobs at a
-/// time.
-pub(crate) struct Follower(pub(crate) Subscriber);
+/// The identity by which subscriptions of a client are counted: its key, or its address if it has no key. Each client
+/// may follow a limited number of jobs at a time.
+pub(crate) struct RequestSubscriber(pub(crate) Subscriber);
 
-impl<S: Sync> FromRequestParts<S> for Follower {
+impl<S: Sync> FromRequestParts<S> for RequestSubscriber {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Follower, Problem> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<RequestSubscriber, Problem> {
         let Caller(grant) = Caller::from_request_parts(parts, state).await?;
         let address = parts.extensions.get().map_or(Ipv4Addr::UNSPECIFIED.into(), |Peer(address)| *address);
         let by_key = grant.map(|grant| Subscriber::Key(grant.prefix.clone()));
-        Ok(Follower(by_key.unwrap_or_else(|| Subscriber::Address(client_network(address)))))
+        Ok(RequestSubscriber(by_key.unwrap_or_else(|| Subscriber::Address(client_network(address)))))
     }
 }
 
-/// The layer that refuses the requests which [`Access`] doesn't let in, and those beyond the rate limit.
+/// Layer that refuses requests not permitted by [`Access`] and requests above the rate limit.
 pub(crate) async fn check(
     State(control): State<AccessControl>,
     peer: Option<Extension<Peer>>,
@@ -151,14 +154,14 @@ pub(crate) async fn check(
     mut request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    // Requests whose sender's address isn't known share a bucket.
+    // Requests without a known peer address share a bucket.
     let address = peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |Extension(Peer(address))| address);
     let path = path.as_ref().map_or("", MatchedPath::as_str);
     if control.access == Access::LocalCallers {
         local::check(&request, &control.hosts, &control.origins)?;
     }
     if is_open(path) || control.access != Access::Keys {
-        if !is_free(path) {
+        if !is_unlimited(path) {
             control.charge(RateKey::Address(address))?;
         }
         request.extensions_mut().insert(Caller(None));
@@ -173,35 +176,36 @@ pub(crate) async fn check(
     request.extensions_mut().insert(Caller(Some(grant)));
     let answer = tokio::select! {
         answer = next.run(request) => answer,
-        () = control.service.keyring().gone(&key) => return Err(Problem::key_invalid()),
+        () = control.service.keyring().revoked(&key) => return Err(Problem::key_invalid()),
     };
-    Ok(while_good(answer, control.service, key))
+    Ok(end_when_revoked(answer, control.service, key))
 }
 
 /// Returns true if a route needs no key: health checks, the API's document, and the page that asks for the key. `path`
-/// is the route's, never what a client wrote.
+/// must be the route's template, never the path sent by the client.
 pub(crate) fn is_open(path: &str) -> bool {
     matches!(path, "/health" | "/health/live" | "/health/ready" | "/docs" | "/openapi.json" | "/" | "/page/{name}")
         || path.starts_with("/docs/")
 }
 
-/// Returns true if a route has no rate limit: monitoring asks for health while the process is busy, too.
-pub(crate) fn is_free(path: &str) -> bool {
+/// Returns true if a route has no rate limit. Monitoring checks the health of a busy process, too.
+pub(crate) fn is_unlimited(path: &str) -> bool {
     matches!(path, "/health" | "/health/live" | "/health/ready")
 }
 
-/// The scope that a key needs to call a route.
+/// Returns the scope that a key needs to call a route.
 pub(crate) fn scope_of(method: &Method, path: &str) -> Scope {
     match (path, method) {
         ("/metrics" | "/users/{id}" | "/deliveries" | "/deliveries/{deliveryId}/redeliver", _) => Scope::Admin,
-        // Who may fetch a file may say that it is loaded.
+        // A client that may download a file may also acknowledge it.
         ("/exports/{jobId}/ack", _) => Scope::Read,
         (_, &Method::GET | &Method::HEAD) => Scope::Read,
         _ => Scope::Write,
     }
 }
 
-/// The key in `Authorization: Bearer` (RFC 6750). It is read from nowhere else: proxies log the addresses of requests.
+/// Reads the key from `Authorization: Bearer` (RFC 6750). The URL is not accepted as a place for keys, because proxies
+/// log URLs.
 fn bearer(headers: &HeaderMap) -> Result<PresentedKey, Problem> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let value = match (values.next(), values.next()) {
@@ -216,18 +220,19 @@ fn bearer(headers: &HeaderMap) -> Result<PresentedKey, Problem> {
     key.trim_start_matches(' ').parse().map_err(|_| Problem::key_invalid())
 }
 
-/// An answer that is sent over a longer time, a download or events, breaks off when its key is revoked. A task of its
-/// own looks at the key: the body is polled only while its client reads, and a look-up that it had begun would hold a
-/// connection until then.
-fn while_good(answer: Response, service: Service, key: PresentedKey) -> Response {
+/// Ends a streamed response, such as a download or events, when its key is revoked or expires.
+///
+/// A separate task checks the key. The body is polled only while the client reads, so a lookup started there could hold
+/// a database connection indefinitely.
+fn end_when_revoked(answer: Response, service: Service, key: PresentedKey) -> Response {
     if answer.body().size_hint().exact().is_some() {
         return answer;
     }
     let gone = CancellationToken::new();
-    let tell = gone.clone();
+    let revoked = gone.clone();
     let watch = async move {
-        service.keyring().gone(&key).await;
-        tell.cancel();
+        service.keyring().revoked(&key).await;
+        revoked.cancel();
         tracing::info!(event = "answer_broken_off", "the key of a download or of events was revoked or has expired");
     };
     let watcher = AbortOnDropHandle::new(tokio::spawn(watch.in_current_span()));
@@ -245,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_read_from_one_bearer_header() {
+    fn key_is_read_from_exactly_one_bearer_header() {
         let (_, key) = PresentedKey::random();
         let code = |values: &[&str]| {
             let values = values.iter().map(|value| (header::AUTHORIZATION, value.parse().unwrap()));

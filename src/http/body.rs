@@ -1,8 +1,7 @@
-//! The JSON bodies of requests. The struct of a body is both what reads it and what the document of the API says about
-//! it.
+//! JSON bodies of requests. One struct both parses a body and defines its schema in the API's document.
 //!
-//! serde's derives read the members. If they refuse a body, [`Strict`] reads it again and looks for a fault that comes
-//! first.
+//! The members are parsed by serde's derives. If serde refuses a body, [`Strict`] parses the body again and looks for
+//! an error with higher precedence.
 
 use std::fmt::Display;
 use std::marker::PhantomData;
@@ -16,12 +15,12 @@ use serde::de::{Deserialize, DeserializeOwned, Deserializer};
 use crate::dataset::name::hint;
 use crate::http::REQUEST_TIMEOUT;
 use crate::http::code::Code;
-use crate::http::json::{self, Strict, Unreadable};
+use crate::http::json::{self, JsonError, Strict};
 use crate::http::problem::Problem;
 
 const MAX_BODY_BYTES: usize = 1_000_000;
 
-/// A request's optional JSON body. An empty body is no body, whatever its `Content-Type`, and means the same as `{}`.
+/// An optional JSON body. An empty body is equivalent to `{}`, regardless of its `Content-Type`.
 pub(crate) struct JsonBody<T>(pub(crate) T);
 
 impl<S: Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
@@ -47,7 +46,7 @@ async fn read(body: Body) -> Result<bytes::Bytes, Problem> {
     match collected.map_err(|_| Problem::new(Code::RequestTimeout, "the body did not arrive in time"))? {
         Ok(body) => Ok(body.to_bytes()),
         Err(why) if why.is::<LengthLimitError>() => Err(Problem::new(Code::BodyTooLarge, "a body has 1 MB at most")),
-        Err(_) => Err(Problem::bad_body("body: it broke off")),
+        Err(_) => Err(Problem::bad_body("body: the connection ended before the end of the body")),
     }
 }
 
@@ -57,23 +56,23 @@ fn says_json(headers: &HeaderMap) -> bool {
     media_type.eq_ignore_ascii_case("application/json")
 }
 
-/// The problem of a member whose value can't be.
+/// Returns the problem of a member with an invalid value.
 pub(crate) fn invalid(name: &str, why: impl Display) -> Problem {
     Problem::bad_input(Code::MemberInvalid, name, format!("{name}: {why}"))
 }
 
-/// The problem of a member that the call doesn't have, but `known`. Of one that another call has, the problem says
-/// which.
+/// Returns the problem of a member that this call does not accept; `known` lists the accepted ones. If another call
+/// accepts the member, the detail names that call.
 pub(crate) fn unknown(name: &str, known: &[&str]) -> Problem {
     let why = match name {
         "columns" | "filter" | "limit" => {
-            "only an ad-hoc export takes it, POST /exports without X-Consumer-ID: a consumer's exports hold all of the dataset, so that the \
-             next one can go on from them"
+            "only an ad-hoc export accepts it, POST /exports without X-Consumer-ID: a consumer's exports contain all rows, so that the next one \
+             can continue from them"
         }
         "after" | "afterSha256" => {
-            "only a consumer's export takes it, with X-Consumer-ID: an ad-hoc export goes on from nothing"
+            "only a consumer's export accepts it, with X-Consumer-ID: an ad-hoc export has no predecessor"
         }
-        "exportType" => "only POST /exports takes it: of the other calls, the path says the type",
+        "exportType" => "only POST /exports accepts it: for the other calls, the path determines the type",
         _ => "there is no such member",
     };
     let own = name.rsplit('.').next().unwrap_or(name);
@@ -81,27 +80,29 @@ pub(crate) fn unknown(name: &str, known: &[&str]) -> Problem {
     Problem::bad_input(Code::MemberUnknown, name, format!("{name}: {why}{near}"))
 }
 
-/// Reads a member that a body need not have. Without this, serde would take null for a member that is left out.
+/// Parses an optional member. Without this function, serde would treat null like a missing member.
 pub(crate) fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
     T::deserialize(from).map(Some)
 }
 
-/// Reads the object of a body.
+/// Parses the object of a body.
 ///
 /// # Errors
-/// A text that is no JSON is refused first, then a member that is given twice, then a member that the struct doesn't
-/// take.
+///
+/// Errors are reported in this order: text that is not JSON, a member given twice, a member that the struct does not
+/// accept.
 fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, Problem> {
-    // serde would read a struct from a list too.
+    // serde would also parse a struct from an array.
     if !text.trim_ascii_start().starts_with(b"{") {
         return Err(Problem::bad_body("body: a JSON object is expected"));
     }
     json::read(text, PhantomData::<T>)
-        .map_err(|refused| problem_of(json::read(text, Strict::Value).err().unwrap_or(refused)))
+        .map_err(|refused| problem_of(json::read(text, Strict::Permitted).err().unwrap_or(refused)))
 }
 
-/// The problem of a text that can't be read. serde_json says the kind of a refusal only in the text of its error.
-fn problem_of(Unreadable { place, error }: Unreadable) -> Problem {
+/// Returns the problem of a text that cannot be parsed. serde_json exposes the kind of a data error only in its
+/// message.
+fn problem_of(JsonError { place, error }: JsonError) -> Problem {
     if !error.is_data() {
         return Problem::bad_body(format!("body: not JSON: {error}"));
     }
@@ -109,7 +110,7 @@ fn problem_of(Unreadable { place, error }: Unreadable) -> Problem {
     let text = error.to_string();
     let why = text.strip_suffix(&position).unwrap_or(&text);
     if why.starts_with("unknown field `") {
-        // Between backticks are the member's own name and the names that the struct has.
+        // The backticks enclose the name of the member and then the names accepted by the struct.
         let known: Vec<_> = why.split('`').skip(3).step_by(2).collect();
         return unknown(&place, &known);
     }
@@ -147,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn members_are_read_as_they_are() {
+    fn members_are_parsed_exactly() {
         let none = parse::<Members>(b" {}\n").unwrap();
         assert!(none.number.is_none() && none.nullable.is_none() && none.list.is_empty());
         let text = r#"{"number":18446744073709551615,"nullable":null,"list":[{"any":[{"a":1.50},1E999,null]}]}"#;
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_names_the_member_and_what_is_expected() {
+    fn refusal_names_the_member_and_the_expected_value() {
         for (text, code, detail) in [
             (r#"{"list":[{"any":1},{"any":1,"or":2}]}"#, "member_unknown", "list[1].or: there is no such member"),
             (r#"{"list":[{}]}"#, "member_invalid", "list[0].any: the member is missing"),

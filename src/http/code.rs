@@ -1,139 +1,139 @@
-//! The codes of problems, and the status that an answer with each of them has.
+//! Problem codes and the HTTP status of each.
 
 use axum::http::StatusCode;
 
 use crate::http::schemas::document_words;
 
 pg_rows::words! {
-    /// What went wrong, as a stable word: the sentences of `detail` may change, these words don't.
+    /// The kind of a problem. Codes are stable, whereas the sentences of `detail` may change.
     pub(crate) Code, "a problem code" {
-        /// The request can't be read.
+        /// The request is malformed.
         BadRequest = "bad_request",
         /// The body is not one JSON object.
         InvalidBody = "invalid_body",
-        /// The call is a consumer's, and `X-Consumer-ID` is missing.
+        /// The call needs a consumer, but `X-Consumer-ID` is missing.
         ConsumerRequired = "consumer_required",
-        /// Not the id of a consumer, or two of them.
+        /// `X-Consumer-ID` or the path contains an invalid consumer id, or the header is given twice.
         ConsumerInvalid = "consumer_invalid",
         /// `Idempotency-Key` is not 1 to 255 visible ASCII characters, or is given twice.
         IdempotencyKeyInvalid = "idempotency_key_invalid",
         /// A parameter of the query has a bad value, is missing, or is given twice; `field` names it.
         ParameterInvalid = "parameter_invalid",
-        /// The query has a parameter that this call doesn't have; `field` names it.
+        /// The query has a parameter that this call does not accept; `field` names it.
         ParameterUnknown = "parameter_unknown",
         /// A member of the body has a bad value, is missing, or is given twice; `field` names it.
         MemberInvalid = "member_invalid",
-        /// The body has a member that this call doesn't have; `field` names it.
+        /// The body has a member that this call does not accept; `field` names it.
         MemberUnknown = "member_unknown",
-        /// No `Authorization: Bearer`.
+        /// The header `Authorization: Bearer` is missing.
         KeyRequired = "key_required",
         /// The key is malformed, unknown, revoked or expired.
         KeyInvalid = "key_invalid",
-        /// Without keys only callers on this machine are served, and `Host` has to be this machine's.
+        /// Without keys, only callers on this machine are allowed, and `Host` must name this machine.
         HostNotLocal = "host_not_local",
-        /// Without keys a proxy is not served, since it would publish everything; `field` names the header that shows
-        /// the proxy.
+        /// Without keys, proxies are refused, because they would publish everything. `field` names the header that
+        /// shows the proxy.
         ProxyNotAllowed = "proxy_not_allowed",
-        /// A web page of an origin that may not call.
+        /// The web page's origin is not allowed to call the API.
         OriginNotAllowed = "origin_not_allowed",
         /// The key lacks the call's scope, which `WWW-Authenticate` names.
         ScopeMissing = "scope_missing",
         /// The key is for other consumers.
         ConsumerNotAllowed = "consumer_not_allowed",
-        /// There is nothing here, or it belongs to another consumer than the key is for.
+        /// There is nothing at this path, or it belongs to a consumer that the key is not for.
         NotFound = "not_found",
-        /// There is no dataset of this name.
+        /// There is no dataset with this name.
         NoDataset = "no_dataset",
         /// The consumer has no watermark yet.
         NoWatermark = "no_watermark",
-        /// The path has no such method; `Allow` names those it has.
+        /// The path does not support this method; `Allow` lists the supported ones.
         MethodNotAllowed = "method_not_allowed",
         /// The body did not arrive in time.
         RequestTimeout = "request_timeout",
-        /// The dataset has no times that a watermark could be compared with.
+        /// The dataset has no `updated_at` column to compare with a watermark.
         NoUpdatedAt = "no_updated_at",
-        /// The dataset's table isn't there.
+        /// The dataset's table does not exist.
         TableMissing = "table_missing",
         /// The service's database role may not read the dataset's table, or row-level security may hide rows of it.
         PermissionDenied = "permission_denied",
-        /// Nobody ran `cdc-export track` for the dataset, or not since it has another key: its changes are not
-        /// captured.
+        /// The dataset's changes are not captured: `cdc-export track` was not run, or not since the key changed.
         NotTracked = "not_tracked",
         /// The export has no file yet, and may never have one.
         NotCompleted = "not_completed",
-        /// The export belongs to no consumer, so nobody acknowledges it.
+        /// The export belongs to no consumer, so it cannot be acknowledged.
         AdHoc = "ad_hoc",
-        /// An export is being committed right now.
+        /// An export is being committed.
         Committing = "committing",
         /// The export has not ended yet.
         StillOpen = "still_open",
-        /// The export has ended, and not by a cancel.
+        /// The export has ended in another way than by cancellation.
         AlreadyEnded = "already_ended",
-        /// The consumer's last export is not the one that `after` names; `jobs` has the exports since, and the open
+        /// The consumer's last export is not the one in `after`. `jobs` contains the exports since then and the open
         /// ones.
         OutOfStep = "out_of_step",
-        /// The database doesn't have the export that `after` names as completed, or exports that came after it: the
-        /// database was restored, or the exports are not kept any more.
+        /// The completed export in `after`, or a later one, is unknown. The database was restored, or retention removed
+        /// the exports.
         DatabaseRestored = "database_restored",
-        /// Only a failed or cancelled export is tried again.
+        /// Only a failed or cancelled export can be retried.
         NotFailed = "not_failed",
-        /// The file is in a folder, where it has no address.
+        /// The file is in a folder, so it has no URL.
         NoUrl = "no_url",
-        /// The export has several files, each of which has an address of its own.
+        /// The export has several files, each with its own path.
         SeveralFiles = "several_files",
-        /// The export has no such part.
+        /// The export has no file with this part number.
         NoPart = "no_part",
-        /// The export has no manifest: it is an ad-hoc one, or a version made it that made none.
+        /// The export has no manifest, because it is ad hoc or was created by an older version.
         NoManifest = "no_manifest",
-        /// The delivery's receiver is not in the operator's file any more.
+        /// The delivery's receiver is no longer in the operator's file.
         NoEndpoint = "no_endpoint",
-        /// The file was removed, or is not the one that was exported.
+        /// The file was removed or replaced.
         FileGone = "file_gone",
-        /// The body has more than 1 MB.
+        /// The body is larger than 1 MB.
         BodyTooLarge = "body_too_large",
-        /// The path and its query have more than 8 KB.
+        /// The path and its query are longer than 8 KB.
         UriTooLong = "uri_too_long",
-        /// The body doesn't say that it is `application/json`.
+        /// The body's content type is not `application/json`.
         UnsupportedMediaType = "unsupported_media_type",
-        /// The range begins past the end of the file; `Content-Range` has its size.
+        /// The range begins beyond the end of the file; `Content-Range` contains the file's size.
         RangeNotSatisfiable = "range_not_satisfiable",
-        /// The key was sent with another request before.
+        /// The idempotency key was already used for another request.
         IdempotencyKeyReused = "idempotency_key_reused",
-        /// Too many requests; `Retry-After` says how long to wait.
+        /// The rate limit is exceeded; `Retry-After` contains the time to wait.
         RateLimited = "rate_limited",
-        /// As many exports are open as there may be.
+        /// The maximum number of open exports is reached.
         TooManyOpenJobs = "too_many_open_jobs",
-        /// More than 100 headers, or 32 KB of them.
+        /// The request has more than 100 headers, or more than 32 KB of them.
         HeadersTooLarge = "headers_too_large",
-        /// A defect of the service; its log has the cause under the answer's `X-Request-Id`.
+        /// A defect of the service. The log contains the cause under the response's `X-Request-Id`.
         Internal = "internal",
-        /// Postgres can't be reached now.
+        /// Postgres is currently unavailable.
         DatabaseUnavailable = "database_unavailable",
-        /// The table can't be read now.
+        /// The table cannot be read at the moment.
         TableUnreadable = "table_unreadable",
-        /// The table isn't as its dataset says.
+        /// The table does not match its dataset's definition.
         DatasetMismatch = "dataset_mismatch",
-        /// The output folder or bucket has no room left.
+        /// The output folder or bucket is full.
         StorageFull = "storage_full",
-        /// The output folder or bucket can't be written.
+        /// The output folder or bucket is read-only.
         StorageReadonly = "storage_readonly",
         /// The output folder or bucket is missing.
         OutputMissing = "output_missing",
-        /// The output folder or bucket can't be used.
+        /// The output folder or bucket cannot be used.
         OutputFailed = "output_failed",
         /// The file is in another `OUTPUT_DIR`, or on another host.
         FileOnOtherHost = "file_on_other_host",
-        /// The file is of the database that this one is a copy of.
+        /// The file belongs to the database that this database was copied from.
         FileOfOtherDatabase = "file_of_other_database",
-        /// As many clients follow or wait for exports as may: of the key, of the address, or of all.
+        /// The maximum number of clients that follow or wait for exports is reached: for the key, the address or in
+        /// total.
         TooManyFollowers = "too_many_followers",
-        /// As many requests are under way as may be: of the address, or of all.
+        /// The maximum number of concurrent requests is reached: for the key, the address or in total.
         TooManyConnections = "too_many_connections",
     }
 }
 
 impl Code {
-    /// The status that an answer with this code has.
+    /// Returns the HTTP status of a response with this code.
     pub(crate) fn status(self) -> StatusCode {
         match self {
             Code::BadRequest
@@ -195,5 +195,5 @@ impl Code {
 }
 
 document_words! {
-    Code, "ProblemCode", "What went wrong";
+    Code, "ProblemCode", "The kind of a problem";
 }

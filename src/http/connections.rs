@@ -1,10 +1,11 @@
-//! Keeps connections open, or closes them for others: a client that hangs must not keep others out, least of all a
-//! health check.
+//! Limits the number of connections, so that clients that hang cannot block other clients or a health check.
 //!
-//! A connection is a *guest* while it has no request under way, or one that needs no key. A new connection always gets
-//! in: where there are as many guests as may be, a guest of the address with the most guests is closed for it. A
-//! connection is a *caller* while it has a request under way that access control let in. A caller is never closed for
-//! another connection, so the number of callers is limited: of all, of one address, and of one key.
+//! A connection is *idle* if it has no open request, or only a request to a route that needs no key. The service always
+//! accepts a new connection. If the maximum of idle connections is reached, the service closes an idle connection of
+//! the address that has most.
+//!
+//! A connection is *active* while it has an open request that passed access control. Active connections are never
+//! closed in favor of other connections. Therefore their number is limited: in total, per address and per key.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -27,36 +28,38 @@ use crate::http::problem::Problem;
 use crate::http::rate::client_network;
 use crate::key::Prefix;
 
-/// More callers than this are of no use: all of them share a few connections to Postgres.
-const MAX_CALLERS: usize = 1_000;
-/// File descriptors for other things than clients: connections to Postgres, files that are being written.
+/// Maximum number of active connections. A higher number has no benefit: all of them share a few connections to
+/// Postgres.
+const MAX_ACTIVE: usize = 1_000;
+/// File descriptors reserved for other purposes: connections to Postgres and files being written.
 const OTHER_DESCRIPTORS: usize = 250;
-/// A new connection, or a guest's request, is not closed for another connection before this time.
+/// Minimum time before a new connection or a request on an idle connection may be closed in favor of another
+/// connection.
 const GRACE_TIMEOUT: Duration = Duration::from_millis(500);
-/// A request waits at most this long for a caller's slot.
-const CALLER_TIMEOUT: Duration = Duration::from_millis(1_500);
+/// Maximum time that a request waits for the slot of an active connection.
+const SLOT_TIMEOUT: Duration = Duration::from_millis(1_500);
 
-/// How many connections there may be.
+/// Maximum numbers of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionLimits {
-    guests: usize,
-    callers: usize,
-    callers_of_one: usize,
-    callers_of_key: usize,
+    idle: usize,
+    active: usize,
+    active_per_address: usize,
+    active_per_key: usize,
 }
 
 impl ConnectionLimits {
-    /// The limits of a process that may have `most` file descriptors: 1,000 guests and 1,000 callers, where the
-    /// descriptors suffice.
+    /// Returns the limits of a process with at most `max` file descriptors: 1,000 idle and 1,000 active connections,
+    /// or fewer if there are not enough descriptors.
     ///
-    /// One address may have three quarters of the callers: all clients of a proxy share its address, and a quarter is
-    /// left for clients elsewhere. One key may have half of the callers, from whatever addresses: behind a proxy all
-    /// keys share one.
+    /// One address may have three quarters of the active connections. All clients behind a proxy share its address, and
+    /// one quarter remains for other clients. One key may have half of the active connections from all addresses
+    /// together, because all keys behind a proxy share one address.
     pub fn for_descriptors(most: u64) -> ConnectionLimits {
         let most = usize::try_from(most).unwrap_or(usize::MAX);
-        // A caller may have a file open beside its socket, and a guest has its socket.
-        let share = (most.saturating_sub(OTHER_DESCRIPTORS) / 3).clamp(16, MAX_CALLERS);
-        ConnectionLimits { guests: share, callers: share, callers_of_one: share / 4 * 3, callers_of_key: share / 2 }
+        // An active connection may need a file descriptor besides its socket. An idle connection needs only its socket.
+        let share = (most.saturating_sub(OTHER_DESCRIPTORS) / 3).clamp(16, MAX_ACTIVE);
+        ConnectionLimits { idle: share, active: share, active_per_address: share / 4 * 3, active_per_key: share / 2 }
     }
 }
 
@@ -64,56 +67,60 @@ impl ConnectionLimits {
 #[derive(Debug)]
 pub(crate) struct Connections {
     limits: ConnectionLimits,
-    callers: Arc<Semaphore>,
-    of_addresses: Shares<IpAddr>,
-    of_keys: Shares<Prefix>,
-    guests: Mutex<Guests>,
-    left: Notify,
+    active_slots: Arc<Semaphore>,
+    per_address: SlotLimits<IpAddr>,
+    per_key: SlotLimits<Prefix>,
+    idle: Mutex<IdleConnections>,
+    idle_changed: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Guests {
-    /// By a number that rises with the time at which each became a guest.
-    by_age: BTreeMap<u64, Guest>,
+struct IdleConnections {
+    /// Ordered by a number that increases each time a connection becomes idle.
+    by_age: BTreeMap<u64, IdleConnection>,
     next: u64,
 }
 
 #[derive(Debug)]
-struct Guest {
+struct IdleConnection {
     owner: IpAddr,
-    /// Not closed for another connection before then.
-    spared_until: Instant,
-    gone: CancellationToken,
+    /// The connection is not closed in favor of another one before this time.
+    grace_ends: Instant,
+    closed: CancellationToken,
 }
 
-impl Guests {
-    /// Closes the oldest guest of the address that has most. A guest that is still spared is closed only if its address
-    /// has more than half of all guests. `Err`: every guest is spared; the first of them until then.
-    fn give_one_up(&mut self) -> Result<(), Instant> {
+impl IdleConnections {
+    /// Closes the oldest idle connection of the address that has most. Connections within their grace time are closed
+    /// only if one address has more than half of all idle connections.
+    ///
+    /// Returns `Err` with the end of the first grace time if all connections are within theirs.
+    fn close_one(&mut self) -> Result<(), Instant> {
         let now = Instant::now();
-        let expendable = |guest: &Guest| guest.spared_until <= now;
-        let flood =
-            self.most_of(|_| true).filter(|(_, number)| *number > self.by_age.len() / 2).map(|(owner, _)| owner);
-        let most = self.most_of(expendable).map(|(owner, _)| owner);
-        let mut guests = self.by_age.iter();
+        let is_closable = |connection: &IdleConnection| connection.grace_ends <= now;
+        let flood = self
+            .busiest_address(|_| true)
+            .filter(|(_, number)| *number > self.by_age.len() / 2)
+            .map(|(owner, _)| owner);
+        let most = self.busiest_address(is_closable).map(|(owner, _)| owner);
+        let mut by_age = self.by_age.iter();
         let oldest = match (most, flood) {
-            (Some(owner), _) => guests.find(|(_, guest)| guest.owner == owner && expendable(guest)),
-            // An address that connects faster than its guests may be closed would hold up everybody else's connections.
-            (None, Some(owner)) => guests.find(|(_, guest)| guest.owner == owner),
-            (None, None) => return Err(guests.map(|(_, guest)| guest.spared_until).min().unwrap_or(now)),
+            (Some(owner), _) => by_age.find(|(_, connection)| connection.owner == owner && is_closable(connection)),
+            // Otherwise an address that connects faster than its grace times end would block all other clients.
+            (None, Some(owner)) => by_age.find(|(_, connection)| connection.owner == owner),
+            (None, None) => return Err(by_age.map(|(_, connection)| connection.grace_ends).min().unwrap_or(now)),
         };
-        if let Some(guest) = oldest.map(|(number, _)| *number).and_then(|number| self.by_age.remove(&number)) {
-            guest.gone.cancel();
+        if let Some(connection) = oldest.map(|(number, _)| *number).and_then(|number| self.by_age.remove(&number)) {
+            connection.closed.cancel();
         }
         Ok(())
     }
 
-    /// The address that has most of such guests, and how many it has. Of several addresses with as many, the one with
-    /// the oldest guest.
-    fn most_of(&self, such: impl Fn(&Guest) -> bool) -> Option<(IpAddr, usize)> {
+    /// Returns the address with the most matching connections, and their number. If several addresses have the same
+    /// number, returns the one with the oldest connection.
+    fn busiest_address(&self, matches: impl Fn(&IdleConnection) -> bool) -> Option<(IpAddr, usize)> {
         let mut numbers = HashMap::<IpAddr, (usize, Reverse<u64>)>::new();
-        for (age, guest) in self.by_age.iter().filter(|(_, guest)| such(guest)) {
-            numbers.entry(guest.owner).or_insert((0, Reverse(*age))).0 += 1;
+        for (age, connection) in self.by_age.iter().filter(|(_, connection)| matches(connection)) {
+            numbers.entry(connection.owner).or_insert((0, Reverse(*age))).0 += 1;
         }
         let most = numbers.into_iter().max_by_key(|(_, number)| *number);
         most.map(|(owner, (number, _))| (owner, number))
@@ -122,182 +129,190 @@ impl Guests {
 
 impl Connections {
     pub(crate) fn new(limits: ConnectionLimits) -> Arc<Connections> {
-        let callers = Arc::new(Semaphore::new(limits.callers));
+        let active_slots = Arc::new(Semaphore::new(limits.active));
         Arc::new(Connections {
             limits,
-            callers,
-            of_addresses: Shares::of(limits.callers_of_one),
-            of_keys: Shares::of(limits.callers_of_key),
-            guests: Mutex::default(),
-            left: Notify::new(),
+            active_slots,
+            per_address: SlotLimits::new(limits.active_per_address),
+            per_key: SlotLimits::new(limits.active_per_key),
+            idle: Mutex::default(),
+            idle_changed: Notify::new(),
         })
     }
 
-    /// Takes in a new connection from an address, and closes a guest for it where there are too many. Waits, half a
-    /// second at most, only where all guests are new and no address has more than half of them.
+    /// Accepts a new connection from an address. If the maximum is reached, closes an idle connection first.
+    ///
+    /// Waits only if all idle connections are new and no address has more than half of them, at most half a second.
     pub(crate) async fn admit(self: &Arc<Connections>, address: IpAddr) -> Arc<Connection> {
         loop {
-            let left = self.left.notified();
-            let spared_until = {
-                let mut guests = self.guests();
-                let full = guests.by_age.len() >= self.limits.guests;
-                match if full { guests.give_one_up() } else { Ok(()) } {
+            let changed = self.idle_changed.notified();
+            let grace_ends = {
+                let mut idle = self.idle();
+                let full = idle.by_age.len() >= self.limits.idle;
+                match if full { idle.close_one() } else { Ok(()) } {
                     Ok(()) => break,
                     Err(until) => until,
                 }
             };
-            let _ = tokio::time::timeout_at(spared_until, left).await;
+            let _ = tokio::time::timeout_at(grace_ends, changed).await;
         }
         let connection = Connection {
             owner: client_network(address),
             connections: Arc::clone(self),
-            gone: CancellationToken::new(),
-            stage: Mutex::new(Stage::New),
+            closed: CancellationToken::new(),
+            state: Mutex::new(ConnectionState::New),
         };
-        connection.is_guest(GRACE_TIMEOUT);
+        connection.set_idle(GRACE_TIMEOUT);
         Arc::new(connection)
     }
 
-    /// Waits for a caller's slot: one of all, one of the address's and, with a key, one of the key's.
-    async fn caller_slot(&self, owner: IpAddr, key: Option<&Prefix>) -> Result<CallerSlot, Problem> {
-        let of_key = key.map(|key| self.of_keys.turns(key));
-        let of_address = self.of_addresses.turns(&owner);
+    /// Waits for the slot of an active connection: one of the total, one of the address and, with a key, one of the
+    /// key.
+    async fn acquire_slot(&self, owner: IpAddr, key: Option<&Prefix>) -> Result<ActiveSlot, Problem> {
+        let of_key = key.map(|key| self.per_key.semaphore(key));
+        let of_address = self.per_address.semaphore(&owner);
         let all = async {
-            // The key's first: a request that waits for it leaves the slots of its address to others.
+            // The slot of the key is acquired first. A request that waits for it leaves the slots of its address to
+            // others.
             let of_key = match of_key {
                 Some(of_key) => Some(of_key.acquire_owned().await.ok()?),
                 None => None,
             };
             let of_address = of_address.acquire_owned().await.ok()?;
-            let of_all = Arc::clone(&self.callers).acquire_owned().await.ok()?;
-            Some(CallerSlot { _of_key: of_key, _of_address: of_address, _of_all: of_all })
+            let of_all = Arc::clone(&self.active_slots).acquire_owned().await.ok()?;
+            Some(ActiveSlot { _of_key: of_key, _of_address: of_address, _of_all: of_all })
         };
-        let slot = tokio::time::timeout(CALLER_TIMEOUT, all).await;
-        let refused =
-            || Problem::new(Code::TooManyConnections, "too many requests are under way, of this address or of all");
+        let slot = tokio::time::timeout(SLOT_TIMEOUT, all).await;
+        let refused = || {
+            Problem::new(
+                Code::TooManyConnections,
+                "too many concurrent requests, with this key, from this address or in total",
+            )
+        };
         slot.ok().flatten().ok_or_else(refused)
     }
 
-    fn guests(&self) -> MutexGuard<'_, Guests> {
-        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
+    fn idle(&self) -> MutexGuard<'_, IdleConnections> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Shares of the callers' slots: an address, or a key, has at most `most` of them.
+/// Partial limits: each address, or each key, may have at most `most` slots.
 #[derive(Debug)]
-struct Shares<T> {
-    most: usize,
-    turns_of: Mutex<HashMap<T, Weak<Semaphore>>>,
+struct SlotLimits<T> {
+    max: usize,
+    semaphores: Mutex<HashMap<T, Weak<Semaphore>>>,
 }
 
-impl<T: Hash + Eq + Clone> Shares<T> {
-    fn of(most: usize) -> Shares<T> {
-        Shares { most, turns_of: Mutex::default() }
+impl<T: Hash + Eq + Clone> SlotLimits<T> {
+    fn new(max: usize) -> SlotLimits<T> {
+        SlotLimits { max, semaphores: Mutex::default() }
     }
 
-    fn turns(&self, owner: &T) -> Arc<Semaphore> {
-        let mut turns_of = self.turns_of.lock().unwrap_or_else(PoisonError::into_inner);
-        match turns_of.get(owner).and_then(Weak::upgrade) {
-            Some(turns) => turns,
+    fn semaphore(&self, owner: &T) -> Arc<Semaphore> {
+        let mut semaphores = self.semaphores.lock().unwrap_or_else(PoisonError::into_inner);
+        match semaphores.get(owner).and_then(Weak::upgrade) {
+            Some(semaphore) => semaphore,
             None => {
-                turns_of.retain(|_, turns| turns.strong_count() > 0);
-                let turns = Arc::new(Semaphore::new(self.most));
-                turns_of.insert(owner.clone(), Arc::downgrade(&turns));
-                turns
+                semaphores.retain(|_, semaphore| semaphore.strong_count() > 0);
+                let semaphore = Arc::new(Semaphore::new(self.max));
+                semaphores.insert(owner.clone(), Arc::downgrade(&semaphore));
+                semaphore
             }
         }
     }
 }
 
-/// A caller's slot, which is free again when this is dropped.
+/// Slot of an active connection; dropping it releases the slot.
 #[derive(Debug)]
-struct CallerSlot {
+struct ActiveSlot {
     _of_key: Option<OwnedSemaphorePermit>,
     _of_address: OwnedSemaphorePermit,
     _of_all: OwnedSemaphorePermit,
 }
 
 #[derive(Debug)]
-enum Stage {
+enum ConnectionState {
     New,
-    /// The number under which `Guests` has it.
-    Guest(u64),
-    Caller {
-        _slot: CallerSlot,
+    /// The key of the connection in [`IdleConnections`].
+    Idle(u64),
+    Active {
+        _slot: ActiveSlot,
     },
 }
 
-/// A client's connection, and whether it is a guest or a caller.
+/// A client's connection and its current state.
 #[derive(Debug)]
 pub(crate) struct Connection {
     owner: IpAddr,
     connections: Arc<Connections>,
-    gone: CancellationToken,
-    stage: Mutex<Stage>,
+    closed: CancellationToken,
+    state: Mutex<ConnectionState>,
 }
 
 impl Connection {
-    /// Returns once the connection has to be closed for another one.
-    pub(crate) async fn gone(&self) {
-        self.gone.cancelled().await;
+    /// Returns when the connection must be closed in favor of another one.
+    pub(crate) async fn closed(&self) {
+        self.closed.cancelled().await;
     }
 
-    /// A request begins: the connection is a guest until access control lets the request in.
-    pub(crate) fn begins(&self) {
-        self.is_guest(GRACE_TIMEOUT);
+    /// Marks the start of a request. The connection stays idle until the request passes access control.
+    pub(crate) fn begin_request(&self) {
+        self.set_idle(GRACE_TIMEOUT);
     }
 
-    /// The answer was sent, or broke off: the connection waits for its next request, and may be closed.
-    pub(crate) fn rests(&self) {
-        self.is_guest(Duration::ZERO);
-        // A new connection may be waiting for one that can be closed.
-        self.connections.left.notify_waiters();
+    /// Marks the end of a response, complete or not. The connection waits for its next request and may be closed.
+    pub(crate) fn end_request(&self) {
+        self.set_idle(Duration::ZERO);
+        // A new connection may be waiting for a connection that can be closed.
+        self.connections.idle_changed.notify_waiters();
     }
 
-    fn is_guest(&self, spared: Duration) {
-        let mut stage = self.stage();
-        let mut guests = self.connections.guests();
-        if let Stage::Guest(number) = *stage
-            && guests.by_age.remove(&number).is_none()
+    fn set_idle(&self, grace: Duration) {
+        let mut state = self.state();
+        let mut idle = self.connections.idle();
+        if let ConnectionState::Idle(number) = *state
+            && idle.by_age.remove(&number).is_none()
         {
-            // It is being closed already.
+            // This connection was already selected for closing.
             return;
         }
-        let number = guests.next;
-        guests.next += 1;
-        let guest = Guest { owner: self.owner, spared_until: Instant::now() + spared, gone: self.gone.clone() };
-        guests.by_age.insert(number, guest);
-        *stage = Stage::Guest(number);
+        let number = idle.next;
+        idle.next += 1;
+        let connection =
+            IdleConnection { owner: self.owner, grace_ends: Instant::now() + grace, closed: self.closed.clone() };
+        idle.by_age.insert(number, connection);
+        *state = ConnectionState::Idle(number);
     }
 
-    /// Access control let the request in: the connection is a caller, once there is a slot for it.
-    async fn calls(&self, key: Option<&Prefix>) -> Result<(), Problem> {
-        let slot = self.connections.caller_slot(self.owner, key).await?;
-        let mut stage = self.stage();
-        if let Stage::Guest(number) = *stage {
-            self.connections.guests().by_age.remove(&number);
-            self.connections.left.notify_waiters();
+    /// Marks the connection as active as soon as a slot is available, after its request passed access control.
+    async fn activate(&self, key: Option<&Prefix>) -> Result<(), Problem> {
+        let slot = self.connections.acquire_slot(self.owner, key).await?;
+        let mut state = self.state();
+        if let ConnectionState::Idle(number) = *state {
+            self.connections.idle().by_age.remove(&number);
+            self.connections.idle_changed.notify_waiters();
         }
-        *stage = Stage::Caller { _slot: slot };
+        *state = ConnectionState::Active { _slot: slot };
         Ok(())
     }
 
-    fn stage(&self) -> MutexGuard<'_, Stage> {
-        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, ConnectionState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        if let Stage::Guest(number) = *self.stage() {
-            self.connections.guests().by_age.remove(&number);
-            self.connections.left.notify_waiters();
+        if let ConnectionState::Idle(number) = *self.state() {
+            self.connections.idle().by_age.remove(&number);
+            self.connections.idle_changed.notify_waiters();
         }
     }
 }
 
-/// The layer that takes a caller's slot for a request that access control let in.
-pub(crate) async fn take_caller_slot(
+/// Layer that acquires a slot for each request that passed access control.
+pub(crate) async fn acquire_active_slot(
     connection: Option<Extension<Arc<Connection>>>,
     caller: Option<Extension<Caller>>,
     path: Option<MatchedPath>,
@@ -307,7 +322,7 @@ pub(crate) async fn take_caller_slot(
     if let Some(Extension(connection)) = connection
         && !is_open(path.as_ref().map_or("", MatchedPath::as_str))
     {
-        connection.calls(caller.as_ref().and_then(|Extension(caller)| caller.key())).await?;
+        connection.activate(caller.as_ref().and_then(|Extension(caller)| caller.key())).await?;
     }
     Ok(next.run(request).await)
 }
@@ -318,65 +333,69 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: ConnectionLimits = ConnectionLimits { guests: 3, callers: 4, callers_of_one: 3, callers_of_key: 2 };
+    const LIMITS: ConnectionLimits = ConnectionLimits { idle: 3, active: 4, active_per_address: 3, active_per_key: 2 };
 
     fn address(last: u8) -> IpAddr {
         [10, 0, 0, last].into()
     }
 
     #[test]
-    fn there_is_room_for_what_a_process_may_have() {
-        let ample = ConnectionLimits { guests: 1_000, callers: 1_000, callers_of_one: 750, callers_of_key: 500 };
+    fn limits_fit_into_the_file_descriptors() {
+        let ample = ConnectionLimits { idle: 1_000, active: 1_000, active_per_address: 750, active_per_key: 500 };
         assert_eq!(ConnectionLimits::for_descriptors(1 << 20), ample);
-        assert_eq!(ConnectionLimits::for_descriptors(u64::MAX).callers, 1_000);
+        assert_eq!(ConnectionLimits::for_descriptors(u64::MAX).active, 1_000);
         let scarce = ConnectionLimits::for_descriptors(1_024);
-        assert_eq!(scarce, ConnectionLimits { guests: 258, callers: 258, callers_of_one: 192, callers_of_key: 129 });
-        assert!(scarce.guests + 2 * scarce.callers + OTHER_DESCRIPTORS <= 1_024);
-        assert_eq!(ConnectionLimits::for_descriptors(0).callers_of_one, 12);
+        assert_eq!(scarce, ConnectionLimits { idle: 258, active: 258, active_per_address: 192, active_per_key: 129 });
+        assert!(scarce.idle + 2 * scarce.active + OTHER_DESCRIPTORS <= 1_024);
+        assert_eq!(ConnectionLimits::for_descriptors(0).active_per_address, 12);
     }
 
     #[tokio::test]
-    async fn a_new_guest_takes_the_place_of_the_oldest_of_the_address_that_has_most() {
+    async fn new_connection_replaces_the_oldest_idle_one_of_the_busiest_address() {
         let connections = Connections::new(LIMITS);
         let other = connections.admit(address(1)).await;
         let first = connections.admit(address(2)).await;
         let second = connections.admit(address(2)).await;
-        for guest in [&other, &first, &second] {
-            guest.rests();
+        for connection in [&other, &first, &second] {
+            connection.end_request();
         }
-        first.rests();
+        first.end_request();
         let _new = connections.admit(address(3)).await;
-        assert_eq!(second.gone().now_or_never(), Some(()), "the one that has rested longest");
-        assert_eq!((other.gone().now_or_never(), first.gone().now_or_never()), (None, None));
-        second.rests();
-        assert_eq!(connections.guests().by_age.len(), 3, "who is given up stays so");
+        assert_eq!(second.closed().now_or_never(), Some(()), "idle for the longest time");
+        assert_eq!((other.closed().now_or_never(), first.closed().now_or_never()), (None, None));
+        second.end_request();
+        assert_eq!(connections.idle().by_age.len(), 3, "a closed connection does not become idle again");
     }
 
     #[tokio::test]
-    async fn who_has_just_come_is_spared_and_holds_up_nobody_for_long() {
+    async fn new_connections_have_a_grace_time() {
         let connections = Connections::new(LIMITS);
         let fresh = [connections.admit(address(1)).await, connections.admit(address(4)).await];
         let resting = connections.admit(address(2)).await;
-        resting.rests();
-        let _new = connections.admit(address(1)).now_or_never().expect("one rests");
-        assert_eq!(resting.gone().now_or_never(), Some(()));
+        resting.end_request();
+        let _new = connections.admit(address(1)).now_or_never().expect("one is idle");
+        assert_eq!(resting.closed().now_or_never(), Some(()));
         let third = connections.admit(address(3)).await;
-        assert_eq!(fresh.each_ref().map(|guest| guest.gone().now_or_never().is_some()), [true, false], "two of three");
+        assert_eq!(
+            fresh.each_ref().map(|connection| connection.closed().now_or_never().is_some()),
+            [true, false],
+            "two of three"
+        );
 
         let connections = Connections::new(LIMITS);
         let fresh = [1, 2, 3].map(|last| connections.admit(address(last)).now_or_never().unwrap());
         let mut waits = std::pin::pin!(connections.admit(address(4)));
-        assert!((&mut waits).now_or_never().is_none(), "nobody of them has more than half");
-        fresh[1].rests();
+        assert!((&mut waits).now_or_never().is_none(), "no address has more than half");
+        fresh[1].end_request();
         let begun = Instant::now();
         waits.await;
-        assert!(begun.elapsed() < GRACE_TIMEOUT / 2, "who comes to rest makes room");
-        assert_eq!(fresh.map(|guest| guest.gone().now_or_never().is_some()), [false, true, false]);
+        assert!(begun.elapsed() < GRACE_TIMEOUT / 2, "an idle connection makes room");
+        assert_eq!(fresh.map(|connection| connection.closed().now_or_never().is_some()), [false, true, false]);
         drop(third);
     }
 
     #[tokio::test]
-    async fn a_flood_of_one_address_holds_up_nobody_at_all() {
+    async fn flood_of_one_address_does_not_delay_others() {
         let connections = Connections::new(LIMITS);
         let other = connections.admit(address(2)).await;
         let mut flood = Vec::new();
@@ -384,30 +403,30 @@ mod tests {
             flood.push(connections.admit(address(1)).now_or_never().expect("it waits for nothing"));
         }
         let late = connections.admit(address(3)).now_or_never().expect("it waits for nothing");
-        assert_eq!([&other, &late].map(|guest| guest.gone().now_or_never()), [None, None]);
-        let stay = flood.iter().filter(|guest| guest.gone().now_or_never().is_none()).count();
+        assert_eq!([&other, &late].map(|connection| connection.closed().now_or_never()), [None, None]);
+        let stay = flood.iter().filter(|connection| connection.closed().now_or_never().is_none()).count();
         assert_eq!(stay, 1);
     }
 
     #[tokio::test]
-    async fn callers_keep_their_places_and_one_address_leaves_some() {
+    async fn active_connections_stay_open_and_one_address_cannot_have_all_slots() {
         let connections = Connections::new(LIMITS);
-        let mut callers = Vec::new();
+        let mut active = Vec::new();
         for _ in 0..3 {
-            let caller = connections.admit(address(1)).await;
-            caller.calls(None).await.unwrap();
-            callers.push(caller);
+            let connection = connections.admit(address(1)).await;
+            connection.activate(None).await.unwrap();
+            active.push(connection);
         }
         let late = connections.admit(address(1)).await;
-        assert_eq!(late.calls(None).await.unwrap_err().code(), "too_many_connections");
+        assert_eq!(late.activate(None).await.unwrap_err().code(), "too_many_connections");
         let other = connections.admit(address(2)).await;
-        other.calls(None).await.unwrap();
-        callers.pop();
-        late.calls(None).await.unwrap();
-        late.rests();
-        assert!(callers.iter().all(|caller| caller.gone().now_or_never().is_none()));
-        assert_eq!(connections.callers.available_permits(), 1);
-        drop((late, callers));
-        assert_eq!(connections.guests().by_age.len(), 0);
+        other.activate(None).await.unwrap();
+        active.pop();
+        late.activate(None).await.unwrap();
+        late.end_request();
+        assert!(active.iter().all(|connection| connection.closed().now_or_never().is_none()));
+        assert_eq!(connections.active_slots.available_permits(), 1);
+        drop((late, active));
+        assert_eq!(connections.idle().by_age.len(), 0);
     }
 }

@@ -1,4 +1,4 @@
-//! `/consumers`: the watermarks of all consumers, and what waits for each.
+//! `/consumers`: the watermarks of all consumers and the changes that wait for each.
 
 use axum::Json;
 use axum::extract::{Query, State};
@@ -22,17 +22,17 @@ use crate::watermark::Waiting;
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct ConsumerQuery {
-    /// This consumer alone, in each of its datasets
+    /// Only this consumer, in each of its datasets
     #[param(value_type = Option<ConsumerId>)]
     consumer: Option<String>,
-    /// At most this many; 50 if left out
+    /// Maximum number of items; the default is 50
     #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
     limit: Option<String>,
-    /// The `nextCursor` of the page before
+    /// The `nextCursor` of the previous page
     cursor: Option<String>,
 }
 
-/// A consumer's watermark in a dataset, and what waits for the consumer.
+/// A consumer's watermark in a dataset, and the changes that wait for the consumer.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Consumer)]
@@ -44,23 +44,22 @@ pub(crate) struct ConsumerBody {
     /// The consumer's watermark
     #[schema(required, format = DateTime)]
     last_exported_at: Option<String>,
-    /// How many rows changed since the consumer's last export, exact up to 10,000; null where that can't be counted
+    /// The number of rows changed since the consumer's last export, exact up to 10,000; null if it cannot be counted
     #[schema(required, maximum = 10000)]
     rows_waiting: Option<u64>,
-    /// Whether `rowsWaiting` is a lower bound: there are more than 10,000 rows, or more changes than the service looks
-    /// through
+    /// True if `rowsWaiting` is a lower bound, because there are more than 10,000 rows or too many changes to read
     rows_waiting_capped: bool,
-    /// What stands between the consumer's last export and the next, other than changes
+    /// The condition, other than changes, between the consumer's last export and the next; null if there is none
     #[schema(required)]
     continuity: Option<Continuity>,
     /// The consumer's last export
     #[schema(required)]
     last_job: Option<JobJson>,
-    /// How many published exports come after the last one that the consumer has acknowledged, of those that are kept,
-    /// exact up to 1,000; null if it has never acknowledged one in the dataset
+    /// The number of kept exports published after the last acknowledged one, exact up to 1,000; null if the consumer
+    /// has never acknowledged an export of the dataset
     #[schema(required, maximum = 1000)]
     unacknowledged: Option<u64>,
-    /// When the oldest of these was published; null if there is none
+    /// The time when the oldest of these was published; null if there is none
     #[schema(required, format = DateTime)]
     unacknowledged_since: Option<String>,
 }
@@ -93,7 +92,7 @@ pub(crate) async fn list(
     Ok(Json(Page::new(consumers, limit, cursor_of, body)))
 }
 
-/// The consumer and the dataset that a cursor names; neither has a slash in its name.
+/// Parses a cursor into a consumer and a dataset. Neither name can contain a slash.
 fn read_cursor(cursor: &str) -> Result<(ConsumerId, &str), Problem> {
     let position = cursor.split_once('/').filter(|(_, dataset)| is_name(dataset));
     let (consumer, dataset) = position.ok_or_else(pages::bad_cursor)?;

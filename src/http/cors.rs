@@ -1,7 +1,6 @@
-//! The web pages that may call from a browser (CORS): those of the origins that the operator lists; without a list,
-//! none.
+//! CORS: the origins whose web pages may call the API from a browser. The operator lists them; the default is none.
 //!
-//! There is no `*`: a service without keys would be open to every page that is looked at in a browser on this machine.
+//! `*` is not supported. It would open a service without keys to every page displayed in a browser on this machine.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -13,13 +12,13 @@ use tower_http::cors::CorsLayer;
 
 use crate::http::{REQUEST_ID, traces};
 
-/// The time for which a browser remembers that a page may call.
+/// Time for which a browser caches the result of a preflight request.
 const MAX_AGE: Duration = Duration::from_secs(600);
 
 const CONSUMER: HeaderName = HeaderName::from_static("x-consumer-id");
 const KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
-/// The origins whose pages may call, as browsers write them.
+/// The origins whose pages may call the API, as browsers write them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Origins(Arc<[HeaderValue]>);
 
@@ -34,7 +33,7 @@ impl FromStr for Origins {
     }
 }
 
-/// An origin as a browser writes it (RFC 6454): in lower case, without its scheme's own port.
+/// Normalizes an origin as browsers write it (RFC 6454): in lower case, without the default port of its scheme.
 fn origin(text: &str) -> Option<HeaderValue> {
     let uri: Uri = text.parse().ok()?;
     let (scheme, authority) = (uri.scheme()?, uri.authority()?);
@@ -43,7 +42,7 @@ fn origin(text: &str) -> Option<HeaderValue> {
         scheme if *scheme == Scheme::HTTPS => 443,
         _ => return None,
     };
-    // A slash at the end, a path, a user's name, a pattern: nothing that a browser would send.
+    // Browsers never send a trailing slash, a path, a user name or a pattern.
     let whole = text.len() == scheme.as_str().len() + "://".len() + authority.as_str().len();
     let is_host = authority.host().bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte));
     if !whole || !is_host || authority.as_str().contains('@') {
@@ -59,12 +58,12 @@ fn origin(text: &str) -> Option<HeaderValue> {
 }
 
 impl Origins {
-    /// Returns true if a page of this origin may call.
-    pub(crate) fn have(&self, origin: &HeaderValue) -> bool {
+    /// Returns true if pages of this origin may call the API.
+    pub(crate) fn contains(&self, origin: &HeaderValue) -> bool {
         self.0.contains(origin)
     }
 
-    /// The layer that tells browsers which pages may call; `None`: no origin is listed.
+    /// Returns the CORS layer. Returns `None` if no origin is listed.
     pub(crate) fn layer(&self) -> Option<CorsLayer> {
         let layer = CorsLayer::new()
             .allow_origin(self.0.to_vec())
@@ -100,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn origins_are_as_browsers_write_them() {
+    fn origins_are_normalized_as_browsers_write_them() {
         let read = |text: &str| text.parse::<Origins>().map(|origins| origins.0.to_vec());
         for (text, origin) in [
             ("https://app.example.com", "https://app.example.com"),

@@ -1,4 +1,4 @@
-//! `/datasets`: the datasets of the catalog, with what their tables look like.
+//! `/datasets`: the datasets of the catalog and the current state of their tables.
 
 use axum::Json;
 use axum::extract::State;
@@ -19,7 +19,8 @@ use crate::service::Service;
 pub(crate) struct Datasets {
     /// The datasets, in the order of the catalog
     items: Vec<DatasetBody>,
-    /// The tables whose changes are captured though no dataset needs them: `cdc-export untrack --table`
+    /// The tables whose changes are captured although no dataset needs them. Remove the capture with `cdc-export
+    /// untrack --table`
     tables_without_dataset: Vec<String>,
 }
 
@@ -32,29 +33,29 @@ pub(crate) struct DatasetBody {
     name: String,
     /// The dataset's table
     table: String,
-    /// The columns of a file; null where the table doesn't fit the catalog
+    /// The columns of a file; null if the table does not match the catalog
     #[schema(required)]
     columns: Option<Vec<ColumnBody>>,
-    /// The columns that tell rows apart
+    /// The columns that identify a row
     #[schema(required)]
     key: Option<Vec<String>>,
-    /// The column that says when a row was last changed
+    /// The column with the time of a row's last change
     #[schema(required)]
     updated_at: Option<String>,
-    /// The column that says when a row was made
+    /// The column with the time of a row's creation
     #[schema(required)]
     created_at: Option<String>,
-    /// The column that says whether, or when, a row was deleted
+    /// The column that marks a row as deleted: a boolean, or the time of the deletion
     #[schema(required)]
     deleted: Option<String>,
-    /// How changes are found: `triggers` or `timestamp`
+    /// The method of change capture: `triggers` or `timestamp`
     #[schema(pattern = "^(triggers|timestamp)$")]
     capture: &'static str,
-    /// Whether an export could start now
+    /// True if an export could start now
     ready: bool,
-    /// Why an export could not start now
+    /// The reasons why an export could not start now
     problems: Vec<String>,
-    /// About how many rows the table has; null until Postgres has analyzed it
+    /// The approximate number of rows in the table; null until Postgres has analyzed it
     #[schema(required)]
     rows: Option<u64>,
     /// The table's size on disk in bytes, without its indexes
@@ -87,7 +88,7 @@ pub(crate) async fn list(State(service): State<Service>) -> Result<Json<Datasets
     }))
 }
 
-/// Look at a dataset
+/// Get a dataset
 #[utoipa::path(
     get, path = "/datasets/{name}", operation_id = "getDataset", tag = "datasets",
     params(("name" = DatasetName, Path, description = "Its name", example = "users")),
@@ -102,7 +103,7 @@ pub(crate) async fn get(
     Ok(Json(service.describe(dataset).await?.into()))
 }
 
-/// What keeps a dataset from being exported for consumers; nothing where it is ready.
+/// Returns the reasons why consumers cannot export a dataset. The list is empty if the dataset is ready.
 pub(crate) fn problems(description: &Description) -> Vec<String> {
     let Description { dataset, schema, unreadable, captured, mute_role, .. } = description;
     let faults = schema.as_ref().err().map(|faults| faults.0.as_slice()).unwrap_or_default();

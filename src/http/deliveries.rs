@@ -1,4 +1,4 @@
-//! `/deliveries`: what receivers were told of ended exports, and telling them again.
+//! `/deliveries`: lists the deliveries of events to receivers, and redelivers an event.
 
 use axum::Json;
 use axum::extract::{Query, State};
@@ -22,20 +22,20 @@ use crate::service::{self, Service};
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct DeliveryQuery {
-    /// Deliveries that stand so
+    /// Deliveries with this status
     #[param(value_type = Option<DeliveryStatus>)]
     status: Option<String>,
     /// Deliveries to the receiver of this name
     #[param(pattern = "^[a-z][a-z0-9_-]{0,62}$", example = "airflow")]
     endpoint: Option<String>,
-    /// At most this many; 50 if left out
+    /// Maximum number of items; the default is 50
     #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
     limit: Option<String>,
-    /// The `nextCursor` of the page before
+    /// The `nextCursor` of the previous page
     cursor: Option<String>,
 }
 
-/// The telling of one event to one receiver.
+/// The delivery of one event to one receiver.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Delivery, example = json!({
@@ -44,32 +44,32 @@ pub(crate) struct DeliveryQuery {
     "lastStatus": 503, "lastError": "it answered 503", "createdAt": "2026-11-20T09:13:15.958121Z", "endedAt": null
 }))]
 pub(crate) struct DeliveryBody {
-    /// The delivery's id, which is the event's too (`id`, `webhook-id`): the same at each try
+    /// The id of the delivery and of its event (`id`, `webhook-id`); the same in each attempt
     delivery_id: Uuid,
     /// The receiver's name in the operator's file
     endpoint: String,
-    /// What the event tells
+    /// The event's type
     #[schema(pattern = r"^export\.(completed|failed|cancelled)$")]
     event: String,
     /// The export that ended
     job_id: Uuid,
-    /// How the telling stands
+    /// The delivery's status
     status: DeliveryStatus,
-    /// How many tries have ended since it was made or asked for again
+    /// The number of attempts that have ended since the delivery was created or requested again
     attempt: u32,
-    /// When it is told next; null: never
+    /// The time of the next attempt; null if there is none
     #[schema(required, format = DateTime)]
     next_attempt_at: Option<String>,
-    /// The status of the last answer; null: there was none
+    /// The HTTP status of the last response; null if there was none
     #[schema(required)]
     last_status: Option<u16>,
-    /// What was wrong with the last try; null: nothing
+    /// The error of the last attempt; null if there was none
     #[schema(required)]
     last_error: Option<String>,
-    /// When the export ended
+    /// The time when the export ended
     #[schema(format = DateTime)]
     created_at: String,
-    /// When the receiver took it, or it was given up
+    /// The time when the receiver accepted the event or the service gave up
     #[schema(required, format = DateTime)]
     ended_at: Option<String>,
 }
@@ -92,7 +92,7 @@ impl From<Delivery> for DeliveryBody {
     }
 }
 
-/// List the events that receivers were told of, or are to be told of, newest first
+/// List deliveries of events to receivers, newest first
 #[utoipa::path(
     get, path = "/deliveries", operation_id = "listDeliveries", tag = "deliveries",
     params(DeliveryQuery), responses((status = 200, description = "A page.", body = Page<DeliveryBody>)),
@@ -103,7 +103,7 @@ pub(crate) async fn list(
     caller: Caller,
     Query(query): Query<DeliveryQuery>,
 ) -> Result<Json<Page<DeliveryBody>>, Problem> {
-    // Of every consumer's exports.
+    // The list includes the exports of all consumers.
     caller.require(None)?;
     let limit = pages::limit(query.limit.as_deref())?;
     let before = query.cursor.map(|cursor| cursor.parse::<Uuid>().map_err(|_| pages::bad_cursor())).transpose()?;
@@ -115,13 +115,14 @@ pub(crate) async fn list(
     Ok(Json(Page::new(deliveries, limit, |delivery| delivery.id.to_string(), DeliveryBody::from)))
 }
 
-/// Tell a receiver of an event again
+/// Deliver an event to a receiver again
 ///
-/// Whatever became of it before. It is told within seconds, under the same id, and then tried as often as a new one.
+/// Works regardless of the delivery's status. The service delivers the event within seconds, under the same id. If that
+/// fails, the service retries as often as for a new event.
 #[utoipa::path(
     post, path = "/deliveries/{deliveryId}/redeliver", operation_id = "redeliver", tag = "deliveries",
     params(("deliveryId" = Uuid, Path, description = "The delivery's id", example = "01a1f83b-6d1e-7c1a-9d4e-2f6f1f0c9a11")),
-    responses((status = 202, description = "It is due.", body = DeliveryBody)),
+    responses((status = 202, description = "The delivery is due.", body = DeliveryBody)),
     extensions(("x-codes" = json!([Code::NotFound, Code::NoEndpoint, Code::ConsumerNotAllowed]))),
 )]
 pub(crate) async fn redeliver(

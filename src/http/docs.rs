@@ -1,4 +1,4 @@
-//! `/docs`: Swagger UI, which shows the document of the API. The binary has all of its files, so it works without a
+//! `/docs`: Swagger UI, which displays the API's document. The binary embeds all files, so the page works without a
 //! network.
 
 use std::io::Read;
@@ -12,12 +12,14 @@ use crate::http::input::PathParameter;
 use crate::http::page::{Asset, Assets, INDEX, file_of};
 use crate::http::problem::Problem;
 
-/// Swagger UI lives on scripts, styles, pictures and calls of this origin alone. It has no trusted types: it builds
-/// HTML of the document's Markdown, which DOMPurify cleans.
+/// Content security policy. Swagger UI needs only scripts, styles, images and calls of this origin.
+///
+/// Trusted types are not required: Swagger UI generates HTML from the document's Markdown and sanitizes it with
+/// DOMPurify.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The files, by their names under `/docs/`; `index.html` is at `/docs`.
+/// The embedded files by their names under `/docs/`; `/docs` serves `index.html`.
 static ASSETS: LazyLock<Assets> = LazyLock::new(|| {
     let own = [
         ("docs.css", include_str!("docs/docs.css")),
@@ -35,11 +37,11 @@ static ASSETS: LazyLock<Assets> = LazyLock::new(|| {
 
 fn inflated(deflated: &[u8]) -> String {
     let mut text = String::new();
-    DeflateDecoder::new(deflated).read_to_string(&mut text).expect("build.rs took it from a good archive");
+    DeflateDecoder::new(deflated).read_to_string(&mut text).expect("build.rs has deflated a text");
     text
 }
 
-/// Read this description as a page
+/// Show this description as a page
 #[utoipa::path(
     get, path = "/docs", operation_id = "getDocs", tag = "service",
     responses((status = 200, description = "The page.", body = String, content_type = "text/html")),
@@ -48,7 +50,7 @@ pub(crate) async fn page(headers: HeaderMap) -> Response {
     ASSETS[INDEX].answer(&headers)
 }
 
-/// `GET /docs/{name}`: one of the page's files.
+/// `GET /docs/{name}`: returns one of the page's files.
 pub(crate) async fn asset(PathParameter(name): PathParameter, headers: HeaderMap) -> Result<Response, Problem> {
     file_of(&ASSETS, &name, &headers)
 }

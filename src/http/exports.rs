@@ -1,5 +1,5 @@
-//! `/exports`: list exports, look at one, follow it, acknowledge it, cancel it, remove its file. `submit` takes
-//! requests for new exports, `download` answers with a file, `url` with its address.
+//! `/exports`: lists, gets, follows, acknowledges and cancels exports, and removes their files. `submit` accepts
+//! requests for new exports. `download` serves files, and `url` returns a file's address.
 
 pub(super) mod download;
 pub(super) mod manifest;
@@ -21,7 +21,7 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::dataset::name::is_name;
-use crate::http::access::{Caller, Follower};
+use crate::http::access::{Caller, RequestSubscriber};
 use crate::http::code::Code;
 use crate::http::input::{PathJob, dataset_or_implied};
 use crate::http::pages::{self, Page};
@@ -33,22 +33,22 @@ use crate::job::lane::Lane;
 use crate::job::{ConsumerId, ExportType, Filter, Job, JobId, Status};
 use crate::service::{self, Service};
 
-/// A client whose event stream broke off asks again after this time.
+/// Time after which a client reconnects to an interrupted event stream.
 const RECONNECT: Duration = Duration::from_secs(2);
 
-/// The longest that a request waits for a job's end, in seconds.
-const MOST_SECONDS: u64 = 60;
+/// Maximum time that a request waits for the end of a job, in seconds.
+const MAX_WAIT_SECONDS: u64 = 60;
 
 /// The query of `/exports/{jobId}`.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct WaitQuery {
-    /// Answer when the export has ended, or after this many seconds, 60 at most
+    /// Respond when the export has ended, or after this many seconds, at most 60
     #[param(value_type = Option<u64>, example = 30)]
     wait: Option<String>,
 }
 
-/// Look at an export
+/// Get an export
 #[utoipa::path(
     get, path = "/exports/{jobId}", operation_id = "getExport", tag = "exports",
     params(PathJob, WaitQuery), responses((status = 200, description = "The export.", body = JobJson)),
@@ -57,23 +57,23 @@ pub(crate) struct WaitQuery {
 pub(crate) async fn get(
     State(service): State<Service>,
     PathJob(id): PathJob,
-    Follower(subscriber): Follower,
+    RequestSubscriber(subscriber): RequestSubscriber,
     Query(WaitQuery { wait }): Query<WaitQuery>,
 ) -> Result<Json<JobJson>, Problem> {
     let job = match wait.map(|text| whole_number(&text)) {
         None => service.job(id).await?,
         Some(Some(seconds)) => {
-            service.ended_job(id, Duration::from_secs(seconds.min(MOST_SECONDS)), subscriber).await?
+            service.ended_job(id, Duration::from_secs(seconds.min(MAX_WAIT_SECONDS)), subscriber).await?
         }
         Some(None) => {
-            let why = format!("a number of seconds up to {MOST_SECONDS} is expected");
+            let why = format!("a number of seconds up to {MAX_WAIT_SECONDS} is expected");
             return Err(Problem::bad_parameter("wait", why));
         }
     };
     Ok(Json(job.into()))
 }
 
-/// Reads a number of digits alone. A number that is too large for the type is the type's largest.
+/// Parses a number that consists of digits only. A number too large for the type becomes the type's maximum.
 fn whole_number(text: &str) -> Option<u64> {
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     is_number.then(|| text.parse().unwrap_or(u64::MAX))
@@ -82,7 +82,7 @@ fn whole_number(text: &str) -> Option<u64> {
 /// An event of the stream.
 #[derive(ToSchema)]
 #[schema(as = Event)]
-#[expect(dead_code, reason = "the document's: axum writes them")]
+#[expect(dead_code, reason = "only the API's document uses it: axum writes the events")]
 struct JobEvent {
     /// `job`, `progress`, `completed`, `failed` or `cancelled`
     #[schema(pattern = "^(job|progress|completed|failed|cancelled)$")]
@@ -90,14 +90,15 @@ struct JobEvent {
     /// A `Job`
     #[schema(content_media_type = "application/json")]
     data: String,
-    /// A client whose stream broke off asks again after this many milliseconds
+    /// The time in milliseconds after which a client reconnects to an interrupted stream
     retry: u64,
 }
 
 /// Follow an export by server-sent events
 ///
-/// First `job`, then `progress` at each change, at last `completed`, `failed` or `cancelled`, with which the stream
-/// ends. The data of each event is the job. Where the stream ends without one of the last three, the client asks again.
+/// The first event is `job`. A `progress` event follows each change. The last event is `completed`, `failed` or
+/// `cancelled`, and then the stream ends. The data of each event is the job. If the stream ends without one of the last
+/// three, the client reconnects.
 #[utoipa::path(
     get, path = "/exports/{jobId}/events", operation_id = "followExport", tag = "exports",
     params(PathJob),
@@ -107,7 +108,7 @@ struct JobEvent {
 pub(crate) async fn events(
     State(service): State<Service>,
     PathJob(id): PathJob,
-    Follower(subscriber): Follower,
+    RequestSubscriber(subscriber): RequestSubscriber,
 ) -> Result<Response, Problem> {
     let jobs = service.follow(id, subscriber).await?.enumerate();
     let events = jobs.flat_map(|(number, job)| {
@@ -120,7 +121,7 @@ pub(crate) async fn events(
         stream::iter(events)
     });
     let events = Sse::new(events).keep_alive(KeepAlive::default());
-    // A proxy that buffers would deliver it all at the end.
+    // A buffering proxy would deliver all events at the end of the stream.
     let headers = [(header::CACHE_CONTROL, "no-store"), (HeaderName::from_static("x-accel-buffering"), "no")];
     Ok((headers, events).into_response())
 }
@@ -142,21 +143,21 @@ pub(crate) struct ExportQuery {
     /// Exports of this dataset
     #[param(value_type = Option<DatasetName>, example = "users")]
     dataset: Option<String>,
-    /// At most this many; 50 if left out
+    /// Maximum number of items; the default is 50
     #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
     limit: Option<String>,
-    /// With `consumer`: the exports of that consumer and of `dataset` that were published after this one, oldest first,
-    /// in the order of their numbers. `dataset` may be left out where a request may leave it out
+    /// With `consumer`: the exports of that consumer and of `dataset` that were published after this one, oldest first.
+    /// They are in the order of their numbers. `dataset` is optional in the same cases as in a request for an export
     #[param(value_type = Option<Uuid>)]
     after: Option<String>,
-    /// The `nextCursor` of the page before
+    /// The `nextCursor` of the previous page
     cursor: Option<String>,
 }
 
 /// List exports, newest first
 ///
-/// With `after`, `consumer` and `dataset`: the exports that were published after that one, oldest first. This is how a
-/// loader goes on: it gives the id of the export that it loaded last, and loads these in their order.
+/// With `after`, `consumer` and `dataset`: the exports that were published after that one, oldest first. A loader
+/// continues in this way: it passes the id of the export that it loaded last, and loads the returned exports in order.
 #[utoipa::path(
     get, path = "/exports", operation_id = "listExports", tag = "exports",
     params(ExportQuery), responses((status = 200, description = "A page.", body = Page<JobJson>)),
@@ -183,7 +184,7 @@ pub(crate) async fn list(
     Ok(Json(Page::new(jobs, limit, cursor_of, JobJson::from)))
 }
 
-/// The exports that were published after one, in the order of their lane.
+/// Returns the exports published after a given one, in the order of their lane.
 async fn published_after(
     service: &Service,
     caller: &Caller,
@@ -195,15 +196,21 @@ async fn published_after(
     let after = after.map_err(|_| Problem::bad_parameter("after", "the id of an export is expected"))?;
     for (name, value) in [("status", &status), ("exportType", &export_type)] {
         if value.is_some() {
-            return Err(Problem::bad_parameter(name, "beside `after` it would leave out what has to be loaded"));
+            return Err(Problem::bad_parameter(
+                name,
+                "not allowed with `after`, because it would omit exports that must be loaded",
+            ));
         }
     }
     let consumer: Option<ConsumerId> = query::word("consumer", consumer)?;
     let Some(consumer) = consumer else {
-        return Err(Problem::bad_parameter("after", "it needs `consumer`, whose exports have an order"));
+        return Err(Problem::bad_parameter(
+            "after",
+            "`consumer` is required, because only a consumer's exports are ordered",
+        ));
     };
     let dataset = dataset_or_implied(service, of.map(dataset).transpose()?)?;
-    // Refused, since a loader would take an empty list for "nothing to load".
+    // An empty list would mean "nothing to load" to a loader, so the call is refused instead.
     caller.require(Some(&consumer))?;
     let from = cursor.map(|cursor| read_number(&cursor).ok_or_else(pages::bad_cursor)).transpose()?;
     let lane = Lane { consumer: &consumer, dataset: &dataset };
@@ -216,31 +223,31 @@ fn read_number(cursor: &str) -> Option<u64> {
     digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?
 }
 
-/// Reads a dataset's name. The dataset need not be there any more: its exports are.
+/// Validates the name of a dataset. The dataset may be missing from the catalog, because its exports are kept.
 fn dataset(name: String) -> Result<String, Problem> {
     let bad = || Problem::bad_parameter("dataset", "the name of a dataset is expected");
     if is_name(&name) { Ok(name) } else { Err(bad()) }
 }
 
-/// The cursor after a job: the job's time and id.
+/// Returns the cursor of a job: its creation time and id.
 fn cursor_of(job: &Job) -> String {
     format!("{}_{}", job.created_at.timestamp_micros(), job.id)
 }
 
 fn read_cursor(cursor: &str) -> Option<(DateTime<Utc>, JobId)> {
     let (micros, id) = cursor.split_once('_')?;
-    // This type has times before the first that Postgres has.
+    // `DateTime` can represent times before the earliest one in Postgres.
     let time = DateTime::from_timestamp_micros(micros.parse().ok()?).filter(|time| time.year() > 0)?;
     Some((time, id.parse::<Uuid>().ok()?.into()))
 }
 
 /// Remove an export's file
 ///
-/// The job stays. With a key of scope `admin` the call also gives up an export that is committed and whose file has
-/// been without its name for a while: the export fails with `file_lost`, and its consumer needs a full export.
+/// The job is kept. With a key of scope `admin`, the call can also give up an export that is committed but whose file
+/// has not been published for a while. Then the export fails with `file_lost`, and its consumer needs a full export.
 #[utoipa::path(
     delete, path = "/exports/{jobId}", operation_id = "deleteExportFile", tag = "exports",
-    params(PathJob), responses((status = 204, description = "The export has no file any more.")),
+    params(PathJob), responses((status = 204, description = "The export no longer has a file.")),
     extensions(("x-codes" = json!([
         Code::StillOpen, Code::FileOfOtherDatabase, Code::FileOnOtherHost, Code::OutputMissing, Code::OutputFailed, Code::StorageFull,
         Code::StorageReadonly,
@@ -258,14 +265,14 @@ pub(crate) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Say that an export and all before it are loaded
+/// Acknowledge an export and all before it
 ///
-/// For the consumer's exports of the dataset, in the order of their numbers: call it when the rows are committed where
-/// they were loaded. To acknowledge an export again, or an earlier one than before, changes nothing. Once a consumer
-/// has acknowledged an export, retention keeps what it has not acknowledged, for `RETAIN_UNACKED`.
+/// Call this after you have committed the loaded rows. It acknowledges the consumer's exports of the dataset, in the
+/// order of their numbers. To acknowledge an export again, or an earlier one, has no effect. After a consumer's first
+/// acknowledgment, retention keeps unacknowledged exports for `RETAIN_UNACKED`.
 #[utoipa::path(
     post, path = "/exports/{jobId}/ack", operation_id = "acknowledgeExport", tag = "exports",
-    params(PathJob), responses((status = 200, description = "The export, which is acknowledged.", body = JobJson)),
+    params(PathJob), responses((status = 200, description = "The acknowledged export.", body = JobJson)),
     extensions(("x-codes" = json!([Code::NotCompleted, Code::AdHoc]))),
 )]
 pub(crate) async fn ack(State(service): State<Service>, PathJob(id): PathJob) -> Result<Json<JobJson>, Problem> {

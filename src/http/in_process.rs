@@ -1,4 +1,4 @@
-//! The API for the commands of this process: the same handlers, called without a network.
+//! The API for commands in the same process: calls the handlers without a network.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -17,21 +17,21 @@ use crate::http::routes;
 use crate::service::{self, Service};
 use crate::telemetry::chain;
 
-/// The API without a listener. Its caller may do everything: no key is asked for, no request is counted, no `Host` is
-/// checked. Nobody can serve these routes over a network, because the router never leaves this type.
+/// The API without a listener. The caller may use every route: there are no keys, no rate limits and no checks of
+/// `Host`. These routes cannot be served over a network, because the router is private to this type.
 #[derive(Clone, Debug)]
 pub struct InProcess(Router);
 
 impl InProcess {
-    /// The API of a service.
+    /// Creates the API for a service.
     pub fn new(service: Service) -> InProcess {
         let (routes, _) = routes().split_for_parts();
-        InProcess(routes.with_state(service).layer(Extension(Caller::anybody())))
+        InProcess(routes.with_state(service).layer(Extension(Caller::unrestricted())))
     }
 
-    /// Answers a request. If the service refuses it, the response has a [`Cause`] among its extensions.
+    /// Calls the API. If the service refuses the request, the extensions of the response contain a [`Cause`].
     pub async fn call(&self, request: Request<Body>) -> Response {
-        // The caller shows the error: a log line would repeat it.
+        // The caller displays the error, so a log line would repeat it.
         let answer = TowerToHyperService::new(self.0.clone()).call(request).with_subscriber(Dispatch::none()).await;
         let mut answer = answer.unwrap_or_else(|never: Infallible| match never {});
         if let Some(error) = answer.extensions_mut().remove::<Arc<service::Error>>() {
@@ -41,6 +41,6 @@ impl InProcess {
     }
 }
 
-/// The error of the service with its inner causes, which only a caller in the same process may see.
+/// The error of the service with its causes. Only a caller in the same process may see it.
 #[derive(Clone, Debug)]
 pub struct Cause(pub String);

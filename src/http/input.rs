@@ -1,4 +1,4 @@
-//! Reads and checks what requests have beside a query and a body: the consumer, a job's id, an idempotency key.
+//! Extracts and validates headers and path parameters: consumer, job id and idempotency key.
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -21,7 +21,8 @@ use crate::service::{self, Service};
 pub(crate) const CONSUMER_HEADER: &str = "X-Consumer-ID";
 pub(crate) const KEY_HEADER: &str = "Idempotency-Key";
 
-/// The consumer that the header names, if there is the header. The caller's key is for that consumer.
+/// The consumer from the header, if the header is present. The extractor has checked that the caller may access this
+/// consumer.
 pub(crate) struct MaybeConsumer(pub(crate) Option<ConsumerId>);
 
 impl<S: Sync> FromRequestParts<S> for MaybeConsumer {
@@ -34,7 +35,7 @@ impl<S: Sync> FromRequestParts<S> for MaybeConsumer {
     }
 }
 
-/// The consumer that the header names. The caller's key is for that consumer.
+/// The consumer from the header. The extractor has checked that the caller may access this consumer.
 pub(crate) struct Consumer(pub(crate) ConsumerId);
 
 impl<S: Sync> FromRequestParts<S> for Consumer {
@@ -49,7 +50,7 @@ impl<S: Sync> FromRequestParts<S> for Consumer {
     }
 }
 
-/// The client's idempotency key, if the request has one.
+/// The client's idempotency key, if present.
 pub(crate) struct Key(pub(crate) Option<IdempotencyKey>);
 
 impl<S: Sync> FromRequestParts<S> for Key {
@@ -81,7 +82,7 @@ impl IntoParams for PathConsumer {
 fn consumer_parameter(name: &str, place: ParameterIn) -> ParameterBuilder {
     let schema = Ref::from_schema_name(ConsumerId::name());
     let parameter = ParameterBuilder::new().name(name).parameter_in(place).schema(Some(schema));
-    parameter.description(Some("Whose export it is")).example(Some("search".into()))
+    parameter.description(Some("The consumer of the export")).example(Some("search".into()))
 }
 
 impl IntoParams for PathJob {
@@ -89,7 +90,7 @@ impl IntoParams for PathJob {
         let schema =
             ObjectBuilder::new().schema_type(Type::String).format(Some(SchemaFormat::KnownFormat(KnownFormat::Uuid)));
         let parameter = ParameterBuilder::new().name("jobId").parameter_in(ParameterIn::Path).required(Required::True);
-        let parameter = parameter.description(Some("The id that the call gave which asked for the export"));
+        let parameter = parameter.description(Some("The id returned by the call that requested the export"));
         vec![parameter.schema(Some(schema)).example(Some("01a1f83b-3f18-718b-bb88-fdeaa3d54f3e".into())).build()]
     }
 }
@@ -99,19 +100,20 @@ impl IntoParams for Key {
         let schema = ObjectBuilder::new().schema_type(Type::String).pattern(Some("^[!-~]{1,255}$"));
         let key = ParameterBuilder::new().name(KEY_HEADER).parameter_in(ParameterIn::Header).required(Required::False);
         let key = key.schema(Some(schema)).example(Some("order-7".into())).description(Some(
-            "A name for this request. Sent again, it gets the first answer and makes no second job, for as long as the job is kept",
+            "A name for this request. If the client sends it again, the service returns the first job and creates no second one, \
+             as long as it keeps the job",
         ));
         vec![key.build()]
     }
 }
 
-/// The dataset that a parameter of the query names, or that a call means which names none.
+/// Returns the dataset of a query parameter, or the implied dataset if the parameter is missing.
 pub(crate) fn dataset_or_implied(service: &Service, name: Option<String>) -> Result<String, Problem> {
     let bad = |why| Problem::bad_parameter("dataset", why);
     name.map_or_else(|| Ok(service.implied_dataset().map_err(bad)?.name.clone()), Ok)
 }
 
-/// A header's value, if the request has the header. Two values are refused: they might contradict each other.
+/// Parses a header, if present. Refuses a header given twice, because the values might differ.
 fn header_of<T>(headers: &HeaderMap, name: &str, code: Code) -> Result<Option<T>, Problem>
 where
     T: FromStr<Err: Display>,
@@ -125,26 +127,25 @@ where
     }
 }
 
-/// Returns true if the client says, by `If-None-Match`, that it has what this `ETag` stands for; a weak tag does as
-/// well (RFC 9110, 13.1.2).
-pub(crate) fn has_already(headers: &HeaderMap, etag: &[u8]) -> bool {
+/// Returns true if `If-None-Match` contains this `ETag`. The comparison is weak (RFC 9110, section 13.1.2).
+pub(crate) fn matches_etag(headers: &HeaderMap, etag: &[u8]) -> bool {
     let tags = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|tags| tags.to_str().ok());
     let mut tags = tags.flat_map(|tags| tags.split(',')).map(|tag| tag.trim().trim_start_matches("W/"));
     tags.any(|tag| tag == "*" || tag.as_bytes() == etag)
 }
 
-/// The consumer that the path names. The caller's key is for that consumer.
+/// The consumer from the path. The extractor has checked that the caller may access this consumer.
 pub(crate) struct PathConsumer(pub(crate) ConsumerId);
 
 impl<S: Send + Sync> FromRequestParts<S> for PathConsumer {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<PathConsumer, Problem> {
-        // A segment that can't be decoded is no consumer id either.
+        // A segment that cannot be decoded becomes an empty text, which is an invalid id.
         let text = PathParameter::from_request_parts(parts, state).await.map(|PathParameter(text)| text);
         let text = text.unwrap_or_default();
-        // Taken for a consumer's id, a slip of one letter would make a consumer that nobody knows, and move its
-        // watermark.
+        // These are likely typos of calls under `/exports/`. Accepting one as an id would create an unintended consumer
+        // and move its watermark.
         if text == "watermark" || text.parse::<ExportType>().is_ok() {
             let detail = format!(
                 "there is nothing at this path: the call is /exports/{text}, with the consumer in {CONSUMER_HEADER}"
@@ -155,7 +156,7 @@ impl<S: Send + Sync> FromRequestParts<S> for PathConsumer {
         let consumer = consumer
             .map_err(|why| Problem::bad_input(Code::ConsumerInvalid, "consumer_id", format!("consumer_id: {why}")))?;
         Caller::from_request_parts(parts, state).await?.require(Some(&consumer))?;
-        // Whichever of the two was meant, the position of the other one would move.
+        // A contradicting header is refused. The position of a consumer that the client did not intend must not move.
         let header = header_of::<ConsumerId>(&parts.headers, CONSUMER_HEADER, Code::ConsumerInvalid)?;
         if header.is_some_and(|header| header != consumer) {
             let detail = format!("{CONSUMER_HEADER}: the path names another consumer");
@@ -177,7 +178,7 @@ impl From<PathConsumer> for ConsumerId {
     }
 }
 
-/// The path's one parameter. A path that can't be decoded is not found.
+/// The single path parameter. A path that cannot be decoded results in 404.
 pub(crate) struct PathParameter(pub(crate) String);
 
 impl<S: Send + Sync> FromRequestParts<S> for PathParameter {
@@ -191,8 +192,8 @@ impl<S: Send + Sync> FromRequestParts<S> for PathParameter {
     }
 }
 
-/// The job that the path names. A malformed id is answered like the id of no job, and so is the id of a job that the
-/// caller may not see: a client doesn't learn whether another client's job exists.
+/// The job from the path. A malformed id, an unknown job and a job that the caller may not see result in the same
+/// response. So a client cannot detect jobs of other clients.
 pub(crate) struct PathJob(pub(crate) JobId);
 
 impl FromRequestParts<Service> for PathJob {
@@ -202,7 +203,7 @@ impl FromRequestParts<Service> for PathJob {
         let PathParameter(id) = PathParameter::from_request_parts(parts, service).await?;
         let id = Uuid::try_parse(&id).map_err(|_| service::Error::NoJob)?.into();
         let caller = Caller::from_request_parts(parts, service).await?;
-        // A job's consumer never changes.
+        // The consumer of a job never changes, so the check stays valid.
         if caller.consumers().is_some() && !caller.sees(&service.job(id).await?) {
             return Err(service::Error::NoJob.into());
         }

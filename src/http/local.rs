@@ -1,11 +1,11 @@
-//! Tells requests that come from this machine: with `AUTH=local` they alone are let in, without a key.
+//! Detects requests from this machine. With `AUTH=local`, only these are allowed, and they need no key.
 //!
-//! Requests of a browser on this machine come from here whatever page it shows, and so do those of a proxy on this
-//! machine. Headers tell them apart, which a page can't forge and which a proxy adds: `Host` names the host that the
-//! page believes it talks to (DNS rebinding), `Origin` and `Sec-Fetch-Site` say where the page is from,
-//! `X-Forwarded-For` and the like say that another client asks.
+//! Two kinds of foreign requests also arrive from a local address: those of web pages in a local browser and those of a
+//! local proxy. Their headers distinguish them. A page cannot forge these headers, and a proxy adds them. `Host`
+//! contains the host name that the page used (DNS rebinding). `Origin` and `Sec-Fetch-Site` identify the page's origin.
+//! `X-Forwarded-For` and similar headers show that the request is forwarded.
 //!
-//! This is no authentication: a client that reaches the port and chooses its headers is let in.
+//! This is not authentication: a client that can reach the port and choose its headers is allowed.
 
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -22,8 +22,8 @@ use crate::http::problem::Problem;
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
-/// Names and addresses of this machine besides localhost and loopback addresses, in lower case, without ports and
-/// brackets.
+/// Names and addresses of this machine, besides localhost and loopback addresses. They are in lower case, without ports
+/// and brackets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LocalHosts(Arc<[String]>);
 
@@ -37,7 +37,7 @@ impl FromStr for LocalHosts {
     }
 }
 
-/// Reads a host, a name of letters, digits, `-`, `_` and dots or an address, in the form in which hosts are compared.
+/// Normalizes a host for comparison: an address, or a name of letters, digits, `-`, `_` and dots.
 fn host(text: &str) -> Option<String> {
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
     if let Ok(address) = bare.parse::<IpAddr>() {
@@ -51,20 +51,22 @@ fn host(text: &str) -> Option<String> {
 }
 
 impl LocalHosts {
-    fn have(&self, authority: &Authority) -> bool {
+    fn contains(&self, authority: &Authority) -> bool {
         let Some(host) = host(authority.host()) else { return false };
         let is_loopback = host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
         host == "localhost" || is_loopback || self.0.contains(&host)
     }
 }
 
-/// Checks that the sender of a request is a local caller.
+/// Checks that a local caller sent the request.
 ///
 /// # Errors
-/// The problem names the header that says otherwise.
+///
+/// The problem names the header that identifies another sender.
 pub(crate) fn check(request: &Request, hosts: &LocalHosts, listed: &Origins) -> Result<(), Problem> {
-    // First: behind a proxy `Host` is mostly a public name as well, and an answer that names the proxy helps more.
-    if let Some(mark) = request.headers().keys().find(|name| is_of_a_proxy(name.as_str())) {
+    // This check is first because `Host` is usually a public name behind a proxy. The problem of the proxy is more
+    // helpful then.
+    if let Some(mark) = request.headers().keys().find(|name| is_proxy_header(name.as_str())) {
         return Err(Problem::proxy_refused(mark.as_str()));
     }
     let host = host_of(request, hosts)?;
@@ -74,53 +76,54 @@ pub(crate) fn check(request: &Request, hosts: &LocalHosts, listed: &Origins) -> 
         authority.is_some_and(|authority| authority.as_str().eq_ignore_ascii_case(host.as_str()))
     };
     let mut origins = request.headers().get_all(header::ORIGIN).iter();
-    if !origins.all(|origin| is_own(origin) || listed.have(origin)) {
+    if !origins.all(|origin| is_own(origin) || listed.contains(origin)) {
         return Err(origin_refused("Origin"));
     }
-    // A page that only embeds an answer sends no `Origin`; the browser says in `Sec-Fetch-Site` where the page is from.
+    // A page that only embeds a response sends no `Origin`. The browser sends the page's relation to this service in
+    // `Sec-Fetch-Site`.
     let mut sites = request.headers().get_all(SEC_FETCH_SITE).iter();
-    let is_listed = request.headers().get(header::ORIGIN).is_some_and(|origin| listed.have(origin));
-    // A page on another port of this machine is `same-site`, and as foreign as any other. `none`: a person typed the
-    // address.
-    if is_listed || follows_a_link(request) || sites.all(|site| site == "same-origin" || site == "none") {
+    let is_listed = request.headers().get(header::ORIGIN).is_some_and(|origin| listed.contains(origin));
+    // A page on another port of this machine is `same-site`, and as foreign as any other page. `none` means that the
+    // user entered the address.
+    if is_listed || is_link_navigation(request) || sites.all(|site| site == "same-origin" || site == "none") {
         Ok(())
     } else {
         Err(origin_refused("Sec-Fetch-Site"))
     }
 }
 
-/// The one host that the request names, if it is this machine's.
+/// Returns the host from the request if it is unique and local.
 fn host_of(request: &Request, hosts: &LocalHosts) -> Result<Authority, Problem> {
     let mut named = request.headers().get_all(header::HOST).iter();
     let host = match (named.next(), named.next()) {
         (Some(host), None) => host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()),
         _ => None,
     };
-    // A request target in absolute form has a host too.
+    // A request target in absolute form also contains a host.
     let target = request.uri().authority();
-    let host = host.filter(|host| hosts.have(host) && target.is_none_or(|target| hosts.have(target)));
+    let host = host.filter(|host| hosts.contains(host) && target.is_none_or(|target| hosts.contains(target)));
     host.ok_or_else(|| {
-        let detail = "open without a key to callers on this machine only: the Host must be localhost, a loopback address or one of LOCAL_HOSTS";
+        let detail = "without keys, only callers on this machine are allowed: the Host must be localhost, a loopback address or one of LOCAL_HOSTS";
         Problem::bad_input(Code::HostNotLocal, "Host", detail)
     })
 }
 
-/// Returns true if a person follows a link to one of this service's pages. The page with the link learns nothing by
-/// that, since these pages can't be framed.
-fn follows_a_link(request: &Request) -> bool {
+/// Returns true if a user follows a link to one of this service's pages. The linking page gains no information, because
+/// these pages cannot be framed.
+fn is_link_navigation(request: &Request) -> bool {
     let navigates = request.headers().get(SEC_FETCH_MODE).is_some_and(|mode| mode == "navigate");
     navigates && request.method() == Method::GET && matches!(request.uri().path(), "/" | "/docs")
 }
 
-/// The problem of a web page whose origin isn't listed, as the header `mark` shows.
+/// Returns the problem of a web page whose origin is not listed; `mark` is the header that shows this.
 fn origin_refused(mark: &str) -> Problem {
     Problem::bad_input(Code::OriginNotAllowed, mark, "a web page of another origin may not call this service")
 }
 
-/// Headers that proxies add, besides all that begin with `x-forwarded`: `forwarded` (RFC 7239), `via`, which every
-/// intermediary has to add (RFC 9110, 7.6.3), nginx's usual one, and those of content delivery networks, load balancers
-/// and ingresses.
-const OF_PROXIES: [&str; 18] = [
+/// Headers added by proxies, besides those that begin with `x-forwarded`. They include `forwarded` (RFC 7239) and
+/// `via`, which every intermediary must add (RFC 9110, section 7.6.3). The others are used by nginx, content delivery
+/// networks, load balancers and ingresses.
+const PROXY_HEADERS: [&str; 18] = [
     "cdn-loop",
     "cf-connecting-ip",
     "cf-connecting-ipv6",
@@ -141,8 +144,8 @@ const OF_PROXIES: [&str; 18] = [
     "x-real-ip",
 ];
 
-fn is_of_a_proxy(name: &str) -> bool {
-    name.starts_with("x-forwarded") || OF_PROXIES.contains(&name)
+fn is_proxy_header(name: &str) -> bool {
+    name.starts_with("x-forwarded") || PROXY_HEADERS.contains(&name)
 }
 
 #[cfg(test)]
@@ -158,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn only_local_hosts() {
+    fn only_local_hosts_are_allowed() {
         for good in ["127.9.9.9", "App:80"] {
             assert!(allowed(&[good]), "{good}");
         }

@@ -1,5 +1,5 @@
-//! Requests for exports that come by a queue, in place of a call: read, refused and made as those of `POST /exports`
-//! are.
+//! Requests for exports from a message queue. The service parses, refuses and accepts them like calls of `POST
+//! /exports`.
 
 use std::panic::AssertUnwindSafe;
 
@@ -20,19 +20,19 @@ use crate::http::traces;
 use crate::job;
 use crate::service::Service;
 
-/// Makes an export of a message, whose id is the idempotency key.
+/// Submits the export requested by a message. The id of the message is the idempotency key.
 pub async fn take_message(service: &Service, intake: &Intake, message: Message) -> Outcome {
     let taken = AssertUnwindSafe(take(service, intake, message)).catch_unwind().await;
-    match taken.unwrap_or_else(|panic| Err(problem::of_panic(panic.as_ref()))) {
+    match taken.unwrap_or_else(|panic| Err(problem::from_panic(panic.as_ref()))) {
         Ok(()) => Outcome::Accepted,
-        // About this request's dataset: others are met meanwhile, and it would wait for as long as nobody changes the
-        // file or the table.
+        // This error concerns one dataset, and other requests can succeed. A deferred message would wait until an
+        // operator changes the file or the table.
         Err(problem) if problem.is(Code::DatasetMismatch) => Outcome::Failed(json!(problem)),
-        // Or about the database, which may have gone in the middle.
+        // This error has the same scope, unless the database has become unavailable in the meantime.
         Err(problem) if problem.is(Code::TableUnreadable) && service.ping().await.is_ok() => {
             Outcome::Failed(json!(problem))
         }
-        // What may be otherwise in a moment, whatever the message.
+        // These errors are temporary and do not depend on the message.
         Err(problem) if matches!(problem.status(), StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) => {
             Outcome::Deferred(json!(problem))
         }
@@ -44,7 +44,7 @@ pub async fn take_message(service: &Service, intake: &Intake, message: Message) 
 async fn take(service: &Service, intake: &Intake, message: Message) -> Result<(), Problem> {
     let Message { id, consumers, traceparent, content_type, body } = message;
     let Some(id) = id else {
-        let detail = "the message has no id: delivered again, it would make another export";
+        let detail = "the message has no id: without one, a redelivery would create another export";
         return Err(Problem::bad_input(Code::IdempotencyKeyInvalid, "message-id", detail));
     };
     let mut request = Request::new(Body::from(body));
@@ -57,11 +57,11 @@ async fn take(service: &Service, intake: &Intake, message: Message) -> Result<()
     if let Some(place) = traceparent {
         headers.insert(traces::HEADER, value(&place));
     }
-    // Few who publish say it.
+    // Most publishers do not set the content type.
     let content_type = content_type.unwrap_or_else(|| "application/json".to_owned());
     headers.insert(header::CONTENT_TYPE, value(content_type.as_bytes()));
-    // Who may publish to the queue may ask for what the operator's file lets it.
-    request.extensions_mut().insert(Caller::anybody());
+    // The broker controls who may publish. The datasets file limits the consumers and datasets of the queue.
+    request.extensions_mut().insert(Caller::unrestricted());
     let submission = Submission::<MaybeConsumer, NewExport>::from_request(request, service).await?;
     let request = submission.request(service)?;
     check(intake, &request)?;
@@ -69,7 +69,7 @@ async fn take(service: &Service, intake: &Intake, message: Message) -> Result<()
     Ok(())
 }
 
-/// Refuses what the queue is not for.
+/// Refuses requests that the configuration of the queue excludes.
 fn check(intake: &Intake, request: &job::Request) -> Result<(), Problem> {
     if let Some(datasets) = &intake.datasets
         && !datasets.contains(&request.dataset)

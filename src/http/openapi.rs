@@ -1,9 +1,9 @@
-//! `/openapi.json`: what the API says of itself, OpenAPI 3.1.
+//! `/openapi.json`: the API's description in OpenAPI 3.1.
 //!
-//! Each route is documented: `utoipa_axum::routes!` takes route and description from the handler. The handler describes
-//! what its call alone has, its own problems by their codes (`x-codes`). This file adds what follows from that: the
-//! problems that every call may answer, those of calls with a body, a consumer or a job, and the scope that each call
-//! needs.
+//! Every route is documented, because `utoipa_axum::routes!` takes route and description from the handler. The handler
+//! describes only the specific parts of its call, and lists its own problem codes in `x-codes`. This file adds the
+//! derived parts. They are the problems of all calls, the problems of calls with a body, a consumer or a job, and the
+//! required scope.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
@@ -22,48 +22,48 @@ use crate::http::schemas::DatasetName;
 use crate::job::ConsumerId;
 use pg_rows::encoding::{Compression, Format};
 
-/// What the document has besides the calls.
+/// The parts of the document that do not belong to a call.
 #[derive(utoipa::OpenApi)]
 #[openapi(
     info(
         title = "cdc-export",
-        description = "Hands a Postgres table's rows to downstream consumers as files. A consumer asks for a full, incremental or delta \
-            export; a background job writes the file, and the consumer's watermark moves in the same transaction.\n\n\
-            The loading rule: a consumer's position moves when the file is complete, not when somebody has loaded it: who asks twice and \
-            loads once lacks the first file's rows. The file isn't lost, even if the answer was. A loader goes on with \
-            `GET /exports?consumer=…&dataset=…&after={jobId}`, with the id of the export that it loaded last, and loads what this lists, \
+        description = "Exports the rows of a Postgres table to downstream consumers as files. A consumer requests a full, incremental or delta \
+            export. A background job writes the file, and the consumer's watermark moves in the same transaction.\n\n\
+            The loading rule: a consumer's position moves when the file is complete, not when it has been loaded. A client that requests two \
+            exports and loads only one misses the rows of the other. The file still exists, even if the response was lost. A loader continues with \
+            `GET /exports?consumer=…&dataset=…&after={jobId}`, where `jobId` is the export that it loaded last. It loads the listed exports, \
             oldest first.\n\n\
-            Names are camelCase, times RFC 3339 in UTC with microseconds. Errors are `application/problem+json` (RFC 9457) with a \
-            stable `code`. Unknown members of a body and unknown \
-            parameters of a query are refused by name, and every answer to what can be read as a request has an `X-Request-Id`.\n\n\
-            With `AUTH=keys`, and wherever the service listens beyond this machine without `AUTH=local` or `AUTH=none`, a call wants a key: \
-            `Authorization: Bearer cdcx_…`. Each call names the scope that it needs; `admin` has them all.",
+            Names are camelCase. Times are RFC 3339 in UTC with microseconds. Errors are `application/problem+json` (RFC 9457) with a \
+            stable `code`. The service refuses unknown members of a body and unknown \
+            parameters of a query by name. Every response to a valid HTTP request has an `X-Request-Id`.\n\n\
+            With `AUTH=keys`, a call needs a key: `Authorization: Bearer cdcx_…`. The same applies if the service listens beyond this machine \
+            without `AUTH=local` or `AUTH=none`. Each call names the scope that it needs; `admin` includes all scopes.",
     ),
     tags(
-        (name = "exports", description = "Ask for an export, follow it, fetch its file."),
+        (name = "exports", description = "Request an export, follow it, download its file."),
         (name = "watermarks", description = "The watermarks of consumers."),
-        (name = "schedules", description = "The exports that the service asks for by itself."),
+        (name = "schedules", description = "The exports that the service requests periodically."),
         (name = "datasets", description = "The tables that may be exported."),
-        (name = "deliveries", description = "What receivers are told of ended exports."),
+        (name = "deliveries", description = "The events about ended exports and their delivery to receivers."),
         (name = "demo", description = "The demo table."),
-        (name = "service", description = "For monitoring this process, and for its documentation."),
+        (name = "service", description = "Monitoring and documentation of this process."),
     ),
     components(schemas(Submitted, Problem, ConsumerId, DatasetName)),
 )]
 pub(crate) struct Base;
 
-/// The document of a router's routes, as a text. It is made when somebody first asks for it.
+/// The document of a router's routes as text. The first request for it creates the text.
 #[derive(Clone)]
 pub(crate) struct RouterDocument(Arc<LazyLock<String, Box<dyn FnOnce() -> String + Send>>>);
 
 impl RouterDocument {
-    /// The document of routes that say `api` of themselves.
-    pub(crate) fn of(api: OpenApi) -> RouterDocument {
+    /// Creates the document from the description of the routes.
+    pub(crate) fn new(api: OpenApi) -> RouterDocument {
         RouterDocument(Arc::new(LazyLock::new(Box::new(|| format!("{:#}\n", document(api))))))
     }
 }
 
-/// The API's own description, OpenAPI 3.1
+/// Get the API's description, OpenAPI 3.1
 #[utoipa::path(
     get, path = "/openapi.json", operation_id = "getOpenapi", tag = "service",
     responses((status = 200, description = "This document.", body = Object)),
@@ -73,25 +73,25 @@ pub(crate) async fn get(Extension(RouterDocument(text)): Extension<RouterDocumen
 }
 
 fn document(api: OpenApi) -> Value {
-    let mut value = serde_json::to_value(api).expect("a document has texts for keys");
-    value["servers"] = json!([{ "url": "/", "description": "The service that this document is from." }]);
+    let mut value = serde_json::to_value(api).expect("a document has string keys");
+    value["servers"] = json!([{ "url": "/", "description": "The service that serves this document." }]);
     value["components"]["headers"] = headers();
     value["components"]["parameters"] = json!({ "X-Request-Id": {
         "name": "X-Request-Id", "in": "header", "required": false, "schema": { "type": "string" }, "example": "my-request-1",
-        "description": "A name for the request, 1 to 128 visible ASCII characters without a key in them, which its answer and the log have too. Another \
-            one, or none, is replaced by a UUID.",
+        "description": "An id for the request: 1 to 128 visible ASCII characters that contain no key. The response and the log contain it. \
+            If it is missing or invalid, the service generates a UUID.",
     }});
     value["components"]["securitySchemes"] = json!({ "key": {
         "type": "http", "scheme": "bearer", "bearerFormat": "cdcx_…",
-        "description": "A key that `cdc-export keys create` made. Each call names the scope that it needs.",
+        "description": "A key created by `cdc-export keys create`. Each call names the scope that it needs.",
     }});
-    // The items of a page refer to their schema, instead of repeating it.
+    // The items of a page reference their schema instead of repeating it.
     for (name, schema) in members(&mut value["components"]["schemas"]) {
         if let Some(of) = name.strip_prefix("Page_") {
             schema["properties"]["items"]["items"] = json!({ "$ref": format!("#/components/schemas/{of}") });
         }
     }
-    // What the derives can't express.
+    // The derives cannot express these constraints.
     value["components"]["schemas"]["NewExport"]["properties"]["columns"]["uniqueItems"] = json!(true);
     value["components"]["schemas"]["Options"]["not"] = uncompressed_only();
     value["components"]["schemas"]["NewExport"]["not"] = uncompressed_only();
@@ -103,7 +103,7 @@ fn document(api: OpenApi) -> Value {
                 let schema = body["content"]["application/json"]["schema"]["$ref"].as_str().unwrap_or_default();
                 body["required"] = json!(!optional.contains(schema));
             }
-            let method: Method = method.to_ascii_uppercase().parse().expect("a document's methods are methods");
+            let method: Method = method.to_ascii_uppercase().parse().expect("the keys of a path item are methods");
             complete(&method, path, operation, &mut shared);
         }
     }
@@ -111,7 +111,7 @@ fn document(api: OpenApi) -> Value {
     value
 }
 
-/// The members of what is an object in every document.
+/// Returns the members of a value that is an object in every document.
 fn members(value: &mut Value) -> impl Iterator<Item = (&String, &mut Value)> {
     value.as_object_mut().into_iter().flatten()
 }
@@ -127,20 +127,20 @@ fn uncompressed_only() -> Value {
     })
 }
 
-/// The schemas without a required member: their body may be left out.
+/// Returns the schemas without a required member. A body with such a schema is optional.
 fn optional_bodies(document: &Value) -> BTreeSet<String> {
     let schemas = document["components"]["schemas"].as_object().into_iter().flatten();
     let optional = schemas.filter(|(_, schema)| schema.get("required").is_none());
     optional.map(|(name, _)| format!("#/components/schemas/{name}")).collect()
 }
 
-/// The headers that many answers have.
+/// Returns the headers that many responses share.
 fn headers() -> Value {
     let header = |kind: &str, description: &str| json!({ "required": true, "schema": { "type": kind }, "description": description });
     json!({
-        "X-Request-Id": header("string", "The request's name, which the log has too."),
-        "Retry-After": header("integer", "After this many seconds another try is worthwhile."),
-        "WWW-Authenticate": header("string", "How to send a key (RFC 6750), and what is wrong with the one that was sent."),
+        "X-Request-Id": header("string", "The id of the request, which the log also contains."),
+        "Retry-After": header("integer", "The number of seconds to wait before the next attempt."),
+        "WWW-Authenticate": header("string", "The authentication scheme (RFC 6750), and the error of the key if one was sent."),
         "Content-Range": header("string", "The range of this part, or `bytes */` and the file's size."),
     })
 }
@@ -149,12 +149,12 @@ fn header_ref(name: &str) -> Value {
     json!({ "$ref": format!("#/components/headers/{name}") })
 }
 
-/// Adds what follows from the description of a call.
+/// Completes the description of a call with the derived parts.
 fn complete(method: &Method, path: &str, operation: &mut Value, shared: &mut Map<String, Value>) {
     let mut codes = codes_of(path, operation);
-    // A call that needs a key looks it up and takes a caller's slot; and every call but the health checks has a rate
-    // limit.
-    if !access::is_free(path) {
+    // All calls except the health checks have a rate limit. A call that needs a key also looks up the key and takes a
+    // slot of the active connections.
+    if !access::is_unlimited(path) {
         codes.push(Code::RateLimited);
     }
     if access::is_open(path) {
@@ -174,7 +174,7 @@ fn complete(method: &Method, path: &str, operation: &mut Value, shared: &mut Map
         by_status.entry(code.status()).or_default().push(*code);
     }
     for (_, answer) in members(&mut operation["responses"]) {
-        // A described header is always there.
+        // A described header is always present.
         for (_, header) in members(&mut answer["headers"]) {
             header["required"] = json!(true);
         }
@@ -193,11 +193,11 @@ fn complete(method: &Method, path: &str, operation: &mut Value, shared: &mut Map
     }
 }
 
-/// The codes of the problems that a call may answer, without those of keys.
+/// Returns the codes of the problems that a call may return, without those of keys.
 fn codes_of(path: &str, operation: &mut Value) -> Vec<Code> {
     let own = operation.as_object_mut().and_then(|operation| operation.remove("x-codes")).unwrap_or_default();
     let own = own.as_array().into_iter().flatten().filter_map(Value::as_str);
-    let mut codes: Vec<Code> = own.map(|code| code.parse().expect("the handlers name codes")).collect();
+    let mut codes: Vec<Code> = own.map(|code| code.parse().expect("`x-codes` contains only codes")).collect();
     codes.extend([Code::HostNotLocal, Code::ProxyNotAllowed, Code::OriginNotAllowed]);
     codes.extend([Code::ParameterUnknown, Code::UriTooLong, Code::HeadersTooLarge, Code::Internal]);
     for parameter in operation["parameters"].as_array().into_iter().flatten() {
@@ -221,7 +221,7 @@ fn codes_of(path: &str, operation: &mut Value) -> Vec<Code> {
     codes
 }
 
-/// The answer of a status with one of these codes.
+/// Returns the response for a status with one of these codes.
 fn refusal(status: StatusCode, codes: &[Code]) -> Value {
     let meanings: String = codes.iter().map(|code| format!("\n- `{code}`: {}", code.meaning())).collect();
     let examples: Map<_, _> =
@@ -238,7 +238,7 @@ fn refusal(status: StatusCode, codes: &[Code]) -> Value {
         "description": format!("{}:\n{meanings}", status.canonical_reason().unwrap_or("Error")),
         "headers": headers,
         "content": { "application/problem+json": {
-            // One type for all problems. A schema for each status would be a class each in a generated client.
+            // All problems share one schema. A schema per status would become a class per status in a generated client.
             "schema": { "$ref": "#/components/schemas/Problem" },
             "examples": examples,
         }},
@@ -250,17 +250,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_code_of_a_problem_is_told_and_where_it_comes() {
+    fn every_problem_code_is_documented_at_a_call_that_may_return_it() {
         let document = document(crate::http::routes().into_openapi());
         let schemas = &document["components"]["schemas"];
         assert_eq!(schemas["ProblemCode"]["enum"], json!(Code::ALL));
         assert_eq!(schemas["Problem"]["properties"]["code"]["$ref"], "#/components/schemas/ProblemCode");
         let calls = document["paths"].to_string();
         for code in Code::ALL {
-            // Of paths and methods that there are none of.
+            // This code belongs to methods and paths without a call.
             let of_no_call = *code == Code::MethodNotAllowed;
             let told = calls.contains(&format!(".{code}.")) || calls.contains(&format!(".{code}\""));
-            assert!(told != of_no_call, "{code}: name it where a call may answer it");
+            assert!(told != of_no_call, "{code}: add it to `x-codes` of the calls that may return it");
         }
     }
 }

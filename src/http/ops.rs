@@ -1,4 +1,4 @@
-//! `/health` and `/metrics`: for monitoring and load balancers.
+//! `/health` and `/metrics`, for monitoring and load balancers.
 
 use std::collections::BTreeMap;
 
@@ -25,20 +25,20 @@ pub(crate) struct HealthBody {
     /// `ok` or `unavailable`
     #[schema(pattern = "^(ok|unavailable)$")]
     status: &'static str,
-    /// The time of the answer
+    /// The time of the response
     #[schema(format = DateTime)]
     timestamp: String,
-    /// Each check: `ok`, or what is wrong
+    /// The result of each check: `ok`, or the problem
     checks: BTreeMap<&'static str, String>,
 }
 
-/// The answer to a health check.
+/// The response of a health check.
 #[derive(IntoResponses)]
 pub(crate) enum HealthAnswer {
-    /// Yes.
+    /// All checks passed.
     #[response(status = 200)]
     Healthy(HealthBody),
-    /// No, and why.
+    /// A check failed.
     #[response(status = 503, headers(("Retry-After" = u32, description = "Seconds")))]
     Unhealthy(HealthBody),
 }
@@ -54,38 +54,39 @@ impl IntoResponse for HealthAnswer {
     }
 }
 
-/// Ask whether Postgres can be reached
+/// Check that Postgres is reachable
 #[utoipa::path(get, path = "/health", operation_id = "getHealth", tag = "service", responses(HealthAnswer))]
 pub(crate) async fn health(State(service): State<Service>) -> HealthAnswer {
     answer([("postgres", word(service.ping().await))], None)
 }
 
-/// Ask whether this process answers
+/// Check that this process responds
 #[utoipa::path(
     get, path = "/health/live", operation_id = "getLiveness", tag = "service",
-    responses((status = 200, description = "Yes.", body = HealthBody)),
+    responses((status = 200, description = "The process responds.", body = HealthBody)),
 )]
 pub(crate) async fn live() -> HealthAnswer {
     answer([], None)
 }
 
-/// Ask whether an export could start now
+/// Check that an export could start now
 ///
-/// Checks Postgres, the output folder or bucket, and the room on a folder's disk. `datasets` says of those that are not
-/// ready why, as `/datasets` does; the answer is 200 all the same, since the others' exports can start.
+/// Checks Postgres, the output folder or bucket, and the free space on a folder's disk. `datasets` lists the datasets
+/// that are not ready, with the reasons, as `/datasets` does. They do not change the status, because exports of other
+/// datasets can start.
 #[utoipa::path(get, path = "/health/ready", operation_id = "getReadiness", tag = "service", responses(HealthAnswer))]
 pub(crate) async fn ready(State(service): State<Service>) -> HealthAnswer {
     let health = service.health().await;
     let datasets = health.datasets.map(|datasets| ("datasets", ready_or_why(&datasets)));
     let checks = [("postgres", word(health.postgres)), ("output", word(health.output))];
-    // Only who ends says so: what asks at a rollout shall send requests elsewhere.
+    // The check is listed only while the process drains. An orchestrator must send requests to another process then.
     let stops = health.is_draining.then(|| ("service", Err("it is stopping".to_owned())));
     answer(checks.into_iter().chain(stops), datasets)
 }
 
-/// Read the metrics, for Prometheus
+/// Get the metrics, for Prometheus
 ///
-/// 200 without a database too: the metrics then say that it is away.
+/// The status is 200 even if the database is unavailable; a metric then reports that.
 #[utoipa::path(
     get, path = "/metrics", operation_id = "getMetrics", tag = "service",
     responses((status = 200, description = "The metrics.", body = String, content_type = "text/plain")),
@@ -94,10 +95,10 @@ pub(crate) async fn metrics(State(service): State<Service>) -> impl IntoResponse
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], service.metrics().await)
 }
 
-/// `ok`, or why datasets are not ready, as `/datasets` says it.
+/// Returns `ok`, or the datasets that are not ready with the reasons, as `/datasets` lists them.
 fn ready_or_why(datasets: &[Description]) -> String {
     let why = |dataset: &Description| {
-        // Whoever asks for health needs no key, so it isn't told which role lacks which right.
+        // Health checks need no key, so their response does not contain names of roles and missing privileges.
         let problems = match (&dataset.unreadable, &dataset.mute_role) {
             (Some(_), _) => vec!["the database role may not read its table".to_owned()],
             (None, Some(_)) => {
@@ -115,7 +116,7 @@ fn word<E: std::fmt::Display>(check: Result<(), E>) -> Result<(), String> {
     check.map_err(|error| error.to_string())
 }
 
-/// The answer of these checks, with a note that no health depends on.
+/// Returns the response of a health check. `note` is an additional entry that does not affect the status.
 fn answer(
     checks: impl IntoIterator<Item = (&'static str, Result<(), String>)>,
     note: Option<(&'static str, String)>,

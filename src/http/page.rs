@@ -1,7 +1,7 @@
-//! `/`: the page that an operator and a client's developer look at, and the files that it is made of.
+//! `/`: the page for operators and for developers of clients, and its files.
 //!
-//! It is a client of the API like any other: these files hold no data, need no key, and know nothing of `service`. They
-//! are built into the binary, so that a page and the API that it speaks to are always of one version.
+//! The page is an ordinary client of the API. Its files contain no data, need no key and do not use `service`. The
+//! binary embeds them, so the page and the API always have the same version.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -13,8 +13,8 @@ use axum::response::{IntoResponse, Response};
 use crate::http::input::{self, PathParameter};
 use crate::http::problem::Problem;
 
-/// Scripts, styles and calls of this origin and nothing else: what a name or an error brings along can't run, be sent
-/// anywhere or be shown in a foreign frame. Trusted types take the calls away that would read a text as HTML.
+/// Content security policy: only scripts, styles and calls of this origin. A name or an error text cannot run as a
+/// script, leave the page or appear in a foreign frame. Trusted types block the functions that parse text as HTML.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'";
 
@@ -32,7 +32,7 @@ macro_rules! assets {
     };
 }
 
-/// The page's files, by their names under `/page/`; `index.html` is at `/`.
+/// The page's files by their names under `/page/`; `/` serves `index.html`.
 static ASSETS: LazyLock<Assets> = LazyLock::new(|| {
     assets![
         "actions.js",
@@ -69,14 +69,14 @@ static ASSETS: LazyLock<Assets> = LazyLock::new(|| {
     ]
 });
 
-/// The name of a page itself among its files.
+/// The name of the page itself among its files.
 pub(crate) const INDEX: &str = "index.html";
 
-/// The files of a page, by their names.
+/// The files of a page by name.
 pub(crate) type Assets = BTreeMap<&'static str, Asset>;
 
 impl Asset {
-    /// A file of this name, whose page the browser shows under this content security policy.
+    /// Creates a file with this name. Browsers display it under the given content security policy.
     pub(crate) fn new(name: &str, text: impl Into<Cow<'static, str>>, policy: &'static str) -> Asset {
         let text = text.into();
         let media_type = match name.rsplit_once('.').map(|(_, extension)| extension) {
@@ -87,39 +87,39 @@ impl Asset {
         };
         let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
         let etag = format!("\"{}\"", hex::encode(&digest.as_ref()[..12]));
-        let etag = etag.parse().expect("digits are a valid header value");
+        let etag = etag.parse().expect("hexadecimal digits are a valid header value");
         Asset { media_type, text, etag, policy }
     }
 
-    /// The answer to a request with these headers.
+    /// Returns the response to a request with these headers.
     pub(crate) fn answer(&'static self, headers: &HeaderMap) -> Response {
         let own = [
             (header::CONTENT_TYPE, HeaderValue::from_static(self.media_type)),
             (header::ETAG, self.etag.clone()),
-            // Kept, since they hold no data, and asked for anew each time: modules of two versions would not fit
-            // together.
+            // Browsers may store these files, because they contain no data. Browsers must revalidate them, because
+            // modules of two versions are incompatible.
             (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
             (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(self.policy)),
             (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
         ];
-        if input::has_already(headers, self.etag.as_bytes()) {
+        if input::matches_etag(headers, self.etag.as_bytes()) {
             return (StatusCode::NOT_MODIFIED, own).into_response();
         }
         (own, &*self.text).into_response()
     }
 }
 
-/// `GET /`: the page, whatever the client says it accepts. What a machine wants of this service has paths of its own.
+/// `GET /`: returns the page, regardless of the `Accept` header. The data for programs is at other paths.
 pub(crate) async fn index(headers: HeaderMap) -> Response {
     ASSETS[INDEX].answer(&headers)
 }
 
-/// `GET /page/{name}`: one of its files.
+/// `GET /page/{name}`: returns one of the page's files.
 pub(crate) async fn asset(PathParameter(name): PathParameter, headers: HeaderMap) -> Result<Response, Problem> {
     file_of(&ASSETS, &name, &headers)
 }
 
-/// The answer with a page's file of this name. The page itself has another path.
+/// Returns the response with this file of a page. The page itself has its own path.
 pub(crate) fn file_of(assets: &'static Assets, name: &str, headers: &HeaderMap) -> Result<Response, Problem> {
     let asset = assets.get(name).filter(|_| name != INDEX);
     Ok(asset.ok_or_else(|| Problem::not_found("the page has no such file"))?.answer(headers))
@@ -132,13 +132,13 @@ mod tests {
     use crate::schedule::Refusal;
     use pg_rows::encoding::{Compression, Format};
 
-    /// The names that follow a mark in a text, up to the next quote.
+    /// Returns the names that follow `mark` in a text, up to the next quote.
     fn named<'a>(text: &'a str, mark: &'a str) -> impl Iterator<Item = &'a str> {
         text.split(mark).skip(1).map(|rest| rest.split(['"', '\'']).next().unwrap())
     }
 
     #[test]
-    fn every_file_that_the_page_names_is_there_and_every_other_is_not() {
+    fn page_references_exactly_the_embedded_files() {
         let index = &ASSETS[INDEX];
         let mut used: Vec<&str> = named(&index.text, "\"/page/").collect();
         for asset in ASSETS.values().filter(|asset| asset.media_type == "text/javascript; charset=utf-8") {
@@ -148,12 +148,12 @@ mod tests {
             assert!(ASSETS.contains_key(name), "{name}");
         }
         for name in ASSETS.keys().filter(|name| **name != INDEX) {
-            assert!(used.contains(name), "nobody uses {name}");
+            assert!(used.contains(name), "no file references {name}");
         }
     }
 
     #[test]
-    fn the_page_knows_every_word() {
+    fn page_explains_every_word_of_the_api() {
         let has = |file: &str, word: &str| {
             let text = &ASSETS[file].text;
             let quoted = format!("\"{word}\"");
@@ -164,16 +164,16 @@ mod tests {
         let explained = explained.chain(Status::ALL.iter().map(|word| word.as_str()));
         let explained = explained.chain(Refusal::ALL.iter().map(|word| word.as_str()));
         for word in explained.chain(ExportType::ALL.iter().map(|word| word.as_str())) {
-            assert!(has("words.js", word), "words.js doesn't know {word}");
+            assert!(has("words.js", word), "words.js does not explain {word}");
         }
         let chosen = Format::ALL.iter().map(|word| word.as_str());
         for word in chosen.chain(Compression::ALL.iter().map(|word| word.as_str())) {
-            assert!(has("start.js", word), "start.js doesn't offer {word}");
+            assert!(has("start.js", word), "start.js does not offer {word}");
         }
     }
 
     #[test]
-    fn nothing_reads_a_text_as_html_or_is_written_in_line() {
+    fn page_has_no_inline_code_and_parses_no_html() {
         for (name, asset) in &*ASSETS {
             for word in
                 ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "DOMParser", "style=\""]
@@ -181,7 +181,7 @@ mod tests {
                 assert!(!asset.text.contains(word), "{name} has {word}");
             }
             let foreign = asset.text.replace("http://www.w3.org/2000/svg", "");
-            assert!(!foreign.contains("http://") && !foreign.contains("https://"), "{name} names another host");
+            assert!(!foreign.contains("http://") && !foreign.contains("https://"), "{name} references another host");
         }
         let index = &ASSETS[INDEX].text;
         assert_eq!(index.matches("<script").count(), 1);

@@ -1,21 +1,23 @@
-//! Lists in pages: `limit` rows, and a cursor that says where the next page begins. A cursor names the last row of its
-//! page, so that rows which are added or removed meanwhile neither repeat nor hide others.
+//! Pagination of lists: `limit` rows per page and a cursor for the next page.
+//!
+//! A cursor contains the last row of its page. So rows added or removed between two calls cause neither duplicates nor
+//! gaps.
 
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::http::problem::Problem;
 
-/// Rows of a page where the client sets no limit.
+/// Rows per page if the client sets no limit.
 const DEFAULT_ROWS: u32 = 50;
-/// The most rows of a page.
-const MOST_ROWS: u32 = 200;
+/// Maximum number of rows per page.
+const MAX_ROWS: u32 = 200;
 
-/// Reads `limit`.
+/// Parses `limit`.
 pub(crate) fn limit(text: Option<&str>) -> Result<u32, Problem> {
     let Some(text) = text else { return Ok(DEFAULT_ROWS) };
-    let limit = text.parse().ok().filter(|limit| (1..=MOST_ROWS).contains(limit));
-    limit.ok_or_else(|| Problem::bad_parameter("limit", format!("a number from 1 to {MOST_ROWS} is expected")))
+    let limit = text.parse().ok().filter(|limit| (1..=MAX_ROWS).contains(limit));
+    limit.ok_or_else(|| Problem::bad_parameter("limit", format!("a number from 1 to {MAX_ROWS} is expected")))
 }
 
 /// A page of a list.
@@ -24,14 +26,14 @@ pub(crate) fn limit(text: Option<&str>) -> Result<u32, Problem> {
 pub(crate) struct Page<T> {
     /// The page's items
     items: Vec<T>,
-    /// The `cursor` of the next page; null: this is the last page
+    /// The `cursor` of the next page; null on the last page
     #[schema(required)]
     next_cursor: Option<String>,
 }
 
 impl<T> Page<T> {
-    /// A page of the first `limit` rows of `rows`. A further row means that there is a next page. `cursor` is the name
-    /// of a row.
+    /// Creates a page of the first `limit` rows. An additional row means that there is a next page. `cursor` returns
+    /// the cursor of a row.
     pub(crate) fn new<R>(rows: Vec<R>, limit: u32, cursor: impl Fn(&R) -> String, body: impl Fn(R) -> T) -> Page<T> {
         let limit = limit as usize;
         let next_cursor = (rows.len() > limit).then(|| cursor(&rows[limit - 1]));
@@ -39,7 +41,7 @@ impl<T> Page<T> {
     }
 }
 
-/// The problem of a cursor that can't be read.
+/// Returns the problem of an invalid cursor.
 pub(crate) fn bad_cursor() -> Problem {
-    Problem::bad_parameter("cursor", "not one that a page gave")
+    Problem::bad_parameter("cursor", "not the nextCursor of a page")
 }

@@ -1,7 +1,7 @@
-//! Errors as clients see them: `application/problem+json` (RFC 9457). `code` has the words and their statuses; a match
-//! here says which of them an error of `service` is.
+//! Errors as clients receive them: `application/problem+json` (RFC 9457). `code` defines the codes and their statuses.
+//! A match in this file maps each error of `service` to a code.
 //!
-//! A `detail` never has SQL, a path or an inner cause; those go to the log, under the answer's request id.
+//! A `detail` never contains SQL, a path or an inner cause. Those are logged under the request id of the response.
 
 use std::any::Any;
 use std::error::Error as _;
@@ -21,32 +21,32 @@ use crate::job::json::JobJson;
 use crate::key::Scope;
 use crate::service;
 
-/// An error answer (RFC 9457).
+/// An error response (RFC 9457).
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Problem {
     /// `urn:cdc-export:problem:` and the code
     #[serde(rename = "type")]
     kind: String,
-    /// The status in words
+    /// The status as text
     title: &'static str,
     /// The status
     status: u16,
-    /// What went wrong, for people
+    /// A description of the error for people
     detail: String,
-    /// What went wrong, for programs
+    /// The kind of the error for programs
     code: Code,
-    /// The header, parameter or member that the problem is about, where there is one
+    /// The header, parameter or member that caused the problem, if there is one
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, value_type = String)]
     field: Option<Box<str>>,
-    /// With `out_of_step`: the exports published since, oldest first, 100 at most, then the open ones
+    /// With `out_of_step`: the exports published since then, oldest first, at most 100, followed by the open ones
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, value_type = Vec<JobJson>)]
     jobs: Option<Box<[JobJson]>>,
-    /// A header of the answer.
+    /// An additional header of the response.
     #[serde(skip)]
     header: Option<Box<(HeaderName, HeaderValue)>>,
-    /// The service's own error, with its causes: for a caller in this process.
+    /// The service's error with its causes, for a caller in this process.
     #[serde(skip)]
     cause: Option<Arc<service::Error>>,
 }
@@ -55,10 +55,10 @@ const REALM: &str = "Bearer realm=\"cdc-export\"";
 
 impl Problem {
     pub(crate) fn new(code: Code, detail: impl Into<String>) -> Problem {
-        Problem::of(code.status(), code, detail)
+        Problem::with_status(code.status(), code, detail)
     }
 
-    fn of(status: StatusCode, code: Code, detail: impl Into<String>) -> Problem {
+    fn with_status(status: StatusCode, code: Code, detail: impl Into<String>) -> Problem {
         Problem {
             kind: format!("urn:cdc-export:problem:{code}"),
             title: status.canonical_reason().unwrap_or("Error"),
@@ -85,23 +85,23 @@ impl Problem {
         self.code.as_str()
     }
 
-    fn with(mut self, name: HeaderName, value: String) -> Problem {
+    fn with_header(mut self, name: HeaderName, value: String) -> Problem {
         let value = value.parse().expect("our words and numbers are valid header values");
         self.header = Some(Box::new((name, value)));
         self
     }
 
-    fn about(mut self, field: impl Into<Box<str>>) -> Problem {
+    fn with_field(mut self, field: impl Into<Box<str>>) -> Problem {
         self.field = Some(field.into());
         self
     }
 
-    /// The problem of a header, parameter or member with a bad value, or of a missing one.
+    /// Returns the problem of a header, parameter or member with an invalid or missing value.
     pub(crate) fn bad_input(code: Code, field: &str, detail: impl Into<String>) -> Problem {
-        Problem::new(code, detail).about(field)
+        Problem::new(code, detail).with_field(field)
     }
 
-    /// The problem of a parameter of the query with a bad value.
+    /// Returns the problem of a query parameter with an invalid value.
     pub(crate) fn bad_parameter(name: &str, why: impl Display) -> Problem {
         Problem::bad_input(Code::ParameterInvalid, name, format!("{name}: {why}"))
     }
@@ -110,48 +110,50 @@ impl Problem {
         Problem::new(Code::InvalidBody, detail)
     }
 
-    /// The problem of a request that a proxy sends, as the header `mark` shows.
+    /// Returns the problem of a request forwarded by a proxy; `mark` is the header that shows this.
     pub(crate) fn proxy_refused(mark: &str) -> Problem {
         let mark = conventional(mark);
         let detail = format!(
-            "open without a key to callers on this machine only, and {mark} says that a proxy asks for somebody else: \
-             behind a proxy the service needs AUTH=keys, or AUTH=none where the proxy checks who calls"
+            "without keys, only callers on this machine are allowed, and {mark} shows that a proxy forwarded the request: \
+             behind a proxy, set AUTH=keys, or AUTH=none if the proxy authenticates callers"
         );
-        Problem::new(Code::ProxyNotAllowed, detail).about(mark)
+        Problem::new(Code::ProxyNotAllowed, detail).with_field(mark)
     }
 
     pub(crate) fn key_required() -> Problem {
         let detail = "a key is needed, as Authorization: Bearer cdcx_…";
-        Problem::new(Code::KeyRequired, detail).about("Authorization").with(header::WWW_AUTHENTICATE, REALM.to_owned())
+        Problem::new(Code::KeyRequired, detail)
+            .with_field("Authorization")
+            .with_header(header::WWW_AUTHENTICATE, REALM.to_owned())
     }
 
-    /// The problem of every key that isn't valid, whyever: a client that guesses shall not learn whether it comes
-    /// nearer.
+    /// Returns the problem of every invalid key. The reason is not included, because it could help a client that
+    /// guesses keys.
     pub(crate) fn key_invalid() -> Problem {
         Problem::new(Code::KeyInvalid, service::Error::NoKey.to_string())
-            .about("Authorization")
-            .with(header::WWW_AUTHENTICATE, format!("{REALM}, error=\"invalid_token\""))
+            .with_field("Authorization")
+            .with_header(header::WWW_AUTHENTICATE, format!("{REALM}, error=\"invalid_token\""))
     }
 
     pub(crate) fn scope_missing(scope: Scope) -> Problem {
-        Problem::new(Code::ScopeMissing, format!("this key is not for that: it lacks {scope}"))
-            .about("Authorization")
-            .with(header::WWW_AUTHENTICATE, format!("{REALM}, error=\"insufficient_scope\", scope=\"{scope}\""))
+        Problem::new(Code::ScopeMissing, format!("this key lacks the scope {scope}"))
+            .with_field("Authorization")
+            .with_header(header::WWW_AUTHENTICATE, format!("{REALM}, error=\"insufficient_scope\", scope=\"{scope}\""))
     }
 
-    /// The detail names the consumer, since the caller has named it.
+    /// Returns the problem of a key for other consumers. The detail contains the consumer, because the caller sent it.
     pub(crate) fn consumer_not_allowed(consumer: Option<&ConsumerId>) -> Problem {
         let detail = match consumer {
             Some(consumer) => format!("this key is not for the consumer {consumer}"),
             None => "this key is for certain consumers: name one by X-Consumer-ID".to_owned(),
         };
-        Problem::new(Code::ConsumerNotAllowed, detail).about("X-Consumer-ID")
+        Problem::new(Code::ConsumerNotAllowed, detail).with_field("X-Consumer-ID")
     }
 
     pub(crate) fn rate_limited(wait: Duration) -> Problem {
         let seconds = wait.as_secs_f64().ceil().max(1.0) as u64;
-        let detail = format!("too many requests: the next one in {seconds} s");
-        Problem::new(Code::RateLimited, detail).with(header::RETRY_AFTER, seconds.to_string())
+        let detail = format!("too many requests: retry in {seconds} s");
+        Problem::new(Code::RateLimited, detail).with_header(header::RETRY_AFTER, seconds.to_string())
     }
 
     pub(crate) fn not_found(detail: &str) -> Problem {
@@ -169,10 +171,10 @@ impl Problem {
         Problem::new(Code::MethodNotAllowed, detail)
     }
 
-    /// The answer to a range past the end of a file of `size` bytes.
+    /// Returns the response to a range beyond the end of a file of `size` bytes.
     pub(crate) fn range_not_satisfiable(size: u64) -> Response {
         let detail = format!("the file has {size} bytes");
-        let problem = Problem::new(Code::RangeNotSatisfiable, detail).about("Range");
+        let problem = Problem::new(Code::RangeNotSatisfiable, detail).with_field("Range");
         ([(header::CONTENT_RANGE, format!("bytes */{size}"))], problem).into_response()
     }
 
@@ -217,7 +219,7 @@ impl From<service::Error> for Problem {
             }
             Error::OutOfStep(jobs) => {
                 let jobs = jobs.iter().cloned().map(JobJson::from).collect();
-                Problem { jobs: Some(jobs), ..Problem::new(Code::OutOfStep, detail).about("after") }
+                Problem { jobs: Some(jobs), ..Problem::new(Code::OutOfStep, detail).with_field("after") }
             }
             Error::DatabaseUnavailable(cause) => {
                 tracing::warn!(event = "database_unavailable", error = cause.source());
@@ -240,14 +242,14 @@ impl From<service::Error> for Problem {
             }
             Error::NoKey => Problem::key_invalid(),
             Error::NoJob | Error::NoUser | Error::NoDelivery => Problem::not_found(&detail),
-            Error::NoDataset(_) => Problem::new(Code::NoDataset, detail).about("dataset"),
-            Error::NoTable { .. } => Problem::new(Code::TableMissing, detail).about("dataset"),
+            Error::NoDataset(_) => Problem::new(Code::NoDataset, detail).with_field("dataset"),
+            Error::NoTable { .. } => Problem::new(Code::TableMissing, detail).with_field("dataset"),
             Error::NotReadable(cause) => {
                 tracing::warn!(event = "not_readable", error = detail, cause = cause.source());
-                Problem::new(Code::PermissionDenied, detail).about("dataset")
+                Problem::new(Code::PermissionDenied, detail).with_field("dataset")
             }
-            Error::NotTracked(_) => Problem::new(Code::NotTracked, detail).about("dataset"),
-            Error::NoTimes(_) => Problem::new(Code::NoUpdatedAt, detail).about("lastExportedAt"),
+            Error::NotTracked(_) => Problem::new(Code::NotTracked, detail).with_field("dataset"),
+            Error::NoTimes(_) => Problem::new(Code::NoUpdatedAt, detail).with_field("lastExportedAt"),
             Error::BadSelection(bad) => Problem::bad_input(Code::MemberInvalid, &bad.field, detail),
             Error::Mismatch(faults) => {
                 tracing::warn!(event = "dataset_mismatch", faults = faults.0.len(), error = detail);
@@ -267,9 +269,9 @@ impl From<service::Error> for Problem {
             Error::Committing => Problem::new(Code::Committing, detail),
             Error::Open(_) => Problem::new(Code::StillOpen, detail),
             Error::Ended(_) => Problem::new(Code::AlreadyEnded, detail),
-            Error::Restored => Problem::new(Code::DatabaseRestored, detail).about("after"),
+            Error::Restored => Problem::new(Code::DatabaseRestored, detail).with_field("after"),
             Error::NotToRetry(_) => Problem::new(Code::NotFailed, detail),
-            Error::KeyTaken(_) => Problem::new(Code::IdempotencyKeyReused, detail).about("Idempotency-Key"),
+            Error::KeyTaken(_) => Problem::new(Code::IdempotencyKeyReused, detail).with_field("Idempotency-Key"),
             Error::TooManyFollowers => Problem::new(Code::TooManyFollowers, detail),
             Error::TooManyOpen(_) | Error::QueueFull(_) => Problem::new(Code::TooManyOpenJobs, detail),
         };
@@ -277,7 +279,7 @@ impl From<service::Error> for Problem {
     }
 }
 
-/// A header's name in its usual spelling: `X-Real-IP`.
+/// Returns a header's name in its usual spelling, such as `X-Real-IP`.
 fn conventional(name: &str) -> String {
     let part = |part: &str| match (part, part.split_at_checked(1)) {
         ("ip", _) => "IP".to_owned(),
@@ -287,27 +289,27 @@ fn conventional(name: &str) -> String {
     name.split('-').map(part).collect::<Vec<_>>().join("-")
 }
 
-/// The answer after a panic in a handler. The log has the panic under the answer's request id.
-pub(crate) fn for_panic(panic: Box<dyn Any + Send>) -> Response {
-    of_panic(panic.as_ref()).into_response()
+/// Returns the response after a panic in a handler. The panic is logged under the request id of the response.
+pub(crate) fn panic_response(panic: Box<dyn Any + Send>) -> Response {
+    from_panic(panic.as_ref()).into_response()
 }
 
-/// The problem of a panic, which is in the log.
-pub(crate) fn of_panic(panic: &(dyn Any + Send)) -> Problem {
+/// Logs a panic and returns its problem.
+pub(crate) fn from_panic(panic: &(dyn Any + Send)) -> Problem {
     let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
     tracing::error!(event = "request_panicked", error = text);
     Problem::internal()
 }
 
-/// Makes problems of the errors that the framework answers as text.
-pub(crate) async fn for_foreign_errors(response: Response) -> Response {
+/// Replaces the text responses of the framework's errors with problems.
+pub(crate) async fn replace_foreign_errors(response: Response) -> Response {
     let status = response.status();
     let content_type = response.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let ours = content_type.starts_with("application/json") || content_type.starts_with("application/problem+json");
     if ours || !(status.is_client_error() || status.is_server_error()) {
         return response;
     }
-    let problem = Problem::of(status, Code::BadRequest, "the request can't be read");
+    let problem = Problem::with_status(status, Code::BadRequest, "the request can't be read");
     let mut answer = problem.into_response();
     answer.headers_mut().extend(response.headers().get(header::ALLOW).map(|allow| (header::ALLOW, allow.clone())));
     answer

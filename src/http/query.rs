@@ -1,8 +1,8 @@
-//! The parameters of a query: a call takes those that its description has, each once, and no others.
+//! Query parameters: a call accepts only the parameters in its description, each of them once.
 //!
-//! A parameter that the call doesn't read would have it do something else than the client asked for: `POST
-//! /exports/delta?dataset=orders` would export `users`, and move a watermark. One layer checks every route, the page's
-//! files and the health checks too: clients can rely on a rule without exceptions, and no probe needs a parameter.
+//! An ignored parameter could change the meaning of a call. For example, `POST /exports/delta?dataset=orders` would
+//! export `users` and move a watermark. One layer checks all routes, including the page's files and the health checks.
+//! So clients can rely on a rule without exceptions.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -20,55 +20,56 @@ use crate::dataset::name::hint;
 use crate::http::code::Code;
 use crate::http::problem::Problem;
 
-/// Reads a parameter's value, where the query has that parameter.
+/// Parses a parameter's value, if the query has the parameter.
 ///
 /// # Errors
-/// If the value is none of its type: a problem that names the parameter.
+///
+/// If the value is invalid for its type, a problem that names the parameter.
 pub(crate) fn word<T: FromStr<Err: Display>>(name: &'static str, text: Option<String>) -> Result<Option<T>, Problem> {
     text.map(|text| text.parse().map_err(|why| Problem::bad_parameter(name, why))).transpose()
 }
 
-/// The parameters of each call, by path and method, from the routes' descriptions.
+/// The accepted parameters of each call by path and method, taken from the routes' descriptions.
 #[derive(Clone, Debug)]
 pub(crate) struct Parameters(Arc<BTreeMap<String, Calls>>);
 
-/// The calls of a path, each with what it takes.
-type Calls = Vec<(Method, Known)>;
+/// The calls of a path, each with its accepted input.
+type Calls = Vec<(Method, AcceptedInput)>;
 
-/// The parameters and the body that a call takes.
+/// The query parameters that a call accepts.
 #[derive(Clone, Debug, Default)]
-struct Known {
-    /// The names of its parameters.
+struct AcceptedInput {
+    /// The names of the parameters.
     names: BTreeSet<String>,
     has_body: bool,
 }
 
 impl Parameters {
-    pub(crate) fn of(api: &OpenApi) -> Parameters {
+    pub(crate) fn from_api(api: &OpenApi) -> Parameters {
         let paths = api.paths.paths.iter();
         Parameters(Arc::new(paths.map(|(path, item)| (path.clone(), calls_of(item).collect())).collect()))
     }
 
-    /// The end of a message that there is nothing at a path: which one somebody may have meant.
-    pub(crate) fn near(&self, path: &str) -> String {
+    /// Returns the end of a "not found" message: a hint to the most similar path.
+    pub(crate) fn suggestion(&self, path: &str) -> String {
         let segments: Vec<_> = path.split('/').filter(|segment| !segment.is_empty()).collect();
         hint(&format!("/{}", segments.join("/")), self.0.keys().map(String::as_str))
     }
 
-    /// Returns what a call takes; `None`: there is no such call.
-    fn known(&self, path: &str, method: &Method) -> Option<&Known> {
-        static NONE: Known = Known { names: BTreeSet::new(), has_body: false };
-        // A HEAD has the parameters of the GET.
+    /// Returns the accepted input of a call, or `None` if there is no such call.
+    fn accepted(&self, path: &str, method: &Method) -> Option<&AcceptedInput> {
+        static NONE: AcceptedInput = AcceptedInput { names: BTreeSet::new(), has_body: false };
+        // HEAD accepts the parameters of GET.
         let method = if method == Method::HEAD { Method::GET } else { method.clone() };
         match self.0.get(path) {
-            Some(calls) => calls.iter().find(|(own, _)| *own == method).map(|(_, known)| known),
-            // The page's files are no calls of the API.
+            Some(calls) => calls.iter().find(|(own, _)| *own == method).map(|(_, accepted)| accepted),
+            // The page's files are not in the API's description.
             None => (method == Method::GET).then_some(&NONE),
         }
     }
 }
 
-fn calls_of(item: &PathItem) -> impl Iterator<Item = (Method, Known)> {
+fn calls_of(item: &PathItem) -> impl Iterator<Item = (Method, AcceptedInput)> {
     let calls = [
         (Method::GET, &item.get),
         (Method::PUT, &item.put),
@@ -76,40 +77,39 @@ fn calls_of(item: &PathItem) -> impl Iterator<Item = (Method, Known)> {
         (Method::DELETE, &item.delete),
         (Method::PATCH, &item.patch),
     ];
-    calls.into_iter().filter_map(|(method, call)| Some((method, known_of(call.as_ref()?))))
+    calls.into_iter().filter_map(|(method, call)| Some((method, accepted_input(call.as_ref()?))))
 }
 
-fn known_of(call: &Operation) -> Known {
+fn accepted_input(call: &Operation) -> AcceptedInput {
     let parameters = call.parameters.iter().flatten();
     let of_query = parameters.filter_map(|parameter| match parameter {
         RefOr::T(parameter) if parameter.parameter_in == ParameterIn::Query => Some(parameter.name.clone()),
         _ => None,
     });
-    Known { names: of_query.collect(), has_body: call.request_body.is_some() }
+    AcceptedInput { names: of_query.collect(), has_body: call.request_body.is_some() }
 }
 
-/// The layer that refuses parameters which the call doesn't have, and those given twice. Unknown paths and methods go
-/// on to the router, which refuses them.
+/// Layer that refuses unknown and repeated query parameters. The router refuses unknown paths and methods itself.
 pub(crate) async fn check(
     State(parameters): State<Parameters>,
     path: Option<MatchedPath>,
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    if let Some(known) = path.and_then(|path| parameters.known(path.as_str(), request.method())) {
-        check_names(request.uri(), known)?;
+    if let Some(accepted) = path.and_then(|path| parameters.accepted(path.as_str(), request.method())) {
+        check_names(request.uri(), accepted)?;
     }
     Ok(next.run(request).await)
 }
 
-fn check_names(uri: &Uri, known: &Known) -> Result<(), Problem> {
+fn check_names(uri: &Uri, accepted: &AcceptedInput) -> Result<(), Problem> {
     let query = Query::<Vec<(String, String)>>::try_from_uri(uri);
     let Query(pairs) = query.map_err(|_| Problem::new(Code::BadRequest, "the query can't be read"))?;
     let mut given = BTreeSet::new();
     for (name, _) in &pairs {
-        if !known.names.contains(name) {
-            let near = hint(name, known.names.iter().map(String::as_str));
-            let body = if known.has_body { "; a member of its body stands there, as JSON" } else { "" };
+        if !accepted.names.contains(name) {
+            let near = hint(name, accepted.names.iter().map(String::as_str));
+            let body = if accepted.has_body { "; a member of its body stands there, as JSON" } else { "" };
             let detail = format!("{name}: this call has no such parameter{near}{body}");
             return Err(Problem::bad_input(Code::ParameterUnknown, name, detail));
         }

@@ -1,8 +1,9 @@
-//! How many requests a client may send: a bucket for each key, and for each address where a request has no key.
+//! Rate limits: a token bucket for each key, and for each address from which requests without a key come.
 //!
-//! A bucket of `600/min` holds 600 requests and is filled by ten a second. Each process has its own buckets. The
-//! `governor` crate counts. Its tower layer is not used: it would choose the bucket from the request alone, before a
-//! key is looked up, but a request with an unknown key counts for its address.
+//! A bucket of `600/min` holds 600 requests and refills by ten per second. Each process has its own buckets.
+//!
+//! The buckets are implemented by the `governor` crate. Its tower layer is not used, because it selects the bucket
+//! before the lookup of the key. Here, a request with an unknown key is charged to its address.
 
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
@@ -16,12 +17,12 @@ use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
 use crate::key::Prefix;
 
-/// The most buckets of addresses that are not full; further addresses share one bucket.
-const MOST_BUCKETS: usize = 50_000;
-/// Full buckets are forgotten each time that so many requests were counted.
-const FORGET_EVERY: u32 = 1_024;
+/// Maximum number of partly used buckets of addresses. Further addresses share one bucket.
+const MAX_BUCKETS: usize = 50_000;
+/// Number of charged requests after which full buckets are removed.
+const REMOVE_FULL_EVERY: u32 = 1_024;
 
-/// A number of requests in a second, a minute or an hour.
+/// A number of requests per second, minute or hour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate(Quota);
 
@@ -31,7 +32,7 @@ impl FromStr for Rate {
     fn from_str(text: &str) -> Result<Rate, &'static str> {
         const NO_RATE: &str = "not a number of requests as 10/s, 600/min or 5000/h";
         let (number, unit) = text.split_once('/').ok_or(NO_RATE)?;
-        // More than a million limit nothing, and a clock couldn't tell the interval between two.
+        // A limit above one million has no effect, and a clock could not measure such intervals.
         let number: NonZeroU32 = number.trim().parse().map_err(|_| NO_RATE)?;
         if number.get() > 1_000_000 {
             return Err(NO_RATE);
@@ -46,18 +47,19 @@ impl FromStr for Rate {
 }
 
 impl Rate {
-    /// The limit where none is set: 100 requests a second, 6,000 at once. No well-behaved client comes near it.
-    pub fn generous() -> Rate {
-        Rate(Quota::per_minute(NonZeroU32::new(6_000).expect("it is not zero")))
+    /// Returns the default limit with keys: 100 requests per second, with bursts of up to 6,000. Well-behaved clients
+    /// stay far below it.
+    pub fn default_with_keys() -> Rate {
+        Rate(Quota::per_minute(NonZeroU32::new(6_000).expect("6,000 is not zero")))
     }
 }
 
-/// The bucket that a request is counted in.
+/// The bucket that a request is charged to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum RateKey<'a> {
     /// The bucket of a valid key.
     Key(&'a Prefix),
-    /// The bucket of the address at the other end of the connection.
+    /// The bucket of the peer's address.
     Address(IpAddr),
 }
 
@@ -77,9 +79,10 @@ impl<K: Hash + Eq + Clone> Buckets<K> {
         Buckets { limiter: RateLimiter::keyed(quota), charged: AtomicU32::new(0) }
     }
 
-    /// Takes one request out of a key's bucket. `Err`: the bucket is empty for this long.
+    /// Takes one request from the bucket of a key. If the bucket is empty, returns the time until the next request is
+    /// allowed as `Err`.
     fn charge(&self, key: &K) -> Result<(), Duration> {
-        if self.charged.fetch_add(1, Ordering::Relaxed) % FORGET_EVERY == FORGET_EVERY - 1 {
+        if self.charged.fetch_add(1, Ordering::Relaxed) % REMOVE_FULL_EVERY == REMOVE_FULL_EVERY - 1 {
             self.limiter.retain_recent();
         }
         self.limiter.check_key(key).map_err(|until| until.wait_time_from(self.limiter.clock().now()))
@@ -91,12 +94,13 @@ impl RateLimits {
         RateLimits { keys: Buckets::new(rate), addresses: Buckets::new(rate) }
     }
 
-    /// Takes one request out of a bucket. `Err`: the bucket is empty for this long.
+    /// Takes one request from a bucket. If the bucket is empty, returns the time until the next request is allowed as
+    /// `Err`.
     pub(crate) fn charge(&self, key: RateKey) -> Result<(), Duration> {
         match key {
-            // Their number needs no limit: an operator made each key.
+            // An operator created each key, so the number of these buckets needs no limit.
             RateKey::Key(prefix) => self.keys.charge(prefix),
-            RateKey::Address(_) if self.addresses.limiter.len() >= MOST_BUCKETS => {
+            RateKey::Address(_) if self.addresses.limiter.len() >= MAX_BUCKETS => {
                 self.addresses.charge(&Ipv6Addr::UNSPECIFIED.into())
             }
             RateKey::Address(address) => self.addresses.charge(&client_network(address)),
@@ -104,7 +108,8 @@ impl RateLimits {
     }
 }
 
-/// The client's network: the address itself, or in IPv6 its /64, of which a host has every address.
+/// Returns the client's network: the address itself, or its /64 prefix in IPv6, because a host can use all addresses of
+/// its /64.
 pub(crate) fn client_network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
@@ -117,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rates_are_read_strictly() {
+    fn rates_are_parsed_strictly() {
         let minute = |number| Ok(Rate(Quota::per_minute(NonZeroU32::new(number).unwrap())));
         assert_eq!("600/min".parse(), minute(600));
         assert_eq!("600 / minute".parse(), minute(600));
@@ -130,25 +135,25 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_is_its_owners() {
+    fn each_key_and_each_network_has_its_own_bucket() {
         let limits = RateLimits::new("2/h".parse().unwrap());
         let charge = |address: &str| limits.charge(RateKey::Address(address.parse().unwrap())).is_ok();
         assert!(charge("10.0.0.1") && charge("::ffff:10.0.0.1") && !charge("10.0.0.1"));
         assert!(charge("10.0.0.2"));
-        assert!(charge("2001:db8::1") && charge("2001:db8::2") && !charge("2001:db8::3"), "of one /64");
+        assert!(charge("2001:db8::1") && charge("2001:db8::2") && !charge("2001:db8::3"), "one /64");
         assert!(charge("2001:db8:0:1::1"));
         let prefix = Prefix::stored("10.0.0.1".to_owned());
-        assert!(limits.charge(RateKey::Key(&prefix)).is_ok(), "a key has one of its own");
+        assert!(limits.charge(RateKey::Key(&prefix)).is_ok(), "a key has its own bucket");
         let wait = limits.charge(RateKey::Address("10.0.0.1".parse().unwrap())).unwrap_err();
         assert!((1_700..=1_800).contains(&wait.as_secs()), "{wait:?}");
     }
 
     #[test]
-    fn buckets_are_bounded() {
+    fn number_of_buckets_is_limited() {
         let limits = RateLimits::new("2/h".parse().unwrap());
-        for n in 0..MOST_BUCKETS as u32 + 5_000 {
+        for n in 0..MAX_BUCKETS as u32 + 5_000 {
             let _ = limits.charge(RateKey::Address(IpAddr::V4(n.into())));
         }
-        assert!(limits.addresses.limiter.len() <= MOST_BUCKETS + 1);
+        assert!(limits.addresses.limiter.len() <= MAX_BUCKETS + 1);
     }
 }

@@ -1,4 +1,4 @@
-//! `/schedules`: the exports that the service asks for by itself, when they last ran and when they run next.
+//! `/schedules`: the periodic exports with their last and next runs.
 
 use axum::Json;
 use axum::extract::State;
@@ -26,7 +26,7 @@ pub(crate) struct Schedules {
 pub(crate) struct ScheduleBody {
     /// The schedule's name
     name: String,
-    /// The id of the consumer whose exports it asks for
+    /// The id of the consumer whose exports it requests
     #[schema(value_type = ConsumerId)]
     consumer_id: String,
     /// The dataset's name
@@ -36,42 +36,41 @@ pub(crate) struct ScheduleBody {
     /// The format of their files
     #[schema(value_type = FormatSchema)]
     format: &'static str,
-    /// What their files are compressed with
+    /// The compression of their files
     #[schema(value_type = CompressionSchema)]
     compression: &'static str,
-    /// The distance of its slots, such as `5m`, counted from 1970; null if it goes by `cron`
+    /// The interval of its slots, such as `5m`, counted from 1970; null if it uses `cron`
     #[schema(required)]
     every: Option<String>,
-    /// The cron pattern of its slots; null if it goes by `every`
+    /// The cron pattern of its slots; null if it uses `every`
     #[schema(required)]
     cron: Option<String>,
     /// The time zone of `cron`
     #[schema(required)]
     timezone: Option<String>,
-    /// Whether a full export follows one that failed with `full_export_needed`
+    /// True if a full export follows one that failed with `full_export_needed`
     heal: bool,
-    /// The slot that it runs at next; one in the past is due and has no export yet
+    /// The slot of its next run; a slot in the past is due and has no export yet
     #[schema(required, format = DateTime)]
     next_at: Option<String>,
-    /// The last slot that was used, by an export or because it was skipped; null if none was
+    /// The last slot that was used by an export or skipped; null if there is none
     #[schema(required, format = DateTime)]
     last_slot: Option<String>,
-    /// When it last asked for an export
+    /// The time when it last requested an export
     #[schema(required, format = DateTime)]
     last_run_at: Option<String>,
-    /// The export that it asked for then, if that is kept
+    /// The export requested then, if it is kept
     #[schema(required)]
     last_job: Option<JobJson>,
-    /// How many slots were skipped since then, because an export of the consumer and dataset was still open
+    /// The number of slots skipped since then because an export of the consumer and dataset was still open
     skipped: u64,
-    /// When the last of these was skipped
+    /// The time of the last skipped slot
     #[schema(required, format = DateTime)]
     skipped_at: Option<String>,
-    /// Why the slot that is due has no export yet: the code that a request would be refused with. Null if nothing
-    /// stands against it
+    /// The code with which the export of the due slot is currently refused; null if it is not refused
     #[schema(required, pattern = "^(table_missing|permission_denied|not_tracked|too_many_open_jobs)$")]
     refused: Option<&'static str>,
-    /// Since when
+    /// The time since which it has been refused
     #[schema(required, format = DateTime)]
     refused_since: Option<String>,
 }
@@ -79,7 +78,7 @@ pub(crate) struct ScheduleBody {
 /// List the schedules
 #[utoipa::path(
     get, path = "/schedules", operation_id = "listSchedules", tag = "schedules",
-    responses((status = 200, description = "Every schedule; with a key that is for some consumers, theirs.", body = Schedules)),
+    responses((status = 200, description = "All schedules; with a key for certain consumers, only theirs.", body = Schedules)),
 )]
 pub(crate) async fn list(State(service): State<Service>, caller: Caller) -> Result<Json<Schedules>, Problem> {
     let schedules = service.schedules(caller.consumers()).await?;

@@ -1,5 +1,5 @@
-//! The form of the nouns that are in many bodies and queries, and their schemas in the API's document. The nouns
-//! themselves know nothing of documents.
+//! API-document schemas of domain types used in many bodies and queries. The domain types themselves do not depend on
+//! the document.
 
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
@@ -11,7 +11,7 @@ use crate::job::selection::Operator;
 use crate::job::{ConsumerId, Continuity, ExportType, FailureCode, Status};
 use pg_rows::encoding::{Compression, Format};
 
-/// The schema of an enum of words: the words, and what each stands for.
+/// Returns the schema of an enum: its values and the meaning of each.
 pub(crate) fn of_words<'w>(meaning: &str, words: impl Iterator<Item = (&'w str, &'w str)>) -> RefOr<Schema> {
     let words: Vec<_> = words.collect();
     let list: String = words.iter().map(|(word, stands_for)| format!("\n- `{word}`: {stands_for}")).collect();
@@ -20,7 +20,7 @@ pub(crate) fn of_words<'w>(meaning: &str, words: impl Iterator<Item = (&'w str, 
     object.enum_values(Some(words)).into()
 }
 
-/// The document's schemas of enums of words. The enum of another crate has a schema type of its own.
+/// Implements the schemas of enums. An enum of another crate needs its own schema type.
 macro_rules! document_words {
     ($($name:ident, $as:literal, $meaning:literal;)+) => {
         document_words! { $($name of $name, $as, $meaning;)+ }
@@ -42,20 +42,20 @@ macro_rules! document_words {
 pub(crate) use document_words;
 
 document_words! {
-    ExportType, "ExportType", "Which rows an export holds";
-    Status, "Status", "Where a job stands";
-    Continuity, "Continuity", "What stands between a consumer's last export and this one, if not just changes";
-    FailureCode, "FailureCode", "Why an export failed";
-    DeliveryStatus, "DeliveryStatus", "How the telling of an event to a receiver stands";
-    Operator, "Operator", "How a column is compared with a value";
+    ExportType, "ExportType", "The set of rows in an export";
+    Status, "Status", "The status of a job";
+    Continuity, "Continuity", "The condition, other than changes, between a consumer's last export and this one";
+    FailureCode, "FailureCode", "The reason why an export failed";
+    DeliveryStatus, "DeliveryStatus", "The status of a delivery";
+    Operator, "Operator", "The comparison of a column with a value";
 }
 
 document_words! {
-    FormatSchema of Format, "Format", "How a file's rows are written";
-    CompressionSchema of Compression, "Compression", "What a file is compressed with, as a whole";
+    FormatSchema of Format, "Format", "The format of a file's rows";
+    CompressionSchema of Compression, "Compression", "The compression of the whole file";
 }
 
-/// A consumer's id, as a header, a path or a query names it.
+/// A consumer's id in a header, a path or a query.
 impl PartialSchema for ConsumerId {
     fn schema() -> RefOr<Schema> {
         named("^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$", "search")
@@ -64,7 +64,7 @@ impl PartialSchema for ConsumerId {
 
 impl ToSchema for ConsumerId {}
 
-/// A dataset's name. In the code it is a `String`.
+/// A dataset's name. The code uses `String` for it.
 pub(crate) enum DatasetName {}
 
 impl PartialSchema for DatasetName {
@@ -89,18 +89,18 @@ mod tests {
     fn pattern(schema: RefOr<Schema>) -> String {
         let schema = serde_json::to_value(schema).unwrap();
         let pattern = schema["pattern"].as_str().unwrap();
-        // What makes up texts has no anchors.
+        // The generator of texts does not support anchors.
         pattern.strip_prefix('^').unwrap().strip_suffix('$').unwrap().to_owned()
     }
 
     #[test]
-    fn names_are_as_their_patterns_say() {
+    fn names_match_their_documented_patterns() {
         let consumer = string_regex(&pattern(ConsumerId::schema())).unwrap();
         let dataset = string_regex(&pattern(DatasetName::schema())).unwrap();
         proptest!(|(consumer in consumer, dataset in dataset)| {
             prop_assert!(consumer.parse::<ConsumerId>().is_ok() && is_name(&dataset), "{} {}", consumer, dataset);
         });
-        // And the longest are no longer than said.
+        // The patterns also contain the exact maximum lengths.
         let longest = "x".repeat(128);
         assert!(longest.parse::<ConsumerId>().is_ok() && format!("{longest}x").parse::<ConsumerId>().is_err());
         assert!(is_name(&longest[..63]) && !is_name(&longest[..64]));

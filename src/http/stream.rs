@@ -1,5 +1,5 @@
-//! A connection's bytes: a write that makes no progress ends, so that a client that doesn't read holds nothing for
-//! long.
+//! A client's byte stream. A write without progress fails after a timeout, so a client that stops reading releases its
+//! resources soon.
 
 use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::pin::Pin;
@@ -17,20 +17,20 @@ use tokio::time::{Sleep, sleep};
 use crate::failpoint;
 use crate::http::connections::Connection;
 
-/// The connection of a client that reads nothing for this long is closed.
+/// Time after which a connection is closed if its client reads nothing.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// The system closes a connection whose other end acknowledges nothing for this long: its machine is gone, or its
-/// window stays closed after everything was written.
+/// Time after which the kernel closes a connection whose peer acknowledges nothing. Either the peer is gone, or its
+/// receive window stays closed after the last write.
 #[cfg(target_os = "linux")]
 const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(60);
-/// This much of an answer may wait in the system to be sent. A client's progress shows at each half of it, so that a
-/// client that reads 2 KiB a second counts as slow, not as stalled.
+/// Maximum number of unsent bytes in the kernel's send buffer. The socket becomes writable each time half of it is
+/// sent. So a client that reads 2 KiB per second is treated as slow instead of stalled.
 #[cfg(target_os = "linux")]
 const UNSENT_BYTES: u32 = 128 * 1024;
 
-/// Sets the socket's options for a client's connection.
+/// Sets the socket options of a client's connection.
 pub(crate) fn prepare(stream: &TcpStream) {
-    // Without it the last bytes of an answer wait for the client's delayed acknowledgement.
+    // Without this option, the last bytes of a response wait for the client's delayed acknowledgment.
     let _ = stream.set_nodelay(true);
     #[cfg(target_os = "linux")]
     {
@@ -40,29 +40,30 @@ pub(crate) fn prepare(stream: &TcpStream) {
     }
 }
 
-/// A client's stream, whose writes end with an error when they make no progress.
+/// A client's stream whose writes fail if they make no progress.
 pub(crate) struct ClientStream {
     stream: TcpStream,
     connection: Arc<Connection>,
-    /// Whether hyper has taken the whole answer, of which a part may not be written yet.
+    /// True if hyper has taken the whole response. A part of it may still be unwritten.
     answered: Arc<AtomicBool>,
-    /// The end of the time that the waiting write has.
-    stalled: Option<Pin<Box<Sleep>>>,
+    /// The deadline of the pending write.
+    stall_deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl ClientStream {
     pub(crate) fn new(stream: TcpStream, connection: Arc<Connection>, answered: Arc<AtomicBool>) -> ClientStream {
-        ClientStream { stream, connection, answered, stalled: None }
+        ClientStream { stream, connection, answered, stall_deadline: None }
     }
 
-    /// Ends a write that has made no progress for too long.
-    fn watched<T>(&mut self, written: Poll<Result<T>>, cx: &mut Context<'_>) -> Poll<Result<T>> {
+    /// Fails a write that has made no progress for [`STALL_TIMEOUT`].
+    fn with_stall_timeout<T>(&mut self, written: Poll<Result<T>>, cx: &mut Context<'_>) -> Poll<Result<T>> {
         if written.is_ready() {
-            self.stalled = None;
+            self.stall_deadline = None;
             return written;
         }
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(failpoint::time("http.stall", STALL_TIMEOUT))));
-        match stalled.as_mut().poll(cx) {
+        let stall_deadline =
+            self.stall_deadline.get_or_insert_with(|| Box::pin(sleep(failpoint::time("http.stall", STALL_TIMEOUT))));
+        match stall_deadline.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(Err(Error::from(ErrorKind::TimedOut))),
             Poll::Pending => Poll::Pending,
         }
@@ -78,7 +79,7 @@ impl AsyncRead for ClientStream {
 impl AsyncWrite for ClientStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.watched(written, cx)
+        self.with_stall_timeout(written, cx)
     }
 
     fn poll_write_vectored(
@@ -87,17 +88,17 @@ impl AsyncWrite for ClientStream {
         bytes: &[IoSlice<'_>],
     ) -> Poll<Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
-        self.watched(written, cx)
+        self.with_stall_timeout(written, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
     }
 
-    /// hyper calls it once it has written everything that it has.
+    /// hyper flushes after it has written everything that it has.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
         if self.answered.swap(false, Ordering::Relaxed) {
-            self.connection.rests();
+            self.connection.end_request();
         }
         Pin::new(&mut self.stream).poll_flush(cx)
     }
@@ -109,26 +110,26 @@ impl AsyncWrite for ClientStream {
 
 impl Drop for ClientStream {
     fn drop(&mut self) {
-        if self.stalled.is_some() {
-            // Otherwise the system would keep the unread bytes for a while.
+        if self.stall_deadline.is_some() {
+            // Otherwise the kernel would keep the unread bytes for a while.
             let _ = self.stream.set_zero_linger();
         }
     }
 }
 
-/// An answer's body. It sets `answered` when hyper has taken the whole body, or dropped it.
-pub(crate) struct Answer {
+/// A response body that sets `answered` when hyper has taken the whole body or dropped it.
+pub(crate) struct AnswerBody {
     body: Body,
     answered: Arc<AtomicBool>,
 }
 
-impl Answer {
-    pub(crate) fn new(body: Body, answered: Arc<AtomicBool>) -> Answer {
-        Answer { body, answered }
+impl AnswerBody {
+    pub(crate) fn new(body: Body, answered: Arc<AtomicBool>) -> AnswerBody {
+        AnswerBody { body, answered }
     }
 }
 
-impl HttpBody for Answer {
+impl HttpBody for AnswerBody {
     type Data = <Body as HttpBody>::Data;
     type Error = <Body as HttpBody>::Error;
 
@@ -148,7 +149,7 @@ impl HttpBody for Answer {
     }
 }
 
-impl Drop for Answer {
+impl Drop for AnswerBody {
     fn drop(&mut self) {
         self.answered.store(true, Ordering::Relaxed);
     }

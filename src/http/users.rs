@@ -1,4 +1,4 @@
-//! `/users`: the demo table's soft delete, so that a delta has a deletion to show.
+//! `/users`: soft-deletes a row of the demo table, so that a delta export can contain a deletion.
 
 use axum::Json;
 use axum::extract::State;
@@ -24,30 +24,30 @@ pub(crate) struct UserBody {
     name: String,
     /// Unique address
     email: String,
-    /// When the row was made; null: an infinite time
+    /// The time of the row's creation; null if it is infinite
     #[schema(required)]
     created_at: Option<String>,
-    /// When the row was last changed; null: an infinite time
+    /// The time of the row's last change; null if it is infinite
     #[schema(required)]
     updated_at: Option<String>,
-    /// Whether the user is deleted
+    /// True if the user is deleted
     is_deleted: bool,
 }
 
 /// Soft-delete a user of the demo table
 ///
-/// A user that is deleted already stays as it is. A `users` table that the service did not make is not touched.
+/// Has no effect if the user is already deleted. Never changes a `users` table that the service did not create.
 #[utoipa::path(
     delete, path = "/users/{id}", operation_id = "deleteUser", tag = "demo",
     params(("id" = i64, Path, description = "The user's key", example = 42)),
-    responses((status = 200, description = "The user, deleted.", body = UserBody)),
+    responses((status = 200, description = "The deleted user.", body = UserBody)),
     extensions(("x-codes" = json!([Code::NotFound]))),
 )]
 pub(crate) async fn soft_delete(
     State(service): State<Service>,
     PathParameter(id): PathParameter,
 ) -> Result<Json<UserBody>, Problem> {
-    // `+3` and `003` are no ids, although they can be read as one.
+    // `+3` and `003` parse as integers but are not canonical ids.
     let id = id.parse().ok().filter(|number: &i64| number.to_string() == id);
     let id = id.ok_or_else(|| Problem::not_found("there is no user with this id"))?;
     let user = service.soft_delete_user(id).await?;

@@ -27,19 +27,19 @@ use crate::watermark::Watermark;
 pub(crate) struct WatermarkBody {
     /// The consumer's id
     consumer_id: String,
-    /// The latest `updated_at` that was exported, or the time that a client set
+    /// The latest exported `updated_at`, or the time set by a client
     #[schema(format = DateTime)]
     last_exported_at: String,
     /// The dataset's name
     dataset: String,
 }
 
-/// A watermark to set.
+/// The new value of a watermark.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[schema(example = json!({ "lastExportedAt": "2026-11-01T00:00:00Z" }))]
 pub(crate) struct NewWatermark {
-    /// The new watermark, from the year 1 on
+    /// The new watermark, not before the year 1
     #[serde(deserialize_with = "time")]
     #[schema(value_type = String, format = DateTime)]
     last_exported_at: DateTime<Utc>,
@@ -47,7 +47,8 @@ pub(crate) struct NewWatermark {
 
 fn time<'de, D: Deserializer<'de>>(from: D) -> Result<DateTime<Utc>, D::Error> {
     let time = String::deserialize(from).ok().and_then(|text| DateTime::parse_from_rfc3339(&text).ok());
-    // This type has a year 0 and leap seconds, Postgres has neither; and RFC 3339 has no year of five digits.
+    // `DateTime` supports a year 0 and leap seconds, which Postgres does not. RFC 3339 does not allow years of five
+    // digits.
     let has_form =
         |time: &DateTime<Utc>| (1..=9999).contains(&time.year()) && time.timestamp_subsec_nanos() < 1_000_000_000;
     let time = time.map(DateTime::<Utc>::from).filter(has_form);
@@ -58,12 +59,12 @@ fn time<'de, D: Deserializer<'de>>(from: D) -> Result<DateTime<Utc>, D::Error> {
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct DatasetQuery {
-    /// The dataset of the watermark. Left out, it is `users`, or the only dataset there is
+    /// The dataset of the watermark. The default is `users`, or the only dataset
     #[param(required = false, value_type = DatasetName)]
     dataset: Option<String>,
 }
 
-/// Look at a consumer's watermark
+/// Get a consumer's watermark
 #[utoipa::path(
     get, path = "/exports/watermark", operation_id = "getWatermark", tag = "watermarks",
     params(Consumer, DatasetQuery), responses((status = 200, description = "The watermark.", body = WatermarkBody)),
@@ -80,8 +81,8 @@ pub(crate) async fn get(
 
 /// Set a consumer's watermark
 ///
-/// A watermark that is set forward skips rows: the next export has the rows with later times alone, those after it are
-/// exact again. A watermark that is set back has the rows since then exported again.
+/// Moving a watermark forward skips rows: the next export contains only rows with later times. Exports after that one
+/// are complete again. Moving a watermark back exports the rows since then again.
 #[utoipa::path(
     put, path = "/exports/watermark", operation_id = "setWatermark", tag = "watermarks",
     params(Consumer, DatasetQuery), request_body = NewWatermark,
@@ -99,10 +100,10 @@ pub(crate) async fn put(
     ))
 }
 
-/// Forget a consumer's watermark
+/// Delete a consumer's watermark
 #[utoipa::path(
     delete, path = "/exports/watermark", operation_id = "forgetWatermark", tag = "watermarks",
-    params(Consumer, DatasetQuery), responses((status = 204, description = "The consumer has no watermark any more.")),
+    params(Consumer, DatasetQuery), responses((status = 204, description = "The consumer no longer has a watermark.")),
     extensions(("x-codes" = json!([Code::NoDataset, Code::Committing]))),
 )]
 pub(crate) async fn delete(

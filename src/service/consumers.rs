@@ -1,4 +1,4 @@
-//! Where consumers stand, and the watermarks that somebody sets by hand.
+//! Positions of consumers, and watermarks set by clients.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -18,38 +18,38 @@ use crate::store::watermarks::{ConsumerPosition, WatermarkEdit};
 use crate::telemetry::chain;
 use crate::watermark::{ConsumerLag, Waiting, Watermark};
 
-/// How many changes are read for a page, and for each dataset on it: for one dataset, enough for 10,000 rows that
-/// changed once and some that changed more often.
-const CHANGES_OF_A_PAGE: u64 = 36_000;
-const MOST_CHANGES: u64 = 15_000;
-const FEWEST_CHANGES: u64 = 1_000;
+/// Maximum number of changes read for a page. [`MAX_CHANGES`] is the limit per dataset, enough for 10,000 rows that
+/// changed once and some repeated changes.
+const MAX_CHANGES_PER_PAGE: u64 = 36_000;
+const MAX_CHANGES: u64 = 15_000;
+const MIN_CHANGES: u64 = 1_000;
 
-/// How long reading the folder's markers may take. Without markers a restore is told by the timeline alone.
+/// Time limit for reading lane markers from the destination. Without them, only the timeline reveals a restore.
 const MARKERS_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// A consumer in a dataset, as a list shows it.
+/// A consumer's state in a dataset, as a list shows it.
 #[derive(Clone, Debug)]
 pub struct ListedConsumer {
-    /// Where it stands.
+    /// The consumer's watermark and the changes that wait for it.
     pub lag: ConsumerLag,
-    /// Its last job.
+    /// The consumer's last job.
     pub last_job: Option<Job>,
-    /// What it has yet to acknowledge; `None`: it has never acknowledged an export.
+    /// The unacknowledged exports, or `None` if the consumer has never acknowledged one.
     pub unacknowledged: Option<Unacknowledged>,
 }
 
 impl Service {
-    /// Where a consumer stands.
+    /// Returns a consumer's watermark.
     ///
     /// # Errors
-    /// If it has no watermark.
+    ///
+    /// If the consumer has no watermark.
     pub async fn watermark(&self, lane: Lane<'_>) -> Result<Watermark, Error> {
         self.dataset(lane.dataset)?;
         with_timeout(self.store.watermark(lane)).await?.ok_or(Error::NoWatermark)
     }
 
-    /// Where consumers stand in datasets, in the order of their ids; those after `after`, and of the consumers
-    /// `among`, where these are given.
+    /// Lists the states of consumers by id. Starts after `after`, and includes only the consumers in `among`, if given.
     pub async fn consumers(
         &self,
         after: Option<Lane<'_>>,
@@ -71,23 +71,24 @@ impl Service {
         Ok(lags.into_iter().map(listed).collect())
     }
 
-    /// Where a consumer stands in a dataset, also before its first export.
+    /// Returns a consumer's state in a dataset, even before its first export.
     ///
     /// # Errors
-    /// If the table can't be read.
+    ///
+    /// If the table cannot be read.
     pub async fn lag(&self, consumer: &ConsumerId, dataset: &Dataset) -> Result<ConsumerLag, Error> {
         let consumers = self.with_markers(dataset, &[consumer]).await?;
-        let lags = on_table(self.source.lags(dataset, &consumers, MOST_CHANGES)).await?;
+        let lags = on_table(self.source.lags(dataset, &consumers, MAX_CHANGES)).await?;
         lags.into_iter().next().ok_or(Error::NoWatermark)
     }
 
-    /// The folder's marker of a consumer's lane.
+    /// Reads the marker of a consumer's lane from the destination.
     pub async fn marker(&self, consumer: &ConsumerId, dataset: &Dataset) -> Result<Option<Marker>, Error> {
         let marked = self.with_markers(dataset, &[consumer]).await?;
         Ok(marked.into_iter().next().and_then(|(_, marker)| marker))
     }
 
-    /// Consumers with the folder's markers of their lanes.
+    /// Combines consumers with the markers of their lanes from the destination.
     async fn with_markers<'a>(
         &self,
         dataset: &Dataset,
@@ -104,7 +105,7 @@ impl Service {
         Ok(consumers.iter().map(|id| id.as_str()).zip(markers).collect())
     }
 
-    /// Where consumers stand, seen from the tables. Of a table that can't be read a consumer's waiting rows are
+    /// Computes the states of consumers from the tables. If a table cannot be read, the number of waiting rows is
     /// unknown.
     async fn lags(&self, positions: &[ConsumerPosition]) -> Result<Vec<ConsumerLag>, Error> {
         let mut found = Vec::new();
@@ -116,10 +117,9 @@ impl Service {
                 continue;
             }
             let consumers = self.with_markers(dataset, &consumers).await?;
-            // Each table has its share of the time, so that one that is locked, or too large to count, takes none from
-            // the others.
+            // Each table gets an equal share of the time. A locked or very large table then does not delay the others.
             let share = COUNTING_TIMEOUT / u32::try_from(datasets).unwrap_or(u32::MAX);
-            let changes = (CHANGES_OF_A_PAGE / datasets as u64).clamp(FEWEST_CHANGES, MOST_CHANGES);
+            let changes = (MAX_CHANGES_PER_PAGE / datasets as u64).clamp(MIN_CHANGES, MAX_CHANGES);
             let error = match tokio::time::timeout(share, self.source.lags(dataset, &consumers, changes)).await {
                 Ok(Ok(lags)) => {
                     found.extend(lags);
@@ -156,10 +156,11 @@ impl Service {
         Ok(positions.iter().map(lag).collect())
     }
 
-    /// Sets a consumer's watermark by hand.
+    /// Sets a consumer's watermark.
     ///
     /// # Errors
-    /// If an export of that consumer is being committed, or the dataset has no times.
+    ///
+    /// If an export of the consumer is being committed, or if the dataset has no `updated_at`.
     pub async fn set_watermark(
         &self,
         consumer: ConsumerId,
@@ -185,11 +186,14 @@ impl Service {
         }
     }
 
-    /// Forgets a consumer's watermark, if it has one, also of a dataset that is not in the catalog any more: the
-    /// watermark holds the change log.
+    /// Deletes a consumer's watermark, if there is one.
+    ///
+    /// The dataset may be missing from the catalog. A watermark prevents the cleanup of the change log, so it must be
+    /// deletable.
     ///
     /// # Errors
-    /// If an export of that consumer is being committed.
+    ///
+    /// If an export of the consumer is being committed.
     pub async fn forget_watermark(&self, lane: Lane<'_>) -> Result<(), Error> {
         if !is_name(lane.dataset) {
             self.dataset(lane.dataset)?;

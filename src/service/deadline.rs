@@ -1,16 +1,16 @@
-//! A call of a client gets its answer in time, if only that there is none.
+//! Time limits of calls: every call returns a result or an error in time.
 
 use std::time::Duration;
 
 use crate::service::{CALL_TIMEOUT, COUNTING_TIMEOUT, Error};
 use crate::{failpoint, source, store};
 
-/// How long a call of a client may take: [`CALL_TIMEOUT`]. Tests that are not about it wait longer for a busy machine.
+/// Returns the time limit of a call: [`CALL_TIMEOUT`]. Most tests use a longer one because test machines are busy.
 pub fn call_timeout() -> Duration {
     failpoint::time("service.call", CALL_TIMEOUT)
 }
 
-/// A look at a table, which somebody may have locked.
+/// Runs a query of a table under a time limit, because the table may be locked.
 pub(super) async fn on_table<T>(look: impl Future<Output = Result<T, source::Error>>) -> Result<T, Error> {
     match tokio::time::timeout(COUNTING_TIMEOUT, look).await {
         Ok(Ok(seen)) => Ok(seen),
@@ -23,7 +23,7 @@ pub(super) async fn on_table<T>(look: impl Future<Output = Result<T, source::Err
     }
 }
 
-/// A statement of the store.
+/// Runs a statement of the store under the time limit of a call.
 pub(super) async fn with_timeout<T>(call: impl Future<Output = Result<T, store::Error>>) -> Result<T, Error> {
     Ok(store::with_timeout(call_timeout(), call).await?)
 }

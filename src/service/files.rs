@@ -1,4 +1,4 @@
-//! The files of exports, as clients have them.
+//! The files of exports: opening, presigned URLs, removal and manifests.
 
 use chrono::{DateTime, SubsecRound, Utc};
 use tokio::io::AsyncRead;
@@ -10,44 +10,47 @@ use crate::sink::{self, Destination, PublishedFile};
 use crate::telemetry::{chain, job_event};
 use pg_rows::encoding::Encoding;
 
-/// A committed file, open: the very one that was exported. A call fails if it can't be read there.
+/// An opened committed file. Its content is verified to be the exported one. Reading fails if the file has become
+/// unavailable.
 #[derive(Debug)]
-pub struct OpenFile {
+pub struct DownloadableFile {
     file: Box<dyn PublishedFile>,
-    /// Its name.
+    /// The file's name.
     pub name: String,
-    /// Its size.
+    /// The file's size in bytes.
     pub bytes: u64,
-    /// Its SHA-256 in hexadecimal.
+    /// The file's SHA-256 in hexadecimal.
     pub sha256: String,
-    /// How it is written.
+    /// The file's format and compression.
     pub encoding: Encoding,
-    /// When it was committed.
+    /// The time of the commit.
     pub finished_at: DateTime<Utc>,
 }
 
-/// An address of a file at its store, which needs no key.
+/// A presigned URL of a file, which needs no key.
 #[derive(Debug)]
 pub struct FileUrl {
-    /// The address.
+    /// The URL.
     pub url: String,
-    /// When the store begins to refuse it.
+    /// The time at which the URL expires.
     pub expires_at: DateTime<Utc>,
 }
 
-impl OpenFile {
-    /// `length` bytes from `from` on.
+impl DownloadableFile {
+    /// Reads `length` bytes, starting at `from`.
     pub async fn part(self, from: u64, length: u64) -> Result<impl AsyncRead, Error> {
         Ok(self.file.part(from, length).await?)
     }
 }
 
 impl Service {
-    /// Opens the file of a completed job that has one, or this part of one that has several.
+    /// Opens the file of a completed job, or one of its files if `part` is given.
     ///
     /// # Errors
-    /// If there is no such file, or several and none is named, or it is not what was exported, or not here.
-    pub async fn open_file(&self, id: JobId, part: Option<u32>) -> Result<OpenFile, Error> {
+    ///
+    /// If the file does not exist, was changed, or is at another destination; or if the job has several files and
+    /// `part` is missing.
+    pub async fn open_file(&self, id: JobId, part: Option<u32>) -> Result<DownloadableFile, Error> {
         let record = match with_timeout(self.store.file(id)).await? {
             Some(record) if record.is_published => record,
             Some(_) => return Err(Error::NoFile(Status::Processing)),
@@ -61,37 +64,41 @@ impl Service {
         let (name, staged) = record.files().nth(place).ok_or(Error::NoPart(record.parts.len()))?;
         let file = self.destination.open(staged, &name).await?.ok_or(Error::FileGone)?;
         let (bytes, sha256) = (staged.identity.bytes, staged.sha256.clone());
-        Ok(OpenFile { file, name, bytes, sha256, encoding: record.encoding, finished_at: record.finished_at })
+        Ok(DownloadableFile { file, name, bytes, sha256, encoding: record.encoding, finished_at: record.finished_at })
     }
 
-    /// An address of a completed job's file at its store.
+    /// Creates a presigned URL of a completed job's file.
     ///
     /// # Errors
+    ///
     /// As [`open_file`](Service::open_file), and if the file is in a folder.
     pub async fn file_url(&self, id: JobId) -> Result<FileUrl, Error> {
-        let OpenFile { file, .. } = self.open_file(id, None).await?;
+        let DownloadableFile { file, .. } = self.open_file(id, None).await?;
         self.url_of(&*file).await?.ok_or(Error::NoUrl)
     }
 
-    /// The address that a client of a download is sent to; `None`: the service passes the bytes on.
+    /// Returns the URL to which a download is redirected, or `None` if the service streams the bytes.
     ///
     /// # Errors
-    /// If the store's credentials can't sign an address.
-    pub async fn redirection(&self, file: &OpenFile) -> Result<Option<FileUrl>, Error> {
+    ///
+    /// If the bucket's credentials cannot sign a URL.
+    pub async fn redirection(&self, file: &DownloadableFile) -> Result<Option<FileUrl>, Error> {
         if self.downloads.are_redirected { self.url_of(&*file.file).await } else { Ok(None) }
     }
 
     async fn url_of(&self, file: &dyn PublishedFile) -> Result<Option<FileUrl>, Error> {
         let lifetime = self.downloads.url_lifetime;
-        // Before it is signed, and in whole seconds, as stores count: nobody is promised more than there is.
+        // Computed before signing and rounded down to whole seconds, as buckets count. So the reported time is never
+        // too late.
         let expires_at = Utc::now().trunc_subsecs(0) + lifetime;
         Ok(file.url(lifetime).await?.map(|url| FileUrl { url, expires_at }))
     }
 
-    /// Removes the file of a job that has ended, if it has one. The job stays.
+    /// Removes the files of an ended job, if it has any. The job is kept.
     ///
     /// # Errors
-    /// If the job is open, or its file on another host or of another database.
+    ///
+    /// If the job is open, or if its file is on another host or belongs to another database.
     pub async fn remove_file(&self, id: JobId) -> Result<(), Error> {
         let job = self.job(id).await?;
         if !job.status.is_terminal() {
@@ -109,10 +116,11 @@ impl Service {
         Ok(())
     }
 
-    /// The text of a completed job's manifest.
+    /// Returns the text of a completed job's manifest.
     ///
     /// # Errors
-    /// If the job isn't completed or has none.
+    ///
+    /// If the job is not completed or has no manifest.
     pub async fn manifest(&self, id: JobId) -> Result<String, Error> {
         match with_timeout(self.store.manifest(id)).await? {
             Some(text) => Ok(text),
@@ -123,11 +131,12 @@ impl Service {
         }
     }
 
-    /// Gives up a job that was committed a while ago and whose file has no name yet: it fails, and its file
-    /// goes.
+    /// Gives up a job that was committed a while ago but whose file is not published. The job fails, and the file is
+    /// removed.
     ///
     /// # Errors
-    /// If the job is open otherwise, or is to get its name in this moment.
+    ///
+    /// If the job is in another open state, or if its file is just being published.
     pub async fn give_up(&self, id: JobId) -> Result<(), Error> {
         let job = self.job(id).await?;
         let Some(record) = with_timeout(self.store.file(id)).await? else { return Err(Error::Open(job.status)) };
@@ -138,7 +147,7 @@ impl Service {
             return Ok(());
         }
         match self.destination.discard(&record).await {
-            // The other destination's sweep removes it, should that destination ever be back.
+            // If the other destination becomes available again, its cleanup removes the file.
             Ok(()) | Err(sink::Error::Elsewhere) => {}
             Err(error) => tracing::warn!(event = "file_left_behind", jobId = %id, error = chain(&error)),
         }

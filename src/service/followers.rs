@@ -1,4 +1,4 @@
-//! Clients that wait for jobs, by `events` or `?wait=`: how many there may be, and one poll of the database for all of
+//! Clients that wait for jobs by `events` or `?wait=`: limits their number, and polls the database once for all of
 //! them.
 
 use std::collections::HashMap;
@@ -18,22 +18,22 @@ use crate::service::deadline::with_timeout;
 use crate::store::Store;
 use crate::store::transitions::{Ending, Endings};
 
-/// Followers in all: a third of the connections that one address may have, a proxy's, say, is left to other calls; and
-/// of one key half.
-const MOST: usize = 500;
-/// Followers of one key or address: it takes two of them to use all up.
-const MOST_OF_ONE: usize = 250;
-/// Followed jobs are polled this often.
-const POLL_EVERY: Duration = Duration::from_secs(1);
-/// A job that a client begins to follow may be a short one: it is polled after this time first, and then after twice as
-/// long each time.
+/// Maximum number of followers in total. It leaves a third of the connections of one address, such as a proxy's, to
+/// other calls.
+const MAX_FOLLOWERS: usize = 500;
+/// Maximum number of followers per key or address. Two subscribers can use up the total.
+const MAX_PER_SUBSCRIBER: usize = 250;
+/// Maximum interval between polls of followed jobs.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval before the first poll. A newly followed job may be short, so the interval starts small and doubles with
+/// each poll.
 const FIRST_POLL: Duration = Duration::from_millis(50);
-/// The pauses between polls.
-const POLLS: Backoff = Backoff::new(FIRST_POLL, POLL_EVERY);
-/// After this many failed polls in a row followers are told that their jobs are lost.
-const FAILED_POLLS: u32 = 5;
+/// The intervals between polls.
+const POLL_BACKOFF: Backoff = Backoff::new(FIRST_POLL, POLL_INTERVAL);
+/// Number of consecutive failed polls after which followers are informed that their job is lost.
+const MAX_FAILED_POLLS: u32 = 5;
 
-/// The client that a follower is counted for.
+/// The client whose followers are counted together.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Subscriber {
     /// The holder of this key.
@@ -42,10 +42,10 @@ pub enum Subscriber {
     Address(IpAddr),
 }
 
-/// What a poll of a job showed.
+/// The result of polling a job.
 #[derive(Clone, Debug)]
 pub(super) struct Poll {
-    /// When the poll began.
+    /// The time at which the poll began.
     pub(super) begun: Instant,
     pub(super) outcome: PollOutcome,
 }
@@ -53,13 +53,13 @@ pub(super) struct Poll {
 #[derive(Clone, Debug)]
 pub(super) enum PollOutcome {
     Job(Arc<Job>),
-    /// The database failed just now.
+    /// The last poll failed; the next one may succeed.
     Failed,
-    /// There is no such job any more, or the database has failed for some time.
+    /// The job no longer exists, or the database has failed for some time.
     Lost,
 }
 
-/// All followers of jobs in this process.
+/// All followers in this process.
 #[derive(Debug)]
 pub(super) struct Followers {
     shared: Arc<Shared>,
@@ -70,14 +70,14 @@ pub(super) struct Followers {
 struct Shared {
     store: Store,
     followed: Mutex<Followed>,
-    /// A follower has joined.
-    came: Notify,
+    /// Notified when a follower joins.
+    joined: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Followed {
     jobs: HashMap<JobId, PolledJob>,
-    of_subscriber: HashMap<Subscriber, usize>,
+    per_subscriber: HashMap<Subscriber, usize>,
     followers: usize,
 }
 
@@ -87,7 +87,7 @@ struct PolledJob {
     followers: usize,
 }
 
-/// A client that follows a job.
+/// A subscription of a client to a job.
 #[derive(Debug)]
 pub(super) struct Follower {
     shared: Arc<Shared>,
@@ -97,26 +97,27 @@ pub(super) struct Follower {
 }
 
 impl Followers {
-    /// No followers yet. Polls while there are some, until it is dropped.
+    /// Creates an empty set of followers, and starts a task that polls their jobs until the set is dropped.
     pub(super) fn new(store: Store) -> Followers {
         let endings = store.endings();
-        let shared = Arc::new(Shared { store, followed: Mutex::default(), came: Notify::new() });
-        let polling = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&shared).poll_on(endings)));
+        let shared = Arc::new(Shared { store, followed: Mutex::default(), joined: Notify::new() });
+        let polling = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&shared).poll_continuously(endings)));
         Followers { shared, _polling: polling }
     }
 
-    /// Adds a follower. It learns of its job's state from now on by a poll that begins later, within a second.
+    /// Adds a follower. Later polls report the job's state to it, the first within a second.
     ///
     /// # Errors
-    /// If the subscriber, or all together, have as many followers as they may.
+    ///
+    /// If the subscriber's followers, or all followers, have reached their maximum.
     pub(super) fn join(&self, subscriber: Subscriber, job: JobId) -> Result<Follower, Error> {
         let mut followed = self.shared.followed();
-        let of_subscriber = followed.of_subscriber.get(&subscriber).copied().unwrap_or(0);
-        if followed.followers >= MOST || of_subscriber >= MOST_OF_ONE {
+        let per_subscriber = followed.per_subscriber.get(&subscriber).copied().unwrap_or(0);
+        if followed.followers >= MAX_FOLLOWERS || per_subscriber >= MAX_PER_SUBSCRIBER {
             return Err(Error::TooManyFollowers);
         }
         followed.followers += 1;
-        followed.of_subscriber.insert(subscriber.clone(), of_subscriber + 1);
+        followed.per_subscriber.insert(subscriber.clone(), per_subscriber + 1);
         let polled = followed.jobs.entry(job).or_insert_with(|| {
             let unknown = Poll { begun: Instant::now(), outcome: PollOutcome::Failed };
             PolledJob { polls: watch::Sender::new(unknown), followers: 0 }
@@ -124,17 +125,17 @@ impl Followers {
         polled.followers += 1;
         let polls = polled.polls.subscribe();
         drop(followed);
-        self.shared.came.notify_one();
+        self.shared.joined.notify_one();
         Ok(Follower { shared: Arc::clone(&self.shared), subscriber, job, polls })
     }
 }
 
 impl Follower {
-    /// The next poll of its job.
+    /// Waits for the next poll of the job.
     pub(super) async fn next(&mut self) -> Poll {
         match self.polls.changed().await {
             Ok(()) => self.polls.borrow_and_update().clone(),
-            // Never: a follower keeps its job polled.
+            // Unreachable: the job is polled as long as it has a follower.
             Err(_) => Poll { begun: Instant::now(), outcome: PollOutcome::Lost },
         }
     }
@@ -144,10 +145,10 @@ impl Drop for Follower {
     fn drop(&mut self) {
         let mut followed = self.shared.followed();
         followed.followers -= 1;
-        if let Some(number) = followed.of_subscriber.get_mut(&self.subscriber) {
+        if let Some(number) = followed.per_subscriber.get_mut(&self.subscriber) {
             *number -= 1;
             if *number == 0 {
-                followed.of_subscriber.remove(&self.subscriber);
+                followed.per_subscriber.remove(&self.subscriber);
             }
         }
         if let Some(polled) = followed.jobs.get_mut(&self.job) {
@@ -160,14 +161,14 @@ impl Drop for Follower {
 }
 
 impl Shared {
-    /// Polls all followed jobs from time to time, and a job that this process brought to its end at once.
-    async fn poll_on(self: Arc<Shared>, mut endings: Endings) {
-        let (mut backoff, mut failed) = (POLLS, 0);
+    /// Polls all followed jobs periodically. When this process ends a job, polls that job immediately.
+    async fn poll_continuously(self: Arc<Shared>, mut endings: Endings) {
+        let (mut backoff, mut failed) = (POLL_BACKOFF, 0);
         let mut next = Instant::now();
         loop {
             if self.followed().followers == 0 {
-                self.came.notified().await;
-                (backoff, next) = (POLLS, Instant::now() + FIRST_POLL);
+                self.joined.notified().await;
+                (backoff, next) = (POLL_BACKOFF, Instant::now() + FIRST_POLL);
                 continue;
             }
             let ended = tokio::select! {
@@ -175,9 +176,9 @@ impl Shared {
                     next = Instant::now() + backoff.next_pause();
                     Ending::Any
                 }
-                () = self.came.notified() => {
-                    // A new follower can't put off the poll that others wait for.
-                    (backoff, next) = (POLLS, next.min(Instant::now() + FIRST_POLL));
+                () = self.joined.notified() => {
+                    // A new follower must not delay the poll that other followers wait for.
+                    (backoff, next) = (POLL_BACKOFF, next.min(Instant::now() + FIRST_POLL));
                     continue;
                 }
                 ended = endings.next() => ended,
@@ -192,19 +193,19 @@ impl Shared {
         }
     }
 
-    /// Polls these jobs and tells their followers. Returns how many polls have failed in a row.
+    /// Polls the given jobs and notifies their followers. Returns the number of consecutive failed polls.
     async fn poll(&self, jobs: &[JobId], failed: u32) -> u32 {
         let begun = Instant::now();
         let (jobs_now, failed) = match with_timeout(self.store.jobs_by_id(jobs)).await {
             Ok(jobs) => (jobs.into_iter().map(|job| (job.id, Arc::new(job))).collect(), 0),
             Err(Error::DatabaseUnavailable(_)) => (HashMap::new(), failed + 1),
-            Err(_) => (HashMap::new(), FAILED_POLLS),
+            Err(_) => (HashMap::new(), MAX_FAILED_POLLS),
         };
         let followed = self.followed();
         for (id, polled) in jobs.iter().filter_map(|id| Some((id, followed.jobs.get(id)?))) {
             let outcome = match jobs_now.get(id) {
                 Some(job) => PollOutcome::Job(Arc::clone(job)),
-                None if (1..FAILED_POLLS).contains(&failed) => PollOutcome::Failed,
+                None if (1..MAX_FAILED_POLLS).contains(&failed) => PollOutcome::Failed,
                 None => PollOutcome::Lost,
             };
             polled.polls.send_replace(Poll { begun, outcome });

@@ -1,4 +1,4 @@
-//! Jobs: asked for, looked at, stopped, followed.
+//! Operations on jobs: submit, get, list, cancel, acknowledge and follow.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::job::lane::Lane;
 use crate::job::{Filter, IdempotencyKey, Job, JobId, Request, Status};
 use crate::service::deadline::{on_table, with_timeout};
 use crate::service::followers::{Follower, Poll, PollOutcome, Subscriber};
-use crate::service::{Error, LAST_LOOK_TIMEOUT, Service};
+use crate::service::{DIAGNOSIS_TIMEOUT, Error, Service};
 use crate::sink::Destination;
 use crate::source;
 use crate::store::{
@@ -24,23 +24,25 @@ use crate::telemetry::job_event;
 use crate::trace::TraceParent;
 
 impl Service {
-    /// Accepts a job. It will be run, whatever happens to this process. A request whose idempotency key was sent before
-    /// returns the job that it made then.
+    /// Accepts a job. The job is durable and survives a crash of this process.
+    ///
+    /// A repeated idempotency key returns the job created by the first request.
     ///
     /// # Errors
-    /// If there is no such dataset, its table isn't there, may not be read, can't meet the selection or isn't tracked
-    /// for a consumer, the key was sent with another request, too many jobs are open, or the database fails.
+    ///
+    /// If the dataset does not exist, or its table is missing, unreadable, untracked for a consumer or unsuitable for
+    /// the selection. If the key was used for another request, if too many jobs are open, or if the database fails.
     pub async fn submit(&self, request: &Request) -> Result<Job, Error> {
         let dataset = self.dataset(&request.dataset)?;
         if let Err(bad) = self.check(dataset, request).await {
-            // A request that was sent before was good then, whatever the table is now.
+            // The same request was valid before. Its repetition succeeds regardless of the table's current state.
             let before = with_timeout(self.store.sent_before(request)).await?;
             return before.filter(|job| request.asks_for(job)).ok_or(bad);
         }
-        // A broken destination is the worker's to report: the job fails with the reason.
+        // The worker reports a broken destination: the job fails with the reason.
         let destination = self.destination.id().await.ok();
         let submitted = with_timeout(self.store.submit(request, destination, self.terms)).await;
-        match self.or_set_back(submitted).await? {
+        match self.diagnose_timeout(submitted).await? {
             SubmitOutcome::Accepted(job) => {
                 let retry_of = job.retry_of.map(tracing::field::display);
                 job_event!(info, job, "export_submitted", retryOf = retry_of);
@@ -55,10 +57,11 @@ impl Service {
         }
     }
 
-    /// Accepts a job like one that failed or was cancelled.
+    /// Accepts a job with the parameters of a failed or cancelled one.
     ///
     /// # Errors
-    /// If there is no such job, it has not ended, or ended otherwise; and as [`submit`](Service::submit).
+    ///
+    /// If the job does not exist or has another status; and as [`submit`](Service::submit).
     pub async fn retry(
         &self,
         id: JobId,
@@ -73,11 +76,11 @@ impl Service {
         self.submit(&request).await
     }
 
-    /// Checks that the dataset's table can meet a request.
+    /// Checks that the dataset's table supports the request.
     async fn check(&self, dataset: &Arc<Dataset>, request: &Request) -> Result<(), Error> {
         let standing = with_timeout(self.store.standing(dataset)).await;
-        // Only a table that can't be read is looked at twice: the second look waits for a connection beside those who
-        // count.
+        // Only an unreadable table needs the second query, because that query competes for connections with the
+        // counting of changes.
         if matches!(&standing, Ok(Standing { is_readable: false, .. }) | Err(Error::DatabaseDenied(_)))
             && let Some(fault) = on_table(self.source.unreadable(dataset)).await?
         {
@@ -96,22 +99,24 @@ impl Service {
         on_table(self.source.check(dataset, &request.selection)).await?.map_err(Error::BadSelection)
     }
 
-    /// A job.
+    /// Returns a job.
     ///
     /// # Errors
-    /// If there is none of this id.
+    ///
+    /// If there is no job with this id.
     pub async fn job(&self, id: JobId) -> Result<Job, Error> {
         with_timeout(self.store.job(id)).await?.ok_or(Error::NoJob)
     }
 
-    /// Cancels a job, or asks its worker to stop. True: it was cancelled before.
+    /// Cancels a job, or asks its worker to stop. The returned flag is true if the job was already cancelled.
     ///
     /// # Errors
-    /// If it is too late, or there is no such job.
+    ///
+    /// If the job does not exist, is being committed, or has ended otherwise.
     pub async fn cancel(&self, id: JobId) -> Result<(Job, bool), Error> {
         match with_timeout(self.store.cancel(id)).await? {
             Cancelled::Asked(job) => {
-                // The end is logged where the job ends, perhaps in another process.
+                // The process that ends the job logs its end. This may be another process.
                 if !job.status.is_terminal() {
                     job_event!(info, job, "cancel_requested");
                 }
@@ -124,17 +129,19 @@ impl Service {
         }
     }
 
-    /// Takes a consumer's word that it has loaded a job's files, and those of all jobs before it in the lane. An
-    /// earlier job than before changes nothing.
+    /// Records that a consumer has loaded a job's files and those of all previous jobs in the lane.
+    ///
+    /// Has no effect if a later job was already acknowledged.
     ///
     /// # Errors
-    /// If there is no such job, it is no consumer's, or nobody can have loaded it.
+    ///
+    /// If the job does not exist, belongs to no consumer, or has not been published.
     pub async fn acknowledge(&self, id: JobId) -> Result<Job, Error> {
         let job = self.job(id).await?;
         if job.consumer.is_none() {
             return Err(Error::AdHoc);
         }
-        // What is published stays so.
+        // A published job stays published, so this check remains valid.
         if job.status != Status::Completed {
             return Err(Error::NotPublished(job.status));
         }
@@ -144,13 +151,14 @@ impl Service {
         self.job(id).await
     }
 
-    /// A job, once it has ended or `timeout` has passed.
+    /// Returns a job when it has ended or `timeout` has passed.
     ///
     /// # Errors
-    /// If there is none of this id, too many follow jobs already, or the database fails.
+    ///
+    /// If there is no job with this id, if there are too many followers, or if the database fails.
     pub async fn ended_job(&self, id: JobId, timeout: Duration, subscriber: Subscriber) -> Result<Job, Error> {
         let deadline = Instant::now() + timeout;
-        // Before the job is read, so that no end is missed in between.
+        // Subscribe before reading the job, so that an end in between is not missed.
         let follower = self.followers.join(subscriber, id);
         let job = self.job(id).await?;
         if job.status.is_terminal() || Instant::now() >= deadline {
@@ -164,21 +172,22 @@ impl Service {
         self.job(id).await
     }
 
-    /// A job as it is now, then again each time that a poll shows a change, up to its end.
+    /// Returns a stream of a job's states: the current one, then one per detected change, up to the end of the job.
     ///
     /// # Errors
-    /// If there is none of this id, too many follow jobs already, or the database fails; later that ends the stream
-    /// after some time.
+    ///
+    /// If there is no job with this id, if there are too many followers, or if the database fails. If the database
+    /// fails later, the stream ends after some time.
     pub async fn follow(&self, id: JobId, subscriber: Subscriber) -> Result<impl Stream<Item = Job> + use<>, Error> {
         let follower = self.followers.join(subscriber, id)?;
         let first = self.job(id).await?;
-        // A poll that began earlier may show the job as it was before.
+        // A poll that began earlier may return an older state of the job.
         let since = Instant::now();
         let start = (follower, first.clone(), since, self.clone());
         let changes = stream::unfold(start, async |(mut follower, last, since, service)| {
             let next = tokio::select! {
                 next = changed(&mut follower, &last, since) => next?,
-                // An export that a drain waited for has just ended.
+                // During a drain, the awaited export has just ended.
                 () = service.stopping.cancelled(), if !last.status.is_terminal() => {
                     service.job(last.id).await.ok().filter(|job| job.status.is_terminal())?
                 }
@@ -188,13 +197,14 @@ impl Service {
         Ok(stream::once(std::future::ready(first)).chain(changes))
     }
 
-    /// Jobs that match a filter, newest first.
+    /// Lists the jobs that match a filter, newest first.
     ///
     /// # Errors
-    /// If neither the catalog nor any job has the filter's dataset, or the database fails.
+    ///
+    /// If neither the catalog nor any job has the filter's dataset, or if the database fails.
     pub async fn jobs(&self, filter: &Filter, limit: u32) -> Result<Vec<Job>, Error> {
         let jobs = with_timeout(self.store.jobs(filter, limit)).await?;
-        // A dataset that was taken out of the catalog has its jobs still.
+        // Jobs are kept when their dataset is removed from the catalog.
         if let Some(dataset) = filter.dataset.as_ref().filter(|_| jobs.is_empty())
             && let Err(unknown) = self.dataset(dataset)
         {
@@ -206,11 +216,11 @@ impl Service {
         Ok(jobs)
     }
 
-    /// The lane's exports that were published after the job `after`, by their numbers; with `from`, those after that
-    /// number.
+    /// Lists the lane's exports published after the job `after`, by number. `from` limits them to higher numbers.
     ///
     /// # Errors
-    /// If the database knows no completed export of this id in the lane, or fails.
+    ///
+    /// If the lane has no completed export with this id, or if the database fails.
     pub async fn published_after(
         &self,
         lane: Lane<'_>,
@@ -221,20 +231,21 @@ impl Service {
         with_timeout(self.store.published_after(lane, after, from, limit)).await?.ok_or(Error::Restored)
     }
 
-    /// Finds whether a write failed since Postgres's transaction ids were set back: a write that waited in vain for
-    /// another transaction may have waited for one that never began.
-    async fn or_set_back<T>(&self, written: Result<T, Error>) -> Result<T, Error> {
+    /// Returns [`Error::DatabaseSetBack`] if a write timed out because Postgres's transaction ids were set back.
+    ///
+    /// Such a write may wait for a transaction that never began.
+    async fn diagnose_timeout<T>(&self, written: Result<T, Error>) -> Result<T, Error> {
         if !matches!(&written, Err(Error::DatabaseUnavailable(cause)) if cause.was_waiting()) {
             return written;
         }
-        match tokio::time::timeout(LAST_LOOK_TIMEOUT, self.probe.ping()).await {
+        match tokio::time::timeout(DIAGNOSIS_TIMEOUT, self.probe.ping()).await {
             Ok(Err(cause @ store::Error::XidsSetBack(_))) => Err(cause.into()),
             _ => written,
         }
     }
 }
 
-/// The job at its end; `None` if the database fails.
+/// Waits for the end of a job. Returns `None` if the database fails.
 async fn ended(mut follower: Follower) -> Option<Job> {
     loop {
         match follower.next().await.outcome {
@@ -245,15 +256,15 @@ async fn ended(mut follower: Follower) -> Option<Job> {
     }
 }
 
-/// The job once it has changed; `None` if it has ended, or the database fails.
+/// Waits for a change of the job. Returns `None` if the job has ended or the database fails.
 async fn changed(follower: &mut Follower, last: &Job, since: Instant) -> Option<Job> {
-    let standing = |job: &Job| {
+    let visible_state = |job: &Job| {
         (job.status, job.progress, job.rows_exported, job.bytes_written, job.attempt, job.cancel_requested_at)
     };
     while !last.status.is_terminal() {
         let Poll { begun, outcome } = follower.next().await;
         match outcome {
-            PollOutcome::Job(job) if begun >= since && standing(&job) != standing(last) => {
+            PollOutcome::Job(job) if begun >= since && visible_state(&job) != visible_state(last) => {
                 return Some(Job::clone(&job));
             }
             PollOutcome::Job(_) | PollOutcome::Failed => {}

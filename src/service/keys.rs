@@ -1,7 +1,7 @@
-//! Keys at the door: looked up once in a while, remembered in between.
+//! Verification of keys: looks keys up in the database and caches the results.
 //!
-//! What is remembered is 2 seconds old at most, so that a revoked key is refused soon, by every process. If the
-//! database can't be asked, nobody is let in on an older memory.
+//! Cached results are at most two seconds old, so every process soon refuses a revoked key. If the database is
+//! unavailable, expired results are not used.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,135 +17,138 @@ use crate::service::Error;
 use crate::service::deadline::with_timeout;
 use crate::store::Store;
 
-/// How long what was looked up is believed.
-const BELIEVED: Duration = Duration::from_secs(2);
-/// How often a key is looked at again whose request takes its time.
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
-/// Keys that are remembered, and as many prefixes that are nobody's.
-const MOST: usize = 1_000;
-/// Look-ups at a time: few, so that they leave the API its connections.
-const LOOKUPS: usize = 2;
+/// Time for which a cached result is used.
+const CACHE_TIME: Duration = Duration::from_secs(2);
+/// Interval at which the key of a long request is verified again.
+const RECHECK_INTERVAL: Duration = Duration::from_secs(2);
+/// Maximum number of cached keys. The same maximum applies to cached prefixes without a key.
+const MAX_CACHED: usize = 1_000;
+/// Maximum number of concurrent lookups. It is small, so that enough connections remain for the API.
+const MAX_LOOKUPS: usize = 2;
 
-/// Which keys there are, as far as that was looked up.
+/// Verifies keys, with a cache of lookups.
 #[derive(Debug)]
 pub(crate) struct Keyring {
     store: Store,
-    memory: Mutex<Memory>,
-    /// Those who guess stand in a line of their own: keys that were good a moment ago don't wait for them.
-    turns_of_known: Semaphore,
-    turns_of_others: Semaphore,
+    cache: Mutex<KeyCache>,
+    /// Lookups of unknown keys have separate permits, so that attempts to guess keys do not delay known keys.
+    known_permits: Semaphore,
+    unknown_permits: Semaphore,
 }
 
 #[derive(Debug, Default)]
-struct Memory {
-    found: Remembered<StoredKey>,
-    missed: Remembered<()>,
+struct KeyCache {
+    found: LookupCache<StoredKey>,
+    missing: LookupCache<()>,
 }
 
-/// A bounded map of what was looked up, and when.
+/// A map of lookup results and their times, limited in size.
 #[derive(Debug)]
-struct Remembered<T>(HashMap<Prefix, (Instant, T)>);
+struct LookupCache<T>(HashMap<Prefix, (Instant, T)>);
 
-impl<T> Default for Remembered<T> {
-    fn default() -> Remembered<T> {
-        Remembered(HashMap::new())
+impl<T> Default for LookupCache<T> {
+    fn default() -> LookupCache<T> {
+        LookupCache(HashMap::new())
     }
 }
 
-fn believed_for() -> Duration {
-    failpoint::time("keys.believed", BELIEVED)
+fn cache_time() -> Duration {
+    failpoint::time("keys.believed", CACHE_TIME)
 }
 
-impl<T> Remembered<T> {
+impl<T> LookupCache<T> {
     fn fresh(&self, prefix: &Prefix) -> Option<&T> {
-        self.0.get(prefix).filter(|(asked, _)| asked.elapsed() < believed_for()).map(|(_, what)| what)
+        self.0.get(prefix).filter(|(queried_at, _)| queried_at.elapsed() < cache_time()).map(|(_, result)| result)
     }
 
-    fn insert(&mut self, prefix: Prefix, asked: Instant, what: T) {
-        if self.0.len() >= MOST && !self.0.contains_key(&prefix) {
-            self.0.retain(|_, (asked, _)| asked.elapsed() < believed_for());
-            // Still too many: what was forgotten is looked up again.
-            if self.0.len() >= MOST {
+    fn insert(&mut self, prefix: Prefix, queried_at: Instant, result: T) {
+        if self.0.len() >= MAX_CACHED && !self.0.contains_key(&prefix) {
+            self.0.retain(|_, (queried_at, _)| queried_at.elapsed() < cache_time());
+            // If the map is still full, remove all entries; they will be looked up again.
+            if self.0.len() >= MAX_CACHED {
                 self.0.clear();
             }
         }
-        self.0.insert(prefix, (asked, what));
+        self.0.insert(prefix, (queried_at, result));
     }
 }
 
 impl Keyring {
     pub(crate) fn new(store: Store) -> Keyring {
-        let [turns_of_known, turns_of_others] = [LOOKUPS; 2].map(Semaphore::new);
-        Keyring { store, memory: Mutex::default(), turns_of_known, turns_of_others }
+        let [known_permits, unknown_permits] = [MAX_LOOKUPS; 2].map(Semaphore::new);
+        Keyring { store, cache: Mutex::default(), known_permits, unknown_permits }
     }
 
-    /// Returns true if this key was good when it was last looked up, however long ago. That tells a known key from a
-    /// guess, but admits nobody.
+    /// Returns true if the last lookup of this key succeeded, however long ago. This distinguishes a known key from a
+    /// guess, but does not grant access.
     pub(crate) fn knows(&self, key: &PresentedKey) -> bool {
-        self.remembered(|memory| memory.found.0.get(key.prefix()).is_some_and(|(_, stored)| key.is(stored)))
+        self.with_cache(|cache| cache.found.0.get(key.prefix()).is_some_and(|(_, stored)| key.is(stored)))
     }
 
-    /// Returns what a key permits; [`Error::NoKey`] if there is no such key, or it was revoked or has expired some
-    /// seconds ago.
+    /// Returns the grant of a key. Returns [`Error::NoKey`] if the key does not exist, was revoked or has expired. A
+    /// revocation takes effect within seconds.
     pub(crate) async fn grant(self: &Arc<Keyring>, key: &PresentedKey) -> Result<Arc<Grant>, Error> {
-        let stored = match self.believed(key.prefix()) {
+        let stored = match self.cached(key.prefix()) {
             Some(stored) => stored,
             None => self.look_up(key).await?,
         };
         stored.filter(|stored| key.is(stored)).map(|stored| stored.grant).ok_or(Error::NoKey)
     }
 
-    /// Returns some seconds after the key was revoked or has expired. If the database can't be asked, the key counts as
-    /// good: the call began with a good one.
-    pub(crate) async fn gone(self: &Arc<Keyring>, key: &PresentedKey) {
+    /// Waits until the key is revoked or expires, and returns a few seconds later.
+    ///
+    /// If the database is unavailable, the key remains valid, because it was valid at the start of the request.
+    pub(crate) async fn revoked(self: &Arc<Keyring>, key: &PresentedKey) {
         loop {
-            tokio::time::sleep(failpoint::time("keys.looked_at", LOOK_AGAIN)).await;
+            tokio::time::sleep(failpoint::time("keys.looked_at", RECHECK_INTERVAL)).await;
             if matches!(self.grant(key).await, Err(Error::NoKey)) {
                 return;
             }
         }
     }
 
-    /// What is known of a prefix; `None`: nothing that is new enough.
-    fn believed(&self, prefix: &Prefix) -> Option<Option<StoredKey>> {
-        self.remembered(|memory| match memory.found.fresh(prefix) {
+    /// Returns the cached lookup of a prefix. Returns `None` if there is none or it is too old.
+    fn cached(&self, prefix: &Prefix) -> Option<Option<StoredKey>> {
+        self.with_cache(|cache| match cache.found.fresh(prefix) {
             Some(stored) => Some(Some(stored.clone())),
-            None => memory.missed.fresh(prefix).map(|()| None),
+            None => cache.missing.fresh(prefix).map(|()| None),
         })
     }
 
-    /// In a task of its own: whoever asks may be polled by nobody any more, as the body of an answer that its client
-    /// doesn't read, and would keep the turn, and a connection to the database, from all others.
+    /// Looks a key up in a separate task.
+    ///
+    /// The caller's future may no longer be polled, for example as the body of a response that its client does not
+    /// read. It would then hold the permit and a database connection indefinitely.
     async fn look_up(self: &Arc<Keyring>, key: &PresentedKey) -> Result<Option<StoredKey>, Error> {
         let (ring, key) = (Arc::clone(self), key.clone());
-        let asked = AbortOnDropHandle::new(tokio::spawn(async move { ring.ask(&key).await }));
-        match asked.await {
+        let lookup = AbortOnDropHandle::new(tokio::spawn(async move { ring.query(&key).await }));
+        match lookup.await {
             Ok(stored) => stored,
             Err(ended) => match ended.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
-                // Nobody else aborts it: the process ends.
+                // The task is aborted only when the process exits.
                 Err(_) => std::future::pending().await,
             },
         }
     }
 
-    async fn ask(&self, key: &PresentedKey) -> Result<Option<StoredKey>, Error> {
-        let turns = if self.knows(key) { &self.turns_of_known } else { &self.turns_of_others };
+    async fn query(&self, key: &PresentedKey) -> Result<Option<StoredKey>, Error> {
+        let permits = if self.knows(key) { &self.known_permits } else { &self.unknown_permits };
         let looked_up = with_timeout(async {
-            let _turn = turns.acquire().await.expect("nobody closes the semaphore");
-            // Whoever had the turn before may have asked for the same.
-            if let Some(stored) = self.believed(key.prefix()) {
+            let _permit = permits.acquire().await.expect("the semaphore is never closed");
+            // The previous holder of the permit may have looked up the same key.
+            if let Some(stored) = self.cached(key.prefix()) {
                 return Ok(stored);
             }
-            // From before it is asked: an answer may be old when it comes.
-            let asked = Instant::now();
+            // The time before the query, because the result may be old when it arrives.
+            let queried_at = Instant::now();
             let stored = self.store.usable_key(key.prefix()).await?;
-            self.remember(key.prefix(), asked, stored.clone());
+            self.store_result(key.prefix(), queried_at, stored.clone());
             Ok(stored)
         });
         let stored = looked_up.await?;
         if stored.as_ref().is_some_and(|stored| stored.is_use_due && key.is(stored)) {
-            // Only for people to read.
+            // Operators see the time of the last use. Nothing else depends on it, so an error is not returned.
             if let Err(error) = with_timeout(self.store.note_use(key.prefix())).await {
                 tracing::debug!(event = "key_use_not_noted", key = %key.prefix(), error = %error);
             }
@@ -153,21 +156,21 @@ impl Keyring {
         Ok(stored)
     }
 
-    fn remember(&self, prefix: &Prefix, asked: Instant, stored: Option<StoredKey>) {
-        self.remembered(|memory| match stored {
+    fn store_result(&self, prefix: &Prefix, queried_at: Instant, stored: Option<StoredKey>) {
+        self.with_cache(|cache| match stored {
             Some(stored) => {
-                memory.missed.0.remove(prefix);
-                memory.found.insert(prefix.clone(), asked, stored);
+                cache.missing.0.remove(prefix);
+                cache.found.insert(prefix.clone(), queried_at, stored);
             }
             None => {
-                memory.found.0.remove(prefix);
-                memory.missed.insert(prefix.clone(), asked, ());
+                cache.found.0.remove(prefix);
+                cache.missing.insert(prefix.clone(), queried_at, ());
             }
         });
     }
 
-    fn remembered<T>(&self, look: impl FnOnce(&mut Memory) -> T) -> T {
-        look(&mut self.memory.lock().unwrap_or_else(PoisonError::into_inner))
+    fn with_cache<T>(&self, access: impl FnOnce(&mut KeyCache) -> T) -> T {
+        access(&mut self.cache.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -176,22 +179,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_remembered_is_bounded() {
-        let mut remembered = Remembered::default();
-        for n in 0..5 * MOST {
-            remembered.insert(Prefix::stored(n.to_string()), Instant::now(), ());
-            assert!(remembered.0.len() <= MOST);
+    fn cache_size_is_limited() {
+        let mut cache = LookupCache::default();
+        for n in 0..5 * MAX_CACHED {
+            cache.insert(Prefix::stored(n.to_string()), Instant::now(), ());
+            assert!(cache.0.len() <= MAX_CACHED);
         }
-        let last = Prefix::stored((5 * MOST - 1).to_string());
-        assert!(remembered.fresh(&last).is_some());
+        let last = Prefix::stored((5 * MAX_CACHED - 1).to_string());
+        assert!(cache.fresh(&last).is_some());
     }
 
     #[test]
-    fn what_is_remembered_is_believed_for_two_seconds() {
-        let (mut remembered, prefix) = (Remembered::default(), Prefix::stored("1".to_owned()));
-        remembered.insert(prefix.clone(), Instant::now(), ());
-        assert!(remembered.fresh(&prefix).is_some());
-        remembered.insert(prefix.clone(), Instant::now() - Duration::from_secs(2), ());
-        assert!(remembered.fresh(&prefix).is_none());
+    fn cache_entries_are_fresh_for_two_seconds() {
+        let (mut cache, prefix) = (LookupCache::default(), Prefix::stored("1".to_owned()));
+        cache.insert(prefix.clone(), Instant::now(), ());
+        assert!(cache.fresh(&prefix).is_some());
+        cache.insert(prefix.clone(), Instant::now() - Duration::from_secs(2), ());
+        assert!(cache.fresh(&prefix).is_none());
     }
 }

@@ -1,4 +1,4 @@
-//! The schedules of the operator's file, and how far they have come.
+//! The schedules of the operator's file and their progress.
 
 use std::sync::Arc;
 
@@ -10,30 +10,30 @@ use crate::service::deadline::with_timeout;
 use crate::service::{Error, Service};
 use crate::store;
 
-/// A schedule, as a list shows it.
+/// A schedule as shown in a list.
 #[derive(Clone, Debug)]
 pub struct ListedSchedule {
-    /// What the operator's file says.
+    /// The schedule from the operator's file.
     pub schedule: Arc<Schedule>,
-    /// What the database knows.
+    /// The schedule's state from the database.
     pub state: ScheduleState,
-    /// The slot that it next runs at; in the past, if that slot has no job yet.
+    /// The slot of the next run; in the past if that slot has no job yet.
     pub next_at: Option<DateTime<Utc>>,
-    /// The last job that was made for it and its lane, if that is kept.
+    /// The last job created for the schedule and its lane, if it is kept.
     pub last_job: Option<Job>,
 }
 
-/// How late a schedule is.
+/// The delay of a schedule.
 pub(super) struct ScheduleAge {
     pub(super) name: String,
-    /// Since the slot that is due.
+    /// Time since the due slot.
     pub(super) overdue: TimeDelta,
-    /// Since it last made a job.
+    /// Time since the schedule last created a job.
     pub(super) last_run: Option<TimeDelta>,
 }
 
 impl Service {
-    /// The schedules in the order of the file; of the consumers `among`, where these are given.
+    /// Lists the schedules in the order of the file. Includes only those of the consumers in `among`, if given.
     pub async fn schedules(&self, among: Option<&[ConsumerId]>) -> Result<Vec<ListedSchedule>, Error> {
         let is_visible = |schedule: &&Arc<Schedule>| among.is_none_or(|own| own.contains(&schedule.consumer));
         let schedules: Vec<_> = self.catalog.schedules().iter().filter(is_visible).collect();
@@ -46,7 +46,7 @@ impl Service {
         let jobs = if ids.is_empty() { Vec::new() } else { with_timeout(self.store.jobs_by_id(&ids)).await? };
         let listed = |schedule: &Arc<Schedule>| {
             let state = states.remove(&schedule.name).unwrap_or_default();
-            // A schedule may have been another consumer's before.
+            // The schedule may have belonged to another consumer before.
             let is_its = |job: &&Job| {
                 let lane = (job.consumer.as_ref(), job.dataset.as_str());
                 Some(job.id) == state.last_job && lane == (Some(&schedule.consumer), schedule.dataset.as_str())
@@ -58,7 +58,7 @@ impl Service {
         Ok(schedules.into_iter().map(listed).collect())
     }
 
-    /// How late the schedules are.
+    /// Returns the delays of the schedules.
     pub(super) async fn schedule_ages(&self) -> Result<Vec<ScheduleAge>, store::Error> {
         let schedules = self.catalog.schedules();
         if schedules.is_empty() {

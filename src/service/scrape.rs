@@ -1,4 +1,5 @@
-//! What a scrape of the metrics shows: what this process counted, and a look at the database, the folder and the pools.
+//! The metrics of a scrape: counters of this process and gauges read from the database, the destination and the
+//! connection pools.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -21,33 +22,34 @@ use crate::store::{
 use crate::telemetry::chain;
 use crate::telemetry::metrics::{self, ExportLabels, Gauges};
 
-/// A look serves every scrape that comes so soon after it: several scrapers cost the database what one costs.
-const LOOK_LASTS: Duration = Duration::from_secs(1);
+/// Time for which the gauges are cached, so that several scrapers cause the same load on the database as one.
+const SCRAPE_CACHE_TIME: Duration = Duration::from_secs(1);
 
-/// How long a look waits for each thing. Less than a client's timeout: who comes in its middle waits for its end.
+/// Time limit of each read for a scrape. It is shorter than a client's timeout, because a concurrent scrape waits for
+/// the read to end.
 const SCRAPE_TIMEOUT: Duration = Duration::from_millis(1_500);
 
-/// A look that serves all who come soon after it.
+/// A cache for an expensive read. Concurrent callers share one read.
 #[derive(Debug, Default)]
-pub(crate) struct LastLook<T>(Mutex<Option<(Instant, T)>>);
+pub(crate) struct ReadCache<T>(Mutex<Option<(Instant, T)>>);
 
-impl<T: Clone> LastLook<T> {
-    /// Returns what the last look saw if it is so recent, else looks again. Whoever comes during a look waits for it,
-    /// and takes what it saw.
-    pub(crate) async fn within<E>(&self, age: Duration, look: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+impl<T: Clone> ReadCache<T> {
+    /// Returns the cached value if it is newer than `age`; otherwise reads again. A caller that arrives during a read
+    /// waits for it and gets its result.
+    pub(crate) async fn get_or_read<E>(&self, age: Duration, read: impl Future<Output = Result<T, E>>) -> Result<T, E> {
         let mut last = self.0.lock().await;
-        if let Some((at, seen)) = &*last
+        if let Some((at, value)) = &*last
             && at.elapsed() < age
         {
-            return Ok(seen.clone());
+            return Ok(value.clone());
         }
-        let seen = look.await?;
-        *last = Some((Instant::now(), seen.clone()));
-        Ok(seen)
+        let value = read.await?;
+        *last = Some((Instant::now(), value.clone()));
+        Ok(value)
     }
 }
 
-/// Lets the counters of everything that may be exported begin at 0.
+/// Initializes the counters of all datasets, export types and schedules to 0.
 pub(crate) fn init_series(catalog: &Catalog) {
     for (dataset, export_type) in catalog.iter().flat_map(|d| ExportType::ALL.iter().map(move |t| (d, t))) {
         let ends = Status::ALL.iter().filter(|status| status.is_terminal()).map(|status| status.as_str());
@@ -58,14 +60,14 @@ pub(crate) fn init_series(catalog: &Catalog) {
 }
 
 impl Service {
-    /// The metrics, in Prometheus's text format. A database that can't be reached is one of them.
+    /// Returns the metrics in Prometheus's text format. An unavailable database is reported as a metric.
     pub async fn metrics(&self) -> String {
-        let look = async { Ok::<_, Infallible>(self.look().await) };
-        let Ok(seen) = self.last_look.within(LOOK_LASTS, look).await;
-        metrics::counted() + &seen
+        let read = async { Ok::<_, Infallible>(self.read_gauges().await) };
+        let Ok(gauges) = self.metrics_cache.get_or_read(SCRAPE_CACHE_TIME, read).await;
+        metrics::counted() + &gauges
     }
 
-    async fn look(&self) -> String {
+    async fn read_gauges(&self) -> String {
         let mut gauges = Gauges::default();
         let pools = [("api", &self.store), ("probe", &self.probe)].into_iter();
         for (name, store) in pools.chain(self.control.iter().map(|control| ("control", control))) {
@@ -77,19 +79,19 @@ impl Service {
         let (up, ready, read) = tokio::join!(
             timeout(limit, self.ping()),
             timeout(limit, self.destination.require_room()),
-            store::with_timeout(limit, self.read())
+            store::with_timeout(limit, self.read_figures())
         );
         gauges.set(&metrics::DATABASE_UP, &[], f64::from(matches!(up, Ok(Ok(())))));
         gauges.set(&metrics::OUTPUT_READY, &[], f64::from(matches!(ready, Ok(Ok(())))));
         match read {
-            Ok(figures) => figures.show(&mut gauges),
-            // A number that isn't known isn't shown: an old one, or 0, would be believed.
+            Ok(figures) => figures.set_gauges(&mut gauges),
+            // Unknown gauges are omitted, because an old value or 0 would be misleading.
             Err(error) => tracing::warn!(event = "metrics_incomplete", error = chain(&error)),
         }
         gauges.text()
     }
 
-    async fn read(&self) -> Result<Figures, store::Error> {
+    async fn read_figures(&self) -> Result<Figures, store::Error> {
         let datasets: Vec<_> = self.catalog.iter().map(|dataset| dataset.name.as_str()).collect();
         let backlog = self.store.backlog().await?;
         let (ages, others) = self.store.watermark_ages(&datasets).await?;
@@ -101,7 +103,7 @@ impl Service {
     }
 }
 
-/// What the database knows.
+/// The gauges read from the database.
 struct Figures {
     backlog: Backlog,
     ages: Vec<WatermarkAge>,
@@ -112,7 +114,7 @@ struct Figures {
 }
 
 impl Figures {
-    fn show(&self, gauges: &mut Gauges) {
+    fn set_gauges(&self, gauges: &mut Gauges) {
         let Figures { backlog, ages, others, unacknowledged, undelivered, schedules } = self;
         gauges.set(&metrics::QUEUE_JOBS, &[Status::Pending.as_str()], backlog.pending as f64);
         gauges.set(&metrics::QUEUE_JOBS, &[Status::Processing.as_str()], backlog.processing as f64);

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+/// The minimum interval between two log lines of the same problem.
 const PERIOD: Duration = Duration::from_secs(60);
 
 /// The recent problems of one loop, or of several loops that share them.

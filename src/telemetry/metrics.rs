@@ -1,6 +1,7 @@
-//! Metrics in Prometheus's text format: what this process counts, and gauges that `service` has just read.
+//! Metrics in Prometheus's text format: counters of this process, and gauges read by `service`.
 //!
-//! A label's value is a name that the operator chose, a word of this program or a consumer's id; never a row's value.
+//! A label value is a name chosen by the operator, a constant of this program or a consumer's id. It is never a value
+//! of a row.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -11,7 +12,7 @@ use prometheus::{GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Reg
 /// The media type of the metrics' text.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
-/// A metric. `docs/METRICS.md` has a row for each.
+/// A metric. `docs/METRICS.md` describes each of them.
 #[derive(Debug)]
 pub struct Metric {
     name: &'static str,
@@ -24,15 +25,10 @@ const fn metric(name: &'static str, labels: &'static [&'static str], help: &'sta
 }
 
 static JOBS: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    counter(metric(
-        "cdc_export_jobs_total",
-        &["dataset", "export_type", "status"],
-        "Jobs that ended, by how they ended.",
-    ))
+    counter(metric("cdc_export_jobs_total", &["dataset", "export_type", "status"], "Ended jobs by final status."))
 });
-static FAILURES: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    counter(metric("cdc_export_failures_total", &["dataset", "code"], "Jobs that failed, by the code of their error."))
-});
+static FAILURES: LazyLock<IntCounterVec> =
+    LazyLock::new(|| counter(metric("cdc_export_failures_total", &["dataset", "code"], "Failed jobs by error code.")));
 static ROWS: LazyLock<IntCounterVec> = LazyLock::new(|| {
     counter(metric("cdc_export_rows_total", &["dataset", "export_type"], "Rows in files of completed exports."))
 });
@@ -40,7 +36,7 @@ static BYTES: LazyLock<IntCounterVec> = LazyLock::new(|| {
     counter(metric(
         "cdc_export_bytes_total",
         &["dataset", "export_type"],
-        "Bytes of files of completed exports, as compressed.",
+        "Bytes of files of completed exports, after compression.",
     ))
 });
 static LATE_ROWS: LazyLock<IntCounterVec> = LazyLock::new(|| {
@@ -54,33 +50,37 @@ static DURATION: LazyLock<HistogramVec> = LazyLock::new(|| {
     let Metric { name, help, labels } = metric(
         "cdc_export_duration_seconds",
         &["dataset", "export_type"],
-        "From the first attempt's start to the commit, of completed exports.",
+        "Time from the first attempt to the commit of completed exports.",
     );
     let options = HistogramOpts::new(name, help).buckets(DURATION_BUCKETS.to_vec());
     registered(&REGISTRY, HistogramVec::new(options, labels))
 });
 static TAKEOVERS: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    counter(metric("cdc_export_lease_takeovers_total", &[], "Jobs taken from workers that gave no sign for a lease."))
+    counter(metric(
+        "cdc_export_lease_takeovers_total",
+        &[],
+        "Jobs taken over from workers that did not renew their lease.",
+    ))
 });
 static MAINTENANCE_FAILURES: LazyLock<IntCounterVec> = LazyLock::new(|| {
     counter(metric(
         "cdc_export_maintenance_failures_total",
         &["task"],
-        "Rounds of a maintenance task that failed in this process, or took too long.",
+        "Rounds of a maintenance task in this process that failed or exceeded their time limit.",
     ))
 });
 static DELIVERIES: LazyLock<IntCounterVec> = LazyLock::new(|| {
     counter(metric(
         "cdc_export_deliveries_total",
         &["endpoint", "outcome"],
-        "Tries to tell a receiver of an event by this process: delivered, failed and tried again later, or dead.",
+        "Attempts of this process to deliver an event to a receiver: delivered, failed (retried later) or dead.",
     ))
 });
 static AMQP_REQUESTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
     counter(metric(
         "cdc_export_amqp_requests_total",
         &["endpoint", "outcome"],
-        "Requests from a broker's queue that this process took: accepted, refused and laid aside, or deferred, which is counted at each try.",
+        "Requests that this process took from a broker's queue: accepted, refused (moved to another queue) or deferred (counted at each attempt).",
     ))
 });
 static AMQP_WAITING: LazyLock<GaugeVec> = LazyLock::new(|| {
@@ -89,7 +89,7 @@ static AMQP_WAITING: LazyLock<GaugeVec> = LazyLock::new(|| {
         &metric(
             "cdc_export_amqp_requests_waiting",
             &["endpoint"],
-            "Requests from a broker's queue that this process has, and that wait to be tried again or to be laid aside.",
+            "Requests from a broker's queue that wait in this process for a retry or for being moved to another queue.",
         ),
     )
 });
@@ -97,10 +97,10 @@ static SCHEDULE_SLOTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
     counter(metric(
         "cdc_export_schedule_slots_total",
         &["schedule", "outcome"],
-        "Slots of schedules whose exports were asked for (run), skipped because an export of the lane was open, or refused for now; and full exports that healed.",
+        "Slots of schedules by outcome: run, skipped because an export of the lane was open, or refused for now; and full exports that healed a lane.",
     ))
 });
-/// What becomes of slots.
+/// The outcomes of a schedule's slot.
 const SLOT_OUTCOMES: [&str; 4] = ["run", "skipped", "refused", "healed"];
 static CHANGE_LOG_MAX_ROWS: LazyLock<GaugeVec> = LazyLock::new(|| {
     gauge(&REGISTRY, &metric("cdc_export_change_log_max_rows", &[], "The setting CHANGE_LOG_MAX_ROWS of this process."))
@@ -111,160 +111,164 @@ static CHANGE_LOG_MAX_AGE: LazyLock<GaugeVec> = LazyLock::new(|| {
         &metric("cdc_export_change_log_max_age_seconds", &[], "The setting CHANGE_LOG_MAX_AGE of this process."),
     )
 });
-const BUILD_INFO: Metric = metric("cdc_export_build_info", &["version"], "1, with the version that runs as its label.");
+const BUILD_INFO: Metric = metric("cdc_export_build_info", &["version"], "Always 1; the label is the running version.");
 
-/// True if Postgres answers.
-pub const DATABASE_UP: Metric = metric("cdc_export_database_up", &[], "1 if Postgres answers, else 0.");
-/// True if an export could be written.
+/// 1 if Postgres responds.
+pub const DATABASE_UP: Metric = metric("cdc_export_database_up", &[], "1 if Postgres responds, else 0.");
+/// 1 if an export could be written.
 pub const OUTPUT_READY: Metric = metric(
     "cdc_export_output_ready",
     &[],
-    "1 if the output folder or bucket is there, can be written and has room for an export, else 0.",
+    "1 if the output folder or bucket exists, is writable and has room for an export, else 0.",
 );
-/// Connections of a pool.
+/// The connections of a pool.
 pub const POOL_CONNECTIONS: Metric = metric(
     "cdc_export_pool_connections",
     &["pool", "state"],
-    "Connections of this process: idle, used, and the most there may be (max).",
+    "Connections of this process: idle, used, and the maximum (max).",
 );
 /// Open jobs.
 pub const QUEUE_JOBS: Metric = metric("cdc_export_queue_jobs", &["status"], "Jobs that have not ended.");
-/// How long the oldest pending job has been there.
+/// The age of the oldest pending job.
 pub const QUEUE_OLDEST: Metric = metric(
     "cdc_export_queue_oldest_seconds",
     &[],
-    "Since the oldest pending job was submitted; 0 where none is pending.",
+    "Time since the oldest pending job was submitted; 0 if none is pending.",
 );
-/// Jobs whose lanes wait for their files' names.
+/// Committed jobs whose files are not published.
 pub const UNPUBLISHED_JOBS: Metric = metric(
     "cdc_export_unpublished_jobs",
     &[],
-    "Jobs that are committed and whose files have no names yet: nothing else of their consumers and datasets is exported meanwhile.",
+    "Committed jobs whose files are not published yet. Until then, their consumers and datasets have no other exports.",
 );
-/// How long the oldest of these waits.
+/// The age of the oldest unpublished job since its commit.
 pub const UNPUBLISHED: Metric = metric(
     "cdc_export_unpublished_seconds",
     &[],
-    "Since the commit of the oldest job whose file has no name yet; 0 where there is none.",
+    "Time since the commit of the oldest job whose file is not published; 0 if there is none.",
 );
-/// How far behind consumers are.
+/// The age of the watermarks of the consumers that are furthest behind.
 pub const WATERMARK_AGE: Metric = metric(
     "cdc_export_watermark_age_seconds",
     &["consumer", "dataset"],
-    "Since the time that the watermark names, of the consumers furthest behind.",
+    "Age of the watermark, of the consumers that are furthest behind.",
 );
-/// Consumers without a series of [`WATERMARK_AGE`].
+/// The number of watermarks without a series of [`WATERMARK_AGE`].
 pub const WATERMARKS_LEFT_OUT: Metric = metric(
     "cdc_export_watermarks_left_out",
     &[],
-    "Watermarks that have no series of cdc_export_watermark_age_seconds, since there are too many.",
+    "Watermarks without a series of cdc_export_watermark_age_seconds, because there are too many.",
 );
-/// How much consumers that acknowledge have not acknowledged.
+/// The unacknowledged exports of consumers that acknowledge exports.
 pub const UNACKNOWLEDGED_EXPORTS: Metric = metric(
     "cdc_export_unacknowledged_exports",
     &["consumer", "dataset"],
-    "Published exports that the consumer has not acknowledged, of consumers that acknowledge; up to 1,000 are counted.",
+    "Published exports that a consumer has not acknowledged, counted up to 1,000; only for consumers that acknowledge.",
 );
-/// For how long.
+/// The age of the oldest unacknowledged export.
 pub const UNACKNOWLEDGED: Metric = metric(
     "cdc_export_unacknowledged_seconds",
     &["consumer", "dataset"],
-    "Since the oldest export that the consumer has not acknowledged was published; 0 where there is none.",
+    "Time since the oldest unacknowledged export of the consumer was published; 0 if there is none.",
 );
-/// Events that receivers have not taken.
+/// The events not yet accepted by receivers.
 pub const DELIVERIES_OPEN: Metric = metric(
     "cdc_export_deliveries_undelivered",
     &["endpoint", "status"],
-    "Events that a receiver has not taken: pending ones are tried again, dead ones are not.",
+    "Events that a receiver has not accepted: pending ones are retried, dead ones are not.",
 );
-/// For how long.
+/// The age of the oldest undelivered event.
 pub const DELIVERIES_OLDEST: Metric = metric(
     "cdc_export_deliveries_oldest_seconds",
     &["endpoint"],
-    "Since the oldest event was made that a receiver has not taken and is told again; 0 where there is none.",
+    "Age of the oldest event that a receiver has not accepted and that is retried; 0 if there is none.",
 );
-/// Consumers that need a full export.
+/// The consumers that need a full export because their position was given up.
 pub const POSITIONS_GIVEN_UP: Metric = metric(
     "cdc_export_positions_given_up",
     &[],
-    "Consumers' positions that the change log was purged past: a full export heals them.",
+    "Consumers' positions whose changes were purged from the change log: they need a full export.",
 );
-/// How late schedules are.
+/// The delay of schedules.
 pub const SCHEDULE_OVERDUE: Metric = metric(
     "cdc_export_schedule_overdue_seconds",
     &["schedule"],
-    "Since the oldest slot that is due and has no export yet; 0 where none is.",
+    "Time since the oldest due slot without an export; 0 if there is none.",
 );
-/// When schedules last ran.
+/// The time since the last runs of schedules.
 pub const SCHEDULE_LAST_RUN: Metric = metric(
     "cdc_export_schedule_last_run_seconds",
     &["schedule"],
-    "Since the schedule last asked for an export; no series before its first.",
+    "Time since the schedule last requested an export; no series before its first.",
 );
-/// Rows of the change log.
+/// The number of rows in the change log.
 pub const CHANGE_LOG_ROWS: Metric =
-    metric("cdc_export_change_log_rows", &[], "Rows of the change log, as Postgres estimates them.");
+    metric("cdc_export_change_log_rows", &[], "Rows of the change log, as estimated by Postgres.");
 /// The size of the change log, in bytes.
-pub const CHANGE_LOG_BYTES: Metric =
-    metric("cdc_export_change_log_bytes", &[], "Bytes of the change log on the database's disk, with its indexes.");
-/// How near the oldest position is to being given up, in rows.
+pub const CHANGE_LOG_BYTES: Metric = metric(
+    "cdc_export_change_log_bytes",
+    &[],
+    "Bytes of the change log on the database's disk, including its indexes.",
+);
+/// The number of rows logged since the oldest position. At the limit, the position is given up.
 pub const CHANGE_LOG_HELD_ROWS: Metric = metric(
     "cdc_export_change_log_held_rows",
     &[],
-    "Rows logged since the position that is furthest behind; at cdc_export_change_log_max_rows it is given up.",
+    "Rows logged since the oldest position; at cdc_export_change_log_max_rows it is given up.",
 );
-/// How near the oldest position is to being given up, in seconds.
+/// The age of the oldest position in seconds. At the limit, the position is given up.
 pub const CHANGE_LOG_HELD: Metric = metric(
     "cdc_export_change_log_held_seconds",
     &[],
-    "Since the oldest position was saved; at cdc_export_change_log_max_age_seconds it is given up.",
+    "Time since the oldest position was saved; at cdc_export_change_log_max_age_seconds it is given up.",
 );
 
-/// A change of a few rows takes milliseconds, a full export of a large table an hour.
+/// Buckets of export durations. An export of a few rows takes milliseconds; a full export of a large table takes an
+/// hour.
 const DURATION_BUCKETS: &[f64] =
     &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 1800.0, 3600.0, 14400.0];
 
-/// The labels that a count of exports has.
+/// The labels of counters of exports.
 #[derive(Clone, Copy, Debug)]
 pub struct ExportLabels<'a> {
     /// The dataset's name.
     pub dataset: &'a str,
-    /// The export type's word.
+    /// The name of the export type.
     pub export_type: &'a str,
 }
 
-/// What is counted of a completed export.
+/// The measurements of a completed export.
 #[derive(Clone, Copy, Debug)]
 pub struct Completed {
-    /// Rows in its file.
+    /// The number of rows in its file.
     pub rows: u64,
-    /// Bytes of its file.
+    /// The size of its file in bytes.
     pub bytes: u64,
-    /// Rows that a comparison of their times with the watermark would have missed.
+    /// The number of rows that a comparison of `updated_at` with the watermark would have missed.
     pub late_rows: u64,
-    /// Seconds from its first start to its commit.
+    /// The time in seconds from its first start to its commit.
     pub seconds: f64,
 }
 
-/// How a pool's connections are used.
+/// The usage of a connection pool.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolUse {
-    /// Open connections.
+    /// The number of open connections.
     pub open: u32,
-    /// Open connections that are not in use.
+    /// The number of open connections that are not in use.
     pub idle: u32,
-    /// The most connections that may be open.
+    /// The maximum number of connections.
     pub most: u32,
 }
 
-/// The counters of this process. Each is registered when it is first used.
+/// The counters of this process. Each one is registered at its first use.
 static REGISTRY: LazyLock<Registry> = LazyLock::new(|| {
     let registry = Registry::new();
     gauge(&registry, &BUILD_INFO).with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
     registry
 });
 
-const VALID: &str = "the metrics are constants, each with a name of its own";
+const VALID: &str = "the metrics are constants with distinct names";
 
 fn registered<C: Collector + Clone + 'static>(registry: &Registry, collector: prometheus::Result<C>) -> C {
     let collector = collector.expect(VALID);
@@ -281,11 +285,11 @@ fn gauge(registry: &Registry, metric: &Metric) -> GaugeVec {
 }
 
 fn text(registry: &Registry) -> String {
-    TextEncoder::new().encode_to_string(&registry.gather()).expect("every family of a registry has a name and a type")
+    TextEncoder::new().encode_to_string(&registry.gather()).expect("each metric family has a name and a type")
 }
 
-/// Makes the series of these labels begin at 0, for each of these ends and failure codes. Otherwise the first event of
-/// a series would be no increase to Prometheus, and would raise no alert.
+/// Initializes the series of these labels to 0, for each terminal status and failure code. Without that, Prometheus
+/// would not see an increase at the first event of a series, and no alert would fire.
 pub fn init_series<'a>(
     labels: ExportLabels<'_>,
     ends: impl Iterator<Item = &'a str>,
@@ -300,27 +304,27 @@ pub fn init_series<'a>(
     DURATION.with_label_values(&[dataset, export_type]);
 }
 
-/// Makes the series of a schedule begin at 0.
+/// Initializes the series of a schedule to 0.
 pub fn init_schedule(schedule: &str) {
     SLOT_OUTCOMES.iter().for_each(|outcome| drop(SCHEDULE_SLOTS.with_label_values(&[schedule, outcome])));
 }
 
-/// Counts a slot of a schedule by what became of it: `run`, `skipped` or `refused`; and a full export that `healed`.
+/// Counts a slot of a schedule by outcome: `run`, `skipped`, `refused`, or `healed` for a full export after a failure.
 pub fn schedule_slot(schedule: &str, outcome: &str) {
     SCHEDULE_SLOTS.with_label_values(&[schedule, outcome]).inc();
 }
 
-/// Counts a job that ended as `status`.
+/// Counts a job that ended with `status`.
 pub fn job_ended(labels: ExportLabels<'_>, status: &str) {
     JOBS.with_label_values(&[labels.dataset, labels.export_type, status]).inc();
 }
 
-/// Counts a job's failure by its code. Its end is counted by [`job_ended`].
+/// Counts a failed job by its code. [`job_ended`] counts its end.
 pub fn job_failed(labels: ExportLabels<'_>, code: &str) {
     FAILURES.with_label_values(&[labels.dataset, code]).inc();
 }
 
-/// Counts the rows, bytes and time of a completed job. Its end is counted by [`job_ended`].
+/// Adds the rows, bytes and duration of a completed job. [`job_ended`] counts its end.
 pub fn job_completed(labels: ExportLabels<'_>, completed: Completed) {
     let labels = &[labels.dataset, labels.export_type];
     ROWS.with_label_values(labels).inc_by(completed.rows);
@@ -329,29 +333,29 @@ pub fn job_completed(labels: ExportLabels<'_>, completed: Completed) {
     DURATION.with_label_values(labels).observe(completed.seconds);
 }
 
-/// Counts a job that was taken over from a worker whose lease had ended.
+/// Counts a job taken over from a worker whose lease had expired.
 pub fn lease_taken_over() {
     TAKEOVERS.with_label_values::<&str>(&[]).inc();
 }
 
-/// Makes the series of a maintenance task begin at 0, as [`init_series`] does.
+/// Initializes the series of a maintenance task to 0, as [`init_series`] does.
 pub fn init_maintenance(task: &str) {
     MAINTENANCE_FAILURES.with_label_values(&[task]);
 }
 
-/// Counts a round of a maintenance task that failed.
+/// Counts a failed round of a maintenance task.
 pub fn maintenance_failed(task: &str) {
     MAINTENANCE_FAILURES.with_label_values(&[task]).inc();
 }
 
-/// Makes the series of a receiver begin at 0, as [`init_series`] does.
+/// Initializes the series of a receiver to 0, as [`init_series`] does.
 pub fn init_deliveries(endpoint: &str) {
     for outcome in ["delivered", "failed", "dead"] {
         DELIVERIES.with_label_values(&[endpoint, outcome]);
     }
 }
 
-/// Makes the series of a broker's requests begin at 0.
+/// Initializes the series of a broker's requests to 0.
 pub fn init_amqp_requests(endpoint: &str) {
     for outcome in ["accepted", "refused", "deferred"] {
         AMQP_REQUESTS.with_label_values(&[endpoint, outcome]);
@@ -359,35 +363,35 @@ pub fn init_amqp_requests(endpoint: &str) {
     amqp_requests_wait(endpoint, 0.0);
 }
 
-/// Adds to how many requests from a broker's queue wait.
+/// Adds to the number of waiting requests from a broker's queue.
 pub fn amqp_requests_wait(endpoint: &str, more: f64) {
     AMQP_WAITING.with_label_values(&[endpoint]).add(more);
 }
 
-/// Counts a request from a broker's queue by what became of it.
+/// Counts a request from a broker's queue by outcome.
 pub fn amqp_request(endpoint: &str, outcome: &str) {
     AMQP_REQUESTS.with_label_values(&[endpoint, outcome]).inc();
 }
 
-/// Counts a try to tell a receiver by what became of it.
+/// Counts an attempt to deliver an event to a receiver by outcome.
 pub fn delivery_tried(endpoint: &str, outcome: &str) {
     DELIVERIES.with_label_values(&[endpoint, outcome]).inc();
 }
 
-/// Sets how much of the change log this process lets a position hold.
+/// Sets the maximum part of the change log that a position may hold in this process.
 pub fn change_log_caps(rows: u64, age: std::time::Duration) {
     CHANGE_LOG_MAX_ROWS.with_label_values::<&str>(&[]).set(rows as f64);
     CHANGE_LOG_MAX_AGE.with_label_values::<&str>(&[]).set(age.as_secs_f64());
 }
 
-/// The counters' text.
+/// Returns the text of the counters.
 pub fn counted() -> String {
-    // It begins at 0, too.
+    // Initializes this series to 0 as well.
     TAKEOVERS.with_label_values::<&str>(&[]);
     text(&REGISTRY)
 }
 
-/// The gauges of one answer. Each answer has gauges of its own, so that a consumer which is gone leaves no series.
+/// The gauges of one scrape. Each scrape has its own registry, so that a removed consumer leaves no series behind.
 #[derive(Debug, Default)]
 pub struct Gauges {
     registry: Registry,
@@ -395,7 +399,7 @@ pub struct Gauges {
 }
 
 impl Gauges {
-    /// Sets the gauge with these values of its labels.
+    /// Sets the gauge with these label values.
     pub fn set(&mut self, metric: &Metric, labels: &[&str], value: f64) {
         let gauges = self.by_name.entry(metric.name).or_insert_with(|| gauge(&self.registry, metric));
         gauges.with_label_values(labels).set(value);
@@ -408,7 +412,7 @@ impl Gauges {
         }
     }
 
-    /// The text of all gauges that were set.
+    /// Returns the text of all gauges that were set.
     pub fn text(&self) -> String {
         text(&self.registry)
     }

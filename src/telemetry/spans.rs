@@ -1,6 +1,6 @@
-//! Spans: what was done for a request or an export, from when to when, as a collector that speaks OTLP gets them.
+//! Spans: records the steps of requests and exports with their times, and sends them to an OTLP collector.
 //!
-//! Where no collector is named, nothing is recorded and nothing is allocated.
+//! Without a configured collector, nothing is recorded or allocated.
 
 #[cfg(feature = "otel")]
 mod exporter;
@@ -21,27 +21,27 @@ use crate::trace::TraceParent;
 pub use opentelemetry::trace::SpanKind as Kind;
 pub use settings::{Sampler, Settings};
 
-/// What records spans, once it is started.
+/// The recorder of spans, after [`start`].
 static RECORDER: OnceLock<Recorder> = OnceLock::new();
 
 #[cfg(feature = "otel")]
 type Recorder = exporter::Recorder;
-/// Without the feature there is none.
+/// Without the feature, there is no recorder.
 #[cfg(not(feature = "otel"))]
 type Recorder = std::convert::Infallible;
 
-/// Begins to record spans for the collector of these settings. Called once in a process.
+/// Starts to record spans for the collector in the settings. Must be called once per process.
 ///
 /// # Errors
-/// With the reason why these settings can't be met.
+///
+/// The reason why the settings are invalid.
 #[cfg(feature = "otel")]
 pub fn start(settings: &Settings) -> Result<(), String> {
     let recorder = exporter::recorder(settings)?;
-    RECORDER.set(recorder).map_err(|_| "it was started before".to_owned())
+    RECORDER.set(recorder).map_err(|_| "the recorder is already started".to_owned())
 }
 
-/// Sends what is recorded, and records no more. Blocks for as long as a collector may take at an end that others wait
-/// for.
+/// Sends the recorded spans and stops recording. Blocks until the collector has responded or the time limit has passed.
 pub fn end() {
     #[cfg(feature = "otel")]
     if let Some(recorder) = RECORDER.get() {
@@ -49,17 +49,17 @@ pub fn end() {
     }
 }
 
-/// A span that lasts until it is dropped. `None`: nothing is recorded.
+/// A span that ends when it is dropped. Contains `None` if nothing is recorded.
 #[derive(Debug)]
 pub struct Span(Option<Context>);
 
 impl Span {
-    /// Begins a span below `parent`; without a parent, a trace.
+    /// Starts a span below `parent`, or a new trace if there is no parent.
     pub fn start(name: &str, kind: Kind, parent: Option<&TraceParent>) -> Span {
         Span::start_at(name, kind, parent, None)
     }
 
-    /// Begins a span in the past.
+    /// Starts a span, optionally at a time in the past.
     pub fn start_at(name: &str, kind: Kind, parent: Option<&TraceParent>, begun: Option<SystemTime>) -> Span {
         Span(RECORDER.get().map(|recorder| {
             let parent =
@@ -68,14 +68,14 @@ impl Span {
         }))
     }
 
-    /// A step of this span that is over: it began at this time and ends now.
+    /// Records a finished child span that started at `begun` and ends now.
     pub fn step_since(&self, name: &str, begun: SystemTime) {
         if let (Some(recorder), Some(context)) = (RECORDER.get(), &self.0) {
             drop(Span(Some(begin(recorder, name, Kind::Internal, context, Some(begun)))));
         }
     }
 
-    /// Where spans belong that are to be children of this one; `None`: nothing is recorded.
+    /// Returns the position for child spans. Returns `None` if nothing is recorded.
     pub fn place(&self) -> Option<TraceParent> {
         let context = self.0.as_ref()?.span().span_context().clone();
         Some(TraceParent {
@@ -85,21 +85,21 @@ impl Span {
         })
     }
 
-    /// Says more of it.
+    /// Sets an attribute.
     pub fn set(&self, name: &'static str, value: impl Into<Value>) {
         if let Some(context) = &self.0 {
             context.span().set_attribute(KeyValue::new(name, value));
         }
     }
 
-    /// Says that it failed, and why.
+    /// Marks the span as failed.
     pub fn fail(&self, why: String) {
         if let Some(context) = &self.0 {
             context.span().set_status(Status::error(why));
         }
     }
 
-    /// Does something within it: the steps there are its children.
+    /// Runs a future within the span. Steps recorded by the future become child spans.
     pub fn around<F: Future>(&self, work: F) -> impl Future<Output = F::Output> + use<F> {
         match &self.0 {
             Some(context) => Either::Left(work.with_context(context.clone())),
@@ -116,15 +116,16 @@ impl Drop for Span {
     }
 }
 
-/// Does a step of what is under way here, if that is recorded: what [`Span::around`] does.
+/// Records a step as a child span of the current [`Span::around`], if there is one.
 ///
 /// # Errors
-/// Those of the step.
+///
+/// The errors of the step.
 pub async fn step<T, E: std::error::Error + 'static>(
     name: &str,
     work: impl Future<Output = Result<T, E>>,
 ) -> Result<T, E> {
-    // A future that holds another one has twice its size.
+    // An unboxed future would be stored twice in the returned future.
     let work = Box::pin(work);
     let around = RECORDER.get().map(|recorder| (recorder, Context::current())).filter(|(_, it)| it.has_active_span());
     let Some((recorder, around)) = around else { return work.await };
@@ -157,6 +158,6 @@ fn tracer(recorder: &Recorder) -> opentelemetry::trace::noop::NoopTracer {
 
 fn context_of(place: &TraceParent) -> SpanContext {
     let (trace, span) = (TraceId::from(place.trace), SpanId::from(place.span));
-    // It comes from another process, or from the database.
+    // The parent span is from another process or from the database.
     SpanContext::new(trace, span, TraceFlags::new(place.flags) & TraceFlags::SAMPLED, true, TraceState::NONE)
 }

@@ -1,11 +1,11 @@
-//! Why an attempt ended without a file, and what is tried again.
+//! The reasons why an attempt ended without a file, and the decision about a retry.
 
 use crate::job::{Continuity, Failure, FailureCode};
 use crate::store::queue::Settlement;
 use crate::worker::heartbeat::Stop;
 use crate::{pipeline, sink, source, store};
 
-/// Why an attempt ended without a file.
+/// The reasons why an attempt ended without a file.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error(transparent)]
@@ -20,13 +20,13 @@ pub(super) enum Error {
     Stopped(Stop),
     #[error("the consumer's watermark was changed while the export ran")]
     WatermarkChanged,
-    #[error("the lease is somebody else's, or the job was cancelled")]
+    #[error("another worker has the lease, or the job was cancelled")]
     NotOurs,
 }
 
 impl Error {
-    /// What becomes of the job. An error is tried again if its cause may be gone next time: the database, locks, room
-    /// on the disk.
+    /// Returns the settlement of the job. An error is retried if its cause may be temporary: the database, locks, or a
+    /// full disk.
     pub(super) fn settlement(&self) -> Settlement {
         use pipeline::Error as Pipe;
         let failure = |code, continuity| Failure { continuity, code, detail: self.to_string() };
@@ -82,9 +82,9 @@ impl Error {
                 sink::Error::Unavailable(_) => retry(FailureCode::StorageUnavailable),
                 sink::Error::TooLarge(_) => fail(FailureCode::FileTooLarge),
                 sink::Error::Stopped => Settlement::Release,
-                // An attempt writes to its own destination.
+                // Unreachable: an attempt writes only to its own destination.
                 sink::Error::Elsewhere | sink::Error::Gone => fail(FailureCode::Internal),
-                // A disk that failed once gets another try, with a file written anew.
+                // After an I/O error, the job is retried with a new file.
                 sink::Error::Io(_) => retry(FailureCode::Internal),
             },
             Error::Pipeline(Pipe::InvalidText(_)) => fail(FailureCode::InvalidText),

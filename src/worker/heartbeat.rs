@@ -1,4 +1,4 @@
-//! The heartbeat of one attempt: renews its lease, records its progress, and learns that the attempt must stop.
+//! The heartbeat of an attempt: renews the lease, records progress, and detects that the attempt must stop.
 
 use std::time::{Duration, Instant};
 
@@ -14,13 +14,13 @@ use crate::store::{
 /// The reason why an attempt must stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Stop {
-    /// A client asked to cancel the job.
+    /// A client requested the cancellation of the job.
     #[error("the job was cancelled")]
     CancelAsked,
     /// Another worker has the lease.
     #[error("its lease was lost")]
     LeaseLost,
-    /// No answer for two thirds of a lease: the job may soon be taken over.
+    /// The database has not responded for two thirds of a lease. Another worker may soon take over the job.
     #[error("the database did not answer for too long")]
     Silence,
     /// The process is shutting down.
@@ -28,13 +28,14 @@ pub(crate) enum Stop {
     Shutdown,
 }
 
-/// A running heartbeat. Dropped, it ends.
+/// A running heartbeat. It ends when it is dropped.
 pub(crate) struct Heartbeat {
     task: AbortOnDropHandle<Stop>,
 }
 
 impl Heartbeat {
-    /// Renews every second, or three times a lease, and when told that the job was cancelled.
+    /// Starts a heartbeat. It renews the lease every second, or at least three times per lease, and when the job is
+    /// cancelled.
     pub(crate) fn start(
         store: &Store,
         lease: &Lease,
@@ -43,17 +44,18 @@ impl Heartbeat {
         cancel_hints: broadcast::Receiver<JobId>,
     ) -> Heartbeat {
         let (lease_renewer, job, token) = (store.lease_renewer(), lease.job.id, lease.token());
-        let beating = Beating { lease_renewer, job, token, progress, time, cancel_hints };
-        Heartbeat { task: AbortOnDropHandle::new(tokio::spawn(beating.run())) }
+        let task = HeartbeatTask { lease_renewer, job, token, progress, time, cancel_hints };
+        Heartbeat { task: AbortOnDropHandle::new(tokio::spawn(task.run())) }
     }
 
     /// Waits until the attempt must stop.
     pub(crate) async fn stopped(&mut self) -> Stop {
-        // A heartbeat that panicked renews nothing any more.
+        // A heartbeat that panicked no longer renews the lease.
         (&mut self.task).await.unwrap_or(Stop::Silence)
     }
 
-    /// Ends the heartbeat. A renewal that the server still works on does no harm: its answer is not read.
+    /// Stops the heartbeat. A renewal that is still running on the server has no further effect, because its result is
+    /// not read.
     pub(crate) async fn end(mut self) {
         self.task.abort();
         if !self.task.is_finished() {
@@ -62,7 +64,7 @@ impl Heartbeat {
     }
 }
 
-struct Beating {
+struct HeartbeatTask {
     lease_renewer: LeaseRenewer,
     job: JobId,
     token: LeaseToken,
@@ -71,18 +73,18 @@ struct Beating {
     cancel_hints: broadcast::Receiver<JobId>,
 }
 
-impl Beating {
+impl HeartbeatTask {
     async fn run(mut self) -> Stop {
         let begun = Instant::now();
         let mut answered = begun;
         loop {
-            // After a minute progress is shown less often.
+            // After one minute, progress is reported less often.
             let fast = begun.elapsed() < Duration::from_secs(60);
             let pause = if fast { lease::interval(self.time) } else { Duration::from_secs(5).min(self.time / 3) };
             tokio::select! { () = tokio::time::sleep(pause) => {}, () = cancelled(&mut self.cancel_hints, self.job) => {} }
 
             let sent = Instant::now();
-            // The first renewal connects, which takes several round trips.
+            // The first renewal opens a connection, which takes several round trips.
             let timeout = self.time / 3;
             match self.lease_renewer.beat(self.job, self.token, self.time, self.progress.read(), timeout).await {
                 Ok(Renewal::Held) => answered = sent,
@@ -97,12 +99,12 @@ impl Beating {
     }
 }
 
-/// Waits until told that this job was cancelled. What was told during the last renewal is still there.
+/// Waits for a notification that this job was cancelled. Notifications received during the last renewal are buffered.
 async fn cancelled(hints: &mut broadcast::Receiver<JobId>, job: JobId) {
     loop {
         match hints.recv().await {
             Ok(hinted) if hinted != job => {}
-            // The job may be among those that were missed.
+            // After a lag, this job may be among the missed notifications.
             Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => return,
             Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
         }

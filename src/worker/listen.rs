@@ -1,5 +1,5 @@
-//! What wakes idle workers and stops running attempts: Postgres's notifications, and the ends of jobs that this process
-//! saw.
+//! Notifications for workers. Postgres's notifications and the ends of jobs in this process wake idle workers and
+//! cancel running attempts.
 
 use std::time::Duration;
 
@@ -10,12 +10,13 @@ use crate::telemetry::chain;
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::worker::{Error, Worker};
 
-/// Passes notifications on, until `shutdown`. Without a connection it tries again; the workers poll meanwhile.
+/// Forwards notifications from Postgres until `shutdown`. Reconnects if the connection is lost; workers poll in the
+/// meantime.
 pub(super) async fn listen(worker: Worker, shutdown: CancellationToken) {
     let listening = async {
         let throttle = LogThrottle::default();
         loop {
-            if let Err(error) = pass_on(&worker).await
+            if let Err(error) = forward_notifications(&worker).await
                 && let Some(times) = throttle.should_log(chain(&error))
             {
                 tracing::warn!(event = "listen_failed", error = chain(&error), times);
@@ -26,18 +27,19 @@ pub(super) async fn listen(worker: Worker, shutdown: CancellationToken) {
     tokio::select! { () = shutdown.cancelled() => {}, () = listening => {} }
 }
 
-async fn pass_on(worker: &Worker) -> Result<(), Error> {
+async fn forward_notifications(worker: &Worker) -> Result<(), Error> {
     let mut notifications = worker.store.listen().await?;
     loop {
         match notifications.next().await? {
             Notification::Work => worker.work.notify_waiters(),
-            // Without a running export nobody listens.
+            // The send fails if no export is running.
             Notification::Cancel(job) => drop(worker.cancels.send(job)),
         }
     }
 }
 
-/// Wakes idle workers when a job has ended, until `shutdown`: its lane waited for that.
+/// Wakes idle workers when a job of this process has ended, until `shutdown`. Another job of the same lane may be
+/// waiting.
 pub(super) async fn wake(worker: Worker, shutdown: CancellationToken) {
     let mut endings = worker.store.endings();
     let waking = async {

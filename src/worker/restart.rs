@@ -1,4 +1,4 @@
-//! A task of the worker that ends by a defect is begun again.
+//! Restart of worker tasks that panic.
 
 use std::panic::AssertUnwindSafe;
 
@@ -6,8 +6,8 @@ use futures_util::FutureExt;
 
 use crate::worker::{POLL, Worker};
 
-/// Runs a task again when it panics, which is a defect: the task's job is taken over when its lease ends, and other
-/// tasks go on.
+/// Restarts a task after a panic, which is a defect. Another worker takes over the task's job when its lease expires.
+/// Other tasks continue.
 pub(super) async fn restart_on_panic<S: Clone, F: Future<Output = ()>>(
     stops: S,
     worker: Worker,

@@ -1,15 +1,15 @@
-//! What a worker waits for while its process shuts down.
+//! Time limits for the destination during a shutdown.
 
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-/// How long a shutdown waits for a destination that doesn't answer. What it didn't do is done by whoever starts next: a
-/// file gets its name, a draft is swept.
+/// Time limit of a shutdown for an unresponsive destination. The next process finishes the remaining work: it publishes
+/// files and removes drafts.
 const DESTINATION_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Waits for what a destination does. `None`: the process is shutting down, and the destination takes too long for
-/// that.
+/// Waits for an operation on the destination. Returns `None` if the process is shutting down and the operation exceeds
+/// [`DESTINATION_TIMEOUT`].
 pub(super) async fn unless_stopped<T>(shutdown: &CancellationToken, work: impl Future<Output = T>) -> Option<T> {
     let given_up = async {
         shutdown.cancelled().await;

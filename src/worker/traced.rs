@@ -1,4 +1,4 @@
-//! The span of an attempt, and where it belongs.
+//! The span of an attempt and its position in a trace.
 
 use std::time::SystemTime;
 
@@ -8,8 +8,7 @@ use crate::telemetry::spans::{Kind, Span};
 use crate::worker::Worker;
 
 impl Worker {
-    /// The span of an attempt at a job whose claim began at this time. A job that nobody has seen in a trace is in this
-    /// attempt's from then on.
+    /// Starts the span of an attempt, beginning at the claim. A job without a trace joins the trace of this attempt.
     pub(super) async fn span(&self, lease: &Lease, claimed: SystemTime) -> Span {
         let job = &lease.job;
         let span = Span::start_at("attempt", Kind::Consumer, job.trace.as_ref(), Some(claimed));
@@ -25,7 +24,7 @@ impl Worker {
         if job.trace.is_none()
             && let Err(error) = self.store.begin_trace(lease, place).await
         {
-            // What is lost is that its other attempts, and its publication, are found in the same trace.
+            // Other attempts and the publication of the job will not be in the same trace.
             tracing::debug!(event = "trace_unsaved", jobId = %job.id, error = chain(&error));
         }
         span

@@ -1,4 +1,4 @@
-//! `/exports/{jobId}/download` and `/exports/{jobId}/files/{part}/download`: a file, whole or one range of it.
+//! `/exports/{jobId}/download` and `/exports/{jobId}/files/{part}/download`: serves a file, whole or a range of it.
 
 use std::collections::BTreeMap;
 
@@ -16,16 +16,16 @@ use crate::http::code::Code;
 use crate::http::input::{self, PathJob};
 use crate::http::problem::Problem;
 use crate::service::Service;
-use crate::service::files::{FileUrl, OpenFile};
+use crate::service::files::{DownloadableFile, FileUrl};
 use pg_rows::encoding::{Compression, Format, FormatSpec};
 
-/// Bytes of a file that are read at a time. An answer whose client doesn't read holds a few times as many.
+/// Number of bytes per read from a file. A response whose client does not read buffers a few times as many.
 const READ_BYTES: usize = 64 * 1024;
 
-/// Fetch an export's file
+/// Download an export's file
 ///
-/// Whole, or one range of it; a set of several ranges is answered with the whole file, as RFC 9110 allows. What is
-/// compressed is sent as it is, without `Content-Encoding`. `HEAD` answers the headers alone.
+/// Returns the whole file or one range of it. A request for several ranges gets the whole file, as RFC 9110 allows. A
+/// compressed file is sent as it is, without `Content-Encoding`. `HEAD` returns only the headers.
 #[utoipa::path(
     get, path = "/exports/{jobId}/download", operation_id = "downloadExport", tag = "exports",
     params(PathJob, FileHeaders), responses(FileAnswer),
@@ -43,9 +43,9 @@ pub(crate) async fn download(
     answer(&service, service.open_file(id, None).await?, &method, &headers).await
 }
 
-/// Fetch one of an export's files
+/// Download one of an export's files
 ///
-/// As `downloadExport`, for an export that may have several files: each is whole by itself.
+/// Like `downloadExport`, for an export that may have several files. Each file is complete by itself.
 #[utoipa::path(
     get, path = "/exports/{jobId}/files/{part}/download", operation_id = "downloadExportFile", tag = "exports",
     params(
@@ -66,28 +66,28 @@ pub(crate) async fn download_part(
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    // What is no number names no file.
+    // A segment that is not a number matches no file.
     let part = text.parse().ok().filter(|part: &u32| part.to_string() == text).unwrap_or(0);
     answer(&service, service.open_file(id, Some(part)).await?, &method, &headers).await
 }
 
-/// The headers that a request for a file may have.
+/// The request headers of a download.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
-#[expect(dead_code, reason = "the document's: `answer` reads them from the request")]
+#[expect(dead_code, reason = "only the API's document uses it: `answer` reads them from the request")]
 struct FileHeaders {
-    /// The part that is asked for; a range that can't be read is ignored
+    /// The requested range; an invalid range is ignored
     #[param(rename = "Range", example = "bytes=0-1023")]
     range: Option<String>,
-    /// The `ETag` of the file whose range is asked for; of another file the range is ignored
+    /// The `ETag` of the file that the client has a part of. If the file differs, the range is ignored
     #[param(rename = "If-Range")]
     if_range: Option<String>,
-    /// The `ETag` of a file that the client has already
+    /// The `ETag` of a file that the client already has
     #[param(rename = "If-None-Match")]
     if_none_match: Option<String>,
 }
 
-/// The answers to a request for a file, as the document describes them.
+/// The responses of a download, for the API's document.
 struct FileAnswer;
 
 impl IntoResponses for FileAnswer {
@@ -129,7 +129,7 @@ fn described(description: &str, headers: &[(&str, &str)]) -> ResponseBuilder {
 fn with_a_file(answer: ResponseBuilder) -> ResponseBuilder {
     let formats = Format::ALL.iter().map(|format| {
         let FormatSpec { media_type, is_binary, .. } = format.spec();
-        // The document names types without their parameters.
+        // The document lists media types without their parameters.
         let media_type = media_type.split(';').next().unwrap_or(media_type);
         (media_type, if *is_binary { Vec::<u8>::schema() } else { String::schema() })
     });
@@ -138,12 +138,17 @@ fn with_a_file(answer: ResponseBuilder) -> ResponseBuilder {
     content.fold(answer, |answer, (media_type, schema)| answer.content(media_type, openapi::Content::new(Some(schema))))
 }
 
-async fn answer(service: &Service, file: OpenFile, method: &Method, headers: &HeaderMap) -> Result<Response, Problem> {
+async fn answer(
+    service: &Service,
+    file: DownloadableFile,
+    method: &Method,
+    headers: &HeaderMap,
+) -> Result<Response, Problem> {
     let size = file.bytes;
     let etag = format!("\"{}\"", file.sha256);
     let mut response_headers = HeaderMap::new();
     let mut set = |name, value: String| {
-        // These values come from the database, where others may write what no header takes.
+        // These values come from the database. Other writers may have stored characters that a header cannot contain.
         if let Ok(value) = value.parse() {
             response_headers.insert(name, value);
         }
@@ -154,12 +159,12 @@ async fn answer(service: &Service, file: OpenFile, method: &Method, headers: &He
     set(header::ACCEPT_RANGES, "bytes".to_owned());
     set(header::LAST_MODIFIED, file.finished_at.format("%a, %d %b %Y %H:%M:%S GMT").to_string());
 
-    if input::has_already(headers, etag.as_bytes()) {
+    if input::matches_etag(headers, etag.as_bytes()) {
         return Ok((StatusCode::NOT_MODIFIED, response_headers).into_response());
     }
-    // A client must not join a part of this file to a part of an older one: the tags must be the same.
+    // A client must not combine ranges of two versions of a file, so the tags must be equal.
     let unchanged = text(headers, header::IF_RANGE).is_none_or(|tag| tag == etag);
-    // Only a GET has ranges (RFC 9110, 14.2).
+    // Ranges apply to GET only (RFC 9110, section 14.2).
     let range = text(headers, header::RANGE)
         .filter(|_| unchanged && *method == Method::GET)
         .map_or(RequestedRange::Whole, |range| requested_range(range, size));
@@ -172,7 +177,7 @@ async fn answer(service: &Service, file: OpenFile, method: &Method, headers: &He
         }
     };
     set(header::CONTENT_LENGTH, length.to_string());
-    // An address is signed for a GET alone. The store has the range of the client's next request to it.
+    // A presigned URL is valid for GET only. The client sends the `Range` header again when it follows the redirect.
     if *method == Method::GET
         && let Some(FileUrl { url, .. }) = service.redirection(&file).await?
     {
@@ -190,7 +195,7 @@ enum RequestedRange {
     PastTheEnd,
 }
 
-/// The part of `size` bytes that a `Range` header asks for. A header that can't be read asks for all of them (RFC 9110,
+/// Resolves a `Range` header for a file of `size` bytes. An invalid header requests the whole file (RFC 9110, section
 /// 14.2).
 fn requested_range(range: &str, size: u64) -> RequestedRange {
     let ranges = match parse_range_header(range) {

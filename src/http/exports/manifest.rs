@@ -1,4 +1,4 @@
-//! `/exports/{jobId}/manifest`: which files an export has, and which export came before it.
+//! `/exports/{jobId}/manifest`: the files of an export and a reference to the previous export.
 
 use axum::extract::{Query, State};
 use axum::http::header;
@@ -16,7 +16,7 @@ use crate::service::Service;
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct ManifestQuery {
-    /// `uris`: the files' addresses alone, a line each, as BigQuery and Athena take them
+    /// `uris` returns only the addresses of the files, one per line, as BigQuery and Athena accept them
     #[serde(rename = "as")]
     #[param(value_type = Option<String>, pattern = "^uris$", example = "uris")]
     form: Option<String>,
@@ -24,8 +24,8 @@ pub(crate) struct ManifestQuery {
 
 /// Get an export's manifest
 ///
-/// The very text that is written beside the files where `MANIFESTS` is on: Redshift's `entries` first, then what the
-/// export is, its files with their SHA-256, and the digest of the export before.
+/// Returns the same text that the service writes beside the files if `MANIFESTS` is on. It begins with `entries` for
+/// Redshift. Then follow the export's properties, its files with their SHA-256, and the digest of the previous export.
 #[utoipa::path(
     get, path = "/exports/{jobId}/manifest", operation_id = "getExportManifest", tag = "exports",
     params(PathJob, ManifestQuery),

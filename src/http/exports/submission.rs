@@ -1,6 +1,7 @@
-//! What a call that makes an export carries: the consumer, an idempotency key and a body. Out of it comes the request
-//! for `service`.
+//! The input of a call that creates an export: consumer, idempotency key and body. This module converts it into a
+//! [`Request`] for `service`.
 
+use std::borrow::Cow;
 use std::ops::RangeInclusive;
 
 use axum::extract::{FromRequest, FromRequestParts, Request as HttpRequest};
@@ -26,15 +27,16 @@ use crate::service::Service;
 use crate::trace::TraceParent;
 use pg_rows::encoding::{Compression, Encoding, Format};
 
-/// The most columns that a table may have.
+/// Maximum number of columns of a Postgres table.
 const MAX_COLUMNS: usize = 1_600;
 const MAX_CONDITIONS: usize = 100;
 
-/// What a call that makes an export carries. `C` reads whose export it is, or of which job; `B` is the body.
+/// The input of a call that creates an export. `C` extracts the consumer or the job that the export is for. `B` is the
+/// body.
 pub(crate) struct Submission<C, B> {
-    pub(crate) of: C,
+    pub(crate) target: C,
     pub(crate) key: Option<IdempotencyKey>,
-    /// The call's place in a trace.
+    /// The position of the call in a trace.
     pub(crate) trace: Option<TraceParent>,
     pub(crate) body: B,
 }
@@ -49,11 +51,11 @@ where
 
     async fn from_request(request: HttpRequest, state: &S) -> Result<Submission<C, B>, Problem> {
         let (mut parts, body) = request.into_parts();
-        let of = C::from_request_parts(&mut parts, state).await?;
+        let target = C::from_request_parts(&mut parts, state).await?;
         let Key(key) = Key::from_request_parts(&mut parts, state).await?;
         let trace = traces::place_of(&parts.headers);
         let JsonBody(body) = JsonBody::from_request(HttpRequest::from_parts(parts, body), state).await?;
-        Ok(Submission { of, key, trace, body })
+        Ok(Submission { target, key, trace, body })
     }
 }
 
@@ -63,21 +65,21 @@ impl<C: IntoParams, B> IntoParams for Submission<C, B> {
     }
 }
 
-impl<C: Into<ConsumerId>> Submission<C, Options> {
-    /// The request for an export of the type that the call's path says.
+impl<C: Into<ConsumerId>> Submission<C, ExportOptions> {
+    /// Returns the request for an export of the type given by the call's path.
     pub(crate) fn request(self, service: &Service, export_type: ExportType) -> Result<Request, Problem> {
-        let Submission { of, key, trace, body: Options(body) } = self;
+        let Submission { target, key, trace, body: ExportOptions(body) } = self;
         body.refuse(&["exportType"])?;
-        body.refuse(&OF_AD_HOC)?;
-        Ok(Request { key, trace, ..body.request(service, Some(of.into()), export_type)? })
+        body.refuse(&AD_HOC_MEMBERS)?;
+        Ok(Request { key, trace, ..body.request(service, Some(target.into()), export_type)? })
     }
 }
 
 impl Submission<MaybeConsumer, NewExport> {
-    /// The request for an export of any type, or for an ad-hoc one.
+    /// Returns the request for an export of any type, or for an ad-hoc export.
     pub(crate) fn request(self, service: &Service) -> Result<Request, Problem> {
-        let Submission { of: MaybeConsumer(consumer), key, trace, body } = self;
-        body.refuse(if consumer.is_some() { &OF_AD_HOC } else { &OF_CONSUMER })?;
+        let Submission { target: MaybeConsumer(consumer), key, trace, body } = self;
+        body.refuse(if consumer.is_some() { &AD_HOC_MEMBERS } else { &CONSUMER_MEMBERS })?;
         let export_type = body.export_type.unwrap_or(ExportType::Full);
         if consumer.is_none() && export_type != ExportType::Full {
             let detail = format!("X-Consumer-ID: the header is missing, and {export_type} is relative to a consumer");
@@ -87,74 +89,79 @@ impl Submission<MaybeConsumer, NewExport> {
     }
 }
 
-/// The members that only an ad-hoc export takes.
-const OF_AD_HOC: [&str; 3] = ["columns", "filter", "limit"];
-/// The members that only a consumer's export takes.
-const OF_CONSUMER: [&str; 2] = ["after", "afterSha256"];
+/// Members accepted only for an ad-hoc export.
+const AD_HOC_MEMBERS: [&str; 3] = ["columns", "filter", "limit"];
+/// Members accepted only for a consumer's export.
+const CONSUMER_MEMBERS: [&str; 2] = ["after", "afterSha256"];
 
-/// The body of `POST /exports`: all of it may be left out.
+/// The body of `POST /exports`. All members are optional.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[schema(example = json!({
     "columns": ["id", "email"], "filter": [{ "column": "id", "op": "gte", "value": 100 }], "limit": 1000
 }))]
 pub(crate) struct NewExport {
-    /// Which rows; without a consumer, `full` alone. Left out, it is `full`
+    /// The set of rows; without a consumer, only `full` is allowed. The default is `full`
     #[serde(default, deserialize_with = "given")]
     #[schema(required = false, value_type = ExportType)]
     export_type: Option<ExportType>,
-    /// The dataset whose rows they are. Left out, it is `users`, or the only dataset there is
+    /// The dataset to export. The default is `users`, or the only dataset
     #[serde(default, deserialize_with = "given")]
     #[schema(required = false, value_type = DatasetName)]
     dataset: Option<String>,
-    /// The file's format. Left out, it is `csv`
+    /// The file's format. The default is `csv`
     #[serde(default = "csv")]
     #[schema(required = false, value_type = FormatSchema)]
     format: Format,
-    /// What the file is compressed with; not with `parquet`. Left out, it is `none`
+    /// The file's compression; not allowed with `parquet`. The default is `none`
     #[serde(default = "uncompressed")]
     #[schema(required = false, value_type = CompressionSchema)]
     compression: Compression,
-    /// In bytes: a file of so much gets no further rows, which go into another file, each whole by itself. Left out, it
-    /// is what the dataset says, else there is one file
+    /// The size in bytes at which the service starts another file. Each file is complete by itself. The default is the
+    /// value of the dataset; without one, there is a single file
     #[serde(default, deserialize_with = "file_bytes")]
     #[schema(required = false, value_type = u64, minimum = 16777216, maximum = 5368709120i64)]
     max_file_bytes: Option<u64>,
-    /// With a consumer: the export that the caller loaded last, null for none. The call is refused if another one is
-    /// the consumer's last export; a full export never is. Left out, nothing is checked
+    /// With a consumer: the export that the caller loaded last; null for none. The call is refused if it is not the
+    /// consumer's last export; a full export is never refused. If omitted, nothing is checked
     #[serde(default, deserialize_with = "job_or_null")]
     #[schema(required = false, value_type = Option<Uuid>)]
     after: Option<Option<Uuid>>,
-    /// Beside an id in `after`: the SHA-256 of the file that was loaded; of several files, the export's `digest`
+    /// With an id in `after`: the SHA-256 of the loaded file; for several files, the export's `digest`
     #[serde(default, deserialize_with = "given")]
     #[schema(required = false, value_type = String, pattern = "^[0-9a-f]{64}$")]
     after_sha256: Option<String>,
-    /// The columns of the file, in this order; without a consumer
+    /// The columns of the file, in this order; only without a consumer
     #[serde(default, deserialize_with = "given")]
     #[schema(required = false, value_type = Vec<String>, min_items = 1, max_items = 1600)]
     columns: Option<Vec<String>>,
-    /// Conditions that must all hold of a row; without a consumer
+    /// Conditions that a row must all meet; only without a consumer
     #[serde(default, deserialize_with = "given")]
     #[schema(required = false, value_type = Vec<ConditionBody>, max_items = 100)]
     filter: Option<Vec<ConditionBody>>,
-    /// At most this many rows, the first by the key; without a consumer
+    /// The maximum number of rows, in the order of the key; only without a consumer
     #[serde(default, deserialize_with = "row_limit")]
     #[schema(required = false, value_type = u64, minimum = 1, maximum = 9223372036854775807i64)]
     limit: Option<u64>,
 }
 
-/// The body of a call whose path says the type: a [`NewExport`] with fewer members.
+/// The body of a call whose path determines the type: a [`NewExport`] with fewer members.
 #[derive(Deserialize)]
 #[serde(transparent)]
-pub(crate) struct Options(NewExport);
+pub(crate) struct ExportOptions(NewExport);
 
-impl ToSchema for Options {}
+impl ToSchema for ExportOptions {
+    fn name() -> Cow<'static, str> {
+        "Options".into()
+    }
+}
 
-impl PartialSchema for Options {
+impl PartialSchema for ExportOptions {
     fn schema() -> RefOr<Schema> {
-        let RefOr::T(Schema::Object(mut schema)) = NewExport::schema() else { unreachable!("it is a struct") };
-        schema.properties.retain(|name, _| name != "exportType" && !OF_AD_HOC.contains(&name.as_str()));
-        schema.description = Some("The body of a call whose path says the type: all of it may be left out.".to_owned());
+        let RefOr::T(Schema::Object(mut schema)) = NewExport::schema() else { unreachable!("NewExport is a struct") };
+        schema.properties.retain(|name, _| name != "exportType" && !AD_HOC_MEMBERS.contains(&name.as_str()));
+        let description = "The body of a call whose path determines the type. All members are optional.";
+        schema.description = Some(description.to_owned());
         schema.example = Some(json!({ "format": "ndjson", "compression": "zstd" }));
         schema.into()
     }
@@ -169,23 +176,24 @@ struct ConditionBody {
     column: String,
     /// The operator that compares the column with `value`
     op: Operator,
-    /// A string, a number or a boolean, which the column's type reads; for `in` a list of such; for `isNull` a boolean
+    /// A string, a number or a boolean that the column's type accepts; for `in` a list of those; for `isNull` a boolean
     #[schema(value_type = Value)]
     value: Operand,
 }
 
-/// What a condition compares a column with. All of it are texts, which the column's type reads: a number keeps each of
-/// its digits.
+/// The operand of a condition. All variants hold text, which Postgres parses with the column's type. So a number keeps
+/// all of its digits.
 enum Operand {
     Boolean(&'static str),
     Scalar(String),
     List(Vec<String>),
 }
 
-/// No members.
+/// An empty object.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Nothing {}
+#[schema(as = Nothing)]
+pub(crate) struct EmptyBody {}
 
 fn csv() -> Format {
     Format::Csv
@@ -213,7 +221,7 @@ fn file_bytes<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Erro
 }
 
 fn number_in<'de, D: Deserializer<'de>>(range: RangeInclusive<u64>, from: D) -> Result<Option<u64>, D::Error> {
-    // 16777216.0 is a whole number too; beyond 2^53 such a text may not be the number that was meant.
+    // `16777216.0` is also a whole number. Above 2^53, a float may differ from the intended number.
     let whole = |number: f64| (number.fract() == 0.0 && (0.0..=9e15).contains(&number)).then_some(number as u64);
     let text = Box::<RawValue>::deserialize(from)?;
     let number = text.get().parse().ok().or_else(|| text.get().parse().ok().and_then(whole));
@@ -233,7 +241,7 @@ impl<'de> Deserialize<'de> for Operand {
         };
         operand.ok_or_else(|| {
             D::Error::custom(
-                "a string, a number or a boolean is expected, or for `in` a list of those; for NULL there is isNull",
+                "a string, a number or a boolean is expected, or for `in` a list of those; use isNull for NULL",
             )
         })
     }
@@ -244,10 +252,10 @@ fn texts_of(list: &str) -> Option<Vec<String>> {
     values.into_iter().map(scalar).collect()
 }
 
-/// A string, a number or a boolean as a text, which its column's type reads.
+/// Returns a string, a number or a boolean as text for the column's type to parse.
 fn scalar(value: &RawValue) -> Option<String> {
     match value.get() {
-        // Postgres's texts have no NUL.
+        // Text in Postgres cannot contain NUL.
         text if text.starts_with('"') => serde_json::from_str(text).ok().filter(|text: &String| !text.contains('\0')),
         text if text.starts_with(['[', '{', 'n']) => None,
         text => Some(text.to_owned()),
@@ -255,7 +263,7 @@ fn scalar(value: &RawValue) -> Option<String> {
 }
 
 impl NewExport {
-    /// Refuses those of these members that are given.
+    /// Refuses the body if it has one of these members.
     fn refuse(&self, members: &[&str]) -> Result<(), Problem> {
         let given = [
             ("exportType", self.export_type.is_some()),
@@ -271,7 +279,7 @@ impl NewExport {
         }
     }
 
-    /// The request for this export, without what the call's headers say.
+    /// Converts the body into a request. The caller adds the values from the headers.
     fn request(
         self,
         service: &Service,
@@ -302,7 +310,7 @@ fn encoding_of(format: Format, compression: Compression) -> Result<Encoding, Pro
     Encoding::new(format, compression).map_err(|why| invalid(why.member(), why))
 }
 
-/// What the caller loaded last, from `after` and `afterSha256`. `None`: the caller doesn't say.
+/// Combines `after` and `afterSha256`. Returns `None` if both are missing.
 fn after_of(after: Option<Option<Uuid>>, sha256: Option<String>) -> Result<Option<After>, Problem> {
     match (after, sha256) {
         (None, None) => Ok(None),
@@ -311,7 +319,7 @@ fn after_of(after: Option<Option<Uuid>>, sha256: Option<String>) -> Result<Optio
             Err(invalid("afterSha256", "64 hexadecimal digits in lower case are expected"))
         }
         (Some(Some(job)), sha256) => Ok(Some(After::Export { job: job.into(), sha256 })),
-        (_, Some(_)) => Err(invalid("afterSha256", "it goes with the id of an export in `after`")),
+        (_, Some(_)) => Err(invalid("afterSha256", "`after` must contain the id of an export")),
     }
 }
 
@@ -320,7 +328,7 @@ fn checked_columns(names: Vec<String>) -> Result<Vec<String>, Problem> {
         return Err(invalid("columns", format!("a list of 1 to {MAX_COLUMNS} strings is expected")));
     }
     match names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
-        Some((i, name)) => Err(invalid(&format!("columns[{i}]"), format!("`{name}` is there already"))),
+        Some((i, name)) => Err(invalid(&format!("columns[{i}]"), format!("`{name}` is listed twice"))),
         None => Ok(names),
     }
 }
@@ -336,7 +344,7 @@ fn conditions_of(conditions: Vec<ConditionBody>) -> Result<Vec<Condition>, Probl
 }
 
 impl ConditionBody {
-    /// The condition; `Err`: the values that its operator takes.
+    /// Converts the body into a condition. Returns a description of the accepted values as `Err`.
     fn read(self) -> Result<Condition, &'static str> {
         let ConditionBody { column, op: operator, value } = self;
         let value = match (operator, value) {

@@ -1,4 +1,4 @@
-//! The calls that make an export, and what they answer. What they carry is in `submission`.
+//! The calls that create exports, and their responses. Their input is in `submission`.
 
 use std::collections::BTreeMap;
 
@@ -14,17 +14,17 @@ use utoipa::{IntoResponses, PartialSchema, ToSchema};
 use uuid::Uuid;
 
 use crate::http::code::Code;
-use crate::http::exports::submission::{NewExport, Nothing, Options, Submission};
+use crate::http::exports::submission::{EmptyBody, ExportOptions, NewExport, Submission};
 use crate::http::input::{Consumer, MaybeConsumer, PathConsumer, PathJob};
 use crate::http::problem::Problem;
 use crate::job::{ConsumerId, ExportType, Job, Request};
 use crate::service::{self, Service};
 
-/// Ask for an export of any type, or an ad-hoc one
+/// Request an export of any type, or an ad-hoc export
 ///
-/// With `X-Consumer-ID` the export is that consumer's, of the type that the body says. Without, it is an ad-hoc full
-/// export, which reads and moves no watermark and runs beside others; only ad-hoc exports take `columns`, `filter` and
-/// `limit`.
+/// With `X-Consumer-ID`, the export belongs to that consumer and has the type given in the body. Without it, the export
+/// is an ad-hoc full export. An ad-hoc export neither reads nor moves a watermark, and runs in parallel with other
+/// exports. Only ad-hoc exports accept `columns`, `filter` and `limit`.
 #[utoipa::path(
     post, path = "/exports", operation_id = "createExport", tag = "exports",
     params(Submission<MaybeConsumer, NewExport>), request_body = NewExport, responses(Submitted),
@@ -40,87 +40,87 @@ pub(crate) async fn create(
     Ok(accepted(submit(&service, &submission.request(&service)?).await?, "pending"))
 }
 
-/// Ask for every live row
+/// Request an export of all live rows
 ///
-/// The export moves the consumer's watermark to the latest `updated_at` among the rows. What the consumer has of before
-/// may go: the file has everything.
+/// The export moves the consumer's watermark to the latest `updated_at` among the rows. The file contains all rows, so
+/// the consumer may discard earlier data.
 #[utoipa::path(
     post, path = "/exports/full", operation_id = "startFull", tag = "exports",
-    params(Submission<Consumer, Options>), request_body = Options, responses(Submitted),
+    params(Submission<Consumer, ExportOptions>), request_body = ExportOptions, responses(Submitted),
     extensions(("x-codes" = json!([Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::TooManyOpenJobs]))),
 )]
 pub(crate) async fn full(
     State(service): State<Service>,
-    submission: Submission<Consumer, Options>,
+    submission: Submission<Consumer, ExportOptions>,
 ) -> Result<Response, Problem> {
     start(&service, submission, ExportType::Full).await
 }
 
-/// Ask for the live rows that changed since the consumer's last export
+/// Request an export of the live rows that changed since the consumer's last export
 #[utoipa::path(
     post, path = "/exports/incremental", operation_id = "startIncremental", tag = "exports",
-    params(Submission<Consumer, Options>), request_body = Options, responses(Submitted),
+    params(Submission<Consumer, ExportOptions>), request_body = ExportOptions, responses(Submitted),
     extensions(("x-codes" = json!([
         Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
     ]))),
 )]
 pub(crate) async fn incremental(
     State(service): State<Service>,
-    submission: Submission<Consumer, Options>,
+    submission: Submission<Consumer, ExportOptions>,
 ) -> Result<Response, Problem> {
     start(&service, submission, ExportType::Incremental).await
 }
 
-/// Ask for the rows that changed since the consumer's last export, deleted ones too
+/// Request an export of the rows that changed since the consumer's last export, including deleted rows
 ///
-/// Each row has its operation: `INSERT`, `UPDATE` or `DELETE`. Deletions come first.
+/// Each row contains its operation: `INSERT`, `UPDATE` or `DELETE`. Deletions come first.
 #[utoipa::path(
     post, path = "/exports/delta", operation_id = "startDelta", tag = "exports",
-    params(Submission<Consumer, Options>), request_body = Options, responses(Submitted),
+    params(Submission<Consumer, ExportOptions>), request_body = ExportOptions, responses(Submitted),
     extensions(("x-codes" = json!([
         Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
     ]))),
 )]
 pub(crate) async fn delta(
     State(service): State<Service>,
-    submission: Submission<Consumer, Options>,
+    submission: Submission<Consumer, ExportOptions>,
 ) -> Result<Response, Problem> {
     start(&service, submission, ExportType::Delta).await
 }
 
-/// Ask for an incremental export of the consumer that the path names
+/// Request an incremental export for the consumer in the path
 ///
-/// `full`, `incremental`, `delta` and `watermark` are no consumers here, but slips for calls under `/exports/`: 404
-/// names the call.
+/// `full`, `incremental`, `delta` and `watermark` are not accepted as consumers, because they are likely typos of calls
+/// under `/exports/`. The call responds with 404, and the detail names the intended call.
 #[utoipa::path(
     post, path = "/export/{consumer_id}", operation_id = "startIncrementalOf", tag = "exports",
-    params(Submission<PathConsumer, Options>), request_body = Options, responses(Submitted),
+    params(Submission<PathConsumer, ExportOptions>), request_body = ExportOptions, responses(Submitted),
     extensions(("x-codes" = json!([
         Code::NotFound, Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
     ]))),
 )]
 pub(crate) async fn incremental_of(
     State(service): State<Service>,
-    submission: Submission<PathConsumer, Options>,
+    submission: Submission<PathConsumer, ExportOptions>,
 ) -> Result<Response, Problem> {
     start(&service, submission, ExportType::Incremental).await
 }
 
-/// Submits an export of the type that the call's path says.
+/// Submits an export of the type given by the call's path.
 async fn start<C: Into<ConsumerId>>(
     service: &Service,
-    submission: Submission<C, Options>,
+    submission: Submission<C, ExportOptions>,
     export_type: ExportType,
 ) -> Result<Response, Problem> {
     Ok(accepted(submit(service, &submission.request(service, export_type)?).await?, "started"))
 }
 
-/// Ask again for an export that failed or was cancelled
+/// Request an export again that failed or was cancelled
 ///
-/// The call makes a new job like that one, and names that one in `retryOf`.
+/// The call creates a new job with the same parameters. Its `retryOf` contains the id of the previous job.
 #[utoipa::path(
     post, path = "/exports/{jobId}/retry", operation_id = "retryExport", tag = "exports",
-    params(Submission<PathJob, Nothing>), request_body = Nothing, responses(Submitted),
+    params(Submission<PathJob, EmptyBody>), request_body = EmptyBody, responses(Submitted),
     extensions(("x-codes" = json!([
         Code::NotFailed, Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::OutOfStep, Code::DatabaseRestored, Code::NoDataset, Code::TooManyOpenJobs,
         Code::TableUnreadable, Code::DatasetMismatch,
@@ -128,12 +128,12 @@ async fn start<C: Into<ConsumerId>>(
 )]
 pub(crate) async fn retry(
     State(service): State<Service>,
-    Submission { of: PathJob(id), key, trace, body: Nothing {} }: Submission<PathJob, Nothing>,
+    Submission { target: PathJob(id), key, trace, body: EmptyBody {} }: Submission<PathJob, EmptyBody>,
 ) -> Result<Response, Problem> {
     Ok(accepted(service.retry(id, key, trace).await?, "pending"))
 }
 
-/// Submits a request. A dataset in a body is input, not the thing that the path names: an unknown one is 400, not 404.
+/// Submits a request. An unknown dataset in the body is invalid input, so the status is 400 instead of 404.
 pub(crate) async fn submit(service: &Service, request: &Request) -> Result<Job, Problem> {
     match service.submit(request).await {
         Err(error @ service::Error::NoDataset(_)) => {
@@ -143,7 +143,7 @@ pub(crate) async fn submit(service: &Service, request: &Request) -> Result<Job, 
     }
 }
 
-/// An export that is queued.
+/// A queued export.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(example = json!({
@@ -153,12 +153,12 @@ pub(crate) async fn submit(service: &Service, request: &Request) -> Result<Job, 
 pub(crate) struct Submitted {
     /// The export's id
     job_id: Uuid,
-    /// `started` where the path said the type, else `pending`
+    /// `started` if the path determines the type, else `pending`
     #[schema(pattern = "^(started|pending)$")]
     status: &'static str,
-    /// Which rows the file will hold
+    /// The set of rows in the file
     export_type: ExportType,
-    /// The name that the file will have
+    /// The name of the future file
     output_filename: String,
 }
 
@@ -171,10 +171,10 @@ impl IntoResponses for Submitted {
         let links = ["getExport", "followExport", "cancelExport", "downloadExport", "deleteExportFile"];
         let answer = openapi::ResponseBuilder::new()
             .description(
-                "The export is queued. It will be done, whatever happens to this process.\n\nA consumer's position moves when the file is \
-                complete, not when somebody has loaded it. If this answer is lost, the file isn't: a loader goes on with \
-                `GET /exports?consumer=…&dataset=…&after={jobId}`, where `jobId` is the export that it loaded last. The answer has every \
-                export since, oldest first.",
+                "The export is queued and survives a crash of this process.\n\nA consumer's position moves when the file is complete, not \
+                when it has been loaded. If the client misses this response, the file still exists: a loader continues with \
+                `GET /exports?consumer=…&dataset=…&after={jobId}`, where `jobId` is the export that it loaded last. The response has \
+                all exports since then, oldest first.",
             )
             .header("Location", location.build())
             .content("application/json", openapi::Content::new(Some(openapi::Ref::from_schema_name("Submitted"))));
@@ -183,7 +183,7 @@ impl IntoResponses for Submitted {
     }
 }
 
-/// The answer to a request whose job is queued. `status` is the word that the call's answer has for that.
+/// Returns the response for a queued job. `status` is the word that the call uses for this state.
 fn accepted(job: Job, status: &'static str) -> Response {
     let location = [(header::LOCATION, format!("/exports/{}", job.id))];
     let answer = Submitted {

@@ -1,4 +1,4 @@
-//! `/exports/{jobId}/url`: an address at which a client fetches the file from its store.
+//! `/exports/{jobId}/url`: a presigned URL to download the file directly from the bucket.
 
 use axum::Json;
 use axum::extract::State;
@@ -22,21 +22,21 @@ use crate::service::files::FileUrl;
     "expiresAt": "2026-11-20T09:18:15.958121Z"
 }))]
 pub(crate) struct FileUrlBody {
-    /// Where anybody may fetch the file with a GET until then, without a key
+    /// The URL of the file for GET requests; needs no key
     url: String,
-    /// From when on the store refuses the URL
+    /// The time at which the URL expires
     #[schema(format = DateTime)]
     expires_at: String,
 }
 
-/// Get an address of an export's file at its store
+/// Get a presigned URL of an export's file
 ///
-/// For a client that fetches the file from the bucket, not through the service. The address needs no key: who has it
-/// may fetch the file until it expires.
+/// Use it to download the file from the bucket instead of through the service. The URL needs no key: anyone who has it
+/// may download the file until it expires.
 #[utoipa::path(
     get, path = "/exports/{jobId}/url", operation_id = "getExportUrl", tag = "exports",
     params(PathJob),
-    responses((status = 200, description = "The address.", body = FileUrlBody, headers(
+    responses((status = 200, description = "The URL.", body = FileUrlBody, headers(
         ("Cache-Control" = String, description = "`no-store`"),
     ))),
     extensions(("x-codes" = json!([

@@ -1,5 +1,5 @@
-//! The recorder: gathers spans, and posts them to the collector from a thread of its own, so that no export waits for
-//! it. What it can't send is lost, and said.
+//! The recorder: collects spans and posts them to the collector in a separate thread, so that exports do not wait.
+//! Spans that cannot be sent are lost, and the loss is logged.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -24,11 +24,11 @@ use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::spans::settings::{Sampler, Settings};
 use crate::tls;
 
-/// How long a post may take.
+/// Time limit of a post.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the process waits at its end for what is not sent yet.
+/// Time limit at the end of the process for sending the remaining spans.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
-/// How much of an answer is read.
+/// Maximum number of bytes read from a response.
 const ANSWER_BYTES: usize = 64 << 10;
 
 #[derive(Debug)]
@@ -39,7 +39,7 @@ pub(super) struct Recorder {
 
 impl Recorder {
     pub(super) fn end(&self) {
-        // A post that fails says so itself; what it was too late for doesn't.
+        // A failed post is logged elsewhere. This line logs spans whose post did not start in time.
         if let Err(error) = self.provider.shutdown_with_timeout(END_TIMEOUT) {
             tracing::warn!(event = "traces_failed", error = chain(&error), "the last spans were not sent");
         }
@@ -56,8 +56,8 @@ pub(super) fn recorder(settings: &Settings) -> Result<Recorder, String> {
         .with_timeout(failpoint::time("spans.post", TIMEOUT))
         .with_headers(settings.headers.iter().cloned().collect::<HashMap<_, _>>())
         .build()
-        // Its reason may have the URL, which may hold a key.
-        .map_err(|_| "its URL or headers can't be used".to_owned())?;
+        // The reason may contain the URL, and the URL may contain a key.
+        .map_err(|_| "the URL or the headers are invalid".to_owned())?;
     let attributes = settings.attributes.iter().map(|(name, value)| KeyValue::new(name.clone(), value.clone()));
     let resource = Resource::builder_empty()
         .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
@@ -78,18 +78,18 @@ fn sampler(Sampler { part, follows_caller }: Sampler) -> trace::Sampler {
     if follows_caller { trace::Sampler::ParentBased(Box::new(own)) } else { own }
 }
 
-/// Posts to the collector. It blocks, which only the recorder's own thread notices.
+/// Posts to the collector. Calls block, but only in the recorder's own thread.
 #[derive(Debug)]
 struct Poster {
     client: Result<Client, String>,
-    /// Drives the client in that thread, where the process has no runtime.
+    /// Runs the client in that thread, because it has no other runtime.
     runtime: Runtime,
     throttle: LogThrottle,
 }
 
 impl Poster {
     fn new(endpoint: &str) -> std::io::Result<Poster> {
-        // Nobody watches a connection between two posts.
+        // Idle connections are not kept, because nothing would detect that they were closed.
         let limit = failpoint::time("spans.post", TIMEOUT);
         let client = tls::client(endpoint).timeout(limit).pool_max_idle_per_host(0).build();
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
@@ -106,7 +106,7 @@ impl Poster {
 
     fn warn_throttled(&self, error: String) {
         if let Some(times) = self.throttle.should_log(error.clone()) {
-            tracing::warn!(event = "traces_failed", error, times, "the collector didn't take spans, which are lost");
+            tracing::warn!(event = "traces_failed", error, times, "the collector did not accept spans, which are lost");
         }
     }
 }
@@ -123,7 +123,7 @@ impl HttpClient for Poster {
         let posted = self.runtime.block_on(self.post(request));
         match &posted {
             Ok(answer) if !answer.status().is_success() => {
-                self.warn_throttled(format!("it answered {}", answer.status()))
+                self.warn_throttled(format!("the collector responded with {}", answer.status()))
             }
             Ok(_) => {}
             Err(why) => self.warn_throttled(tls::reason(why.as_ref())),

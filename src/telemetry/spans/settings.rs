@@ -1,28 +1,28 @@
-//! Where spans go, and which of them.
+//! Settings of tracing: the collector and the sampling.
 
 use std::fmt;
 
-/// Which traces are recorded.
+/// The selection of recorded traces.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampler {
-    /// Which part of the traces that begin here, from 0 to 1.
+    /// The recorded fraction of the traces that start in this process, from 0 to 1.
     pub part: f64,
-    /// Whether of a trace that began elsewhere its caller decides.
+    /// True if the caller decides for traces that started elsewhere.
     pub follows_caller: bool,
 }
 
-/// A collector, and what it is told.
+/// A collector, and the attributes sent to it.
 #[derive(Clone)]
 pub struct Settings {
-    /// Where spans are posted to.
+    /// The URL for posts of spans.
     pub endpoint: String,
-    /// The headers of a post, which may hold a key.
+    /// The headers of a post, which may contain a key.
     pub headers: Vec<(String, String)>,
-    /// What the service is called.
+    /// The service's name.
     pub service_name: String,
-    /// What else is said of this process.
+    /// Further attributes of this process.
     pub attributes: Vec<(String, String)>,
-    /// Which traces are recorded.
+    /// The selection of recorded traces.
     pub sampler: Sampler,
 }
 
