@@ -162,7 +162,7 @@ async fn announce(Maintenance { store, destination, .. }: &Maintenance) -> Resul
 
 /// Takes the jobs of vanished workers from them.
 async fn reap(Maintenance { settings, store, swept, .. }: &Maintenance) -> Result<(), Error> {
-    store.make_good_a_clock_set_back(settings.lease).await?;
+    store.repair_future_timestamps(settings.lease).await?;
     store.make_good_a_clock_set_back_for_deliveries().await?;
     for Transition { job, .. } in store.reap().await? {
         tracing::warn!(event = "export_taken_over", jobId = %job.id, status = %job.status);

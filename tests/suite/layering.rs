@@ -285,7 +285,9 @@ fn every_statement_is_headed_by_its_name() {
                 for (at, _) in code.match_indices(call) {
                     let text: String = code[at + call.len()..].chars().take(60).collect();
                     let text = text.trim_start().trim_start_matches("concat!(").trim_start();
-                    let named = text.starts_with(&format!("\"-- {module}.")) || text.starts_with("AssertSqlSafe(");
+                    let named = text.starts_with(&format!("\"-- {module}."))
+                        || text.starts_with("include_str!(")
+                        || text.starts_with("AssertSqlSafe(");
                     assert!(named, "src/{file}: {text}");
                 }
             }

@@ -79,6 +79,7 @@ mod settings;
 mod soft_deletes;
 mod source_files;
 mod startup;
+mod statements;
 mod strict;
 mod subscriptions;
 mod tables;
