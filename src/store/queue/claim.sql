@@ -13,7 +13,8 @@ with ready as materialized (
   from cdc_export.claimable_jobs c
   where c.run_at between $8 and statement_timestamp()
     and c.format = any ($1) and c.compression = any ($2) and c.dataset = any ($3)
-    and (c.destination_id is null or c.destination_id = $4 or not c.has_live_destination)
+    and (c.destination_id is null or c.destination_id = $4
+      or not exists (select from cdc_export.live_destinations d where d.id = c.destination_id))
   order by c.run_at, c.created_at
   limit 1
   for update skip locked
