@@ -256,6 +256,109 @@ select job, jsonb_agg(
 from cdc_export.files
 group by job;
 
+-- The jobs as clients see them: the service reads every job that it shows from here. A completed job whose files have no
+-- final names yet is still processing, at 99 percent.
+create view cdc_export.jobs as
+select
+  e.id, e.consumer_id, e.dataset, e.lane_sequence, e.export_type, e.format, e.compression, e.selection,
+  e.max_file_bytes, e.has_after, e.after_job, e.after_sha256, e.retry_of, e.traceparent, e.output_filename,
+  case when e.status = 'completed' and e.published_at is null then 'processing' else e.status end as status,
+  case when e.status = 'completed' and e.published_at is null then 99::smallint else e.progress end as progress,
+  e.attempt, e.rows_exported, e.bytes_written, e.error_code, e.error_detail, e.cancel_requested_at,
+  -- Of a published export only.
+  case when e.published_at is not null then (
+    select f.files from cdc_export.export_files f where f.job = e.id) end as files,
+  case when e.published_at is not null then e.digest end as digest,
+  case when e.published_at is not null then e.number end as number,
+  case when e.published_at is not null then (
+    select e.number <= l.acknowledged from cdc_export.lanes l
+    where l.consumer_id = e.consumer_id and l.dataset = e.dataset) end as acknowledged,
+  -- The report.
+  e.schema_changed, e.continuity, e.late_rows, e.key_only_deletes, e.quiet_deletes, e.open_transactions,
+  e.oldest_transaction_seconds, e.table_rewritten, e.watermark_from, e.watermark_to,
+  -- The times.
+  e.created_at, e.started_at,
+  case when e.status = 'pending' and e.attempt > 0 then e.run_at end as next_attempt_at,
+  case when e.status <> 'completed' or e.published_at is not null then e.finished_at end as finished_at
+from {schema}.exports e;
+
+-- The keys of the lists of jobs. Each column is the expression of one index: exports_by_kind, exports_by_dataset,
+-- exports_by_consumer, exports_by_lane.
+create view cdc_export.job_list_keys as
+select
+  e.id, e.created_at,
+  e.export_type || ' ' || case when e.status = 'completed' and e.published_at is null then 'processing' else e.status end
+    as by_kind,
+  e.dataset || ' ' || e.export_type || ' '
+    || case when e.status = 'completed' and e.published_at is null then 'processing' else e.status end as by_dataset,
+  e.consumer_id || ' ' || e.export_type || ' '
+    || case when e.status = 'completed' and e.published_at is null then 'processing' else e.status end as by_consumer,
+  e.consumer_id || ' ' || e.dataset || ' ' || e.export_type || ' '
+    || case when e.status = 'completed' and e.published_at is null then 'processing' else e.status end as by_lane
+from {schema}.exports e;
+
+-- The destinations that a process uses. A volatile function in the column list of a view, unlike one in its condition,
+-- keeps the planner from merging the view into a statement: a claim would then read the whole queue.
+create view cdc_export.live_destinations as
+select d.id
+from cdc_export.destinations d
+where d.seen_at between clock_timestamp() - interval '1 minute' and clock_timestamp();
+
+-- The pending jobs whose lane is free, also those whose time has not come. A process claims one of them if it knows the
+-- job's format, compression and dataset, and if the job belongs to its destination or to one that no process uses.
+create view cdc_export.claimable_jobs as
+select r.id, r.run_at, r.created_at, r.format, r.compression, r.dataset, r.destination_id
+from {schema}.exports r
+where r.status = 'pending'
+  -- Lanes in which a job runs, waits for its retry, or waits for its files' names. The last condition covers the first two
+  -- as well, but probes a long lane job by job; this one takes one pass. The third keeps the lane's order: a reader must
+  -- not see a later export first.
+  and (r.consumer_id is null or (r.consumer_id, r.dataset) not in (
+    select b.consumer_id, b.dataset from {schema}.exports b
+    where b.status = 'processing' and b.consumer_id is not null
+    union all
+    select b.consumer_id, b.dataset from {schema}.exports b
+    where b.status = 'pending' and b.run_at > statement_timestamp() and b.consumer_id is not null
+    union all
+    select b.consumer_id, b.dataset from {schema}.exports b
+    where b.status = 'completed' and b.published_at is null and b.consumer_id is not null))
+  -- Lanes in which an earlier job is open.
+  and not exists (
+    select from {schema}.exports earlier
+    where earlier.consumer_id = r.consumer_id and earlier.dataset = r.dataset
+      and earlier.lane_sequence < r.lane_sequence and earlier.status in ('pending', 'processing'));
+
+-- The completed jobs with their files, as the publisher and retention read them.
+create view cdc_export.file_records as
+select e.id, e.consumer_id, e.dataset, e.lane_sequence, e.format, e.compression, e.destination_id, e.marker_seen,
+  e.finished_at, e.traceparent, e.output_filename as name, e.sha256,
+  (select cdc_export.database_id()) as database,
+  e.database_id = (select cdc_export.database_id()) as is_own,
+  e.published_at is not null as is_published,
+  case when e.published_at is null then e.manifest end as manifest,
+  (select f.files from cdc_export.export_files f where f.job = e.id) as files
+from {schema}.exports e
+where e.status = 'completed';
+
+-- The published exports that come after what a consumer has acknowledged, in their lane's order. Only lanes in which an
+-- export was ever acknowledged have any. Numbers are compared as they are, also if a restore set them back or skipped some.
+create view cdc_export.unacknowledged_exports as
+select e.id, e.consumer_id, e.dataset, e.number, e.published_at
+from cdc_export.lanes l
+join {schema}.exports e on e.consumer_id = l.consumer_id and e.dataset = l.dataset and e.number > l.acknowledged
+where e.published_at is not null;
+
+-- Returns when the first exports of a lane after this number were published, in the order of their numbers. They are
+-- counted, never subtracted, because numbers may skip some. Only for our own sessions, whose search_path it relies on.
+create function cdc_export.published_after(lane_consumer text, lane_dataset text, after_number bigint, at_most bigint)
+returns table (published_at timestamptz)
+language sql stable as $$
+  select e.published_at from {schema}.exports e
+  where e.consumer_id = lane_consumer and e.dataset = lane_dataset and e.number > after_number
+    and e.published_at is not null
+  order by e.number limit at_most
+$$;
+
 -- Positions -------------------------------------------------------------------
 
 -- What each consumer has of a dataset: the time that people read, and the position that the service goes on from
@@ -337,6 +440,13 @@ alter table cdc_export.change_log replica identity full;
 create index change_log_changes on cdc_export.change_log (table_oid, xid);
 -- Each export asks whether its table was truncated: without this index it would read all of the log since its position.
 create index change_log_truncates on cdc_export.change_log (table_oid, xid) where operation = 'T';
+
+-- Returns the change log's latest sequence; 0 if it never had a row. Only for our own
+-- sessions, whose search_path it relies on.
+create function cdc_export.log_sequence() returns bigint
+language sql as $$
+  select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'sequence')::regclass), 0)
+$$;
 
 -- A TRUNCATE of the log removes the changes of all positions, so no export can go on from one. Running exports find
 -- that the version of their position has changed.

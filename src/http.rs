@@ -72,7 +72,7 @@ use crate::http::connections::{Connection, Connections};
 use crate::http::openapi::RouterDocument;
 use crate::http::problem::Problem;
 use crate::http::query::Parameters;
-use crate::http::stream::{Answer, ClientStream};
+use crate::http::stream::{AnswerBody, ClientStream};
 use crate::key;
 use crate::service::Service;
 use crate::telemetry::log_throttle::LogThrottle;
@@ -180,7 +180,7 @@ fn layered(routes: OpenApiRouter<Service>, service: Service, access: Access, set
     let routes = routes
         .layer(middleware::from_fn_with_state(parameters, query::check))
         .layer(Extension(RouterDocument::of(api)))
-        .layer(middleware::from_fn(connections::take_caller_slot))
+        .layer(middleware::from_fn(connections::activate))
         .layer(middleware::from_fn_with_state(control, access::check))
         .layer(middleware::from_fn(refuse_long_heads))
         .layer(CatchPanicLayer::custom(problem::for_panic))
@@ -322,7 +322,7 @@ fn serve_connection(
         request.extensions_mut().insert(peer);
         request.extensions_mut().insert(Arc::clone(&connection));
         let (answer, answered) = (routes.call(request), Arc::clone(&answered));
-        async move { answer.await.map(|answer| answer.map(|body| Answer::new(body, answered))) }
+        async move { answer.await.map(|answer| answer.map(|body| AnswerBody::new(body, answered))) }
     });
     http1.serve_connection(TokioIo::new(stream), service)
 }

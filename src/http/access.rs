@@ -128,17 +128,17 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     }
 }
 
-/// The client of a request, by its key, or by its address if it has none: each client may follow so many jobs at a time.
-pub(crate) struct Follower(pub(crate) Subscriber);
+/// The client of a request, by its key, or by its address if it has no key. The number of jobs that a client follows is limited.
+pub(crate) struct CallerSubscriber(pub(crate) Subscriber);
 
-impl<S: Sync> FromRequestParts<S> for Follower {
+impl<S: Sync> FromRequestParts<S> for CallerSubscriber {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Follower, Problem> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<CallerSubscriber, Problem> {
         let Caller(grant) = Caller::from_request_parts(parts, state).await?;
         let address = parts.extensions.get().map_or(Ipv4Addr::UNSPECIFIED.into(), |Peer(address)| *address);
         let by_key = grant.map(|grant| Subscriber::Key(grant.prefix.clone()));
-        Ok(Follower(by_key.unwrap_or_else(|| Subscriber::Address(client_network(address)))))
+        Ok(CallerSubscriber(by_key.unwrap_or_else(|| Subscriber::Address(client_network(address)))))
     }
 }
 

@@ -1,9 +1,10 @@
-//! Keeps connections open, or closes them for others: a client that hangs must not keep others out, least of all a health check.
+//! Limits the open connections, so that clients that hang keep nobody else out, least of all a health check.
 //!
-//! A connection is a *guest* while it has no request under way, or one that needs no key. A new connection always gets in: where there
-//! are as many guests as may be, a guest of the address with the most guests is closed for it. A connection is a *caller* while it has a
-//! request under way that access control let in. A caller is never closed for another connection, so the number of callers is limited: of
-//! all, of one address, and of one key.
+//! A connection is *idle* while it has no request under way, or only one that needs no key. A new connection always gets in. If the
+//! places of idle connections are taken, an idle connection of the address with the most is closed for the new one.
+//!
+//! A connection is *active* while access control has let its request in. An active connection is never closed for another one, so their
+//! number is limited: of all, of one address, and of one key.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -26,34 +27,35 @@ use crate::http::problem::Problem;
 use crate::http::rate::client_network;
 use crate::key::Prefix;
 
-/// More callers than this are of no use: all of them share a few connections to Postgres.
-const MAX_CALLERS: usize = 1_000;
-/// File descriptors for other things than clients: connections to Postgres, files that are being written.
+/// The most active connections. They share a few connections to Postgres, so more are of no use.
+const MAX_ACTIVE: usize = 1_000;
+/// File descriptors kept for connections to Postgres and for files that are being written.
 const OTHER_DESCRIPTORS: usize = 250;
-/// A new connection, or a guest's request, is not closed for another connection before this time.
+/// How long a new connection, or an idle one with a new request, is not closed for another connection.
 const GRACE_TIMEOUT: Duration = Duration::from_millis(500);
-/// A request waits at most this long for a caller's slot.
-const CALLER_TIMEOUT: Duration = Duration::from_millis(1_500);
+/// How long a request waits for its connection to become active.
+const ACTIVE_TIMEOUT: Duration = Duration::from_millis(1_500);
 
-/// How many connections there may be.
+/// The limits on the number of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionLimits {
-    guests: usize,
-    callers: usize,
-    callers_of_one: usize,
-    callers_of_key: usize,
+    idle: usize,
+    active: usize,
+    active_of_address: usize,
+    active_of_key: usize,
 }
 
 impl ConnectionLimits {
-    /// The limits of a process that may have `most` file descriptors: 1,000 guests and 1,000 callers, where the descriptors suffice.
+    /// Returns the limits of a process that may have `most` file descriptors: 1,000 idle and 1,000 active connections, or fewer if there
+    /// are fewer descriptors.
     ///
-    /// One address may have three quarters of the callers: all clients of a proxy share its address, and a quarter is left for clients
-    /// elsewhere. One key may have half of the callers, from whatever addresses: behind a proxy all keys share one.
+    /// One address may have three quarters of the active connections, because all clients of a proxy share its address. A quarter is left
+    /// for other clients. One key may have half of the active connections, because all keys behind a proxy share one address.
     pub fn for_descriptors(most: u64) -> ConnectionLimits {
         let most = usize::try_from(most).unwrap_or(usize::MAX);
-        // A caller may have a file open beside its socket, and a guest has its socket.
-        let share = (most.saturating_sub(OTHER_DESCRIPTORS) / 3).clamp(16, MAX_CALLERS);
-        ConnectionLimits { guests: share, callers: share, callers_of_one: share / 4 * 3, callers_of_key: share / 2 }
+        // An active connection may have a file open beside its socket.
+        let share = (most.saturating_sub(OTHER_DESCRIPTORS) / 3).clamp(16, MAX_ACTIVE);
+        ConnectionLimits { idle: share, active: share, active_of_address: share / 4 * 3, active_of_key: share / 2 }
     }
 }
 
@@ -61,55 +63,60 @@ impl ConnectionLimits {
 #[derive(Debug)]
 pub(crate) struct Connections {
     limits: ConnectionLimits,
-    callers: Arc<Semaphore>,
+    active: Arc<Semaphore>,
     of_addresses: Shares<IpAddr>,
     of_keys: Shares<Prefix>,
-    guests: Mutex<Guests>,
-    left: Notify,
+    idle: Mutex<IdleConnections>,
+    /// Notified when an idle connection may be closed, or is gone.
+    changed: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Guests {
-    /// By a number that rises with the time at which each became a guest.
-    by_age: BTreeMap<u64, Guest>,
+struct IdleConnections {
+    /// By a number that rises with the time at which each became idle.
+    by_age: BTreeMap<u64, IdleConnection>,
     next: u64,
 }
 
 #[derive(Debug)]
-struct Guest {
+struct IdleConnection {
     owner: IpAddr,
-    /// Not closed for another connection before then.
+    /// The time before which it is not closed for another connection.
     spared_until: Instant,
     gone: CancellationToken,
 }
 
-impl Guests {
-    /// Closes the oldest guest of the address that has most. A guest that is still spared is closed only if its address has more than half
-    /// of all guests. `Err`: every guest is spared; the first of them until then.
-    fn give_one_up(&mut self) -> Result<(), Instant> {
+impl IdleConnections {
+    /// Closes the oldest idle connection of the address that has most. A spared one is closed only if its address has more than half of all
+    /// idle connections.
+    ///
+    /// # Errors
+    /// The time at which the first connection is not spared any more, if all are.
+    fn close_one(&mut self) -> Result<(), Instant> {
         let now = Instant::now();
-        let expendable = |guest: &Guest| guest.spared_until <= now;
+        let expendable = |connection: &IdleConnection| connection.spared_until <= now;
         let flood =
             self.most_of(|_| true).filter(|(_, number)| *number > self.by_age.len() / 2).map(|(owner, _)| owner);
         let most = self.most_of(expendable).map(|(owner, _)| owner);
-        let mut guests = self.by_age.iter();
+        let mut idle = self.by_age.iter();
         let oldest = match (most, flood) {
-            (Some(owner), _) => guests.find(|(_, guest)| guest.owner == owner && expendable(guest)),
-            // An address that connects faster than its guests may be closed would hold up everybody else's connections.
-            (None, Some(owner)) => guests.find(|(_, guest)| guest.owner == owner),
-            (None, None) => return Err(guests.map(|(_, guest)| guest.spared_until).min().unwrap_or(now)),
+            (Some(owner), _) => idle.find(|(_, it)| it.owner == owner && expendable(it)),
+            // Otherwise an address that connects faster than its connections may be closed would keep all others waiting.
+            (None, Some(owner)) => idle.find(|(_, it)| it.owner == owner),
+            (None, None) => return Err(idle.map(|(_, it)| it.spared_until).min().unwrap_or(now)),
         };
-        if let Some(guest) = oldest.map(|(number, _)| *number).and_then(|number| self.by_age.remove(&number)) {
-            guest.gone.cancel();
+        if let Some(closed) = oldest.map(|(number, _)| *number).and_then(|number| self.by_age.remove(&number)) {
+            closed.gone.cancel();
         }
         Ok(())
     }
 
-    /// The address that has most of such guests, and how many it has. Of several addresses with as many, the one with the oldest guest.
-    fn most_of(&self, such: impl Fn(&Guest) -> bool) -> Option<(IpAddr, usize)> {
+    /// Returns the address that has most of such idle connections, and their number. If several have as many, returns the address of the
+    /// oldest connection.
+    fn most_of(&self, such: impl Fn(&IdleConnection) -> bool) -> Option<(IpAddr, usize)> {
         let mut numbers = HashMap::<IpAddr, (usize, Reverse<u64>)>::new();
-        for (age, guest) in self.by_age.iter().filter(|(_, guest)| such(guest)) {
-            numbers.entry(guest.owner).or_insert((0, Reverse(*age))).0 += 1;
+        for (age, it) in self.by_age.iter().filter(|(_, it)| such(it)) {
+            numbers.entry(it.owner).or_insert((0, Reverse(*age))).0 += 1;
         }
         let most = numbers.into_iter().max_by_key(|(_, number)| *number);
         most.map(|(owner, (number, _))| (owner, number))
@@ -118,31 +125,31 @@ impl Guests {
 
 impl Connections {
     pub(crate) fn new(limits: ConnectionLimits) -> Arc<Connections> {
-        let callers = Arc::new(Semaphore::new(limits.callers));
+        let active = Arc::new(Semaphore::new(limits.active));
         Arc::new(Connections {
             limits,
-            callers,
-            of_addresses: Shares::of(limits.callers_of_one),
-            of_keys: Shares::of(limits.callers_of_key),
-            guests: Mutex::default(),
-            left: Notify::new(),
+            active,
+            of_addresses: Shares::new(limits.active_of_address),
+            of_keys: Shares::new(limits.active_of_key),
+            idle: Mutex::default(),
+            changed: Notify::new(),
         })
     }
 
-    /// Takes in a new connection from an address, and closes a guest for it where there are too many. Waits, half a second at most, only
-    /// where all guests are new and no address has more than half of them.
+    /// Takes in a new connection from an address, and closes an idle one for it if there are too many. Waits for half a second at most, and
+    /// only if all idle connections are spared and no address has more than half of them.
     pub(crate) async fn admit(self: &Arc<Connections>, address: IpAddr) -> Arc<Connection> {
         loop {
-            let left = self.left.notified();
+            let changed = self.changed.notified();
             let spared_until = {
-                let mut guests = self.guests();
-                let full = guests.by_age.len() >= self.limits.guests;
-                match if full { guests.give_one_up() } else { Ok(()) } {
+                let mut idle = self.idle();
+                let full = idle.by_age.len() >= self.limits.idle;
+                match if full { idle.close_one() } else { Ok(()) } {
                     Ok(()) => break,
                     Err(until) => until,
                 }
             };
-            let _ = tokio::time::timeout_at(spared_until, left).await;
+            let _ = tokio::time::timeout_at(spared_until, changed).await;
         }
         let connection = Connection {
             owner: client_network(address),
@@ -150,64 +157,64 @@ impl Connections {
             gone: CancellationToken::new(),
             stage: Mutex::new(Stage::New),
         };
-        connection.is_guest(GRACE_TIMEOUT);
+        connection.become_idle(GRACE_TIMEOUT);
         Arc::new(connection)
     }
 
-    /// Waits for a caller's slot: one of all, one of the address's and, with a key, one of the key's.
-    async fn caller_slot(&self, owner: IpAddr, key: Option<&Prefix>) -> Result<CallerSlot, Problem> {
-        let of_key = key.map(|key| self.of_keys.turns(key));
-        let of_address = self.of_addresses.turns(&owner);
+    /// Waits for a place among the active connections: of all, of the address and, with a key, of the key.
+    async fn active_permit(&self, owner: IpAddr, key: Option<&Prefix>) -> Result<ActivePermit, Problem> {
+        let of_key = key.map(|key| self.of_keys.permits(key));
+        let of_address = self.of_addresses.permits(&owner);
         let all = async {
-            // The key's first: a request that waits for it leaves the slots of its address to others.
+            // The key's permit comes first: a request that waits for it leaves the permits of its address to others.
             let of_key = match of_key {
                 Some(of_key) => Some(of_key.acquire_owned().await.ok()?),
                 None => None,
             };
             let of_address = of_address.acquire_owned().await.ok()?;
-            let of_all = Arc::clone(&self.callers).acquire_owned().await.ok()?;
-            Some(CallerSlot { _of_key: of_key, _of_address: of_address, _of_all: of_all })
+            let of_all = Arc::clone(&self.active).acquire_owned().await.ok()?;
+            Some(ActivePermit { _of_key: of_key, _of_address: of_address, _of_all: of_all })
         };
-        let slot = tokio::time::timeout(CALLER_TIMEOUT, all).await;
+        let permit = tokio::time::timeout(ACTIVE_TIMEOUT, all).await;
         let refused =
             || Problem::new(Code::TooManyConnections, "too many requests are under way, of this address or of all");
-        slot.ok().flatten().ok_or_else(refused)
+        permit.ok().flatten().ok_or_else(refused)
     }
 
-    fn guests(&self) -> MutexGuard<'_, Guests> {
-        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
+    fn idle(&self) -> MutexGuard<'_, IdleConnections> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Shares of the callers' slots: an address, or a key, has at most `most` of them.
+/// The permits of each address, or of each key: `most` of them.
 #[derive(Debug)]
 struct Shares<T> {
     most: usize,
-    turns_of: Mutex<HashMap<T, Weak<Semaphore>>>,
+    permits_of: Mutex<HashMap<T, Weak<Semaphore>>>,
 }
 
 impl<T: Hash + Eq + Clone> Shares<T> {
-    fn of(most: usize) -> Shares<T> {
-        Shares { most, turns_of: Mutex::default() }
+    fn new(most: usize) -> Shares<T> {
+        Shares { most, permits_of: Mutex::default() }
     }
 
-    fn turns(&self, owner: &T) -> Arc<Semaphore> {
-        let mut turns_of = self.turns_of.lock().unwrap_or_else(PoisonError::into_inner);
-        match turns_of.get(owner).and_then(Weak::upgrade) {
-            Some(turns) => turns,
+    fn permits(&self, owner: &T) -> Arc<Semaphore> {
+        let mut permits_of = self.permits_of.lock().unwrap_or_else(PoisonError::into_inner);
+        match permits_of.get(owner).and_then(Weak::upgrade) {
+            Some(permits) => permits,
             None => {
-                turns_of.retain(|_, turns| turns.strong_count() > 0);
-                let turns = Arc::new(Semaphore::new(self.most));
-                turns_of.insert(owner.clone(), Arc::downgrade(&turns));
-                turns
+                permits_of.retain(|_, permits| permits.strong_count() > 0);
+                let permits = Arc::new(Semaphore::new(self.most));
+                permits_of.insert(owner.clone(), Arc::downgrade(&permits));
+                permits
             }
         }
     }
 }
 
-/// A caller's slot, which is free again when this is dropped.
+/// A place among the active connections, which is free again when this is dropped.
 #[derive(Debug)]
-struct CallerSlot {
+struct ActivePermit {
     _of_key: Option<OwnedSemaphorePermit>,
     _of_address: OwnedSemaphorePermit,
     _of_all: OwnedSemaphorePermit,
@@ -216,14 +223,14 @@ struct CallerSlot {
 #[derive(Debug)]
 enum Stage {
     New,
-    /// The number under which `Guests` has it.
-    Guest(u64),
-    Caller {
-        _slot: CallerSlot,
+    /// Idle, under this number of `IdleConnections`.
+    Idle(u64),
+    Active {
+        _permit: ActivePermit,
     },
 }
 
-/// A client's connection, and whether it is a guest or a caller.
+/// A client's connection, which is idle or active.
 #[derive(Debug)]
 pub(crate) struct Connection {
     owner: IpAddr,
@@ -238,43 +245,44 @@ impl Connection {
         self.gone.cancelled().await;
     }
 
-    /// A request begins: the connection is a guest until access control lets the request in.
+    /// Records that a request begins. The connection is idle until access control lets the request in.
     pub(crate) fn begins(&self) {
-        self.is_guest(GRACE_TIMEOUT);
+        self.become_idle(GRACE_TIMEOUT);
     }
 
-    /// The answer was sent, or broke off: the connection waits for its next request, and may be closed.
+    /// Records that the answer was sent or broke off. The connection waits for its next request, and may be closed.
     pub(crate) fn rests(&self) {
-        self.is_guest(Duration::ZERO);
+        self.become_idle(Duration::ZERO);
         // A new connection may be waiting for one that can be closed.
-        self.connections.left.notify_waiters();
+        self.connections.changed.notify_waiters();
     }
 
-    fn is_guest(&self, spared: Duration) {
+    fn become_idle(&self, spared: Duration) {
         let mut stage = self.stage();
-        let mut guests = self.connections.guests();
-        if let Stage::Guest(number) = *stage
-            && guests.by_age.remove(&number).is_none()
+        let mut idle = self.connections.idle();
+        if let Stage::Idle(number) = *stage
+            && idle.by_age.remove(&number).is_none()
         {
             // It is being closed already.
             return;
         }
-        let number = guests.next;
-        guests.next += 1;
-        let guest = Guest { owner: self.owner, spared_until: Instant::now() + spared, gone: self.gone.clone() };
-        guests.by_age.insert(number, guest);
-        *stage = Stage::Guest(number);
+        let number = idle.next;
+        idle.next += 1;
+        let connection =
+            IdleConnection { owner: self.owner, spared_until: Instant::now() + spared, gone: self.gone.clone() };
+        idle.by_age.insert(number, connection);
+        *stage = Stage::Idle(number);
     }
 
-    /// Access control let the request in: the connection is a caller, once there is a slot for it.
-    async fn calls(&self, key: Option<&Prefix>) -> Result<(), Problem> {
-        let slot = self.connections.caller_slot(self.owner, key).await?;
+    /// Makes the connection active, once there is a place for it. Access control must have let its request in.
+    async fn become_active(&self, key: Option<&Prefix>) -> Result<(), Problem> {
+        let permit = self.connections.active_permit(self.owner, key).await?;
         let mut stage = self.stage();
-        if let Stage::Guest(number) = *stage {
-            self.connections.guests().by_age.remove(&number);
-            self.connections.left.notify_waiters();
+        if let Stage::Idle(number) = *stage {
+            self.connections.idle().by_age.remove(&number);
+            self.connections.changed.notify_waiters();
         }
-        *stage = Stage::Caller { _slot: slot };
+        *stage = Stage::Active { _permit: permit };
         Ok(())
     }
 
@@ -285,15 +293,15 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        if let Stage::Guest(number) = *self.stage() {
-            self.connections.guests().by_age.remove(&number);
-            self.connections.left.notify_waiters();
+        if let Stage::Idle(number) = *self.stage() {
+            self.connections.idle().by_age.remove(&number);
+            self.connections.changed.notify_waiters();
         }
     }
 }
 
-/// The layer that takes a caller's slot for a request that access control let in.
-pub(crate) async fn take_caller_slot(
+/// The layer that makes the connection of a request active, after access control let the request in.
+pub(crate) async fn activate(
     connection: Option<Extension<Arc<Connection>>>,
     caller: Option<Extension<Caller>>,
     path: Option<MatchedPath>,
@@ -303,7 +311,7 @@ pub(crate) async fn take_caller_slot(
     if let Some(Extension(connection)) = connection
         && !is_open(path.as_ref().map_or("", MatchedPath::as_str))
     {
-        connection.calls(caller.as_ref().and_then(|Extension(caller)| caller.key())).await?;
+        connection.become_active(caller.as_ref().and_then(|Extension(caller)| caller.key())).await?;
     }
     Ok(next.run(request).await)
 }
@@ -314,7 +322,7 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: ConnectionLimits = ConnectionLimits { guests: 3, callers: 4, callers_of_one: 3, callers_of_key: 2 };
+    const LIMITS: ConnectionLimits = ConnectionLimits { idle: 3, active: 4, active_of_address: 3, active_of_key: 2 };
 
     fn address(last: u8) -> IpAddr {
         [10, 0, 0, last].into()
@@ -322,34 +330,34 @@ mod tests {
 
     #[test]
     fn there_is_room_for_what_a_process_may_have() {
-        let ample = ConnectionLimits { guests: 1_000, callers: 1_000, callers_of_one: 750, callers_of_key: 500 };
+        let ample = ConnectionLimits { idle: 1_000, active: 1_000, active_of_address: 750, active_of_key: 500 };
         assert_eq!(ConnectionLimits::for_descriptors(1 << 20), ample);
-        assert_eq!(ConnectionLimits::for_descriptors(u64::MAX).callers, 1_000);
+        assert_eq!(ConnectionLimits::for_descriptors(u64::MAX).active, 1_000);
         let scarce = ConnectionLimits::for_descriptors(1_024);
-        assert_eq!(scarce, ConnectionLimits { guests: 258, callers: 258, callers_of_one: 192, callers_of_key: 129 });
-        assert!(scarce.guests + 2 * scarce.callers + OTHER_DESCRIPTORS <= 1_024);
-        assert_eq!(ConnectionLimits::for_descriptors(0).callers_of_one, 12);
+        assert_eq!(scarce, ConnectionLimits { idle: 258, active: 258, active_of_address: 192, active_of_key: 129 });
+        assert!(scarce.idle + 2 * scarce.active + OTHER_DESCRIPTORS <= 1_024);
+        assert_eq!(ConnectionLimits::for_descriptors(0).active_of_address, 12);
     }
 
     #[tokio::test]
-    async fn a_new_guest_takes_the_place_of_the_oldest_of_the_address_that_has_most() {
+    async fn a_new_connection_takes_the_place_of_the_oldest_idle_one_of_the_address_that_has_most() {
         let connections = Connections::new(LIMITS);
         let other = connections.admit(address(1)).await;
         let first = connections.admit(address(2)).await;
         let second = connections.admit(address(2)).await;
-        for guest in [&other, &first, &second] {
-            guest.rests();
+        for connection in [&other, &first, &second] {
+            connection.rests();
         }
         first.rests();
         let _new = connections.admit(address(3)).await;
         assert_eq!(second.gone().now_or_never(), Some(()), "the one that has rested longest");
         assert_eq!((other.gone().now_or_never(), first.gone().now_or_never()), (None, None));
         second.rests();
-        assert_eq!(connections.guests().by_age.len(), 3, "who is given up stays so");
+        assert_eq!(connections.idle().by_age.len(), 3, "a closed connection stays closed");
     }
 
     #[tokio::test]
-    async fn who_has_just_come_is_spared_and_holds_up_nobody_for_long() {
+    async fn a_new_connection_is_spared_and_keeps_others_waiting_only_briefly() {
         let connections = Connections::new(LIMITS);
         let fresh = [connections.admit(address(1)).await, connections.admit(address(4)).await];
         let resting = connections.admit(address(2)).await;
@@ -357,7 +365,7 @@ mod tests {
         let _new = connections.admit(address(1)).now_or_never().expect("one rests");
         assert_eq!(resting.gone().now_or_never(), Some(()));
         let third = connections.admit(address(3)).await;
-        assert_eq!(fresh.each_ref().map(|guest| guest.gone().now_or_never().is_some()), [true, false], "two of three");
+        assert_eq!(fresh.each_ref().map(|it| it.gone().now_or_never().is_some()), [true, false], "two of three");
 
         let connections = Connections::new(LIMITS);
         let fresh = [1, 2, 3].map(|last| connections.admit(address(last)).now_or_never().unwrap());
@@ -366,13 +374,13 @@ mod tests {
         fresh[1].rests();
         let begun = Instant::now();
         waits.await;
-        assert!(begun.elapsed() < GRACE_TIMEOUT / 2, "who comes to rest makes room");
-        assert_eq!(fresh.map(|guest| guest.gone().now_or_never().is_some()), [false, true, false]);
+        assert!(begun.elapsed() < GRACE_TIMEOUT / 2, "a connection that becomes idle makes room");
+        assert_eq!(fresh.map(|it| it.gone().now_or_never().is_some()), [false, true, false]);
         drop(third);
     }
 
     #[tokio::test]
-    async fn a_flood_of_one_address_holds_up_nobody_at_all() {
+    async fn a_flood_from_one_address_delays_nobody() {
         let connections = Connections::new(LIMITS);
         let other = connections.admit(address(2)).await;
         let mut flood = Vec::new();
@@ -380,30 +388,30 @@ mod tests {
             flood.push(connections.admit(address(1)).now_or_never().expect("it waits for nothing"));
         }
         let late = connections.admit(address(3)).now_or_never().expect("it waits for nothing");
-        assert_eq!([&other, &late].map(|guest| guest.gone().now_or_never()), [None, None]);
-        let stay = flood.iter().filter(|guest| guest.gone().now_or_never().is_none()).count();
+        assert_eq!([&other, &late].map(|it| it.gone().now_or_never()), [None, None]);
+        let stay = flood.iter().filter(|it| it.gone().now_or_never().is_none()).count();
         assert_eq!(stay, 1);
     }
 
     #[tokio::test]
-    async fn callers_keep_their_places_and_one_address_leaves_some() {
+    async fn active_connections_keep_their_places_and_one_address_leaves_some() {
         let connections = Connections::new(LIMITS);
-        let mut callers = Vec::new();
+        let mut active = Vec::new();
         for _ in 0..3 {
-            let caller = connections.admit(address(1)).await;
-            caller.calls(None).await.unwrap();
-            callers.push(caller);
+            let connection = connections.admit(address(1)).await;
+            connection.become_active(None).await.unwrap();
+            active.push(connection);
         }
         let late = connections.admit(address(1)).await;
-        assert_eq!(late.calls(None).await.unwrap_err().code(), "too_many_connections");
+        assert_eq!(late.become_active(None).await.unwrap_err().code(), "too_many_connections");
         let other = connections.admit(address(2)).await;
-        other.calls(None).await.unwrap();
-        callers.pop();
-        late.calls(None).await.unwrap();
+        other.become_active(None).await.unwrap();
+        active.pop();
+        late.become_active(None).await.unwrap();
         late.rests();
-        assert!(callers.iter().all(|caller| caller.gone().now_or_never().is_none()));
-        assert_eq!(connections.callers.available_permits(), 1);
-        drop((late, callers));
-        assert_eq!(connections.guests().by_age.len(), 0);
+        assert!(active.iter().all(|it| it.gone().now_or_never().is_none()));
+        assert_eq!(connections.active.available_permits(), 1);
+        drop((late, active));
+        assert_eq!(connections.idle().by_age.len(), 0);
     }
 }

@@ -21,7 +21,7 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::dataset::name::is_name;
-use crate::http::access::{Caller, Follower};
+use crate::http::access::{Caller, CallerSubscriber};
 use crate::http::code::Code;
 use crate::http::input::{PathJob, dataset_or_implied};
 use crate::http::pages::{self, Page};
@@ -57,7 +57,7 @@ pub(crate) struct WaitQuery {
 pub(crate) async fn get(
     State(service): State<Service>,
     PathJob(id): PathJob,
-    Follower(subscriber): Follower,
+    CallerSubscriber(subscriber): CallerSubscriber,
     Query(WaitQuery { wait }): Query<WaitQuery>,
 ) -> Result<Json<JobJson>, Problem> {
     let job = match wait.map(|text| whole_number(&text)) {
@@ -107,7 +107,7 @@ struct JobEvent {
 pub(crate) async fn events(
     State(service): State<Service>,
     PathJob(id): PathJob,
-    Follower(subscriber): Follower,
+    CallerSubscriber(subscriber): CallerSubscriber,
 ) -> Result<Response, Problem> {
     let jobs = service.follow(id, subscriber).await?.enumerate();
     let events = jobs.flat_map(|(number, job)| {

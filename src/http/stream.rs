@@ -116,18 +116,18 @@ impl Drop for ClientStream {
 }
 
 /// An answer's body. It sets `answered` when hyper has taken the whole body, or dropped it.
-pub(crate) struct Answer {
+pub(crate) struct AnswerBody {
     body: Body,
     answered: Arc<AtomicBool>,
 }
 
-impl Answer {
-    pub(crate) fn new(body: Body, answered: Arc<AtomicBool>) -> Answer {
-        Answer { body, answered }
+impl AnswerBody {
+    pub(crate) fn new(body: Body, answered: Arc<AtomicBool>) -> AnswerBody {
+        AnswerBody { body, answered }
     }
 }
 
-impl HttpBody for Answer {
+impl HttpBody for AnswerBody {
     type Data = <Body as HttpBody>::Data;
     type Error = <Body as HttpBody>::Error;
 
@@ -147,7 +147,7 @@ impl HttpBody for Answer {
     }
 }
 
-impl Drop for Answer {
+impl Drop for AnswerBody {
     fn drop(&mut self) {
         self.answered.store(true, Ordering::Relaxed);
     }

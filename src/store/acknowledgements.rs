@@ -10,20 +10,6 @@ use crate::job::lane::{COUNTED_EXPORTS, Unacknowledged};
 use crate::job::{ConsumerId, JobId};
 use crate::store::{Error, Store};
 
-/// The first `$limit` exports `e` that come after what the lane `l` has acknowledged, of those that are kept. Numbers may skip some after a
-/// restore, so exports are counted, never their numbers subtracted: a lane whose `acknowledged` is beyond all of them has none.
-macro_rules! after_acknowledged {
-    ($limit:literal) => {
-        concat!(
-            "select e.published_at from exports e
-             where e.consumer_id = l.consumer_id and e.dataset = l.dataset and e.number > l.acknowledged and e.published_at is not null
-             order by e.number limit ",
-            $limit
-        )
-    };
-}
-pub(super) use after_acknowledged;
-
 impl Store {
     /// Records that a published export, and all before it in its lane, are loaded. False: that was known, or nobody was handed such an
     /// export.
@@ -49,15 +35,16 @@ impl Store {
         consumers: &[&str],
         datasets: &[&str],
     ) -> Result<HashMap<(ConsumerId, String), Unacknowledged>, Error> {
-        let statement = sqlx::query_as(concat!(
+        let statement = sqlx::query_as(
             "-- store.acknowledgements.unacknowledged
              select l.consumer_id, l.dataset, after.exports, after.since
              from unnest($1::text[], $2::text[]) as k (consumer_id, dataset)
-             join cdc_export.lanes l on l.consumer_id = k.consumer_id and l.dataset = k.dataset and l.acknowledged is not null
-             cross join lateral (select count(*) as exports, min(published_at) as since from (",
-            after_acknowledged!("$3"),
-            ") counted) after"
-        ))
+             join cdc_export.lanes l on l.consumer_id = k.consumer_id and l.dataset = k.dataset
+             cross join lateral (
+               select count(*) as exports, min(published_at) as since
+               from cdc_export.published_after(l.consumer_id, l.dataset, l.acknowledged, $3)) after
+             where l.acknowledged is not null",
+        )
         .bind(consumers)
         .bind(datasets)
         .bind(COUNTED_EXPORTS as i64);

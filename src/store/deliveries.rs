@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::event::{Delivery, DeliveryFilter, DeliveryStatus, Listener};
 use crate::job::{Job, Status};
-use crate::store::job_row::{JobRow, job_columns, skip_unreadable};
+use crate::store::job_row::{JobRow, skip_unreadable};
 use crate::store::{Error, Store};
 
 /// The columns of [`DeliveryRow`], of a delivery `d`.
@@ -171,9 +171,7 @@ impl Store {
                from due where d.id = due.id returning d.*)
              select ",
             delivery_columns!(),
-            ", ",
-            job_columns!(),
-            " from d join exports e on e.id = d.job"
+            ", j.* from d join cdc_export.jobs j on j.id = d.job"
         ))
         .bind(endpoint)
         .bind(limit as i64)
