@@ -35,19 +35,10 @@ impl Store {
         consumers: &[&str],
         datasets: &[&str],
     ) -> Result<HashMap<(ConsumerId, String), Unacknowledged>, Error> {
-        let statement = sqlx::query_as(
-            "-- store.acknowledgements.unacknowledged
-             select l.consumer_id, l.dataset, after.exports, after.since
-             from unnest($1::text[], $2::text[]) as k (consumer_id, dataset)
-             join cdc_export.lanes l on l.consumer_id = k.consumer_id and l.dataset = k.dataset
-             cross join lateral (
-               select count(*) as exports, min(published_at) as since
-               from cdc_export.published_after(l.consumer_id, l.dataset, l.acknowledged, $3)) after
-             where l.acknowledged is not null",
-        )
-        .bind(consumers)
-        .bind(datasets)
-        .bind(COUNTED_EXPORTS as i64);
+        let statement = sqlx::query_as(include_str!("acknowledgements/unacknowledged.sql"))
+            .bind(consumers)
+            .bind(datasets)
+            .bind(COUNTED_EXPORTS as i64);
         let rows: Vec<(String, String, i64, Option<DateTime<Utc>>)> =
             self.in_index_order(async |tx| statement.fetch_all(tx).await).await?;
         let of_lane = |(consumer, dataset, exports, since): (String, String, i64, _)| {

@@ -3,18 +3,26 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
 use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
+use crate::connection::statement::with_pieces;
 use crate::file::name::{numbered, stem_and_number};
 use crate::file::{FileIdentity, FileRecord, Part, StagedFile};
 use crate::job::marker::Marker;
 use crate::job::{Continuity, FailureCode, JobId};
-use crate::store::job_row::StoredFile;
+use crate::store::job_row::{StoredFile, with_job_columns};
 use crate::store::transitions::Transition;
 use crate::store::{Error, Store};
 use pg_rows::encoding::Encoding;
+
+/// The columns of [`FileRow`], of a completed job `e`.
+pub(super) const FILE_COLUMNS: (&str, &str) = ("files/columns.sql", include_str!("files/columns.sql"));
+
+fn with_file_columns(statement: &'static str) -> AssertSqlSafe<String> {
+    AssertSqlSafe(with_pieces(statement, &[FILE_COLUMNS]))
+}
 
 /// A committed file that is missing in its destination for so long is lost: a process that was just renaming it has long done so.
 pub const LOST_AFTER: Duration = Duration::from_secs(10);
@@ -38,35 +46,23 @@ impl Store {
     /// The files of this folder that are committed and have no final name yet, and those that another database has to name, wherever
     /// they are. A lane has one such file at most: a claim waits for it.
     pub async fn unpublished(&self, destination: Uuid) -> Result<Vec<FileRecord>, Error> {
-        let statement = sqlx::query_as(
-            "-- store.files.unpublished
-             select r.* from cdc_export.file_records r
-             where not r.is_published and (r.destination_id = $1 or not r.is_own)
-             order by r.finished_at limit 1000",
-        )
-        .bind(destination);
+        let statement = sqlx::query_as(with_file_columns(include_str!("files/unpublished.sql"))).bind(destination);
         let rows: Vec<FileRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
         rows.into_iter().map(FileRecord::try_from).collect()
     }
 
     /// Where the file of a completed job is.
     pub async fn file(&self, id: JobId) -> Result<Option<FileRecord>, Error> {
-        let statement =
-            sqlx::query_as("-- store.files.get\n select r.* from cdc_export.file_records r where r.id = $1")
-                .bind(id.as_uuid());
+        let statement = sqlx::query_as(with_file_columns(include_str!("files/get.sql"))).bind(id.as_uuid());
         let row: Option<FileRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         row.map(FileRecord::try_from).transpose()
     }
 
     /// Where the file of the last completed job of a file's lane is: that of this very one, or of a later one.
     pub async fn last_of_lane(&self, record: &FileRecord) -> Result<Option<FileRecord>, Error> {
-        let statement = sqlx::query_as(
-            "-- store.files.last_of_lane
-             select r.* from cdc_export.file_records r where r.consumer_id = $1 and r.dataset = $2
-             order by r.lane_sequence desc limit 1",
-        )
-        .bind(record.consumer.as_ref().map(|consumer| consumer.as_str()))
-        .bind(&record.dataset);
+        let statement = sqlx::query_as(with_file_columns(include_str!("files/last_of_lane.sql")))
+            .bind(record.consumer.as_ref().map(|consumer| consumer.as_str()))
+            .bind(&record.dataset);
         let row: Option<FileRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         row.map(FileRecord::try_from).transpose()
     }
@@ -94,7 +90,7 @@ impl Store {
         locations: &[Option<String>],
     ) -> Result<Option<Transition>, Error> {
         let places: Vec<_> = record.parts.iter().map(|part| Json(&part.staged.identity.location)).collect();
-        let statement = sqlx::query_as(include_str!("files/published.sql"))
+        let statement = sqlx::query_as(with_job_columns(include_str!("files/published.sql")))
             .bind(record.job.as_uuid())
             .bind(&record.name)
             .bind(places)
@@ -108,7 +104,7 @@ impl Store {
     pub async fn give_up(&self, record: &FileRecord) -> Result<Option<Transition>, Error> {
         // A file that another database names is not waited for.
         let after = if record.is_own { LOST_AFTER } else { Duration::ZERO };
-        let statement = sqlx::query_as(include_str!("files/give_up.sql"))
+        let statement = sqlx::query_as(with_job_columns(include_str!("files/give_up.sql")))
         .bind(record.job.as_uuid())
         .bind(&record.name)
         .bind(after.as_secs_f64())
@@ -179,7 +175,7 @@ pub(crate) async fn names_taken(conn: &mut PgConnection, stem: &str) -> Result<i
     .await
 }
 
-/// A row of `cdc_export.file_records`.
+/// A row with the columns of `files/columns.sql`.
 #[derive(sqlx_macros::FromRow)]
 pub(crate) struct FileRow {
     id: Uuid,

@@ -1,11 +1,12 @@
-//! Reads jobs from the view `cdc_export.jobs`, which has them as clients see them.
+//! Reads rows of `exports` as jobs that clients see. `job_columns.sql` has the columns.
 
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
-use sqlx::PgConnection;
+use sqlx::AssertSqlSafe;
 use sqlx::types::Json;
 use uuid::Uuid;
 
+use crate::connection::statement::with_pieces;
 use crate::file::{FileLocation, file_names};
 use crate::job::selection::Selection;
 use crate::job::{After, Failure, Job, JobFile, JobId, SnapshotReport};
@@ -13,7 +14,15 @@ use crate::store::Error;
 use crate::telemetry::chain;
 use pg_rows::encoding::Encoding;
 
-/// A row of `cdc_export.jobs`.
+/// The columns of [`JobRow`], of a job `e`. Every statement that returns a job includes them.
+pub(super) const JOB_COLUMNS: (&str, &str) = ("job_columns.sql", include_str!("job_columns.sql"));
+
+/// Returns a statement with the columns of [`JobRow`] in place of the line that includes them.
+pub(super) fn with_job_columns(statement: &'static str) -> AssertSqlSafe<String> {
+    AssertSqlSafe(with_pieces(statement, &[JOB_COLUMNS]))
+}
+
+/// A row with the columns of `job_columns.sql`.
 #[derive(sqlx_macros::FromRow)]
 pub(crate) struct JobRow {
     pub(super) id: Uuid,
@@ -56,14 +65,6 @@ pub(crate) struct JobRow {
     created_at: DateTime<Utc>,
     started_at: Option<DateTime<Utc>>,
     finished_at: Option<DateTime<Utc>>,
-}
-
-/// Returns the jobs with these ids, in no order, without those that don't exist.
-pub(super) async fn read_jobs(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<JobRow>, sqlx::Error> {
-    sqlx::query_as("-- store.jobs.by_id\n select j.* from cdc_export.jobs j where j.id = any ($1)")
-        .bind(ids)
-        .fetch_all(conn)
-        .await
 }
 
 /// Logs the error of a row that this version can't read, and skips the row. A newer version may have written it, and the other rows

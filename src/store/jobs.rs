@@ -10,7 +10,7 @@ use crate::file::name::{numbered, stem};
 use crate::job::lane::Lane;
 use crate::job::{After, ExportType, Job, JobId, Request, Status, Terms};
 use crate::store::files::names_taken;
-use crate::store::job_row::{JobRow, read_jobs, skip_unreadable};
+use crate::store::job_row::{JobRow, skip_unreadable, with_job_columns};
 use crate::store::lanes::{OutOfStep, out_of_step};
 use crate::store::open_jobs::Slot;
 use crate::store::transitions::transition;
@@ -139,9 +139,9 @@ impl Store {
         let stem = stem(request, now);
         let mut number = names_taken(tx, &stem).await? + 1;
         let job = loop {
-            let id = JobId::random().as_uuid();
-            let made = sqlx::query(include_str!("jobs/insert.sql"))
-                .bind(id)
+            let insert = with_job_columns(include_str!("jobs/insert.sql"));
+            let row: Option<JobRow> = sqlx::query_as(insert)
+                .bind(JobId::random().as_uuid())
                 .bind(request.consumer.as_ref().map(|c| c.as_str()))
                 .bind(&request.dataset)
                 .bind(lane_sequence)
@@ -161,49 +161,41 @@ impl Store {
                 .bind(CHANNEL)
                 .bind(request.max_file_bytes.map(|bytes| bytes as i64))
                 .bind(request.trace.map(|place| place.to_string()))
-                .execute(&mut *tx)
+                .fetch_optional(&mut *tx)
                 .await?;
-            if made.rows_affected() == 1 {
-                let row = read_jobs(tx, &[id]).await?.pop().ok_or(sqlx::Error::RowNotFound)?;
-                break Job::try_from(row)?;
+            match row {
+                Some(row) => break Job::try_from(row)?,
+                None => number += 1,
             }
-            number += 1;
         };
         Ok(Ok(MadeJob { job: Box::new(job), slot }))
     }
 
     /// A job, if there is one of this id.
     pub async fn job(&self, id: JobId) -> Result<Option<Job>, Error> {
-        let row = self.with(async |conn| read_jobs(conn, &[id.as_uuid()]).await).await?.pop();
+        let statement = sqlx::query_as(with_job_columns(include_str!("jobs/get.sql"))).bind(id.as_uuid());
+        let row: Option<JobRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         row.map(Job::try_from).transpose()
     }
 
     /// Jobs by their ids, in no order. Leaves out ids of no job, and jobs that this version can't read.
     pub async fn jobs_by_id(&self, ids: &[JobId]) -> Result<Vec<Job>, Error> {
         let ids: Vec<_> = ids.iter().map(|id| id.as_uuid()).collect();
-        let rows = self.with(async |conn| read_jobs(conn, &ids).await).await?;
+        let statement = sqlx::query_as(with_job_columns(include_str!("jobs/by_id.sql"))).bind(ids);
+        let rows: Vec<JobRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
         Ok(rows.into_iter().filter_map(|row| skip_unreadable(Job::try_from(row))).collect())
     }
 
     /// The last job of each of these lanes, consumers and datasets, that has one.
     pub async fn last_jobs(&self, consumers: &[&str], datasets: &[&str]) -> Result<Vec<Job>, Error> {
-        let statement = sqlx::query_as(
-            "-- store.jobs.last
-             select last.*
-             from unnest($1::text[], $2::text[]) as l (consumer_id, dataset)
-             cross join lateral (
-               select j.* from cdc_export.jobs j where j.consumer_id = l.consumer_id and j.dataset = l.dataset
-               order by j.lane_sequence desc limit 1) last",
-        )
-        .bind(consumers)
-        .bind(datasets);
+        let statement = sqlx::query_as(with_job_columns(include_str!("jobs/last.sql"))).bind(consumers).bind(datasets);
         let rows: Vec<JobRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
         rows.into_iter().map(Job::try_from).collect()
     }
 
     /// Cancels a pending job, asks the worker of a processing one to stop.
     pub async fn cancel(&self, id: JobId) -> Result<Cancelled, Error> {
-        let cancel = sqlx::query_as(include_str!("jobs/cancel.sql")).bind(id.as_uuid());
+        let cancel = sqlx::query_as(with_job_columns(include_str!("jobs/cancel.sql"))).bind(id.as_uuid());
         let asked = self.transaction(async |tx| {
             // The commit of an export holds the row's lock: a cancel that waited for the lock would come too late anyway.
             sqlx::query("-- store.jobs.cancel.timeout\n set local lock_timeout = '500ms'").execute(&mut *tx).await?;
@@ -286,15 +278,11 @@ async fn is_out_of_step(conn: &mut PgConnection, request: &Request) -> Result<Op
 /// The job that the request's key made.
 async fn sent_before(conn: &mut PgConnection, request: &Request) -> Result<Option<Job>, Error> {
     let Some(key) = &request.key else { return Ok(None) };
-    let row: Option<JobRow> = sqlx::query_as(
-        "-- store.jobs.sent_before
-         select j.* from cdc_export.jobs j join exports e on e.id = j.id
-         where coalesce(e.consumer_id, '') = $1 and e.idempotency_key = $2",
-    )
-    .bind(request.consumer.as_ref().map_or("", |consumer| consumer.as_str()))
-    .bind(key.as_str())
-    .fetch_optional(conn)
-    .await?;
+    let row: Option<JobRow> = sqlx::query_as(with_job_columns(include_str!("jobs/sent_before.sql")))
+        .bind(request.consumer.as_ref().map_or("", |consumer| consumer.as_str()))
+        .bind(key.as_str())
+        .fetch_optional(conn)
+        .await?;
     row.map(Job::try_from).transpose()
 }
 

@@ -5,7 +5,7 @@ use sqlx::PgConnection;
 
 use crate::job::lane::Lane;
 use crate::job::{After, Job, JobId};
-use crate::store::job_row::JobRow;
+use crate::store::job_row::{JobRow, with_job_columns};
 use crate::store::{Error, Store};
 
 /// How many jobs of each kind are named to a caller that is out of step.
@@ -94,19 +94,13 @@ async fn published(
     .bind(lane.dataset)
     .fetch_optional(&mut *conn)
     .await?;
-    let rows: Vec<JobRow> = sqlx::query_as(
-        "-- store.lanes.published
-         with page as (
-           select id, number from exports
-           where consumer_id = $1 and dataset = $2 and number > $3 order by number limit $4)
-         select j.* from page join cdc_export.jobs j on j.id = page.id order by page.number",
-    )
-    .bind(lane.consumer.as_str())
-    .bind(lane.dataset)
-    .bind(number)
-    .bind(limit)
-    .fetch_all(conn)
-    .await?;
+    let rows: Vec<JobRow> = sqlx::query_as(with_job_columns(include_str!("lanes/published.sql")))
+        .bind(lane.consumer.as_str())
+        .bind(lane.dataset)
+        .bind(number)
+        .bind(limit)
+        .fetch_all(conn)
+        .await?;
     let jobs: Vec<Job> = rows.into_iter().map(Job::try_from).collect::<Result<_, _>>()?;
     let found = jobs.iter().map(|job| job.number.and_then(|found| i64::try_from(found).ok()));
     let is_whole = found.eq((number + 1..).take(jobs.len()).map(Some));
@@ -116,19 +110,11 @@ async fn published(
 
 /// Jobs that have not ended, or whose files have no names yet.
 async fn under_way(conn: &mut PgConnection, lane: Lane<'_>) -> Result<Vec<Job>, Error> {
-    let rows: Vec<JobRow> = sqlx::query_as(
-        "-- store.lanes.under_way
-         with open as (
-           select id from exports where consumer_id = $1 and dataset = $2 and status in ('pending', 'processing')
-           union all
-           select id from exports
-           where consumer_id = $1 and dataset = $2 and status = 'completed' and published_at is null)
-         select j.* from open join cdc_export.jobs j on j.id = open.id order by j.lane_sequence limit $3",
-    )
-    .bind(lane.consumer.as_str())
-    .bind(lane.dataset)
-    .bind(MOST_NAMED)
-    .fetch_all(conn)
-    .await?;
+    let rows: Vec<JobRow> = sqlx::query_as(with_job_columns(include_str!("lanes/under_way.sql")))
+        .bind(lane.consumer.as_str())
+        .bind(lane.dataset)
+        .bind(MOST_NAMED)
+        .fetch_all(conn)
+        .await?;
     rows.into_iter().map(Job::try_from).collect()
 }

@@ -8,8 +8,9 @@ use chrono::{DateTime, Utc};
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
+use crate::connection::statement::with_pieces;
 use crate::job::{ExportType, Filter, Job, Status};
-use crate::store::job_row::JobRow;
+use crate::store::job_row::{JOB_COLUMNS, JobRow};
 use crate::store::{Error, Store};
 
 /// How many entries of each list are read first, and how many more of a list that goes on; of one that still goes on, a page is read.
@@ -69,13 +70,29 @@ fn keys(filter: &Filter) -> Vec<String> {
     keys
 }
 
-/// Returns the page's statement, which reads the index that has the keys of such a filter.
+/// A job's status as clients see it, as in `job_columns.sql` and in the indexes of the lists.
+const PUBLIC_STATUS: &str =
+    "case when e.status = 'completed' and e.published_at is null then 'processing' else e.status end";
+
+/// Returns the page's statement. Its condition on the key is the expression of the index that has the keys of such a filter.
 fn statement(filter: &Filter) -> String {
-    let key = match (filter.consumer.is_some() || filter.among.is_some(), filter.dataset.is_some()) {
-        (false, false) => "by_kind",
-        (false, true) => "by_dataset",
-        (true, false) => "by_consumer",
-        (true, true) => "by_lane",
-    };
-    include_str!("lists/jobs.sql").replace("by_kind", key)
+    let key = [
+        (filter.consumer.is_some() || filter.among.is_some()).then_some("e.consumer_id"),
+        filter.dataset.is_some().then_some("e.dataset"),
+        Some("e.export_type"),
+        Some(PUBLIC_STATUS),
+    ];
+    let key: Vec<_> = key.into_iter().flatten().collect();
+    let key = key.join(" || ' ' || ");
+    with_pieces(include_str!("lists/jobs.sql"), &[("key", &key), JOB_COLUMNS])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lists_and_the_jobs_have_the_same_status() {
+        assert!(JOB_COLUMNS.1.contains(&format!("{PUBLIC_STATUS} as status,")));
+    }
 }

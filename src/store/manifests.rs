@@ -8,7 +8,7 @@ use crate::file::FileRecord;
 use crate::job::columns::FileColumns;
 use crate::job::{Job, JobId};
 use crate::manifest::{self, Chained, Manifest};
-use crate::store::job_row::JobRow;
+use crate::store::job_row::{JobRow, with_job_columns};
 use crate::store::{Error, Store};
 
 /// What is known of a manifest that is to be.
@@ -33,8 +33,9 @@ struct PlannedRow {
 impl Store {
     /// What the manifest of a committed export is, or will be. `None`: the export is published, was given up, or isn't a consumer's.
     pub async fn planned_manifest(&self, record: &FileRecord) -> Result<Option<Planned>, Error> {
-        let statement =
-            sqlx::query_as(include_str!("manifests/planned.sql")).bind(record.job.as_uuid()).bind(&record.name);
+        let statement = sqlx::query_as(with_job_columns(include_str!("manifests/planned.sql")))
+            .bind(record.job.as_uuid())
+            .bind(&record.name);
         let row: Option<PlannedRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         let Some(PlannedRow { job, next_number, previous, manifest, file_columns }) = row else { return Ok(None) };
         let number = next_number.unsigned_abs();

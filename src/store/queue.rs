@@ -8,14 +8,15 @@ use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
 use crate::connection::failure::SqlFailure;
+use crate::connection::statement::with_pieces;
 use crate::duration;
 use crate::file::hidden::HiddenFile;
 use crate::job::{Failure, FailureCode, LeaseToken};
-use crate::store::job_row::read_jobs;
+use crate::store::job_row::{JOB_COLUMNS, JobRow, with_job_columns};
 use crate::store::lease::Lease;
 use crate::store::transitions::Transition;
 use crate::store::{ClaimScanStart, Error, Store};
@@ -59,6 +60,16 @@ pub struct Claimant<'a> {
     pub destination: Option<Uuid>,
 }
 
+#[derive(sqlx_macros::FromRow)]
+struct ClaimedRow {
+    #[sqlx(flatten)]
+    job: JobRow,
+    database: String,
+}
+
+/// The condition of a job that a process may claim.
+const CLAIMABLE: (&str, &str) = ("queue/claimable.sql", include_str!("queue/claimable.sql"));
+
 /// Claims the oldest job that is ready, of those that were not ready before `scan_start`.
 async fn claim(
     conn: &mut PgConnection,
@@ -67,7 +78,9 @@ async fn claim(
     scan_start: DateTime<Utc>,
 ) -> Result<Option<Lease>, Error> {
     let token = LeaseToken::random();
-    let claimed: Result<Option<(Uuid, String)>, sqlx::Error> = sqlx::query_as(include_str!("queue/claim.sql"))
+    let pieces = [CLAIMABLE, JOB_COLUMNS];
+    let statement = with_pieces(include_str!("queue/claim.sql"), &pieces);
+    let claimed: Result<Option<ClaimedRow>, sqlx::Error> = sqlx::query_as(AssertSqlSafe(statement))
         .bind(known_formats())
         .bind(known_compressions())
         .bind(claimant.datasets)
@@ -76,24 +89,21 @@ async fn claim(
         .bind(claimant.owner)
         .bind(lease.as_secs_f64())
         .bind(scan_start)
-        .fetch_optional(&mut *conn)
+        .fetch_optional(conn)
         .await;
-    let (id, database) = match claimed {
-        Ok(Some(claimed)) => claimed,
-        Ok(None) => return Ok(None),
+    match claimed {
+        Ok(None) => Ok(None),
+        Ok(Some(ClaimedRow { job, database })) => Ok(Some(Lease::new(job.try_into()?, database.parse()?, token))),
         // Another job of the lane was claimed at the same moment.
-        Err(error) if SqlFailure::of(&error) == SqlFailure::Duplicate => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    // Another process may have taken the job over since the claim committed. Its token differs, so this lease changes nothing then.
-    let Some(job) = read_jobs(conn, &[id]).await?.pop() else { return Ok(None) };
-    Ok(Some(Lease::new(job.try_into()?, database.parse()?, token)))
+        Err(error) if SqlFailure::of(&error) == SqlFailure::Duplicate => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Returns a time before which no job is ready. While some export holds an old snapshot, the index keeps an entry for each job that has
 /// left the queue since. A scan from the index's end would read all of them for each claim.
 async fn scan_start(conn: &mut PgConnection, claimant: &Claimant<'_>) -> Result<DateTime<Utc>, sqlx::Error> {
-    sqlx::query_scalar(include_str!("queue/scan_start.sql"))
+    sqlx::query_scalar(AssertSqlSafe(with_pieces(include_str!("queue/scan_start.sql"), &[CLAIMABLE])))
         .bind(known_formats())
         .bind(known_compressions())
         .bind(claimant.datasets)
@@ -173,7 +183,7 @@ impl Store {
             Settlement::Fail(failure) => (true, 0, Some(failure), pause),
             Settlement::Release => (false, 1, None, Duration::ZERO),
         };
-        let statement = sqlx::query_as(include_str!("queue/settle.sql"))
+        let statement = sqlx::query_as(with_job_columns(include_str!("queue/settle.sql")))
             .bind(lease.job.id.as_uuid())
             .bind(lease.token().as_uuid())
             .bind(fatal)
@@ -200,7 +210,8 @@ impl Store {
     ///
     /// Passes over a locked row, whose worker may just be committing it.
     pub async fn reap(&self) -> Result<Vec<Transition>, Error> {
-        let statement = sqlx::query_as(include_str!("queue/reap.sql")).bind(FailureCode::AttemptsExhausted.as_str());
+        let statement = sqlx::query_as(with_job_columns(include_str!("queue/reap.sql")))
+            .bind(FailureCode::AttemptsExhausted.as_str());
         self.transition_all(statement).await
     }
 

@@ -6,12 +6,13 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
+use crate::connection::statement::with_pieces;
 use crate::file::FileRecord;
 use crate::job::{JobId, Retention};
-use crate::store::files::FileRow;
+use crate::store::files::{FILE_COLUMNS, FileRow};
 use crate::store::{Error, Store};
 
 /// How many rows one statement takes at most, so that the first clean-up of a year's jobs blocks nothing for long.
@@ -37,6 +38,9 @@ pub(super) struct Cursors {
     jobs: Mutex<String>,
     lanes: Mutex<(String, String)>,
 }
+
+/// Up to which job a consumer's jobs are past the retention of jobs.
+const BOUNDS_OF_JOBS: (&str, &str) = ("retention/bounds_of_jobs.sql", include_str!("retention/bounds_of_jobs.sql"));
 
 /// A file that is past a retention.
 #[derive(Debug)]
@@ -75,14 +79,17 @@ impl Store {
         destination: Uuid,
     ) -> Result<Vec<PastFile>, Error> {
         let (cursor, statement) = match retained {
-            Retained::Files => (&self.cursors.files, sqlx::query_as(include_str!("retention/files_past.sql"))),
+            Retained::Files => {
+                (&self.cursors.files, with_pieces(include_str!("retention/files_past.sql"), &[FILE_COLUMNS]))
+            }
             Retained::Jobs => {
-                (&self.cursors.files_of_jobs, sqlx::query_as(include_str!("retention/files_of_jobs_past.sql")))
+                let pieces = [BOUNDS_OF_JOBS, FILE_COLUMNS];
+                (&self.cursors.files_of_jobs, with_pieces(include_str!("retention/files_of_jobs_past.sql"), &pieces))
             }
         };
         let read_past = self.in_index_order(async |tx| {
             let (consumers, next) = consumers(tx, &read(cursor), retention).await?;
-            let statement = statement
+            let statement = sqlx::query_as(AssertSqlSafe(statement))
                 .bind(consumers)
                 .bind(retention.count.map(|count| count as i64))
                 .bind(retention.age.map(|age| age.as_secs_f64()))
@@ -104,7 +111,8 @@ impl Store {
         let cursor = &self.cursors.jobs;
         let forget_past = self.in_index_order(async |tx| {
             let (consumers, next) = consumers(tx, &read(cursor), retention).await?;
-            let statement = sqlx::query(include_str!("retention/forget_jobs_past.sql"))
+            let statement = with_pieces(include_str!("retention/forget_jobs_past.sql"), &[BOUNDS_OF_JOBS]);
+            let statement = sqlx::query(AssertSqlSafe(statement))
                 .bind(consumers)
                 .bind(retention.count.map(|count| count as i64))
                 .bind(retention.age.map(|age| age.as_secs_f64()))

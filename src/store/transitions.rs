@@ -7,17 +7,14 @@
 //! announced by at most one process. If that process dies between the two, or loses the answer to the commit, nothing is announced. So
 //! nothing that must never be missing belongs there.
 
-use std::collections::HashMap;
-
 use sqlx::postgres::PgArguments;
 use sqlx::query::QueryAs;
 use sqlx::{PgConnection, Postgres};
 use tokio::sync::broadcast;
-use uuid::Uuid;
 
 use crate::event::Listener;
 use crate::job::{Continuity, Job, JobId, Status};
-use crate::store::job_row::{JobRow, read_jobs, skip_unreadable};
+use crate::store::job_row::{JobRow, skip_unreadable};
 use crate::store::{Error, Store, deliveries};
 use crate::telemetry::job_event;
 use crate::telemetry::metrics::{self, Completed, ExportLabels};
@@ -31,10 +28,13 @@ pub struct Transition {
     pub job: Job,
 }
 
-/// A change of a job's status in a transaction that may not be committed yet.
+/// A change of a job's status in a transaction that may not be committed yet. A statement returns it as the column `was` and the job's
+/// columns.
+#[derive(sqlx_macros::FromRow)]
 pub(super) struct TransitionRow {
     /// The status before, as clients saw it.
-    from: String,
+    was: String,
+    #[sqlx(flatten)]
     job: JobRow,
 }
 
@@ -42,12 +42,12 @@ impl TryFrom<TransitionRow> for Transition {
     type Error = Error;
 
     fn try_from(row: TransitionRow) -> Result<Transition, Error> {
-        Ok(Transition { from: row.from.parse()?, job: row.job.try_into()? })
+        Ok(Transition { from: row.was.parse()?, job: row.job.try_into()? })
     }
 }
 
-/// A statement that changes statuses. It returns the id and the former status, as clients saw it, of each job that it changed.
-type Statement<'q> = QueryAs<'q, Postgres, (Uuid, String), PgArguments>;
+/// A statement that changes statuses, and returns a row for each job that it changed.
+type Statement<'q> = QueryAs<'q, Postgres, TransitionRow, PgArguments>;
 
 /// Runs a statement that changes one job's status, and records the deliveries of the job's end. Must run in a transaction.
 ///
@@ -57,7 +57,9 @@ pub(super) async fn transition(
     listeners: &[Listener],
     statement: Statement<'_>,
 ) -> Result<Option<TransitionRow>, Error> {
-    Ok(transition_all(conn, listeners, statement).await?.pop())
+    let row = statement.fetch_optional(&mut *conn).await?;
+    plan_deliveries(conn, listeners, row.as_slice()).await?;
+    Ok(row)
 }
 
 /// Runs a statement that changes many jobs' statuses, and records the deliveries of their ends. Must run in a transaction.
@@ -66,18 +68,15 @@ async fn transition_all(
     listeners: &[Listener],
     statement: Statement<'_>,
 ) -> Result<Vec<TransitionRow>, Error> {
-    let mut from: HashMap<Uuid, String> = statement.fetch_all(&mut *conn).await?.into_iter().collect();
-    if from.is_empty() {
-        return Ok(Vec::new());
-    }
-    let ids: Vec<_> = from.keys().copied().collect();
-    let jobs = read_jobs(conn, &ids).await?;
-    let rows: Vec<_> =
-        jobs.into_iter().filter_map(|job| Some(TransitionRow { from: from.remove(&job.id)?, job })).collect();
-    // The status of a job that was asked to stop has not changed for clients.
-    let changed: Vec<_> = rows.iter().filter(|row| row.from != row.job.status).map(|row| &row.job).collect();
-    deliveries::plan(conn, listeners, &changed).await?;
+    let rows = statement.fetch_all(&mut *conn).await?;
+    plan_deliveries(conn, listeners, &rows).await?;
     Ok(rows)
+}
+
+/// Inserts the deliveries of the jobs whose status changed for clients. The status of a job that was asked to stop has not changed.
+async fn plan_deliveries(conn: &mut PgConnection, listeners: &[Listener], rows: &[TransitionRow]) -> Result<(), Error> {
+    let changed: Vec<_> = rows.iter().filter(|row| row.was != row.job.status).map(|row| &row.job).collect();
+    deliveries::plan(conn, listeners, &changed).await
 }
 
 impl Store {

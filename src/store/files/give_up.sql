@@ -14,7 +14,8 @@ with lost as (
   where e.id = $1 and e.status = 'completed' and e.published_at is null and e.output_filename = $2
     -- A commit in the future was before the clock was set back; its age is not known.
     and e.finished_at not between clock_timestamp() - make_interval(secs => $3) and clock_timestamp()
-  returning e.id, e.consumer_id, e.dataset, e.lane_sequence
+  returning 'processing' as was, e.lane_sequence,
+  -- include job_columns.sql
 ),
 forgotten as (
   delete from cdc_export.files f using lost where f.job = lost.id
@@ -31,4 +32,4 @@ barred as (
         and later.lane_sequence > lost.lane_sequence
         and later.export_type = 'full' and later.status = 'completed')
 )
-select id, 'processing' from lost
+select * from lost

@@ -28,4 +28,5 @@ update exports e
 set published_at = greatest(clock_timestamp(), e.finished_at), number = (select last_number from numbered)
 from job
 where e.id = job.id
-returning e.id, 'processing'
+returning 'processing' as was,
+  -- include job_columns.sql

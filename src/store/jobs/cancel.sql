@@ -9,4 +9,5 @@ set status = case e.status when 'pending' then 'cancelled' else e.status end,
     error_code = case e.status when 'processing' then e.error_code end,
     error_detail = case e.status when 'processing' then e.error_detail end
 where e.id = $1 and e.status in ('pending', 'processing')
-returning e.id, case e.status when 'cancelled' then 'pending' else e.status end
+returning case e.status when 'cancelled' then 'pending' else e.status end as was,
+  -- include job_columns.sql

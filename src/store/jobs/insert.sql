@@ -26,4 +26,5 @@ insert into exports as e (
   max_file_bytes, traceparent)
 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $19, $20)
 on conflict (lower(output_filename)) do nothing
-returning pg_notify($18, '')
+returning pg_notify($18, ''),
+  -- include job_columns.sql

@@ -1,6 +1,7 @@
 -- store.lists.jobs
--- Returns a page of jobs, newest first, merged out of the lists of several keys. by_kind is replaced by the column of
--- job_list_keys that has keys like these. Most lists end or leave the page early, so each is read in three steps.
+-- Returns a page of jobs, newest first, merged out of the lists of several keys. The piece `key` is the expression that an
+-- index has: its text has the fields that the filter names. Most lists end or leave the page early, so each is read in
+-- three steps.
 -- $1 text[]: the keys
 -- $2 timestamptz: the time of the job before the page
 -- $3 uuid: the id of that job
@@ -12,8 +13,10 @@ with first as materialized (
   from unnest($1) as k (key)
   cross join lateral (
     select e.created_at, e.id, row_number() over (order by e.created_at desc, e.id desc) as place
-    from cdc_export.job_list_keys e
-    where e.by_kind = k.key and (e.created_at, e.id) < ($2, $3)
+    from exports e
+    where
+      -- include key
+      = k.key and (e.created_at, e.id) < ($2, $3)
     order by e.created_at desc, e.id desc
     limit $5) next
 ),
@@ -27,8 +30,10 @@ second as materialized (
   from first k
   cross join lateral (
     select e.created_at, e.id, row_number() over (order by e.created_at desc, e.id desc) as place
-    from cdc_export.job_list_keys e
-    where e.by_kind = k.key and (e.created_at, e.id) < (k.created_at, k.id)
+    from exports e
+    where
+      -- include key
+      = k.key and (e.created_at, e.id) < (k.created_at, k.id)
     order by e.created_at desc, e.id desc
     limit $6) next
   where k.place = $5
@@ -45,8 +50,10 @@ third as materialized (
   from second k
   cross join lateral (
     select e.created_at, e.id
-    from cdc_export.job_list_keys e
-    where e.by_kind = k.key and (e.created_at, e.id) < (k.created_at, k.id)
+    from exports e
+    where
+      -- include key
+      = k.key and (e.created_at, e.id) < (k.created_at, k.id)
     order by e.created_at desc, e.id desc
     limit $4) next
   where k.place = $6
@@ -61,7 +68,8 @@ page as (
   order by created_at desc, id desc
   limit $4
 )
-select j.*
+select
+  -- include job_columns.sql
 from page
-join cdc_export.jobs j on j.id = page.id
-order by j.created_at desc, j.id desc
+join exports e on e.id = page.id
+order by e.created_at desc, e.id desc

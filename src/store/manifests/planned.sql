@@ -3,12 +3,12 @@
 -- export, so all who ask get the same.
 -- $1 uuid: the job
 -- $2 text: its final name
-select j.*, e.manifest, e.file_columns, coalesce(l.last_number, 0) + 1 as next_number,
+select e.manifest, e.file_columns, coalesce(l.last_number, 0) + 1 as next_number,
   (select before.digest from exports before
    where before.consumer_id = e.consumer_id and before.dataset = e.dataset and before.number is not null
-   order by before.number desc limit 1) as previous
+   order by before.number desc limit 1) as previous,
+  -- include job_columns.sql
 from exports e
-join cdc_export.jobs j on j.id = e.id
 left join cdc_export.lanes l on l.consumer_id = e.consumer_id and l.dataset = e.dataset
 where e.id = $1 and e.status = 'completed' and e.published_at is null and e.output_filename = $2
   and e.consumer_id is not null

@@ -1,5 +1,5 @@
 -- store.queue.claim
--- Claims the oldest job that is ready, and returns its id and the identity of the database.
+-- Claims the oldest job that is ready, and returns it with the identity of the database.
 -- $1 text[]: the formats that the process knows
 -- $2 text[]: the compressions that it knows
 -- $3 text[]: the datasets in its catalog
@@ -9,13 +9,11 @@
 -- $7 float8: the length of the lease in seconds
 -- $8 timestamptz: the claim scan start; the scan skips jobs that were ready before
 with ready as materialized (
-  select c.id
-  from cdc_export.claimable_jobs c
-  where c.run_at between $8 and statement_timestamp()
-    and c.format = any ($1) and c.compression = any ($2) and c.dataset = any ($3)
-    and (c.destination_id is null or c.destination_id = $4
-      or not exists (select from cdc_export.live_destinations d where d.id = c.destination_id))
-  order by c.run_at, c.created_at
+  select r.id
+  from exports r
+  where r.run_at between $8 and statement_timestamp() and
+    -- include queue/claimable.sql
+  order by r.run_at, r.created_at
   limit 1
   for update skip locked
 )
@@ -31,4 +29,5 @@ set status = 'processing', attempt = e.attempt + 1, progress = 0, rows_exported 
       order by l.lane_sequence desc limit 1)))
 from ready
 where e.id = ready.id
-returning e.id, cdc_export.database_id()
+returning cdc_export.database_id() as database,
+  -- include job_columns.sql

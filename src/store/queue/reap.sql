@@ -21,4 +21,5 @@ set status = lost.next, progress = 0, lease_token = null, lease_owner = null, le
       'its workers vanished, each of ' || e.attempt || ' attempts' end
 from lost
 where e.id = lost.id
-returning e.id, 'processing'
+returning 'processing' as was,
+  -- include job_columns.sql

@@ -6,10 +6,9 @@
 -- $3 text[]: the datasets in its catalog
 -- $4 uuid: its destination
 select least((
-  select c.run_at
-  from cdc_export.claimable_jobs c
-  where c.format = any ($1) and c.compression = any ($2) and c.dataset = any ($3)
-    and (c.destination_id is null or c.destination_id = $4
-      or not exists (select from cdc_export.live_destinations d where d.id = c.destination_id))
-  order by c.run_at
+  select r.run_at
+  from exports r
+  where
+    -- include queue/claimable.sql
+  order by r.run_at
   limit 1), statement_timestamp()) - interval '1 minute'

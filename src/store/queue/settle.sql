@@ -29,4 +29,5 @@ set status = held.next, progress = 0,
     error_detail = case when held.next = 'cancelled' then null else coalesce($6, e.error_detail) end
 from held
 where e.id = held.id
-returning e.id, 'processing'
+returning 'processing' as was,
+  -- include job_columns.sql

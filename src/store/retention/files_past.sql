@@ -24,25 +24,26 @@ with bounds as (
       where $3 is not null) b
     order by b.finished_at desc, b.id desc
     limit 1) bound
-),
-past as (
-  select e.id
-  from bounds
-  cross join lateral (
-    select f.id
-    from exports f
-    where f.destination_id = $4 and coalesce(f.consumer_id, '') = bounds.consumer_id
-      and f.status = 'completed' and f.published_at is not null and f.file_removed_at is null
-      and (f.finished_at, f.id) <= (bounds.finished_at, bounds.id)
-      and f.database_id = (select cdc_export.database_id())
-      and not exists (
-        select from cdc_export.unacknowledged_exports u
-        where u.id = f.id and extract(epoch from clock_timestamp() - u.published_at) < $6)
-    order by f.finished_at, f.id
-    limit $5) e
-  limit $5
 )
-select r.*, (select u.number from cdc_export.unacknowledged_exports u where u.id = r.id) as unacknowledged
-from past
-join cdc_export.file_records r on r.id = past.id
-order by r.finished_at, r.id
+select
+  -- include files/columns.sql
+  ,
+  (select e.number from cdc_export.lanes l
+   where l.consumer_id = e.consumer_id and l.dataset = e.dataset and e.number > l.acknowledged) as unacknowledged
+from bounds
+cross join lateral (
+  select f.*
+  from exports f
+  where f.destination_id = $4 and coalesce(f.consumer_id, '') = bounds.consumer_id
+    and f.status = 'completed' and f.published_at is not null and f.file_removed_at is null
+    and (f.finished_at, f.id) <= (bounds.finished_at, bounds.id)
+    and f.database_id = (select cdc_export.database_id())
+    -- Spares an export that a consumer which acknowledges has not acknowledged yet. Numbers are compared as they are,
+    -- also if a restore set them back or skipped some: at worst an export is kept for longer.
+    and not exists (
+      select from cdc_export.lanes l
+      where l.consumer_id = f.consumer_id and l.dataset = f.dataset and f.number > l.acknowledged
+        and extract(epoch from clock_timestamp() - f.published_at) < $6)
+  order by f.finished_at, f.id
+  limit $5) e
+limit $5

@@ -5,24 +5,8 @@
 -- $3 float8: for how many seconds a job is kept; null: for ever
 -- $4 bigint: how many jobs are deleted at most
 -- $5 float8: for how many seconds an unacknowledged export, or one with an open delivery, is kept
-with bounds as (
-  -- The newest job of each consumer that is past the retention: the first one too many, or one too old.
-  select c.consumer_id, bound.finished_at, bound.id
-  from unnest($1) as c (consumer_id)
-  cross join lateral (
-    select b.finished_at, b.id
-    from (
-      (select f.finished_at, f.id
-       from exports f
-       where $2 is not null and coalesce(f.consumer_id, '') = c.consumer_id and f.finished_at is not null
-       order by f.finished_at desc, f.id desc
-       offset $2 limit 1)
-      union all
-      select clock_timestamp() - make_interval(secs => $3), '00000000-0000-0000-0000-000000000000'::uuid
-      where $3 is not null) b
-    order by b.finished_at desc, b.id desc
-    limit 1) bound
-),
+-- include retention/bounds_of_jobs.sql
+,
 past as (
   select e.id
   from bounds
@@ -32,9 +16,12 @@ past as (
     where coalesce(f.consumer_id, '') = bounds.consumer_id
       and f.finished_at is not null and (f.status <> 'completed' or f.file_removed_at is not null)
       and (f.finished_at, f.id) <= (bounds.finished_at, bounds.id)
+      -- Spares an export that a consumer which acknowledges has not acknowledged yet. Numbers are compared as they are,
+      -- also if a restore set them back or skipped some: at worst an export is kept for longer.
       and not exists (
-        select from cdc_export.unacknowledged_exports u
-        where u.id = f.id and extract(epoch from clock_timestamp() - u.published_at) < $5)
+        select from cdc_export.lanes l
+        where l.consumer_id = f.consumer_id and l.dataset = f.dataset and f.number > l.acknowledged
+          and extract(epoch from clock_timestamp() - f.published_at) < $5)
       -- A receiver still waits for the delivery of the job's end.
       and not exists (
         select from cdc_export.deliveries d
