@@ -139,8 +139,7 @@ impl Store {
         let stem = stem(request, now);
         let mut number = names_taken(tx, &stem).await? + 1;
         let job = loop {
-            let insert = with_job_columns(include_str!("jobs/insert.sql"));
-            let row: Option<JobRow> = sqlx::query_as(insert)
+            let row: Option<JobRow> = sqlx::query_as(with_job_columns(include_str!("jobs/insert.sql")))
                 .bind(JobId::random().as_uuid())
                 .bind(request.consumer.as_ref().map(|c| c.as_str()))
                 .bind(&request.dataset)

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use crate::source_files::{Use, source_files, texts, uses};
+use crate::source_files::{SourceFile, Use, source_files, texts, uses};
 
 const NOUNS: [&str; 13] = [
     "broker",
@@ -312,21 +312,26 @@ fn every_statement_is_headed_by_its_name() {
 #[test]
 fn a_statement_in_code_has_at_most_ten_lines() {
     // Pieces and functions that depend on the table, and what runs before there is a schema.
-    let longer = BTreeMap::from([
+    let longer = [
         ("apply/catalog.rs", 1),
+        ("apply/position.rs", 1),
         ("connection.rs", 1),
+        ("postgres/schema.rs", 1),
         ("source/capture/function_text.rs", 2),
         ("source/lag.rs", 2),
         ("source/select.rs", 1),
-    ]);
+    ];
     let words = ["select ", "insert into ", "update ", "delete from ", "create "];
-    for file in source_files() {
-        let is_sql = |text: &&String| words.iter().any(|word| text.contains(word));
-        let texts = texts(&file.code);
-        let long: Vec<_> = texts.iter().filter(|text| text.trim().lines().count() > 11).filter(is_sql).collect();
-        // The first line is the statement's name.
-        assert_eq!(long.len(), longer.get(&*file.name).copied().unwrap_or(0), "src/{}: {long:#?}", file.name);
+    let mut found = BTreeMap::new();
+    for SourceFile { name, code, .. } in source_files() {
+        for text in texts(&code) {
+            // The first line is the statement's name.
+            if text.trim().lines().count() > 11 && words.iter().any(|word| text.contains(word)) {
+                *found.entry(name.clone()).or_insert(0) += 1;
+            }
+        }
     }
+    assert_eq!(found, longer.map(|(file, texts)| (file.to_owned(), texts)).into());
 }
 
 /// SQL that several statements share is a piece: a `.sql` file that they include.

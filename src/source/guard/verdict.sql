@@ -4,8 +4,8 @@
 --   target   the table, one row
 --   capture  its capture (captured.sql)
 --   wanted   what the catalog says: by_triggers, definition, types, guard_state
---   lanes    consumer_id and dataset; marker_job and marker_sha256 of the marker at the destination, null if there is none;
---            after_is_valid: the caller said which export it loaded last, and that was right
+--   lanes    consumer_id and dataset; marker_job and marker_sha256 of the marker at the destination, null if there is
+--            none; after_is_valid: the caller said which export it loaded last, and that was right
 
 -- Traces of rows that were written past the triggers while columns were otherwise. Of a plain table by the numbers of
 -- its columns: a table that was a child or a partition for a while shares the columns with its parent, and both

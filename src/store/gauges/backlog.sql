@@ -23,7 +23,8 @@ held as (
       filter (where w.deletions_snapshot is not null), 0)::float8 as seconds,
     count(*) filter (where w.log_lost is not null) as given_up
   from watermarks w
-  cross join (select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'sequence')::regclass), 0)
+  cross join (
+    select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'sequence')::regclass), 0)
       as sequence) log
 )
 select

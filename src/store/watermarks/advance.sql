@@ -31,6 +31,7 @@ set last_exported_at = $3, saved_last_exported_at = $3, version = w.version + 1,
     file_lost = w.file_lost and $12 <> 'full',
     table_oid = $8, relfilenode = $9, table_columns_hash = $10, cluster_id = $11,
     definition_hash = md5($13), column_types = $14, guard_state = $15
-from (select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'sequence')::regclass), 0)
-       as sequence) log
+from (
+  select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'sequence')::regclass), 0)
+    as sequence) log
 where w.consumer_id = $1 and w.dataset = $2 and w.version = $4 and w.last_exported_at is not distinct from $5

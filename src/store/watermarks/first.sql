@@ -23,6 +23,7 @@ select
   $1, $2, $3, $3, clock_timestamp(), 1,
   $6::pg_snapshot, $7::pg_snapshot, clock_timestamp(), log.sequence, clock_timestamp(), log.sequence,
   $8, $9, $10, $11, md5($13), $14, $15
-from (select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'sequence')::regclass), 0)
-       as sequence) log
+from (
+  select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'sequence')::regclass), 0)
+    as sequence) log
 on conflict (consumer_id, dataset) do nothing
