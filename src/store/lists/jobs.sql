@@ -1,7 +1,7 @@
 -- store.lists.jobs
--- Returns a page of jobs, newest first, merged out of the lists of several keys. The piece `key` is the expression that an
--- index has: its text has the fields that the filter names. Most lists end or leave the page early, so each is read in
--- three steps.
+-- Returns a page of jobs, newest first, merged out of the lists of several keys. The piece `key` is the expression that
+-- an index has: its text has the fields that the filter names. Most lists end or leave the page early, so each is read
+-- in three steps.
 -- $1 text[]: the keys
 -- $2 timestamptz: the time of the job before the page
 -- $3 uuid: the id of that job

@@ -7,9 +7,9 @@ and (r.destination_id is null or r.destination_id = $4
     select from cdc_export.destinations d
     where d.id = r.destination_id
       and d.seen_at between clock_timestamp() - interval '1 minute' and clock_timestamp()))
--- No job of the lane runs, waits for its retry, or waits for its files' names. The last condition covers the first two as
--- well, but probes a long lane job by job; this one takes one pass. The third keeps the lane's order: a reader must not
--- see a later export first.
+-- No job of the lane runs, waits for its retry, or waits for its files' names. The last condition covers the first two
+-- as well, but probes a long lane job by job; this one takes one pass. The third keeps the lane's order: a reader must
+-- not see a later export first.
 and (r.consumer_id is null or (r.consumer_id, r.dataset) not in (
   select b.consumer_id, b.dataset from exports b
   where b.status = 'processing' and b.consumer_id is not null
