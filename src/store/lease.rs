@@ -104,14 +104,14 @@ async fn beat(
     Reached { percent, rows, bytes }: Reached,
 ) -> Result<Renewal, Error> {
     let cancel: Option<bool> = sqlx::query_scalar(include_str!("lease/beat.sql"))
-    .bind(job.as_uuid())
-    .bind(token.as_uuid())
-    .bind(lease.as_secs_f64())
-    .bind(i16::from(percent))
-    .bind(rows as i64)
-    .bind(bytes as i64)
-    .fetch_optional(conn)
-    .await?;
+        .bind(job.as_uuid())
+        .bind(token.as_uuid())
+        .bind(lease.as_secs_f64())
+        .bind(i16::from(percent))
+        .bind(rows as i64)
+        .bind(bytes as i64)
+        .fetch_optional(conn)
+        .await?;
     Ok(match cancel {
         None => Renewal::Lost,
         Some(true) => Renewal::CancelAsked,
