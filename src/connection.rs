@@ -4,6 +4,7 @@
 //! Knows no table.
 
 pub(crate) mod failure;
+pub(crate) mod statement;
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};

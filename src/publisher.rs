@@ -1,5 +1,6 @@
-//! Committed files get their final names, the manifest is put beside them, and that is recorded. Safe to be done by
-//! several processes at once and after a crash at any point.
+//! Gives committed files their final names, writes the manifest beside them, and records both.
+//!
+//! Several processes may publish the same export at once, and again after a crash at any point.
 
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::store::{self, Store, lease};
 use crate::telemetry::chain;
 use crate::telemetry::spans::{Kind, Span};
 
-/// How a publication went.
+/// The result of a publication.
 #[derive(Debug)]
 pub enum Publication {
     /// The files have their names, or the job was ended otherwise.
@@ -24,7 +25,7 @@ pub enum Publication {
     Missing(Box<FileRecord>),
 }
 
-/// Why a file has no name yet.
+/// An error that leaves a file without its final name.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The destination failed.
@@ -38,9 +39,9 @@ pub enum Error {
 /// How exports are described to those who read their files where they are.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// Whether a consumer's export gets a manifest beside its files. The database has it in any case.
+    /// True if the manifest of a consumer's export is written beside its files. The database has it in any case.
     pub writes_manifests: bool,
-    /// What manifests are signed with.
+    /// The key that signs manifests; `None`: they are not signed.
     pub key: Option<SigningKey>,
 }
 
@@ -52,19 +53,19 @@ pub struct Publisher {
     settings: Settings,
 }
 
-/// What stands at the destination.
-enum Shown {
-    /// The files, and the manifest behind them if there is to be one.
+/// The state of the destination after an attempt to publish an export.
+enum PublishStep {
+    /// The files and the manifest, if there is one, have their final names.
     All,
-    /// Something else under one of the names.
+    /// Another file has one of the names.
     NameTaken,
-    /// Another manifest under this number, and none under a larger one than the second.
+    /// Another manifest has this number. The second one is the largest number at the destination.
     NumberTaken(u64, u64),
-    /// Not all files: one has no name at all.
+    /// A file is missing under both of its names.
     Gone,
-    /// A file under the name that the export has by now, which is another one than the caller knew.
+    /// Another process has renamed the export since its record was read.
     Renamed,
-    /// Nobody is to look: the export was published or given up meanwhile, or an earlier one comes first.
+    /// There is nothing to publish: the export was published or given up, or an earlier one comes first.
     NotNow,
 }
 
@@ -103,27 +104,27 @@ impl Publisher {
             // The marker beside the files comes first: the database may be restored to a state in which it knows
             // nothing of this export.
             self.mark(&record).await?;
-            let shown = self.show(&mut record).await?;
-            match shown {
-                Shown::All if self.set_published(&record).await? => return Ok(Publication::Done),
+            let step = self.publish_files(&mut record).await?;
+            match step {
+                PublishStep::All if self.set_published(&record).await? => return Ok(Publication::Done),
                 // Another has done it, perhaps under another name, which is the file's then.
-                Shown::All => {}
-                Shown::NameTaken => self.store.rename_output(&record).await?,
-                Shown::NumberTaken(number, last) => {
+                PublishStep::All => {}
+                PublishStep::NameTaken => self.store.rename_output(&record).await?,
+                PublishStep::NumberTaken(number, last) => {
                     if self.store.skip_to(&record, last).await? {
                         tracing::warn!(event = "manifest_taken", jobId = %record.job, number, goesOnBehind = last);
                     }
                 }
-                Shown::Gone | Shown::Renamed => {}
-                Shown::NotNow => return Ok(Publication::Done),
+                PublishStep::Gone | PublishStep::Renamed => {}
+                PublishStep::NotNow => return Ok(Publication::Done),
             }
             match self.store.file(record.job).await? {
                 None => return Ok(Publication::Done),
-                Some(now) if now.name == record.name => match shown {
+                Some(now) if now.name == record.name => match step {
                     _ if now.is_published => return Ok(Publication::Done),
-                    Shown::Gone => return Ok(Publication::Missing(Box::new(now))),
+                    PublishStep::Gone => return Ok(Publication::Missing(Box::new(now))),
                     // An earlier export of its lane comes first.
-                    Shown::All => return Ok(Publication::Done),
+                    PublishStep::All => return Ok(Publication::Done),
                     _ => record = now,
                 },
                 Some(now) => record = now,
@@ -132,11 +133,11 @@ impl Publisher {
     }
 
     /// Files first, then the manifest that names them.
-    async fn show(&self, record: &mut FileRecord) -> Result<Shown, Error> {
+    async fn publish_files(&self, record: &mut FileRecord) -> Result<PublishStep, Error> {
         // Written down before any name is given: so a crash leaves no manifest that nobody knows.
         let manifest = match &record.consumer {
             Some(_) if self.settings.writes_manifests => match self.plan(record).await? {
-                None => return Ok(Shown::NotNow),
+                None => return Ok(PublishStep::NotNow),
                 manifest => manifest,
             },
             _ => None,
@@ -145,35 +146,35 @@ impl Publisher {
         if let Some((_, text)) = &manifest
             && self.destination.is_manifest_name_taken(record, text).await?
         {
-            return Ok(Shown::NameTaken);
+            return Ok(PublishStep::NameTaken);
         }
         let names: Vec<_> = record.files().map(|(name, _)| name).collect();
         for (part, name) in record.parts.iter_mut().zip(names) {
             let mut published = self.destination.publish(&part.staged, &name).await?;
             if published == Published::Misnamed {
-                // Who was held up must not take a file back from where another has handed it out meanwhile.
+                // A publisher that was delayed must not rename a file that another one has published.
                 let now = self.store.file(record.job).await?;
                 if now.is_none_or(|now| now.name != record.name) {
-                    return Ok(Shown::Renamed);
+                    return Ok(PublishStep::Renamed);
                 }
                 published = self.destination.rename(&part.staged, &name).await?;
             }
             match published {
                 Published::Done(location) => part.staged.identity.location = location,
-                Published::Taken => return Ok(Shown::NameTaken),
-                Published::Gone | Published::Misnamed => return Ok(Shown::Gone),
+                Published::Taken => return Ok(PublishStep::NameTaken),
+                Published::Gone | Published::Misnamed => return Ok(PublishStep::Gone),
             }
         }
-        failpoint!("publisher.named", Ok(Shown::NotNow));
+        failpoint!("publisher.named", Ok(PublishStep::NotNow));
         let Some((number, text)) = manifest else {
             let is_chained = record.consumer.is_none() || self.plan(record).await?.is_some();
-            return Ok(if is_chained { Shown::All } else { Shown::NotNow });
+            return Ok(if is_chained { PublishStep::All } else { PublishStep::NotNow });
         };
         match self.destination.write_manifest(record, number, &text).await? {
-            WrittenManifest::Done => Ok(Shown::All),
+            WrittenManifest::Done => Ok(PublishStep::All),
             WrittenManifest::Taken => {
                 let last = self.destination.last_manifest(record).await?;
-                Ok(if last == 0 { Shown::NameTaken } else { Shown::NumberTaken(number, last) })
+                Ok(if last == 0 { PublishStep::NameTaken } else { PublishStep::NumberTaken(number, last) })
             }
         }
     }
@@ -202,7 +203,7 @@ impl Publisher {
         }
     }
 
-    /// False: another has recorded it, or it was given up, or an earlier export of its lane comes first.
+    /// Records that the export is published. Returns false if another process did, if it was given up, or if an earlier one comes first.
     async fn set_published(&self, record: &FileRecord) -> Result<bool, Error> {
         let files = record.files();
         let locations: Vec<_> =

@@ -29,7 +29,6 @@ mod select;
 mod selection;
 mod session;
 pub mod snapshot;
-mod statement;
 mod stream;
 mod table_schema;
 mod trigger;

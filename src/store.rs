@@ -52,7 +52,7 @@ pub enum Error {
     #[error("the database is not available")]
     Unavailable(#[source] sqlx::Error),
     /// Another transaction, or its lock, was in the way.
-    #[error("another transaction was in the way")]
+    #[error("serialization conflict with another transaction; retry")]
     LockConflict(#[source] sqlx::Error),
     /// The role lacks a right to what the service has in the database. What Postgres said, which names the object.
     #[error("the database role lacks a right: {0}")]
@@ -68,8 +68,10 @@ pub enum Error {
     /// A row holds what this version of the service doesn't know: a newer one may have written it.
     #[error("the database holds an unknown value")]
     Unknown(#[from] pg_rows::words::UnknownWord),
-    /// The identity that the database tells has not the form of one.
-    #[error("the database tells no identity of itself")]
+    /// The database's function returned a text that is no identity.
+    #[error(
+        "cannot read the system identifier of the database: function `cdc_export.database_id` returned no identity"
+    )]
     Identity(#[from] BadDatabaseId),
 }
 
@@ -101,11 +103,13 @@ impl Error {
     }
 }
 
-/// The time of the queue's oldest job, and when that was asked.
+/// The position in the queue at which the next claim scan begins.
 #[derive(Clone, Copy, Debug)]
-struct Front {
-    at: DateTime<Utc>,
-    asked: Instant,
+struct ClaimScanStart {
+    /// No job was ready before this time when the queue was read.
+    run_at: DateTime<Utc>,
+    /// When the queue was read.
+    read_at: Instant,
 }
 
 /// The control plane's statements over one pool of connections.
@@ -115,8 +119,7 @@ struct Front {
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: PgPool,
-    /// Where a claim begins to search, while that is fresh.
-    front: Arc<Mutex<Option<Front>>>,
+    scan_start: Arc<Mutex<Option<ClaimScanStart>>>,
     /// The bound on open jobs.
     open_jobs: Arc<open_jobs::OpenJobs>,
     /// How far the retention has come.
@@ -134,7 +137,7 @@ impl Store {
     pub fn new(pool: PgPool) -> Store {
         Store {
             pool,
-            front: Arc::default(),
+            scan_start: Arc::default(),
             open_jobs: Arc::default(),
             cursors: Arc::default(),
             endings: broadcast::Sender::new(64),

@@ -6,6 +6,7 @@ use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 
 use crate::connection::failure::SqlFailure;
+use crate::connection::statement::with_pieces;
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::{Capture, Dataset, Table, TableSchema, no_right_to_log};
@@ -13,7 +14,6 @@ use crate::source::capture::untracking;
 use crate::source::captured::CAPTURE;
 use crate::source::quote::relation;
 use crate::source::rights::TableAccess;
-use crate::source::statement::with_pieces;
 use crate::source::{filter, lag, parallel_apply, rights, role_path, table_schema};
 
 /// The result of a check of a catalog's tables.

@@ -5,13 +5,13 @@ use std::sync::{Arc, LazyLock};
 use sqlx::AssertSqlSafe;
 
 use crate::connection::failure::SqlFailure;
+use crate::connection::statement::with_pieces;
 use crate::dataset::fault::Faults;
 use crate::dataset::{Capture, Dataset, Description, Table, TableColumn, TableSchema};
 use crate::source::captured::CAPTURE;
 use crate::source::quote::relation;
 use crate::source::role_path::widen;
 use crate::source::select::Select;
-use crate::source::statement::with_pieces;
 use crate::source::{Error, Source, lag, rights, table_schema};
 
 static DESCRIBE: LazyLock<String> =

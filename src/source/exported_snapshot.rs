@@ -8,12 +8,12 @@ use sqlx::postgres::types::Oid;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection};
 
+use crate::connection::statement::with_pieces;
 use crate::dataset::{Capture, Dataset, TableSchema};
 use crate::job::{Continuity, ExportType, JobId, SnapshotReport};
 use crate::source::captured::CAPTURE;
 use crate::source::guard::VERDICT;
 use crate::source::snapshot::Purpose;
-use crate::source::statement::with_pieces;
 use crate::source::{Error, quote};
 use crate::watermark::{Fingerprint, GuardState, NewPosition, Position};
 

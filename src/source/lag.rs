@@ -8,6 +8,7 @@
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
+use crate::connection::statement::with_pieces;
 use crate::dataset::{Capture, Dataset, TableColumn};
 use crate::job::marker::Marker;
 use crate::job::{Continuity, ExportType};
@@ -16,7 +17,6 @@ use crate::source::guard::VERDICT;
 use crate::source::quote::{quoted, relation};
 use crate::source::role_path::widen;
 use crate::source::select::{Select, logged};
-use crate::source::statement::with_pieces;
 use crate::source::value::in_zone_of;
 use crate::source::{Error, Source, rights, table_schema};
 use crate::watermark::{COUNTED_ROWS, ConsumerLag, Waiting};

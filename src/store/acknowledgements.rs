@@ -10,20 +10,6 @@ use crate::job::lane::{COUNTED_EXPORTS, Unacknowledged};
 use crate::job::{ConsumerId, JobId};
 use crate::store::{Error, Store};
 
-/// The first `$limit` exports `e` that come after what the lane `l` has acknowledged, of those that are kept. Numbers may skip some after a
-/// restore, so exports are counted, never their numbers subtracted: a lane whose `acknowledged` is beyond all of them has none.
-macro_rules! after_acknowledged {
-    ($limit:literal) => {
-        concat!(
-            "select e.published_at from exports e
-             where e.consumer_id = l.consumer_id and e.dataset = l.dataset and e.number > l.acknowledged and e.published_at is not null
-             order by e.number limit ",
-            $limit
-        )
-    };
-}
-pub(super) use after_acknowledged;
-
 impl Store {
     /// Records that a published export, and all before it in its lane, are loaded. False: that was known, or nobody was handed such an
     /// export.
@@ -49,18 +35,10 @@ impl Store {
         consumers: &[&str],
         datasets: &[&str],
     ) -> Result<HashMap<(ConsumerId, String), Unacknowledged>, Error> {
-        let statement = sqlx::query_as(concat!(
-            "-- store.acknowledgements.unacknowledged
-             select l.consumer_id, l.dataset, after.exports, after.since
-             from unnest($1::text[], $2::text[]) as k (consumer_id, dataset)
-             join cdc_export.lanes l on l.consumer_id = k.consumer_id and l.dataset = k.dataset and l.acknowledged is not null
-             cross join lateral (select count(*) as exports, min(published_at) as since from (",
-            after_acknowledged!("$3"),
-            ") counted) after"
-        ))
-        .bind(consumers)
-        .bind(datasets)
-        .bind(COUNTED_EXPORTS as i64);
+        let statement = sqlx::query_as(include_str!("acknowledgements/unacknowledged.sql"))
+            .bind(consumers)
+            .bind(datasets)
+            .bind(COUNTED_EXPORTS as i64);
         let rows: Vec<(String, String, i64, Option<DateTime<Utc>>)> =
             self.in_index_order(async |tx| statement.fetch_all(tx).await).await?;
         let of_lane = |(consumer, dataset, exports, since): (String, String, i64, _)| {

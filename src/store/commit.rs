@@ -2,13 +2,12 @@
 
 use sqlx::PgConnection;
 use sqlx::types::Json;
+use uuid::Uuid;
 
 use crate::file::{Exported, Part, content_sha256};
 use crate::job::columns::FileColumns;
 use crate::job::{JobId, SnapshotReport};
-use crate::store::job_row::job_columns;
 use crate::store::lease::Lease;
-use crate::store::transitions::{TransitionRow, step};
 use crate::store::{Error, watermarks};
 use crate::watermark::{NewPosition, Position};
 
@@ -80,58 +79,35 @@ async fn commit_once(
     let places: Vec<_> = parts.iter().map(|part| Json(&part.staged.identity.location)).collect();
     let CommitInput { position, new_position, report, signature, columns, marker } = found;
     let watermark_to = job.consumer.as_ref().and_then(|_| position.advanced_to(exported.last_updated_at));
-    let complete = sqlx::query_as::<_, TransitionRow>(concat!(
-        "-- store.commit.complete
-         with completed as (
-         update exports e
-         set status = 'completed', progress = 100, finished_at = greatest(clock_timestamp(), e.started_at),
-             lease_token = null, lease_owner = null, lease_expires_at = null, error_code = null, error_detail = null,
-             rows_exported = $3, bytes_written = $4, sha256 = $5, staged_name = $6,
-             watermark_from = $7, watermark_to = $8, destination_id = $9, purge_hold = null,
-             continuity = $10, late_rows = $11, open_transactions = $12, oldest_transaction_seconds = $13, table_rewritten = $14,
-             columns_hash = md5($15), key_only_deletes = $16, marker_seen = $17, file_columns = $18, quiet_deletes = $19,
-             schema_changed = (
-               select l.columns_hash <> md5($15) from exports l
-               where l.consumer_id = e.consumer_id and l.dataset = e.dataset and l.lane_sequence < e.lane_sequence
-                 and l.status = 'completed'
-               order by l.lane_sequence desc limit 1)
-         where id = $1 and lease_token = $2 and status = 'processing' and cancel_requested_at is null
-         returning 'processing' as was, ",
-        job_columns!(),
-        "),
-         recorded as (
-         insert into cdc_export.files (job, part, staged_name, place, bytes, rows, sha256)
-         select id, p.part, p.staged_name, p.place, p.bytes, p.rows, p.sha256
-         from completed cross join unnest($20::jsonb[], $21::text[], $22::int8[], $23::int8[], $24::text[]) with ordinality
-           as p (place, staged_name, bytes, rows, sha256, part))
-         select * from completed"
-    ))
-    .bind(job.id.as_uuid())
-    .bind(lease.token().as_uuid())
-    .bind(exported.rows as i64)
-    .bind(bytes.iter().sum::<i64>())
-    .bind(content_sha256(parts))
-    .bind(&first.staged.name)
-    .bind(position.last_exported_at)
-    .bind(watermark_to)
-    .bind(first.staged.destination)
-    .bind(report.continuity.map(|why| why.as_str()))
-    .bind(exported.late_rows as i64)
-    .bind(report.open_transactions.map(|n| n as i32))
-    .bind(report.oldest_transaction_seconds)
-    .bind(report.table_rewritten)
-    .bind(signature)
-    .bind(exported.key_only_deletes as i64)
-    .bind(marker.map(JobId::as_uuid))
-    .bind(Json(columns))
-    .bind(report.quiet_deletes as i64)
-    .bind(places)
-    .bind(texts(|part| &part.staged.name))
-    .bind(bytes)
-    .bind(column(|part| part.rows as i64))
-    .bind(texts(|part| &part.staged.sha256));
-    // Nobody is told before the file has its name.
-    if step(conn, &[], complete).await?.is_none() {
+    let completed: Option<Uuid> = sqlx::query_scalar(include_str!("commit/complete.sql"))
+        .bind(job.id.as_uuid())
+        .bind(lease.token().as_uuid())
+        .bind(exported.rows as i64)
+        .bind(bytes.iter().sum::<i64>())
+        .bind(content_sha256(parts))
+        .bind(&first.staged.name)
+        .bind(position.last_exported_at)
+        .bind(watermark_to)
+        .bind(first.staged.destination)
+        .bind(report.continuity.map(|why| why.as_str()))
+        .bind(exported.late_rows as i64)
+        .bind(report.open_transactions.map(|n| n as i32))
+        .bind(report.oldest_transaction_seconds)
+        .bind(report.table_rewritten)
+        .bind(signature)
+        .bind(exported.key_only_deletes as i64)
+        .bind(marker.map(JobId::as_uuid))
+        .bind(Json(columns))
+        .bind(report.quiet_deletes as i64)
+        .bind(places)
+        .bind(texts(|part| &part.staged.name))
+        .bind(bytes)
+        .bind(column(|part| part.rows as i64))
+        .bind(texts(|part| &part.staged.sha256))
+        .fetch_optional(&mut *conn)
+        .await?;
+    // Clients see no other status before the files have their names, so nothing is announced.
+    if completed.is_none() {
         return Ok(Committed::NotOurs);
     }
     let Some(lane) = job.lane() else { return Ok(Committed::Done) };

@@ -9,18 +9,17 @@ use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
+use crate::connection::statement::with_pieces;
 use crate::event::{Delivery, DeliveryFilter, DeliveryStatus, Listener};
 use crate::job::{Job, Status};
-use crate::store::job_row::{JobRow, job_columns, skip_unreadable};
+use crate::store::job_row::{JOB_COLUMNS, JobRow, skip_unreadable};
 use crate::store::{Error, Store};
 
 /// The columns of [`DeliveryRow`], of a delivery `d`.
-macro_rules! delivery_columns {
-    () => {
-        "d.id as delivery, d.endpoint, d.job, d.event,
-         d.attempt as delivery_attempt, nullif(d.run_at, 'infinity') as run_at, d.delivered_at, d.dead_at, d.last_status, d.last_error,
-         d.created_at as event_at"
-    };
+const DELIVERY_COLUMNS: (&str, &str) = ("deliveries/columns.sql", include_str!("deliveries/columns.sql"));
+
+fn with_delivery_columns(statement: &'static str) -> AssertSqlSafe<String> {
+    AssertSqlSafe(with_pieces(statement, &[DELIVERY_COLUMNS]))
 }
 
 #[derive(sqlx_macros::FromRow)]
@@ -160,25 +159,13 @@ impl Store {
         lease: Duration,
         only_manual: bool,
     ) -> Result<Vec<ClaimedDelivery>, Error> {
-        let statement = sqlx::query_as(concat!(
-            "-- store.deliveries.claim
-             with due as materialized (
-               select id from cdc_export.deliveries
-               where endpoint = $1 and delivered_at is null and run_at <= statement_timestamp() and (manually_requested or not $4)
-               order by run_at limit $2 for update skip locked),
-             d as (
-               update cdc_export.deliveries d set rescheduled_at = clock_timestamp(), run_at = clock_timestamp() + make_interval(secs => $3)
-               from due where d.id = due.id returning d.*)
-             select ",
-            delivery_columns!(),
-            ", ",
-            job_columns!(),
-            " from d join exports e on e.id = d.job"
-        ))
-        .bind(endpoint)
-        .bind(limit as i64)
-        .bind(lease.as_secs_f64())
-        .bind(only_manual);
+        let pieces = [DELIVERY_COLUMNS, JOB_COLUMNS];
+        let statement = with_pieces(include_str!("deliveries/claim.sql"), &pieces);
+        let statement = sqlx::query_as(AssertSqlSafe(statement))
+            .bind(endpoint)
+            .bind(limit as i64)
+            .bind(lease.as_secs_f64())
+            .bind(only_manual);
         let rows: Vec<ClaimedRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
         let claimed =
             |row: ClaimedRow| Ok(ClaimedDelivery { delivery: row.delivery.try_into()?, job: row.row.try_into()? });
@@ -242,13 +229,8 @@ impl Store {
             Some(DeliveryStatus::Delivered) => "d.delivered_at is not null",
             Some(DeliveryStatus::Dead) => "d.delivered_at is null and d.dead_at is not null",
         };
-        let statement = format!(
-            "-- store.deliveries.list
-             select {} from cdc_export.deliveries d
-             where d.id < $1 and ($2::text is null or d.endpoint = $2) and {condition}
-             order by d.id desc limit $3",
-            delivery_columns!()
-        );
+        let pieces = [DELIVERY_COLUMNS, ("condition", condition)];
+        let statement = with_pieces(include_str!("deliveries/list.sql"), &pieces);
         let statement = sqlx::query_as(AssertSqlSafe(statement))
             .bind(filter.before.unwrap_or(Uuid::max()))
             .bind(&filter.endpoint)
@@ -259,30 +241,14 @@ impl Store {
 
     /// Returns a delivery, or `None` if it is not in the database.
     pub async fn delivery(&self, id: Uuid) -> Result<Option<Delivery>, Error> {
-        let statement = sqlx::query_as(concat!(
-            "-- store.deliveries.get\n select ",
-            delivery_columns!(),
-            " from cdc_export.deliveries d where d.id = $1"
-        ))
-        .bind(id);
+        let statement = sqlx::query_as(with_delivery_columns(include_str!("deliveries/get.sql"))).bind(id);
         let row: Option<DeliveryRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         row.map(Delivery::try_from).transpose()
     }
 
     /// Makes a delivery due now, in any status, with all its attempts. Returns `None` if it is not in the database.
     pub async fn redeliver(&self, id: Uuid) -> Result<Option<Delivery>, Error> {
-        // The new `run_at` ends the claim of a running attempt, whose outcome is not recorded then.
-        let statement = sqlx::query_as(concat!(
-            "-- store.deliveries.redeliver
-             with d as (
-               update cdc_export.deliveries d
-               set attempt = 0, manually_requested = true, rescheduled_at = clock_timestamp(), run_at = clock_timestamp(), delivered_at = null, dead_at = null
-               where id = $1 returning d.*)
-             select ",
-            delivery_columns!(),
-            " from d"
-        ))
-        .bind(id);
+        let statement = sqlx::query_as(with_delivery_columns(include_str!("deliveries/redeliver.sql"))).bind(id);
         let row: Option<DeliveryRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         row.map(Delivery::try_from).transpose()
     }

@@ -3,30 +3,26 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
 use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
+use crate::connection::statement::with_pieces;
 use crate::file::name::{numbered, stem_and_number};
 use crate::file::{FileIdentity, FileRecord, Part, StagedFile};
 use crate::job::marker::Marker;
 use crate::job::{Continuity, FailureCode, JobId};
-use crate::store::job_row::{StoredFile, job_columns};
-use crate::store::transitions::{Transition, TransitionRow};
+use crate::store::job_row::{StoredFile, with_job_columns};
+use crate::store::transitions::Transition;
 use crate::store::{Error, Store};
 use pg_rows::encoding::Encoding;
 
 /// The columns of [`FileRow`], of a completed job `e`.
-macro_rules! file_row_columns {
-    () => {
-        "e.id, e.consumer_id, (select cdc_export.database_id()) as database,
-         e.database_id = (select cdc_export.database_id()) as is_own, e.dataset, e.format, e.compression,
-         e.marker_seen, e.destination_id, e.finished_at, e.traceparent,
-         case when e.published_at is null then e.manifest end as manifest, e.published_at is not null as is_published,
-         e.output_filename as name, e.sha256, (select f.files from cdc_export.export_files f where f.job = e.id) as files"
-    };
+pub(super) const FILE_COLUMNS: (&str, &str) = ("files/columns.sql", include_str!("files/columns.sql"));
+
+fn with_file_columns(statement: &'static str) -> AssertSqlSafe<String> {
+    AssertSqlSafe(with_pieces(statement, &[FILE_COLUMNS]))
 }
-pub(crate) use file_row_columns;
 
 /// A committed file that is missing in its destination for so long is lost: a process that was just renaming it has long done so.
 pub const LOST_AFTER: Duration = Duration::from_secs(10);
@@ -50,40 +46,23 @@ impl Store {
     /// The files of this folder that are committed and have no final name yet, and those that another database has to name, wherever
     /// they are. A lane has one such file at most: a claim waits for it.
     pub async fn unpublished(&self, destination: Uuid) -> Result<Vec<FileRecord>, Error> {
-        let statement = sqlx::query_as(concat!(
-            "-- store.files.unpublished\n select ",
-            file_row_columns!(),
-            " from exports e
-             where e.status = 'completed' and e.published_at is null
-               and (e.destination_id = $1 or e.database_id <> (select cdc_export.database_id()))
-             order by e.finished_at limit 1000"
-        ))
-        .bind(destination);
+        let statement = sqlx::query_as(with_file_columns(include_str!("files/unpublished.sql"))).bind(destination);
         let rows: Vec<FileRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
         rows.into_iter().map(FileRecord::try_from).collect()
     }
 
     /// Where the file of a completed job is.
     pub async fn file(&self, id: JobId) -> Result<Option<FileRecord>, Error> {
-        let statement = sqlx::query_as(concat!(
-            "-- store.files.get\n select ",
-            file_row_columns!(),
-            " from exports e where e.id = $1 and e.status = 'completed'"
-        ))
-        .bind(id.as_uuid());
+        let statement = sqlx::query_as(with_file_columns(include_str!("files/get.sql"))).bind(id.as_uuid());
         let row: Option<FileRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         row.map(FileRecord::try_from).transpose()
     }
 
     /// Where the file of the last completed job of a file's lane is: that of this very one, or of a later one.
     pub async fn last_of_lane(&self, record: &FileRecord) -> Result<Option<FileRecord>, Error> {
-        let statement = sqlx::query_as(concat!(
-            "-- store.files.last_of_lane\n select ",
-            file_row_columns!(),
-            " from exports e where e.consumer_id = $1 and e.dataset = $2 and e.status = 'completed' order by e.lane_sequence desc limit 1"
-        ))
-        .bind(record.consumer.as_ref().map(|consumer| consumer.as_str()))
-        .bind(&record.dataset);
+        let statement = sqlx::query_as(with_file_columns(include_str!("files/last_of_lane.sql")))
+            .bind(record.consumer.as_ref().map(|consumer| consumer.as_str()))
+            .bind(&record.dataset);
         let row: Option<FileRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         row.map(FileRecord::try_from).transpose()
     }
@@ -111,34 +90,12 @@ impl Store {
         locations: &[Option<String>],
     ) -> Result<Option<Transition>, Error> {
         let places: Vec<_> = record.parts.iter().map(|part| Json(&part.staged.identity.location)).collect();
-        // Of two processes that record the same file, the second waits for the job's row, and finds it published.
-        let statement = sqlx::query_as::<_, TransitionRow>(concat!(
-            "-- store.files.published
-             with job as materialized (
-               select e.id, e.consumer_id, e.dataset, e.lane_sequence from exports e
-               where e.id = $1 and e.status = 'completed' and e.published_at is null and e.output_filename = $2
-                 -- Another plan than that of the manifest that was written has another number, or is none yet.
-                 and ($5::text is null or e.manifest = $5)
-               for update),
-             numbered as (
-               insert into cdc_export.lanes as l (consumer_id, dataset, last_sequence, last_number)
-               select consumer_id, dataset, lane_sequence, 1 from job where consumer_id is not null
-               on conflict (consumer_id, dataset) do update set last_number = l.last_number + 1
-               returning last_number),
-             placed as (
-               update cdc_export.files f set place = p.place, location = p.location
-               from job, unnest($3::jsonb[], $4::text[]) with ordinality as p (place, location, part)
-               where f.job = job.id and f.part = p.part)
-             update exports e set published_at = greatest(clock_timestamp(), e.finished_at), number = (select last_number from numbered)
-             from job where e.id = job.id
-             returning 'processing' as was, ",
-            job_columns!()
-        ))
-        .bind(record.job.as_uuid())
-        .bind(&record.name)
-        .bind(places)
-        .bind(locations)
-        .bind(&record.manifest);
+        let statement = sqlx::query_as(with_job_columns(include_str!("files/published.sql")))
+            .bind(record.job.as_uuid())
+            .bind(&record.name)
+            .bind(places)
+            .bind(locations)
+            .bind(&record.manifest);
         self.transition(statement, None).await
     }
 
@@ -147,33 +104,7 @@ impl Store {
     pub async fn give_up(&self, record: &FileRecord) -> Result<Option<Transition>, Error> {
         // A file that another database names is not waited for.
         let after = if record.is_own { LOST_AFTER } else { Duration::ZERO };
-        // An export of the lane that runs finds its position changed and begins anew. A full one that was completed meanwhile
-        // has made up for the loss.
-        let statement = sqlx::query_as::<_, TransitionRow>(concat!(
-            "-- store.files.give_up
-             with lost as (
-               update exports e
-               set status = 'failed', progress = least(progress, 99), finished_at = greatest(clock_timestamp(), finished_at),
-                   error_code = $4, error_detail = $5, continuity = $6,
-                   staged_name = null, sha256 = null, file_columns = null, manifest = null, digest = null
-               where id = $1 and status = 'completed' and published_at is null and output_filename = $2
-                 -- Of a time to come, left by a clock that was set back, nobody knows how long ago it was.
-                 and finished_at not between clock_timestamp() - make_interval(secs => $3) and clock_timestamp()
-               returning 'processing' as was, e.lane_sequence, ",
-            job_columns!(),
-            "),
-             forgotten as (
-               delete from cdc_export.files f using lost where f.job = lost.id),
-             barred as (
-               update watermarks w set file_lost = true, version = w.version + 1
-               from lost
-               where w.consumer_id = lost.consumer_id and w.dataset = lost.dataset
-                 and not exists (
-                   select from exports later
-                   where later.consumer_id = lost.consumer_id and later.dataset = lost.dataset and later.lane_sequence > lost.lane_sequence
-                     and later.export_type = 'full' and later.status = 'completed'))
-             select * from lost",
-        ))
+        let statement = sqlx::query_as(with_job_columns(include_str!("files/give_up.sql")))
         .bind(record.job.as_uuid())
         .bind(&record.name)
         .bind(after.as_secs_f64())
@@ -244,6 +175,7 @@ pub(crate) async fn names_taken(conn: &mut PgConnection, stem: &str) -> Result<i
     .await
 }
 
+/// A row with the columns of `files/columns.sql`.
 #[derive(sqlx_macros::FromRow)]
 pub(crate) struct FileRow {
     id: Uuid,

@@ -4,7 +4,6 @@
 
 use crate::job::ConsumerId;
 use crate::job::lane::COUNTED_EXPORTS;
-use crate::store::acknowledgements::after_acknowledged;
 use crate::store::{Error, Store};
 use crate::telemetry::metrics::PoolUse;
 
@@ -63,32 +62,7 @@ pub struct UnacknowledgedAge {
 impl Store {
     /// What waits.
     pub async fn backlog(&self) -> Result<Backlog, Error> {
-        // The two kinds of jobs that look like processing are counted apart: each has its index. The log isn't counted: what
-        // the statistics say of it is some seconds old. A position is given up by the same numbers, in source.purge.give_up.
-        let statement = sqlx::query_as(
-            "-- store.gauges.backlog
-             select queue.pending, queue.oldest_seconds, unpublished.jobs as unpublished, unpublished.seconds as unpublished_seconds,
-               (select count(*) from exports where status = 'processing') + unpublished.jobs as processing,
-               pg_stat_get_live_tuples('cdc_export.change_log'::regclass) as log_rows,
-               pg_total_relation_size('cdc_export.change_log'::regclass) as log_bytes,
-               held.rows as held_rows, held.seconds as held_seconds, held.given_up
-             from (
-               select count(*) as pending,
-                 greatest(extract(epoch from clock_timestamp() - min(created_at)), 0)::float8 as oldest_seconds
-               from exports where status = 'pending') queue
-             cross join (
-               select count(*) as jobs, greatest(extract(epoch from clock_timestamp() - min(finished_at)), 0)::float8 as seconds
-               from exports where status = 'completed' and published_at is null) unpublished
-             cross join (
-               select
-                 coalesce(max(log.sequence - least(p.log_sequence, p.deletions_log_sequence)) filter (where p.deletions_snapshot is not null), 0) as rows,
-                 greatest(max(extract(epoch from clock_timestamp() - least(p.saved_at, p.deletions_saved_at)))
-                   filter (where p.deletions_snapshot is not null), 0)::float8 as seconds,
-                 count(*) filter (where p.log_lost is not null) as given_up
-               from watermarks p
-               cross join (select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'sequence')::regclass), 0)
-                             as sequence) log) held",
-        );
+        let statement = sqlx::query_as(include_str!("gauges/backlog.sql"));
         self.with(async |conn| statement.fetch_one(conn).await).await
     }
 
@@ -116,25 +90,10 @@ impl Store {
 
     /// What is not acknowledged in these datasets, by the hundred consumers that have not for the longest.
     pub async fn unacknowledged_ages(&self, datasets: &[&str]) -> Result<Vec<UnacknowledgedAge>, Error> {
-        let statement = sqlx::query_as(concat!(
-            "-- store.gauges.unacknowledged_ages
-             select l.consumer_id, l.dataset, counted.exports,
-               greatest(extract(epoch from clock_timestamp() - l.since), 0)::float8
-             from (
-               select l.consumer_id, l.dataset, l.acknowledged, oldest.published_at as since
-               from cdc_export.lanes l
-               left join lateral (",
-            after_acknowledged!("1"),
-            ") oldest on true
-               where l.acknowledged is not null and l.dataset = any($1)
-               order by oldest.published_at nulls last limit $2) l
-             cross join lateral (select count(*) as exports from (",
-            after_acknowledged!("$3"),
-            ") exports) counted"
-        ))
-        .bind(datasets)
-        .bind(MOST_CONSUMERS as i64)
-        .bind(COUNTED_EXPORTS as i64);
+        let statement = sqlx::query_as(include_str!("gauges/unacknowledged_ages.sql"))
+            .bind(datasets)
+            .bind(MOST_CONSUMERS as i64)
+            .bind(COUNTED_EXPORTS as i64);
         let rows: Vec<(String, String, i64, f64)> =
             self.in_index_order(async |tx| statement.fetch_all(tx).await).await?;
         let age = |(consumer, dataset, exports, seconds): (String, String, i64, f64)| {

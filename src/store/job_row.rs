@@ -1,10 +1,12 @@
-//! A row of `exports` as clients see the job: the columns that statements select, and how they are read.
+//! Reads rows of `exports` as jobs that clients see. `job_columns.sql` has the columns.
 
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
+use sqlx::AssertSqlSafe;
 use sqlx::types::Json;
 use uuid::Uuid;
 
+use crate::connection::statement::with_pieces;
 use crate::file::{FileLocation, file_names};
 use crate::job::selection::Selection;
 use crate::job::{After, Failure, Job, JobFile, JobId, SnapshotReport};
@@ -12,34 +14,15 @@ use crate::store::Error;
 use crate::telemetry::chain;
 use pg_rows::encoding::Encoding;
 
-/// A job's status as clients see it: a completed job whose file has no name yet is still processing. The indexes of the lists are on
-/// exactly this expression.
-macro_rules! public_status {
-    () => {
-        "case when e.status = 'completed' and e.published_at is null then 'processing' else e.status end"
-    };
-}
-pub(crate) use public_status;
+/// The columns of [`JobRow`], of a job `e`. Every statement that returns a job includes them.
+pub(super) const JOB_COLUMNS: (&str, &str) = ("job_columns.sql", include_str!("job_columns.sql"));
 
-/// The columns of [`JobRow`], in every statement that returns one.
-macro_rules! job_columns {
-    () => {
-        concat!("e.id, e.consumer_id, e.dataset, e.export_type, e.format, e.compression, e.attempt, e.rows_exported, e.bytes_written, e.output_filename,
-         ", $crate::store::job_row::public_status!(), " as status,
-         case when e.status = 'completed' and e.published_at is null then 99::smallint else e.progress end as progress,
-         case when e.published_at is not null then (select f.files from cdc_export.export_files f where f.job = e.id) end as files,
-         case when e.published_at is not null then e.digest end as digest, e.max_file_bytes, e.error_code, e.error_detail,
-         e.selection, e.schema_changed, e.continuity, e.late_rows, e.key_only_deletes, e.quiet_deletes, e.open_transactions, e.oldest_transaction_seconds, e.table_rewritten,
-         e.watermark_from, e.watermark_to, case when e.published_at is not null then e.number end as number,
-         case when e.published_at is not null then
-           (select e.number <= l.acknowledged from cdc_export.lanes l where l.consumer_id = e.consumer_id and l.dataset = e.dataset)
-         end as acknowledged, e.has_after, e.after_job, e.after_sha256, e.retry_of, e.traceparent,
-         case when e.status = 'pending' and e.attempt > 0 then e.run_at end as next_attempt_at, e.cancel_requested_at, e.created_at, e.started_at,
-         case when e.status <> 'completed' or e.published_at is not null then e.finished_at end as finished_at")
-    };
+/// Returns a statement with the columns of [`JobRow`] in place of the line that includes them.
+pub(super) fn with_job_columns(statement: &'static str) -> AssertSqlSafe<String> {
+    AssertSqlSafe(with_pieces(statement, &[JOB_COLUMNS]))
 }
-pub(crate) use job_columns;
 
+/// A row with the columns of `job_columns.sql`.
 #[derive(sqlx_macros::FromRow)]
 pub(crate) struct JobRow {
     pub(super) id: Uuid,
@@ -84,8 +67,8 @@ pub(crate) struct JobRow {
     finished_at: Option<DateTime<Utc>>,
 }
 
-/// Logs the error of a row that this version can't read, and skips the row. A newer version may have written it: no reason to lose the
-/// others.
+/// Logs the error of a row that this version can't read, and skips the row. A newer version may have written it, and the other rows
+/// are still wanted.
 pub(super) fn skip_unreadable<T>(read: Result<T, Error>) -> Option<T> {
     read.inspect_err(|error| tracing::warn!(event = "job_unreadable", error = chain(error))).ok()
 }

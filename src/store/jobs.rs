@@ -10,10 +10,10 @@ use crate::file::name::{numbered, stem};
 use crate::job::lane::Lane;
 use crate::job::{After, ExportType, Job, JobId, Request, Status, Terms};
 use crate::store::files::names_taken;
-use crate::store::job_row::{JobRow, job_columns, skip_unreadable};
+use crate::store::job_row::{JobRow, skip_unreadable, with_job_columns};
 use crate::store::lanes::{OutOfStep, out_of_step};
 use crate::store::open_jobs::Slot;
-use crate::store::transitions::{TransitionRow, step};
+use crate::store::transitions::transition;
 use crate::store::{CHANNEL, Error, Store};
 
 /// How many jobs of one consumer may be open, and how many ad-hoc jobs in all: enough for any client that waits for its exports, and an
@@ -139,38 +139,29 @@ impl Store {
         let stem = stem(request, now);
         let mut number = names_taken(tx, &stem).await? + 1;
         let job = loop {
-            let row: Option<JobRow> = sqlx::query_as(concat!(
-                "-- store.jobs.insert
-                 insert into exports as e
-                   (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, destination_id, created_at,
-                    retry_of, idempotency_key, compression, selection, has_after, after_job, after_sha256, max_file_bytes, traceparent)
-                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $19, $20)
-                 on conflict (lower(output_filename)) do nothing
-                 returning pg_notify($18, ''), ",
-                job_columns!()
-            ))
-            .bind(JobId::random().as_uuid())
-            .bind(request.consumer.as_ref().map(|c| c.as_str()))
-            .bind(&request.dataset)
-            .bind(lane_sequence)
-            .bind(request.export_type.as_str())
-            .bind(request.encoding.format.as_str())
-            .bind(terms.max_attempts as i32)
-            .bind(numbered(&stem, number, request.encoding))
-            .bind(destination)
-            .bind(now)
-            .bind(request.retry_of.map(JobId::as_uuid))
-            .bind(request.key.as_ref().map(|key| key.as_str()))
-            .bind(request.encoding.compression.as_str())
-            .bind(Some(Json(&request.selection)).filter(|_| !request.selection.is_all()))
-            .bind(request.after.is_some())
-            .bind(after_job)
-            .bind(after_sha256)
-            .bind(CHANNEL)
-            .bind(request.max_file_bytes.map(|bytes| bytes as i64))
-            .bind(request.trace.map(|place| place.to_string()))
-            .fetch_optional(&mut *tx)
-            .await?;
+            let row: Option<JobRow> = sqlx::query_as(with_job_columns(include_str!("jobs/insert.sql")))
+                .bind(JobId::random().as_uuid())
+                .bind(request.consumer.as_ref().map(|c| c.as_str()))
+                .bind(&request.dataset)
+                .bind(lane_sequence)
+                .bind(request.export_type.as_str())
+                .bind(request.encoding.format.as_str())
+                .bind(terms.max_attempts as i32)
+                .bind(numbered(&stem, number, request.encoding))
+                .bind(destination)
+                .bind(now)
+                .bind(request.retry_of.map(JobId::as_uuid))
+                .bind(request.key.as_ref().map(|key| key.as_str()))
+                .bind(request.encoding.compression.as_str())
+                .bind(Some(Json(&request.selection)).filter(|_| !request.selection.is_all()))
+                .bind(request.after.is_some())
+                .bind(after_job)
+                .bind(after_sha256)
+                .bind(CHANNEL)
+                .bind(request.max_file_bytes.map(|bytes| bytes as i64))
+                .bind(request.trace.map(|place| place.to_string()))
+                .fetch_optional(&mut *tx)
+                .await?;
             match row {
                 Some(row) => break Job::try_from(row)?,
                 None => number += 1,
@@ -181,9 +172,7 @@ impl Store {
 
     /// A job, if there is one of this id.
     pub async fn job(&self, id: JobId) -> Result<Option<Job>, Error> {
-        let statement =
-            sqlx::query_as(concat!("-- store.jobs.get\n select ", job_columns!(), " from exports e where e.id = $1"))
-                .bind(id.as_uuid());
+        let statement = sqlx::query_as(with_job_columns(include_str!("jobs/get.sql"))).bind(id.as_uuid());
         let row: Option<JobRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         row.map(Job::try_from).transpose()
     }
@@ -191,51 +180,25 @@ impl Store {
     /// Jobs by their ids, in no order. Leaves out ids of no job, and jobs that this version can't read.
     pub async fn jobs_by_id(&self, ids: &[JobId]) -> Result<Vec<Job>, Error> {
         let ids: Vec<_> = ids.iter().map(|id| id.as_uuid()).collect();
-        let statement = sqlx::query_as(concat!(
-            "-- store.jobs.by_id\n select ",
-            job_columns!(),
-            " from exports e where e.id = any($1)"
-        ))
-        .bind(ids);
+        let statement = sqlx::query_as(with_job_columns(include_str!("jobs/by_id.sql"))).bind(ids);
         let rows: Vec<JobRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
         Ok(rows.into_iter().filter_map(|row| skip_unreadable(Job::try_from(row))).collect())
     }
 
     /// The last job of each of these lanes, consumers and datasets, that has one.
     pub async fn last_jobs(&self, consumers: &[&str], datasets: &[&str]) -> Result<Vec<Job>, Error> {
-        let statement = sqlx::query_as(concat!(
-            "-- store.jobs.last
-             select e.* from unnest($1::text[], $2::text[]) as l (consumer_id, dataset)
-             cross join lateral (select ",
-            job_columns!(),
-            " from exports e where e.consumer_id = l.consumer_id and e.dataset = l.dataset order by e.lane_sequence desc limit 1) e"
-        ))
-        .bind(consumers)
-        .bind(datasets);
+        let statement = sqlx::query_as(with_job_columns(include_str!("jobs/last.sql"))).bind(consumers).bind(datasets);
         let rows: Vec<JobRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
         rows.into_iter().map(Job::try_from).collect()
     }
 
     /// Cancels a pending job, asks the worker of a processing one to stop.
     pub async fn cancel(&self, id: JobId) -> Result<Cancelled, Error> {
-        let cancel = sqlx::query_as::<_, TransitionRow>(concat!(
-            "-- store.jobs.cancel
-             update exports e
-             set status = case e.status when 'pending' then 'cancelled' else e.status end,
-                 cancel_requested_at = coalesce(e.cancel_requested_at, clock_timestamp()),
-                 finished_at = case e.status when 'pending' then greatest(clock_timestamp(), e.created_at) end,
-                 -- Of an attempt that would have been followed by another: a cancelled job has not failed.
-                 error_code = case e.status when 'processing' then e.error_code end,
-                 error_detail = case e.status when 'processing' then e.error_detail end
-             where e.id = $1 and e.status in ('pending', 'processing')
-             returning case e.status when 'cancelled' then 'pending' else e.status end as was, ",
-            job_columns!()
-        ))
-        .bind(id.as_uuid());
+        let cancel = sqlx::query_as(with_job_columns(include_str!("jobs/cancel.sql"))).bind(id.as_uuid());
         let asked = self.transaction(async |tx| {
             // The commit of an export holds the row's lock: a cancel that waited for the lock would come too late anyway.
             sqlx::query("-- store.jobs.cancel.timeout\n set local lock_timeout = '500ms'").execute(&mut *tx).await?;
-            let row = step(tx, &self.listeners, cancel).await?;
+            let row = transition(tx, &self.listeners, cancel).await?;
             if row.is_some() {
                 hint_at_cancel(tx, id).await?;
             }
@@ -246,7 +209,7 @@ impl Store {
                 return Ok(Cancelled::Committing);
             }
             Err(error) => return Err(error),
-            Ok(Some(row)) => return Ok(Cancelled::Asked(self.told(row, None)?.job)),
+            Ok(Some(row)) => return Ok(Cancelled::Asked(self.announce(row, None)?.job)),
             Ok(None) => {}
         }
         Ok(match self.job(id).await? {
@@ -314,15 +277,11 @@ async fn is_out_of_step(conn: &mut PgConnection, request: &Request) -> Result<Op
 /// The job that the request's key made.
 async fn sent_before(conn: &mut PgConnection, request: &Request) -> Result<Option<Job>, Error> {
     let Some(key) = &request.key else { return Ok(None) };
-    let row: Option<JobRow> = sqlx::query_as(concat!(
-        "-- store.jobs.sent_before\n select ",
-        job_columns!(),
-        " from exports e where coalesce(e.consumer_id, '') = $1 and e.idempotency_key = $2"
-    ))
-    .bind(request.consumer.as_ref().map_or("", |consumer| consumer.as_str()))
-    .bind(key.as_str())
-    .fetch_optional(conn)
-    .await?;
+    let row: Option<JobRow> = sqlx::query_as(with_job_columns(include_str!("jobs/sent_before.sql")))
+        .bind(request.consumer.as_ref().map_or("", |consumer| consumer.as_str()))
+        .bind(key.as_str())
+        .fetch_optional(conn)
+        .await?;
     row.map(Job::try_from).transpose()
 }
 

@@ -5,7 +5,7 @@ use sqlx::PgConnection;
 
 use crate::job::lane::Lane;
 use crate::job::{After, Job, JobId};
-use crate::store::job_row::{JobRow, job_columns};
+use crate::store::job_row::{JobRow, with_job_columns};
 use crate::store::{Error, Store};
 
 /// How many jobs of each kind are named to a caller that is out of step.
@@ -67,7 +67,8 @@ async fn known(
         "-- store.lanes.known
          select coalesce(e.number, l.last_number) from exports e
          join cdc_export.lanes l on l.consumer_id = e.consumer_id and l.dataset = e.dataset
-         where e.id = $1 and e.consumer_id = $2 and e.dataset = $3 and e.status = 'completed' and ($4::text is null or $4 in (e.sha256, e.digest))",
+         where e.id = $1 and e.consumer_id = $2 and e.dataset = $3 and e.status = 'completed'
+           and ($4::text is null or $4 in (e.sha256, e.digest))",
     )
     .bind(job.as_uuid())
     .bind(lane.consumer.as_str())
@@ -93,17 +94,13 @@ async fn published(
     .bind(lane.dataset)
     .fetch_optional(&mut *conn)
     .await?;
-    let rows: Vec<JobRow> = sqlx::query_as(concat!(
-        "-- store.lanes.published\n select ",
-        job_columns!(),
-        " from exports e where e.consumer_id = $1 and e.dataset = $2 and e.number > $3 order by e.number limit $4"
-    ))
-    .bind(lane.consumer.as_str())
-    .bind(lane.dataset)
-    .bind(number)
-    .bind(limit)
-    .fetch_all(conn)
-    .await?;
+    let rows: Vec<JobRow> = sqlx::query_as(with_job_columns(include_str!("lanes/published.sql")))
+        .bind(lane.consumer.as_str())
+        .bind(lane.dataset)
+        .bind(number)
+        .bind(limit)
+        .fetch_all(conn)
+        .await?;
     let jobs: Vec<Job> = rows.into_iter().map(Job::try_from).collect::<Result<_, _>>()?;
     let found = jobs.iter().map(|job| job.number.and_then(|found| i64::try_from(found).ok()));
     let is_whole = found.eq((number + 1..).take(jobs.len()).map(Some));
@@ -113,20 +110,11 @@ async fn published(
 
 /// Jobs that have not ended, or whose files have no names yet.
 async fn under_way(conn: &mut PgConnection, lane: Lane<'_>) -> Result<Vec<Job>, Error> {
-    let rows: Vec<JobRow> = sqlx::query_as(concat!(
-        "-- store.lanes.under_way\n select ",
-        job_columns!(),
-        " from (
-             select id from exports where consumer_id = $1 and dataset = $2 and status in ('pending', 'processing')
-             union all
-             select id from exports where consumer_id = $1 and dataset = $2 and status = 'completed' and published_at is null) open
-           join exports e on e.id = open.id
-           order by e.lane_sequence limit $3"
-    ))
-    .bind(lane.consumer.as_str())
-    .bind(lane.dataset)
-    .bind(MOST_NAMED)
-    .fetch_all(conn)
-    .await?;
+    let rows: Vec<JobRow> = sqlx::query_as(with_job_columns(include_str!("lanes/under_way.sql")))
+        .bind(lane.consumer.as_str())
+        .bind(lane.dataset)
+        .bind(MOST_NAMED)
+        .fetch_all(conn)
+        .await?;
     rows.into_iter().map(Job::try_from).collect()
 }

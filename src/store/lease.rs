@@ -103,23 +103,15 @@ async fn beat(
     lease: Duration,
     Reached { percent, rows, bytes }: Reached,
 ) -> Result<Renewal, Error> {
-    // Committed without waiting for the disk: a renewal that a crash of Postgres undoes is like one that came late.
-    let cancel: Option<bool> = sqlx::query_scalar(
-        "-- store.queue.beat
-         update exports
-         set lease_expires_at = clock_timestamp() + make_interval(secs => $3),
-             progress = greatest(progress, $4), rows_exported = $5, bytes_written = $6
-         where id = $1 and lease_token = $2 and status = 'processing'
-         returning cancel_requested_at is not null, set_config('synchronous_commit', 'off', true)",
-    )
-    .bind(job.as_uuid())
-    .bind(token.as_uuid())
-    .bind(lease.as_secs_f64())
-    .bind(i16::from(percent))
-    .bind(rows as i64)
-    .bind(bytes as i64)
-    .fetch_optional(conn)
-    .await?;
+    let cancel: Option<bool> = sqlx::query_scalar(include_str!("lease/beat.sql"))
+        .bind(job.as_uuid())
+        .bind(token.as_uuid())
+        .bind(lease.as_secs_f64())
+        .bind(i16::from(percent))
+        .bind(rows as i64)
+        .bind(bytes as i64)
+        .fetch_optional(conn)
+        .await?;
     Ok(match cancel {
         None => Renewal::Lost,
         Some(true) => Renewal::CancelAsked,

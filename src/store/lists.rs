@@ -8,8 +8,9 @@ use chrono::{DateTime, Utc};
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
+use crate::connection::statement::with_pieces;
 use crate::job::{ExportType, Filter, Job, Status};
-use crate::store::job_row::{JobRow, job_columns, public_status};
+use crate::store::job_row::{JOB_COLUMNS, JobRow};
 use crate::store::{Error, Store};
 
 /// How many entries of each list are read first, and how many more of a list that goes on; of one that still goes on, a page is read.
@@ -69,53 +70,29 @@ fn keys(filter: &Filter) -> Vec<String> {
     keys
 }
 
-/// The page's statement, over the index that has the keys of such a filter.
+/// A job's status as clients see it, as in `job_columns.sql` and in the indexes of the lists.
+const PUBLIC_STATUS: &str =
+    "case when e.status = 'completed' and e.published_at is null then 'processing' else e.status end";
+
+/// Returns the page's statement. Its condition on the key is the expression of the index that has the keys of such a filter.
 fn statement(filter: &Filter) -> String {
-    let key = match (filter.consumer.is_some() || filter.among.is_some(), filter.dataset.is_some()) {
-        (false, false) => concat!("e.export_type || ' ' || ", public_status!()),
-        (false, true) => concat!("e.dataset || ' ' || e.export_type || ' ' || ", public_status!()),
-        (true, false) => concat!("e.consumer_id || ' ' || e.export_type || ' ' || ", public_status!()),
-        (true, true) => {
-            concat!("e.consumer_id || ' ' || e.dataset || ' ' || e.export_type || ' ' || ", public_status!())
-        }
-    };
-    let entries = |before: &str, most: &str| {
-        format!(
-            "cross join lateral (
-               select e.created_at, e.id, row_number() over (order by e.created_at desc, e.id desc) as place from exports e
-               where {key} = k.key and (e.created_at, e.id) < ({before})
-               order by e.created_at desc, e.id desc limit {most}) next"
-        )
-    };
-    // A list goes on where the last entry that was read of it is on the page, as far as that is known by then.
-    let on_page = |read: &str| {
-        format!(
-            "not exists (
-               select from (select created_at, id from ({read}) read order by created_at desc, id desc offset $4 - 1 limit 1) last
-               where (k.created_at, k.id) < (last.created_at, last.id))"
-        )
-    };
-    let (begin, go_on) = (entries("$2, $3", "$5"), entries("k.created_at, k.id", "$6"));
-    let to_the_end = entries("k.created_at, k.id", "$4");
-    let (first, second) = (
-        "select created_at, id from first",
-        "select created_at, id from first union all select created_at, id from second",
-    );
-    format!(
-        "-- store.lists.jobs
-         with first as materialized (
-           select k.key, next.* from unnest($1::text[]) as k (key) {begin}),
-         second as materialized (
-           select k.key, next.* from first k {go_on} where k.place = $5 and {}),
-         third as materialized (
-           select k.key, next.* from second k {to_the_end} where k.place = $6 and {}),
-         page as (
-           select id from ({second} union all select created_at, id from third) read
-           order by created_at desc, id desc limit $4)
-         select {} from page join exports e on e.id = page.id
-         order by e.created_at desc, e.id desc",
-        on_page(first),
-        on_page(second),
-        job_columns!(),
-    )
+    let key = [
+        (filter.consumer.is_some() || filter.among.is_some()).then_some("e.consumer_id"),
+        filter.dataset.is_some().then_some("e.dataset"),
+        Some("e.export_type"),
+        Some(PUBLIC_STATUS),
+    ];
+    let key: Vec<_> = key.into_iter().flatten().collect();
+    let key = key.join(" || ' ' || ");
+    with_pieces(include_str!("lists/jobs.sql"), &[("key", &key), JOB_COLUMNS])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lists_and_the_jobs_have_the_same_status() {
+        assert!(JOB_COLUMNS.1.contains(&format!("{PUBLIC_STATUS} as status,")));
+    }
 }

@@ -8,7 +8,7 @@ use crate::file::FileRecord;
 use crate::job::columns::FileColumns;
 use crate::job::{Job, JobId};
 use crate::manifest::{self, Chained, Manifest};
-use crate::store::job_row::{JobRow, job_columns};
+use crate::store::job_row::{JobRow, with_job_columns};
 use crate::store::{Error, Store};
 
 /// What is known of a manifest that is to be.
@@ -33,21 +33,9 @@ struct PlannedRow {
 impl Store {
     /// What the manifest of a committed export is, or will be. `None`: the export is published, was given up, or isn't a consumer's.
     pub async fn planned_manifest(&self, record: &FileRecord) -> Result<Option<Planned>, Error> {
-        // An export that isn't published keeps its lane waiting, so that all who ask find the same.
-        let statement = sqlx::query_as(concat!(
-            "-- store.manifests.planned\n select ",
-            job_columns!(),
-            ", coalesce(l.last_number, 0) + 1 as next_number, e.manifest, e.file_columns,
-               (select before.digest from exports before
-                where before.consumer_id = e.consumer_id and before.dataset = e.dataset and before.number is not null
-                order by before.number desc limit 1) as previous
-             from exports e
-             left join cdc_export.lanes l on l.consumer_id = e.consumer_id and l.dataset = e.dataset
-             where e.id = $1 and e.status = 'completed' and e.published_at is null and e.output_filename = $2
-               and e.consumer_id is not null"
-        ))
-        .bind(record.job.as_uuid())
-        .bind(&record.name);
+        let statement = sqlx::query_as(with_job_columns(include_str!("manifests/planned.sql")))
+            .bind(record.job.as_uuid())
+            .bind(&record.name);
         let row: Option<PlannedRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         let Some(PlannedRow { job, next_number, previous, manifest, file_columns }) = row else { return Ok(None) };
         let number = next_number.unsigned_abs();

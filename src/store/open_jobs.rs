@@ -33,10 +33,12 @@ struct Open {
     making: u32,
 }
 
-/// What a count says.
+/// The outcome of an attempt to reserve a place among the open jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Answer {
-    Taken,
+enum Reservation {
+    /// A place is reserved.
+    Reserved,
+    /// There are as many open jobs as there may be.
     Full,
     /// The count is old, or jobs may have ended since.
     CountAgain,
@@ -44,19 +46,19 @@ enum Answer {
 
 impl Open {
     /// Takes a place among `max`, by a count that is not older than `age`.
-    fn take(&mut self, max: u32, age: Duration) -> Answer {
+    fn take(&mut self, max: u32, age: Duration) -> Reservation {
         match self.counted {
             Some((counted, at)) if at.elapsed() <= age => {
                 if counted >= max {
-                    return Answer::Full;
+                    return Reservation::Full;
                 }
                 if counted.saturating_add(self.made).saturating_add(self.making) >= max {
-                    return Answer::CountAgain;
+                    return Reservation::CountAgain;
                 }
                 self.making += 1;
-                Answer::Taken
+                Reservation::Reserved
             }
-            _ => Answer::CountAgain,
+            _ => Reservation::CountAgain,
         }
     }
 }
@@ -95,9 +97,9 @@ impl OpenJobs {
         open.made -= made;
     }
 
-    fn take(&self, max: u32, age: Duration) -> (Answer, Option<Slot<'_>>) {
+    fn take(&self, max: u32, age: Duration) -> (Reservation, Option<Slot<'_>>) {
         let answer = self.open().take(max, age);
-        (answer, (answer == Answer::Taken).then(|| Slot { open_jobs: self, is_used: false }))
+        (answer, (answer == Reservation::Reserved).then(|| Slot { open_jobs: self, is_used: false }))
     }
 }
 
@@ -105,13 +107,13 @@ impl Store {
     /// The right to make one more job among `max` open ones; `None`: there are as many.
     pub(super) async fn slot(&self, conn: &mut PgConnection, max: u32) -> Result<Option<Slot<'_>>, Error> {
         let (answer, slot) = self.open_jobs.take(max, BELIEVED);
-        if answer != Answer::CountAgain {
+        if answer != Reservation::CountAgain {
             return Ok(slot);
         }
         let _turn = self.open_jobs.counting.lock().await;
         // Another submission may just have counted.
         let (answer, slot) = self.open_jobs.take(max, BELIEVED);
-        if answer != Answer::CountAgain {
+        if answer != Reservation::CountAgain {
             return Ok(slot);
         }
         // What is made from here on is counted twice at worst.
@@ -138,7 +140,7 @@ mod tests {
     fn a_count_that_took_long_is_a_count() {
         let open_jobs = OpenJobs::default();
         open_jobs.counted(8, Instant::now() - BELIEVED * 2, 0);
-        assert_eq!(open_jobs.take(10, BELIEVED).0, Answer::CountAgain);
+        assert_eq!(open_jobs.take(10, BELIEVED).0, Reservation::CountAgain);
         assert!(open_jobs.take(10, Duration::MAX).1.is_some());
         assert!(open_jobs.take(8, Duration::MAX).1.is_none());
     }
@@ -147,25 +149,25 @@ mod tests {
     fn a_count_is_believed_while_it_can_be() {
         let open_jobs = OpenJobs::default();
         let answer = || open_jobs.open().take(10, BELIEVED);
-        assert_eq!(answer(), Answer::CountAgain, "nobody has counted");
+        assert_eq!(answer(), Reservation::CountAgain, "nobody has counted");
         *open_jobs.open() = Open { counted: Some((8, Instant::now())), ..Open::default() };
         let (first, second) = (open_jobs.take(10, BELIEVED).1.unwrap(), open_jobs.take(10, BELIEVED).1.unwrap());
-        assert_eq!(answer(), Answer::CountAgain, "some of the eight may have ended");
+        assert_eq!(answer(), Reservation::CountAgain, "some of the eight may have ended");
         drop(first);
         let (answered, slot) = open_jobs.take(10, BELIEVED);
-        assert_eq!(answered, Answer::Taken, "it was given up");
+        assert_eq!(answered, Reservation::Reserved, "it was given up");
         second.used();
         slot.unwrap().used();
         let Open { made, making, .. } = *open_jobs.open();
         assert_eq!((made, making), (2, 0));
-        assert_eq!(answer(), Answer::CountAgain);
+        assert_eq!(answer(), Reservation::CountAgain);
         // One more was made while somebody counted.
         open_jobs.open().made = 3;
         open_jobs.counted(8, Instant::now(), 2);
-        assert_eq!((answer(), open_jobs.open().made), (Answer::Taken, 1));
+        assert_eq!((answer(), open_jobs.open().made), (Reservation::Reserved, 1));
         open_jobs.counted(10, Instant::now(), 1);
-        assert_eq!(answer(), Answer::Full);
+        assert_eq!(answer(), Reservation::Full);
         open_jobs.counted(10, Instant::now() - BELIEVED * 2, 0);
-        assert_eq!(answer(), Answer::CountAgain, "it is old");
+        assert_eq!(answer(), Reservation::CountAgain, "it is old");
     }
 }

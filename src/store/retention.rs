@@ -6,12 +6,13 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
+use crate::connection::statement::with_pieces;
 use crate::file::FileRecord;
 use crate::job::{JobId, Retention};
-use crate::store::files::{FileRow, file_row_columns};
+use crate::store::files::{FILE_COLUMNS, FileRow};
 use crate::store::{Error, Store};
 
 /// How many rows one statement takes at most, so that the first clean-up of a year's jobs blocks nothing for long.
@@ -38,67 +39,8 @@ pub(super) struct Cursors {
     lanes: Mutex<(String, String)>,
 }
 
-/// The time and id from which on everything older of a consumer is past the retention `$2` (count) and `$3` (seconds): those of the first
-/// row too many among `$among`, or of the time that is too long ago.
-macro_rules! past {
-    ($among:literal) => {
-        concat!(
-            "(select finished_at, id from (
-                (select f.finished_at, f.id from exports f
-                 where $2::bigint is not null and coalesce(f.consumer_id, '') = whose.consumer_id and ",
-            $among,
-            "
-                 order by f.finished_at desc, f.id desc offset $2 limit 1)
-                union all
-                select clock_timestamp() - make_interval(secs => $3), '00000000-0000-0000-0000-000000000000'::uuid
-                where $3::float8 is not null) bounds
-              order by finished_at desc, id desc limit 1)"
-        )
-    };
-}
-
-/// Whether the job `f` is an export that a consumer which acknowledges has not acknowledged, and was published less than so many seconds ago.
-/// Numbers that a restore has set back or skipped are compared as they are: at worst an export is kept for longer, or as if nobody
-/// acknowledged.
-macro_rules! is_spared {
-    ($seconds:literal) => {
-        concat!(
-            "exists (
-               select from cdc_export.lanes l
-               where l.consumer_id = f.consumer_id and l.dataset = f.dataset and f.number > l.acknowledged
-                 and extract(epoch from clock_timestamp() - f.published_at) < ",
-            $seconds,
-            ")"
-        )
-    };
-}
-
-/// Files of the destination `$4` and the consumers `$1` that are past the retention, are not spared (`$6`), and of which `$which` holds.
-macro_rules! files_past {
-    ($among:literal, $which:literal) => {
-        concat!(
-            "select ",
-            file_row_columns!(),
-            ", (select e.number from cdc_export.lanes l
-                where l.consumer_id = e.consumer_id and l.dataset = e.dataset and e.number > l.acknowledged) as unacknowledged
-             from unnest($1::text[]) as whose (consumer_id)
-             cross join lateral ",
-            past!($among),
-            " past
-             cross join lateral (
-               select f.* from exports f
-               where f.destination_id = $4 and coalesce(f.consumer_id, '') = whose.consumer_id
-                 and f.status = 'completed' and f.published_at is not null and f.file_removed_at is null
-                 and (f.finished_at, f.id) <= (past.finished_at, past.id) and not ",
-            is_spared!("$6"),
-            " and ",
-            $which,
-            "
-               order by f.finished_at, f.id limit $5) e
-             limit $5"
-        )
-    };
-}
+/// Up to which job a consumer's jobs are past the retention of jobs.
+const BOUNDS_OF_JOBS: (&str, &str) = ("retention/bounds_of_jobs.sql", include_str!("retention/bounds_of_jobs.sql"));
 
 /// A file that is past a retention.
 #[derive(Debug)]
@@ -138,27 +80,16 @@ impl Store {
     ) -> Result<Vec<PastFile>, Error> {
         let (cursor, statement) = match retained {
             Retained::Files => {
-                let files = sqlx::query_as(concat!(
-                    "-- store.retention.files_past\n ",
-                    files_past!(
-                        "f.destination_id = $4 and f.status = 'completed' and f.published_at is not null and f.file_removed_at is null",
-                        // The service of the database that made a file removes it.
-                        "f.database_id = (select cdc_export.database_id())"
-                    )
-                ));
-                (&self.cursors.files, files)
+                (&self.cursors.files, with_pieces(include_str!("retention/files_past.sql"), &[FILE_COLUMNS]))
             }
             Retained::Jobs => {
-                let files = sqlx::query_as(concat!(
-                    "-- store.retention.files_of_jobs_past\n ",
-                    files_past!("f.finished_at is not null", "true")
-                ));
-                (&self.cursors.files_of_jobs, files)
+                let pieces = [BOUNDS_OF_JOBS, FILE_COLUMNS];
+                (&self.cursors.files_of_jobs, with_pieces(include_str!("retention/files_of_jobs_past.sql"), &pieces))
             }
         };
         let read_past = self.in_index_order(async |tx| {
             let (consumers, next) = consumers(tx, &read(cursor), retention).await?;
-            let statement = statement
+            let statement = sqlx::query_as(AssertSqlSafe(statement))
                 .bind(consumers)
                 .bind(retention.count.map(|count| count as i64))
                 .bind(retention.age.map(|age| age.as_secs_f64()))
@@ -178,42 +109,10 @@ impl Store {
     /// is not acknowledged is spared as in [`files_past`](Store::files_past), and as long what a receiver is still to be told.
     pub async fn forget_jobs_past(&self, retention: &Retention, spare: Duration) -> Result<u64, Error> {
         let cursor = &self.cursors.jobs;
-        let statement = sqlx::query(concat!(
-            "-- store.retention.forget_jobs_past
-             delete from exports where id = any (array(
-               select e.id from unnest($1::text[]) as whose (consumer_id)
-               cross join lateral ",
-            past!("f.finished_at is not null"),
-            " past
-               cross join lateral (
-                 select f.id from exports f
-                 where coalesce(f.consumer_id, '') = whose.consumer_id
-                   and f.finished_at is not null and (f.status <> 'completed' or f.file_removed_at is not null)
-                   and (f.finished_at, f.id) <= (past.finished_at, past.id) and not ",
-            is_spared!("$5"),
-            "
-                   and not exists (
-                     select from cdc_export.deliveries d
-                     where d.job = f.id and d.delivered_at is null and d.dead_at is null
-                       and extract(epoch from clock_timestamp() - d.created_at) < $5)
-                   and (f.published_at is null or f.lane_sequence is null or exists (
-                     select from exports l
-                     where l.consumer_id = f.consumer_id and l.dataset = f.dataset and l.lane_sequence > f.lane_sequence
-                       and l.status = 'completed' and l.published_at is not null))
-                   and not exists (
-                     select from cdc_export.destinations d
-                     cross join lateral (
-                       select k.number from exports k
-                       where k.destination_id = d.id and k.consumer_id = f.consumer_id and k.dataset = f.dataset
-                         and k.number is not null and k.file_removed_at is null
-                       order by k.number limit 1) kept
-                     where kept.number < f.number)
-                 order by f.finished_at, f.id limit $4) e
-               limit $4))"
-        ));
         let forget_past = self.in_index_order(async |tx| {
             let (consumers, next) = consumers(tx, &read(cursor), retention).await?;
-            let statement = statement
+            let statement = with_pieces(include_str!("retention/forget_jobs_past.sql"), &[BOUNDS_OF_JOBS]);
+            let statement = sqlx::query(AssertSqlSafe(statement))
                 .bind(consumers)
                 .bind(retention.count.map(|count| count as i64))
                 .bind(retention.age.map(|age| age.as_secs_f64()))

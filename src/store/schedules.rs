@@ -127,25 +127,8 @@ impl Store {
     pub async fn heal(&self, schedule: &Schedule, destination: Option<Uuid>, terms: Terms) -> Result<Asked, Error> {
         let Lane { consumer, dataset } = schedule.lane();
         // The row of the schedule is locked: who waits for it finds another last job there.
-        let statement = sqlx::query(
-            "-- store.schedules.heal
-             select e.id from cdc_export.schedules s join exports e on e.id = s.last_job
-             where s.name = $1 and e.consumer_id = $2 and e.dataset = $3
-               and e.status = 'failed' and e.error_code = 'full_export_needed' and e.export_type <> 'full'
-               and not exists (
-                 select from exports later
-                 where later.consumer_id = e.consumer_id and later.dataset = e.dataset and later.lane_sequence > e.lane_sequence)
-               and not exists (
-                 select from exports h
-                 where h.id = s.healed_by and h.finished_at between clock_timestamp() - interval '1 hour' and clock_timestamp() and not exists (
-                   select from exports good
-                   where good.consumer_id = h.consumer_id and good.dataset = h.dataset and good.lane_sequence > h.lane_sequence
-                     and good.status = 'completed' and good.export_type <> 'full'))
-             for update of s",
-        )
-        .bind(&schedule.name)
-        .bind(consumer.as_str())
-        .bind(dataset);
+        let statement =
+            sqlx::query(include_str!("schedules/heal.sql")).bind(&schedule.name).bind(consumer.as_str()).bind(dataset);
         self.with(async |conn| {
             let mut tx = conn.begin().await?;
             let made = match statement.fetch_optional(&mut *tx).await? {

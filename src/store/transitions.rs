@@ -1,9 +1,11 @@
-//! A job's transitions after its claim: each statement that changes a status then runs in [`step`] or `Store::transitions`, and what it
-//! changed is told in one place, `Store::tell`.
+//! Changes the status of a job after its claim, and announces the change.
 //!
-//! What must be true together with a transition belongs into its transaction, beside [`step`], as do the deliveries of an end's event. What
-//! only has to be heard of it in this process belongs into `tell`: the process whose statement ended a job counts the end, logs it and wakes
-//! the job's followers. Of all processes at most one does: none, where that process dies between the two, or the statement's answer is lost.
+//! [`transition`] runs the statement that changes the status. It records the deliveries of the job's end in the same transaction, so a
+//! delivery exists if and only if the transition committed.
+//!
+//! After the commit, [`Store::announce`] counts the end in the metrics, writes the log event and wakes the job's followers. Each end is
+//! announced by at most one process. If that process dies between the two, or loses the answer to the commit, nothing is announced. So
+//! nothing that must never be missing belongs there.
 
 use sqlx::postgres::PgArguments;
 use sqlx::query::QueryAs;
@@ -17,7 +19,7 @@ use crate::store::{Error, Store, deliveries};
 use crate::telemetry::job_event;
 use crate::telemetry::metrics::{self, Completed, ExportLabels};
 
-/// What a statement made of a job.
+/// A committed change of a job's status.
 #[derive(Clone, Debug)]
 pub struct Transition {
     /// The job's status before, as clients saw it.
@@ -26,9 +28,11 @@ pub struct Transition {
     pub job: Job,
 }
 
-/// What a statement of a transition returns: `was`, which is the status before, and the job's columns.
+/// A change of a job's status in a transaction that may not be committed yet. A statement returns it as the column `was` and the job's
+/// columns.
 #[derive(sqlx_macros::FromRow)]
 pub(super) struct TransitionRow {
+    /// The status before, as clients saw it.
     was: String,
     #[sqlx(flatten)]
     job: JobRow,
@@ -42,11 +46,13 @@ impl TryFrom<TransitionRow> for Transition {
     }
 }
 
+/// A statement that changes statuses, and returns a row for each job that it changed.
 type Statement<'q> = QueryAs<'q, Postgres, TransitionRow, PgArguments>;
 
-/// Runs a statement that changes one job's status, in a transaction, and writes down which listeners are to be told of its end. `None`: it
-/// changed nothing.
-pub(super) async fn step(
+/// Runs a statement that changes one job's status, and records the deliveries of the job's end. Must run in a transaction.
+///
+/// Returns `None` if the statement changed nothing.
+pub(super) async fn transition(
     conn: &mut PgConnection,
     listeners: &[Listener],
     statement: Statement<'_>,
@@ -56,50 +62,56 @@ pub(super) async fn step(
     Ok(row)
 }
 
+/// Runs a statement that changes many jobs' statuses, and records the deliveries of their ends. Must run in a transaction.
+async fn transition_all(
+    conn: &mut PgConnection,
+    listeners: &[Listener],
+    statement: Statement<'_>,
+) -> Result<Vec<TransitionRow>, Error> {
+    let rows = statement.fetch_all(&mut *conn).await?;
+    plan_deliveries(conn, listeners, &rows).await?;
+    Ok(rows)
+}
+
+/// Inserts the deliveries of the jobs whose status changed for clients. The status of a job that was asked to stop has not changed.
 async fn plan_deliveries(conn: &mut PgConnection, listeners: &[Listener], rows: &[TransitionRow]) -> Result<(), Error> {
-    // Of a job that was asked to stop clients see no other status.
     let changed: Vec<_> = rows.iter().filter(|row| row.was != row.job.status).map(|row| &row.job).collect();
     deliveries::plan(conn, listeners, &changed).await
 }
 
 impl Store {
-    /// Runs a statement that changes one job's status, in a transaction of its own, and tells what it changed. `cause` is the error that
+    /// Runs a statement that changes one job's status in a transaction of its own, and announces the change. `cause` is the error that
     /// ended the job, with its causes, for the log.
     pub(super) async fn transition(
         &self,
         statement: Statement<'_>,
         cause: Option<&str>,
     ) -> Result<Option<Transition>, Error> {
-        let row = self.transaction(async |tx| step(tx, &self.listeners, statement).await).await?;
-        row.map(|row| self.told(row, cause)).transpose()
+        let row = self.transaction(async |tx| transition(tx, &self.listeners, statement).await).await?;
+        row.map(|row| self.announce(row, cause)).transpose()
     }
 
-    /// Runs a statement that changes many jobs' statuses, in a transaction of its own, and tells what it changed.
-    pub(super) async fn transitions(&self, statement: Statement<'_>) -> Result<Vec<Transition>, Error> {
-        let changed = self.transaction::<_, Error>(async |tx| {
-            let rows = statement.fetch_all(&mut *tx).await?;
-            plan_deliveries(tx, &self.listeners, &rows).await?;
-            Ok(rows)
-        });
-        let rows = changed.await?;
-        Ok(rows.into_iter().filter_map(|row| skip_unreadable(self.told(row, None))).collect())
+    /// Runs a statement that changes many jobs' statuses in a transaction of its own, and announces the changes.
+    pub(super) async fn transition_all(&self, statement: Statement<'_>) -> Result<Vec<Transition>, Error> {
+        let rows = self.transaction(async |tx| transition_all(tx, &self.listeners, statement).await).await?;
+        Ok(rows.into_iter().filter_map(|row| skip_unreadable(self.announce(row, None))).collect())
     }
 
-    /// Tells of a transition whose transaction is committed, and returns it.
+    /// Announces a transition whose transaction is committed, and returns it.
     ///
     /// # Errors
-    /// If this version doesn't know a word of the job's. The transition has happened.
-    pub(super) fn told(&self, row: TransitionRow, cause: Option<&str>) -> Result<Transition, Error> {
+    /// If this version doesn't know a word in the job's row. The transition has happened all the same.
+    pub(super) fn announce(&self, row: TransitionRow, cause: Option<&str>) -> Result<Transition, Error> {
         let transition = Transition::try_from(row)?;
         if transition.from != transition.job.status {
-            self.tell(&transition.job, cause);
+            self.announce_status(&transition.job, cause);
         }
         Ok(transition)
     }
 
-    /// Tells the job's followers of its new status, and of an end the log and the metrics.
-    fn tell(&self, job: &Job, cause: Option<&str>) {
-        // Without followers nobody listens.
+    /// Wakes the job's followers. If the job has ended, counts the end and writes the log event.
+    fn announce_status(&self, job: &Job, cause: Option<&str>) {
+        // The only error is that there are no followers.
         let _ = self.endings.send(job.id);
         let labels = ExportLabels { dataset: &job.dataset, export_type: job.export_type.as_str() };
         match job.status {
@@ -123,28 +135,28 @@ impl Store {
         metrics::job_ended(labels, job.status.as_str());
     }
 
-    /// Tells from now on which jobs this process brings to their end, or back into the queue. A hint: other processes end jobs too.
+    /// Subscribes to the jobs that this process ends, or returns to the queue, from now on. Other processes end jobs as well.
     pub fn endings(&self) -> Endings {
         Endings(self.endings.subscribe())
     }
 }
 
-/// From the start of a job's first attempt to the commit.
+/// Returns the seconds from the start of a job's first attempt to the commit.
 fn seconds(job: &Job) -> f64 {
     let time = job.started_at.zip(job.finished_at).map(|(started, finished)| finished - started);
     time.and_then(|time| time.to_std().ok()).unwrap_or_default().as_secs_f64()
 }
 
-/// Hints that a job has ended.
+/// A subscription to the jobs that this process ends.
 #[derive(Debug)]
 pub struct Endings(broadcast::Receiver<JobId>);
 
-/// What has ended.
+/// A job that may have ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// This job.
     Job(JobId),
-    /// More jobs than could be told: it may be any.
+    /// Any job: the subscriber was too slow, and missed some.
     Any,
 }
 
@@ -167,7 +179,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_one_pool_sees_end_another_tells() {
+    async fn stores_over_two_pools_share_their_endings() {
         let pool = || PgPoolOptions::new().connect_lazy("postgres://nobody@localhost/nowhere").unwrap();
         let worker = Store::new(pool());
         let (job, other) = (JobId::random(), JobId::random());
@@ -176,7 +188,7 @@ mod tests {
             worker.endings.send(ended).unwrap();
             assert_eq!(endings.next().now_or_never(), Some(Ending::Job(ended)));
         }
-        assert_eq!(endings.next().now_or_never(), None, "it is told once");
+        assert_eq!(endings.next().now_or_never(), None, "each ending is received once");
         for _ in 0..100 {
             worker.endings.send(other).unwrap();
         }

@@ -66,34 +66,14 @@ impl Store {
         let (consumer, dataset) = after.map_or(("", ""), |lane| (lane.consumer.as_str(), lane.dataset));
         let among = among.map(|ids| ids.iter().map(ConsumerId::as_str).collect::<Vec<_>>());
         let (first, last) = among.map_or((vec![""], vec!["~"]), |ids| (ids.clone(), ids));
-        let statement = sqlx::query_as(
-            "-- store.watermarks.places
-             select k.consumer_id, k.dataset, w.last_exported_at
-             from (
-               select places.consumer_id, places.dataset
-               from unnest($4::text[], $5::text[]) as range (first, last)
-               cross join lateral (
-                 (select consumer_id, dataset from watermarks
-                  where (consumer_id, dataset) > ($1, $2) and consumer_id between range.first and range.last
-                    and consumer_id ~ $6 and dataset ~ $7
-                  order by 1, 2 limit $3)
-                 union
-                 -- Exports without a consumer have a row too, under a name that no consumer has.
-                 (select consumer_id, dataset from cdc_export.lanes
-                  where (consumer_id, dataset) > ($1, $2) and consumer_id between range.first and range.last
-                    and consumer_id ~ $6 and dataset ~ $7
-                  order by 1, 2 limit $3)) places
-               order by 1, 2 limit $3) k
-             left join watermarks w using (consumer_id, dataset)
-             order by 1, 2",
-        )
-        .bind(consumer)
-        .bind(dataset)
-        .bind(i64::from(limit))
-        .bind(first)
-        .bind(last)
-        .bind(CONSUMER)
-        .bind(DATASET);
+        let statement = sqlx::query_as(include_str!("watermarks/places.sql"))
+            .bind(consumer)
+            .bind(dataset)
+            .bind(i64::from(limit))
+            .bind(first)
+            .bind(last)
+            .bind(CONSUMER)
+            .bind(DATASET);
         let rows: Vec<(String, String, Option<DateTime<Utc>>)> =
             self.in_index_order(async |tx| statement.fetch_all(tx).await).await?;
         let place = |(consumer, dataset, last_exported_at): (String, String, _)| {
@@ -157,36 +137,8 @@ pub(crate) async fn advance(conn: &mut PgConnection, lane: Lane<'_>, advance: &A
         _ => new_position.snapshot.as_ref(),
     };
     let statement = match position.version {
-        None => sqlx::query(
-            "-- store.watermarks.first
-             insert into watermarks
-               (consumer_id, dataset, last_exported_at, saved_last_exported_at, updated_at, version, live_snapshot, deletions_snapshot, table_oid, relfilenode,
-                table_columns_hash, cluster_id, saved_at, log_sequence, deletions_saved_at, deletions_log_sequence,
-                definition_hash, column_types, guard_state)
-             select $1, $2, $3, $3, clock_timestamp(), 1, $6::text::pg_snapshot, $7::text::pg_snapshot, $8, $9, $10, $11,
-               clock_timestamp(), log.sequence, clock_timestamp(), log.sequence, md5($13), $14, $15
-             from (select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'sequence')::regclass), 0)
-                     as sequence) log
-             on conflict (consumer_id, dataset) do nothing",
-        ),
-        Some(_) => sqlx::query(
-            "-- store.watermarks.advance
-             update watermarks
-             set last_exported_at = $3, saved_last_exported_at = $3, version = version + 1,
-                 updated_at = case when last_exported_at is distinct from $3 then greatest(clock_timestamp(), updated_at) else updated_at end,
-                 live_snapshot = $6::text::pg_snapshot,
-                 -- Deletions that were given up are due until a full export has made up for them.
-                 deletions_snapshot = case when log_lost is null or $12 = 'full' then $7::text::pg_snapshot end,
-                 log_lost = case when $12 <> 'full' then log_lost end, file_lost = file_lost and $12 <> 'full',
-                 table_oid = $8, relfilenode = $9, table_columns_hash = $10, cluster_id = $11,
-                 saved_at = clock_timestamp(), log_sequence = log.sequence,
-                 definition_hash = md5($13), column_types = $14, guard_state = $15,
-                 deletions_saved_at = case when deletions_snapshot::text = $7 then deletions_saved_at else clock_timestamp() end,
-                 deletions_log_sequence = case when deletions_snapshot::text = $7 then deletions_log_sequence else log.sequence end
-             from (select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'sequence')::regclass), 0)
-                     as sequence) log
-             where consumer_id = $1 and dataset = $2 and version = $4 and last_exported_at is not distinct from $5",
-        ),
+        None => sqlx::query(include_str!("watermarks/first.sql")),
+        Some(_) => sqlx::query(include_str!("watermarks/advance.sql")),
     };
     let table = &new_position.table;
     let moved = statement

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use crate::source_files::{Use, source_files, uses};
+use crate::source_files::{SourceFile, Use, source_files, texts, uses};
 
 const NOUNS: [&str; 13] = [
     "broker",
@@ -293,7 +293,10 @@ fn every_statement_is_headed_by_its_name() {
             for call in ["query(", "query_as(", "query_scalar(", "raw_sql("] {
                 for (at, _) in code.match_indices(call) {
                     let text: String = code[at + call.len()..].chars().take(100).collect();
-                    let text = text.trim_start().trim_start_matches("concat!(").trim_start();
+                    // A function that puts pieces into the statement.
+                    let made = text.trim_start().trim_start_matches("AssertSqlSafe(");
+                    let with_pieces = made.strip_prefix("with_").and_then(|call| call.split_once('('));
+                    let text = with_pieces.map_or(text.trim_start(), |(_, statement)| statement.trim_start());
                     if let Some(included) = text.strip_prefix("include_str!(\"") {
                         let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
                         let path = src.join(file).with_file_name(included.split('"').next().unwrap());
@@ -309,8 +312,48 @@ fn every_statement_is_headed_by_its_name() {
     }
 }
 
-/// `routes!` takes route and description from the handler; what `route` adds has none. That is for pages, which people
-/// look at.
+/// A longer statement is a `.sql` file, which can be read and run.
+#[test]
+fn a_statement_in_code_has_at_most_ten_lines() {
+    // Pieces and functions that depend on the table, and what runs before there is a schema.
+    let longer = [
+        ("apply/catalog.rs", 1),
+        ("apply/position.rs", 1),
+        ("connection.rs", 1),
+        ("postgres/schema.rs", 1),
+        ("source/capture/function_text.rs", 2),
+        ("source/lag.rs", 2),
+        ("source/select.rs", 1),
+    ];
+    let words = ["select ", "insert into ", "update ", "delete from ", "create "];
+    let mut found = BTreeMap::new();
+    for SourceFile { name, code, .. } in source_files() {
+        for text in texts(&code) {
+            // The first line is the statement's name.
+            if text.trim().lines().count() > 11 && words.iter().any(|word| text.contains(word)) {
+                *found.entry(name.clone()).or_insert(0) += 1;
+            }
+        }
+    }
+    assert_eq!(found, longer.map(|(file, texts)| (file.to_owned(), texts)).into());
+}
+
+/// SQL that several statements share is a piece: a `.sql` file that they include.
+#[test]
+fn no_macro_makes_sql() {
+    let words = ["select ", "from ", "where ", "update ", "insert ", "returning ", "case when ", " as "];
+    for file in source_files().iter().filter(|file| matches!(file.top(), "apply" | "source" | "store")) {
+        for call in ["macro_rules!", "concat!("] {
+            for (at, _) in file.code.match_indices(call) {
+                let body = file.code[at..].split("\n}").next().unwrap();
+                let sql = texts(body).into_iter().find(|text| words.iter().any(|word| text.contains(word)));
+                assert_eq!(sql, None, "src/{}: {call}", file.name);
+            }
+        }
+    }
+}
+
+/// `routes!` takes route and description from the handler; what `route` adds has none. That is for pages, which people look at.
 #[test]
 fn a_route_is_documented() {
     for (file, code) in &code_by_module()["http"] {

@@ -80,6 +80,7 @@ mod settings;
 mod soft_deletes;
 mod source_files;
 mod startup;
+mod statements;
 mod strict;
 mod subscriptions;
 mod tables;

@@ -118,10 +118,20 @@ pub(crate) fn uses(files: &[SourceFile]) -> BTreeSet<Use> {
     uses
 }
 
+/// The texts of code, in their order, with their escapes.
+pub(crate) fn texts(code: &str) -> Vec<String> {
+    separate_texts(code).1
+}
+
 /// Code without the texts and the comments at the ends of its lines.
 fn without_texts(code: &str) -> String {
+    separate_texts(code).0
+}
+
+fn separate_texts(code: &str) -> (String, Vec<String>) {
     let code: Vec<char> = code.chars().collect();
-    let (mut kept, mut at) = (String::new(), 0);
+    let (mut kept, mut texts, mut at) = (String::new(), Vec::new(), 0);
+    let text = |begin: usize, end: usize| code[begin..end.min(code.len())].iter().collect();
     let find = |from: usize, wanted: &dyn Fn(usize) -> bool| (from..code.len()).find(|at| wanted(*at));
     while at < code.len() {
         let next = |n: usize| code.get(at + n).copied().unwrap_or(' ');
@@ -130,13 +140,18 @@ fn without_texts(code: &str) -> String {
             'r' if next(1) == '"' || next(1) == '#' && next(2) == '"' => {
                 let hashes = usize::from(next(1) == '#');
                 let ends = |at: usize| code[at] == '"' && (hashes == 0 || code.get(at + 1) == Some(&'#'));
-                at = find(at + 2 + hashes, &ends).unwrap_or(code.len()) + 1 + hashes;
+                let begin = at + 2 + hashes;
+                let end = find(begin, &ends).unwrap_or(code.len());
+                texts.push(text(begin, end));
+                at = end + 1 + hashes;
             }
             '"' => {
-                at += 1;
+                let begin = at + 1;
+                at = begin;
                 while at < code.len() && code[at] != '"' {
                     at += if code[at] == '\\' { 2 } else { 1 };
                 }
+                texts.push(text(begin, at));
                 at += 1;
             }
             '\'' if next(1) == '\\' => at = find(at + 3, &|at| code[at] == '\'').unwrap_or(code.len()) + 1,
@@ -147,7 +162,7 @@ fn without_texts(code: &str) -> String {
             }
         }
     }
-    kept
+    (kept, texts)
 }
 
 /// The trees of all `use` declarations, with whether they are `pub`, and the code without them.

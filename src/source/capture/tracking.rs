@@ -7,11 +7,11 @@ use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
 use crate::connection::failure::SqlFailure;
+use crate::connection::statement::with_pieces;
 use crate::dataset::fault::Faults;
 use crate::dataset::{Capture, Dataset, Table, TableSchema};
 use crate::source::capture::{Error, function_text, functions, one_at_a_time, stamps};
 use crate::source::captured::CAPTURE;
-use crate::source::statement::with_pieces;
 use crate::source::trigger::TriggerKind;
 use crate::source::{quote, table_schema};
 

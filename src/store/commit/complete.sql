@@ -1,0 +1,51 @@
+-- store.commit.complete
+-- Completes a job and records its files. Returns the job, unless another worker has the lease or a client cancelled.
+-- $1 uuid: the job
+-- $2 uuid: the lease token
+-- $3 bigint: the rows of all files
+-- $4 bigint: the bytes of all files
+-- $5 text: the SHA-256 of the files
+-- $6 text: the hidden name of the first file
+-- $7 timestamptz: the watermark when the export began
+-- $8 timestamptz: the watermark that it saves
+-- $9 uuid: the destination
+-- $10 text: the guard's word
+-- $11 bigint: rows that only the log found
+-- $12 integer: open transactions that had changed something
+-- $13 float8: the age of the oldest of them in seconds
+-- $14 boolean: true if the table was rewritten
+-- $15 text: the names and types of the files' columns
+-- $16 bigint: deleted rows of which only the key is known
+-- $17 uuid: the export that the lane's marker named
+-- $18 jsonb: the files' columns, for the manifest
+-- $19 bigint: deletions that were not captured
+-- $20 jsonb[]: of each file: its place
+-- $21 text[]: of each file: its hidden name
+-- $22 bigint[]: of each file: its bytes
+-- $23 bigint[]: of each file: its rows
+-- $24 text[]: of each file: its SHA-256
+with completed as (
+  update exports e
+  set status = 'completed', progress = 100, finished_at = greatest(clock_timestamp(), e.started_at),
+      lease_token = null, lease_owner = null, lease_expires_at = null, purge_hold = null,
+      error_code = null, error_detail = null,
+      rows_exported = $3, bytes_written = $4, sha256 = $5, staged_name = $6, destination_id = $9,
+      watermark_from = $7, watermark_to = $8,
+      continuity = $10, late_rows = $11, open_transactions = $12, oldest_transaction_seconds = $13,
+      table_rewritten = $14, key_only_deletes = $16, quiet_deletes = $19, marker_seen = $17,
+      file_columns = $18, columns_hash = md5($15),
+      schema_changed = (
+        select l.columns_hash <> md5($15) from exports l
+        where l.consumer_id = e.consumer_id and l.dataset = e.dataset and l.lane_sequence < e.lane_sequence
+          and l.status = 'completed'
+        order by l.lane_sequence desc limit 1)
+  where e.id = $1 and e.lease_token = $2 and e.status = 'processing' and e.cancel_requested_at is null
+  returning e.id
+),
+recorded as (
+  insert into cdc_export.files (job, part, staged_name, place, bytes, rows, sha256)
+  select completed.id, p.part, p.staged_name, p.place, p.bytes, p.rows, p.sha256
+  from completed
+  cross join unnest($20, $21, $22, $23, $24) with ordinality as p (place, staged_name, bytes, rows, sha256, part)
+)
+select id from completed

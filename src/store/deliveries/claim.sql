@@ -1,0 +1,28 @@
+-- store.deliveries.claim
+-- Claims due deliveries of a receiver, the oldest first, and returns them with their jobs.
+-- $1 text: the receiver
+-- $2 bigint: how many deliveries
+-- $3 float8: the length of the lease in seconds
+-- $4 boolean: true for only deliveries that were requested again, without an attempt since
+with due as materialized (
+  select id
+  from cdc_export.deliveries
+  where endpoint = $1 and delivered_at is null and run_at <= statement_timestamp()
+    and (manually_requested or not $4)
+  order by run_at
+  limit $2
+  for update skip locked
+),
+d as (
+  update cdc_export.deliveries d
+  set rescheduled_at = clock_timestamp(), run_at = clock_timestamp() + make_interval(secs => $3)
+  from due
+  where d.id = due.id
+  returning d.*
+)
+select
+  -- include deliveries/columns.sql
+  ,
+  -- include job_columns.sql
+from d
+join exports e on e.id = d.job

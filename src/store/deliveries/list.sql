@@ -1,0 +1,13 @@
+-- store.deliveries.list
+-- Returns a page of deliveries, newest first. The condition on the status is a literal one, so that an index has them.
+-- $1 uuid: only deliveries before this one
+-- $2 text: the receiver; null: any
+-- $3 bigint: how many deliveries
+select
+  -- include deliveries/columns.sql
+from cdc_export.deliveries d
+where d.id < $1 and ($2 is null or d.endpoint = $2) and (
+  -- include condition
+)
+order by d.id desc
+limit $3

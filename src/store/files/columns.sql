@@ -1,0 +1,8 @@
+-- The columns of `files::FileRow`, of a completed job `e`.
+e.id, e.consumer_id, e.dataset, e.format, e.compression, e.destination_id, e.marker_seen, e.finished_at, e.traceparent,
+e.output_filename as name, e.sha256,
+(select cdc_export.database_id()) as database,
+e.database_id = (select cdc_export.database_id()) as is_own,
+e.published_at is not null as is_published,
+case when e.published_at is null then e.manifest end as manifest,
+(select f.files from cdc_export.export_files f where f.job = e.id) as files

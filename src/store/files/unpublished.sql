@@ -1,0 +1,10 @@
+-- store.files.unpublished
+-- Returns the committed files without final names, of one destination and of all other databases.
+-- $1 uuid: the destination
+select
+  -- include files/columns.sql
+from exports e
+where e.status = 'completed' and e.published_at is null
+  and (e.destination_id = $1 or e.database_id <> (select cdc_export.database_id()))
+order by e.finished_at
+limit 1000

@@ -1,0 +1,22 @@
+-- The columns of `job_row::JobRow`, of a job `e`: the job as clients see it. A completed job whose files have no final
+-- names yet is still processing, at 99 percent.
+e.id, e.consumer_id, e.dataset, e.export_type, e.format, e.compression, e.selection, e.max_file_bytes,
+e.has_after, e.after_job, e.after_sha256, e.retry_of, e.traceparent, e.output_filename,
+case when e.status = 'completed' and e.published_at is null then 'processing' else e.status end as status,
+case when e.status = 'completed' and e.published_at is null then 99::smallint else e.progress end as progress,
+e.attempt, e.rows_exported, e.bytes_written, e.error_code, e.error_detail, e.cancel_requested_at,
+-- Of a published export only.
+case when e.published_at is not null then (
+  select f.files from cdc_export.export_files f where f.job = e.id) end as files,
+case when e.published_at is not null then e.digest end as digest,
+case when e.published_at is not null then e.number end as number,
+case when e.published_at is not null then (
+  select e.number <= l.acknowledged from cdc_export.lanes l
+  where l.consumer_id = e.consumer_id and l.dataset = e.dataset) end as acknowledged,
+-- The report.
+e.schema_changed, e.continuity, e.late_rows, e.key_only_deletes, e.quiet_deletes, e.open_transactions,
+e.oldest_transaction_seconds, e.table_rewritten, e.watermark_from, e.watermark_to,
+-- The times.
+e.created_at, e.started_at,
+case when e.status = 'pending' and e.attempt > 0 then e.run_at end as next_attempt_at,
+case when e.status <> 'completed' or e.published_at is not null then e.finished_at end as finished_at

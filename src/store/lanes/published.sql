@@ -1,0 +1,12 @@
+-- store.lanes.published
+-- Returns a lane's exports after a number, in the order of their numbers.
+-- $1 text: the consumer
+-- $2 text: the dataset
+-- $3 bigint: the number
+-- $4 bigint: how many exports
+select
+  -- include job_columns.sql
+from exports e
+where e.consumer_id = $1 and e.dataset = $2 and e.number > $3
+order by e.number
+limit $4

@@ -1,0 +1,14 @@
+-- store.manifests.planned
+-- Returns what the manifest of a committed export is made of, and its text if it is written. The lane waits for this
+-- export, so all who ask get the same.
+-- $1 uuid: the job
+-- $2 text: its final name
+select e.manifest, e.file_columns, coalesce(l.last_number, 0) + 1 as next_number,
+  (select before.digest from exports before
+   where before.consumer_id = e.consumer_id and before.dataset = e.dataset and before.number is not null
+   order by before.number desc limit 1) as previous,
+  -- include job_columns.sql
+from exports e
+left join cdc_export.lanes l on l.consumer_id = e.consumer_id and l.dataset = e.dataset
+where e.id = $1 and e.status = 'completed' and e.published_at is null and e.output_filename = $2
+  and e.consumer_id is not null

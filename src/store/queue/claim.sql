@@ -1,0 +1,33 @@
+-- store.queue.claim
+-- Claims the oldest job that is ready, and returns it with the identity of the database.
+-- $1 text[]: the formats that the process knows
+-- $2 text[]: the compressions that it knows
+-- $3 text[]: the datasets in its catalog
+-- $4 uuid: its destination
+-- $5 uuid: the new lease token
+-- $6 text: the name of the process, for people
+-- $7 float8: the length of the lease in seconds
+-- $8 timestamptz: the claim scan start; the scan skips jobs that were ready before
+with ready as materialized (
+  select r.id
+  from exports r
+  where r.run_at between $8 and statement_timestamp() and
+    -- include queue/claimable.sql
+  order by r.run_at, r.created_at
+  limit 1
+  for update skip locked
+)
+update exports e
+set status = 'processing', attempt = e.attempt + 1, progress = 0, rows_exported = 0, bytes_written = 0,
+    lease_token = $5, lease_owner = $6, lease_expires_at = clock_timestamp() + make_interval(secs => $7),
+    destination_id = $4, purge_hold = pg_current_snapshot(), continuity = null,
+    -- The times of a lane never go back, even if the clock did: retention counts from the newest.
+    started_at = coalesce(e.started_at, greatest(clock_timestamp(), e.created_at, (
+      select l.finished_at from exports l
+      where l.consumer_id = e.consumer_id and l.dataset = e.dataset and l.lane_sequence < e.lane_sequence
+        and l.status = 'completed'
+      order by l.lane_sequence desc limit 1)))
+from ready
+where e.id = ready.id
+returning cdc_export.database_id() as database,
+  -- include job_columns.sql

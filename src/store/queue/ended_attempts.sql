@@ -1,0 +1,16 @@
+-- store.queue.ended_attempts
+-- Returns which hidden files are left over, by their places among the parameters, and whether each may be removed.
+-- $1 uuid[]: the job of each file
+-- $2 uuid[]: the token of each
+-- $3 text[]: the identity of the database of each
+-- $4 boolean[]: true for a publisher's marker
+select a.place,
+  -- A job that the database doesn't know may be that of a clone, which has the same identity. A marker of a committed
+  -- job gets its final name soon.
+  e.id is not null and (not a.is_marker or e.status <> 'completed' or e.published_at is not null) as is_removable
+from unnest($1, $2, $3, $4) with ordinality as a (id, token, database, is_marker, place)
+left join exports e on e.id = a.id
+where a.database = (select cdc_export.database_id())
+  -- The attempt neither runs nor completed the job.
+  and e.lease_token is distinct from a.token
+  and (e.staged_name is null or e.staged_name not like '%' || a.token || '%')

@@ -1,0 +1,49 @@
+-- store.retention.forget_jobs_past
+-- Deletes jobs that are past the retention and have no file any more, the oldest of each consumer first.
+-- $1 text[]: the consumers; the empty one has the ad-hoc exports
+-- $2 bigint: how many ended jobs of a consumer are kept; null: any number
+-- $3 float8: for how many seconds a job is kept; null: for ever
+-- $4 bigint: how many jobs are deleted at most
+-- $5 float8: for how many seconds an unacknowledged export, or one with an open delivery, is kept
+-- include retention/bounds_of_jobs.sql
+,
+past as (
+  select e.id
+  from bounds
+  cross join lateral (
+    select f.id
+    from exports f
+    where coalesce(f.consumer_id, '') = bounds.consumer_id
+      and f.finished_at is not null and (f.status <> 'completed' or f.file_removed_at is not null)
+      and (f.finished_at, f.id) <= (bounds.finished_at, bounds.id)
+      -- Spares an export that a consumer which acknowledges has not acknowledged yet. Numbers are compared as they are,
+      -- also if a restore set them back or skipped some: at worst an export is kept for longer.
+      and not exists (
+        select from cdc_export.lanes l
+        where l.consumer_id = f.consumer_id and l.dataset = f.dataset and f.number > l.acknowledged
+          and extract(epoch from clock_timestamp() - f.published_at) < $5)
+      -- A receiver still waits for the delivery of the job's end.
+      and not exists (
+        select from cdc_export.deliveries d
+        where d.job = f.id and d.delivered_at is null and d.dead_at is null
+          and extract(epoch from clock_timestamp() - d.created_at) < $5)
+      -- The lane's last published job stays: the next one goes on from it.
+      and (f.published_at is null or f.lane_sequence is null or exists (
+        select from exports l
+        where l.consumer_id = f.consumer_id and l.dataset = f.dataset and l.lane_sequence > f.lane_sequence
+          and l.status = 'completed' and l.published_at is not null))
+      -- Jobs published after one whose file is still at a destination stay: a consumer that loaded that file last asks
+      -- for them.
+      and not exists (
+        select from cdc_export.destinations d
+        cross join lateral (
+          select k.number from exports k
+          where k.destination_id = d.id and k.consumer_id = f.consumer_id and k.dataset = f.dataset
+            and k.number is not null and k.file_removed_at is null
+          order by k.number limit 1) kept
+        where kept.number < f.number)
+    order by f.finished_at, f.id
+    limit $4) e
+  limit $4
+)
+delete from exports where id = any (array(select past.id from past))

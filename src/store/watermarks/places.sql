@@ -1,0 +1,32 @@
+-- store.watermarks.places
+-- Returns the lanes that have a watermark or ever had a job, by consumer and dataset.
+-- $1 text: only lanes after this consumer
+-- $2 text: and this dataset of it
+-- $3 bigint: how many lanes
+-- $4 text[]: the first consumer of each range
+-- $5 text[]: the last consumer of each range
+-- $6 text: the pattern of consumers' ids; other rows were inserted by hand
+-- $7 text: the pattern of datasets' names
+with lanes_of_ranges as (
+  select lane.consumer_id, lane.dataset
+  from unnest($4, $5) as range (first, last)
+  cross join lateral (
+    (select w.consumer_id, w.dataset
+     from watermarks w
+     where (w.consumer_id, w.dataset) > ($1, $2) and w.consumer_id between range.first and range.last
+       and w.consumer_id ~ $6 and w.dataset ~ $7
+     order by 1, 2 limit $3)
+    union
+    -- The lanes of exports without a consumer have a name that no consumer has.
+    (select l.consumer_id, l.dataset
+     from cdc_export.lanes l
+     where (l.consumer_id, l.dataset) > ($1, $2) and l.consumer_id between range.first and range.last
+       and l.consumer_id ~ $6 and l.dataset ~ $7
+     order by 1, 2 limit $3)) lane
+  order by 1, 2
+  limit $3
+)
+select k.consumer_id, k.dataset, w.last_exported_at
+from lanes_of_ranges k
+left join watermarks w using (consumer_id, dataset)
+order by 1, 2

@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Prints docs/STATEMENTS.md anew: what the hottest statements are for, and how Postgres runs them.
+# DATABASE_URL names an empty database, which this fills. BINARY names another build than target/debug/cdc-export.
+#
+#   DATABASE_URL=postgres://… tests/explain.sh >docs/STATEMENTS.md
+set -euo pipefail
+cd "$(dirname "$0")/.."
+: "${DATABASE_URL:?}"
+binary=${BINARY:-target/debug/cdc-export}
+export PGOPTIONS='-c search_path=pg_catalog,cdc_export,public,pg_temp -c jit=off'
+sql() { psql -XAtq -v ON_ERROR_STOP=1 "$DATABASE_URL" "$@"; }
+
+# A file with its pieces in place of the lines that include them.
+whole() { awk -v top="src/${1%%/*}" '$2 == "include" { while ((getline line < (top "/" $3)) > 0) print line; next } 1' "src/$1"; }
+
+# Explains a file below src, with these arguments, in a transaction that is rolled back. The first run only fills the caches.
+explain() {
+    local types explain
+    types=$(sed -n 's/^-- \$[0-9]* \([^:]*\): .*/\1/p' "src/$1" | paste -sd,)
+    explain="begin; explain (analyze, buffers, costs off, timing off) execute statement ($2); rollback;"
+    printf '\n## `%s`\n\n%s\n\nFile: [%s](../src/%s)\n\n```\n' "$(sed -n '1s/-- //p' "src/$1")" "$3" "$1" "$1"
+    printf '%s\n' "prepare statement ($types) as $(whole "$1");" '\o /dev/null' "$explain" '\o' "$explain" | sql | cut -c 1-160
+    echo '```'
+}
+
+# Of a long plan: the node that returns the rows, that of each CTE, and the totals.
+top_nodes() {
+    awk '{ match($0, /^ */) }
+        RLENGTH < 4 || RLENGTH == 4 && $1 == "->" { print; node = RLENGTH == 4; next }
+        node && RLENGTH == 10 && $1 == "Buffers:" { print; node = 0 }'
+}
+
+if [[ $(sql -c "select to_regclass('exports') is null") == t ]]; then
+    "$binary" migrate >&2
+    "$binary" seed --rows 100000 >&2
+    "$binary" track users >&2
+    sql -f tests/explain.sql
+fi
+
+cat <<'MARKDOWN'
+# The hottest statements
+
+`tests/explain.sh` makes this page: it fills an empty database, and runs each statement there by `explain (analyze, buffers)`. The head of
+a statement's file lists its parameters. A line `-- include NAME` stands for the file of that name, which has SQL that several statements
+share.
+
+MARKDOWN
+printf 'Postgres %s, with these tables:\n\n| table | rows |\n|---|---|\n' "$(sql -c 'show server_version_num' | cut -c 1-2)"
+for table in exports cdc_export.lanes cdc_export.files watermarks cdc_export.change_log users; do
+    printf '| `%s` | %s |\n' "$table" "$(sql -c "select to_char(count(*), 'FM999,999') from $table")"
+done
+
+d="'00000000-0000-0000-0000-00000000000d'" processing="'00000000-0000-0000-0000-000000000001'"
+unpublished="'00000000-0000-0000-0000-000000000002'" place="'{\"folder\": {\"inode\": \"1\", \"modifiedNs\": \"1\"}}'"
+explain store/jobs/insert.sql "gen_random_uuid(), 'c1', 'users', 103, 'delta', 'csv', 5, 'new', $d, now(), null, null, 'none', null,
+false, null, null, 'cdc_export', null, null" \
+    'Makes a job, and notifies the workers. It runs once for each request that is accepted.'
+explain store/queue/claim.sql "'{csv}', '{none}', '{users}', $d, gen_random_uuid(), 'worker', 60, now() - interval '1 year'" \
+    'Claims the oldest ready job of a free lane. Each idle worker runs it after a notification, and else at each poll.'
+explain source/opening.sql "'public.users', 'c3', 'users', true, '', '{}', $processing, null, null, '{}'" \
+    'Exports the snapshot, and reads the position and the word of the guard. It runs once for each attempt. The plan has its top nodes only.' | top_nodes
+explain store/lease/beat.sql "$processing, $processing, 60, 50::smallint, 1000, 100000" \
+    'Extends the lease of a running attempt, several times in each lease.'
+explain store/commit/complete.sql "$processing, $processing, 1000, 100000, 'a', 'staged', now(), now(), $d, null, 0, 0, 0, false, '', 0,
+null, '{}', 0, array[$place]::jsonb[], '{staged}', '{100000}', '{1000}', '{a}'" \
+    'Completes a job and records its files, in the transaction that moves the position. It runs once for each export.'
+explain store/files/published.sql "$unpublished, $unpublished, array[$place]::jsonb[], '{file:///f}', null" \
+    'Records that the files have their final names, and numbers the export in its lane. It runs once for each export.'

@@ -1,0 +1,134 @@
+//! The statements in files below `src`: each can be prepared on a migrated database with the parameters that its head lists.
+//!
+//! A file begins with `-- store.queue.claim`, its name. Further comments may follow, and then a line for each parameter, such as
+//! `-- $1 text[]: the formats that the process knows`. A file without a name is a piece of the statements that include it.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use sqlx::{AssertSqlSafe, Executor};
+
+use crate::harness::Database;
+
+/// An example of each piece that the code makes for a statement: the file, the piece's name and its SQL.
+const MADE_PIECES: [(&str, &str, &str); 5] = [
+    ("source/lag.sql", "behind", ", behind as (select null as consumer_id, 0 as rows, false as is_capped)"),
+    ("source/lag.sql", "set_back", ", set_back as (select null as consumer_id, 0 as rows, false as is_capped)"),
+    ("source/lag.sql", "everything", ", everything as (select $8 as rows)"),
+    ("store/deliveries/list.sql", "condition", "d.delivered_at is null and d.dead_at is null"),
+    ("store/lists/jobs.sql", "key", "e.consumer_id || ' ' || e.dataset || ' ' || e.export_type || ' ' || e.status"),
+];
+
+struct SqlFile {
+    /// The path below `src`.
+    path: String,
+    text: String,
+}
+
+impl SqlFile {
+    /// The top-level module that the file belongs to.
+    fn top(&self) -> &str {
+        self.path.split('/').next().unwrap()
+    }
+
+    /// Returns true for a statement, and false for a piece.
+    fn is_statement(&self) -> bool {
+        self.text.starts_with(&format!("-- {}.", self.top()))
+    }
+
+    /// The types of the parameters in the order of their numbers.
+    fn parameters(&self) -> Vec<String> {
+        let heads: Vec<_> = self.text.lines().filter_map(|line| line.strip_prefix("-- $")).collect();
+        let parameter = |(place, head): (usize, &&str)| {
+            let (number, rest) = head.split_once(' ').unwrap();
+            assert_eq!(number, (place + 1).to_string(), "{}: {head}", self.path);
+            rest.split_once(": ").unwrap_or_else(|| panic!("{}: {head}", self.path)).0.to_owned()
+        };
+        heads.iter().enumerate().map(parameter).collect()
+    }
+
+    /// The names of the pieces that the file includes.
+    fn included(&self) -> BTreeSet<&str> {
+        self.text.lines().filter_map(|line| line.trim().strip_prefix("-- include ")).collect()
+    }
+
+    /// The statement with a piece in place of each line that includes it.
+    fn whole(&self, files: &[SqlFile]) -> String {
+        let piece = |name: &str| {
+            let made = MADE_PIECES.iter().find(|(path, piece, _)| *path == self.path && *piece == name);
+            let path = format!("{}/{name}", self.top());
+            let file = files.iter().find(|file| file.path == path).map(|file| &*file.text);
+            made.map(|made| made.2).or(file).unwrap_or_else(|| panic!("{}: there is no piece {name}", self.path))
+        };
+        let line = |line| str::strip_prefix(str::trim(line), "-- include ").map_or(line, piece);
+        self.text.lines().map(line).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// All `.sql` files below `src`.
+fn sql_files() -> Vec<SqlFile> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let (mut files, mut folders) = (Vec::<PathBuf>::new(), vec![src.clone()]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "sql") {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    let file = |path: PathBuf| SqlFile {
+        text: std::fs::read_to_string(&path).unwrap(),
+        path: path.strip_prefix(&src).unwrap().to_str().unwrap().to_owned(),
+    };
+    files.into_iter().map(file).collect()
+}
+
+#[test]
+fn a_statement_file_is_headed_by_a_name_of_its_own() {
+    let mut names = BTreeSet::new();
+    for SqlFile { path, text } in sql_files().iter().filter(|file| file.is_statement()) {
+        let name = text.lines().next().unwrap();
+        assert!(names.insert(name.to_owned()), "{path}: {name} is the name of two statements");
+    }
+}
+
+#[test]
+fn the_lines_of_a_statement_file_are_not_longer_than_120() {
+    for SqlFile { path, text } in sql_files() {
+        assert_eq!(text.lines().find(|line| line.len() > 120), None, "{path}");
+    }
+}
+
+#[test]
+fn a_file_that_is_no_statement_is_a_piece_of_one() {
+    let files = sql_files();
+    let mut pieces = BTreeSet::new();
+    for file in files.iter().filter(|file| file.is_statement()) {
+        pieces.extend(file.included().into_iter().map(|name| format!("{}/{name}", file.top())));
+    }
+    for SqlFile { path, .. } in files.iter().filter(|file| !file.is_statement()) {
+        assert!(pieces.contains(path), "{path} has no name, and no statement includes it");
+    }
+}
+
+#[tokio::test]
+async fn every_statement_file_can_be_prepared() {
+    let database = Database::new().await;
+    let mut conn = database.pool.acquire().await.unwrap();
+    conn.execute("set search_path = pg_catalog, cdc_export, pg_temp").await.unwrap();
+    let files = sql_files();
+    for (number, file) in files.iter().filter(|file| file.is_statement()).enumerate() {
+        let (parameters, whole) = (file.parameters(), file.whole(&files));
+        let types = if parameters.is_empty() { String::new() } else { format!("({})", parameters.join(", ")) };
+        // Without a declared type, a number beyond the last parameter would be accepted.
+        assert!(!whole.contains(&format!("${}", parameters.len() + 1)), "{}", file.path);
+        let prepare = format!("prepare s{number} {types} as {whole}");
+        if let Err(error) = conn.execute(AssertSqlSafe(prepare)).await {
+            panic!("{}: {error}", file.path);
+        }
+    }
+}
