@@ -49,7 +49,7 @@ pub(crate) enum Error {
     Archive(#[from] sink::Error),
     /// A text is not a manifest.
     #[error(transparent)]
-    Manifest(#[from] manifest::Unreadable),
+    Manifest(#[from] manifest::InvalidManifest),
     /// A manifest was changed.
     #[error(transparent)]
     Changed(#[from] seal::Broken),

@@ -7,7 +7,7 @@ use crate::apply::statement::run;
 use crate::apply::{Doing, Error, Settings, TargetPosition};
 use crate::connection::{SEARCH_PATH, quoted};
 use crate::dataset::Table;
-use crate::manifest::{Chained, Column};
+use crate::manifest::{Chained, ManifestColumn};
 
 /// From here on names are looked up as the role's own sessions do: types may be named without their schema, and the
 /// table's triggers may rely on it. Our statements name the schema of all else that they use meanwhile.
@@ -26,7 +26,11 @@ const RETYPE: &str = "a column's new type";
 
 /// A type as the target has it; one that it doesn't have is text. What Postgres reads as a type is one, and beside it
 /// has nothing but comments.
-async fn type_here(conn: &mut PgConnection, column: &Column, remarks: &mut Vec<String>) -> Result<String, Error> {
+async fn type_here(
+    conn: &mut PgConnection,
+    column: &ManifestColumn,
+    remarks: &mut Vec<String>,
+) -> Result<String, Error> {
     let is_plain = !["--", "/*", ";", "\n"].iter().any(|mark| column.type_name.contains(mark));
     let known: bool = sqlx::query_scalar("-- apply.alter.type\n select to_regtype($1) is not null")
         .bind(&column.type_name)

@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use crate::apply::{Doing, Error};
 use crate::connection::quoted;
 use crate::dataset::Table;
-use crate::manifest::{Chained, Column};
+use crate::manifest::{Chained, ManifestColumn};
 
 /// The column of a delta that says what became of a row.
 pub(super) const OPERATION: &str = "operation";
@@ -43,7 +43,7 @@ pub(super) fn is_delta(export: &Chained) -> bool {
 }
 
 /// The columns that the table has of the export's.
-pub(super) fn of_table(export: &Chained) -> impl Iterator<Item = &Column> {
+pub(super) fn of_table(export: &Chained) -> impl Iterator<Item = &ManifestColumn> {
     export.columns.iter().filter(|column| !(is_delta(export) && column.name == OPERATION))
 }
 

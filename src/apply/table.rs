@@ -13,7 +13,7 @@ use crate::apply::statement::run;
 use crate::apply::{Doing, Error, Settings, TargetPosition, alter};
 use crate::connection::quoted;
 use crate::dataset::Table;
-use crate::manifest::{Chained, Column, Manifest};
+use crate::manifest::{Chained, Manifest, ManifestColumn};
 
 /// The temporary table that an export's rows are brought into first.
 pub(super) const STAGE: &str = "cdc_apply_stage";
@@ -113,7 +113,7 @@ impl TargetTable {
                 require_as_fine(&name, key, found)?;
             }
         }
-        let of_table: Vec<&Column> = of_table(export).collect();
+        let of_table: Vec<&ManifestColumn> = of_table(export).collect();
         let columns: Vec<String> = of_table.iter().map(|column| column.name.clone()).collect();
         let written: Vec<_> =
             columns.iter().filter(|name| find(name).is_some_and(|column| !column.is_generated)).collect();
@@ -128,7 +128,7 @@ impl TargetTable {
         let is_own = |column: &&ExistingColumn| {
             !columns.contains(&column.name) && !column.is_generated && settings.deleted.as_ref() != Some(&column.name)
         };
-        let type_of = |column: &Column| match find(&column.name) {
+        let type_of = |column: &ManifestColumn| match find(&column.name) {
             Some(found) if !(is_delta(export) && column.name == OPERATION) => found.base_type.clone(),
             _ => "text".to_owned(),
         };
@@ -245,8 +245,8 @@ impl Deleted {
 
 /// Refuses a column of the key in which two different keys of the source could be equal: one row would replace the
 /// other.
-fn require_as_fine(table: &str, key: &Column, found: &ExistingColumn) -> Result<(), Error> {
-    let Column { name, type_name } = key;
+fn require_as_fine(table: &str, key: &ManifestColumn, found: &ExistingColumn) -> Result<(), Error> {
+    let ManifestColumn { name, type_name } = key;
     let (is, becomes) = if found.folds_texts {
         (
             "compared by a collation that isn't deterministic".to_owned(),

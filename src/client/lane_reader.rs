@@ -10,7 +10,7 @@ use crate::client::answer::CallError;
 use crate::client::api::{Api, PAGE_ITEMS, RefusedExport};
 use crate::client::job_view::JobView;
 use crate::job::{After, ConsumerId, ExportType, FailureCode, Filter, JobId, Request, Status};
-use crate::manifest::Source;
+use crate::manifest::ManifestSource;
 
 /// The number of submissions before a lane gives up, if other exports come first each time.
 const TRIES: u32 = 5;
@@ -51,7 +51,7 @@ pub(crate) trait ExportSink {
     fn last(&self) -> Option<&LanePosition>;
 
     /// Returns the database that its exports are from, if that is known.
-    fn source(&self) -> Option<&Source>;
+    fn source(&self) -> Option<&ManifestSource>;
 
     /// Takes the next export: either all of it, with the position, or nothing. A call that is dropped can be repeated.
     ///

@@ -19,7 +19,7 @@ use crate::client::observer::Observer;
 use crate::client::{About, Error};
 use crate::failpoint;
 use crate::job::ConsumerId;
-use crate::manifest::{self, Manifest, Source};
+use crate::manifest::{self, Manifest, ManifestSource};
 
 /// The version of the form of [`FolderState`].
 const VERSION: u32 = 1;
@@ -34,7 +34,7 @@ struct FolderState {
     consumer: String,
     dataset: String,
     /// The database that the rows are from. `None` before the first export.
-    source: Option<Source>,
+    source: Option<ManifestSource>,
     /// The last export whose files have their names.
     last: Option<LanePosition>,
     /// The export whose files are on disk and are getting their names.
@@ -212,7 +212,7 @@ impl ExportSink for PullFolder {
         self.state.last.as_ref()
     }
 
-    fn source(&self) -> Option<&Source> {
+    fn source(&self) -> Option<&ManifestSource> {
         self.state.source.as_ref()
     }
 
