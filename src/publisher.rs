@@ -1,5 +1,8 @@
-//! Committed files get their final names, the manifest is put beside them, and that is recorded. Safe to be done by
-//! several processes at once and after a crash at any point.
+//! Publishes the files of committed jobs: renames them to their final names, writes the manifest next to them, and
+//! records the publication.
+//!
+//! Several processes may publish the same files at the same time. After a crash at any point, any process can complete
+//! the publication.
 
 use std::time::Duration;
 
@@ -15,16 +18,16 @@ use crate::store::{self, Store, lease};
 use crate::telemetry::chain;
 use crate::telemetry::spans::{Kind, Span};
 
-/// How a publication went.
+/// The outcome of a publication.
 #[derive(Debug)]
 pub enum Publication {
-    /// The files have their names, or the job was ended otherwise.
+    /// The files are published, the job ended in another way, or an earlier export of the lane must be published first.
     Done,
-    /// A file is not in the destination. Perhaps another process is just renaming it.
+    /// A file is not at the destination. Another process may be renaming it at this moment.
     Missing(Box<FileRecord>),
 }
 
-/// Why a file has no name yet.
+/// The error of a publication.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The destination failed.
@@ -35,16 +38,16 @@ pub enum Error {
     Store(#[from] store::Error),
 }
 
-/// How exports are described to those who read their files where they are.
+/// The settings of manifests at a destination.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// Whether a consumer's export gets a manifest beside its files. The database has it in any case.
+    /// True if the publisher writes the manifest of a consumer's export next to its files. The database always has it.
     pub writes_manifests: bool,
-    /// What manifests are signed with.
+    /// The key that signs manifests. `None` leaves them unsigned.
     pub key: Option<SigningKey>,
 }
 
-/// Publishes the files of one task. Every call fails if the destination or the database fails.
+/// Publishes files to one destination. Every method returns an error if the destination or the database fails.
 #[derive(Clone, Debug)]
 pub struct Publisher {
     store: Store,
@@ -52,25 +55,31 @@ pub struct Publisher {
     settings: Settings,
 }
 
-/// What stands at the destination.
-enum Shown {
-    /// The files, and the manifest behind them if there is to be one.
-    All,
-    /// Something else under one of the names.
+/// The state of an export's files at the destination.
+enum FilesAtDestination {
+    /// All files have their final names, and the manifest is written if there is one.
+    Complete,
+    /// One of the names belongs to another file.
     NameTaken,
-    /// Another manifest under this number, and none under a larger one than the second.
-    NumberTaken(u64, u64),
-    /// Not all files: one has no name at all.
-    Gone,
-    /// A file under the name that the export has by now, which is another one than the caller knew.
+    /// The number of the manifest is already used.
+    NumberTaken {
+        /// The used number.
+        number: u64,
+        /// The largest number of a manifest of the lane.
+        last: u64,
+    },
+    /// A file is under neither its hidden nor its final name.
+    Missing,
+    /// Another process has renamed the export meanwhile, so the caller's record is outdated.
     Renamed,
-    /// Nobody is to look: the export was published or given up meanwhile, or an earlier one comes first.
-    NotNow,
+    /// The export must not be published now: it was published or given up meanwhile, or an earlier export of the lane
+    /// must be published first.
+    NotDue,
 }
 
 impl Publisher {
-    /// A publisher for this destination, within its limits. `lease` is how long a job stays with a worker that doesn't
-    /// renew its lease.
+    /// Returns a publisher for this destination, with its limits. `lease` is the duration of a lease. It bounds the
+    /// duration of each database call.
     pub fn new(store: &Store, destination: &Limited, settings: &Settings, lease: Duration) -> Publisher {
         Publisher {
             store: store.clone().within(lease::call_timeout(lease)),
@@ -79,7 +88,7 @@ impl Publisher {
         }
     }
 
-    /// Gives a job's files their final names, if the job is committed. A missing file is left to maintenance.
+    /// Publishes the files of a job if the job is committed. Leaves a job with a missing file to maintenance.
     pub async fn publish_job(&self, job: JobId) -> Result<(), Error> {
         match self.store.file(job).await? {
             Some(record) => self.publish(record).await.map(drop),
@@ -87,7 +96,7 @@ impl Publisher {
         }
     }
 
-    /// Gives committed files their final names, puts the manifest beside them, and records that.
+    /// Publishes the files of a committed job.
     pub async fn publish(&self, record: FileRecord) -> Result<Publication, Error> {
         let span = Span::start("publish", Kind::Internal, record.trace.as_ref());
         span.set("cdc_export.job.id", record.job.to_string());
@@ -100,30 +109,30 @@ impl Publisher {
 
     async fn publish_all(&self, mut record: FileRecord) -> Result<Publication, Error> {
         loop {
-            // The marker beside the files comes first: the database may be restored to a state in which it knows
-            // nothing of this export.
-            self.mark(&record).await?;
-            let shown = self.show(&mut record).await?;
-            match shown {
-                Shown::All if self.set_published(&record).await? => return Ok(Publication::Done),
-                // Another has done it, perhaps under another name, which is the file's then.
-                Shown::All => {}
-                Shown::NameTaken => self.store.rename_output(&record).await?,
-                Shown::NumberTaken(number, last) => {
+            // The marker is written before the files are renamed. If the database is later restored to a state without
+            // this export, the marker reveals it.
+            self.write_marker(&record).await?;
+            let state = self.rename_files(&mut record).await?;
+            match state {
+                FilesAtDestination::Complete if self.set_published(&record).await? => return Ok(Publication::Done),
+                // Another process has recorded the publication, possibly under another name. The record is read again.
+                FilesAtDestination::Complete => {}
+                FilesAtDestination::NameTaken => self.store.rename_output(&record).await?,
+                FilesAtDestination::NumberTaken { number, last } => {
                     if self.store.skip_to(&record, last).await? {
                         tracing::warn!(event = "manifest_taken", jobId = %record.job, number, goesOnBehind = last);
                     }
                 }
-                Shown::Gone | Shown::Renamed => {}
-                Shown::NotNow => return Ok(Publication::Done),
+                FilesAtDestination::Missing | FilesAtDestination::Renamed => {}
+                FilesAtDestination::NotDue => return Ok(Publication::Done),
             }
             match self.store.file(record.job).await? {
                 None => return Ok(Publication::Done),
-                Some(now) if now.name == record.name => match shown {
+                Some(now) if now.name == record.name => match state {
                     _ if now.is_published => return Ok(Publication::Done),
-                    Shown::Gone => return Ok(Publication::Missing(Box::new(now))),
-                    // An earlier export of its lane comes first.
-                    Shown::All => return Ok(Publication::Done),
+                    FilesAtDestination::Missing => return Ok(Publication::Missing(Box::new(now))),
+                    // An earlier export of the lane must be published first.
+                    FilesAtDestination::Complete => return Ok(Publication::Done),
                     _ => record = now,
                 },
                 Some(now) => record = now,
@@ -131,12 +140,12 @@ impl Publisher {
         }
     }
 
-    /// Files first, then the manifest that names them.
-    async fn show(&self, record: &mut FileRecord) -> Result<Shown, Error> {
-        // Written down before any name is given: so a crash leaves no manifest that nobody knows.
+    /// Renames the files to their final names, then writes the manifest that names them.
+    async fn rename_files(&self, record: &mut FileRecord) -> Result<FilesAtDestination, Error> {
+        // The database records the manifest before the first rename. So after a crash, it knows every written manifest.
         let manifest = match &record.consumer {
             Some(_) if self.settings.writes_manifests => match self.plan(record).await? {
-                None => return Ok(Shown::NotNow),
+                None => return Ok(FilesAtDestination::NotDue),
                 manifest => manifest,
             },
             _ => None,
@@ -145,42 +154,49 @@ impl Publisher {
         if let Some((_, text)) = &manifest
             && self.destination.is_manifest_name_taken(record, text).await?
         {
-            return Ok(Shown::NameTaken);
+            return Ok(FilesAtDestination::NameTaken);
         }
         let names: Vec<_> = record.files().map(|(name, _)| name).collect();
         for (part, name) in record.parts.iter_mut().zip(names) {
             let mut published = self.destination.publish(&part.staged, &name).await?;
             if published == Published::Misnamed {
-                // Who was held up must not take a file back from where another has handed it out meanwhile.
+                // A delayed process must not rename a file that another process has published meanwhile.
                 let now = self.store.file(record.job).await?;
                 if now.is_none_or(|now| now.name != record.name) {
-                    return Ok(Shown::Renamed);
+                    return Ok(FilesAtDestination::Renamed);
                 }
                 published = self.destination.rename(&part.staged, &name).await?;
             }
             match published {
                 Published::Done(location) => part.staged.identity.location = location,
-                Published::Taken => return Ok(Shown::NameTaken),
-                Published::Gone | Published::Misnamed => return Ok(Shown::Gone),
+                Published::Taken => return Ok(FilesAtDestination::NameTaken),
+                Published::Gone | Published::Misnamed => return Ok(FilesAtDestination::Missing),
             }
         }
-        failpoint!("publisher.named", Ok(Shown::NotNow));
+        failpoint!("publisher.named", Ok(FilesAtDestination::NotDue));
         let Some((number, text)) = manifest else {
             let is_chained = record.consumer.is_none() || self.plan(record).await?.is_some();
-            return Ok(if is_chained { Shown::All } else { Shown::NotNow });
+            return Ok(if is_chained { FilesAtDestination::Complete } else { FilesAtDestination::NotDue });
         };
         match self.destination.write_manifest(record, number, &text).await? {
-            WrittenManifest::Done => Ok(Shown::All),
+            WrittenManifest::Done => Ok(FilesAtDestination::Complete),
             WrittenManifest::Taken => {
                 let last = self.destination.last_manifest(record).await?;
-                Ok(if last == 0 { Shown::NameTaken } else { Shown::NumberTaken(number, last) })
+                let is_name = last == 0;
+                Ok(if is_name {
+                    FilesAtDestination::NameTaken
+                } else {
+                    FilesAtDestination::NumberTaken { number, last }
+                })
             }
         }
     }
 
-    /// The number and the text of the manifest, as they are written down before anybody sees the manifest: all who
-    /// publish the export, after a crash too, write the same. `None`: the export was published or given up meanwhile,
-    /// or an earlier one comes first.
+    /// Returns the number and the text of the manifest. Records them in the database if they are not recorded yet.
+    ///
+    /// They are recorded before the manifest is written to the destination. So all processes that publish the export
+    /// write the same manifest, also after a crash. Returns `None` if the export was published or given up, or
+    /// if an earlier export of the lane must be published first.
     async fn plan(&self, record: &FileRecord) -> Result<Option<(u64, String)>, Error> {
         loop {
             let (number, mut export) = match self.store.planned_manifest(record).await? {
@@ -202,7 +218,8 @@ impl Publisher {
         }
     }
 
-    /// False: another has recorded it, or it was given up, or an earlier export of its lane comes first.
+    /// Records the publication. Returns false if another process has recorded it, the export was given up, or an
+    /// earlier export of the lane must be published first.
     async fn set_published(&self, record: &FileRecord) -> Result<bool, Error> {
         let files = record.files();
         let locations: Vec<_> =
@@ -211,32 +228,33 @@ impl Publisher {
             return Ok(true);
         }
         match self.store.job(record.job).await? {
-            // It was given up in this moment: files without a completed job have to go.
+            // The export was given up at the same time. Files without a completed job must be removed.
             Some(job) if job.status == Status::Failed => self.destination.discard(record).await?,
-            // It was published, and is not kept any more: its manifest is.
+            // The export was published, and retention has removed the job. The manifest must stay.
             None => {}
             Some(_) => {
                 if let Some(last) = self.store.last_of_lane(record).await? {
-                    // A process that slept while another one published may have replaced a newer marker by an older
-                    // one.
-                    self.mark(&last).await?;
+                    // This process may have been paused while another one published later exports. It may then have
+                    // replaced a newer marker with an older one.
+                    self.write_marker(&last).await?;
                 }
             }
         }
         Ok(false)
     }
 
-    /// Makes the destination's marker of the lane name this file, unless the marker names a later one, or one that the
-    /// database doesn't know because it was restored. The lane's next attempt sees such a marker, and only a full
-    /// export goes on.
-    async fn mark(&self, record: &FileRecord) -> Result<(), Error> {
+    /// Writes the lane's marker for this export.
+    ///
+    /// Keeps the existing marker if it names a later export, or an export that the database does not know. The latter
+    /// means that the database was restored. The lane's next attempt detects such a marker and requires a full export.
+    async fn write_marker(&self, record: &FileRecord) -> Result<(), Error> {
         let Some(consumer) = &record.consumer else { return Ok(()) };
         let file = MarkerFile::new(&record.database, Lane { consumer, dataset: &record.dataset });
         let (marker, mut replaced) = (record.marker(), record.marker_seen);
         loop {
             let kept = self.destination.write_lane_marker(&file, &marker, replaced).await?;
             let Some(other) = kept else { return Ok(()) };
-            // By then the marker may name a third export, which is asked about as well.
+            // In the next iteration the marker may name a third export, which is checked in the same way.
             if !self.store.is_after(record, &other).await? {
                 tracing::warn!(event = "marker_left", jobId = %record.job, marked = %other.job);
                 return Ok(());
@@ -245,8 +263,8 @@ impl Publisher {
         }
     }
 
-    /// Fails a job of which a file is in the destination under neither name, and removes what else there is of it.
-    /// Nothing happens if it was published meanwhile.
+    /// Fails a job with a missing file, and removes the job's other files. Does nothing if the job was published
+    /// meanwhile.
     pub async fn give_up(&self, record: &FileRecord) -> Result<(), Error> {
         let is_given_up = self.store.give_up(record).await?.is_some();
         if is_given_up && record.is_own {
