@@ -30,7 +30,7 @@ use crate::connection::failure::{SqlFailure, sqlstate};
 use crate::dataset::Table;
 use crate::failpoint;
 use crate::job::ConsumerId;
-use crate::manifest::{Chained, Column, Manifest};
+use crate::manifest::{Chained, Manifest, ManifestColumn};
 
 pub use position::TargetPosition;
 
@@ -293,7 +293,7 @@ fn export_obstacle(export: &Chained, before: Option<&TargetPosition>) -> Option<
         return Some(format!("gap: the export {job} doesn't follow the last export of the table"));
     }
     // A delta doesn't contain the column's values in unchanged rows.
-    let is_known = |column: &&Column| before.details.columns.contains(column) || column.name == OPERATION;
+    let is_known = |column: &&ManifestColumn| before.details.columns.contains(column) || column.name == OPERATION;
     let changed = export.columns.iter().find(|column| !is_known(column))?;
     Some(format!("schema_changed: the column {} is new, or has another type", changed.name))
 }

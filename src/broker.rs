@@ -1,47 +1,48 @@
-//! Requests for exports that a message broker brings, and their outcomes.
+//! Requests for exports that arrive from a message broker, and their outcomes.
 
 use bytes::Bytes;
 use serde_json::Value;
 
 use crate::job::ConsumerId;
 
-/// Where requests for exports come from.
+/// The source of requests for exports, and the requests that it accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Intake {
-    /// The queue.
+    /// The name of the queue.
     pub queue: String,
-    /// The exchange to which a refused request is published, with the reason.
+    /// The exchange to which the service publishes a refused request, with the reason.
     pub dead_letter_exchange: String,
-    /// The datasets that a request may name. `None`: all.
+    /// The datasets that a request may name. `None` allows all.
     pub datasets: Option<Vec<String>>,
-    /// The consumers that a request may name. `None`: all, and no consumer.
+    /// The consumers that a request may name. `None` allows all, and ad-hoc requests.
     pub consumers: Option<Vec<ConsumerId>>,
 }
 
-/// A request for an export, as a message brought it.
+/// A message with a request for an export.
 #[derive(Clone, Debug)]
 pub struct Message {
-    /// Its id, the same at each delivery. `None`: it has none.
+    /// The message id, which is the same at each delivery. `None` if the message has none.
     pub id: Option<String>,
-    /// The values of its consumer headers. More than one is a mistake of the sender.
+    /// The values of the consumer headers. More than one is a mistake of the sender.
     pub consumers: Vec<Vec<u8>>,
-    /// Its `traceparent` header.
+    /// The value of the `traceparent` header.
     pub traceparent: Option<Vec<u8>>,
-    /// Its content type. `None`: it has none.
+    /// The content type. `None` if the message has none.
     pub content_type: Option<String>,
-    /// Its body, as of `POST /exports`.
+    /// The body, in the form of `POST /exports`.
     pub body: Bytes,
 }
 
 /// The outcome of a request.
 #[derive(Clone, Debug)]
 pub enum Outcome {
-    /// A job for it is committed.
+    /// The job for the request is committed.
     Accepted,
-    /// The request itself is wrong: the problem that the API would answer.
+    /// The request is invalid. Contains the problem that the API would return.
     Refused(Value),
-    /// The request may succeed soon: the problem that the API would answer.
+    /// The request may succeed soon. Contains the problem that the API would return.
     Deferred(Value),
-    /// The service failed or can't use the dataset's table, perhaps for long: the problem that the API would answer.
+    /// The service failed, or can't use the dataset's table, possibly for a long time. Contains the problem that the
+    /// API would return.
     Failed(Value),
 }

@@ -48,7 +48,7 @@ pub(crate) enum Error {
     Archive(#[from] sink::Error),
     /// A file is not a manifest.
     #[error(transparent)]
-    Manifest(#[from] manifest::Unreadable),
+    Manifest(#[from] manifest::InvalidManifest),
     /// A manifest was changed after it was published.
     #[error(transparent)]
     Changed(#[from] seal::Broken),

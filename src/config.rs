@@ -403,7 +403,7 @@ mod tests {
         };
         let (_, good) = PresentedKey::random();
         let read = key(&format!("{good}\n")).unwrap().unwrap();
-        assert_eq!((read.reveal(), format!("{read:?}").as_str()), (good.as_str(), "KeyText"));
+        assert_eq!((read.reveal(), format!("{read:?}").as_str()), (good.as_str(), "SecretKeyText"));
         assert!(key("").unwrap().is_none());
         let line = key("cdcx_secret").unwrap_err();
         assert!(line.starts_with("CDC_EXPORT_KEY: ") && !line.contains("secret"), "{line}");

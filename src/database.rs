@@ -1,20 +1,22 @@
-//! A database's identity: which database a job, a file or a marker belongs to.
+//! The identity of a database. Jobs, files and markers name the database that they belong to.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A database's identity, the same for all who connect to it: its cluster's identifier and its own number there. A copy
-/// has another one, but that which is made of the cluster's files.
+/// The identity of a database: the system identifier of its cluster and its oid.
+///
+/// Every connection to the database reads the same identity. A logical copy has another identity. A physical copy of
+/// the cluster's files has the same one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DatabaseId(String);
 
-/// Why a text is no database's identity.
+/// The error of a text that is not the identity of a database.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a database's identity is 16 hexadecimal digits, `-` and a number")]
 pub struct BadDatabaseId;
 
 impl DatabaseId {
-    /// The identity as SQL stores it. It may stand in a file's name.
+    /// Returns the identity in the form that SQL stores. It is safe in the name of a file.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -42,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_identity_leads_nowhere() {
+    fn text_with_a_path_is_rejected() {
         for bad in ["", "-", "../../../../../../-1", "00000000000000FF-1", "00000000000000ff-", "00000000000000ff-1/2"]
         {
             assert_eq!(bad.parse::<DatabaseId>(), Err(BadDatabaseId), "{bad}");

@@ -23,7 +23,7 @@ use pg_rows::column::{ColumnType, ParquetType};
 
 use crate::dataset::fault::{Fault, Faults};
 use crate::job::ExportType;
-use crate::job::columns::{FileColumn, FileColumns, Wire};
+use crate::job::columns::{FileColumn, FileColumns, SavedWireFormat};
 use crate::job::selection::Selection;
 use crate::watermark::GuardState;
 

@@ -1,21 +1,21 @@
-//! Parses durations as an operator writes them: `90s`, `5m`, `1h 30m`, `7d`. Adds jitter to pauses.
+//! Parses durations in the syntax of the configuration: `90s`, `5m`, `1h 30m`, `7d`. Computes pauses between retries.
 
 use std::time::Duration;
 
 use ring::rand::{SecureRandom, SystemRandom};
 
-/// Adds jitter to a pause: it gets shorter or longer by up to `part` of itself. So callers that failed together retry
-/// apart.
+/// Adds jitter to a pause: shortens or lengthens it by up to the fraction `part`. So callers that failed at the same
+/// time retry at different times.
 pub fn spread(pause: Duration, part: f64) -> Duration {
     let mut random = [0; 4];
-    // Without randomness the pause is exact.
+    // If the system has no random bytes, the pause is unchanged.
     let at = SystemRandom::new()
         .fill(&mut random)
         .map_or(0.5, |()| f64::from(u32::from_le_bytes(random)) / f64::from(u32::MAX));
     pause.mul_f64(1.0 - part + 2.0 * part * at)
 }
 
-/// Pauses between tries, each twice as long as the one before, up to a longest one.
+/// Exponential backoff: each pause is twice as long as the previous one, up to a maximum.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
     next: Duration,
@@ -23,12 +23,12 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Pauses that begin with `first`.
+    /// Returns a backoff that begins with the pause `first`.
     pub const fn new(first: Duration, longest: Duration) -> Backoff {
         Backoff { next: first, longest }
     }
 
-    /// Returns the pause before the next try, and doubles the one that follows it.
+    /// Returns the pause before the next retry, and doubles the following one.
     pub fn next_pause(&mut self) -> Duration {
         let pause = self.next;
         self.next = (2 * pause).min(self.longest);
@@ -36,7 +36,8 @@ impl Backoff {
     }
 }
 
-/// Parses a duration. Returns `None` also for months written as `M`, since whoever writes `M` mostly means minutes.
+/// Parses a duration. Returns `None` if it contains months written as `M`, because such an operator probably means
+/// minutes.
 pub fn parse(text: &str) -> Option<Duration> {
     if text.split(|letter: char| !letter.is_ascii_alphabetic()).any(|unit| unit == "M") {
         return None;
@@ -49,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_minute_is_no_month() {
+    fn capital_m_is_rejected() {
         for (text, seconds) in [("90s", 90), ("5m", 300), ("1h 30m", 5400), ("7d", 604_800), ("2w", 1_209_600)] {
             assert_eq!(parse(text), Some(Duration::from_secs(seconds)), "{text}");
         }

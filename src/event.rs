@@ -1,5 +1,6 @@
-//! Events: a receiver of the operator's file gets one when an export ended. A delivery is the state of one event for
-//! one receiver.
+//! Events and their deliveries. The end of an export makes an event for each receiver that is configured for it.
+//!
+//! A delivery is the state of one event for one receiver.
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -13,26 +14,26 @@ pg_rows::words! {
         Pending = "pending",
         /// The receiver accepted the event.
         Delivered = "delivered",
-        /// All attempts failed. There is no other one, unless somebody asks for a redelivery.
+        /// All attempts failed. No further attempt follows unless an operator requests a redelivery.
         Dead = "dead",
     }
 }
 
-/// A receiver, and which events it gets.
+/// A receiver and the filter of its events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
-    /// Its name in the operator's file.
+    /// The receiver's name in the operator's file.
     pub name: String,
-    /// The final statuses that make an event for it.
+    /// The final statuses for which the receiver gets an event.
     pub events: Vec<Status>,
-    /// The datasets whose exports it gets events of. `None`: all.
+    /// The datasets for whose exports the receiver gets events. `None` selects all.
     pub datasets: Option<Vec<String>>,
-    /// The consumers whose exports it gets events of. `None`: all, and exports without a consumer.
+    /// The consumers for whose exports the receiver gets events. `None` selects all, and ad-hoc exports.
     pub consumers: Option<Vec<ConsumerId>>,
 }
 
 impl Listener {
-    /// Returns true if the receiver gets an event of this end.
+    /// Returns true if the receiver gets an event for an export that ended with this status.
     pub fn wants(&self, end: Status, dataset: &str, consumer: Option<&str>) -> bool {
         let is_of_dataset = self.datasets.as_ref().is_none_or(|names| names.iter().any(|name| name == dataset));
         let is_of_consumer =
@@ -44,47 +45,47 @@ impl Listener {
 /// The delivery of one event to one receiver.
 #[derive(Clone, Debug)]
 pub struct Delivery {
-    /// The event's id, the same in each attempt.
+    /// The event's id, which is the same in each attempt.
     pub id: Uuid,
     /// The receiver's name.
     pub endpoint: String,
-    /// The export.
+    /// The export's job.
     pub job: JobId,
-    /// How it ended.
+    /// The final status of the export.
     pub event: Status,
-    /// The state.
+    /// The state of the delivery.
     pub status: DeliveryStatus,
-    /// How many attempts ended since the delivery was made, or since somebody last asked for a redelivery.
+    /// The number of ended attempts since the delivery was created, or since the last request for a redelivery.
     pub attempt: u32,
-    /// When the next attempt is due. `None`: there is none.
+    /// The time at which the next attempt is due. `None` if no attempt follows.
     pub next_attempt_at: Option<DateTime<Utc>>,
-    /// The HTTP status of the last answer. `None`: there was no answer.
+    /// The HTTP status of the last response. `None` if no response was received.
     pub last_status: Option<u16>,
     /// The error of the last attempt.
     pub last_error: Option<String>,
-    /// When the export ended.
+    /// The time at which the export ended.
     pub created_at: DateTime<Utc>,
-    /// When it was delivered or became dead.
+    /// The time at which the event was delivered or the delivery became dead.
     pub ended_at: Option<DateTime<Utc>>,
 }
 
-/// Filter of a list of deliveries, newest first.
+/// The filter of a list of deliveries, newest first. A field with `None` does not restrict the list.
 #[derive(Clone, Debug, Default)]
 pub struct DeliveryFilter {
-    /// Deliveries in this state.
+    /// Selects deliveries in this state.
     pub status: Option<DeliveryStatus>,
-    /// Deliveries to this receiver.
+    /// Selects deliveries to this receiver.
     pub endpoint: Option<String>,
-    /// Deliveries before this one.
+    /// Selects deliveries older than this one.
     pub before: Option<Uuid>,
 }
 
-/// The name of an event in the operator's file: `export.completed`.
+/// Returns the name of an event in the operator's file, for example `export.completed`.
 pub fn event_name(end: Status) -> String {
     format!("export.{end}")
 }
 
-/// Returns the final status that an event name stands for. `None`: there is no such event.
+/// Parses the name of an event and returns its final status. Returns `None` if there is no such event.
 pub fn named_end(name: &str) -> Option<Status> {
     Status::ALL.iter().copied().find(|status| status.is_terminal() && event_name(*status) == name)
 }
@@ -94,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_listener_gets_the_events_of_its_lists() {
+    fn listener_gets_only_events_that_match_its_filter() {
         let all = Listener {
             name: "a".to_owned(),
             events: vec![Status::Completed, Status::Failed],

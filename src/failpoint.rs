@@ -1,13 +1,20 @@
-//! Faults that a test asks for at a named place: `failpoint!("sink.fsync", Err(…))`.
+//! Failpoints: named places at which a test injects a fault, for example `failpoint!("sink.fsync", Err(…))`.
 //!
-//! Release builds don't have the places, nor their names. In other builds a place does nothing until `FAILPOINTS` names
-//! it: `FAILPOINTS=worker.publish=kill,sink.fsync=error@2` kills the process at the first hit of `worker.publish`, and
-//! has the second hit of `sink.fsync` return the given error. `sleep:MS` holds up the task that hits the place for so
-//! long, while the rest of the process goes on. `hold` holds it up until the test lets it go: it makes the file
-//! `NAME.held` in the process's folder, and waits until that is removed. With a SIGSTOP meanwhile a test stops the rest
-//! too, as a paused virtual machine would. `time:MS` is of no place: it sets a time of [`time`].
+//! Release builds contain neither the failpoints nor their names. In other builds, a failpoint does nothing unless the
+//! variable `FAILPOINTS` arms it. For example, `FAILPOINTS=worker.publish=kill,sink.fsync=error@2` kills the process at
+//! the first hit of `worker.publish`, and makes the second hit of `sink.fsync` return the given error. The actions are:
+//!
+//! | action | effect |
+//! |---|---|
+//! | `kill` | kills the process |
+//! | `error` | makes the function return the given error |
+//! | `sleep:MS` | delays the task that hits the failpoint; other tasks continue |
+//! | `hold` | creates the file `NAME.held` in the working folder, and delays the task until the test removes the file |
+//! | `time:MS` | sets the duration that [`time`] returns for this name |
+//!
+//! A test can send SIGSTOP during `hold` to stop the other tasks too, like a paused virtual machine.
 
-/// A place where a test may inject a fault. With a second argument, `error` makes the function return that value.
+/// A failpoint. With a second argument, the action `error` makes the function return that value.
 #[macro_export]
 macro_rules! failpoint {
     ($name:literal) => {
@@ -19,7 +26,7 @@ macro_rules! failpoint {
         if $crate::failpoint::hit($name) {
             return $error;
         }
-        // So that the compiler doesn't call unused, in release builds, what the error is made of.
+        // Prevents warnings about unused code in release builds.
         #[cfg(not(debug_assertions))]
         if false {
             return $error;
@@ -27,12 +34,12 @@ macro_rules! failpoint {
     };
 }
 
-/// The error of a list of failpoints that can't be read.
+/// The error of an invalid list of failpoints.
 #[derive(Debug, thiserror::Error)]
 #[error("`{0}` is not a failpoint: NAME=kill|error|hold|sleep:MS|time:MS, then @N for the Nth hit")]
 pub struct BadSpec(String);
 
-/// A time that is `usual`, or that of a place which a test sets: `FAILPOINTS=http.stall=time:2000`.
+/// Returns the duration `usual`. Other builds can replace it, for example by `FAILPOINTS=http.stall=time:2000`.
 #[cfg(not(debug_assertions))]
 pub fn time(_: &str, usual: std::time::Duration) -> std::time::Duration {
     usual
@@ -50,7 +57,7 @@ mod armed {
 
     use super::BadSpec;
 
-    /// How often a held task looks whether it may go on.
+    /// The interval at which a held task checks for its file.
     const HELD_POLL: Duration = Duration::from_millis(5);
 
     enum Action {
@@ -70,14 +77,14 @@ mod armed {
 
     static ARMED: OnceLock<Vec<Failpoint>> = OnceLock::new();
 
-    /// Arms the failpoints of a comma-separated list, once a process.
+    /// Arms the failpoints of a comma-separated list. The first call in a process takes effect.
     ///
     /// # Errors
-    /// If the list doesn't have the form that this module's page shows.
+    /// If the list does not have the form that the documentation of this module describes.
     pub fn arm(list: &str) -> Result<(), BadSpec> {
         let points = list.split(',').map(|spec| parse(spec).ok_or_else(|| BadSpec(spec.to_owned())));
         let points = points.collect::<Result<Vec<_>, _>>()?;
-        // A process has one list: a second one, which nothing sets, would be ignored.
+        // A process calls this once. A second list would be ignored.
         let _ = ARMED.set(points);
         Ok(())
     }
@@ -96,7 +103,8 @@ mod armed {
         Some(Failpoint { name: name.to_owned(), action, at: at.parse().ok()?, hits: AtomicU64::new(0) })
     }
 
-    /// A time that is `usual`, or that of a place which a test sets: `FAILPOINTS=http.stall=time:2000`.
+    /// Returns the duration that a test sets for this name, for example by `FAILPOINTS=http.stall=time:2000`. Otherwise
+    /// returns `usual`.
     pub fn time(name: &str, usual: Duration) -> Duration {
         match find(name).map(|point| &point.action) {
             Some(Action::Time(time)) => *time,
@@ -108,22 +116,23 @@ mod armed {
         ARMED.get().and_then(|points| points.iter().find(|point| point.name == name))
     }
 
-    /// Counts a hit of a place, and does what is armed for this hit. `true`: the place shall return its error.
+    /// Counts a hit of a failpoint, and executes the action for this hit. Returns true if the caller must return its
+    /// error.
     pub fn hit(name: &str) -> bool {
         let Some(point) = find(name) else { return false };
         if point.hits.fetch_add(1, Ordering::SeqCst) + 1 != point.at {
             return false;
         }
         tracing::warn!(event = "failpoint", name);
-        // `block_in_place` has the runtime move its other tasks to another thread: this thread may be the one that
-        // watches the sockets.
+        // `block_in_place` moves the runtime's other tasks to another thread. This thread may be the one that polls the
+        // sockets.
         match point.action {
             Action::Kill => {
                 let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
                 std::process::abort()
             }
             Action::Error => true,
-            // No place is hit that has the name of a time.
+            // The name of a duration is never the name of a failpoint.
             Action::Time(_) => false,
             Action::Hold => {
                 tokio::task::block_in_place(|| hold(name));
@@ -136,7 +145,8 @@ mod armed {
         }
     }
 
-    /// Returns once a test has removed the file that this makes, or if it can't be made.
+    /// Creates the file of a held failpoint, and waits until the test removes it. Returns at once if the file can't be
+    /// created.
     fn hold(name: &str) {
         let held = Path::new(name).with_added_extension("held");
         if let Err(error) = std::fs::File::create(&held) {

@@ -1,6 +1,6 @@
-//! A file of an export: where it is, how it is known, and how it is called.
+//! The files of an export: their locations, identities and names.
 //!
-//! Knows neither the destination that holds it nor the table that records it.
+//! This module must not know the destination that stores a file, nor the table that records it.
 
 pub mod hidden;
 pub mod name;
@@ -16,36 +16,38 @@ use crate::job::{ConsumerId, JobId};
 use crate::trace::TraceParent;
 use pg_rows::encoding::Encoding;
 
-/// As many files as an export may have: their names have five digits for it, and a client gets all of them in one
-/// answer.
+/// The largest number of files of an export. Their names have five digits for the part, and the API returns all files
+/// in one response.
 pub const MOST_FILES: usize = 10_000;
 
-/// What an attempt made: files that are whole and durable, still under their hidden names.
+/// The result of a successful attempt: complete and durable files, still under their hidden names.
 #[derive(Clone, Debug)]
 pub struct Exported {
-    /// Rows in all files, headers not among them.
+    /// The number of rows in all files, without headers.
     pub rows: u64,
-    /// Those among them that the timestamps alone would have missed.
+    /// The number of rows that the timestamps alone would have missed.
     pub late_rows: u64,
-    /// Those that are gone, and of which the log has the key alone.
+    /// The number of deleted rows of which the change log has only the key.
     pub key_only_deletes: u64,
-    /// The latest finite `updated_at` among those that are in the table.
+    /// The latest finite `updated_at` of the rows that are not deleted.
     pub last_updated_at: Option<DateTime<Utc>>,
-    /// The files, one at least, in the order of their parts.
+    /// The files, at least one, in the order of their parts.
     pub parts: Vec<Part>,
 }
 
-/// A file of an export: the only one, or one of several, each of which is whole by itself.
+/// A file of an export. An export has one or several, and each of them is a complete file of its format.
 #[derive(Clone, Debug)]
 pub struct Part {
-    /// Its rows, the header not among them.
+    /// The number of rows, without the header.
     pub rows: u64,
-    /// The file as its attempt left it.
+    /// The staged file.
     pub staged: StagedFile,
 }
 
-/// What tells an export's content from any other's: the SHA-256 of its file; of several, that of their SHA-256s, a line
-/// each.
+/// Returns the digest of an export's content, in hexadecimal.
+///
+/// For one file, this is the SHA-256 of the file. For several files, it is the SHA-256 of a list of their SHA-256s, one
+/// a line.
 pub fn content_sha256(parts: &[Part]) -> String {
     match parts {
         [only] => only.staged.sha256.clone(),
@@ -56,62 +58,63 @@ pub fn content_sha256(parts: &[Part]) -> String {
     }
 }
 
-/// A staged file, and how to know it again under its final name.
+/// A staged file, with the identity that recognizes it under its final name.
 #[derive(Clone, Debug)]
 pub struct StagedFile {
-    /// The id of the destination that has it.
+    /// The id of the destination that stores the file.
     pub destination: Uuid,
-    /// Its hidden name there.
+    /// The hidden name of the file at the destination.
     pub name: String,
-    /// Its SHA-256 in hexadecimal.
+    /// The SHA-256 of the file, in hexadecimal.
     pub sha256: String,
-    /// What a file of another content can't share.
+    /// The identity of the file. A file with another content has another identity.
     pub identity: FileIdentity,
 }
 
-/// How a file is known again: a renamed file keeps all of it, a rewritten or copied one doesn't.
+/// The identity of a file. A renamed file keeps its identity; a rewritten or copied file has another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileIdentity {
-    /// Its size.
+    /// The size in bytes.
     pub bytes: u64,
-    /// Where its destination has it, whatever it is called there.
+    /// The location at the destination, which does not depend on the file's name.
     pub location: FileLocation,
 }
 
-/// Where a destination has a file. Recorded as JSON; the numbers are texts there, since a JSON reader may round those
-/// beyond 2^53.
+/// The location of a file at a destination.
+///
+/// It is recorded as JSON. The numbers are strings there, because a JSON reader may round numbers above 2^53.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum FileLocation {
-    /// On the disk of a folder.
+    /// A file in a folder.
     #[serde(rename_all = "camelCase")]
     Folder {
-        /// Number of its inode.
+        /// The inode number.
         #[serde(with = "text")]
         inode: u64,
-        /// Last modification, nanoseconds since 1970.
+        /// The time of the last modification, in nanoseconds since 1970.
         #[serde(with = "text")]
         modified_ns: i64,
     },
-    /// Uploaded to a bucket, where it isn't to be seen until the upload is completed.
+    /// A multipart upload to a bucket. The object is not visible until the upload is completed.
     Upload {
-        /// The key that it will have.
+        /// The key of the future object.
         key: String,
-        /// The store's name for the upload; empty where it needs none.
+        /// The object store's id of the upload. Empty if the object store needs none.
         upload: String,
-        /// What the store called the parts, in their order.
+        /// The object store's ids of the parts, in order.
         parts: Vec<String>,
     },
-    /// An object of a bucket.
+    /// An object in a bucket.
     Object {
-        /// Its key.
+        /// The key of the object.
         key: String,
-        /// The tag of its content; `None`: the store gave none.
+        /// The ETag of the object. `None` if the object store returned none.
         etag: Option<String>,
     },
 }
 
-/// A number as the text of its decimal digits.
+/// Serializes a number as a string of decimal digits.
 mod text {
     use std::fmt::Display;
     use std::str::FromStr;
@@ -129,53 +132,54 @@ mod text {
     }
 }
 
-/// What is recorded of a completed job's files.
+/// The record of a completed job's files.
 #[derive(Clone, Debug)]
 pub struct FileRecord {
-    /// The job that made them.
+    /// The job that wrote the files.
     pub job: JobId,
-    /// The consumer of the job's lane; `None`: the job is an ad-hoc one.
+    /// The consumer of the job's lane. `None` for an ad-hoc job.
     pub consumer: Option<ConsumerId>,
     /// The database that this record was read from.
     pub database: DatabaseId,
-    /// Whether that database's service made them. A copy of the database doesn't name or remove the original's files.
+    /// True if a service on that database wrote the files. A service on a copy of the database must not rename or
+    /// remove the files of the original.
     pub is_own: bool,
-    /// Of which dataset.
+    /// The dataset's name.
     pub dataset: String,
-    /// How they are written.
+    /// The format and compression of the files.
     pub encoding: Encoding,
-    /// The final name of the file, where there is one; those of several are made of it.
+    /// The final name of an only file. The names of several files are derived from it: see [`file_names`].
     pub name: String,
-    /// See [`content_sha256`].
+    /// The digest of the content: see [`content_sha256`].
     pub sha256: String,
     /// The files, in the order of their parts.
     pub parts: Vec<Part>,
-    /// The text of the manifest, where it is written down and the files may still lack their names.
+    /// The text of the manifest, if it is recorded and the files are perhaps not published yet.
     pub manifest: Option<String>,
-    /// Which export the destination's marker of the lane named when the job's attempt began.
+    /// The export that the destination's marker of the lane named when the job's attempt began.
     pub marker_seen: Option<JobId>,
-    /// When they were committed.
+    /// The time of the commit.
     pub finished_at: DateTime<Utc>,
-    /// Whether they have their final names.
+    /// True if the files have their final names.
     pub is_published: bool,
-    /// Where the job belongs in a trace.
+    /// The trace context of the job.
     pub trace: Option<TraceParent>,
 }
 
 impl FileRecord {
-    /// What the destination shall remember of its lane when it hands these files out.
+    /// Returns the marker that the destination stores for the lane before these files are published.
     pub fn marker(&self) -> Marker {
         Marker { job: self.job, sha256: self.sha256.clone() }
     }
 
-    /// The files with their final names.
+    /// Returns the files with their final names.
     pub fn files(&self) -> impl Iterator<Item = (String, &StagedFile)> {
         let names = file_names(&self.name, self.parts.len());
         names.zip(&self.parts).map(|(name, part)| (name, &part.staged))
     }
 }
 
-/// The names of so many files of an export: one has the export's own, several have their numbers in it.
+/// Returns the names of an export's files. An only file has the export's name; several files have part numbers in it.
 pub fn file_names(name: &str, files: usize) -> impl Iterator<Item = String> {
     (1..=files as u32).map(move |part| if files == 1 { name.to_owned() } else { part_name(name, part) })
 }
@@ -185,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_location_survives_any_reader_of_json() {
+    fn location_keeps_numbers_above_2_to_the_53_in_json() {
         let location = FileLocation::Folder { inode: u64::MAX, modified_ns: i64::MIN };
         let json = r#"{"folder":{"inode":"18446744073709551615","modifiedNs":"-9223372036854775808"}}"#;
         assert_eq!(serde_json::to_string(&location).unwrap(), json);

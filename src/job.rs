@@ -1,6 +1,6 @@
-//! A job: one export that a consumer asked for, from the request to its file.
+//! A job: one requested export, from the request to its files.
 //!
-//! Knows the words and the transitions between them; must not know HTTP, SQL or files.
+//! This module defines the statuses and their transitions. It must not know HTTP, SQL or files.
 
 pub mod after;
 pub mod columns;
@@ -30,17 +30,17 @@ pub use continuity::{Continuity, SnapshotReport};
 pub use idempotency_key::IdempotencyKey;
 pub use progress::{Progress, Reached};
 
-/// Names a job for ever. Ids of later jobs sort after those of earlier ones (UUID version 7).
+/// The permanent id of a job, a UUID of version 7. The ids of later jobs sort after those of earlier ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct JobId(Uuid);
 
 impl JobId {
-    /// An id that nothing else has.
+    /// Generates a unique id.
     pub fn random() -> JobId {
         JobId(Uuid::now_v7())
     }
 
-    /// The id as SQL stores it.
+    /// Returns the id in the form that SQL stores.
     pub fn as_uuid(self) -> Uuid {
         self.0
     }
@@ -58,18 +58,20 @@ impl fmt::Display for JobId {
     }
 }
 
-/// The right to write one attempt of one job: random, fresh at every claim, so that a worker that lost its lease can't
-/// pass for the one that has it. (A sequence could be handed out again after a failover to a lagging standby.)
+/// The token of a lease: the right to run one attempt of one job.
+///
+/// Each claim generates a random token, so that a worker without the lease can't write in the name of its holder. A
+/// sequence is not safe: after a failover to a lagging standby, it could return the same number again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LeaseToken(Uuid);
 
 impl LeaseToken {
-    /// A token that nobody else has.
+    /// Generates a unique token.
     pub fn random() -> LeaseToken {
         LeaseToken(Uuid::new_v4())
     }
 
-    /// The token as SQL stores it.
+    /// Returns the token in the form that SQL stores.
     pub fn as_uuid(self) -> Uuid {
         self.0
     }
@@ -81,17 +83,17 @@ impl From<Uuid> for LeaseToken {
     }
 }
 
-/// Why a text is no consumer id.
+/// The error of a text that is not a consumer id.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a consumer id has 1 to 128 characters of A-Z a-z 0-9 . _ : @ - and begins with a letter or digit")]
 pub struct BadConsumerId;
 
-/// The receiver of an export. 1 to 128 characters of `A-Z a-z 0-9 . _ : @ -`, beginning with a letter or digit.
+/// The id of a consumer: 1 to 128 characters of `A-Z a-z 0-9 . _ : @ -`, beginning with a letter or digit.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ConsumerId(String);
 
 impl ConsumerId {
-    /// The id as it was given.
+    /// Returns the id.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -118,13 +120,13 @@ impl fmt::Display for ConsumerId {
 }
 
 pg_rows::words! {
-    /// Which rows an export holds.
+    /// The type of an export: the rows that it holds.
     ExportType, "an export type: full, incremental, delta" {
         /// Every live row.
         Full = "full",
         /// The live rows changed since the consumer's watermark.
         Incremental = "incremental",
-        /// The rows changed since, deleted ones too, each with its operation.
+        /// The rows changed since the consumer's watermark, including deleted rows, each with its operation.
         Delta = "delta",
     }
 }
@@ -132,22 +134,24 @@ pg_rows::words! {
 pg_rows::words! {
     /// The status of a job. The transitions are [`Status::can_become`]; the table `exports` checks them again.
     Status, "a status: pending, processing, completed, failed, cancelled" {
-        /// Waits for a worker, or for its turn in the lane.
+        /// The job waits for a worker, or for an earlier job of its lane.
         Pending = "pending",
-        /// A worker holds its lease.
+        /// A worker holds the lease of the job.
         Processing = "processing",
-        /// Committed: the file is whole, the watermark moved with it.
+        /// The job is committed: the file is complete, and the watermark moved with it.
         Completed = "completed",
-        /// Ended without a file; the watermark is where it was, but after `file_lost`.
+        /// The job ended without a file. The watermark is unchanged, except after `file_lost`.
         Failed = "failed",
-        /// Ended on request; the watermark is where it was.
+        /// The job ended on request. The watermark is unchanged.
         Cancelled = "cancelled",
     }
 }
 
 impl Status {
-    /// The transition table. A completed job is [`Processing`](Status::Processing) to everybody until its file has its
-    /// name, and may still become failed if that is lost: the one step that the table `exports` allows beside these.
+    /// Returns true if the transition table allows this transition.
+    ///
+    /// Clients see a committed job as [`Processing`](Status::Processing) until its file is published. A committed job
+    /// whose file is lost becomes failed. The table `exports` allows only this one transition in addition.
     pub fn can_become(self, next: Status) -> bool {
         use Status::{Cancelled, Completed, Failed, Pending, Processing};
         matches!(
@@ -163,85 +167,84 @@ impl Status {
 }
 
 pg_rows::words! {
-    /// Why a job failed, as a stable word. The texts beside it may change, these don't.
+    /// The reason why a job failed, as a stable code. The text next to the code may change between versions.
     FailureCode, "a failure code" {
-        /// The changes since the last export are not known exactly; a full export heals it. `continuity` has the
-        /// reason.
+        /// The changes since the last export are not known exactly. Request a full export. `continuity` has the reason.
         FullExportNeeded = "full_export_needed",
-        /// No room in the output folder or bucket, or over a quota.
+        /// The output folder or bucket is full, or a quota is exceeded.
         StorageFull = "storage_full",
-        /// The output folder or bucket can't be written.
+        /// The service can't write to the output folder or bucket.
         StorageReadonly = "storage_readonly",
-        /// The output folder or bucket isn't there, or isn't one.
+        /// The output folder or bucket doesn't exist, or isn't a folder or bucket.
         OutputMissing = "output_missing",
-        /// The object store didn't answer in time, or was too busy.
+        /// The object store did not respond in time, or was too busy.
         StorageUnavailable = "storage_unavailable",
-        /// More than the object store takes in parts of `OUTPUT_PART_SIZE`.
+        /// The file has more parts of `OUTPUT_PART_SIZE` than the object store allows.
         FileTooLarge = "file_too_large",
-        /// Postgres could not be reached, or broke off.
+        /// The service could not connect to Postgres, or the connection broke.
         SourceUnavailable = "source_unavailable",
         /// The table to export doesn't exist.
         TableMissing = "table_missing",
-        /// Nobody ran `cdc-export track` for the dataset, or not since it has another key.
+        /// Nobody ran `cdc-export track` for the dataset, or its key changed since.
         NotTracked = "not_tracked",
-        /// The table isn't as its dataset says; the detail names what to mend.
+        /// The table does not match its dataset. The detail names what to correct.
         DatasetMismatch = "dataset_mismatch",
-        /// The database role may not read the table, or lacks a right to what the service has in the database; the
-        /// detail names it.
+        /// The database role may not read the table, or lacks a right on the service's own objects in the database.
+        /// The detail names it.
         PermissionDenied = "permission_denied",
-        /// A text that isn't UTF-8; the detail names the column.
+        /// A text is not valid UTF-8. The detail names the column.
         InvalidText = "invalid_text",
-        /// A value beyond `CELL_MAX_BYTES`; the detail names the column.
+        /// A value is larger than `CELL_MAX_BYTES`. The detail names the column.
         RowTooLarge = "row_too_large",
-        /// A value that Postgres itself could not read: its type's code fails, or it is damaged. The detail has
-        /// Postgres's own code.
+        /// Postgres could not read a value: the code of its type failed, or the value is damaged. The detail has
+        /// Postgres's error code.
         ValueUnreadable = "value_unreadable",
-        /// A value that the format has no form for; the detail names the column and the value.
+        /// The format can't represent a value. The detail names the column and the value.
         NotInFormat = "not_in_format",
-        /// The file was removed after the commit, before it had its name. The watermark has moved: only a full export
-        /// goes on.
+        /// The file was removed after the commit and before it was published. The watermark has moved, so the consumer
+        /// needs a full export.
         FileLost = "file_lost",
-        /// Somebody changed the consumer's watermark while the export ran, each time.
+        /// Somebody changed the consumer's watermark during each attempt.
         WatermarkChanged = "watermark_changed",
-        /// Its workers vanished, each of the attempts it had.
+        /// The worker vanished in each of the allowed attempts.
         AttemptsExhausted = "attempts_exhausted",
-        /// A defect of the service; its log has the cause.
+        /// The service has a defect. Its log has the cause.
         Internal = "internal",
     }
 }
 
-/// The bounds of `max_file_bytes`: an export must not become a crowd of files, and S3 takes no larger file in one
-/// piece.
+/// The bounds of `max_file_bytes`. The lower bound limits the number of files; the upper bound is the largest object
+/// that S3 accepts in one request.
 pub const FILE_BYTES: RangeInclusive<u64> = 16 << 20..=5 << 30;
 
 /// A request for an export.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
-    /// `None`: an ad-hoc export, which reads and moves no watermark.
+    /// The consumer. `None` for an ad-hoc export, which neither reads nor moves a watermark.
     pub consumer: Option<ConsumerId>,
-    /// The dataset.
+    /// The dataset's name.
     pub dataset: String,
-    /// Which rows.
+    /// The type of the export.
     pub export_type: ExportType,
-    /// Which of those, and what of them: for ad-hoc exports.
+    /// The columns and rows of an ad-hoc export.
     pub selection: Selection,
-    /// The form in which the rows are written.
+    /// The format and compression of the files.
     pub encoding: Encoding,
-    /// A file of so many bytes or more gets no further rows: they go into another one. `None`: as the dataset says, or
-    /// one file.
+    /// The size at which a file is full, so that further rows go into the next file. `None` uses the dataset's size, or
+    /// one file if the dataset has none.
     pub max_file_bytes: Option<u64>,
-    /// The export that the caller loaded last, if it says so.
+    /// The export that the caller loaded last, if the caller sent it.
     pub after: Option<After>,
-    /// The job that this one is to be like.
+    /// The job that this request repeats.
     pub retry_of: Option<JobId>,
-    /// The client's name for this request: sent again, it makes no second job.
+    /// The client's idempotency key. A second request with the same key creates no second job.
     pub key: Option<IdempotencyKey>,
-    /// The place of the request in a trace.
+    /// The trace context of the request.
     pub trace: Option<TraceParent>,
 }
 
 impl Request {
-    /// A request for whole rows in one file, from a caller that says no more than this.
+    /// Builds a request without a selection and without optional fields.
     pub fn new(consumer: Option<ConsumerId>, dataset: String, export_type: ExportType, encoding: Encoding) -> Request {
         Request {
             consumer,
@@ -257,8 +260,8 @@ impl Request {
         }
     }
 
-    /// The request that a job was made of, but for its key and its place in a trace.
-    pub fn of(job: &Job) -> Request {
+    /// Rebuilds the request of a job, without its idempotency key and its trace context.
+    pub fn from_job(job: &Job) -> Request {
         Request {
             consumer: job.consumer.clone(),
             dataset: job.dataset.clone(),
@@ -273,92 +276,94 @@ impl Request {
         }
     }
 
-    /// Returns true if a job is what this request asks for.
+    /// Returns true if this request would create a job like this one.
     pub fn asks_for(&self, job: &Job) -> bool {
-        Request { key: None, trace: None, ..self.clone() } == Request::of(job)
+        Request { key: None, trace: None, ..self.clone() } == Request::from_job(job)
     }
 }
 
-/// A job as everybody sees it.
+/// A job in the state that clients see.
 #[derive(Clone, Debug)]
 pub struct Job {
-    /// Its name for ever.
+    /// The permanent id.
     pub id: JobId,
-    /// `None`: an ad-hoc export.
+    /// The consumer. `None` for an ad-hoc export.
     pub consumer: Option<ConsumerId>,
-    /// Which dataset's rows.
+    /// The dataset's name.
     pub dataset: String,
-    /// Which rows of it.
+    /// The type of the export.
     pub export_type: ExportType,
-    /// Which of those, and what of them.
+    /// The columns and rows of an ad-hoc export.
     pub selection: Selection,
-    /// The form in which the rows are written.
+    /// The format and compression of the files.
     pub encoding: Encoding,
-    /// A file of so many bytes or more gets no further rows. `None`: as the dataset says, or one file.
+    /// The size at which a file is full. `None` uses the dataset's size, or one file if the dataset has none.
     pub max_file_bytes: Option<u64>,
-    /// The status. [`Status::Processing`] also while a committed file waits for its name.
+    /// The status. It is [`Status::Processing`] until the files of a committed job are published.
     pub status: Status,
-    /// 0 to 100; 100 only when completed.
+    /// The progress, 0 to 100. It is 100 only if the job is completed.
     pub progress: u8,
-    /// Rows written so far, all of them once completed.
+    /// The number of rows written so far, or of all rows if the job is completed.
     pub rows_exported: u64,
-    /// Bytes written so far, the size of all files once completed.
+    /// The number of bytes written so far, or the size of all files if the job is completed.
     pub bytes_written: u64,
-    /// The file's name in the output folder or bucket; the names of several are made of it.
+    /// The file's name in the output folder or bucket. The names of several files are derived from it.
     pub output_filename: String,
-    /// The files, in the order of their parts; empty until the job is completed.
+    /// The files, in the order of their parts. Empty until the job is completed.
     pub files: Vec<JobFile>,
-    /// What the export before it in its lane, and this one, are: the digest of its manifest. `None`: it isn't
-    /// published, ad hoc, or by a version that made no manifests.
+    /// The digest of the export's manifest, which covers the digest of the previous export of the lane. `None` if the
+    /// export is not published, is ad hoc, or was made by an earlier version without manifests.
     pub digest: Option<String>,
-    /// The number of times that a worker claimed it.
+    /// The number of times that a worker claimed the job.
     pub attempt: u32,
-    /// Why it failed.
+    /// The reason why the job failed.
     pub error: Option<Failure>,
-    /// The findings of the export when it began.
+    /// The findings of the export when it took its snapshot.
     pub report: SnapshotReport,
-    /// Rows that the timestamps alone would have missed: changed, but with a time up to the watermark, or gone.
+    /// The number of rows that the timestamps alone would have missed: deleted rows, and changed rows with a time at or
+    /// before the watermark.
     pub late_rows: u64,
-    /// Deleted rows of which a column is empty because its value is not known: the log has no image of the row, or the
-    /// column is a virtual generated one.
+    /// The number of deleted rows with an unknown value, so that a column is empty. Either the change log has no image
+    /// of the row, or the column is a virtual generated one.
     pub key_only_deletes: u64,
-    /// The columns of its file are others than those of its consumer's last export, or of other types.
+    /// True if the columns or their types differ from those of the consumer's last export.
     pub schema_changed: bool,
-    /// The consumer's watermark that the export began at.
+    /// The consumer's watermark before the export.
     pub watermark_from: Option<DateTime<Utc>>,
-    /// The consumer's watermark that the export left.
+    /// The consumer's watermark after the export.
     pub watermark_to: Option<DateTime<Utc>>,
-    /// Its place among the published exports of its consumer and dataset, from 1; `None` until it is published, and for
-    /// an ad-hoc one.
+    /// The export's number among the published exports of its lane, from 1. `None` if the export is not published or is
+    /// ad hoc.
     pub number: Option<u64>,
-    /// True if its consumer has acknowledged it, or one after it; `None` until it is published, for an ad-hoc one, and
-    /// where the consumer has never acknowledged one of its lane.
+    /// True if the consumer has acknowledged this export or a later one. `None` if the export is not published, is ad
+    /// hoc, or if the consumer has never acknowledged an export of the lane.
     pub acknowledged: Option<bool>,
-    /// The export that its caller had loaded last, if it said so. For an incremental or a delta that was right.
+    /// The export that the caller had loaded last, if the caller sent it. It was verified for an incremental export and
+    /// a delta.
     pub after: Option<After>,
-    /// The job that this one was made after, on request.
+    /// The job that this one repeats on request.
     pub retry_of: Option<JobId>,
-    /// Its place in a trace: that of the first request for it, else of the first attempt that was recorded.
+    /// The trace context of the first request, or else of the first recorded attempt.
     pub trace: Option<TraceParent>,
-    /// Before when it isn't tried again, while it waits for that.
+    /// The earliest time of the next attempt, while the job waits for it.
     pub next_attempt_at: Option<DateTime<Utc>>,
-    /// When somebody first asked to cancel it.
+    /// The time of the first request to cancel the job.
     pub cancel_requested_at: Option<DateTime<Utc>>,
-    /// When it was asked for.
+    /// The time of the request.
     pub created_at: DateTime<Utc>,
-    /// When a worker first took it.
+    /// The time of the first claim by a worker.
     pub started_at: Option<DateTime<Utc>>,
-    /// When it ended.
+    /// The time at which the job ended.
     pub finished_at: Option<DateTime<Utc>>,
 }
 
 impl Job {
-    /// The job's file, where it has one alone.
+    /// Returns the job's file if the job has exactly one.
     pub fn only_file(&self) -> Option<&JobFile> {
         if let [only] = self.files.as_slice() { Some(only) } else { None }
     }
 
-    /// The job's lane; `None`: an ad-hoc export has none.
+    /// Returns the job's lane. Returns `None` for an ad-hoc export.
     pub fn lane(&self) -> Option<Lane<'_>> {
         self.consumer.as_ref().map(|consumer| Lane { consumer, dataset: &self.dataset })
     }
@@ -367,50 +372,50 @@ impl Job {
 /// A file of a completed job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobFile {
-    /// Its name.
+    /// The name of the file.
     pub name: String,
-    /// The URL of the file. `None`: an earlier version published it, which saved none.
+    /// The URL of the file. `None` if an earlier version published the file, which did not record the URL.
     pub location: Option<String>,
-    /// Its size.
+    /// The size in bytes.
     pub bytes: u64,
-    /// Its rows.
+    /// The number of rows.
     pub rows: u64,
-    /// Its SHA-256 in hexadecimal.
+    /// The SHA-256 of the file, in hexadecimal.
     pub sha256: String,
 }
 
-/// Why a job failed: a stable word for programs, a sentence for people.
+/// The reason why a job failed: a stable code for programs, a sentence for people.
 #[derive(Clone, Debug)]
 pub struct Failure {
     /// The guard's verdict, if that is the reason.
     pub continuity: Option<Continuity>,
-    /// The word.
+    /// The code.
     pub code: FailureCode,
     /// The sentence.
     pub detail: String,
 }
 
-/// Which jobs to list. What is `None` lets everything through.
+/// The filter of a list of jobs. A field with `None` does not restrict the list.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
-    /// The consumer.
+    /// Selects jobs of this consumer.
     pub consumer: Option<ConsumerId>,
-    /// The consumers, one of whom has the job.
+    /// Selects jobs of any of these consumers.
     pub among: Option<Vec<ConsumerId>>,
-    /// The dataset.
+    /// Selects jobs of this dataset.
     pub dataset: Option<String>,
-    /// The type of the export.
+    /// Selects exports of this type.
     pub export_type: Option<ExportType>,
-    /// Jobs of this status, as clients see it.
+    /// Selects jobs with this status, as clients see it.
     pub status: Option<Status>,
-    /// Older than the job that was made at this time and has this id.
+    /// Selects jobs older than the one with this time of creation and this id.
     pub before: Option<(DateTime<Utc>, JobId)>,
 }
 
-/// The jobs that are kept after their end. `None` keeps everything.
+/// The limits for ended jobs that are kept. A field with `None` sets no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Retention {
-    /// Jobs that ended longer ago are removed.
+    /// The age since its end at which a job is removed.
     pub age: Option<Duration>,
     /// The number of the newest jobs of each consumer that are kept.
     pub count: Option<u64>,
@@ -419,9 +424,9 @@ pub struct Retention {
 /// The limits for a new job.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
-    /// The most attempts.
+    /// The largest number of attempts.
     pub max_attempts: u32,
-    /// The most jobs that may be open, of all consumers together.
+    /// The largest number of open jobs of all consumers together.
     pub max_open: u32,
 }
 
@@ -436,6 +441,6 @@ mod tests {
             assert!(all.iter().all(|to| !from.can_become(*to)), "{from}");
         }
         assert!(!Status::Pending.is_terminal() && !Status::Processing.is_terminal());
-        assert!(!Status::Pending.can_become(Status::Completed), "nothing completes without a lease");
+        assert!(!Status::Pending.can_become(Status::Completed), "a job without a lease can't complete");
     }
 }

@@ -1,8 +1,8 @@
-//! An API key: what a client presents, and what it may do with it.
+//! API keys: their text, their stored form and the rights that they grant.
 //!
-//! A key is `cdcx_<prefix>_<secret>`. The prefix is public, and finds the stored key; the secret is 256 random bits,
-//! which only the client has. The service holds a key's text only while it makes or reads the key: it keeps, and
-//! compares, the SHA-256 of the whole text.
+//! The text of a key is `cdcx_<prefix>_<secret>`. The prefix is public and identifies the stored key. The secret has
+//! 256 random bits, and only the client stores it. The service has the text in memory only while it creates or parses a
+//! key. It stores and compares the SHA-256 of the text.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,19 +15,19 @@ use subtle::ConstantTimeEq;
 
 use crate::job::ConsumerId;
 
-/// The beginning of every key, so that scanners for leaked secrets can find keys.
-const MARK: &str = "cdcx_";
+/// The scheme: the first characters of every key. Scanners for leaked secrets can search for it.
+const SCHEME: &str = "cdcx_";
 const PREFIX_BYTES: usize = 6;
 const SECRET_BYTES: usize = 32;
 
 pg_rows::words! {
-    /// A right that a key gives.
+    /// A right that a key grants.
     Scope, "a scope: export:read, export:write, admin" {
-        /// Look at exports, watermarks, consumers and datasets, and fetch files.
+        /// Read exports, watermarks, consumers and datasets, and download files.
         Read = "export:read",
-        /// Ask for exports, cancel them, remove their files, set watermarks.
+        /// Request and cancel exports, remove their files, set watermarks.
         Write = "export:write",
-        /// Everything else, and the other two.
+        /// Everything else, and the rights of the other two scopes.
         Admin = "admin",
     }
 }
@@ -37,7 +37,7 @@ pg_rows::words! {
 pub struct Prefix(String);
 
 impl Prefix {
-    /// A prefix that was stored.
+    /// Returns a prefix that was read from the database.
     pub fn stored(digits: String) -> Prefix {
         Prefix(digits)
     }
@@ -54,7 +54,7 @@ impl fmt::Display for Prefix {
     }
 }
 
-/// A key as a client presents it: well-formed, but perhaps none that was made. The secret is not kept.
+/// A well-formed key that a client presents. It may not exist in the database. Does not contain the secret.
 #[derive(Clone)]
 pub struct PresentedKey {
     prefix: Prefix,
@@ -68,12 +68,12 @@ impl fmt::Debug for PresentedKey {
 }
 
 impl FromStr for PresentedKey {
-    /// It doesn't quote the text.
+    /// The error does not quote the text, which may contain a secret.
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<PresentedKey, &'static str> {
         const NO_KEY: &str = "not a key";
-        let (prefix, secret) = text.strip_prefix(MARK).and_then(|rest| rest.split_once('_')).ok_or(NO_KEY)?;
+        let (prefix, secret) = text.strip_prefix(SCHEME).and_then(|rest| rest.split_once('_')).ok_or(NO_KEY)?;
         let is_hex = |digits: &str| digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
         if prefix.len() != 2 * PREFIX_BYTES || secret.len() != 2 * SECRET_BYTES || !is_hex(prefix) || !is_hex(secret) {
             return Err(NO_KEY);
@@ -82,59 +82,58 @@ impl FromStr for PresentedKey {
     }
 }
 
-/// The text of a key, which a client sends to a service and shows nowhere.
+/// The secret text of a key, for a client that sends it to a service. `Debug` does not print it.
 #[derive(Clone)]
-pub struct KeyText(String);
+pub struct SecretKeyText(String);
 
-impl KeyText {
-    /// The text itself.
+impl SecretKeyText {
+    /// Returns the text.
     pub fn reveal(&self) -> &str {
         &self.0
     }
 }
 
-impl fmt::Debug for KeyText {
+impl fmt::Debug for SecretKeyText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("KeyText")
+        f.write_str("SecretKeyText")
     }
 }
 
-impl FromStr for KeyText {
+impl FromStr for SecretKeyText {
     type Err = &'static str;
 
-    fn from_str(text: &str) -> Result<KeyText, &'static str> {
-        text.parse::<PresentedKey>().map(|_| KeyText(text.to_owned()))
+    fn from_str(text: &str) -> Result<SecretKeyText, &'static str> {
+        text.parse::<PresentedKey>().map(|_| SecretKeyText(text.to_owned()))
     }
 }
 
 impl PresentedKey {
-    /// A new random key, and the text of it, which exists nowhere else.
+    /// Creates a random key. Returns the key and its text, which is stored nowhere.
     pub fn random() -> (PresentedKey, String) {
-        let text = format!("{MARK}{}_{}", random_hex::<PREFIX_BYTES>(), random_hex::<SECRET_BYTES>());
-        let key = text.parse().expect("a key is made as it is read");
+        let text = format!("{SCHEME}{}_{}", random_hex::<PREFIX_BYTES>(), random_hex::<SECRET_BYTES>());
+        let key = text.parse().expect("a generated key is well-formed");
         (key, text)
     }
 
-    /// The public part.
+    /// Returns the public part of the key.
     pub fn prefix(&self) -> &Prefix {
         &self.prefix
     }
 
-    /// The SHA-256 of the key's text, which is stored.
+    /// Returns the SHA-256 of the key's text.
     pub fn hash(&self) -> &[u8] {
         self.hash.as_ref()
     }
 
-    /// Returns true if this is the key that was stored. The time of the comparison doesn't tell where they differ.
+    /// Returns true if this is the stored key. Compares in constant time, so that the duration reveals nothing.
     pub fn is(&self, stored: &StoredKey) -> bool {
         self.hash().ct_eq(&stored.hash).into()
     }
 }
 
-/// Returns true if a key, or its beginning, is in a text that is no place for one, whatever its case. Such a text is
-/// logged nowhere.
+/// Returns true if a text contains a key or its beginning, in upper or lower case. The caller must not log such a text.
 pub fn is_in(text: &str) -> bool {
-    text.to_ascii_lowercase().contains(MARK)
+    text.to_ascii_lowercase().contains(SCHEME)
 }
 
 fn random_hex<const N: usize>() -> String {
@@ -143,13 +142,13 @@ fn random_hex<const N: usize>() -> String {
     hex::encode(bytes)
 }
 
-/// The name that an operator gives a key: 1 to 100 characters, no control characters, no space at the ends. It doesn't
-/// begin like a key.
+/// The name that an operator gives to a key: 1 to 100 characters, no control characters, no space at the ends. A name
+/// does not begin with `cdcx_`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyName(String);
 
 impl KeyName {
-    /// The name as it was given.
+    /// Returns the name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -159,24 +158,24 @@ impl FromStr for KeyName {
     type Err = String;
 
     fn from_str(text: &str) -> Result<KeyName, String> {
-        let is_plain = !text.contains(char::is_control) && text.trim() == text && !text.starts_with(MARK);
+        let is_plain = !text.contains(char::is_control) && text.trim() == text && !text.starts_with(SCHEME);
         if is_plain && (1..=100).contains(&text.chars().count()) {
             Ok(KeyName(text.to_owned()))
         } else {
             Err(format!(
-                "a key's name has 1 to 100 characters, no control characters, no space at its ends, and doesn't begin with {MARK}"
+                "a key's name has 1 to 100 characters, no control characters, no space at its ends, and doesn't begin with {SCHEME}"
             ))
         }
     }
 }
 
-/// The key that an operator selects: by its name, by its prefix with or without `cdcx_`, or by its whole text, which
-/// somebody has who found a leaked key. Of the text only the prefix is kept.
+/// Selects a key by its name, by its prefix with or without `cdcx_`, or by its whole text. An operator may have the
+/// whole text if the key leaked. Only the prefix of the text is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeySelector(String);
 
 impl KeySelector {
-    /// The name or the prefix.
+    /// Returns the name or the prefix.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -184,42 +183,42 @@ impl KeySelector {
 
 impl From<&str> for KeySelector {
     fn from(text: &str) -> KeySelector {
-        let prefix = text.strip_prefix(MARK).map(|rest| rest.split('_').next().unwrap_or_default());
+        let prefix = text.strip_prefix(SCHEME).map(|rest| rest.split('_').next().unwrap_or_default());
         KeySelector(prefix.unwrap_or(text).to_owned())
     }
 }
 
-/// The rights of a key, and the consumers that it is for.
+/// The rights of a key and the consumers that they apply to.
 #[derive(Clone, Debug)]
 pub struct Grant {
     /// The prefix of the key.
     pub prefix: Prefix,
-    /// The consumers that the key is for; `None`: all consumers, and ad-hoc exports.
+    /// The consumers that the key is valid for. `None` allows all consumers, and ad-hoc exports.
     pub consumers: Option<Vec<ConsumerId>>,
     /// The scopes of the key.
     pub scopes: Vec<Scope>,
 }
 
 impl Grant {
-    /// Returns true if the key allows what needs this scope.
+    /// Returns true if the key has this scope. `admin` includes every other scope.
     pub fn allows(&self, scope: Scope) -> bool {
         self.scopes.contains(&scope) || self.scopes.contains(&Scope::Admin)
     }
 
-    /// Returns true if the key is for this consumer's exports; `None`: for ad-hoc ones.
+    /// Returns true if the key is valid for exports of this consumer. `None` stands for ad-hoc exports.
     pub fn is_for(&self, consumer: Option<&ConsumerId>) -> bool {
         self.consumers.as_ref().is_none_or(|its| consumer.is_some_and(|consumer| its.contains(consumer)))
     }
 }
 
-/// A valid key as the database has it.
+/// A valid key in its stored form.
 #[derive(Clone)]
 pub struct StoredKey {
     /// The rights of a client with this key.
     pub grant: Arc<Grant>,
     /// The SHA-256 of the key's text.
     pub hash: Vec<u8>,
-    /// True if it is a while since the use of the key was last noted.
+    /// True if the recorded time of the last use is so old that it must be updated.
     pub is_use_due: bool,
 }
 
@@ -229,20 +228,20 @@ impl fmt::Debug for StoredKey {
     }
 }
 
-/// A key as operators see it.
+/// The description of a key for operators.
 #[derive(Clone, Debug)]
 pub struct KeyInfo {
-    /// The name that the operator gave the key.
+    /// The key's name.
     pub name: String,
     /// The rights of a client with this key.
     pub grant: Grant,
-    /// When the key was made.
+    /// The time at which the key was created.
     pub created_at: DateTime<Utc>,
-    /// When the key expires; `None`: never.
+    /// The time at which the key expires. `None` if it never expires.
     pub expires_at: Option<DateTime<Utc>>,
-    /// When the key was revoked; `None`: it was not.
+    /// The time at which the key was revoked. `None` if it is not revoked.
     pub revoked_at: Option<DateTime<Utc>>,
-    /// About when the key was last used; `None`: never.
+    /// The approximate time of the last use. `None` if the key was never used.
     pub last_used_at: Option<DateTime<Utc>>,
 }
 
@@ -251,24 +250,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_does_not_show_in_debug() {
+    fn debug_does_not_print_the_secret() {
         let (key, text) = PresentedKey::random();
         let shown = format!("{key:?}");
         assert_eq!(shown, format!("PresentedKey({})", &text[5..17]));
     }
 
     #[test]
-    fn a_bound_key_is_for_its_consumers_alone() {
+    fn key_with_consumers_is_valid_for_them_only() {
         let (a, b) = ("a".parse().unwrap(), "A".parse().unwrap());
         let bound = |consumers| Grant { prefix: Prefix(String::new()), consumers, scopes: Vec::new() };
         let only_a = bound(Some(vec!["a".parse().unwrap()]));
         assert!(only_a.is_for(Some(&a)) && !only_a.is_for(Some(&b)) && !only_a.is_for(None));
         assert!(bound(None).is_for(Some(&a)) && bound(None).is_for(None));
-        assert!(!bound(Some(Vec::new())).is_for(Some(&a)), "of an empty list nobody is");
+        assert!(!bound(Some(Vec::new())).is_for(Some(&a)), "an empty list allows no consumer");
     }
 
     #[test]
-    fn a_key_is_called_by_its_name_or_its_prefix() {
+    fn key_is_selected_by_name_prefix_or_text() {
         let (key, text) = PresentedKey::random();
         let prefix = key.prefix().as_str();
         for called in [prefix, &format!("cdcx_{prefix}"), &text] {

@@ -1,9 +1,8 @@
-//! `cdc-export`: hands a table's rows to downstream consumers as files.
+//! `cdc-export`: exports the rows of tables as files for downstream consumers.
 //!
-//! The modules in reading order, from the nouns that all of them use to the edges; `docs/ARCHITECTURE.md` walks through
-//! them.
+//! The modules are listed in reading order. `docs/ARCHITECTURE.md` describes them.
 
-// Nouns: plain values, no I/O.
+// The domain: plain values without I/O, which all other modules use.
 pub mod broker;
 pub mod database;
 pub mod dataset;
@@ -18,13 +17,13 @@ pub mod schedule;
 pub mod trace;
 pub mod watermark;
 
-// The way of a request: from HTTP to a row in `exports`.
+// Requests: from HTTP to a row in `exports`.
 pub mod config;
 pub mod http;
 pub mod service;
 pub mod store;
 
-// The way of an export: from a row in `exports` to a file.
+// Exports: from a row in `exports` to a file.
 pub mod maintenance;
 pub mod pipeline;
 pub mod publisher;
@@ -32,23 +31,23 @@ pub mod sink;
 pub mod source;
 pub mod worker;
 
-// The way of an event: from a row in `cdc_export.deliveries` to its receiver.
+// Events: from a row in `cdc_export.deliveries` to a receiver.
 pub mod delivery;
 pub mod receiver;
 
-// The way on: from a file to another database.
+// The command `apply`: from a file to another database.
 pub mod apply;
 
-// The demo's table.
+// The table of the demo.
 pub mod demo;
 
-// The other side: callers of the API, and readers of its files.
+// Clients of the API, and readers of its files.
 mod client;
 
-// The command line, which wires the modules.
+// The command line, which creates and connects the parts of the service.
 pub mod command;
 
-// Below both: the private server, the schema, connections, logs, TLS, and the faults that tests inject.
+// Infrastructure: the private server, the schema, connections, logs, TLS and failpoints.
 mod connection;
 pub mod failpoint;
 pub mod postgres;

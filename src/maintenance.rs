@@ -1,9 +1,10 @@
-//! What has to be done whosever job it was: take over jobs of vanished workers, give committed files their names,
-//! remove what is left in the folder or past its retention, purge the change log, ask for the exports of schedules.
-//! Every process that runs exports does all of it; each step is safe to do twice.
+//! The maintenance tasks, which process the jobs of all workers.
 //!
-//! Each is a task of its own, so that a folder that hangs or a file that can't be removed delays nothing else.
-//! [`Maintenance::run`] lists them.
+//! The tasks take over the jobs of vanished workers, publish committed files, remove abandoned hidden files, apply the
+//! retention, purge the change log and submit the exports of schedules. Every process that runs exports runs all tasks.
+//! Each step is idempotent, so several processes can run it at the same time.
+//!
+//! [`Maintenance::run`] starts each task separately, so that a hanging folder delays only the task that uses it.
 
 mod publish;
 mod retain;
@@ -33,39 +34,39 @@ use crate::telemetry::{chain, metrics};
 
 pub use schedule::Scheduled;
 
-/// Reading the whole folder costs more than all the rest, and a file that a crash left there harms nothing.
+/// The pause between two readings of the whole folder, which is expensive. A file left behind by a crash does no harm.
 const FOLDER_PERIOD: Duration = Duration::from_secs(60);
 
-/// The log grows slowly beside what a purge takes away, and a statement in ten seconds is nothing.
+/// The pause between two purges. A purge removes rows faster than the change log grows.
 const PURGE_PERIOD: Duration = Duration::from_secs(10);
 
-/// The shortest distance of a schedule's slots.
+/// The pause between two checks of the schedules. It is the shortest interval of a schedule's slots.
 const SCHEDULE_PERIOD: Duration = Duration::from_secs(1);
 
-/// How long a round of a task may take before it begins anew. A purging statement may take a minute.
+/// The time after which a round is aborted and the next one begins. A purging statement may take a minute.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// How long the start waits for the folder and the database to be told that this process lives.
+/// The time that the start of the process waits for [`Maintenance::announce`].
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What an operator may set.
+/// The settings that an operator can change.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// How long a job stays with a worker that doesn't renew its lease.
+    /// The duration of a lease that the worker does not renew.
     pub lease: Duration,
-    /// How much of the change log a consumer may hold that asks for no export.
+    /// The part of the change log that is kept for a consumer without exports.
     pub log_caps: Caps,
-    /// Which files are kept.
+    /// The retention of files.
     pub retain_files: Retention,
-    /// Which jobs are kept; a job's file is removed with the job at the latest.
+    /// The retention of jobs. A job's files are removed with the job at the latest.
     pub retain_jobs: Retention,
-    /// For how long both spare an export that its consumer, which acknowledges, has not acknowledged.
+    /// The time for which both retentions keep an unacknowledged export of a consumer that acknowledges exports.
     pub retain_unacked: Duration,
-    /// How files are handed out.
+    /// The settings of the publisher.
     pub publisher: publisher::Settings,
 }
 
-/// What the tasks work with.
+/// The resources of the tasks.
 #[derive(Clone, Debug)]
 pub struct Maintenance {
     settings: Settings,
@@ -73,11 +74,11 @@ pub struct Maintenance {
     source: Source,
     destination: Limited,
     scheduled: Option<Scheduled>,
-    /// Wakes the sweep: a vanished attempt or publisher may have left a file.
-    swept: Arc<Notify>,
+    /// Wakes the sweep, because a vanished worker or publisher may have left a hidden file behind.
+    sweep_requested: Arc<Notify>,
 }
 
-/// Why a round failed.
+/// The error of a round.
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error(transparent)]
@@ -91,36 +92,36 @@ enum Error {
 }
 
 impl Maintenance {
-    /// Maintenance of `store`'s database and of `destination`.
+    /// Returns the maintenance of the database of `store` and of `destination`.
     pub fn new(settings: Settings, store: Store, source: Source, destination: Limited) -> Maintenance {
         let store = store.within(lease::call_timeout(settings.lease));
-        Maintenance { settings, store, source, destination, scheduled: None, swept: Arc::new(Notify::new()) }
+        Maintenance { settings, store, source, destination, scheduled: None, sweep_requested: Arc::new(Notify::new()) }
     }
 
-    /// Which asks for the exports of schedules too, if there are any.
+    /// Adds the task that submits the exports of schedules, if there are any schedules.
     pub fn with_schedules(self, scheduled: Scheduled) -> Maintenance {
         let scheduled = Some(scheduled).filter(|scheduled| !scheduled.catalog.schedules().is_empty());
         Maintenance { scheduled, ..self }
     }
 
-    /// Records that this destination has a worker, before the first job is submitted: a process with another
-    /// destination would otherwise take the job.
+    /// Records that this destination has a worker. Must run before the first job is submitted. Otherwise a process with
+    /// another destination could claim the job.
     pub async fn announce(&self) {
         let task = self.for_task();
-        // A folder that hangs doesn't keep the API from starting.
+        // A hanging folder must not prevent the start of the API.
         let error = match tokio::time::timeout(ANNOUNCE_TIMEOUT, announce(&task)).await {
             Ok(Ok(())) => return,
             Ok(Err(error)) => chain(&error),
-            Err(_) => "it takes too long".to_owned(),
+            Err(_) => format!("no result after {} seconds", ANNOUNCE_TIMEOUT.as_secs()),
         };
         tracing::warn!(event = "announce_failed", error);
     }
 
-    /// Runs all tasks until `shutdown`, but schedules until `drain`: this process would claim no export that they ask
-    /// for.
+    /// Runs all tasks until `shutdown`. The task of the schedules ends at `drain`, because this process claims no
+    /// exports after that.
     pub async fn run(self, drain: CancellationToken, shutdown: CancellationToken) {
         metrics::change_log_caps(self.settings.log_caps.rows, self.settings.log_caps.age);
-        let often = Pace::of(lease::interval(self.settings.lease));
+        let often = Pace::every(lease::interval(self.settings.lease));
         let mut tasks = JoinSet::new();
         let task = self.for_task();
         tasks.spawn(every("announce", often.clone(), async move || announce(&task).await, shutdown.clone()));
@@ -129,46 +130,48 @@ impl Maintenance {
         let mut publish = Publish::new(self.for_task());
         tasks.spawn(every("publish", often, async move || publish.round().await, shutdown.clone()));
         let task = self.for_task();
-        let sweeping = Pace { period: FOLDER_PERIOD, woken: Some(Arc::clone(&self.swept)) };
+        let sweeping = Pace { period: FOLDER_PERIOD, woken: Some(Arc::clone(&self.sweep_requested)) };
         tasks.spawn(every("sweep", sweeping, async move || sweep::round(&task).await, shutdown.clone()));
         let task = self.for_task();
-        let retaining = Pace::of(FOLDER_PERIOD);
+        let retaining = Pace::every(FOLDER_PERIOD);
         tasks.spawn(every("retain", retaining, async move || retain::round(&task).await, shutdown.clone()));
         if let Some(scheduled) = self.scheduled.clone() {
             let mut scheduling = Scheduling::new(self.for_task(), scheduled);
-            tasks.spawn(every("schedule", Pace::of(SCHEDULE_PERIOD), async move || scheduling.round().await, drain));
+            tasks.spawn(every("schedule", Pace::every(SCHEDULE_PERIOD), async move || scheduling.round().await, drain));
         }
         let task = self.for_task();
-        let removing = Pace::of(PURGE_PERIOD);
+        let removing = Pace::every(PURGE_PERIOD);
         tasks.spawn(every("functions", removing, async move || remove_unused(&task).await, shutdown.clone()));
-        tasks.spawn(every("purge", Pace::of(PURGE_PERIOD), async move || purge(&self).await, shutdown));
+        tasks.spawn(every("purge", Pace::every(PURGE_PERIOD), async move || purge(&self).await, shutdown));
         while tasks.join_next().await.is_some() {}
     }
 
-    /// The same for one task, which does one thing after the other at the destination: an operation on a dead network
-    /// never returns. It keeps its thread, and the task gets no second one.
+    /// Returns a copy for one task, limited to one concurrent operation at the destination.
+    ///
+    /// An operation on a dead network never returns and occupies its thread for ever. The limit prevents that the task
+    /// occupies a second thread.
     fn for_task(&self) -> Maintenance {
         let destination = self.destination.limited(Limits { max_concurrent: 1, timeout: None });
         Maintenance { destination, ..self.clone() }
     }
 }
 
-/// Records that a process with this destination lives.
+/// Records that a process with this destination is running.
 async fn announce(Maintenance { store, destination, .. }: &Maintenance) -> Result<(), Error> {
     let id = destination.id().await?;
-    // Tells the cause where the write below would only time out.
+    // The ping fails with the cause, and the write below would only time out.
     store.ping().await?;
     Ok(store.record_destination(id).await?)
 }
 
-/// Takes the jobs of vanished workers from them.
-async fn reap(Maintenance { settings, store, swept, .. }: &Maintenance) -> Result<(), Error> {
+/// Takes over the jobs of vanished workers.
+async fn reap(Maintenance { settings, store, sweep_requested, .. }: &Maintenance) -> Result<(), Error> {
     store.repair_future_timestamps(settings.lease).await?;
     store.repair_future_timestamps_of_deliveries().await?;
     for Transition { job, .. } in store.reap().await? {
         tracing::warn!(event = "export_taken_over", jobId = %job.id, status = %job.status);
         metrics::lease_taken_over();
-        swept.notify_one();
+        sweep_requested.notify_one();
     }
     Ok(())
 }
@@ -179,22 +182,22 @@ async fn purge(Maintenance { settings, source, .. }: &Maintenance) -> Result<(),
     Ok(())
 }
 
-/// Removes the trigger functions that no trigger calls any more, for example those of dropped tables.
+/// Removes trigger functions without a trigger, for example those of dropped tables.
 async fn remove_unused(Maintenance { source, .. }: &Maintenance) -> Result<(), Error> {
     Ok(source.remove_unused_functions().await?)
 }
 
-/// The time at which the next round of a task begins: after a rest, or earlier if it is woken.
+/// The pause between two rounds of a task. A notification ends it early.
 #[derive(Clone)]
 struct Pace {
-    /// The rest between two rounds.
+    /// The length of the pause.
     period: Duration,
-    /// Ends a rest before its time.
+    /// Ends the pause early.
     woken: Option<Arc<Notify>>,
 }
 
 impl Pace {
-    fn of(period: Duration) -> Pace {
+    fn every(period: Duration) -> Pace {
         Pace { period, woken: None }
     }
 
@@ -209,8 +212,8 @@ impl Pace {
     }
 }
 
-/// Does rounds of a task until `shutdown`, whatever becomes of a round. A round that takes too long is given up, and
-/// the next one begins anew. `task` is the name in the log.
+/// Runs rounds of a task until `shutdown`. Continues after an error, a panic or a timeout of a round. `task` is the
+/// task's name in the log.
 async fn every(
     task: &'static str,
     pace: Pace,
@@ -237,7 +240,7 @@ async fn every(
                 }
                 None
             }
-            Err(_) => Some("it takes too long".to_owned()),
+            Err(_) => Some(format!("the round did not end within {} seconds", ROUND_TIMEOUT.as_secs())),
         };
         if let Some(error) = failed
             && let Some(times) = throttle.should_log(error.clone())
@@ -253,7 +256,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn no_round_stops_the_next_one() {
+    async fn rounds_continue_after_an_error_or_a_panic() {
         let (mut rounds, shutdown) = (0, CancellationToken::new());
         let ends = shutdown.clone();
         let round = async || {
@@ -266,7 +269,7 @@ mod tests {
             }
             Ok(())
         };
-        every("troubled", Pace::of(Duration::from_millis(1)), round, shutdown).await;
+        every("failing", Pace::every(Duration::from_millis(1)), round, shutdown).await;
         assert_eq!(rounds, 4);
     }
 }

@@ -1,8 +1,10 @@
-//! A manifest: which files an export has, and which export of its lane came before. Its form, its digest and its name.
+//! The manifest of an export: its JSON form, its digest and its name at a destination.
 //!
-//! Written once, behind the files, and never replaced: whoever reads the manifests of a lane in the order of their
-//! numbers has all of its files, and sees if one is missing. Knows neither the destination that holds it nor the
-//! database that it comes from.
+//! A manifest lists the files of an export and names the digest of the previous export of the lane. The service writes
+//! a manifest once, after the files, and never replaces it. A reader that reads the manifests of a lane in the order of
+//! their numbers gets all files, and detects a missing one.
+//!
+//! This module must not know the destination that stores a manifest, nor the database that the export comes from.
 
 pub mod chain;
 pub mod chain_report;
@@ -16,94 +18,97 @@ use serde::{Deserialize, Serialize};
 use crate::file::name::stem_of;
 use crate::job::ConsumerId;
 
-/// The version of the form of [`Chained`], which is what the digest is of.
+/// The version of the form of [`Chained`], over which the digest is computed.
 pub const VERSION: &str = "1";
 
-/// What a manifest's name ends with in a folder.
+/// The suffix of a manifest's name in a folder.
 const ENDING: &str = ".manifest.json";
-/// Where the manifests of a lane lie in a bucket, beside the lane's files.
+/// The name of the folder with a lane's manifests in a bucket. It is next to the lane's files.
 const FOLDER: &str = "_manifests";
 
-/// A manifest. What stands before `number` is what Redshift's `COPY … MANIFEST` reads and its `UNLOAD … MANIFEST
-/// VERBOSE` writes.
+/// A manifest.
+///
+/// The fields before `number` have the form that Redshift's `COPY … MANIFEST` reads and its `UNLOAD … MANIFEST VERBOSE`
+/// writes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// The files, in the order of their parts.
     #[serde(deserialize_with = "list::read")]
     pub entries: Vec<Entry>,
-    /// Their columns.
+    /// The columns of the files.
     pub schema: Schema,
-    /// All files together.
+    /// The size and the number of rows of all files together.
     pub meta: Meta,
-    /// Who wrote it.
+    /// The program that wrote the manifest.
     pub author: Author,
-    /// The export's place in its lane, from 1. In a place to which manifests were copied it may be another one.
+    /// The number of the export in its lane, from 1. A copied manifest may have another number.
     pub number: u64,
-    /// The export, and the one before.
+    /// The export, with the digest of the previous export.
     pub export: Chained,
     /// The SHA-256 of `export` in its canonical form (RFC 8785) without the `path` of its files, in hexadecimal.
     pub digest: String,
-    /// The Ed25519 signature of the digest's 32 bytes in hexadecimal, where the service has a key.
+    /// The Ed25519 signature of the digest's 32 bytes, in hexadecimal. `None` if the service has no signing key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<String>,
 }
 
-/// A file, as loaders want it.
+/// A file, in the form that loaders read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// Where it is.
+    /// The URL of the file.
     pub url: String,
-    /// That a loader has to fail without it.
+    /// True if a loader must fail when the file is missing.
     pub mandatory: bool,
-    /// How much it is.
+    /// The size and the number of rows of the file.
     pub meta: Meta,
 }
 
-/// How much there is.
+/// A size and a number of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
-    /// Bytes.
+    /// The size in bytes.
     pub content_length: u64,
-    /// Rows.
+    /// The number of rows.
     pub record_count: u64,
 }
 
 /// The columns of the files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Schema {
-    /// Each of them, in order.
+    /// The columns, in the order of the files.
     #[serde(deserialize_with = "list::read")]
     pub elements: Vec<Element>,
 }
 
-/// A column.
+/// A column, in the form that loaders read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Element {
-    /// Its name in the files.
+    /// The column's name in the files.
     pub name: String,
-    /// Its type.
+    /// The column's type.
     #[serde(rename = "type")]
-    pub of: ElementType,
+    pub element_type: ElementType,
 }
 
 /// A column's type.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ElementType {
-    /// As Postgres writes it, without length and precision.
+    /// The type's name as Postgres writes it, without length and precision.
     pub base: String,
 }
 
-/// Who wrote a manifest.
+/// The program that wrote a manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Author {
-    /// The program.
+    /// The program's name.
     pub name: String,
-    /// Its version.
+    /// The program's version.
     pub version: String,
 }
 
-/// An export as its lane's chain has it. All numbers are texts: so its canonical form is the same to every reader of
-/// JSON.
+/// An export as a link in the chain of its lane.
+///
+/// All numbers are strings, so that every JSON reader computes the same canonical form.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Chained {
@@ -111,61 +116,61 @@ pub struct Chained {
     pub version: String,
     /// The export's id.
     pub job: String,
-    /// The database that the rows are from.
-    pub source: Source,
-    /// For whom.
+    /// The database that the rows come from.
+    pub source: ManifestSource,
+    /// The consumer's id.
     pub consumer: String,
-    /// Of which dataset.
+    /// The dataset's name.
     pub dataset: String,
-    /// Which table that was, with its schema; `None`: a version exported it that didn't say.
+    /// The table, with its schema. `None` if an earlier version of this program made the export and did not record it.
     pub table: Option<String>,
-    /// Which rows: `full`, `incremental` or `delta`.
+    /// The type of the export: `full`, `incremental` or `delta`.
     #[serde(rename = "type")]
     pub export_type: String,
-    /// The names of the columns that tell rows apart.
+    /// The names of the key columns.
     #[serde(deserialize_with = "list::read")]
     pub key: Vec<String>,
-    /// The files' columns, in order.
+    /// The columns of the files, in order.
     #[serde(deserialize_with = "list::read")]
-    pub columns: Vec<Column>,
-    /// `csv`, `ndjson` or `parquet`.
+    pub columns: Vec<ManifestColumn>,
+    /// The format: `csv`, `ndjson` or `parquet`.
     pub format: String,
-    /// `none`, `gzip` or `zstd`.
+    /// The compression: `none`, `gzip` or `zstd`.
     pub compression: String,
-    /// The snapshot whose rows they are, as Postgres writes it; `None`: the dataset goes by its times alone.
+    /// The snapshot from which the rows were read, as Postgres writes it. `None` if the dataset uses timestamps alone.
     pub snapshot: Option<String>,
-    /// What stood between the last export and this one, other than changes.
+    /// The guard's verdict: the reason why the export could not simply continue from the previous one.
     pub continuity: Option<String>,
-    /// The consumer's watermark before.
+    /// The consumer's watermark before the export.
     pub watermark_from: Option<String>,
-    /// The consumer's watermark after.
+    /// The consumer's watermark after the export.
     pub watermark_to: Option<String>,
-    /// Rows of all files.
+    /// The number of rows of all files.
     pub rows: String,
     /// The files, in the order of their parts.
     #[serde(deserialize_with = "list::read")]
-    pub files: Vec<File>,
-    /// The digest of the lane's export before; `None`: it is the lane's first one that has a digest.
+    pub files: Vec<ManifestFile>,
+    /// The digest of the previous export of the lane. `None` if this is the lane's first export with a digest.
     pub previous: Option<String>,
 }
 
-/// The identity of a database.
+/// The identity of the database that an export comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Source {
-    /// Its cluster's identifier, in hexadecimal.
+pub struct ManifestSource {
+    /// The system identifier of the cluster, in hexadecimal.
     pub cluster: String,
-    /// Its number there.
+    /// The database's oid.
     pub database: String,
 }
 
 /// A column of the files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Column {
-    /// Its name.
+pub struct ManifestColumn {
+    /// The column's name.
     pub name: String,
-    /// Its type with length and precision, as Postgres writes it.
+    /// The column's type with length and precision, as Postgres writes it.
     #[serde(rename = "type")]
     pub type_name: String,
 }
@@ -173,39 +178,39 @@ pub struct Column {
 /// A file of an export.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct File {
-    /// Its SHA-256 in hexadecimal.
+pub struct ManifestFile {
+    /// The SHA-256 of the file, in hexadecimal.
     pub sha256: String,
-    /// Its size.
+    /// The size in bytes.
     pub bytes: String,
-    /// Its rows.
+    /// The number of rows.
     pub rows: String,
-    /// Where it is from where the manifest is. The digest leaves it out: files may be moved, together with their
-    /// manifest.
+    /// The path of the file, relative to the manifest. The digest excludes it, so that files can be moved together with
+    /// their manifest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
 }
 
-/// Why a text is no manifest.
+/// The error of a text that is not a manifest.
 #[derive(Debug, thiserror::Error)]
-pub enum Unreadable {
-    /// It isn't JSON, or not of this form.
+pub enum InvalidManifest {
+    /// The text is not JSON, or the JSON does not have the form of a manifest.
     #[error("{0}")]
     Form(#[from] serde_json::Error),
-    /// A later version of this program wrote it.
-    #[error("it is of version {0:?}, and this program reads version {VERSION:?}")]
+    /// The manifest has another version, so a later version of this program wrote it.
+    #[error("it has version {0:?}, and this program reads version {VERSION:?}")]
     Version(String),
 }
 
 impl Manifest {
-    /// The manifest of an export with files at these addresses, in the order of its files.
+    /// Builds the manifest of an export. `urls` are the URLs of its files, in the same order.
     pub fn new(number: u64, export: Chained, urls: Vec<String>) -> Manifest {
         let count = |text: &str| text.parse().unwrap_or(0);
-        let meta = |file: &File| Meta { content_length: count(&file.bytes), record_count: count(&file.rows) };
-        let entry = |(file, url): (&File, String)| Entry { url, mandatory: true, meta: meta(file) };
+        let meta = |file: &ManifestFile| Meta { content_length: count(&file.bytes), record_count: count(&file.rows) };
+        let entry = |(file, url): (&ManifestFile, String)| Entry { url, mandatory: true, meta: meta(file) };
         let elements = export.columns.iter().map(|column| Element {
             name: column.name.clone(),
-            of: ElementType { base: without_modifier(&column.type_name) },
+            element_type: ElementType { base: without_modifier(&column.type_name) },
         });
         let bytes = export.files.iter().map(|file| count(&file.bytes)).fold(0, u64::saturating_add);
         Manifest {
@@ -220,32 +225,32 @@ impl Manifest {
         }
     }
 
-    /// Reads a manifest. Whether its digest is right, nobody has looked.
+    /// Parses a manifest. Does not verify its digest: see [`Manifest::check`].
     ///
     /// # Errors
-    /// If it isn't one.
-    pub fn read(text: &[u8]) -> Result<Manifest, Unreadable> {
+    /// If the text is not a manifest of this version.
+    pub fn read(text: &[u8]) -> Result<Manifest, InvalidManifest> {
         let manifest: Manifest = serde_json::from_slice(text)?;
         if manifest.export.version == VERSION {
             Ok(manifest)
         } else {
-            Err(Unreadable::Version(manifest.export.version))
+            Err(InvalidManifest::Version(manifest.export.version))
         }
     }
 
-    /// The manifest as it is written.
+    /// Returns the JSON text of the manifest.
     pub fn text(&self) -> String {
         serde_json::to_string(self).expect("texts, numbers and lists are JSON")
     }
 
-    /// The addresses of the files, a line each: what BigQuery and Athena take for a list of files.
+    /// Returns the URLs of the files, one a line. BigQuery and Athena read such a list.
     pub fn uris(&self) -> String {
         self.entries.iter().map(|entry| format!("{}\n", entry.url)).collect()
     }
 }
 
 impl Chained {
-    /// The SHA-256 of the canonical form without the files' paths, in hexadecimal.
+    /// Computes the SHA-256 of the canonical form without the paths of the files, in hexadecimal.
     pub fn digest(&self) -> String {
         let mut pathless = self.clone();
         pathless.files.iter_mut().for_each(|file| file.path = None);
@@ -253,13 +258,13 @@ impl Chained {
         hex::encode(digest::digest(&digest::SHA256, &canonical))
     }
 
-    /// Whether it holds all there was: nothing before it is needed.
+    /// Returns true if the export holds all rows, so that a reader needs no earlier export.
     pub fn is_base(&self) -> bool {
         self.export_type == "full" || self.watermark_from.is_none() && self.previous.is_none()
     }
 }
 
-/// A type without its length or precision: `numeric(12,2)[]` is a `numeric[]`.
+/// Removes the length or precision from the name of a type: `numeric(12,2)[]` becomes `numeric[]`.
 fn without_modifier(type_name: &str) -> String {
     match type_name.split_once('(') {
         Some((base, rest)) => format!("{}{}", base.trim_end(), rest.split_once(')').map_or("", |(_, behind)| behind)),
@@ -267,27 +272,27 @@ fn without_modifier(type_name: &str) -> String {
     }
 }
 
-/// The name of a manifest in a folder, beside the file or files of this name.
+/// Returns the name of the manifest in a folder, for an export with this output filename.
 pub fn name_in_folder(output_filename: &str) -> String {
     format!("{}{ENDING}", stem_of(output_filename))
 }
 
-/// Whether a file of a folder is a manifest, by its name.
+/// Returns true if a file in a folder has the name of a manifest.
 pub fn is_name_in_folder(name: &str) -> bool {
     !name.starts_with('.') && name.ends_with(ENDING)
 }
 
-/// The folder of a lane's manifests in a bucket, below the prefix.
+/// Returns the folder of a lane's manifests in a bucket, relative to the prefix.
 pub fn folder(dataset: &str, consumer: &ConsumerId) -> String {
     format!("{dataset}/{consumer}/{FOLDER}")
 }
 
-/// The key of a lane's manifest of this number in a bucket, below the prefix.
+/// Returns the key of the lane's manifest with this number in a bucket, relative to the prefix.
 pub fn key(dataset: &str, consumer: &ConsumerId, number: u64) -> String {
     format!("{}/{number:020}.json", folder(dataset, consumer))
 }
 
-/// Whether an object is a manifest, by its key.
+/// Returns true if an object has the key of a manifest.
 pub fn is_key(key: &str) -> bool {
     let mut parts = key.rsplit('/');
     let name = parts.next().and_then(|name| name.strip_suffix(".json"));
@@ -303,13 +308,13 @@ mod tests {
         Chained {
             version: VERSION.to_owned(),
             job: "019a0000-0000-7000-8000-000000000001".to_owned(),
-            source: Source { cluster: "00000000000000ff".to_owned(), database: "16384".to_owned() },
+            source: ManifestSource { cluster: "00000000000000ff".to_owned(), database: "16384".to_owned() },
             consumer: "search".to_owned(),
             dataset: "orders".to_owned(),
             table: Some("sales.orders".to_owned()),
             export_type: "full".to_owned(),
             key: vec!["id".to_owned()],
-            columns: vec![Column { name: "tötal\n".to_owned(), type_name: "numeric(12,2)[]".to_owned() }],
+            columns: vec![ManifestColumn { name: "tötal\n".to_owned(), type_name: "numeric(12,2)[]".to_owned() }],
             format: "csv".to_owned(),
             compression: "none".to_owned(),
             snapshot: Some("1041:1050:1043".to_owned()),
@@ -317,7 +322,7 @@ mod tests {
             watermark_from: None,
             watermark_to: Some("2026-11-20T10:14:58.402113Z".to_owned()),
             rows: "2".to_owned(),
-            files: vec![File {
+            files: vec![ManifestFile {
                 sha256: "ab".to_owned(),
                 bytes: "10".to_owned(),
                 rows: "2".to_owned(),
@@ -334,9 +339,9 @@ mod tests {
         Manifest::new(1, export, Vec::new())
     }
 
-    /// What one version signs and writes, every later one and every other program has to find the same digest for.
+    /// Every later version, and every other program, must compute the digest that an earlier version signed.
     #[test]
-    fn the_form_and_the_digest_are_never_changed() {
+    fn form_and_digest_are_stable_across_versions() {
         let manifest = Manifest::new(17, chained(), vec!["file:///srv/full_orders.csv".to_owned()]);
         let export = concat!(
             r#"{"columns":[{"name":"tötal\n","type":"numeric(12,2)[]"}],"compression":"none","consumer":"search","continuity":null,"#,
@@ -359,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_is_of_all_but_paths() {
+    fn digest_covers_everything_except_paths() {
         let digest = chained().digest();
         let mut moved = chained();
         moved.files[0].path = Some("elsewhere/a.csv".to_owned());
@@ -371,11 +376,11 @@ mod tests {
     }
 
     #[test]
-    fn a_manifest_of_another_version_is_not_guessed_at() {
+    fn manifest_of_another_version_is_rejected() {
         let manifest = Manifest::new(1, Chained { version: "2".to_owned(), ..chained() }, Vec::new());
-        assert!(matches!(Manifest::read(manifest.text().as_bytes()), Err(Unreadable::Version(two)) if two == "2"));
-        assert!(matches!(Manifest::read(b"{}"), Err(Unreadable::Form(_))));
-        // What the digest would not cover, since we don't know it.
+        assert!(matches!(Manifest::read(manifest.text().as_bytes()), Err(InvalidManifest::Version(two)) if two == "2"));
+        assert!(matches!(Manifest::read(b"{}"), Err(InvalidManifest::Form(_))));
+        // The digest would not cover an unknown member.
         let text = Manifest::new(1, chained(), Vec::new()).text();
         for (known, and) in [
             ("\"job\":", "\"evil\":1,\"job\":"),
@@ -384,7 +389,7 @@ mod tests {
         ] {
             assert!(Manifest::read(text.replace(known, and).as_bytes()).is_err(), "{and}");
         }
-        // Three bytes for an element of twenty-four, as long as somebody likes.
+        // An element takes three bytes of JSON and twenty-four of memory, so the length of a list is limited.
         for (list, most) in [("\"key\":[", r#""","#), ("\"files\":[", r#"{"sha256":"","bytes":"","rows":""},"#)] {
             let read = |count| Manifest::read(text.replace(list, &format!("{list}{}", most.repeat(count))).as_bytes());
             assert!(read(9_999).is_ok(), "{list}");
@@ -396,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_told_from_those_of_other_files() {
+    fn names_of_manifests_differ_from_names_of_other_files() {
         assert_eq!(name_in_folder("full_a.b_20260226T043000Z-2.csv.gz"), "full_a.b_20260226T043000Z-2.manifest.json");
         assert!(
             is_name_in_folder("a.manifest.json")

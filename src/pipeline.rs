@@ -1,8 +1,9 @@
-//! Writes one export's rows from the source to staged files: read, encode, hash, write.
+//! Writes the rows of one export from the source into staged files: read, encode, hash, write.
 //!
-//! Knows no queue and no store. Each reader encodes and compresses its own rows into pieces. One thread, which may
-//! block, hashes and writes the pieces. Memory holds a piece for each reader, and the pieces on their way to the
-//! writer.
+//! Each reader encodes and compresses its own rows into pieces. One blocking thread hashes and writes the pieces.
+//! Memory is bounded by one piece for each reader and the pieces that wait for the writer.
+//!
+//! This module must not know the queue or the store.
 
 use std::sync::Arc;
 
@@ -18,23 +19,23 @@ use crate::row::{ReceiverClosed, RowLayout, RowReceiver};
 use crate::sink::{self, Draft, Drafts};
 use crate::source::{self, rows::Rows};
 
-/// The most pieces that wait between the readers and the writer.
+/// The largest number of pieces that wait between the readers and the writer.
 const PIECES_AHEAD: usize = 2;
 
-/// Why an export's files can't be written.
+/// The error of an export's pipeline.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The rows could not be read.
     #[error(transparent)]
     Source(#[from] source::Error),
-    /// The format has no form for a value.
+    /// The format can't represent a value.
     #[error(transparent)]
     NotInFormat(pg_rows::Error),
-    /// A text is not UTF-8.
+    /// A text is not valid UTF-8.
     #[error(transparent)]
     InvalidText(pg_rows::Error),
-    /// A row is not what the dataset describes, or the format's library failed: a defect, or the table was changed
-    /// meanwhile.
+    /// A row does not match the dataset, or the library of the format failed. Either there is a defect, or the table
+    /// was changed meanwhile.
     #[error(transparent)]
     WrongRow(pg_rows::Error),
     /// The file could not be compressed.
@@ -44,7 +45,7 @@ pub enum Error {
     #[error(transparent)]
     Sink(#[from] sink::Error),
     /// The export needs too many files.
-    #[error("an export of more than {MOST_FILES} files: raise maxFileBytes, and have the export done again")]
+    #[error("an export of more than {MOST_FILES} files: raise maxFileBytes, and request the export again")]
     TooManyFiles,
     /// The writing thread panicked: a defect.
     #[error("writing the file panicked")]
@@ -74,9 +75,9 @@ pub struct ExportSpec<'a> {
     pub since: Option<DateTime<Utc>>,
     /// The largest size of a value.
     pub cell_max: CellMax,
-    /// A file with so many bytes gets no further rows; `None` makes one file.
+    /// The size in bytes at which a file is full. `None` writes one file.
     pub max_file_bytes: Option<u64>,
-    /// The compression level; `None` is the codec's own.
+    /// The compression level. `None` uses the default level of the codec.
     pub compression_level: Option<u8>,
     /// Receives the rows and bytes written so far.
     pub progress: &'a Progress,
@@ -84,44 +85,44 @@ pub struct ExportSpec<'a> {
 
 /// Writes the rows of a job's snapshot into drafts and stages them.
 ///
-/// There are several drafts if [`ExportSpec::max_file_bytes`] bounds the size of a file.
+/// Writes several drafts if [`ExportSpec::max_file_bytes`] bounds the size of a file.
 ///
 /// # Errors
-/// If any step fails. The unstaged draft is then removed; the caller must remove the staged ones.
+/// If any step fails. The unstaged draft is then removed. The caller must remove the staged ones.
 pub async fn run(rows: Rows<'_>, spec: &ExportSpec<'_>, drafts: &Drafts) -> Result<Exported, Error> {
     let export = Arc::new(ExportLayout::new(rows.layout(spec.job), spec)?);
-    let first = Writer::new(&export.file, drafts.create(1).await?)?;
+    let first = FileWriter::new(&export.file, drafts.create(1).await?)?;
     let (pieces_in, pieces_out) = mpsc::channel(PIECES_AHEAD);
-    let written = Written::new(spec);
+    let written = WrittenParts::new(spec);
     let layout = Arc::clone(&export.file);
     let read = async move {
         let receiver = || PieceSender::new(&export, &pieces_in);
         match rows.read(spec.job, spec.cell_max, spec.progress, receiver).await {
-            // The writer returns the cause itself.
+            // The writer has failed, and its own result contains the cause.
             Err(source::Error::ReceiverGone) => std::future::pending().await,
             read => Ok(read?),
         }
     };
-    // The first failure ends both. If writing fails, reading alone would notice only at its next piece.
+    // The first failure ends both sides. Otherwise a reader would notice a failed writer only at its next piece.
     let ((), (last, written)) = tokio::try_join!(read, write(first, written, pieces_out, &layout, drafts))?;
     blocking(move || last.finish(written)).await
 }
 
 /// Writes all pieces, on a blocking thread for each file. The caller must stage the last file.
 async fn write(
-    mut writer: Writer,
-    mut written: Written,
+    mut writer: FileWriter,
+    mut written: WrittenParts,
     mut pieces: mpsc::Receiver<EncodedPiece>,
     layout: &Arc<Layout>,
     drafts: &Drafts,
-) -> Result<(Writer, Written), Error> {
+) -> Result<(FileWriter, WrittenParts), Error> {
     let mut first = None;
     loop {
         match blocking(move || writer.write_all(written, first, pieces)).await? {
-            Filled::EndOfRows(writer, written) => return Ok((*writer, written)),
-            Filled::FileFull(full, next, further) => (written, first, pieces) = (full, Some(next), further),
+            FileEnd::EndOfRows(writer, written) => return Ok((*writer, written)),
+            FileEnd::FileFull(full, next, further) => (written, first, pieces) = (full, Some(next), further),
         }
-        writer = Writer::new(layout, drafts.create(written.parts.len() as u32 + 1).await?)?;
+        writer = FileWriter::new(layout, drafts.create(written.parts.len() as u32 + 1).await?)?;
     }
 }
 
@@ -129,18 +130,18 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + S
     tokio::task::spawn_blocking(work).await.map_err(Error::Panicked)?
 }
 
-/// The layout of an export's rows, and of the file that they become.
+/// The layout of an export's rows and of its files.
 struct ExportLayout {
     rows: RowLayout,
     file: Arc<Layout>,
-    /// The watermark that the changes begin at; `None`: no row is late.
+    /// The watermark before the export. `None` if no row can be late.
     since: Option<i64>,
 }
 
 impl ExportLayout {
     fn new(rows: RowLayout, spec: &ExportSpec<'_>) -> Result<ExportLayout, Error> {
         let &ExportSpec { job, since, compression_level, .. } = spec;
-        // A full export finds no changes, late ones neither.
+        // A full export does not select changes, so it has no late rows.
         let since = since.filter(|_| job.export_type != ExportType::Full);
         let columns = rows.columns.iter().map(TableColumn::in_file).collect();
         Ok(ExportLayout {
@@ -151,7 +152,7 @@ impl ExportLayout {
     }
 }
 
-/// Counts of the rows of one or several pieces.
+/// Row counts and the latest time of one or several pieces.
 #[derive(Clone, Copy, Debug, Default)]
 struct RowStats {
     rows: u64,
@@ -176,23 +177,23 @@ impl RowStats {
         self.key_only_deletes += u64::from(is_key_only);
         let is_gone = is_key_only || gone == Some(&Some(&[1]));
         let updated_at = export.rows.updated_at.and_then(|index| micros((*fields.get(index)?)?));
-        // A deleted row has no time that could be a watermark, and a search by timestamps alone would miss it.
+        // The time of a deleted row is not used as a watermark.
         if !is_gone {
             self.latest = self.latest.max(updated_at.filter(|micros| is_watermark(*micros)));
         }
         let late = updated_at.zip(export.since).is_some_and(|(updated_at, since)| updated_at <= since);
-        // Without a watermark no row is late.
+        // A row is late if a search by timestamps alone would miss it. Without a watermark, no row is late.
         self.late_rows += u64::from(export.since.is_some() && (is_gone || late || updated_at.is_none()));
     }
 }
 
-/// A piece and the counts of its rows, or the error that ends the export.
+/// A piece and the statistics of its rows, or the error that ends the export.
 type EncodedPiece = Result<(Piece, RowStats), Error>;
 
 /// Encodes the rows of one reader, and sends them to the writer as pieces.
 struct PieceSender {
     export: Arc<ExportLayout>,
-    /// `None` only while another thread packs a piece.
+    /// The encoder. `None` only while another thread packs a piece.
     encoder: Option<Encoder>,
     stats: RowStats,
     fields: Fields,
@@ -212,7 +213,7 @@ impl PieceSender {
         }
     }
 
-    /// Encodes whole rows. Returns true if they are enough for a piece.
+    /// Encodes whole rows. Returns true if the encoder has enough rows for a piece.
     fn encode(&mut self, rows: &[u8]) -> Result<bool, Error> {
         let Some(encoder) = &mut self.encoder else { return Ok(true) };
         let (mut rows, mut fields) = (BinaryRows::new(rows), self.fields.take());
@@ -239,7 +240,7 @@ impl PieceSender {
             let piece = encoder.pack()?;
             Ok((piece, encoder))
         };
-        // The runtime's threads also serve the API, so a long call must not block them.
+        // A long call must not block the runtime's threads, which also serve the API.
         let (piece, encoder) = if self.export.file.packs_long() { blocking(pack).await? } else { pack()? };
         self.encoder = Some(encoder);
         Ok(Some(piece))
@@ -269,20 +270,20 @@ impl RowReceiver for PieceSender {
     }
 }
 
-/// The part of an export that is written so far.
-struct Written {
+/// The staged files of an export, and the statistics of all rows written so far.
+struct WrittenParts {
     /// The staged files.
     parts: Vec<Part>,
     stats: RowStats,
-    /// A file with so many bytes gets no further piece; `None` makes one file.
+    /// The size in bytes at which a file is full. `None` writes one file.
     max_bytes: Option<u64>,
     progress: Progress,
 }
 
-impl Written {
-    fn new(spec: &ExportSpec<'_>) -> Written {
+impl WrittenParts {
+    fn new(spec: &ExportSpec<'_>) -> WrittenParts {
         let (max_bytes, progress) = (spec.max_file_bytes, spec.progress.clone());
-        Written { parts: Vec::new(), stats: RowStats::default(), max_bytes, progress }
+        WrittenParts { parts: Vec::new(), stats: RowStats::default(), max_bytes, progress }
     }
 
     fn report(&self, draft: &dyn Draft) {
@@ -291,8 +292,8 @@ impl Written {
     }
 }
 
-/// Joins pieces to one file and writes it.
-struct Writer {
+/// Writes the pieces of one file.
+struct FileWriter {
     assembler: Assembler,
     draft: Box<dyn Draft>,
     /// The bytes before the first row, until they are written together with it.
@@ -301,25 +302,25 @@ struct Writer {
 }
 
 /// The reason why a file gets no further piece.
-enum Filled {
-    /// The file has its most bytes and is staged. This piece and the rest go into the next one.
-    FileFull(Written, (Piece, RowStats), mpsc::Receiver<EncodedPiece>),
+enum FileEnd {
+    /// The file has reached its maximum size and is staged. This piece and the rest go into the next file.
+    FileFull(WrittenParts, (Piece, RowStats), mpsc::Receiver<EncodedPiece>),
     /// All rows are written. The caller must stage the file.
-    EndOfRows(Box<Writer>, Written),
+    EndOfRows(Box<FileWriter>, WrittenParts),
 }
 
-impl Writer {
-    fn new(layout: &Arc<Layout>, draft: Box<dyn Draft>) -> Result<Writer, Error> {
+impl FileWriter {
+    fn new(layout: &Arc<Layout>, draft: Box<dyn Draft>) -> Result<FileWriter, Error> {
         let (assembler, begin) = Assembler::begin(layout)?;
-        Ok(Writer { assembler, draft, begin, rows: 0 })
+        Ok(FileWriter { assembler, draft, begin, rows: 0 })
     }
 
     fn write_all(
         mut self,
-        mut written: Written,
+        mut written: WrittenParts,
         mut first: Option<(Piece, RowStats)>,
         mut pieces: mpsc::Receiver<EncodedPiece>,
-    ) -> Result<Filled, Error> {
+    ) -> Result<FileEnd, Error> {
         while let Some(piece) = first.take().map(Ok).or_else(|| pieces.blocking_recv()) {
             let (piece, stats) = piece?;
             if written.max_bytes.is_some_and(|max| self.draft.size() >= max) {
@@ -327,23 +328,23 @@ impl Writer {
                     return Err(Error::TooManyFiles);
                 }
                 self.stage(&mut written)?;
-                return Ok(Filled::FileFull(written, (piece, stats), pieces));
+                return Ok(FileEnd::FileFull(written, (piece, stats), pieces));
             }
             self.append(&mut written, piece, stats)?;
         }
-        Ok(Filled::EndOfRows(Box::new(self), written))
+        Ok(FileEnd::EndOfRows(Box::new(self), written))
     }
 
-    fn append(&mut self, written: &mut Written, piece: Piece, stats: RowStats) -> Result<(), Error> {
+    fn append(&mut self, written: &mut WrittenParts, piece: Piece, stats: RowStats) -> Result<(), Error> {
         let bytes = self.assembler.append(piece)?;
-        Writer::write(&mut *self.draft, &mut self.begin, bytes)?;
+        FileWriter::write(&mut *self.draft, &mut self.begin, bytes)?;
         self.rows += stats.rows;
         written.stats.add(stats);
         written.report(&*self.draft);
         Ok(())
     }
 
-    /// Writes bytes, together with the header if it isn't written yet. So a small file is one write.
+    /// Writes bytes, together with the header if it is not written yet. So a small file takes one write.
     fn write(draft: &mut dyn Draft, begin: &mut Vec<u8>, mut bytes: Vec<u8>) -> Result<(), Error> {
         if !begin.is_empty() {
             begin.append(&mut bytes);
@@ -353,33 +354,33 @@ impl Writer {
     }
 
     /// Ends the file and stages it.
-    fn stage(self, written: &mut Written) -> Result<(), Error> {
-        let Writer { assembler, mut draft, mut begin, rows } = self;
-        Writer::write(&mut *draft, &mut begin, assembler.finish()?)?;
+    fn stage(self, written: &mut WrittenParts) -> Result<(), Error> {
+        let FileWriter { assembler, mut draft, mut begin, rows } = self;
+        FileWriter::write(&mut *draft, &mut begin, assembler.finish()?)?;
         written.report(&*draft);
         let staged = draft.stage()?;
         written.parts.push(Part { rows, staged });
         Ok(())
     }
 
-    fn finish(self, mut written: Written) -> Result<Exported, Error> {
+    fn finish(self, mut written: WrittenParts) -> Result<Exported, Error> {
         self.stage(&mut written)?;
-        let Written { parts, stats: RowStats { rows, late_rows, key_only_deletes, latest }, .. } = written;
+        let WrittenParts { parts, stats: RowStats { rows, late_rows, key_only_deletes, latest }, .. } = written;
         Ok(Exported { rows, late_rows, key_only_deletes, last_updated_at: latest.map(time), parts })
     }
 }
 
-/// The time from which Postgres counts.
+/// The epoch of Postgres's timestamps.
 const POSTGRES_EPOCH: DateTime<Utc> = DateTime::from_timestamp(946_684_800, 0).expect("2000-01-01 is a time");
 
-/// Returns true if a time can be a watermark: it is finite and before the year 200000, where chrono's calendar ends.
-/// The table `watermarks` has the same bound.
+/// Returns true if a time can be a watermark: it is finite and before the year 200000. `chrono` can't represent much
+/// later times. The table `watermarks` has the same bound.
 fn is_watermark(micros: i64) -> bool {
     const YEAR_200000: i64 = 6_248_276_496_000_000_000;
     micros > i64::MIN && micros < YEAR_200000
 }
 
-/// Reads a `timestamptz` in its binary form: microseconds since Postgres's epoch.
+/// Parses a `timestamptz` in binary format: microseconds since Postgres's epoch.
 fn micros(field: &[u8]) -> Option<i64> {
     Some(i64::from_be_bytes(field.try_into().ok()?))
 }
@@ -393,7 +394,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_that_no_watermark_can_be_are_passed_over() {
+    fn infinite_and_too_late_times_are_not_watermarks() {
         assert!(!is_watermark(i64::MAX) && !is_watermark(i64::MIN) && is_watermark(0));
         assert_eq!(time(0).to_rfc3339(), "2000-01-01T00:00:00+00:00");
         let last = 6_248_276_495_999_999_999;

@@ -19,9 +19,9 @@ use crate::telemetry::spans::{Kind, Span};
 /// The result of a publication.
 #[derive(Debug)]
 pub enum Publication {
-    /// The files have their names, or the job was ended otherwise.
+    /// The files are published, the job ended in another way, or an earlier export of the lane must be published first.
     Done,
-    /// A file is not in the destination. Perhaps another process is just renaming it.
+    /// A file is not at the destination. Another process may be renaming it at this moment.
     Missing(Box<FileRecord>),
 }
 
@@ -36,7 +36,7 @@ pub enum Error {
     Store(#[from] store::Error),
 }
 
-/// How exports are described to those who read their files where they are.
+/// The settings of manifests at a destination.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// True if the manifest of a consumer's export is written beside its files. The database has it in any case.
@@ -45,7 +45,7 @@ pub struct Settings {
     pub key: Option<SigningKey>,
 }
 
-/// Publishes the files of one task. Every call fails if the destination or the database fails.
+/// Publishes files to one destination. Every method returns an error if the destination or the database fails.
 #[derive(Clone, Debug)]
 pub struct Publisher {
     store: Store,
@@ -70,8 +70,8 @@ enum PublishStep {
 }
 
 impl Publisher {
-    /// A publisher for this destination, within its limits. `lease` is how long a job stays with a worker that doesn't
-    /// renew its lease.
+    /// Returns a publisher for this destination, with its limits. `lease` is the duration of a lease. It bounds the
+    /// duration of each database call.
     pub fn new(store: &Store, destination: &Limited, settings: &Settings, lease: Duration) -> Publisher {
         Publisher {
             store: store.clone().within(lease::call_timeout(lease)),
@@ -80,7 +80,7 @@ impl Publisher {
         }
     }
 
-    /// Gives a job's files their final names, if the job is committed. A missing file is left to maintenance.
+    /// Publishes the files of a job if the job is committed. Leaves a job with a missing file to maintenance.
     pub async fn publish_job(&self, job: JobId) -> Result<(), Error> {
         match self.store.file(job).await? {
             Some(record) => self.publish(record).await.map(drop),
@@ -88,7 +88,7 @@ impl Publisher {
         }
     }
 
-    /// Gives committed files their final names, puts the manifest beside them, and records that.
+    /// Publishes the files of a committed job.
     pub async fn publish(&self, record: FileRecord) -> Result<Publication, Error> {
         let span = Span::start("publish", Kind::Internal, record.trace.as_ref());
         span.set("cdc_export.job.id", record.job.to_string());
@@ -179,9 +179,11 @@ impl Publisher {
         }
     }
 
-    /// The number and the text of the manifest, as they are written down before anybody sees the manifest: all who
-    /// publish the export, after a crash too, write the same. `None`: the export was published or given up meanwhile,
-    /// or an earlier one comes first.
+    /// Returns the number and the text of the manifest. Records them in the database if they are not recorded yet.
+    ///
+    /// They are recorded before the manifest is written to the destination. So all processes that publish the export
+    /// write the same manifest, also after a crash. Returns `None` if the export was published or given up, or
+    /// if an earlier export of the lane must be published first.
     async fn plan(&self, record: &FileRecord) -> Result<Option<(u64, String)>, Error> {
         loop {
             let (number, mut export) = match self.store.planned_manifest(record).await? {
@@ -212,32 +214,33 @@ impl Publisher {
             return Ok(true);
         }
         match self.store.job(record.job).await? {
-            // It was given up in this moment: files without a completed job have to go.
+            // The export was given up at the same time. Files without a completed job must be removed.
             Some(job) if job.status == Status::Failed => self.destination.discard(record).await?,
-            // It was published, and is not kept any more: its manifest is.
+            // The export was published, and retention has removed the job. The manifest must stay.
             None => {}
             Some(_) => {
                 if let Some(last) = self.store.last_of_lane(record).await? {
-                    // A process that slept while another one published may have replaced a newer marker by an older
-                    // one.
-                    self.mark(&last).await?;
+                    // This process may have been paused while another one published later exports. It may then have
+                    // replaced a newer marker with an older one.
+                    self.write_marker(&last).await?;
                 }
             }
         }
         Ok(false)
     }
 
-    /// Makes the destination's marker of the lane name this file, unless the marker names a later one, or one that the
-    /// database doesn't know because it was restored. The lane's next attempt sees such a marker, and only a full
-    /// export goes on.
-    async fn mark(&self, record: &FileRecord) -> Result<(), Error> {
+    /// Writes the lane's marker for this export.
+    ///
+    /// Keeps the existing marker if it names a later export, or an export that the database does not know. The latter
+    /// means that the database was restored. The lane's next attempt detects such a marker and requires a full export.
+    async fn write_marker(&self, record: &FileRecord) -> Result<(), Error> {
         let Some(consumer) = &record.consumer else { return Ok(()) };
         let file = MarkerFile::new(&record.database, Lane { consumer, dataset: &record.dataset });
         let (marker, mut replaced) = (record.marker(), record.marker_seen);
         loop {
             let kept = self.destination.write_lane_marker(&file, &marker, replaced).await?;
             let Some(other) = kept else { return Ok(()) };
-            // By then the marker may name a third export, which is asked about as well.
+            // In the next iteration the marker may name a third export, which is checked in the same way.
             if !self.store.is_after(record, &other).await? {
                 tracing::warn!(event = "marker_left", jobId = %record.job, marked = %other.job);
                 return Ok(());
@@ -246,8 +249,8 @@ impl Publisher {
         }
     }
 
-    /// Fails a job of which a file is in the destination under neither name, and removes what else there is of it.
-    /// Nothing happens if it was published meanwhile.
+    /// Fails a job with a missing file, and removes the job's other files. Does nothing if the job was published
+    /// meanwhile.
     pub async fn give_up(&self, record: &FileRecord) -> Result<(), Error> {
         let is_given_up = self.store.give_up(record).await?.is_some();
         if is_given_up && record.is_own {

@@ -1,6 +1,7 @@
-//! Schedules: exports that the service submits by itself, at the times that the operator's file says.
+//! Schedules: the service submits exports at the times that the operator's file defines.
 //!
-//! Plain values. The caller says what time it is: this module knows no clock, no SQL and no file.
+//! This module has plain values only. The caller passes the current time. This module must not know a clock, SQL or
+//! files.
 
 pub mod timing;
 
@@ -11,14 +12,14 @@ use crate::job::{ConsumerId, ExportType, JobId, Request};
 use crate::schedule::timing::Timing;
 use pg_rows::encoding::Encoding;
 
-/// How far the last used slot may be ahead of the database's clock. Up to this distance the schedule waits for the
+/// The limit for the last used slot to be ahead of the database's clock. Up to this limit the schedule waits for the
 /// clock, so that no slot is used twice. Beyond it the clock counts as set back.
 pub const WAITS_FOR_CLOCK: TimeDelta = TimeDelta::hours(1);
 
-/// An export that is due at each of its slots, the times that the operator's file says.
+/// A schedule. An export is due at each of its slots, which are the times that the operator's file defines.
 #[derive(Clone, Debug)]
 pub struct Schedule {
-    /// Its name in lists, logs and metrics.
+    /// The schedule's name in lists, logs and metrics.
     pub name: String,
     /// The consumer of its exports.
     pub consumer: ConsumerId,
@@ -28,85 +29,85 @@ pub struct Schedule {
     pub export_type: ExportType,
     /// The format and compression of its files.
     pub encoding: Encoding,
-    /// When its slots are.
+    /// The times of its slots.
     pub timing: Timing,
-    /// Whether a full export follows an export that failed with `full_export_needed`.
+    /// True if a full export follows an export that failed with `full_export_needed`.
     pub heals: bool,
-    /// Whether a new schedule runs at once. Otherwise it waits for its next slot.
+    /// True if a new schedule runs at once. A schedule with `false` waits for its next slot.
     pub runs_at_start: bool,
 }
 
-/// What is due for a schedule at a given time.
+/// The action that is due for a schedule at a given time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
-    /// Nothing.
+    /// No action is due.
     Nothing,
-    /// This slot, the latest that passed. Earlier slots that were missed are left out.
+    /// This slot is due. It is the latest that passed. Missed earlier slots are skipped.
     Slot(DateTime<Utc>),
-    /// The clock was set back far behind the last used slot. From now on this slot counts as the last used one.
+    /// The clock was set back far before the last used slot. From now on this slot counts as the last used one.
     ClockSetBack(DateTime<Utc>),
 }
 
 pg_rows::words! {
-    /// Why a slot that is due has no job yet: the code of the problem that a client's request would get.
+    /// The reason why a due slot has no job yet. It is the problem code that a client's request would get.
     Refusal, "a refusal" {
-        /// There is no such table.
+        /// The table does not exist.
         TableMissing = "table_missing",
-        /// The role may not read the table.
+        /// The database role may not read the table.
         PermissionDenied = "permission_denied",
-        /// The dataset's changes are not captured: `cdc-export track` was not run.
+        /// The changes of the dataset are not captured, because nobody ran `cdc-export track`.
         NotTracked = "not_tracked",
         /// The limit of open exports is reached.
         TooManyOpenJobs = "too_many_open_jobs",
     }
 }
 
-/// The state of a schedule, as the database has it.
+/// The state of a schedule in the database.
 #[derive(Clone, Debug, Default)]
 pub struct ScheduleState {
-    /// The last used slot. A job used it, or it was skipped. `None`: no slot was used.
+    /// The last used slot: a job was submitted for it, or it was skipped. `None` if no slot was used.
     pub slot: Option<DateTime<Utc>>,
-    /// The timing when that slot was used, as [`Timing`] displays it. `None`: the schedule is new.
+    /// The timing when that slot was used, as [`Timing`] displays it. `None` if the schedule is new.
     pub timing: Option<String>,
-    /// The last job that was made for it. Retention may have removed the job since.
+    /// The last job that was submitted for the schedule. Retention may have removed the job since.
     pub last_job: Option<JobId>,
-    /// When that job was made.
+    /// The time at which that job was submitted.
     pub last_run_at: Option<DateTime<Utc>>,
-    /// Whether that job failed with `full_export_needed`.
+    /// True if that job failed with `full_export_needed`.
     pub needs_full: bool,
-    /// How many slots were skipped since then, because an export of the lane was still open.
+    /// The number of slots that were skipped since that job, because an export of the lane was still open.
     pub skipped: u64,
-    /// When the last slot was skipped.
+    /// The time at which the last slot was skipped.
     pub skipped_at: Option<DateTime<Utc>>,
-    /// Why the slot that is due has no job yet, and since when.
+    /// The reason why the due slot has no job yet, and the time of the first refusal.
     pub refused: Option<(Refusal, DateTime<Utc>)>,
 }
 
 impl Schedule {
-    /// The lane of its exports.
+    /// Returns the lane of the schedule's exports.
     pub fn lane(&self) -> Lane<'_> {
         Lane { consumer: &self.consumer, dataset: &self.dataset }
     }
 
-    /// The request for one of its exports. It has no `after`, since the service doesn't know what the consumer loaded.
+    /// Builds the request for an export. It has no `after`, because the service does not know the consumer's last load.
     pub fn request(&self, export_type: ExportType) -> Request {
         Request::new(Some(self.consumer.clone()), self.dataset.clone(), export_type, self.encoding)
     }
 
-    /// Returns what is due now. `last` is the last used slot.
+    /// Returns the action that is due now. `last` is the last used slot.
     pub fn due(&self, last: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Due {
         let Some(latest) = self.timing.latest(now) else { return Due::Nothing };
         let Some(last) = last else { return Due::Slot(latest) };
         if latest > last {
             return Due::Slot(latest);
         }
-        // After a small step back the clock soon reaches the used slot again. After a large one, a schedule that waited
+        // After a small step back, the clock soon reaches the used slot again. After a large one, a schedule that waits
         // for the clock might not run for years.
         let is_next = self.timing.next(now).is_some_and(|next| last <= next);
         if is_next || last <= now + WAITS_FOR_CLOCK { Due::Nothing } else { Due::ClockSetBack(latest) }
     }
 
-    /// Returns how long the slot that is due has been without a job. Zero if no slot is due.
+    /// Returns the time for which the due slot has had no job. Returns zero if no slot is due.
     pub fn overdue(&self, state: &ScheduleState, now: DateTime<Utc>) -> TimeDelta {
         let since = match (state.slot, state.refused) {
             (Some(last), _) => self.timing.next(last),
@@ -148,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_that_were_missed_collapse_into_the_latest() {
+    fn missed_slots_collapse_into_the_latest() {
         let five = schedule(Timing::every("5m").unwrap());
         assert_eq!(five.due(Some(at("11-22T10:00:00")), at("11-22T10:04:59.9")), Due::Nothing);
         assert_eq!(five.due(Some(at("11-22T10:00:00")), at("11-22T10:05:00")), Due::Slot(at("11-22T10:05:00")));
@@ -158,10 +159,10 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_set_back_uses_no_slot_twice_and_stops_nothing_for_long() {
+    fn clock_set_back_neither_repeats_a_slot_nor_stops_the_schedule() {
         let five = schedule(Timing::every("5m").unwrap());
         let nightly = schedule(Timing::cron("15 2 * * *", "Europe/Berlin").unwrap());
-        // By a failover to a server whose clock is behind.
+        // A failover to a server with a slower clock.
         assert_eq!(five.due(Some(at("11-22T10:00:00")), at("11-22T09:59:58")), Due::Nothing);
         assert_eq!(five.due(Some(at("11-22T10:00:00")), at("11-22T09:00:00")), Due::Nothing);
         assert_eq!(five.due(Some(at("11-22T10:00:00")), at("11-22T10:05:00")), Due::Slot(at("11-22T10:05:00")));
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_time_is_the_first_that_was_not_used() {
+    fn next_slot_is_the_first_unused_one() {
         let five = schedule(Timing::every("5m").unwrap());
         let now = at("11-22T10:52:00");
         assert_eq!(five.next_at(Some(at("11-22T10:50:00")), now), Some(at("11-22T10:55:00")));

@@ -1,5 +1,4 @@
-//! TLS and the HTTP client of all that call others: whose code does TLS, whose certificates count, and why a call got
-//! no answer.
+//! The TLS implementation, and the HTTP client that all modules use for outgoing calls.
 
 use std::error::Error;
 use std::io;
@@ -7,24 +6,25 @@ use std::io;
 use reqwest::ClientBuilder;
 use reqwest::redirect::Policy;
 
-/// Has `ring` do what TLS needs, unless the process has somebody for that already.
+/// Installs `ring` as the process's provider of cryptography for TLS, unless one is already installed.
 pub fn provide() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// The beginnings of a client that calls this address. It trusts whom the system trusts, and follows no redirect.
+/// Returns the builder of a client for this URL. The client trusts the system's certificates and follows no redirect.
 pub fn client(url: &str) -> ClientBuilder {
     provide();
     let client = ClientBuilder::new()
         .redirect(Policy::none())
         .referer(false)
         .user_agent(concat!("cdc-export/", env!("CARGO_PKG_VERSION")));
-    // The client reads the system's certificates when it is built, and fails if there are none. Plain HTTP needs none.
+    // The client reads the system's certificates when it is built, and fails if there are none. Plain HTTP does not
+    // need them.
     let is_plain = url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http:"));
     if is_plain { client.tls_certs_only([]) } else { client }
 }
 
-/// Why a call got no answer: the innermost cause, without the address, which may hold a token.
+/// Returns the reason why a call got no response: the innermost cause, without the URL, which may contain a token.
 pub fn reason(error: &(dyn Error + 'static)) -> String {
     let mut cause = error;
     while let Some(next) = cause.source() {
@@ -37,7 +37,7 @@ pub fn reason(error: &(dyn Error + 'static)) -> String {
     match cause.downcast_ref().map(io::Error::kind) {
         Some(io::ErrorKind::ConnectionRefused) => "connection refused".to_owned(),
         Some(io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof) => "the connection was closed".to_owned(),
-        // The standard library has no kind of its own for what the resolver says.
+        // The standard library has no error kind for a failure of the resolver.
         _ if text.contains("lookup address") => format!("the host is not known ({text})"),
         _ => text,
     }

@@ -1,23 +1,23 @@
-//! Which trace an export belongs to: the caller's place in it, as the W3C's Trace Context has it.
+//! The trace context of an export, in the form of the W3C Trace Context standard.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A place in a trace, as the header `traceparent` says it (<https://www.w3.org/TR/trace-context/>).
+/// A trace context, as in the header `traceparent` (<https://www.w3.org/TR/trace-context/>).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceParent {
-    /// The trace's id, not 0.
+    /// The id of the trace. It is never 0.
     pub trace: u128,
-    /// The id of the span that others are children of, not 0.
+    /// The id of the parent span. It is never 0.
     pub span: u64,
-    /// Bit 0: the caller records the trace. Bit 1: the trace's id is random.
+    /// Flags. Bit 0: the caller records the trace. Bit 1: the id of the trace is random.
     pub flags: u8,
 }
 
-/// Others are not handed on, as the standard wants it.
+/// The flags that the standard defines. It requires that other flags are not propagated.
 const KNOWN_FLAGS: u8 = 0b11;
 
-/// A text that names no place in a trace.
+/// The error of a text that is not a `traceparent`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a traceparent")]
 pub struct NoTraceParent;
@@ -25,7 +25,7 @@ pub struct NoTraceParent;
 impl FromStr for TraceParent {
     type Err = NoTraceParent;
 
-    /// A later version may have more behind the flags, which is passed over, as the standard wants it.
+    /// Parses a `traceparent`. Ignores additional fields of later versions, as the standard requires.
     fn from_str(text: &str) -> Result<TraceParent, NoTraceParent> {
         let is_hex = |part: &str| part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         let mut parts = text.split('-');
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_is_read_and_written() {
+    fn traceparent_round_trips() {
         let text = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         let place: TraceParent = text.parse().unwrap();
         assert_eq!((place.span, place.flags), (0x00f0_67aa_0ba9_02b7, 1));
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_place_is_refused() {
+    fn invalid_traceparent_is_rejected() {
         for text in [
             "",
             "00",

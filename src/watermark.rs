@@ -1,6 +1,8 @@
 //! The position of a consumer in a dataset.
 //!
-//! Knows no SQL; `store` reads and moves it, `source` reads the position inside an export's snapshot.
+//! `store` reads and updates the position. `source` reads it inside an export's snapshot.
+//!
+//! This module must not know SQL.
 
 use std::collections::BTreeMap;
 
@@ -9,105 +11,107 @@ use serde::{Deserialize, Serialize};
 
 use crate::job::{ConsumerId, Continuity};
 
-/// The public part of a position: the consumer has every row up to this time, by the timestamp rule.
+/// The public part of a position. By the timestamp rule, the consumer has every row up to this time.
 #[derive(Clone, Debug)]
 pub struct Watermark {
-    /// Whose.
+    /// The consumer.
     pub consumer: ConsumerId,
-    /// In which dataset.
+    /// The dataset's name.
     pub dataset: String,
-    /// The latest finite `updated_at` that was exported, or a time that somebody set by hand.
+    /// The latest finite `updated_at` that was exported, or a time that an operator or client set.
     pub last_exported_at: DateTime<Utc>,
 }
 
-/// The most waiting rows that are counted.
+/// The count of waiting rows stops here.
 pub const COUNTED_ROWS: u64 = 10_000;
 
-/// A number of rows, as far as they are counted.
+/// A count of waiting rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waiting {
-    /// Exactly so many.
+    /// The exact number of rows.
     Exactly(u64),
-    /// So many, and perhaps more: more than [`COUNTED_ROWS`], or the changes reach further back than is looked.
+    /// A lower bound. The count stopped at [`COUNTED_ROWS`], or some changes are older than the part of the change log
+    /// that was searched.
     AtLeast(u64),
-    /// Unknown: the table can't be read as its dataset says, or the dataset is not in the catalog any more.
+    /// The number is unknown: the table does not match its dataset, or the dataset is no longer in the catalog.
     Unknown,
 }
 
 /// The lag of a consumer behind a dataset's table.
 #[derive(Clone, Debug)]
 pub struct ConsumerLag {
-    /// Who.
+    /// The consumer.
     pub consumer: ConsumerId,
-    /// Its watermark, if it has one.
+    /// The consumer's watermark, if it has one.
     pub last_exported_at: Option<DateTime<Utc>>,
-    /// In which dataset.
+    /// The dataset's name.
     pub dataset: String,
-    /// Rows that changed since its last export.
+    /// The number of rows that changed since the consumer's last export.
     pub rows_waiting: Waiting,
-    /// The guard's verdict: the reason why the next export can't simply go on.
+    /// The guard's verdict: the reason why the next export can't continue from the position.
     pub continuity: Option<Continuity>,
 }
 
-/// The consumer's position when an export began, which the commit must find unchanged.
+/// The consumer's position when an export began. The commit fails if the position has changed since.
 #[derive(Clone, Debug, Default)]
 pub struct Position {
-    /// The row's version; `None`: there was no row.
+    /// The version of the row in `watermarks`. `None` if there was no row.
     pub version: Option<i64>,
-    /// The row's time. Compared beside the version, since an `UPDATE` by hand leaves the version alone.
+    /// The watermark. The commit compares it too, because a manual `UPDATE` does not change the version.
     pub last_exported_at: Option<DateTime<Utc>>,
-    /// Rows after this time are changed by the timestamp rule; `None`: by the log alone, where there is a snapshot.
+    /// By the timestamp rule, rows with a later time have changed. `None` if the change log alone determines the
+    /// changes.
     pub since: Option<DateTime<Utc>>,
-    /// Live rows are delivered up to this snapshot; `None`: the time alone rules.
+    /// The snapshot up to which the consumer has the live rows. `None` if the watermark alone determines them.
     pub live: Option<PgSnapshot>,
-    /// Deletions are delivered up to this one, which is never newer.
+    /// The snapshot up to which the consumer has the deletions. It is never newer than `live`.
     pub deletions: Option<PgSnapshot>,
-    /// Beside the log's deletions, soft-deleted rows after this time are due: the time was set by hand.
-    /// `None`: the log alone tells deletions, where there is a snapshot.
+    /// The export includes rows that were soft-deleted after this time, in addition to the deletions in the change log.
+    /// It is set if the watermark was set manually. `None` if the change log alone determines the deletions.
     pub deleted_since: Option<DateTime<Utc>>,
 }
 
-/// A `pg_snapshot` in Postgres's text form: which transactions were visible at a moment.
+/// A `pg_snapshot` in Postgres's text form: the set of transactions that were visible at a moment.
 pub type PgSnapshot = String;
 
 /// The consumer's new position, which the commit of an export saves.
 #[derive(Clone, Debug, Default)]
 pub struct NewPosition {
-    /// The exported snapshot; `None`: the times alone rule.
+    /// The snapshot of the export. `None` if the dataset uses timestamps alone.
     pub snapshot: Option<PgSnapshot>,
-    /// When it was taken.
+    /// The time at which the snapshot was taken.
     pub taken_at: DateTime<Utc>,
-    /// The table, and what shows that it is not the same any more.
+    /// The state of the table, by which the guard later detects a change.
     pub table: Fingerprint,
 }
 
-/// The state of the table and the database that a position was saved with. Only the guard in `source` compares it.
+/// The state of the table and the database when a position was saved. Only the guard in `source` compares it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fingerprint {
     /// The table's oid.
     pub table_oid: u32,
-    /// The number of its file, if it has one.
+    /// The table's relfilenode, if it has one.
     pub relfilenode: Option<u32>,
-    /// Its columns.
+    /// The hash of the table's columns.
     pub table_columns_hash: String,
-    /// Everything else that the guard compares.
+    /// The rest of the state that the guard compares.
     pub guard_state: GuardState,
     /// The text of [`Dataset::definition`](crate::dataset::Dataset::definition).
     pub definition: String,
-    /// The types of its columns that matter, by their names.
+    /// The types of the columns that the dataset uses, by the names of the columns.
     pub types: BTreeMap<String, String>,
-    /// The cluster's identifier.
+    /// The system identifier of the cluster.
     pub cluster_id: i64,
 }
 
-/// The state of a table that a position remembers for the guard in `source`: a JSON object. Only the guard reads its
-/// members. A member that a saved position lacks isn't compared.
+/// The part of a fingerprint that is a JSON object. Only the guard in `source` reads its members. The guard does not
+/// compare a member that a saved position lacks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct GuardState(serde_json::Map<String, serde_json::Value>);
 
 impl GuardState {
-    /// The member of this name; null: there is none.
+    /// Returns the member of this name, or null if there is none.
     pub fn get(&self, name: &str) -> &serde_json::Value {
         self.0.get(name).unwrap_or(&serde_json::Value::Null)
     }
@@ -119,7 +123,8 @@ impl GuardState {
 }
 
 impl Position {
-    /// The time after an export whose latest row is of `exported`: it never moves back by itself.
+    /// Returns the watermark after an export whose latest row has the time `exported`. An export never moves the
+    /// watermark back.
     pub fn advanced_to(&self, exported: Option<DateTime<Utc>>) -> Option<DateTime<Utc>> {
         self.last_exported_at.max(exported)
     }
@@ -130,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_position_never_moves_back() {
+    fn export_never_moves_the_watermark_back() {
         let (early, late) = (DateTime::from_timestamp_nanos(1), DateTime::from_timestamp_nanos(2));
         let at = |last_exported_at| Position { version: Some(1), last_exported_at, ..Position::default() };
         assert_eq!(at(Some(late)).advanced_to(Some(early)), Some(late));

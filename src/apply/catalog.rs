@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use crate::apply::{During, Error};
 use crate::connection::quoted;
 use crate::dataset::Table;
-use crate::manifest::{Chained, Column};
+use crate::manifest::{Chained, ManifestColumn};
 
 /// The column of a delta that contains the operation on the row.
 pub(super) const OPERATION: &str = "operation";
@@ -42,7 +42,7 @@ pub(super) fn is_delta(export: &Chained) -> bool {
 }
 
 /// Returns the columns of the export that are columns of the table: all except `operation`.
-pub(super) fn target_columns(export: &Chained) -> impl Iterator<Item = &Column> {
+pub(super) fn target_columns(export: &Chained) -> impl Iterator<Item = &ManifestColumn> {
     export.columns.iter().filter(|column| !(is_delta(export) && column.name == OPERATION))
 }
 

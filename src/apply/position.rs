@@ -10,7 +10,7 @@ use crate::apply::table::TargetTable;
 use crate::apply::{During, Error};
 use crate::dataset::Table;
 use crate::job::ConsumerId;
-use crate::manifest::{Column, Manifest, Source};
+use crate::manifest::{Manifest, ManifestColumn, ManifestSource};
 
 /// The default schema of a table.
 const SCHEMA: &str = "public";
@@ -31,7 +31,7 @@ pub struct TargetPosition {
     dataset: String,
     /// The database that the table's rows are from.
     #[sqlx(json)]
-    pub source: Source,
+    pub source: ManifestSource,
     #[sqlx(json)]
     pub(super) details: Details,
 }
@@ -40,7 +40,7 @@ pub struct TargetPosition {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Details {
     pub(super) key: Vec<String>,
-    pub(super) columns: Vec<Column>,
+    pub(super) columns: Vec<ManifestColumn>,
     /// The column that marks deleted rows.
     pub(super) deleted: Option<String>,
     /// The oid of the table.
@@ -75,7 +75,7 @@ impl TargetPosition {
     }
 
     /// Returns an error if the table's rows are from another database.
-    pub(super) fn require_source(&self, source: &Source) -> Result<(), Error> {
+    pub(super) fn require_source(&self, source: &ManifestSource) -> Result<(), Error> {
         let TargetPosition { target, source: from, .. } = self;
         if from != source {
             let why = format!(

@@ -14,7 +14,7 @@ use crate::apply::statement::run;
 use crate::apply::{During, Error, Settings, TargetPosition, alter};
 use crate::connection::quoted;
 use crate::dataset::Table;
-use crate::manifest::{Chained, Column, Manifest};
+use crate::manifest::{Chained, Manifest, ManifestColumn};
 
 /// The temporary table that an export's rows are loaded into first.
 pub(super) const STAGE: &str = "cdc_apply_stage";
@@ -115,7 +115,7 @@ impl TargetTable {
                 require_distinct_keys(&name, key, found)?;
             }
         }
-        let target_columns: Vec<&Column> = target_columns(export).collect();
+        let target_columns: Vec<&ManifestColumn> = target_columns(export).collect();
         let columns: Vec<String> = target_columns.iter().map(|column| column.name.clone()).collect();
         let written: Vec<_> =
             columns.iter().filter(|name| find(name).is_some_and(|column| !column.is_generated)).collect();
@@ -130,7 +130,7 @@ impl TargetTable {
         let is_extra = |column: &&ExistingColumn| {
             !columns.contains(&column.name) && !column.is_generated && settings.deleted.as_ref() != Some(&column.name)
         };
-        let type_of = |column: &Column| match find(&column.name) {
+        let type_of = |column: &ManifestColumn| match find(&column.name) {
             Some(found) if !(is_delta(export) && column.name == OPERATION) => found.base_type.clone(),
             _ => "text".to_owned(),
         };
@@ -253,8 +253,8 @@ impl DeletionMarker {
 }
 
 /// Returns an error if two different keys of the source could be equal in this column: one row would replace the other.
-fn require_distinct_keys(table: &str, key: &Column, found: &ExistingColumn) -> Result<(), Error> {
-    let Column { name, type_name } = key;
+fn require_distinct_keys(table: &str, key: &ManifestColumn, found: &ExistingColumn) -> Result<(), Error> {
+    let ManifestColumn { name, type_name } = key;
     let (is, becomes) = if found.folds_texts {
         (
             "compared by a nondeterministic collation".to_owned(),

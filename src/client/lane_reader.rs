@@ -9,7 +9,7 @@ use crate::client::answer::CallError;
 use crate::client::api::{Api, PAGE_ITEMS, RefusedExport};
 use crate::client::job_view::JobView;
 use crate::job::{After, ConsumerId, ExportType, FailureCode, Filter, JobId, Request, Status};
-use crate::manifest::Source;
+use crate::manifest::ManifestSource;
 
 /// The maximum number of submissions if other exports come first each time.
 const MAX_SUBMISSIONS: u32 = 5;
@@ -50,7 +50,7 @@ pub(crate) trait ExportSink {
     fn last(&self) -> Option<&LanePosition>;
 
     /// Returns the database that the exports are from. Returns `None` if it is unknown.
-    fn source(&self) -> Option<&Source>;
+    fn source(&self) -> Option<&ManifestSource>;
 
     /// Writes the next export: either all of it together with the position, or nothing. A cancelled call can be
     /// repeated.

@@ -14,7 +14,7 @@ use crate::client::lane_reader::{ExportSink, SinkOutcome};
 use crate::client::table_mirror::TableMirror;
 use crate::client::{About, Error};
 use crate::job::ConsumerId;
-use crate::manifest::chain::{Chains, Digest, Followers, Link, parse_digest};
+use crate::manifest::chain::{Chains, Digest, Link, Successors, parse_digest};
 use crate::manifest::{self, Manifest};
 use crate::sink::{Archive, Lookup, Settings};
 
@@ -64,8 +64,8 @@ impl ManifestFolder {
                 self.place
             )));
         }
-        let followers = chains.followers();
-        let mut next = self.next(&chains, &followers, position)?;
+        let successors = chains.successors();
+        let mut next = self.next(&chains, &successors, position)?;
         if let (None, Some((digest, _))) = (next, position)
             && let Some(base) = base_of_another_branch(&chains, &digest)
         {
@@ -93,7 +93,7 @@ impl ManifestFolder {
                 // Another process has applied other exports, and continues with the next ones.
                 return Ok(());
             }
-            next = self.next(&chains, &followers, Some((*digest, link.number)))?;
+            next = self.next(&chains, &successors, Some((*digest, link.number)))?;
         }
         Ok(())
     }
@@ -103,11 +103,11 @@ impl ManifestFolder {
     fn next<'c>(
         &self,
         chains: &'c Chains,
-        followers: &Followers<'c>,
+        successors: &Successors<'c>,
         position: Option<(Digest, u64)>,
     ) -> Result<Option<(&'c Digest, &'c Link)>, Error> {
         let (siblings, number) = match position {
-            Some((digest, number)) => (followers.of(&digest), number),
+            Some((digest, number)) => (successors.following(&digest), number),
             None => (&[][..], 0),
         };
         if let [next] = siblings {
@@ -220,7 +220,7 @@ fn missing_file(archive: &dyn Archive, manifest: &Manifest, name: &str) -> Resul
 }
 
 /// Returns the path of a file in a manifest with this name.
-fn path_of(archive: &dyn Archive, name: &str, file: &manifest::File) -> Result<String, Error> {
+fn path_of(archive: &dyn Archive, name: &str, file: &manifest::ManifestFile) -> Result<String, Error> {
     let path = file.path.as_deref().unwrap_or_default();
     archive.name_of(name, path).ok_or_else(|| Error::Refused(format!("{name} names a file outside of its place")))
 }

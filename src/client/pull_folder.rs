@@ -23,7 +23,7 @@ use crate::client::observer::Observer;
 use crate::client::{About, Error};
 use crate::failpoint;
 use crate::job::ConsumerId;
-use crate::manifest::{self, Manifest, Source};
+use crate::manifest::{self, Manifest, ManifestSource};
 
 /// The version of the format of [`FolderState`].
 const VERSION: u32 = 1;
@@ -38,7 +38,7 @@ struct FolderState {
     consumer: String,
     dataset: String,
     /// The database that the rows are from. `None` before the first export.
-    source: Option<Source>,
+    source: Option<ManifestSource>,
     /// The last export whose files have their final names.
     last: Option<LanePosition>,
     /// The export whose files are complete on disk and are being renamed.
@@ -217,7 +217,7 @@ impl ExportSink for PullFolder {
         self.state.last.as_ref()
     }
 
-    fn source(&self) -> Option<&Source> {
+    fn source(&self) -> Option<&ManifestSource> {
         self.state.source.as_ref()
     }
 

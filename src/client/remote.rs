@@ -19,7 +19,7 @@ use crate::client::answer::{ApiAnswer, CallError};
 use crate::client::observer::Observer;
 use crate::client::{About, Error};
 use crate::duration::Backoff;
-use crate::key::KeyText;
+use crate::key::SecretKeyText;
 use crate::tls;
 
 /// The time for which one call is retried.
@@ -79,7 +79,7 @@ impl Display for ServiceAddress {
 pub(crate) struct RemoteService {
     http: reqwest::Client,
     server: ServiceAddress,
-    key: Option<KeyText>,
+    key: Option<SecretKeyText>,
     observer: Arc<dyn Observer>,
     /// True if the service has answered once. Before that, no call is retried, because the address may be wrong.
     has_answered: AtomicBool,
@@ -91,7 +91,7 @@ impl RemoteService {
     /// Creates a client of the service at an address. Each call carries the key.
     pub(crate) fn new(
         server: ServiceAddress,
-        key: Option<KeyText>,
+        key: Option<SecretKeyText>,
         observer: Arc<dyn Observer>,
     ) -> Result<RemoteService, Error> {
         // The client follows no redirect, because another server must not get the key.

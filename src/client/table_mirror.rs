@@ -15,7 +15,7 @@ use crate::client::job_view::JobView;
 use crate::client::lane_reader::{ExportSink, LanePosition, SinkOutcome};
 use crate::client::observer::Observer;
 use crate::client::{About, Error};
-use crate::manifest::{Manifest, Source};
+use crate::manifest::{Manifest, ManifestSource};
 use crate::telemetry::chain;
 
 /// The time for which a call of the target is retried.
@@ -26,7 +26,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub(crate) struct TableMirror {
     target: Target,
     last: Option<LanePosition>,
-    source: Option<Source>,
+    source: Option<ManifestSource>,
     observer: Arc<dyn Observer>,
 }
 
@@ -102,7 +102,7 @@ impl ExportSink for TableMirror {
         self.last.as_ref()
     }
 
-    fn source(&self) -> Option<&Source> {
+    fn source(&self) -> Option<&ManifestSource> {
         self.source.as_ref()
     }
 

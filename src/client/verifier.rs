@@ -23,7 +23,7 @@ use crate::client::verifier::row_counter::RowCounter;
 use crate::manifest::chain::Chains;
 use crate::manifest::chain_report::ChainReport;
 use crate::manifest::seal::{Broken, PublicKey};
-use crate::manifest::{File, Manifest};
+use crate::manifest::{Manifest, ManifestFile};
 use crate::sink::{self, Archive, Lookup};
 
 /// The number of bytes of a file that are read at once.
@@ -107,7 +107,7 @@ enum UnreadManifest {
 struct NamedFile {
     export: ExportId,
     name: String,
-    file: File,
+    file: ManifestFile,
     format: String,
     compression: String,
     is_required: bool,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::variables::{Misspelt, OF_SECRETS, Variables, bad, is_read, near};
 use crate::config::{CatalogFile, Config, Error, output};
-use crate::key::KeyText;
+use crate::key::SecretKeyText;
 use crate::postgres::{BadUrl, NamedDatabase};
 use crate::sink;
 
@@ -90,7 +90,7 @@ impl Environment {
     ///
     /// # Errors
     /// If CDC_EXPORT_KEY is no key.
-    pub fn key(&self) -> Result<Option<KeyText>, Error> {
+    pub fn key(&self) -> Result<Option<SecretKeyText>, Error> {
         let Environment(vars) = self;
         // A key that was read from a file ends with a newline.
         let Some(text) = vars.get("CDC_EXPORT_KEY").map(str::trim) else { return Ok(None) };

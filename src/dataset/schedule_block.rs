@@ -185,7 +185,7 @@ every = \"1h\"
         assert_eq!(both, "line 10: schedule a: cron: every says already when it runs");
         let zone = of("every = \"1h\"\ntimezone = \"UTC\"");
         assert_eq!(zone, "line 10: schedule a: timezone: only with cron: every counts from 1970, UTC");
-        assert_eq!(of("cron = \"0 0 30 2 *\""), "line 9: schedule a: cron: no day is ever such a day");
+        assert_eq!(of("cron = \"0 0 30 2 *\""), "line 9: schedule a: cron: no date matches this pattern");
         assert!(of("evry = \"1h\"").starts_with("line 9: unknown field `evry`"));
         assert!(wrong("name = \"a\"\nevery = \"1h\"").contains("missing field `consumer`"));
     }

@@ -1,4 +1,4 @@
-//! The hidden files of a destination: what is written there before it has its final name.
+//! The hidden files of a destination: drafts, staged files and unfinished markers, before they get their final names.
 
 use uuid::Uuid;
 
@@ -8,47 +8,47 @@ use crate::job::{JobId, LeaseToken};
 const DRAFT_ENDING: &str = ".part";
 const MARKER_ENDING: &str = ".mark";
 
-/// A hidden file of a destination: what an attempt writes, or a marker before it has its name.
+/// A hidden file of a destination: a file of an attempt, or a marker that is being written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HiddenFile {
-    /// Its name.
+    /// The name of the file.
     pub name: String,
-    /// The database that it belongs to.
+    /// The database of the job.
     pub database: DatabaseId,
-    /// Of which job.
+    /// The job that the file belongs to.
     pub job: JobId,
-    /// The attempt's token; a marker has a token of its own.
+    /// The lease token of the attempt. A marker has a random token instead.
     pub token: LeaseToken,
-    /// Which of the attempt's files it is, from 1.
+    /// The number of the file within the attempt, from 1.
     pub part: u32,
 }
 
 impl HiddenFile {
-    /// The first file of an attempt.
+    /// Returns the first file of an attempt.
     pub fn of_attempt(database: &DatabaseId, job: JobId, token: LeaseToken) -> HiddenFile {
         let name = format!(".{database}.{job}.{}{DRAFT_ENDING}", token.as_uuid());
         HiddenFile { name, database: database.clone(), job, token, part: 1 }
     }
 
-    /// Another file of the same attempt, from 2.
+    /// Returns another file of the same attempt. `part` is 2 or more.
     pub fn with_part(&self, part: u32) -> HiddenFile {
         let stem = self.name.strip_suffix(DRAFT_ENDING).unwrap_or(&self.name);
         HiddenFile { name: format!("{stem}.{part}{DRAFT_ENDING}"), part, ..self.clone() }
     }
 
-    /// A marker that is being written.
+    /// Returns a new hidden file for a marker.
     pub fn of_marker(database: &DatabaseId, job: JobId) -> HiddenFile {
         let token = LeaseToken::random();
         let name = format!(".{database}.{job}.{}{MARKER_ENDING}", token.as_uuid());
         HiddenFile { name, database: database.clone(), job, token, part: 1 }
     }
 
-    /// Whether it is a marker that is being written.
+    /// Returns true if the file is a marker that is being written.
     pub fn is_marker(&self) -> bool {
         self.name.ends_with(MARKER_ENDING)
     }
 
-    /// The file of this name, if it is one of these.
+    /// Parses the name of a file at the destination. Returns `None` if it is not the name of a hidden file.
     pub fn read(name: &str) -> Option<HiddenFile> {
         let stem = name.strip_prefix('.')?;
         let stem = stem.strip_suffix(DRAFT_ENDING).or_else(|| stem.strip_suffix(MARKER_ENDING))?;
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hidden_names_are_read_as_they_were_given() {
+    fn hidden_names_round_trip() {
         let database: DatabaseId = "00000000000000ff-16384".parse().unwrap();
         for file in [
             HiddenFile::of_attempt(&database, JobId::random(), LeaseToken::random()),

@@ -1,4 +1,4 @@
-//! How the file of an export is called: a stem that says what it holds, a number where that stem is taken, an
+//! The name of an export's file: a stem that describes its content, a number if the stem is already used, and an
 //! extension.
 
 use chrono::{DateTime, Utc};
@@ -9,17 +9,18 @@ use crate::file::hidden::HiddenFile;
 use crate::job::{ConsumerId, Request};
 use pg_rows::encoding::{Compression, Encoding, Format};
 
-/// The name up to the number and the extension, for a request made at `now`:
-/// `{exportType}_{consumer}_{YYYYMMDDTHHMMSSZ}`, ad hoc `export_{YYYYMMDDTHHMMSSZ}`, with a dataset other than `users`
-/// behind the first word.
+/// Returns the name without number and extension, for a request made at `now`.
 ///
-/// It always ends with the time, so that a `-2` behind it can't be part of another request's name.
+/// The stem is `{exportType}_{consumer}_{YYYYMMDDTHHMMSSZ}`, or `export_{YYYYMMDDTHHMMSSZ}` for an ad-hoc export. A
+/// dataset other than `users` follows the first word.
+///
+/// The stem always ends with the time. So a name with the number `-2` can't equal the stem of another request.
 pub fn stem(request: &Request, now: DateTime<Utc>) -> String {
     let time = now.format("%Y%m%dT%H%M%SZ");
     let dataset = if request.dataset == USERS { String::new() } else { format!("_{}", request.dataset) };
     match &request.consumer {
         Some(consumer) => {
-            // Some file systems and shells treat these two specially.
+            // Some file systems and shells give these two characters a special meaning.
             let consumer = consumer.as_str().replace([':', '@'], "_");
             format!("{}{dataset}_{consumer}_{time}", request.export_type)
         }
@@ -27,35 +28,38 @@ pub fn stem(request: &Request, now: DateTime<Utc>) -> String {
     }
 }
 
-/// How a file is called, and whose it is.
+/// The name of an export's file, and the dataset and consumer that determine its key in a bucket.
 #[derive(Clone, Debug)]
 pub struct FileName {
-    /// Of which dataset it has rows.
+    /// The dataset's name.
     pub dataset: String,
-    /// For whom; `None`: for nobody in particular.
+    /// The consumer. `None` for an ad-hoc export.
     pub consumer: Option<ConsumerId>,
-    /// Its name, as clients know it.
+    /// The name that clients see.
     pub name: String,
-    /// How it is written.
+    /// The format and compression of the file.
     pub encoding: Encoding,
 }
 
 impl FileName {
-    /// The name of a part, as far as it is known when the part begins: the first may turn out to be the only one.
+    /// Returns the name of a part that is about to be written. The first part has the name of an only file, because
+    /// more parts may not follow.
     #[cfg(feature = "buckets")]
     pub fn of_part(&self, part: u32) -> String {
         if part == 1 { self.name.clone() } else { part_name(&self.name, part) }
     }
 
-    /// The key of an attempt's object: `{dataset}/{consumer}/{stem}_{token}{extension}`, with the first 8 digits of the
-    /// attempt's token. So a consumer can be given the right to its own objects alone, and no two attempts ever share a
-    /// key. The first part's key is that of an only file: when its upload begins nobody knows whether more follow.
+    /// Returns the key of an attempt's object: `{dataset}/{consumer}/{stem}_{token}{extension}`.
+    ///
+    /// The token is the first 8 digits of the attempt's lease token, so that two attempts never share a key. The
+    /// folders allow an operator to grant a consumer access to its own objects only. The first part has the key of an
+    /// only file, because more parts may not follow.
     #[cfg(feature = "buckets")]
     pub fn key(&self, hidden: &HiddenFile) -> String {
         let FileName { dataset, consumer, name, encoding } = self;
         let extension = encoding.extension();
         let stem = name.strip_suffix(&extension).unwrap_or(name);
-        // No consumer's id begins so.
+        // A consumer's id never begins with an underscore.
         let consumer = consumer.as_ref().map_or("_ad_hoc", ConsumerId::as_str);
         let token = hidden.token.as_uuid().simple().to_string();
         let key = format!("{dataset}/{consumer}/{stem}_{}{extension}", &token[..8]);
@@ -63,7 +67,7 @@ impl FileName {
     }
 }
 
-/// The name with this stem and number, which only shows from 2 on.
+/// Returns the name with this stem and number. The name contains the number only from 2 on.
 pub fn numbered(stem: &str, number: i64, encoding: Encoding) -> String {
     let extension = encoding.extension();
     match number {
@@ -72,8 +76,8 @@ pub fn numbered(stem: &str, number: i64, encoding: Encoding) -> String {
     }
 }
 
-/// Stem and number of a name: the inverse of [`numbered`]. A stem ends with the time and its `Z`, so a number behind a
-/// `-` is none of it.
+/// Splits a name into stem and number: the inverse of [`numbered`]. A stem ends with the time and its `Z`, so a number
+/// after a `-` is not part of the stem.
 pub fn stem_and_number(name: &str, encoding: Encoding) -> (&str, i64) {
     let name = name.strip_suffix(&encoding.extension()).unwrap_or(name);
     match name.rsplit_once('-') {
@@ -82,8 +86,8 @@ pub fn stem_and_number(name: &str, encoding: Encoding) -> (&str, i64) {
     }
 }
 
-/// The name without its ending, of whatever encoding. A stem has no dot behind its time, but a consumer's id may have
-/// some before.
+/// Returns the name without its extension, for any encoding. A stem has no dot after its time; a consumer's id in it
+/// may contain dots.
 pub fn stem_of(name: &str) -> &str {
     let endings =
         Format::ALL.iter().flat_map(|format| Compression::ALL.iter().map(|compression| (*format, *compression)));
@@ -92,7 +96,7 @@ pub fn stem_of(name: &str) -> &str {
     stems.min_by_key(|stem| stem.len()).unwrap_or(name)
 }
 
-/// The name of a file's part where the file is in several, from 1: its number stands before the extension.
+/// Returns the name of one of several parts, counted from 1. The number of the part precedes the extension.
 pub fn part_name(name: &str, part: u32) -> String {
     let stem = stem_of(name);
     format!("{stem}.part-{part:05}{}", &name[stem.len()..])
@@ -104,7 +108,7 @@ mod tests {
     use crate::job::ExportType;
 
     #[test]
-    fn a_stem_has_type_consumer_and_time() {
+    fn stem_has_type_consumer_and_time() {
         let now = DateTime::from_timestamp_nanos(1_772_080_200_123_456_000);
         let stem = |dataset: &str, consumer: Option<&str>| {
             let consumer = consumer.map(|c| c.parse().unwrap());
@@ -118,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_go_and_come_back() {
+    fn stem_and_number_inverts_numbered() {
         for (format, compression) in Format::ALL.iter().flat_map(|f| Compression::ALL.iter().map(|c| (*f, *c))) {
             let encoding = Encoding { format, compression };
             for number in [1, 2, 37] {

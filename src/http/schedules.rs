@@ -95,7 +95,7 @@ fn body(ListedSchedule { schedule, state, next_at, last_job }: ListedSchedule) -
         export_type: schedule.export_type,
         format: schedule.encoding.format.as_str(),
         compression: schedule.encoding.compression.as_str(),
-        every: schedule.timing.distance(),
+        every: schedule.timing.interval(),
         cron: cron.map(str::to_owned),
         timezone: timezone.map(str::to_owned),
         heal: schedule.heals,

@@ -1,16 +1,18 @@
-//! The export that a caller says it loaded last.
+//! The export that a caller loaded last, according to the caller.
 
 use crate::job::JobId;
 
-/// The last export that a caller loaded. It is compared with the consumer's lane: a caller that is out of step would
-/// lose the exports in between, or go on from an export that a restored database doesn't know.
+/// The last export that a caller loaded.
+///
+/// The service compares it with the consumer's lane. Without this check, a caller could miss exports, or continue from
+/// an export that a restored database does not know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum After {
-    /// The caller has loaded none.
+    /// The caller has loaded no export.
     Nothing,
-    /// The caller has loaded this export.
+    /// The caller loaded this export last.
     Export {
-        /// Its id.
+        /// The job id of the export.
         job: JobId,
         /// The SHA-256 of the loaded file in lower-case hexadecimal, if the caller sent it.
         sha256: Option<String>,

@@ -1,18 +1,18 @@
-//! The columns of a job's file, as they were when its rows were read: a table may be altered, and a dataset defined
-//! anew, after that.
+//! The columns of a job's file at the time when its rows were read. A later change of the table or the dataset does not
+//! affect them.
 
 use serde::{Deserialize, Serialize};
 
-/// The columns of a file, and the table's columns that tell its rows apart. Saved with a completed job in this form.
+/// The columns and key of a file. They are saved with a completed job in this JSON form.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileColumns {
-    /// In the file's order; a delta's `operation` is the first.
+    /// The columns in the file's order. The first column of a delta is `operation`.
     pub columns: Vec<FileColumn>,
-    /// The names of the dataset's key columns. A selection may have left them out of the file.
+    /// The names of the dataset's key columns. A selection can exclude them from the file.
     pub key: Vec<String>,
     /// The table, with its schema.
     pub table: String,
-    /// The snapshot whose rows the file has; `None`: the dataset goes by its times alone.
+    /// The snapshot from which the rows were read. `None` if the dataset uses timestamps alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<String>,
 }
@@ -25,17 +25,17 @@ pub struct FileColumn {
     /// The type with its length or precision, as Postgres writes it: `numeric(12,2)`.
     #[serde(rename = "type")]
     pub type_name: String,
-    /// The form in which Postgres sent the values.
-    pub wire: Wire,
+    /// The wire format in which Postgres sent the values.
+    pub wire: SavedWireFormat,
 }
 
-/// The form in which Postgres sent a column's values.
+/// The wire format in which Postgres sent the values of a column, in the form that is saved with a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Wire {
-    /// In the binary form of the type.
+pub enum SavedWireFormat {
+    /// The type's binary format.
     Binary,
-    /// As the texts that Postgres writes them as.
+    /// The type's text format.
     Text,
 }
 
@@ -43,13 +43,14 @@ pub enum Wire {
 mod tests {
     use super::*;
 
-    /// Every later version reads what one version saved.
+    /// Every later version must read the JSON that an earlier version saved.
     #[test]
-    fn the_form_is_never_changed() {
+    fn saved_form_is_stable_across_versions() {
         let saved = r#"{"columns":[{"name":"id","type":"bigint","wire":"binary"},{"name":"at","type":"inet","wire":"text"}],"key":["id"],"table":"public.users"}"#;
         let column =
             |name: &str, type_name: &str, wire| FileColumn { name: name.into(), type_name: type_name.into(), wire };
-        let columns = vec![column("id", "bigint", Wire::Binary), column("at", "inet", Wire::Text)];
+        let columns =
+            vec![column("id", "bigint", SavedWireFormat::Binary), column("at", "inet", SavedWireFormat::Text)];
         let columns = FileColumns { columns, key: vec!["id".to_owned()], table: "public.users".into(), snapshot: None };
         assert_eq!(serde_json::to_string(&columns).unwrap(), saved);
         assert_eq!(serde_json::from_str::<FileColumns>(saved).unwrap(), columns);

@@ -1,66 +1,64 @@
-//! The guard's verdict: the reason why an export can't simply go on from the consumer's last one.
+//! The guard's verdict: the reason why an export can't continue from the consumer's last one.
 
 use crate::job::ExportType;
 use pg_rows::words::UnknownWord;
 
 pg_rows::words! {
-    /// The reason why an export can't simply go on from the consumer's last one.
+    /// The reason why an export can't continue from the consumer's last one.
     Continuity, "a word of continuity" {
-        /// The file of an export was lost before it had its name: what it held was never handed out.
+        /// The file of an export was lost before it was published, so no consumer got its rows.
         FileLost = "file_lost",
-        /// Too much was logged since, or for too long: the log was given up.
+        /// The change log since the last export was purged, because it became too large or too old.
         LogExpired = "log_expired",
-        /// Somebody made the watermark by hand: by the timestamps alone, once.
+        /// The watermark was created manually. This one export uses the timestamps alone.
         NoSnapshot = "no_snapshot",
-        /// Somebody set the watermark forward: by the timestamps alone, once.
+        /// The watermark was set forward manually. This one export uses the timestamps alone.
         WatermarkEdited = "watermark_edited",
-        /// The catalog, or a function that the filter calls, says otherwise than before which rows and columns belong
-        /// to the dataset.
+        /// The definition of the dataset's rows or columns changed, in the catalog or in a function that its filter
+        /// calls.
         DatasetChanged = "dataset_changed",
-        /// A column, or its type, is another one than before: values changed that no trigger saw, and the log has them
-        /// as they were.
+        /// A column or its type changed. No trigger captures the converted values, and the change log has the old ones.
         ColumnRetyped = "column_retyped",
-        /// The table is another one than before.
+        /// The table was dropped and created again, or replaced by another one.
         TableRecreated = "table_recreated",
-        /// The database is another cluster's than before: transaction ids began anew.
+        /// The database belongs to another cluster than before, whose transaction ids can't be compared.
         OtherCluster = "other_cluster",
-        /// The database is a copy, or an older state of itself: exports that it knows nothing of may have been handed
-        /// out.
+        /// The database is a copy, or was restored to an older state. Consumers may have exports that it does not know.
         DatabaseRestored = "database_restored",
-        /// The database is an older state of itself.
+        /// The transaction ids went back: the database was restored to an older state.
         XidWentBack = "xid_went_back",
-        /// A trigger isn't there, or is disabled.
+        /// A trigger is missing or disabled.
         TriggerMissing = "trigger_missing",
-        /// A trigger was disabled or gone in the meantime.
+        /// A trigger was disabled or missing for some time since the last export.
         TriggerChanged = "trigger_changed",
-        /// A partition came or went with its rows.
+        /// A partition was attached or detached together with its rows.
         PartitionsChanged = "partitions_changed",
-        /// Too much was logged since: which rows were deleted is not known.
+        /// The deletions in the change log were purged, so the deleted rows are not known.
         DeletesExpired = "deletes_expired",
-        /// The table was truncated: which rows were in it is not known.
+        /// The table was truncated, so the deleted rows are not known.
         Truncated = "truncated",
-        /// Somebody set the watermark back: what it says, and what changed.
+        /// The watermark was set back manually. The export has the rows after it in addition to the exact changes.
         Rewound = "rewound",
     }
 }
 
 impl Continuity {
-    /// The guard's word. It has one more, `first`, for a consumer without a position, for which nothing can be amiss.
-    pub fn of_guard(word: Option<&str>) -> Result<Option<Continuity>, UnknownWord> {
+    /// Parses the guard's word. Returns `None` for `first`, the word for a consumer without a position.
+    pub fn from_guard(word: Option<&str>) -> Result<Option<Continuity>, UnknownWord> {
         word.filter(|word| *word != "first").map(str::parse).transpose()
     }
 
-    /// Returns true if the watermark is somebody's, so that it rules as it reads.
-    pub fn is_by_hand(self) -> bool {
+    /// Returns true if the watermark was set manually, so that the export begins exactly there.
+    pub fn is_manual(self) -> bool {
         matches!(self, Continuity::NoSnapshot | Continuity::WatermarkEdited | Continuity::Rewound)
     }
 
-    /// Returns true if live rows that changed are known all the same, by the log or by the time.
-    pub fn is_of_rows(self) -> bool {
+    /// Returns true if the changed live rows are known nevertheless, from the change log or the timestamps.
+    pub fn keeps_live_rows(self) -> bool {
         self.allows(ExportType::Incremental)
     }
 
-    /// Returns true if an export of this type is exact all the same. A full one always is.
+    /// Returns true if an export of this type is exact nevertheless. A full export always is.
     pub fn allows(self, export_type: ExportType) -> bool {
         use Continuity::{DeletesExpired, NoSnapshot, Rewound, Truncated, WatermarkEdited};
         match export_type {
@@ -78,12 +76,12 @@ impl Continuity {
 pub struct SnapshotReport {
     /// The guard's verdict.
     pub continuity: Option<Continuity>,
-    /// Transactions in this database that had changed something and were open: their changes belong to the next export.
+    /// The number of open transactions in this database that had written. Their changes belong to the next export.
     pub open_transactions: Option<u32>,
-    /// The age of the oldest of them in seconds, where the role may see it.
+    /// The age of the oldest of these transactions, in seconds. `None` if the role may not see it.
     pub oldest_transaction_seconds: Option<f64>,
-    /// The table's rows were written anew since the last export, with the columns the same, as `VACUUM FULL` does.
+    /// True if the table was rewritten since the last export without a change of its columns, as `VACUUM FULL` does.
     pub table_rewritten: bool,
-    /// Rows that transactions deleted quietly since the consumer's last export.
+    /// The number of rows deleted since the consumer's last export by transactions with `cdc_export.quiet`.
     pub quiet_deletes: u64,
 }

@@ -1,18 +1,18 @@
-//! A client's name for a request.
+//! The idempotency key of a request.
 
 use std::str::FromStr;
 
-/// A client's name for a request, 1 to 255 visible ASCII characters.
+/// An idempotency key: the client's id of a request, 1 to 255 visible ASCII characters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdempotencyKey(String);
 
-/// A text that is no idempotency key.
+/// The error of a text that is not an idempotency key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not 1 to 255 visible ASCII characters")]
 pub struct BadIdempotencyKey;
 
 impl IdempotencyKey {
-    /// The text.
+    /// Returns the text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -1,10 +1,10 @@
-//! A consumer's line of jobs for one dataset.
+//! A lane: the jobs of one consumer for one dataset, in order.
 
 use chrono::{DateTime, Utc};
 
 use crate::job::ConsumerId;
 
-/// A consumer's jobs for one dataset run one after another; the published ones have numbers.
+/// The jobs of one consumer for one dataset. They run one after another, and the published ones are numbered.
 #[derive(Clone, Copy, Debug)]
 pub struct Lane<'a> {
     /// The consumer.
@@ -13,15 +13,15 @@ pub struct Lane<'a> {
     pub dataset: &'a str,
 }
 
-/// The most exports without acknowledgement that are counted.
+/// The count of unacknowledged exports stops here.
 pub const COUNTED_EXPORTS: u64 = 1_000;
 
-/// The exports that a consumer has yet to acknowledge, if it acknowledges any.
+/// The exports that a consumer has not acknowledged. Applies to a consumer that has acknowledged at least one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unacknowledged {
-    /// Published exports that come after the last one that was acknowledged, of those that are kept;
-    /// [`COUNTED_EXPORTS`] at most.
+    /// The number of published exports after the last acknowledged one, at most [`COUNTED_EXPORTS`]. Removed jobs are
+    /// not counted.
     pub exports: u64,
-    /// When the oldest of them was published; `None`: there is none.
+    /// The time at which the oldest of these exports was published. `None` if there is none.
     pub since: Option<DateTime<Utc>>,
 }

@@ -1,22 +1,23 @@
-//! The memory of a lane at a destination.
+//! The marker of a lane at a destination. It reveals that a database was restored.
 
 use uuid::Uuid;
 
 use crate::job::JobId;
 
-/// The marker beside the files of a lane: it names the last export that was about to get its final name. It is durable
-/// before the name is, so that a database which doesn't know this job as completed has lost something that was handed
-/// out.
+/// The marker next to the files of a lane. It names the last export that was published, or was about to be.
+///
+/// The publisher makes the marker durable before it renames the files. So if the database does not know this job as
+/// completed, the database has lost an export that consumers may have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Marker {
-    /// The export's id.
+    /// The job id of the export.
     pub job: JobId,
-    /// The SHA-256 of its file, in hexadecimal.
+    /// The digest of the export's content, in hexadecimal: see [`content_sha256`](crate::file::content_sha256).
     pub sha256: String,
 }
 
 impl Marker {
-    /// In place of a marker that can't be read: it names an export that no database knows.
+    /// Returns the marker that stands for an unreadable one. It names an export that no database knows.
     pub fn unreadable() -> Marker {
         Marker { job: Uuid::nil().into(), sha256: String::new() }
     }

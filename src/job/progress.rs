@@ -3,18 +3,18 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-/// The progress of a running export. The pipeline writes it, the heartbeat reads it.
+/// The progress of a running export. The pipeline updates it, and the heartbeat reads it.
 #[derive(Clone, Debug, Default)]
 pub struct Progress(Arc<Counters>);
 
-/// The progress of a running export at a moment.
+/// The progress of a running export at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reached {
-    /// 0 to 99: 100 belongs to completed jobs.
+    /// The percentage, 0 to 99. Only completed jobs have 100.
     pub percent: u8,
-    /// Rows written.
+    /// The number of rows written.
     pub rows: u64,
-    /// Bytes written.
+    /// The number of bytes written.
     pub bytes: u64,
 }
 
@@ -26,19 +26,19 @@ struct Counters {
 }
 
 impl Progress {
-    /// Says that `done` of `all` parts are read. Stays below 100, which belongs to completed jobs.
+    /// Records that `done` of `all` units are read. The percentage never decreases and stays below 100.
     pub fn reach(&self, done: u64, all: u64) {
         let percent = done.saturating_mul(100) / all.max(1);
         self.0.percent.fetch_max(percent.min(99) as u8, Ordering::Relaxed);
     }
 
-    /// Says how many rows and bytes are written by now.
+    /// Records the number of rows and bytes written so far.
     pub fn written(&self, rows: u64, bytes: u64) {
         self.0.rows.store(rows, Ordering::Relaxed);
         self.0.bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// Reads the progress as it is now.
+    /// Returns the current progress.
     pub fn read(&self) -> Reached {
         Reached {
             percent: self.0.percent.load(Ordering::Relaxed),
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn progress_never_goes_back_and_stays_below_100() {
+    fn progress_never_decreases_and_stays_below_100() {
         let progress = Progress::default();
         progress.reach(50, 100);
         progress.reach(10, 100);

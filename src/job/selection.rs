@@ -1,17 +1,17 @@
-//! The columns and rows of its dataset that an ad-hoc export has.
+//! The selection of an ad-hoc export: columns and rows of its dataset.
 
 use serde::{Deserialize, Serialize};
 
-/// The columns and rows of its dataset that an ad-hoc export has; by default all.
+/// The columns and rows that an ad-hoc export selects from its dataset. The default selects all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Selection {
-    /// The columns of the file; `None`: the dataset's.
+    /// The columns of the file. `None` selects all columns of the dataset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub columns: Option<Vec<String>>,
-    /// Conditions that a row must meet, all of them.
+    /// The conditions. A row must meet all of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub filter: Vec<Condition>,
-    /// The most rows, the first by the key. `None`: all.
+    /// The largest number of rows, in the order of the key. `None` sets no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
 }
@@ -23,25 +23,25 @@ impl Selection {
     }
 }
 
-/// Why a selection can't be met.
+/// The error of an invalid selection.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {why}")]
 pub struct BadSelection {
-    /// The member that is wrong: `filter[0].value`.
+    /// The path of the invalid member, for example `filter[0].value`.
     pub field: String,
-    /// The mistake.
+    /// The mistake in that member.
     pub why: String,
 }
 
 /// A condition on a column.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Condition {
-    /// The column.
+    /// The column's name.
     pub column: String,
     /// The comparison.
     pub operator: Operator,
-    /// The value to compare with, as a text that the column's type reads; for [`Operator::In`] a JSON array of such
-    /// texts; for [`Operator::IsNull`] `true` or `false`.
+    /// The value to compare with, in the text form of the column's type. It is a JSON array of such texts for
+    /// [`Operator::In`], and `true` or `false` for [`Operator::IsNull`].
     pub value: String,
 }
 
@@ -71,9 +71,9 @@ pg_rows::words! {
 mod tests {
     use super::*;
 
-    /// A job's selection is read again by every later version.
+    /// Every later version must read the JSON that an earlier version saved.
     #[test]
-    fn the_form_of_a_selection_is_never_changed() {
+    fn saved_form_of_a_selection_is_stable_across_versions() {
         let saved = r#"{"columns":["id"],"filter":[{"column":"id","operator":"in","value":"[1,2]"}],"limit":5}"#;
         let condition = Condition { column: "id".to_owned(), operator: Operator::In, value: "[1,2]".to_owned() };
         let selection = Selection { columns: Some(vec!["id".to_owned()]), filter: vec![condition], limit: Some(5) };

@@ -1,4 +1,4 @@
-//! Gives committed files their final names, and gives up jobs whose files are missing.
+//! Publishes committed files, and fails jobs whose files are missing.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -15,7 +15,7 @@ use crate::telemetry::log_throttle::LogThrottle;
 pub(super) struct Publish {
     maintenance: Maintenance,
     publisher: Publisher,
-    /// Since when a job's file is missing.
+    /// The time at which a job's file was first found missing.
     missing: HashMap<JobId, Instant>,
     throttle: LogThrottle,
 }
@@ -37,19 +37,19 @@ impl Publish {
             let outcome = if record.is_own {
                 match publisher.publish(record).await {
                     Ok(Publication::Done) => {
-                        // Who died before it was done may have left what it wrote.
-                        maintenance.swept.notify_one();
+                        // The process that died before the publication may have left a hidden file behind.
+                        maintenance.sweep_requested.notify_one();
                         Ok(())
                     }
-                    Ok(Publication::Missing(record)) => look_again(publisher, missing, &record).await,
+                    Ok(Publication::Missing(record)) => give_up_if_lost(publisher, missing, &record).await,
                     Err(error) => {
-                        // No proof that the file is missing: a destination that failed may have it.
+                        // The failed destination may have the file, so the time of its absence starts again.
                         missing.remove(&job);
                         Err(error)
                     }
                 }
             } else {
-                // Another database names this file, so no lane of this one may wait for it.
+                // A service on another database publishes this file, so a lane of this database must not wait for it.
                 publisher.give_up(&record).await
             };
             if let Err(error) = outcome
@@ -62,8 +62,8 @@ impl Publish {
     }
 }
 
-/// Gives up a job whose file was missing each time for a while.
-async fn look_again(
+/// Fails a job whose file has been missing in every round for longer than [`LOST_AFTER`].
+async fn give_up_if_lost(
     publisher: &Publisher,
     missing: &mut HashMap<JobId, Instant>,
     record: &FileRecord,

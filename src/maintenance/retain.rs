@@ -1,4 +1,4 @@
-//! Removes files and forgets jobs past what an operator wants kept.
+//! Removes the files and jobs whose retention has expired.
 
 use crate::file::FileRecord;
 use crate::job::Retention;
@@ -15,7 +15,7 @@ pub(super) async fn round(maintenance: &Maintenance) -> Result<(), Error> {
             let id = destination.id().await?;
             let past = store.files_past(&retention, retained, spare, id);
             for file in past.await? {
-                // A file that can't be removed stops no other removal.
+                // A file that can't be removed must not prevent the removal of the others.
                 if let Err(error) = remove(maintenance, file).await {
                     outcome = Err(error);
                 }
@@ -41,12 +41,12 @@ async fn remove(Maintenance { store, destination, .. }: &Maintenance, file: Past
             destination.remove(file, &name).await?;
         }
     }
-    // Another database's file stays where it is; this database forgets it all the same.
+    // A file of another database is not removed. This database only deletes its record of the file.
     let is_first = store.file_removed(job).await?;
     if is_own {
         tracing::info!(event = "file_removed", jobId = %job, file = record.name);
     }
-    // Of several processes that come by the same file, one tells of it.
+    // If several processes remove the same file, only the first one logs the warning.
     if let Some(number) = unacknowledged.filter(|_| is_first) {
         tracing::warn!(
             event = "unacknowledged_removed",
@@ -54,7 +54,7 @@ async fn remove(Maintenance { store, destination, .. }: &Maintenance, file: Past
             consumerId = record.consumer.as_ref().map(|consumer| consumer.as_str()),
             dataset = record.dataset,
             number,
-            "the consumer has not acknowledged this export for as long as RETAIN_UNACKED says: whoever has not loaded it needs a full export"
+            "removed an export that its consumer did not acknowledge within RETAIN_UNACKED: if the consumer has not loaded it, request a full export"
         );
     }
     Ok(())

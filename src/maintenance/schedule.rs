@@ -1,6 +1,6 @@
 //! Submits the exports of schedules when they are due.
 //!
-//! Each process that runs exports does this. The rows of `store::schedules` decide which process submits an export.
+//! Each process that runs exports does this. The rows of `store::schedules` ensure that one process submits each.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,19 +20,19 @@ use crate::store::{self, lease};
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::{job_event, metrics};
 
-/// Settings with which the exports of schedules are submitted.
+/// The schedules and the settings with which their exports are submitted.
 #[derive(Clone, Debug)]
 pub struct Scheduled {
-    /// The schedules, and their datasets.
+    /// The schedules and their datasets.
     pub catalog: Arc<Catalog>,
-    /// The limits under which a job is accepted.
+    /// The limits for a new job.
     pub terms: Terms,
 }
 
 pub(super) struct Scheduling {
     maintenance: Maintenance,
     scheduled: Scheduled,
-    /// The schedules whose timings in the database are known to equal this process's.
+    /// The schedules whose timing in the database equals the one in this process.
     adopted: BTreeSet<String>,
     throttle: LogThrottle,
 }
@@ -42,8 +42,8 @@ impl Scheduling {
         Scheduling { maintenance, scheduled, adopted: BTreeSet::new(), throttle: LogThrottle::default() }
     }
 
-    /// Adopts a schedule's timing, heals it, or runs its due slot.
-    async fn attend(&mut self, schedule: &Schedule, state: ScheduleState, now: DateTime<Utc>) -> Result<(), Error> {
+    /// Performs the next action of a schedule: adopts a changed timing, submits a healing export, or runs the due slot.
+    async fn advance(&mut self, schedule: &Schedule, state: ScheduleState, now: DateTime<Utc>) -> Result<(), Error> {
         if !self.adopted.contains(&schedule.name) {
             let adoption = needs_adoption(schedule, &state, now);
             if let Some(latest) = adoption {
@@ -55,7 +55,7 @@ impl Scheduling {
                 return Ok(());
             }
         }
-        // Healing comes before the next slot, which would fail as the last one did.
+        // The healing export precedes the next slot, which would fail like the last one.
         if schedule.heals && state.needs_full && self.heal(schedule).await? {
             return Ok(());
         }
@@ -70,7 +70,7 @@ impl Scheduling {
                         event = "schedule_clock_set_back",
                         schedule = schedule.name,
                         slot = rfc3339(from),
-                        "the database's clock is far behind the slot that was used last: the schedule goes on by the clock as it is now"
+                        "the database's clock is far behind the last used slot: the schedule continues from the current time of the clock"
                     );
                 }
                 Ok(())
@@ -115,14 +115,14 @@ impl Scheduling {
                 dataset = schedule.dataset,
                 slot = rfc3339(slot),
                 times,
-                "an export of its consumer and dataset is still open"
+                "skipped a slot: an export of this consumer and dataset is still open"
             );
         }
         Ok(())
     }
 
-    /// Records why the export of a due slot can't be submitted now. The slot stays due. The reason is logged once, even
-    /// if more slots pass.
+    /// Records the reason why the export of a due slot can't be submitted now. The slot stays due. Logs the reason
+    /// only once, even if more slots pass.
     async fn refuse(&self, schedule: &Schedule, slot: DateTime<Utc>, why: Refusal) -> Result<(), Error> {
         let Scheduling { maintenance, .. } = self;
         if maintenance.store.refuse_slot(schedule, slot, why).await? {
@@ -134,14 +134,14 @@ impl Scheduling {
                 dataset = schedule.dataset,
                 slot = rfc3339(slot),
                 code = why.as_str(),
-                "its export can't be asked for now: the schedule tries again every second"
+                "can't submit the export of a due slot: the schedule retries every second"
             );
         }
         Ok(())
     }
 
-    /// Submits a full export after an export that needs one. Returns false if it is too early, or another process was
-    /// first.
+    /// Submits a full export after an export that failed with `full_export_needed`. Returns false if the full export
+    /// can't be submitted yet, or another process has submitted it.
     async fn heal(&self, schedule: &Schedule) -> Result<bool, Error> {
         let Some(dataset) = self.scheduled.catalog.get(&schedule.dataset) else { return Ok(false) };
         if self.refusal(schedule, dataset).await?.is_some() {
@@ -157,7 +157,8 @@ impl Scheduling {
         Ok(true)
     }
 
-    /// Returns why an export of a schedule would be refused. `Service::submit` refuses a request for the same reasons.
+    /// Returns the reason why an export of a schedule would be refused. `Service::submit` refuses requests for the same
+    /// reasons.
     async fn refusal(&self, schedule: &Schedule, dataset: &Dataset) -> Result<Option<Refusal>, Error> {
         let Maintenance { store, source, .. } = &self.maintenance;
         let standing = match store.standing(dataset).await {
@@ -173,7 +174,8 @@ impl Scheduling {
         }))
     }
 
-    /// Returns the destination's id. `None` if it fails or hangs: the worker reports the reason when the job fails.
+    /// Returns the destination's id. Returns `None` if the destination fails or hangs. The worker then reports the
+    /// reason when the job fails.
     async fn destination_id(&self) -> Option<Uuid> {
         let timeout = lease::call_timeout(self.maintenance.settings.lease);
         tokio::time::timeout(timeout, self.maintenance.destination.id()).await.ok()?.ok()
@@ -187,8 +189,8 @@ impl Scheduling {
         let mut outcome = Ok(());
         for schedule in &schedules {
             let state = states.remove(&schedule.name).unwrap_or_default();
-            // A schedule that fails delays no other.
-            if let Err(error) = self.attend(schedule, state, now).await {
+            // A failed schedule must not delay the others.
+            if let Err(error) = self.advance(schedule, state, now).await {
                 outcome = Err(error);
             }
         }
@@ -196,8 +198,8 @@ impl Scheduling {
     }
 }
 
-/// Returns the slot up to which all slots count as used, for a schedule whose timing has changed, and for a new one
-/// that doesn't run at its start.
+/// Returns the slot up to which all slots count as used, if the timing in the database must be replaced. That is so for
+/// a schedule with a changed timing, and for a new schedule that does not run at its start.
 fn needs_adoption(schedule: &Schedule, state: &ScheduleState, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
     let is_needed = match &state.timing {
         Some(timing) => *timing != schedule.timing.to_string(),
@@ -206,7 +208,7 @@ fn needs_adoption(schedule: &Schedule, state: &ScheduleState, now: DateTime<Utc>
     schedule.timing.latest(now).filter(|_| is_needed)
 }
 
-/// Logs the job that a schedule has submitted: for a slot, or without a slot to heal.
+/// Logs the job that a schedule has submitted. `slot` is `None` for a healing export.
 fn log_submitted(schedule: &Schedule, job: &Job, slot: Option<DateTime<Utc>>) {
     let heals = slot.is_none();
     job_event!(info, job, "export_submitted", schedule = schedule.name, slot = slot.map(rfc3339), heals);

@@ -1,4 +1,4 @@
-//! Removes the hidden files of attempts that ended, and of publishers that died.
+//! Removes the hidden files of ended attempts and of vanished publishers.
 
 use std::time::Duration;
 
@@ -6,11 +6,12 @@ use crate::maintenance::{Error, Maintenance};
 use crate::sink::Destination;
 use crate::store::queue::EndedAttempt;
 
-/// A file that may be somebody's is swept when it was not written to for so long.
+/// The time since its last write after which a hidden file is removed, if its owner is not known to be gone.
 const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
 
 pub(super) async fn round(Maintenance { store, destination, .. }: &Maintenance) -> Result<(), Error> {
-    // Listed before the question, so that an attempt which begins in between isn't among them.
+    // The files are listed before the query for ended attempts. So the list has no file of an attempt that begins
+    // between the two.
     let hidden = destination.hidden_files().await?;
     if hidden.is_empty() {
         return Ok(());

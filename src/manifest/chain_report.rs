@@ -1,48 +1,49 @@
-//! The report on the chains of a place: gaps, forks, and the exports whose files are needed.
+//! Reports on the chains of a destination: gaps, forks, and the exports whose files are needed.
 //!
-//! `verify` reads each manifest again after it followed the chains. The report also remembers which ones it has seen
-//! again.
+//! `verify` follows the chains and then reads each manifest again. The report records the manifests of this second
+//! reading, so that `verify` can list the ones that disappeared.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
 use crate::manifest::chain::{Chains, Digest, Link, parse_digest};
 
-/// What is wrong with an export's place in its lane.
+/// A defect in the chain of a lane, at one export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
-    /// The export that it follows is missing. The newest one before it that is there has this number.
+pub enum ChainFault {
+    /// The previous export is missing. The number is that of the newest existing export with a lower number.
     #[error("gap after {0}")]
     GapAfter(u64),
-    /// It is the lane's first export, with this number, and not a full one: the exports that it builds on are missing.
+    /// The export is the first of its lane and not a full one, so the exports that it builds on are missing.
+    /// The number is its own.
     #[error("gap before {0}")]
     GapBefore(u64),
-    /// Another export with this number, or this export itself, follows the same one, or both follow none.
+    /// Two exports of the lane follow the same export, or both follow none. The number is that of one of the two.
     #[error("forked at {0}")]
     ForkedAt(u64),
-    /// It follows the export of this number, which isn't below its own.
+    /// The previous export has this number, which is not below the export's own number.
     #[error("changed (its number is not above {0}, which it follows)")]
     NotAbove(u64),
 }
 
-/// The chains of a place, followed from export to export.
+/// The chains of a destination and their faults.
 #[derive(Debug)]
 pub struct ChainReport {
     chains: Chains,
-    faults: HashMap<Digest, Vec<Fault>>,
+    faults: HashMap<Digest, Vec<ChainFault>>,
 }
 
 /// An export whose manifest was read again.
 #[derive(Debug)]
 pub struct Seen {
-    /// True if its files are needed.
+    /// True if the files of the export are needed.
     pub is_required: bool,
-    /// What is wrong with its place in its lane. Empty if its manifest was seen before.
-    pub faults: Vec<Fault>,
+    /// The faults of the export. Empty if its manifest was already seen.
+    pub faults: Vec<ChainFault>,
 }
 
 impl ChainReport {
-    /// Follows the chains.
+    /// Follows the chains and records their faults.
     pub fn new(mut chains: Chains) -> ChainReport {
         let numbers = numbers_of_lanes(&chains);
         let faults = faults(&chains, &numbers);
@@ -55,12 +56,12 @@ impl ChainReport {
         self.faults.is_empty()
     }
 
-    /// Gives the chains back, so that more manifests can be added.
+    /// Returns the chains, so that the caller can add more manifests.
     pub fn into_chains(self) -> Chains {
         self.chains
     }
 
-    /// Marks the export whose content has this digest as seen. Returns `None` if the chains don't have it.
+    /// Marks the export whose content has this digest as seen. Returns `None` if the chains do not contain it.
     pub fn see(&self, digest: &str) -> Option<Seen> {
         let digest = parse_digest(digest)?;
         let link = self.chains.links.get(&digest)?;
@@ -77,12 +78,12 @@ impl ChainReport {
         })
     }
 
-    /// How many exports there are.
+    /// Returns the number of exports.
     pub fn exports(&self) -> usize {
         self.chains.links.len()
     }
 
-    /// How many lanes they are from.
+    /// Returns the number of lanes.
     pub fn lanes(&self) -> usize {
         self.chains.lanes.len()
     }
@@ -108,19 +109,19 @@ fn numbers_of_lanes(chains: &Chains) -> Vec<Numbers> {
     lanes
 }
 
-/// Returns the faults of each export that has one. Nothing that a changed manifest says is believed, so it has none.
-fn faults(chains: &Chains, numbers: &[Numbers]) -> HashMap<Digest, Vec<Fault>> {
-    let mut faults = HashMap::<Digest, Vec<Fault>>::new();
-    let followers = chains.followers().0;
-    // A copy of the database also follows an export of the original, in a lane of its own. That is no fork.
-    for siblings in followers.chunk_by(|(_, a), (_, b)| (a.previous, a.lane) == (b.previous, b.lane)) {
+/// Returns the faults of each export that has one. Ignores changed manifests, whose statements can't be trusted.
+fn faults(chains: &Chains, numbers: &[Numbers]) -> HashMap<Digest, Vec<ChainFault>> {
+    let mut faults = HashMap::<Digest, Vec<ChainFault>>::new();
+    let successors = chains.successors().0;
+    // The first export of a copied database follows an export of the original, in another lane. That is not a fork.
+    for siblings in successors.chunk_by(|(_, a), (_, b)| (a.previous, a.lane) == (b.previous, b.lane)) {
         let (_, first) = siblings[0];
         for (digest, link) in &siblings[1..] {
             let at = if link.previous.is_some() { first.number } else { link.number };
-            faults.entry(**digest).or_default().push(Fault::ForkedAt(at));
+            faults.entry(**digest).or_default().push(ChainFault::ForkedAt(at));
         }
     }
-    for (digest, link) in followers {
+    for (digest, link) in successors {
         if let Some(fault) = gap(chains, link, &numbers[link.lane as usize]) {
             faults.entry(*digest).or_default().push(fault);
         }
@@ -128,31 +129,31 @@ fn faults(chains: &Chains, numbers: &[Numbers]) -> HashMap<Digest, Vec<Fault>> {
     faults
 }
 
-/// Returns what is wrong between an export and the one that it follows.
-fn gap(chains: &Chains, link: &Link, lane: &Numbers) -> Option<Fault> {
+/// Returns the fault between an export and the previous one, if there is any.
+fn gap(chains: &Chains, link: &Link, lane: &Numbers) -> Option<ChainFault> {
     let number = link.number;
     let Some(previous) = link.previous else {
-        // The service began to chain the lane's exports with this one. If it isn't full, readers begin with a newer
-        // full export.
+        // This is the lane's first export with a digest. If it is not full, readers need a newer full export.
         let has_newer_base = lane.newest_base > Some(number);
-        return (!link.is_base && !has_newer_base).then_some(Fault::GapBefore(number));
+        return (!link.is_base && !has_newer_base).then_some(ChainFault::GapBefore(number));
     };
     if let Some(before) = chains.get(&previous) {
-        // The export of another lane has a number of its own.
+        // The numbers of different lanes can't be compared.
         let is_above = before.lane == link.lane && before.number >= number;
-        return is_above.then_some(Fault::NotAbove(before.number));
+        return is_above.then_some(ChainFault::NotAbove(before.number));
     }
     let lower = &lane.sorted[..lane.sorted.partition_point(|other| *other < number)];
     match lower.last() {
-        Some(lower) => Some(Fault::GapAfter(*lower)),
-        // The exports before a full one aren't needed.
-        None => (!link.is_base).then_some(Fault::GapBefore(number)),
+        Some(lower) => Some(ChainFault::GapAfter(*lower)),
+        // A reader does not need the exports before a full one.
+        None => (!link.is_base).then_some(ChainFault::GapBefore(number)),
     }
 }
 
-/// Marks the exports whose files are needed: of each lane those from its newest full export on, and the ones that these
-/// build on. The latter are older, or in another lane, if the lane was forked or a copy of the database went on from
-/// it.
+/// Marks the exports whose files are needed.
+///
+/// Those are the newest full export of each lane, all exports after it, and the exports that these build on. An export
+/// builds on an older one or on another lane if the lane was forked, or if a copy of the database continued it.
 fn mark_required(chains: &mut Chains, numbers: &[Numbers]) {
     for link in chains.links.values_mut() {
         link.is_required = Some(link.number) >= numbers[link.lane as usize].newest_base;
@@ -176,7 +177,7 @@ mod tests {
     use super::*;
     use crate::manifest::{Chained, Manifest, VERSION};
 
-    /// The exports of a lane from the number `first` on. Those that are `true` are full ones.
+    /// Builds the exports of a lane, numbered from `first`. `fulls` has one element for each: true for a full export.
     fn lane(source: &str, consumer: &str, first: u64, fulls: &[bool], previous: Option<String>) -> Vec<Manifest> {
         let mut previous = previous;
         let export = |(full, number): (&bool, u64)| {
@@ -208,8 +209,8 @@ mod tests {
         report.see(&manifest.export.digest())
     }
 
-    /// Returns consumer, number and fault of each.
-    fn faults(report: &ChainReport) -> Vec<(String, u64, Fault)> {
+    /// Returns the consumer, number and fault of each faulty export.
+    fn faults(report: &ChainReport) -> Vec<(String, u64, ChainFault)> {
         let faults = report.faults.iter().flat_map(|(digest, faults)| faults.iter().map(move |fault| (digest, *fault)));
         let mut faults: Vec<_> = faults
             .map(|(digest, fault)| {
@@ -239,7 +240,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn one_change_is_one_fault(lanes in prop::collection::vec(fulls(), 1..4), which: Index, at: Index, what in 0..8) {
+        fn one_change_causes_at_most_one_fault(lanes in prop::collection::vec(fulls(), 1..4), which: Index, at: Index, what in 0..8) {
             let names = ["a", "b", "c"];
             let mut all: Vec<Vec<Manifest>> =
                 lanes.iter().zip(names).map(|(fulls, name)| lane("s", name, 1, fulls, None)).collect();
@@ -257,14 +258,14 @@ mod tests {
             let expected = match what {
                 0 => {
                     lane.remove(middle);
-                    vec![(name, number + 1, Fault::GapAfter(number - 1))]
+                    vec![(name, number + 1, ChainFault::GapAfter(number - 1))]
                 }
-                // Nothing builds on the exports before a full one.
+                // No export builds on an export before a full one.
                 1 => {
                     lane.remove(0);
-                    if lane[0].export.is_base() { vec![] } else { vec![(name, 2, Fault::GapBefore(2))] }
+                    if lane[0].export.is_base() { vec![] } else { vec![(name, 2, ChainFault::GapBefore(2))] }
                 }
-                // A manifest that nothing names can't be missed.
+                // No other manifest names the last one, so its absence can't be detected.
                 2 => {
                     lane.pop();
                     vec![]
@@ -272,9 +273,9 @@ mod tests {
                 3 => {
                     let export = Chained { rows: "1".to_owned(), ..lane[middle].export.clone() };
                     lane.push(Manifest::new(number, export, Vec::new()));
-                    vec![(name, number, Fault::ForkedAt(number))]
+                    vec![(name, number, ChainFault::ForkedAt(number))]
                 }
-                // The digest shows that a manifest was changed, and the chain goes through it.
+                // The digest reveals the change of a manifest. The chain continues through the changed manifest.
                 4 => {
                     lane[middle].export.previous = None;
                     vec![]
@@ -283,15 +284,15 @@ mod tests {
                     lane[middle].digest = "00".repeat(32);
                     vec![]
                 }
-                // Another one in its place: as many as before, and each number once.
+                // Another export with the same number: the count is unchanged, and each number occurs once.
                 6 => {
                     let export = Chained { rows: "1".to_owned(), ..lane[middle].export.clone() };
                     lane[middle] = Manifest::new(number, export, Vec::new());
-                    vec![(name, number + 1, Fault::GapAfter(number))]
+                    vec![(name, number + 1, ChainFault::GapAfter(number))]
                 }
                 _ => {
                     lane[middle].number = 99;
-                    vec![(name, number + 1, Fault::NotAbove(99))]
+                    vec![(name, number + 1, ChainFault::NotAbove(99))]
                 }
             };
             prop_assert_eq!(faults(&report(all.iter().flatten())), expected);
@@ -309,53 +310,54 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_of_the_database_goes_on_in_a_lane_of_its_own() {
+    fn copy_of_the_database_continues_in_a_separate_lane() {
         let original = lane("s", "a", 1, &[true, true, false, false], None);
         let copy = lane("t", "a", 4, &[false, false], Some(original[2].digest.clone()));
         let both = report(original.iter().chain(&copy));
         assert_eq!(faults(&both), []);
         assert_eq!((both.lanes(), required(&both, "a")), (2, vec![2, 3, 4, 4, 5]));
-        // Without the export that it follows, the copy has no beginning.
+        // The copy's lane has a gap if the export that it follows is missing.
         let alone = report(&copy);
-        assert_eq!(faults(&alone), [("a".to_owned(), 4, Fault::GapBefore(4))]);
+        assert_eq!(faults(&alone), [("a".to_owned(), 4, ChainFault::GapBefore(4))]);
         // The copy builds on exports before the newest full one of the original.
         let full = lane("s", "a", 5, &[true], Some(original[3].digest.clone()));
         let more = report(original.iter().chain(&full).chain(&copy));
         assert_eq!((faults(&more), required(&more, "a")), (vec![], vec![2, 3, 4, 5, 5]));
-        // The same database, restored to an earlier time, takes the numbers again or goes on counting.
+        // A restored database reuses the numbers or continues to count.
         for first in [4, 5] {
             let again = lane("s", "a", first, &[false], Some(original[2].digest.clone()));
             let mut again = again;
             again[0] = Manifest::new(first, Chained { job: "x".to_owned(), ..again[0].export.clone() }, Vec::new());
             let found = faults(&report(original.iter().chain(&again)));
             assert!(
-                matches!(&*found, [(_, number, Fault::ForkedAt(4))] if *number == first || first == 4),
+                matches!(&*found, [(_, number, ChainFault::ForkedAt(4))] if *number == first || first == 4),
                 "{found:?}"
             );
         }
     }
 
     #[test]
-    fn a_lane_that_begins_without_a_full_export_is_whole_from_its_first_one_on() {
-        // The service had exported before it wrote manifests.
+    fn lane_without_a_full_export_at_its_start_is_whole_from_its_first_full_export() {
+        // The service exported before it wrote manifests.
         let begun = lane("s", "a", 5, &[false, false], None);
-        assert_eq!(faults(&report(&begun)), [("a".to_owned(), 5, Fault::GapBefore(5))]);
+        assert_eq!(faults(&report(&begun)), [("a".to_owned(), 5, ChainFault::GapBefore(5))]);
         let healed = lane("s", "a", 5, &[false, true, false], None);
         assert_eq!(faults(&report(&healed)), []);
         assert_eq!(required(&report(&healed), "a"), [6, 7]);
-        // One that was begun anew, as if nothing had been before.
+        // A lane that was restarted and names no previous export.
         let again = lane("s", "a", 8, &[true], None);
-        assert_eq!(faults(&report(healed.iter().chain(&again))), [("a".to_owned(), 8, Fault::ForkedAt(8))]);
+        assert_eq!(faults(&report(healed.iter().chain(&again))), [("a".to_owned(), 8, ChainFault::ForkedAt(8))]);
     }
 
     #[test]
-    fn exports_that_are_newer_than_the_first_reading_are_left_out() {
+    fn exports_newer_than_the_first_listing_are_left_out() {
         let all = lane("s", "a", 1, &[true, false, false, false], None);
         let other = lane("s", "b", 1, &[true], None);
         let first = report([&all[0], &all[2]]);
-        assert_eq!(faults(&first), [("a".to_owned(), 3, Fault::GapAfter(1))]);
+        assert_eq!(faults(&first), [("a".to_owned(), 3, ChainFault::GapAfter(1))]);
         assert!(!first.is_whole());
-        // The fourth is published during the second reading, which lists the fifth and not the fourth.
+        // The service publishes the fourth export during the second listing, which contains the fifth and misses the
+        // fourth.
         let fifth = &lane("s", "a", 5, &[false], Some("00".repeat(32)))[0];
         let mut chains = first.into_chains();
         [&all[0], &all[1], &all[2], &other[0], fifth].into_iter().for_each(|one| chains.add_missed(one, &one.digest));
@@ -367,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn an_export_that_is_not_seen_again_is_named() {
+    fn export_missing_from_the_second_reading_is_listed() {
         let all = lane("s", "a", 4, &[true, false, false], None);
         let broken = lane("s", "b", 1, &[true, false], None).split_off(1);
         let not_seen_of = |all: &[Manifest], seen: &[&Manifest]| {
@@ -381,11 +383,11 @@ mod tests {
         let not_seen = |seen: &[&Manifest]| not_seen_of(&all, seen);
         assert_eq!(not_seen(&[&all[0], &all[1], &all[2], &all[1], &broken[0]]), (5, vec![]));
         assert_eq!(not_seen(&[&all[0], &all[2]]), (2, vec!["a 5".to_owned(), "b 2".to_owned()]));
-        // Another one in its place, with a digest of its own.
+        // Another export with the same number and another digest.
         let export = Chained { rows: "1".to_owned(), ..all[1].export.clone() };
         let other = Manifest::new(5, export, Vec::new());
         assert_eq!(not_seen(&[&all[0], &other, &all[2], &broken[0]]), (3, vec!["a 5".to_owned()]));
-        // One that was changed before the chains were followed is seen like the others.
+        // A manifest that was changed before the chains were followed is seen like the others.
         let mut changed = all.clone();
         changed[2].digest = "00".repeat(32);
         assert_eq!(not_seen_of(&changed, &[&changed[0], &changed[1], &changed[2], &broken[0]]), (4, vec![]));

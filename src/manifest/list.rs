@@ -1,5 +1,7 @@
-//! The lists of a manifest, as they are read: none is longer than a manifest's can be. An element of three bytes of
-//! JSON has twenty-four and more in memory, and whoever may write to a place may put any list there.
+//! Deserializes the lists of a manifest and rejects one that is longer than a manifest's list can be.
+//!
+//! An element can take three bytes of JSON and at least twenty-four bytes of memory. Anyone who can write to a
+//! destination could otherwise exhaust a reader's memory with a long list.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -8,7 +10,7 @@ use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 
 use crate::file::MOST_FILES;
 
-/// Reads a list.
+/// Deserializes a list of at most [`MOST_FILES`] elements.
 pub(super) fn read<'de, D: Deserializer<'de>, T: Deserialize<'de>>(list: D) -> Result<Vec<T>, D::Error> {
     list.deserialize_seq(List(PhantomData))
 }
@@ -25,7 +27,7 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for List<T> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Vec<T>, A::Error> {
         let mut list = Vec::new();
         while let Some(element) = elements.next_element()? {
-            // Columns and keys are fewer.
+            // The limit for files is the largest one: a table has fewer columns.
             if list.len() == MOST_FILES {
                 return Err(A::Error::custom(format_args!("a list of more than {MOST_FILES}")));
             }

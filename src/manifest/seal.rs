@@ -1,4 +1,4 @@
-//! Checks that a manifest is as it was written: its digest, the half that loaders read, its signature and its name.
+//! Verifies that a manifest is unchanged: its digest, the members that loaders read, its signature and its name.
 
 use ring::signature::{ED25519, ED25519_PUBLIC_KEY_LEN, UnparsedPublicKey};
 
@@ -19,31 +19,31 @@ impl std::str::FromStr for PublicKey {
     }
 }
 
-/// The fault that shows that a manifest was changed.
+/// The evidence that a manifest was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
-    /// The export isn't the one that the digest is of.
-    #[error("its digest is of another content")]
+    /// The digest does not match the export.
+    #[error("its digest does not match its content")]
     Digest,
-    /// The half that loaders read differs from the export.
+    /// The members that loaders read differ from the export.
     #[error("its entries, schema or meta differ from its export")]
-    LoadersHalf,
-    /// It stands where another one belongs.
+    LoaderMembers,
+    /// The manifest is stored under the name of another manifest.
     #[error("it is the manifest of another name")]
     Name,
-    /// It has no signature.
+    /// The manifest has no signature.
     #[error("it has no signature")]
     Unsigned,
-    /// Its signature is none of this key for this digest.
+    /// The signature is not valid for this key and digest.
     #[error("its signature is not by this key")]
     Signature,
 }
 
 impl Manifest {
-    /// Checks that it is as it was written, under this name of its place.
+    /// Checks that the manifest is unchanged and belongs under this name. Checks the signature only if `key` is given.
     ///
     /// # Errors
-    /// The first thing that shows the opposite.
+    /// The first evidence of a change.
     pub fn check(&self, name: &str, key: Option<&PublicKey>) -> Result<(), Broken> {
         let urls = self.entries.iter().map(|entry| entry.url.clone()).collect();
         let written = Manifest::new(self.number, self.export.clone(), urls);
@@ -52,9 +52,9 @@ impl Manifest {
         }
         let is_same = (&written.entries, &written.schema, written.meta) == (&self.entries, &self.schema, self.meta);
         if !is_same || self.entries.len() != self.export.files.len() {
-            return Err(Broken::LoadersHalf);
+            return Err(Broken::LoaderMembers);
         }
-        if !self.is_called(name) {
+        if !self.may_have_name(name) {
             return Err(Broken::Name);
         }
         let Some(PublicKey(key)) = key else { return Ok(()) };
@@ -64,12 +64,12 @@ impl Manifest {
     }
 
     /// Returns true if a manifest of this export and number may have this name.
-    fn is_called(&self, name: &str) -> bool {
+    fn may_have_name(&self, name: &str) -> bool {
         if manifest::is_key(name) {
             let consumer: Result<ConsumerId, _> = self.export.consumer.parse();
             return consumer.is_ok_and(|consumer| manifest::key(&self.export.dataset, &consumer, self.number) == name);
         }
-        // Beside its files, it has the name that they have in common.
+        // A manifest next to its files has the stem that their names have in common.
         let Some(path) = self.export.files.first().and_then(|file| file.path.as_deref()) else { return true };
         let file = path.rsplit('/').next().unwrap_or(path);
         let (stem, ending) = file.split_at(stem_of(file).len());
@@ -98,9 +98,9 @@ mod tests {
     const NAME: &str = "full_orders.manifest.json";
     const KEY: &str = "orders/search/_manifests/00000000000000000017.json";
 
-    /// Only where the files are is left to whoever moves them, and who wrote it.
+    /// The members for the location of the files and for the author are the only ones that may change.
     #[test]
-    fn no_member_of_a_manifest_can_be_changed() {
+    fn change_of_any_member_is_detected() {
         let whole = serde_json::to_value(manifest()).unwrap();
         assert_eq!(manifest().check(KEY, None), Ok(()));
         let (mut open, mut changed) = (vec![(whole.clone(), String::new())], 0);
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_manifest_stands_under_its_own_name() {
+    fn manifest_under_another_name_is_rejected() {
         for (name, found) in [
             (NAME, Ok(())),
             (KEY, Ok(())),
@@ -143,11 +143,11 @@ mod tests {
         }
         let mut none = manifest();
         none.entries.pop();
-        assert_eq!(none.check(NAME, None), Err(Broken::LoadersHalf));
+        assert_eq!(none.check(NAME, None), Err(Broken::LoaderMembers));
     }
 
     #[test]
-    fn a_signature_is_of_the_digests_bytes() {
+    fn signature_covers_the_bytes_of_the_digest() {
         let pair = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
         let key: PublicKey = hex::encode(pair.public_key()).parse().unwrap();
         let mut signed = manifest();

@@ -6,18 +6,19 @@ use ring::signature::{Ed25519KeyPair, KeyPair};
 
 use crate::manifest::Manifest;
 
-/// What manifests are signed with.
+/// The private key that signs manifests.
 #[derive(Clone, Debug)]
 pub struct SigningKey(Arc<Ed25519KeyPair>);
 
 impl SigningKey {
-    /// The key of this seed: 64 hexadecimal digits, as `openssl rand -hex 32` prints them. `None`: they aren't.
+    /// Reads the key from its seed: 64 hexadecimal digits, as `openssl rand -hex 32` prints them. Returns `None` if the
+    /// text is not a seed.
     pub fn read(seed: &str) -> Option<SigningKey> {
         let seed = hex::decode(seed).ok()?;
         Some(SigningKey(Arc::new(Ed25519KeyPair::from_seed_unchecked(&seed).ok()?)))
     }
 
-    /// What others check the signatures with, in hexadecimal.
+    /// Returns the public key that verifies the signatures, in hexadecimal.
     pub fn public_key(&self) -> String {
         hex::encode(self.0.public_key())
     }
@@ -34,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seed_is_32_bytes() {
+    fn only_a_seed_of_32_bytes_is_accepted() {
         // The first vector of RFC 8032, 7.1.
         let key = SigningKey::read("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60").unwrap();
         assert_eq!(key.public_key(), "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a");

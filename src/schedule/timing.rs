@@ -1,4 +1,4 @@
-//! Computes the slots of a schedule: at a fixed distance, or by a cron pattern in a time zone.
+//! Computes the slots of a schedule: at a fixed interval, or by a cron pattern in a time zone.
 
 use std::fmt;
 
@@ -10,77 +10,80 @@ use croner::parser::{CronParser, Seconds, Year};
 
 use crate::duration;
 
-/// The range of a distance, in seconds: up to a leap year.
-const DISTANCES: std::ops::RangeInclusive<u64> = 1..=366 * 24 * 60 * 60;
+/// The allowed intervals, in seconds: up to a leap year.
+const INTERVALS: std::ops::RangeInclusive<u64> = 1..=366 * 24 * 60 * 60;
 
-/// The zone of a cron pattern without one.
+/// The default time zone of a cron pattern.
 pub const UTC: &str = "UTC";
 
-/// When the slots are.
+/// The rule by which the slots of a schedule are computed.
 #[derive(Clone, Debug)]
 pub enum Timing {
-    /// At the multiples of a distance since the beginning of 1970, UTC: `1h` is at each full hour.
+    /// Slots at the multiples of an interval since the beginning of 1970, UTC. The slots of `1h` are the full hours.
     Every {
-        /// The distance, in seconds.
+        /// The interval, in seconds.
         seconds: u64,
     },
-    /// At the times of a cron pattern on the clocks of a zone. A change of the clocks is handled as cron does it. A
-    /// pattern with one time of day has a slot right after the gap if the time is skipped, and one slot if it occurs
-    /// twice. A pattern with many times has no slot in the gap, and slots in both of two equal hours.
+    /// Slots at the local times of a cron pattern in a time zone. A change to or from daylight saving time is handled
+    /// as in cron:
+    ///
+    /// - A pattern with one time of day has a slot right after the gap if that time is skipped, and a single slot if
+    ///   that time occurs twice.
+    /// - A pattern with many times has no slot in the gap, and slots in both repeated hours.
     Cron {
-        /// The pattern's text.
+        /// The text of the pattern.
         text: String,
         /// The parsed pattern.
         pattern: Box<Cron>,
-        /// The zone.
+        /// The time zone.
         zone: Tz,
     },
 }
 
-/// The error of a text that is no timing.
+/// The error of an invalid timing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadTiming {
-    /// Not a distance.
+    /// The text is not an interval.
     #[error("a time from 1s to 366d in whole seconds is expected, such as 5m or 1h")]
     Every,
-    /// Not a pattern, and the reason if it is known.
+    /// The text is not a cron pattern. Contains the reason if it is known.
     #[error("not five fields of cron (minute, hour, day of month, month, day of week), such as 15 2 * * 1-5{0}")]
     Cron(String),
-    /// A pattern that no day matches.
-    #[error("no day is ever such a day")]
+    /// No date matches the pattern.
+    #[error("no date matches this pattern")]
     Never,
-    /// Not a zone.
+    /// The text is not the name of a time zone.
     #[error("there is no time zone of this name, such as Europe/Berlin")]
     Zone,
 }
 
 impl Timing {
-    /// At a distance such as `5m`.
+    /// Parses an interval such as `5m`.
     ///
     /// # Errors
-    /// If the text is no distance, or the distance is out of range.
+    /// If the text is not an interval, or the interval is out of range.
     pub fn every(text: &str) -> Result<Timing, BadTiming> {
-        // The parser takes a month for 30 days and some hours.
+        // The parser of durations reads a month as 30.44 days and a year as 365.25 days.
         let mut units = text.split(|letter: char| !letter.is_ascii_alphabetic());
         let has_months_or_years = units.any(|unit| unit.starts_with("mo") || unit.starts_with('y'));
         if has_months_or_years {
             return Err(BadTiming::Every);
         }
-        let distance = duration::parse(text).ok_or(BadTiming::Every)?;
-        if distance.subsec_nanos() != 0 || !DISTANCES.contains(&distance.as_secs()) {
+        let interval = duration::parse(text).ok_or(BadTiming::Every)?;
+        if interval.subsec_nanos() != 0 || !INTERVALS.contains(&interval.as_secs()) {
             return Err(BadTiming::Every);
         }
-        Ok(Timing::Every { seconds: distance.as_secs() })
+        Ok(Timing::Every { seconds: interval.as_secs() })
     }
 
-    /// By a pattern of five fields, in a zone of the IANA's database.
+    /// Parses a cron pattern of five fields, and the name of a time zone in the IANA database.
     ///
     /// # Errors
-    /// If the pattern or the zone is unknown, or if no time ever matches the pattern.
+    /// If the pattern or the time zone is invalid, or if no date matches the pattern.
     pub fn cron(text: &str, zone: &str) -> Result<Timing, BadTiming> {
         let zone: Tz = zone.parse().map_err(|_| BadTiming::Zone)?;
-        if let Some(piece) = odd_piece(text) {
-            return Err(BadTiming::Cron(format!(": `{piece}` is no number, no name and not *")));
+        if let Some(piece) = unsupported_piece(text) {
+            return Err(BadTiming::Cron(format!(": `{piece}` is not a number, a name or *")));
         }
         let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
         let pattern = parser.parse(text).map_err(|why| match why {
@@ -88,11 +91,11 @@ impl Timing {
             _ => BadTiming::Cron(String::new()),
         })?;
         if let Some(step) = too_long_step(text) {
-            let why = format!(": a step of {step} is longer than its field, which is hit once");
+            let why = format!(": a step of {step} is longer than its field and would match only once");
             return Err(BadTiming::Cron(why));
         }
         let timing = Timing::Cron { text: text.to_owned(), pattern: Box::new(pattern), zone };
-        // A search finds out that there is no 30 February.
+        // The parser accepts 30 February. Only a search shows that no date matches.
         let some_time = DateTime::from_timestamp_secs(1_767_225_600).ok_or(BadTiming::Never)?;
         if timing.latest(some_time).is_some() && timing.next(some_time).is_some() {
             Ok(timing)
@@ -101,7 +104,7 @@ impl Timing {
         }
     }
 
-    /// The latest slot up to `now`.
+    /// Returns the latest slot at or before `now`.
     pub fn latest(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
         match self {
             Timing::Every { seconds } => multiple(*seconds, now, 0),
@@ -112,7 +115,7 @@ impl Timing {
         }
     }
 
-    /// The first slot after `then`.
+    /// Returns the first slot after `then`.
     pub fn next(&self, then: DateTime<Utc>) -> Option<DateTime<Utc>> {
         match self {
             Timing::Every { seconds } => multiple(*seconds, then, 1),
@@ -123,15 +126,15 @@ impl Timing {
         }
     }
 
-    /// The distance as text. `None`: the slots are those of a pattern.
-    pub fn distance(&self) -> Option<String> {
+    /// Returns the interval as text. Returns `None` for a cron pattern.
+    pub fn interval(&self) -> Option<String> {
         match self {
-            Timing::Every { seconds } => Some(written(*seconds)),
+            Timing::Every { seconds } => Some(interval_text(*seconds)),
             Timing::Cron { .. } => None,
         }
     }
 
-    /// The pattern and the name of its zone. `None`: the slots are at a distance.
+    /// Returns the cron pattern and the name of its time zone. Returns `None` for an interval.
     pub fn pattern(&self) -> Option<(&str, &'static str)> {
         match self {
             Timing::Every { .. } => None,
@@ -140,23 +143,23 @@ impl Timing {
     }
 }
 
-/// Finds a part of a pattern that the parser takes and cron doesn't know: `+1`, `15W`, `MON#2`, `?`. `L`, the last day
-/// of a month, is allowed.
-fn odd_piece(text: &str) -> Option<&str> {
+/// Finds a piece of a pattern that the parser accepts and cron does not know: `+1`, `15W`, `MON#2`, `?`. Allows `L`,
+/// the last day of a month.
+fn unsupported_piece(text: &str) -> Option<&str> {
     const MONTHS: [&str; 12] = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
     const DAYS: [&str; 7] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
     let names: [&[&str]; 5] = [&[], &[], &["l"], &MONTHS, &DAYS];
     let fields = text.split_ascii_whitespace().zip(names);
     let mut pieces = fields.flat_map(|(field, names)| field.split([',', '-', '/']).map(move |piece| (piece, names)));
-    let is_odd = |(piece, names): &(&str, &[&str])| {
+    let is_unsupported = |(piece, names): &(&str, &[&str])| {
         let is_number = !piece.is_empty() && piece.bytes().all(|byte| byte.is_ascii_digit());
         !is_number && *piece != "*" && !names.contains(&piece.to_ascii_lowercase().as_str())
     };
-    if text.starts_with('@') { None } else { pieces.find(is_odd).map(|(piece, _)| piece) }
+    if text.starts_with('@') { None } else { pieces.find(is_unsupported).map(|(piece, _)| piece) }
 }
 
-/// Finds a step of a pattern that is longer than its field: the parser takes `*/90` minutes for each full hour, not for
-/// 90 minutes.
+/// Finds a step of a pattern that is longer than its field. The parser reads `*/90` minutes as each full hour, not as
+/// every 90 minutes.
 fn too_long_step(text: &str) -> Option<u32> {
     let longest = [59, 23, 31, 12, 7];
     let fields = text.split_ascii_whitespace().zip(longest);
@@ -167,19 +170,19 @@ fn too_long_step(text: &str) -> Option<u32> {
     })
 }
 
-/// The names of all zones.
+/// Returns the names of all time zones.
 pub fn zones() -> impl Iterator<Item = &'static str> {
     chrono_tz::TZ_VARIANTS.iter().map(|zone| zone.name())
 }
 
-/// A distance in days, hours, minutes and seconds.
-fn written(seconds: u64) -> String {
+/// Formats an interval in days, hours, minutes and seconds.
+fn interval_text(seconds: u64) -> String {
     let units = [(86_400, u64::MAX, "d"), (3_600, 24, "h"), (60, 60, "m"), (1, 60, "s")];
     let parts = units.map(|(size, most, unit)| (seconds / size % most, unit));
     parts.iter().filter(|(number, _)| *number > 0).map(|(number, unit)| format!("{number}{unit}")).collect()
 }
 
-/// The last multiple of a distance up to a time, or the multiple that is `further` ones after it.
+/// Returns the last multiple of an interval at or before a time, or the multiple `further` intervals after that one.
 fn multiple(seconds: u64, time: DateTime<Utc>, further: i64) -> Option<DateTime<Utc>> {
     let seconds = i64::try_from(seconds).ok()?;
     DateTime::from_timestamp_secs((time.timestamp().div_euclid(seconds) + further).checked_mul(seconds)?)
@@ -187,8 +190,8 @@ fn multiple(seconds: u64, time: DateTime<Utc>, further: i64) -> Option<DateTime<
 
 impl fmt::Display for Timing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.distance(), self.pattern()) {
-            (Some(distance), _) => write!(f, "every {distance}"),
+        match (self.interval(), self.pattern()) {
+            (Some(interval), _) => write!(f, "every {interval}"),
             (None, Some((pattern, zone))) => write!(f, "{pattern} {zone}"),
             (None, None) => Ok(()),
         }
@@ -209,8 +212,7 @@ mod tests {
         format!("{text}:00Z").parse().unwrap()
     }
 
-    /// The slots from one time to another, in UTC, each found forward, and each the latest from its own time to the
-    /// next one's.
+    /// Returns the slots between two times, in UTC. Asserts that `latest` returns each slot until the next one.
     fn slots(timing: &Timing, from: &str, to: &str) -> Vec<String> {
         let (mut then, to) = (at(from), at(to));
         let mut found = Vec::new();
@@ -231,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_of_day_is_there_each_day_whatever_the_clocks_do() {
+    fn single_time_of_day_has_one_slot_a_day_despite_daylight_saving() {
         // In Berlin the clocks went from 02:00 to 03:00 on 29 March 2026, and go from 03:00 to 02:00 on 25 October.
         let half_past_two = berlin("30 2 * * *");
         assert_eq!(slots(&half_past_two, "2026-03-27T12:00", "2026-03-30T12:00"), ["28T01:30", "29T01:00", "30T00:30"]);
@@ -244,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_every_so_often_goes_on_through_a_change_of_the_clocks() {
+    fn repeated_times_skip_the_gap_and_use_both_repeated_hours() {
         let half_hours = berlin("*/30 * * * *");
         assert_eq!(
             slots(&half_hours, "2026-03-29T00:10", "2026-03-29T02:10"),
@@ -256,9 +258,9 @@ mod tests {
         );
     }
 
-    /// Some change their clocks at midnight, by half an hour, or by two hours.
+    /// Some of these time zones change their clocks at midnight, by half an hour, or by two hours.
     #[test]
-    fn whatever_a_zone_does_no_slot_is_lost_and_none_comes_twice() {
+    fn no_slot_is_lost_or_repeated_in_any_time_zone() {
         let zones = [
             "Africa/Cairo",
             "Africa/Casablanca",
@@ -281,12 +283,12 @@ mod tests {
                 let (mut then, end) = (at("2026-01-01T12:00"), at("2027-01-01T12:00"));
                 let mut found = 0;
                 while then < end {
-                    let told = || format!("{pattern} {zone} after {then}");
-                    let next = timing.next(then).unwrap_or_else(|| panic!("{}", told()));
-                    assert!(next > then, "{}", told());
-                    assert_eq!(timing.latest(next), Some(next), "{}", told());
+                    let context = || format!("{pattern} {zone} after {then}");
+                    let next = timing.next(then).unwrap_or_else(|| panic!("{}", context()));
+                    assert!(next > then, "{}", context());
+                    assert_eq!(timing.latest(next), Some(next), "{}", context());
                     if found > 0 {
-                        assert_eq!(timing.latest(next - TimeDelta::seconds(1)), Some(then), "{}", told());
+                        assert_eq!(timing.latest(next - TimeDelta::seconds(1)), Some(then), "{}", context());
                     }
                     found += 1;
                     then = next;
@@ -300,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn weekdays_and_rare_days() {
+    fn weekdays_and_leap_days_are_found() {
         let weekdays = Timing::cron("15 2 * * 1-5", UTC).unwrap();
         assert_eq!(slots(&weekdays, "2026-11-20T12:00", "2026-11-24T12:00"), ["23T02:15", "24T02:15"]);
         let leap = Timing::cron("0 0 29 2 *", UTC).unwrap();
@@ -309,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn names_in_any_case_and_the_last_day_of_a_month() {
+    fn names_of_any_case_and_the_last_day_of_a_month_are_accepted() {
         let weekdays = Timing::cron("15 2 * nov,DEC Mon-fri", UTC).unwrap();
         assert_eq!(slots(&weekdays, "2026-11-20T12:00", "2026-11-24T12:00"), ["23T02:15", "24T02:15"]);
         let last = Timing::cron("0 0 L * *", UTC).unwrap();
@@ -317,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_distance_counts_from_1970() {
+    fn intervals_are_counted_from_1970() {
         let hour = Timing::every("1h").unwrap();
         assert_eq!(
             slots(&hour, "2026-03-28T23:30", "2026-03-29T03:30"),
@@ -331,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_timing_is_refused() {
+    fn invalid_timing_is_rejected() {
         for bad in [
             "",
             "5",
@@ -376,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timing_is_written_as_it_was_read() {
+    fn timing_is_displayed_in_its_canonical_form() {
         for (text, written) in [("90s", "1m30s"), ("5min", "5m"), ("48h", "2d"), ("366d", "366d"), ("1day 1s", "1d1s")]
         {
             assert_eq!(Timing::every(text).unwrap().to_string(), format!("every {written}"));

@@ -72,7 +72,7 @@ impl Service {
         if !matches!(job.status, Status::Failed | Status::Cancelled) {
             return Err(Error::NotToRetry(job.status));
         }
-        let request = Request { retry_of: Some(id), key, trace, ..Request::of(&job) };
+        let request = Request { retry_of: Some(id), key, trace, ..Request::from_job(&job) };
         self.submit(&request).await
     }
 

@@ -87,17 +87,21 @@ mod tests {
     #[test]
     fn the_longest_manifest_of_an_export_is_read() {
         use crate::file::MOST_FILES;
-        use crate::manifest::{Chained, Column, File, Manifest, Source, VERSION};
+        use crate::manifest::{Chained, Manifest, ManifestColumn, ManifestFile, ManifestSource, VERSION};
 
         let text = |length: usize| "x".repeat(length);
-        let file =
-            File { sha256: text(64), bytes: u64::MAX.to_string(), rows: u64::MAX.to_string(), path: Some(text(255)) };
+        let file = ManifestFile {
+            sha256: text(64),
+            bytes: u64::MAX.to_string(),
+            rows: u64::MAX.to_string(),
+            path: Some(text(255)),
+        };
         // A name of 63 bytes, each of which JSON writes as six; a type's name with its schema's, in quotes.
-        let column = Column { name: "\u{1}".repeat(63), type_name: text(150) };
+        let column = ManifestColumn { name: "\u{1}".repeat(63), type_name: text(150) };
         let export = Chained {
             version: VERSION.to_owned(),
             job: text(36),
-            source: Source { cluster: text(16), database: text(10) },
+            source: ManifestSource { cluster: text(16), database: text(10) },
             consumer: text(128),
             dataset: text(63),
             table: Some(text(150)),

@@ -93,7 +93,7 @@ impl ExportedSnapshot {
 
     /// The guard's word.
     pub(super) fn continuity(&self) -> Result<Option<Continuity>, Error> {
-        Continuity::of_guard(self.continuity.as_deref())
+        Continuity::from_guard(self.continuity.as_deref())
             .map_err(|_| Error::Protocol("a word of continuity that nobody knows"))
     }
 
@@ -130,7 +130,7 @@ impl ExportedSnapshot {
     /// one's, until somebody sets it, or a full export has brought every row.
     fn is_timed(&self, continuity: Option<Continuity>) -> bool {
         let is_its = self.timed_by.is_none_or(|was| *self.guard_state.0.get("time") == was);
-        is_its || self.live_snapshot.is_none() || continuity.is_some_and(Continuity::is_by_hand)
+        is_its || self.live_snapshot.is_none() || continuity.is_some_and(Continuity::is_manual)
     }
 
     /// Returns the findings for the job's report.

@@ -79,7 +79,7 @@ impl Source {
             let consumer: String = row.try_get("consumer_id").map_err(&failed)?;
             let word: Option<String> = row.try_get("continuity").map_err(&failed)?;
             let rows: i64 = row.try_get("rows_waiting").map_err(&failed)?;
-            let word = Continuity::of_guard(word.as_deref()).map_err(|_| Error::Protocol("an unknown word"))?;
+            let word = Continuity::from_guard(word.as_deref()).map_err(|_| Error::Protocol("an unknown word"))?;
             let logged_key: Option<Vec<String>> = row.try_get("logged_key").map_err(&failed)?;
             let captured: bool = row.try_get("captured").map_err(&failed)?;
             let is_captured = captured && logged_key.is_some_and(|key| schema.has_key(&key));

@@ -140,7 +140,7 @@ impl Opening<'_> {
         // An ad-hoc export has no position, and is full. Without times there is no rule for a watermark that somebody
         // made.
         let is_allowed = |why: &Continuity| {
-            let by_its_time = why.is_by_hand() && schema.updated_at.is_none();
+            let by_its_time = why.is_manual() && schema.updated_at.is_none();
             why.allows(export_type) && (export_type == ExportType::Full || !by_its_time)
         };
         match word.filter(|why| !is_allowed(why)) {
@@ -168,7 +168,7 @@ impl Opening<'_> {
         word: Option<Continuity>,
     ) -> Result<Option<Continuity>, Error> {
         let Some(saved) = &position.live else { return Ok(word) };
-        if exported.arrived.is_empty() || !word.is_none_or(Continuity::is_of_rows) {
+        if exported.arrived.is_empty() || !word.is_none_or(Continuity::keeps_live_rows) {
             return Ok(word);
         }
         let ExportConnections { leader, reader, reader_session, .. } = &mut self.connections;

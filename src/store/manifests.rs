@@ -94,7 +94,7 @@ fn chained(job: Job, record: &FileRecord, columns: FileColumns, previous: Option
     let (cluster, database) = record.database.as_str().split_once('-').unwrap_or_default();
     let FileColumns { columns, key, table, snapshot } = columns;
     let time = |time: DateTime<Utc>| time.to_rfc3339_opts(SecondsFormat::Micros, true);
-    let file = |part: &crate::file::Part| manifest::File {
+    let file = |part: &crate::file::Part| manifest::ManifestFile {
         sha256: part.staged.sha256.clone(),
         bytes: part.staged.identity.bytes.to_string(),
         rows: part.rows.to_string(),
@@ -103,7 +103,7 @@ fn chained(job: Job, record: &FileRecord, columns: FileColumns, previous: Option
     Chained {
         version: manifest::VERSION.to_owned(),
         job: job.id.to_string(),
-        source: manifest::Source { cluster: cluster.to_owned(), database: database.to_owned() },
+        source: manifest::ManifestSource { cluster: cluster.to_owned(), database: database.to_owned() },
         consumer: job.consumer.map(|consumer| consumer.to_string()).unwrap_or_default(),
         dataset: job.dataset,
         table: Some(table),
@@ -111,7 +111,7 @@ fn chained(job: Job, record: &FileRecord, columns: FileColumns, previous: Option
         key,
         columns: columns
             .into_iter()
-            .map(|column| manifest::Column { name: column.name, type_name: column.type_name })
+            .map(|column| manifest::ManifestColumn { name: column.name, type_name: column.type_name })
             .collect(),
         format: job.encoding.format.to_string(),
         compression: job.encoding.compression.to_string(),

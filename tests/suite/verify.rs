@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 
 #[cfg(feature = "buckets")]
 use cdc_export::manifest::key;
-use cdc_export::manifest::{Chained, Column, File, Manifest, Source, VERSION, name_in_folder};
+use cdc_export::manifest::{Chained, Manifest, ManifestColumn, ManifestFile, ManifestSource, VERSION, name_in_folder};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use ring::digest;
@@ -73,7 +73,7 @@ pub(crate) fn next(consumer: &str, before: Option<&Export>, full: bool, rows: &[
         };
         let part = if rows_are_split(number) { format!(".part-{:05}", part + 1) } else { String::new() };
         let name = format!("{kind}_orders_{consumer}_20261120T1014{number:02}Z{part}.csv{extension}");
-        told.push(File {
+        told.push(ManifestFile {
             sha256: hex::encode(digest::digest(&digest::SHA256, &content)),
             bytes: content.len().to_string(),
             rows: rows.to_string(),
@@ -84,11 +84,11 @@ pub(crate) fn next(consumer: &str, before: Option<&Export>, full: bool, rows: &[
             break;
         }
     }
-    let column = |name: &str, of: &str| Column { name: name.to_owned(), type_name: of.to_owned() };
+    let column = |name: &str, of: &str| ManifestColumn { name: name.to_owned(), type_name: of.to_owned() };
     let export = Chained {
         version: VERSION.to_owned(),
         job: uuid::Uuid::now_v7().to_string(),
-        source: Source { cluster: "00000000000000ff".to_owned(), database: "16384".to_owned() },
+        source: ManifestSource { cluster: "00000000000000ff".to_owned(), database: "16384".to_owned() },
         consumer: consumer.to_owned(),
         dataset: "orders".to_owned(),
         table: Some("sales.orders".to_owned()),
@@ -300,7 +300,7 @@ fn rows_of_parquet_are_in_its_footer() {
     let content = crate::types::file_of(Format::Parquet, vec![Column::new("v", ColumnType::Int4)], &rows);
     let mut export = next("a", None, true, &[3], "");
     let name = "full_orders_a_20261120T101401Z.parquet".to_owned();
-    let file = File {
+    let file = ManifestFile {
         sha256: hex::encode(digest::digest(&digest::SHA256, &content)),
         bytes: content.len().to_string(),
         rows: "3".to_owned(),

@@ -1,5 +1,7 @@
-//! The system user that runs Postgres. Postgres refuses to run as root, so root runs it as another user; any other user
-//! runs it himself.
+//! The system user that runs Postgres.
+//!
+//! Postgres refuses to run as root. If this process is root, it runs Postgres as another user. Otherwise Postgres runs
+//! as the user of this process.
 
 use std::fs;
 use std::io;
@@ -15,14 +17,14 @@ use crate::Error;
 /// The PATH of programs that root runs as another user.
 const PATH_OF_OTHER: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Who runs `initdb` and `postgres` and owns their files.
+/// The user that runs `initdb` and `postgres` and owns their files.
 #[derive(Clone, Debug)]
 pub(super) enum Account {
     /// The user of this process.
     Own,
     /// Another user, since this process is root.
     Other {
-        /// For messages.
+        /// The user's name, for messages.
         name: String,
         uid: Uid,
         gid: Gid,
@@ -30,8 +32,10 @@ pub(super) enum Account {
 }
 
 impl Account {
-    /// The first owner of the two folders who isn't root, else `postgres`, else `nobody`. Folders that don't exist are
-    /// skipped. A link in the inner one's place isn't followed: whoever may put a link there must not choose the user.
+    /// Selects the account: the first owner of the two folders other than root, else `postgres`, else `nobody`.
+    ///
+    /// Skips folders that don't exist. Does not follow a link at the inner path, because a user who can create a link
+    /// there must not choose the account.
     pub(super) fn for_folders(inner: &Path, outer: &Path) -> Result<Account, Error> {
         if !nix::unistd::geteuid().is_root() {
             return Ok(Account::Own);
@@ -41,7 +45,7 @@ impl Account {
         if let Some(owner) = owner {
             return Ok(Account::other(owner.uid(), owner.gid()));
         }
-        // A list of users that can't be read counts as empty.
+        // An error of the user database counts as a missing user.
         ["postgres", "nobody"]
             .iter()
             .find_map(|name| User::from_name(name).ok().flatten())
@@ -53,14 +57,17 @@ impl Account {
         let uid = Uid::from_raw(uid);
         match User::from_uid(uid) {
             Ok(Some(user)) => Account::Other { name: user.name, uid, gid: user.gid },
-            // A container's volume may belong to a number without a name.
+            // A container's volume may belong to a user id without a name.
             _ => Account::Other { name: uid.to_string(), uid, gid: Gid::from_raw(gid) },
         }
     }
 
-    /// A command that the account's user runs in `folder`; our own working folder may be closed to that user. The
-    /// command has a session of its own: Ctrl-C reaches only this process, and the user can't type into root's
-    /// terminal. It doesn't see root's environment. The thread that spawns the command must wait for it.
+    /// Returns a command that the account's user runs in `folder`. That user may not be able to enter this process's
+    /// working folder.
+    ///
+    /// The command runs in its own session. So Ctrl-C stops only this process, and the user can't write to root's
+    /// terminal. If this process is root, the command does not inherit its environment. The thread that spawns the
+    /// command must wait for it.
     pub(super) fn command(&self, program: &Path, folder: &Path) -> Command {
         let mut command = Command::new(program);
         command.current_dir(folder).stdin(Stdio::null());
@@ -71,7 +78,7 @@ impl Account {
         command
     }
 
-    /// The number of the user who will own the files.
+    /// Returns the id of the user that owns the files.
     pub(super) fn uid(&self) -> u32 {
         match self {
             Account::Own => nix::unistd::geteuid().as_raw(),
@@ -79,7 +86,7 @@ impl Account {
         }
     }
 
-    /// For messages.
+    /// Returns the user's name or id, for messages.
     pub(super) fn name(&self) -> String {
         match self {
             Account::Own => nix::unistd::geteuid().to_string(),
@@ -87,8 +94,8 @@ impl Account {
         }
     }
 
-    /// Whether the account's user can enter an existing folder. Found out by entering it: mode bits don't show access
-    /// lists and mounts.
+    /// Returns true if the account's user can enter an existing folder. Tests it by entering the folder, because the
+    /// mode bits do not include access control lists and mount options.
     pub(super) fn reaches(&self, folder: &Path) -> Result<bool, Error> {
         let shell = Path::new("/bin/sh");
         let mut command = self.command(shell, folder);
@@ -100,9 +107,10 @@ impl Account {
     }
 }
 
-/// Makes the child begin a session and inherit only the three standard files. On Linux the kernel sends the child
-/// SIGINT when the thread that spawned it ends, so that no server stays behind when this process is killed; elsewhere
-/// the next start ends it.
+/// Makes the child start a session and inherit only the three standard files.
+///
+/// On Linux, the kernel sends SIGINT to the child when the thread that spawned it ends. So no server remains when this
+/// process is killed. On other systems, the next start ends the remaining server.
 #[expect(
     unsafe_code,
     reason = "pre_exec is the only way between fork and exec; the closure makes a few system calls and allocates nothing"
@@ -116,7 +124,7 @@ fn detach(command: &mut Command) {
         #[cfg(target_os = "linux")]
         {
             rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::INT))?;
-            // This process may have died before the request for the signal; then no signal comes.
+            // If this process died before the request for the signal, the kernel sends none.
             if rustix::process::getppid() != Some(parent) {
                 return Err(io::ErrorKind::NotFound.into());
             }
@@ -128,8 +136,8 @@ fn detach(command: &mut Command) {
     }
 }
 
-/// Closes every file but the standard three when the program begins: our caller may have left root's files open. Only
-/// for a process that is about to execute a program.
+/// Closes every file except the standard three when the child executes its program. The caller of this process may have
+/// left root's files open. Must be called in a child process before `exec`.
 #[expect(
     unsafe_code,
     reason = "numbers of files, open or not, which only these calls take; none is closed or used here"
@@ -142,7 +150,7 @@ fn close_later() {
     if unsafe { libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) } == 0 {
         return;
     }
-    // Linux before 5.11, and other systems.
+    // Linux before 5.11 and other systems have no such call.
     let end = unsafe { libc::sysconf(libc::_SC_OPEN_MAX) };
     for file in FIRST..libc::c_int::try_from(end).unwrap_or(libc::c_int::MAX) {
         unsafe { libc::fcntl(file, libc::F_SETFD, libc::FD_CLOEXEC) };

@@ -1,5 +1,7 @@
-//! The path to the data folder. Root resolves it again and again, and runs Postgres as the owner of the folder at its
-//! end: so no other user may be able to replace any part of the path by another folder or a link.
+//! Checks the path to the data folder.
+//!
+//! Root resolves the path repeatedly, and runs Postgres as the owner of the data folder. So no other user may be able
+//! to replace a part of the path with another folder or a link.
 
 use std::fs::{self, Metadata};
 use std::io;
@@ -8,27 +10,27 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::Error;
 
-/// How many links the kernel follows.
+/// The largest number of links that the kernel follows.
 const MAX_LINKS: u32 = 40;
 
 const STICKY: u32 = 0o1000;
 
-/// Refuses a path of which another user than root can replace a part, and a folder at its end that others than its
-/// owner may write to. Checks nothing unless this process is root.
+/// Refuses a path if a user other than root can replace a part of it, or if users other than its owner can write to the
+/// data folder. Checks nothing unless this process is root.
 ///
 /// # Errors
-/// If the path is refused, or a part of it can't be looked at.
+/// If the path is refused, or the metadata of a part can't be read.
 pub(super) fn require_guarded(data_dir: &Path) -> Result<(), Error> {
     if !nix::unistd::geteuid().is_root() {
         return Ok(());
     }
-    match weak_part(data_dir, MAX_LINKS).map_err(Error::file("look at", data_dir))? {
+    match weak_part(data_dir, MAX_LINKS).map_err(Error::file("check the path", data_dir))? {
         None => Ok(()),
         Some((part, why)) => Err(Error::Unguarded { data_dir: data_dir.to_owned(), part, why }),
     }
 }
 
-/// The part of an absolute path that another user can replace, and why.
+/// Returns the part of an absolute path that another user can replace, and the reason.
 fn weak_part(path: &Path, links: u32) -> io::Result<Option<(PathBuf, &'static str)>> {
     let parts: Vec<Component> = path.components().collect();
     let mut at = PathBuf::new();
@@ -46,16 +48,16 @@ fn weak_part(path: &Path, links: u32) -> io::Result<Option<(PathBuf, &'static st
             if above.uid() != 0 {
                 return Ok(Some((parent, "belongs to another user than root")));
             }
-            // In a sticky folder root's own stays where it is.
+            // In a sticky folder, other users can't replace an entry that belongs to root.
             if others_may_write(&above) && !(above.mode() & STICKY != 0 && is_roots) {
-                return Ok(Some((parent, "is open to others, who could exchange what is in it")));
+                return Ok(Some((parent, "is writable by others, who could replace its entries")));
             }
         }
-        // The rest doesn't exist; root will make it.
+        // The rest does not exist. Root will create it.
         let Some(found) = found else { return Ok(None) };
         if found.is_symlink() {
             if !is_roots {
-                return Ok(Some((at, "is a link of another user's than root")));
+                return Ok(Some((at, "is a link that belongs to another user than root")));
             }
             if links == 0 {
                 return Err(io::Error::other("too many links"));
@@ -65,12 +67,12 @@ fn weak_part(path: &Path, links: u32) -> io::Result<Option<(PathBuf, &'static st
         }
         above = Some(found);
     }
-    // A user who may write to the folder would choose, by a folder of his own in it, the user that root runs Postgres
-    // as.
-    Ok(above.filter(others_may_write).map(|_| (at, "may be written by others than its owner")))
+    // A user with write access to the folder could create a folder in it, and so choose the user that root runs
+    // Postgres as.
+    Ok(above.filter(others_may_write).map(|_| (at, "is writable by others than its owner")))
 }
 
-/// Beside the owner, whom the caller looks at. Root's group is root.
+/// Returns true if users other than the owner may write to a folder. The group of root counts as root.
 fn others_may_write(found: &Metadata) -> bool {
     found.mode() & 0o002 != 0 || (found.mode() & 0o020 != 0 && found.gid() != 0)
 }

@@ -1,4 +1,4 @@
-//! Which Postgres to run: one that is installed, or one that was downloaded. Downloads nothing itself.
+//! Selects the Postgres binaries: installed ones, or ones that `download` has placed in the data folder.
 
 use std::cmp::Reverse;
 use std::fs;
@@ -10,10 +10,10 @@ use crate::data_dir::DataDir;
 use crate::files::HeldFolder;
 use crate::{Error, Settings, download};
 
-/// `PG_VERSION` has a number and a line's end.
+/// The largest size of `PG_VERSION`, which contains a number and a newline.
 const VERSION_MAX_BYTES: u64 = 64;
 
-/// A folder with a `postgres` and its `initdb`, and their major version.
+/// A folder with `postgres` and `initdb`, and their major version.
 #[derive(Debug)]
 pub(super) struct Binaries {
     folder: PathBuf,
@@ -21,8 +21,9 @@ pub(super) struct Binaries {
 }
 
 impl Binaries {
-    /// The binaries for the data folder: those of the data's major version, or the first that are found where there is
-    /// no data. A `bin_dir` in the settings is the only candidate; downloaded programs are the last one.
+    /// Finds the binaries with the data's major version, or the first ones if there is no data.
+    ///
+    /// If the settings have a `bin_dir`, it is the only candidate. Otherwise downloaded programs come last.
     pub(super) fn find(settings: &Settings, data_dir: &DataDir) -> Result<Binaries, Error> {
         if let Some(folder) = &settings.bin_dir {
             return Binaries::only(folder, data_dir);
@@ -34,7 +35,7 @@ impl Binaries {
         choose(installed(&folders, &data_dir.account), wanted, &data)
     }
 
-    /// The binaries in this folder, which must exist, run, and have the data's major version.
+    /// Returns the binaries in this folder. They must exist, run, and have the data's major version.
     pub(super) fn only(folder: &Path, data_dir: &DataDir) -> Result<Binaries, Error> {
         let data = data_dir.cluster();
         let wanted = major_of_data(data_dir)?;
@@ -50,10 +51,12 @@ impl Binaries {
         self.folder.join("initdb")
     }
 
-    /// `None` where the two programs aren't both there. The account's user runs them to learn their version: root must
-    /// not run what that user may have written.
+    /// Returns the binaries in a folder. Returns `None` if one of the two programs is missing.
+    ///
+    /// The account's user runs `postgres` to determine its version, because root must not run a file that this user may
+    /// have written.
     fn in_folder(folder: &Path, account: &Account) -> Result<Option<Binaries>, Error> {
-        // Absolute, since the programs are run in another working folder.
+        // The programs run in another working folder, so the path must be absolute.
         let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
         let binaries = Binaries { folder, major: 0 };
         let postgres = binaries.postgres();
@@ -83,22 +86,22 @@ fn choose(mut installed: Vec<Binaries>, wanted: Option<u32>, data: &Path) -> Res
     Err(Error::VersionMismatch { folder: data.to_owned(), data: wanted, binaries: majors.join(", ") })
 }
 
-/// The binaries of all folders that have usable ones, in the folders' order. One whose version can't be learned is
-/// skipped.
+/// Returns the binaries in these folders, in the same order. Skips binaries whose version can't be determined.
 fn installed(folders: &[PathBuf], account: &Account) -> Vec<Binaries> {
     folders
         .iter()
         .filter_map(|folder| match Binaries::in_folder(folder, account) {
             Ok(found) => found,
             Err(error) => {
-                tracing::warn!(event = "postgres_unusable", folder = %folder.display(), error = %error, "passed over an installed Postgres");
+                tracing::warn!(event = "postgres_unusable", folder = %folder.display(), error = %error, "ignored an installed Postgres whose version can't be determined");
                 None
             }
         })
         .collect()
 }
 
-/// Where Postgres is installed, in the order of preference: Debian's versions, `PATH`, Homebrew, PGDG on Fedora.
+/// Returns the folders that may contain an installed Postgres, in the order of preference: Debian's versions, `PATH`,
+/// Homebrew, PGDG on Fedora.
 fn candidates(search_path: &[PathBuf]) -> Vec<PathBuf> {
     let mut folders = versioned("/usr/lib/postgresql", "");
     // A relative entry of PATH could lead to programs of any user.
@@ -109,7 +112,7 @@ fn candidates(search_path: &[PathBuf]) -> Vec<PathBuf> {
     folders
 }
 
-/// `{parent}/{prefix}{number}/bin`, highest number first.
+/// Returns the folders `{parent}/{prefix}{number}/bin`, highest number first.
 fn versioned(parent: &str, prefix: &str) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(parent) else {
         return Vec::new();
@@ -118,7 +121,7 @@ fn versioned(parent: &str, prefix: &str) -> Vec<PathBuf> {
         .flatten()
         .filter_map(|entry| {
             let name = entry.file_name();
-            // A fraction, for old major versions of two parts: 9.6.
+            // Old major versions have two numbers, for example 9.6.
             let version = name.to_str()?.strip_prefix(prefix)?.parse().ok()?;
             Some((version, entry.path().join("bin")))
         })
@@ -127,7 +130,7 @@ fn versioned(parent: &str, prefix: &str) -> Vec<PathBuf> {
     found.into_iter().map(|(_, folder)| folder).collect()
 }
 
-/// The major version in `PG_VERSION`; `None` where there is no data yet.
+/// Reads the major version from `PG_VERSION`. Returns `None` if there is no data yet.
 fn major_of_data(data_dir: &DataDir) -> Result<Option<u32>, Error> {
     let data = data_dir.cluster();
     let folder = match HeldFolder::open(&data, &data_dir.account) {
@@ -142,13 +145,15 @@ fn major_of_data(data_dir: &DataDir) -> Result<Option<u32>, Error> {
     }
 }
 
-/// `postgres (PostgreSQL) 17.2 (Debian …)` → 17; betas and builds of a branch read `18beta1`, `19devel`.
+/// Runs `postgres --version` and parses the major version.
+///
+/// A release prints `postgres (PostgreSQL) 17.2 (Debian …)`. Betas and builds of a branch print `18beta1` or `19devel`.
 fn major_of_program(postgres: &Path, account: &Account) -> io::Result<u32> {
     let output = account.command(postgres, Path::new("/")).arg("--version").output()?;
     let line = String::from_utf8_lossy(&output.stdout);
     line.split_once("(PostgreSQL) ")
         .and_then(|(_, version)| leading_number(version))
-        .ok_or_else(|| io::Error::other(format!("it calls its version {:?}", line.trim_end())))
+        .ok_or_else(|| io::Error::other(format!("unexpected output of --version: {:?}", line.trim_end())))
 }
 
 fn leading_number(text: &str) -> Option<u32> {

@@ -1,4 +1,5 @@
-//! The database cluster in the data folder: made once, whole or not at all, and its password. It starts no server.
+//! Creates the database cluster in the data folder, completely or not at all, and manages its password. Starts no
+//! server.
 
 use std::fs;
 use std::io::{self, Write};
@@ -10,10 +11,10 @@ use crate::data_dir::{DataDir, LockedDataDir, SCRATCH};
 use crate::files::HeldFolder;
 use crate::{DATABASE, Error, ROLE, leftovers};
 
-/// Our passwords have 64 characters and a newline; the operator may have set a longer one.
+/// The largest size of the password file. A generated password has 64 characters; the operator may set a longer one.
 const PASSWORD_MAX_BYTES: u64 = 1024;
 
-/// Makes the cluster where there is none. Returns the superuser's password.
+/// Creates the cluster if there is none. Returns the superuser's password.
 pub(super) fn ensure(data_dir: &LockedDataDir, binaries: &Binaries) -> Result<String, Error> {
     sweep(data_dir)?;
     if !data_dir.cluster().exists() {
@@ -27,18 +28,19 @@ pub(super) fn ensure(data_dir: &LockedDataDir, binaries: &Binaries) -> Result<St
     }
 }
 
-/// The superuser's password, from its file. The file must belong to the account, whose user runs the server and so may
-/// know the password: otherwise that user could have root read another file for it.
+/// Reads the superuser's password from its file.
+///
+/// The file must belong to the account. Otherwise the account's user could make root read another file as the password.
 pub(super) fn read_password(data_dir: &DataDir) -> Result<String, Error> {
     let path = data_dir.password();
     let text = data_dir.account.read_file(&path, PASSWORD_MAX_BYTES).map_err(Error::file("read", &path))?;
     Ok(text.trim_end().to_owned())
 }
 
-/// Runs `initdb` and makes the database in a scratch folder, then renames that: a half-made cluster is never in the
-/// data's place.
+/// Runs `initdb` and creates the database in a scratch folder, then renames the folder. So the final folder never
+/// contains an incomplete cluster.
 fn initialise(data_dir: &LockedDataDir, binaries: &Binaries) -> Result<String, Error> {
-    tracing::info!(event = "postgres_initialising", folder = %data_dir.cluster().display(), major = binaries.major, "making a Postgres data folder");
+    tracing::info!(event = "postgres_initialising", folder = %data_dir.cluster().display(), major = binaries.major, "creating a Postgres data folder");
     let password = new_password();
     write_password(data_dir, &password)?;
     let scratch = data_dir.make_scratch()?;
@@ -65,15 +67,15 @@ fn initialise(data_dir: &LockedDataDir, binaries: &Binaries) -> Result<String, E
     Ok(password)
 }
 
-/// Sets another password for a cluster whose password file is gone.
+/// Sets a new password for a cluster whose password file is missing.
 fn replace_password(data_dir: &LockedDataDir, binaries: &Binaries) -> Result<String, Error> {
-    tracing::warn!(event = "postgres_password_replaced", file = %data_dir.password().display(), "the password file is gone, setting a new password");
+    tracing::warn!(event = "postgres_password_replaced", file = %data_dir.password().display(), "the password file is missing, setting a new password");
     leftovers::clear(&data_dir.cluster(), &data_dir.account)?;
     let password = new_password();
     let statement = format!("alter role {ROLE} password '{password}'");
     single_user(data_dir, binaries, &data_dir.cluster(), &statement)?;
-    // Written after the role is changed: after a crash in between there is no file, and the next start comes here
-    // again.
+    // The file is written after the role is changed. After a crash between the two there is no file, so the next start
+    // sets a new password.
     write_password(data_dir, &password)?;
     Ok(password)
 }
@@ -88,7 +90,7 @@ fn single_user(data_dir: &LockedDataDir, binaries: &Binaries, data: &Path, state
         .env("LC_ALL", "C")
         .args(["--single", "-D"])
         .arg(data)
-        // The standard input, not an argument, carries the statement: it may hold the password.
+        // The statement is passed by standard input, not as an argument, because it may contain the password.
         .args(["-c", "exit_on_error=on"])
         .args(["-c", "log_min_error_statement=panic"])
         .args(["-c", "log_destination=stderr"])
@@ -104,7 +106,7 @@ fn single_user(data_dir: &LockedDataDir, binaries: &Binaries, data: &Path, state
         None => Ok(()),
     };
     let output = child.wait_with_output().map_err(failed)?;
-    // The status comes first: the message of a program that failed early says more than the broken pipe.
+    // The status is checked first, because the program's message is more precise than the error of the broken pipe.
     require_success(data_dir, &output)?;
     written.map_err(failed)
 }
@@ -120,23 +122,23 @@ fn require_success(data_dir: &LockedDataDir, output: &Output) -> Result<(), Erro
     })
 }
 
-/// The line of a program's output that best says why it failed: the last error, else the last line.
+/// Returns the line of a program's output that best explains its failure: the last error, else the last line.
 pub(super) fn last_error(text: &str) -> Option<String> {
     let mut lines = text.lines().rev().filter(|line| !line.trim().is_empty());
     let last = lines.clone().next()?;
     let error =
         lines.find(|line| ["FATAL:", "PANIC:", "ERROR:", "error:"].iter().any(|severity| line.contains(severity)));
-    // Escape sequences must not reach the terminal of the user who started us, perhaps root.
+    // Escape sequences must not reach the terminal of the user who started this process, who may be root.
     Some(error.unwrap_or(last).trim().replace(char::is_control, " "))
 }
 
-/// 244 random bits of the operating system, as letters and digits that need no quoting.
+/// Generates a password from 244 random bits. It has letters and digits only, so it needs no quoting.
 fn new_password() -> String {
     let half = || uuid::Uuid::new_v4().simple().to_string();
     half() + &half()
 }
 
-/// Writes the password file by a rename, so that a crash leaves the whole password or none.
+/// Writes the password file by a rename, so that after a crash it is complete or missing.
 fn write_password(data_dir: &LockedDataDir, password: &str) -> Result<(), Error> {
     let path = data_dir.password();
     let new = path.with_extension("password.new");
@@ -154,24 +156,24 @@ fn write_password(data_dir: &LockedDataDir, password: &str) -> Result<(), Error>
     data_dir.sync()
 }
 
-/// Removes the scratch folders that crashed attempts left, after ending the processes that still use them.
+/// Removes the scratch folders of crashed attempts, after ending the processes that still use them.
 fn sweep(data_dir: &LockedDataDir) -> Result<(), Error> {
     let entries = fs::read_dir(&data_dir.path).map_err(Error::file("list", &data_dir.path))?;
     for entry in entries.flatten() {
         let is_scratch = entry.file_name().to_string_lossy().starts_with(SCRATCH);
-        // An attempt never leaves a link of that name.
+        // An attempt never creates a link with that name.
         if !is_scratch || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             continue;
         }
         let path = entry.path();
-        // The folder's contents are removed only where the folder is the account's: otherwise its user could have root
-        // remove files of others.
+        // The contents are removed only if the folder belongs to the account. Otherwise the account's user could make
+        // root remove the files of others.
         let removed = match HeldFolder::open(&path, &data_dir.account) {
             Ok(_) => {
                 leftovers::clear(&path, &data_dir.account)?;
                 data_dir.account.remove_folder(&path)
             }
-            // A crash between making a folder and giving it away leaves one with nothing in it.
+            // A crash between the creation of a folder and the change of its owner leaves an empty folder of root's.
             Err(_) => fs::remove_dir(&path),
         };
         match removed {
@@ -179,12 +181,12 @@ fn sweep(data_dir: &LockedDataDir) -> Result<(), Error> {
                 tracing::info!(
                     event = "postgres_scratch_removed",
                     folder = path.to_string_lossy().escape_debug().to_string(),
-                    "removed a half-made Postgres data folder"
+                    "removed an incomplete Postgres data folder"
                 );
             }
-            // No new attempt takes this name, so the rest can wait for the next start.
+            // No new attempt uses this name, so the next start can remove the rest.
             Err(error) => {
-                tracing::warn!(event = "postgres_scratch_left", folder = path.to_string_lossy().escape_debug().to_string(), error = %error, "can't remove a half-made Postgres data folder");
+                tracing::warn!(event = "postgres_scratch_left", folder = path.to_string_lossy().escape_debug().to_string(), error = %error, "can't remove an incomplete Postgres data folder");
             }
         }
     }
@@ -196,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_error_is_quoted_before_the_last_line() {
+    fn last_error_is_preferred_to_last_line() {
         let log = "LOG:  starting\nFATAL:  no room\nLOG:  database system is shut down\n\n";
         assert_eq!(last_error(log).as_deref(), Some("FATAL:  no room"));
         assert_eq!(last_error("libpq.so: missing\n").as_deref(), Some("libpq.so: missing"));

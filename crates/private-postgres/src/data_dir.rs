@@ -1,5 +1,6 @@
-//! The data folder of the private server: which one is used, the names in it, and the lock by which one process alone
-//! supervises it. Knows nothing of Postgres' own files.
+//! The data folder of the private server: its selection, the names of its entries, and the lock of its supervisor.
+//!
+//! This module must not know Postgres's own files.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -13,17 +14,17 @@ use crate::ancestors::require_guarded;
 use crate::files::HeldFolder;
 use crate::{Error, Settings};
 
-/// The folder that root uses where the default one is closed to the user that runs Postgres.
+/// The folder that root uses if the user that runs Postgres can't enter the default one.
 pub(super) const SYSTEM_DATA_DIR: &str = "/var/lib/cdc-export";
 
-/// The beginning of scratch folders' names. The next start removes those that a crash left.
+/// The prefix of the names of scratch folders. The next start removes scratch folders left behind by a crash.
 pub(super) const SCRATCH: &str = "postgres.new-";
 
-/// How long a supervisor waits for the lock: `join` holds it for a moment to see whether it is free, and so does, until
-/// it runs its own program, a process that was just being started.
+/// The time that a supervisor waits for the lock. `join` holds the lock for a moment to test it. A child process also
+/// holds it until it executes its program.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A folder that the account of the server can reach, existing or not.
+/// A data folder that the account can enter. It may not exist yet.
 #[derive(Debug)]
 pub(super) struct DataDir {
     pub(super) path: PathBuf,
@@ -31,14 +32,14 @@ pub(super) struct DataDir {
 }
 
 impl DataDir {
-    /// The folder of the settings, or the system's where the default one can't be used. Makes nothing.
+    /// Returns the folder of the settings, or [`SYSTEM_DATA_DIR`] if the default folder can't be used. Creates nothing.
     pub(super) fn find(settings: &Settings) -> Result<DataDir, Error> {
         let path = std::path::absolute(&settings.data_dir).map_err(Error::file("find", &settings.data_dir))?;
         match DataDir::at(path) {
             Err(Error::Unreachable { .. }) if settings.data_dir_is_default && nix::unistd::geteuid().is_root() => {
                 DataDir::at(PathBuf::from(SYSTEM_DATA_DIR))
             }
-            // Only without data: where there is some, an empty folder elsewhere would be a surprise.
+            // An existing data folder is never replaced by an empty one elsewhere.
             Err(Error::Unguarded { data_dir, .. }) if settings.data_dir_is_default && !data_dir.exists() => {
                 DataDir::at(PathBuf::from(SYSTEM_DATA_DIR))
             }
@@ -55,12 +56,12 @@ impl DataDir {
         Ok(data_dir)
     }
 
-    /// The server's own folder.
+    /// Returns the path of the cluster.
     pub(super) fn cluster(&self) -> PathBuf {
         self.path.join("postgres")
     }
 
-    /// The server's own folder, held open.
+    /// Opens the folder of the cluster.
     pub(super) fn held_cluster(&self) -> Result<HeldFolder, Error> {
         let data = self.cluster();
         HeldFolder::open(&data, &self.account).map_err(Error::file("use", &data))
@@ -78,14 +79,14 @@ impl DataDir {
         self.path.join("supervisor.lock")
     }
 
-    /// Whether some process holds the supervisor's lock.
+    /// Returns true if a process holds the supervisor's lock.
     pub(super) fn is_supervised(&self) -> Result<bool, Error> {
         let path = self.lock();
-        let file = match self.account.look_at_file(&path) {
+        let file = match self.account.open_for_reading(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             file => file.map_err(Error::file("open", &path))?,
         };
-        // Shared, so that two processes that only check don't see each other's lock.
+        // The lock is shared, so that two processes that only test it do not conflict.
         match file.try_lock_shared() {
             Ok(()) => Ok(false),
             Err(TryLockError::WouldBlock) => Ok(true),
@@ -100,8 +101,8 @@ impl DataDir {
         Err(Error::Unreachable { folder: self.path.clone(), user: self.account.name() })
     }
 
-    /// Makes the folders above the data folder. Where root runs Postgres as another user, that user can pass through
-    /// them, whatever the umask is.
+    /// Creates the parents of the data folder. If root runs Postgres as another user, makes them passable for that user
+    /// regardless of the umask.
     fn make_parents(&self, folder: &Path) -> io::Result<()> {
         if folder.exists() {
             return Ok(());
@@ -110,7 +111,7 @@ impl DataDir {
             self.make_parents(above)?;
         }
         match fs::create_dir(folder) {
-            // Another process, which is starting too, has made it.
+            // Another process that starts at the same time has created it.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => return Ok(()),
             made => made?,
         }
@@ -124,24 +125,24 @@ impl DataDir {
             if let Some(parent) = self.path.parent() {
                 self.make_parents(parent).map_err(Error::file("make", parent))?;
             }
-            // Made under another name, and renamed once it is the account's: another process that looks for it in
-            // between would find a folder that the account's user can't enter, and give up or use another one.
+            // The folder is created under another name, and renamed when it belongs to the account. Otherwise another
+            // process could find a folder that the account's user can't enter, and fail or use another one.
             let new = self.path.with_added_extension(format!("new-{}", uuid::Uuid::new_v4().simple()));
             self.account.make_folder(&new).map_err(Error::file("make", &new))?;
             if let Err(error) = fs::rename(&new, &self.path) {
                 fs::remove_dir(&new).map_err(Error::file("remove", &new))?;
-                // Another process has just made it, and uses it already; the lock decides which one supervises.
+                // Another process may have created and used the folder. The lock decides which process supervises it.
                 if !self.path.is_dir() {
                     return Err(Error::file("make", &self.path)(error));
                 }
             }
         }
-        // Checked again: a strict umask may have closed the folders that were just made above it.
+        // A strict umask may have made the new parents impassable.
         self.require_reach(&self.path)
     }
 }
 
-/// A data folder that this process alone supervises, for as long as this value lives.
+/// A data folder with the supervisor's lock, which this process holds until the value is dropped.
 #[derive(Debug)]
 pub(super) struct LockedDataDir {
     data_dir: DataDir,
@@ -149,7 +150,7 @@ pub(super) struct LockedDataDir {
 }
 
 impl LockedDataDir {
-    /// Makes the folder where there is none, and locks it.
+    /// Creates the folder if there is none, and locks it.
     pub(super) fn open(data_dir: DataDir) -> Result<LockedDataDir, Error> {
         data_dir.make()?;
         let path = data_dir.lock();
@@ -171,14 +172,14 @@ impl LockedDataDir {
 }
 
 impl LockedDataDir {
-    /// Makes a folder of the account's for what is put together before it is renamed into its place.
+    /// Creates a scratch folder that belongs to the account. The caller fills it and renames it.
     pub(super) fn make_scratch(&self) -> Result<PathBuf, Error> {
         let scratch = self.path.join(format!("{SCRATCH}{}", uuid::Uuid::new_v4().simple()));
         self.account.make_folder(&scratch).map_err(Error::file("make", &scratch))?;
         Ok(scratch)
     }
 
-    /// Makes the names in the folder outlive a power cut.
+    /// Makes the entries of the folder durable.
     pub(super) fn sync(&self) -> Result<(), Error> {
         File::open(&self.path).and_then(|folder| folder.sync_all()).map_err(Error::file("sync", &self.path))
     }
@@ -210,18 +211,18 @@ mod tests {
     }
 
     #[test]
-    fn a_default_folder_closed_to_the_account_gives_way_to_the_systems() {
+    fn default_folder_that_the_account_cannot_enter_is_replaced() {
         let closed = tempfile::tempdir().unwrap();
         fs::set_permissions(closed.path(), fs::Permissions::from_mode(0o700)).unwrap();
         let folder = closed.path().join("data");
         let data_dir = DataDir::find(&settings(folder.clone())).unwrap();
-        // An ordinary user reaches his own folder and stays.
+        // A user other than root can enter the folder, so it is not replaced.
         let expected = if nix::unistd::geteuid().is_root() { PathBuf::from(SYSTEM_DATA_DIR) } else { folder };
         assert_eq!(data_dir.path, expected);
     }
 
     #[test]
-    fn a_default_folder_open_to_the_account_stays() {
+    fn default_folder_that_the_account_can_enter_is_used() {
         let open = tempfile::tempdir().unwrap();
         fs::set_permissions(open.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let folder = open.path().join("data");

@@ -1,6 +1,8 @@
-//! Checks that the process listening on the socket is the account's server and asks for SCRAM: connects, reads the
-//! request for authentication, and leaves. The client that connects afterwards sends its password to any server that
-//! asks for it, in clear text too.
+//! Checks the server on the socket before a client sends its password.
+//!
+//! The check connects, reads the authentication request and disconnects. The listening process must belong to the
+//! account and request SCRAM. The check is necessary because the client library also sends a password in clear text if
+//! a server requests it.
 
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -13,34 +15,34 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use crate::account::Account;
 use crate::{DATABASE, Error, ROLE, socket};
 
-/// How long a greeting may take in all; a busy server is slow.
+/// The time limit of a whole check. A busy server may be slow.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The pause between two tries to connect while the listener's queue is full.
+/// The pause between two attempts to connect while the listener's queue is full.
 const POLL: Duration = Duration::from_millis(20);
 
-/// The longest request for authentication: it names mechanisms in a few words.
+/// The largest size of an authentication request, which contains the names of a few mechanisms.
 const ANSWER_MAX_BYTES: usize = 1024;
 
 const MECHANISM: &[u8] = b"SCRAM-SHA-256";
 
-/// Refuses a listener in this folder that isn't the account's process, or asks for anything but SCRAM. Where nothing
-/// listens, nothing is refused.
+/// Refuses a listener in this folder if it is not a process of the account, or if it does not request SCRAM. Succeeds
+/// if no process listens.
 pub(super) fn require_scram(socket_folder: &Path, account: &Account) -> Result<(), Error> {
     match greet(&socket::path(socket_folder), account.uid(), GREETING_TIMEOUT) {
         Ok(None) => Ok(()),
         Ok(Some(why)) => Err(Error::Impostor { folder: socket_folder.to_owned(), why }),
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(()),
-        Err(error) => Err(Error::file("greet the server in", socket_folder)(error)),
+        Err(error) => Err(Error::file("check the server in", socket_folder)(error)),
     }
 }
 
-/// Why the listener gets no password; `None`: it may have it.
+/// Checks the listener. Returns the reason why it must not get the password, or `None` if it may.
 fn greet(socket: &Path, uid: u32, timeout: Duration) -> io::Result<Option<String>> {
-    // Not followed: a link could lead to another user's socket.
+    // The path is not followed, because a link could lead to another user's socket.
     let found = std::fs::symlink_metadata(socket)?;
     if !found.file_type().is_socket() || found.uid() != uid {
-        return Ok(Some(format!("is no socket of user {uid}")));
+        return Ok(Some(format!("is not a socket of user {uid}")));
     }
     let deadline = Instant::now() + timeout;
     let mut server = connect(socket, deadline)?;
@@ -48,7 +50,7 @@ fn greet(socket: &Path, uid: u32, timeout: Duration) -> io::Result<Option<String
     {
         let listener = rustix::net::sockopt::socket_peercred(&server)?.uid.as_raw();
         if listener != uid {
-            return Ok(Some(format!("is a process of user {listener}, not {uid}")));
+            return Ok(Some(format!("belongs to a process of user {listener}, not {uid}")));
         }
     }
     server.set_write_timeout(Some(timeout))?;
@@ -58,18 +60,18 @@ fn greet(socket: &Path, uid: u32, timeout: Duration) -> io::Result<Option<String
     let [kind, length @ ..] = head;
     let length = (u32::from_be_bytes(length) as usize).saturating_sub(4);
     Ok(match kind {
-        // If the server can't ask, because of too many connections for example, it will tell the client so too.
+        // The server returned an error, for example for too many connections. The client will get it too.
         b'E' => None,
         b'R' if length <= ANSWER_MAX_BYTES => {
             let mut request = vec![0; length];
             read_exact(&mut server, &mut request, deadline)?;
             refusal(&request)
         }
-        _ => Some("doesn't speak as Postgres does".to_owned()),
+        _ => Some("doesn't speak the Postgres protocol".to_owned()),
     })
 }
 
-/// Connects, but only until the deadline: a listener may leave its queue full for ever.
+/// Connects until the deadline. A listener with a full queue could otherwise block for ever.
 fn connect(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
@@ -89,7 +91,7 @@ fn connect(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
     }
 }
 
-/// Fills the buffer until the deadline, however slowly the bytes trickle in.
+/// Fills the buffer until the deadline, even if the bytes arrive slowly.
 fn read_exact(server: &mut UnixStream, mut buffer: &mut [u8], deadline: Instant) -> io::Result<()> {
     while !buffer.is_empty() {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -107,7 +109,7 @@ fn read_exact(server: &mut UnixStream, mut buffer: &mut [u8], deadline: Instant)
     Ok(())
 }
 
-/// The start-up message of Postgres' protocol 3.0: role and database.
+/// Builds the startup message of the Postgres protocol 3.0, with role and database.
 fn startup_message() -> Vec<u8> {
     let mut message = vec![0; 4];
     message.extend(0x0003_0000_u32.to_be_bytes());
@@ -120,7 +122,7 @@ fn startup_message() -> Vec<u8> {
     message
 }
 
-/// Why a request for authentication is refused; `None`: it asks for SCRAM.
+/// Returns the reason why an authentication request is refused, or `None` if it requests SCRAM.
 fn refusal(request: &[u8]) -> Option<String> {
     let (code, rest) = request.split_at_checked(4)?;
     Some(match u32::from_be_bytes(code.try_into().ok()?) {
@@ -138,7 +140,8 @@ mod tests {
 
     use super::*;
 
-    /// A server that answers a greeting so; why it is refused, and what it was sent besides.
+    /// Checks a server that sends this answer. Returns the reason of a refusal, and the bytes that the server received
+    /// after the startup message.
     fn refused(answer: &[u8]) -> (Option<String>, Vec<u8>) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
@@ -151,7 +154,7 @@ mod tests {
             assert_eq!(greeting, startup_message());
             client.write_all(&answer).unwrap();
             let mut rest = Vec::new();
-            // It may have hung up on what we still had to say.
+            // The client may have closed the connection early.
             let _ = client.read_to_end(&mut rest);
             rest
         });
@@ -164,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_for_anything_but_scram_gets_nothing() {
+    fn server_that_does_not_request_scram_is_refused() {
         for (answer, why) in [
             (request(3, b""), "clear text"),
             (request(5, b"salt"), "MD5"),
@@ -183,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_slow_or_takes_nobody_is_left() {
+    fn slow_server_and_full_queue_time_out() {
         let folder = tempfile::tempdir().unwrap();
         let (own, short) = (nix::unistd::geteuid().as_raw(), Duration::from_millis(300));
         let timed_out = |path: &Path| {
@@ -199,7 +202,7 @@ mod tests {
 
         let slow = folder.path().join("slow");
         let listener = UnixListener::bind(&slow).unwrap();
-        // A byte long before each answer would be late, for longer than all may take.
+        // Each byte arrives long before the timeout of a read. All bytes together exceed the deadline.
         let server = std::thread::spawn(move || {
             let (mut client, _) = listener.accept().unwrap();
             let trickle = request(10, &[0; 1000]);
@@ -216,14 +219,14 @@ mod tests {
     }
 
     #[test]
-    fn the_listener_is_the_accounts_process() {
+    fn listener_of_another_user_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
         let _listener = UnixListener::bind(&path).unwrap();
         let other = nix::unistd::geteuid().as_raw() + 1;
         assert!(greet(&path, other, GREETING_TIMEOUT).unwrap().is_some());
         if nix::unistd::geteuid().is_root() {
-            // The file's owner alone says nothing of who listens.
+            // The owner of the socket file may differ from the owner of the listening process.
             std::os::unix::fs::chown(&path, Some(other), None).unwrap();
             assert!(greet(&path, other, GREETING_TIMEOUT).unwrap().unwrap().contains("process of user 0"));
         }

@@ -1,5 +1,7 @@
-//! Processes of a server whose supervisor was killed. The system says which they are, never a pid file alone: its
-//! number may be another process's by now.
+//! Ends the processes of a server whose supervisor was killed.
+//!
+//! The processes are identified by the operating system. The pid file alone is not sufficient, because its process id
+//! may meanwhile belong to another process.
 
 use std::io;
 use std::path::Path;
@@ -13,15 +15,15 @@ use crate::files::HeldFolder;
 use crate::pid_file::{self, PidFile};
 use crate::{ESCALATION, Error};
 
-/// Ends every server process at work in `data`, then removes the pid file they left. Blocks, up to half a minute; only
-/// for the holder of the lock.
+/// Ends every server process in `data`, then removes the stale pid file. Blocks for up to half a minute. The caller
+/// must hold the supervisor's lock.
 pub(super) fn clear(data: &Path, account: &Account) -> Result<(), Error> {
     let folder = match HeldFolder::open(data, account) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         opened => opened.map_err(Error::file("use", data))?,
     };
-    // Postgres refuses to start while the number in the file is that of any living process of its user. Once no process
-    // uses the data, the file is stale.
+    // Postgres refuses to start if the process id in the file is that of any running process of its user. The file is
+    // stale if no process uses the data.
     let remove_pid_file = || folder.remove(pid_file::NAME).map_err(Error::file("remove", &data.join(pid_file::NAME)));
     for (signal, timeout) in ESCALATION {
         let pids = processes_in(&folder, data, account);
@@ -30,7 +32,7 @@ pub(super) fn clear(data: &Path, account: &Account) -> Result<(), Error> {
         }
         let postmaster = PidFile::read(&folder).map(|file| file.pid).filter(|pid| pids.contains(pid));
         let targets = match (signal, postmaster) {
-            // The postmaster ends its backends itself; a backend takes SIGINT only for a cancel.
+            // The postmaster ends its backends itself. A backend treats SIGINT as the cancellation of its statement.
             (Signal::SIGINT, Some(postmaster)) => vec![postmaster],
             (Signal::SIGINT, None) => continue,
             _ => pids,
@@ -51,8 +53,8 @@ pub(super) fn clear(data: &Path, account: &Account) -> Result<(), Error> {
     remove_pid_file()
 }
 
-/// Signals a process if `is_still` holds: its number may have become another process's. It is fine if the process is
-/// gone.
+/// Signals a process if `is_still` returns true. Its id may meanwhile belong to another process. Ignores a process that
+/// has ended.
 fn send(pid: i32, signal: Signal, is_still: impl Fn() -> bool) {
     #[cfg(target_os = "linux")]
     {
@@ -60,13 +62,13 @@ fn send(pid: i32, signal: Signal, is_still: impl Fn() -> bool) {
 
         let (Some(pid), Some(signal)) = (Pid::from_raw(pid), Signal::from_named_raw(signal as i32)) else { return };
         match pidfd_open(pid, PidfdFlags::empty()) {
-            // The descriptor holds the process, so that the one that was checked is the one that is signalled.
+            // The descriptor refers to one process, so the checked process is the signalled one.
             Ok(process) if is_still() => {
                 let _ = pidfd_send_signal(process, signal);
                 return;
             }
             Ok(_) | Err(rustix::io::Errno::SRCH) => return,
-            // Linux before 5.3.
+            // Linux before 5.3 has no such descriptors.
             Err(_) => {}
         }
     }
@@ -75,8 +77,8 @@ fn send(pid: i32, signal: Signal, is_still: impl Fn() -> bool) {
     }
 }
 
-/// The account's processes named `postgres` whose working folder is this one: the server and its backends. Zombies have
-/// no working folder, and don't count.
+/// Returns the account's processes named `postgres` with this working folder: the server and its backends. Excludes
+/// zombies, which have no working folder.
 #[cfg(target_os = "linux")]
 pub(super) fn processes_in(folder: &HeldFolder, _data: &Path, account: &Account) -> Vec<i32> {
     use std::fs;
@@ -91,15 +93,15 @@ pub(super) fn processes_in(folder: &HeldFolder, _data: &Path, account: &Account)
             let is_postgres =
                 fs::read_to_string(process.path().join("comm")).is_ok_and(|name| name.trim_end() == "postgres");
             let is_ours = || process.metadata().is_ok_and(|process| process.uid() == account.uid());
-            // By device and inode: the same folder has many paths.
+            // `is_at` compares device and inode, because a folder can have several paths.
             is_postgres && is_ours() && folder.is_at(&process.path().join("cwd"))
         })
         .filter_map(|process| process.file_name().to_str()?.parse().ok())
         .collect()
 }
 
-/// The server alone, known by its command line, which names the folder. Here its backends can't be told from another
-/// server's; Postgres refuses to start while they hold its shared memory.
+/// Returns the server process, identified by the folder in its command line. This system can't distinguish its backends
+/// from those of another server. Postgres refuses to start while they hold its shared memory.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn processes_in(folder: &HeldFolder, data: &Path, _account: &Account) -> Vec<i32> {
     let Some(file) = PidFile::read(folder).filter(|file| file.pid > 0) else {

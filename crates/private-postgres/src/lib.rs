@@ -1,23 +1,25 @@
-//! The private Postgres server: finds installed binaries or downloads them, makes a data folder, runs `postgres` as
-//! long as this process lives, and restarts it if it dies.
+//! The private Postgres server of a process.
 //!
-//! It knows nothing of what the database is for: no schema, no pool, no client library, no environment variable.
+//! This crate finds installed binaries or downloads them, creates a data folder, runs `postgres` until the process
+//! ends, and restarts it after a failure.
 //!
-//! | module | its part |
+//! It must not know the use of the database: no schema, no pool, no client library, no environment variable.
+//!
+//! | module | purpose |
 //! |---|---|
-//! | `account` | the system user that runs Postgres when we are root |
-//! | `ancestors` | whether another user could replace a folder on the path to the data |
-//! | `binaries` | which Postgres to run |
-//! | `mirror` | where programs may be downloaded from |
-//! | `download` | Postgres's programs, where none are installed |
-//! | `data_dir` | where everything lives, and the lock that makes one supervisor |
+//! | `account` | the system user that runs Postgres if this process is root |
+//! | `ancestors` | the check that no other user can replace a folder on the path to the data |
+//! | `binaries` | the selection of the Postgres binaries |
+//! | `mirror` | the source of downloads |
+//! | `download` | the download of the Postgres programs if none are installed |
+//! | `data_dir` | the data folder and the lock of its only supervisor |
 //! | `cluster` | `initdb`, the database, the password |
-//! | `files` | access to files which that user may have tampered with |
+//! | `files` | access to files that the account's user may have tampered with |
 //! | `socket` | the folder of the Unix socket |
-//! | `greeting` | whether the process on the socket is the server, before it gets a password |
-//! | `pid_file` | what Postgres says of itself in `postmaster.pid` |
-//! | `leftovers` | processes of a server whose supervisor is gone |
-//! | `postmaster` | the thread that starts, watches and restarts the server |
+//! | `greeting` | the check of the server on the socket before it gets a password |
+//! | `pid_file` | the parser of `postmaster.pid` |
+//! | `leftovers` | the processes of a server whose supervisor was killed |
+//! | `postmaster` | the thread that starts, monitors and restarts the server |
 
 mod account;
 mod ancestors;
@@ -50,50 +52,53 @@ use crate::pid_file::PidFile;
 use crate::postmaster::{Control, Postmaster};
 use crate::socket::SocketFolder;
 
-/// The superuser of the private server. Not the name of our schema: `"$user"` in the search_path would lead into it.
+/// The superuser of the private server. It must differ from the name of the service's schema, because `"$user"` in the
+/// search path would resolve to that schema.
 pub const ROLE: &str = "postgres";
-/// The database that is made in the private server.
+/// The database in the private server.
 pub const DATABASE: &str = "cdc_export";
 
-/// The port of the private server. It is only part of the socket's name: the server listens on no network.
+/// The port of the private server. It is only used in the socket's name, because the server listens on no network.
 pub const PORT: u16 = 5432;
 
-/// The signals that end a server, each with the time it may take: a fast shutdown with a checkpoint, an immediate one
-/// (the next start recovers), and SIGKILL.
+/// The signals that end a server, each with its time limit: a fast shutdown with a checkpoint, an immediate shutdown
+/// with a recovery at the next start, and SIGKILL.
 const ESCALATION: [(Signal, Duration); 3] = [
     (Signal::SIGINT, Duration::from_secs(20)),
     (Signal::SIGQUIT, Duration::from_secs(5)),
     (Signal::SIGKILL, Duration::from_secs(5)),
 ];
 
-/// Returns the bytes at a URL, or an error if there are more than the second argument says. It blocks. An https URL may
-/// redirect to https only; an http URL, which is one of this machine, may not redirect. The error says why there are no
-/// bytes, without the URL.
+/// Returns the bytes at a URL. Returns an error if there are more bytes than the second argument. It blocks.
+///
+/// An https URL may redirect to https only. An http URL, which is one of this machine, may not redirect. The error is
+/// the reason without the URL.
 pub type Fetch = fn(&str, usize) -> Result<Vec<u8>, String>;
 
-/// Where the private server lives and where its binaries may be.
+/// The settings of a private server: its data folder and its binaries.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The folder of the server's data, log, password and lock.
     pub data_dir: PathBuf,
-    /// Whether `data_dir` is the default. Root then uses `/var/lib/cdc-export` where the user that runs Postgres can't
-    /// reach it.
+    /// True if `data_dir` is the default. Root then uses `/var/lib/cdc-export` instead if the user that runs Postgres
+    /// can't enter the default folder.
     pub data_dir_is_default: bool,
-    /// The folder of `postgres` and `initdb`; unset, installed ones are looked for.
+    /// The folder of `postgres` and `initdb`. `None` searches for installed ones.
     pub bin_dir: Option<PathBuf>,
-    /// Whether installed programs count for nothing, as in a test of the download.
+    /// True if installed programs are ignored. Tests of the download set it.
     pub ignores_installed: bool,
-    /// Where to download the programs from if none are installed; `None`: nothing is downloaded.
+    /// The source of a download if no programs are installed. `None` disables the download.
     pub download: Option<Mirror>,
-    /// Downloads, if something is to be downloaded.
+    /// The function that downloads a file.
     pub fetch: Fetch,
     /// The folders of `PATH`.
     pub search_path: Vec<PathBuf>,
-    /// `XDG_RUNTIME_DIR`: the preferred home of the socket.
+    /// The preferred parent of the socket's folder: `XDG_RUNTIME_DIR`.
     pub runtime_dir: Option<PathBuf>,
 }
 
-/// How to connect to a private server: as [`ROLE`] to [`DATABASE`], by the socket of [`PORT`] in a folder.
+/// The connection data of a private server. A client connects as [`ROLE`] to [`DATABASE`], by the socket of [`PORT`] in
+/// a folder.
 #[derive(Clone)]
 pub struct Endpoint {
     /// The folder of the server's Unix socket.
@@ -102,67 +107,67 @@ pub struct Endpoint {
     pub password: String,
 }
 
-/// Without the password.
+/// Does not print the password.
 impl fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Endpoint").field("socket_folder", &self.socket_folder).finish_non_exhaustive()
     }
 }
 
-/// What an operator without a Postgres can do.
+/// The advice for an operator without an installed Postgres.
 const HOW_TO_INSTALL: &str = "set DATABASE_URL, or install one (Debian, Ubuntu: `apt-get install postgresql`; Fedora: `dnf install postgresql-server`; macOS: `brew install postgresql@17`)";
 
 impl Settings {
-    /// Where to download from; `None` too where the operator chose a folder of programs.
+    /// Returns the source of a download. Returns `None` also if the operator chose a folder of programs.
     fn mirror(&self) -> Option<&Mirror> {
         self.download.as_ref().filter(|_| self.bin_dir.is_none())
     }
 }
 
-/// Why there is no private server. Every message is one line that says what to do about it or where to look.
+/// The error of a private server. Every message is one line with an advice or a place to look.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No Postgres on this machine, and none to be downloaded.
+    /// No Postgres is installed, and the download is disabled.
     #[error("no installed Postgres found: {HOW_TO_INSTALL}")]
     NotInstalled,
-    /// No Postgres on this machine, and the download of one failed.
+    /// No Postgres is installed, and the download failed.
     #[error("no installed Postgres found, and {url} can't be downloaded ({why}): {HOW_TO_INSTALL}")]
     Download {
-        /// What was asked for.
+        /// The URL of the download.
         url: String,
-        /// What went wrong with it.
+        /// The reason of the failure.
         why: String,
     },
-    /// The chosen folder of binaries has none.
+    /// The folder that the operator chose has no binaries.
     #[error("PG_BIN_DIR: no `postgres` and `initdb` in {}", .0.display())]
     NoBinaries(PathBuf),
-    /// A program can't be run, or answers nonsense.
+    /// A program can't be run, or its output is unexpected.
     #[error("can't run {}", .program.display())]
     Program {
         /// The program.
         program: PathBuf,
-        /// What the system said.
+        /// The cause.
         source: io::Error,
     },
-    /// The data was written by another major version than any that may run.
+    /// The major version of the data differs from that of every usable Postgres.
     #[error(
         "the data in {} is of Postgres {data}, the binaries found are of {binaries}: install Postgres {data} or set PG_BIN_DIR to it", .folder.display()
     )]
     VersionMismatch {
         /// The folder of the data.
         folder: PathBuf,
-        /// The major version that wrote it.
+        /// The major version of the data.
         data: u32,
         /// The major versions found, newest first.
         binaries: String,
     },
-    /// There is something in the data's place, but no data.
+    /// The path of the data exists and is not a Postgres data folder.
     #[error("{} is not a Postgres data folder: it has no valid PG_VERSION", .0.display())]
     NotData(PathBuf),
     /// Another process supervises a server in this folder.
     #[error("another process already runs the Postgres server in {}", .0.display())]
     AlreadySupervised(PathBuf),
-    /// Root found no user to run Postgres as.
+    /// This process is root, and there is no user that can run Postgres.
     #[error(
         "Postgres doesn't run as root, and there is neither a user `postgres` nor `nobody`: create one, or start as an ordinary user"
     )]
@@ -177,37 +182,37 @@ pub enum Error {
         /// The user's name or number.
         user: String,
     },
-    /// Another user could put another folder in the place of the data folder, and root would use that.
+    /// This process is root, and another user could replace the data folder.
     #[error(
         "DATA_DIR {}: {} {why}: choose a place below root's own folders, as {SYSTEM_DATA_DIR}, or start as an ordinary user", .data_dir.display(), .part.display()
     )]
     Unguarded {
-        /// The folder asked for.
+        /// The configured folder.
         data_dir: PathBuf,
-        /// It, or a folder or link on the way to it.
+        /// The unsafe part of its path.
         part: PathBuf,
-        /// What is wrong with that.
+        /// The defect of that part.
         why: &'static str,
     },
-    /// A file or folder of ours can't be read or written.
+    /// An operation on a file or folder failed.
     #[error("can't {action} {}", .path.display())]
     File {
-        /// What was tried.
+        /// The operation.
         action: &'static str,
-        /// On which file or folder.
+        /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The cause.
         source: io::Error,
     },
-    /// No folder is private and short enough for a socket.
+    /// There is no private folder with a path that is short enough for a socket.
     #[error("no private folder for the Postgres socket can be made under {}", .0.display())]
     NoSocketFolder(PathBuf),
-    /// `initdb`, or the making of the database or its password, failed.
+    /// `initdb` failed, or the creation of the database or of its password.
     #[error("can't prepare the Postgres data folder {}: {detail}", .folder.display())]
     Initialise {
         /// The data folder.
         folder: PathBuf,
-        /// The line that says why.
+        /// The line of the output that explains the failure.
         detail: String,
     },
     /// Postgres ended before it was ready.
@@ -220,47 +225,49 @@ pub enum Error {
     },
     /// Another process listens on the server's socket, or the server was configured to ask for another authentication.
     #[error(
-        "what listens in {} {why}, and the private server asks for SCRAM-SHA-256: end it, or see its pg_hba.conf", .folder.to_string_lossy().escape_debug()
+        "the server socket in {} {why}, and the private server asks for SCRAM-SHA-256: end its process, or check its pg_hba.conf", .folder.to_string_lossy().escape_debug()
     )]
     Impostor {
         /// The socket's folder.
         folder: PathBuf,
-        /// What it is or does instead.
+        /// The defect of the socket or of its process.
         why: String,
     },
-    /// Processes of an earlier server are still there after SIGKILL.
+    /// Processes of an earlier server still run after SIGKILL.
     #[error("processes of an earlier Postgres still use {} and can't be ended: {pids:?}", .folder.display())]
     Leftovers {
-        /// The folder they use.
+        /// The folder that the processes use.
         folder: PathBuf,
-        /// Their ids.
+        /// The process ids.
         pids: Vec<i32>,
     },
-    /// The supervisor's thread or task can't run or broke.
+    /// The supervisor's thread or task could not start, or panicked.
     #[error("the supervisor of Postgres can't run")]
     Supervisor(#[source] io::Error),
 }
 
 impl Error {
-    /// For `map_err` around one file operation.
+    /// Returns the function that `map_err` calls for a failed file operation.
     fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
         let path = path.to_owned();
         move |source| Error::File { action, path, source }
     }
 }
 
-/// A running private server. Its supervisor restarts it when it dies. [`stop`](Server::stop) ends it and waits;
-/// dropping this value only signals it.
+/// A running private server. Its supervisor restarts it after a failure. [`stop`](Server::stop) ends the server and
+/// waits. Dropping this value only signals the server.
 pub struct Server {
     endpoint: Endpoint,
     control: Arc<Control>,
-    /// Closed by the supervising thread when the server is gone and the folder unlocked.
+    /// The supervising thread closes this channel when the server has ended and the folder is unlocked.
     ended: oneshot::Receiver<()>,
 }
 
 impl Server {
-    /// Starts the server, and makes its data folder first where there is none. Returns once the server accepts
-    /// connections, however long a recovery takes; dropping the future gives the start up.
+    /// Starts the server. Creates its data folder if there is none.
+    ///
+    /// Returns when the server accepts connections. A recovery may take any time. Dropping the future cancels the
+    /// start.
     pub async fn start(settings: &Settings) -> Result<Server, Error> {
         let settings = settings.clone();
         let (postmaster, endpoint) = tokio::task::spawn_blocking(move || prepare(&settings))
@@ -268,9 +275,9 @@ impl Server {
             .map_err(|panic| Error::Supervisor(io::Error::other(panic)))??;
         let (ready_sender, ready) = oneshot::channel();
         let (ended_sender, ended) = oneshot::channel();
-        // Made before the first wait, so that a start that is given up stops the server too.
+        // The value exists before the first wait, so that a cancelled start stops the server too.
         let server = Server { endpoint, control: postmaster.control(), ended };
-        // Not a thread of the runtime: the kernel ends the server with the thread that started it.
+        // The kernel ends the server when the thread that started it ends. So this must not be a thread of the runtime.
         std::thread::Builder::new()
             .name("postgres".to_owned())
             .spawn(move || {
@@ -282,13 +289,12 @@ impl Server {
         Ok(server)
     }
 
-    /// How to connect. It stays true across restarts of the server.
+    /// Returns the connection data. They stay the same across restarts of the server.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    /// Ends the server and returns when it is gone: 20 s to roll back and checkpoint, 5 s to drop everything, then
-    /// SIGKILL.
+    /// Ends the server and waits for its end. Sends SIGINT, after 20 s SIGQUIT, and after 5 s SIGKILL.
     pub async fn stop(mut self) {
         for (signal, timeout) in ESCALATION {
             self.control.stop(signal);
@@ -296,7 +302,7 @@ impl Server {
                 tracing::info!(event = "postgres_stopped", signal = %signal, "Postgres stopped");
                 return;
             }
-            tracing::warn!(event = "postgres_stop_slow", signal = %signal, seconds = timeout.as_secs(), "Postgres is still there");
+            tracing::warn!(event = "postgres_stop_slow", signal = %signal, seconds = timeout.as_secs(), "Postgres has not stopped yet");
         }
     }
 }
@@ -308,25 +314,25 @@ impl fmt::Debug for Server {
 }
 
 impl Drop for Server {
-    /// Signals and doesn't wait: a destructor may run on the runtime. After `stop` there is nothing left to signal.
+    /// Signals the server and does not wait, because a destructor may run on the runtime. Does nothing after `stop`.
     fn drop(&mut self) {
         self.control.stop(Signal::SIGINT);
     }
 }
 
-/// The folder of a private server, existing or not.
+/// The data folder of a private server. It may not exist.
 #[derive(Clone, Debug)]
 pub struct Location {
-    /// The folder: that of the settings, or the system's where root uses that instead.
+    /// The folder of the settings, or the system's folder if root uses it instead.
     pub data_dir: PathBuf,
-    /// Whether there is a server in it: a stopped one, a running one, or one that another process is making.
+    /// True if the folder has a stopped or running server, or if another process is creating one.
     pub has_server: bool,
 }
 
-/// Where the private server is, or would be. Makes nothing.
+/// Returns the data folder of the private server. Creates nothing.
 ///
 /// # Errors
-/// If the folder can't be used for one.
+/// If the folder can't be used for a private server.
 pub fn locate(settings: &Settings) -> Result<Location, Error> {
     let data_dir = DataDir::find(settings)?;
     let has_server = data_dir.cluster().exists() || data_dir.is_supervised()?;
@@ -334,13 +340,13 @@ pub fn locate(settings: &Settings) -> Result<Location, Error> {
     Ok(Location { data_dir, has_server })
 }
 
-/// Whether root uses the system's folder instead of the default one.
+/// Returns true if root uses the system's folder instead of the default one.
 fn has_moved(settings: &Settings, data_dir: &DataDir) -> bool {
     settings.data_dir_is_default && data_dir.path == Path::new(SYSTEM_DATA_DIR)
 }
 
-/// How to connect to the server that another process supervises in this data folder; `None` where there is none or it
-/// isn't ready.
+/// Returns the connection data of the server that another process supervises in this data folder. Returns `None` if
+/// there is none or it is not ready.
 pub fn join(settings: &Settings) -> Result<Option<Endpoint>, Error> {
     let data_dir = DataDir::find(settings)?;
     if !data_dir.is_supervised()? {
@@ -351,7 +357,7 @@ pub fn join(settings: &Settings) -> Result<Option<Endpoint>, Error> {
         Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
         held => held?,
     };
-    // The pid file of a killed server says `ready` until the next supervisor removes it.
+    // The pid file of a killed server states `ready` until the next supervisor removes it. So the process is checked.
     let server = PidFile::read(&folder)
         .filter(|server| server.ready && processes_in(&folder, &data, &data_dir.account).contains(&server.pid));
     let Some(server) = server else {
@@ -362,18 +368,18 @@ pub fn join(settings: &Settings) -> Result<Option<Endpoint>, Error> {
     Ok(Some(Endpoint { socket_folder: server.socket_folder, password }))
 }
 
-/// Everything that comes before the server's start. Blocks.
+/// Prepares the start of the server: selects the binaries and creates the cluster and the socket's folder. Blocks.
 fn prepare(settings: &Settings) -> Result<(Postmaster, Endpoint), Error> {
     let data_dir = DataDir::find(settings)?;
     let (data_dir, binaries) = match (Binaries::find(settings, &data_dir), settings.mirror()) {
         (Ok(binaries), _) => (LockedDataDir::open(data_dir)?, binaries),
         (Err(Error::NotInstalled | Error::VersionMismatch { data: download::MAJOR, .. }), Some(mirror)) => {
-            // Locked first, so that only one of two processes downloads.
+            // The folder is locked first, so that only one of two processes downloads.
             let data_dir = LockedDataDir::open(data_dir)?;
             if !download::programs(&data_dir).exists() {
                 download::place(mirror, settings.fetch, &data_dir)?;
             }
-            // There is no other candidate, so an error of this one is the start's error.
+            // There is no other candidate, so its error is the error of the start.
             let binaries = Binaries::only(&download::programs(&data_dir), &data_dir)?;
             (data_dir, binaries)
         }

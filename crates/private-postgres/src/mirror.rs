@@ -1,31 +1,31 @@
-//! Where Postgres' programs may be downloaded from, and what the archive has to be.
+//! The mirror from which the Postgres programs are downloaded, and the expected checksum of the archive.
 
 use std::net::IpAddr;
 use std::str::FromStr;
 
 use url::Url;
 
-/// A web folder of Postgres' programs: `{version}/postgresql-{version}-{target}.tar.gz`.
+/// A web folder with archives of the Postgres programs: `{version}/postgresql-{version}-{target}.tar.gz`.
 #[derive(Clone, Debug)]
 pub struct Mirror {
-    /// Without a `/` at its end.
+    /// The URL, without a `/` at its end.
     pub(super) url: String,
-    /// The checksum of its archive, if it isn't the one in the source.
+    /// The checksum of the archive, if the operator set one.
     pub(super) checksum: Option<Checksum>,
 }
 
 impl Mirror {
-    /// With this checksum of its archive, in place of the ones in the source.
+    /// Returns the mirror with this checksum, which replaces the known checksums.
     pub fn with_checksum(self, checksum: Checksum) -> Mirror {
         Mirror { checksum: Some(checksum), ..self }
     }
 }
 
-/// The SHA-256 of an archive, in 64 small hexadecimal digits.
+/// The SHA-256 of an archive, as 64 lower-case hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checksum(pub(super) String);
 
-/// A text that is no SHA-256.
+/// The error of a text that is not a SHA-256.
 #[derive(Debug, thiserror::Error)]
 #[error("not a SHA-256 of 64 hexadecimal digits")]
 pub struct NotAChecksum;
@@ -40,14 +40,14 @@ impl FromStr for Checksum {
 }
 
 impl Default for Mirror {
-    /// The builds of the `postgresql-binaries` project.
+    /// Returns the mirror of the `postgresql-binaries` project.
     fn default() -> Mirror {
         let url = "https://github.com/theseus-rs/postgresql-binaries/releases/download".to_owned();
         Mirror { url, checksum: None }
     }
 }
 
-/// A text that is no address of a web folder.
+/// The error of a text that is not an allowed URL of a mirror.
 #[derive(Debug, thiserror::Error)]
 #[error("not an https address without a password, nor an http one of this machine")]
 pub struct NotAMirror;
@@ -57,11 +57,11 @@ impl FromStr for Mirror {
 
     fn from_str(text: &str) -> Result<Mirror, NotAMirror> {
         let url: Url = text.parse().map_err(|_| NotAMirror)?;
-        // A password in it would be logged.
+        // The URL is logged, so it must not contain a password.
         let is_open = url.query().is_none() && url.username().is_empty() && url.password().is_none();
         let usable = match url.scheme() {
             "https" => is_open,
-            // Others on the way could read and change what is sent.
+            // Without TLS, others in the network could read and change the data.
             "http" => is_open && url.host_str().is_some_and(is_this_machine),
             _ => false,
         };
@@ -70,7 +70,7 @@ impl FromStr for Mirror {
     }
 }
 
-/// Whether a host is this machine: an address of the loopback, or `localhost`.
+/// Returns true if a host is this machine: a loopback address, or `localhost`.
 fn is_this_machine(host: &str) -> bool {
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
     address.map_or(host.eq_ignore_ascii_case("localhost"), |address| address.is_loopback())

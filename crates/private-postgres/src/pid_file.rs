@@ -1,5 +1,6 @@
-//! What a server says of itself in `postmaster.pid`. The file outlives a killed server, so its process id is a claim,
-//! not a fact.
+//! Reads `postmaster.pid`, in which a server records its process id and state.
+//!
+//! The file remains after a server was killed, so a caller must verify the process id.
 
 use std::path::PathBuf;
 
@@ -8,10 +9,10 @@ use crate::files::HeldFolder;
 /// The file's name in a data folder.
 pub(super) const NAME: &str = "postmaster.pid";
 
-/// It names two folders and a few numbers.
+/// The largest size of the file, which contains two paths and a few numbers.
 const MAX_BYTES: u64 = 16 << 10;
 
-/// The lines of `postmaster.pid` that matter here (Postgres: `src/include/utils/pidfile.h`).
+/// The used lines of `postmaster.pid` (see Postgres's `src/include/utils/pidfile.h`).
 #[derive(Debug, PartialEq)]
 pub(super) struct PidFile {
     pub(super) pid: i32,
@@ -20,7 +21,7 @@ pub(super) struct PidFile {
 }
 
 impl PidFile {
-    /// `None` where there is none, or it is still being written.
+    /// Reads the file. Returns `None` if there is none, or if its first line is not complete.
     pub(super) fn read(data: &HeldFolder) -> Option<PidFile> {
         PidFile::parse(&data.read(NAME, MAX_BYTES).ok()?)
     }
@@ -29,7 +30,7 @@ impl PidFile {
         let mut lines = text.lines();
         Some(PidFile {
             pid: lines.next()?.trim().parse().ok()?,
-            // A server that has just started has written its process id and little else.
+            // A server that has just started may not have written the later lines.
             socket_folder: PathBuf::from(lines.nth(3).unwrap_or_default()),
             ready: lines.nth(2).is_some_and(|status| status.trim() == "ready"),
         })
@@ -43,13 +44,13 @@ mod tests {
     const WHOLE: &str = "4711\n/data/postgres\n1771934400\n5432\n/tmp/cdc-export-1\n\n   529  1  \n";
 
     #[test]
-    fn a_server_is_ready_by_its_eighth_line() {
+    fn eighth_line_states_that_the_server_is_ready() {
         let expected = PidFile { pid: 4711, socket_folder: PathBuf::from("/tmp/cdc-export-1"), ready: true };
         assert_eq!(PidFile::parse(&format!("{WHOLE}ready   \n")), Some(expected));
     }
 
     #[test]
-    fn a_server_that_starts_or_stops_is_not_ready() {
+    fn starting_or_stopping_server_is_not_ready() {
         for status in ["starting", "stopping", "standby", ""] {
             let file = PidFile::parse(&format!("{WHOLE}{status}\n")).unwrap();
             assert!(!file.ready, "{status}");

@@ -1,5 +1,5 @@
-//! The server process. One thread starts, watches and restarts it, and lives as long as it; other threads can only ask
-//! it to stop.
+//! Supervises the server process. One thread starts, monitors and restarts it, and runs as long as the server. Other
+//! threads can only request a stop.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -19,7 +19,7 @@ use crate::pid_file::PidFile;
 use crate::socket::SocketFolder;
 use crate::{Error, PORT, greeting, leftovers};
 
-/// The pause before the first restart. It doubles for each further one that follows soon.
+/// The pause before the first restart. It doubles before each further one that follows soon.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
 /// The longest pause before a restart.
@@ -28,19 +28,19 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// A server that ran this long before it died is restarted after [`FIRST_PAUSE`] again.
 const STEADY: Duration = Duration::from_secs(60);
 
-/// Between two looks at a server that isn't ready yet.
+/// The pause between two checks of a server that is not ready yet.
 const POLL: Duration = Duration::from_millis(20);
 
-/// How often the log mentions a start that takes long, as a recovery does.
+/// The interval at which a long start is logged, for example one with a recovery.
 const NOTE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Past this size the server's log is set aside before a start, and the one set aside earlier is lost.
+/// The size above which the server's log is rotated before a start. One old log is kept.
 const LOG_MAX_BYTES: u64 = 16 << 20;
 
-/// How much of the log's end is searched for the reason of a failed start.
+/// The size of the log's end that is searched for the reason of a failed start.
 const LOG_END_BYTES: u64 = 1 << 20;
 
-/// What the supervising thread shares with those who want the server gone.
+/// The state that the supervising thread shares with the threads that stop the server.
 #[derive(Debug, Default)]
 pub(super) struct Control {
     state: Mutex<State>,
@@ -49,26 +49,26 @@ pub(super) struct Control {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Set once, never unset: no server is started after that.
+    /// True after the first request to stop. It is never reset, and no server is started after that.
     stopping: bool,
-    /// Taken out when the child is reaped, so that no signal reaches another process that got its id.
+    /// The server process. It is removed when it is reaped, so that no signal reaches another process with its id.
     child: Option<Child>,
 }
 
 impl Control {
-    /// Signals the server, if there is one, and keeps it from being restarted.
+    /// Signals the server, if there is one, and prevents its restart.
     pub(super) fn stop(&self, signal: Signal) {
         let mut state = self.lock();
         state.stopping = true;
         if let Some(child) = &state.child {
-            // The only possible error is that the process is gone.
+            // The only possible error is that the process has ended.
             let _ = kill(Pid::from_raw(child.id().cast_signed()), signal);
         }
         self.changed.notify_all();
     }
 
-    /// Starts the server, and returns its process id; `None` when stopping. Under the lock, so that a `stop` always
-    /// finds the child.
+    /// Starts the server and returns its process id. Returns `None` if a stop was requested. Holds the lock, so that
+    /// `stop` always finds the child.
     fn spawn(&self, command: &mut Command) -> io::Result<Option<i32>> {
         let mut state = self.lock();
         if state.stopping {
@@ -80,7 +80,7 @@ impl Control {
         Ok(Some(pid))
     }
 
-    /// How the server ended; `None` while it lives.
+    /// Returns the exit status of the server, or `None` while it is running.
     fn try_reap(&self) -> io::Result<Option<ExitStatus>> {
         let mut state = self.lock();
         let Some(child) = &mut state.child else {
@@ -93,13 +93,13 @@ impl Control {
         Ok(status)
     }
 
-    /// Blocks until the server ends. The lock is free meanwhile: `stop` needs it.
+    /// Blocks until the server ends. Does not hold the lock meanwhile, because `stop` needs it.
     fn wait(&self) -> io::Result<ExitStatus> {
         let id = self.lock().child.as_ref().map(Child::id);
         let pid = id.and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()));
         let gone = || io::Error::other("there is no server to wait for");
         let pid = pid.ok_or_else(gone)?;
-        // The child stays a zombie, so that no other process can get its id.
+        // With NOWAIT the child stays a zombie, so that no other process can get its id.
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
         rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::Pid(pid), options))?;
         self.lock().child.take().ok_or_else(gone)?.wait()
@@ -109,22 +109,22 @@ impl Control {
         self.lock().stopping
     }
 
-    /// Sleeps, but not past a `stop`.
+    /// Sleeps. Returns early on `stop`.
     fn pause(&self, length: Duration) {
         let state = self.lock();
         let _ = self.changed.wait_timeout_while(state, length, |state| !state.stopping);
     }
 
-    /// The state is whole after every line, so a panic under the lock spoils nothing.
+    /// Locks the state. Ignores poisoning, because the state is consistent after every statement.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// All that it takes to start the server, again and again.
+/// The supervisor of the server, with everything that a start needs.
 #[derive(Debug)]
 pub(super) struct Postmaster {
-    // Dropped in this order: the lock on the folder goes last.
+    // The fields are dropped in this order, so that the lock on the folder is released last.
     socket: SocketFolder,
     binaries: Binaries,
     data_dir: LockedDataDir,
@@ -140,16 +140,16 @@ impl Postmaster {
         Arc::clone(&self.control)
     }
 
-    /// Runs the server until it is stopped. `ready` is told of the first start only. The calling thread must live as
-    /// long: the kernel ends the server with it.
+    /// Runs the server until it is stopped. Sends the result of the first start to `ready`. The kernel ends the server
+    /// when the calling thread ends.
     pub(super) fn run(self, ready: oneshot::Sender<Result<(), Error>>) {
         if let Err(error) = self.launch() {
-            // Unlocked first: the caller may try again as soon as it learns of the failure.
+            // The lock is released first, because the caller may retry as soon as it gets the error.
             drop(self);
             let _ = ready.send(Err(error));
             return;
         }
-        // The receiver is gone if the start was given up; then a stop follows.
+        // The receiver is closed if the start was cancelled. A stop follows then.
         let _ = ready.send(Ok(()));
         let mut pause = FIRST_PAUSE;
         loop {
@@ -159,19 +159,19 @@ impl Postmaster {
                 break;
             }
             let status = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
-            tracing::error!(event = "postgres_died", status, "Postgres ended unasked");
+            tracing::error!(event = "postgres_died", status, "Postgres ended unexpectedly");
             if started.elapsed() > STEADY {
                 pause = FIRST_PAUSE;
             }
             self.relaunch(&mut pause);
         }
-        // A server that SIGKILL ended leaves backends, which must be gone before the lock is released.
+        // A server that was ended by SIGKILL leaves backends. They must end before the lock is released.
         if let Err(error) = leftovers::clear(&self.data_dir.cluster(), &self.data_dir.account) {
             tracing::warn!(event = "postgres_left", error = %error, "Postgres did not end cleanly");
         }
     }
 
-    /// Tries until the server runs again or is no longer wanted.
+    /// Retries until the server runs again or a stop is requested.
     fn relaunch(&self, pause: &mut Duration) {
         loop {
             self.control.pause(*pause);
@@ -181,10 +181,10 @@ impl Postmaster {
             }
             match self.launch() {
                 Ok(()) => {
-                    tracing::warn!(event = "postgres_restarted", "Postgres runs again");
+                    tracing::warn!(event = "postgres_restarted", "Postgres was restarted");
                     return;
                 }
-                // The server was stopped while it started, which is no failure.
+                // A stop during the start is not a failure.
                 Err(_) if self.control.is_stopping() => return,
                 Err(error) => {
                     tracing::error!(event = "postgres_restart_failed", error = %error, cause = ?std::error::Error::source(&error), "Postgres could not be restarted");
@@ -210,7 +210,7 @@ impl Postmaster {
             Ok(None) => return Ok(()),
             Ok(Some(status)) => status,
             Err(error) => {
-                // The server may run, and after the error nothing supervises it any more.
+                // The server may be running, and after the error it has no supervisor.
                 leftovers::clear(&self.data_dir.cluster(), &self.data_dir.account)?;
                 return Err(error);
             }
@@ -219,8 +219,8 @@ impl Postmaster {
         Err(self.not_started(last_error(&said).unwrap_or_else(|| status.to_string())))
     }
 
-    /// `None` once the server is ready, else how it ended. A recovery may take any time, so there is no limit but the
-    /// end of the process.
+    /// Waits until the server is ready or has ended. Returns `None` if it is ready, else its exit status. Has no time
+    /// limit, because a recovery may take any time.
     fn await_ready(&self, pid: i32) -> Result<Option<ExitStatus>, Error> {
         let started = Instant::now();
         let mut noted = started;
@@ -244,8 +244,8 @@ impl Postmaster {
         }
     }
 
-    /// The server's command line. The settings that this service relies on are arguments, which neither an edited file
-    /// nor an `alter system` can override; all others are the cluster's own.
+    /// Builds the server's command line. Passes the settings that this service relies on as arguments, because neither
+    /// a configuration file nor `alter system` can override arguments.
     fn command(&self, log: &File) -> io::Result<Command> {
         let data = self.data_dir.cluster();
         let mut command = self.data_dir.account.command(&self.binaries.postgres(), &data);
@@ -256,11 +256,11 @@ impl Postmaster {
             "unix_socket_permissions=0700".to_owned(),
             "timezone=UTC".to_owned(),
             "log_timezone=UTC".to_owned(),
-            // Our standard error is the log file, from the first line to the last.
+            // The server's standard error is the log file.
             "log_destination=stderr".to_owned(),
             "logging_collector=off".to_owned(),
             "log_checkpoints=off".to_owned(),
-            // Rows' values belong in no log: they are in statements and in the details of errors.
+            // Statements and the details of errors contain values of rows, which must not be logged.
             "log_min_error_statement=panic".to_owned(),
             "log_error_verbosity=terse".to_owned(),
         ];
@@ -273,7 +273,7 @@ impl Postmaster {
             .stderr(log.try_clone()?)
             // The log is searched for errors, so they must not be translated.
             .env("LC_ALL", "C")
-            // The server would tell our service manager that this service is ready, or stops.
+            // Otherwise the server would notify the service manager in the name of this service.
             .env_remove("NOTIFY_SOCKET")
             .env_remove("PGDATESTYLE")
             .env_remove("PGCLIENTENCODING");
@@ -296,7 +296,7 @@ impl Postmaster {
     }
 }
 
-/// The log's text from `begin` on; of a long one the end, where the reason of a failure is. A log need not be UTF-8.
+/// Reads the log's text from `begin` on, at most the last [`LOG_END_BYTES`]. The log may contain invalid UTF-8.
 fn read_from(log: &mut File, begin: u64) -> io::Result<String> {
     let mut bytes = Vec::new();
     let end = log.seek(SeekFrom::End(0))?;

@@ -1,5 +1,5 @@
-//! The folder of the server's Unix socket: closed to other users, and with a path that is short enough for a socket, as
-//! that of the data folder need not be.
+//! The folder of the server's Unix socket. It is closed to other users, and its path is short enough for a socket. The
+//! path of the data folder may be too long.
 
 use std::fs;
 use std::io;
@@ -14,14 +14,16 @@ use crate::files::HeldFolder;
 /// The longest path of a socket in bytes, without the final NUL.
 const LONGEST_PATH: usize = if cfg!(target_os = "macos") { 103 } else { 107 };
 
-/// Used where the preferred folder can't be. Not the folder of TMPDIR: on macOS that path alone has half the length.
+/// The parent folder that is used if the preferred one can't be. TMPDIR is not used, because on macOS its path has half
+/// of the allowed length.
 const FALLBACK: &str = "/tmp";
 
-/// The socket's name, by the port 5432, and that of its lock file.
+/// The socket's name, which contains the port 5432.
 const NAME: &str = ".s.PGSQL.5432";
+/// The name of the socket's lock file.
 const LOCK: &str = ".s.PGSQL.5432.lock";
 
-/// A folder with the socket alone in it; removed when dropped.
+/// A folder for the socket only. Dropping this value removes the folder.
 #[derive(Debug)]
 pub(super) struct SocketFolder {
     pub(super) path: PathBuf,
@@ -29,8 +31,10 @@ pub(super) struct SocketFolder {
 }
 
 impl SocketFolder {
-    /// Makes the folder in `preferred`, else in `/tmp`. Its name is derived from the data folder's path, so that a
-    /// start after a crash reuses it; where another user has taken the name, a random one is used.
+    /// Creates the folder in `preferred`, else in `/tmp`.
+    ///
+    /// The name is derived from the data folder's path, so that a start after a crash reuses the folder. If the name
+    /// belongs to another user, a random name is used.
     pub(super) fn make(preferred: Option<&Path>, data_dir: &LockedDataDir) -> Result<SocketFolder, Error> {
         let name = name_for(&data_dir.path);
         let fallback = Path::new(FALLBACK);
@@ -42,20 +46,21 @@ impl SocketFolder {
                 Ok(true) => return Ok(SocketFolder { path, account: data_dir.account.clone() }),
                 Ok(false) => {}
                 Err(error) => {
-                    tracing::debug!(event = "socket_folder_refused", folder = %path.display(), error = %error, "can't keep the socket here");
+                    tracing::debug!(event = "socket_folder_refused", folder = %path.display(), error = %error, "can't use a folder for the socket");
                 }
             }
         }
         Err(Error::NoSocketFolder(fallback.to_owned()))
     }
 
-    /// The folder in the syntax of `unix_socket_directories`, where a comma would begin another one.
+    /// Returns the folder in the syntax of `unix_socket_directories`, in which an unquoted comma separates folders.
     pub(super) fn quoted(&self) -> String {
         format!("\"{}\"", self.path.display().to_string().replace('"', "\"\""))
     }
 
-    /// Removes the socket and its lock file that a killed server left. The caller must know that no server runs.
-    /// Postgres itself refuses to replace a lock file whose process id another process has got meanwhile.
+    /// Removes the socket and the lock file of a killed server. The caller must ensure that no server runs.
+    ///
+    /// Postgres does not replace a lock file if its process id meanwhile belongs to another process.
     pub(super) fn clear(&self) {
         let folder = match HeldFolder::open(&self.path, &self.account) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return,
@@ -71,16 +76,16 @@ impl SocketFolder {
 impl Drop for SocketFolder {
     fn drop(&mut self) {
         self.clear();
-        // Best effort; the next start reuses the folder.
+        // An error is ignored, because the next start reuses the folder.
         let _ = fs::remove_dir(&self.path);
     }
 }
 
-/// Makes the folder, or takes over one of the account's; `false` where it is another user's, or the account's user
-/// can't enter it.
+/// Creates the folder, or reuses one that belongs to the account. Returns false if the folder belongs to another user,
+/// or if the account's user can't enter it.
 fn make_private(path: &Path, data_dir: &LockedDataDir) -> Result<bool, Error> {
     let account = &data_dir.account;
-    // Root's own runtime folder is closed to the account's user; no folder must be left there.
+    // The account's user can't enter root's runtime folder. No folder must be created there.
     if let Some(parent) = path.parent()
         && !account.reaches(parent)?
     {
@@ -90,13 +95,13 @@ fn make_private(path: &Path, data_dir: &LockedDataDir) -> Result<bool, Error> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         made => made.map_err(Error::file("make", path))?,
     }
-    // Not `metadata`: in /tmp another user may have made a link to a folder of ours.
+    // A link is not followed, because in /tmp another user may have created a link to a folder of the account.
     let found = fs::symlink_metadata(path).map_err(Error::file("read", path))?;
     let private = found.is_dir() && found.uid() == account.uid() && found.mode() & 0o777 == 0o700;
     Ok(private && account.reaches(path)?)
 }
 
-/// The socket folder's name: the same for the same data folder, and most probably another for another one.
+/// Returns the name of the socket folder, derived from a hash of the data folder's path.
 fn name_for(data_dir: &Path) -> String {
     let data_dir = data_dir.canonicalize().unwrap_or(data_dir.to_owned());
     let digest = ring::digest::digest(&ring::digest::SHA256, data_dir.as_os_str().as_encoded_bytes());
@@ -104,12 +109,13 @@ fn name_for(data_dir: &Path) -> String {
     format!("cdc-export-{id:016x}")
 }
 
-/// Whether a socket's path in this folder is short enough, and UTF-8, which the client needs.
+/// Returns true if the path of a socket in this folder is short enough. It must also be UTF-8, which the client library
+/// requires.
 fn fits(folder: &Path) -> bool {
     folder.to_str().is_some() && path(folder).as_os_str().len() <= LONGEST_PATH
 }
 
-/// The socket in its folder.
+/// Returns the path of the socket in a folder.
 pub(super) fn path(folder: &Path) -> PathBuf {
     folder.join(NAME)
 }
@@ -119,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_fits_up_to_the_longest_socket_path() {
+    fn folder_fits_up_to_the_longest_socket_path() {
         let room = LONGEST_PATH - "/.s.PGSQL.5432".len();
         let longest = format!("/{}", "x".repeat(room - 1));
         assert!(fits(Path::new(&longest)));
@@ -127,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_comma_in_the_folder_stays_one_folder() {
+    fn folder_with_a_comma_is_quoted() {
         let folder = SocketFolder { path: PathBuf::from("/run/a,b\"c"), account: Account::Own };
         assert_eq!(folder.quoted(), "\"/run/a,b\"\"c\"");
     }
