@@ -1,8 +1,8 @@
-//! The command line: its parser, the commands and the process's exit code. Each command has its arguments and its `run`
-//! in a file of its own. Only this module prints for people and uses anyhow.
+//! The command line: the parser, the commands and the exit code of the process. Each command has a file with its
+//! arguments and its `run`. Only this module prints for users and uses anyhow.
 
-/// Prints a line as `println!` does, but returns an error where standard output is closed, as by `head`; `main` takes
-/// that for success.
+/// Prints a line like `println!`, but returns an error if standard output is closed, for example by `head`. `main`
+/// treats that error as success.
 macro_rules! outln {
     ($($text:tt)*) => {{
         use std::io::Write as _;
@@ -56,18 +56,18 @@ use crate::command::ack::Ack;
 use crate::command::apply::Apply;
 use crate::command::cancel::Cancel;
 use crate::command::completions::Completions;
-use crate::command::datasets::Datasets;
-use crate::command::deliveries::Deliveries;
+use crate::command::datasets::DatasetsCommand;
+use crate::command::deliveries::DeliveriesCommand;
 use crate::command::download::Download;
 use crate::command::export::Export;
-use crate::command::keys::Keys;
-use crate::command::list::List;
+use crate::command::keys::KeysCommand;
+use crate::command::list::ListExports;
 use crate::command::man::Man;
 use crate::command::plain::plain;
 use crate::command::plan::Plan;
 use crate::command::pull::Pull;
 use crate::command::retry::Retry;
-use crate::command::schedules::Schedules;
+use crate::command::schedules::SchedulesCommand;
 use crate::command::seed::Seed;
 use crate::command::serve::Serve;
 use crate::command::status::Status;
@@ -76,10 +76,10 @@ use crate::command::verify::Verify;
 use crate::config;
 use crate::telemetry::chain;
 
-/// Hands a table's rows to downstream consumers as files, with nothing lost and nothing twice.
+/// Exports the rows of Postgres tables to files for downstream consumers, without gaps and without duplicates.
 ///
-/// Settings come from environment variables, and from the file `.env` of the current folder; `.env.example` lists them
-/// all.
+/// Settings are environment variables. The file `.env` in the current folder can set them too. `.env.example` lists all
+/// settings.
 #[derive(Parser)]
 #[command(version = env!("CDC_EXPORT_VERSION"))]
 struct CommandLine {
@@ -87,72 +87,72 @@ struct CommandLine {
     command: Option<Command>,
 }
 
-/// Runs what the process was asked for. Exit codes are 0: done; 1: failed; 2: bad usage, which clap reports by itself,
-/// or a bad setting or catalog.
+/// Parses the arguments, runs the command and returns the exit code. Exit code 0: the command succeeded. Exit code 1:
+/// it failed. Exit code 2: bad usage, a bad setting or a bad catalog. clap reports bad usage itself.
 pub fn main() -> ExitCode {
     let CommandLine { command } = CommandLine::parse();
     match command.unwrap_or_default().run() {
         Ok(code) => code,
-        // A program such as `head` reads our standard output and has closed it.
-        Err(error) if is_unread(&error) => ExitCode::SUCCESS,
+        // The reader of standard output, for example `head`, has closed it.
+        Err(error) if is_closed_stdout(&error) => ExitCode::SUCCESS,
         Err(error) if is_bad_usage(&error) => fail(2, &error),
         Err(error) => fail(1, &error),
     }
 }
 
-/// The commands.
+/// A subcommand and its arguments.
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Run the service: the API, the page, and the exports (the default)
+    /// Run the service: the API, the web page and the exports (the default)
     Serve(Serve),
-    /// Run exports for a service on the same database and output folder or bucket, without an API
+    /// Run exports without an API, for a service on the same database and output folder or bucket
     Worker,
     /// Create or update the service's own tables in the database
     Migrate,
-    /// Fill the demo table `users` with made-up users
+    /// Fill the demo table `users` with generated users
     Seed(Seed),
     /// Run an export for a consumer, and wait for its file
     Export(Export),
-    /// Show every consumer and the exports that are waiting or running
+    /// Show all consumers, and the exports that are waiting or running
     Status(Status),
     /// List exports, newest first
-    List(List),
-    /// Say that an export, and all before it, are loaded
+    List(ListExports),
+    /// Acknowledge an export and all exports before it as loaded
     Ack(Ack),
     /// Cancel an export that is waiting or running
     Cancel(Cancel),
-    /// Run an export again that failed or was cancelled
+    /// Submit a failed or cancelled export again
     Retry(Retry),
-    /// Fetch the file of a completed export, and check that it arrived whole
+    /// Download the files of a completed export, and verify their SHA-256
     Download(Download),
-    /// Fetch all exports of a consumer into a folder, in order, each once, and remember where it is
+    /// Download all exports of a consumer into a folder, in order and each once
     Pull(Pull),
-    /// Keep a table of another Postgres equal to the source: each export once, in one transaction
+    /// Keep a table of another Postgres equal to the source, one transaction per export
     Apply(Apply),
-    /// Check that a folder or bucket of exports has every file, unchanged, by their manifests
+    /// Check that a folder or bucket has every exported file, unchanged, as its manifests say
     Verify(Verify),
     /// Check that the service on HOST and PORT is ready
     Healthcheck,
-    /// Install triggers that record the changes of a dataset's table, so that it can be exported
+    /// Install the triggers that capture the changes of a dataset's table, so that it can be exported
     Track(Track),
-    /// Remove the triggers of `track` from a dataset's table, a named table, or all; a dataset without them can't be
-    /// exported
+    /// Remove the capture triggers from the table of a dataset, from a named table, or from all tables. A dataset
+    /// without them can't be exported
     Untrack(Untrack),
-    /// Check, list or extend the datasets: the tables that may be exported
+    /// Check, list or add datasets: the tables that may be exported
     #[command(subcommand)]
-    Datasets(Datasets),
-    /// List the schedules: the exports that the service asks for by itself
+    Datasets(DatasetsCommand),
+    /// List the schedules, by which the service submits exports
     #[command(subcommand)]
-    Schedules(Schedules),
-    /// List what receivers were told of ended exports, and tell them again
+    Schedules(SchedulesCommand),
+    /// List the deliveries of export events to receivers, and redeliver them
     #[command(subcommand)]
-    Deliveries(Deliveries),
-    /// Show what an export would read, without running it: rows, bytes, and Postgres's plan
+    Deliveries(DeliveriesCommand),
+    /// Show the rows, the bytes and the query plan of an export, without running it
     Plan(Plan),
     /// Create, list and revoke API keys
     #[command(subcommand)]
-    Keys(Keys),
-    /// Print a script that completes these commands with Tab in your shell
+    Keys(KeysCommand),
+    /// Print a shell script that completes these commands with Tab
     Completions(Completions),
     /// Write man pages of these commands into a folder
     Man(Man),
@@ -165,10 +165,10 @@ impl Default for Command {
 }
 
 impl Command {
-    /// Runs the command to its end.
+    /// Runs the command until it ends.
     ///
     /// # Errors
-    /// If the command fails. [`BadUsage`] and a bad setting mean exit code 2.
+    /// If the command fails. For [`BadUsage`] and for a bad setting, the exit code is 2.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         match self {
             Command::Serve(serve) => serve.run(),
@@ -199,8 +199,8 @@ impl Command {
     }
 }
 
-/// Returns true if nobody reads standard output any more.
-fn is_unread(error: &anyhow::Error) -> bool {
+/// Returns true if the reader of standard output has closed it.
+fn is_closed_stdout(error: &anyhow::Error) -> bool {
     let cause = match error.downcast_ref() {
         Some(client::Error::Output(cause)) => Some(cause),
         _ => error.downcast_ref::<io::Error>(),
@@ -209,20 +209,20 @@ fn is_unread(error: &anyhow::Error) -> bool {
 }
 
 fn is_bad_usage(error: &anyhow::Error) -> bool {
-    let is_clients =
+    let is_usage_error =
         error.downcast_ref::<client::Error>().is_some_and(|it| matches!(it.root(), client::Error::Usage(_)));
-    is_clients || error.is::<BadUsage>() || error.is::<config::Error>()
+    is_usage_error || error.is::<BadUsage>() || error.is::<config::Error>()
 }
 
-/// Arguments that can't be, whatever the database holds.
+/// Arguments that are invalid regardless of the state of the database.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct BadUsage(String);
 
-/// Prints what failed and why, on one line. A bad catalog has a line for each mistake; a refused export, an indented
-/// one for each export that comes before it.
+/// Prints the error and its causes on one line. A bad catalog has one line for each mistake. A refused export has an
+/// indented line for each export that must be loaded first.
 fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
-    // The text may hold names that others chose.
+    // The text may contain names that other users chose.
     for line in chain(error.as_ref()).lines() {
         eprintln!("{}{}", if line.starts_with(' ') { "" } else { "cdc-export: " }, plain(line));
     }

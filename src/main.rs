@@ -1,24 +1,27 @@
-//! The binary: `cdc_export::command` is all of it.
+//! The binary. All of its code is in `cdc_export::command`.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    give_back_what_is_freed();
+    return_freed_buffers_to_system();
     cdc_export::command::main()
 }
 
-/// Has glibc return each large buffer to the system as soon as it is freed, as those of a row group are. Left alone,
-/// glibc raises the size from which a buffer counts as large to that of the largest one freed so far, up to 32 MiB, and
-/// keeps the smaller ones: after four exports to Parquet the service had twice as much. A size that is set isn't raised
-/// (`mallopt(3)`, `M_MMAP_THRESHOLD`). This one is above a piece of text, of which an export of a million rows has
-/// hundreds: to map each anew costs a tenth of the processor time.
+/// Makes glibc return each large buffer, for example that of a row group, to the system as soon as it is freed.
+///
+/// By default, glibc raises the size threshold of large buffers to the largest buffer freed so far, up to 32 MiB. It
+/// keeps smaller buffers. After four exports to Parquet, the memory of the service had doubled. glibc doesn't raise a
+/// threshold that was set explicitly (`mallopt(3)`, `M_MMAP_THRESHOLD`).
+///
+/// The threshold is above the size of a piece of text, because an export of a million rows allocates hundreds of those.
+/// Mapping each of them anew costs a tenth of the processor time.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[expect(unsafe_code, reason = "the call takes two numbers, and no other thread runs yet")]
-fn give_back_what_is_freed() {
+fn return_freed_buffers_to_system() {
     use nix::libc::{M_MMAP_THRESHOLD, mallopt};
 
     const LARGE: i32 = 512 * 1024;
-    // Where it isn't obeyed, only more memory is kept.
+    // If glibc ignores the call, the process only keeps more memory.
     unsafe { mallopt(M_MMAP_THRESHOLD, LARGE) };
 }

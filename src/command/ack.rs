@@ -1,4 +1,4 @@
-//! `ack`: says that an export, and all before it, are loaded.
+//! `ack`: acknowledges an export and all exports before it as loaded.
 
 use std::process::ExitCode;
 
@@ -6,21 +6,21 @@ use crate::config::CatalogFile;
 use crate::job::JobId;
 use clap::Args;
 
-use crate::command::server::Server;
+use crate::command::server::ServerOption;
 use crate::command::words::job_id;
 
-/// Which export is loaded.
+/// The last loaded export.
 #[derive(Args)]
 pub(crate) struct Ack {
     /// The id of the export that was loaded last
     #[arg(value_name = "EXPORT", value_parser = job_id)]
     job: JobId,
     #[command(flatten)]
-    at: Server,
+    at: ServerOption,
 }
 
 impl Ack {
-    /// Acknowledges the export, and prints what that says.
+    /// Acknowledges the export, and prints a confirmation.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let id = self.job;
         self.at.run(CatalogFile::Unread, async |api| {

@@ -24,56 +24,58 @@ use crate::command::start::block_on;
 use crate::command::terminal::Terminal;
 use crate::command::words::pause;
 
-/// Whose exports, from where, and which table.
+/// The consumer, the source of its exports, and the target table.
 #[derive(Args)]
 #[command(group = ArgGroup::new("source").args(["server", "from"]).required(true))]
 pub(crate) struct Apply {
-    /// The other database, as postgres://USER@HOST:PORT/DATABASE. A password is best in ~/.pgpass or PGPASSWORD: `ps`
-    /// shows arguments
+    /// The target database, as postgres://USER@HOST:PORT/DATABASE. Put a password into ~/.pgpass or PGPASSWORD, because
+    /// `ps` shows arguments
     #[arg(long, value_name = "URL")]
     to: String,
-    /// Whose exports
+    /// The consumer whose exports to apply
     #[arg(long)]
     consumer: ConsumerId,
-    /// Of which dataset [default: users, or the only one there is]
+    /// The dataset whose exports to apply [default: users, or the only one there is]
     #[arg(long)]
     dataset: Option<String>,
-    /// The address of the service, which is shown the key in CDC_EXPORT_KEY if it wants one
+    /// The address of the service. The key in CDC_EXPORT_KEY is sent to it
     #[arg(long, value_name = "URL", value_parser = AddressParser)]
     server: Option<ServiceAddress>,
-    /// Take the exports from this folder or bucket, by their manifests, and ask no service
+    /// Read the exports from this folder or bucket by their manifests, without a service
     #[arg(long, value_name = "PLACE", requires = "dataset")]
     from: Option<String>,
-    /// The table of the other database [default: the source table's schema and name]
+    /// The target table [default: the source table's schema and name]
     #[arg(long, value_name = "SCHEMA.TABLE")]
     table: Option<Table>,
-    /// What to ask for once all is applied, and where only a full export goes on
+    /// The type of export to submit once all are applied. With `delta`, a full export is submitted if only a full
+    /// export can follow
     #[arg(long, default_value = "delta", value_parser = ["delta", "none"], conflicts_with = "from")]
     request: String,
-    /// Go on until SIGTERM, with this pause in between, such as 1s
+    /// Repeat until SIGTERM, with this pause between rounds, such as 1s
     #[arg(long, value_name = "TIME", value_parser = pause)]
     every: Option<Duration>,
-    /// What becomes of columns that come, or get another type, in the source
+    /// The reaction to new or retyped columns of the source: `add` alters the target table, `fail` refuses the export
     #[arg(long, default_value = "add", value_parser = ["add", "fail"])]
     schema: String,
-    /// How a full export is applied: `merge` changes what differs, `truncate` empties the table first
+    /// The way to apply a full export: `merge` changes the rows that differ, `truncate` empties the table first
     #[arg(long, default_value = "merge", value_parser = ["merge", "truncate"])]
     full: String,
-    /// `hard`: rows that are deleted go; else the column, a timestamp or a boolean, that says so of them
+    /// The way to apply deletions: `hard` deletes the rows, else the name of the timestamp or boolean column that marks
+    /// deleted rows
     #[arg(long, value_name = "hard|COLUMN", default_value = "hard")]
     deletes: String,
-    /// Tell the service of each export that is applied
+    /// Acknowledge each applied export to the service
     #[arg(long, conflicts_with = "from")]
     ack: bool,
 }
 
 impl Apply {
-    /// Applies what is there, and asks for more.
+    /// Applies the exports that are available, and submits more.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let environment = Environment::read()?;
         let named = environment.target(&self.to).map_err(|why| BadUsage(format!("--to: {why}")))?;
         if let Some(file) = &named.authorities {
-            config::trust_alone(file).context("can't restart with the authorities of sslrootcert alone")?;
+            config::trust_only(file).context("can't restart with the authorities of sslrootcert alone")?;
         }
         let api = self.server.as_ref().map(remote_api).transpose()?;
         if api.is_none() {
@@ -115,7 +117,7 @@ impl Apply {
     }
 }
 
-/// The place or service that exports come from.
+/// The source of the exports.
 enum ExportsFrom<'b> {
     Service(LaneReader<'b>),
     Place(ManifestFolder),

@@ -1,4 +1,4 @@
-//! `cancel`: stops an export that is waiting or running.
+//! `cancel`: cancels an export that is waiting or running.
 
 use std::process::ExitCode;
 
@@ -7,27 +7,27 @@ use crate::job::{JobId, Status};
 use anyhow::bail;
 use clap::Args;
 
-use crate::command::server::Server;
+use crate::command::server::ServerOption;
 use crate::command::words::job_id;
 
-/// Which export to cancel.
+/// The export to cancel.
 #[derive(Args)]
 pub(crate) struct Cancel {
     /// The id of the export
     #[arg(value_name = "EXPORT", value_parser = job_id)]
     job: JobId,
     #[command(flatten)]
-    at: Server,
+    at: ServerOption,
 }
 
 impl Cancel {
-    /// Cancels the export, and prints what became of it.
+    /// Cancels the export, and prints its new status.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let id = self.job;
         self.at.run(CatalogFile::Read, async |api| {
-            let is_asked = api.cancel(id).await?;
+            let is_requested = api.cancel(id).await?;
             let job = api.job(id).await?;
-            match is_asked {
+            match is_requested {
                 true if job.has_status(Status::Cancelled) => outln!("{id} is cancelled."),
                 true => outln!("{id} is {}, and its worker was asked to stop.", job.status),
                 false if job.has_ended() => bail!("{id} is {} already", job.status),

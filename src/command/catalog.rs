@@ -1,4 +1,5 @@
-//! The catalog as the commands use it: finding a dataset by its name, and refusing what doesn't fit the tables.
+//! Access of the commands to the catalog: finds a dataset by its name, and refuses datasets that don't fit their
+//! tables.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,28 +12,28 @@ use crate::source::catalog_check;
 
 use crate::command::BadUsage;
 
-/// The dataset of this name.
-pub(super) fn dataset_of<'c>(config: &'c Config, name: &str) -> Result<&'c Arc<Dataset>, BadUsage> {
+/// Returns the dataset with this name.
+pub(super) fn named_dataset<'c>(config: &'c Config, name: &str) -> Result<&'c Arc<Dataset>, BadUsage> {
     config.catalog.named(name).map_err(|why| BadUsage(format!("{name}: {why}")))
 }
 
-/// The dataset of this name, or where none is named, the one that is meant then.
+/// Returns the dataset with this name, or the default dataset if `name` is `None`.
 pub(super) fn named_or_implied<'c>(config: &'c Config, name: Option<&str>) -> Result<&'c Arc<Dataset>, BadUsage> {
     match name {
-        Some(name) => dataset_of(config, name),
+        Some(name) => named_dataset(config, name),
         None => config.catalog.implied().map_err(|why| BadUsage(why.to_string())),
     }
 }
 
-/// Checks one dataset of the file against its table. The tables of others may be gone, or not there yet.
+/// Checks one dataset of the file against its table. Ignores the other datasets, whose tables may be missing.
 pub(super) async fn check_one(config: &Config, database: &Database, dataset: &Dataset) -> anyhow::Result<()> {
     let Some(file) = &config.catalog_file else { return Ok(()) };
     refuse_faults(config, file, catalog_check::check_one(&database.pool(1), &config.catalog, dataset).await?)
 }
 
-/// Says of a table that has triggers and no dataset how to remove them. The name is quoted for a shell, because the
-/// table's owner has chosen it, and a person may paste the command.
-pub(super) fn captured_without_dataset(table: &Table) -> String {
+/// Returns a hint to remove the triggers of a table that has no dataset. The name is quoted for a shell: the table's
+/// owner chose it, and the user may paste the command.
+pub(super) fn untrack_hint(table: &Table) -> String {
     let name = table.to_string();
     let name = shlex::try_quote(&name).expect("a name in Postgres has no NUL");
     format!(
@@ -40,7 +41,7 @@ pub(super) fn captured_without_dataset(table: &Table) -> String {
     )
 }
 
-/// Says what is wrong with the datasets of a file, each with its line, if anything is.
+/// Returns an error that lists the faults of a dataset file with their lines. Returns `Ok` if there are no faults.
 pub(super) fn refuse_faults(config: &Config, file: &Path, faults: Faults) -> anyhow::Result<()> {
     if faults.0.is_empty() {
         return Ok(());

@@ -1,4 +1,4 @@
-//! `completions`: what makes a shell complete the commands.
+//! `completions`: prints a script by which a shell completes the commands.
 
 use std::process::ExitCode;
 
@@ -7,7 +7,7 @@ use clap_complete::Shell;
 
 use crate::command::CommandLine;
 
-/// The shell that is to complete the commands.
+/// The shell that completes the commands.
 #[derive(Args)]
 pub(crate) struct Completions {
     /// Your shell
@@ -15,7 +15,7 @@ pub(crate) struct Completions {
 }
 
 impl Completions {
-    /// Prints the shell's script, whole or not at all.
+    /// Prints the shell's script. Generates the whole script before it prints anything.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut CommandLine::command(), "cdc-export", &mut script);

@@ -1,5 +1,7 @@
-//! The database that a command works on: that of `DATABASE_URL`, or the private server's, which the command joins or
-//! runs. What is not there is made only by the commands that are for it.
+//! Opens the database that a command uses: the one in `DATABASE_URL`, or that of the private server.
+//!
+//! A command joins a private server that is running, or starts the server itself. Only some commands create a missing
+//! server or missing tables: [`CreateMissing`] says which.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -7,68 +9,70 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::failpoint;
-use crate::postgres::{self, Database, Purpose};
+use crate::postgres::{self, Database, RequiredGrants};
 use crate::source::capture::{functions, tracking};
 use anyhow::Context;
 use private_postgres::Location;
 
 use crate::command::BadUsage;
 
-/// What a command makes where it isn't there yet.
+/// The parts that a command creates if they are missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Makes {
-    /// Nothing: the command looks, or uses what others have made.
+pub(super) enum CreateMissing {
+    /// Nothing. The command needs the service's tables.
     Nothing,
-    /// Nothing, and it needs nothing: the command looks at tables alone.
-    NothingAndNeedsNone,
-    /// The service's tables, on a server that is there.
+    /// Nothing. The command reads other tables only, so it also works without the service's tables.
+    NothingWithPreview,
+    /// The service's tables, on an existing server.
     Tables,
-    /// The service's tables, and a private server where `DATABASE_URL` is unset.
+    /// The service's tables, and a private server if `DATABASE_URL` is unset.
     Server,
 }
 
-/// Where a command finds the service's tables, if not in the database of `DATABASE_URL`.
+/// The alternatives to `DATABASE_URL` that an error suggests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum OtherWays {
-    /// In a private server.
+pub(super) enum Alternatives {
+    /// The private server in `DATA_DIR`.
     DataDir,
-    /// There too, or behind the API of a service.
+    /// The private server in `DATA_DIR`, or a service at `--server`.
     DataDirOrServer,
 }
 
 /// Runs a short command on a migrated database.
 pub(super) async fn with_database(
     config: &Config,
-    makes: Makes,
+    create: CreateMissing,
     command: impl AsyncFnOnce(&Database) -> anyhow::Result<()>,
 ) -> anyhow::Result<ExitCode> {
-    let handle = DatabaseHandle::open(config, makes, OtherWays::DataDir).await?;
+    let handle = DatabaseHandle::open(config, create, Alternatives::DataDir).await?;
     let done = command(&handle.database).await;
     handle.close().await;
     done.map(|()| ExitCode::SUCCESS)
 }
 
-/// Runs `track`, which makes the service's tables, once a look at the database as it is has found nothing wrong.
-pub(super) async fn with_tables_after(
-    look: impl AsyncFnOnce(&Database) -> anyhow::Result<()>,
+/// Runs `track`, which creates the service's tables. Runs `check` first, on the database as it is, so that a failed
+/// check creates nothing.
+pub(super) async fn with_tables_after_check(
+    check: impl AsyncFnOnce(&Database) -> anyhow::Result<()>,
     config: &Config,
     command: impl AsyncFnOnce(&Database) -> anyhow::Result<()>,
 ) -> anyhow::Result<ExitCode> {
-    let handle = DatabaseHandle::reach(config, Makes::Tables, OtherWays::DataDir).await?;
+    let handle = DatabaseHandle::reach(config, CreateMissing::Tables, Alternatives::DataDir).await?;
     let done = async {
         let database = &handle.database;
         match postgres::require_migrated(database).await {
-            Ok(()) => look(database).await?,
+            Ok(()) => check(database).await?,
             Err(postgres::Error::NotMigrated) => {
-                // A role that may not make a schema has no preview: the migration says what to grant.
+                // Without the right to create a schema, there is no preview. The migration then names the missing
+                // grant.
                 if let Ok(preview) = postgres::preview_of(database).await {
-                    look(&preview).await?;
+                    check(&preview).await?;
                 }
             }
-            // The migration says it, or mends it.
+            // The migration reports the same error, or repairs it.
             Err(_) => {}
         }
-        prepare_for(Purpose::Track, config, database).await?;
+        prepare_for(RequiredGrants::Track, config, database).await?;
         command(database).await
     };
     let done = done.await;
@@ -76,30 +80,34 @@ pub(super) async fn with_tables_after(
     done.map(|()| ExitCode::SUCCESS)
 }
 
-/// A database, and the private server under it if this process runs that.
+/// A database, and its private server if this process runs that.
 pub(super) struct DatabaseHandle {
     pub(super) database: Database,
     server: Option<private_postgres::Server>,
 }
 
 impl From<Database> for DatabaseHandle {
-    /// A database that this process doesn't run.
+    /// Wraps a database whose server another process runs.
     fn from(database: Database) -> DatabaseHandle {
         DatabaseHandle { database, server: None }
     }
 }
 
 impl DatabaseHandle {
-    /// Opens `DATABASE_URL`'s database, else that of the private server that another process runs, else that of one
-    /// that this process starts. Migrates it, or requires that it is migrated.
-    pub(super) async fn open(config: &Config, makes: Makes, other: OtherWays) -> anyhow::Result<DatabaseHandle> {
-        let handle = DatabaseHandle::reach(config, makes, other).await?;
-        let prepared = match makes {
-            Makes::NothingAndNeedsNone => return handle.or_preview().await,
-            Makes::Nothing => {
+    /// Opens the database in `DATABASE_URL`. If that is unset, joins the private server of another process, or starts
+    /// one. Then migrates the database, or requires that it is migrated.
+    pub(super) async fn open(
+        config: &Config,
+        create: CreateMissing,
+        alternatives: Alternatives,
+    ) -> anyhow::Result<DatabaseHandle> {
+        let handle = DatabaseHandle::reach(config, create, alternatives).await?;
+        let prepared = match create {
+            CreateMissing::NothingWithPreview => return handle.or_preview().await,
+            CreateMissing::Nothing => {
                 postgres::require_migrated(&handle.database).await.with_context(|| handle.database.to_string())
             }
-            Makes::Tables | Makes::Server => prepare(config, &handle.database).await,
+            CreateMissing::Tables | CreateMissing::Server => prepare(config, &handle.database).await,
         };
         if let Err(error) = prepared {
             handle.close().await;
@@ -108,22 +116,26 @@ impl DatabaseHandle {
         Ok(handle)
     }
 
-    async fn reach(config: &Config, makes: Makes, other: OtherWays) -> anyhow::Result<DatabaseHandle> {
+    async fn reach(
+        config: &Config,
+        create: CreateMissing,
+        alternatives: Alternatives,
+    ) -> anyhow::Result<DatabaseHandle> {
         if let Some(database) = &config.database {
             return Ok(database.clone().into());
         }
-        if makes != Makes::Server {
+        if create != CreateMissing::Server {
             let Location { data_dir, has_server } = private_postgres::locate(&config.embedded)?;
             if !has_server {
-                return Err(nothing_there(&data_dir, other).into());
+                return Err(no_database(&data_dir, alternatives).into());
             }
-            // Whoever lost the variable would take its database for the one that DATABASE_URL names elsewhere.
+            // If DATABASE_URL was lost by accident, the user would mistake this database for another one.
             eprintln!("cdc-export: DATABASE_URL is unset: using the private Postgres in {}", data_dir.display());
         }
         join_or_start(&config.embedded).await
     }
 
-    /// The database as it is if it is migrated, else as it would be.
+    /// Returns the database if it is migrated, else a preview of the migrated database.
     async fn or_preview(mut self) -> anyhow::Result<DatabaseHandle> {
         let found = match postgres::require_migrated(&self.database).await {
             Err(postgres::Error::NotMigrated) => postgres::preview_of(&self.database).await,
@@ -148,11 +160,11 @@ impl DatabaseHandle {
     }
 }
 
-/// Without a database, an answer would be that of an empty one: what a lost variable would bring about unseen.
-fn nothing_there(data_dir: &Path, other: OtherWays) -> BadUsage {
-    let server = match other {
-        OtherWays::DataDir => "",
-        OtherWays::DataDirOrServer => ", or give --server",
+/// Returns the error of a missing database. An answer from a new, empty database would hide that a variable was lost.
+fn no_database(data_dir: &Path, alternatives: Alternatives) -> BadUsage {
+    let server = match alternatives {
+        Alternatives::DataDir => "",
+        Alternatives::DataDirOrServer => ", or give --server",
     };
     BadUsage(format!(
         "DATABASE_URL is unset, and there is no private Postgres in {}: set DATABASE_URL, or DATA_DIR to the folder of one{server}",
@@ -160,19 +172,19 @@ fn nothing_there(data_dir: &Path, other: OtherWays) -> BadUsage {
     ))
 }
 
-/// Brings the schema up to date, the functions that the triggers call, and the triggers on the demo's table.
+/// Updates the service's schema, the functions that the triggers call, and the triggers on the demo table.
 pub(super) async fn prepare(config: &Config, database: &Database) -> anyhow::Result<()> {
-    prepare_for(Purpose::Serve, config, database).await
+    prepare_for(RequiredGrants::Serve, config, database).await
 }
 
-async fn prepare_for(purpose: Purpose, config: &Config, database: &Database) -> anyhow::Result<()> {
+async fn prepare_for(purpose: RequiredGrants, config: &Config, database: &Database) -> anyhow::Result<()> {
     postgres::migrate(database, &config.catalog, purpose).await.with_context(|| database.to_string())?;
     let pool = database.pool(1);
     functions::renew(&pool).await?;
     Ok(tracking::restore(&pool).await?)
 }
 
-/// Returns true if a test wants no installed Postgres to be found.
+/// Returns true if a test requires that no installed Postgres is found.
 fn ignores_installed() -> bool {
     failpoint!("postgres.installed", true);
     false
@@ -180,7 +192,7 @@ fn ignores_installed() -> bool {
 
 pub(super) async fn join_or_start(settings: &private_postgres::Settings) -> anyhow::Result<DatabaseHandle> {
     let settings = &private_postgres::Settings { ignores_installed: ignores_installed(), ..settings.clone() };
-    // Another process may have locked the data folder, and its server not be ready to be joined yet.
+    // Another process may have locked the data folder while its server is still starting.
     for _ in 0..30 {
         if let Some(endpoint) = private_postgres::join(settings)? {
             return Ok(Database::from(&endpoint).into());
@@ -195,5 +207,5 @@ pub(super) async fn join_or_start(settings: &private_postgres::Settings) -> anyh
     }
     private_postgres::join(settings)?
         .map(|endpoint| Database::from(&endpoint).into())
-        .context("the private Postgres of another process doesn't get ready")
+        .context("the private Postgres of another process is still not ready")
 }

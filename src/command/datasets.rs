@@ -15,48 +15,50 @@ use crate::postgres::Database;
 use crate::source::catalog_check::{self, Findings};
 use clap::Subcommand;
 
-use crate::command::catalog::{captured_without_dataset, refuse_faults};
+use crate::command::catalog::{refuse_faults, untrack_hint};
 use crate::command::catalog_file;
-use crate::command::database_handle::{Makes, with_database};
+use crate::command::database_handle::{CreateMissing, with_database};
 use crate::command::start::{Logs, block_on, settings};
 use crate::command::wiring::wire_service;
 
-/// What to do with datasets.
+/// The actions on datasets.
 #[derive(Subcommand)]
-pub(crate) enum Datasets {
-    /// Check the dataset file against the tables, and name each mistake with its line
+pub(crate) enum DatasetsCommand {
+    /// Check the dataset file against the tables, and print each mistake with its line
     Check,
     /// List the datasets with their tables
     List,
-    /// Add a table to the dataset file, which DATASETS names; without DATASETS, print the block for it
+    /// Add a table to the dataset file in DATASETS. If DATASETS is unset, print the block instead
     Add {
         /// The table, as `orders` or `sales.orders`
         table: Table,
     },
 }
 
-impl Datasets {
+impl DatasetsCommand {
     /// Checks the catalog, lists it, or adds a block to it.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let catalog = match self {
-            Datasets::Check | Datasets::List => CatalogFile::Read,
-            // The file may be one that isn't there yet.
-            Datasets::Add { .. } => CatalogFile::Named,
+            DatasetsCommand::Check | DatasetsCommand::List => CatalogFile::Read,
+            // The file may not exist yet.
+            DatasetsCommand::Add { .. } => CatalogFile::Named,
         };
         let config = settings(catalog, Logs::Errors)?;
         block_on(async {
-            if let (Datasets::Add { table }, Some(file)) = (&self, &config.catalog_file) {
-                catalog_file::check(file, &name_of(table))?;
+            if let (DatasetsCommand::Add { table }, Some(file)) = (&self, &config.catalog_file) {
+                catalog_file::check(file, &derived_name(table))?;
             }
-            with_database(&config, Makes::NothingAndNeedsNone, async |database| datasets(&config, database, self).await)
-                .await
+            with_database(&config, CreateMissing::NothingWithPreview, async |database| {
+                datasets(&config, database, self).await
+            })
+            .await
         })
     }
 }
 
-async fn datasets(config: &Config, database: &Database, what: Datasets) -> anyhow::Result<()> {
-    match what {
-        Datasets::Check => {
+async fn datasets(config: &Config, database: &Database, command: DatasetsCommand) -> anyhow::Result<()> {
+    match command {
+        DatasetsCommand::Check => {
             let file = config.catalog_file.as_deref().context(
                 "DATASETS names no file, so there is the demo's `users` alone: set DATASETS to a file, and `cdc-export datasets add TABLE` writes it",
             )?;
@@ -74,13 +76,13 @@ async fn datasets(config: &Config, database: &Database, what: Datasets) -> anyho
                 eprintln!("cdc-export: {dataset}: {why}");
             }
             for table in &without_dataset {
-                eprintln!("cdc-export: {table}: {}", captured_without_dataset(table));
+                eprintln!("cdc-export: {table}: {}", untrack_hint(table));
             }
             let names = config.catalog.iter().map(|dataset| dataset.name.as_str());
-            let is_well = |name: &&str| {
+            let is_ready = |name: &&str| {
                 untracked.iter().all(|other| other != name) && faults.iter().all(|fault| fault.dataset != *name)
             };
-            let ready: Vec<_> = names.filter(is_well).collect();
+            let ready: Vec<_> = names.filter(is_ready).collect();
             match ready.as_slice() {
                 [] => {}
                 [one] => outln!("1 dataset fits its table: {one}")?,
@@ -88,9 +90,9 @@ async fn datasets(config: &Config, database: &Database, what: Datasets) -> anyho
             }
             let schedules =
                 config.catalog.schedules().iter().map(|schedule| schedule.name.as_str()).collect::<Vec<_>>();
-            for (what, names) in [("schedules", schedules)].into_iter().chain(config.receivers.names()) {
+            for (command, names) in [("schedules", schedules)].into_iter().chain(config.receivers.names()) {
                 if !names.is_empty() {
-                    outln!("{what}: {}", names.join(", "))?;
+                    outln!("{command}: {}", names.join(", "))?;
                 }
             }
             let missing = config.missing_secrets();
@@ -98,17 +100,17 @@ async fn datasets(config: &Config, database: &Database, what: Datasets) -> anyho
                 missing.iter().for_each(|why| eprintln!("cdc-export: {why}"));
             }
             refuse_faults(config, file, Faults(faults))?;
-            // With these the service doesn't start.
+            // The service doesn't start without its secrets.
             if missing.is_empty() { Ok(()) } else { Err(config::Error::no_secrets(file, &missing).into()) }
         }
-        Datasets::List => list(config, database).await,
-        Datasets::Add { table } => {
-            let name = name_of(&table);
+        DatasetsCommand::List => list(config, database).await,
+        DatasetsCommand::Add { table } => {
+            let name = derived_name(&table);
             let block = draft(config, database, table).await?;
             if let Some(file) = &config.catalog_file {
                 catalog_file::append(file, &block)?;
                 eprintln!(
-                    "This is in {} now. Look at what was guessed from names, also in the comments, then run `cdc-export track {name}`.",
+                    "Added to {}. Check the members that were guessed from column names, also in the comments, then run `cdc-export track {name}`.",
                     file.display()
                 );
             }
@@ -138,18 +140,18 @@ async fn list(config: &Config, database: &Database) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The name that the dataset of a table gets.
-fn name_of(table: &Table) -> String {
+/// Derives the name of a dataset from the name of its table.
+fn derived_name(table: &Table) -> String {
     let allowed = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '_' };
     let name: String = table.name.to_lowercase().chars().map(allowed).take(63).collect();
     if name.starts_with(|c: char| c.is_ascii_lowercase()) { name } else { "dataset".to_owned() }
 }
 
-/// A block for the file. The operator has to check the members that are guessed from the columns' names.
+/// Drafts a block for the file. Some members are guessed from the names of columns: the operator has to check them.
 async fn draft(config: &Config, database: &Database, table: Table) -> anyhow::Result<String> {
     let service = wire_service(config, database)?;
     let dataset = Dataset {
-        name: name_of(&table),
+        name: derived_name(&table),
         table,
         key: None,
         columns: Columns::All,
@@ -171,7 +173,7 @@ async fn draft(config: &Config, database: &Database, table: Table) -> anyhow::Re
     let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
     let names = |columns: &[&Column]| columns.iter().map(|column| quoted(&column.name)).collect::<Vec<_>>().join(", ");
     let key: Vec<_> = schema.key.iter().map(|part| &part.column).collect();
-    // Writing to a text can't fail.
+    // Writing to a string can't fail.
     let mut text = "[[dataset]]\n".to_owned();
     let _ = writeln!(text, "name = {}", quoted(&dataset.name));
     let _ = writeln!(text, "table = {}", quoted(&dataset.table.to_string()));
@@ -197,7 +199,7 @@ async fn draft(config: &Config, database: &Database, table: Table) -> anyhow::Re
             let _ = writeln!(text, "# operation = \"timestamps\"");
         }
     }
-    // A comment, because somebody may want these rows, and would not miss them at once.
+    // Written as a comment: with this member, full exports leave these rows out, which the operator may not notice.
     if let Some(deleted) = find(&deleted, &is_time_or_flag) {
         let schema = TableSchema { deleted: Some(deleted.clone()), ..schema.clone() };
         let counted = match unreadable {

@@ -1,4 +1,4 @@
-//! `deliveries`: what receivers were told of ended exports, and telling them again.
+//! `deliveries`: lists the deliveries of export events to receivers, and redelivers events.
 
 use std::process::ExitCode;
 
@@ -10,25 +10,25 @@ use uuid::Uuid;
 
 use crate::client::api::Api;
 use crate::client::job_view::cell;
-use crate::command::server::Server;
+use crate::command::server::ServerOption;
 use crate::command::words::words;
 
-/// What to do with deliveries.
+/// The actions on deliveries.
 #[derive(Subcommand)]
-pub(crate) enum Deliveries {
-    /// List what the webhooks and brokers of the dataset file were told, or are to be told, newest first
+pub(crate) enum DeliveriesCommand {
+    /// List the deliveries to the webhooks and brokers of the dataset file, newest first
     List(ListDeliveries),
-    /// Tell a receiver of an event again, whatever became of it
+    /// Deliver events to their receivers again, whatever the status of the delivery is
     Redeliver(Redeliver),
 }
 
-/// Which to list.
+/// The deliveries to list.
 #[derive(Args)]
 pub(crate) struct ListDeliveries {
-    /// List those that stand so only
+    /// List the deliveries with this status only
     #[arg(long, value_parser = words::<DeliveryStatus>(DeliveryStatus::ALL.iter().map(|it| it.as_str())))]
     status: Option<DeliveryStatus>,
-    /// List those to this webhook or broker only
+    /// List the deliveries to this webhook or broker only
     #[arg(long, value_name = "NAME")]
     endpoint: Option<String>,
     /// List at most this many
@@ -38,29 +38,29 @@ pub(crate) struct ListDeliveries {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    at: Server,
+    at: ServerOption,
 }
 
-/// Which to tell again.
+/// The deliveries to repeat.
 #[derive(Args)]
 pub(crate) struct Redeliver {
     /// The ids of the deliveries
     #[arg(value_name = "DELIVERY", value_parser = delivery_id, required = true)]
     deliveries: Vec<Uuid>,
     #[command(flatten)]
-    at: Server,
+    at: ServerOption,
 }
 
 fn delivery_id(text: &str) -> Result<Uuid, &'static str> {
     text.parse().map_err(|_| "not the id of a delivery: `cdc-export deliveries list` shows the ids")
 }
 
-impl Deliveries {
-    /// Prints deliveries, or has some told again.
+impl DeliveriesCommand {
+    /// Lists deliveries, or requests redeliveries.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         match self {
-            Deliveries::List(list) => list.at.run(CatalogFile::Read, async |api| list.list(api).await),
-            Deliveries::Redeliver(again) => again.at.run(CatalogFile::Read, async |api| {
+            DeliveriesCommand::List(list) => list.at.run(CatalogFile::Read, async |api| list.list(api).await),
+            DeliveriesCommand::Redeliver(again) => again.at.run(CatalogFile::Read, async |api| {
                 for id in &again.deliveries {
                     api.redeliver(*id).await.with_context(|| id.to_string())?;
                     outln!("{id} is told again.")?;

@@ -9,27 +9,27 @@ use crate::client::api::Api;
 use crate::client::download::{self, Output};
 use crate::command::BadUsage;
 use crate::command::output::{check, output};
-use crate::command::server::Server;
+use crate::command::server::ServerOption;
 use crate::command::words::job_id;
 use crate::config::CatalogFile;
 use crate::job::{JobId, Status};
 
-/// The export, and the place of its files.
+/// The export, and the destination of its files.
 #[derive(Args)]
 pub(crate) struct Download {
     /// The id of the export
     #[arg(value_parser = job_id)]
     job: JobId,
-    /// Where to put the file. A name with an extension is a file; any other is a folder, made if need be; - is standard
-    /// output [default: the current folder]
+    /// The destination. A name with an extension is a file. Any other name is a folder, which is created if it is
+    /// missing. - is standard output [default: the current folder]
     #[arg(long, short, value_name = "PATH", value_parser = output)]
     output: Option<Output>,
     #[command(flatten)]
-    at: Server,
+    at: ServerOption,
 }
 
 impl Download {
-    /// Fetches the file of a job that has completed, and prints where it is.
+    /// Downloads the files of a completed job, and prints their paths.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         self.at.run(CatalogFile::Unread, async |api| fetch(api, self.job, self.output.as_ref()).await)
     }

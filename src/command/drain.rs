@@ -1,5 +1,7 @@
-//! The way from a signal to the end of a process that serves or works: first no job is claimed, while running ones end,
-//! for DRAIN_SECONDS; then running ones are given back, and everything ends.
+//! The shutdown of a process that serves the API or runs exports.
+//!
+//! After a signal, the process claims no more jobs, and running exports may continue for DRAIN_SECONDS. Then the
+//! process returns the running exports to the queue and ends.
 
 use std::time::Duration;
 
@@ -7,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::worker::Stops;
 
-/// The stops of a process that `signal` ends, with so long for the exports that run then.
-pub(super) fn drained(signal: &CancellationToken, time: Duration) -> Stops {
+/// Returns the stops of a process: `signal` cancels `drain`, and `shutdown` follows after `time`.
+pub(super) fn drain_then_shutdown(signal: &CancellationToken, time: Duration) -> Stops {
     if time.is_zero() {
         return Stops { drain: signal.clone(), shutdown: signal.clone() };
     }
@@ -19,7 +21,7 @@ pub(super) fn drained(signal: &CancellationToken, time: Duration) -> Stops {
         tracing::info!(event = "draining", seconds = time.as_secs());
         tokio::select! {
             () = tokio::time::sleep(time) => {
-                tracing::warn!(event = "drain_ended", "exports that still run are given back: DRAIN_SECONDS has passed");
+                tracing::warn!(event = "drain_ended", "DRAIN_SECONDS has passed: returning the running exports to the queue");
                 shutdown.cancel();
             }
             () = shutdown.cancelled() => {}

@@ -1,4 +1,4 @@
-//! `export`: submits an export and follows it to its end.
+//! `export`: submits an export and waits until it ends.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -22,18 +22,18 @@ use crate::client::download::{self, Output};
 use crate::client::job_view::{FileView, JobView};
 use crate::command::BadUsage;
 use crate::command::catalog::named_or_implied;
-use crate::command::database_handle::{DatabaseHandle, Makes, OtherWays};
+use crate::command::database_handle::{Alternatives, CreateMissing, DatabaseHandle};
 use crate::command::output::{check, output};
-use crate::command::server::{Server, local_api};
+use crate::command::server::{ServerOption, local_api};
 use crate::command::signals::stop_on_signal;
 use crate::command::start::{Logs, block_on, settings};
 use crate::command::wiring::{PreparedOutput, Wired, wire};
 use crate::command::words::words;
 
-/// A job that no worker claims for this long is run by this process.
+/// The time after which this process runs the job itself if no worker has claimed it.
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What to export.
+/// The export to run.
 #[derive(Args)]
 pub(crate) struct Export {
     /// The type of the export
@@ -51,48 +51,48 @@ pub(crate) struct Export {
     /// The compression of the file
     #[arg(long, default_value = "none", value_parser = words::<Compression>(Compression::ALL.iter().map(|it| it.as_str())))]
     compression: Compression,
-    /// The size from which on a file gets no further rows, which go into another file, in bytes [default: as the
-    /// dataset says, or one file]
+    /// The size in bytes from which on further rows go into another file [default: the setting of the dataset, or one
+    /// file]
     #[arg(long, value_name = "BYTES", value_parser = RangedU64ValueParser::<u64>::new().range(FILE_BYTES))]
     max_file_bytes: Option<u64>,
-    /// The id of the export that you loaded last, or `none`. The new export is refused if the consumer has exports
-    /// after that one, which you would miss
+    /// The id of the export that you loaded last, or `none`. The new export is refused if the consumer has later
+    /// exports that you have not loaded
     #[arg(long, value_name = "ID")]
-    after: Option<Loaded>,
+    after: Option<LastLoaded>,
     /// The SHA-256 of the file that you loaded last
     #[arg(long, value_name = "SHA256", requires = "after")]
     after_sha256: Option<String>,
-    /// Put a copy of the file here. A name with an extension is a file; any other is a folder, made if need be; - is
-    /// standard output
+    /// Copy the file to this destination. A name with an extension is a file. Any other name is a folder, which is
+    /// created if it is missing. - is standard output
     #[arg(long, short, value_name = "PATH", value_parser = output)]
     output: Option<Output>,
-    /// Print the job as JSON at the end; not together with --output
+    /// Print the job as JSON at the end; can't be combined with --output
     #[arg(long, conflicts_with = "output")]
     json: bool,
     #[command(flatten)]
-    at: Server,
+    at: ServerOption,
 }
 
-/// What a caller loaded last.
+/// The export that the user loaded last.
 #[derive(Clone, Copy)]
-enum Loaded {
+enum LastLoaded {
     Nothing,
     Export(Uuid),
 }
 
-impl FromStr for Loaded {
+impl FromStr for LastLoaded {
     type Err = &'static str;
 
-    fn from_str(text: &str) -> Result<Loaded, &'static str> {
+    fn from_str(text: &str) -> Result<LastLoaded, &'static str> {
         match text {
-            "none" => Ok(Loaded::Nothing),
-            id => id.parse().map(Loaded::Export).map_err(|_| "not the id of an export, nor `none`"),
+            "none" => Ok(LastLoaded::Nothing),
+            id => id.parse().map(LastLoaded::Export).map_err(|_| "not the id of an export, nor `none`"),
         }
     }
 }
 
 impl Export {
-    /// Submits the export, waits for its end, and prints where its file is. Ctrl-C cancels it.
+    /// Submits the export, waits for its end, and prints the paths of its files. Ctrl-C cancels the export.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         if let Some(api) = self.at.remote_api()? {
             return block_on(self.run_remotely(&api));
@@ -101,14 +101,14 @@ impl Export {
         block_on(async {
             let dataset = named_or_implied(&config, self.dataset.as_deref())?;
             let request = self.request(&dataset.name)?;
-            let handle = DatabaseHandle::open(&config, Makes::Nothing, OtherWays::DataDirOrServer).await?;
+            let handle = DatabaseHandle::open(&config, CreateMissing::Nothing, Alternatives::DataDirOrServer).await?;
             let done = self.run_locally(&config, &handle.database, &request).await;
             handle.close().await;
             done
         })
     }
 
-    /// The request, if the arguments are right. `--output` is checked too: after the export it would be too late.
+    /// Builds the request from the arguments. Also checks `--output`, because after the export it would be too late.
     fn request(&self, dataset: &str) -> Result<Request, BadUsage> {
         let encoding = Encoding::new(self.format, self.compression).map_err(|why| BadUsage(why.to_string()))?;
         let after = self.after()?;
@@ -119,12 +119,12 @@ impl Export {
         Ok(Request { max_file_bytes: self.max_file_bytes, after, ..request })
     }
 
-    /// What the caller loaded last, if the arguments say so.
+    /// Returns the last loaded export, if the arguments name one.
     fn after(&self) -> Result<Option<After>, BadUsage> {
         match (self.after, &self.after_sha256) {
             (None, _) => Ok(None),
-            (Some(Loaded::Nothing), None) => Ok(Some(After::Nothing)),
-            (Some(Loaded::Export(job)), sha256) if sha256.as_deref().is_none_or(After::is_sha256) => {
+            (Some(LastLoaded::Nothing), None) => Ok(Some(After::Nothing)),
+            (Some(LastLoaded::Export(job)), sha256) if sha256.as_deref().is_none_or(After::is_sha256) => {
                 Ok(Some(After::Export { job: job.into(), sha256: sha256.clone() }))
             }
             (Some(_), _) => {
@@ -134,7 +134,7 @@ impl Export {
         }
     }
 
-    /// Submits the export to the database's queue. This process runs it if no worker claims it.
+    /// Submits the export to the queue in the database. Runs it in this process if no worker claims it.
     async fn run_locally(&self, config: &Config, database: &Database, request: &Request) -> anyhow::Result<ExitCode> {
         let interrupted = stop_on_signal()?;
         let done = CancellationToken::new();
@@ -146,8 +146,8 @@ impl Export {
         let id = api.submit(request).await?;
 
         let run_here = async {
-            let taken = tokio::time::timeout(CLAIM_TIMEOUT, taken(&api, id)).await;
-            if taken.is_err() {
+            let claimed = tokio::time::timeout(CLAIM_TIMEOUT, wait_until_claimed(&api, id)).await;
+            if claimed.is_err() {
                 exports.announce().await;
                 exports.run(stops).await;
             }
@@ -161,7 +161,7 @@ impl Export {
         code
     }
 
-    /// Submits the export to a remote service.
+    /// Submits the export to a remote service, and waits for its end.
     async fn run_remotely(&self, api: &Api) -> anyhow::Result<ExitCode> {
         let interrupted = stop_on_signal()?;
         let request = self.request(self.dataset.as_deref().unwrap_or_default())?;
@@ -174,8 +174,8 @@ impl Export {
     }
 }
 
-/// Follows a job to its end, and fetches its file to `--output`. Every error names the job: once it has completed, no
-/// other export has its rows.
+/// Waits for the end of a job, and downloads its file to `--output`. Every error names the job, because no later export
+/// contains its rows.
 async fn follow(
     api: &Api,
     id: JobId,
@@ -189,11 +189,11 @@ async fn follow(
     finish(api, id, &job, export, folder, interrupted).await
 }
 
-async fn taken(api: &Api, id: JobId) {
+async fn wait_until_claimed(api: &Api, id: JobId) {
     while api.poll(id).await.is_ok_and(|job| job.has_status(Status::Pending)) {}
 }
 
-/// Follows a job to its end. Ctrl-C cancels the job, unless it is committing.
+/// Waits for the end of a job, and shows its progress. Ctrl-C cancels the job, unless it is committing.
 async fn watch(api: &Api, id: JobId, interrupted: &CancellationToken) -> anyhow::Result<JobView> {
     let (observer, mut cancelled) = (api.observer(), false);
     observer.begin_job(id);
@@ -208,7 +208,7 @@ async fn watch(api: &Api, id: JobId, interrupted: &CancellationToken) -> anyhow:
                     cancelled = true;
                     match api.cancel(id).await {
                         Ok(true) => observer.notice("cancelling the export"),
-                        // The job is committing, and will complete.
+                        // The job is being committed, and will complete.
                         Ok(false) => {}
                         Err(error) => observer.notice(&format!("the export can't be cancelled: {}", chain(&error))),
                     }
@@ -224,7 +224,7 @@ async fn watch(api: &Api, id: JobId, interrupted: &CancellationToken) -> anyhow:
     }
 }
 
-/// Prints how the job ended, and fetches the file where `--output` is given.
+/// Prints the outcome of the job, and downloads its file if `--output` is given.
 async fn finish(
     api: &Api,
     id: JobId,
@@ -238,7 +238,7 @@ async fn finish(
     }
     if !job.has_status(Status::Completed) {
         if !export.json {
-            eprintln!("cdc-export: the export {}", why(job));
+            eprintln!("cdc-export: the export {}", failure_text(job));
         }
         return Ok(ExitCode::FAILURE);
     }
@@ -264,7 +264,7 @@ async fn finish(
         outln!("{}  {} rows", job.output_filename, job.rows_exported)?;
         eprintln!("cdc-export: a service with another output folder or bucket ran the export; {fetches}");
     } else if !export.json {
-        // A path of another machine says no more than the file's name.
+        // A path on another machine is useless here, so only the name of the file is printed.
         let shown: Vec<String> = match &paths {
             Some(paths) => paths.iter().map(|path| path.display().to_string()).collect(),
             None => job.files.iter().map(FileView::place).collect(),
@@ -276,15 +276,15 @@ async fn finish(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Why a job has no file, and what the caller can do.
-fn why(job: &JobView) -> String {
+/// Returns the reason why a job has no file, and a remedy.
+fn failure_text(job: &JobView) -> String {
     let Some(error) = job.error.as_ref().filter(|_| job.has_status(Status::Failed)) else {
         return format!("was {}", job.status);
     };
     let consumer = job.consumer_id.as_deref().unwrap_or_default();
     let next = match error.code.parse() {
         Ok(FailureCode::FullExportNeeded) => {
-            // The detail ends with what is needed, perhaps after something else.
+            // The detail ends with the remedy.
             format!(": `cdc-export export full --consumer {consumer} --dataset {}`", job.dataset)
         }
         _ => String::new(),

@@ -1,4 +1,4 @@
-//! `healthcheck`: whether the service on this machine is ready. A container's health check runs it.
+//! `healthcheck`: checks that the service on this machine is ready. The health check of a container runs it.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
@@ -10,10 +10,10 @@ use anyhow::{anyhow, ensure};
 use crate::command::start::{Logs, block_on, settings};
 use crate::tls;
 
-/// How long the service may take to answer.
+/// The time within which the service must answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Asks the service on HOST and PORT whether it is ready.
+/// Checks that the service on HOST and PORT is ready.
 pub(crate) fn run() -> anyhow::Result<ExitCode> {
     let config = settings(CatalogFile::Unread, Logs::Errors)?;
     let host = if config.http.host.is_unspecified() { IpAddr::from(Ipv4Addr::LOCALHOST) } else { config.http.host };
@@ -24,7 +24,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         anyhow!("{address} is not ready, or the service has another HOST and PORT: {why}")
     };
     block_on(async {
-        // No proxy knows a way to this machine.
+        // A proxy can't reach this machine.
         let client = tls::client(&url).no_proxy().timeout(ANSWER_TIMEOUT).build()?;
         let status = client.get(url).send().await.map_err(not_ready)?.status();
         ensure!(status.is_success(), "{address} is not ready: it answers {status}");

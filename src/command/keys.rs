@@ -1,4 +1,4 @@
-//! `keys`: makes, lists and revokes keys, for everybody who can reach the database.
+//! `keys`: creates, lists and revokes API keys. Requires access to the database, and no key.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -14,22 +14,22 @@ use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use crate::command::database_handle::{Makes, with_database};
+use crate::command::database_handle::{CreateMissing, with_database};
 use crate::command::start::{Logs, block_on, settings};
 use crate::command::words::words;
 
-/// What to do with keys.
+/// The actions on keys.
 #[derive(Subcommand)]
-pub(crate) enum Keys {
+pub(crate) enum KeysCommand {
     /// Create a key and print it; it is never shown again
     Create(CreateKey),
-    /// List all keys, revoked ones too
+    /// List all keys, also revoked ones
     List {
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Revoke a key for good; running services refuse it within 5 seconds
+    /// Revoke a key permanently; running services refuse it within 5 seconds
     Revoke {
         /// The prefix or the name of the key
         #[arg(value_name = "PREFIX|NAME")]
@@ -37,19 +37,19 @@ pub(crate) enum Keys {
     },
 }
 
-/// The key to make.
+/// The key to create.
 #[derive(Args)]
 pub(crate) struct CreateKey {
     /// A name for the key
     #[arg(long)]
     name: key::KeyName,
-    /// A consumer that the key is for; may be repeated [default: all consumers, and exports without one]
+    /// A consumer that the key may export for; may be repeated [default: all consumers, and exports without one]
     #[arg(long = "consumer", value_name = "ID")]
     consumers: Vec<ConsumerId>,
-    /// What the key allows; may be repeated; admin allows everything [default: export:read and export:write]
+    /// A scope of the key; may be repeated; admin allows everything [default: export:read and export:write]
     #[arg(long = "scope", value_parser = words::<Scope>(Scope::ALL.iter().map(|it| it.as_str())))]
     scopes: Vec<Scope>,
-    /// How long the key is valid, as 90d or 12h [default: until it is revoked]
+    /// The lifetime of the key, such as 90d or 12h [default: until it is revoked]
     #[arg(long, value_name = "TIME", value_parser = lifetime)]
     expires: Option<Duration>,
     /// Print JSON
@@ -63,27 +63,27 @@ fn lifetime(text: &str) -> Result<Duration, String> {
     time.ok_or_else(|| "not a time from 1s to 36500d, such as 90d or 12h".to_owned())
 }
 
-impl Keys {
-    /// Makes, lists or revokes keys.
+impl KeysCommand {
+    /// Creates, lists or revokes keys.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        // The first migration asks the catalog whether there shall be a `users`.
+        // The first migration reads from the catalog if the demo table `users` is needed.
         let (catalog, makes) = match self {
-            Keys::Create(_) => (CatalogFile::Read, Makes::Tables),
-            Keys::List { .. } | Keys::Revoke { .. } => (CatalogFile::Unread, Makes::Nothing),
+            KeysCommand::Create(_) => (CatalogFile::Read, CreateMissing::Tables),
+            KeysCommand::List { .. } | KeysCommand::Revoke { .. } => (CatalogFile::Unread, CreateMissing::Nothing),
         };
         let config = settings(catalog, Logs::Errors)?;
         block_on(with_database(&config, makes, async |database| {
             let store = Store::new(database.pool(1));
             match self {
-                Keys::Create(new) => create(&store, new).await,
-                Keys::List { json } => list(&store, json).await,
-                Keys::Revoke { key } => revoke(&store, &key).await,
+                KeysCommand::Create(new) => create(&store, new).await,
+                KeysCommand::List { json } => list(&store, json).await,
+                KeysCommand::Revoke { key } => revoke(&store, &key).await,
             }
         }))
     }
 }
 
-/// Makes a key and prints it. Nothing else ever shows a key.
+/// Creates a key and prints it. No other command can show the key.
 async fn create(store: &Store, new: CreateKey) -> anyhow::Result<()> {
     let CreateKey { name, consumers, mut scopes, expires: lifetime, json } = new;
     if scopes.is_empty() {
@@ -144,7 +144,7 @@ async fn revoke(store: &Store, key: &str) -> anyhow::Result<()> {
             outln!("{} ({}) is revoked.", key.grant.prefix, key.name)?;
             Ok(())
         }
-        None => bail!("there is no key `{}` that isn't revoked", selector.as_str()),
+        None => bail!("there is no key `{}`, or it is revoked already", selector.as_str()),
     }
 }
 

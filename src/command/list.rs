@@ -1,4 +1,4 @@
-//! `list`: exports, newest first, or those of a consumer that come after one.
+//! `list`: lists exports, newest first, or the exports of a consumer after a given one.
 
 use std::fmt::Write;
 use std::process::ExitCode;
@@ -9,12 +9,12 @@ use clap::Args;
 
 use crate::client::api::Api;
 use crate::client::job_view::JobView;
-use crate::command::server::Server;
+use crate::command::server::ServerOption;
 use crate::command::words::{job_id, words};
 
-/// Which exports to list.
+/// The filters of the list.
 #[derive(Args)]
-pub(crate) struct List {
+pub(crate) struct ListExports {
     /// List the exports of this consumer only
     #[arg(long, value_name = "ID")]
     consumer: Option<ConsumerId>,
@@ -27,8 +27,8 @@ pub(crate) struct List {
     /// List the exports of this type only
     #[arg(long = "type", value_parser = words::<ExportType>(ExportType::ALL.iter().map(|it| it.as_str())))]
     export_type: Option<ExportType>,
-    /// List what a loader has still to load after this export, oldest first. Needs --consumer and --dataset
-    #[arg(long, value_name = "JOB", value_parser = loaded, requires_all = ["consumer", "dataset"], conflicts_with_all = ["status", "export_type"])]
+    /// List the exports that remain to be loaded after this export, oldest first. Needs --consumer and --dataset
+    #[arg(long, value_name = "JOB", value_parser = last_loaded_id, requires_all = ["consumer", "dataset"], conflicts_with_all = ["status", "export_type"])]
     after: Option<JobId>,
     /// List at most this many
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=200))]
@@ -37,25 +37,25 @@ pub(crate) struct List {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    at: Server,
+    at: ServerOption,
 }
 
-/// Reads the id of the export that a loader loaded last.
-fn loaded(text: &str) -> Result<JobId, &'static str> {
+/// Parses the id of the last loaded export.
+fn last_loaded_id(text: &str) -> Result<JobId, &'static str> {
     match text {
         "none" => Err("not the id of an export: without --after every export is listed, newest first"),
         id => job_id(id),
     }
 }
 
-impl List {
+impl ListExports {
     /// Prints the exports.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         self.at.run(CatalogFile::Read, async |api| self.list(api).await)
     }
 
     async fn list(&self, api: &Api) -> anyhow::Result<()> {
-        // One more than is shown tells whether there are more.
+        // The API client returns one more export than the limit if there are more.
         let listed = match (self.after, &self.consumer, &self.dataset) {
             (Some(after), Some(consumer), Some(dataset)) => {
                 api.published_after(consumer, dataset, after, self.limit).await
@@ -71,7 +71,7 @@ impl List {
                 api.jobs(&filter, self.limit).await
             }
         };
-        // A dataset that the catalog had once may have exports still.
+        // A dataset that was removed from the catalog may still have exports.
         if let Some(dataset) = &self.dataset
             && !listed.as_ref().is_ok_and(|jobs| !jobs.is_empty())
         {
@@ -94,7 +94,7 @@ impl List {
 
 fn table(jobs: &[JobView]) -> String {
     let mut text = String::new();
-    // Writing to a text can't fail.
+    // Writing to a string can't fail.
     let _ = writeln!(
         text,
         "{:<37} {:<24} {:<16} {:<12} {:<11} {:>12}  FILE",

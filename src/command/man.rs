@@ -1,4 +1,4 @@
-//! `man`: the man pages of the commands, made of their help.
+//! `man`: writes man pages of the commands, generated from their help texts.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,15 +9,15 @@ use clap::{Args, CommandFactory};
 
 use crate::command::CommandLine;
 
-/// Where the man pages go.
+/// The folder of the man pages.
 #[derive(Args)]
 pub(crate) struct Man {
-    /// The folder; it is made if it isn't there
+    /// The folder; it is created if it is missing
     folder: PathBuf,
 }
 
 impl Man {
-    /// Writes a page for each command.
+    /// Writes one page for each command.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let in_folder = || self.folder.display().to_string();
         fs::create_dir_all(&self.folder).with_context(in_folder)?;

@@ -6,41 +6,43 @@ use std::path::{Path, PathBuf};
 
 use crate::client::download::{Output, folder_of};
 
-/// Checks that a file can be made there, before there is anything to write. Makes nothing.
+/// Checks that the destination can be written, before an export is made for it. Creates nothing.
 pub(super) fn check(output: &Output) -> Result<(), String> {
     let folder = match output {
         Output::Stdout => return Ok(()),
         Output::File(path) | Output::Folder(path) if path.as_os_str().is_empty() => {
             return Err("a file, a folder, or - is expected".to_owned());
         }
-        // A link that leads to nothing is there too.
+        // A dangling symbolic link exists too.
         Output::File(path) if path.symlink_metadata().is_ok() => {
             return Err(format!("{} is there already", path.display()));
         }
         Output::File(path) => folder_of(path),
         Output::Folder(path) => path,
     };
-    // A folder that is to be made needs a folder above it.
-    let there = match output {
+    // A missing folder is created in its nearest existing parent.
+    let existing = match output {
         Output::Folder(_) => {
             folder.ancestors().find(|above| above.symlink_metadata().is_ok()).unwrap_or(Path::new("."))
         }
         _ => folder,
     };
-    let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
-    if there.symlink_metadata().is_ok() && !there.is_dir() {
-        return Err(format!("{} is no folder, and one is expected there", there.display()));
+    let existing = if existing.as_os_str().is_empty() { Path::new(".") } else { existing };
+    if existing.symlink_metadata().is_ok() && !existing.is_dir() {
+        return Err(format!("{} is no folder, and a folder is expected", existing.display()));
     }
-    let probe = there.join(format!(".cdc-export-{}.part", std::process::id()));
-    File::create_new(&probe).and_then(|_| fs::remove_file(&probe)).map_err(|why| format!("{}: {why}", there.display()))
+    let probe = existing.join(format!(".cdc-export-{}.part", std::process::id()));
+    File::create_new(&probe)
+        .and_then(|_| fs::remove_file(&probe))
+        .map_err(|why| format!("{}: {why}", existing.display()))
 }
 
-/// Reads the argument. A name without an extension, with a slash at its end, or of an existing folder is a folder.
+/// Parses the argument. A name is a folder if it has no extension, ends with a slash, or names an existing folder.
 pub(super) fn output(text: &str) -> Result<Output, Infallible> {
     if text == "-" {
         return Ok(Output::Stdout);
     }
-    // A slash at the end would hide a file of that name.
+    // With the slash at its end, the path of an existing file would look missing.
     let path: PathBuf = Path::new(text).components().collect();
     let is_folder = path.is_dir() || text.ends_with('/') || path.extension().is_none() && !path.exists();
     Ok(if is_folder && !text.is_empty() { Output::Folder(path) } else { Output::File(path) })
@@ -51,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_with_an_extension_is_a_files() {
+    fn a_name_with_an_extension_is_a_file() {
         for (text, output) in [
             ("-", Output::Stdout),
             ("inbox", Output::Folder("inbox".into())),

@@ -1,4 +1,4 @@
-//! `plan`: what an export would read, without exporting anything.
+//! `plan`: shows the rows, the bytes and the query plan of an export, without running it.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -13,15 +13,15 @@ use clap::Args;
 use indicatif::{BinaryBytes, HumanCount};
 
 use crate::command::catalog::named_or_implied;
-use crate::command::database_handle::{Makes, with_database};
+use crate::command::database_handle::{CreateMissing, with_database};
 use crate::command::start::{Logs, block_on, settings};
 use crate::command::wiring::wire_service;
 use crate::command::words::words;
 
-/// How long locks and plan may take. No rows are read.
+/// The timeout of the locks and of `explain`. No rows are read.
 const PLAN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What to plan.
+/// The export to plan.
 #[derive(Args)]
 pub(crate) struct Plan {
     /// The type of the export
@@ -36,31 +36,31 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Takes the snapshot that the export would take, and asks Postgres how it would read it.
+    /// Opens the snapshot of the export, and prints how Postgres would read it.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let config = settings(CatalogFile::Read, Logs::Errors)?;
-        block_on(with_database(&config, Makes::Nothing, async |database| plan(&config, database, &self).await))
+        block_on(with_database(&config, CreateMissing::Nothing, async |database| plan(&config, database, &self).await))
     }
 }
 
-async fn plan(config: &Config, database: &Database, what: &Plan) -> anyhow::Result<()> {
-    let dataset = named_or_implied(config, what.dataset.as_deref())?;
+async fn plan(config: &Config, database: &Database, arguments: &Plan) -> anyhow::Result<()> {
+    let dataset = named_or_implied(config, arguments.dataset.as_deref())?;
     let service = wire_service(config, database)?;
     let Description { rows, bytes, .. } = service.describe(dataset).await?;
     match rows {
         Some(rows) => outln!("{} has about {} rows in {}.", dataset.table, HumanCount(rows), BinaryBytes(bytes))?,
         None => outln!("Nobody has counted the rows of {} yet: ANALYZE does.", dataset.table)?,
     }
-    if what.export_type != ExportType::Full {
-        let waiting = match service.lag(&what.consumer, dataset).await?.rows_waiting {
+    if arguments.export_type != ExportType::Full {
+        let waiting = match service.lag(&arguments.consumer, dataset).await?.rows_waiting {
             Waiting::Exactly(rows) => HumanCount(rows).to_string(),
             Waiting::AtLeast(rows) => format!("at least {}", HumanCount(rows)),
             Waiting::Unknown => "an unknown number of".to_owned(),
         };
-        outln!("For {} {waiting} changed rows are waiting.", what.consumer)?;
+        outln!("For {} {waiting} changed rows are waiting.", arguments.consumer)?;
     }
-    let marker = service.marker(&what.consumer, dataset).await?;
-    let (consumer, export_type) = (Some(&what.consumer), what.export_type);
+    let marker = service.marker(&arguments.consumer, dataset).await?;
+    let (consumer, export_type) = (Some(&arguments.consumer), arguments.export_type);
     let purpose = Purpose { consumer, export_type, job: None, marker: marker.as_ref() };
     let source = Source::new(database.options().clone(), database.pool(1), 1);
     let connections = source.connections(PLAN_TIMEOUT).await?;
@@ -72,7 +72,7 @@ async fn plan(config: &Config, database: &Database, what: &Plan) -> anyhow::Resu
         Err(error) => return Err(error.into()),
     };
     let (_, rows) = snapshot.split();
-    for plan in rows.explain(what.export_type, config.worker.cell_max).await? {
+    for plan in rows.explain(arguments.export_type, config.worker.cell_max).await? {
         outln!("\n{}", plan.join("\n"))?;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! `pull`: fetches a consumer's exports into a folder, one after the other, and submits new ones.
+//! `pull`: downloads the exports of a consumer into a folder, one after the other, and submits new ones.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,7 +13,7 @@ use tokio::task::spawn_blocking;
 
 use crate::client::api::Api;
 use crate::client::lane_reader::LaneReader;
-use crate::client::pull_folder::{PullFolder, dataset_of};
+use crate::client::pull_folder::{PullFolder, read_dataset};
 use crate::client::remote::ServiceAddress;
 use crate::command::BadUsage;
 use crate::command::rounds::{repeat, until_signal};
@@ -22,35 +22,36 @@ use crate::command::start::block_on;
 use crate::command::terminal::Terminal;
 use crate::command::words::{pause, words};
 
-/// Whose exports, from where, and where to.
+/// The consumer, the service and the folder.
 #[derive(Args)]
 pub(crate) struct Pull {
-    /// Whose exports
+    /// The consumer whose exports to download
     #[arg(long)]
     consumer: ConsumerId,
-    /// Of which dataset [default: users, or the only one there is]
+    /// The dataset whose exports to download [default: users, or the only one there is]
     #[arg(long)]
     dataset: Option<String>,
-    /// The address of the service, which is shown the key in CDC_EXPORT_KEY if it wants one
+    /// The address of the service. The key in CDC_EXPORT_KEY is sent to it
     #[arg(long, value_name = "URL", value_parser = AddressParser)]
     server: ServiceAddress,
-    /// The folder for the files, made if need be. It remembers in a hidden file which export came last: files may be
-    /// moved away
+    /// The folder for the files, which is created if it is missing. A hidden file in it records the last export, so the
+    /// other files may be moved away
     #[arg(long, value_name = "FOLDER")]
     into: PathBuf,
-    /// What to ask for once all is there. Where only a full export goes on, one is asked for
+    /// The type of export to submit once all are downloaded. Unless it is `none`, a full export is submitted if only a
+    /// full export can follow
     #[arg(long, value_name = "TYPE", default_value = "none", value_parser = request())]
     request: RequestedType,
-    /// Go on until SIGTERM, with this pause in between, such as 5m
+    /// Repeat until SIGTERM, with this pause between rounds, such as 5m
     #[arg(long, value_name = "TIME", value_parser = pause)]
     every: Option<Duration>,
-    /// The format of the exports that are asked for
+    /// The format of the submitted exports
     #[arg(long, default_value = "csv", value_parser = words::<Format>(Format::ALL.iter().map(|it| it.as_str())))]
     format: Format,
-    /// The compression of the exports that are asked for
+    /// The compression of the submitted exports
     #[arg(long, default_value = "none", value_parser = words::<Compression>(Compression::ALL.iter().map(|it| it.as_str())))]
     compression: Compression,
-    /// Tell the service of each export that is in the folder: it keeps those that are not
+    /// Acknowledge each downloaded export to the service. Retention keeps exports that are not acknowledged
     #[arg(long)]
     ack: bool,
 }
@@ -66,7 +67,7 @@ fn request() -> impl TypedValueParser<Value = RequestedType> {
 }
 
 impl Pull {
-    /// Fetches what is there, prints where, and asks for more.
+    /// Downloads the exports that are available, prints their paths, and submits more.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let api = remote_api(&self.server)?;
         block_on(until_signal(self.every, self.pull(&api)))
@@ -78,8 +79,8 @@ impl Pull {
         let encoding = Encoding::new(format, compression).map_err(|why| BadUsage(why.to_string()))?;
         let dataset = match dataset {
             Some(named) => named,
-            None => match dataset_of(&into)? {
-                Some(known) => known,
+            None => match read_dataset(&into)? {
+                Some(recorded) => recorded,
                 None => api.implied_dataset().await?,
             },
         };

@@ -1,4 +1,4 @@
-//! `retry`: asks again for an export that failed or was cancelled.
+//! `retry`: submits a failed or cancelled export again.
 
 use std::process::ExitCode;
 
@@ -7,10 +7,10 @@ use crate::job::JobId;
 use clap::Args;
 use serde_json::json;
 
-use crate::command::server::Server;
+use crate::command::server::ServerOption;
 use crate::command::words::job_id;
 
-/// Which export to ask for again.
+/// The export to submit again.
 #[derive(Args)]
 pub(crate) struct Retry {
     /// The id of the export that failed or was cancelled
@@ -20,11 +20,11 @@ pub(crate) struct Retry {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    at: Server,
+    at: ServerOption,
 }
 
 impl Retry {
-    /// Submits an export like the one before, and prints the new one's id.
+    /// Submits an export with the same request, and prints the id of the new export.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let id = self.job;
         self.at.run(CatalogFile::Read, async |api| {
@@ -32,8 +32,8 @@ impl Retry {
             if self.json {
                 return outln!("{}", json!({ "jobId": new.to_string(), "retryOf": id.to_string() }));
             }
-            outln!("{new} does again what {id} was asked for.")?;
-            eprintln!("A running service or worker takes it; `cdc-export status{}` shows it.", api.server_option());
+            outln!("{new} repeats the export {id}.")?;
+            eprintln!("A running service or worker claims it; `cdc-export status{}` shows it.", api.server_option());
             Ok(())
         })
     }

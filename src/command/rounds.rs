@@ -7,10 +7,10 @@ use anyhow::bail;
 use tokio::time::sleep;
 
 use crate::command::signals::stop_on_signal;
-use crate::command::terminal::tell;
+use crate::command::terminal::print_notice;
 use crate::telemetry::chain;
 
-/// Works until the end or a signal. If the work is repeated, a signal is its regular end.
+/// Runs `work` until it ends or a signal stops it. With `every`, a signal is the normal end.
 pub(super) async fn until_signal(
     every: Option<Duration>,
     work: impl Future<Output = anyhow::Result<()>>,
@@ -19,13 +19,13 @@ pub(super) async fn until_signal(
     tokio::select! {
         done = work => done?,
         () = stopped.cancelled() => if every.is_none() {
-            bail!("interrupted: the next call goes on from here")
+            bail!("interrupted: run the command again to continue from here")
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs one round. With `every`, repeats it after this pause, and prints the error of a failed round.
+/// Runs one round. With `every`, repeats the round after each pause, and prints the error of a failed round.
 pub(super) async fn repeat(
     every: Option<Duration>,
     mut round: impl AsyncFnMut() -> anyhow::Result<()>,
@@ -34,7 +34,7 @@ pub(super) async fn repeat(
         let done = round().await;
         let Some(every) = every else { return done };
         if let Err(error) = done {
-            tell(&chain(error.as_ref()));
+            print_notice(&chain(error.as_ref()));
         }
         sleep(every).await;
     }

@@ -1,4 +1,4 @@
-//! `schedules`: the exports that the service asks for by itself, with their times.
+//! `schedules`: lists the schedules, by which the service submits exports.
 
 use std::process::ExitCode;
 
@@ -8,29 +8,29 @@ use serde_json::Value;
 
 use crate::client::api::Api;
 use crate::client::job_view::cell;
-use crate::command::server::Server;
+use crate::command::server::ServerOption;
 
-/// What to do with schedules.
+/// The actions on schedules.
 #[derive(Subcommand)]
-pub(crate) enum Schedules {
+pub(crate) enum SchedulesCommand {
     /// List the schedules of the dataset file, with their last and next times
     List(ListSchedules),
 }
 
-/// How to list them.
+/// The format of the list.
 #[derive(Args)]
 pub(crate) struct ListSchedules {
     /// Print each schedule as JSON, one on a line
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    at: Server,
+    at: ServerOption,
 }
 
-impl Schedules {
+impl SchedulesCommand {
     /// Prints the schedules.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let Schedules::List(list) = self;
+        let SchedulesCommand::List(list) = self;
         list.at.run(CatalogFile::Read, async |api| list.list(api).await)
     }
 }
@@ -61,7 +61,7 @@ fn line(schedule: &Value) -> String {
         "-" => format!("{} {}", cell("/cron"), cell("/timezone")),
         every => format!("every {every}"),
     };
-    // The time without its microseconds.
+    // Cuts off the microseconds of a time.
     let second = |name| cell(name).split_once('.').map_or_else(|| cell(name), |(second, _)| format!("{second}Z"));
     let remark = match (schedule["refused"].is_null(), schedule["skipped"].as_u64()) {
         (false, _) => format!("  (refused since {}: {})", second("/refusedSince"), cell("/refused")),

@@ -1,4 +1,4 @@
-//! `seed`: adds users to the demo's table.
+//! `seed`: adds users to the demo table.
 
 use std::process::ExitCode;
 
@@ -6,11 +6,11 @@ use crate::config::CatalogFile;
 use crate::demo;
 use clap::Args;
 
-use crate::command::database_handle::{Makes, with_database};
+use crate::command::database_handle::{CreateMissing, with_database};
 use crate::command::start::{Logs, block_on, settings};
-use crate::command::terminal::bar_of_rows;
+use crate::command::terminal::row_progress_bar;
 
-/// How many users to add.
+/// The number of users.
 #[derive(Args)]
 pub(crate) struct Seed {
     /// Add users until the table has this many
@@ -19,11 +19,11 @@ pub(crate) struct Seed {
 }
 
 impl Seed {
-    /// Adds users to the demo table until it has as many.
+    /// Adds users to the demo table until it has `rows` users.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let config = settings(CatalogFile::Unread, Logs::Errors)?;
-        block_on(with_database(&config, Makes::Server, async |database| {
-            let bar = bar_of_rows(self.rows);
+        block_on(with_database(&config, CreateMissing::Server, async |database| {
+            let bar = row_progress_bar(self.rows);
             let inserted = demo::top_up(&database.pool(1), self.rows, |inserted| bar.set_position(inserted)).await?;
             bar.finish_and_clear();
             match inserted {

@@ -1,4 +1,4 @@
-//! `serve` and `worker`: the commands that run until a signal stops them.
+//! `serve` and `worker`: run the service or its workers until a signal.
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,26 +20,26 @@ use rustix::process::{Resource, Rlimit};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::command::catalog::{captured_without_dataset, refuse_faults};
+use crate::command::catalog::{refuse_faults, untrack_hint};
 use crate::command::database_handle::{DatabaseHandle, join_or_start, prepare};
-use crate::command::drain::drained;
+use crate::command::drain::drain_then_shutdown;
 use crate::command::signals::stop_on_signal;
 use crate::command::start::{Logs, block_on, settings};
-use crate::command::wiring::{PreparedOutput, Wired, connections_of_api, connections_of_exports, take_requests, wire};
+use crate::command::wiring::{PreparedOutput, Wired, api_connections, export_connections, take_requests, wire};
 
-/// Connections of a watched worker: one pings Postgres, one reads the gauges.
-const CONNECTIONS_OF_A_WATCH: u32 = 2;
+/// The connections of a worker that serves metrics: one pings Postgres, one reads the gauges.
+const WORKER_METRICS_CONNECTIONS: u32 = 2;
 
-/// How to serve.
+/// The options of `serve`.
 #[derive(Args, Default)]
 pub(crate) struct Serve {
-    /// Serve the API alone; `cdc-export worker`, in other processes, runs the exports
+    /// Serve the API only; `cdc-export worker`, in other processes, runs the exports
     #[arg(long)]
     no_workers: bool,
 }
 
 impl Serve {
-    /// Serves the API, and runs the exports unless others do.
+    /// Serves the API. Runs the exports too, unless `--no-workers` is given.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let config = settings(CatalogFile::Read, Logs::AsSet)?;
         refuse_missing(&config, &config.missing_for_api())?;
@@ -50,22 +50,22 @@ impl Serve {
     }
 }
 
-/// The part of the service that a process is.
+/// The part of the service that a process runs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Role {
     /// The API and the exports.
     Service,
-    /// The API alone.
+    /// The API only.
     Api,
-    /// The exports alone. METRICS_PORT serves the metrics of this process, which no other process counts.
+    /// The exports only. METRICS_PORT serves the metrics of this process, which other processes don't count.
     Worker,
 }
 
 async fn run(config: Config, role: Role) -> anyhow::Result<ExitCode> {
-    let limits = allow_descriptors();
-    // Before anything is started: a signal that comes meanwhile must stop it properly.
+    let limits = raise_descriptor_limit();
+    // The handler is installed first, so that a signal during the start stops the process properly.
     let shutdown = stop_on_signal()?;
-    // The port comes first: where another service has it, this one doesn't get as far as the database.
+    // The port is opened first, so that a second service on the same port fails before it changes the database.
     let listener = match (role, config.metrics_port) {
         (Role::Service | Role::Api, _) => Some(listen(&config.http, "PORT").await?),
         (Role::Worker, Some(port)) => {
@@ -95,10 +95,10 @@ async fn run_on(
         let folder = PreparedOutput::prepare(config).await?;
         prepare(config, database).await?;
         check_tables(config, database).await?;
-        let exports = if workers == 0 { 0 } else { connections_of_exports(config, workers) };
+        let exports = if workers == 0 { 0 } else { export_connections(config, workers) };
         let calls = match (role, &listener) {
-            (Role::Service | Role::Api, _) => connections_of_api(config),
-            (Role::Worker, Some(_)) => CONNECTIONS_OF_A_WATCH,
+            (Role::Service | Role::Api, _) => api_connections(config),
+            (Role::Worker, Some(_)) => WORKER_METRICS_CONNECTIONS,
             (Role::Worker, None) => 0,
         };
         let needed = postgres::require_connections(database, exports + calls).await;
@@ -112,15 +112,15 @@ async fn run_on(
     // The migration and the seeding may wait for another replica.
     let (access, folder) =
         tokio::select! { prepared = prepared => prepared?, () = shutdown.cancelled() => return Ok(()) };
-    // A process that runs no exports has nothing to wait for.
-    let stops = drained(&shutdown, if workers == 0 { Duration::ZERO } else { config.drain });
+    // A process that runs no exports doesn't wait for any.
+    let stops = drain_then_shutdown(&shutdown, if workers == 0 { Duration::ZERO } else { config.drain });
     let Stops { drain, shutdown } = stops.clone();
     let Wired { exports, service } = wire(config, database, folder, workers, &stops);
     let intake = (role != Role::Worker).then(|| take_requests(config, service.clone(), &drain));
     if workers > 0 {
         exports.announce().await;
-        tell_retention(config);
-        // Whoever checks manifests needs the public half.
+        log_retention(config);
+        // Verification of manifests requires the public key.
         if let Some(key) = &config.worker.publisher.key {
             tracing::info!(event = "manifests_signed", publicKey = key.public_key());
         }
@@ -141,13 +141,14 @@ async fn run_on(
             exports.run(stops).await;
         }
     };
-    // They end together: an API without workers would accept jobs that nobody runs.
+    // The API and the workers end together. An API without workers would accept jobs that no process runs.
     tokio::join!(served, OptionFuture::from(intake), exported);
     tracing::info!(event = "stopped");
     Ok(())
 }
 
-/// Refuses to start if secrets of receivers are missing: no event would be delivered, or no request taken.
+/// Refuses to start if secrets of receivers are missing. Without them, events can't be delivered and requests can't be
+/// received.
 fn refuse_missing(config: &Config, missing: &[String]) -> Result<(), config::Error> {
     match &config.catalog_file {
         Some(file) if !missing.is_empty() => Err(config::Error::no_secrets(file, missing)),
@@ -155,10 +156,10 @@ fn refuse_missing(config: &Config, missing: &[String]) -> Result<(), config::Err
     }
 }
 
-/// Refuses a datasets file that doesn't fit its tables, and warns of the demo's catalog if its table is missing: every
-/// export would fail. Warns of tables that can't be read, of subscriptions that may stall, and of tables whose changes
-/// aren't captured: the rows that change before `track` are in no delta, so a full export from before it would need
-/// another one.
+/// Refuses a dataset file that doesn't fit its tables. Only warns if the demo's catalog doesn't fit.
+///
+/// Also warns of tables that can't be read, of subscriptions that may stall, and of tables whose changes aren't
+/// captured. Rows that change before `track` are in no delta: after `track`, each consumer needs a full export.
 async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()> {
     let found = catalog_check::check(&database.pool(1), &config.catalog).await?;
     let Findings { faults, untracked, broken, unreadable, stalling, without_dataset, .. } = found;
@@ -181,7 +182,7 @@ async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()
         );
     }
     for table in without_dataset {
-        tracing::warn!(event = "captured_without_dataset", %table, "{}", captured_without_dataset(&table));
+        tracing::warn!(event = "captured_without_dataset", %table, "{}", untrack_hint(&table));
     }
     for Fault { dataset, why, .. } in unreadable {
         tracing::warn!(event = "not_readable", dataset, "its exports will fail: {why}");
@@ -192,9 +193,9 @@ async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()
     Ok(())
 }
 
-/// Tells how RETAIN_FILES and RETAIN_JOBS were understood, where they are set: `30` is a count and `30d` an age; and
-/// what they spare.
-fn tell_retention(config: &Config) {
+/// Logs how the service interprets RETAIN_FILES, RETAIN_JOBS and RETAIN_UNACKED. For example, `30` is a count and `30d`
+/// is an age.
+fn log_retention(config: &Config) {
     let settings = &config.maintenance;
     for (setting, retention) in [("RETAIN_FILES", settings.retain_files), ("RETAIN_JOBS", settings.retain_jobs)] {
         let count = retention.count.map(|count| format!("the {count} newest of each consumer"));
@@ -216,7 +217,7 @@ fn tell_retention(config: &Config) {
     }
 }
 
-/// Listens on HOST and the port that this setting names.
+/// Listens on HOST and `settings.port`. Errors name the setting of the port, `name`.
 async fn listen(settings: &http::Settings, name: &'static str) -> anyhow::Result<TcpListener> {
     let error = match http::listen(settings).await {
         Ok(listener) => return Ok(listener),
@@ -232,11 +233,11 @@ async fn listen(settings: &http::Settings, name: &'static str) -> anyhow::Result
     })
 }
 
-/// Decides who may call. Where AUTH is unset and HOST is open to other machines, callers need a key, and the start
-/// fails until a key exists.
+/// Decides which callers have access. If AUTH is unset and HOST is not a loopback address, callers need a key. The
+/// start fails until a key exists.
 async fn access(config: &Config, database: &Database) -> anyhow::Result<Access> {
     match access_by_keys(config, database).await {
-        // Whoever may not read the keys lacks other rights too, and is told of all of them by this.
+        // A role without the right to read the keys lacks other rights too. `prepare` names all of them.
         Err(error) if !error.is::<config::Error>() => {
             prepare(config, database).await?;
             Err(error)
@@ -251,21 +252,24 @@ async fn access_by_keys(config: &Config, database: &Database) -> anyhow::Result<
         Some(access @ (Access::LocalCallers | Access::Everybody)) => Ok(access),
         None if !has_keys().await? => Err(config::Error::no_keys(config.http.host).into()),
         Some(Access::Keys) if !has_keys().await? => {
-            tracing::warn!(event = "no_keys", "nobody can call yet: `cdc-export keys create --name NAME` makes a key");
+            tracing::warn!(
+                event = "no_keys",
+                "there are no keys, so every call is refused: `cdc-export keys create --name NAME` creates one"
+            );
             Ok(Access::Keys)
         }
         None | Some(Access::Keys) => Ok(Access::Keys),
     }
 }
 
-/// Raises the limit of open descriptors to the hard one, since a shell's soft limit is less than the API's connections
-/// need. Returns how many connections there can be then.
-fn allow_descriptors() -> ConnectionLimits {
+/// Raises the soft limit of open file descriptors to the hard limit, because the default of a shell is too low for the
+/// API. Returns the resulting limits of connections.
+fn raise_descriptor_limit() -> ConnectionLimits {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let raised = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
-    // `None` means that there is no limit.
-    let most = if raised.is_ok() { limit.maximum } else { limit.current };
-    ConnectionLimits::for_descriptors(most.unwrap_or(u64::MAX))
+    // `None` means unlimited.
+    let descriptor_limit = if raised.is_ok() { limit.maximum } else { limit.current };
+    ConnectionLimits::for_descriptors(descriptor_limit.unwrap_or(u64::MAX))
 }
 
 /// Runs the exports, without an API.
@@ -275,7 +279,7 @@ pub(crate) fn run_worker() -> anyhow::Result<ExitCode> {
     block_on(run(config, Role::Worker))
 }
 
-/// The database, not yet migrated; `None` after a signal.
+/// Opens the database without a migration. Returns `None` if a signal stops the start.
 async fn database_handle(config: &Config, shutdown: &CancellationToken) -> anyhow::Result<Option<DatabaseHandle>> {
     if let Some(database) = &config.database {
         return Ok(Some(database.clone().into()));

@@ -1,4 +1,4 @@
-//! The service that a command calls: a remote one, or one in this process on the database.
+//! The API that a command calls: that of a remote service, or that of a service inside this process.
 
 use std::ffi::OsStr;
 use std::process::ExitCode;
@@ -8,28 +8,28 @@ use clap::Args;
 use clap::builder::TypedValueParser;
 use clap::error::ErrorKind;
 
-use crate::client::api::{Api, Transport};
+use crate::client::api::{Api, ApiTransport};
 use crate::client::observer::Observer;
-use crate::client::remote::{NO_ADDRESS, RemoteService, ServiceAddress};
-use crate::command::database_handle::{DatabaseHandle, Makes, OtherWays};
+use crate::client::remote::{INVALID_ADDRESS, RemoteService, ServiceAddress};
+use crate::command::database_handle::{Alternatives, CreateMissing, DatabaseHandle};
 use crate::command::start::{Logs, block_on, settings};
-use crate::command::terminal::{Terminal, tell};
+use crate::command::terminal::{Terminal, print_notice};
 use crate::command::wiring::wire_service;
 use crate::config::{CatalogFile, Environment};
 use crate::http::in_process::InProcess;
 use crate::service::Service;
 
-/// The service.
+/// The option `--server`.
 #[derive(Args)]
-pub(super) struct Server {
-    /// Ask the service at this address, with the key in CDC_EXPORT_KEY if it wants one [default: use the database of
+pub(super) struct ServerOption {
+    /// Use the service at this address. The key in CDC_EXPORT_KEY is sent to it [default: use the database of
     /// DATABASE_URL]
     #[arg(long, value_name = "URL", value_parser = AddressParser)]
     server: Option<ServiceAddress>,
 }
 
-/// Reads an [`ServiceAddress`] argument. Unlike clap's own parsers it doesn't quote a refused text, which may have a
-/// password.
+/// Parses a [`ServiceAddress`]. Unlike clap's own parsers, it doesn't quote a refused text, because the text may
+/// contain a password.
 #[derive(Clone)]
 pub(super) struct AddressParser;
 
@@ -44,17 +44,17 @@ impl TypedValueParser for AddressParser {
     ) -> Result<ServiceAddress, clap::Error> {
         let name = arg.and_then(clap::Arg::get_long).unwrap_or_default();
         let refusal = |why| clap::Error::raw(ErrorKind::ValueValidation, format!("--{name}: {why}\n")).with_cmd(cmd);
-        value.to_str().ok_or(NO_ADDRESS).and_then(str::parse).map_err(refusal)
+        value.to_str().ok_or(INVALID_ADDRESS).and_then(str::parse).map_err(refusal)
     }
 }
 
-impl Server {
-    /// Returns the API of the remote service. Returns `None` if the command uses the database.
+impl ServerOption {
+    /// Returns the API of the remote service. Returns `None` if `--server` is not given.
     pub(super) fn remote_api(&self) -> anyhow::Result<Option<Api>> {
         self.server.as_ref().map(remote_api).transpose()
     }
 
-    /// Runs a command at the remote service, or at one that is wired over the database.
+    /// Runs a command with the API of the remote service, or of a service inside this process.
     pub(super) fn run(
         &self,
         catalog: CatalogFile,
@@ -65,7 +65,7 @@ impl Server {
         }
         let config = settings(catalog, Logs::Errors)?;
         block_on(async {
-            let handle = DatabaseHandle::open(&config, Makes::Nothing, OtherWays::DataDirOrServer).await?;
+            let handle = DatabaseHandle::open(&config, CreateMissing::Nothing, Alternatives::DataDirOrServer).await?;
             let service = wire_service(&config, &handle.database)?;
             let done = command(&local_api(service)).await;
             handle.close().await;
@@ -74,7 +74,7 @@ impl Server {
     }
 }
 
-/// Arms the failpoints for a command that reads no other settings.
+/// Arms the failpoints of a command that reads no other settings.
 pub(super) fn arm(environment: &Environment) -> anyhow::Result<()> {
     #[cfg(debug_assertions)]
     if let Some(list) = environment.failpoints() {
@@ -84,20 +84,20 @@ pub(super) fn arm(environment: &Environment) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns the API of a service in this process.
+/// Returns the API of a service inside this process.
 pub(super) fn local_api(service: Service) -> Api {
-    Api::new(Transport::InProcess(InProcess::new(service)), Terminal::shared())
+    Api::new(ApiTransport::InProcess(InProcess::new(service)), Terminal::shared())
 }
 
-/// Returns the API of the service at this address. Warns if others on the network could read the key.
+/// Returns the API of the service at this address. Warns if the key is sent unencrypted over a network.
 pub(super) fn remote_api(address: &ServiceAddress) -> anyhow::Result<Api> {
     let environment = Environment::read()?;
     environment.misspelt().iter().for_each(|misspelt| eprintln!("cdc-export: {misspelt}"));
     arm(&environment)?;
     let (key, terminal) = (environment.key()?, Terminal::shared());
-    if key.is_some() && address.is_readable_on_the_way() {
-        tell(&format!("warning: the key goes to {address} as it is, for everybody on the way to read: use https://"));
+    if key.is_some() && address.is_unencrypted_remote() {
+        print_notice(&format!("warning: the key is sent to {address} unencrypted: use https://"));
     }
     let service = RemoteService::new(address.clone(), key, Arc::clone(&terminal) as Arc<dyn Observer>)?;
-    Ok(Api::new(Transport::Http(service), terminal))
+    Ok(Api::new(ApiTransport::Http(service), terminal))
 }

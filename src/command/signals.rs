@@ -1,11 +1,11 @@
-//! The signals that end a command.
+//! The signals that stop a command.
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// A token that SIGTERM or Ctrl-C cancels; a second signal ends the process at once.
+/// Returns a token that SIGTERM or Ctrl-C cancels. A second signal ends the process at once.
 pub(super) fn stop_on_signal() -> anyhow::Result<CancellationToken> {
-    // With a handler, even an idle one, a write past `ulimit -f` fails instead of ending the process.
+    // With this handler, a write beyond `ulimit -f` returns an error instead of ending the process.
     let mut file_too_large = signal(SignalKind::from_raw(nix::libc::SIGXFSZ))?;
     tokio::spawn(async move { while file_too_large.recv().await.is_some() {} });
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -17,10 +17,10 @@ pub(super) fn stop_on_signal() -> anyhow::Result<CancellationToken> {
         tracing::info!(event = "stopping");
         stop.cancel();
         next().await;
-        tracing::warn!(event = "stopped_at_once", "a second signal came");
+        tracing::warn!(event = "stopped_at_once", "received a second signal: exiting without cleanup");
         #[expect(
             clippy::disallowed_methods,
-            reason = "who signals twice wants no destructors; Postgres follows by its death signal"
+            reason = "a second signal requests an exit without destructors; the private Postgres gets its parent-death signal"
         )]
         std::process::exit(1);
     });

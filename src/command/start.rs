@@ -1,4 +1,4 @@
-//! How a command begins: its settings, its log, and the runtime it runs on.
+//! The start of a command: its settings, its log, and its async runtime.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -8,25 +8,25 @@ use crate::telemetry::{self, spans};
 use anyhow::Context;
 use tracing::level_filters::LevelFilter;
 
-/// How much a command logs.
+/// The log level of a command.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Logs {
-    /// As LOG_LEVEL says.
+    /// The level in LOG_LEVEL.
     AsSet,
-    /// Errors alone: the command prints by itself what it does.
+    /// Errors only, because the command prints its own output.
     Errors,
 }
 
-/// Reads all settings, and begins to log.
+/// Reads all settings, and starts the log.
 ///
-/// The process may restart itself here, to trust the authorities of `sslrootcert` alone: nothing may be started before
-/// this call.
+/// This call may restart the process, to trust only the authorities of `sslrootcert`. So nothing may be started before
+/// it.
 pub(super) fn settings(catalog: CatalogFile, logs: Logs) -> anyhow::Result<Config> {
     let environment = Environment::read()?;
     let misspelt = environment.misspelt();
     let config = environment.config(catalog)?;
     if let Some(file) = &config.authorities {
-        config::trust_alone(file).context("can't restart with the authorities of sslrootcert alone")?;
+        config::trust_only(file).context("can't restart with the authorities of sslrootcert alone")?;
     }
     let least = match logs {
         Logs::AsSet => LevelFilter::TRACE,
@@ -50,11 +50,11 @@ pub(super) fn settings(catalog: CatalogFile, logs: Logs) -> anyhow::Result<Confi
     Ok(config)
 }
 
-/// Runs a command to its end.
+/// Runs a command until it ends.
 pub(super) fn block_on(task: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let done = runtime.block_on(task);
-    // A thread that hangs on a dead disk or network must not keep the process from ending.
+    // A thread that hangs on a failed disk or network must not keep the process from ending.
     runtime.shutdown_timeout(Duration::from_secs(3));
     spans::end();
     done

@@ -1,4 +1,4 @@
-//! `status`: the consumers' positions, and the jobs that are open.
+//! `status`: prints the positions of the consumers, and the open jobs.
 
 use std::fmt::Write;
 use std::io::IsTerminal;
@@ -12,48 +12,48 @@ use serde_json::Value;
 
 use crate::client::api::{Api, PAGE_ITEMS};
 use crate::client::job_view::{JobView, cell};
-use crate::command::server::Server;
+use crate::command::server::ServerOption;
 use crate::command::signals::stop_on_signal;
 
-/// The time between two looks of `--watch`.
+/// The interval of `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What to show.
+/// The format of the status.
 #[derive(Args)]
 pub(crate) struct Status {
-    /// Print it again every 2 seconds, until Ctrl-C
+    /// Print the status again every 2 seconds, until Ctrl-C
     #[arg(long)]
     watch: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    at: Server,
+    at: ServerOption,
 }
 
 impl Status {
-    /// Prints the consumers and the open jobs; with `--watch`, again and again until Ctrl-C.
+    /// Prints the consumers and the open jobs. With `--watch`, repeats that until Ctrl-C.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         self.at.run(CatalogFile::Read, async |api| status(api, &self).await)
     }
 }
 
-async fn status(api: &Api, what: &Status) -> anyhow::Result<()> {
-    if !what.watch {
-        return show(&api.status().await?, what.json, false);
+async fn status(api: &Api, arguments: &Status) -> anyhow::Result<()> {
+    if !arguments.watch {
+        return show(&api.status().await?, arguments.json, false);
     }
     let interrupted = stop_on_signal()?;
-    let clear = std::io::stdout().is_terminal() && !what.json;
-    let mut seen = false;
+    let clear = std::io::stdout().is_terminal() && !arguments.json;
+    let mut has_shown = false;
     loop {
         let status = tokio::select! { status = api.status() => status, () = interrupted.cancelled() => return Ok(()) };
         match status {
             Ok(status) => {
-                show(&status, what.json, clear)?;
-                seen = true;
+                show(&status, arguments.json, clear)?;
+                has_shown = true;
             }
-            // A watch goes on while the database or the service restarts.
-            Err(error) if seen => eprintln!("cdc-export: {}", chain(&error)),
+            // `--watch` continues while the database or the service restarts.
+            Err(error) if has_shown => eprintln!("cdc-export: {}", chain(&error)),
             Err(error) => return Err(error.into()),
         }
         tokio::select! { () = tokio::time::sleep(WATCH_INTERVAL) => {}, () = interrupted.cancelled() => return Ok(()) }

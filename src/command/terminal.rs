@@ -1,4 +1,4 @@
-//! The terminal: results on standard output, notices and progress bars on standard error.
+//! Terminal output: results on standard output, notices and progress bars on standard error.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,15 +12,15 @@ use crate::client::observer::Observer;
 use crate::command::plain::plain;
 use crate::job::JobId;
 
-/// The time between two lines of progress if standard error is not a terminal.
+/// The interval of progress lines if standard error is not a terminal.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Shows a client's work.
+/// Prints the results, notices and progress of a client.
 #[derive(Default)]
-pub(super) struct Terminal(Mutex<Option<Progress>>);
+pub(super) struct Terminal(Mutex<Option<ProgressDisplay>>);
 
-/// The progress that is shown now.
-struct Progress {
+/// The progress that is currently displayed.
+struct ProgressDisplay {
     /// Draws nothing if standard error is not a terminal.
     bar: ProgressBar,
     printed_at: Instant,
@@ -31,7 +31,7 @@ impl Terminal {
         Arc::default()
     }
 
-    /// Prints while no bar is drawn.
+    /// Hides the progress bar, calls `print`, and draws the bar again.
     pub(super) fn suspend<T>(&self, print: impl FnOnce() -> T) -> T {
         match &*self.progress() {
             Some(progress) => progress.bar.suspend(print),
@@ -39,13 +39,13 @@ impl Terminal {
         }
     }
 
-    fn progress(&self) -> MutexGuard<'_, Option<Progress>> {
+    fn progress(&self) -> MutexGuard<'_, Option<ProgressDisplay>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Observer for Terminal {
-    fn is_drawn(&self) -> bool {
+    fn draws_progress(&self) -> bool {
         io::stderr().is_terminal()
     }
 
@@ -54,19 +54,19 @@ impl Observer for Terminal {
     }
 
     fn notice(&self, text: &str) {
-        self.suspend(|| tell(text));
+        self.suspend(|| print_notice(text));
     }
 
     fn begin_job(&self, id: JobId) {
-        let bar = bar_of_rows(100).with_message(id.to_string());
-        *self.progress() = Some(Progress { bar, printed_at: Instant::now() });
+        let bar = row_progress_bar(100).with_message(id.to_string());
+        *self.progress() = Some(ProgressDisplay { bar, printed_at: Instant::now() });
     }
 
     fn job(&self, job: &JobView) {
         let mut progress = self.progress();
-        let Some(Progress { bar, printed_at }) = &mut *progress else { return };
-        if self.is_drawn() {
-            // The bar counts rows. Their number is estimated from the percentage.
+        let Some(ProgressDisplay { bar, printed_at }) = &mut *progress else { return };
+        if self.draws_progress() {
+            // The bar counts rows. Their total is estimated from the percentage.
             let all = job.rows_exported.saturating_mul(100).checked_div(u64::from(job.progress)).unwrap_or(0);
             bar.set_length(all.max(job.rows_exported).max(1));
             bar.set_position(job.rows_exported);
@@ -79,12 +79,13 @@ impl Observer for Terminal {
 
     fn bytes(&self, done: u64, all: u64) {
         let bar = || styled("{bar:30} {percent:>3}%  {binary_bytes}  {binary_bytes_per_sec}  {eta} left", Some(all));
-        let begin = || Progress { bar: bar(), printed_at: Instant::now() };
+        let begin = || ProgressDisplay { bar: bar(), printed_at: Instant::now() };
         self.progress().get_or_insert_with(begin).bar.set_position(done);
     }
 
     fn manifests(&self, count: u64) {
-        let begin = || Progress { bar: styled("{human_pos} manifests  {per_sec}", None), printed_at: Instant::now() };
+        let begin =
+            || ProgressDisplay { bar: styled("{human_pos} manifests  {per_sec}", None), printed_at: Instant::now() };
         self.progress().get_or_insert_with(begin).bar.set_position(count);
     }
 
@@ -96,12 +97,12 @@ impl Observer for Terminal {
 }
 
 /// Prints a notice on standard error.
-pub(super) fn tell(text: &str) {
+pub(super) fn print_notice(text: &str) {
     eprintln!("cdc-export: {}", plain(text));
 }
 
-/// Makes a bar that counts rows. It draws nothing if standard error is not a terminal.
-pub(super) fn bar_of_rows(length: u64) -> ProgressBar {
+/// Creates a progress bar that counts rows. It draws nothing if standard error is not a terminal.
+pub(super) fn row_progress_bar(length: u64) -> ProgressBar {
     styled("{bar:30} {percent:>3}%  {human_pos} rows  {per_sec}  {eta} left  {msg}", Some(length))
 }
 

@@ -1,4 +1,4 @@
-//! `track` and `untrack`: capture of a table's changes, installed and removed.
+//! `track` and `untrack`: install and remove the capture of a table's changes.
 
 use std::process::ExitCode;
 
@@ -13,8 +13,8 @@ use crate::store::tracked::Tracking;
 use crate::telemetry::chain;
 use clap::Args;
 
-use crate::command::catalog::{check_one, dataset_of};
-use crate::command::database_handle::{Makes, with_database, with_tables_after};
+use crate::command::catalog::{check_one, named_dataset};
+use crate::command::database_handle::{CreateMissing, with_database, with_tables_after_check};
 use crate::command::start::{Logs, block_on, settings};
 
 /// The dataset whose changes to capture.
@@ -25,11 +25,11 @@ pub(crate) struct Track {
 }
 
 impl Track {
-    /// Captures the changes of the dataset's table from here on.
+    /// Installs the capture of the table's changes.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let config = settings(CatalogFile::Read, Logs::Errors)?;
         block_on(async {
-            let dataset = dataset_of(&config, &self.dataset)?;
+            let dataset = named_dataset(&config, &self.dataset)?;
             let track = async |database: &_| {
                 check_one(&config, database, dataset).await?;
                 let (name, table) = (&dataset.name, &dataset.table);
@@ -44,21 +44,21 @@ impl Track {
                 stalling.iter().for_each(|fault| eprintln!("cdc-export: {fault}"));
                 Ok(())
             };
-            with_tables_after(async |database| check_one(&config, database, dataset).await, &config, track).await
+            with_tables_after_check(async |database| check_one(&config, database, dataset).await, &config, track).await
         })
     }
 }
 
-/// The tables whose changes to capture no longer.
+/// The tables whose capture to remove.
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct Untrack {
     /// The name of the dataset
     dataset: Option<String>,
-    /// A table, as `orders` or `sales.orders`, whether or not it has a dataset
+    /// A table, such as `orders` or `sales.orders`, with or without a dataset
     #[arg(long)]
     table: Option<Table>,
-    /// All tables that have triggers of `track`
+    /// All tables that have the triggers of `track`
     #[arg(long)]
     all: bool,
 }
@@ -68,8 +68,8 @@ impl Untrack {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let config = settings(CatalogFile::Read, Logs::Errors)?;
         block_on(async {
-            let dataset = self.dataset.as_deref().map(|name| dataset_of(&config, name)).transpose()?;
-            with_database(&config, Makes::Nothing, async |database| match (dataset, &self.table) {
+            let dataset = self.dataset.as_deref().map(|name| named_dataset(&config, name)).transpose()?;
+            with_database(&config, CreateMissing::Nothing, async |database| match (dataset, &self.table) {
                 (Some(dataset), _) => untrack_dataset(&config, database, dataset).await,
                 (None, Some(table)) => match untracking::untrack_table(&database.pool(1), table).await? {
                     true => outln!("The changes of {table} are captured no longer."),
@@ -99,8 +99,7 @@ async fn untrack_dataset(config: &Config, database: &Database, dataset: &Dataset
     )
 }
 
-/// Removes the capture of all tables. Skips a table that can't be locked or changed, and names it in the error at the
-/// end.
+/// Removes the capture of all tables. Skips a table that can't be locked or changed, and names it in the final error.
 async fn untrack_all(database: &Database) -> anyhow::Result<()> {
     let (mut failed, mut is_any) = (Vec::new(), false);
     for (table, untracked) in untracking::untrack_all(&database.pool(1)).await? {

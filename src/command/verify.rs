@@ -1,5 +1,4 @@
-//! `verify`: checks a folder or bucket of exports by its manifests, and prints a line for each fault and one that sums
-//! up.
+//! `verify`: checks a folder or bucket of exports by its manifests. Prints a line for each fault, and a summary.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -11,7 +10,7 @@ use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
 use crate::client;
-use crate::client::verifier::{ExportId, Finding, Options, Verification, Verifier};
+use crate::client::verifier::{ExportId, Finding, Verification, Verifier, VerifyOptions};
 use crate::command::plain::plain;
 use crate::command::start::block_on;
 use crate::command::terminal::Terminal;
@@ -21,36 +20,36 @@ use crate::manifest::seal::PublicKey;
 /// The place, and the options of the check.
 #[derive(Args)]
 pub(crate) struct Verify {
-    /// Where the files are: a folder, or a URL as OUTPUT_URL has it, such as s3://BUCKET/PREFIX
+    /// The folder, or the URL of a bucket as in OUTPUT_URL, such as s3://BUCKET/PREFIX
     place: String,
-    /// Count the rows of each file, too
+    /// Also count the rows of each file
     #[arg(long)]
     deep: bool,
-    /// Require that each manifest is signed with the key of which this is the public half: 64 hexadecimal digits, as
-    /// the service's log says them at its start
+    /// Require that each manifest is signed. KEY is the public key in 64 hexadecimal digits, which the service logs
+    /// when it starts
     #[arg(long, value_name = "KEY")]
     public_key: Option<PublicKey>,
 }
 
 impl Verify {
-    /// Prints the faults. Exit code 1: there are faults, or no manifests.
+    /// Prints the faults. The exit code is 1 if there are faults, or no manifests.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let place = Environment::read()?.place(&self.place)?;
-        let options = Options { deep: self.deep, key: self.public_key };
+        let options = VerifyOptions { deep: self.deep, key: self.public_key };
         block_on(async {
             let (runtime, terminal) = (Handle::current(), Terminal::shared());
             let shown = Arc::clone(&terminal);
             let report = move |finding: &Finding<'_>| shown.suspend(|| print_fault(finding));
             let at_place = place.to_string();
             let verify = move || Verifier::open(&place, &runtime, options, terminal, Box::new(report))?.run();
-            let verification = spawn_blocking(verify).await?.map_err(unread).context(at_place)?;
+            let verification = spawn_blocking(verify).await?.map_err(closed_stdout_error).context(at_place)?;
             summarize(&verification)
         })
     }
 }
 
 fn print_fault(Finding { export, name, fault }: &Finding<'_>) -> io::Result<()> {
-    // Anybody with the right to write to the place chose these names.
+    // Any user with write access to the place may have chosen these names.
     let word = |text: &str| plain(text).replace(char::is_whitespace, "\\u{20}");
     let export = match export {
         Some(ExportId { dataset, consumer, number }) => format!("{}/{} {number}", word(dataset), word(consumer)),
@@ -59,11 +58,11 @@ fn print_fault(Finding { export, name, fault }: &Finding<'_>) -> io::Result<()> 
     writeln!(io::stdout(), "{export} {}: {}", plain(name), plain(fault))
 }
 
-/// Prints the last line. Returns a failure if there are faults, or no manifests.
+/// Prints the summary. Returns a failure if there are faults, or no manifests.
 fn summarize(verification: &Verification) -> anyhow::Result<ExitCode> {
     let Verification { lanes, exports, files, bytes, older, faults } = *verification;
     if exports == 0 && faults == 0 {
-        writeln!(io::stdout(), "no manifests").map_err(client::Error::Output).map_err(unread)?;
+        writeln!(io::stdout(), "no manifests").map_err(client::Error::Output).map_err(closed_stdout_error)?;
         return Ok(ExitCode::FAILURE);
     }
     let counted = |count: u64, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
@@ -71,15 +70,15 @@ fn summarize(verification: &Verification) -> anyhow::Result<ExitCode> {
     let (files, bytes, older) = (counted(files, "file"), counted(bytes, "byte"), counted(older, "older file"));
     let verdict = if faults == 0 { "whole".to_owned() } else { counted(faults, "fault") };
     let printed = writeln!(io::stdout(), "{verdict}: {lanes}, {exports}, {files}, {bytes}; {older} gone");
-    printed.map_err(client::Error::Output).map_err(unread)?;
+    printed.map_err(client::Error::Output).map_err(closed_stdout_error)?;
     Ok(if faults == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Makes an error of a closed standard output: its reader doesn't know yet if the place is whole.
-fn unread(error: client::Error) -> anyhow::Error {
+/// Converts a closed standard output into a failure: its reader has not seen the whole result.
+fn closed_stdout_error(error: client::Error) -> anyhow::Error {
     match &error {
         client::Error::Output(why) if why.kind() == io::ErrorKind::BrokenPipe => {
-            anyhow!("whoever reads standard output has closed it before the end")
+            anyhow!("the reader of standard output has closed it before the end")
         }
         _ => error.into(),
     }

@@ -1,4 +1,4 @@
-//! Wires the modules over one database, and counts the connections that they may open.
+//! Wires the modules to one database, and counts the connections that they may open.
 
 use std::sync::Arc;
 
@@ -19,21 +19,23 @@ use crate::store::Store;
 use crate::telemetry;
 use crate::worker::{self, Stops, Worker};
 
-/// The connections of so many exports at once: a leader, a reader and a heartbeat each, the further readers that they
-/// share, those that claim and settle them, and one that listens.
-pub(super) fn connections_of_exports(config: &Config, workers: u32) -> u32 {
+/// Returns the number of connections that `workers` concurrent exports may open.
+///
+/// Each export has a leader, a reader and a heartbeat. All exports share the further readers, the connections that
+/// claim and settle jobs, and one connection that listens.
+pub(super) fn export_connections(config: &Config, workers: u32) -> u32 {
     3 * workers + (config.readers - 1) + control_connections(workers) + 1
 }
 
-/// The connections of the API: those of API_CONNECTIONS, one that pings Postgres, and those that count rows for
-/// `/consumers`.
-pub(super) fn connections_of_api(config: &Config) -> u32 {
+/// Returns the number of connections of the API: those of API_CONNECTIONS, one that pings Postgres, and those that
+/// count rows for `/consumers`.
+pub(super) fn api_connections(config: &Config) -> u32 {
     config.api_connections + 1 + COUNTING_CONNECTIONS
 }
 
 pub(super) const COUNTING_CONNECTIONS: u32 = 2;
 
-/// One to claim and settle for each worker, and one for maintenance.
+/// Returns one connection for each worker, to claim and settle jobs, and one for maintenance.
 fn control_connections(workers: u32) -> u32 {
     workers + 1
 }
@@ -53,17 +55,17 @@ pub(super) struct Exports {
 }
 
 impl Exports {
-    /// Records that the jobs of this destination have a worker.
+    /// Records that this destination has a worker.
     pub(super) async fn announce(&self) {
         self.maintenance.announce().await;
     }
 
-    /// Runs exports until `stops` ends them. Maintenance and deliveries go on until `shutdown`.
+    /// Runs exports until `stops` ends them. Maintenance and deliveries continue until `shutdown`.
     pub(super) async fn run(self, stops: Stops) {
         let Stops { drain, shutdown } = stops.clone();
         let work = async {
             self.worker.run(stops).await;
-            // No export is left.
+            // No export is running any more.
             shutdown.cancel();
         };
         let delivery = delivery::run(self.receivers.build(), self.store, shutdown.clone());
@@ -71,14 +73,14 @@ impl Exports {
     }
 }
 
-/// The destination of files, and whether it was new.
+/// The destination of files, and a flag that says if it is new.
 pub(super) struct PreparedOutput {
     destination: Limited,
     prepared: Prepared,
 }
 
 impl PreparedOutput {
-    /// Makes the destination usable, for a process that exports or serves.
+    /// Prepares the destination for a process that exports or serves.
     pub(super) async fn prepare(config: &Config) -> anyhow::Result<PreparedOutput> {
         let wrong = |error: sink::Error| {
             let why = match &error {
@@ -87,7 +89,8 @@ impl PreparedOutput {
                 other => telemetry::chain(other),
             };
             let wrong = config::Error::output(&config.output, &why);
-            // A wrong setting is an error that a later start can't cure.
+            // A wrong setting has exit code 2, because another start can't succeed. A failure that may pass has exit
+            // code 1.
             if error.may_pass() { anyhow!("{wrong}") } else { wrong.into() }
         };
         let destination = config.output.destination().map_err(wrong)?;
@@ -95,7 +98,8 @@ impl PreparedOutput {
         Ok(PreparedOutput { destination, prepared })
     }
 
-    /// Logs that the destination is new. Warns if the database has files, which are in another destination then.
+    /// Logs that the destination is new. Warns if the database has exported files, because these are in another
+    /// destination.
     pub(super) async fn log_if_new(&self, config: &Config, database: &Database) -> anyhow::Result<()> {
         if self.prepared == Prepared::Known {
             return Ok(());
@@ -109,13 +113,13 @@ impl PreparedOutput {
                  host: set OUTPUT_DIR to that folder's absolute path, or OUTPUT_URL, if this start was meant to have them"
             );
         } else {
-            tracing::info!(event = "output_folder_new", %folder, "it is new, and marked by `.cdc-export-store` now");
+            tracing::info!(event = "output_folder_new", %folder, "the destination is new: created its marker file `.cdc-export-store`");
         }
         Ok(())
     }
 }
 
-/// Submits the requests that receivers bring, until `shutdown`.
+/// Submits the export requests that receivers take from brokers, until `shutdown`.
 pub(super) fn take_requests(
     config: &Config,
     service: Service,
@@ -128,7 +132,7 @@ pub(super) fn take_requests(
     config.receivers.take_requests(&submit, shutdown)
 }
 
-/// Wires the service alone, for a command that only reads. The destination is not changed.
+/// Wires the service only, for a command that only reads. Doesn't change the destination.
 pub(super) fn wire_service(config: &Config, database: &Database) -> anyhow::Result<Service> {
     let output = PreparedOutput { destination: config.output.destination()?, prepared: Prepared::Known };
     let never = CancellationToken::new();
@@ -136,14 +140,14 @@ pub(super) fn wire_service(config: &Config, database: &Database) -> anyhow::Resu
     Ok(wire(config, database, output, 1, &stops).service)
 }
 
-/// Wires the modules, for so many exports at once; 0: for the service alone.
+/// Wires the modules for `workers` concurrent exports. 0 wires the service only.
 pub(super) fn wire(config: &Config, database: &Database, output: PreparedOutput, workers: u32, stops: &Stops) -> Wired {
     let destination = output.destination;
     let source = |pool| Source::new(database.options().clone(), pool, config.readers);
     let control = database.pool(control_connections(workers));
     let settings = worker::Settings { workers, ..config.worker.clone() };
     let catalog = Arc::clone(&config.catalog);
-    // Receivers without a secret are included: another process may have it.
+    // Receivers without a secret are included, because another process may have the secret.
     let listeners = catalog.listeners().to_vec();
     let (store, tables) = (Store::new(control.clone()).with_listeners(listeners), source(control.clone()));
     let maintenance = Maintenance::new(config.maintenance.clone(), store.clone(), tables.clone(), destination.clone())

@@ -1,4 +1,4 @@
-//! Arguments whose values are the words of a type.
+//! Parsers of arguments: ids, pauses, and the words of an enum.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -9,19 +9,19 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use pg_rows::words::UnknownWord;
 use uuid::Uuid;
 
-/// Reads the id of an export.
+/// Parses the id of an export.
 pub(super) fn job_id(text: &str) -> Result<JobId, &'static str> {
     let id: Result<Uuid, _> = text.parse();
     id.map(JobId::from).map_err(|_| "not the id of an export: `cdc-export list` shows the ids")
 }
 
-/// Reads the pause between two rounds.
+/// Parses the pause between two rounds.
 pub(super) fn pause(text: &str) -> Result<Duration, &'static str> {
     let pause = duration::parse(text).filter(|pause| *pause >= Duration::from_millis(100));
-    pause.ok_or("not a time of 100ms at least, such as 1s, 5m, 1h")
+    pause.ok_or("not a duration of at least 100ms, such as 1s, 5m or 1h")
 }
 
-/// A parser of a type's words, which clap lists in its help.
+/// Returns a parser of the words of a type. clap lists them in the help.
 pub(super) fn words<T>(all: impl Iterator<Item = &'static str>) -> impl TypedValueParser<Value = T>
 where
     T: FromStr<Err = UnknownWord> + Clone + Send + Sync + 'static,
