@@ -1,7 +1,6 @@
 //! The clients of a service: calls of its API, `pull`, `apply`, `download`, and the reading side of `verify`.
 //!
-//! Knows neither arguments nor a terminal: an [`Observer`](observer::Observer) shows the user what happens. Knows no
-//! SQL.
+//! Must not know the command line or SQL. An [`Observer`](observer::Observer) shows results and progress to the user.
 
 pub(crate) mod answer;
 pub(crate) mod api;
@@ -32,25 +31,25 @@ pub(crate) enum Error {
     /// A call of the API failed.
     #[error(transparent)]
     Call(#[from] CallError),
-    /// The service refused to make an export.
+    /// The service refused to create an export.
     #[error(transparent)]
     ExportRefused(#[from] RefusedExport),
-    /// An argument can't be used, whatever the service or the place has.
+    /// An argument is invalid, regardless of the exports in the service or the place.
     #[error("{0}")]
     Usage(String),
-    /// The exports don't fit what is there already, or are not as they have to be.
+    /// The exports don't fit the data at their destination, or are invalid.
     #[error("{0}")]
     Refused(String),
-    /// The target of `apply` refused an export, or is not available.
+    /// The target of `apply` refused an export, or is unavailable.
     #[error(transparent)]
     Apply(#[from] apply::Error),
     /// A folder or bucket of exports can't be read.
     #[error(transparent)]
     Archive(#[from] sink::Error),
-    /// A text is not a manifest.
+    /// A file is not a manifest.
     #[error(transparent)]
     Manifest(#[from] manifest::Unreadable),
-    /// A manifest was changed.
+    /// A manifest was changed after it was published.
     #[error(transparent)]
     Changed(#[from] seal::Broken),
     /// A text is not JSON of the expected form.
@@ -59,13 +58,13 @@ pub(crate) enum Error {
     /// The system refused to read or write a file.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// The user can't be shown a result.
+    /// A result can't be printed.
     #[error(transparent)]
     Output(io::Error),
     /// A thread panicked.
     #[error(transparent)]
     Thread(#[from] JoinError),
-    /// An error, with the file, folder or export that it is about.
+    /// An error with the file, folder or export that it concerns.
     #[error("{subject}")]
     About {
         /// The path or the name.
@@ -81,7 +80,7 @@ impl Error {
         Error::Refused(why.into())
     }
 
-    /// Returns the error below all names of files and exports.
+    /// Returns the innermost error, without the names of files and exports around it.
     pub(crate) fn root(&self) -> &Error {
         match self {
             Error::About { cause, .. } => cause.root(),
@@ -95,7 +94,7 @@ impl Error {
     }
 }
 
-/// Names the file, folder or export that an error is about.
+/// Adds to an error the name of the file, folder or export that it concerns.
 trait About<T> {
     fn about<S: Display>(self, subject: impl FnOnce() -> S) -> Result<T, Error>;
 }

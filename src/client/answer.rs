@@ -1,4 +1,4 @@
-//! The answer of a service to a call: the value that was asked for, or the reason of a refusal.
+//! The answer of a service to a call: the requested value, or the reason of a refusal.
 
 use std::error::Error as StdError;
 use std::fmt::{self, Display};
@@ -18,39 +18,39 @@ use crate::http::answer_from_json;
 use crate::http::in_process::Cause;
 use crate::tls;
 
-/// The longest JSON answer that is read. A page of jobs has about 200 kB.
+/// The maximum size of a JSON answer in bytes. A page of jobs has about 200 kB.
 const MAX_BYTES: usize = 16 << 20;
-/// The time that the bytes of a JSON answer may take to arrive.
+/// The timeout of reading a JSON answer.
 const BODY_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// The errors of a call.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CallError {
-    /// The call has a part that HTTP doesn't allow.
+    /// The call contains a part that HTTP doesn't allow.
     #[error(transparent)]
     Invalid(#[from] http::Error),
-    /// No answer came.
+    /// The service didn't answer.
     #[error("{server} can't be reached: {why}; is a service running there?")]
     Unreachable { server: String, why: String },
-    /// The bytes of a file ended early.
+    /// The connection broke before the end of a file.
     #[error("the connection to {server} broke: {why}")]
     Broken { server: String, why: String },
     /// The service refused the call.
     #[error("{detail}{}", next_step(.code))]
     Refused { status: u16, code: PlainText, detail: PlainText, jobs: Vec<NamedJob>, retry_after: Option<Duration> },
-    /// The answer is not one of this product's API.
-    #[error("{server} answers {status}, and not as cdc-export does: is the address right?")]
+    /// The answer doesn't have the form of this product's API.
+    #[error("{server} answers {status}, and is not a cdc-export service: is the address right?")]
     Foreign { server: String, status: u16 },
 }
 
-/// Returns what the caller can do about a refusal, if the detail doesn't say it.
+/// Returns a remedy for a refusal, if its detail doesn't contain one.
 fn next_step(code: &str) -> &'static str {
     match code {
         "key_required" => {
             "; put a key into CDC_EXPORT_KEY: `cdc-export keys create`, run where the service is, prints one"
         }
         "key_invalid" => {
-            "; the key in CDC_EXPORT_KEY is of no use: `cdc-export keys list`, run where the service is, says why"
+            "; the key in CDC_EXPORT_KEY is not valid: `cdc-export keys list`, run where the service is, shows its status"
         }
         "host_not_local" => "; with AUTH=keys, the service is open to callers that have a key",
         _ => "",
@@ -74,13 +74,13 @@ impl CallError {
             CallError::Invalid(_) => false,
             CallError::Unreachable { .. } | CallError::Broken { .. } => true,
             CallError::Refused { status, .. } => matches!(status, 429 | 503),
-            // A proxy answers so while the service behind it restarts.
+            // A proxy answers with these while the service behind it restarts.
             CallError::Foreign { status, .. } => matches!(status, 502..=504),
         }
     }
 }
 
-/// A text from a service, without the control characters that a terminal would obey.
+/// A text from a service, without the control characters that a terminal would interpret.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(from = "String")]
 pub(crate) struct PlainText(String);
@@ -105,9 +105,9 @@ impl Display for PlainText {
     }
 }
 
-/// The members of a problem that clients use.
+/// The members of a problem document that clients use.
 #[derive(Deserialize)]
-struct Problem {
+struct RefusalBody {
     code: PlainText,
     detail: PlainText,
     #[serde(default)]
@@ -139,8 +139,8 @@ impl ApiAnswer {
         let status = self.response.status().as_u16();
         let (mut head, body) = self.response.into_parts();
         let body = read_body(body).await.unwrap_or_default();
-        let Some(Problem { code, mut detail, jobs }) = answer_from_json(&body) else { return Err(foreign) };
-        // Only a service in this process shows its inner causes.
+        let Some(RefusalBody { code, mut detail, jobs }) = answer_from_json(&body) else { return Err(foreign) };
+        // Only a service inside this process attaches the internal cause.
         if let Some(Cause(cause)) = head.extensions.remove() {
             detail = cause.into();
         }
@@ -159,7 +159,7 @@ impl ApiAnswer {
         }
     }
 
-    /// Returns the answer if it has a part of a file.
+    /// Returns the answer if it contains a range of a file (status 206).
     pub(crate) async fn file_range(self) -> Result<ApiAnswer, CallError> {
         let answer = self.accepted().await?;
         if answer.response.status().as_u16() == 206 { Ok(answer) } else { Err(answer.foreign()) }
@@ -170,7 +170,7 @@ impl ApiAnswer {
     }
 }
 
-/// Reads the whole body, if it isn't too long.
+/// Reads the whole body. Fails if the body is longer than [`MAX_BYTES`] or slower than [`BODY_TIMEOUT`].
 async fn read_body(body: Body) -> Result<Bytes, Box<dyn StdError + Send + Sync>> {
     Ok(timeout(BODY_TIMEOUT, Limited::new(body, MAX_BYTES).collect()).await??.to_bytes())
 }

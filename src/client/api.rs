@@ -1,4 +1,4 @@
-//! The API of a service, which runs in this process or elsewhere. Clients see jobs and consumers as the API shows them.
+//! The API of a service in this process or on another machine. Jobs and consumers have the form of the API's JSON.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -24,19 +24,19 @@ use crate::job::{After, ConsumerId, Filter, JobId, Request, Status};
 use crate::manifest::Manifest;
 use crate::tls;
 
-/// The number of items that one call of a list asks for.
+/// The number of items that one call of a list requests.
 pub(crate) const PAGE_ITEMS: u32 = 200;
 /// The time between two polls of a job in this process.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The API of a service.
 pub(crate) struct Api {
-    transport: Transport,
+    transport: ApiTransport,
     observer: Arc<dyn Observer>,
 }
 
-/// The transport of calls.
-pub(crate) enum Transport {
+/// The transport of the calls to a service.
+pub(crate) enum ApiTransport {
     InProcess(InProcess),
     Http(RemoteService),
 }
@@ -45,9 +45,9 @@ pub(crate) enum Transport {
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
 pub(crate) struct RefusedExport {
-    /// The code of the API.
+    /// The error code of the API.
     pub(crate) code: String,
-    /// The open exports that come first.
+    /// The open exports that must end before this one can be submitted.
     pub(crate) open: Vec<JobId>,
     text: String,
 }
@@ -73,27 +73,27 @@ fn call(method: Method, path: &str) -> Result<http::Request<String>, CallError> 
 }
 
 impl Api {
-    pub(crate) fn new(transport: Transport, observer: Arc<dyn Observer>) -> Api {
+    pub(crate) fn new(transport: ApiTransport, observer: Arc<dyn Observer>) -> Api {
         Api { transport, observer }
     }
 
-    /// Returns what shows the user this client's work.
+    /// Returns the observer that shows the work of this client to the user.
     pub(crate) fn observer(&self) -> &dyn Observer {
         &*self.observer
     }
 
-    /// Makes a call, and reads the answer with `read`. The call must be idempotent: it may be sent twice.
+    /// Makes a call, and reads the answer with `read`. The call must be idempotent, because it may be sent twice.
     async fn call<T>(
         &self,
         call: http::Request<String>,
         read: impl AsyncFn(ApiAnswer) -> Result<T, CallError>,
     ) -> Result<T, CallError> {
         match &self.transport {
-            Transport::InProcess(api) => {
+            ApiTransport::InProcess(api) => {
                 let response = api.call(call.map(Into::into)).await;
                 read(ApiAnswer { server: "this process".to_owned(), response }).await
             }
-            Transport::Http(service) => service.call(&call, read).await,
+            ApiTransport::Http(service) => service.call(&call, read).await,
         }
     }
 
@@ -109,7 +109,7 @@ impl Api {
     pub(crate) async fn submit(&self, request: &Request) -> Result<JobId, Error> {
         let (format, compression) = (request.encoding.format.as_str(), request.encoding.compression.as_str());
         let mut body = json!({ "format": format, "compression": compression });
-        // Without a name the service takes its default.
+        // Without a name, the service uses its default dataset.
         if !request.dataset.is_empty() {
             body["dataset"] = request.dataset.as_str().into();
         }
@@ -138,7 +138,7 @@ impl Api {
         }
     }
 
-    /// Adds a line to a refusal for each export that comes first, published or not.
+    /// Adds a line to a refusal for each export that comes before the refused one.
     fn refused_export(&self, error: CallError) -> Error {
         let mut text = error.to_string();
         let CallError::Refused { code, jobs, .. } = error else { return error.into() };
@@ -159,21 +159,21 @@ impl Api {
         JobView::from_json(self.get(&format!("/exports/{id}")).await?)
     }
 
-    /// Reads a job when it ends, or after a moment.
+    /// Reads a job when it ends, or when the poll interval has passed.
     pub(crate) async fn poll(&self, id: JobId) -> Result<JobView, Error> {
-        let wait = if self.observer.is_drawn() { 1 } else { 5 };
+        let wait = if self.observer.draws_progress() { 1 } else { 5 };
         let ended = async { JobView::from_json(self.get(&format!("/exports/{id}?wait={wait}")).await?) };
         let present = async {
             sleep(POLL_INTERVAL).await;
             self.job(id).await
         };
         match &self.transport {
-            Transport::InProcess(_) => tokio::select! { job = ended => job, job = present => job },
-            Transport::Http(_) => ended.await,
+            ApiTransport::InProcess(_) => tokio::select! { job = ended => job, job = present => job },
+            ApiTransport::Http(_) => ended.await,
         }
     }
 
-    /// Requests that a job stops. Returns false if it is too late: the job has ended, or is being committed.
+    /// Requests the cancellation of a job. Returns false if the job has ended, or is being committed.
     pub(crate) async fn cancel(&self, id: JobId) -> Result<bool, Error> {
         match self.call(call(Method::POST, &format!("/exports/{id}/cancel"))?, ApiAnswer::accepted).await {
             Ok(_) => Ok(true),
@@ -182,13 +182,13 @@ impl Api {
         }
     }
 
-    /// Acknowledges a published export and all before it in its lane: they are loaded.
+    /// Acknowledges a published export and all exports before it in its lane as loaded.
     pub(crate) async fn ack(&self, id: JobId) -> Result<(), Error> {
         self.post(&format!("/exports/{id}/ack")).await?;
         Ok(())
     }
 
-    /// Submits an export like one that failed or was cancelled. Returns the id of the new one.
+    /// Submits the request of a failed or cancelled export again. Returns the id of the new export.
     pub(crate) async fn retry(&self, id: JobId) -> Result<JobId, Error> {
         let call = http::Request::post(format!("/exports/{id}/retry"))
             .header("idempotency-key", Uuid::new_v4().to_string())
@@ -198,7 +198,7 @@ impl Api {
         Ok(job_id.into())
     }
 
-    /// Lists the newest jobs that match a filter: `limit`, and one more if there is one.
+    /// Lists the newest jobs that match a filter. Returns one more job than `limit` if there are more.
     pub(crate) async fn jobs(&self, filter: &Filter, limit: u32) -> Result<Vec<JobView>, Error> {
         let Filter { consumer, dataset, export_type, status, .. } = filter;
         let query = [
@@ -210,7 +210,8 @@ impl Api {
         self.list(&query, limit).await
     }
 
-    /// Lists the exports of a lane that were published after one, oldest first: `limit`, and one more if there is one.
+    /// Lists the exports of a lane that were published after `after`, oldest first. Returns one more export than
+    /// `limit` if there are more.
     pub(crate) async fn published_after(
         &self,
         consumer: &ConsumerId,
@@ -223,7 +224,7 @@ impl Api {
         self.list(&query.map(|(name, value)| (name, Some(value))), limit).await
     }
 
-    /// Reads the first exports of a list: `limit`, and one more if there is one.
+    /// Reads the first exports of a list. Returns one more export than `limit` if there are more.
     async fn list(&self, query: &[(&str, Option<&str>)], limit: u32) -> Result<Vec<JobView>, Error> {
         let mut jobs = Vec::new();
         let (path, mut cursor) = (path_with("/exports", query), None::<String>);
@@ -249,7 +250,7 @@ impl Api {
         Ok(self.get::<ItemPage>("/schedules").await?.items)
     }
 
-    /// Lists the newest deliveries that match a filter, as the API shows them. Returns `limit` at most, and true if
+    /// Lists at most `limit` of the newest deliveries that match a filter, as the API shows them. Also returns true if
     /// there are more.
     pub(crate) async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<(Vec<Value>, bool), Error> {
         let query = [("status", filter.status.map(|it| it.as_str())), ("endpoint", filter.endpoint.as_deref())];
@@ -263,27 +264,27 @@ impl Api {
         Ok(())
     }
 
-    /// Refuses a name that no dataset has.
+    /// Returns an error if no dataset has this name.
     pub(crate) async fn require_dataset(&self, name: &str) -> Result<(), Error> {
         let path = format!("/datasets/{}", utf8_percent_encode(name, NON_ALPHANUMERIC));
         match (self.get::<Value>(&path).await, &self.transport) {
-            // The caller has named a dataset that its own catalog lacks.
-            (Err(error), Transport::InProcess(_)) if error.has_code("no_dataset") => {
+            // The catalog is that of the user's own command, so an unknown dataset is bad usage.
+            (Err(error), ApiTransport::InProcess(_)) if error.has_code("no_dataset") => {
                 Err(Error::Usage(error.to_string()))
             }
-            (Err(error), Transport::Http(_)) if error.has_code("no_dataset") => Err(error.into()),
+            (Err(error), ApiTransport::Http(_)) if error.has_code("no_dataset") => Err(error.into()),
             _ => Ok(()),
         }
     }
 
-    /// Returns the dataset that is meant if none is named.
+    /// Returns the default dataset: the only one, or `users`.
     pub(crate) async fn implied_dataset(&self) -> Result<String, Error> {
         let all: ItemPage = self.get("/datasets").await?;
         let names: Vec<String> = all.items.iter().filter_map(|item| Some(item["name"].as_str()?.to_owned())).collect();
         match names.as_slice() {
             [only] => Ok(only.clone()),
             _ if names.iter().any(|name| name == "users") => Ok("users".to_owned()),
-            _ => Err(Error::Usage(format!("--dataset: one is to be named; there are: {}", names.join(", ")))),
+            _ => Err(Error::Usage(format!("--dataset: name one of these: {}", names.join(", ")))),
         }
     }
 
@@ -293,11 +294,11 @@ impl Api {
         Manifest::read(manifest.to_string().as_bytes()).about(|| format!("the manifest of {id}"))
     }
 
-    /// Returns the option by which another command reaches the same service.
+    /// Returns the `--server` option by which another command reaches the same service.
     pub(crate) fn server_option(&self) -> String {
         match &self.transport {
-            Transport::InProcess(_) => String::new(),
-            Transport::Http(service) => format!(" --server {}", service.address()),
+            ApiTransport::InProcess(_) => String::new(),
+            ApiTransport::Http(service) => format!(" --server {}", service.address()),
         }
     }
 
@@ -311,7 +312,8 @@ impl Api {
         Ok(json!({ "consumers": Value::Array(consumers), "openJobs": Value::Array(jobs) }))
     }
 
-    /// Fetches the bytes of a file from `from` on. `part` is its number if the job has several files.
+    /// Downloads the bytes of a file, beginning at offset `from`. `part` is the number of the file if the job has
+    /// several.
     pub(crate) async fn fetch(
         &self,
         id: JobId,
@@ -335,8 +337,8 @@ impl Api {
             match pieces.try_next().await {
                 Ok(Some(piece)) => into.write_all(&piece)?,
                 Ok(None) => return Ok(()),
-                // A disk that failed fails again; a network may not.
-                Err(cause) if matches!(self.transport, Transport::InProcess(_)) => {
+                // A failure of the local disk is permanent. A failure of the network may not be.
+                Err(cause) if matches!(self.transport, ApiTransport::InProcess(_)) => {
                     return Err(io::Error::other(cause).into());
                 }
                 Err(cause) => return Err(CallError::Broken { server, why: tls::reason(&cause) }.into()),

@@ -1,8 +1,7 @@
-//! Fetches the files of an export, and checks them.
+//! Downloads the files of an export, and verifies their SHA-256.
 //!
-//! The bytes that have arrived are in a hidden file beside the final one. If a download breaks off, the next one
-//! continues with that file, also in another process. The file gets its final name once its SHA-256 is the recorded
-//! one.
+//! The received bytes are in a hidden file in the same folder as the final one. If a download breaks off, the next one
+//! continues with that file, also in another process. The file gets its final name after its SHA-256 has been verified.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -23,22 +22,22 @@ use crate::job::{After, JobId};
 use crate::manifest::Manifest;
 use crate::telemetry::chain;
 
-/// The time without a byte after which a download has failed.
+/// The time without a received byte after which a download fails.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
-/// The pause between two tries.
+/// The pause between two attempts.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The place of downloaded files.
+/// The destination of downloaded files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Output {
     Stdout,
-    /// This file, which doesn't exist yet.
+    /// A file that doesn't exist yet.
     File(PathBuf),
-    /// This folder, in which each file gets its own name. It is made if need be.
+    /// A folder, in which each file gets its own name. It is created if it is missing.
     Folder(PathBuf),
 }
 
-/// Fetches a job's files to `output`. Without `output`, each gets its own name in the current folder.
+/// Downloads a job's files to `output`. Without `output`, each file gets its own name in the current folder.
 pub(crate) async fn save(api: &Api, id: JobId, job: &JobView, output: Option<&Output>) -> Result<(), Error> {
     let files = export_files(job)?;
     let several = files.len() > 1;
@@ -64,8 +63,8 @@ pub(crate) async fn save(api: &Api, id: JobId, job: &JobView, output: Option<&Ou
             Some(Output::Folder(folder)) => folder.join(file.plain_name()?),
             Some(Output::Stdout) | None => PathBuf::from(file.plain_name()?),
         };
-        // An earlier download that broke off may have fetched some of several files.
-        if !(several && file.is_at(&path)) {
+        // An earlier download may have completed some of several files.
+        if !(several && file.is_downloaded_to(&path)) {
             save_file(api, id, file, &path).await?;
         }
         let line = format!("{}  {} rows", path.display(), file.rows);
@@ -74,25 +73,26 @@ pub(crate) async fn save(api: &Api, id: JobId, job: &JobView, output: Option<&Ou
     Ok(())
 }
 
-/// Fetches one file.
+/// Downloads one file.
 async fn save_file(api: &Api, id: JobId, file: &ExportFile, path: &Path) -> Result<(), Error> {
-    let exists = || Error::Refused(format!("{} is there already: --output names another place", path.display()));
-    let replaced = |path: &Path| Error::Refused(format!("{}: somebody put another file in its place", path.display()));
+    let already_exists =
+        || Error::Refused(format!("{} is there already: --output names another place", path.display()));
+    let replaced = |path: &Path| Error::Refused(format!("{}: another process replaced this file", path.display()));
     if path.exists() {
-        return Err(exists());
+        return Err(already_exists());
     }
     let part = part_path(path, id);
     let ours = fetch_part(api, id, file, &part).await?;
-    // Another user with the right to write to the folder may have put another file there.
+    // Another user with write access to the folder may have replaced the file.
     let is_ours = |path: &Path| {
         fs::symlink_metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (ours.dev(), ours.ino()))
     };
     if !is_ours(&part) {
         return Err(replaced(&part));
     }
-    let named = give_name(&part, path);
+    let named = rename_without_replacing(&part, path);
     if named.is_err() && fs::symlink_metadata(path).is_ok() {
-        return Err(exists());
+        return Err(already_exists());
     }
     named.about(|| path.display())?;
     if !is_ours(path) {
@@ -104,14 +104,14 @@ async fn save_file(api: &Api, id: JobId, file: &ExportFile, path: &Path) -> Resu
     sync_folder_of(path)
 }
 
-/// Fetches the missing bytes of a file into the hidden file `part`, checks the whole file, and syncs it to the disk.
+/// Downloads the missing bytes of a file into the hidden file `part`, verifies the whole file, and syncs it to disk.
 pub(super) async fn fetch_part(api: &Api, id: JobId, file: &ExportFile, part: &Path) -> Result<fs::Metadata, Error> {
     let at_part = || part.display();
     let opened = open_part(part).about(at_part)?;
     let ours = opened.metadata().about(at_part)?;
     let mut partial = PartialFile::new(Storage::File(opened), file)?;
     if let Err(error) = partial.fetch_rest(api, id).await {
-        // The next try must begin at the first byte if all bytes are here and wrong. An empty file is of no use.
+        // If all bytes are here and wrong, the next attempt must begin at the first byte. An empty file is useless.
         if partial.is_whole() || partial.have == 0 || error.is_gone() {
             fs::remove_file(part).about(at_part)?;
         }
@@ -120,7 +120,7 @@ pub(super) async fn fetch_part(api: &Api, id: JobId, file: &ExportFile, part: &P
     Ok(ours)
 }
 
-/// Syncs the folder of a path to the disk, with the names in it.
+/// Syncs the folder of a path to disk, including the names in it.
 pub(super) fn sync_folder_of(path: &Path) -> Result<(), Error> {
     File::open(folder_of(path)).and_then(|folder| folder.sync_all()).about(|| path.display())
 }
@@ -132,7 +132,7 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
 
 /// A file of an export, as the service describes it.
 pub(super) struct ExportFile {
-    /// Its number among several. `None` if it is the only one.
+    /// The number of the file. `None` if it is the only file of the export.
     part: Option<u32>,
     name: String,
     bytes: u64,
@@ -155,17 +155,18 @@ pub(super) fn export_files(job: &JobView) -> Result<Vec<ExportFile>, Error> {
     if are_known { Ok(files) } else { Err(Error::refused("the export has no SHA-256")) }
 }
 
-/// Refuses a manifest that has other files than the export.
+/// Returns an error if a manifest lists other files than the export.
 pub(super) fn require_same(id: JobId, files: &[ExportFile], manifest: &Manifest) -> Result<(), Error> {
     let is_same = files.iter().map(|file| &file.sha256).eq(manifest.export.files.iter().map(|file| &file.sha256));
     if is_same && manifest.digest == manifest.export.digest() {
         return Ok(());
     }
-    Err(Error::Refused(format!("the manifest of {id} is of other files than the export has")))
+    Err(Error::Refused(format!("the manifest of {id} lists other files than the export")))
 }
 
 impl ExportFile {
-    /// Returns the file's name. Refuses one with a folder: the service must not choose where we write.
+    /// Returns the file's name. Refuses a name with a folder or a leading dot, because the service must not choose the
+    /// destination.
     pub(super) fn plain_name(&self) -> Result<&str, Error> {
         let name = &self.name;
         let is_plain = Path::new(&**name).file_name().is_some_and(|only| only == &**name);
@@ -175,15 +176,15 @@ impl ExportFile {
         Err(Error::Refused(format!("`{}` is no name of a file: --output names one", name.escape_debug())))
     }
 
-    /// Returns true if the path has the file already, as it was exported.
-    fn is_at(&self, path: &Path) -> bool {
+    /// Returns true if the path contains the exported file already.
+    fn is_downloaded_to(&self, path: &Path) -> bool {
         let is_file = fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.len() == self.bytes);
         is_file
             && File::open(path).and_then(sha256_of).is_ok_and(|(_, found)| hex::encode(found.finish()) == self.sha256)
     }
 }
 
-/// Hashes the rest of a file. Returns its number of bytes and their SHA-256.
+/// Hashes the rest of a file. Returns the number of its bytes and their SHA-256.
 fn sha256_of(mut file: impl Read) -> io::Result<(u64, digest::Context)> {
     let (mut have, mut hash) = (0, digest::Context::new(&SHA256));
     let mut chunk = vec![0; 256 << 10];
@@ -198,22 +199,22 @@ fn sha256_of(mut file: impl Read) -> io::Result<(u64, digest::Context)> {
     }
 }
 
-/// Returns the path of the hidden file of a download. Its name has the job's id, so two jobs never share one.
+/// Returns the path of the hidden file of a download. The name contains the job's id, so two jobs never share a file.
 pub(super) fn part_path(path: &Path, id: JobId) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     folder_of(path).join(format!(".{name}.{id}.part"))
 }
 
 /// Renames a file without replacing another one.
-pub(super) fn give_name(part: &Path, path: &Path) -> io::Result<()> {
-    // A link, unlike a rename, replaces nothing.
+pub(super) fn rename_without_replacing(part: &Path, path: &Path) -> io::Result<()> {
+    // A hard link, unlike a rename, never replaces a file.
     let Err(error) = fs::hard_link(part, path) else { return Ok(()) };
     if error.kind() == io::ErrorKind::AlreadyExists {
         return Err(error);
     }
     // Some file systems have no hard links.
     match rustix::fs::renameat_with(CWD, part, CWD, path, RenameFlags::NOREPLACE) {
-        // Some have neither hard links nor NOREPLACE.
+        // Some file systems have neither hard links nor NOREPLACE.
         Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) if fs::symlink_metadata(path).is_err() => {
             fs::rename(part, path)
         }
@@ -221,25 +222,27 @@ pub(super) fn give_name(part: &Path, path: &Path) -> io::Result<()> {
     }
 }
 
-/// Opens the hidden file: a new one, or the one that an earlier download by this user left behind.
+/// Opens the hidden file. Creates it, unless an earlier download by this user left it behind.
 ///
-/// Refuses a link, a pipe, and the file of another user: somebody with the right to write to the folder may have put it
-/// there. NONBLOCK is set because to open a pipe would block.
+/// Refuses a symbolic link, a pipe, and a file of another user: a user with write access to the folder may have put it
+/// there. NONBLOCK keeps the opening of a pipe from blocking.
 fn open_part(part: &Path) -> io::Result<File> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
     let mut options = OpenOptions::new();
     options.read(true).append(true).custom_flags(flags);
     let file = match options.clone().create_new(true).open(part) {
-        Err(exists) if exists.kind() == io::ErrorKind::AlreadyExists => options.open(part).map_err(|error| {
-            let is_link = error.raw_os_error() == Some(Errno::LOOP.raw_os_error());
-            if is_link { io::Error::other("it is a link: remove it") } else { error }
-        })?,
+        Err(already_exists) if already_exists.kind() == io::ErrorKind::AlreadyExists => {
+            options.open(part).map_err(|error| {
+                let is_link = error.raw_os_error() == Some(Errno::LOOP.raw_os_error());
+                if is_link { io::Error::other("it is a symbolic link: remove it") } else { error }
+            })?
+        }
         made => made?,
     };
     let found = file.metadata()?;
     let own = rustix::process::geteuid().as_raw();
     if !found.is_file() || found.uid() != own || found.nlink() != 1 {
-        return Err(io::Error::other("it is no file of yours with this name alone: remove it"));
+        return Err(io::Error::other("it is not a regular file of yours with a single hard link: remove it"));
     }
     file.try_lock().map_err(|error| match error {
         TryLockError::WouldBlock => io::Error::other("another process is downloading it"),
@@ -253,7 +256,7 @@ enum Storage {
     File(File),
 }
 
-/// A file of which some bytes have arrived.
+/// A file that is partly downloaded.
 struct PartialFile<'w> {
     wanted: &'w ExportFile,
     storage: Storage,
@@ -261,14 +264,14 @@ struct PartialFile<'w> {
     hash: digest::Context,
 }
 
-/// Writes what arrives to a file, and shows the progress.
-struct Arrival<'a, 'w> {
+/// Writes received bytes to a file, and reports the progress.
+struct DownloadWriter<'a, 'w> {
     file: &'a mut PartialFile<'w>,
     observer: &'a dyn Observer,
 }
 
 impl<'w> PartialFile<'w> {
-    /// Takes the bytes in the hidden file for the first ones of the wanted file.
+    /// Resumes a download: the bytes in the hidden file count as the first bytes of the wanted file.
     fn new(mut storage: Storage, wanted: &'w ExportFile) -> Result<PartialFile<'w>, Error> {
         let (mut have, mut hash) = (0, digest::Context::new(&SHA256));
         if let Storage::File(file) = &mut storage {
@@ -285,18 +288,18 @@ impl<'w> PartialFile<'w> {
         self.have == self.wanted.bytes
     }
 
-    /// Fetches the missing bytes, then checks the whole file's SHA-256.
+    /// Downloads the missing bytes, then verifies the SHA-256 of the whole file.
     async fn fetch_rest(&mut self, api: &Api, id: JobId) -> Result<(), Error> {
         api.observer().bytes(self.have, self.wanted.bytes);
         let fetched = self.fetch_bytes(api, id).await;
         api.observer().end();
         fetched?;
         if hex::encode(self.hash.clone().finish()) != self.wanted.sha256 {
-            let why = "what has arrived is not the file that was exported: download it once more";
+            let why = "the download is not the file that was exported: download it again";
             return Err(Error::refused(why));
         }
         match &mut self.storage {
-            Storage::Stdout => io::stdout().flush().map_err(unread)?,
+            Storage::Stdout => io::stdout().flush().map_err(closed_stdout_error)?,
             Storage::File(file) => file.sync_all()?,
         }
         Ok(())
@@ -307,14 +310,14 @@ impl<'w> PartialFile<'w> {
         let mut last_progress = Instant::now();
         while !self.is_whole() {
             let had = self.have;
-            let mut arrival = Arrival { observer: api.observer(), file: self };
-            let fetched = api.fetch(id, wanted.part, &wanted.sha256, had, &mut arrival).await;
+            let mut writer = DownloadWriter { observer: api.observer(), file: self };
+            let fetched = api.fetch(id, wanted.part, &wanted.sha256, had, &mut writer).await;
             if self.have > had {
                 last_progress = Instant::now();
             }
             match fetched {
                 Ok(()) if self.is_whole() => {}
-                // The answer has ended too early.
+                // The answer ended too early.
                 Ok(()) if last_progress.elapsed() < RETRY_TIMEOUT => tokio::time::sleep(PAUSE).await,
                 Ok(()) => {
                     let why = format!("the file ends after {} of {} bytes", self.have, wanted.bytes);
@@ -333,24 +336,24 @@ impl<'w> PartialFile<'w> {
     }
 }
 
-/// Makes an error of a closed standard output: unlike the rest of a list, the rest of a file is needed.
-fn unread(error: io::Error) -> io::Error {
+/// Replaces the error of a closed standard output, because a truncated file is a failure, unlike a truncated list.
+fn closed_stdout_error(error: io::Error) -> io::Error {
     match error.kind() {
         io::ErrorKind::BrokenPipe => {
-            io::Error::other("whoever reads standard output has closed it before the file's end")
+            io::Error::other("the reader of standard output has closed it before the file's end")
         }
         _ => error,
     }
 }
 
-impl Write for Arrival<'_, '_> {
+impl Write for DownloadWriter<'_, '_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let file = &mut *self.file;
         if bytes.len() as u64 > file.wanted.bytes - file.have {
-            return Err(io::Error::other("more of the file arrives than was exported"));
+            return Err(io::Error::other("the service sends more bytes than the exported file has"));
         }
         let written = match &mut file.storage {
-            Storage::Stdout => io::stdout().write(bytes).map_err(unread)?,
+            Storage::Stdout => io::stdout().write(bytes).map_err(closed_stdout_error)?,
             Storage::File(file) => file.write(bytes)?,
         };
         file.hash.update(&bytes[..written]);

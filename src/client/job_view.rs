@@ -46,22 +46,22 @@ pub(crate) struct FileView {
 }
 
 impl FileView {
-    /// Returns its address. Returns its name if the address is a path, which means nothing on another machine.
+    /// Returns the URL of the file. Returns its name if the URL is a local path, which is useless on another machine.
     pub(crate) fn place(&self) -> String {
         let location = self.location.as_ref().filter(|location| !location.starts_with("file:"));
         location.unwrap_or(&self.name).to_string()
     }
 }
 
-/// The reason of a failed job.
+/// The reason why a job failed.
 #[derive(Clone, Deserialize)]
 pub(crate) struct FailureView {
     pub(crate) code: PlainText,
     pub(crate) detail: PlainText,
 }
 
-/// Returns a member of a list item as a table shows it: without control characters, and `-` for null. RFC 6901 defines
-/// `name`.
+/// Returns a member of a list item as text for a table, without control characters. Returns `-` for null. `name` is a
+/// JSON pointer (RFC 6901).
 pub(crate) fn cell(item: &Value, name: &str) -> String {
     match item.pointer(name) {
         None | Some(Value::Null) => "-".to_owned(),
@@ -86,8 +86,8 @@ impl JobView {
         self.status.parse::<Status>().is_ok_and(Status::is_terminal)
     }
 
-    /// Returns the remark on an open job: the request to cancel it, or the error of its last attempt and the time of
-    /// the next.
+    /// Returns a remark on an open job: that its cancellation was requested, or why its last attempt failed and when
+    /// the next one begins.
     pub(crate) fn remark(&self) -> String {
         if self.cancel_requested_at.is_some() {
             return "  (a cancel was asked for)".to_owned();

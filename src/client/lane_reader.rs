@@ -1,5 +1,4 @@
-//! Reads a consumer's lane: hands each export that comes after the last one to a sink, and submits a new one when there
-//! is none.
+//! Reads a consumer's lane: writes each export after the last one to a sink, and submits a new export if there is none.
 
 use pg_rows::encoding::Encoding;
 use serde::{Deserialize, Serialize};
@@ -12,10 +11,10 @@ use crate::client::job_view::JobView;
 use crate::job::{After, ConsumerId, ExportType, FailureCode, Filter, JobId, Request, Status};
 use crate::manifest::Source;
 
-/// The number of submissions before a lane gives up, if other exports come first each time.
-const TRIES: u32 = 5;
+/// The maximum number of submissions if other exports come first each time.
+const MAX_SUBMISSIONS: u32 = 5;
 
-/// The last export that a sink has taken.
+/// The last export that a sink has written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct LanePosition {
@@ -29,7 +28,7 @@ pub(crate) struct LanePosition {
 }
 
 impl LanePosition {
-    /// Returns the position of a sink that has taken this export.
+    /// Returns the position of a sink that has written this export.
     pub(super) fn from_job(job: &JobView) -> Result<LanePosition, Error> {
         let not_published = || Error::Refused(format!("the export {} is not published", job.job_id));
         Ok(LanePosition {
@@ -45,26 +44,27 @@ impl LanePosition {
     }
 }
 
-/// A sink of the exports of one lane: it takes them in order, and remembers its position.
+/// A sink of the exports of one lane. It writes them in order, and stores its position.
 pub(crate) trait ExportSink {
-    /// Returns the last export that the sink has taken.
+    /// Returns the last export that the sink has written.
     fn last(&self) -> Option<&LanePosition>;
 
-    /// Returns the database that its exports are from, if that is known.
+    /// Returns the database that the exports are from. Returns `None` if it is unknown.
     fn source(&self) -> Option<&Source>;
 
-    /// Takes the next export: either all of it, with the position, or nothing. A call that is dropped can be repeated.
+    /// Writes the next export: either all of it together with the position, or nothing. A cancelled call can be
+    /// repeated.
     ///
     /// # Errors
-    /// If the export can't be fetched or written now. A later call with the same export may succeed.
-    async fn take(&mut self, api: &Api, export: &JobView) -> Result<SinkOutcome, Error>;
+    /// If the export can't be downloaded or written now. A later call with the same export may succeed.
+    async fn write(&mut self, api: &Api, export: &JobView) -> Result<SinkOutcome, Error>;
 }
 
-/// The outcome of an export at its sink.
+/// The outcome of writing an export to its sink.
 #[derive(Debug)]
 pub(crate) enum SinkOutcome {
-    Taken,
-    /// The export can't be taken, for this reason. Only a full export can come next.
+    Written,
+    /// The export can't be written, for this reason. Only a full export can come next.
     NeedsFullExport(String),
 }
 
@@ -73,11 +73,11 @@ pub(crate) struct LaneReader<'b> {
     pub(crate) api: &'b Api,
     pub(crate) consumer: ConsumerId,
     pub(crate) dataset: String,
-    /// The type of export to submit when there is nothing to take. `None` submits nothing.
+    /// The type of export to submit if there is nothing to write. `None` submits nothing.
     pub(crate) request: Option<ExportType>,
     /// The encoding of the exports that are submitted.
     pub(crate) encoding: Encoding,
-    /// True if each export that was taken is acknowledged.
+    /// True if each written export is acknowledged.
     pub(crate) acks: bool,
 }
 
@@ -90,7 +90,7 @@ enum SubmissionOutcome {
     NeedsFullExport(String),
 }
 
-/// The exports that can be taken.
+/// The exports that can be written next.
 enum NextExports {
     Found(Vec<JobView>),
     /// Only a full export can come next, for this reason.
@@ -98,11 +98,12 @@ enum NextExports {
 }
 
 impl LaneReader<'_> {
-    /// Hands all exports that are there to the sink, oldest first. Then submits another one, if it should, and hands it
-    /// over. A call that is dropped loses nothing: the next one goes on from the sink's position.
+    /// Writes all available exports to the sink, oldest first. Then submits another export, if requested, and writes
+    /// it. A cancelled call loses nothing: the next call continues from the sink's position.
     pub(crate) async fn round(&self, sink: &mut impl ExportSink) -> Result<(), Error> {
         let mut submitted = None;
-        // An earlier process may have been killed before it acknowledged. Errors are those of the calls that follow.
+        // An earlier process may have been killed before its acknowledgement. An error is ignored, because the
+        // following calls fail with it too.
         let _ = self.acknowledge(sink).await;
         loop {
             let needs_full = match self.next(sink.last()).await? {
@@ -117,17 +118,15 @@ impl LaneReader<'_> {
                         SubmissionOutcome::NeedsFullExport(why) => Some(why),
                     },
                 },
-                NextExports::Found(exports) => self.hand_all(sink, &exports).await?,
+                NextExports::Found(exports) => self.write_all(sink, &exports).await?,
                 NextExports::NeedsFullExport(why) => Some(why),
             };
             let Some(why) = needs_full else { continue };
             if self.request.is_none() {
-                return Err(Error::Refused(format!(
-                    "{why}: only a full export goes on from here, which --request asks for"
-                )));
+                return Err(Error::Refused(format!("{why}: only a full export can follow: --request submits one")));
             }
             if submitted == Some(ExportType::Full) {
-                return Err(Error::Refused(format!("{why}, although a full export was made just now")));
+                return Err(Error::Refused(format!("{why}, although a full export has just completed")));
             }
             self.require_source(sink).await?;
             self.api.observer().notice(&format!("{why}: asking for a full export"));
@@ -135,12 +134,12 @@ impl LaneReader<'_> {
             if let SubmissionOutcome::NeedsFullExport(why) = self.submit(ExportType::Full, None).await? {
                 return Err(Error::Refused(format!("a full export was refused: {why}")));
             }
-            self.hand_newest_full(sink).await?;
+            self.write_newest_full(sink).await?;
         }
     }
 
-    /// Refuses to submit a full export that the sink would not take: the service's last export is from another
-    /// database.
+    /// Returns an error if the service exports another database than the sink has rows from. The sink would refuse a
+    /// full export of it.
     async fn require_source(&self, sink: &impl ExportSink) -> Result<(), Error> {
         let Some(had) = sink.source() else { return Ok(()) };
         let Some(newest) = self.completed(None, 1).await?.into_iter().next() else { return Ok(()) };
@@ -155,42 +154,42 @@ impl LaneReader<'_> {
         Ok(())
     }
 
-    /// Hands exports to the sink. Returns the reason if only a full export can come next.
-    async fn hand_all(&self, sink: &mut impl ExportSink, exports: &[JobView]) -> Result<Option<String>, Error> {
+    /// Writes exports to the sink. Returns the reason if only a full export can come next.
+    async fn write_all(&self, sink: &mut impl ExportSink, exports: &[JobView]) -> Result<Option<String>, Error> {
         for export in exports {
-            let SinkOutcome::NeedsFullExport(why) = self.hand(sink, export).await? else {
+            let SinkOutcome::NeedsFullExport(why) = self.write(sink, export).await? else {
                 let is_last = sink.last().is_some_and(|last| last.job_id.to_string() == *export.job_id);
-                // Another process has moved the sink's position meanwhile: list anew.
+                // Another process has moved the sink's position. The exports have to be listed again.
                 if is_last { continue } else { return Ok(None) }
             };
             let full = self.newest_full().await?.filter(|full| full.number > export.number);
             let Some(full) = full else { return Ok(Some(why)) };
             self.api.observer().notice(&format!("{why}: going on from the full export {}", full.job_id));
-            return Ok(match self.hand(sink, &full).await? {
-                SinkOutcome::Taken => None,
+            return Ok(match self.write(sink, &full).await? {
+                SinkOutcome::Written => None,
                 SinkOutcome::NeedsFullExport(why) => Some(why),
             });
         }
         Ok(None)
     }
 
-    async fn hand_newest_full(&self, sink: &mut impl ExportSink) -> Result<(), Error> {
-        let full = self.newest_full().await?.ok_or_else(|| Error::refused("the full export isn't there"))?;
-        match self.hand(sink, &full).await? {
-            SinkOutcome::Taken => Ok(()),
-            SinkOutcome::NeedsFullExport(why) => Err(Error::Refused(format!("{why}, although it was made just now"))),
+    async fn write_newest_full(&self, sink: &mut impl ExportSink) -> Result<(), Error> {
+        let full = self.newest_full().await?.ok_or_else(|| Error::refused("the full export is missing"))?;
+        match self.write(sink, &full).await? {
+            SinkOutcome::Written => Ok(()),
+            SinkOutcome::NeedsFullExport(why) => Err(Error::Refused(format!("{why}, although it has just completed"))),
         }
     }
 
-    async fn hand(&self, sink: &mut impl ExportSink, export: &JobView) -> Result<SinkOutcome, Error> {
-        let outcome = match sink.take(self.api, export).await {
+    async fn write(&self, sink: &mut impl ExportSink, export: &JobView) -> Result<SinkOutcome, Error> {
+        let outcome = match sink.write(self.api, export).await {
             Err(error) if error.is_gone() => {
                 let why = format!("the service has the files of the export {} no more", export.job_id);
                 return Ok(SinkOutcome::NeedsFullExport(why));
             }
             outcome => outcome?,
         };
-        if matches!(outcome, SinkOutcome::Taken) {
+        if matches!(outcome, SinkOutcome::Written) {
             self.acknowledge(sink).await?;
         }
         Ok(outcome)
@@ -203,7 +202,7 @@ impl LaneReader<'_> {
         }
     }
 
-    /// Lists the exports that come after the sink's position.
+    /// Lists the exports after the sink's position.
     async fn next(&self, last: Option<&LanePosition>) -> Result<NextExports, Error> {
         let Some(last) = last else { return self.first().await };
         let after = last.job_id.into();
@@ -216,7 +215,8 @@ impl LaneReader<'_> {
         }
     }
 
-    /// Lists the exports for a sink that has none: the newest full one, or all of a lane that has no full one.
+    /// Lists the exports for a sink without any. Returns the newest full export only. If there is none, returns all
+    /// exports of the lane.
     async fn first(&self) -> Result<NextExports, Error> {
         if let Some(full) = self.newest_full().await? {
             return Ok(NextExports::Found(vec![full]));
@@ -225,7 +225,7 @@ impl LaneReader<'_> {
         all.reverse();
         match all.first() {
             Some(first) if first.number != Some(1) => Ok(NextExports::NeedsFullExport(
-                "the lane's first exports are forgotten, and it has no full one".to_owned(),
+                "the first exports of the lane were removed, and it has no full export".to_owned(),
             )),
             _ => Ok(NextExports::Found(all)),
         }
@@ -247,14 +247,14 @@ impl LaneReader<'_> {
         self.api.jobs(&filter, limit).await
     }
 
-    /// Submits an export that comes after `last`, and waits for its end.
+    /// Submits an export that follows `last`, and waits until it ends.
     async fn submit(&self, export_type: ExportType, last: Option<&LanePosition>) -> Result<SubmissionOutcome, Error> {
-        // A full export goes on from any position.
+        // A full export can follow any position.
         let is_full = export_type == ExportType::Full;
         let after = (!is_full).then(|| last.map_or(After::Nothing, LanePosition::after));
         let consumer = Some(self.consumer.clone());
         let request = Request { after, ..Request::new(consumer, self.dataset.clone(), export_type, self.encoding) };
-        for _ in 0..TRIES {
+        for _ in 0..MAX_SUBMISSIONS {
             let refused = match self.api.submit(&request).await {
                 Ok(id) => return self.outcome(id).await,
                 Err(Error::ExportRefused(refused)) => refused,
@@ -268,10 +268,10 @@ impl LaneReader<'_> {
                 _ => return Err(refused.into()),
             }
         }
-        Err(Error::refused("other exports of the consumer keep coming first"))
+        Err(Error::refused("other exports of the consumer came first each time: try again later"))
     }
 
-    /// Waits for the end of a submitted export.
+    /// Waits for the end of a submitted export, and returns its outcome.
     async fn outcome(&self, id: JobId) -> Result<SubmissionOutcome, Error> {
         let job = self.wait(id).await?;
         let failure = job.error.as_ref().filter(|_| job.has_status(Status::Failed));

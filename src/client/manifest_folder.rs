@@ -1,6 +1,6 @@
-//! A folder or bucket from which `apply` takes exports by their manifests, each after the one that it follows.
+//! A folder or bucket of exports, from which `apply` reads each export after the one that it follows.
 //!
-//! Each round begins with the reading of all manifests. The digests and the name of each are kept in memory.
+//! Each round reads all manifests, and keeps the digests and the name of each in memory.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
@@ -18,10 +18,10 @@ use crate::manifest::chain::{Chains, Digest, Followers, Link, parse_digest};
 use crate::manifest::{self, Manifest};
 use crate::sink::{Archive, Lookup, Settings};
 
-/// The most other lanes of the place that an error names.
+/// The maximum number of other lanes that an error lists.
 const MAX_OTHERS: usize = 10;
 
-/// The place, and the lane whose exports are taken from it.
+/// The place, and the lane whose exports are read.
 pub(crate) struct ManifestFolder {
     place: Settings,
     consumer: ConsumerId,
@@ -31,11 +31,11 @@ pub(crate) struct ManifestFolder {
 /// The manifests of the place.
 #[derive(Default)]
 struct Manifests {
-    /// The chains of the consumer and dataset: more than one if a copy of the database exported to the same place.
+    /// The chains of the consumer and dataset. There are several if a copy of the database exported to the same place.
     chains: Chains,
     /// The name of each manifest in the chains.
     names: HashMap<Digest, String>,
-    /// Dataset and consumer of some other lanes.
+    /// The dataset and consumer of some other lanes.
     others: BTreeSet<String>,
 }
 
@@ -53,10 +53,10 @@ impl ManifestFolder {
         if names.is_empty() && mirror.last().is_none() {
             return Err(self.no_exports(others));
         }
-        // A digest that can't be read is that of no export.
+        // An invalid digest becomes the zero digest, which no export has.
         let position = mirror.last().map(|last| (parse_digest(&last.digest).unwrap_or_default(), last.number));
         if position.is_none()
-            && let Some(number) = number_of_several(&chains)
+            && let Some(number) = duplicate_number(&chains)
         {
             return Err(Error::Refused(format!(
                 "forked: {} has the number {number} twice, as after a restore of the source: take away the manifests that are not of the \
@@ -77,7 +77,7 @@ impl ManifestFolder {
         }
         while let Some((digest, link)) = next {
             match self.apply(&archive, &names[digest], mirror).await? {
-                SinkOutcome::Taken => {}
+                SinkOutcome::Written => {}
                 SinkOutcome::NeedsFullExport(why) => {
                     match chains.newest_base().filter(|(_, base)| base.number > link.number) {
                         Some((digest, base)) => {
@@ -90,7 +90,7 @@ impl ManifestFolder {
                 }
             }
             if mirror.last().is_none_or(|last| last.digest != hex::encode(digest)) {
-                // Another process has applied other exports meanwhile, and goes on.
+                // Another process has applied other exports, and continues with the next ones.
                 return Ok(());
             }
             next = self.next(&chains, &followers, Some((*digest, link.number)))?;
@@ -98,7 +98,8 @@ impl ManifestFolder {
         Ok(())
     }
 
-    /// Returns the export to apply after the one with this digest and number. Returns `None` if the table has all.
+    /// Returns the export that follows the one with this digest and number. Returns `None` if the table has all
+    /// exports.
     fn next<'c>(
         &self,
         chains: &'c Chains,
@@ -112,7 +113,7 @@ impl ManifestFolder {
         if let [next] = siblings {
             return Ok(Some(*next));
         }
-        // A lane that forked, or has a gap here, goes on from its newest full export.
+        // If the lane forked or has a gap here, its newest full export comes next.
         let newest_base = chains.newest_base();
         if newest_base.is_some_and(|(_, base)| base.number > number) {
             return Ok(newest_base);
@@ -123,7 +124,7 @@ impl ManifestFolder {
         }
         match chains.iter().map(|(_, link)| link.number).max() {
             Some(last) if last > number => Err(Error::Refused(format!(
-                "gap: {} has exports up to number {last}, none of which goes on from where the table is",
+                "gap: {} has exports up to number {last}, none of which follows the position of the table",
                 self.place
             ))),
             _ => Ok(None),
@@ -176,8 +177,8 @@ impl ManifestFolder {
         let (read_from, manifest_name) = (Arc::clone(archive), name.to_owned());
         let manifest = spawn_blocking(move || read(&*read_from, &manifest_name)).await??;
         let manifest = Arc::new(manifest.ok_or_else(|| Error::Refused(format!("{name} is gone")))?);
-        let (looked_at, of, manifest_name) = (Arc::clone(archive), Arc::clone(&manifest), name.to_owned());
-        if let Some(why) = spawn_blocking(move || missing(&*looked_at, &of, &manifest_name)).await?? {
+        let (checked_archive, of, manifest_name) = (Arc::clone(archive), Arc::clone(&manifest), name.to_owned());
+        if let Some(why) = spawn_blocking(move || missing_file(&*checked_archive, &of, &manifest_name)).await?? {
             return Ok(SinkOutcome::NeedsFullExport(why));
         }
         let open = async || {
@@ -188,15 +189,15 @@ impl ManifestFolder {
     }
 }
 
-/// Returns a number that several exports have.
-fn number_of_several(chains: &Chains) -> Option<u64> {
+/// Returns a number that several exports share, if there is one.
+fn duplicate_number(chains: &Chains) -> Option<u64> {
     let mut numbers: Vec<u64> = chains.iter().map(|(_, link)| link.number).collect();
     numbers.sort_unstable();
     numbers.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
 }
 
-/// Returns the newest full export that doesn't come before the export with this digest. Returns `None` also if an
-/// export that comes before it is missing.
+/// Returns the newest full export on another branch than the export with this digest. Returns `None` also if the chain
+/// before that export has a gap.
 fn base_of_another_branch<'c>(chains: &'c Chains, digest: &Digest) -> Option<&'c Link> {
     let (mut before, mut at) = (HashSet::new(), Some(*digest));
     while let Some(digest) = at {
@@ -207,9 +208,8 @@ fn base_of_another_branch<'c>(chains: &'c Chains, digest: &Digest) -> Option<&'c
     others.map(|(_, link)| link).max_by_key(|link| link.number)
 }
 
-/// Returns why the export can't be applied if one of its files is missing. Retention removes files and leaves the
-/// manifest.
-fn missing(archive: &dyn Archive, manifest: &Manifest, name: &str) -> Result<Option<String>, Error> {
+/// Returns the reason if a file of the export is missing. Retention removes files and keeps the manifest.
+fn missing_file(archive: &dyn Archive, manifest: &Manifest, name: &str) -> Result<Option<String>, Error> {
     for file in &manifest.export.files {
         let path = path_of(archive, name, file)?;
         if !matches!(archive.open_file(&path).about(|| &path)?, Lookup::File(..)) {
@@ -219,13 +219,13 @@ fn missing(archive: &dyn Archive, manifest: &Manifest, name: &str) -> Result<Opt
     Ok(None)
 }
 
-/// Returns the path of a file whose manifest has this name.
+/// Returns the path of a file in a manifest with this name.
 fn path_of(archive: &dyn Archive, name: &str, file: &manifest::File) -> Result<String, Error> {
     let path = file.path.as_deref().unwrap_or_default();
     archive.name_of(name, path).ok_or_else(|| Error::Refused(format!("{name} names a file outside of its place")))
 }
 
-/// Reads the manifest of this name, and fails if it was changed. Returns `None` if it is gone.
+/// Reads and verifies the manifest with this name. Returns `None` if the manifest is missing.
 fn read(archive: &dyn Archive, name: &str) -> Result<Option<Manifest>, Error> {
     let Some(text) = archive.text(name).about(|| name)? else { return Ok(None) };
     let manifest = Manifest::read(&text).about(|| name)?;

@@ -1,36 +1,36 @@
-//! The view that a user has of a client's work.
+//! Shows the work of a client to the user.
 
 use std::io;
 
 use crate::client::job_view::JobView;
 use crate::job::JobId;
 
-/// Shows a user what a client does, while the client does it. The command line prints and draws it.
+/// Shows results, notices and progress of a client to the user. The command line prints and draws them.
 pub(crate) trait Observer: Send + Sync {
-    /// Returns true if progress is drawn as it moves. The client then asks the service for it more often.
-    fn is_drawn(&self) -> bool;
+    /// Returns true if progress is drawn continuously. The client then polls the service more often.
+    fn draws_progress(&self) -> bool;
 
-    /// Shows a result on a line of its own: a file that has arrived, or an export that was applied.
+    /// Prints a result on its own line: a downloaded file, or an applied export.
     ///
     /// # Errors
-    /// If nobody can read it.
+    /// If the line can't be written.
     fn result(&self, line: &str) -> io::Result<()>;
 
-    /// Shows a fact that the user may have to act on, such as a service that doesn't answer.
+    /// Shows a fact that may require action, such as a service that doesn't answer.
     fn notice(&self, text: &str);
 
-    /// Begins to show the progress of a job.
+    /// Starts the progress display of a job.
     fn begin_job(&self, id: JobId);
 
-    /// Shows the progress of the job that was begun last.
+    /// Updates the progress of the job that was started last.
     fn job(&self, job: &JobView);
 
-    /// Shows how many bytes of all are fetched or checked.
+    /// Shows how many of `all` bytes are downloaded or checked.
     fn bytes(&self, done: u64, all: u64);
 
-    /// Shows how many manifests are read.
+    /// Shows how many manifests have been read.
     fn manifests(&self, count: u64);
 
-    /// Ends the progress that is shown.
+    /// Ends the progress display.
     fn end(&self);
 }

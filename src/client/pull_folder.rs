@@ -1,8 +1,10 @@
-//! The folder that `pull` fills with the files of a lane's exports, each file once.
+//! The folder into which `pull` downloads the files of a lane's exports, each file once.
 //!
-//! An export's files arrive under hidden names. Once all of them are on disk, the state of the folder lists their final
-//! names. Then the files get these names. Then the state records the export as the last one. Files may be moved away at
-//! any time: a pull that was killed gives each file its name once.
+//! An export is written in four steps. Its files are downloaded under hidden names. The state of the folder lists their
+//! final names. The files get these names. The state records the export as the last one.
+//!
+//! The user may move files away at any time. If `pull` is killed, the next call continues with the recorded step, so
+//! that each file gets its name once.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, Write};
@@ -12,7 +14,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::client::api::Api;
-use crate::client::download::{export_files, fetch_part, give_name, part_path, require_same, sync_folder_of};
+use crate::client::download::{
+    export_files, fetch_part, part_path, rename_without_replacing, require_same, sync_folder_of,
+};
 use crate::client::job_view::JobView;
 use crate::client::lane_reader::{ExportSink, LanePosition, SinkOutcome};
 use crate::client::observer::Observer;
@@ -21,12 +25,12 @@ use crate::failpoint;
 use crate::job::ConsumerId;
 use crate::manifest::{self, Manifest, Source};
 
-/// The version of the form of [`FolderState`].
+/// The version of the format of [`FolderState`].
 const VERSION: u32 = 1;
 const STATE: &str = ".cdc-export-pull.json";
 const LOCK: &str = ".cdc-export-pull.lock";
 
-/// The state of a folder, as it is written there.
+/// The state of a folder, as it is stored in the folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct FolderState {
@@ -35,30 +39,30 @@ struct FolderState {
     dataset: String,
     /// The database that the rows are from. `None` before the first export.
     source: Option<Source>,
-    /// The last export whose files have their names.
+    /// The last export whose files have their final names.
     last: Option<LanePosition>,
-    /// The export whose files are on disk and are getting their names.
-    naming: Option<Naming>,
+    /// The export whose files are complete on disk and are being renamed.
+    naming: Option<PendingNames>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Naming {
+struct PendingNames {
     position: LanePosition,
-    /// The names. The manifest's is the last one.
+    /// The final names. The last one is that of the manifest.
     names: Vec<String>,
 }
 
-/// A folder that only this process fills.
+/// A folder that is locked for this process.
 pub(crate) struct PullFolder {
     folder: PathBuf,
     state: FolderState,
-    /// Held until the folder is dropped.
+    /// The lock is held until this file is closed.
     _lock: File,
 }
 
-/// Returns the dataset of a folder's exports. Returns `None` if the folder has no state.
-pub(crate) fn dataset_of(folder: &Path) -> Result<Option<String>, Error> {
+/// Reads the dataset of a folder's exports. Returns `None` if the folder has no state.
+pub(crate) fn read_dataset(folder: &Path) -> Result<Option<String>, Error> {
     Ok(read_state(folder)?.map(|state| state.dataset))
 }
 
@@ -70,15 +74,15 @@ fn read_state(folder: &Path) -> Result<Option<FolderState>, Error> {
     };
     let state: FolderState = serde_json::from_slice(&text).about(|| path.display())?;
     if state.version != VERSION {
-        let why = format!("{}: a later version of cdc-export has filled this folder", path.display());
+        let why = format!("{}: a later version of cdc-export has written this folder", path.display());
         return Err(Error::Refused(why));
     }
     Ok(Some(state))
 }
 
 impl PullFolder {
-    /// Opens the folder, and makes it if need be. Waits while another process fills it. Then names the files that a
-    /// killed process left unnamed.
+    /// Opens the folder, and creates it if it is missing. Waits until no other process has locked it. Then renames the
+    /// files that a killed process has not renamed.
     pub(crate) fn open(
         folder: &Path,
         consumer: &ConsumerId,
@@ -113,7 +117,7 @@ impl PullFolder {
         Ok(opened)
     }
 
-    /// Writes the state to disk, in place of the one before.
+    /// Writes the state to disk, and replaces the previous state.
     fn save(&self) -> Result<(), Error> {
         let path = self.folder.join(STATE);
         let text = serde_json::to_string_pretty(&self.state)? + "\n";
@@ -123,9 +127,9 @@ impl PullFolder {
         sync_folder_of(&path)
     }
 
-    /// Names the files of the export in `naming` that have no name yet.
+    /// Gives their final names to the files of the export in `naming`.
     fn name_files(&mut self) -> Result<(), Error> {
-        let Some(Naming { position, names }) = &self.state.naming else { return Ok(()) };
+        let Some(PendingNames { position, names }) = &self.state.naming else { return Ok(()) };
         for name in names {
             let path = self.folder.join(name);
             name_file(&part_path(&path, position.job_id.into()), &path)?;
@@ -136,7 +140,7 @@ impl PullFolder {
         self.save()
     }
 
-    /// Writes the manifest of an export under its hidden name. Its files are beside it in the folder.
+    /// Writes the manifest of an export under its hidden name. Its paths lead to the files in this folder.
     fn write_manifest(&self, manifest: &mut Manifest, names: &[String], part: &Path) -> Result<(), Error> {
         for ((file, entry), name) in manifest.export.files.iter_mut().zip(&mut manifest.entries).zip(names) {
             file.path = Some(name.clone());
@@ -146,7 +150,7 @@ impl PullFolder {
         write_new(part, &manifest.text()).about(|| part.display())
     }
 
-    /// Returns the reason if an export doesn't come next in this folder, so that only a full export can.
+    /// Returns the reason if an export doesn't follow the last one in this folder, so that only a full export can.
     fn gap_before(&self, export: &JobView, manifest: &Manifest) -> Result<Option<String>, Error> {
         let chained = &manifest.export;
         if let Some(source) = self.state.source.as_ref().filter(|source| **source != chained.source) {
@@ -163,11 +167,11 @@ impl PullFolder {
         }
         let had = self.state.last.as_ref().map(|last| &last.digest);
         let is_next = chained.is_base() || had.is_none() || had == chained.previous.as_ref();
-        Ok((!is_next).then(|| format!("gap: the export {} doesn't go on from the last one here", export.job_id)))
+        Ok((!is_next).then(|| format!("gap: the export {} doesn't follow the last one in the folder", export.job_id)))
     }
 }
 
-/// Writes a file to disk, in place of one that an earlier process left behind.
+/// Writes a file to disk, and replaces a file that an earlier process left behind.
 fn write_new(path: &Path, text: &str) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
@@ -178,7 +182,8 @@ fn write_new(path: &Path, text: &str) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Gives a file its name, unless an earlier process has given it: then somebody may have moved the file away.
+/// Gives a file its final name. Does nothing if `part` is missing: an earlier process has renamed the file, and the
+/// user may have moved it.
 fn name_file(part: &Path, path: &Path) -> Result<(), Error> {
     let found = match fs::symlink_metadata(part) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -186,11 +191,11 @@ fn name_file(part: &Path, path: &Path) -> Result<(), Error> {
     };
     let own = rustix::process::geteuid().as_raw();
     if !found.is_file() || found.uid() != own {
-        return Err(Error::Refused(format!("{}: somebody put another file in its place", part.display())));
+        return Err(Error::Refused(format!("{}: another process replaced this file", part.display())));
     }
-    match give_name(part, path) {
+    match rename_without_replacing(part, path) {
         Ok(()) => {}
-        // A process was killed between the two steps of a rename.
+        // An earlier process was killed after it had linked the final name and before it removed the hidden name.
         Err(_)
             if fs::symlink_metadata(path)
                 .is_ok_and(|named| (named.dev(), named.ino()) == (found.dev(), found.ino())) => {}
@@ -201,7 +206,7 @@ fn name_file(part: &Path, path: &Path) -> Result<(), Error> {
         Err(error) => return Err(error).about(|| path.display()),
     }
     match fs::remove_file(part) {
-        // The file was renamed, not linked.
+        // The file system renamed the file instead of linking it.
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         removed => removed.about(|| part.display()),
     }
@@ -216,7 +221,7 @@ impl ExportSink for PullFolder {
         self.state.source.as_ref()
     }
 
-    async fn take(&mut self, api: &Api, export: &JobView) -> Result<SinkOutcome, Error> {
+    async fn write(&mut self, api: &Api, export: &JobView) -> Result<SinkOutcome, Error> {
         let id = export.id()?;
         let mut manifest = api.manifest(id).await?;
         let files = export_files(export)?;
@@ -237,7 +242,7 @@ impl ExportSink for PullFolder {
         names.push(name);
         self.state.source = Some(manifest.export.source.clone());
         let shown: Vec<_> = names.iter().map(|name| self.folder.join(name)).zip(rows).collect();
-        self.state.naming = Some(Naming { position: LanePosition::from_job(export)?, names });
+        self.state.naming = Some(PendingNames { position: LanePosition::from_job(export)?, names });
         self.save()?;
         failpoint!("pull.fetched", Err(Error::refused("pull.fetched")));
         self.name_files()?;
@@ -245,6 +250,6 @@ impl ExportSink for PullFolder {
         for (path, rows) in shown {
             api.observer().result(&format!("{}  {rows} rows", path.display())).map_err(Error::Output)?;
         }
-        Ok(SinkOutcome::Taken)
+        Ok(SinkOutcome::Written)
     }
 }

@@ -1,7 +1,7 @@
 //! A remote service, called over HTTP.
 //!
-//! Each call may be sent again without harm: a submission carries an idempotency key. Once the service has answered, a
-//! call is retried while the network fails, or while the service restarts or is busy.
+//! Each call is idempotent: a submission carries an idempotency key. After the first answer of the service, a call is
+//! retried while the network fails, or while the service restarts or is busy.
 
 use std::fmt::{self, Display};
 use std::net::IpAddr;
@@ -25,22 +25,22 @@ use crate::tls;
 /// The time for which one call is retried.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSES: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(5));
-/// The time that a call waits for the next byte. The service answers within 2 seconds, even if only with an error.
+/// The time that a call waits for the next byte. The service answers within 2 seconds, even if the answer is an error.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The address of a service: `http://host:port`, and the path that a proxy puts before the API's own.
+/// The address of a service: `http://host:port`, and the path prefix of a proxy.
 #[derive(Clone, Debug)]
 pub(crate) struct ServiceAddress(String);
 
-pub(crate) const NO_ADDRESS: &str = "not the address of a service, such as http://127.0.0.1:8080";
+pub(crate) const INVALID_ADDRESS: &str = "not the address of a service, such as http://127.0.0.1:8080";
 
 impl FromStr for ServiceAddress {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<ServiceAddress, &'static str> {
-        let uri: Uri = text.parse().map_err(|_| NO_ADDRESS)?;
+        let uri: Uri = text.parse().map_err(|_| INVALID_ADDRESS)?;
         let is_web = matches!(uri.scheme_str(), Some("http" | "https"));
-        // `ps` would show a name and a password in it.
+        // An address with a user and a password is refused, because `ps` would show them.
         let is_plain = uri.authority().is_some_and(|authority| {
             let port = authority.as_str().trim_start_matches(authority.host());
             !authority.as_str().contains('@') && (port.is_empty() || authority.port_u16().is_some())
@@ -48,19 +48,19 @@ impl FromStr for ServiceAddress {
         if is_web && is_plain && !text.contains(['?', '#']) {
             Ok(ServiceAddress(text.trim_end_matches('/').to_owned()))
         } else {
-            Err(NO_ADDRESS)
+            Err(INVALID_ADDRESS)
         }
     }
 }
 
 impl ServiceAddress {
-    /// Returns true if others on the network can read what is sent to the service.
-    pub(crate) fn is_readable_on_the_way(&self) -> bool {
-        self.0.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http:")) && !self.is_here()
+    /// Returns true if the connection leaves this machine unencrypted.
+    pub(crate) fn is_unencrypted_remote(&self) -> bool {
+        self.0.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http:")) && !self.is_loopback_address()
     }
 
-    /// Returns true if the address is on this machine.
-    fn is_here(&self) -> bool {
+    /// Returns true if the address is a loopback address.
+    fn is_loopback_address(&self) -> bool {
         let host =
             self.0.parse::<Uri>().ok().and_then(|uri| uri.host().map(|host| host.trim_matches(['[', ']']).to_owned()));
         host.is_some_and(|host| {
@@ -81,23 +81,23 @@ pub(crate) struct RemoteService {
     server: ServiceAddress,
     key: Option<KeyText>,
     observer: Arc<dyn Observer>,
-    /// True if the service has answered once. Before that nothing is retried: the address may be wrong.
+    /// True if the service has answered once. Before that, no call is retried, because the address may be wrong.
     has_answered: AtomicBool,
-    /// True if the user was shown that the service doesn't answer now.
+    /// True if the user was notified that the service doesn't answer now.
     has_warned: AtomicBool,
 }
 
 impl RemoteService {
-    /// Prepares calls of the service at an address. Sends the key with each call.
+    /// Creates a client of the service at an address. Each call carries the key.
     pub(crate) fn new(
         server: ServiceAddress,
         key: Option<KeyText>,
         observer: Arc<dyn Observer>,
     ) -> Result<RemoteService, Error> {
-        // The client follows no redirect: another server must not get the key.
+        // The client follows no redirect, because another server must not get the key.
         let http = tls::client(&server.0).connect_timeout(ANSWER_TIMEOUT).read_timeout(ANSWER_TIMEOUT);
         // A proxy can't reach this machine.
-        let http = if server.is_here() { http.no_proxy() } else { http };
+        let http = if server.is_loopback_address() { http.no_proxy() } else { http };
         let http = http.build().map_err(|why| Error::refused(tls::reason(&why))).about(|| &server)?;
         let (has_answered, has_warned) = (AtomicBool::new(false), AtomicBool::new(false));
         Ok(RemoteService { http, server, key, observer, has_answered, has_warned })
@@ -134,7 +134,7 @@ impl RemoteService {
         Ok(ApiAnswer { server, response })
     }
 
-    /// Makes a call. Repeats it while the service is unavailable or busy, for [`RETRY_TIMEOUT`] at most.
+    /// Makes a call. Retries it while the service is unavailable or busy, for [`RETRY_TIMEOUT`] at most.
     async fn retry_while_unavailable<T>(&self, call: impl AsyncFn() -> Result<T, CallError>) -> Result<T, CallError> {
         let begun = Instant::now();
         let mut backoff = PAUSES;
@@ -160,7 +160,7 @@ impl RemoteService {
             if begun.elapsed() + rest > RETRY_TIMEOUT {
                 return Err(error);
             }
-            // A rate limit is not a fault: it is not shown.
+            // A rate limit is not a fault, so the user is not notified.
             let is_limit = matches!(error, CallError::Refused { status: 429, .. });
             if !is_limit && !self.has_warned.swap(true, Ordering::Relaxed) {
                 self.observer.notice(&format!("{error}. Trying again for {} seconds.", RETRY_TIMEOUT.as_secs()));
@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses() {
+    fn addresses_are_http_urls_without_credentials() {
         for (good, address) in [
             ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
             ("http://localhost:8080/", "http://localhost:8080"),

@@ -1,4 +1,5 @@
-//! A table of another Postgres that takes the exports of a lane, from a service or from a folder of manifests.
+//! A table of another Postgres, to which the exports of a lane are applied. The exports are from a service, or from a
+//! folder of manifests.
 
 use std::fs::File;
 use std::io::{self, Seek};
@@ -17,11 +18,11 @@ use crate::client::{About, Error};
 use crate::manifest::{Manifest, Source};
 use crate::telemetry::chain;
 
-/// The time for which a call of the target is repeated.
+/// The time for which a call of the target is retried.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// The table, and its position as it was read last.
+/// The table, and its position at the last reading.
 pub(crate) struct TableMirror {
     target: Target,
     last: Option<LanePosition>,
@@ -34,13 +35,13 @@ impl TableMirror {
         TableMirror { target, last: None, source: None, observer }
     }
 
-    /// Returns what shows the user this table's work.
+    /// Returns the observer that shows the work on this table to the user.
     pub(super) fn observer(&self) -> &dyn Observer {
         &*self.observer
     }
 
-    /// Reads the position of the table. Another process may have moved it. So may this one, if the answer to its commit
-    /// was lost.
+    /// Reads the position of the table. Another process may have moved it. So may this process, if the answer to its
+    /// COMMIT was lost.
     pub(crate) async fn refresh(&mut self) -> Result<(), Error> {
         let found = while_unavailable(&*self.observer, async || Ok(self.target.position().await?)).await?;
         self.source = found.as_ref().map(|found| found.source.clone());
@@ -53,8 +54,7 @@ impl TableMirror {
         Ok(())
     }
 
-    /// Applies an export. Repeats that while the target is not available. `open` opens the export's files, in their
-    /// order.
+    /// Applies an export. Retries while the target is unavailable. `open` opens the export's files, in their order.
     pub(super) async fn apply(
         &mut self,
         manifest: &Manifest,
@@ -72,11 +72,11 @@ impl TableMirror {
             Applied::PositionMoved => {}
         }
         self.refresh().await?;
-        Ok(SinkOutcome::Taken)
+        Ok(SinkOutcome::Written)
     }
 }
 
-/// Calls the target. Repeats the call while the target is not available, for [`RETRY_TIMEOUT`] after the first failure.
+/// Calls the target. Retries while the target is unavailable, for [`RETRY_TIMEOUT`] after the first failure.
 async fn while_unavailable<T>(
     observer: &dyn Observer,
     mut call: impl AsyncFnMut() -> Result<T, Error>,
@@ -106,7 +106,7 @@ impl ExportSink for TableMirror {
         self.source.as_ref()
     }
 
-    async fn take(&mut self, api: &Api, export: &JobView) -> Result<SinkOutcome, Error> {
+    async fn write(&mut self, api: &Api, export: &JobView) -> Result<SinkOutcome, Error> {
         let id = export.id()?;
         let manifest = api.manifest(id).await?;
         let folder = tempfile::Builder::new().prefix("cdc-export-apply").tempdir().about(|| "a temporary folder")?;
@@ -117,7 +117,7 @@ impl ExportSink for TableMirror {
             fetch_part(api, id, file, &part).await?;
             parts.push(File::open(part)?);
         }
-        // The open files have no names any more, so a process that is killed leaves nothing behind.
+        // The open files have no names any more, so a killed process leaves no files behind.
         drop(folder);
         require_same(id, &files, &manifest)?;
         let open = async || {

@@ -1,8 +1,8 @@
-//! Checks that the manifests of a folder or bucket have no gap, and that their files are as they were exported.
+//! Checks that the manifests of a folder or bucket have no gap, and that their files are unchanged.
 //!
-//! Reads all manifests twice, on several threads: first to follow the chains and to learn which files are needed, then
-//! to check the files. If the first reading finds a gap, there is one more in between. Needs no database and no
-//! service, and writes nothing.
+//! Reads all manifests twice, on several threads. The first reading follows the chains and finds the required files.
+//! The last reading checks the files. If the first reading finds a gap, there is another reading in between. The check
+//! needs no database and no service, and writes nothing.
 
 mod parallel;
 mod row_counter;
@@ -28,25 +28,25 @@ use crate::sink::{self, Archive, Lookup};
 
 /// The number of bytes of a file that are read at once.
 const READ_BYTES: usize = 256 << 10;
-/// The number of readings of a file if a bucket stops sending its bytes.
+/// The maximum number of readings of a file if a bucket stops sending its bytes.
 const TRIES: u32 = 3;
 
 /// A check of a folder or bucket.
 pub(crate) struct Verifier {
     archive: Box<dyn Archive>,
     readers: usize,
-    options: Options,
+    options: VerifyOptions,
     observer: Arc<dyn Observer>,
     report: Report,
     counts: Counts,
 }
 
-/// Shows a fault to the user. Called on several threads.
+/// Reports a fault to the user. Several threads call it.
 pub(crate) type Report = Box<dyn Fn(&Finding<'_>) -> io::Result<()> + Send + Sync>;
 
 /// The options of a check.
-pub(crate) struct Options {
-    /// True if the rows of each file are counted, too.
+pub(crate) struct VerifyOptions {
+    /// True if the rows of each file are also counted.
     pub(crate) deep: bool,
     /// The public half of the key with which each manifest must be signed.
     pub(crate) key: Option<PublicKey>,
@@ -66,7 +66,7 @@ pub(crate) struct Finding<'f> {
 pub(crate) struct ExportId {
     pub(crate) dataset: String,
     pub(crate) consumer: String,
-    /// Its number. 0 if that is unknown.
+    /// Its number in the lane. 0 if the number is unknown.
     pub(crate) number: u64,
 }
 
@@ -74,19 +74,19 @@ pub(crate) struct ExportId {
 pub(crate) struct Verification {
     pub(crate) lanes: usize,
     pub(crate) exports: usize,
-    /// The files that are as they were exported, and their bytes.
+    /// The number of unchanged files, and of their bytes.
     pub(crate) files: u64,
     pub(crate) bytes: u64,
-    /// The missing files that aren't needed any more.
+    /// The number of missing files that aren't required any more.
     pub(crate) older: u64,
     pub(crate) faults: u64,
 }
 
 #[derive(Default)]
 struct Counts {
-    /// Manifests that were read.
+    /// The number of manifests that were read.
     manifests: AtomicU64,
-    /// Bytes that were checked or aren't needed, and those of all files.
+    /// The number of bytes that were checked or aren't required, and the number of all bytes.
     read: AtomicU64,
     all: AtomicU64,
     files: AtomicU64,
@@ -126,7 +126,8 @@ impl ExportId {
         ExportId { dataset: export.dataset.clone(), consumer: export.consumer.clone(), number: manifest.number }
     }
 
-    /// Reads the export from the key of an unreadable manifest in a bucket. The name of one in a folder doesn't say it.
+    /// Parses the export from the object key of an unreadable manifest. The name of a manifest in a folder doesn't
+    /// contain it.
     fn from_key(name: &str) -> Option<ExportId> {
         let parts: Vec<&str> = name.split('/').collect();
         let [dataset, consumer, _, file] = *parts else { return None };
@@ -139,15 +140,15 @@ impl Verifier {
     /// Opens the place.
     ///
     /// # Errors
-    /// [`Error::Usage`] if it can't be read, unless that may pass.
+    /// [`Error::Usage`] if the place can't be read. Another error if the failure may pass.
     pub(crate) fn open(
         place: &sink::Settings,
         runtime: &Handle,
-        options: Options,
+        options: VerifyOptions,
         observer: Arc<dyn Observer>,
         report: Report,
     ) -> Result<Verifier, Error> {
-        let archive = place.archive(runtime).map_err(unusable)?;
+        let archive = place.archive(runtime).map_err(place_error)?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let readers = archive.readers(cores);
         Ok(Verifier { archive, readers, options, observer, report, counts: Counts::default() })
@@ -156,7 +157,7 @@ impl Verifier {
     /// Checks all manifests and files, and reports each fault.
     ///
     /// # Errors
-    /// If the place can't be read, or the report fails.
+    /// If the place can't be read, or a fault can't be reported.
     pub(crate) fn run(&self) -> Result<Verification, Error> {
         let mut chains = ChainReport::new(self.first_reading()?);
         if !chains.is_whole() {
@@ -167,7 +168,7 @@ impl Verifier {
             |files| self.each_manifest(|name, read| self.check_manifest(&chains, files, name, read)),
             |file: NamedFile| self.check_file(&file),
         )?;
-        self.archive.require().map_err(unusable)?;
+        self.archive.require().map_err(place_error)?;
         for (dataset, consumer, number) in chains.not_seen() {
             let export = ExportId { dataset: dataset.to_owned(), consumer: consumer.to_owned(), number };
             self.fault(Some(&export), "-", "missing (its manifest was there a moment ago)")?;
@@ -189,7 +190,7 @@ impl Verifier {
         (self.report)(&Finding { export, name, fault }).map_err(Error::Output)
     }
 
-    /// Counts bytes that were read, or need not be.
+    /// Counts bytes that were read, or that aren't required.
     fn count_read(&self, bytes: u64) {
         let read = self.counts.read.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.observer.bytes(read, self.counts.all.load(Ordering::Relaxed));
@@ -228,7 +229,7 @@ impl Verifier {
         Ok(chains.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Reads all manifests again, for those that the first reading missed because the service published meanwhile.
+    /// Reads all manifests again, to find those that the service published during the first reading.
     fn second_reading(&self, chains: Chains) -> Result<Chains, Error> {
         let chains = Mutex::new(chains);
         self.counts.manifests.store(0, Ordering::Relaxed);
@@ -243,14 +244,14 @@ impl Verifier {
         Ok(chains.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Calls `work` for each manifest, on several threads. Skips a manifest that is removed meanwhile.
+    /// Calls `work` for each manifest, on several threads. Skips a manifest that is removed at the same time.
     fn each_manifest(
         &self,
         work: impl Fn(&str, Result<Manifest, UnreadManifest>) -> Result<(), Error> + Sync,
     ) -> Result<(), Error> {
         let list = |names: &WorkQueue<String>| {
-            for name in self.archive.manifests().map_err(unusable)? {
-                if !names.send(name.map_err(unusable)?) {
+            for name in self.archive.manifests().map_err(place_error)? {
+                if !names.send(name.map_err(place_error)?) {
                     break;
                 }
             }
@@ -264,9 +265,9 @@ impl Verifier {
                 }
                 text => text,
             };
-            self.archive.require().map_err(unusable)?;
+            self.archive.require().map_err(place_error)?;
             match text {
-                Err(error) if error.is_of_the_place() => Err(unusable(error)),
+                Err(error) if error.is_of_the_place() => Err(place_error(error)),
                 Err(sink::Error::ReadOnly(why)) => work(&name, Err(UnreadManifest::Refused(why.to_string()))),
                 Err(error) => work(&name, Err(UnreadManifest::Unreadable(cause(&error)))),
                 Ok(_) => Ok(()),
@@ -291,7 +292,7 @@ impl Verifier {
         let checked = manifest.check(name, self.options.key.as_ref());
         let is_right = checked != Err(Broken::Digest);
         let digest = if is_right { manifest.digest.clone() } else { manifest.export.digest() };
-        // A manifest that was published after the chains were followed is left out.
+        // Skips a manifest that was published after the chains were followed.
         let Some(seen) = chains.see(&digest) else { return Ok(()) };
         let export = ExportId::from_manifest(&manifest);
         match checked {
@@ -302,7 +303,7 @@ impl Verifier {
         for fault in seen.faults {
             self.fault(Some(&export), name, &fault.to_string())?;
         }
-        // If the content of a manifest was changed, its facts about files may be wrong.
+        // If a manifest was changed, its entries for files may be wrong.
         for file in manifest.export.files.into_iter().filter(|_| is_right) {
             let path = file.path.as_deref();
             let Some(found) = path.and_then(|path| self.archive.name_of(name, path)) else {
@@ -317,19 +318,19 @@ impl Verifier {
         Ok(())
     }
 
-    /// Checks a file, again if the store fails, and reports its fault.
+    /// Checks a file, and reports its fault. Retries if the storage fails temporarily.
     fn check_file(&self, named: &NamedFile) -> Result<(), Error> {
         let mut tries = 1;
         let state = loop {
             match self.file_state(named) {
                 Err(error) if error.may_pass() && tries < TRIES => tries += 1,
-                Err(error) if error.is_of_the_place() => return Err(unusable(error)),
+                Err(error) if error.is_of_the_place() => return Err(place_error(error)),
                 Err(error) => break FileState::Fault(format!("unreadable ({})", cause(&error))),
                 Ok(state) => break state,
             }
         };
         if !matches!(state, FileState::Whole(_)) {
-            self.archive.require().map_err(unusable)?;
+            self.archive.require().map_err(place_error)?;
         }
         let fault = match state {
             FileState::Whole(bytes) => {
@@ -370,7 +371,7 @@ impl Verifier {
             self.count_read(read as u64);
             // If the file can't be unpacked, the rest of it is still hashed.
             if let Some(Ok(rows)) = &mut counter
-                && let Err(error) = rows.take(&chunk[..read])
+                && let Err(error) = rows.feed(&chunk[..read])
             {
                 counter = Some(Err(error));
             }
@@ -393,8 +394,8 @@ impl Verifier {
     }
 }
 
-/// Makes the error of a place that can't be read: bad usage, unless it may pass.
-fn unusable(error: sink::Error) -> Error {
+/// Returns the error of an unreadable place. It is bad usage, unless it may pass.
+fn place_error(error: sink::Error) -> Error {
     if error.may_pass() { error.into() } else { Error::Usage(cause(&error)) }
 }
 
@@ -402,7 +403,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Returns the message of the system or the store.
+/// Returns the error message of the system or the object store.
 fn cause(error: &sink::Error) -> String {
     error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }

@@ -1,4 +1,4 @@
-//! Runs work on several threads: one thread finds the pieces and queues them.
+//! Runs work on several threads. One thread finds the pieces of work and queues them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -7,26 +7,26 @@ use std::thread;
 
 use crate::client::Error;
 
-/// The most pieces that wait for a thread.
+/// The maximum number of queued pieces.
 const MAX_WAITING: usize = 64;
 
-/// The pieces that wait for a thread.
+/// The queue of the pieces that wait for a thread.
 pub(super) struct WorkQueue<'f, T> {
     sender: SyncSender<T>,
     is_stopped: &'f AtomicBool,
 }
 
 impl<T> WorkQueue<'_, T> {
-    /// Queues a piece. Returns false if a thread has failed: then no more pieces are needed.
+    /// Queues a piece. Returns false if a thread has failed, because no more pieces are needed then.
     pub(super) fn send(&self, piece: T) -> bool {
         !self.is_stopped.load(Ordering::Relaxed) && self.sender.send(piece).is_ok()
     }
 }
 
-/// Runs `find` on this thread, and `work` for each piece that it queues on others.
+/// Runs `find` on this thread, and `work` for each queued piece on other threads.
 ///
 /// # Errors
-/// The first error of `work`, else that of `find`.
+/// The first error of `work`, else the error of `find`.
 pub(super) fn in_parallel<T: Send>(
     threads: usize,
     find: impl FnOnce(&WorkQueue<T>) -> Result<(), Error>,
@@ -37,8 +37,7 @@ pub(super) fn in_parallel<T: Send>(
     let next = || receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
     let run = || {
         let mut done = Ok(());
-        // A thread that has failed drops the pieces that it still gets. Else `find` would wait for a place in the
-        // queue.
+        // A failed thread discards further pieces. Otherwise `find` would block on the full queue.
         while let Ok(piece) = next() {
             if !is_stopped.load(Ordering::Relaxed) {
                 done = work(piece);
@@ -54,7 +53,7 @@ pub(super) fn in_parallel<T: Send>(
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
         let queue = WorkQueue { sender, is_stopped: &is_stopped };
         let found = find(&queue);
-        // The threads end when nothing more can come.
+        // The threads end when the sender is dropped.
         drop(queue);
         let join = |worker: thread::ScopedJoinHandle<'_, _>| match worker.join() {
             Ok(done) => done,

@@ -7,11 +7,11 @@ use flate2::write::MultiGzDecoder;
 use pg_rows::encoding::{Compression, Format};
 use zstd::stream::{raw, zio};
 
-/// Counts the rows of unpacked CSV or lines.
+/// Counts the rows of unpacked CSV or JSON lines.
 pub(super) struct LineCounter {
-    /// True if a quote has opened a field.
+    /// True inside a quoted field.
     is_quoted: bool,
-    /// True if a quote hides the ends of lines.
+    /// True if line ends inside quotes don't count, and the first line is a header.
     is_csv: bool,
     lines: u64,
     is_line_open: bool,
@@ -22,7 +22,7 @@ impl LineCounter {
         LineCounter { is_quoted: false, is_csv, lines: 0, is_line_open: false }
     }
 
-    /// Returns the number of lines without the header's.
+    /// Returns the number of lines, without the header.
     fn count(&self) -> u64 {
         (self.lines + u64::from(self.is_line_open)).saturating_sub(u64::from(self.is_csv))
     }
@@ -56,7 +56,8 @@ pub(super) enum RowCounter {
 }
 
 impl RowCounter {
-    /// Counts the lines of this format and compression. Returns `None` if the format has no lines, or one is unknown.
+    /// Creates a counter for this format and compression. Returns `None` if the format has no lines, or if the format
+    /// or compression is unknown.
     pub(super) fn new(format: &str, compression: &str) -> Option<io::Result<RowCounter>> {
         let spec = format.parse::<Format>().ok()?.spec();
         if spec.is_binary {
@@ -72,11 +73,11 @@ impl RowCounter {
         })
     }
 
-    /// Takes the next bytes.
+    /// Counts the rows in the next bytes.
     ///
     /// # Errors
-    /// If they can't be unpacked.
-    pub(super) fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// If the bytes can't be unpacked.
+    pub(super) fn feed(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
             RowCounter::Plain(rows) => rows.write_all(bytes),
             RowCounter::Gzip(decoder) => decoder.write_all(bytes),
@@ -87,7 +88,7 @@ impl RowCounter {
     /// Returns the number of rows.
     ///
     /// # Errors
-    /// If the packed bytes don't end here.
+    /// If the compressed data is incomplete.
     pub(super) fn finish(self) -> io::Result<u64> {
         match self {
             RowCounter::Plain(rows) => Ok(rows.count()),
@@ -108,14 +109,14 @@ impl RowCounter {
 pub(super) fn rows_of_parquet(bytes: u64, file: &dyn ArchivedFile) -> io::Result<u64> {
     use parquet::file::metadata::{FooterTail, ParquetMetaDataReader};
 
-    /// The longest footer that is read, in bytes.
-    const LONGEST: u64 = 256 << 20;
+    /// The maximum size of a footer, in bytes.
+    const MAX_FOOTER_BYTES: u64 = 256 << 20;
 
     let mut end = [0; 8];
     let end_at = bytes.checked_sub(8).ok_or_else(|| io::Error::other("it is too short for Parquet"))?;
     file.read_at(&mut end, end_at)?;
     let length = FooterTail::try_new(&end).map_err(io::Error::other)?.metadata_length();
-    let from = end_at.checked_sub(length as u64).filter(|_| length as u64 <= LONGEST);
+    let from = end_at.checked_sub(length as u64).filter(|_| length as u64 <= MAX_FOOTER_BYTES);
     let from = from.ok_or_else(|| io::Error::other("its footer is too long"))?;
     let mut footer = vec![0; length];
     file.read_at(&mut footer, from)?;
@@ -123,7 +124,7 @@ pub(super) fn rows_of_parquet(bytes: u64, file: &dyn ArchivedFile) -> io::Result
     Ok(found.row_groups().iter().map(|group| group.num_rows().unsigned_abs()).sum())
 }
 
-/// Fails: this build has no reader of Parquet.
+/// Returns an error, because this build can't read Parquet.
 #[cfg(not(feature = "parquet"))]
 pub(super) fn rows_of_parquet(_bytes: u64, _file: &dyn ArchivedFile) -> io::Result<u64> {
     Err(io::Error::other(
@@ -137,9 +138,9 @@ mod tests {
 
     use super::*;
 
-    fn count(format: &str, compression: &str, packed: &[u8], step: usize) -> io::Result<u64> {
+    fn count(format: &str, compression: &str, packed: &[u8], chunk_bytes: usize) -> io::Result<u64> {
         let mut counter = RowCounter::new(format, compression).unwrap()?;
-        packed.chunks(step).try_for_each(|chunk| counter.take(chunk))?;
+        packed.chunks(chunk_bytes).try_for_each(|chunk| counter.feed(chunk))?;
         counter.finish()
     }
 
@@ -155,14 +156,14 @@ mod tests {
                 encoder.write_all(part.as_bytes()).unwrap();
                 encoder.finish().unwrap()
             };
-            // Exports have several members or frames.
+            // Exports consist of several gzip members or zstd frames.
             let gzipped = [gzip(one), gzip(two)].concat();
             let zstd = |part: &str| zstd::encode_all(part.as_bytes(), 1).unwrap();
             let zstded = [zstd(one), zstd(two)].concat();
-            for step in [1, 7, 1 << 20] {
-                assert_eq!(count(format, "none", text.as_bytes(), step).unwrap(), rows, "{text:?}");
-                assert_eq!(count(format, "gzip", &gzipped, step).unwrap(), rows, "{text:?}");
-                assert_eq!(count(format, "zstd", &zstded, step).unwrap(), rows, "{text:?}");
+            for chunk_bytes in [1, 7, 1 << 20] {
+                assert_eq!(count(format, "none", text.as_bytes(), chunk_bytes).unwrap(), rows, "{text:?}");
+                assert_eq!(count(format, "gzip", &gzipped, chunk_bytes).unwrap(), rows, "{text:?}");
+                assert_eq!(count(format, "zstd", &zstded, chunk_bytes).unwrap(), rows, "{text:?}");
             }
             assert!(count(format, "gzip", &gzipped[..gzipped.len() - 1], 7).is_err());
             assert!(count(format, "zstd", &zstded[..zstded.len() - 1], 7).is_err(), "{text:?}");
