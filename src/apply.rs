@@ -1,7 +1,9 @@
-//! Apply: brings a table of another Postgres to where a consumer's exports are.
+//! Applies the exports of a consumer's lane to a table of another Postgres.
 //!
-//! Each export is one transaction of the target, which also moves the position: so each is applied exactly once,
-//! whatever is killed, and whoever else applies. Knows neither where exports come from nor the service's own database.
+//! Each export is one transaction of the target, which also moves the position. So each export is applied exactly once,
+//! even if processes are killed or several processes apply.
+//!
+//! Must not know where exports are stored, or the service's own database.
 
 pub mod input;
 
@@ -35,43 +37,43 @@ pub use position::TargetPosition;
 /// The settings of a target.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The table; `None`: of the source table's name.
+    /// The target table. `None` means the schema and name of the source table.
     pub table: Option<Table>,
-    /// True if columns that come in the source are added.
+    /// True if new columns of the source are added to the table.
     pub adds_columns: bool,
-    /// True if a full export empties the table first. Else readers never see it empty.
+    /// True if a full export empties the table first. Otherwise readers never see an empty table.
     pub truncates: bool,
-    /// The column that says since when, or that, a row is deleted; `None`: deleted rows go.
+    /// The timestamp or boolean column that marks deleted rows. `None` means that deleted rows are removed.
     pub deleted: Option<String>,
 }
 
-/// The errors of an export that can't be applied.
+/// The errors of applying an export.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The target, or the export, is not as it has to be.
+    /// The target or the export doesn't fulfill a requirement.
     #[error("{code}: {why}")]
     Refused {
-        /// The word for it.
+        /// The error code.
         code: &'static str,
-        /// The reason, and a remedy.
+        /// The reason and a remedy.
         why: String,
     },
-    /// A column of the table is gone, whose values only a full export brings back.
+    /// A column of the table was removed. Only a full export can restore its values.
     #[error("target_changed: the column {0} of the table is gone")]
-    Lost(String),
-    /// The target can't be reached now.
+    ColumnRemoved(String),
+    /// The target is unavailable. A later attempt may succeed.
     #[error("the target database is not available")]
     Unavailable(#[source] sqlx::Error),
-    /// The target's Postgres refuses something.
-    #[error("the target database refused {deed}")]
+    /// The target's Postgres refused a statement.
+    #[error("the target database refused {action}")]
     Sql {
-        /// The refused deed.
-        deed: &'static str,
+        /// The refused action.
+        action: &'static str,
         /// The cause.
         #[source]
         cause: sqlx::Error,
     },
-    /// A file can't be read, or isn't what was exported.
+    /// A file can't be read, or differs from the exported file.
     #[error("a file of the export can't be read")]
     Input(#[source] io::Error),
 }
@@ -81,66 +83,66 @@ impl Error {
         Error::Refused { code, why: why.into() }
     }
 
-    /// Returns true if it may pass by itself.
+    /// Returns true if a later attempt may succeed.
     pub fn may_pass(&self) -> bool {
         matches!(self, Error::Unavailable(_))
     }
 }
 
-/// Says what was refused.
-trait Doing<T> {
-    fn doing(self, deed: &'static str) -> Result<T, Error>;
+/// Adds the refused action to an error of sqlx.
+trait During<T> {
+    fn during(self, action: &'static str) -> Result<T, Error>;
 }
 
-impl<T> Doing<T> for Result<T, sqlx::Error> {
-    fn doing(self, deed: &'static str) -> Result<T, Error> {
+impl<T> During<T> for Result<T, sqlx::Error> {
+    fn during(self, action: &'static str) -> Result<T, Error> {
         self.map_err(|cause| match SqlFailure::of(&cause) {
-            // There is no such database or role, or the password is another: that doesn't pass by itself.
-            _ if matches!(&*sqlstate(&cause), "3D000" | "28000" | "28P01") => Error::Sql { deed, cause },
+            // A missing database, a missing role or a wrong password needs an operator.
+            _ if matches!(&*sqlstate(&cause), "3D000" | "28000" | "28P01") => Error::Sql { action, cause },
             SqlFailure::Unavailable | SqlFailure::Starting | SqlFailure::Conflict => Error::Unavailable(cause),
-            _ => Error::Sql { deed, cause },
+            _ => Error::Sql { action, cause },
         })
     }
 }
 
-/// The outcome of an export.
+/// The outcome of applying an export.
 #[derive(Debug)]
 pub enum Applied {
-    /// It is applied now. The remarks say what of the table could not be as in the source.
+    /// The export is applied. The remarks name differences between the table and the source.
     Done(Changes, Vec<String>),
-    /// The table is not where it was when its position was read: it may have this one, and others.
+    /// The position of the table has changed since it was read. The table may have this export and others.
     PositionMoved,
-    /// It doesn't go on from where the table is, for this reason; a full one would.
+    /// The export can't be applied, for this reason. Only a full export can come next.
     NeedsFullExport(String),
 }
 
-/// The rows that an export has changed.
+/// The numbers of rows that an export has changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Rows that were inserted, or updated.
+    /// The number of inserted or updated rows.
     pub written: u64,
-    /// Rows that are gone, or marked as deleted.
+    /// The number of rows that were deleted, or marked as deleted.
     pub deleted: u64,
 }
 
-/// A table of another Postgres, and the lane whose exports it gets.
+/// A table of another Postgres, and the lane whose exports are applied to it.
 pub struct Target {
     options: PgConnectOptions,
     settings: Settings,
     consumer: ConsumerId,
     dataset: String,
-    /// Idle, and in no transaction; `None`: there is none.
+    /// An idle connection without a transaction, or `None`.
     conn: Option<PgConnection>,
-    /// The digest of the position that was read last: what comes next was chosen by that.
-    seen: Option<String>,
-    /// The only table that gets the lane, where none is named.
-    known: Option<Table>,
+    /// The digest of the position that was read last. The caller chose the next export by it.
+    read_digest: Option<String>,
+    /// The only table with exports of this lane, if the settings name no table.
+    lane_table: Option<Table>,
 }
 
 impl Target {
-    /// The target, not yet connected to.
+    /// Creates a target without connecting to it.
     pub fn new(options: PgConnectOptions, settings: Settings, consumer: ConsumerId, dataset: String) -> Target {
-        Target { options, settings, consumer, dataset, conn: None, seen: None, known: None }
+        Target { options, settings, consumer, dataset, conn: None, read_digest: None, lane_table: None }
     }
 
     async fn connection(&mut self) -> Result<PgConnection, Error> {
@@ -149,58 +151,59 @@ impl Target {
         {
             return Ok(conn);
         }
-        connection::connect(&self.options).await.doing("the connection")
+        connection::connect(&self.options).await.during("the connection")
     }
 
-    /// The table's position; `None`: it has got no export of the lane.
+    /// Reads the table's position. Returns `None` if no export of the lane was applied to it.
     ///
     /// # Errors
-    /// If the database can't be read, or several tables get the lane and none was named.
+    /// If the database can't be read, or several tables have exports of the lane and the settings name none.
     pub async fn position(&mut self) -> Result<Option<TargetPosition>, Error> {
         let mut conn = self.connection().await?;
         let found = match &self.settings.table {
             Some(table) => {
-                let found = position::of_table(&mut conn, &position::key(table)).await?;
+                let found = position::read_for_table(&mut conn, &position::target_name(table)).await?;
                 if let Some(found) = &found {
                     found.require_lane(&self.consumer, &self.dataset)?;
                 }
                 found
             }
             None => {
-                let found = position::of_lane(&mut conn, &self.consumer, &self.dataset).await?;
-                // It may have another name than the source's, by a `--table` of before.
-                self.known = found.as_ref().map(TargetPosition::table).transpose()?;
+                let found = position::read_for_lane(&mut conn, &self.consumer, &self.dataset).await?;
+                // An earlier `--table` may have chosen another name than the source's.
+                self.lane_table = found.as_ref().map(TargetPosition::table).transpose()?;
                 found
             }
         };
         self.conn = Some(conn);
-        self.seen = found.as_ref().map(|found| found.digest.clone());
+        self.read_digest = found.as_ref().map(|found| found.digest.clone());
         Ok(found)
     }
 
-    /// Applies an export, unless the table has it. `files` are the export's files, in their order.
+    /// Applies an export, unless the table has it already. `files` are the export's files, in their order.
     ///
     /// # Errors
-    /// If the target refuses or is gone: after [`Error::Unavailable`] it may be applied, and a second call tells.
+    /// If the target refuses the export, or is unavailable. After [`Error::Unavailable`] the export may have been
+    /// applied. A second call finds out.
     pub async fn apply(&mut self, manifest: &Manifest, files: Vec<Input>) -> Result<Applied, Error> {
         failpoint!("apply.fetched", Err(Error::refused("failpoint", "apply.fetched")));
         let table = self.table(manifest)?;
         let mut conn = self.connection().await?;
-        position::make(&mut conn).await?;
-        let mut tx = conn.begin().await.doing("to begin")?;
+        position::create_table(&mut conn).await?;
+        let mut tx = conn.begin().await.during("to begin a transaction")?;
         let applied = self.apply_in(&mut tx, &table, manifest, files).await?;
         if matches!(applied, Applied::Done(..)) {
             failpoint!("apply.applied", Err(Error::refused("failpoint", "apply.applied")));
-            tx.commit().await.doing("to commit")?;
+            tx.commit().await.during("to commit")?;
             failpoint!("apply.committed", Err(Error::Unavailable(sqlx::Error::PoolClosed)));
         } else {
-            tx.rollback().await.doing("to roll back")?;
+            tx.rollback().await.during("to roll back")?;
         }
         self.conn = Some(conn);
         Ok(applied)
     }
 
-    /// Applies an export in a transaction, and moves the position.
+    /// Applies an export within a transaction, and moves the position.
     async fn apply_in(
         &self,
         tx: &mut PgConnection,
@@ -209,59 +212,60 @@ impl Target {
         files: Vec<Input>,
     ) -> Result<Applied, Error> {
         let export = &manifest.export;
-        let target = position::key(table);
+        let target = position::target_name(table);
         position::lock(tx, &target).await?;
-        let before = position::of_table(tx, &target).await?;
+        let before = position::read_for_table(tx, &target).await?;
         if let Some(position) = &before {
             position.require_lane(&self.consumer, &self.dataset)?;
             position.require_source(&export.source)?;
         }
-        // Another process has applied this one or others meanwhile, or this one did, and the answer to its COMMIT was
+        // Another process has applied this export or others. Or this process has, and the answer to its COMMIT was
         // lost.
         let at = before.as_ref().map(|position| &position.digest);
-        if at != self.seen.as_ref() || at == Some(&manifest.digest) {
+        if at != self.read_digest.as_ref() || at == Some(&manifest.digest) {
             return Ok(Applied::PositionMoved);
         }
         if let Some(why) = export_obstacle(export, before.as_ref()) {
             return Ok(Applied::NeedsFullExport(why));
         }
-        let shape = match TargetTable::fit(tx, table, manifest, before.as_ref(), &self.settings).await {
-            Err(lost @ Error::Lost(_)) => return Ok(Applied::NeedsFullExport(lost.to_string())),
-            shape => shape?,
+        let target_table = match TargetTable::prepare(tx, table, manifest, before.as_ref(), &self.settings).await {
+            Err(removed @ Error::ColumnRemoved(_)) => return Ok(Applied::NeedsFullExport(removed.to_string())),
+            target_table => target_table?,
         };
-        if let Some(why) = table_obstacle(export, before.as_ref(), &shape) {
+        if let Some(why) = table_obstacle(export, before.as_ref(), &target_table) {
             return Ok(Applied::NeedsFullExport(why));
         }
-        let changes = match shape.replaces_all(manifest) {
+        let changes = match target_table.replaces_all(manifest) {
             true => {
-                alter::as_the_role(tx).await?;
-                let written = load::copy(tx, &shape.table, &shape.columns, files).await?;
+                alter::use_role_search_path(tx).await?;
+                let written = load::copy(tx, &target_table.table, &target_table.columns, files).await?;
                 require_rows(export, written)?;
-                shape.finish(tx).await?;
+                target_table.add_missing_key(tx).await?;
                 Changes { written, deleted: 0 }
             }
             false => {
-                let rows = load::into_stage(tx, &shape, manifest, files).await?;
+                let rows = load::into_stage(tx, &target_table, manifest, files).await?;
                 require_rows(export, rows)?;
                 failpoint!("apply.staged", Err(Error::refused("failpoint", "apply.staged")));
-                alter::as_the_role(tx).await?;
-                Merge::new(&shape, manifest).run(tx).await?
+                alter::use_role_search_path(tx).await?;
+                Merge::new(&target_table, manifest).run(tx).await?
             }
         };
-        alter::as_ourselves(tx).await?;
-        position::write(tx, &target, manifest, &shape, self.settings.deleted.as_deref()).await?;
-        Ok(Applied::Done(changes, shape.remarks))
+        alter::use_own_search_path(tx).await?;
+        position::write(tx, &target, manifest, &target_table, self.settings.deleted.as_deref()).await?;
+        Ok(Applied::Done(changes, target_table.remarks))
     }
 
     fn table(&self, manifest: &Manifest) -> Result<Table, Error> {
-        let unnamed = || Error::refused("table_unknown", "the export doesn't say its table: --table names one");
-        let table = match (self.settings.table.as_ref().or(self.known.as_ref()), &manifest.export.table) {
+        let unnamed =
+            || Error::refused("table_unknown", "the manifest of the export names no table: use --table to name one");
+        let table = match (self.settings.table.as_ref().or(self.lane_table.as_ref()), &manifest.export.table) {
             (Some(table), _) => table.clone(),
             (None, Some(name)) => name.parse().map_err(|_| unnamed())?,
             (None, None) => return Err(unnamed()),
         };
         let table = position::with_schema(table);
-        // Postgres would cut it, so that two names would be one table.
+        // Postgres would truncate a longer name, so that two names could mean the same table.
         let is_long = |name: &str| name.len() > 63;
         if is_long(&table.name) || table.schema.as_deref().is_some_and(is_long) {
             return Err(Error::refused("table_unknown", format!("{table}: a name has at most 63 bytes")));
@@ -270,11 +274,11 @@ impl Target {
     }
 }
 
-/// Returns the reason if an export can't come next, so that only a full export in csv can.
+/// Returns the reason if this export can't be applied next, so that only a full export in csv can.
 fn export_obstacle(export: &Chained, before: Option<&TargetPosition>) -> Option<String> {
     let job = &export.job;
     if !["full", "incremental", "delta"].contains(&export.export_type.as_str()) {
-        return Some(format!("format: the export {job} is of a type that this program doesn't know"));
+        return Some(format!("format: the export {job} has a type that this version doesn't know"));
     }
     if export.format != "csv" {
         return Some(format!("format: the export {job} is in {}, and only csv can be applied", export.format));
@@ -283,40 +287,41 @@ fn export_obstacle(export: &Chained, before: Option<&TargetPosition>) -> Option<
         return None;
     }
     let Some(before) = before else {
-        return Some(format!("gap: the table has no export yet, and the export {job} is no full one"));
+        return Some(format!("gap: the table has no export yet, and the export {job} is not a full export"));
     };
     if export.previous.as_deref() != Some(&before.digest) {
-        return Some(format!("gap: the export {job} doesn't go on from the one that the table has"));
+        return Some(format!("gap: the export {job} doesn't follow the last export of the table"));
     }
-    // Its values in rows that nobody changed are in no delta.
+    // A delta doesn't contain the column's values in unchanged rows.
     let is_known = |column: &&Column| before.details.columns.contains(column) || column.name == OPERATION;
     let changed = export.columns.iter().find(|column| !is_known(column))?;
-    Some(format!("schema_changed: the column {} has come, or has another type", changed.name))
+    Some(format!("schema_changed: the column {} is new, or has another type", changed.name))
 }
 
 /// Returns the reason if the state of the table allows only a full export.
-fn table_obstacle(export: &Chained, before: Option<&TargetPosition>, shape: &TargetTable) -> Option<String> {
+fn table_obstacle(export: &Chained, before: Option<&TargetPosition>, target_table: &TargetTable) -> Option<String> {
     if export.export_type == "full" {
         return None;
     }
-    let table = &shape.table;
-    if before.is_some_and(|before| before.details.oid != shape.oid) {
-        return Some(format!("target_changed: {table} is another table than the one that got the exports until now"));
+    let table = &target_table.table;
+    if before.is_some_and(|before| before.details.oid != target_table.oid) {
+        return Some(format!("target_changed: {table} is not the table to which the earlier exports were applied"));
     }
-    // A column that came back has no values where nobody changed the row since.
+    // A column that was removed and added again lacks the values of unchanged rows.
     let is_other = |(name, number): &(&String, &i16)| {
         before.is_some_and(|before| before.details.numbers.get(*name).is_some_and(|had| had != *number))
     };
-    if let Some((name, _)) = shape.numbers.iter().find(is_other) {
+    if let Some((name, _)) = target_table.numbers.iter().find(is_other) {
         return Some(format!("target_changed: somebody has removed the column {name} of {table}, and added it again"));
     }
-    // What the export doesn't tell of would stay.
-    let has_others = export.is_base() && !shape.is_empty;
-    has_others
-        .then(|| format!("target_changed: {table} has rows already, and the export {} is no full one", export.job))
+    // Rows that are not in the export would stay in the table.
+    let has_others = export.is_base() && !target_table.is_empty;
+    has_others.then(|| {
+        format!("target_changed: {table} has rows already, and the export {} is not a full export", export.job)
+    })
 }
 
-/// Refuses files that have other rows than the manifest says.
+/// Returns an error if the number of rows differs from the manifest.
 fn require_rows(export: &Chained, rows: u64) -> Result<(), Error> {
     if export.rows == rows.to_string() {
         return Ok(());

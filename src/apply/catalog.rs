@@ -1,21 +1,21 @@
-//! What the target's catalog says of the table.
+//! Reads properties of the target's table from the Postgres catalog.
 
 use std::collections::BTreeMap;
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::apply::{Doing, Error};
+use crate::apply::{During, Error};
 use crate::connection::quoted;
 use crate::dataset::Table;
 use crate::manifest::{Chained, Column};
 
-/// The column of a delta that says what became of a row.
+/// The column of a delta that contains the operation on the row.
 pub(super) const OPERATION: &str = "operation";
 
-/// Tells whether two values of most types are equal.
+/// The operator that compares two values of most types for equality.
 pub(super) const EQUAL: &str = "operator(pg_catalog.=)";
 
-pub(super) const DEED: &str = "to look at the table";
+pub(super) const INSPECT_TABLE: &str = "to read the table's definition";
 
 /// A column of the target's table.
 #[derive(sqlx_macros::FromRow)]
@@ -23,18 +23,17 @@ pub(super) struct ExistingColumn {
     pub(super) name: String,
     pub(super) type_name: String,
     pub(super) is_generated: bool,
-    /// Postgres refuses to update it, unless an INSERT says otherwise.
+    /// True if Postgres refuses to update the column: an identity that is `generated always`.
     pub(super) is_identity: bool,
-    /// Its type, or what a domain is made of: a domain may refuse a NULL.
+    /// The type of the column. For a domain its base type, because a domain may refuse NULL.
     pub(super) base_type: String,
-    /// True if it is an enum: its labels are equal only if their texts are.
+    /// True if the type is an enum. Two labels are equal only if their texts are equal.
     pub(super) is_enum: bool,
-    /// True if the column or a unique index on it has a collation that isn't deterministic: different texts may be
-    /// equal.
+    /// True if the column or a unique index on it has a nondeterministic collation. Different texts may then be equal.
     pub(super) folds_texts: bool,
-    /// The operator that tells whether two values are equal.
+    /// The operator that compares two values for equality.
     pub(super) equal: String,
-    /// Its number in the table: a column that is removed and added again has another one.
+    /// The attribute number. A column that is removed and added again has another number.
     pub(super) number: i16,
 }
 
@@ -42,18 +41,18 @@ pub(super) fn is_delta(export: &Chained) -> bool {
     export.export_type == "delta"
 }
 
-/// The columns that the table has of the export's.
-pub(super) fn of_table(export: &Chained) -> impl Iterator<Item = &Column> {
+/// Returns the columns of the export that are columns of the table: all except `operation`.
+pub(super) fn target_columns(export: &Chained) -> impl Iterator<Item = &Column> {
     export.columns.iter().filter(|column| !(is_delta(export) && column.name == OPERATION))
 }
 
-/// A table's name, as SQL.
+/// Returns a table's name as SQL.
 pub(super) fn relation(table: &Table) -> String {
     let schema = table.schema.as_ref().map(|schema| format!("{}.", quoted(schema))).unwrap_or_default();
     format!("{schema}{}", quoted(&table.name))
 }
 
-/// Whether there is such a table. Something else of this name is refused.
+/// Returns true if the table exists. Returns an error if another relation has its name.
 pub(super) async fn exists(conn: &mut PgConnection, table: &Table) -> Result<bool, Error> {
     let kind: Option<String> = sqlx::query_scalar(
         "-- apply.catalog.kind
@@ -62,28 +61,28 @@ pub(super) async fn exists(conn: &mut PgConnection, table: &Table) -> Result<boo
     .bind(relation(table))
     .fetch_optional(conn)
     .await
-    .doing(DEED)?;
+    .during(INSPECT_TABLE)?;
     match kind.as_deref() {
         None => Ok(false),
         Some("r" | "p") => Ok(true),
         Some("unlogged") => Err(Error::refused(
             "target_changed",
-            format!("{table} is unlogged: a crash of its server would empty it, unseen"),
+            format!("{table} is unlogged: a crash of its server would empty it without notice"),
         )),
         Some(_) => {
-            Err(Error::refused("target_changed", format!("{table} is no table, and there can't be one of this name")))
+            Err(Error::refused("target_changed", format!("{table} is not a table, and no table can have this name")))
         }
     }
 }
 
 pub(super) async fn oid(conn: &mut PgConnection, table: &str) -> Result<i64, Error> {
     let oid = sqlx::query_scalar("-- apply.catalog.oid\n select $1::regclass::oid::int8");
-    oid.bind(table).fetch_one(conn).await.doing(DEED)
+    oid.bind(table).fetch_one(conn).await.during(INSPECT_TABLE)
 }
 
 pub(super) async fn is_empty(conn: &mut PgConnection, table: &str) -> Result<bool, Error> {
     let empty = format!("-- apply.catalog.is_empty\n select not exists (select from {table})");
-    sqlx::query_scalar(AssertSqlSafe(empty)).fetch_one(conn).await.doing("to read the table")
+    sqlx::query_scalar(AssertSqlSafe(empty)).fetch_one(conn).await.during("to read the table")
 }
 
 pub(super) async fn columns(conn: &mut PgConnection, table: &str) -> Result<Vec<ExistingColumn>, Error> {
@@ -109,16 +108,16 @@ pub(super) async fn columns(conn: &mut PgConnection, table: &str) -> Result<Vec<
          where a.attrelid = $1::regclass and a.attnum > 0 and not a.attisdropped
          order by a.attnum",
     );
-    found.bind(table).fetch_all(conn).await.doing(DEED)
+    found.bind(table).fetch_all(conn).await.during(INSPECT_TABLE)
 }
 
-/// The numbers of the export's columns in the table, by their names.
+/// Returns the attribute numbers of the export's columns, by column name.
 pub(super) fn numbers(present: &[ExistingColumn], export: &Chained) -> BTreeMap<String, i16> {
     let number = |name: &str| Some(present.iter().find(|column| column.name == name)?.number);
-    of_table(export).filter_map(|column| Some((column.name.clone(), number(&column.name)?))).collect()
+    target_columns(export).filter_map(|column| Some((column.name.clone(), number(&column.name)?))).collect()
 }
 
-/// Whether rows of the table reference others of it.
+/// Returns true if a foreign key of the table references the table itself.
 pub(super) async fn references_itself(conn: &mut PgConnection, table: &str) -> Result<bool, Error> {
     sqlx::query_scalar(
         "-- apply.catalog.references_itself
@@ -127,5 +126,5 @@ pub(super) async fn references_itself(conn: &mut PgConnection, table: &str) -> R
     .bind(table)
     .fetch_one(conn)
     .await
-    .doing(DEED)
+    .during(INSPECT_TABLE)
 }

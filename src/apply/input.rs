@@ -1,39 +1,41 @@
-//! The bytes of an export's file, unpacked, and checked to the last one.
+//! Unpacks the bytes of an exported file, and verifies their SHA-256.
 
 use std::io::{self, Read};
 
 use flate2::read::MultiGzDecoder;
 use ring::digest::{Context, SHA256};
 
-/// The unpacked bytes of a file. Its last read fails if the file is not the one that was exported.
+/// The unpacked bytes of a file. The last read fails if the file is not the exported one.
 pub type Input = Box<dyn Read + Send>;
 
-/// The input of a file with this compression and SHA-256.
+/// Returns a reader of the unpacked bytes of a file with this compression and SHA-256.
 ///
 /// # Errors
-/// If it is packed in a way that this program doesn't know.
+/// If this version doesn't know the compression.
 pub fn unpacked(file: impl Read + Send + 'static, compression: &str, sha256: &str) -> io::Result<Input> {
-    let file = Checked { file, hash: Context::new(&SHA256), sha256: sha256.to_owned() };
+    let file = ChecksumReader { file, hash: Context::new(&SHA256), sha256: sha256.to_owned() };
     Ok(match compression {
         "none" => Box::new(file),
         "gzip" => Box::new(MultiGzDecoder::new(file)),
         "zstd" => Box::new(zstd::Decoder::new(file)?),
-        other => return Err(io::Error::other(format!("it is packed as `{other}`, which this program doesn't know"))),
+        other => {
+            return Err(io::Error::other(format!("it has the compression `{other}`, which this version doesn't know")));
+        }
     })
 }
 
-struct Checked<R> {
+struct ChecksumReader<R> {
     file: R,
     hash: Context,
     sha256: String,
 }
 
-impl<R: Read> Read for Checked<R> {
+impl<R: Read> Read for ChecksumReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.file.read(buffer)?;
         self.hash.update(&buffer[..read]);
         if read == 0 && !buffer.is_empty() && hex::encode(self.hash.clone().finish()) != self.sha256 {
-            return Err(io::Error::other("it is not the file that was exported: its SHA-256 is another one"));
+            return Err(io::Error::other("it is not the file that was exported: it has another SHA-256"));
         }
         Ok(read)
     }

@@ -1,10 +1,12 @@
-//! Compares the type of a key's column in the source with that of the column in the target: different keys must stay
-//! different.
+//! Compares the types of a key's column in the source and in the target. Different keys of the source must stay
+//! different in the target.
 
-/// Returns true if two values that differ in the source's type are never equal in the target's. Both types are as
-/// `format_type` writes them. Ignores whether all values fit: Postgres refuses those that don't.
-pub(super) fn tells_apart(source: &str, target: &str) -> bool {
-    let (source, target) = (KeyType::of(source), KeyType::of(target));
+/// Returns true if values that differ in the source's type always differ in the target's type.
+///
+/// Both types are in the notation of `format_type`. Ignores values that don't fit the target's type, because Postgres
+/// refuses those.
+pub(super) fn keeps_distinct(source: &str, target: &str) -> bool {
+    let (source, target) = (KeyType::parse(source), KeyType::parse(target));
     let is_whole = ["smallint", "integer", "bigint"].contains(&&*source.name);
     let same_name = source.name.rsplit('.').next() == target.name.rsplit('.').next();
     match &*target.name {
@@ -15,16 +17,16 @@ pub(super) fn tells_apart(source: &str, target: &str) -> bool {
     }
 }
 
-/// A type as `format_type` writes it, for example `numeric(18,2)`.
+/// A type in the notation of `format_type`, for example `numeric(18,2)`.
 struct KeyType {
     /// The name without the modifier.
     name: String,
-    /// The last number in brackets: a length, a precision of seconds, or a scale.
+    /// The last number in parentheses: a length, a precision of seconds, or a scale.
     modifier: Option<i32>,
 }
 
 impl KeyType {
-    fn of(text: &str) -> KeyType {
+    fn parse(text: &str) -> KeyType {
         let bracketed = text.split_once('(').and_then(|(before, rest)| Some((before, rest.split_once(')')?)));
         let Some((before, (numbers, after))) = bracketed else {
             return KeyType { name: text.to_owned(), modifier: None };
@@ -36,10 +38,10 @@ impl KeyType {
 
 #[cfg(test)]
 mod tests {
-    use super::tells_apart;
+    use super::keeps_distinct;
 
     #[test]
-    fn a_type_that_shortens_or_folds_values_is_coarser() {
+    fn a_type_that_truncates_or_folds_values_does_not_keep_keys_distinct() {
         for (source, target) in [
             ("text", "text"),
             ("uuid", "text"),
@@ -56,7 +58,7 @@ mod tests {
             ("citext", "public.citext"),
             ("uuid", "uuid"),
         ] {
-            assert!(tells_apart(source, target), "{source} {target}");
+            assert!(keeps_distinct(source, target), "{source} {target}");
         }
         for (source, target) in [
             ("text", "citext"),
@@ -73,7 +75,7 @@ mod tests {
             ("text", "uuid"),
             ("double precision", "real"),
         ] {
-            assert!(!tells_apart(source, target), "{source} {target}");
+            assert!(!keeps_distinct(source, target), "{source} {target}");
         }
     }
 }

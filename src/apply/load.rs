@@ -1,4 +1,4 @@
-//! The rows of an export's files, brought into the target by `COPY`.
+//! Loads the rows of an export's files into the target by `COPY`.
 
 use std::io::Read;
 
@@ -9,44 +9,45 @@ use tokio::task::spawn_blocking;
 use crate::apply::input::Input;
 use crate::apply::statement::run;
 use crate::apply::table::{STAGE, TargetTable};
-use crate::apply::{Doing, Error};
+use crate::apply::{During, Error};
 use crate::connection::quoted;
 use crate::manifest::Manifest;
 
 /// The size of a chunk of a file, in bytes.
 const CHUNK_BYTES: usize = 256 << 10;
-/// A stage of fewer rows is planned for well enough without statistics.
+/// The number of rows from which the stage is analyzed. With fewer rows, plans are good enough without statistics.
 const ANALYZED_FROM: u64 = 1000;
 
-/// Brings all rows into a temporary table, which goes with the transaction. Nothing of it has to be set: of a deleted
-/// row perhaps only the key is known. Returns how many.
+/// Loads all rows into a temporary table that is dropped at the end of the transaction. Returns the number of rows.
+///
+/// No column is NOT NULL, because a deleted row may contain only its key.
 pub(super) async fn into_stage(
     conn: &mut PgConnection,
-    shape: &TargetTable,
+    target_table: &TargetTable,
     manifest: &Manifest,
     files: Vec<Input>,
 ) -> Result<u64, Error> {
-    let columns = shape.stage.iter().map(|(name, type_name)| format!("{} {type_name}", quoted(name)));
+    let columns = target_table.stage.iter().map(|(name, type_name)| format!("{} {type_name}", quoted(name)));
     let columns = columns.collect::<Vec<_>>().join(", ");
     let made = format!("create temporary table {STAGE} ({columns}) on commit drop");
-    run(conn, "load.stage", &made).await.doing("a temporary table")?;
+    run(conn, "load.stage", &made).await.during("a temporary table")?;
     let columns: Vec<String> = manifest.export.columns.iter().map(|column| column.name.clone()).collect();
     let rows = copy(conn, &format!("pg_temp.{STAGE}"), &columns, files).await?;
     if rows >= ANALYZED_FROM {
         let analyze = format!("analyze pg_temp.{STAGE}");
-        run(conn, "load.analyze", &analyze).await.doing("to analyze a temporary table")?;
+        run(conn, "load.analyze", &analyze).await.during("to analyze a temporary table")?;
     }
     Ok(rows)
 }
 
-/// Brings all rows into a table. `columns` are those of the files, in their order. Returns how many.
+/// Loads all rows into a table. `columns` are the columns of the files, in their order. Returns the number of rows.
 pub(super) async fn copy(
     conn: &mut PgConnection,
     table: &str,
     columns: &[String],
     files: Vec<Input>,
 ) -> Result<u64, Error> {
-    const DEED: &str = "the rows";
+    const ACTION: &str = "the rows";
     let columns: Vec<_> = columns.iter().map(|name| quoted(name)).collect();
     let statement = format!("copy {table} ({}) from stdin (format csv, header)", columns.join(", "));
     let mut rows = 0;
@@ -60,24 +61,24 @@ pub(super) async fn copy(
                     chunk
                 });
                 let is_last = read.as_ref().is_ok_and(Vec::is_empty) || read.is_err();
-                // Nobody waits for it any more: the target has failed.
+                // The receiver is closed because the target has failed.
                 if chunks.blocking_send(read).is_err() || is_last {
                     return;
                 }
             }
         });
-        let mut copy = conn.copy_in_raw(&statement).await.doing(DEED)?;
+        let mut copy = conn.copy_in_raw(&statement).await.during(ACTION)?;
         while let Some(chunk) = arriving.recv().await {
             match chunk {
                 Ok(chunk) if chunk.is_empty() => break,
-                Ok(chunk) => drop(copy.send(chunk).await.doing(DEED)?),
+                Ok(chunk) => drop(copy.send(chunk).await.during(ACTION)?),
                 Err(error) => {
-                    copy.abort("the file can't be read").await.doing(DEED)?;
+                    copy.abort("the file can't be read").await.during(ACTION)?;
                     return Err(Error::Input(error));
                 }
             }
         }
-        rows += copy.finish().await.doing(DEED)?;
+        rows += copy.finish().await.during(ACTION)?;
     }
     Ok(rows)
 }

@@ -1,4 +1,4 @@
-//! The position of each table of a target, in the target itself: `cdc_apply.positions`.
+//! Reads and writes the position of each target table: the table `cdc_apply.positions` in the target database.
 
 use std::collections::BTreeMap;
 
@@ -7,25 +7,25 @@ use sqlx::PgConnection;
 use sqlx::types::{Json, Uuid};
 
 use crate::apply::table::TargetTable;
-use crate::apply::{Doing, Error};
+use crate::apply::{During, Error};
 use crate::dataset::Table;
 use crate::job::ConsumerId;
 use crate::manifest::{Column, Manifest, Source};
 
-/// The schema of a table that is named without one.
+/// The default schema of a table.
 const SCHEMA: &str = "public";
 
-const DEED: &str = "the table cdc_apply.positions";
+const ACTION: &str = "the table cdc_apply.positions";
 
-/// The last export that a table has got.
+/// The last export that was applied to a table.
 #[derive(Debug, sqlx_macros::FromRow)]
 pub struct TargetPosition {
-    /// The table, as the positions call it.
+    /// The schema and name of the table.
     target: String,
     /// The export's id.
     pub job: Uuid,
     number: i64,
-    /// The digest that the next export names as the one before.
+    /// The digest of the export. The manifest of the next export names it as its predecessor.
     pub digest: String,
     consumer: String,
     dataset: String,
@@ -36,45 +36,45 @@ pub struct TargetPosition {
     pub(super) details: Details,
 }
 
-/// The table as that export left it.
+/// The state of the table after that export.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Details {
     pub(super) key: Vec<String>,
     pub(super) columns: Vec<Column>,
     /// The column that marks deleted rows.
     pub(super) deleted: Option<String>,
-    /// The table's number in the catalog.
+    /// The oid of the table.
     pub(super) oid: i64,
-    /// The numbers of its columns, by their names.
+    /// The attribute numbers of its columns, by column name.
     pub(super) numbers: BTreeMap<String, i16>,
 }
 
 impl TargetPosition {
-    /// The export's place in its lane.
+    /// Returns the number of the export in its lane.
     pub fn number(&self) -> u64 {
         self.number.unsigned_abs()
     }
 
-    /// The name of the table.
+    /// Returns the name of the table.
     pub(super) fn table(&self) -> Result<Table, Error> {
-        let not_a_name = |_| Error::refused("table_unknown", format!("{} is no table's name", self.target));
+        let not_a_name = |_| Error::refused("table_unknown", format!("{} is not a table name", self.target));
         self.target.parse().map_err(not_a_name)
     }
 
-    /// Refuses another lane.
+    /// Returns an error if the table has exports of another lane.
     pub(super) fn require_lane(&self, consumer: &ConsumerId, dataset: &str) -> Result<(), Error> {
-        let TargetPosition { target, consumer: of, dataset: and, .. } = self;
-        if (of.as_str(), and.as_str()) == (consumer.as_str(), dataset) {
+        let TargetPosition { target, consumer: consumer_had, dataset: dataset_had, .. } = self;
+        if (consumer_had.as_str(), dataset_had.as_str()) == (consumer.as_str(), dataset) {
             return Ok(());
         }
         let why = format!(
-            "{target} gets the exports of {and} of the consumer {of}: --table names another table, or remove the table and its row of \
+            "{target} has exports of {dataset_had} of the consumer {consumer_had}: --table names another table, or remove the table and its row of \
              cdc_apply.positions"
         );
         Err(Error::refused("another_lane", why))
     }
 
-    /// Refuses another database.
+    /// Returns an error if the table's rows are from another database.
     pub(super) fn require_source(&self, source: &Source) -> Result<(), Error> {
         let TargetPosition { target, source: from, .. } = self;
         if from != source {
@@ -89,33 +89,34 @@ impl TargetPosition {
     }
 }
 
-/// The table, in a schema.
+/// Returns the table with the default schema if it has none.
 pub(super) fn with_schema(table: Table) -> Table {
     Table { schema: table.schema.or_else(|| Some(SCHEMA.to_owned())), ..table }
 }
 
-/// Returns the name of a table among the positions.
-pub(super) fn key(table: &Table) -> String {
+/// Returns the key of a table in `cdc_apply.positions`: its schema and name.
+pub(super) fn target_name(table: &Table) -> String {
     with_schema(table.clone()).to_string()
 }
 
-/// Makes this transaction the only one that applies to the table.
+/// Locks the position of the table until the end of the transaction, so that only this transaction applies to the
+/// table.
 pub(super) async fn lock(conn: &mut PgConnection, target: &str) -> Result<(), Error> {
     sqlx::query("-- apply.position.lock\n select pg_advisory_xact_lock(hashtextextended('cdc_apply ' || $1, 0))")
         .bind(target)
         .execute(&mut *conn)
         .await
         .map(drop)
-        .doing("a lock")
+        .during("a lock")
 }
 
-/// Makes the table of the positions, if it isn't there, in a transaction of its own: other tables' first exports don't
-/// wait for this one's.
-pub(super) async fn make(conn: &mut PgConnection) -> Result<(), Error> {
-    if is_there(conn).await? {
+/// Creates the table of the positions if it is missing. Uses a transaction of its own, so that first exports of other
+/// tables don't wait for this one.
+pub(super) async fn create_table(conn: &mut PgConnection) -> Result<(), Error> {
+    if exists(conn).await? {
         return Ok(());
     }
-    // Two tables' first exports may come at once.
+    // The lock serializes the first exports of two tables.
     sqlx::raw_sql(
         "-- apply.position.create
          select pg_advisory_xact_lock(hashtextextended('cdc_apply', 0));
@@ -141,18 +142,17 @@ pub(super) async fn make(conn: &mut PgConnection) -> Result<(), Error> {
     .execute(conn)
     .await
     .map(drop)
-    .doing("to make the table cdc_apply.positions")
+    .during("to make the table cdc_apply.positions")
 }
 
-async fn is_there(conn: &mut PgConnection) -> Result<bool, Error> {
-    let there =
-        sqlx::query_scalar("-- apply.position.is_there\n select to_regclass('cdc_apply.positions') is not null");
-    there.fetch_one(conn).await.doing(DEED)
+async fn exists(conn: &mut PgConnection) -> Result<bool, Error> {
+    let there = sqlx::query_scalar("-- apply.position.exists\n select to_regclass('cdc_apply.positions') is not null");
+    there.fetch_one(conn).await.during(ACTION)
 }
 
-/// The position of a table.
-pub(super) async fn of_table(conn: &mut PgConnection, target: &str) -> Result<Option<TargetPosition>, Error> {
-    if !is_there(conn).await? {
+/// Reads the position of a table.
+pub(super) async fn read_for_table(conn: &mut PgConnection, target: &str) -> Result<Option<TargetPosition>, Error> {
+    if !exists(conn).await? {
         return Ok(None);
     }
     sqlx::query_as(
@@ -162,16 +162,16 @@ pub(super) async fn of_table(conn: &mut PgConnection, target: &str) -> Result<Op
     .bind(target)
     .fetch_optional(conn)
     .await
-    .doing(DEED)
+    .during(ACTION)
 }
 
-/// The position of the only table that gets a lane.
-pub(super) async fn of_lane(
+/// Reads the position of the only table with exports of a lane. Returns an error if there are several.
+pub(super) async fn read_for_lane(
     conn: &mut PgConnection,
     consumer: &ConsumerId,
     dataset: &str,
 ) -> Result<Option<TargetPosition>, Error> {
-    if !is_there(conn).await? {
+    if !exists(conn).await? {
         return Ok(None);
     }
     let mut positions: Vec<TargetPosition> = sqlx::query_as(
@@ -183,26 +183,27 @@ pub(super) async fn of_lane(
     .bind(dataset)
     .fetch_all(conn)
     .await
-    .doing(DEED)?;
+    .during(ACTION)?;
     if positions.len() > 1 {
-        return Err(Error::refused("several_tables", "several tables get these exports: --table names one"));
+        return Err(Error::refused("several_tables", "several tables have these exports: use --table to name one"));
     }
     Ok(positions.pop())
 }
 
-/// Records the export as the last one that the table has got.
+/// Records an export as the last one that was applied to the table.
 pub(super) async fn write(
     conn: &mut PgConnection,
     target: &str,
     manifest: &Manifest,
-    shape: &TargetTable,
+    target_table: &TargetTable,
     deleted: Option<&str>,
 ) -> Result<(), Error> {
     let export = &manifest.export;
-    let job: Uuid = export.job.parse().map_err(|_| Error::refused("no_id", "the export's id can't be read"))?;
-    let number = i64::try_from(manifest.number).map_err(|_| Error::refused("no_id", "the export's number can't be"))?;
+    let job: Uuid = export.job.parse().map_err(|_| Error::refused("no_id", "the manifest has an invalid export id"))?;
+    let number = i64::try_from(manifest.number)
+        .map_err(|_| Error::refused("no_id", "the manifest has an invalid export number"))?;
     let deleted = deleted.map(str::to_owned);
-    let (oid, numbers) = (shape.oid, shape.numbers.clone());
+    let (oid, numbers) = (target_table.oid, target_table.numbers.clone());
     let details = Details { key: export.key.clone(), columns: export.columns.clone(), deleted, oid, numbers };
     sqlx::query(
         "-- apply.position.write
@@ -223,5 +224,5 @@ pub(super) async fn write(
     .execute(conn)
     .await
     .map(drop)
-    .doing(DEED)
+    .during(ACTION)
 }

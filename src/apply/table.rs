@@ -1,70 +1,71 @@
-//! The target's table: made as the source has it, or taken as it is, and altered as the source's columns change.
+//! Prepares the target's table for an export: creates the table, or checks the existing one, and follows changes of the
+//! source's columns.
 
 use std::collections::BTreeMap;
 
 use sqlx::PgConnection;
 
 use crate::apply::catalog::{
-    DEED, EQUAL, ExistingColumn, OPERATION, columns, exists, is_delta, is_empty, numbers, of_table, oid,
-    references_itself, relation,
+    EQUAL, ExistingColumn, INSPECT_TABLE, OPERATION, columns, exists, is_delta, is_empty, numbers, oid,
+    references_itself, relation, target_columns,
 };
-use crate::apply::key_type::tells_apart;
+use crate::apply::key_type::keeps_distinct;
 use crate::apply::statement::run;
-use crate::apply::{Doing, Error, Settings, TargetPosition, alter};
+use crate::apply::{During, Error, Settings, TargetPosition, alter};
 use crate::connection::quoted;
 use crate::dataset::Table;
 use crate::manifest::{Chained, Column, Manifest};
 
-/// The temporary table that an export's rows are brought into first.
+/// The temporary table that an export's rows are loaded into first.
 pub(super) const STAGE: &str = "cdc_apply_stage";
 
-/// A table as it stands when an export is applied to it.
+/// The state of a table when an export is applied to it.
 pub(super) struct TargetTable {
     /// Its name, as SQL.
     pub(super) table: String,
     /// The export's columns without `operation`, in their order.
     pub(super) columns: Vec<String>,
-    /// Those of them that are written: not what the table generates by itself.
+    /// The columns of `columns` that are written: all except generated columns.
     pub(super) written: Vec<String>,
-    /// Those of them that are updated: not the key's where it is an identity.
+    /// The columns of `written` that are updated: all except identity columns of the key.
     pub(super) updated: Vec<String>,
-    /// True if the table has columns that the export hasn't.
-    pub(super) has_own: bool,
-    /// Its number in the catalog.
+    /// True if the table has columns that the export lacks.
+    pub(super) has_extra_columns: bool,
+    /// The oid of the table.
     pub(super) oid: i64,
-    /// Those of its columns that the export has.
+    /// The attribute numbers of the export's columns, by column name.
     pub(super) numbers: BTreeMap<String, i16>,
-    /// True if a row that goes may take others of the table with it.
+    /// True if a foreign key of the table references the table itself.
     pub(super) references_itself: bool,
-    /// The export's columns, each with the type that the target has for it.
+    /// The columns of the stage: those of the export, each with its type in the target.
     pub(super) stage: Vec<(String, String)>,
-    /// The key's columns, each with the operator that tells whether two are equal.
+    /// The key's columns, each with the operator that compares two values for equality.
     pub(super) key: Vec<(String, String)>,
     /// The column that marks deleted rows.
-    pub(super) deleted: Option<Deleted>,
-    /// The remarks on what could not be as in the source.
+    pub(super) deleted: Option<DeletionMarker>,
+    /// The remarks on differences between the table and the source.
     pub(super) remarks: Vec<String>,
     pub(super) is_empty: bool,
     truncates: bool,
-    /// It was made now, and gets its primary key when the rows are there.
+    /// True if the table was just created, and gets its primary key after the rows are loaded.
     lacks_key: bool,
 }
 
 /// A column that marks deleted rows.
-pub(super) struct Deleted {
+pub(super) struct DeletionMarker {
     /// Its name, as SQL.
     pub(super) column: String,
     /// The value of a deleted row, as SQL.
     pub(super) marked: &'static str,
     /// The value of another row, as SQL.
     pub(super) live: &'static str,
-    /// The condition of a value that marks a deleted row, as SQL behind it.
+    /// The condition that a value marks a deleted row, as SQL that follows the column.
     pub(super) is_marked: &'static str,
 }
 
 impl TargetTable {
-    /// The table for an export, made or altered where it has to be.
-    pub(super) async fn fit(
+    /// Creates or alters the table so that the export can be applied.
+    pub(super) async fn prepare(
         conn: &mut PgConnection,
         table: &Table,
         manifest: &Manifest,
@@ -76,17 +77,17 @@ impl TargetTable {
         if export.key.is_empty() || export.columns.is_empty() {
             return Err(Error::refused(
                 "no_key",
-                format!("the export {} doesn't say its columns and its key", export.job),
+                format!("the manifest of the export {} lists no columns or no key", export.job),
             ));
         }
         let is_new = !exists(conn, table).await?;
-        require_other(conn, table, export).await?;
+        refuse_source_table(conn, table, export).await?;
         if let Some(before) = before
             && before.details.deleted != settings.deleted
         {
             let shown = |column: &Option<String>| column.clone().unwrap_or_else(|| "hard".to_owned());
             let why = format!(
-                "{name} was kept with --deletes {} until now: keep it so, or remove the table and its row of cdc_apply.positions",
+                "{name} was created with --deletes {}: use that again, or remove the table and its row of cdc_apply.positions",
                 shown(&before.details.deleted)
             );
             return Err(Error::refused("deletes", why));
@@ -94,38 +95,39 @@ impl TargetTable {
         let mut remarks = Vec::new();
         if is_new {
             if before.is_some() {
-                let why =
-                    format!("{name} is gone: remove its row of cdc_apply.positions, and a full export makes it anew");
+                let why = format!(
+                    "{name} was dropped: remove its row of cdc_apply.positions, and a full export creates it again"
+                );
                 return Err(Error::refused("target_changed", why));
             }
-            alter::make(conn, table, export, &mut remarks).await?;
+            alter::create_table(conn, table, export, &mut remarks).await?;
         } else {
-            alter::follow(conn, &name, export, before, settings, &mut remarks).await?;
+            alter::follow_source_columns(conn, &name, export, before, settings, &mut remarks).await?;
         }
         let deleted = match &settings.deleted {
-            Some(column) => Some(Deleted::find(conn, &name, column, export).await?),
+            Some(column) => Some(DeletionMarker::prepare(conn, &name, column, export).await?),
             None => None,
         };
         let present = columns(conn, &name).await?;
         let find = |name: &str| present.iter().find(|column| column.name == name);
         for key in export.columns.iter().filter(|column| export.key.contains(&column.name)) {
             if let Some(found) = find(&key.name) {
-                require_as_fine(&name, key, found)?;
+                require_distinct_keys(&name, key, found)?;
             }
         }
-        let of_table: Vec<&Column> = of_table(export).collect();
-        let columns: Vec<String> = of_table.iter().map(|column| column.name.clone()).collect();
+        let target_columns: Vec<&Column> = target_columns(export).collect();
+        let columns: Vec<String> = target_columns.iter().map(|column| column.name.clone()).collect();
         let written: Vec<_> =
             columns.iter().filter(|name| find(name).is_some_and(|column| !column.is_generated)).collect();
         let is_fixed = |name: &str| find(name).is_some_and(|column| column.is_identity);
         if let Some(fixed) = written.iter().find(|column| is_fixed(column) && !export.key.contains(column)) {
             let why = format!(
-                "the column {fixed} of {name} is an identity that nobody may update: `alter table {name} alter column {} set generated by default`",
+                "the column {fixed} of {name} is `generated always` and can't be updated: `alter table {name} alter column {} set generated by default`",
                 quoted(fixed)
             );
             return Err(Error::refused("identity", why));
         }
-        let is_own = |column: &&ExistingColumn| {
+        let is_extra = |column: &&ExistingColumn| {
             !columns.contains(&column.name) && !column.is_generated && settings.deleted.as_ref() != Some(&column.name)
         };
         let type_of = |column: &Column| match find(&column.name) {
@@ -133,10 +135,10 @@ impl TargetTable {
             _ => "text".to_owned(),
         };
         let equal = |name: &String| find(name).map_or_else(|| EQUAL.to_owned(), |column| column.equal.clone());
-        let shape = TargetTable {
+        let target_table = TargetTable {
             updated: written.iter().filter(|name| !is_fixed(name)).map(|name| (*name).clone()).collect(),
             written: written.into_iter().cloned().collect(),
-            has_own: present.iter().any(|column| is_own(&column)),
+            has_extra_columns: present.iter().any(|column| is_extra(&column)),
             oid: oid(conn, &name).await?,
             numbers: numbers(&present, export),
             references_itself: references_itself(conn, &name).await?,
@@ -151,35 +153,36 @@ impl TargetTable {
             remarks,
         };
         if !is_new {
-            shape.require_key(conn, before).await?;
-        } else if !shape.replaces_all(manifest) {
-            shape.add_key(conn).await?;
+            target_table.require_key(conn, before).await?;
+        } else if !target_table.replaces_all(manifest) {
+            target_table.add_key(conn).await?;
         }
-        if shape.replaces_all(manifest) && !shape.is_empty {
-            run(conn, "table.truncate", &format!("truncate {}", shape.table)).await.doing("to empty the table")?;
+        if target_table.replaces_all(manifest) && !target_table.is_empty {
+            run(conn, "table.truncate", &format!("truncate {}", target_table.table))
+                .await
+                .during("to empty the table")?;
         }
-        Ok(shape)
+        Ok(target_table)
     }
 
-    /// Returns true if the export's rows are all that the table is to hold, and nothing there is to be kept or
-    /// compared.
+    /// Returns true if the export's rows replace all rows of the table, so that no row must be kept or compared.
     pub(super) fn replaces_all(&self, manifest: &Manifest) -> bool {
         let is_emptied = self.is_empty || self.truncates && self.deleted.is_none();
         manifest.export.export_type == "full" && is_emptied && self.written.len() == self.columns.len()
     }
 
-    /// Adds the key that a new table lacks, once the rows are there.
-    pub(super) async fn finish(&self, conn: &mut PgConnection) -> Result<(), Error> {
+    /// Adds the primary key that a new table lacks, after the rows are loaded.
+    pub(super) async fn add_missing_key(&self, conn: &mut PgConnection) -> Result<(), Error> {
         if self.lacks_key { self.add_key(conn).await } else { Ok(()) }
     }
 
     async fn add_key(&self, conn: &mut PgConnection) -> Result<(), Error> {
         let key: Vec<_> = self.key.iter().map(|(name, _)| quoted(name)).collect();
         let add = format!("alter table {} add primary key ({})", self.table, key.join(", "));
-        run(conn, "table.add_key", &add).await.map(drop).doing("the primary key")
+        run(conn, "table.add_key", &add).await.map(drop).during("the primary key")
     }
 
-    /// Refuses a table in which the export's key doesn't tell rows apart.
+    /// Returns an error if the table has no unique index of the export's key.
     async fn require_key(&self, conn: &mut PgConnection, before: Option<&TargetPosition>) -> Result<(), Error> {
         let key: Vec<&str> = self.key.iter().map(|(name, _)| name.as_str()).collect();
         let is_unique: bool = sqlx::query_scalar(
@@ -196,7 +199,7 @@ impl TargetTable {
         .bind(&key)
         .fetch_one(conn)
         .await
-        .doing(DEED)?;
+        .during(INSPECT_TABLE)?;
         if is_unique {
             return Ok(());
         }
@@ -208,7 +211,7 @@ impl TargetTable {
             None => ("no_key", String::new()),
         };
         let why = format!(
-            "the export's key is ({}){was}, and {} has no unique index of it: give it one, with no condition and not deferrable",
+            "the export's key is ({}){was}, and {} has no unique index on it: create one that is neither partial nor deferrable",
             key.join(", "),
             self.table
         );
@@ -216,9 +219,14 @@ impl TargetTable {
     }
 }
 
-impl Deleted {
-    /// The column, made if it isn't there.
-    async fn find(conn: &mut PgConnection, table: &str, column: &str, export: &Chained) -> Result<Deleted, Error> {
+impl DeletionMarker {
+    /// Reads the column that marks deleted rows. Creates it if it is missing.
+    async fn prepare(
+        conn: &mut PgConnection,
+        table: &str,
+        column: &str,
+        export: &Chained,
+    ) -> Result<DeletionMarker, Error> {
         if export.columns.iter().any(|exported| exported.name == column) {
             let why = format!("--deletes {column}: the source has a column of this name");
             return Err(Error::refused("deletes", why));
@@ -227,7 +235,7 @@ impl Deleted {
         let type_name = match found {
             Some(found) => found.type_name,
             None => {
-                alter::add(conn, table, column, "timestamp with time zone").await?;
+                alter::add_column(conn, table, column, "timestamp with time zone").await?;
                 "timestamp with time zone".to_owned()
             }
         };
@@ -235,24 +243,24 @@ impl Deleted {
             "boolean" => ("true", "false", "is true"),
             time if time.starts_with("timestamp") => ("pg_catalog.clock_timestamp()", "null", "is not null"),
             other => {
-                let why = format!("--deletes {column}: it is a boolean or a timestamp, and here it is {other}");
+                let why =
+                    format!("--deletes {column}: a boolean or a timestamp is expected, and the column is {other}");
                 return Err(Error::refused("deletes", why));
             }
         };
-        Ok(Deleted { column: quoted(column), marked, live, is_marked })
+        Ok(DeletionMarker { column: quoted(column), marked, live, is_marked })
     }
 }
 
-/// Refuses a column of the key in which two different keys of the source could be equal: one row would replace the
-/// other.
-fn require_as_fine(table: &str, key: &Column, found: &ExistingColumn) -> Result<(), Error> {
+/// Returns an error if two different keys of the source could be equal in this column: one row would replace the other.
+fn require_distinct_keys(table: &str, key: &Column, found: &ExistingColumn) -> Result<(), Error> {
     let Column { name, type_name } = key;
     let (is, becomes) = if found.folds_texts {
         (
-            "compared by a collation that isn't deterministic".to_owned(),
-            "give it and its unique indexes a deterministic one".to_owned(),
+            "compared by a nondeterministic collation".to_owned(),
+            "give it and its unique indexes a deterministic collation".to_owned(),
         )
-    } else if !found.is_enum && !tells_apart(type_name, &found.base_type) {
+    } else if !found.is_enum && !keeps_distinct(type_name, &found.base_type) {
         (found.type_name.clone(), format!("make it {type_name}"))
     } else {
         return Ok(());
@@ -264,8 +272,8 @@ fn require_as_fine(table: &str, key: &Column, found: &ExistingColumn) -> Result<
     Err(Error::refused("key_coarser", why))
 }
 
-/// Refuses the very table that the export is of.
-async fn require_other(conn: &mut PgConnection, table: &Table, export: &Chained) -> Result<(), Error> {
+/// Returns an error if the target is the source table itself.
+async fn refuse_source_table(conn: &mut PgConnection, table: &Table, export: &Chained) -> Result<(), Error> {
     let here: (String, String) = sqlx::query_as(
         "-- apply.table.database
          select lpad(to_hex(s.system_identifier), 16, '0'), d.oid::text
@@ -273,10 +281,10 @@ async fn require_other(conn: &mut PgConnection, table: &Table, export: &Chained)
     )
     .fetch_one(conn)
     .await
-    .doing("to tell this database from the source")?;
+    .during("to read the identity of this database")?;
     let is_source = (&here.0, &here.1) == (&export.source.cluster, &export.source.database);
     if is_source && export.table.as_deref().is_none_or(|name| name.parse().is_ok_and(|of: Table| of == *table)) {
-        let why = format!("{table} here is the very table that the export is of: --table names another one");
+        let why = format!("{table} is the source table of the export itself: use --table to name another one");
         return Err(Error::refused("same_table", why));
     }
     Ok(())
