@@ -146,7 +146,8 @@ pub(super) async fn create_table(conn: &mut PgConnection) -> Result<(), Error> {
 }
 
 async fn exists(conn: &mut PgConnection) -> Result<bool, Error> {
-    let there = sqlx::query_scalar("-- apply.position.exists\n select to_regclass('cdc_apply.positions') is not null");
+    let there =
+        sqlx::query_scalar("-- apply.position.is_there\n select to_regclass('cdc_apply.positions') is not null");
     there.fetch_one(conn).await.during(ACTION)
 }
 
