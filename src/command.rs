@@ -80,9 +80,6 @@ use crate::telemetry::chain;
 ///
 /// Settings are environment variables. The file `.env` in the current folder can set them too. `.env.example` lists all
 /// settings.
-///
-/// Settings come from environment variables, and from the file `.env` of the current folder; `.env.example` lists them
-/// all.
 #[derive(Parser)]
 #[command(version = env!("CDC_EXPORT_VERSION"))]
 struct CommandLine {

@@ -1,8 +1,6 @@
-//! Settings of all modules, read once from the environment into a struct for each. No other module reads the
-//! environment.
+//! Reads the settings of all modules from the environment, once at the start. No other module reads the environment.
 //!
-//! Every variable is in `.env.example`. A value that can't be used stops the start with one line that names the
-//! variable.
+//! Every variable is in `.env.example`. An invalid value stops the start with one line that names the variable.
 
 mod authorities;
 mod environment;
@@ -16,13 +14,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use authorities::trust_alone;
+pub use authorities::trust_only;
 pub use environment::Environment;
 pub use variables::Misspelt;
 
 use private_postgres::mirror::{Checksum, Mirror, NotAMirror};
 
-use crate::config::variables::{Variables, bad};
+use crate::config::variables::{Variables, invalid};
 use crate::dataset::CellMax;
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::Mistakes;
@@ -37,37 +35,37 @@ use crate::{maintenance, postgres, sink, worker};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A setting that can't be used, as one line.
+/// An invalid setting. The message is one line, or one line for each mistake in the catalog.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A variable's value.
+    /// A variable has an invalid value.
     #[error("{name}: {why}")]
     Value {
         /// The variable.
         name: &'static str,
-        /// The mistake, and the values that are allowed.
+        /// The mistake, and the allowed values.
         why: String,
     },
-    /// A catalog that can't be read, or that doesn't fit its tables: a line for each mistake.
-    #[error("{}", a_line_each(.file, .mistakes))]
+    /// The catalog is invalid or doesn't fit its tables. The message has a line for each mistake.
+    #[error("{}", one_line_per_mistake(.file, .mistakes))]
     Catalog {
         /// The catalog's file.
         file: String,
-        /// Everything that is wrong with the catalog.
+        /// All mistakes in the catalog.
         mistakes: Mistakes,
     },
-    /// The file `.env`. Its lines are not quoted: they may hold passwords.
+    /// The file `.env` is invalid. The message doesn't quote its lines, which may contain passwords.
     #[error(".env: {0}")]
     File(String),
 }
 
-/// All settings, for `main` to hand out.
+/// The settings of all modules.
 #[derive(Debug)]
 pub struct Config {
-    /// The database to use; `None`: a private one.
+    /// The database to use. `None` means the private one.
     pub database: Option<Database>,
-    /// The file of the only certificate authorities that the database's server may be signed by. `None`: no file is
-    /// named.
+    /// The file of the only certificate authorities that may have signed the certificate of the database server. `None`
+    /// if no file is named.
     pub authorities: Option<PathBuf>,
     /// The private server.
     pub embedded: private_postgres::Settings,
@@ -77,43 +75,43 @@ pub struct Config {
     pub receivers: Arc<Receivers>,
     /// The secrets of receivers that are unset or wrong.
     pub missing_secrets: Vec<MissingSecret>,
-    /// The operator's file. `None`: the catalog is the demo's.
+    /// The operator's file. `None` means that the catalog is the demo's.
     pub catalog_file: Option<PathBuf>,
     /// The destination of files.
     pub output: sink::Settings,
-    /// How many users an empty demo table is filled with.
+    /// The number of users with which an empty demo table is filled.
     pub seed_rows: u64,
-    /// The API.
+    /// The HTTP server and the API.
     pub http: http::Settings,
-    /// How many connections to Postgres the API has.
+    /// The number of connections to Postgres that the API may open.
     pub api_connections: u32,
-    /// The port on which a process without the API serves its metrics; `None`: none.
+    /// The port on which a process without the API serves its metrics. `None` means that it doesn't serve them.
     pub metrics_port: Option<u16>,
-    /// The time for which running exports may go on after a signal to stop.
+    /// The time for which running exports may continue after a signal to stop.
     pub drain: Duration,
     /// The workers, which run exports.
     pub worker: worker::Settings,
     /// The periodic tasks of any process that runs exports.
     pub maintenance: maintenance::Settings,
-    /// How many connections read a large table for a full export.
+    /// The number of connections that read a large table for a full export.
     pub readers: u32,
     /// The limits under which a job is accepted.
     pub terms: Terms,
-    /// The way in which clients fetch files from a bucket.
+    /// The way in which clients download files from a bucket.
     pub downloads: Downloads,
     /// The logs.
     pub telemetry: crate::telemetry::Settings,
-    /// The collector of spans. `None`: no spans are made.
+    /// The collector of spans. `None` means that no spans are recorded.
     pub spans: Option<spans::Settings>,
-    /// Faults for tests.
+    /// The failpoints of a test.
     #[cfg(debug_assertions)]
     pub failpoints: Option<String>,
 }
 
 impl Error {
-    /// `HOST` is an address that this machine doesn't have.
+    /// Returns the error of a `HOST` that is not an address of this machine.
     pub fn no_such_host(host: IpAddr) -> Error {
-        bad(
+        invalid(
             "HOST",
             format!(
                 "{host} is no address of this machine: 127.0.0.1 is open to this machine alone, 0.0.0.0 to all networks"
@@ -121,25 +119,25 @@ impl Error {
         )
     }
 
-    /// The collector of spans can't be used.
+    /// Returns the error of a collector of spans that can't be used.
     #[cfg(feature = "otel")]
     pub fn collector(why: String) -> Error {
-        bad("OTEL_EXPORTER_OTLP_ENDPOINT", why)
+        invalid("OTEL_EXPORTER_OTLP_ENDPOINT", why)
     }
 
-    /// The destination of the files can't be used.
+    /// Returns the error of a destination of files that can't be used.
     pub fn output(output: &sink::Settings, why: &str) -> Error {
         let name = match output {
             sink::Settings::Folder { .. } => "OUTPUT_DIR",
             #[cfg(feature = "buckets")]
             sink::Settings::Bucket(_) => "OUTPUT_URL",
         };
-        bad(name, format!("{output}: {why}"))
+        invalid(name, format!("{output}: {why}"))
     }
 
-    /// The API is open to other machines, and there is no key: nobody could call it.
+    /// Returns the error of an API that is open to other machines while there is no key: every call would be refused.
     pub fn no_keys(host: IpAddr) -> Error {
-        bad(
+        invalid(
             "AUTH",
             format!(
                 "unset, and HOST is {host}: `cdc-export keys create --name NAME` makes a first key, with which the service starts; \
@@ -149,14 +147,14 @@ impl Error {
     }
 }
 
-/// The use that a command makes of the file of `DATASETS`.
+/// The use of the file of `DATASETS` by a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CatalogFile {
-    /// The file is read, and has to be right.
+    /// The file is read and must be valid.
     Read,
-    /// The file isn't read: it may be wrong or missing.
+    /// The file isn't read. It may be invalid or missing.
     Unread,
-    /// The command reads the file by itself: the file may not exist yet.
+    /// The command reads the file itself. The file may not exist yet.
     Named,
 }
 
@@ -165,13 +163,13 @@ impl Config {
         let named =
             match vars.get("DATABASE_URL").map(|url| NamedDatabase::read(url, |name| vars.get(name))).transpose() {
                 Ok(named) => named,
-                Err(BadUrl::Variable { name, why }) => return Err(bad(name, why)),
-                Err(why) => return Err(bad("DATABASE_URL", why.to_string())),
+                Err(BadUrl::Variable { name, why }) => return Err(invalid(name, why)),
+                Err(why) => return Err(invalid("DATABASE_URL", why.to_string())),
             };
         for (name, file) in named.iter().flat_map(|named| &named.files) {
-            // sqlx's own error would name neither.
+            // The error of sqlx would name neither the parameter nor the file.
             std::fs::File::open(file)
-                .map_err(|why| bad("DATABASE_URL", format!("{name}: {}: {why}", file.display())))?;
+                .map_err(|why| invalid("DATABASE_URL", format!("{name}: {}: {why}", file.display())))?;
         }
         let (database, authorities) = named.map(|named| (named.database, named.authorities)).unzip();
         let data_dir = vars.get("DATA_DIR").map(PathBuf::from);
@@ -187,12 +185,12 @@ impl Config {
         };
         let access = match vars.get("AUTH") {
             None if host.is_loopback() => Some(Access::LocalCallers),
-            // The start asks the database whether there are keys.
+            // The start reads from the database if there are keys.
             None => None,
             Some("none") => Some(Access::Everybody),
             Some("keys") => Some(Access::Keys),
             Some("local") => Some(Access::LocalCallers),
-            Some(other) => return Err(bad("AUTH", format!("`{other}` is none of keys, local and none"))),
+            Some(other) => return Err(invalid("AUTH", format!("`{other}` is none of keys, local and none"))),
         };
         let rate = |text: &str| text.parse().map_err(|why: &str| format!("`{text}` is {why}"));
         let output = output::read(&vars)?;
@@ -218,7 +216,7 @@ impl Config {
             missing_secrets,
             catalog_file,
             output,
-            // A database that the operator names gets demo rows only when asked for.
+            // The operator's own database gets demo rows only if SEED_ROWS is set.
             seed_rows: vars.number("SEED_ROWS", if database.is_some() { 0 } else { 100_000 }, 0..=100_000_000)?,
             database,
             authorities: authorities.flatten(),
@@ -265,17 +263,17 @@ impl Config {
     }
 }
 
-/// Reads where the private server's programs are downloaded. `None`: nowhere.
+/// Reads the mirror from which the private server's programs are downloaded. Returns `None` if downloads are off.
 fn mirror(vars: &Variables) -> Result<Option<Mirror>, Error> {
     let checksum = |text: &str| text.parse::<Checksum>().map_err(|why| format!("`{text}` is {why}"));
     let checksum = vars.optional("PG_DOWNLOAD_SHA256", checksum)?;
     let mirror = match vars.get("PG_DOWNLOAD") {
         None => Mirror::default(),
         Some("off") => return Ok(None),
-        // The message doesn't quote the value, which may hold a password.
-        Some(url) => url
-            .parse()
-            .map_err(|why: NotAMirror| bad("PG_DOWNLOAD", format!("neither off nor the address of a mirror: {why}")))?,
+        // The message doesn't quote the value, which may contain a password.
+        Some(url) => url.parse().map_err(|why: NotAMirror| {
+            invalid("PG_DOWNLOAD", format!("neither off nor the address of a mirror: {why}"))
+        })?,
     };
     Ok(Some(match checksum {
         None => mirror,
@@ -283,13 +281,13 @@ fn mirror(vars: &Variables) -> Result<Option<Mirror>, Error> {
     }))
 }
 
-/// The mistakes of a catalog, a line for each, with the name of its file.
-fn a_line_each(file: &str, mistakes: &Mistakes) -> String {
+/// Formats the mistakes of a catalog, one on each line, with the name of its file.
+fn one_line_per_mistake(file: &str, mistakes: &Mistakes) -> String {
     let lines: Vec<_> = mistakes.to_string().lines().map(|mistake| format!("DATASETS: {file}: {mistake}")).collect();
     lines.join("\n")
 }
 
-/// How many cores this process may use.
+/// Returns the number of cores that this process may use.
 fn cores() -> u64 {
     std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64)
 }
@@ -308,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn defaults() {
+    fn defaults_and_units_are_applied() {
         let config = read(&[("DATABASE_URL", "")]).unwrap();
         assert!(config.database.is_none() && config.embedded.data_dir_is_default);
         assert_eq!((config.seed_rows, config.http.port, config.worker.workers), (100_000, 8080, 2));
@@ -341,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_value_is_named() {
+    fn an_invalid_value_is_refused_with_the_name_of_its_variable() {
         for (name, value) in [
             ("PORT", "80a"),
             ("PORT", "65536"),
@@ -396,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clients_key_is_shown_nowhere_else() {
+    fn the_key_of_a_client_is_in_no_debug_output_and_no_error() {
         let key = |text: &str| {
             let variables = HashMap::from([("CDC_EXPORT_KEY".to_owned(), text.to_owned())]);
             Environment(Variables(variables)).key().map_err(|e| e.to_string())

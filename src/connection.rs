@@ -1,7 +1,6 @@
-//! A connection to Postgres, its session set up as every statement of ours expects it, and what its errors mean,
-//! whichever module it is for.
+//! A connection to Postgres whose session has the settings that our statements need, and the meaning of its errors.
 //!
-//! Knows no table.
+//! Must not know any table.
 
 pub(crate) mod failure;
 pub(crate) mod statement;
@@ -9,20 +8,28 @@ pub(crate) mod statement;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
 
-/// Where our statements find what they name: in Postgres's own schema and in ours, which nobody else may put things
-/// into. In a schema of the role's own path, `public` above all, somebody may have a function or an operator that fits
-/// its arguments better than Postgres's. Temporary objects come last, and are said for that: they would come first.
+/// The search_path of our statements: Postgres's own schema and ours, in which no other user can create objects.
+///
+/// A schema of the role's own path, for example `public`, may contain functions and operators of other users. These may
+/// fit the arguments better than Postgres's own. `pg_temp` is named last, because otherwise temporary objects would be
+/// found first.
 pub(crate) const SEARCH_PATH: &str = "pg_catalog, cdc_export, pg_temp";
 
-/// Sets a session up, whatever the server's or the role's defaults are. By statements: poolers refuse what is asked for
-/// when connecting. The role's own path is kept beside, to find a user's table by; a pooler may hand on a session that
-/// has ours. plpgsql makes no extra checks of our functions. A commit waits for the server's own disk, because a crash
-/// would otherwise lose what clients were told of; every other value of `synchronous_commit` stays as the operator has
-/// set it. Then come all settings that change how Postgres reads or writes a value, except `client_encoding`, which the
-/// driver sets, and `lc_monetary`, which says what an amount of `money` is. Row-level security is an error where it
-/// would filter: hidden rows would look deleted, and a policy's function is somebody's. To compile a statement of ours
-/// takes longer than to run it, by seconds where somebody's planner settings make it look dear. The server learns
-/// within a minute that our end of an idle connection is gone; the system's own default is hours.
+/// The statements that set up a session, independently of the defaults of the server and the role. Poolers refuse such
+/// settings as startup parameters.
+///
+/// - The role's own search_path is kept in `cdc_export.role_path`, to find users' tables. A pooler may provide a
+///   session that already has our path.
+/// - plpgsql makes no extra checks of our functions.
+/// - A commit waits for the server's own disk. Otherwise a crash could lose a commit that clients were notified of.
+///   Every other value of `synchronous_commit` remains as the operator has set it.
+/// - All settings that change how Postgres reads or writes a value are fixed. Exceptions are `client_encoding`, which
+///   the driver sets, and `lc_monetary`, which determines the currency of `money`.
+/// - Row-level security is an error if it would filter. Hidden rows would look deleted, and a policy may call a
+///   function of another user.
+/// - JIT compilation is off. It takes longer than our statements themselves, by seconds if the planner settings make a
+///   statement look expensive.
+/// - The server detects a dead peer of an idle connection within a minute. The default of the system is hours.
 pub(crate) const SET_UP: &str =
     "select pg_catalog.set_config('cdc_export.role_path', pg_catalog.current_setting('search_path'), false)
      where pg_catalog.current_setting('search_path') operator(pg_catalog.<>) 'pg_catalog, cdc_export, pg_temp';
@@ -37,12 +44,12 @@ pub(crate) const SET_UP: &str =
    set default_transaction_isolation = 'read committed'; set default_transaction_read_only = off;
    set tcp_keepalives_idle = 30; set tcp_keepalives_interval = 10; set tcp_keepalives_count = 3;";
 
-/// A name as an identifier: whatever is in it, it is one name.
+/// Returns a name as a quoted identifier.
 pub(crate) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// A connection whose session is set up.
+/// Connects, and sets up the session.
 ///
 /// # Errors
 /// If Postgres refuses or can't be reached.
@@ -66,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_path_is_set_and_known_again() {
+    fn the_search_path_that_is_set_is_the_one_that_is_compared() {
         assert_eq!(SET_UP.matches(SEARCH_PATH).count(), 2);
     }
 }

@@ -358,7 +358,11 @@ impl TableSchema {
     /// The columns of an export's file and the key, as they are saved with the job, of the rows of this snapshot.
     pub fn saved_columns(&self, export_type: ExportType, snapshot: Option<&str>) -> FileColumns {
         let saved = |column: TableColumn| FileColumn {
-            wire: if column.wire_format == WireFormat::Binary { Wire::Binary } else { Wire::Text },
+            wire: if column.wire_format == WireFormat::Binary {
+                SavedWireFormat::Binary
+            } else {
+                SavedWireFormat::Text
+            },
             // The operation is a column of no table.
             type_name: if column.number == 0 { "text".to_owned() } else { column.type_name.into_owned() },
             name: column.name.into_owned(),

@@ -1,9 +1,10 @@
-//! The demo's table `users`: a plausible month of people for a first export to show, and a soft delete, so that a delta
-//! has a deletion to show. A migration makes the table unless the database has a `users` already; [`Dataset::users`]
-//! says how it is exported.
+//! The demo table `users`: realistic users of one month for a first export, and a soft delete, so that a delta can
+//! contain a deletion.
 //!
-//! Nothing here knows of exports, jobs or consumers, nor touches a `users` that others made: only the one recorded in
-//! `cdc_export.owned`.
+//! A migration creates the table unless the database already has a `users`. [`Dataset::users`] configures its export.
+//!
+//! Must not know exports, jobs or consumers. Must not touch a `users` table of another owner: the service's own table
+//! is recorded in `cdc_export.owned`.
 //!
 //! [`Dataset::users`]: crate::dataset::Dataset::users
 
@@ -19,90 +20,91 @@ use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres, Transaction};
 use crate::demo::people::{Person, person};
 use crate::store::{self, Store};
 
-/// Rows are sent once this many bytes of them are ready.
+/// The number of bytes after which rows are sent.
 const CHUNK_BYTES: usize = 256 * 1024;
 
-/// A row of the demo table. Times are RFC 3339 with microseconds; `None` for an infinite one.
+/// A row of the demo table. Times are RFC 3339 with microseconds, or `None` if they are infinite.
 #[derive(Debug, sqlx_macros::FromRow)]
 pub struct User {
-    /// Its key.
+    /// The primary key.
     pub id: i64,
-    /// Full name.
+    /// The full name.
     pub name: String,
-    /// Unique address.
+    /// The unique email address.
     pub email: String,
-    /// When it was made.
+    /// The time of its creation.
     pub created_at: Option<String>,
-    /// When it was last changed.
+    /// The time of its last change.
     pub updated_at: Option<String>,
-    /// True if it is soft-deleted.
+    /// True if the user is soft-deleted.
     pub is_deleted: bool,
 }
 
 /// The errors of filling the demo table.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The `users` there is not the service's.
+    /// The table `users` was not created by the service.
     #[error("`users` is not the demo table: nothing was added")]
     NotOurs,
-    /// The database could not be asked whether the table is ours and empty.
-    #[error("whether the demo table is ours and empty could not be read")]
+    /// The state of the demo table could not be read.
+    #[error("the state of the demo table could not be read")]
     Inspect(#[source] sqlx::Error),
     /// The users could not be written.
     #[error("the demo table could not be filled with {rows} users")]
     Fill {
-        /// The number of users that were requested.
+        /// The requested number of users.
         rows: u64,
         /// The error of Postgres or of the connection.
         source: sqlx::Error,
     },
 }
 
-/// Fills an empty demo table with `rows` users and returns how many it inserted: 0 when the table isn't ours or isn't
-/// empty.
+/// Fills an empty demo table with `rows` users, and returns the number of inserted users. Returns 0 if the table was
+/// not created by the service or is not empty.
 ///
-/// All users come in one transaction. Of several replicas that start at once, one fills the table and the others wait,
-/// so that none serves exports of an empty table.
+/// All users are inserted in one transaction. If several replicas start at once, one fills the table and the others
+/// wait, so that none exports an empty table.
 ///
 /// # Errors
-/// If Postgres or the connection to it fails. Nothing was inserted then, unless the answer to the commit was lost; in
-/// either case it is safe to seed again.
+/// If Postgres or the connection fails. No user was inserted then, unless the answer to COMMIT was lost. In both cases
+/// another call is safe.
 pub async fn seed(pool: &PgPool, rows: u64) -> Result<u64, Error> {
     if rows == 0 {
         return Ok(0);
     }
     let begun = Instant::now();
-    // Read committed whatever the database's default is: the check under the lock needs a snapshot from after the lock
-    // was granted.
+    // Uses read committed, regardless of the database's default: the check under the lock needs a snapshot from after
+    // the lock was granted.
     let mut tx = pool.begin_with("begin isolation level read committed read write").await.map_err(Error::Inspect)?;
 
-    // Checked before the lock too, so that only the first start locks the table and waits.
-    let Some(users) = ours(&mut tx).await.map_err(Error::Inspect)? else { return Ok(0) };
+    // The check before the lock avoids locking and waiting at all later starts.
+    let Some(users) = demo_table(&mut tx).await.map_err(Error::Inspect)? else { return Ok(0) };
     if !is_empty(&mut tx, &users).await? {
         return Ok(0);
     }
-    let missing = |there| if there == 0 { rows } else { 0 };
+    let missing = |existing| if existing == 0 { rows } else { 0 };
     let inserted = fill(tx, &users, missing, |_| {}).await.map_err(|source| Error::Fill { rows, source })?;
-    // Zero if another replica filled the table while this one waited for the lock.
+    // 0 if another replica filled the table while this one waited for the lock.
     if inserted > 0 {
         tracing::info!(event = "demo_seeded", rows = inserted, seconds = begun.elapsed().as_secs_f64());
     }
     Ok(inserted)
 }
 
-/// Adds users to the demo table until it has `rows`, and returns how many. Tells `progress` how many it has added so
-/// far.
+/// Adds users to the demo table until it has `rows`. Returns the number of added users. Calls `progress` with the
+/// number of users added so far.
 ///
 /// # Errors
-/// If the table isn't ours, or Postgres fails; nothing was added then.
+/// If the table was not created by the service, or Postgres fails. No user was added then.
 pub async fn top_up(pool: &PgPool, rows: u64, progress: impl Fn(u64) + Send + Sync) -> Result<u64, Error> {
     let mut tx = pool.begin_with("begin isolation level read committed read write").await.map_err(Error::Inspect)?;
-    let users = ours(&mut tx).await.map_err(Error::Inspect)?.ok_or(Error::NotOurs)?;
-    let missing = |there| rows.saturating_sub(there);
+    let users = demo_table(&mut tx).await.map_err(Error::Inspect)?.ok_or(Error::NotOurs)?;
+    let missing = |existing| rows.saturating_sub(existing);
     fill(tx, &users, missing, progress).await.map_err(|source| Error::Fill { rows, source })
 }
 
-/// Adds as many users to the demo table as `missing` says of a table that has so many, and commits. Returns how many.
+/// Adds users to the demo table, and commits. Returns the number of added users. `missing` computes that number from
+/// the number of existing users.
 async fn fill(
     mut tx: Transaction<'_, Postgres>,
     users: &str,
@@ -115,27 +117,27 @@ async fn fill(
         select count(*), coalesce(max(substring(email from '\\.([0-9]{{1,18}})@example\\.(?:com|net|org)$')::bigint), 0)
         from {users}"
     );
-    let (there, last): (i64, i64) = sqlx::query_as(AssertSqlSafe(count)).fetch_one(&mut *tx).await?;
-    let missing = missing(there.unsigned_abs());
+    let (existing, last): (i64, i64) = sqlx::query_as(AssertSqlSafe(count)).fetch_one(&mut *tx).await?;
+    let missing = missing(existing.unsigned_abs());
     if missing == 0 {
         return Ok(0);
     }
-    // Above every number that was given out, also to users who are gone: an address may not come twice.
+    // Numbers continue after the highest number ever used, also by removed users, so that email addresses stay unique.
     let first = last.unsigned_abs() + 1;
     let inserted = load(&mut tx, users, first..=first + missing - 1, &progress).await?;
-    // So that the planner knows the table, and its estimated rows are right, before autovacuum comes.
+    // The planner's estimate of rows is then right before autovacuum runs.
     let analyze = format!("-- demo.analyze\n analyze {users}");
     sqlx::query(AssertSqlSafe(analyze)).execute(&mut *tx).await?;
     tx.commit().await?;
     Ok(inserted)
 }
 
-/// Marks a user of the demo table as deleted now; one that is deleted stays as it is. `None`: there is no such user, or
-/// the table isn't ours.
+/// Marks a user of the demo table as deleted now. Doesn't change a user that is deleted already. Returns `None` if
+/// there is no such user, or the table was not created by the service.
 pub async fn soft_delete(store: &Store, id: i64) -> Result<Option<User>, store::Error> {
     let deleted = store.with::<_, sqlx::Error>(async |conn| {
-        let Some(users) = ours(conn).await? else { return Ok(None) };
-        // Postgres formats the times: its calendar is longer than chrono's.
+        let Some(users) = demo_table(conn).await? else { return Ok(None) };
+        // Postgres formats the times, because its calendar has a wider range than chrono's.
         let columns = "id, name, email, is_deleted,
              to_char(created_at at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') as created_at,
              to_char(updated_at at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') as updated_at";
@@ -153,9 +155,9 @@ pub async fn soft_delete(store: &Store, id: i64) -> Result<Option<User>, store::
     deleted.await
 }
 
-/// The demo table's name with its schema; `None`: the `users` that the role's search_path finds was made by somebody
-/// else, or there is none.
-async fn ours(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
+/// Returns the demo table's name with its schema. Returns `None` if the search_path finds no `users`, or one that
+/// another role created.
+async fn demo_table(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
     sqlx::query_scalar(
         "-- demo.ours
         select format('%I.%I', n.nspname, c.relname)
@@ -173,9 +175,9 @@ async fn is_empty(connection: &mut PgConnection, users: &str) -> Result<bool, Er
     sqlx::query_scalar(AssertSqlSafe(empty)).fetch_one(connection).await.map_err(Error::Inspect)
 }
 
-/// Locks out all other writers, another replica's seeding above all; readers go on.
+/// Locks the table against all other writers, in particular the seeding of another replica. Readers are not blocked.
 async fn lock(connection: &mut PgConnection, users: &str) -> Result<(), sqlx::Error> {
-    // Another replica's millions of users may take longer than a timeout meant for statements.
+    // Another replica may need longer for millions of users than the usual timeouts of statements.
     sqlx::query(
         "-- demo.lift_timeouts
         select set_config(name, '0', true)
@@ -188,7 +190,8 @@ async fn lock(connection: &mut PgConnection, users: &str) -> Result<(), sqlx::Er
     Ok(())
 }
 
-/// Writes the users of these numbers, without their ids: the sequence moves along, and later inserts don't collide.
+/// Inserts the users with these numbers, without ids. The sequence assigns the ids, so that later inserts don't
+/// collide.
 async fn load(
     connection: &mut PgConnection,
     users: &str,
@@ -196,7 +199,7 @@ async fn load(
     progress: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<u64, sqlx::Error> {
     let first = *numbers.start();
-    // The database's clock, so that no user's times are in its future.
+    // Uses the database's clock, so that no user has a time in the future.
     let now: DateTime<Utc> = sqlx::query_scalar("-- demo.now\n select now()").fetch_one(&mut *connection).await?;
     let copy = format!(
         "-- demo.load\n copy {users} (name, email, created_at, updated_at, is_deleted) from stdin (format csv)"
@@ -205,7 +208,7 @@ async fn load(
     let mut chunk = String::with_capacity(CHUNK_BYTES + 1024);
     for number in numbers {
         let Person { name, email, created_at, updated_at, is_deleted } = person(number, now);
-        // Some names have a tab. Writing to a text can't fail.
+        // Some names contain a tab. Writing to a string can't fail.
         let name = name.replace('"', "\"\"");
         let _ = writeln!(chunk, "\"{name}\",{email},{created_at},{updated_at},{is_deleted}");
         if chunk.len() >= CHUNK_BYTES {

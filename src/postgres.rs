@@ -1,6 +1,6 @@
-//! The database under the service: pools of connections to it, checks of the server, and the migration of our schema.
+//! The database of the service: pools of connections, checks of the server, and the migration of the service's schema.
 //!
-//! Knows tables only to make them; `store` and `source` read and write them.
+//! Creates the service's tables. The modules `store` and `source` read and write them.
 
 pub mod download;
 mod migrations;
@@ -18,7 +18,7 @@ use sqlx::migrate::MigrateError;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool};
 
-pub use schema::{Purpose, migrate, preview_of, require_migrated};
+pub use schema::{RequiredGrants, migrate, preview_of, require_migrated};
 pub use url::{BadUrl, NamedDatabase};
 
 use crate::connection;
@@ -28,56 +28,56 @@ use crate::postgres::reach::{CONNECT_TIMEOUT, no_answer, unreachable};
 use crate::telemetry::log_throttle::LogThrottle;
 use private_postgres::Endpoint;
 
-/// The oldest Postgres that has what the service relies on (`pg_current_snapshot`, xid8).
+/// The oldest supported version of Postgres. The service needs `pg_current_snapshot` and xid8.
 const OLDEST: i32 = 130_000;
 
-/// How long a start waits for a server that is starting itself.
+/// The time for which a start waits for a server that is itself starting.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Why the database can't be used. Each is one line for the operator.
+/// The reasons why the database can't be used. Each message is one line for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No connection, and what to do about it.
+    /// No connection. The text has the reason and a remedy.
     #[error("{0}")]
     Unreachable(String),
-    /// Too old a server.
+    /// The version of the server is too old.
     #[error("Postgres {0} is too old: 13 or later is needed")]
     TooOld(String),
-    /// A standby: its snapshots hide transactions that are in progress on its primary, and nothing can be written to
-    /// it.
+    /// The server is a standby. It can't be written, and its snapshots omit transactions that are in progress on the
+    /// primary.
     #[error("this Postgres is a standby: give the service its primary")]
     Standby,
-    /// A table of ours would hide one that somebody else made, or that one would hide ours.
+    /// The search_path finds a table of another owner that has the name of one of the service's tables.
     #[error(
         "the database has a table `{0}` that this service did not make: give the service a database or a search_path of its own"
     )]
     Foreign(String),
-    /// The role lacks rights.
-    #[error("the database role `{role}` may not {deed}: {remedy}")]
+    /// The role lacks a privilege.
+    #[error("the database role `{role}` may not {action}: {remedy}")]
     Denied {
         /// The role.
         role: String,
-        /// What the role may not do.
-        deed: &'static str,
-        /// The grant that is missing, or the role that has it.
+        /// The denied action.
+        action: &'static str,
+        /// The missing grant, or the role that has it.
         remedy: String,
     },
-    /// The tables are there, and the connection doesn't find them.
+    /// The service's tables exist, but the search_path doesn't find them.
     #[error(
         "the service's table `{0}` can't be found: the search_path must lead to its schema, and the role have USAGE on that"
     )]
     Hidden(String),
-    /// The settings need more connections than there can be.
+    /// The settings need more connections than the server allows.
     #[error(
-        "this needs up to {needed} connections, and Postgres gives the role {most} at most: lower WORKERS, READERS or API_CONNECTIONS, or raise the server's max_connections or the limit of the role or database"
+        "this needs up to {needed} connections, and Postgres gives the role {allowed} at most: lower WORKERS, READERS or API_CONNECTIONS, or raise the server's max_connections or the limit of the role or database"
     )]
     TooFewConnections {
-        /// What the settings amount to.
+        /// The number of connections that the settings need.
         needed: u32,
-        /// What the server, the role and the database allow.
-        most: i32,
+        /// The number of connections that the server, the role and the database allow.
+        allowed: i32,
     },
-    /// A pooler lends its sessions for a transaction, or a statement.
+    /// A pooler assigns a session for one transaction or one statement only.
     #[error(
         "DATABASE_URL goes through a pooler in transaction mode, and the service needs sessions of its own (LISTEN, prepared statements, locks): connect to Postgres directly, or to a pool in session mode"
     )]
@@ -87,10 +87,10 @@ pub enum Error {
         "a second connection to Postgres gets no answer: where a pooler is in between, its pool is too small for the service"
     )]
     OneSession,
-    /// Nobody has migrated the database.
+    /// The database has not been migrated.
     #[error("there is no cdc-export in this database yet: run `cdc-export migrate`")]
     NotMigrated,
-    /// The schema is an earlier version's.
+    /// The schema is of an earlier version.
     #[error("the service's tables in this database are of an earlier version: run `cdc-export migrate`")]
     Outdated,
     /// The schema is from before the first release.
@@ -98,26 +98,28 @@ pub enum Error {
         "the service's tables in this database are from before version 0.1.0, from which there is no upgrade: run `DROP SCHEMA cdc_export CASCADE; DROP TABLE IF EXISTS {tables} CASCADE` and start again; each consumer needs a full export then"
     )]
     Unreleased {
-        /// The tables outside of our schema that the service made, with their schemas.
+        /// The tables that the service created outside of its own schema, with their schemas.
         tables: String,
     },
     /// A migration failed.
     #[error("can't migrate the database")]
     Migrate(#[from] MigrateError),
-    /// Anything else that Postgres reports.
+    /// Any other error that Postgres reports.
     #[error("Postgres refused a statement of the start")]
     Sql(#[from] sqlx::Error),
 }
 
-/// How long a pool looks for a connection. A caller has 2 seconds.
+/// The time within which a pool must provide a connection. A call of the API has 2 seconds.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a pool waits for a connection's ping, when the connection is acquired and when it is released. A caller has
-/// 2 seconds, of which some must be left for a new connection; and for a released one the pool itself would wait for
-/// ever.
+/// The timeout of a connection's ping, when it is acquired and when it is released.
+///
+/// A call of the API has 2 seconds, part of which must remain for a new connection. On release, the pool itself would
+/// wait without a limit.
 const PING_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Pings a connection of a pool. On an error the pool drops the connection without the usual goodbye, which could hang.
+/// Pings a connection of a pool. After an error the pool drops the connection without the protocol's goodbye message,
+/// which could hang.
 async fn require_answer(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
     match tokio::time::timeout(PING_TIMEOUT, conn.ping()).await {
         Ok(answer) => answer.map(|()| true),
@@ -125,22 +127,22 @@ async fn require_answer(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
     }
 }
 
-/// How to reach a database.
+/// The connection options of a database.
 #[derive(Clone, Debug)]
 pub struct Database {
     options: PgConnectOptions,
-    /// The setting that says where it is.
+    /// The setting that contains its address.
     setting: &'static str,
-    /// What was taken for a user or a database that the setting doesn't name; empty where it names both.
+    /// A remark on the user or database that was assumed because the setting names none. Empty if the setting names
+    /// both.
     assumed: &'static str,
-    /// Whether its sessions find our schema in the making, which nobody has made.
+    /// True if its sessions see a preview of the service's schema.
     is_preview: bool,
 }
 
 impl From<PgConnectOptions> for Database {
     fn from(options: PgConnectOptions) -> Database {
-        // Poolers refuse this parameter at the start of a connection. Since version 12 Postgres prints floats exactly
-        // without it.
+        // Poolers refuse this startup parameter. Since version 12, Postgres prints floats exactly without it.
         let options = options.extra_float_digits(None);
         let options = options.application_name("cdc-export").disable_statement_logging();
         Database { options, setting: "DATABASE_URL", assumed: "", is_preview: false }
@@ -160,7 +162,7 @@ impl From<&Endpoint> for Database {
     }
 }
 
-/// As an error names it: the setting, and the address that it says, never the password.
+/// Formats the database for error messages: the setting and the address, never the password.
 impl fmt::Display for Database {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Database { options, setting, .. } = self;
@@ -171,26 +173,27 @@ impl fmt::Display for Database {
             None if options.get_host().contains(':') => write!(f, "[{}]", options.get_host())?,
             None => write!(f, "{}", options.get_host())?,
         }
-        // As libpq has it: where no database is named, it has the user's name.
+        // Without a database name, the default is the user's name, as in libpq.
         write!(f, ":{}/{}{}", options.get_port(), options.get_database().unwrap_or(user), self.assumed)
     }
 }
 
 impl Database {
-    /// The options of each connection.
+    /// Returns the options of each connection.
     pub fn options(&self) -> &PgConnectOptions {
         &self.options
     }
 
-    /// A pool of at most `connections` for short statements, none of them open yet. Acquiring one waits 2 seconds at
-    /// most: a caller of the API wants an answer, and all others try again anyway. A statement that waits for a lock is
-    /// ended after 3 seconds, so that it doesn't hold up others in turn.
+    /// Creates a pool of at most `connections` for short statements. It opens connections on demand.
+    ///
+    /// Acquiring one waits at most 2 seconds, because a call of the API needs an answer, and all other tasks retry. A
+    /// statement that waits for a lock is cancelled after 3 seconds, so that it doesn't block others in turn.
     pub fn pool(&self, connections: u32) -> PgPool {
         self.pool_with(connections, "3s", "10s")
     }
 
-    /// A pool whose statements end before their caller gives up after `timeout`. A statement that went on would keep
-    /// its connection busy, beside the new one that the pool opens instead.
+    /// Creates a pool whose statements end before their callers give up after `timeout`. A statement that continued
+    /// would keep its connection busy, next to the new one that the pool opens.
     pub fn pool_for_callers(&self, connections: u32, timeout: Duration) -> PgPool {
         let timeout = format!("{}ms", timeout.mul_f64(0.8).as_millis());
         self.pool_with(connections, &timeout, &timeout)
@@ -206,7 +209,7 @@ impl Database {
         );
         let is_preview = self.is_preview;
         PgPoolOptions::new()
-            // A second preview would wait for the first one's transaction.
+            // A second preview would wait for the transaction of the first one.
             .max_connections(if is_preview { 1 } else { connections })
             .acquire_timeout(failpoint::time("service.call", ACQUIRE_TIMEOUT))
             .test_before_acquire(false)
@@ -223,8 +226,10 @@ impl Database {
     }
 }
 
-/// Connects, and sets nothing: a pooler may share the session with other clients. Waits for a server that is starting
-/// or recovering from a crash: after a power cut, service and server start together.
+/// Connects without any session settings, because a pooler may share the session with other clients.
+///
+/// Waits for a server that is starting or recovering from a crash: after a power cut, service and server start
+/// together.
 async fn connect(database: &Database) -> Result<PgConnection, Error> {
     let (begun, throttle) = (Instant::now(), LogThrottle::default());
     loop {
@@ -245,7 +250,7 @@ async fn connect(database: &Database) -> Result<PgConnection, Error> {
     }
 }
 
-/// Whether there is a key. Reads only, and works before the migration: without our schema there is none.
+/// Returns true if there is an API key. Only reads. Before the migration there is none.
 ///
 /// # Errors
 /// If the database can't be reached or read.
@@ -253,7 +258,7 @@ pub async fn has_keys(database: &Database) -> Result<bool, Error> {
     let mut conn = connect(database).await?;
     let path = format!("-- postgres.keys.path\n begin; set local search_path = {}", connection::SEARCH_PATH);
     sqlx::raw_sql(AssertSqlSafe(path)).execute(&mut conn).await?;
-    let has_place: bool = sqlx::query_scalar(
+    let has_table: bool = sqlx::query_scalar(
         "-- postgres.keys.place
          select exists (
            select from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -261,7 +266,7 @@ pub async fn has_keys(database: &Database) -> Result<bool, Error> {
     )
     .fetch_one(&mut conn)
     .await?;
-    let has_keys = has_place
+    let has_keys = has_table
         && sqlx::query_scalar("-- postgres.keys.any\n select exists (select from cdc_export.keys)")
             .fetch_one(&mut conn)
             .await?;
@@ -269,15 +274,15 @@ pub async fn has_keys(database: &Database) -> Result<bool, Error> {
     Ok(has_keys)
 }
 
-/// Checks that the server allows so many connections. If others hold them now, it only warns: a service that is
-/// restarted may find its old connections not yet closed.
+/// Checks that the server allows this number of connections. Only warns if other clients hold them now: old connections
+/// of a restarted service may not be closed yet.
 ///
 /// # Errors
-/// If the server, the role or the database never allows so many.
+/// If the server, the role or the database allows fewer connections.
 pub async fn require_connections(database: &Database, needed: u32) -> Result<(), Error> {
     let mut conn = connect(database).await?;
     connection::set_up(&mut conn).await?;
-    let (most, free): (i32, i64) = sqlx::query_as(
+    let (allowed, free): (i32, i64) = sqlx::query_as(
         "-- postgres.connections
          select case when r.rolsuper then s.total
                      else least(s.total - s.reserved, nullif(r.rolconnlimit, -1), nullif(d.datconnlimit, -1)) end,
@@ -292,15 +297,15 @@ pub async fn require_connections(database: &Database, needed: u32) -> Result<(),
     .fetch_one(&mut conn)
     .await?;
     conn.close().await?;
-    if i64::from(needed) > i64::from(most) {
-        return Err(Error::TooFewConnections { needed, most });
+    if i64::from(needed) > i64::from(allowed) {
+        return Err(Error::TooFewConnections { needed, allowed });
     }
     if i64::from(needed) > free {
         tracing::warn!(
             event = "connections_scarce",
             needed,
             free,
-            "others have connections that this may come to need"
+            "other clients hold connections that the service may need"
         );
     }
     Ok(())

@@ -103,7 +103,7 @@ impl Publisher {
         loop {
             // The marker beside the files comes first: the database may be restored to a state in which it knows
             // nothing of this export.
-            self.mark(&record).await?;
+            self.write_marker(&record).await?;
             let step = self.publish_files(&mut record).await?;
             match step {
                 PublishStep::All if self.set_published(&record).await? => return Ok(Publication::Done),

@@ -32,7 +32,11 @@ const RETYPE: &str = "to change the type of a column";
 /// Returns the type of a column in the target. Returns text if the target has no such type.
 ///
 /// Postgres may accept a type name that contains a comment, so marks of comments and of further statements are refused.
-async fn target_type(conn: &mut PgConnection, column: &ManifestColumn, remarks: &mut Vec<String>) -> Result<String, Error> {
+async fn target_type(
+    conn: &mut PgConnection,
+    column: &ManifestColumn,
+    remarks: &mut Vec<String>,
+) -> Result<String, Error> {
     let is_plain = !["--", "/*", ";", "\n"].iter().any(|mark| column.type_name.contains(mark));
     let known: bool = sqlx::query_scalar("-- apply.alter.type\n select to_regtype($1) is not null")
         .bind(&column.type_name)

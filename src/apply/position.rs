@@ -94,7 +94,7 @@ pub(super) fn with_schema(table: Table) -> Table {
     Table { schema: table.schema.or_else(|| Some(SCHEMA.to_owned())), ..table }
 }
 
-/// Returns the name of a table among the positions.
+/// Returns the key of a table in `cdc_apply.positions`: its schema and name.
 pub(super) fn target_name(table: &Table) -> String {
     with_schema(table.clone()).to_string()
 }
@@ -146,7 +146,8 @@ pub(super) async fn create_table(conn: &mut PgConnection) -> Result<(), Error> {
 }
 
 async fn exists(conn: &mut PgConnection) -> Result<bool, Error> {
-    let there = sqlx::query_scalar("-- apply.position.exists\n select to_regclass('cdc_apply.positions') is not null");
+    let there =
+        sqlx::query_scalar("-- apply.position.is_there\n select to_regclass('cdc_apply.positions') is not null");
     there.fetch_one(conn).await.during(ACTION)
 }
 

@@ -78,7 +78,7 @@ async fn save_file(api: &Api, id: JobId, file: &ExportFile, path: &Path) -> Resu
     let already_exists =
         || Error::Refused(format!("{} is there already: --output names another place", path.display()));
     let replaced = |path: &Path| Error::Refused(format!("{}: another process replaced this file", path.display()));
-    if path.already_exists() {
+    if path.exists() {
         return Err(already_exists());
     }
     let part = part_path(path, id);

@@ -215,7 +215,8 @@ impl LaneReader<'_> {
         }
     }
 
-    /// Lists the exports for a sink that has none: the newest full one, or all of a lane that has no full one.
+    /// Lists the exports for a sink without any. Returns the newest full export only. If there is none, returns all
+    /// exports of the lane.
     async fn first(&self) -> Result<NextExports, Error> {
         if let Some(full) = self.newest_full().await? {
             return Ok(NextExports::Found(vec![full]));
@@ -224,7 +225,7 @@ impl LaneReader<'_> {
         all.reverse();
         match all.first() {
             Some(first) if first.number != Some(1) => Ok(NextExports::NeedsFullExport(
-                "the lane's first exports are forgotten, and it has no full one".to_owned(),
+                "the first exports of the lane were removed, and it has no full export".to_owned(),
             )),
             _ => Ok(NextExports::Found(all)),
         }

@@ -6,7 +6,7 @@ use crate::config::CatalogFile;
 use crate::job::JobId;
 use clap::Args;
 
-use crate::command::server::Server;
+use crate::command::server::ServerOption;
 use crate::command::words::job_id;
 
 /// The last loaded export.
@@ -16,7 +16,7 @@ pub(crate) struct Ack {
     #[arg(value_name = "EXPORT", value_parser = job_id)]
     job: JobId,
     #[command(flatten)]
-    at: Server,
+    at: ServerOption,
 }
 
 impl Ack {

@@ -54,13 +54,13 @@ pub(crate) struct Apply {
     /// Repeat until SIGTERM, with this pause between rounds, such as 1s
     #[arg(long, value_name = "TIME", value_parser = pause)]
     every: Option<Duration>,
-    /// How to follow new or retyped columns of the source: `add` alters the target table, `fail` refuses the export
+    /// The reaction to new or retyped columns of the source: `add` alters the target table, `fail` refuses the export
     #[arg(long, default_value = "add", value_parser = ["add", "fail"])]
     schema: String,
-    /// How to apply a full export: `merge` changes the rows that differ, `truncate` empties the table first
+    /// The way to apply a full export: `merge` changes the rows that differ, `truncate` empties the table first
     #[arg(long, default_value = "merge", value_parser = ["merge", "truncate"])]
     full: String,
-    /// How to apply deletions: `hard` deletes the rows, else the name of the timestamp or boolean column that marks
+    /// The way to apply deletions: `hard` deletes the rows, else the name of the timestamp or boolean column that marks
     /// deleted rows
     #[arg(long, value_name = "hard|COLUMN", default_value = "hard")]
     deletes: String,
@@ -75,7 +75,7 @@ impl Apply {
         let environment = Environment::read()?;
         let named = environment.target(&self.to).map_err(|why| BadUsage(format!("--to: {why}")))?;
         if let Some(file) = &named.authorities {
-            config::trust_alone(file).context("can't restart with the authorities of sslrootcert alone")?;
+            config::trust_only(file).context("can't restart with the authorities of sslrootcert alone")?;
         }
         let api = self.server.as_ref().map(remote_api).transpose()?;
         if api.is_none() {

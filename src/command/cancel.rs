@@ -7,7 +7,7 @@ use crate::job::{JobId, Status};
 use anyhow::bail;
 use clap::Args;
 
-use crate::command::server::Server;
+use crate::command::server::ServerOption;
 use crate::command::words::job_id;
 
 /// The export to cancel.
@@ -17,7 +17,7 @@ pub(crate) struct Cancel {
     #[arg(value_name = "EXPORT", value_parser = job_id)]
     job: JobId,
     #[command(flatten)]
-    at: Server,
+    at: ServerOption,
 }
 
 impl Cancel {

@@ -176,7 +176,7 @@ async fn draft(config: &Config, database: &Database, table: Table) -> anyhow::Re
     let names =
         |columns: &[&TableColumn]| columns.iter().map(|column| quoted(&column.name)).collect::<Vec<_>>().join(", ");
     let key: Vec<_> = schema.key.iter().map(|part| &part.column).collect();
-    // Writing to a text can't fail.
+    // Writing to a string can't fail.
     let mut text = "[[dataset]]\n".to_owned();
     let _ = writeln!(text, "name = {}", quoted(&dataset.name));
     let _ = writeln!(text, "table = {}", quoted(&dataset.table.to_string()));

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::client::api::Api;
 use crate::client::job_view::cell;
-use crate::command::server::Server;
+use crate::command::server::ServerOption;
 use crate::command::words::words;
 
 /// The actions on deliveries.
@@ -38,7 +38,7 @@ pub(crate) struct ListDeliveries {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    at: Server,
+    at: ServerOption,
 }
 
 /// The deliveries to repeat.
@@ -48,7 +48,7 @@ pub(crate) struct Redeliver {
     #[arg(value_name = "DELIVERY", value_parser = delivery_id, required = true)]
     deliveries: Vec<Uuid>,
     #[command(flatten)]
-    at: Server,
+    at: ServerOption,
 }
 
 fn delivery_id(text: &str) -> Result<Uuid, &'static str> {

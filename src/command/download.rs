@@ -9,7 +9,7 @@ use crate::client::api::Api;
 use crate::client::download::{self, Output};
 use crate::command::BadUsage;
 use crate::command::output::{check, output};
-use crate::command::server::Server;
+use crate::command::server::ServerOption;
 use crate::command::words::job_id;
 use crate::config::CatalogFile;
 use crate::job::{JobId, Status};
@@ -25,7 +25,7 @@ pub(crate) struct Download {
     #[arg(long, short, value_name = "PATH", value_parser = output)]
     output: Option<Output>,
     #[command(flatten)]
-    at: Server,
+    at: ServerOption,
 }
 
 impl Download {

@@ -24,7 +24,7 @@ use crate::command::BadUsage;
 use crate::command::catalog::named_or_implied;
 use crate::command::database_handle::{Alternatives, CreateMissing, DatabaseHandle};
 use crate::command::output::{check, output};
-use crate::command::server::{Server, local_api};
+use crate::command::server::{ServerOption, local_api};
 use crate::command::signals::stop_on_signal;
 use crate::command::start::{Logs, block_on, settings};
 use crate::command::wiring::{PreparedOutput, Wired, wire};
@@ -70,7 +70,7 @@ pub(crate) struct Export {
     #[arg(long, conflicts_with = "output")]
     json: bool,
     #[command(flatten)]
-    at: Server,
+    at: ServerOption,
 }
 
 /// The export that the user loaded last.

@@ -9,7 +9,7 @@ use clap::Args;
 
 use crate::client::api::Api;
 use crate::client::job_view::JobView;
-use crate::command::server::Server;
+use crate::command::server::ServerOption;
 use crate::command::words::{job_id, words};
 
 /// The filters of the list.
@@ -37,7 +37,7 @@ pub(crate) struct ListExports {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    at: Server,
+    at: ServerOption,
 }
 
 /// Parses the id of the last loaded export.

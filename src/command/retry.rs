@@ -7,7 +7,7 @@ use crate::job::JobId;
 use clap::Args;
 use serde_json::json;
 
-use crate::command::server::Server;
+use crate::command::server::ServerOption;
 use crate::command::words::job_id;
 
 /// The export to submit again.
@@ -20,7 +20,7 @@ pub(crate) struct Retry {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    at: Server,
+    at: ServerOption,
 }
 
 impl Retry {

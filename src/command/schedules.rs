@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::client::api::Api;
 use crate::client::job_view::cell;
-use crate::command::server::Server;
+use crate::command::server::ServerOption;
 
 /// The actions on schedules.
 #[derive(Subcommand)]
@@ -24,7 +24,7 @@ pub(crate) struct ListSchedules {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    at: Server,
+    at: ServerOption,
 }
 
 impl SchedulesCommand {

@@ -268,8 +268,8 @@ fn raise_descriptor_limit() -> ConnectionLimits {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let raised = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
     // `None` means unlimited.
-    let limit_of_descriptors = if raised.is_ok() { limit.maximum } else { limit.current };
-    ConnectionLimits::for_descriptors(limit_of_descriptors.unwrap_or(u64::MAX))
+    let descriptor_limit = if raised.is_ok() { limit.maximum } else { limit.current };
+    ConnectionLimits::for_descriptors(descriptor_limit.unwrap_or(u64::MAX))
 }
 
 /// Runs the exports, without an API.

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::client::api::{Api, PAGE_ITEMS};
 use crate::client::job_view::{JobView, cell};
-use crate::command::server::Server;
+use crate::command::server::ServerOption;
 use crate::command::signals::stop_on_signal;
 
 /// The interval of `--watch`.
@@ -28,7 +28,7 @@ pub(crate) struct Status {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    at: Server,
+    at: ServerOption,
 }
 
 impl Status {

@@ -1,4 +1,4 @@
-//! The certificate authorities that the connection to the database trusts.
+//! Restricts the certificate authorities that the process trusts.
 
 use std::ffi::OsStr;
 use std::io;
@@ -6,21 +6,23 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-/// The variables that name the platform's authorities instead of their usual places: a file, and folders.
+/// The variables that replace the usual places of the platform's authorities: a file, and folders.
 const FILE: &str = "SSL_CERT_FILE";
 const FOLDERS: &str = "SSL_CERT_DIR";
 
-/// Makes this process trust the authorities in `file` alone. Returns at once if it does; otherwise the process restarts
-/// itself.
+/// Makes this process trust only the authorities in `file`. Returns at once if it does already. Otherwise restarts the
+/// process.
 ///
-/// sqlx trusts the platform's authorities beside those of `sslrootcert`. With `verify-ca`, which checks no name, a
-/// certificate that any public authority gave to anybody would do. The environment says where the platform's
-/// authorities are. A process can't safely change its environment once it runs, so it executes its own program with
-/// another one: same arguments, same process id.
+/// sqlx also trusts the platform's authorities, in addition to those of `sslrootcert`. With `verify-ca`, which checks
+/// no host name, any certificate of a public authority would be accepted.
+///
+/// Environment variables set the place of the platform's authorities. A running process can't safely change its
+/// environment. So it executes its own program again, with the same arguments and process id, and with another
+/// environment.
 ///
 /// # Errors
 /// If the process can't be restarted.
-pub fn trust_alone(file: &Path) -> io::Result<()> {
+pub fn trust_only(file: &Path) -> io::Result<()> {
     if variable(FILE).is_some_and(|own| own == file.as_os_str()) && variable(FOLDERS).is_none() {
         return Ok(());
     }
@@ -33,6 +35,6 @@ pub fn trust_alone(file: &Path) -> io::Result<()> {
 }
 
 fn variable(name: &str) -> Option<std::ffi::OsString> {
-    #[expect(clippy::disallowed_methods, reason = "in config: what the libraries will read, whatever .env says")]
+    #[expect(clippy::disallowed_methods, reason = "in config: the libraries read the environment itself, not .env")]
     std::env::var_os(OsStr::new(name))
 }

@@ -1,25 +1,25 @@
-//! The sources of the variables: the environment and `.env`.
+//! Reads the variables from the environment and from `.env`.
 
 use std::collections::HashMap;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::config::variables::{Misspelt, OF_SECRETS, Variables, bad, is_read, near};
+use crate::config::variables::{Misspelt, SECRET_SUFFIXES, Variables, invalid, is_read, suggestion};
 use crate::config::{CatalogFile, Config, Error, output};
 use crate::key::SecretKeyText;
 use crate::postgres::{BadUrl, NamedDatabase};
 use crate::sink;
 
-/// The process's variables, and those of `.env` that the process doesn't have.
+/// The variables of the process, and those of `.env` that the process lacks.
 pub struct Environment(pub(super) Variables);
 
 impl Environment {
-    /// Reads the process's environment, and the `.env` of the current folder.
+    /// Reads the environment of the process, and the `.env` of the current folder.
     ///
     /// # Errors
-    /// If `.env` can't be read, has names that are no settings, or another user may have written it.
+    /// If `.env` can't be read, contains names that are not settings, or may have been written by another user.
     pub fn read() -> Result<Environment, Error> {
-        let mut variables: HashMap<String, String> = match open_own(Path::new(".env")) {
+        let mut variables: HashMap<String, String> = match open_trusted(Path::new(".env")) {
             Ok(file) => variables_of(&std::io::read_to_string(file).map_err(|why| Error::File(why.to_string()))?)?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => HashMap::new(),
             Err(error) => return Err(Error::File(error.to_string())),
@@ -27,8 +27,8 @@ impl Environment {
         let mut wrong: Vec<_> = variables.keys().filter(|name| !is_read(name)).collect();
         wrong.sort_unstable();
         if !wrong.is_empty() {
-            let told: Vec<_> = wrong.iter().map(|name| format!("{name} is no setting{}", near(name))).collect();
-            let (told, ends) = (told.join("; "), OF_SECRETS.join(" or "));
+            let told: Vec<_> = wrong.iter().map(|name| format!("{name} is no setting{}", suggestion(name))).collect();
+            let (told, ends) = (told.join("; "), SECRET_SUFFIXES.join(" or "));
             let why = format!("{told}; .env.example lists them, and what DATASETS names has to end in {ends} here");
             return Err(Error::File(why));
         }
@@ -39,19 +39,18 @@ impl Environment {
         Ok(Environment(Variables(variables)))
     }
 
-    /// The variables that were probably meant to be settings, and are none.
+    /// Returns the variables whose names are probably misspelt settings.
     pub fn misspelt(&self) -> Vec<Misspelt> {
         self.0.misspelt()
     }
 
-    /// All settings.
+    /// Reads the settings of all modules.
     ///
     /// # Errors
-    /// At the first value that can't be used, and where DATABASE_URL is misspelt: without it, another database would be
-    /// used.
+    /// If a value is invalid, or DATABASE_URL is misspelt. Without DATABASE_URL, another database would be used.
     pub fn config(mut self, file: CatalogFile) -> Result<Config, Error> {
         if let Some(name) = self.0.misspelt_database_url() {
-            return Err(bad("DATABASE_URL", format!("unset, and {name} is no setting: rename it, or remove it")));
+            return Err(invalid("DATABASE_URL", format!("unset, and {name} is no setting: rename it, or remove it")));
         }
         let named = self.0.get("DATASETS").map(PathBuf::from);
         if file != CatalogFile::Read {
@@ -64,43 +63,44 @@ impl Environment {
         })
     }
 
-    /// A place of files that a command is told: a folder's path, or a URL as OUTPUT_URL has it.
+    /// Reads a place of files from an argument: the path of a folder, or a URL as in OUTPUT_URL.
     ///
     /// # Errors
-    /// If it is no such URL, or a variable of its cloud can't be used.
+    /// If the URL is invalid, or a variable of its cloud provider is.
     pub fn place(&self, place: &str) -> Result<sink::Settings, Error> {
         output::place(&self.0, place)
     }
 
-    /// A database that a command is told.
+    /// Reads a database from an argument.
     ///
     /// # Errors
-    /// If it is no URL of one, or asks for something that would be ignored.
+    /// If the URL is invalid, or sets something that would be ignored.
     pub fn target(&self, url: &str) -> Result<NamedDatabase, BadUrl> {
         NamedDatabase::read(url, |name| self.0.get(name))
     }
 
-    /// The failpoints that a test asks for, of a command that reads no other settings.
+    /// Returns the failpoints that a test sets, for a command that reads no other settings.
     #[cfg(debug_assertions)]
     pub fn failpoints(&self) -> Option<&str> {
         self.0.get("FAILPOINTS")
     }
 
-    /// The key that is shown to a remote service: the one setting of a client.
+    /// Reads the API key for a remote service, the only setting of a client.
     ///
     /// # Errors
-    /// If CDC_EXPORT_KEY is no key.
+    /// If CDC_EXPORT_KEY is not a key.
     pub fn key(&self) -> Result<Option<SecretKeyText>, Error> {
         let Environment(vars) = self;
         // A key that was read from a file ends with a newline.
         let Some(text) = vars.get("CDC_EXPORT_KEY").map(str::trim) else { return Ok(None) };
-        let no_key = |why| bad("CDC_EXPORT_KEY", format!("{why} as `cdc-export keys create` prints it"));
+        let no_key = |why| invalid("CDC_EXPORT_KEY", format!("{why} as `cdc-export keys create` prints it"));
         text.parse().map(Some).map_err(no_key)
     }
 }
 
-/// Opens the file, if no other user but root may have written it: it decides what this process does, and as whom.
-fn open_own(path: &Path) -> std::io::Result<std::fs::File> {
+/// Opens a file. Refuses it if a user other than root and this one may have written it, because it controls this
+/// process.
+fn open_trusted(path: &Path) -> std::io::Result<std::fs::File> {
     let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let found = file.metadata()?;
@@ -112,7 +112,7 @@ fn open_own(path: &Path) -> std::io::Result<std::fs::File> {
     if found.uid() != own && found.uid() != 0 {
         return refused(format!("it belongs to user {}, who is neither you nor root", found.uid()));
     }
-    // A user's own group has no other members; with it, the usual umask lets the group write.
+    // A user's own group has no other members, and the usual umask lets that group write.
     let others = if found.gid() == rustix::process::getegid().as_raw() { 0o002 } else { 0o022 };
     if found.mode() & others != 0 && found.is_file() {
         return refused("others may write to it: `chmod go-w .env`".to_owned());
@@ -120,14 +120,14 @@ fn open_own(path: &Path) -> std::io::Result<std::fs::File> {
     Ok(file)
 }
 
-/// The variables of a text as `.env` has it.
+/// Parses the variables of a text in the format of `.env`.
 fn variables_of(text: &str) -> Result<HashMap<String, String>, Error> {
     let lines: Vec<_> = text.lines().map(str::trim).collect();
-    // Behind the last line that was read.
+    // The index of the line after the last one that was read.
     let mut next = 0;
     let mut variables = HashMap::new();
     for variable in dotenvy::from_read_iter(text.as_bytes()) {
-        // The error quotes a part of the value, which may be a secret.
+        // dotenvy's error quotes part of the value, which may be a secret.
         let Ok((name, value)) = variable else { return Err(unreadable(&lines, next)) };
         let read = lines[next..].iter().position(|line| name_in(line) == Some(name.as_str()));
         next += read.map_or(0, |line| line + 1);
@@ -136,7 +136,7 @@ fn variables_of(text: &str) -> Result<HashMap<String, String>, Error> {
     Ok(variables)
 }
 
-/// The variable that a line sets, if it sets one.
+/// Returns the name of the variable that a line sets. Returns `None` if the line sets none.
 fn name_in(line: &str) -> Option<&str> {
     let (name, _) = line.split_once('=')?;
     let name = name.trim().strip_prefix("export ").unwrap_or(name).trim();
@@ -144,7 +144,8 @@ fn name_in(line: &str) -> Option<&str> {
     is_name.then_some(name)
 }
 
-/// Says of the first line from `from` on why it can't be read, by its number and by the name alone.
+/// Returns the error of the first non-empty line from `from` on. It contains the line's number and the variable's name
+/// only.
 fn unreadable(lines: &[&str], from: usize) -> Error {
     let is_text = |(_, line): &(usize, &&str)| !line.is_empty() && !line.starts_with('#');
     Error::File(match lines.iter().enumerate().skip(from).find(is_text) {
@@ -161,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_read_is_told_by_its_line_and_never_quoted() {
+    fn an_invalid_line_is_named_by_its_number_and_never_quoted() {
         for (text, why) in [
             ("A_SECRET=whsec_bmV3= whsec_b2xk=\n", "line 1: the value of A_SECRET can't be read"),
             ("# c\n\nPORT=1\nexport A_SECRET = whsec_bmV3 whsec_b2xk\n", "line 4: the value of A_SECRET can't be read"),

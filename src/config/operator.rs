@@ -1,25 +1,25 @@
-//! The operator's file, and the variables that it names for secrets.
+//! Reads the operator's file, and the variables that it names for secrets.
 
 use std::path::Path;
 
-use crate::config::variables::{Variables, bad, is_setting};
+use crate::config::variables::{Variables, invalid, is_setting};
 use crate::config::{Config, Error};
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::Mistakes;
 use crate::receiver::{MissingSecret, Receivers, SecretVariables};
 
 impl Error {
-    /// The catalog in this file is wrong.
+    /// Returns the error of an invalid catalog in this file.
     pub fn catalog(file: &Path, mistakes: Mistakes) -> Error {
         Error::Catalog { file: file.display().to_string(), mistakes }
     }
 
-    /// Secrets that the operator's file names are unset or wrong.
+    /// Returns the error of missing or invalid secrets that the operator's file names.
     pub fn no_secrets(file: &Path, missing: &[String]) -> Error {
-        bad("DATASETS", format!("{}: {}", file.display(), missing.join("; ")))
+        invalid("DATASETS", format!("{}: {}", file.display(), missing.join("; ")))
     }
 
-    /// The catalog's file can't be read.
+    /// Returns the error of a catalog file that can't be read.
     pub fn unreadable_catalog(file: &Path, why: &std::io::Error) -> Error {
         let help = match why.kind() {
             std::io::ErrorKind::NotFound if file.is_relative() => {
@@ -28,7 +28,7 @@ impl Error {
             _ => "",
         };
         let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
-        bad("DATASETS", format!("{}: {why}{help}", file.display()))
+        invalid("DATASETS", format!("{}: {why}{help}", file.display()))
     }
 }
 
@@ -38,23 +38,23 @@ pub(super) fn read(file: &Path) -> Result<(Catalog, Receivers), Error> {
     Receivers::read(&text, is_setting).map_err(|mistakes| Error::catalog(file, mistakes))
 }
 
-/// Reads the secrets of these receivers from the environment, and returns the faults.
+/// Reads the secrets of these receivers from the environment. Returns the missing and invalid ones.
 pub(super) fn read_secrets(vars: &Variables, receivers: &mut Receivers) -> Vec<MissingSecret> {
     receivers.read_secrets(&SecretVariables(&|name| vars.get(name).map(str::to_owned)))
 }
 
 impl Config {
-    /// The faults of all secrets.
+    /// Returns the faults of all secrets.
     pub fn missing_secrets(&self) -> Vec<String> {
         self.missing(|_| true)
     }
 
-    /// The faults of secrets with which a process that runs exports can't start, since it delivers events.
+    /// Returns the faults that prevent the start of a process that runs exports, because it delivers events.
     pub fn missing_for_worker(&self) -> Vec<String> {
         self.missing(|secret| secret.is_for_worker)
     }
 
-    /// The faults of secrets with which a process that serves the API can't start, since it takes requests from
+    /// Returns the faults that prevent the start of a process that serves the API, because it takes requests from
     /// receivers.
     pub fn missing_for_api(&self) -> Vec<String> {
         self.missing(|secret| secret.is_for_api)

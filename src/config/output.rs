@@ -1,27 +1,27 @@
-//! Settings of the destination of files.
+//! Reads the settings of the destination of files.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::Error;
-use crate::config::variables::{Variables, bad, read_mode};
+use crate::config::variables::{Variables, invalid, read_mode};
 use crate::manifest::signing::SigningKey;
 use crate::publisher;
 use crate::service::Downloads;
 use crate::sink;
 
-/// Reads the destination of files: OUTPUT_URL, or OUTPUT_DIR.
+/// Reads the destination of files from OUTPUT_URL or OUTPUT_DIR.
 pub(super) fn read(vars: &Variables) -> Result<sink::Settings, Error> {
     let Some(url) = vars.get("OUTPUT_URL") else {
         return folder(vars, vars.get("OUTPUT_DIR").unwrap_or("./output").into());
     };
     if vars.get("OUTPUT_DIR").is_some() {
-        return Err(bad("OUTPUT_URL", "OUTPUT_DIR is set too: files go to one place"));
+        return Err(invalid("OUTPUT_URL", "OUTPUT_DIR is set too: files go to one place"));
     }
     at_url(vars, "OUTPUT_URL", url)
 }
 
-/// Reads a place that a command names: a folder's path, or a URL as in OUTPUT_URL.
+/// Reads a place from an argument: the path of a folder, or a URL as in OUTPUT_URL.
 pub(super) fn place(vars: &Variables, place: &str) -> Result<sink::Settings, Error> {
     if place.contains("://") || place.starts_with("file:") {
         return at_url(vars, "PLACE", place);
@@ -39,7 +39,7 @@ fn at_url(vars: &Variables, name: &'static str, url: &str) -> Result<sink::Setti
         let path = url::Url::parse(url).ok().and_then(|url| url.to_file_path().ok());
         return match path {
             Some(path) => folder(vars, path),
-            None => Err(bad(name, "a file:// URL has an absolute path, as file:///srv/exports")),
+            None => Err(invalid(name, "a file:// URL has an absolute path, as file:///srv/exports")),
         };
     }
     bucket(vars, name, url)
@@ -48,9 +48,9 @@ fn at_url(vars: &Variables, name: &'static str, url: &str) -> Result<sink::Setti
 #[cfg(feature = "buckets")]
 fn bucket(vars: &Variables, name: &'static str, url: &str) -> Result<sink::Settings, Error> {
     if vars.get("OUTPUT_MODE").is_some() && name == "OUTPUT_URL" {
-        return Err(bad("OUTPUT_MODE", "files in a bucket have no mode"));
+        return Err(invalid("OUTPUT_MODE", "files in a bucket have no mode"));
     }
-    let address = sink::BucketAddress::read(url, vars.all()).map_err(|why| bad(name, why.to_string()))?;
+    let address = sink::BucketAddress::read(url, vars.all()).map_err(|why| invalid(name, why.to_string()))?;
     Ok(sink::Settings::Bucket(sink::BucketSettings {
         address,
         part_bytes: vars.bytes("OUTPUT_PART_SIZE", 8 << 20, 5 << 20..=64 << 20)? as usize,
@@ -61,26 +61,25 @@ fn bucket(vars: &Variables, name: &'static str, url: &str) -> Result<sink::Setti
 
 #[cfg(not(feature = "buckets"))]
 fn bucket(_vars: &Variables, name: &'static str, _url: &str) -> Result<sink::Settings, Error> {
-    Err(bad(
+    Err(invalid(
         name,
         "this build writes to folders only (file:///PATH): for buckets build it with `cargo build --release --features full`",
     ))
 }
 
-/// Reads whether exports get manifests, and the key that signs them: MANIFESTS, by default on in a bucket, and
-/// MANIFEST_KEY.
+/// Reads the settings of manifests: MANIFESTS, which is on by default for a bucket, and MANIFEST_KEY, which signs them.
 pub(super) fn publisher(vars: &Variables, output: &sink::Settings) -> Result<publisher::Settings, Error> {
     let is_bucket = output.folder().is_none();
-    let writes_manifests = vars.either("MANIFESTS", [("on", true), ("off", false)])?.unwrap_or(is_bucket);
+    let writes_manifests = vars.one_of_two("MANIFESTS", [("on", true), ("off", false)])?.unwrap_or(is_bucket);
     // The message doesn't quote the text, which is a secret.
     let read = |seed: &str| SigningKey::read(seed).ok_or("64 hexadecimal digits are expected");
     Ok(publisher::Settings { writes_manifests, key: vars.optional("MANIFEST_KEY", read)? })
 }
 
-/// Reads how clients fetch files from a bucket: DOWNLOADS and DOWNLOAD_URL_SECONDS.
+/// Reads the settings of downloads from a bucket: DOWNLOADS and DOWNLOAD_URL_SECONDS.
 pub(super) fn downloads(vars: &Variables) -> Result<Downloads, Error> {
-    let are_redirected = vars.either("DOWNLOADS", [("proxy", false), ("redirect", true)])?.unwrap_or(false);
-    // S3 takes no more than a week.
+    let are_redirected = vars.one_of_two("DOWNLOADS", [("proxy", false), ("redirect", true)])?.unwrap_or(false);
+    // S3 accepts a week at most.
     let seconds = vars.number("DOWNLOAD_URL_SECONDS", 300, 1..=604_800)?;
     Ok(Downloads { are_redirected, url_lifetime: Duration::from_secs(seconds) })
 }
@@ -100,7 +99,7 @@ mod tests {
             (&[][..], "./output"),
             (&[("OUTPUT_DIR", "/srv/a b")], "/srv/a b"),
             (&[("OUTPUT_URL", "file:///srv/exports")], "/srv/exports"),
-            // As `location` has it.
+            // The form of `location` in the API.
             (&[("OUTPUT_URL", "file:///srv/a%20b")], "/srv/a b"),
             (&[("OUTPUT_URL", ""), ("OUTPUT_DIR", "x")], "x"),
         ] {

@@ -1,56 +1,58 @@
-//! Settings of the logs, and of the collector of spans, whose variables are those of OpenTelemetry's specification.
+//! Reads the settings of the logs, and those of the collector of spans, which are variables of the OpenTelemetry
+//! specification.
 
 use percent_encoding::percent_decode_str;
 use tracing_subscriber::filter::LevelFilter;
 use url::Url;
 
 use crate::config::Error;
-use crate::config::variables::{Variables, bad};
+use crate::config::variables::{Variables, invalid};
 use crate::telemetry::spans::{self, Sampler};
 use crate::telemetry::{Format, Settings};
 
 pub(super) fn logs(vars: &Variables) -> Result<Settings, Error> {
-    let format = vars.either("LOG_FORMAT", [("json", Format::Json), ("pretty", Format::Pretty)])?;
+    let format = vars.one_of_two("LOG_FORMAT", [("json", Format::Json), ("pretty", Format::Pretty)])?;
     Ok(Settings {
         level: vars.parsed("LOG_LEVEL", LevelFilter::INFO, "one of error, warn, info, debug, trace, off")?,
         format: format.unwrap_or_else(Format::for_stderr),
     })
 }
 
-/// Reads where spans are sent. `None`: no spans are made.
+/// Reads the address to which spans are sent. Returns `None` if no spans are recorded.
 pub(super) fn spans(vars: &Variables) -> Result<Option<spans::Settings>, Error> {
-    let is_none = vars.either("OTEL_TRACES_EXPORTER", [("otlp", false), ("none", true)])?.unwrap_or(false);
+    let is_none = vars.one_of_two("OTEL_TRACES_EXPORTER", [("otlp", false), ("none", true)])?.unwrap_or(false);
     let is_off = is_none || vars.get("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
-    let of_traces = vars.named("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT");
-    let of_all = vars.named("OTEL_EXPORTER_OTLP_ENDPOINT");
+    let of_traces = vars.name_and_value("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT");
+    let of_all = vars.name_and_value("OTEL_EXPORTER_OTLP_ENDPOINT");
     let Some((name, url)) = of_traces.or(of_all).filter(|_| !is_off) else { return Ok(None) };
     if !cfg!(feature = "otel") {
-        return Err(bad(name, "this build has no traces: build it with `cargo build --release --features full`"));
+        return Err(invalid(name, "this build has no traces: build it with `cargo build --release --features full`"));
     }
-    // No message quotes the URL, which may hold a key.
+    // No message quotes the URL, which may contain a key.
     let url = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
-    let mut url = url.ok_or_else(|| bad(name, "a URL as http://127.0.0.1:4318 is expected"))?;
-    // The variable for all signals has the collector's address without a path for traces.
+    let mut url = url.ok_or_else(|| invalid(name, "a URL as http://127.0.0.1:4318 is expected"))?;
+    // The variable for all signals contains the address of the collector without the path for traces.
     if of_traces.is_none() {
         url.set_path(&format!("{}/v1/traces", url.path().trim_end_matches('/')));
     }
-    let protocol = vars.named("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL");
-    let protocol = protocol.or(vars.named("OTEL_EXPORTER_OTLP_PROTOCOL"));
+    let protocol = vars.name_and_value("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL");
+    let protocol = protocol.or(vars.name_and_value("OTEL_EXPORTER_OTLP_PROTOCOL"));
     if let Some((name, other)) = protocol.filter(|(_, it)| *it != "http/protobuf") {
         let why = "http/protobuf alone is spoken, for which a collector mostly listens on port 4318";
-        return Err(bad(name, format!("`{other}`: {why}")));
+        return Err(invalid(name, format!("`{other}`: {why}")));
     }
-    let headers = vars.named("OTEL_EXPORTER_OTLP_TRACES_HEADERS").or(vars.named("OTEL_EXPORTER_OTLP_HEADERS"));
+    let headers =
+        vars.name_and_value("OTEL_EXPORTER_OTLP_TRACES_HEADERS").or(vars.name_and_value("OTEL_EXPORTER_OTLP_HEADERS"));
     Ok(Some(spans::Settings {
         endpoint: url.into(),
         headers: headers_of(headers)?,
         service_name: vars.get("OTEL_SERVICE_NAME").unwrap_or("cdc-export").to_owned(),
-        attributes: pairs(vars.named("OTEL_RESOURCE_ATTRIBUTES"))?,
+        attributes: pairs(vars.name_and_value("OTEL_RESOURCE_ATTRIBUTES"))?,
         sampler: sampler(vars)?,
     }))
 }
 
-/// Reads pairs that are valid headers of a request.
+/// Reads pairs and checks that they are valid HTTP headers.
 fn headers_of(variable: Option<(&'static str, &str)>) -> Result<Vec<(String, String)>, Error> {
     let headers = pairs(variable)?;
     let is_name =
@@ -58,13 +60,13 @@ fn headers_of(variable: Option<(&'static str, &str)>) -> Result<Vec<(String, Str
     let is_value = |text: &str| text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
     match variable {
         Some((name, _)) if !headers.iter().all(|(key, value)| is_name(key) && is_value(value)) => {
-            Err(bad(name, "a header's name or value has a character that none can have"))
+            Err(invalid(name, "a header's name or value has a character that none can have"))
         }
         _ => Ok(headers),
     }
 }
 
-/// Reads `name=value` pairs with commas between them. Special characters are percent-encoded.
+/// Parses `name=value` pairs separated by commas. Special characters are percent-encoded.
 fn pairs(variable: Option<(&'static str, &str)>) -> Result<Vec<(String, String)>, Error> {
     let Some((name, value)) = variable else { return Ok(Vec::new()) };
     let parts = value.split(',').map(str::trim).filter(|part| !part.is_empty());
@@ -73,9 +75,9 @@ fn pairs(variable: Option<(&'static str, &str)>) -> Result<Vec<(String, String)>
         let value = percent_decode_str(value.trim()).decode_utf8().ok()?.into_owned();
         Some((key.trim().to_owned(), value)).filter(|(key, _)| !key.is_empty())
     };
-    // The values may be keys.
+    // The message doesn't quote the values, which may be keys.
     let all: Option<Vec<_>> = parts.map(pair).collect();
-    all.ok_or_else(|| bad(name, "pairs as name=value are expected, with commas between them"))
+    all.ok_or_else(|| invalid(name, "pairs as name=value are expected, with commas between them"))
 }
 
 fn sampler(vars: &Variables) -> Result<Sampler, Error> {
@@ -87,11 +89,11 @@ fn sampler(vars: &Variables) -> Result<Sampler, Error> {
         "traceidratio" => vars.parsed("OTEL_TRACES_SAMPLER_ARG", 1.0, "a number from 0 to 1")?,
         _ => {
             let known = "always_on, always_off, traceidratio, or one of these behind `parentbased_`";
-            return Err(bad("OTEL_TRACES_SAMPLER", format!("`{name}` is none of {known}")));
+            return Err(invalid("OTEL_TRACES_SAMPLER", format!("`{name}` is none of {known}")));
         }
     };
     if !(0.0..=1.0).contains(&part) {
-        return Err(bad("OTEL_TRACES_SAMPLER_ARG", format!("`{part}` is not a number from 0 to 1")));
+        return Err(invalid("OTEL_TRACES_SAMPLER_ARG", format!("`{part}` is not a number from 0 to 1")));
     }
     Ok(Sampler { part, follows_caller: own.is_some() })
 }
@@ -138,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_beside_it_is_read() {
+    fn headers_attributes_and_the_sampler_are_read() {
         let found = spans(&with(&[
             (ENDPOINT, "http://x"),
             (HEADERS, "authorization=Bearer%20a%3D%2C, x-b = c=d ,"),
@@ -155,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused_and_no_key_is_shown() {
+    fn invalid_values_are_refused_and_no_secret_is_quoted() {
         for (values, says) in [
             (&[(ENDPOINT, "127.0.0.1:4318?key=secret")][..], ENDPOINT),
             (&[(TRACES_ENDPOINT, "grpc://u:secret@x")], TRACES_ENDPOINT),

@@ -1,4 +1,4 @@
-//! Names of variables, and parsers of their values: numbers, sizes, times, modes.
+//! The names of the variables, and the parsers of their values: numbers, sizes, durations, file modes.
 
 use std::collections::HashMap;
 use std::fmt::{self, Display};
@@ -13,41 +13,42 @@ use crate::job::Retention;
 /// The list of all settings, each on a line `#NAME=` with its default.
 const EXAMPLE: &str = include_str!("../../.env.example");
 
-/// Variables that the service reads and that are no settings.
-const NO_SETTINGS: [&str; 5] = ["FAILPOINTS", "PATH", "PGSSLMODE", "PGSSLROOTCERT", "XDG_RUNTIME_DIR"];
+/// The variables that the service reads although they are not settings.
+const OTHER_VARIABLES: [&str; 5] = ["FAILPOINTS", "PATH", "PGSSLMODE", "PGSSLROOTCERT", "XDG_RUNTIME_DIR"];
 
-/// Prefixes of variables that docker-compose reads from the `.env` beside its file. A clone of this repository has such
-/// a file.
-const OF_COMPOSE: [&str; 2] = ["COMPOSE_", "DOCKER_"];
+/// The prefixes of variables that docker-compose reads from the `.env` in its own folder. A clone of this repository
+/// has such a file.
+const COMPOSE_PREFIXES: [&str; 2] = ["COMPOSE_", "DOCKER_"];
 
-/// Prefixes of variables that the clouds' own programs read, and the service too if it writes to a bucket.
+/// The prefixes of variables that the tools of cloud providers read. The service also reads them if it writes to a
+/// bucket.
 #[cfg(feature = "buckets")]
-const OF_CLOUDS: [&str; 3] = ["AWS_", "AZURE_", "GOOGLE_"];
+const CLOUD_PREFIXES: [&str; 3] = ["AWS_", "AZURE_", "GOOGLE_"];
 #[cfg(not(feature = "buckets"))]
-const OF_CLOUDS: [&str; 0] = [];
+const CLOUD_PREFIXES: [&str; 0] = [];
 
-/// Suffixes of variables that have the secrets of the operator's file. `_URL` alone would let a slip in DATABASE_URL
-/// pass.
-pub(super) const OF_SECRETS: [&str; 2] = ["_AMQP_URL", "_SECRET"];
+/// The suffixes of variables that contain the secrets of the operator's file. `_URL` alone would accept a misspelt
+/// DATABASE_URL.
+pub(super) const SECRET_SUFFIXES: [&str; 2] = ["_AMQP_URL", "_SECRET"];
 
-/// Least similarity (Jaro-Winkler, at most 1) of a variable's name to a setting's name that counts as a slip.
-const NEAR: f64 = 0.9;
+/// The minimum Jaro-Winkler similarity (at most 1) of a variable to a setting that counts as a misspelling.
+const MIN_SIMILARITY: f64 = 0.9;
 
-/// Shortest name of a setting that a slip is looked for: shorter names are similar to too many others, as `HOST` to
-/// `HOSTNAME`.
-const SHORTEST: usize = 7;
+/// The minimum length of a setting for which misspellings are detected. Shorter names are similar to too many others,
+/// for example `HOST` to `HOSTNAME`.
+const MIN_LENGTH: usize = 7;
 
-/// The end of a message that there is no setting of this name: it suggests a similar one.
-pub(super) fn near(name: &str) -> String {
+/// Returns the end of the message about an unknown setting. It suggests a similar one.
+pub(super) fn suggestion(name: &str) -> String {
     hint(&comparable(name), settings())
 }
 
-/// Makes a name comparable with names of settings, which call every folder DIR.
+/// Normalizes a name for comparison with settings, which use DIR for every folder.
 fn comparable(name: &str) -> String {
     name.to_uppercase().replace("DIRECTORY", "DIR").replace("FOLDER", "DIR")
 }
 
-/// The names of all settings.
+/// Returns the names of all settings.
 fn settings() -> impl Iterator<Item = &'static str> {
     let is_name =
         |name: &str| name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_' || byte.is_ascii_digit());
@@ -58,19 +59,19 @@ fn settings() -> impl Iterator<Item = &'static str> {
         .filter(move |name| is_name(name))
 }
 
-/// Returns true if a variable is one of the service's own. The operator's file can't name it as one that has a secret.
+/// Returns true if a variable belongs to the service itself. The operator's file can't name it for a secret.
 pub(super) fn is_setting(name: &str) -> bool {
-    settings().any(|setting| setting == name) || NO_SETTINGS.contains(&name)
+    settings().any(|setting| setting == name) || OTHER_VARIABLES.contains(&name)
 }
 
-/// Returns true if this service, a library of its cloud or docker-compose reads a variable of `.env`.
+/// Returns true if the service, a library of a cloud provider or docker-compose reads this variable of `.env`.
 pub(super) fn is_read(name: &str) -> bool {
     is_setting(name)
-        || OF_SECRETS.iter().any(|end| name.ends_with(end))
-        || OF_COMPOSE.iter().chain(&OF_CLOUDS).any(|prefix| name.starts_with(prefix))
+        || SECRET_SUFFIXES.iter().any(|end| name.ends_with(end))
+        || COMPOSE_PREFIXES.iter().chain(&CLOUD_PREFIXES).any(|prefix| name.starts_with(prefix))
 }
 
-/// A variable of the environment whose name is similar to a setting's.
+/// A variable of the environment whose name is similar to a setting.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Misspelt {
     name: String,
@@ -84,56 +85,61 @@ impl Display for Misspelt {
     }
 }
 
-/// The variables' values, by their names.
+/// The values of the variables, by name.
 pub(super) struct Variables(pub(super) HashMap<String, String>);
 
 impl Variables {
-    /// A variable's value. An empty value counts as unset: compose files and shells set variables so.
+    /// Returns the value of a variable. An empty value counts as unset, because compose files and shells set empty
+    /// variables.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
-    /// A variable's name with its value, if it is set. For settings that several variables may have.
-    pub(super) fn named(&self, name: &'static str) -> Option<(&'static str, &str)> {
+    /// Returns the name and value of a variable. Returns `None` if the variable is unset. Used for settings that have
+    /// several variables.
+    pub(super) fn name_and_value(&self, name: &'static str) -> Option<(&'static str, &str)> {
         Some((name, self.get(name)?))
     }
 
-    /// All variables that are set.
+    /// Returns all variables that are set.
     #[cfg(feature = "buckets")]
     pub(super) fn all(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.keys().filter_map(|name| Some((name.as_str(), self.get(name)?)))
     }
 
-    /// The variables that are no settings and are named like a setting that is unset, sorted by name.
+    /// Returns the variables whose names are similar to an unset setting, sorted by name.
     pub(super) fn misspelt(&self) -> Vec<Misspelt> {
         let mut found: Vec<_> =
-            self.0.keys().filter(|name| !is_read(name)).filter_map(|name| self.meant(name)).collect();
+            self.0.keys().filter(|name| !is_read(name)).filter_map(|name| self.similar_setting(name)).collect();
         found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         found
     }
 
-    /// The variable that was probably meant to be DATABASE_URL, if that is unset. It has a database's URL, and its name
-    /// is at most two edits away, since other programs have a DATABASE_URL_TEST or a DATABASE_USER.
+    /// Returns the variable that is probably a misspelt DATABASE_URL, if DATABASE_URL is unset.
+    ///
+    /// The variable must contain the URL of a database, and its name must be at most two edits away. Other programs
+    /// have variables such as DATABASE_URL_TEST or DATABASE_USER.
     pub(super) fn misspelt_database_url(&self) -> Option<&str> {
         const SETTING: &str = "DATABASE_URL";
         let is_near = |name: &str| strsim::damerau_levenshtein(&name.to_uppercase(), SETTING) <= 2;
         let is_url = |value: &str| value.starts_with("postgres://") || value.starts_with("postgresql://");
         let found = self.0.iter().filter(|(name, value)| !is_read(name) && is_near(name) && is_url(value));
-        // The same one of several is named each time.
+        // The smallest name is chosen, so that the message is always the same.
         found.map(|(name, _)| name.as_str()).min().filter(|_| self.get(SETTING).is_none())
     }
 
-    fn meant(&self, name: &str) -> Option<Misspelt> {
+    fn similar_setting(&self, name: &str) -> Option<Misspelt> {
         let upper = comparable(name);
-        let long = settings().filter(|setting| setting.len() >= SHORTEST);
+        let long = settings().filter(|setting| setting.len() >= MIN_LENGTH);
         let alike = long.filter(|setting| setting.starts_with(upper.chars().next().unwrap_or_default()));
         let scored = alike.map(|setting| (strsim::jaro_winkler(&upper, setting), setting));
-        let (_, setting) = scored.filter(|(score, _)| *score >= NEAR).max_by(|(a, _), (b, _)| a.total_cmp(b))?;
-        // A setting that is set was not missed.
+        let (_, setting) =
+            scored.filter(|(score, _)| *score >= MIN_SIMILARITY).max_by(|(a, _), (b, _)| a.total_cmp(b))?;
+        // A setting that is set was not misspelt.
         self.get(setting).is_none().then(|| Misspelt { name: name.to_owned(), setting })
     }
 
-    /// A value of a type whose error says too little: `expected` completes the message.
+    /// Parses a value. `expected` completes the message, because the type's own error has too little detail.
     pub(super) fn parsed<T: FromStr>(
         &self,
         name: &'static str,
@@ -141,10 +147,10 @@ impl Variables {
         expected: impl Display,
     ) -> Result<T, Error> {
         let Some(value) = self.get(name) else { return Ok(default) };
-        value.parse().map_err(|_| bad(name, format!("`{value}` is not {expected}")))
+        value.parse().map_err(|_| invalid(name, format!("`{value}` is not {expected}")))
     }
 
-    /// `30d`, `500` or both, as `30d,500`.
+    /// Parses a retention: an age such as `30d`, a count such as `500`, or both, as `30d,500`.
     pub(super) fn retention(&self, name: &'static str) -> Result<Retention, Error> {
         let mut retention = Retention::default();
         for part in self.get(name).into_iter().flat_map(|value| value.split(',')) {
@@ -152,7 +158,7 @@ impl Variables {
                 (Ok(count), _) if retention.count.is_none() => retention.count = Some(count),
                 (Err(_), Some(age)) if retention.age.is_none() => retention.age = Some(age),
                 _ => {
-                    return Err(bad(
+                    return Err(invalid(
                         name,
                         format!("`{part}` is neither an age as 30d nor a count as 500, or is given twice"),
                     ));
@@ -162,16 +168,16 @@ impl Variables {
         Ok(retention)
     }
 
-    /// A time of a second or more, as `7d`.
+    /// Parses a duration of one second or more, such as `7d`.
     pub(super) fn age(&self, name: &'static str, default: Duration) -> Result<Duration, Error> {
         match self.get(name).map(duration::parse) {
             None => Ok(default),
             Some(Some(age)) if age >= Duration::from_secs(1) => Ok(age),
-            Some(_) => Err(bad(name, "not a time of 1s or more, such as 7d or 12h")),
+            Some(_) => Err(invalid(name, "not a time of 1s or more, such as 7d or 12h")),
         }
     }
 
-    /// A number of bytes, as `64MiB`.
+    /// Parses a number of bytes, such as `64MiB`.
     pub(super) fn bytes(
         &self,
         name: &'static str,
@@ -190,11 +196,11 @@ impl Variables {
         let bytes = digits.parse().ok().zip(scale).and_then(|(number, scale): (u64, u64)| number.checked_mul(scale));
         bytes.filter(|bytes| range.contains(bytes)).ok_or_else(|| {
             let why = format!("`{value}` is no size from {} to {} bytes, such as 64MiB", range.start(), range.end());
-            bad(name, why)
+            invalid(name, why)
         })
     }
 
-    /// A number of a range.
+    /// Parses a number in a range.
     pub(super) fn number(
         &self,
         name: &'static str,
@@ -204,7 +210,7 @@ impl Variables {
         Ok(self.optional_number(name, range)?.unwrap_or(default))
     }
 
-    /// A number of a range. `None` if the variable is unset.
+    /// Parses a number in a range. Returns `None` if the variable is unset.
     pub(super) fn optional_number(
         &self,
         name: &'static str,
@@ -216,8 +222,8 @@ impl Variables {
         })
     }
 
-    /// One of two words, and the value that each stands for. `None` if the variable is unset.
-    pub(super) fn either<T>(
+    /// Parses one of two words, and returns the value of that word. Returns `None` if the variable is unset.
+    pub(super) fn one_of_two<T>(
         &self,
         name: &'static str,
         [(first, is_first), (second, is_second)]: [(&str, T); 2],
@@ -229,28 +235,27 @@ impl Variables {
         })
     }
 
-    /// A value without a default. `None` if the variable is unset.
+    /// Parses a value without a default. Returns `None` if the variable is unset.
     pub(super) fn optional<T, E: Display>(
         &self,
         name: &'static str,
         parse: impl FnOnce(&str) -> Result<T, E>,
     ) -> Result<Option<T>, Error> {
-        self.get(name).map(parse).transpose().map_err(|why| bad(name, why.to_string()))
+        self.get(name).map(parse).transpose().map_err(|why| invalid(name, why.to_string()))
     }
 }
 
-/// Reads a file mode in octal digits, as chmod takes it. The service, the file's owner, has to be able to read the
-/// file.
+/// Parses a file mode in octal digits, as chmod does. The file's owner, the service, must be able to read the file.
 pub(super) fn read_mode(text: &str) -> Result<u32, Error> {
     let is_octal = (3..=4).contains(&text.len()) && text.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
     let mode = u32::from_str_radix(text, 8).ok().filter(|_| is_octal);
     mode.filter(|mode| *mode <= 0o666 && mode & 0o111 == 0 && mode & 0o400 != 0).ok_or_else(|| {
         let why = "no mode of a file in octal digits that its owner may read and nobody run, such as 0640";
-        bad("OUTPUT_MODE", format!("`{text}` is {why}"))
+        invalid("OUTPUT_MODE", format!("`{text}` is {why}"))
     })
 }
 
-/// The error of a variable's value that can't be used.
-pub(super) fn bad(name: &'static str, why: impl Into<String>) -> Error {
+/// Returns the error of a variable with an invalid value.
+pub(super) fn invalid(name: &'static str, why: impl Into<String>) -> Error {
     Error::Value { name, why: why.into() }
 }

@@ -1,48 +1,48 @@
-//! The meaning of sqlx errors, and the timeout of calls.
+//! Classifies errors of sqlx, and limits the time of calls.
 //!
-//! Sorts by what can be done about an error (SQLSTATEs: PostgreSQL documentation, appendix A). What that is to a
-//! caller, each module says in its own errors.
+//! The classes correspond to possible reactions (SQLSTATEs: PostgreSQL documentation, appendix A). Each module
+//! translates them into its own errors.
 
 use std::borrow::Cow;
 use std::time::Duration;
 
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
-/// The meaning of an error.
+/// The class of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SqlFailure {
-    /// Postgres can't be reached, is stopping or out of resources, ended the connection, or the pool has none that is
-    /// free.
+    /// Postgres can't be reached, is stopping, is out of resources or ended the connection. Or the pool has no free
+    /// connection.
     Unavailable,
     /// Postgres is starting, or recovering from a crash.
     Starting,
-    /// The statement was ended, by its timeout or by somebody.
+    /// The statement was cancelled by its timeout or by a user.
     Cancelled,
     /// The server, or the session, is read-only.
     ReadOnly,
-    /// A lock was not to be had in time.
+    /// A lock was not acquired in time.
     LockTimeout,
-    /// Another transaction was in the way: a deadlock, or a serialization failure.
+    /// A deadlock or a serialization conflict with another transaction.
     Conflict,
-    /// The role may not.
+    /// The role lacks a privilege.
     Denied,
-    /// There is no such table or column.
+    /// The table or column doesn't exist.
     NotThere,
-    /// There is such a row already.
+    /// A row with the same key exists already.
     Duplicate,
-    /// A text that can't be sent as UTF-8.
+    /// The text can't be encoded as UTF-8.
     InvalidText,
-    /// Postgres reports something else, which its SQLSTATE tells.
+    /// Postgres reports another error, which its SQLSTATE identifies.
     Refused,
-    /// sqlx reports something else.
+    /// sqlx reports another error.
     Client,
 }
 
 impl SqlFailure {
-    /// The meaning of an error.
+    /// Returns the class of an error.
     pub(crate) fn of(error: &sqlx::Error) -> SqlFailure {
-        let told = match error {
-            sqlx::Error::Database(told) => told,
+        let reported = match error {
+            sqlx::Error::Database(reported) => reported,
             sqlx::Error::Io(_)
             | sqlx::Error::Tls(_)
             | sqlx::Error::Protocol(_)
@@ -50,13 +50,13 @@ impl SqlFailure {
             | sqlx::Error::PoolClosed => return SqlFailure::Unavailable,
             _ => return SqlFailure::Client,
         };
-        let code = told.code().unwrap_or_default();
-        let is_fatal = told
+        let code = reported.code().unwrap_or_default();
+        let is_fatal = reported
             .try_downcast_ref::<PgDatabaseError>()
-            .is_some_and(|told| matches!(told.severity(), PgSeverity::Fatal | PgSeverity::Panic));
+            .is_some_and(|reported| matches!(reported.severity(), PgSeverity::Fatal | PgSeverity::Panic));
         match &*code {
             "57P03" => SqlFailure::Starting,
-            // A fatal error refuses or ends the connection, whatever its code.
+            // A fatal error refuses or ends the connection, regardless of its code.
             _ if is_fatal => SqlFailure::Unavailable,
             "57014" => SqlFailure::Cancelled,
             "25006" => SqlFailure::ReadOnly,
@@ -73,13 +73,15 @@ impl SqlFailure {
     }
 }
 
-/// The SQLSTATE of an error; empty: Postgres reported none.
+/// Returns the SQLSTATE of an error. Returns an empty text if Postgres didn't report the error.
 pub(crate) fn sqlstate(error: &sqlx::Error) -> Cow<'_, str> {
-    error.as_database_error().and_then(|told| told.code()).unwrap_or_default()
+    error.as_database_error().and_then(|reported| reported.code()).unwrap_or_default()
 }
 
-/// Gives a call up after `timeout`: nothing else ends one when the network swallows packets. Its connection goes with
-/// it, and whether it had an effect is not known. `unavailable` makes the module's own error of that.
+/// Cancels a call after `timeout`. Otherwise a call would never end if the network drops packets.
+///
+/// The connection of the call is closed, and its effect on the database is unknown. `unavailable` creates the error of
+/// the calling module.
 ///
 /// # Errors
 /// If the call fails or takes too long.
@@ -96,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pool_without_a_free_connection_is_no_refusal() {
+    fn a_pool_without_a_free_connection_is_unavailable() {
         assert_eq!(SqlFailure::of(&sqlx::Error::PoolTimedOut), SqlFailure::Unavailable);
         assert_eq!(SqlFailure::of(&sqlx::Error::RowNotFound), SqlFailure::Client);
     }

@@ -9,19 +9,19 @@ use tokio::runtime;
 
 use crate::tls;
 
-/// How many redirects of an https URL are followed: releases are on other hosts than their pages.
+/// The maximum number of redirects of an https URL. Files of a release are on other hosts than its page.
 const MAX_REDIRECTS: usize = 5;
 
-/// How long a server may take to begin or to go on, and to send it all.
+/// The timeout of the next byte, and of the whole download.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Downloads as [`private_postgres::Fetch`] says.
+/// Downloads a file, as [`private_postgres::Fetch`] specifies.
 ///
 /// # Errors
-/// A text that says why there are no bytes.
+/// The reason why the download failed.
 pub fn fetch(url: &str, max_bytes: usize) -> Result<Vec<u8>, String> {
-    // A runtime of its own, so that the process can end while a server hangs.
+    // This runtime is separate, so that the process can end while a server hangs.
     let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
     runtime.block_on(bytes(url, max_bytes))
 }
@@ -34,7 +34,7 @@ async fn bytes(url: &str, max_bytes: usize) -> Result<Vec<u8>, String> {
         _ => redirect.error("a redirect leads away from https"),
     });
     let client = tls::client(url).read_timeout(ANSWER_TIMEOUT).timeout(DOWNLOAD_TIMEOUT);
-    // An http URL is one of this machine; a redirect could lead away from it.
+    // An http URL is on this machine, and a redirect could lead to another one.
     let client = if url.starts_with("https:") { client.redirect(redirects) } else { client };
     let answer = client.build().map_err(failed)?.get(url).send().await.map_err(failed)?;
     if !answer.status().is_success() {

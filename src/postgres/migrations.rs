@@ -1,10 +1,11 @@
-//! The migrations, as they are in the binary.
+//! The migrations, embedded into the binary.
 
 use sqlx::migrate::Migrator;
 
 pub(super) static MIGRATIONS: Migrator = sqlx_macros::migrate!("./migrations");
 
-/// The text of a function as a migration makes it, by the beginning of its name and arguments.
+/// Returns the statement by which a migration creates a function. `begins` is the beginning of the function's name and
+/// arguments.
 pub(super) fn function(begins: &str) -> String {
     let make = format!("create function {begins}");
     let texts = MIGRATIONS.iter().map(|migration| migration.sql.as_str());
@@ -17,7 +18,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_functions_of_a_preview_are_whole() {
+    fn each_function_of_the_preview_is_one_complete_statement() {
         for name in ["table_of_role", "type_of_role", "primary_key"] {
             let text = function(&format!("cdc_export.{name}("));
             assert!(text.matches("create function").count() == 1 && text.ends_with("$$;\n"), "{text}");

@@ -1,6 +1,7 @@
-//! Checks that each connection is a session of the server. A pooler in transaction mode lends a session for one
-//! transaction only: whatever the service sets, locks, prepares or listens to would belong to another client a moment
-//! later.
+//! Checks that each connection has its own session on the server.
+//!
+//! A pooler in transaction mode assigns a session for one transaction only. Settings, locks, prepared statements and
+//! LISTEN would then belong to another client.
 
 use std::time::Duration;
 
@@ -10,24 +11,24 @@ use uuid::Uuid;
 use crate::connection::failure::sqlstate;
 use crate::postgres::{Database, Error, connect};
 
-/// Rounds of the check: in one alone, the pooler may happen to give us the same session throughout.
+/// The number of rounds of the check. In a single round, the pooler may assign the same session by chance.
 const ROUNDS: u32 = 3;
-/// Checks in a row after which a pooler that lends its sessions round robin has come to another one.
+/// The number of consecutive checks after which a round-robin pooler has assigned another session.
 const CHECKS: u32 = 3;
-/// How long the check may take: a pooler without a session for the second connection lets it wait.
+/// The timeout of the check. A pooler without a session for the second connection makes it wait.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What tells sessions apart: the server's process, and a mark that was set in the session.
+/// The identity of a session: the process id of the server, and a mark that was set in the session.
 #[derive(PartialEq, Eq)]
 struct SessionIdentity {
     process: String,
     mark: String,
 }
 
-/// Checks that each connection is a session of its own, and stays that one.
+/// Checks that each connection has its own session, and keeps it.
 ///
 /// # Errors
-/// If they aren't, or the server fails.
+/// If sessions are shared, or the server fails.
 pub(crate) async fn require_sessions(conn: &mut PgConnection, database: &Database) -> Result<(), Error> {
     let mut other = connect(database).await?;
     let shared = tokio::time::timeout(SESSION_TIMEOUT, are_shared(conn, &mut other)).await;
@@ -47,24 +48,24 @@ async fn are_shared(conn: &mut PgConnection, other: &mut PgConnection) -> Result
         if marked.mark != mark || identify(other).await? == marked {
             return Ok(true);
         }
-        // A transaction keeps the other connection's session with it. If that was our session, ours has to move.
+        // A transaction binds the other connection to its session. If that was our session, ours has to change.
         let begun = sqlx::raw_sql("-- postgres.pooler.begin\n begin").execute(&mut *other).await;
-        // What a pooler in statement mode answers: protocol_violation.
+        // A pooler in statement mode answers with protocol_violation.
         if begun.is_err_and(|error| sqlstate(&error) == "08P01") {
             return Ok(true);
         }
-        if identify(other).await? == marked || moves(conn, &marked).await? {
+        if identify(other).await? == marked || changes_session(conn, &marked).await? {
             return Ok(true);
         }
         sqlx::raw_sql("-- postgres.pooler.commit\n commit").execute(&mut *other).await?;
-        if moves(conn, &marked).await? {
+        if changes_session(conn, &marked).await? {
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-async fn moves(conn: &mut PgConnection, marked: &SessionIdentity) -> Result<bool, sqlx::Error> {
+async fn changes_session(conn: &mut PgConnection, marked: &SessionIdentity) -> Result<bool, sqlx::Error> {
     for _ in 0..CHECKS {
         if identify(conn).await? != *marked {
             return Ok(true);
@@ -73,8 +74,8 @@ async fn moves(conn: &mut PgConnection, marked: &SessionIdentity) -> Result<bool
     Ok(false)
 }
 
-/// Reads what tells the session apart. By the simple protocol: a prepared statement could be executed in another
-/// session.
+/// Reads the identity of the session. Uses the simple protocol, because a prepared statement could be executed in
+/// another session.
 async fn identify(conn: &mut PgConnection) -> Result<SessionIdentity, sqlx::Error> {
     let row = sqlx::raw_sql(
         "-- postgres.pooler.identify

@@ -1,18 +1,18 @@
-//! A look at a database that nobody has migrated yet, by the statements that need our schema: each session begins with
-//! a transaction that makes as much of the schema as they need, and that nobody commits. When the session ends, nothing
-//! of it was ever there.
+//! A preview of the service's schema, for statements that need it in a database that has not been migrated.
+//!
+//! Each session begins with a transaction that creates the needed part of the schema. The transaction is never
+//! committed, so the database stays unchanged.
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::postgres::migrations;
 
-/// What statements about a table find of ours where no table is tracked.
+/// Creates the table of tracked tables, which is empty in a preview.
 const TRACKED: &str = "create table cdc_export.tracked (schema_name text, table_name text, key text[])";
 
 /// Begins the transaction that is never committed.
 pub(super) async fn begin(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
-    // Not dropped, which would roll it back. sqlx knows of it all the same: what begins a transaction of its own gets a
-    // savepoint.
+    // Dropping the transaction would roll it back. sqlx still counts it, so a nested transaction uses a savepoint.
     std::mem::forget(conn.begin().await?);
     let names =
         ["table_of_role", "type_of_role", "primary_key", "widen_search_path"].map(|name| format!("cdc_export.{name}("));

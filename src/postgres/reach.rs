@@ -1,14 +1,15 @@
-//! Why a database can't be reached, and what its operator can do about it. The texts name no address: the caller does.
+//! Describes why a database can't be reached, with a remedy for the operator. The texts contain no address: the caller
+//! adds it.
 
 use std::io;
 use std::time::Duration;
 
 use crate::connection::failure::sqlstate;
 
-/// How long a server may take to answer a new connection.
+/// The timeout of a new connection.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What is said of a server that doesn't answer.
+/// Returns the text for a server that doesn't answer.
 pub(super) fn no_answer() -> String {
     format!(
         "no answer within {} seconds; is the address right, and does no firewall lie between?",
@@ -16,18 +17,18 @@ pub(super) fn no_answer() -> String {
     )
 }
 
-/// What is said of an error of a new connection.
+/// Returns the text for an error of a new connection.
 pub(super) fn unreachable(error: &sqlx::Error) -> String {
     match error {
-        sqlx::Error::Io(cause) => of_network(cause),
+        sqlx::Error::Io(cause) => network_failure(cause),
         sqlx::Error::Tls(cause) => {
-            // The library's text has the cause at its end.
+            // The text of the library ends with the cause.
             let cause = cause.to_string();
             format!(
                 "no connection with TLS: {cause}; see sslmode and sslrootcert, and ssl in the server's postgresql.conf"
             )
         }
-        sqlx::Error::Database(told) => {
+        sqlx::Error::Database(reported) => {
             let next = match &*sqlstate(error) {
                 "28P01" => "; are user and password right?",
                 "28000" => "; is the user right, and does the server's pg_hba.conf let it in from here?",
@@ -36,13 +37,13 @@ pub(super) fn unreachable(error: &sqlx::Error) -> String {
                 "53300" => "; raise max_connections or the role's limit, or stop what else is connected",
                 _ => "",
             };
-            format!("{}{next}", told.message())
+            format!("{}{next}", reported.message())
         }
         other => other.to_string(),
     }
 }
 
-fn of_network(cause: &io::Error) -> String {
+fn network_failure(cause: &io::Error) -> String {
     match cause.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused; is Postgres running there?".to_owned(),
         io::ErrorKind::NotFound => "there is no such socket; is Postgres running there?".to_owned(),
@@ -50,7 +51,7 @@ fn of_network(cause: &io::Error) -> String {
         io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
             "the connection was closed at once; is it Postgres that listens there?".to_owned()
         }
-        // The standard library has no kind of its own for what the resolver says.
+        // The standard library has no error kind for failures of the resolver.
         _ if cause.to_string().contains("lookup address") => {
             format!("the host is not known ({cause}); is its name right?")
         }

@@ -1,5 +1,5 @@
-//! The migration of the service's own schema, at each start. Refuses a database in which others' tables have our
-//! tables' names.
+//! Migrates the service's own schema at each start. Refuses a database in which tables of other owners have the names
+//! of the service's tables.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -15,20 +15,20 @@ use crate::postgres::preview::begin;
 use crate::postgres::search_path::{SearchPath, TablesSchema};
 use crate::postgres::{Database, Error, OLDEST, connect, pooler};
 
-/// How many times a migration is tried while its tables are locked, with a second between.
+/// The maximum number of attempts of a migration while its tables are locked, with a pause of one second in between.
 const MIGRATION_TRIES: u32 = 120;
 
-/// Checks the server and that its schema is this version's, or a later one's. Changes nothing.
+/// Checks the server, and that the schema has this version or a later one. Changes nothing.
 ///
 /// # Errors
-/// If the database can't be reached or used, or nobody has migrated it.
+/// If the database can't be reached or used, or has not been migrated.
 pub async fn require_migrated(database: &Database) -> Result<(), Error> {
     let (mut conn, path) = open(database).await?;
-    let rights = Rights::of(&mut conn, &path).await?;
+    let rights = Rights::read(&mut conn, &path).await?;
     if !rights.has_migrations {
         return Err(Error::NotMigrated);
     }
-    rights.require_use(Purpose::Serve)?;
+    rights.require_use(RequiredGrants::Serve)?;
     refuse_unreleased(&mut conn).await?;
     refuse_foreign_tables(&mut conn, &path).await?;
     let schema = path.tables_schema(&mut conn).await?;
@@ -38,11 +38,13 @@ pub async fn require_migrated(database: &Database) -> Result<(), Error> {
     Ok(conn.close().await?)
 }
 
-/// A database whose pools' sessions find our schema in the making, so that statements about tables can be run where
-/// nobody has migrated. Its pools have one connection each, and one of them can be used at a time.
+/// Returns a database whose sessions see a preview of the service's schema. Statements about tables then work without a
+/// migration.
+///
+/// Each of its pools has one connection, and only one of the pools can be used at a time.
 ///
 /// # Errors
-/// If the database can't be reached, or the role may not make a schema.
+/// If the database can't be reached, or the role may not create a schema.
 pub async fn preview_of(database: &Database) -> Result<Database, Error> {
     let (mut conn, _) = open(database).await?;
     begin(&mut conn).await.map_err(|cause| match SqlFailure::of(&cause) {
@@ -53,12 +55,12 @@ pub async fn preview_of(database: &Database) -> Result<Database, Error> {
     Ok(Database { is_preview: true, ..database.clone() })
 }
 
-/// A session on a server that can be used, and its role's own search_path.
+/// Connects and checks the server. Returns the connection and the role's own search_path.
 async fn open(database: &Database) -> Result<(PgConnection, SearchPath), Error> {
     let mut conn = connect(database).await?;
-    // Before anything is set or locked.
+    // This check must run before any setting or lock.
     pooler::require_sessions(&mut conn, database).await?;
-    let path = SearchPath::of_role(&mut conn).await?;
+    let path = SearchPath::read_of_role(&mut conn).await?;
     connection::set_up(&mut conn).await?;
     let (number, version, standby): (i32, String, bool) = sqlx::query_as(
         "-- postgres.version
@@ -75,25 +77,26 @@ async fn open(database: &Database) -> Result<(PgConnection, SearchPath), Error> 
     Ok((conn, path))
 }
 
-/// What a role wants of the service's schema, which decides what it has to be granted there.
+/// The purpose for which a role uses the service's schema. It decides which grants the role needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// To run the service.
+pub enum RequiredGrants {
+    /// The role runs the service.
     Serve,
-    /// To capture the changes of a table of its own.
+    /// The role captures the changes of its own table.
     Track,
 }
 
-/// Checks the server and brings the schema up to date. Safe at every start and from several replicas at once: the first
-/// one migrates, the others wait for it. The first migration makes the demo's `users` where the catalog has a dataset
-/// of it and no table has its name.
+/// Checks the server and migrates the schema. Several replicas may call this at once: the first one migrates, and the
+/// others wait for it.
+///
+/// The first migration creates the demo table `users` if the catalog has a dataset for it and no table has that name.
 ///
 /// # Errors
-/// If the database can't be reached or used, is behind a pooler in transaction mode, or holds a foreign `exports` or
-/// `watermarks`.
-pub async fn migrate(database: &Database, catalog: &Catalog, purpose: Purpose) -> Result<(), Error> {
+/// If the database can't be reached or used, is behind a pooler in transaction mode, or has `exports` or `watermarks`
+/// of another owner.
+pub async fn migrate(database: &Database, catalog: &Catalog, required: RequiredGrants) -> Result<(), Error> {
     let (mut conn, path) = open(database).await?;
-    // The session waits for another replica's migration, which may take long, and so may its own.
+    // The session may wait long for the migration of another replica, and its own may take long.
     sqlx::query(
         "-- postgres.migrate.lift_timeouts
          select set_config(name, '0', false) from pg_settings
@@ -102,16 +105,16 @@ pub async fn migrate(database: &Database, catalog: &Catalog, purpose: Purpose) -
     .execute(&mut conn)
     .await?;
     lock(&mut conn).await?;
-    let rights = Rights::of(&mut conn, &path).await?;
+    let rights = Rights::read(&mut conn, &path).await?;
     if rights.has_migrations {
-        rights.require_use(purpose)?;
+        rights.require_use(required)?;
         refuse_unreleased(&mut conn).await?;
     } else {
         rights.require_create()?
     }
     refuse_foreign_tables(&mut conn, &path).await?;
-    // The migrator would need the right to create its table even where that exists. A service needs no such right where
-    // another role has migrated.
+    // The migrator would need the right to create its table, even if the table exists. If another role has migrated,
+    // the service's role needs no such right.
     let schema = path.tables_schema(&mut conn).await?;
     if rights.has_migrations && is_current(&mut conn).await? && schema.has_views(&mut conn).await? {
         return Ok(conn.close().await?);
@@ -122,11 +125,11 @@ pub async fn migrate(database: &Database, catalog: &Catalog, purpose: Purpose) -
             sqlx::query("-- postgres.migrate.create_schema\n create schema cdc_export").execute(&mut conn).await;
         created?;
     }
-    // `create index` waits for the table's writers, and later writers wait for it. So it waits 2 seconds at most, then
-    // tries again.
+    // `create index` waits for the table's writers, and later writers wait for it. So it waits for 2 seconds at most,
+    // and is retried.
     sqlx::query("-- postgres.migrate.lock_timeout\n set lock_timeout = '2s'").execute(&mut conn).await?;
-    // An older binary may start beside a newer one; the older one ignores the migrations that it doesn't know.
-    let makes_users = has_users(catalog, &path) && path.find(&mut conn, "users").await?.is_none();
+    // An older binary may start while a newer one runs. It ignores migrations that it doesn't know.
+    let makes_users = has_demo_dataset(catalog, &path) && path.locate(&mut conn, "users").await?.is_none();
     let mut migrator = Migrator::with_migrations(migrations(&schema, makes_users));
     migrator.set_locking(false).set_ignore_missing(true);
     migrator.dangerous_set_table_name("cdc_export.migrations");
@@ -137,7 +140,7 @@ pub async fn migrate(database: &Database, catalog: &Catalog, purpose: Purpose) -
         };
         match migrated {
             Err(error) if left > 0 && is_busy(&error) => {
-                tracing::info!(event = "migration_waits", "tables are busy, trying again");
+                tracing::info!(event = "migration_waits", "tables are locked, trying again");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
             done => {
@@ -149,9 +152,11 @@ pub async fn migrate(database: &Database, catalog: &Catalog, purpose: Purpose) -
     Ok(conn.close().await?)
 }
 
-/// Waits until no other process migrates. The lock is the session's, since the migrations commit one by one; it ends
-/// with the connection, also when this future is dropped. Every role that may connect can hold it, and so hold up a
-/// start: the log names the holder.
+/// Waits until no other process migrates.
+///
+/// The lock belongs to the session, because the migrations commit one by one. The connection's end releases it, also if
+/// this future is dropped. Every role that may connect can hold the lock and delay a start, so the log names the
+/// holder.
 async fn lock(conn: &mut PgConnection) -> Result<(), Error> {
     let mut logged_at: Option<Instant> = None;
     loop {
@@ -170,38 +175,37 @@ async fn lock(conn: &mut PgConnection) -> Result<(), Error> {
             return Ok(());
         }
         if logged_at.is_none_or(|logged_at| logged_at.elapsed() > Duration::from_secs(10)) {
-            tracing::warn!(event = "migration_waits", holder, "somebody else holds the lock of the migrations");
+            tracing::warn!(event = "migration_waits", holder, "another session holds the lock of the migrations");
             logged_at = Some(Instant::now());
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
-/// Whether the catalog has a dataset of the demo's table.
-fn has_users(catalog: &Catalog, path: &SearchPath) -> bool {
-    let is_here = |schema: &Option<String>| schema.as_deref().is_none_or(|schema| schema == path.first());
-    catalog.iter().any(|dataset| dataset.table.name == "users" && is_here(&dataset.table.schema))
+/// Returns true if the catalog has a dataset of the demo table.
+fn has_demo_dataset(catalog: &Catalog, path: &SearchPath) -> bool {
+    let is_in_first_schema = |schema: &Option<String>| schema.as_deref().is_none_or(|schema| schema == path.first());
+    catalog.iter().any(|dataset| dataset.table.name == "users" && is_in_first_schema(&dataset.table.schema))
 }
 
-/// The migrations with the words in braces replaced (`migrations/0001_schema.sql` says which there are).
+/// Returns the migrations with their placeholders replaced. `migrations/0001_schema.sql` lists the placeholders.
 fn migrations(schema: &TablesSchema, makes_users: bool) -> Vec<Migration> {
     let written = |migration: &Migration| {
         let text = migration.sql.as_str().replace("{makes_users}", &makes_users.to_string());
         let sql = AssertSqlSafe(schema.written_in(&text)).into_sql_str();
-        // The checksum stays that of the file's text.
+        // The checksum remains that of the file's text.
         Migration { sql, ..migration.clone() }
     };
     MIGRATIONS.iter().map(written).collect()
 }
 
-/// Whether a lock timeout ended the migration.
+/// Returns true if a lock timeout ended the migration.
 fn is_busy(error: &MigrateError) -> bool {
     let (MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _)) = error else { return false };
     SqlFailure::of(cause) == SqlFailure::LockTimeout
 }
 
-/// Refuses a database that was migrated before 0.1.0, the first release. Its first migration has another name than
-/// ours.
+/// Returns an error if the database was migrated before 0.1.0, the first release. Its first migration has another name.
 async fn refuse_unreleased(conn: &mut PgConnection) -> Result<(), Error> {
     let is_unreleased: bool = sqlx::query_scalar(
         "-- postgres.migrate.unreleased
@@ -222,7 +226,7 @@ async fn refuse_unreleased(conn: &mut PgConnection) -> Result<(), Error> {
     Err(Error::Unreleased { tables })
 }
 
-/// Whether there is nothing to migrate.
+/// Returns true if there is nothing to migrate.
 async fn is_current(conn: &mut PgConnection) -> Result<bool, Error> {
     let recorded: Vec<(i64, Vec<u8>)> = sqlx::query_as(
         "-- postgres.migrate.recorded
@@ -243,26 +247,26 @@ async fn is_current(conn: &mut PgConnection) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// What exists of the schema, and what the role may do with it. Read before anything is made, so that no part is made
-/// alone.
+/// The existing parts of the schema, and the privileges of the role. They are read first, so that the schema is never
+/// created in part only.
 #[derive(sqlx_macros::FromRow)]
 struct Rights {
     role: String,
     has_schema: bool,
     has_migrations: bool,
-    /// The owner of the tables, if our role isn't a member of it.
+    /// The owner of the tables, unless our role is a member of it.
     owner: Option<String>,
     may_read: bool,
     to_use: String,
     to_track: String,
-    /// The grants that are missing to migrate; empty where none is.
+    /// The missing grants for a migration. Empty if none is missing.
     to_create: String,
-    /// The owner of the database, if our role isn't a member of it.
+    /// The owner of the database, unless our role is a member of it.
     database_owner: Option<String>,
 }
 
 impl Rights {
-    async fn of(conn: &mut PgConnection, path: &SearchPath) -> Result<Rights, sqlx::Error> {
+    async fn read(conn: &mut PgConnection, path: &SearchPath) -> Result<Rights, sqlx::Error> {
         sqlx::query_as(
             "-- postgres.migrate.rights
              select role, s.oid is not null as has_schema, m.oid is not null as has_migrations,
@@ -311,13 +315,13 @@ impl Rights {
         .await
     }
 
-    fn require_use(&self, purpose: Purpose) -> Result<(), Error> {
+    fn require_use(&self, required: RequiredGrants) -> Result<(), Error> {
         if self.may_read {
             return Ok(());
         }
-        let grants = match purpose {
-            Purpose::Serve => &self.to_use,
-            Purpose::Track => &self.to_track,
+        let grants = match required {
+            RequiredGrants::Serve => &self.to_use,
+            RequiredGrants::Track => &self.to_track,
         };
         Err(self.denied("use the service's tables", format!("run {grants}")))
     }
@@ -337,13 +341,13 @@ impl Rights {
         Err(self.denied("create the service's tables", remedy))
     }
 
-    fn denied(&self, deed: &'static str, remedy: String) -> Error {
-        Error::Denied { role: self.role.clone(), deed, remedy }
+    fn denied(&self, action: &'static str, remedy: String) -> Error {
+        Error::Denied { role: self.role.clone(), action, remedy }
     }
 }
 
-/// Checks that `exports` and `watermarks`, as the search_path finds them, are ours. Also where there is nothing to
-/// migrate: the search_path may have changed.
+/// Checks that the search_path finds the service's own `exports` and `watermarks`. Runs also if there is nothing to
+/// migrate, because the search_path may have changed.
 async fn refuse_foreign_tables(conn: &mut PgConnection, path: &SearchPath) -> Result<(), Error> {
     let known: bool = sqlx::query_scalar(
         "-- postgres.migrate.known
@@ -362,14 +366,14 @@ async fn refuse_foreign_tables(conn: &mut PgConnection, path: &SearchPath) -> Re
         false => Vec::new(),
     };
     for table in ["exports", "watermarks"] {
-        if let Some(schema) = path.find(conn, table).await?
+        if let Some(schema) = path.locate(conn, table).await?
             && !owned.contains(&(schema.clone(), table.to_owned()))
         {
             return Err(Error::Foreign(format!("{schema}.{table}")));
         }
     }
     for (schema, table) in owned {
-        if path.find(conn, &table).await?.is_none() {
+        if path.locate(conn, &table).await?.is_none() {
             return Err(Error::Hidden(format!("{schema}.{table}")));
         }
     }

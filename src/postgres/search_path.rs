@@ -1,28 +1,31 @@
-//! The schema of the three tables that people read: `exports`, `watermarks` and the demo's `users`. It is the first
-//! schema of the role's own search_path, normally `public`. Our statements don't use that path, because others may have
-//! put functions and operators there: migrations get the schema written out, and all other statements find views of the
-//! tables in our schema.
+//! The schema of the three tables that users read: `exports`, `watermarks` and the demo's `users`.
+//!
+//! It is the first schema of the role's own search_path, normally `public`. Our statements don't use that path, because
+//! other users may have put functions and operators there. Migrations contain the name of the schema. All other
+//! statements use views of the tables in our schema.
 
 use crate::connection::quoted;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-/// The tables that have a view of the same name in our schema. `users` has none: it may be a table that somebody else
-/// made. A migration that drops or retypes a column has to drop the view first; the views are made anew after all
+/// The tables that have a view of the same name in our schema. `users` has none, because it may be a table of another
+/// owner.
+///
+/// A migration that drops or retypes a column has to drop the view first. The views are created again after all
 /// migrations.
 const VIEWED: [&str; 2] = ["exports", "watermarks"];
 
-/// The schemas of the role's search_path that the role may use, without Postgres's own and ours.
+/// The schemas of the role's search_path that the role may use, except Postgres's own schema and ours.
 #[derive(Clone, Debug)]
 pub(super) struct SearchPath(Vec<String>);
 
-/// The schema in which `exports` and `watermarks` are, or would be made.
+/// The schema in which `exports` and `watermarks` exist or would be created.
 #[derive(Clone, Debug)]
 pub(super) struct TablesSchema(String);
 
 impl SearchPath {
-    /// Reads the role's search_path. Must run before the session is set up, which sets another path.
-    pub(super) async fn of_role(conn: &mut PgConnection) -> Result<SearchPath, sqlx::Error> {
-        // A pooler may hand on a session that has our path already.
+    /// Reads the role's search_path. Must run before the session is set up, because the setup changes the path.
+    pub(super) async fn read_of_role(conn: &mut PgConnection) -> Result<SearchPath, sqlx::Error> {
+        // A pooler may provide a session in which our path is already set.
         sqlx::raw_sql(
             "-- postgres.search_path.of_role
              select pg_catalog.set_config('search_path', pg_catalog.current_setting('cdc_export.role_path', true), false)
@@ -36,18 +39,18 @@ impl SearchPath {
         )
         .fetch_all(conn)
         .await?;
-        // A role may be called cdc_export too, and "$user" would then lead into our schema.
+        // A role may also be named cdc_export, so that "$user" would be our schema.
         let others = schemas.into_iter().filter(|name| name != "cdc_export" && name != "pg_catalog");
         Ok(SearchPath(others.collect()))
     }
 
-    /// The schema in which new tables are made.
+    /// Returns the schema in which new tables are created.
     pub(super) fn first(&self) -> &str {
         self.0.first().map_or("public", String::as_str)
     }
 
-    /// The schema of the relation that the path finds under this name.
-    pub(super) async fn find(&self, conn: &mut PgConnection, name: &str) -> Result<Option<String>, sqlx::Error> {
+    /// Returns the schema in which the path finds a relation of this name.
+    pub(super) async fn locate(&self, conn: &mut PgConnection, name: &str) -> Result<Option<String>, sqlx::Error> {
         sqlx::query_scalar(
             "-- postgres.search_path.find
              select path.name from unnest($1::text[]) with ordinality as path (name, place)
@@ -61,22 +64,23 @@ impl SearchPath {
         .await
     }
 
-    /// The schema in which `exports` and `watermarks` are, or would be made.
+    /// Returns the schema in which `exports` and `watermarks` exist or would be created.
     pub(super) async fn tables_schema(&self, conn: &mut PgConnection) -> Result<TablesSchema, sqlx::Error> {
-        let found = self.find(conn, "exports").await?;
+        let found = self.locate(conn, "exports").await?;
         Ok(TablesSchema(found.unwrap_or_else(|| self.first().to_owned())))
     }
 }
 
 impl TablesSchema {
-    /// A migration's text with the schema in place of `{schema}`, an identifier, and `{schema_name}`, a string.
+    /// Returns a migration's text with the placeholders `{schema}` (an identifier) and `{schema_name}` (a string)
+    /// replaced.
     pub(super) fn written_in(&self, migration: &str) -> String {
         let TablesSchema(name) = self;
         let string = format!("'{}'", name.replace('\'', "''"));
         migration.replace("{schema_name}", &string).replace("{schema}", &quoted(name))
     }
 
-    /// Whether each view has the columns of its table.
+    /// Returns true if each view has the columns of its table.
     pub(super) async fn has_views(&self, conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
         for table in VIEWED {
             if !self.has_view(conn, table).await? {
@@ -102,7 +106,7 @@ impl TablesSchema {
         .await
     }
 
-    /// Makes the views anew whose tables have other columns by now. A view gets the grants of its table.
+    /// Creates the views again whose tables have other columns than they. A view gets the grants of its table.
     pub(super) async fn renew_views(&self, conn: &mut PgConnection) -> Result<(), sqlx::Error> {
         for table in VIEWED {
             if self.has_view(&mut *conn, table).await? {
@@ -143,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_migration_names_the_schema() {
+    fn placeholders_of_a_migration_are_replaced_by_the_schema() {
         let schema = TablesSchema("a'\"b".to_owned());
         let written = schema.written_in("create table {schema}.exports (); insert into owned values ({schema_name})");
         assert_eq!(written, "create table \"a'\"\"b\".exports (); insert into owned values ('a''\"b')");

@@ -1,7 +1,7 @@
-//! Reads `DATABASE_URL`, and libpq's variables beside it. Refuses every parameter that would be ignored.
+//! Parses `DATABASE_URL` and the environment variables of libpq. Refuses every parameter that would be ignored.
 //!
-//! sqlx ignores parameters that it doesn't know, and treats a `PGSSLMODE` that it can't read as unset. An operator who
-//! asks for `channel_binding=require` or `sslmode=verify-fulll` would get a weaker connection, and never know.
+//! sqlx ignores unknown parameters, and treats an invalid `PGSSLMODE` as unset. An operator who sets
+//! `channel_binding=require` or `sslmode=verify-fulll` would get a weaker connection without notice.
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -11,8 +11,8 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use crate::postgres::Database;
 
-/// The parameters that sqlx obeys, but for `application_name`: the service sets that, to tell its own sessions from
-/// those of writers.
+/// The parameters that sqlx supports, except `application_name`. The service sets that itself, to distinguish its own
+/// sessions from those of writers.
 const KNOWN: [&str; 17] = [
     "dbname",
     "host",
@@ -37,9 +37,9 @@ const MODES: [&str; 2] = ["sslmode", "ssl-mode"];
 /// The names of `sslrootcert`.
 const ROOTS: [&str; 3] = ["sslrootcert", "ssl-root-cert", "ssl-ca"];
 
-/// Parameters that change nothing here, each with libpq's variable for it and the values that are accepted. There is
-/// neither channel binding nor GSSAPI here, and TLS begins with 1.2.
-const AS_IT_IS: [(&str, &str, &[&str]); 9] = [
+/// Parameters with the variable of libpq, and the values that are accepted because they have no effect here. There is
+/// no channel binding and no GSSAPI, and TLS begins with 1.2.
+const NEUTRAL_PARAMETERS: [(&str, &str, &[&str]); 9] = [
     ("channel_binding", "PGCHANNELBINDING", &["disable", "prefer"]),
     ("gssencmode", "PGGSSENCMODE", &["disable", "prefer"]),
     ("require_auth", "PGREQUIREAUTH", &[]),
@@ -51,7 +51,7 @@ const AS_IT_IS: [(&str, &str, &[&str]); 9] = [
     ("target_session_attrs", "PGTARGETSESSIONATTRS", &["any"]),
 ];
 
-/// Why a URL is refused. The texts quote no value, and no name that may be a part of a password.
+/// The reasons why a URL is refused. The texts contain no value, and no name that may be part of a password.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadUrl {
     /// The text is not a URL of Postgres.
@@ -68,12 +68,12 @@ pub enum BadUrl {
     /// A parameter that would be ignored.
     #[error("the parameter {0} is not known here, and none is ignored: take it out of the URL")]
     Unknown(String),
-    /// A parameter whose name may be a part of a password, so it isn't quoted.
+    /// A parameter whose name may be part of a password, so it is not quoted.
     #[error(
         "a parameter is not known here, and none is ignored: a `&` or `?` that belongs to a value is written %26 or %3F"
     )]
     Nameless,
-    /// A parameter's value that can't be read.
+    /// The value of a parameter is invalid.
     #[error("the parameter {0} has a value that can't be read")]
     Value(String),
     /// `sslrootcert` with a mode that checks no certificate.
@@ -82,36 +82,38 @@ pub enum BadUrl {
     /// `sslrootcert=system`, where a file is expected.
     #[error("the parameter sslrootcert names a file: without it, sslmode=verify-full asks the platform's authorities")]
     RootsOfSystem,
-    /// One of libpq's variables that would be ignored.
+    /// A variable of libpq that would be ignored.
     #[error("{why}")]
     Variable {
-        /// Which one.
+        /// The variable.
         name: &'static str,
-        /// What is wrong with it.
+        /// The reason.
         why: &'static str,
     },
 }
 
-/// A database as it was named.
+/// A database that a URL names.
 #[derive(Debug)]
 pub struct NamedDatabase {
-    /// How to reach it.
+    /// The connection options.
     pub database: Database,
-    /// The file of the only authorities to trust; `None`: no certificate is checked, or the platform's authorities are
-    /// trusted. sqlx trusts the platform's beside the file's, which [`crate::config::trust_alone`] prevents.
+    /// The file of the only trusted certificate authorities. With `None`, no certificate is verified, or the platform's
+    /// authorities are trusted.
+    ///
+    /// sqlx also trusts the platform's authorities. [`crate::config::trust_only`] prevents that.
     pub authorities: Option<PathBuf>,
-    /// The files that it names, each with the parameter or variable that does.
+    /// The files that the URL and the variables name, each with its parameter or variable.
     pub files: Vec<(&'static str, PathBuf)>,
 }
 
-/// A parameter of the query, as its reader sees it.
+/// A decoded parameter of the query: its name and value.
 type Parameter<'u> = (Cow<'u, str>, Cow<'u, str>);
 
 impl NamedDatabase {
-    /// Reads a `postgres://` URL, and by `variable` what libpq would read from the environment beside it.
+    /// Parses a `postgres://` URL. `variable` reads the variables that libpq would read from the environment.
     ///
     /// # Errors
-    /// If the text is no such URL, or the URL or a variable asks for something that would be ignored.
+    /// If the text is not such a URL, or the URL or a variable sets something that would be ignored.
     pub fn read<'v>(url: &str, variable: impl Fn(&str) -> Option<&'v str>) -> Result<NamedDatabase, BadUrl> {
         if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
             return Err(BadUrl::NotAUrl);
@@ -120,13 +122,13 @@ impl NamedDatabase {
             return Err(BadUrl::Fragment);
         }
         let (address, query) = url.split_once('?').unwrap_or((url, ""));
-        // With a password such as 12/ab, the host would be the user's name, and the port 12.
+        // With a password such as 12/ab, the user's name would be parsed as the host and 12 as the port.
         if address.splitn(4, '/').nth(3).is_some_and(|database| database.contains('@')) {
             return Err(BadUrl::NotAUrl);
         }
         let parameters: Vec<Parameter> = form_urlencoded::parse(query.as_bytes()).collect();
         parameters.iter().try_for_each(check_parameter)?;
-        for (_, name, harmless) in AS_IT_IS {
+        for (_, name, harmless) in NEUTRAL_PARAMETERS {
             if variable(name).is_some_and(|value| !harmless.contains(&value)) {
                 return Err(BadUrl::Variable { name, why: "not known here, and not ignored: unset it" });
             }
@@ -134,7 +136,7 @@ impl NamedDatabase {
         if variable("PGPORT").is_some_and(|port| port.parse::<u16>().is_err()) {
             return Err(BadUrl::Variable { name: "PGPORT", why: "not a port" });
         }
-        // Without a user, libpq goes on as the system's. sqlx would as `anonymous`, and look up that one's password.
+        // Without a user, libpq uses the system's user. sqlx would use `anonymous`, and that user's password.
         let mut named = Cow::Borrowed(url);
         let is_users_own = !names_user(address, &parameters) && variable("PGUSER").is_none();
         if is_users_own {
@@ -143,7 +145,7 @@ impl NamedDatabase {
             named = format!("{address}?{}", query.append_pair("user", &user.name).finish()).into();
         }
         let mut options: PgConnectOptions = named.parse().map_err(|_| unreadable(address, &parameters))?;
-        // An IPv6 address has its brackets in a URL alone.
+        // An IPv6 address has brackets in a URL only.
         if let Some(host) = options.get_host().strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
             options = options.clone().host(host);
         }
@@ -169,16 +171,16 @@ impl NamedDatabase {
             options = options.ssl_root_cert(file);
         }
         let options = match mode {
-            // As libpq does: where authorities are named, the certificate is checked.
+            // If authorities are named, the certificate is verified, as in libpq.
             PgSslMode::Require if file.is_some() => options.ssl_mode(PgSslMode::VerifyCa),
-            // With `allow`, sqlx never encrypts; libpq does where the server insists.
+            // With `allow`, sqlx never encrypts. libpq encrypts if the server requires it, as `prefer` does.
             PgSslMode::Allow => options.ssl_mode(PgSslMode::Prefer),
             _ => options,
         };
         let authorities = file.map(PathBuf::from);
         let own = [("sslcert", ["sslcert", "ssl-cert"], "PGSSLCERT"), ("sslkey", ["sslkey", "ssl-key"], "PGSSLKEY")];
         let own = own.into_iter().filter_map(|(name, names, beside)| {
-            // A key may be there as its text.
+            // A key may be given as text instead of a file.
             let file = last(&names).or(variable(beside)).filter(|file| !file.starts_with("-----"));
             file.map(|file| (name, PathBuf::from(file)))
         });
@@ -202,8 +204,8 @@ fn names_user(address: &str, parameters: &[Parameter]) -> bool {
 fn check_parameter((name, value): &Parameter) -> Result<(), BadUrl> {
     let (name, value) = (&**name, &**value);
     let is_option = name.strip_prefix("options[").is_some_and(|rest| rest.ends_with(']'));
-    let is_as_it_is = AS_IT_IS.iter().any(|(own, _, harmless)| *own == name && harmless.contains(&value));
-    if KNOWN.contains(&name) || is_option || is_as_it_is {
+    let is_neutral = NEUTRAL_PARAMETERS.iter().any(|(own, _, harmless)| *own == name && harmless.contains(&value));
+    if KNOWN.contains(&name) || is_option || is_neutral {
         return Ok(());
     }
     let name = if name.starts_with("options[") { "options" } else { name };
@@ -212,7 +214,7 @@ fn check_parameter((name, value): &Parameter) -> Result<(), BadUrl> {
     Err(if is_word { BadUrl::Unknown(name.to_owned()) } else { BadUrl::Nameless })
 }
 
-/// Which part of a URL can't be read: each parameter is tried in a URL that has no other.
+/// Returns the invalid part of a URL. Tests each parameter in a URL that has no other.
 fn unreadable(address: &str, parameters: &[Parameter]) -> BadUrl {
     let is_good = |url: &str| url.parse::<PgConnectOptions>().is_ok();
     let alone = |(name, value): &Parameter| {
@@ -230,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_without_a_user_means_pguser_or_the_user_of_the_system() {
+    fn without_a_user_the_default_is_pguser_or_the_system_user() {
         let user_of = |url: &str, pguser: Option<&str>| {
             let named = NamedDatabase::read(url, |name| pguser.filter(|_| name == "PGUSER")).unwrap();
             named.database.options().get_username().to_owned()
@@ -249,23 +251,23 @@ mod tests {
     }
 
     #[test]
-    fn what_a_url_does_not_name_is_told() {
-        let told = |url: &str, pguser: Option<&str>| {
+    fn an_assumed_user_or_database_is_shown() {
+        let shown = |url: &str, pguser: Option<&str>| {
             NamedDatabase::read(url, |name| pguser.filter(|_| name == "PGUSER")).unwrap().database.to_string()
         };
-        let both = told("postgres://localhost", None);
+        let both = shown("postgres://localhost", None);
         assert!(both.ends_with("(it names no user and no database, so the system's user is taken for both)"), "{both}");
-        let user = told("postgres://localhost/shop", None);
+        let user = shown("postgres://localhost/shop", None);
         assert!(user.ends_with("/shop (it names no user, so the system's is taken)"), "{user}");
-        let database = told("postgres://shop@localhost", None);
+        let database = shown("postgres://shop@localhost", None);
         assert!(database.ends_with("/shop (it names no database, so the user's name is taken for it)"), "{database}");
         for (url, pguser) in [("postgres://shop@localhost/shop", None), ("postgres://localhost/shop", Some("shop"))] {
-            assert!(told(url, pguser).ends_with("@localhost:5432/shop"), "{url}");
+            assert!(shown(url, pguser).ends_with("@localhost:5432/shop"), "{url}");
         }
     }
 
     #[test]
-    fn a_password_with_a_slash_is_told_to_be_escaped() {
+    fn an_unescaped_slash_in_a_password_is_refused_with_a_hint() {
         for url in ["postgres://shop:pa/ss@localhost/shop", "postgres://shop:12/ss@localhost/shop"] {
             let why = NamedDatabase::read(url, |_| None).unwrap_err();
             assert!(why == BadUrl::NotAUrl && why.to_string().contains("%2F"), "{why}");
@@ -273,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv6_address_has_its_brackets_in_the_url_alone() {
+    fn an_ipv6_address_has_brackets_in_the_url_only() {
         let named = NamedDatabase::read("postgres://shop@[::1]:5432/shop", |_| None).unwrap();
         assert_eq!(named.database.options().get_host(), "::1");
         assert!(named.database.to_string().contains("shop@[::1]:5432/shop"), "{}", named.database);

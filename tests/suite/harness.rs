@@ -271,7 +271,7 @@ async fn server() -> &'static PgConnectOptions {
             let _ = admin.execute(AssertSqlSafe(format!("drop database if exists {name}"))).await;
             admin.execute(AssertSqlSafe(format!("create database {name}"))).await.unwrap();
             let template: postgres::Database = options.clone().database(&name).into();
-            postgres::migrate(&template, &Catalog::default(), postgres::Purpose::Serve).await.unwrap();
+            postgres::migrate(&template, &Catalog::default(), postgres::RequiredGrants::Serve).await.unwrap();
             let pool = template.pool(1);
             tracking::restore(&pool).await.unwrap();
             // A database can't be cloned while somebody is connected to it.
