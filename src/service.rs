@@ -88,7 +88,7 @@ pub enum Error {
     #[error(transparent)]
     NoDataset(#[from] UnknownDataset),
     /// The dataset's table does not exist.
-    #[error("the table `{table}` of the dataset `{dataset}` does not exist")]
+    #[error("there is no table `{table}` for the dataset `{dataset}`")]
     NoTable {
         /// The dataset's name.
         dataset: String,
@@ -147,7 +147,7 @@ pub enum Error {
     #[error("the export is {0} already")]
     Ended(Status),
     /// The job neither failed nor was cancelled.
-    #[error("the export is {0}: only a failed or cancelled export can be retried")]
+    #[error("the export is {0}: only a failed or cancelled one can be retried")]
     NotToRetry(Status),
     /// The idempotency key was used for another request.
     #[error("this key was sent with another request, which created the export {0}")]

@@ -595,7 +595,7 @@ async fn a_file_that_is_not_the_one_exported_is_gone() {
             let answer = call(&service, "GET", &download_of(&job), headers).await;
             let detail = answer.problem(410, "file_gone");
             assert!(!detail.contains(service.output().to_str().unwrap()), "{how}: {detail}");
-            assert!(detail.contains("a full export goes on"), "{how}: {detail}");
+            assert!(detail.contains("request a full export"), "{how}: {detail}");
         }
         assert_eq!(service.job(text(&job, "jobId")).await["status"], "completed", "{how}: the row stays");
     }
