@@ -1,4 +1,5 @@
 -- store.deliveries.get
+-- Returns a delivery.
 -- $1 uuid: the delivery
 select
   -- include deliveries/columns.sql

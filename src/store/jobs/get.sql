@@ -1,4 +1,5 @@
 -- store.jobs.get
+-- Returns a job.
 -- $1 uuid: the job
 select
   -- include job_columns.sql
