@@ -1,8 +1,8 @@
-//! Tells the binary which commit it is of: `cdc-export --version` prints `CDC_EXPORT_VERSION`, as `0.1.0 (828c81a 2026-11-22)`.
-//! And takes the files of Swagger UI for `http::docs` out of the archive that a crate ships.
+//! Tells the binary which commit it is of: `cdc-export --version` prints `CDC_EXPORT_VERSION`, as `0.1.0 (828c81a
+//! 2026-11-22)`. And takes the files of Swagger UI for `http::docs` out of the archive that a crate ships.
 //!
-//! The commit is what the variable `CDC_EXPORT_COMMIT` says, else that of the clone, else the one that `cargo package` noted down. A
-//! debug build has only the variable's: by git it would be compiled anew after each commit.
+//! The commit is what the variable `CDC_EXPORT_COMMIT` says, else that of the clone, else the one that `cargo package`
+//! noted down. A debug build has only the variable's: by git it would be compiled anew after each commit.
 #![expect(clippy::disallowed_methods, reason = "cargo speaks to a build script by its environment")]
 
 use std::path::Path;
@@ -31,8 +31,8 @@ fn main() {
     }
 }
 
-/// Commit and date by git. `None` where this folder isn't the top of a clone: a package that was unpacked somewhere in another
-/// project's clone is not of that one's commit.
+/// Commit and date by git. `None` where this folder isn't the top of a clone: a package that was unpacked somewhere in
+/// another project's clone is not of that one's commit.
 fn of_clone() -> Option<String> {
     if !git(&["rev-parse", "--show-prefix"])?.is_empty() {
         return None;

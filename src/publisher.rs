@@ -205,7 +205,8 @@ impl Publisher {
         }
     }
 
-    /// Records that the export is published. Returns false if another process did, if it was given up, or if an earlier one comes first.
+    /// Records that the export is published. Returns false if another process did, if it was given up, or if an earlier
+    /// one comes first.
     async fn set_published(&self, record: &FileRecord) -> Result<bool, Error> {
         let files = record.files();
         let locations: Vec<_> =

@@ -1,7 +1,7 @@
 //! The control plane in Postgres: jobs, their queue, watermarks and keys.
 //!
-//! The only module that writes the tables which the service owns. A statement is one named function here; `worker` decides what is tried
-//! again, and `http` what a client is told.
+//! The only module that writes the tables which the service owns. A statement is one named function here; `worker`
+//! decides what is tried again, and `http` what a client is told.
 
 pub mod acknowledgements;
 pub mod commit;
@@ -39,7 +39,8 @@ use crate::database::{BadDatabaseId, DatabaseId};
 use crate::event::Listener;
 use crate::job::JobId;
 
-/// The channel of notifications: a job is new, or one was asked to stop. A process that misses a notification finds out by polling.
+/// The channel of notifications: a job is new, or one was asked to stop. A process that misses a notification finds out
+/// by polling.
 const CHANNEL: &str = "cdc_export";
 
 /// After this long without a notification the listener asks whether its connection still lives.
@@ -171,13 +172,14 @@ impl Store {
         }
     }
 
-    /// Runs `call` with a connection of the pool. After an error, or if this call is given up half-way, the connection keeps its place in
-    /// the pool until the server has ended the statement.
+    /// Runs `call` with a connection of the pool. After an error, or if this call is given up half-way, the connection
+    /// keeps its place in the pool until the server has ended the statement.
     pub(crate) async fn with<T, E>(&self, call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>) -> Result<T, Error>
     where
         Error: From<E>,
     {
-        // Boxed: without optimization each future around it has room for it several times, and a worker's stack for few of them.
+        // Boxed: without optimization each future around it has room for it several times, and a worker's stack for few
+        // of them.
         let called = Box::pin(async {
             let mut conn = EndedOnDrop(Some(self.pool.acquire().await?));
             let done = call(conn.get()).await?;
@@ -199,7 +201,8 @@ impl Store {
         }
     }
 
-    /// Runs `call` in a transaction, which is committed if `call` succeeds, over a connection as of [`with`](Store::with).
+    /// Runs `call` in a transaction, which is committed if `call` succeeds, over a connection as of
+    /// [`with`](Store::with).
     async fn transaction<T, E>(&self, call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>) -> Result<T, Error>
     where
         Error: From<E>,
@@ -213,8 +216,8 @@ impl Store {
         committed.await
     }
 
-    /// Runs `call` in a transaction in which Postgres reads from an index, in the index's order, whatever the planner's estimates: a page
-    /// of a long list is never had by sorting the list.
+    /// Runs `call` in a transaction in which Postgres reads from an index, in the index's order, whatever the planner's
+    /// estimates: a page of a long list is never had by sorting the list.
     async fn in_index_order<T, E>(&self, call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>) -> Result<T, Error>
     where
         Error: From<E>,
@@ -230,8 +233,8 @@ impl Store {
 
     /// Listens for notifications on a connection of its own.
     pub async fn listen(&self) -> Result<Notifications, Error> {
-        // In a pool of its own: a listener that is dropped sends a goodbye before it gives its connection back, and waits for ever where
-        // the server doesn't answer.
+        // In a pool of its own: a listener that is dropped sends a goodbye before it gives its connection back, and
+        // waits for ever where the server doesn't answer.
         let own = PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None);
         let own = own.connect_lazy_with((*self.pool.connect_options()).clone());
         let listening = self.in_time(async {
@@ -253,8 +256,8 @@ pub async fn with_timeout<T>(timeout: Duration, call: impl Future<Output = Resul
 
 /// A transaction id that a row has of a transaction which has not begun.
 async fn xid_beyond(conn: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
-    // Every process writes to this table's rows every ten seconds: if the next version of one is of a transaction that has not begun,
-    // rows of other tables are too.
+    // Every process writes to this table's rows every ten seconds: if the next version of one is of a transaction that
+    // has not begun, rows of other tables are too.
     let beyond: Option<String> = sqlx::query_scalar(
         "-- store.ping
          select d.xmax::text from cdc_export.destinations d where age(d.xmax) < 0 order by age(d.xmax) limit 1",
@@ -268,12 +271,13 @@ async fn xid_beyond(conn: &mut PgConnection) -> Result<Option<String>, sqlx::Err
     Ok(still.then_some(xid))
 }
 
-/// How long a connection may take to end what its caller has given up. The server ends a statement earlier; one that can't be reached
-/// doesn't answer.
+/// How long a connection may take to end what its caller has given up. The server ends a statement earlier; one that
+/// can't be reached doesn't answer.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A connection of the pool whose statement is ended when it is dropped, unless it was given back. If it were closed at once, the pool
-/// would open another one, while the statement went on to wait for its lock: the server would have more connections than were promised.
+/// A connection of the pool whose statement is ended when it is dropped, unless it was given back. If it were closed at
+/// once, the pool would open another one, while the statement went on to wait for its lock: the server would have more
+/// connections than were promised.
 struct EndedOnDrop(Option<PoolConnection<Postgres>>);
 
 impl EndedOnDrop {

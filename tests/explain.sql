@@ -1,5 +1,5 @@
--- The tables that tests/explain.sh explains statements on: 100,000 exports in 1,000 lanes, a pending job in each lane but
--- those of c1, which runs one, and of c2, which has one that is committed and not published.
+-- The tables that tests/explain.sh explains statements on: 100,000 exports in 1,000 lanes, a pending job in each lane
+-- but those of c1, which runs one, and of c2, which has one that is committed and not published.
 insert into exports (
   id, consumer_id, dataset, lane_sequence, export_type, format, status, attempt, max_attempts, output_filename, created_at,
   run_at, started_at, finished_at, destination_id, staged_name, sha256, published_at, number)

@@ -1,8 +1,8 @@
 //! Puts a statement together from several pieces of SQL.
 //!
-//! A line `-- include NAME` of a `.sql` file stands for a piece: SQL that several statements share, or that depends on the
-//! table. A name that ends in `.sql` is a file's, below the folder of the statement's top-level module; the code makes
-//! the other pieces.
+//! A line `-- include NAME` of a `.sql` file stands for a piece: SQL that several statements share, or that depends on
+//! the table. A name that ends in `.sql` is a file's, below the folder of the statement's top-level module; the code
+//! makes the other pieces.
 
 /// Returns `statement` with the text of each piece, a name and its SQL, in place of the lines that include the piece.
 ///

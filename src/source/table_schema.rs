@@ -99,8 +99,8 @@ impl ColumnRow {
     }
 }
 
-/// Returns the Parquet type of a `numeric` with this modifier. Returns `None` if the column declares no precision, or if
-/// Parquet has no such type.
+/// Returns the Parquet type of a `numeric` with this modifier. Returns `None` if the column declares no precision, or
+/// if Parquet has no such type.
 ///
 /// The modifier has the precision, then 11 bits of the signed scale (`make_numeric_typmod` in Postgres's sources).
 fn decimal(modifier: i32) -> Option<ParquetType> {

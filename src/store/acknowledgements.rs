@@ -11,12 +11,12 @@ use crate::job::{ConsumerId, JobId};
 use crate::store::{Error, Store};
 
 impl Store {
-    /// Records that a published export, and all before it in its lane, are loaded. False: that was known, or nobody was handed such an
-    /// export.
+    /// Records that a published export, and all before it in its lane, are loaded. False: that was known, or nobody was
+    /// handed such an export.
     pub async fn acknowledge(&self, id: JobId) -> Result<bool, Error> {
-        // Of two at once the second waits for the lane's row, and then compares its number with the one that is there by then. A database that was
-        // put back as a whole has what was acknowledged by then. Where only some of it was put back, the number may be beyond the lane's last one:
-        // it is nobody's, and gives way to any.
+        // Of two at once the second waits for the lane's row, and then compares its number with the one that is there
+        // by then. A database that was put back as a whole has what was acknowledged by then. Where only some of it was
+        // put back, the number may be beyond the lane's last one: it is nobody's, and gives way to any.
         let statement = sqlx::query(
             "-- store.acknowledgements.acknowledge
              update cdc_export.lanes l set acknowledged = e.number, acknowledged_at = clock_timestamp()
@@ -29,7 +29,8 @@ impl Store {
         Ok(self.execute(statement).await? == 1)
     }
 
-    /// What there is to acknowledge in each of these lanes, consumers and datasets, that has ever acknowledged an export.
+    /// What there is to acknowledge in each of these lanes, consumers and datasets, that has ever acknowledged an
+    /// export.
     pub async fn unacknowledged(
         &self,
         consumers: &[&str],

@@ -1,4 +1,5 @@
-//! The commit of an export: its job is completed and its consumer's watermark moved, in the transaction whose snapshot was exported.
+//! The commit of an export: its job is completed and its consumer's watermark moved, in the transaction whose snapshot
+//! was exported.
 
 use sqlx::PgConnection;
 use sqlx::types::Json;
@@ -41,8 +42,8 @@ pub enum Committed {
 
 /// Completes a job and moves its consumer's watermark, in the transaction whose snapshot was exported.
 ///
-/// Whether the lease has expired doesn't matter here, only which worker has it: clocks decide when a job is taken over, never what is
-/// true. A conflicting lock is waited for three times, since the export may have taken hours.
+/// Whether the lease has expired doesn't matter here, only which worker has it: clocks decide when a job is taken over,
+/// never what is true. A conflicting lock is waited for three times, since the export may have taken hours.
 ///
 /// # Errors
 /// If the database fails; the transaction is broken then.

@@ -1,7 +1,8 @@
 //! Deliveries of events: one row for each event and receiver, and the outcome of its attempts.
 //!
-//! A row is inserted in the transaction that ends an export (`store::transitions`). So an event exists if and only if its export ended.
-//! A claim moves `run_at` to the end of its lease. That time is also the claim's token: an outcome is recorded only while it is unchanged.
+//! A row is inserted in the transaction that ends an export (`store::transitions`). So an event exists if and only if
+//! its export ended. A claim moves `run_at` to the end of its lease. That time is also the claim's token: an outcome is
+//! recorded only while it is unchanged.
 
 use std::time::Duration;
 
@@ -149,7 +150,8 @@ impl Store {
         Store { listeners: listeners.into(), ..self }
     }
 
-    /// Claims up to `limit` due deliveries of a receiver, the oldest first. No other process can claim them during `lease`.
+    /// Claims up to `limit` due deliveries of a receiver, the oldest first. No other process can claim them during
+    /// `lease`.
     ///
     /// With `only_manual` it claims only deliveries that were requested again, and had no attempt since.
     pub async fn claim_deliveries(
@@ -172,7 +174,8 @@ impl Store {
         Ok(rows.into_iter().filter_map(|row| skip_unreadable(claimed(row))).collect())
     }
 
-    /// Records an attempt. Returns false if the claim has ended: the delivery was claimed again, requested again or deleted.
+    /// Records an attempt. Returns false if the claim has ended: the delivery was claimed again, requested again or
+    /// deleted.
     pub async fn record_attempt(&self, delivery: &Delivery, attempt: &Attempt) -> Result<bool, Error> {
         let (is_delivered, pause, error) = match &attempt.outcome {
             AttemptOutcome::Delivered => (true, None, None),
@@ -198,7 +201,8 @@ impl Store {
         Ok(self.execute(statement).await? == 1)
     }
 
-    /// Repairs due times of pending deliveries that lie too far in the future because the database's clock was set back.
+    /// Repairs due times of pending deliveries that lie too far in the future because the database's clock was set
+    /// back.
     ///
     /// Each such delivery gets its whole pause again, counted from now.
     pub async fn repair_future_timestamps_of_deliveries(&self) -> Result<(), Error> {

@@ -24,7 +24,8 @@ fn with_file_columns(statement: &'static str) -> AssertSqlSafe<String> {
     AssertSqlSafe(with_pieces(statement, &[FILE_COLUMNS]))
 }
 
-/// A committed file that is missing in its destination for so long is lost: a process that was just renaming it has long done so.
+/// A committed file that is missing in its destination for so long is lost: a process that was just renaming it has
+/// long done so.
 pub const LOST_AFTER: Duration = Duration::from_secs(10);
 
 impl Store {
@@ -43,8 +44,8 @@ impl Store {
         self.with(async |conn| statement.fetch_one(conn).await).await
     }
 
-    /// The files of this folder that are committed and have no final name yet, and those that another database has to name, wherever
-    /// they are. A lane has one such file at most: a claim waits for it.
+    /// The files of this folder that are committed and have no final name yet, and those that another database has to
+    /// name, wherever they are. A lane has one such file at most: a claim waits for it.
     pub async fn unpublished(&self, destination: Uuid) -> Result<Vec<FileRecord>, Error> {
         let statement = sqlx::query_as(with_file_columns(include_str!("files/unpublished.sql"))).bind(destination);
         let rows: Vec<FileRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
@@ -82,8 +83,8 @@ impl Store {
         self.with(async |conn| statement.fetch_one(conn).await).await
     }
 
-    /// Records that the files have their final names and where each is, as a URL, and numbers the export among the published ones of its
-    /// lane. `None`: another process did before, or plans the manifest anew.
+    /// Records that the files have their final names and where each is, as a URL, and numbers the export among the
+    /// published ones of its lane. `None`: another process did before, or plans the manifest anew.
     pub async fn published(
         &self,
         record: &FileRecord,
@@ -99,8 +100,9 @@ impl Store {
         self.transition(statement, None).await
     }
 
-    /// Fails a committed job whose file was lost before it had its name, and bars its consumer's position: only a full export goes on
-    /// from there. `None`: it was published meanwhile, or was committed too recently, or has ended otherwise.
+    /// Fails a committed job whose file was lost before it had its name, and bars its consumer's position: only a full
+    /// export goes on from there. `None`: it was published meanwhile, or was committed too recently, or has ended
+    /// otherwise.
     pub async fn give_up(&self, record: &FileRecord) -> Result<Option<Transition>, Error> {
         // A file that another database names is not waited for.
         let after = if record.is_own { LOST_AFTER } else { Duration::ZERO };
@@ -117,12 +119,14 @@ impl Store {
         self.transition(statement, None).await
     }
 
-    /// Gives a committed file another final name, since that one is taken in the folder. Recorded before the file is renamed,
-    /// so that whoever goes on after a crash looks for it under the right name. Nothing happens if somebody else did it.
+    /// Gives a committed file another final name, since that one is taken in the folder. Recorded before the file is
+    /// renamed, so that whoever goes on after a crash looks for it under the right name. Nothing happens if somebody
+    /// else did it.
     pub async fn rename_output(&self, record: &FileRecord) -> Result<(), Error> {
         self.transaction(async |tx| {
             let (stem, present) = stem_and_number(&record.name, record.encoding);
-            // Only forward: of two publishers one would else look for the file under the name that the other one went back to.
+            // Only forward: of two publishers one would else look for the file under the name that the other one went
+            // back to.
             let mut number = (names_taken(tx, stem).await? + 1).max(present + 1);
             let mut name = numbered(stem, number, record.encoding);
             while is_taken(tx, &name).await? {
@@ -159,8 +163,8 @@ async fn is_taken(conn: &mut PgConnection, name: &str) -> Result<bool, sqlx::Err
 /// Names of a stem that are counted: what a second has at most. Of more, the next free number is found by trying.
 const MOST_NAMES: i64 = 1_000;
 
-/// How many files have this stem, in any case: those that go on after it with `-` or `.`, so that a consumer whose id begins like
-/// another's whole stem isn't counted.
+/// How many files have this stem, in any case: those that go on after it with `-` or `.`, so that a consumer whose id
+/// begins like another's whole stem isn't counted.
 pub(crate) async fn names_taken(conn: &mut PgConnection, stem: &str) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar(
         "-- store.files.names_taken

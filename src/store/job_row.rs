@@ -67,8 +67,8 @@ pub(crate) struct JobRow {
     finished_at: Option<DateTime<Utc>>,
 }
 
-/// Logs the error of a row that this version can't read, and skips the row. A newer version may have written it, and the other rows
-/// are still wanted.
+/// Logs the error of a row that this version can't read, and skips the row. A newer version may have written it, and
+/// the other rows are still wanted.
 pub(super) fn skip_unreadable<T>(read: Result<T, Error>) -> Option<T> {
     read.inspect_err(|error| tracing::warn!(event = "job_unreadable", error = chain(error))).ok()
 }

@@ -16,8 +16,8 @@ use crate::store::open_jobs::Slot;
 use crate::store::transitions::transition;
 use crate::store::{CHANNEL, Error, Store};
 
-/// How many jobs of one consumer may be open, and how many ad-hoc jobs in all: enough for any client that waits for its exports, and an
-/// end to a loop that doesn't wait.
+/// How many jobs of one consumer may be open, and how many ad-hoc jobs in all: enough for any client that waits for its
+/// exports, and an end to a loop that doesn't wait.
 const MOST_OPEN: i64 = 20;
 
 /// How a request for an export went.
@@ -59,8 +59,8 @@ pub enum Cancelled {
 }
 
 impl Store {
-    /// Makes a job: numbers it in its consumer's lane, names its file, and notifies the workers; unless the request's key was seen
-    /// before, or too many jobs are open.
+    /// Makes a job: numbers it in its consumer's lane, names its file, and notifies the workers; unless the request's
+    /// key was seen before, or too many jobs are open.
     ///
     /// # Errors
     /// If the database fails; there is no job then.
@@ -71,7 +71,8 @@ impl Store {
         terms: Terms,
     ) -> Result<SubmitOutcome, Error> {
         match self.submit_once(request, destination, terms).await {
-            // A key is unique for its consumer, and a lane's lock is for a dataset: the key was just sent with another dataset.
+            // A key is unique for its consumer, and a lane's lock is for a dataset: the key was just sent with another
+            // dataset.
             Err(Error::Sql(sqlx::Error::Database(e))) if e.constraint() == Some("exports_idempotency_key") => {
                 self.submit_once(request, destination, terms).await
             }
@@ -108,8 +109,8 @@ impl Store {
         .await
     }
 
-    /// Makes a job in a transaction that has entered its lane. The bound on open jobs holds until the transaction has ended: who
-    /// commits it says so to the slot.
+    /// Makes a job in a transaction that has entered its lane. The bound on open jobs holds until the transaction has
+    /// ended: who commits it says so to the slot.
     pub(super) async fn insert<'s>(
         &'s self,
         tx: &mut PgConnection,
@@ -196,7 +197,8 @@ impl Store {
     pub async fn cancel(&self, id: JobId) -> Result<Cancelled, Error> {
         let cancel = sqlx::query_as(with_job_columns(include_str!("jobs/cancel.sql"))).bind(id.as_uuid());
         let asked = self.transaction(async |tx| {
-            // The commit of an export holds the row's lock: a cancel that waited for the lock would come too late anyway.
+            // The commit of an export holds the row's lock: a cancel that waited for the lock would come too late
+            // anyway.
             sqlx::query("-- store.jobs.cancel.timeout\n set local lock_timeout = '500ms'").execute(&mut *tx).await?;
             let row = transition(tx, &self.listeners, cancel).await?;
             if row.is_some() {
@@ -224,11 +226,12 @@ impl Store {
     }
 }
 
-/// Takes the next number of a request's lane. The lanes stay locked to the end of the transaction: a request with the same key is either
-/// seen or waits, and the consumer's open jobs are counted by one request at a time.
+/// Takes the next number of a request's lane. The lanes stay locked to the end of the transaction: a request with the
+/// same key is either seen or waits, and the consumer's open jobs are counted by one request at a time.
 pub(super) async fn enter_lane(conn: &mut PgConnection, request: &Request) -> Result<Option<i64>, Error> {
     let consumer = request.consumer.as_ref().map_or("", |consumer| consumer.as_str());
-    // All lanes of the consumer, in one order, so that its jobs are submitted one after the other, whichever datasets they are of.
+    // All lanes of the consumer, in one order, so that its jobs are submitted one after the other, whichever datasets
+    // they are of.
     sqlx::query(
         "-- store.jobs.lock_lanes
          select from cdc_export.lanes where consumer_id = $1 order by dataset for update",
@@ -236,7 +239,8 @@ pub(super) async fn enter_lane(conn: &mut PgConnection, request: &Request) -> Re
     .bind(consumer)
     .execute(&mut *conn)
     .await?;
-    // The order of numbers is the order of commits. Exports without a consumer are worked in no order; their row is a lock only.
+    // The order of numbers is the order of commits. Exports without a consumer are worked in no order; their row is a
+    // lock only.
     let sequence: i64 = sqlx::query_scalar(
         "-- store.jobs.next_in_lane
          insert into cdc_export.lanes as l (consumer_id, dataset, last_sequence) values ($1, $2, 1)
@@ -250,8 +254,8 @@ pub(super) async fn enter_lane(conn: &mut PgConnection, request: &Request) -> Re
     Ok(request.consumer.as_ref().map(|_| sequence))
 }
 
-/// The time of a new job: the database's, but later than those of its lane's last job, also where the clock was set back. The
-/// lane's row must be locked.
+/// The time of a new job: the database's, but later than those of its lane's last job, also where the clock was set
+/// back. The lane's row must be locked.
 async fn next_time(conn: &mut PgConnection, request: &Request) -> Result<DateTime<Utc>, sqlx::Error> {
     sqlx::query_scalar(
         "-- store.jobs.next_time

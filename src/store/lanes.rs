@@ -1,5 +1,5 @@
-//! A lane in its order: its published exports by their numbers, its jobs under way, and whether the export that a caller says it loaded
-//! last is the lane's last one.
+//! A lane in its order: its published exports by their numbers, its jobs under way, and whether the export that a
+//! caller says it loaded last is the lane's last one.
 
 use sqlx::PgConnection;
 
@@ -14,15 +14,18 @@ const MOST_NAMED: i64 = 100;
 /// Why a caller is out of step with its lane.
 #[derive(Debug)]
 pub enum OutOfStep {
-    /// The database doesn't know the export that the caller loaded, or knows it with another content, or has forgotten a later one.
+    /// The database doesn't know the export that the caller loaded, or knows it with another content, or has forgotten
+    /// a later one.
     Unknown,
-    /// The lane has gone on: the exports published since, a hundred at most, then the jobs under way, in the lane's order.
+    /// The lane has gone on: the exports published since, a hundred at most, then the jobs under way, in the lane's
+    /// order.
     GoneOn(Vec<Job>),
 }
 
 impl Store {
-    /// The lane's exports that were published after the job `after`, by their numbers, `limit` of them at most; with `from`, those after
-    /// that number. `None`: no completed export of the lane has this id, or a later one was forgotten.
+    /// The lane's exports that were published after the job `after`, by their numbers, `limit` of them at most; with
+    /// `from`, those after that number. `None`: no completed export of the lane has this id, or a later one was
+    /// forgotten.
     pub async fn published_after(
         &self,
         lane: Lane<'_>,
@@ -55,8 +58,8 @@ pub(super) async fn out_of_step(
     Ok(if jobs.is_empty() { None } else { Some(OutOfStep::GoneOn(jobs)) })
 }
 
-/// The number of a completed export, or the lane's last number if the export has none yet. `None`: the lane has no such export, or its
-/// file has another content.
+/// The number of a completed export, or the lane's last number if the export has none yet. `None`: the lane has no such
+/// export, or its file has another content.
 async fn known(
     conn: &mut PgConnection,
     lane: Lane<'_>,

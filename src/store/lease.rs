@@ -58,8 +58,8 @@ pub enum Renewal {
     Lost,
 }
 
-/// Renews the lease of one attempt over a connection of its own, so that a busy pool doesn't starve the renewal. Connects for the first
-/// renewal, before which a short export has ended.
+/// Renews the lease of one attempt over a connection of its own, so that a busy pool doesn't starve the renewal.
+/// Connects for the first renewal, before which a short export has ended.
 #[derive(Debug)]
 pub struct LeaseRenewer {
     options: PgConnectOptions,

@@ -1,8 +1,9 @@
 //! Lists of jobs, newest first. Whatever the filter, a page reads about as many entries of an index as it has rows.
 //!
-//! An index has the key of a kind of job, as one text: all that a filter may name, or all but the consumer, the dataset or both. A
-//! filter is a set of such keys, each of which is a list of its own, and a page is merged out of them. No key leaves anything to be
-//! filtered, so that a page of jobs that are rare, or of which there are none, is as quick as any.
+//! An index has the key of a kind of job, as one text: all that a filter may name, or all but the consumer, the dataset
+//! or both. A filter is a set of such keys, each of which is a list of its own, and a page is merged out of them. No
+//! key leaves anything to be filtered, so that a page of jobs that are rare, or of which there are none, is as quick as
+//! any.
 
 use chrono::{DateTime, Utc};
 use sqlx::AssertSqlSafe;
@@ -13,7 +14,8 @@ use crate::job::{ExportType, Filter, Job, Status};
 use crate::store::job_row::{JOB_COLUMNS, JobRow};
 use crate::store::{Error, Store};
 
-/// How many entries of each list are read first, and how many more of a list that goes on; of one that still goes on, a page is read.
+/// How many entries of each list are read first, and how many more of a list that goes on; of one that still goes on, a
+/// page is read.
 const FIRST: i64 = 4;
 const SECOND: i64 = 32;
 
@@ -74,7 +76,8 @@ fn keys(filter: &Filter) -> Vec<String> {
 const PUBLIC_STATUS: &str =
     "case when e.status = 'completed' and e.published_at is null then 'processing' else e.status end";
 
-/// Returns the page's statement. Its condition on the key is the expression of the index that has the keys of such a filter.
+/// Returns the page's statement. Its condition on the key is the expression of the index that has the keys of such a
+/// filter.
 fn statement(filter: &Filter) -> String {
     let key = [
         (filter.consumer.is_some() || filter.among.is_some()).then_some("e.consumer_id"),

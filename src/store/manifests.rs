@@ -1,5 +1,5 @@
-//! The manifest of a committed export: what it is made of, and its text, which is written down before anybody sees it, so that whoever goes
-//! on after a crash writes the same.
+//! The manifest of a committed export: what it is made of, and its text, which is written down before anybody sees it,
+//! so that whoever goes on after a crash writes the same.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use sqlx::types::Json;
@@ -31,7 +31,8 @@ struct PlannedRow {
 }
 
 impl Store {
-    /// What the manifest of a committed export is, or will be. `None`: the export is published, was given up, or isn't a consumer's.
+    /// What the manifest of a committed export is, or will be. `None`: the export is published, was given up, or isn't
+    /// a consumer's.
     pub async fn planned_manifest(&self, record: &FileRecord) -> Result<Option<Planned>, Error> {
         let statement = sqlx::query_as(with_job_columns(include_str!("manifests/planned.sql")))
             .bind(record.job.as_uuid())
@@ -59,9 +60,9 @@ impl Store {
         self.execute(statement).await.map(drop)
     }
 
-    /// Has the lane's numbers go on behind this one, which the destination has of another export: the database was put back, and that export
-    /// is none that it knows. The manifest of this record is to be planned anew. False: another plan has taken its place already, or the
-    /// export is published or was given up.
+    /// Has the lane's numbers go on behind this one, which the destination has of another export: the database was put
+    /// back, and that export is none that it knows. The manifest of this record is to be planned anew. False: another
+    /// plan has taken its place already, or the export is published or was given up.
     pub async fn skip_to(&self, record: &FileRecord, number: u64) -> Result<bool, Error> {
         let statement = sqlx::query(
             "-- store.manifests.skip_to

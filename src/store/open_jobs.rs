@@ -1,9 +1,9 @@
 //! A bound on open jobs: how many there are in all, and whether one more may be made.
 //!
-//! They are not counted for each submission: beside an export that runs for hours, the index of open jobs keeps an entry for each job
-//! that has ended since, and all submissions would wait for one row that had the number. A process counts the open jobs once in a while,
-//! and from then on adds the jobs that it makes. So each process keeps the bound; several together may exceed it by the jobs that the
-//! others make in that time.
+//! They are not counted for each submission: beside an export that runs for hours, the index of open jobs keeps an
+//! entry for each job that has ended since, and all submissions would wait for one row that had the number. A process
+//! counts the open jobs once in a while, and from then on adds the jobs that it makes. So each process keeps the bound;
+//! several together may exceed it by the jobs that the others make in that time.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

@@ -1,7 +1,8 @@
-//! The queue: who may work on which job. `exports` is the queue; a lease with a random token is the right to one attempt.
+//! The queue: who may work on which job. `exports` is the queue; a lease with a random token is the right to one
+//! attempt.
 //!
-//! Every write after the claim names the token and counts its rows, so that a worker which lost its lease changes nothing.
-//! Time is the database's `clock_timestamp()` alone, and decides only when a job is taken over.
+//! Every write after the claim names the token and counts its rows, so that a worker which lost its lease changes
+//! nothing. Time is the database's `clock_timestamp()` alone, and decides only when a job is taken over.
 
 use std::collections::HashMap;
 use std::sync::PoisonError;
@@ -38,7 +39,8 @@ const SCAN_START_TTL: Duration = Duration::from_secs(5);
 /// How much shorter or longer the pause before a retry may be.
 const RETRY_JITTER: f64 = 0.2;
 
-/// The pause after so many attempts, counted from 1: two seconds, three times as many after each further one, ten minutes at most.
+/// The pause after so many attempts, counted from 1: two seconds, three times as many after each further one, ten
+/// minutes at most.
 fn retry_pause(attempts: u32) -> Duration {
     let seconds = 3_u64.saturating_pow(attempts.saturating_sub(1)).saturating_mul(2);
     Duration::from_secs(seconds.min(600))
@@ -100,8 +102,8 @@ async fn claim(
     }
 }
 
-/// Returns a time before which no job is ready. While some export holds an old snapshot, the index keeps an entry for each job that has
-/// left the queue since. A scan from the index's end would read all of them for each claim.
+/// Returns a time before which no job is ready. While some export holds an old snapshot, the index keeps an entry for
+/// each job that has left the queue since. A scan from the index's end would read all of them for each claim.
 async fn scan_start(conn: &mut PgConnection, claimant: &Claimant<'_>) -> Result<DateTime<Utc>, sqlx::Error> {
     sqlx::query_scalar(AssertSqlSafe(with_pieces(include_str!("queue/scan_start.sql"), &[CLAIMABLE])))
         .bind(known_formats())
@@ -117,8 +119,9 @@ async fn scan_start(conn: &mut PgConnection, claimant: &Claimant<'_>) -> Result<
 pub struct EndedAttempt {
     /// The file that was left.
     pub file: HiddenFile,
-    /// Whether nobody writes it any more, or will miss it. Of a job that the database doesn't know nothing is known: it may be that of a
-    /// clone, which has the same identity. A publisher's file has its final name in a moment, or is written again.
+    /// Whether nobody writes it any more, or will miss it. Of a job that the database doesn't know nothing is known: it
+    /// may be that of a clone, which has the same identity. A publisher's file has its final name in a moment, or is
+    /// written again.
     pub is_removable: bool,
 }
 
@@ -136,8 +139,9 @@ pub enum Settlement {
 impl Store {
     /// Takes the oldest ready job of a lane in which no earlier job is open, or completed without its file's name.
     ///
-    /// A job belongs to the destination of the process that accepted it, which will serve its file, while any process with that
-    /// destination lives. A job of a format or dataset that this process doesn't know is left to a process that does.
+    /// A job belongs to the destination of the process that accepted it, which will serve its file, while any process
+    /// with that destination lives. A job of a format or dataset that this process doesn't know is left to a process
+    /// that does.
     pub async fn claim(&self, claimant: &Claimant<'_>, lease: Duration) -> Result<Option<Lease>, Error> {
         self.with(async |conn| {
             let known = *self.scan_start.lock().unwrap_or_else(PoisonError::into_inner);
@@ -166,11 +170,11 @@ impl Store {
         self.execute(statement).await.map(drop)
     }
 
-    /// Leaves a job: it is pending, failed or cancelled then. `None`: it wasn't this lease's to leave. `cause` is the attempt's error with
-    /// its causes, for the log.
+    /// Leaves a job: it is pending, failed or cancelled then. `None`: it wasn't this lease's to leave. `cause` is the
+    /// attempt's error with its causes, for the log.
     ///
-    /// Waits for a commit of this attempt that is still under way, since that holds the row; so after `Some` such a commit can't
-    /// happen any more.
+    /// Waits for a commit of this attempt that is still under way, since that holds the row; so after `Some` such a
+    /// commit can't happen any more.
     pub async fn settle(
         &self,
         lease: &Lease,
@@ -198,7 +202,8 @@ impl Store {
     /// Repairs times that lie too far in the future because the database's clock was set back.
     /// Pending jobs become ready, and leases are shortened. The service itself never sets a time that far ahead.
     ///
-    /// A lease is shortened to four of this process's, so that a worker with a longer one of its own has time to renew it.
+    /// A lease is shortened to four of this process's, so that a worker with a longer one of its own has time to renew
+    /// it.
     pub async fn repair_future_timestamps(&self, lease: Duration) -> Result<(), Error> {
         let statement = sqlx::query(include_str!("queue/repair_future_timestamps.sql"))
             .bind(lease.as_secs_f64())
@@ -217,8 +222,9 @@ impl Store {
 
     /// Which of these hidden files are left over by attempts that ended without completing their jobs.
     ///
-    /// A folder may be shared with the service of another database, also of a copy of this one: that service's files are not among those
-    /// returned. Files that name this database are returned also where it was restored to before it knew the job.
+    /// A folder may be shared with the service of another database, also of a copy of this one: that service's files
+    /// are not among those returned. Files that name this database are returned also where it was restored to before it
+    /// knew the job.
     pub async fn ended_attempts(&self, hidden: Vec<HiddenFile>) -> Result<Vec<EndedAttempt>, Error> {
         let (ids, tokens): (Vec<Uuid>, Vec<Uuid>) =
             hidden.iter().map(|file| (file.job.as_uuid(), file.token.as_uuid())).unzip();

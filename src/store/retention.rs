@@ -1,7 +1,8 @@
-//! Retention: the files and jobs that are past what the operator keeps, and the lanes and destinations that are not used any more.
+//! Retention: the files and jobs that are past what the operator keeps, and the lanes and destinations that are not
+//! used any more.
 //!
-//! Each call goes through a few hundred consumers and the next call goes on after them, so that a call costs the same however many jobs
-//! there are.
+//! Each call goes through a few hundred consumers and the next call goes on after them, so that a call costs the same
+//! however many jobs there are.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -67,10 +68,10 @@ impl TryFrom<PastRow> for PastFile {
 }
 
 impl Store {
-    /// Files of this destination that are past a retention: too old, or with too many newer ones of their consumer. A retention of files
-    /// counts the files that are there, a retention of jobs all ended jobs; the latter returns files of another database too, which only
-    /// that database's service removes. What was published less than `spare` ago and is not acknowledged, by a consumer that acknowledges, is
-    /// spared.
+    /// Files of this destination that are past a retention: too old, or with too many newer ones of their consumer. A
+    /// retention of files counts the files that are there, a retention of jobs all ended jobs; the latter returns files
+    /// of another database too, which only that database's service removes. What was published less than `spare` ago
+    /// and is not acknowledged, by a consumer that acknowledges, is spared.
     pub async fn files_past(
         &self,
         retention: &Retention,
@@ -103,10 +104,11 @@ impl Store {
         rows.into_iter().map(PastFile::try_from).collect()
     }
 
-    /// Deletes jobs that are past the retention of jobs, have ended, and have no file any more, the oldest first. Returns how many. A
-    /// lane's last published job stays, since the next one goes on from it. Jobs that were published after one whose file is still there
-    /// stay too, since a consumer that loaded that file last asks for them. A destination that no process has any more keeps no job. What
-    /// is not acknowledged is spared as in [`files_past`](Store::files_past), and as long what a receiver is still to be told.
+    /// Deletes jobs that are past the retention of jobs, have ended, and have no file any more, the oldest first.
+    /// Returns how many. A lane's last published job stays, since the next one goes on from it. Jobs that were
+    /// published after one whose file is still there stay too, since a consumer that loaded that file last asks for
+    /// them. A destination that no process has any more keeps no job. What is not acknowledged is spared as in
+    /// [`files_past`](Store::files_past), and as long what a receiver is still to be told.
     pub async fn forget_jobs_past(&self, retention: &Retention, spare: Duration) -> Result<u64, Error> {
         let cursor = &self.cursors.jobs;
         let forget_past = self.in_index_order(async |tx| {
@@ -125,8 +127,8 @@ impl Store {
         Ok(forgotten.rows_affected())
     }
 
-    /// Deletes lanes that have neither a job nor a watermark any more. Returns how many. A lane that has ever published stays, so that
-    /// its numbers go on.
+    /// Deletes lanes that have neither a job nor a watermark any more. Returns how many. A lane that has ever published
+    /// stays, so that its numbers go on.
     pub async fn forget_lanes(&self) -> Result<u64, Error> {
         let cursor = &self.cursors.lanes;
         let after = read(cursor);
@@ -141,8 +143,8 @@ impl Store {
             .bind(BATCH)
             .fetch_optional(&mut *tx)
             .await?;
-            // A locked lane has a job in the making. Jobs are looked for after the lock, in a statement of its own, which sees every job
-            // submitted before; a later submission waits for the lock, and then finds no lane.
+            // A locked lane has a job in the making. Jobs are looked for after the lock, in a statement of its own,
+            // which sees every job submitted before; a later submission waits for the lock, and then finds no lane.
             let unused: Vec<(String, String)> = sqlx::query_as(
                 "-- store.retention.lock_lanes
              select consumer_id, dataset from cdc_export.lanes l
@@ -177,7 +179,8 @@ impl Store {
         Ok(forgotten.rows_affected())
     }
 
-    /// Deletes the destinations that no process has used for a day. A job stops waiting for such a destination after a minute already.
+    /// Deletes the destinations that no process has used for a day. A job stops waiting for such a destination after a
+    /// minute already.
     pub async fn forget_stores(&self) -> Result<(), Error> {
         let statement = sqlx::query(
             "-- store.retention.forget_stores
@@ -206,7 +209,8 @@ fn advance<T>(cursor: &Mutex<T>, next: T) {
     *cursor.lock().unwrap_or_else(PoisonError::into_inner) = next;
 }
 
-/// The consumers of this call, and after which one the next call goes on. Ad-hoc exports, under the empty name, belong to every call.
+/// The consumers of this call, and after which one the next call goes on. Ad-hoc exports, under the empty name, belong
+/// to every call.
 async fn consumers(
     conn: &mut PgConnection,
     after: &str,

@@ -1,7 +1,7 @@
 //! Progress of schedules: their used slots, and the jobs of these slots.
 //!
-//! A slot is used in the transaction that inserts its job, with the schedule's row locked. So one process makes the job, and if that
-//! process dies before the commit, the slot is still due.
+//! A slot is used in the transaction that inserts its job, with the schedule's row locked. So one process makes the
+//! job, and if that process dies before the commit, the slot is still due.
 
 use std::collections::HashMap;
 
@@ -82,8 +82,8 @@ impl Store {
         Ok((now, rows.into_iter().map(state).collect::<Result<_, Error>>()?))
     }
 
-    /// Takes the slots up to this one for used, where the schedule is new or its timing is another one than before: they are none of its
-    /// timing's that anybody waits for.
+    /// Takes the slots up to this one for used, where the schedule is new or its timing is another one than before:
+    /// they are none of its timing's that anybody waits for.
     pub async fn adopt_timing(&self, schedule: &Schedule, slot: DateTime<Utc>) -> Result<(), Error> {
         let statement = sqlx::query(
             "-- store.schedules.adopt
@@ -122,8 +122,8 @@ impl Store {
         .await
     }
 
-    /// Makes a full export after the schedule's last one, which needs it: once, and only if nothing came after that one in its lane. Where
-    /// a full export didn't help, the next one comes an hour later.
+    /// Makes a full export after the schedule's last one, which needs it: once, and only if nothing came after that one
+    /// in its lane. Where a full export didn't help, the next one comes an hour later.
     pub async fn heal(&self, schedule: &Schedule, destination: Option<Uuid>, terms: Terms) -> Result<Asked, Error> {
         let Lane { consumer, dataset } = schedule.lane();
         // The row of the schedule is locked: who waits for it finds another last job there.
@@ -210,7 +210,8 @@ impl Store {
     }
 }
 
-/// Binds a schedule and one of its slots to a statement: `$1` is the schedule's name, `$2` the slot, `$3` the schedule's timing.
+/// Binds a schedule and one of its slots to a statement: `$1` is the schedule's name, `$2` the slot, `$3` the
+/// schedule's timing.
 fn of_slot<'q>(
     statement: Query<'q, Postgres, PgArguments>,
     schedule: &'q Schedule,

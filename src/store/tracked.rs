@@ -27,7 +27,8 @@ pub enum Obstacle {
 }
 
 impl Tracking {
-    /// Returns why a dataset's table can't be exported for a consumer. An ad-hoc export needs no triggers, since it has no position.
+    /// Returns why a dataset's table can't be exported for a consumer. An ad-hoc export needs no triggers, since it has
+    /// no position.
     pub fn obstacle(self, dataset: &Dataset, consumer: Option<&ConsumerId>) -> Option<Obstacle> {
         let needs_triggers = consumer.is_some() && dataset.capture == Capture::Triggers;
         match self {

@@ -1,11 +1,11 @@
 //! Changes the status of a job after its claim, and announces the change.
 //!
-//! [`transition`] runs the statement that changes the status. It records the deliveries of the job's end in the same transaction, so a
-//! delivery exists if and only if the transition committed.
+//! [`transition`] runs the statement that changes the status. It records the deliveries of the job's end in the same
+//! transaction, so a delivery exists if and only if the transition committed.
 //!
-//! After the commit, [`Store::announce`] counts the end in the metrics, writes the log event and wakes the job's followers. Each end is
-//! announced by at most one process. If that process dies between the two, or loses the answer to the commit, nothing is announced. So
-//! nothing that must never be missing belongs there.
+//! After the commit, [`Store::announce`] counts the end in the metrics, writes the log event and wakes the job's
+//! followers. Each end is announced by at most one process. If that process dies between the two, or loses the answer
+//! to the commit, nothing is announced. So nothing that must never be missing belongs there.
 
 use sqlx::postgres::PgArguments;
 use sqlx::query::QueryAs;
@@ -24,12 +24,13 @@ use crate::telemetry::metrics::{self, Completed, ExportLabels};
 pub struct Transition {
     /// The job's status before, as clients saw it.
     pub from: Status,
-    /// The job after the transition, as clients see it: a committed job is still processing until its file has its name.
+    /// The job after the transition, as clients see it: a committed job is still processing until its file has its
+    /// name.
     pub job: Job,
 }
 
-/// A change of a job's status in a transaction that may not be committed yet. A statement returns it as the column `was` and the job's
-/// columns.
+/// A change of a job's status in a transaction that may not be committed yet. A statement returns it as the column
+/// `was` and the job's columns.
 #[derive(sqlx_macros::FromRow)]
 pub(super) struct TransitionRow {
     /// The status before, as clients saw it.
@@ -49,7 +50,8 @@ impl TryFrom<TransitionRow> for Transition {
 /// A statement that changes statuses, and returns a row for each job that it changed.
 type Statement<'q> = QueryAs<'q, Postgres, TransitionRow, PgArguments>;
 
-/// Runs a statement that changes one job's status, and records the deliveries of the job's end. Must run in a transaction.
+/// Runs a statement that changes one job's status, and records the deliveries of the job's end. Must run in a
+/// transaction.
 ///
 /// Returns `None` if the statement changed nothing.
 pub(super) async fn transition(
@@ -62,7 +64,8 @@ pub(super) async fn transition(
     Ok(row)
 }
 
-/// Runs a statement that changes many jobs' statuses, and records the deliveries of their ends. Must run in a transaction.
+/// Runs a statement that changes many jobs' statuses, and records the deliveries of their ends. Must run in a
+/// transaction.
 async fn transition_all(
     conn: &mut PgConnection,
     listeners: &[Listener],
@@ -73,15 +76,16 @@ async fn transition_all(
     Ok(rows)
 }
 
-/// Inserts the deliveries of the jobs whose status changed for clients. The status of a job that was asked to stop has not changed.
+/// Inserts the deliveries of the jobs whose status changed for clients. The status of a job that was asked to stop has
+/// not changed.
 async fn plan_deliveries(conn: &mut PgConnection, listeners: &[Listener], rows: &[TransitionRow]) -> Result<(), Error> {
     let changed: Vec<_> = rows.iter().filter(|row| row.was != row.job.status).map(|row| &row.job).collect();
     deliveries::plan(conn, listeners, &changed).await
 }
 
 impl Store {
-    /// Runs a statement that changes one job's status in a transaction of its own, and announces the change. `cause` is the error that
-    /// ended the job, with its causes, for the log.
+    /// Runs a statement that changes one job's status in a transaction of its own, and announces the change. `cause` is
+    /// the error that ended the job, with its causes, for the log.
     pub(super) async fn transition(
         &self,
         statement: Statement<'_>,
@@ -135,7 +139,8 @@ impl Store {
         metrics::job_ended(labels, job.status.as_str());
     }
 
-    /// Subscribes to the jobs that this process ends, or returns to the queue, from now on. Other processes end jobs as well.
+    /// Subscribes to the jobs that this process ends, or returns to the queue, from now on. Other processes end jobs as
+    /// well.
     pub fn endings(&self) -> Endings {
         Endings(self.endings.subscribe())
     }

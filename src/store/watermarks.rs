@@ -54,8 +54,8 @@ impl Store {
         }))
     }
 
-    /// The positions of all consumers that have a watermark or ever asked for an export, by consumer and dataset, `limit` of them at
-    /// most; those after `after`, and of the consumers `among`, where these are given.
+    /// The positions of all consumers that have a watermark or ever asked for an export, by consumer and dataset,
+    /// `limit` of them at most; those after `after`, and of the consumers `among`, where these are given.
     pub async fn positions(
         &self,
         after: Option<Lane<'_>>,

@@ -353,7 +353,8 @@ fn no_macro_makes_sql() {
     }
 }
 
-/// `routes!` takes route and description from the handler; what `route` adds has none. That is for pages, which people look at.
+/// `routes!` takes route and description from the handler; what `route` adds has none. That is for pages, which people
+/// look at.
 #[test]
 fn a_route_is_documented() {
     for (file, code) in &code_by_module()["http"] {

@@ -1,7 +1,9 @@
-//! The statements in files below `src`: each can be prepared on a migrated database with the parameters that its head lists.
+//! The statements in files below `src`: each can be prepared on a migrated database with the parameters that its head
+//! lists.
 //!
-//! A file begins with `-- store.queue.claim`, its name. Further comments may follow, and then a line for each parameter, such as
-//! `-- $1 text[]: the formats that the process knows`. A file without a name is a piece of the statements that include it.
+//! A file begins with `-- store.queue.claim`, its name. Further comments may follow, and then a line for each
+//! parameter, such as `-- $1 text[]: the formats that the process knows`. A file without a name is a piece of the
+//! statements that include it.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
