@@ -46,7 +46,7 @@ pub struct JobJson {
     consumer_id: Option<String>,
     /// The dataset's name
     dataset: String,
-    /// Which rows the file holds
+    /// The type of the export, which says which rows the file has
     export_type: ExportType,
     /// The export's status
     status: Status,
@@ -59,13 +59,13 @@ pub struct JobJson {
     bytes_written: u64,
     /// The file's name in the output folder or bucket, and of a download; the names of several are made of it
     output_filename: String,
-    /// Where the file was put: `file:///…`, `s3://…`, `gs://…` or `az://…`; null until the job is completed, and if
+    /// The location of the file: `file:///…`, `s3://…`, `gs://…` or `az://…`; null until the job is completed, and if
     /// there are several
     location: Option<String>,
     /// The file's format
     #[schema(value_type = FormatSchema)]
     format: &'static str,
-    /// What the file is compressed with
+    /// The compression of the file
     #[schema(value_type = CompressionSchema)]
     compression: &'static str,
     /// The file's SHA-256 in hexadecimal, once completed; null if there are several files
@@ -74,19 +74,19 @@ pub struct JobJson {
     /// The files once the job is completed, in the order of their parts: one, unless the export was split by
     /// `maxFileBytes`
     files: Vec<FileJson>,
-    /// How large a file gets before another one is begun, if the request said
+    /// The size in bytes at which a file ends and the next one begins, if the request has one
     #[schema(required)]
     max_file_bytes: Option<u64>,
     /// The digest of the export's manifest, which names the one before it in the same way; null before the export is
     /// published, and for an ad-hoc export
     #[schema(required, pattern = "^[0-9a-f]{64}$")]
     digest: Option<String>,
-    /// How many times a worker has claimed the export
+    /// The number of times that a worker has claimed the export
     attempt: u32,
     /// Why the export failed
     #[schema(required)]
     error: Option<FailureJson>,
-    /// What stands between the consumer's last export and this one, other than changes
+    /// The condition, other than changes, between the consumer's last export and this one
     #[schema(required)]
     continuity: Option<Continuity>,
     /// Rows that the timestamps alone would have missed
@@ -103,9 +103,9 @@ pub struct JobJson {
     /// The age of the oldest of these transactions, in seconds
     #[schema(required)]
     oldest_transaction_seconds: Option<f64>,
-    /// Whether the columns differ from those of the consumer's last export
+    /// True if the columns differ from those of the consumer's last export
     schema_changed: bool,
-    /// Whether the table was rewritten since the consumer's last export, as `VACUUM FULL` does
+    /// True if the table was rewritten since the consumer's last export, for example by `VACUUM FULL`
     table_rewritten: bool,
     /// The consumer's watermark before the export
     #[schema(required, format = DateTime)]
@@ -118,7 +118,7 @@ pub struct JobJson {
     /// names
     #[schema(required, minimum = 1)]
     number: Option<u64>,
-    /// Whether the consumer has acknowledged this export, or one after it; null before the export is published, for an
+    /// True if the consumer has acknowledged this export or a later one; null before the export is published, for an
     /// ad-hoc export, and if the consumer has never acknowledged one in the dataset
     #[schema(required)]
     acknowledged: Option<bool>,
@@ -140,7 +140,7 @@ pub struct JobJson {
     /// When the export ended
     #[schema(required, format = DateTime)]
     finished_at: Option<String>,
-    /// How long the export took, in seconds
+    /// The duration of the export, in seconds
     #[schema(required)]
     duration_seconds: Option<f64>,
 }
@@ -155,7 +155,7 @@ struct FileJson {
     part: usize,
     /// Its name in the output folder, and of a download
     name: String,
-    /// Where it was put; null: a version put it there that didn't say
+    /// The location of the file; null if it is not known
     #[schema(required)]
     location: Option<String>,
     /// Its size
