@@ -25,7 +25,7 @@ pub use settings::{Sampler, Settings};
 static RECORDER: OnceLock<Recorder> = OnceLock::new();
 
 #[cfg(feature = "otel")]
-type Recorder = exporter::Recorder;
+use exporter::Recorder;
 /// Without the feature, there is no recorder.
 #[cfg(not(feature = "otel"))]
 type Recorder = std::convert::Infallible;

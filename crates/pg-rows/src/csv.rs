@@ -5,7 +5,7 @@
 
 use crate::column::{Column, ColumnType};
 use crate::piece::FormatEncoder;
-use crate::text::{Encoder, Lines};
+use crate::text::{Lines, TextEncoder};
 use crate::{Error, value};
 
 /// The lines of a CSV file.
@@ -40,7 +40,7 @@ impl Lines for Csv {
         Ok(())
     }
 
-    fn rows(encoder: Encoder<Csv>) -> FormatEncoder {
+    fn rows(encoder: TextEncoder<Csv>) -> FormatEncoder {
         FormatEncoder::Csv(encoder)
     }
 }

@@ -75,10 +75,10 @@ impl Layout {
     pub fn new(encoding: Encoding, columns: Vec<Column>, level: Option<u8>) -> Result<Layout, Error> {
         let compression = encoding.compression;
         let writer: Box<dyn FormatWriter> = match encoding.format {
-            Format::Csv => Box::new(text::Writer::<Csv>::new(columns, compression, level)),
-            Format::Ndjson => Box::new(text::Writer::<Ndjson>::new(columns, compression, level)),
+            Format::Csv => Box::new(text::TextWriter::<Csv>::new(columns, compression, level)),
+            Format::Ndjson => Box::new(text::TextWriter::<Ndjson>::new(columns, compression, level)),
             #[cfg(feature = "parquet")]
-            Format::Parquet => Box::new(parquet::Writer::new(columns, level)?),
+            Format::Parquet => Box::new(parquet::ParquetWriter::new(columns, level)?),
             #[cfg(not(feature = "parquet"))]
             Format::Parquet => return Err(Error::NotBuilt(encoding.format)),
         };

@@ -12,7 +12,7 @@
 
 use crate::column::{Column, ColumnType};
 use crate::piece::FormatEncoder;
-use crate::text::{Encoder, Lines};
+use crate::text::{Lines, TextEncoder};
 use crate::{Error, digits, value};
 
 /// The lines of an NDJSON file.
@@ -47,7 +47,7 @@ impl Lines for Ndjson {
         Ok(())
     }
 
-    fn rows(encoder: Encoder<Ndjson>) -> FormatEncoder {
+    fn rows(encoder: TextEncoder<Ndjson>) -> FormatEncoder {
         FormatEncoder::Ndjson(encoder)
     }
 }

@@ -41,16 +41,16 @@ impl From<ParquetError> for Error {
 
 /// Writes Parquet files of the same columns.
 #[derive(Clone)]
-pub(crate) struct Writer {
+pub(crate) struct ParquetWriter {
     columns: Vec<Column>,
     schema: Arc<Type>,
     descriptors: Arc<SchemaDescriptor>,
     properties: Arc<WriterProperties>,
 }
 
-impl Writer {
+impl ParquetWriter {
     /// Prepares files whose pages are compressed at this level; `None` is [`ZSTD_LEVEL`].
-    pub(crate) fn new(columns: Vec<Column>, level: Option<u8>) -> Result<Writer, Error> {
+    pub(crate) fn new(columns: Vec<Column>, level: Option<u8>) -> Result<ParquetWriter, Error> {
         let level = ZstdLevel::try_new(level.unwrap_or(ZSTD_LEVEL).into())?;
         let properties = WriterProperties::builder()
             .set_created_by(concat!("cdc-export version ", env!("CARGO_PKG_VERSION")).to_owned())
@@ -70,11 +70,11 @@ impl Writer {
         let fields = columns.iter().map(|column| Ok(Arc::new(field(column)?))).collect::<Result<_, ParquetError>>()?;
         let schema = Arc::new(Type::group_type_builder("rows").with_fields(fields).build()?);
         let descriptors = Arc::new(SchemaDescriptor::new(Arc::clone(&schema)));
-        Ok(Writer { columns, schema, descriptors, properties: Arc::new(properties.build()) })
+        Ok(ParquetWriter { columns, schema, descriptors, properties: Arc::new(properties.build()) })
     }
 }
 
-impl FormatWriter for Writer {
+impl FormatWriter for ParquetWriter {
     fn encoder(&self) -> FormatEncoder {
         let chunks = self.columns.iter().map(Chunk::of).collect();
         FormatEncoder::Parquet(GroupEncoder { writer: self.clone(), chunks, rows: 0, bytes: 0 })
@@ -82,13 +82,13 @@ impl FormatWriter for Writer {
 
     fn begin(&self) -> Result<(Box<dyn FileAssembler>, Vec<u8>), Error> {
         let (schema, properties) = (Arc::clone(&self.schema), Arc::clone(&self.properties));
-        Ok((Box::new(Assembler(SerializedFileWriter::new(Vec::new(), schema, properties)?)), Vec::new()))
+        Ok((Box::new(ParquetAssembler(SerializedFileWriter::new(Vec::new(), schema, properties)?)), Vec::new()))
     }
 }
 
 /// Collects rows, and encodes them as row groups.
 pub(crate) struct GroupEncoder {
-    writer: Writer,
+    writer: ParquetWriter,
     chunks: Vec<Chunk>,
     rows: u64,
     bytes: usize,
@@ -113,7 +113,7 @@ impl RowEncoder for GroupEncoder {
     }
 
     fn finish(&mut self) -> Result<Piece, Error> {
-        let Writer { columns, descriptors, properties, .. } = &self.writer;
+        let ParquetWriter { columns, descriptors, properties, .. } = &self.writer;
         let (mut pages, mut closed) = (TrackedWrite::new(Vec::new()), Vec::with_capacity(columns.len()));
         for ((descriptor, column), chunk) in descriptors.columns().iter().zip(columns).zip(&mut self.chunks) {
             // Each column's values are freed once encoded. Kept for the next group, they would add to the pages of this
@@ -130,9 +130,9 @@ impl RowEncoder for GroupEncoder {
 }
 
 /// Puts row groups behind one another, and the footer behind them.
-struct Assembler(SerializedFileWriter<Vec<u8>>);
+struct ParquetAssembler(SerializedFileWriter<Vec<u8>>);
 
-impl Assembler {
+impl ParquetAssembler {
     /// Returns the bytes written since the last call. The library counts the file's bytes itself.
     fn take(&mut self) -> Result<Vec<u8>, Error> {
         self.0.flush().map_err(ParquetError::from)?;
@@ -140,7 +140,7 @@ impl Assembler {
     }
 }
 
-impl FileAssembler for Assembler {
+impl FileAssembler for ParquetAssembler {
     fn append(&mut self, Piece { bytes, columns }: Piece) -> Result<Vec<u8>, Error> {
         let (mut group, pages) = (self.0.next_row_group()?, Bytes::from(bytes));
         for closed in columns {
@@ -212,7 +212,7 @@ mod tests {
 
     /// The file of these rows.
     fn file<'r>(columns: &[Column], rows: impl IntoIterator<Item = Vec<Option<&'r [u8]>>>) -> Result<Bytes, Error> {
-        let writer = Writer::new(columns.to_vec(), None)?;
+        let writer = ParquetWriter::new(columns.to_vec(), None)?;
         let FormatEncoder::Parquet(mut encoder) = writer.encoder() else { panic!("the encoder is of Parquet") };
         let (mut assembler, mut out) = writer.begin()?;
         for row in rows {

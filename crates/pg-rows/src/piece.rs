@@ -20,9 +20,9 @@ pub struct Encoder(FormatEncoder);
 /// The encoder of each format: static dispatch for each row.
 pub(crate) enum FormatEncoder {
     /// The encoder of CSV.
-    Csv(text::Encoder<Csv>),
+    Csv(text::TextEncoder<Csv>),
     /// The encoder of JSON lines.
-    Ndjson(text::Encoder<Ndjson>),
+    Ndjson(text::TextEncoder<Ndjson>),
     /// The encoder of Parquet.
     #[cfg(feature = "parquet")]
     Parquet(parquet::GroupEncoder),

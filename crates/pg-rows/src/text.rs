@@ -28,22 +28,22 @@ pub(crate) trait Lines: Clone + Send + Sync + 'static {
     fn row(&self, columns: &[Column], fields: &[Option<&[u8]>], out: &mut Vec<u8>) -> Result<(), Error>;
 
     /// Puts an encoder of these lines into the enum that dispatches the rows.
-    fn rows(encoder: Encoder<Self>) -> FormatEncoder;
+    fn rows(encoder: TextEncoder<Self>) -> FormatEncoder;
 }
 
 /// Writes files of lines.
 #[derive(Clone)]
-pub(crate) struct Writer<L> {
+pub(crate) struct TextWriter<L> {
     lines: L,
     columns: Vec<Column>,
     compression: Compression,
     level: Option<u8>,
 }
 
-impl<L: Lines> Writer<L> {
+impl<L: Lines> TextWriter<L> {
     /// Prepares files of these columns, compressed at this level; `None` is the codec's own.
-    pub(crate) fn new(columns: Vec<Column>, compression: Compression, level: Option<u8>) -> Writer<L> {
-        Writer { lines: L::new(&columns), columns, compression, level }
+    pub(crate) fn new(columns: Vec<Column>, compression: Compression, level: Option<u8>) -> TextWriter<L> {
+        TextWriter { lines: L::new(&columns), columns, compression, level }
     }
 
     fn compressor(&self) -> Result<Compressor, Error> {
@@ -51,9 +51,9 @@ impl<L: Lines> Writer<L> {
     }
 }
 
-impl<L: Lines> FormatWriter for Writer<L> {
+impl<L: Lines> FormatWriter for TextWriter<L> {
     fn encoder(&self) -> FormatEncoder {
-        L::rows(Encoder { writer: self.clone(), text: Vec::new(), compressor: None })
+        L::rows(TextEncoder { writer: self.clone(), text: Vec::new(), compressor: None })
     }
 
     fn begin(&self) -> Result<(Box<dyn FileAssembler>, Vec<u8>), Error> {
@@ -63,20 +63,20 @@ impl<L: Lines> FormatWriter for Writer<L> {
         if !header.is_empty() {
             compressor.frame(&header, &mut begin)?;
         }
-        Ok((Box::new(Assembler { compressor, is_empty: begin.is_empty() }), begin))
+        Ok((Box::new(TextAssembler { compressor, is_empty: begin.is_empty() }), begin))
     }
 }
 
 /// Encodes rows as lines.
-pub(crate) struct Encoder<L> {
-    writer: Writer<L>,
+pub(crate) struct TextEncoder<L> {
+    writer: TextWriter<L>,
     /// The lines since the last piece.
     text: Vec<u8>,
     /// Made with the first piece.
     compressor: Option<Compressor>,
 }
 
-impl<L: Lines> RowEncoder for Encoder<L> {
+impl<L: Lines> RowEncoder for TextEncoder<L> {
     fn append(&mut self, fields: &[Option<&[u8]>]) -> Result<(), Error> {
         value::require_shape(&self.writer.columns, fields)?;
         self.writer.lines.row(&self.writer.columns, fields, &mut self.text)
@@ -112,12 +112,12 @@ impl<L: Lines> RowEncoder for Encoder<L> {
 }
 
 /// Passes pieces through: each is bytes of the file already.
-struct Assembler {
+struct TextAssembler {
     compressor: Compressor,
     is_empty: bool,
 }
 
-impl FileAssembler for Assembler {
+impl FileAssembler for TextAssembler {
     fn append(&mut self, piece: Piece) -> Result<Vec<u8>, Error> {
         self.is_empty = false;
         Ok(piece.bytes)
