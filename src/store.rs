@@ -95,7 +95,7 @@ impl From<sqlx::Error> for Error {
 
 impl Error {
     /// Whether the statement waited for a lock, or ran, for too long.
-    pub fn was_waiting(&self) -> bool {
+    pub fn is_wait_timeout(&self) -> bool {
         match self {
             Error::Unavailable(cause) => SqlFailure::of(cause) == SqlFailure::Cancelled,
             Error::LockConflict(_) => true,

@@ -84,7 +84,7 @@ impl Untrack {
 
 async fn untrack_dataset(config: &Config, database: &Database, dataset: &Dataset) -> anyhow::Result<()> {
     let pool = database.pool(1);
-    let before = Store::new(pool.clone()).standing(dataset).await?.tracking;
+    let before = Store::new(pool.clone()).check_table(dataset).await?.tracking;
     untracking::untrack(&pool, dataset, &config.catalog).await?;
     let (name, table) = (&dataset.name, &dataset.table);
     if before == Tracking::Untracked {

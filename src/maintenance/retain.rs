@@ -29,7 +29,7 @@ pub(super) async fn round(maintenance: &Maintenance) -> Result<(), Error> {
         }
     }
     store.forget_lanes().await?;
-    store.forget_stores().await?;
+    store.forget_destinations().await?;
     outcome
 }
 

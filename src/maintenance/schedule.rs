@@ -14,7 +14,7 @@ use crate::job::{Job, Terms};
 use crate::maintenance::{Error, Maintenance};
 use crate::schedule::{Due, Refusal, Schedule, ScheduleState};
 use crate::sink::Destination;
-use crate::store::schedules::Asked;
+use crate::store::schedules::RunOutcome;
 use crate::store::tracked::Obstacle;
 use crate::store::{self, lease};
 use crate::telemetry::log_throttle::LogThrottle;
@@ -88,14 +88,14 @@ impl Scheduling {
         let Scheduling { maintenance, scheduled: Scheduled { terms, .. }, .. } = self;
         let asked = maintenance.store.run_slot(schedule, slot, destination, *terms);
         match asked.await? {
-            Asked::Job(job) => {
+            RunOutcome::Job(job) => {
                 metrics::schedule_slot(&schedule.name, "run");
                 log_submitted(schedule, &job, Some(slot));
                 Ok(())
             }
-            Asked::Settled => Ok(()),
-            Asked::Busy => self.skip(schedule, slot).await,
-            Asked::TooManyOpen => self.refuse(schedule, slot, Refusal::TooManyOpenJobs).await,
+            RunOutcome::Settled => Ok(()),
+            RunOutcome::Busy => self.skip(schedule, slot).await,
+            RunOutcome::TooManyOpen => self.refuse(schedule, slot, Refusal::TooManyOpenJobs).await,
         }
     }
 
@@ -149,7 +149,7 @@ impl Scheduling {
         }
         let destination = self.destination_id().await;
         let Scheduling { maintenance, scheduled: Scheduled { terms, .. }, .. } = self;
-        let Asked::Job(job) = maintenance.store.heal(schedule, destination, *terms).await? else {
+        let RunOutcome::Job(job) = maintenance.store.heal(schedule, destination, *terms).await? else {
             return Ok(false);
         };
         metrics::schedule_slot(&schedule.name, "healed");
@@ -161,14 +161,14 @@ impl Scheduling {
     /// reasons.
     async fn refusal(&self, schedule: &Schedule, dataset: &Dataset) -> Result<Option<Refusal>, Error> {
         let Maintenance { store, source, .. } = &self.maintenance;
-        let standing = match store.standing(dataset).await {
+        let table = match store.check_table(dataset).await {
             Err(store::Error::Denied(_)) => return Ok(Some(Refusal::PermissionDenied)),
-            standing => standing?,
+            table => table?,
         };
-        if !standing.is_readable && source.unreadable(dataset).await?.is_some() {
+        if !table.is_readable && source.unreadable(dataset).await?.is_some() {
             return Ok(Some(Refusal::PermissionDenied));
         }
-        Ok(standing.tracking.obstacle(dataset, Some(&schedule.consumer)).map(|obstacle| match obstacle {
+        Ok(table.tracking.obstacle(dataset, Some(&schedule.consumer)).map(|obstacle| match obstacle {
             Obstacle::NoTable => Refusal::TableMissing,
             Obstacle::NotTracked => Refusal::NotTracked,
         }))

@@ -18,7 +18,7 @@ use crate::store::{
     self,
     jobs::{Cancelled, SubmitOutcome},
     lanes::OutOfStep,
-    tracked::{Obstacle, Standing},
+    tracked::{Obstacle, TableCheck},
 };
 use crate::telemetry::job_event;
 use crate::trace::TraceParent;
@@ -50,7 +50,7 @@ impl Service {
             }
             SubmitOutcome::Before(job) => Ok(job),
             SubmitOutcome::KeyTaken(job) => Err(Error::KeyTaken(job.id)),
-            SubmitOutcome::OutOfStep(OutOfStep::GoneOn(jobs)) => Err(Error::OutOfStep(jobs)),
+            SubmitOutcome::OutOfStep(OutOfStep::NewerExports(jobs)) => Err(Error::OutOfStep(jobs)),
             SubmitOutcome::OutOfStep(OutOfStep::Unknown) => Err(Error::Restored),
             SubmitOutcome::TooManyOpen(open) => Err(Error::TooManyOpen(open)),
             SubmitOutcome::QueueFull(open) => Err(Error::QueueFull(open)),
@@ -78,15 +78,15 @@ impl Service {
 
     /// Checks that the dataset's table supports the request.
     async fn check(&self, dataset: &Arc<Dataset>, request: &Request) -> Result<(), Error> {
-        let standing = with_timeout(self.store.standing(dataset)).await;
+        let table = with_timeout(self.store.check_table(dataset)).await;
         // Only an unreadable table needs the second query, because that query competes for connections with the
         // counting of changes.
-        if matches!(&standing, Ok(Standing { is_readable: false, .. }) | Err(Error::DatabaseDenied(_)))
+        if matches!(&table, Ok(TableCheck { is_readable: false, .. }) | Err(Error::DatabaseDenied(_)))
             && let Some(fault) = on_table(self.source.unreadable(dataset)).await?
         {
             return Err(Error::NotReadable(source::Error::NotReadable(fault)));
         }
-        match standing?.tracking.obstacle(dataset, request.consumer.as_ref()) {
+        match table?.tracking.obstacle(dataset, request.consumer.as_ref()) {
             Some(Obstacle::NoTable) => {
                 return Err(Error::NoTable { dataset: dataset.name.clone(), table: dataset.table.to_string() });
             }
@@ -235,7 +235,7 @@ impl Service {
     ///
     /// Such a write may wait for a transaction that never began.
     async fn diagnose_timeout<T>(&self, written: Result<T, Error>) -> Result<T, Error> {
-        if !matches!(&written, Err(Error::DatabaseUnavailable(cause)) if cause.was_waiting()) {
+        if !matches!(&written, Err(Error::DatabaseUnavailable(cause)) if cause.is_wait_timeout()) {
             return written;
         }
         match tokio::time::timeout(DIAGNOSIS_TIMEOUT, self.probe.ping()).await {

@@ -73,7 +73,7 @@ pub struct ClaimedDelivery {
 }
 
 #[derive(sqlx_macros::FromRow)]
-struct ClaimedRow {
+struct ClaimedDeliveryRow {
     #[sqlx(flatten)]
     delivery: DeliveryRow,
     #[sqlx(flatten)]
@@ -168,9 +168,10 @@ impl Store {
             .bind(limit as i64)
             .bind(lease.as_secs_f64())
             .bind(only_manual);
-        let rows: Vec<ClaimedRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
-        let claimed =
-            |row: ClaimedRow| Ok(ClaimedDelivery { delivery: row.delivery.try_into()?, job: row.row.try_into()? });
+        let rows: Vec<ClaimedDeliveryRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
+        let claimed = |row: ClaimedDeliveryRow| {
+            Ok(ClaimedDelivery { delivery: row.delivery.try_into()?, job: row.row.try_into()? })
+        };
         Ok(rows.into_iter().filter_map(|row| skip_unreadable(claimed(row))).collect())
     }
 

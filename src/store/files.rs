@@ -161,7 +161,7 @@ async fn is_taken(conn: &mut PgConnection, name: &str) -> Result<bool, sqlx::Err
 }
 
 /// Names of a stem that are counted: what a second has at most. Of more, the next free number is found by trying.
-const MOST_NAMES: i64 = 1_000;
+const MAX_NAMES: i64 = 1_000;
 
 /// How many files have this stem, in any case: those that go on after it with `-` or `.`, so that a consumer whose id
 /// begins like another's whole stem isn't counted.
@@ -174,7 +174,7 @@ pub(crate) async fn names_taken(conn: &mut PgConnection, stem: &str) -> Result<i
            limit $2) names",
     )
     .bind(stem)
-    .bind(MOST_NAMES)
+    .bind(MAX_NAMES)
     .fetch_one(conn)
     .await
 }

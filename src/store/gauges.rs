@@ -8,7 +8,7 @@ use crate::store::{Error, Store};
 use crate::telemetry::metrics::PoolUse;
 
 /// How many consumers have a series of their own, of each kind.
-const MOST_CONSUMERS: usize = 100;
+const MAX_CONSUMERS: usize = 100;
 
 /// The queue and the change log.
 #[derive(Clone, Copy, Debug, sqlx_macros::FromRow)]
@@ -76,7 +76,7 @@ impl Store {
              order by last_exported_at limit $2",
         )
         .bind(datasets)
-        .bind(MOST_CONSUMERS as i64);
+        .bind(MAX_CONSUMERS as i64);
         let rows: Vec<(String, String, f64, i64)> = self.with(async |conn| statement.fetch_all(conn).await).await?;
         let all = rows.first().map_or(0, |(.., all)| all.unsigned_abs());
         // A row that was inserted by hand may have an id that no consumer can have.
@@ -92,7 +92,7 @@ impl Store {
     pub async fn unacknowledged_ages(&self, datasets: &[&str]) -> Result<Vec<UnacknowledgedAge>, Error> {
         let statement = sqlx::query_as(include_str!("gauges/unacknowledged_ages.sql"))
             .bind(datasets)
-            .bind(MOST_CONSUMERS as i64)
+            .bind(MAX_CONSUMERS as i64)
             .bind(COUNTED_EXPORTS as i64);
         let rows: Vec<(String, String, i64, f64)> =
             self.in_index_order(async |tx| statement.fetch_all(tx).await).await?;

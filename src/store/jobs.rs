@@ -18,7 +18,7 @@ use crate::store::{CHANNEL, Error, Store};
 
 /// How many jobs of one consumer may be open, and how many ad-hoc jobs in all: enough for any client that waits for its
 /// exports, and an end to a loop that doesn't wait.
-const MOST_OPEN: i64 = 20;
+const MAX_OPEN: i64 = 20;
 
 /// How a request for an export went.
 #[derive(Debug)]
@@ -97,7 +97,7 @@ impl Store {
             Ok::<_, Error>(match self.insert(&mut tx, request, lane_sequence, destination, terms).await? {
                 Ok(MadeJob { job, slot }) => {
                     tx.commit().await?;
-                    slot.used();
+                    slot.confirm();
                     SubmitOutcome::Accepted(*job)
                 }
                 Err(refused) => {
@@ -124,11 +124,11 @@ impl Store {
             let is_same = request.asks_for(&job);
             return Ok(Err(if is_same { SubmitOutcome::Before(job) } else { SubmitOutcome::KeyTaken(job) }));
         }
-        if let Some(why) = is_out_of_step(tx, request).await? {
+        if let Some(why) = check_last_export(tx, request).await? {
             return Ok(Err(SubmitOutcome::OutOfStep(why)));
         }
-        if open_of_consumer(tx, request).await? >= MOST_OPEN {
-            return Ok(Err(SubmitOutcome::TooManyOpen(MOST_OPEN)));
+        if open_of_consumer(tx, request).await? >= MAX_OPEN {
+            return Ok(Err(SubmitOutcome::TooManyOpen(MAX_OPEN)));
         }
         let Some(slot) = self.slot(tx, terms.max_open).await? else {
             return Ok(Err(SubmitOutcome::QueueFull(terms.max_open)));
@@ -202,7 +202,7 @@ impl Store {
             sqlx::query("-- store.jobs.cancel.timeout\n set local lock_timeout = '500ms'").execute(&mut *tx).await?;
             let row = transition(tx, &self.listeners, cancel).await?;
             if row.is_some() {
-                hint_at_cancel(tx, id).await?;
+                notify_cancel(tx, id).await?;
             }
             Ok::<_, Error>(row)
         });
@@ -270,7 +270,7 @@ async fn next_time(conn: &mut PgConnection, request: &Request) -> Result<DateTim
 }
 
 /// Whether what the request's caller loaded last is not the lane's last export. A full export goes on from anything.
-async fn is_out_of_step(conn: &mut PgConnection, request: &Request) -> Result<Option<OutOfStep>, Error> {
+async fn check_last_export(conn: &mut PgConnection, request: &Request) -> Result<Option<OutOfStep>, Error> {
     let Request { consumer: Some(consumer), dataset, after: Some(after), .. } = request else { return Ok(None) };
     match request.export_type {
         ExportType::Full => Ok(None),
@@ -297,21 +297,21 @@ async fn open_of_consumer(conn: &mut PgConnection, request: &Request) -> Result<
              select count(*) from (
                select from exports where consumer_id = $2 and status in ('pending', 'processing') limit $1) open",
         )
-        .bind(MOST_OPEN)
+        .bind(MAX_OPEN)
         .bind(consumer.as_str()),
         None => sqlx::query_scalar(
-            "-- store.jobs.open_of_nobody
+            "-- store.jobs.open_ad_hoc
              select count(*) from (
                select from exports where consumer_id is null and status in ('pending', 'processing') limit $1) open",
         )
-        .bind(MOST_OPEN),
+        .bind(MAX_OPEN),
     };
     Ok(open.fetch_one(conn).await?)
 }
 
 /// Notifies the workers that this job was asked to stop.
-async fn hint_at_cancel(conn: &mut PgConnection, job: JobId) -> Result<(), Error> {
-    sqlx::query("-- store.jobs.hint_at_cancel\n select pg_notify($1, $2)")
+async fn notify_cancel(conn: &mut PgConnection, job: JobId) -> Result<(), Error> {
+    sqlx::query("-- store.jobs.notify_cancel\n select pg_notify($1, $2)")
         .bind(CHANNEL)
         .bind(job.to_string())
         .execute(conn)

@@ -74,7 +74,7 @@ fn grant(prefix: String, consumers: Option<Vec<String>>, scopes: &[String]) -> G
 }
 
 /// Tells the log what became of a key, by its public part.
-fn tell(event: &str, KeyInfo { name, grant, .. }: &KeyInfo) {
+fn log_key(event: &str, KeyInfo { name, grant, .. }: &KeyInfo) {
     let consumers =
         grant.consumers.as_ref().map(|ids| ids.iter().map(ConsumerId::as_str).collect::<Vec<_>>().join(" "));
     let scopes = grant.scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join(" ");
@@ -99,7 +99,7 @@ impl Store {
         match self.with(async |conn| statement.fetch_one(conn).await).await {
             Ok(row) => {
                 let info = KeyInfo::from(row);
-                tell("key_created", &info);
+                log_key("key_created", &info);
                 Ok(Created::Done(info))
             }
             Err(Error::Sql(sqlx::Error::Database(e))) if e.constraint() == Some("keys_name") => Ok(Created::NameTaken),
@@ -133,7 +133,7 @@ impl Store {
         let row: Option<KeyRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         let info = row.map(KeyInfo::from);
         if let Some(info) = &info {
-            tell("key_revoked", info);
+            log_key("key_revoked", info);
         }
         Ok(info)
     }

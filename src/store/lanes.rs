@@ -9,7 +9,7 @@ use crate::store::job_row::{JobRow, with_job_columns};
 use crate::store::{Error, Store};
 
 /// How many jobs of each kind are named to a caller that is out of step.
-const MOST_NAMED: i64 = 100;
+const MAX_LISTED: i64 = 100;
 
 /// Why a caller is out of step with its lane.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub enum OutOfStep {
     Unknown,
     /// The lane has gone on: the exports published since, a hundred at most, then the jobs under way, in the lane's
     /// order.
-    GoneOn(Vec<Job>),
+    NewerExports(Vec<Job>),
 }
 
 impl Store {
@@ -34,7 +34,7 @@ impl Store {
         limit: u32,
     ) -> Result<Option<Vec<Job>>, Error> {
         self.in_index_order(async |tx| {
-            let Some(number) = known(tx, lane, after, None).await? else { return Ok(None) };
+            let Some(number) = export_number(tx, lane, after, None).await? else { return Ok(None) };
             let from = from.and_then(|from| i64::try_from(from).ok()).map_or(number, |from| from.max(number));
             published(tx, lane, from, i64::from(limit)).await
         })
@@ -50,24 +50,24 @@ pub(super) async fn out_of_step(
 ) -> Result<Option<OutOfStep>, Error> {
     let number = match after {
         After::Nothing => Some(0),
-        After::Export { job, sha256 } => known(conn, lane, *job, sha256.as_deref()).await?,
+        After::Export { job, sha256 } => export_number(conn, lane, *job, sha256.as_deref()).await?,
     };
     let Some(number) = number else { return Ok(Some(OutOfStep::Unknown)) };
-    let Some(mut jobs) = published(conn, lane, number, MOST_NAMED).await? else { return Ok(Some(OutOfStep::Unknown)) };
+    let Some(mut jobs) = published(conn, lane, number, MAX_LISTED).await? else { return Ok(Some(OutOfStep::Unknown)) };
     jobs.extend(under_way(conn, lane).await?);
-    Ok(if jobs.is_empty() { None } else { Some(OutOfStep::GoneOn(jobs)) })
+    Ok(if jobs.is_empty() { None } else { Some(OutOfStep::NewerExports(jobs)) })
 }
 
 /// The number of a completed export, or the lane's last number if the export has none yet. `None`: the lane has no such
 /// export, or its file has another content.
-async fn known(
+async fn export_number(
     conn: &mut PgConnection,
     lane: Lane<'_>,
     job: JobId,
     sha256: Option<&str>,
 ) -> Result<Option<i64>, sqlx::Error> {
     sqlx::query_scalar(
-        "-- store.lanes.known
+        "-- store.lanes.export_number
          select coalesce(e.number, l.last_number) from exports e
          join cdc_export.lanes l on l.consumer_id = e.consumer_id and l.dataset = e.dataset
          where e.id = $1 and e.consumer_id = $2 and e.dataset = $3 and e.status = 'completed'
@@ -116,7 +116,7 @@ async fn under_way(conn: &mut PgConnection, lane: Lane<'_>) -> Result<Vec<Job>, 
     let rows: Vec<JobRow> = sqlx::query_as(with_job_columns(include_str!("lanes/under_way.sql")))
         .bind(lane.consumer.as_str())
         .bind(lane.dataset)
-        .bind(MOST_NAMED)
+        .bind(MAX_LISTED)
         .fetch_all(conn)
         .await?;
     rows.into_iter().map(Job::try_from).collect()

@@ -16,8 +16,8 @@ use crate::store::{Error, Store};
 
 /// How many entries of each list are read first, and how many more of a list that goes on; of one that still goes on, a
 /// page is read.
-const FIRST: i64 = 4;
-const SECOND: i64 = 32;
+const FIRST_STEP: i64 = 4;
+const SECOND_STEP: i64 = 32;
 
 impl Store {
     /// Jobs that a filter lets through, newest first, `limit` of them at most.
@@ -35,8 +35,8 @@ impl Store {
             .bind(time)
             .bind(id)
             .bind(i64::from(limit))
-            .bind(FIRST)
-            .bind(SECOND);
+            .bind(FIRST_STEP)
+            .bind(SECOND_STEP);
         let rows: Vec<JobRow> = self.in_index_order(async |tx| statement.fetch_all(tx).await).await?;
         rows.into_iter().map(Job::try_from).collect()
     }

@@ -13,18 +13,18 @@ use sqlx::PgConnection;
 use crate::store::{Error, Store};
 
 /// How long a count is believed.
-const BELIEVED: Duration = Duration::from_secs(1);
+const COUNT_TTL: Duration = Duration::from_secs(1);
 
 /// What this process knows of the number of open jobs.
 #[derive(Debug, Default)]
 pub(super) struct OpenJobs {
-    open: Mutex<Open>,
+    open: Mutex<OpenCount>,
     /// Held by the submission that counts; others wait for its count.
     counting: tokio::sync::Mutex<()>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Open {
+struct OpenCount {
     /// How many there were, and when that was counted.
     counted: Option<(u32, Instant)>,
     /// Jobs that this process made since then.
@@ -44,9 +44,9 @@ enum Reservation {
     CountAgain,
 }
 
-impl Open {
+impl OpenCount {
     /// Takes a place among `max`, by a count that is not older than `age`.
-    fn take(&mut self, max: u32, age: Duration) -> Reservation {
+    fn reserve(&mut self, max: u32, age: Duration) -> Reservation {
         match self.counted {
             Some((counted, at)) if at.elapsed() <= age => {
                 if counted >= max {
@@ -72,52 +72,52 @@ pub(super) struct Slot<'a> {
 
 impl Slot<'_> {
     /// The job is made.
-    pub(super) fn used(mut self) {
+    pub(super) fn confirm(mut self) {
         self.is_used = true;
     }
 }
 
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
-        let mut open = self.open_jobs.open();
+        let mut open = self.open_jobs.count();
         open.making -= 1;
         open.made += u32::from(self.is_used);
     }
 }
 
 impl OpenJobs {
-    fn open(&self) -> MutexGuard<'_, Open> {
+    fn count(&self) -> MutexGuard<'_, OpenCount> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a count that began at `at`. The `made` jobs that this process had made by then are in it.
-    fn counted(&self, counted: u32, at: Instant, made: u32) {
-        let mut open = self.open();
+    fn record_count(&self, counted: u32, at: Instant, made: u32) {
+        let mut open = self.count();
         open.counted = Some((counted, at));
         open.made -= made;
     }
 
-    fn take(&self, max: u32, age: Duration) -> (Reservation, Option<Slot<'_>>) {
-        let answer = self.open().take(max, age);
-        (answer, (answer == Reservation::Reserved).then(|| Slot { open_jobs: self, is_used: false }))
+    fn reserve(&self, max: u32, age: Duration) -> (Reservation, Option<Slot<'_>>) {
+        let reservation = self.count().reserve(max, age);
+        (reservation, (reservation == Reservation::Reserved).then(|| Slot { open_jobs: self, is_used: false }))
     }
 }
 
 impl Store {
     /// The right to make one more job among `max` open ones; `None`: there are as many.
     pub(super) async fn slot(&self, conn: &mut PgConnection, max: u32) -> Result<Option<Slot<'_>>, Error> {
-        let (answer, slot) = self.open_jobs.take(max, BELIEVED);
-        if answer != Reservation::CountAgain {
+        let (reservation, slot) = self.open_jobs.reserve(max, COUNT_TTL);
+        if reservation != Reservation::CountAgain {
             return Ok(slot);
         }
         let _turn = self.open_jobs.counting.lock().await;
         // Another submission may just have counted.
-        let (answer, slot) = self.open_jobs.take(max, BELIEVED);
-        if answer != Reservation::CountAgain {
+        let (reservation, slot) = self.open_jobs.reserve(max, COUNT_TTL);
+        if reservation != Reservation::CountAgain {
             return Ok(slot);
         }
         // What is made from here on is counted twice at worst.
-        let (at, made) = (Instant::now(), self.open_jobs.open().made);
+        let (at, made) = (Instant::now(), self.open_jobs.count().made);
         let counted: i64 = sqlx::query_scalar(
             "-- store.open_jobs.count
              select count(*) from (select from exports where status in ('pending', 'processing') limit $1) open",
@@ -126,9 +126,9 @@ impl Store {
         .fetch_one(conn)
         .await?;
         let counted = u32::try_from(counted).unwrap_or(u32::MAX);
-        self.open_jobs.counted(counted, at, made);
+        self.open_jobs.record_count(counted, at, made);
         // However long the count took: over a slow line it may be old by now, and the queue isn't full for that.
-        Ok(self.open_jobs.take(max, Duration::MAX).1)
+        Ok(self.open_jobs.reserve(max, Duration::MAX).1)
     }
 }
 
@@ -137,37 +137,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_count_that_took_long_is_a_count() {
+    fn a_slow_count_is_still_used() {
         let open_jobs = OpenJobs::default();
-        open_jobs.counted(8, Instant::now() - BELIEVED * 2, 0);
-        assert_eq!(open_jobs.take(10, BELIEVED).0, Reservation::CountAgain);
-        assert!(open_jobs.take(10, Duration::MAX).1.is_some());
-        assert!(open_jobs.take(8, Duration::MAX).1.is_none());
+        open_jobs.record_count(8, Instant::now() - COUNT_TTL * 2, 0);
+        assert_eq!(open_jobs.reserve(10, COUNT_TTL).0, Reservation::CountAgain);
+        assert!(open_jobs.reserve(10, Duration::MAX).1.is_some());
+        assert!(open_jobs.reserve(8, Duration::MAX).1.is_none());
     }
 
     #[test]
-    fn a_count_is_believed_while_it_can_be() {
+    fn a_count_is_used_until_it_may_be_wrong() {
         let open_jobs = OpenJobs::default();
-        let answer = || open_jobs.open().take(10, BELIEVED);
-        assert_eq!(answer(), Reservation::CountAgain, "nobody has counted");
-        *open_jobs.open() = Open { counted: Some((8, Instant::now())), ..Open::default() };
-        let (first, second) = (open_jobs.take(10, BELIEVED).1.unwrap(), open_jobs.take(10, BELIEVED).1.unwrap());
-        assert_eq!(answer(), Reservation::CountAgain, "some of the eight may have ended");
+        let reserve = || open_jobs.count().reserve(10, COUNT_TTL);
+        assert_eq!(reserve(), Reservation::CountAgain, "nobody has counted");
+        *open_jobs.count() = OpenCount { counted: Some((8, Instant::now())), ..OpenCount::default() };
+        let (first, second) =
+            (open_jobs.reserve(10, COUNT_TTL).1.unwrap(), open_jobs.reserve(10, COUNT_TTL).1.unwrap());
+        assert_eq!(reserve(), Reservation::CountAgain, "some of the eight may have ended");
         drop(first);
-        let (answered, slot) = open_jobs.take(10, BELIEVED);
-        assert_eq!(answered, Reservation::Reserved, "it was given up");
-        second.used();
-        slot.unwrap().used();
-        let Open { made, making, .. } = *open_jobs.open();
+        let (after_drop, slot) = open_jobs.reserve(10, COUNT_TTL);
+        assert_eq!(after_drop, Reservation::Reserved, "it was given up");
+        second.confirm();
+        slot.unwrap().confirm();
+        let OpenCount { made, making, .. } = *open_jobs.count();
         assert_eq!((made, making), (2, 0));
-        assert_eq!(answer(), Reservation::CountAgain);
+        assert_eq!(reserve(), Reservation::CountAgain);
         // One more was made while somebody counted.
-        open_jobs.open().made = 3;
-        open_jobs.counted(8, Instant::now(), 2);
-        assert_eq!((answer(), open_jobs.open().made), (Reservation::Reserved, 1));
-        open_jobs.counted(10, Instant::now(), 1);
-        assert_eq!(answer(), Reservation::Full);
-        open_jobs.counted(10, Instant::now() - BELIEVED * 2, 0);
-        assert_eq!(answer(), Reservation::CountAgain, "it is old");
+        open_jobs.count().made = 3;
+        open_jobs.record_count(8, Instant::now(), 2);
+        assert_eq!((reserve(), open_jobs.count().made), (Reservation::Reserved, 1));
+        open_jobs.record_count(10, Instant::now(), 1);
+        assert_eq!(reserve(), Reservation::Full);
+        open_jobs.record_count(10, Instant::now() - COUNT_TTL * 2, 0);
+        assert_eq!(reserve(), Reservation::CountAgain, "it is old");
     }
 }

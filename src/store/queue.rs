@@ -63,7 +63,7 @@ pub struct Claimant<'a> {
 }
 
 #[derive(sqlx_macros::FromRow)]
-struct ClaimedRow {
+struct ClaimedJobRow {
     #[sqlx(flatten)]
     job: JobRow,
     database: String,
@@ -82,7 +82,7 @@ async fn claim(
     let token = LeaseToken::random();
     let pieces = [CLAIMABLE, JOB_COLUMNS];
     let statement = with_pieces(include_str!("queue/claim.sql"), &pieces);
-    let claimed: Result<Option<ClaimedRow>, sqlx::Error> = sqlx::query_as(AssertSqlSafe(statement))
+    let claimed: Result<Option<ClaimedJobRow>, sqlx::Error> = sqlx::query_as(AssertSqlSafe(statement))
         .bind(known_formats())
         .bind(known_compressions())
         .bind(claimant.datasets)
@@ -95,7 +95,7 @@ async fn claim(
         .await;
     match claimed {
         Ok(None) => Ok(None),
-        Ok(Some(ClaimedRow { job, database })) => Ok(Some(Lease::new(job.try_into()?, database.parse()?, token))),
+        Ok(Some(ClaimedJobRow { job, database })) => Ok(Some(Lease::new(job.try_into()?, database.parse()?, token))),
         // Another job of the lane was claimed at the same moment.
         Err(error) if SqlFailure::of(&error) == SqlFailure::Duplicate => Ok(None),
         Err(error) => Err(error.into()),

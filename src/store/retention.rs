@@ -89,7 +89,7 @@ impl Store {
             }
         };
         let read_past = self.in_index_order(async |tx| {
-            let (consumers, next) = consumers(tx, &read(cursor), retention).await?;
+            let (consumers, next) = consumers(tx, &read_cursor(cursor), retention).await?;
             let statement = sqlx::query_as(AssertSqlSafe(statement))
                 .bind(consumers)
                 .bind(retention.count.map(|count| count as i64))
@@ -100,7 +100,7 @@ impl Store {
             Ok::<(Vec<PastRow>, _), Error>((statement.fetch_all(tx).await?, next))
         });
         let (rows, next) = read_past.await?;
-        advance(cursor, next);
+        set_cursor(cursor, next);
         rows.into_iter().map(PastFile::try_from).collect()
     }
 
@@ -112,7 +112,7 @@ impl Store {
     pub async fn forget_jobs_past(&self, retention: &Retention, spare: Duration) -> Result<u64, Error> {
         let cursor = &self.cursors.jobs;
         let forget_past = self.in_index_order(async |tx| {
-            let (consumers, next) = consumers(tx, &read(cursor), retention).await?;
+            let (consumers, next) = consumers(tx, &read_cursor(cursor), retention).await?;
             let statement = with_pieces(include_str!("retention/forget_jobs_past.sql"), &[BOUNDS_OF_JOBS]);
             let statement = sqlx::query(AssertSqlSafe(statement))
                 .bind(consumers)
@@ -123,7 +123,7 @@ impl Store {
             Ok::<_, Error>((statement.execute(tx).await?, next))
         });
         let (forgotten, next) = forget_past.await?;
-        advance(cursor, next);
+        set_cursor(cursor, next);
         Ok(forgotten.rows_affected())
     }
 
@@ -131,7 +131,7 @@ impl Store {
     /// stays, so that its numbers go on.
     pub async fn forget_lanes(&self) -> Result<u64, Error> {
         let cursor = &self.cursors.lanes;
-        let after = read(cursor);
+        let after = read_cursor(cursor);
         let forget_unused = self.in_index_order(async |tx| {
             let next: Option<(String, String)> = sqlx::query_as(
                 "-- store.retention.lanes
@@ -175,15 +175,15 @@ impl Store {
             Ok::<_, Error>((forgotten, next))
         });
         let (forgotten, next) = forget_unused.await?;
-        advance(cursor, next.unwrap_or_default());
+        set_cursor(cursor, next.unwrap_or_default());
         Ok(forgotten.rows_affected())
     }
 
     /// Deletes the destinations that no process has used for a day. A job stops waiting for such a destination after a
     /// minute already.
-    pub async fn forget_stores(&self) -> Result<(), Error> {
+    pub async fn forget_destinations(&self) -> Result<(), Error> {
         let statement = sqlx::query(
-            "-- store.retention.forget_stores
+            "-- store.retention.forget_destinations
              delete from cdc_export.destinations where seen_at < clock_timestamp() - interval '1 day'",
         );
         self.execute(statement).await.map(drop)
@@ -201,11 +201,11 @@ impl Store {
     }
 }
 
-fn read<T: Clone>(cursor: &Mutex<T>) -> T {
+fn read_cursor<T: Clone>(cursor: &Mutex<T>) -> T {
     cursor.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-fn advance<T>(cursor: &Mutex<T>, next: T) {
+fn set_cursor<T>(cursor: &Mutex<T>, next: T) {
     *cursor.lock().unwrap_or_else(PoisonError::into_inner) = next;
 }
 

@@ -20,7 +20,7 @@ use crate::store::{Error, Store};
 
 /// How a schedule's request for an export went.
 #[derive(Debug)]
-pub enum Asked {
+pub enum RunOutcome {
     /// This job was made.
     Job(Box<Job>),
     /// Another process was first, or there is nothing to do any more.
@@ -91,7 +91,7 @@ impl Store {
              on conflict (name) do update set timing = excluded.timing, slot = greatest(s.slot, excluded.slot)
              where s.timing <> excluded.timing",
         );
-        let statement = of_slot(statement, schedule, slot);
+        let statement = bind_slot(statement, schedule, slot);
         self.execute(statement).await.map(drop)
     }
 
@@ -102,29 +102,34 @@ impl Store {
         slot: DateTime<Utc>,
         destination: Option<Uuid>,
         terms: Terms,
-    ) -> Result<Asked, Error> {
+    ) -> Result<RunOutcome, Error> {
         let statement = sqlx::query(
             "-- store.schedules.claim
              insert into cdc_export.schedules as s (name, slot, timing) values ($1, $2, $3)
              on conflict (name) do update set slot = excluded.slot, timing = excluded.timing
              where s.slot is null or s.slot < excluded.slot",
         );
-        let statement = of_slot(statement, schedule, slot);
+        let statement = bind_slot(statement, schedule, slot);
         self.with(async |conn| {
             let mut tx = conn.begin().await?;
             let made = match statement.execute(&mut *tx).await?.rows_affected() {
-                0 => Err(Asked::Settled),
-                _ => self.make(&mut tx, schedule, schedule.export_type, destination, terms).await?,
+                0 => Err(RunOutcome::Settled),
+                _ => self.insert_scheduled(&mut tx, schedule, schedule.export_type, destination, terms).await?,
             };
             failpoint!("schedules.claimed");
-            end(tx, made).await
+            finish(tx, made).await
         })
         .await
     }
 
     /// Makes a full export after the schedule's last one, which needs it: once, and only if nothing came after that one
     /// in its lane. Where a full export didn't help, the next one comes an hour later.
-    pub async fn heal(&self, schedule: &Schedule, destination: Option<Uuid>, terms: Terms) -> Result<Asked, Error> {
+    pub async fn heal(
+        &self,
+        schedule: &Schedule,
+        destination: Option<Uuid>,
+        terms: Terms,
+    ) -> Result<RunOutcome, Error> {
         let Lane { consumer, dataset } = schedule.lane();
         // The row of the schedule is locked: who waits for it finds another last job there.
         let statement =
@@ -132,36 +137,36 @@ impl Store {
         self.with(async |conn| {
             let mut tx = conn.begin().await?;
             let made = match statement.fetch_optional(&mut *tx).await? {
-                Some(_) => self.make(&mut tx, schedule, ExportType::Full, destination, terms).await?,
-                None => Err(Asked::Settled),
+                Some(_) => self.insert_scheduled(&mut tx, schedule, ExportType::Full, destination, terms).await?,
+                None => Err(RunOutcome::Settled),
             };
-            end(tx, made).await
+            finish(tx, made).await
         })
         .await
     }
 
     /// Makes a job of a schedule, whose row is locked, unless the lane is busy.
-    async fn make<'s>(
+    async fn insert_scheduled<'s>(
         &'s self,
         tx: &mut PgConnection,
         schedule: &Schedule,
         export_type: ExportType,
         destination: Option<Uuid>,
         terms: Terms,
-    ) -> Result<Result<MadeJob<'s>, Asked>, Error> {
+    ) -> Result<Result<MadeJob<'s>, RunOutcome>, Error> {
         let request = schedule.request(export_type);
         let lane_sequence = enter_lane(tx, &request).await?;
         if is_busy(tx, schedule.lane()).await? {
-            return Ok(Err(Asked::Busy));
+            return Ok(Err(RunOutcome::Busy));
         }
         Ok(match self.insert(tx, &request, lane_sequence, destination, terms).await? {
             Ok(made) => {
-                remember(tx, schedule, &made.job).await?;
+                record_last_job(tx, schedule, &made.job).await?;
                 Ok(made)
             }
-            Err(SubmitOutcome::TooManyOpen(_) | SubmitOutcome::QueueFull(_)) => Err(Asked::TooManyOpen),
+            Err(SubmitOutcome::TooManyOpen(_) | SubmitOutcome::QueueFull(_)) => Err(RunOutcome::TooManyOpen),
             // Unreachable: the request has no idempotency key and no `after`.
-            Err(_) => Err(Asked::Settled),
+            Err(_) => Err(RunOutcome::Settled),
         })
     }
 
@@ -175,7 +180,7 @@ impl Store {
                skipped_at = excluded.skipped_at, refused = null, refused_at = null
              where s.slot is null or s.slot < excluded.slot",
         );
-        let statement = of_slot(statement, schedule, slot);
+        let statement = bind_slot(statement, schedule, slot);
         Ok(self.execute(statement).await? == 1)
     }
 
@@ -188,7 +193,7 @@ impl Store {
              on conflict (name) do update set refused = excluded.refused, refused_at = coalesce(s.refused_at, excluded.refused_at)
              where (s.slot is null or s.slot < $2) and s.refused is distinct from excluded.refused",
         );
-        let statement = of_slot(statement, schedule, slot).bind(why.as_str());
+        let statement = bind_slot(statement, schedule, slot).bind(why.as_str());
         Ok(self.execute(statement).await? == 1)
     }
 
@@ -212,7 +217,7 @@ impl Store {
 
 /// Binds a schedule and one of its slots to a statement: `$1` is the schedule's name, `$2` the slot, `$3` the
 /// schedule's timing.
-fn of_slot<'q>(
+fn bind_slot<'q>(
     statement: Query<'q, Postgres, PgArguments>,
     schedule: &'q Schedule,
     slot: DateTime<Utc>,
@@ -221,12 +226,12 @@ fn of_slot<'q>(
 }
 
 /// Commits the transaction if there is a job, and otherwise rolls it back, so that the slot is not used.
-async fn end(tx: Transaction<'_, Postgres>, made: Result<MadeJob<'_>, Asked>) -> Result<Asked, Error> {
+async fn finish(tx: Transaction<'_, Postgres>, made: Result<MadeJob<'_>, RunOutcome>) -> Result<RunOutcome, Error> {
     match made {
         Ok(MadeJob { job, slot }) => {
             tx.commit().await?;
-            slot.used();
-            Ok(Asked::Job(job))
+            slot.confirm();
+            Ok(RunOutcome::Job(job))
         }
         Err(asked) => {
             tx.rollback().await?;
@@ -249,9 +254,9 @@ async fn is_busy(conn: &mut PgConnection, Lane { consumer, dataset }: Lane<'_>) 
 }
 
 /// Records the last job of a schedule.
-async fn remember(conn: &mut PgConnection, schedule: &Schedule, job: &Job) -> Result<(), Error> {
+async fn record_last_job(conn: &mut PgConnection, schedule: &Schedule, job: &Job) -> Result<(), Error> {
     sqlx::query(
-        "-- store.schedules.remember
+        "-- store.schedules.record_last_job
          update cdc_export.schedules s
          set last_job = $2, last_run_at = clock_timestamp(), skipped = 0, skipped_at = null, refused = null, refused_at = null,
            healed_by = case when $3 then $2 else s.healed_by end

@@ -41,7 +41,7 @@ impl Tracking {
 
 /// How a dataset's table stands.
 #[derive(Clone, Copy, Debug)]
-pub struct Standing {
+pub struct TableCheck {
     /// What `track` has made of it.
     pub tracking: Tracking,
     /// Whether the role may read all its rows. What it lacks is the source's to say.
@@ -53,10 +53,10 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Denied`] if the role may not use the table's schema; if the database fails.
-    pub async fn standing(&self, dataset: &Dataset) -> Result<Standing, Error> {
+    pub async fn check_table(&self, dataset: &Dataset) -> Result<TableCheck, Error> {
         let Dataset { table, key, .. } = dataset;
         let statement = sqlx::query_as(
-            "-- store.tracked.standing
+            "-- store.tracked.check_table
              select c.oid is not null, k.table_name is not null, k.key, cdc_export.primary_key(c.oid),
                coalesce(has_table_privilege(c.oid, 'select') and not row_security_active(c.oid), true)
              from (select cdc_export.table_of_role(
@@ -83,6 +83,6 @@ impl Store {
             (true, true) if logged.is_some_and(is_another) => Tracking::ByAnotherKey,
             (true, true) => Tracking::Tracked,
         };
-        Ok(Standing { tracking, is_readable })
+        Ok(TableCheck { tracking, is_readable })
     }
 }
