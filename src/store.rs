@@ -94,7 +94,7 @@ impl From<sqlx::Error> for Error {
 }
 
 impl Error {
-    /// Whether the statement waited for a lock, or ran, for too long.
+    /// Returns true if the statement waited for a lock, or ran, for too long.
     pub fn is_wait_timeout(&self) -> bool {
         match self {
             Error::Unavailable(cause) => SqlFailure::of(cause) == SqlFailure::Cancelled,
@@ -123,11 +123,11 @@ pub struct Store {
     scan_start: Arc<Mutex<Option<ClaimScanStart>>>,
     /// The bound on open jobs.
     open_jobs: Arc<open_jobs::OpenJobs>,
-    /// How far the retention has come.
+    /// The positions at which the next runs of retention begin.
     cursors: Arc<retention::Cursors>,
     /// Tells of jobs that this process brought to their end.
     endings: broadcast::Sender<JobId>,
-    /// Who is told of the ends of exports.
+    /// The receivers of the ends of exports.
     listeners: Arc<[Listener]>,
     /// The time after which a call is given up; `None`: never.
     call_timeout: Option<Duration>,
@@ -164,7 +164,7 @@ impl Store {
         Ok(database.parse()?)
     }
 
-    /// Whether Postgres answers, and its transaction ids let it write to the service's tables.
+    /// Checks that Postgres answers, and that its transaction ids let it write to the service's tables.
     pub async fn ping(&self) -> Result<(), Error> {
         match self.with(xid_beyond).await? {
             Some(xid) => Err(Error::XidsSetBack(xid)),
@@ -271,8 +271,8 @@ async fn xid_beyond(conn: &mut PgConnection) -> Result<Option<String>, sqlx::Err
     Ok(still.then_some(xid))
 }
 
-/// How long a connection may take to end what its caller has given up. The server ends a statement earlier; one that
-/// can't be reached doesn't answer.
+/// The longest time that a connection may take to end a statement that its caller has given up. The server ends a
+/// statement earlier; one that can't be reached doesn't answer.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A connection of the pool whose statement is ended when it is dropped, unless it was given back. If it were closed at
@@ -304,7 +304,7 @@ impl Drop for EndedOnDrop {
     }
 }
 
-/// What Postgres notified the listener of.
+/// A notification from Postgres.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notification {
     /// There may be work.

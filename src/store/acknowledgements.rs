@@ -1,4 +1,4 @@
-//! What consumers say that they have loaded: of each lane, all exports up to a number.
+//! Acknowledgements of consumers: for each lane, all exports up to a number are loaded.
 //!
 //! Retention keeps what comes after it (`store::retention`). No position and no claim depends on it.
 
@@ -29,7 +29,7 @@ impl Store {
         Ok(self.execute(statement).await? == 1)
     }
 
-    /// What there is to acknowledge in each of these lanes, consumers and datasets, that has ever acknowledged an
+    /// Returns the exports to acknowledge in each of these lanes, consumers and datasets, that has ever acknowledged an
     /// export.
     pub async fn unacknowledged(
         &self,

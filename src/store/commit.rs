@@ -12,14 +12,14 @@ use crate::store::lease::Lease;
 use crate::store::{Error, watermarks};
 use crate::watermark::{NewPosition, Position};
 
-/// What a commit compares and saves beside the file.
+/// The values that a commit compares and saves beside the file.
 #[derive(Clone, Debug)]
 pub struct CommitInput {
     /// The consumer's position, which the commit must find unchanged.
     pub position: Position,
     /// The consumer's position after the commit.
     pub new_position: NewPosition,
-    /// What the snapshot showed beside the position.
+    /// The report of the snapshot, beside the position.
     pub report: SnapshotReport,
     /// Names and types of the file's columns, for comparison with the lane's next export.
     pub signature: String,
@@ -29,7 +29,7 @@ pub struct CommitInput {
     pub marker: Option<JobId>,
 }
 
-/// How a commit went. On all but `Done` the transaction must be rolled back.
+/// The result of a commit. The caller must roll the transaction back unless it is `Done`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Committed {
     /// Everything is written; only the `COMMIT` itself is missing.

@@ -29,7 +29,7 @@ fn with_file_columns(statement: &'static str) -> AssertSqlSafe<String> {
 pub const LOST_AFTER: Duration = Duration::from_secs(10);
 
 impl Store {
-    /// Whether there is an export whose file was not removed, in whatever folder.
+    /// Returns true if there is an export whose file was not removed, in any folder.
     pub async fn has_files(&self) -> Result<bool, Error> {
         let statement = sqlx::query_scalar(
             "-- store.files.has_files
@@ -52,14 +52,14 @@ impl Store {
         rows.into_iter().map(FileRecord::try_from).collect()
     }
 
-    /// Where the file of a completed job is.
+    /// Returns the location of the file of a completed job.
     pub async fn file(&self, id: JobId) -> Result<Option<FileRecord>, Error> {
         let statement = sqlx::query_as(with_file_columns(include_str!("files/get.sql"))).bind(id.as_uuid());
         let row: Option<FileRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         row.map(FileRecord::try_from).transpose()
     }
 
-    /// Where the file of the last completed job of a file's lane is: that of this very one, or of a later one.
+    /// Returns the location of the file of the last completed job in a file's lane: this job or a later one.
     pub async fn last_of_lane(&self, record: &FileRecord) -> Result<Option<FileRecord>, Error> {
         let statement = sqlx::query_as(with_file_columns(include_str!("files/last_of_lane.sql")))
             .bind(record.consumer.as_ref().map(|consumer| consumer.as_str()))
@@ -68,7 +68,7 @@ impl Store {
         row.map(FileRecord::try_from).transpose()
     }
 
-    /// Whether a marker names an export of the file's lane that the database knows, and that came before it.
+    /// Returns true if a marker names an earlier export of the file's lane that the database knows.
     pub async fn is_after(&self, record: &FileRecord, marker: &Marker) -> Result<bool, Error> {
         let statement = sqlx::query_scalar(
             "-- store.files.is_after
@@ -163,7 +163,7 @@ async fn is_taken(conn: &mut PgConnection, name: &str) -> Result<bool, sqlx::Err
 /// Names of a stem that are counted: what a second has at most. Of more, the next free number is found by trying.
 const MAX_NAMES: i64 = 1_000;
 
-/// How many files have this stem, in any case: those that go on after it with `-` or `.`, so that a consumer whose id
+/// Counts the files with this stem, in any case: those that go on after it with `-` or `.`, so that a consumer whose id
 /// begins like another's whole stem isn't counted.
 pub(crate) async fn names_taken(conn: &mut PgConnection, stem: &str) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar(

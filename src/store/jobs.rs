@@ -16,11 +16,11 @@ use crate::store::open_jobs::Slot;
 use crate::store::transitions::transition;
 use crate::store::{CHANNEL, Error, Store};
 
-/// How many jobs of one consumer may be open, and how many ad-hoc jobs in all: enough for any client that waits for its
+/// The most open jobs of one consumer, and the most open ad-hoc jobs in all: enough for any client that waits for its
 /// exports, and an end to a loop that doesn't wait.
 const MAX_OPEN: i64 = 20;
 
-/// How a request for an export went.
+/// The result of a request for an export.
 #[derive(Debug)]
 pub enum SubmitOutcome {
     /// A job was made of it.
@@ -29,7 +29,7 @@ pub enum SubmitOutcome {
     Before(Job),
     /// The idempotency key is of another request, which made this job.
     KeyTaken(Job),
-    /// What the caller says it loaded last is not the lane's last export.
+    /// The export that the caller loaded last is not the lane's last export.
     OutOfStep(OutOfStep),
     /// The consumer has this many open jobs, and may have no more.
     TooManyOpen(i64),
@@ -43,7 +43,7 @@ pub(super) struct MadeJob<'s> {
     pub(super) slot: Slot<'s>,
 }
 
-/// How a request to cancel went.
+/// The result of a request to cancel.
 #[derive(Debug)]
 pub enum Cancelled {
     /// The job is cancelled, or its worker will stop.
@@ -269,7 +269,8 @@ async fn next_time(conn: &mut PgConnection, request: &Request) -> Result<DateTim
     .await
 }
 
-/// Whether what the request's caller loaded last is not the lane's last export. A full export goes on from anything.
+/// Returns the difference if the export that the caller loaded last is not the lane's last one. A full export goes on
+/// from anything.
 async fn check_last_export(conn: &mut PgConnection, request: &Request) -> Result<Option<OutOfStep>, Error> {
     let Request { consumer: Some(consumer), dataset, after: Some(after), .. } = request else { return Ok(None) };
     match request.export_type {
@@ -289,7 +290,7 @@ async fn sent_before(conn: &mut PgConnection, request: &Request) -> Result<Optio
     row.map(Job::try_from).transpose()
 }
 
-/// How many jobs of the request's consumer are open, or how many ad-hoc jobs, counted up to the bound.
+/// Counts the open jobs of the request's consumer, or the open ad-hoc jobs, up to the bound.
 async fn open_of_consumer(conn: &mut PgConnection, request: &Request) -> Result<i64, Error> {
     let open = match &request.consumer {
         Some(consumer) => sqlx::query_scalar(

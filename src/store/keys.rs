@@ -16,13 +16,13 @@ pub struct NewKey {
     pub name: KeyName,
     /// The consumers that it is for; `None`: all.
     pub consumers: Option<Vec<ConsumerId>>,
-    /// What it permits.
+    /// The rights of the key.
     pub scopes: Vec<Scope>,
-    /// How long it is valid; `None`: until it is revoked.
+    /// The time for which the key is valid. `None`: until it is revoked.
     pub lifetime: Option<Duration>,
 }
 
-/// Whether a key was made.
+/// The result of making a key.
 #[derive(Debug)]
 pub enum Created {
     /// The key is saved.
@@ -64,7 +64,7 @@ struct UsableRow {
     is_use_due: bool,
 }
 
-/// What a key may do. A word that this version doesn't know permits nothing.
+/// Returns the rights of a key. A word that this version doesn't know permits nothing.
 fn grant(prefix: String, consumers: Option<Vec<String>>, scopes: &[String]) -> Grant {
     Grant {
         prefix: Prefix::stored(prefix),

@@ -8,7 +8,7 @@ use crate::job::{After, Job, JobId};
 use crate::store::job_row::{JobRow, with_job_columns};
 use crate::store::{Error, Store};
 
-/// How many jobs of each kind are named to a caller that is out of step.
+/// The most jobs of each kind that the answer to a caller out of step names.
 const MAX_LISTED: i64 = 100;
 
 /// Why a caller is out of step with its lane.

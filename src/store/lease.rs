@@ -11,12 +11,12 @@ use crate::file::hidden::HiddenFile;
 use crate::job::{Job, JobId, LeaseToken, Reached};
 use crate::store::{Error, Store};
 
-/// How often a lease is extended, and expired leases are looked for.
+/// The interval at which leases are extended, and expired ones are searched.
 pub fn interval(lease: Duration) -> Duration {
     Duration::from_secs(1).min(lease / 3)
 }
 
-/// How long one statement may take without an answer: within a lease there is time for another try.
+/// The longest time that one statement may take without an answer: within a lease there is time for another try.
 pub fn call_timeout(lease: Duration) -> Duration {
     (lease / 3).min(Duration::from_secs(10))
 }
@@ -47,7 +47,7 @@ impl Lease {
     }
 }
 
-/// What the renewal of a lease learned.
+/// The result of renewing a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Renewal {
     /// The lease is extended.

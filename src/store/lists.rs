@@ -14,8 +14,8 @@ use crate::job::{ExportType, Filter, Job, Status};
 use crate::store::job_row::{JOB_COLUMNS, JobRow};
 use crate::store::{Error, Store};
 
-/// How many entries of each list are read first, and how many more of a list that goes on; of one that still goes on, a
-/// page is read.
+/// The number of entries of each list that are read first, and of further ones from a list that goes on; of one that
+/// still goes on, a page is read.
 const FIRST_STEP: i64 = 4;
 const SECOND_STEP: i64 = 32;
 

@@ -11,7 +11,7 @@ use crate::manifest::{self, Chained, Manifest};
 use crate::store::job_row::{JobRow, with_job_columns};
 use crate::store::{Error, Store};
 
-/// What is known of a manifest that is to be.
+/// The known parts of a manifest that is not written yet.
 #[derive(Debug)]
 pub enum Planned {
     /// It is written down: its number and its text.
@@ -31,7 +31,7 @@ struct PlannedRow {
 }
 
 impl Store {
-    /// What the manifest of a committed export is, or will be. `None`: the export is published, was given up, or isn't
+    /// Returns the manifest of a committed export. `None`: the export is published, was given up, or isn't
     /// a consumer's.
     pub async fn planned_manifest(&self, record: &FileRecord) -> Result<Option<Planned>, Error> {
         let statement = sqlx::query_as(with_job_columns(include_str!("manifests/planned.sql")))

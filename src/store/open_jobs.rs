@@ -12,10 +12,10 @@ use sqlx::PgConnection;
 
 use crate::store::{Error, Store};
 
-/// How long a count is believed.
+/// The time for which a count is used.
 const COUNT_TTL: Duration = Duration::from_secs(1);
 
-/// What this process knows of the number of open jobs.
+/// This process's count of open jobs.
 #[derive(Debug, Default)]
 pub(super) struct OpenJobs {
     open: Mutex<OpenCount>,
@@ -25,7 +25,7 @@ pub(super) struct OpenJobs {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct OpenCount {
-    /// How many there were, and when that was counted.
+    /// The count, and the time at which it was made.
     counted: Option<(u32, Instant)>,
     /// Jobs that this process made since then.
     made: u32,

@@ -33,10 +33,10 @@ fn known_compressions() -> Vec<&'static str> {
     Compression::ALL.iter().map(|compression| compression.as_str()).collect()
 }
 
-/// How long a claim scan start is used. A job whose time somebody set back by hand waits no longer than this.
+/// The time for which a claim scan start is used. A job whose time somebody set back by hand waits no longer than this.
 const SCAN_START_TTL: Duration = Duration::from_secs(5);
 
-/// How much shorter or longer the pause before a retry may be.
+/// The largest part by which the pause before a retry is shortened or lengthened.
 const RETRY_JITTER: f64 = 0.2;
 
 /// The pause after so many attempts, counted from 1: two seconds, three times as many after each further one, ten
@@ -119,13 +119,13 @@ async fn scan_start(conn: &mut PgConnection, claimant: &Claimant<'_>) -> Result<
 pub struct EndedAttempt {
     /// The file that was left.
     pub file: HiddenFile,
-    /// Whether nobody writes it any more, or will miss it. Of a job that the database doesn't know nothing is known: it
-    /// may be that of a clone, which has the same identity. A publisher's file has its final name in a moment, or is
-    /// written again.
+    /// True if nobody writes the file any more, and nobody needs it. Nothing is known of a job that is not in the
+    /// database: it may be that of a clone, which has the same identity. A publisher's file has its final name in a
+    /// moment, or is written again.
     pub is_removable: bool,
 }
 
-/// How a worker leaves a job that it didn't complete.
+/// The state in which a worker leaves a job that it didn't complete.
 #[derive(Clone, Debug)]
 pub enum Settlement {
     /// Try again after a while, unless the attempts are spent.
@@ -220,7 +220,7 @@ impl Store {
         self.transition_all(statement).await
     }
 
-    /// Which of these hidden files are left over by attempts that ended without completing their jobs.
+    /// Returns those of the hidden files that were left by attempts which ended without completing their jobs.
     ///
     /// A folder may be shared with the service of another database, also of a copy of this one: that service's files
     /// are not among those returned. Files that name this database are returned also where it was restored to before it

@@ -16,13 +16,13 @@ use crate::job::{JobId, Retention};
 use crate::store::files::{FILE_COLUMNS, FileRow};
 use crate::store::{Error, Store};
 
-/// How many rows one statement takes at most, so that the first clean-up of a year's jobs blocks nothing for long.
+/// The most rows that one statement takes, so that the first clean-up of a year's jobs blocks nothing for long.
 const BATCH: i64 = 1_000;
 
-/// How many of the newest jobs one call counts at most, of all its consumers together: about 20 ms.
+/// The most of the newest jobs that one call counts, of all its consumers together: about 20 ms.
 const COUNTED: u64 = 50_000;
 
-/// What a retention counts.
+/// The things that a retention counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retained {
     /// Files that are in the folder.

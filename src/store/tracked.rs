@@ -1,4 +1,4 @@
-//! Which datasets `track` has seen: of the others no consumer can have an export.
+//! The datasets that `track` has seen. No consumer can have an export of another one.
 
 use crate::dataset::{Capture, Dataset};
 use crate::job::ConsumerId;

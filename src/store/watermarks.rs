@@ -117,7 +117,7 @@ impl Store {
     }
 }
 
-/// What a commit makes of a consumer's position.
+/// The change that a commit makes to a consumer's position.
 pub(crate) struct Advance<'a> {
     pub(crate) export_type: ExportType,
     /// The position that the export found.

@@ -26,9 +26,9 @@ static RECORDER: OnceLock<Recorder> = OnceLock::new();
 
 #[cfg(feature = "otel")]
 use exporter::Recorder;
-/// Without the feature, there is no recorder.
+// Without the feature, there is no recorder.
 #[cfg(not(feature = "otel"))]
-type Recorder = std::convert::Infallible;
+use std::convert::Infallible as Recorder;
 
 /// Starts to record spans for the collector in the settings. Must be called once per process.
 ///
