@@ -7,7 +7,7 @@ use crate::job::lane::COUNTED_EXPORTS;
 use crate::store::{Error, Store};
 use crate::telemetry::metrics::PoolUse;
 
-/// How many consumers have a series of their own, of each kind.
+/// The number of consumers that have a series of their own, of each kind.
 const MAX_CONSUMERS: usize = 100;
 
 /// The queue and the change log.
@@ -17,7 +17,7 @@ pub struct Backlog {
     pub pending: i64,
     /// Jobs that clients see as processing.
     pub processing: i64,
-    /// Of these, jobs that are committed and whose files have no names yet: their lanes wait.
+    /// The jobs among these that are committed and whose files have no names yet: their lanes wait.
     pub unpublished: i64,
     /// Seconds since the oldest of these was committed; 0 where there is none.
     pub unpublished_seconds: f64,
@@ -35,7 +35,7 @@ pub struct Backlog {
     pub given_up: i64,
 }
 
-/// How far behind a consumer is.
+/// The distance of a consumer from the newest rows.
 #[derive(Clone, Debug)]
 pub struct WatermarkAge {
     /// The consumer.
@@ -46,7 +46,7 @@ pub struct WatermarkAge {
     pub seconds: f64,
 }
 
-/// What a consumer that acknowledges has yet to acknowledge.
+/// The exports that an acknowledging consumer has yet to acknowledge.
 #[derive(Clone, Debug)]
 pub struct UnacknowledgedAge {
     /// The consumer.
@@ -60,7 +60,7 @@ pub struct UnacknowledgedAge {
 }
 
 impl Store {
-    /// What waits.
+    /// Counts the jobs that wait.
     pub async fn backlog(&self) -> Result<Backlog, Error> {
         let statement = sqlx::query_as(include_str!("gauges/backlog.sql"));
         self.with(async |conn| statement.fetch_one(conn).await).await
@@ -88,7 +88,7 @@ impl Store {
         Ok((ages, others))
     }
 
-    /// What is not acknowledged in these datasets, by the hundred consumers that have not for the longest.
+    /// Returns the unacknowledged exports in these datasets, by the hundred consumers that have not for the longest.
     pub async fn unacknowledged_ages(&self, datasets: &[&str]) -> Result<Vec<UnacknowledgedAge>, Error> {
         let statement = sqlx::query_as(include_str!("gauges/unacknowledged_ages.sql"))
             .bind(datasets)
@@ -107,7 +107,7 @@ impl Store {
         Ok(rows.into_iter().filter_map(age).collect())
     }
 
-    /// How the pool's connections are used.
+    /// Returns the use of the pool's connections.
     pub fn pool_use(&self) -> PoolUse {
         let Store { pool, .. } = self;
         PoolUse { open: pool.size(), idle: pool.num_idle() as u32, most: pool.options().get_max_connections() }

@@ -18,7 +18,7 @@ use crate::schedule::{Refusal, Schedule, ScheduleState};
 use crate::store::jobs::{MadeJob, SubmitOutcome, enter_lane};
 use crate::store::{Error, Store};
 
-/// How a schedule's request for an export went.
+/// The result of a schedule's request for an export.
 #[derive(Debug)]
 pub enum RunOutcome {
     /// This job was made.

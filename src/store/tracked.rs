@@ -4,7 +4,7 @@ use crate::dataset::{Capture, Dataset};
 use crate::job::ConsumerId;
 use crate::store::{Error, Store};
 
-/// What `track` has made of a dataset's table.
+/// The state in which `track` left a dataset's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tracking {
     /// There is no such table.
@@ -39,17 +39,17 @@ impl Tracking {
     }
 }
 
-/// How a dataset's table stands.
+/// The state of a dataset's table.
 #[derive(Clone, Copy, Debug)]
 pub struct TableCheck {
-    /// What `track` has made of it.
+    /// The state in which `track` left it.
     pub tracking: Tracking,
-    /// Whether the role may read all its rows. What it lacks is the source's to say.
+    /// True if the role may read all its rows. `source` says which right is missing.
     pub is_readable: bool,
 }
 
 impl Store {
-    /// How a dataset's table stands. Takes no lock on it.
+    /// Returns the state of a dataset's table. Takes no lock on it.
     ///
     /// # Errors
     /// [`Error::Denied`] if the role may not use the table's schema; if the database fails.
