@@ -305,7 +305,9 @@ fn table_obstacle(export: &Chained, before: Option<&TargetPosition>, target_tabl
     }
     let table = &target_table.table;
     if before.is_some_and(|before| before.details.oid != target_table.oid) {
-        return Some(format!("target_changed: {table} is not the table to which the earlier exports were applied"));
+        return Some(format!(
+            "target_changed: {table} is another table than the one to which the earlier exports were applied"
+        ));
     }
     // A column that was removed and added again lacks the values of unchanged rows.
     let is_other = |(name, number): &(&String, &i16)| {

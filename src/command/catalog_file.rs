@@ -47,7 +47,7 @@ fn read(file: &Path) -> anyhow::Result<String> {
     ensure!(metadata.is_file(), "{shown} is not a regular file: a block can't be added to it");
     ensure!(
         metadata.nlink() == 1,
-        "{shown} has several hard links, and the others would keep the old text: add the block by hand"
+        "{shown} has another name (a hard link), which would keep the old text: add the block by hand"
     );
     Ok(fs::read_to_string(file).map_err(|why| config::Error::unreadable_catalog(file, &why))?)
 }
