@@ -125,9 +125,9 @@ const CONTROLS: [Control; 11] = [
         name: "no-token",
         breaks: Some("4"),
         edits: &[Edit {
-            file: "src/store/commit.rs",
-            text: "where id = $1 and lease_token = $2 and status = 'processing' and cancel_requested_at is null",
-            instead: "where id = $1 and $2::uuid is not null and status = 'processing' and cancel_requested_at is null",
+            file: "src/store/commit/complete.sql",
+            text: "where e.id = $1 and e.lease_token = $2 and e.status",
+            instead: "where e.id = $1 and $2::uuid is not null and e.status",
         }],
         // It ends when it is found out, and a busy machine starts few workers in a while.
         scenario: Scenario::Overtaking(60),
@@ -137,7 +137,7 @@ const CONTROLS: [Control; 11] = [
         name: "no-order",
         breaks: Some("6"),
         edits: &[Edit {
-            file: "src/store/queue.rs",
+            file: "src/store/queue/claimable.sql",
             text: "and earlier.lane_sequence < r.lane_sequence and earlier.status in ('pending', 'processing'))",
             instead: "and earlier.lane_sequence < r.lane_sequence and false)",
         }],
@@ -148,7 +148,7 @@ const CONTROLS: [Control; 11] = [
         name: "no-wait-for-the-name",
         breaks: Some("6"),
         edits: &[Edit {
-            file: "src/store/queue.rs",
+            file: "src/store/queue/claimable.sql",
             text: "where b.status = 'completed' and b.published_at is null and b.consumer_id is not null))",
             instead: "where false))",
         }],
@@ -200,8 +200,8 @@ const CONTROLS: [Control; 11] = [
         breaks: Some("11"),
         edits: &[Edit {
             file: "src/store/commit.rs",
-            text: "    if step(conn, &[], complete).await?.is_none() {\n        return Ok(Committed::NotOurs);\n    }\n",
-            instead: "    if step(conn, &[], complete).await?.is_none() {\n        return Ok(Committed::NotOurs);\n    }
+            text: "    if completed.is_none() {\n        return Ok(Committed::NotOurs);\n    }\n",
+            instead: "    if completed.is_none() {\n        return Ok(Committed::NotOurs);\n    }
     sqlx::query(
         \"insert into cdc_export.deliveries (id, job, endpoint, event) values (gen_random_uuid(), $1, 'receiver', 'completed')\",
     )
@@ -218,8 +218,8 @@ const CONTROLS: [Control; 11] = [
         breaks: Some("11"),
         edits: &[Edit {
             file: "src/store/transitions.rs",
-            text: "        let row = self.transaction(async |tx| step(tx, &self.listeners, statement).await).await?;\n",
-            instead: "        let row = self.transaction(async |tx| step(tx, &[], statement).await).await?;
+            text: "        let row = self.transaction(async |tx| transition(tx, &self.listeners, statement).await).await?;\n",
+            instead: "        let row = self.transaction(async |tx| transition(tx, &[], statement).await).await?;
         self.with(async |conn| plan_deliveries(conn, &self.listeners, row.as_slice()).await).await?;\n",
         }],
         scenario: Scenario::LostAnswers(20),
