@@ -1,4 +1,4 @@
-//! Compares a catalog with the live tables: finds what doesn't fit, and which tables' changes aren't captured.
+//! Compares a catalog with the live tables. Finds mismatches, and tables whose changes aren't captured.
 
 use std::sync::LazyLock;
 
@@ -26,12 +26,12 @@ pub struct Findings {
     pub unreadable: Vec<Fault>,
     /// The datasets that fit their tables and need triggers, but whose tables are not in `cdc_export.tracked`.
     pub untracked: Vec<String>,
-    /// The datasets whose tables `track` has made ready, and whose changes aren't captured now: a trigger is missing,
-    /// or the key is another.
+    /// The datasets whose tables were tracked, and whose changes aren't captured now: a trigger is missing, or the key
+    /// differs.
     pub broken: Vec<Fault>,
     /// The datasets whose incrementals and deltas read the whole table, because no index begins with `updated_at`.
     pub slow: Vec<Fault>,
-    /// The tables whose changes are captured though no dataset needs them.
+    /// The tables whose changes are captured although no dataset needs them.
     pub without_dataset: Vec<Table>,
     /// Subscriptions that may wait for ever at the dataset's table.
     pub stalling: Vec<Fault>,
@@ -105,7 +105,7 @@ pub async fn check_one(pool: &PgPool, catalog: &Catalog, dataset: &Dataset) -> R
     Ok(Faults(faults))
 }
 
-/// The subscriptions that may wait for ever at a dataset's table, now that it has triggers.
+/// Returns the subscriptions that may wait for ever at a dataset's table because it has triggers.
 pub async fn stalling(pool: &PgPool, dataset: &Dataset) -> Result<Vec<Fault>, sqlx::Error> {
     parallel_apply::read_stalling(&mut *pool.acquire().await?, dataset).await
 }
@@ -116,12 +116,12 @@ static CAPTURED_KEY: LazyLock<String> =
 #[derive(Default, sqlx_macros::FromRow)]
 struct CapturedKey {
     captured: bool,
-    /// `None`: the table is not in `cdc_export.tracked`.
+    /// `None` if the table is not in `cdc_export.tracked`.
     logged_key: Option<Vec<String>>,
     mute_role: Option<String>,
 }
 
-/// Returns true if a table's changes are captured, and by which key.
+/// Reads whether the changes of a dataset's table are captured, and by which key.
 async fn captured_key(conn: &mut PgConnection, dataset: &Dataset) -> Result<CapturedKey, sqlx::Error> {
     let found: Option<CapturedKey> = sqlx::query_as(AssertSqlSafe(CAPTURED_KEY.as_str()))
         .bind(relation(&dataset.table))
@@ -145,14 +145,14 @@ fn capture_fault(dataset: &Dataset, why: String) -> Fault {
 /// The key that a dataset requires the triggers of its table to log.
 struct Logged {
     dataset: String,
-    /// As the catalog names it.
+    /// The table's name in the catalog.
     table: String,
     oid: Oid,
     key: Vec<String>,
 }
 
 impl Logged {
-    /// `None`: it wants no triggers.
+    /// Returns the key of a dataset, or `None` if the dataset needs no triggers.
     async fn read(
         conn: &mut PgConnection,
         dataset: &Dataset,
@@ -167,7 +167,7 @@ impl Logged {
         Ok(Some(Logged { dataset: dataset.name.clone(), table: dataset.table.to_string(), oid, key }))
     }
 
-    /// The triggers of a table log one key.
+    /// Returns a fault if both datasets have the same table and different keys. The triggers of a table log one key.
     fn conflict(&self, other: &Logged) -> Option<Fault> {
         let why = || format!("`{}` is captured for `{}` too, which has another key", self.table, other.dataset);
         let fault = || Fault { dataset: self.dataset.clone(), member: "key", item: None, why: why() };
@@ -175,7 +175,7 @@ impl Logged {
     }
 }
 
-/// The table's schema, if the dataset fits it; whatever doesn't is added to the faults.
+/// Returns the table's schema if the dataset fits it. Adds each mismatch to the faults.
 async fn fits(
     conn: &mut PgConnection,
     dataset: &Dataset,

@@ -1,5 +1,5 @@
-//! Reads by `COPY … TO STDOUT (FORMAT BINARY)`: the fastest way out of Postgres, without parameters. Several readers of
-//! one snapshot share a table's ranges.
+//! Reads rows by `COPY … TO STDOUT (FORMAT BINARY)`, the fastest way to read from Postgres. COPY takes no parameters.
+//! Several readers of one snapshot share a table's ranges.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,13 +17,13 @@ use crate::source::session::Reader;
 /// Signature, flags and length of the header extension (PostgreSQL documentation, "COPY", "Binary Format").
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 const HEADER_BYTES: usize = 19;
-/// The end marker, in place of a row's count of fields.
+/// The end marker. It takes the place of a row's count of fields.
 const END: [u8; 2] = (-1i16).to_be_bytes();
 
-/// Heap blocks of one COPY: 2 MiB, so that its start costs little and progress shows.
+/// The heap blocks of one COPY, 2 MiB. The start of a COPY then costs little, and progress is reported often.
 const RANGE_BLOCKS: u64 = 256;
 
-/// With fewer ranges than this for each, a further reader's connection takes longer than what it saves.
+/// The fewest ranges for each reader. With fewer ranges, another reader's connection takes longer than it saves.
 const RANGES_FOR_A_READER: u64 = 4;
 
 /// The work that all readers of a table share.
@@ -35,9 +35,9 @@ pub(crate) struct Reading {
     pub(crate) progress: Progress,
 }
 
-/// The ranges of a table: each is taken once, by whoever comes next.
+/// The ranges of a table. Each range is taken once, by the next free reader.
 pub(crate) struct Ranges {
-    /// `None`: the table can't be read in ranges, and is one.
+    /// `None` if the table can't be read in ranges. The whole table is then one range.
     blocks: Option<u64>,
     taken: AtomicU64,
     read: AtomicU64,
@@ -45,7 +45,7 @@ pub(crate) struct Ranges {
 }
 
 impl Ranges {
-    /// The ranges of a table of so many blocks.
+    /// Returns the ranges of a table with this number of blocks.
     pub(crate) fn new(blocks: Option<u64>) -> Ranges {
         let (taken, read, exhausted) = Default::default();
         Ranges { blocks, taken, read, exhausted }
@@ -65,7 +65,7 @@ impl Ranges {
         self.blocks.map_or(1, |blocks| blocks.div_ceil(RANGE_BLOCKS).max(1))
     }
 
-    /// Takes the next range, as a condition on its rows that is put behind other conditions.
+    /// Takes the next range. Returns it as an SQL condition, to be appended to other conditions.
     fn take(&self) -> Option<String> {
         let (n, last) = (self.taken.fetch_add(1, Ordering::Relaxed), self.count() - 1);
         if n >= last {
@@ -75,7 +75,7 @@ impl Ranges {
         match n {
             _ if n > last => None,
             0 if last == 0 => Some(String::new()),
-            // The last range is open-ended: the table may have grown between its measure and the snapshot's readers.
+            // The last range is open-ended, because the table may have grown after its blocks were counted.
             _ if n == last => Some(format!(" and ctid >= '({from},0)'")),
             _ => Some(format!(" and ctid >= '({from},0)' and ctid < '({to},0)'")),
         }
@@ -86,7 +86,7 @@ impl Ranges {
     }
 }
 
-/// Reads range after range until none is left. Returns how many ranges it read.
+/// Reads ranges until none is left. Returns the number of ranges that this reader read.
 pub(crate) async fn read(
     conn: &mut PgConnection,
     reader: &Reader,

@@ -1,5 +1,5 @@
-//! An exported snapshot, and what the statement that exports it says of the moment: the consumer's position, the
-//! guard's word, and what the position after this export has to remember.
+//! An exported snapshot, with the other results of the statement that exports it: the consumer's position, the guard's
+//! word, and the facts to save in the position after this export.
 
 use std::sync::LazyLock;
 
@@ -36,7 +36,7 @@ pub(super) struct ExportedSnapshot {
     /// The columns whose values the triggers log.
     pub(super) logged_key: Option<Vec<String>>,
     pub(super) captured: bool,
-    /// True if a value may be kept outside of its row.
+    /// True if a value may be stored outside of its row (TOAST).
     pub(super) toasted: bool,
     /// The number of blocks of the table's file, if it has one.
     pub(super) blocks: Option<i64>,
@@ -45,7 +45,7 @@ pub(super) struct ExportedSnapshot {
     live_snapshot: Option<String>,
     deletions_snapshot: Option<String>,
     continuity: Option<String>,
-    /// True if the job was made before the database was put back or copied.
+    /// True if the job was created before the database was restored or copied.
     pub(super) is_restored: bool,
     /// Partitions that the position doesn't know.
     pub(super) arrived: Vec<Oid>,
@@ -57,18 +57,18 @@ pub(super) struct ExportedSnapshot {
     relfilenode: Option<Oid>,
     table_columns_hash: String,
     guard_state: Json<GuardState>,
-    /// Since when the times tell deletions that the log doesn't have.
+    /// The time since which soft deletes are due by their times, because the log doesn't have them.
     deleted_since: Option<DateTime<Utc>>,
-    /// The number of the column whose times the watermark is of; 0: of none alone.
+    /// The number of the column that the watermark's time is from. 0: not from one column alone.
     timed_by: Option<i64>,
-    /// True if the position was saved with the filter's functions as they are.
+    /// True if the filter's functions are unchanged since the position was saved.
     pub(super) knows_filter: bool,
     cluster_id: i64,
 }
 
 impl ExportedSnapshot {
-    /// Exports the snapshot of the leader's transaction. In one statement, so that the position, the guard and the
-    /// snapshot are of one moment.
+    /// Exports the snapshot of the leader's transaction. One statement also reads the position and runs the guard, so
+    /// that all three are from the same moment.
     pub(super) async fn take(
         leader: &mut PgConnection,
         purpose: &Purpose<'_>,
@@ -91,7 +91,7 @@ impl ExportedSnapshot {
             .await
     }
 
-    /// The guard's word.
+    /// Returns the guard's word.
     pub(super) fn continuity(&self) -> Result<Option<Continuity>, Error> {
         Continuity::from_guard(self.continuity.as_deref())
             .map_err(|_| Error::Protocol("a word of continuity that nobody knows"))
@@ -99,9 +99,9 @@ impl ExportedSnapshot {
 
     /// Returns the consumer's position.
     pub(super) fn position(&self, continuity: Option<Continuity>) -> Position {
-        // A time that somebody set in place of ours rules alone, once.
+        // A time that somebody set by hand replaces the snapshots, for one export.
         let by_hand = matches!(continuity, Some(Continuity::NoSnapshot | Continuity::WatermarkEdited));
-        // Set back to nothing: every live row again, and the deletions that are due.
+        // The watermark was removed: export every live row again, and the deletions that are due.
         let anew = continuity == Some(Continuity::Rewound) && self.last_exported_at.is_none();
         Position {
             version: self.version,
@@ -113,21 +113,21 @@ impl ExportedSnapshot {
         }
     }
 
-    /// Since when soft-deleted rows are due by their times. A watermark that was set by hand is obeyed for them as for
-    /// live rows.
+    /// Returns the time since which soft-deleted rows are due by their times. A watermark that was set by hand applies
+    /// to them and to live rows.
     fn deleted_since(&self, continuity: Option<Continuity>) -> Option<DateTime<Utc>> {
         let since = match continuity {
             Some(Continuity::NoSnapshot | Continuity::WatermarkEdited) => self.last_exported_at,
             Some(Continuity::Rewound) => self.last_exported_at.into_iter().chain(self.deleted_since).min(),
-            // Without a log nobody sees that a watermark was set back.
+            // Without a log the guard can't detect that a watermark was set back.
             _ if self.live_snapshot.is_none() => self.last_exported_at.into_iter().chain(self.deleted_since).min(),
             _ => self.deleted_since,
         };
         since.filter(|_| self.is_timed(continuity))
     }
 
-    /// Returns true if the watermark rules beside the log. A time of another column than now says nothing of this
-    /// one's, until somebody sets it, or a full export has brought every row.
+    /// Returns true if the timestamp rule applies in addition to the log. A time from another column than the present
+    /// one is not comparable. The rule then applies again after somebody sets the watermark, or after a full export.
     fn is_timed(&self, continuity: Option<Continuity>) -> bool {
         let is_its = self.timed_by.is_none_or(|was| *self.guard_state.0.get("time") == was);
         is_its || self.live_snapshot.is_none() || continuity.is_some_and(Continuity::is_manual)
@@ -155,11 +155,11 @@ impl ExportedSnapshot {
         if export_type != ExportType::Full && !self.is_timed(continuity) {
             self.guard_state.0.set("time", 0);
         }
-        // An incremental export leaves the deletions due. After another one the log tells them, and without a log the
-        // watermark.
+        // Deletions stay due after an incremental export. After an export of another type, the log has the later
+        // deletions. Without a log, the watermark determines them.
         let due = self.deleted_since(continuity).filter(|_| export_type == ExportType::Incremental);
         self.guard_state.0.set("deleted_since", due.map(|time| time.to_rfc3339()));
-        // The deletions stay due, while the position knows the new file as the table's.
+        // The deletions stay due, although the position saves the number of the new file.
         if export_type == ExportType::Incremental && continuity == Some(Continuity::Truncated) {
             self.guard_state.0.set("truncated", true);
         }

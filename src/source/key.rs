@@ -1,16 +1,17 @@
-//! A table's key in SQL: of its rows, and as the log has it.
+//! SQL for a table's key: the key of a row in the table, and the key of a row in the log.
 
 use crate::dataset::KeyColumn;
 use crate::source::quote::quoted;
 use crate::source::value::{compared, operator};
 
-/// The columns that tell a table's rows apart.
+/// The columns of a table's key.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct KeySql<'a>(pub(crate) &'a [KeyColumn]);
 
 impl KeySql<'_> {
-    /// The key of a row of the log: in its type, or as a text where the type takes several texts for one. The log's
-    /// text is read and written again, since another version of Postgres may have written it.
+    /// Returns the parts of a key in the log. A part has its type, or is a text if the type has equal values with
+    /// different texts. Such a text is converted to the type and back, because another version of Postgres may have
+    /// written it.
     pub(crate) fn of_log(&self) -> Vec<String> {
         let read = |text: &str, part: &KeyColumn| match part.has_one_text {
             true => typed(part, text),
@@ -22,7 +23,7 @@ impl KeySql<'_> {
         }
     }
 
-    /// The key of a row, in the same form.
+    /// Returns the parts of the key of a row in the table, in the form of [`KeySql::of_log`].
     pub(crate) fn of_row(&self, row: &str) -> Vec<String> {
         let value = |part: &KeyColumn| match part.has_one_text {
             true => format!("{row}.{}::{}{}", quoted(&part.column.name), part.column.base_type, collated(part)),
@@ -31,17 +32,18 @@ impl KeySql<'_> {
         self.0.iter().map(value).collect()
     }
 
-    /// The names of its parts in the changes.
+    /// Returns the names of the key's parts in the changes.
     pub(crate) fn names(&self) -> Vec<String> {
         (0..self.0.len()).map(key_name).collect()
     }
 
-    /// The numbers of its parts, where they are the first columns of a query.
+    /// Returns the column numbers of the key's parts in a query whose first columns they are.
     pub(crate) fn ordinals(&self) -> String {
         (1..=self.0.len()).map(|n| n.to_string()).collect::<Vec<_>>().join(", ")
     }
 
-    /// The condition that rows of two queries have the same key. Both have it in the form of the log's.
+    /// Returns the condition that rows of two queries have the same key. Both keys are in the form of
+    /// [`KeySql::of_log`].
     pub(crate) fn are_same(&self, one: &str, other: &str) -> String {
         let equals = operator("pg_catalog", "=");
         self.names()
@@ -51,14 +53,16 @@ impl KeySql<'_> {
             .join(" and ")
     }
 
-    /// That a row `u` has the key of `ch`. By the operator of the key's index, so that Postgres finds the row by that
-    /// index. Where the operator takes several texts for one, by the text too, since a consumer has the texts.
+    /// Returns the condition that a row `u` has the key of `ch`.
+    ///
+    /// The condition uses the operator of the key's index, so that Postgres finds the row by that index. If the
+    /// operator treats different texts as equal, the texts are compared too, because a consumer has the texts.
     pub(crate) fn joined(&self) -> String {
         let conditions: Vec<_> = [self.is_same("ch")].into_iter().chain(self.same_texts("ch")).collect();
         conditions.join(" and ")
     }
 
-    /// The condition that the index takes the key of a row `u` for the key of `other`.
+    /// Returns the condition that the index treats the key of a row `u` as equal to the key of `other`.
     pub(crate) fn is_same(&self, other: &str) -> String {
         let same = |(i, part): (usize, &KeyColumn)| {
             let key = format!("{other}.{}", key_name(i));
@@ -68,8 +72,8 @@ impl KeySql<'_> {
         self.0.iter().enumerate().map(same).collect::<Vec<_>>().join(" and ")
     }
 
-    /// That a row `u` has the texts of the key of `other`, for each part of the key of which the index takes several
-    /// texts for one.
+    /// Returns the conditions that a row `u` has the texts of the key of `other`. There is one condition for each part
+    /// of the key for which the index treats different texts as equal.
     pub(crate) fn same_texts(&self, other: &str) -> Vec<String> {
         let parts = self.0.iter().enumerate().filter(|(_, part)| !part.has_one_text);
         let equals = operator("pg_catalog", "=");
@@ -77,23 +81,24 @@ impl KeySql<'_> {
     }
 }
 
-/// The name of a part of the key in the changes. It has a space, so that no filter means it.
+/// Returns the name of a part of the key in the changes. The name contains a space, so a filter can't refer to it by
+/// accident.
 pub(crate) fn key_name(i: usize) -> String {
     format!("\"logged key {}\"", i + 1)
 }
 
-/// A text of a key, in its type and in the collation of the index.
+/// Converts a key's text to the key's type, with the collation of the index.
 fn typed(part: &KeyColumn, text: &str) -> String {
     format!("{text}::{}{}", part.read_as, collated(part))
 }
 
-/// In the collation of the index, whatever that of the column is: the log's texts have one of their own, and between
-/// two of them Postgres doesn't choose.
+/// Returns the COLLATE clause for the collation of the index, which may differ from the column's collation. The clause
+/// is explicit because the log's texts have another collation, and Postgres doesn't choose between two collations.
 fn collated(part: &KeyColumn) -> String {
     part.collation.as_ref().map(|collation| format!(" collate {collation}")).unwrap_or_default()
 }
 
-/// The text of a row's key, as the log has it.
+/// Returns the text of a part of a row's key, in the form that the log has.
 fn text_of(row: &str, part: &KeyColumn) -> String {
     format!("pg_catalog.concat({row}.{}) collate pg_catalog.\"C\"", quoted(&part.column.name))
 }

@@ -15,8 +15,8 @@ use crate::encoding::Compression;
 /// The uncompressed bytes of a frame. A longer row makes a larger frame.
 pub(super) const FRAME_BYTES: usize = 1 << 20;
 
-/// The fastest level with this ratio. Level 1 makes files a quarter larger; 6 takes twice the time for a tenth less
-/// (docs/PERFORMANCE.md).
+/// The fastest level with this ratio. Level 1 makes files a quarter larger. Level 6 takes twice the time and makes
+/// files a tenth smaller (docs/PERFORMANCE.md).
 const GZIP_LEVEL: u8 = 2;
 const ZSTD_LEVEL: u8 = 1;
 /// The highest level of gzip.

@@ -14,7 +14,7 @@ use crate::{Error, Layout, text};
 
 /// Makes pieces of one file from the rows of one reader.
 ///
-/// Several encoders of one layout make pieces of one file, which may stand in any order.
+/// Several encoders of one layout can make pieces of one file. The pieces may be concatenated in any order.
 pub struct Encoder(FormatEncoder);
 
 /// The encoder of each format: static dispatch for each row.
@@ -67,7 +67,7 @@ impl Encoder {
         }
     }
 
-    /// Returns true if the rows are enough for a piece.
+    /// Returns true if the rows since the last piece are enough for another piece.
     pub fn is_full(&self) -> bool {
         self.0.as_encoder().is_full()
     }

@@ -1,19 +1,20 @@
-//! The text of the triggers. Their bodies are generated once, with the table's own names in them: a dynamic statement
-//! would be planned at every call.
+//! The SQL text of the triggers and their functions. The bodies are generated once and contain the table's own names,
+//! because a dynamic statement would be planned at every call.
 //!
-//! A function runs in its writer's session, with rights that the writer doesn't have. So every function, operator, type
-//! and table says its schema, and no value goes through a cast, which the owner of its type may have made: `concat`
-//! writes a value, or a row, by its type's output function, which only superusers make.
+//! A function runs in the writer's session, with rights that the writer doesn't have. So every function, operator, type
+//! and table is named with its schema. No value is cast, because the owner of a type can define its casts. `concat`
+//! writes a value or a row by the type's output function, which only superusers can define.
 
 use crate::source::quote;
 use crate::source::trigger::{TriggerKind, key_of_parts, key_text};
 
-/// The version of the functions' text, by which `renew` recognizes an older text. It goes up with each change of the
+/// The version of the functions' text, by which `renew` recognizes an older text. Increase it with each change of the
 /// text below.
 pub(super) const VERSION: u32 = 4;
 
-/// The settings of the writer's session that a text may show. A function sets them for its call, so that a key has one
-/// text. Setting them takes longer than the call itself, so functions whose texts show no setting have none.
+/// The settings of the writer's session on which a text may depend. A function sets them for its call, so that each key
+/// has only one text. Setting them takes longer than the call itself. So a function has no settings if its texts depend
+/// on none.
 const SETTINGS: &str = "set search_path = pg_catalog, pg_temp set timezone = 'UTC'
   set datestyle = 'ISO' set intervalstyle = 'postgres' set bytea_output = 'hex' set extra_float_digits = 1
   set quote_all_identifiers = off set lc_monetary from current";
@@ -21,14 +22,14 @@ const SETTINGS: &str = "set search_path = pg_catalog, pg_temp set timezone = 'UT
 /// The settings that the text of a table's key depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum KeyText {
-    /// On the key's values alone.
+    /// The text depends only on the key's values.
     Plain,
-    /// On settings of the session too, as far as anybody knows.
+    /// The text may also depend on settings of the session.
     BySettings,
 }
 
 impl KeyText {
-    /// Plain where that is known.
+    /// Returns `Plain` if the key's types are known to be plain.
     pub(super) fn new(is_plain: bool) -> KeyText {
         if is_plain { KeyText::Plain } else { KeyText::BySettings }
     }
@@ -42,25 +43,26 @@ pub(super) struct Function {
     pub(super) kind: TriggerKind,
     /// The oid of the table whose changes it logs.
     pub(super) root: u32,
-    /// The names of the columns that tell the table's rows apart.
+    /// The names of the key's columns.
     pub(super) key: Vec<String>,
     pub(super) key_text: KeyText,
 }
 
 impl Function {
-    /// The function of that name.
+    /// Returns the function with this name, which has no schema. Returns `None` if no trigger function has such a name.
     pub(super) fn named(name: &str, root: u32, key: Vec<String>, key_text: KeyText) -> Option<Function> {
         let (id, letter) = name.strip_prefix("capture_")?.split_once('_')?;
         let kind = TriggerKind::of_letter(letter)?;
         Some(Function { id: id.to_owned(), kind, root, key, key_text })
     }
 
-    /// Its name, with its schema.
+    /// Returns the function's name with its schema.
     pub(super) fn name(&self) -> String {
         format!("cdc_export.capture_{}_{}", self.id, self.kind.letter())
     }
 
-    /// The statement that makes it, or puts it in the place of an older one. No name in its body can end that.
+    /// Returns the statement that creates or replaces the function. The dollar quotes contain the `id`, so that no name
+    /// in the body can end the body.
     pub(super) fn create(&self) -> String {
         let (name, id, body) = (self.name(), &self.id, self.body());
         let settings = if self.has_settings() { SETTINGS } else { "" };
@@ -69,7 +71,7 @@ impl Function {
         )
     }
 
-    /// Returns true if it runs with settings of its own.
+    /// Returns true if the function runs with settings of its own.
     pub(super) fn has_settings(&self) -> bool {
         match self.kind {
             TriggerKind::Truncates => false,
@@ -88,7 +90,8 @@ impl Function {
     }
 
     fn statements(&self) -> String {
-        // Not the root that the partition has now: while the table itself is somebody's partition, that is another.
+        // This is not the present root of the partition. While the tracked table is itself a partition, the present
+        // root is another table.
         let root = if self.kind == TriggerKind::Replicated { "tg_relid".to_owned() } else { self.root.to_string() };
         let (key, same) = (self.key_of("now"), self.is_same());
         match self.kind {
@@ -96,11 +99,13 @@ impl Function {
                 let new = self.keyed(NEW_ROWS, None);
                 format!("begin {LOG}) select tg_relid, 'I', {key} from {new} as now where now.is_there; return null; end")
             }
-            // One trigger sees the rows before and after, so a key that was changed is logged as gone. Foreign keys
-            // with `on update cascade` share the statement's rows, in which one row may then be several times: a key is
-            // gone if it is more often among the old rows than among the new ones. Most statements change one row, of
-            // which this is soon access. plpgsql keeps the plan that it made for a session's first statement, maybe of
-            // two rows: as a nested loop it would never end on 200,000.
+            // The trigger has the rows before and after the statement. It logs the old key of a changed key as deleted.
+            // With foreign keys `on update cascade`, one row may occur several times among the statement's rows. So a
+            // key is deleted if it occurs more often among the old rows than among the new ones.
+            //
+            // Most statements change one row, for which a simple comparison is faster. Nested loops are disabled,
+            // because plpgsql keeps the plan of a session's first statement. A nested loop planned for two rows would
+            // take far too long for 200,000.
             TriggerKind::Updates => {
                 let (old, new) = (self.keyed(OLD_ROWS, None), self.keyed(NEW_ROWS, None));
                 let [was_parts, now_parts] = ["was", "now"].map(|row| self.parts_of(row).collect::<Vec<_>>().join(", "));
@@ -140,7 +145,7 @@ impl Function {
                  end",
                 self.log_deletions("was.is_there")
             ),
-            // A partition that was detached keeps this trigger, and is no part of any tree.
+            // A detached partition keeps this trigger. Its TRUNCATE is not logged.
             TriggerKind::Truncates => format!(
                 "begin
                    if tg_relid operator(pg_catalog.=) {root} or exists (
@@ -150,10 +155,10 @@ impl Function {
                    return null;
                  end"
             ),
-            // A session keeps its plans of `new.column` when the column is renamed, is dropped or gets another type:
-            // what it then can't read it reads anew. The block for that writes nothing, so it takes no transaction id.
-            // Only a row that may be too large for a text is written in a subtransaction: one for each row would be
-            // slow.
+            // A session keeps its plans of `new.column` when the column is renamed, is dropped or gets another type. If
+            // such a plan fails, the function reads the key again by a dynamic statement. The block that catches the
+            // error writes nothing, so it takes no transaction id. Only a row that may be too large for a text is
+            // written in a subtransaction, because a subtransaction for each row would be slow.
             TriggerKind::Rows | TriggerKind::Replicated => {
                 let columns = columns_of(&root);
                 let log_deletion = |image: &str, columns: &str| {
@@ -201,7 +206,7 @@ impl Function {
     /// Returns the statement that logs deletions of the rows of `OLD_ROWS` (called `was`) that satisfy `condition`.
     fn log_deletions(&self, condition: &str) -> String {
         let (key, columns) = (self.key_of("was"), columns_of("tg_relid"));
-        // A whole row by its star: its bare name would be a column of that name.
+        // `.*` refers to the whole row. The bare name would refer to a column of that name.
         let image = self.image_of(&format!("{OLD_ROWS}.*"));
         let (old, with_image) = (self.keyed(OLD_ROWS, None), self.keyed(OLD_ROWS, Some(&image)));
         in_full_or_by_key(
@@ -220,7 +225,7 @@ impl Function {
     /// because the row of `pg_attribute` of the key's column has changed. The planner removes `missing` and unused
     /// columns, so this costs nothing.
     ///
-    /// No variable of plpgsql may stand inside: a column of the same name would be taken instead.
+    /// The relation must not use a variable of plpgsql, because a column of the same name would be used instead.
     fn keyed(&self, rows: &str, image: Option<&str>) -> String {
         let names: Vec<_> = self.key.iter().map(|name| quote::quoted(name)).collect();
         let missing: Vec<_> = names.iter().map(|name| format!("null::pg_catalog.text as {name}")).collect();
@@ -237,28 +242,30 @@ impl Function {
         )
     }
 
-    /// A row's key as the log has it, of a row of `keyed`.
+    /// Returns the key of a row of `keyed`, in the form that the log has.
     fn key_of(&self, row: &str) -> String {
         key_of_parts(self.parts_of(row))
     }
 
-    /// The texts of the key's values, of a row of `keyed`.
+    /// Returns the texts of the key's values for a row of `keyed`.
     fn parts_of(&self, row: &str) -> impl Iterator<Item = String> {
         (1..=self.key.len()).map(move |part| format!("{row}.part{part}"))
     }
 
-    /// That `was` and `now` of `keyed` have the same key, by its texts: a type's operators are in some schema.
+    /// Returns the condition that the rows `was` and `now` of `keyed` have the same key. Compares texts, because the
+    /// operators of a type may be in any schema.
     fn is_same(&self) -> String {
         let same = self.parts_of("now").zip(self.parts_of("was"));
         same.map(|(now, was)| format!("{now} operator(pg_catalog.=) {was}")).collect::<Vec<_>>().join(" and ")
     }
 
-    /// The text of a row, which shows no setting of the writer.
+    /// Returns the text of a row. The text doesn't depend on the writer's settings.
     fn text_of(&self, row: &str) -> String {
         if self.has_settings() { format!("pg_catalog.concat({row})") } else { format!("cdc_export.image_of({row})") }
     }
 
-    /// The text of a row, if it has an image. Its size is asked without unpacking what is compressed.
+    /// Returns the text of a row, or NULL if the row is too large for an image. The size is that of the compressed
+    /// values.
     fn image_of(&self, row: &str) -> String {
         let text = self.text_of(row);
         format!("case when pg_catalog.pg_column_size({row}) operator(pg_catalog.<=) {LARGEST} then {text} end")
@@ -267,29 +274,30 @@ impl Function {
 
 const LOG: &str = "insert into cdc_export.change_log (table_oid, operation, key";
 
-/// The condition that the writer's transaction asked not to log its deletions. Only its own session can set that.
+/// The condition that the writer's transaction makes its deletions quiet. Only the writer's own session can set this.
 const IS_QUIET: &str = "pg_catalog.current_setting('cdc_export.quiet', true) operator(pg_catalog.=) 'delete'";
 
-/// A row that takes no more room than so many bytes has a text that there is room for: what compresses values does it
-/// 255 times at best, and a character is four in the text of a row.
+/// The size in bytes up to which the text of a row always fits into a value. Compression reduces a value to 1/255 at
+/// best, and a character takes up to four characters in the text of a row.
 const LARGE: u32 = 1_000_000;
 
-/// A row that takes more room than so many bytes has no image: its text would take its writer half a minute for each
-/// 100 MB, and twelve times the memory.
+/// The size in bytes above which a row has no image. The text would cost the writer half a minute for each 100 MB, and
+/// twelve times the memory.
 const LARGEST: u32 = 16 << 20;
 
-/// Logs rows that are gone with their images; where one can't be written, since a text has no room for it, all by their
-/// keys alone: nobody's statement fails because of what a row holds. Where the log can't be written to at all, it does
-/// fail.
+/// Returns the statement that logs deleted rows with their images. If an image is too large for a text, the statement
+/// logs all rows by their keys alone. So the writer's statement never fails because of a row's content. If the log
+/// can't be written to at all, the writer's statement fails.
 fn in_full_or_by_key(in_full: &str, by_key: &str) -> String {
     format!("begin {in_full}; exception when others then {by_key}; end;")
 }
 
-/// The rows of a statement before and after it. With a space: as the name of a row it must not be one of a column.
+/// The rows of a statement, before and after it. The names contain a space, so that they don't match a column's name.
 const OLD_ROWS: &str = "\"old rows\"";
 const NEW_ROWS: &str = "\"new rows\"";
 
-/// The numbers, in that table, of the columns that a row of `tg_relid` has: a partition may have others than its root.
+/// Returns the numbers in `table` of the columns of a row of `tg_relid`. The numbers of a partition and its root may
+/// differ.
 ///
 /// `(select tg_relid)` hides the value from the planner. If the planner knew the value, it would expect a custom plan
 /// to be cheaper than the generic one, and plan at every call.
@@ -317,7 +325,7 @@ pub(super) fn functions(id: &str, is_partitioned: bool, root: u32, key: &[String
 }
 
 impl Function {
-    /// The statement that makes its trigger on a table.
+    /// Returns the statement that creates the function's trigger on a table.
     pub(super) fn trigger(&self, table: &str) -> String {
         let (event, rows) = match self.kind {
             TriggerKind::Inserts => ("insert", format!("referencing new table as {NEW_ROWS} for each statement")),
@@ -370,7 +378,7 @@ mod tests {
         }
     }
 
-    /// A name without a schema is looked up by the writer's search_path, and so is an operator.
+    /// A name or an operator without a schema would be looked up by the writer's search_path.
     #[test]
     fn every_name_says_its_schema() {
         let syntax = [

@@ -1,5 +1,7 @@
-//! The stamps that the guard knows a table's triggers and functions by, carried on where we replace what is as good as
-//! what was: no consumer pays a full export for an upgrade.
+//! The stamps by which the guard recognizes a table's triggers and functions.
+//!
+//! If the service replaces a trigger or a function by an equivalent one, this module records the new stamp. So an
+//! upgrade costs no consumer a full export.
 
 use std::sync::LazyLock;
 
@@ -20,13 +22,15 @@ pub(super) struct Stamps {
     functions: Option<String>,
 }
 
-/// Those of all tables whose changes are captured now.
+/// Reads the stamps of all tables whose changes are captured now.
 pub(super) async fn all(conn: &mut PgConnection) -> Result<Vec<Stamps>, sqlx::Error> {
     sqlx::query_as(AssertSqlSafe(STAMPS.as_str())).fetch_all(conn).await
 }
 
-/// Lets positions that were saved with a stamp of `before` go on with the one that took its place, where the table has
-/// been captured all the time. Not in the positions: an export that runs saves the stamp that it saw when it began.
+/// Records the stamps that replaced those of `before`, for tables that were captured before and are captured now.
+/// Positions that were saved with an old stamp then remain valid.
+///
+/// The positions themselves are not updated, because a running export saves the stamp that it saw when it began.
 pub(super) async fn record(conn: &mut PgConnection, before: &[Stamps]) -> Result<(), sqlx::Error> {
     for now in all(conn).await? {
         let Some(was) = before.iter().find(|was| was.table_oid == now.table_oid) else { continue };

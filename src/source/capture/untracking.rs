@@ -10,7 +10,7 @@ use crate::source::capture::{Error, functions};
 /// Removes the triggers from a dataset's table. The dataset can't be exported from then on.
 ///
 /// # Errors
-/// If there is no such table, another dataset needs its triggers, or the role may not.
+/// If there is no such table, another dataset needs its triggers, or the role lacks the right.
 pub async fn untrack(pool: &PgPool, dataset: &Dataset, catalog: &Catalog) -> Result<(), Error> {
     let mut conn = pool.acquire().await?;
     let oid = locate(&mut conn, &dataset.table).await?.oid;
@@ -22,10 +22,10 @@ pub async fn untrack(pool: &PgPool, dataset: &Dataset, catalog: &Catalog) -> Res
     untrack_on(&mut conn, &dataset.table).await.map(drop)
 }
 
-/// Removes the triggers from a table, whether or not it has a dataset. False: it had none.
+/// Removes the triggers from a table, with or without a dataset. Returns false if the table had no triggers.
 ///
 /// # Errors
-/// If there is no such table, it is a partition, or the role may not.
+/// If there is no such table, it is a partition, or the role lacks the right.
 pub async fn untrack_table(pool: &PgPool, table: &Table) -> Result<bool, Error> {
     untrack_on(&mut *pool.acquire().await?, table).await
 }

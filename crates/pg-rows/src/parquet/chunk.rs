@@ -11,10 +11,10 @@ use crate::column::{Column, ColumnType, ParquetType};
 use crate::numeric::{self, Unscaled};
 use crate::{Error, datetime, value};
 
-/// The most slices that the writer gets at once, because each costs memory there.
+/// The maximum number of slices passed to the writer at once. Each slice costs memory in the writer.
 const BATCH_SLICES: usize = 1024;
 pub(super) const UUID_BYTES: usize = size_of::<uuid::Bytes>();
-/// From 1970, where Parquet counts from, to 2000, where Postgres does.
+/// The time from Parquet's epoch, 1970, to Postgres's, 2000.
 pub(super) const EPOCH_DAYS: i32 = 10_957;
 pub(super) const EPOCH_MICROS: i64 = EPOCH_DAYS as i64 * datetime::MICROS_PER_DAY;
 
@@ -35,7 +35,7 @@ enum Values {
     Fixed(Slices),
 }
 
-/// The bytes of values behind one another, and the end of each.
+/// The concatenated bytes of values, and the end of each.
 #[derive(Default)]
 struct Slices {
     bytes: Vec<u8>,
@@ -171,7 +171,7 @@ impl Slices {
     }
 }
 
-/// Returns the size of a column's values if all have the same, in bytes.
+/// Returns the size of a column's values in bytes, if all values have the same size.
 pub(super) fn fixed_bytes(column: &Column) -> Option<usize> {
     match (column.kind, column.parquet) {
         (ColumnType::Uuid, ParquetType::OfKind) => Some(UUID_BYTES),
@@ -180,14 +180,14 @@ pub(super) fn fixed_bytes(column: &Column) -> Option<usize> {
     }
 }
 
-/// Returns the fewest bytes that hold every number of so many digits with its sign.
+/// Returns the fewest bytes that can hold every signed number with this many digits.
 fn decimal_bytes(precision: u8) -> usize {
     let most = 10_u128.pow(precision.into()) - 1;
     (most.ilog2() as usize + 1) / 8 + 1
 }
 
-/// Returns the values of a batch. `ends` counts from the first byte of the group, `begin` of which are before the
-/// batch.
+/// Returns the values of a batch. `ends` counts from the first byte of the group. The group has `begin` bytes before
+/// the batch.
 fn slices(bytes: &[u8], begin: usize, ends: &[usize]) -> impl Iterator<Item = ByteArray> {
     let bytes = Bytes::copy_from_slice(bytes);
     let mut from = 0;
