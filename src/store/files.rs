@@ -38,7 +38,7 @@ impl Store {
                select destination_id
                from exports
                where status = 'completed' and published_at is not null and file_removed_at is null
-               -- This order makes Postgres use an index. With `exists` it would scan the table up to the first such job.
+               -- This order makes Postgres use an index. `exists` would scan the table up to the first such job.
                order by destination_id
                limit 1) is not null",
         );
