@@ -1,7 +1,7 @@
-//! The control plane in Postgres: jobs, their queue, watermarks and keys.
+//! Stores the control plane in Postgres: jobs, their queue, watermarks and keys.
 //!
-//! The only module that writes the tables which the service owns. A statement is one named function here; `worker`
-//! decides what is tried again, and `http` what a client is told.
+//! Only this module writes the tables that the service owns. Each statement is one named function here. `worker`
+//! decides what to retry, and `http` decides what a client is told.
 
 pub mod acknowledgements;
 pub mod commit;
@@ -39,37 +39,39 @@ use crate::database::{BadDatabaseId, DatabaseId};
 use crate::event::Listener;
 use crate::job::JobId;
 
-/// The channel of notifications: a job is new, or one was asked to stop. A process that misses a notification finds out
-/// by polling.
+/// The channel on which Postgres notifies processes of new jobs and requested cancellations. A process that misses a
+/// notification finds the job by polling.
 const CHANNEL: &str = "cdc_export";
 
-/// After this long without a notification the listener asks whether its connection still lives.
+/// After this time without a notification, the listener checks that its connection still works.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Why a statement failed.
+/// The reason why a statement failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Postgres can't be reached, is starting or stopping, or has no free connection.
     #[error("the database is not available")]
     Unavailable(#[source] sqlx::Error),
-    /// Another transaction, or its lock, was in the way.
+    /// The statement conflicted with another transaction, or waited too long for its lock.
     #[error("serialization conflict with another transaction; retry")]
     LockConflict(#[source] sqlx::Error),
-    /// The role lacks a right to what the service has in the database. What Postgres said, which names the object.
+    /// The role lacks a right on an object of the service. The text is the message from Postgres, which names the
+    /// object.
     #[error("the database role lacks a right: {0}")]
     Denied(String),
     /// Postgres refused the statement.
     #[error("the database refused a statement")]
     Sql(#[source] sqlx::Error),
-    /// Rows are of transactions that the server has not begun: a statement that writes to such a row waits for ever.
+    /// Rows were written by transactions that the server has not begun. A statement that changes such a row waits
+    /// forever.
     #[error(
-        "Postgres's transaction ids were set back, to before {0}: what later ones wrote can't be seen or changed. Stop it and set them forward (`pg_resetwal -x`), or restore a backup"
+        "Postgres's transaction ids were set back to before {0}, and rows written by later transactions can't be read or changed. Stop Postgres and set the ids forward (`pg_resetwal -x`), or restore a backup"
     )]
     XidsSetBack(String),
-    /// A row holds what this version of the service doesn't know: a newer one may have written it.
-    #[error("the database holds an unknown value")]
+    /// A row has a value that this version of the service doesn't know. A newer version may have written it.
+    #[error("a row in the database has a value that this version of the service doesn't know")]
     Unknown(#[from] pg_rows::words::UnknownWord),
-    /// The database's function returned a text that is no identity.
+    /// The database function returned a text that is not a database identity.
     #[error(
         "cannot read the system identifier of the database: function `cdc_export.database_id` returned no identity"
     )]
@@ -77,10 +79,10 @@ pub enum Error {
 }
 
 impl From<sqlx::Error> for Error {
-    /// Says of an error what can be done about it.
+    /// Classifies an error by the action that it calls for.
     fn from(error: sqlx::Error) -> Error {
         match SqlFailure::of(&error) {
-            // A server that is read-only for the moment is about to be replaced, or promoted.
+            // A read-only server is about to be replaced or promoted.
             SqlFailure::Unavailable | SqlFailure::Starting | SqlFailure::Cancelled | SqlFailure::ReadOnly => {
                 Error::Unavailable(error)
             }
@@ -94,7 +96,7 @@ impl From<sqlx::Error> for Error {
 }
 
 impl Error {
-    /// Returns true if the statement waited for a lock, or ran, for too long.
+    /// Returns true if the statement waited too long for a lock, or ran for too long.
     pub fn is_wait_timeout(&self) -> bool {
         match self {
             Error::Unavailable(cause) => SqlFailure::of(cause) == SqlFailure::Cancelled,
@@ -107,34 +109,35 @@ impl Error {
 /// The position in the queue at which the next claim scan begins.
 #[derive(Clone, Copy, Debug)]
 struct ClaimScanStart {
-    /// No job was ready before this time when the queue was read.
+    /// When this process read the queue, no job was ready before this time.
     run_at: DateTime<Utc>,
-    /// When the queue was read.
+    /// The time at which this process read the queue.
     read_at: Instant,
 }
 
-/// The control plane's statements over one pool of connections.
+/// The control plane, accessed over one pool of connections.
 ///
 /// # Errors
-/// Every call fails if the database fails. Its own documentation names what else makes it fail.
+/// Every call fails if the database fails. The documentation of a call names its other errors.
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: PgPool,
     scan_start: Arc<Mutex<Option<ClaimScanStart>>>,
-    /// The bound on open jobs.
+    /// The limit on open jobs.
     open_jobs: Arc<open_jobs::OpenJobs>,
-    /// The positions at which the next runs of retention begin.
+    /// The positions at which the next retention calls begin.
     cursors: Arc<retention::Cursors>,
-    /// Tells of jobs that this process brought to their end.
+    /// Sends the ids of jobs that this process ended.
     endings: broadcast::Sender<JobId>,
-    /// The receivers of the ends of exports.
+    /// The receivers of events about ended exports.
     listeners: Arc<[Listener]>,
-    /// The time after which a call is given up; `None`: never.
+    /// The time limit of a call. `None` means no limit.
     call_timeout: Option<Duration>,
 }
 
 impl Store {
-    /// Statements over this pool. Its acquire timeout bounds how long any of them waits for a connection.
+    /// Creates a store over this pool. The acquire timeout of the pool limits how long a statement waits for a
+    /// connection.
     pub fn new(pool: PgPool) -> Store {
         Store {
             pool,
@@ -147,24 +150,24 @@ impl Store {
         }
     }
 
-    /// The same control plane, whose calls are given up after this time as in [`with_timeout`].
+    /// Returns the same store with a time limit on each call, as in [`with_timeout`].
     pub fn within(self, call_timeout: Duration) -> Store {
         Store { call_timeout: Some(call_timeout), ..self }
     }
 
-    /// The same control plane over another pool: both tell of the same endings.
+    /// Returns the same store over another pool. Both stores report the same endings.
     pub fn over(&self, pool: PgPool) -> Store {
         Store { pool, ..self.clone() }
     }
 
-    /// The identity of the database.
+    /// Returns the identity of the database.
     pub async fn database(&self) -> Result<DatabaseId, Error> {
         let statement = sqlx::query_scalar("-- store.database\n select cdc_export.database_id()");
         let database: String = self.with(async |conn| statement.fetch_one(conn).await).await?;
         Ok(database.parse()?)
     }
 
-    /// Checks that Postgres answers, and that its transaction ids let it write to the service's tables.
+    /// Checks that Postgres answers, and that its transaction ids let it write to the tables of the service.
     pub async fn ping(&self) -> Result<(), Error> {
         match self.with(xid_beyond).await? {
             Some(xid) => Err(Error::XidsSetBack(xid)),
@@ -172,14 +175,16 @@ impl Store {
         }
     }
 
-    /// Runs `call` with a connection of the pool. After an error, or if this call is given up half-way, the connection
-    /// keeps its place in the pool until the server has ended the statement.
+    /// Runs `call` with a connection of the pool.
+    ///
+    /// After an error, or if the caller drops this future, the connection keeps its place in the pool until the server
+    /// has ended the statement.
     pub(crate) async fn with<T, E>(&self, call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>) -> Result<T, Error>
     where
         Error: From<E>,
     {
-        // Boxed: without optimization each future around it has room for it several times, and a worker's stack for few
-        // of them.
+        // Boxed, because an unoptimized build reserves room for this future several times in each caller. The stack of
+        // a worker has room for only a few copies.
         let called = Box::pin(async {
             let mut conn = EndedOnDrop(Some(self.pool.acquire().await?));
             let done = call(conn.get()).await?;
@@ -189,11 +194,12 @@ impl Store {
         self.in_time(called).await
     }
 
-    /// Runs a statement, and returns how many rows it made or changed.
+    /// Runs a statement and returns the number of rows that it inserted, updated or deleted.
     async fn execute(&self, statement: Query<'_, Postgres, PgArguments>) -> Result<u64, Error> {
         Ok(self.with(async |conn| statement.execute(conn).await).await?.rows_affected())
     }
 
+    /// Awaits `call`, within the store's time limit if it has one.
     async fn in_time<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         match self.call_timeout {
             Some(timeout) => with_timeout(timeout, call).await,
@@ -201,8 +207,8 @@ impl Store {
         }
     }
 
-    /// Runs `call` in a transaction, which is committed if `call` succeeds, over a connection as of
-    /// [`with`](Store::with).
+    /// Runs `call` in a transaction, over a connection as in [`with`](Store::with). Commits the transaction if `call`
+    /// succeeds.
     async fn transaction<T, E>(&self, call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>) -> Result<T, Error>
     where
         Error: From<E>,
@@ -216,8 +222,9 @@ impl Store {
         committed.await
     }
 
-    /// Runs `call` in a transaction in which Postgres reads from an index, in the index's order, whatever the planner's
-    /// estimates: a page of a long list is never had by sorting the list.
+    /// Runs `call` in a transaction in which Postgres reads rows in the order of an index.
+    ///
+    /// This overrides the estimates of the planner, so Postgres never sorts a whole list to return one page.
     async fn in_index_order<T, E>(&self, call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>) -> Result<T, Error>
     where
         Error: From<E>,
@@ -231,10 +238,10 @@ impl Store {
         read.await
     }
 
-    /// Listens for notifications on a connection of its own.
+    /// Opens a connection that listens for notifications.
     pub async fn listen(&self) -> Result<Notifications, Error> {
-        // In a pool of its own: a listener that is dropped sends a goodbye before it gives its connection back, and
-        // waits for ever where the server doesn't answer.
+        // Uses a pool of its own. A dropped listener sends a message to the server before it gives its connection back,
+        // and waits forever if the server doesn't answer.
         let own = PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None);
         let own = own.connect_lazy_with((*self.pool.connect_options()).clone());
         let listening = self.in_time(async {
@@ -246,18 +253,18 @@ impl Store {
     }
 }
 
-/// Gives up a call to the store after `timeout`. Whether the call had an effect is not known.
+/// Gives up a call to the store after `timeout`. The call may have had its effect all the same.
 ///
 /// # Errors
-/// If the call fails or takes too long: nothing else ends a call when the network swallows packets.
+/// If the call fails or takes too long. Nothing else ends a call when the network drops packets.
 pub async fn with_timeout<T>(timeout: Duration, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     failure::with_timeout(timeout, call, Error::Unavailable).await
 }
 
-/// A transaction id that a row has of a transaction which has not begun.
+/// Returns a transaction id that a row contains and the server has not begun. Returns `None` if no such id is found.
 async fn xid_beyond(conn: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
-    // Every process writes to this table's rows every ten seconds: if the next version of one is of a transaction that
-    // has not begun, rows of other tables are too.
+    // Every process updates a row of this table every ten seconds. If the newest version of such a row has a
+    // transaction id from the future, rows of other tables have one too.
     let beyond: Option<String> = sqlx::query_scalar(
         "-- store.ping
          select d.xmax::text from cdc_export.destinations d where age(d.xmax) < 0 order by age(d.xmax) limit 1",
@@ -265,24 +272,26 @@ async fn xid_beyond(conn: &mut PgConnection) -> Result<Option<String>, sqlx::Err
     .fetch_optional(&mut *conn)
     .await?;
     let Some(xid) = beyond else { return Ok(None) };
-    // A transaction that began after the first statement's snapshot has begun by now.
+    // A transaction that began after the first statement's snapshot was taken has begun by now, so the second statement
+    // rules it out.
     let statement = sqlx::query_scalar("-- store.ping.again\n select age($1::text::xid) < 0").bind(&xid);
     let still: bool = statement.fetch_one(conn).await?;
     Ok(still.then_some(xid))
 }
 
-/// The longest time that a connection may take to end a statement that its caller has given up. The server ends a
-/// statement earlier; one that can't be reached doesn't answer.
+/// The time that a connection has to end a statement that its caller gave up. The server ends the statement earlier. A
+/// server that can't be reached doesn't answer.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A connection of the pool whose statement is ended when it is dropped, unless it was given back. If it were closed at
-/// once, the pool would open another one, while the statement went on to wait for its lock: the server would have more
-/// connections than were promised.
+/// A pooled connection whose statement is ended on drop, unless the connection was given back.
+///
+/// If the connection were closed at once, the pool would open another one while the statement still waited for its
+/// lock. The server would then have more connections than the pool allows.
 struct EndedOnDrop(Option<PoolConnection<Postgres>>);
 
 impl EndedOnDrop {
     fn get(&mut self) -> &mut PgConnection {
-        self.0.as_mut().expect("it is there until it is given back, which consumes it")
+        self.0.as_mut().expect("`give_back` consumes the value, so the connection is present before")
     }
 
     fn give_back(mut self) {
@@ -307,23 +316,24 @@ impl Drop for EndedOnDrop {
 /// A notification from Postgres.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notification {
-    /// There may be work.
+    /// A job may be ready.
     Work,
-    /// This job was asked to stop.
+    /// A client requested the cancellation of this job.
     Cancel(JobId),
 }
 
-/// The listener's notifications.
+/// A stream of notifications from one listening connection.
 #[derive(Debug)]
 pub struct Notifications {
     listener: PgListener,
 }
 
 impl Notifications {
-    /// Waits for the next notification. A lost connection counts as one, since a notification may have been missed.
+    /// Waits for the next notification. Reports a lost connection as [`Notification::Work`], because a notification may
+    /// have been missed.
     ///
     /// # Errors
-    /// If the connection is lost for good, or doesn't answer after half a minute's silence.
+    /// If the connection can't be restored, or doesn't answer after half a minute without a notification.
     pub async fn next(&mut self) -> Result<Notification, Error> {
         loop {
             match tokio::time::timeout(LISTEN_TIMEOUT, self.listener.try_recv()).await {
@@ -332,8 +342,8 @@ impl Notifications {
                     return Ok(job.map_or(Notification::Work, |job| Notification::Cancel(job.into())));
                 }
                 Err(_) => {
-                    let question = sqlx::query("-- store.listening\n select 1").execute(&mut self.listener);
-                    with_timeout(Duration::from_secs(5), async { Ok(question.await.map(drop)?) }).await?;
+                    let ping = sqlx::query("-- store.listening\n select 1").execute(&mut self.listener);
+                    with_timeout(Duration::from_secs(5), async { Ok(ping.await.map(drop)?) }).await?;
                 }
             }
         }

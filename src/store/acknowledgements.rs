@@ -1,6 +1,6 @@
-//! Acknowledgements of consumers: for each lane, all exports up to a number are loaded.
+//! Records acknowledgements: in each lane, the consumer has loaded all exports up to a number.
 //!
-//! Retention keeps what comes after it (`store::retention`). No position and no claim depends on it.
+//! Retention keeps later exports (`store::retention`). No position and no claim depends on an acknowledgement.
 
 use std::collections::HashMap;
 
@@ -11,12 +11,15 @@ use crate::job::{ConsumerId, JobId};
 use crate::store::{Error, Store};
 
 impl Store {
-    /// Records that a published export, and all before it in its lane, are loaded. False: that was known, or nobody was
-    /// handed such an export.
+    /// Records that the consumer loaded a published export and all exports before it in the lane.
+    ///
+    /// Returns false if that is recorded already, or if no published export has this id.
     pub async fn acknowledge(&self, id: JobId) -> Result<bool, Error> {
-        // Of two at once the second waits for the lane's row, and then compares its number with the one that is there
-        // by then. A database that was put back as a whole has what was acknowledged by then. Where only some of it was
-        // put back, the number may be beyond the lane's last one: it is nobody's, and gives way to any.
+        // The second of two concurrent calls waits for the lane's row, and then compares its number with the new
+        // one.
+        // After a restore of the whole database, the lane has the number of that time. After a restore of only some
+        // tables, the acknowledged number may exceed the lane's last number. Such a number belongs to no export, so any
+        // number replaces it.
         let statement = sqlx::query(
             "-- store.acknowledgements.acknowledge
              update cdc_export.lanes l set acknowledged = e.number, acknowledged_at = clock_timestamp()
@@ -29,8 +32,8 @@ impl Store {
         Ok(self.execute(statement).await? == 1)
     }
 
-    /// Returns the exports to acknowledge in each of these lanes, consumers and datasets, that has ever acknowledged an
-    /// export.
+    /// Returns the unacknowledged exports of those of these lanes that ever acknowledged an export. Entry `i` of
+    /// `consumers` and entry `i` of `datasets` name one lane.
     pub async fn unacknowledged(
         &self,
         consumers: &[&str],
@@ -42,9 +45,9 @@ impl Store {
             .bind(COUNTED_EXPORTS as i64);
         let rows: Vec<(String, String, i64, Option<DateTime<Utc>>)> =
             self.in_index_order(async |tx| statement.fetch_all(tx).await).await?;
-        let of_lane = |(consumer, dataset, exports, since): (String, String, i64, _)| {
+        let entry = |(consumer, dataset, exports, since): (String, String, i64, _)| {
             Some(((consumer.parse().ok()?, dataset), Unacknowledged { exports: exports.unsigned_abs(), since }))
         };
-        Ok(rows.into_iter().filter_map(of_lane).collect())
+        Ok(rows.into_iter().filter_map(entry).collect())
     }
 }

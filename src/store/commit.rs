@@ -1,5 +1,5 @@
-//! The commit of an export: its job is completed and its consumer's watermark moved, in the transaction whose snapshot
-//! was exported.
+//! Commits an export: completes its job and moves the watermark of its consumer, in the transaction whose snapshot was
+//! exported.
 
 use sqlx::PgConnection;
 use sqlx::types::Json;
@@ -12,41 +12,43 @@ use crate::store::lease::Lease;
 use crate::store::{Error, watermarks};
 use crate::watermark::{NewPosition, Position};
 
-/// The values that a commit compares and saves beside the file.
+/// The facts that a commit compares and saves beside the file.
 #[derive(Clone, Debug)]
 pub struct CommitInput {
     /// The consumer's position, which the commit must find unchanged.
     pub position: Position,
     /// The consumer's position after the commit.
     pub new_position: NewPosition,
-    /// The report of the snapshot, beside the position.
+    /// Facts about the snapshot beside the position.
     pub report: SnapshotReport,
-    /// Names and types of the file's columns, for comparison with the lane's next export.
+    /// The names and types of the file's columns, for comparison with the lane's next export.
     pub signature: String,
-    /// The file's columns and the key, as they are saved with the job.
+    /// The columns of the file and the key, as saved with the job.
     pub columns: FileColumns,
-    /// The export that the destination's marker of the lane named.
+    /// The export that the marker of the lane named at the destination. `None` if there was no marker.
     pub marker: Option<JobId>,
 }
 
-/// The result of a commit. The caller must roll the transaction back unless it is `Done`.
+/// The outcome of a commit. Unless it is `Done`, the caller must roll the transaction back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Committed {
-    /// Everything is written; only the `COMMIT` itself is missing.
+    /// All rows are written, and the caller sends `COMMIT`.
     Done,
-    /// Another worker has the lease by now, or the job was cancelled.
+    /// Another worker has the lease, or the job was cancelled.
     NotOurs,
-    /// The consumer's watermark was moved since the export began.
+    /// The consumer's position changed since the export began.
     WatermarkChanged,
 }
 
 /// Completes a job and moves its consumer's watermark, in the transaction whose snapshot was exported.
 ///
-/// Whether the lease has expired doesn't matter here, only which worker has it: clocks decide when a job is taken over,
-/// never what is true. A conflicting lock is waited for three times, since the export may have taken hours.
+/// Compares the token of the lease and ignores its expiry. Clocks decide when a job is taken over, and never decide who
+/// may commit.
+///
+/// Waits up to three times for a conflicting lock, because the export may have taken hours.
 ///
 /// # Errors
-/// If the database fails; the transaction is broken then.
+/// If the database fails. The transaction can't be continued then.
 pub async fn commit(
     conn: &mut PgConnection,
     lease: &Lease,
@@ -65,6 +67,7 @@ pub async fn commit(
     commit_once(conn, lease, found, exported).await
 }
 
+/// Writes the rows of a commit, without a retry.
 async fn commit_once(
     conn: &mut PgConnection,
     lease: &Lease,
@@ -73,9 +76,11 @@ async fn commit_once(
 ) -> Result<Committed, Error> {
     let job = &lease.job;
     let parts = &exported.parts;
-    let first = parts.first().ok_or_else(|| Error::Sql(sqlx::Error::Protocol("an export has a file".to_owned())))?;
-    let column = |of: fn(&Part) -> i64| parts.iter().map(of).collect::<Vec<_>>();
-    let texts = |of: fn(&Part) -> &str| parts.iter().map(of).collect::<Vec<_>>();
+    let first = parts
+        .first()
+        .ok_or_else(|| Error::Sql(sqlx::Error::Protocol("the export to commit has no file".to_owned())))?;
+    let column = |field: fn(&Part) -> i64| parts.iter().map(field).collect::<Vec<_>>();
+    let texts = |field: fn(&Part) -> &str| parts.iter().map(field).collect::<Vec<_>>();
     let bytes = column(|part| part.staged.identity.bytes as i64);
     let places: Vec<_> = parts.iter().map(|part| Json(&part.staged.identity.location)).collect();
     let CommitInput { position, new_position, report, signature, columns, marker } = found;
@@ -107,13 +112,13 @@ async fn commit_once(
         .bind(texts(|part| &part.staged.sha256))
         .fetch_optional(&mut *conn)
         .await?;
-    // Clients see no other status before the files have their names, so nothing is announced.
+    // Announces nothing, because clients see another status only after the files are published.
     if completed.is_none() {
         return Ok(Committed::NotOurs);
     }
     let Some(lane) = job.lane() else { return Ok(Committed::Done) };
     if position.version.is_none() && exported.rows == 0 {
-        // No position yet: the next export starts from the beginning as well, and nothing was missed.
+        // Saves no position. The next export starts from the beginning as well, so it misses nothing.
         return Ok(Committed::Done);
     }
     let advance = watermarks::Advance { export_type: job.export_type, position, new_position, to: watermark_to };

@@ -1,8 +1,8 @@
-//! Deliveries of events: one row for each event and receiver, and the outcome of its attempts.
+//! Stores the deliveries of events: one row for each event and receiver, with the outcome of its attempts.
 //!
-//! A row is inserted in the transaction that ends an export (`store::transitions`). So an event exists if and only if
-//! its export ended. A claim moves `run_at` to the end of its lease. That time is also the claim's token: an outcome is
-//! recorded only while it is unchanged.
+//! The transaction that ends an export inserts the rows (`store::transitions`). So an event exists if and only if its
+//! export ended. A claim moves `run_at` to the end of its lease. That time is also the token of the claim: an outcome
+//! is recorded only while `run_at` is unchanged.
 
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use crate::store::{Error, Store};
 /// The columns of [`DeliveryRow`], of a delivery `d`.
 const DELIVERY_COLUMNS: (&str, &str) = ("deliveries/columns.sql", include_str!("deliveries/columns.sql"));
 
+/// Returns a statement with the columns of [`DeliveryRow`] in place of the line that includes them.
 fn with_delivery_columns(statement: &'static str) -> AssertSqlSafe<String> {
     AssertSqlSafe(with_pieces(statement, &[DELIVERY_COLUMNS]))
 }
@@ -80,36 +81,36 @@ struct ClaimedDeliveryRow {
     row: JobRow,
 }
 
-/// An attempt that has ended.
+/// An ended attempt at a delivery.
 #[derive(Clone, Debug)]
 pub struct Attempt {
-    /// The status of the receiver's answer. `None`: there was no answer.
+    /// The HTTP status of the response. `None` if the receiver sent no response.
     pub status: Option<u16>,
     /// The outcome.
     pub outcome: AttemptOutcome,
 }
 
-/// The outcome of an attempt.
+/// The outcome of an attempt at a delivery.
 #[derive(Clone, Debug)]
 pub enum AttemptOutcome {
     /// The receiver has accepted the event.
     Delivered,
-    /// The next attempt follows after this pause. The reason of the failure.
+    /// The attempt failed for this reason, and the next attempt follows after this pause.
     Retry(Duration, String),
-    /// No further attempt follows. The reason of the failure.
+    /// The attempt failed for this reason, and no further attempt follows.
     Dead(String),
 }
 
-/// Numbers of undelivered events of one receiver.
+/// The numbers of undelivered events of one receiver.
 #[derive(Clone, Debug, sqlx_macros::FromRow)]
 pub struct OpenDeliveries {
     /// The receiver's name.
     pub endpoint: String,
-    /// Deliveries that wait for an attempt, or have one running.
+    /// Deliveries that wait for an attempt or are being attempted.
     pub pending: i64,
-    /// Deliveries without further attempts.
+    /// Deliveries that will not be attempted again.
     pub dead: i64,
-    /// Age of the oldest pending event, in seconds. 0 if no event is pending.
+    /// The age of the oldest pending event in seconds, or 0 if no event is pending.
     pub oldest_seconds: f64,
 }
 
@@ -128,7 +129,8 @@ pub(super) async fn plan(conn: &mut PgConnection, listeners: &[Listener], ended:
     if ids.is_empty() {
         return Ok(());
     }
-    // An export ends once, so a conflict is a row of somebody else. Such a row must not keep the export from its end.
+    // An export ends once, so somebody else inserted a conflicting row. Such a row must not prevent the export from
+    // ending.
     sqlx::query(
         "-- store.deliveries.plan
          insert into cdc_export.deliveries (id, job, endpoint, event)
@@ -145,7 +147,7 @@ pub(super) async fn plan(conn: &mut PgConnection, listeners: &[Listener], ended:
 }
 
 impl Store {
-    /// Returns the store with these receivers: each end of an export then inserts their deliveries.
+    /// Returns the store with these receivers. From then on, each end of an export inserts their deliveries.
     pub fn with_listeners(self, listeners: Vec<Listener>) -> Store {
         Store { listeners: listeners.into(), ..self }
     }
@@ -153,7 +155,7 @@ impl Store {
     /// Claims up to `limit` due deliveries of a receiver, the oldest first. No other process can claim them during
     /// `lease`.
     ///
-    /// With `only_manual` it claims only deliveries that were requested again, and had no attempt since.
+    /// With `only_manual`, claims only deliveries that were requested again and had no attempt since.
     pub async fn claim_deliveries(
         &self,
         endpoint: &str,
@@ -175,8 +177,8 @@ impl Store {
         Ok(rows.into_iter().filter_map(|row| skip_unreadable(claimed(row))).collect())
     }
 
-    /// Records an attempt. Returns false if the claim has ended: the delivery was claimed again, requested again or
-    /// deleted.
+    /// Records an attempt. Returns false if the claim has ended because the delivery was claimed again, requested again
+    /// or deleted.
     pub async fn record_attempt(&self, delivery: &Delivery, attempt: &Attempt) -> Result<bool, Error> {
         let (is_delivered, pause, error) = match &attempt.outcome {
             AttemptOutcome::Delivered => (true, None, None),
@@ -202,10 +204,9 @@ impl Store {
         Ok(self.execute(statement).await? == 1)
     }
 
-    /// Repairs due times of pending deliveries that lie too far in the future because the database's clock was set
-    /// back.
+    /// Repairs due times of pending deliveries that lie in the future because the database's clock was set back.
     ///
-    /// Each such delivery gets its whole pause again, counted from now.
+    /// Each such delivery waits for its whole pause again, from now on.
     pub async fn repair_future_timestamps_of_deliveries(&self) -> Result<(), Error> {
         if self.listeners.is_empty() {
             return Ok(());
@@ -227,7 +228,7 @@ impl Store {
 
     /// Lists the deliveries that match a filter, newest first, up to `limit`.
     pub async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<Vec<Delivery>, Error> {
-        // A literal condition for each status, so that the index of undelivered events is used.
+        // Uses a literal condition for each status, so that Postgres can use the index of undelivered events.
         let condition = match filter.status {
             None => "true",
             Some(DeliveryStatus::Pending) => "d.delivered_at is null and d.dead_at is null",
@@ -251,14 +252,15 @@ impl Store {
         row.map(Delivery::try_from).transpose()
     }
 
-    /// Makes a delivery due now, in any status, with all its attempts. Returns `None` if it is not in the database.
+    /// Makes a delivery due now, with its full number of attempts, whatever its status. Returns `None` if it is not in
+    /// the database.
     pub async fn redeliver(&self, id: Uuid) -> Result<Option<Delivery>, Error> {
         let statement = sqlx::query_as(with_delivery_columns(include_str!("deliveries/redeliver.sql"))).bind(id);
         let row: Option<DeliveryRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         row.map(Delivery::try_from).transpose()
     }
 
-    /// Counts the undelivered events of each of these receivers. A receiver without any is left out.
+    /// Counts the undelivered events of each of these receivers. Omits receivers without such events.
     pub async fn open_deliveries(&self, endpoints: &[&str]) -> Result<Vec<OpenDeliveries>, Error> {
         let statement = sqlx::query_as(
             "-- store.deliveries.open

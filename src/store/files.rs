@@ -1,4 +1,4 @@
-//! A completed job's file: what is recorded of it, and its names, the hidden one and the final one.
+//! Records the files of completed jobs: their hidden and final names, and their locations.
 
 use std::time::Duration;
 
@@ -20,16 +20,17 @@ use pg_rows::encoding::Encoding;
 /// The columns of [`FileRow`], of a completed job `e`.
 pub(super) const FILE_COLUMNS: (&str, &str) = ("files/columns.sql", include_str!("files/columns.sql"));
 
+/// Returns a statement with the columns of [`FileRow`] in place of the line that includes them.
 fn with_file_columns(statement: &'static str) -> AssertSqlSafe<String> {
     AssertSqlSafe(with_pieces(statement, &[FILE_COLUMNS]))
 }
 
-/// A committed file that is missing in its destination for so long is lost: a process that was just renaming it has
-/// long done so.
+/// The time after which a committed file that is missing at its destination counts as lost. A process that was renaming
+/// the file has finished by then.
 pub const LOST_AFTER: Duration = Duration::from_secs(10);
 
 impl Store {
-    /// Returns true if there is an export whose file was not removed, in any folder.
+    /// Returns true if the file of any published export was not removed, at any destination.
     pub async fn has_files(&self) -> Result<bool, Error> {
         let statement = sqlx::query_scalar(
             "-- store.files.has_files
@@ -37,29 +38,31 @@ impl Store {
                select destination_id
                from exports
                where status = 'completed' and published_at is not null and file_removed_at is null
-               -- The order of an index: `exists` would read the table up to the first such job.
+               -- This order makes Postgres use an index. `exists` would scan the table up to the first such job.
                order by destination_id
                limit 1) is not null",
         );
         self.with(async |conn| statement.fetch_one(conn).await).await
     }
 
-    /// The files of this folder that are committed and have no final name yet, and those that another database has to
-    /// name, wherever they are. A lane has one such file at most: a claim waits for it.
+    /// Returns the committed files of this destination that have no final name yet, and all such files that belong to
+    /// another database.
+    ///
+    /// A lane has at most one such file, because a claim waits for it.
     pub async fn unpublished(&self, destination: Uuid) -> Result<Vec<FileRecord>, Error> {
         let statement = sqlx::query_as(with_file_columns(include_str!("files/unpublished.sql"))).bind(destination);
         let rows: Vec<FileRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
         rows.into_iter().map(FileRecord::try_from).collect()
     }
 
-    /// Returns the location of the file of a completed job.
+    /// Returns the files of a completed job. Returns `None` if there is no completed job with this id.
     pub async fn file(&self, id: JobId) -> Result<Option<FileRecord>, Error> {
         let statement = sqlx::query_as(with_file_columns(include_str!("files/get.sql"))).bind(id.as_uuid());
         let row: Option<FileRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         row.map(FileRecord::try_from).transpose()
     }
 
-    /// Returns the location of the file of the last completed job in a file's lane: this job or a later one.
+    /// Returns the files of the last completed job in the lane of `record`: that of `record` itself, or a later job.
     pub async fn last_of_lane(&self, record: &FileRecord) -> Result<Option<FileRecord>, Error> {
         let statement = sqlx::query_as(with_file_columns(include_str!("files/last_of_lane.sql")))
             .bind(record.consumer.as_ref().map(|consumer| consumer.as_str()))
@@ -68,7 +71,7 @@ impl Store {
         row.map(FileRecord::try_from).transpose()
     }
 
-    /// Returns true if a marker names an earlier export of the file's lane that the database knows.
+    /// Returns true if a marker names an earlier export of the same lane that the database knows.
     pub async fn is_after(&self, record: &FileRecord, marker: &Marker) -> Result<bool, Error> {
         let statement = sqlx::query_scalar(
             "-- store.files.is_after
@@ -83,8 +86,9 @@ impl Store {
         self.with(async |conn| statement.fetch_one(conn).await).await
     }
 
-    /// Records that the files have their final names and where each is, as a URL, and numbers the export among the
-    /// published ones of its lane. `None`: another process did before, or plans the manifest anew.
+    /// Records that the files have their final names and locations, as URLs, and numbers the export in its lane.
+    ///
+    /// Returns `None` if another process did so before, or plans the manifest anew.
     pub async fn published(
         &self,
         record: &FileRecord,
@@ -100,11 +104,12 @@ impl Store {
         self.transition(statement, None).await
     }
 
-    /// Fails a committed job whose file was lost before it had its name, and bars its consumer's position: only a full
-    /// export goes on from there. `None`: it was published meanwhile, or was committed too recently, or has ended
-    /// otherwise.
+    /// Fails a committed job whose file was lost before it was published, and blocks its consumer's position. Only a
+    /// full export continues from there.
+    ///
+    /// Returns `None` if the export was published, was committed too recently, or has ended otherwise.
     pub async fn give_up(&self, record: &FileRecord) -> Result<Option<Transition>, Error> {
-        // A file that another database names is not waited for.
+        // A file that belongs to another database is given up at once.
         let after = if record.is_own { LOST_AFTER } else { Duration::ZERO };
         let statement = sqlx::query_as(with_job_columns(include_str!("files/give_up.sql")))
         .bind(record.job.as_uuid())
@@ -112,21 +117,23 @@ impl Store {
         .bind(after.as_secs_f64())
         .bind(FailureCode::FileLost.as_str())
         .bind(match record.is_own {
-            true => "its file was removed after the commit, before it had its name: what it held needs a full export",
-            false => "the database is a copy of the one whose file this is, and which gives it its name: a full export goes on from here",
+            true => "the file was removed after the commit and before it was published: request a full export",
+            false => "this database is a copy, and the file belongs to the original database, which publishes it: request a full export",
         })
         .bind(Continuity::FileLost.as_str());
         self.transition(statement, None).await
     }
 
-    /// Gives a committed file another final name, since that one is taken in the folder. Recorded before the file is
-    /// renamed, so that whoever goes on after a crash looks for it under the right name. Nothing happens if somebody
-    /// else did it.
+    /// Gives a committed file another final name, because its name is taken at the destination. Does nothing if another
+    /// process did so before.
+    ///
+    /// The name is recorded before the file is renamed. So a process that continues after a crash looks for the file
+    /// under the right name.
     pub async fn rename_output(&self, record: &FileRecord) -> Result<(), Error> {
         self.transaction(async |tx| {
             let (stem, present) = stem_and_number(&record.name, record.encoding);
-            // Only forward: of two publishers one would else look for the file under the name that the other one went
-            // back to.
+            // The number only grows. Otherwise one of two publishers could look for the file under a name that the
+            // other one went back to.
             let mut number = (names_taken(tx, stem).await? + 1).max(present + 1);
             let mut name = numbered(stem, number, record.encoding);
             while is_taken(tx, &name).await? {
@@ -149,7 +156,7 @@ impl Store {
     }
 }
 
-/// Returns true if an export's file has this name, in any case of letters.
+/// Returns true if the file of an export has this name, in upper or lower case.
 async fn is_taken(conn: &mut PgConnection, name: &str) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar(
         "-- store.files.is_taken
@@ -160,11 +167,14 @@ async fn is_taken(conn: &mut PgConnection, name: &str) -> Result<bool, sqlx::Err
     .await
 }
 
-/// Names of a stem that are counted: what a second has at most. Of more, the next free number is found by trying.
+/// The limit on counted names of a stem, which is the most that one second brings. Beyond it, the next free number is
+/// found by trying.
 const MAX_NAMES: i64 = 1_000;
 
-/// Counts the files with this stem, in any case: those that go on after it with `-` or `.`, so that a consumer whose id
-/// begins like another's whole stem isn't counted.
+/// Counts the files with this stem, in upper or lower case.
+///
+/// Counts only names in which `-` or `.` follows the stem. So a consumer whose id begins with another's whole stem
+/// isn't counted.
 pub(crate) async fn names_taken(conn: &mut PgConnection, stem: &str) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar(
         "-- store.files.names_taken

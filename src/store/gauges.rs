@@ -1,13 +1,13 @@
-//! The gauges that a scrape of the metrics shows: the queue, how far behind consumers are, the size of the change log.
+//! Reads the gauges of the metrics: the queue, the lag of consumers, and the size of the change log.
 //!
-//! A monitor reads them again and again, so a statement reads no more than the open jobs and the watermarks.
+//! A monitor reads the gauges often, so a statement reads only open jobs and watermarks.
 
 use crate::job::ConsumerId;
 use crate::job::lane::COUNTED_EXPORTS;
 use crate::store::{Error, Store};
 use crate::telemetry::metrics::PoolUse;
 
-/// The number of consumers that have a series of their own, of each kind.
+/// The limit on consumers with a series of their own, for each metric.
 const MAX_CONSUMERS: usize = 100;
 
 /// The queue and the change log.
@@ -17,56 +17,56 @@ pub struct Backlog {
     pub pending: i64,
     /// Jobs that clients see as processing.
     pub processing: i64,
-    /// The jobs among these that are committed and whose files have no names yet: their lanes wait.
+    /// The part of `processing` that is committed and not published yet. The lanes of these jobs wait.
     pub unpublished: i64,
-    /// Seconds since the oldest of these was committed; 0 where there is none.
+    /// Seconds since the oldest of these jobs was committed, or 0 if there is none.
     pub unpublished_seconds: f64,
-    /// Seconds since the oldest pending job was submitted; 0 where none is pending.
+    /// Seconds since the oldest pending job was submitted, or 0 if none is pending.
     pub oldest_seconds: f64,
-    /// Rows of the change log, by Postgres's statistics.
+    /// The rows of the change log, estimated from the statistics of Postgres.
     pub log_rows: i64,
-    /// Bytes of the change log with its indexes.
+    /// The bytes of the change log with its indexes.
     pub log_bytes: i64,
-    /// Rows logged since the position that is furthest behind, of those whose deletions the log still holds.
+    /// The rows logged since the oldest position whose deletions are still in the change log.
     pub held_rows: i64,
     /// Seconds since the oldest of these positions was saved.
     pub held_seconds: f64,
-    /// Positions that the log was purged past.
+    /// The number of positions whose deletions were purged from the change log.
     pub given_up: i64,
 }
 
-/// The distance of a consumer from the newest rows.
+/// The lag of a consumer.
 #[derive(Clone, Debug)]
 pub struct WatermarkAge {
     /// The consumer.
     pub consumer: ConsumerId,
     /// The dataset's name.
     pub dataset: String,
-    /// Seconds since the time that its watermark names; 0 if that time is still to come.
+    /// Seconds since the time of the watermark, or 0 if that time is in the future.
     pub seconds: f64,
 }
 
-/// The exports that an acknowledging consumer has yet to acknowledge.
+/// The unacknowledged exports of a consumer that acknowledges.
 #[derive(Clone, Debug)]
 pub struct UnacknowledgedAge {
     /// The consumer.
     pub consumer: ConsumerId,
     /// The dataset's name.
     pub dataset: String,
-    /// So many exports, of those that are kept; [`COUNTED_EXPORTS`] at most.
+    /// The number of retained exports that are not acknowledged, up to [`COUNTED_EXPORTS`].
     pub exports: u64,
-    /// Seconds since the oldest of them was published; 0 if there is none.
+    /// Seconds since the oldest of these exports was published, or 0 if there is none.
     pub seconds: f64,
 }
 
 impl Store {
-    /// Counts the jobs that wait.
+    /// Returns the sizes of the queue and of the change log.
     pub async fn backlog(&self) -> Result<Backlog, Error> {
         let statement = sqlx::query_as(include_str!("gauges/backlog.sql"));
         self.with(async |conn| statement.fetch_one(conn).await).await
     }
 
-    /// The watermarks furthest behind in these datasets, a hundred at most, and how many there are beside them.
+    /// Returns the oldest watermarks in these datasets, up to a hundred, and the number of the others.
     pub async fn watermark_ages(&self, datasets: &[&str]) -> Result<(Vec<WatermarkAge>, u64), Error> {
         let statement = sqlx::query_as(
             "-- store.gauges.watermark_ages
@@ -79,7 +79,7 @@ impl Store {
         .bind(MAX_CONSUMERS as i64);
         let rows: Vec<(String, String, f64, i64)> = self.with(async |conn| statement.fetch_all(conn).await).await?;
         let all = rows.first().map_or(0, |(.., all)| all.unsigned_abs());
-        // A row that was inserted by hand may have an id that no consumer can have.
+        // A row that was inserted by hand may have an id that is not valid for a consumer.
         let age = |(consumer, dataset, seconds, _): (String, String, f64, i64)| {
             Some(WatermarkAge { consumer: consumer.parse().ok()?, dataset, seconds })
         };
@@ -88,7 +88,8 @@ impl Store {
         Ok((ages, others))
     }
 
-    /// Returns the unacknowledged exports in these datasets, by the hundred consumers that have not for the longest.
+    /// Returns the unacknowledged exports in these datasets, of up to a hundred consumers. The longest unacknowledged
+    /// exports come first.
     pub async fn unacknowledged_ages(&self, datasets: &[&str]) -> Result<Vec<UnacknowledgedAge>, Error> {
         let statement = sqlx::query_as(include_str!("gauges/unacknowledged_ages.sql"))
             .bind(datasets)
@@ -107,7 +108,7 @@ impl Store {
         Ok(rows.into_iter().filter_map(age).collect())
     }
 
-    /// Returns the use of the pool's connections.
+    /// Returns the numbers of open and idle connections of the pool.
     pub fn pool_use(&self) -> PoolUse {
         let Store { pool, .. } = self;
         PoolUse { open: pool.size(), idle: pool.num_idle() as u32, most: pool.options().get_max_connections() }

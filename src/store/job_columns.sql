@@ -5,7 +5,7 @@ e.has_after, e.after_job, e.after_sha256, e.retry_of, e.traceparent, e.output_fi
 case when e.status = 'completed' and e.published_at is null then 'processing' else e.status end as status,
 case when e.status = 'completed' and e.published_at is null then 99::smallint else e.progress end as progress,
 e.attempt, e.rows_exported, e.bytes_written, e.error_code, e.error_detail, e.cancel_requested_at,
--- Of a published export only.
+-- Only a published export has these.
 case when e.published_at is not null then (
   select f.files from cdc_export.export_files f where f.job = e.id) end as files,
 case when e.published_at is not null then e.digest end as digest,
@@ -13,7 +13,7 @@ case when e.published_at is not null then e.number end as number,
 case when e.published_at is not null then (
   select e.number <= l.acknowledged from cdc_export.lanes l
   where l.consumer_id = e.consumer_id and l.dataset = e.dataset) end as acknowledged,
--- The report.
+-- The report of the snapshot.
 e.schema_changed, e.continuity, e.late_rows, e.key_only_deletes, e.quiet_deletes, e.open_transactions,
 e.oldest_transaction_seconds, e.table_rewritten, e.watermark_from, e.watermark_to,
 -- The times.

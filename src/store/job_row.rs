@@ -1,4 +1,4 @@
-//! Reads rows of `exports` as jobs that clients see. `job_columns.sql` has the columns.
+//! Converts rows of `exports` into jobs as clients see them. `job_columns.sql` has the columns.
 
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
@@ -68,7 +68,7 @@ pub(crate) struct JobRow {
 }
 
 /// Logs the error of a row that this version can't read, and skips the row. A newer version may have written it, and
-/// the other rows are still wanted.
+/// the caller still needs the other rows.
 pub(super) fn skip_unreadable<T>(read: Result<T, Error>) -> Option<T> {
     read.inspect_err(|error| tracing::warn!(event = "job_unreadable", error = chain(error))).ok()
 }
@@ -100,7 +100,8 @@ impl TryFrom<JobRow> for Job {
         });
         Ok(Job {
             id: row.id.into(),
-            // Ids are checked before they are saved; an invalid one was inserted by hand, and is no consumer's.
+            // The service checks ids before it saves them. An invalid id was inserted by hand and belongs to no
+            // consumer.
             consumer: row.consumer_id.and_then(|id| id.parse().ok()),
             dataset: row.dataset,
             export_type: row.export_type.parse()?,

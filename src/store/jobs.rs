@@ -1,4 +1,4 @@
-//! Jobs as clients make, read and cancel them.
+//! Creates, reads and cancels jobs on behalf of clients.
 
 use chrono::{DateTime, Utc};
 use sqlx::types::Json;
@@ -16,54 +16,56 @@ use crate::store::open_jobs::Slot;
 use crate::store::transitions::transition;
 use crate::store::{CHANNEL, Error, Store};
 
-/// The most open jobs of one consumer, and the most open ad-hoc jobs in all: enough for any client that waits for its
-/// exports, and an end to a loop that doesn't wait.
+/// The limit on open jobs of one consumer, and on all open ad-hoc jobs.
+///
+/// It is enough for any client that waits for its exports, and stops a client that submits in a loop.
 const MAX_OPEN: i64 = 20;
 
-/// The result of a request for an export.
+/// The outcome of a request for an export.
 #[derive(Debug)]
 pub enum SubmitOutcome {
-    /// A job was made of it.
+    /// The request created this job.
     Accepted(Job),
-    /// The request was sent before, and made this job.
+    /// The request was sent before and created this job.
     Before(Job),
-    /// The idempotency key is of another request, which made this job.
+    /// The idempotency key belongs to another request, which created this job.
     KeyTaken(Job),
-    /// The export that the caller loaded last is not the lane's last export.
+    /// The export that the caller loaded last is not the last export of the lane.
     OutOfStep(OutOfStep),
-    /// The consumer has this many open jobs, and may have no more.
+    /// The consumer has this many open jobs, which is the limit.
     TooManyOpen(i64),
-    /// This many jobs are open in all, and no more may be.
+    /// This many jobs are open in all, which is the limit.
     QueueFull(u32),
 }
 
-/// A job in a transaction that is not committed yet, and its place among the open ones.
+/// A job in a transaction that is not committed yet, with the slot that it reserved among the open jobs.
 pub(super) struct MadeJob<'s> {
     pub(super) job: Box<Job>,
     pub(super) slot: Slot<'s>,
 }
 
-/// The result of a request to cancel.
+/// The outcome of a request to cancel a job.
 #[derive(Debug)]
 pub enum Cancelled {
-    /// The job is cancelled, or its worker will stop.
+    /// The job is cancelled, or its worker was asked to stop.
     Asked(Job),
-    /// The job was cancelled before.
+    /// An earlier request cancelled the job.
     Already(Job),
-    /// Too late: the job's commit is under way, or its file is about to get its name.
+    /// It is too late: the job is being committed, or its file is about to be published.
     Committing,
-    /// Too late: the job has ended.
+    /// It is too late: the job has ended with this status.
     Ended(Status),
-    /// There is no such job.
+    /// The job is not in the database.
     Unknown,
 }
 
 impl Store {
-    /// Makes a job: numbers it in its consumer's lane, names its file, and notifies the workers; unless the request's
-    /// key was seen before, or too many jobs are open.
+    /// Creates a job: numbers it in the lane of its consumer, names its file, and notifies the workers.
+    ///
+    /// Creates no job if the idempotency key was used before, or if too many jobs are open.
     ///
     /// # Errors
-    /// If the database fails; there is no job then.
+    /// If the database fails. No job is created then.
     pub async fn submit(
         &self,
         request: &Request,
@@ -71,8 +73,8 @@ impl Store {
         terms: Terms,
     ) -> Result<SubmitOutcome, Error> {
         match self.submit_once(request, destination, terms).await {
-            // A key is unique for its consumer, and a lane's lock is for a dataset: the key was just sent with another
-            // dataset.
+            // A key is unique for its consumer, while the lock of a lane covers one dataset. So a concurrent request
+            // used the same key for another dataset.
             Err(Error::Sql(sqlx::Error::Database(e))) if e.constraint() == Some("exports_idempotency_key") => {
                 self.submit_once(request, destination, terms).await
             }
@@ -80,11 +82,12 @@ impl Store {
         }
     }
 
-    /// The job of an earlier request with the same key.
+    /// Returns the job of an earlier request with the same idempotency key.
     pub async fn sent_before(&self, request: &Request) -> Result<Option<Job>, Error> {
         self.with(async |conn| sent_before(conn, request).await).await
     }
 
+    /// Submits a request in one transaction, without a retry.
     async fn submit_once(
         &self,
         request: &Request,
@@ -109,8 +112,9 @@ impl Store {
         .await
     }
 
-    /// Makes a job in a transaction that has entered its lane. The bound on open jobs holds until the transaction has
-    /// ended: who commits it says so to the slot.
+    /// Creates a job in a transaction that has entered its lane.
+    ///
+    /// The limit on open jobs holds until the transaction ends. After the commit, the caller confirms the slot.
     pub(super) async fn insert<'s>(
         &'s self,
         tx: &mut PgConnection,
@@ -171,14 +175,15 @@ impl Store {
         Ok(Ok(MadeJob { job: Box::new(job), slot }))
     }
 
-    /// A job, if there is one of this id.
+    /// Returns a job, or `None` if it is not in the database.
     pub async fn job(&self, id: JobId) -> Result<Option<Job>, Error> {
         let statement = sqlx::query_as(with_job_columns(include_str!("jobs/get.sql"))).bind(id.as_uuid());
         let row: Option<JobRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         row.map(Job::try_from).transpose()
     }
 
-    /// Jobs by their ids, in no order. Leaves out ids of no job, and jobs that this version can't read.
+    /// Returns jobs by their ids, in no order. Omits ids that are not in the database, and jobs that this version can't
+    /// read.
     pub async fn jobs_by_id(&self, ids: &[JobId]) -> Result<Vec<Job>, Error> {
         let ids: Vec<_> = ids.iter().map(|id| id.as_uuid()).collect();
         let statement = sqlx::query_as(with_job_columns(include_str!("jobs/by_id.sql"))).bind(ids);
@@ -186,19 +191,18 @@ impl Store {
         Ok(rows.into_iter().filter_map(|row| skip_unreadable(Job::try_from(row))).collect())
     }
 
-    /// The last job of each of these lanes, consumers and datasets, that has one.
+    /// Returns the last job of each of these lanes. Entry `i` of `consumers` and entry `i` of `datasets` name one lane.
     pub async fn last_jobs(&self, consumers: &[&str], datasets: &[&str]) -> Result<Vec<Job>, Error> {
         let statement = sqlx::query_as(with_job_columns(include_str!("jobs/last.sql"))).bind(consumers).bind(datasets);
         let rows: Vec<JobRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
         rows.into_iter().map(Job::try_from).collect()
     }
 
-    /// Cancels a pending job, asks the worker of a processing one to stop.
+    /// Cancels a pending job, or asks the worker of a processing job to stop.
     pub async fn cancel(&self, id: JobId) -> Result<Cancelled, Error> {
         let cancel = sqlx::query_as(with_job_columns(include_str!("jobs/cancel.sql"))).bind(id.as_uuid());
         let asked = self.transaction(async |tx| {
-            // The commit of an export holds the row's lock: a cancel that waited for the lock would come too late
-            // anyway.
+            // The commit of an export holds the row's lock. A cancel that waits for that lock is too late.
             sqlx::query("-- store.jobs.cancel.timeout\n set local lock_timeout = '500ms'").execute(&mut *tx).await?;
             let row = transition(tx, &self.listeners, cancel).await?;
             if row.is_some() {
@@ -218,7 +222,7 @@ impl Store {
             None => Cancelled::Unknown,
             Some(job) => match job.status {
                 Status::Cancelled => Cancelled::Already(job),
-                // The job is committed, and its file has no name yet.
+                // The job is committed, and its file is not published yet.
                 Status::Processing | Status::Pending => Cancelled::Committing,
                 Status::Completed | Status::Failed => Cancelled::Ended(job.status),
             },
@@ -226,12 +230,14 @@ impl Store {
     }
 }
 
-/// Takes the next number of a request's lane. The lanes stay locked to the end of the transaction: a request with the
-/// same key is either seen or waits, and the consumer's open jobs are counted by one request at a time.
+/// Takes the next number of a request's lane, and locks all lanes of its consumer until the transaction ends.
+///
+/// So a request with the same key is either visible or waits. One request at a time counts the open jobs of the
+/// consumer.
 pub(super) async fn enter_lane(conn: &mut PgConnection, request: &Request) -> Result<Option<i64>, Error> {
     let consumer = request.consumer.as_ref().map_or("", |consumer| consumer.as_str());
-    // All lanes of the consumer, in one order, so that its jobs are submitted one after the other, whichever datasets
-    // they are of.
+    // Locks all lanes of the consumer in one order, so that requests of one consumer run one after the other, for any
+    // datasets.
     sqlx::query(
         "-- store.jobs.lock_lanes
          select from cdc_export.lanes where consumer_id = $1 order by dataset for update",
@@ -239,8 +245,8 @@ pub(super) async fn enter_lane(conn: &mut PgConnection, request: &Request) -> Re
     .bind(consumer)
     .execute(&mut *conn)
     .await?;
-    // The order of numbers is the order of commits. Exports without a consumer are worked in no order; their row is a
-    // lock only.
+    // The numbers have the order of the commits. Exports without a consumer run in any order, so their row is only a
+    // lock.
     let sequence: i64 = sqlx::query_scalar(
         "-- store.jobs.next_in_lane
          insert into cdc_export.lanes as l (consumer_id, dataset, last_sequence) values ($1, $2, 1)
@@ -254,8 +260,10 @@ pub(super) async fn enter_lane(conn: &mut PgConnection, request: &Request) -> Re
     Ok(request.consumer.as_ref().map(|_| sequence))
 }
 
-/// The time of a new job: the database's, but later than those of its lane's last job, also where the clock was set
-/// back. The lane's row must be locked.
+/// Returns the time of a new job: the time of the database, or a later one.
+///
+/// The time is later than the times of the lane's last job, even if the clock was set back. The lane's row must be
+/// locked.
 async fn next_time(conn: &mut PgConnection, request: &Request) -> Result<DateTime<Utc>, sqlx::Error> {
     sqlx::query_scalar(
         "-- store.jobs.next_time
@@ -269,8 +277,8 @@ async fn next_time(conn: &mut PgConnection, request: &Request) -> Result<DateTim
     .await
 }
 
-/// Returns the difference if the export that the caller loaded last is not the lane's last one. A full export goes on
-/// from anything.
+/// Returns the reason if the export that the caller loaded last is not the last export of the lane. A full export needs
+/// no earlier export, so it is never out of step.
 async fn check_last_export(conn: &mut PgConnection, request: &Request) -> Result<Option<OutOfStep>, Error> {
     let Request { consumer: Some(consumer), dataset, after: Some(after), .. } = request else { return Ok(None) };
     match request.export_type {
@@ -279,7 +287,7 @@ async fn check_last_export(conn: &mut PgConnection, request: &Request) -> Result
     }
 }
 
-/// The job that the request's key made.
+/// Returns the job that an earlier request with the same idempotency key created.
 async fn sent_before(conn: &mut PgConnection, request: &Request) -> Result<Option<Job>, Error> {
     let Some(key) = &request.key else { return Ok(None) };
     let row: Option<JobRow> = sqlx::query_as(with_job_columns(include_str!("jobs/sent_before.sql")))
@@ -290,7 +298,8 @@ async fn sent_before(conn: &mut PgConnection, request: &Request) -> Result<Optio
     row.map(Job::try_from).transpose()
 }
 
-/// Counts the open jobs of the request's consumer, or the open ad-hoc jobs, up to the bound.
+/// Counts the open jobs of the request's consumer, or the open ad-hoc jobs if it has none. Counts no further than the
+/// limit.
 async fn open_of_consumer(conn: &mut PgConnection, request: &Request) -> Result<i64, Error> {
     let open = match &request.consumer {
         Some(consumer) => sqlx::query_scalar(
@@ -310,7 +319,7 @@ async fn open_of_consumer(conn: &mut PgConnection, request: &Request) -> Result<
     Ok(open.fetch_one(conn).await?)
 }
 
-/// Notifies the workers that this job was asked to stop.
+/// Notifies the workers that a client requested the cancellation of this job.
 async fn notify_cancel(conn: &mut PgConnection, job: JobId) -> Result<(), Error> {
     sqlx::query("-- store.jobs.notify_cancel\n select pg_notify($1, $2)")
         .bind(CHANNEL)

@@ -1,4 +1,4 @@
-//! API keys: made, listed, revoked, looked up.
+//! Creates, lists, revokes and looks up API keys.
 
 use std::time::Duration;
 
@@ -9,25 +9,25 @@ use crate::key::{Grant, KeyInfo, KeyName, KeySelector, Prefix, PresentedKey, Sco
 use crate::store::{Error, Store};
 use crate::telemetry::AUDIT;
 
-/// A key that is to be made.
+/// The properties of a key to be created.
 #[derive(Clone, Debug)]
 pub struct NewKey {
-    /// The name that the operator gives it.
+    /// The name that the operator chose.
     pub name: KeyName,
-    /// The consumers that it is for; `None`: all.
+    /// The consumers that the key is valid for. `None` means all consumers.
     pub consumers: Option<Vec<ConsumerId>>,
-    /// The rights of the key.
+    /// The scopes that the key grants.
     pub scopes: Vec<Scope>,
-    /// The time for which the key is valid. `None`: until it is revoked.
+    /// The lifetime of the key. `None` means until it is revoked.
     pub lifetime: Option<Duration>,
 }
 
-/// The result of making a key.
+/// The outcome of creating a key.
 #[derive(Debug)]
 pub enum Created {
     /// The key is saved.
     Done(KeyInfo),
-    /// Another key that isn't revoked has the name.
+    /// Another key that isn't revoked has this name.
     NameTaken,
 }
 
@@ -64,7 +64,7 @@ struct UsableRow {
     is_use_due: bool,
 }
 
-/// Returns the rights of a key. A word that this version doesn't know permits nothing.
+/// Returns the rights of a key. Ignores words that this version doesn't know.
 fn grant(prefix: String, consumers: Option<Vec<String>>, scopes: &[String]) -> Grant {
     Grant {
         prefix: Prefix::stored(prefix),
@@ -73,7 +73,7 @@ fn grant(prefix: String, consumers: Option<Vec<String>>, scopes: &[String]) -> G
     }
 }
 
-/// Tells the log what became of a key, by its public part.
+/// Writes an audit event about a key, with its public prefix.
 fn log_key(event: &str, KeyInfo { name, grant, .. }: &KeyInfo) {
     let consumers =
         grant.consumers.as_ref().map(|ids| ids.iter().map(ConsumerId::as_str).collect::<Vec<_>>().join(" "));
@@ -82,7 +82,7 @@ fn log_key(event: &str, KeyInfo { name, grant, .. }: &KeyInfo) {
 }
 
 impl Store {
-    /// Saves a key: its prefix and hash, and what it permits.
+    /// Saves a key: its prefix, its hash and its rights.
     pub async fn create_key(&self, key: &PresentedKey, new: &NewKey) -> Result<Created, Error> {
         let statement = sqlx::query_as::<_, KeyRow>(
             "-- store.keys.create
@@ -107,7 +107,7 @@ impl Store {
         }
     }
 
-    /// Every key ever made, the oldest first.
+    /// Returns all keys, including expired and revoked ones, the oldest first.
     pub async fn keys(&self) -> Result<Vec<KeyInfo>, Error> {
         let statement = sqlx::query_as(
             "-- store.keys.list
@@ -118,7 +118,7 @@ impl Store {
         Ok(rows.into_iter().map(KeyInfo::from).collect())
     }
 
-    /// Revokes a key. `None`: no key has this name or prefix, or it was revoked before.
+    /// Revokes a key. Returns `None` if no key has this name or prefix, or if it was revoked before.
     pub async fn revoke_key(&self, selector: &KeySelector) -> Result<Option<KeyInfo>, Error> {
         let statement = sqlx::query_as(
             "-- store.keys.revoke
@@ -138,7 +138,7 @@ impl Store {
         Ok(info)
     }
 
-    /// The key of this prefix, if it may be used now.
+    /// Returns the key with this prefix. Returns `None` if there is no such key, or if it is revoked or expired.
     pub async fn usable_key(&self, prefix: &Prefix) -> Result<Option<StoredKey>, Error> {
         let statement = sqlx::query_as(
             "-- store.keys.usable
@@ -155,7 +155,7 @@ impl Store {
         }))
     }
 
-    /// Records that a key is used.
+    /// Records the current time as the last use of a key.
     pub async fn note_use(&self, prefix: &Prefix) -> Result<(), Error> {
         let statement = sqlx::query(
             "-- store.keys.note_use

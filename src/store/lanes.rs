@@ -1,5 +1,6 @@
-//! A lane in its order: its published exports by their numbers, its jobs under way, and whether the export that a
-//! caller says it loaded last is the lane's last one.
+//! Reads a lane in order: its published exports by their numbers, and its jobs under way.
+//!
+//! Checks that the export that a caller loaded last is the last export of the lane.
 
 use sqlx::PgConnection;
 
@@ -8,24 +9,25 @@ use crate::job::{After, Job, JobId};
 use crate::store::job_row::{JobRow, with_job_columns};
 use crate::store::{Error, Store};
 
-/// The most jobs of each kind that the answer to a caller out of step names.
+/// The limit on jobs of each kind that a caller out of step gets.
 const MAX_LISTED: i64 = 100;
 
-/// Why a caller is out of step with its lane.
+/// The reason why a caller is out of step with its lane.
 #[derive(Debug)]
 pub enum OutOfStep {
-    /// The database doesn't know the export that the caller loaded, or knows it with another content, or has forgotten
-    /// a later one.
+    /// The database doesn't know the export that the caller loaded, has it with other content, or has deleted a later
+    /// one.
     Unknown,
-    /// The lane has gone on: the exports published since, a hundred at most, then the jobs under way, in the lane's
-    /// order.
+    /// The lane has newer exports: those published since, up to a hundred, then the jobs under way, in the order of the
+    /// lane.
     NewerExports(Vec<Job>),
 }
 
 impl Store {
-    /// The lane's exports that were published after the job `after`, by their numbers, `limit` of them at most; with
-    /// `from`, those after that number. `None`: no completed export of the lane has this id, or a later one was
-    /// forgotten.
+    /// Returns up to `limit` exports of the lane that were published after the job `after`, by their numbers. With
+    /// `from`, returns only exports with greater numbers.
+    ///
+    /// Returns `None` if the lane has no completed export with this id, or if a later export was deleted.
     pub async fn published_after(
         &self,
         lane: Lane<'_>,
@@ -42,7 +44,8 @@ impl Store {
     }
 }
 
-/// Why the caller is out of step, if it is. The lane's row must be locked, so that nothing is published meanwhile.
+/// Returns the reason if the caller is out of step. The lane's row must be locked, so that nothing is published
+/// meanwhile.
 pub(super) async fn out_of_step(
     conn: &mut PgConnection,
     lane: Lane<'_>,
@@ -58,8 +61,9 @@ pub(super) async fn out_of_step(
     Ok(if jobs.is_empty() { None } else { Some(OutOfStep::NewerExports(jobs)) })
 }
 
-/// The number of a completed export, or the lane's last number if the export has none yet. `None`: the lane has no such
-/// export, or its file has another content.
+/// Returns the number of a completed export, or the last number of the lane if the export has no number yet.
+///
+/// Returns `None` if the lane has no such export, or if its file has other content.
 async fn export_number(
     conn: &mut PgConnection,
     lane: Lane<'_>,
@@ -81,14 +85,14 @@ async fn export_number(
     .await
 }
 
-/// The exports after this number. `None`: one of them was forgotten.
+/// Returns the exports after this number. Returns `None` if one of them was deleted.
 async fn published(
     conn: &mut PgConnection,
     lane: Lane<'_>,
     number: i64,
     limit: i64,
 ) -> Result<Option<Vec<Job>>, Error> {
-    // Asked first: an export that is published meanwhile may be found below.
+    // Reads the last number first, because another export may be published between the two statements.
     let last: Option<i64> = sqlx::query_scalar(
         "-- store.lanes.last_number
          select last_number from cdc_export.lanes where consumer_id = $1 and dataset = $2",
@@ -111,7 +115,7 @@ async fn published(
     Ok(Some(jobs).filter(|jobs| is_whole && jobs.len() as i64 >= expected))
 }
 
-/// Jobs that have not ended, or whose files have no names yet.
+/// Returns the jobs that have not ended, or whose files are not published yet.
 async fn under_way(conn: &mut PgConnection, lane: Lane<'_>) -> Result<Vec<Job>, Error> {
     let rows: Vec<JobRow> = sqlx::query_as(with_job_columns(include_str!("lanes/under_way.sql")))
         .bind(lane.consumer.as_str())

@@ -1,4 +1,4 @@
-//! The lease of one attempt: what proves the right to write, and how it is extended.
+//! Renews the lease of an attempt. The token of the lease proves the right to write.
 
 use std::time::Duration;
 
@@ -11,22 +11,22 @@ use crate::file::hidden::HiddenFile;
 use crate::job::{Job, JobId, LeaseToken, Reached};
 use crate::store::{Error, Store};
 
-/// The interval at which leases are extended, and expired ones are searched.
+/// Returns the interval at which leases are renewed, and at which expired leases are taken back.
 pub fn interval(lease: Duration) -> Duration {
     Duration::from_secs(1).min(lease / 3)
 }
 
-/// The longest time that one statement may take without an answer: within a lease there is time for another try.
+/// Returns the time limit of one statement. It leaves time for a second try within the lease.
 pub fn call_timeout(lease: Duration) -> Duration {
     (lease / 3).min(Duration::from_secs(10))
 }
 
-/// The right to one attempt of a job.
+/// The right to one attempt at a job.
 #[derive(Debug)]
 pub struct Lease {
-    /// The job as it was claimed.
+    /// The job as of the claim.
     pub job: Job,
-    /// The database that the job is in.
+    /// The database that has the job.
     pub database: DatabaseId,
     token: LeaseToken,
 }
@@ -36,30 +36,31 @@ impl Lease {
         Lease { job, database, token }
     }
 
-    /// The token that proves the right.
+    /// Returns the token that proves the right.
     pub fn token(&self) -> LeaseToken {
         self.token
     }
 
-    /// The file that the attempt writes.
+    /// Returns the hidden file that the attempt writes.
     pub fn hidden_file(&self) -> HiddenFile {
         HiddenFile::of_attempt(&self.database, self.job.id, self.token)
     }
 }
 
-/// The result of renewing a lease.
+/// The outcome of a renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Renewal {
     /// The lease is extended.
     Held,
-    /// The lease is extended, and a client asked to cancel the job.
+    /// The lease is extended, and a client requested the cancellation of the job.
     CancelAsked,
     /// Another worker has the lease, or the job has ended.
     Lost,
 }
 
-/// Renews the lease of one attempt over a connection of its own, so that a busy pool doesn't starve the renewal.
-/// Connects for the first renewal, before which a short export has ended.
+/// Renews the lease of one attempt over a connection of its own, so that a busy pool doesn't delay the renewal.
+///
+/// Connects at the first renewal. A short export ends before that.
 #[derive(Debug)]
 pub struct LeaseRenewer {
     options: PgConnectOptions,
@@ -67,10 +68,10 @@ pub struct LeaseRenewer {
 }
 
 impl LeaseRenewer {
-    /// Extends a lease and records how far its export is: percent, rows, bytes.
+    /// Extends a lease and records the progress of the export: percent, rows and bytes.
     ///
     /// # Errors
-    /// If the database fails or doesn't answer within `timeout`; whether the lease was extended is not known then.
+    /// If the database fails or doesn't answer within `timeout`. The lease may have been extended all the same.
     pub async fn beat(
         &mut self,
         job: JobId,
@@ -79,7 +80,7 @@ impl LeaseRenewer {
         progress: Reached,
         timeout: Duration,
     ) -> Result<Renewal, Error> {
-        // Put back only after an answer: a statement that was given up takes its connection with it.
+        // Puts the connection back only after an answer. A dropped statement closes its connection.
         let conn = self.conn.take();
         let beat = async {
             let mut conn = match conn {
@@ -89,13 +90,14 @@ impl LeaseRenewer {
             let beat = beat(&mut conn, job, token, lease, progress).await?;
             Ok::<_, Error>((conn, beat))
         };
-        let answer = tokio::time::timeout(timeout, beat).await;
-        let (conn, beat) = answer.map_err(|_| Error::Unavailable(sqlx::Error::PoolTimedOut))??;
+        let renewed = tokio::time::timeout(timeout, beat).await;
+        let (conn, beat) = renewed.map_err(|_| Error::Unavailable(sqlx::Error::PoolTimedOut))??;
         self.conn = Some(conn);
         Ok(beat)
     }
 }
 
+/// Runs the statement that renews a lease.
 async fn beat(
     conn: &mut PgConnection,
     job: JobId,
@@ -120,7 +122,7 @@ async fn beat(
 }
 
 impl Store {
-    /// A renewer for the lease of one attempt.
+    /// Creates a renewer for the lease of one attempt.
     pub fn lease_renewer(&self) -> LeaseRenewer {
         LeaseRenewer { options: (*self.pool.connect_options()).clone(), conn: None }
     }
@@ -128,7 +130,7 @@ impl Store {
     /// Extends a lease once more, before a commit that may take a while.
     ///
     /// # Errors
-    /// If the database fails; whether the lease was extended is not known then.
+    /// If the database fails. The lease may have been extended all the same.
     pub async fn extend(&self, lease: &Lease, time: Duration, progress: Reached) -> Result<Renewal, Error> {
         self.with(async |conn| beat(conn, lease.job.id, lease.token, time, progress).await).await
     }

@@ -1,9 +1,9 @@
-//! Lists of jobs, newest first. Whatever the filter, a page reads about as many entries of an index as it has rows.
+//! Lists jobs, newest first. With any filter, a page reads about as many index entries as it has rows.
 //!
-//! An index has the key of a kind of job, as one text: all that a filter may name, or all but the consumer, the dataset
-//! or both. A filter is a set of such keys, each of which is a list of its own, and a page is merged out of them. No
-//! key leaves anything to be filtered, so that a page of jobs that are rare, or of which there are none, is as quick as
-//! any.
+//! Each index orders the jobs by one text, the key. The key consists of all fields that a filter may name, or leaves
+//! out the consumer, the dataset or both. A filter selects a set of keys. Each key has a list of its own, and a page is
+//! merged from these lists. Nothing is filtered after the index is read, so a page of rare jobs is as fast as any other
+//! page.
 
 use chrono::{DateTime, Utc};
 use sqlx::AssertSqlSafe;
@@ -14,13 +14,13 @@ use crate::job::{ExportType, Filter, Job, Status};
 use crate::store::job_row::{JOB_COLUMNS, JobRow};
 use crate::store::{Error, Store};
 
-/// The number of entries of each list that are read first, and of further ones from a list that goes on; of one that
-/// still goes on, a page is read.
+/// The number of entries that the first step reads of each list.
 const FIRST_STEP: i64 = 4;
+/// The number of entries that the second step reads of each list that continues. The third step reads a whole page.
 const SECOND_STEP: i64 = 32;
 
 impl Store {
-    /// Jobs that a filter lets through, newest first, `limit` of them at most.
+    /// Returns up to `limit` jobs that match a filter, newest first.
     pub async fn jobs(&self, filter: &Filter, limit: u32) -> Result<Vec<Job>, Error> {
         let keys = keys(filter);
         if keys.is_empty() {
@@ -42,12 +42,13 @@ impl Store {
     }
 }
 
-/// A time after that of any job.
+/// Returns a time later than the creation of any job.
 fn last_time() -> DateTime<Utc> {
-    DateTime::from_timestamp(253_402_300_799, 0).expect("the end of the year 9999 is a time")
+    DateTime::from_timestamp(253_402_300_799, 0)
+        .expect("the last second of the year 9999 is in the range of `DateTime`")
 }
 
-/// The keys of the lists that a page is merged of.
+/// Returns the keys of the lists from which a page is merged.
 fn keys(filter: &Filter) -> Vec<String> {
     let types = filter.export_type.as_ref().map_or(ExportType::ALL, std::slice::from_ref);
     let statuses = filter.status.as_ref().map_or(Status::ALL, std::slice::from_ref);
@@ -61,22 +62,22 @@ fn keys(filter: &Filter) -> Vec<String> {
     for consumer in consumers {
         for export_type in types {
             for status in statuses {
-                let of = [consumer, filter.dataset.as_deref(), Some(export_type.as_str()), Some(status.as_str())];
-                keys.push(of.into_iter().flatten().collect::<Vec<_>>().join(" "));
+                let fields = [consumer, filter.dataset.as_deref(), Some(export_type.as_str()), Some(status.as_str())];
+                keys.push(fields.into_iter().flatten().collect::<Vec<_>>().join(" "));
             }
         }
     }
-    // A consumer may be named twice.
+    // The filter may name a consumer twice.
     keys.sort_unstable();
     keys.dedup();
     keys
 }
 
-/// A job's status as clients see it, as in `job_columns.sql` and in the indexes of the lists.
+/// The status of a job as clients see it, as in `job_columns.sql` and in the indexes of the lists.
 const PUBLIC_STATUS: &str =
     "case when e.status = 'completed' and e.published_at is null then 'processing' else e.status end";
 
-/// Returns the page's statement. Its condition on the key is the expression of the index that has the keys of such a
+/// Returns the statement that reads a page. Its condition on the key is the expression of the index that fits the
 /// filter.
 fn statement(filter: &Filter) -> String {
     let key = [
@@ -95,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_lists_and_the_jobs_have_the_same_status() {
+    fn lists_filter_by_the_status_that_jobs_show() {
         assert!(JOB_COLUMNS.1.contains(&format!("{PUBLIC_STATUS} as status,")));
     }
 }

@@ -1,5 +1,7 @@
-//! The manifest of a committed export: what it is made of, and its text, which is written down before anybody sees it,
-//! so that whoever goes on after a crash writes the same.
+//! Plans the manifests of committed exports.
+//!
+//! The text of a manifest is saved before any reader can see it. So a process that continues after a crash writes the
+//! same manifest.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use sqlx::types::Json;
@@ -11,12 +13,13 @@ use crate::manifest::{self, Chained, Manifest};
 use crate::store::job_row::{JobRow, with_job_columns};
 use crate::store::{Error, Store};
 
-/// The known parts of a manifest that is not written yet.
+/// A manifest that is not published yet.
 #[derive(Debug)]
 pub enum Planned {
-    /// It is written down: its number and its text.
+    /// The text is saved. The fields are its number and its text.
     Written(u64, String),
-    /// It is not, and this is what it will be made of: its number and the export, without the files' paths.
+    /// The text is not saved yet. The fields are its number and the export that it describes, without the paths of the
+    /// files.
     New(u64, Box<Chained>),
 }
 
@@ -31,8 +34,9 @@ struct PlannedRow {
 }
 
 impl Store {
-    /// Returns the manifest of a committed export. `None`: the export is published, was given up, or isn't
-    /// a consumer's.
+    /// Returns the planned manifest of a committed export.
+    ///
+    /// Returns `None` if the export is published, was given up, or has no consumer.
     pub async fn planned_manifest(&self, record: &FileRecord) -> Result<Option<Planned>, Error> {
         let statement = sqlx::query_as(with_job_columns(include_str!("manifests/planned.sql")))
             .bind(record.job.as_uuid())
@@ -46,7 +50,7 @@ impl Store {
         }))
     }
 
-    /// Writes a manifest down, unless somebody else did before, or the file has another name by now.
+    /// Saves a manifest. Does nothing if another process saved one before, or if the file has another name by now.
     pub async fn plan_manifest(&self, record: &FileRecord, manifest: &Manifest) -> Result<(), Error> {
         let statement = sqlx::query(
             "-- store.manifests.plan
@@ -60,9 +64,11 @@ impl Store {
         self.execute(statement).await.map(drop)
     }
 
-    /// Has the lane's numbers go on behind this one, which the destination has of another export: the database was put
-    /// back, and that export is none that it knows. The manifest of this record is to be planned anew. False: another
-    /// plan has taken its place already, or the export is published or was given up.
+    /// Continues the numbers of the lane after `number`, and discards the plan of this record's manifest.
+    ///
+    /// The destination has this number from another export, which the database lost in a restore.
+    ///
+    /// Returns false if another plan has replaced this one, or if the export is published or was given up.
     pub async fn skip_to(&self, record: &FileRecord, number: u64) -> Result<bool, Error> {
         let statement = sqlx::query(
             "-- store.manifests.skip_to
@@ -79,7 +85,7 @@ impl Store {
         Ok(self.execute(statement).await? > 0)
     }
 
-    /// The text of a published export's manifest. `None`: it has none.
+    /// Returns the text of a published export's manifest, or `None` if it has none.
     pub async fn manifest(&self, job: JobId) -> Result<Option<String>, Error> {
         let statement = sqlx::query_scalar(
             "-- store.manifests.get
@@ -91,6 +97,7 @@ impl Store {
     }
 }
 
+/// Returns the content of a manifest, without the paths of the files.
 fn chained(job: Job, record: &FileRecord, columns: FileColumns, previous: Option<String>) -> Chained {
     let (cluster, database) = record.database.as_str().split_once('-').unwrap_or_default();
     let FileColumns { columns, key, table, snapshot } = columns;

@@ -1,8 +1,8 @@
-//! The queue: who may work on which job. `exports` is the queue; a lease with a random token is the right to one
-//! attempt.
+//! Claims jobs for workers, and takes them back. `exports` is the queue. A lease with a random token is the right to
+//! one attempt.
 //!
-//! Every write after the claim names the token and counts its rows, so that a worker which lost its lease changes
-//! nothing. Time is the database's `clock_timestamp()` alone, and decides only when a job is taken over.
+//! Every write after the claim names the token and counts its rows, so a worker that lost its lease changes nothing.
+//! All times come from the database's `clock_timestamp()`. They decide only when a job is taken over.
 
 use std::collections::HashMap;
 use std::sync::PoisonError;
@@ -24,41 +24,43 @@ use crate::store::{ClaimScanStart, Error, Store};
 use crate::trace::TraceParent;
 use pg_rows::encoding::{Compression, Format};
 
-/// The formats that this build writes.
+/// Returns the formats that this build writes.
 fn known_formats() -> Vec<&'static str> {
     Format::ALL.iter().filter(|format| format.spec().is_built).map(|format| format.as_str()).collect()
 }
 
+/// Returns the compressions that this build writes.
 fn known_compressions() -> Vec<&'static str> {
     Compression::ALL.iter().map(|compression| compression.as_str()).collect()
 }
 
-/// The time for which a claim scan start is used. A job whose time somebody set back by hand waits no longer than this.
+/// The time for which a claim scan start is used. A job whose `run_at` was set back by hand waits no longer than this.
 const SCAN_START_TTL: Duration = Duration::from_secs(5);
 
-/// The largest part by which the pause before a retry is shortened or lengthened.
+/// The fraction by which the pause before a retry is randomly shortened or lengthened.
 const RETRY_JITTER: f64 = 0.2;
 
-/// The pause after so many attempts, counted from 1: two seconds, three times as many after each further one, ten
-/// minutes at most.
+/// Returns the pause after the given number of attempts. The first pause is two seconds, each further one three times
+/// as long, up to ten minutes.
 fn retry_pause(attempts: u32) -> Duration {
     let seconds = 3_u64.saturating_pow(attempts.saturating_sub(1)).saturating_mul(2);
     Duration::from_secs(seconds.min(600))
 }
 
-/// The longest pauses, in seconds, after one attempt, after two and so on; the last one is that of all further ones.
+/// Returns the longest pauses in seconds, after one attempt, two attempts and so on. The last entry applies to all
+/// further attempts.
 fn longest_retry_pauses() -> Vec<f64> {
     (1..=7).map(|attempts| retry_pause(attempts).mul_f64(1.0 + RETRY_JITTER).as_secs_f64()).collect()
 }
 
-/// The process that claims.
+/// A process that claims jobs.
 #[derive(Clone, Copy, Debug)]
 pub struct Claimant<'a> {
-    /// The name that people see in `lease_owner`.
+    /// The name of the process in `lease_owner`, for people.
     pub owner: &'a str,
-    /// The datasets in its catalog.
+    /// The datasets in the catalog of the process.
     pub datasets: &'a [String],
-    /// The id of the destination that it writes to.
+    /// The id of the destination that the process writes to.
     pub destination: Option<Uuid>,
 }
 
@@ -69,10 +71,10 @@ struct ClaimedJobRow {
     database: String,
 }
 
-/// The condition of a job that a process may claim.
+/// The condition under which a process may claim a job.
 const CLAIMABLE: (&str, &str) = ("queue/claimable.sql", include_str!("queue/claimable.sql"));
 
-/// Claims the oldest job that is ready, of those that were not ready before `scan_start`.
+/// Claims the oldest ready job. Skips jobs that were ready before `scan_start`.
 async fn claim(
     conn: &mut PgConnection,
     claimant: &Claimant<'_>,
@@ -96,14 +98,16 @@ async fn claim(
     match claimed {
         Ok(None) => Ok(None),
         Ok(Some(ClaimedJobRow { job, database })) => Ok(Some(Lease::new(job.try_into()?, database.parse()?, token))),
-        // Another job of the lane was claimed at the same moment.
+        // Another process claimed a job of the same lane at the same moment.
         Err(error) if SqlFailure::of(&error) == SqlFailure::Duplicate => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Returns a time before which no job is ready. While some export holds an old snapshot, the index keeps an entry for
-/// each job that has left the queue since. A scan from the index's end would read all of them for each claim.
+/// Returns a time before which no job is ready.
+///
+/// While an export holds an old snapshot, the index keeps an entry for each job that left the queue since. A scan from
+/// the start of the index would read all these entries for each claim.
 async fn scan_start(conn: &mut PgConnection, claimant: &Claimant<'_>) -> Result<DateTime<Utc>, sqlx::Error> {
     sqlx::query_scalar(AssertSqlSafe(with_pieces(include_str!("queue/scan_start.sql"), &[CLAIMABLE])))
         .bind(known_formats())
@@ -117,31 +121,33 @@ async fn scan_start(conn: &mut PgConnection, claimant: &Claimant<'_>) -> Result<
 /// A hidden file of an attempt that has ended without completing its job, or of a publisher.
 #[derive(Debug)]
 pub struct EndedAttempt {
-    /// The file that was left.
+    /// The hidden file that the attempt left behind.
     pub file: HiddenFile,
-    /// True if nobody writes the file any more, and nobody needs it. Nothing is known of a job that is not in the
-    /// database: it may be that of a clone, which has the same identity. A publisher's file has its final name in a
-    /// moment, or is written again.
+    /// True if no process writes the file any more or needs it.
+    ///
+    /// False for a job that the database doesn't know: it may belong to a clone, which has the same identity. False for
+    /// a file that a publisher is about to give its final name, or to write again.
     pub is_removable: bool,
 }
 
-/// The state in which a worker leaves a job that it didn't complete.
+/// The way in which a worker ends an attempt without completing the job.
 #[derive(Clone, Debug)]
 pub enum Settlement {
-    /// Try again after a while, unless the attempts are spent.
+    /// Retry the job after a pause, unless no attempts are left.
     Retry(Failure),
-    /// Don't try again.
+    /// Fail the job.
     Fail(Failure),
-    /// Another worker may go on at once; the attempt doesn't count.
+    /// Return the job to the queue at once, without counting the attempt.
     Release,
 }
 
 impl Store {
-    /// Takes the oldest ready job of a lane in which no earlier job is open, or completed without its file's name.
+    /// Claims the oldest ready job. Skips a lane in which an earlier job is open, or is completed and not published
+    /// yet.
     ///
-    /// A job belongs to the destination of the process that accepted it, which will serve its file, while any process
-    /// with that destination lives. A job of a format or dataset that this process doesn't know is left to a process
-    /// that does.
+    /// A job belongs to the destination of the process that accepted it, and that destination serves its file. Another
+    /// destination may claim the job only if no process with the first one is alive. A process leaves jobs with a
+    /// format or dataset that it doesn't know to other processes.
     pub async fn claim(&self, claimant: &Claimant<'_>, lease: Duration) -> Result<Option<Lease>, Error> {
         self.with(async |conn| {
             let known = *self.scan_start.lock().unwrap_or_else(PoisonError::into_inner);
@@ -150,7 +156,8 @@ impl Store {
             {
                 return Ok(Some(lease));
             }
-            // A job that waited for an earlier one of its lane may be ready now, with a time before the known one.
+            // A job that waited for an earlier one of its lane may be ready now, with a time before the known scan
+            // start.
             let new = ClaimScanStart { run_at: scan_start(conn, claimant).await?, read_at: Instant::now() };
             *self.scan_start.lock().unwrap_or_else(PoisonError::into_inner) = Some(new);
             claim(conn, claimant, lease, new.run_at).await
@@ -158,7 +165,7 @@ impl Store {
         .await
     }
 
-    /// Says where a claimed job belongs in a trace, if nothing was said of that.
+    /// Records the trace context of a claimed job, unless the job has one already.
     pub async fn begin_trace(&self, lease: &Lease, place: TraceParent) -> Result<(), Error> {
         let statement = sqlx::query(
             "-- store.queue.begin_trace
@@ -170,10 +177,12 @@ impl Store {
         self.execute(statement).await.map(drop)
     }
 
-    /// Leaves a job: it is pending, failed or cancelled then. `None`: it wasn't this lease's to leave. `cause` is the
-    /// attempt's error with its causes, for the log.
+    /// Ends an attempt without completing its job: the job becomes pending, failed or cancelled. Returns `None` if the
+    /// lease was lost.
     ///
-    /// Waits for a commit of this attempt that is still under way, since that holds the row; so after `Some` such a
+    /// `cause` is the error of the attempt with its causes, for the log.
+    ///
+    /// Waits for a running commit of this attempt, because that commit holds the row's lock. So after `Some`, such a
     /// commit can't happen any more.
     pub async fn settle(
         &self,
@@ -199,11 +208,11 @@ impl Store {
         self.transition(statement, Some(cause)).await
     }
 
-    /// Repairs times that lie too far in the future because the database's clock was set back.
-    /// Pending jobs become ready, and leases are shortened. The service itself never sets a time that far ahead.
+    /// Repairs times that lie too far in the future because the database's clock was set back. The service itself never
+    /// sets a time that far ahead.
     ///
-    /// A lease is shortened to four of this process's, so that a worker with a longer one of its own has time to renew
-    /// it.
+    /// Makes pending jobs ready and shortens leases. A shortened lease is four times as long as the lease of this
+    /// process. So a worker with a longer lease has time to renew it.
     pub async fn repair_future_timestamps(&self, lease: Duration) -> Result<(), Error> {
         let statement = sqlx::query(include_str!("queue/repair_future_timestamps.sql"))
             .bind(lease.as_secs_f64())
@@ -211,20 +220,21 @@ impl Store {
         self.execute(statement).await.map(drop)
     }
 
-    /// Takes over the jobs of vanished workers: they are pending again, or failed once their attempts are spent.
+    /// Takes back the jobs of vanished workers. They become pending, or failed if no attempts are left, or cancelled if
+    /// a client asked for it.
     ///
-    /// Passes over a locked row, whose worker may just be committing it.
+    /// Skips locked rows, because their workers may be committing them.
     pub async fn reap(&self) -> Result<Vec<Transition>, Error> {
         let statement = sqlx::query_as(with_job_columns(include_str!("queue/reap.sql")))
             .bind(FailureCode::AttemptsExhausted.as_str());
         self.transition_all(statement).await
     }
 
-    /// Returns those of the hidden files that were left by attempts which ended without completing their jobs.
+    /// Returns those of these hidden files that are left over from attempts that ended without completing their jobs.
     ///
-    /// A folder may be shared with the service of another database, also of a copy of this one: that service's files
-    /// are not among those returned. Files that name this database are returned also where it was restored to before it
-    /// knew the job.
+    /// The folder may be shared with the service of another database, or of a copy of this one. The files of that
+    /// service are not returned. Files that name this database are returned even if the database was restored to a time
+    /// before it knew the job.
     pub async fn ended_attempts(&self, hidden: Vec<HiddenFile>) -> Result<Vec<EndedAttempt>, Error> {
         let (ids, tokens): (Vec<Uuid>, Vec<Uuid>) =
             hidden.iter().map(|file| (file.job.as_uuid(), file.token.as_uuid())).unzip();
@@ -244,13 +254,13 @@ impl Store {
         Ok(ended.collect())
     }
 
-    /// Records that a process with this destination lives, once in ten seconds at most.
+    /// Records that a process with this destination is alive, at most once in ten seconds.
     pub async fn record_destination(&self, destination: Uuid) -> Result<(), Error> {
         let statement = sqlx::query(
             "-- store.queue.record_destination
              insert into cdc_export.destinations as d (id, seen_at) values ($1, clock_timestamp())
              on conflict (id) do update set seen_at = excluded.seen_at
-             -- Also where the clock was set back: in times to come nobody was seen.
+             -- Also replaces a time in the future: the clock was set back since.
              where d.seen_at not between clock_timestamp() - interval '10 seconds' and clock_timestamp()",
         )
         .bind(destination);

@@ -1,8 +1,7 @@
-//! Retention: the files and jobs that are past what the operator keeps, and the lanes and destinations that are not
-//! used any more.
+//! Finds and deletes the files and jobs that are past the retention, and unused lanes and destinations.
 //!
-//! Each call goes through a few hundred consumers and the next call goes on after them, so that a call costs the same
-//! however many jobs there are.
+//! Each call processes a few hundred consumers, and the next call continues after them. So the cost of a call doesn't
+//! grow with the number of jobs.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -16,22 +15,22 @@ use crate::job::{JobId, Retention};
 use crate::store::files::{FILE_COLUMNS, FileRow};
 use crate::store::{Error, Store};
 
-/// The most rows that one statement takes, so that the first clean-up of a year's jobs blocks nothing for long.
+/// The limit on rows of one statement, so that the first clean-up of many jobs doesn't hold locks for long.
 const BATCH: i64 = 1_000;
 
-/// The most of the newest jobs that one call counts, of all its consumers together: about 20 ms.
+/// The limit on the newest jobs that one call counts, of all its consumers together. Counting them takes about 20 ms.
 const COUNTED: u64 = 50_000;
 
-/// The things that a retention counts.
+/// The objects that a retention counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retained {
-    /// Files that are in the folder.
+    /// Files that are at the destination.
     Files,
-    /// Jobs that have ended, with a file or without.
+    /// Ended jobs, with or without a file.
     Jobs,
 }
 
-/// After which consumer, or lane, the next call of this process begins; empty: from the beginning.
+/// The consumers, or lanes, after which the next calls of this process begin. Empty means from the beginning.
 #[derive(Debug, Default)]
 pub(super) struct Cursors {
     files: Mutex<String>,
@@ -40,7 +39,7 @@ pub(super) struct Cursors {
     lanes: Mutex<(String, String)>,
 }
 
-/// Up to which job a consumer's jobs are past the retention of jobs.
+/// A CTE with the newest job of each consumer that is past the retention of jobs.
 const BOUNDS_OF_JOBS: (&str, &str) = ("retention/bounds_of_jobs.sql", include_str!("retention/bounds_of_jobs.sql"));
 
 /// A file that is past a retention.
@@ -48,7 +47,7 @@ const BOUNDS_OF_JOBS: (&str, &str) = ("retention/bounds_of_jobs.sql", include_st
 pub struct PastFile {
     /// The file.
     pub record: FileRecord,
-    /// The export's number, where a consumer that acknowledges has not acknowledged it.
+    /// The number of the export if its consumer acknowledges exports and has not acknowledged this one.
     pub unacknowledged: Option<u64>,
 }
 
@@ -68,10 +67,13 @@ impl TryFrom<PastRow> for PastFile {
 }
 
 impl Store {
-    /// Files of this destination that are past a retention: too old, or with too many newer ones of their consumer. A
-    /// retention of files counts the files that are there, a retention of jobs all ended jobs; the latter returns files
-    /// of another database too, which only that database's service removes. What was published less than `spare` ago
-    /// and is not acknowledged, by a consumer that acknowledges, is spared.
+    /// Returns files of this destination that are past a retention: too old, or followed by too many newer files of
+    /// their consumer.
+    ///
+    /// A retention of files counts the files at the destination. A retention of jobs counts all ended jobs. It also
+    /// returns files of another database, which only the service of that database removes.
+    ///
+    /// Omits files that were published less than `spare` ago and that an acknowledging consumer has not acknowledged.
     pub async fn files_past(
         &self,
         retention: &Retention,
@@ -104,11 +106,15 @@ impl Store {
         rows.into_iter().map(PastFile::try_from).collect()
     }
 
-    /// Deletes jobs that are past the retention of jobs, have ended, and have no file any more, the oldest first.
-    /// Returns how many. A lane's last published job stays, since the next one goes on from it. Jobs that were
-    /// published after one whose file is still there stay too, since a consumer that loaded that file last asks for
-    /// them. A destination that no process has any more keeps no job. What is not acknowledged is spared as in
-    /// [`files_past`](Store::files_past), and as long what a receiver is still to be told.
+    /// Deletes ended jobs that are past the retention of jobs and have no file any more, the oldest first. Returns
+    /// their number.
+    ///
+    /// Keeps the last published job of each lane, because the next export continues from it. Keeps jobs that were
+    /// published after a job whose file still exists: a consumer that loaded that file last requests them. A
+    /// destination that no process uses any more keeps no jobs.
+    ///
+    /// Spares unacknowledged exports as in [`files_past`](Store::files_past), and for the same time jobs with an open
+    /// delivery.
     pub async fn forget_jobs_past(&self, retention: &Retention, spare: Duration) -> Result<u64, Error> {
         let cursor = &self.cursors.jobs;
         let forget_past = self.in_index_order(async |tx| {
@@ -127,8 +133,9 @@ impl Store {
         Ok(forgotten.rows_affected())
     }
 
-    /// Deletes lanes that have neither a job nor a watermark any more. Returns how many. A lane that has ever published
-    /// stays, so that its numbers go on.
+    /// Deletes lanes that have neither a job nor a watermark. Returns their number.
+    ///
+    /// Keeps lanes that ever published an export, so that their numbers continue.
     pub async fn forget_lanes(&self) -> Result<u64, Error> {
         let cursor = &self.cursors.lanes;
         let after = read_cursor(cursor);
@@ -143,14 +150,14 @@ impl Store {
             .bind(BATCH)
             .fetch_optional(&mut *tx)
             .await?;
-            // A locked lane has a job in the making. Jobs are looked for after the lock, in a statement of its own,
-            // which sees every job submitted before; a later submission waits for the lock, and then finds no lane.
+            // A locked lane is about to get a job. A separate statement looks for jobs after the lock, so it sees every
+            // job that was submitted before. A later submission waits for the lock, and then inserts the lane again.
             let unused: Vec<(String, String)> = sqlx::query_as(
                 "-- store.retention.lock_lanes
              select consumer_id, dataset from cdc_export.lanes l
              where (consumer_id, dataset) > ($1, $2) and ($3::text is null or (consumer_id, dataset) <= ($3, $4))
                and last_number = 0
-               and consumer_id <> '' -- That of exports without a consumer: there is one for each dataset.
+               and consumer_id <> '' -- Exports without a consumer have one such lane for each dataset.
                and not exists (select from exports e where e.consumer_id = l.consumer_id and e.dataset = l.dataset)
                and not exists (select from watermarks w where w.consumer_id = l.consumer_id and w.dataset = l.dataset)
              for update skip locked",
@@ -179,8 +186,8 @@ impl Store {
         Ok(forgotten.rows_affected())
     }
 
-    /// Deletes the destinations that no process has used for a day. A job stops waiting for such a destination after a
-    /// minute already.
+    /// Deletes the destinations that no process has used for a day. Jobs stop waiting for such a destination after one
+    /// minute.
     pub async fn forget_destinations(&self) -> Result<(), Error> {
         let statement = sqlx::query(
             "-- store.retention.forget_destinations
@@ -189,7 +196,7 @@ impl Store {
         self.execute(statement).await.map(drop)
     }
 
-    /// Records that a job's file is gone. False: somebody did before.
+    /// Records that the files of a job are removed. Returns false if that was recorded before.
     pub async fn file_removed(&self, job: JobId) -> Result<bool, Error> {
         let statement = sqlx::query(
             "-- store.retention.file_removed
@@ -201,16 +208,19 @@ impl Store {
     }
 }
 
+/// Returns the position of a cursor.
 fn read_cursor<T: Clone>(cursor: &Mutex<T>) -> T {
     cursor.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
+/// Sets the position of a cursor.
 fn set_cursor<T>(cursor: &Mutex<T>, next: T) {
     *cursor.lock().unwrap_or_else(PoisonError::into_inner) = next;
 }
 
-/// The consumers of this call, and after which one the next call goes on. Ad-hoc exports, under the empty name, belong
-/// to every call.
+/// Returns the consumers of this call, and the consumer after which the next call continues.
+///
+/// Every call includes the ad-hoc exports, under the empty name.
 async fn consumers(
     conn: &mut PgConnection,
     after: &str,

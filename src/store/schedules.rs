@@ -1,7 +1,7 @@
-//! Progress of schedules: their used slots, and the jobs of these slots.
+//! Records the progress of schedules: their used slots, and the jobs of these slots.
 //!
-//! A slot is used in the transaction that inserts its job, with the schedule's row locked. So one process makes the
-//! job, and if that process dies before the commit, the slot is still due.
+//! The transaction that inserts the job of a slot also marks the slot as used, with the schedule's row locked. So one
+//! process creates the job. If that process dies before the commit, the slot is still due.
 
 use std::collections::HashMap;
 
@@ -18,16 +18,16 @@ use crate::schedule::{Refusal, Schedule, ScheduleState};
 use crate::store::jobs::{MadeJob, SubmitOutcome, enter_lane};
 use crate::store::{Error, Store};
 
-/// The result of a schedule's request for an export.
+/// The outcome of running a schedule.
 #[derive(Debug)]
 pub enum RunOutcome {
-    /// This job was made.
+    /// The schedule created this job.
     Job(Box<Job>),
-    /// Another process was first, or there is nothing to do any more.
+    /// Another process was first, or nothing is due any more.
     Settled,
     /// An export of the lane is open.
     Busy,
-    /// As many exports are open as there may be.
+    /// The number of open jobs has reached a limit.
     TooManyOpen,
 }
 
@@ -46,7 +46,8 @@ struct StateRow {
 }
 
 impl Store {
-    /// The database's time, and what it knows of schedules by their names. Those that nobody has seen yet are left out.
+    /// Returns the time of the database, and the states of these schedules by their names. Omits schedules without a
+    /// row.
     pub async fn schedule_states(
         &self,
         names: &[&str],
@@ -56,7 +57,7 @@ impl Store {
             "-- store.schedules.states
              select s.name, s.slot, s.timing, s.last_job, s.last_run_at, s.skipped, s.skipped_at, s.refused, s.refused_at,
                coalesce(e.status = 'failed' and e.error_code = 'full_export_needed' and e.export_type <> 'full'
-                 -- Its triggers are missing: the next delta would fail as well.
+                 -- Without triggers, the delta after a full export would fail as well.
                  and e.continuity is distinct from 'trigger_missing', false) as needs_full
              from cdc_export.schedules s left join exports e on e.id = s.last_job
              where s.name = any($1)",
@@ -82,8 +83,8 @@ impl Store {
         Ok((now, rows.into_iter().map(state).collect::<Result<_, Error>>()?))
     }
 
-    /// Takes the slots up to this one for used, where the schedule is new or its timing is another one than before:
-    /// they are none of its timing's that anybody waits for.
+    /// Marks all slots up to this one as used if the schedule is new or its timing changed. The new timing has no claim
+    /// on earlier slots.
     pub async fn adopt_timing(&self, schedule: &Schedule, slot: DateTime<Utc>) -> Result<(), Error> {
         let statement = sqlx::query(
             "-- store.schedules.adopt
@@ -95,7 +96,7 @@ impl Store {
         self.execute(statement).await.map(drop)
     }
 
-    /// Makes the job of a slot that is due, and takes the slot for used, both or neither.
+    /// Creates the job of a due slot and marks the slot as used, in one transaction.
     pub async fn run_slot(
         &self,
         schedule: &Schedule,
@@ -112,18 +113,20 @@ impl Store {
         let statement = bind_slot(statement, schedule, slot);
         self.with(async |conn| {
             let mut tx = conn.begin().await?;
-            let made = match statement.execute(&mut *tx).await?.rows_affected() {
+            let inserted = match statement.execute(&mut *tx).await?.rows_affected() {
                 0 => Err(RunOutcome::Settled),
                 _ => self.insert_scheduled(&mut tx, schedule, schedule.export_type, destination, terms).await?,
             };
             failpoint!("schedules.claimed");
-            finish(tx, made).await
+            finish(tx, inserted).await
         })
         .await
     }
 
-    /// Makes a full export after the schedule's last one, which needs it: once, and only if nothing came after that one
-    /// in its lane. Where a full export didn't help, the next one comes an hour later.
+    /// Requests a full export if the last export of the schedule failed because it needs one. Requests it once, and
+    /// only if no later job is in the lane.
+    ///
+    /// If a full export didn't help, requests the next one an hour later.
     pub async fn heal(
         &self,
         schedule: &Schedule,
@@ -131,7 +134,8 @@ impl Store {
         terms: Terms,
     ) -> Result<RunOutcome, Error> {
         let Lane { consumer, dataset } = schedule.lane();
-        // The row of the schedule is locked: who waits for it finds another last job there.
+        // The statement locks the schedule's row. A process that waited for the lock finds a newer last job and gets no
+        // row.
         let statement =
             sqlx::query(include_str!("schedules/heal.sql")).bind(&schedule.name).bind(consumer.as_str()).bind(dataset);
         self.with(async |conn| {
@@ -145,7 +149,7 @@ impl Store {
         .await
     }
 
-    /// Makes a job of a schedule, whose row is locked, unless the lane is busy.
+    /// Inserts a job of a schedule, unless the lane is busy. The schedule's row must be locked.
     async fn insert_scheduled<'s>(
         &'s self,
         tx: &mut PgConnection,
@@ -170,7 +174,7 @@ impl Store {
         })
     }
 
-    /// Uses a slot without a job. Returns false if another process was first.
+    /// Marks a slot as used without a job. Returns false if another process was first.
     pub async fn skip_slot(&self, schedule: &Schedule, slot: DateTime<Utc>) -> Result<bool, Error> {
         let statement = sqlx::query(
             "-- store.schedules.skip
@@ -184,7 +188,8 @@ impl Store {
         Ok(self.execute(statement).await? == 1)
     }
 
-    /// Records why a due slot has no job yet. The slot stays due. Returns false if that is known, or the slot is used.
+    /// Records the reason why a due slot has no job yet. The slot stays due. Returns false if the reason is recorded
+    /// already or the slot is used.
     pub async fn refuse_slot(&self, schedule: &Schedule, slot: DateTime<Utc>, why: Refusal) -> Result<bool, Error> {
         let statement = sqlx::query(
             "-- store.schedules.refuse
@@ -197,7 +202,8 @@ impl Store {
         Ok(self.execute(statement).await? == 1)
     }
 
-    /// Replaces a last slot `from` that lies far in the future by `slot`. Returns false if another process was first.
+    /// Replaces the last used slot `from`, which lies far in the future, with `slot`. Returns false if another process
+    /// was first.
     pub async fn set_slot_back(
         &self,
         schedule: &Schedule,
@@ -225,7 +231,7 @@ fn bind_slot<'q>(
     statement.bind(&schedule.name).bind(slot).bind(schedule.timing.to_string())
 }
 
-/// Commits the transaction if there is a job, and otherwise rolls it back, so that the slot is not used.
+/// Commits the transaction if it has a job. Otherwise rolls it back, so that the slot is not used.
 async fn finish(tx: Transaction<'_, Postgres>, made: Result<MadeJob<'_>, RunOutcome>) -> Result<RunOutcome, Error> {
     match made {
         Ok(MadeJob { job, slot }) => {

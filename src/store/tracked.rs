@@ -1,34 +1,37 @@
-//! The datasets that `track` has seen. No consumer can have an export of another one.
+//! Checks that a dataset's table exists, is tracked and is readable. No consumer can export a dataset that was never
+//! tracked.
 
 use crate::dataset::{Capture, Dataset};
 use crate::job::ConsumerId;
 use crate::store::{Error, Store};
 
-/// The state in which `track` left a dataset's table.
+/// The state of a dataset's table, as recorded by `track`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tracking {
-    /// There is no such table.
+    /// The table doesn't exist.
     NoTable,
-    /// Nobody ran `track` for it, or `untrack` came since.
+    /// Nobody ran `track` for the table, or somebody ran `untrack` since.
     Untracked,
-    /// Its changes are captured by another key than the one that the catalog names.
+    /// The triggers capture the changes of the table by another key than the one in the catalog.
     ByAnotherKey,
-    /// Its changes were captured when somebody last looked. Triggers that are gone since are the guard's to find.
+    /// The triggers captured the changes of the table at the last check. The guard detects triggers that were removed
+    /// since.
     Tracked,
 }
 
 /// A reason why a table can't be exported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Obstacle {
-    /// There is no such table.
+    /// The table doesn't exist.
     NoTable,
-    /// Its changes are not captured by the key that the catalog names.
+    /// The triggers don't capture the changes of the table by the key in the catalog.
     NotTracked,
 }
 
 impl Tracking {
-    /// Returns why a dataset's table can't be exported for a consumer. An ad-hoc export needs no triggers, since it has
-    /// no position.
+    /// Returns the reason why a dataset's table can't be exported for a consumer, or `None` if it can.
+    ///
+    /// An ad-hoc export needs no triggers, because it has no position.
     pub fn obstacle(self, dataset: &Dataset, consumer: Option<&ConsumerId>) -> Option<Obstacle> {
         let needs_triggers = consumer.is_some() && dataset.capture == Capture::Triggers;
         match self {
@@ -39,20 +42,20 @@ impl Tracking {
     }
 }
 
-/// The state of a dataset's table.
+/// The result of [`Store::check_table`].
 #[derive(Clone, Copy, Debug)]
 pub struct TableCheck {
-    /// The state in which `track` left it.
+    /// The state of the table, as recorded by `track`.
     pub tracking: Tracking,
-    /// True if the role may read all its rows. `source` says which right is missing.
+    /// True if the role may read all rows of the table. `source` reports the missing right.
     pub is_readable: bool,
 }
 
 impl Store {
-    /// Returns the state of a dataset's table. Takes no lock on it.
+    /// Checks a dataset's table, without a lock on it.
     ///
     /// # Errors
-    /// [`Error::Denied`] if the role may not use the table's schema; if the database fails.
+    /// [`Error::Denied`] if the role may not use the schema of the table. Also if the database fails.
     pub async fn check_table(&self, dataset: &Dataset) -> Result<TableCheck, Error> {
         let Dataset { table, key, .. } = dataset;
         let statement = sqlx::query_as(
@@ -74,7 +77,7 @@ impl Store {
             Vec<String>,
             bool,
         ) = self.with(async |conn| statement.fetch_one(conn).await).await?;
-        // Without a primary key there is nothing to compare: the source refuses such a table.
+        // A table without a primary key has no key to compare. `source` rejects such a table.
         let key = key.as_ref().or(Some(&primary_key).filter(|primary_key| !primary_key.is_empty()));
         let is_another = |logged| key.is_some_and(|key| *key != logged);
         let tracking = match (is_there, is_tracked) {

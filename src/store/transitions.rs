@@ -1,11 +1,11 @@
 //! Changes the status of a job after its claim, and announces the change.
 //!
 //! [`transition`] runs the statement that changes the status. It records the deliveries of the job's end in the same
-//! transaction, so a delivery exists if and only if the transition committed.
+//! transaction. So a delivery exists if and only if the transition committed.
 //!
 //! After the commit, [`Store::announce`] counts the end in the metrics, writes the log event and wakes the job's
-//! followers. Each end is announced by at most one process. If that process dies between the two, or loses the answer
-//! to the commit, nothing is announced. So nothing that must never be missing belongs there.
+//! followers. At most one process announces each end. If that process dies after the commit, or loses the answer to the
+//! commit, nothing is announced. So nothing that must never be missing belongs there.
 
 use sqlx::postgres::PgArguments;
 use sqlx::query::QueryAs;
@@ -22,18 +22,18 @@ use crate::telemetry::metrics::{self, Completed, ExportLabels};
 /// A committed change of a job's status.
 #[derive(Clone, Debug)]
 pub struct Transition {
-    /// The job's status before, as clients saw it.
+    /// The status before the transition, as clients saw it.
     pub from: Status,
-    /// The job after the transition, as clients see it: a committed job is still processing until its file has its
-    /// name.
+    /// The job after the transition, as clients see it. A committed job is still `processing` until its file is
+    /// published.
     pub job: Job,
 }
 
-/// A change of a job's status in a transaction that may not be committed yet. A statement returns it as the column
-/// `was` and the job's columns.
+/// A change of a job's status, in a transaction that may not be committed yet. A statement returns it as the column
+/// `was` and the columns of the job.
 #[derive(sqlx_macros::FromRow)]
 pub(super) struct TransitionRow {
-    /// The status before, as clients saw it.
+    /// The status before the transition, as clients saw it.
     was: String,
     #[sqlx(flatten)]
     job: JobRow,
@@ -76,8 +76,8 @@ async fn transition_all(
     Ok(rows)
 }
 
-/// Inserts the deliveries of the jobs whose status changed for clients. The status of a job that was asked to stop has
-/// not changed.
+/// Inserts the deliveries of the jobs whose status changed for clients. The status of a job whose cancellation was only
+/// requested has not changed.
 async fn plan_deliveries(conn: &mut PgConnection, listeners: &[Listener], rows: &[TransitionRow]) -> Result<(), Error> {
     let changed: Vec<_> = rows.iter().filter(|row| row.was != row.job.status).map(|row| &row.job).collect();
     deliveries::plan(conn, listeners, &changed).await
@@ -104,7 +104,7 @@ impl Store {
     /// Announces a transition whose transaction is committed, and returns it.
     ///
     /// # Errors
-    /// If this version doesn't know a word in the job's row. The transition has happened all the same.
+    /// If this version doesn't know a word in the job's row. The transition is committed all the same.
     pub(super) fn announce(&self, row: TransitionRow, cause: Option<&str>) -> Result<Transition, Error> {
         let transition = Transition::try_from(row)?;
         if transition.from != transition.job.status {
@@ -115,7 +115,7 @@ impl Store {
 
     /// Wakes the job's followers. If the job has ended, counts the end and writes the log event.
     fn announce_status(&self, job: &Job, cause: Option<&str>) {
-        // The only error is that there are no followers.
+        // Sending fails only if there are no followers.
         let _ = self.endings.send(job.id);
         let labels = ExportLabels { dataset: &job.dataset, export_type: job.export_type.as_str() };
         match job.status {
@@ -139,7 +139,7 @@ impl Store {
         metrics::job_ended(labels, job.status.as_str());
     }
 
-    /// Subscribes to the jobs that this process ends, or returns to the queue, from now on. Other processes end jobs as
+    /// Subscribes to the jobs that this process ends or returns to the queue from now on. Other processes end jobs as
     /// well.
     pub fn endings(&self) -> Endings {
         Endings(self.endings.subscribe())
@@ -159,14 +159,14 @@ pub struct Endings(broadcast::Receiver<JobId>);
 /// A job that may have ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// This job.
+    /// This job may have ended.
     Job(JobId),
-    /// Any job: the subscriber was too slow, and missed some.
+    /// Any job may have ended. The subscriber was too slow and missed some ends.
     Any,
 }
 
 impl Endings {
-    /// Waits for the next end.
+    /// Waits for the next job that may have ended.
     pub async fn next(&mut self) -> Ending {
         match self.0.recv().await {
             Ok(job) => Ending::Job(job),
@@ -197,6 +197,6 @@ mod tests {
         for _ in 0..100 {
             worker.endings.send(other).unwrap();
         }
-        assert_eq!(endings.next().now_or_never(), Some(Ending::Any), "it may be among those that were missed");
+        assert_eq!(endings.next().now_or_never(), Some(Ending::Any), "a slow subscriber learns that it missed some");
     }
 }

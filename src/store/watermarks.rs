@@ -1,4 +1,4 @@
-//! Watermarks: read for clients, moved by the commit of an export.
+//! Reads and sets watermarks for clients, and moves them in the commit of an export.
 
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgArguments;
@@ -12,32 +12,34 @@ use crate::job::{ConsumerId, ExportType};
 use crate::store::{Error, Store};
 use crate::watermark::{NewPosition, Position, Watermark};
 
-/// Ids that a consumer and a dataset may have. A row with another id was inserted by hand, and belongs to no consumer.
+/// The pattern of the ids that a consumer may have. A row with another id was inserted by hand and belongs to no
+/// consumer.
 const CONSUMER: &str = "^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$";
+/// The pattern of the names that a dataset may have.
 const DATASET: &str = "^[a-z][a-z0-9_-]{0,62}$";
 
-/// A consumer's position in a dataset, as far as it is known without reading the table.
+/// A consumer's position in a dataset, without the parts that require reading the table.
 #[derive(Clone, Debug)]
 pub struct ConsumerPosition {
     /// The consumer.
     pub consumer: ConsumerId,
     /// The dataset's name.
     pub dataset: String,
-    /// Its watermark, if it has one.
+    /// The watermark, if the position has one.
     pub last_exported_at: Option<DateTime<Utc>>,
 }
 
 /// The result of setting or forgetting a watermark by hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatermarkEdit {
-    /// Done.
+    /// The edit is saved.
     Done,
-    /// Refused: an export of that consumer is being committed.
+    /// The edit was refused, because an export of that consumer is being committed.
     Committing,
 }
 
 impl Store {
-    /// A consumer's watermark, if it has one.
+    /// Returns a consumer's watermark, or `None` if it has none.
     pub async fn watermark(&self, lane: Lane<'_>) -> Result<Option<Watermark>, Error> {
         let statement = sqlx::query_scalar(
             "-- store.watermarks.get
@@ -54,19 +56,21 @@ impl Store {
         }))
     }
 
-    /// The positions of all consumers that have a watermark or ever asked for an export, by consumer and dataset,
-    /// `limit` of them at most; those after `after`, and of the consumers `among`, where these are given.
+    /// Returns up to `limit` positions, by consumer and dataset, of all consumers that have a watermark or ever
+    /// requested an export.
+    ///
+    /// With `after`, returns only positions after that lane. With `among`, returns only positions of these consumers.
     pub async fn positions(
         &self,
         after: Option<Lane<'_>>,
         among: Option<&[ConsumerId]>,
         limit: u32,
     ) -> Result<Vec<ConsumerPosition>, Error> {
-        // Without a lane: before every name, and from the first to the last.
+        // Without a lane, the page starts before every name. Without `among`, one range covers all names.
         let (consumer, dataset) = after.map_or(("", ""), |lane| (lane.consumer.as_str(), lane.dataset));
         let among = among.map(|ids| ids.iter().map(ConsumerId::as_str).collect::<Vec<_>>());
         let (first, last) = among.map_or((vec![""], vec!["~"]), |ids| (ids.clone(), ids));
-        let statement = sqlx::query_as(include_str!("watermarks/places.sql"))
+        let statement = sqlx::query_as(include_str!("watermarks/positions.sql"))
             .bind(consumer)
             .bind(dataset)
             .bind(i64::from(limit))
@@ -76,13 +80,13 @@ impl Store {
             .bind(DATASET);
         let rows: Vec<(String, String, Option<DateTime<Utc>>)> =
             self.in_index_order(async |tx| statement.fetch_all(tx).await).await?;
-        let place = |(consumer, dataset, last_exported_at): (String, String, _)| {
+        let position = |(consumer, dataset, last_exported_at): (String, String, _)| {
             Some(ConsumerPosition { consumer: consumer.parse().ok()?, dataset, last_exported_at })
         };
-        Ok(rows.into_iter().filter_map(place).collect())
+        Ok(rows.into_iter().filter_map(position).collect())
     }
 
-    /// Sets a consumer's watermark by hand. A running export of the consumer begins anew from there.
+    /// Sets a consumer's watermark by hand. A running export of the consumer starts again from there.
     pub async fn set_watermark(&self, watermark: &Watermark) -> Result<WatermarkEdit, Error> {
         let statement = sqlx::query(
             "-- store.watermarks.set
@@ -94,7 +98,7 @@ impl Store {
         self.write_by_hand(statement.bind(watermark.last_exported_at)).await
     }
 
-    /// Forgets a consumer's watermark, if it has one. Its next export starts from the beginning.
+    /// Deletes a consumer's watermark, if it has one. The next export of the consumer starts from the beginning.
     pub async fn forget_watermark(&self, lane: Lane<'_>) -> Result<WatermarkEdit, Error> {
         let statement = sqlx::query(
             "-- store.watermarks.forget
@@ -103,9 +107,10 @@ impl Store {
         self.write_by_hand(statement.bind(lane.consumer.as_str()).bind(lane.dataset)).await
     }
 
+    /// Runs an edit of a watermark, unless a commit holds the lock of its row.
     async fn write_by_hand(&self, statement: Query<'_, Postgres, PgArguments>) -> Result<WatermarkEdit, Error> {
         let written = self.transaction(async |tx| {
-            // The commit of an export holds the row's lock, and would be undone by a change under it.
+            // The commit of an export holds the row's lock. A change after that commit would undo it.
             sqlx::query("-- store.watermarks.timeout\n set local lock_timeout = '500ms'").execute(&mut *tx).await?;
             statement.execute(tx).await
         });
@@ -120,18 +125,18 @@ impl Store {
 /// The change that a commit makes to a consumer's position.
 pub(crate) struct Advance<'a> {
     pub(crate) export_type: ExportType,
-    /// The position that the export found.
+    /// The position at the start of the export.
     pub(crate) position: &'a Position,
-    /// The position that the export leaves.
+    /// The position after the export.
     pub(crate) new_position: &'a NewPosition,
-    /// The time that people read; `None`: no exported row had one that could be.
+    /// The new watermark. `None` if no exported row had a time that can be a watermark.
     pub(crate) to: Option<DateTime<Utc>>,
 }
 
-/// Moves a consumer's position, if it still is what the export found when it began: version and time. False: it isn't.
+/// Moves a consumer's position. Returns false if its version or watermark changed since the export began.
 pub(crate) async fn advance(conn: &mut PgConnection, lane: Lane<'_>, advance: &Advance<'_>) -> Result<bool, Error> {
     let Advance { export_type, position, new_position, to } = advance;
-    // An incremental export delivers no deletions: those since its last delta or full stay due.
+    // An incremental export delivers no deletions, so the deletions since the last delta or full export stay due.
     let deletions = match (export_type, &position.deletions) {
         (ExportType::Incremental, Some(due)) if new_position.snapshot.is_some() => Some(due),
         _ => new_position.snapshot.as_ref(),

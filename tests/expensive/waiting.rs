@@ -69,7 +69,7 @@ async fn a_page_of_consumers_costs_the_same_whatever_waits() {
         assert!(read + filtered < 40_000, "{read} {filtered} {plan}");
     }
     // Whom a page is of is found side by side.
-    for plan in plans(&service, "-- store.watermarks.places") {
+    for plan in plans(&service, "-- store.watermarks.positions") {
         for table in ["watermarks", "lanes"] {
             let (read, filtered) = cost_of(&plan, table);
             assert!(read <= 402 && filtered == 0, "{read} {filtered} {plan}");

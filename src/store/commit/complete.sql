@@ -1,5 +1,5 @@
 -- store.commit.complete
--- Completes a job and records its files. Returns the job, unless another worker has the lease or a client cancelled.
+-- Completes a job and records its files. Returns no row if another worker has the lease or a client cancelled the job.
 -- $1 uuid: the job
 -- $2 uuid: the lease token
 -- $3 bigint: the rows of all files
@@ -9,21 +9,21 @@
 -- $7 timestamptz: the watermark when the export began
 -- $8 timestamptz: the watermark that it saves
 -- $9 uuid: the destination
--- $10 text: the guard's word
--- $11 bigint: rows that only the log found
--- $12 integer: open transactions that had changed something
+-- $10 text: the result of the guard
+-- $11 bigint: the number of rows that only the change log found
+-- $12 integer: the number of open transactions with changes
 -- $13 float8: the age of the oldest of them in seconds
 -- $14 boolean: true if the table was rewritten
 -- $15 text: the names and types of the files' columns
--- $16 bigint: deleted rows of which only the key is known
--- $17 uuid: the export that the lane's marker named
+-- $16 bigint: the number of deleted rows whose only known values are the key
+-- $17 uuid: the export in the marker of the lane
 -- $18 jsonb: the files' columns, for the manifest
--- $19 bigint: deletions that were not captured
--- $20 jsonb[]: of each file: its place
--- $21 text[]: of each file: its hidden name
--- $22 bigint[]: of each file: its bytes
--- $23 bigint[]: of each file: its rows
--- $24 text[]: of each file: its SHA-256
+-- $19 bigint: the number of deletions that were not captured
+-- $20 jsonb[]: the place of each file
+-- $21 text[]: the hidden name of each file
+-- $22 bigint[]: the bytes of each file
+-- $23 bigint[]: the rows of each file
+-- $24 text[]: the SHA-256 of each file
 with completed as (
   update exports e
   set status = 'completed', progress = 100, finished_at = greatest(clock_timestamp(), e.started_at),

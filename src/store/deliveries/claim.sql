@@ -1,9 +1,9 @@
 -- store.deliveries.claim
 -- Claims due deliveries of a receiver, the oldest first, and returns them with their jobs.
 -- $1 text: the receiver
--- $2 bigint: how many deliveries
+-- $2 bigint: the limit on deliveries
 -- $3 float8: the length of the lease in seconds
--- $4 boolean: true for only deliveries that were requested again, without an attempt since
+-- $4 boolean: true to claim only deliveries that were requested again and had no attempt since
 with due as materialized (
   select id
   from cdc_export.deliveries

@@ -1,8 +1,8 @@
 -- store.deliveries.list
--- Returns a page of deliveries, newest first. The condition on the status is a literal one, so that an index has them.
+-- Returns a page of deliveries, newest first. The condition on the status is literal, so an index applies.
 -- $1 uuid: only deliveries before this one
 -- $2 text: the receiver; null: any
--- $3 bigint: how many deliveries
+-- $3 bigint: the limit on deliveries
 select
   -- include deliveries/columns.sql
 from cdc_export.deliveries d

@@ -1,18 +1,18 @@
 -- store.files.give_up
--- Fails a committed job whose file was lost before it had its name, and bars the consumer's position.
+-- Fails a committed job whose file was lost before it was published, and blocks the consumer's position.
 -- $1 uuid: the job
 -- $2 text: its final name
--- $3 float8: only if the commit is longer ago than these seconds
+-- $3 float8: the minimum age of the commit in seconds
 -- $4 text: the error's code
 -- $5 text: the error's detail
--- $6 text: the guard's word
+-- $6 text: the result of the guard
 with lost as (
   update exports e
   set status = 'failed', progress = least(e.progress, 99), finished_at = greatest(clock_timestamp(), e.finished_at),
       error_code = $4, error_detail = $5, continuity = $6,
       staged_name = null, sha256 = null, file_columns = null, manifest = null, digest = null
   where e.id = $1 and e.status = 'completed' and e.published_at is null and e.output_filename = $2
-    -- A commit in the future was before the clock was set back; its age is not known.
+    -- The age of a commit in the future is not known: the clock was set back since.
     and e.finished_at not between clock_timestamp() - make_interval(secs => $3) and clock_timestamp()
   returning 'processing' as was, e.lane_sequence,
   -- include job_columns.sql
@@ -21,8 +21,8 @@ forgotten as (
   delete from cdc_export.files f using lost where f.job = lost.id
 ),
 barred as (
-  -- A running export of the lane finds its position changed and begins anew. A full export that was completed since has
-  -- delivered what was lost.
+  -- A running export of the lane finds its position changed and starts again. A full export that was completed since
+  -- has delivered the lost rows.
   update watermarks w set file_lost = true, version = w.version + 1
   from lost
   where w.consumer_id = lost.consumer_id and w.dataset = lost.dataset

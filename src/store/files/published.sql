@@ -2,11 +2,11 @@
 -- Records that a job's files have their final names, and numbers the export in its lane.
 -- $1 uuid: the job
 -- $2 text: the final name that the publisher used
--- $3 jsonb[]: of each file: its place
--- $4 text[]: of each file: its URL
--- $5 text: the manifest that the publisher wrote; null: it wrote none
+-- $3 jsonb[]: the place of each file
+-- $4 text[]: the URL of each file
+-- $5 text: the manifest that the publisher wrote; null if it wrote none
 with job as materialized (
-  -- Another manifest, or none, means that the number is planned anew. A second publisher waits here, and finds no row.
+  -- If the manifest changed, another process plans the number anew. A second publisher waits here and finds no row.
   select e.id, e.consumer_id, e.dataset, e.lane_sequence
   from exports e
   where e.id = $1 and e.status = 'completed' and e.published_at is null and e.output_filename = $2

@@ -1,5 +1,6 @@
 -- store.gauges.backlog
--- Returns the sizes of the queue and of the change log. Nothing counts the log's rows: the statistics are seconds old.
+-- Returns the sizes of the queue and of the change log. The number of the log's rows comes from statistics, which are
+-- seconds old.
 with pending as (
   select count(*) as jobs,
     greatest(extract(epoch from clock_timestamp() - min(created_at)), 0)::float8 as seconds
@@ -9,13 +10,13 @@ running as (
   select count(*) as jobs from exports where status = 'processing'
 ),
 unpublished as (
-  -- Clients see these as processing, too. They are counted apart because they have another index.
+  -- Clients see these jobs as processing, too. They have an index of their own, so this counts them separately.
   select count(*) as jobs,
     greatest(extract(epoch from clock_timestamp() - min(finished_at)), 0)::float8 as seconds
   from exports where status = 'completed' and published_at is null
 ),
 held as (
-  -- The statement source.purge.give_up gives a position up by the same numbers.
+  -- The statement source.purge.give_up uses the same numbers to give up a position.
   select
     coalesce(max(log.sequence - least(w.log_sequence, w.deletions_log_sequence))
       filter (where w.deletions_snapshot is not null), 0) as rows,

@@ -1,8 +1,8 @@
 -- store.gauges.unacknowledged_ages
--- Returns the lanes whose consumers have not acknowledged an export for the longest.
+-- Returns the lanes with the longest unacknowledged exports.
 -- $1 text[]: the datasets
--- $2 bigint: how many lanes
--- $3 bigint: how many exports of a lane are counted at most
+-- $2 bigint: the limit on lanes
+-- $3 bigint: the limit on counted exports of a lane
 with oldest as (
   select l.consumer_id, l.dataset, l.acknowledged, first.published_at as since
   from cdc_export.lanes l
@@ -22,7 +22,7 @@ from oldest
 cross join lateral (
   select count(*) as exports
   from (
-    -- Numbers may skip some after a restore, so exports are counted.
+    -- After a restore the numbers may have gaps, so this counts exports.
     select from exports e
     where e.consumer_id = oldest.consumer_id and e.dataset = oldest.dataset and e.number > oldest.acknowledged
       and e.published_at is not null

@@ -5,7 +5,7 @@ update exports e
 set status = case e.status when 'pending' then 'cancelled' else e.status end,
     cancel_requested_at = coalesce(e.cancel_requested_at, clock_timestamp()),
     finished_at = case e.status when 'pending' then greatest(clock_timestamp(), e.created_at) end,
-    -- A cancelled job has not failed: the error of an attempt before the last goes.
+    -- A cancelled job has not failed, so this removes the error of an earlier attempt.
     error_code = case e.status when 'processing' then e.error_code end,
     error_detail = case e.status when 'processing' then e.error_detail end
 where e.id = $1 and e.status in ('pending', 'processing')

@@ -1,16 +1,16 @@
 -- store.jobs.insert
--- Makes a job and notifies the workers. Makes none if a file's name is taken.
+-- Creates a job and notifies the workers. Creates none if the file's name is taken.
 -- $1 uuid: the job
--- $2 text: the consumer; null: an ad-hoc export
+-- $2 text: the consumer; null for an ad-hoc export
 -- $3 text: the dataset
--- $4 bigint: the place in the lane
+-- $4 bigint: the number in the lane
 -- $5 text: the export type
 -- $6 text: the format
--- $7 integer: how many attempts it has
+-- $7 integer: the limit on attempts
 -- $8 text: the file's final name
 -- $9 uuid: the destination
--- $10 timestamptz: when it is made
--- $11 uuid: the job that it repeats
+-- $10 timestamptz: the time of its creation
+-- $11 uuid: the job that it retries
 -- $12 text: the idempotency key
 -- $13 text: the compression
 -- $14 jsonb: the selection
@@ -18,8 +18,8 @@
 -- $16 uuid: that export
 -- $17 text: its SHA-256
 -- $18 text: the channel of notifications
--- $19 bigint: the size at which a file ends
--- $20 text: its place in a trace
+-- $19 bigint: the size at which the next file begins
+-- $20 text: its trace context
 insert into exports as e (
   id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, destination_id,
   created_at, retry_of, idempotency_key, compression, selection, has_after, after_job, after_sha256,

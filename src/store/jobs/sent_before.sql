@@ -1,5 +1,5 @@
 -- store.jobs.sent_before
--- Returns the job that an idempotency key made.
+-- Returns the job that a request with this idempotency key created.
 -- $1 text: the consumer; the empty one has the ad-hoc exports
 -- $2 text: the key
 select

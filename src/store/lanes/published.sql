@@ -3,7 +3,7 @@
 -- $1 text: the consumer
 -- $2 text: the dataset
 -- $3 bigint: the number
--- $4 bigint: how many exports
+-- $4 bigint: the limit on exports
 select
   -- include job_columns.sql
 from exports e

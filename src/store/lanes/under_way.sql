@@ -1,8 +1,8 @@
 -- store.lanes.under_way
--- Returns a lane's jobs that have not ended, or whose files have no names yet.
+-- Returns a lane's jobs that have not ended, or whose files are not published yet.
 -- $1 text: the consumer
 -- $2 text: the dataset
--- $3 bigint: how many jobs
+-- $3 bigint: the limit on jobs
 select
   -- include job_columns.sql
 from (

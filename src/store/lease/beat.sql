@@ -1,6 +1,6 @@
 -- store.queue.beat
--- Extends a lease and records how far the export is. Commits without a wait for the disk: a renewal that a crash of
--- Postgres undoes is like one that came late.
+-- Extends a lease and records the progress of the export. Commits without waiting for the disk: losing a renewal in a
+-- crash of Postgres has the same effect as a late renewal.
 -- $1 uuid: the job
 -- $2 uuid: the lease token
 -- $3 float8: the length of the lease in seconds

@@ -1,13 +1,13 @@
 -- store.lists.jobs
--- Returns a page of jobs, newest first, merged out of the lists of several keys. The piece `key` is the expression that
--- an index has: its text has the fields that the filter names. Most lists end or leave the page early, so each is read
+-- Returns a page of jobs, newest first, merged from the lists of several keys. The piece `key` is the expression of an
+-- index, made of the fields that the filter names. Most lists contribute few entries to a page, so this reads each list
 -- in three steps.
 -- $1 text[]: the keys
 -- $2 timestamptz: the time of the job before the page
 -- $3 uuid: the id of that job
 -- $4 bigint: the size of the page
--- $5 bigint: how many entries of each list the first step reads
--- $6 bigint: how many entries the second step reads
+-- $5 bigint: the limit on entries of each list in the first step
+-- $6 bigint: the limit on entries of each list in the second step
 with first as materialized (
   select k.key, next.created_at, next.id, next.place
   from unnest($1) as k (key)
@@ -20,11 +20,11 @@ with first as materialized (
     order by e.created_at desc, e.id desc
     limit $5) next
 ),
--- The last entry of the page as far as it is known; no row as long as the page isn't full.
+-- The last entry of the page after the first step. Has no row if the page isn't full.
 first_end as materialized (
   select created_at, id from first order by created_at desc, id desc offset $4 - 1 limit 1
 ),
--- A list goes on if the last entry that was read of it is on the page.
+-- Reads on in a list if its last entry from the first step is on the page.
 second as materialized (
   select k.key, next.created_at, next.id, next.place
   from first k

@@ -1,6 +1,6 @@
 -- store.manifests.planned
--- Returns what the manifest of a committed export is made of, and its text if it is written. The lane waits for this
--- export, so all who ask get the same.
+-- Returns the content of the manifest of a committed export, and its text if that is saved. The lane waits for this
+-- export, so all callers get the same result.
 -- $1 uuid: the job
 -- $2 text: its final name
 select e.manifest, e.file_columns, coalesce(l.last_number, 0) + 1 as next_number,

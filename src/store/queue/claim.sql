@@ -7,7 +7,7 @@
 -- $5 uuid: the new lease token
 -- $6 text: the name of the process, for people
 -- $7 float8: the length of the lease in seconds
--- $8 timestamptz: the claim scan start; the scan skips jobs that were ready before
+-- $8 timestamptz: the claim scan start: the scan skips jobs that were ready before
 with ready as materialized (
   select r.id
   from exports r
@@ -21,7 +21,7 @@ update exports e
 set status = 'processing', attempt = e.attempt + 1, progress = 0, rows_exported = 0, bytes_written = 0,
     lease_token = $5, lease_owner = $6, lease_expires_at = clock_timestamp() + make_interval(secs => $7),
     destination_id = $4, purge_hold = pg_current_snapshot(), continuity = null,
-    -- The times of a lane never go back, even if the clock did: retention counts from the newest.
+    -- The times of a lane never go back, even if the clock does, because retention counts from the newest job.
     started_at = coalesce(e.started_at, greatest(clock_timestamp(), e.created_at, (
       select l.finished_at from exports l
       where l.consumer_id = e.consumer_id and l.dataset = e.dataset and l.lane_sequence < e.lane_sequence

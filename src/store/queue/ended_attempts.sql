@@ -1,5 +1,5 @@
 -- store.queue.ended_attempts
--- Returns which hidden files are left over, by their places among the parameters, and whether each may be removed.
+-- Returns the left-over hidden files by their positions in the parameters, with true if the file may be removed.
 -- $1 uuid[]: the job of each file
 -- $2 uuid[]: the token of each
 -- $3 text[]: the identity of the database of each

@@ -1,6 +1,6 @@
 -- store.queue.reap
 -- Takes the jobs of vanished workers back: they become pending, failed or cancelled.
--- $1 text: the code of the error of a job without attempts left
+-- $1 text: the error code of a job without attempts left
 with lost as (
   -- A locked row belongs to a worker that may be committing its job.
   select id,

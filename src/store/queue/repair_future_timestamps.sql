@@ -1,16 +1,16 @@
 -- store.queue.repair_future_timestamps
--- Repairs times further in the future than the service ever sets them: the clock was set back since.
+-- Repairs times that lie further in the future than the service ever sets them. The clock was set back since.
 -- $1 float8: the length of a lease in seconds
--- $2 float8[]: the longest pauses in seconds after the first attempt, the second and so on
+-- $2 float8[]: the longest pauses in seconds, after one attempt, two attempts and so on
 with ready as (
-  -- Pending jobs. A job without an attempt has no pause. The comparison without a pause is for the index.
+  -- Finds pending jobs. A job without an attempt has no pause. The first comparison lets Postgres use an index.
   select id from exports
   where status = 'pending' and run_at > clock_timestamp()
     and run_at > clock_timestamp() + make_interval(secs => coalesce(($2)[least(attempt, cardinality($2))], 0))
   for update skip locked
 ),
 leased as (
-  -- Leases. Four of them, so that a worker with a longer lease has time to renew it.
+  -- Allows four leases, so that a worker with a longer lease has time to renew it.
   select id from exports
   where status = 'processing' and lease_expires_at > clock_timestamp() + 4 * make_interval(secs => $1)
   for update skip locked

@@ -1,6 +1,6 @@
 -- store.queue.scan_start
 -- Returns a time before which no job is ready. A job that is being submitted is not visible yet, and may be as old as
--- the timeout of a client's call: so the time is a minute before that of the oldest job.
+-- the time limit of a client's call. So the result is one minute before the oldest job.
 -- $1 text[]: the formats that the process knows
 -- $2 text[]: the compressions that it knows
 -- $3 text[]: the datasets in its catalog

@@ -2,11 +2,11 @@
 -- Ends an attempt without completing its job: the job becomes pending, failed or cancelled.
 -- $1 uuid: the job
 -- $2 uuid: the lease token
--- $3 boolean: true if the job fails whatever attempts are left
--- $4 integer: the attempts that don't count, 0 or 1
+-- $3 boolean: true if the job fails even with attempts left
+-- $4 integer: the number of attempts that don't count, 0 or 1
 -- $5 text: the error's code; null keeps the code of an earlier attempt
 -- $6 text: the error's detail
--- $7 text: the guard's word
+-- $7 text: the result of the guard
 -- $8 float8: the seconds until the next attempt
 with held as (
   -- The row lock waits for a commit of this attempt that is under way.

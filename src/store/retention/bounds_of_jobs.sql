@@ -1,5 +1,5 @@
 -- A CTE for the consumers $1: `bounds` has the newest ended job of each consumer that is past the retention. It is the
--- first job too many, by the count $2, or a time too long ago, by the age of $3 seconds. Older jobs are past it, too.
+-- first job beyond the count $2, or the time $3 seconds ago. Older jobs are past the retention, too.
 with bounds as (
   select c.consumer_id, bound.finished_at, bound.id
   from unnest($1) as c (consumer_id)

@@ -1,13 +1,13 @@
 -- store.retention.files_past
 -- Returns the files past the retention of files. The service of the database that made a file removes it.
 -- $1 text[]: the consumers; the empty one has the ad-hoc exports
--- $2 bigint: how many files of a consumer are kept; null: any number
--- $3 float8: for how many seconds a file is kept; null: for ever
+-- $2 bigint: the number of kept files of a consumer; null for no limit
+-- $3 float8: the seconds for which a file is kept; null for no limit
 -- $4 uuid: the destination
--- $5 bigint: how many files are returned at most
--- $6 float8: for how many seconds an export that is not acknowledged is kept
+-- $5 bigint: the limit on returned files
+-- $6 float8: the seconds for which an unacknowledged export is kept
 with bounds as (
-  -- The newest file of each consumer that is past the retention: the first one too many, or one too old.
+  -- The newest file of each consumer that is past the retention: the first file beyond the count, or an age limit.
   select c.consumer_id, bound.finished_at, bound.id
   from unnest($1) as c (consumer_id)
   cross join lateral (
@@ -38,8 +38,8 @@ cross join lateral (
     and f.status = 'completed' and f.published_at is not null and f.file_removed_at is null
     and (f.finished_at, f.id) <= (bounds.finished_at, bounds.id)
     and f.database_id = (select cdc_export.database_id())
-    -- Spares an export that a consumer which acknowledges has not acknowledged yet. Numbers are compared as they are,
-    -- also if a restore set them back or skipped some: at worst an export is kept for longer.
+    -- Spares an export that an acknowledging consumer has not acknowledged yet. A restore may have set the numbers back
+    -- or left gaps. At worst this keeps an export for longer.
     and not exists (
       select from cdc_export.lanes l
       where l.consumer_id = f.consumer_id and l.dataset = f.dataset and f.number > l.acknowledged

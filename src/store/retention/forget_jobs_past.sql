@@ -1,10 +1,10 @@
 -- store.retention.forget_jobs_past
 -- Deletes jobs that are past the retention and have no file any more, the oldest of each consumer first.
 -- $1 text[]: the consumers; the empty one has the ad-hoc exports
--- $2 bigint: how many ended jobs of a consumer are kept; null: any number
--- $3 float8: for how many seconds a job is kept; null: for ever
--- $4 bigint: how many jobs are deleted at most
--- $5 float8: for how many seconds an unacknowledged export, or one with an open delivery, is kept
+-- $2 bigint: the number of kept ended jobs of a consumer; null for no limit
+-- $3 float8: the seconds for which a job is kept; null for no limit
+-- $4 bigint: the limit on deleted jobs
+-- $5 float8: the seconds for which an unacknowledged export, or one with an open delivery, is kept
 -- include retention/bounds_of_jobs.sql
 ,
 past as (
@@ -16,24 +16,24 @@ past as (
     where coalesce(f.consumer_id, '') = bounds.consumer_id
       and f.finished_at is not null and (f.status <> 'completed' or f.file_removed_at is not null)
       and (f.finished_at, f.id) <= (bounds.finished_at, bounds.id)
-      -- Spares an export that a consumer which acknowledges has not acknowledged yet. Numbers are compared as they are,
-      -- also if a restore set them back or skipped some: at worst an export is kept for longer.
+      -- Spares an export that an acknowledging consumer has not acknowledged yet. A restore may have set the numbers
+      -- back or left gaps. At worst this keeps an export for longer.
       and not exists (
         select from cdc_export.lanes l
         where l.consumer_id = f.consumer_id and l.dataset = f.dataset and f.number > l.acknowledged
           and extract(epoch from clock_timestamp() - f.published_at) < $5)
-      -- A receiver still waits for the delivery of the job's end.
+      -- Spares a job with an open delivery of its end.
       and not exists (
         select from cdc_export.deliveries d
         where d.job = f.id and d.delivered_at is null and d.dead_at is null
           and extract(epoch from clock_timestamp() - d.created_at) < $5)
-      -- The lane's last published job stays: the next one goes on from it.
+      -- Keeps the lane's last published job, because the next export continues from it.
       and (f.published_at is null or f.lane_sequence is null or exists (
         select from exports l
         where l.consumer_id = f.consumer_id and l.dataset = f.dataset and l.lane_sequence > f.lane_sequence
           and l.status = 'completed' and l.published_at is not null))
-      -- Jobs published after one whose file is still at a destination stay: a consumer that loaded that file last asks
-      -- for them.
+      -- Keeps jobs published after one whose file is still at a destination. A consumer that loaded that file last
+      -- requests them.
       and not exists (
         select from cdc_export.destinations d
         cross join lateral (

@@ -8,7 +8,7 @@ from cdc_export.schedules s
 join exports e on e.id = s.last_job
 where s.name = $1 and e.consumer_id = $2 and e.dataset = $3
   and e.status = 'failed' and e.error_code = 'full_export_needed' and e.export_type <> 'full'
-  -- Nothing came after it in its lane.
+  -- No later job is in the lane.
   and not exists (
     select from exports later
     where later.consumer_id = e.consumer_id and later.dataset = e.dataset and later.lane_sequence > e.lane_sequence)

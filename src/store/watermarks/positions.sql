@@ -1,11 +1,11 @@
--- store.watermarks.places
+-- store.watermarks.positions
 -- Returns the lanes that have a watermark or ever had a job, by consumer and dataset.
 -- $1 text: only lanes after this consumer
--- $2 text: and this dataset of it
--- $3 bigint: how many lanes
+-- $2 text: and after this dataset of that consumer
+-- $3 bigint: the limit on lanes
 -- $4 text[]: the first consumer of each range
 -- $5 text[]: the last consumer of each range
--- $6 text: the pattern of consumers' ids; other rows were inserted by hand
+-- $6 text: the pattern of consumers' ids; rows with other ids were inserted by hand
 -- $7 text: the pattern of datasets' names
 with lanes_of_ranges as (
   select lane.consumer_id, lane.dataset
@@ -17,7 +17,7 @@ with lanes_of_ranges as (
        and w.consumer_id ~ $6 and w.dataset ~ $7
      order by 1, 2 limit $3)
     union
-    -- The lanes of exports without a consumer have a name that no consumer has.
+    -- The lanes of exports without a consumer have an empty name, which the pattern excludes.
     (select l.consumer_id, l.dataset
      from cdc_export.lanes l
      where (l.consumer_id, l.dataset) > ($1, $2) and l.consumer_id between range.first and range.last
