@@ -44,7 +44,7 @@ fn read(file: &Path) -> anyhow::Result<String> {
         metadata => metadata.map_err(|why| config::Error::unreadable_catalog(file, &why))?,
     };
     let shown = file.display();
-    ensure!(metadata.is_file(), "{shown} is not a regular file: a block can't be added to it");
+    ensure!(metadata.is_file(), "{shown} is no file: a block can't be added to it");
     ensure!(
         metadata.nlink() == 1,
         "{shown} has another name (a hard link), which would keep the old text: add the block by hand"
