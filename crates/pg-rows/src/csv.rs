@@ -4,8 +4,7 @@
 //! (PostgreSQL documentation, "COPY", "CSV Format"). Timestamps are RFC 3339. Other values have Postgres's own form.
 
 use crate::column::{Column, ColumnType};
-use crate::piece::FormatEncoder;
-use crate::text::{Lines, TextEncoder};
+use crate::text::Lines;
 use crate::{Error, value};
 
 /// The lines of a CSV file.
@@ -38,10 +37,6 @@ impl Lines for Csv {
         }
         out.push(b'\n');
         Ok(())
-    }
-
-    fn rows(encoder: TextEncoder<Csv>) -> FormatEncoder {
-        FormatEncoder::Csv(encoder)
     }
 }
 

@@ -34,6 +34,7 @@ mod compress;
 mod csv;
 mod datetime;
 mod digits;
+mod encoder;
 pub mod encoding;
 mod float;
 mod ndjson;
@@ -56,7 +57,8 @@ use crate::ndjson::Ndjson;
 use crate::writer::FormatWriter;
 
 pub use assembler::Assembler;
-pub use piece::{Encoder, Piece};
+pub use encoder::Encoder;
+pub use piece::Piece;
 
 /// The columns of a file, its format and its compression.
 pub struct Layout {

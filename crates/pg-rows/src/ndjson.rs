@@ -11,8 +11,7 @@
 //! - All other values are strings, with the same text as in CSV.
 
 use crate::column::{Column, ColumnType};
-use crate::piece::FormatEncoder;
-use crate::text::{Lines, TextEncoder};
+use crate::text::Lines;
 use crate::{Error, digits, value};
 
 /// The lines of an NDJSON file.
@@ -45,10 +44,6 @@ impl Lines for Ndjson {
         }
         out.extend_from_slice(b"}\n");
         Ok(())
-    }
-
-    fn rows(encoder: TextEncoder<Ndjson>) -> FormatEncoder {
-        FormatEncoder::Ndjson(encoder)
     }
 }
 

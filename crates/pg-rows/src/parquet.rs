@@ -24,7 +24,7 @@ use parquet::schema::types::{ColumnPath, SchemaDescriptor, Type};
 use crate::column::{Column, ColumnType, ParquetType};
 use crate::encoding::Format;
 use crate::parquet::chunk::{Chunk, fixed_bytes};
-use crate::piece::{FormatEncoder, Piece};
+use crate::piece::Piece;
 use crate::writer::{FileAssembler, FormatWriter, RowEncoder};
 use crate::{Error, value};
 
@@ -75,9 +75,9 @@ impl ParquetWriter {
 }
 
 impl FormatWriter for ParquetWriter {
-    fn encoder(&self) -> FormatEncoder {
+    fn encoder(&self) -> Box<dyn RowEncoder> {
         let chunks = self.columns.iter().map(Chunk::of).collect();
-        FormatEncoder::Parquet(GroupEncoder { writer: self.clone(), chunks, rows: 0, bytes: 0 })
+        Box::new(GroupEncoder { writer: self.clone(), chunks, rows: 0, bytes: 0 })
     }
 
     fn begin(&self) -> Result<(Box<dyn FileAssembler>, Vec<u8>), Error> {
@@ -87,7 +87,7 @@ impl FormatWriter for ParquetWriter {
 }
 
 /// Collects rows, and encodes them as row groups.
-pub(crate) struct GroupEncoder {
+struct GroupEncoder {
     writer: ParquetWriter,
     chunks: Vec<Chunk>,
     rows: u64,
@@ -213,7 +213,7 @@ mod tests {
     /// The file of these rows.
     fn file<'r>(columns: &[Column], rows: impl IntoIterator<Item = Vec<Option<&'r [u8]>>>) -> Result<Bytes, Error> {
         let writer = ParquetWriter::new(columns.to_vec(), None)?;
-        let FormatEncoder::Parquet(mut encoder) = writer.encoder() else { panic!("the encoder is of Parquet") };
+        let mut encoder = writer.encoder();
         let (mut assembler, mut out) = writer.begin()?;
         for row in rows {
             encoder.append(&row)?;

@@ -5,7 +5,7 @@
 use crate::column::Column;
 use crate::compress::{self, Compressor};
 use crate::encoding::Compression;
-use crate::piece::{FormatEncoder, Piece};
+use crate::piece::Piece;
 use crate::writer::{FileAssembler, FormatWriter, RowEncoder};
 use crate::{Error, value};
 
@@ -26,9 +26,6 @@ pub(crate) trait Lines: Clone + Send + Sync + 'static {
     /// # Errors
     /// If a field doesn't fit its column.
     fn row(&self, columns: &[Column], fields: &[Option<&[u8]>], out: &mut Vec<u8>) -> Result<(), Error>;
-
-    /// Puts an encoder of these lines into the enum that dispatches the rows.
-    fn rows(encoder: TextEncoder<Self>) -> FormatEncoder;
 }
 
 /// Writes files of lines.
@@ -52,8 +49,8 @@ impl<L: Lines> TextWriter<L> {
 }
 
 impl<L: Lines> FormatWriter for TextWriter<L> {
-    fn encoder(&self) -> FormatEncoder {
-        L::rows(TextEncoder { writer: self.clone(), text: Vec::new(), compressor: None })
+    fn encoder(&self) -> Box<dyn RowEncoder> {
+        Box::new(TextEncoder { writer: self.clone(), text: Vec::new(), compressor: None })
     }
 
     fn begin(&self) -> Result<(Box<dyn FileAssembler>, Vec<u8>), Error> {
@@ -68,7 +65,7 @@ impl<L: Lines> FormatWriter for TextWriter<L> {
 }
 
 /// Encodes rows as lines.
-pub(crate) struct TextEncoder<L> {
+struct TextEncoder<L> {
     writer: TextWriter<L>,
     /// The lines since the last piece.
     text: Vec<u8>,

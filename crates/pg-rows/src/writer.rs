@@ -4,12 +4,12 @@
 //! A format is a file of this crate that implements these three traits. It knows no threads and no other format.
 
 use crate::Error;
-use crate::piece::{FormatEncoder, Piece};
+use crate::piece::Piece;
 
 /// Writes files of one format. Made once for an export, and shared by its readers and its files.
 pub(crate) trait FormatWriter: Send + Sync {
     /// Returns an encoder without rows, for one reader.
-    fn encoder(&self) -> FormatEncoder;
+    fn encoder(&self) -> Box<dyn RowEncoder>;
 
     /// Begins a file. Returns its assembler, and the bytes before the first row.
     ///
@@ -18,8 +18,7 @@ pub(crate) trait FormatWriter: Send + Sync {
     fn begin(&self) -> Result<(Box<dyn FileAssembler>, Vec<u8>), Error>;
 }
 
-/// Encodes the rows of one reader. [`FormatEncoder`] dispatches to it statically for each row, and dynamically for each
-/// piece.
+/// Encodes the rows of one reader.
 pub(crate) trait RowEncoder: Send {
     /// Encodes a row, given as the binary form of each field. `None` is NULL.
     ///
