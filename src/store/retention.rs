@@ -42,6 +42,9 @@ pub(super) struct Cursors {
 /// A CTE with the newest job of each consumer that is past the retention of jobs.
 const BOUNDS_OF_JOBS: (&str, &str) = ("retention/bounds_of_jobs.sql", include_str!("retention/bounds_of_jobs.sql"));
 
+/// The files of the consumers in `bounds`, shared by the retention of files and that of jobs.
+const FILES_IN_BOUNDS: (&str, &str) = ("retention/files_in_bounds.sql", include_str!("retention/files_in_bounds.sql"));
+
 /// A file that is past a retention.
 #[derive(Debug)]
 pub struct PastFile {
@@ -81,12 +84,12 @@ impl Store {
         spare: Duration,
         destination: Uuid,
     ) -> Result<Vec<PastFile>, Error> {
+        let pieces = [BOUNDS_OF_JOBS, FILE_COLUMNS, FILES_IN_BOUNDS];
         let (cursor, statement) = match retained {
             Retained::Files => {
-                (&self.cursors.files, with_pieces(include_str!("retention/files_past.sql"), &[FILE_COLUMNS]))
+                (&self.cursors.files, with_pieces(include_str!("retention/files_past.sql"), &pieces[1..]))
             }
             Retained::Jobs => {
-                let pieces = [BOUNDS_OF_JOBS, FILE_COLUMNS];
                 (&self.cursors.files_of_jobs, with_pieces(include_str!("retention/files_of_jobs_past.sql"), &pieces))
             }
         };
@@ -98,7 +101,8 @@ impl Store {
                 .bind(retention.age.map(|age| age.as_secs_f64()))
                 .bind(destination)
                 .bind(BATCH)
-                .bind(spare.as_secs_f64());
+                .bind(spare.as_secs_f64())
+                .bind(retained == Retained::Files);
             Ok::<(Vec<PastRow>, _), Error>((statement.fetch_all(tx).await?, next))
         });
         let (rows, next) = read_past.await?;

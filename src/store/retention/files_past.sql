@@ -6,6 +6,7 @@
 -- $4 uuid: the destination
 -- $5 bigint: the limit on returned files
 -- $6 float8: the seconds for which an unacknowledged export is kept
+-- $7 boolean: true for files of this database alone; here true
 with bounds as (
   -- The newest file of each consumer that is past the retention: the first file beyond the count, or an age limit.
   select c.consumer_id, bound.finished_at, bound.id
@@ -30,20 +31,4 @@ select
   ,
   (select e.number from cdc_export.lanes l
    where l.consumer_id = e.consumer_id and l.dataset = e.dataset and e.number > l.acknowledged) as unacknowledged
-from bounds
-cross join lateral (
-  select f.*
-  from exports f
-  where f.destination_id = $4 and coalesce(f.consumer_id, '') = bounds.consumer_id
-    and f.status = 'completed' and f.published_at is not null and f.file_removed_at is null
-    and (f.finished_at, f.id) <= (bounds.finished_at, bounds.id)
-    and f.database_id = (select cdc_export.database_id())
-    -- Spares an export that an acknowledging consumer has not acknowledged yet. A restore may have set the numbers back
-    -- or left gaps. At worst this keeps an export for longer.
-    and not exists (
-      select from cdc_export.lanes l
-      where l.consumer_id = f.consumer_id and l.dataset = f.dataset and f.number > l.acknowledged
-        and extract(epoch from clock_timestamp() - f.published_at) < $6)
-  order by f.finished_at, f.id
-  limit $5) e
-limit $5
+-- include retention/files_in_bounds.sql
