@@ -301,12 +301,11 @@ mod tests {
 
     #[test]
     fn no_comment_is_longer_than_120_columns() {
-        let is_comment = |line: &str| ["//", "--"].iter().any(|start| line.trim_start().starts_with(start));
         let mut long = Vec::new();
-        for (name, text) in [rust(), texts(&["src"], "sql")].concat() {
+        for (name, text) in rust() {
             for (number, line) in (1..).zip(text.lines()) {
                 // A link can't be broken.
-                if is_comment(line) && line.chars().count() > 120 && !line.contains("https://") {
+                if line.trim_start().starts_with("//") && line.chars().count() > 120 && !line.contains("https://") {
                     long.push(format!("{name}:{number}"));
                 }
             }
