@@ -211,8 +211,8 @@ const CONTROLS: [Control; 11] = [
         }],
         scenario: Scenario::Usual(60),
     },
-    // What is to be told is written in a transaction of its own: who dies between the two, or doesn't hear of the first
-    // one's commit, leaves nobody who writes it.
+    // The delivery is inserted in a transaction of its own. A process that dies between the two, or doesn't learn of
+    // the first commit, loses the delivery.
     Control {
         name: "told-apart",
         breaks: Some("11"),
@@ -400,7 +400,7 @@ async fn borrow_dependencies(target: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What a control is built with, for its dependencies' features; it needn't be there.
+/// The program that a control is built with, for the features of its dependencies. A control doesn't need its text.
 const THIS_PROGRAM: &str = "examples/torture/main.rs";
 
 async fn copy_tree(from: &Path, to: &Path, edits: &[Edit]) -> Result<()> {

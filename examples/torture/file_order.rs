@@ -124,8 +124,8 @@ async fn export(address: &str) -> Result<()> {
     Ok(())
 }
 
-/// What strace wrote, as operations. A call that another thread's interrupted is written in two parts: what it does to
-/// the disk holds from its end on, what it sends may arrive from its beginning on.
+/// Returns the output of strace as operations. A call that another thread's interrupted is written in two parts: what
+/// it does to the disk holds from its end on, what it sends may arrive from its beginning on.
 fn operations(trace: &str, output: &Path) -> Vec<Operation> {
     let mut begun = std::collections::HashMap::new();
     let mut operations = Vec::new();

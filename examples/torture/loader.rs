@@ -195,8 +195,8 @@ impl<'w> Loader<'w> {
         }
         let Ok(id) = id.parse() else { return false };
         let mut recorded = locked(&self.world.loaded);
-        // What the database was put back from meanwhile: it dies before it records that, so that the oracle knows which
-        // era it is of.
+        // The database was put back meanwhile. The loader dies before it records the export, so that the oracle knows
+        // the era of each record.
         if self.world.era() != standing.era {
             return false;
         }

@@ -19,7 +19,7 @@ use crate::report::{EXPIRE, UPHEAVAL, locked};
 use crate::trial::World;
 use crate::{ddl, publisher, upheavals};
 
-/// How long a failpoint may take to be hit, with the clients asking for exports all the time: the bound of a hang.
+/// The longest time until a failpoint is hit, with the clients asking for exports all the time: the bound of a hang.
 /// Beside a browser and a second torture on two cores, more than 30 s went by until one of three processes had a job
 /// that the others hadn't.
 const HIT: Duration = Duration::from_secs(180);

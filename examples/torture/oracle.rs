@@ -194,8 +194,7 @@ impl Judged<'_> {
             match status.as_str() {
                 "completed" | "cancelled" => {}
                 "failed" if SPENT.contains(&code) => {}
-                // Whether a lane's is refused for a reason, `replay` says. One without a lane may have been done
-                // already.
+                // `replay` checks the reason of an export in a lane. An export without a lane may have run already.
                 "failed" if code == "full_export_needed" && (consumer_id != AD_HOC || self.world.was_turned_over()) => {
                 }
                 "failed" if INJECTED.contains(&code) && in_first_phase(id) => {}

@@ -118,8 +118,8 @@ impl Place {
         }
     }
 
-    /// What it has to be called: in a bucket `{dataset}/{consumer}/{stem}_{token}{extension}`, with the first eight
-    /// digits of its attempt's token.
+    /// Returns the name that it must have: in a bucket `{dataset}/{consumer}/{stem}_{token}{extension}`, with the first
+    /// eight digits of its attempt's token.
     pub(crate) fn due_name(&self, job: &Job) -> Result<String> {
         let Job { output_filename, dataset, consumer_id, staged_name, .. } = job;
         if let Place::Folder(_) = self {
@@ -141,8 +141,8 @@ impl Place {
         }
     }
 
-    /// What lies there without a final name: hidden files, notes of uploads, and uploads. Not what forgotten jobs have
-    /// left.
+    /// Returns the files without a final name: hidden files, notes of uploads, and uploads. Not what forgotten jobs
+    /// have left.
     pub(crate) async fn leftovers(&self, is_forgotten: impl Fn(&str) -> bool) -> Result<Vec<String>> {
         let (kept, mut left): (Vec<_>, Vec<_>) = self.list().await?.hidden.into_iter().partition(|name| {
             // `.{database}.{job}.{token}.part`, of a bucket's notes in their folder.

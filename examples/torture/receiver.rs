@@ -43,8 +43,8 @@ const GIVEN_UP: Duration = Duration::from_secs(15);
 const SIGNED_WITHIN: u64 = 60;
 /// From the time when the receiver takes everything until it has been told everything.
 const TOLD_WITHIN: Duration = Duration::from_secs(30);
-/// What is due by then comes by itself: the pause after a first try. What waits longer is asked for, since nobody waits
-/// for a day.
+/// The pause after a first try. Deliveries that are due by then arrive by themselves. Later ones are asked for, since
+/// nobody waits for a day.
 const COMES_BY_ITSELF: Duration = Duration::from_secs(7);
 
 /// How a post is answered.
@@ -166,7 +166,7 @@ impl Receiver {
     }
 
     /// The database was put back: it has jobs of these states, and of the events that it had `before` these are left.
-    /// What was told of other ends is nothing that it has to stand by.
+    /// Events of other ends need not hold any more.
     pub(crate) fn put_back(
         &self,
         states: &HashMap<String, (String, bool)>,

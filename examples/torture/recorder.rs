@@ -190,8 +190,8 @@ pub(crate) struct Since {
     pub(crate) deletions: Option<Snapshot>,
 }
 
-/// Whether something was done to a table that an export of this kind, refused at `now`, may see, since the last ones'
-/// claims.
+/// Returns true if something was done to a table that an export of this kind, refused at `now`, may see, since the last
+/// ones' claims.
 pub(crate) fn has_moved(moves: &[MoveMade], table: &str, kind: &str, since: &Since, now: &Snapshot) -> bool {
     use Consequence::{Added, Emptied, NewFile, Refused, RefusedUntilNext, Renamed};
     let is_new_since =
@@ -253,7 +253,7 @@ pub(crate) type Versions = BTreeMap<i64, Vec<Version>>;
 
 /// By table.
 pub(crate) async fn versions(conn: &mut PgConnection) -> Result<BTreeMap<String, Versions>> {
-    // Of a row that a transaction wrote more than once, the last version is what others see. Writers of one row wait
+    // If a transaction wrote a row more than once, others see the last version. Writers of one row wait
     // for each other, so the numbers of its versions are in the order of its commits.
     let recorded: Vec<(String, i64, i64, Option<String>)> = sqlx::query_as(
         "select tbl, id, xid::text::bigint, fields::text
