@@ -52,7 +52,7 @@ const REMOVE_ON_DOUBT: Edit = Edit {
     file: "src/worker.rs",
     text: "            Ok(None) => return self.committed_after_all(lease, shutdown).await,\n",
     instead: "            Ok(None) => {
-                let _ = self.destination.abort(lease.hidden_file()).await;
+                let _ = self.destination.abort(&lease.hidden_file()).await;
                 return self.committed_after_all(lease, shutdown).await;
             }\n",
 };
