@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde_json::Value;
 
-use crate::job::ConsumerId;
+use crate::job::Bounds;
 
 /// The source of requests for exports, and the requests that it accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,10 +12,8 @@ pub struct Intake {
     pub queue: String,
     /// The exchange to which the service publishes a refused request, with the reason.
     pub dead_letter_exchange: String,
-    /// The datasets that a request may name. `None` allows all.
-    pub datasets: Option<Vec<String>>,
-    /// The consumers that a request may name. `None` allows all, and ad-hoc requests.
-    pub consumers: Option<Vec<ConsumerId>>,
+    /// The consumers and datasets that a request may name.
+    pub bounds: Bounds,
 }
 
 /// A message with a request for an export.

@@ -67,7 +67,7 @@ pub use local::LocalHosts;
 pub use message::take_message;
 pub use rate::Rate;
 
-use crate::http::access::{AccessControl, Peer};
+use crate::http::access::{AccessControl, Peer, UnboundService};
 use crate::http::code::Code;
 use crate::http::connections::{Connection, Connections};
 use crate::http::openapi::RouterDocument;
@@ -121,7 +121,7 @@ pub fn router(service: Service, access: Access, settings: &Settings) -> Router {
 }
 
 /// Returns the routes with their OpenAPI descriptions.
-fn routes() -> OpenApiRouter<Service> {
+fn routes() -> OpenApiRouter<UnboundService> {
     monitoring_routes()
         .routes(routes!(exports::submit::create, exports::list))
         .routes(routes!(exports::submit::full))
@@ -157,7 +157,7 @@ pub fn monitoring_router(service: Service, access: Access, settings: &Settings) 
     with_layers(monitoring_routes(), service, access, settings)
 }
 
-fn monitoring_routes() -> OpenApiRouter<Service> {
+fn monitoring_routes() -> OpenApiRouter<UnboundService> {
     OpenApiRouter::with_openapi(openapi::Base::openapi())
         .routes(routes!(ops::health))
         .routes(routes!(ops::live))
@@ -165,7 +165,7 @@ fn monitoring_routes() -> OpenApiRouter<Service> {
         .routes(routes!(ops::metrics))
 }
 
-fn with_layers(routes: OpenApiRouter<Service>, service: Service, access: Access, settings: &Settings) -> Router {
+fn with_layers(routes: OpenApiRouter<UnboundService>, service: Service, access: Access, settings: &Settings) -> Router {
     let (routes, api) = routes.split_for_parts();
     let parameters = Parameters::from_api(&api);
     let suggestions = parameters.clone();
@@ -177,7 +177,7 @@ fn with_layers(routes: OpenApiRouter<Service>, service: Service, access: Access,
         .fallback(move |uri: Uri| {
             ready(Problem::not_found(&format!("there is nothing at this path{}", suggestions.suggestion(uri.path()))))
         })
-        .with_state(service);
+        .with_state(UnboundService(service));
     // Layers run in reverse order: the last one added is the outermost.
     let routes = routes
         .layer(middleware::from_fn_with_state(parameters, query::check))

@@ -3,6 +3,7 @@
 //! This module defines the statuses and their transitions. It must not know HTTP, SQL or files.
 
 pub mod after;
+mod bounds;
 pub mod columns;
 mod continuity;
 mod idempotency_key;
@@ -26,6 +27,7 @@ use crate::trace::TraceParent;
 use pg_rows::encoding::Encoding;
 
 pub use after::After;
+pub use bounds::Bounds;
 pub use continuity::{Continuity, SnapshotReport};
 pub use idempotency_key::IdempotencyKey;
 pub use progress::{Progress, Reached};
@@ -400,8 +402,6 @@ pub struct Failure {
 pub struct Filter {
     /// Selects jobs of this consumer.
     pub consumer: Option<ConsumerId>,
-    /// Selects jobs of any of these consumers.
-    pub among: Option<Vec<ConsumerId>>,
     /// Selects jobs of this dataset.
     pub dataset: Option<String>,
     /// Selects exports of this type.

@@ -13,7 +13,7 @@ use ring::digest::{Digest, SHA256, digest};
 use ring::rand::{SecureRandom, SystemRandom};
 use subtle::ConstantTimeEq;
 
-use crate::job::ConsumerId;
+use crate::job::Bounds;
 
 /// The scheme: the first characters of every key. Scanners for leaked secrets can search for it.
 const SCHEME: &str = "cdcx_";
@@ -188,13 +188,13 @@ impl From<&str> for KeySelector {
     }
 }
 
-/// The rights of a key and the consumers that they apply to.
+/// The rights of a key, and the exports that they apply to.
 #[derive(Clone, Debug)]
 pub struct Grant {
     /// The prefix of the key.
     pub prefix: Prefix,
-    /// The consumers that the key is valid for. `None` allows all consumers, and ad-hoc exports.
-    pub consumers: Option<Vec<ConsumerId>>,
+    /// The consumers and datasets that the key is valid for.
+    pub bounds: Bounds,
     /// The scopes of the key.
     pub scopes: Vec<Scope>,
 }
@@ -203,11 +203,6 @@ impl Grant {
     /// Returns true if the key has this scope. `admin` includes every other scope.
     pub fn allows(&self, scope: Scope) -> bool {
         self.scopes.contains(&scope) || self.scopes.contains(&Scope::Admin)
-    }
-
-    /// Returns true if the key is valid for exports of this consumer. `None` stands for ad-hoc exports.
-    pub fn is_for(&self, consumer: Option<&ConsumerId>) -> bool {
-        self.consumers.as_ref().is_none_or(|its| consumer.is_some_and(|consumer| its.contains(consumer)))
     }
 }
 
@@ -254,16 +249,6 @@ mod tests {
         let (key, text) = PresentedKey::random();
         let shown = format!("{key:?}");
         assert_eq!(shown, format!("PresentedKey({})", &text[5..17]));
-    }
-
-    #[test]
-    fn key_with_consumers_is_valid_for_them_only() {
-        let (a, b) = ("a".parse().unwrap(), "A".parse().unwrap());
-        let bound = |consumers| Grant { prefix: Prefix(String::new()), consumers, scopes: Vec::new() };
-        let only_a = bound(Some(vec!["a".parse().unwrap()]));
-        assert!(only_a.is_for(Some(&a)) && !only_a.is_for(Some(&b)) && !only_a.is_for(None));
-        assert!(bound(None).is_for(Some(&a)) && bound(None).is_for(None));
-        assert!(!bound(Some(Vec::new())).is_for(Some(&a)), "an empty list allows no consumer");
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::dataset::fault::{Faults, SeveralDatasets, UnknownDataset};
 use crate::dataset::{Dataset, Description, Table, TableColumn, TableSchema};
 use crate::demo;
 use crate::job::selection::BadSelection;
-use crate::job::{Job, JobId, Status, Terms};
+use crate::job::{Bounds, Job, JobId, Status, Terms};
 use crate::service::deadline::{call_timeout, on_table, with_timeout};
 use crate::service::followers::Followers;
 use crate::service::keys::Keyring;
@@ -87,6 +87,9 @@ pub enum Error {
     /// The dataset does not exist.
     #[error(transparent)]
     NoDataset(#[from] UnknownDataset),
+    /// The key is for other datasets.
+    #[error("this key or queue is not for the dataset {0}")]
+    DatasetNotAllowed(String),
     /// The dataset's table does not exist.
     #[error("there is no table `{table}` for the dataset `{dataset}`")]
     NoTable {
@@ -149,9 +152,9 @@ pub enum Error {
     /// The job neither failed nor was cancelled.
     #[error("the export is {0}: only a failed or cancelled one can be retried")]
     NotToRetry(Status),
-    /// The idempotency key was used for another request.
-    #[error("this key was sent with another request, which created the export {0}")]
-    KeyTaken(JobId),
+    /// The idempotency key was used for another request, which created this job. `None` if the caller may not see it.
+    #[error("this key was sent with another request{}", .0.map(|id| format!(", which created the export {id}")).unwrap_or_default())]
+    KeyTaken(Option<JobId>),
     /// The number of followers is at its limit for this key, for this address or in total.
     #[error("too many clients follow or wait for exports, with this key, from this address or in total")]
     TooManyFollowers,
@@ -297,6 +300,8 @@ pub struct Service {
     stopping: CancellationToken,
     followers: Arc<Followers>,
     keyring: Arc<Keyring>,
+    /// The exports that the caller may see and request. `catalog` has only the datasets and schedules within them.
+    bounds: Bounds,
 }
 
 impl Service {
@@ -334,7 +339,18 @@ impl Service {
             stopping,
             followers,
             keyring,
+            bounds: Bounds::NONE,
         }
+    }
+
+    /// Returns the service as a caller within these bounds sees it.
+    pub fn within(&self, bounds: &Bounds) -> Service {
+        let mut service = self.clone();
+        if !bounds.allow_all() {
+            service.catalog = Arc::new(self.catalog.within(bounds));
+            service.bounds = bounds.clone();
+        }
+        service
     }
 
     /// Returns the keyring that verifies the keys of callers.
@@ -346,21 +362,31 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// If the catalog has no such dataset.
+    /// If the caller may not see it, or if the catalog has no such dataset.
     pub fn dataset(&self, name: &str) -> Result<&Arc<Dataset>, Error> {
+        self.require_dataset(name)?;
         Ok(self.catalog.named(name)?)
+    }
+
+    /// Checks that the caller may see and export a dataset. The dataset need not exist.
+    ///
+    /// # Errors
+    ///
+    /// If the caller is bound to other datasets.
+    pub fn require_dataset(&self, name: &str) -> Result<(), Error> {
+        if self.bounds.allow_dataset(name) { Ok(()) } else { Err(Error::DatasetNotAllowed(name.to_owned())) }
     }
 
     /// Returns the dataset for a call that names none.
     ///
     /// # Errors
     ///
-    /// If there are several datasets and none of them is `users`.
+    /// If the caller may see several datasets and none of them is `users`.
     pub fn implied_dataset(&self) -> Result<&Arc<Dataset>, SeveralDatasets> {
         self.catalog.implied()
     }
 
-    /// Returns all datasets with the current columns of their tables.
+    /// Returns the datasets that the caller may see, with the current columns of their tables.
     pub async fn datasets(&self) -> Result<Vec<Description>, Error> {
         let mut datasets = Vec::new();
         for dataset in self.catalog.iter() {
@@ -369,8 +395,12 @@ impl Service {
         Ok(datasets)
     }
 
-    /// Returns the tables whose changes are captured although no dataset needs them.
+    /// Returns the tables whose changes are captured although no dataset needs them. A caller bound to datasets sees
+    /// none.
     pub async fn tables_without_dataset(&self) -> Result<Vec<Table>, Error> {
+        if self.bounds.datasets.is_some() {
+            return Ok(Vec::new());
+        }
         on_table(self.source.tables_without_dataset(&self.catalog)).await
     }
 

@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::config::CatalogFile;
+use crate::config::{CatalogFile, Config};
+use crate::dataset::name::is_name;
 use crate::duration;
-use crate::job::ConsumerId;
+use crate::job::{Bounds, ConsumerId};
 use crate::key::{self, KeyInfo, KeySelector, PresentedKey, Scope};
 use crate::store::Store;
 use crate::store::keys::{Created, NewKey};
@@ -14,6 +15,7 @@ use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use crate::command::BadUsage;
 use crate::command::database_handle::{CreateMissing, with_database};
 use crate::command::start::{Logs, block_on, settings};
 use crate::command::words::words;
@@ -46,6 +48,12 @@ pub(crate) struct CreateKey {
     /// A consumer that the key may export for; may be repeated [default: all consumers, and exports without one]
     #[arg(long = "consumer", value_name = "ID")]
     consumers: Vec<ConsumerId>,
+    /// A dataset that the key may see and export; may be repeated; a key with --consumer needs it, or --all-datasets
+    #[arg(long = "dataset", value_name = "NAME", value_parser = dataset_name, conflicts_with = "all_datasets")]
+    datasets: Vec<String>,
+    /// Open all datasets to a key with --consumer, also those that are added later
+    #[arg(long)]
+    all_datasets: bool,
     /// A scope of the key; may be repeated; admin allows everything [default: export:read and export:write]
     #[arg(long = "scope", value_parser = words::<Scope>(Scope::ALL.iter().map(|it| it.as_str())))]
     scopes: Vec<Scope>,
@@ -57,15 +65,38 @@ pub(crate) struct CreateKey {
     json: bool,
 }
 
+fn dataset_name(text: &str) -> Result<String, String> {
+    let why = || "a dataset's name has 1 to 63 of a-z, 0-9, _ and -, and begins with a letter".to_owned();
+    is_name(text).then(|| text.to_owned()).ok_or_else(why)
+}
+
 fn lifetime(text: &str) -> Result<Duration, String> {
     let (shortest, longest) = (Duration::from_secs(1), Duration::from_secs(100 * 365 * 24 * 60 * 60));
     let time = duration::parse(text).filter(|time| (shortest..=longest).contains(time));
     time.ok_or_else(|| "not a time from 1s to 36500d, such as 90d or 12h".to_owned())
 }
 
+impl CreateKey {
+    /// Refuses a key whose rights are probably not what the operator means.
+    fn check(&self) -> Result<(), BadUsage> {
+        let (has_consumers, has_datasets) = (!self.consumers.is_empty(), !self.datasets.is_empty());
+        let why = if self.scopes.contains(&Scope::Admin) && (has_consumers || has_datasets) {
+            "--scope admin opens everything: leave --consumer and --dataset out, or give other scopes"
+        } else if has_consumers && !has_datasets && !self.all_datasets {
+            "--consumer does not limit the data that a key opens: say which by --dataset NAME, or give --all-datasets"
+        } else {
+            return Ok(());
+        };
+        Err(BadUsage(why.to_owned()))
+    }
+}
+
 impl KeysCommand {
     /// Creates, lists or revokes keys.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        if let KeysCommand::Create(new) = &self {
+            new.check()?;
+        }
         // The first migration reads from the catalog if the demo table `users` is needed.
         let (catalog, makes) = match self {
             KeysCommand::Create(_) => (CatalogFile::Read, CreateMissing::Tables),
@@ -75,7 +106,7 @@ impl KeysCommand {
         block_on(with_database(&config, makes, async |database| {
             let store = Store::new(database.pool(1));
             match self {
-                KeysCommand::Create(new) => create(&store, new).await,
+                KeysCommand::Create(new) => create(&store, &config, new).await,
                 KeysCommand::List { json } => list(&store, json).await,
                 KeysCommand::Revoke { key } => revoke(&store, &key).await,
             }
@@ -84,13 +115,20 @@ impl KeysCommand {
 }
 
 /// Creates a key and prints it. No other command can show the key.
-async fn create(store: &Store, new: CreateKey) -> anyhow::Result<()> {
-    let CreateKey { name, consumers, mut scopes, expires: lifetime, json } = new;
+async fn create(store: &Store, config: &Config, new: CreateKey) -> anyhow::Result<()> {
+    let CreateKey { name, consumers, datasets, all_datasets, mut scopes, expires: lifetime, json } = new;
     if scopes.is_empty() {
         scopes = vec![Scope::Read, Scope::Write];
     }
-    let consumers = Some(consumers).filter(|consumers| !consumers.is_empty());
-    let new_key = NewKey { name, consumers, scopes, lifetime };
+    // The key may be made before its dataset.
+    for name in datasets.iter().filter(|name| config.catalog.get(name).is_none()) {
+        eprintln!("cdc-export: warning: there is no dataset `{name}`: the key opens nothing until there is");
+    }
+    let bounds = Bounds {
+        consumers: Some(consumers).filter(|consumers| !consumers.is_empty()),
+        datasets: Some(datasets).filter(|datasets| !datasets.is_empty()),
+    };
+    let new_key = NewKey { name, bounds, all_datasets, scopes, lifetime };
     let (key, text) = PresentedKey::random();
     let info = match store.create_key(&key, &new_key).await? {
         Created::Done(info) => info,
@@ -116,10 +154,11 @@ async fn list(store: &Store, json: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     outln!(
-        "{:<12}  {:<24} {:<24} {:<26} {:<8} {:<20}  {:<20}  LAST USED",
+        "{:<12}  {:<24} {:<24} {:<24} {:<26} {:<8} {:<20}  {:<20}  LAST USED",
         "PREFIX",
         "NAME",
         "CONSUMERS",
+        "DATASETS",
         "SCOPES",
         "STATUS",
         "CREATED",
@@ -127,11 +166,12 @@ async fn list(store: &Store, json: bool) -> anyhow::Result<()> {
     )?;
     for key in &keys {
         let (consumers, scopes) = (consumers(key).map_or("all".to_owned(), |ids| ids.join(",")), scopes(key).join(","));
+        let datasets = key.grant.bounds.datasets.as_ref().map_or("all".to_owned(), |names| names.join(","));
         let time = |time: Option<DateTime<Utc>>| time.map_or("-".to_owned(), |time| time.format("%FT%TZ").to_string());
         let (created, expires) = (time(Some(key.created_at)), time(key.expires_at));
         let (prefix, name, status, used) = (&key.grant.prefix, &key.name, status(key), time(key.last_used_at));
         outln!(
-            "{prefix:<12}  {name:<24} {consumers:<24} {scopes:<26} {status:<8} {created:<20}  {expires:<20}  {used}"
+            "{prefix:<12}  {name:<24} {consumers:<24} {datasets:<24} {scopes:<26} {status:<8} {created:<20}  {expires:<20}  {used}"
         )?;
     }
     Ok(())
@@ -149,7 +189,7 @@ async fn revoke(store: &Store, key: &str) -> anyhow::Result<()> {
 }
 
 fn consumers(key: &KeyInfo) -> Option<Vec<&str>> {
-    key.grant.consumers.as_ref().map(|ids| ids.iter().map(|id| id.as_str()).collect())
+    key.grant.bounds.consumers.as_ref().map(|ids| ids.iter().map(|id| id.as_str()).collect())
 }
 
 fn scopes(key: &KeyInfo) -> Vec<&'static str> {
@@ -170,6 +210,7 @@ fn as_json(key: &KeyInfo) -> Value {
         "prefix": key.grant.prefix.as_str(),
         "name": key.name,
         "consumers": consumers(key),
+        "datasets": key.grant.bounds.datasets,
         "scopes": scopes(key),
         "status": status(key),
         "createdAt": time(Some(key.created_at)),

@@ -12,6 +12,7 @@ use crate::http::{self, Access, ConnectionLimits};
 use crate::job::Retention;
 use crate::postgres::{self, Database};
 use crate::source::catalog_check::{self, Findings};
+use crate::store::Store;
 use crate::worker::Stops;
 use anyhow::{Context, anyhow};
 use clap::Args;
@@ -94,6 +95,9 @@ async fn run_on(
         };
         let folder = PreparedOutput::prepare(config).await?;
         prepare(config, database).await?;
+        if access == Some(Access::Keys) {
+            warn_of_keys_without_datasets(database).await?;
+        }
         check_tables(config, database).await?;
         let exports = if workers == 0 { 0 } else { export_connections(config, workers) };
         let calls = match (role, &listener) {
@@ -260,6 +264,19 @@ async fn access_by_keys(config: &Config, database: &Database) -> anyhow::Result<
         }
         None | Some(Access::Keys) => Ok(Access::Keys),
     }
+}
+
+/// Names the keys for certain consumers that open every dataset, because keys had no datasets when they were made.
+async fn warn_of_keys_without_datasets(database: &Database) -> anyhow::Result<()> {
+    for key in Store::new(database.pool(1)).keys_without_datasets().await? {
+        tracing::warn!(
+            event = "key_without_datasets",
+            key,
+            "this key is for certain consumers, and opens all datasets to them: make another with `cdc-export keys create --dataset NAME`, \
+             or with --all-datasets, and revoke this one"
+        );
+    }
+    Ok(())
 }
 
 /// Raises the soft limit of open file descriptors to the hard limit, because the default of a shell is too low for the

@@ -11,6 +11,7 @@ use crate::dataset::listener::Known;
 use crate::dataset::name::hint;
 use crate::dataset::{Dataset, USERS, dataset_block, schedule_block};
 use crate::event::Listener;
+use crate::job::Bounds;
 use crate::schedule::Schedule;
 
 /// All datasets, and the other blocks of the operator's file.
@@ -91,6 +92,17 @@ impl Catalog {
             (Some(dataset), _) | (None, [dataset]) => Ok(dataset),
             (None, _) => Err(SeveralDatasets(self.names())),
         }
+    }
+
+    /// The part of the catalog that a caller within these bounds may see: datasets and schedules.
+    pub fn within(&self, bounds: &Bounds) -> Catalog {
+        let mut part = self.clone();
+        part.datasets.retain(|dataset| bounds.allow_dataset(&dataset.name));
+        let is_allowed = |schedule: &Arc<Schedule>| {
+            bounds.allow_consumer(Some(&schedule.consumer)) && bounds.allow_dataset(&schedule.dataset)
+        };
+        part.schedules.retain(is_allowed);
+        part
     }
 
     /// All datasets, in the order of the file.

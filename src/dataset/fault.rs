@@ -73,7 +73,7 @@ impl Display for Faults {
 
 /// There is no dataset of a name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there is no dataset of this name{near}{} are: {names}", if .near.is_empty() { "; there" } else { " There" })]
+#[error("there is no dataset of this name{near}{}", listed(.near, .names))]
 pub struct UnknownDataset {
     /// The end of a sentence that suggests a similar name. Empty if no name is similar.
     pub near: String,
@@ -81,7 +81,18 @@ pub struct UnknownDataset {
     pub names: String,
 }
 
-/// A call names no dataset, and none is implied. Has the names of all datasets.
+/// The end of a message that lists the names of datasets. Empty if a caller may see none.
+fn listed(near: &str, names: &str) -> String {
+    let begin = if near.is_empty() { "; there" } else { " There" };
+    if names.is_empty() { String::new() } else { format!("{begin} are: {names}") }
+}
+
+/// A call names no dataset, and none is implied. Has the names of all datasets that the caller may see.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there are several datasets, and none is called {USERS}: name one of {0}")]
+#[error("{}", if .0.is_empty() { NO_DATASET.to_owned() } else {
+    format!("there are several datasets, and none is called {USERS}: name one of {}", .0)
+})]
 pub struct SeveralDatasets(pub String);
+
+/// The message for a caller that names no dataset and may see none.
+const NO_DATASET: &str = "none of the service's datasets is open to this key";

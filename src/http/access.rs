@@ -2,8 +2,8 @@
 //! a key.
 //!
 //! `local` decides if a caller is on this machine. With `AUTH=keys`, every route needs a key, except those in
-//! [`is_open`]. This file checks the scope of a key against the route. `input` and the handlers of lists check if a key
-//! is valid for a consumer.
+//! [`is_open`]. This file checks the scope of a key against the route, and binds the service to the consumers and
+//! datasets of the key. `input` checks the consumer, the dataset and the job that a request names.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use crate::http::local::{self, LocalHosts};
 use crate::http::problem::Problem;
 use crate::http::rate::{Rate, RateKey, RateLimits, client_network};
 use crate::http::{Origins, Settings};
-use crate::job::{ConsumerId, Job};
+use crate::job::{Bounds, ConsumerId};
 use crate::key::{Grant, Prefix, PresentedKey, Scope};
 use crate::service::{Service, Subscriber};
 
@@ -83,12 +83,24 @@ pub(crate) struct Peer(pub(crate) IpAddr);
 
 /// The permissions of the client that sent a request.
 #[derive(Clone, Debug)]
-pub(crate) struct Caller(Option<Arc<Grant>>);
+pub(crate) enum Caller {
+    /// The client has a key.
+    WithKey(Arc<Grant>),
+    /// The request needed no key.
+    WithoutKey(Arc<Bounds>),
+}
 
 impl Caller {
-    /// Returns a caller that may see and create all exports.
-    pub(crate) fn unrestricted() -> Caller {
-        Caller(None)
+    /// Returns a caller that needs no key and has the scope `admin`, within these bounds.
+    pub(crate) fn without_key(bounds: Bounds) -> Caller {
+        Caller::WithoutKey(Arc::new(bounds))
+    }
+
+    fn grant(&self) -> Option<&Arc<Grant>> {
+        match self {
+            Caller::WithKey(grant) => Some(grant),
+            Caller::WithoutKey(_) => None,
+        }
     }
 
     /// Checks that the caller may see and create exports of this consumer, or ad-hoc exports if `None`.
@@ -97,28 +109,26 @@ impl Caller {
     ///
     /// If the key of the caller is for other consumers.
     pub(crate) fn require(&self, consumer: Option<&ConsumerId>) -> Result<(), Problem> {
-        let permitted = self.0.as_ref().is_none_or(|grant| grant.is_for(consumer));
+        let permitted = self.bounds().allow_consumer(consumer);
         if permitted { Ok(()) } else { Err(Problem::consumer_not_allowed(consumer)) }
     }
 
-    /// Returns the consumers whose exports the caller may see. Returns `None` if the caller may see all exports.
-    pub(crate) fn consumers(&self) -> Option<&[ConsumerId]> {
-        self.0.as_ref().and_then(|grant| grant.consumers.as_deref())
+    /// Returns the exports that the caller may see and request.
+    pub(crate) fn bounds(&self) -> &Bounds {
+        match self {
+            Caller::WithKey(grant) => &grant.bounds,
+            Caller::WithoutKey(bounds) => bounds,
+        }
     }
 
     /// Returns the public part of the caller's key. Returns `None` if the request needed no key.
     pub(crate) fn key(&self) -> Option<&Prefix> {
-        self.0.as_ref().map(|grant| &grant.prefix)
+        self.grant().map(|grant| &grant.prefix)
     }
 
     /// Returns true if the caller may use operations reserved for operators.
     pub(crate) fn is_admin(&self) -> bool {
-        self.0.as_ref().is_none_or(|grant| grant.allows(Scope::Admin))
-    }
-
-    /// Returns true if the caller may see this job.
-    pub(crate) fn sees(&self, job: &Job) -> bool {
-        self.0.as_ref().is_none_or(|grant| grant.is_for(job.consumer.as_ref()))
+        self.grant().is_none_or(|grant| grant.allows(Scope::Admin))
     }
 }
 
@@ -131,6 +141,19 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     }
 }
 
+/// The state of the routes. A handler can't take it: it takes [`Service`], which is bound to the caller.
+#[derive(Clone, Debug)]
+pub(crate) struct UnboundService(pub(super) Service);
+
+impl FromRequestParts<UnboundService> for Service {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &UnboundService) -> Result<Service, Problem> {
+        let UnboundService(service) = state;
+        Ok(service.within(Caller::from_request_parts(parts, state).await?.bounds()))
+    }
+}
+
 /// The identity by which subscriptions of a client are counted: its key, or its address if it has no key. Each client
 /// may follow a limited number of jobs at a time.
 pub(crate) struct RequestSubscriber(pub(crate) Subscriber);
@@ -139,9 +162,9 @@ impl<S: Sync> FromRequestParts<S> for RequestSubscriber {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<RequestSubscriber, Problem> {
-        let Caller(grant) = Caller::from_request_parts(parts, state).await?;
+        let caller = Caller::from_request_parts(parts, state).await?;
         let address = parts.extensions.get().map_or(Ipv4Addr::UNSPECIFIED.into(), |Peer(address)| *address);
-        let by_key = grant.map(|grant| Subscriber::Key(grant.prefix.clone()));
+        let by_key = caller.key().map(|prefix| Subscriber::Key(prefix.clone()));
         Ok(RequestSubscriber(by_key.unwrap_or_else(|| Subscriber::Address(client_network(address)))))
     }
 }
@@ -164,7 +187,7 @@ pub(crate) async fn check(
         if !is_unlimited(path) {
             control.charge(RateKey::Address(address))?;
         }
-        request.extensions_mut().insert(Caller(None));
+        request.extensions_mut().insert(Caller::without_key(Bounds::NONE));
         return Ok(next.run(request).await);
     }
     let (key, grant) = control.key(request.headers(), address).await?;
@@ -173,7 +196,7 @@ pub(crate) async fn check(
     if !grant.allows(scope) {
         return Err(Problem::scope_missing(scope));
     }
-    request.extensions_mut().insert(Caller(Some(grant)));
+    request.extensions_mut().insert(Caller::WithKey(grant));
     let answer = tokio::select! {
         answer = next.run(request) => answer,
         () = control.service.keyring().revoked(&key) => return Err(Problem::key_invalid()),

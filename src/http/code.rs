@@ -40,6 +40,8 @@ pg_rows::words! {
         ScopeMissing = "scope_missing",
         /// The key is for other consumers.
         ConsumerNotAllowed = "consumer_not_allowed",
+        /// The key is for other datasets.
+        DatasetNotAllowed = "dataset_not_allowed",
         /// There is nothing at this path, or it belongs to a consumer that the key is not for.
         NotFound = "not_found",
         /// There is no dataset with this name.
@@ -150,7 +152,8 @@ impl Code {
             | Code::ProxyNotAllowed
             | Code::OriginNotAllowed
             | Code::ScopeMissing
-            | Code::ConsumerNotAllowed => StatusCode::FORBIDDEN,
+            | Code::ConsumerNotAllowed
+            | Code::DatasetNotAllowed => StatusCode::FORBIDDEN,
             Code::NotFound | Code::NoDataset | Code::NoWatermark | Code::NoPart => StatusCode::NOT_FOUND,
             Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Code::RequestTimeout => StatusCode::REQUEST_TIMEOUT,

@@ -1,12 +1,11 @@
 //! `/consumers`: the watermarks of all consumers and the changes that wait for each.
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::Query;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::dataset::name::is_name;
-use crate::http::access::Caller;
 use crate::http::code::Code;
 use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
@@ -73,21 +72,14 @@ pub(crate) struct ConsumerBody {
     extensions(("x-codes" = json!([Code::TableUnreadable]))),
 )]
 pub(crate) async fn list(
-    State(service): State<Service>,
-    caller: Caller,
+    service: Service,
     Query(query): Query<ConsumerQuery>,
 ) -> Result<Json<Page<ConsumerBody>>, Problem> {
     let limit = pages::limit(query.limit.as_deref())?;
     let after = query.cursor.as_deref().map(read_cursor).transpose()?;
     let after = after.as_ref().map(|(consumer, dataset)| Lane { consumer, dataset });
     let one: Option<ConsumerId> = query::word("consumer", query.consumer)?;
-    let visible = one.as_ref().is_none_or(|consumer| caller.consumers().is_none_or(|own| own.contains(consumer)));
-    let among = match &one {
-        Some(_) if !visible => Some([].as_slice()),
-        Some(consumer) => Some(std::slice::from_ref(consumer)),
-        None => caller.consumers(),
-    };
-    let consumers = service.consumers(after, among, limit + 1).await?;
+    let consumers = service.consumers(after, one, limit + 1).await?;
     let cursor_of = |ListedConsumer { lag, .. }: &ListedConsumer| format!("{}/{}", lag.consumer, lag.dataset);
     Ok(Json(Page::new(consumers, limit, cursor_of, body)))
 }

@@ -1,7 +1,6 @@
 //! `/datasets`: the datasets of the catalog and the current state of their tables.
 
 use axum::Json;
-use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -76,10 +75,10 @@ pub(crate) struct ColumnBody {
 /// List the datasets
 #[utoipa::path(
     get, path = "/datasets", operation_id = "listDatasets", tag = "datasets",
-    responses((status = 200, description = "Every dataset.", body = Datasets)),
+    responses((status = 200, description = "The datasets that the key may see.", body = Datasets)),
     extensions(("x-codes" = json!([Code::TableUnreadable, Code::DatasetMismatch]))),
 )]
-pub(crate) async fn list(State(service): State<Service>) -> Result<Json<Datasets>, Problem> {
+pub(crate) async fn list(service: Service) -> Result<Json<Datasets>, Problem> {
     let datasets = service.datasets().await?;
     let tables = service.tables_without_dataset().await?;
     Ok(Json(Datasets {
@@ -93,12 +92,9 @@ pub(crate) async fn list(State(service): State<Service>) -> Result<Json<Datasets
     get, path = "/datasets/{name}", operation_id = "getDataset", tag = "datasets",
     params(("name" = DatasetName, Path, description = "Its name", example = "users")),
     responses((status = 200, description = "The dataset.", body = DatasetBody)),
-    extensions(("x-codes" = json!([Code::NoDataset, Code::TableUnreadable, Code::DatasetMismatch]))),
+    extensions(("x-codes" = json!([Code::NoDataset, Code::DatasetNotAllowed, Code::TableUnreadable, Code::DatasetMismatch]))),
 )]
-pub(crate) async fn get(
-    State(service): State<Service>,
-    PathParameter(name): PathParameter,
-) -> Result<Json<DatasetBody>, Problem> {
+pub(crate) async fn get(service: Service, PathParameter(name): PathParameter) -> Result<Json<DatasetBody>, Problem> {
     let dataset = service.dataset(&name)?;
     Ok(Json(service.describe(dataset).await?.into()))
 }

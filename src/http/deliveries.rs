@@ -1,7 +1,7 @@
 //! `/deliveries`: lists the deliveries of events to receivers, and redelivers an event.
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::Query;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -99,7 +99,7 @@ impl From<Delivery> for DeliveryBody {
     extensions(("x-codes" = json!([Code::ConsumerNotAllowed]))),
 )]
 pub(crate) async fn list(
-    State(service): State<Service>,
+    service: Service,
     caller: Caller,
     Query(query): Query<DeliveryQuery>,
 ) -> Result<Json<Page<DeliveryBody>>, Problem> {
@@ -126,7 +126,7 @@ pub(crate) async fn list(
     extensions(("x-codes" = json!([Code::NotFound, Code::NoEndpoint, Code::ConsumerNotAllowed]))),
 )]
 pub(crate) async fn redeliver(
-    State(service): State<Service>,
+    service: Service,
     caller: Caller,
     PathParameter(id): PathParameter,
 ) -> Result<(StatusCode, Json<DeliveryBody>), Problem> {

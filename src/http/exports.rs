@@ -10,7 +10,7 @@ pub(super) mod url;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::Query;
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -55,7 +55,7 @@ pub(crate) struct WaitQuery {
     extensions(("x-codes" = json!([Code::TooManyFollowers]))),
 )]
 pub(crate) async fn get(
-    State(service): State<Service>,
+    service: Service,
     PathJob(id): PathJob,
     RequestSubscriber(subscriber): RequestSubscriber,
     Query(WaitQuery { wait }): Query<WaitQuery>,
@@ -106,7 +106,7 @@ struct JobEvent {
     extensions(("x-codes" = json!([Code::TooManyFollowers]))),
 )]
 pub(crate) async fn events(
-    State(service): State<Service>,
+    service: Service,
     PathJob(id): PathJob,
     RequestSubscriber(subscriber): RequestSubscriber,
 ) -> Result<Response, Problem> {
@@ -161,10 +161,10 @@ pub(crate) struct ExportQuery {
 #[utoipa::path(
     get, path = "/exports", operation_id = "listExports", tag = "exports",
     params(ExportQuery), responses((status = 200, description = "A page.", body = Page<JobJson>)),
-    extensions(("x-codes" = json!([Code::NoDataset, Code::DatabaseRestored, Code::ConsumerNotAllowed]))),
+    extensions(("x-codes" = json!([Code::NoDataset, Code::DatabaseRestored, Code::ConsumerNotAllowed, Code::DatasetNotAllowed]))),
 )]
 pub(crate) async fn list(
-    State(service): State<Service>,
+    service: Service,
     caller: Caller,
     Query(query): Query<ExportQuery>,
 ) -> Result<Json<Page<JobJson>>, Problem> {
@@ -174,8 +174,7 @@ pub(crate) async fn list(
     }
     let filter = Filter {
         consumer: query::word("consumer", query.consumer)?,
-        among: caller.consumers().map(<[_]>::to_vec),
-        dataset: query.dataset.map(dataset).transpose()?,
+        dataset: query.dataset.map(|name| dataset(&service, name)).transpose()?,
         export_type: query::word("exportType", query.export_type)?,
         status: query::word("status", query.status)?,
         before: query.cursor.map(|cursor| read_cursor(&cursor).ok_or_else(pages::bad_cursor)).transpose()?,
@@ -209,7 +208,7 @@ async fn published_after(
             "`consumer` is required, because only a consumer's exports are ordered",
         ));
     };
-    let dataset = dataset_or_implied(service, of.map(dataset).transpose()?)?;
+    let dataset = dataset_or_implied(service, of.map(|name| dataset(service, name)).transpose()?)?;
     // An empty list would mean "nothing to load" to a loader, so the call is refused instead.
     caller.require(Some(&consumer))?;
     let from = cursor.map(|cursor| read_number(&cursor).ok_or_else(pages::bad_cursor)).transpose()?;
@@ -224,9 +223,12 @@ fn read_number(cursor: &str) -> Option<u64> {
 }
 
 /// Validates the name of a dataset. The dataset may be missing from the catalog, because its exports are kept.
-fn dataset(name: String) -> Result<String, Problem> {
-    let bad = || Problem::bad_parameter("dataset", "the name of a dataset is expected");
-    if is_name(&name) { Ok(name) } else { Err(bad()) }
+fn dataset(service: &Service, name: String) -> Result<String, Problem> {
+    if !is_name(&name) {
+        return Err(Problem::bad_parameter("dataset", "the name of a dataset is expected"));
+    }
+    service.require_dataset(&name)?;
+    Ok(name)
 }
 
 /// Returns the cursor of a job: its creation time and id.
@@ -253,11 +255,7 @@ fn read_cursor(cursor: &str) -> Option<(DateTime<Utc>, JobId)> {
         Code::StorageReadonly,
     ]))),
 )]
-pub(crate) async fn delete(
-    State(service): State<Service>,
-    caller: Caller,
-    PathJob(id): PathJob,
-) -> Result<StatusCode, Problem> {
+pub(crate) async fn delete(service: Service, caller: Caller, PathJob(id): PathJob) -> Result<StatusCode, Problem> {
     match service.remove_file(id).await {
         Err(service::Error::Open(_)) if caller.is_admin() => service.give_up(id).await?,
         removed => removed?,
@@ -275,7 +273,7 @@ pub(crate) async fn delete(
     params(PathJob), responses((status = 200, description = "The acknowledged export.", body = JobJson)),
     extensions(("x-codes" = json!([Code::NotCompleted, Code::AdHoc]))),
 )]
-pub(crate) async fn ack(State(service): State<Service>, PathJob(id): PathJob) -> Result<Json<JobJson>, Problem> {
+pub(crate) async fn ack(service: Service, PathJob(id): PathJob) -> Result<Json<JobJson>, Problem> {
     Ok(Json(service.acknowledge(id).await?.into()))
 }
 
@@ -289,7 +287,7 @@ pub(crate) async fn ack(State(service): State<Service>, PathJob(id): PathJob) ->
     ),
     extensions(("x-codes" = json!([Code::Committing, Code::AlreadyEnded]))),
 )]
-pub(crate) async fn cancel(State(service): State<Service>, PathJob(id): PathJob) -> Result<Response, Problem> {
+pub(crate) async fn cancel(service: Service, PathJob(id): PathJob) -> Result<Response, Problem> {
     let (job, already) = service.cancel(id).await?;
     let status = if already { StatusCode::OK } else { StatusCode::ACCEPTED };
     Ok((status, Json(JobJson::from(job))).into_response())

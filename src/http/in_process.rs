@@ -12,8 +12,9 @@ use hyper_util::service::TowerToHyperService;
 use tracing::Dispatch;
 use tracing::instrument::WithSubscriber;
 
-use crate::http::access::Caller;
+use crate::http::access::{Caller, UnboundService};
 use crate::http::routes;
+use crate::job::Bounds;
 use crate::service::{self, Service};
 use crate::telemetry::chain;
 
@@ -26,7 +27,7 @@ impl InProcess {
     /// Creates the API for a service.
     pub fn new(service: Service) -> InProcess {
         let (routes, _) = routes().split_for_parts();
-        InProcess(routes.with_state(service).layer(Extension(Caller::unrestricted())))
+        InProcess(routes.with_state(UnboundService(service)).layer(Extension(Caller::without_key(Bounds::NONE))))
     }
 
     /// Calls the API. If the service refuses the request, the extensions of the response contain a [`Cause`].

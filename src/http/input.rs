@@ -12,7 +12,7 @@ use utoipa::openapi::{Ref, Required};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use crate::http::access::Caller;
+use crate::http::access::{Caller, UnboundService};
 use crate::http::code::Code;
 use crate::http::problem::Problem;
 use crate::job::{ConsumerId, ExportType, IdempotencyKey, JobId};
@@ -107,10 +107,16 @@ impl IntoParams for Key {
     }
 }
 
-/// Returns the dataset of a query parameter, or the implied dataset if the parameter is missing.
+/// Returns the dataset of a query parameter, or the implied dataset if the parameter is missing. The caller may see
+/// this dataset.
 pub(crate) fn dataset_or_implied(service: &Service, name: Option<String>) -> Result<String, Problem> {
-    let bad = |why| Problem::bad_parameter("dataset", why);
-    name.map_or_else(|| Ok(service.implied_dataset().map_err(bad)?.name.clone()), Ok)
+    match name {
+        Some(name) => service.require_dataset(&name).map(|()| name).map_err(Problem::from),
+        None => match service.implied_dataset() {
+            Ok(dataset) => Ok(dataset.name.clone()),
+            Err(why) => Err(Problem::bad_parameter("dataset", why)),
+        },
+    }
 }
 
 /// Parses a header, if present. Refuses a header given twice, because the values might differ.
@@ -196,16 +202,15 @@ impl<S: Send + Sync> FromRequestParts<S> for PathParameter {
 /// response. So a client cannot detect jobs of other clients.
 pub(crate) struct PathJob(pub(crate) JobId);
 
-impl FromRequestParts<Service> for PathJob {
+impl FromRequestParts<UnboundService> for PathJob {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, service: &Service) -> Result<PathJob, Problem> {
-        let PathParameter(id) = PathParameter::from_request_parts(parts, service).await?;
+    async fn from_request_parts(parts: &mut Parts, state: &UnboundService) -> Result<PathJob, Problem> {
+        let PathParameter(id) = PathParameter::from_request_parts(parts, state).await?;
         let id = Uuid::try_parse(&id).map_err(|_| service::Error::NoJob)?.into();
-        let caller = Caller::from_request_parts(parts, service).await?;
-        // The consumer of a job never changes, so the check stays valid.
-        if caller.consumers().is_some() && !caller.sees(&service.job(id).await?) {
-            return Err(service::Error::NoJob.into());
+        // The consumer and the dataset of a job never change, so the check stays valid.
+        if !Caller::from_request_parts(parts, state).await?.bounds().allow_all() {
+            Service::from_request_parts(parts, state).await?.job(id).await?;
         }
         Ok(PathJob(id))
     }

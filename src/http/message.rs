@@ -17,7 +17,6 @@ use crate::http::exports::submit::submit;
 use crate::http::input::{CONSUMER_HEADER, KEY_HEADER, MaybeConsumer};
 use crate::http::problem::{self, Problem};
 use crate::http::traces;
-use crate::job;
 use crate::service::Service;
 
 /// Submits the export requested by a message. The id of the message is the idempotency key.
@@ -61,27 +60,10 @@ async fn take(service: &Service, intake: &Intake, message: Message) -> Result<()
     let content_type = content_type.unwrap_or_else(|| "application/json".to_owned());
     headers.insert(header::CONTENT_TYPE, value(content_type.as_bytes()));
     // The broker controls who may publish. The datasets file limits the consumers and datasets of the queue.
-    request.extensions_mut().insert(Caller::unrestricted());
-    let submission = Submission::<MaybeConsumer, NewExport>::from_request(request, service).await?;
-    let request = submission.request(service)?;
-    check(intake, &request)?;
-    submit(service, &request).await?;
+    request.extensions_mut().insert(Caller::without_key(intake.bounds.clone()));
+    let service = service.within(&intake.bounds);
+    let submission = Submission::<MaybeConsumer, NewExport>::from_request(request, &service).await?;
+    let request = submission.request(&service)?;
+    submit(&service, &request).await?;
     Ok(())
-}
-
-/// Refuses requests that the configuration of the queue excludes.
-fn check(intake: &Intake, request: &job::Request) -> Result<(), Problem> {
-    if let Some(datasets) = &intake.datasets
-        && !datasets.contains(&request.dataset)
-    {
-        let detail = format!("dataset: this queue is not for `{}`", request.dataset);
-        return Err(Problem::bad_input(Code::MemberInvalid, "dataset", detail));
-    }
-    let Some(consumers) = &intake.consumers else { return Ok(()) };
-    let detail = match &request.consumer {
-        Some(consumer) if consumers.contains(consumer) => return Ok(()),
-        Some(consumer) => format!("this queue is not for the consumer {consumer}"),
-        None => "this queue is for certain consumers: name one by X-Consumer-ID".to_owned(),
-    };
-    Err(Problem::bad_input(Code::ConsumerNotAllowed, "X-Consumer-ID", detail))
 }

@@ -203,7 +203,7 @@ fn codes_of(path: &str, operation: &mut Value) -> Vec<Code> {
     for parameter in operation["parameters"].as_array().into_iter().flatten() {
         match (parameter["name"].as_str().unwrap_or_default(), parameter["in"].as_str()) {
             ("X-Consumer-ID" | "consumer_id", _) => {
-                codes.extend([Code::ConsumerInvalid, Code::ConsumerNotAllowed]);
+                codes.extend([Code::ConsumerInvalid, Code::ConsumerNotAllowed, Code::DatasetNotAllowed]);
                 if !path.contains("consumer_id") {
                     codes.push(Code::ConsumerRequired);
                 }

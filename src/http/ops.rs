@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chrono::Utc;
@@ -56,7 +55,7 @@ impl IntoResponse for HealthAnswer {
 
 /// Check that Postgres is reachable
 #[utoipa::path(get, path = "/health", operation_id = "getHealth", tag = "service", responses(HealthAnswer))]
-pub(crate) async fn health(State(service): State<Service>) -> HealthAnswer {
+pub(crate) async fn health(service: Service) -> HealthAnswer {
     answer([("postgres", word(service.ping().await))], None)
 }
 
@@ -75,7 +74,7 @@ pub(crate) async fn live() -> HealthAnswer {
 /// that are not ready, with the reasons, as `/datasets` does. They do not change the status, because exports of other
 /// datasets can start.
 #[utoipa::path(get, path = "/health/ready", operation_id = "getReadiness", tag = "service", responses(HealthAnswer))]
-pub(crate) async fn ready(State(service): State<Service>) -> HealthAnswer {
+pub(crate) async fn ready(service: Service) -> HealthAnswer {
     let health = service.health().await;
     let datasets = health.datasets.map(|datasets| ("datasets", ready_or_why(&datasets)));
     let checks = [("postgres", word(health.postgres)), ("output", word(health.output))];
@@ -91,7 +90,7 @@ pub(crate) async fn ready(State(service): State<Service>) -> HealthAnswer {
     get, path = "/metrics", operation_id = "getMetrics", tag = "service",
     responses((status = 200, description = "The metrics.", body = String, content_type = "text/plain")),
 )]
-pub(crate) async fn metrics(State(service): State<Service>) -> impl IntoResponse {
+pub(crate) async fn metrics(service: Service) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], service.metrics().await)
 }
 

@@ -144,8 +144,8 @@ impl Problem {
     /// Returns the problem of a key for other consumers. The detail contains the consumer, because the caller sent it.
     pub(crate) fn consumer_not_allowed(consumer: Option<&ConsumerId>) -> Problem {
         let detail = match consumer {
-            Some(consumer) => format!("this key is not for the consumer {consumer}"),
-            None => "this key is for certain consumers: name one by X-Consumer-ID".to_owned(),
+            Some(consumer) => format!("this key or queue is not for the consumer {consumer}"),
+            None => "this key or queue is for certain consumers: name one by X-Consumer-ID".to_owned(),
         };
         Problem::new(Code::ConsumerNotAllowed, detail).with_field("X-Consumer-ID")
     }
@@ -243,6 +243,7 @@ impl From<service::Error> for Problem {
             Error::NoKey => Problem::key_invalid(),
             Error::NoJob | Error::NoUser | Error::NoDelivery => Problem::not_found(&detail),
             Error::NoDataset(_) => Problem::new(Code::NoDataset, detail).with_field("dataset"),
+            Error::DatasetNotAllowed(_) => Problem::new(Code::DatasetNotAllowed, detail).with_field("dataset"),
             Error::NoTable { .. } => Problem::new(Code::TableMissing, detail).with_field("dataset"),
             Error::NotReadable(cause) => {
                 tracing::warn!(event = "not_readable", error = detail, cause = cause.source());

@@ -1,7 +1,6 @@
 //! `/users`: soft-deletes a row of the demo table, so that a delta export can contain a deletion.
 
 use axum::Json;
-use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -43,10 +42,7 @@ pub(crate) struct UserBody {
     responses((status = 200, description = "The deleted user.", body = UserBody)),
     extensions(("x-codes" = json!([Code::NotFound]))),
 )]
-pub(crate) async fn soft_delete(
-    State(service): State<Service>,
-    PathParameter(id): PathParameter,
-) -> Result<Json<UserBody>, Problem> {
+pub(crate) async fn soft_delete(service: Service, PathParameter(id): PathParameter) -> Result<Json<UserBody>, Problem> {
     // `+3` and `003` parse as integers but are not canonical ids.
     let id = id.parse().ok().filter(|number: &i64| number.to_string() == id);
     let id = id.ok_or_else(|| Problem::not_found("there is no user with this id"))?;

@@ -1,7 +1,7 @@
 //! `/exports/watermark`: a consumer's watermark in a dataset.
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::Query;
 use axum::http::StatusCode;
 use chrono::{DateTime, Datelike, Utc};
 use serde::de::{Deserializer, Error};
@@ -71,7 +71,7 @@ pub(crate) struct DatasetQuery {
     extensions(("x-codes" = json!([Code::NoWatermark, Code::NoDataset]))),
 )]
 pub(crate) async fn get(
-    State(service): State<Service>,
+    service: Service,
     Consumer(consumer): Consumer,
     Query(query): Query<DatasetQuery>,
 ) -> Result<Json<WatermarkBody>, Problem> {
@@ -90,7 +90,7 @@ pub(crate) async fn get(
     extensions(("x-codes" = json!([Code::NoDataset, Code::NoUpdatedAt, Code::Committing]))),
 )]
 pub(crate) async fn put(
-    State(service): State<Service>,
+    service: Service,
     Consumer(consumer): Consumer,
     Query(query): Query<DatasetQuery>,
     JsonBody(NewWatermark { last_exported_at }): JsonBody<NewWatermark>,
@@ -107,7 +107,7 @@ pub(crate) async fn put(
     extensions(("x-codes" = json!([Code::NoDataset, Code::Committing]))),
 )]
 pub(crate) async fn delete(
-    State(service): State<Service>,
+    service: Service,
     Consumer(consumer): Consumer,
     Query(query): Query<DatasetQuery>,
 ) -> Result<StatusCode, Problem> {

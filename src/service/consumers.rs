@@ -49,14 +49,20 @@ impl Service {
         with_timeout(self.store.watermark(lane)).await?.ok_or(Error::NoWatermark)
     }
 
-    /// Lists the states of consumers by id. Starts after `after`, and includes only the consumers in `among`, if given.
+    /// Lists the states of the consumers that the caller may see, by id. Starts after `after`, and includes only the
+    /// consumer `only`, if given.
     pub async fn consumers(
         &self,
         after: Option<Lane<'_>>,
-        among: Option<&[ConsumerId]>,
+        only: Option<ConsumerId>,
         limit: u32,
     ) -> Result<Vec<ListedConsumer>, Error> {
-        let positions = with_timeout(self.store.positions(after, among, limit)).await?;
+        if only.is_some() && !self.bounds.allow_consumer(only.as_ref()) {
+            return Ok(Vec::new());
+        }
+        let mut bounds = self.bounds.clone();
+        bounds.consumers = only.map(|only| vec![only]).or(bounds.consumers);
+        let positions = with_timeout(self.store.positions(after, &bounds, limit)).await?;
         let lags = self.lags(&positions).await?;
         let (ids, datasets): (Vec<_>, Vec<_>) =
             positions.iter().map(|position| (position.consumer.as_str(), position.dataset.as_str())).unzip();

@@ -49,7 +49,7 @@ impl Service {
                 Ok(job)
             }
             SubmitOutcome::Before(job) => Ok(job),
-            SubmitOutcome::KeyTaken(job) => Err(Error::KeyTaken(job.id)),
+            SubmitOutcome::KeyTaken(job) => Err(Error::KeyTaken(self.bounds.allow(&job).then_some(job.id))),
             SubmitOutcome::OutOfStep(OutOfStep::NewerExports(jobs)) => Err(Error::OutOfStep(jobs)),
             SubmitOutcome::OutOfStep(OutOfStep::Unknown) => Err(Error::Restored),
             SubmitOutcome::TooManyOpen(open) => Err(Error::TooManyOpen(open)),
@@ -103,9 +103,9 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// If there is no job with this id.
+    /// If there is no job with this id, or if the caller may not see it.
     pub async fn job(&self, id: JobId) -> Result<Job, Error> {
-        with_timeout(self.store.job(id)).await?.ok_or(Error::NoJob)
+        with_timeout(self.store.job(id)).await?.filter(|job| self.bounds.allow(job)).ok_or(Error::NoJob)
     }
 
     /// Cancels a job, or asks its worker to stop. The returned flag is true if the job was already cancelled.
@@ -197,19 +197,19 @@ impl Service {
         Ok(stream::once(std::future::ready(first)).chain(changes))
     }
 
-    /// Lists the jobs that match a filter, newest first.
+    /// Lists the jobs that the caller may see and that match a filter, newest first.
     ///
     /// # Errors
     ///
     /// If neither the catalog nor any job has the filter's dataset, or if the database fails.
     pub async fn jobs(&self, filter: &Filter, limit: u32) -> Result<Vec<Job>, Error> {
-        let jobs = with_timeout(self.store.jobs(filter, limit)).await?;
+        let jobs = with_timeout(self.store.jobs(filter, &self.bounds, limit)).await?;
         // Jobs are kept when their dataset is removed from the catalog.
         if let Some(dataset) = filter.dataset.as_ref().filter(|_| jobs.is_empty())
             && let Err(unknown) = self.dataset(dataset)
         {
-            let any = Filter { dataset: Some(dataset.clone()), among: filter.among.clone(), ..Filter::default() };
-            if with_timeout(self.store.jobs(&any, 1)).await?.is_empty() {
+            let any = Filter { dataset: Some(dataset.clone()), ..Filter::default() };
+            if with_timeout(self.store.jobs(&any, &self.bounds, 1)).await?.is_empty() {
                 return Err(unknown);
             }
         }

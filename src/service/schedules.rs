@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::job::{ConsumerId, Job, JobId};
+use crate::job::{Job, JobId};
 use crate::schedule::{Schedule, ScheduleState};
 use crate::service::deadline::with_timeout;
 use crate::service::{Error, Service};
@@ -33,10 +33,9 @@ pub(super) struct ScheduleAge {
 }
 
 impl Service {
-    /// Lists the schedules in the order of the file. Includes only those of the consumers in `among`, if given.
-    pub async fn schedules(&self, among: Option<&[ConsumerId]>) -> Result<Vec<ListedSchedule>, Error> {
-        let is_visible = |schedule: &&Arc<Schedule>| among.is_none_or(|own| own.contains(&schedule.consumer));
-        let schedules: Vec<_> = self.catalog.schedules().iter().filter(is_visible).collect();
+    /// Lists the schedules that the caller may see, in the order of the file.
+    pub async fn schedules(&self) -> Result<Vec<ListedSchedule>, Error> {
+        let schedules = self.catalog.schedules();
         if schedules.is_empty() {
             return Ok(Vec::new());
         }
@@ -55,7 +54,7 @@ impl Service {
             let next_at = schedule.next_at(state.slot, now);
             ListedSchedule { schedule: Arc::clone(schedule), state, next_at, last_job }
         };
-        Ok(schedules.into_iter().map(listed).collect())
+        Ok(schedules.iter().map(listed).collect())
     }
 
     /// Returns the delays of the schedules.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use crate::job::ConsumerId;
+use crate::job::{Bounds, ConsumerId};
 use crate::key::{Grant, KeyInfo, KeyName, KeySelector, Prefix, PresentedKey, Scope, StoredKey};
 use crate::store::{Error, Store};
 use crate::telemetry::AUDIT;
@@ -14,8 +14,10 @@ use crate::telemetry::AUDIT;
 pub struct NewKey {
     /// The name that the operator chose.
     pub name: KeyName,
-    /// The consumers that the key is valid for. `None` means all consumers.
-    pub consumers: Option<Vec<ConsumerId>>,
+    /// The consumers and datasets that the key is valid for.
+    pub bounds: Bounds,
+    /// True if the operator chose that a key with consumers is valid for all datasets.
+    pub all_datasets: bool,
     /// The scopes that the key grants.
     pub scopes: Vec<Scope>,
     /// The lifetime of the key. `None` means until it is revoked.
@@ -36,6 +38,7 @@ struct KeyRow {
     name: String,
     prefix: String,
     consumers: Option<Vec<String>>,
+    datasets: Option<Vec<String>>,
     scopes: Vec<String>,
     created_at: DateTime<Utc>,
     expires_at: Option<DateTime<Utc>>,
@@ -47,7 +50,7 @@ impl From<KeyRow> for KeyInfo {
     fn from(row: KeyRow) -> KeyInfo {
         KeyInfo {
             name: row.name,
-            grant: grant(row.prefix, row.consumers, &row.scopes),
+            grant: grant(row.prefix, row.consumers, row.datasets, &row.scopes),
             created_at: row.created_at,
             expires_at: row.expires_at,
             revoked_at: row.revoked_at,
@@ -59,26 +62,29 @@ impl From<KeyRow> for KeyInfo {
 #[derive(sqlx_macros::FromRow)]
 struct UsableRow {
     consumers: Option<Vec<String>>,
+    datasets: Option<Vec<String>>,
     scopes: Vec<String>,
     hash: Vec<u8>,
     is_use_due: bool,
 }
 
 /// Returns the rights of a key. Ignores words that this version doesn't know.
-fn grant(prefix: String, consumers: Option<Vec<String>>, scopes: &[String]) -> Grant {
+fn grant(prefix: String, consumers: Option<Vec<String>>, datasets: Option<Vec<String>>, scopes: &[String]) -> Grant {
+    let consumers = consumers.map(|ids| ids.iter().filter_map(|id| id.parse().ok()).collect());
     Grant {
         prefix: Prefix::stored(prefix),
-        consumers: consumers.map(|ids| ids.iter().filter_map(|id| id.parse().ok()).collect()),
+        bounds: Bounds { consumers, datasets },
         scopes: scopes.iter().filter_map(|scope| scope.parse().ok()).collect(),
     }
 }
 
 /// Writes an audit event about a key, with its public prefix.
 fn log_key(event: &str, KeyInfo { name, grant, .. }: &KeyInfo) {
-    let consumers =
-        grant.consumers.as_ref().map(|ids| ids.iter().map(ConsumerId::as_str).collect::<Vec<_>>().join(" "));
+    let Bounds { consumers, datasets } = &grant.bounds;
+    let consumers = consumers.as_ref().map(|ids| ids.iter().map(ConsumerId::as_str).collect::<Vec<_>>().join(" "));
+    let datasets = datasets.as_ref().map(|names| names.join(" "));
     let scopes = grant.scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join(" ");
-    tracing::info!(target: AUDIT, event, key = grant.prefix.as_str(), name, consumers, scopes);
+    tracing::info!(target: AUDIT, event, key = grant.prefix.as_str(), name, consumers, datasets, scopes);
 }
 
 impl Store {
@@ -86,16 +92,18 @@ impl Store {
     pub async fn create_key(&self, key: &PresentedKey, new: &NewKey) -> Result<Created, Error> {
         let statement = sqlx::query_as::<_, KeyRow>(
             "-- store.keys.create
-             insert into cdc_export.keys (name, prefix, hash, consumers, scopes, expires_at)
-             values ($1, $2, $3, $4, $5, clock_timestamp() + make_interval(secs => $6))
-             returning name, prefix, consumers, scopes, created_at, expires_at, revoked_at, last_used_at",
+             insert into cdc_export.keys (name, prefix, hash, consumers, scopes, expires_at, datasets, all_datasets)
+             values ($1, $2, $3, $4, $5, clock_timestamp() + make_interval(secs => $6), $7, $8)
+             returning name, prefix, consumers, datasets, scopes, created_at, expires_at, revoked_at, last_used_at",
         )
         .bind(new.name.as_str())
         .bind(key.prefix().as_str())
         .bind(key.hash())
-        .bind(new.consumers.as_ref().map(|ids| ids.iter().map(ConsumerId::as_str).collect::<Vec<_>>()))
+        .bind(new.bounds.consumers.as_ref().map(|ids| ids.iter().map(ConsumerId::as_str).collect::<Vec<_>>()))
         .bind(new.scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>())
-        .bind(new.lifetime.map(|lifetime| lifetime.as_secs_f64()));
+        .bind(new.lifetime.map(|lifetime| lifetime.as_secs_f64()))
+        .bind(new.bounds.datasets.as_deref())
+        .bind(new.all_datasets);
         match self.with(async |conn| statement.fetch_one(conn).await).await {
             Ok(row) => {
                 let info = KeyInfo::from(row);
@@ -111,11 +119,24 @@ impl Store {
     pub async fn keys(&self) -> Result<Vec<KeyInfo>, Error> {
         let statement = sqlx::query_as(
             "-- store.keys.list
-             select name, prefix, consumers, scopes, created_at, expires_at, revoked_at, last_used_at
+             select name, prefix, consumers, datasets, scopes, created_at, expires_at, revoked_at, last_used_at
              from cdc_export.keys order by id",
         );
         let rows: Vec<KeyRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
         Ok(rows.into_iter().map(KeyInfo::from).collect())
+    }
+
+    /// Returns the valid keys that are for certain consumers and for all datasets, although no operator chose the
+    /// latter: they were made before keys had datasets.
+    pub async fn keys_without_datasets(&self) -> Result<Vec<String>, Error> {
+        let statement = sqlx::query_scalar(
+            "-- store.keys.without_datasets
+             select name from cdc_export.keys
+             where consumers is not null and datasets is null and not all_datasets
+               and revoked_at is null and (expires_at is null or expires_at > clock_timestamp())
+             order by id",
+        );
+        self.with(async |conn| statement.fetch_all(conn).await).await
     }
 
     /// Revokes a key. Returns `None` if no key has this name or prefix, or if it was revoked before.
@@ -127,7 +148,7 @@ impl Store {
                select id from cdc_export.keys where revoked_at is null and (prefix = $1 or name = $1)
                -- A name may look like another key's prefix.
                order by prefix = $1 desc limit 1)
-             returning name, prefix, consumers, scopes, created_at, expires_at, revoked_at, last_used_at",
+             returning name, prefix, consumers, datasets, scopes, created_at, expires_at, revoked_at, last_used_at",
         )
         .bind(selector.as_str());
         let row: Option<KeyRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
@@ -142,14 +163,14 @@ impl Store {
     pub async fn usable_key(&self, prefix: &Prefix) -> Result<Option<StoredKey>, Error> {
         let statement = sqlx::query_as(
             "-- store.keys.usable
-             select consumers, scopes, hash, coalesce(last_used_at < clock_timestamp() - interval '1 minute', true) as is_use_due
+             select consumers, datasets, scopes, hash, coalesce(last_used_at < clock_timestamp() - interval '1 minute', true) as is_use_due
              from cdc_export.keys
              where prefix = $1 and revoked_at is null and (expires_at is null or expires_at > clock_timestamp())",
         )
         .bind(prefix.as_str());
         let row: Option<UsableRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         Ok(row.map(|row| StoredKey {
-            grant: grant(prefix.as_str().to_owned(), row.consumers, &row.scopes).into(),
+            grant: grant(prefix.as_str().to_owned(), row.consumers, row.datasets, &row.scopes).into(),
             hash: row.hash,
             is_use_due: row.is_use_due,
         }))

@@ -10,7 +10,7 @@ use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use crate::connection::statement::with_pieces;
-use crate::job::{ExportType, Filter, Job, Status};
+use crate::job::{Bounds, ConsumerId, ExportType, Filter, Job, Status};
 use crate::store::job_row::{JOB_COLUMNS, JobRow};
 use crate::store::{Error, Store};
 
@@ -20,9 +20,9 @@ const FIRST_STEP: i64 = 4;
 const SECOND_STEP: i64 = 32;
 
 impl Store {
-    /// Returns up to `limit` jobs that match a filter, newest first.
-    pub async fn jobs(&self, filter: &Filter, limit: u32) -> Result<Vec<Job>, Error> {
-        let keys = keys(filter);
+    /// Returns up to `limit` jobs within the bounds that match a filter, newest first.
+    pub async fn jobs(&self, filter: &Filter, bounds: &Bounds, limit: u32) -> Result<Vec<Job>, Error> {
+        let keys = keys(filter, bounds);
         if keys.is_empty() {
             return Ok(Vec::new());
         }
@@ -30,7 +30,7 @@ impl Store {
             Some((created_at, id)) => (created_at, id.as_uuid()),
             None => (last_time(), Uuid::max()),
         };
-        let statement = sqlx::query_as(AssertSqlSafe(statement(filter)))
+        let statement = sqlx::query_as(AssertSqlSafe(statement(filter, bounds)))
             .bind(keys)
             .bind(time)
             .bind(id)
@@ -49,28 +49,38 @@ fn last_time() -> DateTime<Utc> {
 }
 
 /// Returns the keys of the lists from which a page is merged.
-fn keys(filter: &Filter) -> Vec<String> {
+fn keys(filter: &Filter, bounds: &Bounds) -> Vec<String> {
     let types = filter.export_type.as_ref().map_or(ExportType::ALL, std::slice::from_ref);
     let statuses = filter.status.as_ref().map_or(Status::ALL, std::slice::from_ref);
-    let consumers: Vec<Option<&str>> = match (&filter.consumer, &filter.among) {
-        (None, None) => vec![None],
-        (None, Some(among)) => among.iter().map(|consumer| Some(consumer.as_str())).collect(),
-        (Some(consumer), Some(among)) if !among.contains(consumer) => Vec::new(),
-        (Some(consumer), _) => vec![Some(consumer.as_str())],
-    };
+    let own = bounds.consumers.as_ref().map(|ids| ids.iter().map(ConsumerId::as_str).collect());
+    let consumers = selected(filter.consumer.as_ref().map(ConsumerId::as_str), own);
+    let own = bounds.datasets.as_ref().map(|names| names.iter().map(String::as_str).collect());
+    let datasets = selected(filter.dataset.as_deref(), own);
     let mut keys = Vec::new();
-    for consumer in consumers {
-        for export_type in types {
-            for status in statuses {
-                let fields = [consumer, filter.dataset.as_deref(), Some(export_type.as_str()), Some(status.as_str())];
-                keys.push(fields.into_iter().flatten().collect::<Vec<_>>().join(" "));
+    for consumer in &consumers {
+        for dataset in &datasets {
+            for export_type in types {
+                for status in statuses {
+                    let fields = [*consumer, *dataset, Some(export_type.as_str()), Some(status.as_str())];
+                    keys.push(fields.into_iter().flatten().collect::<Vec<_>>().join(" "));
+                }
             }
         }
     }
-    // The filter may name a consumer twice.
+    // The bounds may name a consumer or a dataset twice.
     keys.sort_unstable();
     keys.dedup();
     keys
+}
+
+/// Returns the values of a field for which jobs are listed. `None` leaves the field out of the keys.
+fn selected<'a>(wanted: Option<&'a str>, allowed: Option<Vec<&'a str>>) -> Vec<Option<&'a str>> {
+    match (wanted, allowed) {
+        (Some(wanted), Some(allowed)) if !allowed.contains(&wanted) => Vec::new(),
+        (Some(wanted), _) => vec![Some(wanted)],
+        (None, Some(allowed)) => allowed.into_iter().map(Some).collect(),
+        (None, None) => vec![None],
+    }
 }
 
 /// The status of a job as clients see it, as in `job_columns.sql` and in the indexes of the lists.
@@ -79,10 +89,10 @@ const PUBLIC_STATUS: &str =
 
 /// Returns the statement that reads a page. Its condition on the key is the expression of the index that fits the
 /// filter.
-fn statement(filter: &Filter) -> String {
+fn statement(filter: &Filter, bounds: &Bounds) -> String {
     let key = [
-        (filter.consumer.is_some() || filter.among.is_some()).then_some("e.consumer_id"),
-        filter.dataset.is_some().then_some("e.dataset"),
+        (filter.consumer.is_some() || bounds.consumers.is_some()).then_some("e.consumer_id"),
+        (filter.dataset.is_some() || bounds.datasets.is_some()).then_some("e.dataset"),
         Some("e.export_type"),
         Some(PUBLIC_STATUS),
     ];

@@ -8,7 +8,7 @@ use sqlx::types::Json;
 use sqlx::{PgConnection, Postgres};
 
 use crate::job::lane::Lane;
-use crate::job::{ConsumerId, ExportType};
+use crate::job::{Bounds, ConsumerId, ExportType};
 use crate::store::{Error, Store};
 use crate::watermark::{NewPosition, Position, Watermark};
 
@@ -59,17 +59,17 @@ impl Store {
     /// Returns up to `limit` positions, by consumer and dataset, of all consumers that have a watermark or ever
     /// requested an export.
     ///
-    /// With `after`, returns only positions after that lane. With `among`, returns only positions of these consumers.
+    /// With `after`, returns only positions after that lane. Returns only positions within the bounds.
     pub async fn positions(
         &self,
         after: Option<Lane<'_>>,
-        among: Option<&[ConsumerId]>,
+        bounds: &Bounds,
         limit: u32,
     ) -> Result<Vec<ConsumerPosition>, Error> {
-        // Without a lane, the page starts before every name. Without `among`, one range covers all names.
+        // Without a lane, the page starts before every name. Without consumers, one range covers all names.
         let (consumer, dataset) = after.map_or(("", ""), |lane| (lane.consumer.as_str(), lane.dataset));
-        let among = among.map(|ids| ids.iter().map(ConsumerId::as_str).collect::<Vec<_>>());
-        let (first, last) = among.map_or((vec![""], vec!["~"]), |ids| (ids.clone(), ids));
+        let consumers = bounds.consumers.as_ref().map(|ids| ids.iter().map(ConsumerId::as_str).collect::<Vec<_>>());
+        let (first, last) = consumers.map_or((vec![""], vec!["~"]), |ids| (ids.clone(), ids));
         let statement = sqlx::query_as(include_str!("watermarks/positions.sql"))
             .bind(consumer)
             .bind(dataset)
@@ -77,7 +77,8 @@ impl Store {
             .bind(first)
             .bind(last)
             .bind(CONSUMER)
-            .bind(DATASET);
+            .bind(DATASET)
+            .bind(bounds.datasets.as_deref());
         let rows: Vec<(String, String, Option<DateTime<Utc>>)> =
             self.in_index_order(async |tx| statement.fetch_all(tx).await).await?;
         let position = |(consumer, dataset, last_exported_at): (String, String, _)| {

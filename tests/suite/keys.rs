@@ -53,7 +53,9 @@ async fn create(database: &Database, name: &str, more: &[&str]) -> Value {
 /// A new key for these scopes and consumers, as a header's value.
 pub(crate) async fn bearer(database: &Database, name: &str, scopes: &[&str], consumers: &[&str]) -> String {
     let scopes = scopes.iter().flat_map(|scope| ["--scope", scope]);
-    let more: Vec<_> = scopes.chain(consumers.iter().flat_map(|id| ["--consumer", id])).collect();
+    let all_datasets = (!consumers.is_empty()).then_some("--all-datasets");
+    let consumers = consumers.iter().flat_map(|id| ["--consumer", id]);
+    let more: Vec<_> = scopes.chain(consumers).chain(all_datasets).collect();
     format!("Bearer {}", create(database, name, &more).await["key"].as_str().unwrap())
 }
 
@@ -106,13 +108,21 @@ async fn challenged(answer: reqwest::Response, code: &str) -> String {
 #[tokio::test]
 async fn a_key_is_shown_once_and_only_its_sha256_is_kept() {
     let database = Database::new().await;
-    let made = create(&database, "search", &["--consumer", "a", "--consumer", "b", "--expires", "90d"]).await;
+    let made =
+        create(&database, "search", &["--consumer", "a", "--consumer", "b", "--dataset", "users", "--expires", "90d"])
+            .await;
     let key = made["key"].as_str().unwrap();
     let [mark, prefix, secret] = key.split('_').collect::<Vec<_>>()[..] else { panic!("{key}") };
     assert_eq!((mark, prefix.len(), secret.len()), ("cdcx", 12, 64));
     assert_eq!(
-        (&made["prefix"], &made["name"], &made["consumers"], &made["scopes"]),
-        (&json!(prefix), &json!("search"), &json!(["a", "b"]), &json!(["export:read", "export:write"]))
+        (&made["prefix"], &made["name"], &made["consumers"], &made["datasets"], &made["scopes"]),
+        (
+            &json!(prefix),
+            &json!("search"),
+            &json!(["a", "b"]),
+            &json!(["users"]),
+            &json!(["export:read", "export:write"])
+        )
     );
     let hash: String = database.one("select encode(hash, 'hex') from cdc_export.keys").await;
     assert_eq!(hash, database.one::<String>(&format!("select encode(sha256('{key}'), 'hex')")).await);
@@ -325,7 +335,7 @@ async fn a_scope_permits_its_own_routes() {
 async fn a_bound_key_is_for_its_consumers_only() {
     let database = Database::new().await;
     let service = service(&database).await;
-    let key = bearer(&database, "a", &["admin"], &["a", "team:1"]).await;
+    let key = bearer(&database, "a", &[], &["a", "team:1"]).await;
     let for_a_consumer = ROUTES
         .iter()
         .filter(|(_, path, _)| path.starts_with("/exports") && !path.contains("{id}") || path.starts_with("/export/"));
@@ -377,7 +387,7 @@ async fn anothers_job_answers_as_one_that_does_not_exist() {
     let (of_a, _) = service.export("full", "a").await;
     let [of_a, of_b, ad_hoc] = [&of_a, &of_b, &ad_hoc].map(|job| job["jobId"].as_str().unwrap());
     service.ended(ad_hoc).await;
-    let key = bearer(&database, "a", &["admin"], &["a"]).await;
+    let key = bearer(&database, "a", &[], &["a"]).await;
     for (method, path) in [
         ("GET", "/exports/{id}"),
         ("GET", "/exports/{id}?wait=1"),
@@ -437,7 +447,7 @@ async fn lists_show_a_bound_key_its_own_consumers_page_by_page() {
         }
         assert_eq!(service.call("POST", "/exports", &[]).await.status(), 202);
     }
-    let key = bearer(&database, "x", &["admin"], &["b", "d", "nobody"]).await;
+    let key = bearer(&database, "x", &[], &["b", "d", "nobody"]).await;
     for limit in [1, 2, 5, 200] {
         let jobs = pages(&service, &key, "/exports", limit).await;
         let consumers: Vec<_> = jobs.iter().map(|job| job["consumerId"].as_str().unwrap()).collect();

@@ -43,6 +43,7 @@ mod hosts;
 mod http;
 mod input;
 mod jobs;
+mod key_bounds;
 mod keys;
 mod large;
 mod layering;

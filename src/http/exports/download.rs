@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::Path;
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use http_range_header::{EndPosition, RangeUnsatisfiableError, StartPosition, parse_range_header};
@@ -35,7 +35,7 @@ const READ_BYTES: usize = 64 * 1024;
     ]))),
 )]
 pub(crate) async fn download(
-    State(service): State<Service>,
+    service: Service,
     PathJob(id): PathJob,
     method: Method,
     headers: HeaderMap,
@@ -60,7 +60,7 @@ pub(crate) async fn download(
     ]))),
 )]
 pub(crate) async fn download_part(
-    State(service): State<Service>,
+    service: Service,
     PathJob(id): PathJob,
     Path((_, text)): Path<(String, String)>,
     method: Method,

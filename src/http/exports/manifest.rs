@@ -1,6 +1,6 @@
 //! `/exports/{jobId}/manifest`: the files of an export and a reference to the previous export.
 
-use axum::extract::{Query, State};
+use axum::extract::Query;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -35,7 +35,7 @@ pub(crate) struct ManifestQuery {
     extensions(("x-codes" = json!([Code::NotCompleted, Code::NoManifest]))),
 )]
 pub(crate) async fn manifest(
-    State(service): State<Service>,
+    service: Service,
     PathJob(id): PathJob,
     Query(ManifestQuery { form }): Query<ManifestQuery>,
 ) -> Result<Response, Problem> {

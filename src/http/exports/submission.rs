@@ -301,7 +301,7 @@ impl NewExport {
 
 fn dataset_of(service: &Service, name: Option<String>) -> Result<String, Problem> {
     match name {
-        Some(name) => Ok(name),
+        Some(name) => service.require_dataset(&name).map(|()| name).map_err(Problem::from),
         None => Ok(service.implied_dataset().map_err(|why| invalid("dataset", why))?.name.clone()),
     }
 }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -34,7 +33,7 @@ use crate::service::{self, Service};
     ]))),
 )]
 pub(crate) async fn create(
-    State(service): State<Service>,
+    service: Service,
     submission: Submission<MaybeConsumer, NewExport>,
 ) -> Result<Response, Problem> {
     Ok(accepted(submit(&service, &submission.request(&service)?).await?, "pending"))
@@ -50,7 +49,7 @@ pub(crate) async fn create(
     extensions(("x-codes" = json!([Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::TooManyOpenJobs]))),
 )]
 pub(crate) async fn full(
-    State(service): State<Service>,
+    service: Service,
     submission: Submission<Consumer, ExportOptions>,
 ) -> Result<Response, Problem> {
     start(&service, submission, ExportType::Full).await
@@ -65,7 +64,7 @@ pub(crate) async fn full(
     ]))),
 )]
 pub(crate) async fn incremental(
-    State(service): State<Service>,
+    service: Service,
     submission: Submission<Consumer, ExportOptions>,
 ) -> Result<Response, Problem> {
     start(&service, submission, ExportType::Incremental).await
@@ -82,7 +81,7 @@ pub(crate) async fn incremental(
     ]))),
 )]
 pub(crate) async fn delta(
-    State(service): State<Service>,
+    service: Service,
     submission: Submission<Consumer, ExportOptions>,
 ) -> Result<Response, Problem> {
     start(&service, submission, ExportType::Delta).await
@@ -100,7 +99,7 @@ pub(crate) async fn delta(
     ]))),
 )]
 pub(crate) async fn incremental_of(
-    State(service): State<Service>,
+    service: Service,
     submission: Submission<PathConsumer, ExportOptions>,
 ) -> Result<Response, Problem> {
     start(&service, submission, ExportType::Incremental).await
@@ -127,7 +126,7 @@ async fn start<C: Into<ConsumerId>>(
     ]))),
 )]
 pub(crate) async fn retry(
-    State(service): State<Service>,
+    service: Service,
     Submission { target: PathJob(id), key, trace, body: EmptyBody {} }: Submission<PathJob, EmptyBody>,
 ) -> Result<Response, Problem> {
     Ok(accepted(service.retry(id, key, trace).await?, "pending"))

@@ -1,7 +1,6 @@
 //! `/exports/{jobId}/url`: a presigned URL to download the file directly from the bucket.
 
 use axum::Json;
-use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
 use serde::Serialize;
@@ -44,7 +43,7 @@ pub(crate) struct FileUrlBody {
         Code::StorageReadonly,
     ]))),
 )]
-pub(crate) async fn url(State(service): State<Service>, PathJob(id): PathJob) -> Result<impl IntoResponse, Problem> {
+pub(crate) async fn url(service: Service, PathJob(id): PathJob) -> Result<impl IntoResponse, Problem> {
     let FileUrl { url, expires_at } = service.file_url(id).await?;
     Ok(([(header::CACHE_CONTROL, "no-store")], Json(FileUrlBody { url, expires_at: rfc3339(expires_at) })))
 }

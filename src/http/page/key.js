@@ -41,7 +41,7 @@ export function askForKey(refusal) {
       use,
       el("button", { type: "button", onclick: () => open.close() }, "Not now"),
     ),
-    el("p", { class: "hint" }, "Whoever runs the service makes keys: ", el("code", {}, "cdc-export keys create --name NAME"), "."),
+    el("p", { class: "hint" }, "Whoever runs the service makes keys: ", el("code", {}, "cdc-export keys create --name NAME --dataset NAME"), "."),
   );
   if (refusal?.code === "key_invalid") text(error, refusal.message);
   open = dialog("A key is needed", form);

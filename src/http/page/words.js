@@ -123,6 +123,8 @@ export function hint(error) {
       return "Whoever runs the service can make a key that has it: cdc-export keys create --scope …";
     case "consumer_not_allowed":
       return "Keys are bound to consumers: use one of this key's, or another key.";
+    case "dataset_not_allowed":
+      return "Keys are bound to datasets: use one of this key's, or another key.";
     case "too_many_open_jobs":
       return "Wait until some of them have ended, or cancel them.";
     default:

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::broker::Intake;
 use crate::dataset::block::Block;
 use crate::dataset::listener::{Known, listener};
+use crate::job::Bounds;
 use crate::receiver::amqp::broker::{Broker, Exchange, NAME_BYTES, RoutingKey};
 
 /// Reads one block. Returns the broker even if a name in it is refused, so that conflicts with later blocks are found.
@@ -33,13 +34,13 @@ pub(super) fn broker(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Bro
     if block.has("queue") && !block.has("dead_letter_exchange") {
         block.wrong("queue", "`dead_letter_exchange` has to say where a request goes that is refused");
     }
-    let (datasets, consumers) = (listener.datasets.clone(), listener.consumers.clone());
+    let bounds = Bounds { consumers: listener.consumers.clone(), datasets: listener.datasets.clone() };
     Some(Broker {
         name: block.name.clone(),
         url_env: url_env?,
         intake: queue
             .zip(dead_letter_exchange)
-            .map(|(queue, dead_letter_exchange)| Arc::new(Intake { queue, dead_letter_exchange, datasets, consumers })),
+            .map(|(queue, dead_letter_exchange)| Arc::new(Intake { queue, dead_letter_exchange, bounds })),
         exchange: exchange.zip(routing_key).map(|(name, routing_key)| Exchange { listener, name, routing_key }),
         address: None,
     })
@@ -102,8 +103,8 @@ mod tests {
         assert_eq!(exchange.listener.events, [Status::Completed]);
         assert_eq!(exchange.routing_key.for_event(Status::Completed, "orders", None), "cdc.orders.completed");
         assert_eq!((intake.queue.as_str(), intake.dead_letter_exchange.as_str()), ("requests", "refused"));
-        assert_eq!(intake.datasets, exchange.listener.datasets);
-        assert_eq!(intake.consumers.as_ref().map(Vec::len), Some(1));
+        assert_eq!(intake.bounds.datasets, exchange.listener.datasets);
+        assert_eq!(intake.bounds.consumers.as_ref().map(Vec::len), Some(1));
         let exchange = events.exchange.as_ref().unwrap();
         assert_eq!(exchange.routing_key.for_event(Status::Failed, "orders", Some("a")), "failed.orders.a");
         assert!(events.intake.is_none() && exchange.listener.datasets.is_none());

@@ -1,0 +1,52 @@
+//! The consumers and datasets that a caller is bound to.
+
+use crate::job::{ConsumerId, Job};
+
+/// The exports that a caller may see and request. The default allows all of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// The consumers whose exports the caller may see and request. `None` allows all consumers, and ad-hoc exports.
+    pub consumers: Option<Vec<ConsumerId>>,
+    /// The names of the datasets that the caller may see and export. `None` allows all datasets.
+    pub datasets: Option<Vec<String>>,
+}
+
+impl Bounds {
+    /// Allows everything.
+    pub const NONE: Bounds = Bounds { consumers: None, datasets: None };
+
+    /// Returns true if the caller may see and request all exports.
+    pub fn allow_all(&self) -> bool {
+        *self == Bounds::NONE
+    }
+
+    /// Returns true if exports of this consumer are allowed. `None` stands for ad-hoc exports.
+    pub fn allow_consumer(&self, consumer: Option<&ConsumerId>) -> bool {
+        self.consumers.as_ref().is_none_or(|its| consumer.is_some_and(|consumer| its.contains(consumer)))
+    }
+
+    /// Returns true if exports of the dataset with this name are allowed.
+    pub fn allow_dataset(&self, name: &str) -> bool {
+        self.datasets.as_ref().is_none_or(|its| its.iter().any(|other| other == name))
+    }
+
+    /// Returns true if the job's consumer and dataset are both allowed.
+    pub fn allow(&self, job: &Job) -> bool {
+        self.allow_consumer(job.consumer.as_ref()) && self.allow_dataset(&job.dataset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn consumers_are_compared_exactly_and_an_empty_list_allows_none() {
+        let (a, b) = ("a".parse().unwrap(), "A".parse().unwrap());
+        let only_a = Bounds { consumers: Some(vec!["a".parse().unwrap()]), ..Bounds::NONE };
+        assert!(only_a.allow_consumer(Some(&a)) && !only_a.allow_consumer(Some(&b)) && !only_a.allow_consumer(None));
+        assert!(Bounds::NONE.allow_consumer(Some(&a)) && Bounds::NONE.allow_consumer(None));
+        let nobody = Bounds { consumers: Some(Vec::new()), datasets: Some(Vec::new()) };
+        assert!(!nobody.allow_consumer(Some(&a)) && !nobody.allow_dataset("users"));
+    }
+}
