@@ -8,6 +8,8 @@ use crate::job::Bounds;
 /// The source of requests for exports, and the requests that it accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Intake {
+    /// The name of the block in the operator's file.
+    pub name: String,
     /// The name of the queue.
     pub queue: String,
     /// The exchange to which the service publishes a refused request, with the reason.

@@ -12,6 +12,7 @@ macro_rules! outln {
 
 mod ack;
 mod apply;
+mod audit;
 mod cancel;
 mod catalog;
 mod catalog_file;
@@ -54,6 +55,7 @@ use clap::{Parser, Subcommand};
 use crate::client;
 use crate::command::ack::Ack;
 use crate::command::apply::Apply;
+use crate::command::audit::ListAudit;
 use crate::command::cancel::Cancel;
 use crate::command::completions::Completions;
 use crate::command::datasets::DatasetsCommand;
@@ -147,6 +149,8 @@ pub(crate) enum Command {
     /// List the deliveries of export events to receivers, and redeliver them
     #[command(subcommand)]
     Deliveries(DeliveriesCommand),
+    /// List the audit log: who changed or downloaded something, and who was refused
+    Audit(ListAudit),
     /// Show the rows, the bytes and the query plan of an export, without running it
     Plan(Plan),
     /// Create, list and revoke API keys
@@ -191,6 +195,7 @@ impl Command {
             Command::Datasets(datasets) => datasets.run(),
             Command::Schedules(schedules) => schedules.run(),
             Command::Deliveries(deliveries) => deliveries.run(),
+            Command::Audit(audit) => audit.run(),
             Command::Plan(plan) => plan.run(),
             Command::Keys(keys) => keys.run(),
             Command::Completions(completions) => completions.run(),

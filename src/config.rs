@@ -244,6 +244,7 @@ impl Config {
                 retain_files: vars.retention("RETAIN_FILES")?,
                 retain_jobs: vars.retention("RETAIN_JOBS")?,
                 retain_unacked: vars.age("RETAIN_UNACKED", 30 * DAY)?,
+                retain_audit: vars.age("RETAIN_AUDIT", 90 * DAY)?,
                 log_caps: purge::Caps {
                     rows: vars.number("CHANGE_LOG_MAX_ROWS", 10_000_000, 1..=1_000_000_000_000)?,
                     age: vars.age("CHANGE_LOG_MAX_AGE", 7 * DAY)?,
@@ -352,6 +353,7 @@ mod tests {
             ("CHANGE_LOG_MAX_ROWS", "0"),
             ("CHANGE_LOG_MAX_AGE", "7 fortnights"),
             ("RETAIN_UNACKED", "30"),
+            ("RETAIN_AUDIT", "90"),
             ("RETAIN_UNACKED", "0s"),
             ("RETAIN_UNACKED", "30d,500"),
             ("MAX_ATTEMPTS", "many"),

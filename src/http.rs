@@ -4,6 +4,7 @@
 //! module contains no SQL, accesses no files and reads no environment variables.
 
 mod access;
+mod audit;
 mod body;
 mod code;
 mod connections;
@@ -145,6 +146,7 @@ fn routes() -> OpenApiRouter<UnboundService> {
         .routes(routes!(deliveries::list))
         .routes(routes!(deliveries::redeliver))
         .routes(routes!(users::soft_delete))
+        .routes(routes!(audit::list))
         .routes(routes!(openapi::get))
         .routes(routes!(docs::page))
         .route("/docs/{name}", get(docs::asset))

@@ -3,6 +3,7 @@
 //! The modules are listed in reading order. `docs/ARCHITECTURE.md` describes them.
 
 // The domain: plain values without I/O, which all other modules use.
+pub mod audit;
 pub mod broker;
 pub mod database;
 pub mod dataset;

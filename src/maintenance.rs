@@ -62,6 +62,8 @@ pub struct Settings {
     pub retain_jobs: Retention,
     /// The time for which both retentions keep an unacknowledged export of a consumer that acknowledges exports.
     pub retain_unacked: Duration,
+    /// The age at which a row of the audit log is removed.
+    pub retain_audit: Duration,
     /// The settings of the publisher.
     pub publisher: publisher::Settings,
 }

@@ -2,6 +2,7 @@
 //!
 //! Only `http` uses this module. It knows no status codes and runs no exports.
 
+mod audit;
 pub mod consumers;
 pub mod deadline;
 mod deliveries;
@@ -17,8 +18,10 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::Origin;
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::{Faults, SeveralDatasets, UnknownDataset};
+use crate::dataset::name::is_name;
 use crate::dataset::{Dataset, Description, Table, TableColumn, TableSchema};
 use crate::demo;
 use crate::job::selection::BadSelection;
@@ -302,6 +305,8 @@ pub struct Service {
     keyring: Arc<Keyring>,
     /// The exports that the caller may see and request. `catalog` has only the datasets and schedules within them.
     bounds: Bounds,
+    /// The sender of the request, which learns the names in the request for the audit log.
+    origin: Arc<Origin>,
 }
 
 impl Service {
@@ -340,12 +345,14 @@ impl Service {
             followers,
             keyring,
             bounds: Bounds::NONE,
+            origin: Arc::default(),
         }
     }
 
-    /// Returns the service as a caller within these bounds sees it.
-    pub fn within(&self, bounds: &Bounds) -> Service {
-        let mut service = self.clone();
+    /// Returns the service for a request of this sender, as a caller within these bounds sees it.
+    pub fn for_request(&self, bounds: &Bounds, origin: Arc<Origin>) -> Service {
+        let store = self.store.by(Arc::clone(&origin));
+        let mut service = Service { store, origin, ..self.clone() };
         if !bounds.allow_all() {
             service.catalog = Arc::new(self.catalog.within(bounds));
             service.bounds = bounds.clone();
@@ -374,6 +381,10 @@ impl Service {
     ///
     /// If the caller is bound to other datasets.
     pub fn require_dataset(&self, name: &str) -> Result<(), Error> {
+        // Any text may be sent as a name.
+        if is_name(name) {
+            let _ = self.origin.dataset.set(name.to_owned());
+        }
         if self.bounds.allow_dataset(name) { Ok(()) } else { Err(Error::DatasetNotAllowed(name.to_owned())) }
     }
 

@@ -4,6 +4,7 @@
 //! decides what to retry, and `http` decides what a client is told.
 
 pub mod acknowledgements;
+pub mod audit;
 pub mod commit;
 pub mod deliveries;
 pub mod files;
@@ -34,6 +35,7 @@ use sqlx::{Connection, PgConnection, PgPool, Postgres};
 use tokio::runtime::Handle;
 use tokio::sync::broadcast;
 
+use crate::audit::Origin;
 use crate::connection::failure::{self, SqlFailure};
 use crate::database::{BadDatabaseId, DatabaseId};
 use crate::event::Listener;
@@ -133,6 +135,9 @@ pub struct Store {
     listeners: Arc<[Listener]>,
     /// The time limit of a call. `None` means no limit.
     call_timeout: Option<Duration>,
+    /// The sender of the request that the calls are made for. `None` for the service's own work, which the audit log
+    /// doesn't have.
+    origin: Option<Arc<Origin>>,
 }
 
 impl Store {
@@ -147,12 +152,18 @@ impl Store {
             endings: broadcast::Sender::new(64),
             listeners: Arc::default(),
             call_timeout: None,
+            origin: None,
         }
     }
 
     /// Returns the same store with a time limit on each call, as in [`with_timeout`].
     pub fn within(self, call_timeout: Duration) -> Store {
         Store { call_timeout: Some(call_timeout), ..self }
+    }
+
+    /// Returns the same store for the request of a sender. The audit log names the sender in the row of each change.
+    pub fn by(&self, origin: Arc<Origin>) -> Store {
+        Store { origin: Some(origin), ..self.clone() }
     }
 
     /// Returns the same store over another pool. Both stores report the same endings.

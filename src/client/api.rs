@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use hyper::http::{self, Method, header};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 use uuid::Uuid;
 
+use crate::audit::AuditFilter;
 use crate::client::answer::{ApiAnswer, CallError};
 use crate::client::job_view::JobView;
 use crate::client::observer::Observer;
@@ -20,6 +22,7 @@ use crate::client::remote::RemoteService;
 use crate::client::{About, Error};
 use crate::event::DeliveryFilter;
 use crate::http::in_process::InProcess;
+use crate::job::json::rfc3339;
 use crate::job::{After, ConsumerId, Filter, JobId, Request, Status};
 use crate::manifest::Manifest;
 use crate::tls;
@@ -255,6 +258,23 @@ impl Api {
     pub(crate) async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<(Vec<Value>, bool), Error> {
         let query = [("status", filter.status.map(|it| it.as_str())), ("endpoint", filter.endpoint.as_deref())];
         let page: ItemPage = self.get(&format!("{}&limit={limit}", path_with("/deliveries", &query))).await?;
+        Ok((page.items, page.next_cursor.is_some()))
+    }
+
+    /// Lists at most `limit` of the newest rows of the audit log that match a filter, as the API shows them. Also
+    /// returns true if there are more.
+    pub(crate) async fn audit(&self, filter: &AuditFilter, limit: u32) -> Result<(Vec<Value>, bool), Error> {
+        let time = |time: Option<DateTime<Utc>>| time.map(rfc3339);
+        let (from, to) = (time(filter.from), time(filter.to));
+        let query = [
+            ("key", filter.key.as_deref()),
+            ("consumer", filter.consumer.as_ref().map(|id| id.as_str())),
+            ("dataset", filter.dataset.as_deref()),
+            ("action", filter.action.map(|it| it.as_str())),
+            ("from", from.as_deref()),
+            ("to", to.as_deref()),
+        ];
+        let page: ItemPage = self.get(&format!("{}&limit={limit}", path_with("/audit", &query))).await?;
         Ok((page.items, page.next_cursor.is_some()))
     }
 

@@ -18,6 +18,7 @@ use crate::command::wiring::wire_service;
 use crate::config::{CatalogFile, Environment};
 use crate::http::in_process::InProcess;
 use crate::service::Service;
+use nix::unistd::{Uid, User};
 
 /// The option `--server`.
 #[derive(Args)]
@@ -86,7 +87,13 @@ pub(super) fn arm(environment: &Environment) -> anyhow::Result<()> {
 
 /// Returns the API of a service inside this process.
 pub(super) fn local_api(service: Service) -> Api {
-    Api::new(ApiTransport::InProcess(InProcess::new(service)), Terminal::shared())
+    Api::new(ApiTransport::InProcess(InProcess::new(service, &user_name())), Terminal::shared())
+}
+
+/// Returns the name of the user who runs this process, or the user's number if it has no name.
+fn user_name() -> String {
+    let uid = Uid::effective();
+    User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name)
 }
 
 /// Returns the API of the service at this address. Warns if the key is sent unencrypted over a network.

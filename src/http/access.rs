@@ -12,19 +12,21 @@ use axum::Extension;
 use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Method, header};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
+use crate::audit::{Action, Origin};
+use crate::http::code::Code;
 use crate::http::local::{self, LocalHosts};
 use crate::http::problem::Problem;
 use crate::http::rate::{Rate, RateKey, RateLimits, client_network};
-use crate::http::{Origins, Settings};
-use crate::job::{Bounds, ConsumerId};
+use crate::http::{Origins, REQUEST_ID, Settings};
+use crate::job::{Bounds, ConsumerId, JobId};
 use crate::key::{Grant, Prefix, PresentedKey, Scope};
 use crate::service::{Service, Subscriber};
 
@@ -81,26 +83,20 @@ impl AccessControl {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer(pub(crate) IpAddr);
 
-/// The permissions of the client that sent a request.
+/// The client that sent a request, and its permissions.
 #[derive(Clone, Debug)]
-pub(crate) enum Caller {
-    /// The client has a key.
-    WithKey(Arc<Grant>),
-    /// The request needed no key.
-    WithoutKey(Arc<Bounds>),
+pub(crate) struct Caller {
+    /// The grant of the client's key. `None` if the request needed no key.
+    grant: Option<Arc<Grant>>,
+    /// The bounds of a request that needed no key.
+    bounds: Bounds,
+    origin: Arc<Origin>,
 }
 
 impl Caller {
     /// Returns a caller that needs no key and has the scope `admin`, within these bounds.
-    pub(crate) fn without_key(bounds: Bounds) -> Caller {
-        Caller::WithoutKey(Arc::new(bounds))
-    }
-
-    fn grant(&self) -> Option<&Arc<Grant>> {
-        match self {
-            Caller::WithKey(grant) => Some(grant),
-            Caller::WithoutKey(_) => None,
-        }
+    pub(crate) fn without_key(bounds: Bounds, origin: Arc<Origin>) -> Caller {
+        Caller { grant: None, bounds, origin }
     }
 
     /// Checks that the caller may see and create exports of this consumer, or ad-hoc exports if `None`.
@@ -109,26 +105,36 @@ impl Caller {
     ///
     /// If the key of the caller is for other consumers.
     pub(crate) fn require(&self, consumer: Option<&ConsumerId>) -> Result<(), Problem> {
+        if let Some(consumer) = consumer {
+            let _ = self.origin.consumer.set(consumer.clone());
+        }
         let permitted = self.bounds().allow_consumer(consumer);
         if permitted { Ok(()) } else { Err(Problem::consumer_not_allowed(consumer)) }
     }
 
     /// Returns the exports that the caller may see and request.
     pub(crate) fn bounds(&self) -> &Bounds {
-        match self {
-            Caller::WithKey(grant) => &grant.bounds,
-            Caller::WithoutKey(bounds) => bounds,
-        }
+        self.grant.as_ref().map_or(&self.bounds, |grant| &grant.bounds)
+    }
+
+    /// Records the job that the request names, for the audit log.
+    pub(crate) fn names(&self, job: JobId) {
+        let _ = self.origin.job.set(job);
+    }
+
+    /// Returns the service for this caller.
+    pub(crate) fn service(&self, service: &Service) -> Service {
+        service.for_request(self.bounds(), Arc::clone(&self.origin))
     }
 
     /// Returns the public part of the caller's key. Returns `None` if the request needed no key.
     pub(crate) fn key(&self) -> Option<&Prefix> {
-        self.grant().map(|grant| &grant.prefix)
+        self.grant.as_ref().map(|grant| &grant.prefix)
     }
 
     /// Returns true if the caller may use operations reserved for operators.
     pub(crate) fn is_admin(&self) -> bool {
-        self.grant().is_none_or(|grant| grant.allows(Scope::Admin))
+        self.grant.as_ref().is_none_or(|grant| grant.allows(Scope::Admin))
     }
 }
 
@@ -149,8 +155,7 @@ impl FromRequestParts<UnboundService> for Service {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &UnboundService) -> Result<Service, Problem> {
-        let UnboundService(service) = state;
-        Ok(service.within(Caller::from_request_parts(parts, state).await?.bounds()))
+        Ok(Caller::from_request_parts(parts, state).await?.service(&state.0))
     }
 }
 
@@ -187,21 +192,41 @@ pub(crate) async fn check(
         if !is_unlimited(path) {
             control.charge(RateKey::Address(address))?;
         }
-        request.extensions_mut().insert(Caller::without_key(Bounds::NONE));
+        let origin = Arc::new(Origin::call(None, address, request_id(&request)));
+        request.extensions_mut().insert(Caller::without_key(Bounds::NONE, origin));
         return Ok(next.run(request).await);
     }
     let (key, grant) = control.key(request.headers(), address).await?;
     tracing::Span::current().record("key", grant.prefix.as_str());
-    let scope = scope_of(request.method(), path);
-    if !grant.allows(scope) {
-        return Err(Problem::scope_missing(scope));
-    }
-    request.extensions_mut().insert(Caller::WithKey(grant));
-    let answer = tokio::select! {
-        answer = next.run(request) => answer,
-        () = control.service.keyring().revoked(&key) => return Err(Problem::key_invalid()),
+    let (scope, action) = (scope_of(request.method(), path), action_of(request.method(), path));
+    let origin = Arc::new(Origin::call(Some(&grant.prefix), address, request_id(&request)));
+    let is_allowed = grant.allows(scope);
+    let caller = Caller { grant: Some(grant), bounds: Bounds::NONE, origin };
+    let service = caller.service(&control.service);
+    request.extensions_mut().insert(caller);
+    let answer = if is_allowed {
+        tokio::select! {
+            answer = next.run(request) => answer,
+            () = service.keyring().revoked(&key) => return Err(Problem::key_invalid()),
+        }
+    } else {
+        Problem::scope_missing(scope).into_response()
     };
+    if let Some(code) = recorded_refusal(&answer) {
+        service.record_refusal(action, code.as_str()).await;
+    }
     Ok(end_when_revoked(answer, control.service, key))
+}
+
+/// Returns the code of a response that the audit log has: the request is valid, and refused.
+fn recorded_refusal(answer: &Response) -> Option<Code> {
+    let is_recorded =
+        matches!(answer.status(), StatusCode::FORBIDDEN | StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY);
+    answer.extensions().get().copied().filter(|_| is_recorded)
+}
+
+fn request_id(request: &Request) -> Option<String> {
+    request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).map(str::to_owned)
 }
 
 /// Returns true if a route needs no key: health checks, the API's document, and the page that asks for the key. `path`
@@ -219,11 +244,32 @@ pub(crate) fn is_unlimited(path: &str) -> bool {
 /// Returns the scope that a key needs to call a route.
 pub(crate) fn scope_of(method: &Method, path: &str) -> Scope {
     match (path, method) {
-        ("/metrics" | "/users/{id}" | "/deliveries" | "/deliveries/{deliveryId}/redeliver", _) => Scope::Admin,
+        ("/metrics" | "/audit" | "/users/{id}" | "/deliveries" | "/deliveries/{deliveryId}/redeliver", _) => {
+            Scope::Admin
+        }
         // A client that may download a file may also acknowledge it.
         ("/exports/{jobId}/ack", _) => Scope::Read,
         (_, &Method::GET | &Method::HEAD) => Scope::Read,
         _ => Scope::Write,
+    }
+}
+
+/// Returns the action of a call, as the audit log names it.
+fn action_of(method: &Method, path: &str) -> Action {
+    match (path, method) {
+        ("/exports/{jobId}/download" | "/exports/{jobId}/files/{part}/download" | "/exports/{jobId}/url", _) => {
+            Action::Download
+        }
+        (_, &Method::GET | &Method::HEAD) => Action::Read,
+        ("/exports/{jobId}/ack", _) => Action::Acknowledge,
+        ("/exports/{jobId}/cancel", _) => Action::Cancel,
+        ("/exports/{jobId}/retry", _) => Action::Retry,
+        ("/exports/{jobId}", _) => Action::RemoveFile,
+        ("/exports/watermark", &Method::DELETE) => Action::DeleteWatermark,
+        ("/exports/watermark", _) => Action::SetWatermark,
+        ("/deliveries/{deliveryId}/redeliver", _) => Action::Redeliver,
+        ("/users/{id}", _) => Action::DeleteUser,
+        _ => Action::Export,
     }
 }
 

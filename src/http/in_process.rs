@@ -12,6 +12,7 @@ use hyper_util::service::TowerToHyperService;
 use tracing::Dispatch;
 use tracing::instrument::WithSubscriber;
 
+use crate::audit::Origin;
 use crate::http::access::{Caller, UnboundService};
 use crate::http::routes;
 use crate::job::Bounds;
@@ -24,10 +25,14 @@ use crate::telemetry::chain;
 pub struct InProcess(Router);
 
 impl InProcess {
-    /// Creates the API for a service.
-    pub fn new(service: Service) -> InProcess {
+    /// Creates the API for a service, for a user of this machine.
+    pub fn new(service: Service, user: &str) -> InProcess {
         let (routes, _) = routes().split_for_parts();
-        InProcess(routes.with_state(UnboundService(service)).layer(Extension(Caller::without_key(Bounds::NONE))))
+        InProcess(
+            routes
+                .with_state(UnboundService(service))
+                .layer(Extension(Caller::without_key(Bounds::NONE, Origin::command(user)))),
+        )
     }
 
     /// Calls the API. If the service refuses the request, the extensions of the response contain a [`Cause`].

@@ -209,9 +209,11 @@ impl FromRequestParts<UnboundService> for PathJob {
         let PathParameter(id) = PathParameter::from_request_parts(parts, state).await?;
         let id = Uuid::try_parse(&id).map_err(|_| service::Error::NoJob)?.into();
         // The consumer and the dataset of a job never change, so the check stays valid.
-        if !Caller::from_request_parts(parts, state).await?.bounds().allow_all() {
-            Service::from_request_parts(parts, state).await?.job(id).await?;
+        let caller = Caller::from_request_parts(parts, state).await?;
+        if !caller.bounds().allow_all() {
+            caller.service(&state.0).job(id).await?;
         }
+        caller.names(id);
         Ok(PathJob(id))
     }
 }

@@ -186,7 +186,7 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(mut self) -> Response {
-        let (own, cause) = (self.header.take(), self.cause.take());
+        let (own, cause, code) = (self.header.take(), self.cause.take(), self.code);
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, Json(self)).into_response();
         let headers = response.headers_mut();
@@ -200,6 +200,7 @@ impl IntoResponse for Problem {
         if let Some(cause) = cause {
             response.extensions_mut().insert(cause);
         }
+        response.extensions_mut().insert(code);
         response
     }
 }

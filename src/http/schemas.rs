@@ -5,6 +5,7 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 
+use crate::audit::Action;
 use crate::event::DeliveryStatus;
 use crate::job::json::{CompressionSchema, FormatSchema};
 use crate::job::selection::Operator;
@@ -48,6 +49,7 @@ document_words! {
     FailureCode, "FailureCode", "The reason why an export failed";
     DeliveryStatus, "DeliveryStatus", "The status of a delivery";
     Operator, "Operator", "The comparison of a column with a value";
+    Action, "AuditAction", "The effect of a request, or the intended one";
 }
 
 document_words! {

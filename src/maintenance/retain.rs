@@ -8,7 +8,7 @@ use crate::store::retention::{PastFile, Retained};
 
 pub(super) async fn round(maintenance: &Maintenance) -> Result<(), Error> {
     let Maintenance { store, destination, settings, .. } = maintenance;
-    let Settings { retain_files, retain_jobs, retain_unacked: spare, .. } = *settings;
+    let Settings { retain_files, retain_jobs, retain_unacked: spare, retain_audit, .. } = *settings;
     let mut outcome = Ok(());
     for (retention, retained) in [(retain_files, Retained::Files), (retain_jobs, Retained::Jobs)] {
         if retention != Retention::default() {
@@ -28,6 +28,7 @@ pub(super) async fn round(maintenance: &Maintenance) -> Result<(), Error> {
             tracing::info!(event = "jobs_forgotten", jobs);
         }
     }
+    store.forget_audit(retain_audit).await?;
     store.forget_lanes().await?;
     store.forget_destinations().await?;
     outcome

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use chrono::{DateTime, SecondsFormat, Utc};
 use uuid::Uuid;
 
+use crate::audit::Origin;
 use crate::dataset::Dataset;
 use crate::dataset::catalog::Catalog;
 use crate::job::{Job, Terms};
@@ -86,7 +87,8 @@ impl Scheduling {
         }
         let destination = self.destination_id().await;
         let Scheduling { maintenance, scheduled: Scheduled { terms, .. }, .. } = self;
-        let asked = maintenance.store.run_slot(schedule, slot, destination, *terms);
+        let store = maintenance.store.by(Origin::schedule(&schedule.name));
+        let asked = store.run_slot(schedule, slot, destination, *terms);
         match asked.await? {
             RunOutcome::Job(job) => {
                 metrics::schedule_slot(&schedule.name, "run");
@@ -149,7 +151,8 @@ impl Scheduling {
         }
         let destination = self.destination_id().await;
         let Scheduling { maintenance, scheduled: Scheduled { terms, .. }, .. } = self;
-        let RunOutcome::Job(job) = maintenance.store.heal(schedule, destination, *terms).await? else {
+        let store = maintenance.store.by(Origin::schedule(&schedule.name));
+        let RunOutcome::Job(job) = store.heal(schedule, destination, *terms).await? else {
             return Ok(false);
         };
         metrics::schedule_slot(&schedule.name, "healed");

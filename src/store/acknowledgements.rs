@@ -26,9 +26,11 @@ impl Store {
              from exports e
              where e.id = $1 and e.published_at is not null and e.number is not null
                and l.consumer_id = e.consumer_id and l.dataset = e.dataset
-               and (l.acknowledged is null or l.acknowledged < e.number or l.acknowledged > l.last_number)",
+               and (l.acknowledged is null or l.acknowledged < e.number or l.acknowledged > l.last_number)
+             returning cdc_export.audit($2, 'ack', e.consumer_id, e.dataset, e.id)",
         )
-        .bind(id.as_uuid());
+        .bind(id.as_uuid())
+        .bind(self.origin());
         Ok(self.execute(statement).await? == 1)
     }
 

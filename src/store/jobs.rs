@@ -165,6 +165,7 @@ impl Store {
                 .bind(CHANNEL)
                 .bind(request.max_file_bytes.map(|bytes| bytes as i64))
                 .bind(request.trace.map(|place| place.to_string()))
+                .bind(self.origin())
                 .fetch_optional(&mut *tx)
                 .await?;
             match row {
@@ -201,6 +202,7 @@ impl Store {
     /// Cancels a pending job, or asks the worker of a processing job to stop.
     pub async fn cancel(&self, id: JobId) -> Result<Cancelled, Error> {
         let cancel = sqlx::query_as(with_job_columns(include_str!("jobs/cancel.sql"))).bind(id.as_uuid());
+        let cancel = cancel.bind(self.origin());
         let asked = self.transaction(async |tx| {
             // The commit of an export holds the row's lock. A cancel that waits for that lock is too late.
             sqlx::query("-- store.jobs.cancel.timeout\n set local lock_timeout = '500ms'").execute(&mut *tx).await?;

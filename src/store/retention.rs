@@ -205,9 +205,11 @@ impl Store {
         let statement = sqlx::query(
             "-- store.retention.file_removed
              update exports set file_removed_at = clock_timestamp()
-             where id = $1 and published_at is not null and file_removed_at is null",
+             where id = $1 and published_at is not null and file_removed_at is null
+             returning cdc_export.audit($2, 'remove_file', consumer_id, dataset, id)",
         )
-        .bind(job.as_uuid());
+        .bind(job.as_uuid())
+        .bind(self.origin());
         Ok(self.execute(statement).await? == 1)
     }
 }

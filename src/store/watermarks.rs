@@ -93,19 +93,21 @@ impl Store {
             "-- store.watermarks.set
              insert into watermarks (consumer_id, dataset, last_exported_at, updated_at) values ($1, $2, $3, clock_timestamp())
              on conflict (consumer_id, dataset) do update
-             set last_exported_at = excluded.last_exported_at, updated_at = excluded.updated_at",
+             set last_exported_at = excluded.last_exported_at, updated_at = excluded.updated_at
+             returning cdc_export.audit($4, 'set_watermark', consumer_id, dataset, null)",
         );
         let statement = statement.bind(watermark.consumer.as_str()).bind(&watermark.dataset);
-        self.write_by_hand(statement.bind(watermark.last_exported_at)).await
+        self.write_by_hand(statement.bind(watermark.last_exported_at).bind(self.origin())).await
     }
 
     /// Deletes a consumer's watermark, if it has one. The next export of the consumer starts from the beginning.
     pub async fn forget_watermark(&self, lane: Lane<'_>) -> Result<WatermarkEdit, Error> {
         let statement = sqlx::query(
             "-- store.watermarks.forget
-             delete from watermarks where consumer_id = $1 and dataset = $2",
+             delete from watermarks where consumer_id = $1 and dataset = $2
+             returning cdc_export.audit($3, 'delete_watermark', consumer_id, dataset, null)",
         );
-        self.write_by_hand(statement.bind(lane.consumer.as_str()).bind(lane.dataset)).await
+        self.write_by_hand(statement.bind(lane.consumer.as_str()).bind(lane.dataset).bind(self.origin())).await
     }
 
     /// Runs an edit of a watermark, unless a commit holds the lock of its row.

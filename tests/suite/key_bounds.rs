@@ -37,7 +37,7 @@ enum Subject {
 
 /// The scope that each call needs, and its subject. A new call needs a row.
 #[rustfmt::skip]
-const CALLS: [(&str, &str, Subject); 32] = [
+const CALLS: [(&str, &str, Subject); 33] = [
     ("getHealth", "", Subject::Open),
     ("getLiveness", "", Subject::Open),
     ("getReadiness", "", Subject::Open),
@@ -47,6 +47,7 @@ const CALLS: [(&str, &str, Subject); 32] = [
     ("listDeliveries", "admin", Subject::Operation),
     ("redeliver", "admin", Subject::Operation),
     ("deleteUser", "admin", Subject::Operation),
+    ("listAudit", "admin", Subject::Operation),
     ("listExports", "export:read", Subject::List),
     ("listConsumers", "export:read", Subject::List),
     ("listSchedules", "export:read", Subject::List),

@@ -14,7 +14,7 @@ use crate::harness::{Database, PROMPT, Service, Start, client_builder, eventuall
 
 const UNKNOWN_JOB: &str = "01900000-0000-7000-8000-000000000000";
 /// Every route that wants a key, and the scope that it wants.
-const ROUTES: [(&str, &str, &str); 21] = [
+const ROUTES: [(&str, &str, &str); 22] = [
     ("POST", "/exports", "export:write"),
     ("GET", "/exports", "export:read"),
     ("POST", "/exports/full", "export:write"),
@@ -36,6 +36,7 @@ const ROUTES: [(&str, &str, &str); 21] = [
     ("POST", "/exports/{id}/cancel", "export:write"),
     ("POST", "/exports/{id}/retry", "export:write"),
     ("DELETE", "/users/1", "admin"),
+    ("GET", "/audit", "admin"),
 ];
 
 /// `cdc-export keys …` on a database: exit code, what it printed, what it said.

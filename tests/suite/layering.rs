@@ -5,7 +5,8 @@ use std::path::Path;
 
 use crate::source_files::{SourceFile, Use, source_files, texts, uses};
 
-const NOUNS: [&str; 13] = [
+const NOUNS: [&str; 14] = [
+    "audit",
     "broker",
     "database",
     "dataset",
@@ -41,8 +42,8 @@ fn allowed(module: &str) -> BTreeSet<&'static str> {
         "postgres" => &["connection", "tls"],
         // Buckets.
         "sink" => &["tls"],
-        "broker" | "database" | "dataset" | "duration" | "event" | "file" | "job" | "key" | "manifest" | "row"
-        | "schedule" | "trace" | "watermark" => &[],
+        "audit" | "broker" | "database" | "dataset" | "duration" | "event" | "file" | "job" | "key" | "manifest"
+        | "row" | "schedule" | "trace" | "watermark" => &[],
         // Their settings.
         "config" => {
             let settings = [

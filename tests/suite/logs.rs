@@ -125,13 +125,16 @@ async fn who_may_call_is_told_by_the_commands_that_change_it() {
     let database = Database::new().await;
     let told =
         |errors: &str| -> Vec<Value> { errors.lines().filter_map(|line| serde_json::from_str(line).ok()).collect() };
-    let arguments = ["keys", "create", "--name", "loader", "--consumer", "search", "--json"];
+    let arguments = ["keys", "create", "--name", "loader", "--consumer", "search", "--dataset", "users", "--json"];
     let (_, created, errors) = Start::on(&database).arguments(&arguments).output().await;
     let created: Value = serde_json::from_str(&created).unwrap();
     let [line] = &told(&errors)[..] else { panic!("{errors}") };
-    let found = (&line["event"], &line["name"], &line["key"], &line["consumers"], &line["scopes"]);
+    let found = (&line["event"], &line["name"], &line["key"], &line["consumers"], &line["datasets"], &line["scopes"]);
     let scopes = json!("export:read export:write");
-    assert_eq!(found, (&json!("key_created"), &json!("loader"), &created["prefix"], &json!("search"), &scopes));
+    assert_eq!(
+        found,
+        (&json!("key_created"), &json!("loader"), &created["prefix"], &json!("search"), &json!("users"), &scopes)
+    );
     assert!(!errors.contains(created["key"].as_str().unwrap()), "{errors}");
     let (_, _, errors) = Start::on(&database).arguments(&["keys", "revoke", "loader"]).output().await;
     let [line] = &told(&errors)[..] else { panic!("{errors}") };

@@ -10,6 +10,7 @@ mod after;
 mod amqp;
 mod apply;
 mod attacks;
+mod audit;
 #[cfg(feature = "buckets")]
 mod buckets;
 mod capture;

@@ -298,7 +298,7 @@ async fn a_key_is_shown_where_one_is_wanted() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
     let keys = async |arguments: &[&str]| Start::on(&database).arguments(arguments).output().await;
-    let (_, key, _) = keys(&["keys", "create", "--name", "far", "--consumer", "a"]).await;
+    let (_, key, _) = keys(&["keys", "create", "--name", "far", "--consumer", "a", "--dataset", "users"]).await;
     let service = Start::on(&database).with("AUTH", "keys").service().await;
     let export = |consumer| ["export", "full", "--consumer", consumer, "--server", &service.address];
     let (code, _, said) = run(&export("a")).await;

@@ -15,6 +15,7 @@ use utoipa::{IntoParams, IntoResponses, PartialSchema};
 use crate::http::code::Code;
 use crate::http::input::{self, PathJob};
 use crate::http::problem::Problem;
+use crate::job::JobId;
 use crate::service::Service;
 use crate::service::files::{DownloadableFile, FileUrl};
 use pg_rows::encoding::{Compression, Format, FormatSpec};
@@ -40,7 +41,7 @@ pub(crate) async fn download(
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    answer(&service, service.open_file(id, None).await?, &method, &headers).await
+    answer(&service, (id, None), service.open_file(id, None).await?, &method, &headers).await
 }
 
 /// Download one of an export's files
@@ -68,7 +69,7 @@ pub(crate) async fn download_part(
 ) -> Result<Response, Problem> {
     // A segment that is not a number matches no file.
     let part = text.parse().ok().filter(|part: &u32| part.to_string() == text).unwrap_or(0);
-    answer(&service, service.open_file(id, Some(part)).await?, &method, &headers).await
+    answer(&service, (id, Some(part)), service.open_file(id, Some(part)).await?, &method, &headers).await
 }
 
 /// The request headers of a download.
@@ -140,6 +141,7 @@ fn with_a_file(answer: ResponseBuilder) -> ResponseBuilder {
 
 async fn answer(
     service: &Service,
+    (id, part): (JobId, Option<u32>),
     file: DownloadableFile,
     method: &Method,
     headers: &HeaderMap,
@@ -177,6 +179,9 @@ async fn answer(
         }
     };
     set(header::CONTENT_LENGTH, length.to_string());
+    if *method == Method::GET {
+        service.record_download(id, part).await?;
+    }
     // A presigned URL is valid for GET only. The client sends the `Range` header again when it follows the redirect.
     if *method == Method::GET
         && let Some(FileUrl { url, .. }) = service.redirection(&file).await?

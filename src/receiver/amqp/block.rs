@@ -38,9 +38,9 @@ pub(super) fn broker(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Bro
     Some(Broker {
         name: block.name.clone(),
         url_env: url_env?,
-        intake: queue
-            .zip(dead_letter_exchange)
-            .map(|(queue, dead_letter_exchange)| Arc::new(Intake { queue, dead_letter_exchange, bounds })),
+        intake: queue.zip(dead_letter_exchange).map(|(queue, dead_letter_exchange)| {
+            Arc::new(Intake { name: block.name.clone(), queue, dead_letter_exchange, bounds })
+        }),
         exchange: exchange.zip(routing_key).map(|(name, routing_key)| Exchange { listener, name, routing_key }),
         address: None,
     })

@@ -6,6 +6,7 @@
 -- $4 text: the error's code
 -- $5 text: the error's detail
 -- $6 text: the result of the guard
+-- $7 jsonb: the sender of the request
 with lost as (
   update exports e
   set status = 'failed', progress = least(e.progress, 99), finished_at = greatest(clock_timestamp(), e.finished_at),
@@ -14,7 +15,7 @@ with lost as (
   where e.id = $1 and e.status = 'completed' and e.published_at is null and e.output_filename = $2
     -- The age of a commit in the future is not known: the clock was set back since.
     and e.finished_at not between clock_timestamp() - make_interval(secs => $3) and clock_timestamp()
-  returning 'processing' as was, e.lane_sequence,
+  returning cdc_export.audit($7, 'give_up', e.consumer_id, e.dataset, e.id), 'processing' as was, e.lane_sequence,
   -- include job_columns.sql
 ),
 forgotten as (
