@@ -39,6 +39,7 @@ static ASSETS: LazyLock<Assets> = LazyLock::new(|| {
         "api.js",
         "app.js",
         "aside.js",
+        "audit.js",
         "banner.js",
         "chart.js",
         "consumer.js",

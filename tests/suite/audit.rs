@@ -238,13 +238,13 @@ async fn the_log_is_listed_in_pages_and_by_filters() {
 #[tokio::test]
 async fn old_rows_are_removed() {
     let database = Database::new().await;
-    let service = Start::on(&database).with("RETAIN_AUDIT", "1h").service().await;
     database
         .run(
             "insert into cdc_export.audit_log (at, action, outcome) \
              select clock_timestamp() - n * interval '1 second', 'download', 'done' from generate_series(0, 25000) n",
         )
         .await;
+    let service = Start::on(&database).with("RETAIN_AUDIT", "1h").service().await;
     eventually("the rows of the last hour are left", || async {
         let count: i64 = database.one("select count(*) from cdc_export.audit_log").await;
         assert!(count >= 3_500);

@@ -5,7 +5,9 @@
 //     #/jobs/{id}           one export
 //     #/consumers/{id}      one consumer
 //     #/datasets            what may be exported
+//     #/audit               who did what; ?key=&consumer=&dataset=&action= filter it
 
+import { auditView } from "./audit.js";
 import { countDown, watchConnection } from "./banner.js";
 import { consumerView } from "./consumer.js";
 import { datasetsView } from "./datasets.js";
@@ -36,6 +38,7 @@ function viewOf(hash) {
   }
   if (kind === "consumers" && name !== undefined) return consumerView(decoded(name));
   if (kind === "datasets") return datasetsView();
+  if (kind === "audit") return auditView(new URLSearchParams(query ?? ""));
   // A filter is one of the exports, whatever it stands behind.
   if (kind === "exports" || query) return exportsView(new URLSearchParams(query ?? ""));
   return overview();
