@@ -15,9 +15,10 @@ use rustix::io::Errno;
 
 use crate::client::answer::CallError;
 use crate::client::api::Api;
-use crate::client::job_view::{FileView, JobView};
+use crate::client::job_view::{FileView, JobView, ServedName};
 use crate::client::observer::Observer;
 use crate::client::{About, Error};
+use crate::file::plain_name::PlainName;
 use crate::job::{After, JobId};
 use crate::manifest::Manifest;
 use crate::telemetry::chain;
@@ -60,8 +61,8 @@ pub(crate) async fn save(api: &Api, id: JobId, job: &JobView, output: Option<&Ou
     for file in &files {
         let path = match output {
             Some(Output::File(path)) => path.clone(),
-            Some(Output::Folder(folder)) => folder.join(file.plain_name()?),
-            Some(Output::Stdout) | None => PathBuf::from(file.plain_name()?),
+            Some(Output::Folder(folder)) => file.plain_name()?.within(folder),
+            Some(Output::Stdout) | None => file.plain_name()?.within(Path::new("")),
         };
         // An earlier download may have completed some of several files.
         if !(several && file.is_downloaded_to(&path)) {
@@ -134,7 +135,7 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
 pub(super) struct ExportFile {
     /// The number of the file. `None` if it is the only file of the export.
     part: Option<u32>,
-    name: String,
+    pub(super) name: ServedName,
     bytes: u64,
     pub(super) rows: u64,
     pub(super) sha256: String,
@@ -145,7 +146,7 @@ pub(super) fn export_files(job: &JobView) -> Result<Vec<ExportFile>, Error> {
     let several = job.files.len() > 1;
     let file = |file: &FileView| ExportFile {
         part: several.then_some(file.part),
-        name: file.name.to_string(),
+        name: file.name.clone(),
         bytes: file.bytes,
         rows: file.rows,
         sha256: file.sha256.to_string(),
@@ -165,15 +166,9 @@ pub(super) fn require_same(id: JobId, files: &[ExportFile], manifest: &Manifest)
 }
 
 impl ExportFile {
-    /// Returns the file's name. Refuses a name with a folder or a leading dot, because the service must not choose the
-    /// destination.
-    pub(super) fn plain_name(&self) -> Result<&str, Error> {
-        let name = &self.name;
-        let is_plain = Path::new(&**name).file_name().is_some_and(|only| only == &**name);
-        if is_plain && !name.starts_with('.') {
-            return Ok(name);
-        }
-        Err(Error::Refused(format!("`{}` is no name of a file: --output names one", name.escape_debug())))
+    /// Returns the file's name. Refuses a name that could choose the folder.
+    fn plain_name(&self) -> Result<PlainName, Error> {
+        self.name.plain().map_err(|why| Error::Refused(format!("{why}: --output names one")))
     }
 
     /// Returns true if the path contains the exported file already.
@@ -200,8 +195,13 @@ fn sha256_of(mut file: impl Read) -> io::Result<(u64, digest::Context)> {
 }
 
 /// Returns the path of the hidden file of a download. The name contains the job's id, so two jobs never share a file.
+/// Of a long name it contains the end, which differs between the files of a job.
 pub(super) fn part_path(path: &Path, id: JobId) -> PathBuf {
+    /// With the id, the hidden name has fewer than the 255 bytes that file systems accept.
+    const MAX_BYTES: usize = 200;
+
     let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = &name[name.ceil_char_boundary(name.len().saturating_sub(MAX_BYTES))..];
     folder_of(path).join(format!(".{name}.{id}.part"))
 }
 

@@ -10,7 +10,7 @@ use tokio::time::{Duration, Instant, sleep};
 use crate::apply::input::{Input, unpacked};
 use crate::apply::{self, Applied, Changes, Target};
 use crate::client::api::Api;
-use crate::client::download::{export_files, fetch_part, part_path, require_same};
+use crate::client::download::{export_files, fetch_part, require_same};
 use crate::client::job_view::JobView;
 use crate::client::lane_reader::{ExportSink, LanePosition, SinkOutcome};
 use crate::client::observer::Observer;
@@ -112,8 +112,8 @@ impl ExportSink for TableMirror {
         let folder = tempfile::Builder::new().prefix("cdc-export-apply").tempdir().about(|| "a temporary folder")?;
         let files = export_files(export)?;
         let mut parts = Vec::new();
-        for file in &files {
-            let part = part_path(&folder.path().join(file.plain_name()?), id);
+        for (number, file) in files.iter().enumerate() {
+            let part = folder.path().join(number.to_string());
             fetch_part(api, id, file, &part).await?;
             parts.push(File::open(part)?);
         }

@@ -25,7 +25,7 @@ async fn answer(service: &Service, job: &Value, query: &str) -> reqwest::Respons
 
 /// The digest as anybody computes it: no member of `export` is a number, so sorted members without spaces are the
 /// canonical form.
-fn digest_of(manifest: &Value) -> String {
+pub(crate) fn digest_of(manifest: &Value) -> String {
     fn canonical(value: &Value) -> String {
         match value {
             Value::Object(members) => {
