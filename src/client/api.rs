@@ -22,6 +22,7 @@ use crate::event::DeliveryFilter;
 use crate::http::in_process::InProcess;
 use crate::job::{After, ConsumerId, Filter, JobId, Request, Status};
 use crate::manifest::Manifest;
+use crate::manifest::seal::PublicKey;
 use crate::tls;
 
 /// The number of items that one call of a list requests.
@@ -33,6 +34,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 pub(crate) struct Api {
     transport: ApiTransport,
     observer: Arc<dyn Observer>,
+    /// If there are any, one of them must have signed each manifest.
+    keys: Vec<PublicKey>,
 }
 
 /// The transport of the calls to a service.
@@ -74,7 +77,12 @@ fn call(method: Method, path: &str) -> Result<http::Request<String>, CallError> 
 
 impl Api {
     pub(crate) fn new(transport: ApiTransport, observer: Arc<dyn Observer>) -> Api {
-        Api { transport, observer }
+        Api { transport, observer, keys: Vec::new() }
+    }
+
+    /// Requires that one of these keys signed each manifest that is read. Without keys, manifests may be unsigned.
+    pub(crate) fn requiring(self, keys: Vec<PublicKey>) -> Api {
+        Api { keys, ..self }
     }
 
     /// Returns the observer that shows the work of this client to the user.
@@ -288,10 +296,13 @@ impl Api {
         }
     }
 
-    /// Reads the manifest of a consumer's completed export.
+    /// Reads the manifest of a consumer's completed export, and checks its content and its signature.
     pub(crate) async fn manifest(&self, id: JobId) -> Result<Manifest, Error> {
         let manifest: Value = self.get(&format!("/exports/{id}/manifest")).await?;
-        Manifest::read(manifest.to_string().as_bytes()).about(|| format!("the manifest of {id}"))
+        let about = || format!("the manifest of {id}");
+        let manifest = Manifest::read(manifest.to_string().as_bytes()).about(about)?;
+        manifest.check_content().and_then(|()| manifest.check_signature(&self.keys)).about(about)?;
+        Ok(manifest)
     }
 
     /// Returns the `--server` option by which another command reaches the same service.

@@ -20,7 +20,6 @@ use crate::client::observer::Observer;
 use crate::client::{About, Error};
 use crate::file::plain_name::PlainName;
 use crate::job::{After, JobId};
-use crate::manifest::Manifest;
 use crate::telemetry::chain;
 
 /// The time without a received byte after which a download fails.
@@ -154,15 +153,6 @@ pub(super) fn export_files(job: &JobView) -> Result<Vec<ExportFile>, Error> {
     let files: Vec<_> = job.files.iter().map(file).collect();
     let are_known = !files.is_empty() && files.iter().all(|file| After::is_sha256(&file.sha256));
     if are_known { Ok(files) } else { Err(Error::refused("the export has no SHA-256")) }
-}
-
-/// Returns an error if a manifest lists other files than the export.
-pub(super) fn require_same(id: JobId, files: &[ExportFile], manifest: &Manifest) -> Result<(), Error> {
-    let is_same = files.iter().map(|file| &file.sha256).eq(manifest.export.files.iter().map(|file| &file.sha256));
-    if is_same && manifest.digest == manifest.export.digest() {
-        return Ok(());
-    }
-    Err(Error::Refused(format!("the manifest of {id} lists other files than the export")))
 }
 
 impl ExportFile {

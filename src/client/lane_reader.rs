@@ -7,9 +7,10 @@ use uuid::Uuid;
 use crate::client::Error;
 use crate::client::answer::CallError;
 use crate::client::api::{Api, PAGE_ITEMS, RefusedExport};
+use crate::client::download::export_files;
 use crate::client::job_view::JobView;
 use crate::job::{After, ConsumerId, ExportType, FailureCode, Filter, JobId, Request, Status};
-use crate::manifest::ManifestSource;
+use crate::manifest::{Manifest, ManifestSource};
 
 /// The maximum number of submissions if other exports come first each time.
 const MAX_SUBMISSIONS: u32 = 5;
@@ -53,11 +54,11 @@ pub(crate) trait ExportSink {
     fn source(&self) -> Option<&ManifestSource>;
 
     /// Writes the next export: either all of it together with the position, or nothing. A cancelled call can be
-    /// repeated.
+    /// repeated. `manifest` is that of the export, and is checked.
     ///
     /// # Errors
     /// If the export can't be downloaded or written now. A later call with the same export may succeed.
-    async fn write(&mut self, api: &Api, export: &JobView) -> Result<SinkOutcome, Error>;
+    async fn write(&mut self, api: &Api, export: &JobView, manifest: Manifest) -> Result<SinkOutcome, Error>;
 }
 
 /// The outcome of writing an export to its sink.
@@ -182,7 +183,8 @@ impl LaneReader<'_> {
     }
 
     async fn write(&self, sink: &mut impl ExportSink, export: &JobView) -> Result<SinkOutcome, Error> {
-        let outcome = match sink.write(self.api, export).await {
+        let written = async { sink.write(self.api, export, self.manifest(export).await?).await };
+        let outcome = match written.await {
             Err(error) if error.is_gone() => {
                 let why = format!("the service has the files of the export {} no more", export.job_id);
                 return Ok(SinkOutcome::NeedsFullExport(why));
@@ -193,6 +195,34 @@ impl LaneReader<'_> {
             self.acknowledge(sink).await?;
         }
         Ok(outcome)
+    }
+
+    /// Reads the manifest of an export, before any of its files is downloaded.
+    ///
+    /// # Errors
+    /// If the manifest isn't that of this export in this lane: a service could replay the signed one of another.
+    async fn manifest(&self, export: &JobView) -> Result<Manifest, Error> {
+        let id = export.id()?;
+        let manifest = self.api.manifest(id).await?;
+        let chained = &manifest.export;
+        let sha256s = export_files(export)?.into_iter().map(|file| file.sha256);
+        let is_same = sha256s.eq(chained.files.iter().map(|file| file.sha256.clone()))
+            && export.digest.as_deref() == Some(&manifest.digest)
+            && export.number == Some(manifest.number)
+            && chained.job == id.to_string();
+        if !is_same {
+            return Err(Error::Refused(format!(
+                "the manifest of {id} is that of another export, or lists other files"
+            )));
+        }
+        if (&*chained.consumer, &chained.dataset) != (self.consumer.as_str(), &self.dataset) {
+            return Err(Error::Refused(format!(
+                "the manifest of {id} is of {} of the consumer {}",
+                chained.dataset.escape_debug(),
+                chained.consumer.escape_debug()
+            )));
+        }
+        Ok(manifest)
     }
 
     async fn acknowledge(&self, sink: &impl ExportSink) -> Result<(), Error> {

@@ -14,9 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::client::api::Api;
-use crate::client::download::{
-    export_files, fetch_part, part_path, rename_without_replacing, require_same, sync_folder_of,
-};
+use crate::client::download::{export_files, fetch_part, part_path, rename_without_replacing, sync_folder_of};
 use crate::client::job_view::JobView;
 use crate::client::lane_reader::{ExportSink, LanePosition, SinkOutcome};
 use crate::client::observer::Observer;
@@ -143,8 +141,12 @@ impl PullFolder {
         self.save()
     }
 
-    /// Writes the manifest of an export under its hidden name. Its paths lead to the files in this folder.
+    /// Writes the manifest of an export under its hidden name. Its paths lead to the files in this folder. The signed
+    /// locations stay, because the signature covers them.
     fn write_manifest(&self, manifest: &mut Manifest, names: &[PlainName], part: &Path) -> Result<(), Error> {
+        if manifest.signature_version.is_some() && manifest.signed_locations.is_none() {
+            manifest.signed_locations = Some(manifest.locations());
+        }
         for ((file, entry), name) in manifest.export.files.iter_mut().zip(&mut manifest.entries).zip(names) {
             file.path = Some(name.to_string());
             let path = std::path::absolute(name.within(&self.folder))?;
@@ -233,9 +235,8 @@ impl ExportSink for PullFolder {
         self.state.source.as_ref()
     }
 
-    async fn write(&mut self, api: &Api, export: &JobView) -> Result<SinkOutcome, Error> {
+    async fn write(&mut self, api: &Api, export: &JobView, mut manifest: Manifest) -> Result<SinkOutcome, Error> {
         let id = export.id()?;
-        let mut manifest = api.manifest(id).await?;
         let files = export_files(export)?;
         let name = export.output_filename.plain()?;
         let names = final_names(&name, files.len())?;
@@ -244,7 +245,6 @@ impl ExportSink for PullFolder {
             return Err(Error::Refused(why));
         }
         let part = |name: &PlainName| part_path(&name.within(&self.folder), id);
-        require_same(id, &files, &manifest)?;
         if let Some(why) = self.gap_before(export, &manifest)? {
             return Ok(SinkOutcome::NeedsFullExport(why));
         }

@@ -10,7 +10,7 @@ use tokio::time::{Duration, Instant, sleep};
 use crate::apply::input::{Input, unpacked};
 use crate::apply::{self, Applied, Changes, Target};
 use crate::client::api::Api;
-use crate::client::download::{export_files, fetch_part, require_same};
+use crate::client::download::{export_files, fetch_part};
 use crate::client::job_view::JobView;
 use crate::client::lane_reader::{ExportSink, LanePosition, SinkOutcome};
 use crate::client::observer::Observer;
@@ -106,9 +106,8 @@ impl ExportSink for TableMirror {
         self.source.as_ref()
     }
 
-    async fn write(&mut self, api: &Api, export: &JobView) -> Result<SinkOutcome, Error> {
+    async fn write(&mut self, api: &Api, export: &JobView, manifest: Manifest) -> Result<SinkOutcome, Error> {
         let id = export.id()?;
-        let manifest = api.manifest(id).await?;
         let folder = tempfile::Builder::new().prefix("cdc-export-apply").tempdir().about(|| "a temporary folder")?;
         let files = export_files(export)?;
         let mut parts = Vec::new();
@@ -119,7 +118,6 @@ impl ExportSink for TableMirror {
         }
         // The open files have no names any more, so a killed process leaves no files behind.
         drop(folder);
-        require_same(id, &files, &manifest)?;
         let open = async || {
             let opened = parts.iter().zip(&manifest.export.files).map(|(part, file)| {
                 let mut part = part.try_clone()?;

@@ -48,8 +48,8 @@ pub(crate) type Report = Box<dyn Fn(&Finding<'_>) -> io::Result<()> + Send + Syn
 pub(crate) struct VerifyOptions {
     /// True if the rows of each file are also counted.
     pub(crate) deep: bool,
-    /// The public half of the key with which each manifest must be signed.
-    pub(crate) key: Option<PublicKey>,
+    /// The public halves of the keys. If there are any, one of them must have signed each manifest.
+    pub(crate) keys: Vec<PublicKey>,
 }
 
 /// A fault of a file or manifest.
@@ -289,7 +289,7 @@ impl Verifier {
                 return self.fault(ExportId::from_key(name).as_ref(), name, &format!("unreadable ({why})"));
             }
         };
-        let checked = manifest.check(name, self.options.key.as_ref());
+        let checked = manifest.check(name, &self.options.keys);
         let is_right = checked != Err(Broken::Digest);
         let digest = if is_right { manifest.digest.clone() } else { manifest.export.digest() };
         // Skips a manifest that was published after the chains were followed.
@@ -303,14 +303,19 @@ impl Verifier {
         for fault in seen.faults {
             self.fault(Some(&export), name, &fault.to_string())?;
         }
-        // If a manifest was changed, its entries for files may be wrong.
-        for file in manifest.export.files.into_iter().filter(|_| is_right) {
+        // If a manifest was changed, its entries for files may be wrong. With a key, only a signed manifest may choose
+        // the files that are read.
+        let is_trusted = if self.options.keys.is_empty() { is_right } else { checked.is_ok() };
+        for (file, entry) in manifest.export.files.into_iter().zip(&manifest.entries).filter(|_| is_trusted) {
             let path = file.path.as_deref();
             let Some(found) = path.and_then(|path| self.archive.name_of(name, path)) else {
                 let fault = if path.is_none() { "missing (its manifest has no path for it)" } else { "outside" };
                 self.fault(Some(&export), path.unwrap_or(name), fault)?;
                 continue;
             };
+            if !self.archive.leads_to(&entry.url, &found) {
+                self.fault(Some(&export), &found, "outside (its url leads to another file)")?;
+            }
             let (format, compression) = (manifest.export.format.clone(), manifest.export.compression.clone());
             let is_required = seen.is_required;
             files.send(NamedFile { export: export.clone(), name: found, file, format, compression, is_required });

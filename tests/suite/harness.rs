@@ -591,6 +591,12 @@ impl Start {
         self
     }
 
+    /// With more arguments behind the others.
+    pub(crate) fn and(mut self, more: &[&str]) -> Start {
+        self.arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
+        self
+    }
+
     /// With another service's output folder.
     pub(crate) fn sharing_output(mut self, other: &Service) -> Start {
         self.output = Arc::clone(&other.output);

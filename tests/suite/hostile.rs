@@ -8,10 +8,13 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
+use cdc_export::manifest::Manifest;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::harness::{Service, Start, far, reachable_folder};
+use crate::apply::pair::Pair;
+use crate::catalog::export;
+use crate::harness::{Database, Service, Start, far, reachable_folder};
 use crate::remote::with_users;
 
 /// A service that answers as another one does, except that `change` gets the path of each call and changes its JSON.
@@ -58,8 +61,8 @@ fn names_below(folder: &Path) -> BTreeSet<String> {
     names
 }
 
-/// Gives the jobs in an answer another name, and files with these names.
-fn rename(value: &mut Value, output: &str, files: &[&str]) {
+/// Gives the jobs in an answer another name, files with these names, and another manifest.
+fn rename(value: &mut Value, output: &str, files: &[&str], manifest: &Value) {
     let jobs = match value.get_mut("items") {
         Some(Value::Array(items)) => items.iter_mut().collect(),
         _ => vec![value],
@@ -73,7 +76,15 @@ fn rename(value: &mut Value, output: &str, files: &[&str]) {
             file
         };
         job["files"] = files.iter().map(named).collect();
+        job["digest"] = manifest["digest"].clone();
     }
+}
+
+/// The manifest with its first file so many times.
+fn with_files(manifest: &Value, count: usize) -> Value {
+    let Manifest { number, mut export, entries, .. } = Manifest::read(manifest.to_string().as_bytes()).unwrap();
+    export.files = vec![export.files[0].clone(); count];
+    serde_json::to_value(Manifest::new(number, export, vec![entries[0].url.clone(); count])).unwrap()
 }
 
 /// Of an export of several files only the file names were checked, and the name of the manifest was not.
@@ -81,6 +92,9 @@ fn rename(value: &mut Value, output: &str, files: &[&str]) {
 async fn a_service_chooses_no_folder_for_what_is_pulled() {
     let (_database, service) = with_users(5).await;
     service.export("full", "a").await;
+    let job: Value = service.call("GET", "/exports?consumer=a", &[]).await.json().await.unwrap();
+    let path = format!("/exports/{}/manifest", job["items"][0]["jobId"].as_str().unwrap());
+    let manifest: Value = service.call("GET", &path, &[]).await.json().await.unwrap();
     let outside = tempfile::tempdir().unwrap();
     let absolute = outside.path().join("evil.csv").to_str().unwrap().to_owned();
     let long = format!("{}.csv", "a".repeat(300));
@@ -101,14 +115,13 @@ async fn a_service_chooses_no_folder_for_what_is_pulled() {
             let into = folder.path().join("inbox");
             fs::create_dir(folder.path().join("sub")).unwrap();
             let (output, names) = (name.to_owned(), files.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+            let real = manifest.clone();
             let server = lying(&service, move |path, value| {
                 let names: Vec<_> = names.iter().map(String::as_str).collect();
                 if path.ends_with("/manifest") {
-                    let file = value["export"]["files"][0].clone();
-                    value["export"]["files"] = vec![file; names.len()].into();
-                    value["digest"] = json!(crate::manifests::digest_of(value));
+                    *value = with_files(value, names.len());
                 } else {
-                    rename(value, &output, &names);
+                    rename(value, &output, &names, &with_files(&real, names.len()));
                 }
             })
             .await;
@@ -121,10 +134,10 @@ async fn a_service_chooses_no_folder_for_what_is_pulled() {
     // Names that are plain, and aren't those of one export.
     for files in [vec!["one.csv", "two.csv"], vec!["evil.manifest.json"], vec!["evil.part-00001.csv"; 2]] {
         let folder = reachable_folder();
-        let server = lying(&service, move |path, value| {
-            if !path.ends_with("/manifest") {
-                rename(value, "evil.csv", &files);
-            }
+        let real = manifest.clone();
+        let server = lying(&service, move |path, value| match path.ends_with("/manifest") {
+            true => *value = with_files(value, files.len()),
+            false => rename(value, "evil.csv", &files, &with_files(&real, files.len())),
         })
         .await;
         let (code, printed, said) = pull(&server, folder.path()).output().await;
@@ -166,4 +179,133 @@ async fn a_state_names_no_file_of_another_folder() {
         assert_eq!(names_below(folder.path()), before, "{naming}: {said}");
     }
     service.stop().await;
+}
+
+/// The seed of a signing key and its public half.
+fn signing_key(byte: &str) -> (String, String) {
+    let seed = byte.repeat(32);
+    let public = cdc_export::manifest::signing::SigningKey::read(&seed).unwrap().public_key();
+    (seed, public)
+}
+
+#[tokio::test]
+async fn with_a_key_a_pull_takes_signed_exports_alone() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let ((seed, public), (_, other)) = (signing_key("07"), signing_key("08"));
+    let service = Start::on(&database).with("MANIFEST_KEY", &seed).service().await;
+    service.export("full", "a").await;
+    service.export("full", "b").await;
+    let folder = reachable_folder();
+    type Lie = fn(&mut Value);
+    let lies: [(&str, Lie); 5] = [
+        ("it has no signature", |it| drop(it.as_object_mut().unwrap().remove("signature"))),
+        ("its signature is not by this key", |it| it["signature"] = json!("00".repeat(64))),
+        ("its signature is not by this key", |it| it["number"] = json!(9)),
+        ("its signature is not by this key", |it| it["entries"][0]["url"] = json!("https://evil.example/x.csv")),
+        ("its signature is not by this key", |it| drop(it.as_object_mut().unwrap().remove("signatureVersion"))),
+    ];
+    let into = folder.path().join("inbox");
+    for (why, lie) in lies {
+        let server = lying(&service, move |path, value| {
+            if path.ends_with("/manifest") {
+                lie(value);
+            }
+        })
+        .await;
+        let (code, printed, said) = pull(&server, &into).and(&["--public-key", &public]).output().await;
+        assert!(code == 1 && printed.is_empty() && said.contains(why), "{why}: {said}");
+        assert_eq!(names_below(&into), BTreeSet::new(), "{why}");
+    }
+    let (code, _, said) = pull(&service.address, &into).and(&["--public-key", &other]).output().await;
+    assert!(code == 1 && said.contains("its signature is not by this key"), "{said}");
+    // Two keys, while one replaces the other. What was pulled can be verified with them.
+    let keys = ["--public-key", &other, "--public-key", &public];
+    let (code, _, said) = pull(&service.address, &into).and(&keys).output().await;
+    assert_eq!(code, 0, "{said}");
+    let inbox = into.to_str().unwrap();
+    let (code, printed, said) = far(&["verify", "--deep", "--public-key", &public, inbox]).output().await;
+    assert!(code == 0 && printed.starts_with("whole: 1 lane, 1 export, 1 file"), "{printed}{said}");
+
+    // The signed manifest of another lane, in place of this one's.
+    let theirs: Value = service.call("GET", "/exports?consumer=b", &[]).await.json().await.unwrap();
+    let path = format!("/exports/{}/manifest", theirs["items"][0]["jobId"].as_str().unwrap());
+    let theirs: Value = service.call("GET", &path, &[]).await.json().await.unwrap();
+    let server = lying(&service, move |path, value| {
+        if path.ends_with("/manifest") {
+            *value = theirs.clone();
+        }
+    })
+    .await;
+    let other = folder.path().join("other");
+    let (code, _, said) = pull(&server, &other).and(&["--public-key", &public]).output().await;
+    assert!(code == 1 && said.contains("is that of another export"), "{said}");
+    assert_eq!(names_below(&other), BTreeSet::new());
+    service.stop().await;
+}
+
+fn apply(pair: &Pair, from: &[&str]) -> Start {
+    far(&[&["apply", "--to", &pair.target.url(), "--consumer", "a", "--dataset", "t"], from].concat())
+}
+
+#[tokio::test]
+async fn with_a_key_signed_exports_alone_are_applied() {
+    let (seed, public) = signing_key("07");
+    let table = "create table t (id bigint primary key, name text); insert into t values (1, 'a'), (2, 'b')";
+    let pair = Pair::started(table, |start| start.with("MANIFESTS", "on").with("MANIFEST_KEY", &seed)).await;
+    export(&pair.service, "full", "t", "a").await;
+    pair.source.run("update t set name = 'c' where id = 1").await;
+    let second = export(&pair.service, "delta", "t", "a").await;
+    let place = pair.service.output().to_str().unwrap().to_owned();
+    let manifest = pair.service.path(&second).with_extension("manifest.json");
+    let text = fs::read_to_string(&manifest).unwrap();
+    let mut forged: Value = serde_json::from_str(&text).unwrap();
+    forged["signature"] = json!("00".repeat(64));
+    fs::write(&manifest, forged.to_string()).unwrap();
+    let key = ["--from", &place, "--public-key", &public];
+    let (code, printed, said) = apply(&pair, &key).output().await;
+    assert!(code == 1 && printed.starts_with("full 1  2 rows") && printed.lines().count() == 1, "{printed}{said}");
+    assert!(said.contains("its signature is not by this key") && said.contains("unusable: 1 of the"), "{said}");
+    let server = lying(&pair.service, |path, value| {
+        if path.ends_with("/manifest") {
+            value.as_object_mut().unwrap().remove("signature");
+        }
+    })
+    .await;
+    let unsigned = ["--server", &server, "--request", "none", "--public-key", &public];
+    let (code, printed, said) = apply(&pair, &unsigned).output().await;
+    assert!(code == 1 && printed.is_empty() && said.contains("it has no signature"), "{printed}{said}");
+    fs::write(&manifest, text).unwrap();
+    let (code, printed, said) = apply(&pair, &key).output().await;
+    assert_eq!((code, printed.as_str(), said.as_str()), (0, "delta 2  1 rows written, 0 deleted\n", ""));
+    pair.require_equal("signed").await;
+    pair.end().await;
+}
+
+/// A file that anybody put into a place stopped the lanes of all consumers.
+#[tokio::test]
+async fn a_manifest_that_is_none_stops_no_other() {
+    let table = "create table t (id bigint primary key, name text); insert into t values (1, 'a')";
+    let pair = Pair::started(table, |start| start.with("MANIFESTS", "on")).await;
+    export(&pair.service, "full", "t", "a").await;
+    let place = pair.service.output().to_owned();
+    fs::write(place.join("x.manifest.json"), "{}").unwrap();
+    fs::create_dir(place.join("y.manifest.json")).unwrap();
+    let from = ["--from", place.to_str().unwrap()];
+    let (code, printed, said) = apply(&pair, &from).output().await;
+    assert!(code == 1 && printed.starts_with("full 1  1 rows written"), "{printed}{said}");
+    assert!(said.contains("x.manifest.json") && said.contains("y.manifest.json"), "{said}");
+    assert!(said.contains("unusable: 2 of the manifests"), "{said}");
+    fs::remove_file(place.join("x.manifest.json")).unwrap();
+    fs::remove_dir(place.join("y.manifest.json")).unwrap();
+
+    // The manifest of another lane is no business of this one.
+    let other = export(&pair.service, "full", "t", "b").await;
+    let manifest = pair.service.path(&other).with_extension("manifest.json");
+    let text = fs::read_to_string(&manifest).unwrap();
+    fs::write(&manifest, text.replace("\"rows\":\"1\"", "\"rows\":\"2\"")).unwrap();
+    let (code, _, said) = apply(&pair, &from).output().await;
+    assert_eq!((code, said.as_str()), (0, ""));
+    pair.require_equal("all").await;
+    pair.end().await;
 }
