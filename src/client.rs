@@ -9,6 +9,7 @@ pub(crate) mod job_view;
 pub(crate) mod lane_reader;
 pub(crate) mod manifest_folder;
 pub(crate) mod observer;
+mod own_file;
 pub(crate) mod pull_folder;
 pub(crate) mod remote;
 pub(crate) mod table_mirror;

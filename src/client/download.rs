@@ -5,19 +5,19 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ring::digest::{self, SHA256};
-use rustix::fs::{CWD, OFlags, RenameFlags};
+use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 
 use crate::client::answer::CallError;
 use crate::client::api::Api;
 use crate::client::job_view::{FileView, JobView, ServedName};
 use crate::client::observer::Observer;
-use crate::client::{About, Error};
+use crate::client::{About, Error, own_file};
 use crate::file::plain_name::PlainName;
 use crate::job::{After, JobId};
 use crate::telemetry::chain;
@@ -213,27 +213,8 @@ pub(super) fn rename_without_replacing(part: &Path, path: &Path) -> io::Result<(
 }
 
 /// Opens the hidden file. Creates it, unless an earlier download by this user left it behind.
-///
-/// Refuses a symbolic link, a pipe, and a file of another user: a user with write access to the folder may have put it
-/// there. NONBLOCK keeps the opening of a pipe from blocking.
 fn open_part(part: &Path) -> io::Result<File> {
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-    let mut options = OpenOptions::new();
-    options.read(true).append(true).custom_flags(flags);
-    let file = match options.clone().create_new(true).open(part) {
-        Err(already_exists) if already_exists.kind() == io::ErrorKind::AlreadyExists => {
-            options.open(part).map_err(|error| {
-                let is_link = error.raw_os_error() == Some(Errno::LOOP.raw_os_error());
-                if is_link { io::Error::other("it is a symbolic link: remove it") } else { error }
-            })?
-        }
-        made => made?,
-    };
-    let found = file.metadata()?;
-    let own = rustix::process::geteuid().as_raw();
-    if !found.is_file() || found.uid() != own || found.nlink() != 1 {
-        return Err(io::Error::other("it is not a regular file of yours with a single hard link: remove it"));
-    }
+    let file = own_file::open(part, OpenOptions::new().read(true).append(true).create(true))?;
     file.try_lock().map_err(|error| match error {
         TryLockError::WouldBlock => io::Error::other("another process is downloading it"),
         TryLockError::Error(error) => error,

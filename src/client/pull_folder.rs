@@ -18,7 +18,7 @@ use crate::client::download::{export_files, fetch_part, part_path, rename_withou
 use crate::client::job_view::JobView;
 use crate::client::lane_reader::{ExportSink, LanePosition, SinkOutcome};
 use crate::client::observer::Observer;
-use crate::client::{About, Error};
+use crate::client::{About, Error, own_file};
 use crate::failpoint;
 use crate::file::plain_name::PlainName;
 use crate::file::{MOST_FILES, file_names};
@@ -69,7 +69,7 @@ pub(crate) fn read_dataset(folder: &Path) -> Result<Option<String>, Error> {
 
 fn read_state(folder: &Path) -> Result<Option<FolderState>, Error> {
     let path = folder.join(STATE);
-    let text = match fs::read(&path) {
+    let text = match own_file::read(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         text => text.about(|| path.display())?,
     };
@@ -92,8 +92,9 @@ impl PullFolder {
     ) -> Result<PullFolder, Error> {
         let at_folder = || folder.display();
         fs::create_dir_all(folder).about(at_folder)?;
-        let lock = File::options().create(true).truncate(false).write(true).open(folder.join(LOCK));
-        let lock = lock.about(at_folder)?;
+        let lock_path = folder.join(LOCK);
+        let lock = own_file::open(&lock_path, File::options().create(true).truncate(false).write(true));
+        let lock = lock.about(|| lock_path.display())?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {

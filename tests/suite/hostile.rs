@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::{chown, symlink};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,7 +16,7 @@ use tokio::net::TcpListener;
 
 use crate::apply::pair::Pair;
 use crate::catalog::export;
-use crate::harness::{Database, Service, Start, far, reachable_folder};
+use crate::harness::{Database, HANG_TIMEOUT, Service, Start, far, lacks, reachable_folder};
 use crate::remote::with_users;
 
 /// A service that answers as another one does, except that `change` gets the path of each call and changes its JSON.
@@ -308,4 +310,77 @@ async fn a_manifest_that_is_none_stops_no_other() {
     assert_eq!((code, said.as_str()), (0, ""));
     pair.require_equal("all").await;
     pair.end().await;
+}
+
+/// Puts things under a name that a command opens, and requires that the command refuses each of them at once.
+async fn refuses_what_is_planted(path: &Path, run: impl AsyncFn() -> (i32, String, String)) {
+    let victim = path.with_file_name("victim");
+    let name = path.file_name().unwrap().to_str().unwrap();
+    let refused = async |what: &str| {
+        let run = tokio::time::timeout(HANG_TIMEOUT, run());
+        let (code, printed, said) = run.await.unwrap_or_else(|_| panic!("{what}: it waits"));
+        assert!(code == 1 && printed.is_empty() && said.contains(name), "{what}: {code} {said}");
+        assert!(!victim.exists() || fs::read_to_string(&victim).unwrap() == "mine", "{what}");
+        fs::remove_file(path).unwrap();
+    };
+    symlink(&victim, path).unwrap();
+    refused("a link to nothing").await;
+    assert!(!victim.exists(), "it was made by the link");
+    fs::write(&victim, "mine").unwrap();
+    symlink(&victim, path).unwrap();
+    refused("a link").await;
+    symlink("/dev/zero", path).unwrap();
+    refused("a link to an endless file").await;
+    fs::hard_link(&victim, path).unwrap();
+    refused("a second name").await;
+    assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+    refused("a pipe").await;
+    drop(UnixListener::bind(path).unwrap());
+    refused("a socket").await;
+    if nix::unistd::geteuid().is_root() {
+        fs::write(path, "").unwrap();
+        chown(path, Some(54_321), Some(54_321)).unwrap();
+        refused("another user's file").await;
+    }
+    fs::remove_file(&victim).unwrap();
+}
+
+/// Another user with write access to the folder made root create the file that a link led to, and wait for ever.
+#[tokio::test]
+async fn nothing_planted_in_a_folder_is_followed_or_waited_for() {
+    let (_database, service) = with_users(5).await;
+    service.export("full", "a").await;
+    let folder = reachable_folder();
+    let run = async || pull(&service.address, folder.path()).output().await;
+    refuses_what_is_planted(&folder.path().join(".cdc-export-pull.lock"), run).await;
+    refuses_what_is_planted(&folder.path().join(".cdc-export-pull.json"), run).await;
+    // An endless state, of this user's own.
+    let state = folder.path().join(".cdc-export-pull.json");
+    fs::File::create(&state).unwrap().set_len(1 << 40).unwrap();
+    let (code, _, said) = run().await;
+    assert!(code == 1 && said.contains("more than 65536 bytes"), "{said}");
+    fs::remove_file(state).unwrap();
+    let (code, printed, said) = run().await;
+    assert_eq!((code, printed.lines().count()), (0, 1), "{said}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_planted_is_the_lock_of_a_loader() {
+    if lacks("python3", "python3") {
+        return;
+    }
+    let folder = reachable_folder();
+    let guides = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/guides");
+    let run = async || {
+        let mut loader = tokio::process::Command::new("python3");
+        loader.args(["-B", "-c", "import sys, inbox; inbox.Inbox(sys.argv[1])"]).arg(folder.path());
+        let done = loader.env("PYTHONPATH", &guides).kill_on_drop(true).output().await.unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (done.status.code().unwrap(), text(done.stdout), text(done.stderr))
+    };
+    refuses_what_is_planted(&folder.path().join(".load.lock"), run).await;
+    for _ in 0..2 {
+        assert_eq!(run().await, (0, String::new(), String::new()));
+    }
 }
