@@ -8,6 +8,7 @@
 
 pub mod chain;
 pub mod chain_report;
+pub mod line_counter;
 mod list;
 pub mod seal;
 pub mod signing;

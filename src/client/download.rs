@@ -109,6 +109,12 @@ pub(super) async fn fetch_part(api: &Api, id: JobId, file: &ExportFile, part: &P
     let at_part = || part.display();
     let opened = open_part(part).about(at_part)?;
     let ours = opened.metadata().about(at_part)?;
+    if let Err(error) = require_room(&opened, file) {
+        if ours.len() == 0 {
+            fs::remove_file(part).about(at_part)?;
+        }
+        return Err(error).about(at_part);
+    }
     let mut partial = PartialFile::new(Storage::File(opened), file)?;
     if let Err(error) = partial.fetch_rest(api, id).await {
         // If all bytes are here and wrong, the next attempt must begin at the first byte. An empty file is useless.
@@ -118,6 +124,17 @@ pub(super) async fn fetch_part(api: &Api, id: JobId, file: &ExportFile, part: &P
         return Err(error).about(at_part);
     }
     Ok(ours)
+}
+
+/// Returns an error if the rest of a file is larger than the free space of its disk.
+fn require_room(part: &File, file: &ExportFile) -> Result<(), Error> {
+    let disk = rustix::fs::fstatvfs(part).map_err(io::Error::from)?;
+    let (needed, free) =
+        (file.bytes.saturating_sub(part.metadata()?.len()), disk.f_bavail.saturating_mul(disk.f_frsize));
+    if needed <= free {
+        return Ok(());
+    }
+    Err(Error::Refused(format!("the file needs {needed} more bytes, and {free} are free on this disk")))
 }
 
 /// Syncs the folder of a path to disk, including the names in it.
@@ -135,7 +152,7 @@ pub(super) struct ExportFile {
     /// The number of the file. `None` if it is the only file of the export.
     part: Option<u32>,
     pub(super) name: ServedName,
-    bytes: u64,
+    pub(super) bytes: u64,
     pub(super) rows: u64,
     pub(super) sha256: String,
 }

@@ -236,11 +236,7 @@ impl ManifestFolder {
         if let Some(why) = spawn_blocking(move || missing_file(&*checked_archive, &of, &manifest_name)).await?? {
             return Ok(SinkOutcome::NeedsFullExport(why));
         }
-        let open = async || {
-            let (archive, manifest, name) = (Arc::clone(archive), Arc::clone(&manifest), name.to_owned());
-            spawn_blocking(move || files(&*archive, &manifest, &name)).await?
-        };
-        mirror.apply(&manifest, open).await
+        mirror.apply(&manifest, async || files(archive, &manifest, name)).await
     }
 }
 
@@ -265,8 +261,12 @@ fn base_of_another_branch<'c>(chains: &'c Chains, digest: &Digest) -> Option<&'c
 
 /// Returns the reason if a file of the export is missing. Retention removes files and keeps the manifest.
 fn missing_file(archive: &dyn Archive, manifest: &Manifest, name: &str) -> Result<Option<String>, Error> {
+    let mut paths = HashSet::new();
     for file in &manifest.export.files {
         let path = path_of(archive, name, file)?;
+        if !paths.insert(path.clone()) {
+            return Err(Error::Refused(format!("changed: {name} names {path} more than once")));
+        }
         if !matches!(archive.open_file(&path).about(|| &path)?, Lookup::File(..)) {
             return Ok(Some(format!("gap: {path}, which {name} names, is missing")));
         }
@@ -292,20 +292,17 @@ fn is_of_the_place(error: &Error) -> bool {
     matches!(error.root(), Error::Archive(error) if error.is_of_the_place() || error.may_pass())
 }
 
-/// Opens the files of an export, in their order.
-fn files(archive: &dyn Archive, manifest: &Manifest, name: &str) -> Result<Vec<Input>, Error> {
+/// Returns the files of an export, in their order. Each is opened when it is read.
+fn files(archive: &Arc<dyn Archive>, manifest: &Manifest, name: &str) -> Result<Vec<Input>, Error> {
     let mut files = Vec::new();
     for file in &manifest.export.files {
-        let path = path_of(archive, name, file)?;
-        let at_path = || &path;
-        let found = match archive.open_file(&path).about(at_path)? {
-            Lookup::File(_, found) => found,
-            Lookup::Nothing | Lookup::NoFile => {
-                return Err(Error::Refused(format!("{path}, which {name} names, is missing")));
-            }
+        let (archive, path) = (Arc::clone(archive), path_of(&**archive, name, file)?);
+        let open = move || match archive.open_file(&path) {
+            Ok(Lookup::File(_, found)) => Ok(found),
+            Ok(Lookup::Nothing | Lookup::NoFile) => Err(io::Error::other(format!("{path} is missing"))),
+            Err(error) => Err(io::Error::other(format!("{path}: {}", chain(&error)))),
         };
-        let input: io::Result<_> = unpacked(found, &manifest.export.compression, &file.sha256);
-        files.push(input.about(at_path)?);
+        files.push(unpacked(open, &manifest.export.compression, file));
     }
     Ok(files)
 }

@@ -26,7 +26,9 @@ async fn lying(service: &Service, change: impl Fn(&str, &mut Value) + Send + Syn
     let handler = async move |request: Request| -> Response {
         let (head, body) = request.into_parts();
         let (path, body) = (head.uri.to_string(), axum::body::to_bytes(body, 1 << 20).await.unwrap());
-        let mut passed = client.request(head.method, format!("{behind}{path}")).body(body);
+        // Whichever file is asked for, the only one is sent.
+        let real = path.split_once("/files/").map_or(path.clone(), |(job, _)| format!("{job}/download"));
+        let mut passed = client.request(head.method, format!("{behind}{real}")).body(body);
         for (name, value) in head.headers.iter().filter(|(name, _)| *name != "host") {
             passed = passed.header(name, value);
         }
@@ -46,7 +48,8 @@ async fn lying(service: &Service, change: impl Fn(&str, &mut Value) + Send + Syn
 }
 
 fn pull(address: &str, into: &Path) -> Start {
-    far(&["pull", "--consumer", "a", "--server", address, "--into", into.to_str().unwrap()])
+    let into = into.to_str().unwrap();
+    far(&["pull", "--consumer", "a", "--dataset", "users", "--server", address, "--into", into])
 }
 
 /// All names below a folder, hidden ones too, except for the state and the lock of a pull.
@@ -383,4 +386,198 @@ async fn nothing_planted_is_the_lock_of_a_loader() {
     for _ in 0..2 {
         assert_eq!(run().await, (0, String::new(), String::new()));
     }
+}
+
+/// A service that answers each call in the same way. Returns its address.
+async fn answering(answer: impl Fn(&str) -> Value + Clone + Send + Sync + 'static) -> String {
+    let handler = async move |request: Request| axum::Json(answer(&request.uri().to_string()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(handler)).await });
+    address
+}
+
+/// Pages without an end took 3 GB of memory in 20 seconds.
+#[tokio::test]
+async fn a_list_that_repeats_ends_the_pull() {
+    let (_database, service) = with_users(5).await;
+    let (job, _) = service.export("delta", "a").await;
+    let endless = move |path: &str, cursor: Value, items: u64| {
+        if path.contains("exportType=full") {
+            return json!({ "items": [], "nextCursor": null });
+        }
+        let numbered = |number: u64| {
+            let mut job = job.clone();
+            job["number"] = json!(number + 5);
+            job["jobId"] = json!(uuid::Uuid::new_v4());
+            job
+        };
+        json!({ "items": (0..items).rev().map(numbered).collect::<Vec<_>>(), "nextCursor": cursor })
+    };
+    let same = endless.clone();
+    let cursors = [
+        answering(move |path| same(path, json!("again"), 3)).await,
+        answering({
+            let endless = endless.clone();
+            move |path| endless(path, json!(uuid::Uuid::new_v4()), 3)
+        })
+        .await,
+        answering(move |path| endless(path, json!(uuid::Uuid::new_v4()), 0)).await,
+    ];
+    for server in cursors {
+        let folder = reachable_folder();
+        let run = tokio::time::timeout(HANG_TIMEOUT, pull(&server, folder.path()).output());
+        let (code, printed, said) = run.await.expect("the pull ends");
+        assert!(code == 1 && printed.is_empty() && said.contains("the list of exports"), "{said}");
+    }
+
+    // An export that comes after itself.
+    let first: Value = service.call("GET", "/exports?consumer=a", &[]).await.json().await.unwrap();
+    let server = lying(&service, move |path, value| {
+        if path.contains("after=") {
+            *value = first.clone();
+        }
+    })
+    .await;
+    let folder = reachable_folder();
+    let run = tokio::time::timeout(HANG_TIMEOUT, pull(&server, folder.path()).output());
+    let (code, _, said) = run.await.expect("the pull ends");
+    assert!(code == 1 && said.contains("after itself"), "{said}");
+    service.stop().await;
+}
+
+/// A pause so long that a sum overflowed was a panic.
+#[tokio::test]
+async fn a_service_chooses_no_endless_pause() {
+    let handler = async || {
+        // Only after a second the sum overflows.
+        tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
+        let problem = json!({ "code": "starting", "detail": "not yet" });
+        let headers = [("retry-after", u64::MAX.to_string())];
+        (axum::http::StatusCode::SERVICE_UNAVAILABLE, headers, axum::Json(problem)).into_response()
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(handler)).await });
+    let folder = reachable_folder();
+    let (code, _, said) = pull(&address, folder.path()).output().await;
+    assert!(code == 1 && said.contains("not yet") && !said.contains("panicked"), "{code} {said}");
+}
+
+#[tokio::test]
+async fn a_file_larger_than_the_disk_is_not_begun() {
+    let (_database, service) = with_users(5).await;
+    let (job, _) = service.export("full", "a").await;
+    let bytes = 1_u64 << 62;
+    let path = format!("/exports/{}/manifest", job["jobId"].as_str().unwrap());
+    let manifest: Value = service.call("GET", &path, &[]).await.json().await.unwrap();
+    let Manifest { number, mut export, entries, .. } = Manifest::read(manifest.to_string().as_bytes()).unwrap();
+    export.files[0].bytes = bytes.to_string();
+    let large = serde_json::to_value(Manifest::new(number, export, vec![entries[0].url.clone()])).unwrap();
+    let server = lying(&service, move |path, value| {
+        if path.ends_with("/manifest") {
+            value.clone_from(&large);
+        } else if let Some(job) = value["items"].get_mut(0) {
+            job["files"][0]["bytes"] = json!(bytes);
+            job["digest"] = large["digest"].clone();
+        }
+    })
+    .await;
+    let folder = reachable_folder();
+    let (code, printed, said) = pull(&server, folder.path()).output().await;
+    assert!(code == 1 && printed.is_empty() && said.contains("are free on this disk"), "{said}");
+    assert_eq!(names_below(folder.path()), BTreeSet::new());
+    service.stop().await;
+}
+
+/// With 1,024 descriptors, an export of 3,000 files could not be applied.
+#[tokio::test]
+async fn an_export_may_have_more_files_than_a_process_may_open() {
+    const FILES: usize = 300;
+
+    let table = "create table t (id bigint primary key, name text)";
+    let pair = Pair::started(table, |start| start.with("MANIFESTS", "on")).await;
+    let job = export(&pair.service, "full", "t", "a").await;
+    let path = format!("/exports/{}/manifest", job["jobId"].as_str().unwrap());
+    let manifest: Value = pair.service.call("GET", &path, &[]).await.json().await.unwrap();
+    let content = fs::read(pair.service.path(&job)).unwrap();
+
+    // The files have a header alone, so that none of them has a row of another.
+    let name = job["outputFilename"].as_str().unwrap().to_owned();
+    let names: Vec<String> =
+        (1..=FILES).map(|part| format!("{}.part-{part:05}.csv", name.trim_end_matches(".csv"))).collect();
+    let Manifest { number, mut export, .. } = Manifest::read(manifest.to_string().as_bytes()).unwrap();
+    let file = export.files[0].clone();
+    export.files = names
+        .iter()
+        .map(|name| cdc_export::manifest::ManifestFile { path: Some(name.clone()), ..file.clone() })
+        .collect();
+    let urls = names.iter().map(|name| format!("file:///srv/{name}")).collect();
+    let manifest = Manifest::new(number, export, urls);
+    let folder = reachable_folder();
+    names.iter().for_each(|name| fs::write(folder.path().join(name), &content).unwrap());
+    let stem = name.trim_end_matches(".csv");
+    fs::write(folder.path().join(format!("{stem}.manifest.json")), manifest.text()).unwrap();
+    let (code, printed, said) =
+        apply(&pair, &["--from", folder.path().to_str().unwrap()]).with_open_files(64).output().await;
+    assert_eq!((code, printed.as_str()), (0, "full 1  0 rows written, 0 deleted\n"), "{said}");
+
+    // A service with such an export.
+    let manifest = serde_json::to_value(&manifest).unwrap();
+    let server = lying(&pair.service, move |path, value| {
+        if path.ends_with("/manifest") {
+            value.clone_from(&manifest);
+        } else if let Some(job) = value["items"].get_mut(0) {
+            let file = job["files"][0].clone();
+            let part = |(name, part): (&String, usize)| {
+                let mut file = file.clone();
+                (file["name"], file["part"]) = (json!(name), json!(part));
+                file
+            };
+            job["files"] = names.iter().zip(1..).map(part).collect();
+            job["digest"] = manifest["digest"].clone();
+        }
+    })
+    .await;
+    pair.target.run("drop table t; drop schema cdc_apply cascade").await;
+    let from = ["--server", &server, "--request", "none"];
+    let (code, printed, said) = apply(&pair, &from).with_open_files(64).output().await;
+    assert_eq!((code, printed.as_str()), (0, "full 1  0 rows written, 0 deleted\n"), "{said}");
+    let into = folder.path().join("inbox");
+    let pulled = ["pull", "--consumer", "a", "--dataset", "t", "--server", &server, "--into", into.to_str().unwrap()];
+    let (code, printed, said) = far(&pulled).with_open_files(64).output().await;
+    assert_eq!((code, printed.lines().count()), (0, FILES), "{said}");
+    pair.end().await;
+}
+
+/// A file of other rows than its manifest says was unpacked to its end.
+#[tokio::test]
+async fn rows_beyond_the_manifest_are_not_loaded() {
+    let table = "create table t (id bigint primary key, name text); insert into t values (1, 'a')";
+    let pair = Pair::started(table, |start| start.with("MANIFESTS", "on")).await;
+    let job = export(&pair.service, "full", "t", "a").await;
+    let place = pair.service.output().to_owned();
+    let manifest = pair.service.path(&job).with_extension("manifest.json");
+    let text = fs::read(&manifest).unwrap();
+    let change = |change: &dyn Fn(&mut cdc_export::manifest::Chained)| {
+        let Manifest { number, mut export, entries, .. } = Manifest::read(&text).unwrap();
+        change(&mut export);
+        let urls = vec![entries[0].url.clone(); export.files.len()];
+        fs::write(&manifest, Manifest::new(number, export, urls).text()).unwrap();
+    };
+    let content = [&b"id,name\n"[..], &b"1,a\n".repeat(1 << 20)].concat();
+    fs::write(pair.service.path(&job), &content).unwrap();
+    let sha256 = hex::encode(ring::digest::digest(&ring::digest::SHA256, &content));
+    let from = ["--from", place.to_str().unwrap()];
+    let refused = async |why: &str| {
+        let (code, printed, said) = apply(&pair, &from).output().await;
+        assert!(code == 1 && printed.is_empty() && said.contains(why), "{why}: {printed}{said}");
+    };
+    change(&|export| (export.files[0].sha256, export.files[0].bytes) = (sha256.clone(), content.len().to_string()));
+    refused("it has more than 1 rows").await;
+    change(&|export| export.files[0].sha256.clone_from(&sha256));
+    refused("it has more bytes").await;
+    change(&|export| export.files.push(export.files[0].clone()));
+    refused("more than once").await;
+    pair.end().await;
 }

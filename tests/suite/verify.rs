@@ -616,6 +616,103 @@ fn number_and_locations_are_signed() {
     assert_eq!(faults(&other), changed(&other[1]));
 }
 
+/// Gives an export one file with this content, and a number of rows that its manifest says.
+fn with_content(mut export: Export, name: &str, content: Vec<u8>, rows: u64) -> Export {
+    let chained = &mut export.manifest.export;
+    chained.files = vec![ManifestFile {
+        sha256: hex::encode(digest::digest(&digest::SHA256, &content)),
+        bytes: content.len().to_string(),
+        rows: rows.to_string(),
+        path: Some(name.to_owned()),
+    }];
+    chained.rows = rows.to_string();
+    export.manifest = Manifest::new(1, export.manifest.export, vec![format!("file:///srv/{name}")]);
+    export.files = vec![(name.to_owned(), content)];
+    export
+}
+
+/// 100 MB that unpack to 3 TB took days.
+#[test]
+fn unpacking_ends_where_the_manifest_says_that_the_file_ends() {
+    let text = [&b"id,name\n"[..], &b"1,a\n".repeat(1 << 20)].concat();
+    for (compression, extension) in [("none", ""), ("gzip", ".gz"), ("zstd", ".zst")] {
+        let packed = match compression {
+            "gzip" => {
+                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                encoder.write_all(&text).unwrap();
+                encoder.finish().unwrap()
+            }
+            "zstd" => zstd::encode_all(&text[..], 1).unwrap(),
+            _ => text.clone(),
+        };
+        let mut export = next("a", None, true, &[3], "");
+        export.manifest.export.compression = compression.to_owned();
+        let name = format!("full_orders_a_20261120T101401Z.csv{extension}");
+        let export = with_content(export, &name, packed, 3);
+        let (code, lines) = verify(folder_of(std::slice::from_ref(&export)).path(), &["--deep"]);
+        assert_eq!((code, &*lines[0]), (1, &*export.line(&name, "changed (more than 3 rows)")));
+    }
+}
+
+/// A footer of 180 MB took 5.7 GB of memory.
+#[cfg(feature = "parquet")]
+#[test]
+fn footer_of_parquet_has_a_limit() {
+    let footer = (17_u32 << 20).to_le_bytes();
+    let content = [&b"PAR1"[..], &vec![0; 17 << 20], &footer, b"PAR1"].concat();
+    let mut export = next("a", None, true, &[3], "");
+    (export.manifest.export.format, export.manifest.export.compression) = ("parquet".to_owned(), "none".to_owned());
+    let name = "full_orders_a_20261120T101401Z.parquet";
+    let export = with_content(export, name, content, 3);
+    let (code, lines) = verify(folder_of(std::slice::from_ref(&export)).path(), &["--deep"]);
+    assert_eq!((code, &*lines[0]), (1, &*export.line(name, "unreadable (its footer is too long)")));
+}
+
+/// A file of 16 MB that a manifest named 10,000 times took hours.
+#[test]
+fn a_file_is_read_once_however_often_it_is_named() {
+    let export = next("a", None, true, &[3], "");
+    let (name, content) = export.files[0].clone();
+    // In one manifest.
+    let mut several = export.clone();
+    several.manifest.export.files = vec![several.manifest.export.files[0].clone(); 100];
+    let urls = vec![several.manifest.entries[0].url.clone(); 100];
+    several.manifest = Manifest::new(1, several.manifest.export, urls);
+    let (code, lines) = verify(folder_of(&[several.clone()]).path(), &["--deep"]);
+    let fault = several.line(&several.name(), &format!("changed (it names {name} more than once)"));
+    assert_eq!((code, lines.len()), (1, 100));
+    assert!(lines[..99].iter().all(|line| *line == fault), "{lines:?}");
+    let sum = format!("99 faults: 1 lane, 1 export, 1 file, {} bytes; 0 older files gone", content.len());
+    assert_eq!(lines[99], sum);
+
+    // In several manifests, and then in one that says something else of it.
+    let folder = folder_of(std::slice::from_ref(&export));
+    let copies = |rows: &str, numbers: std::ops::Range<u64>| {
+        for number in numbers {
+            let mut chained = export.manifest.export.clone();
+            (chained.job, chained.files[0].rows) = (number.to_string(), rows.to_owned());
+            chained.previous = Some(export.manifest.digest.clone());
+            (chained.export_type, chained.watermark_from) = ("delta".to_owned(), chained.watermark_to.clone());
+            let url = export.manifest.entries[0].url.clone();
+            let name = format!("full_orders_a_20261120T101401Z{number}.manifest.json");
+            std::fs::write(folder.path().join(name), Manifest::new(number, chained, vec![url]).text()).unwrap();
+        }
+    };
+    let of_files = |lines: Vec<String>| -> Vec<String> {
+        lines.into_iter().filter(|line| !line.contains("another name") && !line.contains("forked at")).collect()
+    };
+    copies("3", 2..50);
+    let lines = of_files(verify(folder.path(), &["--deep"]).1);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains(&format!(" 49 exports, 1 file, {} bytes;", content.len())), "{lines:?}");
+    copies("4", 50..51);
+    let mut lines = of_files(verify(folder.path(), &[]).1);
+    // Whichever manifest is read first is believed.
+    assert!(lines.pop().unwrap().contains(" 1 file, ") && !lines.is_empty(), "{lines:?}");
+    let is_told = |line: &String| line.ends_with("changed (two manifests name it with different content)");
+    assert!(lines.iter().all(is_told), "{lines:?}");
+}
+
 /// Loaders read the `url` of an entry, and `verify` the file at the `path`.
 #[test]
 fn url_of_another_file_is_outside() {
