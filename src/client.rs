@@ -9,6 +9,7 @@ pub(crate) mod job_view;
 pub(crate) mod lane_reader;
 pub(crate) mod manifest_folder;
 pub(crate) mod observer;
+mod own_file;
 pub(crate) mod pull_folder;
 pub(crate) mod remote;
 pub(crate) mod table_mirror;
@@ -22,6 +23,7 @@ use tokio::task::JoinError;
 use crate::apply;
 use crate::client::answer::CallError;
 use crate::client::api::RefusedExport;
+use crate::file::plain_name::NotPlain;
 use crate::manifest::{self, seal};
 use crate::sink;
 
@@ -43,6 +45,9 @@ pub(crate) enum Error {
     /// The target of `apply` refused an export, or is unavailable.
     #[error(transparent)]
     Apply(#[from] apply::Error),
+    /// The service gives a file a name that isn't the name of one visible file.
+    #[error(transparent)]
+    Name(#[from] NotPlain),
     /// A folder or bucket of exports can't be read.
     #[error(transparent)]
     Archive(#[from] sink::Error),

@@ -4,6 +4,7 @@
 
 pub mod hidden;
 pub mod name;
+pub mod plain_name;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};

@@ -8,6 +8,7 @@
 
 pub mod chain;
 pub mod chain_report;
+pub mod line_counter;
 mod list;
 pub mod seal;
 pub mod signing;
@@ -47,9 +48,32 @@ pub struct Manifest {
     pub export: Chained,
     /// The SHA-256 of `export` in its canonical form (RFC 8785) without the `path` of its files, in hexadecimal.
     pub digest: String,
-    /// The Ed25519 signature of the digest's 32 bytes, in hexadecimal. `None` if the service has no signing key.
+    /// The Ed25519 signature, in hexadecimal. `None` if the service has no signing key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<String>,
+    /// The version of the form that is signed: [`signing::VERSION`]. `None` if only the digest's 32 bytes are signed,
+    /// as by earlier versions of this program.
+    #[serde(default, rename = "signatureVersion", skip_serializing_if = "Option::is_none")]
+    pub signature_version: Option<String>,
+    /// The locations that are signed. `None` if they are those of the manifest. A copy made by `pull` has other ones.
+    #[serde(
+        default,
+        rename = "signedLocations",
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "list::read_optional"
+    )]
+    pub signed_locations: Option<Vec<SignedLocation>>,
+}
+
+/// The location of a file: as loaders read it, and relative to the manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignedLocation {
+    /// The `url` of the entry.
+    pub url: String,
+    /// The `path` of the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
 }
 
 /// A file, in the form that loaders read.
@@ -222,7 +246,15 @@ impl Manifest {
             digest: export.digest(),
             export,
             signature: None,
+            signature_version: None,
+            signed_locations: None,
         }
+    }
+
+    /// Returns the locations of the files, in their order.
+    pub fn locations(&self) -> Vec<SignedLocation> {
+        let pairs = self.entries.iter().zip(&self.export.files);
+        pairs.map(|(entry, file)| SignedLocation { url: entry.url.clone(), path: file.path.clone() }).collect()
     }
 
     /// Parses a manifest. Does not verify its digest: see [`Manifest::check`].

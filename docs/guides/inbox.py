@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import stat
 import sys
 from pathlib import Path
 
@@ -43,7 +44,12 @@ class Inbox:
     def __init__(self, folder):
         self.folder = Path(folder)
         # Two loaders at once would load twice: the second one waits. The lock ends with the process, however that ends.
-        self.lock = open(self.folder / ".load.lock", "w")
+        # Another user who may write to the folder may have put a link, a pipe or a file of their own under this name.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        self.lock = open(os.open(self.folder / ".load.lock", flags, 0o666), "r+b", buffering=0)
+        found = os.fstat(self.lock.fileno())
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink != 1:
+            sys.exit(f"{self.folder / '.load.lock'}: it is not a regular file of yours with a single hard link: remove it")
         fcntl.flock(self.lock, fcntl.LOCK_EX)
 
     def exports(self, loaded):

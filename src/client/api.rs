@@ -25,6 +25,7 @@ use crate::http::in_process::InProcess;
 use crate::job::json::rfc3339;
 use crate::job::{After, ConsumerId, Filter, JobId, Request, Status};
 use crate::manifest::Manifest;
+use crate::manifest::seal::PublicKey;
 use crate::tls;
 
 /// The number of items that one call of a list requests.
@@ -36,6 +37,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 pub(crate) struct Api {
     transport: ApiTransport,
     observer: Arc<dyn Observer>,
+    /// If there are any, one of them must have signed each manifest.
+    keys: Vec<PublicKey>,
 }
 
 /// The transport of the calls to a service.
@@ -77,7 +80,12 @@ fn call(method: Method, path: &str) -> Result<http::Request<String>, CallError> 
 
 impl Api {
     pub(crate) fn new(transport: ApiTransport, observer: Arc<dyn Observer>) -> Api {
-        Api { transport, observer }
+        Api { transport, observer, keys: Vec::new() }
+    }
+
+    /// Requires that one of these keys signed each manifest that is read. Without keys, manifests may be unsigned.
+    pub(crate) fn requiring(self, keys: Vec<PublicKey>) -> Api {
+        Api { keys, ..self }
     }
 
     /// Returns the observer that shows the work of this client to the user.
@@ -203,14 +211,53 @@ impl Api {
 
     /// Lists the newest jobs that match a filter. Returns one more job than `limit` if there are more.
     pub(crate) async fn jobs(&self, filter: &Filter, limit: u32) -> Result<Vec<JobView>, Error> {
-        let Filter { consumer, dataset, export_type, status, .. } = filter;
-        let query = [
-            ("consumer", consumer.as_ref().map(|it| it.as_str())),
-            ("dataset", dataset.as_deref()),
-            ("exportType", export_type.map(|it| it.as_str())),
-            ("status", status.map(|it| it.as_str())),
-        ];
-        self.list(&query, limit).await
+        self.list(&query_of(filter), limit).await
+    }
+
+    /// Lists the oldest jobs of a lane that match a filter, newest first: those of the last page. Reads the pages one
+    /// at a time, so a long list takes no more memory than a short one.
+    ///
+    /// # Errors
+    /// Also if the numbers of the jobs don't descend: a page comes again, and the list has no end.
+    pub(crate) async fn oldest_jobs(&self, filter: &Filter) -> Result<Vec<JobView>, Error> {
+        let path = path_with("/exports", &query_of(filter));
+        let (mut oldest, mut cursor, mut above) = (Vec::new(), None::<String>, None::<u64>);
+        loop {
+            let (jobs, next) = self.page(&path, PAGE_ITEMS as usize, cursor.as_deref()).await?;
+            for job in &jobs {
+                if above.is_some_and(|above| job.number >= Some(above)) {
+                    return Err(Error::refused("the list of exports repeats: the service doesn't list them in order"));
+                }
+                above = job.number;
+            }
+            if !jobs.is_empty() {
+                oldest = jobs;
+            }
+            match next {
+                Some(_) if next == cursor => return Err(Error::refused("the list of exports repeats")),
+                Some(_) => cursor = next,
+                None => return Ok(oldest),
+            }
+        }
+    }
+
+    /// Reads a page of a list. Returns its jobs and the cursor of the next page.
+    async fn page(
+        &self,
+        path: &str,
+        limit: usize,
+        cursor: Option<&str>,
+    ) -> Result<(Vec<JobView>, Option<String>), Error> {
+        let mut path = format!("{path}&limit={limit}");
+        if let Some(cursor) = cursor {
+            path.extend(["&cursor=", &form_urlencoded::byte_serialize(cursor.as_bytes()).collect::<String>()]);
+        }
+        let page: ItemPage = self.get(&path).await?;
+        let jobs = page.items.into_iter().map(JobView::from_json).collect::<Result<Vec<_>, _>>()?;
+        if jobs.is_empty() && page.next_cursor.is_some() {
+            return Err(Error::refused("the list of exports has an empty page, and no end"));
+        }
+        Ok((jobs, page.next_cursor))
     }
 
     /// Lists the exports of a lane that were published after `after`, oldest first. Returns one more export than
@@ -234,16 +281,12 @@ impl Api {
         let wanted = limit as usize + 1;
         while jobs.len() < wanted {
             let rest = (wanted - jobs.len()).min(PAGE_ITEMS as usize);
-            let mut next = format!("{path}&limit={rest}");
-            if let Some(cursor) = &cursor {
-                next.extend(["&cursor=", &form_urlencoded::byte_serialize(cursor.as_bytes()).collect::<String>()]);
-            }
-            let page: ItemPage = self.get(&next).await?;
-            jobs.extend(page.items.into_iter().map(JobView::from_json).collect::<Result<Vec<_>, _>>()?);
-            cursor = page.next_cursor;
-            if cursor.is_none() {
+            let (page, next) = self.page(&path, rest, cursor.as_deref()).await?;
+            jobs.extend(page);
+            if next.is_none() {
                 break;
             }
+            cursor = next;
         }
         Ok(jobs)
     }
@@ -308,10 +351,13 @@ impl Api {
         }
     }
 
-    /// Reads the manifest of a consumer's completed export.
+    /// Reads the manifest of a consumer's completed export, and checks its content and its signature.
     pub(crate) async fn manifest(&self, id: JobId) -> Result<Manifest, Error> {
         let manifest: Value = self.get(&format!("/exports/{id}/manifest")).await?;
-        Manifest::read(manifest.to_string().as_bytes()).about(|| format!("the manifest of {id}"))
+        let about = || format!("the manifest of {id}");
+        let manifest = Manifest::read(manifest.to_string().as_bytes()).about(about)?;
+        manifest.check_content().and_then(|()| manifest.check_signature(&self.keys)).about(about)?;
+        Ok(manifest)
     }
 
     /// Returns the `--server` option by which another command reaches the same service.
@@ -365,6 +411,17 @@ impl Api {
             }
         }
     }
+}
+
+/// Returns the query of a list of jobs.
+fn query_of(filter: &Filter) -> [(&str, Option<&str>); 4] {
+    let Filter { consumer, dataset, export_type, status, .. } = filter;
+    [
+        ("consumer", consumer.as_ref().map(|it| it.as_str())),
+        ("dataset", dataset.as_deref()),
+        ("exportType", export_type.map(|it| it.as_str())),
+        ("status", status.map(|it| it.as_str())),
+    ]
 }
 
 /// Builds a path with its query.

@@ -5,21 +5,21 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ring::digest::{self, SHA256};
-use rustix::fs::{CWD, OFlags, RenameFlags};
+use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 
 use crate::client::answer::CallError;
 use crate::client::api::Api;
-use crate::client::job_view::{FileView, JobView};
+use crate::client::job_view::{FileView, JobView, ServedName};
 use crate::client::observer::Observer;
-use crate::client::{About, Error};
+use crate::client::{About, Error, own_file};
+use crate::file::plain_name::PlainName;
 use crate::job::{After, JobId};
-use crate::manifest::Manifest;
 use crate::telemetry::chain;
 
 /// The time without a received byte after which a download fails.
@@ -60,8 +60,8 @@ pub(crate) async fn save(api: &Api, id: JobId, job: &JobView, output: Option<&Ou
     for file in &files {
         let path = match output {
             Some(Output::File(path)) => path.clone(),
-            Some(Output::Folder(folder)) => folder.join(file.plain_name()?),
-            Some(Output::Stdout) | None => PathBuf::from(file.plain_name()?),
+            Some(Output::Folder(folder)) => file.plain_name()?.within(folder),
+            Some(Output::Stdout) | None => file.plain_name()?.within(Path::new("")),
         };
         // An earlier download may have completed some of several files.
         if !(several && file.is_downloaded_to(&path)) {
@@ -109,6 +109,12 @@ pub(super) async fn fetch_part(api: &Api, id: JobId, file: &ExportFile, part: &P
     let at_part = || part.display();
     let opened = open_part(part).about(at_part)?;
     let ours = opened.metadata().about(at_part)?;
+    if let Err(error) = require_room(&opened, file) {
+        if ours.len() == 0 {
+            fs::remove_file(part).about(at_part)?;
+        }
+        return Err(error).about(at_part);
+    }
     let mut partial = PartialFile::new(Storage::File(opened), file)?;
     if let Err(error) = partial.fetch_rest(api, id).await {
         // If all bytes are here and wrong, the next attempt must begin at the first byte. An empty file is useless.
@@ -118,6 +124,17 @@ pub(super) async fn fetch_part(api: &Api, id: JobId, file: &ExportFile, part: &P
         return Err(error).about(at_part);
     }
     Ok(ours)
+}
+
+/// Returns an error if the rest of a file is larger than the free space of its disk.
+fn require_room(part: &File, file: &ExportFile) -> Result<(), Error> {
+    let disk = rustix::fs::fstatvfs(part).map_err(io::Error::from)?;
+    let (needed, free) =
+        (file.bytes.saturating_sub(part.metadata()?.len()), disk.f_bavail.saturating_mul(disk.f_frsize));
+    if needed <= free {
+        return Ok(());
+    }
+    Err(Error::Refused(format!("the file needs {needed} more bytes, and {free} are free on this disk")))
 }
 
 /// Syncs the folder of a path to disk, including the names in it.
@@ -134,8 +151,8 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
 pub(super) struct ExportFile {
     /// The number of the file. `None` if it is the only file of the export.
     part: Option<u32>,
-    name: String,
-    bytes: u64,
+    pub(super) name: ServedName,
+    pub(super) bytes: u64,
     pub(super) rows: u64,
     pub(super) sha256: String,
 }
@@ -145,7 +162,7 @@ pub(super) fn export_files(job: &JobView) -> Result<Vec<ExportFile>, Error> {
     let several = job.files.len() > 1;
     let file = |file: &FileView| ExportFile {
         part: several.then_some(file.part),
-        name: file.name.to_string(),
+        name: file.name.clone(),
         bytes: file.bytes,
         rows: file.rows,
         sha256: file.sha256.to_string(),
@@ -155,25 +172,10 @@ pub(super) fn export_files(job: &JobView) -> Result<Vec<ExportFile>, Error> {
     if are_known { Ok(files) } else { Err(Error::refused("the export has no SHA-256")) }
 }
 
-/// Returns an error if a manifest lists other files than the export.
-pub(super) fn require_same(id: JobId, files: &[ExportFile], manifest: &Manifest) -> Result<(), Error> {
-    let is_same = files.iter().map(|file| &file.sha256).eq(manifest.export.files.iter().map(|file| &file.sha256));
-    if is_same && manifest.digest == manifest.export.digest() {
-        return Ok(());
-    }
-    Err(Error::Refused(format!("the manifest of {id} lists other files than the export")))
-}
-
 impl ExportFile {
-    /// Returns the file's name. Refuses a name with a folder or a leading dot, because the service must not choose the
-    /// destination.
-    pub(super) fn plain_name(&self) -> Result<&str, Error> {
-        let name = &self.name;
-        let is_plain = Path::new(&**name).file_name().is_some_and(|only| only == &**name);
-        if is_plain && !name.starts_with('.') {
-            return Ok(name);
-        }
-        Err(Error::Refused(format!("`{}` is no name of a file: --output names one", name.escape_debug())))
+    /// Returns the file's name. Refuses a name that could choose the folder.
+    fn plain_name(&self) -> Result<PlainName, Error> {
+        self.name.plain().map_err(|why| Error::Refused(format!("{why}: --output names one")))
     }
 
     /// Returns true if the path contains the exported file already.
@@ -200,8 +202,13 @@ fn sha256_of(mut file: impl Read) -> io::Result<(u64, digest::Context)> {
 }
 
 /// Returns the path of the hidden file of a download. The name contains the job's id, so two jobs never share a file.
+/// Of a long name it contains the end, which differs between the files of a job.
 pub(super) fn part_path(path: &Path, id: JobId) -> PathBuf {
+    /// With the id, the hidden name has fewer than the 255 bytes that file systems accept.
+    const MAX_BYTES: usize = 200;
+
     let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = &name[name.ceil_char_boundary(name.len().saturating_sub(MAX_BYTES))..];
     folder_of(path).join(format!(".{name}.{id}.part"))
 }
 
@@ -223,27 +230,8 @@ pub(super) fn rename_without_replacing(part: &Path, path: &Path) -> io::Result<(
 }
 
 /// Opens the hidden file. Creates it, unless an earlier download by this user left it behind.
-///
-/// Refuses a symbolic link, a pipe, and a file of another user: a user with write access to the folder may have put it
-/// there. NONBLOCK keeps the opening of a pipe from blocking.
 fn open_part(part: &Path) -> io::Result<File> {
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-    let mut options = OpenOptions::new();
-    options.read(true).append(true).custom_flags(flags);
-    let file = match options.clone().create_new(true).open(part) {
-        Err(already_exists) if already_exists.kind() == io::ErrorKind::AlreadyExists => {
-            options.open(part).map_err(|error| {
-                let is_link = error.raw_os_error() == Some(Errno::LOOP.raw_os_error());
-                if is_link { io::Error::other("it is a symbolic link: remove it") } else { error }
-            })?
-        }
-        made => made?,
-    };
-    let found = file.metadata()?;
-    let own = rustix::process::geteuid().as_raw();
-    if !found.is_file() || found.uid() != own || found.nlink() != 1 {
-        return Err(io::Error::other("it is not a regular file of yours with a single hard link: remove it"));
-    }
+    let file = own_file::open(part, OpenOptions::new().read(true).append(true).create(true))?;
     file.try_lock().map_err(|error| match error {
         TryLockError::WouldBlock => io::Error::other("another process is downloading it"),
         TryLockError::Error(error) => error,

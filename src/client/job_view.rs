@@ -1,11 +1,14 @@
 //! Jobs and list items as the API shows them: the members that clients use.
 
+use std::fmt::{self, Display};
+
 use serde::Deserialize;
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::client::answer::PlainText;
 use crate::client::{About, Error};
+use crate::file::plain_name::{NotPlain, PlainName};
 use crate::job::{JobId, Status};
 
 /// A job.
@@ -19,7 +22,7 @@ pub(crate) struct JobView {
     pub(crate) status: PlainText,
     pub(crate) progress: u8,
     pub(crate) rows_exported: u64,
-    pub(crate) output_filename: PlainText,
+    pub(crate) output_filename: ServedName,
     pub(crate) sha256: Option<PlainText>,
     pub(crate) number: Option<u64>,
     pub(crate) digest: Option<PlainText>,
@@ -34,11 +37,32 @@ pub(crate) struct JobView {
     pub(crate) json: Value,
 }
 
+/// The name that a service gives to a file. It can be shown. Only a [`PlainName`] can become part of a path.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) struct ServedName(String);
+
+impl ServedName {
+    /// Returns the name if it is that of one visible file, because the service must not choose the folder.
+    pub(crate) fn plain(&self) -> Result<PlainName, NotPlain> {
+        self.0.parse()
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Display for ServedName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        PlainText::from(self.0.clone()).fmt(f)
+    }
+}
+
 /// A file of a job.
 #[derive(Clone, Deserialize)]
 pub(crate) struct FileView {
     pub(crate) part: u32,
-    pub(crate) name: PlainText,
+    pub(crate) name: ServedName,
     pub(crate) location: Option<PlainText>,
     pub(crate) bytes: u64,
     pub(crate) rows: u64,
@@ -49,7 +73,7 @@ impl FileView {
     /// Returns the URL of the file. Returns its name if the URL is a local path, which is useless on another machine.
     pub(crate) fn place(&self) -> String {
         let location = self.location.as_ref().filter(|location| !location.starts_with("file:"));
-        location.unwrap_or(&self.name).to_string()
+        location.map_or_else(|| self.name.to_string(), ToString::to_string)
     }
 }
 

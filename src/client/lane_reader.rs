@@ -1,5 +1,7 @@
 //! Reads a consumer's lane: writes each export after the last one to a sink, and submits a new export if there is none.
 
+use std::collections::HashSet;
+
 use pg_rows::encoding::Encoding;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -7,9 +9,10 @@ use uuid::Uuid;
 use crate::client::Error;
 use crate::client::answer::CallError;
 use crate::client::api::{Api, PAGE_ITEMS, RefusedExport};
+use crate::client::download::export_files;
 use crate::client::job_view::JobView;
 use crate::job::{After, ConsumerId, ExportType, FailureCode, Filter, JobId, Request, Status};
-use crate::manifest::ManifestSource;
+use crate::manifest::{Manifest, ManifestSource};
 
 /// The maximum number of submissions if other exports come first each time.
 const MAX_SUBMISSIONS: u32 = 5;
@@ -53,11 +56,11 @@ pub(crate) trait ExportSink {
     fn source(&self) -> Option<&ManifestSource>;
 
     /// Writes the next export: either all of it together with the position, or nothing. A cancelled call can be
-    /// repeated.
+    /// repeated. `manifest` is that of the export, and is checked.
     ///
     /// # Errors
     /// If the export can't be downloaded or written now. A later call with the same export may succeed.
-    async fn write(&mut self, api: &Api, export: &JobView) -> Result<SinkOutcome, Error>;
+    async fn write(&mut self, api: &Api, export: &JobView, manifest: Manifest) -> Result<SinkOutcome, Error>;
 }
 
 /// The outcome of writing an export to its sink.
@@ -101,7 +104,7 @@ impl LaneReader<'_> {
     /// Writes all available exports to the sink, oldest first. Then submits another export, if requested, and writes
     /// it. A cancelled call loses nothing: the next call continues from the sink's position.
     pub(crate) async fn round(&self, sink: &mut impl ExportSink) -> Result<(), Error> {
-        let mut submitted = None;
+        let (mut submitted, mut written) = (None, HashSet::new());
         // An earlier process may have been killed before its acknowledgement. An error is ignored, because the
         // following calls fail with it too.
         let _ = self.acknowledge(sink).await;
@@ -118,7 +121,7 @@ impl LaneReader<'_> {
                         SubmissionOutcome::NeedsFullExport(why) => Some(why),
                     },
                 },
-                NextExports::Found(exports) => self.write_all(sink, &exports).await?,
+                NextExports::Found(exports) => self.write_all(sink, &exports, &mut written).await?,
                 NextExports::NeedsFullExport(why) => Some(why),
             };
             let Some(why) = needs_full else { continue };
@@ -154,13 +157,26 @@ impl LaneReader<'_> {
         Ok(())
     }
 
-    /// Writes exports to the sink. Returns the reason if only a full export can come next.
-    async fn write_all(&self, sink: &mut impl ExportSink, exports: &[JobView]) -> Result<Option<String>, Error> {
+    /// Writes exports to the sink. Returns the reason if only a full export can come next. `written` are the exports of
+    /// this round, so that it ends.
+    async fn write_all(
+        &self,
+        sink: &mut impl ExportSink,
+        exports: &[JobView],
+        written: &mut HashSet<JobId>,
+    ) -> Result<Option<String>, Error> {
         for export in exports {
+            if written.contains(&export.id()?) {
+                return Err(Error::Refused(format!("the service lists the export {} after itself", export.job_id)));
+            }
             let SinkOutcome::NeedsFullExport(why) = self.write(sink, export).await? else {
                 let is_last = sink.last().is_some_and(|last| last.job_id.to_string() == *export.job_id);
                 // Another process has moved the sink's position. The exports have to be listed again.
-                if is_last { continue } else { return Ok(None) }
+                if !is_last {
+                    return Ok(None);
+                }
+                written.insert(export.id()?);
+                continue;
             };
             let full = self.newest_full().await?.filter(|full| full.number > export.number);
             let Some(full) = full else { return Ok(Some(why)) };
@@ -182,7 +198,8 @@ impl LaneReader<'_> {
     }
 
     async fn write(&self, sink: &mut impl ExportSink, export: &JobView) -> Result<SinkOutcome, Error> {
-        let outcome = match sink.write(self.api, export).await {
+        let written = async { sink.write(self.api, export, self.manifest(export).await?).await };
+        let outcome = match written.await {
             Err(error) if error.is_gone() => {
                 let why = format!("the service has the files of the export {} no more", export.job_id);
                 return Ok(SinkOutcome::NeedsFullExport(why));
@@ -193,6 +210,34 @@ impl LaneReader<'_> {
             self.acknowledge(sink).await?;
         }
         Ok(outcome)
+    }
+
+    /// Reads the manifest of an export, before any of its files is downloaded.
+    ///
+    /// # Errors
+    /// If the manifest isn't that of this export in this lane: a service could replay the signed one of another.
+    async fn manifest(&self, export: &JobView) -> Result<Manifest, Error> {
+        let id = export.id()?;
+        let manifest = self.api.manifest(id).await?;
+        let chained = &manifest.export;
+        let served = export_files(export)?.into_iter().map(|file| (file.bytes.to_string(), file.sha256));
+        let is_same = served.eq(chained.files.iter().map(|file| (file.bytes.clone(), file.sha256.clone())))
+            && export.digest.as_deref() == Some(&manifest.digest)
+            && export.number == Some(manifest.number)
+            && chained.job == id.to_string();
+        if !is_same {
+            return Err(Error::Refused(format!(
+                "the manifest of {id} is that of another export, or lists other files"
+            )));
+        }
+        if (&*chained.consumer, &chained.dataset) != (self.consumer.as_str(), &self.dataset) {
+            return Err(Error::Refused(format!(
+                "the manifest of {id} is of {} of the consumer {}",
+                chained.dataset.escape_debug(),
+                chained.consumer.escape_debug()
+            )));
+        }
+        Ok(manifest)
     }
 
     async fn acknowledge(&self, sink: &impl ExportSink) -> Result<(), Error> {
@@ -215,19 +260,19 @@ impl LaneReader<'_> {
         }
     }
 
-    /// Lists the exports for a sink without any. Returns the newest full export only. If there is none, returns all
-    /// exports of the lane.
+    /// Lists the exports for a sink without any. Returns the newest full export only. If there is none, returns the
+    /// oldest exports of the lane.
     async fn first(&self) -> Result<NextExports, Error> {
         if let Some(full) = self.newest_full().await? {
             return Ok(NextExports::Found(vec![full]));
         }
-        let mut all = self.completed(None, u32::MAX - 1).await?;
-        all.reverse();
-        match all.first() {
+        let mut oldest = self.api.oldest_jobs(&self.completed_filter(None)).await?;
+        oldest.reverse();
+        match oldest.first() {
             Some(first) if first.number != Some(1) => Ok(NextExports::NeedsFullExport(
                 "the first exports of the lane were removed, and it has no full export".to_owned(),
             )),
-            _ => Ok(NextExports::Found(all)),
+            _ => Ok(NextExports::Found(oldest)),
         }
     }
 
@@ -237,14 +282,17 @@ impl LaneReader<'_> {
 
     /// Lists the lane's completed exports, newest first.
     async fn completed(&self, export_type: Option<ExportType>, limit: u32) -> Result<Vec<JobView>, Error> {
-        let filter = Filter {
+        self.api.jobs(&self.completed_filter(export_type), limit).await
+    }
+
+    fn completed_filter(&self, export_type: Option<ExportType>) -> Filter {
+        Filter {
             consumer: Some(self.consumer.clone()),
             dataset: Some(self.dataset.clone()),
             status: Some(Status::Completed),
             export_type,
             ..Filter::default()
-        };
-        self.api.jobs(&filter, limit).await
+        }
     }
 
     /// Submits an export that follows `last`, and waits until it ends.

@@ -15,8 +15,10 @@ use crate::client::table_mirror::TableMirror;
 use crate::client::{About, Error};
 use crate::job::ConsumerId;
 use crate::manifest::chain::{Chains, Digest, Link, Successors, parse_digest};
+use crate::manifest::seal::PublicKey;
 use crate::manifest::{self, Manifest};
 use crate::sink::{Archive, Lookup, Settings};
+use crate::telemetry::chain;
 
 /// The maximum number of other lanes that an error lists.
 const MAX_OTHERS: usize = 10;
@@ -26,6 +28,8 @@ pub(crate) struct ManifestFolder {
     place: Settings,
     consumer: ConsumerId,
     dataset: String,
+    /// If there are any, one of them must have signed each manifest.
+    keys: Vec<PublicKey>,
 }
 
 /// The manifests of the place.
@@ -37,19 +41,43 @@ struct Manifests {
     names: HashMap<Digest, String>,
     /// The dataset and consumer of some other lanes.
     others: BTreeSet<String>,
+    /// The manifests that can't be used, each with the reason. They may be of this lane.
+    unusable: Vec<String>,
 }
 
 impl ManifestFolder {
-    pub(crate) fn new(place: Settings, consumer: ConsumerId, dataset: String) -> ManifestFolder {
-        ManifestFolder { place, consumer, dataset }
+    pub(crate) fn new(place: Settings, consumer: ConsumerId, dataset: String, keys: Vec<PublicKey>) -> ManifestFolder {
+        ManifestFolder { place, consumer, dataset, keys }
     }
 
-    /// Applies the exports that the table doesn't have yet, one after the other.
+    /// Applies the exports that the table doesn't have yet, one after the other. Goes on if a manifest can't be used.
+    ///
+    /// # Errors
+    /// Also if all exports are applied, and there is a manifest that can't be used.
     pub(crate) async fn round(&self, mirror: &mut TableMirror) -> Result<(), Error> {
         let (place, runtime) = (self.place.clone(), Handle::current());
         let archive = spawn_blocking(move || place.archive(&runtime)).await?;
         let archive: Arc<dyn Archive> = Arc::from(archive.about(|| &self.place)?);
-        let Manifests { chains, names, others } = self.manifests(&archive).await?;
+        let mut manifests = self.manifests(&archive, mirror.last().map(|last| last.number)).await?;
+        let unusable = std::mem::take(&mut manifests.unusable);
+        unusable.iter().take(MAX_OTHERS).for_each(|why| mirror.observer().notice(why));
+        self.apply_all(&archive, manifests, mirror).await?;
+        match unusable.len() {
+            0 => Ok(()),
+            count => Err(Error::Refused(format!(
+                "unusable: {count} of the manifests of {} can't be used: remove them, or put them back as they were",
+                self.place
+            ))),
+        }
+    }
+
+    async fn apply_all(
+        &self,
+        archive: &Arc<dyn Archive>,
+        manifests: Manifests,
+        mirror: &mut TableMirror,
+    ) -> Result<(), Error> {
+        let Manifests { chains, names, others, .. } = manifests;
         if names.is_empty() && mirror.last().is_none() {
             return Err(self.no_exports(others));
         }
@@ -76,7 +104,7 @@ impl ManifestFolder {
             )));
         }
         while let Some((digest, link)) = next {
-            match self.apply(&archive, &names[digest], mirror).await? {
+            match self.apply(archive, &names[digest], mirror).await? {
                 SinkOutcome::Written => {}
                 SinkOutcome::NeedsFullExport(why) => {
                     match chains.newest_base().filter(|(_, base)| base.number > link.number) {
@@ -140,16 +168,38 @@ impl ManifestFolder {
         ))
     }
 
-    /// Reads all manifests of the place.
-    async fn manifests(&self, archive: &Arc<dyn Archive>) -> Result<Manifests, Error> {
+    /// Reads all manifests of the place. `applied` is the number of the export that the table has.
+    async fn manifests(&self, archive: &Arc<dyn Archive>, applied: Option<u64>) -> Result<Manifests, Error> {
         let (archive, consumer, dataset) = (Arc::clone(archive), self.consumer.clone(), self.dataset.clone());
+        let keys = self.keys.clone();
         spawn_blocking(move || {
             let mut found = Manifests::default();
+            let is_of_another_lane =
+                |name: &str| manifest::is_key(name) && !name.starts_with(&manifest::folder(&dataset, &consumer));
             for name in archive.manifests()? {
                 let name = name?;
-                let Some(manifest) = read(&*archive, &name)? else { continue };
+                let manifest = match read(&*archive, &name) {
+                    Ok(Some(manifest)) => manifest,
+                    Ok(None) => continue,
+                    Err(error) => {
+                        if is_of_the_place(&error) {
+                            return Err(error);
+                        }
+                        if !is_of_another_lane(&name) {
+                            found.unusable.push(chain(&error));
+                        }
+                        continue;
+                    }
+                };
                 let export = &manifest.export;
                 if (&*export.consumer, &export.dataset) == (consumer.as_str(), &dataset) {
+                    if let Err(broken) = manifest.check(&name, &keys) {
+                        // The table has this export, or a later one.
+                        if Some(manifest.number) > applied {
+                            found.unusable.push(format!("{name}: {broken}"));
+                        }
+                        continue;
+                    }
                     found.chains.add(&manifest, &manifest.digest);
                     let digest = parse_digest(&manifest.digest).expect("its check has compared it");
                     found.names.insert(digest, name);
@@ -174,18 +224,19 @@ impl ManifestFolder {
         name: &str,
         mirror: &mut TableMirror,
     ) -> Result<SinkOutcome, Error> {
-        let (read_from, manifest_name) = (Arc::clone(archive), name.to_owned());
-        let manifest = spawn_blocking(move || read(&*read_from, &manifest_name)).await??;
+        let (read_from, manifest_name, keys) = (Arc::clone(archive), name.to_owned(), self.keys.clone());
+        let checked = move || {
+            let manifest = read(&*read_from, &manifest_name)?;
+            manifest.iter().try_for_each(|manifest| manifest.check(&manifest_name, &keys)).about(|| &manifest_name)?;
+            Ok::<_, Error>(manifest)
+        };
+        let manifest = spawn_blocking(checked).await??;
         let manifest = Arc::new(manifest.ok_or_else(|| Error::Refused(format!("{name} is gone")))?);
         let (checked_archive, of, manifest_name) = (Arc::clone(archive), Arc::clone(&manifest), name.to_owned());
         if let Some(why) = spawn_blocking(move || missing_file(&*checked_archive, &of, &manifest_name)).await?? {
             return Ok(SinkOutcome::NeedsFullExport(why));
         }
-        let open = async || {
-            let (archive, manifest, name) = (Arc::clone(archive), Arc::clone(&manifest), name.to_owned());
-            spawn_blocking(move || files(&*archive, &manifest, &name)).await?
-        };
-        mirror.apply(&manifest, open).await
+        mirror.apply(&manifest, async || files(archive, &manifest, name)).await
     }
 }
 
@@ -210,8 +261,12 @@ fn base_of_another_branch<'c>(chains: &'c Chains, digest: &Digest) -> Option<&'c
 
 /// Returns the reason if a file of the export is missing. Retention removes files and keeps the manifest.
 fn missing_file(archive: &dyn Archive, manifest: &Manifest, name: &str) -> Result<Option<String>, Error> {
+    let mut paths = HashSet::new();
     for file in &manifest.export.files {
         let path = path_of(archive, name, file)?;
+        if !paths.insert(path.clone()) {
+            return Err(Error::Refused(format!("changed: {name} names {path} more than once")));
+        }
         if !matches!(archive.open_file(&path).about(|| &path)?, Lookup::File(..)) {
             return Ok(Some(format!("gap: {path}, which {name} names, is missing")));
         }
@@ -225,28 +280,29 @@ fn path_of(archive: &dyn Archive, name: &str, file: &manifest::ManifestFile) -> 
     archive.name_of(name, path).ok_or_else(|| Error::Refused(format!("{name} names a file outside of its place")))
 }
 
-/// Reads and verifies the manifest with this name. Returns `None` if the manifest is missing.
+/// Reads the manifest with this name. Returns `None` if the manifest is missing.
 fn read(archive: &dyn Archive, name: &str) -> Result<Option<Manifest>, Error> {
     let Some(text) = archive.text(name).about(|| name)? else { return Ok(None) };
     let manifest = Manifest::read(&text).about(|| name)?;
-    manifest.check(name, None).about(|| name)?;
     Ok(Some(manifest))
 }
 
-/// Opens the files of an export, in their order.
-fn files(archive: &dyn Archive, manifest: &Manifest, name: &str) -> Result<Vec<Input>, Error> {
+/// Returns true if an error is that of the place as a whole, or may pass.
+fn is_of_the_place(error: &Error) -> bool {
+    matches!(error.root(), Error::Archive(error) if error.is_of_the_place() || error.may_pass())
+}
+
+/// Returns the files of an export, in their order. Each is opened when it is read.
+fn files(archive: &Arc<dyn Archive>, manifest: &Manifest, name: &str) -> Result<Vec<Input>, Error> {
     let mut files = Vec::new();
     for file in &manifest.export.files {
-        let path = path_of(archive, name, file)?;
-        let at_path = || &path;
-        let found = match archive.open_file(&path).about(at_path)? {
-            Lookup::File(_, found) => found,
-            Lookup::Nothing | Lookup::NoFile => {
-                return Err(Error::Refused(format!("{path}, which {name} names, is missing")));
-            }
+        let (archive, path) = (Arc::clone(archive), path_of(&**archive, name, file)?);
+        let open = move || match archive.open_file(&path) {
+            Ok(Lookup::File(_, found)) => Ok(found),
+            Ok(Lookup::Nothing | Lookup::NoFile) => Err(io::Error::other(format!("{path} is missing"))),
+            Err(error) => Err(io::Error::other(format!("{path}: {}", chain(&error)))),
         };
-        let input: io::Result<_> = unpacked(found, &manifest.export.compression, &file.sha256);
-        files.push(input.about(at_path)?);
+        files.push(unpacked(open, &manifest.export.compression, file));
     }
     Ok(files)
 }

@@ -14,14 +14,14 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::client::api::Api;
-use crate::client::download::{
-    export_files, fetch_part, part_path, rename_without_replacing, require_same, sync_folder_of,
-};
+use crate::client::download::{export_files, fetch_part, part_path, rename_without_replacing, sync_folder_of};
 use crate::client::job_view::JobView;
 use crate::client::lane_reader::{ExportSink, LanePosition, SinkOutcome};
 use crate::client::observer::Observer;
-use crate::client::{About, Error};
+use crate::client::{About, Error, own_file};
 use crate::failpoint;
+use crate::file::plain_name::PlainName;
+use crate::file::{MOST_FILES, file_names};
 use crate::job::ConsumerId;
 use crate::manifest::{self, Manifest, ManifestSource};
 
@@ -49,8 +49,9 @@ struct FolderState {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct PendingNames {
     position: LanePosition,
-    /// The final names. The last one is that of the manifest.
-    names: Vec<String>,
+    /// The name of the export, from which the names of its files and of its manifest are derived.
+    name: PlainName,
+    files: usize,
 }
 
 /// A folder that is locked for this process.
@@ -68,7 +69,7 @@ pub(crate) fn read_dataset(folder: &Path) -> Result<Option<String>, Error> {
 
 fn read_state(folder: &Path) -> Result<Option<FolderState>, Error> {
     let path = folder.join(STATE);
-    let text = match fs::read(&path) {
+    let text = match own_file::read(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         text => text.about(|| path.display())?,
     };
@@ -91,8 +92,9 @@ impl PullFolder {
     ) -> Result<PullFolder, Error> {
         let at_folder = || folder.display();
         fs::create_dir_all(folder).about(at_folder)?;
-        let lock = File::options().create(true).truncate(false).write(true).open(folder.join(LOCK));
-        let lock = lock.about(at_folder)?;
+        let lock_path = folder.join(LOCK);
+        let lock = own_file::open(&lock_path, File::options().create(true).truncate(false).write(true));
+        let lock = lock.about(|| lock_path.display())?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -129,9 +131,9 @@ impl PullFolder {
 
     /// Gives their final names to the files of the export in `naming`.
     fn name_files(&mut self) -> Result<(), Error> {
-        let Some(PendingNames { position, names }) = &self.state.naming else { return Ok(()) };
-        for name in names {
-            let path = self.folder.join(name);
+        let Some(PendingNames { position, name, files }) = &self.state.naming else { return Ok(()) };
+        for name in final_names(name, *files)? {
+            let path = name.within(&self.folder);
             name_file(&part_path(&path, position.job_id.into()), &path)?;
         }
         sync_folder_of(&self.folder.join(STATE))?;
@@ -140,12 +142,16 @@ impl PullFolder {
         self.save()
     }
 
-    /// Writes the manifest of an export under its hidden name. Its paths lead to the files in this folder.
-    fn write_manifest(&self, manifest: &mut Manifest, names: &[String], part: &Path) -> Result<(), Error> {
+    /// Writes the manifest of an export under its hidden name. Its paths lead to the files in this folder. The signed
+    /// locations stay, because the signature covers them.
+    fn write_manifest(&self, manifest: &mut Manifest, names: &[PlainName], part: &Path) -> Result<(), Error> {
+        if manifest.signature_version.is_some() && manifest.signed_locations.is_none() {
+            manifest.signed_locations = Some(manifest.locations());
+        }
         for ((file, entry), name) in manifest.export.files.iter_mut().zip(&mut manifest.entries).zip(names) {
-            file.path = Some(name.clone());
-            let path = std::path::absolute(self.folder.join(name))?;
-            entry.url = url::Url::from_file_path(path).map_or_else(|()| name.clone(), Into::into);
+            file.path = Some(name.to_string());
+            let path = std::path::absolute(name.within(&self.folder))?;
+            entry.url = url::Url::from_file_path(path).map_or_else(|()| name.to_string(), Into::into);
         }
         write_new(part, &manifest.text()).about(|| part.display())
     }
@@ -169,6 +175,15 @@ impl PullFolder {
         let is_next = chained.is_base() || had.is_none() || had == chained.previous.as_ref();
         Ok((!is_next).then(|| format!("gap: the export {} doesn't follow the last one in the folder", export.job_id)))
     }
+}
+
+/// Returns the final names of an export's files, and behind them that of its manifest.
+fn final_names(name: &PlainName, files: usize) -> Result<Vec<PlainName>, Error> {
+    if !(1..=MOST_FILES).contains(&files) {
+        return Err(Error::Refused(format!("{name} has {files} files, and an export has 1 to {MOST_FILES}")));
+    }
+    let manifest = manifest::name_in_folder(name.as_str());
+    file_names(name.as_str(), files).chain([manifest]).map(|name| Ok(name.parse()?)).collect()
 }
 
 /// Writes a file to disk, and replaces a file that an earlier process left behind.
@@ -221,14 +236,16 @@ impl ExportSink for PullFolder {
         self.state.source.as_ref()
     }
 
-    async fn write(&mut self, api: &Api, export: &JobView) -> Result<SinkOutcome, Error> {
+    async fn write(&mut self, api: &Api, export: &JobView, mut manifest: Manifest) -> Result<SinkOutcome, Error> {
         let id = export.id()?;
-        let mut manifest = api.manifest(id).await?;
         let files = export_files(export)?;
-        let names: Result<Vec<_>, Error> = files.iter().map(|file| Ok(file.plain_name()?.to_owned())).collect();
-        let mut names = names?;
-        let part = |name: &str| part_path(&self.folder.join(name), id);
-        require_same(id, &files, &manifest)?;
+        let name = export.output_filename.plain()?;
+        let names = final_names(&name, files.len())?;
+        if let Some((file, _)) = files.iter().zip(&names).find(|(file, name)| file.name.as_str() != name.as_str()) {
+            let why = format!("the export {id} is called {name}, and none of its files can be called `{}`", file.name);
+            return Err(Error::Refused(why));
+        }
+        let part = |name: &PlainName| part_path(&name.within(&self.folder), id);
         if let Some(why) = self.gap_before(export, &manifest)? {
             return Ok(SinkOutcome::NeedsFullExport(why));
         }
@@ -237,12 +254,11 @@ impl ExportSink for PullFolder {
             fetch_part(api, id, file, &part(name)).await?;
             rows.push(file.rows);
         }
-        let name = manifest::name_in_folder(&export.output_filename);
-        self.write_manifest(&mut manifest, &names, &part(&name))?;
-        names.push(name);
+        let manifest_name = names.last().expect("the manifest has the last name");
+        self.write_manifest(&mut manifest, &names, &part(manifest_name))?;
         self.state.source = Some(manifest.export.source.clone());
-        let shown: Vec<_> = names.iter().map(|name| self.folder.join(name)).zip(rows).collect();
-        self.state.naming = Some(PendingNames { position: LanePosition::from_job(export)?, names });
+        let shown: Vec<_> = names.iter().map(|name| name.within(&self.folder)).zip(rows).collect();
+        self.state.naming = Some(PendingNames { position: LanePosition::from_job(export)?, name, files: files.len() });
         self.save()?;
         failpoint!("pull.fetched", Err(Error::refused("pull.fetched")));
         self.name_files()?;

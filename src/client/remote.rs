@@ -157,7 +157,8 @@ impl RemoteService {
                 CallError::Refused { retry_after: Some(after), .. } => (*after).max(pause),
                 _ => pause,
             };
-            if begun.elapsed() + rest > RETRY_TIMEOUT {
+            // The service chooses `rest`, so a sum could overflow.
+            if rest > RETRY_TIMEOUT.saturating_sub(begun.elapsed()) {
                 return Err(error);
             }
             // A rate limit is not a fault, so the user is not notified.

@@ -1,16 +1,18 @@
 //! A table of another Postgres, to which the exports of a lane are applied. The exports are from a service, or from a
 //! folder of manifests.
 
-use std::fs::File;
-use std::io::{self, Seek};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use tokio::task::spawn_blocking;
 use tokio::time::{Duration, Instant, sleep};
 
 use crate::apply::input::{Input, unpacked};
-use crate::apply::{self, Applied, Changes, Target};
+use crate::apply::{Applied, Changes, Target};
 use crate::client::api::Api;
-use crate::client::download::{export_files, fetch_part, part_path, require_same};
+use crate::client::download::{export_files, fetch_part};
 use crate::client::job_view::JobView;
 use crate::client::lane_reader::{ExportSink, LanePosition, SinkOutcome};
 use crate::client::observer::Observer;
@@ -54,7 +56,7 @@ impl TableMirror {
         Ok(())
     }
 
-    /// Applies an export. Retries while the target is unavailable. `open` opens the export's files, in their order.
+    /// Applies an export. Retries while the target is unavailable. `open` returns the export's files, in their order.
     pub(super) async fn apply(
         &mut self,
         manifest: &Manifest,
@@ -97,6 +99,30 @@ async fn while_unavailable<T>(
     }
 }
 
+/// Appends a file to the files before it. Returns the file itself if it is the first one.
+fn append(all: Option<Arc<File>>, mut part: File) -> io::Result<Arc<File>> {
+    let Some(all) = all else { return Ok(Arc::new(part)) };
+    io::copy(&mut part, &mut &*all)?;
+    Ok(all)
+}
+
+/// A part of a file, which several readers can read at once.
+#[derive(Clone)]
+struct FileRange {
+    file: Arc<File>,
+    at: u64,
+    end: u64,
+}
+
+impl Read for FileRange {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = (self.end - self.at).min(buffer.len() as u64) as usize;
+        let read = self.file.read_at(&mut buffer[..length], self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
 impl ExportSink for TableMirror {
     fn last(&self) -> Option<&LanePosition> {
         self.last.as_ref()
@@ -106,28 +132,31 @@ impl ExportSink for TableMirror {
         self.source.as_ref()
     }
 
-    async fn write(&mut self, api: &Api, export: &JobView) -> Result<SinkOutcome, Error> {
+    async fn write(&mut self, api: &Api, export: &JobView, manifest: Manifest) -> Result<SinkOutcome, Error> {
         let id = export.id()?;
-        let manifest = api.manifest(id).await?;
         let folder = tempfile::Builder::new().prefix("cdc-export-apply").tempdir().about(|| "a temporary folder")?;
         let files = export_files(export)?;
-        let mut parts = Vec::new();
+        // All files of the export, one behind the other: a process may open fewer files than an export has.
+        let mut all: Option<Arc<File>> = None;
+        let mut ends = Vec::new();
         for file in &files {
-            let part = part_path(&folder.path().join(file.plain_name()?), id);
+            let part = folder.path().join("part");
             fetch_part(api, id, file, &part).await?;
-            parts.push(File::open(part)?);
+            let opened = File::options().read(true).append(true).open(&part)?;
+            // A file without a name is gone when the process ends, also if it is killed.
+            fs::remove_file(&part)?;
+            let first = all.clone();
+            let joined = spawn_blocking(move || append(first, opened)).await??;
+            ends.push(joined.metadata()?.len());
+            all = Some(joined);
         }
-        // The open files have no names any more, so a killed process leaves no files behind.
-        drop(folder);
-        require_same(id, &files, &manifest)?;
+        let all = all.ok_or_else(|| Error::refused("the export has no files"))?;
+        let begins = [0].into_iter().chain(ends.iter().copied());
+        let ranges: Vec<_> =
+            begins.zip(&ends).map(|(at, end)| FileRange { file: Arc::clone(&all), at, end: *end }).collect();
         let open = async || {
-            let opened = parts.iter().zip(&manifest.export.files).map(|(part, file)| {
-                let mut part = part.try_clone()?;
-                part.rewind()?;
-                unpacked(part, &manifest.export.compression, &file.sha256)
-            });
-            let opened: io::Result<Vec<_>> = opened.collect();
-            Ok(opened.map_err(apply::Error::Input)?)
+            let files = ranges.iter().cloned().zip(&manifest.export.files);
+            Ok(files.map(|(range, file)| unpacked(|| Ok(range), &manifest.export.compression, file)).collect())
         };
         self.apply(&manifest, open).await
     }

@@ -7,6 +7,8 @@
 mod parallel;
 mod row_counter;
 
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::error::Error as _;
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -22,6 +24,7 @@ use crate::client::verifier::parallel::{WorkQueue, in_parallel};
 use crate::client::verifier::row_counter::RowCounter;
 use crate::manifest::chain::Chains;
 use crate::manifest::chain_report::ChainReport;
+use crate::manifest::line_counter::{LimitExceeded, UnpackLimits};
 use crate::manifest::seal::{Broken, PublicKey};
 use crate::manifest::{Manifest, ManifestFile};
 use crate::sink::{self, Archive, Lookup};
@@ -39,6 +42,27 @@ pub(crate) struct Verifier {
     observer: Arc<dyn Observer>,
     report: Report,
     counts: Counts,
+    /// The files that were queued. Each is read once, also if several manifests name it.
+    queued: Mutex<HashMap<NameHash, QueuedFile>>,
+}
+
+/// The first bytes of the SHA-256 of a file's name. A name itself would take more memory.
+type NameHash = [u8; 16];
+
+/// The properties with which a manifest has named a file.
+struct QueuedFile {
+    /// The first bytes of the SHA-256 of the properties.
+    properties: [u8; 8],
+    is_required: bool,
+}
+
+/// The result of a second look at a queued file.
+enum Queuing {
+    First,
+    /// It is queued already, with the same properties.
+    Repeated,
+    /// It is queued already, with other properties.
+    Contradicted,
 }
 
 /// Reports a fault to the user. Several threads call it.
@@ -48,8 +72,8 @@ pub(crate) type Report = Box<dyn Fn(&Finding<'_>) -> io::Result<()> + Send + Syn
 pub(crate) struct VerifyOptions {
     /// True if the rows of each file are also counted.
     pub(crate) deep: bool,
-    /// The public half of the key with which each manifest must be signed.
-    pub(crate) key: Option<PublicKey>,
+    /// The public halves of the keys. If there are any, one of them must have signed each manifest.
+    pub(crate) keys: Vec<PublicKey>,
 }
 
 /// A fault of a file or manifest.
@@ -151,7 +175,8 @@ impl Verifier {
         let archive = place.archive(runtime).map_err(place_error)?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let readers = archive.readers(cores);
-        Ok(Verifier { archive, readers, options, observer, report, counts: Counts::default() })
+        let (counts, queued) = (Counts::default(), Mutex::default());
+        Ok(Verifier { archive, readers, options, observer, report, counts, queued })
     }
 
     /// Checks all manifests and files, and reports each fault.
@@ -289,7 +314,7 @@ impl Verifier {
                 return self.fault(ExportId::from_key(name).as_ref(), name, &format!("unreadable ({why})"));
             }
         };
-        let checked = manifest.check(name, self.options.key.as_ref());
+        let checked = manifest.check(name, &self.options.keys);
         let is_right = checked != Err(Broken::Digest);
         let digest = if is_right { manifest.digest.clone() } else { manifest.export.digest() };
         // Skips a manifest that was published after the chains were followed.
@@ -303,19 +328,56 @@ impl Verifier {
         for fault in seen.faults {
             self.fault(Some(&export), name, &fault.to_string())?;
         }
-        // If a manifest was changed, its entries for files may be wrong.
-        for file in manifest.export.files.into_iter().filter(|_| is_right) {
+        // If a manifest was changed, its entries for files may be wrong. With a key, only a signed manifest may choose
+        // the files that are read.
+        let is_trusted = if self.options.keys.is_empty() { is_right } else { checked.is_ok() };
+        let mut names = HashSet::new();
+        for (file, entry) in manifest.export.files.into_iter().zip(&manifest.entries).filter(|_| is_trusted) {
             let path = file.path.as_deref();
             let Some(found) = path.and_then(|path| self.archive.name_of(name, path)) else {
                 let fault = if path.is_none() { "missing (its manifest has no path for it)" } else { "outside" };
                 self.fault(Some(&export), path.unwrap_or(name), fault)?;
                 continue;
             };
+            if !self.archive.leads_to(&entry.url, &found) {
+                self.fault(Some(&export), &found, "outside (its url leads to another file)")?;
+            }
+            if !names.insert(found.clone()) {
+                self.fault(Some(&export), name, &format!("changed (it names {found} more than once)"))?;
+                continue;
+            }
             let (format, compression) = (manifest.export.format.clone(), manifest.export.compression.clone());
             let is_required = seen.is_required;
-            files.send(NamedFile { export: export.clone(), name: found, file, format, compression, is_required });
+            let named = NamedFile { export: export.clone(), name: found, file, format, compression, is_required };
+            match self.queue(&named) {
+                Queuing::First => drop(files.send(named)),
+                Queuing::Repeated => {}
+                Queuing::Contradicted => {
+                    self.fault(Some(&export), &named.name, "changed (two manifests name it with different content)")?;
+                }
+            }
         }
         Ok(())
+    }
+
+    /// Records that a manifest names a file.
+    fn queue(&self, named: &NamedFile) -> Queuing {
+        let NamedFile { name, file, format, compression, is_required, .. } = named;
+        let properties = [&file.sha256, &file.bytes, &file.rows, format, compression].map(String::as_str).join("\n");
+        let properties = first_bytes(&properties);
+        match locked(&self.queued).entry(first_bytes(name)) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(QueuedFile { properties, is_required: *is_required });
+                Queuing::First
+            }
+            Entry::Occupied(queued) if queued.get().properties != properties => Queuing::Contradicted,
+            // If the file is missing, the first look has not reported it.
+            Entry::Occupied(mut queued) if *is_required && !queued.get().is_required => {
+                queued.get_mut().is_required = true;
+                Queuing::First
+            }
+            Entry::Occupied(_) => Queuing::Repeated,
+        }
     }
 
     /// Checks a file, and reports its fault. Retries if the storage fails temporarily.
@@ -361,7 +423,8 @@ impl Verifier {
             return Ok(FileState::Fault(format!("changed ({bytes} bytes, not {})", expected.bytes)));
         }
         let (mut hash, mut chunk) = (digest::Context::new(&SHA256), vec![0; READ_BYTES]);
-        let mut counter = RowCounter::new(format, compression).filter(|_| self.options.deep);
+        let limits = UnpackLimits::from_manifest(expected);
+        let mut counter = RowCounter::new(format, compression, limits).filter(|_| self.options.deep);
         loop {
             let read = file.read(&mut chunk).map_err(|error| self.archive.failure(error))?;
             if read == 0 {
@@ -389,9 +452,18 @@ impl Verifier {
         Ok(match rows {
             Ok(rows) if rows.to_string() == expected.rows => FileState::Whole(bytes),
             Ok(rows) => FileState::Fault(format!("changed ({rows} rows, not {})", expected.rows)),
-            Err(error) => FileState::Fault(format!("unreadable ({error})")),
+            Err(error) => FileState::Fault(match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+                Some(LimitExceeded::Rows(rows)) => format!("changed (more than {rows} rows)"),
+                Some(LimitExceeded::Bytes(_)) | None => format!("unreadable ({error})"),
+            }),
         })
     }
+}
+
+/// Returns the first bytes of the SHA-256 of a text.
+fn first_bytes<const N: usize>(text: &str) -> [u8; N] {
+    let hash = digest::digest(&SHA256, text.as_bytes());
+    *hash.as_ref().first_chunk().expect("a SHA-256 has 32 bytes")
 }
 
 /// Returns the error of an unreadable place. It is bad usage, unless it may pass.

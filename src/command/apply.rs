@@ -23,6 +23,7 @@ use crate::command::server::{AddressParser, arm, remote_api};
 use crate::command::start::block_on;
 use crate::command::terminal::Terminal;
 use crate::command::words::pause;
+use crate::manifest::seal::PublicKey;
 
 /// The consumer, the source of its exports, and the target table.
 #[derive(Args)]
@@ -67,6 +68,10 @@ pub(crate) struct Apply {
     /// Acknowledge each applied export to the service
     #[arg(long, conflicts_with = "from")]
     ack: bool,
+    /// Require that each manifest is signed. KEY is the public key in 64 hexadecimal digits, which the service logs
+    /// when it starts. With several keys, any of them
+    #[arg(long, value_name = "KEY")]
+    public_key: Vec<PublicKey>,
 }
 
 impl Apply {
@@ -77,7 +82,7 @@ impl Apply {
         if let Some(file) = &named.authorities {
             config::trust_only(file).context("can't restart with the authorities of sslrootcert alone")?;
         }
-        let api = self.server.as_ref().map(remote_api).transpose()?;
+        let api = self.server.as_ref().map(remote_api).transpose()?.map(|api| api.requiring(self.public_key.clone()));
         if api.is_none() {
             arm(&environment)?;
         }
@@ -110,7 +115,7 @@ impl Apply {
             }),
             (None, from) => {
                 let place = environment.place(from.as_deref().unwrap_or_default())?;
-                ExportsFrom::Place(ManifestFolder::new(place, self.consumer, dataset))
+                ExportsFrom::Place(ManifestFolder::new(place, self.consumer, dataset, self.public_key))
             }
         };
         repeat(self.every, async || exports.round(&mut mirror).await).await

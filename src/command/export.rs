@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::config::{CatalogFile, Config};
+use crate::file::plain_name::NotPlain;
 use crate::job::{After, ConsumerId, Continuity, ExportType, FILE_BYTES, FailureCode, JobId, Request, Status};
 use crate::postgres::Database;
 use crate::telemetry::chain;
@@ -249,8 +250,10 @@ async fn finish(
             job.dataset
         );
     }
-    let in_folder = |folder: &Path| job.files.iter().map(|file| folder.join(&*file.name)).collect();
-    let paths: Option<Vec<_>> = folder.map(in_folder);
+    let in_folder = |folder: &Path| {
+        job.files.iter().map(|file| Ok(file.name.plain()?.within(folder))).collect::<Result<Vec<_>, NotPlain>>()
+    };
+    let paths = folder.map(in_folder).transpose()?;
     let is_elsewhere = paths.as_ref().is_some_and(|paths| paths.iter().any(|path| !path.exists()));
     let server = if is_elsewhere { " --server URL".to_owned() } else { api.server_option() };
     let fetches = format!("`cdc-export download {id}{server}` fetches its file");

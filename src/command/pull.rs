@@ -21,6 +21,7 @@ use crate::command::server::{AddressParser, remote_api};
 use crate::command::start::block_on;
 use crate::command::terminal::Terminal;
 use crate::command::words::{pause, words};
+use crate::manifest::seal::PublicKey;
 
 /// The consumer, the service and the folder.
 #[derive(Args)]
@@ -54,6 +55,10 @@ pub(crate) struct Pull {
     /// Acknowledge each downloaded export to the service. Retention keeps exports that are not acknowledged
     #[arg(long)]
     ack: bool,
+    /// Require that the service signs each manifest. KEY is the public key in 64 hexadecimal digits, which the service
+    /// logs when it starts. With several keys, any of them
+    #[arg(long, value_name = "KEY")]
+    public_key: Vec<PublicKey>,
 }
 
 #[derive(Clone, Copy)]
@@ -68,8 +73,8 @@ fn request() -> impl TypedValueParser<Value = RequestedType> {
 
 impl Pull {
     /// Downloads the exports that are available, prints their paths, and submits more.
-    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let api = remote_api(&self.server)?;
+    pub(crate) fn run(mut self) -> anyhow::Result<ExitCode> {
+        let api = remote_api(&self.server)?.requiring(std::mem::take(&mut self.public_key));
         block_on(until_signal(self.every, self.pull(&api)))
     }
 

@@ -26,16 +26,16 @@ pub(crate) struct Verify {
     #[arg(long)]
     deep: bool,
     /// Require that each manifest is signed. KEY is the public key in 64 hexadecimal digits, which the service logs
-    /// when it starts
+    /// when it starts. With several keys, any of them
     #[arg(long, value_name = "KEY")]
-    public_key: Option<PublicKey>,
+    public_key: Vec<PublicKey>,
 }
 
 impl Verify {
     /// Prints the faults. The exit code is 1 if there are faults, or no manifests.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let place = Environment::read()?.place(&self.place)?;
-        let options = VerifyOptions { deep: self.deep, key: self.public_key };
+        let options = VerifyOptions { deep: self.deep, keys: self.public_key };
         block_on(async {
             let (runtime, terminal) = (Handle::current(), Terminal::shared());
             let shown = Arc::clone(&terminal);

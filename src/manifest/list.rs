@@ -6,7 +6,8 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 
 use crate::file::MOST_FILES;
 
@@ -14,6 +15,17 @@ use crate::file::MOST_FILES;
 pub(super) fn read<'de, D: Deserializer<'de>, T: Deserialize<'de>>(list: D) -> Result<Vec<T>, D::Error> {
     list.deserialize_seq(List(PhantomData))
 }
+
+/// Deserializes a list as [`read`] does, which may also be null.
+pub(super) fn read_optional<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    list: D,
+) -> Result<Option<Vec<T>>, D::Error> {
+    Ok(Option::<Bounded<T>>::deserialize(list)?.map(|Bounded(list)| list))
+}
+
+#[derive(Deserialize)]
+#[serde(bound = "T: Deserialize<'de>")]
+struct Bounded<T>(#[serde(deserialize_with = "read")] Vec<T>);
 
 struct List<T>(PhantomData<T>);
 

@@ -1,10 +1,39 @@
-//! The signature of a manifest: Ed25519 over its digest.
+//! The signature of a manifest: Ed25519 over its digest, its number and the locations of its files.
 
 use std::sync::Arc;
 
 use ring::signature::{Ed25519KeyPair, KeyPair};
 
-use crate::manifest::Manifest;
+use serde::Serialize;
+
+use crate::manifest::{Manifest, SignedLocation};
+
+/// The version of the form that is signed.
+pub const VERSION: &str = "2";
+
+/// The signed form. The bytes are its canonical JSON (RFC 8785).
+#[derive(Serialize)]
+struct Signed<'m> {
+    version: &'static str,
+    digest: &'m str,
+    /// A text, as all numbers in a manifest's `export`.
+    number: String,
+    locations: &'m [SignedLocation],
+}
+
+/// Returns the bytes that are signed. Returns `None` if a later version of this program signed another form.
+pub(super) fn signed_bytes(manifest: &Manifest) -> Option<Vec<u8>> {
+    match manifest.signature_version.as_deref() {
+        None => hex::decode(&manifest.digest).ok(),
+        Some(VERSION) => {
+            let Manifest { digest, number, signed_locations, .. } = manifest;
+            let locations = signed_locations.clone().unwrap_or_else(|| manifest.locations());
+            let signed = Signed { version: VERSION, digest, number: number.to_string(), locations: &locations };
+            Some(serde_json_canonicalizer::to_vec(&signed).expect("texts and lists have a canonical form"))
+        }
+        Some(_) => None,
+    }
+}
 
 /// The private key that signs manifests.
 #[derive(Clone, Debug)]
@@ -23,16 +52,18 @@ impl SigningKey {
         hex::encode(self.0.public_key())
     }
 
-    /// Signs a manifest's digest.
+    /// Signs a manifest.
     pub fn sign(&self, manifest: &mut Manifest) {
-        let digest = hex::decode(&manifest.digest).unwrap_or_default();
-        manifest.signature = Some(hex::encode(self.0.sign(&digest)));
+        manifest.signature_version = Some(VERSION.to_owned());
+        let bytes = signed_bytes(manifest).expect("this version's form is known");
+        manifest.signature = Some(hex::encode(self.0.sign(&bytes)));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::manifest::tests::chained;
 
     #[test]
     fn only_a_seed_of_32_bytes_is_accepted() {
@@ -41,5 +72,17 @@ mod tests {
         assert_eq!(key.public_key(), "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a");
         assert!(SigningKey::read("9d61").is_none() && SigningKey::read(&"zz".repeat(32)).is_none());
         assert!(!format!("{key:?}").contains("9d61"));
+    }
+
+    /// Every later version, and every other program, must build the bytes that an earlier version signed.
+    #[test]
+    fn signed_form_is_stable_across_versions() {
+        let mut manifest = Manifest::new(17, chained(), vec!["s3://files/full_orders.csv".to_owned()]);
+        manifest.signature_version = Some(VERSION.to_owned());
+        let expected = format!(
+            r#"{{"digest":"{}","locations":[{{"path":"full_orders.csv","url":"s3://files/full_orders.csv"}}],"number":"17","version":"2"}}"#,
+            manifest.digest
+        );
+        assert_eq!(String::from_utf8(signed_bytes(&manifest).unwrap()).unwrap(), expected);
     }
 }

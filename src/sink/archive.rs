@@ -52,6 +52,9 @@ pub trait Archive: fmt::Debug + Send + Sync {
         Ok(Some(text))
     }
 
+    /// Returns true if a URL leads to the file with this name, here or where the folder or bucket was copied from.
+    fn leads_to(&self, url: &str, name: &str) -> bool;
+
     /// Returns the name of the file at `path`, which is relative to the manifest. Returns `None` if `path` leads out of
     /// the folder, or out of the lane in a bucket.
     fn name_of(&self, manifest: &str, path: &str) -> Option<String> {
@@ -143,6 +146,26 @@ mod tests {
             (in_bucket, "../../../../a.csv", None),
         ] {
             assert_eq!(archive.name_of(manifest, path).as_deref(), name, "{path}");
+        }
+    }
+
+    #[test]
+    fn url_leads_to_the_file_of_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let archive = FolderArchive::open(dir.path()).unwrap();
+        for (url, name, leads) in [
+            ("file:///srv/exports/a%20b.csv", "a b.csv", true),
+            ("file:///srv/exports/sub/a.csv", "sub/a.csv", true),
+            ("file:///srv/exports/a.csv", "sub/a.csv", false),
+            ("file:///srv/exports/xa.csv", "a.csv", false),
+            ("file:///srv/exports/a.csv/..", "a.csv", false),
+            ("file://evil.example/srv/exports/a.csv", "a.csv", false),
+            ("https://evil.example/a.csv", "a.csv", false),
+            ("s3://files/a.csv", "a.csv", false),
+            ("a.csv", "a.csv", false),
+            ("", "a.csv", false),
+        ] {
+            assert_eq!(archive.leads_to(url, name), leads, "{url}");
         }
     }
 

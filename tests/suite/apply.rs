@@ -1,7 +1,7 @@
 //! `apply`: a table of another Postgres equals the source after each export, each applied once, whatever is killed and
 //! whoever else applies.
 
-mod pair;
+pub(crate) mod pair;
 
 use std::path::Path;
 

@@ -589,6 +589,10 @@ async fn a_file_in_a_folder_has_no_address() {
 async fn manifests_and_their_files_are_verified_where_they_are() {
     for bucket in buckets().await {
         let lane = crate::verify::lane("a:b", &[(true, vec![4]), (true, vec![5, 6]), (false, vec![7])], "../");
+        let variables = bucket.variables();
+        let settings: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let url = settings[0].1;
+        let lane: Vec<_> = lane.into_iter().map(|export| export.at_url(url)).collect();
         let folder = "exports/orders/a:b";
         for export in &lane {
             bucket.put(&format!("exports/{}", export.key()), export.manifest.text()).await;
@@ -596,9 +600,6 @@ async fn manifests_and_their_files_are_verified_where_they_are() {
                 bucket.put(&format!("{folder}/{name}"), content.clone()).await;
             }
         }
-        let variables = bucket.variables();
-        let settings: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        let url = settings[0].1;
         let verify =
             async |options: &[&str]| crate::command::run(&[&["verify", url], options].concat(), &settings).await;
         let (code, said, error) = verify(&["--deep"]).await;

@@ -555,6 +555,7 @@ pub(crate) struct Start {
     arguments: Vec<String>,
     variables: Vec<(String, String)>,
     umask: Option<&'static str>,
+    open_files: Option<u32>,
     output: Arc<TempDir>,
     work: Arc<TempDir>,
 }
@@ -568,9 +569,16 @@ impl Start {
     /// With nothing but a folder for its files.
     pub(crate) fn plain() -> Start {
         let output = Arc::new(tempfile::tempdir().unwrap());
-        Start { arguments: Vec::new(), variables: Vec::new(), umask: None, output, work: Arc::new(reachable_folder()) }
-            .with("PORT", "0")
-            .with("LOG_FORMAT", "json")
+        Start {
+            arguments: Vec::new(),
+            variables: Vec::new(),
+            umask: None,
+            open_files: None,
+            output,
+            work: Arc::new(reachable_folder()),
+        }
+        .with("PORT", "0")
+        .with("LOG_FORMAT", "json")
     }
 
     /// With a setting.
@@ -591,6 +599,18 @@ impl Start {
         self
     }
 
+    /// With so many files that the process may open at once.
+    pub(crate) fn with_open_files(mut self, count: u32) -> Start {
+        self.open_files = Some(count);
+        self
+    }
+
+    /// With more arguments behind the others.
+    pub(crate) fn and(mut self, more: &[&str]) -> Start {
+        self.arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
+        self
+    }
+
     /// With another service's output folder.
     pub(crate) fn sharing_output(mut self, other: &Service) -> Start {
         self.output = Arc::clone(&other.output);
@@ -604,11 +624,14 @@ impl Start {
 
     fn command(&self) -> Command {
         let binary = env!("CARGO_BIN_EXE_cdc-export");
-        let mut command = match self.umask {
-            None => Command::new(binary),
-            Some(umask) => {
+        let umask = self.umask.map(|umask| format!("umask {umask}; "));
+        let open_files = self.open_files.map(|count| format!("ulimit -n {count}; "));
+        let limits: String = umask.into_iter().chain(open_files).collect();
+        let mut command = match &*limits {
+            "" => Command::new(binary),
+            limits => {
                 let mut shell = Command::new("/bin/sh");
-                shell.args(["-c", &format!("umask {umask}; exec \"$0\" \"$@\""), binary]);
+                shell.args(["-c", &format!("{limits}exec \"$0\" \"$@\""), binary]);
                 shell
             }
         };

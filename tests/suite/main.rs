@@ -40,6 +40,7 @@ mod formats;
 mod generated;
 mod guard;
 mod harness;
+mod hostile;
 mod hosts;
 mod http;
 mod input;

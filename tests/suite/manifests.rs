@@ -142,9 +142,14 @@ async fn a_manifest_is_signed_with_the_services_key() {
     let (job, _) = service.export("full", "a").await;
     let manifest = read(&service, &job);
     let public = hex::decode("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a").unwrap();
-    let bytes = |member: &str| hex::decode(manifest[member].as_str().unwrap()).unwrap();
     let key = ring::signature::UnparsedPublicKey::new(&ring::signature::ED25519, public);
-    key.verify(&bytes("digest"), &bytes("signature")).unwrap();
+    // As anybody builds the bytes: the canonical form of four members.
+    let signed = format!(
+        r#"{{"digest":{},"locations":[{{"path":{},"url":{}}}],"number":"1","version":"2"}}"#,
+        manifest["digest"], manifest["export"]["files"][0]["path"], manifest["entries"][0]["url"]
+    );
+    assert_eq!(manifest["signatureVersion"], "2");
+    key.verify(signed.as_bytes(), &hex::decode(manifest["signature"].as_str().unwrap()).unwrap()).unwrap();
     let public = service.events("manifests_signed")[0]["publicKey"].as_str().unwrap().to_owned();
     let verify = async |key: &str| {
         let folder = service.output().to_str().unwrap();
@@ -152,7 +157,7 @@ async fn a_manifest_is_signed_with_the_services_key() {
     };
     let (code, said, errors) = verify(&public).await;
     assert!(code == 0 && said.starts_with("whole: 1 lane, 1 export, 1 file,"), "{said}{errors}");
-    let (code, said, _) = verify(&"00".repeat(32)).await;
+    let (code, said, _) = verify("3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c").await;
     assert!(code == 1 && said.contains("changed (its signature is not by this key)"), "{said}");
     service.stop().await;
     for (name, value, line) in [

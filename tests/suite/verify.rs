@@ -37,6 +37,16 @@ impl Export {
         key(dataset, &consumer.parse().unwrap(), self.manifest.number)
     }
 
+    /// The same export with the URLs of a place.
+    #[cfg(feature = "buckets")]
+    pub(crate) fn at_url(mut self, place: &str) -> Export {
+        let Chained { dataset, consumer, .. } = &self.manifest.export;
+        for (entry, (name, _)) in self.manifest.entries.iter_mut().zip(&self.files) {
+            entry.url = format!("{}/{dataset}/{consumer}/{name}", place.trim_end_matches('/'));
+        }
+        self
+    }
+
     fn write(&self, folder: &Path) {
         std::fs::write(folder.join(self.name()), self.manifest.text()).unwrap();
         for (name, content) in &self.files {
@@ -244,7 +254,7 @@ proptest! {
                 let Export { manifest, files } = &mut other;
                 files[0].0 = files[0].0.replace("b:c", "other").replace(".part-00001", "");
                 let chained = Chained { consumer: export.manifest.export.consumer.clone(), ..manifest.export.clone() };
-                *manifest = Manifest::new(manifest.number, chained, vec!["file:///x".to_owned()]);
+                *manifest = Manifest::new(manifest.number, chained, vec![format!("file:///srv/{}", files[0].0)]);
                 manifest.export.files[0].path = Some(files[0].0.clone());
                 other.write(folder.path());
                 // Which of both is the other one, their digests decide.
@@ -281,7 +291,7 @@ proptest! {
 fn rows_are_counted_if_asked_for() {
     let mut export = next("a", None, true, &[5], "");
     export.manifest.export.files[0].rows = "6".to_owned();
-    let urls = vec!["file:///x".to_owned()];
+    let urls = vec![format!("file:///{}", export.files[0].0)];
     export.manifest = Manifest::new(1, Chained { rows: "6".to_owned(), ..export.manifest.export.clone() }, urls);
     let folder = folder_of(&[export.clone()]);
     assert_eq!(verify(folder.path(), &[]).0, 0);
@@ -308,7 +318,7 @@ fn rows_of_parquet_are_in_its_footer() {
     };
     export.manifest.export.files = vec![file];
     (export.manifest.export.format, export.manifest.export.compression) = ("parquet".to_owned(), "none".to_owned());
-    export.manifest = Manifest::new(1, export.manifest.export, vec!["file:///x".to_owned()]);
+    export.manifest = Manifest::new(1, export.manifest.export, vec![format!("file:///{name}")]);
     export.files = vec![(name, content)];
     let folder = folder_of(&[export]);
     let (code, lines) = verify(folder.path(), &["--deep"]);
@@ -342,7 +352,8 @@ fn names_are_printed_without_what_a_terminal_obeys() {
     export.manifest.export.consumer = "a\u{202e}b\u{200b}".to_owned();
     export.manifest.export.dataset = "o\u{1b}[2J".to_owned();
     export.manifest.export.files[0].path = Some("x\u{2066}.csv".to_owned());
-    export.manifest = Manifest::new(1, export.manifest.export, vec!["file:///x".to_owned()]);
+    let url = "file:///srv/x%E2%81%A6.csv".to_owned();
+    export.manifest = Manifest::new(1, export.manifest.export, vec![url]);
     let folder = folder_of(&[]);
     std::fs::write(folder.path().join("n\u{202e}\u{feff}.manifest.json"), export.manifest.text()).unwrap();
     std::fs::write(folder.path().join("h\u{e9}\u{5d0}\u{2028}.manifest.json"), "{}").unwrap();
@@ -458,7 +469,7 @@ fn a_folder_that_is_removed_meanwhile_is_no_folder_of_missing_files() {
 async fn a_bucket_that_may_be_listed_and_not_read_is_told() {
     use axum::http::{StatusCode, Uri};
 
-    let lane = lane("a", &[(true, vec![1])], "../");
+    let lane = [lane("a", &[(true, vec![1])], "../").remove(0).at_url("s3://files")];
     let (key, text) = (lane[0].key(), lane[0].manifest.text());
     for open in [false, true] {
         let (key, text) = (key.clone(), text.clone());
@@ -521,6 +532,7 @@ fn a_place_without_manifests_is_not_whole() {
         (&["verify", "full_a_20261120T101401Z.csv"], "Not a directory"),
         (&["verify", "ftp://files"], no_bucket),
         (&["verify", ".", "--public-key", "aaaa"], "32 bytes"),
+        (&["verify", ".", "--public-key", &"00".repeat(32)], "small order"),
     ] {
         let (code, lines, error) = run(arguments, folder.path());
         assert!(code == 2 && lines.is_empty() && error.contains(said), "{code} {lines:?} {error}");
@@ -548,6 +560,178 @@ fn a_signature_is_asked_for_with_its_key() {
         lane[1].line(&lane[1].name(), "unsigned"),
     ];
     assert_eq!((code, BTreeSet::from_iter(lines)), (1, BTreeSet::from(expected)));
+}
+
+/// Whoever can write to a place can't choose what `verify` reads there, if the keys are known.
+#[test]
+fn files_of_a_manifest_without_the_keys_signature_are_not_opened() {
+    use cdc_export::manifest::signing::SigningKey;
+
+    let key = |seed: &str| SigningKey::read(&seed.repeat(32)).unwrap();
+    let mut lane = lane("a", &[(true, vec![1]), (false, vec![1]), (false, vec![1]), (false, vec![1])], "");
+    key("07").sign(&mut lane[0].manifest);
+    key("08").sign(&mut lane[1].manifest);
+    key("09").sign(&mut lane[2].manifest);
+    let folder = folder_of(&lane);
+    let (old, new) = (key("07").public_key(), key("08").public_key());
+    // All files are damaged, but only those of signed manifests are looked at.
+    for (name, _) in lane.iter().flat_map(|export| &export.files) {
+        std::fs::write(folder.path().join(name), "").unwrap();
+    }
+    let (code, mut lines) = verify(folder.path(), &["--public-key", &old, "--public-key", &new]);
+    lines.pop();
+    let damaged = |export: &Export| {
+        let (name, content) = &export.files[0];
+        export.line(name, &format!("changed (0 bytes, not {})", content.len()))
+    };
+    let expected = [
+        damaged(&lane[0]),
+        damaged(&lane[1]),
+        lane[2].line(&lane[2].name(), "changed (its signature is not by this key)"),
+        lane[3].line(&lane[3].name(), "unsigned"),
+    ];
+    assert_eq!((code, BTreeSet::from_iter(lines)), (1, BTreeSet::from(expected)));
+}
+
+#[test]
+fn number_and_locations_are_signed() {
+    use cdc_export::manifest::signing::SigningKey;
+
+    let key = SigningKey::read(&"07".repeat(32)).unwrap();
+    let mut lane = lane("a", &[(true, vec![1]), (false, vec![1])], "");
+    lane.iter_mut().for_each(|export| key.sign(&mut export.manifest));
+    let options = ["--public-key", &key.public_key()];
+    assert_eq!(verify(folder_of(&lane).path(), &options).0, 0);
+    let changed = |export: &Export| vec![export.line(&export.name(), "changed (its signature is not by this key)")];
+    let faults = |lane: &[Export]| {
+        let mut lines = verify(folder_of(lane).path(), &options).1;
+        lines.pop();
+        lines
+    };
+    let mut other = lane.clone();
+    other[1].manifest.number = 7;
+    assert_eq!(faults(&other), changed(&other[1]));
+    let mut other = lane.clone();
+    other[1].manifest.entries[0].url = other[1].manifest.entries[0].url.replace("/srv/", "/elsewhere/");
+    assert_eq!(faults(&other), changed(&other[1]));
+}
+
+/// Gives an export one file with this content, and a number of rows that its manifest says.
+fn with_content(mut export: Export, name: &str, content: Vec<u8>, rows: u64) -> Export {
+    let chained = &mut export.manifest.export;
+    chained.files = vec![ManifestFile {
+        sha256: hex::encode(digest::digest(&digest::SHA256, &content)),
+        bytes: content.len().to_string(),
+        rows: rows.to_string(),
+        path: Some(name.to_owned()),
+    }];
+    chained.rows = rows.to_string();
+    export.manifest = Manifest::new(1, export.manifest.export, vec![format!("file:///srv/{name}")]);
+    export.files = vec![(name.to_owned(), content)];
+    export
+}
+
+/// 100 MB that unpack to 3 TB took days.
+#[test]
+fn unpacking_ends_where_the_manifest_says_that_the_file_ends() {
+    let text = [&b"id,name\n"[..], &b"1,a\n".repeat(1 << 20)].concat();
+    for (compression, extension) in [("none", ""), ("gzip", ".gz"), ("zstd", ".zst")] {
+        let packed = match compression {
+            "gzip" => {
+                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                encoder.write_all(&text).unwrap();
+                encoder.finish().unwrap()
+            }
+            "zstd" => zstd::encode_all(&text[..], 1).unwrap(),
+            _ => text.clone(),
+        };
+        let mut export = next("a", None, true, &[3], "");
+        export.manifest.export.compression = compression.to_owned();
+        let name = format!("full_orders_a_20261120T101401Z.csv{extension}");
+        let export = with_content(export, &name, packed, 3);
+        let (code, lines) = verify(folder_of(std::slice::from_ref(&export)).path(), &["--deep"]);
+        assert_eq!((code, &*lines[0]), (1, &*export.line(&name, "changed (more than 3 rows)")));
+    }
+}
+
+/// A footer of 180 MB took 5.7 GB of memory.
+#[cfg(feature = "parquet")]
+#[test]
+fn footer_of_parquet_has_a_limit() {
+    let footer = (17_u32 << 20).to_le_bytes();
+    let content = [&b"PAR1"[..], &vec![0; 17 << 20], &footer, b"PAR1"].concat();
+    let mut export = next("a", None, true, &[3], "");
+    (export.manifest.export.format, export.manifest.export.compression) = ("parquet".to_owned(), "none".to_owned());
+    let name = "full_orders_a_20261120T101401Z.parquet";
+    let export = with_content(export, name, content, 3);
+    let (code, lines) = verify(folder_of(std::slice::from_ref(&export)).path(), &["--deep"]);
+    assert_eq!((code, &*lines[0]), (1, &*export.line(name, "unreadable (its footer is too long)")));
+}
+
+/// A file of 16 MB that a manifest named 10,000 times took hours.
+#[test]
+fn a_file_is_read_once_however_often_it_is_named() {
+    let export = next("a", None, true, &[3], "");
+    let (name, content) = export.files[0].clone();
+    // In one manifest.
+    let mut several = export.clone();
+    several.manifest.export.files = vec![several.manifest.export.files[0].clone(); 100];
+    let urls = vec![several.manifest.entries[0].url.clone(); 100];
+    several.manifest = Manifest::new(1, several.manifest.export, urls);
+    let (code, lines) = verify(folder_of(&[several.clone()]).path(), &["--deep"]);
+    let fault = several.line(&several.name(), &format!("changed (it names {name} more than once)"));
+    assert_eq!((code, lines.len()), (1, 100));
+    assert!(lines[..99].iter().all(|line| *line == fault), "{lines:?}");
+    let sum = format!("99 faults: 1 lane, 1 export, 1 file, {} bytes; 0 older files gone", content.len());
+    assert_eq!(lines[99], sum);
+
+    // In several manifests, and then in one that says something else of it.
+    let folder = folder_of(std::slice::from_ref(&export));
+    let copies = |rows: &str, numbers: std::ops::Range<u64>| {
+        for number in numbers {
+            let mut chained = export.manifest.export.clone();
+            (chained.job, chained.files[0].rows) = (number.to_string(), rows.to_owned());
+            chained.previous = Some(export.manifest.digest.clone());
+            (chained.export_type, chained.watermark_from) = ("delta".to_owned(), chained.watermark_to.clone());
+            let url = export.manifest.entries[0].url.clone();
+            let name = format!("full_orders_a_20261120T101401Z{number}.manifest.json");
+            std::fs::write(folder.path().join(name), Manifest::new(number, chained, vec![url]).text()).unwrap();
+        }
+    };
+    let of_files = |lines: Vec<String>| -> Vec<String> {
+        lines.into_iter().filter(|line| !line.contains("another name") && !line.contains("forked at")).collect()
+    };
+    copies("3", 2..50);
+    let lines = of_files(verify(folder.path(), &["--deep"]).1);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains(&format!(" 49 exports, 1 file, {} bytes;", content.len())), "{lines:?}");
+    copies("4", 50..51);
+    let mut lines = of_files(verify(folder.path(), &[]).1);
+    // Whichever manifest is read first is believed.
+    assert!(lines.pop().unwrap().contains(" 1 file, ") && !lines.is_empty(), "{lines:?}");
+    let is_told = |line: &String| line.ends_with("changed (two manifests name it with different content)");
+    assert!(lines.iter().all(is_told), "{lines:?}");
+}
+
+/// Loaders read the `url` of an entry, and `verify` the file at the `path`.
+#[test]
+fn url_of_another_file_is_outside() {
+    let lane = lane("a", &[(true, vec![1]), (false, vec![1, 2])], "");
+    let (name, _) = &lane[1].files[0];
+    for url in [
+        format!("https://evil.example/{name}"),
+        format!("file://evil.example/srv/{name}"),
+        format!("s3://evil/{name}"),
+        format!("file:///srv/exports/{}", lane[1].files[1].0),
+        format!("file:///srv/x{name}"),
+        String::new(),
+    ] {
+        let mut other = lane.clone();
+        other[1].manifest.entries[0].url.clone_from(&url);
+        let (code, lines) = verify(folder_of(&other).path(), &[]);
+        assert_eq!((code, &*lines[0]), (1, &*lane[1].line(name, "outside (its url leads to another file)")), "{url}");
+        assert_eq!(lines.len(), 2, "{url}");
+    }
 }
 
 /// Who stops to read before the end hasn't heard that all is well.

@@ -2,51 +2,11 @@
 
 use std::io::{self, Write};
 
+use crate::manifest::line_counter::{LineCounter, UnpackLimits};
 use crate::sink::ArchivedFile;
 use flate2::write::MultiGzDecoder;
 use pg_rows::encoding::{Compression, Format};
 use zstd::stream::{raw, zio};
-
-/// Counts the rows of unpacked CSV or JSON lines.
-pub(super) struct LineCounter {
-    /// True inside a quoted field.
-    is_quoted: bool,
-    /// True if line ends inside quotes don't count, and the first line is a header.
-    is_csv: bool,
-    lines: u64,
-    is_line_open: bool,
-}
-
-impl LineCounter {
-    fn new(is_csv: bool) -> LineCounter {
-        LineCounter { is_quoted: false, is_csv, lines: 0, is_line_open: false }
-    }
-
-    /// Returns the number of lines, without the header.
-    fn count(&self) -> u64 {
-        (self.lines + u64::from(self.is_line_open)).saturating_sub(u64::from(self.is_csv))
-    }
-}
-
-impl Write for LineCounter {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let (mut is_quoted, mut lines) = (self.is_quoted, 0);
-        for byte in bytes {
-            // A quote within a field is written twice: it closes the field and opens it again.
-            is_quoted ^= *byte == b'"' && self.is_csv;
-            lines += u64::from(*byte == b'\n' && !is_quoted);
-        }
-        if let Some(last) = bytes.last() {
-            self.is_line_open = *last != b'\n' || is_quoted;
-        }
-        (self.is_quoted, self.lines) = (is_quoted, self.lines + lines);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 /// Unpacks a file's bytes, and counts their rows.
 pub(super) enum RowCounter {
@@ -58,12 +18,12 @@ pub(super) enum RowCounter {
 impl RowCounter {
     /// Creates a counter for this format and compression. Returns `None` if the format has no lines, or if the format
     /// or compression is unknown.
-    pub(super) fn new(format: &str, compression: &str) -> Option<io::Result<RowCounter>> {
+    pub(super) fn new(format: &str, compression: &str, limits: UnpackLimits) -> Option<io::Result<RowCounter>> {
         let spec = format.parse::<Format>().ok()?.spec();
         if spec.is_binary {
             return None;
         }
-        let rows = LineCounter::new(spec.has_header);
+        let rows = LineCounter::new(spec.has_header, limits);
         Some(match compression.parse().ok()? {
             Compression::None => Ok(RowCounter::Plain(rows)),
             Compression::Gzip => Ok(RowCounter::Gzip(Box::new(MultiGzDecoder::new(rows)))),
@@ -76,7 +36,7 @@ impl RowCounter {
     /// Counts the rows in the next bytes.
     ///
     /// # Errors
-    /// If the bytes can't be unpacked.
+    /// If the bytes can't be unpacked, or exceed the limits.
     pub(super) fn feed(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
             RowCounter::Plain(rows) => rows.write_all(bytes),
@@ -110,7 +70,7 @@ pub(super) fn rows_of_parquet(bytes: u64, file: &dyn ArchivedFile) -> io::Result
     use parquet::file::metadata::{FooterTail, ParquetMetaDataReader};
 
     /// The maximum size of a footer, in bytes.
-    const MAX_FOOTER_BYTES: u64 = 256 << 20;
+    const MAX_FOOTER_BYTES: u64 = 16 << 20;
 
     let mut end = [0; 8];
     let end_at = bytes.checked_sub(8).ok_or_else(|| io::Error::other("it is too short for Parquet"))?;
@@ -138,8 +98,10 @@ mod tests {
 
     use super::*;
 
+    const LIMITS: UnpackLimits = UnpackLimits { rows: 10, bytes: 1000 };
+
     fn count(format: &str, compression: &str, packed: &[u8], chunk_bytes: usize) -> io::Result<u64> {
-        let mut counter = RowCounter::new(format, compression).unwrap()?;
+        let mut counter = RowCounter::new(format, compression, LIMITS).unwrap()?;
         packed.chunks(chunk_bytes).try_for_each(|chunk| counter.feed(chunk))?;
         counter.finish()
     }
@@ -170,6 +132,7 @@ mod tests {
         }
         assert!(count("csv", "gzip", b"id\n1\n", 7).is_err());
         assert!(count("csv", "zstd", b"id\n1\n", 7).is_err());
-        assert!(RowCounter::new("parquet", "none").is_none() && RowCounter::new("csv", "lzma").is_none());
+        let is_unknown = |format, compression| RowCounter::new(format, compression, LIMITS).is_none();
+        assert!(is_unknown("parquet", "none") && is_unknown("csv", "lzma"));
     }
 }

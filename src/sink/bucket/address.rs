@@ -175,11 +175,21 @@ impl BucketAddress {
 
     /// Returns the URL of an object.
     pub(super) fn url(&self, key: &str) -> String {
-        let BucketAddress { bucket, .. } = self;
+        format!("{}{}/{key}", self.scheme(), self.bucket)
+    }
+
+    /// Returns true if the URL is that of an object with this name, below any prefix of any bucket of this cloud: a
+    /// copied manifest has the URLs of the original.
+    pub(super) fn is_url_of(&self, url: &str, name: &str) -> bool {
+        let key = url.strip_prefix(self.scheme()).and_then(|rest| rest.split_once('/')).map(|(_, key)| key);
+        key.and_then(|key| key.strip_suffix(name)).is_some_and(|prefix| prefix.is_empty() || prefix.ends_with('/'))
+    }
+
+    fn scheme(&self) -> &'static str {
         match self.cloud {
-            Cloud::S3 => format!("s3://{bucket}/{key}"),
-            Cloud::Gcs => format!("gs://{bucket}/{key}"),
-            Cloud::Azure => format!("az://{bucket}/{key}"),
+            Cloud::S3 => "s3://",
+            Cloud::Gcs => "gs://",
+            Cloud::Azure => "az://",
         }
     }
 }

@@ -74,6 +74,10 @@ impl Archive for BucketArchive {
         Ok(Box::new(self.list().filter(move |key| key.as_ref().map_or(true, is_manifest))))
     }
 
+    fn leads_to(&self, url: &str, name: &str) -> bool {
+        self.bucket.objects.settings.address.is_url_of(url, name)
+    }
+
     fn open_file(&self, name: &str) -> Result<Lookup<Box<dyn ArchivedFile>>, Error> {
         let objects = &self.bucket.objects;
         let prefix = &objects.settings.address.prefix;

@@ -64,6 +64,12 @@ impl Archive for FolderArchive {
         })))
     }
 
+    fn leads_to(&self, url: &str, name: &str) -> bool {
+        let path =
+            url::Url::parse(url).ok().filter(|url| url.scheme() == "file").and_then(|url| url.to_file_path().ok());
+        path.is_some_and(|path| path.ends_with(name))
+    }
+
     /// Opens each folder on the way from the one above it, so no link leads out, even if somebody exchanges a folder
     /// meanwhile.
     fn open_file(&self, name: &str) -> Result<Lookup<Box<dyn ArchivedFile>>, Error> {
