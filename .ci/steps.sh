@@ -161,6 +161,19 @@ step_expensive() {
     cargo test --locked --features "$FEATURES,expensive" --test expensive
 }
 
+# The tests that the tables of docs/SECURITY.md name, each in the test binary or the crate that has it.
+step_attacks() {
+    needs postgres psql pgbouncer openssl rabbitmq-server
+    local attacks suite expensive beside
+    attacks=$(sed -n '/^## Table of attacks/,$p' docs/SECURITY.md | grep -oE '`[a-z_]+::[a-z_:0-9]+`' | tr -d '`' | sort -u)
+    mapfile -t expensive < <(grep '^expensive::' <<<"$attacks" | sed 's/^expensive:://')
+    mapfile -t suite < <(grep -v '^expensive::' <<<"$attacks" | grep -v '::tests::')
+    cargo test --locked --features "$FEATURES" --test suite -- --exact "${suite[@]}"
+    cargo test --locked --features "$FEATURES,expensive" --test expensive -- --exact "${expensive[@]}"
+    mapfile -t beside < <(grep '::tests::' <<<"$attacks" | sed 's/^private_postgres:://')
+    cargo test --locked --features "$FEATURES" --workspace --lib -- --exact "${beside[@]}"
+}
+
 # The suite on each major version but the installed one.
 step_postgres() {
     needs postgres psql pgbouncer openssl rabbitmq-server npm venv

@@ -85,7 +85,7 @@ def test_keys(watch, service):
     expect(dialog).to_be_hidden()
     row = consumer_row(page, "consumer-1")
     start(page, row, "full")
-    expect(row.get_by_role("alert")).to_contain_text("this key is not for that: it lacks export:write")
+    expect(row.get_by_role("alert")).to_contain_text("this key lacks the scope export:write")
     job = service.call("GET", "/exports?status=completed&limit=1", {"Authorization": f"Bearer {keys['reader']}"})["items"][0]
     # By the memory where the browser can't write files, by a file where it can.
     page.evaluate("delete window.showSaveFilePicker")
