@@ -94,11 +94,9 @@ impl Shared {
 async fn another_roles_table_runs_no_code_of_its_owner() {
     let shared = Shared::of(SIMPLE).await;
     let Shared { mallory, loader, .. } = &shared;
-    let table = format!(
-        "create table t (id bigint primary key, name text, at timestamptz); grant all on t to public;
-         create trigger trap before insert on t for each row execute function trap()"
-    );
-    shared.run_as(mallory, &table).await;
+    let table = "create table t (id bigint primary key, name text, at timestamptz); grant all on t to public;
+         create trigger trap before insert on t for each row execute function trap()";
+    shared.run_as(mallory, table).await;
     shared.refused_to_all("public.t", "a table").await;
     let (code, _, said) = shared.apply(&["--table", "public.t"]).output().await;
     assert!(code == 1 && said.contains(&format!("--trust-owner {mallory}")), "{said}");
