@@ -11,17 +11,20 @@ mod alter;
 mod catalog;
 mod key_type;
 mod load;
+mod lock;
 mod merge;
 mod position;
+mod search_path;
 mod statement;
 mod table;
+mod trust;
 
 use std::io;
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
 
-use crate::apply::catalog::OPERATION;
+use crate::apply::catalog::{OPERATION, POSITIONS_SCHEMA};
 use crate::apply::input::Input;
 use crate::apply::merge::Merge;
 use crate::apply::table::TargetTable;
@@ -39,6 +42,8 @@ pub use position::TargetPosition;
 pub struct Settings {
     /// The target table. `None` means the schema and name of the source table.
     pub table: Option<Table>,
+    /// The roles whose code may run with our role's rights, because they own the table or objects that it uses.
+    pub trusted_owners: Vec<String>,
     /// True if new columns of the source are added to the table.
     pub adds_columns: bool,
     /// True if a full export empties the table first. Otherwise readers never see an empty table.
@@ -64,6 +69,14 @@ pub enum Error {
     /// The target is unavailable. A later attempt may succeed.
     #[error("the target database is not available")]
     Unavailable(#[source] sqlx::Error),
+    /// Another session held a lock for too long.
+    #[error("locked: {holder} holds a lock that is needed for {action}: try again once that session has ended")]
+    Locked {
+        /// The action that needs the lock.
+        action: &'static str,
+        /// The sessions that hold it.
+        holder: String,
+    },
     /// The target's Postgres refused a statement.
     #[error("the target database refused {action}")]
     Sql {
@@ -89,6 +102,8 @@ impl Error {
     }
 }
 
+const BEGIN: &str = "to begin a transaction";
+
 /// Adds the refused action to an error of sqlx.
 trait During<T> {
     fn during(self, action: &'static str) -> Result<T, Error>;
@@ -100,6 +115,7 @@ impl<T> During<T> for Result<T, sqlx::Error> {
             // A missing database, a missing role or a wrong password needs an operator.
             _ if matches!(&*sqlstate(&cause), "3D000" | "28000" | "28P01") => Error::Sql { action, cause },
             SqlFailure::Unavailable | SqlFailure::Starting | SqlFailure::Conflict => Error::Unavailable(cause),
+            SqlFailure::LockTimeout => Error::Locked { action, holder: "another session".to_owned() },
             _ => Error::Sql { action, cause },
         })
     }
@@ -151,7 +167,9 @@ impl Target {
         {
             return Ok(conn);
         }
-        connection::connect(&self.options).await.during("the connection")
+        let mut conn = connection::connect_target(&self.options).await.during("the connection")?;
+        lock::limit_waits(&mut conn).await?;
+        Ok(conn)
     }
 
     /// Reads the table's position. Returns `None` if no export of the lane was applied to it.
@@ -160,23 +178,27 @@ impl Target {
     /// If the database can't be read, or several tables have exports of the lane and the settings name none.
     pub async fn position(&mut self) -> Result<Option<TargetPosition>, Error> {
         let mut conn = self.connection().await?;
-        let found = match &self.settings.table {
-            Some(table) => {
-                let found = position::read_for_table(&mut conn, &position::target_name(table)).await?;
-                if let Some(found) = &found {
-                    found.require_lane(&self.consumer, &self.dataset)?;
-                }
-                found
-            }
-            None => {
-                let found = position::read_for_lane(&mut conn, &self.consumer, &self.dataset).await?;
-                // An earlier `--table` may have chosen another name than the source's.
-                self.lane_table = found.as_ref().map(TargetPosition::table).transpose()?;
-                found
-            }
-        };
+        let mut tx = conn.begin().await.during(BEGIN)?;
+        let process = lock::process(&mut tx).await?;
+        let found = lock::name_holders(&self.options, process, self.position_in(&mut tx)).await?;
+        tx.commit().await.during("to commit")?;
         self.conn = Some(conn);
+        if self.settings.table.is_none() {
+            // An earlier `--table` may have chosen another name than the source's.
+            self.lane_table = found.as_ref().map(TargetPosition::table).transpose()?;
+        }
         self.read_digest = found.as_ref().map(|found| found.digest.clone());
+        Ok(found)
+    }
+
+    async fn position_in(&self, tx: &mut PgConnection) -> Result<Option<TargetPosition>, Error> {
+        let Some(table) = &self.settings.table else {
+            return position::read_for_lane(tx, &self.consumer, &self.dataset).await;
+        };
+        let found = position::read_for_table(tx, &position::target_name(table)).await?;
+        if let Some(found) = &found {
+            found.require_lane(&self.consumer, &self.dataset)?;
+        }
         Ok(found)
     }
 
@@ -189,9 +211,14 @@ impl Target {
         failpoint!("apply.fetched", Err(Error::refused("failpoint", "apply.fetched")));
         let table = self.table(manifest)?;
         let mut conn = self.connection().await?;
-        position::create_table(&mut conn).await?;
-        let mut tx = conn.begin().await.during("to begin a transaction")?;
-        let applied = self.apply_in(&mut tx, &table, manifest, files).await?;
+        let mut tx = conn.begin().await.during(BEGIN)?;
+        let process = lock::process(&mut tx).await?;
+        lock::name_holders(&self.options, process, position::create_table(&mut tx)).await?;
+        tx.commit().await.during("to commit")?;
+        let mut tx = conn.begin().await.during(BEGIN)?;
+        let process = lock::process(&mut tx).await?;
+        let work = self.apply_in(&mut tx, &table, manifest, files);
+        let applied = lock::name_holders(&self.options, process, work).await?;
         if matches!(applied, Applied::Done(..)) {
             failpoint!("apply.applied", Err(Error::refused("failpoint", "apply.applied")));
             tx.commit().await.during("to commit")?;
@@ -213,8 +240,7 @@ impl Target {
     ) -> Result<Applied, Error> {
         let export = &manifest.export;
         let target = position::target_name(table);
-        position::lock(tx, &target).await?;
-        let before = position::read_for_table(tx, &target).await?;
+        let before = position::lock(tx, &target, &self.consumer, &self.dataset).await?;
         if let Some(position) = &before {
             position.require_lane(&self.consumer, &self.dataset)?;
             position.require_source(&export.source)?;
@@ -235,23 +261,24 @@ impl Target {
         if let Some(why) = table_obstacle(export, before.as_ref(), &target_table) {
             return Ok(Applied::NeedsFullExport(why));
         }
+        let trusted = &self.settings.trusted_owners;
         let changes = match target_table.replaces_all(manifest) {
             true => {
-                alter::use_role_search_path(tx).await?;
+                search_path::use_trigger_search_path(tx, trusted).await?;
                 let written = load::copy(tx, &target_table.table, &target_table.columns, files).await?;
                 require_rows(export, written)?;
                 target_table.add_missing_key(tx).await?;
                 Changes { written, deleted: 0 }
             }
             false => {
-                let rows = load::into_stage(tx, &target_table, manifest, files).await?;
+                let rows = load::into_stage(tx, &target_table, manifest, files, trusted).await?;
                 require_rows(export, rows)?;
                 failpoint!("apply.staged", Err(Error::refused("failpoint", "apply.staged")));
-                alter::use_role_search_path(tx).await?;
+                search_path::use_trigger_search_path(tx, trusted).await?;
                 Merge::new(&target_table, manifest).run(tx).await?
             }
         };
-        alter::use_own_search_path(tx).await?;
+        search_path::use_own_search_path(tx).await?;
         position::write(tx, &target, manifest, &target_table, self.settings.deleted.as_deref()).await?;
         Ok(Applied::Done(changes, target_table.remarks))
     }
@@ -265,6 +292,10 @@ impl Target {
             (None, None) => return Err(unnamed()),
         };
         let table = position::with_schema(table);
+        if table.schema.as_deref().is_some_and(is_reserved) {
+            let why = format!("{table}: no table of this schema can be a target: use --table to name another one");
+            return Err(Error::refused("reserved_schema", why));
+        }
         // Postgres would truncate a longer name, so that two names could mean the same table.
         let is_long = |name: &str| name.len() > 63;
         if is_long(&table.name) || table.schema.as_deref().is_some_and(is_long) {
@@ -272,6 +303,11 @@ impl Target {
         }
         Ok(table)
     }
+}
+
+/// Returns true if tables of this schema are Postgres's or ours. Postgres reserves all names that begin with `pg_`.
+fn is_reserved(schema: &str) -> bool {
+    schema.starts_with("pg_") || [POSITIONS_SCHEMA, "cdc_export", "information_schema"].contains(&schema)
 }
 
 /// Returns the reason if this export can't be applied next, so that only a full export in csv can.

@@ -15,11 +15,14 @@ use sqlx::{Connection, PgConnection};
 /// found first.
 pub(crate) const SEARCH_PATH: &str = "pg_catalog, cdc_export, pg_temp";
 
+/// The search_path of our statements in a target database. A schema `cdc_export` there may be another role's.
+pub(crate) const TARGET_SEARCH_PATH: &str = "pg_catalog, pg_temp";
+
 /// The statements that set up a session, independently of the defaults of the server and the role. Poolers refuse such
 /// settings as startup parameters.
 ///
 /// - The role's own search_path is kept in `cdc_export.role_path`, to find users' tables. A pooler may provide a
-///   session that already has our path.
+///   session that already has one of our paths.
 /// - plpgsql makes no extra checks of our functions.
 /// - A commit waits for the server's own disk. Otherwise a crash could lose a commit that clients were notified of.
 ///   Every other value of `synchronous_commit` remains as the operator has set it.
@@ -32,7 +35,8 @@ pub(crate) const SEARCH_PATH: &str = "pg_catalog, cdc_export, pg_temp";
 /// - The server detects a dead peer of an idle connection within a minute. The default of the system is hours.
 pub(crate) const SET_UP: &str =
     "select pg_catalog.set_config('cdc_export.role_path', pg_catalog.current_setting('search_path'), false)
-     where pg_catalog.current_setting('search_path') operator(pg_catalog.<>) 'pg_catalog, cdc_export, pg_temp';
+     where pg_catalog.current_setting('search_path') operator(pg_catalog.<>) 'pg_catalog, pg_temp'
+       and pg_catalog.current_setting('search_path') operator(pg_catalog.<>) 'pg_catalog, cdc_export, pg_temp';
    set search_path = pg_catalog, cdc_export, pg_temp;
    set plpgsql.extra_errors = ''; set plpgsql.extra_warnings = '';
    select set_config('synchronous_commit', 'on', false) where current_setting('synchronous_commit') = 'off';
@@ -59,6 +63,18 @@ pub(crate) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, 
     Ok(conn)
 }
 
+/// Connects to a target database, and sets up the session.
+///
+/// # Errors
+/// If Postgres refuses or can't be reached.
+pub(crate) async fn connect_target(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
+    let mut conn = PgConnection::connect_with(options).await?;
+    let set_up = SET_UP.replace(&format!("= {SEARCH_PATH};"), &format!("= {TARGET_SEARCH_PATH};"));
+    let set = sqlx::AssertSqlSafe(format!("-- connection.set_up\n {set_up}"));
+    sqlx::raw_sql(set).execute(&mut conn).await?;
+    Ok(conn)
+}
+
 /// Sets up the session of a connection.
 ///
 /// # Errors
@@ -73,7 +89,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_search_path_that_is_set_is_the_one_that_is_compared() {
+    fn the_search_paths_that_are_set_are_the_ones_that_are_compared() {
         assert_eq!(SET_UP.matches(SEARCH_PATH).count(), 2);
+        assert_eq!(SET_UP.matches(&format!("= {SEARCH_PATH};")).count(), 1);
+        assert_eq!(SET_UP.matches(&format!("'{TARGET_SEARCH_PATH}'")).count(), 1);
     }
 }

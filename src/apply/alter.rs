@@ -3,33 +3,24 @@
 use sqlx::PgConnection;
 
 use crate::apply::catalog::{INSPECT_TABLE, OPERATION, columns, relation, target_columns};
+use crate::apply::search_path::{use_own_search_path, use_role_search_path, use_trigger_search_path};
 use crate::apply::statement::run;
+use crate::apply::trust;
 use crate::apply::{During, Error, Settings, TargetPosition};
-use crate::connection::{SEARCH_PATH, quoted};
+use crate::connection::failure::SqlFailure;
+use crate::connection::quoted;
 use crate::dataset::Table;
 use crate::manifest::{Chained, ManifestColumn};
-
-/// Sets the search_path of the role's own sessions.
-///
-/// The target's types may be named without their schema, and the table's triggers may rely on this path. Until
-/// [`use_own_search_path`], our statements name the schema of everything else that they use.
-pub(super) async fn use_role_search_path(conn: &mut PgConnection) -> Result<(), Error> {
-    let set = "select set_config('search_path', current_setting('cdc_export.role_path'), true)";
-    run(conn, "alter.as_the_role", set).await.map(drop).during(INSPECT_TABLE)
-}
-
-/// Sets our own search_path again.
-pub(super) async fn use_own_search_path(conn: &mut PgConnection) -> Result<(), Error> {
-    run(conn, "alter.as_ourselves", &format!("set local search_path = {SEARCH_PATH}"))
-        .await
-        .map(drop)
-        .during(INSPECT_TABLE)
-}
 
 const SAVEPOINT: &str = "savepoint cdc_apply_alter";
 const RETYPE: &str = "to change the type of a column";
 
-/// Returns the type of a column in the target. Returns text if the target has no such type.
+/// The temporary table that has a column of a type which is about to be used.
+const PROBE: &str = "cdc_apply_type";
+
+/// Returns the type of a column in the target as the source names it. Returns text if the target has no such type.
+///
+/// The search_path has to be the role's own.
 ///
 /// Postgres may accept a type name that contains a comment, so marks of comments and of further statements are refused.
 async fn target_type(
@@ -38,7 +29,7 @@ async fn target_type(
     remarks: &mut Vec<String>,
 ) -> Result<String, Error> {
     let is_plain = !["--", "/*", ";", "\n"].iter().any(|mark| column.type_name.contains(mark));
-    let known: bool = sqlx::query_scalar("-- apply.alter.type\n select to_regtype($1) is not null")
+    let known: bool = sqlx::query_scalar("-- apply.alter.type\n select pg_catalog.to_regtype($1) is not null")
         .bind(&column.type_name)
         .fetch_one(conn)
         .await
@@ -50,7 +41,29 @@ async fn target_type(
     Ok("text".to_owned())
 }
 
-/// Creates the table without its key.
+/// Returns the type of a new or retyped column in the target, with its schema.
+///
+/// A change of the column's type runs the type's code. So this function first requires an owner that is trusted. It
+/// makes a temporary table of the type, which runs no code.
+async fn trusted_type(
+    conn: &mut PgConnection,
+    column: &ManifestColumn,
+    settings: &Settings,
+    remarks: &mut Vec<String>,
+) -> Result<String, Error> {
+    use_role_search_path(conn).await?;
+    let type_name = target_type(conn, column, remarks).await?;
+    let make = format!("create temporary table {PROBE} (c {type_name}) on commit drop");
+    run(conn, "alter.probe", &make).await.during(RETYPE)?;
+    use_own_search_path(conn).await?;
+    let probe = Table { schema: Some("pg_temp".to_owned()), name: PROBE.to_owned() };
+    trust::require_owners(conn, &probe, &settings.trusted_owners).await?;
+    let found = columns(conn, &format!("pg_temp.{PROBE}")).await?;
+    run(conn, "alter.drop_probe", &format!("drop table pg_temp.{PROBE}")).await.during(RETYPE)?;
+    Ok(found.into_iter().next().map_or(type_name, |column| column.type_name))
+}
+
+/// Creates the table without its key. Runs no code of its types.
 pub(super) async fn create_table(
     conn: &mut PgConnection,
     table: &Table,
@@ -104,7 +117,6 @@ pub(super) async fn follow_source_columns(
     remarks: &mut Vec<String>,
 ) -> Result<(), Error> {
     let present = columns(conn, table).await?;
-    use_role_search_path(conn).await?;
     let has = |name: &str| export.columns.iter().any(|column| column.name == name);
     let gone = before.iter().flat_map(|before| &before.details.columns).map(|column| &*column.name);
     let gone = gone.filter(|name| *name != OPERATION && !has(name));
@@ -124,7 +136,8 @@ pub(super) async fn follow_source_columns(
                     format!("{table} has no column {name}, which the source has: add it, or let --schema add do so");
                 return Err(Error::refused("schema_changed", why));
             }
-            let type_name = target_type(conn, column, remarks).await?;
+            let type_name = trusted_type(conn, column, settings, remarks).await?;
+            use_trigger_search_path(conn, &settings.trusted_owners).await?;
             add_column(conn, table, name, &type_name).await?;
             continue;
         };
@@ -137,11 +150,16 @@ pub(super) async fn follow_source_columns(
                 );
                 return Err(Error::refused("schema_changed", why));
             }
-            let type_name = target_type(conn, column, remarks).await?;
+            let type_name = trusted_type(conn, column, settings, remarks).await?;
+            use_trigger_search_path(conn, &settings.trusted_owners).await?;
             let name = quoted(name);
             let retype = format!("alter table {table} alter column {name} type {type_name}");
             run(conn, "alter.savepoint", SAVEPOINT).await.during(INSPECT_TABLE)?;
-            if run(conn, "alter.retype", &format!("{retype} using {name}::text::{type_name}")).await.is_err() {
+            let converted =
+                run(conn, "alter.retype", &format!("{retype} using {name}::pg_catalog.text::{type_name}")).await;
+            if converted.as_ref().is_err_and(|error| SqlFailure::of(error) == SqlFailure::LockTimeout) {
+                converted.during(RETYPE)?;
+            } else if converted.is_err() {
                 // The values can't be converted to the new type. The full export contains all of them.
                 run(conn, "alter.roll_back", &format!("rollback to {SAVEPOINT}")).await.during(INSPECT_TABLE)?;
                 let drop_default = format!("alter table {table} alter column {name} drop default");

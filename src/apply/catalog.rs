@@ -12,6 +12,9 @@ use crate::manifest::{Chained, ManifestColumn};
 /// The column of a delta that contains the operation on the row.
 pub(super) const OPERATION: &str = "operation";
 
+/// The schema of the positions.
+pub(super) const POSITIONS_SCHEMA: &str = "cdc_apply";
+
 /// The operator that compares two values of most types for equality.
 pub(super) const EQUAL: &str = "operator(pg_catalog.=)";
 

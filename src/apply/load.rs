@@ -9,8 +9,9 @@ use tokio::task::spawn_blocking;
 use crate::apply::input::Input;
 use crate::apply::statement::run;
 use crate::apply::table::{STAGE, TargetTable};
-use crate::apply::{During, Error};
+use crate::apply::{During, Error, trust};
 use crate::connection::quoted;
+use crate::dataset::Table;
 use crate::manifest::Manifest;
 
 /// The size of a chunk of a file, in bytes.
@@ -26,11 +27,15 @@ pub(super) async fn into_stage(
     target_table: &TargetTable,
     manifest: &Manifest,
     files: Vec<Input>,
+    trusted: &[String],
 ) -> Result<u64, Error> {
     let columns = target_table.stage.iter().map(|(name, type_name)| format!("{} {type_name}", quoted(name)));
     let columns = columns.collect::<Vec<_>>().join(", ");
     let made = format!("create temporary table {STAGE} ({columns}) on commit drop");
     run(conn, "load.stage", &made).await.during("a temporary table")?;
+    // The types were looked up by their names once more.
+    let stage = Table { schema: Some("pg_temp".to_owned()), name: STAGE.to_owned() };
+    trust::require_owners(conn, &stage, trusted).await?;
     let columns: Vec<String> = manifest.export.columns.iter().map(|column| column.name.clone()).collect();
     let rows = copy(conn, &format!("pg_temp.{STAGE}"), &columns, files).await?;
     if rows >= ANALYZED_FROM {

@@ -77,7 +77,11 @@ impl<'s> Merge<'s> {
             .map(|name| format!("{name} = excluded.{name}"))
             .collect();
         // Compares records bytewise, because some types, such as json, have no equality operator.
-        let mut differs = format!("row({})::record operator(pg_catalog.*<>) row({})::record", of("t"), of("excluded"));
+        let mut differs = format!(
+            "row({})::pg_catalog.record operator(pg_catalog.*<>) row({})::pg_catalog.record",
+            of("t"),
+            of("excluded")
+        );
         if let Some(deleted) = deleted {
             set.push(format!("{} = {}", deleted.column, deleted.live));
             differs += &format!(" or t.{} {}", deleted.column, deleted.is_marked);

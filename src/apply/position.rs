@@ -6,8 +6,11 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 use sqlx::types::{Json, Uuid};
 
+use crate::apply::catalog::POSITIONS_SCHEMA;
+use crate::apply::statement::run;
 use crate::apply::table::TargetTable;
-use crate::apply::{During, Error};
+use crate::apply::{During, Error, trust};
+use crate::connection::failure::{SqlFailure, sqlstate};
 use crate::dataset::Table;
 use crate::job::ConsumerId;
 use crate::manifest::{Manifest, ManifestColumn, ManifestSource};
@@ -99,27 +102,69 @@ pub(super) fn target_name(table: &Table) -> String {
     with_schema(table.clone()).to_string()
 }
 
-/// Locks the position of the table until the end of the transaction, so that only this transaction applies to the
-/// table.
-pub(super) async fn lock(conn: &mut PgConnection, target: &str) -> Result<(), Error> {
-    sqlx::query("-- apply.position.lock\n select pg_advisory_xact_lock(hashtextextended('cdc_apply ' || $1, 0))")
-        .bind(target)
-        .execute(&mut *conn)
-        .await
-        .map(drop)
-        .during("a lock")
+/// Returns an error if the table of the positions, or its schema, belongs to a role that isn't trusted.
+async fn require_owner(conn: &mut PgConnection) -> Result<(), Error> {
+    let table = Table { schema: Some(POSITIONS_SCHEMA.to_owned()), name: "positions".to_owned() };
+    trust::require_owners(conn, &table, &[]).await
 }
 
-/// Creates the table of the positions if it is missing. Uses a transaction of its own, so that first exports of other
+/// Locks the table of the positions in a mode until the end of the transaction, so that nobody can replace it. Returns
+/// false if it doesn't exist. Otherwise it belongs to a trusted role.
+async fn lock_table(conn: &mut PgConnection, mode: &str) -> Result<bool, Error> {
+    require_owner(conn).await?;
+    if !exists(conn).await? {
+        return Ok(false);
+    }
+    run(conn, "position.lock_table", &format!("lock table cdc_apply.positions in {mode} mode")).await.during(ACTION)?;
+    require_owner(conn).await?;
+    Ok(true)
+}
+
+/// Locks the position of the table until the end of the transaction, so that only this transaction applies to the
+/// table. Returns the position, or `None` if no export was applied to the table.
+///
+/// It locks the position's row, because every role that may connect can take an advisory lock. A missing row is
+/// inserted, which makes others wait as well. The transaction replaces it by [`write`], or rolls it back.
+pub(super) async fn lock(
+    conn: &mut PgConnection,
+    target: &str,
+    consumer: &ConsumerId,
+    dataset: &str,
+) -> Result<Option<TargetPosition>, Error> {
+    lock_table(conn, "row exclusive").await?;
+    loop {
+        let found = sqlx::query_as(
+            "-- apply.position.lock
+             select target, job, number, digest, consumer, dataset, source, details from cdc_apply.positions
+             where target = $1 for update",
+        );
+        if let Some(found) = found.bind(target).fetch_optional(&mut *conn).await.during(ACTION)? {
+            return Ok(Some(found));
+        }
+        let inserted = sqlx::query(
+            "-- apply.position.insert
+             insert into cdc_apply.positions (target, consumer, dataset, source, job, number, digest, details, applied_at)
+             values ($1, $2, $3, '{}', '00000000-0000-0000-0000-000000000000', 0, '', '{}', clock_timestamp())
+             on conflict (target) do nothing",
+        );
+        let inserted = inserted.bind(target).bind(consumer.as_str()).bind(dataset).execute(&mut *conn).await;
+        // Otherwise another transaction has committed the row since, and it can be locked.
+        if inserted.during(ACTION)?.rows_affected() == 1 {
+            return Ok(None);
+        }
+    }
+}
+
+/// Creates the table of the positions if it is missing. Needs a transaction of its own, so that first exports of other
 /// tables don't wait for this one.
 pub(super) async fn create_table(conn: &mut PgConnection) -> Result<(), Error> {
+    require_owner(conn).await?;
     if exists(conn).await? {
         return Ok(());
     }
-    // The lock serializes the first exports of two tables.
-    sqlx::raw_sql(
+    run(conn, "position.savepoint", "savepoint cdc_apply_positions").await.during(ACTION)?;
+    let created = sqlx::raw_sql(
         "-- apply.position.create
-         select pg_advisory_xact_lock(hashtextextended('cdc_apply', 0));
          -- `if not exists` asks for the right to make it, even where it is there.
          do $$ begin
            if to_regnamespace('cdc_apply') is null then
@@ -138,11 +183,18 @@ pub(super) async fn create_table(conn: &mut PgConnection) -> Result<(), Error> {
            applied_at timestamptz not null
          );
          comment on table cdc_apply.positions is 'The last export that cdc-export apply has brought to each table';",
-    )
-    .execute(conn)
-    .await
-    .map(drop)
-    .during("to make the table cdc_apply.positions")
+    );
+    match created.execute(&mut *conn).await {
+        // The first export of another table has just created the schema and the table.
+        Err(error) if is_there_already(&error) => {
+            run(conn, "position.roll_back", "rollback to cdc_apply_positions").await.map(drop).during(ACTION)
+        }
+        created => created.map(drop).during("to make the table cdc_apply.positions"),
+    }
+}
+
+fn is_there_already(error: &sqlx::Error) -> bool {
+    SqlFailure::of(error) == SqlFailure::Duplicate || matches!(&*sqlstate(error), "42P06" | "42P07")
 }
 
 async fn exists(conn: &mut PgConnection) -> Result<bool, Error> {
@@ -151,9 +203,9 @@ async fn exists(conn: &mut PgConnection) -> Result<bool, Error> {
     there.fetch_one(conn).await.during(ACTION)
 }
 
-/// Reads the position of a table.
+/// Reads the position of a table. Needs a transaction.
 pub(super) async fn read_for_table(conn: &mut PgConnection, target: &str) -> Result<Option<TargetPosition>, Error> {
-    if !exists(conn).await? {
+    if !lock_table(conn, "access share").await? {
         return Ok(None);
     }
     sqlx::query_as(
@@ -166,13 +218,14 @@ pub(super) async fn read_for_table(conn: &mut PgConnection, target: &str) -> Res
     .during(ACTION)
 }
 
-/// Reads the position of the only table with exports of a lane. Returns an error if there are several.
+/// Reads the position of the only table with exports of a lane. Returns an error if there are several. Needs a
+/// transaction.
 pub(super) async fn read_for_lane(
     conn: &mut PgConnection,
     consumer: &ConsumerId,
     dataset: &str,
 ) -> Result<Option<TargetPosition>, Error> {
-    if !exists(conn).await? {
+    if !lock_table(conn, "access share").await? {
         return Ok(None);
     }
     let mut positions: Vec<TargetPosition> = sqlx::query_as(

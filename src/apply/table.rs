@@ -11,7 +11,7 @@ use crate::apply::catalog::{
 };
 use crate::apply::key_type::keeps_distinct;
 use crate::apply::statement::run;
-use crate::apply::{During, Error, Settings, TargetPosition, alter};
+use crate::apply::{During, Error, Settings, TargetPosition, alter, trust};
 use crate::connection::quoted;
 use crate::dataset::Table;
 use crate::manifest::{Chained, Manifest, ManifestColumn};
@@ -80,8 +80,9 @@ impl TargetTable {
                 format!("the manifest of the export {} lists no columns or no key", export.job),
             ));
         }
-        let is_new = !exists(conn, table).await?;
         refuse_source_table(conn, table, export).await?;
+        trust::require_owners(conn, table, &settings.trusted_owners).await?;
+        let is_new = !exists(conn, table).await?;
         if let Some(before) = before
             && before.details.deleted != settings.deleted
         {
@@ -101,7 +102,22 @@ impl TargetTable {
                 return Err(Error::refused("target_changed", why));
             }
             alter::create_table(conn, table, export, &mut remarks).await?;
+            trust::require_owners(conn, table, &settings.trusted_owners).await?;
         } else {
+            // While rows may be lost, nobody may insert any: the table has to be empty until the end.
+            let mode = if before.is_some() { "row exclusive" } else { "share row exclusive" };
+            run(conn, "table.lock", &format!("lock table {name} in {mode} mode")).await.during("to lock the table")?;
+            trust::require_owners(conn, table, &settings.trusted_owners).await?;
+        }
+        let is_empty = is_new || is_empty(conn, &name).await?;
+        // Without `--table` it is the source that names the table, and so chooses the rows to replace.
+        if before.is_none() && settings.table.is_none() && !is_empty {
+            let why = format!(
+                "{table} has rows that no export of this consumer and dataset has brought: if they shall be replaced, give --table {table}"
+            );
+            return Err(Error::refused("has_rows", why));
+        }
+        if !is_new {
             alter::follow_source_columns(conn, &name, export, before, settings, &mut remarks).await?;
         }
         let deleted = match &settings.deleted {
@@ -144,7 +160,7 @@ impl TargetTable {
             references_itself: references_itself(conn, &name).await?,
             stage: export.columns.iter().map(|column| (column.name.clone(), type_of(column))).collect(),
             key: export.key.iter().map(|name| (name.clone(), equal(name))).collect(),
-            is_empty: is_new || is_empty(conn, &name).await?,
+            is_empty,
             truncates: settings.truncates,
             lacks_key: is_new,
             table: name,

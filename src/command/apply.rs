@@ -45,9 +45,14 @@ pub(crate) struct Apply {
     /// Read the exports from this folder or bucket by their manifests, without a service
     #[arg(long, value_name = "PLACE", requires = "dataset")]
     from: Option<String>,
-    /// The target table [default: the source table's schema and name]
+    /// The target table. It may have rows, which become those of the source [default: the source table's schema and
+    /// name, if that table is new or empty]
     #[arg(long, value_name = "SCHEMA.TABLE")]
     table: Option<Table>,
+    /// Trust this role, which owns the table or objects that it uses: its triggers, functions and types then run with
+    /// the rights of the user of --to. Can be given several times
+    #[arg(long, value_name = "ROLE", requires = "table")]
+    trust_owner: Vec<String>,
     /// The type of export to submit once all are applied. With `delta`, a full export is submitted if only a full
     /// export can follow
     #[arg(long, default_value = "delta", value_parser = ["delta", "none"], conflicts_with = "from")]
@@ -98,6 +103,7 @@ impl Apply {
         };
         let settings = Settings {
             table: self.table,
+            trusted_owners: self.trust_owner,
             adds_columns: self.schema == "add",
             truncates: self.full == "truncate",
             deleted: Some(self.deletes).filter(|column| column != "hard"),

@@ -16,7 +16,7 @@ async fn each_export_is_applied_once_whatever_is_killed() {
     pair.target
         .run(
             "create table log (id bigint, n bigint); create function log() returns trigger language plpgsql as $$ begin
-               insert into log values (new.id, new.n); return null; end $$;
+               insert into public.log values (new.id, new.n); return null; end $$;
              create trigger log after insert or update on t for each row execute function log()",
         )
         .await;

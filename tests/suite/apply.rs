@@ -2,6 +2,7 @@
 //! whoever else applies.
 
 pub(crate) mod pair;
+mod trust;
 
 use std::path::Path;
 
@@ -331,7 +332,9 @@ async fn a_table_that_is_there_is_taken() {
              select setval('t_id_seq', 70); insert into t (name) values ('goes')",
         )
         .await;
-    let said = pair.healed().await;
+    pair.refused(&[], "has_rows").await;
+    let (code, _, said) = pair.apply(&["--table", "public.t"]).output().await;
+    assert!(code == 0 && said.contains("asking for a full export"), "{said}");
     assert!(said.contains("has rows already"), "{said}");
     export(&pair.service, "full", "t", "a").await;
     pair.applied(&[]).await;
@@ -604,7 +607,7 @@ async fn a_connection_that_breaks_is_made_anew() {
         let call = pair.apply(&[]).with("FAILPOINTS", format!("{point}=hold"));
         let held = call.hold(point);
         let call = tokio::spawn(async { call.output().await });
-        let end = "select count(pg_terminate_backend(pid)) from pg_locks where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())";
+        let end = "select count(pg_terminate_backend(pid)) from pg_locks where relation = 'cdc_apply.positions'::regclass and mode = 'RowShareLock'";
         held.reached().await;
         assert!(pair.target.one::<i64>(end).await > 0);
         held.release().await;

@@ -1,0 +1,21 @@
+-- apply.search_path.closed_schemas
+-- Returns those of the schemas in which nobody who isn't trusted owns a function or an operator, or may create one, in
+-- their order. $1 text[]: see `trusted_roles.sql`. $2 text[]: the schemas.
+with recursive
+  -- include trusted_roles.sql
+  open (oid) as (
+    select n.oid from pg_namespace n
+    cross join lateral aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) as acl
+    where acl.privilege_type = 'CREATE' and acl.grantee not in (select oid from trusted)
+    union
+    select oid from pg_namespace where nspowner not in (select oid from trusted)
+    union
+    select pronamespace from pg_proc where proowner not in (select oid from trusted)
+    union
+    select oprnamespace from pg_operator where oprowner not in (select oid from trusted)
+  )
+select n.nspname::text
+from unnest($2::text[]) with ordinality as path (name, place)
+join pg_namespace n on n.nspname = path.name
+where n.oid not in (select oid from open)
+order by path.place
