@@ -23,6 +23,7 @@ use crate::dataset::{Dataset, Description, Table, TableColumn, TableSchema};
 use crate::demo;
 use crate::job::selection::BadSelection;
 use crate::job::{Bounds, Job, JobId, Status, Terms};
+use crate::key::Prefix;
 use crate::service::deadline::{call_timeout, on_table, with_timeout};
 use crate::service::followers::Followers;
 use crate::service::keys::Keyring;
@@ -170,6 +171,9 @@ pub enum Error {
     /// The consumer has reached its maximum of open jobs.
     #[error("{0} exports are open, the maximum of a consumer: wait for some to end")]
     TooManyOpen(i64),
+    /// The caller's key has reached its maximum of open jobs.
+    #[error("{0} exports that this key asked for are open, the maximum of a key: wait for some to end")]
+    KeyFull(u32),
     /// The maximum of open jobs of all consumers is reached.
     #[error("{0} exports are open, the maximum of all consumers: wait for some to end")]
     QueueFull(u32),
@@ -343,9 +347,13 @@ impl Service {
         }
     }
 
-    /// Returns the service as a caller within these bounds sees it.
-    pub fn within(&self, bounds: &Bounds) -> Service {
+    /// Returns the service as a caller within these bounds sees it. `key` is the public part of the caller's key, if it
+    /// has one.
+    pub fn within(&self, bounds: &Bounds, key: Option<&Prefix>) -> Service {
         let mut service = self.clone();
+        if let Some(key) = key {
+            service.store = self.store.of_key(key);
+        }
         if !bounds.allow_all() {
             service.catalog = Arc::new(self.catalog.within(bounds));
             service.bounds = bounds.clone();

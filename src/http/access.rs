@@ -150,7 +150,8 @@ impl FromRequestParts<UnboundService> for Service {
 
     async fn from_request_parts(parts: &mut Parts, state: &UnboundService) -> Result<Service, Problem> {
         let UnboundService(service) = state;
-        Ok(service.within(Caller::from_request_parts(parts, state).await?.bounds()))
+        let caller = Caller::from_request_parts(parts, state).await?;
+        Ok(service.within(caller.bounds(), caller.key()))
     }
 }
 

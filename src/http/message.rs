@@ -61,7 +61,7 @@ async fn take(service: &Service, intake: &Intake, message: Message) -> Result<()
     headers.insert(header::CONTENT_TYPE, value(content_type.as_bytes()));
     // The broker controls who may publish. The datasets file limits the consumers and datasets of the queue.
     request.extensions_mut().insert(Caller::without_key(intake.bounds.clone()));
-    let service = service.within(&intake.bounds);
+    let service = service.within(&intake.bounds, None);
     let submission = Submission::<MaybeConsumer, NewExport>::from_request(request, &service).await?;
     let request = submission.request(&service)?;
     submit(&service, &request).await?;
