@@ -33,6 +33,7 @@ mod traces;
 mod users;
 mod watermarks;
 
+use std::convert::Infallible;
 use std::future::ready;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -74,7 +75,7 @@ use crate::http::connections::{Connection, Connections};
 use crate::http::openapi::RouterDocument;
 use crate::http::problem::Problem;
 use crate::http::query::Parameters;
-use crate::http::stream::{AnswerBody, ClientStream};
+use crate::http::stream::{AnswerBody, ClientStream, RequestBody};
 use crate::key;
 use crate::service::Service;
 use crate::telemetry::log_throttle::LogThrottle;
@@ -331,8 +332,18 @@ fn serve_connection(
         answered.store(false, Ordering::Relaxed);
         request.extensions_mut().insert(peer);
         request.extensions_mut().insert(Arc::clone(&connection));
+        let is_read = Arc::<AtomicBool>::default();
+        let request = request.map(|body| RequestBody::new(body, Arc::clone(&is_read)));
         let (answer, answered) = (routes.call(request), Arc::clone(&answered));
-        async move { answer.await.map(|answer| answer.map(|body| AnswerBody::new(body, answered))) }
+        async move {
+            let mut answer = answer.await?;
+            // hyper closes a connection whose request body was not read. The client must know that before it sends
+            // another request.
+            if !is_read.load(Ordering::Relaxed) {
+                answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(answer.map(|body| AnswerBody::new(body, answered)))
+        }
     });
     http1.serve_connection(TokioIo::new(stream), service)
 }

@@ -26,6 +26,7 @@ use crate::dataset::{Dataset, Description, Table, TableColumn, TableSchema};
 use crate::demo;
 use crate::job::selection::BadSelection;
 use crate::job::{Bounds, Job, JobId, Status, Terms};
+use crate::key::Prefix;
 use crate::service::deadline::{call_timeout, on_table, with_timeout};
 use crate::service::followers::Followers;
 use crate::service::keys::Keyring;
@@ -173,6 +174,9 @@ pub enum Error {
     /// The consumer has reached its maximum of open jobs.
     #[error("{0} exports are open, the maximum of a consumer: wait for some to end")]
     TooManyOpen(i64),
+    /// The caller's key has reached its maximum of open jobs.
+    #[error("{0} exports that this key asked for are open, the maximum of a key: wait for some to end")]
+    KeyFull(u32),
     /// The maximum of open jobs of all consumers is reached.
     #[error("{0} exports are open, the maximum of all consumers: wait for some to end")]
     QueueFull(u32),
@@ -349,9 +353,11 @@ impl Service {
         }
     }
 
-    /// Returns the service for a request of this sender, as a caller within these bounds sees it.
-    pub fn for_request(&self, bounds: &Bounds, origin: Arc<Origin>) -> Service {
+    /// Returns the service for a request of this sender, as a caller within these bounds sees it. `key` is the public
+    /// part of the caller's key, if it has one.
+    pub fn for_request(&self, bounds: &Bounds, key: Option<&Prefix>, origin: Arc<Origin>) -> Service {
         let store = self.store.by(Arc::clone(&origin));
+        let store = key.map_or_else(|| store.clone(), |key| store.of_key(key));
         let mut service = Service { store, origin, ..self.clone() };
         if !bounds.allow_all() {
             service.catalog = Arc::new(self.catalog.within(bounds));

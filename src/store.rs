@@ -11,6 +11,7 @@ pub mod files;
 pub mod gauges;
 mod job_row;
 pub mod jobs;
+mod key_shares;
 pub mod keys;
 pub mod lanes;
 pub mod lease;
@@ -33,7 +34,7 @@ use sqlx::postgres::{PgArguments, PgListener, PgPoolOptions};
 use sqlx::query::Query;
 use sqlx::{Connection, PgConnection, PgPool, Postgres};
 use tokio::runtime::Handle;
-use tokio::sync::broadcast;
+use tokio::sync::{OwnedSemaphorePermit, broadcast};
 
 use crate::audit::Origin;
 use crate::connection::failure::{self, SqlFailure};
@@ -111,8 +112,8 @@ impl Error {
 /// The position in the queue at which the next claim scan begins.
 #[derive(Clone, Copy, Debug)]
 struct ClaimScanStart {
-    /// When this process read the queue, no job was ready before this time.
-    run_at: DateTime<Utc>,
+    /// When this process read the queue, no job with an earlier turn was ready.
+    turn: DateTime<Utc>,
     /// The time at which this process read the queue.
     read_at: Instant,
 }
@@ -127,6 +128,9 @@ pub struct Store {
     scan_start: Arc<Mutex<Option<ClaimScanStart>>>,
     /// The limit on open jobs.
     open_jobs: Arc<open_jobs::OpenJobs>,
+    key_shares: Arc<key_shares::KeyShares>,
+    /// The share of the caller's key. `None` if the caller has no key.
+    key_share: Option<Arc<key_shares::KeyShare>>,
     /// The positions at which the next retention calls begin.
     cursors: Arc<retention::Cursors>,
     /// Sends the ids of jobs that this process ended.
@@ -148,6 +152,8 @@ impl Store {
             pool,
             scan_start: Arc::default(),
             open_jobs: Arc::default(),
+            key_shares: Arc::default(),
+            key_share: None,
             cursors: Arc::default(),
             endings: broadcast::Sender::new(64),
             listeners: Arc::default(),
@@ -186,7 +192,7 @@ impl Store {
         }
     }
 
-    /// Runs `call` with a connection of the pool.
+    /// Runs `call` with a connection of the pool, as soon as the share of the caller's key allows it.
     ///
     /// After an error, or if the caller drops this future, the connection keeps its place in the pool until the server
     /// has ended the statement.
@@ -197,7 +203,11 @@ impl Store {
         // Boxed, because an unoptimized build reserves room for this future several times in each caller. The stack of
         // a worker has room for only a few copies.
         let called = Box::pin(async {
-            let mut conn = EndedOnDrop(Some(self.pool.acquire().await?));
+            let permit = match &self.key_share {
+                Some(share) => share.connection().await,
+                None => None,
+            };
+            let mut conn = EndedOnDrop { conn: Some(self.pool.acquire().await?), permit };
             let done = call(conn.get()).await?;
             conn.give_back();
             Ok(done)
@@ -298,26 +308,32 @@ const END_TIMEOUT: Duration = Duration::from_secs(3);
 ///
 /// If the connection were closed at once, the pool would open another one while the statement still waited for its
 /// lock. The server would then have more connections than the pool allows.
-struct EndedOnDrop(Option<PoolConnection<Postgres>>);
+struct EndedOnDrop {
+    conn: Option<PoolConnection<Postgres>>,
+    /// The place in the share of the caller's key, which is free again when the statement has ended.
+    permit: Option<OwnedSemaphorePermit>,
+}
 
 impl EndedOnDrop {
     fn get(&mut self) -> &mut PgConnection {
-        self.0.as_mut().expect("`give_back` consumes the value, so the connection is present before")
+        self.conn.as_mut().expect("`give_back` consumes the value, so the connection is present before")
     }
 
     fn give_back(mut self) {
-        self.0.take();
+        self.conn.take();
     }
 }
 
 impl Drop for EndedOnDrop {
     fn drop(&mut self) {
-        let Some(mut conn) = self.0.take() else { return };
+        let Some(mut conn) = self.conn.take() else { return };
+        let permit = self.permit.take();
         match Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn(async move {
                 if !matches!(tokio::time::timeout(END_TIMEOUT, conn.ping()).await, Ok(Ok(()))) {
                     drop(conn.detach());
                 }
+                drop(permit);
             })),
             Err(_) => drop(conn.detach()),
         }

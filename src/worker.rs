@@ -350,6 +350,9 @@ impl Worker {
         let purpose = Purpose { consumer, export_type, job: Some(job.id), marker: marker.as_ref() };
         let opening = connections.open(&purpose, dataset, self.settings.lease);
         let mut snapshot = spans::step("open", opening).await?;
+        if lease.is_trial {
+            self.store.table_opened(lease).await?;
+        }
         failpoint!("worker.opened");
         // Late rows exist only with triggers and an `updated_at` column.
         let exact = dataset.capture == Capture::Triggers && dataset.updated_at.is_some();
@@ -398,7 +401,7 @@ impl Worker {
         }
         match (left.status, &settlement) {
             (Status::Pending, Settlement::Release) => tracing::info!(event = "export_released", jobId = %id),
-            (Status::Pending, Settlement::Retry(_) | Settlement::Fail(_)) => {
+            (Status::Pending, Settlement::Retry(_) | Settlement::RetryLocked(_) | Settlement::Fail(_)) => {
                 tracing::warn!(event = "export_retried", jobId = %id, attempt = job.attempt, error = cause);
             }
             // The store has already logged the end.

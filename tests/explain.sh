@@ -53,10 +53,10 @@ done
 d="'00000000-0000-0000-0000-00000000000d'" processing="'00000000-0000-0000-0000-000000000001'"
 unpublished="'00000000-0000-0000-0000-000000000002'" place="'{\"folder\": {\"inode\": \"1\", \"modifiedNs\": \"1\"}}'"
 explain store/jobs/insert.sql "gen_random_uuid(), 'c1', 'users', 103, 'delta', 'csv', 5, 'new', $d, now(), null, null, 'none', null,
-false, null, null, 'cdc_export', null, null" \
+false, null, null, 'cdc_export', null, null, now(), null" \
     'Makes a job, and notifies the workers. It runs once for each request that is accepted.'
 explain store/queue/claim.sql "'{csv}', '{none}', '{users}', $d, gen_random_uuid(), 'worker', 60, now() - interval '1 year'" \
-    'Claims the oldest ready job of a free lane. Each idle worker runs it after a notification, and else at each poll.'
+    'Claims the ready job of a free lane whose turn it is. Each idle worker runs it after a notification, and else at each poll.'
 explain source/opening.sql "'public.users', 'c3', 'users', true, '', '{}', $processing, null, null, '{}'" \
     'Exports the snapshot, and reads the position and the word of the guard. It runs once for each attempt. The plan has its top nodes only.' | top_nodes
 explain store/lease/beat.sql "$processing, $processing, 60, 50::smallint, 1000, 100000" \

@@ -19,7 +19,7 @@ from (values
   ('00000000-0000-0000-0000-000000000002'::uuid, 'c2', 'completed')) job (id, consumer, status);
 
 insert into exports (
-  id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, destination_id, run_at)
+  id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, destination_id, turn)
 select gen_random_uuid(), 'c' || n, 'users', 102, 'delta', 'csv', 5, 'p' || n, '00000000-0000-0000-0000-00000000000d',
   now() - n * interval '1 millisecond'
 from generate_series(0, 999) n;

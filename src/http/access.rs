@@ -124,7 +124,7 @@ impl Caller {
 
     /// Returns the service for this caller.
     pub(crate) fn service(&self, service: &Service) -> Service {
-        service.for_request(self.bounds(), Arc::clone(&self.origin))
+        service.for_request(self.bounds(), self.key(), Arc::clone(&self.origin))
     }
 
     /// Returns the public part of the caller's key. Returns `None` if the request needed no key.

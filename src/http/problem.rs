@@ -275,7 +275,9 @@ impl From<service::Error> for Problem {
             Error::NotToRetry(_) => Problem::new(Code::NotFailed, detail),
             Error::KeyTaken(_) => Problem::new(Code::IdempotencyKeyReused, detail).with_field("Idempotency-Key"),
             Error::TooManyFollowers => Problem::new(Code::TooManyFollowers, detail),
-            Error::TooManyOpen(_) | Error::QueueFull(_) => Problem::new(Code::TooManyOpenJobs, detail),
+            Error::TooManyOpen(_) | Error::QueueFull(_) | Error::KeyFull(_) => {
+                Problem::new(Code::TooManyOpenJobs, detail)
+            }
         };
         Problem { cause: Some(Arc::new(error)), ..problem }
     }

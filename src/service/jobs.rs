@@ -54,6 +54,7 @@ impl Service {
             SubmitOutcome::OutOfStep(OutOfStep::Unknown) => Err(Error::Restored),
             SubmitOutcome::TooManyOpen(open) => Err(Error::TooManyOpen(open)),
             SubmitOutcome::QueueFull(open) => Err(Error::QueueFull(open)),
+            SubmitOutcome::KeyFull(open) => Err(Error::KeyFull(open)),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Creates, reads and cancels jobs on behalf of clients.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::types::Json;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
@@ -12,7 +12,7 @@ use crate::job::{After, ExportType, Job, JobId, Request, Status, Terms};
 use crate::store::files::names_taken;
 use crate::store::job_row::{JobRow, skip_unreadable, with_job_columns};
 use crate::store::lanes::{OutOfStep, out_of_step};
-use crate::store::open_jobs::Slot;
+use crate::store::open_jobs::{Full, Slots, key_max};
 use crate::store::transitions::transition;
 use crate::store::{CHANNEL, Error, Store};
 
@@ -20,6 +20,9 @@ use crate::store::{CHANNEL, Error, Store};
 ///
 /// It is enough for any client that waits for its exports, and stops a client that submits in a loop.
 const MAX_OPEN: i64 = 20;
+
+/// The distance between two turns. Turns are times only so that an empty queue goes on from the present.
+const TURN_STEP: TimeDelta = TimeDelta::microseconds(1);
 
 /// The outcome of a request for an export.
 #[derive(Debug)]
@@ -36,12 +39,14 @@ pub enum SubmitOutcome {
     TooManyOpen(i64),
     /// This many jobs are open in all, which is the limit.
     QueueFull(u32),
+    /// The caller's key asked for this many open jobs, which is the limit.
+    KeyFull(u32),
 }
 
-/// A job in a transaction that is not committed yet, with the slot that it reserved among the open jobs.
+/// A job in a transaction that is not committed yet, with the slots that it reserved among the open jobs.
 pub(super) struct MadeJob<'s> {
     pub(super) job: Box<Job>,
-    pub(super) slot: Slot<'s>,
+    pub(super) slots: Slots<'s>,
 }
 
 /// The outcome of a request to cancel a job.
@@ -98,9 +103,9 @@ impl Store {
             let mut tx = conn.begin().await?;
             let lane_sequence = enter_lane(&mut tx, request).await?;
             Ok::<_, Error>(match self.insert(&mut tx, request, lane_sequence, destination, terms).await? {
-                Ok(MadeJob { job, slot }) => {
+                Ok(MadeJob { job, slots }) => {
                     tx.commit().await?;
-                    slot.confirm();
+                    slots.confirm();
                     SubmitOutcome::Accepted(*job)
                 }
                 Err(refused) => {
@@ -114,7 +119,7 @@ impl Store {
 
     /// Creates a job in a transaction that has entered its lane.
     ///
-    /// The limit on open jobs holds until the transaction ends. After the commit, the caller confirms the slot.
+    /// The limit on open jobs holds until the transaction ends. After the commit, the caller confirms the slots.
     pub(super) async fn insert<'s>(
         &'s self,
         tx: &mut PgConnection,
@@ -131,12 +136,17 @@ impl Store {
         if let Some(why) = check_last_export(tx, request).await? {
             return Ok(Err(SubmitOutcome::OutOfStep(why)));
         }
-        if open_of_consumer(tx, request).await? >= MAX_OPEN {
+        let (open, last_turn) = open_of_consumer(tx, request).await?;
+        if open >= MAX_OPEN {
             return Ok(Err(SubmitOutcome::TooManyOpen(MAX_OPEN)));
         }
-        let Some(slot) = self.slot(tx, terms.max_open).await? else {
-            return Ok(Err(SubmitOutcome::QueueFull(terms.max_open)));
+        let of_key = self.key_share.as_deref().map(|share| (&share.prefix, &share.open_jobs));
+        let slots = match self.slots(tx, terms.max_open, of_key).await? {
+            Ok(slots) => slots,
+            Err(Full::All) => return Ok(Err(SubmitOutcome::QueueFull(terms.max_open))),
+            Err(Full::OfKey) => return Ok(Err(SubmitOutcome::KeyFull(key_max(terms.max_open)))),
         };
+        let turn = turn(slots.current_turn, last_turn);
         let (after_job, after_sha256) = match &request.after {
             Some(After::Export { job, sha256 }) => (Some(job.as_uuid()), sha256.as_deref()),
             Some(After::Nothing) | None => (None, None),
@@ -165,6 +175,8 @@ impl Store {
                 .bind(CHANNEL)
                 .bind(request.max_file_bytes.map(|bytes| bytes as i64))
                 .bind(request.trace.map(|place| place.to_string()))
+                .bind(turn)
+                .bind(self.key_share.as_ref().map(|share| share.prefix.as_str()))
                 .bind(self.origin())
                 .fetch_optional(&mut *tx)
                 .await?;
@@ -173,7 +185,7 @@ impl Store {
                 None => number += 1,
             }
         };
-        Ok(Ok(MadeJob { job: Box::new(job), slot }))
+        Ok(Ok(MadeJob { job: Box::new(job), slots }))
     }
 
     /// Returns a job, or `None` if it is not in the database.
@@ -300,21 +312,31 @@ async fn sent_before(conn: &mut PgConnection, request: &Request) -> Result<Optio
     row.map(Job::try_from).transpose()
 }
 
+/// Returns the turn of a new job, which decides when it is claimed.
+///
+/// `current` is the turn of the jobs that were claimed last, and `last` is the last turn of the consumer's open jobs.
+/// Each further job of a consumer is two steps behind the one before it. The first job of another consumer is one step
+/// behind the current turn, so it overtakes those. A job is overtaken by no more than the first jobs of two turns.
+fn turn(current: DateTime<Utc>, last: Option<DateTime<Utc>>) -> DateTime<Utc> {
+    let first = current + TURN_STEP;
+    last.map_or(first, |last| first.max(last + TURN_STEP * 2))
+}
+
 /// Counts the open jobs of the request's consumer, or the open ad-hoc jobs if it has none. Counts no further than the
-/// limit.
-async fn open_of_consumer(conn: &mut PgConnection, request: &Request) -> Result<i64, Error> {
+/// limit. Also returns the last turn of these jobs.
+async fn open_of_consumer(conn: &mut PgConnection, request: &Request) -> Result<(i64, Option<DateTime<Utc>>), Error> {
     let open = match &request.consumer {
-        Some(consumer) => sqlx::query_scalar(
+        Some(consumer) => sqlx::query_as(
             "-- store.jobs.open_of_consumer
-             select count(*) from (
-               select from exports where consumer_id = $2 and status in ('pending', 'processing') limit $1) open",
+             select count(*), max(turn) from (
+               select turn from exports where consumer_id = $2 and status in ('pending', 'processing') limit $1) open",
         )
         .bind(MAX_OPEN)
         .bind(consumer.as_str()),
-        None => sqlx::query_scalar(
+        None => sqlx::query_as(
             "-- store.jobs.open_ad_hoc
-             select count(*) from (
-               select from exports where consumer_id is null and status in ('pending', 'processing') limit $1) open",
+             select count(*), max(turn) from (
+               select turn from exports where consumer_id is null and status in ('pending', 'processing') limit $1) open",
         )
         .bind(MAX_OPEN),
     };

@@ -28,12 +28,14 @@ pub struct Lease {
     pub job: Job,
     /// The database that has the job.
     pub database: DatabaseId,
+    /// True if the attempt tries a table that was locked a moment ago.
+    pub is_trial: bool,
     token: LeaseToken,
 }
 
 impl Lease {
-    pub(super) fn new(job: Job, database: DatabaseId, token: LeaseToken) -> Lease {
-        Lease { job, database, token }
+    pub(super) fn new(job: Job, database: DatabaseId, token: LeaseToken, is_trial: bool) -> Lease {
+        Lease { job, database, is_trial, token }
     }
 
     /// Returns the token that proves the right.

@@ -1,4 +1,4 @@
-//! Limits the number of open jobs.
+//! Limits the number of open jobs, in all and of each key.
 //!
 //! Counting them for each submission would be slow: while an export runs for hours, the index of open jobs keeps an
 //! entry for each job that ended since. One row with the number would make all submissions wait for its lock.
@@ -10,8 +10,10 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
+use crate::key::Prefix;
 use crate::store::{Error, Store};
 
 /// The time for which a count is used.
@@ -34,6 +36,8 @@ struct OpenCount {
     made: u32,
     /// The number of jobs that this process is creating.
     making: u32,
+    /// The turn of the jobs that were claimed last, as of the count.
+    current_turn: DateTime<Utc>,
 }
 
 /// The outcome of an attempt to reserve a slot for one more open job.
@@ -68,14 +72,14 @@ impl OpenCount {
 
 /// The right to create one more open job. Dropping the slot gives up the right.
 #[derive(Debug)]
-pub(super) struct Slot<'a> {
+struct Slot<'a> {
     open_jobs: &'a OpenJobs,
     is_used: bool,
 }
 
 impl Slot<'_> {
     /// Records that the job is created. Call it after the commit.
-    pub(super) fn confirm(mut self) {
+    fn confirm(mut self) {
         self.is_used = true;
     }
 }
@@ -108,34 +112,108 @@ impl OpenJobs {
     }
 }
 
-impl Store {
-    /// Reserves a slot for one more job. Returns `None` if `max` jobs are open.
-    pub(super) async fn slot(&self, conn: &mut PgConnection, max: u32) -> Result<Option<Slot<'_>>, Error> {
-        let (reservation, slot) = self.open_jobs.reserve(max, COUNT_TTL);
+/// The slots of one more job: among all open jobs, and among those that the caller's key asked for.
+#[derive(Debug)]
+pub(super) struct Slots<'a> {
+    all: Slot<'a>,
+    of_key: Option<Slot<'a>>,
+    /// The turn of the jobs that were claimed last.
+    pub(super) current_turn: DateTime<Utc>,
+}
+
+impl Slots<'_> {
+    /// Records that the job is created. Call it after the commit.
+    pub(super) fn confirm(self) {
+        self.all.confirm();
+        if let Some(of_key) = self.of_key {
+            of_key.confirm();
+        }
+    }
+}
+
+/// The limit that was reached.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Full {
+    /// The limit on all open jobs.
+    All,
+    /// The limit on the open jobs of the caller's key.
+    OfKey,
+}
+
+impl OpenJobs {
+    /// Reserves a slot. Calls `count` for the number of open jobs if the last count is too old. Returns `None` if `max`
+    /// jobs are open.
+    async fn slot(
+        &self,
+        max: u32,
+        count: impl AsyncFnOnce() -> Result<i64, sqlx::Error>,
+    ) -> Result<Option<Slot<'_>>, Error> {
+        let (reservation, slot) = self.reserve(max, COUNT_TTL);
         if reservation != Reservation::CountAgain {
             return Ok(slot);
         }
-        let _counting = self.open_jobs.counting.lock().await;
+        let _counting = self.counting.lock().await;
         // Another submission may have counted in the meantime.
-        let (reservation, slot) = self.open_jobs.reserve(max, COUNT_TTL);
+        let (reservation, slot) = self.reserve(max, COUNT_TTL);
         if reservation != Reservation::CountAgain {
             return Ok(slot);
         }
         // At worst, jobs that are created from here on are counted twice.
-        let (at, made) = (Instant::now(), self.open_jobs.count().made);
-        let counted: i64 = sqlx::query_scalar(
-            "-- store.open_jobs.count
-             select count(*) from (select from exports where status in ('pending', 'processing') limit $1) open",
-        )
-        .bind(i64::from(max))
-        .fetch_one(conn)
-        .await?;
-        let counted = u32::try_from(counted).unwrap_or(u32::MAX);
-        self.open_jobs.record_count(counted, at, made);
+        let (at, made) = (Instant::now(), self.count().made);
+        let counted = u32::try_from(count().await?).unwrap_or(u32::MAX);
+        self.record_count(counted, at, made);
         // Accepts this count at any age. Over a slow connection it may be old by now, which does not mean that the
         // limit is reached.
-        Ok(self.open_jobs.reserve(max, Duration::MAX).1)
+        Ok(self.reserve(max, Duration::MAX).1)
     }
+}
+
+impl Store {
+    /// Reserves the slots of one more job, unless `max` jobs are open, or the caller's key asked for half of `max` open
+    /// jobs. `of_key` is the key and its open jobs.
+    pub(super) async fn slots<'s>(
+        &'s self,
+        conn: &mut PgConnection,
+        max: u32,
+        of_key: Option<(&Prefix, &'s OpenJobs)>,
+    ) -> Result<Result<Slots<'s>, Full>, Error> {
+        let of_key = match of_key {
+            Some((prefix, open_jobs)) => {
+                let max = key_max(max);
+                let Some(slot) = open_jobs.slot(max, async || open_of_key(conn, prefix, max).await).await? else {
+                    return Ok(Err(Full::OfKey));
+                };
+                Some(slot)
+            }
+            None => None,
+        };
+        let count = async || {
+            let (open, turn) = open(conn, max).await?;
+            self.open_jobs.count().current_turn = turn;
+            Ok(open)
+        };
+        let Some(all) = self.open_jobs.slot(max, count).await? else { return Ok(Err(Full::All)) };
+        Ok(Ok(Slots { all, of_key, current_turn: self.open_jobs.count().current_turn }))
+    }
+}
+
+/// Returns the limit on the open jobs of one key, where `max` jobs may be open in all.
+pub(super) fn key_max(max: u32) -> u32 {
+    (max / 2).max(1)
+}
+
+/// Counts the open jobs up to `max`, and returns the turn of the jobs that were claimed last.
+async fn open(conn: &mut PgConnection, max: u32) -> Result<(i64, DateTime<Utc>), sqlx::Error> {
+    sqlx::query_as(include_str!("open_jobs/count.sql")).bind(i64::from(max)).fetch_one(conn).await
+}
+
+/// Counts the open jobs that a key asked for, up to `max`. Returns 0 if no other key is usable.
+async fn open_of_key(conn: &mut PgConnection, prefix: &Prefix, max: u32) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar(include_str!("open_jobs/count_of_key.sql"))
+        .bind(i64::from(max))
+        .bind(prefix.as_str())
+        .fetch_one(conn)
+        .await
 }
 
 #[cfg(test)]

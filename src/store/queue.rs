@@ -34,11 +34,16 @@ fn known_compressions() -> Vec<&'static str> {
     Compression::ALL.iter().map(|compression| compression.as_str()).collect()
 }
 
-/// The time for which a claim scan start is used. A job whose `run_at` was set back by hand waits no longer than this.
+/// The time for which a claim scan start is used. A job with an earlier turn that becomes ready waits no longer than
+/// this.
 const SCAN_START_TTL: Duration = Duration::from_secs(5);
 
 /// The fraction by which the pause before a retry is randomly shortened or lengthened.
 const RETRY_JITTER: f64 = 0.2;
+
+/// The longest time for which the jobs of a dataset wait after an attempt found its table locked. `claimable.sql` has
+/// the same number.
+const MAX_LOCK_PAUSE: Duration = Duration::from_secs(10);
 
 /// Returns the pause after the given number of attempts. The first pause is two seconds, each further one three times
 /// as long, up to ten minutes.
@@ -69,12 +74,13 @@ struct ClaimedJobRow {
     #[sqlx(flatten)]
     job: JobRow,
     database: String,
+    is_trial: bool,
 }
 
 /// The condition under which a process may claim a job.
 const CLAIMABLE: (&str, &str) = ("queue/claimable.sql", include_str!("queue/claimable.sql"));
 
-/// Claims the oldest ready job. Skips jobs that were ready before `scan_start`.
+/// Claims the ready job whose turn it is. Skips jobs with a turn before `scan_start`.
 async fn claim(
     conn: &mut PgConnection,
     claimant: &Claimant<'_>,
@@ -97,14 +103,16 @@ async fn claim(
         .await;
     match claimed {
         Ok(None) => Ok(None),
-        Ok(Some(ClaimedJobRow { job, database })) => Ok(Some(Lease::new(job.try_into()?, database.parse()?, token))),
-        // Another process claimed a job of the same lane at the same moment.
+        Ok(Some(ClaimedJobRow { job, database, is_trial })) => {
+            Ok(Some(Lease::new(job.try_into()?, database.parse()?, token, is_trial)))
+        }
+        // Another process claimed a job of the same lane, or one that tries the same locked table, at the same moment.
         Err(error) if SqlFailure::of(&error) == SqlFailure::Duplicate => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Returns a time before which no job is ready.
+/// Returns a turn before which no job is ready.
 ///
 /// While an export holds an old snapshot, the index keeps an entry for each job that left the queue since. A scan from
 /// the start of the index would read all these entries for each claim.
@@ -135,6 +143,8 @@ pub struct EndedAttempt {
 pub enum Settlement {
     /// Retry the job after a pause, unless no attempts are left.
     Retry(Failure),
+    /// Retry the job as above. Its table was locked, so the other jobs of the dataset wait, too.
+    RetryLocked(Failure),
     /// Fail the job.
     Fail(Failure),
     /// Return the job to the queue at once, without counting the attempt.
@@ -142,8 +152,8 @@ pub enum Settlement {
 }
 
 impl Store {
-    /// Claims the oldest ready job. Skips a lane in which an earlier job is open, or is completed and not published
-    /// yet.
+    /// Claims the ready job with the first turn. Skips a lane in which an earlier job is open, or is completed and not
+    /// published yet. Skips a dataset whose table was locked a moment ago, or is being tried again.
     ///
     /// A job belongs to the destination of the process that accepted it, and that destination serves its file. Another
     /// destination may claim the job only if no process with the first one is alive. A process leaves jobs with a
@@ -152,15 +162,15 @@ impl Store {
         self.with(async |conn| {
             let known = *self.scan_start.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(known) = known.filter(|known| known.read_at.elapsed() < SCAN_START_TTL)
-                && let Some(lease) = claim(conn, claimant, lease, known.run_at).await?
+                && let Some(lease) = claim(conn, claimant, lease, known.turn).await?
             {
                 return Ok(Some(lease));
             }
-            // A job that waited for an earlier one of its lane may be ready now, with a time before the known scan
+            // A job that waited for an earlier one of its lane may be ready now, with a turn before the known scan
             // start.
-            let new = ClaimScanStart { run_at: scan_start(conn, claimant).await?, read_at: Instant::now() };
+            let new = ClaimScanStart { turn: scan_start(conn, claimant).await?, read_at: Instant::now() };
             *self.scan_start.lock().unwrap_or_else(PoisonError::into_inner) = Some(new);
-            claim(conn, claimant, lease, new.run_at).await
+            claim(conn, claimant, lease, new.turn).await
         })
         .await
     }
@@ -191,8 +201,9 @@ impl Store {
         cause: &str,
     ) -> Result<Option<Transition>, Error> {
         let pause = duration::spread(retry_pause(lease.job.attempt), RETRY_JITTER);
+        let is_locked = matches!(settlement, Settlement::RetryLocked(_));
         let (fatal, refund, failure, pause) = match settlement {
-            Settlement::Retry(failure) => (false, 0, Some(failure), pause),
+            Settlement::Retry(failure) | Settlement::RetryLocked(failure) => (false, 0, Some(failure), pause),
             Settlement::Fail(failure) => (true, 0, Some(failure), pause),
             Settlement::Release => (false, 1, None, Duration::ZERO),
         };
@@ -204,8 +215,23 @@ impl Store {
             .bind(failure.map(|f| f.code.as_str()))
             .bind(failure.map(|f| f.detail.as_str()))
             .bind(failure.and_then(|f| f.continuity).map(|why| why.as_str()))
-            .bind(pause.as_secs_f64());
+            .bind(pause.as_secs_f64())
+            .bind(is_locked.then(|| pause.min(MAX_LOCK_PAUSE).as_secs_f64()));
         self.transition(statement, Some(cause)).await
+    }
+
+    /// Records that the table of an attempt is not locked any more. The jobs that waited for it are ready again.
+    pub async fn table_opened(&self, lease: &Lease) -> Result<(), Error> {
+        let statement = sqlx::query(
+            "-- store.queue.table_opened
+             update exports set locked_until = null
+             where dataset = $1 and locked_until is not null and status in ('pending', 'processing')
+               and exists (select from exports own where own.id = $2 and own.lease_token = $3)",
+        )
+        .bind(&lease.job.dataset)
+        .bind(lease.job.id.as_uuid())
+        .bind(lease.token().as_uuid());
+        self.execute(statement).await.map(drop)
     }
 
     /// Repairs times that lie too far in the future because the database's clock was set back. The service itself never

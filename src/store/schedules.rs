@@ -168,7 +168,9 @@ impl Store {
                 record_last_job(tx, schedule, &made.job).await?;
                 Ok(made)
             }
-            Err(SubmitOutcome::TooManyOpen(_) | SubmitOutcome::QueueFull(_)) => Err(RunOutcome::TooManyOpen),
+            Err(SubmitOutcome::TooManyOpen(_) | SubmitOutcome::QueueFull(_) | SubmitOutcome::KeyFull(_)) => {
+                Err(RunOutcome::TooManyOpen)
+            }
             // Unreachable: the request has no idempotency key and no `after`.
             Err(_) => Err(RunOutcome::Settled),
         })
@@ -234,9 +236,9 @@ fn bind_slot<'q>(
 /// Commits the transaction if it has a job. Otherwise rolls it back, so that the slot is not used.
 async fn finish(tx: Transaction<'_, Postgres>, made: Result<MadeJob<'_>, RunOutcome>) -> Result<RunOutcome, Error> {
     match made {
-        Ok(MadeJob { job, slot }) => {
+        Ok(MadeJob { job, slots }) => {
             tx.commit().await?;
-            slot.confirm();
+            slots.confirm();
             Ok(RunOutcome::Job(job))
         }
         Err(asked) => {

@@ -46,8 +46,9 @@ impl Error {
                 fail(FailureCode::Internal)
             }
             Error::Source(cause) | Error::Pipeline(Pipe::Source(cause)) => match cause {
-                source::Error::Unavailable(_) | source::Error::LockConflict(_) | source::Error::Standby => {
-                    retry(FailureCode::SourceUnavailable)
+                source::Error::Unavailable(_) | source::Error::Standby => retry(FailureCode::SourceUnavailable),
+                source::Error::LockConflict(_) => {
+                    Settlement::RetryLocked(failure(FailureCode::SourceUnavailable, None))
                 }
                 source::Error::FullExportNeeded { why, .. } => {
                     Settlement::Fail(failure(FailureCode::FullExportNeeded, Some(*why)))

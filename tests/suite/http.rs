@@ -753,6 +753,29 @@ async fn slow_clients_are_cut_off_and_hold_up_nobody() {
     service.stop().await;
 }
 
+/// The client would send its next request into a connection that is being closed, and get no answer.
+#[tokio::test]
+async fn an_answer_says_whether_its_connection_stays_open() {
+    let database = Database::new().await;
+    let service = Start::on(&database).service().await;
+    let chunked = "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    let long = format!("Content-Length: 70000\r\n\r\n{}", "x".repeat(70_000));
+    for body in [chunked, &long, "Content-Length: 70000\r\nExpect: 100-continue\r\n\r\n"] {
+        for call in ["DELETE /health", "POST /nothing", "GET /exports"] {
+            let stream = connected(&service, &format!("{call} HTTP/1.1\r\nHost: localhost\r\n{body}")).await;
+            let answer = rest(stream).await;
+            assert!(answer.to_lowercase().contains("\r\nconnection: close\r\n"), "{call} {body:.50}: {answer}");
+        }
+    }
+    // The connection stays open after a body that was read, and without a body.
+    let read = "POST /exports/full HTTP/1.1\r\nHost: localhost\r\nX-Consumer-ID: a\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n[]";
+    let bare = "DELETE /health HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let last = "GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let answers = rest(connected(&service, &[read, bare, last].concat()).await).await;
+    assert_eq!(answers.matches("HTTP/1.1 ").count(), 3, "{answers}");
+    service.stop().await;
+}
+
 /// A connection to the service on which something was sent.
 async fn connected(service: &Service, sent: &str) -> TcpStream {
     let mut stream = TcpStream::connect(service.address.trim_start_matches("http://")).await.unwrap();

@@ -34,6 +34,7 @@ mod events;
 mod exports;
 mod external_database;
 mod failures;
+mod fairness;
 mod files;
 mod followers;
 mod formats;

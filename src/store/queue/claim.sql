@@ -1,5 +1,5 @@
 -- store.queue.claim
--- Claims the oldest job that is ready, and returns it with the identity of the database.
+-- Claims the ready job whose turn it is, and returns it with the identity of the database.
 -- $1 text[]: the formats that the process knows
 -- $2 text[]: the compressions that it knows
 -- $3 text[]: the datasets in its catalog
@@ -7,13 +7,13 @@
 -- $5 uuid: the new lease token
 -- $6 text: the name of the process, for people
 -- $7 float8: the length of the lease in seconds
--- $8 timestamptz: the claim scan start: the scan skips jobs that were ready before
+-- $8 timestamptz: the claim scan start: the scan skips jobs with earlier turns
 with ready as materialized (
   select r.id
   from exports r
-  where r.run_at between $8 and statement_timestamp() and
+  where r.turn >= $8 and r.run_at <= statement_timestamp() and
     -- include queue/claimable.sql
-  order by r.run_at, r.created_at
+  order by r.turn, r.created_at
   limit 1
   for update skip locked
 )
@@ -21,6 +21,11 @@ update exports e
 set status = 'processing', attempt = e.attempt + 1, progress = 0, rows_exported = 0, bytes_written = 0,
     lease_token = $5, lease_owner = $6, lease_expires_at = clock_timestamp() + make_interval(secs => $7),
     destination_id = $4, purge_hold = pg_current_snapshot(), continuity = null,
+    -- The table was locked a moment ago, so this attempt tries it. An index admits one such attempt for a dataset.
+    locked_until = case when exists (
+      select from exports l
+      where l.dataset = e.dataset and l.locked_until is not null and l.status in ('pending', 'processing'))
+      then clock_timestamp() end,
     -- The times of a lane never go back, even if the clock does, because retention counts from the newest job.
     started_at = coalesce(e.started_at, greatest(clock_timestamp(), e.created_at, (
       select l.finished_at from exports l
@@ -29,5 +34,5 @@ set status = 'processing', attempt = e.attempt + 1, progress = 0, rows_exported 
       order by l.lane_sequence desc limit 1)))
 from ready
 where e.id = ready.id
-returning cdc_export.database_id() as database,
+returning cdc_export.database_id() as database, e.locked_until is not null as is_trial,
   -- include job_columns.sql

@@ -7,6 +7,13 @@ and (r.destination_id is null or r.destination_id = $4
     select from cdc_export.destinations d
     where d.id = r.destination_id
       and d.seen_at between clock_timestamp() - interval '1 minute' and clock_timestamp()))
+-- The dataset's table is not locked, as far as attempts know: none tries it right now, and the last one is a while ago.
+and r.dataset not in (
+  select b.dataset from exports b
+  where b.locked_until is not null and b.status in ('pending', 'processing')
+    and (b.status = 'processing'
+      -- A later time is from before the clock was set back.
+      or b.locked_until between statement_timestamp() and statement_timestamp() + interval '10 seconds'))
 -- No job of the lane runs, waits for its retry, or waits for its files' names. The last condition covers the first two
 -- as well, but probes a long lane job by job; this one takes one pass. The third keeps the lane's order: a reader must
 -- not see a later export first.

@@ -1,14 +1,14 @@
 -- store.queue.scan_start
--- Returns a time before which no job is ready. A job that is being submitted is not visible yet, and may be as old as
--- the time limit of a client's call. So the result is one minute before the oldest job.
+-- Returns a turn before which no job is ready. A job that is being submitted is not visible yet, and its turn may be as
+-- old as the time limit of a client's call. So the result is one minute before the first turn.
 -- $1 text[]: the formats that the process knows
 -- $2 text[]: the compressions that it knows
 -- $3 text[]: the datasets in its catalog
 -- $4 uuid: its destination
 select least((
-  select r.run_at
+  select r.turn
   from exports r
   where
     -- include queue/claimable.sql
-  order by r.run_at
+  order by r.turn
   limit 1), statement_timestamp()) - interval '1 minute'

@@ -8,6 +8,7 @@
 -- $6 text: the error's detail
 -- $7 text: the result of the guard
 -- $8 float8: the seconds until the next attempt
+-- $9 float8: the seconds for which no job of the dataset is claimed; null: the table was not locked
 with held as (
   -- The row lock waits for a commit of this attempt that is under way.
   select id,
@@ -25,6 +26,7 @@ set status = held.next, progress = 0,
     lease_token = null, lease_owner = null, lease_expires_at = null,
     finished_at = case when held.next <> 'pending' then greatest(clock_timestamp(), e.started_at) end,
     run_at = clock_timestamp() + make_interval(secs => $8), purge_hold = null, continuity = $7,
+    locked_until = coalesce(clock_timestamp() + make_interval(secs => $9), e.locked_until),
     error_code = case when held.next = 'cancelled' then null else coalesce($5, e.error_code) end,
     error_detail = case when held.next = 'cancelled' then null else coalesce($6, e.error_detail) end
 from held

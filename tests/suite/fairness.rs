@@ -1,0 +1,192 @@
+//! Shares: one table, one consumer or one key leaves workers, turns in the queue, open jobs and connections to others.
+
+use futures_util::{StreamExt, stream};
+use sqlx::Executor;
+
+use crate::catalog::{Catalog, export, post};
+use crate::harness::{Database, Service, Start, eventually, refusal};
+use crate::keys::bearer;
+
+const TWO_TABLES: &str =
+    "[[dataset]]\nname = \"users\"\ntable = \"users\"\n[[dataset]]\nname = \"other\"\ntable = \"other\"\n";
+
+/// A database with the tables of [`TWO_TABLES`], both tracked.
+async fn two_tables() -> (Database, Catalog) {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    database.run("create table other (id int primary key); insert into other select generate_series(1, 5)").await;
+    let catalog = Catalog::of(TWO_TABLES);
+    for dataset in ["users", "other"] {
+        catalog.track(&database, dataset).await;
+    }
+    (database, catalog)
+}
+
+/// Keeps all workers from claims until [`open_queue`].
+async fn close_queue(database: &Database) {
+    database
+        .run(
+            "create function closed() returns trigger language plpgsql as $$ begin raise exception 'closed'; end $$;
+             create trigger closed before update of status on exports for each row
+               when (new.status = 'processing') execute function closed()",
+        )
+        .await;
+}
+
+async fn open_queue(database: &Database) {
+    database.run("drop trigger closed on exports").await;
+}
+
+async fn submit(service: &Service, consumer: &str, dataset: &str) {
+    let answer = post(service, "/exports/full", Some(consumer), &serde_json::json!({ "dataset": dataset })).await;
+    assert_eq!(answer.status(), 202);
+}
+
+/// Waits until no job is open.
+async fn all_ended(database: &Database) {
+    let open = "select count(*) from exports where status in ('pending', 'processing') or published_at is null";
+    eventually("all jobs ended", async || (database.one::<i64>(open).await == 0).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_locked_table_takes_one_worker_and_leaves_the_rest_to_others() {
+    for workers in [1, 2] {
+        let (database, catalog) = two_tables().await;
+        let service = catalog.start(&database).with("WORKERS", workers).service().await;
+        let held = database.hold_exports().await;
+        for n in 0..8 {
+            submit(&service, &format!("locked{n}"), "users").await;
+        }
+        for n in 0..4 {
+            export(&service, "full", "other", &format!("free{n}")).await;
+        }
+        // Each worker may have met the lock before anybody knew of it. After that, one attempt at a time tries again.
+        let attempts: i64 = database.one("select sum(attempt) from exports where dataset = 'users'").await;
+        assert!(attempts <= workers + 1, "{attempts} attempts with {workers} workers");
+        eventually("an attempt tries the table again", async || {
+            let trials = "select count(*) from exports where dataset = 'users' and status = 'processing'";
+            (database.one::<i64>(trials).await == 1).then_some(())
+        })
+        .await;
+        held.rollback().await.unwrap();
+        all_ended(&database).await;
+        let completed = "select count(*) from exports where status = 'completed' and locked_until is null";
+        assert_eq!(database.one::<i64>(completed).await, 12);
+        service.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn consumers_take_turns() {
+    for workers in [1, 2] {
+        let (database, catalog) = two_tables().await;
+        close_queue(&database).await;
+        let service = catalog.start(&database).with("WORKERS", workers).service().await;
+        for n in 0..20 {
+            submit(&service, "many", ["users", "other"][n % 2]).await;
+        }
+        for _ in 0..10 {
+            submit(&service, "few", "users").await;
+        }
+        open_queue(&database).await;
+        all_ended(&database).await;
+        let started = "select array_agg(consumer_id order by started_at) from exports";
+        let order: Vec<String> = database.one(started).await;
+        let first = order.iter().position(|consumer| consumer == "few").unwrap();
+        assert!(first <= workers, "with {workers} workers: {order:?}");
+        let of_few = order[..20].iter().filter(|consumer| *consumer == "few").count();
+        assert!(of_few >= 8, "with {workers} workers: {order:?}");
+        let unordered = "select count(*) from exports a join exports b using (consumer_id, dataset)
+                         where a.lane_sequence < b.lane_sequence and a.finished_at > b.started_at";
+        assert_eq!(database.one::<i64>(unordered).await, 0, "a lane keeps its order");
+        service.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_newcomer_goes_before_the_second_job_of_a_consumer_that_waits() {
+    let (database, catalog) = two_tables().await;
+    let start = catalog.start(&database).with("WORKERS", 1).with("FAILPOINTS", "worker.opened=hold@2");
+    let service = start.service().await;
+    for _ in 0..6 {
+        submit(&service, "many", "users").await;
+    }
+    service.reaches("worker.opened").await;
+    submit(&service, "new", "users").await;
+    service.release("worker.opened").await;
+    all_ended(&database).await;
+    let started = "select array_agg(consumer_id order by started_at) from exports";
+    let order: Vec<String> = database.one(started).await;
+    assert_eq!(order.iter().position(|consumer| consumer == "new"), Some(2), "after the one that ran: {order:?}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn one_key_asks_for_half_of_the_open_jobs() {
+    let (database, catalog) = two_tables().await;
+    close_queue(&database).await;
+    let (greedy, other) = (bearer(&database, "greedy", &[], &[]).await, bearer(&database, "other", &[], &[]).await);
+    let service = catalog.start(&database).with("AUTH", "keys").with("MAX_OPEN_JOBS", 10).service().await;
+    let ask = async |key: &str, consumer: String| {
+        let headers = [("Authorization", key), ("X-Consumer-ID", &consumer)];
+        service.call("POST", "/exports/full", &headers).await
+    };
+    // Jobs that no key asked for count for none.
+    database
+        .run(
+            "insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename)
+             values (gen_random_uuid(), 'scheduled', 'users', 1, 'full', 'csv', 5, 'scheduled')",
+        )
+        .await;
+    let answers: Vec<_> = stream::iter(0..20).map(|n| ask(&greedy, format!("g{n}"))).buffered(4).collect().await;
+    let (taken, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(|answer| answer.status() == 202);
+    assert_eq!(taken.len(), 5);
+    for answer in refused {
+        assert_eq!(answer.headers()["Retry-After"], "2");
+        assert_eq!(refusal(answer).await, (429, "too_many_open_jobs".to_owned()));
+    }
+    for n in 0..4 {
+        assert_eq!(ask(&other, format!("o{n}")).await.status(), 202);
+    }
+    assert_eq!(refusal(ask(&other, "o4".to_owned()).await).await, (429, "too_many_open_jobs".to_owned()), "in all");
+    // The only usable key has no limit of its own.
+    database.run("update cdc_export.keys set revoked_at = now() where name = 'other'; delete from exports where consumer_id <> 'g0'").await;
+    eventually("the only key fills the queue", async || {
+        let open: i64 = database.one("select count(*) from exports").await;
+        let status = ask(&greedy, format!("a{open}")).await.status();
+        (open == 10 && status == 429).then_some(())
+    })
+    .await;
+    open_queue(&database).await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn one_key_leaves_connections_to_others() {
+    let database = Database::new().await;
+    let (greedy, other) = (bearer(&database, "greedy", &[], &[]).await, bearer(&database, "other", &[], &[]).await);
+    let start = Start::on(&database).with("AUTH", "keys").with("API_CONNECTIONS", 4).with("RATE_LIMIT", "1000000/s");
+    let service = start.service().await;
+    database.run("insert into watermarks (consumer_id, last_exported_at) values ('quiet', '2026-01-01')").await;
+    let mut held = database.pool.begin().await.unwrap();
+    held.execute("lock table cdc_export.lanes in access exclusive mode").await.unwrap();
+    let burst = stream::iter(0..270).map(async |n| {
+        let consumer = format!("c{n}");
+        let headers = [("Authorization", &*greedy), ("X-Consumer-ID", &consumer)];
+        service.call("POST", "/exports/full", &headers).await.status()
+    });
+    let others = async {
+        let waiting = "select count(*) from pg_stat_activity
+                       where datname = current_database() and wait_event_type = 'Lock' and query like '%store.jobs.lock_lanes%'";
+        eventually("the burst waits", async || (database.one::<i64>(waiting).await >= 3).then_some(())).await;
+        for _ in 0..20 {
+            let headers = [("Authorization", &*other), ("X-Consumer-ID", "quiet")];
+            assert_eq!(service.call("GET", "/exports/watermark", &headers).await.status(), 200);
+        }
+        assert_eq!(database.one::<i64>(waiting).await, 3, "three quarters of the connections");
+        held.rollback().await.unwrap();
+    };
+    let (statuses, ()) = tokio::join!(burst.buffer_unordered(270).collect::<Vec<_>>(), others);
+    assert!(statuses.iter().filter(|status| **status == 202).count() > 200, "they waited: {statuses:?}");
+    service.stop().await;
+}
