@@ -72,7 +72,7 @@ impl Untrack {
             with_database(&config, CreateMissing::Nothing, async |database| match (dataset, &self.table) {
                 (Some(dataset), _) => untrack_dataset(&config, database, dataset).await,
                 (None, Some(table)) => match untracking::untrack_table(&database.pool(1), table).await? {
-                    true => outln!("The changes of {table} are captured no longer."),
+                    true => outln!("The changes of {table} are no longer captured."),
                     false => outln!("{table} was not tracked: nothing has changed."),
                 },
                 (None, None) => untrack_all(database).await,
@@ -91,10 +91,10 @@ async fn untrack_dataset(config: &Config, database: &Database, dataset: &Dataset
         return outln!("`{name}` was not tracked: nothing has changed.");
     }
     if dataset.capture != Capture::Triggers {
-        return outln!("The changes of {table} are captured no longer: `{name}` finds them by their times.");
+        return outln!("The changes of {table} are no longer captured: `{name}` finds them by their times.");
     }
     outln!(
-        "The changes of {table} are captured no longer: `{name}` can't be exported until `cdc-export track {name}`, and then \
+        "The changes of {table} are no longer captured: `{name}` can't be exported until `cdc-export track {name}`, and then \
          begins with a full export for each consumer."
     )
 }
@@ -105,7 +105,7 @@ async fn untrack_all(database: &Database) -> anyhow::Result<()> {
     for (table, untracked) in untracking::untrack_all(&database.pool(1)).await? {
         is_any = true;
         match untracked {
-            Ok(()) => outln!("The changes of {table} are captured no longer.")?,
+            Ok(()) => outln!("The changes of {table} are no longer captured.")?,
             Err(error) => failed.push(format!("{table}: {}", chain(&error))),
         }
     }

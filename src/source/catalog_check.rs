@@ -132,7 +132,7 @@ async fn captured_key(conn: &mut PgConnection, dataset: &Dataset) -> Result<Capt
 
 fn broken(dataset: &Dataset) -> Fault {
     let why = format!(
-        "the changes of its table are captured no longer: `cdc-export track {}`, then a full export for each consumer",
+        "the changes of its table are no longer captured: `cdc-export track {}`, then a full export for each consumer",
         dataset.name
     );
     capture_fault(dataset, why)

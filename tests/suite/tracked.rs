@@ -95,7 +95,7 @@ async fn untrack_says_what_it_found() {
     let (code, printed, said) = catalog.command(&database, &["untrack", "orders"]).await;
     assert_eq!((code, printed.as_str()), (0, "`orders` was not tracked: nothing has changed.\n"), "{said}");
     let (code, printed, said) = catalog.command(&database, &["untrack", "stock"]).await;
-    assert!(code == 0 && printed.starts_with("The changes of stock are captured no longer: "), "{printed}{said}");
+    assert!(code == 0 && printed.starts_with("The changes of stock are no longer captured: "), "{printed}{said}");
     let (_, printed, _) = catalog.command(&database, &["untrack", "stock"]).await;
     assert_eq!(printed, "`stock` was not tracked: nothing has changed.\n");
 }
@@ -272,7 +272,7 @@ async fn a_table_whose_dataset_left_the_file_is_named_until_it_is_untracked() {
     let (code, _, said) = catalog.command(&database, &["untrack", "stock"]).await;
     assert!(code == 2 && said.contains("no dataset"), "{said}");
     let (code, printed, said) = catalog.command(&database, &["untrack", "--table", "stock"]).await;
-    assert_eq!((code, printed.as_str()), (0, "The changes of stock are captured no longer.\n"), "{said}");
+    assert_eq!((code, printed.as_str()), (0, "The changes of stock are no longer captured.\n"), "{said}");
     let (code, printed, said) = catalog.command(&database, &["untrack", "--table", "stock"]).await;
     assert_eq!((code, printed.as_str()), (0, "stock was not tracked: nothing has changed.\n"), "{said}");
     let triggers = "select count(*) from pg_trigger where tgrelid = 'stock'::regclass";
@@ -323,7 +323,7 @@ async fn untrack_all_names_a_table_that_it_can_not_lock_and_goes_on() {
     held.rollback().await.unwrap();
 
     let (code, printed, said) = catalog.command(&database, &["untrack", "--all"]).await;
-    assert_eq!((code, printed.as_str()), (0, "The changes of public.orders are captured no longer.\n"), "{said}");
+    assert_eq!((code, printed.as_str()), (0, "The changes of public.orders are no longer captured.\n"), "{said}");
     let left = "select (select count(*) from pg_trigger where tgname like 'cdc\\_export%') + (select count(*) from cdc_export.tracked)
       + (select count(*) from pg_proc where pronamespace = 'cdc_export'::regnamespace and proname like 'capture\\_%')";
     assert_eq!(database.one::<i64>(left).await, 0);
