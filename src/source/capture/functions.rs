@@ -1,7 +1,7 @@
-//! The trigger functions as they stand in the database: made with no more rights than they need, and renewed in place.
+//! Creates the trigger functions in the database with the least rights that they need, and renews them in place.
 //!
-//! A function keeps its oid when its text is replaced, so the triggers that call it stay as they are, and no consumer's
-//! position notices.
+//! A function keeps its oid when its text is replaced. So its triggers don't change, and consumers' positions stay
+//! valid.
 
 use sqlx::postgres::types::Oid;
 use sqlx::types::Json;
@@ -13,16 +13,17 @@ use crate::source::capture::{Error, one_at_a_time, stamps};
 use crate::source::quote;
 use crate::source::trigger::TriggerKind;
 
-/// The role that the functions of a database run as, where the service may make one, without the database's oid: nobody
-/// logs in as it, and it may write to the log and nothing else. One for each database: who may give it functions may
-/// write to its log.
+/// The name of the role that the functions run as, without the database's oid at its end.
+///
+/// The service creates the role if it may. The role can't log in, and may only insert into the log. Each database has
+/// its own role, because everyone who may give functions to a role can write to the log through it.
 const DEFINER: &str = "cdc_export_capture_";
 
-/// Makes a function with today's text, as the definer's if there is one. Nobody but `callers` may put a trigger on a
-/// table with it.
+/// Creates a function with this version's text, or replaces it. If there is a definer, the function belongs to it. Only
+/// `callers` may create triggers with the function.
 ///
 /// # Errors
-/// If the role may not.
+/// If the session's role lacks a right.
 pub(super) async fn make(
     conn: &mut PgConnection,
     function: &Function,
@@ -39,7 +40,7 @@ pub(super) async fn make(
     }));
     if let Some(Definer { role, is_granted_by_superuser }) = definer {
         let owned = format!("-- source.capture.own\n alter function {name}() owner to {role}");
-        // Whoever isn't a superuser gives a function only to who may create one there.
+        // Without superuser, the new owner of a function needs the right to create objects in its schema.
         let create = |verb, to| format!("-- source.capture.own.right\n {verb} create on schema cdc_export {to} {role}");
         match is_granted_by_superuser {
             true => statements.push(owned),
@@ -52,7 +53,7 @@ pub(super) async fn make(
     Ok(())
 }
 
-/// The settings that the text of a table's key depends on.
+/// Returns the settings that the text of a table's key depends on.
 pub(super) async fn key_text(conn: &mut PgConnection, table: Oid, key: &[String]) -> Result<KeyText, sqlx::Error> {
     let is_plain: bool = sqlx::query_scalar(include_str!("functions/is_plain_key.sql"))
         .bind(table)
@@ -62,7 +63,7 @@ pub(super) async fn key_text(conn: &mut PgConnection, table: Oid, key: &[String]
     Ok(KeyText::new(is_plain))
 }
 
-/// The right to give functions to the role that they shall run as.
+/// The role that the functions run as, if the session may make this role the owner of a function.
 #[derive(Clone, Debug)]
 pub(super) struct Definer {
     role: String,
@@ -74,25 +75,25 @@ struct Roles {
     definer: String,
     is_superuser: bool,
     may_create: bool,
-    /// True if the definer is there.
+    /// True if the definer exists.
     is_there: bool,
-    /// True if it has no more rights than a role that we make.
+    /// True if the definer has no more rights than one that this service creates.
     is_harmless: bool,
-    /// True if functions may be given to it.
+    /// True if the session may make the definer the owner of a function.
     is_member: bool,
-    /// True if it may write to the log.
+    /// True if the definer may write to the log.
     has_rights: bool,
 }
 
-/// Creates the role that the functions run as, if it is missing. `None`: the role can't be used; they run as the
-/// service's own.
+/// Creates the role that the functions run as, if it is missing. Returns `None` if the role can't be used. The
+/// functions then run as the service's own role.
 pub(super) async fn definer(conn: &mut PgConnection) -> Result<Option<Definer>, sqlx::Error> {
     let roles = read_roles(conn).await?;
     if roles.is_there && !roles.is_harmless {
         tracing::warn!(
             event = "definer_unusable",
             role = roles.definer,
-            "it may log in, or has what another role has: the triggers don't run as it"
+            "the role may log in, has another attribute, or is a member of a role: the triggers run as the service's own role"
         );
         return Ok(None);
     }
@@ -118,8 +119,7 @@ pub(super) async fn definer(conn: &mut PgConnection) -> Result<Option<Definer>, 
         let mut part = conn.begin().await?;
         match sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *part).await {
             Ok(_) => part.commit().await?,
-            // The role belongs to the service of another database, which doesn't share it, or is being created right
-            // now.
+            // The role exists, but the session may not use it, or another transaction is creating it.
             Err(error) if is_refused(&error) => {
                 part.rollback().await?;
                 tracing::info!(event = "no_definer", role = definer, "the triggers run as the service's own role");
@@ -131,7 +131,7 @@ pub(super) async fn definer(conn: &mut PgConnection) -> Result<Option<Definer>, 
     Ok(Some(Definer { role: roles.definer, is_granted_by_superuser: roles.is_superuser }))
 }
 
-/// Returns true if the role has no right to do so, or another transaction made or changed a role of that name.
+/// Returns true if the session's role lacks the right, or if another transaction created or changed the definer.
 fn is_refused(error: &sqlx::Error) -> bool {
     matches!(SqlFailure::of(error), SqlFailure::Denied | SqlFailure::Duplicate)
         || matches!(&*sqlstate(error), "0LP01" | "42710" | "XX000")
@@ -159,36 +159,37 @@ struct Installed {
     name: String,
     body: String,
     owner: String,
-    /// True if the role may replace it.
+    /// True if the session's role may replace the function.
     is_ours: bool,
     is_used: bool,
     is_public: bool,
-    /// The version of its text, whose changes it logs, and by which key, as its first line says.
+    /// The version of the text, from the function's first line. `root` is the table whose changes it logs, by `key`.
     version: Option<i32>,
     root: Option<Oid>,
     key: Option<Vec<String>>,
-    /// True if it runs with settings of its own.
+    /// True if the function sets session settings for itself.
     has_settings: bool,
-    /// The owners of tables with a trigger of it. Each new partition gets that trigger too, for which its owner needs
-    /// the right.
+    /// The owners of tables with a trigger that calls the function. They need the right to create such a trigger,
+    /// because each new partition gets one.
     callers: Vec<String>,
-    /// True if one of these owners lacks the right.
+    /// True if one of these owners lacks that right.
     is_lacking: bool,
 }
 
 impl Installed {
-    /// The function that should stand in its place; `None`: its name or its first line is not one of ours.
+    /// Returns this version's form of the function. Returns `None` if this service didn't create the function,
+    /// according to its name and first line.
     async fn function(&self, conn: &mut PgConnection) -> Result<Option<Function>, sqlx::Error> {
-        // One that logs another table's changes goes on to: it came with a dump, and isn't what `track` would make
-        // here.
+        // After the restore of a dump, the first line may name another table. That table is kept, because only `track`
+        // changes it.
         let (Some(root), Some(key)) = (self.root, self.key.clone()) else { return Ok(None) };
         let key_text = key_text(conn, root, &key).await?;
         let function = Function::named(&self.name, root.0, key, key_text);
         Ok(function.filter(|function| !function.key.is_empty() || function.kind == TriggerKind::Truncates))
     }
 
-    /// Returns true if its text says that it is of today's version and isn't what that version writes: somebody else
-    /// wrote it.
+    /// Returns true if somebody else wrote the text: its first line names this version, but the text differs from this
+    /// version's.
     fn is_forged(&self, function: &Function) -> bool {
         self.version == Some(VERSION.cast_signed()) && self.body != function.body()
     }
@@ -200,11 +201,11 @@ impl Installed {
     }
 }
 
-/// Brings the trigger functions that are installed up to date, and removes those that no trigger calls any more.
-/// Touches no table and waits for no writer.
+/// Renews the installed trigger functions, and removes those that no trigger calls any more. Changes no table and waits
+/// for no writer.
 ///
 /// # Errors
-/// If the database fails. Where the role may not, a line of the log says so.
+/// If the database fails. If the session's role may not renew a function, logs `triggers_outdated`.
 pub async fn renew(pool: &PgPool) -> Result<(), Error> {
     let mut conn = pool.acquire().await?;
     let mut tx = conn.begin().await?;
@@ -246,7 +247,8 @@ pub async fn renew(pool: &PgPool) -> Result<(), Error> {
             }
         }
     }
-    // Nobody knows what a forged function logged.
+    // A forged function may have missed changes. So the replacements aren't recorded, and the guard reports
+    // `trigger_changed`.
     if !is_forged {
         stamps::record(&mut tx, &before).await?;
     }
@@ -256,7 +258,7 @@ pub async fn renew(pool: &PgPool) -> Result<(), Error> {
             event = "triggers_outdated",
             functions = left.len(),
             owner = first.owner,
-            "trigger functions are not as this version makes them: run `cdc-export migrate` as that role"
+            "trigger functions differ from those of this version: run `cdc-export migrate` as their owner"
         );
     }
     Ok(())
@@ -278,7 +280,7 @@ pub async fn remove_unused(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
 }
 
 /// Removes the functions that no trigger calls any more. The transaction must hold the lock of `track`, so that `track`
-/// puts no trigger on one of them meanwhile.
+/// creates no trigger with one of them meanwhile.
 async fn drop_unused(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
     for name in unused(tx).await? {
         let mut part = tx.begin().await?;
@@ -295,7 +297,7 @@ async fn drop_unused(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
-/// The functions that no trigger calls and that the role may drop.
+/// Returns the functions that no trigger calls and that the session's role may drop.
 async fn unused(conn: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
     sqlx::query_scalar(
         "-- source.capture.unused

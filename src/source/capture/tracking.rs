@@ -17,13 +17,13 @@ use crate::source::{quote, table_schema};
 
 /// The time that `track` waits for its lock. The table's writers queue behind it.
 const LOCK_TIMEOUT: &str = "2s";
-/// The number of times that `track` tries to get its lock. The writers go on in the pauses.
+/// The number of times that `track` tries to get its lock. The writers continue in the pauses.
 const TRIES: u32 = 20;
 
 static LOCATE: LazyLock<String> =
     LazyLock::new(|| with_pieces(include_str!("tracking/locate.sql"), &[("captured.sql", CAPTURE)]));
 
-/// A dataset's table, as far as its capture goes.
+/// The facts about a dataset's table that its capture depends on.
 #[derive(sqlx_macros::FromRow)]
 pub(super) struct TableState {
     pub(super) oid: Oid,
@@ -38,25 +38,26 @@ pub(super) struct TableState {
     has_foreign: bool,
     captured: bool,
     logs_every_truncate: bool,
-    /// The beginning of the names of its functions.
+    /// The common prefix of the names of the table's functions.
     set: Option<String>,
     primary_key: Vec<String>,
     logged_key: Option<Vec<String>>,
     /// The session's role.
     role: String,
-    /// The table's owner, if our role isn't a member of it.
+    /// The table's owner, if the session's role isn't a member of it.
     other_owner: Option<String>,
     may_make_functions: bool,
 }
 
 impl TableState {
-    /// Says who may, where the role may not: Postgres itself would name neither.
+    /// Returns an error if the session's role isn't the table's owner. The error names both roles, because the error of
+    /// Postgres names neither.
     pub(super) fn require_owner(&self, table: &Table) -> Result<(), Error> {
         let (table, role) = (table.to_string(), self.role.clone());
         self.other_owner.clone().map_or(Ok(()), |owner| Err(Error::NotOwner { table, role, owner }))
     }
 
-    /// Returns true if its triggers log `key`, and see everything.
+    /// Returns true if the triggers log every change, by `key`.
     fn logs(&self, key: &[String]) -> bool {
         self.captured && self.logged_key.as_ref().unwrap_or(&self.primary_key) == key
     }
@@ -65,16 +66,16 @@ impl TableState {
 /// The result of `track`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tracked {
-    /// The triggers were not there, or not all of them or not as they shall be; they are now.
+    /// Triggers were missing or wrong, and were installed.
     Now,
-    /// They were there.
+    /// The triggers were complete before.
     Before,
 }
 
-/// Installs the triggers on a dataset's table, unless they are there, and lets it be exported.
+/// Installs the triggers on a dataset's table if they are missing, and allows its exports.
 ///
 /// # Errors
-/// If the table can't be captured. Nothing has changed then.
+/// If the table can't be captured. Nothing is changed in this case.
 pub async fn track(pool: &PgPool, dataset: &Dataset) -> Result<Tracked, Error> {
     let mut conn = pool.acquire().await?;
     for _ in 0..TRIES {
@@ -86,11 +87,10 @@ pub async fn track(pool: &PgPool, dataset: &Dataset) -> Result<Tracked, Error> {
     Err(Error::Busy(dataset.table.to_string()))
 }
 
-/// Puts the triggers back on the demo's own table, where they are missing. A table that somebody brought is left to
-/// `track`.
+/// Installs missing triggers on the demo's own table. For every other table the user runs `track`.
 ///
 /// # Errors
-/// If they are missing and can't be installed.
+/// If triggers are missing and can't be installed.
 pub async fn restore(pool: &PgPool) -> Result<(), Error> {
     let users = Dataset::users();
     let ours: Option<Option<Vec<String>>> = sqlx::query_scalar(
@@ -132,7 +132,7 @@ async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<Tracked, 
     let state = lock(&mut tx, &dataset.table, &state).await?;
     check(&state, dataset)?;
     let key = dataset.key.as_ref().unwrap_or(&state.primary_key);
-    // Those that are right stay as they are, and with them every consumer's position.
+    // Correct triggers are kept, so that consumers' positions stay valid.
     let kept = state.set.as_deref().filter(|_| state.logs(key));
     let before = if kept.is_some() { stamps::all(&mut tx).await? } else { Vec::new() };
     remove(&mut tx, &dataset.table, &state, kept).await?;
@@ -156,7 +156,7 @@ async fn list(conn: &mut PgConnection, state: &TableState, key: &[String]) -> Re
     tracked.bind(&state.schema_name).bind(&state.table_name).bind(key).execute(conn).await.map(drop)
 }
 
-/// Makes what is missing of the triggers and functions of a table: of the set that is `kept`, or all of a new one.
+/// Creates the missing triggers and functions of the set `kept`. Creates a new set if `kept` is `None`.
 async fn make(
     conn: &mut PgConnection,
     state: &TableState,
@@ -196,7 +196,8 @@ async fn make(
     Ok(())
 }
 
-/// Lets each trigger of a table that calls a function of `set` fire when a trigger of its kind shall.
+/// Corrects when the triggers of a table fire (`ENABLE`, `ENABLE REPLICA` or `ENABLE ALWAYS`), if they call functions
+/// of `set`.
 async fn enable(conn: &mut PgConnection, relation: &Relation, set: &str) -> Result<(), sqlx::Error> {
     let others: Vec<(String, String)> = sqlx::query_as(
         "-- source.capture.others
@@ -219,14 +220,14 @@ async fn enable(conn: &mut PgConnection, relation: &Relation, set: &str) -> Resu
     Ok(())
 }
 
-/// Finds a table.
+/// Reads the state of a table, found by its name.
 pub(super) async fn locate(conn: &mut PgConnection, table: &Table) -> Result<TableState, Error> {
     let state: Option<TableState> =
         sqlx::query_as(AssertSqlSafe(LOCATE.as_str())).bind(quote::relation(table)).fetch_optional(conn).await?;
     state.ok_or_else(|| Error::NoTable(table.to_string()))
 }
 
-/// Refuses a table of which triggers don't see every write.
+/// Refuses a table if some of its writes fire no triggers.
 fn check(state: &TableState, dataset: &Dataset) -> Result<(), Error> {
     let table = dataset.table.to_string();
     let kind = match state.kind.as_str() {
@@ -235,7 +236,7 @@ fn check(state: &TableState, dataset: &Dataset) -> Result<(), Error> {
         "r" | "p" if state.is_child => "a table that inherits from another",
         "r" if state.is_unlogged => "an unlogged table, which a crash empties",
         "p" if state.is_unlogged => "a table with an unlogged partition, which a crash empties",
-        "p" if state.has_foreign => "a table with a partition elsewhere, a foreign table",
+        "p" if state.has_foreign => "a table with a foreign table as a partition",
         "r" | "p" => "",
         "v" => "a view",
         "m" => "a materialized view",
@@ -259,7 +260,7 @@ async fn introspect(conn: &mut PgConnection, dataset: &Dataset) -> Result<TableS
     })
 }
 
-/// Locks a table, so that nothing comes or goes, and finds it again: what was found before may be otherwise by now.
+/// Locks a table against writes and changes, and reads its state again, because the state may have changed meanwhile.
 pub(super) async fn lock(conn: &mut PgConnection, table: &Table, state: &TableState) -> Result<TableState, Error> {
     let found = Table { schema: Some(state.schema_name.clone()), name: state.table_name.clone() };
     let lock = format!(
@@ -271,13 +272,13 @@ pub(super) async fn lock(conn: &mut PgConnection, table: &Table, state: &TableSt
     let locked = sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *conn).await;
     locked.map_err(|cause| denied_or_else(table, cause))?;
     let locked = locate(conn, table).await?;
-    // The name may be another table's by now, which isn't locked.
+    // The name may now belong to another table, which isn't locked.
     if locked.oid == state.oid { Ok(locked) } else { Err(Error::Busy(table.to_string())) }
 }
 
 fn denied_or_else(table: &Table, cause: sqlx::Error) -> Error {
     match SqlFailure::of(&cause) {
-        // A reader that goes on to write while its table is locked here.
+        // For example a deadlock with a transaction that has read the table and now writes to it.
         SqlFailure::LockTimeout | SqlFailure::Conflict => Error::Busy(table.to_string()),
         SqlFailure::Denied => Error::Denied { table: table.to_string(), cause },
         _ => Error::Sql(cause),
@@ -292,7 +293,7 @@ struct Relation {
     owner: String,
 }
 
-/// The table, and its partitions if it has any.
+/// Returns the table, and its partitions if it has any.
 async fn relations(conn: &mut PgConnection, state: &TableState) -> Result<Vec<Relation>, sqlx::Error> {
     let state: Vec<(Oid, String, String, String)> = sqlx::query_as(
         "-- source.capture.relations
@@ -311,8 +312,8 @@ async fn relations(conn: &mut PgConnection, state: &TableState) -> Result<Vec<Re
     Ok(state.into_iter().map(relation).collect())
 }
 
-/// Removes the triggers of a table and its partitions, but those that call functions of the set that is `kept`, and the
-/// functions that no trigger calls any more: of a table that was a partition they may still be called where it was one.
+/// Removes the triggers of a table and its partitions, except those that call functions of the set `kept`. Also removes
+/// their functions, if no other trigger calls them. If the table was a partition, its former root may still use them.
 pub(super) async fn remove(
     conn: &mut PgConnection,
     table: &Table,
