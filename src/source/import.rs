@@ -1,4 +1,4 @@
-//! The import of a snapshot that another connection has exported.
+//! Imports a snapshot that another connection has exported.
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
@@ -11,8 +11,8 @@ use crate::source::{Error, quote, role_path};
 pub(super) struct Import(String);
 
 impl Import {
-    /// The import of the exported snapshot `name`, to read `dataset` from a table of this schema. `encoding`: the
-    /// database's.
+    /// Builds the statements that import the snapshot `name` and lock the table of `dataset`. `encoding` is the
+    /// database's encoding.
     pub(super) fn new(
         name: &str,
         encoding: &str,
@@ -20,13 +20,13 @@ impl Import {
         schema: &TableSchema,
         server_version: u32,
     ) -> Import {
-        // A database in SQL_ASCII promises nothing of its texts. They are sent as they are, and the encoder checks them
-        // and names the column.
+        // A database in SQL_ASCII doesn't guarantee the encoding of its texts. Postgres sends them unchanged. The
+        // encoder checks them, and its error names the column.
         let raw_texts = if encoding == "SQL_ASCII" { "set local client_encoding = 'SQL_ASCII';" } else { "" };
         let path = role_path::of_reader(dataset, schema);
         let no_timeouts = no_timeouts(server_version);
-        // The reader doesn't wait for its lock: a reader that queues behind an ALTER which waits for the leader would
-        // wait for ever, and no deadlock detector sees that the leader waits for its reader outside of Postgres.
+        // The reader must not wait for its lock. It could queue behind an ALTER that waits for the leader, while the
+        // leader waits for the reader. Postgres can't detect this deadlock, because the leader waits in this process.
         Import(format!(
             "-- source.snapshot.import
              begin isolation level repeatable read read only;
@@ -48,19 +48,19 @@ impl Import {
     pub(super) async fn join(&self, conn: &mut PgConnection, table: &Table) -> Result<(), Error> {
         let imported = sqlx::raw_sql(AssertSqlSafe(self.0.clone())).execute(conn).await;
         imported.map(drop).map_err(|cause| match &*sqlstate(&cause) {
-            // There is no such snapshot any more, or its transaction isn't running: the leader was lost in between.
+            // The snapshot or its transaction no longer exists, because the leader's connection was lost.
             "22023" | "42704" | "55000" => Error::Unavailable(cause),
             _ => Error::from_sql(table)(cause),
         })
     }
 }
 
-/// Ends a query whose client is gone, where the server's system can tell (Postgres 14 and later, not every platform).
+/// Ends a query whose client has disconnected. Postgres 14 and later support this, on most platforms.
 const NOTICE_A_LOST_CLIENT: &str = "do $$ begin
     perform set_config('client_connection_check_interval', '1s', true);
   exception when others then null; end $$;";
 
-/// Lets a transaction take as long as it takes, whatever timeouts the server or the role sets.
+/// Returns statements that disable the timeouts of the server and the role for this transaction.
 pub(super) fn no_timeouts(server_version: u32) -> &'static str {
     if server_version >= 170_000 {
         "set local statement_timeout = 0; set local idle_in_transaction_session_timeout = 0; set local transaction_timeout = 0;"

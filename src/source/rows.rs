@@ -1,4 +1,4 @@
-//! The rows of a snapshot: which statements bring them, over how many connections.
+//! Reads the rows of a snapshot: chooses the statements and the number of connections.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,11 +20,11 @@ use crate::source::{Error, Remedy, copy, stream};
 use crate::telemetry::chain;
 use crate::watermark::Position;
 
-/// No value in its row is larger: the largest blocks have 32 KiB, what compresses them does it 255 times at best, and a
-/// byte has six characters in a text at most.
+/// The largest text of a value that is stored inside its row, in bytes. A block has at most 32 KiB, compression saves
+/// at most a factor of 255, and the text of a byte has at most six characters.
 const MOST_IN_A_ROW: u64 = 48 << 20;
 
-/// The longest wait for the end of a connection that isn't needed any more.
+/// The longest wait until a connection that is no longer needed is closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The rows of a snapshot.
@@ -43,15 +43,15 @@ pub struct Rows<'s> {
 }
 
 impl Rows<'_> {
-    /// The layout of the rows that [`Rows::read`] sends for this job.
+    /// Returns the layout of the rows that [`Rows::read`] sends for this job.
     pub fn layout(&self, job: &Job) -> RowLayout {
         self.select.row_layout(job)
     }
 
-    /// Reads the rows of an export of this job, over one or several connections, each with a `receiver` of its own.
+    /// Reads the rows of this job's export over one or several connections. Each connection has its own receiver.
     ///
     /// # Errors
-    /// If Postgres fails, or nobody takes the rows.
+    /// If Postgres fails, or if a receiver is closed.
     pub async fn read<R: RowReceiver>(
         mut self,
         job: &Job,
@@ -79,7 +79,9 @@ impl Rows<'_> {
             ExportType::Full if !job.selection.is_all() => {
                 let mut values = PgArguments::default();
                 for condition in &job.selection.filter {
-                    values.add(&condition.value).map_err(|_| Error::Protocol("a text that can't be sent"))?;
+                    values
+                        .add(&condition.value)
+                        .map_err(|_| Error::Protocol("a filter value that can't be encoded"))?;
                 }
                 let reader = self.readers.join(self.session.clone());
                 let (selected, mut receiver) = (select.selected(&job.selection, max), receiver());
@@ -97,8 +99,9 @@ impl Rows<'_> {
         }
     }
 
-    /// Each reader hands its rows over as they come: their order is promised to nobody. To keep it, all but one would
-    /// have to hold what they read. Further readers are tasks of their own, so that each may have a processor.
+    /// Reads the whole table. Each reader hands over its rows as soon as they arrive, so their order is not defined.
+    /// With a fixed order, all readers but one would have to buffer their rows. Each further reader is a task, so that
+    /// it can use another processor.
     async fn full<R: RowReceiver>(&mut self, reading: copy::Reading, receiver: impl Fn() -> R) -> Result<(), Error> {
         let reading = Arc::new(reading);
         let mut further = JoinSet::new();
@@ -132,8 +135,8 @@ impl Rows<'_> {
         Ok(receiver.flush().await?)
     }
 
-    /// Says of an error whose values Postgres could not read: the log's, those that the filter is asked of, or the
-    /// table's own. The exported table is locked, so a name that isn't there is the filter's or the log's too.
+    /// Returns an error that says which values Postgres could not read: those of the log, of the filter or of the
+    /// table. The exported table is locked, so a missing name also belongs to the filter or the log.
     async fn explained(mut self, error: Error, job: &Job, max: CellMax) -> Error {
         let (Error::Sql(cause) | Error::TableMissing { cause, .. }) = &error else { return error };
         let Some(told) = cause.as_database_error() else { return error };
@@ -149,10 +152,10 @@ impl Rows<'_> {
             }
         }
         let dataset = self.select.dataset;
-        // Postgres says so of whatever has no room in a text, or in its memory for one.
+        // Postgres returns these errors for a text that is larger than its limit or than one allocation.
         let has_no_room =
             code == "54000" || code == "XX000" && message.starts_with("invalid memory alloc request size");
-        // A filter can't spoil what is stored, nor make a text that has no room of one that has.
+        // A filter doesn't damage stored values, and doesn't enlarge a text beyond the limit. So the cause is the row.
         let is_stored = has_no_room || code.starts_with("XX");
         let asked = if dataset.filter.is_some() { "it" } else { "a condition of the request" };
         if !is_stored && (dataset.filter.is_some() || !job.selection.filter.is_empty()) {
@@ -171,19 +174,19 @@ impl Rows<'_> {
         };
         match code.get(..2) {
             _ if has_no_room => Error::RowBeyondPostgres { table, cause },
-            // A statement that Postgres doesn't understand is ours.
+            // If Postgres doesn't understand a statement, this service has a defect.
             Some("42") | None => Error::Sql(cause),
             Some(_) => Error::Unreadable { table, code, cause },
         }
     }
 
-    /// Returns true if what this export reads of the log can be read as the types that the columns have now.
+    /// Returns true if the logged values that this export reads are valid values of the columns' present types.
     async fn logged_is_readable(&mut self, max: CellMax) -> Result<bool, Error> {
         let (table, since) = (&self.select.dataset.table, self.since()?);
         let reader = self.readers.join(self.session.clone());
         let failed = Error::from_sql(table);
         reader.awaits_server();
-        // The statement that failed has ended the reader's transaction.
+        // The failed statement has aborted the reader's transaction.
         sqlx::raw_sql("-- source.rows.give_up\n rollback").execute(&mut *self.reader).await.map_err(&failed)?;
         self.import.join(self.reader, table).await?;
         let statement = AssertSqlSafe(format!("-- source.rows.logged\n {}", self.select.logged_values(max)));
@@ -199,7 +202,7 @@ impl Rows<'_> {
         }
     }
 
-    /// Returns Postgres's plan for the rows of an export of this type: the lines of each statement's plan.
+    /// Returns the lines of Postgres's plan for each statement of an export of this type.
     ///
     /// # Errors
     /// If Postgres fails.
@@ -224,17 +227,17 @@ impl Rows<'_> {
         Ok(plans)
     }
 
-    /// The rule by which a live row counts as changed.
+    /// Returns the rule by which a live row counts as changed.
     fn rule(&self) -> Rule {
         if self.position.live.is_some() { Rule::LogToo } else { Rule::TimeAlone }
     }
 
-    /// Returns true if the live rows and the deletions that the consumer has are those of one moment.
+    /// Returns true if the consumer's live rows and deletions were read from the same snapshot.
     fn same_snapshot(&self) -> bool {
         self.position.live == self.position.deletions
     }
 
-    /// The parameters of the changes.
+    /// Returns the parameters of the statements that read changes.
     fn since(&self) -> Result<PgArguments, Error> {
         let mut since = PgArguments::default();
         let added = since
@@ -243,12 +246,12 @@ impl Rows<'_> {
             .and_then(|()| since.add(&self.position.live))
             .and_then(|()| since.add(&self.position.deletions))
             .and_then(|()| since.add(self.position.deleted_since));
-        added.map(|()| since).map_err(|_| Error::Protocol("a position that can't be sent"))
+        added.map(|()| since).map_err(|_| Error::Protocol("a position that can't be encoded"))
     }
 }
 
-/// Reads beside the export's first reader; returns how many ranges. Who can't connect is done without, and nobody waits
-/// for it: the others read all there is.
+/// Reads ranges of the table in addition to the first reader. Returns the number of ranges that it read. If this reader
+/// can't connect, the other readers read all ranges, and don't wait for it.
 async fn read_too(
     slot: ReaderSlot,
     readers: Readers,
@@ -265,8 +268,8 @@ async fn read_too(
     let joined = tokio::select! { joined = joined => joined, () = reading.ranges.exhausted() => return Ok(0) };
     let (mut conn, session) = match joined {
         Ok(joined) => joined,
-        // This reader has taken no range yet. What keeps it out, say an ALTER that waits, is no harm to the readers
-        // that have joined.
+        // This reader has taken no range yet. The cause of its failure, for example a waiting ALTER, doesn't affect the
+        // readers that have joined.
         Err(error) => {
             tracing::warn!(event = "reader_missing", error = chain(&error));
             return Ok(0);
@@ -274,7 +277,7 @@ async fn read_too(
     };
     let reader = readers.join(session);
     let ranges = copy::read(&mut conn, &reader, &reading, &mut receiver).await?;
-    // The reader's rows are on their way: a connection that is lost now is no loss, and its end isn't waited for.
+    // All rows have been handed over, so a failure to close the connection loses nothing.
     let _ = tokio::time::timeout(CLOSE_TIMEOUT, conn.close()).await;
     Ok(ranges)
 }

@@ -7,11 +7,12 @@
 --   lanes    consumer_id and dataset; marker_job and marker_sha256 of the marker at the destination, null if there is
 --            none; after_is_valid: the caller said which export it loaded last, and that was right
 
--- Traces of rows that were written past the triggers while columns were otherwise. Of a plain table by the numbers of
--- its columns: a table that was a child or a partition for a while shares the columns with its parent, and both
--- attaching and detaching touch them. Of a partitioned table by the oids of its partitions: renaming a key column
--- touches it in all. `touch` is the xmin of the column, and a hash of the catalog's row. A change of the hash explains
--- the touch. Nothing explains a touch of a key column, so a key column has no hash.
+-- Traces of times at which rows may have been written without firing the triggers.
+-- Plain table: one object for each column, by its number. If the table was a child or a partition for a while, both the
+-- attaching and the detaching touched its columns.
+-- Partitioned table: one object for each partition, by its oid. Renaming a key column touches it in all partitions.
+-- `touch` is the xmin of the column's catalog row, and a hash of that row. If the hash changed too, the change of the
+-- column explains the touch. Nothing explains a touch of a key column, so a key column has no hash.
 , touches (object, touch) as (
   select a.attnum::text,
     case
@@ -33,7 +34,7 @@
   cross join capture
   cross join lateral jsonb_object_keys(capture.relations) partition (oid)
   join pg_attribute a on a.attrelid = partition.oid::oid and a.attname = any (capture.logged_key::name[])
-  -- Attaching the root under another table touches the root alone, and is noticed otherwise.
+  -- Attaching the root to another table touches only the root. While it is attached, `captured` is false.
   where target.relkind = 'p' and partition.oid <> target.oid::text
   group by partition.oid),
 
@@ -130,8 +131,8 @@ verdict as materialized (
         where sent.number::int <= (w.guard_state ->> 'width')::int
           and not (w.guard_state -> 'sent') ? sent.number) as sends_old_column,
 
-      -- A column has other values than those that were delivered and logged since: its type, its number, or what its
-      -- values are made of is another.
+      -- A column's values may differ from the delivered and logged ones, because its type, its number, or a part of its
+      -- type (a label, an attribute) or its expression changed.
       w.column_types <> wanted.types and exists (
         select from jsonb_each_text(w.column_types) was
         join jsonb_each_text(wanted.types) is_now using (key)
@@ -157,7 +158,8 @@ verdict as materialized (
         join jsonb_each_text(wanted.guard_state -> 'versions') is_now using (key)
         where was.value <> is_now.value) as has_other_versions,
 
-      -- A partition went. `source::arrivals` looks at partitions that came: all of their rows may have been logged.
+      -- A partition was removed. `source::arrivals` checks new partitions, because all of their rows may have been
+      -- logged.
       w.guard_state -> 'relations' <> now.guard_state -> 'relations' and exists (
         select from jsonb_object_keys(w.guard_state -> 'relations') was
         where not now.guard_state -> 'relations' ? was) as lacks_partition,
@@ -169,9 +171,9 @@ verdict as materialized (
         where was.value -> 0 <> is_now.value -> 0
           and was.value -> 1 is not distinct from is_now.value -> 1) as has_unexplained_touch,
 
-      -- A trigger or a function was dropped, disabled or replaced since the position was saved, or was already then.
-      -- Nothing is saved of a partition that came since. `renewed` maps saved stamps to those of the replacements that
-      -- the service itself made.
+      -- A trigger or a function was dropped, disabled or replaced since the position was saved, or before. The position
+      -- has no facts about later partitions. `renewed` maps saved stamps to the stamps of replacements that the service
+      -- itself made.
       case
         when w.guard_state -> 'captured' = 'false' then true
         when w.guard_state ->> 'functions' <> now.guard_state ->> 'functions' and coalesce(
@@ -188,9 +190,9 @@ verdict as materialized (
             was.value ->> 0) is distinct from now.guard_state -> 'relations' -> was.key ->> 0)
       end as has_other_triggers,
 
-      -- The table or a partition was truncated. The log says so since the position of deletions was saved; an earlier
-      -- TRUNCATE is remembered by the position of an incremental export. Without a trigger for TRUNCATE on a partition
-      -- all the time, another file says so.
+      -- The table or a partition was truncated. The log has each TRUNCATE since the position of deletions was saved. An
+      -- incremental export saves `truncated` in the position. A partition that had no trigger for TRUNCATE all the time
+      -- counts as truncated if it has another file.
       exists (
           select from cdc_export.change_log l
           where l.table_oid = target.oid and l.operation = 'T' and l.xid >= pg_snapshot_xmin(w.deletions_snapshot)
