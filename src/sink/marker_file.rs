@@ -10,8 +10,7 @@ use crate::job::JobId;
 use crate::job::lane::Lane;
 use crate::job::marker::Marker;
 
-/// The content of the file. Consumer and dataset are for people, because the name of the file has only a digest of
-/// them.
+/// The content of the file. It repeats consumer and dataset, because the name of the file has only their digest.
 #[derive(Serialize, Deserialize)]
 struct Content {
     consumer: String,
@@ -33,7 +32,7 @@ impl MarkerFile {
     /// Returns the marker file of a lane.
     pub fn new(database: &DatabaseId, lane: Lane<'_>) -> MarkerFile {
         let Lane { consumer, dataset } = lane;
-        // The digest avoids the characters of a consumer's id that names can't have, and disks that ignore case.
+        // A consumer's id may have characters that file names can't have. Some disks ignore the case of names.
         let digest = digest::digest(&digest::SHA256, format!("{consumer}\n{dataset}").as_bytes());
         MarkerFile {
             name: format!(".lane-{database}-{}.json", hex::encode(&digest.as_ref()[..16])),
@@ -48,8 +47,8 @@ impl MarkerFile {
         &self.name
     }
 
-    /// Parses the content. Returns [`Marker::unreadable`] if the content was damaged, or is that of another lane. It is
-    /// never half written, because a destination writes the file before naming it.
+    /// Parses the content. Returns [`Marker::unreadable`] if the content is damaged or belongs to another lane. The
+    /// content is never incomplete, because a destination gives the file its name after writing it.
     pub(super) fn parse(&self, text: &[u8]) -> Marker {
         let content: Option<Content> = serde_json::from_slice(text).ok();
         let content = content.filter(|read| read.consumer == self.consumer && read.dataset == self.dataset);
@@ -70,8 +69,8 @@ impl MarkerFile {
     }
 }
 
-/// Returns the present marker if it may not be replaced: it is neither `marker` nor that of the job `replaced`. Perhaps
-/// no database knows the export that it names.
+/// Returns the present marker if it must be kept: it is not `marker` and does not name the job `replaced`. Such a
+/// marker may name an export that the database has lost.
 pub(super) fn to_keep(present: Option<&Marker>, marker: &Marker, replaced: Option<JobId>) -> Option<Marker> {
     present.filter(|present| *present != marker && Some(present.job) != replaced).cloned()
 }

@@ -1,6 +1,6 @@
 //! The formats and compressions of a file, and the table of facts about each format.
 //!
-//! Whatever depends on a format and is not the bytes themselves reads [`Format::spec`]. This file knows no writer.
+//! Code that needs a property of a format, other than its bytes, reads [`Format::spec`]. This file knows no writer.
 
 crate::words! {
     /// The format of a file.
@@ -40,14 +40,14 @@ pub struct FormatSpec {
     pub compressions: &'static [Compression],
     /// True if a file is not text.
     pub is_binary: bool,
-    /// True if a line with the columns' names stands before the rows.
+    /// True if the file begins with a line of column names.
     pub has_header: bool,
     /// True if this build can write the format.
     pub is_built: bool,
 }
 
 impl Format {
-    /// Returns the format's line of the table.
+    /// Returns the facts about this format.
     ///
     /// ```
     /// use pg_rows::encoding::Format;
@@ -101,7 +101,7 @@ impl Format {
 }
 
 impl Compression {
-    /// Returns the part of a file's name behind the format's extension, with its dot; empty for [`Compression::None`].
+    /// Returns the ending that follows the format's extension, with its dot. It is empty for [`Compression::None`].
     pub const fn extension(self) -> &'static str {
         match self {
             Compression::None => "",
@@ -110,7 +110,7 @@ impl Compression {
         }
     }
 
-    /// Returns the media type of a compressed file; `None` for [`Compression::None`].
+    /// Returns the media type of a compressed file, or `None` for [`Compression::None`].
     pub const fn media_type(self) -> Option<&'static str> {
         match self {
             Compression::None => None,
@@ -132,7 +132,7 @@ pub enum BadEncoding {
 }
 
 impl BadEncoding {
-    /// Returns the member of a request or block that is wrong: `format` or `compression`.
+    /// Returns the name of the invalid member of a request or block: `format` or `compression`.
     pub const fn member(&self) -> &'static str {
         match self {
             BadEncoding::NotBuilt(_) => "format",
@@ -151,10 +151,10 @@ pub struct Encoding {
 }
 
 impl Encoding {
-    /// Checks that this build can write a format, and that the format takes a compression.
+    /// Checks that this build can write the format, and that the format supports the compression.
     ///
     /// # Errors
-    /// [`BadEncoding`] names the one that is refused.
+    /// [`BadEncoding`] names the unsupported format or combination.
     ///
     /// ```
     /// use pg_rows::encoding::{Compression, Encoding, Format};
@@ -182,7 +182,8 @@ impl Encoding {
 
     /// Returns the media type of a download.
     ///
-    /// A compressed file has the type of its compression: with a `Content-Encoding`, clients would decompress it.
+    /// A compressed file has the type of its compression. With a `Content-Encoding` header, clients would decompress
+    /// it.
     pub fn media_type(self) -> &'static str {
         self.compression.media_type().unwrap_or(self.format.spec().media_type)
     }

@@ -1,6 +1,6 @@
-//! The writer of text formats: lines, compressed in frames that any decompressor reads one behind the other.
+//! Writes text formats as lines, in separately compressed frames. A decompressor reads the frames in sequence.
 //!
-//! The lines themselves are those of `csv` and `ndjson`.
+//! `csv` and `ndjson` encode the lines.
 
 use crate::column::Column;
 use crate::compress::{self, Compressor};
@@ -9,8 +9,8 @@ use crate::piece::Piece;
 use crate::writer::{FileAssembler, FormatWriter, RowEncoder};
 use crate::{Error, value};
 
-/// The bytes of uncompressed text in a piece: so many that a handover costs nothing, so few that they stay in the
-/// processor's cache.
+/// The size of a piece in bytes of uncompressed text. It is large enough to make the cost of a handover small, and
+/// small enough for the processor's cache.
 const TEXT_BYTES: usize = 256 << 10;
 
 /// The lines of one text format.
@@ -38,7 +38,7 @@ pub(crate) struct TextWriter<L> {
 }
 
 impl<L: Lines> TextWriter<L> {
-    /// Prepares files of these columns, compressed at this level; `None` is the codec's own.
+    /// Prepares files of these columns, compressed at this level. `None` means the codec's default.
     pub(crate) fn new(columns: Vec<Column>, compression: Compression, level: Option<u8>) -> TextWriter<L> {
         TextWriter { lines: L::new(&columns), columns, compression, level }
     }
@@ -67,9 +67,9 @@ impl<L: Lines> FormatWriter for TextWriter<L> {
 /// Encodes rows as lines.
 struct TextEncoder<L> {
     writer: TextWriter<L>,
-    /// The lines since the last piece.
+    /// The lines after the last piece.
     text: Vec<u8>,
-    /// Made with the first piece.
+    /// Created with the first piece.
     compressor: Option<Compressor>,
 }
 
@@ -108,7 +108,7 @@ impl<L: Lines> RowEncoder for TextEncoder<L> {
     }
 }
 
-/// Passes pieces through: each is bytes of the file already.
+/// Passes pieces on unchanged, because they already are bytes of the file.
 struct TextAssembler {
     compressor: Compressor,
     is_empty: bool,

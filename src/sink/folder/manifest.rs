@@ -1,4 +1,4 @@
-//! Manifests in a folder, beside the export files.
+//! Writes and removes manifests in a folder, beside the export files.
 
 use std::io::Read;
 
@@ -13,10 +13,11 @@ use crate::sink::folder::entries::open_at;
 use crate::sink::{Error, Lookup, WrittenManifest};
 
 impl Folder {
-    /// Writes a manifest under a hidden name, gives it its own name unless that is taken, and puts both on disk.
+    /// Writes a manifest under a hidden name and renames it, unless another file has the name. Syncs the file and the
+    /// folder.
     ///
     /// # Errors
-    /// If the folder can't be written. The manifest may have its name then, which may not survive a crash.
+    /// If the folder can't be written. The manifest may already have its name, but the name may be lost in a crash.
     pub(super) fn write_manifest(
         &self,
         database: &DatabaseId,
@@ -30,7 +31,7 @@ impl Folder {
         dir.write_small(&draft, self.file_mode, text, || {
             let written = match dir.rename_without_replacing(&draft.name, name) {
                 Err(Errno::EXIST) if self.is_in_the_way(name, text)? => WrittenManifest::Taken,
-                // Syncs a manifest that was there, too: the process that wrote it may have died before the sync.
+                // An existing manifest is synced too, because its writer may have died before the sync.
                 Err(Errno::EXIST) | Ok(()) => WrittenManifest::Done,
                 Err(errno) => return Err(dir.cannot("rename", &draft.name)(errno)),
             };
@@ -39,13 +40,13 @@ impl Folder {
         })
     }
 
-    /// Returns true if something other than this text has the name.
+    /// Returns true if the name belongs to a file with another content, or to an entry that can't be read.
     pub(super) fn is_in_the_way(&self, name: &str, text: &str) -> Result<bool, Error> {
         let (dir, _) = self.open_with_id()?;
         let file = match open_at(&dir.fd, name) {
             Ok(Lookup::File(_, file)) => file,
             Ok(Lookup::Nothing) => return Ok(false),
-            // The process may not read it.
+            // The entry is not a regular file, or the process may not read it.
             Ok(Lookup::NoFile) | Err(Errno::ACCESS | Errno::PERM) => return Ok(true),
             Err(errno) => return Err(dir.cannot("open", name)(errno)),
         };
@@ -55,7 +56,7 @@ impl Folder {
         Ok(found != text.as_bytes())
     }
 
-    /// Removes a manifest if it has this text.
+    /// Removes the manifest if its content is this text.
     pub(super) fn remove_manifest(&self, name: &str, text: &str) -> Result<(), Error> {
         if !self.is_in_the_way(name, text)? {
             self.open_with_id()?.0.remove(name)?;
