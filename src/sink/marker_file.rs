@@ -69,8 +69,8 @@ impl MarkerFile {
     }
 }
 
-/// Returns the present marker if it must be kept: it is not `marker` and does not name the job `replaced`. Such a marker
-/// may name an export that the database has lost.
+/// Returns the present marker if it must be kept: it is not `marker` and does not name the job `replaced`. Such a
+/// marker may name an export that the database has lost.
 pub(super) fn to_keep(present: Option<&Marker>, marker: &Marker, replaced: Option<JobId>) -> Option<Marker> {
     present.filter(|present| *present != marker && Some(present.job) != replaced).cloned()
 }

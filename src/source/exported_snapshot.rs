@@ -93,8 +93,7 @@ impl ExportedSnapshot {
 
     /// Returns the guard's word.
     pub(super) fn continuity(&self) -> Result<Option<Continuity>, Error> {
-        Continuity::from_guard(self.continuity.as_deref())
-            .map_err(|_| Error::Protocol("an unknown word of continuity"))
+        Continuity::from_guard(self.continuity.as_deref()).map_err(|_| Error::Protocol("an unknown word of continuity"))
     }
 
     /// Returns the consumer's position.

@@ -20,8 +20,8 @@ impl Import {
         schema: &TableSchema,
         server_version: u32,
     ) -> Import {
-        // A database in SQL_ASCII doesn't guarantee the encoding of its texts. Postgres sends them unchanged. The encoder
-        // checks them, and its error names the column.
+        // A database in SQL_ASCII doesn't guarantee the encoding of its texts. Postgres sends them unchanged. The
+        // encoder checks them, and its error names the column.
         let raw_texts = if encoding == "SQL_ASCII" { "set local client_encoding = 'SQL_ASCII';" } else { "" };
         let path = role_path::of_reader(dataset, schema);
         let no_timeouts = no_timeouts(server_version);

@@ -20,8 +20,8 @@ use crate::source::{Error, Remedy, copy, stream};
 use crate::telemetry::chain;
 use crate::watermark::Position;
 
-/// The largest text of a value that is stored inside its row, in bytes. A block has at most 32 KiB, compression saves at
-/// most a factor of 255, and the text of a byte has at most six characters.
+/// The largest text of a value that is stored inside its row, in bytes. A block has at most 32 KiB, compression saves
+/// at most a factor of 255, and the text of a byte has at most six characters.
 const MOST_IN_A_ROW: u64 = 48 << 20;
 
 /// The longest wait until a connection that is no longer needed is closed.
@@ -79,7 +79,9 @@ impl Rows<'_> {
             ExportType::Full if !job.selection.is_all() => {
                 let mut values = PgArguments::default();
                 for condition in &job.selection.filter {
-                    values.add(&condition.value).map_err(|_| Error::Protocol("a filter value that can't be encoded"))?;
+                    values
+                        .add(&condition.value)
+                        .map_err(|_| Error::Protocol("a filter value that can't be encoded"))?;
                 }
                 let reader = self.readers.join(self.session.clone());
                 let (selected, mut receiver) = (select.selected(&job.selection, max), receiver());
@@ -133,8 +135,8 @@ impl Rows<'_> {
         Ok(receiver.flush().await?)
     }
 
-    /// Returns an error that says which values Postgres could not read: those of the log, of the filter or of the table.
-    /// The exported table is locked, so a missing name also belongs to the filter or the log.
+    /// Returns an error that says which values Postgres could not read: those of the log, of the filter or of the
+    /// table. The exported table is locked, so a missing name also belongs to the filter or the log.
     async fn explained(mut self, error: Error, job: &Job, max: CellMax) -> Error {
         let (Error::Sql(cause) | Error::TableMissing { cause, .. }) = &error else { return error };
         let Some(told) = cause.as_database_error() else { return error };

@@ -182,7 +182,8 @@ impl Encoding {
 
     /// Returns the media type of a download.
     ///
-    /// A compressed file has the type of its compression. With a `Content-Encoding` header, clients would decompress it.
+    /// A compressed file has the type of its compression. With a `Content-Encoding` header, clients would decompress
+    /// it.
     pub fn media_type(self) -> &'static str {
         self.compression.media_type().unwrap_or(self.format.spec().media_type)
     }

@@ -9,8 +9,8 @@ use crate::piece::Piece;
 use crate::writer::{FileAssembler, FormatWriter, RowEncoder};
 use crate::{Error, value};
 
-/// The size of a piece in bytes of uncompressed text. It is large enough to make the cost of a handover small, and small
-/// enough for the processor's cache.
+/// The size of a piece in bytes of uncompressed text. It is large enough to make the cost of a handover small, and
+/// small enough for the processor's cache.
 const TEXT_BYTES: usize = 256 << 10;
 
 /// The lines of one text format.

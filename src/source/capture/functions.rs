@@ -1,6 +1,7 @@
 //! Creates the trigger functions in the database with the least rights that they need, and renews them in place.
 //!
-//! A function keeps its oid when its text is replaced. So its triggers don't change, and consumers' positions stay valid.
+//! A function keeps its oid when its text is replaced. So its triggers don't change, and consumers' positions stay
+//! valid.
 
 use sqlx::postgres::types::Oid;
 use sqlx::types::Json;
@@ -14,8 +15,8 @@ use crate::source::trigger::TriggerKind;
 
 /// The name of the role that the functions run as, without the database's oid at its end.
 ///
-/// The service creates the role if it may. The role can't log in, and may only insert into the log. Each database has its
-/// own role, because everyone who may give functions to a role can write to the log through it.
+/// The service creates the role if it may. The role can't log in, and may only insert into the log. Each database has
+/// its own role, because everyone who may give functions to a role can write to the log through it.
 const DEFINER: &str = "cdc_export_capture_";
 
 /// Creates a function with this version's text, or replaces it. If there is a definer, the function belongs to it. Only
@@ -84,8 +85,8 @@ struct Roles {
     has_rights: bool,
 }
 
-/// Creates the role that the functions run as, if it is missing. Returns `None` if the role can't be used. The functions
-/// then run as the service's own role.
+/// Creates the role that the functions run as, if it is missing. Returns `None` if the role can't be used. The
+/// functions then run as the service's own role.
 pub(super) async fn definer(conn: &mut PgConnection) -> Result<Option<Definer>, sqlx::Error> {
     let roles = read_roles(conn).await?;
     if roles.is_there && !roles.is_harmless {
@@ -168,16 +169,16 @@ struct Installed {
     key: Option<Vec<String>>,
     /// True if the function sets session settings for itself.
     has_settings: bool,
-    /// The owners of tables with a trigger that calls the function. They need the right to create such a trigger, because
-    /// each new partition gets one.
+    /// The owners of tables with a trigger that calls the function. They need the right to create such a trigger,
+    /// because each new partition gets one.
     callers: Vec<String>,
     /// True if one of these owners lacks that right.
     is_lacking: bool,
 }
 
 impl Installed {
-    /// Returns this version's form of the function. Returns `None` if this service didn't create the function, according
-    /// to its name and first line.
+    /// Returns this version's form of the function. Returns `None` if this service didn't create the function,
+    /// according to its name and first line.
     async fn function(&self, conn: &mut PgConnection) -> Result<Option<Function>, sqlx::Error> {
         // After the restore of a dump, the first line may name another table. That table is kept, because only `track`
         // changes it.

@@ -196,8 +196,8 @@ async fn make(
     Ok(())
 }
 
-/// Corrects when the triggers of a table fire (`ENABLE`, `ENABLE REPLICA` or `ENABLE ALWAYS`), if they call functions of
-/// `set`.
+/// Corrects when the triggers of a table fire (`ENABLE`, `ENABLE REPLICA` or `ENABLE ALWAYS`), if they call functions
+/// of `set`.
 async fn enable(conn: &mut PgConnection, relation: &Relation, set: &str) -> Result<(), sqlx::Error> {
     let others: Vec<(String, String)> = sqlx::query_as(
         "-- source.capture.others

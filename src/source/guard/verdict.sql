@@ -10,7 +10,7 @@
 -- Traces of times at which rows may have been written without firing the triggers.
 -- Plain table: one object for each column, by its number. If the table was a child or a partition for a while, both the
 -- attaching and the detaching touched its columns.
--- Partitioned table: one object for each partition, by its oid. Renaming a key column touches the column in all of them.
+-- Partitioned table: one object for each partition, by its oid. Renaming a key column touches it in all partitions.
 -- `touch` is the xmin of the column's catalog row, and a hash of that row. If the hash changed too, the change of the
 -- column explains the touch. Nothing explains a touch of a key column, so a key column has no hash.
 , touches (object, touch) as (
@@ -158,7 +158,8 @@ verdict as materialized (
         join jsonb_each_text(wanted.guard_state -> 'versions') is_now using (key)
         where was.value <> is_now.value) as has_other_versions,
 
-      -- A partition was removed. `source::arrivals` checks new partitions, because all of their rows may have been logged.
+      -- A partition was removed. `source::arrivals` checks new partitions, because all of their rows may have been
+      -- logged.
       w.guard_state -> 'relations' <> now.guard_state -> 'relations' and exists (
         select from jsonb_object_keys(w.guard_state -> 'relations') was
         where not now.guard_state -> 'relations' ? was) as lacks_partition,
