@@ -1,6 +1,8 @@
 -- apply.search_path.closed_schemas
 -- Returns those of the schemas in which nobody who isn't trusted owns a function or an operator, or may create one, in
--- their order. $1 text[]: see `trusted_roles.sql`. $2 text[]: the schemas.
+-- their order.
+-- $1 text[]: the roles of `trusted_roles.sql`
+-- $2 text[]: the schemas
 with recursive
   -- include trusted_roles.sql
   open (oid) as (

@@ -1,8 +1,8 @@
 -- apply.trust.owners
 -- Returns an object whose owner could run code when rows are written to a table, and isn't trusted.
---
--- $1 text[]: see `trusted_roles.sql`. $2 text: the schema, `pg_temp` for the session's own. $3 text: the table, which
--- may be missing.
+-- $1 text[]: the roles of `trusted_roles.sql`
+-- $2 text: the schema; `pg_temp` for the session's own
+-- $3 text: the table, which may be missing
 with recursive
   -- include trusted_roles.sql
   schema_of_it (oid) as (
