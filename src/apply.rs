@@ -206,7 +206,7 @@ impl Target {
     ///
     /// # Errors
     /// If the target refuses the export, or is unavailable. After [`Error::Unavailable`] the export may have been
-    /// applied. A second call finds out.
+    /// applied. The next call detects that and doesn't apply it again.
     pub async fn apply(&mut self, manifest: &Manifest, files: Vec<Input>) -> Result<Applied, Error> {
         failpoint!("apply.fetched", Err(Error::refused("failpoint", "apply.fetched")));
         let table = self.table(manifest)?;
@@ -245,8 +245,8 @@ impl Target {
             position.require_lane(&self.consumer, &self.dataset)?;
             position.require_source(&export.source)?;
         }
-        // Another process has applied this export or others. Or this process has, and the answer to its COMMIT was
-        // lost.
+        // The position has moved. Another process has applied exports, or this process has and lost the answer to its
+        // COMMIT.
         let at = before.as_ref().map(|position| &position.digest);
         if at != self.read_digest.as_ref() || at == Some(&manifest.digest) {
             return Ok(Applied::PositionMoved);

@@ -31,7 +31,7 @@ pg_rows::words! {
         SetWatermark = "set_watermark",
         /// A watermark was deleted.
         DeleteWatermark = "delete_watermark",
-        /// An event was to be delivered again.
+        /// The redelivery of an event was requested.
         Redeliver = "redeliver",
         /// A user of the demo table was deleted.
         DeleteUser = "delete_user",

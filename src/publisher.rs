@@ -134,7 +134,7 @@ impl Publisher {
 
     /// Files first, then the manifest that names them.
     async fn publish_files(&self, record: &mut FileRecord) -> Result<PublishStep, Error> {
-        // Written down before any name is given: so a crash leaves no manifest that nobody knows.
+        // The name is recorded before the file gets it. So after a crash, each manifest is known to the database.
         let manifest = match &record.consumer {
             Some(_) if self.settings.writes_manifests => match self.plan(record).await? {
                 None => return Ok(PublishStep::NotNow),

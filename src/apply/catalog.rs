@@ -89,28 +89,7 @@ pub(super) async fn is_empty(conn: &mut PgConnection, table: &str) -> Result<boo
 }
 
 pub(super) async fn columns(conn: &mut PgConnection, table: &str) -> Result<Vec<ExistingColumn>, Error> {
-    let found = sqlx::query_as(
-        "-- apply.catalog.columns
-         select a.attname::text as name, format_type(a.atttypid, a.atttypmod) as type_name, a.attnum as number, a.attgenerated <> '' as is_generated,
-           a.attidentity = 'a' as is_identity,
-           case when t.typbasetype = 0 then format_type(a.atttypid, a.atttypmod) else format_type(t.typbasetype, t.typtypmod) end as base_type,
-           coalesce((select b.typtype from pg_type b where b.oid = t.typbasetype), t.typtype) = 'e' as is_enum,
-           exists (
-             select from pg_collation l
-             where not l.collisdeterministic and (l.oid = a.attcollation or exists (
-               select from pg_index i cross join lateral unnest(i.indkey::int2[], i.indcollation::oid[]) as part (number, collation_oid)
-               where i.indrelid = a.attrelid and i.indisunique and part.number = a.attnum and part.collation_oid = l.oid))) as folds_texts,
-           coalesce((
-             select format('operator(%I.%s)', n.nspname, o.oprname)
-             from pg_opclass c join pg_am m on m.oid = c.opcmethod
-             join pg_amop p on p.amopfamily = c.opcfamily and p.amoplefttype = c.opcintype and p.amoprighttype = c.opcintype
-             join pg_operator o on o.oid = p.amopopr join pg_namespace n on n.oid = o.oprnamespace
-             where c.opcdefault and m.amname = 'btree' and p.amopstrategy = 3
-               and c.opcintype = coalesce(nullif(t.typbasetype, 0), t.oid)), 'operator(pg_catalog.=)') as equal
-         from pg_attribute a join pg_type t on t.oid = a.atttypid
-         where a.attrelid = $1::regclass and a.attnum > 0 and not a.attisdropped
-         order by a.attnum",
-    );
+    let found = sqlx::query_as(include_str!("catalog/columns.sql"));
     found.bind(table).fetch_all(conn).await.during(INSPECT_TABLE)
 }
 

@@ -16,7 +16,8 @@ use crate::manifest::Manifest;
 
 /// The size of a chunk of a file, in bytes.
 const CHUNK_BYTES: usize = 256 << 10;
-/// The number of rows from which the stage is analyzed. With fewer rows, plans are good enough without statistics.
+/// The minimum number of rows with which the stage is analyzed. With fewer rows, plans are good enough without
+/// statistics.
 const ANALYZED_FROM: u64 = 1000;
 
 /// Loads all rows into a temporary table that is dropped at the end of the transaction. Returns the number of rows.

@@ -5,6 +5,28 @@
 //!
 //! It must not know the use of the database: no schema, no pool, no client library, no environment variable.
 //!
+//! ```no_run
+//! use private_postgres::{DATABASE, PORT, ROLE, Server, Settings, mirror::Mirror};
+//!
+//! # async fn run() -> Result<(), private_postgres::Error> {
+//! let settings = Settings {
+//!     data_dir: "/srv/app/data".into(),
+//!     data_dir_is_default: false,
+//!     bin_dir: None,
+//!     ignores_installed: false,
+//!     download: Some(Mirror::default()),
+//!     fetch: |url, _limit| Err(format!("{url}: this program downloads nothing")),
+//!     search_path: vec!["/usr/bin".into()],
+//!     runtime_dir: None,
+//! };
+//! let server = Server::start(&settings).await?;
+//! let folder = server.endpoint().socket_folder.display();
+//! println!("psql -h {folder} -p {PORT} -U {ROLE} {DATABASE}");
+//! server.stop().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! | module | purpose |
 //! |---|---|
 //! | `account` | the system user that runs Postgres if this process is root |
@@ -331,6 +353,15 @@ pub struct Location {
 
 /// Returns the data folder of the private server. Creates nothing.
 ///
+/// ```no_run
+/// # fn shown(settings: &private_postgres::Settings) -> Result<(), private_postgres::Error> {
+/// let place = private_postgres::locate(settings)?;
+/// let state = if place.has_server { "has a server" } else { "is free" };
+/// println!("{} {state}", place.data_dir.display());
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Errors
 /// If the folder can't be used for a private server.
 pub fn locate(settings: &Settings) -> Result<Location, Error> {
@@ -347,6 +378,16 @@ fn has_moved(settings: &Settings, data_dir: &DataDir) -> bool {
 
 /// Returns the connection data of the server that another process supervises in this data folder. Returns `None` if
 /// there is none or it is not ready.
+///
+/// ```no_run
+/// # fn shown(settings: &private_postgres::Settings) -> Result<(), private_postgres::Error> {
+/// match private_postgres::join(settings)? {
+///     Some(endpoint) => println!("its socket is in {}", endpoint.socket_folder.display()),
+///     None => println!("no process runs a server in this folder"),
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub fn join(settings: &Settings) -> Result<Option<Endpoint>, Error> {
     let data_dir = DataDir::find(settings)?;
     if !data_dir.is_supervised()? {

@@ -6,6 +6,17 @@ use std::str::FromStr;
 use url::Url;
 
 /// A web folder with archives of the Postgres programs: `{version}/postgresql-{version}-{target}.tar.gz`.
+///
+/// ```
+/// use private_postgres::mirror::{Checksum, Mirror};
+///
+/// let mirror: Mirror = "https://files.example.com/postgres".parse().unwrap();
+/// let checksum: Checksum = "ab".repeat(32).parse().unwrap();
+/// let _mirror = mirror.with_checksum(checksum);
+/// // The address is logged, so it may have no password. Without TLS only this machine is accepted.
+/// assert!("https://user:secret@files.example.com".parse::<Mirror>().is_err());
+/// assert!("http://files.example.com".parse::<Mirror>().is_err());
+/// ```
 #[derive(Clone, Debug)]
 pub struct Mirror {
     /// The URL, without a `/` at its end.

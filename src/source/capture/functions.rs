@@ -93,7 +93,8 @@ pub(super) async fn definer(conn: &mut PgConnection) -> Result<Option<Definer>, 
         tracing::warn!(
             event = "definer_unusable",
             role = roles.definer,
-            "the role may log in, has another attribute, or is a member of a role: the triggers run as the service's own role"
+            "this role can't own the functions of the triggers, because it may log in, has a special attribute such as SUPERUSER, or is a \
+             member of another role: the triggers run as the service's own role"
         );
         return Ok(None);
     }
