@@ -70,8 +70,8 @@ async fn read(database: &Database) -> i64 {
 async fn enqueue(database: &Database, consumers: u32, from: u32, to: u32) {
     database
         .run(&format!(
-            "insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, created_at, run_at)
-             select gen_random_uuid(), 'c' || c, 'users', n, 'delta', 'csv', 5, 'c' || c || '-' || n || '.csv', t, t
+            "insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, created_at, run_at, turn)
+             select gen_random_uuid(), 'c' || c, 'users', n, 'delta', 'csv', 5, 'c' || c || '-' || n || '.csv', t, t, t
              from generate_series({from}, {to}) n, generate_series(1, {consumers}) c,
              lateral (select timestamptz '2026-01-01 00:00:00+00' + n * interval '1 hour' as t) t"
         ))
@@ -115,8 +115,8 @@ async fn what_waits_for_its_time_hides_nothing() {
     let mut claims = Claims::on(&database);
     let insert = |consumer: &str, run_at: &str| {
         format!(
-            "insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, run_at)
-             values (gen_random_uuid(), '{consumer}', 'users', 1, 'delta', 'csv', 5, '{consumer}', {run_at})"
+            "insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, run_at, turn)
+             values (gen_random_uuid(), '{consumer}', 'users', 1, 'delta', 'csv', 5, '{consumer}', {run_at}, now())"
         )
     };
     database.run(&insert("later", "now() + interval '1 hour'")).await;
@@ -149,16 +149,16 @@ async fn a_claim_reads_a_few_beside_a_snapshot_of_an_hour() {
     // Nobody may take these: one waits behind a job that runs for long, one for another folder, one for its retry.
     database
         .run(
-            "insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, run_at,
+            "insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, run_at, turn,
                                   status, lease_token, lease_owner, lease_expires_at, attempt)
-             select gen_random_uuid(), 'long', 'users', n, 'delta', 'csv', 5, 'long-' || n, '2026-01-01', s, t, o, e, a
+             select gen_random_uuid(), 'long', 'users', n, 'delta', 'csv', 5, 'long-' || n, '2026-01-01', '2026-01-01', s, t, o, e, a
              from (values (1, 'processing', gen_random_uuid(), 'o', now() + interval '1 hour', 1), (2, 'pending', null, null, null, 0))
                as jobs (n, s, t, o, e, a);
              insert into cdc_export.destinations (id, seen_at) select gen_random_uuid(), now();
-             insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, run_at, destination_id)
-             select gen_random_uuid(), 'elsewhere', 'users', 1, 'delta', 'csv', 5, 'elsewhere', '2026-01-01', id from cdc_export.destinations;
-             insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, run_at)
-             select gen_random_uuid(), 'retried', 'users', 1, 'delta', 'csv', 5, 'retried', now() + interval '1 hour'",
+             insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, run_at, turn, destination_id)
+             select gen_random_uuid(), 'elsewhere', 'users', 1, 'delta', 'csv', 5, 'elsewhere', '2026-01-01', '2026-01-01', id from cdc_export.destinations;
+             insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, run_at, turn)
+             select gen_random_uuid(), 'retried', 'users', 1, 'delta', 'csv', 5, 'retried', now() + interval '1 hour', '2026-01-01'",
         )
         .await;
     database.run("vacuum analyze exports").await;
