@@ -2,6 +2,6 @@
 alter table cdc_export.keys
   -- null: all
   add column datasets text[] check (datasets is null or cardinality(datasets) > 0 and 'admin' <> all (scopes)),
-  -- Whether the operator chose that a key for certain consumers opens all datasets. A key from before this column did
-  -- not get that choice, so a start of the service names it.
+  -- True if the operator chose that a key for certain consumers opens all datasets. Nobody chose it for a key that is
+  -- older than this column, so a start of the service names such keys.
   add column all_datasets boolean not null default false;

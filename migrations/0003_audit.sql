@@ -15,7 +15,7 @@ create table cdc_export.audit_log (
   count bigint not null default 1 -- equal downloads or refusals within a minute
 );
 create index audit_log_at on cdc_export.audit_log (at);
-create index audit_log_key on cdc_export.audit_log (coalesce(key, ''), id);
+create index audit_log_key on cdc_export.audit_log (coalesce(key, ''), at);
 
 -- Writes the row of a change. A statement that changes something calls it for each row that it returns, so the row of
 -- the log is in the same transaction and costs no round trip. The service's own changes have no origin and no row.

@@ -103,7 +103,7 @@ impl Store {
                 "-- store.audit.forget
                  delete from cdc_export.audit_log where id in (
                    select id from cdc_export.audit_log
-                   where at < clock_timestamp() - make_interval(secs => $1) order by at limit $2)",
+                   where at < statement_timestamp() - make_interval(secs => $1) order by at limit $2)",
             )
             .bind(age.as_secs_f64())
             .bind(FORGOTTEN_ROWS);

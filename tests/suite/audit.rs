@@ -143,6 +143,28 @@ async fn each_refusal_of_a_valid_key_has_a_row() {
 }
 
 #[tokio::test]
+async fn one_key_adds_few_rows_by_refusals() {
+    let database = Database::new().await;
+    let service = service(&database).await;
+    let key = bearer(&database, "search", &[], &["a"]).await;
+    for n in 0..130 {
+        let consumer = format!("c{n}");
+        let headers = [("Authorization", &*key), ("X-Consumer-ID", &*consumer)];
+        assert_eq!(service.call("POST", "/exports/full", &headers).await.status(), 403);
+    }
+    let rows = rows(&service, &prefix(&key)).await;
+    assert_eq!(rows.len(), 101);
+    assert_eq!(rows[99], json!(["export", "c99", null, null, "consumer_not_allowed", 1]));
+    assert_eq!(rows[100], json!(["export", null, null, null, "consumer_not_allowed", 30]));
+    // The key's changes are recorded with their names all the same.
+    let headers = [("Authorization", &*key), ("X-Consumer-ID", "a")];
+    assert_eq!(service.call("POST", "/exports/full", &headers).await.status(), 202);
+    let of_a = "select count(*) from cdc_export.audit_log where action = 'export' and consumer_id = 'a'";
+    assert_eq!(database.one::<i64>(of_a).await, 1);
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn a_download_that_cant_be_recorded_sends_no_byte() {
     let database = Database::new().await;
     database.add_users(1, 3).await;
