@@ -69,7 +69,7 @@ pub use local::LocalHosts;
 pub use message::take_message;
 pub use rate::Rate;
 
-use crate::http::access::{AccessControl, Peer, UnboundService};
+use crate::http::access::{AccessControl, Peer};
 use crate::http::code::Code;
 use crate::http::connections::{Connection, Connections};
 use crate::http::openapi::RouterDocument;
@@ -123,7 +123,7 @@ pub fn router(service: Service, access: Access, settings: &Settings) -> Router {
 }
 
 /// Returns the routes with their OpenAPI descriptions.
-fn routes() -> OpenApiRouter<UnboundService> {
+fn routes() -> OpenApiRouter {
     monitoring_routes()
         .routes(routes!(exports::submit::create, exports::list))
         .routes(routes!(exports::submit::full))
@@ -160,7 +160,7 @@ pub fn monitoring_router(service: Service, access: Access, settings: &Settings) 
     with_layers(monitoring_routes(), service, access, settings)
 }
 
-fn monitoring_routes() -> OpenApiRouter<UnboundService> {
+fn monitoring_routes() -> OpenApiRouter {
     OpenApiRouter::with_openapi(openapi::Base::openapi())
         .routes(routes!(ops::health))
         .routes(routes!(ops::live))
@@ -168,19 +168,17 @@ fn monitoring_routes() -> OpenApiRouter<UnboundService> {
         .routes(routes!(ops::metrics))
 }
 
-fn with_layers(routes: OpenApiRouter<UnboundService>, service: Service, access: Access, settings: &Settings) -> Router {
+fn with_layers(routes: OpenApiRouter, service: Service, access: Access, settings: &Settings) -> Router {
     let (routes, api) = routes.split_for_parts();
     let parameters = Parameters::from_api(&api);
     let suggestions = parameters.clone();
     let control = AccessControl::new(access, settings, service.clone());
-    let draining = service.clone();
-    let if_draining = move |_: &Response| draining.is_draining().then(|| HeaderValue::from_static("close"));
+    let if_draining = move |_: &Response| service.is_draining().then(|| HeaderValue::from_static("close"));
     let routes = routes
         .method_not_allowed_fallback(async |method: Method, uri: Uri| Problem::method_not_allowed(&method, &uri))
         .fallback(move |uri: Uri| {
             ready(Problem::not_found(&format!("there is nothing at this path{}", suggestions.suggestion(uri.path()))))
-        })
-        .with_state(UnboundService(service));
+        });
     // Layers run in reverse order: the last one added is the outermost.
     let routes = routes
         .layer(middleware::from_fn_with_state(parameters, query::check))

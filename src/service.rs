@@ -25,7 +25,7 @@ use crate::dataset::name::is_name;
 use crate::dataset::{Dataset, Description, Table, TableColumn, TableSchema};
 use crate::demo;
 use crate::job::selection::BadSelection;
-use crate::job::{Bounds, Job, JobId, Status, Terms};
+use crate::job::{Bounds, ConsumerId, Job, JobId, Status, Terms};
 use crate::key::Prefix;
 use crate::service::deadline::{call_timeout, on_table, with_timeout};
 use crate::service::followers::Followers;
@@ -91,6 +91,12 @@ pub enum Error {
     /// The dataset does not exist.
     #[error(transparent)]
     NoDataset(#[from] UnknownDataset),
+    /// The key is for other consumers. `None` stands for an ad-hoc export.
+    #[error("{}", match .0 {
+        Some(consumer) => format!("this key or queue is not for the consumer {consumer}"),
+        None => "this key or queue is for certain consumers: name one by X-Consumer-ID".to_owned(),
+    })]
+    ConsumerNotAllowed(Option<ConsumerId>),
     /// The key is for other datasets.
     #[error("this key or queue is not for the dataset {0}")]
     DatasetNotAllowed(String),
@@ -379,6 +385,33 @@ impl Service {
     pub fn dataset(&self, name: &str) -> Result<&Arc<Dataset>, Error> {
         self.require_dataset(name)?;
         Ok(self.catalog.named(name)?)
+    }
+
+    /// Checks that the caller may see and request exports of a consumer, or ad-hoc exports if `None`.
+    ///
+    /// # Errors
+    ///
+    /// If the caller is bound to other consumers.
+    pub fn require_consumer(&self, consumer: Option<&ConsumerId>) -> Result<(), Error> {
+        if let Some(consumer) = consumer {
+            let _ = self.origin.consumer.set(consumer.clone());
+        }
+        let is_allowed = self.bounds.allow_consumer(consumer);
+        if is_allowed { Ok(()) } else { Err(Error::ConsumerNotAllowed(consumer.cloned())) }
+    }
+
+    /// Checks that the caller may see a job. The job of a caller without bounds need not exist.
+    ///
+    /// # Errors
+    ///
+    /// If the caller is bound, and there is no job with this id that it may see.
+    pub async fn require_job(&self, id: JobId) -> Result<(), Error> {
+        let _ = self.origin.job.set(id);
+        // The consumer and the dataset of a job never change, so the check stays valid.
+        if !self.bounds.allow_all() {
+            self.job(id).await?;
+        }
+        Ok(())
     }
 
     /// Checks that the caller may see and export a dataset. The dataset need not exist.

@@ -21,7 +21,7 @@ pub struct Catalog {
     listeners: Vec<Listener>,
     schedules: Vec<Arc<Schedule>>,
     /// The file's text, which says in which line a fault is. `None`: this is the demo's catalog.
-    text: Option<String>,
+    text: Option<Arc<str>>,
 }
 
 impl Default for Catalog {
@@ -63,7 +63,7 @@ impl Catalog {
             datasets,
             listeners: read_receivers(&mut file, &known),
             schedules: schedule_block::read(&mut file, &mut schedule_names, &known),
-            text: Some(text.to_owned()),
+            text: Some(text.into()),
         };
         let mistakes = file.into_mistakes();
         if mistakes.is_empty() { Ok(catalog) } else { Err(Mistakes(mistakes)) }

@@ -26,7 +26,7 @@ use crate::http::local::{self, LocalHosts};
 use crate::http::problem::Problem;
 use crate::http::rate::{Rate, RateKey, RateLimits, client_network};
 use crate::http::{Origins, REQUEST_ID, Settings};
-use crate::job::{Bounds, ConsumerId, JobId};
+use crate::job::Bounds;
 use crate::key::{Grant, Prefix, PresentedKey, Scope};
 use crate::service::{Service, Subscriber};
 
@@ -83,58 +83,19 @@ impl AccessControl {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer(pub(crate) IpAddr);
 
-/// The client that sent a request, and its permissions.
+/// The grant of the key that a request was sent with. `None` if the request needed no key.
 #[derive(Clone, Debug)]
-pub(crate) struct Caller {
-    /// The grant of the client's key. `None` if the request needed no key.
-    grant: Option<Arc<Grant>>,
-    /// The bounds of a request that needed no key.
-    bounds: Bounds,
-    origin: Arc<Origin>,
-}
+pub(crate) struct Caller(pub(super) Option<Arc<Grant>>);
 
 impl Caller {
-    /// Returns a caller that needs no key and has the scope `admin`, within these bounds.
-    pub(crate) fn without_key(bounds: Bounds, origin: Arc<Origin>) -> Caller {
-        Caller { grant: None, bounds, origin }
-    }
-
-    /// Checks that the caller may see and create exports of this consumer, or ad-hoc exports if `None`.
-    ///
-    /// # Errors
-    ///
-    /// If the key of the caller is for other consumers.
-    pub(crate) fn require(&self, consumer: Option<&ConsumerId>) -> Result<(), Problem> {
-        if let Some(consumer) = consumer {
-            let _ = self.origin.consumer.set(consumer.clone());
-        }
-        let permitted = self.bounds().allow_consumer(consumer);
-        if permitted { Ok(()) } else { Err(Problem::consumer_not_allowed(consumer)) }
-    }
-
-    /// Returns the exports that the caller may see and request.
-    pub(crate) fn bounds(&self) -> &Bounds {
-        self.grant.as_ref().map_or(&self.bounds, |grant| &grant.bounds)
-    }
-
-    /// Records the job that the request names, for the audit log.
-    pub(crate) fn names(&self, job: JobId) {
-        let _ = self.origin.job.set(job);
-    }
-
-    /// Returns the service for this caller.
-    pub(crate) fn service(&self, service: &Service) -> Service {
-        service.for_request(self.bounds(), self.key(), Arc::clone(&self.origin))
-    }
-
-    /// Returns the public part of the caller's key. Returns `None` if the request needed no key.
+    /// Returns the public part of the caller's key.
     pub(crate) fn key(&self) -> Option<&Prefix> {
-        self.grant.as_ref().map(|grant| &grant.prefix)
+        self.0.as_ref().map(|grant| &grant.prefix)
     }
 
     /// Returns true if the caller may use operations reserved for operators.
     pub(crate) fn is_admin(&self) -> bool {
-        self.grant.as_ref().is_none_or(|grant| grant.allows(Scope::Admin))
+        self.0.as_ref().is_none_or(|grant| grant.allows(Scope::Admin))
     }
 }
 
@@ -147,16 +108,18 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     }
 }
 
-/// The state of the routes. A handler can't take it: it takes [`Service`], which is bound to the caller.
-#[derive(Clone, Debug)]
-pub(crate) struct UnboundService(pub(super) Service);
+/// The service as [`check`] bound it to the caller. The routes have no other, so no handler sees more than its caller.
+impl<S: Sync> FromRequestParts<S> for Service {
+    type Rejection = Response;
 
-impl FromRequestParts<UnboundService> for Service {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, state: &UnboundService) -> Result<Service, Problem> {
-        Ok(Caller::from_request_parts(parts, state).await?.service(&state.0))
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Service, Response> {
+        service_of(parts).cloned().map_err(Problem::into_response)
     }
+}
+
+/// Returns the service for the caller of a request.
+pub(crate) fn service_of(parts: &Parts) -> Result<&Service, Problem> {
+    parts.extensions.get().ok_or_else(Problem::internal)
 }
 
 /// The identity by which subscriptions of a client are counted: its key, or its address if it has no key. Each client
@@ -193,7 +156,9 @@ pub(crate) async fn check(
             control.charge(RateKey::Address(address))?;
         }
         let origin = Arc::new(Origin::call(None, address, request_id(&request)));
-        request.extensions_mut().insert(Caller::without_key(Bounds::NONE, origin));
+        let service = control.service.for_request(&Bounds::NONE, None, origin);
+        request.extensions_mut().insert(Caller(None));
+        request.extensions_mut().insert(service);
         return Ok(next.run(request).await);
     }
     let (key, grant) = control.key(request.headers(), address).await?;
@@ -201,9 +166,9 @@ pub(crate) async fn check(
     let (scope, action) = (scope_of(request.method(), path), action_of(request.method(), path));
     let origin = Arc::new(Origin::call(Some(&grant.prefix), address, request_id(&request)));
     let is_allowed = grant.allows(scope);
-    let caller = Caller { grant: Some(grant), bounds: Bounds::NONE, origin };
-    let service = caller.service(&control.service);
-    request.extensions_mut().insert(caller);
+    let service = control.service.for_request(&grant.bounds, Some(&grant.prefix), origin);
+    request.extensions_mut().insert(Caller(Some(grant)));
+    request.extensions_mut().insert(service.clone());
     let answer = if is_allowed {
         tokio::select! {
             answer = next.run(request) => answer,

@@ -9,7 +9,6 @@ use uuid::Uuid;
 
 use crate::dataset::name::is_name;
 use crate::event::{self, Delivery, DeliveryFilter, DeliveryStatus};
-use crate::http::access::Caller;
 use crate::http::code::Code;
 use crate::http::input::PathParameter;
 use crate::http::pages::{self, Page};
@@ -100,11 +99,10 @@ impl From<Delivery> for DeliveryBody {
 )]
 pub(crate) async fn list(
     service: Service,
-    caller: Caller,
     Query(query): Query<DeliveryQuery>,
 ) -> Result<Json<Page<DeliveryBody>>, Problem> {
     // The list includes the exports of all consumers.
-    caller.require(None)?;
+    service.require_consumer(None)?;
     let limit = pages::limit(query.limit.as_deref())?;
     let before = query.cursor.map(|cursor| cursor.parse::<Uuid>().map_err(|_| pages::bad_cursor())).transpose()?;
     if query.endpoint.as_deref().is_some_and(|name| !is_name(name)) {
@@ -127,10 +125,9 @@ pub(crate) async fn list(
 )]
 pub(crate) async fn redeliver(
     service: Service,
-    caller: Caller,
     PathParameter(id): PathParameter,
 ) -> Result<(StatusCode, Json<DeliveryBody>), Problem> {
-    caller.require(None)?;
+    service.require_consumer(None)?;
     let id = Uuid::try_parse(&id).map_err(|_| service::Error::NoDelivery)?;
     Ok((StatusCode::ACCEPTED, Json(service.redeliver(id).await?.into())))
 }

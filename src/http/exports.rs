@@ -163,18 +163,14 @@ pub(crate) struct ExportQuery {
     params(ExportQuery), responses((status = 200, description = "A page.", body = Page<JobJson>)),
     extensions(("x-codes" = json!([Code::NoDataset, Code::DatabaseRestored, Code::ConsumerNotAllowed, Code::DatasetNotAllowed]))),
 )]
-pub(crate) async fn list(
-    service: Service,
-    caller: Caller,
-    Query(query): Query<ExportQuery>,
-) -> Result<Json<Page<JobJson>>, Problem> {
+pub(crate) async fn list(service: Service, Query(query): Query<ExportQuery>) -> Result<Json<Page<JobJson>>, Problem> {
     let limit = pages::limit(query.limit.as_deref())?;
     if query.after.is_some() {
-        return published_after(&service, &caller, query, limit).await;
+        return published_after(&service, query, limit).await;
     }
     let filter = Filter {
         consumer: query::word("consumer", query.consumer)?,
-        dataset: query.dataset.map(|name| dataset(&service, name)).transpose()?,
+        dataset: query.dataset.map(dataset).transpose()?,
         export_type: query::word("exportType", query.export_type)?,
         status: query::word("status", query.status)?,
         before: query.cursor.map(|cursor| read_cursor(&cursor).ok_or_else(pages::bad_cursor)).transpose()?,
@@ -184,12 +180,7 @@ pub(crate) async fn list(
 }
 
 /// Returns the exports published after a given one, in the order of their lane.
-async fn published_after(
-    service: &Service,
-    caller: &Caller,
-    query: ExportQuery,
-    limit: u32,
-) -> Result<Json<Page<JobJson>>, Problem> {
+async fn published_after(service: &Service, query: ExportQuery, limit: u32) -> Result<Json<Page<JobJson>>, Problem> {
     let ExportQuery { consumer, status, export_type, dataset: of, after, cursor, limit: _ } = query;
     let after = after.unwrap_or_default().parse::<Uuid>();
     let after = after.map_err(|_| Problem::bad_parameter("after", "the id of an export is expected"))?;
@@ -208,9 +199,9 @@ async fn published_after(
             "`consumer` is required, because only a consumer's exports are ordered",
         ));
     };
-    let dataset = dataset_or_implied(service, of.map(|name| dataset(service, name)).transpose()?)?;
+    let dataset = dataset_or_implied(service, of.map(dataset).transpose()?)?;
     // An empty list would mean "nothing to load" to a loader, so the call is refused instead.
-    caller.require(Some(&consumer))?;
+    service.require_consumer(Some(&consumer))?;
     let from = cursor.map(|cursor| read_number(&cursor).ok_or_else(pages::bad_cursor)).transpose()?;
     let lane = Lane { consumer: &consumer, dataset: &dataset };
     let jobs = service.published_after(lane, after.into(), from, limit + 1).await?;
@@ -223,12 +214,9 @@ fn read_number(cursor: &str) -> Option<u64> {
 }
 
 /// Validates the name of a dataset. The dataset may be missing from the catalog, because its exports are kept.
-fn dataset(service: &Service, name: String) -> Result<String, Problem> {
-    if !is_name(&name) {
-        return Err(Problem::bad_parameter("dataset", "the name of a dataset is expected"));
-    }
-    service.require_dataset(&name)?;
-    Ok(name)
+fn dataset(name: String) -> Result<String, Problem> {
+    let bad = || Problem::bad_parameter("dataset", "the name of a dataset is expected");
+    if is_name(&name) { Ok(name) } else { Err(bad()) }
 }
 
 /// Returns the cursor of a job: its creation time and id.

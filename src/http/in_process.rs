@@ -13,7 +13,7 @@ use tracing::Dispatch;
 use tracing::instrument::WithSubscriber;
 
 use crate::audit::Origin;
-use crate::http::access::{Caller, UnboundService};
+use crate::http::access::Caller;
 use crate::http::routes;
 use crate::job::Bounds;
 use crate::service::{self, Service};
@@ -28,11 +28,8 @@ impl InProcess {
     /// Creates the API for a service, for a user of this machine.
     pub fn new(service: Service, user: &str) -> InProcess {
         let (routes, _) = routes().split_for_parts();
-        InProcess(
-            routes
-                .with_state(UnboundService(service))
-                .layer(Extension(Caller::without_key(Bounds::NONE, Origin::command(user)))),
-        )
+        let service = service.for_request(&Bounds::NONE, None, Origin::command(user));
+        InProcess(routes.layer(Extension(Caller(None))).layer(Extension(service)))
     }
 
     /// Calls the API. If the service refuses the request, the extensions of the response contain a [`Cause`].

@@ -12,7 +12,7 @@ use utoipa::openapi::{Ref, Required};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use crate::http::access::{Caller, UnboundService};
+use crate::http::access::service_of;
 use crate::http::code::Code;
 use crate::http::problem::Problem;
 use crate::job::{ConsumerId, ExportType, IdempotencyKey, JobId};
@@ -28,9 +28,9 @@ pub(crate) struct MaybeConsumer(pub(crate) Option<ConsumerId>);
 impl<S: Sync> FromRequestParts<S> for MaybeConsumer {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<MaybeConsumer, Problem> {
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<MaybeConsumer, Problem> {
         let consumer = header_of(&parts.headers, CONSUMER_HEADER, Code::ConsumerInvalid)?;
-        Caller::from_request_parts(parts, state).await?.require(consumer.as_ref())?;
+        service_of(parts)?.require_consumer(consumer.as_ref())?;
         Ok(MaybeConsumer(consumer))
     }
 }
@@ -41,11 +41,11 @@ pub(crate) struct Consumer(pub(crate) ConsumerId);
 impl<S: Sync> FromRequestParts<S> for Consumer {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Consumer, Problem> {
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Consumer, Problem> {
         let consumer = header_of(&parts.headers, CONSUMER_HEADER, Code::ConsumerInvalid)?.ok_or_else(|| {
             Problem::bad_input(Code::ConsumerRequired, CONSUMER_HEADER, "X-Consumer-ID: the header is missing")
         })?;
-        Caller::from_request_parts(parts, state).await?.require(Some(&consumer))?;
+        service_of(parts)?.require_consumer(Some(&consumer))?;
         Ok(Consumer(consumer))
     }
 }
@@ -161,7 +161,7 @@ impl<S: Send + Sync> FromRequestParts<S> for PathConsumer {
         let consumer = text.parse();
         let consumer = consumer
             .map_err(|why| Problem::bad_input(Code::ConsumerInvalid, "consumer_id", format!("consumer_id: {why}")))?;
-        Caller::from_request_parts(parts, state).await?.require(Some(&consumer))?;
+        service_of(parts)?.require_consumer(Some(&consumer))?;
         // A contradicting header is refused. The position of a consumer that the client did not intend must not move.
         let header = header_of::<ConsumerId>(&parts.headers, CONSUMER_HEADER, Code::ConsumerInvalid)?;
         if header.is_some_and(|header| header != consumer) {
@@ -202,18 +202,13 @@ impl<S: Send + Sync> FromRequestParts<S> for PathParameter {
 /// response. So a client cannot detect jobs of other clients.
 pub(crate) struct PathJob(pub(crate) JobId);
 
-impl FromRequestParts<UnboundService> for PathJob {
+impl<S: Send + Sync> FromRequestParts<S> for PathJob {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &UnboundService) -> Result<PathJob, Problem> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<PathJob, Problem> {
         let PathParameter(id) = PathParameter::from_request_parts(parts, state).await?;
         let id = Uuid::try_parse(&id).map_err(|_| service::Error::NoJob)?.into();
-        // The consumer and the dataset of a job never change, so the check stays valid.
-        let caller = Caller::from_request_parts(parts, state).await?;
-        if !caller.bounds().allow_all() {
-            caller.service(&state.0).job(id).await?;
-        }
-        caller.names(id);
+        service_of(parts)?.require_job(id).await?;
         Ok(PathJob(id))
     }
 }

@@ -11,7 +11,6 @@ use serde_json::json;
 
 use crate::audit::Origin;
 use crate::broker::{Intake, Message, Outcome};
-use crate::http::access::Caller;
 use crate::http::code::Code;
 use crate::http::exports::submission::{NewExport, Submission};
 use crate::http::exports::submit::submit;
@@ -61,10 +60,9 @@ async fn take(service: &Service, intake: &Intake, message: Message) -> Result<()
     let content_type = content_type.unwrap_or_else(|| "application/json".to_owned());
     headers.insert(header::CONTENT_TYPE, value(content_type.as_bytes()));
     // The broker controls who may publish. The datasets file limits the consumers and datasets of the queue.
-    let caller = Caller::without_key(intake.bounds.clone(), Origin::amqp(&intake.name));
-    let service = caller.service(service);
-    request.extensions_mut().insert(caller);
-    let submission = Submission::<MaybeConsumer, NewExport>::from_request(request, &service).await?;
+    let service = service.for_request(&intake.bounds, None, Origin::amqp(&intake.name));
+    request.extensions_mut().insert(service.clone());
+    let submission = Submission::<MaybeConsumer, NewExport>::from_request(request, &()).await?;
     let request = submission.request(&service)?;
     submit(&service, &request).await?;
     Ok(())

@@ -16,7 +16,6 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::http::code::Code;
-use crate::job::ConsumerId;
 use crate::job::json::JobJson;
 use crate::key::Scope;
 use crate::service;
@@ -141,15 +140,6 @@ impl Problem {
             .with_header(header::WWW_AUTHENTICATE, format!("{REALM}, error=\"insufficient_scope\", scope=\"{scope}\""))
     }
 
-    /// Returns the problem of a key for other consumers. The detail contains the consumer, because the caller sent it.
-    pub(crate) fn consumer_not_allowed(consumer: Option<&ConsumerId>) -> Problem {
-        let detail = match consumer {
-            Some(consumer) => format!("this key or queue is not for the consumer {consumer}"),
-            None => "this key or queue is for certain consumers: name one by X-Consumer-ID".to_owned(),
-        };
-        Problem::new(Code::ConsumerNotAllowed, detail).with_field("X-Consumer-ID")
-    }
-
     pub(crate) fn rate_limited(wait: Duration) -> Problem {
         let seconds = wait.as_secs_f64().ceil().max(1.0) as u64;
         let detail = format!("too many requests: retry in {seconds} s");
@@ -244,6 +234,7 @@ impl From<service::Error> for Problem {
             Error::NoKey => Problem::key_invalid(),
             Error::NoJob | Error::NoUser | Error::NoDelivery => Problem::not_found(&detail),
             Error::NoDataset(_) => Problem::new(Code::NoDataset, detail).with_field("dataset"),
+            Error::ConsumerNotAllowed(_) => Problem::new(Code::ConsumerNotAllowed, detail).with_field("X-Consumer-ID"),
             Error::DatasetNotAllowed(_) => Problem::new(Code::DatasetNotAllowed, detail).with_field("dataset"),
             Error::NoTable { .. } => Problem::new(Code::TableMissing, detail).with_field("dataset"),
             Error::NotReadable(cause) => {

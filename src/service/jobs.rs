@@ -202,8 +202,12 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// If neither the catalog nor any job has the filter's dataset, or if the database fails.
+    /// If the caller may not see the filter's dataset, if neither the catalog nor any job has it, or if the database
+    /// fails.
     pub async fn jobs(&self, filter: &Filter, limit: u32) -> Result<Vec<Job>, Error> {
+        if let Some(dataset) = &filter.dataset {
+            self.require_dataset(dataset)?;
+        }
         let jobs = with_timeout(self.store.jobs(filter, &self.bounds, limit)).await?;
         // Jobs are kept when their dataset is removed from the catalog.
         if let Some(dataset) = filter.dataset.as_ref().filter(|_| jobs.is_empty())
