@@ -202,7 +202,7 @@ fn sha256_of(mut file: impl Read) -> io::Result<(u64, digest::Context)> {
 }
 
 /// Returns the path of the hidden file of a download. The name contains the job's id, so two jobs never share a file.
-/// Of a long name it contains the end, which differs between the files of a job.
+/// A long name is cut at its beginning, because the files of a job differ at the end.
 pub(super) fn part_path(path: &Path, id: JobId) -> PathBuf {
     /// With the id, the hidden name has fewer than the 255 bytes that file systems accept.
     const MAX_BYTES: usize = 200;

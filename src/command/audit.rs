@@ -11,6 +11,7 @@ use clap::Args;
 use crate::client::api::Api;
 use crate::client::job_view::cell;
 use crate::command::server::ServerOption;
+use crate::command::terminal::print_if_more;
 use crate::command::words::words;
 
 /// The filters of the audit log.
@@ -84,9 +85,7 @@ impl ListAudit {
                 )?;
             }
         }
-        if has_more {
-            eprintln!("cdc-export: there are more: --limit, up to 200, or a narrower choice shows them");
-        }
+        print_if_more(has_more);
         Ok(())
     }
 }

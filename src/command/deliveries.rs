@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::client::api::Api;
 use crate::client::job_view::cell;
 use crate::command::server::ServerOption;
+use crate::command::terminal::print_if_more;
 use crate::command::words::words;
 
 /// The actions on deliveries.
@@ -94,9 +95,7 @@ impl ListDeliveries {
                 outln!("{id:<37} {endpoint:<20} {event:<17} {job:<37} {status:<9} {tries:>5}  {error}")?;
             }
         }
-        if has_more {
-            eprintln!("cdc-export: there are more: --limit, up to 200, or a narrower choice shows them");
-        }
+        print_if_more(has_more);
         Ok(())
     }
 }

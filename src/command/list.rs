@@ -10,6 +10,7 @@ use clap::Args;
 use crate::client::api::Api;
 use crate::client::job_view::JobView;
 use crate::command::server::ServerOption;
+use crate::command::terminal::print_if_more;
 use crate::command::words::{job_id, words};
 
 /// The filters of the list.
@@ -85,9 +86,7 @@ impl ListExports {
         } else {
             outln!("{}", table(&jobs).trim_end_matches('\n'))?;
         }
-        if has_more {
-            eprintln!("cdc-export: there are more: --limit, up to 200, or a narrower choice shows them");
-        }
+        print_if_more(has_more);
         Ok(())
     }
 }

@@ -96,6 +96,13 @@ impl Observer for Terminal {
     }
 }
 
+/// Says on standard error that a list was cut off.
+pub(super) fn print_if_more(has_more: bool) {
+    if has_more {
+        eprintln!("cdc-export: there are more: --limit, up to 200, or a narrower choice shows them");
+    }
+}
+
 /// Prints a notice on standard error.
 pub(super) fn print_notice(text: &str) {
     eprintln!("cdc-export: {}", plain(text));

@@ -92,7 +92,7 @@ fn with_files(manifest: &Value, count: usize) -> Value {
     serde_json::to_value(Manifest::new(number, export, vec![entries[0].url.clone(); count])).unwrap()
 }
 
-/// Of an export of several files only the file names were checked, and the name of the manifest was not.
+/// The name of the manifest follows from the service's answer, too, and not only those of the files.
 #[tokio::test]
 async fn a_service_chooses_no_folder_for_what_is_pulled() {
     let (_database, service) = with_users(5).await;

@@ -16,7 +16,7 @@ const DATASETS: [&str; 2] = ["violet", "orange"];
 /// A name that no dataset has.
 const NO_DATASET: &str = "indigo";
 
-/// What a call names, and therefore what the rights of a key are compared with.
+/// The names in a call, with which the rights of a key are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Subject {
     /// Nothing: the call needs no key.
@@ -31,7 +31,7 @@ enum Subject {
     Dataset,
     /// A job.
     Job,
-    /// What only an operator may use.
+    /// An operation for operators only.
     Operation,
 }
 

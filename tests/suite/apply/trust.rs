@@ -289,7 +289,7 @@ async fn triggers_find_no_functions_where_others_may_create() {
     shared.applied(&[]).await;
     assert_eq!(rows(&pair.target, "loot").await, Vec::<String>::new());
     assert_eq!(rows(&pair.target, "own.log").await.len(), 50);
-    // What was created before a grant was taken back stays.
+    // A function stays when the grant with which it was created is taken back.
     pair.target.run(&format!("revoke create on schema public from {mallory}, public")).await;
     pair.source.run("insert into t values (77, 'NEW')").await;
     shared.applied(&[]).await;
