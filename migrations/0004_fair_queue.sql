@@ -15,3 +15,12 @@ create unique index exports_one_trial on {schema}.exports (dataset)
   where locked_until is not null and status = 'processing';
 create index exports_open_of_key on {schema}.exports (key_prefix)
   where key_prefix is not null and status in ('pending', 'processing');
+
+-- One key must not learn the idempotency keys of another key's ad-hoc exports. A consumer id does not begin with
+-- a colon.
+drop index {schema}.exports_idempotency_key;
+create unique index exports_idempotency_key
+  on {schema}.exports (coalesce(consumer_id, ':' || key_prefix, ''), idempotency_key) where idempotency_key is not null;
+-- The open jobs of a consumer, or the ad-hoc ones of a key, in the order of their turns.
+create index exports_open_turn on {schema}.exports (coalesce(consumer_id, ':' || key_prefix, ''), turn)
+  where status in ('pending', 'processing');

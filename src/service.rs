@@ -177,8 +177,8 @@ pub enum Error {
          it was restored, or retention removed the exports; request a full export to continue"
     )]
     Restored,
-    /// The consumer has reached its maximum of open jobs.
-    #[error("{0} exports are open, the maximum of a consumer: wait for some to end")]
+    /// The lane, or the caller's key in an ad-hoc dataset, has reached its maximum of open jobs.
+    #[error("{0} exports of this consumer and dataset are open, the maximum: wait for some to end")]
     TooManyOpen(i64),
     /// The caller's key has reached its maximum of open jobs.
     #[error("{0} exports that this key asked for are open, the maximum of a key: wait for some to end")]

@@ -16,7 +16,7 @@ use crate::store::open_jobs::{Full, Slots, key_max};
 use crate::store::transitions::transition;
 use crate::store::{CHANNEL, Error, Store};
 
-/// The limit on open jobs of one consumer, and on all open ad-hoc jobs.
+/// The limit on open jobs of one lane, and on the open ad-hoc jobs of one API key in one dataset.
 ///
 /// It is enough for any client that waits for its exports, and stops a client that submits in a loop.
 const MAX_OPEN: i64 = 20;
@@ -35,7 +35,7 @@ pub enum SubmitOutcome {
     KeyTaken(Job),
     /// The export that the caller loaded last is not the last export of the lane.
     OutOfStep(OutOfStep),
-    /// The consumer has this many open jobs, which is the limit.
+    /// The lane has this many open jobs, which is the limit.
     TooManyOpen(i64),
     /// This many jobs are open in all, which is the limit.
     QueueFull(u32),
@@ -78,8 +78,7 @@ impl Store {
         terms: Terms,
     ) -> Result<SubmitOutcome, Error> {
         match self.submit_once(request, destination, terms).await {
-            // A key is unique for its consumer, while the lock of a lane covers one dataset. So a concurrent request
-            // used the same key for another dataset.
+            // A concurrent request used the same key for another dataset. The lock of a lane covers one dataset.
             Err(Error::Sql(sqlx::Error::Database(e))) if e.constraint() == Some("exports_idempotency_key") => {
                 self.submit_once(request, destination, terms).await
             }
@@ -89,7 +88,7 @@ impl Store {
 
     /// Returns the job of an earlier request with the same idempotency key.
     pub async fn sent_before(&self, request: &Request) -> Result<Option<Job>, Error> {
-        self.with(async |conn| sent_before(conn, request).await).await
+        self.with(async |conn| self.sent_before_in(conn, request).await).await
     }
 
     /// Submits a request in one transaction, without a retry.
@@ -129,14 +128,14 @@ impl Store {
         terms: Terms,
     ) -> Result<Result<MadeJob<'s>, SubmitOutcome>, Error> {
         let now = next_time(tx, request).await?;
-        if let Some(job) = sent_before(tx, request).await? {
+        if let Some(job) = self.sent_before_in(tx, request).await? {
             let is_same = request.asks_for(&job);
             return Ok(Err(if is_same { SubmitOutcome::Before(job) } else { SubmitOutcome::KeyTaken(job) }));
         }
         if let Some(why) = check_last_export(tx, request).await? {
             return Ok(Err(SubmitOutcome::OutOfStep(why)));
         }
-        let (open, last_turn) = open_of_consumer(tx, request).await?;
+        let (open, last_turn) = self.open_of_lane(tx, request).await?;
         if open >= MAX_OPEN {
             return Ok(Err(SubmitOutcome::TooManyOpen(MAX_OPEN)));
         }
@@ -186,6 +185,43 @@ impl Store {
             }
         };
         Ok(Ok(MadeJob { job: Box::new(job), slots }))
+    }
+
+    /// Returns the owner of a request's idempotency key and of its turns: the consumer, or the API key of an ad-hoc
+    /// export.
+    fn requester(&self, request: &Request) -> String {
+        match (&request.consumer, &self.key_share) {
+            (Some(consumer), _) => consumer.as_str().to_owned(),
+            (None, Some(share)) => format!(":{}", share.prefix.as_str()),
+            (None, None) => String::new(),
+        }
+    }
+
+    /// Returns the job that an earlier request with the same idempotency key created.
+    async fn sent_before_in(&self, conn: &mut PgConnection, request: &Request) -> Result<Option<Job>, Error> {
+        let Some(key) = &request.key else { return Ok(None) };
+        let row: Option<JobRow> = sqlx::query_as(with_job_columns(include_str!("jobs/sent_before.sql")))
+            .bind(self.requester(request))
+            .bind(key.as_str())
+            .fetch_optional(conn)
+            .await?;
+        row.map(Job::try_from).transpose()
+    }
+
+    /// Counts the open jobs of the request's lane, or the open ad-hoc jobs of the caller's key in the dataset.
+    ///
+    /// Counts no further than the limit. Also returns the last turn of the consumer's or key's open jobs.
+    async fn open_of_lane(
+        &self,
+        conn: &mut PgConnection,
+        request: &Request,
+    ) -> Result<(i64, Option<DateTime<Utc>>), Error> {
+        let statement = sqlx::query_as(include_str!("jobs/open_of_lane.sql"))
+            .bind(MAX_OPEN)
+            .bind(request.consumer.as_ref().map(|consumer| consumer.as_str()))
+            .bind(&request.dataset)
+            .bind(self.requester(request));
+        Ok(statement.fetch_one(conn).await?)
     }
 
     /// Returns a job, or `None` if it is not in the database.
@@ -244,21 +280,10 @@ impl Store {
     }
 }
 
-/// Takes the next number of a request's lane, and locks all lanes of its consumer until the transaction ends.
+/// Takes the next number of a request's lane, and locks the lane until the transaction ends.
 ///
-/// So a request with the same key is either visible or waits. One request at a time counts the open jobs of the
-/// consumer.
+/// So one request at a time counts the open jobs of the lane.
 pub(super) async fn enter_lane(conn: &mut PgConnection, request: &Request) -> Result<Option<i64>, Error> {
-    let consumer = request.consumer.as_ref().map_or("", |consumer| consumer.as_str());
-    // Locks all lanes of the consumer in one order, so that requests of one consumer run one after the other, for any
-    // datasets.
-    sqlx::query(
-        "-- store.jobs.lock_lanes
-         select from cdc_export.lanes where consumer_id = $1 order by dataset for update",
-    )
-    .bind(consumer)
-    .execute(&mut *conn)
-    .await?;
     // The numbers have the order of the commits. Exports without a consumer run in any order, so their row is only a
     // lock.
     let sequence: i64 = sqlx::query_scalar(
@@ -267,7 +292,7 @@ pub(super) async fn enter_lane(conn: &mut PgConnection, request: &Request) -> Re
          on conflict (consumer_id, dataset) do update set last_sequence = l.last_sequence + 1
          returning last_sequence",
     )
-    .bind(consumer)
+    .bind(request.consumer.as_ref().map_or("", |consumer| consumer.as_str()))
     .bind(&request.dataset)
     .fetch_one(conn)
     .await?;
@@ -301,17 +326,6 @@ async fn check_last_export(conn: &mut PgConnection, request: &Request) -> Result
     }
 }
 
-/// Returns the job that an earlier request with the same idempotency key created.
-async fn sent_before(conn: &mut PgConnection, request: &Request) -> Result<Option<Job>, Error> {
-    let Some(key) = &request.key else { return Ok(None) };
-    let row: Option<JobRow> = sqlx::query_as(with_job_columns(include_str!("jobs/sent_before.sql")))
-        .bind(request.consumer.as_ref().map_or("", |consumer| consumer.as_str()))
-        .bind(key.as_str())
-        .fetch_optional(conn)
-        .await?;
-    row.map(Job::try_from).transpose()
-}
-
 /// Returns the turn of a new job, which decides when it is claimed.
 ///
 /// `current` is the turn of the jobs that were claimed last, and `last` is the last turn of the consumer's open jobs.
@@ -320,27 +334,6 @@ async fn sent_before(conn: &mut PgConnection, request: &Request) -> Result<Optio
 fn turn(current: DateTime<Utc>, last: Option<DateTime<Utc>>) -> DateTime<Utc> {
     let first = current + TURN_STEP;
     last.map_or(first, |last| first.max(last + TURN_STEP * 2))
-}
-
-/// Counts the open jobs of the request's consumer, or the open ad-hoc jobs if it has none. Counts no further than the
-/// limit. Also returns the last turn of these jobs.
-async fn open_of_consumer(conn: &mut PgConnection, request: &Request) -> Result<(i64, Option<DateTime<Utc>>), Error> {
-    let open = match &request.consumer {
-        Some(consumer) => sqlx::query_as(
-            "-- store.jobs.open_of_consumer
-             select count(*), max(turn) from (
-               select turn from exports where consumer_id = $2 and status in ('pending', 'processing') limit $1) open",
-        )
-        .bind(MAX_OPEN)
-        .bind(consumer.as_str()),
-        None => sqlx::query_as(
-            "-- store.jobs.open_ad_hoc
-             select count(*), max(turn) from (
-               select turn from exports where consumer_id is null and status in ('pending', 'processing') limit $1) open",
-        )
-        .bind(MAX_OPEN),
-    };
-    Ok(open.fetch_one(conn).await?)
 }
 
 /// Notifies the workers that a client requested the cancellation of this job.

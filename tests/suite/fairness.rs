@@ -121,6 +121,40 @@ async fn a_newcomer_goes_before_the_second_job_of_a_consumer_that_waits() {
     service.stop().await;
 }
 
+/// A key can neither stop the exports of another key in other datasets, nor learn the idempotency keys that it sent.
+#[tokio::test]
+async fn the_open_jobs_of_a_key_are_no_limit_of_another_key() {
+    let (database, catalog) = two_tables().await;
+    close_queue(&database).await;
+    let (greedy, other) = (bearer(&database, "greedy", &[], &[]).await, bearer(&database, "other", &[], &[]).await);
+    let service = catalog.start(&database).with("AUTH", "keys").service().await;
+    let ask = async |key: &str, consumer: Option<&str>, dataset: &str, sent: &str| {
+        let mut request = service.client.post(format!("{}/exports", service.address));
+        request = request.header("Authorization", key).header("Idempotency-Key", sent);
+        if let Some(consumer) = consumer {
+            request = request.header("X-Consumer-ID", consumer);
+        }
+        request.json(&serde_json::json!({ "dataset": dataset })).send().await.unwrap()
+    };
+    for consumer in [None, Some("guessed")] {
+        for n in 0..20 {
+            assert_eq!(ask(&greedy, consumer, "users", &n.to_string()).await.status(), 202);
+        }
+        let refused = refusal(ask(&greedy, consumer, "users", "20").await).await;
+        assert_eq!(refused, (429, "too_many_open_jobs".to_owned()));
+        assert_eq!(ask(&other, consumer, "other", "20").await.status(), 202, "{consumer:?}");
+    }
+    // Ad-hoc exports of the same dataset, with an idempotency key that the other key used for something else.
+    assert_eq!(ask(&other, None, "users", "0").await.status(), 202);
+    assert_eq!(refusal(ask(&other, None, "other", "0").await).await, (422, "idempotency_key_reused".to_owned()));
+    assert_eq!(ask(&greedy, None, "users", "0").await.status(), 202, "its first request, sent again");
+    let jobs = "select count(*) from exports where consumer_id is null";
+    assert_eq!(database.one::<i64>(jobs).await, 22);
+    open_queue(&database).await;
+    all_ended(&database).await;
+    service.stop().await;
+}
+
 #[tokio::test]
 async fn one_key_asks_for_half_of_the_open_jobs() {
     let (database, catalog) = two_tables().await;
@@ -177,7 +211,7 @@ async fn one_key_leaves_connections_to_others() {
     });
     let others = async {
         let waiting = "select count(*) from pg_stat_activity
-                       where datname = current_database() and wait_event_type = 'Lock' and query like '%store.jobs.lock_lanes%'";
+                       where datname = current_database() and wait_event_type = 'Lock' and query like '%store.jobs.next_in_lane%'";
         eventually("the burst waits", async || (database.one::<i64>(waiting).await >= 3).then_some(())).await;
         for _ in 0..20 {
             let headers = [("Authorization", &*other), ("X-Consumer-ID", "quiet")];
