@@ -131,22 +131,10 @@ impl Service {
                     found.extend(lags);
                     continue;
                 }
-                Ok(Err(error)) => Some(error),
-                Err(_) => None,
+                Ok(Err(error @ source::Error::Unavailable(_))) => return Err(Error::Table(Some(error))),
+                Ok(Err(error)) => chain(&error),
+                Err(_) => "no answer in time".to_owned(),
             };
-            let is_lasting = matches!(
-                error,
-                Some(
-                    source::Error::Mismatch(_)
-                        | source::Error::CantPlan(_)
-                        | source::Error::NotReadable(_)
-                        | source::Error::Denied { .. }
-                )
-            );
-            if (datasets == 1 && !is_lasting) || matches!(error, Some(source::Error::Unavailable(_))) {
-                return Err(Error::Table(error));
-            }
-            let error = error.map_or("no answer in time".to_owned(), |error| chain(&error));
             tracing::warn!(event = "table_unreadable", dataset = dataset.name, error);
         }
         let lag = |position: &ConsumerPosition| {
