@@ -91,8 +91,15 @@ impl Publisher {
     /// Publishes the files of a committed job.
     pub async fn publish(&self, record: FileRecord) -> Result<Publication, Error> {
         let span = Span::start("publish", Kind::Internal, record.trace.as_ref());
-        span.set("cdc_export.job.id", record.job.to_string());
-        let published = span.around(self.publish_all(record)).await;
+        let job = record.job;
+        span.set("cdc_export.job.id", job.to_string());
+        let mut published = span.around(self.publish_all(record)).await;
+        // Another process published the export in the meantime, and a sweep removed this publisher's hidden file.
+        if let Err(Error::Sink(_)) = published
+            && self.store.file(job).await?.is_some_and(|now| now.is_published)
+        {
+            published = Ok(Publication::Done);
+        }
         if let Err(error) = &published {
             span.fail(chain(error));
         }

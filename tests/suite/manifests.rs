@@ -293,3 +293,22 @@ async fn fails_at(fault: &str) {
     assert_eq!(service.files().len(), 2, "{fault}");
     service.stop().await;
 }
+
+/// Maintenance publishes what a slow worker is publishing, and the sweep takes the worker's hidden file for nobody's.
+#[tokio::test]
+async fn a_worker_that_was_overtaken_reports_no_failure() {
+    let database = Database::new().await;
+    let start = || Start::on(&database).with("MANIFESTS", "on");
+    let slow = start().with("WORKERS", 1).with("FAILPOINTS", "sink.drafted=hold@2").service().await;
+    let id = slow.submit("full", "a").await;
+    slow.reaches("sink.drafted").await;
+    let quick = start().sharing_output(&slow).service().await;
+    assert_eq!(quick.ended(&id).await["status"], "completed");
+    eventually("the hidden file is swept", async || (slow.files().len() == 2).then_some(())).await;
+    quick.stop().await;
+    slow.release("sink.drafted").await;
+    // By the same worker.
+    slow.export("full", "b").await;
+    assert_eq!(slow.events("publish_failed"), [] as [Value; 0]);
+    slow.stop().await;
+}
