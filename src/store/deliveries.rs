@@ -228,14 +228,17 @@ impl Store {
 
     /// Lists the deliveries that match a filter, newest first, up to `limit`.
     pub async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<Vec<Delivery>, Error> {
-        // Uses a literal condition for each status, so that Postgres can use the index of undelivered events.
-        let condition = match filter.status {
+        // Uses a literal condition for each filter, so that Postgres can use the index of a receiver's deliveries, or that
+        // of undelivered ones.
+        let endpoint = if filter.endpoint.is_some() { "d.endpoint = $2" } else { "$2::text is null" };
+        let status = match filter.status {
             None => "true",
             Some(DeliveryStatus::Pending) => "d.delivered_at is null and d.dead_at is null",
             Some(DeliveryStatus::Delivered) => "d.delivered_at is not null",
             Some(DeliveryStatus::Dead) => "d.delivered_at is null and d.dead_at is not null",
         };
-        let pieces = [DELIVERY_COLUMNS, ("condition", condition)];
+        let condition = format!("{endpoint} and {status}");
+        let pieces = [DELIVERY_COLUMNS, ("condition", &*condition)];
         let statement = with_pieces(include_str!("deliveries/list.sql"), &pieces);
         let statement = sqlx::query_as(AssertSqlSafe(statement))
             .bind(filter.before.unwrap_or(Uuid::max()))

@@ -17,7 +17,7 @@ const MADE_PIECES: [(&str, &str, &str); 5] = [
     ("source/lag.sql", "behind", ", behind as (select null as consumer_id, 0 as rows, false as is_capped)"),
     ("source/lag.sql", "set_back", ", set_back as (select null as consumer_id, 0 as rows, false as is_capped)"),
     ("source/lag.sql", "everything", ", everything as (select $8 as rows)"),
-    ("store/deliveries/list.sql", "condition", "d.delivered_at is null and d.dead_at is null"),
+    ("store/deliveries/list.sql", "condition", "d.endpoint = $2 and d.delivered_at is null and d.dead_at is null"),
     ("store/lists/jobs.sql", "key", "e.consumer_id || ' ' || e.dataset || ' ' || e.export_type || ' ' || e.status"),
 ];
 

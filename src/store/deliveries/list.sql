@@ -1,12 +1,13 @@
 -- store.deliveries.list
--- Returns a page of deliveries, newest first. The condition on the status is literal, so an index applies.
+-- Returns a page of deliveries, newest first. The conditions on the receiver and the status are
+-- literal, so an index applies.
 -- $1 uuid: only deliveries before this one
 -- $2 text: the receiver; null: any
 -- $3 bigint: the limit on deliveries
 select
   -- include deliveries/columns.sql
 from cdc_export.deliveries d
-where d.id < $1 and ($2 is null or d.endpoint = $2) and (
+where d.id < $1 and (
   -- include condition
 )
 order by d.id desc
