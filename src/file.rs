@@ -178,6 +178,11 @@ impl FileRecord {
         let names = file_names(&self.name, self.parts.len());
         names.zip(&self.parts).map(|(name, part)| (name, &part.staged))
     }
+
+    /// Returns a copy of the files with their names, in their order.
+    pub fn owned_files(&self) -> Vec<(String, StagedFile)> {
+        self.files().map(|(name, file)| (name, file.clone())).collect()
+    }
 }
 
 /// Returns the names of an export's files. An only file has the export's name; several files have part numbers in it.

@@ -135,8 +135,15 @@ impl Maintenance {
         let sweeping = Pace { period: FOLDER_PERIOD, woken: Some(Arc::clone(&self.sweep_requested)) };
         tasks.spawn(every("sweep", sweeping, async move || sweep::round(&task).await, shutdown.clone()));
         let task = self.for_task();
-        let retaining = Pace::every(FOLDER_PERIOD);
-        tasks.spawn(every("retain", retaining, async move || retain::round(&task).await, shutdown.clone()));
+        let is_left = Arc::new(Notify::new());
+        let retaining = Pace { period: FOLDER_PERIOD, woken: Some(Arc::clone(&is_left)) };
+        let retain = async move || {
+            if !retain::round(&task).await? {
+                is_left.notify_one();
+            }
+            Ok(())
+        };
+        tasks.spawn(every("retain", retaining, retain, shutdown.clone()));
         if let Some(scheduled) = self.scheduled.clone() {
             let mut scheduling = Scheduling::new(self.for_task(), scheduled);
             tasks.spawn(every("schedule", Pace::every(SCHEDULE_PERIOD), async move || scheduling.round().await, drain));

@@ -28,6 +28,7 @@ use crate::job::selection::BadSelection;
 use crate::job::{Bounds, ConsumerId, Job, JobId, Status, Terms};
 use crate::key::Prefix;
 use crate::service::deadline::{call_timeout, on_table, with_timeout};
+use crate::service::files::SentFiles;
 use crate::service::followers::Followers;
 use crate::service::keys::Keyring;
 use crate::service::scrape::ReadCache;
@@ -305,6 +306,7 @@ pub struct Service {
     catalog: Arc<Catalog>,
     terms: Terms,
     downloads: Downloads,
+    sent_files: Arc<SentFiles>,
     metrics_cache: Arc<ReadCache<String>>,
     datasets_cache: Arc<ReadCache<Arc<Vec<Description>>>>,
     /// Cancelled when the process stops starting exports.
@@ -348,6 +350,7 @@ impl Service {
             catalog,
             terms,
             downloads,
+            sent_files: Arc::default(),
             metrics_cache: Arc::default(),
             datasets_cache: Arc::default(),
             draining,

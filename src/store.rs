@@ -132,7 +132,6 @@ pub struct Store {
     /// The share of the caller's key. `None` if the caller has no key.
     key_share: Option<Arc<key_shares::KeyShare>>,
     /// The positions at which the next retention calls begin.
-    cursors: Arc<retention::Cursors>,
     /// Sends the ids of jobs that this process ended.
     endings: broadcast::Sender<JobId>,
     /// The receivers of events about ended exports.
@@ -154,7 +153,6 @@ impl Store {
             open_jobs: Arc::default(),
             key_shares: Arc::default(),
             key_share: None,
-            cursors: Arc::default(),
             endings: broadcast::Sender::new(64),
             listeners: Arc::default(),
             call_timeout: None,

@@ -202,7 +202,7 @@ async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()
 fn log_retention(config: &Config) {
     let settings = &config.maintenance;
     for (setting, retention) in [("RETAIN_FILES", settings.retain_files), ("RETAIN_JOBS", settings.retain_jobs)] {
-        let count = retention.count.map(|count| format!("the {count} newest of each consumer"));
+        let count = retention.count.map(|count| format!("the {count} newest of each consumer in a dataset"));
         let age = retention.age.map(|age| format!("what ended in the last {}", humantime::format_duration(age)));
         let kept = match (count, age) {
             (None, None) => continue,
@@ -216,7 +216,7 @@ fn log_retention(config: &Config) {
         tracing::info!(
             event = "retention",
             setting,
-            "{setting} keeps for {time} what a consumer that acknowledges has not acknowledged"
+            "{setting} keeps for {time} what a consumer has not acknowledged, or nobody has fetched"
         );
     }
 }

@@ -113,8 +113,11 @@ pub trait Destination: fmt::Debug + Send + Sync {
     /// Opens a published file. Returns `None` if the file is gone, or another file has its name.
     async fn open(&self, file: &StagedFile, name: &str) -> Result<Option<Box<dyn PublishedFile>>, Error>;
 
-    /// Removes a published file if it is still the recorded one.
-    async fn remove(&self, file: &StagedFile, name: &str) -> Result<(), Error>;
+    /// Removes those of the published files, with their names, that are still the recorded ones.
+    ///
+    /// # Errors
+    /// If a file could not be removed. All, some or none of the files may be gone then.
+    async fn remove(&self, files: &[(String, StagedFile)]) -> Result<(), Error>;
 
     /// Removes a file that nobody may publish any more, under its hidden name and under its final one.
     async fn discard_file(&self, file: &StagedFile, name: &str) -> Result<(), Error>;

@@ -152,13 +152,17 @@ impl Folder {
         }
     }
 
-    fn remove(&self, file: &StagedFile, name: &str) -> Result<(), Error> {
-        let dir = self.open_for(file)?;
-        if is_own_name(name) && dir.identity(name)?.as_ref() == Some(&file.identity) {
-            dir.remove(name)?;
-            dir.sync()?;
+    /// Removes published files, with one sync of the folder for all of them.
+    fn remove<'a>(&self, files: impl Iterator<Item = (&'a str, &'a StagedFile)>) -> Result<(), Error> {
+        let mut removed_from = None;
+        for (name, file) in files {
+            let dir = self.open_for(file)?;
+            if is_own_name(name) && dir.identity(name)?.as_ref() == Some(&file.identity) {
+                dir.remove(name)?;
+                removed_from = Some(dir);
+            }
         }
-        Ok(())
+        removed_from.map_or(Ok(()), |dir| dir.sync())
     }
 
     fn discard(&self, file: &StagedFile, name: &str) -> Result<(), Error> {
@@ -166,7 +170,7 @@ impl Folder {
         if HiddenFile::read(&file.name).is_some() {
             dir.remove(&file.name)?;
         }
-        self.remove(file, name)
+        self.remove([(name, file)].into_iter())
     }
 
     fn hidden_files(&self) -> Result<Vec<HiddenFile>, Error> {

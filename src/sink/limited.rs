@@ -143,8 +143,8 @@ impl Destination for Limited {
         self.limit.run(self.destination.open(file, name)).await
     }
 
-    async fn remove(&self, file: &StagedFile, name: &str) -> Result<(), Error> {
-        self.limit.run(self.destination.remove(file, name)).await
+    async fn remove(&self, files: &[(String, StagedFile)]) -> Result<(), Error> {
+        self.limit.run(self.destination.remove(files)).await
     }
 
     async fn discard_file(&self, file: &StagedFile, name: &str) -> Result<(), Error> {

@@ -228,8 +228,8 @@ impl Store {
 
     /// Lists the deliveries that match a filter, newest first, up to `limit`.
     pub async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<Vec<Delivery>, Error> {
-        // Uses a literal condition for each filter, so that Postgres can use an index: of a receiver's deliveries, or of
-        // undelivered ones.
+        // A literal condition for each filter lets Postgres use an index: of a receiver's deliveries, or of undelivered
+        // ones.
         let endpoint = if filter.endpoint.is_some() { "d.endpoint = $2" } else { "$2::text is null" };
         let status = match filter.status {
             None => "true",

@@ -55,6 +55,7 @@ pub(crate) struct JobRow {
     watermark_to: Option<DateTime<Utc>>,
     number: Option<i64>,
     acknowledged: Option<bool>,
+    fetched_at: Option<DateTime<Utc>>,
     has_after: bool,
     after_job: Option<Uuid>,
     after_sha256: Option<String>,
@@ -131,6 +132,7 @@ impl TryFrom<JobRow> for Job {
             watermark_to: row.watermark_to,
             number: row.number.map(i64::unsigned_abs),
             acknowledged: row.acknowledged,
+            fetched_at: row.fetched_at,
             after: row.has_after.then(|| match row.after_job {
                 Some(job) => After::Export { job: job.into(), sha256: row.after_sha256 },
                 None => After::Nothing,

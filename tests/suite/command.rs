@@ -425,9 +425,9 @@ async fn a_start_without_datasets_and_without_the_demo_says_so() {
     assert_eq!(
         told,
         [
-            "RETAIN_FILES keeps the 30 newest of each consumer",
+            "RETAIN_FILES keeps the 30 newest of each consumer in a dataset",
             "RETAIN_JOBS keeps what ended in the last 30days",
-            "RETAIN_UNACKED keeps for 30days what a consumer that acknowledges has not acknowledged"
+            "RETAIN_UNACKED keeps for 30days what a consumer has not acknowledged, or nobody has fetched"
         ]
     );
     service.stop().await;

@@ -72,10 +72,10 @@ async fn files_appear_when_they_are_published(destination: &Limited, other: &Lim
     assert_eq!(content(file, 1, 2).await, b"bc");
 
     let changed = FileIdentity { bytes: 4, ..published.identity.clone() };
-    destination.remove(&StagedFile { identity: changed, ..published.clone() }, name).await.unwrap();
+    destination.remove(&[(name.to_owned(), StagedFile { identity: changed, ..published.clone() })]).await.unwrap();
     assert!(destination.open(&published, name).await.unwrap().is_some(), "the recorded file alone is removed");
     for destination in [destination, other] {
-        destination.remove(&published, name).await.unwrap();
+        destination.remove(&[(name.to_owned(), published.clone())]).await.unwrap();
         assert!(destination.open(&published, name).await.unwrap().is_none());
     }
     assert_eq!(destination.publish(&staged, name).await.unwrap(), Published::Gone);

@@ -1,8 +1,10 @@
 //! Files and jobs that go: on request, by age, by count.
 
-use serde_json::Value;
+use cdc_export::store::retention::LaneCursor;
+use serde_json::{Value, json};
 
-use crate::harness::{Database, Start, eventually, refusal};
+use crate::catalog::{Catalog, ended};
+use crate::harness::{Database, Service, Start, eventually, refusal};
 
 #[tokio::test]
 async fn a_file_is_removed_on_request_and_its_job_stays() {
@@ -98,13 +100,16 @@ async fn nothing_is_forgotten_behind_a_job_that_is_kept() {
     for consumer in ["a", "a", "a", "b", "b"] {
         others.push(service.export(if others.len() < 3 { "delta" } else { "full" }, consumer).await.0);
     }
+    database.fetch_all().await;
     let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_JOBS", "1").service().await;
     let left = "select count(*) from exports where consumer_id = 'b'";
     eventually("jobs go", || async { (database.one::<i64>(left).await == 1).then_some(()) }).await;
     assert_eq!(keeping.files().len(), 2);
     let id = first["jobId"].as_str().unwrap();
     let page = service.call("GET", &format!("/exports?consumer=a&dataset=users&after={id}"), &[]).await;
-    assert_eq!(page.json::<Value>().await.unwrap()["items"], Value::from(others[..3].to_vec()));
+    let page: Value = page.json().await.unwrap();
+    let ids = |jobs: &[Value]| jobs.iter().map(|job| job["jobId"].clone()).collect::<Vec<_>>();
+    assert_eq!(ids(page["items"].as_array().unwrap()), ids(&others[..3]));
     keeping.stop().await;
     // A day later nobody has had that folder: what it keeps holds nothing up, and who stands there is told so.
     let forget = format!(
@@ -158,6 +163,7 @@ async fn a_lane_goes_with_its_jobs_unless_it_has_published() {
              update exports set finished_at = finished_at - interval '2 days'",
         )
         .await;
+    database.fetch_all().await;
     let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_JOBS", "1d");
     service.stop().await;
 
@@ -205,11 +211,109 @@ async fn a_lane_that_is_submitted_to_is_not_forgotten() {
     .execute(&mut *submitting)
     .await
     .unwrap();
-    assert_eq!(store.forget_lanes().await.unwrap(), 1, "b's alone, without waiting");
+    assert_eq!(store.forget_lanes(&LaneCursor::default()).await.unwrap().found, 1, "b's alone, without waiting");
     submitting.commit().await.unwrap();
-    assert_eq!(store.forget_lanes().await.unwrap(), 0);
+    assert_eq!(store.forget_lanes(&LaneCursor::default()).await.unwrap().found, 0);
     assert_eq!(
         database.one::<String>("select string_agg(consumer_id || last_sequence, ' ') from cdc_export.lanes").await,
         "a8"
     );
+}
+
+/// Downloads an export's file, as a loader would.
+async fn fetch(service: &Service, job: &Value) {
+    let path = format!("/exports/{}/download", job["jobId"].as_str().unwrap());
+    service.call("GET", &path, &[]).await.bytes().await.unwrap();
+    eventually("it is fetched", async || {
+        Some(service.job(job["jobId"].as_str().unwrap()).await).filter(|job| job["fetchedAt"].is_string())
+    })
+    .await;
+}
+
+/// One consumer of three datasets: the exports of one take no place of another's.
+#[tokio::test]
+async fn each_dataset_of_a_consumer_keeps_its_own_files_and_jobs() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let names = ["one", "two", "three"];
+    let of = |name: &&str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"users\"\nkey = [\"id\"]\n");
+    let catalog = Catalog::of(&names.iter().map(of).collect::<String>());
+    catalog.track(&database, "one").await;
+    let service = catalog.start(&database).service().await;
+    let mut kept = Vec::new();
+    for name in names {
+        for consumer in [Some("a"), None] {
+            for n in 0..3 {
+                let path = if consumer.is_some() { "/exports/full" } else { "/exports" };
+                let job = ended(&service, path, consumer, json!({ "dataset": name })).await;
+                if n == 2 {
+                    kept.push(job["outputFilename"].as_str().unwrap().to_owned());
+                }
+            }
+        }
+    }
+    kept.sort();
+    let keeping = catalog.start(&database).sharing_output(&service).with("RETAIN_FILES", 1).service().await;
+    eventually("files go", async || (keeping.files() == kept).then_some(())).await;
+    keeping.stop().await;
+    let keeping = catalog.start(&database).sharing_output(&service).with("RETAIN_JOBS", 1).service().await;
+    let lanes =
+        "select array_agg(jobs) from (select count(*) as jobs from exports group by consumer_id, dataset) lanes";
+    eventually("jobs go", async || (database.one::<Vec<i64>>(lanes).await == [1; 6]).then_some(())).await;
+    keeping.stop().await;
+    service.stop().await;
+}
+
+/// A loader that has not begun yet finds the newest full export and all that follows it.
+#[tokio::test]
+async fn what_nobody_fetched_is_kept_from_the_newest_full_export_on() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    let mut jobs = Vec::new();
+    for export_type in ["full", "delta", "full", "delta", "delta", "delta"] {
+        jobs.push(service.export(export_type, "a").await.0);
+    }
+    let files = |from: usize, until: usize| {
+        let names = jobs[from..until].iter().map(|job| job["outputFilename"].as_str().unwrap().to_owned());
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        names
+    };
+    let start = || Start::on(&database).sharing_output(&service).with("RETAIN_FILES", 1);
+    // What comes before the newest full export is of no use to anybody who begins.
+    let keeping = start().service().await;
+    eventually("files go", async || (keeping.files() == files(2, 6)).then_some(())).await;
+    fetch(&keeping, &jobs[2]).await;
+    fetch(&keeping, &jobs[3]).await;
+    keeping.stop().await;
+    let keeping = start().service().await;
+    eventually("what was fetched goes", async || (keeping.files() == files(4, 6)).then_some(())).await;
+    keeping.stop().await;
+    let keeping = start().with("RETAIN_UNACKED", "1s").service().await;
+    eventually("the rest goes in the end", async || (keeping.files() == files(5, 6)).then_some(())).await;
+    keeping.stop().await;
+    service.stop().await;
+}
+
+/// One round takes all that is past the retention, however much that is.
+#[tokio::test]
+async fn a_year_of_jobs_goes_at_once() {
+    let database = Database::new().await;
+    database
+        .run(
+            "insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, status, max_attempts,
+               output_filename, finished_at, error_code)
+             select gen_random_uuid(), 'c' || n % 10, 'users', n, 'delta', 'csv', 'failed', 5, 'f' || n,
+               now() - interval '1 year', 'internal'
+             from generate_series(1, 9000) n;
+             insert into cdc_export.lanes (consumer_id, dataset, last_sequence)
+             select distinct consumer_id, dataset, 9000 from exports",
+        )
+        .await;
+    let service = Start::on(&database).with("RETAIN_JOBS", "30d").service().await;
+    let left = "select count(*) from exports";
+    eventually("all of them go", async || (database.one::<i64>(left).await == 0).then_some(())).await;
+    assert_eq!(service.events("jobs_forgotten").len(), 1);
+    service.stop().await;
 }

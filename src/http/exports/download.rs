@@ -6,6 +6,7 @@ use axum::body::Body;
 use axum::extract::Path;
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use futures_util::TryStreamExt;
 use http_range_header::{EndPosition, RangeUnsatisfiableError, StartPosition, parse_range_header};
 use tokio_util::io::ReaderStream;
 use utoipa::openapi::header::HeaderBuilder;
@@ -186,10 +187,16 @@ async fn answer(
     if *method == Method::GET
         && let Some(FileUrl { url, .. }) = service.redirection(&file).await?
     {
+        service.record_fetched(id, part).await;
         let headers = [(header::LOCATION, url), (header::CACHE_CONTROL, "no-store".to_owned())];
         return Ok((StatusCode::TEMPORARY_REDIRECT, headers).into_response());
     }
-    let body = ReaderStream::with_capacity(file.part(from, length).await?, READ_BYTES);
+    let mut sending = (*method == Method::GET).then(|| service.sending(id, part, from, size));
+    let body = ReaderStream::with_capacity(file.part(from, length).await?, READ_BYTES).inspect_ok(move |bytes| {
+        if let Some(sending) = &mut sending {
+            sending.add(bytes.len());
+        }
+    });
     Ok((status, response_headers, Body::from_stream(body)).into_response())
 }
 

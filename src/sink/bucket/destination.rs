@@ -16,6 +16,9 @@ use crate::manifest::{self, Manifest};
 use crate::sink::bucket::Bucket;
 use crate::sink::{Destination, Draft, Error, MarkerFile, Prepared, Published, PublishedFile, WrittenManifest};
 
+/// The limit on concurrent removals of one call.
+const CONCURRENT_REMOVALS: usize = 8;
+
 #[async_trait]
 impl Destination for Bucket {
     async fn prepare(&self) -> Result<Prepared, Error> {
@@ -57,8 +60,14 @@ impl Destination for Bucket {
         Ok(opened.map(|object| Box::new(object) as Box<dyn PublishedFile>))
     }
 
-    async fn remove(&self, file: &StagedFile, _name: &str) -> Result<(), Error> {
-        self.remove_object(file).await
+    async fn remove(&self, files: &[(String, StagedFile)]) -> Result<(), Error> {
+        let mut outcome = Ok(());
+        for some in files.chunks(CONCURRENT_REMOVALS) {
+            let removals = some.iter().map(|(_, file)| self.remove_object(file));
+            // A file that can't be removed must not keep the others.
+            outcome = join_all(removals).await.into_iter().fold(outcome, Result::and);
+        }
+        outcome
     }
 
     async fn discard_file(&self, file: &StagedFile, _name: &str) -> Result<(), Error> {

@@ -95,8 +95,9 @@ impl Destination for FolderDestination {
         Ok(opened.map(|file| Box::new(OpenFile { file, name: name.to_owned() }) as Box<dyn PublishedFile>))
     }
 
-    async fn remove(&self, file: &StagedFile, name: &str) -> Result<(), Error> {
-        self.run_on(file, name, Folder::remove).await
+    async fn remove(&self, files: &[(String, StagedFile)]) -> Result<(), Error> {
+        let files = files.to_vec();
+        self.run(move |folder| folder.remove(files.iter().map(|(name, file)| (&**name, file)))).await
     }
 
     async fn discard_file(&self, file: &StagedFile, name: &str) -> Result<(), Error> {

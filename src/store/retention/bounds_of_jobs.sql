@@ -1,19 +1,20 @@
--- A CTE for the consumers $1: `bounds` has the newest ended job of each consumer that is past the retention. It is the
--- first job beyond the count $2, or the time $3 seconds ago. Older jobs are past the retention, too.
+-- A CTE for the lanes of the consumers $1 and datasets $2: `bounds` has the newest ended job of each lane that is past
+-- the retention. It is the first job beyond the count $3, or the time $4 seconds ago. Older jobs are past it, too.
 with bounds as (
-  select c.consumer_id, bound.finished_at, bound.id
-  from unnest($1) as c (consumer_id)
+  select l.consumer_id, l.dataset, bound.finished_at, bound.id
+  from unnest($1, $2) as l (consumer_id, dataset)
   cross join lateral (
     select b.finished_at, b.id
     from (
       (select f.finished_at, f.id
        from exports f
-       where $2 is not null and coalesce(f.consumer_id, '') = c.consumer_id and f.finished_at is not null
+       where $3 is not null and coalesce(f.consumer_id, '') = l.consumer_id and f.dataset = l.dataset
+         and f.finished_at is not null
        order by f.finished_at desc, f.id desc
-       offset $2 limit 1)
+       offset $3 limit 1)
       union all
-      select clock_timestamp() - make_interval(secs => $3), '00000000-0000-0000-0000-000000000000'::uuid
-      where $3 is not null) b
+      select clock_timestamp() - make_interval(secs => $4), '00000000-0000-0000-0000-000000000000'::uuid
+      where $4 is not null) b
     order by b.finished_at desc, b.id desc
     limit 1) bound
 )

@@ -1,10 +1,11 @@
 -- store.retention.forget_jobs_past
--- Deletes jobs that are past the retention and have no file any more, the oldest of each consumer first.
--- $1 text[]: the consumers; the empty one has the ad-hoc exports
--- $2 bigint: the number of kept ended jobs of a consumer; null for no limit
--- $3 float8: the seconds for which a job is kept; null for no limit
--- $4 bigint: the limit on deleted jobs
--- $5 float8: the seconds for which an unacknowledged export, or one with an open delivery, is kept
+-- Deletes jobs that are past the retention and have no file any more, the oldest of each lane first.
+-- $1 text[]: the consumers of the lanes; the empty one has the ad-hoc exports
+-- $2 text[]: their datasets
+-- $3 bigint: the number of kept ended jobs of a lane; null for no limit
+-- $4 float8: the seconds for which a job is kept; null for no limit
+-- $5 bigint: the limit on deleted jobs
+-- $6 float8: the seconds for which an unacknowledged export, or one with an open delivery, is kept
 -- include retention/bounds_of_jobs.sql
 ,
 past as (
@@ -13,7 +14,7 @@ past as (
   cross join lateral (
     select f.id
     from exports f
-    where coalesce(f.consumer_id, '') = bounds.consumer_id
+    where coalesce(f.consumer_id, '') = bounds.consumer_id and f.dataset = bounds.dataset
       and f.finished_at is not null and (f.status <> 'completed' or f.file_removed_at is not null)
       and (f.finished_at, f.id) <= (bounds.finished_at, bounds.id)
       -- Spares an export that an acknowledging consumer has not acknowledged yet. A restore may have set the numbers
@@ -21,12 +22,12 @@ past as (
       and not exists (
         select from cdc_export.lanes l
         where l.consumer_id = f.consumer_id and l.dataset = f.dataset and f.number > l.acknowledged
-          and extract(epoch from clock_timestamp() - f.published_at) < $5)
+          and extract(epoch from clock_timestamp() - f.published_at) < $6)
       -- Spares a job with an open delivery of its end.
       and not exists (
         select from cdc_export.deliveries d
         where d.job = f.id and d.delivered_at is null and d.dead_at is null
-          and extract(epoch from clock_timestamp() - d.created_at) < $5)
+          and extract(epoch from clock_timestamp() - d.created_at) < $6)
       -- Keeps the lane's last published job, because the next export continues from it.
       and (f.published_at is null or f.lane_sequence is null or exists (
         select from exports l
@@ -43,7 +44,7 @@ past as (
           order by k.number limit 1) kept
         where kept.number < f.number)
     order by f.finished_at, f.id
-    limit $4) e
-  limit $4
+    limit $5) e
+  limit $5
 )
 delete from exports where id = any (array(select past.id from past))

@@ -133,18 +133,19 @@ impl Destination for Memory {
         Ok(found.map(|found| Box::new(found) as Box<dyn PublishedFile>))
     }
 
-    async fn remove(&self, file: &StagedFile, name: &str) -> Result<(), Error> {
+    async fn remove(&self, files: &[(String, StagedFile)]) -> Result<(), Error> {
         let mut state = self.state();
-        state.require(file)?;
-        if state.is_at(file, name) {
-            state.files.remove(name);
+        for (name, file) in files {
+            state.require(file)?;
+            if state.is_at(file, name) {
+                state.files.remove(name);
+            }
         }
         Ok(())
     }
 
     async fn discard_file(&self, file: &StagedFile, name: &str) -> Result<(), Error> {
-        self.remove(file, &file.name).await?;
-        self.remove(file, name).await
+        self.remove(&[(file.name.clone(), file.clone()), (name.to_owned(), file.clone())]).await
     }
 
     async fn hidden_files(&self) -> Result<Vec<HiddenFile>, Error> {
