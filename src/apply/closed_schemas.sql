@@ -1,6 +1,6 @@
 -- apply.search_path.closed_schemas
--- Returns those of the schemas in which nobody who isn't trusted owns a function or an operator, or may create one, in
--- their order.
+-- Returns those of the schemas in which nobody who isn't trusted owns anything that a statement can name, or may create
+-- it, in their order.
 -- $1 text[]: the roles of `trusted_roles.sql`
 -- $2 text[]: the schemas
 with recursive
@@ -15,6 +15,18 @@ with recursive
     select pronamespace from pg_proc where proowner not in (select oid from trusted)
     union
     select oprnamespace from pg_operator where oprowner not in (select oid from trusted)
+    union
+    select relnamespace from pg_class where relowner not in (select oid from trusted)
+    union
+    select typnamespace from pg_type where typowner not in (select oid from trusted)
+    union
+    select collnamespace from pg_collation where collowner not in (select oid from trusted)
+    union
+    select connamespace from pg_conversion where conowner not in (select oid from trusted)
+    union
+    select cfgnamespace from pg_ts_config where cfgowner not in (select oid from trusted)
+    union
+    select dictnamespace from pg_ts_dict where dictowner not in (select oid from trusted)
   )
 select n.nspname::text
 from unnest($2::text[]) with ordinality as path (name, place)

@@ -295,14 +295,31 @@ async fn triggers_find_no_functions_where_others_may_create() {
     shared.applied(&[]).await;
     assert_eq!(rows(&pair.target, "loot").await, Vec::<String>::new());
     assert_eq!(pair.target.one::<i64>("select count(*) from own.log where name = 'new'").await, 1);
+    // So does a table, which the trigger's function would find before the loader's own.
+    pair.target.run("drop function lower(varchar)").await;
+    pair.target.run(&format!("grant create on schema public to {mallory}")).await;
+    let log = "create table public.log (name text); grant all on public.log to public;
+               create trigger trap before insert on public.log for each row execute function trap()";
+    shared.run_as(mallory, log).await;
+    pair.target
+        .run(&format!(
+            "revoke create on schema public from {mallory}; alter function trap() owner to {loader};
+             alter function spring(anyelement) owner to {loader}; alter table loot owner to {loader};
+             alter role {loader} set search_path = public, own"
+        ))
+        .await;
+    pair.source.run("insert into t values (79, 'NEW')").await;
+    shared.applied(&[]).await;
+    assert_eq!(rows(&pair.target, "loot").await, Vec::<String>::new());
+    assert_eq!(pair.target.one::<i64>("select count(*) from own.log where name = 'new'").await, 2);
     // A schema that nobody else creates in stays on the path.
     pair.target
-        .run("drop function lower(varchar); drop function trap() cascade; drop function spring(anyelement) cascade")
+        .run("drop table public.log; drop function trap() cascade; drop function spring(anyelement) cascade")
         .await;
     shared.run_as(loader, "alter table own.log set schema public").await;
     pair.source.run("insert into t values (78, 'NEW')").await;
     shared.applied(&[]).await;
-    assert_eq!(pair.target.one::<i64>("select count(*) from public.log where name = 'new'").await, 2);
+    assert_eq!(pair.target.one::<i64>("select count(*) from public.log where name = 'new'").await, 3);
     shared.end().await;
 }
 
