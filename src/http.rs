@@ -43,7 +43,7 @@ use std::time::{Duration, Instant};
 use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderName, HeaderValue, Method, Uri, header};
 use axum::middleware::{self, Next};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
 use hyper::body::Incoming;
@@ -98,6 +98,9 @@ const MAX_HEADERS_READ: usize = 1000;
 const CONNECTION_BUFFER_BYTES: usize = 64 * 1024;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
+const OPENER_POLICY: HeaderName = HeaderName::from_static("cross-origin-opener-policy");
+/// The content security policy of responses that are no pages.
+const NO_CONTENT: &str = "default-src 'none'; frame-ancestors 'none'";
 
 /// The API's settings.
 #[derive(Clone, Debug)]
@@ -183,7 +186,9 @@ fn with_layers(routes: OpenApiRouter, service: Service, access: Access, settings
     let routes = routes
         .layer(middleware::from_fn_with_state(parameters, query::check))
         .layer(Extension(RouterDocument::new(api)))
+        .layer(Extension(access))
         .layer(middleware::from_fn(connections::acquire_active_slot))
+        .layer(middleware::from_fn(finish_change))
         .layer(middleware::from_fn_with_state(control, access::check))
         .layer(middleware::from_fn(refuse_long_heads))
         .layer(CatchPanicLayer::custom(problem::panic_response))
@@ -202,10 +207,33 @@ fn with_layers(routes: OpenApiRouter, service: Service, access: Access, settings
         // Pages of other origins must not embed a response. This header does not affect pages allowed by CORS, because
         // browsers evaluate it only for embedding.
         .layer(SetResponseHeaderLayer::overriding(RESOURCE_POLICY, HeaderValue::from_static("same-origin")))
+        // No page may embed a response or run a script in it. The pages have policies of their own.
+        .layer(SetResponseHeaderLayer::if_not_present(
+            header::CONTENT_SECURITY_POLICY,
+            HeaderValue::from_static(NO_CONTENT),
+        ))
+        // No page that opens one of these keeps a handle to it.
+        .layer(SetResponseHeaderLayer::overriding(OPENER_POLICY, HeaderValue::from_static("same-origin")))
         // During a drain, clients with keep-alive connections, such as proxies, open their next connection to another
         // process. So no request is lost when this process exits.
         .layer(SetResponseHeaderLayer::overriding(header::CONNECTION, if_draining));
     with_request_ids(routes).layer(SetSensitiveRequestHeadersLayer::new([header::AUTHORIZATION]))
+}
+
+/// Runs a call that changes something to its end, even if its client goes away or its key is revoked meanwhile.
+///
+/// Otherwise a change could end halfway: without its row of the audit log, for example.
+async fn finish_change(request: Request, next: Next) -> Response {
+    if request.method().is_safe() {
+        return next.run(request).await;
+    }
+    match tokio::spawn(next.run(request).in_current_span()).await {
+        Ok(answer) => answer,
+        Err(stopped) => match stopped.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Problem::internal().into_response(),
+        },
+    }
 }
 
 /// Assigns an id to each request. The response and the log lines of the request contain this id.

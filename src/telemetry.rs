@@ -12,6 +12,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, filter::Targets, fmt};
 
+use crate::connection::failure::withheld_message;
+
 /// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -80,17 +82,23 @@ pub(crate) use job_event;
 
 /// Formats an error and its causes in one line.
 ///
-/// Omits repeated texts, because some libraries include the text of the cause in the error.
-pub fn chain(error: &dyn std::error::Error) -> String {
+/// Omits repeated texts, because some libraries include the text of the cause in the error. Omits messages of Postgres
+/// that may quote a row's value.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let (mut line, mut last) = (String::new(), String::new());
     for error in std::iter::successors(Some(error), |error| error.source()) {
-        let text = error.to_string();
+        let withheld = withheld_message(error);
+        let is_last = withheld.is_some();
+        let text = withheld.unwrap_or_else(|| error.to_string());
         if line.is_empty() {
             line.push_str(without_prefix(&text));
         } else if !last.ends_with(&text) {
             line.extend([": ", without_prefix(&text)]);
         }
         last = text;
+        if is_last {
+            break;
+        }
     }
     line
 }

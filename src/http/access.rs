@@ -178,7 +178,8 @@ pub(crate) async fn check(
         Problem::scope_missing(scope).into_response()
     };
     if let Some(code) = recorded_refusal(&answer) {
-        service.record_refusal(action, code.as_str()).await;
+        // The client may go away before it is recorded.
+        let _ = tokio::spawn(async move { service.record_refusal(action, code.as_str()).await }).await;
     }
     Ok(end_when_revoked(answer, control.service, key))
 }

@@ -16,6 +16,7 @@ use crate::http::access::service_of;
 use crate::http::code::Code;
 use crate::http::problem::Problem;
 use crate::job::{ConsumerId, ExportType, IdempotencyKey, JobId};
+use crate::key;
 use crate::service::{self, Service};
 
 pub(crate) const CONSUMER_HEADER: &str = "X-Consumer-ID";
@@ -128,6 +129,10 @@ where
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (None, _) => Ok(None),
+        // It would be in logs and file names.
+        (Some(value), None) if value.to_str().is_ok_and(key::is_in) => {
+            Err(bad(&"this is an API key, which belongs into Authorization"))
+        }
         (Some(value), None) => value.to_str().unwrap_or_default().parse().map(Some).map_err(|why| bad(&why)),
         (Some(_), Some(_)) => Err(bad(&"given twice")),
     }

@@ -177,6 +177,7 @@ impl Service {
         if !record.is_own {
             return Err(Error::FileOfOtherDatabase);
         }
+        with_timeout(self.store.record_removal(id)).await?;
         self.destination.remove(&record.owned_files()).await?;
         with_timeout(self.store.files_removed(&[id])).await?;
         job_event!(info, job, "file_removed", file = record.name);

@@ -57,6 +57,11 @@ impl Store {
         self.record(Action::Download, (None, None, Some(job)), part, DONE).await
     }
 
+    /// Records that the files of a job are about to be removed.
+    pub async fn record_removal(&self, job: JobId) -> Result<(), Error> {
+        self.record(Action::RemoveFile, (None, None, Some(job)), None, DONE).await
+    }
+
     /// Records that a request was refused with this code.
     pub async fn record_refusal(&self, action: Action, code: &str) -> Result<(), Error> {
         let Some(Origin { consumer, dataset, job, .. }) = self.origin.as_deref() else { return Ok(()) };

@@ -190,18 +190,17 @@ impl Store {
     pub async fn files_removed(&self, jobs: &[JobId]) -> Result<Vec<JobId>, Error> {
         let jobs: Vec<_> = jobs.iter().map(|job| job.as_uuid()).collect();
         // In the order of their ids, so that two processes that record the same jobs don't wait for each other.
-        let statement = sqlx::query_as(
+        let statement = sqlx::query_scalar(
             "-- store.retention.files_removed
              with removed as (
                select id from exports where id = any ($1) and published_at is not null and file_removed_at is null
                order by id for update)
              update exports e set file_removed_at = clock_timestamp() from removed where e.id = removed.id
-             returning e.id, cdc_export.audit($2, 'remove_file', e.consumer_id, e.dataset, e.id)::text",
+             returning e.id",
         )
-        .bind(jobs)
-        .bind(self.origin());
-        let removed: Vec<(Uuid, Option<String>)> = self.with(async |conn| statement.fetch_all(conn).await).await?;
-        Ok(removed.into_iter().map(|(id, _)| JobId::from(id)).collect())
+        .bind(jobs);
+        let removed: Vec<Uuid> = self.with(async |conn| statement.fetch_all(conn).await).await?;
+        Ok(removed.into_iter().map(JobId::from).collect())
     }
 }
 

@@ -1,6 +1,7 @@
 //! The audit log: a row for each change, each download and each refusal of a valid key.
 
 use serde_json::{Value, json};
+use sqlx::Executor;
 
 use crate::catalog::{Catalog, ended};
 use crate::harness::{Database, Service, Start, client_builder, eventually, refusal};
@@ -97,8 +98,11 @@ async fn each_change_and_each_download_has_a_row() {
     let [ack] = page["items"].as_array().unwrap().as_slice() else { panic!("{page}") };
     assert_eq!((&ack["requestId"], &ack["remote"]), (&json!("r-7"), &json!("127.0.0.1")));
     // A row is written by the transaction of its change.
-    let together = "select bool_and(l.xmin = e.xmin) from cdc_export.audit_log l join exports e on e.id = l.job_id \
-                    where l.action = 'remove_file'";
+    let watermark = service.client.put(format!("{}/exports/watermark", service.address)).header("X-Consumer-ID", "b");
+    let set = watermark.json(&json!({ "lastExportedAt": "2026-01-01T00:00:00Z" })).send().await.unwrap();
+    assert_eq!(set.status(), 200);
+    let together = "select l.xmin = w.xmin from cdc_export.audit_log l join watermarks w using (consumer_id) \
+                    where l.action = 'set_watermark' and consumer_id = 'b'";
     assert!(database.one::<bool>(together).await);
     service.stop().await;
 }
@@ -161,6 +165,49 @@ async fn one_key_adds_few_rows_by_refusals() {
     assert_eq!(service.call("POST", "/exports/full", &headers).await.status(), 202);
     let of_a = "select count(*) from cdc_export.audit_log where action = 'export' and consumer_id = 'a'";
     assert_eq!(database.one::<i64>(of_a).await, 1);
+    service.stop().await;
+}
+
+/// Whoever ends the connection early hides nothing, and leaves nothing half done.
+#[tokio::test]
+async fn a_change_whose_client_goes_away_is_done_and_has_its_row() {
+    let database = Database::new().await;
+    database.add_users(1, 3).await;
+    let service = service(&database).await;
+    let (job, _) = service.export("full", "a").await;
+    let id = job["jobId"].as_str().unwrap();
+    let mut held = database.pool.begin().await.unwrap();
+    held.execute(sqlx::AssertSqlSafe(format!("select from exports where id = '{id}' for update"))).await.unwrap();
+    let path = format!("/exports/{id}");
+    let removal = service.call("DELETE", &path, &[]);
+    let is_removed = eventually("the file is removed", async || service.files().is_empty().then_some(()));
+    tokio::select! {
+        answer = removal => panic!("{answer:?}"),
+        () = is_removed => {}
+    }
+    held.rollback().await.unwrap();
+    let recorded = "select count(*) from cdc_export.audit_log where action = 'remove_file'";
+    assert_eq!(database.one::<i64>(recorded).await, 1);
+    let done = "select file_removed_at is not null from exports";
+    eventually("the call is done", async || database.one::<bool>(done).await.then_some(())).await;
+    service.stop().await;
+}
+
+/// A key that was stolen is used from elsewhere.
+#[tokio::test]
+async fn equal_downloads_from_two_addresses_are_two_rows() {
+    let database = Database::new().await;
+    database.add_users(1, 3).await;
+    let service = service(&database).await;
+    let key = bearer(&database, "search", &[], &[]).await;
+    let (job, _) = service.export("full", "a").await;
+    let url = format!("{}/exports/{}/download", service.address, job["jobId"].as_str().unwrap());
+    for address in [[127, 0, 0, 1], [127, 0, 0, 77], [127, 0, 0, 1]] {
+        let client = client_builder().local_address(std::net::IpAddr::from(address)).build().unwrap();
+        client.get(&url).header("Authorization", &key).send().await.unwrap().bytes().await.unwrap();
+    }
+    let counts: Vec<Value> = rows(&service, &prefix(&key)).await.iter().map(|row| row[5].clone()).collect();
+    assert_eq!(counts, [json!(2), json!(1)]);
     service.stop().await;
 }
 

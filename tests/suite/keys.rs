@@ -732,3 +732,22 @@ async fn beyond_loopback_keys_are_wanted_once_there_is_one() {
     assert_eq!(reqwest::get(format!("{open}/exports")).await.unwrap().status(), 200);
     service.stop().await;
 }
+
+/// Sent under the wrong name, a key would be in the log, in file names and in what other keys see.
+#[tokio::test]
+async fn a_key_is_no_consumer_and_no_idempotency_key() {
+    let database = Database::new().await;
+    let key = bearer(&database, "search", &[], &[]).await;
+    let text = key.strip_prefix("Bearer ").unwrap();
+    let service = Start::on(&database).with("AUTH", "keys").with("LOG_LEVEL", "debug").service().await;
+    for (headers, code) in [
+        ([("X-Consumer-ID", text), ("Idempotency-Key", "k")], "consumer_invalid"),
+        ([("X-Consumer-ID", "a"), ("Idempotency-Key", text)], "idempotency_key_invalid"),
+    ] {
+        let headers = [&[("Authorization", &*key)], &headers[..]].concat();
+        let answer = service.call("POST", "/exports/full", &headers).await;
+        assert_eq!(refusal(answer).await, (400, code.to_owned()));
+    }
+    assert!(!service.log().contains(text));
+    service.stop().await;
+}

@@ -3,6 +3,7 @@
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::catalog::{Catalog, ended};
 use crate::harness::{Database, Service, Start, eventually};
 
 /// The line of an event that a request of this id wrote.
@@ -25,6 +26,25 @@ fn require_whose(line: &Value, job: &str, export_type: &str) {
     {
         assert_eq!(line[field], value, "{field}: {line}");
     }
+}
+
+/// Postgres's message for a value that a filter can't read quotes the value.
+#[tokio::test]
+async fn no_line_has_a_value_that_a_filter_could_not_read() {
+    let database = Database::empty().await;
+    let values = "create table t (id int primary key, code text); insert into t values (1, '7'), (2, 'PLANTED 078-05')";
+    database.run(values).await;
+    let text = "[[dataset]]\nname = \"t\"\ntable = \"t\"\nfilter = \"code::integer operator(pg_catalog.>) 0\"\n";
+    let catalog = Catalog::of(text);
+    catalog.track(&database, "t").await;
+    let service = catalog.start(&database).with("LOG_LEVEL", "debug").service().await;
+    let job = ended(&service, "/exports/full", Some("a"), json!({ "dataset": "t" })).await;
+    assert_eq!(job["status"], "failed", "{job}");
+    assert!(job["error"]["detail"].as_str().unwrap().contains("22P02"), "{job}");
+    let line = service.says("filter_fails", job["jobId"].as_str().unwrap()).await;
+    assert!(line["error"].as_str().unwrap().contains("22P02"), "{line}");
+    assert!(!service.log().contains("PLANTED"), "{}", service.log());
+    service.stop().await;
 }
 
 #[tokio::test]

@@ -27,6 +27,11 @@ export class Unreachable extends Error {}
 
 let key = sessionStorage.getItem(STORED);
 
+// The browser may show this page again as it was left, with its data and its key. Meanwhile the key may be forgotten.
+addEventListener("pageshow", (event) => {
+  if (event.persisted && sessionStorage.getItem(STORED) !== key) location.reload();
+});
+
 export function hasKey() {
   return key !== null;
 }

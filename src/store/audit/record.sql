@@ -1,5 +1,6 @@
 -- store.audit.record
--- Records a download or a refusal. Equal requests of one key within a minute are one row with a count. Once a key has
+-- Records a download, a removal or a refusal. Equal requests of one key from one address within a minute are one row
+-- with a count. Once a key has
 -- 100 rows of refusals in a minute, further refusals are recorded without names, so that no key can fill the log.
 -- $1 jsonb: the sender: key, remote, requestId
 -- $2 text: the action
@@ -9,7 +10,7 @@
 -- $6 integer: the number of the file
 -- $7 text: the outcome
 with recent as materialized (
-  select l.id, l.action, l.consumer_id, l.dataset, l.job_id, l.part, l.outcome
+  select l.id, l.action, l.consumer_id, l.dataset, l.job_id, l.part, l.outcome, l.remote
   from cdc_export.audit_log l
   where coalesce(l.key, '') = coalesce($1 ->> 'key', '') and l.at > statement_timestamp() - interval '1 minute'
 ),
@@ -27,8 +28,8 @@ counted as (
     from recent r
     cross join entry
     where r.action = $2 and r.outcome = $7
-      and (r.consumer_id, r.dataset, r.job_id, r.part)
-        is not distinct from (entry.consumer_id, entry.dataset, entry.job_id, $6))
+      and (r.consumer_id, r.dataset, r.job_id, r.part, r.remote)
+        is not distinct from (entry.consumer_id, entry.dataset, entry.job_id, $6, $1 ->> 'remote'))
   returning l.id
 )
 insert into cdc_export.audit_log (request_id, key, remote, action, consumer_id, dataset, job_id, part, outcome)
