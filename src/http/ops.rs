@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use chrono::Utc;
 use serde::Serialize;
 use utoipa::{IntoResponses, ToSchema};
 
 use crate::dataset::Description;
+use crate::http::access::Access;
 use crate::http::datasets::problems;
 use crate::job::json::rfc3339;
 use crate::service::Service;
@@ -71,12 +72,13 @@ pub(crate) async fn live() -> HealthAnswer {
 /// Check that an export could start now
 ///
 /// Checks Postgres, the output folder or bucket, and the free space on a folder's disk. `datasets` lists the datasets
-/// that are not ready, with the reasons, as `/datasets` does. They do not change the status, because exports of other
-/// datasets can start.
+/// that are not ready, with the reasons, as `/datasets` does; if calls need keys, only their number. They do not change
+/// the status, because exports of other datasets can start.
 #[utoipa::path(get, path = "/health/ready", operation_id = "getReadiness", tag = "service", responses(HealthAnswer))]
-pub(crate) async fn ready(service: Service) -> HealthAnswer {
+pub(crate) async fn ready(Extension(access): Extension<Access>, service: Service) -> HealthAnswer {
     let health = service.health().await;
-    let datasets = health.datasets.map(|datasets| ("datasets", ready_or_why(&datasets)));
+    let are_named = access != Access::Keys;
+    let datasets = health.datasets.map(|datasets| ("datasets", ready_or_why(&datasets, are_named)));
     let checks = [("postgres", word(health.postgres)), ("output", word(health.output))];
     // The check is listed only while the process drains. An orchestrator must send requests to another process then.
     let stops = health.is_draining.then(|| ("service", Err("it is stopping".to_owned())));
@@ -94,8 +96,9 @@ pub(crate) async fn metrics(service: Service) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], service.metrics().await)
 }
 
-/// Returns `ok`, or the datasets that are not ready with the reasons, as `/datasets` lists them.
-fn ready_or_why(datasets: &[Description]) -> String {
+/// Returns `ok`, or the datasets that are not ready with the reasons, as `/datasets` lists them. Without `are_named`,
+/// returns only their number, because the caller may be anybody.
+fn ready_or_why(datasets: &[Description], are_named: bool) -> String {
     let why = |dataset: &Description| {
         // Health checks need no key, so their response does not contain names of roles and missing privileges.
         let problems = match (&dataset.unreadable, &dataset.mute_role) {
@@ -108,7 +111,11 @@ fn ready_or_why(datasets: &[Description]) -> String {
         (!problems.is_empty()).then(|| format!("{}: {}", dataset.dataset.name, problems.join("; ")))
     };
     let why: Vec<_> = datasets.iter().filter_map(why).collect();
-    if why.is_empty() { "ok".to_owned() } else { why.join("; ") }
+    match why.len() {
+        0 => "ok".to_owned(),
+        _ if are_named => why.join("; "),
+        count => format!("{count} of {} are not ready: GET /datasets says why", datasets.len()),
+    }
 }
 
 fn word<E: std::fmt::Display>(check: Result<(), E>) -> Result<(), String> {
