@@ -15,6 +15,7 @@ mod audit;
 mod buckets;
 mod capture;
 mod catalog;
+mod change_log;
 mod command;
 mod connections;
 mod containers;
