@@ -55,4 +55,25 @@ row_5() {
     ); done
 }
 
-for row in "${@:-5}"; do "row_$row"; done
+# An empty delta, and the same beside a transaction that has been open for 400,000 changes, all of which the position has seen.
+row_6() (
+    empty_deltas() {
+        for _ in $(seq 5); do export_and_wait delta; done
+        for _ in $(seq 21); do
+            clock began; export_and_wait delta; clock ended
+            milliseconds $((ended - began)) >>"$1"
+        done
+    }
+    start_service 111112
+    export_and_wait full; empty_deltas quiet
+    # Its position keeps the log.
+    consumer=behind export_and_wait full
+    hold_open "update users set name = 'open' where id = 1"
+    for n in 1 2 3 4; do sql "update users set name = 'seen $n' where not is_deleted and id > 1 and id <= 111112"; done
+    export_and_wait full
+    sql 'vacuum analyze users'; sql 'analyze cdc_export.change_log'
+    empty_deltas beside
+    echo "6: an empty delta, ms: $(median quiet), beside a transaction open for $(sql 'select count(*) from cdc_export.change_log') changes: $(median beside)"
+)
+
+for row in ${@:-5 6}; do "row_$row"; done

@@ -7,6 +7,8 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Executor};
 
 use crate::harness::{Database, Start};
+use crate::plans::{cost_of, log_plans, plans};
+use crate::waiting::page::{consumers, waiting};
 
 /// Copies a consumer's position to others.
 async fn copy_position(database: &Database, consumer: &str, copies: u32) {
@@ -78,5 +80,49 @@ async fn a_purge_beside_an_open_transaction_looks_at_each_row_once() {
     let service = Start::on(&database).service().await;
     let (_, delta) = service.export("delta", "reader-999").await;
     assert_eq!(delta.ids(), [1, 2]);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn an_export_beside_an_open_transaction_reads_what_its_position_has_not_seen() {
+    let database = Database::new().await;
+    database.add_users(1, 3_000).await;
+    log_plans(&database).await;
+    let service = Start::on(&database).service().await;
+    // Its position keeps the log.
+    service.export("full", "behind").await;
+    let mut open = database.pool.begin().await.unwrap();
+    open.execute("update users set name = 'open' where id = 2; set local cdc_export.quiet = 'delete'").await.unwrap();
+    open.execute("delete from users where id = 3").await.unwrap();
+    database.run("update users set name = 'seen' where id > 3").await;
+    database.run("set cdc_export.quiet = 'delete'; delete from users where id > 2990; reset cdc_export.quiet").await;
+    for consumer in ["delta", "incremental", "set-back"] {
+        service.export("full", consumer).await;
+    }
+    database.run("analyze cdc_export.change_log").await;
+
+    assert!(service.export("delta", "delta").await.1.rows.is_empty());
+    assert!(service.export("incremental", "incremental").await.1.rows.is_empty());
+    assert!(service.export("delta", "incremental").await.1.rows.is_empty());
+    database
+        .run("update watermarks set last_exported_at = last_exported_at - interval '1 minute' where consumer_id = 'set-back'")
+        .await;
+    assert_eq!(waiting(&consumers(&service).await, "set-back"), serde_json::json!([2, false]));
+    let exported = plans(&service, "-- source.stream.read");
+    let opened = plans(&service, "-- source.snapshot.open");
+    let listed = plans(&service, "-- source.lag.list");
+    assert!(exported.len() >= 4 && opened.len() >= 7 && !listed.is_empty(), "{exported:?} {opened:?} {listed:?}");
+    for plan in exported.iter().chain(&opened[4..]) {
+        let (read, filtered) = cost_of(plan, "change_log");
+        assert!(read + filtered < 20, "{read} {filtered} {plan}");
+    }
+
+    // Nothing of the open transaction is lost.
+    open.commit().await.unwrap();
+    database.run("update users set name = 'later' where id = 9").await;
+    for consumer in ["delta", "incremental"] {
+        let (job, file) = service.export("delta", consumer).await;
+        assert_eq!((file.ids(), &job["quietDeletes"]), (vec![2, 9], &serde_json::json!(1)), "{job}");
+    }
     service.stop().await;
 }

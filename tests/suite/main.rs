@@ -70,6 +70,8 @@ mod package;
 mod page;
 mod partitions;
 mod parts;
+#[path = "../expensive/plans.rs"]
+mod plans;
 mod pooler;
 mod programs;
 mod pull;
