@@ -11,6 +11,7 @@ use crate::connection::SEARCH_PATH;
 use crate::dataset::{Dataset, TableSchema};
 use crate::source::quote;
 use crate::source::role_path::widen;
+use crate::source::select::logged;
 use crate::source::trigger::key_text;
 use crate::watermark::PgSnapshot;
 
@@ -67,13 +68,11 @@ async fn any_is_unlogged(reader: &mut PgConnection, arrivals: &Arrivals<'_>) -> 
     let key: Vec<_> = schema.key.iter().map(|part| part.column.name.to_string()).collect();
     let key = key_text("u", &key);
     for (place, leaves) in places {
+        let logged = logged("$1", "$2::pg_catalog.text::pg_catalog.pg_snapshot");
         let has = format!(
             "-- source.arrivals.has_unlogged_rows
              with logged as materialized (
-               select distinct l.key from cdc_export.change_log l
-               where l.table_oid operator(pg_catalog.=) $1
-                 and l.xid operator(pg_catalog.>=) pg_catalog.pg_snapshot_xmin($2::pg_catalog.text::pg_catalog.pg_snapshot)
-                 and not pg_catalog.pg_visible_in_snapshot(l.xid, $2::pg_catalog.text::pg_catalog.pg_snapshot) and l.key is not null)
+               select distinct key from cdc_export.change_log where {logged})
              select exists (
                select from {place} u
                where u.tableoid operator(pg_catalog.=) any ($3)

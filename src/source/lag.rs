@@ -16,7 +16,7 @@ use crate::source::captured::CAPTURE;
 use crate::source::guard::VERDICT;
 use crate::source::quote::{quoted, relation};
 use crate::source::role_path::widen;
-use crate::source::select::{Select, logged};
+use crate::source::select::Select;
 use crate::source::value::in_zone_of;
 use crate::source::{Error, Source, rights, table_schema};
 use crate::watermark::{COUNTED_ROWS, ConsumerLag, Waiting};
@@ -203,14 +203,19 @@ fn by_log_and_time(select: &Select<'_>, time: &TableColumn, table: &str, newest:
            from positions p
            cross join lateral (
              with log as materialized (
-               select * from cdc_export.change_log
-               where table_oid = (select oid from target) and xid >= pg_snapshot_xmin(p.live_snapshot)
-               order by table_oid desc, xid desc
-               limit (select entries from share)),
+               (select * from cdc_export.change_log
+                where table_oid = (select oid from target) and xid >= pg_snapshot_xmax(p.live_snapshot)
+                order by table_oid desc, xid desc
+                limit (select entries from share))
+               union all
+               (select * from cdc_export.change_log
+                where table_oid = (select oid from target)
+                  and xid = any (array(select pg_snapshot_xip(p.live_snapshot)))
+                limit (select entries from share))),
              found as materialized (select {columns} from {table} u {order} limit (select entries from share))
              select
                (select count(*) from (
-                  select {logged_key} from log where {logged}
+                  select {logged_key} from log where key is not null
                   union
                   select {key} from found u where {by_rule}) either_way) as rows,
                (select count(*) from log) >= (select entries from share)
@@ -218,7 +223,6 @@ fn by_log_and_time(select: &Select<'_>, time: &TableColumn, table: &str, newest:
            where p.by_log and p.is_set_back and p.last_exported_at is not null)\n",
         columns = columns.join(", "),
         logged_key = select.key().of_log().join(", "),
-        logged = logged("table_oid", "p.live_snapshot"),
         key = select.key().of_row("u").join(", "),
     )
 }

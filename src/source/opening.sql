@@ -71,8 +71,8 @@ select pg_export_snapshot() as name, now.snapshot::text as snapshot, statement_t
   -- Every export moves the position of live rows, so each export counts what the one before has not counted.
   (select coalesce(sum(l.quiet_deletes), 0)::bigint
    from cdc_export.change_log l
-   where l.table_oid = target.oid and l.operation = 'Q' and l.xid >= pg_snapshot_xmin(w.live_snapshot)
-     and not pg_visible_in_snapshot(l.xid, w.live_snapshot)) as quiet_deletes,
+   where l.table_oid = target.oid and l.operation = 'Q' and (l.xid >= pg_snapshot_xmax(w.live_snapshot)
+     or l.xid = any (array(select pg_snapshot_xip(w.live_snapshot))))) as quiet_deletes,
   array(
     select p::oid
     from jsonb_object_keys(now.guard_state -> 'relations') p

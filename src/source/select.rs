@@ -435,10 +435,16 @@ const IS_TOLD: &str = "\"logged deletion\"";
 const IMAGE: &str = "\"logged image\"";
 const NUMBERS: &str = "\"logged columns\"";
 
-/// That the log has an entry of a table by a transaction that the snapshot could not see: an index range, and an exact
-/// test.
+/// The condition that the change log has an entry of a table by a transaction that the snapshot could not see. Either
+/// the transaction began after the snapshot, or it was in progress then: two ranges of an index. All entries since the
+/// oldest transaction in progress may be many.
+///
+/// The transactions in progress are read from the snapshot's text, because a plan can take a constant array into
+/// account, and not the rows of `pg_snapshot_xip`.
 pub(crate) fn logged(table: &str, snapshot: &str) -> String {
+    let in_progress = format!("pg_catalog.split_part({snapshot}::pg_catalog.text, ':', 3)");
     format!(
-        "table_oid = {table} and key is not null and xid >= pg_catalog.pg_snapshot_xmin({snapshot}) and not pg_catalog.pg_visible_in_snapshot(xid, {snapshot})"
+        "table_oid = {table} and key is not null and (xid >= pg_catalog.pg_snapshot_xmax({snapshot})
+           or xid = any (pg_catalog.string_to_array({in_progress}, ',')::pg_catalog.xid8[]))"
     )
 }

@@ -15,6 +15,7 @@ mod audit;
 mod buckets;
 mod capture;
 mod catalog;
+mod change_log;
 mod command;
 mod connections;
 mod containers;
@@ -69,6 +70,8 @@ mod package;
 mod page;
 mod partitions;
 mod parts;
+#[path = "../expensive/plans.rs"]
+mod plans;
 mod pooler;
 mod programs;
 mod pull;

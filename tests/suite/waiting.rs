@@ -1,6 +1,6 @@
 //! The counts of exports that wait for a consumer: exact up to a limit, and cheap beyond it.
 
-mod page;
+pub(crate) mod page;
 
 use serde_json::json;
 use sqlx::Executor;

@@ -195,8 +195,9 @@ verdict as materialized (
       -- counts as truncated if it has another file.
       exists (
           select from cdc_export.change_log l
-          where l.table_oid = target.oid and l.operation = 'T' and l.xid >= pg_snapshot_xmin(w.deletions_snapshot)
-            and not pg_visible_in_snapshot(l.xid, w.deletions_snapshot))
+          where l.table_oid = target.oid and l.operation = 'T'
+            and (l.xid >= pg_snapshot_xmax(w.deletions_snapshot)
+              or l.xid = any (array(select pg_snapshot_xip(w.deletions_snapshot)))))
         or w.guard_state -> 'truncated' = 'true'
         or w.guard_state -> 'relations' <> now.guard_state -> 'relations' and exists (
           select from jsonb_each(w.guard_state -> 'relations') was
