@@ -57,6 +57,7 @@ mod looking;
 mod lost_files;
 mod maintenance;
 mod manifests;
+mod many_tables;
 mod metrics;
 mod modes;
 mod network;
@@ -92,6 +93,7 @@ mod tls;
 #[cfg(feature = "otel")]
 mod traces;
 mod tracked;
+mod traffic;
 mod types;
 mod verify;
 mod versions;
