@@ -13,6 +13,7 @@ mod keys;
 pub mod schedules;
 mod scrape;
 
+use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -441,11 +442,8 @@ impl Service {
 
     /// Returns the datasets that the caller may see, with the current columns of their tables.
     pub async fn datasets(&self) -> Result<Vec<Description>, Error> {
-        let mut datasets = Vec::new();
-        for dataset in self.catalog.iter() {
-            datasets.push(self.describe(dataset).await?);
-        }
-        Ok(datasets)
+        let datasets: Vec<_> = self.catalog.iter().cloned().collect();
+        on_table(self.source.describe(&datasets)).await
     }
 
     /// Returns the tables whose changes are captured although no dataset needs them. A caller bound to datasets sees
@@ -459,7 +457,8 @@ impl Service {
 
     /// Returns a dataset with the current columns of its table.
     pub async fn describe(&self, dataset: &Arc<Dataset>) -> Result<Description, Error> {
-        on_table(self.source.describe(dataset)).await
+        let mut described = on_table(self.source.describe(slice::from_ref(dataset))).await?;
+        Ok(described.pop().expect("each dataset has a description"))
     }
 
     /// Returns true if an index begins with this column of a table.

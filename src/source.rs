@@ -19,6 +19,7 @@ mod key_index;
 mod lag;
 pub mod opening;
 mod parallel_apply;
+mod placed;
 pub mod purge;
 mod quote;
 mod reader_slots;

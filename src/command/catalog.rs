@@ -25,10 +25,10 @@ pub(super) fn named_or_implied<'c>(config: &'c Config, name: Option<&str>) -> Re
     }
 }
 
-/// Checks one dataset of the file against its table. Ignores the other datasets, whose tables may be missing.
-pub(super) async fn check_one(config: &Config, database: &Database, dataset: &Dataset) -> anyhow::Result<()> {
+/// Checks datasets of the file against their tables. Ignores the other datasets, whose tables may be missing.
+pub(super) async fn check_some(config: &Config, database: &Database, datasets: &[Arc<Dataset>]) -> anyhow::Result<()> {
     let Some(file) = &config.catalog_file else { return Ok(()) };
-    refuse_faults(config, file, catalog_check::check_one(&database.pool(1), &config.catalog, dataset).await?)
+    refuse_faults(config, file, catalog_check::check_some(&database.pool(1), &config.catalog, datasets).await?)
 }
 
 /// Returns a hint to remove the triggers of a table that has no dataset. The name is quoted for a shell: the table's

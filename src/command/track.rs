@@ -1,6 +1,7 @@
 //! `track` and `untrack`: install and remove the capture of a table's changes.
 
 use std::process::ExitCode;
+use std::slice;
 
 use crate::config::{CatalogFile, Config};
 use crate::dataset::{Capture, Dataset, Table};
@@ -13,7 +14,7 @@ use crate::store::tracked::Tracking;
 use crate::telemetry::chain;
 use clap::Args;
 
-use crate::command::catalog::{check_one, named_dataset};
+use crate::command::catalog::{check_some, named_dataset};
 use crate::command::database_handle::{CreateMissing, with_database, with_tables_after_check};
 use crate::command::start::{Logs, block_on, settings};
 
@@ -30,8 +31,9 @@ impl Track {
         let config = settings(CatalogFile::Read, Logs::Errors)?;
         block_on(async {
             let dataset = named_dataset(&config, &self.dataset)?;
+            let datasets = slice::from_ref(dataset);
             let track = async |database: &_| {
-                check_one(&config, database, dataset).await?;
+                check_some(&config, database, datasets).await?;
                 let (name, table) = (&dataset.name, &dataset.table);
                 let pool = database.pool(1);
                 match tracking::track(&pool, dataset).await? {
@@ -40,11 +42,12 @@ impl Track {
                     }
                     Tracked::Before => outln!("The changes of {table} were captured already: nothing has changed.")?,
                 }
-                let stalling = catalog_check::stalling(&pool, dataset).await?;
+                let stalling = catalog_check::stalling(&pool, datasets).await?;
                 stalling.iter().for_each(|fault| eprintln!("cdc-export: {fault}"));
                 Ok(())
             };
-            with_tables_after_check(async |database| check_one(&config, database, dataset).await, &config, track).await
+            with_tables_after_check(async |database| check_some(&config, database, datasets).await, &config, track)
+                .await
         })
     }
 }

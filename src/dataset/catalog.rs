@@ -126,12 +126,14 @@ impl Catalog {
         if self.text.is_some() { names } else { format!("{names} (the demo's, since DATASETS is unset)") }
     }
 
-    /// The faults that a comparison with the tables found, with their lines in the file.
+    /// The faults that a comparison with the tables found, with their lines in the file, in the order of the lines.
     pub fn mistakes(&self, faults: Faults) -> Mistakes {
         let file = self.text.as_deref().and_then(|text| OperatorFile::parse(text).ok());
         let located = |fault: &Fault| file.as_ref()?.located(fault);
         let mistake = |fault: &Fault| located(fault).unwrap_or_else(|| Mistake::without_line(fault));
-        Mistakes(faults.0.iter().map(mistake).collect())
+        let mut mistakes: Vec<_> = faults.0.iter().map(mistake).collect();
+        mistakes.sort_by_key(Mistake::line);
+        Mistakes(mistakes)
     }
 }
 

@@ -18,6 +18,11 @@ impl Mistake {
         Mistake { line: None, why: why.to_string().replace('\n', " ") }
     }
 
+    /// Its line in the file. `None`: it is a fault of the file as a whole.
+    pub(super) fn line(&self) -> Option<usize> {
+        self.line
+    }
+
     /// A fault at this byte of the file's text.
     pub(super) fn at(text: &str, byte: usize, why: impl Display) -> Mistake {
         let line = 1 + text[..byte].matches('\n').count();

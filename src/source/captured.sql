@@ -107,7 +107,9 @@ capture as materialized (
   left join lateral (
     select true as is_there, k.key
     from cdc_export.tracked k
-    where k.schema_name = target.nspname and k.table_name = target.relname) listed on true
+    -- By the collation of the index: a name has another one.
+    where k.schema_name = target.nspname::text collate "default"
+      and k.table_name = target.relname::text collate "default") listed on true
   cross join lateral (
     select coalesce(best_set.is_whole, false) and target.relkind in ('r', 'p') and not target.relispartition
       and (select bool_and(r.is_safe) from relations r where r.root = target.oid)

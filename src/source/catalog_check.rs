@@ -1,18 +1,16 @@
 //! Compares a catalog with the live tables. Finds mismatches, and tables whose changes aren't captured.
 
-use std::sync::LazyLock;
+use std::collections::HashSet;
+use std::sync::Arc;
 
-use sqlx::postgres::types::Oid;
-use sqlx::{AssertSqlSafe, PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool};
 
 use crate::connection::failure::SqlFailure;
-use crate::connection::statement::with_pieces;
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::{Capture, Dataset, Table, TableSchema, no_right_to_log};
 use crate::source::capture::untracking;
-use crate::source::captured::CAPTURE;
-use crate::source::quote::relation;
+use crate::source::description::{self, TableStatus};
 use crate::source::rights::TableAccess;
 use crate::source::{filter, lag, parallel_apply, rights, role_path, table_schema};
 
@@ -37,97 +35,90 @@ pub struct Findings {
     pub stalling: Vec<Fault>,
 }
 
-/// Compares a whole catalog with the live tables, and returns what doesn't fit.
+/// Compares a whole catalog with the live tables, and returns what doesn't fit. Takes as many statements for many
+/// datasets as for few, but for those that have a filter.
 pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::Error> {
     let mut conn = pool.acquire().await?;
-    let (mut found, mut others) = (Findings::default(), Vec::<Logged>::new());
-    for dataset in catalog.iter() {
-        let Faults(faults) = &mut found.faults;
-        let access = rights::read_access(&mut conn, dataset).await?;
-        if let Some(fault) = access.hidden() {
-            found.unreadable.push(fault.clone());
-            continue;
-        }
-        let Some(schema) = fits(&mut conn, dataset, &access, faults).await? else { continue };
-        match access.unreadable {
-            Some(fault) => found.unreadable.push(fault),
-            None => found.unreadable.extend(role_path::check(&mut conn, dataset, &schema).await?),
-        }
-        found.slow.extend(without_index(&mut conn, dataset, &schema).await?);
-        if let Some(logged) = Logged::read(&mut conn, dataset, &schema).await? {
-            faults.extend(others.iter().find_map(|other| logged.conflict(other)));
-            others.push(logged);
-            let CapturedKey { captured, logged_key, mute_role } = captured_key(&mut conn, dataset).await?;
-            match logged_key {
-                None => found.untracked.push(dataset.name.clone()),
-                Some(key) if captured && schema.has_key(&key) => {
-                    found.unreadable.extend(mute_role.map(|role| capture_fault(dataset, no_right_to_log(&role))));
-                }
-                Some(_) => found.broken.push(broken(dataset)),
+    let mut found = Findings::default();
+    let all: Vec<_> = catalog.iter().map(|dataset| &**dataset).collect();
+    let accesses = rights::read_accesses(&mut conn, &all).await?;
+    found.unreadable.extend(accesses.iter().filter_map(TableAccess::hidden).cloned());
+    let visible = all.iter().copied().zip(&accesses).filter(|(_, access)| access.hidden().is_none());
+    let visible: Vec<_> = visible.collect();
+    let Faults(faults) = &mut found.faults;
+    let fitting = fits(&mut conn, &visible, faults).await?;
+    let readable: Vec<_> =
+        fitting.iter().filter(|it| it.access.unreadable.is_none()).map(FittingDataset::table).collect();
+    found.unreadable.extend(fitting.iter().filter_map(|it| it.access.unreadable.clone()));
+    found.unreadable.extend(role_path::check(&mut conn, &readable).await?);
+    found.slow = without_index(&mut conn, &fitting).await?;
+    let by_triggers: Vec<_> = fitting.iter().filter(|it| it.dataset.capture == Capture::Triggers).collect();
+    for (n, it) in by_triggers.iter().enumerate() {
+        faults.extend(by_triggers[..n].iter().find_map(|other| it.conflict(other)));
+    }
+    let accesses: Vec<_> = by_triggers.iter().map(|it| it.access).collect();
+    let statuses = description::read_statuses(&mut conn, &accesses).await?;
+    for (it, status) in by_triggers.iter().zip(statuses) {
+        let TableStatus { captured, logged_key, mute_role, .. } = status;
+        match logged_key {
+            None => found.untracked.push(it.dataset.name.clone()),
+            Some(key) if captured && it.schema.has_key(&key) => {
+                found.unreadable.extend(mute_role.map(|role| capture_fault(it.dataset, no_right_to_log(&role))));
             }
-            found.stalling.extend(parallel_apply::read_stalling(&mut conn, dataset).await?);
+            Some(_) => found.broken.push(broken(it.dataset)),
         }
     }
+    let partitioned = by_triggers.iter().filter(|it| it.schema.is_partitioned).map(|it| it.dataset);
+    found.stalling = parallel_apply::read_stalling(&mut conn, &partitioned.collect::<Vec<_>>()).await?;
     found.without_dataset = untracking::without_dataset(&mut conn, catalog).await?;
     Ok(found)
 }
 
-/// Returns a fault if no index begins with the dataset's `updated_at`: each incremental and delta then reads the whole
-/// table.
-async fn without_index(
-    conn: &mut PgConnection,
-    dataset: &Dataset,
-    schema: &TableSchema,
-) -> Result<Option<Fault>, sqlx::Error> {
-    let Some(time) = &schema.updated_at else { return Ok(None) };
-    let why = format!("no index begins with `{}`: each incremental and delta reads the whole table", time.name);
-    let fault = Fault { dataset: dataset.name.clone(), member: "updated_at", item: None, why };
-    Ok((!lag::has_index(conn, &relation(&schema.table), &time.name).await?).then_some(fault))
+/// Returns a fault for each dataset of which no index begins with `updated_at`: each incremental and delta then reads
+/// the whole table.
+async fn without_index(conn: &mut PgConnection, fitting: &[FittingDataset<'_>]) -> Result<Vec<Fault>, sqlx::Error> {
+    let times = fitting.iter().filter_map(|it| Some((it, it.schema.updated_at.as_ref()?)));
+    let times: Vec<_> = times.map(|(it, time)| (it.dataset, &it.schema.table, &*time.name)).collect();
+    let columns: Vec<_> = times.iter().map(|(_, table, time)| (*table, *time)).collect();
+    let have_index = lag::have_index(conn, &columns).await?;
+    let without = times.into_iter().zip(have_index).filter(|(_, has_index)| !has_index);
+    let fault = |((dataset, _, time), _): ((&Dataset, _, &str), _)| {
+        let why = format!("no index begins with `{time}`: each incremental and delta reads the whole table");
+        Fault { dataset: dataset.name.clone(), member: "updated_at", item: None, why }
+    };
+    Ok(without.map(fault).collect())
 }
 
-/// Compares one dataset with its table, and with the other datasets that share its triggers, and returns what doesn't
-/// fit. Other faults of those datasets are left out.
-pub async fn check_one(pool: &PgPool, catalog: &Catalog, dataset: &Dataset) -> Result<Faults, sqlx::Error> {
+/// Compares these datasets with their tables, and with the other datasets that share their triggers, and returns what
+/// doesn't fit. Other faults of those datasets are left out.
+pub async fn check_some(pool: &PgPool, catalog: &Catalog, asked: &[Arc<Dataset>]) -> Result<Faults, sqlx::Error> {
     let mut conn = pool.acquire().await?;
     let mut faults = Vec::new();
-    let access = rights::read_access(&mut conn, dataset).await?;
-    let Some(schema) = fits(&mut conn, dataset, &access, &mut faults).await? else { return Ok(Faults(faults)) };
-    if access.unreadable.is_none() {
-        faults.extend(role_path::check(&mut conn, dataset, &schema).await?);
-    }
-    let Some(logged) = Logged::read(&mut conn, dataset, &schema).await? else { return Ok(Faults(faults)) };
-    for other in catalog.iter().filter(|other| other.name != dataset.name) {
-        let access = rights::read_access(&mut conn, other).await?;
-        let Some(schema) = introspect(&mut conn, other, &access).await?.ok() else { continue };
-        let other = Logged::read(&mut conn, other, &schema).await?;
-        faults.extend(other.and_then(|other| logged.conflict(&other)));
+    let all: Vec<_> = catalog.iter().map(|dataset| &**dataset).collect();
+    let accesses = rights::read_accesses(&mut conn, &all).await?;
+    let names: HashSet<_> = asked.iter().map(|dataset| &dataset.name).collect();
+    let (own, others): (Vec<_>, Vec<_>) =
+        all.into_iter().zip(&accesses).partition(|(dataset, _)| names.contains(&dataset.name));
+    let own = fits(&mut conn, &own, &mut faults).await?;
+    let readable: Vec<_> = own.iter().filter(|it| it.access.unreadable.is_none()).map(FittingDataset::table).collect();
+    faults.extend(role_path::check(&mut conn, &readable).await?);
+    let tables: HashSet<_> = own.iter().map(|it| it.schema.table.to_string()).collect();
+    let shares = |(_, access): &(&Dataset, &TableAccess)| {
+        access.table.as_ref().is_some_and(|table| tables.contains(&table.to_string()))
+    };
+    let others: Vec<_> = others.into_iter().filter(shares).collect();
+    let others = introspect(&mut conn, &others, &mut Vec::new()).await?;
+    for it in &own {
+        let is_other = |other: &&FittingDataset<'_>| other.dataset.name != it.dataset.name;
+        faults.extend(own.iter().filter(is_other).chain(&others).filter_map(|other| it.conflict(other)));
     }
     Ok(Faults(faults))
 }
 
 /// Returns the subscriptions that may wait for ever at a dataset's table because it has triggers.
-pub async fn stalling(pool: &PgPool, dataset: &Dataset) -> Result<Vec<Fault>, sqlx::Error> {
-    parallel_apply::read_stalling(&mut *pool.acquire().await?, dataset).await
-}
-
-static CAPTURED_KEY: LazyLock<String> =
-    LazyLock::new(|| with_pieces(include_str!("catalog_check/captured_key.sql"), &[("captured.sql", CAPTURE)]));
-
-#[derive(Default, sqlx_macros::FromRow)]
-struct CapturedKey {
-    captured: bool,
-    /// `None` if the table is not in `cdc_export.tracked`.
-    logged_key: Option<Vec<String>>,
-    mute_role: Option<String>,
-}
-
-/// Reads whether the changes of a dataset's table are captured, and by which key.
-async fn captured_key(conn: &mut PgConnection, dataset: &Dataset) -> Result<CapturedKey, sqlx::Error> {
-    let found: Option<CapturedKey> = sqlx::query_as(AssertSqlSafe(CAPTURED_KEY.as_str()))
-        .bind(relation(&dataset.table))
-        .fetch_optional(conn)
-        .await?;
-    Ok(found.unwrap_or_default())
+pub async fn stalling(pool: &PgPool, datasets: &[Arc<Dataset>]) -> Result<Vec<Fault>, sqlx::Error> {
+    let datasets: Vec<_> = datasets.iter().map(|dataset| &**dataset).collect();
+    parallel_apply::read_stalling(&mut *pool.acquire().await?, &datasets).await
 }
 
 fn broken(dataset: &Dataset) -> Fault {
@@ -142,73 +133,68 @@ fn capture_fault(dataset: &Dataset, why: String) -> Fault {
     Fault { dataset: dataset.name.clone(), member: "capture", item: None, why }
 }
 
-/// The key that a dataset requires the triggers of its table to log.
-struct Logged {
-    dataset: String,
-    /// The table's name in the catalog.
-    table: String,
-    oid: Oid,
-    key: Vec<String>,
+/// A dataset that fits its table.
+struct FittingDataset<'a> {
+    dataset: &'a Dataset,
+    access: &'a TableAccess,
+    schema: TableSchema,
 }
 
-impl Logged {
-    /// Returns the key of a dataset, or `None` if the dataset needs no triggers.
-    async fn read(
-        conn: &mut PgConnection,
-        dataset: &Dataset,
-        schema: &TableSchema,
-    ) -> Result<Option<Logged>, sqlx::Error> {
-        if dataset.capture != Capture::Triggers {
-            return Ok(None);
-        }
-        let oid = sqlx::query_scalar("-- source.catalog_check.oid\n select cdc_export.table_of_role($1)::oid");
-        let oid = oid.bind(relation(&dataset.table)).fetch_one(conn).await?;
-        let key = schema.key.iter().map(|part| part.column.name.to_string()).collect();
-        Ok(Some(Logged { dataset: dataset.name.clone(), table: dataset.table.to_string(), oid, key }))
+impl FittingDataset<'_> {
+    fn table(&self) -> (&Dataset, &TableSchema) {
+        (self.dataset, &self.schema)
     }
 
-    /// Returns a fault if both datasets have the same table and different keys. The triggers of a table log one key.
-    fn conflict(&self, other: &Logged) -> Option<Fault> {
-        let why = || format!("`{}` is captured for `{}` too, which has another key", self.table, other.dataset);
-        let fault = || Fault { dataset: self.dataset.clone(), member: "key", item: None, why: why() };
-        (self.oid == other.oid && self.key != other.key).then(fault)
+    /// Returns a fault if both datasets have triggers on the same table and different keys. The triggers of a table log
+    /// one key.
+    fn conflict(&self, other: &FittingDataset<'_>) -> Option<Fault> {
+        let key =
+            |it: &FittingDataset<'_>| it.schema.key.iter().map(|part| part.column.name.to_string()).collect::<Vec<_>>();
+        let by_triggers = |it: &FittingDataset<'_>| it.dataset.capture == Capture::Triggers;
+        let is_same = self.schema.table == other.schema.table && by_triggers(self) && by_triggers(other);
+        let (table, name) = (&self.dataset.table, &other.dataset.name);
+        let why = || format!("`{table}` is captured for `{name}` too, which has another key");
+        let fault = || Fault { dataset: self.dataset.name.clone(), member: "key", item: None, why: why() };
+        (is_same && key(self) != key(other)).then(fault)
     }
 }
 
-/// Returns the table's schema if the dataset fits it. Adds each mismatch to the faults.
-async fn fits(
+/// Returns the datasets that fit their tables. Adds each mismatch to the faults.
+async fn fits<'a>(
     conn: &mut PgConnection,
-    dataset: &Dataset,
-    access: &TableAccess,
+    datasets: &[(&'a Dataset, &'a TableAccess)],
     faults: &mut Vec<Fault>,
-) -> Result<Option<TableSchema>, sqlx::Error> {
-    match introspect(conn, dataset, access).await? {
-        Ok(schema) => {
-            let fault = match filter::check(conn, dataset, &schema.table).await {
-                // Somebody has locked the table. The first export tries the filter.
-                Err(cause) if SqlFailure::of(&cause) == SqlFailure::LockTimeout => None,
-                checked => checked?,
-            };
-            let fits = fault.is_none();
-            faults.extend(fault);
-            Ok(fits.then_some(schema))
-        }
-        Err(found) => {
-            faults.extend(found.0);
-            Ok(None)
+) -> Result<Vec<FittingDataset<'a>>, sqlx::Error> {
+    let mut fitting = Vec::new();
+    for it in introspect(conn, datasets, faults).await? {
+        let fault = match filter::check(conn, it.dataset, &it.schema.table).await {
+            // Somebody has locked the table. The first export tries the filter.
+            Err(cause) if SqlFailure::of(&cause) == SqlFailure::LockTimeout => None,
+            checked => checked?,
+        };
+        match fault {
+            Some(fault) => faults.push(fault),
+            None => fitting.push(it),
         }
     }
+    Ok(fitting)
 }
 
-async fn introspect(
+/// Returns the datasets that fit their tables but for their filters, which are not checked. Adds each mismatch to the
+/// faults.
+async fn introspect<'a>(
     conn: &mut PgConnection,
-    dataset: &Dataset,
-    access: &TableAccess,
-) -> Result<Result<TableSchema, Faults>, sqlx::Error> {
-    match table_schema::introspect_visible(conn, dataset, access).await {
-        Ok(schema) => Ok(Ok(schema)),
-        Err(table_schema::Error::Faults(found)) => Ok(Err(found)),
-        Err(table_schema::Error::Hidden(fault)) => Ok(Err(Faults(vec![fault]))),
-        Err(table_schema::Error::Sql(cause)) => Err(cause),
+    datasets: &[(&'a Dataset, &'a TableAccess)],
+    faults: &mut Vec<Fault>,
+) -> Result<Vec<FittingDataset<'a>>, sqlx::Error> {
+    let mut fitting = Vec::new();
+    for (&(dataset, access), schema) in datasets.iter().zip(table_schema::introspect_all(conn, datasets).await?) {
+        match schema {
+            Ok(schema) => fitting.push(FittingDataset { dataset, access, schema }),
+            Err(table_schema::Error::Faults(found)) => faults.extend(found.0),
+            Err(table_schema::Error::Hidden(fault)) => faults.push(fault),
+            Err(table_schema::Error::Sql(cause)) => return Err(cause),
+        }
     }
+    Ok(fitting)
 }

@@ -56,16 +56,19 @@ pub(crate) fn mentions(filter: &str, column: &str) -> bool {
     text.contains("u&\"") || text.contains(&quoted(&name)) || words.any(|word| word == name)
 }
 
-/// A hash of what a filter may call: the functions that are not Postgres's own and whose names are in its text or in
-/// the text of one of these, two deep, those of its operators and of casts too, and the path that they are found by. By
-/// their names, since what a name means to Postgres is told only where something is made of it, which takes a
-/// transaction id; one too many makes a full export that wasn't needed.
-pub(crate) async fn hash_of_called(
+/// For each filter and its table, a hash of what the filter may call: the functions that are not Postgres's own and
+/// whose names are in its text or in the text of one of these, two deep, those of its operators and of casts too, and
+/// the path that they are found by. By their names, since what a name means to Postgres is told only where something is
+/// made of it, which takes a transaction id; one too many makes a full export that wasn't needed.
+pub(crate) async fn hashes_of_called(
     conn: &mut PgConnection,
-    filter: &str,
-    table: &Table,
-) -> Result<String, sqlx::Error> {
-    sqlx::query_scalar(include_str!("filter/called.sql")).bind(filter).bind(relation(table)).fetch_one(conn).await
+    filters: &[(&str, &Table)],
+) -> Result<Vec<String>, sqlx::Error> {
+    if filters.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (filters, tables): (Vec<_>, Vec<_>) = filters.iter().map(|(filter, table)| (*filter, relation(table))).unzip();
+    sqlx::query_scalar(include_str!("filter/called.sql")).bind(filters).bind(tables).fetch_all(conn).await
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use serde_json::json;
 use sqlx::PgConnection;
 
 use crate::dataset::Table;
+use crate::source::placed::by_table;
 use crate::source::quote::relation;
 use crate::watermark::GuardState;
 
@@ -61,18 +62,19 @@ pub(crate) fn guard_state<'a>(
     state
 }
 
-/// Reads the parts that the values of these columns are made of: labels and attributes of types, expressions of
-/// generated columns. Each part has a name, and a text that changes when the part changes.
+/// Reads, for each table, the parts that the values of these columns are made of: labels and attributes of types,
+/// expressions of generated columns. Each part has a name, and a text that changes when the part changes.
 pub(crate) async fn read_parts(
     conn: &mut PgConnection,
-    table: &Table,
-    numbers: &[i16],
-) -> Result<BTreeMap<String, String>, sqlx::Error> {
+    tables: &[(&Table, Vec<i16>)],
+) -> Result<Vec<BTreeMap<String, String>>, sqlx::Error> {
     // Postgres's own types don't change.
-    if numbers.is_empty() {
-        return Ok(BTreeMap::new());
+    if tables.iter().all(|(_, numbers)| numbers.is_empty()) {
+        return Ok(tables.iter().map(|_| BTreeMap::new()).collect());
     }
-    let parts: Vec<(String, String)> =
-        sqlx::query_as(include_str!("guard/parts.sql")).bind(relation(table)).bind(numbers).fetch_all(conn).await?;
-    Ok(parts.into_iter().collect())
+    let columns = tables.iter().map(|(table, numbers)| json!({ "table": relation(table), "numbers": numbers }));
+    let parts: Vec<(i64, String, String)> =
+        sqlx::query_as(include_str!("guard/parts.sql")).bind(columns.collect::<Vec<_>>()).fetch_all(conn).await?;
+    let of_tables = by_table(tables.len(), parts, |(place, ..)| *place).into_iter();
+    Ok(of_tables.map(|parts| parts.into_iter().map(|(_, name, version)| (name, version)).collect()).collect())
 }

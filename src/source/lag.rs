@@ -9,7 +9,7 @@ use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
 use crate::connection::statement::with_pieces;
-use crate::dataset::{Capture, Dataset, TableColumn};
+use crate::dataset::{Capture, Dataset, Table, TableColumn};
 use crate::job::marker::Marker;
 use crate::job::{Continuity, ExportType};
 use crate::source::captured::CAPTURE;
@@ -54,7 +54,7 @@ impl Source {
             )));
         }
         let newest = match &schema.updated_at {
-            Some(time) => has_index(&mut tx, &relation(&schema.table), &time.name).await.map_err(&failed)?,
+            Some(time) => has_index(&mut tx, &schema.table, &time.name).await.map_err(&failed)?,
             None => false,
         };
         let (ids, markers): (Vec<_>, Vec<_>) = consumers.iter().map(|(id, marker)| (*id, marker.as_ref())).unzip();
@@ -107,20 +107,14 @@ impl Source {
 
 /// Returns true if an index has the rows of a table by this column, so that the newest rows are found without reading
 /// all.
-pub(crate) async fn has_index(conn: &mut PgConnection, table: &str, column: &str) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar(
-        "-- source.lag.has_index
-         select exists (
-           select from pg_index x
-           join pg_class i on i.oid = x.indexrelid
-           join pg_am m on m.oid = i.relam and m.amname = 'btree'
-           join pg_attribute a on a.attrelid = x.indrelid and a.attnum = x.indkey[0] and a.attname = $2
-           where x.indrelid = to_regclass($1) and x.indisvalid and x.indpred is null)",
-    )
-    .bind(table)
-    .bind(column)
-    .fetch_one(conn)
-    .await
+pub(crate) async fn has_index(conn: &mut PgConnection, table: &Table, column: &str) -> Result<bool, sqlx::Error> {
+    Ok(have_index(conn, &[(table, column)]).await? == [true])
+}
+
+/// Returns, for each table and its column, what [`has_index`] returns of them.
+pub(crate) async fn have_index(conn: &mut PgConnection, columns: &[(&Table, &str)]) -> Result<Vec<bool>, sqlx::Error> {
+    let (tables, columns): (Vec<_>, Vec<_>) = columns.iter().map(|(table, column)| (relation(table), *column)).unzip();
+    sqlx::query_scalar(include_str!("lag/have_index.sql")).bind(tables).bind(columns).fetch_all(conn).await
 }
 
 /// Returns the statement of `lag.sql` with the pieces that depend on the table. `newest`: an index finds the newest

@@ -8,31 +8,36 @@ use sqlx::PgConnection;
 
 use crate::dataset::Dataset;
 use crate::dataset::fault::Fault;
+use crate::source::placed::by_table;
 use crate::source::quote::{quoted, relation};
 
 /// The first version of Postgres that has parallel workers.
 const FIRST: u32 = 160_000;
 
-/// The subscriptions with parallel workers that write to a dataset's partitioned table, each with its remedy.
-pub(super) async fn read_stalling(conn: &mut PgConnection, dataset: &Dataset) -> Result<Vec<Fault>, sqlx::Error> {
+/// The subscriptions with parallel workers that write to a partitioned table of these datasets, each with its remedy.
+pub(super) async fn read_stalling(conn: &mut PgConnection, datasets: &[&Dataset]) -> Result<Vec<Fault>, sqlx::Error> {
     if conn.server_version_num().is_none_or(|version| version < FIRST) {
         return Ok(Vec::new());
     }
-    let names: Vec<String> = sqlx::query_scalar(
+    if datasets.is_empty() {
+        return Ok(Vec::new());
+    }
+    let found: Vec<(i64, String)> = sqlx::query_as(
         "-- source.parallel_apply.find
-         select s.subname::text from pg_class t
-         cross join pg_subscription s
-         where t.oid = cdc_export.table_of_role($1) and t.relkind = 'p' and s.substream = 'p'
+         select its.place, s.subname::text from unnest($1) with ordinality as its (name, place)
+         join pg_class t on t.oid = cdc_export.table_of_role(its.name) and t.relkind = 'p'
+         join pg_subscription s on s.substream = 'p'
            and s.subdbid = (select d.oid from pg_database d where d.datname = current_database())
-           and exists (
-             select from pg_subscription_rel r join pg_partition_tree(t.oid) parts on parts.relid = r.srrelid
-             where r.srsubid = s.oid and not parts.isleaf)
-         order by s.subname",
+         where exists (
+           select from pg_subscription_rel r join pg_partition_tree(t.oid) parts on parts.relid = r.srrelid
+           where r.srsubid = s.oid and not parts.isleaf)
+         order by its.place, s.subname",
     )
-    .bind(relation(&dataset.table))
+    .bind(datasets.iter().map(|dataset| relation(&dataset.table)).collect::<Vec<_>>())
     .fetch_all(conn)
     .await?;
-    let fault = |name: String| Fault {
+    let names = by_table(datasets.len(), found, |(place, _)| *place);
+    let fault = |dataset: &Dataset, name: String| Fault {
         dataset: dataset.name.clone(),
         member: "table",
         item: None,
@@ -42,5 +47,8 @@ pub(super) async fn read_stalling(conn: &mut PgConnection, dataset: &Dataset) ->
             quoted(&name)
         ),
     };
-    Ok(names.into_iter().map(fault).collect())
+    let of_dataset = |(dataset, names): (&&Dataset, Vec<_>)| {
+        names.into_iter().map(|(_, name)| fault(dataset, name)).collect::<Vec<_>>()
+    };
+    Ok(datasets.iter().zip(names).flat_map(of_dataset).collect())
 }

@@ -36,26 +36,35 @@ struct AccessRow {
 
 /// Looks for a dataset's table. Takes no lock, so it waits for nobody.
 pub(crate) async fn read_access(conn: &mut PgConnection, dataset: &Dataset) -> Result<TableAccess, sqlx::Error> {
-    let Table { schema, name } = &dataset.table;
-    let rights: AccessRow = sqlx::query_as(
-        // The search for a name in a schema that the role may not use is an error, also where the planner makes it.
-        // SELECT is asked of the whole table: an export locks it, for which rights to its columns are not enough.
-        include_str!("rights/read.sql"),
-    )
-    .bind(relation(&dataset.table))
-    .bind(schema)
-    .bind(name)
-    .fetch_one(conn)
-    .await?;
-    let unreadable = rights.refusal(&dataset.table).map(|why| {
-        let dataset = dataset.name.clone();
-        Fault { dataset, member: "table", item: None, why }
-    });
-    let table = rights.schema_name.zip(rights.table_name).filter(|_| rights.may_use_schema);
-    Ok(TableAccess { table: table.map(|(schema, name)| Table { schema: Some(schema), name }), unreadable })
+    let mut found = read_accesses(conn, &[dataset]).await?;
+    Ok(found.pop().expect("the statement has a row for each table"))
+}
+
+/// Looks for the tables of several datasets.
+pub(crate) async fn read_accesses(
+    conn: &mut PgConnection,
+    datasets: &[&Dataset],
+) -> Result<Vec<TableAccess>, sqlx::Error> {
+    let tables = || datasets.iter().map(|dataset| &dataset.table);
+    let rows: Vec<AccessRow> = sqlx::query_as(include_str!("rights/read.sql"))
+        .bind(tables().map(relation).collect::<Vec<_>>())
+        .bind(tables().map(|table| table.schema.as_deref()).collect::<Vec<_>>())
+        .bind(tables().map(|table| table.name.as_str()).collect::<Vec<_>>())
+        .fetch_all(conn)
+        .await?;
+    Ok(datasets.iter().zip(rows).map(|(dataset, rights)| rights.access(dataset)).collect())
 }
 
 impl AccessRow {
+    fn access(self, dataset: &Dataset) -> TableAccess {
+        let unreadable = self.refusal(&dataset.table).map(|why| {
+            let dataset = dataset.name.clone();
+            Fault { dataset, member: "table", item: None, why }
+        });
+        let table = self.schema_name.zip(self.table_name).filter(|_| self.may_use_schema);
+        TableAccess { table: table.map(|(schema, name)| Table { schema: Some(schema), name }), unreadable }
+    }
+
     /// Returns the missing right, with the statements that grant it.
     fn refusal(&self, named: &Table) -> Option<String> {
         let AccessRow { role, may_use_schema, schema_name, table_name, may_select, has_row_security } = self;

@@ -34,31 +34,51 @@ pub(super) fn widen(dataset: &Dataset, schema: &TableSchema) -> String {
     format!("select cdc_export.widen_search_path({}, to_regclass({}))", quote::literal(&from), quote::literal(&table))
 }
 
-/// Returns a fault if Postgres can't plan a read of a dataset's table. Returns none if somebody holds a lock on the
-/// table.
+/// The number of tables that are checked in one transaction, which holds a lock on each of them.
+const CHECKED_TOGETHER: usize = 50;
+
+/// Returns the faults of the datasets whose tables Postgres can't plan a read of. Leaves out a table on which somebody
+/// holds a lock.
 pub(crate) async fn check(
     conn: &mut PgConnection,
-    dataset: &Dataset,
-    schema: &TableSchema,
-) -> Result<Option<Fault>, sqlx::Error> {
+    datasets: &[(&Dataset, &TableSchema)],
+) -> Result<Vec<Fault>, sqlx::Error> {
+    let mut faults = Vec::new();
+    for together in datasets.chunks(CHECKED_TOGETHER) {
+        if together.len() > 1 && try_plans(conn, together).await?.is_ok() {
+            continue;
+        }
+        for &(dataset, schema) in together {
+            match try_plans(conn, &[(dataset, schema)]).await? {
+                Err(cause) if sqlstate(&cause) == CANT_PLAN => {
+                    let why = cant_plan(&dataset.table, &cause);
+                    faults.push(Fault { dataset: dataset.name.clone(), member: "table", item: None, why });
+                }
+                Err(cause) if SqlFailure::of(&cause) == SqlFailure::LockTimeout => {}
+                planned => planned?,
+            }
+        }
+    }
+    Ok(faults)
+}
+
+/// Plans a read of each table, in a transaction that is rolled back. A search_path that one of the tables needs is also
+/// there for the others.
+async fn try_plans(
+    conn: &mut PgConnection,
+    datasets: &[(&Dataset, &TableSchema)],
+) -> Result<Result<(), sqlx::Error>, sqlx::Error> {
     let mut tx = conn.begin().await?;
+    let widen: Vec<_> = datasets.iter().map(|(dataset, schema)| widen(dataset, schema)).collect();
     let widen = format!(
         "-- source.role_path.check
          set local lock_timeout = '{LOCK_TIMEOUT}';
          {}",
-        widen(dataset, schema)
+        widen.join(";\n")
     );
     let planned = sqlx::raw_sql(AssertSqlSafe(widen)).execute(&mut *tx).await;
     tx.rollback().await?;
-    match planned {
-        Ok(_) => Ok(None),
-        Err(cause) if sqlstate(&cause) == CANT_PLAN => {
-            let why = cant_plan(&dataset.table, &cause);
-            Ok(Some(Fault { dataset: dataset.name.clone(), member: "table", item: None, why }))
-        }
-        Err(cause) if SqlFailure::of(&cause) == SqlFailure::LockTimeout => Ok(None),
-        Err(cause) => Err(cause),
-    }
+    Ok(planned.map(drop))
 }
 
 /// Says why Postgres can't plan a read of the table.

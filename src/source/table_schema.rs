@@ -1,5 +1,7 @@
 //! A dataset's table as it is: its columns and key, and whatever of the dataset doesn't fit them.
 
+use std::collections::BTreeMap;
+
 use sqlx::PgConnection;
 use sqlx::postgres::types::Oid;
 
@@ -10,6 +12,8 @@ use crate::dataset::{
 };
 use crate::source;
 use crate::source::guard::RememberedColumn;
+use crate::source::key_index::KeyPart;
+use crate::source::placed::by_table;
 use crate::source::quote::relation;
 use crate::source::rights::TableAccess;
 use crate::source::{filter, guard, key_index, rights};
@@ -42,6 +46,8 @@ impl From<Error> for source::Error {
 /// A column as the system catalogs have it.
 #[derive(sqlx_macros::FromRow)]
 struct ColumnRow {
+    /// The place of its table among those that were asked for.
+    place: i64,
     name: String,
     number: i16,
     type_name: String,
@@ -146,11 +152,24 @@ pub(crate) async fn introspect_visible(
     dataset: &Dataset,
     access: &TableAccess,
 ) -> Result<TableSchema, Error> {
-    if let Some(fault) = access.hidden() {
-        return Err(Error::Hidden(fault.clone()));
-    }
+    introspect_all(conn, &[(dataset, access)]).await?.pop().expect("each dataset has a result")
+}
+
+/// Looks at the tables of several datasets, which were looked for. Takes as many statements for many as for few.
+pub(crate) async fn introspect_all(
+    conn: &mut PgConnection,
+    datasets: &[(&Dataset, &TableAccess)],
+) -> Result<Vec<Result<TableSchema, Error>>, sqlx::Error> {
+    let visible = datasets.iter().filter(|(_, access)| access.hidden().is_none());
     // If there is no table, its name finds none.
-    introspect_at(conn, dataset, access.table.as_ref().unwrap_or(&dataset.table)).await
+    let visible: Vec<_> =
+        visible.map(|(dataset, access)| (*dataset, access.table.as_ref().unwrap_or(&dataset.table))).collect();
+    let mut schemas = introspect_tables(conn, &visible).await?.into_iter();
+    let schema = |(_, access): &(&Dataset, &TableAccess)| match access.hidden() {
+        Some(fault) => Err(Error::Hidden(fault.clone())),
+        None => Ok(schemas.next().expect("each table has a result")?),
+    };
+    Ok(datasets.iter().map(schema).collect())
 }
 
 /// Looks at a dataset's table, which stands there.
@@ -159,75 +178,69 @@ pub(crate) async fn introspect_at(
     dataset: &Dataset,
     table: &Table,
 ) -> Result<TableSchema, Error> {
-    let columns: Vec<ColumnRow> =
-        sqlx::query_as(include_str!("table_schema/columns.sql")).bind(relation(table)).fetch_all(&mut *conn).await?;
-    let mut fitting = Fitting { dataset, table, columns: &columns, faults: Vec::new() };
-    if columns.is_empty() {
-        let is_there = sqlx::query_scalar("-- source.table_schema.is_there\n select to_regclass($1) is not null");
-        let why = match is_there.bind(relation(table)).fetch_one(&mut *conn).await? {
-            true => format!("`{}` has no columns", dataset.table),
-            false => format!("there is no table `{}`{}", dataset.table, hint_of_tables(conn, dataset).await?),
-        };
-        fitting.wrong("table", None, why);
-        return Err(Faults(fitting.faults).into());
-    }
-    let key = fitting.key(conn).await?;
-    let found = &columns;
-    let columns = fitting.chosen(&key);
-    let updated_at = fitting.time("updated_at", dataset.updated_at.as_deref());
-    let created_at = fitting.time("created_at", dataset.created_at.as_deref());
-    let created_at = created_at.filter(|_| dataset.operation == Operation::Timestamps);
-    let deleted = fitting.deleted();
-    let is_set = |it: &ColumnRow| it.not_null && it.table_kind == "r";
-    let deleted_is_set =
-        deleted.as_ref().is_some_and(|deleted| found.iter().any(|it| it.number == deleted.number && is_set(it)));
-    if !fitting.faults.is_empty() {
-        return Err(Faults(fitting.faults).into());
-    }
-    // Only columns that are in the files or decide what the files have are remembered.
-    let times = [&updated_at, &created_at, &deleted].into_iter().flatten();
-    let deciding: Vec<_> = key.iter().map(|key| &key.column).chain(times).map(|column| column.number).collect();
-    let is_sent = |it: &ColumnRow| columns.iter().any(|column| column.number == it.number);
-    let is_asked = |it: &ColumnRow| dataset.filter.as_deref().is_some_and(|text| filter::mentions(text, &it.name));
-    let of_interest = |it: &&ColumnRow| is_sent(it) || deciding.contains(&it.number) || is_asked(it);
-    let known: Vec<_> = found.iter().filter(of_interest).collect();
-    let types = known.iter().map(|it| (it.name.clone(), it.saved_type.clone())).collect();
-    let changing: Vec<_> = known.iter().filter(|it| it.may_change).map(|it| it.number).collect();
-    let mut parts = guard::read_parts(conn, table, &changing).await?;
-    // Which rows a filter finds may be told by the order of texts.
-    let order = |it: &&&ColumnRow| it.collation.0 != 0 && is_asked(it);
-    parts.extend(known.iter().filter(order).map(|it| (format!("order {}", it.number), it.collation.0.to_string())));
-    let known = known.into_iter().map(|it| {
-        let ColumnRow { name, number, version, .. } = it;
-        RememberedColumn { name, number: *number, version, is_sent: is_sent(it) }
-    });
-    let width = found.first().map_or(0, |it| it.width);
-    let is_partitioned = found.iter().any(|it| it.table_kind == "p");
-    let time = updated_at.as_ref().map(|time| time.number);
-    let mut guard_state = guard::guard_state(known, &parts, width, time);
-    if let Some(filter) = &dataset.filter {
-        guard_state.set("filter", filter::hash_of_called(conn, filter, table).await?);
-    }
-    let is_filtered = dataset.filter.is_some();
-    let has_virtual = found.iter().any(|it| it.is_virtual && is_sent(it));
-    Ok(TableSchema {
-        table: table.clone(),
-        key,
-        columns,
-        updated_at,
-        created_at,
-        deleted,
-        deleted_is_set,
-        types,
-        guard_state,
-        is_filtered,
-        is_partitioned,
-        has_virtual,
-    })
+    Ok(introspect_tables(conn, &[(dataset, table)]).await?.pop().expect("each table has a result")?)
 }
 
-async fn hint_of_tables(conn: &mut PgConnection, dataset: &Dataset) -> Result<String, sqlx::Error> {
-    let tables: Vec<(String, String, bool)> = sqlx::query_as(
+async fn introspect_tables(
+    conn: &mut PgConnection,
+    tables: &[(&Dataset, &Table)],
+) -> Result<Vec<Result<TableSchema, Faults>>, sqlx::Error> {
+    let names: Vec<_> = tables.iter().map(|(_, table)| relation(table)).collect();
+    let columns: Vec<ColumnRow> =
+        sqlx::query_as(include_str!("table_schema/columns.sql")).bind(names).fetch_all(&mut *conn).await?;
+    let columns = by_table(tables.len(), columns, |column| column.place);
+    let columns = columns.iter().map(Vec::as_slice);
+    let fitting = |(&(dataset, table), columns)| Fitting { dataset, table, columns, faults: Vec::new() };
+    let mut fittings: Vec<_> = tables.iter().zip(columns).map(fitting).collect();
+    refuse_missing(conn, &mut fittings).await?;
+    let keys: Vec<_> = fittings.iter_mut().map(Fitting::key_columns).collect();
+    let named = fittings.iter().zip(&keys);
+    let named: Vec<_> = named.map(|(it, key)| (it.table, key.iter().map(|column| &*column.name).collect())).collect();
+    let indexes = key_index::locate(conn, &named).await?;
+    let fits = fittings.into_iter().zip(keys).zip(indexes);
+    let fits: Vec<_> = fits.map(|((fitting, key), index)| fitting.fit(&key, &index)).collect();
+    let found = || fits.iter().filter_map(|fit| fit.as_ref().ok());
+    let changing: Vec<_> = found().map(|fit| (fit.table, fit.changing())).collect();
+    let mut parts = guard::read_parts(conn, &changing).await?.into_iter();
+    let filters: Vec<_> =
+        found().filter_map(|fit| fit.dataset.filter.as_deref().map(|filter| (filter, fit.table))).collect();
+    let mut hashes = filter::hashes_of_called(conn, &filters).await?.into_iter();
+    let schema = |fit: Result<FittingTable<'_>, Faults>| {
+        let fit = fit?;
+        let hash = fit.dataset.filter.as_ref().and_then(|_| hashes.next());
+        Ok(fit.schema(parts.next().expect("each table has parts"), hash))
+    };
+    Ok(fits.into_iter().map(schema).collect())
+}
+
+/// Adds a fault to each dataset whose table is not there or has no columns.
+async fn refuse_missing(conn: &mut PgConnection, fittings: &mut [Fitting<'_>]) -> Result<(), sqlx::Error> {
+    let mut empty: Vec<_> = fittings.iter_mut().filter(|it| it.columns.is_empty()).collect();
+    if empty.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<_> = empty.iter().map(|it| relation(it.table)).collect();
+    let are_there: Vec<bool> = sqlx::query_scalar(
+        "-- source.table_schema.are_there
+         select to_regclass(its.name) is not null from unnest($1) with ordinality as its (name, place) order by its.place",
+    )
+    .bind(names)
+    .fetch_all(&mut *conn)
+    .await?;
+    let near = if are_there.contains(&false) { table_names(conn).await? } else { Vec::new() };
+    for (it, is_there) in empty.iter_mut().zip(are_there) {
+        let why = match is_there {
+            true => format!("`{}` has no columns", it.dataset.table),
+            false => format!("there is no table `{}`{}", it.dataset.table, hint_of_tables(&near, it.dataset)),
+        };
+        it.wrong("table", None, why);
+    }
+    Ok(())
+}
+
+/// Returns the names of all tables: without and with the schema, and if the first one finds the table.
+async fn table_names(conn: &mut PgConnection) -> Result<Vec<(String, String, bool)>, sqlx::Error> {
+    sqlx::query_as(
         "-- source.table_schema.tables
          select c.relname::text, n.nspname || '.' || c.relname, coalesce(cdc_export.table_of_role(quote_ident(c.relname)) = c.oid, false)
          from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -237,13 +250,16 @@ async fn hint_of_tables(conn: &mut PgConnection, dataset: &Dataset) -> Result<St
          order by 3, 2 desc",
     )
     .fetch_all(conn)
-    .await?;
+    .await
+}
+
+fn hint_of_tables(tables: &[(String, String, bool)], dataset: &Dataset) -> String {
     let has_schema = dataset.table.schema.is_some();
     let names = tables.iter().map(|(name, full, is_found_by_name)| match has_schema {
         true => (full.as_str(), full.as_str()),
         false => (name.as_str(), if *is_found_by_name { name.as_str() } else { full.as_str() }),
     });
-    Ok(hint_in_full(&dataset.table.to_string(), names))
+    hint_in_full(&dataset.table.to_string(), names)
 }
 
 /// The dataset being held against the columns.
@@ -271,22 +287,38 @@ impl<'a> Fitting<'a> {
         found
     }
 
-    async fn key(&mut self, conn: &mut PgConnection) -> Result<Vec<KeyColumn>, sqlx::Error> {
-        let key = self.key_columns();
-        for found in &key {
+    /// Returns the dataset's choice of the columns, or its faults. `index`: the index on the columns of the key.
+    fn fit(mut self, key: &[&'a ColumnRow], index: &[KeyPart]) -> Result<FittingTable<'a>, Faults> {
+        if self.columns.is_empty() {
+            return Err(Faults(self.faults));
+        }
+        let key = self.key(key, index);
+        let columns = self.chosen(&key);
+        let updated_at = self.time("updated_at", self.dataset.updated_at.as_deref());
+        let created_at = self.time("created_at", self.dataset.created_at.as_deref());
+        let created_at = created_at.filter(|_| self.dataset.operation == Operation::Timestamps);
+        let deleted = self.deleted();
+        let Fitting { dataset, table, columns: found, faults } = self;
+        if !faults.is_empty() {
+            return Err(Faults(faults));
+        }
+        Ok(FittingTable { dataset, table, found, key, columns, updated_at, created_at, deleted })
+    }
+
+    fn key(&mut self, key: &[&'a ColumnRow], index: &[KeyPart]) -> Vec<KeyColumn> {
+        for found in key {
             if let Some(why) = key_index::unsteady_text(found.own_type.as_deref()) {
                 let why = format!("`{}` is {}, {why}", found.name, found.type_name);
                 self.wrong("key", self.dataset.key.is_some().then_some(&found.name), why);
             }
         }
-        let names: Vec<_> = key.iter().map(|found| found.name.clone()).collect();
-        let parts = key_index::locate(conn, self.table, &names).await?;
-        if parts.is_empty() && !key.is_empty() && self.faults.is_empty() {
+        if index.is_empty() && !key.is_empty() && self.faults.is_empty() {
+            let names: Vec<_> = key.iter().map(|found| &*found.name).collect();
             let why = format!("`{}` has no unique index on just ({})", self.dataset.table, names.join(", "));
             self.wrong("key", None, why);
         }
         let compared = |found: &&ColumnRow| {
-            let part = parts.iter().find(|part| part.name == found.name);
+            let part = index.iter().find(|part| part.name == found.name);
             let own_equals = || format!("operator({}.=)", found.operators);
             KeyColumn {
                 column: found.column(self.dataset),
@@ -297,11 +329,15 @@ impl<'a> Fitting<'a> {
                     && part.is_some_and(|part| part.is_deterministic),
             }
         };
-        Ok(key.iter().map(compared).collect())
+        key.iter().map(compared).collect()
     }
 
+    /// Finds the columns of the key.
     fn key_columns(&mut self) -> Vec<&'a ColumnRow> {
         let columns = self.columns;
+        if columns.is_empty() {
+            return Vec::new();
+        }
         let Some(names) = &self.dataset.key else {
             let mut key: Vec<_> = columns.iter().filter(|column| column.key_place.is_some()).collect();
             key.sort_by_key(|column| column.key_place);
@@ -371,6 +407,82 @@ impl<'a> Fitting<'a> {
             self.wrong("deleted", None, why);
         }
         Some(column)
+    }
+}
+
+/// A dataset that fits its table.
+struct FittingTable<'a> {
+    dataset: &'a Dataset,
+    table: &'a Table,
+    /// All columns of the table.
+    found: &'a [ColumnRow],
+    key: Vec<KeyColumn>,
+    columns: Vec<TableColumn>,
+    updated_at: Option<TableColumn>,
+    created_at: Option<TableColumn>,
+    deleted: Option<TableColumn>,
+}
+
+impl<'a> FittingTable<'a> {
+    fn is_sent(&self, column: &ColumnRow) -> bool {
+        self.columns.iter().any(|sent| sent.number == column.number)
+    }
+
+    /// Returns true if the dataset's filter may ask for this column.
+    fn is_asked(&self, column: &ColumnRow) -> bool {
+        self.dataset.filter.as_deref().is_some_and(|text| filter::mentions(text, &column.name))
+    }
+
+    /// Returns the columns that are in the files or decide what the files have. Only these are remembered.
+    fn known(&self) -> Vec<&'a ColumnRow> {
+        let times = [&self.updated_at, &self.created_at, &self.deleted].into_iter().flatten();
+        let deciding: Vec<_> =
+            self.key.iter().map(|key| &key.column).chain(times).map(|column| column.number).collect();
+        let of_interest = |it: &&ColumnRow| self.is_sent(it) || deciding.contains(&it.number) || self.is_asked(it);
+        self.found.iter().filter(of_interest).collect()
+    }
+
+    /// Returns the numbers of the columns whose values may change without a change of a row.
+    fn changing(&self) -> Vec<i16> {
+        self.known().iter().filter(|it| it.may_change).map(|it| it.number).collect()
+    }
+
+    /// Returns the schema. `parts`: those of the columns of `changing`. `filter`: a hash of what the filter may call.
+    fn schema(self, mut parts: BTreeMap<String, String>, filter: Option<String>) -> TableSchema {
+        let (found, known) = (self.found, self.known());
+        let is_set = |it: &ColumnRow| it.not_null && it.table_kind == "r";
+        let deleted_is_set = self
+            .deleted
+            .as_ref()
+            .is_some_and(|deleted| found.iter().any(|it| it.number == deleted.number && is_set(it)));
+        let types = known.iter().map(|it| (it.name.clone(), it.saved_type.clone())).collect();
+        // Which rows a filter finds may be told by the order of texts.
+        let order = |it: &&&ColumnRow| it.collation.0 != 0 && self.is_asked(it);
+        parts.extend(known.iter().filter(order).map(|it| (format!("order {}", it.number), it.collation.0.to_string())));
+        let known = known.into_iter().map(|it| {
+            let ColumnRow { name, number, version, .. } = it;
+            RememberedColumn { name, number: *number, version, is_sent: self.is_sent(it) }
+        });
+        let width = found.first().map_or(0, |it| it.width);
+        let time = self.updated_at.as_ref().map(|time| time.number);
+        let mut guard_state = guard::guard_state(known, &parts, width, time);
+        if let Some(hash) = filter {
+            guard_state.set("filter", hash);
+        }
+        TableSchema {
+            table: self.table.clone(),
+            is_filtered: self.dataset.filter.is_some(),
+            is_partitioned: found.iter().any(|it| it.table_kind == "p"),
+            has_virtual: found.iter().any(|it| it.is_virtual && self.is_sent(it)),
+            key: self.key,
+            columns: self.columns,
+            updated_at: self.updated_at,
+            created_at: self.created_at,
+            deleted: self.deleted,
+            deleted_is_set,
+            types,
+            guard_state,
+        }
     }
 }
 

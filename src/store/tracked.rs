@@ -66,7 +66,9 @@ impl Store {
                case when $1::text is null then format('%I', $2::text) else format('%I.%I', $1, $2) end) as oid) t
              left join pg_class c on c.oid = t.oid
              left join pg_namespace n on n.oid = c.relnamespace
-             left join cdc_export.tracked k on k.schema_name = n.nspname and k.table_name = c.relname",
+             -- By the collation of the index: a name has another one.
+             left join cdc_export.tracked k on k.schema_name = n.nspname::text collate \"default\"
+               and k.table_name = c.relname::text collate \"default\"",
         )
         .bind(&table.schema)
         .bind(&table.name);

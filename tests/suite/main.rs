@@ -58,6 +58,7 @@ mod looking;
 mod lost_files;
 mod maintenance;
 mod manifests;
+mod many_tables;
 mod metrics;
 mod modes;
 mod network;
@@ -95,6 +96,7 @@ mod tls;
 #[cfg(feature = "otel")]
 mod traces;
 mod tracked;
+mod traffic;
 mod types;
 mod verify;
 mod versions;

@@ -53,14 +53,15 @@ pub(super) async fn make(
     Ok(())
 }
 
-/// Returns the settings that the text of a table's key depends on.
-pub(super) async fn key_text(conn: &mut PgConnection, table: Oid, key: &[String]) -> Result<KeyText, sqlx::Error> {
-    let is_plain: bool = sqlx::query_scalar(include_str!("functions/is_plain_key.sql"))
-        .bind(table)
-        .bind(Json(key))
-        .fetch_one(conn)
-        .await?;
-    Ok(KeyText::new(is_plain))
+/// Returns, for each table and its key, the settings that the text of the key depends on.
+pub(super) async fn key_texts(
+    conn: &mut PgConnection,
+    keys: impl Iterator<Item = (Oid, &[String])>,
+) -> Result<Vec<KeyText>, sqlx::Error> {
+    let (tables, keys): (Vec<_>, Vec<_>) = keys.map(|(table, key)| (table, Json(key))).unzip();
+    let are_plain: Vec<bool> =
+        sqlx::query_scalar(include_str!("functions/is_plain_key.sql")).bind(tables).bind(keys).fetch_all(conn).await?;
+    Ok(are_plain.into_iter().map(KeyText::new).collect())
 }
 
 /// The role that the functions run as, if the session may make this role the owner of a function.
@@ -180,13 +181,12 @@ struct Installed {
 impl Installed {
     /// Returns this version's form of the function. Returns `None` if this service didn't create the function,
     /// according to its name and first line.
-    async fn function(&self, conn: &mut PgConnection) -> Result<Option<Function>, sqlx::Error> {
-        // After the restore of a dump, the first line may name another table. That table is kept, because only `track`
-        // changes it.
-        let (Some(root), Some(key)) = (self.root, self.key.clone()) else { return Ok(None) };
-        let key_text = key_text(conn, root, &key).await?;
-        let function = Function::named(&self.name, root.0, key, key_text);
-        Ok(function.filter(|function| !function.key.is_empty() || function.kind == TriggerKind::Truncates))
+    ///
+    /// After the restore of a dump, the first line may name another table. That table is kept, because only `track`
+    /// changes it.
+    fn function(&self, key_text: KeyText) -> Option<Function> {
+        let function = Function::named(&self.name, self.root?.0, self.key.clone()?, key_text)?;
+        (!function.key.is_empty() || function.kind == TriggerKind::Truncates).then_some(function)
     }
 
     /// Returns true if somebody else wrote the text: its first line names this version, but the text differs from this
@@ -211,20 +211,26 @@ pub async fn renew(pool: &PgPool) -> Result<(), Error> {
     let mut conn = pool.acquire().await?;
     let mut tx = conn.begin().await?;
     one_at_a_time(&mut tx).await?;
-    drop_unused(&mut tx).await?;
-    let installed = installed(&mut tx).await?;
+    let mut installed = installed(&mut tx).await?;
+    for unused in installed.extract_if(.., |it| !it.is_used && it.is_ours) {
+        drop_function(&mut tx, &unused.name).await?;
+    }
     if installed.is_empty() {
         return Ok(tx.commit().await?);
     }
     let definer = definer(&mut tx).await?;
-    let before = stamps::all(&mut tx).await?;
+    let keys = installed.iter().map(|it| (it.root.unwrap_or_default(), it.key.as_deref().unwrap_or_default()));
+    let key_texts = key_texts(&mut tx, keys).await?;
+    let functions = installed.iter().zip(key_texts).map(|(it, key_text)| (it, it.function(key_text)));
+    let is_current = |it: &Installed, function: &Option<Function>| {
+        it.is_used && function.as_ref().is_some_and(|function| it.is_as(function, definer.as_ref()))
+    };
+    let outdated: Vec<_> = functions.filter(|(it, function)| !is_current(it, function)).collect();
+    let tables: Vec<_> = outdated.iter().filter_map(|(it, _)| it.root).collect();
+    let before = stamps::read(&mut tx, &tables).await?;
     let mut is_forged = false;
     let mut left = Vec::new();
-    for it in &installed {
-        let function = it.function(&mut tx).await?;
-        if it.is_used && function.as_ref().is_some_and(|function| it.is_as(function, definer.as_ref())) {
-            continue;
-        }
+    for (it, function) in outdated {
         let mut part = tx.begin().await?;
         let done = match &function {
             _ if !it.is_ours || !it.is_used => Err(None),
@@ -276,36 +282,37 @@ pub async fn remove_unused(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     }
     let mut tx = conn.begin().await?;
     one_at_a_time(&mut tx).await?;
-    drop_unused(&mut tx).await?;
+    for name in unused(&mut tx).await? {
+        drop_function(&mut tx, &name).await?;
+    }
     tx.commit().await
 }
 
-/// Removes the functions that no trigger calls any more. The transaction must hold the lock of `track`, so that `track`
-/// creates no trigger with one of them meanwhile.
-async fn drop_unused(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
-    for name in unused(tx).await? {
-        let mut part = tx.begin().await?;
-        let unused = format!("-- source.capture.drop_unused\n drop function {name}()");
-        match sqlx::raw_sql(AssertSqlSafe(unused)).execute(&mut *part).await {
-            Ok(_) => part.commit().await?,
-            Err(cause) if cause.as_database_error().is_none() => return Err(cause),
-            Err(cause) => {
-                part.rollback().await?;
-                tracing::debug!(event = "function_not_removed", name, error = %cause);
-            }
+/// Removes a function that no trigger calls any more, if nothing else needs it. The transaction must hold the lock of
+/// `track`, so that `track` creates no trigger with the function meanwhile.
+async fn drop_function(tx: &mut PgConnection, name: &str) -> Result<(), sqlx::Error> {
+    let mut part = tx.begin().await?;
+    let unused = format!("-- source.capture.drop_unused\n drop function cdc_export.{}()", quote::quoted(name));
+    match sqlx::raw_sql(AssertSqlSafe(unused)).execute(&mut *part).await {
+        Ok(_) => part.commit().await,
+        Err(cause) if cause.as_database_error().is_none() => Err(cause),
+        Err(cause) => {
+            part.rollback().await?;
+            tracing::debug!(event = "function_not_removed", name, error = %cause);
+            Ok(())
         }
     }
-    Ok(())
 }
 
 /// Returns the functions that no trigger calls and that the session's role may drop.
 async fn unused(conn: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
     sqlx::query_scalar(
         "-- source.capture.unused
-         select format('cdc_export.%I', p.proname)
+         select p.proname::text
          from pg_proc p
          where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\\_%' and pg_has_role(p.proowner, 'usage')
-           and not exists (select from pg_trigger x where x.tgfoid = p.oid)",
+           -- `not in` reads the triggers once, and not once for each function as `not exists` may.
+           and p.oid not in (select x.tgfoid from pg_trigger x)",
     )
     .fetch_all(conn)
     .await

@@ -22,9 +22,9 @@ pub(super) struct Stamps {
     functions: Option<String>,
 }
 
-/// Reads the stamps of all tables whose changes are captured now.
-pub(super) async fn all(conn: &mut PgConnection) -> Result<Vec<Stamps>, sqlx::Error> {
-    sqlx::query_as(AssertSqlSafe(STAMPS.as_str())).fetch_all(conn).await
+/// Reads the stamps of those tables whose changes are captured now.
+pub(super) async fn read(conn: &mut PgConnection, tables: &[Oid]) -> Result<Vec<Stamps>, sqlx::Error> {
+    sqlx::query_as(AssertSqlSafe(STAMPS.as_str())).bind(tables).fetch_all(conn).await
 }
 
 /// Records the stamps that replaced those of `before`, for tables that were captured before and are captured now.
@@ -32,7 +32,8 @@ pub(super) async fn all(conn: &mut PgConnection) -> Result<Vec<Stamps>, sqlx::Er
 ///
 /// The positions themselves are not updated, because a running export saves the stamp that it saw when it began.
 pub(super) async fn record(conn: &mut PgConnection, before: &[Stamps]) -> Result<(), sqlx::Error> {
-    for now in all(conn).await? {
+    let tables: Vec<_> = before.iter().map(|was| was.table_oid).collect();
+    for now in read(conn, &tables).await? {
         let Some(was) = before.iter().find(|was| was.table_oid == now.table_oid) else { continue };
         for (was, now_is) in [(&was.rows, &now.rows), (&was.functions, &now.functions)] {
             if was == now_is {

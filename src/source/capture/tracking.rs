@@ -134,7 +134,7 @@ async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<Tracked, 
     let key = dataset.key.as_ref().unwrap_or(&state.primary_key);
     // Correct triggers are kept, so that consumers' positions stay valid.
     let kept = state.set.as_deref().filter(|_| state.logs(key));
-    let before = if kept.is_some() { stamps::all(&mut tx).await? } else { Vec::new() };
+    let before = if kept.is_some() { stamps::read(&mut tx, &[state.oid]).await? } else { Vec::new() };
     remove(&mut tx, &dataset.table, &state, kept).await?;
     let schema = introspect(&mut tx, dataset).await?;
     let key: Vec<_> = schema.key.iter().map(|part| part.column.name.to_string()).collect();
@@ -172,15 +172,21 @@ async fn make(
         Some(id) => id.to_owned(),
         None => uuid::Uuid::new_v4().simple().to_string(),
     };
-    let key_text = functions::key_text(conn, state.oid, key).await?;
+    let key_text = functions::key_texts(conn, [(state.oid, key)].into_iter()).await?[0];
     for function in function_text::functions(&id, state.kind == "p", state.oid.0, key, key_text) {
-        let has_it: Vec<Oid> = sqlx::query_scalar(
-            "-- source.capture.has_it
-             select x.tgrelid from pg_trigger x where x.tgfoid = to_regprocedure($1 || '()')",
-        )
-        .bind(function.name())
-        .fetch_all(&mut *conn)
-        .await?;
+        // A new set has no triggers yet.
+        let has_it: Vec<Oid> = match kept {
+            Some(_) => {
+                sqlx::query_scalar(
+                    "-- source.capture.has_it
+                 select x.tgrelid from pg_trigger x where x.tgfoid = to_regprocedure($1 || '()')",
+                )
+                .bind(function.name())
+                .fetch_all(&mut *conn)
+                .await?
+            }
+            None => Vec::new(),
+        };
         if has_it.is_empty() {
             functions::make(conn, &function, &owners, definer.as_ref()).await?;
         }
@@ -331,18 +337,17 @@ pub(super) async fn remove(
     let mut functions: Vec<_> = triggers.into_iter().map(|(oid, name, _)| (oid.0, name)).collect();
     functions.sort_unstable();
     functions.dedup();
-    for (oid, name) in functions {
-        let is_used: bool = sqlx::query_scalar(
-            "-- source.capture.is_used
-             select exists (select from pg_trigger x where x.tgfoid = $1)",
-        )
-        .bind(Oid(oid))
-        .fetch_one(&mut *conn)
-        .await?;
-        if !is_used {
-            let drop = format!("-- source.capture.remove.function\n drop function {name}()");
-            sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut *conn).await.map_err(denied)?;
-        }
+    let oids: Vec<_> = functions.iter().map(|(oid, _)| Oid(*oid)).collect();
+    let unused: Vec<Oid> = sqlx::query_scalar(
+        "-- source.capture.unused_of
+         select f.oid from unnest($1) f (oid) where f.oid not in (select x.tgfoid from pg_trigger x)",
+    )
+    .bind(oids)
+    .fetch_all(&mut *conn)
+    .await?;
+    for (_, name) in functions.iter().filter(|(oid, _)| unused.contains(&Oid(*oid))) {
+        let drop = format!("-- source.capture.remove.function\n drop function {name}()");
+        sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut *conn).await.map_err(denied)?;
     }
     Ok(is_any)
 }

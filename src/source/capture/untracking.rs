@@ -37,18 +37,8 @@ pub async fn untrack_table(pool: &PgPool, table: &Table) -> Result<bool, Error> 
 /// If the database fails.
 pub async fn untrack_all(pool: &PgPool) -> Result<Vec<(Table, Result<(), Error>)>, Error> {
     let mut conn = pool.acquire().await?;
-    let tables: Vec<(String, String)> = sqlx::query_as(
-        "-- source.capture.with_triggers
-         select distinct n.nspname::text, t.relname::text
-         from pg_trigger x
-         join pg_proc p on p.oid = x.tgfoid
-         join pg_class t on t.oid = coalesce(pg_partition_root(x.tgrelid), x.tgrelid)
-         join pg_namespace n on n.oid = t.relnamespace
-         where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\\_%'
-         order by 1, 2",
-    )
-    .fetch_all(&mut *conn)
-    .await?;
+    let tables: Vec<(String, String)> =
+        sqlx::query_as(include_str!("untracking/with_triggers.sql")).fetch_all(&mut *conn).await?;
     let mut done = Vec::new();
     for (schema, name) in tables {
         let table = Table { schema: Some(schema), name };
@@ -59,12 +49,13 @@ pub async fn untrack_all(pool: &PgPool) -> Result<Vec<(Table, Result<(), Error>)
         // The list also has tables that were dropped or renamed. Somebody may have tracked a table meanwhile.
         sqlx::query(
             "-- source.capture.unlist
-             delete from cdc_export.tracked l where not exists (
-               select from pg_trigger x
+             delete from cdc_export.tracked l where (l.schema_name, l.table_name) not in (
+               select n.nspname::text, t.relname::text
+               from pg_trigger x
                join pg_proc p on p.oid = x.tgfoid
                join pg_class t on t.oid = x.tgrelid
                join pg_namespace n on n.oid = t.relnamespace
-               where p.pronamespace = to_regnamespace('cdc_export') and (n.nspname, t.relname) = (l.schema_name, l.table_name))",
+               where p.pronamespace = to_regnamespace('cdc_export'))",
         )
         .execute(&mut *conn)
         .await?;

@@ -1,7 +1,7 @@
 -- source.key_index.locate
--- $1 text: the table
--- $2 text[]: the columns of the key
-select a.attname::text as name,
+-- $1 text[]: tables
+-- $2 jsonb[]: for each, the names of the columns of a key
+select key.place, a.attname::text as name,
   (select format('operator(%I.%s)', n.nspname, p.oprname)
    from pg_opclass s join pg_am m on m.oid = s.opcmethod and m.amname = 'btree'
    join pg_amop o on o.amopfamily = s.opcfamily and o.amoplefttype = s.opcintype and o.amoprighttype = s.opcintype
@@ -14,17 +14,21 @@ select a.attname::text as name,
    join pg_namespace n on n.oid = l.collnamespace
    where l.oid = part.coll) as collation,
   coalesce((select l.collisdeterministic from pg_collation l where l.oid = part.coll), true) as is_deterministic
+from unnest($1, $2) with ordinality as key (relation, columns, place)
 -- The unique index on just these columns; the primary key, if there are several.
-from (
+cross join lateral (
   select x.indrelid, x.indkey, x.indclass, x.indcollation, x.indnkeyatts
   from pg_index x
-  where x.indrelid = to_regclass($1) and x.indisunique and x.indisvalid and x.indpred is null and x.indexprs is null
+  where x.indrelid = to_regclass(key.relation) and x.indisunique and x.indisvalid and x.indpred is null
+    and x.indexprs is null
     and (select array_agg(a.attname::text order by a.attname::text)
          from pg_attribute a
          where a.attrelid = x.indrelid and a.attnum = any ((x.indkey::int2[])[0:x.indnkeyatts - 1]))
-      = (select array_agg(name order by name) from unnest($2::text[]) as name)
+      = (select array_agg(name order by name) from jsonb_array_elements_text(key.columns) as name)
   order by x.indisprimary desc, x.indexrelid limit 1) x
 cross join lateral unnest(x.indkey::int2[], x.indclass::oid[], x.indcollation::oid[])
   with ordinality as part (attnum, opclass, coll, place)
-join pg_attribute a on a.attrelid = x.indrelid and a.attnum = part.attnum
+cross join lateral (
+  select a.attname from pg_attribute a where a.attrelid = x.indrelid and a.attnum = part.attnum offset 0) a
 where part.place <= x.indnkeyatts
+order by key.place, part.place

@@ -1,40 +1,62 @@
 -- source.table_schema.columns
--- $1 text: the table
-select a.attname::text as name, a.attnum as number, format_type(base.oid, -1) as base_type,
-  cdc_export.type_of_role(a.atttypid, a.atttypmod) as type_name, cdc_export.type_of_role(base.oid, -1) as saved_type,
-  coalesce(
-    -- The schema of the operators of the type's default order; without one, the schema of the type.
-    (select p.oprnamespace::regnamespace::text
-     from pg_opclass s join pg_am m on m.oid = s.opcmethod and m.amname = 'btree'
-     join pg_amop o on o.amopfamily = s.opcfamily and o.amoplefttype = s.opcintype and o.amoprighttype = s.opcintype
-       and o.amopstrategy = 3 and o.amoppurpose = 's'
-     join pg_operator p on p.oid = o.amopopr
-     where s.opcintype = base.oid and s.opcdefault limit 1),
-    case base.typtype when 'b' then case base.typelem when 0 then base.typnamespace::regnamespace::text end end,
-    'pg_catalog') as operators,
-  case when base.typnamespace = 'pg_catalog'::regnamespace then base.typname::text end as own_type,
-  base.modifier, format_type(base.oid, base.modifier) as declared_base, base.typtype = 'e' as is_enum,
+-- $1 text[]: tables
+-- `offset 0`, so that each table is looked up by indexes: one table costs the same, however many there are.
+with named as materialized (
+  select its.place, c.oid, c.relkind, c.relnatts, cdc_export.primary_key(c.oid) as primary_key
+  from unnest($1) with ordinality as its (name, place)
+  cross join lateral (
+    select c.oid, c.relkind, c.relnatts from pg_class c where c.oid = to_regclass(its.name) offset 0) c),
+
+columns as materialized (
+  select a.*, named.place, named.relkind, named.relnatts, named.primary_key
+  from named
+  cross join lateral (
+    select a.attrelid, a.attname, a.attnum, a.atttypid, a.atttypmod, a.attnotnull, a.attgenerated,
+      a.attcollation, a.xmin
+    from pg_attribute a
+    where a.attrelid = named.oid and a.attnum > 0 and not a.attisdropped
+    offset 0) a),
+
+-- The types, each once: their names take most of the time.
+types as materialized (
+  select its.atttypid, its.atttypmod, base.oid, base.modifier, format_type(base.oid, -1) as base_type,
+    cdc_export.type_of_role(its.atttypid, its.atttypmod) as type_name,
+    cdc_export.type_of_role(base.oid, -1) as saved_type,
+    coalesce(
+      -- The schema of the operators of the type's default order; without one, the schema of the type.
+      (select p.oprnamespace::regnamespace::text
+       from pg_opclass s join pg_am m on m.oid = s.opcmethod and m.amname = 'btree'
+       join pg_amop o on o.amopfamily = s.opcfamily and o.amoplefttype = s.opcintype
+         and o.amoprighttype = s.opcintype and o.amopstrategy = 3 and o.amoppurpose = 's'
+       join pg_operator p on p.oid = o.amopopr
+       where s.opcintype = base.oid and s.opcdefault limit 1),
+      case base.typtype when 'b' then case base.typelem when 0 then base.typnamespace::regnamespace::text end end,
+      'pg_catalog') as operators,
+    case when base.typnamespace = 'pg_catalog'::regnamespace then base.typname::text end as own_type,
+    format_type(base.oid, base.modifier) as declared_base, base.typtype = 'e' as is_enum
+  from (select distinct a.atttypid, a.atttypmod from columns a) its
+  -- The base type of a domain; any other type is its own base.
+  cross join lateral (
+    with recursive base as (
+      select t.oid, t.typname, t.typnamespace, t.typelem, t.typtype, t.typbasetype, t.typtypmod,
+        its.atttypmod as modifier
+      from pg_type t where t.oid = its.atttypid
+      union all
+      select t.oid, t.typname, t.typnamespace, t.typelem, t.typtype, t.typbasetype, t.typtypmod, d.typtypmod
+      from base d join pg_type t on t.oid = d.typbasetype where d.typtype = 'd')
+    select oid, typname, typnamespace, typelem, typtype, modifier from base where typtype <> 'd') base)
+
+select a.place, a.attname::text as name, a.attnum as number, base.base_type, base.type_name, base.saved_type,
+  base.operators, base.own_type, base.modifier, base.declared_base, base.is_enum,
   -- A constraint that isn't validated holds for new rows only.
   a.attnotnull and not exists (
     select from pg_constraint n
     where n.conrelid = a.attrelid and n.contype = 'n' and n.conkey = array[a.attnum]
       and not n.convalidated) as not_null,
-  c.relkind::text as table_kind,
-  -- A subquery, so that it runs once and not for each column.
-  array_position((select cdc_export.primary_key(to_regclass($1))), a.attname::text) as key_place,
+  a.relkind::text as table_kind, array_position(a.primary_key, a.attname::text) as key_place,
   a.xmin::text as version, a.attcollation as collation,
   base.oid >= 16384 or a.attgenerated <> '' as may_change, a.attgenerated = 'v' as is_virtual,
-  c.relnatts as width
-from pg_attribute a
-join pg_class c on c.oid = a.attrelid
--- The base type of a domain; any other type is its own base.
-cross join lateral (
-  with recursive base as (
-    select t.oid, t.typname, t.typnamespace, t.typelem, t.typtype, t.typbasetype, t.typtypmod, a.atttypmod as modifier
-    from pg_type t where t.oid = a.atttypid
-    union all
-    select t.oid, t.typname, t.typnamespace, t.typelem, t.typtype, t.typbasetype, t.typtypmod, d.typtypmod
-    from base d join pg_type t on t.oid = d.typbasetype where d.typtype = 'd')
-  select oid, typname, typnamespace, typelem, typtype, modifier from base where typtype <> 'd') base
-where a.attrelid = to_regclass($1) and a.attnum > 0 and not a.attisdropped
-order by a.attnum
+  a.relnatts as width
+from columns a
+join types base on (base.atttypid, base.atttypmod) = (a.atttypid, a.atttypmod)
+order by a.place, a.attnum

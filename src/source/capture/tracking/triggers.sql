@@ -3,11 +3,14 @@
 -- $2 text: the set of functions whose triggers are left out; null: none
 select p.oid, format('cdc_export.%I', p.proname), format('%I on %I.%I', x.tgname, n.nspname, c.relname)
 from pg_trigger x
-join pg_proc p on p.oid = x.tgfoid
+-- `offset 0`, so that each trigger looks for its function: the planner may expect few functions, and would look for the
+-- triggers of each.
+cross join lateral (
+  select p.oid, p.proname, p.pronamespace from pg_proc p where p.oid = x.tgfoid offset 0) p
 join pg_class c on c.oid = x.tgrelid
 join pg_namespace n on n.oid = c.relnamespace
 where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\_%'
   and left(p.proname::text, -1) is distinct from $2
-  and (x.tgrelid = $1 or x.tgrelid in (select relid from pg_partition_tree($1)))
+  and x.tgrelid in (select $1 union all select relid from pg_partition_tree($1))
   -- A trigger that Postgres cloned to a partition is dropped with the root's trigger.
   and x.tgparentid = 0
