@@ -36,6 +36,7 @@ use crate::service::scrape::ReadCache;
 use crate::sink::{self, Destination, Limited, Limits};
 use crate::source::{self, Source};
 use crate::store::{self, Store};
+use crate::telemetry::metrics;
 
 pub use followers::Subscriber;
 
@@ -341,7 +342,7 @@ impl Service {
         let Stores { api, probe, control } = stores;
         let followers = Arc::new(Followers::new(api.clone()));
         let keyring = Arc::new(Keyring::new(api.clone()));
-        scrape::init_series(&catalog);
+        catalog.schedules().iter().for_each(|schedule| metrics::init_schedule(&schedule.name));
         Service {
             store: api,
             probe,

@@ -7,10 +7,9 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
-use crate::dataset::catalog::Catalog;
 use crate::event::DeliveryStatus;
 use crate::failpoint;
-use crate::job::{ExportType, FailureCode, Status};
+use crate::job::Status;
 use crate::service::Service;
 use crate::service::schedules::ScheduleAge;
 use crate::sink::Destination;
@@ -20,7 +19,7 @@ use crate::store::{
     gauges::{Backlog, UnacknowledgedAge, WatermarkAge},
 };
 use crate::telemetry::chain;
-use crate::telemetry::metrics::{self, ExportLabels, Gauges};
+use crate::telemetry::metrics::{self, Gauges};
 
 /// Time for which the gauges are cached, so that several scrapers cause the same load on the database as one.
 const SCRAPE_CACHE_TIME: Duration = Duration::from_secs(1);
@@ -47,16 +46,6 @@ impl<T: Clone> ReadCache<T> {
         *last = Some((Instant::now(), value.clone()));
         Ok(value)
     }
-}
-
-/// Initializes the counters of all datasets, export types and schedules to 0.
-pub(crate) fn init_series(catalog: &Catalog) {
-    for (dataset, export_type) in catalog.iter().flat_map(|d| ExportType::ALL.iter().map(move |t| (d, t))) {
-        let ends = Status::ALL.iter().filter(|status| status.is_terminal()).map(|status| status.as_str());
-        let codes = FailureCode::ALL.iter().map(|code| code.as_str());
-        metrics::init_series(ExportLabels { dataset: &dataset.name, export_type: export_type.as_str() }, ends, codes);
-    }
-    catalog.schedules().iter().for_each(|schedule| metrics::init_schedule(&schedule.name));
 }
 
 impl Service {

@@ -49,7 +49,7 @@ static LATE_ROWS: LazyLock<IntCounterVec> = LazyLock::new(|| {
 static DURATION: LazyLock<HistogramVec> = LazyLock::new(|| {
     let Metric { name, help, labels } = metric(
         "cdc_export_duration_seconds",
-        &["dataset", "export_type"],
+        &["export_type"],
         "Time from the first attempt to the commit of completed exports.",
     );
     let options = HistogramOpts::new(name, help).buckets(DURATION_BUCKETS.to_vec());
@@ -288,22 +288,6 @@ fn text(registry: &Registry) -> String {
     TextEncoder::new().encode_to_string(&registry.gather()).expect("each metric family has a name and a type")
 }
 
-/// Initializes the series of these labels to 0, for each terminal status and failure code. Without that, Prometheus
-/// would not see an increase at the first event of a series, and no alert would fire.
-pub fn init_series<'a>(
-    labels: ExportLabels<'_>,
-    ends: impl Iterator<Item = &'a str>,
-    codes: impl Iterator<Item = &'a str>,
-) {
-    let ExportLabels { dataset, export_type } = labels;
-    ends.for_each(|end| drop(JOBS.with_label_values(&[dataset, export_type, end])));
-    codes.for_each(|code| drop(FAILURES.with_label_values(&[dataset, code])));
-    for counter in [&ROWS, &BYTES, &LATE_ROWS] {
-        counter.with_label_values(&[dataset, export_type]);
-    }
-    DURATION.with_label_values(&[dataset, export_type]);
-}
-
 /// Initializes the series of a schedule to 0.
 pub fn init_schedule(schedule: &str) {
     SLOT_OUTCOMES.iter().for_each(|outcome| drop(SCHEDULE_SLOTS.with_label_values(&[schedule, outcome])));
@@ -315,8 +299,14 @@ pub fn schedule_slot(schedule: &str, outcome: &str) {
 }
 
 /// Counts a job that ended with `status`.
-pub fn job_ended(labels: ExportLabels<'_>, status: &str) {
-    JOBS.with_label_values(&[labels.dataset, labels.export_type, status]).inc();
+///
+/// The series of a dataset and type begin with its first job, because a thousand datasets have tens of thousands of
+/// them. The first end is counted as one, and the other end that alerts look at begins at 0.
+pub fn job_ended(ExportLabels { dataset, export_type }: ExportLabels<'_>, status: &str) {
+    for end in ["completed", "failed"] {
+        JOBS.with_label_values(&[dataset, export_type, end]);
+    }
+    JOBS.with_label_values(&[dataset, export_type, status]).inc();
 }
 
 /// Counts a failed job by its code. [`job_ended`] counts its end.
@@ -329,8 +319,10 @@ pub fn job_completed(labels: ExportLabels<'_>, completed: Completed) {
     let labels = &[labels.dataset, labels.export_type];
     ROWS.with_label_values(labels).inc_by(completed.rows);
     BYTES.with_label_values(labels).inc_by(completed.bytes);
-    LATE_ROWS.with_label_values(labels).inc_by(completed.late_rows);
-    DURATION.with_label_values(labels).observe(completed.seconds);
+    if completed.late_rows > 0 {
+        LATE_ROWS.with_label_values(labels).inc_by(completed.late_rows);
+    }
+    DURATION.with_label_values(&labels[1..]).observe(completed.seconds);
 }
 
 /// Counts a job taken over from a worker whose lease had expired.
@@ -338,7 +330,8 @@ pub fn lease_taken_over() {
     TAKEOVERS.with_label_values::<&str>(&[]).inc();
 }
 
-/// Initializes the series of a maintenance task to 0, as [`init_series`] does.
+/// Initializes the series of a maintenance task to 0. Without that, Prometheus would not see the first failure as an
+/// increase.
 pub fn init_maintenance(task: &str) {
     MAINTENANCE_FAILURES.with_label_values(&[task]);
 }
@@ -348,7 +341,7 @@ pub fn maintenance_failed(task: &str) {
     MAINTENANCE_FAILURES.with_label_values(&[task]).inc();
 }
 
-/// Initializes the series of a receiver to 0, as [`init_series`] does.
+/// Initializes the series of a receiver to 0, as [`init_maintenance`] does.
 pub fn init_deliveries(endpoint: &str) {
     for outcome in ["delivered", "failed", "dead"] {
         DELIVERIES.with_label_values(&[endpoint, outcome]);
