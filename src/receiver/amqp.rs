@@ -15,6 +15,8 @@ mod intake;
 mod refused;
 mod runtime;
 mod sanitizing_stream;
+#[cfg(test)]
+mod test_broker;
 mod transport;
 
 use std::sync::Arc;

@@ -275,10 +275,10 @@ mod tests {
         folder.publish(&file, "a.csv").unwrap();
         let location = FileLocation::Folder { inode: 0, modified_ns: 0 };
         let identity = FileIdentity { location, ..file.identity };
-        folder.remove(&StagedFile { identity, ..file.clone() }, "a.csv").unwrap();
+        folder.remove([("a.csv", &StagedFile { identity, ..file.clone() })].into_iter()).unwrap();
         assert_eq!(visible(&dir), ["a.csv"]);
         for _ in 0..2 {
-            folder.remove(&file, "a.csv").unwrap();
+            folder.remove([("a.csv", &file)].into_iter()).unwrap();
             assert!(visible(&dir).is_empty());
         }
     }
@@ -311,7 +311,7 @@ mod tests {
         let out = StagedFile { name: "../out".to_owned(), identity, ..file.clone() };
         assert!(folder.publish(&out, "a.csv").is_err());
         assert!(folder.open(&out, "../out").unwrap().is_none());
-        folder.remove(&out, "../out").unwrap();
+        folder.remove([("../out", &out)].into_iter()).unwrap();
         assert!(outer.path().join("out").exists());
         assert_eq!(folder.publish(&file, "a.csv").unwrap(), Published::Done(file.identity.location.clone()));
     }
@@ -341,7 +341,7 @@ mod tests {
             let destination = folder.destination_id().unwrap();
             let file = StagedFile { destination, name: hidden().name, sha256: String::new(), identity };
             assert_eq!(folder.publish(&file, "a.csv").unwrap(), Published::Gone, "{name}");
-            folder.remove(&file, "link").unwrap();
+            folder.remove([("link", &file)].into_iter()).unwrap();
             assert!(dir.path().join(name).symlink_metadata().is_ok(), "{name}");
         }
     }

@@ -10,6 +10,9 @@ use url::{Host, Url};
 /// Heartbeat in seconds. A connection without traffic for twice this time is lost. RabbitMQ's default is four times as
 /// long.
 const HEARTBEAT: u16 = 15;
+/// Maximum size of a frame in bytes, which is RabbitMQ's default. A broker can lower it. Without this maximum, lapin
+/// accepts any size that the broker names, and allocates two buffers of 32 frames each.
+pub(super) const MAX_FRAME: u32 = 128 << 10;
 
 /// The address of a broker.
 #[derive(Clone)]
@@ -43,6 +46,7 @@ impl FromStr for BrokerAddress {
             return Err(NoAddress);
         }
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
+        uri.query.frame_max = Some(MAX_FRAME);
         Ok(BrokerAddress(uri))
     }
 }

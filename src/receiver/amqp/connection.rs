@@ -82,6 +82,22 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::receiver::amqp::address::MAX_FRAME;
+    use crate::receiver::amqp::test_broker::{TestBroker, tune};
+
+    /// lapin would allocate 32 frames for each direction.
+    #[tokio::test]
+    async fn a_frame_is_as_large_as_the_client_permits_at_most() {
+        for (asked, agreed) in [(0, MAX_FRAME), (u32::MAX, MAX_FRAME), (8192, 8192)] {
+            let broker = TestBroker::start(move |call| match call.method {
+                (10, 11) => tune(asked),
+                _ => call.answer(),
+            })
+            .await;
+            let connection = Connector::new(&broker.address).connect().await.unwrap();
+            assert_eq!(connection.configuration().frame_max(), agreed, "{asked}");
+        }
+    }
 
     #[tokio::test]
     async fn a_port_of_another_protocol_is_reported_with_its_address() {

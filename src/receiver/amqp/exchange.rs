@@ -7,7 +7,7 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareO
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ExchangeKind};
 
-use crate::receiver::amqp::address::BrokerAddress;
+use crate::receiver::amqp::address::{BrokerAddress, MAX_FRAME};
 use crate::receiver::amqp::connection::{CALL_TIMEOUT, Connector, within};
 
 /// Timeout of the broker's confirmation of a message.
@@ -92,9 +92,7 @@ impl ExchangePublisher {
 
     /// Maximum size of a frame in bytes, which is also the maximum size of a message without its body.
     pub(super) fn frame_bytes(&self) -> usize {
-        let most = self.current().map(|open| open.connection.configuration().frame_max());
-        // 0 means that there is no limit.
-        most.filter(|bytes| *bytes > 0).map_or(usize::MAX, |bytes| bytes as usize)
+        self.current().map_or(MAX_FRAME, |open| open.connection.configuration().frame_max()) as usize
     }
 
     /// Drops a failed connection, so that the next call opens a new one. A blocked connection is kept: the broker

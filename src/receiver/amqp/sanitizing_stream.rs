@@ -11,6 +11,8 @@ use std::task::{Context, Poll, ready};
 
 use futures_util::io::{AsyncRead, AsyncWrite};
 
+use crate::receiver::amqp::address::MAX_FRAME;
+
 /// Type of a method frame. Methods and content headers are the frames that have strings or tables.
 const METHOD: u8 = 1;
 /// Type of a content header frame.
@@ -21,8 +23,8 @@ const FRAME_TYPES: std::ops::RangeInclusive<u8> = 1..=8;
 const FRAME_HEAD: usize = 7;
 /// Bytes after a frame's payload: the end marker.
 const FRAME_END: usize = 1;
-/// Maximum payload of a frame, in bytes. lapin negotiates 128 KiB at most, so no broker sends more.
-const MAX_PAYLOAD: usize = 1 << 20;
+/// Maximum payload of a frame, in bytes. No broker may send more, because [`MAX_FRAME`] was negotiated.
+const MAX_PAYLOAD: usize = MAX_FRAME as usize - FRAME_HEAD - FRAME_END;
 /// Bytes that are read at a time.
 const CHUNK: usize = 16 << 10;
 /// Maximum depth of nested values in headers. Real headers are flatter, and this depth is safe for the stack.
@@ -258,20 +260,11 @@ mod tests {
     use futures_util::io::{AsyncReadExt, Cursor};
 
     use super::*;
+    use crate::receiver::amqp::test_broker::{self, long, nested, text};
 
     /// Returns a frame of this type.
     fn frame(kind: u8, content: &[u8]) -> Vec<u8> {
-        let length = u32::try_from(content.len()).unwrap().to_be_bytes();
-        [&[kind, 0, 1][..], &length, content, &[0xce]].concat()
-    }
-
-    fn text(text: &[u8]) -> Vec<u8> {
-        [&[u8::try_from(text.len()).unwrap()], text].concat()
-    }
-
-    /// Returns a value with its length before it.
-    fn long(value: &[u8]) -> Vec<u8> {
-        [&u32::try_from(value.len()).unwrap().to_be_bytes(), value].concat()
+        test_broker::frame(kind, 1, content)
     }
 
     /// Returns a content header frame with these properties.
@@ -291,12 +284,6 @@ mod tests {
         }
         assert!(all == by_bytes);
         all
-    }
-
-    /// Returns a table whose only value is nested arrays.
-    fn nested(depth: usize) -> Vec<u8> {
-        let inner = (0..depth).fold(Vec::new(), |inner, _| [b"A".to_vec(), long(&inner)].concat());
-        long(&[text(b"deep"), inner].concat())
     }
 
     #[tokio::test]
@@ -341,7 +328,7 @@ mod tests {
 
     #[tokio::test]
     async fn values_nested_too_deeply_become_byte_arrays() {
-        let of = |depth| header(1 << 13 | 1 << 7, &[nested(depth), text(b"id")].concat());
+        let of = |depth| header(1 << 13 | 1 << 7, &[long(&nested(depth)), text(b"id")].concat());
         assert!(read(&of(MAX_DEPTH - 1)).await == of(MAX_DEPTH - 1));
         for depth in [MAX_DEPTH, 26_000] {
             let (sent, read) = (of(depth), read(&of(depth)).await);
@@ -366,6 +353,10 @@ mod tests {
             let read = read(&header(flags, &properties)).await;
             assert_eq!(read, header(0, &properties), "{flags} {properties:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_frame_larger_than_agreed_is_an_error() {
         let larger = [&[HEADER, 0, 1][..], &(MAX_PAYLOAD as u32 + 1).to_be_bytes()].concat();
         let error = SanitizingStream::new(Cursor::new(larger)).read(&mut [0]).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidData);
