@@ -19,3 +19,7 @@ create index exports_without_file on {schema}.exports
 -- When every byte of the file was sent, or an address of it was handed out. Null: not yet; readers of a folder are not
 -- seen.
 alter table cdc_export.files add column fetched_at timestamptz;
+
+-- The manifests of a lane that retention has not removed.
+create index exports_with_manifest on {schema}.exports (consumer_id, dataset, number)
+  where number is not null and manifest is not null;

@@ -243,6 +243,7 @@ impl Config {
                 lease,
                 retain_files: vars.retention("RETAIN_FILES")?,
                 retain_jobs: vars.retention("RETAIN_JOBS")?,
+                retain_manifests: vars.retention("RETAIN_MANIFESTS")?,
                 retain_unacked: vars.age("RETAIN_UNACKED", 30 * DAY)?,
                 retain_audit: vars.age("RETAIN_AUDIT", 90 * DAY)?,
                 log_caps: purge::Caps {

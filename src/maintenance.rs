@@ -60,6 +60,8 @@ pub struct Settings {
     pub retain_files: Retention,
     /// The retention of jobs. A job's files are removed with the job at the latest.
     pub retain_jobs: Retention,
+    /// The retention of manifests, which stay at least as long as their files.
+    pub retain_manifests: Retention,
     /// The time for which both retentions keep an unacknowledged export of a consumer that acknowledges exports.
     pub retain_unacked: Duration,
     /// The age at which a row of the audit log is removed.

@@ -136,7 +136,7 @@ pub enum Error {
     #[error("the export has {0} files, whose parts are numbered from 1")]
     NoPart(usize),
     /// The job has no manifest.
-    #[error("this export has no manifest, because it is ad hoc")]
+    #[error("this export has no manifest, because it is ad hoc or because retention removed it")]
     NoManifest,
     /// The file was removed or replaced.
     #[error("the file of this export was removed or replaced: request a full export to continue")]

@@ -76,7 +76,7 @@ impl SqlFailure {
 /// Returns a text in place of Postgres's message about data (class 22), which may quote a row's value.
 ///
 /// Returns `None` for any other error.
-pub fn withheld_message(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+pub(crate) fn withheld_message(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     let code = error.downcast_ref::<sqlx::Error>()?.as_database_error()?.code()?;
     code.starts_with("22").then(|| format!("SQLSTATE {code}, whose message may quote a value"))
 }

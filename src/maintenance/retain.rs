@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::job::{JobId, Retention};
 use crate::maintenance::{Error, Maintenance, Settings};
 use crate::sink::Destination;
-use crate::store::retention::{LaneCursor, PastFile, Retained, RetentionPage};
+use crate::store::retention::{LaneCursor, PastFile, PastManifest, Retained, RetentionPage};
 
 /// The time after which a round ends. What is left is the next round's.
 const ROUND_TIME: Duration = Duration::from_secs(60);
@@ -16,7 +16,7 @@ const REMOVED_TOGETHER: usize = 100;
 /// Removes what is past the retention, in all lanes. Returns false if some of it may be left.
 pub(super) async fn round(maintenance: &Maintenance) -> Result<bool, Error> {
     let Maintenance { store, destination, settings, .. } = maintenance;
-    let Settings { retain_files, retain_jobs, retain_unacked: spare, retain_audit, .. } = *settings;
+    let Settings { retain_files, retain_jobs, retain_manifests, retain_unacked: spare, retain_audit, .. } = *settings;
     let begun = Instant::now();
     let mut outcome = Ok(true);
     for (retention, retained) in [(retain_files, Retained::Files), (retain_jobs, Retained::Jobs)] {
@@ -37,10 +37,32 @@ pub(super) async fn round(maintenance: &Maintenance) -> Result<bool, Error> {
             }
         }
     }
+    if retain_manifests != Retention::default() {
+        let id = destination.id().await?;
+        let mut after = Some(LaneCursor::default());
+        while let Some(lane) = after.filter(|_| begun.elapsed() < ROUND_TIME) {
+            let RetentionPage { found, is_full, next } = store.manifests_past(&retain_manifests, id, &lane).await?;
+            // In their order, so that a lane has no gap.
+            let mut removed = Vec::new();
+            let removal = async {
+                for PastManifest { record, text } in &found {
+                    destination.remove_manifest(record, text).await?;
+                    removed.push(record.job);
+                }
+                Ok::<_, Error>(())
+            };
+            let removal = removal.await;
+            store.manifests_removed(&removed).await?;
+            after = if is_full && removal.is_ok() { Some(lane) } else { next };
+            outcome = removal.and(outcome);
+        }
+    }
     if retain_jobs != Retention::default() {
+        let has_manifests_removed = retain_manifests != Retention::default();
         let (mut jobs, mut after) = (0, Some(LaneCursor::default()));
         while let Some(lane) = after.filter(|_| begun.elapsed() < ROUND_TIME) {
-            let RetentionPage { found, is_full, next } = store.forget_jobs_past(&retain_jobs, spare, &lane).await?;
+            let RetentionPage { found, is_full, next } =
+                store.forget_jobs_past(&retain_jobs, spare, has_manifests_removed, &lane).await?;
             jobs += found;
             after = if is_full { Some(lane) } else { next };
         }

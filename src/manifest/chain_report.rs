@@ -14,7 +14,8 @@ pub enum ChainFault {
     /// The previous export is missing. The number is that of the newest existing export with a lower number.
     #[error("gap after {0}")]
     GapAfter(u64),
-    /// The export is the first of its lane and not a full one, so the exports that it builds on are missing.
+    /// The export is the first of its lane, neither it nor a later one is full, and so exports that it builds on are
+    /// missing.
     /// The number is its own.
     #[error("gap before {0}")]
     GapBefore(u64),
@@ -132,10 +133,11 @@ fn faults(chains: &Chains, numbers: &[Numbers]) -> HashMap<Digest, Vec<ChainFaul
 /// Returns the fault between an export and the previous one, if there is any.
 fn gap(chains: &Chains, link: &Link, lane: &Numbers) -> Option<ChainFault> {
     let number = link.number;
+    // A lane may begin with any export: the service had no manifests before it, or retention has removed them. A reader
+    // needs a full export.
+    let is_no_beginning = lane.newest_base < Some(number);
     let Some(previous) = link.previous else {
-        // This is the lane's first export with a digest. If it is not full, readers need a newer full export.
-        let has_newer_base = lane.newest_base > Some(number);
-        return (!link.is_base && !has_newer_base).then_some(ChainFault::GapBefore(number));
+        return is_no_beginning.then_some(ChainFault::GapBefore(number));
     };
     if let Some(before) = chains.get(&previous) {
         // The numbers of different lanes can't be compared.
@@ -145,8 +147,7 @@ fn gap(chains: &Chains, link: &Link, lane: &Numbers) -> Option<ChainFault> {
     let lower = &lane.sorted[..lane.sorted.partition_point(|other| *other < number)];
     match lower.last() {
         Some(lower) => Some(ChainFault::GapAfter(*lower)),
-        // A reader does not need the exports before a full one.
-        None => (!link.is_base).then_some(ChainFault::GapBefore(number)),
+        None => is_no_beginning.then_some(ChainFault::GapBefore(number)),
     }
 }
 
@@ -260,10 +261,10 @@ mod tests {
                     lane.remove(middle);
                     vec![(name, number + 1, ChainFault::GapAfter(number - 1))]
                 }
-                // No export builds on an export before a full one.
+                // A lane may begin with any export before a full one.
                 1 => {
                     lane.remove(0);
-                    if lane[0].export.is_base() { vec![] } else { vec![(name, 2, ChainFault::GapBefore(2))] }
+                    if lane.iter().any(|manifest| manifest.export.is_base()) { vec![] } else { vec![(name, 2, ChainFault::GapBefore(2))] }
                 }
                 // No other manifest names the last one, so its absence can't be detected.
                 2 => {

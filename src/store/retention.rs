@@ -74,7 +74,65 @@ impl TryFrom<PastRow> for PastFile {
     }
 }
 
+/// A manifest that is past the retention of manifests.
+#[derive(Debug)]
+pub struct PastManifest {
+    /// The files of its export, which are removed already.
+    pub record: FileRecord,
+    /// The text of the manifest.
+    pub text: String,
+}
+
+#[derive(sqlx_macros::FromRow)]
+struct PastManifestRow {
+    #[sqlx(flatten)]
+    file: FileRow,
+    text: String,
+}
+
 impl Store {
+    /// Returns manifests of this destination that are past the retention of manifests, the oldest of each lane first.
+    /// Looks at the lanes after `after`.
+    ///
+    /// Omits manifests whose files still exist, and those from the lane's newest full export on.
+    pub async fn manifests_past(
+        &self,
+        retention: &Retention,
+        destination: Uuid,
+        after: &LaneCursor,
+    ) -> Result<RetentionPage<Vec<PastManifest>>, Error> {
+        let statement = with_pieces(include_str!("retention/manifests_past.sql"), &[FILE_COLUMNS]);
+        let read_past = self.in_index_order(async |tx| {
+            let (consumers, datasets, next) = lanes(tx, after, retention).await?;
+            let statement = sqlx::query_as(AssertSqlSafe(statement))
+                .bind(consumers)
+                .bind(datasets)
+                .bind(retention.count.map(|count| count as i64))
+                .bind(retention.age.map(|age| age.as_secs_f64()))
+                .bind(destination)
+                .bind(BATCH);
+            Ok::<(Vec<PastManifestRow>, _), Error>((statement.fetch_all(tx).await?, next))
+        });
+        let (rows, next) = read_past.await?;
+        let is_full = rows.len() as i64 >= BATCH;
+        let found = rows
+            .into_iter()
+            .map(|PastManifestRow { file, text }| Ok::<_, Error>(PastManifest { record: file.try_into()?, text }));
+        Ok(RetentionPage { found: found.collect::<Result<_, _>>()?, is_full, next })
+    }
+
+    /// Deletes the manifests of these jobs from the database.
+    pub async fn manifests_removed(&self, jobs: &[JobId]) -> Result<(), Error> {
+        let jobs: Vec<_> = jobs.iter().map(|job| job.as_uuid()).collect();
+        let statement = sqlx::query(
+            "-- store.retention.manifests_removed
+             with removed as (select id from exports where id = any ($1) and manifest is not null order by id for update)
+             update exports e set manifest = null from removed where e.id = removed.id",
+        )
+        .bind(jobs);
+        self.execute(statement).await.map(drop)
+    }
+
     /// Returns files of this destination that are past a retention: too old, or followed by too many newer files of
     /// their lane. Looks at the lanes after `after`.
     ///
@@ -123,11 +181,12 @@ impl Store {
     /// destination that no process uses any more keeps no jobs.
     ///
     /// Spares unacknowledged exports of a consumer that acknowledges for up to `spare`, and for the same time jobs with
-    /// an open delivery.
+    /// an open delivery. If `has_manifests_removed`, keeps a job until its manifest is removed.
     pub async fn forget_jobs_past(
         &self,
         retention: &Retention,
         spare: Duration,
+        has_manifests_removed: bool,
         after: &LaneCursor,
     ) -> Result<RetentionPage<u64>, Error> {
         let forget_past = self.in_index_order(async |tx| {
@@ -139,7 +198,8 @@ impl Store {
                 .bind(retention.count.map(|count| count as i64))
                 .bind(retention.age.map(|age| age.as_secs_f64()))
                 .bind(BATCH)
-                .bind(spare.as_secs_f64());
+                .bind(spare.as_secs_f64())
+                .bind(has_manifests_removed);
             Ok::<_, Error>((statement.execute(tx).await?.rows_affected(), next))
         });
         let (found, next) = forget_past.await?;

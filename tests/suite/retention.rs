@@ -317,3 +317,51 @@ async fn a_year_of_jobs_goes_at_once() {
     assert_eq!(service.events("jobs_forgotten").len(), 1);
     service.stop().await;
 }
+
+/// From the oldest on, and none from the newest full export on. What is left is whole for whoever checks it.
+#[tokio::test]
+async fn manifests_go_before_the_newest_full_export() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let start = || Start::on(&database).with("MANIFESTS", "on");
+    let service = start().service().await;
+    let mut jobs = Vec::new();
+    for export_type in ["full", "delta", "delta", "full", "delta", "delta"] {
+        jobs.push(service.export(export_type, "a").await.0);
+    }
+    service.export("full", "b").await;
+    database.fetch_all().await;
+    let manifests = || service.files().into_iter().filter(|name| name.ends_with(".manifest.json")).collect::<Vec<_>>();
+    let of = |from: usize| {
+        let names =
+            jobs[from..].iter().map(|job| job["outputFilename"].as_str().unwrap().replace(".csv", ".manifest.json"));
+        let mut names: Vec<String> = names.collect();
+        names.push(manifests().into_iter().find(|name| name.contains("full_b")).unwrap());
+        names.sort();
+        names
+    };
+    let whole = async || {
+        let folder = service.output().to_str().unwrap();
+        let (code, said, errors) = Start::plain().arguments(&["verify", folder]).output().await;
+        assert_eq!(code, 0, "{said}{errors}");
+    };
+    let keeping = || start().sharing_output(&service).with("RETAIN_FILES", 3);
+    // The files of the first three are gone then. Their jobs wait for their manifests.
+    let keeper = keeping().with("RETAIN_MANIFESTS", 5).with("RETAIN_JOBS", 3).service().await;
+    eventually("the oldest manifest goes", async || (manifests() == of(1)).then_some(())).await;
+    whole().await;
+    let numbers = "select array_agg(number order by number) from exports where consumer_id = 'a'";
+    eventually("its job goes", async || (database.one::<Vec<i64>>(numbers).await == [2, 3, 4, 5, 6]).then_some(()))
+        .await;
+    keeper.stop().await;
+    let keeper = keeping().with("RETAIN_MANIFESTS", "1,1000d").service().await;
+    eventually("those before the full export go", async || (manifests() == of(3)).then_some(())).await;
+    whole().await;
+    let answer = keeper.call("GET", &format!("/exports/{}/manifest", jobs[1]["jobId"].as_str().unwrap()), &[]).await;
+    assert_eq!(refusal(answer).await, (409, "no_manifest".to_owned()));
+    let (next, _) = keeper.export("delta", "a").await;
+    assert_eq!(next["number"], 7);
+    keeper.stop().await;
+    whole().await;
+    service.stop().await;
+}

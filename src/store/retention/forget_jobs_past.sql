@@ -6,6 +6,7 @@
 -- $4 float8: the seconds for which a job is kept; null for no limit
 -- $5 bigint: the limit on deleted jobs
 -- $6 float8: the seconds for which an unacknowledged export, or one with an open delivery, is kept
+-- $7 boolean: true if a job is kept until its manifest is removed
 -- include retention/bounds_of_jobs.sql
 ,
 past as (
@@ -23,6 +24,7 @@ past as (
         select from cdc_export.lanes l
         where l.consumer_id = f.consumer_id and l.dataset = f.dataset and f.number > l.acknowledged
           and extract(epoch from clock_timestamp() - f.published_at) < $6)
+      and (not $7 or f.manifest is null or f.number is null)
       -- Spares a job with an open delivery of its end.
       and not exists (
         select from cdc_export.deliveries d
