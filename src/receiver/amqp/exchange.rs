@@ -8,7 +8,7 @@ use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ExchangeKind};
 
 use crate::receiver::amqp::address::{BrokerAddress, MAX_FRAME};
-use crate::receiver::amqp::connection::{CALL_TIMEOUT, Connector, within};
+use crate::receiver::amqp::connection::{BrokerConnection, CALL_TIMEOUT, within};
 
 /// Timeout of the broker's confirmation of a message.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(12);
@@ -16,13 +16,13 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(12);
 /// Publishes messages to one exchange.
 pub(super) struct ExchangePublisher {
     exchange: String,
-    connector: Connector,
+    address: BrokerAddress,
     open: Mutex<Option<Arc<OpenConnection>>>,
 }
 
 /// An open connection, and its channels.
 struct OpenConnection {
-    connection: Connection,
+    connection: BrokerConnection,
     /// The idle channels. A channel publishes one message at a time: lapin assigns a returned message to the next
     /// confirmation, and numbers messages apart from sending them.
     channels: Mutex<Vec<Channel>>,
@@ -30,7 +30,7 @@ struct OpenConnection {
 
 impl ExchangePublisher {
     pub(super) fn new(exchange: &str, address: &BrokerAddress) -> ExchangePublisher {
-        ExchangePublisher { exchange: exchange.to_owned(), connector: Connector::new(address), open: Mutex::default() }
+        ExchangePublisher { exchange: exchange.to_owned(), address: address.clone(), open: Mutex::default() }
     }
 
     /// Connects, unless there is a connection already. A missing exchange is an error.
@@ -40,15 +40,15 @@ impl ExchangePublisher {
     pub(super) async fn open(&self) -> Result<(), String> {
         let open = self.current();
         // lapin reports a connection that was lost while blocked as blocked for ever.
-        if let Some(open) = open.filter(|open| open.connection.status().connected()) {
-            return if open.connection.status().blocked() {
+        if let Some(open) = open.filter(|open| open.connection.lapin.status().connected()) {
+            return if open.connection.lapin.status().blocked() {
                 Err("the broker takes nothing now: it is short of memory or disk".to_owned())
             } else {
                 Ok(())
             };
         }
-        let connection = self.connector.connect().await?;
-        let channels = Mutex::new(vec![self.channel(&connection).await?]);
+        let connection = BrokerConnection::open(&self.address).await?;
+        let channels = Mutex::new(vec![self.channel(&connection.lapin).await?]);
         *self.open.lock().unwrap_or_else(PoisonError::into_inner) =
             Some(Arc::new(OpenConnection { connection, channels }));
         Ok(())
@@ -69,7 +69,7 @@ impl ExchangePublisher {
         let idle = channels().pop();
         let channel = match idle.filter(|channel| channel.status().connected()) {
             Some(channel) => channel,
-            None => self.channel(&open.connection).await?,
+            None => self.channel(&open.connection.lapin).await?,
         };
         // Without this option the broker drops, and confirms, a message that no queue is bound for.
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
@@ -92,13 +92,13 @@ impl ExchangePublisher {
 
     /// Maximum size of a frame in bytes, which is also the maximum size of a message without its body.
     pub(super) fn frame_bytes(&self) -> usize {
-        self.current().map_or(MAX_FRAME, |open| open.connection.configuration().frame_max()) as usize
+        self.current().map_or(MAX_FRAME, |open| open.connection.lapin.configuration().frame_max()) as usize
     }
 
     /// Drops a failed connection, so that the next call opens a new one. A blocked connection is kept: the broker
     /// unblocks it later, while a new connection would learn only by an attempt that the broker blocks.
     fn drop_failed(&self, failed: &Arc<OpenConnection>) {
-        if !failed.connection.status().blocked() {
+        if !failed.connection.lapin.status().blocked() {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
             // Another call may have replaced it already.
             open.take_if(|open| Arc::ptr_eq(open, failed));

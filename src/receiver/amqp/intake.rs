@@ -14,7 +14,7 @@ use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, Connection, Consumer};
+use lapin::{Channel, Consumer};
 use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -25,7 +25,7 @@ use crate::failpoint;
 use crate::receiver::Submit;
 use crate::receiver::amqp::address::BrokerAddress;
 use crate::receiver::amqp::backlog::{MAX_CONCURRENT, RequestBacklog};
-use crate::receiver::amqp::connection::{CALL_TIMEOUT, Connector, within};
+use crate::receiver::amqp::connection::{BrokerConnection, CALL_TIMEOUT, within};
 use crate::receiver::amqp::exchange::ExchangePublisher;
 use crate::receiver::amqp::refused;
 use crate::telemetry::log_throttle::LogThrottle;
@@ -56,7 +56,7 @@ const PRIORITY: &str = "x-priority";
 pub(super) struct RequestConsumer {
     name: Arc<str>,
     intake: Arc<Intake>,
-    connector: Arc<Connector>,
+    address: BrokerAddress,
     /// The dead letter exchange. The lock lets one task at a time open its connection.
     refused: Arc<tokio::sync::Mutex<ExchangePublisher>>,
     submit: Submit,
@@ -70,7 +70,7 @@ impl RequestConsumer {
         RequestConsumer {
             name: name.into(),
             intake,
-            connector: Arc::new(Connector::new(address)),
+            address: address.clone(),
             refused: Arc::new(tokio::sync::Mutex::new(refused)),
             submit,
             throttle: Arc::default(),
@@ -118,18 +118,18 @@ impl RequestConsumer {
                 let _ = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await;
             }
             while running.join_next().await.is_some() {}
-            let _ = connection.close(200, "it stops".into()).await;
+            let _ = connection.lapin.close(200, "it stops".into()).await;
         };
         let _ = tokio::time::timeout(STOP_TIMEOUT, ended).await;
         Ok(())
     }
 
-    async fn open(&self) -> Result<(Connection, Channel, Consumer), String> {
+    async fn open(&self) -> Result<(BrokerConnection, Channel, Consumer), String> {
         // Checked first: without the dead letter exchange, a refused request would have nowhere to go.
         self.refused.lock().await.open().await?;
-        let connection = self.connector.connect().await?;
+        let connection = BrokerConnection::open(&self.address).await?;
         let channel = within(CALL_TIMEOUT, "a channel", async {
-            let channel = connection.create_channel().await?;
+            let channel = connection.lapin.create_channel().await?;
             channel.basic_qos(MAX_CONCURRENT, BasicQosOptions::default()).await?;
             Ok(channel)
         })

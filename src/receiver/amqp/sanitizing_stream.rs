@@ -12,6 +12,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use futures_util::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::receiver::amqp::address::MAX_FRAME;
 
@@ -79,11 +80,15 @@ pub(super) struct SanitizingStream<S> {
     consumed: usize,
     /// Bytes at the front of `buffer` that are whole, sanitized frames.
     sanitized: usize,
+    /// Ends when the connection is given up.
+    given_up: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl<S> SanitizingStream<S> {
-    pub(super) fn new(stream: S) -> SanitizingStream<S> {
-        SanitizingStream { stream, buffer: Vec::new(), consumed: 0, sanitized: 0 }
+    /// Returns a stream that ends with an error when the connection is `given_up`.
+    pub(super) fn new(stream: S, given_up: CancellationToken) -> SanitizingStream<S> {
+        let given_up = Box::pin(given_up.cancelled_owned());
+        SanitizingStream { stream, buffer: Vec::new(), consumed: 0, sanitized: 0, given_up }
     }
 
     /// Sanitizes the frames that are complete.
@@ -109,8 +114,11 @@ impl<S> SanitizingStream<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for SanitizingStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut [u8]) -> Poll<Result<usize, Error>> {
+        if self.given_up.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(ErrorKind::ConnectionAborted.into()));
+        }
         while self.consumed == self.sanitized {
-            let SanitizingStream { stream, buffer, consumed, sanitized } = &mut *self;
+            let SanitizingStream { stream, buffer, consumed, sanitized, .. } = &mut *self;
             buffer.drain(..*consumed);
             (*consumed, *sanitized) = (0, 0);
             let had = buffer.len();
@@ -139,6 +147,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for SanitizingStream<S> {
     }
 
     fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        // The end of TLS waits for a broker that doesn't read.
+        if self.given_up.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_close(context)
     }
 }
@@ -325,12 +337,16 @@ mod tests {
         frame(HEADER, &[&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0][..], &flags.to_be_bytes(), properties].concat())
     }
 
+    fn stream(sent: &[u8]) -> SanitizingStream<Cursor<&[u8]>> {
+        SanitizingStream::new(Cursor::new(sent), CancellationToken::new())
+    }
+
     /// Reads a stream at once and byte by byte, and returns its bytes.
     async fn read(sent: &[u8]) -> Vec<u8> {
         let mut all = Vec::new();
-        SanitizingStream::new(Cursor::new(sent)).read_to_end(&mut all).await.unwrap();
+        stream(sent).read_to_end(&mut all).await.unwrap();
         let mut by_bytes = Vec::new();
-        let mut stream = SanitizingStream::new(Cursor::new(sent));
+        let mut stream = stream(sent);
         let mut byte = [0];
         while stream.read(&mut byte).await.unwrap() == 1 {
             by_bytes.push(byte[0]);
@@ -395,7 +411,7 @@ mod tests {
 
     /// Reads a stream that ends with an error, and returns the error's text.
     async fn error(sent: &[u8]) -> String {
-        let error = SanitizingStream::new(Cursor::new(sent)).read_to_end(&mut Vec::new()).await.unwrap_err();
+        let error = stream(sent).read_to_end(&mut Vec::new()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidData);
         error.to_string()
     }
