@@ -1,6 +1,7 @@
 //! Connections to a broker, and calls over them.
 
 use std::io::ErrorKind;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::{Connection, ConnectionProperties};
@@ -9,6 +10,7 @@ use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::receiver::amqp::address::BrokerAddress;
+use crate::receiver::amqp::message_limits::MessageLimits;
 use crate::receiver::amqp::runtime;
 use crate::telemetry::chain;
 
@@ -20,6 +22,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A connection to a broker. Dropping it closes the connection, even if the broker doesn't answer.
 pub(super) struct BrokerConnection {
     pub(super) lapin: Connection,
+    pub(super) limits: Arc<MessageLimits>,
     /// Closes the socket when it is dropped. lapin then ends the thread of the connection.
     socket: Option<DropGuard>,
 }
@@ -33,7 +36,8 @@ impl BrokerConnection {
         let named = ConnectionProperties::default().with_connection_name("cdc-export".into());
         let given_up = CancellationToken::new();
         let socket = given_up.clone().drop_guard();
-        let attempt = runtime::connect(address.0.clone(), named, given_up);
+        let limits = Arc::new(MessageLimits::new());
+        let attempt = runtime::connect(address.0.clone(), named, Arc::clone(&limits), given_up);
         let Ok(connected) = timeout(CALL_TIMEOUT, attempt).await else {
             return Err(format!("{address} can't be connected to: no answer in time"));
         };
@@ -41,7 +45,7 @@ impl BrokerConnection {
             let hint = if is_unreadable(&error) { ": a port speaks either amqp or amqps (TLS)" } else { "" };
             format!("{address} can't be connected to: {}{hint}", chain(&error))
         })?;
-        Ok(BrokerConnection { lapin, socket: Some(socket) })
+        Ok(BrokerConnection { lapin, limits, socket: Some(socket) })
     }
 }
 

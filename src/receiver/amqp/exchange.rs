@@ -74,12 +74,19 @@ impl ExchangePublisher {
         // Without this option the broker drops, and confirms, a message that no queue is bound for.
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let exchange = self.exchange.as_str();
+        let limits = &open.connection.limits;
+        // The broker returns the message if no queue is bound for it.
+        limits.permit_body(body.len());
+        limits.permit(1);
         let published = within(CONFIRM_TIMEOUT, "it did not take the message", async {
             channel.basic_publish(exchange.into(), routing_key.into(), options, body, properties).await?.await
         });
         let confirmed = published.await.inspect_err(|_| self.drop_failed(&open))?;
         // The channel is idle only after the confirmation, which would otherwise be taken for the next message's.
         channels().push(channel);
+        if let Confirmation::Ack(None) | Confirmation::Nack(None) = confirmed {
+            limits.take();
+        }
         match confirmed {
             Confirmation::Ack(None) => Ok(()),
             Confirmation::Ack(Some(_)) => {
@@ -120,5 +127,59 @@ impl ExchangePublisher {
             Ok(channel)
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+    use crate::receiver::amqp::test_broker::{Call, TestBroker, confirm, content, method, text};
+
+    /// Returns a broker that answers the n-th publishing by the n-th function.
+    async fn broker<const N: usize>(answers: [fn(&Call) -> Vec<u8>; N]) -> (TestBroker, ExchangePublisher) {
+        let published = AtomicU64::new(0);
+        let broker = TestBroker::start(move |call| match call.method {
+            (60, 40) => answers[published.fetch_add(1, Ordering::SeqCst) as usize](call),
+            _ => call.answer(),
+        })
+        .await;
+        let publisher = ExchangePublisher::new("exchange", &broker.address);
+        publisher.open().await.unwrap();
+        (broker, publisher)
+    }
+
+    fn returned(call: &Call, body: &[u8]) -> Vec<u8> {
+        let why = [&[1, 0x38][..], &text(b"NO_ROUTE"), &text(b"exchange"), &text(b"key")].concat();
+        [method(call.channel, 60, 50, &why), content(call.channel, body)].concat()
+    }
+
+    async fn publish(publisher: &ExchangePublisher) -> Result<(), String> {
+        publisher.publish("key", b"body", BasicProperties::default()).await
+    }
+
+    #[tokio::test]
+    async fn each_message_is_returned_at_most_once() {
+        let (mut broker, publisher) = broker([
+            |call| [returned(call, b"body"), confirm(call.channel, 1)].concat(),
+            |call| confirm(call.channel, 2),
+            |call| [returned(call, b"body"), confirm(call.channel, 3)].concat(),
+            |call| [returned(call, b"body"), returned(call, b"body"), confirm(call.channel, 4)].concat(),
+        ])
+        .await;
+        for is_returned in [true, false, true] {
+            assert_eq!(publish(&publisher).await.is_err(), is_returned);
+        }
+        let _ = publish(&publisher).await;
+        broker.is_left().await;
+    }
+
+    #[tokio::test]
+    async fn a_returned_message_is_no_larger_than_it_was() {
+        let (mut broker, publisher) = broker([|call| returned(call, b"body+")]).await;
+        let error = publish(&publisher).await.unwrap_err();
+        assert!(error.contains("larger"), "{error}");
+        broker.is_left().await;
     }
 }

@@ -21,6 +21,7 @@ use tokio_rustls::TlsConnector;
 use tokio_util::compat::TokioAsyncReadCompatExt;
 use tokio_util::sync::CancellationToken;
 
+use crate::receiver::amqp::message_limits::MessageLimits;
 use crate::receiver::amqp::sanitizing_stream::SanitizingStream;
 use crate::tls;
 
@@ -31,13 +32,14 @@ use crate::tls;
 pub(super) async fn connect(
     address: AMQPUri,
     named: ConnectionProperties,
+    limits: Arc<MessageLimits>,
     given_up: CancellationToken,
 ) -> lapin::Result<Connection> {
     let connect = async move |address: AMQPUri, _| {
         let Some(opened) = given_up.run_until_cancelled(open(&address)).await else {
             return Err(Error::from(ErrorKind::ConnectionAborted).into());
         };
-        Ok(AsyncTcpStream::Plain(SanitizingStream::new(opened?, given_up.clone())))
+        Ok(AsyncTcpStream::Plain(SanitizingStream::new(opened?, Arc::clone(&limits), given_up.clone())))
     };
     Connection::connector(address, Runtime::new(OnTokio(Tokio::current())), connect, named).await
 }

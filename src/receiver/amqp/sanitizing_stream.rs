@@ -5,16 +5,19 @@
 //! second, which would end the process. So each frame is checked, and changed in place at the same length. A message id
 //! or a content type that was changed is refused later, as any other invalid one.
 //!
-//! A broker may also be hostile. So a method that no broker sends to this client is an error, which ends the connection.
+//! A broker may also be hostile. So a method that no broker sends to this client, or a message that [`MessageLimits`]
+//! doesn't permit, is an error, which ends the connection.
 
 use std::io::{Error, ErrorKind};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use futures_util::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::receiver::amqp::address::MAX_FRAME;
+use crate::receiver::amqp::message_limits::MessageLimits;
 
 /// Type of a method frame. Methods and content headers are the frames that have strings or tables.
 const METHOD: u8 = 1;
@@ -27,28 +30,27 @@ const START: (u16, u16) = (10, 10);
 /// Those of basic.return and basic.deliver, which a message follows.
 const RETURN: (u16, u16) = (60, 50);
 const DELIVER: (u16, u16) = (60, 60);
+/// Those of connection.secure, channel.flow and basic.cancel, which lapin answers.
+const ANSWERED: [(u16, u16); 3] = [(10, 20), (20, 20), (60, 30)];
 /// The other methods that a broker sends to this client.
-const SENT_BY_BROKERS: [(u16, u16); 20] = [
-    // connection: secure, tune, open-ok, close, close-ok, blocked, unblocked.
-    (10, 20),
+const SENT_BY_BROKERS: [(u16, u16); 17] = [
+    // connection: tune, open-ok, close, close-ok, blocked, unblocked.
     (10, 30),
     (10, 41),
     (10, 50),
     (10, 51),
     (10, 60),
     (10, 61),
-    // channel: open-ok, flow, flow-ok, close, close-ok.
+    // channel: open-ok, flow-ok, close, close-ok.
     (20, 11),
-    (20, 20),
     (20, 21),
     (20, 40),
     (20, 41),
     // exchange: declare-ok.
     (40, 11),
-    // basic: qos-ok, consume-ok, cancel, cancel-ok, ack, nack.
+    // basic: qos-ok, consume-ok, cancel-ok, ack, nack.
     (60, 11),
     (60, 21),
-    (60, 30),
     (60, 31),
     (60, 80),
     (60, 120),
@@ -80,15 +82,16 @@ pub(super) struct SanitizingStream<S> {
     consumed: usize,
     /// Bytes at the front of `buffer` that are whole, sanitized frames.
     sanitized: usize,
+    limits: Arc<MessageLimits>,
     /// Ends when the connection is given up.
     given_up: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl<S> SanitizingStream<S> {
     /// Returns a stream that ends with an error when the connection is `given_up`.
-    pub(super) fn new(stream: S, given_up: CancellationToken) -> SanitizingStream<S> {
+    pub(super) fn new(stream: S, limits: Arc<MessageLimits>, given_up: CancellationToken) -> SanitizingStream<S> {
         let given_up = Box::pin(given_up.cancelled_owned());
-        SanitizingStream { stream, buffer: Vec::new(), consumed: 0, sanitized: 0, given_up }
+        SanitizingStream { stream, buffer: Vec::new(), consumed: 0, sanitized: 0, limits, given_up }
     }
 
     /// Sanitizes the frames that are complete.
@@ -103,10 +106,10 @@ impl<S> SanitizingStream<S> {
             }
             let payload = u32::from_be_bytes([a, b, c, d]) as usize;
             if payload > MAX_PAYLOAD {
-                return Err(invalid("it sent a frame larger than was agreed"));
+                return Err(invalid("the broker sent a frame larger than was agreed"));
             }
             let Some(frame) = rest.get_mut(..FRAME_HEAD + payload + FRAME_END) else { return Ok(()) };
-            sanitize(kind, &mut frame[FRAME_HEAD..FRAME_HEAD + payload])?;
+            sanitize(kind, &mut frame[FRAME_HEAD..FRAME_HEAD + payload], &self.limits)?;
             self.sanitized += frame.len();
         }
     }
@@ -161,11 +164,14 @@ fn invalid(why: &'static str) -> Error {
 }
 
 /// Sanitizes the payload of a frame.
-fn sanitize(kind: u8, payload: &mut [u8]) -> Result<(), Error> {
+fn sanitize(kind: u8, payload: &mut [u8], limits: &MessageLimits) -> Result<(), Error> {
     let mut parser = Parser { bytes: payload, at: 0 };
     match kind {
-        METHOD => method(&mut parser),
+        METHOD => method(&mut parser, limits),
         HEADER => {
+            if parser.body_bytes().is_some_and(|bytes| bytes > limits.body_bytes()) {
+                return Err(invalid("the broker sent a message larger than is accepted"));
+            }
             // A malformed header may be nested to any depth. Without flags, lapin parses no properties, and reports the
             // rest as an error.
             if header(&mut parser).is_none()
@@ -180,18 +186,24 @@ fn sanitize(kind: u8, payload: &mut [u8]) -> Result<(), Error> {
 }
 
 /// Sanitizes a method. lapin reports one that is cut off as an error.
-fn method(parser: &mut Parser<'_>) -> Result<(), Error> {
+fn method(parser: &mut Parser<'_>, limits: &MessageLimits) -> Result<(), Error> {
     let (Some(class), Some(number)) = (parser.u16(), parser.u16()) else { return Ok(()) };
     match (class, number) {
         // Version, properties of the broker. No other method that a broker sends has a table.
-        START => parser.skip(2).and_then(|()| parser.table()).ok_or_else(|| invalid("its properties are malformed")),
+        START => {
+            parser.skip(2).and_then(|()| parser.table()).ok_or_else(|| invalid("the broker's properties are malformed"))
+        }
         // The publisher of the message chose these strings.
         RETURN | DELIVER => {
+            if !limits.take() {
+                return Err(invalid("the broker sent more messages than the prefetch or the publishings permit"));
+            }
             let _ = if number == RETURN.1 { returned(parser) } else { delivered(parser) };
             Ok(())
         }
-        other if SENT_BY_BROKERS.contains(&other) => Ok(()),
-        _ => Err(invalid("it sent a method that no broker sends")),
+        other if ANSWERED.contains(&other) && !limits.answer() => Err(invalid("the broker asks again and again")),
+        other if ANSWERED.contains(&other) || SENT_BY_BROKERS.contains(&other) => Ok(()),
+        _ => Err(invalid("the broker sent a method that no broker sends")),
     }
 }
 
@@ -210,8 +222,6 @@ fn delivered(parser: &mut Parser<'_>) -> Option<()> {
 
 /// Sanitizes a message's properties, in the order of their flags from the highest bit.
 fn header(parser: &mut Parser<'_>) -> Option<()> {
-    // Class, weight, body size.
-    parser.skip(12)?;
     let flags = parser.u16()?;
     for bit in (0..16).rev().filter(|bit| flags & 1 << bit != 0) {
         match bit {
@@ -257,6 +267,13 @@ impl Parser<'_> {
 
     fn u16(&mut self) -> Option<u16> {
         self.take(2)?.first_chunk().map(|bytes| u16::from_be_bytes(*bytes))
+    }
+
+    /// Parses the fields of a content header before its flags, and returns the size of the body in bytes.
+    fn body_bytes(&mut self) -> Option<u64> {
+        // Class, weight.
+        self.skip(4)?;
+        self.take(8)?.first_chunk().map(|bytes| u64::from_be_bytes(*bytes))
     }
 
     fn length(&mut self) -> Option<usize> {
@@ -338,7 +355,10 @@ mod tests {
     }
 
     fn stream(sent: &[u8]) -> SanitizingStream<Cursor<&[u8]>> {
-        SanitizingStream::new(Cursor::new(sent), CancellationToken::new())
+        let limits = MessageLimits::new();
+        limits.permit(2);
+        limits.permit_body(10);
+        SanitizingStream::new(Cursor::new(sent), Arc::new(limits), CancellationToken::new())
     }
 
     /// Reads a stream at once and byte by byte, and returns its bytes.
@@ -435,9 +455,29 @@ mod tests {
             let sent = test_broker::method(1, class, number, &[&[0, 0][..], &text(b"a"), &table].concat());
             assert!(error(&sent).await.contains("method"), "{class} {number}");
         }
-        for (class, number) in SENT_BY_BROKERS {
+        for (class, number) in SENT_BY_BROKERS.into_iter().chain(ANSWERED) {
             let sent = test_broker::method(1, class, number, &table);
             assert!(read(&sent).await == sent);
+        }
+    }
+
+    #[tokio::test]
+    async fn messages_beyond_the_limits_are_errors() {
+        let bodies = |sizes: &[u64]| -> Vec<u8> {
+            let content = |size: &u64| [&[0, 60, 0, 0][..], &size.to_be_bytes(), &[0, 0]].concat();
+            sizes.iter().flat_map(|size| frame(HEADER, &content(size))).collect()
+        };
+        assert!(read(&bodies(&[10, 0])).await == bodies(&[10, 0]));
+        for size in [11, u64::MAX] {
+            assert!(error(&bodies(&[size])).await.contains("larger"));
+        }
+        for number in [RETURN.1, DELIVER.1] {
+            let sent = |times| test_broker::method(1, 60, number, b"").repeat(times);
+            assert!(read(&sent(2)).await == sent(2));
+            assert!(error(&sent(3)).await.contains("more messages"));
+        }
+        for (class, number) in ANSWERED {
+            assert!(error(&test_broker::method(1, class, number, b"").repeat(1_001)).await.contains("again"));
         }
     }
 

@@ -131,6 +131,17 @@ pub(super) fn tune(max_frame: u32) -> Vec<u8> {
     method(0, 10, 30, &[&[0, 0][..], &max_frame.to_be_bytes(), &[0, 60]].concat())
 }
 
+/// Returns the frames of a message's content, without properties.
+pub(super) fn content(channel: u16, body: &[u8]) -> Vec<u8> {
+    let header = [&[0, 60, 0, 0][..], &(body.len() as u64).to_be_bytes(), &[0, 0]].concat();
+    [frame(2, channel, &header), frame(3, channel, body)].concat()
+}
+
+/// Returns the frame of basic.ack.
+pub(super) fn confirm(channel: u16, tag: u64) -> Vec<u8> {
+    method(channel, 60, 80, &[&tag.to_be_bytes()[..], &[0]].concat())
+}
+
 /// Returns a short string.
 pub(super) fn text(text: &[u8]) -> Vec<u8> {
     [&[u8::try_from(text.len()).unwrap()], text].concat()
