@@ -67,7 +67,9 @@ fn is_unreadable(error: &lapin::Error) -> bool {
     match error.kind() {
         lapin::ErrorKind::ParsingError(_) => true,
         lapin::ErrorKind::IOError(error) => {
-            matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted)
+            let tls = error.get_ref().and_then(|inner| inner.downcast_ref());
+            matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted)
+                || matches!(tls, Some(rustls::Error::InvalidMessage(_)))
         }
         _ => false,
     }
@@ -88,6 +90,9 @@ pub(super) async fn within<T>(
 
 #[cfg(test)]
 mod tests {
+    use std::io::Error;
+
+    use rustls::{CertificateError, InvalidMessage};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -107,6 +112,14 @@ mod tests {
             let connection = BrokerConnection::open(&broker.address).await.unwrap();
             assert_eq!(connection.lapin.configuration().frame_max(), agreed, "{asked}");
         }
+    }
+
+    #[test]
+    fn a_peer_of_another_protocol_is_told_from_other_errors() {
+        let invalid = |error: rustls::Error| lapin::Error::from(Error::new(ErrorKind::InvalidData, error));
+        assert!(is_unreadable(&invalid(InvalidMessage::InvalidContentType.into())));
+        assert!(!is_unreadable(&invalid(CertificateError::UnknownIssuer.into())));
+        assert!(!is_unreadable(&Error::new(ErrorKind::InvalidData, "the broker sent a large frame").into()));
     }
 
     #[tokio::test]
