@@ -12,6 +12,7 @@ mod broker;
 mod connection;
 mod exchange;
 mod intake;
+mod message_limits;
 mod refused;
 mod runtime;
 mod sanitizing_stream;

@@ -14,7 +14,7 @@ use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, Connection, Consumer};
+use lapin::{Channel, Consumer};
 use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -25,8 +25,9 @@ use crate::failpoint;
 use crate::receiver::Submit;
 use crate::receiver::amqp::address::BrokerAddress;
 use crate::receiver::amqp::backlog::{MAX_CONCURRENT, RequestBacklog};
-use crate::receiver::amqp::connection::{CALL_TIMEOUT, Connector, within};
+use crate::receiver::amqp::connection::{BrokerConnection, CALL_TIMEOUT, within};
 use crate::receiver::amqp::exchange::ExchangePublisher;
+use crate::receiver::amqp::message_limits::MessageLimits;
 use crate::receiver::amqp::refused;
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::{chain, metrics};
@@ -44,6 +45,10 @@ const MAX_ATTEMPTS: u32 = 5;
 /// Time that running requests have after a stop. The broker delivers unfinished ones again.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Maximum size of a message's body in bytes: RabbitMQ's largest default of `max_message_size`. The connection ends at
+/// a larger message, which is not laid aside.
+const MAX_BODY: usize = 128 << 20;
+
 /// Header that names the consumer, in upper or lower case.
 const CONSUMER: &str = "x-consumer-id";
 /// Header with the message's place in a trace.
@@ -56,7 +61,7 @@ const PRIORITY: &str = "x-priority";
 pub(super) struct RequestConsumer {
     name: Arc<str>,
     intake: Arc<Intake>,
-    connector: Arc<Connector>,
+    address: BrokerAddress,
     /// The dead letter exchange. The lock lets one task at a time open its connection.
     refused: Arc<tokio::sync::Mutex<ExchangePublisher>>,
     submit: Submit,
@@ -70,7 +75,7 @@ impl RequestConsumer {
         RequestConsumer {
             name: name.into(),
             intake,
-            connector: Arc::new(Connector::new(address)),
+            address: address.clone(),
             refused: Arc::new(tokio::sync::Mutex::new(refused)),
             submit,
             throttle: Arc::default(),
@@ -106,11 +111,12 @@ impl RequestConsumer {
                 message = messages.next() => {
                     let message = message.ok_or("the queue is gone")?.map_err(|error| chain(&error))?;
                     let (requests, backlog, shutdown) = (self.clone(), Arc::clone(&backlog), shutdown.clone());
-                    running.spawn(async move { requests.take(message, &backlog, &shutdown).await });
+                    let limits = Arc::clone(&connection.limits);
+                    running.spawn(async move { requests.take(message, &backlog, &limits, &shutdown).await });
                 }
                 Some(done) = running.join_next() => done.map_err(|panicked| chain(&panicked))??,
                 // The prefetch of a consumer can't be changed, so another consumer is added.
-                () = backlog.exceeds_prefetch(prefetch) => messages.push(self.consume(&channel).await?),
+                () = backlog.exceeds_prefetch(prefetch) => messages.push(self.consume(&channel, &connection.limits).await?),
             }
         }
         let ended = async {
@@ -118,28 +124,30 @@ impl RequestConsumer {
                 let _ = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await;
             }
             while running.join_next().await.is_some() {}
-            let _ = connection.close(200, "it stops".into()).await;
+            let _ = connection.lapin.close(200, "it stops".into()).await;
         };
         let _ = tokio::time::timeout(STOP_TIMEOUT, ended).await;
         Ok(())
     }
 
-    async fn open(&self) -> Result<(Connection, Channel, Consumer), String> {
+    async fn open(&self) -> Result<(BrokerConnection, Channel, Consumer), String> {
         // Checked first: without the dead letter exchange, a refused request would have nowhere to go.
         self.refused.lock().await.open().await?;
-        let connection = self.connector.connect().await?;
+        let connection = BrokerConnection::open(&self.address).await?;
         let channel = within(CALL_TIMEOUT, "a channel", async {
-            let channel = connection.create_channel().await?;
+            let channel = connection.lapin.create_channel().await?;
             channel.basic_qos(MAX_CONCURRENT, BasicQosOptions::default()).await?;
             Ok(channel)
         })
         .await?;
-        let messages = self.consume(&channel).await?;
+        connection.limits.permit_body(MAX_BODY);
+        let messages = self.consume(&channel, &connection.limits).await?;
         Ok((connection, channel, messages))
     }
 
     /// Adds a consumer, which raises the prefetch by [`MAX_CONCURRENT`].
-    async fn consume(&self, channel: &Channel) -> Result<Consumer, String> {
+    async fn consume(&self, channel: &Channel, limits: &MessageLimits) -> Result<Consumer, String> {
+        limits.permit(MAX_CONCURRENT.into());
         let queue = self.intake.queue.as_str();
         let options = BasicConsumeOptions::default();
         // 0 is the default priority. A stream refuses the argument, which is the only way to recognize a stream before
@@ -161,6 +169,7 @@ impl RequestConsumer {
         &self,
         mut delivery: Delivery,
         backlog: &Arc<RequestBacklog>,
+        limits: &MessageLimits,
         shutdown: &CancellationToken,
     ) -> Result<(), String> {
         let message = take_message(&mut delivery);
@@ -171,7 +180,7 @@ impl RequestConsumer {
             failpoint!("amqp.submitted", Ok(()));
             drop(permit);
             let why = match outcome {
-                Outcome::Accepted => return self.acknowledge(&delivery, "accepted").await,
+                Outcome::Accepted => return self.acknowledge(&delivery, limits, "accepted").await,
                 Outcome::Failed(problem) if attempt < MAX_ATTEMPTS => self.deferred(&problem),
                 Outcome::Deferred(problem) => self.deferred(&problem),
                 Outcome::Refused(_) if attempt == 1 && refused::was_refused(&delivery.properties) => {
@@ -183,7 +192,7 @@ impl RequestConsumer {
                 }
                 Outcome::Refused(problem) | Outcome::Failed(problem) => {
                     match self.dead_letter(&delivery, &message, problem).await {
-                        Ok(()) => return self.acknowledge(&delivery, "refused").await,
+                        Ok(()) => return self.acknowledge(&delivery, limits, "refused").await,
                         Err(why) => format!("a refused request is kept in its queue: {why}"),
                     }
                 }
@@ -217,7 +226,9 @@ impl RequestConsumer {
         Ok(())
     }
 
-    async fn acknowledge(&self, delivery: &Delivery, outcome: &str) -> Result<(), String> {
+    async fn acknowledge(&self, delivery: &Delivery, limits: &MessageLimits, outcome: &str) -> Result<(), String> {
+        // The broker may deliver another message as soon as it has the acknowledgement.
+        limits.permit(1);
         within(CALL_TIMEOUT, "a request can't be acknowledged", delivery.ack(BasicAckOptions::default())).await?;
         metrics::amqp_request(&self.name, outcome);
         Ok(())
@@ -254,5 +265,61 @@ fn bytes_of(value: &AMQPValue) -> Vec<u8> {
         AMQPValue::ShortString(text) => text.as_str().as_bytes().to_vec(),
         AMQPValue::ByteArray(bytes) => bytes.as_slice().to_vec(),
         _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::job::Bounds;
+    use crate::receiver::amqp::test_broker::{Call, TestBroker, content, method, text};
+
+    /// Returns the frames of this number of deliveries.
+    fn deliveries(call: &Call, number: usize) -> Vec<u8> {
+        let arguments = [&text(b"tag")[..], &[0, 0, 0, 0, 0, 0, 0, 1, 0], &text(b""), &text(b"key")].concat();
+        [method(call.channel, 60, 60, &arguments), content(call.channel, b"{}")].concat().repeat(number)
+    }
+
+    fn consumer(broker: &TestBroker, submit: Submit) -> RequestConsumer {
+        let bounds = Bounds { consumers: None, datasets: None };
+        let (queue, dead_letter_exchange) = ("queue".to_owned(), "refused".to_owned());
+        let intake = Intake { name: "rabbit".to_owned(), queue, dead_letter_exchange, bounds };
+        RequestConsumer::new("rabbit", Arc::new(intake), &broker.address, submit)
+    }
+
+    #[tokio::test]
+    async fn a_broker_that_exceeds_the_prefetch_loses_its_connection() {
+        let mut broker = TestBroker::start(|call| match call.method {
+            (60, 20) => [call.answer(), deliveries(call, usize::from(MAX_CONCURRENT) + 1)].concat(),
+            _ => call.answer(),
+        })
+        .await;
+        let requests = consumer(&broker, Arc::new(|_, _| std::future::pending().boxed()));
+        let running = tokio::spawn(requests.run(CancellationToken::new()));
+        broker.is_left().await;
+        running.abort();
+    }
+
+    #[tokio::test]
+    async fn each_acknowledgement_permits_another_message() {
+        let mut broker = TestBroker::start(|call| match call.method {
+            (60, 20) => [call.answer(), deliveries(call, MAX_CONCURRENT.into())].concat(),
+            (60, 80) => deliveries(call, 1),
+            _ => call.answer(),
+        })
+        .await;
+        let (submits, mut submitted) = mpsc::channel(200);
+        let submit = move |_, _| {
+            let _ = submits.try_send(());
+            std::future::ready(Outcome::Accepted).boxed()
+        };
+        let running = tokio::spawn(consumer(&broker, Arc::new(submit)).run(CancellationToken::new()));
+        tokio::select! {
+            () = broker.is_left() => panic!("the connection was lost"),
+            () = async { for _ in 0..100 { submitted.recv().await.unwrap(); } } => {}
+        }
+        running.abort();
     }
 }

@@ -19,13 +19,28 @@ use rustls_platform_verifier::ConfigVerifierExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_util::compat::TokioAsyncReadCompatExt;
+use tokio_util::sync::CancellationToken;
 
+use crate::receiver::amqp::message_limits::MessageLimits;
 use crate::receiver::amqp::sanitizing_stream::SanitizingStream;
 use crate::tls;
 
 /// Connects to a broker through a [`SanitizingStream`]. Must be called inside tokio's runtime.
-pub(super) async fn connect(address: AMQPUri, named: ConnectionProperties) -> lapin::Result<Connection> {
-    let connect = async |address: AMQPUri, _| Ok(AsyncTcpStream::Plain(SanitizingStream::new(open(&address).await?)));
+///
+/// Each connection has a thread of lapin, which ends when the connection does. lapin has no call that ends an attempt,
+/// or a connection whose broker doesn't answer. `given_up` ends both.
+pub(super) async fn connect(
+    address: AMQPUri,
+    named: ConnectionProperties,
+    limits: Arc<MessageLimits>,
+    given_up: CancellationToken,
+) -> lapin::Result<Connection> {
+    let connect = async move |address: AMQPUri, _| {
+        let Some(opened) = given_up.run_until_cancelled(open(&address)).await else {
+            return Err(Error::from(ErrorKind::ConnectionAborted).into());
+        };
+        Ok(AsyncTcpStream::Plain(SanitizingStream::new(opened?, Arc::clone(&limits), given_up.clone())))
+    };
     Connection::connector(address, Runtime::new(OnTokio(Tokio::current())), connect, named).await
 }
 

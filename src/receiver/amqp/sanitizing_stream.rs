@@ -4,14 +4,20 @@
 //! lapin's parser fails at the first, which would end the connection at each attempt, and overflows its stack at the
 //! second, which would end the process. So each frame is checked, and changed in place at the same length. A message id
 //! or a content type that was changed is refused later, as any other invalid one.
+//!
+//! A broker may also be hostile. So a method that no broker sends to this client, or a message that [`MessageLimits`]
+//! doesn't permit, is an error, which ends the connection.
 
 use std::io::{Error, ErrorKind};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use futures_util::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::receiver::amqp::address::MAX_FRAME;
+use crate::receiver::amqp::message_limits::MessageLimits;
 
 /// Type of a method frame. Methods and content headers are the frames that have strings or tables.
 const METHOD: u8 = 1;
@@ -19,8 +25,42 @@ const METHOD: u8 = 1;
 const HEADER: u8 = 2;
 /// All types of frames.
 const FRAME_TYPES: std::ops::RangeInclusive<u8> = 1..=8;
+/// The class and the number of connection.start, the first method of a broker.
+const START: (u16, u16) = (10, 10);
+/// Those of basic.return and basic.deliver, which a message follows.
+const RETURN: (u16, u16) = (60, 50);
+const DELIVER: (u16, u16) = (60, 60);
+/// Those of connection.secure, channel.flow and basic.cancel, which lapin answers.
+const ANSWERED: [(u16, u16); 3] = [(10, 20), (20, 20), (60, 30)];
+/// The other methods that a broker sends to this client.
+const SENT_BY_BROKERS: [(u16, u16); 17] = [
+    // connection: tune, open-ok, close, close-ok, blocked, unblocked.
+    (10, 30),
+    (10, 41),
+    (10, 50),
+    (10, 51),
+    (10, 60),
+    (10, 61),
+    // channel: open-ok, flow-ok, close, close-ok.
+    (20, 11),
+    (20, 21),
+    (20, 40),
+    (20, 41),
+    // exchange: declare-ok.
+    (40, 11),
+    // basic: qos-ok, consume-ok, cancel-ok, ack, nack.
+    (60, 11),
+    (60, 21),
+    (60, 31),
+    (60, 80),
+    (60, 120),
+    // confirm: select-ok.
+    (85, 11),
+];
 /// Bytes before a frame's payload: type, channel and size.
 const FRAME_HEAD: usize = 7;
+/// Length of a protocol header, by which a broker refuses the protocol version. It is not a frame.
+const PROTOCOL_HEADER: usize = 8;
 /// Bytes after a frame's payload: the end marker.
 const FRAME_END: usize = 1;
 /// Maximum payload of a frame, in bytes. No broker may send more, because [`MAX_FRAME`] was negotiated.
@@ -42,11 +82,16 @@ pub(super) struct SanitizingStream<S> {
     consumed: usize,
     /// Bytes at the front of `buffer` that are whole, sanitized frames.
     sanitized: usize,
+    limits: Arc<MessageLimits>,
+    /// Ends when the connection is given up.
+    given_up: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl<S> SanitizingStream<S> {
-    pub(super) fn new(stream: S) -> SanitizingStream<S> {
-        SanitizingStream { stream, buffer: Vec::new(), consumed: 0, sanitized: 0 }
+    /// Returns a stream that ends with an error when the connection is `given_up`.
+    pub(super) fn new(stream: S, limits: Arc<MessageLimits>, given_up: CancellationToken) -> SanitizingStream<S> {
+        let given_up = Box::pin(given_up.cancelled_owned());
+        SanitizingStream { stream, buffer: Vec::new(), consumed: 0, sanitized: 0, limits, given_up }
     }
 
     /// Sanitizes the frames that are complete.
@@ -56,15 +101,15 @@ impl<S> SanitizingStream<S> {
             let Some(&[kind, _, _, a, b, c, d]) = rest.first_chunk::<FRAME_HEAD>() else { return Ok(()) };
             if !FRAME_TYPES.contains(&kind) {
                 // The refusal of the protocol version, or no broker at all. lapin reports both.
-                self.sanitized = self.buffer.len();
-                return Ok(());
+                self.sanitized += rest.len().min(PROTOCOL_HEADER);
+                continue;
             }
             let payload = u32::from_be_bytes([a, b, c, d]) as usize;
             if payload > MAX_PAYLOAD {
-                return Err(Error::new(ErrorKind::InvalidData, "a frame is larger than was agreed"));
+                return Err(invalid("the broker sent a frame larger than was agreed"));
             }
             let Some(frame) = rest.get_mut(..FRAME_HEAD + payload + FRAME_END) else { return Ok(()) };
-            sanitize(kind, &mut frame[FRAME_HEAD..FRAME_HEAD + payload]);
+            sanitize(kind, &mut frame[FRAME_HEAD..FRAME_HEAD + payload], &self.limits)?;
             self.sanitized += frame.len();
         }
     }
@@ -72,8 +117,11 @@ impl<S> SanitizingStream<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for SanitizingStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut [u8]) -> Poll<Result<usize, Error>> {
+        if self.given_up.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(ErrorKind::ConnectionAborted.into()));
+        }
         while self.consumed == self.sanitized {
-            let SanitizingStream { stream, buffer, consumed, sanitized } = &mut *self;
+            let SanitizingStream { stream, buffer, consumed, sanitized, .. } = &mut *self;
             buffer.drain(..*consumed);
             (*consumed, *sanitized) = (0, 0);
             let had = buffer.len();
@@ -102,51 +150,78 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for SanitizingStream<S> {
     }
 
     fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        // The end of TLS waits for a broker that doesn't read.
+        if self.given_up.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_close(context)
     }
 }
 
+/// Returns the error of a broker that breaks the protocol.
+fn invalid(why: &'static str) -> Error {
+    Error::new(ErrorKind::InvalidData, why)
+}
+
 /// Sanitizes the payload of a frame.
-fn sanitize(kind: u8, payload: &mut [u8]) {
+fn sanitize(kind: u8, payload: &mut [u8], limits: &MessageLimits) -> Result<(), Error> {
+    let mut parser = Parser { bytes: payload, at: 0 };
     match kind {
-        // lapin reports a malformed method as an error. Methods have no nested values.
-        METHOD => drop(method(&mut Parser { bytes: payload, at: 0 })),
+        METHOD => method(&mut parser, limits),
         HEADER => {
-            let parsed = header(&mut Parser { bytes: payload, at: 0 });
+            if parser.body_bytes().is_some_and(|bytes| bytes > limits.body_bytes()) {
+                return Err(invalid("the broker sent a message larger than is accepted"));
+            }
             // A malformed header may be nested to any depth. Without flags, lapin parses no properties, and reports the
             // rest as an error.
-            if parsed.is_none()
+            if header(&mut parser).is_none()
                 && let Some(flags) = payload.get_mut(12..14)
             {
                 flags.fill(0);
             }
+            Ok(())
         }
-        _ => {}
+        _ => Ok(()),
     }
 }
 
-/// Sanitizes the strings of a method that delivers or returns a message. The publisher of the message chose them.
-fn method(parser: &mut Parser<'_>) -> Option<()> {
-    match (parser.u16()?, parser.u16()?) {
-        // basic.return: reply code, reply text, exchange, routing key.
-        (60, 50) => {
-            parser.skip(2)?;
-            (0..3).try_for_each(|_| parser.text())
+/// Sanitizes a method. lapin reports one that is cut off as an error.
+fn method(parser: &mut Parser<'_>, limits: &MessageLimits) -> Result<(), Error> {
+    let (Some(class), Some(number)) = (parser.u16(), parser.u16()) else { return Ok(()) };
+    match (class, number) {
+        // Version, properties of the broker. No other method that a broker sends has a table.
+        START => {
+            parser.skip(2).and_then(|()| parser.table()).ok_or_else(|| invalid("the broker's properties are malformed"))
         }
-        // basic.deliver: consumer tag, delivery tag, redelivered, exchange, routing key.
-        (60, 60) => {
-            parser.text()?;
-            parser.skip(9)?;
-            (0..2).try_for_each(|_| parser.text())
+        // The publisher of the message chose these strings.
+        RETURN | DELIVER => {
+            if !limits.take() {
+                return Err(invalid("the broker sent more messages than the prefetch or the publishings permit"));
+            }
+            let _ = if number == RETURN.1 { returned(parser) } else { delivered(parser) };
+            Ok(())
         }
-        _ => Some(()),
+        other if ANSWERED.contains(&other) && !limits.answer() => Err(invalid("the broker asks again and again")),
+        other if ANSWERED.contains(&other) || SENT_BY_BROKERS.contains(&other) => Ok(()),
+        _ => Err(invalid("the broker sent a method that no broker sends")),
     }
+}
+
+/// Sanitizes basic.return: reply code, reply text, exchange, routing key.
+fn returned(parser: &mut Parser<'_>) -> Option<()> {
+    parser.skip(2)?;
+    (0..3).try_for_each(|_| parser.text())
+}
+
+/// Sanitizes basic.deliver: consumer tag, delivery tag, redelivered, exchange, routing key.
+fn delivered(parser: &mut Parser<'_>) -> Option<()> {
+    parser.text()?;
+    parser.skip(9)?;
+    (0..2).try_for_each(|_| parser.text())
 }
 
 /// Sanitizes a message's properties, in the order of their flags from the highest bit.
 fn header(parser: &mut Parser<'_>) -> Option<()> {
-    // Class, weight, body size.
-    parser.skip(12)?;
     let flags = parser.u16()?;
     for bit in (0..16).rev().filter(|bit| flags & 1 << bit != 0) {
         match bit {
@@ -192,6 +267,13 @@ impl Parser<'_> {
 
     fn u16(&mut self) -> Option<u16> {
         self.take(2)?.first_chunk().map(|bytes| u16::from_be_bytes(*bytes))
+    }
+
+    /// Parses the fields of a content header before its flags, and returns the size of the body in bytes.
+    fn body_bytes(&mut self) -> Option<u64> {
+        // Class, weight.
+        self.skip(4)?;
+        self.take(8)?.first_chunk().map(|bytes| u64::from_be_bytes(*bytes))
     }
 
     fn length(&mut self) -> Option<usize> {
@@ -272,12 +354,19 @@ mod tests {
         frame(HEADER, &[&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0][..], &flags.to_be_bytes(), properties].concat())
     }
 
+    fn stream(sent: &[u8]) -> SanitizingStream<Cursor<&[u8]>> {
+        let limits = MessageLimits::new();
+        limits.permit(2);
+        limits.permit_body(10);
+        SanitizingStream::new(Cursor::new(sent), Arc::new(limits), CancellationToken::new())
+    }
+
     /// Reads a stream at once and byte by byte, and returns its bytes.
     async fn read(sent: &[u8]) -> Vec<u8> {
         let mut all = Vec::new();
-        SanitizingStream::new(Cursor::new(sent)).read_to_end(&mut all).await.unwrap();
+        stream(sent).read_to_end(&mut all).await.unwrap();
         let mut by_bytes = Vec::new();
-        let mut stream = SanitizingStream::new(Cursor::new(sent));
+        let mut stream = stream(sent);
         let mut byte = [0];
         while stream.read(&mut byte).await.unwrap() == 1 {
             by_bytes.push(byte[0]);
@@ -340,6 +429,68 @@ mod tests {
         }
     }
 
+    /// Reads a stream that ends with an error, and returns the error's text.
+    async fn error(sent: &[u8]) -> String {
+        let error = stream(sent).read_to_end(&mut Vec::new()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidData);
+        error.to_string()
+    }
+
+    /// connection.start is sent before either side has authenticated itself.
+    #[tokio::test]
+    async fn properties_of_a_broker_have_a_depth() {
+        let of = |properties: &[u8]| test_broker::start(properties);
+        assert!(read(&of(&nested(MAX_DEPTH - 1))).await == of(&nested(MAX_DEPTH - 1)));
+        let deep = of(&nested(20_000));
+        let read = read(&deep).await;
+        let changed = Vec::from_iter((0..deep.len()).filter(|at| deep[*at] != read[*at]));
+        assert!(matches!(*changed, [at] if read[at] == BYTE_ARRAY), "{changed:?}");
+        assert!(error(&of(b"\x01a?")).await.contains("properties"));
+    }
+
+    #[tokio::test]
+    async fn a_method_that_no_broker_sends_is_an_error() {
+        let table = long(&nested(20_000));
+        for (class, number) in [(10, 11), (40, 10), (40, 30), (50, 10), (50, 20), (60, 20), (60, 71), (99, 1)] {
+            let sent = test_broker::method(1, class, number, &[&[0, 0][..], &text(b"a"), &table].concat());
+            assert!(error(&sent).await.contains("method"), "{class} {number}");
+        }
+        for (class, number) in SENT_BY_BROKERS.into_iter().chain(ANSWERED) {
+            let sent = test_broker::method(1, class, number, &table);
+            assert!(read(&sent).await == sent);
+        }
+    }
+
+    #[tokio::test]
+    async fn messages_beyond_the_limits_are_errors() {
+        let bodies = |sizes: &[u64]| -> Vec<u8> {
+            let content = |size: &u64| [&[0, 60, 0, 0][..], &size.to_be_bytes(), &[0, 0]].concat();
+            sizes.iter().flat_map(|size| frame(HEADER, &content(size))).collect()
+        };
+        assert!(read(&bodies(&[10, 0])).await == bodies(&[10, 0]));
+        for size in [11, u64::MAX] {
+            assert!(error(&bodies(&[size])).await.contains("larger"));
+        }
+        for number in [RETURN.1, DELIVER.1] {
+            let sent = |times| test_broker::method(1, 60, number, b"").repeat(times);
+            assert!(read(&sent(2)).await == sent(2));
+            assert!(error(&sent(3)).await.contains("more messages"));
+        }
+        for (class, number) in ANSWERED {
+            assert!(error(&test_broker::method(1, class, number, b"").repeat(1_001)).await.contains("again"));
+        }
+    }
+
+    /// lapin stops at the header, so nothing after it may be passed on unseen.
+    #[tokio::test]
+    async fn frames_after_a_protocol_header_are_sanitized() {
+        let key = |key: &[u8]| {
+            let delivered = [&text(b"tag")[..], &[0; 9], &text(b"exchange"), &text(key)].concat();
+            [b"AMQP\0\0\x09\x01".to_vec(), test_broker::method(1, 60, 60, &delivered)].concat()
+        };
+        assert_eq!(read(&key(b"\xff")).await, key(b"\x1a"));
+    }
+
     #[tokio::test]
     async fn malformed_headers_lose_their_flags() {
         let array_beyond_table = [text(b"a"), b"A\0\0\0\x09V".to_vec()].concat();
@@ -358,7 +509,6 @@ mod tests {
     #[tokio::test]
     async fn a_frame_larger_than_agreed_is_an_error() {
         let larger = [&[HEADER, 0, 1][..], &(MAX_PAYLOAD as u32 + 1).to_be_bytes()].concat();
-        let error = SanitizingStream::new(Cursor::new(larger)).read(&mut [0]).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::InvalidData);
+        assert!(error(&larger).await.contains("larger"));
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use crate::receiver::amqp::address::BrokerAddress;
 use crate::receiver::amqp::connection::CALL_TIMEOUT;
@@ -35,51 +36,70 @@ impl Call {
 /// A broker for one test.
 pub(super) struct TestBroker {
     pub(super) address: BrokerAddress,
-    /// Gets an item for each connection that ended.
-    closed: mpsc::UnboundedReceiver<()>,
+    /// Gets an item when a client is connected, and when its connection ended.
+    events: mpsc::Receiver<ClientEvent>,
 }
 
+#[derive(Debug, PartialEq)]
+enum ClientEvent {
+    Reached,
+    Left,
+}
+
+/// Returns the frames with which a broker answers a method.
+type Answer = dyn Fn(&Call) -> Vec<u8> + Send + Sync;
+
 impl TestBroker {
-    /// Starts a broker that greets each client and answers its methods so.
+    /// Starts a broker that greets each client and answers its methods.
     pub(super) async fn start(answer: impl Fn(&Call) -> Vec<u8> + Send + Sync + 'static) -> TestBroker {
-        TestBroker::greeting("amqp", start(&[]), answer).await
+        TestBroker::serve("amqp", Some(Arc::new(answer))).await
     }
 
-    /// Starts a broker that sends these bytes to each client first, and is reached by this scheme.
-    pub(super) async fn greeting(
-        scheme: &str,
-        greeting: Vec<u8>,
-        answer: impl Fn(&Call) -> Vec<u8> + Send + Sync + 'static,
-    ) -> TestBroker {
+    /// Starts a broker that accepts connections and sends nothing.
+    pub(super) async fn silent(scheme: &str) -> TestBroker {
+        TestBroker::serve(scheme, None).await
+    }
+
+    async fn serve(scheme: &str, answer: Option<Arc<Answer>>) -> TestBroker {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (answer, (closes, closed)) = (Arc::new(answer), mpsc::unbounded_channel());
+        let (happens, events) = mpsc::channel(16);
         tokio::spawn(async move {
             while let Ok((mut socket, _)) = listener.accept().await {
-                let (answer, closes, greeting) = (Arc::clone(&answer), closes.clone(), greeting.clone());
+                let (answer, happens) = (answer.clone(), happens.clone());
                 tokio::spawn(async move {
-                    // It ends with an error when the client closes the connection.
-                    let _ = serve(&mut socket, &greeting, &*answer).await;
-                    let _ = closes.send(());
+                    let _ = happens.send(ClientEvent::Reached).await;
+                    // Both end, the first by an error, when the client closes the connection.
+                    let _ = match answer {
+                        Some(answer) => talk(&mut socket, &*answer).await,
+                        None => tokio::io::copy(&mut socket, &mut tokio::io::sink()).await.map(drop),
+                    };
+                    let _ = happens.send(ClientEvent::Left).await;
                 });
             }
         });
-        TestBroker { address: format!("{scheme}://u:p@127.0.0.1:{port}/%2f").parse().unwrap(), closed }
+        TestBroker { address: format!("{scheme}://u:p@127.0.0.1:{port}/%2f").parse().unwrap(), events }
+    }
+
+    /// Waits until a client is connected.
+    pub(super) async fn is_reached(&mut self) {
+        self.until(ClientEvent::Reached).await;
     }
 
     /// Waits until a client has closed its connection.
     pub(super) async fn is_left(&mut self) {
-        tokio::time::timeout(CALL_TIMEOUT, self.closed.recv()).await.expect("the connection is still open").unwrap();
+        self.until(ClientEvent::Left).await;
+    }
+
+    async fn until(&mut self, event: ClientEvent) {
+        let happened = async { while self.events.recv().await.as_ref() != Some(&event) {} };
+        timeout(CALL_TIMEOUT, happened).await.unwrap_or_else(|_| panic!("not {event:?}"));
     }
 }
 
-async fn serve(
-    socket: &mut TcpStream,
-    greeting: &[u8],
-    answer: &(dyn Fn(&Call) -> Vec<u8> + Send + Sync),
-) -> std::io::Result<()> {
+async fn talk(socket: &mut TcpStream, answer: &Answer) -> std::io::Result<()> {
     socket.read_exact(&mut [0; 8]).await?;
-    socket.write_all(greeting).await?;
+    socket.write_all(&start(&[])).await?;
     loop {
         let (kind, channel) = (socket.read_u8().await?, socket.read_u16().await?);
         let mut content = vec![0; socket.read_u32().await? as usize + 1];
@@ -109,6 +129,17 @@ pub(super) fn start(properties: &[u8]) -> Vec<u8> {
 /// Returns the frame of connection.tune with this size of frames.
 pub(super) fn tune(max_frame: u32) -> Vec<u8> {
     method(0, 10, 30, &[&[0, 0][..], &max_frame.to_be_bytes(), &[0, 60]].concat())
+}
+
+/// Returns the frames of a message's content, without properties.
+pub(super) fn content(channel: u16, body: &[u8]) -> Vec<u8> {
+    let header = [&[0, 60, 0, 0][..], &(body.len() as u64).to_be_bytes(), &[0, 0]].concat();
+    [frame(2, channel, &header), frame(3, channel, body)].concat()
+}
+
+/// Returns the frame of basic.ack.
+pub(super) fn confirm(channel: u16, tag: u64) -> Vec<u8> {
+    method(channel, 60, 80, &[&tag.to_be_bytes()[..], &[0]].concat())
 }
 
 /// Returns a short string.
