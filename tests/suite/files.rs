@@ -4,7 +4,6 @@ use std::os::unix::fs::MetadataExt;
 
 use serde_json::{Value, json};
 
-use crate::catalog::ended;
 use crate::harness::{Database, Start, eventually};
 
 async fn recorded(database: &Database) -> Vec<Value> {
