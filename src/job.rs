@@ -420,7 +420,7 @@ pub struct Filter {
 pub struct Retention {
     /// The age since its end at which a job is removed.
     pub age: Option<Duration>,
-    /// The number of the newest jobs of each consumer that are kept.
+    /// The number of the newest jobs of each lane that are kept.
     pub count: Option<u64>,
 }
 

@@ -179,7 +179,8 @@ pub(crate) async fn check(
     };
     if let Some(code) = recorded_refusal(&answer) {
         // The client may go away before it is recorded.
-        let _ = tokio::spawn(async move { service.record_refusal(action, code.as_str()).await }).await;
+        let _ =
+            tokio::spawn(async move { service.record_refusal(action, code.as_str()).await }.in_current_span()).await;
     }
     Ok(end_when_revoked(answer, control.service, key))
 }

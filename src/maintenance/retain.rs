@@ -13,70 +13,88 @@ const ROUND_TIME: Duration = Duration::from_secs(60);
 /// The number of exports whose files are removed together, with one sync of the folder and one record.
 const REMOVED_TOGETHER: usize = 100;
 
+/// The time of a round.
+struct RoundTime {
+    begun: Instant,
+    /// True once the round has taken its time before it was through all lanes.
+    is_over: bool,
+}
+
+impl RoundTime {
+    /// Returns the next place among the lanes, or `None` if there is none or the round has taken its time.
+    fn within(&mut self, next: Option<LaneCursor>) -> Option<LaneCursor> {
+        self.is_over |= next.is_some() && self.begun.elapsed() > ROUND_TIME;
+        next.filter(|_| !self.is_over)
+    }
+}
+
 /// Removes what is past the retention, in all lanes. Returns false if some of it may be left.
 pub(super) async fn round(maintenance: &Maintenance) -> Result<bool, Error> {
     let Maintenance { store, destination, settings, .. } = maintenance;
     let Settings { retain_files, retain_jobs, retain_manifests, retain_unacked: spare, retain_audit, .. } = *settings;
-    let begun = Instant::now();
-    let mut outcome = Ok(true);
+    let mut time = RoundTime { begun: Instant::now(), is_over: false };
+    let first = || Some(LaneCursor::default());
+    let mut outcome = Ok(());
     for (retention, retained) in [(retain_files, Retained::Files), (retain_jobs, Retained::Jobs)] {
         if retention == Retention::default() {
             continue;
         }
         let id = destination.id().await?;
-        let mut after = Some(LaneCursor::default());
-        while let Some(lane) = after {
-            let RetentionPage { found, is_full, next } =
-                store.files_past(&retention, retained, spare, id, &lane).await?;
+        let mut place = first();
+        while let Some(after) = time.within(place) {
+            let RetentionPage { found, next, end } = store.files_past(&retention, retained, spare, id, &after).await?;
             let removed = remove_all(maintenance, found).await;
-            // The files of these lanes that can't be removed would be found again.
-            after = if is_full && removed.is_ok() { Some(lane) } else { next };
+            // Files that can't be removed would be found again.
+            place = if removed.is_ok() { next } else { end };
             outcome = removed.and(outcome);
-            if begun.elapsed() > ROUND_TIME {
-                return outcome.and(Ok(false));
-            }
         }
     }
     if retain_manifests != Retention::default() {
         let id = destination.id().await?;
-        let mut after = Some(LaneCursor::default());
-        while let Some(lane) = after.filter(|_| begun.elapsed() < ROUND_TIME) {
-            let RetentionPage { found, is_full, next } = store.manifests_past(&retain_manifests, id, &lane).await?;
-            // In their order, so that a lane has no gap.
-            let mut removed = Vec::new();
-            let removal = async {
-                for PastManifest { record, text } in &found {
-                    destination.remove_manifest(record, text).await?;
-                    removed.push(record.job);
-                }
-                Ok::<_, Error>(())
-            };
-            let removal = removal.await;
-            store.manifests_removed(&removed).await?;
-            after = if is_full && removal.is_ok() { Some(lane) } else { next };
-            outcome = removal.and(outcome);
+        let mut place = first();
+        while let Some(after) = time.within(place) {
+            let RetentionPage { found, next, end } = store.manifests_past(&retain_manifests, id, &after).await?;
+            let removed = remove_manifests(maintenance, &found).await;
+            place = if removed.is_ok() { next } else { end };
+            outcome = removed.and(outcome);
         }
     }
     if retain_jobs != Retention::default() {
         let has_manifests_removed = retain_manifests != Retention::default();
-        let (mut jobs, mut after) = (0, Some(LaneCursor::default()));
-        while let Some(lane) = after.filter(|_| begun.elapsed() < ROUND_TIME) {
-            let RetentionPage { found, is_full, next } =
-                store.forget_jobs_past(&retain_jobs, spare, has_manifests_removed, &lane).await?;
-            jobs += found;
-            after = if is_full { Some(lane) } else { next };
+        let (mut jobs, mut place) = (0, first());
+        while let Some(after) = time.within(place) {
+            let page = store.forget_jobs_past(&retain_jobs, spare, has_manifests_removed, &after).await?;
+            jobs += page.found;
+            place = page.next;
         }
         if jobs > 0 {
             tracing::info!(event = "jobs_forgotten", jobs);
         }
     }
     store.forget_audit(retain_audit).await?;
-    let mut after = Some(LaneCursor::default());
-    while let Some(lane) = after {
-        after = store.forget_lanes(&lane).await?.next;
+    let mut place = first();
+    while let Some(after) = time.within(place) {
+        place = store.forget_lanes(&after).await?.next;
     }
     store.forget_destinations().await?;
-    outcome.map(|_| begun.elapsed() < ROUND_TIME)
+    outcome.map(|()| !time.is_over)
+}
+
+/// Removes manifests in their order, so that no lane has a gap, until one can't be removed.
+async fn remove_manifests(
+    Maintenance { store, destination, .. }: &Maintenance,
+    past: &[PastManifest],
+) -> Result<(), Error> {
+    let (mut removed, mut outcome) = (Vec::new(), Ok(()));
+    for PastManifest { record, text } in past {
+        outcome = destination.remove_manifest(record, text).await;
+        if outcome.is_err() {
+            break;
+        }
+        removed.push(record.job);
+    }
+    store.manifests_removed(&removed).await?;
+    Ok(outcome?)
 }
 
 /// Removes the files of these exports. A file that can't be removed does not prevent the removal of the others.

@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::QueryAs;
+use sqlx::{AssertSqlSafe, FromRow, PgConnection, Postgres};
 use uuid::Uuid;
 
 use crate::connection::statement::with_pieces;
@@ -33,16 +35,27 @@ pub enum Retained {
 /// lanes.
 pub type LaneCursor = (String, String);
 
-/// The result of one call, of the next lanes.
+/// The result of one call, for up to 1,000 lanes.
 #[derive(Debug)]
 pub struct RetentionPage<T> {
-    /// The files, or the number of deleted rows.
+    /// The files or manifests, or the number of deleted rows.
     pub found: T,
-    /// True if these lanes may have more.
-    pub is_full: bool,
-    /// The lane after which the next call continues; `None`: there are no more lanes.
+    /// The place at which the next call begins: the same one if these lanes may have more. `None`: nothing is left.
     pub next: Option<LaneCursor>,
+    /// The place behind these lanes. `None`: there are no more lanes.
+    pub end: Option<LaneCursor>,
 }
+
+impl<T> RetentionPage<T> {
+    /// Returns a page of `count` rows of the lanes from `after` to `end`.
+    fn new(found: T, count: u64, after: &LaneCursor, end: Option<LaneCursor>) -> RetentionPage<T> {
+        let next = if count < BATCH as u64 { end.clone() } else { Some(after.clone()) };
+        RetentionPage { found, next, end }
+    }
+}
+
+/// A statement that reads what is past a retention, as rows of type `R`.
+type PastStatement<R> = QueryAs<'static, Postgres, R, PgArguments>;
 
 /// A CTE with the newest job of each lane that is past the retention of jobs.
 const BOUNDS_OF_JOBS: (&str, &str) = ("retention/bounds_of_jobs.sql", include_str!("retention/bounds_of_jobs.sql"));
@@ -90,11 +103,20 @@ struct PastManifestRow {
     text: String,
 }
 
+impl TryFrom<PastManifestRow> for PastManifest {
+    type Error = Error;
+
+    fn try_from(PastManifestRow { file, text }: PastManifestRow) -> Result<PastManifest, Error> {
+        Ok(PastManifest { record: file.try_into()?, text })
+    }
+}
+
 impl Store {
     /// Returns manifests of this destination that are past the retention of manifests, the oldest of each lane first.
     /// Looks at the lanes after `after`.
     ///
-    /// Omits manifests whose files still exist, and those from the lane's newest full export on.
+    /// Omits manifests whose files still exist and all later ones of the lane, and those from the lane's newest full
+    /// export on. So what is left of a lane has no gap.
     pub async fn manifests_past(
         &self,
         retention: &Retention,
@@ -102,23 +124,7 @@ impl Store {
         after: &LaneCursor,
     ) -> Result<RetentionPage<Vec<PastManifest>>, Error> {
         let statement = with_pieces(include_str!("retention/manifests_past.sql"), &[FILE_COLUMNS]);
-        let read_past = self.in_index_order(async |tx| {
-            let (consumers, datasets, next) = lanes(tx, after, retention).await?;
-            let statement = sqlx::query_as(AssertSqlSafe(statement))
-                .bind(consumers)
-                .bind(datasets)
-                .bind(retention.count.map(|count| count as i64))
-                .bind(retention.age.map(|age| age.as_secs_f64()))
-                .bind(destination)
-                .bind(BATCH);
-            Ok::<(Vec<PastManifestRow>, _), Error>((statement.fetch_all(tx).await?, next))
-        });
-        let (rows, next) = read_past.await?;
-        let is_full = rows.len() as i64 >= BATCH;
-        let found = rows
-            .into_iter()
-            .map(|PastManifestRow { file, text }| Ok::<_, Error>(PastManifest { record: file.try_into()?, text }));
-        Ok(RetentionPage { found: found.collect::<Result<_, _>>()?, is_full, next })
+        self.read_past::<PastManifestRow, _>(statement, retention, destination, after, |statement| statement).await
     }
 
     /// Deletes the manifests of these jobs from the database.
@@ -155,22 +161,40 @@ impl Store {
             Retained::Files => with_pieces(include_str!("retention/files_past.sql"), &pieces[1..]),
             Retained::Jobs => with_pieces(include_str!("retention/files_of_jobs_past.sql"), &pieces),
         };
-        let read_past = self.in_index_order(async |tx| {
-            let (consumers, datasets, next) = lanes(tx, after, retention).await?;
+        let more =
+            |statement: PastStatement<PastRow>| statement.bind(spare.as_secs_f64()).bind(retained == Retained::Files);
+        self.read_past(statement, retention, destination, after, more).await
+    }
+
+    /// Reads what is past a retention at this destination, in the lanes after `after`. `more` binds the parameters
+    /// after the first six.
+    async fn read_past<R, T>(
+        &self,
+        statement: String,
+        retention: &Retention,
+        destination: Uuid,
+        after: &LaneCursor,
+        more: impl FnOnce(PastStatement<R>) -> PastStatement<R>,
+    ) -> Result<RetentionPage<Vec<T>>, Error>
+    where
+        R: for<'r> FromRow<'r, PgRow> + Send + Unpin,
+        T: TryFrom<R, Error = Error>,
+    {
+        let read = self.in_index_order(async |tx| {
+            let (consumers, datasets, end) = lanes(tx, after, retention).await?;
             let statement = sqlx::query_as(AssertSqlSafe(statement))
                 .bind(consumers)
                 .bind(datasets)
                 .bind(retention.count.map(|count| count as i64))
                 .bind(retention.age.map(|age| age.as_secs_f64()))
                 .bind(destination)
-                .bind(BATCH)
-                .bind(spare.as_secs_f64())
-                .bind(retained == Retained::Files);
-            Ok::<(Vec<PastRow>, _), Error>((statement.fetch_all(tx).await?, next))
+                .bind(BATCH);
+            Ok::<(Vec<R>, _), Error>((more(statement).fetch_all(tx).await?, end))
         });
-        let (rows, next) = read_past.await?;
-        let is_full = rows.len() as i64 >= BATCH;
-        Ok(RetentionPage { found: rows.into_iter().map(PastFile::try_from).collect::<Result<_, _>>()?, is_full, next })
+        let (rows, end) = read.await?;
+        let count = rows.len() as u64;
+        let found = rows.into_iter().map(T::try_from).collect::<Result<_, _>>()?;
+        Ok(RetentionPage::new(found, count, after, end))
     }
 
     /// Deletes ended jobs that are past the retention of jobs and have no file any more, the oldest first. Looks at the
@@ -190,7 +214,7 @@ impl Store {
         after: &LaneCursor,
     ) -> Result<RetentionPage<u64>, Error> {
         let forget_past = self.in_index_order(async |tx| {
-            let (consumers, datasets, next) = lanes(tx, after, retention).await?;
+            let (consumers, datasets, end) = lanes(tx, after, retention).await?;
             let statement = with_pieces(include_str!("retention/forget_jobs_past.sql"), &[BOUNDS_OF_JOBS]);
             let statement = sqlx::query(AssertSqlSafe(statement))
                 .bind(consumers)
@@ -200,10 +224,10 @@ impl Store {
                 .bind(BATCH)
                 .bind(spare.as_secs_f64())
                 .bind(has_manifests_removed);
-            Ok::<_, Error>((statement.execute(tx).await?.rows_affected(), next))
+            Ok::<_, Error>((statement.execute(tx).await?.rows_affected(), end))
         });
-        let (found, next) = forget_past.await?;
-        Ok(RetentionPage { found, is_full: found >= BATCH as u64, next })
+        let (found, end) = forget_past.await?;
+        Ok(RetentionPage::new(found, found, after, end))
     }
 
     /// Deletes lanes that have neither a job nor a watermark. Looks at the lanes after `after`. Returns their number.
@@ -211,7 +235,7 @@ impl Store {
     /// Keeps lanes that ever published an export, so that their numbers continue.
     pub async fn forget_lanes(&self, after: &LaneCursor) -> Result<RetentionPage<u64>, Error> {
         let forget_unused = self.in_index_order(async |tx| {
-            let (consumers, datasets, next) = lanes(tx, after, &Retention::default()).await?;
+            let (consumers, datasets, end) = lanes(tx, after, &Retention::default()).await?;
             // A locked lane is about to get a job. A separate statement looks for jobs after the lock, so it sees every
             // job that was submitted before. A later submission waits for the lock, and then inserts the lane again.
             let unused: Vec<LaneCursor> = sqlx::query_as(include_str!("retention/unused_lanes.sql"))
@@ -230,10 +254,10 @@ impl Store {
             .bind(datasets)
             .execute(tx)
             .await?;
-            Ok::<_, Error>((forgotten.rows_affected(), next))
+            Ok::<_, Error>((forgotten.rows_affected(), end))
         });
-        let (found, next) = forget_unused.await?;
-        Ok(RetentionPage { found, is_full: false, next })
+        let (found, end) = forget_unused.await?;
+        Ok(RetentionPage { found, next: end.clone(), end })
     }
 
     /// Deletes the destinations that no process has used for a day. Jobs stop waiting for such a destination after one

@@ -62,7 +62,7 @@ fn allowed(module: &str) -> BTreeSet<&'static str> {
             ];
             return settings.into_iter().chain(NOUNS).collect();
         }
-        // Where a span belongs; which messages of Postgres may quote a row's value.
+        // `trace` for the place of a span, `connection` for messages of Postgres that may quote a row's value.
         "telemetry" => return ["connection", "failpoint", "tls", "trace"].into(),
         "connection" | "failpoint" | "tls" => return BTreeSet::new(),
         other => panic!("src/{other} is a new module: say here and in docs/ARCHITECTURE.md which others it may use"),

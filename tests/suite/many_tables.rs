@@ -80,7 +80,7 @@ async fn start(database: &Database, catalog: &Catalog, proxy: &Proxy) -> Service
     start.arguments(&["serve", "--no-workers"]).service().await
 }
 
-/// How often each statement about the tables was executed since this was last asked.
+/// Returns the number of executions of each statement about the tables since the last call.
 fn statements(proxy: &Proxy) -> BTreeMap<String, usize> {
     let mut trips = proxy.traffic.take();
     trips.retain(|trip| trip.statements.iter().any(|name| name.starts_with("source.")));

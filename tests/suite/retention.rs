@@ -281,7 +281,7 @@ async fn what_nobody_fetched_is_kept_from_the_newest_full_export_on() {
         names
     };
     let start = || Start::on(&database).sharing_output(&service).with("RETAIN_FILES", 1);
-    // What comes before the newest full export is of no use to anybody who begins.
+    // A loader that begins has no use for exports before the newest full one.
     let keeping = start().service().await;
     eventually("files go", async || (keeping.files() == files(2, 6)).then_some(())).await;
     fetch(&keeping, &jobs[2]).await;
@@ -363,5 +363,33 @@ async fn manifests_go_before_the_newest_full_export() {
     assert_eq!(next["number"], 7);
     keeper.stop().await;
     whole().await;
+    service.stop().await;
+}
+
+/// A file in the midst of the others was removed on request: its manifest links the exports around it.
+#[tokio::test]
+async fn no_manifest_goes_after_one_that_stays() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let start = || Start::on(&database).with("MANIFESTS", "on");
+    let service = start().service().await;
+    let mut jobs = Vec::new();
+    for export_type in ["full", "delta", "delta", "full"] {
+        jobs.push(service.export(export_type, "a").await.0);
+    }
+    let (witness, _) = service.export("full", "b").await;
+    service.export("full", "b").await;
+    for job in [&jobs[1], &witness] {
+        let path = format!("/exports/{}", job["jobId"].as_str().unwrap());
+        assert_eq!(service.call("DELETE", &path, &[]).await.status(), 204);
+    }
+    let keeping = start().sharing_output(&service).with("RETAIN_MANIFESTS", 1).service().await;
+    let manifest = |job: &Value| service.path(job).with_extension("manifest.json");
+    eventually("another lane's goes", async || (!manifest(&witness).exists()).then_some(())).await;
+    assert!(jobs.iter().all(|job| manifest(job).exists()), "{:?}", service.files());
+    let folder = service.output().to_str().unwrap();
+    let (code, said, errors) = Start::plain().arguments(&["verify", folder]).output().await;
+    assert_eq!(code, 0, "{said}{errors}");
+    keeping.stop().await;
     service.stop().await;
 }
