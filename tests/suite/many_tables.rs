@@ -217,7 +217,7 @@ async fn a_table_that_is_gone_hidden_or_locked_leaves_the_descriptions_of_the_ot
     let more = "[[dataset]]\nname = \"parts\"\ntable = \"parts\"\n[[dataset]]\nname = \"hidden\"\ntable = \"hid.t\"\n";
     let catalog = Catalog::of(&(blocks(3) + more));
     let role = format!("reader_{}", uuid::Uuid::new_v4().simple());
-    database.run(&format!("create schema hid; create table hid.t (id int primary key)")).await;
+    database.run("create schema hid; create table hid.t (id int primary key)").await;
     let (code, _, said) = catalog.command(&database, &["track", "--all"]).await;
     assert_eq!(code, 0, "{said}");
     database
