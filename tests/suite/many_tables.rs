@@ -43,17 +43,17 @@ async fn sessions_end(database: &Database) {
     eventually("the sessions have ended", async || (database.one::<i64>(sessions).await == 0).then_some(())).await;
 }
 
-/// The number of rows of `pg_trigger` that `migrate` reads. It prepares a database as each start does.
-async fn triggers_read(database: &Database, catalog: &Catalog) -> i64 {
-    let read = "select seq_tup_read + idx_tup_fetch from pg_stat_sys_tables where relid = 'pg_trigger'::regclass";
-    let before: i64 = database.one(read).await;
-    let (code, _, said) = catalog.command(database, &["migrate"]).await;
+/// The number of rows of a system catalog that a command reads.
+async fn rows_read(database: &Database, catalog: &Catalog, table: &str, arguments: &[&str]) -> i64 {
+    let read = format!("select seq_tup_read + idx_tup_fetch from pg_stat_sys_tables where relid = '{table}'::regclass");
+    let before: i64 = database.one(&read).await;
+    let (code, _, said) = catalog.command(database, arguments).await;
     assert_eq!(code, 0, "{said}");
     sessions_end(database).await;
     // Before Postgres 15 the numbers of a session come later, and not all at once.
     let last = Cell::new(before);
     eventually("the statistics of the command are there", async || {
-        let now = database.one::<i64>(read).await;
+        let now = database.one::<i64>(&read).await;
         (last.replace(now) == now && now > before).then_some(now - before)
     })
     .await
@@ -65,13 +65,25 @@ async fn a_start_reads_pg_trigger_once() {
     // The planner reads a small table whole, although an index has the few rows that are asked for.
     let name = database.options.get_database().unwrap();
     database.run(&format!("alter database {name} set enable_seqscan = off")).await;
+    // It prepares a database as each start does.
+    let read = async |catalog: &_| rows_read(&database, catalog, "pg_trigger", &["migrate"]).await;
     let catalog = tracked(&database, 2).await;
     // The first one renews the functions of `users`, which another database's role owns.
-    triggers_read(&database, &catalog).await;
-    let few = triggers_read(&database, &catalog).await;
-    let catalog = tracked(&database, 22).await;
-    let many = triggers_read(&database, &catalog).await;
+    read(&catalog).await;
+    let few = read(&catalog).await;
+    let many = read(&tracked(&database, 22).await).await;
     assert_eq!(many - few, 20 * 5, "each table has five triggers");
+}
+
+/// Also without statistics, which the catalogs of a new database don't have. The planner then expects few functions.
+#[tokio::test]
+async fn a_look_at_a_table_reads_the_functions_of_its_own_triggers_only() {
+    let database = Database::new().await;
+    let read = async |catalog: &_| rows_read(&database, catalog, "pg_proc", &["datasets", "check"]).await;
+    let few = read(&tracked(&database, 10).await).await;
+    let many = read(&tracked(&database, 40).await).await;
+    let more = (many - few) / 30;
+    assert!(more < 50, "{more} rows for each more table, which has five triggers: {few} and {many}");
 }
 
 /// Starts the API behind a proxy.
