@@ -17,6 +17,18 @@ pub(super) fn named_dataset<'c>(config: &'c Config, name: &str) -> Result<&'c Ar
     config.catalog.named(name).map_err(|why| BadUsage(format!("{name}: {why}")))
 }
 
+/// Returns the datasets with these names, each once.
+pub(super) fn named_datasets(config: &Config, names: &[String]) -> Result<Vec<Arc<Dataset>>, BadUsage> {
+    let mut datasets: Vec<Arc<Dataset>> = Vec::new();
+    for name in names {
+        let dataset = named_dataset(config, name)?;
+        if datasets.iter().all(|other| other.name != dataset.name) {
+            datasets.push(Arc::clone(dataset));
+        }
+    }
+    Ok(datasets)
+}
+
 /// Returns the dataset with this name, or the default dataset if `name` is `None`.
 pub(super) fn named_or_implied<'c>(config: &'c Config, name: Option<&str>) -> Result<&'c Arc<Dataset>, BadUsage> {
     match name {

@@ -1,54 +1,91 @@
 //! `track` and `untrack`: install and remove the capture of a table's changes.
 
 use std::process::ExitCode;
-use std::slice;
+use std::sync::Arc;
 
 use crate::config::{CatalogFile, Config};
 use crate::dataset::{Capture, Dataset, Table};
 use crate::postgres::Database;
 use crate::source::capture::tracking::{self, Tracked};
-use crate::source::capture::untracking;
+use crate::source::capture::{self, untracking};
 use crate::source::catalog_check;
 use crate::store::Store;
 use crate::store::tracked::Tracking;
 use crate::telemetry::chain;
 use clap::Args;
 
-use crate::command::catalog::{check_some, named_dataset};
+use crate::command::catalog::{check_some, named_datasets};
 use crate::command::database_handle::{CreateMissing, with_database, with_tables_after_check};
 use crate::command::start::{Logs, block_on, settings};
 
-/// The dataset whose changes to capture.
+/// The datasets whose changes to capture.
 #[derive(Args)]
+#[group(required = true, multiple = false)]
 pub(crate) struct Track {
-    /// The name of the dataset
-    dataset: String,
+    /// The names of the datasets
+    #[arg(value_name = "DATASET")]
+    datasets: Vec<String>,
+    /// All datasets of the dataset file, except those with capture = "timestamp"
+    #[arg(long)]
+    all: bool,
 }
 
 impl Track {
-    /// Installs the capture of the table's changes.
+    /// Installs the capture of the tables' changes.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let config = settings(CatalogFile::Read, Logs::Errors)?;
         block_on(async {
-            let dataset = named_dataset(&config, &self.dataset)?;
-            let datasets = slice::from_ref(dataset);
+            let all =
+                || config.catalog.iter().filter(|dataset| dataset.capture == Capture::Triggers).cloned().collect();
+            let datasets = if self.all { all() } else { named_datasets(&config, &self.datasets)? };
             let track = async |database: &_| {
-                check_some(&config, database, datasets).await?;
-                let (name, table) = (&dataset.name, &dataset.table);
-                let pool = database.pool(1);
-                match tracking::track(&pool, dataset).await? {
-                    Tracked::Now => {
-                        outln!("The changes of {table} are captured from now on: `{name}` can be exported.")?
-                    }
-                    Tracked::Before => outln!("The changes of {table} were captured already: nothing has changed.")?,
-                }
-                let stalling = catalog_check::stalling(&pool, datasets).await?;
-                stalling.iter().for_each(|fault| eprintln!("cdc-export: {fault}"));
-                Ok(())
+                check_some(&config, database, &datasets).await?;
+                track_all(database, &datasets).await
             };
-            with_tables_after_check(async |database| check_some(&config, database, datasets).await, &config, track)
+            with_tables_after_check(async |database| check_some(&config, database, &datasets).await, &config, track)
                 .await
         })
+    }
+}
+
+/// Installs the capture of each table. Skips a table that can't be captured, and names it in the final error. Waits
+/// longer for the lock of a table that is the only one.
+async fn track_all(database: &Database, datasets: &[Arc<Dataset>]) -> anyhow::Result<()> {
+    let pool = database.pool(1);
+    let (mut done, mut failed) = (Vec::new(), Vec::new());
+    for dataset in datasets {
+        let tracked = match datasets {
+            [_] => tracking::track(&pool, dataset).await,
+            _ => tracking::try_track(&pool, dataset).await,
+        };
+        let (name, table) = (&dataset.name, &dataset.table);
+        match tracked {
+            Ok(Tracked::Now) => {
+                outln!("The changes of {table} are captured from now on: `{name}` can be exported.")?;
+            }
+            Ok(Tracked::Before) => outln!("The changes of {table} were captured already: nothing has changed.")?,
+            Err(error) => {
+                failed.push((name, error));
+                continue;
+            }
+        }
+        done.push(Arc::clone(dataset));
+    }
+    let stalling = catalog_check::stalling(&pool, &done).await?;
+    stalling.iter().for_each(|fault| eprintln!("cdc-export: {fault}"));
+    refuse_failed(datasets.len(), failed)
+}
+
+/// Returns an error that names each dataset that failed, or the error of the only one.
+fn refuse_failed(datasets: usize, mut failed: Vec<(&String, capture::Error)>) -> anyhow::Result<()> {
+    match failed.pop() {
+        None => Ok(()),
+        Some((_, only)) if datasets == 1 => Err(only.into()),
+        Some(last) => {
+            failed.push(last);
+            let lines = failed.iter().map(|(name, error)| format!("{name}: {}", chain(error)));
+            Err(anyhow::Error::msg(lines.collect::<Vec<_>>().join("\n")))
+        }
     }
 }
 
@@ -56,8 +93,9 @@ impl Track {
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct Untrack {
-    /// The name of the dataset
-    dataset: Option<String>,
+    /// The names of the datasets
+    #[arg(value_name = "DATASET")]
+    datasets: Vec<String>,
     /// A table, such as `orders` or `sales.orders`, with or without a dataset
     #[arg(long)]
     table: Option<Table>,
@@ -67,39 +105,50 @@ pub(crate) struct Untrack {
 }
 
 impl Untrack {
-    /// Removes the capture of the dataset's table, of the named table, or of all tables.
+    /// Removes the capture of the datasets' tables, of the named table, or of all tables.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let config = settings(CatalogFile::Read, Logs::Errors)?;
         block_on(async {
-            let dataset = self.dataset.as_deref().map(|name| named_dataset(&config, name)).transpose()?;
-            with_database(&config, CreateMissing::Nothing, async |database| match (dataset, &self.table) {
-                (Some(dataset), _) => untrack_dataset(&config, database, dataset).await,
-                (None, Some(table)) => match untracking::untrack_table(&database.pool(1), table).await? {
+            let datasets = named_datasets(&config, &self.datasets)?;
+            with_database(&config, CreateMissing::Nothing, async |database| match &self.table {
+                Some(table) => match untracking::untrack_table(&database.pool(1), table).await? {
                     true => outln!("The changes of {table} are no longer captured."),
                     false => outln!("{table} was not tracked: nothing has changed."),
                 },
-                (None, None) => untrack_all(database).await,
+                None if self.all => untrack_all(database).await,
+                None => untrack_datasets(&config, database, &datasets).await,
             })
             .await
         })
     }
 }
 
-async fn untrack_dataset(config: &Config, database: &Database, dataset: &Dataset) -> anyhow::Result<()> {
+/// Removes the capture of these datasets' tables. Skips a table that can't be locked or changed, and names it in the
+/// final error.
+async fn untrack_datasets(config: &Config, database: &Database, datasets: &[Arc<Dataset>]) -> anyhow::Result<()> {
     let pool = database.pool(1);
-    let before = Store::new(pool.clone()).check_table(dataset).await?.tracking;
-    untracking::untrack(&pool, dataset, &config.catalog).await?;
-    let (name, table) = (&dataset.name, &dataset.table);
-    if before == Tracking::Untracked {
-        return outln!("`{name}` was not tracked: nothing has changed.");
+    let store = Store::new(pool.clone());
+    let mut before = Vec::new();
+    for dataset in datasets {
+        before.push(store.check_table(dataset).await?.tracking);
     }
-    if dataset.capture != Capture::Triggers {
-        return outln!("The changes of {table} are no longer captured: `{name}` finds them by their times.");
+    let mut failed = Vec::new();
+    let untracked = untracking::untrack(&pool, datasets, &config.catalog).await?;
+    for ((dataset, before), untracked) in datasets.iter().zip(before).zip(untracked) {
+        let (name, table) = (&dataset.name, &dataset.table);
+        match untracked {
+            Err(error) => failed.push((name, error)),
+            Ok(()) if before == Tracking::Untracked => outln!("`{name}` was not tracked: nothing has changed.")?,
+            Ok(()) if dataset.capture != Capture::Triggers => {
+                outln!("The changes of {table} are no longer captured: `{name}` finds them by their times.")?;
+            }
+            Ok(()) => outln!(
+                "The changes of {table} are no longer captured: `{name}` can't be exported until `cdc-export track {name}`, and then \
+                 begins with a full export for each consumer."
+            )?,
+        }
     }
-    outln!(
-        "The changes of {table} are no longer captured: `{name}` can't be exported until `cdc-export track {name}`, and then \
-         begins with a full export for each consumer."
-    )
+    refuse_failed(datasets.len(), failed)
 }
 
 /// Removes the capture of all tables. Skips a table that can't be locked or changed, and names it in the final error.

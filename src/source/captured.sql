@@ -29,7 +29,13 @@ functions as materialized (
     head[2]::jsonb as key
   from target
   cross join lateral (select distinct x.tgfoid from pg_trigger x where x.tgrelid = target.oid) called
-  join pg_proc p on p.oid = called.tgfoid
+  -- `offset 0`, so that each trigger looks for its function: the planner may expect few functions in the schema, and
+  -- would read all of them for each table.
+  cross join lateral (
+    select p.oid, p.xmin, p.pronamespace, p.proname, p.prosrc, p.proconfig
+    from pg_proc p
+    where p.oid = called.tgfoid
+    offset 0) p
   cross join lateral
     regexp_match(split_part(p.prosrc, chr(10), 2), '^-- cdc-export \d+ (\d+) (\[.*\])$') head
   where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\_%'

@@ -1,7 +1,7 @@
 -- source.description.describe
 -- $1 text[]: tables
 select asked.place, its.*
-from unnest($1) with ordinality as asked (name, place)
+from unnest((select $1)) with ordinality as asked (name, place)
 -- Table by table: the planner doesn't know how many triggers there are, and would compare each with each.
 cross join lateral (
   with recursive target as materialized (

@@ -1,7 +1,7 @@
 -- source.capture.stamps
 -- $1 oid[]: tables
 select its.table_oid, its.rows, its.functions
-from unnest($1) as asked (oid)
+from unnest((select $1)) as asked (oid)
 -- Table by table: the planner doesn't know how many triggers there are, and would compare each with each.
 cross join lateral (
   with recursive target as materialized (

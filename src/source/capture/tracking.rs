@@ -72,19 +72,27 @@ pub enum Tracked {
     Before,
 }
 
-/// Installs the triggers on a dataset's table if they are missing, and allows its exports.
+/// Installs the triggers on a dataset's table if they are missing, and allows its exports. Tries again while the table
+/// is busy.
 ///
 /// # Errors
 /// If the table can't be captured. Nothing is changed in this case.
 pub async fn track(pool: &PgPool, dataset: &Dataset) -> Result<Tracked, Error> {
-    let mut conn = pool.acquire().await?;
-    for _ in 0..TRIES {
-        match install(&mut conn, dataset).await {
+    for _ in 1..TRIES {
+        match try_track(pool, dataset).await {
             Err(Error::Busy(_)) => tokio::time::sleep(Duration::from_millis(500)).await,
             done => return done,
         }
     }
-    Err(Error::Busy(dataset.table.to_string()))
+    try_track(pool, dataset).await
+}
+
+/// Does what [`track`] does, but waits for the table's lock only once.
+///
+/// # Errors
+/// If the table can't be captured, or is busy. Nothing is changed in this case.
+pub async fn try_track(pool: &PgPool, dataset: &Dataset) -> Result<Tracked, Error> {
+    install(&mut *pool.acquire().await?, dataset).await
 }
 
 /// Installs missing triggers on the demo's own table. For every other table the user runs `track`.

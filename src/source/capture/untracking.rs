@@ -1,25 +1,42 @@
 //! Removes the capture of a table or of all tables, and finds the tables whose capture no dataset needs.
 
+use std::sync::Arc;
+
 use sqlx::{Connection, PgConnection, PgPool};
 
 use crate::dataset::catalog::Catalog;
 use crate::dataset::{Capture, Dataset, Table};
 use crate::source::capture::tracking::{locate, lock, remove};
 use crate::source::capture::{Error, functions};
+use crate::source::rights::{self, TableAccess};
 
-/// Removes the triggers from a dataset's table. The dataset can't be exported from then on.
+/// Removes the triggers from the tables of these datasets, which can't be exported from then on. Each table has a
+/// transaction of its own. Returns for each dataset the error if its triggers could not be removed: there is no such
+/// table, another dataset needs its triggers, or the role lacks the right.
 ///
 /// # Errors
-/// If there is no such table, another dataset needs its triggers, or the role lacks the right.
-pub async fn untrack(pool: &PgPool, dataset: &Dataset, catalog: &Catalog) -> Result<(), Error> {
+/// If the database fails.
+pub async fn untrack(
+    pool: &PgPool,
+    datasets: &[Arc<Dataset>],
+    catalog: &Catalog,
+) -> Result<Vec<Result<(), Error>>, Error> {
     let mut conn = pool.acquire().await?;
-    let oid = locate(&mut conn, &dataset.table).await?.oid;
-    for other in catalog.iter().filter(|other| other.name != dataset.name && other.capture == Capture::Triggers) {
-        if locate(&mut conn, &other.table).await.is_ok_and(|its| its.oid == oid) {
-            return Err(Error::Shared { dataset: dataset.name.clone(), other: other.name.clone() });
-        }
+    let others = catalog.iter().filter(|other| other.capture == Capture::Triggers);
+    let others: Vec<_> = others.filter(|other| datasets.iter().all(|it| it.name != other.name)).collect();
+    let all: Vec<_> = datasets.iter().chain(others.iter().copied()).map(|dataset| &**dataset).collect();
+    let accesses = rights::read_accesses(&mut conn, &all).await?;
+    let (own, of_others) = accesses.split_at(datasets.len());
+    let mut done = Vec::new();
+    for (dataset, access) in datasets.iter().zip(own) {
+        let is_same = |other: &TableAccess| other.table.is_some() && other.table == access.table;
+        let sharing = others.iter().zip(of_others).find(|(_, other)| is_same(other));
+        done.push(match sharing {
+            Some((other, _)) => Err(Error::Shared { dataset: dataset.name.clone(), other: other.name.clone() }),
+            None => untrack_on(&mut conn, &dataset.table).await.map(drop),
+        });
     }
-    untrack_on(&mut conn, &dataset.table).await.map(drop)
+    Ok(done)
 }
 
 /// Removes the triggers from a table, with or without a dataset. Returns false if the table had no triggers.

@@ -2,7 +2,7 @@
 -- $1 text[]: filters
 -- $2 text[]: for each, its table
 select called.hash
-from unnest($1, $2) with ordinality as asked (filter, relation, place)
+from unnest((select $1), (select $2)) with ordinality as asked (filter, relation, place)
 cross join lateral (
   -- The functions that are reached, by the names in the filter and in the texts of functions, two deep.
   with recursive reached (function, depth) as (

@@ -4,7 +4,7 @@ select asked.place, parts.name, parts.version
 from (
   select its.place, its.columns ->> 'table' as relation,
     array(select number::smallint from jsonb_array_elements_text(its.columns -> 'numbers') as number) as numbers
-  from unnest($1) with ordinality as its (columns, place)) asked
+  from unnest((select $1)) with ordinality as its (columns, place)) asked
 cross join lateral (
   with recursive types (oid) as (
     select a.atttypid

@@ -14,7 +14,7 @@ select key.place, a.attname::text as name,
    join pg_namespace n on n.oid = l.collnamespace
    where l.oid = part.coll) as collation,
   coalesce((select l.collisdeterministic from pg_collation l where l.oid = part.coll), true) as is_deterministic
-from unnest($1, $2) with ordinality as key (relation, columns, place)
+from unnest((select $1), (select $2)) with ordinality as key (relation, columns, place)
 -- The unique index on just these columns; the primary key, if there are several.
 cross join lateral (
   select x.indrelid, x.indkey, x.indclass, x.indcollation, x.indnkeyatts

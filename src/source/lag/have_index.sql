@@ -7,5 +7,5 @@ select exists (
   join pg_am m on m.oid = i.relam and m.amname = 'btree'
   join pg_attribute a on a.attrelid = x.indrelid and a.attnum = x.indkey[0] and a.attname = its.column_name
   where x.indrelid = to_regclass(its.name) and x.indisvalid and x.indpred is null)
-from unnest($1, $2) with ordinality as its (name, column_name, place)
+from unnest((select $1), (select $2)) with ordinality as its (name, column_name, place)
 order by its.place

@@ -11,7 +11,7 @@ select quote_ident(current_user) as role, named.may_use_schema, n.nspname::text 
 from (
   select its.place, its.relation, its.schema_name, its.table_name, n.oid as schema_oid,
     coalesce(has_schema_privilege(n.oid, 'usage'), true) as may_use_schema
-  from unnest($1, $2, $3) with ordinality as its (relation, schema_name, table_name, place)
+  from unnest((select $1), (select $2), (select $3)) with ordinality as its (relation, schema_name, table_name, place)
   left join pg_namespace n on n.nspname = its.schema_name
   offset 0) named
 -- `offset 0`, so that each table is looked up by an index.

@@ -3,7 +3,7 @@
 -- `offset 0`, so that each table is looked up by indexes: one table costs the same, however many there are.
 with named as materialized (
   select its.place, c.oid, c.relkind, c.relnatts, cdc_export.primary_key(c.oid) as primary_key
-  from unnest($1) with ordinality as its (name, place)
+  from unnest((select $1)) with ordinality as its (name, place)
   cross join lateral (
     select c.oid, c.relkind, c.relnatts from pg_class c where c.oid = to_regclass(its.name) offset 0) c),
 

@@ -8,5 +8,5 @@ select not exists (
   left join pg_attribute a on a.attrelid = keys.table_oid and a.attname = part.name and not a.attisdropped
   where a.atttypid is null
     or a.atttypid <> all ('{int2,int4,int8,numeric,oid,uuid,text,varchar,bpchar,bool}'::regtype[]))
-from unnest($1, $2) with ordinality as keys (table_oid, columns, place)
+from unnest((select $1), (select $2)) with ordinality as keys (table_oid, columns, place)
 order by keys.place

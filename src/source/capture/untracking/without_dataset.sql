@@ -4,11 +4,11 @@
 with wanted as materialized (
   -- Looking a name up in a schema that the role may not use is an error, so only names without a schema are looked up.
   select cdc_export.table_of_role(quote_ident(named.table_name))::oid as oid
-  from unnest($1, $2) as named (schema_name, table_name)
+  from unnest((select $1), (select $2)) as named (schema_name, table_name)
   where named.schema_name is null
   union all
   select t.oid
-  from unnest($1, $2) as named (schema_name, table_name)
+  from unnest((select $1), (select $2)) as named (schema_name, table_name)
   join pg_namespace n on n.nspname = named.schema_name
   join pg_class t on t.relnamespace = n.oid and t.relname = named.table_name),
 logged as materialized (
