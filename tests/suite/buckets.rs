@@ -2,6 +2,7 @@
 //! so and passes.
 
 mod between;
+mod hostile_stores;
 mod manifests;
 mod outages;
 

@@ -13,6 +13,7 @@ use object_store::path::Path;
 use object_store::signer::Signer;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
+use crate::sink::bucket::connector::Connector;
 use crate::tls;
 
 /// A client that writes objects whole and in parts, and signs URLs.
@@ -60,7 +61,7 @@ pub enum BadAddress {
     #[error("{0} has a line break or another control character")]
     Control(String),
     /// A variable is not the URL that it has to be.
-    #[error("{0} is no address as https://HOST:PORT, without a name or a password in it")]
+    #[error("{0} is no address as https://HOST:PORT, without a name, a password or a query in it")]
     NotAnAddress(String),
 }
 
@@ -126,11 +127,10 @@ impl BucketAddress {
         self.cloud != Cloud::Azure
     }
 
-    /// Returns a client with these options.
-    pub(super) fn client(&self, options: ClientOptions) -> Result<Client, object_store::Error> {
+    /// Returns a client with these options, over connections of `connector`.
+    pub(super) fn client(&self, options: ClientOptions, connector: Connector) -> Result<Client, object_store::Error> {
         tls::provide();
         let options = options.with_connect_timeout(CONNECT_TIMEOUT);
-        // Ignores variables that only other programs of the cloud read.
         Ok(match self.cloud {
             Cloud::S3 => {
                 let mut builder = AmazonS3Builder::new().with_client_options(options).with_retry(retries());
@@ -143,17 +143,17 @@ impl BucketAddress {
                     builder = builder.with_checksum_algorithm(Checksum::SHA256);
                 }
                 builder = self.parsed().fold(builder, |builder, (key, value)| builder.with_config(key, value));
-                Arc::new(builder.with_bucket_name(&self.bucket).build()?)
+                Arc::new(builder.with_bucket_name(&self.bucket).with_http_connector(connector).build()?)
             }
             Cloud::Gcs => {
                 let builder = GoogleCloudStorageBuilder::new().with_client_options(options).with_retry(retries());
                 let builder = self.parsed().fold(builder, |builder, (key, value)| builder.with_config(key, value));
-                Arc::new(builder.with_bucket_name(&self.bucket).build()?)
+                Arc::new(builder.with_bucket_name(&self.bucket).with_http_connector(connector).build()?)
             }
             Cloud::Azure => {
                 let builder = MicrosoftAzureBuilder::new().with_client_options(options).with_retry(retries());
                 let builder = self.parsed().fold(builder, |builder, (key, value)| builder.with_config(key, value));
-                Arc::new(builder.with_container_name(&self.bucket).build()?)
+                Arc::new(builder.with_container_name(&self.bucket).with_http_connector(connector).build()?)
             }
         })
     }
@@ -163,7 +163,7 @@ impl BucketAddress {
         let is_to_blame = |(at, _): &(usize, _)| {
             let mut without = self.clone();
             without.variables.remove(*at);
-            without.client(ClientOptions::new()).is_ok()
+            without.client(ClientOptions::new(), Connector::Small).is_ok()
         };
         let (_, (name, _)) = self.variables.iter().enumerate().find(is_to_blame)?;
         Some(name.to_uppercase())
@@ -207,13 +207,15 @@ impl fmt::Debug for BucketAddress {
     }
 }
 
-/// Returns true for an HTTP URL without a password, because error messages show the URL.
+/// Returns true for an HTTP URL without a password or a token in a query, because error messages show the URL.
 fn is_plain(address: &str) -> bool {
     url::Url::parse(address).is_ok_and(|url| {
         matches!(url.scheme(), "http" | "https")
             && url.has_host()
             && url.username().is_empty()
             && url.password().is_none()
+            && url.query().is_none()
+            && url.fragment().is_none()
     })
 }
 
@@ -256,6 +258,8 @@ mod tests {
             ("AWS_ENDPOINT_URL", "127.0.0.1:9000", false),
             ("AWS_ENDPOINT_URL_S3", "ht!tp://x y", false),
             ("AWS_ENDPOINT_URL", "https://user:geheim@host", false),
+            ("AWS_ENDPOINT_URL", "https://host/?sig=geheim", false),
+            ("AWS_ENDPOINT_URL", "https://host/#geheim", false),
             ("AWS_ACCESS_KEY_ID", "a\nb", false),
             ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "/v2/credentials/1", true),
         ] {
