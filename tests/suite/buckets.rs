@@ -15,7 +15,9 @@ use serde_json::{Value, json};
 
 use crate::crashes::killed_by_an_export;
 use crate::destinations::keeps_its_contract;
-use crate::harness::{Csv, Database, Service, Start, client_builder, eventually, option_env, refusal};
+use crate::harness::{
+    Csv, Database, Service, Start, client_builder, eventually, far, option_env, reachable_folder, refusal,
+};
 
 /// What lets anybody use the emulator of Azure, whose key is public, until the year 2099.
 const AZURITE: &str = "se=2099-01-01T00%3A00%3A00Z&sp=rwdlac&sv=2026-10-06&ss=b&srt=sco&sig=5x/ZkIOORRabQ%2BcTQiijQru%2BqlZISjMz8nC58gJezkk%3D";
@@ -556,6 +558,18 @@ async fn a_client_is_sent_to_the_bucket_with_an_address_that_expires() {
         let client = client_builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
         let answer = client.get(format!("{}/exports/{id}/download", service.address)).send().await.unwrap();
         assert_eq!((answer.status().as_u16(), answer.headers()["cache-control"].as_bytes()), (307, &b"no-store"[..]));
+
+        // The commands follow it, too. One on the service's own machine reads the bucket itself.
+        let folder = reachable_folder();
+        for (name, start) in [
+            ("far.csv", far(&["download", id, "--server", &service.address])),
+            ("near.csv", bucket.start(&database).with("DOWNLOADS", "redirect").arguments(&["download", id])),
+        ] {
+            let path = folder.path().join(name);
+            let (code, _, said) = start.and(&["--output", path.to_str().unwrap()]).output().await;
+            assert_eq!((code, said.as_str()), (0, ""), "{name}");
+            assert_eq!(std::fs::metadata(&path).unwrap().len(), job["bytesWritten"]);
+        }
 
         let asked = service.call("GET", &format!("/exports/{id}/url"), &[]).await;
         assert_eq!((asked.status().as_u16(), asked.headers()["cache-control"].as_bytes()), (200, &b"no-store"[..]));
