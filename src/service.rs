@@ -378,6 +378,12 @@ impl Service {
         service
     }
 
+    /// Returns the service with downloads that are never redirected to the bucket.
+    pub fn without_redirects(mut self) -> Service {
+        self.downloads.are_redirected = false;
+        self
+    }
+
     /// Returns the keyring that verifies the keys of callers.
     pub(crate) fn keyring(&self) -> &Arc<Keyring> {
         &self.keyring

@@ -38,6 +38,12 @@ pub(crate) enum CallError {
     /// The service refused the call.
     #[error("{detail}{}", next_step(.code))]
     Refused { status: u16, code: PlainText, detail: PlainText, jobs: Vec<NamedJob>, retry_after: Option<Duration> },
+    /// The bucket to which the service redirects a download doesn't answer with the file.
+    #[error("the bucket at {host}, to which the service redirects downloads, answers {status}")]
+    Bucket { host: String, status: u16 },
+    /// The service redirects a download to an address that is not safe to call.
+    #[error("{server} redirects the download to an address that is not https://HOST, without a name or a password")]
+    UnsafeRedirect { server: String },
     /// The answer doesn't have the form of this product's API.
     #[error("{server} answers {status}, and is not a cdc-export service: is the address right?")]
     Foreign { server: String, status: u16 },
@@ -71,9 +77,10 @@ impl CallError {
     /// Returns true if the same call may succeed later.
     pub(crate) fn may_pass(&self) -> bool {
         match self {
-            CallError::Invalid(_) => false,
+            CallError::Invalid(_) | CallError::UnsafeRedirect { .. } => false,
             CallError::Unreachable { .. } | CallError::Broken { .. } => true,
             CallError::Refused { status, .. } => matches!(status, 429 | 503),
+            CallError::Bucket { status, .. } => matches!(status, 429 | 500 | 502..=504),
             // A proxy answers with these while the service behind it restarts.
             CallError::Foreign { status, .. } => matches!(status, 502..=504),
         }
@@ -159,10 +166,20 @@ impl ApiAnswer {
         }
     }
 
-    /// Returns the answer if it contains a range of a file (status 206).
+    /// Returns the answer if it contains a range of a file (status 206), or redirects to one (307).
     pub(crate) async fn file_range(self) -> Result<ApiAnswer, CallError> {
+        if self.redirection().is_some() {
+            return Ok(self);
+        }
         let answer = self.accepted().await?;
         if answer.response.status().as_u16() == 206 { Ok(answer) } else { Err(answer.foreign()) }
+    }
+
+    /// Returns the address of the file if the answer redirects to it.
+    pub(crate) fn redirection(&self) -> Option<String> {
+        let is_redirect = self.response.status().as_u16() == 307;
+        let location = self.response.headers().get(header::LOCATION).filter(|_| is_redirect)?;
+        Some(location.to_str().ok()?.to_owned())
     }
 
     fn foreign(&self) -> CallError {

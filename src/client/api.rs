@@ -397,7 +397,11 @@ impl Api {
             .header(header::IF_RANGE, format!("\"{sha256}\""))
             .body(String::new())
             .map_err(CallError::from)?;
-        let ApiAnswer { server, response } = self.call(call, ApiAnswer::file_range).await?;
+        let answer = self.call(call, ApiAnswer::file_range).await?;
+        let ApiAnswer { server, response } = match (&self.transport, answer.redirection()) {
+            (ApiTransport::Http(service), Some(url)) => service.file_range_at(&url, from).await?,
+            _ => answer,
+        };
         let mut pieces = response.into_body().into_data_stream();
         loop {
             match pieces.try_next().await {

@@ -6,13 +6,13 @@
 use std::fmt::{self, Display};
 use std::net::IpAddr;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
-use hyper::http::{Request, Uri};
+use hyper::http::{Request, Uri, header};
 use tokio::time::{Instant, sleep};
 
 use crate::client::answer::{ApiAnswer, CallError};
@@ -56,7 +56,32 @@ impl FromStr for ServiceAddress {
 impl ServiceAddress {
     /// Returns true if the connection leaves this machine unencrypted.
     pub(crate) fn is_unencrypted_remote(&self) -> bool {
-        self.0.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http:")) && !self.is_loopback_address()
+        self.is_unencrypted() && !self.is_loopback_address()
+    }
+
+    fn is_unencrypted(&self) -> bool {
+        self.0.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http:"))
+    }
+
+    /// Makes a client for calls to this address. It follows no redirect, because another server must not get the key.
+    fn client(&self) -> reqwest::Result<reqwest::Client> {
+        let client = tls::client(&self.0).connect_timeout(ANSWER_TIMEOUT).read_timeout(ANSWER_TIMEOUT);
+        // A proxy can't reach this machine.
+        if self.is_loopback_address() { client.no_proxy().build() } else { client.build() }
+    }
+
+    /// Returns the address of a URL to which the service redirects, without the query, which has a signature. Returns
+    /// `None` if the connection would be less safe than that to the service.
+    fn redirection(&self, url: &str) -> Option<ServiceAddress> {
+        let (address, _) = url.split_once('?').unwrap_or((url, ""));
+        let address = address.parse::<ServiceAddress>().ok()?;
+        Some(address).filter(|address| !address.is_unencrypted() || self.is_unencrypted())
+    }
+
+    /// Returns the host and the port.
+    fn authority(&self) -> String {
+        let uri = self.0.parse::<Uri>().ok();
+        uri.and_then(|uri| Some(uri.authority()?.to_string())).unwrap_or_default()
     }
 
     /// Returns true if the address is a loopback address.
@@ -81,6 +106,8 @@ pub(crate) struct RemoteService {
     server: ServiceAddress,
     key: Option<SecretKeyText>,
     observer: Arc<dyn Observer>,
+    /// The client for the bucket to which the service redirects downloads. The service has one bucket.
+    bucket: OnceLock<reqwest::Client>,
     /// True if the service has answered once. Before that, no call is retried, because the address may be wrong.
     has_answered: AtomicBool,
     /// True if the user was notified that the service doesn't answer now.
@@ -94,13 +121,9 @@ impl RemoteService {
         key: Option<SecretKeyText>,
         observer: Arc<dyn Observer>,
     ) -> Result<RemoteService, Error> {
-        // The client follows no redirect, because another server must not get the key.
-        let http = tls::client(&server.0).connect_timeout(ANSWER_TIMEOUT).read_timeout(ANSWER_TIMEOUT);
-        // A proxy can't reach this machine.
-        let http = if server.is_loopback_address() { http.no_proxy() } else { http };
-        let http = http.build().map_err(|why| Error::refused(tls::reason(&why))).about(|| &server)?;
+        let http = server.client().map_err(|why| Error::refused(tls::reason(&why))).about(|| &server)?;
         let (has_answered, has_warned) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(RemoteService { http, server, key, observer, has_answered, has_warned })
+        Ok(RemoteService { http, server, key, observer, bucket: OnceLock::new(), has_answered, has_warned })
     }
 
     pub(crate) fn address(&self) -> &ServiceAddress {
@@ -114,6 +137,32 @@ impl RemoteService {
         read: impl AsyncFn(ApiAnswer) -> Result<T, CallError>,
     ) -> Result<T, CallError> {
         self.retry_while_unavailable(async || read(self.send(call).await?).await).await
+    }
+
+    /// Requests the rest of a file, beginning at offset `from`, at the address to which the service redirects the
+    /// download. The request doesn't have the key, and no further redirect is followed.
+    pub(crate) async fn file_range_at(&self, url: &str, from: u64) -> Result<ApiAnswer, CallError> {
+        let unsafe_redirect = || CallError::UnsafeRedirect { server: self.server.to_string() };
+        let address = self.server.redirection(url).ok_or_else(unsafe_redirect)?;
+        let host = address.authority();
+        let unreachable =
+            |cause: &reqwest::Error| CallError::Unreachable { server: host.clone(), why: tls::reason(cause) };
+        let client = match self.bucket.get() {
+            Some(client) => client,
+            None => {
+                let client = address.client().map_err(|cause| unreachable(&cause))?;
+                self.bucket.get_or_init(|| client)
+            }
+        };
+        self.retry_while_unavailable(async || {
+            let request = client.get(url).header(header::RANGE, format!("bytes={from}-"));
+            let response = request.send().await.map_err(|cause| unreachable(&cause))?;
+            match response.status().as_u16() {
+                206 => Ok(ApiAnswer { server: host.clone(), response: Response::from(response).map(Body::new) }),
+                status => Err(CallError::Bucket { host: host.clone(), status }),
+            }
+        })
+        .await
     }
 
     async fn send(&self, call: &Request<String>) -> Result<ApiAnswer, CallError> {
@@ -174,6 +223,23 @@ impl RemoteService {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_download_is_not_redirected_from_https_to_http() {
+        for (server, url, host) in [
+            ("https://service", "http://bucket/a?signature=b", None),
+            ("https://service", "HTTP://bucket/a", None),
+            ("https://service", "https://bucket:8443/a?signature=b", Some("bucket:8443")),
+            ("http://service", "http://bucket/a?signature=b", Some("bucket")),
+            ("http://service", "https://bucket/a", Some("bucket")),
+            ("http://service", "https://name:password@bucket/a", None),
+            ("http://service", "file:///etc/passwd", None),
+            ("http://service", "/a", None),
+        ] {
+            let redirection = server.parse::<ServiceAddress>().unwrap().redirection(url);
+            assert_eq!(redirection.map(|address| address.authority()).as_deref(), host, "{server} {url}");
+        }
+    }
 
     #[test]
     fn addresses_are_http_urls_without_credentials() {

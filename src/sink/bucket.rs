@@ -7,6 +7,7 @@
 
 mod address;
 pub(super) mod archive;
+mod connector;
 mod destination;
 mod draft;
 mod failure;
@@ -43,6 +44,9 @@ pub use objects::Settings;
 
 /// The time for which the id of the bucket is not read again.
 const ID_BELIEVED_FOR: Duration = Duration::from_secs(60);
+
+/// The timeout of a completion. A store takes minutes for a large file, and may send a byte now and then for ever.
+const COMPLETION_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// The metadata of an object that says which attempt made it.
 const ATTEMPT: &str = "cdc-export-attempt";
@@ -162,7 +166,10 @@ impl Bucket {
             FileLocation::Upload { key, upload, parts } => {
                 let path = path(key)?;
                 let parts = parts.iter().map(|content_id| PartId { content_id: content_id.clone() }).collect();
-                let completed = self.objects.patient.complete_multipart(&path, upload, parts).await;
+                let completion = self.objects.patient.complete_multipart(&path, upload, parts);
+                let completed = tokio::time::timeout(COMPLETION_TIMEOUT, completion).await.unwrap_or_else(|elapsed| {
+                    Err(object_store::Error::Generic { store: "bucket", source: elapsed.into() })
+                });
                 failpoint!("bucket.completed", Err(Error::Unavailable(std::io::ErrorKind::BrokenPipe.into())));
                 // Neither answer proves anything. After an error, the upload may be completed: by another process, or
                 // by a request whose answer was lost. Some stores report a success again for a completed upload whose

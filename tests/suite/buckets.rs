@@ -2,6 +2,7 @@
 //! so and passes.
 
 mod between;
+mod hostile_stores;
 mod manifests;
 mod outages;
 
@@ -14,7 +15,9 @@ use serde_json::{Value, json};
 
 use crate::crashes::killed_by_an_export;
 use crate::destinations::keeps_its_contract;
-use crate::harness::{Csv, Database, Service, Start, client_builder, eventually, option_env, refusal};
+use crate::harness::{
+    Csv, Database, Service, Start, client_builder, eventually, far, option_env, reachable_folder, refusal,
+};
 
 /// What lets anybody use the emulator of Azure, whose key is public, until the year 2099.
 const AZURITE: &str = "se=2099-01-01T00%3A00%3A00Z&sp=rwdlac&sv=2026-10-06&ss=b&srt=sco&sig=5x/ZkIOORRabQ%2BcTQiijQru%2BqlZISjMz8nC58gJezkk%3D";
@@ -336,9 +339,10 @@ async fn an_export_is_one_object() {
         let path = format!("/exports/{}/download", changed["jobId"].as_str().unwrap());
         assert_eq!(refusal(service.call("GET", &path, &[]).await).await, (410, "file_gone".to_owned()));
         for job in [&job, &changed, &none] {
-            let path = format!("/exports/{}", job["jobId"].as_str().unwrap());
-            assert_eq!(service.call("DELETE", &path, &[]).await.status(), 204);
-            assert_eq!(&service.job(job["jobId"].as_str().unwrap()).await, job, "an ended job doesn't change");
+            let id = job["jobId"].as_str().unwrap();
+            let before = service.job(id).await;
+            assert_eq!(service.call("DELETE", &format!("/exports/{id}"), &[]).await.status(), 204);
+            assert_eq!(service.job(id).await, before, "an ended job doesn't change");
         }
         assert_eq!(bucket.keys().await, Vec::<String>::new());
         service.stop().await;
@@ -554,6 +558,18 @@ async fn a_client_is_sent_to_the_bucket_with_an_address_that_expires() {
         let client = client_builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
         let answer = client.get(format!("{}/exports/{id}/download", service.address)).send().await.unwrap();
         assert_eq!((answer.status().as_u16(), answer.headers()["cache-control"].as_bytes()), (307, &b"no-store"[..]));
+
+        // The commands follow it, too. One on the service's own machine reads the bucket itself.
+        let folder = reachable_folder();
+        for (name, start) in [
+            ("far.csv", far(&["download", id, "--server", &service.address])),
+            ("near.csv", bucket.start(&database).with("DOWNLOADS", "redirect").arguments(&["download", id])),
+        ] {
+            let path = folder.path().join(name);
+            let (code, _, said) = start.and(&["--output", path.to_str().unwrap()]).output().await;
+            assert_eq!((code, said.as_str()), (0, ""), "{name}");
+            assert_eq!(std::fs::metadata(&path).unwrap().len(), job["bytesWritten"]);
+        }
 
         let asked = service.call("GET", &format!("/exports/{id}/url"), &[]).await;
         assert_eq!((asked.status().as_u16(), asked.headers()["cache-control"].as_bytes()), (200, &b"no-store"[..]));

@@ -143,11 +143,11 @@ fn consumer() -> ConsumerId {
     "search".parse().unwrap()
 }
 
-fn hidden_file() -> HiddenFile {
+pub(crate) fn hidden_file() -> HiddenFile {
     HiddenFile::of_attempt(&"00000000000000ff-1".parse().unwrap(), JobId::random(), LeaseToken::random())
 }
 
-fn name_of_a_file() -> FileName {
+pub(crate) fn name_of_a_file() -> FileName {
     let name = format!("{}.csv", Uuid::new_v4().simple());
     FileName { dataset: "users".to_owned(), consumer: Some(consumer()), name, encoding: ENCODING }
 }
@@ -171,7 +171,12 @@ fn record(parts: Vec<Part>) -> FileRecord {
     }
 }
 
-async fn staged(destination: &Limited, hidden: &HiddenFile, name: &FileName, content: &'static [u8]) -> StagedFile {
+pub(crate) async fn staged(
+    destination: &Limited,
+    hidden: &HiddenFile,
+    name: &FileName,
+    content: &'static [u8],
+) -> StagedFile {
     let mut draft = destination.create(hidden, name, &CancellationToken::new()).await.unwrap();
     let write = move || {
         draft.write(content).unwrap();

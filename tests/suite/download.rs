@@ -165,7 +165,7 @@ async fn what_the_mirror_says_of_its_archive_is_not_believed() {
 
 /// A web server on 127.0.0.1 that sends whoever asks to another one: over TLS where there is a folder with its
 /// certificate.
-async fn redirecting(to: &str, certificate: Option<&Path>) -> String {
+pub(crate) async fn redirecting(to: &str, certificate: Option<&Path>) -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let answer = format!("HTTP/1.1 302 Found\r\nLocation: {to}/x.tar.gz\r\nContent-Length: 0\r\n\r\n");

@@ -1,12 +1,14 @@
 //! The command line without a database: a service elsewhere, over its API.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
+use axum::http::HeaderMap;
+use axum::response::IntoResponse;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -439,5 +441,100 @@ async fn a_key_that_everybody_on_the_way_can_read_is_warned_of() {
     // Nor where it is encrypted, although nobody speaks it there.
     let (code, _, said) = status(&format!("https://0.0.0.0:{port}"), key.trim()).await;
     assert!(code == 1 && !said.contains("warning"), "{said}");
+    service.stop().await;
+}
+
+/// A service that sends each download on to this address, and does everything else itself.
+async fn sending_on(service: &Service, to: String) -> String {
+    let (client, behind) = (service.client.clone(), service.address.clone());
+    let handler = async move |request: axum::extract::Request| -> axum::response::Response {
+        let path = request.uri().path().to_owned();
+        if path.ends_with("/download") {
+            let headers = [("location", format!("{to}{path}?signature=geheim"))];
+            return (axum::http::StatusCode::TEMPORARY_REDIRECT, headers).into_response();
+        }
+        let key = request.headers()["authorization"].clone();
+        let answer =
+            client.get(format!("{behind}{}", request.uri())).header("authorization", key).send().await.unwrap();
+        axum::response::Response::from(answer).map(axum::body::Body::new)
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(handler)).await });
+    address
+}
+
+/// A store that keeps this content at every address. Returns its address and the headers of each request.
+async fn keeping(content: Vec<u8>, status: u16) -> (String, Arc<Mutex<Vec<HeaderMap>>>) {
+    let asked = Arc::<Mutex<Vec<HeaderMap>>>::default();
+    let heard = Arc::clone(&asked);
+    let handler = async move |headers: HeaderMap| {
+        let range = headers.get("range").map(|range| range.to_str().unwrap().to_owned()).unwrap_or_default();
+        heard.lock().unwrap().push(headers);
+        let from: usize = range.trim_start_matches("bytes=").trim_end_matches('-').parse().unwrap();
+        (axum::http::StatusCode::from_u16(status).unwrap(), content[from..].to_vec())
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(handler)).await });
+    (address, asked)
+}
+
+#[tokio::test]
+async fn a_download_is_fetched_from_the_bucket_without_the_key() {
+    let database = Database::new().await;
+    database.add_users(1, 200).await;
+    let service = Start::on(&database).with("AUTH", "keys").service().await;
+    let (_, key, _) = Start::on(&database).arguments(&["keys", "create", "--name", "far"]).output().await;
+    let authorization = format!("Bearer {}", key.trim());
+    let asks = [("Authorization", authorization.as_str()), ("X-Consumer-ID", "a")];
+    let submitted = service.client.post(format!("{}/exports", service.address)).json(&json!({"exportType": "full"}));
+    let submitted = asks.iter().fold(submitted, |request, (name, value)| request.header(*name, *value));
+    let id = submitted.send().await.unwrap().json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned();
+    let job = eventually("the export ends", async || {
+        let job: Value = service.call("GET", &format!("/exports/{id}"), &asks).await.json().await.unwrap();
+        (job["status"] == "completed").then_some(job)
+    })
+    .await;
+    let whole = std::fs::read(service.path(&job)).unwrap();
+    let folder = reachable_folder();
+    let path = folder.path().join("users.csv");
+    let download = async |store: &str| {
+        let server = sending_on(&service, store.to_owned()).await;
+        let arguments = ["download", &id, "--output", path.to_str().unwrap(), "--server", &server];
+        let (code, _, said) = far(&arguments).with("CDC_EXPORT_KEY", key.trim()).output().await;
+        assert!(!said.contains("geheim"), "{said}");
+        (code, said)
+    };
+
+    let mut other = whole.clone();
+    other[100] ^= 1;
+    for (content, status, why) in [
+        (other, 206, "not the file that was exported"),
+        ([whole.clone(), b"x".to_vec()].concat(), 206, "more bytes"),
+        (whole.clone(), 200, "200"),
+        (whole.clone(), 403, "403"),
+        (whole.clone(), 307, "307"),
+    ] {
+        let (store, asked) = keeping(content, status).await;
+        let (code, said) = download(&store).await;
+        assert!(code == 1 && said.contains(why) && !path.exists(), "{status}: {code} {said}");
+        assert_eq!(asked.lock().unwrap().len(), 1, "{status}");
+    }
+    for elsewhere in ["ftp://127.0.0.1", "http://name:password@127.0.0.1", "/there"] {
+        let (code, said) = download(elsewhere).await;
+        assert!(code == 1 && said.contains("https://"), "{elsewhere}: {said}");
+    }
+
+    // It goes on from what is there.
+    let (store, asked) = keeping(whole.clone(), 206).await;
+    std::fs::write(folder.path().join(format!(".users.csv.{id}.part")), &whole[..100]).unwrap();
+    assert_eq!(download(&store).await, (0, String::new()));
+    assert_eq!(std::fs::read(&path).unwrap(), whole);
+    let asked = asked.lock().unwrap().clone();
+    assert!(asked.len() == 1 && asked[0]["range"] == "bytes=100-", "{asked:?}");
+    for name in ["authorization", "cookie", "referer", "x-consumer-id", "if-range"] {
+        assert!(!asked[0].contains_key(name), "{asked:?}");
+    }
     service.stop().await;
 }

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum};
-use object_store::azure::MicrosoftAzureBuilder;
-use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::signer::Signer;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
+use crate::sink::bucket::connector::Connector;
 use crate::tls;
 
 /// A client that writes objects whole and in parts, and signs URLs.
@@ -40,8 +41,31 @@ enum Cloud {
 }
 
 impl Cloud {
+    /// Returns the variables that the service takes, as the guide lists them.
+    fn variables(self) -> &'static [&'static str] {
+        match self {
+            Cloud::S3 => &S3_VARIABLES,
+            Cloud::Gcs => &GCS_VARIABLES,
+            Cloud::Azure => &AZURE_VARIABLES,
+        }
+    }
+
+    /// Returns true for a variable that the client would obey, and the service doesn't take. The bucket is named by the
+    /// URL, and other programs have a variable for theirs.
+    fn refuses(self, name: &str) -> bool {
+        let is_own = name.starts_with(self.prefix());
+        let name = name.to_lowercase();
+        let is_key = match self {
+            Cloud::S3 => name.parse().is_ok_and(|key| !matches!(key, AmazonS3ConfigKey::Bucket)),
+            Cloud::Gcs => name.parse().is_ok_and(|key| !matches!(key, GoogleConfigKey::Bucket)),
+            Cloud::Azure => name.parse().is_ok_and(|key| !matches!(key, AzureConfigKey::ContainerName)),
+        };
+        // The timeouts are the service's own.
+        is_own && is_key && !name.ends_with("_timeout")
+    }
+
     /// Returns the prefix of its variables' names.
-    fn variables(self) -> &'static str {
+    fn prefix(self) -> &'static str {
         match self {
             Cloud::S3 => "AWS_",
             Cloud::Gcs => "GOOGLE_",
@@ -49,6 +73,53 @@ impl Cloud {
         }
     }
 }
+
+const S3_VARIABLES: [&str; 21] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_ALLOW_HTTP",
+    "AWS_CHECKSUM_ALGORITHM",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ENDPOINT_URL_STS",
+    "AWS_REGION",
+    "AWS_ROLE_ARN",
+    "AWS_ROLE_SESSION_NAME",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SERVER_SIDE_ENCRYPTION",
+    "AWS_SESSION_TOKEN",
+    "AWS_SKIP_SIGNATURE",
+    "AWS_SSE_KMS_KEY_ID",
+    "AWS_VIRTUAL_HOSTED_STYLE_REQUEST",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+];
+
+const GCS_VARIABLES: [&str; 5] = [
+    "GOOGLE_ALLOW_HTTP",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "GOOGLE_SERVICE_ACCOUNT",
+    "GOOGLE_SERVICE_ACCOUNT_KEY",
+    "GOOGLE_SKIP_SIGNATURE",
+];
+
+const AZURE_VARIABLES: [&str; 12] = [
+    "AZURE_ALLOW_HTTP",
+    "AZURE_AUTHORITY_HOST",
+    "AZURE_CLIENT_ID",
+    "AZURE_CLIENT_SECRET",
+    "AZURE_FEDERATED_TOKEN_FILE",
+    "AZURE_SKIP_SIGNATURE",
+    "AZURE_STORAGE_ACCOUNT_KEY",
+    "AZURE_STORAGE_ACCOUNT_NAME",
+    "AZURE_STORAGE_ENDPOINT",
+    "AZURE_STORAGE_SAS_TOKEN",
+    "AZURE_STORAGE_USE_EMULATOR",
+    "AZURE_TENANT_ID",
+];
 
 /// A fault in the address of a bucket.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -59,8 +130,11 @@ pub enum BadAddress {
     /// A variable has a line break or another control character, which a request can't contain.
     #[error("{0} has a line break or another control character")]
     Control(String),
+    /// A variable is one that the service doesn't take, although the client of the store would.
+    #[error("{0} is not supported: unset it")]
+    NotSupported(String),
     /// A variable is not the URL that it has to be.
-    #[error("{0} is no address as https://HOST:PORT, without a name or a password in it")]
+    #[error("{0} is no address as https://HOST:PORT, without a name, a password or a query in it")]
     NotAnAddress(String),
 }
 
@@ -74,7 +148,8 @@ pub struct BucketAddress {
 }
 
 impl BucketAddress {
-    /// Parses a URL, and takes the variables of its cloud from `variables`.
+    /// Parses a URL, and takes the variables of its cloud from `variables`. Ignores variables that only other programs
+    /// of the cloud read.
     ///
     /// # Errors
     /// If the URL is not that of a bucket, or a variable can't be used.
@@ -95,11 +170,14 @@ impl BucketAddress {
             return Err(BadAddress::NotABucket);
         }
         let prefix = Path::parse(prefix.trim_end_matches('/')).map_err(|_| BadAddress::NotABucket)?;
-        let of_cloud = |(name, _): &(&str, &str)| name.starts_with(cloud.variables());
-        let own = |(name, value): (&str, &str)| (name.to_lowercase(), value.to_owned());
-        let mut variables: Vec<_> = variables.into_iter().filter(of_cloud).map(own).collect();
-        // The timeouts are the service's own.
-        variables.retain(|(name, _)| !name.ends_with("_timeout"));
+        let (known, others): (Vec<_>, Vec<_>) =
+            variables.into_iter().partition(|(name, _)| cloud.variables().contains(name));
+        // One of them switches off the check of certificates.
+        if let Some((name, _)) = others.iter().filter(|(name, _)| cloud.refuses(name)).min() {
+            return Err(BadAddress::NotSupported((*name).to_owned()));
+        }
+        let mut variables: Vec<_> =
+            known.into_iter().map(|(name, value)| (name.to_lowercase(), value.to_owned())).collect();
         // If two variables mean the same, the order decides which one counts.
         variables.sort_unstable();
         for (name, value) in &variables {
@@ -126,11 +204,10 @@ impl BucketAddress {
         self.cloud != Cloud::Azure
     }
 
-    /// Returns a client with these options.
-    pub(super) fn client(&self, options: ClientOptions) -> Result<Client, object_store::Error> {
+    /// Returns a client with these options, over connections of `connector`.
+    pub(super) fn client(&self, options: ClientOptions, connector: Connector) -> Result<Client, object_store::Error> {
         tls::provide();
         let options = options.with_connect_timeout(CONNECT_TIMEOUT);
-        // Ignores variables that only other programs of the cloud read.
         Ok(match self.cloud {
             Cloud::S3 => {
                 let mut builder = AmazonS3Builder::new().with_client_options(options).with_retry(retries());
@@ -143,17 +220,17 @@ impl BucketAddress {
                     builder = builder.with_checksum_algorithm(Checksum::SHA256);
                 }
                 builder = self.parsed().fold(builder, |builder, (key, value)| builder.with_config(key, value));
-                Arc::new(builder.with_bucket_name(&self.bucket).build()?)
+                Arc::new(builder.with_bucket_name(&self.bucket).with_http_connector(connector).build()?)
             }
             Cloud::Gcs => {
                 let builder = GoogleCloudStorageBuilder::new().with_client_options(options).with_retry(retries());
                 let builder = self.parsed().fold(builder, |builder, (key, value)| builder.with_config(key, value));
-                Arc::new(builder.with_bucket_name(&self.bucket).build()?)
+                Arc::new(builder.with_bucket_name(&self.bucket).with_http_connector(connector).build()?)
             }
             Cloud::Azure => {
                 let builder = MicrosoftAzureBuilder::new().with_client_options(options).with_retry(retries());
                 let builder = self.parsed().fold(builder, |builder, (key, value)| builder.with_config(key, value));
-                Arc::new(builder.with_container_name(&self.bucket).build()?)
+                Arc::new(builder.with_container_name(&self.bucket).with_http_connector(connector).build()?)
             }
         })
     }
@@ -163,7 +240,7 @@ impl BucketAddress {
         let is_to_blame = |(at, _): &(usize, _)| {
             let mut without = self.clone();
             without.variables.remove(*at);
-            without.client(ClientOptions::new()).is_ok()
+            without.client(ClientOptions::new(), Connector::Small).is_ok()
         };
         let (_, (name, _)) = self.variables.iter().enumerate().find(is_to_blame)?;
         Some(name.to_uppercase())
@@ -207,13 +284,15 @@ impl fmt::Debug for BucketAddress {
     }
 }
 
-/// Returns true for an HTTP URL without a password, because error messages show the URL.
+/// Returns true for an HTTP URL without a password or a token in a query, because error messages show the URL.
 fn is_plain(address: &str) -> bool {
     url::Url::parse(address).is_ok_and(|url| {
         matches!(url.scheme(), "http" | "https")
             && url.has_host()
             && url.username().is_empty()
             && url.password().is_none()
+            && url.query().is_none()
+            && url.fragment().is_none()
     })
 }
 
@@ -256,6 +335,8 @@ mod tests {
             ("AWS_ENDPOINT_URL", "127.0.0.1:9000", false),
             ("AWS_ENDPOINT_URL_S3", "ht!tp://x y", false),
             ("AWS_ENDPOINT_URL", "https://user:geheim@host", false),
+            ("AWS_ENDPOINT_URL", "https://host/?sig=geheim", false),
+            ("AWS_ENDPOINT_URL", "https://host/#geheim", false),
             ("AWS_ACCESS_KEY_ID", "a\nb", false),
             ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "/v2/credentials/1", true),
         ] {
@@ -264,6 +345,42 @@ mod tests {
             if let Err(why) = read {
                 assert!(why.to_string().starts_with(name) && !why.to_string().contains("geheim"), "{why}");
             }
+        }
+    }
+
+    #[test]
+    fn variables_that_are_not_supported_are_refused_or_ignored() {
+        for (url, name) in [
+            ("s3://files", "AWS_ALLOW_INVALID_CERTIFICATES"),
+            ("s3://files", "AWS_DISABLE_SYSTEM_CERTIFICATES"),
+            ("s3://files", "AWS_IMDSV1_FALLBACK"),
+            ("s3://files", "AWS_METADATA_ENDPOINT"),
+            ("s3://files", "AWS_PROXY_URL"),
+            ("s3://files", "AWS_UNSIGNED_PAYLOAD"),
+            ("gs://files", "GOOGLE_ALLOW_INVALID_CERTIFICATES"),
+            ("gs://files", "GOOGLE_BEARER_TOKEN"),
+            ("az://files", "AZURE_ALLOW_INVALID_CERTIFICATES"),
+            ("az://files", "AZURE_USE_AZURE_CLI"),
+        ] {
+            let read = BucketAddress::read(url, [(name, "true")]);
+            assert_eq!(read.err(), Some(BadAddress::NotSupported(name.to_owned())));
+            // It is another cloud's.
+            let other = if url == "s3://files" { "gs://files" } else { "s3://files" };
+            assert!(BucketAddress::read(other, [(name, "true")]).is_ok(), "{name}");
+        }
+        for name in ["AWS_PROFILE", "AWS_CA_BUNDLE", "AWS_BUCKET", "AWS_TIMEOUT", "AWS_STS_REGIONAL_ENDPOINTS", "TOKEN"]
+        {
+            let read = BucketAddress::read("s3://files", [(name, "true")]).unwrap();
+            assert_eq!(read.variables, []);
+        }
+    }
+
+    #[test]
+    fn the_guide_has_every_variable() {
+        let guide = include_str!("../../../docs/guides/buckets.md");
+        let variables = [Cloud::S3, Cloud::Gcs, Cloud::Azure].into_iter().flat_map(Cloud::variables);
+        for name in variables.filter(|name| !matches!(**name, "AWS_ENDPOINT" | "AZURE_STORAGE_USE_EMULATOR")) {
+            assert!(guide.contains(&format!("`{name}`")) || guide.contains(&format!("`{name}=true`")), "{name}");
         }
     }
 

@@ -15,6 +15,8 @@ use crate::sink::bucket::Bucket;
 use crate::sink::bucket::address::Client;
 use crate::sink::bucket::failure::is_no_object;
 use crate::sink::bucket::objects::path;
+#[cfg(feature = "parquet")]
+use crate::sink::bucket::objects::up_to;
 use crate::sink::{Archive, ArchivedFile, Error, Lookup};
 
 /// The number of names in `{dataset}/{consumer}/_manifests/{number}.json`.
@@ -126,12 +128,11 @@ impl ArchivedFile for ObjectReader {
     fn read_at(&self, buffer: &mut [u8], from: u64) -> io::Result<()> {
         let range = object_store::GetRange::Bounded(from..from + buffer.len() as u64);
         let options = GetOptions { range: Some(range), if_match: self.etag.clone(), ..GetOptions::default() };
-        let read = async { self.client.get_opts(&self.key, options).await?.bytes().await };
-        let bytes = self.runtime.block_on(read).map_err(io::Error::other)?;
-        if bytes.len() != buffer.len() {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+        let read = async { up_to(self.client.get_opts(&self.key, options).await?, buffer.len() as u64).await };
+        match self.runtime.block_on(read).map_err(io::Error::other)? {
+            Some(bytes) if bytes.len() == buffer.len() => buffer.copy_from_slice(&bytes),
+            _ => return Err(io::ErrorKind::UnexpectedEof.into()),
         }
-        buffer.copy_from_slice(&bytes);
         Ok(())
     }
 }

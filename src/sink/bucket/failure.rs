@@ -21,6 +21,11 @@ const HARMED_ON_THE_WAY: [&str; 5] =
 /// The beginning of the message of Azure's client for a failed deletion. The object's key follows.
 const DELETION: &str = "Bulk delete request failed for key ";
 
+/// The beginning of the client's message for an answer that is no success. The status and the body follow.
+const REFUSAL: &str = "Server returned non-2xx status code: ";
+/// The beginning of the client's message for a success with an error in its body, which follows.
+const FALSE_SUCCESS: &str = "Server returned error response: ";
+
 /// Returns true if the store says by its code that it has no such upload. A 404 without a code may be that of a proxy.
 pub(super) fn is_no_such_upload(error: &object_store::Error) -> bool {
     has_code(error, &NO_SUCH_UPLOAD)
@@ -35,7 +40,7 @@ pub(super) fn is_no_object(error: &object_store::Error) -> bool {
 pub(super) fn may_pass(error: &object_store::Error) -> bool {
     match error {
         object_store::Error::Generic { .. } => {
-            !cause(error).contains("status code: 400") || has_code(error, &HARMED_ON_THE_WAY)
+            !cause(error).starts_with(&format!("{REFUSAL}400")) || has_code(error, &HARMED_ON_THE_WAY)
         }
         object_store::Error::NotFound { .. } => code(&cause(error)).is_none(),
         object_store::Error::JoinError { .. } => true,
@@ -43,14 +48,17 @@ pub(super) fn may_pass(error: &object_store::Error) -> bool {
     }
 }
 
-/// For errors whose caller names the object: those of an [`Archive`](crate::sink::Archive).
+/// For errors whose caller names the object: those of an [`Archive`](crate::sink::Archive). No client of the API sees
+/// them, so they have the store's message.
 impl From<object_store::Error> for Error {
     fn from(error: object_store::Error) -> Error {
-        Error::from_store(&error, std::io::Error::other)
+        let cause = cause(&error);
+        let told = format!("{}{}", told(&cause), message(&cause));
+        Error::from_store(&error, std::io::Error::other(told))
     }
 }
 
-/// The answer to a failed request. The text is the store's own, and the source says which request it was.
+/// The answer to a failed request. The source says which request it was, with the store's message.
 #[derive(Debug, thiserror::Error)]
 #[error("{answer}")]
 struct FailedRequest {
@@ -60,34 +68,34 @@ struct FailedRequest {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {verb} {url}")]
+#[error("cannot {verb} {url}{message}")]
 struct FailedUrl {
     verb: &'static str,
     url: String,
+    message: String,
 }
 
 /// Returns a function that converts the error of a failed request about the object at `url`.
 pub(super) fn cannot(verb: &'static str, url: String) -> impl FnOnce(object_store::Error) -> Error {
     move |error| {
-        Error::from_store(&error, |answer| {
-            std::io::Error::other(FailedRequest { answer, request: FailedUrl { verb, url } })
-        })
+        let cause = cause(&error);
+        let request = FailedUrl { verb, url, message: message(&cause) };
+        Error::from_store(&error, std::io::Error::other(FailedRequest { answer: told(&cause), request }))
     }
 }
 
 impl Error {
-    /// Returns the variant for a store's error. `source` makes the source of the store's answer.
-    fn from_store(error: &object_store::Error, source: impl FnOnce(String) -> std::io::Error) -> Error {
+    /// Returns the variant for a store's error, with this source.
+    fn from_store(error: &object_store::Error, source: std::io::Error) -> Error {
         let cause = cause(error);
-        let text = source(told(&cause));
         match error {
-            _ if has_code(error, &NO_BUCKET) => Error::Missing(text),
+            _ if has_code(error, &NO_BUCKET) => Error::Missing(source),
             object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
-                Error::ReadOnly(text)
+                Error::ReadOnly(source)
             }
-            _ if cause.starts_with(DELETION) && cause.ends_with("(code: 403)") => Error::ReadOnly(text),
-            _ if has_code(error, &["QuotaExceeded"]) => Error::Full(text),
-            _ => Error::Unavailable(text),
+            _ if cause.starts_with(DELETION) && cause.ends_with("(code: 403)") => Error::ReadOnly(source),
+            _ if has_code(error, &["QuotaExceeded"]) => Error::Full(source),
+            _ => Error::Unavailable(source),
         }
     }
 }
@@ -106,9 +114,10 @@ pub(super) fn cause(error: &object_store::Error) -> String {
     last.to_string()
 }
 
-/// Returns the code of a store's answer.
+/// Returns the code of a store's answer: a word as `SlowDown`.
 fn code(answer: &str) -> Option<String> {
-    element(answer, "Code")
+    let is_word = |code: &String| matches!(code.len(), 1..=64) && code.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    element(answer, "Code").filter(is_word)
 }
 
 fn element(answer: &str, name: &str) -> Option<String> {
@@ -116,22 +125,50 @@ fn element(answer: &str, name: &str) -> Option<String> {
     Some(rest.split_once("</")?.0.to_owned())
 }
 
-/// Returns the part of an answer that an operator needs: the store's code and message if the answer has them.
+/// Returns the part of an answer that clients may see: the store's code, else the status. All the rest is text of
+/// somebody else: a gateway may repeat the request in it, with a token.
 fn told(answer: &str) -> String {
+    if let Some(code) = code(answer) {
+        return code;
+    }
+    if let Some(rest) = answer.strip_prefix(REFUSAL) {
+        return format!("the store answers {}", rest.split(':').next().unwrap_or_default());
+    }
+    if let Some(deletion) = answer.strip_prefix(DELETION) {
+        let status = deletion.rsplit_once("(code: ").map(|(_, code)| code.trim_end_matches(')'));
+        let status = status.filter(|code| code.len() == 3 && code.bytes().all(|byte| byte.is_ascii_digit()));
+        return format!("the store refuses the deletion with {}", status.unwrap_or("an error"));
+    }
+    if answer.starts_with(FALSE_SUCCESS) || !is_quotable(answer) {
+        return "the store's answer is not understood".to_owned();
+    }
+    // An https:// endpoint has no such error, because no redirect is followed.
+    let hint = match answer.contains("URL scheme is not allowed") {
+        true => "; AWS_ALLOW_HTTP=true, or GOOGLE_ALLOW_HTTP or AZURE_ALLOW_HTTP, allows http://",
+        false => "",
+    };
+    printable(answer) + hint
+}
+
+/// Returns the store's message with a colon before it, for the log. Returns nothing for a message that may contain a
+/// token.
+fn message(answer: &str) -> String {
+    let deletion =
+        answer.strip_prefix(DELETION).and_then(|rest| rest.split_once(": ")).map(|(_, told)| told.to_owned());
+    let message = deletion.or_else(|| element(answer, "Message")).filter(|message| is_quotable(message));
+    message.map(|message| format!(": {}", printable(&message))).unwrap_or_default()
+}
+
+/// Returns true for a text without a query and without a word that is as long as a token.
+fn is_quotable(text: &str) -> bool {
+    const LONGEST_WORD: usize = 100;
+    !text.contains(['?', '=', '&', '%']) && text.split_whitespace().all(|word| word.len() <= LONGEST_WORD)
+}
+
+/// Returns the beginning of a text, without line breaks.
+fn printable(text: &str) -> String {
     const MOST: usize = 300;
-    // The key has names that others chose.
-    let answer = answer.strip_prefix(DELETION).and_then(|rest| rest.split_once(": ")).map_or(answer, |(_, told)| told);
-    let found = match (code(answer), element(answer, "Message")) {
-        (Some(code), Some(message)) => format!("{code}: {message}"),
-        (Some(code), None) => code,
-        // The page of some proxy.
-        _ => answer.split('<').next().unwrap_or_default().trim_end_matches(['-', ':', ' ', '\n']).to_owned(),
-    };
-    let found = match found.contains("URL scheme is not allowed") {
-        true => found + "; AWS_ALLOW_HTTP=true, or GOOGLE_ALLOW_HTTP or AZURE_ALLOW_HTTP, allows http://",
-        false => found,
-    };
-    found.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MOST).collect()
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MOST).collect()
 }
 
 #[cfg(test)]
@@ -153,7 +190,32 @@ mod tests {
             answered(&format!("{DELETION}exports/users/a:b/x.csv: This request is not authorized. (code: 403)"));
         let error = Error::from(denied);
         let text = std::error::Error::source(&error).unwrap().to_string();
-        assert!(matches!(error, Error::ReadOnly(_)) && text == "This request is not authorized. (code: 403)", "{text}");
+        let told = "the store refuses the deletion with 403: This request is not authorized. (code: 403)";
+        assert!(matches!(error, Error::ReadOnly(_)) && text == told, "{text}");
+    }
+
+    #[test]
+    fn text_of_a_gateway_is_not_told() {
+        let log = |answer: &str| crate::telemetry::chain(&cannot("read", "s3://files/a".to_owned())(answered(answer)));
+        let target = "GET /files/a?sv=1&sig=geheim";
+        for (answer, told) in [
+            (format!("{REFUSAL}400 Bad Request: Refused: {target}"), "the store answers 400 Bad Request"),
+            (format!("{REFUSAL}400 Bad Request: <Code>{target}</Code>"), "the store answers 400 Bad Request"),
+            (format!("{REFUSAL}403 Forbidden: <Code>No</Code><Message>{target}</Message>"), "No"),
+            (format!("{REFUSAL}403 Forbidden: <Code>No</Code><Message>a {}</Message>", "geheim".repeat(20)), "No"),
+            (format!("{FALSE_SUCCESS}SlowDown {target}"), "the store's answer is not understood"),
+            (
+                format!("Failed to parse value for CONTENT_RANGE header: \"{target}\""),
+                "the store's answer is not understood",
+            ),
+            (format!("{DELETION}a/b: {target} (code: {target})"), "the store refuses the deletion with an error"),
+        ] {
+            let log = log(&answer);
+            assert!(log.ends_with(&format!(": {told}: cannot read s3://files/a")), "{log}");
+        }
+        let log =
+            log(&format!("{REFUSAL}403 Forbidden: <Code>No</Code><Message>User: arn:aws:iam::1:a may not.</Message>"));
+        assert!(log.ends_with(": No: cannot read s3://files/a: User: arn:aws:iam::1:a may not."), "{log}");
     }
 
     #[test]
@@ -164,7 +226,7 @@ mod tests {
         assert!(!is_no_such_upload(&busy) && may_pass(&busy));
         let text = Error::from(busy).to_string();
         assert!(text.ends_with(": SlowDown") && !text.contains("secret"), "{text}");
-        assert!(is_no_such_upload(&answered("status code: 404: <Code>NoSuchUpload</Code>")));
+        assert!(is_no_such_upload(&answered("Server returned non-2xx status code: 404: <Code>NoSuchUpload</Code>")));
         // A part that changed on the way is sent again; what was asked for wrongly stays wrong.
         assert!(may_pass(&answered("Server returned non-2xx status code: 400 Bad Request: <Code>BadDigest</Code>")));
         assert!(!may_pass(&answered("Server returned non-2xx status code: 400 Bad Request: <Code>InvalidPart</Code>")));

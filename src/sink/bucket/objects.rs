@@ -3,12 +3,14 @@
 use std::fmt;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures_util::TryStreamExt;
 use object_store::path::Path;
-use object_store::{ClientOptions, GetOptions, GetRange, ObjectStoreExt, UpdateVersion};
+use object_store::{ClientOptions, GetOptions, GetRange, GetResult, ObjectStoreExt, UpdateVersion};
 
 use crate::sink::Error;
 use crate::sink::bucket::address::{BucketAddress, Client};
+use crate::sink::bucket::connector::Connector;
 use crate::sink::bucket::failure::{cannot, cause, is_no_object};
 
 /// The timeout of a small request.
@@ -59,8 +61,9 @@ impl Objects {
         let hasty = ClientOptions::new().with_timeout(SMALL_TIMEOUT);
         let parts = ClientOptions::new().with_timeout(PART_TIMEOUT.max(slow).min((*stall).max(SMALL_TIMEOUT)));
         let patient = ClientOptions::new().with_timeout_disabled().with_read_timeout(SILENCE_TIMEOUT);
-        let client = |options| address.client(options).map_err(|error| wrong(address, &error));
-        let (store, parts, patient) = (client(hasty)?, client(parts)?, client(patient)?);
+        let client = |options, connector| address.client(options, connector).map_err(|error| wrong(address, &error));
+        let (store, parts) = (client(hasty, Connector::Small)?, client(parts, Connector::Small)?);
+        let patient = client(patient, Connector::Objects)?;
         Ok(Objects { settings, store, parts, patient })
     }
 
@@ -119,13 +122,25 @@ impl Objects {
         };
         let version = UpdateVersion { e_tag: found.meta.e_tag.clone(), version: found.meta.version.clone() };
         // Anybody who may write to the bucket can put a large object there.
-        let content = if found.meta.size > most {
-            Bytes::new()
-        } else {
-            found.bytes().await.map_err(self.cannot("read", key))?
-        };
-        Ok(Some((content, version)))
+        let content = up_to(found, most).await.map_err(self.cannot("read", key))?;
+        Ok(Some((content.unwrap_or_default(), version)))
     }
+}
+
+/// Returns the content of an answer, or `None` if it has more than `most` bytes. The store announces the size of an
+/// object, and may send another one.
+pub(super) async fn up_to(found: GetResult, most: u64) -> object_store::Result<Option<Bytes>> {
+    if found.range.end - found.range.start > most {
+        return Ok(None);
+    }
+    let (mut content, mut pieces) = (BytesMut::new(), found.into_stream());
+    while let Some(piece) = pieces.try_next().await? {
+        if (content.len() + piece.len()) as u64 > most {
+            return Ok(None);
+        }
+        content.extend_from_slice(&piece);
+    }
+    Ok(Some(content.freeze()))
 }
 
 /// Returns the error for settings from which no client can be made, with the variable to blame. The client's own
