@@ -51,6 +51,10 @@ impl Ledger {
             let (status, cancelled) = &states[id];
             promise.cancel_accepted &= cancelled;
             promise.ended.take_if(|(job, _)| job["status"] != status.as_str());
+            // The download may have come after the backup.
+            if let Some((job, _)) = &mut promise.ended {
+                job["fetchedAt"] = Value::Null;
+            }
         }
         self.watermarks.clear();
     }
@@ -68,7 +72,7 @@ impl Ledger {
     /// that was asked for afterwards says less.
     pub(crate) fn told(&mut self, job: &Value, asked: Instant, report: &Report) {
         let Some(promise) = job["jobId"].as_str().and_then(|id| self.promises.get_mut(id)) else { return };
-        match (&promise.ended, is_terminal(job)) {
+        match (&mut promise.ended, is_terminal(job)) {
             (None, true) => {
                 promise.ended = Some((job.clone(), Instant::now()));
                 if job["error"]["code"] == "full_export_needed" {
@@ -77,8 +81,12 @@ impl Ledger {
                     self.full_wanted.remove(promise.lane);
                 }
             }
-            (Some((before, _)), true) if *before != *job => {
-                report.red("7", format!("an ended job has changed: {before} is now {job}"));
+            (Some((before, _)), true) => {
+                if !says_the_same(before, job) {
+                    report.red("7", format!("an ended job has changed: {before} is now {job}"));
+                } else if before["fetchedAt"].is_null() {
+                    before["fetchedAt"] = job["fetchedAt"].clone();
+                }
             }
             (Some((before, known)), false) if asked > *known => {
                 report.red("7", format!("an ended job runs again: {before} is now {job}"));
@@ -108,4 +116,14 @@ impl Ledger {
             self.watermarks.insert(lane, told);
         }
     }
+}
+
+/// Whether two answers say the same of an ended job. One may be from before its files were downloaded; once told, the
+/// time of that stands.
+fn says_the_same(one: &Value, other: &Value) -> bool {
+    let mut one = one.clone();
+    if one["fetchedAt"].is_null() || other["fetchedAt"].is_null() {
+        one["fetchedAt"] = other["fetchedAt"].clone();
+    }
+    one == *other
 }
