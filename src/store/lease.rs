@@ -126,7 +126,7 @@ async fn beat(
 impl Store {
     /// Creates a renewer for the lease of one attempt.
     pub fn lease_renewer(&self) -> LeaseRenewer {
-        LeaseRenewer { options: (*self.pool.connect_options()).clone(), conn: None }
+        LeaseRenewer { options: (*self.pool.inner().connect_options()).clone(), conn: None }
     }
 
     /// Extends a lease once more, before a commit that may take a while.

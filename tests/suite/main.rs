@@ -92,6 +92,8 @@ mod tls;
 #[cfg(feature = "otel")]
 mod traces;
 mod tracked;
+mod traffic;
+mod trips;
 mod types;
 mod verify;
 mod versions;

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::catalog::{Catalog, export};
 use crate::harness::{Database, PROMPT, Start, eventually, refusal};
+use crate::traffic::{Conversation, Traffic};
 
 /// Stands between a service and its database. Closed, it takes what it is sent and passes nothing on, as a firewall
 /// does that lost its table.
@@ -21,6 +22,7 @@ pub(crate) struct Proxy {
     pub(crate) open: watch::Sender<bool>,
     fuse: Fuse,
     epoch: watch::Sender<u64>,
+    pub(crate) traffic: Traffic,
 }
 
 /// A text that silences the connection which sends it next: nothing passes there any more, while the other connections
@@ -55,6 +57,8 @@ impl Proxy {
         let (open, gate) = watch::channel(true);
         let (fuse, epoch) = (Fuse::default(), watch::Sender::new(0));
         let (server, burning, begun) = (server.clone(), fuse.clone(), epoch.clone());
+        let traffic = Traffic::default();
+        let counted = traffic.clone();
         tokio::spawn(async move {
             while let Ok((mut client, _)) = listener.accept().await {
                 if refusals > 0 {
@@ -66,16 +70,16 @@ impl Proxy {
                 match server.get_socket() {
                     Some(folder) => {
                         let path = folder.join(format!(".s.PGSQL.{}", server.get_port()));
-                        join(client, UnixStream::connect(path).await.unwrap(), &gate, &burning, &begun);
+                        join(client, UnixStream::connect(path).await.unwrap(), &gate, &burning, &begun, &counted);
                     }
                     None => {
                         let address = (server.get_host().to_owned(), server.get_port());
-                        join(client, TcpStream::connect(address).await.unwrap(), &gate, &burning, &begun);
+                        join(client, TcpStream::connect(address).await.unwrap(), &gate, &burning, &begun, &counted);
                     }
                 }
             }
         });
-        Proxy { port, open, fuse, epoch }
+        Proxy { port, open, fuse, epoch, traffic }
     }
 
     /// Silences the connection that next sends a piece with this text.
@@ -99,13 +103,15 @@ fn join(
     gate: &watch::Receiver<bool>,
     fuse: &Fuse,
     epoch: &watch::Sender<u64>,
+    traffic: &Traffic,
 ) {
     let (from_client, to_client) = split(client);
     let (from_server, to_server) = split(server);
     // One for both ways: silenced, neither passes anything, nor tells an end of the other side.
     let deaf = watch::Sender::new(false);
-    let way = Way { gate: gate.clone(), deaf: deaf.clone(), fuse: None, epoch: (*epoch.borrow(), epoch.subscribe()) };
-    tokio::spawn(pass(from_client, to_server, Way { fuse: Some(fuse.clone()), ..way.clone() }));
+    let epoch = (*epoch.borrow(), epoch.subscribe());
+    let way = Way { gate: gate.clone(), deaf, fuse: None, epoch, conversation: traffic.conversation(), asks: false };
+    tokio::spawn(pass(from_client, to_server, Way { fuse: Some(fuse.clone()), asks: true, ..way.clone() }));
     tokio::spawn(pass(from_server, to_client, way));
 }
 
@@ -116,11 +122,18 @@ struct Way {
     deaf: watch::Sender<bool>,
     fuse: Option<Fuse>,
     epoch: (u64, watch::Receiver<u64>),
+    conversation: Conversation,
+    /// True for the direction from the client to the server.
+    asks: bool,
 }
 
 async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, mut way: Way) {
     let mut bytes = [0; 16 * 1024];
     while let Ok(length @ 1..) = from.read(&mut bytes).await {
+        match way.asks {
+            true => way.conversation.asked(&bytes[..length]),
+            false => way.conversation.answered(),
+        }
         if way.fuse.as_ref().is_some_and(|fuse| fuse.burns(&bytes[..length])) {
             way.deaf.send_replace(true);
         }
