@@ -27,6 +27,7 @@ use crate::publisher;
 use crate::sink::{self, Destination, Limited, Limits};
 use crate::source::purge::{Caps, PURGE_ROWS};
 use crate::source::{self, Source};
+use crate::store::queue::Claimant;
 use crate::store::transitions::Transition;
 use crate::store::{self, Store, lease};
 use crate::telemetry::log_throttle::LogThrottle;
@@ -45,6 +46,9 @@ const SCHEDULE_PERIOD: Duration = Duration::from_secs(1);
 
 /// The time after which a round is aborted and the next one begins. A purging statement may take a minute.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// The time that a look for work waits for the id of the destination.
+const ID_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The time that the start of the process waits for [`Maintenance::announce`].
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -76,8 +80,14 @@ pub struct Maintenance {
     source: Source,
     destination: Limited,
     scheduled: Option<Scheduled>,
+    /// The datasets of the jobs that this process can run.
+    datasets: Arc<[String]>,
     /// Wakes the sweep, because a vanished worker or publisher may have left a hidden file behind.
     sweep_requested: Arc<Notify>,
+    /// Wakes the task that publishes.
+    publish_requested: Arc<Notify>,
+    /// Wakes the task that records this process's destination.
+    announce_requested: Arc<Notify>,
 }
 
 /// The error of a round.
@@ -95,9 +105,27 @@ enum Error {
 
 impl Maintenance {
     /// Returns the maintenance of the database of `store` and of `destination`.
-    pub fn new(settings: Settings, store: Store, source: Source, destination: Limited) -> Maintenance {
+    /// `datasets` are those of the jobs that the workers of this process can run.
+    pub fn new(
+        settings: Settings,
+        store: Store,
+        source: Source,
+        destination: Limited,
+        datasets: Arc<[String]>,
+    ) -> Maintenance {
         let store = store.within(lease::call_timeout(settings.lease));
-        Maintenance { settings, store, source, destination, scheduled: None, sweep_requested: Arc::new(Notify::new()) }
+        let (sweep_requested, publish_requested, announce_requested) = Default::default();
+        Maintenance {
+            settings,
+            store,
+            source,
+            destination,
+            scheduled: None,
+            datasets,
+            sweep_requested,
+            publish_requested,
+            announce_requested,
+        }
     }
 
     /// Adds the task that submits the exports of schedules, if there are any schedules.
@@ -124,15 +152,16 @@ impl Maintenance {
     pub async fn run(self, drain: CancellationToken, shutdown: CancellationToken) {
         metrics::change_log_caps(self.settings.log_caps.rows, self.settings.log_caps.age);
         let often = Pace::every(lease::interval(self.settings.lease));
+        let on_request = |requested| Pace { period: FOLDER_PERIOD, woken: Some(Arc::clone(requested)) };
         let mut tasks = JoinSet::new();
         let task = self.for_task();
-        tasks.spawn(every("announce", often.clone(), async move || announce(&task).await, shutdown.clone()));
+        tasks.spawn(every("look", often, async move || look(&task).await, shutdown.clone()));
+        let (task, pace) = (self.for_task(), on_request(&self.announce_requested));
+        tasks.spawn(every("announce", pace, async move || announce(&task).await, shutdown.clone()));
+        let (mut publish, pace) = (Publish::new(self.for_task()), on_request(&self.publish_requested));
+        tasks.spawn(every("publish", pace, async move || publish.round().await, shutdown.clone()));
         let task = self.for_task();
-        tasks.spawn(every("reap", often.clone(), async move || reap(&task).await, shutdown.clone()));
-        let mut publish = Publish::new(self.for_task());
-        tasks.spawn(every("publish", often, async move || publish.round().await, shutdown.clone()));
-        let task = self.for_task();
-        let sweeping = Pace { period: FOLDER_PERIOD, woken: Some(Arc::clone(&self.sweep_requested)) };
+        let sweeping = on_request(&self.sweep_requested);
         tasks.spawn(every("sweep", sweeping, async move || sweep::round(&task).await, shutdown.clone()));
         let task = self.for_task();
         let retaining = Pace::every(FOLDER_PERIOD);
@@ -156,6 +185,25 @@ impl Maintenance {
         let destination = self.destination.limited(Limits { max_concurrent: 1, timeout: None });
         Maintenance { destination, ..self.clone() }
     }
+}
+
+/// Looks for work, takes over the jobs of vanished workers, and wakes those who do the rest.
+async fn look(maintenance: &Maintenance) -> Result<(), Error> {
+    let Maintenance { settings, store, destination, datasets, .. } = maintenance;
+    // A destination that hangs must not keep the jobs of a vanished worker from being taken over.
+    let destination = tokio::time::timeout(ID_TIMEOUT, destination.id()).await;
+    let destination = destination.ok().and_then(Result::ok);
+    let due = store.due(&Claimant { owner: "", datasets, destination }, settings.lease).await?;
+    if due.has_jobs {
+        store.work().notify_last();
+    }
+    if due.has_unpublished {
+        maintenance.publish_requested.notify_one();
+    }
+    if due.is_unannounced {
+        maintenance.announce_requested.notify_one();
+    }
+    if due.has_lapsed { reap(maintenance).await } else { Ok(()) }
 }
 
 /// Records that a process with this destination is running.

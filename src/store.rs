@@ -7,6 +7,7 @@ pub mod acknowledgements;
 pub mod audit;
 pub mod commit;
 pub mod deliveries;
+pub mod due;
 pub mod files;
 pub mod gauges;
 mod job_row;
@@ -33,7 +34,7 @@ use sqlx::postgres::{PgArguments, PgListener, PgPoolOptions};
 use sqlx::query::Query;
 use sqlx::{Connection, PgConnection, Postgres};
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, broadcast};
+use tokio::sync::{Notify, OwnedSemaphorePermit, broadcast};
 
 use crate::audit::Origin;
 use crate::connection::failure::{self, SqlFailure};
@@ -133,8 +134,12 @@ pub struct Store {
     key_share: Option<Arc<key_shares::KeyShare>>,
     /// The positions at which the next retention calls begin.
     cursors: Arc<retention::Cursors>,
-    /// Sends the ids of jobs that this process ended.
-    endings: broadcast::Sender<JobId>,
+    /// Sends the jobs that this process ended.
+    endings: broadcast::Sender<transitions::StatusChange>,
+    /// Wakes an idle worker of this process.
+    work: Arc<Notify>,
+    /// True for the store of the workers.
+    is_of_workers: bool,
     /// The receivers of events about ended exports.
     listeners: Arc<[Listener]>,
     /// The time limit of a call. `None` means no limit.
@@ -156,6 +161,8 @@ impl Store {
             key_share: None,
             cursors: Arc::default(),
             endings: broadcast::Sender::new(64),
+            work: Arc::default(),
+            is_of_workers: false,
             listeners: Arc::default(),
             call_timeout: None,
             origin: None,
@@ -165,6 +172,17 @@ impl Store {
     /// Returns the same store with a time limit on each call, as in [`with_timeout`].
     pub fn within(self, call_timeout: Duration) -> Store {
         Store { call_timeout: Some(call_timeout), ..self }
+    }
+
+    /// Returns the same store for the workers. A worker that has ended a job claims the one that waited for it, so it
+    /// wakes no other worker.
+    pub fn for_workers(self) -> Store {
+        Store { is_of_workers: true, ..self }
+    }
+
+    /// Returns the signal that a job may be ready. `notify_last` wakes the idle worker that was busy last.
+    pub fn work(&self) -> &Notify {
+        &self.work
     }
 
     /// Returns the same store for the request of a sender. The audit log names the sender in the row of each change.

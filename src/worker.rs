@@ -16,7 +16,7 @@ mod traced;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -49,8 +49,11 @@ use crate::worker::heartbeat::{Heartbeat, Stop};
 use crate::worker::restart::restart_on_panic;
 use crate::worker::shutdown::unless_stopped;
 
-/// Interval at which an idle worker checks for jobs if it is not notified. Also the pause after a database error.
-const POLL: Duration = Duration::from_secs(1);
+/// The pause after a database error.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The time after which an idle worker closes its connections.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Time limit of a shutdown if the database does not respond. Other workers take over the jobs when their leases
 /// expire.
@@ -92,8 +95,6 @@ pub struct Worker {
     catalog: Arc<Catalog>,
     /// The names of the catalog's datasets.
     datasets: Arc<[String]>,
-    /// Wakes idle workers.
-    work: Arc<Notify>,
     /// Notifies running attempts of cancelled jobs.
     cancels: broadcast::Sender<JobId>,
     /// Throttles repeated log lines. All workers of a process share it, because they have the same problems.
@@ -127,7 +128,7 @@ impl Worker {
         catalog: Arc<Catalog>,
     ) -> Worker {
         let owner = format!("{}:{}", std::process::id(), uuid::Uuid::new_v4().simple());
-        let store = store.within(lease::call_timeout(settings.lease));
+        let store = store.within(lease::call_timeout(settings.lease)).for_workers();
         Worker {
             settings,
             owner: owner.into(),
@@ -136,7 +137,6 @@ impl Worker {
             destination,
             datasets: catalog.iter().map(|dataset| dataset.name.clone()).collect(),
             catalog,
-            work: Arc::new(Notify::new()),
             cancels: broadcast::Sender::new(64),
             throttle: Arc::default(),
         }
@@ -151,6 +151,8 @@ impl Worker {
         for _ in 0..self.settings.workers {
             tasks.spawn(restart_on_panic(stops.clone(), self.clone(), Worker::work));
         }
+        // Jobs may have been waiting since before the start.
+        self.store.work().notify_one();
         let done = async { while tasks.join_next().await.is_some() {} };
         let timeout = async {
             stops.shutdown.cancelled().await;
@@ -161,32 +163,45 @@ impl Worker {
         tokio::select! { () = done => {}, () = timeout => tracing::warn!(event = "workers_abandoned") }
     }
 
-    /// Runs jobs one after another. Reuses the connections as long as they work.
+    /// Runs jobs one after another, and waits for a signal when there is none. Reuses the connections as long as they
+    /// work.
     async fn work(self, Stops { drain, shutdown }: Stops) {
         let mut connections: Option<ExportConnections> = None;
+        let mut may_have_job = false;
         while !drain.is_cancelled() {
-            let hint = self.work.notified();
-            tokio::pin!(hint);
-            // Enabled before the claim, so that a notification during the claim is not missed.
-            hint.as_mut().enable();
-            let begun = SystemTime::now();
-            match self.claim(&mut connections, &drain).await {
-                Ok(Some((lease, taken))) => {
-                    let span = self.span(&lease, begun).await;
-                    connections = span.around(self.export(&span, lease, taken, &shutdown)).await;
-                    continue;
-                }
-                Ok(None) => {}
-                Err(error) => {
-                    let error = chain(&error);
-                    if let Some(times) = self.throttle.should_log(format!("claim: {error}")) {
-                        tracing::warn!(event = "claim_failed", error, times);
+            if may_have_job {
+                let begun = SystemTime::now();
+                match self.claim(&mut connections, &drain).await {
+                    Ok(Some((lease, taken))) => {
+                        // Each later job comes with a signal of its own.
+                        may_have_job = lease.has_others;
+                        if lease.has_others {
+                            self.store.work().notify_last();
+                        }
+                        let span = self.span(&lease, begun).await;
+                        connections = span.around(self.export(&span, lease, taken, &shutdown)).await;
                     }
-                    tokio::select! { () = drain.cancelled() => {}, () = tokio::time::sleep(POLL) => {} }
-                    continue;
+                    Ok(None) => may_have_job = false,
+                    Err(error) => {
+                        let error = chain(&error);
+                        if let Some(times) = self.throttle.should_log(format!("claim: {error}")) {
+                            tracing::warn!(event = "claim_failed", error, times);
+                        }
+                        tokio::select! { () = drain.cancelled() => {}, () = tokio::time::sleep(PAUSE) => {} }
+                    }
+                }
+                continue;
+            }
+            tokio::select! {
+                () = drain.cancelled() => {}
+                // A signal that came while all workers were busy is kept for the next one.
+                () = self.store.work().notified() => may_have_job = true,
+                () = tokio::time::sleep(IDLE_TIMEOUT), if connections.is_some() => {
+                    if let Some(idle) = connections.take() {
+                        idle.close().await;
+                    }
                 }
             }
-            tokio::select! { () = drain.cancelled() => {}, () = hint => {}, () = tokio::time::sleep(POLL) => {} }
         }
     }
 
@@ -443,7 +458,7 @@ impl Worker {
                     if let Some(times) = self.throttle.should_log(format!("{id}: {error}")) {
                         tracing::warn!(event = "database_unavailable", jobId = %id, error, times);
                     }
-                    tokio::time::sleep(POLL.min(self.call_timeout())).await;
+                    tokio::time::sleep(PAUSE.min(self.call_timeout())).await;
                 }
                 done => return done,
             }

@@ -151,7 +151,9 @@ pub(super) fn wire(config: &Config, database: &Database, output: PreparedOutput,
     // Receivers without a secret are included, because another process may have the secret.
     let listeners = catalog.listeners().to_vec();
     let (store, tables) = (Store::new(control.clone()).with_listeners(listeners), source(control.clone()));
-    let maintenance = Maintenance::new(config.maintenance.clone(), store.clone(), tables.clone(), destination.clone())
+    let datasets = catalog.iter().map(|dataset| dataset.name.clone()).collect();
+    let (kept, output) = (config.maintenance.clone(), destination.clone());
+    let maintenance = Maintenance::new(kept, store.clone(), tables.clone(), output, datasets)
         .with_schedules(Scheduled { catalog: Arc::clone(&catalog), terms: config.terms });
     let worker = Worker::new(settings, store.clone(), tables, destination.clone(), Arc::clone(&catalog));
     let callers = |connections, timeout| Pool::from(database.pool_for_callers(connections, timeout)).careful();

@@ -34,24 +34,24 @@ pub(crate) async fn require_answer(conn: &mut PgConnection) -> Result<(), sqlx::
 #[derive(Clone, Debug)]
 pub struct Pool {
     inner: PgPool,
-    shared: Arc<Mutex<Shared>>,
+    shared: Arc<Mutex<AtHand>>,
     /// True if a connection at hand is pinged before its use too.
     is_careful: bool,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    at_hand: Vec<(u64, Pooled)>,
+struct AtHand {
+    connections: Vec<(u64, Pooled)>,
     /// The number of connections that were ever put at hand.
     number: u64,
     /// The callers that wait for the driver's pool. A connection that is given back is theirs, so none is at hand then.
     waiting: usize,
 }
 
-impl Shared {
+impl AtHand {
     /// Takes a connection at hand. If there is none, the caller waits for the driver's pool.
     fn take_or_wait(&mut self) -> Option<Pooled> {
-        let (_, pooled) = self.at_hand.pop().or_else(|| {
+        let (_, pooled) = self.connections.pop().or_else(|| {
             self.waiting += 1;
             None
         })?;
@@ -61,7 +61,7 @@ impl Shared {
     /// Takes all connections at hand. The caller gives them to the driver's pool, and waits for it.
     fn give_up_and_wait(&mut self) -> Vec<(u64, Pooled)> {
         self.waiting += 1;
-        std::mem::take(&mut self.at_hand)
+        std::mem::take(&mut self.connections)
     }
 }
 
@@ -85,7 +85,7 @@ impl Pool {
 
     /// Returns the number of idle connections.
     pub(crate) fn num_idle(&self) -> u32 {
-        (self.inner.num_idle() + self.shared().at_hand.len()) as u32
+        (self.inner.num_idle() + self.shared().connections.len()) as u32
     }
 
     /// Takes a connection.
@@ -103,7 +103,7 @@ impl Pool {
             let others = self.shared().give_up_and_wait();
             drop(others);
         }
-        let _waiting = Waiting(&self.shared);
+        let _waiting = WaitingCaller(&self.shared);
         self.inner.acquire().await.map(|conn| Pooled(Some(conn)))
     }
 
@@ -115,28 +115,28 @@ impl Pool {
         }
         shared.number += 1;
         let number = shared.number;
-        shared.at_hand.push((number, pooled));
+        shared.connections.push((number, pooled));
         drop(shared);
         let pool = self.clone();
         tokio::spawn(async move {
             tokio::time::sleep(AT_HAND).await;
             let mut shared = pool.shared();
-            let unused = shared.at_hand.iter().position(|(other, _)| *other == number);
-            let unused = unused.map(|place| shared.at_hand.remove(place));
+            let unused = shared.connections.iter().position(|(other, _)| *other == number);
+            let unused = unused.map(|place| shared.connections.remove(place));
             drop(shared);
             drop(unused);
         });
     }
 
-    fn shared(&self) -> MutexGuard<'_, Shared> {
+    fn shared(&self) -> MutexGuard<'_, AtHand> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A caller that waits for the driver's pool, as counted in `waiting`.
-struct Waiting<'p>(&'p Mutex<Shared>);
+struct WaitingCaller<'p>(&'p Mutex<AtHand>);
 
-impl Drop for Waiting<'_> {
+impl Drop for WaitingCaller<'_> {
     fn drop(&mut self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).waiting -= 1;
     }

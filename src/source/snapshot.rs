@@ -2,7 +2,7 @@
 //! it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
@@ -112,6 +112,7 @@ impl Snapshot {
             connections.reader_session.end(&mut connections.leader).await;
             return Ok(None);
         }
+        connections.answered_at = Instant::now();
         Ok(Some(connections))
     }
 }

@@ -30,14 +30,12 @@ pub struct Lease {
     pub database: DatabaseId,
     /// True if the attempt tries a table that was locked a moment ago.
     pub is_trial: bool,
-    token: LeaseToken,
+    /// True if other jobs waited when the job was claimed.
+    pub has_others: bool,
+    pub(super) token: LeaseToken,
 }
 
 impl Lease {
-    pub(super) fn new(job: Job, database: DatabaseId, token: LeaseToken, is_trial: bool) -> Lease {
-        Lease { job, database, is_trial, token }
-    }
-
     /// Returns the token that proves the right.
     pub fn token(&self) -> LeaseToken {
         self.token

@@ -25,12 +25,12 @@ use crate::trace::TraceParent;
 use pg_rows::encoding::{Compression, Format};
 
 /// Returns the formats that this build writes.
-fn known_formats() -> Vec<&'static str> {
+pub(super) fn known_formats() -> Vec<&'static str> {
     Format::ALL.iter().filter(|format| format.spec().is_built).map(|format| format.as_str()).collect()
 }
 
 /// Returns the compressions that this build writes.
-fn known_compressions() -> Vec<&'static str> {
+pub(super) fn known_compressions() -> Vec<&'static str> {
     Compression::ALL.iter().map(|compression| compression.as_str()).collect()
 }
 
@@ -54,7 +54,7 @@ fn retry_pause(attempts: u32) -> Duration {
 
 /// Returns the longest pauses in seconds, after one attempt, two attempts and so on. The last entry applies to all
 /// further attempts.
-fn longest_retry_pauses() -> Vec<f64> {
+pub(super) fn longest_retry_pauses() -> Vec<f64> {
     (1..=7).map(|attempts| retry_pause(attempts).mul_f64(1.0 + RETRY_JITTER).as_secs_f64()).collect()
 }
 
@@ -75,10 +75,11 @@ struct ClaimedJobRow {
     job: JobRow,
     database: String,
     is_trial: bool,
+    has_others: bool,
 }
 
 /// The condition under which a process may claim a job.
-const CLAIMABLE: (&str, &str) = ("queue/claimable.sql", include_str!("queue/claimable.sql"));
+pub(super) const CLAIMABLE: (&str, &str) = ("queue/claimable.sql", include_str!("queue/claimable.sql"));
 
 /// Claims the ready job whose turn it is. Skips jobs with a turn before `scan_start`.
 async fn claim(
@@ -103,8 +104,9 @@ async fn claim(
         .await;
     match claimed {
         Ok(None) => Ok(None),
-        Ok(Some(ClaimedJobRow { job, database, is_trial })) => {
-            Ok(Some(Lease::new(job.try_into()?, database.parse()?, token, is_trial)))
+        Ok(Some(ClaimedJobRow { job, database, is_trial, has_others })) => {
+            let (job, database) = (job.try_into()?, database.parse()?);
+            Ok(Some(Lease { job, database, is_trial, has_others, token }))
         }
         // Another process claimed a job of the same lane, or one that tries the same locked table, at the same moment.
         Err(error) if SqlFailure::of(&error) == SqlFailure::Duplicate => Ok(None),
@@ -112,12 +114,12 @@ async fn claim(
     }
 }
 
-/// Returns a turn before which no job is ready.
+/// Returns a turn before which no job is ready, and true if a job is ready as of now, or as soon as its pause ends.
 ///
 /// While an export holds an old snapshot, the index keeps an entry for each job that left the queue since. A scan from
 /// the start of the index would read all these entries for each claim.
-async fn scan_start(conn: &mut PgConnection, claimant: &Claimant<'_>) -> Result<DateTime<Utc>, sqlx::Error> {
-    sqlx::query_scalar(AssertSqlSafe(with_pieces(include_str!("queue/scan_start.sql"), &[CLAIMABLE])))
+async fn scan_start(conn: &mut PgConnection, claimant: &Claimant<'_>) -> Result<(DateTime<Utc>, bool), sqlx::Error> {
+    sqlx::query_as(AssertSqlSafe(with_pieces(include_str!("queue/scan_start.sql"), &[CLAIMABLE])))
         .bind(known_formats())
         .bind(known_compressions())
         .bind(claimant.datasets)
@@ -160,19 +162,25 @@ impl Store {
     /// format or dataset that it doesn't know to other processes.
     pub async fn claim(&self, claimant: &Claimant<'_>, lease: Duration) -> Result<Option<Lease>, Error> {
         self.with(async |conn| {
-            let known = *self.scan_start.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(known) = known.filter(|known| known.read_at.elapsed() < SCAN_START_TTL)
-                && let Some(lease) = claim(conn, claimant, lease, known.turn).await?
+            if let Some(known) = self.known_scan_start()
+                && let Some(lease) = claim(conn, claimant, lease, known).await?
             {
                 return Ok(Some(lease));
             }
             // A job that waited for an earlier one of its lane may be ready now, with a turn before the known scan
             // start.
-            let new = ClaimScanStart { turn: scan_start(conn, claimant).await?, read_at: Instant::now() };
+            let (turn, is_ready) = scan_start(conn, claimant).await?;
+            let new = ClaimScanStart { turn, read_at: Instant::now() };
             *self.scan_start.lock().unwrap_or_else(PoisonError::into_inner) = Some(new);
-            claim(conn, claimant, lease, new.turn).await
+            if is_ready { claim(conn, claimant, lease, turn).await } else { Ok(None) }
         })
         .await
+    }
+
+    /// Returns the turn before which no job was ready when this process last looked, unless that was too long ago.
+    pub(super) fn known_scan_start(&self) -> Option<DateTime<Utc>> {
+        let known = *self.scan_start.lock().unwrap_or_else(PoisonError::into_inner);
+        known.filter(|known| known.read_at.elapsed() < SCAN_START_TTL).map(|known| known.turn)
     }
 
     /// Records the trace context of a claimed job, unless the job has one already.

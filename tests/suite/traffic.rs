@@ -107,7 +107,7 @@ impl Conversation {
         }
         let mut trips = self.traffic.trips();
         match trips.last_mut().filter(|_| connection.is_asking) {
-            // The rest of what it was asking. Another connection may have begun since, which only a failure's text shows.
+            // The rest of what it was asking. If another connection asked since, only the text of a failure is wrong.
             Some(last) => last.statements.extend(said.statements),
             None if ends => {}
             None => trips.push(said),

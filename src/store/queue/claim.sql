@@ -35,4 +35,7 @@ set status = 'processing', attempt = e.attempt + 1, progress = 0, rows_exported 
 from ready
 where e.id = ready.id
 returning cdc_export.database_id() as database, e.locked_until is not null as is_trial,
+  exists (
+    select from exports other
+    where other.status = 'pending' and other.run_at <= statement_timestamp() and other.id <> e.id) as has_others,
   -- include job_columns.sql

@@ -1,14 +1,15 @@
 -- store.queue.scan_start
--- Returns a turn before which no job is ready. A job that is being submitted is not visible yet, and its turn may be as
+-- Returns a turn before which no job is ready, and whether a job is, some of them only after a pause. A job that is being submitted is not visible yet, and its turn may be as
 -- old as the time limit of a client's call. So the result is one minute before the first turn.
 -- $1 text[]: the formats that the process knows
 -- $2 text[]: the compressions that it knows
 -- $3 text[]: the datasets in its catalog
 -- $4 uuid: its destination
-select least((
+select least(first.turn, statement_timestamp()) - interval '1 minute', first.turn is not null
+from (select (
   select r.turn
   from exports r
   where
     -- include queue/claimable.sql
   order by r.turn
-  limit 1), statement_timestamp()) - interval '1 minute'
+  limit 1) as turn) first
