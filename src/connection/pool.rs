@@ -6,7 +6,7 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::pool::PoolConnection;
 use sqlx::{Connection, PgConnection, PgPool, Postgres};
@@ -14,6 +14,9 @@ use tokio::runtime::Handle;
 
 /// The time for which a connection stays at hand.
 const AT_HAND: Duration = Duration::from_secs(1);
+
+/// The time after which a connection goes back to the driver's pool all the same, which may find it too old.
+const MOST_AT_HAND: Duration = Duration::from_secs(60);
 
 /// The timeout of a connection's ping. A call of the API has 2 seconds, part of which must remain for a new connection.
 const PING_TIMEOUT: Duration = Duration::from_millis(500);
@@ -104,13 +107,13 @@ impl Pool {
             drop(others);
         }
         let _waiting = WaitingCaller(&self.shared);
-        self.inner.acquire().await.map(|conn| Pooled(Some(conn)))
+        self.inner.acquire().await.map(|conn| Pooled { conn: Some(conn), taken_at: Instant::now() })
     }
 
     /// Gives a connection back whose last statement was answered, and which is in no transaction.
     pub(crate) fn give_back(&self, pooled: Pooled) {
         let mut shared = self.shared();
-        if shared.waiting > 0 {
+        if shared.waiting > 0 || pooled.taken_at.elapsed() > MOST_AT_HAND {
             return;
         }
         shared.number += 1;
@@ -144,12 +147,16 @@ impl Drop for WaitingCaller<'_> {
 
 /// A connection of a pool. On drop, the driver's pool has it back.
 #[derive(Debug)]
-pub(crate) struct Pooled(Option<PoolConnection<Postgres>>);
+pub(crate) struct Pooled {
+    conn: Option<PoolConnection<Postgres>>,
+    /// The time when the driver's pool lent it.
+    taken_at: Instant,
+}
 
 impl Pooled {
     /// Closes the connection without the protocol's goodbye message, which could hang.
     pub(crate) fn close(mut self) {
-        drop(self.0.take().map(PoolConnection::detach));
+        drop(self.conn.take().map(PoolConnection::detach));
     }
 }
 
@@ -157,20 +164,20 @@ impl Deref for Pooled {
     type Target = PgConnection;
 
     fn deref(&self) -> &PgConnection {
-        self.0.as_ref().expect("only `close` and `drop` take the connection")
+        self.conn.as_ref().expect("only `close` and `drop` take the connection")
     }
 }
 
 impl DerefMut for Pooled {
     fn deref_mut(&mut self) -> &mut PgConnection {
-        self.0.as_mut().expect("only `close` and `drop` take the connection")
+        self.conn.as_mut().expect("only `close` and `drop` take the connection")
     }
 }
 
 impl Drop for Pooled {
     fn drop(&mut self) {
         // The driver's pool takes a connection back in a task.
-        if let Some(conn) = self.0.take()
+        if let Some(conn) = self.conn.take()
             && Handle::try_current().is_err()
         {
             drop(conn.detach());

@@ -21,7 +21,11 @@ pub struct ExportConnections {
     pub(super) reader_slots: ReaderSlots,
     /// The time of the last answer.
     pub(super) answered_at: Instant,
+    opened_at: Instant,
 }
+
+/// The age at which connections are replaced. Postgres keeps plans and facts about tables as long as a session lasts.
+const MAX_AGE: Duration = Duration::from_secs(30 * 60);
 
 /// The time after its last answer for which a connection counts as working. An attempt notices one that is not.
 const TRUSTED: Duration = Duration::from_secs(1);
@@ -52,14 +56,18 @@ impl Source {
         let both = with_timeout(timeout, async { both.await.map_err(Error::Unavailable) }, Error::Unavailable).await?;
         let ((leader, leader_session), (reader, reader_session)) = both;
         let reader_slots = self.reader_slots.clone();
-        let answered_at = Instant::now();
-        Ok(ExportConnections { leader, leader_session, reader, reader_session, reader_slots, answered_at })
+        let (answered_at, opened_at) = (Instant::now(), Instant::now());
+        Ok(ExportConnections { leader, leader_session, reader, reader_session, reader_slots, answered_at, opened_at })
     }
 }
 
 impl ExportConnections {
-    /// These connections, if both still answer within `timeout`.
+    /// These connections, if both still answer within `timeout` and are not too old.
     pub async fn checked(mut self, timeout: Duration) -> Option<ExportConnections> {
+        if self.opened_at.elapsed() > MAX_AGE {
+            self.close().await;
+            return None;
+        }
         if self.answered_at.elapsed() < TRUSTED {
             return Some(self);
         }
