@@ -1,8 +1,9 @@
 //! A dataset's table as it is: its columns and key, and whatever of the dataset doesn't fit them.
 
-use sqlx::PgConnection;
 use sqlx::postgres::types::Oid;
+use sqlx::{AssertSqlSafe, PgConnection};
 
+use crate::connection::statement::with_pieces;
 use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::name::{hint, hint_in_full};
 use crate::dataset::{
@@ -63,6 +64,13 @@ struct ColumnRow {
     table_kind: String,
     /// From 1, where it is a part of the primary key.
     key_place: Option<i32>,
+    /// The equality of the unique index on just the key, with its schema, if the column is a part of that index. `None`
+    /// also if the index's method has another one for every type.
+    key_equals: Option<String>,
+    /// The collation of the index, quoted.
+    key_collation: Option<String>,
+    /// `None` if the column is not a part of the index.
+    key_is_deterministic: Option<bool>,
     /// The `xmin` of its row of `pg_attribute`.
     version: String,
     /// The collation of its texts; 0: it has none.
@@ -159,9 +167,10 @@ pub(crate) async fn introspect_at(
     dataset: &Dataset,
     table: &Table,
 ) -> Result<TableSchema, Error> {
-    let columns: Vec<ColumnRow> =
-        sqlx::query_as(include_str!("table_schema/columns.sql")).bind(relation(table)).fetch_all(&mut *conn).await?;
-    let mut fitting = Fitting { dataset, table, columns: &columns, faults: Vec::new() };
+    let statement = with_pieces(include_str!("table_schema/columns.sql"), &[key_index::LOCATE]);
+    let statement = sqlx::query_as(AssertSqlSafe(statement)).bind(relation(table)).bind(&dataset.key);
+    let columns: Vec<ColumnRow> = statement.fetch_all(&mut *conn).await?;
+    let mut fitting = Fitting { dataset, columns: &columns, faults: Vec::new() };
     if columns.is_empty() {
         let is_there = sqlx::query_scalar("-- source.table_schema.is_there\n select to_regclass($1) is not null");
         let why = match is_there.bind(relation(table)).fetch_one(&mut *conn).await? {
@@ -171,7 +180,7 @@ pub(crate) async fn introspect_at(
         fitting.wrong("table", None, why);
         return Err(Faults(fitting.faults).into());
     }
-    let key = fitting.key(conn).await?;
+    let key = fitting.key();
     let found = &columns;
     let columns = fitting.chosen(&key);
     let updated_at = fitting.time("updated_at", dataset.updated_at.as_deref());
@@ -249,7 +258,6 @@ async fn hint_of_tables(conn: &mut PgConnection, dataset: &Dataset) -> Result<St
 /// The dataset being held against the columns.
 struct Fitting<'a> {
     dataset: &'a Dataset,
-    table: &'a Table,
     columns: &'a [ColumnRow],
     faults: Vec<Fault>,
 }
@@ -271,7 +279,7 @@ impl<'a> Fitting<'a> {
         found
     }
 
-    async fn key(&mut self, conn: &mut PgConnection) -> Result<Vec<KeyColumn>, sqlx::Error> {
+    fn key(&mut self) -> Vec<KeyColumn> {
         let key = self.key_columns();
         for found in &key {
             if let Some(why) = key_index::unsteady_text(found.own_type.as_deref()) {
@@ -279,25 +287,24 @@ impl<'a> Fitting<'a> {
                 self.wrong("key", self.dataset.key.is_some().then_some(&found.name), why);
             }
         }
-        let names: Vec<_> = key.iter().map(|found| found.name.clone()).collect();
-        let parts = key_index::locate(conn, self.table, &names).await?;
-        if parts.is_empty() && !key.is_empty() && self.faults.is_empty() {
+        let is_indexed = key.iter().any(|found| found.key_is_deterministic.is_some());
+        if !is_indexed && !key.is_empty() && self.faults.is_empty() {
+            let names: Vec<_> = key.iter().map(|found| &*found.name).collect();
             let why = format!("`{}` has no unique index on just ({})", self.dataset.table, names.join(", "));
             self.wrong("key", None, why);
         }
         let compared = |found: &&ColumnRow| {
-            let part = parts.iter().find(|part| part.name == found.name);
             let own_equals = || format!("operator({}.=)", found.operators);
             KeyColumn {
                 column: found.column(self.dataset),
                 read_as: if found.base_type == "bpchar" { &found.declared_base } else { &found.base_type }.clone(),
-                equals: part.and_then(|part| part.equals.clone()).unwrap_or_else(own_equals),
-                collation: part.and_then(|part| part.collation.clone()),
+                equals: found.key_equals.clone().unwrap_or_else(own_equals),
+                collation: found.key_collation.clone(),
                 has_one_text: key_index::has_one_text(found.own_type.as_deref(), found.is_enum)
-                    && part.is_some_and(|part| part.is_deterministic),
+                    && found.key_is_deterministic == Some(true),
             }
         };
-        Ok(key.iter().map(compared).collect())
+        key.iter().map(compared).collect()
     }
 
     fn key_columns(&mut self) -> Vec<&'a ColumnRow> {

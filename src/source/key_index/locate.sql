@@ -1,6 +1,5 @@
--- source.key_index.locate
--- $1 text: the table
--- $2 text[]: the columns of the key
+-- The columns of the unique index that tells the rows of a table apart by just the columns of the key; no row: there is
+-- none. The parameters are those of `table_schema/columns.sql`.
 select a.attname::text as name,
   (select format('operator(%I.%s)', n.nspname, p.oprname)
    from pg_opclass s join pg_am m on m.oid = s.opcmethod and m.amname = 'btree'
@@ -22,7 +21,8 @@ from (
     and (select array_agg(a.attname::text order by a.attname::text)
          from pg_attribute a
          where a.attrelid = x.indrelid and a.attnum = any ((x.indkey::int2[])[0:x.indnkeyatts - 1]))
-      = (select array_agg(name order by name) from unnest($2::text[]) as name)
+      = (select array_agg(name order by name)
+         from unnest(coalesce($2, cdc_export.primary_key(to_regclass($1)))) as name)
   order by x.indisprimary desc, x.indexrelid limit 1) x
 cross join lateral unnest(x.indkey::int2[], x.indclass::oid[], x.indcollation::oid[])
   with ordinality as part (attnum, opclass, coll, place)

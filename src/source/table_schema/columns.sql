@@ -1,5 +1,6 @@
 -- source.table_schema.columns
 -- $1 text: the table
+-- $2 text[]: the columns of the key; null: those of the primary key
 select a.attname::text as name, a.attnum as number, format_type(base.oid, -1) as base_type,
   cdc_export.type_of_role(a.atttypid, a.atttypmod) as type_name, cdc_export.type_of_role(base.oid, -1) as saved_type,
   coalesce(
@@ -24,9 +25,13 @@ select a.attname::text as name, a.attnum as number, format_type(base.oid, -1) as
   array_position((select cdc_export.primary_key(to_regclass($1))), a.attname::text) as key_place,
   a.xmin::text as version, a.attcollation as collation,
   base.oid >= 16384 or a.attgenerated <> '' as may_change, a.attgenerated = 'v' as is_virtual,
-  c.relnatts as width
+  c.relnatts as width,
+  key_part.equals as key_equals, key_part.collation as key_collation, key_part.is_deterministic as key_is_deterministic
 from pg_attribute a
 join pg_class c on c.oid = a.attrelid
+left join (
+  -- include key_index/locate.sql
+) key_part on key_part.name = a.attname
 -- The base type of a domain; any other type is its own base.
 cross join lateral (
   with recursive base as (
