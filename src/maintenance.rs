@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::failpoint;
 use crate::job::Retention;
 use crate::maintenance::publish::Publish;
 use crate::maintenance::schedule::Scheduling;
@@ -151,11 +152,11 @@ impl Maintenance {
     /// exports after that.
     pub async fn run(self, drain: CancellationToken, shutdown: CancellationToken) {
         metrics::change_log_caps(self.settings.log_caps.rows, self.settings.log_caps.age);
-        let often = Pace::every(lease::interval(self.settings.lease));
+        let often = Pace::every(failpoint::time("maintenance.look", lease::interval(self.settings.lease)));
         let on_request = |requested| Pace { period: FOLDER_PERIOD, woken: Some(Arc::clone(requested)) };
         let mut tasks = JoinSet::new();
         let task = self.for_task();
-        tasks.spawn(every("look", often, async move || look(&task).await, shutdown.clone()));
+        tasks.spawn(every("reap", often, async move || look(&task).await, shutdown.clone()));
         let (task, pace) = (self.for_task(), on_request(&self.announce_requested));
         tasks.spawn(every("announce", pace, async move || announce(&task).await, shutdown.clone()));
         let (mut publish, pace) = (Publish::new(self.for_task()), on_request(&self.publish_requested));
@@ -193,7 +194,7 @@ async fn look(maintenance: &Maintenance) -> Result<(), Error> {
     // A destination that hangs must not keep the jobs of a vanished worker from being taken over.
     let destination = tokio::time::timeout(ID_TIMEOUT, destination.id()).await;
     let destination = destination.ok().and_then(Result::ok);
-    let due = store.due(&Claimant { owner: "", datasets, destination }, settings.lease).await?;
+    let due = store.due(&Claimant { owner: "", datasets, destination, has_completed: false }, settings.lease).await?;
     if due.has_jobs {
         store.work().notify_last();
     }

@@ -32,7 +32,19 @@ pub struct Lease {
     pub is_trial: bool,
     /// True if other jobs waited when the job was claimed.
     pub has_others: bool,
+    /// The place of the export in the chain of its lane. `None` if the job has no consumer.
+    pub link: Option<ChainLink>,
     pub(super) token: LeaseToken,
+}
+
+/// The place of an export in the chain of its lane. It stays so until the export is published, because the lane waits
+/// for it.
+#[derive(Clone, Debug)]
+pub struct ChainLink {
+    /// The number that the export gets.
+    pub number: u64,
+    /// The digest of the lane's last manifest. `None` if there is none.
+    pub previous: Option<String>,
 }
 
 impl Lease {

@@ -16,9 +16,9 @@ use crate::connection::failure::SqlFailure;
 use crate::connection::statement::with_pieces;
 use crate::duration;
 use crate::file::hidden::HiddenFile;
-use crate::job::{Failure, FailureCode, LeaseToken};
+use crate::job::{Failure, FailureCode, Job, LeaseToken};
 use crate::store::job_row::{JOB_COLUMNS, JobRow, with_job_columns};
-use crate::store::lease::Lease;
+use crate::store::lease::{ChainLink, Lease};
 use crate::store::transitions::Transition;
 use crate::store::{ClaimScanStart, Error, Store};
 use crate::trace::TraceParent;
@@ -67,6 +67,12 @@ pub struct Claimant<'a> {
     pub datasets: &'a [String],
     /// The id of the destination that the process writes to.
     pub destination: Option<Uuid>,
+    /// True if the last attempt of the worker completed its job. Its next claim then doesn't wait for the disk.
+    ///
+    /// A crash of Postgres may undo such a claim. The attempt has ended with the crash, so the job is pending as if it
+    /// had never been claimed. The attempt isn't counted, but the worker's next claim is: so attempts that crash
+    /// Postgres still come to an end.
+    pub has_completed: bool,
 }
 
 #[derive(sqlx_macros::FromRow)]
@@ -76,6 +82,8 @@ struct ClaimedJobRow {
     database: String,
     is_trial: bool,
     has_others: bool,
+    next_number: i64,
+    previous: Option<String>,
 }
 
 /// The condition under which a process may claim a job.
@@ -100,13 +108,17 @@ async fn claim(
         .bind(claimant.owner)
         .bind(lease.as_secs_f64())
         .bind(scan_start)
+        .bind(!claimant.has_completed)
         .fetch_optional(conn)
         .await;
     match claimed {
         Ok(None) => Ok(None),
-        Ok(Some(ClaimedJobRow { job, database, is_trial, has_others })) => {
-            let (job, database) = (job.try_into()?, database.parse()?);
-            Ok(Some(Lease { job, database, is_trial, has_others, token }))
+        Ok(Some(row)) => {
+            let ClaimedJobRow { job, database, is_trial, has_others, next_number, previous } = row;
+            let (job, database): (Job, _) = (job.try_into()?, database.parse()?);
+            let link = ChainLink { number: next_number.unsigned_abs(), previous };
+            let link = Some(link).filter(|_| job.consumer.is_some());
+            Ok(Some(Lease { job, database, is_trial, has_others, link, token }))
         }
         // Another process claimed a job of the same lane, or one that tries the same locked table, at the same moment.
         Err(error) if SqlFailure::of(&error) == SqlFailure::Duplicate => Ok(None),
@@ -114,11 +126,15 @@ async fn claim(
     }
 }
 
-/// Returns a turn before which no job is ready, and true if a job is ready as of now, or as soon as its pause ends.
+/// Returns a turn before which no job is ready, true if a job can be claimed now or after its pause, and true if any
+/// job waits without a pause.
 ///
 /// While an export holds an old snapshot, the index keeps an entry for each job that left the queue since. A scan from
 /// the start of the index would read all these entries for each claim.
-async fn scan_start(conn: &mut PgConnection, claimant: &Claimant<'_>) -> Result<(DateTime<Utc>, bool), sqlx::Error> {
+async fn scan_start(
+    conn: &mut PgConnection,
+    claimant: &Claimant<'_>,
+) -> Result<(DateTime<Utc>, bool, bool), sqlx::Error> {
     sqlx::query_as(AssertSqlSafe(with_pieces(include_str!("queue/scan_start.sql"), &[CLAIMABLE])))
         .bind(known_formats())
         .bind(known_compressions())
@@ -138,6 +154,15 @@ pub struct EndedAttempt {
     /// False for a job that the database doesn't know: it may belong to a clone, which has the same identity. False for
     /// a file that a publisher is about to give its final name, or to write again.
     pub is_removable: bool,
+}
+
+/// The result of a claim.
+#[derive(Debug)]
+pub enum Claim {
+    /// The right to an attempt at a job.
+    Job(Box<Lease>),
+    /// No job is ready. The field is true if a job waits for another one, or for another process.
+    Nothing(bool),
 }
 
 /// The way in which a worker ends an attempt without completing the job.
@@ -160,19 +185,20 @@ impl Store {
     /// A job belongs to the destination of the process that accepted it, and that destination serves its file. Another
     /// destination may claim the job only if no process with the first one is alive. A process leaves jobs with a
     /// format or dataset that it doesn't know to other processes.
-    pub async fn claim(&self, claimant: &Claimant<'_>, lease: Duration) -> Result<Option<Lease>, Error> {
+    pub async fn claim(&self, claimant: &Claimant<'_>, lease: Duration) -> Result<Claim, Error> {
         self.with(async |conn| {
             if let Some(known) = self.known_scan_start()
                 && let Some(lease) = claim(conn, claimant, lease, known).await?
             {
-                return Ok(Some(lease));
+                return Ok(Claim::Job(Box::new(lease)));
             }
             // A job that waited for an earlier one of its lane may be ready now, with a turn before the known scan
             // start.
-            let (turn, is_ready) = scan_start(conn, claimant).await?;
+            let (turn, is_ready, has_others) = scan_start(conn, claimant).await?;
             let new = ClaimScanStart { turn, read_at: Instant::now() };
             *self.scan_start.lock().unwrap_or_else(PoisonError::into_inner) = Some(new);
-            if is_ready { claim(conn, claimant, lease, turn).await } else { Ok(None) }
+            let lease = if is_ready { claim(conn, claimant, lease, turn).await? } else { None };
+            Ok::<_, Error>(lease.map_or(Claim::Nothing(has_others), |lease| Claim::Job(Box::new(lease))))
         })
         .await
     }

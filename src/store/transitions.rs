@@ -91,7 +91,11 @@ impl Store {
         statement: Statement<'_>,
         cause: Option<&str>,
     ) -> Result<Option<Transition>, Error> {
-        let row = self.transaction(async |tx| transition(tx, &self.listeners, statement).await).await?;
+        let row = match self.listeners.is_empty() {
+            // Without deliveries, the statement is the whole transaction.
+            true => self.with(async |conn| statement.fetch_optional(conn).await).await?,
+            false => self.transaction(async |tx| transition(tx, &self.listeners, statement).await).await?,
+        };
         row.map(|row| self.announce(row, cause)).transpose()
     }
 
