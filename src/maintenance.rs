@@ -168,7 +168,7 @@ impl Maintenance {
         let retaining = Pace::every(FOLDER_PERIOD);
         tasks.spawn(every("retain", retaining, async move || retain::round(&task).await, shutdown.clone()));
         if let Some(scheduled) = self.scheduled.clone() {
-            let mut scheduling = Scheduling::new(self.for_task(), scheduled);
+            let scheduling = Scheduling::new(self.for_task(), scheduled);
             tasks.spawn(every("schedule", Pace::every(SCHEDULE_PERIOD), async move || scheduling.round().await, drain));
         }
         let task = self.for_task();
