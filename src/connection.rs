@@ -3,6 +3,7 @@
 //! Must not know any table.
 
 pub(crate) mod failure;
+pub(crate) mod pool;
 pub(crate) mod statement;
 
 use sqlx::postgres::PgConnectOptions;

@@ -159,8 +159,8 @@ pub struct FileRecord {
     pub manifest: Option<String>,
     /// The export that the destination's marker of the lane named when the job's attempt began.
     pub marker_seen: Option<JobId>,
-    /// The time of the commit.
-    pub finished_at: DateTime<Utc>,
+    /// The time of the commit. `None` in the process that has just committed.
+    pub finished_at: Option<DateTime<Utc>>,
     /// True if the files have their final names.
     pub is_published: bool,
     /// The trace context of the job.

@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::failpoint;
 use crate::job::Retention;
 use crate::maintenance::publish::Publish;
 use crate::maintenance::schedule::Scheduling;
@@ -27,6 +28,7 @@ use crate::publisher;
 use crate::sink::{self, Destination, Limited, Limits};
 use crate::source::purge::{Caps, PURGE_ROWS};
 use crate::source::{self, Source};
+use crate::store::queue::Claimant;
 use crate::store::transitions::Transition;
 use crate::store::{self, Store, lease};
 use crate::telemetry::log_throttle::LogThrottle;
@@ -45,6 +47,9 @@ const SCHEDULE_PERIOD: Duration = Duration::from_secs(1);
 
 /// The time after which a round is aborted and the next one begins. A purging statement may take a minute.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// The time that a look for work waits for the id of the destination.
+const ID_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The time that the start of the process waits for [`Maintenance::announce`].
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -78,8 +83,14 @@ pub struct Maintenance {
     source: Source,
     destination: Limited,
     scheduled: Option<Scheduled>,
+    /// The datasets of the jobs that this process can run.
+    datasets: Arc<[String]>,
     /// Wakes the sweep, because a vanished worker or publisher may have left a hidden file behind.
     sweep_requested: Arc<Notify>,
+    /// Wakes the task that publishes.
+    publish_requested: Arc<Notify>,
+    /// Wakes the task that records this process's destination.
+    announce_requested: Arc<Notify>,
 }
 
 /// The error of a round.
@@ -97,9 +108,27 @@ enum Error {
 
 impl Maintenance {
     /// Returns the maintenance of the database of `store` and of `destination`.
-    pub fn new(settings: Settings, store: Store, source: Source, destination: Limited) -> Maintenance {
+    /// `datasets` are those of the jobs that the workers of this process can run.
+    pub fn new(
+        settings: Settings,
+        store: Store,
+        source: Source,
+        destination: Limited,
+        datasets: Arc<[String]>,
+    ) -> Maintenance {
         let store = store.within(lease::call_timeout(settings.lease));
-        Maintenance { settings, store, source, destination, scheduled: None, sweep_requested: Arc::new(Notify::new()) }
+        let (sweep_requested, publish_requested, announce_requested) = Default::default();
+        Maintenance {
+            settings,
+            store,
+            source,
+            destination,
+            scheduled: None,
+            datasets,
+            sweep_requested,
+            publish_requested,
+            announce_requested,
+        }
     }
 
     /// Adds the task that submits the exports of schedules, if there are any schedules.
@@ -125,16 +154,17 @@ impl Maintenance {
     /// exports after that.
     pub async fn run(self, drain: CancellationToken, shutdown: CancellationToken) {
         metrics::change_log_caps(self.settings.log_caps.rows, self.settings.log_caps.age);
-        let often = Pace::every(lease::interval(self.settings.lease));
+        let often = Pace::every(failpoint::time("maintenance.look", lease::interval(self.settings.lease)));
+        let on_request = |requested| Pace { period: FOLDER_PERIOD, woken: Some(Arc::clone(requested)) };
         let mut tasks = JoinSet::new();
         let task = self.for_task();
-        tasks.spawn(every("announce", often.clone(), async move || announce(&task).await, shutdown.clone()));
+        tasks.spawn(every("reap", often, async move || look(&task).await, shutdown.clone()));
+        let (task, pace) = (self.for_task(), on_request(&self.announce_requested));
+        tasks.spawn(every("announce", pace, async move || announce(&task).await, shutdown.clone()));
+        let (mut publish, pace) = (Publish::new(self.for_task()), on_request(&self.publish_requested));
+        tasks.spawn(every("publish", pace, async move || publish.round().await, shutdown.clone()));
         let task = self.for_task();
-        tasks.spawn(every("reap", often.clone(), async move || reap(&task).await, shutdown.clone()));
-        let mut publish = Publish::new(self.for_task());
-        tasks.spawn(every("publish", often, async move || publish.round().await, shutdown.clone()));
-        let task = self.for_task();
-        let sweeping = Pace { period: FOLDER_PERIOD, woken: Some(Arc::clone(&self.sweep_requested)) };
+        let sweeping = on_request(&self.sweep_requested);
         tasks.spawn(every("sweep", sweeping, async move || sweep::round(&task).await, shutdown.clone()));
         let task = self.for_task();
         let is_left = Arc::new(Notify::new());
@@ -147,7 +177,7 @@ impl Maintenance {
         };
         tasks.spawn(every("retain", retaining, retain, shutdown.clone()));
         if let Some(scheduled) = self.scheduled.clone() {
-            let mut scheduling = Scheduling::new(self.for_task(), scheduled);
+            let scheduling = Scheduling::new(self.for_task(), scheduled);
             tasks.spawn(every("schedule", Pace::every(SCHEDULE_PERIOD), async move || scheduling.round().await, drain));
         }
         let task = self.for_task();
@@ -165,6 +195,25 @@ impl Maintenance {
         let destination = self.destination.limited(Limits { max_concurrent: 1, timeout: None });
         Maintenance { destination, ..self.clone() }
     }
+}
+
+/// Looks for work, takes over the jobs of vanished workers, and wakes those who do the rest.
+async fn look(maintenance: &Maintenance) -> Result<(), Error> {
+    let Maintenance { settings, store, destination, datasets, .. } = maintenance;
+    // A destination that hangs must not keep the jobs of a vanished worker from being taken over.
+    let destination = tokio::time::timeout(ID_TIMEOUT, destination.id()).await;
+    let destination = destination.ok().and_then(Result::ok);
+    let due = store.due(&Claimant { owner: "", datasets, destination, has_completed: false }, settings.lease).await?;
+    if due.has_jobs {
+        store.work().notify_last();
+    }
+    if due.has_unpublished {
+        maintenance.publish_requested.notify_one();
+    }
+    if due.is_unannounced {
+        maintenance.announce_requested.notify_one();
+    }
+    if due.has_lapsed { reap(maintenance).await } else { Ok(()) }
 }
 
 /// Records that a process with this destination is running.

@@ -23,6 +23,7 @@ pub use url::{BadUrl, NamedDatabase};
 
 use crate::connection;
 use crate::connection::failure::SqlFailure;
+use crate::connection::pool::require_answer;
 use crate::failpoint;
 use crate::postgres::reach::{CONNECT_TIMEOUT, no_answer, unreachable};
 use crate::telemetry::log_throttle::LogThrottle;
@@ -112,20 +113,8 @@ pub enum Error {
 /// The time within which a pool must provide a connection. A call of the API has 2 seconds.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The timeout of a connection's ping, when it is acquired and when it is released.
-///
-/// A call of the API has 2 seconds, part of which must remain for a new connection. On release, the pool itself would
-/// wait without a limit.
-const PING_TIMEOUT: Duration = Duration::from_millis(500);
-
-/// Pings a connection of a pool. After an error the pool drops the connection without the protocol's goodbye message,
-/// which could hang.
-async fn require_answer(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    match tokio::time::timeout(PING_TIMEOUT, conn.ping()).await {
-        Ok(answer) => answer.map(|()| true),
-        Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
-    }
-}
+/// The time after which a pool closes an idle connection.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The connection options of a database.
 #[derive(Clone, Debug)]
@@ -213,8 +202,10 @@ impl Database {
             .max_connections(if is_preview { 1 } else { connections })
             .acquire_timeout(failpoint::time("service.call", ACQUIRE_TIMEOUT))
             .test_before_acquire(false)
-            .before_acquire(|conn, _| Box::pin(require_answer(conn)))
-            .after_release(|conn, _| Box::pin(require_answer(conn)))
+            .idle_timeout(IDLE_TIMEOUT)
+            .before_acquire(|conn, _| Box::pin(async { require_answer(conn).await.map(|()| true) }))
+            // The pool itself would wait for the answer to its own ping without a limit.
+            .after_release(|conn, _| Box::pin(async { require_answer(conn).await.map(|()| true) }))
             .after_connect(move |conn, _| {
                 let set = sqlx::raw_sql(AssertSqlSafe(set.clone()));
                 Box::pin(async move {

@@ -8,8 +8,8 @@ use crate::failpoint;
 use crate::file::FileRecord;
 use crate::job::lane::Lane;
 use crate::job::{JobId, Status};
-use crate::manifest::Manifest;
 use crate::manifest::signing::SigningKey;
+use crate::manifest::{Chained, Manifest};
 use crate::sink::{self, Destination, Limited, MarkerFile, Published, WrittenManifest, path_from_manifest};
 use crate::store::manifests::Planned;
 use crate::store::{self, Store, lease};
@@ -143,13 +143,14 @@ impl Publisher {
     async fn publish_files(&self, record: &mut FileRecord) -> Result<PublishStep, Error> {
         // The name is recorded before the file gets it. So after a crash, each manifest is known to the database.
         let manifest = match &record.consumer {
-            Some(_) if self.settings.writes_manifests => match self.plan(record).await? {
+            Some(_) => match self.plan(record).await? {
                 None => return Ok(PublishStep::NotNow),
                 manifest => manifest,
             },
-            _ => None,
+            None => None,
         };
         record.manifest = manifest.as_ref().map(|(_, text)| text.clone());
+        let manifest = manifest.filter(|_| self.settings.writes_manifests);
         if let Some((_, text)) = &manifest
             && self.destination.is_manifest_name_taken(record, text).await?
         {
@@ -173,10 +174,7 @@ impl Publisher {
             }
         }
         failpoint!("publisher.named", Ok(PublishStep::NotNow));
-        let Some((number, text)) = manifest else {
-            let is_chained = record.consumer.is_none() || self.plan(record).await?.is_some();
-            return Ok(if is_chained { PublishStep::All } else { PublishStep::NotNow });
-        };
+        let Some((number, text)) = manifest else { return Ok(PublishStep::All) };
         match self.destination.write_manifest(record, number, &text).await? {
             WrittenManifest::Done => Ok(PublishStep::All),
             WrittenManifest::Taken => {
@@ -192,24 +190,35 @@ impl Publisher {
     /// write the same manifest, also after a crash. Returns `None` if the export was published or given up, or
     /// if an earlier export of the lane must be published first.
     async fn plan(&self, record: &FileRecord) -> Result<Option<(u64, String)>, Error> {
+        // The commit or an earlier publisher has recorded it.
+        if let Some(text) = &record.manifest
+            && let Ok(planned) = Manifest::read(text.as_bytes())
+        {
+            return Ok(Some((planned.number, text.clone())));
+        }
         loop {
-            let (number, mut export) = match self.store.planned_manifest(record).await? {
+            let (number, export) = match self.store.planned_manifest(record).await? {
                 None => return Ok(None),
                 Some(Planned::Written(number, text)) => return Ok(Some((number, text))),
                 Some(Planned::New(number, export)) => (number, *export),
             };
-            let mut urls = Vec::new();
-            for (file, (name, staged)) in export.files.iter_mut().zip(record.files()) {
-                let path = path_from_manifest(&staged.identity.location, &name);
-                urls.push(self.destination.location(&staged.identity.location, &name).unwrap_or_else(|| path.clone()));
-                file.path = Some(path);
-            }
-            let mut manifest = Manifest::new(number, export, urls);
-            if let Some(key) = &self.settings.key {
-                key.sign(&mut manifest);
-            }
-            self.store.plan_manifest(record, &manifest).await?;
+            self.store.plan_manifest(record, &self.manifest(record, number, export)).await?;
         }
+    }
+
+    /// Returns the manifest of an export: its content with the places of the files, and the signature.
+    pub fn manifest(&self, record: &FileRecord, number: u64, mut export: Chained) -> Manifest {
+        let mut urls = Vec::new();
+        for (file, (name, staged)) in export.files.iter_mut().zip(record.files()) {
+            let path = path_from_manifest(&staged.identity.location, &name);
+            urls.push(self.destination.location(&staged.identity.location, &name).unwrap_or_else(|| path.clone()));
+            file.path = Some(path);
+        }
+        let mut manifest = Manifest::new(number, export, urls);
+        if let Some(key) = &self.settings.key {
+            key.sign(&mut manifest);
+        }
+        manifest
     }
 
     /// Records that the export is published. Returns false if another process did, if it was given up, or if an earlier

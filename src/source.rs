@@ -37,10 +37,10 @@ mod value;
 
 use std::fmt;
 
-use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
 
 use crate::connection::failure::{SqlFailure, sqlstate};
+use crate::connection::pool::Pool;
 use crate::dataset::Table;
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::{Fault, Faults};
@@ -58,17 +58,17 @@ use crate::telemetry::metrics::PoolUse;
 #[derive(Clone, Debug)]
 pub struct Source {
     options: PgConnectOptions,
-    pool: PgPool,
+    pool: Pool,
     reader_slots: ReaderSlots,
 }
 
 impl Source {
     /// Exports over connections made with `options`, and reads a full export with `readers` connections at once, if no
     /// other export has them. `pool` is for everything that is no export.
-    pub fn new(options: PgConnectOptions, pool: PgPool, readers: u32) -> Source {
+    pub fn new(options: PgConnectOptions, pool: impl Into<Pool>, readers: u32) -> Source {
         // One reader is the export's own.
         let reader_slots = ReaderSlots::new(options.clone(), readers.saturating_sub(1) as usize);
-        Source { options, pool, reader_slots }
+        Source { options, pool: pool.into(), reader_slots }
     }
 
     /// Removes the trigger functions that no trigger calls any more.
@@ -87,8 +87,8 @@ impl Source {
 
     /// Returns the use of the pool, which serves everything but exports.
     pub fn pool_use(&self) -> PoolUse {
-        let Source { pool, .. } = self;
-        PoolUse { open: pool.size(), idle: pool.num_idle() as u32, most: pool.options().get_max_connections() }
+        let most = self.pool.inner().options().get_max_connections();
+        PoolUse { open: self.pool.inner().size(), idle: self.pool.num_idle(), most }
     }
 }
 

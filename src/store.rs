@@ -7,6 +7,7 @@ pub mod acknowledgements;
 pub mod audit;
 pub mod commit;
 pub mod deliveries;
+pub mod due;
 pub mod files;
 pub mod gauges;
 mod job_row;
@@ -29,15 +30,15 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgListener, PgPoolOptions};
 use sqlx::query::Query;
-use sqlx::{Connection, PgConnection, PgPool, Postgres};
+use sqlx::{Connection, PgConnection, Postgres};
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, broadcast};
+use tokio::sync::{Notify, OwnedSemaphorePermit, broadcast};
 
 use crate::audit::Origin;
 use crate::connection::failure::{self, SqlFailure};
+use crate::connection::pool::{Pool, Pooled};
 use crate::database::{BadDatabaseId, DatabaseId};
 use crate::event::Listener;
 use crate::job::JobId;
@@ -124,16 +125,19 @@ struct ClaimScanStart {
 /// Every call fails if the database fails. The documentation of a call names its other errors.
 #[derive(Clone, Debug)]
 pub struct Store {
-    pool: PgPool,
+    pool: Pool,
     scan_start: Arc<Mutex<Option<ClaimScanStart>>>,
     /// The limit on open jobs.
     open_jobs: Arc<open_jobs::OpenJobs>,
     key_shares: Arc<key_shares::KeyShares>,
     /// The share of the caller's key. `None` if the caller has no key.
     key_share: Option<Arc<key_shares::KeyShare>>,
-    /// The positions at which the next retention calls begin.
-    /// Sends the ids of jobs that this process ended.
-    endings: broadcast::Sender<JobId>,
+    /// Sends the jobs that this process ended.
+    endings: broadcast::Sender<transitions::StatusChange>,
+    /// Wakes an idle worker of this process.
+    work: Arc<Notify>,
+    /// True for the store of the workers.
+    is_of_workers: bool,
     /// The receivers of events about ended exports.
     listeners: Arc<[Listener]>,
     /// The time limit of a call. `None` means no limit.
@@ -146,14 +150,16 @@ pub struct Store {
 impl Store {
     /// Creates a store over this pool. The acquire timeout of the pool limits how long a statement waits for a
     /// connection.
-    pub fn new(pool: PgPool) -> Store {
+    pub fn new(pool: impl Into<Pool>) -> Store {
         Store {
-            pool,
+            pool: pool.into(),
             scan_start: Arc::default(),
             open_jobs: Arc::default(),
             key_shares: Arc::default(),
             key_share: None,
             endings: broadcast::Sender::new(64),
+            work: Arc::default(),
+            is_of_workers: false,
             listeners: Arc::default(),
             call_timeout: None,
             origin: None,
@@ -165,14 +171,25 @@ impl Store {
         Store { call_timeout: Some(call_timeout), ..self }
     }
 
+    /// Returns the same store for the workers. A worker that has ended a job claims the one that waited for it, so it
+    /// wakes no other worker.
+    pub fn for_workers(self) -> Store {
+        Store { is_of_workers: true, ..self }
+    }
+
+    /// Returns the signal that a job may be ready. `notify_last` wakes the idle worker that was busy last.
+    pub fn work(&self) -> &Notify {
+        &self.work
+    }
+
     /// Returns the same store for the request of a sender. The audit log names the sender in the row of each change.
     pub fn by(&self, origin: Arc<Origin>) -> Store {
         Store { origin: Some(origin), ..self.clone() }
     }
 
     /// Returns the same store over another pool. Both stores report the same endings.
-    pub fn over(&self, pool: PgPool) -> Store {
-        Store { pool, ..self.clone() }
+    pub fn over(&self, pool: impl Into<Pool>) -> Store {
+        Store { pool: pool.into(), ..self.clone() }
     }
 
     /// Returns the identity of the database.
@@ -207,7 +224,7 @@ impl Store {
             };
             let mut conn = EndedOnDrop { conn: Some(self.pool.acquire().await?), permit };
             let done = call(conn.get()).await?;
-            conn.give_back();
+            conn.give_back(&self.pool);
             Ok(done)
         });
         self.in_time(called).await
@@ -262,7 +279,7 @@ impl Store {
         // Uses a pool of its own. A dropped listener sends a message to the server before it gives its connection back,
         // and waits forever if the server doesn't answer.
         let own = PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None);
-        let own = own.connect_lazy_with((*self.pool.connect_options()).clone());
+        let own = own.connect_lazy_with((*self.pool.inner().connect_options()).clone());
         let listening = self.in_time(async {
             let mut listener = PgListener::connect_with(&own).await?;
             listener.listen(CHANNEL).await?;
@@ -307,7 +324,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(3);
 /// If the connection were closed at once, the pool would open another one while the statement still waited for its
 /// lock. The server would then have more connections than the pool allows.
 struct EndedOnDrop {
-    conn: Option<PoolConnection<Postgres>>,
+    conn: Option<Pooled>,
     /// The place in the share of the caller's key, which is free again when the statement has ended.
     permit: Option<OwnedSemaphorePermit>,
 }
@@ -317,8 +334,10 @@ impl EndedOnDrop {
         self.conn.as_mut().expect("`give_back` consumes the value, so the connection is present before")
     }
 
-    fn give_back(mut self) {
-        self.conn.take();
+    fn give_back(mut self, pool: &Pool) {
+        if let Some(conn) = self.conn.take() {
+            pool.give_back(conn);
+        }
     }
 }
 
@@ -329,11 +348,11 @@ impl Drop for EndedOnDrop {
         match Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn(async move {
                 if !matches!(tokio::time::timeout(END_TIMEOUT, conn.ping()).await, Ok(Ok(()))) {
-                    drop(conn.detach());
+                    conn.close();
                 }
                 drop(permit);
             })),
-            Err(_) => drop(conn.detach()),
+            Err(_) => conn.close(),
         }
     }
 }

@@ -14,9 +14,10 @@ mod shutdown;
 mod traced;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +28,7 @@ use crate::file::name::FileName;
 use crate::file::{Exported, FileRecord};
 use crate::job::marker::Marker;
 use crate::job::{JobId, Progress, Status};
+use crate::manifest::Manifest;
 use crate::pipeline;
 use crate::publisher::{self, Publisher};
 use crate::sink::{Destination, Drafts, Limited, MarkerFile};
@@ -39,7 +41,8 @@ use crate::store::{
     self, Store,
     commit::{CommitInput, Committed, commit},
     lease::{self, Lease, Renewal},
-    queue::{Claimant, Settlement},
+    manifests::uncommitted,
+    queue::{Claim, Claimant, Settlement},
 };
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::spans::{self, Span};
@@ -49,8 +52,11 @@ use crate::worker::heartbeat::{Heartbeat, Stop};
 use crate::worker::restart::restart_on_panic;
 use crate::worker::shutdown::unless_stopped;
 
-/// Interval at which an idle worker checks for jobs if it is not notified. Also the pause after a database error.
-const POLL: Duration = Duration::from_secs(1);
+/// The pause after a database error.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The time after which an idle worker closes its connections.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Time limit of a shutdown if the database does not respond. Other workers take over the jobs when their leases
 /// expire.
@@ -92,8 +98,10 @@ pub struct Worker {
     catalog: Arc<Catalog>,
     /// The names of the catalog's datasets.
     datasets: Arc<[String]>,
-    /// Wakes idle workers.
-    work: Arc<Notify>,
+    /// True if a claim has found that other jobs wait. The next worker that ends a job then claims again.
+    others_wait: Arc<AtomicBool>,
+    /// The number of jobs that the workers of this process have ended.
+    ended: Arc<AtomicU64>,
     /// Notifies running attempts of cancelled jobs.
     cancels: broadcast::Sender<JobId>,
     /// Throttles repeated log lines. All workers of a process share it, because they have the same problems.
@@ -127,7 +135,7 @@ impl Worker {
         catalog: Arc<Catalog>,
     ) -> Worker {
         let owner = format!("{}:{}", std::process::id(), uuid::Uuid::new_v4().simple());
-        let store = store.within(lease::call_timeout(settings.lease));
+        let store = store.within(lease::call_timeout(settings.lease)).for_workers();
         Worker {
             settings,
             owner: owner.into(),
@@ -136,7 +144,8 @@ impl Worker {
             destination,
             datasets: catalog.iter().map(|dataset| dataset.name.clone()).collect(),
             catalog,
-            work: Arc::new(Notify::new()),
+            others_wait: Arc::default(),
+            ended: Arc::default(),
             cancels: broadcast::Sender::new(64),
             throttle: Arc::default(),
         }
@@ -151,6 +160,8 @@ impl Worker {
         for _ in 0..self.settings.workers {
             tasks.spawn(restart_on_panic(stops.clone(), self.clone(), Worker::work));
         }
+        // Jobs may have been waiting since before the start.
+        self.store.work().notify_one();
         let done = async { while tasks.join_next().await.is_some() {} };
         let timeout = async {
             stops.shutdown.cancelled().await;
@@ -161,41 +172,64 @@ impl Worker {
         tokio::select! { () = done => {}, () = timeout => tracing::warn!(event = "workers_abandoned") }
     }
 
-    /// Runs jobs one after another. Reuses the connections as long as they work.
+    /// Runs jobs one after another, and waits for a signal when there is none. Reuses the connections as long as they
+    /// work.
     async fn work(self, Stops { drain, shutdown }: Stops) {
         let mut connections: Option<ExportConnections> = None;
+        let (mut may_have_job, mut has_completed) = (false, false);
         while !drain.is_cancelled() {
-            let hint = self.work.notified();
-            tokio::pin!(hint);
-            // Enabled before the claim, so that a notification during the claim is not missed.
-            hint.as_mut().enable();
-            let begun = SystemTime::now();
-            match self.claim(&mut connections, &drain).await {
-                Ok(Some((lease, taken))) => {
-                    let span = self.span(&lease, begun).await;
-                    connections = span.around(self.export(&span, lease, taken, &shutdown)).await;
-                    continue;
-                }
-                Ok(None) => {}
-                Err(error) => {
-                    let error = chain(&error);
-                    if let Some(times) = self.throttle.should_log(format!("claim: {error}")) {
-                        tracing::warn!(event = "claim_failed", error, times);
+            if may_have_job {
+                let (begun, ended) = (SystemTime::now(), self.ended.load(Ordering::SeqCst));
+                match self.claim(&mut connections, has_completed, &drain).await {
+                    Ok(Ok((lease, taken))) => {
+                        if lease.has_others {
+                            self.others_wait.store(true, Ordering::SeqCst);
+                            self.store.work().notify_last();
+                        }
+                        let span = self.span(&lease, begun).await;
+                        connections = span.around(self.export(&span, lease, taken, &shutdown)).await;
+                        has_completed = connections.is_some();
+                        self.ended.fetch_add(1, Ordering::SeqCst);
+                        // Without others, the next job comes with a signal.
+                        may_have_job = self.others_wait.swap(false, Ordering::SeqCst) || !has_completed;
                     }
-                    tokio::select! { () = drain.cancelled() => {}, () = tokio::time::sleep(POLL) => {} }
-                    continue;
+                    Ok(Err(others_wait)) => {
+                        if others_wait {
+                            self.others_wait.store(true, Ordering::SeqCst);
+                        }
+                        // The others may have waited for a job that ended during the claim.
+                        may_have_job = others_wait && self.ended.load(Ordering::SeqCst) != ended;
+                    }
+                    Err(error) => {
+                        let error = chain(&error);
+                        if let Some(times) = self.throttle.should_log(format!("claim: {error}")) {
+                            tracing::warn!(event = "claim_failed", error, times);
+                        }
+                        tokio::select! { () = drain.cancelled() => {}, () = tokio::time::sleep(PAUSE) => {} }
+                    }
+                }
+                continue;
+            }
+            tokio::select! {
+                () = drain.cancelled() => {}
+                // A signal that came while all workers were busy is kept for the next one.
+                () = self.store.work().notified() => may_have_job = true,
+                () = tokio::time::sleep(IDLE_TIMEOUT), if connections.is_some() => {
+                    if let Some(idle) = connections.take() {
+                        idle.close().await;
+                    }
                 }
             }
-            tokio::select! { () = drain.cancelled() => {}, () = hint => {}, () = tokio::time::sleep(POLL) => {} }
         }
     }
 
-    /// Claims a job. Opens the connections before the claim.
+    /// Claims a job. Opens the connections before the claim. If none is ready, returns true if one waits.
     async fn claim(
         &self,
         connections: &mut Option<ExportConnections>,
+        has_completed: bool,
         drain: &CancellationToken,
-    ) -> Result<Option<(Lease, ExportConnections)>, Error> {
+    ) -> Result<Result<(Lease, ExportConnections), bool>, Error> {
         let kept = match connections.take() {
             Some(kept) => kept.checked(self.call_timeout()).await,
             None => None,
@@ -205,14 +239,14 @@ impl Worker {
             None => self.source.connections(self.call_timeout()).await?,
         };
         // If the destination has no id, it is broken. The job is claimed anyway and fails with the reason.
-        let Some(found) = unless_stopped(drain, self.destination.id()).await else { return Ok(None) };
+        let Some(found) = unless_stopped(drain, self.destination.id()).await else { return Ok(Err(false)) };
         let destination = found.ok();
-        let claimant = Claimant { owner: &self.owner, datasets: &self.datasets, destination };
+        let claimant = Claimant { owner: &self.owner, datasets: &self.datasets, destination, has_completed };
         match self.store.claim(&claimant, self.settings.lease).await? {
-            Some(lease) => Ok(Some((lease, ready))),
-            None => {
+            Claim::Job(lease) => Ok(Ok((*lease, ready))),
+            Claim::Nothing(others_wait) => {
                 *connections = Some(ready);
-                Ok(None)
+                Ok(Err(others_wait))
             }
         }
     }
@@ -228,16 +262,26 @@ impl Worker {
         let job = &lease.job;
         job_event!(info, job, "export_started", attempt = job.attempt);
         let attempted = self.attempt(&lease, connections, shutdown).await;
-        let connections = match attempted.inspect_err(|error| span.fail(chain(error))) {
-            Ok(connections) => connections,
+        let (connections, record) = match attempted.inspect_err(|error| span.fail(chain(error))) {
+            Ok((connections, record)) => (connections, Some(record)),
             Err(error) => match self.settle(&lease, error, shutdown).await {
-                AttemptEnd::Committed => None,
+                AttemptEnd::Committed => (None, None),
                 AttemptEnd::Otherwise => return None,
             },
         };
         failpoint!("worker.committed", None);
-        let publisher = Publisher::new(&self.store, &self.destination, &self.settings.publisher, self.settings.lease);
-        let publishing = tokio::time::timeout(self.settings.lease, publisher.publish_job(job.id));
+        let publisher = self.publisher();
+        let publishing = async {
+            match record {
+                Some(record) => {
+                    // A job without a trace got the one of this attempt.
+                    let trace = record.trace.or(span.place());
+                    publisher.publish(FileRecord { trace, ..record }).await.map(drop)
+                }
+                None => publisher.publish_job(job.id).await,
+            }
+        };
+        let publishing = tokio::time::timeout(self.settings.lease, publishing);
         let failed = match unless_stopped(shutdown, publishing).await {
             Some(Ok(published)) => published.err().map(|error| chain(&error)),
             Some(Err(_)) => Some("publishing exceeded the time limit".to_owned()),
@@ -257,7 +301,7 @@ impl Worker {
         lease: &Lease,
         connections: ExportConnections,
         shutdown: &CancellationToken,
-    ) -> Result<Option<ExportConnections>, Error> {
+    ) -> Result<(Option<ExportConnections>, FileRecord), Error> {
         let begun = Instant::now();
         failpoint!("worker.claimed");
         let progress = Progress::default();
@@ -289,32 +333,43 @@ impl Worker {
         let time = self.settings.lease;
         let committed = async {
             let commit = self.commit(lease, &mut snapshot, &exported, marker);
-            tokio::time::timeout(time, commit).await.unwrap_or(Err(Error::Stopped(Stop::Silence)))?;
+            let record = tokio::time::timeout(time, commit).await.unwrap_or(Err(Error::Stopped(Stop::Silence)))?;
             failpoint!("worker.commit");
-            Ok(snapshot.commit(time).await?)
+            Ok((snapshot.commit(time).await?, record))
         };
         spans::step("commit", committed).await
     }
 
+    fn publisher(&self) -> Publisher {
+        Publisher::new(&self.store, &self.destination, &self.settings.publisher, self.settings.lease)
+    }
+
+    /// Writes the rows of the commit. Returns the record of the files.
     async fn commit(
         &self,
         lease: &Lease,
         snapshot: &mut Snapshot,
         exported: &Exported,
         marker: Option<JobId>,
-    ) -> Result<(), Error> {
+    ) -> Result<FileRecord, Error> {
         let schema = snapshot.schema.narrowed(&lease.job.selection);
-        let found = CommitInput {
+        let mut found = CommitInput {
             position: snapshot.position.clone(),
             new_position: snapshot.new_position.clone(),
             report: snapshot.report.clone(),
             signature: schema.signature(),
             columns: schema.saved_columns(lease.job.export_type, snapshot.new_position.snapshot.as_deref()),
             marker,
+            manifest: None,
         };
+        let (record, chained) = uncommitted(lease, &found, exported);
+        found.manifest = chained
+            .zip(lease.link.as_ref())
+            .map(|(chained, link)| self.publisher().manifest(&record, link.number, chained));
+        let manifest = found.manifest.as_ref().map(Manifest::text);
         let transaction = snapshot.begin_commit(self.settings.lease).await?;
         match commit(transaction, lease, &found, exported).await? {
-            Committed::Done => Ok(()),
+            Committed::Done(is_planned) => Ok(FileRecord { manifest: manifest.filter(|_| is_planned), ..record }),
             Committed::NotOurs => Err(Error::NotOurs),
             Committed::WatermarkChanged => Err(Error::WatermarkChanged),
         }
@@ -443,7 +498,7 @@ impl Worker {
                     if let Some(times) = self.throttle.should_log(format!("{id}: {error}")) {
                         tracing::warn!(event = "database_unavailable", jobId = %id, error, times);
                     }
-                    tokio::time::sleep(POLL.min(self.call_timeout())).await;
+                    tokio::time::sleep(PAUSE.min(self.call_timeout())).await;
                 }
                 done => return done,
             }

@@ -55,14 +55,14 @@ unpublished="'00000000-0000-0000-0000-000000000002'" place="'{\"folder\": {\"ino
 explain store/jobs/insert.sql "gen_random_uuid(), 'c1', 'users', 103, 'delta', 'csv', 5, 'new', $d, now(), null, null, 'none', null,
 false, null, null, 'cdc_export', null, null, now(), null" \
     'Makes a job, and notifies the workers. It runs once for each request that is accepted.'
-explain store/queue/claim.sql "'{csv}', '{none}', '{users}', $d, gen_random_uuid(), 'worker', 60, now() - interval '1 year'" \
-    'Claims the ready job of a free lane whose turn it is. Each idle worker runs it after a notification, and else at each poll.'
+explain store/queue/claim.sql "'{csv}', '{none}', '{users}', $d, gen_random_uuid(), 'worker', 60, now() - interval '1 year', true" \
+    'Claims the ready job of a free lane whose turn it is. A worker runs it when it is woken, and after each of its jobs if others wait.'
 explain source/opening.sql "'public.users', 'c3', 'users', true, '', '{}', $processing, null, null, '{}'" \
     'Exports the snapshot, and reads the position and the word of the guard. It runs once for each attempt. The plan has its top nodes only.' | top_nodes
 explain store/lease/beat.sql "$processing, $processing, 60, 50::smallint, 1000, 100000" \
     'Extends the lease of a running attempt, several times in each lease.'
 explain store/commit/complete.sql "$processing, $processing, 1000, 100000, 'a', 'staged', now(), now(), $d, null, 0, 0, 0, false, '', 0,
-null, '{}', 0, array[$place]::jsonb[], '{staged}', '{100000}', '{1000}', '{a}'" \
+null, '{}', 0, array[$place]::jsonb[], '{staged}', '{100000}', '{1000}', '{a}', null, null, null" \
     'Completes a job and records its files, in the transaction that moves the position. It runs once for each export.'
 explain store/files/published.sql "$unpublished, $unpublished, array[$place]::jsonb[], '{file:///f}', null" \
     'Records that the files have their final names, and numbers the export in its lane. It runs once for each export.'

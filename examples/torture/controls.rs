@@ -176,11 +176,11 @@ const CONTROLS: [Control; 11] = [
             Edit { file: "src/worker.rs", text: "        heartbeat.end().await;\n", instead: "" },
             Edit {
                 file: "src/worker.rs",
-                text: "            Ok(snapshot.commit(time).await?)\n",
+                text: "            Ok((snapshot.commit(time).await?, record))\n",
                 instead: "            tokio::select! {
                 biased;
                 stop = heartbeat.stopped() => Err(Error::Stopped(stop)),
-                done = snapshot.commit(time) => Ok(done?),
+                done = snapshot.commit(time) => Ok((done?, record)),
             }\n",
             },
             REMOVE_ON_DOUBT,
@@ -200,8 +200,8 @@ const CONTROLS: [Control; 11] = [
         breaks: Some("11"),
         edits: &[Edit {
             file: "src/store/commit.rs",
-            text: "    if completed.is_none() {\n        return Ok(Committed::NotOurs);\n    }\n",
-            instead: "    if completed.is_none() {\n        return Ok(Committed::NotOurs);\n    }
+            text: "    let Some(is_planned) = completed else { return Ok(Committed::NotOurs) };\n",
+            instead: "    let Some(is_planned) = completed else { return Ok(Committed::NotOurs) };
     sqlx::query(
         \"insert into cdc_export.deliveries (id, job, endpoint, event) values (gen_random_uuid(), $1, 'receiver', 'completed')\",
     )
@@ -218,9 +218,12 @@ const CONTROLS: [Control; 11] = [
         breaks: Some("11"),
         edits: &[Edit {
             file: "src/store/transitions.rs",
-            text: "        let row = self.transaction(async |tx| transition(tx, &self.listeners, statement).await).await?;\n",
-            instead: "        let row = self.transaction(async |tx| transition(tx, &[], statement).await).await?;
-        self.with(async |conn| plan_deliveries(conn, &self.listeners, row.as_slice()).await).await?;\n",
+            text: "            false => self.transaction(async |tx| transition(tx, &self.listeners, statement).await).await?,\n",
+            instead: "            false => {
+                let row = self.transaction(async |tx| transition(tx, &[], statement).await).await?;
+                self.with(async |conn| plan_deliveries(conn, &self.listeners, row.as_slice()).await).await?;
+                row
+            }\n",
         }],
         scenario: Scenario::LostAnswers(20),
     },

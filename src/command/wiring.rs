@@ -7,6 +7,7 @@ use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config};
+use crate::connection::pool::Pool;
 use crate::delivery;
 use crate::http;
 use crate::maintenance::{Maintenance, Scheduled};
@@ -144,16 +145,18 @@ pub(super) fn wire_service(config: &Config, database: &Database) -> anyhow::Resu
 pub(super) fn wire(config: &Config, database: &Database, output: PreparedOutput, workers: u32, stops: &Stops) -> Wired {
     let destination = output.destination;
     let source = |pool| Source::new(database.options().clone(), pool, config.readers);
-    let control = database.pool(control_connections(workers));
+    let control = Pool::from(database.pool(control_connections(workers)));
     let settings = worker::Settings { workers, ..config.worker.clone() };
     let catalog = Arc::clone(&config.catalog);
     // Receivers without a secret are included, because another process may have the secret.
     let listeners = catalog.listeners().to_vec();
     let (store, tables) = (Store::new(control.clone()).with_listeners(listeners), source(control.clone()));
-    let maintenance = Maintenance::new(config.maintenance.clone(), store.clone(), tables.clone(), destination.clone())
+    let datasets = catalog.iter().map(|dataset| dataset.name.clone()).collect();
+    let (kept, output) = (config.maintenance.clone(), destination.clone());
+    let maintenance = Maintenance::new(kept, store.clone(), tables.clone(), output, datasets)
         .with_schedules(Scheduled { catalog: Arc::clone(&catalog), terms: config.terms });
     let worker = Worker::new(settings, store.clone(), tables, destination.clone(), Arc::clone(&catalog));
-    let callers = |connections, timeout| database.pool_for_callers(connections, timeout);
+    let callers = |connections, timeout| Pool::from(database.pool_for_callers(connections, timeout)).careful();
     let exports = Exports { worker, maintenance, store: store.clone(), receivers: Arc::clone(&config.receivers) };
     let stores = Stores {
         api: store.over(callers(config.api_connections, service::deadline::call_timeout())),

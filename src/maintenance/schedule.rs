@@ -3,9 +3,10 @@
 //! Each process that runs exports does this. The rows of `store::schedules` ensure that one process submits each.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, SecondsFormat, Utc};
+use futures_util::{StreamExt, stream};
 use uuid::Uuid;
 
 use crate::audit::Origin;
@@ -30,27 +31,30 @@ pub struct Scheduled {
     pub terms: Terms,
 }
 
+/// The number of schedules that are advanced at the same time. Each takes a dozen round trips to Postgres.
+const MAX_CONCURRENT: usize = 4;
+
 pub(super) struct Scheduling {
     maintenance: Maintenance,
     scheduled: Scheduled,
     /// The schedules whose timing in the database equals the one in this process.
-    adopted: BTreeSet<String>,
+    adopted: Mutex<BTreeSet<String>>,
     throttle: LogThrottle,
 }
 
 impl Scheduling {
     pub(super) fn new(maintenance: Maintenance, scheduled: Scheduled) -> Scheduling {
-        Scheduling { maintenance, scheduled, adopted: BTreeSet::new(), throttle: LogThrottle::default() }
+        Scheduling { maintenance, scheduled, adopted: Mutex::default(), throttle: LogThrottle::default() }
     }
 
     /// Performs the next action of a schedule: adopts a changed timing, submits a healing export, or runs the due slot.
-    async fn advance(&mut self, schedule: &Schedule, state: ScheduleState, now: DateTime<Utc>) -> Result<(), Error> {
-        if !self.adopted.contains(&schedule.name) {
+    async fn advance(&self, schedule: &Schedule, state: ScheduleState, now: DateTime<Utc>) -> Result<(), Error> {
+        if !self.adopted().contains(&schedule.name) {
             let adoption = needs_adoption(schedule, &state, now);
             if let Some(latest) = adoption {
                 self.maintenance.store.adopt_timing(schedule, latest).await?;
             }
-            self.adopted.insert(schedule.name.clone());
+            self.adopted().insert(schedule.name.clone());
             if adoption.is_some() {
                 // The next round reads the new state.
                 return Ok(());
@@ -184,20 +188,21 @@ impl Scheduling {
         tokio::time::timeout(timeout, self.maintenance.destination.id()).await.ok()?.ok()
     }
 
-    pub(super) async fn round(&mut self) -> Result<(), Error> {
+    fn adopted(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.adopted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) async fn round(&self) -> Result<(), Error> {
         let schedules = self.scheduled.catalog.schedules().to_vec();
         let names: Vec<&str> = schedules.iter().map(|schedule| schedule.name.as_str()).collect();
-        let states = self.maintenance.store.schedule_states(&names);
-        let (now, mut states) = states.await?;
-        let mut outcome = Ok(());
-        for schedule in &schedules {
+        let (now, mut states) = self.maintenance.store.schedule_states(&names).await?;
+        let advances = schedules.into_iter().map(|schedule| {
             let state = states.remove(&schedule.name).unwrap_or_default();
-            // A failed schedule must not delay the others.
-            if let Err(error) = self.advance(schedule, state, now).await {
-                outcome = Err(error);
-            }
-        }
-        outcome
+            async move { self.advance(&schedule, state, now).await }
+        });
+        // A failed schedule must not delay the others.
+        let done: Vec<_> = stream::iter(advances).buffer_unordered(MAX_CONCURRENT).collect().await;
+        done.into_iter().collect()
     }
 }
 

@@ -24,7 +24,7 @@ pub struct DownloadableFile {
     /// The file's format and compression.
     pub encoding: Encoding,
     /// The time of the commit.
-    pub finished_at: DateTime<Utc>,
+    pub finished_at: Option<DateTime<Utc>>,
 }
 
 /// A presigned URL of a file, which needs no key.

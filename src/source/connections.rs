@@ -1,6 +1,6 @@
 //! The two connections of an export: a leader, which holds the snapshot, and a reader, which reads it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::{Connection, PgConnection};
 
@@ -19,7 +19,19 @@ pub struct ExportConnections {
     pub(super) reader: PgConnection,
     pub(super) reader_session: Session,
     pub(super) reader_slots: ReaderSlots,
+    /// The time of the last answer.
+    pub(super) answered_at: Instant,
+    opened_at: Instant,
 }
+
+/// The age at which connections are replaced. Postgres keeps plans and facts about tables as long as a session lasts.
+const MAX_AGE: Duration = Duration::from_secs(30 * 60);
+
+/// The time after its last answer for which a connection counts as working. An attempt notices one that is not.
+const TRUSTED: Duration = Duration::from_secs(1);
+
+/// The longest wait for the end of a connection.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Source {
     /// Opens the two connections of an export.
@@ -44,15 +56,31 @@ impl Source {
         let both = with_timeout(timeout, async { both.await.map_err(Error::Unavailable) }, Error::Unavailable).await?;
         let ((leader, leader_session), (reader, reader_session)) = both;
         let reader_slots = self.reader_slots.clone();
-        Ok(ExportConnections { leader, leader_session, reader, reader_session, reader_slots })
+        let (answered_at, opened_at) = (Instant::now(), Instant::now());
+        Ok(ExportConnections { leader, leader_session, reader, reader_session, reader_slots, answered_at, opened_at })
     }
 }
 
 impl ExportConnections {
-    /// These connections, if both still answer within `timeout`.
+    /// These connections, if both still answer within `timeout` and are not too old.
     pub async fn checked(mut self, timeout: Duration) -> Option<ExportConnections> {
+        if self.opened_at.elapsed() > MAX_AGE {
+            self.close().await;
+            return None;
+        }
+        if self.answered_at.elapsed() < TRUSTED {
+            return Some(self);
+        }
         let pings =
             async { tokio::try_join!(self.leader.ping(), self.reader.ping()).map(drop).map_err(Error::Unavailable) };
-        with_timeout(timeout, pings, Error::Unavailable).await.ok().map(|()| self)
+        with_timeout(timeout, pings, Error::Unavailable).await.ok()?;
+        Some(ExportConnections { answered_at: Instant::now(), ..self })
+    }
+
+    /// Closes both connections.
+    pub async fn close(self) {
+        let close = async { tokio::join!(self.leader.close(), self.reader.close()) };
+        // A connection whose goodbye can't be sent ends with its socket.
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, close).await;
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::connection::failure::SqlFailure;
 use crate::connection::statement::with_pieces;
@@ -57,7 +57,8 @@ impl Source {
         let failed = Error::from_sql(&dataset.table);
         let select = Select { dataset, schema };
         let Some(deleted) = select.deleted(true) else { return Ok(Some(0)) };
-        let mut tx = self.pool.begin().await.map_err(&failed)?;
+        let mut conn = self.pool.acquire().await.map_err(&failed)?;
+        let mut tx = conn.begin().await.map_err(&failed)?;
         let widen = format!("-- source.description.path\n {}", widen(dataset, schema));
         sqlx::raw_sql(AssertSqlSafe(widen)).execute(&mut *tx).await.map_err(&failed)?;
         let count =

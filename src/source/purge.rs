@@ -20,7 +20,7 @@ pub struct Caps {
 impl Source {
     /// Removes what every consumer has seen from the change log; see [`purge`].
     pub async fn purge(&self, caps: &Caps) -> Result<u64, Error> {
-        purge(&self.pool, caps).await.map_err(Error::from_sql("cdc_export.change_log"))
+        purge(self.pool.inner(), caps).await.map_err(Error::from_sql("cdc_export.change_log"))
     }
 }
 

@@ -2,7 +2,7 @@
 //! it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
@@ -71,7 +71,8 @@ impl Snapshot {
         (Leader { conn: &mut self.connections.leader, readers: &self.readers }, rows)
     }
 
-    /// Ends the reading and makes the leader's transaction ready for the commit's writes; lends its connection.
+    /// Ends the reading and makes the leader's transaction ready for the commit's writes, with the savepoint `writes`
+    /// before them; lends its connection.
     ///
     /// From here on the transaction holds locks that others wait for, so it doesn't live longer than a lease without a
     /// sign.
@@ -87,7 +88,8 @@ impl Snapshot {
             "-- source.snapshot.begin_commit
              set local lock_timeout = '5s';
              set local idle_in_transaction_session_timeout = {};
-             select set_config('synchronous_commit', 'on', true) where current_setting('synchronous_commit') = 'off'",
+             select set_config('synchronous_commit', 'on', true) where current_setting('synchronous_commit') = 'off';
+             savepoint writes",
             lease.as_millis()
         );
         let begin = sqlx::raw_sql(AssertSqlSafe(settings)).execute(&mut self.connections.leader);
@@ -112,6 +114,7 @@ impl Snapshot {
             connections.reader_session.end(&mut connections.leader).await;
             return Ok(None);
         }
+        connections.answered_at = Instant::now();
         Ok(Some(connections))
     }
 }

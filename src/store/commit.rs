@@ -3,11 +3,11 @@
 
 use sqlx::PgConnection;
 use sqlx::types::Json;
-use uuid::Uuid;
 
 use crate::file::{Exported, Part, content_sha256};
 use crate::job::columns::FileColumns;
 use crate::job::{JobId, SnapshotReport};
+use crate::manifest::Manifest;
 use crate::store::lease::Lease;
 use crate::store::{Error, watermarks};
 use crate::watermark::{NewPosition, Position};
@@ -27,13 +27,15 @@ pub struct CommitInput {
     pub columns: FileColumns,
     /// The export that the marker of the lane named at the destination. `None` if there was no marker.
     pub marker: Option<JobId>,
+    /// The manifest of the export. `None` if the job has no consumer.
+    pub manifest: Option<Manifest>,
 }
 
 /// The outcome of a commit. Unless it is `Done`, the caller must roll the transaction back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Committed {
-    /// All rows are written, and the caller sends `COMMIT`.
-    Done,
+    /// All rows are written, and the caller sends `COMMIT`. The field is true if they have the manifest.
+    Done(bool),
     /// Another worker has the lease, or the job was cancelled.
     NotOurs,
     /// The consumer's position changed since the export began.
@@ -45,7 +47,8 @@ pub enum Committed {
 /// Compares the token of the lease and ignores its expiry. Clocks decide when a job is taken over, and never decide who
 /// may commit.
 ///
-/// Waits up to three times for a conflicting lock, because the export may have taken hours.
+/// Waits up to three times for a conflicting lock, because the export may have taken hours. The transaction must have
+/// the savepoint `writes`.
 ///
 /// # Errors
 /// If the database fails. The transaction can't be continued then.
@@ -56,7 +59,6 @@ pub async fn commit(
     exported: &Exported,
 ) -> Result<Committed, Error> {
     for _ in 0..2 {
-        sqlx::raw_sql("-- store.commit.savepoint\n savepoint writes").execute(&mut *conn).await?;
         match commit_once(conn, lease, found, exported).await {
             Err(Error::LockConflict(_)) => {
                 sqlx::raw_sql("-- store.commit.again\n rollback to savepoint writes").execute(&mut *conn).await?;
@@ -83,9 +85,9 @@ async fn commit_once(
     let texts = |field: fn(&Part) -> &str| parts.iter().map(field).collect::<Vec<_>>();
     let bytes = column(|part| part.staged.identity.bytes as i64);
     let places: Vec<_> = parts.iter().map(|part| Json(&part.staged.identity.location)).collect();
-    let CommitInput { position, new_position, report, signature, columns, marker } = found;
+    let CommitInput { position, new_position, report, signature, columns, marker, manifest } = found;
     let watermark_to = job.consumer.as_ref().and_then(|_| position.advanced_to(exported.last_updated_at));
-    let completed: Option<Uuid> = sqlx::query_scalar(include_str!("commit/complete.sql"))
+    let completed: Option<bool> = sqlx::query_scalar(include_str!("commit/complete.sql"))
         .bind(job.id.as_uuid())
         .bind(lease.token().as_uuid())
         .bind(exported.rows as i64)
@@ -110,18 +112,19 @@ async fn commit_once(
         .bind(bytes)
         .bind(column(|part| part.rows as i64))
         .bind(texts(|part| &part.staged.sha256))
+        .bind(manifest.as_ref().map(Manifest::text))
+        .bind(manifest.as_ref().map(|manifest| &manifest.digest))
+        .bind(manifest.as_ref().map(|manifest| manifest.number as i64))
         .fetch_optional(&mut *conn)
         .await?;
     // Announces nothing, because clients see another status only after the files are published.
-    if completed.is_none() {
-        return Ok(Committed::NotOurs);
-    }
-    let Some(lane) = job.lane() else { return Ok(Committed::Done) };
+    let Some(is_planned) = completed else { return Ok(Committed::NotOurs) };
+    let Some(lane) = job.lane() else { return Ok(Committed::Done(is_planned)) };
     if position.version.is_none() && exported.rows == 0 {
         // Saves no position. The next export starts from the beginning as well, so it misses nothing.
-        return Ok(Committed::Done);
+        return Ok(Committed::Done(is_planned));
     }
     let advance = watermarks::Advance { export_type: job.export_type, position, new_position, to: watermark_to };
     let moved = watermarks::advance(conn, lane, &advance).await?;
-    Ok(if moved { Committed::Done } else { Committed::WatermarkChanged })
+    Ok(if moved { Committed::Done(is_planned) } else { Committed::WatermarkChanged })
 }

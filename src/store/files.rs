@@ -244,7 +244,7 @@ impl TryFrom<FileRow> for FileRecord {
             manifest: row.manifest,
             parts: row.files.0.into_iter().map(part).collect(),
             marker_seen: row.marker_seen.map(JobId::from),
-            finished_at: row.finished_at,
+            finished_at: Some(row.finished_at),
             is_published: row.is_published,
             trace: row.traceparent.and_then(|text| text.parse().ok()),
         })

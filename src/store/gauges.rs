@@ -110,7 +110,7 @@ impl Store {
 
     /// Returns the numbers of open and idle connections of the pool.
     pub fn pool_use(&self) -> PoolUse {
-        let Store { pool, .. } = self;
-        PoolUse { open: pool.size(), idle: pool.num_idle() as u32, most: pool.options().get_max_connections() }
+        let most = self.pool.inner().options().get_max_connections();
+        PoolUse { open: self.pool.inner().size(), idle: self.pool.num_idle(), most }
     }
 }

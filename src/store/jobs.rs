@@ -151,7 +151,7 @@ impl Store {
             Some(After::Nothing) | None => (None, None),
         };
         let stem = stem(request, now);
-        let mut number = names_taken(tx, &stem).await? + 1;
+        let mut number = 1;
         let job = loop {
             let row: Option<JobRow> = sqlx::query_as(with_job_columns(include_str!("jobs/insert.sql")))
                 .bind(JobId::random().as_uuid())
@@ -181,6 +181,7 @@ impl Store {
                 .await?;
             match row {
                 Some(row) => break Job::try_from(row)?,
+                None if number == 1 => number = names_taken(tx, &stem).await?.max(1) + 1,
                 None => number += 1,
             }
         };

@@ -32,7 +32,7 @@ impl Store {
     /// Returns the same store for a caller with this key. The key uses at most three quarters of the pool's connections
     /// at a time, and at least one.
     pub fn of_key(&self, key: &Prefix) -> Store {
-        let connections = self.pool.options().get_max_connections() as usize * 3 / 4;
+        let connections = self.pool.inner().options().get_max_connections() as usize * 3 / 4;
         let mut shares = self.key_shares.lock().unwrap_or_else(PoisonError::into_inner);
         let share = shares.entry(key.clone()).or_insert_with(|| {
             let connections = Arc::new(Semaphore::new(connections.max(1)));

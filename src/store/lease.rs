@@ -30,14 +30,24 @@ pub struct Lease {
     pub database: DatabaseId,
     /// True if the attempt tries a table that was locked a moment ago.
     pub is_trial: bool,
-    token: LeaseToken,
+    /// True if other jobs waited when the job was claimed.
+    pub has_others: bool,
+    /// The place of the export in the chain of its lane. `None` if the job has no consumer.
+    pub link: Option<ChainLink>,
+    pub(super) token: LeaseToken,
+}
+
+/// The place of an export in the chain of its lane. It stays so until the export is published, because the lane waits
+/// for it.
+#[derive(Clone, Debug)]
+pub struct ChainLink {
+    /// The number that the export gets.
+    pub number: u64,
+    /// The digest of the lane's last manifest. `None` if there is none.
+    pub previous: Option<String>,
 }
 
 impl Lease {
-    pub(super) fn new(job: Job, database: DatabaseId, token: LeaseToken, is_trial: bool) -> Lease {
-        Lease { job, database, is_trial, token }
-    }
-
     /// Returns the token that proves the right.
     pub fn token(&self) -> LeaseToken {
         self.token
@@ -126,7 +136,7 @@ async fn beat(
 impl Store {
     /// Creates a renewer for the lease of one attempt.
     pub fn lease_renewer(&self) -> LeaseRenewer {
-        LeaseRenewer { options: (*self.pool.connect_options()).clone(), conn: None }
+        LeaseRenewer { options: (*self.pool.inner().connect_options()).clone(), conn: None }
     }
 
     /// Extends a lease once more, before a commit that may take a while.

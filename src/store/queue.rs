@@ -16,21 +16,21 @@ use crate::connection::failure::SqlFailure;
 use crate::connection::statement::with_pieces;
 use crate::duration;
 use crate::file::hidden::HiddenFile;
-use crate::job::{Failure, FailureCode, LeaseToken};
+use crate::job::{Failure, FailureCode, Job, LeaseToken};
 use crate::store::job_row::{JOB_COLUMNS, JobRow, with_job_columns};
-use crate::store::lease::Lease;
+use crate::store::lease::{ChainLink, Lease};
 use crate::store::transitions::Transition;
 use crate::store::{ClaimScanStart, Error, Store};
 use crate::trace::TraceParent;
 use pg_rows::encoding::{Compression, Format};
 
 /// Returns the formats that this build writes.
-fn known_formats() -> Vec<&'static str> {
+pub(super) fn known_formats() -> Vec<&'static str> {
     Format::ALL.iter().filter(|format| format.spec().is_built).map(|format| format.as_str()).collect()
 }
 
 /// Returns the compressions that this build writes.
-fn known_compressions() -> Vec<&'static str> {
+pub(super) fn known_compressions() -> Vec<&'static str> {
     Compression::ALL.iter().map(|compression| compression.as_str()).collect()
 }
 
@@ -54,7 +54,7 @@ fn retry_pause(attempts: u32) -> Duration {
 
 /// Returns the longest pauses in seconds, after one attempt, two attempts and so on. The last entry applies to all
 /// further attempts.
-fn longest_retry_pauses() -> Vec<f64> {
+pub(super) fn longest_retry_pauses() -> Vec<f64> {
     (1..=7).map(|attempts| retry_pause(attempts).mul_f64(1.0 + RETRY_JITTER).as_secs_f64()).collect()
 }
 
@@ -67,6 +67,12 @@ pub struct Claimant<'a> {
     pub datasets: &'a [String],
     /// The id of the destination that the process writes to.
     pub destination: Option<Uuid>,
+    /// True if the last attempt of the worker completed its job. Its next claim then doesn't wait for the disk.
+    ///
+    /// A crash of Postgres may undo such a claim. The attempt has ended with the crash, so the job is pending as if it
+    /// had never been claimed. The attempt isn't counted, but the worker's next claim is: so attempts that crash
+    /// Postgres still come to an end.
+    pub has_completed: bool,
 }
 
 #[derive(sqlx_macros::FromRow)]
@@ -75,10 +81,13 @@ struct ClaimedJobRow {
     job: JobRow,
     database: String,
     is_trial: bool,
+    has_others: bool,
+    next_number: i64,
+    previous: Option<String>,
 }
 
 /// The condition under which a process may claim a job.
-const CLAIMABLE: (&str, &str) = ("queue/claimable.sql", include_str!("queue/claimable.sql"));
+pub(super) const CLAIMABLE: (&str, &str) = ("queue/claimable.sql", include_str!("queue/claimable.sql"));
 
 /// Claims the ready job whose turn it is. Skips jobs with a turn before `scan_start`.
 async fn claim(
@@ -99,12 +108,17 @@ async fn claim(
         .bind(claimant.owner)
         .bind(lease.as_secs_f64())
         .bind(scan_start)
+        .bind(!claimant.has_completed)
         .fetch_optional(conn)
         .await;
     match claimed {
         Ok(None) => Ok(None),
-        Ok(Some(ClaimedJobRow { job, database, is_trial })) => {
-            Ok(Some(Lease::new(job.try_into()?, database.parse()?, token, is_trial)))
+        Ok(Some(row)) => {
+            let ClaimedJobRow { job, database, is_trial, has_others, next_number, previous } = row;
+            let (job, database): (Job, _) = (job.try_into()?, database.parse()?);
+            let link = ChainLink { number: next_number.unsigned_abs(), previous };
+            let link = Some(link).filter(|_| job.consumer.is_some());
+            Ok(Some(Lease { job, database, is_trial, has_others, link, token }))
         }
         // Another process claimed a job of the same lane, or one that tries the same locked table, at the same moment.
         Err(error) if SqlFailure::of(&error) == SqlFailure::Duplicate => Ok(None),
@@ -112,12 +126,16 @@ async fn claim(
     }
 }
 
-/// Returns a turn before which no job is ready.
+/// Returns a turn before which no job is ready, true if a job can be claimed now or after its pause, and true if any
+/// job waits without a pause.
 ///
 /// While an export holds an old snapshot, the index keeps an entry for each job that left the queue since. A scan from
 /// the start of the index would read all these entries for each claim.
-async fn scan_start(conn: &mut PgConnection, claimant: &Claimant<'_>) -> Result<DateTime<Utc>, sqlx::Error> {
-    sqlx::query_scalar(AssertSqlSafe(with_pieces(include_str!("queue/scan_start.sql"), &[CLAIMABLE])))
+async fn scan_start(
+    conn: &mut PgConnection,
+    claimant: &Claimant<'_>,
+) -> Result<(DateTime<Utc>, bool, bool), sqlx::Error> {
+    sqlx::query_as(AssertSqlSafe(with_pieces(include_str!("queue/scan_start.sql"), &[CLAIMABLE])))
         .bind(known_formats())
         .bind(known_compressions())
         .bind(claimant.datasets)
@@ -136,6 +154,15 @@ pub struct EndedAttempt {
     /// False for a job that the database doesn't know: it may belong to a clone, which has the same identity. False for
     /// a file that a publisher is about to give its final name, or to write again.
     pub is_removable: bool,
+}
+
+/// The result of a claim.
+#[derive(Debug)]
+pub enum Claim {
+    /// The right to an attempt at a job.
+    Job(Box<Lease>),
+    /// No job is ready. The field is true if a job waits for another one, or for another process.
+    Nothing(bool),
 }
 
 /// The way in which a worker ends an attempt without completing the job.
@@ -158,21 +185,28 @@ impl Store {
     /// A job belongs to the destination of the process that accepted it, and that destination serves its file. Another
     /// destination may claim the job only if no process with the first one is alive. A process leaves jobs with a
     /// format or dataset that it doesn't know to other processes.
-    pub async fn claim(&self, claimant: &Claimant<'_>, lease: Duration) -> Result<Option<Lease>, Error> {
+    pub async fn claim(&self, claimant: &Claimant<'_>, lease: Duration) -> Result<Claim, Error> {
         self.with(async |conn| {
-            let known = *self.scan_start.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(known) = known.filter(|known| known.read_at.elapsed() < SCAN_START_TTL)
-                && let Some(lease) = claim(conn, claimant, lease, known.turn).await?
+            if let Some(known) = self.known_scan_start()
+                && let Some(lease) = claim(conn, claimant, lease, known).await?
             {
-                return Ok(Some(lease));
+                return Ok(Claim::Job(Box::new(lease)));
             }
             // A job that waited for an earlier one of its lane may be ready now, with a turn before the known scan
             // start.
-            let new = ClaimScanStart { turn: scan_start(conn, claimant).await?, read_at: Instant::now() };
+            let (turn, is_ready, has_others) = scan_start(conn, claimant).await?;
+            let new = ClaimScanStart { turn, read_at: Instant::now() };
             *self.scan_start.lock().unwrap_or_else(PoisonError::into_inner) = Some(new);
-            claim(conn, claimant, lease, new.turn).await
+            let lease = if is_ready { claim(conn, claimant, lease, turn).await? } else { None };
+            Ok::<_, Error>(lease.map_or(Claim::Nothing(has_others), |lease| Claim::Job(Box::new(lease))))
         })
         .await
+    }
+
+    /// Returns the turn before which no job was ready when this process last looked, unless that was too long ago.
+    pub(super) fn known_scan_start(&self) -> Option<DateTime<Utc>> {
+        let known = *self.scan_start.lock().unwrap_or_else(PoisonError::into_inner);
+        known.filter(|known| known.read_at.elapsed() < SCAN_START_TTL).map(|known| known.turn)
     }
 
     /// Records the trace context of a claimed job, unless the job has one already.

@@ -33,13 +33,15 @@ pub enum RunOutcome {
 
 #[derive(sqlx_macros::FromRow)]
 struct StateRow {
-    name: String,
+    now: DateTime<Utc>,
+    /// `None` if no schedule has a row.
+    name: Option<String>,
     slot: Option<DateTime<Utc>>,
-    timing: String,
+    timing: Option<String>,
     last_job: Option<Uuid>,
     last_run_at: Option<DateTime<Utc>>,
     needs_full: bool,
-    skipped: i64,
+    skipped: Option<i64>,
     skipped_at: Option<DateTime<Utc>>,
     refused: Option<String>,
     refused_at: Option<DateTime<Utc>>,
@@ -52,35 +54,35 @@ impl Store {
         &self,
         names: &[&str],
     ) -> Result<(DateTime<Utc>, HashMap<String, ScheduleState>), Error> {
-        let now = sqlx::query_scalar("-- store.schedules.now\n select clock_timestamp()");
         let states = sqlx::query_as(
             "-- store.schedules.states
-             select s.name, s.slot, s.timing, s.last_job, s.last_run_at, s.skipped, s.skipped_at, s.refused, s.refused_at,
+             select clock_timestamp() as now, s.name, s.slot, s.timing, s.last_job, s.last_run_at, s.skipped, s.skipped_at, s.refused, s.refused_at,
                coalesce(e.status = 'failed' and e.error_code = 'full_export_needed' and e.export_type <> 'full'
                  -- Without triggers, the delta after a full export would fail as well.
                  and e.continuity is distinct from 'trigger_missing', false) as needs_full
-             from cdc_export.schedules s left join exports e on e.id = s.last_job
-             where s.name = any($1)",
+             from (select) one
+             left join cdc_export.schedules s on s.name = any($1)
+             left join exports e on e.id = s.last_job",
         )
         .bind(names);
-        let (now, rows): (_, Vec<StateRow>) = self
-            .with(async |conn| Ok::<_, Error>((now.fetch_one(&mut *conn).await?, states.fetch_all(conn).await?)))
-            .await?;
+        let rows: Vec<StateRow> = self.with(async |conn| states.fetch_all(conn).await).await?;
+        let now = rows.first().map(|row| row.now).unwrap_or_default();
         let state = |row: StateRow| {
+            let Some(name) = row.name else { return Ok(None) };
             let refused = row.refused.map(|word| word.parse::<Refusal>()).transpose()?;
             let state = ScheduleState {
                 slot: row.slot,
-                timing: Some(row.timing),
+                timing: row.timing,
                 last_job: row.last_job.map(JobId::from),
                 last_run_at: row.last_run_at,
                 needs_full: row.needs_full,
-                skipped: row.skipped.unsigned_abs(),
+                skipped: row.skipped.unwrap_or(0).unsigned_abs(),
                 skipped_at: row.skipped_at,
                 refused: refused.zip(row.refused_at),
             };
-            Ok((row.name, state))
+            Ok(Some((name, state)))
         };
-        Ok((now, rows.into_iter().map(state).collect::<Result<_, Error>>()?))
+        Ok((now, rows.into_iter().filter_map(|row| state(row).transpose()).collect::<Result<_, Error>>()?))
     }
 
     /// Marks all slots up to this one as used if the schedule is new or its timing changed. The new timing has no claim

@@ -91,7 +91,11 @@ impl Store {
         statement: Statement<'_>,
         cause: Option<&str>,
     ) -> Result<Option<Transition>, Error> {
-        let row = self.transaction(async |tx| transition(tx, &self.listeners, statement).await).await?;
+        let row = match self.listeners.is_empty() {
+            // Without deliveries, the statement is the whole transaction.
+            true => self.with(async |conn| statement.fetch_optional(conn).await).await?,
+            false => self.transaction(async |tx| transition(tx, &self.listeners, statement).await).await?,
+        };
         row.map(|row| self.announce(row, cause)).transpose()
     }
 
@@ -116,7 +120,7 @@ impl Store {
     /// Wakes the job's followers. If the job has ended, counts the end and writes the log event.
     fn announce_status(&self, job: &Job, cause: Option<&str>) {
         // Sending fails only if there are no followers.
-        let _ = self.endings.send(job.id);
+        let _ = self.endings.send(StatusChange { job: job.id, is_by_worker: self.is_of_workers });
         let labels = ExportLabels { dataset: &job.dataset, export_type: job.export_type.as_str() };
         match job.status {
             Status::Pending | Status::Processing => return,
@@ -152,9 +156,17 @@ fn seconds(job: &Job) -> f64 {
     time.and_then(|time| time.to_std().ok()).unwrap_or_default().as_secs_f64()
 }
 
+/// A job that this process ended or returned to the queue.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StatusChange {
+    job: JobId,
+    /// True if a worker did, after an attempt of its own.
+    is_by_worker: bool,
+}
+
 /// A subscription to the jobs that this process ends.
 #[derive(Debug)]
-pub struct Endings(broadcast::Receiver<JobId>);
+pub struct Endings(broadcast::Receiver<StatusChange>);
 
 /// A job that may have ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,10 +181,15 @@ impl Endings {
     /// Waits for the next job that may have ended.
     pub async fn next(&mut self) -> Ending {
         match self.0.recv().await {
-            Ok(job) => Ending::Job(job),
+            Ok(change) => Ending::Job(change.job),
             Err(broadcast::error::RecvError::Lagged(_)) => Ending::Any,
             Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
         }
+    }
+
+    /// Waits for the next job that may have ended otherwise than by a worker's own attempt.
+    pub async fn next_of_others(&mut self) {
+        while self.0.recv().await.is_ok_and(|change| change.is_by_worker) {}
     }
 }
 
@@ -190,12 +207,12 @@ mod tests {
         let (job, other) = (JobId::random(), JobId::random());
         let mut endings = worker.over(pool()).endings();
         for ended in [other, job] {
-            worker.endings.send(ended).unwrap();
+            worker.endings.send(StatusChange { job: ended, is_by_worker: true }).unwrap();
             assert_eq!(endings.next().now_or_never(), Some(Ending::Job(ended)));
         }
         assert_eq!(endings.next().now_or_never(), None, "each ending is received once");
         for _ in 0..100 {
-            worker.endings.send(other).unwrap();
+            worker.endings.send(StatusChange { job: other, is_by_worker: true }).unwrap();
         }
         assert_eq!(endings.next().now_or_never(), Some(Ending::Any), "a slow subscriber learns that it missed some");
     }

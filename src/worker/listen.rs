@@ -1,5 +1,5 @@
-//! Notifications for workers. Postgres's notifications and the ends of jobs in this process wake idle workers and
-//! cancel running attempts.
+//! Notifications for workers. Each of Postgres's notifications, and each end of a job in this process, wakes one idle
+//! worker or cancels a running attempt.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use crate::telemetry::chain;
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::worker::{Error, Worker};
 
-/// Forwards notifications from Postgres until `shutdown`. Reconnects if the connection is lost; workers poll in the
-/// meantime.
+/// Forwards notifications from Postgres until `shutdown`. Reconnects if the connection is lost; maintenance looks
+/// for jobs in the meantime.
 pub(super) async fn listen(worker: Worker, shutdown: CancellationToken) {
     let listening = async {
         let throttle = LogThrottle::default();
@@ -31,21 +31,21 @@ async fn forward_notifications(worker: &Worker) -> Result<(), Error> {
     let mut notifications = worker.store.listen().await?;
     loop {
         match notifications.next().await? {
-            Notification::Work => worker.work.notify_waiters(),
+            Notification::Work => worker.store.work().notify_last(),
             // The send fails if no export is running.
             Notification::Cancel(job) => drop(worker.cancels.send(job)),
         }
     }
 }
 
-/// Wakes idle workers when a job of this process has ended, until `shutdown`. Another job of the same lane may be
-/// waiting.
+/// Wakes an idle worker when a job has ended in this process otherwise than by a worker, until `shutdown`. Another job
+/// of the same lane may be waiting.
 pub(super) async fn wake(worker: Worker, shutdown: CancellationToken) {
     let mut endings = worker.store.endings();
     let waking = async {
         loop {
-            endings.next().await;
-            worker.work.notify_waiters();
+            endings.next_of_others().await;
+            worker.store.work().notify_last();
         }
     };
     tokio::select! { () = shutdown.cancelled() => {}, () = waking => {} }

@@ -4,7 +4,7 @@ use std::panic::AssertUnwindSafe;
 
 use futures_util::FutureExt;
 
-use crate::worker::{POLL, Worker};
+use crate::worker::{PAUSE, Worker};
 
 /// Restarts a task after a panic, which is a defect. Another worker takes over the task's job when its lease expires.
 /// Other tasks continue.
@@ -15,6 +15,6 @@ pub(super) async fn restart_on_panic<S: Clone, F: Future<Output = ()>>(
 ) {
     while AssertUnwindSafe(task(worker.clone(), stops.clone())).catch_unwind().await.is_err() {
         tracing::error!(event = "worker_panicked");
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(PAUSE).await;
     }
 }

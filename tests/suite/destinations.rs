@@ -165,7 +165,7 @@ fn record(parts: Vec<Part>) -> FileRecord {
         parts,
         manifest: None,
         marker_seen: None,
-        finished_at: chrono::Utc::now(),
+        finished_at: None,
         is_published: false,
         trace: None,
     }

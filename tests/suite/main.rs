@@ -97,6 +97,7 @@ mod tls;
 mod traces;
 mod tracked;
 mod traffic;
+mod trips;
 mod types;
 mod verify;
 mod versions;

@@ -160,7 +160,9 @@ async fn answer(
     set(header::CONTENT_DISPOSITION, format!("attachment; filename=\"{}\"", file.name));
     set(header::ETAG, etag.clone());
     set(header::ACCEPT_RANGES, "bytes".to_owned());
-    set(header::LAST_MODIFIED, file.finished_at.format("%a, %d %b %Y %H:%M:%S GMT").to_string());
+    if let Some(time) = file.finished_at {
+        set(header::LAST_MODIFIED, time.format("%a, %d %b %Y %H:%M:%S GMT").to_string());
+    }
 
     if input::matches_etag(headers, etag.as_bytes()) {
         return Ok((StatusCode::NOT_MODIFIED, response_headers).into_response());

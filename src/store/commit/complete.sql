@@ -24,6 +24,9 @@
 -- $22 bigint[]: the bytes of each file
 -- $23 bigint[]: the rows of each file
 -- $24 text[]: the SHA-256 of each file
+-- $25 text: the manifest
+-- $26 text: its digest
+-- $27 bigint: its number; if the lane's next number is another one, the publisher makes a new manifest
 with completed as (
   update exports e
   set status = 'completed', progress = 100, finished_at = greatest(clock_timestamp(), e.started_at),
@@ -34,13 +37,19 @@ with completed as (
       continuity = $10, late_rows = $11, open_transactions = $12, oldest_transaction_seconds = $13,
       table_rewritten = $14, key_only_deletes = $16, quiet_deletes = $19, marker_seen = $17,
       file_columns = $18, columns_hash = md5($15),
+      manifest = case when link.is_next then $25 end, digest = case when link.is_next then $26 end,
       schema_changed = (
         select l.columns_hash <> md5($15) from exports l
         where l.consumer_id = e.consumer_id and l.dataset = e.dataset and l.lane_sequence < e.lane_sequence
           and l.status = 'completed'
         order by l.lane_sequence desc limit 1)
+  from (
+    select coalesce((
+      select l.last_number from cdc_export.lanes l
+      where (l.consumer_id, l.dataset) = (select j.consumer_id, j.dataset from exports j where j.id = $1)), 0) + 1 = $27
+      as is_next) link
   where e.id = $1 and e.lease_token = $2 and e.status = 'processing' and e.cancel_requested_at is null
-  returning e.id
+  returning e.id, e.manifest is not null as is_planned
 ),
 recorded as (
   insert into cdc_export.files (job, part, staged_name, place, bytes, rows, sha256)
@@ -48,4 +57,4 @@ recorded as (
   from completed
   cross join unnest($20, $21, $22, $23, $24) with ordinality as p (place, staged_name, bytes, rows, sha256, part)
 )
-select id from completed
+select is_planned from completed

@@ -8,6 +8,7 @@
 -- $6 text: the name of the process, for people
 -- $7 float8: the length of the lease in seconds
 -- $8 timestamptz: the claim scan start: the scan skips jobs with earlier turns
+-- $9 boolean: true to wait for the disk; false: a crash of Postgres may undo the claim and the count of its attempt
 with ready as materialized (
   select r.id
   from exports r
@@ -35,4 +36,14 @@ set status = 'processing', attempt = e.attempt + 1, progress = 0, rows_exported 
 from ready
 where e.id = ready.id
 returning cdc_export.database_id() as database, e.locked_until is not null as is_trial,
+  exists (
+    select from exports other
+    where other.status = 'pending' and other.run_at <= statement_timestamp() and other.id <> e.id) as has_others,
+  1 + coalesce((
+    select l.last_number from cdc_export.lanes l
+    where l.consumer_id = e.consumer_id and l.dataset = e.dataset), 0) as next_number,
+  (select last.digest from exports last
+   where last.consumer_id = e.consumer_id and last.dataset = e.dataset and last.number is not null
+   order by last.number desc limit 1) as previous,
+  case when not $9 then set_config('synchronous_commit', 'off', true) end,
   -- include job_columns.sql

@@ -1,14 +1,18 @@
 -- store.queue.scan_start
--- Returns a turn before which no job is ready. A job that is being submitted is not visible yet, and its turn may be as
--- old as the time limit of a client's call. So the result is one minute before the first turn.
+-- Returns a turn before which no job is ready, true if a job can be claimed now or after its pause, and true if a job
+-- waits without a pause.
+-- A job that is being submitted is not visible yet, and its turn may be as old as the time limit of a client's call.
+-- So the turn is one minute before the first one.
 -- $1 text[]: the formats that the process knows
 -- $2 text[]: the compressions that it knows
 -- $3 text[]: the datasets in its catalog
 -- $4 uuid: its destination
-select least((
+select least(first.turn, statement_timestamp()) - interval '1 minute', first.turn is not null,
+  exists (select from exports e where e.status = 'pending' and e.run_at <= statement_timestamp())
+from (select (
   select r.turn
   from exports r
   where
     -- include queue/claimable.sql
   order by r.turn
-  limit 1), statement_timestamp()) - interval '1 minute'
+  limit 1) as turn) first

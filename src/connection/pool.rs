@@ -1,0 +1,186 @@
+//! A pool of connections that keeps a connection at hand for a moment after its use.
+//!
+//! The driver's pool sends a ping when a connection is taken and two when it is given back. A connection that the next
+//! caller takes within a second goes around it. After that second the driver's pool has it, with its pings and its
+//! limits on age and idleness.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use sqlx::pool::PoolConnection;
+use sqlx::{Connection, PgConnection, PgPool, Postgres};
+use tokio::runtime::Handle;
+
+/// The time for which a connection stays at hand.
+const AT_HAND: Duration = Duration::from_secs(1);
+
+/// The time after which a connection goes back to the driver's pool all the same, which may find it too old.
+const MOST_AT_HAND: Duration = Duration::from_secs(60);
+
+/// The timeout of a connection's ping. A call of the API has 2 seconds, part of which must remain for a new connection.
+const PING_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Pings a connection. After an error the caller drops the connection without the protocol's goodbye message, which
+/// could hang.
+///
+/// # Errors
+/// If there is no answer in time.
+pub(crate) async fn require_answer(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    match tokio::time::timeout(PING_TIMEOUT, conn.ping()).await {
+        Ok(answer) => answer,
+        Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
+    }
+}
+
+/// A pool whose clones share its connections.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    inner: PgPool,
+    shared: Arc<Mutex<AtHand>>,
+    /// True if a connection at hand is pinged before its use too.
+    is_careful: bool,
+}
+
+#[derive(Debug, Default)]
+struct AtHand {
+    connections: Vec<(u64, Pooled)>,
+    /// The number of connections that were ever put at hand.
+    number: u64,
+    /// The callers that wait for the driver's pool. A connection that is given back is theirs, so none is at hand then.
+    waiting: usize,
+}
+
+impl AtHand {
+    /// Takes a connection at hand. If there is none, the caller waits for the driver's pool.
+    fn take_or_wait(&mut self) -> Option<Pooled> {
+        let (_, pooled) = self.connections.pop().or_else(|| {
+            self.waiting += 1;
+            None
+        })?;
+        Some(pooled)
+    }
+
+    /// Takes all connections at hand. The caller gives them to the driver's pool, and waits for it.
+    fn give_up_and_wait(&mut self) -> Vec<(u64, Pooled)> {
+        self.waiting += 1;
+        std::mem::take(&mut self.connections)
+    }
+}
+
+impl From<PgPool> for Pool {
+    fn from(inner: PgPool) -> Pool {
+        Pool { inner, shared: Arc::default(), is_careful: false }
+    }
+}
+
+impl Pool {
+    /// Returns the same pool for callers who don't try again: a connection that fell silent a moment ago costs them no
+    /// answer.
+    pub fn careful(self) -> Pool {
+        Pool { is_careful: true, ..self }
+    }
+
+    /// Returns the driver's pool.
+    pub(crate) fn inner(&self) -> &PgPool {
+        &self.inner
+    }
+
+    /// Returns the number of idle connections.
+    pub(crate) fn num_idle(&self) -> u32 {
+        (self.inner.num_idle() + self.shared().connections.len()) as u32
+    }
+
+    /// Takes a connection.
+    ///
+    /// # Errors
+    /// If there is none within the time limit of the driver's pool.
+    pub(crate) async fn acquire(&self) -> Result<Pooled, sqlx::Error> {
+        let at_hand = self.shared().take_or_wait();
+        if let Some(mut pooled) = at_hand {
+            if !self.is_careful || require_answer(&mut pooled).await.is_ok() {
+                return Ok(pooled);
+            }
+            pooled.close();
+            // The others may be silent too. The driver's pool finds that out.
+            let others = self.shared().give_up_and_wait();
+            drop(others);
+        }
+        let _waiting = WaitingCaller(&self.shared);
+        self.inner.acquire().await.map(|conn| Pooled { conn: Some(conn), taken_at: Instant::now() })
+    }
+
+    /// Gives a connection back whose last statement was answered, and which is in no transaction.
+    pub(crate) fn give_back(&self, pooled: Pooled) {
+        let mut shared = self.shared();
+        if shared.waiting > 0 || pooled.taken_at.elapsed() > MOST_AT_HAND {
+            return;
+        }
+        shared.number += 1;
+        let number = shared.number;
+        shared.connections.push((number, pooled));
+        drop(shared);
+        let pool = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(AT_HAND).await;
+            let mut shared = pool.shared();
+            let unused = shared.connections.iter().position(|(other, _)| *other == number);
+            let unused = unused.map(|place| shared.connections.remove(place));
+            drop(shared);
+            drop(unused);
+        });
+    }
+
+    fn shared(&self) -> MutexGuard<'_, AtHand> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A caller that waits for the driver's pool, as counted in `waiting`.
+struct WaitingCaller<'p>(&'p Mutex<AtHand>);
+
+impl Drop for WaitingCaller<'_> {
+    fn drop(&mut self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).waiting -= 1;
+    }
+}
+
+/// A connection of a pool. On drop, the driver's pool has it back.
+#[derive(Debug)]
+pub(crate) struct Pooled {
+    conn: Option<PoolConnection<Postgres>>,
+    /// The time when the driver's pool lent it.
+    taken_at: Instant,
+}
+
+impl Pooled {
+    /// Closes the connection without the protocol's goodbye message, which could hang.
+    pub(crate) fn close(mut self) {
+        drop(self.conn.take().map(PoolConnection::detach));
+    }
+}
+
+impl Deref for Pooled {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        self.conn.as_ref().expect("only `close` and `drop` take the connection")
+    }
+}
+
+impl DerefMut for Pooled {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        self.conn.as_mut().expect("only `close` and `drop` take the connection")
+    }
+}
+
+impl Drop for Pooled {
+    fn drop(&mut self) {
+        // The driver's pool takes a connection back in a task.
+        if let Some(conn) = self.conn.take()
+            && Handle::try_current().is_err()
+        {
+            drop(conn.detach());
+        }
+    }
+}

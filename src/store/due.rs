@@ -1,0 +1,39 @@
+//! Asks in one statement what there is to do now, so that an idle process sends one statement a second.
+
+use std::time::Duration;
+
+use sqlx::AssertSqlSafe;
+
+use crate::connection::statement::with_pieces;
+use crate::store::queue::{CLAIMABLE, Claimant, known_compressions, known_formats, longest_retry_pauses};
+use crate::store::{Error, Store};
+
+/// The work that waits for a process. Each field may also be true for a moment although nothing waits.
+#[derive(Clone, Copy, Debug, Default, sqlx_macros::FromRow)]
+pub struct DueWork {
+    /// A worker can claim a job.
+    pub has_jobs: bool,
+    /// A lease has ended, or a time lies too far in the future.
+    pub has_lapsed: bool,
+    /// A committed export has no final names yet.
+    pub has_unpublished: bool,
+    /// No process has recorded this destination in the last ten seconds.
+    pub is_unannounced: bool,
+}
+
+impl Store {
+    /// Returns the work that waits for the claimant's process, whose leases last for `lease`.
+    pub async fn due(&self, claimant: &Claimant<'_>, lease: Duration) -> Result<DueWork, Error> {
+        let listeners: Vec<_> = self.listeners.iter().map(|listener| listener.name.as_str()).collect();
+        let statement = sqlx::query_as(AssertSqlSafe(with_pieces(include_str!("due/due.sql"), &[CLAIMABLE])))
+            .bind(known_formats())
+            .bind(known_compressions())
+            .bind(claimant.datasets)
+            .bind(claimant.destination)
+            .bind(self.known_scan_start())
+            .bind(lease.as_secs_f64())
+            .bind(longest_retry_pauses())
+            .bind(listeners);
+        self.with(async |conn| statement.fetch_one(conn).await).await
+    }
+}

@@ -1,0 +1,104 @@
+//! The price of one export and of an idle process, in round trips to Postgres and in statements.
+
+use std::time::{Duration, Instant};
+
+use crate::harness::{Database, Start, eventually};
+use crate::network::{Proxy, url};
+use crate::traffic::purposes;
+
+/// The limit on the round trips of an export, from the request to the published file.
+const MOST_ROUND_TRIPS: f64 = 25.0;
+
+/// The limit on the statements of an idle process in a second.
+const MOST_STATEMENTS: u64 = 2;
+
+/// The statements that a process sends from time to time, for a new connection, or for an export of more than a second:
+/// the beginnings of their names.
+const PERIODIC: [&str; 13] = [
+    "connection.",
+    "source.capture",
+    "source.connections",
+    "source.purge",
+    "source.session",
+    "store.deliveries",
+    "store.due",
+    "store.files.unpublished",
+    "store.ping",
+    "store.queue.beat",
+    "store.queue.record_destination",
+    "store.queue.repair",
+    "store.retention",
+];
+
+#[tokio::test]
+async fn an_empty_delta_takes_at_most_25_round_trips() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let proxy = Proxy::to(&database.options).await;
+    let service = Start::plain().with("DATABASE_URL", url(&database, &proxy)).service().await;
+    let exports = 20;
+    let mut begun = Instant::now();
+    // In the first round each consumer gets a position, and each connection prepares its statements. Files of one type
+    // and one second would have the same name.
+    for export_type in ["full", "delta"] {
+        proxy.traffic.take();
+        begun = Instant::now();
+        for consumer in 0..exports {
+            let id = service.submit(export_type, &format!("c{consumer}")).await;
+            service.says("export_completed", &id).await;
+        }
+    }
+    let mut trips = proxy.traffic.take();
+    trips.retain(|trip| {
+        let is_periodic = |name: &String| PERIODIC.iter().any(|periodic| name.starts_with(periodic));
+        !trip.prepares && !trip.statements.iter().any(is_periodic)
+    });
+    // The look for work each second makes up to three pings.
+    let idle_pings = 3 * (1 + begun.elapsed().as_secs() as usize);
+    let pings = trips.iter().filter(|trip| trip.is_ping()).count();
+    let mean = (trips.len() - pings.min(idle_pings)) as f64 / f64::from(exports);
+    assert!(mean <= MOST_ROUND_TRIPS, "{mean} round trips for an export, and for {exports}: {:#?}", purposes(&trips));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn an_idle_process_sends_at_most_2_statements_a_second() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let proxy = Proxy::to(&database.options).await;
+    let service = Start::plain().with("DATABASE_URL", url(&database, &proxy)).service().await;
+    service.export("full", "one").await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    proxy.traffic.take();
+    // A machine that is busy sends less.
+    let seconds = 25;
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+    let trips = proxy.traffic.take();
+    let sent: usize = trips.iter().map(|trip| trip.statements.len()).sum();
+    assert!(
+        sent as u64 <= MOST_STATEMENTS * seconds,
+        "{sent} statements in {seconds} seconds: {:#?}",
+        purposes(&trips)
+    );
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_follows_the_one_of_its_lane_without_a_look_for_work() {
+    let database = Database::new().await;
+    let proxy = Proxy::to(&database.options).await;
+    let start = Start::plain().with("DATABASE_URL", url(&database, &proxy)).with("WORKERS", 2);
+    let service = start.with("FAILPOINTS", "worker.staged=hold,maintenance.look=time:86400000").service().await;
+    let first = service.submit("full", "one").await;
+    service.becomes(&first, "processing").await;
+    proxy.traffic.take();
+    let second = service.submit("delta", "one").await;
+    eventually("the other worker looks in vain for a job", async || {
+        let trips = proxy.traffic.take();
+        trips.iter().any(|trip| trip.statements.iter().any(|name| name == "store.queue.scan_start")).then_some(())
+    })
+    .await;
+    service.release("worker.staged").await;
+    assert_eq!(service.ended(&second).await["status"], "completed");
+    service.stop().await;
+}
