@@ -23,3 +23,6 @@ alter table cdc_export.files add column fetched_at timestamptz;
 -- The manifests of a lane that retention has not removed.
 create index exports_with_manifest on {schema}.exports (consumer_id, dataset, number)
   where number is not null and manifest is not null;
+
+-- The session of a running attempt. A worker whose session has ended has ended too, or will not commit.
+alter table {schema}.exports add column session_pid integer, add column session_started timestamptz;

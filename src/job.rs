@@ -60,6 +60,15 @@ impl fmt::Display for JobId {
     }
 }
 
+/// A session of Postgres, in which an attempt commits. A process id alone may come again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionId {
+    /// The process id of the backend.
+    pub(crate) pid: i32,
+    /// The time of the start of the backend.
+    pub(crate) started: DateTime<Utc>,
+}
+
 /// The token of a lease: the right to run one attempt of one job.
 ///
 /// Each claim generates a random token, so that a worker without the lease can't write in the name of its holder. A

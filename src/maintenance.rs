@@ -203,7 +203,8 @@ async fn look(maintenance: &Maintenance) -> Result<(), Error> {
     // A destination that hangs must not keep the jobs of a vanished worker from being taken over.
     let destination = tokio::time::timeout(ID_TIMEOUT, destination.id()).await;
     let destination = destination.ok().and_then(Result::ok);
-    let due = store.due(&Claimant { owner: "", datasets, destination, has_completed: false }, settings.lease).await?;
+    let claimant = Claimant { owner: "", datasets, destination, has_completed: false, session: None };
+    let due = store.due(&claimant, settings.lease).await?;
     if due.has_jobs {
         store.work().notify_last();
     }
@@ -228,6 +229,7 @@ async fn announce(Maintenance { store, destination, .. }: &Maintenance) -> Resul
 async fn reap(Maintenance { settings, store, sweep_requested, .. }: &Maintenance) -> Result<(), Error> {
     store.repair_future_timestamps(settings.lease).await?;
     store.repair_future_timestamps_of_deliveries().await?;
+    store.shorten_orphaned().await?;
     for Transition { job, .. } in store.reap().await? {
         tracing::warn!(event = "export_taken_over", jobId = %job.id, status = %job.status);
         metrics::lease_taken_over();

@@ -241,7 +241,8 @@ impl Worker {
         // If the destination has no id, it is broken. The job is claimed anyway and fails with the reason.
         let Some(found) = unless_stopped(drain, self.destination.id()).await else { return Ok(Err(false)) };
         let destination = found.ok();
-        let claimant = Claimant { owner: &self.owner, datasets: &self.datasets, destination, has_completed };
+        let (owner, datasets, session) = (&*self.owner, &*self.datasets, Some(ready.session()));
+        let claimant = Claimant { owner, datasets, destination, has_completed, session };
         match self.store.claim(&claimant, self.settings.lease).await? {
             Claim::Job(lease) => Ok(Ok((*lease, ready))),
             Claim::Nothing(others_wait) => {

@@ -6,6 +6,7 @@ use sqlx::{Connection, PgConnection};
 
 use crate::connection;
 use crate::connection::failure::with_timeout;
+use crate::job::SessionId;
 use crate::source::reader_slots::ReaderSlots;
 use crate::source::session::Session;
 use crate::source::{Error, Source};
@@ -62,6 +63,11 @@ impl Source {
 }
 
 impl ExportConnections {
+    /// Returns the session that holds the snapshot and commits the export.
+    pub fn session(&self) -> SessionId {
+        self.leader_session.id()
+    }
+
     /// These connections, if both still answer within `timeout` and are not too old.
     pub async fn checked(mut self, timeout: Duration) -> Option<ExportConnections> {
         if self.opened_at.elapsed() > MAX_AGE {

@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, Utc};
 use sqlx::{Connection, PgConnection};
 use tokio::time::timeout;
 
 use crate::connection::failure::with_timeout;
 use crate::failpoint;
+use crate::job::SessionId;
 use crate::source::Error;
 use crate::telemetry::chain;
 
@@ -39,12 +39,9 @@ fn row_timeout(lease: Duration) -> Duration {
     (lease * 2).max(Duration::from_secs(60))
 }
 
-/// A session: a process id alone may come again.
+/// A session of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Session {
-    pid: i32,
-    started: DateTime<Utc>,
-}
+pub(crate) struct Session(SessionId);
 
 /// The activity of a session that we wait for, as the server reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +74,10 @@ async fn forget_who_was_there(asked: &mut PgConnection) -> Result<(), sqlx::Erro
 }
 
 impl Session {
+    pub(crate) fn id(&self) -> SessionId {
+        self.0
+    }
+
     /// The session of a connection.
     pub(crate) async fn read(conn: &mut PgConnection) -> Result<Session, sqlx::Error> {
         let (pid, started) = sqlx::query_as(
@@ -85,7 +86,7 @@ impl Session {
         )
         .fetch_one(conn)
         .await?;
-        Ok(Session { pid, started })
+        Ok(Session(SessionId { pid, started }))
     }
 
     /// Asks about the session over another connection. A role sees its own sessions, whatever else it may not.
@@ -96,8 +97,8 @@ impl Session {
              select case wait_event_type when 'Client' then wait_event end
              from pg_stat_activity where pid = $1 and backend_start = $2",
         )
-        .bind(self.pid)
-        .bind(self.started)
+        .bind(self.0.pid)
+        .bind(self.0.started)
         .fetch_optional(asked)
         .await?;
         Ok(match waits {
@@ -117,10 +118,10 @@ impl Session {
                 "-- source.session.end
                  select pg_terminate_backend(pid) from pg_stat_activity where pid = $1 and backend_start = $2",
             );
-            end.bind(self.pid).bind(self.started).execute(asked).await
+            end.bind(self.0.pid).bind(self.0.started).execute(asked).await
         };
         if let Ok(Err(error)) = timeout(END_TIMEOUT, end).await {
-            tracing::warn!(event = "session_not_ended", pid = self.pid, error = chain(&error));
+            tracing::warn!(event = "session_not_ended", pid = self.0.pid, error = chain(&error));
         }
     }
 
@@ -162,7 +163,7 @@ impl Session {
         if !activity.is_lost_after(quiet, lease) || !is_quiet() {
             return Ok(());
         }
-        tracing::warn!(event = "connection_silent", pid = self.pid, ?activity, seconds = quiet.as_secs());
+        tracing::warn!(event = "connection_silent", pid = self.0.pid, ?activity, seconds = quiet.as_secs());
         self.end(asked).await;
         Err(silent())
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use sqlx::AssertSqlSafe;
 
 use crate::connection::statement::with_pieces;
-use crate::store::queue::{CLAIMABLE, Claimant, known_compressions, known_formats, longest_retry_pauses};
+use crate::store::queue::{CLAIMABLE, Claimant, ORPHANED, known_compressions, known_formats, longest_retry_pauses};
 use crate::store::{Error, Store};
 
 /// The work that waits for a process. Each field may also be true for a moment although nothing waits.
@@ -13,7 +13,7 @@ use crate::store::{Error, Store};
 pub struct DueWork {
     /// A worker can claim a job.
     pub has_jobs: bool,
-    /// A lease has ended, or a time lies too far in the future.
+    /// A lease has ended, the session of a lease has ended, or a time lies too far in the future.
     pub has_lapsed: bool,
     /// A committed export has no final names yet.
     pub has_unpublished: bool,
@@ -25,7 +25,7 @@ impl Store {
     /// Returns the work that waits for the claimant's process, whose leases last for `lease`.
     pub async fn due(&self, claimant: &Claimant<'_>, lease: Duration) -> Result<DueWork, Error> {
         let listeners: Vec<_> = self.listeners.iter().map(|listener| listener.name.as_str()).collect();
-        let statement = sqlx::query_as(AssertSqlSafe(with_pieces(include_str!("due/due.sql"), &[CLAIMABLE])))
+        let statement = sqlx::query_as(AssertSqlSafe(with_pieces(include_str!("due/due.sql"), &[CLAIMABLE, ORPHANED])))
             .bind(known_formats())
             .bind(known_compressions())
             .bind(claimant.datasets)

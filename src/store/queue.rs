@@ -16,7 +16,7 @@ use crate::connection::failure::SqlFailure;
 use crate::connection::statement::with_pieces;
 use crate::duration;
 use crate::file::hidden::HiddenFile;
-use crate::job::{Failure, FailureCode, Job, LeaseToken};
+use crate::job::{Failure, FailureCode, Job, LeaseToken, SessionId};
 use crate::store::job_row::{JOB_COLUMNS, JobRow, with_job_columns};
 use crate::store::lease::{ChainLink, Lease};
 use crate::store::transitions::Transition;
@@ -73,6 +73,8 @@ pub struct Claimant<'a> {
     /// had never been claimed. The attempt isn't counted, but the worker's next claim is: so attempts that crash
     /// Postgres still come to an end.
     pub has_completed: bool,
+    /// The session that will commit the export. If it ends before, another process takes the job over.
+    pub session: Option<SessionId>,
 }
 
 #[derive(sqlx_macros::FromRow)]
@@ -88,6 +90,9 @@ struct ClaimedJobRow {
 
 /// The condition under which a process may claim a job.
 pub(super) const CLAIMABLE: (&str, &str) = ("queue/claimable.sql", include_str!("queue/claimable.sql"));
+
+/// The condition under which a running job has lost its session.
+pub(super) const ORPHANED: (&str, &str) = ("queue/orphaned.sql", include_str!("queue/orphaned.sql"));
 
 /// Claims the ready job whose turn it is. Skips jobs with a turn before `scan_start`.
 async fn claim(
@@ -109,6 +114,8 @@ async fn claim(
         .bind(lease.as_secs_f64())
         .bind(scan_start)
         .bind(!claimant.has_completed)
+        .bind(claimant.session.map(|session| session.pid))
+        .bind(claimant.session.map(|session| session.started))
         .fetch_optional(conn)
         .await;
     match claimed {
@@ -278,6 +285,13 @@ impl Store {
             .bind(lease.as_secs_f64())
             .bind(longest_retry_pauses());
         self.execute(statement).await.map(drop)
+    }
+
+    /// Lets the leases of jobs whose sessions have ended run out in a second. The jobs of a killed worker then need not
+    /// wait for the whole lease.
+    pub async fn shorten_orphaned(&self) -> Result<(), Error> {
+        let statement = with_pieces(include_str!("queue/shorten_orphaned.sql"), &[ORPHANED]);
+        self.execute(sqlx::query(AssertSqlSafe(statement))).await.map(drop)
     }
 
     /// Takes back the jobs of vanished workers. They become pending, or failed if no attempts are left, or cancelled if

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use cdc_export::job::JobId;
 use cdc_export::store::Store;
 use cdc_export::store::lease::Lease;
-use cdc_export::store::queue::{Claimant, Settlement};
+use cdc_export::store::queue::{Claim, Claimant, Settlement};
 
 use crate::harness::{Database, option_env};
 
@@ -30,11 +30,15 @@ impl Claims {
 
     async fn next(&mut self) -> Option<Lease> {
         let datasets = ["users".to_owned()];
-        let claimant = Claimant { owner: "test", datasets: &datasets, destination: None };
+        let claimant =
+            Claimant { owner: "test", datasets: &datasets, destination: None, has_completed: false, session: None };
         let begun = Instant::now();
-        let lease = self.store.claim(&claimant, LEASE).await.unwrap();
+        let claim = self.store.claim(&claimant, LEASE).await.unwrap();
         self.times.push(begun.elapsed());
-        lease
+        match claim {
+            Claim::Job(lease) => Some(*lease),
+            Claim::Nothing(_) => None,
+        }
     }
 
     /// Ends with it: what a claim, with what came of it, has read of the queue on average, in entries of its indexes

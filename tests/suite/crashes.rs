@@ -1,6 +1,6 @@
 //! A job whose worker died, was stopped or lost its lease: its file and its position are both there, or neither.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -154,8 +154,8 @@ async fn dies_at(place: &str, attempts: u64) {
 }
 
 #[tokio::test]
-async fn a_killed_workers_job_is_taken_over_when_its_lease_is_over() {
-    const LEASE: u64 = 2;
+async fn a_killed_workers_job_is_taken_over_long_before_its_lease_is_over() {
+    const LEASE: u64 = 120;
     let database = Database::new().await;
     database.add_users(1, 5).await;
     let start = || Start::on(&database).with("LEASE_SECONDS", LEASE);
@@ -168,8 +168,9 @@ async fn a_killed_workers_job_is_taken_over_when_its_lease_is_over() {
     doomed.dies().await;
     let killed = Instant::now();
     let job = eventually("another attempt", async || Some(heir.job(&id).await).filter(|job| job["attempt"] == 2)).await;
-    // Promised: lease + 3 s, which the torture looks at.
+    // Promised are 3 seconds, on a machine that isn't busy.
     println!("taken over {:?} after the kill, with a lease of {LEASE} s: {job}", killed.elapsed());
+    assert!(killed.elapsed() < Duration::from_secs(LEASE / 4));
     assert_eq!(heir.ended(&id).await["status"], "completed");
     worker.stop().await;
     heir.stop().await;

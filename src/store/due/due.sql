@@ -25,6 +25,11 @@ select
     > statement_timestamp() + 4 * make_interval(secs => $6), false)
   or exists (
     select from exports e
+    where
+      -- include queue/orphaned.sql
+  )
+  or exists (
+    select from exports e
     where e.status = 'pending' and e.run_at > statement_timestamp()
       and e.run_at > statement_timestamp()
         + make_interval(secs => coalesce(($7)[least(e.attempt, cardinality($7))], 0)))

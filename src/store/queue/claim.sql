@@ -9,6 +9,8 @@
 -- $7 float8: the length of the lease in seconds
 -- $8 timestamptz: the claim scan start: the scan skips jobs with earlier turns
 -- $9 boolean: true to wait for the disk; false: a crash of Postgres may undo the claim and the count of its attempt
+-- $10 integer: the process id of the session that will commit the export
+-- $11 timestamptz: the start of that session
 with ready as materialized (
   select r.id
   from exports r
@@ -21,7 +23,8 @@ with ready as materialized (
 update exports e
 set status = 'processing', attempt = e.attempt + 1, progress = 0, rows_exported = 0, bytes_written = 0,
     lease_token = $5, lease_owner = $6, lease_expires_at = clock_timestamp() + make_interval(secs => $7),
-    destination_id = $4, purge_hold = pg_current_snapshot(), continuity = null,
+    destination_id = $4, session_pid = $10, session_started = $11,
+    purge_hold = pg_current_snapshot(), continuity = null,
     -- The table was locked a moment ago, so this attempt tries it. An index admits one such attempt for a dataset.
     locked_until = case when exists (
       select from exports l
