@@ -199,6 +199,8 @@ pub struct Dataset {
     /// The size at which its files end, if a request names none; see
     /// [`Request::max_file_bytes`](crate::job::Request::max_file_bytes).
     pub max_file_bytes: Option<u64>,
+    /// The choice for exports whose request has none: true to make no file if there is nothing to export.
+    pub skip_empty: bool,
 }
 
 /// Says that the role which a table's triggers run as may not write to the change log, and what helps.
@@ -264,6 +266,7 @@ impl Dataset {
             operation: Operation::Timestamps,
             parquet: ParquetChoices::default(),
             max_file_bytes: None,
+            skip_empty: false,
         }
     }
 

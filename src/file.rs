@@ -22,7 +22,7 @@ use pg_rows::encoding::Encoding;
 pub const MOST_FILES: usize = 10_000;
 
 /// The result of a successful attempt: complete and durable files, still under their hidden names.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Exported {
     /// The number of rows in all files, without headers.
     pub rows: u64,
@@ -32,7 +32,7 @@ pub struct Exported {
     pub key_only_deletes: u64,
     /// The latest finite `updated_at` of the rows that are not deleted.
     pub last_updated_at: Option<DateTime<Utc>>,
-    /// The files, at least one, in the order of their parts.
+    /// The files in the order of their parts. None if the export is skipped, because there is nothing to export.
     pub parts: Vec<Part>,
 }
 

@@ -144,13 +144,16 @@ pg_rows::words! {
 
 pg_rows::words! {
     /// The status of a job. The transitions are [`Status::can_become`]; the table `exports` checks them again.
-    Status, "a status: pending, processing, completed, failed, cancelled" {
+    Status, "a status: pending, processing, completed, skipped, failed, cancelled" {
         /// The job waits for a worker, or for an earlier job of its lane.
         Pending = "pending",
         /// A worker holds the lease of the job.
         Processing = "processing",
         /// The job is committed: the file is complete, and the watermark moved with it.
         Completed = "completed",
+        /// The job was to skip an empty export, and found nothing. The position moved, and there is no file. Lists and
+        /// events name this status. The job itself shows `completed`, with `skipped`.
+        Skipped = "skipped",
         /// The job ended without a file. The watermark is unchanged, except after `file_lost`.
         Failed = "failed",
         /// The job ended on request. The watermark is unchanged.
@@ -164,10 +167,10 @@ impl Status {
     /// Clients see a committed job as [`Processing`](Status::Processing) until its file is published. A committed job
     /// whose file is lost becomes failed. The table `exports` allows only this one transition in addition.
     pub fn can_become(self, next: Status) -> bool {
-        use Status::{Cancelled, Completed, Failed, Pending, Processing};
+        use Status::{Cancelled, Completed, Failed, Pending, Processing, Skipped};
         matches!(
             (self, next),
-            (Pending, Processing | Cancelled) | (Processing, Pending | Completed | Failed | Cancelled)
+            (Pending, Processing | Cancelled) | (Processing, Pending | Completed | Skipped | Failed | Cancelled)
         )
     }
 
@@ -244,6 +247,8 @@ pub struct Request {
     /// The size at which a file is full, so that further rows go into the next file. `None` uses the dataset's size, or
     /// one file if the dataset has none.
     pub max_file_bytes: Option<u64>,
+    /// True to make no file if an incremental export or a delta finds nothing. `None` uses the dataset's choice.
+    pub skip_empty: Option<bool>,
     /// The export that the caller loaded last, if the caller sent it.
     pub after: Option<After>,
     /// The job that this request repeats.
@@ -264,6 +269,7 @@ impl Request {
             selection: Selection::default(),
             encoding,
             max_file_bytes: None,
+            skip_empty: None,
             after: None,
             retry_of: None,
             key: None,
@@ -280,6 +286,7 @@ impl Request {
             selection: job.selection.clone(),
             encoding: job.encoding,
             max_file_bytes: job.max_file_bytes,
+            skip_empty: job.skip_empty,
             after: job.after.clone(),
             retry_of: job.retry_of,
             key: None,
@@ -310,6 +317,8 @@ pub struct Job {
     pub encoding: Encoding,
     /// The size at which a file is full. `None` uses the dataset's size, or one file if the dataset has none.
     pub max_file_bytes: Option<u64>,
+    /// True to make no file if the export finds nothing. `None` uses the dataset's choice.
+    pub skip_empty: Option<bool>,
     /// The status. It is [`Status::Processing`] until the files of a committed job are published.
     pub status: Status,
     /// The progress, 0 to 100. It is 100 only if the job is completed.
@@ -372,6 +381,11 @@ pub struct Job {
 }
 
 impl Job {
+    /// Returns the status that clients see: a skipped job is completed.
+    pub fn shown_status(&self) -> Status {
+        if self.status == Status::Skipped { Status::Completed } else { self.status }
+    }
+
     /// Returns the job's file if the job has exactly one.
     pub fn only_file(&self) -> Option<&JobFile> {
         if let [only] = self.files.as_slice() { Some(only) } else { None }

@@ -79,6 +79,8 @@ pub struct ExportSpec<'a> {
     pub max_file_bytes: Option<u64>,
     /// The compression level. `None` uses the default level of the codec.
     pub compression_level: Option<u8>,
+    /// True to stage no file if there are no rows.
+    pub skips_empty: bool,
     /// Receives the rows and bytes written so far.
     pub progress: &'a Progress,
 }
@@ -105,6 +107,9 @@ pub async fn run(rows: Rows<'_>, spec: &ExportSpec<'_>, drafts: &Drafts) -> Resu
     };
     // The first failure ends both sides. Otherwise a reader would notice a failed writer only at its next piece.
     let ((), (last, written)) = tokio::try_join!(read, write(first, written, pieces_out, &layout, drafts))?;
+    if spec.skips_empty && written.stats.rows == 0 {
+        return Ok(Exported::default());
+    }
     blocking(move || last.finish(written)).await
 }
 

@@ -35,6 +35,8 @@ pub struct Schedule {
     pub heals: bool,
     /// True if a new schedule runs at once. A schedule with `false` waits for its next slot.
     pub runs_at_start: bool,
+    /// True to make no file if there is nothing to export. `None` uses the dataset's choice.
+    pub skip_empty: Option<bool>,
 }
 
 /// The action that is due for a schedule at a given time.
@@ -91,7 +93,8 @@ impl Schedule {
 
     /// Builds the request for an export. It has no `after`, because the service does not know the consumer's last load.
     pub fn request(&self, export_type: ExportType) -> Request {
-        Request::new(Some(self.consumer.clone()), self.dataset.clone(), export_type, self.encoding)
+        let request = Request::new(Some(self.consumer.clone()), self.dataset.clone(), export_type, self.encoding);
+        Request { skip_empty: self.skip_empty, ..request }
     }
 
     /// Returns the action that is due now. `last` is the last used slot.
@@ -141,6 +144,7 @@ mod tests {
             timing,
             heals: false,
             runs_at_start: true,
+            skip_empty: None,
         }
     }
 

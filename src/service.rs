@@ -127,6 +127,9 @@ pub enum Error {
     /// The job has no file yet, and may never have one.
     #[error("the export is {0}, so it has no file")]
     NoFile(Status),
+    /// The job found nothing to export, and was to make no file then.
+    #[error("the export found nothing and was skipped, so it has no file")]
+    Skipped,
     /// The file is in a folder, so it has no URL.
     #[error("the file is in a folder of the service, so it has no URL: download it from /exports/{{jobId}}/download")]
     NoUrl,

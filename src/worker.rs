@@ -22,12 +22,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::dataset::catalog::Catalog;
-use crate::dataset::{Capture, CellMax};
+use crate::dataset::{Capture, CellMax, Dataset};
 use crate::failpoint;
 use crate::file::name::FileName;
 use crate::file::{Exported, FileRecord};
 use crate::job::marker::Marker;
-use crate::job::{JobId, Progress, Status};
+use crate::job::{ExportType, Job, JobId, Progress, Status};
 use crate::manifest::Manifest;
 use crate::pipeline;
 use crate::publisher::{self, Publisher};
@@ -39,7 +39,7 @@ use crate::source::{
 };
 use crate::store::{
     self, Store,
-    commit::{CommitInput, Committed, commit},
+    commit::{CommitInput, Committed, SkippedExport},
     lease::{self, Lease, Renewal},
     manifests::uncommitted,
     queue::{Claim, Claimant, Settlement},
@@ -114,6 +114,14 @@ struct WrittenAttempt {
     exported: Exported,
     /// The export in the destination's lane marker at the start of the attempt.
     marker: Option<JobId>,
+}
+
+/// The rows of a commit that is not sent yet.
+enum WrittenRows {
+    /// They record these files.
+    Files(Box<FileRecord>),
+    /// They record that there was nothing to export.
+    Skipped(SkippedExport),
 }
 
 /// The state of the job after a failed attempt.
@@ -264,7 +272,9 @@ impl Worker {
         job_event!(info, job, "export_started", attempt = job.attempt);
         let attempted = self.attempt(&lease, connections, shutdown).await;
         let (connections, record) = match attempted.inspect_err(|error| span.fail(chain(error))) {
-            Ok((connections, record)) => (connections, Some(record)),
+            // A skipped export has nothing to publish.
+            Ok((connections, None)) => return connections,
+            Ok((connections, record)) => (connections, record),
             Err(error) => match self.settle(&lease, error, shutdown).await {
                 AttemptEnd::Committed => (None, None),
                 AttemptEnd::Otherwise => return None,
@@ -302,7 +312,7 @@ impl Worker {
         lease: &Lease,
         connections: ExportConnections,
         shutdown: &CancellationToken,
-    ) -> Result<(Option<ExportConnections>, FileRecord), Error> {
+    ) -> Result<(Option<ExportConnections>, Option<FileRecord>), Error> {
         let begun = Instant::now();
         failpoint!("worker.claimed");
         let progress = Progress::default();
@@ -334,9 +344,17 @@ impl Worker {
         let time = self.settings.lease;
         let committed = async {
             let commit = self.commit(lease, &mut snapshot, &exported, marker);
-            let record = tokio::time::timeout(time, commit).await.unwrap_or(Err(Error::Stopped(Stop::Silence)))?;
+            let written = tokio::time::timeout(time, commit).await.unwrap_or(Err(Error::Stopped(Stop::Silence)))?;
             failpoint!("worker.commit");
-            Ok((snapshot.commit(time).await?, record))
+            let connections = snapshot.commit(time).await?;
+            let record = match written {
+                WrittenRows::Files(record) => Some(*record),
+                WrittenRows::Skipped(skipped) => {
+                    self.store.announce_skipped(skipped)?;
+                    None
+                }
+            };
+            Ok((connections, record))
         };
         spans::step("commit", committed).await
     }
@@ -345,14 +363,14 @@ impl Worker {
         Publisher::new(&self.store, &self.destination, &self.settings.publisher, self.settings.lease)
     }
 
-    /// Writes the rows of the commit. Returns the record of the files.
+    /// Writes the rows of the commit.
     async fn commit(
         &self,
         lease: &Lease,
         snapshot: &mut Snapshot,
         exported: &Exported,
         marker: Option<JobId>,
-    ) -> Result<FileRecord, Error> {
+    ) -> Result<WrittenRows, Error> {
         let schema = snapshot.schema.narrowed(&lease.job.selection);
         let mut found = CommitInput {
             position: snapshot.position.clone(),
@@ -364,13 +382,18 @@ impl Worker {
             manifest: None,
         };
         let (record, chained) = uncommitted(lease, &found, exported);
+        let chained = chained.filter(|_| !exported.parts.is_empty());
         found.manifest = chained
             .zip(lease.link.as_ref())
             .map(|(chained, link)| self.publisher().manifest(&record, link.number, chained));
         let manifest = found.manifest.as_ref().map(Manifest::text);
         let transaction = snapshot.begin_commit(self.settings.lease).await?;
-        match commit(transaction, lease, &found, exported).await? {
-            Committed::Done(is_planned) => Ok(FileRecord { manifest: manifest.filter(|_| is_planned), ..record }),
+        match self.store.commit(transaction, lease, &found, exported).await? {
+            Committed::Done(is_planned) => {
+                let manifest = manifest.filter(|_| is_planned);
+                Ok(WrittenRows::Files(Box::new(FileRecord { manifest, ..record })))
+            }
+            Committed::Skipped(skipped) => Ok(WrittenRows::Skipped(skipped)),
             Committed::NotOurs => Err(Error::NotOurs),
             Committed::WatermarkChanged => Err(Error::WatermarkChanged),
         }
@@ -415,7 +438,9 @@ impl Worker {
         let since = snapshot.position.since.filter(|_| exact);
         let Settings { cell_max, compression_level, .. } = self.settings;
         let max_file_bytes = job.max_file_bytes.or(dataset.max_file_bytes);
-        let spec = pipeline::ExportSpec { job, since, cell_max, max_file_bytes, compression_level, progress };
+        let skips_empty = self.may_skip(job, dataset, &snapshot).await?;
+        let spec =
+            pipeline::ExportSpec { job, since, cell_max, max_file_bytes, compression_level, skips_empty, progress };
         let (leader, rows) = snapshot.split();
         let mut exported = tokio::select! {
             lost = leader.keep_alive(lease::interval(self.settings.lease), self.settings.lease) => return Err(lost.into()),
@@ -429,6 +454,20 @@ impl Worker {
             exported.last_updated_at = exported.last_updated_at.map(|time| time.min(taken_at));
         }
         Ok(WrittenAttempt { snapshot, exported, marker: marker.map(|marker| marker.job) })
+    }
+
+    /// Returns true if a job is to make no file if it finds no rows. An export that has something else to tell makes a
+    /// file all the same: the first one of a lane, and one with other columns or a remark on its continuity.
+    async fn may_skip(&self, job: &Job, dataset: &Dataset, snapshot: &Snapshot) -> Result<bool, Error> {
+        let Some(lane) = job.lane() else { return Ok(false) };
+        let is_plain = job.export_type != ExportType::Full
+            && snapshot.position.version.is_some()
+            && snapshot.report.continuity.is_none()
+            && snapshot.report.quiet_deletes == 0;
+        if !is_plain || !job.skip_empty.unwrap_or(dataset.skip_empty) {
+            return Ok(false);
+        }
+        Ok(self.store.is_signature_of_last(lane, &snapshot.schema.narrowed(&job.selection).signature()).await?)
     }
 
     /// Settles a job after its attempt ended with `error`. If only the response to the commit was lost, detects that

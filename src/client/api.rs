@@ -127,6 +127,9 @@ impl Api {
         if let Some(bytes) = request.max_file_bytes {
             body["maxFileBytes"] = bytes.into();
         }
+        if let Some(skip_empty) = request.skip_empty {
+            body["skipEmpty"] = skip_empty.into();
+        }
         match &request.after {
             None => {}
             Some(After::Nothing) => body["after"] = Value::Null,

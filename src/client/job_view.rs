@@ -22,7 +22,8 @@ pub(crate) struct JobView {
     pub(crate) status: PlainText,
     pub(crate) progress: u8,
     pub(crate) rows_exported: u64,
-    pub(crate) output_filename: ServedName,
+    /// None if the export was skipped.
+    pub(crate) output_filename: Option<ServedName>,
     pub(crate) sha256: Option<PlainText>,
     pub(crate) number: Option<u64>,
     pub(crate) digest: Option<PlainText>,

@@ -239,7 +239,8 @@ impl ExportSink for PullFolder {
     async fn write(&mut self, api: &Api, export: &JobView, mut manifest: Manifest) -> Result<SinkOutcome, Error> {
         let id = export.id()?;
         let files = export_files(export)?;
-        let name = export.output_filename.plain()?;
+        let named = export.output_filename.as_ref();
+        let name = named.ok_or_else(|| Error::refused(format!("the export {id} has no file")))?.plain()?;
         let names = final_names(&name, files.len())?;
         if let Some((file, _)) = files.iter().zip(&names).find(|(file, name)| file.name.as_str() != name.as_str()) {
             let why = format!("the export {id} is called {name}, and none of its files can be called `{}`", file.name);

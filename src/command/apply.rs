@@ -117,6 +117,7 @@ impl Apply {
                 dataset,
                 request: (self.request == "delta").then_some(ExportType::Delta),
                 encoding: Encoding::new(Format::Csv, Compression::None).context("csv can be unpacked")?,
+                skips_empty: self.every.is_some(),
                 acks: self.ack,
             }),
             (None, from) => {

@@ -165,6 +165,7 @@ async fn draft(config: &Config, database: &Database, table: Table) -> anyhow::Re
         operation: Operation::Log,
         parquet: ParquetChoices::default(),
         max_file_bytes: None,
+        skip_empty: false,
     };
     let Description { dataset, schema, unreadable, .. } = service.describe(&Arc::new(dataset)).await?;
     let schema = match (schema, &unreadable) {

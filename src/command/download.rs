@@ -44,5 +44,6 @@ async fn fetch(api: &Api, id: JobId, output: Option<&Output>) -> anyhow::Result<
         bail!("the export is {}, at {} %: its file is there once it has completed", job.status, job.progress);
     }
     ensure!(job.has_status(Status::Completed), "the export is {}, so it has no file", job.status);
+    ensure!(job.output_filename.is_some(), "the export found nothing and was skipped, so it has no file");
     Ok(download::save(api, id, &job, output).await?)
 }

@@ -56,6 +56,9 @@ pub(crate) struct Export {
     /// file]
     #[arg(long, value_name = "BYTES", value_parser = RangedU64ValueParser::<u64>::new().range(FILE_BYTES))]
     max_file_bytes: Option<u64>,
+    /// Make no file if an incremental export or a delta finds nothing
+    #[arg(long)]
+    skip_empty: bool,
     /// The id of the export that you loaded last, or `none`. The new export is refused if the consumer has later
     /// exports that you have not loaded
     #[arg(long, value_name = "ID")]
@@ -117,7 +120,8 @@ impl Export {
             check(output).map_err(|why| BadUsage(format!("--output: {why}")))?;
         }
         let request = Request::new(Some(self.consumer.clone()), dataset.to_owned(), self.export_type, encoding);
-        Ok(Request { max_file_bytes: self.max_file_bytes, after, ..request })
+        let skip_empty = self.skip_empty.then_some(true);
+        Ok(Request { max_file_bytes: self.max_file_bytes, skip_empty, after, ..request })
     }
 
     /// Returns the last loaded export, if the arguments name one.
@@ -250,6 +254,10 @@ async fn finish(
             job.dataset
         );
     }
+    let Some(name) = &job.output_filename else {
+        eprintln!("cdc-export: the export found nothing, so there is no file");
+        return Ok(ExitCode::SUCCESS);
+    };
     let in_folder = |folder: &Path| {
         job.files.iter().map(|file| Ok(file.name.plain()?.within(folder))).collect::<Result<Vec<_>, NotPlain>>()
     };
@@ -264,7 +272,7 @@ async fn finish(
         };
         saved.with_context(|| format!("the export has completed; {fetches}"))?;
     } else if !export.json && is_elsewhere {
-        outln!("{}  {} rows", job.output_filename, job.rows_exported)?;
+        outln!("{name}  {} rows", job.rows_exported)?;
         eprintln!("cdc-export: a service with another output folder or bucket ran the export; {fetches}");
     } else if !export.json {
         // A path on another machine is useless here, so only the name of the file is printed.

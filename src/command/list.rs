@@ -102,7 +102,8 @@ fn table(jobs: &[JobView]) -> String {
     for JobView { job_id, consumer_id, dataset, export_type, status, rows_exported, output_filename, error, .. } in jobs
     {
         let consumer = consumer_id.as_deref().unwrap_or("-");
-        let last = error.as_ref().map_or_else(|| output_filename.to_string(), |error| error.code.to_string());
+        let file = || output_filename.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
+        let last = error.as_ref().map_or_else(file, |error| error.code.to_string());
         let _ = writeln!(
             text,
             "{job_id:<37} {consumer:<24} {dataset:<16} {export_type:<12} {status:<11} {rows_exported:>12}  {last}"

@@ -92,7 +92,8 @@ impl Pull {
         let lane = (consumer.clone(), dataset.clone());
         let open = move || PullFolder::open(&into, &lane.0, lane.1, &Terminal::default());
         let mut folder = spawn_blocking(open).await??;
-        let lane = LaneReader { api, consumer, dataset, request, encoding, acks: ack };
+        let skips_empty = every.is_some();
+        let lane = LaneReader { api, consumer, dataset, request, encoding, skips_empty, acks: ack };
         repeat(every, async || Ok(lane.round(&mut folder).await?)).await
     }
 }

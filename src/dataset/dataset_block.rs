@@ -40,6 +40,7 @@ fn dataset(block: &mut Block<'_, '_>) -> Option<Dataset> {
         unrepresentable: block.optional("unrepresentable", unrepresentable).unwrap_or_default(),
     };
     let max_file_bytes = block.number("max_file_bytes", &FILE_BYTES);
+    let skip_empty = block.flag("skip_empty", false);
     let dataset = Dataset {
         name: block.name.clone(),
         table: table?,
@@ -53,6 +54,7 @@ fn dataset(block: &mut Block<'_, '_>) -> Option<Dataset> {
         operation: if by_times { Operation::Timestamps } else { Operation::Log },
         parquet,
         max_file_bytes,
+        skip_empty,
     };
     if !block.has("operation") && dataset.is_like_users() {
         return Some(Dataset { operation: Operation::Timestamps, ..dataset });

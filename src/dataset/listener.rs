@@ -37,7 +37,7 @@ impl Known<'_> {
     }
 }
 
-/// Reads which events a receiver gets. Without a list it gets all of them.
+/// Reads which events a receiver gets. Without a list it gets those of all exports that weren't skipped.
 pub fn listener(block: &mut Block<'_, '_>, known: &Known<'_>) -> Listener {
     let ends = || Status::ALL.iter().copied().filter(|status| status.is_terminal());
     let end = |name: &str| {
@@ -46,7 +46,7 @@ pub fn listener(block: &mut Block<'_, '_>, known: &Known<'_>) -> Listener {
     };
     Listener {
         name: block.name.clone(),
-        events: block.list("events", end).unwrap_or_else(|| ends().collect()),
+        events: block.list("events", end).unwrap_or_else(|| ends().filter(|end| *end != Status::Skipped).collect()),
         datasets: block.list("datasets", |name| known.dataset(name)),
         consumers: block.list("consumers", str::parse::<ConsumerId>),
     }

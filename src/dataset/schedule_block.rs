@@ -28,6 +28,7 @@ fn schedule(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Schedule> {
         block.wrong("heal", "a full export heals the others, and needs it never");
     }
     let runs_at_start = block.flag("run_at_start", true);
+    let skip_empty = block.has("skip_empty").then(|| block.flag("skip_empty", false));
     Some(Schedule {
         name: block.name.clone(),
         consumer: consumer?,
@@ -37,6 +38,7 @@ fn schedule(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Schedule> {
         timing: timing?,
         heals,
         runs_at_start,
+        skip_empty,
     })
 }
 
@@ -98,6 +100,7 @@ mod tests {
             compression = \"zstd\"
             heal = true
             run_at_start = false
+            skip_empty = true
 
             [[schedule]]
             name = \"nightly\"
@@ -118,6 +121,7 @@ mod tests {
         assert_eq!((often.encoding.format, often.encoding.compression), (Format::Ndjson, Compression::Zstd));
         assert_eq!((often.heals, often.runs_at_start), (true, false));
         assert_eq!((nightly.heals, nightly.runs_at_start), (false, true));
+        assert_eq!((often.skip_empty, nightly.skip_empty), (Some(true), None));
         assert_eq!(nightly.timing.to_string(), "15 2 * * 1-5 Europe/Berlin");
         assert_eq!((nightly.encoding.format, nightly.encoding.compression), (Format::Csv, Compression::None));
     }

@@ -62,6 +62,8 @@ pg_rows::words! {
         NotTracked = "not_tracked",
         /// The export has no file yet, and may never have one.
         NotCompleted = "not_completed",
+        /// The export found nothing and was to make no file then, so it never has one.
+        NoFile = "no_file",
         /// The export belongs to no consumer, so it cannot be acknowledged.
         AdHoc = "ad_hoc",
         /// An export is being committed.
@@ -162,6 +164,7 @@ impl Code {
             | Code::PermissionDenied
             | Code::NotTracked
             | Code::NotCompleted
+            | Code::NoFile
             | Code::AdHoc
             | Code::Committing
             | Code::StillOpen

@@ -113,7 +113,7 @@ pub(crate) async fn events(
     let jobs = service.follow(id, subscriber).await?.enumerate();
     let events = jobs.flat_map(|(number, job)| {
         let first = (number == 0).then_some("job");
-        let end = job.status.is_terminal().then(|| job.status.as_str());
+        let end = job.status.is_terminal().then(|| job.shown_status().as_str());
         let then = if number == 0 { end } else { Some(end.unwrap_or("progress")) };
         let body = JobJson::from(job);
         let event = |name| Event::default().event(name).retry(RECONNECT).json_data(&body);
@@ -259,7 +259,7 @@ pub(crate) async fn delete(service: Service, caller: Caller, PathJob(id): PathJo
 #[utoipa::path(
     post, path = "/exports/{jobId}/ack", operation_id = "acknowledgeExport", tag = "exports",
     params(PathJob), responses((status = 200, description = "The acknowledged export.", body = JobJson)),
-    extensions(("x-codes" = json!([Code::NotCompleted, Code::AdHoc]))),
+    extensions(("x-codes" = json!([Code::NotCompleted, Code::NoFile, Code::AdHoc]))),
 )]
 pub(crate) async fn ack(service: Service, PathJob(id): PathJob) -> Result<Json<JobJson>, Problem> {
     Ok(Json(service.acknowledge(id).await?.into()))

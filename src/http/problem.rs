@@ -250,6 +250,7 @@ impl From<service::Error> for Problem {
             }
             Error::NoWatermark => Problem::new(Code::NoWatermark, detail),
             Error::NoFile(_) | Error::NotPublished(_) => Problem::new(Code::NotCompleted, detail),
+            Error::Skipped => Problem::new(Code::NoFile, detail),
             Error::AdHoc => Problem::new(Code::AdHoc, detail),
             Error::NoUrl => Problem::new(Code::NoUrl, detail),
             Error::SeveralFiles(_) => Problem::new(Code::SeveralFiles, detail),

@@ -25,7 +25,7 @@ pub enum CompressionSchema {}
 #[serde(rename_all = "camelCase")]
 #[schema(as = Job, example = json!({
     "jobId": "01a1f83b-4327-76af-8511-139e6c6a362d", "consumerId": "search", "dataset": "users", "exportType": "delta",
-    "status": "completed", "progress": 100, "rowsExported": 29, "bytesWritten": 3401,
+    "status": "completed", "skipped": false, "progress": 100, "rowsExported": 29, "bytesWritten": 3401,
     "outputFilename": "delta_search_20261120T091315Z.csv", "location": "file:///srv/exports/delta_search_20261120T091315Z.csv", "format": "csv", "compression": "none",
     "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "files": [{
         "part": 1, "name": "delta_search_20261120T091315Z.csv", "location": "file:///srv/exports/delta_search_20261120T091315Z.csv",
@@ -48,8 +48,10 @@ pub struct JobJson {
     dataset: String,
     /// The type of the export, which says which rows the file has
     export_type: ExportType,
-    /// The export's status
+    /// The export's status; `completed` also if it was skipped
     status: Status,
+    /// True if the export found nothing, and was to make no file then: it has no file, number, digest or manifest
+    skipped: bool,
     /// In percent: it never falls within an attempt, and is 100 only when completed
     #[schema(maximum = 100)]
     progress: u8,
@@ -57,8 +59,10 @@ pub struct JobJson {
     rows_exported: u64,
     /// Bytes written so far, the size of all files once completed
     bytes_written: u64,
-    /// The file's name in the output folder or bucket, and of a download; the names of several are made of it
-    output_filename: String,
+    /// The file's name in the output folder or bucket, and of a download; the names of several are made of it; null if
+    /// the export was skipped
+    #[schema(required)]
+    output_filename: Option<String>,
     /// The location of the file: `file:///…`, `s3://…`, `gs://…` or `az://…`; null until the job is completed, and if
     /// there are several
     location: Option<String>,
@@ -185,6 +189,7 @@ impl From<Job> for JobJson {
     fn from(job: Job) -> JobJson {
         let duration = job.started_at.zip(job.finished_at).map(|(start, end)| (end - start).as_seconds_f64());
         let only = job.only_file().cloned();
+        let (status, is_skipped) = (job.shown_status(), job.status == Status::Skipped);
         let file = |(part, JobFile { name, location, bytes, rows, sha256 })| FileJson {
             part,
             name,
@@ -198,11 +203,12 @@ impl From<Job> for JobJson {
             consumer_id: job.consumer.map(|consumer| consumer.to_string()),
             dataset: job.dataset,
             export_type: job.export_type,
-            status: job.status,
+            status,
+            skipped: is_skipped,
             progress: job.progress,
             rows_exported: job.rows_exported,
             bytes_written: job.bytes_written,
-            output_filename: job.output_filename,
+            output_filename: Some(job.output_filename).filter(|_| !is_skipped),
             location: only.as_ref().and_then(|file| file.location.clone()),
             format: job.encoding.format.as_str(),
             compression: job.encoding.compression.as_str(),

@@ -43,6 +43,11 @@ impl DownloadableFile {
     }
 }
 
+/// Returns the reason why a job with this status has no file.
+fn no_file(status: Status) -> Error {
+    if status == Status::Skipped { Error::Skipped } else { Error::NoFile(status) }
+}
+
 impl Service {
     /// Opens the file of a completed job, or one of its files if `part` is given.
     ///
@@ -54,7 +59,7 @@ impl Service {
         let record = match with_timeout(self.store.file(id)).await? {
             Some(record) if record.is_published => record,
             Some(_) => return Err(Error::NoFile(Status::Processing)),
-            None => return Err(Error::NoFile(self.job(id).await?.status)),
+            None => return Err(no_file(self.job(id).await?.status)),
         };
         let place = match part {
             Some(part) => (part as usize).wrapping_sub(1),
@@ -125,7 +130,7 @@ impl Service {
             Some(text) => Ok(text),
             None => match self.job(id).await?.status {
                 Status::Completed => Err(Error::NoManifest),
-                other => Err(Error::NoFile(other)),
+                other => Err(no_file(other)),
             },
         }
     }

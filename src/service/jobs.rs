@@ -143,8 +143,10 @@ impl Service {
             return Err(Error::AdHoc);
         }
         // A published job stays published, so this check remains valid.
-        if job.status != Status::Completed {
-            return Err(Error::NotPublished(job.status));
+        match job.status {
+            Status::Completed => {}
+            Status::Skipped => return Err(Error::Skipped),
+            other => return Err(Error::NotPublished(other)),
         }
         if with_timeout(self.store.acknowledge(id)).await? {
             job_event!(info, job, "export_acknowledged", number = job.number);

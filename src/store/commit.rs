@@ -6,10 +6,13 @@ use sqlx::types::Json;
 
 use crate::file::{Exported, Part, content_sha256};
 use crate::job::columns::FileColumns;
+use crate::job::lane::Lane;
 use crate::job::{JobId, SnapshotReport};
 use crate::manifest::Manifest;
+use crate::store::job_row::with_job_columns;
 use crate::store::lease::Lease;
-use crate::store::{Error, watermarks};
+use crate::store::transitions::{TransitionRow, transition};
+use crate::store::{Error, Store, watermarks};
 use crate::watermark::{NewPosition, Position};
 
 /// The facts that a commit compares and saves beside the file.
@@ -31,56 +34,120 @@ pub struct CommitInput {
     pub manifest: Option<Manifest>,
 }
 
-/// The outcome of a commit. Unless it is `Done`, the caller must roll the transaction back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The outcome of a commit. Unless it is `Done` or `Skipped`, the caller must roll the transaction back.
 pub enum Committed {
     /// All rows are written, and the caller sends `COMMIT`. The field is true if they have the manifest.
     Done(bool),
+    /// The same for an export without files. After `COMMIT`, the caller announces its end.
+    Skipped(SkippedExport),
     /// Another worker has the lease, or the job was cancelled.
     NotOurs,
     /// The consumer's position changed since the export began.
     WatermarkChanged,
 }
 
-/// Completes a job and moves its consumer's watermark, in the transaction whose snapshot was exported.
-///
-/// Compares the token of the lease and ignores its expiry. Clocks decide when a job is taken over, and never decide who
-/// may commit.
-///
-/// Waits up to three times for a conflicting lock, because the export may have taken hours. The transaction must have
-/// the savepoint `writes`.
-///
-/// # Errors
-/// If the database fails. The transaction can't be continued then.
-pub async fn commit(
-    conn: &mut PgConnection,
-    lease: &Lease,
-    found: &CommitInput,
-    exported: &Exported,
-) -> Result<Committed, Error> {
-    for _ in 0..2 {
-        match commit_once(conn, lease, found, exported).await {
-            Err(Error::LockConflict(_)) => {
-                sqlx::raw_sql("-- store.commit.again\n rollback to savepoint writes").execute(&mut *conn).await?;
+/// An export that found nothing and made no file, in a transaction that may not be committed yet.
+pub struct SkippedExport(Box<TransitionRow>);
+
+impl Store {
+    /// Completes a job and moves its consumer's watermark, in the transaction whose snapshot was exported.
+    ///
+    /// Compares the token of the lease and ignores its expiry. Clocks decide when a job is taken over, and never decide
+    /// who may commit.
+    ///
+    /// Waits up to three times for a conflicting lock, because the export may have taken hours. The transaction must
+    /// have the savepoint `writes`.
+    ///
+    /// # Errors
+    /// If the database fails. The transaction can't be continued then.
+    pub async fn commit(
+        &self,
+        conn: &mut PgConnection,
+        lease: &Lease,
+        found: &CommitInput,
+        exported: &Exported,
+    ) -> Result<Committed, Error> {
+        for _ in 0..2 {
+            match self.commit_once(conn, lease, found, exported).await {
+                Err(Error::LockConflict(_)) => {
+                    sqlx::raw_sql("-- store.commit.again\n rollback to savepoint writes").execute(&mut *conn).await?;
+                }
+                done => return done,
             }
-            done => return done,
+        }
+        self.commit_once(conn, lease, found, exported).await
+    }
+
+    /// Writes the rows of a commit, without a retry.
+    async fn commit_once(
+        &self,
+        conn: &mut PgConnection,
+        lease: &Lease,
+        found: &CommitInput,
+        exported: &Exported,
+    ) -> Result<Committed, Error> {
+        match exported.parts.first() {
+            Some(first) => complete(conn, lease, found, exported, first).await,
+            None => self.skip(conn, lease, found).await,
         }
     }
-    commit_once(conn, lease, found, exported).await
+
+    /// Completes a job without a file, and removes the lane's earlier skipped jobs.
+    async fn skip(&self, conn: &mut PgConnection, lease: &Lease, found: &CommitInput) -> Result<Committed, Error> {
+        let CommitInput { position, new_position, report, .. } = found;
+        let job = &lease.job;
+        let lane = job.lane().ok_or_else(|| without_file(job.id))?;
+        let skip = sqlx::query_as(with_job_columns(include_str!("commit/skip.sql")))
+            .bind(job.id.as_uuid())
+            .bind(lease.token().as_uuid())
+            .bind(position.last_exported_at)
+            .bind(report.open_transactions.map(|n| n as i32))
+            .bind(report.oldest_transaction_seconds)
+            .bind(report.table_rewritten);
+        let Some(row) = transition(conn, &self.listeners, skip).await? else { return Ok(Committed::NotOurs) };
+        let to = position.last_exported_at;
+        let advance = watermarks::Advance { export_type: job.export_type, position, new_position, to };
+        let moved = watermarks::advance(conn, lane, &advance).await?;
+        Ok(if moved { Committed::Skipped(SkippedExport(Box::new(row))) } else { Committed::WatermarkChanged })
+    }
+
+    /// Announces a skipped export whose transaction is committed.
+    ///
+    /// # Errors
+    /// As [`Store::announce`].
+    pub fn announce_skipped(&self, skipped: SkippedExport) -> Result<(), Error> {
+        self.announce(*skipped.0, None).map(drop)
+    }
+
+    /// Returns true if the last export of the lane that has files has these columns.
+    pub async fn is_signature_of_last(&self, lane: Lane<'_>, signature: &str) -> Result<bool, Error> {
+        let statement = sqlx::query_scalar(
+            "-- store.commit.is_signature_of_last
+             select coalesce((
+               select e.columns_hash = md5($3) from exports e
+               where e.consumer_id = $1 and e.dataset = $2 and e.status = 'completed'
+               order by e.lane_sequence desc limit 1), false)",
+        )
+        .bind(lane.consumer.as_str())
+        .bind(lane.dataset)
+        .bind(signature);
+        self.with(async |conn| statement.fetch_one(conn).await).await
+    }
 }
 
-/// Writes the rows of a commit, without a retry.
-async fn commit_once(
+fn without_file(job: JobId) -> Error {
+    Error::Sql(sqlx::Error::Protocol(format!("the export {job} has no file, and no lane in which it can be skipped")))
+}
+
+async fn complete(
     conn: &mut PgConnection,
     lease: &Lease,
     found: &CommitInput,
     exported: &Exported,
+    first: &Part,
 ) -> Result<Committed, Error> {
     let job = &lease.job;
     let parts = &exported.parts;
-    let first = parts
-        .first()
-        .ok_or_else(|| Error::Sql(sqlx::Error::Protocol("the export to commit has no file".to_owned())))?;
     let column = |field: fn(&Part) -> i64| parts.iter().map(field).collect::<Vec<_>>();
     let texts = |field: fn(&Part) -> &str| parts.iter().map(field).collect::<Vec<_>>();
     let bytes = column(|part| part.staged.identity.bytes as i64);

@@ -40,6 +40,7 @@ pub(crate) struct JobRow {
     files: Option<Json<Vec<StoredFile>>>,
     digest: Option<String>,
     max_file_bytes: Option<i64>,
+    skip_empty: Option<bool>,
     error_code: Option<String>,
     error_detail: Option<String>,
     selection: Option<Json<Selection>>,
@@ -116,6 +117,7 @@ impl TryFrom<JobRow> for Job {
             output_filename: row.output_filename,
             digest: row.digest,
             max_file_bytes: row.max_file_bytes.map(i64::unsigned_abs),
+            skip_empty: row.skip_empty,
             attempt: row.attempt.unsigned_abs(),
             error: error.transpose()?,
             report: SnapshotReport {

@@ -177,6 +177,7 @@ impl Store {
                 .bind(turn)
                 .bind(self.key_share.as_ref().map(|share| share.prefix.as_str()))
                 .bind(self.origin())
+                .bind(request.skip_empty)
                 .fetch_optional(&mut *tx)
                 .await?;
             match row {
@@ -245,7 +246,7 @@ impl Store {
     pub async fn last_jobs(&self, consumers: &[&str], datasets: &[&str]) -> Result<Vec<Job>, Error> {
         let statement = sqlx::query_as(with_job_columns(include_str!("jobs/last.sql"))).bind(consumers).bind(datasets);
         let rows: Vec<JobRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
-        rows.into_iter().map(Job::try_from).collect()
+        Ok(rows.into_iter().filter_map(|row| skip_unreadable(Job::try_from(row))).collect())
     }
 
     /// Cancels a pending job, or asks the worker of a processing job to stop.
@@ -275,7 +276,7 @@ impl Store {
                 Status::Cancelled => Cancelled::Already(job),
                 // The job is committed, and its file is not published yet.
                 Status::Processing | Status::Pending => Cancelled::Committing,
-                Status::Completed | Status::Failed => Cancelled::Ended(job.status),
+                Status::Completed | Status::Skipped | Status::Failed => Cancelled::Ended(job.status),
             },
         })
     }

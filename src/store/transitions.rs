@@ -138,6 +138,7 @@ impl Store {
                     job_event!(error, job, "export_failed", code = %failure.code, continuity, error);
                 }
             }
+            Status::Skipped => job_event!(info, job, "export_skipped"),
             Status::Cancelled => job_event!(info, job, "export_cancelled"),
         }
         metrics::job_ended(labels, job.status.as_str());

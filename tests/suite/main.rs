@@ -85,6 +85,7 @@ mod retention;
 mod rights;
 mod schedules;
 mod settings;
+mod skip_empty;
 mod soft_deletes;
 mod source_files;
 mod startup;

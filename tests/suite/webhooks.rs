@@ -423,3 +423,28 @@ async fn a_missing_secret_stops_the_start() {
     let api = operator.start(&database).arguments(&["serve", "--no-workers"]).with("HOOK_SECRET", "").service().await;
     api.stop().await;
 }
+
+#[tokio::test]
+async fn a_skipped_export_is_told_to_those_who_ask_for_it() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let (all, some) = (Receiver::start().await, Receiver::start().await);
+    let blocks = [all.block("all", ""), some.block("some", "events = [\"export.skipped\"]")];
+    let service = Operator::with(&blocks).start(&database).service().await;
+    let (full, _) = service.export("full", "a").await;
+    let mut skipped = Vec::new();
+    for _ in 0..2 {
+        let body = json!({ "skipEmpty": true });
+        let job = crate::catalog::ended(&service, "/exports/delta", Some("a"), body).await;
+        assert_eq!(job["skipped"], true, "{job}");
+        skipped.push(job["jobId"].clone());
+        some.hears(skipped.len()).await;
+    }
+    let delta = service.export("delta", "a").await.0;
+    let told = |heard: Vec<Heard>| heard.into_iter().map(|it| it.event["data"]["jobId"].clone()).collect::<Vec<_>>();
+    let heard = some.heard();
+    assert!(heard.iter().all(|it| it.event["type"] == "cdc-export.export.skipped.v1"), "{:?}", heard[0].event);
+    assert_eq!(told(heard), skipped);
+    assert_eq!(told(all.hears(2).await), [full["jobId"].clone(), delta["jobId"].clone()]);
+    service.stop().await;
+}

@@ -32,7 +32,7 @@ pub(crate) struct ManifestQuery {
     responses((status = 200, description = "The manifest.", content(
         (serde_json::Value = "application/json"), (String = "text/plain"),
     ))),
-    extensions(("x-codes" = json!([Code::NotCompleted, Code::NoManifest]))),
+    extensions(("x-codes" = json!([Code::NotCompleted, Code::NoFile, Code::NoManifest]))),
 )]
 pub(crate) async fn manifest(
     service: Service,

@@ -92,7 +92,7 @@ impl Submission<MaybeConsumer, NewExport> {
 /// Members accepted only for an ad-hoc export.
 const AD_HOC_MEMBERS: [&str; 3] = ["columns", "filter", "limit"];
 /// Members accepted only for a consumer's export.
-const CONSUMER_MEMBERS: [&str; 2] = ["after", "afterSha256"];
+const CONSUMER_MEMBERS: [&str; 3] = ["after", "afterSha256", "skipEmpty"];
 
 /// The body of `POST /exports`. All members are optional.
 #[derive(Deserialize, ToSchema)]
@@ -122,6 +122,11 @@ pub(crate) struct NewExport {
     #[serde(default, deserialize_with = "file_bytes")]
     #[schema(required = false, value_type = u64, minimum = 16777216, maximum = 5368709120i64)]
     max_file_bytes: Option<u64>,
+    /// With a consumer: true to make no file if an incremental export or a delta finds nothing. The default is the
+    /// value of the dataset, or false
+    #[serde(default, deserialize_with = "given")]
+    #[schema(required = false, value_type = bool)]
+    skip_empty: Option<bool>,
     /// With a consumer: the export that the caller loaded last; null for none. The call is refused if it is not the
     /// consumer's last export; a full export is never refused. If omitted, nothing is checked
     #[serde(default, deserialize_with = "job_or_null")]
@@ -272,6 +277,7 @@ impl NewExport {
             ("limit", self.limit.is_some()),
             ("after", self.after.is_some()),
             ("afterSha256", self.after_sha256.is_some()),
+            ("skipEmpty", self.skip_empty.is_some()),
         ];
         match given.iter().find(|(name, is_given)| *is_given && members.contains(name)) {
             Some((name, _)) => Err(unknown(name, &[])),
@@ -295,7 +301,8 @@ impl NewExport {
         let encoding = encoding_of(self.format, self.compression)?;
         let after = after_of(self.after, self.after_sha256)?;
         let request = Request::new(consumer, dataset, export_type, encoding);
-        Ok(Request { selection, max_file_bytes: self.max_file_bytes, after, ..request })
+        let (max_file_bytes, skip_empty) = (self.max_file_bytes, self.skip_empty);
+        Ok(Request { selection, max_file_bytes, skip_empty, after, ..request })
     }
 }
 

@@ -5,7 +5,7 @@ import { el, once, say, set, show, text } from "./dom.js";
 import { downloadOf } from "./download.js";
 import { wake } from "./pulse.js";
 import { mayMove, question } from "./question.js";
-import { healedByFull, hint, isOpen, title } from "./words.js";
+import { hasFile, healedByFull, hint, isOpen, title } from "./words.js";
 
 // A place for an error's words, and the function that fills it.
 export function complaints() {
@@ -124,7 +124,7 @@ export function actions({ onMade = () => {}, changed, listsFiles = false }) {
       asked?.drop();
     }
     const again = healedByFull(job) ? "heal" : "again";
-    const kind = isOpen(job) ? "open" : job.status === "completed" ? "file" : again;
+    const kind = isOpen(job) ? "open" : hasFile(job) ? "file" : job.skipped ? "none" : again;
     once(buttons, `${job.jobId} ${kind}`, () => {
       complain(null);
       if (kind === "open") return (cancel = acting("Cancel", title(job), complain, () => cancelled(job)));
@@ -132,6 +132,7 @@ export function actions({ onMade = () => {}, changed, listsFiles = false }) {
         if (listsFiles) return [];
         return el("a", { class: "button", href: `#/jobs/${job.jobId}` }, `${job.files.length} files`, el("span", { class: "unseen" }, ` of the ${title(job)}`));
       }
+      if (kind === "none") return [];
       if (kind === "file") return downloadOf(job, "Download", complain);
       return (kind === "heal" ? healing : retrying)(job, onMade, complain);
     });

@@ -7,7 +7,7 @@ import { downloadOf } from "./download.js";
 import { el, keyed, once, say, show, text } from "./dom.js";
 import { bytes, count, duration, rows, utc, when } from "./figures.js";
 import { progressBar, speed, statusBadge } from "./jobrow.js";
-import { STATUS, TYPES, consumerPath, continuity, isOpen, title, whatNext } from "./words.js";
+import { STATUS, TYPES, consumerPath, continuity, hasFile, isOpen, title, whatNext } from "./words.js";
 
 // What has ended stays as it is; the page only looks whether the service is there.
 const ENDED_SECONDS = 30;
@@ -162,7 +162,7 @@ function membersOf(job, before) {
     ["Type", `${job.exportType}: ${TYPES[job.exportType]}`],
     ["Rows", count(job.rowsExported)],
     ["Format", job.compression === "none" ? job.format : `${job.format}, ${job.compression}`],
-    ["File", job.files.length > 1 ? none(`${count(job.files.length)} files, each whole by itself`) : [el("code", {}, job.outputFilename), job.status === "completed" ? null : none(isOpen(job) ? " is there when it is completed" : " was not made")]],
+    ["File", job.files.length > 1 ? none(`${count(job.files.length)} files, each whole by itself`) : job.skipped ? none("none: there was nothing to export") : [el("code", {}, job.outputFilename), job.status === "completed" ? null : none(isOpen(job) ? " is there when it is completed" : " was not made")]],
     ["Size", `${count(job.bytesWritten)} bytes`],
     ["SHA-256", job.sha256 === null ? none(shaless(job)) : el("code", {}, job.sha256)],
     ["Watermark", watermarkOf(job, none)],
@@ -192,14 +192,14 @@ function shaless(job) {
 // Whether its consumer has said that it is loaded.
 function acknowledgedOf(job, none) {
   if (job.consumerId === null) return none("an ad-hoc export has nobody who would");
-  if (job.status !== "completed") return none(isOpen(job) ? "may be when it is completed" : "there is nothing to load");
+  if (!hasFile(job)) return none(isOpen(job) ? "may be when it is completed" : "there is nothing to load");
   if (job.acknowledged === null) return none("not known: this consumer has never acknowledged an export of the dataset");
   return job.acknowledged ? "yes: this export is loaded, and all before it" : "not yet: nobody has said that this export is loaded";
 }
 
 // When all of its files had been downloaded.
 function fetchedOf(job, none) {
-  if (job.status !== "completed") return none(isOpen(job) ? "may be when it is completed" : "there is nothing to fetch");
+  if (!hasFile(job)) return none(isOpen(job) ? "may be when it is completed" : "there is nothing to fetch");
   return job.fetchedAt === null ? "not yet by a download: whoever reads the folder or the bucket is not seen" : exactly(job.fetchedAt);
 }
 
@@ -251,7 +251,7 @@ function openOf(job, none) {
 function commandsOf(job) {
   const list = [["Ask for another one like it", starting(job)]];
   if (isOpen(job)) list.push(["Wait for its end", following(job)]);
-  if (job.status === "completed") {
+  if (hasFile(job)) {
     const [its, the] = job.files.length > 1 ? ["Fetch its files", "Check the files"] : ["Fetch its file", "Check the file"];
     list.push([its, downloading(job)], [the, checking(job)]);
     if (job.digest !== null) list.push(["See its manifest", describing(job)]);

@@ -12,7 +12,7 @@ import { isOpen } from "./words.js";
 
 const CHARTED = 40;
 const CHOICES = {
-  status: ["pending", "processing", "completed", "failed", "cancelled"],
+  status: ["pending", "processing", "completed", "skipped", "failed", "cancelled"],
   exportType: ["full", "incremental", "delta"],
 };
 

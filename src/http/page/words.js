@@ -96,6 +96,7 @@ export const STATUS = {
   pending: { weight: "notice", meaning: "It waits for a worker, or for its consumer's earlier exports." },
   processing: { weight: "running", meaning: "Its rows are being written." },
   completed: { weight: "good", meaning: "The file is whole and on disk." },
+  skipped: { weight: "good", meaning: "It found nothing, and made no file." },
   failed: { weight: "bad", meaning: "It ended without a file. The watermark is where it was, but after file_lost." },
   cancelled: { weight: "quiet", meaning: "It was cancelled. The watermark is where it was." },
 };
@@ -105,6 +106,10 @@ export const CANCELLING = { weight: "quiet", meaning: "It was asked to stop, and
 
 export function consumerPath(id) {
   return `#/consumers/${encodeURIComponent(id)}`;
+}
+
+export function hasFile(job) {
+  return job.status === "completed" && !job.skipped;
 }
 
 export function isOpen(job) {

@@ -145,7 +145,7 @@ secret_env = \"B\"
             "line 5: webhook A: name: 1 to 63",
             "line 6: webhook A: url: everybody on the way",
             "line 7: webhook A: secret_env: the name of a variable",
-            "line 8: webhook A: events: `export.done` is none of export.completed, export.failed, export.cancelled",
+            "line 8: webhook A: events: `export.done` is none of export.completed, export.skipped, export.failed, export.cancelled",
             "line 9: webhook A: datasets: ",
             "line 10: webhook A: consumers: ",
             "line 13: webhook b: url: a name and a password",

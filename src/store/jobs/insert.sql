@@ -23,11 +23,12 @@
 -- $21 timestamptz: its turn
 -- $22 text: the public part of the caller's key
 -- $23 jsonb: the sender of the request
+-- $24 boolean: true to make no file if there is nothing to export; null: as the dataset has it
 insert into exports as e (
   id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, destination_id,
   created_at, retry_of, idempotency_key, compression, selection, has_after, after_job, after_sha256,
-  max_file_bytes, traceparent, turn, key_prefix)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $19, $20, $21, $22)
+  max_file_bytes, traceparent, turn, key_prefix, skip_empty)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $19, $20, $21, $22, $24)
 on conflict (lower(output_filename)) do nothing
 returning pg_notify($18, ''),
   cdc_export.audit($23, case when e.retry_of is null then 'export' else 'retry' end, e.consumer_id, e.dataset, e.id),

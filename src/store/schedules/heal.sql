@@ -19,5 +19,5 @@ where s.name = $1 and e.consumer_id = $2 and e.dataset = $3
       and not exists (
         select from exports good
         where good.consumer_id = h.consumer_id and good.dataset = h.dataset and good.lane_sequence > h.lane_sequence
-          and good.status = 'completed' and good.export_type <> 'full'))
+          and good.status in ('completed', 'skipped') and good.export_type <> 'full'))
 for update of s
