@@ -10,6 +10,7 @@ pub mod files;
 mod followers;
 mod jobs;
 mod keys;
+mod last_seen;
 pub mod schedules;
 mod scrape;
 mod sent_files;
@@ -18,6 +19,7 @@ use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::Origin;
@@ -29,17 +31,21 @@ use crate::demo;
 use crate::job::selection::BadSelection;
 use crate::job::{Bounds, ConsumerId, Job, JobId, Status, Terms};
 use crate::key::Prefix;
+use crate::service::consumers::LagKey;
 use crate::service::deadline::{call_timeout, on_table, with_timeout};
 use crate::service::followers::Followers;
 use crate::service::keys::Keyring;
+use crate::service::last_seen::LastSeen;
 use crate::service::scrape::ReadCache;
 use crate::service::sent_files::SentFiles;
 use crate::sink::{self, Destination, Limited, Limits};
 use crate::source::{self, Source};
 use crate::store::{self, Store};
 use crate::telemetry::metrics;
+use crate::watermark::ConsumerLag;
 
 pub use followers::Subscriber;
+pub use last_seen::Looked;
 
 /// The reasons why the service cannot complete a request.
 #[derive(Debug, thiserror::Error)]
@@ -242,9 +248,18 @@ pub struct Health {
     pub output: Result<(), Error>,
     /// True if the process starts no more exports because it is shutting down.
     pub is_draining: bool,
-    /// The datasets and the state of their tables, at most five seconds old. A dataset that is not ready does not
-    /// affect exports of other datasets. `None` if Postgres did not respond in time.
-    pub datasets: Option<Arc<Vec<Description>>>,
+    /// The datasets and the state of their tables. A dataset that is not ready does not affect exports of other
+    /// datasets. `None` if no look has succeeded in the last minute.
+    pub datasets: Option<Looked<Vec<Description>>>,
+}
+
+/// The state of all tables, as a look found it.
+#[derive(Clone, Debug)]
+pub struct SeenTables {
+    /// The datasets, with the columns of their tables.
+    pub datasets: Vec<Description>,
+    /// The tables whose changes are captured although no dataset needs them. A caller bound to datasets sees none.
+    pub without_dataset: Vec<Table>,
 }
 
 /// Time limit of a call, so that clients get a response or an error within two seconds.
@@ -256,8 +271,11 @@ const MAX_DESTINATION_OPERATIONS: usize = 16;
 /// Time limit for finding the cause of a timeout.
 const DIAGNOSIS_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Time for which descriptions of the datasets are cached, because each dataset requires several statements.
+/// Time for which health checks use descriptions of the datasets, so that they cost the database little.
 const DATASETS_CACHE_TIME: Duration = Duration::from_secs(5);
+
+/// Maximum number of looks at tables that go on behind pages of consumers.
+const MAX_LOOKS: usize = 4;
 
 /// Time limit for counting the changes that wait for consumers. Only this call may exceed [`CALL_TIMEOUT`].
 pub const COUNTING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -314,7 +332,13 @@ pub struct Service {
     downloads: Downloads,
     sent_files: Arc<SentFiles>,
     metrics_cache: Arc<ReadCache<String>>,
-    datasets_cache: Arc<ReadCache<Arc<Vec<Description>>>>,
+    /// All datasets of the file, of which `catalog` has those that the caller may see.
+    all_datasets: Arc<Catalog>,
+    seen_datasets: LastSeen<(), Arc<SeenTables>>,
+    /// The lags of the consumers of a dataset, as a page has them.
+    seen_lags: LastSeen<LagKey, Vec<ConsumerLag>>,
+    /// The permits of looks at tables that go on behind pages.
+    looks: Arc<Semaphore>,
     /// Cancelled when the process stops starting exports.
     draining: CancellationToken,
     /// Cancelled when calls that only wait must return.
@@ -353,12 +377,15 @@ impl Service {
             control,
             source,
             destination,
+            all_datasets: Arc::clone(&catalog),
             catalog,
             terms,
             downloads,
             sent_files: Arc::default(),
             metrics_cache: Arc::default(),
-            datasets_cache: Arc::default(),
+            seen_datasets: LastSeen::default(),
+            seen_lags: LastSeen::default(),
+            looks: Arc::new(Semaphore::new(MAX_LOOKS)),
             draining,
             stopping,
             followers,
@@ -451,19 +478,33 @@ impl Service {
         self.catalog.implied()
     }
 
-    /// Returns the datasets that the caller may see, with the current columns of their tables.
+    /// Looks at the datasets that the caller may see, and returns them with the current columns of their tables.
     pub async fn datasets(&self) -> Result<Vec<Description>, Error> {
         let datasets: Vec<_> = self.catalog.iter().cloned().collect();
         on_table(self.source.describe(&datasets)).await
     }
 
-    /// Returns the tables whose changes are captured although no dataset needs them. A caller bound to datasets sees
-    /// none.
-    pub async fn tables_without_dataset(&self) -> Result<Vec<Table>, Error> {
+    /// Returns the datasets that the caller may see as they were `fresh` ago at most. If that takes long, returns what
+    /// an earlier call saw, up to a minute ago.
+    ///
+    /// # Errors
+    ///
+    /// If the look fails.
+    pub async fn seen_datasets(&self, fresh: Duration) -> Result<Looked<SeenTables>, Arc<Error>> {
+        let (source, catalog) = (self.source.clone(), Arc::clone(&self.all_datasets));
+        let look = async move {
+            let datasets: Vec<_> = catalog.iter().cloned().collect();
+            let datasets = on_table(source.describe(&datasets)).await?;
+            let without_dataset = on_table(source.tables_without_dataset(&catalog)).await?;
+            Ok(Arc::new(SeenTables { datasets, without_dataset }))
+        };
+        let Looked { value, as_of } = self.seen_datasets.get((), fresh, None, look).await?;
+        let mut value = SeenTables::clone(&value);
         if self.bounds.datasets.is_some() {
-            return Ok(Vec::new());
+            value.datasets.retain(|it| self.bounds.allow_dataset(&it.dataset.name));
+            value.without_dataset.clear();
         }
-        on_table(self.source.tables_without_dataset(&self.catalog)).await
+        Ok(Looked { value, as_of })
     }
 
     /// Returns a dataset with the current columns of its table.
@@ -506,11 +547,12 @@ impl Service {
 
     /// Checks all requirements for starting a job.
     pub async fn health(&self) -> Health {
-        let read = async { self.datasets().await.map(Arc::new) };
-        let datasets = tokio::time::timeout(call_timeout(), self.datasets_cache.get_or_read(DATASETS_CACHE_TIME, read));
+        let datasets = tokio::time::timeout(call_timeout(), self.seen_datasets(DATASETS_CACHE_TIME));
         let (postgres, output, datasets) = tokio::join!(self.ping(), self.destination.require_room(), datasets);
         let is_draining = self.is_draining();
         let output = output.map_err(Error::from);
-        Health { postgres, output, is_draining, datasets: datasets.ok().and_then(Result::ok) }
+        let datasets = datasets.ok().and_then(Result::ok);
+        let datasets = datasets.map(|Looked { value, as_of }| Looked { value: value.datasets, as_of });
+        Health { postgres, output, is_draining, datasets }
     }
 }

@@ -48,6 +48,9 @@ pub(crate) struct ConsumerBody {
     rows_waiting: Option<u64>,
     /// True if `rowsWaiting` is a lower bound, because there are more than 10,000 rows or too many changes to read
     rows_waiting_capped: bool,
+    /// The time of this count. It is older than the answer if counting takes long
+    #[schema(format = DateTime)]
+    as_of: String,
     /// The condition, other than changes, between the consumer's last export and the next; null if there is none
     #[schema(required)]
     continuity: Option<Continuity>,
@@ -91,7 +94,7 @@ fn read_cursor(cursor: &str) -> Result<(ConsumerId, &str), Problem> {
     Ok((consumer.parse().map_err(|_| pages::bad_cursor())?, dataset))
 }
 
-fn body(ListedConsumer { lag, last_job, unacknowledged }: ListedConsumer) -> ConsumerBody {
+fn body(ListedConsumer { lag, as_of, last_job, unacknowledged }: ListedConsumer) -> ConsumerBody {
     let (rows_waiting, rows_waiting_capped) = match lag.rows_waiting {
         Waiting::Exactly(rows) => (Some(rows), false),
         Waiting::AtLeast(rows) => (Some(rows), true),
@@ -103,6 +106,7 @@ fn body(ListedConsumer { lag, last_job, unacknowledged }: ListedConsumer) -> Con
         last_exported_at: lag.last_exported_at.map(rfc3339),
         rows_waiting,
         rows_waiting_capped,
+        as_of: rfc3339(as_of),
         continuity: lag.continuity,
         last_job: last_job.map(JobJson::from),
         unacknowledged: unacknowledged.map(|of| of.exports),

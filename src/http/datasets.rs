@@ -1,5 +1,7 @@
 //! `/datasets`: the datasets of the catalog and the current state of their tables.
 
+use std::time::Duration;
+
 use axum::Json;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -10,7 +12,8 @@ use crate::http::code::Code;
 use crate::http::input::PathParameter;
 use crate::http::problem::Problem;
 use crate::http::schemas::DatasetName;
-use crate::service::Service;
+use crate::job::json::rfc3339;
+use crate::service::{Looked, SeenTables, Service};
 
 /// All datasets.
 #[derive(Serialize, ToSchema)]
@@ -21,6 +24,9 @@ pub(crate) struct Datasets {
     /// The tables whose changes are captured although no dataset needs them. Remove the capture with `cdc-export
     /// untrack --table`
     tables_without_dataset: Vec<String>,
+    /// The time when the tables were looked at. With many datasets that may be up to a minute ago
+    #[schema(format = DateTime)]
+    as_of: String,
 }
 
 /// A dataset.
@@ -79,11 +85,12 @@ pub(crate) struct ColumnBody {
     extensions(("x-codes" = json!([Code::TableUnreadable, Code::DatasetMismatch]))),
 )]
 pub(crate) async fn list(service: Service) -> Result<Json<Datasets>, Problem> {
-    let datasets = service.datasets().await?;
-    let tables = service.tables_without_dataset().await?;
+    let Looked { value: SeenTables { datasets, without_dataset }, as_of } =
+        service.seen_datasets(Duration::ZERO).await?;
     Ok(Json(Datasets {
         items: datasets.into_iter().map(DatasetBody::from).collect(),
-        tables_without_dataset: tables.iter().map(Table::to_string).collect(),
+        tables_without_dataset: without_dataset.iter().map(Table::to_string).collect(),
+        as_of: rfc3339(as_of),
     }))
 }
 

@@ -13,7 +13,7 @@ use crate::dataset::Description;
 use crate::http::access::Access;
 use crate::http::datasets::problems;
 use crate::job::json::rfc3339;
-use crate::service::Service;
+use crate::service::{Looked, Service};
 use crate::telemetry::metrics::CONTENT_TYPE;
 
 /// The health of this process.
@@ -30,6 +30,10 @@ pub(crate) struct HealthBody {
     timestamp: String,
     /// The result of each check: `ok`, or the problem
     checks: BTreeMap<&'static str, String>,
+    /// The time when the tables of the datasets were looked at; missing if the check `datasets` is
+    #[serde(rename = "asOf", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, format = DateTime)]
+    as_of: Option<String>,
 }
 
 /// The response of a health check.
@@ -57,7 +61,7 @@ impl IntoResponse for HealthAnswer {
 /// Check that Postgres is reachable
 #[utoipa::path(get, path = "/health", operation_id = "getHealth", tag = "service", responses(HealthAnswer))]
 pub(crate) async fn health(service: Service) -> HealthAnswer {
-    answer([("postgres", word(service.ping().await))], None)
+    answer([("postgres", word(service.ping().await))])
 }
 
 /// Check that this process responds
@@ -66,7 +70,7 @@ pub(crate) async fn health(service: Service) -> HealthAnswer {
     responses((status = 200, description = "The process responds.", body = HealthBody)),
 )]
 pub(crate) async fn live() -> HealthAnswer {
-    answer([], None)
+    answer([])
 }
 
 /// Check that an export could start now
@@ -78,11 +82,18 @@ pub(crate) async fn live() -> HealthAnswer {
 pub(crate) async fn ready(Extension(access): Extension<Access>, service: Service) -> HealthAnswer {
     let health = service.health().await;
     let are_named = access != Access::Keys;
-    let datasets = health.datasets.map(|datasets| ("datasets", ready_or_why(&datasets, are_named)));
+    let (datasets, as_of) = match health.datasets {
+        Some(Looked { value, as_of }) => (ready_or_why(&value, are_named), Some(rfc3339(as_of))),
+        None => ("no look at their tables has ended in the last minute".to_owned(), None),
+    };
     let checks = [("postgres", word(health.postgres)), ("output", word(health.output))];
     // The check is listed only while the process drains. An orchestrator must send requests to another process then.
     let stops = health.is_draining.then(|| ("service", Err("it is stopping".to_owned())));
-    answer(checks.into_iter().chain(stops), datasets)
+    let mut answer = answer(checks.into_iter().chain(stops));
+    let (HealthAnswer::Healthy(body) | HealthAnswer::Unhealthy(body)) = &mut answer;
+    body.checks.insert("datasets", datasets);
+    body.as_of = as_of;
+    answer
 }
 
 /// Get the metrics, for Prometheus
@@ -122,19 +133,16 @@ fn word<E: std::fmt::Display>(check: Result<(), E>) -> Result<(), String> {
     check.map_err(|error| error.to_string())
 }
 
-/// Returns the response of a health check. `note` is an additional entry that does not affect the status.
-fn answer(
-    checks: impl IntoIterator<Item = (&'static str, Result<(), String>)>,
-    note: Option<(&'static str, String)>,
-) -> HealthAnswer {
+/// Returns the response of a health check.
+fn answer(checks: impl IntoIterator<Item = (&'static str, Result<(), String>)>) -> HealthAnswer {
     let checks: Vec<_> = checks.into_iter().collect();
     let healthy = checks.iter().all(|(_, check)| check.is_ok());
     let checks = checks.into_iter().map(|(name, check)| (name, check.err().unwrap_or_else(|| "ok".to_owned())));
-    let checks = checks.chain(note);
     let body = HealthBody {
         status: if healthy { "ok" } else { "unavailable" },
         timestamp: rfc3339(Utc::now()),
         checks: checks.collect(),
+        as_of: None,
     };
     if healthy { HealthAnswer::Healthy(body) } else { HealthAnswer::Unhealthy(body) }
 }

@@ -197,9 +197,15 @@ impl IntoResponse for Problem {
 
 impl From<service::Error> for Problem {
     fn from(error: service::Error) -> Problem {
+        Arc::new(error).into()
+    }
+}
+
+impl From<Arc<service::Error>> for Problem {
+    fn from(error: Arc<service::Error>) -> Problem {
         use service::Error;
         let detail = error.to_string();
-        let problem = match &error {
+        let problem = match &*error {
             Error::DatabaseSetBack(_) => {
                 tracing::error!(event = "transaction_ids_set_back", error = detail);
                 Problem::new(Code::DatabaseUnavailable, detail)
@@ -271,7 +277,7 @@ impl From<service::Error> for Problem {
                 Problem::new(Code::TooManyOpenJobs, detail)
             }
         };
-        Problem { cause: Some(Arc::new(error)), ..problem }
+        Problem { cause: Some(error), ..problem }
     }
 }
 

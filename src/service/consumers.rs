@@ -1,9 +1,11 @@
 //! Positions of consumers, and watermarks set by clients.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use futures_util::future::join_all;
 
 use crate::dataset::Dataset;
 use crate::dataset::name::is_name;
@@ -11,7 +13,7 @@ use crate::job::lane::{Lane, Unacknowledged};
 use crate::job::marker::Marker;
 use crate::job::{ConsumerId, Job};
 use crate::service::deadline::{on_table, with_timeout};
-use crate::service::{COUNTING_TIMEOUT, Error, Service};
+use crate::service::{COUNTING_TIMEOUT, Error, Looked, Service};
 use crate::sink::{Destination, MarkerFile};
 use crate::source;
 use crate::store::watermarks::{ConsumerPosition, WatermarkEdit};
@@ -32,11 +34,16 @@ const MARKERS_TIMEOUT: Duration = Duration::from_millis(500);
 pub struct ListedConsumer {
     /// The consumer's watermark and the changes that wait for it.
     pub lag: ConsumerLag,
+    /// The time when the changes were counted.
+    pub as_of: DateTime<Utc>,
     /// The consumer's last job.
     pub last_job: Option<Job>,
     /// The unacknowledged exports, or `None` if the consumer has never acknowledged one.
     pub unacknowledged: Option<Unacknowledged>,
 }
+
+/// A dataset, and the consumers of it that a page has.
+pub(super) type LagKey = (String, Vec<ConsumerId>);
 
 impl Service {
     /// Returns a consumer's watermark.
@@ -56,23 +63,23 @@ impl Service {
         after: Option<Lane<'_>>,
         only: Option<ConsumerId>,
         limit: u32,
-    ) -> Result<Vec<ListedConsumer>, Error> {
+    ) -> Result<Vec<ListedConsumer>, Arc<Error>> {
         if only.is_some() && !self.bounds.allow_consumer(only.as_ref()) {
             return Ok(Vec::new());
         }
         let mut bounds = self.bounds.clone();
         bounds.consumers = only.map(|only| vec![only]).or(bounds.consumers);
         let positions = with_timeout(self.store.positions(after, &bounds, limit)).await?;
-        let lags = self.lags(&positions).await?;
         let (ids, datasets): (Vec<_>, Vec<_>) =
             positions.iter().map(|position| (position.consumer.as_str(), position.dataset.as_str())).unzip();
         let mut jobs = with_timeout(self.store.last_jobs(&ids, &datasets)).await?;
         let mut unacknowledged = with_timeout(self.store.unacknowledged(&ids, &datasets)).await?;
-        let listed = |lag: ConsumerLag| {
+        let lags = self.lags(&positions, &jobs).await?;
+        let listed = |Looked { value: lag, as_of }: Looked<ConsumerLag>| {
             let is_its = |job: &Job| job.consumer.as_ref() == Some(&lag.consumer) && job.dataset == lag.dataset;
             let last_job = jobs.iter().position(is_its).map(|at| jobs.swap_remove(at));
             let unacknowledged = unacknowledged.remove(&(lag.consumer.clone(), lag.dataset.clone()));
-            ListedConsumer { lag, last_job, unacknowledged }
+            ListedConsumer { lag, as_of, last_job, unacknowledged }
         };
         Ok(lags.into_iter().map(listed).collect())
     }
@@ -111,43 +118,72 @@ impl Service {
         Ok(consumers.iter().map(|id| id.as_str()).zip(markers).collect())
     }
 
-    /// Computes the states of consumers from the tables. If a table cannot be read, the number of waiting rows is
-    /// unknown.
-    async fn lags(&self, positions: &[ConsumerPosition]) -> Result<Vec<ConsumerLag>, Error> {
-        let mut found = Vec::new();
-        let datasets = positions.iter().map(|position| &position.dataset).collect::<BTreeSet<_>>().len();
-        for dataset in self.catalog.iter() {
+    /// Returns the states of consumers as looks at the tables find them. A state is unknown if its table can't be read,
+    /// or if no look at it has ended in time. `jobs` are the last jobs of the consumers.
+    async fn lags(&self, positions: &[ConsumerPosition], jobs: &[Job]) -> Result<Vec<Looked<ConsumerLag>>, Arc<Error>> {
+        let datasets: BTreeSet<_> = positions.iter().map(|position| &*position.dataset).collect();
+        let changes = MAX_CHANGES_PER_PAGE / datasets.len().max(1) as u64;
+        let changes = changes.clamp(MIN_CHANGES, MAX_CHANGES);
+        let known = self.catalog.iter().filter(|dataset| datasets.contains(&*dataset.name));
+        let looks = known.map(|dataset| async move {
             let its = positions.iter().filter(|position| position.dataset == dataset.name);
-            let consumers: Vec<_> = its.map(|position| &position.consumer).collect();
-            if consumers.is_empty() {
-                continue;
-            }
-            let consumers = self.with_markers(dataset, &consumers).await?;
-            // Each table gets an equal share of the time. A locked or very large table then does not delay the others.
-            let share = COUNTING_TIMEOUT / u32::try_from(datasets).unwrap_or(u32::MAX);
-            let changes = (MAX_CHANGES_PER_PAGE / datasets as u64).clamp(MIN_CHANGES, MAX_CHANGES);
-            let error = match tokio::time::timeout(share, self.source.lags(dataset, &consumers, changes)).await {
-                Ok(Ok(lags)) => {
-                    found.extend(lags);
+            let consumers: Vec<_> = its.map(|position| position.consumer.clone()).collect();
+            let ends = jobs.iter().filter(|job| {
+                job.dataset == dataset.name && consumers.iter().any(|it| job.consumer.as_ref() == Some(it))
+            });
+            let last_end = ends.filter_map(|job| job.finished_at).max();
+            let look = self.clone().look_at_lags(Arc::clone(dataset), consumers.clone(), changes);
+            let key = (dataset.name.clone(), consumers);
+            let seen = self.seen_lags.get(key, Duration::ZERO, last_end, look);
+            (dataset, tokio::time::timeout(COUNTING_TIMEOUT, seen).await)
+        });
+        let (mut found, mut unread) = (Vec::new(), Vec::new());
+        for (dataset, seen) in join_all(looks).await {
+            let error = match seen {
+                Ok(Ok(Looked { value, as_of })) => {
+                    found.extend(value.into_iter().map(|value| Looked { value, as_of }));
                     continue;
                 }
-                Ok(Err(error @ source::Error::Unavailable(_))) => return Err(Error::Table(Some(error))),
-                Ok(Err(error)) => chain(&error),
+                Ok(Err(error)) if matches!(&*error, Error::Table(Some(source::Error::Unavailable(_)))) => {
+                    return Err(error);
+                }
+                Ok(Err(error)) => chain(&*error),
                 Err(_) => "no answer in time".to_owned(),
             };
-            tracing::warn!(event = "table_unreadable", dataset = dataset.name, error);
+            unread.push((dataset, error));
+        }
+        if let Some((dataset, error)) = unread.first() {
+            tracing::warn!(event = "table_unreadable", dataset = dataset.name, error, tables = unread.len());
         }
         let lag = |position: &ConsumerPosition| {
-            let is_its = |lag: &ConsumerLag| lag.consumer == position.consumer && lag.dataset == position.dataset;
-            found.iter().position(is_its).map(|at| found.swap_remove(at)).unwrap_or_else(|| ConsumerLag {
-                consumer: position.consumer.clone(),
-                dataset: position.dataset.clone(),
-                last_exported_at: position.last_exported_at,
-                rows_waiting: Waiting::Unknown,
-                continuity: None,
+            let is_its = |lag: &Looked<ConsumerLag>| {
+                lag.value.consumer == position.consumer && lag.value.dataset == position.dataset
+            };
+            found.iter().position(is_its).map(|at| found.swap_remove(at)).unwrap_or_else(|| Looked {
+                value: ConsumerLag {
+                    consumer: position.consumer.clone(),
+                    dataset: position.dataset.clone(),
+                    last_exported_at: position.last_exported_at,
+                    rows_waiting: Waiting::Unknown,
+                    continuity: None,
+                },
+                as_of: Utc::now(),
             })
         };
         Ok(positions.iter().map(lag).collect())
+    }
+
+    /// Looks at the states of these consumers of a dataset, when fewer than [`MAX_LOOKS`] others go on.
+    async fn look_at_lags(
+        self,
+        dataset: Arc<Dataset>,
+        consumers: Vec<ConsumerId>,
+        changes: u64,
+    ) -> Result<Vec<ConsumerLag>, Error> {
+        let _permit = self.looks.acquire().await;
+        let consumers: Vec<_> = consumers.iter().collect();
+        let consumers = self.with_markers(&dataset, &consumers).await?;
+        on_table(self.source.lags(&dataset, &consumers, changes)).await
     }
 
     /// Sets a consumer's watermark.

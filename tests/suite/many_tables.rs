@@ -2,13 +2,14 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use cdc_export::dataset::catalog::Catalog as Datasets;
 use cdc_export::source::capture::tracking;
 use serde_json::Value;
 use sqlx::AssertSqlSafe;
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, export};
 use crate::harness::{Database, Service, Start, eventually};
 use crate::network::{Proxy, url};
 use crate::traffic::purposes;
@@ -256,4 +257,31 @@ async fn a_table_that_is_gone_hidden_or_locked_leaves_the_descriptions_of_the_ot
     held.rollback().await.unwrap();
     service.stop().await;
     database.run(&format!("drop owned by {role}; drop role {role}")).await;
+}
+
+#[tokio::test]
+async fn a_look_that_takes_long_is_answered_with_the_one_before() {
+    let database = Database::new().await;
+    let catalog = tracked(&database, 1).await;
+    let service = catalog.start(&database).with("FAILPOINTS", "service.patience=time:40").service().await;
+    export(&service, "full", "t1", "a").await;
+    let look = async || {
+        let page: Value = service.ask("GET", "/consumers", &[]).await.json().await.unwrap();
+        (page["items"][0]["rowsWaiting"].clone(), page["items"][0]["asOf"].as_str().unwrap().to_owned())
+    };
+    let (rows, as_of) = look().await;
+    assert_eq!(rows, 0);
+    let mut writer = database.pool.begin().await.unwrap();
+    let write = "lock table t1 in access exclusive mode; insert into t1 values (1)";
+    sqlx::raw_sql(write).execute(&mut *writer).await.unwrap();
+    for _ in 0..3 {
+        let asked = Instant::now();
+        let (rows, last) = look().await;
+        assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
+        // A look that had ended before the lock may be newer.
+        assert!(rows == 0 && last >= as_of, "{rows} {last}");
+    }
+    writer.commit().await.unwrap();
+    eventually("a new look", async || (look().await.0 == 1).then_some(())).await;
+    service.stop().await;
 }

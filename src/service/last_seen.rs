@@ -1,0 +1,152 @@
+//! The results of the last looks at tables. A call whose look takes long is answered with an earlier result and its
+//! time.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use tokio::time::timeout;
+
+use crate::failpoint;
+use crate::service::Error;
+
+/// The time that a call waits for a look if there is an earlier one.
+const PATIENCE: Duration = Duration::from_millis(40);
+
+/// The age from which on a call waits for a new look.
+const MAX_AGE: Duration = Duration::from_secs(60);
+
+/// The time after which what nobody asked for is forgotten.
+const KEPT: Duration = Duration::from_secs(600);
+
+/// Something that was seen, and the time when the look began.
+#[derive(Clone, Debug)]
+pub struct Looked<V> {
+    /// The value.
+    pub value: V,
+    /// The time when the look began.
+    pub as_of: DateTime<Utc>,
+}
+
+impl<V> Looked<V> {
+    fn age(&self) -> Duration {
+        // After the clock was set back, what was seen counts as old.
+        (Utc::now() - self.as_of).to_std().unwrap_or(Duration::MAX)
+    }
+}
+
+/// A look that is going on. All who wait for it get its result.
+type Look<V> = Shared<BoxFuture<'static, Result<Looked<V>, Arc<Error>>>>;
+
+/// The last result for each key. One look at a time is going on for each.
+#[derive(Debug)]
+pub(crate) struct LastSeen<K, V: Clone>(Arc<Mutex<HashMap<K, Sight<V>>>>);
+
+#[derive(Debug)]
+struct Sight<V: Clone> {
+    last: Option<Looked<V>>,
+    look: Option<Look<V>>,
+}
+
+impl<K, V: Clone> Clone for LastSeen<K, V> {
+    fn clone(&self) -> LastSeen<K, V> {
+        LastSeen(Arc::clone(&self.0))
+    }
+}
+
+impl<K, V: Clone> Default for LastSeen<K, V> {
+    fn default() -> LastSeen<K, V> {
+        LastSeen(Arc::default())
+    }
+}
+
+impl<K, V> LastSeen<K, V>
+where
+    K: Clone + Eq + Hash + Send + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    /// Returns what was seen of `key` in the last `fresh`. Otherwise looks again, in a task that goes on if the caller
+    /// doesn't wait for its end.
+    ///
+    /// If the look takes long, returns what was last seen, unless that is from before `changed_at` or a minute old.
+    ///
+    /// # Errors
+    /// If the look fails.
+    pub(crate) async fn get(
+        &self,
+        key: K,
+        fresh: Duration,
+        changed_at: Option<DateTime<Utc>>,
+        look: impl Future<Output = Result<V, Error>> + Send + 'static,
+    ) -> Result<Looked<V>, Arc<Error>> {
+        let (last, look) = {
+            let mut entries = self.entries();
+            entries
+                .retain(|_, entry| entry.look.is_some() || entry.last.as_ref().is_some_and(|last| last.age() < KEPT));
+            let entry = entries.entry(key.clone()).or_insert(Sight { last: None, look: None });
+            if let Some(last) = entry.last.as_ref().filter(|last| last.age() < fresh) {
+                return Ok(last.clone());
+            }
+            let look = entry.look.get_or_insert_with(|| self.begin(key, look)).clone();
+            (entry.last.clone(), look)
+        };
+        let is_usable = |last: &Looked<V>| last.age() < MAX_AGE && changed_at.is_none_or(|at| at < last.as_of);
+        match last.filter(is_usable) {
+            None => look.await,
+            Some(last) => timeout(failpoint::time("service.patience", PATIENCE), look).await.unwrap_or(Ok(last)),
+        }
+    }
+
+    /// Begins a look. Its end is recorded even if nobody waits for it.
+    fn begin(&self, key: K, look: impl Future<Output = Result<V, Error>> + Send + 'static) -> Look<V> {
+        let seen = self.clone();
+        let as_of = Utc::now();
+        let task = tokio::spawn(async move {
+            let looked = look.await.map(|value| Looked { value, as_of }).map_err(Arc::new);
+            if let Some(entry) = seen.entries().get_mut(&key) {
+                entry.look = None;
+                entry.last = looked.as_ref().ok().cloned().or(entry.last.take());
+            }
+            looked
+        });
+        async move { task.await.unwrap_or_else(|_| Err(Arc::new(Error::Table(None)))) }.boxed().shared()
+    }
+
+    fn entries(&self) -> MutexGuard<'_, HashMap<K, Sight<V>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_long_look_is_answered_with_the_one_before() {
+        let seen = LastSeen::<&str, u32>::default();
+        let quick = |value| async move { Ok(value) };
+        assert_eq!(seen.get("a", Duration::ZERO, None, quick(1)).await.unwrap().value, 1);
+        let (end, ended) = oneshot::channel();
+        let long = async { ended.await.map_err(|_| Error::Table(None)) };
+        assert_eq!(seen.get("a", Duration::ZERO, None, long).await.unwrap().value, 1, "it goes on");
+        assert_eq!(seen.get("a", Duration::from_secs(5), None, quick(9)).await.unwrap().value, 1, "fresh enough");
+        // Others wait for the same look if what was seen is too old for them.
+        let later = tokio::spawn({
+            let seen = seen.clone();
+            async move { seen.get("a", Duration::ZERO, Some(Utc::now()), quick(9)).await.unwrap().value }
+        });
+        tokio::task::yield_now().await;
+        end.send(2).unwrap();
+        assert_eq!(later.await.unwrap(), 2);
+        assert_eq!(seen.get("b", Duration::ZERO, None, quick(3)).await.unwrap().value, 3);
+        let failed = seen.get("a", Duration::ZERO, None, async { Err(Error::Table(None)) }).await;
+        assert!(failed.is_err(), "a failure is told");
+        assert_eq!(seen.get("a", Duration::from_secs(5), None, quick(9)).await.unwrap().value, 2, "and not kept");
+    }
+}
