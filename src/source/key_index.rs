@@ -1,37 +1,7 @@
 //! The unique index that tells a table's rows apart, and which types' texts do.
 
-use sqlx::PgConnection;
-use sqlx::types::Json;
-
-use crate::dataset::Table;
-use crate::source::placed::by_table;
-use crate::source::quote::relation;
-
-/// A column of a unique index.
-#[derive(sqlx_macros::FromRow)]
-pub(crate) struct KeyPart {
-    /// The place of its table among those that were asked for.
-    place: i64,
-    pub(crate) name: String,
-    /// The index's own, with its schema; `None`: its method has another one for every type.
-    pub(crate) equals: Option<String>,
-    /// Quoted.
-    pub(crate) collation: Option<String>,
-    pub(crate) is_deterministic: bool,
-}
-
-/// For each table, the unique index that tells rows apart by just these columns; empty: there is none.
-pub(crate) async fn locate(
-    conn: &mut PgConnection,
-    keys: &[(&Table, Vec<&str>)],
-) -> Result<Vec<Vec<KeyPart>>, sqlx::Error> {
-    let parts: Vec<KeyPart> = sqlx::query_as(include_str!("key_index/locate.sql"))
-        .bind(keys.iter().map(|(table, _)| relation(table)).collect::<Vec<_>>())
-        .bind(keys.iter().map(|(_, key)| Json(key)).collect::<Vec<_>>())
-        .fetch_all(conn)
-        .await?;
-    Ok(by_table(keys.len(), parts, |part| part.place))
-}
+/// The piece of SQL that finds the index.
+pub(crate) const LOCATE: (&str, &str) = ("key_index/locate.sql", include_str!("key_index/locate.sql"));
 
 /// Returns true if two values of a type that are the same to its `=` always have the same text, in a deterministic
 /// collation. `own_type`: its name, where it is Postgres's own.

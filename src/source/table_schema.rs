@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::PgConnection;
 use sqlx::postgres::types::Oid;
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, PgConnection};
 
+use crate::connection::statement::with_pieces;
 use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::name::{hint, hint_in_full};
 use crate::dataset::{
@@ -12,7 +14,6 @@ use crate::dataset::{
 };
 use crate::source;
 use crate::source::guard::RememberedColumn;
-use crate::source::key_index::KeyPart;
 use crate::source::placed::by_table;
 use crate::source::quote::relation;
 use crate::source::rights::TableAccess;
@@ -80,6 +81,13 @@ struct ColumnRow {
     is_virtual: bool,
     /// The number of columns that its table has ever had.
     width: i16,
+    /// The equality of the key's index, with its schema. `None`: its method has another one for every type, or it
+    /// doesn't have the column.
+    key_equals: Option<String>,
+    /// The collation of the key's index, quoted.
+    key_collation: Option<String>,
+    /// True if that collation takes different texts for different. `None`: the key's index doesn't have the column.
+    key_is_deterministic: Option<bool>,
 }
 
 impl ColumnRow {
@@ -185,20 +193,18 @@ async fn introspect_tables(
     conn: &mut PgConnection,
     tables: &[(&Dataset, &Table)],
 ) -> Result<Vec<Result<TableSchema, Faults>>, sqlx::Error> {
-    let names: Vec<_> = tables.iter().map(|(_, table)| relation(table)).collect();
-    let columns: Vec<ColumnRow> =
-        sqlx::query_as(include_str!("table_schema/columns.sql")).bind(names).fetch_all(&mut *conn).await?;
+    let statement = with_pieces(include_str!("table_schema/columns.sql"), &[key_index::LOCATE]);
+    let columns: Vec<ColumnRow> = sqlx::query_as(AssertSqlSafe(statement))
+        .bind(tables.iter().map(|(_, table)| relation(table)).collect::<Vec<_>>())
+        .bind(tables.iter().map(|(dataset, _)| dataset.key.as_ref().map(Json)).collect::<Vec<_>>())
+        .fetch_all(&mut *conn)
+        .await?;
     let columns = by_table(tables.len(), columns, |column| column.place);
     let columns = columns.iter().map(Vec::as_slice);
     let fitting = |(&(dataset, table), columns)| Fitting { dataset, table, columns, faults: Vec::new() };
     let mut fittings: Vec<_> = tables.iter().zip(columns).map(fitting).collect();
     refuse_missing(conn, &mut fittings).await?;
-    let keys: Vec<_> = fittings.iter_mut().map(Fitting::key_columns).collect();
-    let named = fittings.iter().zip(&keys);
-    let named: Vec<_> = named.map(|(it, key)| (it.table, key.iter().map(|column| &*column.name).collect())).collect();
-    let indexes = key_index::locate(conn, &named).await?;
-    let fits = fittings.into_iter().zip(keys).zip(indexes);
-    let fits: Vec<_> = fits.map(|((fitting, key), index)| fitting.fit(&key, &index)).collect();
+    let fits: Vec<_> = fittings.into_iter().map(Fitting::fit).collect();
     let found = || fits.iter().filter_map(|fit| fit.as_ref().ok());
     let changing: Vec<_> = found().map(|fit| (fit.table, fit.changing())).collect();
     let mut parts = guard::read_parts(conn, &changing).await?.into_iter();
@@ -287,12 +293,12 @@ impl<'a> Fitting<'a> {
         found
     }
 
-    /// Returns the dataset's choice of the columns, or its faults. `index`: the index on the columns of the key.
-    fn fit(mut self, key: &[&'a ColumnRow], index: &[KeyPart]) -> Result<FittingTable<'a>, Faults> {
+    /// Returns the dataset's choice of the columns, or its faults.
+    fn fit(mut self) -> Result<FittingTable<'a>, Faults> {
         if self.columns.is_empty() {
             return Err(Faults(self.faults));
         }
-        let key = self.key(key, index);
+        let key = self.key();
         let columns = self.chosen(&key);
         let updated_at = self.time("updated_at", self.dataset.updated_at.as_deref());
         let created_at = self.time("created_at", self.dataset.created_at.as_deref());
@@ -305,28 +311,29 @@ impl<'a> Fitting<'a> {
         Ok(FittingTable { dataset, table, found, key, columns, updated_at, created_at, deleted })
     }
 
-    fn key(&mut self, key: &[&'a ColumnRow], index: &[KeyPart]) -> Vec<KeyColumn> {
-        for found in key {
+    fn key(&mut self) -> Vec<KeyColumn> {
+        let key = self.key_columns();
+        for found in &key {
             if let Some(why) = key_index::unsteady_text(found.own_type.as_deref()) {
                 let why = format!("`{}` is {}, {why}", found.name, found.type_name);
                 self.wrong("key", self.dataset.key.is_some().then_some(&found.name), why);
             }
         }
-        if index.is_empty() && !key.is_empty() && self.faults.is_empty() {
+        let is_indexed = key.iter().any(|found| found.key_is_deterministic.is_some());
+        if !is_indexed && !key.is_empty() && self.faults.is_empty() {
             let names: Vec<_> = key.iter().map(|found| &*found.name).collect();
             let why = format!("`{}` has no unique index on just ({})", self.dataset.table, names.join(", "));
             self.wrong("key", None, why);
         }
         let compared = |found: &&ColumnRow| {
-            let part = index.iter().find(|part| part.name == found.name);
             let own_equals = || format!("operator({}.=)", found.operators);
             KeyColumn {
                 column: found.column(self.dataset),
                 read_as: if found.base_type == "bpchar" { &found.declared_base } else { &found.base_type }.clone(),
-                equals: part.and_then(|part| part.equals.clone()).unwrap_or_else(own_equals),
-                collation: part.and_then(|part| part.collation.clone()),
+                equals: found.key_equals.clone().unwrap_or_else(own_equals),
+                collation: found.key_collation.clone(),
                 has_one_text: key_index::has_one_text(found.own_type.as_deref(), found.is_enum)
-                    && part.is_some_and(|part| part.is_deterministic),
+                    && found.key_is_deterministic == Some(true),
             }
         };
         key.iter().map(compared).collect()

@@ -127,7 +127,6 @@ impl Store {
         destination: Option<Uuid>,
         terms: Terms,
     ) -> Result<Result<MadeJob<'s>, SubmitOutcome>, Error> {
-        let now = next_time(tx, request).await?;
         if let Some(job) = self.sent_before_in(tx, request).await? {
             let is_same = request.asks_for(&job);
             return Ok(Err(if is_same { SubmitOutcome::Before(job) } else { SubmitOutcome::KeyTaken(job) }));
@@ -135,7 +134,7 @@ impl Store {
         if let Some(why) = check_last_export(tx, request).await? {
             return Ok(Err(SubmitOutcome::OutOfStep(why)));
         }
-        let (open, last_turn) = self.open_of_lane(tx, request).await?;
+        let (open, last_turn, now) = self.lane_state(tx, request).await?;
         if open >= MAX_OPEN {
             return Ok(Err(SubmitOutcome::TooManyOpen(MAX_OPEN)));
         }
@@ -210,15 +209,16 @@ impl Store {
         row.map(Job::try_from).transpose()
     }
 
-    /// Counts the open jobs of the request's lane, or the open ad-hoc jobs of the caller's key in the dataset.
+    /// Returns the number of open jobs of the request's lane, or of the open ad-hoc jobs of the caller's key in the
+    /// dataset; the last turn of the consumer's or key's open jobs; and the time of a new job.
     ///
-    /// Counts no further than the limit. Also returns the last turn of the consumer's or key's open jobs.
-    async fn open_of_lane(
+    /// Counts no further than the limit. The lane's row must be locked.
+    async fn lane_state(
         &self,
         conn: &mut PgConnection,
         request: &Request,
-    ) -> Result<(i64, Option<DateTime<Utc>>), Error> {
-        let statement = sqlx::query_as(include_str!("jobs/open_of_lane.sql"))
+    ) -> Result<(i64, Option<DateTime<Utc>>, DateTime<Utc>), Error> {
+        let statement = sqlx::query_as(include_str!("jobs/lane_state.sql"))
             .bind(MAX_OPEN)
             .bind(request.consumer.as_ref().map(|consumer| consumer.as_str()))
             .bind(&request.dataset)
@@ -299,23 +299,6 @@ pub(super) async fn enter_lane(conn: &mut PgConnection, request: &Request) -> Re
     .fetch_one(conn)
     .await?;
     Ok(request.consumer.as_ref().map(|_| sequence))
-}
-
-/// Returns the time of a new job: the time of the database, or a later one.
-///
-/// The time is later than the times of the lane's last job, even if the clock was set back. The lane's row must be
-/// locked.
-async fn next_time(conn: &mut PgConnection, request: &Request) -> Result<DateTime<Utc>, sqlx::Error> {
-    sqlx::query_scalar(
-        "-- store.jobs.next_time
-         select greatest(clock_timestamp(), (
-           select greatest(created_at, finished_at) + interval '1 microsecond' from exports
-           where consumer_id = $1 and dataset = $2 order by lane_sequence desc limit 1))",
-    )
-    .bind(request.consumer.as_ref().map(|consumer| consumer.as_str()))
-    .bind(&request.dataset)
-    .fetch_one(conn)
-    .await
 }
 
 /// Returns the reason if the export that the caller loaded last is not the last export of the lane. A full export needs

@@ -238,7 +238,6 @@ async fn nothing_reads_all_jobs_again_and_again() {
     }
     for name in [
         "jobs.insert",
-        "jobs.next_time",
         "lanes.export_number",
         "lanes.published",
         "lanes.under_way",
@@ -248,7 +247,7 @@ async fn nothing_reads_all_jobs_again_and_again() {
         "files.published",
         "commit.complete",
         "jobs.last",
-        "jobs.open_of",
+        "jobs.lane_state",
         "open_jobs.count",
         "queue.claim",
         "queue.reap",

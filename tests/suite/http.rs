@@ -113,7 +113,7 @@ fn text<'a>(object: &'a Value, member: &str) -> &'a str {
 }
 
 /// RFC 3339 in UTC with exactly six digits of a second.
-fn is_time(value: &Value) -> bool {
+pub(crate) fn is_time(value: &Value) -> bool {
     let text = value.as_str().unwrap_or_default();
     text.len() == "2026-02-26T04:30:00.123456Z".len()
         && text.ends_with('Z')

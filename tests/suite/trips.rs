@@ -7,7 +7,7 @@ use crate::network::{Proxy, url};
 use crate::traffic::purposes;
 
 /// The limit on the round trips of an export, from the request to the published file.
-const MOST_ROUND_TRIPS: f64 = 25.0;
+const MOST_ROUND_TRIPS: f64 = 23.0;
 
 /// The limit on the statements of an idle process in a second.
 const MOST_STATEMENTS: u64 = 2;
@@ -31,7 +31,7 @@ const PERIODIC: [&str; 13] = [
 ];
 
 #[tokio::test]
-async fn an_empty_delta_takes_at_most_25_round_trips() {
+async fn an_empty_delta_takes_at_most_23_round_trips() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
     let proxy = Proxy::to(&database.options).await;

@@ -1,11 +1,16 @@
 -- source.table_schema.columns
 -- $1 text[]: tables
+-- $2 jsonb[]: for each, the names of the columns of the key; null: those of the primary key
 -- `offset 0`, so that each table is looked up by indexes: one table costs the same, however many there are.
 with named as materialized (
-  select its.place, c.oid, c.relkind, c.relnatts, cdc_export.primary_key(c.oid) as primary_key
-  from unnest((select $1)) with ordinality as its (name, place)
+  select its.place, c.oid, c.relkind, c.relnatts, cdc_export.primary_key(c.oid) as primary_key, its.key
+  from unnest((select $1), (select $2)) with ordinality as its (name, key, place)
   cross join lateral (
     select c.oid, c.relkind, c.relnatts from pg_class c where c.oid = to_regclass(its.name) offset 0) c),
+
+key_parts as materialized (
+  -- include key_index/locate.sql
+),
 
 columns as materialized (
   select a.*, named.place, named.relkind, named.relnatts, named.primary_key
@@ -56,7 +61,9 @@ select a.place, a.attname::text as name, a.attnum as number, base.base_type, bas
   a.relkind::text as table_kind, array_position(a.primary_key, a.attname::text) as key_place,
   a.xmin::text as version, a.attcollation as collation,
   base.oid >= 16384 or a.attgenerated <> '' as may_change, a.attgenerated = 'v' as is_virtual,
-  a.relnatts as width
+  a.relnatts as width, part.equals as key_equals, part.collation as key_collation,
+  part.is_deterministic as key_is_deterministic
 from columns a
 join types base on (base.atttypid, base.atttypmod) = (a.atttypid, a.atttypmod)
+left join key_parts part on part.place = a.place and part.name = a.attname::text
 order by a.place, a.attnum
