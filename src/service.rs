@@ -270,6 +270,8 @@ pub struct Settings {
     pub terms: Terms,
     /// The settings for downloads from a bucket.
     pub downloads: Downloads,
+    /// The bytes of the change log that all positions together may hold.
+    pub log_max_bytes: u64,
 }
 
 /// The settings for downloads from a bucket.
@@ -309,6 +311,7 @@ pub struct Service {
     catalog: Arc<Catalog>,
     terms: Terms,
     downloads: Downloads,
+    log_max_bytes: u64,
     sent_files: Arc<SentFiles>,
     metrics_cache: Arc<ReadCache<String>>,
     datasets_cache: Arc<ReadCache<Arc<Vec<Description>>>>,
@@ -336,7 +339,7 @@ impl Service {
         draining: CancellationToken,
         stopping: CancellationToken,
     ) -> Service {
-        let Settings { destination, catalog, terms, downloads } = settings;
+        let Settings { destination, catalog, terms, downloads, log_max_bytes } = settings;
         // The destination has the same time limit as a call.
         let destination =
             destination.limited(Limits { max_concurrent: MAX_DESTINATION_OPERATIONS, timeout: Some(call_timeout()) });
@@ -353,6 +356,7 @@ impl Service {
             catalog,
             terms,
             downloads,
+            log_max_bytes,
             sent_files: Arc::default(),
             metrics_cache: Arc::default(),
             datasets_cache: Arc::default(),
