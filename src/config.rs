@@ -247,7 +247,7 @@ impl Config {
                 retain_unacked: vars.age("RETAIN_UNACKED", 30 * DAY)?,
                 retain_audit: vars.age("RETAIN_AUDIT", 90 * DAY)?,
                 log_caps: purge::Caps {
-                    rows: vars.number("CHANGE_LOG_MAX_ROWS", 10_000_000, 1..=1_000_000_000_000)?,
+                    bytes: vars.bytes("CHANGE_LOG_MAX_BYTES", 10 << 30, 1 << 10..=1 << 60)?,
                     age: vars.age("CHANGE_LOG_MAX_AGE", 7 * DAY)?,
                 },
             },
@@ -351,7 +351,8 @@ mod tests {
             ("READERS", "0"),
             ("READERS", "17"),
             ("LEASE_SECONDS", "-1"),
-            ("CHANGE_LOG_MAX_ROWS", "0"),
+            ("CHANGE_LOG_MAX_BYTES", "0"),
+            ("CHANGE_LOG_MAX_BYTES", "10GB"),
             ("CHANGE_LOG_MAX_AGE", "7 fortnights"),
             ("RETAIN_UNACKED", "30"),
             ("RETAIN_AUDIT", "90"),

@@ -59,7 +59,7 @@ const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Settings {
     /// The duration of a lease that the worker does not renew.
     pub lease: Duration,
-    /// The part of the change log that is kept for a consumer without exports.
+    /// The part of the change log that positions may hold.
     pub log_caps: Caps,
     /// The retention of files.
     pub retain_files: Retention,
@@ -153,7 +153,7 @@ impl Maintenance {
     /// Runs all tasks until `shutdown`. The task of the schedules ends at `drain`, because this process claims no
     /// exports after that.
     pub async fn run(self, drain: CancellationToken, shutdown: CancellationToken) {
-        metrics::change_log_caps(self.settings.log_caps.rows, self.settings.log_caps.age);
+        metrics::change_log_caps(self.settings.log_caps.bytes, self.settings.log_caps.age);
         let often = Pace::every(failpoint::time("maintenance.look", lease::interval(self.settings.lease)));
         let on_request = |requested| Pace { period: FOLDER_PERIOD, woken: Some(Arc::clone(requested)) };
         let mut tasks = JoinSet::new();

@@ -291,6 +291,8 @@ pub struct Settings {
     pub terms: Terms,
     /// The settings for downloads from a bucket.
     pub downloads: Downloads,
+    /// The bytes of the change log that all positions together may hold.
+    pub log_max_bytes: u64,
 }
 
 /// The settings for downloads from a bucket.
@@ -330,6 +332,7 @@ pub struct Service {
     catalog: Arc<Catalog>,
     terms: Terms,
     downloads: Downloads,
+    log_max_bytes: u64,
     sent_files: Arc<SentFiles>,
     metrics_cache: Arc<ReadCache<String>>,
     /// All datasets of the file, of which `catalog` has those that the caller may see.
@@ -363,7 +366,7 @@ impl Service {
         draining: CancellationToken,
         stopping: CancellationToken,
     ) -> Service {
-        let Settings { destination, catalog, terms, downloads } = settings;
+        let Settings { destination, catalog, terms, downloads, log_max_bytes } = settings;
         // The destination has the same time limit as a call.
         let destination =
             destination.limited(Limits { max_concurrent: MAX_DESTINATION_OPERATIONS, timeout: Some(call_timeout()) });
@@ -381,6 +384,7 @@ impl Service {
             catalog,
             terms,
             downloads,
+            log_max_bytes,
             sent_files: Arc::default(),
             metrics_cache: Arc::default(),
             seen_datasets: LastSeen::default(),

@@ -52,6 +52,19 @@ pub struct ConsumerLag {
     pub continuity: Option<Continuity>,
 }
 
+/// The part of the change log that a consumer's position holds.
+#[derive(Clone, Debug)]
+pub struct LogUse {
+    /// The consumer's id.
+    pub consumer_id: String,
+    /// The dataset's name.
+    pub dataset: String,
+    /// The estimated bytes of the rows that the position holds.
+    pub bytes: u64,
+    /// The bytes above which the position is given up, if the other tables hold what they hold now.
+    pub max_bytes: u64,
+}
+
 /// The consumer's position when an export began. The commit fails if the position has changed since.
 #[derive(Clone, Debug, Default)]
 pub struct Position {

@@ -164,7 +164,13 @@ pub(super) fn wire(config: &Config, database: &Database, output: PreparedOutput,
         control: Some(Store::new(control.clone())).filter(|_| workers > 0),
     };
     let counting = callers(COUNTING_CONNECTIONS, service::COUNTING_TIMEOUT);
-    let settings = service::Settings { destination, catalog, terms: config.terms, downloads: config.downloads };
+    let settings = service::Settings {
+        destination,
+        catalog,
+        terms: config.terms,
+        downloads: config.downloads,
+        log_max_bytes: config.maintenance.log_caps.bytes,
+    };
     let service = Service::new(settings, stores, source(counting), stops.drain.clone(), stops.shutdown.clone());
     Wired { exports, service }
 }

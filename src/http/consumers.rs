@@ -64,6 +64,13 @@ pub(crate) struct ConsumerBody {
     /// The time when the oldest of these was published; null if there is none
     #[schema(required, format = DateTime)]
     unacknowledged_since: Option<String>,
+    /// The estimated bytes of the change log that are kept for the consumer; null if none are, or if they are unknown
+    #[schema(required)]
+    log_bytes: Option<u64>,
+    /// The number of bytes above which the consumer may lose its part of the change log, if other tables keep as much
+    /// as now; null if `logBytes` is null
+    #[schema(required)]
+    log_bytes_max: Option<u64>,
 }
 
 /// List consumers with their watermarks
@@ -94,7 +101,7 @@ fn read_cursor(cursor: &str) -> Result<(ConsumerId, &str), Problem> {
     Ok((consumer.parse().map_err(|_| pages::bad_cursor())?, dataset))
 }
 
-fn body(ListedConsumer { lag, as_of, last_job, unacknowledged }: ListedConsumer) -> ConsumerBody {
+fn body(ListedConsumer { lag, as_of, last_job, unacknowledged, log_use }: ListedConsumer) -> ConsumerBody {
     let (rows_waiting, rows_waiting_capped) = match lag.rows_waiting {
         Waiting::Exactly(rows) => (Some(rows), false),
         Waiting::AtLeast(rows) => (Some(rows), true),
@@ -111,5 +118,7 @@ fn body(ListedConsumer { lag, as_of, last_job, unacknowledged }: ListedConsumer)
         last_job: last_job.map(JobJson::from),
         unacknowledged: unacknowledged.map(|of| of.exports),
         unacknowledged_since: unacknowledged.and_then(|of| of.since).map(rfc3339),
+        log_bytes: log_use.as_ref().map(|of| of.bytes),
+        log_bytes_max: log_use.as_ref().map(|of| of.max_bytes),
     }
 }

@@ -18,7 +18,7 @@ use crate::sink::{Destination, MarkerFile};
 use crate::source;
 use crate::store::watermarks::{ConsumerPosition, WatermarkEdit};
 use crate::telemetry::chain;
-use crate::watermark::{ConsumerLag, Waiting, Watermark};
+use crate::watermark::{ConsumerLag, LogUse, Waiting, Watermark};
 
 /// Maximum number of changes read for a page. [`MAX_CHANGES`] is the limit per dataset, enough for 10,000 rows that
 /// changed once and some repeated changes.
@@ -40,6 +40,8 @@ pub struct ListedConsumer {
     pub last_job: Option<Job>,
     /// The unacknowledged exports, or `None` if the consumer has never acknowledged one.
     pub unacknowledged: Option<Unacknowledged>,
+    /// The bytes of the change log that the position holds, or `None` if it holds none or they are unknown.
+    pub log_use: Option<LogUse>,
 }
 
 /// A dataset, and the consumers of it that a page has.
@@ -72,6 +74,14 @@ impl Service {
         let positions = with_timeout(self.store.positions(after, &bounds, limit)).await?;
         let (ids, datasets): (Vec<_>, Vec<_>) =
             positions.iter().map(|position| (position.consumer.as_str(), position.dataset.as_str())).unzip();
+        // Without an answer, the list still has the rest.
+        let log_use = match on_table(self.source.log_use(self.log_max_bytes, &ids, &datasets)).await {
+            Ok(log_use) => log_use,
+            Err(error) => {
+                tracing::warn!(event = "log_use_unknown", error = chain(&error));
+                Vec::new()
+            }
+        };
         let mut jobs = with_timeout(self.store.last_jobs(&ids, &datasets)).await?;
         let mut unacknowledged = with_timeout(self.store.unacknowledged(&ids, &datasets)).await?;
         let lags = self.lags(&positions, &jobs).await?;
@@ -79,7 +89,9 @@ impl Service {
             let is_its = |job: &Job| job.consumer.as_ref() == Some(&lag.consumer) && job.dataset == lag.dataset;
             let last_job = jobs.iter().position(is_its).map(|at| jobs.swap_remove(at));
             let unacknowledged = unacknowledged.remove(&(lag.consumer.clone(), lag.dataset.clone()));
-            ListedConsumer { lag, as_of, last_job, unacknowledged }
+            let is_its = |of: &&LogUse| of.consumer_id == lag.consumer.as_str() && of.dataset == lag.dataset;
+            let log_use = log_use.iter().find(is_its).cloned();
+            ListedConsumer { lag, as_of, last_job, unacknowledged, log_use }
         };
         Ok(lags.into_iter().map(listed).collect())
     }

@@ -65,13 +65,17 @@ impl Service {
         gauges.set_pool("counting", self.source.pool_use());
 
         let limit = failpoint::time("service.call", SCRAPE_TIMEOUT);
-        let (up, ready, read) = tokio::join!(
+        let (up, ready, held, read) = tokio::join!(
             timeout(limit, self.ping()),
             timeout(limit, self.destination.require_room()),
+            timeout(limit, self.source.held_log_bytes()),
             store::with_timeout(limit, self.read_figures())
         );
         gauges.set(&metrics::DATABASE_UP, &[], f64::from(matches!(up, Ok(Ok(())))));
         gauges.set(&metrics::OUTPUT_READY, &[], f64::from(matches!(ready, Ok(Ok(())))));
+        if let Ok(Ok(bytes)) = held {
+            gauges.set(&metrics::CHANGE_LOG_HELD_BYTES, &[], bytes as f64);
+        }
         match read {
             Ok(figures) => figures.set_gauges(&mut gauges),
             // Unknown gauges are omitted, because an old value or 0 would be misleading.
@@ -115,7 +119,6 @@ impl Figures {
             (&metrics::POSITIONS_GIVEN_UP, backlog.given_up as f64),
             (&metrics::CHANGE_LOG_ROWS, backlog.log_rows as f64),
             (&metrics::CHANGE_LOG_BYTES, backlog.log_bytes as f64),
-            (&metrics::CHANGE_LOG_HELD_ROWS, backlog.held_rows as f64),
             (&metrics::CHANGE_LOG_HELD, backlog.held_seconds),
         ] {
             gauges.set(metric, &[], value);

@@ -1,63 +1,116 @@
-//! The purge of the change log: what every consumer has seen goes, and who holds too much of it loses its position.
+//! The purge of the change log: removes the rows that every consumer of their table has seen, and gives up the
+//! positions that hold too much of the log.
 //!
-//! Knows no consumer but as a position that pins the log.
+//! Knows no consumer but as a position that holds the log.
 
 use std::time::Duration;
 
-use sqlx::PgPool;
+use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 
+use crate::connection::statement::with_pieces;
 use crate::source::{Error, Source};
+use crate::watermark::LogUse;
 
-/// The share of the log that a consumer may hold without exporting.
+/// The part of the change log that positions may hold.
 #[derive(Clone, Copy, Debug)]
 pub struct Caps {
-    /// Rows logged since its last export.
-    pub rows: u64,
-    /// Time since its last export.
+    /// The bytes of rows that all positions together may hold, by an estimate. Positions that are in use may hold twice
+    /// as many.
+    pub bytes: u64,
+    /// The time since its last export for which a position holds deletions. It holds other changes for twice that time.
     pub age: Duration,
 }
 
+/// A position that was given up: the consumer, the dataset, the lost part of the log, and the limit that was reached.
+type GivenUp = (String, String, String, String);
+
+const HELD: (&str, &str) = ("purge/held.sql", include_str!("purge/held.sql"));
+const FURTHEST: (&str, &str) = ("purge/furthest.sql", include_str!("purge/furthest.sql"));
+
 impl Source {
-    /// Removes what every consumer has seen from the change log; see [`purge`].
+    /// Removes the rows of the change log that every consumer has seen; see [`purge`].
     pub async fn purge(&self, caps: &Caps) -> Result<u64, Error> {
         purge(self.pool.inner(), caps).await.map_err(Error::from_sql("cdc_export.change_log"))
+    }
+
+    /// Returns the estimated bytes of the change log that positions hold.
+    pub async fn held_log_bytes(&self) -> Result<u64, Error> {
+        let failed = Error::from_sql("cdc_export.change_log");
+        let mut conn = self.pool.acquire().await.map_err(&failed)?;
+        let statement = with_pieces(include_str!("purge/held_bytes.sql"), &[FURTHEST, HELD]);
+        let bytes: i64 = sqlx::query_scalar(AssertSqlSafe(statement)).fetch_one(&mut *conn).await.map_err(failed)?;
+        Ok(bytes.unsigned_abs())
+    }
+
+    /// Returns the use of the change log by the positions of these consumers, each in the dataset with the same place,
+    /// if all positions may hold `max_bytes`. A lane without a position that holds the log is left out.
+    pub async fn log_use(&self, max_bytes: u64, consumers: &[&str], datasets: &[&str]) -> Result<Vec<LogUse>, Error> {
+        let failed = Error::from_sql("cdc_export.change_log");
+        let mut conn = self.pool.acquire().await.map_err(&failed)?;
+        let statement = with_pieces(include_str!("purge/use_of_log.sql"), &[FURTHEST, HELD]);
+        let statement = sqlx::query_as(AssertSqlSafe(statement)).bind(max_bytes as i64).bind(consumers).bind(datasets);
+        let rows: Vec<(String, String, i64, i64)> = statement.fetch_all(&mut *conn).await.map_err(failed)?;
+        let log_use = |(consumer_id, dataset, bytes, max_bytes): (String, String, i64, i64)| LogUse {
+            consumer_id,
+            dataset,
+            bytes: bytes.unsigned_abs(),
+            max_bytes: max_bytes.unsigned_abs(),
+        };
+        Ok(rows.into_iter().map(log_use).collect())
     }
 }
 
 /// Rows of one purging statement. A purge that removes fewer has removed all that it may.
 pub const PURGE_ROWS: u64 = 50_000;
 
-/// Gives up the positions of consumers that hold too much of the log, then removes what every other consumer has
-/// access. Returns the number of rows removed; call it again while there are some.
+/// Gives up the positions that hold too much of the log, then removes the rows that all other positions have seen.
+/// Returns the number of rows removed; call it again while there are some.
 ///
-/// A position loses its deletions first, counted from its last delta or full export: its incremental exports stay
-/// exact, and its next delta asks for a full one. At twice the caps, counted from its last export, it loses the rest.
+/// Whichever positions are given up, no row is removed that a position still holds.
 pub async fn purge(pool: &PgPool, caps: &Caps) -> Result<u64, sqlx::Error> {
     let mut tx = pool.begin().await?;
-    // The purge has to get to its end even where a mass of dead rows slows it down.
-    sqlx::raw_sql("-- source.purge.timeout\n set local statement_timeout = '60s'").execute(&mut *tx).await?;
-    let mine = sqlx::query(
-        "-- source.purge.one_purger
-         select from cdc_export.locks where name = 'purge' for update skip locked",
+    // The purge has to get to its end even where a mass of dead rows slows it down. The rows of a table come from the
+    // index, whatever the planner guesses of how many there are.
+    sqlx::raw_sql(
+        "-- source.purge.timeout
+         set local statement_timeout = '60s'; set local enable_seqscan = off; set local enable_bitmapscan = off",
     )
+    .execute(&mut *tx)
+    .await?;
+    // The rows that are kept have no more bytes than the files, whose size costs nothing to read.
+    let may_be_large: Option<bool> = sqlx::query_scalar(
+        "-- source.purge.one_purger
+         select pg_table_size('cdc_export.change_log') > $1
+         from cdc_export.locks where name = 'purge' for update skip locked",
+    )
+    .bind(caps.bytes as i64)
     .fetch_optional(&mut *tx)
     .await?;
-    if mine.is_none() {
-        return Ok(0);
-    }
-    let given_up: Vec<(String, String)> = sqlx::query_as(include_str!("purge/give_up.sql"))
-        .bind(caps.rows.max(1) as f64)
+    let Some(may_be_large) = may_be_large else { return Ok(0) };
+    let mut given_up: Vec<GivenUp> = sqlx::query_as(include_str!("purge/give_up_old.sql"))
         .bind(caps.age.as_secs_f64().max(1.0))
         .fetch_all(&mut *tx)
         .await?;
-    // Bounded by the smallest xmax of what is held, not by an xmin: one idle writer must not pin the log. Nobody needs
-    // what this statement sees and no hold shields: a hold that it doesn't see yet is of an export whose snapshot is
-    // still to be taken. A row that is seen can't come from the future but with a dump of another cluster, whose
-    // transactions were further on.
+    if may_be_large {
+        give_up_large(&mut tx, caps.bytes, &mut given_up).await?;
+    }
     let purged = sqlx::query(include_str!("purge/purge.sql")).bind(PURGE_ROWS as i64).execute(&mut *tx).await?;
     tx.commit().await?;
-    for (consumer, lost) in given_up {
-        tracing::warn!(event = "position_given_up", consumerId = consumer, lost);
+    for (consumer, dataset, lost, limit) in given_up {
+        tracing::warn!(event = "position_given_up", consumerId = consumer, dataset, lost, limit);
     }
     Ok(purged.rows_affected())
+}
+
+/// Gives up positions of one table after the other, until the bound is kept or the fullest table has none to give up.
+async fn give_up_large(conn: &mut PgConnection, bytes: u64, given_up: &mut Vec<GivenUp>) -> Result<(), sqlx::Error> {
+    let statement = with_pieces(include_str!("purge/give_up_large.sql"), &[HELD]);
+    loop {
+        let large: Vec<GivenUp> =
+            sqlx::query_as(AssertSqlSafe(statement.clone())).bind(bytes as i64).fetch_all(&mut *conn).await?;
+        if large.is_empty() {
+            return Ok(());
+        }
+        given_up.extend(large);
+    }
 }

@@ -27,9 +27,7 @@ pub struct Backlog {
     pub log_rows: i64,
     /// The bytes of the change log with its indexes.
     pub log_bytes: i64,
-    /// The rows logged since the oldest position whose deletions are still in the change log.
-    pub held_rows: i64,
-    /// Seconds since the oldest of these positions was saved.
+    /// Seconds since the oldest position was saved whose deletions are still in the change log.
     pub held_seconds: f64,
     /// The number of positions whose deletions were purged from the change log.
     pub given_up: i64,

@@ -102,8 +102,11 @@ static SCHEDULE_SLOTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
 });
 /// The outcomes of a schedule's slot.
 const SLOT_OUTCOMES: [&str; 4] = ["run", "skipped", "refused", "healed"];
-static CHANGE_LOG_MAX_ROWS: LazyLock<GaugeVec> = LazyLock::new(|| {
-    gauge(&REGISTRY, &metric("cdc_export_change_log_max_rows", &[], "The setting CHANGE_LOG_MAX_ROWS of this process."))
+static CHANGE_LOG_MAX_BYTES: LazyLock<GaugeVec> = LazyLock::new(|| {
+    gauge(
+        &REGISTRY,
+        &metric("cdc_export_change_log_max_bytes", &[], "The setting CHANGE_LOG_MAX_BYTES of this process."),
+    )
 });
 static CHANGE_LOG_MAX_AGE: LazyLock<GaugeVec> = LazyLock::new(|| {
     gauge(
@@ -210,11 +213,11 @@ pub const CHANGE_LOG_BYTES: Metric = metric(
     &[],
     "Bytes of the change log on the database's disk, including its indexes.",
 );
-/// The number of rows logged since the oldest position. At the limit, the position is given up.
-pub const CHANGE_LOG_HELD_ROWS: Metric = metric(
-    "cdc_export_change_log_held_rows",
+/// The bytes of the change log that positions hold. Above the limit, positions are given up.
+pub const CHANGE_LOG_HELD_BYTES: Metric = metric(
+    "cdc_export_change_log_held_bytes",
     &[],
-    "Rows logged since the oldest position; at cdc_export_change_log_max_rows it is given up.",
+    "Estimated bytes of rows that positions hold; above cdc_export_change_log_max_bytes positions are given up.",
 );
 /// The age of the oldest position in seconds. At the limit, the position is given up.
 pub const CHANGE_LOG_HELD: Metric = metric(
@@ -372,8 +375,8 @@ pub fn delivery_tried(endpoint: &str, outcome: &str) {
 }
 
 /// Sets the maximum part of the change log that a position may hold in this process.
-pub fn change_log_caps(rows: u64, age: std::time::Duration) {
-    CHANGE_LOG_MAX_ROWS.with_label_values::<&str>(&[]).set(rows as f64);
+pub fn change_log_caps(bytes: u64, age: std::time::Duration) {
+    CHANGE_LOG_MAX_BYTES.with_label_values::<&str>(&[]).set(bytes as f64);
     CHANGE_LOG_MAX_AGE.with_label_values::<&str>(&[]).set(age.as_secs_f64());
 }
 

@@ -22,8 +22,8 @@ use crate::harness::{Csv, Database, Service, Start, eventually, option_env};
 const WRITERS: u64 = 10;
 /// The keys that writers fight for; the table's sequence goes on from far above.
 const KEYS: u64 = 2_000;
-/// Rows of the log that a consumer may hold: what one that takes no deltas reaches within a run.
-const LOG_ROWS: u64 = 2_500;
+/// Bytes of the log that consumers may hold: one that takes no deltas reaches twice as many within a run.
+const LOG_BYTES: u64 = 80_000;
 
 /// Sebastiano Vigna's splitmix64.
 struct Random(u64);
@@ -255,7 +255,7 @@ async fn poll_by_time(run: Arc<Run>) -> HashMap<i64, String> {
 
 /// Purges all the time what the service purges every ten seconds, and holds a consumer to less of the log.
 async fn purge(run: Arc<Run>) -> u64 {
-    let caps = purge::Caps { rows: LOG_ROWS, age: Duration::from_secs(3600) };
+    let caps = purge::Caps { bytes: LOG_BYTES, age: Duration::from_secs(3600) };
     let mut removed = 0;
     while run.is_writing() {
         removed += purge::purge(&run.database.pool, &caps).await.unwrap();
@@ -572,7 +572,7 @@ async fn replicas_are_the_table_whatever_happens_to_it() {
         assert!(consumer.export("full").await);
         assert!(difference(&consumer.replica, &table).is_empty());
     }
-    let caps = purge::Caps { rows: u64::MAX, age: Duration::from_secs(3600) };
+    let caps = purge::Caps { bytes: 1 << 60, age: Duration::from_secs(3600) };
     eventually("the log is empty once everybody has seen everything", async || {
         purge::purge(&run.database.pool, &caps).await.unwrap();
         let left: i64 = run.database.one("select count(*) from cdc_export.change_log").await;

@@ -199,17 +199,16 @@ async fn a_position_without_a_time_is_one_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_log_past_its_cap_is_given_up_deletions_first() {
+async fn a_position_that_is_too_old_is_given_up_deletions_first() {
     let (database, service) = exported(19, &["a", "b"]).await;
     service.stop().await;
     // At its start a service purges at once.
-    let start = || Start::on(&database).with("CHANGE_LOG_MAX_ROWS", 100);
+    let start = || Start::on(&database).with("CHANGE_LOG_MAX_AGE", "1d");
+    let make_older = "update watermarks set saved_at = saved_at - interval '25 hours',
+                        deletions_saved_at = deletions_saved_at - interval '25 hours'";
     database.run("delete from users where id = 3; update users set name = 'x' where id <= 11").await;
-    for _ in 0..10 {
-        database.run("update users set name = name || '!' where id <= 11").await;
-    }
+    database.run(make_older).await;
     let held = logged(&database).await;
-    assert!((101..200).contains(&held), "{held}");
 
     let service = start().service().await;
     eventually("the deletions are given up", || async {
@@ -217,6 +216,7 @@ async fn a_log_past_its_cap_is_given_up_deletions_first() {
     })
     .await;
     eventually("the log says so", || async { (service.events("position_given_up").len() == 2).then_some(()) }).await;
+    assert_eq!(service.events("position_given_up")[0]["limit"], "age");
     refused(&database, &service, "delta", "a", "deletes_expired").await;
     let changed = [1, 2, 4, 5, 6, 7, 8, 9, 11];
     assert_eq!(passes(&service, "incremental", "a", Some("deletes_expired")).await.1.ids(), changed, "exact as ever");
@@ -225,11 +225,13 @@ async fn a_log_past_its_cap_is_given_up_deletions_first() {
     assert!(logged(&database).await >= held, "b still needs it");
     service.stop().await;
 
-    for _ in 0..10 {
-        database.run("update users set name = name || '!' where id <= 11").await;
-    }
+    database.run("update users set name = name || '!' where id <= 11").await;
+    database.run(make_older).await;
     let service = start().service().await;
-    log_becomes(&database, 100).await;
+    eventually("b is given up", || async {
+        (database.one::<i64>("select count(*) from watermarks where log_lost = 'all'").await == 1).then_some(())
+    })
+    .await;
     refused(&database, &service, "incremental", "b", "log_expired").await;
     refused(&database, &service, "delta", "b", "log_expired").await;
     assert_eq!(passes(&service, "incremental", "a", Some("deletes_expired")).await.1.ids(), changed);
@@ -242,8 +244,9 @@ async fn a_log_past_its_cap_is_given_up_deletions_first() {
 async fn a_consumer_that_never_takes_deletions_does_not_hold_the_log() {
     let (database, service) = exported(19, &["a"]).await;
     service.stop().await;
-    for round in 1..=3 {
-        let service = Start::on(&database).with("CHANGE_LOG_MAX_ROWS", 100).service().await;
+    let start = || Start::on(&database).with("CHANGE_LOG_MAX_BYTES", "2KiB");
+    for round in 1..=4 {
+        let service = start().service().await;
         for _ in 0..3 {
             database.run("update users set name = name || '!'").await;
         }
@@ -251,7 +254,7 @@ async fn a_consumer_that_never_takes_deletions_does_not_hold_the_log() {
         assert_eq!(job["rowsExported"], 18, "round {round}: {job}");
         service.stop().await;
     }
-    let service = Start::on(&database).with("CHANGE_LOG_MAX_ROWS", 100).service().await;
+    let service = start().service().await;
     log_becomes(&database, 0).await;
     passes(&service, "incremental", "a", Some("deletes_expired")).await;
     service.stop().await;

@@ -53,6 +53,7 @@ mod large;
 mod layering;
 mod lists;
 mod local;
+mod log_bounds;
 mod logs;
 mod looking;
 mod lost_files;

@@ -381,14 +381,14 @@ async fn the_change_log_is_seen_to_grow_toward_its_cap() {
     let database = Database::new().await;
     database.add_users(1, 100).await;
     let service =
-        Start::on(&database).with("CHANGE_LOG_MAX_ROWS", 120).with("CHANGE_LOG_MAX_AGE", "1h").service().await;
+        Start::on(&database).with("CHANGE_LOG_MAX_BYTES", "6KiB").with("CHANGE_LOG_MAX_AGE", "1h").service().await;
     service.export("full", "one").await;
     let scrape = Scrape::of(&service).await;
-    assert_eq!(scrape.count("cdc_export_change_log_max_rows", &[]), 120);
+    assert_eq!(scrape.count("cdc_export_change_log_max_bytes", &[]), 6144);
     assert_eq!(scrape.count("cdc_export_change_log_max_age_seconds", &[]), 3600);
 
     database.run("update users set name = 'again'").await;
-    let held = |scrape: &Scrape| scrape.count("cdc_export_change_log_held_rows", &[]) == 100;
+    let held = |scrape: &Scrape| (5_500..6_144).contains(&scrape.count("cdc_export_change_log_held_bytes", &[]));
     let scrape = scrape_with(&service, "a hundred rows held", held).await;
     assert_eq!(scrape.count("cdc_export_positions_given_up", &[]), 0);
     let bytes: i64 = database.one("select pg_total_relation_size('cdc_export.change_log')").await;
@@ -400,10 +400,10 @@ async fn the_change_log_is_seen_to_grow_toward_its_cap() {
     database.run("update watermarks set deletions_saved_at = now() - interval '30 minutes'").await;
     let older = |scrape: &Scrape| scrape.count("cdc_export_change_log_held_seconds", &[]) >= 1800;
     scrape_with(&service, "half an hour held", older).await;
-    database.run("update users set name = 'once more'").await;
+    database.run("update users set name = 'once more'; update users set name = 'and once more'").await;
     let given_up = |scrape: &Scrape| scrape.count("cdc_export_positions_given_up", &[]) == 1;
     let scrape = scrape_with(&service, "a position given up", given_up).await;
-    assert_eq!(scrape.count("cdc_export_change_log_held_rows", &[]), 0, "nobody's deletions are held");
+    assert_eq!(scrape.count("cdc_export_change_log_held_seconds", &[]), 0, "nobody's deletions are held");
     service.export("full", "one").await;
     scrape_with(&service, "a full export heals it", |s| s.count("cdc_export_positions_given_up", &[]) == 0).await;
     service.stop().await;

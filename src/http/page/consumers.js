@@ -5,7 +5,7 @@ import { acting, complaints, submitting } from "./actions.js";
 import { get } from "./api.js";
 import { starting } from "./curl.js";
 import { el, keyed, once, row, set, show, table, text } from "./dom.js";
-import { count, elapsed, rows, when } from "./figures.js";
+import { bytes, count, elapsed, rows, when } from "./figures.js";
 import { mayMove } from "./question.js";
 import { STATUS, consumerPath, continuity, trouble } from "./words.js";
 
@@ -151,7 +151,8 @@ export function consumerRow(columns, first) {
     if (of.lastExportedAt !== null) watermark.at(of.lastExportedAt);
     const known = of.rowsWaiting;
     text(waiting, known === null ? "unknown" : `${count(known)}${of.rowsWaitingCapped ? "+" : ""}`);
-    set(waiting, "title", known === null ? "the table can't be read now" : null);
+    const kept = of.logBytes === null ? null : `${bytes(of.logBytes)} of the change log are kept for it, ${bytes(of.logBytesMax)} may be`;
+    set(waiting, "title", known === null ? "the table can't be read now" : kept);
     set(waiting, "class", known === 0 ? "quiet" : null);
     const says = continuity(of.continuity);
     text(badge, says.label);

@@ -16,17 +16,12 @@ unpublished as (
   from exports where status = 'completed' and published_at is null
 ),
 held as (
-  -- The statement source.purge.give_up uses the same numbers to give up a position.
+  -- The statement source.purge.give_up_old uses the same times to give up a position.
   select
-    coalesce(max(log.sequence - least(w.log_sequence, w.deletions_log_sequence))
-      filter (where w.deletions_snapshot is not null), 0) as rows,
     greatest(max(extract(epoch from clock_timestamp() - least(w.saved_at, w.deletions_saved_at)))
       filter (where w.deletions_snapshot is not null), 0)::float8 as seconds,
     count(*) filter (where w.log_lost is not null) as given_up
   from watermarks w
-  cross join (
-    select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'sequence')::regclass), 0)
-      as sequence) log
 )
 select
   pending.jobs as pending, pending.seconds as oldest_seconds,
@@ -34,5 +29,5 @@ select
   unpublished.jobs as unpublished, unpublished.seconds as unpublished_seconds,
   pg_stat_get_live_tuples('cdc_export.change_log'::regclass) as log_rows,
   pg_total_relation_size('cdc_export.change_log'::regclass) as log_bytes,
-  held.rows as held_rows, held.seconds as held_seconds, held.given_up
+  held.seconds as held_seconds, held.given_up
 from pending cross join running cross join unpublished cross join held
