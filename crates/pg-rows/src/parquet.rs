@@ -10,6 +10,7 @@
 //! may instead write NULL, or be a text.
 
 mod chunk;
+mod pages;
 
 use std::sync::Arc;
 
@@ -18,12 +19,13 @@ use parquet::basic::{self, LogicalType, Repetition, TimeUnit, ZstdLevel};
 use parquet::column::writer::get_column_writer;
 use parquet::errors::ParquetError;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
-use parquet::file::writer::{SerializedFileWriter, SerializedPageWriter, TrackedWrite};
-use parquet::schema::types::{ColumnPath, SchemaDescriptor, Type};
+use parquet::file::writer::{SerializedFileWriter, TrackedWrite};
+use parquet::schema::types::{SchemaDescriptor, Type};
 
 use crate::column::{Column, ColumnType, ParquetType};
 use crate::encoding::Format;
 use crate::parquet::chunk::{Chunk, fixed_bytes};
+use crate::parquet::pages::PageCompressor;
 use crate::piece::Piece;
 use crate::writer::{FileAssembler, FormatWriter, RowEncoder};
 use crate::{Error, value};
@@ -46,6 +48,8 @@ pub(crate) struct ParquetWriter {
     schema: Arc<Type>,
     descriptors: Arc<SchemaDescriptor>,
     properties: Arc<WriterProperties>,
+    with_dictionary: Arc<WriterProperties>,
+    level: ZstdLevel,
 }
 
 impl ParquetWriter {
@@ -54,23 +58,23 @@ impl ParquetWriter {
         let level = ZstdLevel::try_new(level.unwrap_or(ZSTD_LEVEL).into())?;
         let properties = WriterProperties::builder()
             .set_created_by(concat!("cdc-export version ", env!("CARGO_PKG_VERSION")).to_owned())
-            .set_compression(basic::Compression::ZSTD(level))
             // Statistics of pages would stay in memory until the file ends. Those of groups are enough for groups of
             // this size.
             .set_statistics_enabled(EnabledStatistics::Chunk)
             .set_offset_index_disabled(true)
             .set_dictionary_enabled(false);
-        // Texts with few distinct values are small as a dictionary. The writer drops the dictionary if there are many.
-        let texts = columns.iter().filter(|column| {
-            column.parquet == ParquetType::Text || matches!(column.kind, ColumnType::Text | ColumnType::Numeric)
-        });
-        let properties = texts.fold(properties, |properties, column| {
-            properties.set_column_dictionary_enabled(ColumnPath::new(vec![column.name.to_string()]), true)
-        });
         let fields = columns.iter().map(|column| Ok(Arc::new(field(column)?))).collect::<Result<_, ParquetError>>()?;
         let schema = Arc::new(Type::group_type_builder("rows").with_fields(fields).build()?);
         let descriptors = Arc::new(SchemaDescriptor::new(Arc::clone(&schema)));
-        Ok(ParquetWriter { columns, schema, descriptors, properties: Arc::new(properties.build()) })
+        let with_dictionary = properties.clone().set_dictionary_enabled(true).build().into();
+        Ok(ParquetWriter {
+            columns,
+            schema,
+            descriptors,
+            properties: properties.build().into(),
+            with_dictionary,
+            level,
+        })
     }
 }
 
@@ -113,16 +117,19 @@ impl RowEncoder for GroupEncoder {
     }
 
     fn finish(&mut self) -> Result<Piece, Error> {
-        let ParquetWriter { columns, descriptors, properties, .. } = &self.writer;
+        let ParquetWriter { columns, descriptors, .. } = &self.writer;
         let (mut pages, mut closed) = (TrackedWrite::new(Vec::new()), Vec::with_capacity(columns.len()));
+        let mut compressor = PageCompressor::new(self.writer.level)?;
         for ((descriptor, column), chunk) in descriptors.columns().iter().zip(columns).zip(&mut self.chunks) {
             // Each column's values are freed once encoded. Kept for the next group, they would add to the pages of this
             // one.
             let chunk = std::mem::replace(chunk, Chunk::of(column));
-            let to_pages = Box::new(SerializedPageWriter::new(&mut pages));
+            let to_pages = Box::new(compressor.pages(&mut pages));
+            let properties = if chunk.repeats() { &self.writer.with_dictionary } else { &self.writer.properties };
             let mut writer = get_column_writer(Arc::clone(descriptor), Arc::clone(properties), to_pages);
             chunk.write(&mut writer)?;
-            closed.push(writer.close()?);
+            let entry = writer.close()?;
+            closed.push(compressor.entry(entry)?);
         }
         (self.rows, self.bytes) = (0, 0);
         Ok(Piece { bytes: pages.into_inner()?, columns: closed })
@@ -335,6 +342,24 @@ mod tests {
         for (i, row) in rows[25..].iter().enumerate() {
             let text = if i % 3 > 0 { Field::Str("t".to_owned()) } else { Field::Null };
             assert_eq!(row[..2], [Field::Long(i as i64), text]);
+        }
+    }
+
+    #[test]
+    fn only_texts_that_repeat_have_a_dictionary_and_all_pages_are_compressed() {
+        let columns = ["few", "many", "rest"].map(|name| Column::new(name, ColumnType::Text));
+        let texts: Vec<_> = (0..2_000).map(|n| [format!("state {}", n % 7), format!("{n}@example.com")]).collect();
+        let rows = texts.iter().map(|[few, many]| vec![Some(few.as_bytes()), Some(many.as_bytes()), None]);
+        let file = SerializedFileReader::new(file(&columns, rows).unwrap()).unwrap();
+        let entries = file.metadata().row_group(0).columns();
+        let dictionaries: Vec<_> = entries.iter().map(|entry| entry.dictionary_page_offset().is_some()).collect();
+        assert_eq!(dictionaries, [true, false, false]);
+        for entry in entries {
+            assert!(matches!(entry.compression(), basic::Compression::ZSTD(_)));
+        }
+        assert!(entries[..2].iter().all(|entry| entry.compressed_size() * 2 < entry.uncompressed_size()));
+        for (row, texts) in read(&file).iter().zip(&texts) {
+            assert_eq!(row[..2], texts.clone().map(Field::Str));
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Collects a column's values of one row group, in the form that Parquet's writer takes.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 use parquet::column::writer::{ColumnWriter, get_typed_column_writer_mut};
 use parquet::data_type::{
@@ -13,6 +15,10 @@ use crate::{Error, datetime, value};
 
 /// The maximum number of slices passed to the writer at once. Each slice costs memory in the writer.
 const BATCH_SLICES: usize = 1024;
+/// The number of texts that decide on a dictionary. If no more than this many of them occur again, there are so many
+/// texts (16,000 in a whole group) that a dictionary saves nothing.
+const SAMPLE: usize = 256;
+const SAMPLE_REPEATS: usize = 2;
 pub(super) const UUID_BYTES: usize = size_of::<uuid::Bytes>();
 /// The time from Parquet's epoch, 1970, to Postgres's, 2000.
 pub(super) const EPOCH_DAYS: i32 = 10_957;
@@ -31,6 +37,7 @@ enum Values {
     Float(Vec<f32>),
     Double(Vec<f64>),
     Bool(Vec<bool>),
+    Texts(Slices),
     Bytes(Slices),
     Fixed(Slices),
 }
@@ -46,7 +53,7 @@ impl Chunk {
     pub(super) fn of(column: &Column) -> Chunk {
         let values = match column.kind {
             _ if fixed_bytes(column).is_some() => Values::Fixed(Slices::default()),
-            _ if column.parquet == ParquetType::Text => Values::Bytes(Slices::default()),
+            _ if column.parquet == ParquetType::Text => Values::Texts(Slices::default()),
             ColumnType::Int2 | ColumnType::Int4 | ColumnType::Date => Values::Int32(Vec::new()),
             ColumnType::Int8 | ColumnType::Timestamptz | ColumnType::Timestamp | ColumnType::Time => {
                 Values::Int64(Vec::new())
@@ -54,12 +61,10 @@ impl Chunk {
             ColumnType::Float4 => Values::Float(Vec::new()),
             ColumnType::Float8 => Values::Double(Vec::new()),
             ColumnType::Bool => Values::Bool(Vec::new()),
-            ColumnType::Text
-            | ColumnType::Numeric
-            | ColumnType::Json
-            | ColumnType::Jsonb
-            | ColumnType::Bytea
-            | ColumnType::Uuid => Values::Bytes(Slices::default()),
+            ColumnType::Text | ColumnType::Numeric => Values::Texts(Slices::default()),
+            ColumnType::Json | ColumnType::Jsonb | ColumnType::Bytea | ColumnType::Uuid => {
+                Values::Bytes(Slices::default())
+            }
         };
         Chunk { levels: Vec::new(), values }
     }
@@ -99,8 +104,13 @@ impl Chunk {
                 values.push(byte != 0);
                 size_of::<bool>()
             }
-            Values::Bytes(values) | Values::Fixed(values) => values.push(column, field)?,
+            Values::Texts(values) | Values::Bytes(values) | Values::Fixed(values) => values.push(column, field)?,
         })
+    }
+
+    /// Returns true if these are texts of which some occur several times. They are smaller as a dictionary.
+    pub(super) fn repeats(&self) -> bool {
+        matches!(&self.values, Values::Texts(texts) if texts.repeat())
     }
 
     /// Writes the values.
@@ -112,7 +122,7 @@ impl Chunk {
             Values::Float(values) => write_all::<FloatType>(&values, &levels, column),
             Values::Double(values) => write_all::<DoubleType>(&values, &levels, column),
             Values::Bool(values) => write_all::<BoolType>(&values, &levels, column),
-            Values::Bytes(values) => values.write_all::<ByteArrayType>(&levels, column),
+            Values::Texts(values) | Values::Bytes(values) => values.write_all::<ByteArrayType>(&levels, column),
             Values::Fixed(values) => values.write_all::<FixedLenByteArrayType>(&levels, column),
         }
     }
@@ -151,6 +161,20 @@ impl Slices {
         let bytes = units.to_be_bytes();
         self.bytes.extend_from_slice(&bytes[bytes.len() - decimal_bytes(precision)..]);
         Ok(())
+    }
+
+    /// Returns true if some values of a sample occur several times.
+    fn repeat(&self) -> bool {
+        let mut seen = HashSet::with_capacity(SAMPLE);
+        let mut repeated = 0;
+        for index in (0..self.ends.len()).step_by(self.ends.len().div_ceil(SAMPLE).max(1)) {
+            let begin = index.checked_sub(1).map_or(0, |before| self.ends[before]);
+            repeated += usize::from(!seen.insert(&self.bytes[begin..self.ends[index]]));
+            if repeated > SAMPLE_REPEATS {
+                return true;
+            }
+        }
+        false
     }
 
     fn write_all<T>(&self, levels: &[i16], column: &mut ColumnWriter<'_>) -> Result<(), ParquetError>
