@@ -176,12 +176,12 @@ const CONTROLS: [Control; 11] = [
             Edit { file: "src/worker.rs", text: "        heartbeat.end().await;\n", instead: "" },
             Edit {
                 file: "src/worker.rs",
-                text: "            Ok((snapshot.commit(time).await?, record))\n",
-                instead: "            tokio::select! {
+                text: "            let connections = snapshot.commit(time).await?;\n",
+                instead: "            let connections = tokio::select! {
                 biased;
-                stop = heartbeat.stopped() => Err(Error::Stopped(stop)),
-                done = snapshot.commit(time) => Ok((done?, record)),
-            }\n",
+                stop = heartbeat.stopped() => return Err(Error::Stopped(stop)),
+                done = snapshot.commit(time) => done?,
+            };\n",
             },
             REMOVE_ON_DOUBT,
         ],
