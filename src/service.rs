@@ -274,8 +274,9 @@ const DIAGNOSIS_TIMEOUT: Duration = Duration::from_millis(200);
 /// Time for which health checks use descriptions of the datasets, so that they cost the database little.
 const DATASETS_CACHE_TIME: Duration = Duration::from_secs(5);
 
-/// Maximum number of looks at tables that go on behind pages of consumers.
-const MAX_LOOKS: usize = 4;
+/// Maximum number of looks at tables that go on behind pages of consumers. They leave a connection of their pool to
+/// other calls.
+const MAX_LOOKS: usize = 1;
 
 /// Time limit for counting the changes that wait for consumers. Only this call may exceed [`CALL_TIMEOUT`].
 pub const COUNTING_TIMEOUT: Duration = Duration::from_secs(5);

@@ -461,7 +461,6 @@ impl Worker {
     async fn may_skip(&self, job: &Job, dataset: &Dataset, snapshot: &Snapshot) -> Result<bool, Error> {
         let Some(lane) = job.lane() else { return Ok(false) };
         let is_plain = job.export_type != ExportType::Full
-            && snapshot.position.version.is_some()
             && snapshot.report.continuity.is_none()
             && snapshot.report.quiet_deletes == 0;
         if !is_plain || !job.skip_empty.unwrap_or(dataset.skip_empty) {

@@ -15,7 +15,6 @@ use crate::job::{ConsumerId, Job};
 use crate::service::deadline::{on_table, with_timeout};
 use crate::service::{COUNTING_TIMEOUT, Error, Looked, Service};
 use crate::sink::{Destination, MarkerFile};
-use crate::source;
 use crate::store::watermarks::{ConsumerPosition, WatermarkEdit};
 use crate::telemetry::chain;
 use crate::watermark::{ConsumerLag, LogUse, Waiting, Watermark};
@@ -65,7 +64,7 @@ impl Service {
         after: Option<Lane<'_>>,
         only: Option<ConsumerId>,
         limit: u32,
-    ) -> Result<Vec<ListedConsumer>, Arc<Error>> {
+    ) -> Result<Vec<ListedConsumer>, Error> {
         if only.is_some() && !self.bounds.allow_consumer(only.as_ref()) {
             return Ok(Vec::new());
         }
@@ -84,7 +83,7 @@ impl Service {
         };
         let mut jobs = with_timeout(self.store.last_jobs(&ids, &datasets)).await?;
         let mut unacknowledged = with_timeout(self.store.unacknowledged(&ids, &datasets)).await?;
-        let lags = self.lags(&positions, &jobs).await?;
+        let lags = self.lags(&positions, &jobs).await;
         let listed = |Looked { value: lag, as_of }: Looked<ConsumerLag>| {
             let is_its = |job: &Job| job.consumer.as_ref() == Some(&lag.consumer) && job.dataset == lag.dataset;
             let last_job = jobs.iter().position(is_its).map(|at| jobs.swap_remove(at));
@@ -132,7 +131,7 @@ impl Service {
 
     /// Returns the states of consumers as looks at the tables find them. A state is unknown if its table can't be read,
     /// or if no look at it has ended in time. `jobs` are the last jobs of the consumers.
-    async fn lags(&self, positions: &[ConsumerPosition], jobs: &[Job]) -> Result<Vec<Looked<ConsumerLag>>, Arc<Error>> {
+    async fn lags(&self, positions: &[ConsumerPosition], jobs: &[Job]) -> Vec<Looked<ConsumerLag>> {
         let datasets: BTreeSet<_> = positions.iter().map(|position| &*position.dataset).collect();
         let changes = MAX_CHANGES_PER_PAGE / datasets.len().max(1) as u64;
         let changes = changes.clamp(MIN_CHANGES, MAX_CHANGES);
@@ -155,9 +154,6 @@ impl Service {
                 Ok(Ok(Looked { value, as_of })) => {
                     found.extend(value.into_iter().map(|value| Looked { value, as_of }));
                     continue;
-                }
-                Ok(Err(error)) if matches!(&*error, Error::Table(Some(source::Error::Unavailable(_)))) => {
-                    return Err(error);
                 }
                 Ok(Err(error)) => chain(&*error),
                 Err(_) => "no answer in time".to_owned(),
@@ -182,7 +178,7 @@ impl Service {
                 as_of: Utc::now(),
             })
         };
-        Ok(positions.iter().map(lag).collect())
+        positions.iter().map(lag).collect()
     }
 
     /// Looks at the states of these consumers of a dataset, when fewer than [`MAX_LOOKS`] others go on.

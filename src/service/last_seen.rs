@@ -49,7 +49,8 @@ pub(crate) struct LastSeen<K, V: Clone>(Arc<Mutex<HashMap<K, Sight<V>>>>);
 #[derive(Debug)]
 struct Sight<V: Clone> {
     last: Option<Looked<V>>,
-    look: Option<Look<V>>,
+    /// The look that is going on, and the time when it began.
+    look: Option<(DateTime<Utc>, Look<V>)>,
 }
 
 impl<K, V: Clone> Clone for LastSeen<K, V> {
@@ -83,26 +84,36 @@ where
         changed_at: Option<DateTime<Utc>>,
         look: impl Future<Output = Result<V, Error>> + Send + 'static,
     ) -> Result<Looked<V>, Arc<Error>> {
+        let too_old = {
+            let entries = self.entries();
+            let running = entries.get(&key).and_then(|sight| sight.look.as_ref());
+            running.filter(|(began, _)| changed_at.is_some_and(|at| *began <= at)).map(|(_, look)| look.clone())
+        };
+        // It may not see the change.
+        if let Some(too_old) = too_old {
+            let _ = too_old.await;
+        }
         let (last, look) = {
             let mut entries = self.entries();
             entries
-                .retain(|_, entry| entry.look.is_some() || entry.last.as_ref().is_some_and(|last| last.age() < KEPT));
-            let entry = entries.entry(key.clone()).or_insert(Sight { last: None, look: None });
-            if let Some(last) = entry.last.as_ref().filter(|last| last.age() < fresh) {
+                .retain(|_, sight| sight.look.is_some() || sight.last.as_ref().is_some_and(|last| last.age() < KEPT));
+            let sight = entries.entry(key.clone()).or_insert(Sight { last: None, look: None });
+            let is_usable = |last: &&Looked<V>| changed_at.is_none_or(|at| at < last.as_of);
+            let last = sight.last.as_ref().filter(is_usable).cloned();
+            if let Some(last) = last.as_ref().filter(|last| last.age() < fresh) {
                 return Ok(last.clone());
             }
-            let look = entry.look.get_or_insert_with(|| self.begin(key, look)).clone();
-            (entry.last.clone(), look)
+            let (_, look) = sight.look.get_or_insert_with(|| self.begin(key, look));
+            (last.filter(|last| last.age() < MAX_AGE), look.clone())
         };
-        let is_usable = |last: &Looked<V>| last.age() < MAX_AGE && changed_at.is_none_or(|at| at < last.as_of);
-        match last.filter(is_usable) {
+        match last {
             None => look.await,
             Some(last) => timeout(failpoint::time("service.patience", PATIENCE), look).await.unwrap_or(Ok(last)),
         }
     }
 
     /// Begins a look. Its end is recorded even if nobody waits for it.
-    fn begin(&self, key: K, look: impl Future<Output = Result<V, Error>> + Send + 'static) -> Look<V> {
+    fn begin(&self, key: K, look: impl Future<Output = Result<V, Error>> + Send + 'static) -> (DateTime<Utc>, Look<V>) {
         let seen = self.clone();
         let as_of = Utc::now();
         let task = tokio::spawn(async move {
@@ -113,7 +124,8 @@ where
             }
             looked
         });
-        async move { task.await.unwrap_or_else(|_| Err(Arc::new(Error::Table(None)))) }.boxed().shared()
+        let look = async move { task.await.unwrap_or_else(|_| Err(Arc::new(Error::Table(None)))) };
+        (as_of, look.boxed().shared())
     }
 
     fn entries(&self) -> MutexGuard<'_, HashMap<K, Sight<V>>> {
@@ -136,13 +148,13 @@ mod tests {
         let long = async { ended.await.map_err(|_| Error::Table(None)) };
         assert_eq!(seen.get("a", Duration::ZERO, None, long).await.unwrap().value, 1, "it goes on");
         assert_eq!(seen.get("a", Duration::from_secs(5), None, quick(9)).await.unwrap().value, 1, "fresh enough");
-        // Others wait for the same look if what was seen is too old for them.
+        // Who needs what is true now waits for the look that began before, and then for one of its own.
         let later = tokio::spawn({
             let seen = seen.clone();
-            async move { seen.get("a", Duration::ZERO, Some(Utc::now()), quick(9)).await.unwrap().value }
+            async move { seen.get("a", Duration::ZERO, Some(Utc::now()), quick(2)).await.unwrap().value }
         });
         tokio::task::yield_now().await;
-        end.send(2).unwrap();
+        end.send(7).unwrap();
         assert_eq!(later.await.unwrap(), 2);
         assert_eq!(seen.get("b", Duration::ZERO, None, quick(3)).await.unwrap().value, 3);
         let failed = seen.get("a", Duration::ZERO, None, async { Err(Error::Table(None)) }).await;

@@ -39,9 +39,11 @@ impl Source {
         let schema = table_schema::introspect_visible(&mut conn, dataset, &access).await?;
         let select = Select { dataset, schema: &schema };
         let mut tx = conn.begin().await.map_err(&failed)?;
-        // The newest come from an index, in its order, whatever the planner guesses of how much there is.
+        // A locked table takes its connection from others for a moment only. The newest come from an index, in its
+        // order, whatever the planner guesses of how much there is.
         let plan = format!(
-            "-- source.lag.plan\n set local enable_seqscan = off; set local enable_bitmapscan = off; {}",
+            "-- source.lag.plan
+             set local lock_timeout = '500ms'; set local enable_seqscan = off; set local enable_bitmapscan = off; {}",
             widen(dataset, &schema)
         );
         let widened = sqlx::raw_sql(AssertSqlSafe(plan)).fetch_one(&mut *tx).await.map_err(&failed)?;

@@ -105,6 +105,10 @@ impl Store {
             .bind(report.oldest_transaction_seconds)
             .bind(report.table_rewritten);
         let Some(row) = transition(conn, &self.listeners, skip).await? else { return Ok(Committed::NotOurs) };
+        if position.version.is_none() {
+            // As for an export without rows: the next one begins at the beginning, too.
+            return Ok(Committed::Skipped(SkippedExport(Box::new(row))));
+        }
         let to = position.last_exported_at;
         let advance = watermarks::Advance { export_type: job.export_type, position, new_position, to };
         let moved = watermarks::advance(conn, lane, &advance).await?;

@@ -276,7 +276,7 @@ impl Store {
                 Status::Cancelled => Cancelled::Already(job),
                 // The job is committed, and its file is not published yet.
                 Status::Processing | Status::Pending => Cancelled::Committing,
-                Status::Completed | Status::Skipped | Status::Failed => Cancelled::Ended(job.status),
+                Status::Completed | Status::Skipped | Status::Failed => Cancelled::Ended(job.shown_status()),
             },
         })
     }

@@ -61,7 +61,8 @@ pub(super) async fn out_of_step(
     Ok(if jobs.is_empty() { None } else { Some(OutOfStep::NewerExports(jobs)) })
 }
 
-/// Returns the number of a completed export, or the last number of the lane if the export has no number yet.
+/// Returns the number of a completed export, or the last number of the lane if the export has no number yet. A skipped
+/// export has the number of the one before it.
 ///
 /// Returns `None` if the lane has no such export, or if its file has other content.
 async fn export_number(
@@ -70,19 +71,13 @@ async fn export_number(
     job: JobId,
     sha256: Option<&str>,
 ) -> Result<Option<i64>, sqlx::Error> {
-    sqlx::query_scalar(
-        "-- store.lanes.export_number
-         select coalesce(e.number, l.last_number) from exports e
-         join cdc_export.lanes l on l.consumer_id = e.consumer_id and l.dataset = e.dataset
-         where e.id = $1 and e.consumer_id = $2 and e.dataset = $3 and e.status = 'completed'
-           and ($4::text is null or $4 in (e.sha256, e.digest))",
-    )
-    .bind(job.as_uuid())
-    .bind(lane.consumer.as_str())
-    .bind(lane.dataset)
-    .bind(sha256)
-    .fetch_optional(conn)
-    .await
+    sqlx::query_scalar(include_str!("lanes/export_number.sql"))
+        .bind(job.as_uuid())
+        .bind(lane.consumer.as_str())
+        .bind(lane.dataset)
+        .bind(sha256)
+        .fetch_optional(conn)
+        .await
 }
 
 /// Returns the exports after this number. Returns `None` if one of them was deleted.

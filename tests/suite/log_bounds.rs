@@ -54,10 +54,14 @@ async fn change_all(database: &Database) {
 
 async fn purge(database: &Database, bytes: u64) {
     let caps = Caps { bytes, age: Duration::from_secs(24 * 3600) };
+    // With the settings of the service's sessions. Postgres would compile the statements, which takes a second.
+    let server: cdc_export::postgres::Database = database.options.clone().into();
+    let pool = server.pool(1);
     // If the service is purging, the first call does nothing. The service's next purge is ten seconds later.
-    purge::purge(&database.pool, &caps).await.unwrap();
+    purge::purge(&pool, &caps).await.unwrap();
     database.run("begin; select from cdc_export.locks where name = 'purge' for update; commit").await;
-    purge::purge(&database.pool, &caps).await.unwrap();
+    purge::purge(&pool, &caps).await.unwrap();
+    pool.close().await;
 }
 
 /// The consumers whose positions were given up, with the part that each lost.

@@ -281,6 +281,11 @@ async fn a_look_that_takes_long_is_answered_with_the_one_before() {
         // A look that had ended before the lock may be newer.
         assert!(rows == 0 && last >= as_of, "{rows} {last}");
     }
+    // Without an earlier look, the count alone is missing.
+    let newcomer = catalog.start(&database).sharing_output(&service).service().await;
+    let page: Value = newcomer.ask("GET", "/consumers", &[]).await.json().await.unwrap();
+    assert_eq!((&page["items"][0]["consumerId"], &page["items"][0]["rowsWaiting"]), (&"a".into(), &Value::Null));
+    newcomer.stop().await;
     writer.commit().await.unwrap();
     eventually("a new look", async || (look().await.0 == 1).then_some(())).await;
     service.stop().await;

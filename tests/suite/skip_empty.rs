@@ -83,8 +83,12 @@ async fn a_skipped_export_has_no_file_and_no_place_in_the_chain() {
     assert!(events.contains("event: completed\n"), "{events}");
 
     database.run("delete from items where k = 1; update items set n = 2 where k = 2").await;
-    // The last export that was loaded is the full one.
-    let body = json!({ "dataset": "items", "skipEmpty": true, "after": full["jobId"], "afterSha256": full["sha256"] });
+    // The last export that was loaded is the full one, which the skipped one after it stands for.
+    let last = post(&service, "/exports/delta", Some("a"), &json!({ "dataset": "items", "after": skipped[0] })).await;
+    assert_eq!(refusal(last).await, (409, "database_restored".to_owned()), "an earlier one is unknown");
+    let next = service.ask("GET", &format!("/exports?consumer=a&dataset=items&after={id}"), &[]).await;
+    assert_eq!(next.json::<Value>().await.unwrap()["items"], json!([]));
+    let body = json!({ "dataset": "items", "skipEmpty": true, "after": skipped[2] });
     let delta = ended(&service, "/exports/delta", Some("a"), body).await;
     assert_eq!((&delta["skipped"], &delta["number"], &delta["rowsExported"]), (&json!(false), &json!(2), &json!(2)));
     replica.apply(&service, &delta).await;
@@ -121,6 +125,23 @@ async fn an_export_with_something_to_tell_is_not_skipped() {
     assert_eq!(truncated["error"]["code"], "full_export_needed", "{truncated}");
     assert!(!is_skipped("full").await);
     assert!(is_skipped("incremental").await);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn an_export_of_a_table_that_never_had_a_row_is_skipped_too() {
+    let (database, catalog) = items("").await;
+    database.run("delete from items").await;
+    let service = catalog.start(&database).service().await;
+    let full = export(&service, "full", true).await;
+    assert_eq!((&full["skipped"], &full["number"]), (&json!(false), &json!(1)));
+    for export_type in ["delta", "incremental", "delta"] {
+        assert_eq!(export(&service, export_type, true).await["skipped"], true, "{export_type}");
+    }
+    database.run("insert into items values (7, 1)").await;
+    let delta = export(&service, "delta", true).await;
+    assert_eq!((&delta["rowsExported"], &delta["number"]), (&json!(1), &json!(2)), "{delta}");
+    assert_eq!(export(&service, "delta", true).await["skipped"], true);
     service.stop().await;
 }
 
