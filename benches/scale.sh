@@ -33,7 +33,7 @@ copies_of_position() {
 }
 # explained STATEMENT: its time and blocks; it is rolled back.
 explained() {
-    sql "begin; set local enable_seqscan = off; set local enable_bitmapscan = off; explain (analyze, buffers, timing off, summary) $1; rollback" | awk '
+    sql "begin; set local jit = off; set local enable_seqscan = off; set local enable_bitmapscan = off; explain (analyze, buffers, timing off, summary) $1; rollback" | awk '
         /Buffers:/ && !blocks {for (i = 1; i <= NF; i++) if ($i ~ /^(hit|read)=/) {sub(/.*=/, "", $i); blocks += $i}}
         /Execution Time:/ {time = $3}
         END {printf "%.1f ms, %d blocks\n", time, blocks}'
