@@ -42,7 +42,7 @@ use crate::sink::{self, Destination, Limited, Limits};
 use crate::source::{self, Source};
 use crate::store::{self, Store};
 use crate::telemetry::metrics;
-use crate::watermark::ConsumerLag;
+use crate::watermark::{ConsumerLag, LogUse};
 
 pub use followers::Subscriber;
 pub use last_seen::Looked;
@@ -248,9 +248,9 @@ pub struct Health {
     pub output: Result<(), Error>,
     /// True if the process starts no more exports because it is shutting down.
     pub is_draining: bool,
-    /// The datasets and the state of their tables. A dataset that is not ready does not affect exports of other
-    /// datasets. `None` if no look has succeeded in the last minute.
-    pub datasets: Option<Looked<Vec<Description>>>,
+    /// The state of the datasets' tables. A dataset that is not ready does not affect exports of other datasets. `None`
+    /// if no look has succeeded in the last minute.
+    pub tables: Option<Looked<Arc<SeenTables>>>,
 }
 
 /// The state of all tables, as a look found it.
@@ -341,6 +341,8 @@ pub struct Service {
     seen_datasets: LastSeen<(), Arc<SeenTables>>,
     /// The lags of the consumers of a dataset, as a page has them.
     seen_lags: LastSeen<LagKey, Vec<ConsumerLag>>,
+    /// The use of the change log by the lanes of a page.
+    seen_log_use: LastSeen<Vec<(String, String)>, Arc<Vec<LogUse>>>,
     /// The permits of looks at tables that go on behind pages.
     looks: Arc<Semaphore>,
     /// Cancelled when the process stops starting exports.
@@ -390,6 +392,7 @@ impl Service {
             metrics_cache: Arc::default(),
             seen_datasets: LastSeen::default(),
             seen_lags: LastSeen::default(),
+            seen_log_use: LastSeen::default(),
             looks: Arc::new(Semaphore::new(MAX_LOOKS)),
             draining,
             stopping,
@@ -483,19 +486,13 @@ impl Service {
         self.catalog.implied()
     }
 
-    /// Looks at the datasets that the caller may see, and returns them with the current columns of their tables.
-    pub async fn datasets(&self) -> Result<Vec<Description>, Error> {
-        let datasets: Vec<_> = self.catalog.iter().cloned().collect();
-        on_table(self.source.describe(&datasets)).await
-    }
-
     /// Returns the datasets that the caller may see as they were `fresh` ago at most. If that takes long, returns what
     /// an earlier call saw, up to a minute ago.
     ///
     /// # Errors
     ///
     /// If the look fails.
-    pub async fn seen_datasets(&self, fresh: Duration) -> Result<Looked<SeenTables>, Arc<Error>> {
+    pub async fn datasets(&self, fresh: Duration) -> Result<Looked<Arc<SeenTables>>, Arc<Error>> {
         let (source, catalog) = (self.source.clone(), Arc::clone(&self.all_datasets));
         let look = async move {
             let datasets: Vec<_> = catalog.iter().cloned().collect();
@@ -503,13 +500,13 @@ impl Service {
             let without_dataset = on_table(source.tables_without_dataset(&catalog)).await?;
             Ok(Arc::new(SeenTables { datasets, without_dataset }))
         };
-        let Looked { value, as_of } = self.seen_datasets.get((), fresh, None, look).await?;
-        let mut value = SeenTables::clone(&value);
+        let mut seen = self.seen_datasets.get((), fresh, None, look).await?;
         if self.bounds.datasets.is_some() {
-            value.datasets.retain(|it| self.bounds.allow_dataset(&it.dataset.name));
-            value.without_dataset.clear();
+            let is_allowed = |it: &&Description| self.bounds.allow_dataset(&it.dataset.name);
+            let datasets = seen.value.datasets.iter().filter(is_allowed).cloned().collect();
+            seen.value = Arc::new(SeenTables { datasets, without_dataset: Vec::new() });
         }
-        Ok(Looked { value, as_of })
+        Ok(seen)
     }
 
     /// Returns a dataset with the current columns of its table.
@@ -552,12 +549,10 @@ impl Service {
 
     /// Checks all requirements for starting a job.
     pub async fn health(&self) -> Health {
-        let datasets = tokio::time::timeout(call_timeout(), self.seen_datasets(DATASETS_CACHE_TIME));
+        let datasets = tokio::time::timeout(call_timeout(), self.datasets(DATASETS_CACHE_TIME));
         let (postgres, output, datasets) = tokio::join!(self.ping(), self.destination.require_room(), datasets);
         let is_draining = self.is_draining();
         let output = output.map_err(Error::from);
-        let datasets = datasets.ok().and_then(Result::ok);
-        let datasets = datasets.map(|Looked { value, as_of }| Looked { value: value.datasets, as_of });
-        Health { postgres, output, is_draining, datasets }
+        Health { postgres, output, is_draining, tables: datasets.ok().and_then(Result::ok) }
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 
@@ -124,11 +125,12 @@ async fn datasets(config: &Config, database: &Database, command: DatasetsCommand
 async fn list(config: &Config, database: &Database) -> anyhow::Result<()> {
     let service = wire_service(config, database)?;
     outln!("{:<20} {:<32} {:>12}  {:<10} {:<10} COLUMNS", "DATASET", "TABLE", "ROWS", "CAPTURE", "OPERATION")?;
-    for Description { dataset, schema, unreadable, rows, captured, .. } in service.datasets().await? {
+    let seen = service.datasets(Duration::ZERO).await?;
+    for Description { dataset, schema, unreadable, rows, captured, .. } in &seen.value.datasets {
         let rows = rows.map_or("?".to_owned(), |rows| format!("~{rows}"));
         let capture = match dataset.capture {
             Capture::Timestamp { .. } => "timestamp",
-            Capture::Triggers if captured => "triggers",
+            Capture::Triggers if *captured => "triggers",
             Capture::Triggers => "untracked",
         };
         let columns = match (&schema, &unreadable) {

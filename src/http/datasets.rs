@@ -13,7 +13,7 @@ use crate::http::input::PathParameter;
 use crate::http::problem::Problem;
 use crate::http::schemas::DatasetName;
 use crate::job::json::rfc3339;
-use crate::service::{Looked, SeenTables, Service};
+use crate::service::{Looked, Service};
 
 /// All datasets.
 #[derive(Serialize, ToSchema)]
@@ -85,11 +85,10 @@ pub(crate) struct ColumnBody {
     extensions(("x-codes" = json!([Code::TableUnreadable, Code::DatasetMismatch]))),
 )]
 pub(crate) async fn list(service: Service) -> Result<Json<Datasets>, Problem> {
-    let Looked { value: SeenTables { datasets, without_dataset }, as_of } =
-        service.seen_datasets(Duration::ZERO).await?;
+    let Looked { value, as_of } = service.datasets(Duration::ZERO).await?;
     Ok(Json(Datasets {
-        items: datasets.into_iter().map(DatasetBody::from).collect(),
-        tables_without_dataset: without_dataset.iter().map(Table::to_string).collect(),
+        items: value.datasets.iter().cloned().map(DatasetBody::from).collect(),
+        tables_without_dataset: value.without_dataset.iter().map(Table::to_string).collect(),
         as_of: rfc3339(as_of),
     }))
 }

@@ -30,7 +30,7 @@ pub(crate) struct HealthBody {
     timestamp: String,
     /// The result of each check: `ok`, or the problem
     checks: BTreeMap<&'static str, String>,
-    /// The time when the tables of the datasets were looked at; missing if the check `datasets` is
+    /// The time when the tables of the datasets were looked at; missing if that was more than a minute ago
     #[serde(rename = "asOf", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, format = DateTime)]
     as_of: Option<String>,
@@ -82,8 +82,8 @@ pub(crate) async fn live() -> HealthAnswer {
 pub(crate) async fn ready(Extension(access): Extension<Access>, service: Service) -> HealthAnswer {
     let health = service.health().await;
     let are_named = access != Access::Keys;
-    let (datasets, as_of) = match health.datasets {
-        Some(Looked { value, as_of }) => (ready_or_why(&value, are_named), Some(rfc3339(as_of))),
+    let (datasets, as_of) = match health.tables {
+        Some(Looked { value, as_of }) => (ready_or_why(&value.datasets, are_named), Some(rfc3339(as_of))),
         None => ("no look at their tables has ended in the last minute".to_owned(), None),
     };
     let checks = [("postgres", word(health.postgres)), ("output", word(health.output))];

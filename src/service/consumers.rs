@@ -73,17 +73,9 @@ impl Service {
         let positions = with_timeout(self.store.positions(after, &bounds, limit)).await?;
         let (ids, datasets): (Vec<_>, Vec<_>) =
             positions.iter().map(|position| (position.consumer.as_str(), position.dataset.as_str())).unzip();
-        // Without an answer, the list still has the rest.
-        let log_use = match on_table(self.source.log_use(self.log_max_bytes, &ids, &datasets)).await {
-            Ok(log_use) => log_use,
-            Err(error) => {
-                tracing::warn!(event = "log_use_unknown", error = chain(&error));
-                Vec::new()
-            }
-        };
         let mut jobs = with_timeout(self.store.last_jobs(&ids, &datasets)).await?;
         let mut unacknowledged = with_timeout(self.store.unacknowledged(&ids, &datasets)).await?;
-        let lags = self.lags(&positions, &jobs).await;
+        let (lags, log_use) = tokio::join!(self.lags(&positions, &jobs), self.log_use(&ids, &datasets));
         let listed = |Looked { value: lag, as_of }: Looked<ConsumerLag>| {
             let is_its = |job: &Job| job.consumer.as_ref() == Some(&lag.consumer) && job.dataset == lag.dataset;
             let last_job = jobs.iter().position(is_its).map(|at| jobs.swap_remove(at));
@@ -179,6 +171,25 @@ impl Service {
             })
         };
         positions.iter().map(lag).collect()
+    }
+
+    /// Returns the use of the change log by lanes, as a look finds it. Without an answer, the list still has the rest.
+    async fn log_use(&self, consumers: &[&str], datasets: &[&str]) -> Arc<Vec<LogUse>> {
+        let lanes: Vec<_> =
+            consumers.iter().zip(datasets).map(|(id, name)| ((*id).to_owned(), (*name).to_owned())).collect();
+        let (service, of_lanes) = (self.clone(), lanes.clone());
+        let look = async move {
+            let _permit = service.looks.acquire().await;
+            let (ids, names): (Vec<_>, Vec<_>) = of_lanes.iter().map(|(id, name)| (id.as_str(), name.as_str())).unzip();
+            on_table(service.source.log_use(service.log_max_bytes, &ids, &names)).await.map(Arc::new)
+        };
+        match self.seen_log_use.get(lanes, Duration::ZERO, None, look).await {
+            Ok(seen) => seen.value,
+            Err(error) => {
+                tracing::warn!(event = "log_use_unknown", error = chain(&*error));
+                Arc::default()
+            }
+        }
     }
 
     /// Looks at the states of these consumers of a dataset, when fewer than [`MAX_LOOKS`] others go on.

@@ -17,11 +17,11 @@ use crate::service::Error;
 /// The time that a call waits for a look if there is an earlier one.
 const PATIENCE: Duration = Duration::from_millis(40);
 
-/// The age from which on a call waits for a new look.
+/// The age at which a result is forgotten. A call then waits for a new look.
 const MAX_AGE: Duration = Duration::from_secs(60);
 
-/// The time after which what nobody asked for is forgotten.
-const KEPT: Duration = Duration::from_secs(600);
+/// The number of keys at which all results are forgotten. Callers choose keys, by the pages that they ask for.
+const MAX_KEYS: usize = 1_000;
 
 /// Something that was seen, and the time when the look began.
 #[derive(Clone, Debug)]
@@ -85,8 +85,8 @@ where
         look: impl Future<Output = Result<V, Error>> + Send + 'static,
     ) -> Result<Looked<V>, Arc<Error>> {
         let too_old = {
-            let entries = self.entries();
-            let running = entries.get(&key).and_then(|sight| sight.look.as_ref());
+            let sights = self.sights();
+            let running = sights.get(&key).and_then(|sight| sight.look.as_ref());
             running.filter(|(began, _)| changed_at.is_some_and(|at| *began <= at)).map(|(_, look)| look.clone())
         };
         // It may not see the change.
@@ -94,17 +94,18 @@ where
             let _ = too_old.await;
         }
         let (last, look) = {
-            let mut entries = self.entries();
-            entries
-                .retain(|_, sight| sight.look.is_some() || sight.last.as_ref().is_some_and(|last| last.age() < KEPT));
-            let sight = entries.entry(key.clone()).or_insert(Sight { last: None, look: None });
-            let is_usable = |last: &&Looked<V>| changed_at.is_none_or(|at| at < last.as_of);
+            let mut sights = self.sights();
+            let is_full = sights.len() >= MAX_KEYS;
+            let is_kept = |last: &Looked<V>| !is_full && last.age() < MAX_AGE;
+            sights.retain(|_, sight| sight.look.is_some() || sight.last.as_ref().is_some_and(is_kept));
+            let sight = sights.entry(key.clone()).or_insert(Sight { last: None, look: None });
+            let is_usable = |last: &&Looked<V>| last.age() < MAX_AGE && changed_at.is_none_or(|at| at < last.as_of);
             let last = sight.last.as_ref().filter(is_usable).cloned();
             if let Some(last) = last.as_ref().filter(|last| last.age() < fresh) {
                 return Ok(last.clone());
             }
             let (_, look) = sight.look.get_or_insert_with(|| self.begin(key, look));
-            (last.filter(|last| last.age() < MAX_AGE), look.clone())
+            (last, look.clone())
         };
         match last {
             None => look.await,
@@ -118,9 +119,9 @@ where
         let as_of = Utc::now();
         let task = tokio::spawn(async move {
             let looked = look.await.map(|value| Looked { value, as_of }).map_err(Arc::new);
-            if let Some(entry) = seen.entries().get_mut(&key) {
-                entry.look = None;
-                entry.last = looked.as_ref().ok().cloned().or(entry.last.take());
+            if let Some(sight) = seen.sights().get_mut(&key) {
+                sight.look = None;
+                sight.last = looked.as_ref().ok().cloned().or(sight.last.take());
             }
             looked
         });
@@ -128,7 +129,7 @@ where
         (as_of, look.boxed().shared())
     }
 
-    fn entries(&self) -> MutexGuard<'_, HashMap<K, Sight<V>>> {
+    fn sights(&self) -> MutexGuard<'_, HashMap<K, Sight<V>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -148,7 +149,7 @@ mod tests {
         let long = async { ended.await.map_err(|_| Error::Table(None)) };
         assert_eq!(seen.get("a", Duration::ZERO, None, long).await.unwrap().value, 1, "it goes on");
         assert_eq!(seen.get("a", Duration::from_secs(5), None, quick(9)).await.unwrap().value, 1, "fresh enough");
-        // Who needs what is true now waits for the look that began before, and then for one of its own.
+        // A caller that needs the present state waits for the look that began before, and then for one of its own.
         let later = tokio::spawn({
             let seen = seen.clone();
             async move { seen.get("a", Duration::ZERO, Some(Utc::now()), quick(2)).await.unwrap().value }
