@@ -46,6 +46,9 @@ pub enum Committed {
     WatermarkChanged,
 }
 
+/// The number of times that a commit waits for a conflicting lock, because the export may have taken hours.
+const MAX_ATTEMPTS: u32 = 3;
+
 /// An export that found nothing and made no file, in a transaction that may not be committed yet.
 pub struct SkippedExport(Box<TransitionRow>);
 
@@ -55,8 +58,7 @@ impl Store {
     /// Compares the token of the lease and ignores its expiry. Clocks decide when a job is taken over, and never decide
     /// who may commit.
     ///
-    /// Waits up to three times for a conflicting lock, because the export may have taken hours. The transaction must
-    /// have the savepoint `writes`.
+    /// Waits [`MAX_ATTEMPTS`] times for a conflicting lock. The transaction must have the savepoint `writes`.
     ///
     /// # Errors
     /// If the database fails. The transaction can't be continued then.
@@ -67,28 +69,19 @@ impl Store {
         found: &CommitInput,
         exported: &Exported,
     ) -> Result<Committed, Error> {
-        for _ in 0..2 {
-            match self.commit_once(conn, lease, found, exported).await {
-                Err(Error::LockConflict(_)) => {
+        let mut attempt = 1;
+        loop {
+            let done = match exported.parts.first() {
+                Some(first) => complete(conn, lease, found, exported, first).await,
+                None => self.skip(conn, lease, found).await,
+            };
+            match done {
+                Err(Error::LockConflict(_)) if attempt < MAX_ATTEMPTS => {
                     sqlx::raw_sql("-- store.commit.again\n rollback to savepoint writes").execute(&mut *conn).await?;
+                    attempt += 1;
                 }
                 done => return done,
             }
-        }
-        self.commit_once(conn, lease, found, exported).await
-    }
-
-    /// Writes the rows of a commit, without a retry.
-    async fn commit_once(
-        &self,
-        conn: &mut PgConnection,
-        lease: &Lease,
-        found: &CommitInput,
-        exported: &Exported,
-    ) -> Result<Committed, Error> {
-        match exported.parts.first() {
-            Some(first) => complete(conn, lease, found, exported, first).await,
-            None => self.skip(conn, lease, found).await,
         }
     }
 
