@@ -28,7 +28,6 @@ use crate::publisher;
 use crate::sink::{self, Destination, Limited, Limits};
 use crate::source::purge::{Caps, PURGE_ROWS};
 use crate::source::{self, Source};
-use crate::store::queue::Claimant;
 use crate::store::transitions::Transition;
 use crate::store::{self, Store, lease};
 use crate::telemetry::log_throttle::LogThrottle;
@@ -203,8 +202,7 @@ async fn look(maintenance: &Maintenance) -> Result<(), Error> {
     // A destination that hangs must not keep the jobs of a vanished worker from being taken over.
     let destination = tokio::time::timeout(ID_TIMEOUT, destination.id()).await;
     let destination = destination.ok().and_then(Result::ok);
-    let claimant = Claimant { owner: "", datasets, destination, has_completed: false, session: None };
-    let due = store.due(&claimant, settings.lease).await?;
+    let due = store.due(datasets, destination, settings.lease).await?;
     if due.has_jobs {
         store.work().notify_last();
     }

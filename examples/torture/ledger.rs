@@ -118,8 +118,8 @@ impl Ledger {
     }
 }
 
-/// Whether two answers say the same of an ended job. One may be from before its files were downloaded; once told, the
-/// time of that stands.
+/// Returns true if two answers agree on an ended job. One may be from before the download of its files. A time of the
+/// download that was told doesn't change.
 fn says_the_same(one: &Value, other: &Value) -> bool {
     let mut one = one.clone();
     if one["fetchedAt"].is_null() || other["fetchedAt"].is_null() {

@@ -56,7 +56,8 @@ impl Store {
     ) -> Result<(DateTime<Utc>, HashMap<String, ScheduleState>), Error> {
         let states = sqlx::query_as(
             "-- store.schedules.states
-             select clock_timestamp() as now, s.name, s.slot, s.timing, s.last_job, s.last_run_at, s.skipped, s.skipped_at, s.refused, s.refused_at,
+             select clock_timestamp() as now, s.name, s.slot, s.timing, s.last_job, s.last_run_at,
+               s.skipped, s.skipped_at, s.refused, s.refused_at,
                coalesce(e.status = 'failed' and e.error_code = 'full_export_needed' and e.export_type <> 'full'
                  -- Without triggers, the delta after a full export would fail as well.
                  and e.continuity is distinct from 'trigger_missing', false) as needs_full

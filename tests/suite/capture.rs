@@ -158,7 +158,7 @@ async fn the_log_keeps_what_somebody_has_yet_to_see() {
 #[tokio::test]
 async fn incremental_exports_alone_do_not_hold_the_log_for_ever() {
     let (database, service) = after_a_full_export(19).await;
-    // What three rounds log. The last delta was long ago, and incrementals come all the time.
+    // The log of three rounds. The last delta was long ago, and incrementals come all the time.
     let caps = purge::Caps { bytes: 1_200, age: Duration::from_secs(24 * 3600) };
     database.run("update watermarks set deletions_saved_at = now() - interval '2 hours'").await;
     for round in 1..=4 {

@@ -32,7 +32,8 @@ const READ_BYTES: usize = 64 * 1024;
     get, path = "/exports/{jobId}/download", operation_id = "downloadExport", tag = "exports",
     params(PathJob, FileHeaders), responses(FileAnswer),
     extensions(("x-codes" = json!([
-        Code::NotCompleted, Code::NoFile, Code::SeveralFiles, Code::FileGone, Code::RangeNotSatisfiable, Code::FileOnOtherHost, Code::OutputMissing, Code::OutputFailed,
+        Code::NotCompleted, Code::NoFile, Code::SeveralFiles, Code::FileGone, Code::RangeNotSatisfiable,
+        Code::FileOnOtherHost, Code::OutputMissing, Code::OutputFailed,
         Code::StorageFull, Code::StorageReadonly,
     ]))),
 )]
@@ -57,7 +58,8 @@ pub(crate) async fn download(
     ),
     responses(FileAnswer),
     extensions(("x-codes" = json!([
-        Code::NotCompleted, Code::NoFile, Code::NoPart, Code::FileGone, Code::RangeNotSatisfiable, Code::FileOnOtherHost, Code::OutputMissing, Code::OutputFailed,
+        Code::NotCompleted, Code::NoFile, Code::NoPart, Code::FileGone, Code::RangeNotSatisfiable,
+        Code::FileOnOtherHost, Code::OutputMissing, Code::OutputFailed,
         Code::StorageFull, Code::StorageReadonly,
     ]))),
 )]

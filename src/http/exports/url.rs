@@ -39,7 +39,8 @@ pub(crate) struct FileUrlBody {
         ("Cache-Control" = String, description = "`no-store`"),
     ))),
     extensions(("x-codes" = json!([
-        Code::NotCompleted, Code::NoFile, Code::NoUrl, Code::SeveralFiles, Code::FileGone, Code::FileOnOtherHost, Code::OutputMissing, Code::OutputFailed, Code::StorageFull,
+        Code::NotCompleted, Code::NoFile, Code::NoUrl, Code::SeveralFiles, Code::FileGone, Code::FileOnOtherHost,
+        Code::OutputMissing, Code::OutputFailed, Code::StorageFull,
         Code::StorageReadonly,
     ]))),
 )]
