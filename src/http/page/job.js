@@ -109,7 +109,7 @@ export function jobView(id, onMade) {
 
 function goingOn(job) {
   const { rate, left } = speed(job);
-  const parts = [STATUS[job.status]?.meaning];
+  const parts = [STATUS[job.skipped ? "skipped" : job.status]?.meaning];
   if (job.status === "processing") {
     parts.push(`${rows(job.rowsExported)}, ${bytes(job.bytesWritten)} so far.`);
     if (rate !== null) parts.push(`${count(Math.round(rate))} rows/s${left === null ? "" : `, about ${duration(Math.max(1, left))} left`}.`);
