@@ -32,6 +32,7 @@ mod output;
 mod plain;
 mod plan;
 mod pull;
+mod reload;
 mod retry;
 mod rounds;
 mod schedules;

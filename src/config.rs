@@ -23,6 +23,7 @@ use private_postgres::mirror::{Checksum, Mirror, NotAMirror};
 use crate::config::variables::{Variables, invalid};
 use crate::dataset::CellMax;
 use crate::dataset::catalog::Catalog;
+use crate::dataset::current::CurrentCatalog;
 use crate::dataset::fault::Mistakes;
 use crate::http::{self, Access, LocalHosts, Origins};
 use crate::job::Terms;
@@ -69,8 +70,8 @@ pub struct Config {
     pub authorities: Option<PathBuf>,
     /// The private server.
     pub embedded: private_postgres::Settings,
-    /// The datasets, and the other blocks of the operator's file.
-    pub catalog: Arc<Catalog>,
+    /// The datasets, and the other blocks of the operator's file. Its patterns have no datasets yet.
+    pub catalog: CurrentCatalog,
     /// The receivers of events, with their secrets.
     pub receivers: Arc<Receivers>,
     /// The secrets of receivers that are unset or wrong.
@@ -211,7 +212,7 @@ impl Config {
                 search_path: vars.get("PATH").map(|path| std::env::split_paths(path).collect()).unwrap_or_default(),
                 runtime_dir: vars.get("XDG_RUNTIME_DIR").map(PathBuf::from),
             },
-            catalog: Arc::new(catalog),
+            catalog: CurrentCatalog::new(Arc::new(catalog)),
             receivers: Arc::new(receivers),
             missing_secrets,
             catalog_file,

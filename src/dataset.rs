@@ -5,10 +5,12 @@
 
 pub mod block;
 pub mod catalog;
+pub mod current;
 mod dataset_block;
 pub mod fault;
 pub mod listener;
 pub mod name;
+pub mod pattern;
 mod schedule_block;
 mod signature;
 mod table_name;
@@ -107,7 +109,7 @@ pub struct KeyColumn {
 pub struct CellMax(pub u64);
 
 /// A table's name, as the database has it. Written as the catalog reads it: a name with a dot in it has quotes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Table {
     /// `None`: found by the connection's `search_path`.
     pub schema: Option<String>,
@@ -172,7 +174,7 @@ impl Operation {
 }
 
 /// A table that may be exported, as the operator says.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dataset {
     /// Its name in requests, lists and file names.
     pub name: String,
@@ -250,23 +252,35 @@ impl ParquetChoices {
 }
 
 impl Dataset {
+    /// The dataset of a table, with the default of each option.
+    pub fn new(name: String, table: Table) -> Dataset {
+        Dataset {
+            name,
+            table,
+            key: None,
+            columns: Columns::All,
+            updated_at: None,
+            created_at: None,
+            deleted: None,
+            filter: None,
+            capture: Capture::Triggers,
+            operation: Operation::Log,
+            parquet: ParquetChoices::default(),
+            max_file_bytes: None,
+            skip_empty: false,
+        }
+    }
+
     /// The demo table, and any `users` of its schema.
     pub fn users() -> Dataset {
         let columns = ["id", "name", "email", "created_at", "updated_at", "is_deleted"];
         Dataset {
-            name: USERS.to_owned(),
-            table: Table { schema: None, name: "users".to_owned() },
-            key: None,
             columns: Columns::Only(columns.map(str::to_owned).into()),
             updated_at: Some("updated_at".to_owned()),
             created_at: Some("created_at".to_owned()),
             deleted: Some("is_deleted".to_owned()),
-            filter: None,
-            capture: Capture::Triggers,
             operation: Operation::Timestamps,
-            parquet: ParquetChoices::default(),
-            max_file_bytes: None,
-            skip_empty: false,
+            ..Dataset::new(USERS.to_owned(), Table { schema: None, name: "users".to_owned() })
         }
     }
 

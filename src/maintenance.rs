@@ -20,8 +20,9 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::dataset::current::CurrentCatalog;
 use crate::failpoint;
-use crate::job::Retention;
+use crate::job::{Retention, Terms};
 use crate::maintenance::publish::Publish;
 use crate::maintenance::schedule::Scheduling;
 use crate::publisher;
@@ -32,8 +33,6 @@ use crate::store::transitions::Transition;
 use crate::store::{self, Store, lease};
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::{chain, metrics};
-
-pub use schedule::Scheduled;
 
 /// The pause between two readings of the whole folder, which is expensive. A file left behind by a crash does no harm.
 const FOLDER_PERIOD: Duration = Duration::from_secs(60);
@@ -81,9 +80,10 @@ pub struct Maintenance {
     store: Store,
     source: Source,
     destination: Limited,
-    scheduled: Option<Scheduled>,
-    /// The datasets of the jobs that this process can run.
-    datasets: Arc<[String]>,
+    /// The datasets of the jobs that this process can run, and the schedules.
+    catalog: CurrentCatalog,
+    /// The limits for a new job of a schedule.
+    terms: Terms,
     /// Wakes the sweep, because a vanished worker or publisher may have left a hidden file behind.
     sweep_requested: Arc<Notify>,
     /// Wakes the task that publishes.
@@ -107,13 +107,16 @@ enum Error {
 
 impl Maintenance {
     /// Returns the maintenance of the database of `store` and of `destination`.
-    /// `datasets` are those of the jobs that the workers of this process can run.
+    ///
+    /// The workers of this process run the jobs of the datasets in `catalog`. `terms` are the limits for the jobs of
+    /// its schedules.
     pub fn new(
         settings: Settings,
         store: Store,
         source: Source,
         destination: Limited,
-        datasets: Arc<[String]>,
+        catalog: CurrentCatalog,
+        terms: Terms,
     ) -> Maintenance {
         let store = store.within(lease::call_timeout(settings.lease));
         let (sweep_requested, publish_requested, announce_requested) = Default::default();
@@ -122,18 +125,12 @@ impl Maintenance {
             store,
             source,
             destination,
-            scheduled: None,
-            datasets,
+            catalog,
+            terms,
             sweep_requested,
             publish_requested,
             announce_requested,
         }
-    }
-
-    /// Adds the task that submits the exports of schedules, if there are any schedules.
-    pub fn with_schedules(self, scheduled: Scheduled) -> Maintenance {
-        let scheduled = Some(scheduled).filter(|scheduled| !scheduled.catalog.schedules().is_empty());
-        Maintenance { scheduled, ..self }
     }
 
     /// Records that this destination has a worker. Must run before the first job is submitted. Otherwise a process with
@@ -175,10 +172,8 @@ impl Maintenance {
             Ok(())
         };
         tasks.spawn(every("retain", retaining, retain, shutdown.clone()));
-        if let Some(scheduled) = self.scheduled.clone() {
-            let scheduling = Scheduling::new(self.for_task(), scheduled);
-            tasks.spawn(every("schedule", Pace::every(SCHEDULE_PERIOD), async move || scheduling.round().await, drain));
-        }
+        let scheduling = Scheduling::new(self.for_task());
+        tasks.spawn(every("schedule", Pace::every(SCHEDULE_PERIOD), async move || scheduling.round().await, drain));
         let task = self.for_task();
         let removing = Pace::every(PURGE_PERIOD);
         tasks.spawn(every("functions", removing, async move || remove_unused(&task).await, shutdown.clone()));
@@ -198,11 +193,11 @@ impl Maintenance {
 
 /// Looks for work, takes over the jobs of vanished workers, and wakes those who do the rest.
 async fn look(maintenance: &Maintenance) -> Result<(), Error> {
-    let Maintenance { settings, store, destination, datasets, .. } = maintenance;
+    let Maintenance { settings, store, destination, catalog, .. } = maintenance;
     // A destination that hangs must not keep the jobs of a vanished worker from being taken over.
     let destination = tokio::time::timeout(ID_TIMEOUT, destination.id()).await;
     let destination = destination.ok().and_then(Result::ok);
-    let due = store.due(datasets, destination, settings.lease).await?;
+    let due = store.due(catalog.get().dataset_names(), destination, settings.lease).await?;
     if due.has_jobs {
         store.work().notify_last();
     }

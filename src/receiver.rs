@@ -126,6 +126,13 @@ impl Receivers {
         Ok((catalog, Receivers { kinds, names }))
     }
 
+    /// Returns true if two texts of the operator's file have different receivers.
+    pub fn differ(one: &str, other: &str) -> bool {
+        let read = |text: &str| toml::from_str::<toml::Table>(text).unwrap_or_default();
+        let (one, other) = (read(one), read(other));
+        kinds().iter().any(|kind| one.get(kind.block()) != other.get(kind.block()))
+    }
+
     /// Reads the secrets of all receivers, and returns the faults.
     pub fn read_secrets(&mut self, variables: &SecretVariables<'_>) -> Vec<MissingSecret> {
         self.kinds.iter_mut().flat_map(|kind| kind.read_secrets(variables)).collect()

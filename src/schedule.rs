@@ -53,6 +53,8 @@ pub enum Due {
 pg_rows::words! {
     /// The reason why a due slot has no job yet. It is the problem code that a client's request would get.
     Refusal, "a refusal" {
+        /// The catalog has no such dataset. A pattern may make it.
+        NoDataset = "no_dataset",
         /// The table does not exist.
         TableMissing = "table_missing",
         /// The database role may not read the table.

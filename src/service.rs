@@ -24,8 +24,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::Origin;
 use crate::dataset::catalog::Catalog;
+use crate::dataset::current::CurrentCatalog;
 use crate::dataset::fault::{Faults, SeveralDatasets, UnknownDataset};
 use crate::dataset::name::is_name;
+use crate::dataset::pattern::LeftOut;
 use crate::dataset::{Dataset, Description, Table, TableColumn, TableSchema};
 use crate::demo;
 use crate::job::selection::BadSelection;
@@ -251,6 +253,8 @@ pub struct Health {
     /// The state of the datasets' tables. A dataset that is not ready does not affect exports of other datasets. `None`
     /// if no look has succeeded in the last minute.
     pub tables: Option<Looked<Arc<SeenTables>>>,
+    /// Why the operator's file, which has changed, is not in force. `None`: it is.
+    pub stale_catalog: Option<Arc<str>>,
 }
 
 /// The state of all tables, as a look found it.
@@ -287,7 +291,7 @@ pub struct Settings {
     /// The destination of files.
     pub destination: Limited,
     /// The datasets.
-    pub catalog: Arc<Catalog>,
+    pub catalog: CurrentCatalog,
     /// The limits for accepting jobs.
     pub terms: Terms,
     /// The settings for downloads from a bucket.
@@ -336,8 +340,8 @@ pub struct Service {
     log_max_bytes: u64,
     sent_files: Arc<SentFiles>,
     metrics_cache: Arc<ReadCache<String>>,
-    /// All datasets of the file, of which `catalog` has those that the caller may see.
-    all_datasets: Arc<Catalog>,
+    /// All datasets, of which `catalog` has those that the caller may see.
+    current: CurrentCatalog,
     seen_datasets: LastSeen<(), Arc<SeenTables>>,
     /// The lags of the consumers of a dataset, as a page has them.
     seen_lags: LastSeen<LagKey, Vec<ConsumerLag>>,
@@ -376,15 +380,15 @@ impl Service {
         let Stores { api, probe, control } = stores;
         let followers = Arc::new(Followers::new(api.clone()));
         let keyring = Arc::new(Keyring::new(api.clone()));
-        catalog.schedules().iter().for_each(|schedule| metrics::init_schedule(&schedule.name));
+        catalog.get().schedules().iter().for_each(|schedule| metrics::init_schedule(&schedule.name));
         Service {
             store: api,
             probe,
             control,
             source,
             destination,
-            all_datasets: Arc::clone(&catalog),
-            catalog,
+            catalog: catalog.get(),
+            current: catalog,
             terms,
             downloads,
             log_max_bytes,
@@ -408,9 +412,10 @@ impl Service {
     pub fn for_request(&self, bounds: &Bounds, key: Option<&Prefix>, origin: Arc<Origin>) -> Service {
         let store = self.store.by(Arc::clone(&origin));
         let store = key.map_or_else(|| store.clone(), |key| store.of_key(key));
-        let mut service = Service { store, origin, ..self.clone() };
+        let catalog = self.current.get();
+        let mut service = Service { store, origin, catalog, ..self.clone() };
         if !bounds.allow_all() {
-            service.catalog = Arc::new(self.catalog.within(bounds));
+            service.catalog = Arc::new(service.catalog.within(bounds));
             service.bounds = bounds.clone();
         }
         service
@@ -493,20 +498,25 @@ impl Service {
     ///
     /// If the look fails.
     pub async fn datasets(&self, fresh: Duration) -> Result<Looked<Arc<SeenTables>>, Arc<Error>> {
-        let (source, catalog) = (self.source.clone(), Arc::clone(&self.all_datasets));
+        let (source, catalog) = (self.source.clone(), self.current.get());
         let look = async move {
             let datasets: Vec<_> = catalog.iter().cloned().collect();
             let datasets = on_table(source.describe(&datasets)).await?;
             let without_dataset = on_table(source.tables_without_dataset(&catalog)).await?;
             Ok(Arc::new(SeenTables { datasets, without_dataset }))
         };
-        let mut seen = self.seen_datasets.get((), fresh, None, look).await?;
+        let mut seen = self.seen_datasets.get((), fresh, Some(self.current.changed_at()), look).await?;
         if self.bounds.datasets.is_some() {
             let is_allowed = |it: &&Description| self.bounds.allow_dataset(&it.dataset.name);
             let datasets = seen.value.datasets.iter().filter(is_allowed).cloned().collect();
             seen.value = Arc::new(SeenTables { datasets, without_dataset: Vec::new() });
         }
         Ok(seen)
+    }
+
+    /// Returns the tables that the caller may see, and that a pattern matches although they can't be datasets.
+    pub fn left_out(&self) -> &[LeftOut] {
+        self.catalog.left_out()
     }
 
     /// Returns a dataset with the current columns of its table.
@@ -553,6 +563,7 @@ impl Service {
         let (postgres, output, datasets) = tokio::join!(self.ping(), self.destination.require_room(), datasets);
         let is_draining = self.is_draining();
         let output = output.map_err(Error::from);
-        Health { postgres, output, is_draining, tables: datasets.ok().and_then(Result::ok) }
+        let tables = datasets.ok().and_then(Result::ok);
+        Health { postgres, output, is_draining, tables, stale_catalog: self.current.stale() }
     }
 }

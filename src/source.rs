@@ -23,6 +23,7 @@ mod placed;
 pub mod purge;
 mod quote;
 mod reader_slots;
+pub mod relations;
 mod rights;
 mod role_path;
 pub mod rows;

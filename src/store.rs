@@ -6,6 +6,7 @@
 pub mod acknowledgements;
 pub mod audit;
 pub mod commit;
+pub mod datasets;
 pub mod deliveries;
 pub mod due;
 pub mod files;

@@ -21,7 +21,7 @@ use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::dataset::catalog::Catalog;
+use crate::dataset::current::CurrentCatalog;
 use crate::dataset::{Capture, CellMax, Dataset};
 use crate::failpoint;
 use crate::file::name::FileName;
@@ -95,9 +95,7 @@ pub struct Worker {
     store: Store,
     source: Source,
     destination: Limited,
-    catalog: Arc<Catalog>,
-    /// The names of the catalog's datasets.
-    datasets: Arc<[String]>,
+    catalog: CurrentCatalog,
     /// True if a claim has found that other jobs wait. The next worker that ends a job then claims again.
     others_wait: Arc<AtomicBool>,
     /// The number of jobs that the workers of this process have ended.
@@ -106,6 +104,14 @@ pub struct Worker {
     cancels: broadcast::Sender<JobId>,
     /// Throttles repeated log lines. All workers of a process share it, because they have the same problems.
     throttle: Arc<LogThrottle>,
+}
+
+/// A job that this worker has claimed.
+struct ClaimedJob {
+    lease: Lease,
+    /// The dataset as the catalog had it at the claim.
+    dataset: Arc<Dataset>,
+    connections: ExportConnections,
 }
 
 /// An attempt whose file has been written.
@@ -140,7 +146,7 @@ impl Worker {
         store: Store,
         source: Source,
         destination: Limited,
-        catalog: Arc<Catalog>,
+        catalog: CurrentCatalog,
     ) -> Worker {
         let owner = format!("{}:{}", std::process::id(), uuid::Uuid::new_v4().simple());
         let store = store.within(lease::call_timeout(settings.lease)).for_workers();
@@ -150,7 +156,6 @@ impl Worker {
             store,
             source,
             destination,
-            datasets: catalog.iter().map(|dataset| dataset.name.clone()).collect(),
             catalog,
             others_wait: Arc::default(),
             ended: Arc::default(),
@@ -189,13 +194,13 @@ impl Worker {
             if may_have_job {
                 let (begun, ended) = (SystemTime::now(), self.ended.load(Ordering::SeqCst));
                 match self.claim(&mut connections, has_completed, &drain).await {
-                    Ok(Ok((lease, taken))) => {
-                        if lease.has_others {
+                    Ok(Ok(claimed)) => {
+                        if claimed.lease.has_others {
                             self.others_wait.store(true, Ordering::SeqCst);
                             self.store.work().notify_last();
                         }
-                        let span = self.span(&lease, begun).await;
-                        connections = span.around(self.export(&span, lease, taken, &shutdown)).await;
+                        let span = self.span(&claimed.lease, begun).await;
+                        connections = span.around(self.export(&span, claimed, &shutdown)).await;
                         has_completed = connections.is_some();
                         self.ended.fetch_add(1, Ordering::SeqCst);
                         // Without others, the next job comes with a signal.
@@ -237,7 +242,7 @@ impl Worker {
         connections: &mut Option<ExportConnections>,
         has_completed: bool,
         drain: &CancellationToken,
-    ) -> Result<Result<(Lease, ExportConnections), bool>, Error> {
+    ) -> Result<Result<ClaimedJob, bool>, Error> {
         let kept = match connections.take() {
             Some(kept) => kept.checked(self.call_timeout()).await,
             None => None,
@@ -249,10 +254,14 @@ impl Worker {
         // If the destination has no id, it is broken. The job is claimed anyway and fails with the reason.
         let Some(found) = unless_stopped(drain, self.destination.id()).await else { return Ok(Err(false)) };
         let destination = found.ok();
-        let (owner, datasets, session) = (&*self.owner, &*self.datasets, Some(ready.session()));
+        let catalog = self.catalog.get();
+        let (owner, datasets, session) = (&*self.owner, &**catalog.dataset_names(), Some(ready.session()));
         let claimant = Claimant { owner, datasets, destination, has_completed, session };
         match self.store.claim(&claimant, self.settings.lease).await? {
-            Claim::Job(lease) => Ok(Ok((*lease, ready))),
+            Claim::Job(lease) => {
+                let dataset = catalog.get(&lease.job.dataset).expect("jobs of other datasets are not claimed");
+                Ok(Ok(ClaimedJob { dataset: Arc::clone(dataset), lease: *lease, connections: ready }))
+            }
             Claim::Nothing(others_wait) => {
                 *connections = Some(ready);
                 Ok(Err(others_wait))
@@ -264,13 +273,12 @@ impl Worker {
     async fn export(
         &self,
         span: &Span,
-        lease: Lease,
-        connections: ExportConnections,
+        ClaimedJob { lease, dataset, connections }: ClaimedJob,
         shutdown: &CancellationToken,
     ) -> Option<ExportConnections> {
         let job = &lease.job;
         job_event!(info, job, "export_started", attempt = job.attempt);
-        let attempted = self.attempt(&lease, connections, shutdown).await;
+        let attempted = self.attempt(&lease, &dataset, connections, shutdown).await;
         let (connections, record) = match attempted.inspect_err(|error| span.fail(chain(error))) {
             // A skipped export has nothing to publish.
             Ok((connections, None)) => return connections,
@@ -310,6 +318,7 @@ impl Worker {
     async fn attempt(
         &self,
         lease: &Lease,
+        dataset: &Arc<Dataset>,
         connections: ExportConnections,
         shutdown: &CancellationToken,
     ) -> Result<(Option<ExportConnections>, Option<FileRecord>), Error> {
@@ -318,7 +327,7 @@ impl Worker {
         let progress = Progress::default();
         let mut heartbeat =
             Heartbeat::start(&self.store, lease, progress.clone(), self.settings.lease, self.cancels.subscribe());
-        let export = self.write_file(lease, connections, &progress);
+        let export = self.write_file(lease, dataset, connections, &progress);
         let written = tokio::select! {
             biased;
             stop = heartbeat.stopped() => Err(Error::Stopped(stop)),
@@ -402,11 +411,11 @@ impl Worker {
     async fn write_file(
         &self,
         lease: &Lease,
+        dataset: &Arc<Dataset>,
         connections: ExportConnections,
         progress: &Progress,
     ) -> Result<WrittenAttempt, Error> {
         let job = &lease.job;
-        let dataset = self.catalog.get(&job.dataset).expect("jobs of other datasets are not claimed");
         let marker_file = job.lane().map(|lane| MarkerFile::new(&lease.database, lane));
         let marker = match &marker_file {
             Some(file) => self.destination.lane_marker(file).await?,

@@ -263,6 +263,12 @@ impl Api {
         Ok((jobs, page.next_cursor))
     }
 
+    /// Lists the datasets, and the tables that a pattern matches and that are no datasets.
+    pub(crate) async fn datasets(&self) -> Result<Vec<Value>, Error> {
+        let all: ItemPage = self.get("/datasets").await?;
+        Ok(all.items)
+    }
+
     /// Lists the exports of a lane that were published after `after`, oldest first. Returns one more export than
     /// `limit` if there are more.
     pub(crate) async fn published_after(
@@ -345,8 +351,10 @@ impl Api {
 
     /// Returns the default dataset: the only one, or `users`.
     pub(crate) async fn implied_dataset(&self) -> Result<String, Error> {
-        let all: ItemPage = self.get("/datasets").await?;
-        let names: Vec<String> = all.items.iter().filter_map(|item| Some(item["name"].as_str()?.to_owned())).collect();
+        let all = self.datasets().await?;
+        // A table that is no dataset has no capture.
+        let names = all.iter().filter(|item| !item["capture"].is_null()).filter_map(|item| item["name"].as_str());
+        let names: Vec<_> = names.map(str::to_owned).collect();
         match names.as_slice() {
             [only] => Ok(only.clone()),
             _ if names.iter().any(|name| name == "users") => Ok("users".to_owned()),

@@ -5,16 +5,49 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::config::{self, Config};
+use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::Faults;
 use crate::dataset::{Dataset, Table};
 use crate::postgres::Database;
-use crate::source::catalog_check;
+use crate::source::{catalog_check, relations};
+use crate::store::Store;
 
 use crate::command::BadUsage;
 
+/// Puts the catalog in force with the datasets of its patterns, for a command that only reads.
+pub(super) async fn expand(config: &Config, database: &Database) -> anyhow::Result<()> {
+    let catalog = config.catalog.get();
+    if catalog.has_patterns() {
+        let pool = database.pool(1);
+        let relations = relations::read(&pool, &catalog).await?;
+        let used = Store::new(pool.clone()).used_names().await?;
+        // A preview has one connection at a time.
+        pool.close().await;
+        config.catalog.replace(Arc::new(catalog.expanded(&relations, &used)));
+    }
+    Ok(())
+}
+
+/// Returns a catalog with the datasets of its patterns. Records that this process has all its datasets, so that no
+/// pattern gives their names to other tables.
+pub(super) async fn expanded(catalog: &Catalog, database: &Database) -> anyhow::Result<Catalog> {
+    let pool = database.pool(1);
+    let relations = relations::read(&pool, catalog).await?;
+    let store = Store::new(pool);
+    let catalog = catalog.expanded(&relations, &store.used_names().await?);
+    store.record_datasets(&catalog.located(&relations)).await?;
+    Ok(catalog)
+}
+
+/// Refuses a catalog of a file whose blocks don't fit their tables.
+pub(super) async fn check_blocks(file: &Path, catalog: &Catalog, database: &Database) -> anyhow::Result<()> {
+    let found = catalog_check::check(&database.pool(1), &catalog.of_blocks()).await?;
+    refuse_faults(catalog, file, found.faults)
+}
+
 /// Returns the dataset with this name.
-pub(super) fn named_dataset<'c>(config: &'c Config, name: &str) -> Result<&'c Arc<Dataset>, BadUsage> {
-    config.catalog.named(name).map_err(|why| BadUsage(format!("{name}: {why}")))
+pub(super) fn named_dataset(config: &Config, name: &str) -> Result<Arc<Dataset>, BadUsage> {
+    config.catalog.get().named(name).cloned().map_err(|why| BadUsage(format!("{name}: {why}")))
 }
 
 /// Returns the datasets with these names, each once.
@@ -23,24 +56,25 @@ pub(super) fn named_datasets(config: &Config, names: &[String]) -> Result<Vec<Ar
     for name in names {
         let dataset = named_dataset(config, name)?;
         if datasets.iter().all(|other| other.name != dataset.name) {
-            datasets.push(Arc::clone(dataset));
+            datasets.push(dataset);
         }
     }
     Ok(datasets)
 }
 
 /// Returns the dataset with this name, or the default dataset if `name` is `None`.
-pub(super) fn named_or_implied<'c>(config: &'c Config, name: Option<&str>) -> Result<&'c Arc<Dataset>, BadUsage> {
+pub(super) fn named_or_implied(config: &Config, name: Option<&str>) -> Result<Arc<Dataset>, BadUsage> {
     match name {
         Some(name) => named_dataset(config, name),
-        None => config.catalog.implied().map_err(|why| BadUsage(why.to_string())),
+        None => config.catalog.get().implied().cloned().map_err(|why| BadUsage(why.to_string())),
     }
 }
 
 /// Checks datasets of the file against their tables. Ignores the other datasets, whose tables may be missing.
 pub(super) async fn check_some(config: &Config, database: &Database, datasets: &[Arc<Dataset>]) -> anyhow::Result<()> {
     let Some(file) = &config.catalog_file else { return Ok(()) };
-    refuse_faults(config, file, catalog_check::check_some(&database.pool(1), &config.catalog, datasets).await?)
+    let catalog = config.catalog.get();
+    refuse_faults(&catalog, file, catalog_check::check_some(&database.pool(1), &catalog, datasets).await?)
 }
 
 /// Returns a hint to remove the triggers of a table that has no dataset. The name is quoted for a shell: the table's
@@ -54,9 +88,9 @@ pub(super) fn untrack_hint(table: &Table) -> String {
 }
 
 /// Returns an error that lists the faults of a dataset file with their lines. Returns `Ok` if there are no faults.
-pub(super) fn refuse_faults(config: &Config, file: &Path, faults: Faults) -> anyhow::Result<()> {
+pub(super) fn refuse_faults(catalog: &Catalog, file: &Path, faults: Faults) -> anyhow::Result<()> {
     if faults.0.is_empty() {
         return Ok(());
     }
-    Err(config::Error::catalog(file, config.catalog.mistakes(faults)).into())
+    Err(config::Error::catalog(file, catalog.mistakes(faults)).into())
 }

@@ -10,14 +10,6 @@ use anyhow::{Context, ensure};
 use crate::config;
 use crate::receiver::Receivers;
 
-/// Refuses a file that can't be read, or that already has a dataset with this name.
-pub(super) fn check(file: &Path, name: &str) -> anyhow::Result<()> {
-    let text = read(file)?;
-    let exists = Receivers::read(&text, |_| false).is_ok_and(|(catalog, _)| catalog.get(name).is_some());
-    ensure!(!exists, "{} has a dataset `{name}` already: nothing was added", file.display());
-    Ok(())
-}
-
 /// Appends a block. Writes the new text to a temporary file in the same folder, then renames it to `file`. Creates the
 /// file if it doesn't exist.
 ///
@@ -32,7 +24,9 @@ pub(super) fn append(file: &Path, block: &str) -> anyhow::Result<()> {
         _ => "\n\n",
     };
     let after = format!("{before}{gap}{block}");
-    Receivers::read(&after, |_| false).map_err(|mistakes| config::Error::catalog(file, mistakes))?;
+    Receivers::read(&after, |_| false)
+        .map_err(|mistakes| config::Error::catalog(file, mistakes))
+        .context("nothing was added")?;
     replace(file, &before, &after).with_context(|| format!("{} can't be written", file.display()))
 }
 

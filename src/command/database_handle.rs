@@ -15,6 +15,7 @@ use anyhow::Context;
 use private_postgres::Location;
 
 use crate::command::BadUsage;
+use crate::command::catalog::expand;
 
 /// The parts that a command creates if they are missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,11 +62,15 @@ pub(super) async fn with_tables_after_check(
     let done = async {
         let database = &handle.database;
         match postgres::require_migrated(database).await {
-            Ok(()) => check(database).await?,
+            Ok(()) => {
+                expand(config, database).await?;
+                check(database).await?;
+            }
             Err(postgres::Error::NotMigrated) => {
                 // Without the right to create a schema, there is no preview. The migration then names the missing
                 // grant.
                 if let Ok(preview) = postgres::preview_of(database).await {
+                    expand(config, &preview).await?;
                     check(&preview).await?;
                 }
             }
@@ -73,6 +78,7 @@ pub(super) async fn with_tables_after_check(
             Err(_) => {}
         }
         prepare_for(RequiredGrants::Track, config, database).await?;
+        expand(config, database).await?;
         command(database).await
     };
     let done = done.await;
@@ -103,17 +109,28 @@ impl DatabaseHandle {
     ) -> anyhow::Result<DatabaseHandle> {
         let handle = DatabaseHandle::reach(config, create, alternatives).await?;
         let prepared = match create {
-            CreateMissing::NothingWithPreview => return handle.or_preview().await,
+            CreateMissing::NothingWithPreview => return handle.or_preview().await?.expanding(config, Ok(())).await,
             CreateMissing::Nothing => {
                 postgres::require_migrated(&handle.database).await.with_context(|| handle.database.to_string())
             }
             CreateMissing::Tables | CreateMissing::Server => prepare(config, &handle.database).await,
         };
-        if let Err(error) = prepared {
-            handle.close().await;
-            return Err(error);
+        handle.expanding(config, prepared).await
+    }
+
+    /// Expands the patterns of the catalog, if all is well so far.
+    async fn expanding(self, config: &Config, prepared: anyhow::Result<()>) -> anyhow::Result<DatabaseHandle> {
+        let expanded = match prepared {
+            Ok(()) => expand(config, &self.database).await,
+            failed => failed,
+        };
+        match expanded {
+            Ok(()) => Ok(self),
+            Err(error) => {
+                self.close().await;
+                Err(error)
+            }
         }
-        Ok(handle)
     }
 
     async fn reach(
@@ -178,7 +195,7 @@ pub(super) async fn prepare(config: &Config, database: &Database) -> anyhow::Res
 }
 
 async fn prepare_for(purpose: RequiredGrants, config: &Config, database: &Database) -> anyhow::Result<()> {
-    postgres::migrate(database, &config.catalog, purpose).await.with_context(|| database.to_string())?;
+    postgres::migrate(database, &config.catalog.get(), purpose).await.with_context(|| database.to_string())?;
     let pool = database.pool(1);
     functions::renew(&pool).await?;
     Ok(tracking::restore(&pool).await?)

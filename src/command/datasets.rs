@@ -11,46 +11,71 @@ use crate::config::{self, CatalogFile, Config};
 use crate::dataset::fault::{Fault, Faults};
 use pg_rows::column::ColumnType;
 
-use crate::dataset::{
-    Capture, Columns, Dataset, Description, Operation, ParquetChoices, Table, TableColumn, TableSchema,
-};
+use crate::dataset::{Capture, Dataset, Description, Table, TableColumn, TableSchema};
 use crate::postgres::Database;
 use crate::source::catalog_check::{self, Findings};
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 
+use crate::command::BadUsage;
 use crate::command::catalog::{refuse_faults, untrack_hint};
 use crate::command::catalog_file;
 use crate::command::database_handle::{CreateMissing, with_database};
+use crate::command::server::local_api;
 use crate::command::start::{Logs, block_on, settings};
 use crate::command::wiring::wire_service;
+use crate::command::words::dataset_name;
 
 /// The actions on datasets.
 #[derive(Subcommand)]
 pub(crate) enum DatasetsCommand {
     /// Check the dataset file against the tables, and print each mistake with its line
     Check,
-    /// List the datasets with their tables
-    List,
-    /// Add a table to the dataset file in DATASETS. If DATASETS is unset, print the block instead
-    Add {
-        /// The table, as `orders` or `sales.orders`
-        table: Table,
+    /// List the datasets with their tables, and the tables of patterns that are no datasets
+    List {
+        /// Print each as JSON, one on a line
+        #[arg(long)]
+        json: bool,
     },
+    /// Add tables to the dataset file in DATASETS. If DATASETS is unset, print the blocks instead
+    Add(AddDatasets),
+}
+
+/// The tables to add.
+#[derive(Args)]
+#[group(id = "added", required = true, multiple = true)]
+pub(crate) struct AddDatasets {
+    /// The tables, as `orders` or `sales.orders`
+    #[arg(group = "added", value_name = "TABLE")]
+    tables: Vec<Table>,
+    /// Add a pattern that makes a dataset of each table in this schema, now and later
+    #[arg(long, group = "added", conflicts_with_all = ["tables", "name"])]
+    schema: Option<String>,
+    /// The name of the dataset, if there is one table [default: derived from the table's name]
+    #[arg(long, value_parser = dataset_name)]
+    name: Option<String>,
+}
+
+impl AddDatasets {
+    /// Returns the tables with the names of their datasets.
+    fn named(&self) -> Result<Vec<(String, Table)>, BadUsage> {
+        if self.name.is_some() && self.tables.len() > 1 {
+            return Err(BadUsage("--name: it names one dataset, and several tables are given".to_owned()));
+        }
+        let name = |table: &Table| self.name.clone().unwrap_or_else(|| derived_name(table));
+        Ok(self.tables.iter().map(|table| (name(table), table.clone())).collect())
+    }
 }
 
 impl DatasetsCommand {
     /// Checks the catalog, lists it, or adds a block to it.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let catalog = match self {
-            DatasetsCommand::Check | DatasetsCommand::List => CatalogFile::Read,
+            DatasetsCommand::Check | DatasetsCommand::List { .. } => CatalogFile::Read,
             // The file may not exist yet.
-            DatasetsCommand::Add { .. } => CatalogFile::Named,
+            DatasetsCommand::Add(_) => CatalogFile::Named,
         };
         let config = settings(catalog, Logs::Errors)?;
         block_on(async {
-            if let (DatasetsCommand::Add { table }, Some(file)) = (&self, &config.catalog_file) {
-                catalog_file::check(file, &derived_name(table))?;
-            }
             with_database(&config, CreateMissing::NothingWithPreview, async |database| {
                 datasets(&config, database, self).await
             })
@@ -65,7 +90,8 @@ async fn datasets(config: &Config, database: &Database, command: DatasetsCommand
             let file = config.catalog_file.as_deref().context(
                 "DATASETS names no file, so there is the demo's `users` alone: set DATASETS to a file, and `cdc-export datasets add TABLE` writes it",
             )?;
-            let found = catalog_check::check(&database.pool(1), &config.catalog).await?;
+            let catalog = config.catalog.get();
+            let found = catalog_check::check(&database.pool(1), &catalog).await?;
             let Findings { faults: Faults(mut faults), unreadable, untracked, broken, stalling, slow, without_dataset } =
                 found;
             faults.extend(unreadable.into_iter().chain(broken));
@@ -81,7 +107,7 @@ async fn datasets(config: &Config, database: &Database, command: DatasetsCommand
             for table in &without_dataset {
                 eprintln!("cdc-export: {table}: {}", untrack_hint(table));
             }
-            let names = config.catalog.iter().map(|dataset| dataset.name.as_str());
+            let names = catalog.iter().map(|dataset| dataset.name.as_str());
             let is_ready = |name: &&str| {
                 untracked.iter().all(|other| other != name) && faults.iter().all(|fault| fault.dataset != *name)
             };
@@ -91,8 +117,7 @@ async fn datasets(config: &Config, database: &Database, command: DatasetsCommand
                 [one] => outln!("1 dataset fits its table: {one}")?,
                 all => outln!("{} datasets fit their tables: {}", all.len(), all.join(", "))?,
             }
-            let schedules =
-                config.catalog.schedules().iter().map(|schedule| schedule.name.as_str()).collect::<Vec<_>>();
+            let schedules = catalog.schedules().iter().map(|schedule| schedule.name.as_str()).collect::<Vec<_>>();
             for (command, names) in [("schedules", schedules)].into_iter().chain(config.receivers.names()) {
                 if !names.is_empty() {
                     outln!("{command}: {}", names.join(", "))?;
@@ -102,24 +127,55 @@ async fn datasets(config: &Config, database: &Database, command: DatasetsCommand
             if !faults.is_empty() {
                 missing.iter().for_each(|why| eprintln!("cdc-export: {why}"));
             }
-            refuse_faults(config, file, Faults(faults))?;
+            refuse_faults(&catalog, file, Faults(faults))?;
             // The service doesn't start without its secrets.
             if missing.is_empty() { Ok(()) } else { Err(config::Error::no_secrets(file, &missing).into()) }
         }
-        DatasetsCommand::List => list(config, database).await,
-        DatasetsCommand::Add { table } => {
-            let name = derived_name(&table);
-            let block = draft(config, database, table).await?;
-            if let Some(file) = &config.catalog_file {
-                catalog_file::append(file, &block)?;
-                eprintln!(
-                    "Added to {}. Check the members that were guessed from column names, also in the comments, then run `cdc-export track {name}`.",
-                    file.display()
-                );
-            }
-            outln!("{}", block.trim_end())
+        DatasetsCommand::List { json: false } => list(config, database).await,
+        DatasetsCommand::List { json: true } => {
+            let all = local_api(wire_service(config, database)?).datasets().await?;
+            all.iter().try_for_each(|dataset| outln!("{dataset}"))
         }
+        DatasetsCommand::Add(add) => self::add(config, database, &add).await,
     }
+}
+
+/// Adds blocks to the file, and prints them.
+async fn add(config: &Config, database: &Database, add: &AddDatasets) -> anyhow::Result<()> {
+    let mut blocks = Vec::new();
+    for (name, table) in add.named()? {
+        blocks.push(draft(config, database, Dataset::new(name, table)).await?);
+    }
+    blocks.extend(add.schema.as_deref().map(draft_pattern));
+    let text = blocks.join("\n");
+    if let Some(file) = &config.catalog_file {
+        catalog_file::append(file, &text)?;
+        let next = match (&add.schema, &*add.named()?) {
+            (Some(_), _) => {
+                "`cdc-export datasets list` shows its tables, and `cdc-export track --all` captures their changes"
+                    .to_owned()
+            }
+            (None, all) => {
+                let names = all.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(" ");
+                format!(
+                    "Check the members that were guessed from column names, also in the comments, then run `cdc-export track {names}`"
+                )
+            }
+        };
+        eprintln!("Added to {}. {next}.", file.display());
+    }
+    outln!("{}", text.trim_end())
+}
+
+/// Drafts a pattern of all tables in a schema.
+fn draft_pattern(schema: &str) -> String {
+    let quoted = |text: String| toml::Value::String(text).to_string();
+    let escaped = Table { schema: Some(schema.to_owned()), name: "*".to_owned() };
+    format!(
+        "[[tables]]\nmatch = [{}]\n# exclude = [{}]\n# updated_at = \"updated_at\"  # of the tables that have it, with an index\n",
+        quoted(escaped.to_string()),
+        quoted(Table { name: "tmp_*".to_owned(), ..escaped }.to_string()),
+    )
 }
 
 async fn list(config: &Config, database: &Database) -> anyhow::Result<()> {
@@ -141,6 +197,10 @@ async fn list(config: &Config, database: &Database) -> anyhow::Result<()> {
         let (name, table, operation) = (&dataset.name, dataset.table.to_string(), dataset.operation.as_str());
         outln!("{name:<20} {table:<32} {rows:>12}  {capture:<10} {operation:<10} {columns}")?;
     }
+    for left_out in service.left_out() {
+        let (name, table) = (&left_out.name, left_out.table.to_string());
+        outln!("{name:<20} {table:<32} {:>12}  {:<10} {:<10} {left_out}", "-", "-", "-")?;
+    }
     Ok(())
 }
 
@@ -152,23 +212,8 @@ fn derived_name(table: &Table) -> String {
 }
 
 /// Drafts a block for the file. Some members are guessed from the names of columns: the operator has to check them.
-async fn draft(config: &Config, database: &Database, table: Table) -> anyhow::Result<String> {
+async fn draft(config: &Config, database: &Database, dataset: Dataset) -> anyhow::Result<String> {
     let service = wire_service(config, database)?;
-    let dataset = Dataset {
-        name: derived_name(&table),
-        table,
-        key: None,
-        columns: Columns::All,
-        updated_at: None,
-        created_at: None,
-        deleted: None,
-        filter: None,
-        capture: Capture::Triggers,
-        operation: Operation::Log,
-        parquet: ParquetChoices::default(),
-        max_file_bytes: None,
-        skip_empty: false,
-    };
     let Description { dataset, schema, unreadable, .. } = service.describe(&Arc::new(dataset)).await?;
     let schema = match (schema, &unreadable) {
         (Ok(schema), _) => schema,

@@ -103,10 +103,8 @@ impl Export {
         }
         let config = settings(CatalogFile::Read, Logs::Errors)?;
         block_on(async {
-            let dataset = named_or_implied(&config, self.dataset.as_deref())?;
-            let request = self.request(&dataset.name)?;
             let handle = DatabaseHandle::open(&config, CreateMissing::Nothing, Alternatives::DataDirOrServer).await?;
-            let done = self.run_locally(&config, &handle.database, &request).await;
+            let done = self.run_locally(&config, &handle.database).await;
             handle.close().await;
             done
         })
@@ -140,7 +138,9 @@ impl Export {
     }
 
     /// Submits the export to the queue in the database. Runs it in this process if no worker claims it.
-    async fn run_locally(&self, config: &Config, database: &Database, request: &Request) -> anyhow::Result<ExitCode> {
+    async fn run_locally(&self, config: &Config, database: &Database) -> anyhow::Result<ExitCode> {
+        let dataset = named_or_implied(config, self.dataset.as_deref())?;
+        let request = self.request(&dataset.name)?;
         let interrupted = stop_on_signal()?;
         let done = CancellationToken::new();
         let stops = Stops { drain: done.clone(), shutdown: done.clone() };
@@ -148,7 +148,7 @@ impl Export {
         folder.log_if_new(config, database).await?;
         let Wired { exports, service } = wire(config, database, folder, 1, &stops);
         let api = local_api(service);
-        let id = api.submit(request).await?;
+        let id = api.submit(&request).await?;
 
         let run_here = async {
             let claimed = tokio::time::timeout(CLAIM_TIMEOUT, wait_until_claimed(&api, id)).await;

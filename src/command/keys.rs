@@ -4,7 +4,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::config::{CatalogFile, Config};
-use crate::dataset::name::is_name;
 use crate::duration;
 use crate::job::{Bounds, ConsumerId};
 use crate::key::{self, KeyInfo, KeySelector, PresentedKey, Scope};
@@ -18,7 +17,7 @@ use serde_json::{Value, json};
 use crate::command::BadUsage;
 use crate::command::database_handle::{CreateMissing, with_database};
 use crate::command::start::{Logs, block_on, settings};
-use crate::command::words::words;
+use crate::command::words::{dataset_name, words};
 
 /// The actions on keys.
 #[derive(Subcommand)]
@@ -63,11 +62,6 @@ pub(crate) struct CreateKey {
     /// Print JSON
     #[arg(long)]
     json: bool,
-}
-
-fn dataset_name(text: &str) -> Result<String, String> {
-    let why = || "a dataset's name has 1 to 63 of a-z, 0-9, _ and -, and begins with a letter".to_owned();
-    is_name(text).then(|| text.to_owned()).ok_or_else(why)
 }
 
 fn lifetime(text: &str) -> Result<Duration, String> {
@@ -121,7 +115,8 @@ async fn create(store: &Store, config: &Config, new: CreateKey) -> anyhow::Resul
         scopes = vec![Scope::Read, Scope::Write];
     }
     // The key may be made before its dataset.
-    for name in datasets.iter().filter(|name| config.catalog.get(name).is_none()) {
+    let catalog = config.catalog.get();
+    for name in datasets.iter().filter(|name| catalog.get(name).is_none()) {
         eprintln!("cdc-export: warning: there is no dataset `{name}`: the key opens nothing until there is");
     }
     let bounds = Bounds {

@@ -46,25 +46,25 @@ impl Plan {
 async fn plan(config: &Config, database: &Database, arguments: &Plan) -> anyhow::Result<()> {
     let dataset = named_or_implied(config, arguments.dataset.as_deref())?;
     let service = wire_service(config, database)?;
-    let Description { rows, bytes, .. } = service.describe(dataset).await?;
+    let Description { rows, bytes, .. } = service.describe(&dataset).await?;
     match rows {
         Some(rows) => outln!("{} has about {} rows in {}.", dataset.table, HumanCount(rows), BinaryBytes(bytes))?,
         None => outln!("Nobody has counted the rows of {} yet: ANALYZE does.", dataset.table)?,
     }
     if arguments.export_type != ExportType::Full {
-        let waiting = match service.lag(&arguments.consumer, dataset).await?.rows_waiting {
+        let waiting = match service.lag(&arguments.consumer, &dataset).await?.rows_waiting {
             Waiting::Exactly(rows) => HumanCount(rows).to_string(),
             Waiting::AtLeast(rows) => format!("at least {}", HumanCount(rows)),
             Waiting::Unknown => "an unknown number of".to_owned(),
         };
         outln!("For {} {waiting} changed rows are waiting.", arguments.consumer)?;
     }
-    let marker = service.marker(&arguments.consumer, dataset).await?;
+    let marker = service.marker(&arguments.consumer, &dataset).await?;
     let (consumer, export_type) = (Some(&arguments.consumer), arguments.export_type);
     let purpose = Purpose { consumer, export_type, job: None, marker: marker.as_ref() };
     let source = Source::new(database.options().clone(), database.pool(1), 1);
     let connections = source.connections(PLAN_TIMEOUT).await?;
-    let mut snapshot = match connections.open(&purpose, dataset, PLAN_TIMEOUT).await {
+    let mut snapshot = match connections.open(&purpose, &dataset, PLAN_TIMEOUT).await {
         Ok(snapshot) => snapshot,
         Err(error @ source::Error::FullExportNeeded { .. }) => {
             anyhow::bail!("the export would fail: {error}")

@@ -1,11 +1,13 @@
 //! `serve` and `worker`: run the service or its workers until a signal.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::config::{self, CatalogFile, Config};
+use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::Fault;
 use crate::demo;
 use crate::http::{self, Access, ConnectionLimits};
@@ -24,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::command::catalog::{refuse_faults, untrack_hint};
 use crate::command::database_handle::{DatabaseHandle, join_or_start, prepare};
 use crate::command::drain::drain_then_shutdown;
+use crate::command::reload::Reload;
 use crate::command::signals::stop_on_signal;
 use crate::command::start::{Logs, block_on, settings};
 use crate::command::wiring::{PreparedOutput, Wired, api_connections, export_connections, take_requests, wire};
@@ -98,6 +101,7 @@ async fn run_on(
         if access == Some(Access::Keys) {
             warn_of_keys_without_datasets(database).await?;
         }
+        let reload = Reload::begin(config, database).await?;
         check_tables(config, database).await?;
         let exports = if workers == 0 { 0 } else { export_connections(config, workers) };
         let calls = match (role, &listener) {
@@ -111,14 +115,15 @@ async fn run_on(
         if role != Role::Worker && config.seed_rows > 0 {
             demo::seed(&database.pool(1), config.seed_rows).await?;
         }
-        anyhow::Ok((access, folder))
+        anyhow::Ok((access, folder, reload))
     };
     // The migration and the seeding may wait for another replica.
-    let (access, folder) =
+    let (access, folder, reload) =
         tokio::select! { prepared = prepared => prepared?, () = shutdown.cancelled() => return Ok(()) };
     // A process that runs no exports doesn't wait for any.
     let stops = drain_then_shutdown(&shutdown, if workers == 0 { Duration::ZERO } else { config.drain });
     let Stops { drain, shutdown } = stops.clone();
+    let reloading = reload.run(shutdown.clone());
     let Wired { exports, service } = wire(config, database, folder, workers, &stops);
     let intake = (role != Role::Worker).then(|| take_requests(config, service.clone(), &drain));
     if workers > 0 {
@@ -146,7 +151,8 @@ async fn run_on(
         }
     };
     // The API and the workers end together. An API without workers would accept jobs that no process runs.
-    tokio::join!(served, OptionFuture::from(intake), exported);
+    let (reloaded, ..) = tokio::join!(reloading, served, OptionFuture::from(intake), exported);
+    reloaded?;
     tracing::info!(event = "stopped");
     Ok(())
 }
@@ -165,10 +171,12 @@ fn refuse_missing(config: &Config, missing: &[String]) -> Result<(), config::Err
 /// Also warns of tables that can't be read, of subscriptions that may stall, and of tables whose changes aren't
 /// captured. Rows that change before `track` are in no delta: after `track`, each consumer needs a full export.
 async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()> {
-    let found = catalog_check::check(&database.pool(1), &config.catalog).await?;
+    let catalog = config.catalog.get();
+    let mut found = catalog_check::check(&database.pool(1), &catalog).await?;
+    warn_of_pattern_tables(&catalog, found.take_out(catalog.of_patterns()));
     let Findings { faults, untracked, broken, unreadable, stalling, without_dataset, .. } = found;
     match &config.catalog_file {
-        Some(file) => refuse_faults(config, file, faults)?,
+        Some(file) => refuse_faults(&catalog, file, faults)?,
         None if faults.0.is_empty() => {}
         None => tracing::warn!(
             event = "datasets_unset",
@@ -195,6 +203,20 @@ async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()
         tracing::warn!(event = "subscription_may_stall", dataset, "{why}");
     }
     Ok(())
+}
+
+/// Warns of the tables of patterns that can't be exported, in one line: there may be hundreds.
+fn warn_of_pattern_tables(catalog: &Catalog, found: BTreeSet<String>) {
+    let left_out = catalog.left_out().iter().map(|it| it.table.to_string());
+    let tables: Vec<_> = found.into_iter().chain(left_out).collect();
+    if let [first, ..] = tables.as_slice() {
+        tracing::warn!(
+            event = "tables_not_ready",
+            tables = tables.len(),
+            first,
+            "tables that patterns match can't be exported yet: `cdc-export datasets list` says why"
+        );
+    }
 }
 
 /// Logs how the service interprets RETAIN_FILES, RETAIN_JOBS and RETAIN_UNACKED. For example, `30` is a count and `30d`

@@ -14,6 +14,7 @@ use crate::store::tracked::Tracking;
 use crate::telemetry::chain;
 use clap::Args;
 
+use crate::command::BadUsage;
 use crate::command::catalog::{check_some, named_datasets};
 use crate::command::database_handle::{CreateMissing, with_database, with_tables_after_check};
 use crate::command::start::{Logs, block_on, settings};
@@ -35,16 +36,24 @@ impl Track {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let config = settings(CatalogFile::Read, Logs::Errors)?;
         block_on(async {
-            let all =
-                || config.catalog.iter().filter(|dataset| dataset.capture == Capture::Triggers).cloned().collect();
-            let datasets = if self.all { all() } else { named_datasets(&config, &self.datasets)? };
             let track = async |database: &_| {
-                check_some(&config, database, &datasets).await?;
-                track_all(database, &datasets).await
+                check_some(&config, database, &self.named(&config)?).await?;
+                track_all(database, &self.named(&config)?).await
             };
-            with_tables_after_check(async |database| check_some(&config, database, &datasets).await, &config, track)
-                .await
+            let check = async |database: &_| check_some(&config, database, &self.named(&config)?).await;
+            with_tables_after_check(check, &config, track).await
         })
+    }
+}
+
+impl Track {
+    /// The datasets whose changes to capture, as the catalog in force has them.
+    fn named(&self, config: &Config) -> Result<Vec<Arc<Dataset>>, BadUsage> {
+        if !self.all {
+            return named_datasets(config, &self.datasets);
+        }
+        let catalog = config.catalog.get();
+        Ok(catalog.iter().filter(|dataset| dataset.capture == Capture::Triggers).cloned().collect())
     }
 }
 
@@ -109,14 +118,13 @@ impl Untrack {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let config = settings(CatalogFile::Read, Logs::Errors)?;
         block_on(async {
-            let datasets = named_datasets(&config, &self.datasets)?;
             with_database(&config, CreateMissing::Nothing, async |database| match &self.table {
                 Some(table) => match untracking::untrack_table(&database.pool(1), table).await? {
                     true => outln!("The changes of {table} are no longer captured."),
                     false => outln!("{table} was not tracked: nothing has changed."),
                 },
                 None if self.all => untrack_all(database).await,
-                None => untrack_datasets(&config, database, &datasets).await,
+                None => untrack_datasets(&config, database, &named_datasets(&config, &self.datasets)?).await,
             })
             .await
         })
@@ -133,7 +141,7 @@ async fn untrack_datasets(config: &Config, database: &Database, datasets: &[Arc<
         before.push(store.check_table(dataset).await?.tracking);
     }
     let mut failed = Vec::new();
-    let untracked = untracking::untrack(&pool, datasets, &config.catalog).await?;
+    let untracked = untracking::untrack(&pool, datasets, &config.catalog.get()).await?;
     for ((dataset, before), untracked) in datasets.iter().zip(before).zip(untracked) {
         let (name, table) = (&dataset.name, &dataset.table);
         match untracked {

@@ -10,7 +10,7 @@ use crate::config::{self, Config};
 use crate::connection::pool::Pool;
 use crate::delivery;
 use crate::http;
-use crate::maintenance::{Maintenance, Scheduled};
+use crate::maintenance::Maintenance;
 use crate::postgres::Database;
 use crate::receiver::{Receivers, Submit};
 use crate::service::{self, Service, Stores};
@@ -147,15 +147,13 @@ pub(super) fn wire(config: &Config, database: &Database, output: PreparedOutput,
     let source = |pool| Source::new(database.options().clone(), pool, config.readers);
     let control = Pool::from(database.pool(control_connections(workers)));
     let settings = worker::Settings { workers, ..config.worker.clone() };
-    let catalog = Arc::clone(&config.catalog);
+    let catalog = config.catalog.clone();
     // Receivers without a secret are included, because another process may have the secret.
-    let listeners = catalog.listeners().to_vec();
+    let listeners = catalog.get().listeners().to_vec();
     let (store, tables) = (Store::new(control.clone()).with_listeners(listeners), source(control.clone()));
-    let datasets = catalog.iter().map(|dataset| dataset.name.clone()).collect();
     let (kept, output) = (config.maintenance.clone(), destination.clone());
-    let maintenance = Maintenance::new(kept, store.clone(), tables.clone(), output, datasets)
-        .with_schedules(Scheduled { catalog: Arc::clone(&catalog), terms: config.terms });
-    let worker = Worker::new(settings, store.clone(), tables, destination.clone(), Arc::clone(&catalog));
+    let maintenance = Maintenance::new(kept, store.clone(), tables.clone(), output, catalog.clone(), config.terms);
+    let worker = Worker::new(settings, store.clone(), tables, destination.clone(), catalog.clone());
     let callers = |connections, timeout| Pool::from(database.pool_for_callers(connections, timeout)).careful();
     let exports = Exports { worker, maintenance, store: store.clone(), receivers: Arc::clone(&config.receivers) };
     let stores = Stores {

@@ -3,6 +3,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::dataset::name::is_name;
 use crate::duration;
 use crate::job::JobId;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -13,6 +14,12 @@ use uuid::Uuid;
 pub(super) fn job_id(text: &str) -> Result<JobId, &'static str> {
     let id: Result<Uuid, _> = text.parse();
     id.map(JobId::from).map_err(|_| "not the id of an export: `cdc-export list` shows the ids")
+}
+
+/// Parses the name of a dataset.
+pub(super) fn dataset_name(text: &str) -> Result<String, String> {
+    let why = || "a dataset's name has 1 to 63 of a-z, 0-9, _ and -, and begins with a letter".to_owned();
+    is_name(text).then(|| text.to_owned()).ok_or_else(why)
 }
 
 /// Parses the pause between two rounds.

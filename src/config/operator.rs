@@ -35,7 +35,15 @@ impl Error {
 /// Reads the catalog and the receivers in this file.
 pub(super) fn read(file: &Path) -> Result<(Catalog, Receivers), Error> {
     let text = std::fs::read_to_string(file).map_err(|why| Error::unreadable_catalog(file, &why))?;
-    Receivers::read(&text, is_setting).map_err(|mistakes| Error::catalog(file, mistakes))
+    read_catalog(file, &text)
+}
+
+/// Reads the catalog and the receivers in the text of this file.
+///
+/// # Errors
+/// With all faults of the text.
+pub fn read_catalog(file: &Path, text: &str) -> Result<(Catalog, Receivers), Error> {
+    Receivers::read(text, is_setting).map_err(|mistakes| Error::catalog(file, mistakes))
 }
 
 /// Reads the secrets of these receivers from the environment. Returns the missing and invalid ones.

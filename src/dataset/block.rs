@@ -41,6 +41,16 @@ impl<'t> OperatorFile<'t> {
         }
     }
 
+    /// Returns true if the file has nothing but comments.
+    pub(super) fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// Returns true if the file has a block of this kind.
+    pub(super) fn has(&self, kind: &str) -> bool {
+        self.table.contains_key(kind)
+    }
+
     /// Refuses every kind of block that is not one of these.
     pub(super) fn refuse_other_kinds(&mut self, kinds: &[&'static str]) {
         self.mistakes.extend(unknown_members(self.text, &self.table, kinds));
@@ -49,6 +59,17 @@ impl<'t> OperatorFile<'t> {
     /// Calls `read` with each block of a kind, in the order of the file. A block whose name another block of `names`
     /// has is refused without being read.
     pub fn each_block(&mut self, kind: &'static str, names: &mut Names, mut read: impl FnMut(&mut Block<'_, 't>)) {
+        self.each_unnamed_block(kind, |block| {
+            block.read_name();
+            match names.take(&block.name, kind) {
+                Err(why) => block.refuse_unread(why),
+                Ok(()) => read(block),
+            }
+        });
+    }
+
+    /// Calls `read` with each block of a kind whose blocks have no names, in the order of the file.
+    pub(super) fn each_unnamed_block(&mut self, kind: &'static str, mut read: impl FnMut(&mut Block<'_, 't>)) {
         let Some(value) = self.table.get(kind) else { return };
         let Some(tables) = tables(value) else {
             let why = format!("[{kind}] is one of several: write [[{kind}]]");
@@ -57,15 +78,9 @@ impl<'t> OperatorFile<'t> {
         };
         for (start, members) in tables {
             let mut block = Block::new(self.text, kind, start, members);
-            block.read_name();
-            match names.take(&block.name, kind) {
-                Err(why) => block.refuse(why),
-                Ok(()) => {
-                    read(&mut block);
-                    if !block.is_unread {
-                        block.shape_faults.extend(unknown_members(self.text, members, &block.known));
-                    }
-                }
+            read(&mut block);
+            if !block.is_unread {
+                block.shape_faults.extend(unknown_members(self.text, members, &block.known));
             }
             self.mistakes.append(&mut block.shape_faults);
             self.mistakes.append(&mut block.faults);
@@ -116,6 +131,11 @@ impl Names {
         self.0.iter().filter(|(_, other)| *other == kind).map(|(name, _)| name.as_str()).collect()
     }
 
+    /// Adds a name that no block of the file has.
+    pub(super) fn add(&mut self, name: &str, kind: &'static str) {
+        self.0.push((name.to_owned(), kind));
+    }
+
     fn take(&mut self, name: &str, kind: &'static str) -> Result<(), String> {
         if let Some((_, other)) = self.0.iter().find(|(taken, _)| taken == name) {
             let article = if other.starts_with('a') { "an" } else { "a" };
@@ -123,7 +143,7 @@ impl Names {
         }
         // A block without a name is refused for that.
         if !name.is_empty() {
-            self.0.push((name.to_owned(), kind));
+            self.add(name, kind);
         }
         Ok(())
     }

@@ -5,11 +5,12 @@
 
 use std::sync::Arc;
 
-use crate::dataset::block::{Names, OperatorFile};
+use crate::dataset::block::{self, Names, OperatorFile};
 use crate::dataset::fault::{Fault, Faults, Mistake, Mistakes, SeveralDatasets, UnknownDataset};
 use crate::dataset::listener::Known;
 use crate::dataset::name::hint;
-use crate::dataset::{Dataset, USERS, dataset_block, schedule_block};
+use crate::dataset::pattern::{self, Candidate, LeftOut, Pattern, UsedNames};
+use crate::dataset::{Dataset, Table, USERS, dataset_block, schedule_block};
 use crate::event::Listener;
 use crate::job::Bounds;
 use crate::schedule::Schedule;
@@ -17,7 +18,14 @@ use crate::schedule::Schedule;
 /// All datasets, and the other blocks of the operator's file.
 #[derive(Clone, Debug)]
 pub struct Catalog {
+    /// The datasets of the file, and then those of its patterns.
     datasets: Vec<Arc<Dataset>>,
+    /// The names of the datasets.
+    names: Arc<[String]>,
+    /// The number of datasets of the file.
+    named: usize,
+    patterns: Arc<[Pattern]>,
+    left_out: Arc<[LeftOut]>,
     listeners: Vec<Listener>,
     schedules: Vec<Arc<Schedule>>,
     /// The file's text, which says in which line a fault is. `None`: this is the demo's catalog.
@@ -27,11 +35,28 @@ pub struct Catalog {
 impl Default for Catalog {
     /// The demo's catalog.
     fn default() -> Catalog {
-        Catalog { datasets: vec![Arc::new(Dataset::users())], listeners: Vec::new(), schedules: Vec::new(), text: None }
+        Catalog::of(vec![Arc::new(Dataset::users())])
     }
 }
 
+/// The most names of datasets in a message.
+const MAX_TOLD: usize = 20;
+
 impl Catalog {
+    /// A catalog of these datasets, and of nothing else.
+    fn of(datasets: Vec<Arc<Dataset>>) -> Catalog {
+        Catalog {
+            names: names_of(&datasets),
+            named: datasets.len(),
+            datasets,
+            patterns: Arc::default(),
+            left_out: Arc::default(),
+            listeners: Vec::new(),
+            schedules: Vec::new(),
+            text: None,
+        }
+    }
+
     /// Reads the catalog in a TOML text without receivers.
     ///
     /// # Errors
@@ -52,21 +77,91 @@ impl Catalog {
         read_receivers: impl FnOnce(&mut OperatorFile<'_>, &Known<'_>) -> Vec<Listener>,
     ) -> Result<Catalog, Mistakes> {
         let mut file = OperatorFile::parse(text)?;
-        file.refuse_other_kinds(&[&["dataset"], kinds, &["schedule"]].concat());
-        let (mut dataset_names, mut schedule_names) = <(Names, Names)>::default();
-        let datasets = dataset_block::read(&mut file, &mut dataset_names);
-        if dataset_names.iter().next().is_none() {
+        if file.is_empty() {
             file.refuse_if_sound("there is no [[dataset]] in it: `cdc-export datasets add TABLE` appends one");
         }
-        let known = Known { datasets: &dataset_names, is_setting: &is_setting };
+        file.refuse_other_kinds(&[&["dataset", pattern::TABLES], kinds, &["schedule"]].concat());
+        let (mut dataset_names, mut schedule_names) = <(Names, Names)>::default();
+        let mut datasets = dataset_block::read(&mut file, &mut dataset_names);
+        let has_patterns = file.has(pattern::TABLES);
+        let patterns = pattern::read(&mut file);
+        if !has_patterns && !file.has(block::DATASET) {
+            let users = Dataset::users();
+            dataset_names.add(&users.name, block::DATASET);
+            datasets.push(Arc::new(users));
+        }
+        let known = Known { datasets: &dataset_names, has_patterns, is_setting: &is_setting };
         let catalog = Catalog {
-            datasets,
+            patterns: patterns.into(),
             listeners: read_receivers(&mut file, &known),
             schedules: schedule_block::read(&mut file, &mut schedule_names, &known),
             text: Some(text.into()),
+            ..Catalog::of(datasets)
         };
         let mistakes = file.into_mistakes();
         if mistakes.is_empty() { Ok(catalog) } else { Err(Mistakes(mistakes)) }
+    }
+
+    /// Returns true if the database decides which datasets there are, too.
+    pub fn has_patterns(&self) -> bool {
+        !self.patterns.is_empty()
+    }
+
+    /// The catalog with a dataset for each of these relations that a pattern matches, in place of those of an earlier
+    /// look. `used` has the names that must not pass to another table.
+    pub fn expanded(&self, relations: &[Candidate], used: &UsedNames) -> Catalog {
+        let named = &self.datasets[..self.named];
+        let (of_patterns, left_out) = pattern::expand(&self.patterns, named, relations, used);
+        let datasets = [named, &of_patterns].concat();
+        Catalog { names: names_of(&datasets), datasets, left_out: left_out.into(), ..self.clone() }
+    }
+
+    /// The catalog without the datasets that patterns have made.
+    pub fn of_blocks(&self) -> Catalog {
+        self.expanded(&[], &UsedNames::new())
+    }
+
+    /// The datasets that patterns have made.
+    pub fn of_patterns(&self) -> impl Iterator<Item = &Arc<Dataset>> {
+        self.datasets[self.named..].iter()
+    }
+
+    /// The name and the table of each dataset, with the table's schema. Leaves out tables that are not among the
+    /// relations.
+    pub fn located(&self, relations: &[Candidate]) -> Vec<(&str, Table)> {
+        let located = |dataset: &Dataset| match &dataset.table {
+            Table { schema: None, name } => {
+                let found = relations.iter().find(|relation| relation.is_visible && relation.name == *name)?;
+                Some(Table { schema: Some(found.schema.clone()), name: name.clone() })
+            }
+            table => Some(table.clone()),
+        };
+        self.datasets.iter().filter_map(|dataset| Some((&*dataset.name, located(dataset)?))).collect()
+    }
+
+    /// The catalog with the receivers of another.
+    pub fn with_listeners_of(self, other: &Catalog) -> Catalog {
+        Catalog { listeners: other.listeners.clone(), ..self }
+    }
+
+    /// Returns true if another catalog has the same datasets, of the same file.
+    pub fn has_same_datasets(&self, other: &Catalog) -> bool {
+        self.datasets == other.datasets && self.left_out == other.left_out && self.text == other.text
+    }
+
+    /// The text of the file. `None`: this is the demo's catalog.
+    pub fn text(&self) -> Option<&str> {
+        self.text.as_deref()
+    }
+
+    /// The tables that a pattern matches, and that are no dataset.
+    pub fn left_out(&self) -> &[LeftOut] {
+        &self.left_out
+    }
+
+    /// The names of all datasets.
+    pub fn dataset_names(&self) -> &Arc<[String]> {
+        &self.names
     }
 
     /// The dataset of this name.
@@ -97,7 +192,11 @@ impl Catalog {
     /// The part of the catalog that a caller within these bounds may see: datasets and schedules.
     pub fn within(&self, bounds: &Bounds) -> Catalog {
         let mut part = self.clone();
-        part.datasets.retain(|dataset| bounds.allow_dataset(&dataset.name));
+        let is_visible = |dataset: &&Arc<Dataset>| bounds.allow_dataset(&dataset.name);
+        part.named = self.datasets[..self.named].iter().filter(is_visible).count();
+        part.datasets.retain(|dataset| is_visible(&dataset));
+        part.names = names_of(&part.datasets);
+        part.left_out = part.left_out.iter().filter(|it| bounds.allow_dataset(&it.name)).cloned().collect();
         let is_allowed = |schedule: &Arc<Schedule>| {
             bounds.allow_consumer(Some(&schedule.consumer)) && bounds.allow_dataset(&schedule.dataset)
         };
@@ -120,9 +219,12 @@ impl Catalog {
         &self.schedules
     }
 
-    /// The names of all datasets, for a message.
+    /// The names of the datasets, for a message.
     pub fn names(&self) -> String {
-        let names = self.datasets.iter().map(|dataset| dataset.name.as_str()).collect::<Vec<_>>().join(", ");
+        let mut names = self.names[..self.names.len().min(MAX_TOLD)].join(", ");
+        if self.names.len() > MAX_TOLD {
+            names = format!("{names} and {} others", self.names.len() - MAX_TOLD);
+        }
         if self.text.is_some() { names } else { format!("{names} (the demo's, since DATASETS is unset)") }
     }
 
@@ -137,13 +239,17 @@ impl Catalog {
     }
 }
 
+fn names_of(datasets: &[Arc<Dataset>]) -> Arc<[String]> {
+    datasets.iter().map(|dataset| dataset.name.clone()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
     use crate::dataset::assert_lines;
-    use crate::dataset::{Capture, Columns, Operation, Table};
+    use crate::dataset::{Capture, Columns, Operation};
 
     fn wrong(text: &str) -> String {
         Catalog::from_toml(text).unwrap_err().to_string()

@@ -23,16 +23,29 @@ fn dataset(block: &mut Block<'_, '_>) -> Option<Dataset> {
     let table = block.required("table", str::parse::<Table>);
     let key = column_names(block, "key");
     let columns = columns(block);
-    let [updated_at, created_at, deleted, filter] =
-        ["updated_at", "created_at", "deleted", "filter"].map(|member| block.text(member));
-    if created_at.is_some() && updated_at.is_none() {
+    let [created_at, deleted, filter] = ["created_at", "deleted", "filter"].map(|member| block.text(member));
+    let options = options(block);
+    let has_times = options.updated_at.is_some() && created_at.is_some();
+    if created_at.is_some() && options.updated_at.is_none() {
         block.wrong("created_at", "it is compared with updated_at, which is not given");
     }
-    let capture = capture(block, updated_at.is_some());
     let by_times = block.is_second("operation", ["log", "timestamps"]);
-    if by_times && !(updated_at.is_some() && created_at.is_some()) {
+    if by_times && !has_times {
         block.wrong("operation", "timestamps compares created_at with updated_at: name both");
     }
+    let operation = if by_times { Operation::Timestamps } else { Operation::Log };
+    let name = block.name.clone();
+    let dataset = Dataset { name, table: table?, key, columns, created_at, deleted, filter, operation, ..options };
+    if !block.has("operation") && dataset.is_like_users() {
+        return Some(Dataset { operation: Operation::Timestamps, ..dataset });
+    }
+    Some(dataset)
+}
+
+/// Reads the members that a dataset and a pattern of tables have in common. The rest has its default.
+pub(super) fn options(block: &mut Block<'_, '_>) -> Dataset {
+    let updated_at = block.text("updated_at");
+    let capture = capture(block, updated_at.is_some());
     let parquet = ParquetChoices {
         decimals: block.is_second("numeric", ["text", "decimal"]),
         uuid_texts: block.is_second("uuid", ["uuid", "text"]),
@@ -41,25 +54,8 @@ fn dataset(block: &mut Block<'_, '_>) -> Option<Dataset> {
     };
     let max_file_bytes = block.number("max_file_bytes", &FILE_BYTES);
     let skip_empty = block.flag("skip_empty", false);
-    let dataset = Dataset {
-        name: block.name.clone(),
-        table: table?,
-        key,
-        columns,
-        updated_at,
-        created_at,
-        deleted,
-        filter,
-        capture,
-        operation: if by_times { Operation::Timestamps } else { Operation::Log },
-        parquet,
-        max_file_bytes,
-        skip_empty,
-    };
-    if !block.has("operation") && dataset.is_like_users() {
-        return Some(Dataset { operation: Operation::Timestamps, ..dataset });
-    }
-    Some(dataset)
+    let table = Table { schema: None, name: String::new() };
+    Dataset { updated_at, capture, parquet, max_file_bytes, skip_empty, ..Dataset::new(String::new(), table) }
 }
 
 fn unrepresentable(word: &str) -> Result<Unrepresentable, String> {

@@ -2,7 +2,7 @@
 
 use crate::dataset::block::{Block, Names};
 use crate::dataset::fault::UnknownDataset;
-use crate::dataset::name::hint;
+use crate::dataset::name::{hint, is_name};
 use crate::event::{self, Listener};
 use crate::job::{ConsumerId, Status};
 
@@ -10,14 +10,16 @@ use crate::job::{ConsumerId, Status};
 pub struct Known<'a> {
     /// The names of the file's datasets.
     pub(super) datasets: &'a Names,
+    /// True if patterns of the file may make further datasets.
+    pub(super) has_patterns: bool,
     /// Returns true if a variable of the environment is one of the service's own.
     pub(super) is_setting: &'a dyn Fn(&str) -> bool,
 }
 
 impl Known<'_> {
-    /// Takes the name of a dataset of the file.
+    /// Takes the name of a dataset of the file, or one that a pattern may make.
     pub(super) fn dataset(&self, name: &str) -> Result<String, UnknownDataset> {
-        if self.datasets.iter().any(|dataset| dataset == name) {
+        if self.datasets.iter().any(|dataset| dataset == name) || self.has_patterns && is_name(name) {
             return Ok(name.to_owned());
         }
         let names = self.datasets.iter().collect::<Vec<_>>().join(", ");

@@ -7,6 +7,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::dataset::fault::Fault;
+use crate::dataset::pattern::LeftOut;
 use crate::dataset::{Capture, Description, Table, TableColumn, no_right_to_log};
 use crate::http::code::Code;
 use crate::http::input::PathParameter;
@@ -19,7 +20,7 @@ use crate::service::{Looked, Service};
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Datasets {
-    /// The datasets, in the order of the catalog
+    /// The datasets, in the order of the catalog. Then come the tables that a pattern matches and that are not datasets
     items: Vec<DatasetBody>,
     /// The tables whose changes are captured although no dataset needs them. Remove the capture with `cdc-export
     /// untrack --table`
@@ -53,12 +54,18 @@ pub(crate) struct DatasetBody {
     /// The column that marks a row as deleted: a boolean, or the time of the deletion
     #[schema(required)]
     deleted: Option<String>,
-    /// The method of change capture: `triggers` or `timestamp`
-    #[schema(pattern = "^(triggers|timestamp)$")]
-    capture: &'static str,
+    /// The method of change capture: `triggers` or `timestamp`; null if the table is not a dataset
+    #[schema(required, pattern = "^(triggers|timestamp)$")]
+    capture: Option<&'static str>,
     /// True if an export could start now
     ready: bool,
-    /// The reasons why an export could not start now
+    /// The reason why an export could not start now, as a word; null if it could
+    #[schema(
+        required,
+        pattern = "^(not_tracked|permission_denied|dataset_mismatch|needs_block|partition|unlogged|another_owner|no_key|no_updated_at|name_invalid|name_clash|name_taken)$"
+    )]
+    reason: Option<&'static str>,
+    /// The reasons why an export could not start now, as sentences
     problems: Vec<String>,
     /// The approximate number of rows in the table; null until Postgres has analyzed it
     #[schema(required)]
@@ -86,8 +93,9 @@ pub(crate) struct ColumnBody {
 )]
 pub(crate) async fn list(service: Service) -> Result<Json<Datasets>, Problem> {
     let Looked { value, as_of } = service.datasets(Duration::ZERO).await?;
+    let described = value.datasets.iter().cloned().map(DatasetBody::from);
     Ok(Json(Datasets {
-        items: value.datasets.iter().cloned().map(DatasetBody::from).collect(),
+        items: described.chain(service.left_out().iter().map(DatasetBody::from)).collect(),
         tables_without_dataset: value.without_dataset.iter().map(Table::to_string).collect(),
         as_of: rfc3339(as_of),
     }))
@@ -118,9 +126,40 @@ pub(crate) fn problems(description: &Description) -> Vec<String> {
     problems
 }
 
+/// Returns the main one of the [`problems`], as a word.
+fn reason(description: &Description) -> Option<&'static str> {
+    let Description { schema, unreadable, captured, mute_role, .. } = description;
+    match schema {
+        _ if unreadable.is_some() => Some(Code::PermissionDenied.as_str()),
+        Err(_) => Some(Code::DatasetMismatch.as_str()),
+        Ok(_) if !captured => Some(Code::NotTracked.as_str()),
+        Ok(_) => mute_role.as_ref().map(|_| Code::PermissionDenied.as_str()),
+    }
+}
+
+impl From<&LeftOut> for DatasetBody {
+    fn from(left_out: &LeftOut) -> DatasetBody {
+        DatasetBody {
+            name: left_out.name.clone(),
+            table: left_out.table.to_string(),
+            columns: None,
+            key: None,
+            updated_at: None,
+            created_at: None,
+            deleted: None,
+            capture: None,
+            ready: false,
+            reason: Some(left_out.reason.as_str()),
+            problems: vec![left_out.to_string()],
+            rows: None,
+            bytes: 0,
+        }
+    }
+}
+
 impl From<Description> for DatasetBody {
     fn from(description: Description) -> DatasetBody {
-        let problems = problems(&description);
+        let (problems, reason) = (problems(&description), reason(&description));
         let Description { dataset, schema, rows, bytes, .. } = description;
         let schema = schema.ok();
         let columns = schema.as_ref().map(|schema| {
@@ -138,10 +177,11 @@ impl From<Description> for DatasetBody {
             updated_at: dataset.updated_at.clone(),
             created_at: dataset.created_at.clone(),
             deleted: dataset.deleted.clone(),
-            capture: match dataset.capture {
+            capture: Some(match dataset.capture {
                 Capture::Triggers => "triggers",
                 Capture::Timestamp { .. } => "timestamp",
-            },
+            }),
+            reason,
             ready: problems.is_empty(),
             problems,
             rows,

@@ -92,6 +92,10 @@ pub(crate) async fn ready(Extension(access): Extension<Access>, service: Service
     let mut answer = answer(checks.into_iter().chain(stops));
     let (HealthAnswer::Healthy(body) | HealthAnswer::Unhealthy(body)) = &mut answer;
     body.checks.insert("datasets", datasets);
+    if let Some(why) = health.stale_catalog {
+        let why = if are_named { &*why } else { "the log says why" };
+        body.checks.insert("catalog", format!("stale: the datasets file has changed and is not in force: {why}"));
+    }
     body.as_of = as_of;
     answer
 }
@@ -106,6 +110,9 @@ pub(crate) async fn ready(Extension(access): Extension<Access>, service: Service
 pub(crate) async fn metrics(service: Service) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], service.metrics().await)
 }
+
+/// The number of datasets above which a health check only counts them.
+const MAX_NAMED: usize = 10;
 
 /// Returns `ok`, or the datasets that are not ready with the reasons, as `/datasets` lists them. Without `are_named`,
 /// returns only their number, because the caller may be anybody.
@@ -124,7 +131,7 @@ fn ready_or_why(datasets: &[Description], are_named: bool) -> String {
     let why: Vec<_> = datasets.iter().filter_map(why).collect();
     match why.len() {
         0 => "ok".to_owned(),
-        _ if are_named => why.join("; "),
+        1..=MAX_NAMED if are_named => why.join("; "),
         count => format!("{count} of {} are not ready: GET /datasets says why", datasets.len()),
     }
 }

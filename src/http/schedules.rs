@@ -66,7 +66,7 @@ pub(crate) struct ScheduleBody {
     #[schema(required, format = DateTime)]
     skipped_at: Option<String>,
     /// The code with which the export of the due slot is currently refused; null if it is not refused
-    #[schema(required, pattern = "^(table_missing|permission_denied|not_tracked|too_many_open_jobs)$")]
+    #[schema(required, pattern = "^(no_dataset|table_missing|permission_denied|not_tracked|too_many_open_jobs)$")]
     refused: Option<&'static str>,
     /// The time since which it has been refused
     #[schema(required, format = DateTime)]

@@ -2,17 +2,15 @@
 //!
 //! Each process that runs exports does this. The rows of `store::schedules` ensure that one process submits each.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use futures_util::{StreamExt, stream};
 use uuid::Uuid;
 
 use crate::audit::Origin;
-use crate::dataset::Dataset;
-use crate::dataset::catalog::Catalog;
-use crate::job::{Job, Terms};
+use crate::job::Job;
 use crate::maintenance::{Error, Maintenance};
 use crate::schedule::{Due, Refusal, Schedule, ScheduleState};
 use crate::sink::Destination;
@@ -22,39 +20,30 @@ use crate::store::{self, lease};
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::{job_event, metrics};
 
-/// The schedules and the settings with which their exports are submitted.
-#[derive(Clone, Debug)]
-pub struct Scheduled {
-    /// The schedules and their datasets.
-    pub catalog: Arc<Catalog>,
-    /// The limits for a new job.
-    pub terms: Terms,
-}
-
 /// The number of schedules that are advanced at the same time. Each takes a dozen round trips to Postgres.
 const MAX_CONCURRENT: usize = 4;
 
 pub(super) struct Scheduling {
     maintenance: Maintenance,
-    scheduled: Scheduled,
-    /// The schedules whose timing in the database equals the one in this process.
-    adopted: Mutex<BTreeSet<String>>,
+    /// The timings of the schedules that the database has as this process has them.
+    adopted: Mutex<BTreeMap<String, String>>,
     throttle: LogThrottle,
 }
 
 impl Scheduling {
-    pub(super) fn new(maintenance: Maintenance, scheduled: Scheduled) -> Scheduling {
-        Scheduling { maintenance, scheduled, adopted: Mutex::default(), throttle: LogThrottle::default() }
+    pub(super) fn new(maintenance: Maintenance) -> Scheduling {
+        Scheduling { maintenance, adopted: Mutex::default(), throttle: LogThrottle::default() }
     }
 
     /// Performs the next action of a schedule: adopts a changed timing, submits a healing export, or runs the due slot.
     async fn advance(&self, schedule: &Schedule, state: ScheduleState, now: DateTime<Utc>) -> Result<(), Error> {
-        if !self.adopted().contains(&schedule.name) {
+        let timing = schedule.timing.to_string();
+        if self.adopted().get(&schedule.name) != Some(&timing) {
             let adoption = needs_adoption(schedule, &state, now);
             if let Some(latest) = adoption {
                 self.maintenance.store.adopt_timing(schedule, latest).await?;
             }
-            self.adopted().insert(schedule.name.clone());
+            self.adopted().insert(schedule.name.clone(), timing);
             if adoption.is_some() {
                 // The next round reads the new state.
                 return Ok(());
@@ -85,13 +74,12 @@ impl Scheduling {
 
     /// Submits the export of a due slot.
     async fn run(&self, schedule: &Schedule, slot: DateTime<Utc>) -> Result<(), Error> {
-        let Some(dataset) = self.scheduled.catalog.get(&schedule.dataset) else { return Ok(()) };
-        if let Some(refusal) = self.refusal(schedule, dataset).await? {
+        if let Some(refusal) = self.refusal(schedule).await? {
             return self.refuse(schedule, slot, refusal).await;
         }
         let destination = self.destination_id().await;
-        let Scheduling { maintenance, scheduled: Scheduled { terms, .. }, .. } = self;
-        let store = maintenance.store.by(Origin::schedule(&schedule.name));
+        let Maintenance { store, terms, .. } = &self.maintenance;
+        let store = store.by(Origin::schedule(&schedule.name));
         let asked = store.run_slot(schedule, slot, destination, *terms);
         match asked.await? {
             RunOutcome::Job(job) => {
@@ -149,13 +137,12 @@ impl Scheduling {
     /// Submits a full export after an export that failed with `full_export_needed`. Returns false if the full export
     /// can't be submitted yet, or another process has submitted it.
     async fn heal(&self, schedule: &Schedule) -> Result<bool, Error> {
-        let Some(dataset) = self.scheduled.catalog.get(&schedule.dataset) else { return Ok(false) };
-        if self.refusal(schedule, dataset).await?.is_some() {
+        if self.refusal(schedule).await?.is_some() {
             return Ok(false);
         }
         let destination = self.destination_id().await;
-        let Scheduling { maintenance, scheduled: Scheduled { terms, .. }, .. } = self;
-        let store = maintenance.store.by(Origin::schedule(&schedule.name));
+        let Maintenance { store, terms, .. } = &self.maintenance;
+        let store = store.by(Origin::schedule(&schedule.name));
         let RunOutcome::Job(job) = store.heal(schedule, destination, *terms).await? else {
             return Ok(false);
         };
@@ -166,8 +153,10 @@ impl Scheduling {
 
     /// Returns the reason why an export of a schedule would be refused. `Service::submit` refuses requests for the same
     /// reasons.
-    async fn refusal(&self, schedule: &Schedule, dataset: &Dataset) -> Result<Option<Refusal>, Error> {
-        let Maintenance { store, source, .. } = &self.maintenance;
+    async fn refusal(&self, schedule: &Schedule) -> Result<Option<Refusal>, Error> {
+        let Maintenance { store, source, catalog, .. } = &self.maintenance;
+        let catalog = catalog.get();
+        let Some(dataset) = catalog.get(&schedule.dataset) else { return Ok(Some(Refusal::NoDataset)) };
         let table = match store.check_table(dataset).await {
             Err(store::Error::Denied(_)) => return Ok(Some(Refusal::PermissionDenied)),
             table => table?,
@@ -188,12 +177,15 @@ impl Scheduling {
         tokio::time::timeout(timeout, self.maintenance.destination.id()).await.ok()?.ok()
     }
 
-    fn adopted(&self) -> MutexGuard<'_, BTreeSet<String>> {
+    fn adopted(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
         self.adopted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) async fn round(&self) -> Result<(), Error> {
-        let schedules = self.scheduled.catalog.schedules().to_vec();
+        let schedules = self.maintenance.catalog.get().schedules().to_vec();
+        if schedules.is_empty() {
+            return Ok(());
+        }
         let names: Vec<&str> = schedules.iter().map(|schedule| schedule.name.as_str()).collect();
         let (now, mut states) = self.maintenance.store.schedule_states(&names).await?;
         let advances = schedules.into_iter().map(|schedule| {

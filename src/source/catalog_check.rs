@@ -1,6 +1,6 @@
 //! Compares a catalog with the live tables. Finds mismatches, and tables whose changes aren't captured.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use sqlx::{PgConnection, PgPool};
@@ -33,6 +33,21 @@ pub struct Findings {
     pub without_dataset: Vec<Table>,
     /// Subscriptions that may wait for ever at the dataset's table.
     pub stalling: Vec<Fault>,
+}
+
+impl Findings {
+    /// Removes what was found of these datasets, but for subscriptions that may wait for ever. Returns their names.
+    pub fn take_out<'a>(&mut self, datasets: impl Iterator<Item = &'a Arc<Dataset>>) -> BTreeSet<String> {
+        let names: HashSet<_> = datasets.map(|dataset| dataset.name.as_str()).collect();
+        let mut found = BTreeSet::new();
+        let Findings { faults: Faults(faults), unreadable, untracked, broken, slow, .. } = self;
+        for faults in [faults, unreadable, broken, slow] {
+            let taken = faults.extract_if(.., |fault| names.contains(&*fault.dataset));
+            found.extend(taken.map(|fault| fault.dataset));
+        }
+        found.extend(untracked.extract_if(.., |name| names.contains(name.as_str())));
+        found
+    }
 }
 
 /// Compares a whole catalog with the live tables, and returns what doesn't fit. Takes as many statements for many

@@ -72,6 +72,7 @@ mod package;
 mod page;
 mod partitions;
 mod parts;
+mod patterns;
 #[path = "../expensive/plans.rs"]
 mod plans;
 mod pooler;

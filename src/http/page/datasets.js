@@ -10,7 +10,8 @@ import { tracking } from "./words.js";
 
 const COLUMNS = [["Dataset", "key"], ["Table"], ["Tracking"], ["Rows, about", "number"], ["Size", "number"], ["Columns"]];
 
-const keyOf = ({ name }) => name;
+// Of tables that are no datasets, several may have one name.
+const keyOf = ({ name, table }) => `${name} ${table}`;
 
 export function datasetsView() {
   const list = table("Datasets", COLUMNS);
@@ -47,13 +48,13 @@ export function datasetsView() {
   return { node, heading, beat, title: "Datasets – cdc-export", name: "datasets" };
 }
 
-function datasetRow({ name }) {
+function datasetRow({ name, capture }) {
   const [tableName, rows, size] = [1, 2, 3].map(() => el("span", {}));
   const badge = el("span", { class: "badge" });
   const meaning = el("span", { class: "meaning" });
   const columns = el("div", {});
   const cells = [
-    el("a", { href: `#/exports?dataset=${encodeURIComponent(name)}`, title: "its exports" }, name),
+    capture === null ? name : el("a", { href: `#/exports?dataset=${encodeURIComponent(name)}`, title: "its exports" }, name),
     tableName,
     el("div", {}, badge, meaning),
     rows,
@@ -82,6 +83,7 @@ function unneededOf(tables) {
 }
 
 function columnsOf(of) {
+  if (of.capture === null) return el("span", {});
   if (of.columns === null) return el("span", { class: "quiet" }, "The table doesn't fit the catalog.");
   const roles = (column) => [
     of.key?.includes(column) && "key",

@@ -5,6 +5,7 @@ import { aside } from "./aside.js";
 import { el } from "./dom.js";
 import { jobsSection } from "./jobs.js";
 import { DATASET_SECONDS, OPEN_SECONDS, QUIET_SECONDS } from "./pulse.js";
+import { isDataset } from "./words.js";
 
 const FILTERS = ["consumer", "status", "exportType", "dataset"];
 
@@ -15,7 +16,7 @@ export function exportsView(query) {
     location.hash = set ? `#/exports?${set}` : "#/exports";
   });
   const datasets = aside(async (signal) => {
-    jobs.datasets((await get("/datasets", {}, signal)).items.map(({ name }) => name));
+    jobs.datasets((await get("/datasets", {}, signal)).items.filter(isDataset).map(({ name }) => name));
     return DATASET_SECONDS;
   });
   async function beat(signal) {

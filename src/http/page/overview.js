@@ -10,7 +10,7 @@ import { count } from "./figures.js";
 import { presentSection } from "./present.js";
 import { DATASET_SECONDS, OPEN_SECONDS, QUIET_SECONDS } from "./pulse.js";
 import { schedulesSection } from "./schedules.js";
-import { continuity } from "./words.js";
+import { continuity, isDataset } from "./words.js";
 
 const present = presentSection();
 const consumers = consumersSection();
@@ -29,7 +29,7 @@ async function lookAtConsumers(signal) {
 }
 
 async function lookAtDatasets(signal) {
-  const { items } = await get("/datasets", {}, signal);
+  const items = (await get("/datasets", {}, signal)).items.filter(isDataset);
   consumers.offer(items.map(({ name }) => name));
   const broken = items.filter(({ ready }) => !ready);
   show(unready, broken.length > 0);

@@ -6,7 +6,7 @@ import { starting } from "./curl.js";
 import { dialog, el, say, set, show, text } from "./dom.js";
 import { wake } from "./pulse.js";
 import { mayMove } from "./question.js";
-import { TYPES } from "./words.js";
+import { TYPES, isDataset } from "./words.js";
 
 const ID = /^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$/;
 
@@ -118,7 +118,7 @@ export function askForExport(onStarted) {
   consumer.focus();
   // The form is of use before it knows them all.
   get("/datasets").then((list) => {
-    datasets = list.items;
+    datasets = list.items.filter(isDataset);
     const chosen = dataset.value;
     dataset.replaceChildren(...datasets.map(({ name, ready }) => el("option", { value: name }, ready ? name : `${name} (not ready)`)));
     if (datasets.some(({ name }) => name === chosen)) dataset.value = chosen;

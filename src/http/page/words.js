@@ -34,8 +34,12 @@ export function continuity(word) {
   return { weight, label: word, meaning: `${meaning} ${EXACT[needs]}`.trim(), needs };
 }
 
+// A table that a pattern matches may be no dataset.
+export const isDataset = ({ capture }) => capture !== null;
+
 // How a dataset's changes are found, and what stands against an export of it.
 export function tracking({ capture, ready, problems }) {
+  if (capture === null) return { weight: "notice", label: "no dataset", meaning: problems.join("; ") };
   if (!ready) return { weight: "bad", label: "not ready", meaning: problems.join("; ") };
   if (capture === "triggers") return { weight: "good", label: "triggers", meaning: "Triggers log every change, deletions too." };
   return { weight: "notice", label: "timestamp", meaning: "Changes are found by the time in each row alone: what is deleted, or has an old time, is not seen." };
@@ -49,6 +53,7 @@ export function trouble({ continuity: word, lastJob }) {
 
 // Why the slot of a schedule that is due has no export yet.
 export const REFUSED = {
+  no_dataset: "No pattern of the datasets file has made the dataset yet. The schedule tries again every second.",
   table_missing: "There is no such table. The schedule tries again every second.",
   permission_denied: "The service's role may not read the table. The schedule tries again every second.",
   not_tracked: "Nobody has tracked the dataset: cdc-export track. The schedule tries again every second.",

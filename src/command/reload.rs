@@ -1,0 +1,161 @@
+//! Keeps the catalog of a running process current: reads the operator's file again when it changes, and looks for new
+//! tables of its patterns.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::command::catalog::{check_blocks, expanded};
+use crate::config::{self, Config};
+use crate::dataset::catalog::Catalog;
+use crate::dataset::current::CurrentCatalog;
+use crate::failpoint;
+use crate::postgres::Database;
+use crate::receiver::Receivers;
+use crate::telemetry::{chain, metrics};
+
+/// The pause between two readings of the file.
+const FILE_PERIOD: Duration = Duration::from_secs(5);
+
+/// The time for which a changed file must stay the same. An editor may write it in pieces.
+const QUIET_TIME: Duration = Duration::from_secs(1);
+
+/// The pause between two looks for tables of patterns.
+const TABLES_PERIOD: Duration = Duration::from_secs(60);
+
+/// The file and the database of a catalog in force.
+pub(super) struct Reload {
+    catalog: CurrentCatalog,
+    file: Option<PathBuf>,
+    database: Database,
+    /// The text that was read last, in force or not.
+    text: String,
+    /// The text whose receivers this process has.
+    receivers_text: String,
+}
+
+impl Reload {
+    /// Puts the datasets of patterns in force, and records all datasets of this process.
+    ///
+    /// # Errors
+    /// If the database fails, or the file has changed since the start and can't be read.
+    pub(super) async fn begin(config: &Config, database: &Database) -> anyhow::Result<Reload> {
+        let text = config.catalog.get().text().unwrap_or_default().to_owned();
+        let (catalog, file, receivers_text) = (config.catalog.clone(), config.catalog_file.clone(), text.clone());
+        let reload = Reload { catalog, file, database: database.clone(), text, receivers_text };
+        reload.put_in_force(&config.catalog.get()).await?;
+        Ok(reload)
+    }
+
+    /// Keeps the catalog current until `shutdown`.
+    pub(super) async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let mut hangup = signal(SignalKind::hangup())?;
+        let (file_period, tables_period) =
+            (failpoint::time("reload.file", FILE_PERIOD), failpoint::time("reload.tables", TABLES_PERIOD));
+        let mut looked = Instant::now();
+        loop {
+            let was_asked = tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                _ = hangup.recv() => true,
+                () = sleep(file_period) => false,
+            };
+            self.read_file(was_asked).await;
+            if was_asked || looked.elapsed() >= tables_period {
+                self.look().await;
+                looked = Instant::now();
+            }
+        }
+    }
+
+    /// Reads the file, and puts it in force if it has changed.
+    async fn read_file(&mut self, was_asked: bool) {
+        let Some(file) = self.file.clone() else { return };
+        let text = match read(&file).await {
+            Ok(text) if text == self.text && !was_asked => return,
+            Ok(text) if was_asked => text,
+            Ok(text) => {
+                sleep(failpoint::time("reload.quiet", QUIET_TIME)).await;
+                // It changes still, or again.
+                match read(&file).await {
+                    Ok(again) if again == text => text,
+                    Ok(_) | Err(_) => return,
+                }
+            }
+            // A file that is being replaced may be missing for a moment.
+            Err(error) if was_asked => return self.refuse(&chain(&error)),
+            Err(_) => return,
+        };
+        let reloaded = self.reload(&file, &text).await;
+        self.text = text;
+        if let Err(error) = reloaded {
+            self.refuse(&chain(error.as_ref()));
+        }
+    }
+
+    /// Says that the file is not in force.
+    fn refuse(&self, error: &str) {
+        tracing::error!(event = "datasets_reload_failed", error, "the datasets file has changed and is not in force");
+        self.catalog.set_stale(Some(error));
+    }
+
+    async fn reload(&self, file: &Path, text: &str) -> anyhow::Result<()> {
+        let (catalog, _) = config::operator::read_catalog(file, text)?;
+        // Their secrets are in the environment of the process, which doesn't change.
+        let receivers_changed = Receivers::differ(&self.receivers_text, text);
+        let catalog = catalog.with_listeners_of(&self.catalog.get());
+        check_blocks(file, &catalog, &self.database).await?;
+        self.put_in_force(&catalog).await?;
+        self.catalog.set_stale(None);
+        let (datasets, schedules) = (self.catalog.get().dataset_names().len(), catalog.schedules().len());
+        tracing::info!(event = "datasets_reloaded", datasets, schedules);
+        if receivers_changed {
+            tracing::warn!(
+                event = "receivers_changed",
+                "the receivers in the datasets file have changed: that takes effect when the service starts again"
+            );
+        }
+        catalog.schedules().iter().for_each(|schedule| metrics::init_schedule(&schedule.name));
+        Ok(())
+    }
+
+    /// Looks for tables that patterns match now.
+    async fn look(&self) {
+        if let Err(error) = self.put_in_force(&self.catalog.get()).await {
+            tracing::warn!(event = "tables_not_looked_at", error = chain(error.as_ref()));
+        }
+    }
+
+    /// Puts a catalog in force, with the datasets of its patterns.
+    async fn put_in_force(&self, catalog: &Catalog) -> anyhow::Result<()> {
+        let before = self.catalog.get();
+        let catalog = expanded(catalog, &self.database).await.with_context(|| self.database.to_string())?;
+        let of_patterns =
+            |catalog: &Catalog| catalog.of_patterns().map(|dataset| dataset.name.clone()).collect::<Vec<_>>();
+        let (had, has) = (of_patterns(&before), of_patterns(&catalog));
+        let missing_in = |names: &[String], of: &[String]| {
+            let missing: Vec<_> = of.iter().filter(|name| !names.contains(name)).cloned().collect();
+            missing.join(", ")
+        };
+        let (added, removed) = (missing_in(&had, &has), missing_in(&has, &had));
+        if !added.is_empty() || !removed.is_empty() {
+            let left_out = catalog.left_out().len();
+            tracing::info!(event = "tables_matched", datasets = has.len(), added, removed, left_out);
+        }
+        if !catalog.has_same_datasets(&before) {
+            self.catalog.replace(Arc::new(catalog));
+        }
+        Ok(())
+    }
+}
+
+async fn read(file: &Path) -> Result<String, config::Error> {
+    let (path, unreadable) = (file.to_owned(), |why: &std::io::Error| config::Error::unreadable_catalog(file, why));
+    let read = spawn_blocking(move || std::fs::read_to_string(path)).await;
+    read.unwrap_or_else(|panic| Err(std::io::Error::other(panic))).map_err(|why| unreadable(&why))
+}

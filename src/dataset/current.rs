@@ -1,0 +1,58 @@
+//! The catalog in force, which a reload replaces while the process runs.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use chrono::{DateTime, Utc};
+
+use crate::dataset::catalog::Catalog;
+
+/// A handle of the catalog in force. All its clones see a replacement.
+#[derive(Clone, Debug)]
+pub struct CurrentCatalog(Arc<RwLock<InForce>>);
+
+#[derive(Clone, Debug)]
+struct InForce {
+    catalog: Arc<Catalog>,
+    changed_at: DateTime<Utc>,
+    stale: Option<Arc<str>>,
+}
+
+impl CurrentCatalog {
+    /// Puts a catalog in force.
+    pub fn new(catalog: Arc<Catalog>) -> CurrentCatalog {
+        CurrentCatalog(Arc::new(RwLock::new(InForce { catalog, changed_at: Utc::now(), stale: None })))
+    }
+
+    /// The catalog in force.
+    pub fn get(&self) -> Arc<Catalog> {
+        self.in_force().catalog
+    }
+
+    /// The time since which the catalog is in force.
+    pub fn changed_at(&self) -> DateTime<Utc> {
+        self.in_force().changed_at
+    }
+
+    /// Why the operator's file, which has changed, is not in force. `None`: it is.
+    pub fn stale(&self) -> Option<Arc<str>> {
+        self.in_force().stale
+    }
+
+    /// Puts another catalog in force.
+    pub fn replace(&self, catalog: Arc<Catalog>) {
+        self.change(|in_force| *in_force = InForce { catalog, changed_at: Utc::now(), stale: None });
+    }
+
+    /// Records whether the operator's file is in force. `why` says why not.
+    pub fn set_stale(&self, why: Option<&str>) {
+        self.change(|in_force| in_force.stale = why.map(Arc::from));
+    }
+
+    fn in_force(&self) -> InForce {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut InForce)) {
+        change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner));
+    }
+}

@@ -1,0 +1,381 @@
+//! Patterns: a `[[tables]]` block makes a dataset of each table that it matches.
+//!
+//! Knows no SQL: `source::relations` reads the relations of the database.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+
+use wildmatch::WildMatch;
+
+use crate::dataset::block::{Block, OperatorFile};
+use crate::dataset::name::is_name;
+use crate::dataset::{Capture, Dataset, Table, dataset_block};
+
+/// The kind of block that has a pattern.
+pub(super) const TABLES: &str = "tables";
+
+/// A relation of the database, as far as a pattern needs to know it.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// Its schema.
+    pub schema: String,
+    /// Its name.
+    pub name: String,
+    /// True if a name without a schema means it.
+    pub is_visible: bool,
+    /// Its owner.
+    pub owner: String,
+    /// True if its owner is trusted unless a pattern names `owners`: the owner is the database role, or owns the schema
+    /// and is no superuser.
+    pub is_owner_trusted: bool,
+    /// False for views, foreign tables and tables with rules: reading them runs code of their owners.
+    pub is_plain_table: bool,
+    /// True for a partition of a table.
+    pub is_partition: bool,
+    /// True if a crash of Postgres empties it.
+    pub is_unlogged: bool,
+    /// True if it has a primary key.
+    pub has_key: bool,
+    /// The time columns with which an index begins.
+    pub indexed_times: Vec<String>,
+}
+
+/// The reason why a table that a pattern matches is no dataset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// It is no plain table.
+    NeedsBlock,
+    /// It is a partition of a table.
+    Partition,
+    /// A crash of Postgres empties it.
+    Unlogged,
+    /// Its owner is not one of the pattern's.
+    AnotherOwner,
+    /// It has no primary key.
+    NoKey,
+    /// Its changes are told by a column that it lacks, or with which no index begins.
+    NoUpdatedAt,
+    /// Its name can't be a dataset's.
+    NameInvalid,
+    /// Another table would get the same name.
+    NameClash,
+    /// A dataset of another table has the name, or its lanes or keys are still there.
+    NameTaken,
+}
+
+impl Reason {
+    /// The word of the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::NeedsBlock => "needs_block",
+            Reason::Partition => "partition",
+            Reason::Unlogged => "unlogged",
+            Reason::AnotherOwner => "another_owner",
+            Reason::NoKey => "no_key",
+            Reason::NoUpdatedAt => "no_updated_at",
+            Reason::NameInvalid => "name_invalid",
+            Reason::NameClash => "name_clash",
+            Reason::NameTaken => "name_taken",
+        }
+    }
+}
+
+/// A table that a pattern matches, and that is no dataset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    /// The name that its dataset would have.
+    pub name: String,
+    /// The table.
+    pub table: Table,
+    /// Why it is no dataset.
+    pub reason: Reason,
+    /// The owner of the table.
+    owner: String,
+}
+
+impl fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let LeftOut { name, owner, .. } = self;
+        match self.reason {
+            Reason::NeedsBlock => f.write_str("views, foreign tables and tables with rules need a [[dataset]] each"),
+            Reason::Partition => f.write_str("it is a partition: its rows are exported with those of its table"),
+            Reason::Unlogged => f.write_str("it is unlogged: a crash of Postgres empties it"),
+            Reason::AnotherOwner => {
+                write!(f, "its owner {owner} is none of the pattern's: reading a table may run code of its owner")
+            }
+            Reason::NoKey => f.write_str("it has no primary key: a [[dataset]] names the `key` of such a table"),
+            Reason::NoUpdatedAt => f.write_str("it lacks the column of `updated_at`, or an index that begins with it"),
+            Reason::NameInvalid => write!(f, "`{name}` can't be a name: 1 to 63 characters, beginning with a letter"),
+            Reason::NameClash => write!(f, "another table would be called `{name}` too"),
+            Reason::NameTaken => {
+                write!(f, "`{name}` is another table's: a dataset has the name, or exports or keys of it are left")
+            }
+        }
+    }
+}
+
+/// The names of the datasets that have exports or keys, and the table of each.
+pub type UsedNames = HashMap<String, Table>;
+
+/// A `[[tables]]` block.
+#[derive(Clone, Debug)]
+pub(super) struct Pattern {
+    matches: Vec<NamePattern>,
+    exclude: Vec<NamePattern>,
+    /// The name of a dataset, with `{table}` and perhaps `{schema}`.
+    name: String,
+    owners: Option<Vec<String>>,
+    /// The options of its datasets. `updated_at` is theirs if the table has such a column, with an index.
+    options: Dataset,
+}
+
+/// A pattern of a schema's name and a table's.
+#[derive(Clone, Debug)]
+struct NamePattern {
+    schema: WildMatch,
+    table: WildMatch,
+}
+
+impl NamePattern {
+    fn parse(text: &str) -> Result<NamePattern, &'static str> {
+        match text.parse::<Table>() {
+            Ok(Table { schema: Some(schema), name }) => {
+                Ok(NamePattern { schema: WildMatch::new(&schema), table: WildMatch::new(&name) })
+            }
+            _ => Err("a schema's and a table's name with a dot between is expected, such as sales.*"),
+        }
+    }
+
+    fn fits(&self, relation: &Candidate) -> bool {
+        self.schema.matches(&relation.schema) && self.table.matches(&relation.name)
+    }
+}
+
+/// Reads all patterns.
+pub(super) fn read(file: &mut OperatorFile<'_>) -> Vec<Pattern> {
+    let mut patterns = Vec::new();
+    file.each_unnamed_block(TABLES, |block| patterns.extend(pattern(block)));
+    patterns
+}
+
+fn pattern(block: &mut Block<'_, '_>) -> Option<Pattern> {
+    let matches = block.list("match", NamePattern::parse);
+    if matches.is_none() && !block.has("match") {
+        block.wrong("match", "the tables are missing, such as [\"sales.*\"]");
+    }
+    let exclude = block.list("exclude", NamePattern::parse).unwrap_or_default();
+    let name = block.or_default("name", "{table}".to_owned(), |text| match text.contains("{table}") {
+        true => Ok(text.to_owned()),
+        false => Err("{table} is missing, without which all tables would have one name"),
+    });
+    let owners = block.list("owners", str::parse::<String>);
+    let options = dataset_block::options(block);
+    Some(Pattern { matches: matches?, exclude, name: name?, owners, options })
+}
+
+impl Pattern {
+    fn fits(&self, relation: &Candidate) -> bool {
+        let fits = |patterns: &[NamePattern]| patterns.iter().any(|pattern| pattern.fits(relation));
+        fits(&self.matches) && !fits(&self.exclude)
+    }
+
+    /// The name of a table's dataset. Characters that no name has become `_`.
+    fn name_of(&self, relation: &Candidate) -> String {
+        let word = |text: &str| -> String {
+            let allowed = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' { c } else { '_' };
+            text.to_lowercase().chars().map(allowed).collect()
+        };
+        self.name.replace("{schema}", &word(&relation.schema)).replace("{table}", &word(&relation.name))
+    }
+
+    fn dataset(&self, relation: &Candidate) -> Dataset {
+        let Dataset { updated_at, .. } = &self.options;
+        Dataset {
+            name: self.name_of(relation),
+            table: table_of(relation),
+            updated_at: updated_at.clone().filter(|time| relation.indexed_times.contains(time)),
+            ..self.options.clone()
+        }
+    }
+
+    /// Why a table can't be a dataset, by itself.
+    fn obstacle(&self, relation: &Candidate, dataset: &Dataset) -> Option<Reason> {
+        let is_owner_trusted = match &self.owners {
+            Some(owners) => owners.contains(&relation.owner),
+            None => relation.is_owner_trusted,
+        };
+        let lacks_times = matches!(dataset.capture, Capture::Timestamp { .. }) && dataset.updated_at.is_none();
+        let obstacles = [
+            (!relation.is_plain_table, Reason::NeedsBlock),
+            (relation.is_partition, Reason::Partition),
+            (relation.is_unlogged, Reason::Unlogged),
+            (!is_owner_trusted, Reason::AnotherOwner),
+            (!relation.has_key, Reason::NoKey),
+            (lacks_times, Reason::NoUpdatedAt),
+            (!is_name(&dataset.name), Reason::NameInvalid),
+        ];
+        obstacles.into_iter().find(|(applies, _)| *applies).map(|(_, reason)| reason)
+    }
+}
+
+fn table_of(relation: &Candidate) -> Table {
+    Table { schema: Some(relation.schema.clone()), name: relation.name.clone() }
+}
+
+/// Makes a dataset of each relation that a pattern matches, unless it is the table of one of the `named` datasets. Of
+/// several patterns, the first one counts. Returns also the tables that are no dataset.
+pub(super) fn expand(
+    patterns: &[Pattern],
+    named: &[Arc<Dataset>],
+    relations: &[Candidate],
+    used: &UsedNames,
+) -> (Vec<Arc<Dataset>>, Vec<LeftOut>) {
+    let names: HashSet<_> = named.iter().map(|dataset| dataset.name.as_str()).collect();
+    let tables: HashSet<_> =
+        named.iter().map(|dataset| (dataset.table.schema.as_deref(), &*dataset.table.name)).collect();
+    let is_named = |relation: &Candidate| {
+        tables.contains(&(Some(&*relation.schema), &*relation.name))
+            || relation.is_visible && tables.contains(&(None, &*relation.name))
+    };
+    let (mut fitting, mut left_out) = (BTreeMap::<String, Vec<(&Candidate, Dataset)>>::new(), Vec::new());
+    let mut leave_out = |relation: &Candidate, Dataset { name, table, .. }: Dataset, reason| {
+        left_out.push(LeftOut { name, table, reason, owner: relation.owner.clone() });
+    };
+    for relation in relations.iter().filter(|relation| !is_named(relation)) {
+        let Some(pattern) = patterns.iter().find(|pattern| pattern.fits(relation)) else { continue };
+        let dataset = pattern.dataset(relation);
+        match pattern.obstacle(relation, &dataset) {
+            Some(reason) => leave_out(relation, dataset, reason),
+            None => fitting.entry(dataset.name.clone()).or_default().push((relation, dataset)),
+        }
+    }
+    let mut datasets = Vec::new();
+    for (name, all) in fitting {
+        let is_alone = all.len() == 1;
+        for (relation, dataset) in all {
+            match used.get(&name) {
+                _ if names.contains(&*name) => leave_out(relation, dataset, Reason::NameTaken),
+                Some(table) if *table != dataset.table => leave_out(relation, dataset, Reason::NameTaken),
+                None if !is_alone => leave_out(relation, dataset, Reason::NameClash),
+                Some(_) | None => datasets.push(Arc::new(dataset)),
+            }
+        }
+    }
+    (datasets, left_out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataset::assert_lines;
+    use crate::dataset::catalog::Catalog;
+
+    fn table(schema: &str, name: &str) -> Candidate {
+        Candidate {
+            schema: schema.to_owned(),
+            name: name.to_owned(),
+            is_visible: schema == "public",
+            owner: "shop".to_owned(),
+            is_owner_trusted: true,
+            is_plain_table: true,
+            is_partition: false,
+            is_unlogged: false,
+            has_key: true,
+            indexed_times: Vec::new(),
+        }
+    }
+
+    fn expanded(text: &str, relations: &[Candidate], used: &UsedNames) -> (Vec<String>, Vec<String>) {
+        let catalog = Catalog::from_toml(text).unwrap().expanded(relations, used);
+        let datasets = catalog.iter().map(|it| format!("{} {}", it.name, it.table)).collect();
+        let left_out =
+            catalog.left_out().iter().map(|it| format!("{} {} {}", it.name, it.table, it.reason.as_str())).collect();
+        (datasets, left_out)
+    }
+
+    #[test]
+    fn each_table_that_is_matched_is_a_dataset_or_left_out_for_a_reason() {
+        let text = r#"
+            [[dataset]]
+            name = "people"
+            table = "customers"
+            [[tables]]
+            match = ["public.*", "sales.order?"]
+            exclude = ["public.tmp_*"]
+            updated_at = "changed"
+            [[tables]]
+            match = ["sales.*"]
+            owners = ["boss"]
+            name = "{schema}-{table}"
+        "#;
+        let relations = [
+            table("public", "customers"),
+            table("public", "tmp_1"),
+            Candidate { indexed_times: vec!["changed".to_owned()], ..table("public", "Order Lines") },
+            Candidate { has_key: false, ..table("public", "log") },
+            Candidate { is_plain_table: false, ..table("public", "view") },
+            Candidate { is_owner_trusted: false, ..table("public", "foreign") },
+            Candidate { is_unlogged: true, ..table("public", "cache") },
+            Candidate { is_partition: true, ..table("public", "part") },
+            table("public", "1st"),
+            table("sales", "orders"),
+            table("sales", "orders2"),
+            Candidate { owner: "boss".to_owned(), ..table("sales", "returns") },
+            table("hr", "pay"),
+        ];
+        let (datasets, left_out) = expanded(text, &relations, &UsedNames::new());
+        let all = [
+            "people customers",
+            "order_lines public.Order Lines",
+            "orders sales.orders",
+            "sales-returns sales.returns",
+        ];
+        assert_eq!(datasets, all);
+        let expected = [
+            "log public.log no_key",
+            "view public.view needs_block",
+            "foreign public.foreign another_owner",
+            "cache public.cache unlogged",
+            "part public.part partition",
+            "1st public.1st name_invalid",
+            "sales-orders2 sales.orders2 another_owner",
+        ];
+        assert_eq!(left_out, expected);
+    }
+
+    #[test]
+    fn a_name_is_one_tables_and_never_passes_to_another() {
+        let text = "[[dataset]]\nname = \"stock\"\ntable = \"a.stock\"\n[[tables]]\nmatch = [\"*.*\"]";
+        let relations = ["orders", "stock", "users"].map(|name| [table("a", name), table("b", name)]).concat();
+        let used = |schema: &str| {
+            let table = Table { schema: Some(schema.to_owned()), name: "users".to_owned() };
+            UsedNames::from([("users".to_owned(), table)])
+        };
+        let (datasets, left_out) = expanded(text, &relations, &used("b"));
+        assert_eq!(datasets, ["stock a.stock", "users b.users"]);
+        let clash = ["orders a.orders name_clash", "orders b.orders name_clash"];
+        assert_eq!(left_out, [&clash[..], &["stock b.stock name_taken", "users a.users name_taken"]].concat());
+        let (datasets, _) = expanded(text, &relations, &used("gone"));
+        assert_eq!(datasets, ["stock a.stock"], "the exports of a dropped table are left");
+    }
+
+    #[test]
+    fn each_mistake_of_a_pattern_is_told_with_its_line() {
+        let text = "[[tables]]
+match = [\"sales\", \"a.*\"]
+name = \"all\"
+key = [\"id\"]
+[[tables]]
+capture = \"timestamp\"
+";
+        let expected = [
+            "line 4: unknown field `key`",
+            "line 2: tables: match: a schema's and a table's name",
+            "line 3: tables: name: {table} is missing",
+            "line 5: tables: match: the tables are missing",
+            "line 6: tables: capture: by timestamp there is nothing",
+        ];
+        assert_lines(&Catalog::from_toml(text).unwrap_err().to_string(), &expected);
+    }
+}

@@ -1,0 +1,41 @@
+//! Reads the relations of the database, for patterns.
+
+use sqlx::PgPool;
+
+use crate::dataset::catalog::Catalog;
+use crate::dataset::pattern::Candidate;
+
+#[derive(sqlx_macros::FromRow)]
+struct RelationRow {
+    schema_name: String,
+    table_name: String,
+    owner: String,
+    is_visible: bool,
+    is_owner_trusted: bool,
+    is_plain_table: bool,
+    is_partition: bool,
+    is_unlogged: bool,
+    has_key: bool,
+    indexed_times: Vec<String>,
+}
+
+/// Reads all relations but those of Postgres and of the service, in the order of their names. Only those that a dataset
+/// of the catalog names without a schema are visible.
+pub async fn read(pool: &PgPool, catalog: &Catalog) -> Result<Vec<Candidate>, sqlx::Error> {
+    let without_schema = catalog.iter().filter(|dataset| dataset.table.schema.is_none());
+    let names: Vec<_> = without_schema.map(|dataset| dataset.table.name.as_str()).collect();
+    let rows: Vec<RelationRow> = sqlx::query_as(include_str!("relations.sql")).bind(names).fetch_all(pool).await?;
+    let relation = |row: RelationRow| Candidate {
+        schema: row.schema_name,
+        name: row.table_name,
+        is_visible: row.is_visible,
+        owner: row.owner,
+        is_owner_trusted: row.is_owner_trusted,
+        is_plain_table: row.is_plain_table,
+        is_partition: row.is_partition,
+        is_unlogged: row.is_unlogged,
+        has_key: row.has_key,
+        indexed_times: row.indexed_times,
+    };
+    Ok(rows.into_iter().map(relation).collect())
+}

@@ -1,0 +1,28 @@
+-- source.relations.read
+-- Returns the relations that patterns may match, in the order of their names.
+-- $1 text[]: the names that are looked up by the role's search_path
+select n.nspname::text as schema_name, c.relname::text as table_name, pg_get_userbyid(c.relowner)::text as owner,
+  c.relname = any ($1) and coalesce(cdc_export.table_of_role(quote_ident(c.relname)) = c.oid, false) as is_visible,
+  c.relowner = service.oid or c.relowner = owner.oid and not owner.rolsuper as is_owner_trusted,
+  c.relkind in ('r', 'p') and not c.relhasrules as is_plain_table,
+  c.relispartition as is_partition, c.relpersistence = 'u' as is_unlogged,
+  exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary) as has_key,
+  coalesce(times.names, '{}') as indexed_times
+from pg_class c
+join pg_namespace n on n.oid = c.relnamespace
+join pg_roles service on service.rolname = current_user
+join pg_database d on d.datname = current_database()
+-- The owner of the database stands for `pg_database_owner`, which owns the schema `public` since Postgres 15.
+left join pg_roles owner
+  on owner.oid = case when pg_get_userbyid(n.nspowner) = 'pg_database_owner' then d.datdba else n.nspowner end
+left join lateral (
+  select array_agg(distinct a.attname::text) as names
+  from pg_index i
+  join pg_attribute a on a.attrelid = c.oid and a.attnum = i.indkey[0]
+  where i.indrelid = c.oid and i.indisvalid and i.indpred is null
+    and a.atttypid in ('timestamptz'::regtype, 'timestamp'::regtype)) times on true
+where c.relkind in ('r', 'p', 'v', 'm', 'f') and c.relpersistence <> 't'
+  and n.nspname not in ('pg_catalog', 'information_schema', 'pg_toast', 'cdc_export')
+  and n.nspname not like 'pg\_temp\_%'
+  and (n.nspname, c.relname) not in (select o.schema_name, o.table_name from cdc_export.owned o)
+order by n.nspname collate "C", c.relname collate "C"

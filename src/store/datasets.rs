@@ -1,0 +1,38 @@
+//! The datasets that processes have, with the table of each.
+
+use crate::dataset::Table;
+use crate::dataset::pattern::UsedNames;
+use crate::store::{Error, Store};
+
+impl Store {
+    /// Returns the names that have exports or keys, with the tables that they belong to.
+    pub async fn used_names(&self) -> Result<UsedNames, Error> {
+        let rows: Vec<(String, String, String)> = self
+            .with(async |conn| {
+                sqlx::query_as(
+                    "-- store.datasets.used
+                     select d.name, d.schema_name, d.table_name
+                     from cdc_export.datasets d
+                     where d.name in (select l.dataset from cdc_export.lanes l)
+                       or d.name in (select unnest(k.datasets) from cdc_export.keys k where k.revoked_at is null)",
+                )
+                .fetch_all(conn)
+                .await
+            })
+            .await?;
+        Ok(rows.into_iter().map(|(name, schema, table)| (name, Table { schema: Some(schema), name: table })).collect())
+    }
+
+    /// Records that this process has these datasets.
+    pub async fn record_datasets(&self, tables: &[(&str, Table)]) -> Result<(), Error> {
+        let names: Vec<_> = tables.iter().map(|(name, _)| *name).collect();
+        let schemas: Vec<_> = tables.iter().map(|(_, table)| table.schema.as_deref()).collect();
+        let table_names: Vec<_> = tables.iter().map(|(_, table)| table.name.as_str()).collect();
+        self.with(async |conn| {
+            let statement = sqlx::query(include_str!("datasets/record.sql"));
+            statement.bind(names).bind(schemas).bind(table_names).execute(conn).await
+        })
+        .await?;
+        Ok(())
+    }
+}

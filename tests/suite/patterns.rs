@@ -1,0 +1,270 @@
+//! Patterns of tables, and the reload of the datasets file.
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::catalog::{Catalog, export, post};
+use crate::harness::{Database, Service, Start, eventually, refusal};
+
+/// The file is read, and tables are looked for, many times a second.
+const QUICK: &str = "reload.file=time:20,reload.quiet=time:20,reload.tables=time:50";
+
+const SHOP: &str = "create schema shop;
+    create table shop.orders (id int primary key, total int, changed timestamptz not null default now());
+    create index on shop.orders (changed);
+    create table shop.lines (id int primary key, note text);
+    insert into shop.orders select n, n * 10 from generate_series(1, 5) n;
+    insert into shop.lines select n from generate_series(1, 7) n";
+
+const PATTERN: &str = "[[tables]]\nmatch = [\"shop.*\"]\nupdated_at = \"changed\"\n";
+
+fn quick(catalog: &Catalog, database: &Database) -> Start {
+    catalog.start(database).with("FAILPOINTS", QUICK)
+}
+
+/// The items of `GET /datasets`.
+async fn items(service: &Service) -> Vec<Value> {
+    let answer: Value = service.call("GET", "/datasets", &[]).await.json().await.unwrap();
+    answer["items"].as_array().unwrap().clone()
+}
+
+/// Each item of `GET /datasets`: its name, its table, and why it isn't ready.
+async fn listed(service: &Service) -> Vec<String> {
+    let line = |item: &Value| {
+        let text = |member: &str| item[member].as_str().unwrap_or("ready").to_owned();
+        assert_eq!(item["ready"], json!(item["reason"].is_null()), "{item}");
+        format!("{} {} {}", text("name"), text("table"), text("reason"))
+    };
+    items(service).await.iter().map(line).collect()
+}
+
+async fn becomes(service: &Service, expected: &[&str]) {
+    eventually(&format!("{expected:?}"), async || (listed(service).await == expected).then_some(())).await;
+}
+
+#[tokio::test]
+async fn each_table_of_a_schema_is_exported_or_said_why_not() {
+    let database = Database::empty().await;
+    database.run(SHOP).await;
+    let catalog = Catalog::of(PATTERN);
+    let (code, _, said) = catalog.command(&database, &["track", "--all"]).await;
+    assert_eq!(code, 0, "{said}");
+    database
+        .run(
+            "create table shop.bare (n int);
+             create unlogged table shop.cache (id int primary key);
+             create view shop.seen as select 1 as id;
+             create table shop.\"Ünder\" (id int primary key);
+             create table shop.parts (id int primary key) partition by range (id);
+             create table shop.parts_1 partition of shop.parts for values from (0) to (9)",
+        )
+        .await;
+    let service = quick(&catalog, &database).service().await;
+    let expected = [
+        "_nder shop.Ünder name_invalid",
+        "bare shop.bare no_key",
+        "cache shop.cache unlogged",
+        "parts_1 shop.parts_1 partition",
+        "seen shop.seen needs_block",
+    ];
+    let datasets = ["lines shop.lines ready", "orders shop.orders ready", "parts shop.parts not_tracked"];
+    let mut found = listed(&service).await;
+    let left_out = found.split_off(3);
+    assert_eq!(found, datasets);
+    assert_eq!(left_out.len(), expected.len());
+    assert!(expected.iter().all(|line| left_out.iter().any(|other| other == line)), "{left_out:?}");
+    let updated_at: Vec<_> = items(&service).await.into_iter().take(2).map(|item| item["updatedAt"].clone()).collect();
+    assert_eq!(updated_at, [Value::Null, json!("changed")], "of the table that has it, with an index");
+    assert_eq!(export(&service, "full", "orders", "a").await["rowsExported"], 5);
+    database.run("update shop.lines set note = 'x' where id < 3; update shop.orders set total = 1 where id = 2").await;
+    export(&service, "full", "lines", "a").await;
+    database.run("delete from shop.lines where id = 1").await;
+    assert_eq!(export(&service, "delta", "lines", "a").await["rowsExported"], 1);
+    assert_eq!(export(&service, "delta", "orders", "a").await["rowsExported"], 1);
+    let refused = post(&service, "/exports/full", Some("a"), &json!({ "dataset": "bare" })).await;
+    assert_eq!(refusal(refused).await.0, 400);
+    assert_eq!(service.events("tables_not_ready").len(), 1);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_new_table_is_a_dataset_without_a_restart() {
+    let database = Database::empty().await;
+    database.run(SHOP).await;
+    let catalog = Catalog::of(&format!(
+        "{PATTERN}[[schedule]]\nname = \"s\"\nconsumer = \"a\"\ndataset = \"new\"\ntype = \"full\"\nevery = \"1s\"\n"
+    ));
+    let service = quick(&catalog, &database).service().await;
+    let both = ["lines shop.lines not_tracked", "orders shop.orders not_tracked"];
+    becomes(&service, &both).await;
+    let refused = async || {
+        let answer: Value = service.call("GET", "/schedules", &[]).await.json().await.unwrap();
+        (answer["items"][0]["refused"] == "no_dataset").then_some(())
+    };
+    eventually("the schedule waits for its dataset", refused).await;
+    database.run("create table shop.new (id int primary key); insert into shop.new values (1)").await;
+    becomes(&service, &[both[0], "new shop.new not_tracked", both[1]]).await;
+    let (code, _, said) = catalog.command(&database, &["track", "new"]).await;
+    assert_eq!(code, 0, "{said}");
+    eventually("the schedule exports it", async || {
+        let job: Value = service.call("GET", "/exports?dataset=new", &[]).await.json().await.unwrap();
+        (job["items"][0]["rowsExported"] == 1).then_some(())
+    })
+    .await;
+    database.run("drop table shop.lines").await;
+    becomes(&service, &["new shop.new ready", both[1]]).await;
+    let refused = post(&service, "/exports/full", Some("a"), &json!({ "dataset": "lines" })).await;
+    assert_eq!(refusal(refused).await.0, 400);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_name_with_exports_never_passes_to_another_table() {
+    let database = Database::empty().await;
+    database.run(SHOP).await;
+    let catalog = Catalog::of("[[tables]]\nmatch = [\"*.orders\"]\n");
+    let service = quick(&catalog, &database).service().await;
+    becomes(&service, &["orders shop.orders not_tracked"]).await;
+    database.run("create schema other; create table other.orders (id int primary key)").await;
+    let clash = ["orders other.orders name_clash", "orders shop.orders name_clash"];
+    becomes(&service, &clash).await;
+    database.run("drop table other.orders").await;
+    becomes(&service, &["orders shop.orders not_tracked"]).await;
+    let (code, _, said) = catalog.command(&database, &["track", "orders"]).await;
+    assert_eq!(code, 0, "{said}");
+    export(&service, "full", "orders", "a").await;
+    database.run("create table other.orders (id int primary key)").await;
+    becomes(&service, &["orders shop.orders ready", "orders other.orders name_taken"]).await;
+    database.run("drop table shop.orders").await;
+    becomes(&service, &["orders other.orders name_taken"]).await;
+    service.stop().await;
+    // A block says which table is meant.
+    catalog.write("[[dataset]]\nname = \"orders\"\ntable = \"other.orders\"\n");
+    let service = quick(&catalog, &database).service().await;
+    assert_eq!(listed(&service).await, ["orders other.orders not_tracked"]);
+    catalog.write("[[tables]]\nmatch = [\"*.orders\"]\n");
+    eventually("the file is read", async || (!service.events("datasets_reloaded").is_empty()).then_some(())).await;
+    assert_eq!(listed(&service).await, ["orders other.orders not_tracked"]);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_table_of_another_owner_is_left_out() {
+    let database = Database::empty().await;
+    let role = format!("owner_{}", uuid::Uuid::new_v4().simple());
+    database.run(SHOP).await;
+    database.run(&format!("create role {role}; alter table shop.lines owner to {role}")).await;
+    let catalog = Catalog::of(PATTERN);
+    let service = quick(&catalog, &database).service().await;
+    let orders = "orders shop.orders not_tracked";
+    becomes(&service, &[orders, "lines shop.lines another_owner"]).await;
+    catalog.write(&format!("{PATTERN}owners = [\"{role}\"]\n"));
+    becomes(&service, &["lines shop.lines not_tracked", "orders shop.orders another_owner"]).await;
+    catalog.write(PATTERN);
+    database.run(&format!("alter schema shop owner to {role}")).await;
+    becomes(&service, &["lines shop.lines not_tracked", orders]).await;
+    service.stop().await;
+    database.run(&format!("drop owned by {role} cascade; drop role {role}")).await;
+}
+
+#[tokio::test]
+async fn a_changed_file_is_read_and_a_wrong_one_leaves_the_old_one_in_force() {
+    let database = Database::empty().await;
+    database.run(SHOP).await;
+    let block = |name: &str, rest: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"shop.{name}\"\n{rest}");
+    let catalog = Catalog::of(&block("orders", ""));
+    catalog.track(&database, "orders").await;
+    let service = quick(&catalog, &database).service().await;
+    let checks = async || {
+        let answer: Value = service.call("GET", "/health/ready", &[]).await.json().await.unwrap();
+        assert_eq!(answer["status"], "ok", "{answer}");
+        answer["checks"]["catalog"].clone()
+    };
+    assert_eq!(checks().await, Value::Null);
+    for (wrong, line) in [
+        ("colour = \"red\"\n", "line 4: unknown field `colour`"),
+        ("updated_at = \"total\"\n", "line 4: orders: updated_at: "),
+    ] {
+        catalog.write(&block("orders", wrong));
+        eventually("the wrong file is told of", async || {
+            checks()
+                .await
+                .as_str()
+                .is_some_and(|stale| stale.starts_with("stale: ") && stale.contains(line))
+                .then_some(())
+        })
+        .await;
+        assert_eq!(listed(&service).await, ["orders shop.orders ready"]);
+        assert_eq!(export(&service, "full", "orders", "a").await["rowsExported"], 5);
+    }
+    assert_eq!(service.events("datasets_reload_failed").len(), 2, "once for each text");
+    catalog.write(&[block("orders", ""), block("lines", "")].concat());
+    becomes(&service, &["orders shop.orders ready", "lines shop.lines not_tracked"]).await;
+    assert_eq!(checks().await, Value::Null);
+    catalog.write(&block("lines", ""));
+    becomes(&service, &["lines shop.lines not_tracked"]).await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_signal_reloads_at_once_and_a_running_export_ends_by_the_old_file() {
+    let database = Database::empty().await;
+    database.run(SHOP).await;
+    let block = "[[dataset]]\nname = \"orders\"\ntable = \"shop.orders\"\n";
+    let catalog = Catalog::of(block);
+    catalog.track(&database, "orders").await;
+    let start = catalog.start(&database).with("WORKERS", 1).with("FAILPOINTS", "worker.claimed=hold");
+    let hold = start.hold("worker.claimed");
+    let service = start.service().await;
+    let body = json!({ "dataset": "orders" });
+    let job: Value = post(&service, "/exports/full", Some("a"), &body).await.json().await.unwrap();
+    hold.reached().await;
+    catalog.write("[[dataset]]\nname = \"lines\"\ntable = \"shop.lines\"\n[[webhook]]\nname = \"w\"\nurl = \"https://example.com\"\nsecret_env = \"W_SECRET\"\n");
+    service.signal(Signal::SIGHUP);
+    becomes(&service, &["lines shop.lines not_tracked"]).await;
+    assert_eq!(service.events("receivers_changed").len(), 1, "they need a restart");
+    hold.release().await;
+    let ended = service.ended(job["jobId"].as_str().unwrap()).await;
+    assert_eq!((&ended["status"], &ended["rowsExported"]), (&json!("completed"), &json!(5)));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_file_without_datasets_has_the_demos() {
+    let database = Database::new().await;
+    let catalog = Catalog::of(
+        "[[schedule]]\nname = \"s\"\nconsumer = \"a\"\ndataset = \"users\"\ntype = \"full\"\nevery = \"1s\"\n",
+    );
+    let service = catalog.start(&database).service().await;
+    let exported = async || {
+        let jobs: Value = service.call("GET", "/exports", &[]).await.json().await.unwrap();
+        (jobs["items"][0]["status"] == "completed").then_some(())
+    };
+    eventually("the schedule exports the users", exported).await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn commands_add_tables_and_list_them() {
+    let database = Database::empty().await;
+    database.run(SHOP).await;
+    database.run("create table shop.bare (n int)").await;
+    let catalog = Catalog::of("# Mine.\n");
+    let add = async |arguments: &[&str]| catalog.command(&database, &[&["datasets", "add"], arguments].concat()).await;
+    let (code, _, said) = add(&["shop.orders", "shop.lines", "--name", "both"]).await;
+    assert!(code == 2 && said.contains("--name: it names one dataset"), "{said}");
+    let (code, _, said) = add(&["--name", "sales", "shop.orders"]).await;
+    assert!(code == 0 && said.contains("cdc-export track sales"), "{said}");
+    let (code, printed, said) = add(&["--schema", "shop"]).await;
+    assert!(code == 0 && said.contains("cdc-export track --all"), "{said}");
+    assert!(printed.starts_with("[[tables]]\nmatch = [\"shop.*\"]\n"), "{printed}");
+    let (code, _, said) = add(&["shop.lines", "shop.orders"]).await;
+    assert!(code == 0 && said.contains("cdc-export track lines orders"), "{said}");
+    let (code, listed, said) = catalog.command(&database, &["datasets", "list", "--json"]).await;
+    assert_eq!(code, 0, "{said}");
+    let names: Vec<Value> =
+        listed.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["name"].clone()).collect();
+    assert_eq!(names, ["sales", "lines", "orders", "bare"]);
+    let (code, listed, said) = catalog.command(&database, &["datasets", "list"]).await;
+    assert!(code == 0 && listed.contains("it has no primary key"), "{listed}{said}");
+}
