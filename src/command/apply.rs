@@ -1,9 +1,10 @@
 //! `apply`: keeps a table of another Postgres equal to the source.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::apply::{Settings, Target};
+use crate::apply::{Settings, Target, TargetConnections};
 use crate::config::{self, Environment};
 use crate::dataset::Table;
 use crate::job::{ConsumerId, ExportType};
@@ -103,12 +104,14 @@ impl Apply {
         };
         let settings = Settings {
             table: self.table,
+            schema: None,
             trusted_owners: self.trust_owner,
             adds_columns: self.schema == "add",
             truncates: self.full == "truncate",
             deleted: Some(self.deletes).filter(|column| column != "hard"),
         };
-        let target = Target::new(database.options().clone(), settings, self.consumer.clone(), dataset.clone());
+        let connections = Arc::new(TargetConnections::new(database.options().clone()));
+        let target = Target::new(connections, settings, self.consumer.clone(), dataset.clone());
         let mut mirror = TableMirror::new(target, Terminal::shared());
         let exports = match (&api, &self.from) {
             (Some(api), _) => ExportsFrom::Service(LaneReader {
