@@ -34,11 +34,12 @@ pub(crate) const PAGE_ITEMS: u32 = 200;
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The API of a service.
+#[derive(Clone)]
 pub(crate) struct Api {
-    transport: ApiTransport,
+    transport: Arc<ApiTransport>,
     observer: Arc<dyn Observer>,
     /// If there are any, one of them must have signed each manifest.
-    keys: Vec<PublicKey>,
+    keys: Arc<[PublicKey]>,
 }
 
 /// The transport of the calls to a service.
@@ -73,6 +74,16 @@ struct ItemPage {
     next_cursor: Option<String>,
 }
 
+/// A dataset of the service.
+#[derive(Deserialize)]
+pub(crate) struct DatasetView {
+    pub(crate) name: String,
+    /// True if an export could start now.
+    pub(crate) ready: bool,
+    /// The reasons why an export could not start now.
+    pub(crate) problems: Vec<String>,
+}
+
 /// Builds a call without a body.
 fn call(method: Method, path: &str) -> Result<http::Request<String>, CallError> {
     Ok(http::Request::builder().method(method).uri(path).body(String::new())?)
@@ -80,12 +91,17 @@ fn call(method: Method, path: &str) -> Result<http::Request<String>, CallError> 
 
 impl Api {
     pub(crate) fn new(transport: ApiTransport, observer: Arc<dyn Observer>) -> Api {
-        Api { transport, observer, keys: Vec::new() }
+        Api { transport: Arc::new(transport), observer, keys: Arc::default() }
     }
 
     /// Requires that one of these keys signed each manifest that is read. Without keys, manifests may be unsigned.
     pub(crate) fn requiring(self, keys: Vec<PublicKey>) -> Api {
-        Api { keys, ..self }
+        Api { keys: keys.into(), ..self }
+    }
+
+    /// Returns the same API with an observer of its own, for one of several datasets.
+    pub(crate) fn observed_by(&self, observer: Arc<dyn Observer>) -> Api {
+        Api { observer, ..self.clone() }
     }
 
     /// Returns the observer that shows the work of this client to the user.
@@ -99,7 +115,7 @@ impl Api {
         call: http::Request<String>,
         read: impl AsyncFn(ApiAnswer) -> Result<T, CallError>,
     ) -> Result<T, CallError> {
-        match &self.transport {
+        match &*self.transport {
             ApiTransport::InProcess(api) => {
                 let response = api.call(call.map(Into::into)).await;
                 read(ApiAnswer { server: "this process".to_owned(), response }).await
@@ -181,7 +197,7 @@ impl Api {
             sleep(POLL_INTERVAL).await;
             self.job(id).await
         };
-        match &self.transport {
+        match &*self.transport {
             ApiTransport::InProcess(_) => tokio::select! { job = ended => job, job = present => job },
             ApiTransport::Http(_) => ended.await,
         }
@@ -333,7 +349,7 @@ impl Api {
     /// Returns an error if no dataset has this name.
     pub(crate) async fn require_dataset(&self, name: &str) -> Result<(), Error> {
         let path = format!("/datasets/{}", utf8_percent_encode(name, NON_ALPHANUMERIC));
-        match (self.get::<Value>(&path).await, &self.transport) {
+        match (self.get::<Value>(&path).await, &*self.transport) {
             // The catalog is that of the user's own command, so an unknown dataset is bad usage.
             (Err(error), ApiTransport::InProcess(_)) if error.has_code("no_dataset") => {
                 Err(Error::Usage(error.to_string()))
@@ -343,10 +359,15 @@ impl Api {
         }
     }
 
+    /// Lists the datasets that the key may see.
+    pub(crate) async fn datasets(&self) -> Result<Vec<DatasetView>, Error> {
+        let all: ItemPage = self.get("/datasets").await?;
+        Ok(all.items.into_iter().map(serde_json::from_value).collect::<Result<_, _>>()?)
+    }
+
     /// Returns the default dataset: the only one, or `users`.
     pub(crate) async fn implied_dataset(&self) -> Result<String, Error> {
-        let all: ItemPage = self.get("/datasets").await?;
-        let names: Vec<String> = all.items.iter().filter_map(|item| Some(item["name"].as_str()?.to_owned())).collect();
+        let names: Vec<String> = self.datasets().await?.into_iter().map(|dataset| dataset.name).collect();
         match names.as_slice() {
             [only] => Ok(only.clone()),
             _ if names.iter().any(|name| name == "users") => Ok("users".to_owned()),
@@ -365,7 +386,7 @@ impl Api {
 
     /// Returns the `--server` option by which another command reaches the same service.
     pub(crate) fn server_option(&self) -> String {
-        match &self.transport {
+        match &*self.transport {
             ApiTransport::InProcess(_) => String::new(),
             ApiTransport::Http(service) => format!(" --server {}", service.address()),
         }
@@ -401,7 +422,7 @@ impl Api {
             .body(String::new())
             .map_err(CallError::from)?;
         let answer = self.call(call, ApiAnswer::file_range).await?;
-        let ApiAnswer { server, response } = match (&self.transport, answer.redirection()) {
+        let ApiAnswer { server, response } = match (&*self.transport, answer.redirection()) {
             (ApiTransport::Http(service), Some(url)) => service.file_range_at(&url, from).await?,
             _ => answer,
         };
@@ -411,7 +432,7 @@ impl Api {
                 Ok(Some(piece)) => into.write_all(&piece)?,
                 Ok(None) => return Ok(()),
                 // A failure of the local disk is permanent. A failure of the network may not be.
-                Err(cause) if matches!(self.transport, ApiTransport::InProcess(_)) => {
+                Err(cause) if matches!(*self.transport, ApiTransport::InProcess(_)) => {
                     return Err(io::Error::other(cause).into());
                 }
                 Err(cause) => return Err(CallError::Broken { server, why: tls::reason(&cause) }.into()),
