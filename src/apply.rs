@@ -9,6 +9,7 @@ pub mod input;
 
 mod alter;
 mod catalog;
+mod connections;
 mod key_type;
 mod load;
 mod lock;
@@ -20,28 +21,30 @@ mod table;
 mod trust;
 
 use std::io;
+use std::sync::Arc;
 
-use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
 
 use crate::apply::catalog::{OPERATION, POSITIONS_SCHEMA};
 use crate::apply::input::Input;
 use crate::apply::merge::Merge;
 use crate::apply::table::TargetTable;
-use crate::connection;
 use crate::connection::failure::{SqlFailure, sqlstate};
 use crate::dataset::Table;
 use crate::failpoint;
 use crate::job::ConsumerId;
 use crate::manifest::{Chained, Manifest, ManifestColumn};
 
+pub use connections::TargetConnections;
 pub use position::TargetPosition;
 
 /// The settings of a target.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The target table. `None` means the schema and name of the source table.
+    /// The target table. `None` means the name of the source table.
     pub table: Option<Table>,
+    /// The schema of a target table that `table` doesn't name. `None` means the schema of the source table.
+    pub schema: Option<String>,
     /// The roles whose code may run with our role's rights, because they own the table or objects that it uses.
     pub trusted_owners: Vec<String>,
     /// True if new columns of the source are added to the table.
@@ -143,12 +146,10 @@ pub struct Changes {
 
 /// A table of another Postgres, and the lane whose exports are applied to it.
 pub struct Target {
-    options: PgConnectOptions,
+    connections: Arc<TargetConnections>,
     settings: Settings,
     consumer: ConsumerId,
     dataset: String,
-    /// An idle connection without a transaction, or `None`.
-    conn: Option<PgConnection>,
     /// The digest of the position that was read last. The caller chose the next export by it.
     read_digest: Option<String>,
     /// The only table with exports of this lane, if the settings name no table.
@@ -157,19 +158,13 @@ pub struct Target {
 
 impl Target {
     /// Creates a target without connecting to it.
-    pub fn new(options: PgConnectOptions, settings: Settings, consumer: ConsumerId, dataset: String) -> Target {
-        Target { options, settings, consumer, dataset, conn: None, read_digest: None, lane_table: None }
-    }
-
-    async fn connection(&mut self) -> Result<PgConnection, Error> {
-        if let Some(mut conn) = self.conn.take()
-            && conn.ping().await.is_ok()
-        {
-            return Ok(conn);
-        }
-        let mut conn = connection::connect_target(&self.options).await.during("the connection")?;
-        lock::limit_waits(&mut conn).await?;
-        Ok(conn)
+    pub fn new(
+        connections: Arc<TargetConnections>,
+        settings: Settings,
+        consumer: ConsumerId,
+        dataset: String,
+    ) -> Target {
+        Target { connections, settings, consumer, dataset, read_digest: None, lane_table: None }
     }
 
     /// Reads the table's position. Returns `None` if no export of the lane was applied to it.
@@ -177,12 +172,12 @@ impl Target {
     /// # Errors
     /// If the database can't be read, or several tables have exports of the lane and the settings name none.
     pub async fn position(&mut self) -> Result<Option<TargetPosition>, Error> {
-        let mut conn = self.connection().await?;
+        let mut conn = self.connections.take().await?;
         let mut tx = conn.begin().await.during(BEGIN)?;
         let process = lock::process(&mut tx).await?;
-        let found = lock::name_holders(&self.options, process, self.position_in(&mut tx)).await?;
+        let found = lock::name_holders(&self.connections, process, self.position_in(&mut tx)).await?;
         tx.commit().await.during("to commit")?;
-        self.conn = Some(conn);
+        self.connections.keep(conn);
         if self.settings.table.is_none() {
             // An earlier `--table` may have chosen another name than the source's.
             self.lane_table = found.as_ref().map(TargetPosition::table).transpose()?;
@@ -193,7 +188,7 @@ impl Target {
 
     async fn position_in(&self, tx: &mut PgConnection) -> Result<Option<TargetPosition>, Error> {
         let Some(table) = &self.settings.table else {
-            return position::read_for_lane(tx, &self.consumer, &self.dataset).await;
+            return position::read_for_lane(tx, &self.consumer, &self.dataset, self.settings.schema.as_deref()).await;
         };
         let found = position::read_for_table(tx, &position::target_name(table)).await?;
         if let Some(found) = &found {
@@ -210,15 +205,16 @@ impl Target {
     pub async fn apply(&mut self, manifest: &Manifest, files: Vec<Input>) -> Result<Applied, Error> {
         failpoint!("apply.fetched", Err(Error::refused("failpoint", "apply.fetched")));
         let table = self.table(manifest)?;
-        let mut conn = self.connection().await?;
+        let mut conn = self.connections.take().await?;
         let mut tx = conn.begin().await.during(BEGIN)?;
         let process = lock::process(&mut tx).await?;
-        lock::name_holders(&self.options, process, position::create_table(&mut tx)).await?;
+        let work = self.prepare_in(&mut tx, &table);
+        lock::name_holders(&self.connections, process, work).await?;
         tx.commit().await.during("to commit")?;
         let mut tx = conn.begin().await.during(BEGIN)?;
         let process = lock::process(&mut tx).await?;
         let work = self.apply_in(&mut tx, &table, manifest, files);
-        let applied = lock::name_holders(&self.options, process, work).await?;
+        let applied = lock::name_holders(&self.connections, process, work).await?;
         if matches!(applied, Applied::Done(..)) {
             failpoint!("apply.applied", Err(Error::refused("failpoint", "apply.applied")));
             tx.commit().await.during("to commit")?;
@@ -226,8 +222,18 @@ impl Target {
         } else {
             tx.rollback().await.during("to roll back")?;
         }
-        self.conn = Some(conn);
+        self.connections.keep(conn);
         Ok(applied)
+    }
+
+    /// Creates the table of the positions and the schema of a new table, if they are missing. Needs a transaction of
+    /// its own, so that first exports of other tables don't wait for this one.
+    async fn prepare_in(&self, tx: &mut PgConnection, table: &Table) -> Result<(), Error> {
+        position::create_table(tx).await?;
+        match &table.schema {
+            Some(schema) if self.read_digest.is_none() => alter::create_schema(tx, schema).await,
+            _ => Ok(()),
+        }
     }
 
     /// Applies an export within a transaction, and moves the position.
@@ -288,7 +294,10 @@ impl Target {
             || Error::refused("table_unknown", "the manifest of the export names no table: use --table to name one");
         let table = match (self.settings.table.as_ref().or(self.lane_table.as_ref()), &manifest.export.table) {
             (Some(table), _) => table.clone(),
-            (None, Some(name)) => name.parse().map_err(|_| unnamed())?,
+            (None, Some(name)) => {
+                let named: Table = name.parse().map_err(|_| unnamed())?;
+                Table { schema: self.settings.schema.clone().or(named.schema), ..named }
+            }
             (None, None) => return Err(unnamed()),
         };
         let table = position::with_schema(table);

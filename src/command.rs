@@ -25,6 +25,7 @@ mod drain;
 mod export;
 mod healthcheck;
 mod keys;
+mod lanes;
 mod list;
 mod man;
 mod migrate;
@@ -34,7 +35,6 @@ mod plan;
 mod pull;
 mod reload;
 mod retry;
-mod rounds;
 mod schedules;
 mod seed;
 mod serve;
@@ -48,7 +48,6 @@ mod verify;
 mod wiring;
 mod words;
 
-use std::io;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -74,6 +73,7 @@ use crate::command::schedules::SchedulesCommand;
 use crate::command::seed::Seed;
 use crate::command::serve::Serve;
 use crate::command::status::Status;
+use crate::command::terminal::is_closed_stdout;
 use crate::command::track::{Track, Untrack};
 use crate::command::verify::Verify;
 use crate::config;
@@ -130,7 +130,7 @@ pub(crate) enum Command {
     Download(Download),
     /// Download all exports of a consumer into a folder, in order and each once
     Pull(Pull),
-    /// Keep a table of another Postgres equal to the source, one transaction per export
+    /// Keep tables of another Postgres equal to the source, one transaction per export
     Apply(Apply),
     /// Check that a folder or bucket has every exported file, unchanged, as its manifests say
     Verify(Verify),
@@ -203,15 +203,6 @@ impl Command {
             Command::Man(man) => man.run(),
         }
     }
-}
-
-/// Returns true if the reader of standard output has closed it.
-fn is_closed_stdout(error: &anyhow::Error) -> bool {
-    let cause = match error.downcast_ref() {
-        Some(client::Error::Output(cause)) => Some(cause),
-        _ => error.downcast_ref::<io::Error>(),
-    };
-    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
 }
 
 fn is_bad_usage(error: &anyhow::Error) -> bool {

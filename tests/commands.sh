@@ -87,7 +87,7 @@ shows '^whole: 1 lane'
 block docs/POSTGRES.md data=./data '$s/$/ -c "select count(*) from users"/'
 shows '^ *200$'
 block docs/COMMANDS.md 'cdc-export export delta'
-block docs/COMMANDS.md 'cdc-export pull'
+block docs/COMMANDS.md 'cdc-export pull --consumer search'
 shows '^./inbox/full_'
 
 # Somebody's database.
@@ -100,6 +100,9 @@ as_owner shop -c 'create schema sales' \
 at() { printf 'postgres://postgres:%s@localhost/%s?host=%s' "$secret" "$1" "$socket"; }
 block docs/COMMANDS.md 'cdc-export apply' "s#postgres://loader@warehouse/shop#'$(at copy)'#" 's/--dataset orders/--dataset users/'
 [[ $(as_owner copy -c 'select count(*) from users') -gt 100 ]] || die 'apply has made no copy'
+block docs/COMMANDS.md 'cdc-export pull --consumer lake' "s#postgres://loader@warehouse/shop#'$(at copy)'#"
+shows '^./lake/users/delta_'
+[[ $(as_owner copy -c 'select count(*) from mart.users') -gt 100 ]] || die 'apply of all datasets has made no copy'
 (
     mkdir own exports
     cd own

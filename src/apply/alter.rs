@@ -4,7 +4,7 @@ use sqlx::PgConnection;
 
 use crate::apply::catalog::{INSPECT_TABLE, OPERATION, columns, relation, target_columns};
 use crate::apply::search_path::{use_own_search_path, use_role_search_path, use_trigger_search_path};
-use crate::apply::statement::run;
+use crate::apply::statement::{run, run_unless_exists};
 use crate::apply::trust;
 use crate::apply::{During, Error, Settings, TargetPosition};
 use crate::connection::failure::SqlFailure;
@@ -63,6 +63,20 @@ async fn trusted_type(
     Ok(found.into_iter().next().map_or(type_name, |column| column.type_name))
 }
 
+/// Creates the schema if it is missing.
+pub(super) async fn create_schema(conn: &mut PgConnection, schema: &str) -> Result<(), Error> {
+    let there: bool = sqlx::query_scalar("-- apply.alter.schema\n select to_regnamespace(quote_ident($1)) is not null")
+        .bind(schema)
+        .fetch_one(&mut *conn)
+        .await
+        .during(INSPECT_TABLE)?;
+    if there {
+        return Ok(());
+    }
+    let create = format!("-- apply.alter.make_schema\n create schema {}", quoted(schema));
+    run_unless_exists(conn, create).await.during("to create a schema")
+}
+
 /// Creates the table without its key. Runs no code of its types.
 pub(super) async fn create_table(
     conn: &mut PgConnection,
@@ -70,19 +84,6 @@ pub(super) async fn create_table(
     export: &Chained,
     remarks: &mut Vec<String>,
 ) -> Result<(), Error> {
-    if let Some(schema) = &table.schema {
-        let there: bool =
-            sqlx::query_scalar("-- apply.alter.schema\n select to_regnamespace(quote_ident($1)) is not null")
-                .bind(schema)
-                .fetch_one(&mut *conn)
-                .await
-                .during(INSPECT_TABLE)?;
-        if !there {
-            run(conn, "alter.make_schema", &format!("create schema {}", quoted(schema)))
-                .await
-                .during("to create a schema")?;
-        }
-    }
     use_role_search_path(conn).await?;
     let mut columns = Vec::new();
     for column in target_columns(export) {

@@ -7,10 +7,9 @@ use sqlx::PgConnection;
 use sqlx::types::{Json, Uuid};
 
 use crate::apply::catalog::POSITIONS_SCHEMA;
-use crate::apply::statement::run;
+use crate::apply::statement::{run, run_unless_exists};
 use crate::apply::table::TargetTable;
 use crate::apply::{During, Error, trust};
-use crate::connection::failure::{SqlFailure, sqlstate};
 use crate::dataset::Table;
 use crate::job::ConsumerId;
 use crate::manifest::{Manifest, ManifestColumn, ManifestSource};
@@ -155,16 +154,13 @@ pub(super) async fn lock(
     }
 }
 
-/// Creates the table of the positions if it is missing. Needs a transaction of its own, so that first exports of other
-/// tables don't wait for this one.
+/// Creates the table of the positions if it is missing.
 pub(super) async fn create_table(conn: &mut PgConnection) -> Result<(), Error> {
     require_owner(conn).await?;
     if exists(conn).await? {
         return Ok(());
     }
-    run(conn, "position.savepoint", "savepoint cdc_apply_positions").await.during(ACTION)?;
-    let created = sqlx::raw_sql(
-        "-- apply.position.create
+    let create = "-- apply.position.create
          -- `if not exists` asks for the right to make it, even where it is there.
          do $$ begin
            if to_regnamespace('cdc_apply') is null then
@@ -182,19 +178,8 @@ pub(super) async fn create_table(conn: &mut PgConnection) -> Result<(), Error> {
            details jsonb not null,
            applied_at timestamptz not null
          );
-         comment on table cdc_apply.positions is 'The last export that cdc-export apply has brought to each table';",
-    );
-    match created.execute(&mut *conn).await {
-        // The first export of another table has just created the schema and the table.
-        Err(error) if is_there_already(&error) => {
-            run(conn, "position.roll_back", "rollback to cdc_apply_positions").await.map(drop).during(ACTION)
-        }
-        created => created.map(drop).during("to make the table cdc_apply.positions"),
-    }
-}
-
-fn is_there_already(error: &sqlx::Error) -> bool {
-    SqlFailure::of(error) == SqlFailure::Duplicate || matches!(&*sqlstate(error), "42P06" | "42P07")
+         comment on table cdc_apply.positions is 'The last export that cdc-export apply has brought to each table';";
+    run_unless_exists(conn, create.to_owned()).await.during("to make the table cdc_apply.positions")
 }
 
 async fn exists(conn: &mut PgConnection) -> Result<bool, Error> {
@@ -218,12 +203,13 @@ pub(super) async fn read_for_table(conn: &mut PgConnection, target: &str) -> Res
     .during(ACTION)
 }
 
-/// Reads the position of the only table with exports of a lane. Returns an error if there are several. Needs a
-/// transaction.
+/// Reads the position of the only table with exports of a lane. Looks at tables of `schema` only, if it is given.
+/// Returns an error if there are several. Needs a transaction.
 pub(super) async fn read_for_lane(
     conn: &mut PgConnection,
     consumer: &ConsumerId,
     dataset: &str,
+    schema: Option<&str>,
 ) -> Result<Option<TargetPosition>, Error> {
     if !lock_table(conn, "access share").await? {
         return Ok(None);
@@ -231,13 +217,16 @@ pub(super) async fn read_for_lane(
     let mut positions: Vec<TargetPosition> = sqlx::query_as(
         "-- apply.position.of_lane
          select target, job, number, digest, consumer, dataset, source, details from cdc_apply.positions
-         where consumer = $1 and dataset = $2 limit 2",
+         where consumer = $1 and dataset = $2",
     )
     .bind(consumer.as_str())
     .bind(dataset)
     .fetch_all(conn)
     .await
     .during(ACTION)?;
+    if let Some(schema) = schema {
+        positions.retain(|position| position.table().is_ok_and(|table| table.schema.as_deref() == Some(schema)));
+    }
     if positions.len() > 1 {
         return Err(Error::refused("several_tables", "several tables have these exports: use --table to name one"));
     }

@@ -34,11 +34,12 @@ pub(crate) const PAGE_ITEMS: u32 = 200;
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The API of a service.
+#[derive(Clone)]
 pub(crate) struct Api {
-    transport: ApiTransport,
+    transport: Arc<ApiTransport>,
     observer: Arc<dyn Observer>,
     /// If there are any, one of them must have signed each manifest.
-    keys: Vec<PublicKey>,
+    keys: Arc<[PublicKey]>,
 }
 
 /// The transport of the calls to a service.
@@ -73,6 +74,18 @@ struct ItemPage {
     next_cursor: Option<String>,
 }
 
+/// A dataset of the service.
+#[derive(Deserialize)]
+pub(crate) struct DatasetView {
+    pub(crate) name: String,
+    /// The way in which its changes are found. `None`: this is a table that a pattern matches, and no dataset.
+    pub(crate) capture: Option<String>,
+    /// True if an export could start now.
+    pub(crate) ready: bool,
+    /// The reasons why an export could not start now.
+    pub(crate) problems: Vec<String>,
+}
+
 /// Builds a call without a body.
 fn call(method: Method, path: &str) -> Result<http::Request<String>, CallError> {
     Ok(http::Request::builder().method(method).uri(path).body(String::new())?)
@@ -80,12 +93,17 @@ fn call(method: Method, path: &str) -> Result<http::Request<String>, CallError> 
 
 impl Api {
     pub(crate) fn new(transport: ApiTransport, observer: Arc<dyn Observer>) -> Api {
-        Api { transport, observer, keys: Vec::new() }
+        Api { transport: Arc::new(transport), observer, keys: Arc::default() }
     }
 
     /// Requires that one of these keys signed each manifest that is read. Without keys, manifests may be unsigned.
     pub(crate) fn requiring(self, keys: Vec<PublicKey>) -> Api {
-        Api { keys, ..self }
+        Api { keys: keys.into(), ..self }
+    }
+
+    /// Returns the same API with an observer of its own, for one of several datasets.
+    pub(crate) fn observed_by(&self, observer: Arc<dyn Observer>) -> Api {
+        Api { observer, ..self.clone() }
     }
 
     /// Returns the observer that shows the work of this client to the user.
@@ -99,7 +117,7 @@ impl Api {
         call: http::Request<String>,
         read: impl AsyncFn(ApiAnswer) -> Result<T, CallError>,
     ) -> Result<T, CallError> {
-        match &self.transport {
+        match &*self.transport {
             ApiTransport::InProcess(api) => {
                 let response = api.call(call.map(Into::into)).await;
                 read(ApiAnswer { server: "this process".to_owned(), response }).await
@@ -181,7 +199,7 @@ impl Api {
             sleep(POLL_INTERVAL).await;
             self.job(id).await
         };
-        match &self.transport {
+        match &*self.transport {
             ApiTransport::InProcess(_) => tokio::select! { job = ended => job, job = present => job },
             ApiTransport::Http(_) => ended.await,
         }
@@ -263,8 +281,8 @@ impl Api {
         Ok((jobs, page.next_cursor))
     }
 
-    /// Lists the datasets, and the tables that a pattern matches and that are no datasets.
-    pub(crate) async fn datasets(&self) -> Result<Vec<Value>, Error> {
+    /// Lists the datasets and the other tables that a pattern matches, as JSON.
+    pub(crate) async fn dataset_items(&self) -> Result<Vec<Value>, Error> {
         let all: ItemPage = self.get("/datasets").await?;
         Ok(all.items)
     }
@@ -339,7 +357,7 @@ impl Api {
     /// Returns an error if no dataset has this name.
     pub(crate) async fn require_dataset(&self, name: &str) -> Result<(), Error> {
         let path = format!("/datasets/{}", utf8_percent_encode(name, NON_ALPHANUMERIC));
-        match (self.get::<Value>(&path).await, &self.transport) {
+        match (self.get::<Value>(&path).await, &*self.transport) {
             // The catalog is that of the user's own command, so an unknown dataset is bad usage.
             (Err(error), ApiTransport::InProcess(_)) if error.has_code("no_dataset") => {
                 Err(Error::Usage(error.to_string()))
@@ -349,12 +367,15 @@ impl Api {
         }
     }
 
+    /// Lists the datasets and the other tables that a pattern matches.
+    pub(crate) async fn datasets(&self) -> Result<Vec<DatasetView>, Error> {
+        Ok(self.dataset_items().await?.into_iter().map(serde_json::from_value).collect::<Result<_, _>>()?)
+    }
+
     /// Returns the default dataset: the only one, or `users`.
     pub(crate) async fn implied_dataset(&self) -> Result<String, Error> {
-        let all = self.datasets().await?;
-        // A table that is no dataset has no capture.
-        let names = all.iter().filter(|item| !item["capture"].is_null()).filter_map(|item| item["name"].as_str());
-        let names: Vec<_> = names.map(str::to_owned).collect();
+        let datasets = self.datasets().await?.into_iter().filter(|it| it.capture.is_some());
+        let names: Vec<String> = datasets.map(|dataset| dataset.name).collect();
         match names.as_slice() {
             [only] => Ok(only.clone()),
             _ if names.iter().any(|name| name == "users") => Ok("users".to_owned()),
@@ -373,7 +394,7 @@ impl Api {
 
     /// Returns the `--server` option by which another command reaches the same service.
     pub(crate) fn server_option(&self) -> String {
-        match &self.transport {
+        match &*self.transport {
             ApiTransport::InProcess(_) => String::new(),
             ApiTransport::Http(service) => format!(" --server {}", service.address()),
         }
@@ -409,7 +430,7 @@ impl Api {
             .body(String::new())
             .map_err(CallError::from)?;
         let answer = self.call(call, ApiAnswer::file_range).await?;
-        let ApiAnswer { server, response } = match (&self.transport, answer.redirection()) {
+        let ApiAnswer { server, response } = match (&*self.transport, answer.redirection()) {
             (ApiTransport::Http(service), Some(url)) => service.file_range_at(&url, from).await?,
             _ => answer,
         };
@@ -419,7 +440,7 @@ impl Api {
                 Ok(Some(piece)) => into.write_all(&piece)?,
                 Ok(None) => return Ok(()),
                 // A failure of the local disk is permanent. A failure of the network may not be.
-                Err(cause) if matches!(self.transport, ApiTransport::InProcess(_)) => {
+                Err(cause) if matches!(*self.transport, ApiTransport::InProcess(_)) => {
                     return Err(io::Error::other(cause).into());
                 }
                 Err(cause) => return Err(CallError::Broken { server, why: tls::reason(&cause) }.into()),

@@ -67,8 +67,7 @@ pub(crate) async fn save(api: &Api, id: JobId, job: &JobView, output: Option<&Ou
         if !(several && file.is_downloaded_to(&path)) {
             save_file(api, id, file, &path).await?;
         }
-        let line = format!("{}  {} rows", path.display(), file.rows);
-        api.observer().result(&line).map_err(Error::Output)?;
+        api.observer().file(&path, file.rows).map_err(Error::Output)?;
     }
     Ok(())
 }

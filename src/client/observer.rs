@@ -1,6 +1,7 @@
 //! Shows the work of a client to the user.
 
 use std::io;
+use std::path::Path;
 
 use crate::client::job_view::JobView;
 use crate::job::JobId;
@@ -10,11 +11,17 @@ pub(crate) trait Observer: Send + Sync {
     /// Returns true if progress is drawn continuously. The client then polls the service more often.
     fn draws_progress(&self) -> bool;
 
-    /// Prints a result on its own line: a downloaded file, or an applied export.
+    /// Prints a result on its own line: an applied export.
     ///
     /// # Errors
     /// If the line can't be written.
     fn result(&self, line: &str) -> io::Result<()>;
+
+    /// Prints the path of a downloaded file and the number of its rows on their own line.
+    ///
+    /// # Errors
+    /// If the line can't be written.
+    fn file(&self, path: &Path, rows: u64) -> io::Result<()>;
 
     /// Shows a fact that may require action, such as a service that doesn't answer.
     fn notice(&self, text: &str);

@@ -62,6 +62,15 @@ pub(crate) struct PullFolder {
     _lock: File,
 }
 
+/// The reaction to a folder that another process has locked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WhenLocked {
+    /// Wait until that process ends.
+    Wait,
+    /// Return an error, so that other folders don't wait for this one.
+    Refuse,
+}
+
 /// Reads the dataset of a folder's exports. Returns `None` if the folder has no state.
 pub(crate) fn read_dataset(folder: &Path) -> Result<Option<String>, Error> {
     Ok(read_state(folder)?.map(|state| state.dataset))
@@ -82,12 +91,13 @@ fn read_state(folder: &Path) -> Result<Option<FolderState>, Error> {
 }
 
 impl PullFolder {
-    /// Opens the folder, and creates it if it is missing. Waits until no other process has locked it. Then renames the
-    /// files that a killed process has not renamed.
+    /// Opens the folder, and creates it if it is missing. Locks it until the returned value is dropped. Then renames
+    /// the files that a killed process has not renamed.
     pub(crate) fn open(
         folder: &Path,
         consumer: &ConsumerId,
         dataset: String,
+        when_locked: WhenLocked,
         observer: &dyn Observer,
     ) -> Result<PullFolder, Error> {
         let at_folder = || folder.display();
@@ -97,6 +107,9 @@ impl PullFolder {
         let lock = lock.about(|| lock_path.display())?;
         match lock.try_lock() {
             Ok(()) => {}
+            Err(TryLockError::WouldBlock) if when_locked == WhenLocked::Refuse => {
+                return Err(Error::Refused(format!("another process fills {}", folder.display())));
+            }
             Err(TryLockError::WouldBlock) => {
                 observer.notice(&format!("another process fills {}: waiting until it ends", folder.display()));
                 lock.lock().about(at_folder)?;
@@ -265,7 +278,7 @@ impl ExportSink for PullFolder {
         self.name_files()?;
         failpoint!("pull.remembered", Err(Error::refused("pull.remembered")));
         for (path, rows) in shown {
-            api.observer().result(&format!("{}  {rows} rows", path.display())).map_err(Error::Output)?;
+            api.observer().file(&path, rows).map_err(Error::Output)?;
         }
         Ok(SinkOutcome::Written)
     }

@@ -1,28 +1,27 @@
-//! `apply`: keeps a table of another Postgres equal to the source.
+//! `apply`: keeps tables of another Postgres equal to the source.
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::sync::Arc;
 
-use crate::apply::{Settings, Target};
+use crate::apply::{Settings, Target, TargetConnections};
 use crate::config::{self, Environment};
 use crate::dataset::Table;
-use crate::job::{ConsumerId, ExportType};
-use crate::postgres::Database;
+use crate::job::ExportType;
 use anyhow::Context;
+use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgGroup, Args};
 use pg_rows::encoding::{Compression, Encoding, Format};
 
-use crate::client::api::Api;
 use crate::client::lane_reader::LaneReader;
 use crate::client::manifest_folder::ManifestFolder;
+use crate::client::observer::Observer;
 use crate::client::remote::ServiceAddress;
 use crate::client::table_mirror::TableMirror;
 use crate::command::BadUsage;
-use crate::command::rounds::{repeat, until_signal};
+use crate::command::lanes::{LaneOptions, LaneTask};
 use crate::command::server::{AddressParser, arm, remote_api};
 use crate::command::start::block_on;
 use crate::command::terminal::Terminal;
-use crate::command::words::pause;
 use crate::manifest::seal::PublicKey;
 
 /// The consumer, the source of its exports, and the target table.
@@ -33,22 +32,21 @@ pub(crate) struct Apply {
     /// `ps` shows arguments
     #[arg(long, value_name = "URL")]
     to: String,
-    /// The consumer whose exports to apply
-    #[arg(long)]
-    consumer: ConsumerId,
-    /// The dataset whose exports to apply [default: users, or the only one there is]
-    #[arg(long)]
-    dataset: Option<String>,
+    #[command(flatten)]
+    lanes: LaneOptions,
     /// The address of the service. The key in CDC_EXPORT_KEY is sent to it
     #[arg(long, value_name = "URL", value_parser = AddressParser)]
     server: Option<ServiceAddress>,
     /// Read the exports from this folder or bucket by their manifests, without a service
-    #[arg(long, value_name = "PLACE", requires = "dataset")]
+    #[arg(long, value_name = "PLACE", requires = "dataset", conflicts_with = "all_datasets")]
     from: Option<String>,
     /// The target table. It may have rows, which become those of the source [default: the source table's schema and
     /// name, if that table is new or empty]
     #[arg(long, value_name = "SCHEMA.TABLE")]
     table: Option<Table>,
+    /// The schema of the target tables, which keep the names of the source tables [default: the source table's schema]
+    #[arg(long, value_name = "SCHEMA", conflicts_with = "table", value_parser = NonEmptyStringValueParser::new())]
+    target_schema: Option<String>,
     /// Trust this role, which owns the table or objects that it uses: its triggers, functions and types then run with
     /// the rights of the user of --to. Can be given several times
     #[arg(long, value_name = "ROLE", requires = "table")]
@@ -57,9 +55,6 @@ pub(crate) struct Apply {
     /// export can follow
     #[arg(long, default_value = "delta", value_parser = ["delta", "none"], conflicts_with = "from")]
     request: String,
-    /// Repeat until SIGTERM, with this pause between rounds, such as 1s
-    #[arg(long, value_name = "TIME", value_parser = pause)]
-    every: Option<Duration>,
     /// The reaction to new or retyped columns of the source: `add` alters the target table, `fail` refuses the export
     #[arg(long, default_value = "add", value_parser = ["add", "fail"])]
     schema: String,
@@ -87,61 +82,46 @@ impl Apply {
         if let Some(file) = &named.authorities {
             config::trust_only(file).context("can't restart with the authorities of sslrootcert alone")?;
         }
-        let api = self.server.as_ref().map(remote_api).transpose()?.map(|api| api.requiring(self.public_key.clone()));
+        if self.table.is_some() && self.lanes.are_several() {
+            return Err(BadUsage("--table: it needs exactly one --dataset".to_owned()).into());
+        }
+        let terminal = Terminal::shared();
+        let api = self.server.as_ref().map(|server| remote_api(server, Arc::clone(&terminal))).transpose()?;
+        let api = api.map(|api| api.requiring(self.public_key.clone()));
+        let place = self.from.as_deref().map(|from| environment.place(from)).transpose()?;
         if api.is_none() {
             arm(&environment)?;
         }
-        let every = self.every;
-        block_on(until_signal(every, self.apply(&environment, &named.database, api)))
-    }
-
-    async fn apply(self, environment: &Environment, database: &Database, api: Option<Api>) -> anyhow::Result<()> {
-        let dataset = match (self.dataset, &api) {
-            (Some(named), _) => named,
-            (None, Some(api)) => api.implied_dataset().await?,
-            (None, None) => return Err(BadUsage("--dataset: one is to be named".to_owned()).into()),
-        };
         let settings = Settings {
             table: self.table,
+            schema: self.target_schema,
             trusted_owners: self.trust_owner,
             adds_columns: self.schema == "add",
             truncates: self.full == "truncate",
             deleted: Some(self.deletes).filter(|column| column != "hard"),
         };
-        let target = Target::new(database.options().clone(), settings, self.consumer.clone(), dataset.clone());
-        let mut mirror = TableMirror::new(target, Terminal::shared());
-        let exports = match (&api, &self.from) {
-            (Some(api), _) => ExportsFrom::Service(LaneReader {
-                api,
-                consumer: self.consumer,
-                dataset,
-                request: (self.request == "delta").then_some(ExportType::Delta),
-                encoding: Encoding::new(Format::Csv, Compression::None).context("csv can be unpacked")?,
-                skips_empty: self.every.is_some(),
-                acks: self.ack,
-            }),
-            (None, from) => {
-                let place = environment.place(from.as_deref().unwrap_or_default())?;
-                ExportsFrom::Place(ManifestFolder::new(place, self.consumer, dataset, self.public_key))
-            }
+        let connections = Arc::new(TargetConnections::new(named.database.options().clone()));
+        let (consumer, skips_empty) = (self.lanes.consumer.clone(), self.lanes.every.is_some());
+        let request = (self.request == "delta").then_some(ExportType::Delta);
+        let encoding = Encoding::new(Format::Csv, Compression::None).context("csv can be unpacked")?;
+        let implied = async || match &api {
+            Some(api) => Ok(api.implied_dataset().await?),
+            None => Err(BadUsage("--dataset: one is to be named".to_owned()).into()),
         };
-        repeat(self.every, async || exports.round(&mut mirror).await).await
-    }
-}
-
-/// The source of the exports.
-enum ExportsFrom<'b> {
-    Service(LaneReader<'b>),
-    Place(ManifestFolder),
-}
-
-impl ExportsFrom<'_> {
-    async fn round(&self, mirror: &mut TableMirror) -> anyhow::Result<()> {
-        mirror.refresh().await?;
-        match self {
-            ExportsFrom::Service(lane) => lane.round(mirror).await?,
-            ExportsFrom::Place(folder) => folder.round(mirror).await?,
-        }
-        Ok(())
+        let read = async |task: LaneTask| {
+            let LaneTask { dataset, terminal, .. } = task;
+            let (connections, consumer) = (Arc::clone(&connections), consumer.clone());
+            let target = Target::new(connections, settings.clone(), consumer.clone(), dataset.clone());
+            let mut mirror = TableMirror::new(target, Arc::clone(&terminal) as Arc<dyn Observer>);
+            mirror.refresh().await?;
+            if let Some(place) = &place {
+                let folder = ManifestFolder::new(place.clone(), consumer, dataset, self.public_key.clone());
+                return Ok(folder.round(&mut mirror).await?);
+            }
+            let api = api.as_ref().context("clap requires --server or --from")?.observed_by(terminal);
+            let lane = LaneReader { api: &api, consumer, dataset, request, encoding, skips_empty, acks: self.ack };
+            Ok(lane.round(&mut mirror).await?)
+        };
+        block_on(self.lanes.run(api.as_ref(), &terminal, implied, read))
     }
 }

@@ -133,7 +133,7 @@ async fn datasets(config: &Config, database: &Database, command: DatasetsCommand
         }
         DatasetsCommand::List { json: false } => list(config, database).await,
         DatasetsCommand::List { json: true } => {
-            let all = local_api(wire_service(config, database)?).datasets().await?;
+            let all = local_api(wire_service(config, database)?).dataset_items().await?;
             all.iter().try_for_each(|dataset| outln!("{dataset}"))
         }
         DatasetsCommand::Add(add) => self::add(config, database, &add).await,

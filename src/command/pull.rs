@@ -1,51 +1,44 @@
-//! `pull`: downloads the exports of a consumer into a folder, one after the other, and submits new ones.
+//! `pull`: downloads the exports of a consumer into folders, in the order of each lane, and submits new ones.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::sync::Arc;
 
-use crate::job::{ConsumerId, ExportType};
+use crate::job::ExportType;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use pg_rows::encoding::{Compression, Encoding, Format};
 use pg_rows::words::UnknownWord;
 use tokio::task::spawn_blocking;
 
-use crate::client::api::Api;
 use crate::client::lane_reader::LaneReader;
-use crate::client::pull_folder::{PullFolder, read_dataset};
+use crate::client::observer::Observer;
+use crate::client::pull_folder::{PullFolder, WhenLocked, read_dataset};
 use crate::client::remote::ServiceAddress;
 use crate::command::BadUsage;
-use crate::command::rounds::{repeat, until_signal};
+use crate::command::lanes::{LaneOptions, LaneTask};
 use crate::command::server::{AddressParser, remote_api};
 use crate::command::start::block_on;
 use crate::command::terminal::Terminal;
-use crate::command::words::{pause, words};
+use crate::command::words::words;
 use crate::manifest::seal::PublicKey;
 
 /// The consumer, the service and the folder.
 #[derive(Args)]
 pub(crate) struct Pull {
-    /// The consumer whose exports to download
-    #[arg(long)]
-    consumer: ConsumerId,
-    /// The dataset whose exports to download [default: users, or the only one there is]
-    #[arg(long)]
-    dataset: Option<String>,
+    #[command(flatten)]
+    lanes: LaneOptions,
     /// The address of the service. The key in CDC_EXPORT_KEY is sent to it
     #[arg(long, value_name = "URL", value_parser = AddressParser)]
     server: ServiceAddress,
     /// The folder for the files, which is created if it is missing. A hidden file in it records the last export, so the
-    /// other files may be moved away
+    /// other files may be moved away. With several datasets, each has a folder of its name within this one
     #[arg(long, value_name = "FOLDER")]
     into: PathBuf,
     /// The type of export to submit once all are downloaded. Unless it is `none`, a full export is submitted if only a
     /// full export can follow
     #[arg(long, value_name = "TYPE", default_value = "none", value_parser = request())]
     request: RequestedType,
-    /// Repeat until SIGTERM, with this pause between rounds, such as 5m
-    #[arg(long, value_name = "TIME", value_parser = pause)]
-    every: Option<Duration>,
     /// The format of the submitted exports
     #[arg(long, default_value = "csv", value_parser = words::<Format>(Format::ALL.iter().map(|it| it.as_str())))]
     format: Format,
@@ -73,27 +66,27 @@ fn request() -> impl TypedValueParser<Value = RequestedType> {
 
 impl Pull {
     /// Downloads the exports that are available, prints their paths, and submits more.
-    pub(crate) fn run(mut self) -> anyhow::Result<ExitCode> {
-        let api = remote_api(&self.server)?.requiring(std::mem::take(&mut self.public_key));
-        block_on(until_signal(self.every, self.pull(&api)))
-    }
-
-    async fn pull(self, api: &Api) -> anyhow::Result<()> {
-        let Pull { consumer, dataset, into, request: RequestedType(request), every, format, compression, ack, .. } =
-            self;
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let Pull { lanes, server, into, request: RequestedType(request), format, compression, ack, public_key } = self;
         let encoding = Encoding::new(format, compression).map_err(|why| BadUsage(why.to_string()))?;
-        let dataset = match dataset {
-            Some(named) => named,
-            None => match read_dataset(&into)? {
-                Some(recorded) => recorded,
-                None => api.implied_dataset().await?,
-            },
+        let terminal = Terminal::shared();
+        let api = remote_api(&server, Arc::clone(&terminal))?.requiring(public_key);
+        let (consumer, skips_empty) = (lanes.consumer.clone(), lanes.every.is_some());
+        let implied = async || match read_dataset(&into)? {
+            Some(recorded) => Ok(recorded),
+            None => Ok(api.implied_dataset().await?),
         };
-        let lane = (consumer.clone(), dataset.clone());
-        let open = move || PullFolder::open(&into, &lane.0, lane.1, &Terminal::default());
-        let mut folder = spawn_blocking(open).await??;
-        let skips_empty = every.is_some();
-        let lane = LaneReader { api, consumer, dataset, request, encoding, skips_empty, acks: ack };
-        repeat(every, async || Ok(lane.round(&mut folder).await?)).await
+        let read = async |task: LaneTask| {
+            let (folder, consumer) = (task.folder_in(&into)?, consumer.clone());
+            let when_locked = if task.is_one_of_several { WhenLocked::Refuse } else { WhenLocked::Wait };
+            let LaneTask { dataset, terminal, .. } = task;
+            let api = api.observed_by(Arc::clone(&terminal) as Arc<dyn Observer>);
+            let (opened_by, of) = (consumer.clone(), dataset.clone());
+            let open = move || PullFolder::open(&folder, &opened_by, of, when_locked, &*terminal);
+            let mut folder = spawn_blocking(open).await??;
+            let lane = LaneReader { api: &api, consumer, dataset, request, encoding, skips_empty, acks: ack };
+            Ok(lane.round(&mut folder).await?)
+        };
+        block_on(lanes.run(Some(&api), &terminal, implied, read))
     }
 }

@@ -52,7 +52,7 @@ impl TypedValueParser for AddressParser {
 impl ServerOption {
     /// Returns the API of the remote service. Returns `None` if `--server` is not given.
     pub(super) fn remote_api(&self) -> anyhow::Result<Option<Api>> {
-        self.server.as_ref().map(remote_api).transpose()
+        self.server.as_ref().map(|address| remote_api(address, Terminal::shared())).transpose()
     }
 
     /// Runs a command with the API of the remote service, or of a service inside this process.
@@ -97,11 +97,11 @@ fn user_name() -> String {
 }
 
 /// Returns the API of the service at this address. Warns if the key is sent unencrypted over a network.
-pub(super) fn remote_api(address: &ServiceAddress) -> anyhow::Result<Api> {
+pub(super) fn remote_api(address: &ServiceAddress, terminal: Arc<Terminal>) -> anyhow::Result<Api> {
     let environment = Environment::read()?;
     environment.misspelt().iter().for_each(|misspelt| eprintln!("cdc-export: {misspelt}"));
     arm(&environment)?;
-    let (key, terminal) = (environment.key()?, Terminal::shared());
+    let key = environment.key()?;
     if key.is_some() && address.is_unencrypted_remote() {
         print_notice(&format!("warning: the key is sent to {address} unencrypted: use https://"));
     }

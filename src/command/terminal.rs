@@ -1,12 +1,14 @@
 //! Terminal output: results on standard output, notices and progress bars on standard error.
 
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tokio::time::Instant;
 
+use crate::client;
 use crate::client::job_view::JobView;
 use crate::client::observer::Observer;
 use crate::command::plain::plain;
@@ -17,7 +19,13 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Prints the results, notices and progress of a client.
 #[derive(Default)]
-pub(super) struct Terminal(Mutex<Option<ProgressDisplay>>);
+pub(super) struct Terminal {
+    /// The start of each line: the name of a dataset and a colon, or nothing.
+    prefix: String,
+    /// All progress bars of the process.
+    bars: MultiProgress,
+    progress: Mutex<Option<ProgressDisplay>>,
+}
 
 /// The progress that is currently displayed.
 struct ProgressDisplay {
@@ -31,16 +39,26 @@ impl Terminal {
         Arc::default()
     }
 
-    /// Hides the progress bar, calls `print`, and draws the bar again.
+    /// Returns a terminal for one of several datasets: its lines begin with the dataset's name. It has a progress bar
+    /// of its own, below those of the other datasets.
+    pub(super) fn of_dataset(&self, dataset: &str) -> Arc<Terminal> {
+        let prefix = format!("{}: ", plain(dataset));
+        Arc::new(Terminal { prefix, bars: self.bars.clone(), progress: Mutex::default() })
+    }
+
+    /// Hides the progress bars, calls `print`, and draws the bars again.
     pub(super) fn suspend<T>(&self, print: impl FnOnce() -> T) -> T {
-        match &*self.progress() {
-            Some(progress) => progress.bar.suspend(print),
-            None => print(),
-        }
+        self.bars.suspend(print)
     }
 
     fn progress(&self) -> MutexGuard<'_, Option<ProgressDisplay>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a progress bar to those of the process.
+    fn begin(&self, bar: ProgressBar) -> ProgressDisplay {
+        let bar = self.bars.add(bar.with_prefix(self.prefix.clone()));
+        ProgressDisplay { bar, printed_at: Instant::now() }
     }
 }
 
@@ -50,16 +68,20 @@ impl Observer for Terminal {
     }
 
     fn result(&self, line: &str) -> io::Result<()> {
-        self.suspend(|| writeln!(io::stdout(), "{}", plain(line)))
+        self.suspend(|| writeln!(io::stdout(), "{}{}", self.prefix, plain(line)))
+    }
+
+    fn file(&self, path: &Path, rows: u64) -> io::Result<()> {
+        let line = format!("{}  {rows} rows", path.display());
+        self.suspend(|| writeln!(io::stdout(), "{}", plain(&line)))
     }
 
     fn notice(&self, text: &str) {
-        self.suspend(|| print_notice(text));
+        self.suspend(|| print_notice(&format!("{}{text}", self.prefix)));
     }
 
     fn begin_job(&self, id: JobId) {
-        let bar = row_progress_bar(100).with_message(id.to_string());
-        *self.progress() = Some(ProgressDisplay { bar, printed_at: Instant::now() });
+        *self.progress() = Some(self.begin(row_progress_bar(100).with_message(id.to_string())));
     }
 
     fn job(&self, job: &JobView) {
@@ -72,26 +94,26 @@ impl Observer for Terminal {
             bar.set_position(job.rows_exported);
             bar.set_message(format!("{}{}", job.job_id, job.remark()));
         } else if printed_at.elapsed() >= PROGRESS_INTERVAL {
-            eprintln!("{} {}% {} rows{}", job.status, job.progress, job.rows_exported, job.remark());
+            eprintln!("{}{} {}% {} rows{}", self.prefix, job.status, job.progress, job.rows_exported, job.remark());
             *printed_at = Instant::now();
         }
     }
 
     fn bytes(&self, done: u64, all: u64) {
-        let bar = || styled("{bar:30} {percent:>3}%  {binary_bytes}  {binary_bytes_per_sec}  {eta} left", Some(all));
-        let begin = || ProgressDisplay { bar: bar(), printed_at: Instant::now() };
+        let template = "{prefix}{bar:30} {percent:>3}%  {binary_bytes}  {binary_bytes_per_sec}  {eta} left";
+        let begin = || self.begin(styled(template, Some(all)));
         self.progress().get_or_insert_with(begin).bar.set_position(done);
     }
 
     fn manifests(&self, count: u64) {
-        let begin =
-            || ProgressDisplay { bar: styled("{human_pos} manifests  {per_sec}", None), printed_at: Instant::now() };
+        let begin = || self.begin(styled("{prefix}{human_pos} manifests  {per_sec}", None));
         self.progress().get_or_insert_with(begin).bar.set_position(count);
     }
 
     fn end(&self) {
         if let Some(progress) = self.progress().take() {
             progress.bar.finish_and_clear();
+            self.bars.remove(&progress.bar);
         }
     }
 }
@@ -103,6 +125,15 @@ pub(super) fn print_if_more(has_more: bool) {
     }
 }
 
+/// Returns true if the reader of standard output has closed it.
+pub(super) fn is_closed_stdout(error: &anyhow::Error) -> bool {
+    let cause = match error.downcast_ref() {
+        Some(client::Error::Output(cause)) => Some(cause),
+        _ => error.downcast_ref::<io::Error>(),
+    };
+    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}
+
 /// Prints a notice on standard error.
 pub(super) fn print_notice(text: &str) {
     eprintln!("cdc-export: {}", plain(text));
@@ -110,7 +141,7 @@ pub(super) fn print_notice(text: &str) {
 
 /// Creates a progress bar that counts rows. It draws nothing if standard error is not a terminal.
 pub(super) fn row_progress_bar(length: u64) -> ProgressBar {
-    styled("{bar:30} {percent:>3}%  {human_pos} rows  {per_sec}  {eta} left  {msg}", Some(length))
+    styled("{prefix}{bar:30} {percent:>3}%  {human_pos} rows  {per_sec}  {eta} left  {msg}", Some(length))
 }
 
 fn styled(template: &str, length: Option<u64>) -> ProgressBar {

@@ -29,6 +29,7 @@ mod large;
 mod many_jobs;
 #[cfg(target_os = "linux")]
 mod memory;
+mod mirrors;
 mod odd_keys;
 mod parts;
 mod pgbench;

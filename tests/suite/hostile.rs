@@ -152,6 +152,38 @@ async fn a_service_chooses_no_folder_for_what_is_pulled() {
     service.stop().await;
 }
 
+#[tokio::test]
+async fn datasets_get_no_folder_elsewhere() {
+    let (_database, service) = with_users(5).await;
+    service.export("full", "a").await;
+    let outside = tempfile::tempdir().unwrap();
+    let absolute = outside.path().join("evil").to_str().unwrap().to_owned();
+    for name in ["../evil", "", ".", "..", ".hidden", "sub/evil", "evil\n", "nul", &absolute, "linked"] {
+        let folder = reachable_folder();
+        let into = folder.path().join("inbox");
+        fs::create_dir_all(into.join("sub")).unwrap();
+        symlink(outside.path(), into.join("linked")).unwrap();
+        let named = name.to_owned();
+        let server = lying(&service, move |path, value| {
+            if path == "/datasets" {
+                let mut other = value["items"][0].clone();
+                other["name"] = json!(named);
+                value["items"].as_array_mut().unwrap().push(other);
+            }
+        })
+        .await;
+        let into = into.to_str().unwrap();
+        let call = ["pull", "--consumer", "a", "--all-datasets", "--server", &server, "--into", into];
+        let (code, printed, said) = far(&call).output().await;
+        assert_eq!((code, printed.lines().count()), (1, 1), "{name:?}: {said}");
+        assert!(said.contains("1 of 2 datasets failed") && said.lines().count() == 2, "{name:?}: {said}");
+        let found = names_below(folder.path());
+        assert!(found.iter().all(|it| it.starts_with("inbox/users/") || it == "inbox/linked"), "{name:?}: {found:?}");
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0, "{name:?}");
+    }
+    service.stop().await;
+}
+
 /// Another user with write access to the folder can write a state.
 #[tokio::test]
 async fn a_state_names_no_file_of_another_folder() {

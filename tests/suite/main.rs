@@ -61,6 +61,7 @@ mod maintenance;
 mod manifests;
 mod many_tables;
 mod metrics;
+mod mirrors;
 mod modes;
 mod network;
 mod odd_keys;

@@ -1,0 +1,81 @@
+//! The connections to a target database.
+
+use std::sync::{Mutex, PoisonError};
+
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection, PgConnection};
+
+use crate::apply::statement::run;
+use crate::apply::{During, Error};
+use crate::connection;
+
+/// The connections to a target database, which any number of [`Target`](crate::apply::Target)s share. Each target takes
+/// one while it works. One more reads which sessions hold a lock.
+pub struct TargetConnections {
+    options: PgConnectOptions,
+    /// The idle connections, without a transaction.
+    idle: Mutex<Vec<PgConnection>>,
+    /// The connection that reads which sessions hold a lock. `None` until it is needed.
+    observer: tokio::sync::Mutex<Option<PgConnection>>,
+}
+
+impl TargetConnections {
+    /// Creates the connections of a database without connecting to it.
+    pub fn new(options: PgConnectOptions) -> TargetConnections {
+        TargetConnections { options, idle: Mutex::default(), observer: tokio::sync::Mutex::default() }
+    }
+
+    /// Takes an idle connection, or connects.
+    pub(super) async fn take(&self) -> Result<PgConnection, Error> {
+        while let Some(mut conn) = self.take_idle() {
+            if conn.ping().await.is_ok() {
+                return Ok(conn);
+            }
+        }
+        let mut conn = connection::connect_target(&self.options).await.during("the connection")?;
+        limit_waits(&mut conn).await?;
+        Ok(conn)
+    }
+
+    fn take_idle(&self) -> Option<PgConnection> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    /// Keeps a connection without a transaction for the next target.
+    pub(super) fn keep(&self, conn: PgConnection) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(conn);
+    }
+
+    /// Reads the sessions that hold a lock for which a process waits. Returns `None` if it waits for none.
+    pub(super) async fn holders(&self, process: i32) -> Result<Option<String>, sqlx::Error> {
+        let mut observer = self.observer.lock().await;
+        let mut conn = match observer.take() {
+            Some(conn) => conn,
+            None => connection::connect_target(&self.options).await?,
+        };
+        let found = holders(&mut conn, process).await?;
+        *observer = Some(conn);
+        Ok(found)
+    }
+}
+
+/// Limits the time for which a statement waits for a lock, unless the role has a limit of its own.
+async fn limit_waits(conn: &mut PgConnection) -> Result<(), Error> {
+    let set = "select set_config('lock_timeout', '30s', false) where current_setting('lock_timeout') = '0'";
+    run(conn, "lock.limit", set).await.map(drop).during("the connection")
+}
+
+/// Returns the sessions that hold a lock for which the process waits. Returns `None` if it waits for none.
+async fn holders(conn: &mut PgConnection, process: i32) -> Result<Option<String>, sqlx::Error> {
+    sqlx::query_scalar(
+        "-- apply.lock.holders
+         select string_agg(format('process %s of role %s (%s)', a.pid, a.usename, a.application_name), ', ')
+         from pg_stat_activity waiting
+         cross join lateral unnest(pg_blocking_pids(waiting.pid)) as blocking (pid)
+         join pg_stat_activity a on a.pid = blocking.pid
+         where waiting.pid = $1 and waiting.wait_event_type = 'Lock'",
+    )
+    .bind(process)
+    .fetch_one(conn)
+    .await
+}

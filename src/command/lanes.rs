@@ -1,0 +1,163 @@
+//! The lanes of a consumer that `pull` and `apply` read: some of them at the same time, in rounds until a signal.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use clap::{Args, value_parser};
+use futures_util::{StreamExt, stream};
+use tokio::time::sleep;
+
+use crate::client::api::{Api, DatasetView};
+use crate::client::observer::Observer;
+use crate::command::signals::stop_on_signal;
+use crate::command::terminal::{Terminal, is_closed_stdout};
+use crate::command::words::pause;
+use crate::file::plain_name::PlainName;
+use crate::job::ConsumerId;
+use crate::telemetry::chain;
+
+/// The options that choose the lanes and the rounds.
+#[derive(Args)]
+pub(super) struct LaneOptions {
+    /// The consumer whose exports to read
+    #[arg(long)]
+    pub(super) consumer: ConsumerId,
+    /// The dataset whose exports to read. Can be given several times [default: users, or the only one there is]
+    #[arg(long)]
+    dataset: Vec<String>,
+    /// Read the exports of all datasets that are ready. Each round asks the service for its datasets
+    #[arg(long, conflicts_with = "dataset")]
+    all_datasets: bool,
+    /// The number of datasets that are read at the same time, from 1 to 16
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = value_parser!(u8).range(1..=16))]
+    jobs: u8,
+    /// Repeat until SIGTERM, with this pause between rounds, such as 5m
+    #[arg(long, value_name = "TIME", value_parser = pause)]
+    pub(super) every: Option<Duration>,
+}
+
+/// A lane that is to be read once.
+pub(super) struct LaneTask {
+    pub(super) dataset: String,
+    pub(super) terminal: Arc<Terminal>,
+    /// True if the command was asked for several datasets, or for all.
+    pub(super) is_one_of_several: bool,
+}
+
+impl LaneTask {
+    /// Returns the folder of the lane's files: one of its own within `folder` if there may be other lanes.
+    pub(super) fn folder_in(&self, folder: &Path) -> anyhow::Result<PathBuf> {
+        if !self.is_one_of_several {
+            return Ok(folder.to_owned());
+        }
+        let name: PlainName = self.dataset.parse().context("the dataset can't have a folder of its own")?;
+        let own = name.within(folder);
+        let is_other = fs::symlink_metadata(&own).is_ok_and(|found| !found.is_dir());
+        ensure!(!is_other, "{} is a link or a file: a folder is expected", own.display());
+        Ok(own)
+    }
+}
+
+impl LaneOptions {
+    /// Returns true if there may be several lanes.
+    pub(super) fn are_several(&self) -> bool {
+        self.all_datasets || self.dataset.iter().any(|name| *name != self.dataset[0])
+    }
+
+    /// Reads all lanes with `read`, and with `--every` again after each pause, until a signal stops it. `implied`
+    /// returns the dataset if the options name none.
+    pub(super) async fn run(
+        self,
+        api: Option<&Api>,
+        terminal: &Arc<Terminal>,
+        implied: impl AsyncFnOnce() -> anyhow::Result<String>,
+        read: impl AsyncFn(LaneTask) -> anyhow::Result<()>,
+    ) -> anyhow::Result<ExitCode> {
+        let stopped = stop_on_signal()?;
+        let rounds = async {
+            let mut named: BTreeSet<String> = self.dataset.iter().cloned().collect();
+            if named.is_empty() && !self.all_datasets {
+                named.insert(implied().await?);
+            }
+            let mut unready = BTreeMap::new();
+            loop {
+                let round = async {
+                    let datasets = match api.filter(|_| self.all_datasets) {
+                        Some(api) => ready_datasets(api, &mut unready).await?,
+                        None => named.clone(),
+                    };
+                    self.round(datasets, terminal, &read).await
+                };
+                let done = round.await;
+                let Some(every) = self.every else { return done };
+                if let Err(error) = done {
+                    terminal.notice(&chain(error.as_ref()));
+                }
+                sleep(every).await;
+            }
+        };
+        tokio::select! {
+            done = rounds => done?,
+            () = stopped.cancelled() => if self.every.is_none() {
+                bail!("interrupted: run the command again to continue from here")
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Reads each lane once.
+    ///
+    /// # Errors
+    /// The error of the only lane. If there are several, the names of those that failed, each of whose errors has been
+    /// printed.
+    async fn round(
+        &self,
+        datasets: BTreeSet<String>,
+        terminal: &Arc<Terminal>,
+        read: &impl AsyncFn(LaneTask) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let is_one_of_several = self.are_several();
+        let all = datasets.len();
+        let read = async |dataset: String| {
+            let shown = if is_one_of_several { terminal.of_dataset(&dataset) } else { Arc::clone(terminal) };
+            let done =
+                read(LaneTask { dataset: dataset.clone(), terminal: Arc::clone(&shown), is_one_of_several }).await;
+            (dataset, shown, done)
+        };
+        let mut lanes = pin!(stream::iter(datasets).map(read).buffer_unordered(self.jobs.into()));
+        let mut failed = BTreeSet::new();
+        while let Some((dataset, shown, done)) = lanes.next().await {
+            match done {
+                Ok(()) => {}
+                Err(error) if !is_one_of_several || is_closed_stdout(&error) => return Err(error),
+                Err(error) => {
+                    shown.notice(&chain(error.as_ref()));
+                    failed.insert(dataset);
+                }
+            }
+        }
+        let names = failed.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        ensure!(failed.is_empty(), "{} of {all} datasets failed: {names}", failed.len());
+        Ok(())
+    }
+}
+
+/// Returns the names of the datasets that are ready. Warns of the others, unless `unready` has their problems from the
+/// last call.
+async fn ready_datasets(api: &Api, unready: &mut BTreeMap<String, String>) -> anyhow::Result<BTreeSet<String>> {
+    let (ready, others): (Vec<_>, Vec<_>) = api.datasets().await?.into_iter().partition(|dataset| dataset.ready);
+    let others = others.into_iter().map(|DatasetView { name, problems, .. }| (name, problems.join("; ")));
+    let before = std::mem::replace(unready, others.collect());
+    for (name, problem) in &*unready {
+        if before.get(name) != Some(problem) {
+            api.observer().notice(&format!("warning: {name} is left out, because it is not ready: {problem}"));
+        }
+    }
+    Ok(ready.into_iter().map(|dataset| dataset.name).collect())
+}

@@ -1,0 +1,63 @@
+//! A mirror of many tables in one process: its memory, and that Postgres's default settings are enough for it.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::catalog::Catalog;
+use crate::harness::{Database, eventually, far};
+
+/// Mirrors so many tables with two rounds of changes. Returns the peak of the process's memory in MiB.
+async fn mirrored(tables: usize) -> u64 {
+    let (source, target) = (Database::empty().await, Database::empty().await);
+    let for_each = async |database: &Database, statement: &str| {
+        database
+            .run(&format!("do $$ begin for n in 1..{tables} loop execute format('{statement}', n); end loop; end $$"))
+            .await;
+    };
+    for_each(&source, "create table t%1$s (id int primary key, name text)").await;
+    for_each(&source, "insert into t%1$s select g, repeat(md5(g::text), 8) from generate_series(1, 1000) g").await;
+    let blocks: String = (1..=tables).map(|n| format!("[[dataset]]\nname = \"t{n}\"\ntable = \"t{n}\"\n")).collect();
+    let catalog = Catalog::of(&blocks);
+    let (code, _, said) = catalog.command(&source, &["track", "--all"]).await;
+    assert_eq!(code, 0, "{said}");
+    let service = catalog.start(&source).service().await;
+    let (to, schema) = (target.url(), ["--target-schema", "mart"]);
+    let apply = ["apply", "--to", &to, "--consumer", "a", "--server", &service.address, "--all-datasets"];
+    let (mut child, _work) = far(&[&apply[..], &schema, &["--every", "1s"]].concat()).spawn();
+    let arrive = async |number: i64| {
+        let applied = format!("select count(*) from cdc_apply.positions where number = {number}");
+        for tenth in 1..=10 {
+            eventually("a tenth more is applied", async || {
+                let begun: bool = target.one("select to_regclass('cdc_apply.positions') is not null").await;
+                (begun && target.one::<i64>(&applied).await as usize * 10 >= tables * tenth).then_some(())
+            })
+            .await;
+        }
+    };
+    arrive(1).await;
+    for_each(&source, "update t%1$s set name = ''changed'' where id %% 2 = 0").await;
+    arrive(2).await;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id().unwrap())).unwrap();
+    let peak = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    let peak: u64 = peak.split_whitespace().nth(1).unwrap().parse().unwrap();
+    kill(Pid::from_raw(child.id().unwrap().cast_signed()), Signal::SIGTERM).unwrap();
+    assert!(child.wait().await.unwrap().success());
+    for_each(&target, "insert into mart.t%1$s select -count(*) from mart.t%1$s where name = ''changed''").await;
+    let rows = format!("select count(*) from mart.t{tables} where id = -500");
+    assert_eq!(target.one::<i64>(&rows).await, 1);
+    service.stop().await;
+    println!("{tables} tables: the peak was {} MiB", peak / 1024);
+    peak / 1024
+}
+
+#[tokio::test]
+async fn a_mirror_of_100_tables_stays_below_60_mib() {
+    let peak = mirrored(100).await;
+    assert!(peak < 60, "{peak} MiB");
+}
+
+#[tokio::test]
+async fn a_mirror_of_1000_tables_needs_no_more_than_the_default_settings() {
+    let peak = mirrored(1000).await;
+    assert!(peak < 80, "{peak} MiB");
+}

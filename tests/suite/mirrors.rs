@@ -1,0 +1,346 @@
+//! `pull` and `apply` of many datasets in one process: each dataset gets what it gets alone, and none stops another.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+
+use crate::apply::pair::rows;
+use crate::catalog::{Catalog, export};
+use crate::harness::{Database, HANG_TIMEOUT, KILLED, Service, Start, eventually, far, free_port, reachable_folder};
+
+/// A source with tracked tables and their service, and a target.
+pub(crate) struct Mirror {
+    pub(crate) source: Database,
+    pub(crate) target: Database,
+    pub(crate) service: Service,
+    catalog: Catalog,
+    port: u16,
+}
+
+fn blocks(tables: &[&str]) -> String {
+    let block = |table: &&str| format!("[[dataset]]\nname = \"{table}\"\ntable = \"sales.{table}\"\n");
+    tables.iter().map(block).collect()
+}
+
+fn start(catalog: &Catalog, source: &Database, port: u16) -> Start {
+    catalog.start(source).with("MANIFESTS", "on").with("PORT", port)
+}
+
+impl Mirror {
+    /// Makes the tables in the schema `sales`, each with 20 rows.
+    pub(crate) async fn of(tables: &[&str]) -> Mirror {
+        let (source, target) = (Database::empty().await, Database::empty().await);
+        source.run("create schema sales").await;
+        for table in tables {
+            source
+                .run(&format!(
+                    "create table sales.{table} (id int primary key, name text);
+                     insert into sales.{table} select g, '{table} ' || g from generate_series(1, 20) g"
+                ))
+                .await;
+        }
+        let catalog = Catalog::of(&blocks(tables));
+        let (code, _, said) = catalog.command(&source, &["track", "--all"]).await;
+        assert_eq!(code, 0, "{said}");
+        let port = free_port();
+        let service = start(&catalog, &source, port).service().await;
+        Mirror { source, target, service, catalog, port }
+    }
+
+    /// Starts the service again at the same address, with fewer datasets.
+    async fn restarted(self, tables: &[&str]) -> Mirror {
+        let catalog = Catalog::of(&blocks(tables));
+        let next = start(&catalog, &self.source, self.port).sharing_output(&self.service);
+        self.service.stop().await;
+        Mirror { service: next.service().await, catalog, ..self }
+    }
+
+    pub(crate) fn pull(&self, into: &Path, more: &[&str]) -> Start {
+        let fixed = ["pull", "--consumer", "a", "--server", &self.service.address, "--into", into.to_str().unwrap()];
+        far(&[&fixed, more].concat())
+    }
+
+    pub(crate) fn apply(&self, more: &[&str]) -> Start {
+        let to = self.target.url();
+        far(&[&["apply", "--to", &to, "--consumer", "a", "--server", &self.service.address], more].concat())
+    }
+
+    async fn change(&self, tables: &[&str], name: &str) {
+        for table in tables {
+            self.source.run(&format!("update sales.{table} set name = '{name}' where id = 1")).await;
+        }
+    }
+
+    /// Waits until the copy of the table has a row of this name.
+    async fn arrives(&self, table: &str, name: &str) {
+        let made = format!("select to_regclass('sales.{table}') is not null");
+        let found = format!("select exists (select from sales.{table} where name = '{name}')");
+        eventually("the row arrives", async || {
+            (self.target.one::<bool>(&made).await && self.target.one::<bool>(&found).await).then_some(())
+        })
+        .await;
+    }
+
+    async fn changes_arrive(&self, name: &str) {
+        for round in 0..3 {
+            let name = format!("{name} {round}");
+            self.change(&["t1"], &name).await;
+            self.arrives("t1", &name).await;
+        }
+    }
+
+    async fn require_equal(&self, table: &str, copy: &str) {
+        let source = rows(&self.source, &format!("sales.{table}")).await;
+        assert_eq!(rows(&self.target, copy).await, source, "{table}");
+    }
+}
+
+fn lines(text: &str) -> BTreeSet<&str> {
+    text.lines().collect()
+}
+
+/// The visible files of a folder with this ending.
+fn files(folder: &Path, ending: &str) -> BTreeSet<String> {
+    let names =
+        std::fs::read_dir(folder).into_iter().flatten().map(|it| it.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| !name.starts_with('.') && name.ends_with(ending)).collect()
+}
+
+async fn stop(child: &mut tokio::process::Child) {
+    kill(Pid::from_raw(child.id().unwrap().cast_signed()), Signal::SIGTERM).unwrap();
+    assert!(child.wait().await.unwrap().success());
+}
+
+#[tokio::test]
+async fn each_dataset_is_pulled_into_a_folder_of_its_own() {
+    let mirror = Mirror::of(&["t1", "t2"]).await;
+    let folder = reachable_folder();
+    let (code, printed, said) = mirror.pull(folder.path(), &["--all-datasets", "--request", "delta"]).output().await;
+    assert_eq!((code, said.as_str()), (0, ""), "{printed}");
+    let own = |name: &str| folder.path().join(name);
+    let expected: BTreeSet<_> = ["t1", "t2"]
+        .iter()
+        .map(|name| format!("{}  20 rows", own(name).join(files(&own(name), ".csv").first().unwrap()).display()))
+        .collect();
+    assert_eq!(lines(&printed), expected.iter().map(String::as_str).collect());
+    assert_eq!(files(folder.path(), ""), ["t1".to_owned(), "t2".to_owned()].into());
+
+    // A folder goes on alone, and with the others.
+    mirror.change(&["t1", "t2"], "alone").await;
+    let (code, printed, said) = mirror.pull(&own("t1"), &["--request", "delta"]).output().await;
+    assert_eq!((code, printed.lines().count(), said.as_str()), (0, 1, ""), "{printed}");
+    let both = ["--dataset", "t1", "--dataset", "t2", "--request", "delta", "--ack"];
+    let (code, printed, said) = mirror.pull(folder.path(), &both).output().await;
+    assert_eq!((code, said.as_str()), (0, ""), "{printed}");
+    assert_eq!((files(&own("t1"), ".csv").len(), files(&own("t2"), ".csv").len()), (3, 2), "{printed}");
+    let consumers: serde_json::Value = mirror.service.call("GET", "/consumers", &[]).await.json().await.unwrap();
+    let waiting: Vec<_> =
+        consumers["items"].as_array().unwrap().iter().map(|item| item["unacknowledged"].clone()).collect();
+    assert_eq!(waiting, [0, 0], "{consumers}");
+
+    // A place has the exports of all datasets, and a pulled folder those of its own.
+    let (to, place, pulled) = (mirror.target.url(), mirror.service.output().to_str().unwrap(), own("t2"));
+    let from = |place| ["apply", "--to", &to, "--consumer", "a", "--dataset", "t2", "--from", place];
+    let (code, before, said) = far(&from(pulled.to_str().unwrap())).output().await;
+    assert_eq!((code, before.lines().count(), said.as_str()), (0, 2, ""));
+    let (code, printed, said) = far(&[&from(place)[..], &["--dataset", "t1"]].concat()).output().await;
+    assert_eq!((code, said.as_str()), (0, ""));
+    let expected = [
+        "t1: delta 1  20 rows written, 0 deleted",
+        "t1: delta 2  1 rows written, 0 deleted",
+        "t1: delta 3  0 rows written, 0 deleted",
+    ];
+    assert_eq!(lines(&printed), expected.into());
+    for table in ["t1", "t2"] {
+        mirror.require_equal(table, &format!("sales.{table}")).await;
+    }
+    mirror.service.stop().await;
+}
+
+#[tokio::test]
+async fn a_dataset_that_fails_is_named_and_stops_no_other() {
+    let mirror = Mirror::of(&["t1", "t2", "t3"]).await;
+    let role = format!("other_{}", uuid::Uuid::new_v4().simple());
+    mirror
+        .target
+        .run(&format!(
+            "create role {role}; create schema sales; create table sales.t2 (id int primary key, name text);
+             alter table sales.t2 owner to {role}"
+        ))
+        .await;
+    let (code, printed, said) = mirror.apply(&["--all-datasets"]).output().await;
+    let done = ["t1: delta 1  20 rows written, 0 deleted", "t3: delta 1  20 rows written, 0 deleted"];
+    assert_eq!((code, lines(&printed)), (1, done.into()), "{said}");
+    let said: Vec<_> = said.lines().collect();
+    assert!(said.len() == 2 && said[0].starts_with("cdc-export: t2: another_owner: "), "{said:?}");
+    assert_eq!(said[1], "cdc-export: 1 of 3 datasets failed: t2");
+    mirror.target.run(&format!("alter table sales.t2 owner to current_user; drop role {role}")).await;
+    let (code, _, said) = mirror.apply(&["--all-datasets", "--request", "none"]).output().await;
+    assert_eq!((code, said.as_str()), (0, ""));
+    for table in ["t1", "t2", "t3"] {
+        mirror.require_equal(table, &format!("sales.{table}")).await;
+    }
+
+    // A folder that another process fills is left to it.
+    let folder = reachable_folder();
+    let alone = mirror.pull(&folder.path().join("t2"), &["--dataset", "t2"]).with("FAILPOINTS", "pull.fetched=hold");
+    let held = alone.hold("pull.fetched");
+    let alone = tokio::spawn(async { alone.output().await });
+    held.reached().await;
+    let (code, printed, said) = mirror.pull(folder.path(), &["--all-datasets"]).output().await;
+    assert_eq!((code, printed.lines().count()), (1, 2), "{said}");
+    assert!(said.contains("cdc-export: t2: another process fills"), "{said}");
+    assert!(said.ends_with("cdc-export: 1 of 3 datasets failed: t2\n"), "{said}");
+    held.release().await;
+    assert_eq!(alone.await.unwrap().0, 0);
+    mirror.service.stop().await;
+}
+
+#[tokio::test]
+async fn datasets_come_and_go_between_rounds() {
+    let mirror = Mirror::of(&["t1", "t2", "t3"]).await;
+    let (code, _, said) = mirror.catalog.command(&mirror.source, &["untrack", "t2"]).await;
+    assert_eq!(code, 0, "{said}");
+    let warning = "cdc-export: warning: t2 is left out, because it is not ready: its changes are not captured: \
+                   `cdc-export track t2`";
+    let folder = reachable_folder();
+    let (code, printed, said) = mirror.pull(folder.path(), &["--all-datasets", "--request", "full"]).output().await;
+    assert_eq!((code, printed.lines().count(), said.trim()), (0, 2, warning));
+
+    let (mut child, _work) = mirror.apply(&["--all-datasets", "--every", "100ms"]).spawn_piped();
+    mirror.arrives("t3", "t3 20").await;
+    mirror.changes_arrive("t2 is left out").await;
+    assert!(!mirror.target.one::<bool>("select to_regclass('sales.t2') is not null").await);
+    mirror.catalog.track(&mirror.source, "t2").await;
+    mirror.arrives("t2", "t2 20").await;
+    let mirror = mirror.restarted(&["t1", "t2"]).await;
+    mirror.changes_arrive("t3 is gone").await;
+    stop(&mut child).await;
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).await.unwrap();
+    let count = |text: &str| said.lines().filter(|line| line.starts_with(text)).count();
+    assert_eq!(count(warning), 1, "{said}");
+    // The round that began before the restart may have asked for it.
+    assert!(count("cdc-export: t3: ") <= 1 && count("cdc-export: t1: ") <= 1, "{said}");
+    mirror.service.stop().await;
+}
+
+#[tokio::test]
+async fn options_that_do_not_fit_several_datasets_are_refused() {
+    let server = ["--consumer", "a", "--server", "http://127.0.0.1:1"];
+    let apply = ["apply", "--to", "postgres://nobody@127.0.0.1:1/none"];
+    let apply_from = [&apply[..], &["--consumer", "a", "--from", "/nowhere"]].concat();
+    let apply = [&apply[..], &server].concat();
+    let pull = [&["pull", "--into", "/nowhere"], &server[..]].concat();
+    let two = ["--dataset", "t1", "--dataset", "t2"];
+    for (call, more, why) in [
+        (&apply, &[&two[..], &["--table", "t"]].concat()[..], "--table: it needs exactly one --dataset"),
+        (&apply, &["--all-datasets", "--table", "t"], "--table: it needs exactly one --dataset"),
+        (&apply, &[&two[..], &["--trust-owner", "r"]].concat(), "--table <SCHEMA.TABLE>"),
+        (&apply, &["--target-schema", "mart", "--table", "t"], "cannot be used with"),
+        (&apply, &["--target-schema", ""], "--target-schema"),
+        (&apply_from, &["--all-datasets"], "--all-datasets"),
+        (&pull, &["--all-datasets", "--dataset", "t1"], "cannot be used with"),
+        (&pull, &["--all-datasets", "--jobs", "0"], "1..=16"),
+        (&pull, &["--all-datasets", "--jobs", "17"], "1..=16"),
+    ] {
+        let (code, printed, said) = far(&[call, more].concat()).output().await;
+        assert!((code, printed.as_str()) == (2, "") && said.contains(why), "{more:?}: {code} {said}");
+    }
+}
+
+/// Some exports are loaded, some are half written, and some not begun.
+#[tokio::test]
+async fn killed_in_the_middle_of_many_nothing_is_lost_and_nothing_comes_twice() {
+    let tables = ["t1", "t2", "t3", "t4", "t5"];
+    let mirror = Mirror::of(&tables).await;
+    for table in tables {
+        for kind in ["full", "delta"] {
+            mirror.change(&[table], kind).await;
+            export(&mirror.service, kind, table, "a").await;
+        }
+    }
+    let many = ["--all-datasets", "--jobs", "3"];
+    let folder = reachable_folder();
+    let mut printed_before = 0;
+    for fault in ["pull.fetched=kill@2", "pull.named=kill@3", "pull.remembered=kill@2"] {
+        let (code, printed, _) = mirror.pull(folder.path(), &many).with("FAILPOINTS", fault).output().await;
+        assert_eq!(code, KILLED, "{fault}");
+        printed_before += printed.lines().count();
+    }
+    let (code, printed, said) = mirror.pull(folder.path(), &many).output().await;
+    assert_eq!((code, said.as_str()), (0, ""));
+    assert!(printed_before > 0 && printed.lines().count() > 0, "{printed_before} {printed}");
+    for table in tables {
+        let own = folder.path().join(table);
+        assert_eq!((files(&own, ".csv").len(), files(&own, ".json").len()), (2, 2), "{table}");
+        let (code, said, _) = far(&["verify", "--deep", own.to_str().unwrap()]).output().await;
+        assert_eq!(code, 0, "{said}");
+    }
+    let (code, printed, said) = mirror.pull(folder.path(), &many).output().await;
+    assert_eq!((code, printed.as_str(), said.as_str()), (0, "", ""));
+    for fault in ["apply.staged=kill@2", "apply.applied=kill@3", "apply.committed=kill@2"] {
+        let (code, ..) = mirror.apply(&many).with("FAILPOINTS", fault).output().await;
+        assert_eq!(code, KILLED, "{fault}");
+    }
+    let (code, _, said) = mirror.apply(&many).output().await;
+    assert_eq!((code, said.as_str()), (0, ""));
+    for table in tables {
+        mirror.require_equal(table, &format!("sales.{table}")).await;
+    }
+    let (code, printed, _) = mirror.apply(&["--all-datasets", "--request", "none"]).output().await;
+    assert_eq!((code, printed.as_str()), (0, ""));
+    mirror.service.stop().await;
+}
+
+#[tokio::test]
+async fn all_tables_go_into_one_schema_over_as_many_connections_as_jobs() {
+    let tables = ["t1", "t2", "t3", "t4", "t5", "t6"];
+    let mirror = Mirror::of(&tables).await;
+    let many = ["--all-datasets", "--jobs", "2", "--target-schema", "Mart"];
+    let (mut child, _work) = mirror.apply(&[&many[..], &["--every", "100ms"]].concat()).spawn_piped();
+    let sessions = async || {
+        let sessions = "select array_agg(pid) from pg_stat_activity
+                        where datname = current_database() and application_name = 'cdc-export'";
+        mirror.target.one::<Vec<i32>>(sessions).await
+    };
+    let mut results = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut next = async || {
+        let line = tokio::time::timeout(HANG_TIMEOUT, results.next_line()).await.expect("the next export is applied");
+        line.unwrap().unwrap()
+    };
+    for _ in tables {
+        next().await;
+    }
+    let mut seen: BTreeSet<i32> = sessions().await.into_iter().collect();
+    for round in 0..3 {
+        mirror.change(&tables, &format!("round {round}")).await;
+        for _ in tables {
+            next().await;
+        }
+        seen.extend(sessions().await);
+    }
+    assert!((1..=3).contains(&seen.len()), "two jobs, and one that names the holders of locks: {seen:?}");
+    stop(&mut child).await;
+    for table in tables {
+        mirror.require_equal(table, &format!("\"Mart\".{table}")).await;
+    }
+    assert!(!mirror.target.one::<bool>("select to_regnamespace('sales') is not null").await);
+
+    // The option chooses among several copies, and without it a table that is alone is known again.
+    mirror.change(&tables, "later").await;
+    let (code, printed, said) = mirror.apply(&["--dataset", "t1", "--dataset", "t2"]).output().await;
+    assert_eq!((code, printed.lines().count(), said.as_str()), (0, 2, ""), "{printed}");
+    mirror.require_equal("t1", "\"Mart\".t1").await;
+    let (code, printed, said) = mirror.apply(&["--dataset", "t1", "--target-schema", "other"]).output().await;
+    assert_eq!((code, said.as_str()), (0, ""), "{printed}");
+    mirror.require_equal("t1", "other.t1").await;
+    let (code, _, said) = mirror.apply(&["--dataset", "t1"]).output().await;
+    assert!(code == 1 && said.contains("several_tables"), "{said}");
+    let (code, _, said) = mirror.apply(&["--dataset", "t1", "--target-schema", "Mart"]).output().await;
+    assert_eq!((code, said.as_str()), (0, ""));
+    mirror.service.stop().await;
+}
