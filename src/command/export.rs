@@ -103,8 +103,9 @@ impl Export {
         }
         let config = settings(CatalogFile::Read, Logs::Errors)?;
         block_on(async {
+            let request = self.request(self.dataset.as_deref().unwrap_or_default())?;
             let handle = DatabaseHandle::open(&config, CreateMissing::Nothing, Alternatives::DataDirOrServer).await?;
-            let done = self.run_locally(&config, &handle.database).await;
+            let done = self.run_locally(&config, &handle.database, request).await;
             handle.close().await;
             done
         })
@@ -138,9 +139,9 @@ impl Export {
     }
 
     /// Submits the export to the queue in the database. Runs it in this process if no worker claims it.
-    async fn run_locally(&self, config: &Config, database: &Database) -> anyhow::Result<ExitCode> {
-        let dataset = named_or_implied(config, self.dataset.as_deref())?;
-        let request = self.request(&dataset.name)?;
+    async fn run_locally(&self, config: &Config, database: &Database, request: Request) -> anyhow::Result<ExitCode> {
+        let dataset = named_or_implied(config, self.dataset.as_deref())?.name.clone();
+        let request = Request { dataset, ..request };
         let interrupted = stop_on_signal()?;
         let done = CancellationToken::new();
         let stops = Stops { drain: done.clone(), shutdown: done.clone() };

@@ -1,6 +1,7 @@
 //! Keeps the catalog of a running process current: reads the operator's file again when it changes, and looks for new
 //! tables of its patterns.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,6 +29,9 @@ const QUIET_TIME: Duration = Duration::from_secs(1);
 
 /// The pause between two looks for tables of patterns.
 const TABLES_PERIOD: Duration = Duration::from_secs(60);
+
+/// The most names in a line of the log.
+const MAX_NAMED: usize = 10;
 
 /// The file and the database of a catalog in force.
 pub(super) struct Reload {
@@ -136,12 +140,8 @@ impl Reload {
         let before = self.catalog.get();
         let catalog = expanded(catalog, &self.database).await.with_context(|| self.database.to_string())?;
         let of_patterns =
-            |catalog: &Catalog| catalog.of_patterns().map(|dataset| dataset.name.clone()).collect::<Vec<_>>();
+            |catalog: &Catalog| catalog.of_patterns().map(|dataset| dataset.name.clone()).collect::<BTreeSet<_>>();
         let (had, has) = (of_patterns(&before), of_patterns(&catalog));
-        let missing_in = |names: &[String], of: &[String]| {
-            let missing: Vec<_> = of.iter().filter(|name| !names.contains(name)).cloned().collect();
-            missing.join(", ")
-        };
         let (added, removed) = (missing_in(&had, &has), missing_in(&has, &had));
         if !added.is_empty() || !removed.is_empty() {
             let left_out = catalog.left_out().len();
@@ -151,6 +151,15 @@ impl Reload {
             self.catalog.replace(Arc::new(catalog));
         }
         Ok(())
+    }
+}
+
+/// The first of the names that are not among the others.
+fn missing_in(others: &BTreeSet<String>, names: &BTreeSet<String>) -> String {
+    let missing: Vec<_> = names.difference(others).map(String::as_str).collect();
+    match missing.len().checked_sub(MAX_NAMED) {
+        None | Some(0) => missing.join(", "),
+        Some(more) => format!("{} and {more} more", missing[..MAX_NAMED].join(", ")),
     }
 }
 

@@ -102,7 +102,6 @@ async fn run_on(
             warn_of_keys_without_datasets(database).await?;
         }
         let reload = Reload::begin(config, database).await?;
-        check_tables(config, database).await?;
         let exports = if workers == 0 { 0 } else { export_connections(config, workers) };
         let calls = match (role, &listener) {
             (Role::Service | Role::Api, _) => api_connections(config),
@@ -112,12 +111,9 @@ async fn run_on(
         let needed = postgres::require_connections(database, exports + calls).await;
         needed.with_context(|| database.to_string())?;
         folder.log_if_new(config, database).await?;
-        if role != Role::Worker && config.seed_rows > 0 {
-            demo::seed(&database.pool(1), config.seed_rows).await?;
-        }
         anyhow::Ok((access, folder, reload))
     };
-    // The migration and the seeding may wait for another replica.
+    // The migration may wait for another replica.
     let (access, folder, reload) =
         tokio::select! { prepared = prepared => prepared?, () = shutdown.cancelled() => return Ok(()) };
     // A process that runs no exports doesn't wait for any.
@@ -125,6 +121,22 @@ async fn run_on(
     let Stops { drain, shutdown } = stops.clone();
     let reloading = reload.run(shutdown.clone());
     let Wired { exports, service } = wire(config, database, folder, workers, &stops);
+    // The first health check would wait for this look.
+    let first_look = async {
+        if role != Role::Worker {
+            let _ = service.datasets(Duration::ZERO).await;
+        }
+    };
+    let checked = async {
+        let (checked, ()) = tokio::join!(check_tables(config, database), first_look);
+        checked?;
+        if role != Role::Worker && config.seed_rows > 0 {
+            demo::seed(&database.pool(1), config.seed_rows).await?;
+        }
+        anyhow::Ok(())
+    };
+    // The seeding may wait for another replica.
+    tokio::select! { checked = checked => checked?, () = shutdown.cancelled() => return Ok(()) }
     let intake = (role != Role::Worker).then(|| take_requests(config, service.clone(), &drain));
     if workers > 0 {
         exports.announce().await;

@@ -26,7 +26,7 @@ relations as materialized (
 -- of a function has the oid of its table and the key.
 functions as materialized (
   select target.oid as root, p.oid, p.xmin, left(p.proname::text, -1) as set, right(p.proname::text, 1) as kind,
-    head[2]::jsonb as key
+    head.key
   from target
   cross join lateral (select distinct x.tgfoid from pg_trigger x where x.tgrelid = target.oid) called
   -- `offset 0`, so that each trigger looks for its function: the planner may expect few functions in the schema, and
@@ -36,14 +36,18 @@ functions as materialized (
     from pg_proc p
     where p.oid = called.tgfoid
     offset 0) p
-  cross join lateral
-    regexp_match(split_part(p.prosrc, chr(10), 2), '^-- cdc-export \d+ (\d+) (\[.*\])$') head
+  -- A match without captured texts takes Postgres a tenth of the time of one with them.
+  cross join lateral (
+    select split_part(line, ' ', 4)::oid as root, substr(line, strpos(line, '['))::jsonb as key
+    from split_part(p.prosrc, chr(10), 2) line
+    where line ~ '^-- cdc-export \d+ \d+ \[.*\]$'
+    offset 0) head
   where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\_%'
-    and head[1]::oid = target.oid
+    and head.root = target.oid
     -- A function without settings needs a key whose text depends on no setting of the session, as in
     -- `is_plain_key.sql`. Otherwise it was made when the key had another type.
     and (p.proconfig is not null or not exists (
-      select from jsonb_array_elements_text(head[2]::jsonb) part (name)
+      select from jsonb_array_elements_text(head.key) part (name)
       left join pg_attribute a on a.attrelid = target.oid and a.attname = part.name and not a.attisdropped
       where a.atttypid is null
         or a.atttypid <> all ('{int2,int4,int8,numeric,oid,uuid,text,varchar,bpchar,bool}'::regtype[])))),

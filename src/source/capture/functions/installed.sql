@@ -7,8 +7,8 @@ with called as materialized (
   join pg_class t on t.oid = x.tgrelid
   group by x.tgfoid)
 select p.proname::text as name, p.prosrc as body, pg_get_userbyid(p.proowner)::text as owner,
-  pg_has_role(p.proowner, 'usage') as is_ours, head[1]::int as version, head[2]::oid as root,
-  case when head is not null then array(select jsonb_array_elements_text(head[3]::jsonb)) end as key,
+  pg_has_role(p.proowner, 'usage') as is_ours, head.version, head.root,
+  case when head.key is not null then array(select jsonb_array_elements_text(head.key)) end as key,
   p.proconfig is not null as has_settings,
   p.owners is not null as is_used, has_function_privilege('public', p.oid, 'execute') as is_public,
   array(select pg_get_userbyid(its.oid)::text from unnest(p.owners) its (oid)) as callers,
@@ -21,5 +21,11 @@ from (
   from pg_proc p
   left join called on called.tgfoid = p.oid
   offset 0) p
-cross join lateral regexp_match(p.prosrc, '^\n-- cdc-export (\d+) (\d+) (\[[^\n]*\])\n') head
+-- A match without captured texts takes Postgres a tenth of the time of one with them.
+left join lateral (
+  select split_part(line, ' ', 3)::int as version, split_part(line, ' ', 4)::oid as root,
+    substr(line, strpos(line, '['))::jsonb as key
+  from split_part(p.prosrc, chr(10), 2) line
+  where line ~ '^-- cdc-export \d+ \d+ \[.*\]$' and p.prosrc like e'\n%\n%\n%'
+  offset 0) head on true
 where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\_%'

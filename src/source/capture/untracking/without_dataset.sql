@@ -18,10 +18,15 @@ logged as materialized (
   -- the triggers of each.
   cross join lateral (
     select p.proname, p.pronamespace, p.prosrc from pg_proc p where p.oid = x.tgfoid offset 0) p
-  cross join lateral regexp_match(split_part(p.prosrc, chr(10), 2), '^-- cdc-export \d+ (\d+) ') head
+  -- A match without captured texts takes Postgres a tenth of the time of one with them.
+  cross join lateral (
+    select split_part(line, ' ', 4)::oid as root
+    from split_part(p.prosrc, chr(10), 2) line
+    where line ~ '^-- cdc-export \d+ \d+ '
+    offset 0) head
   -- Only a table's own triggers count: a detached partition keeps its root's trigger for TRUNCATE, which logs nothing.
   where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\_%'
-    and head[1]::oid = x.tgrelid)
+    and head.root = x.tgrelid)
 select n.nspname::text, t.relname::text
 from logged
 join pg_class t on t.oid = logged.oid
