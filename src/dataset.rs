@@ -173,6 +173,17 @@ impl Operation {
     }
 }
 
+/// The owners whose table and partitions a dataset may have. Reading a table may run code of its owner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Owners {
+    /// Any: the operator has named the table.
+    Any,
+    /// The service's role, and the owner of the schema if that is no superuser.
+    Default,
+    /// These roles.
+    Named(Vec<String>),
+}
+
 /// A table that may be exported, as the operator says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dataset {
@@ -180,6 +191,8 @@ pub struct Dataset {
     pub name: String,
     /// The table.
     pub table: Table,
+    /// The owners that the table may have.
+    pub owners: Owners,
     /// The columns that tell rows apart; `None`: the primary key.
     pub key: Option<Vec<String>>,
     /// The columns of a file.
@@ -257,6 +270,7 @@ impl Dataset {
         Dataset {
             name,
             table,
+            owners: Owners::Any,
             key: None,
             columns: Columns::All,
             updated_at: None,

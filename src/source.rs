@@ -18,6 +18,7 @@ mod key;
 mod key_index;
 mod lag;
 pub mod opening;
+mod owners;
 mod parallel_apply;
 mod placed;
 pub mod purge;

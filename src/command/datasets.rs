@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 
 use crate::config::{self, CatalogFile, Config};
 use crate::dataset::fault::{Fault, Faults};
@@ -14,12 +14,14 @@ use pg_rows::column::ColumnType;
 use crate::dataset::{Capture, Dataset, Description, Table, TableColumn, TableSchema};
 use crate::postgres::Database;
 use crate::source::catalog_check::{self, Findings};
+use crate::source::relations;
 use clap::{Args, Subcommand};
 
 use crate::command::BadUsage;
 use crate::command::catalog::{refuse_faults, untrack_hint};
 use crate::command::catalog_file;
 use crate::command::database_handle::{CreateMissing, with_database};
+use crate::command::plain::plain;
 use crate::command::server::local_api;
 use crate::command::start::{Logs, block_on, settings};
 use crate::command::wiring::wire_service;
@@ -107,6 +109,19 @@ async fn datasets(config: &Config, database: &Database, command: DatasetsCommand
             for table in &without_dataset {
                 eprintln!("cdc-export: {table}: {}", untrack_hint(table));
             }
+            for left_out in catalog.left_out() {
+                eprintln!(
+                    "cdc-export: {}: no dataset: {}",
+                    plain(&left_out.table.to_string()),
+                    plain(&left_out.to_string())
+                );
+            }
+            for schedule in catalog.schedules().iter().filter(|schedule| catalog.get(&schedule.dataset).is_none()) {
+                let (name, dataset) = (&schedule.name, &schedule.dataset);
+                eprintln!(
+                    "cdc-export: schedule {name}: there is no dataset `{dataset}`, unless a pattern makes it later"
+                );
+            }
             let names = catalog.iter().map(|dataset| dataset.name.as_str());
             let is_ready = |name: &&str| {
                 untracked.iter().all(|other| other != name) && faults.iter().all(|fault| fault.dataset != *name)
@@ -146,7 +161,9 @@ async fn add(config: &Config, database: &Database, add: &AddDatasets) -> anyhow:
     for (name, table) in add.named()? {
         blocks.push(draft(config, database, Dataset::new(name, table)).await?);
     }
-    blocks.extend(add.schema.as_deref().map(draft_pattern));
+    if let Some(schema) = &add.schema {
+        blocks.push(draft_pattern(config, database, schema).await?);
+    }
     let text = blocks.join("\n");
     if let Some(file) = &config.catalog_file {
         catalog_file::append(file, &text)?;
@@ -168,14 +185,24 @@ async fn add(config: &Config, database: &Database, add: &AddDatasets) -> anyhow:
 }
 
 /// Drafts a pattern of all tables in a schema.
-fn draft_pattern(schema: &str) -> String {
+async fn draft_pattern(config: &Config, database: &Database, schema: &str) -> anyhow::Result<String> {
+    ensure!(
+        !schema.contains(['*', '?']) && plain(schema) == schema,
+        "nothing was added: a pattern can't name just the schema {}",
+        plain(schema)
+    );
+    let relations = relations::read(&database.pool(1), &config.catalog.get()).await?;
+    ensure!(
+        relations.iter().any(|relation| relation.schema == schema),
+        "nothing was added: there is no table in a schema that is called {schema}"
+    );
     let quoted = |text: String| toml::Value::String(text).to_string();
     let escaped = Table { schema: Some(schema.to_owned()), name: "*".to_owned() };
-    format!(
+    Ok(format!(
         "[[tables]]\nmatch = [{}]\n# exclude = [{}]\n# updated_at = \"updated_at\"  # of the tables that have it, with an index\n",
         quoted(escaped.to_string()),
         quoted(Table { name: "tmp_*".to_owned(), ..escaped }.to_string()),
-    )
+    ))
 }
 
 async fn list(config: &Config, database: &Database) -> anyhow::Result<()> {
@@ -195,11 +222,12 @@ async fn list(config: &Config, database: &Database) -> anyhow::Result<()> {
             (Err(faults), _) => faults.to_string(),
         };
         let (name, table, operation) = (&dataset.name, dataset.table.to_string(), dataset.operation.as_str());
+        let (table, columns) = (plain(&table), plain(&columns));
         outln!("{name:<20} {table:<32} {rows:>12}  {capture:<10} {operation:<10} {columns}")?;
     }
     for left_out in service.left_out() {
-        let (name, table) = (&left_out.name, left_out.table.to_string());
-        outln!("{name:<20} {table:<32} {:>12}  {:<10} {:<10} {left_out}", "-", "-", "-")?;
+        let (name, table, why) = (&left_out.name, plain(&left_out.table.to_string()), plain(&left_out.to_string()));
+        outln!("{name:<20} {table:<32} {:>12}  {:<10} {:<10} {why}", "-", "-", "-")?;
     }
     Ok(())
 }

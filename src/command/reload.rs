@@ -69,20 +69,22 @@ impl Reload {
                 _ = hangup.recv() => true,
                 () = sleep(file_period) => false,
             };
-            self.read_file(was_asked).await;
-            if was_asked || looked.elapsed() >= tables_period {
+            let is_time_to_look = was_asked || looked.elapsed() >= tables_period;
+            // The tables that the file doesn't fit may have changed.
+            self.read_file(was_asked || is_time_to_look && self.catalog.stale().is_some()).await;
+            if is_time_to_look {
                 self.look().await;
                 looked = Instant::now();
             }
         }
     }
 
-    /// Reads the file, and puts it in force if it has changed.
-    async fn read_file(&mut self, was_asked: bool) {
+    /// Reads the file, and puts it in force if it has changed. `at_once`: also if it hasn't, and without a second reading.
+    async fn read_file(&mut self, at_once: bool) {
         let Some(file) = self.file.clone() else { return };
         let text = match read(&file).await {
-            Ok(text) if text == self.text && !was_asked => return,
-            Ok(text) if was_asked => text,
+            Ok(text) if text == self.text && !at_once => return,
+            Ok(text) if at_once => text,
             Ok(text) => {
                 sleep(failpoint::time("reload.quiet", QUIET_TIME)).await;
                 // It changes still, or again.
@@ -91,21 +93,36 @@ impl Reload {
                     Ok(_) | Err(_) => return,
                 }
             }
-            // A file that is being replaced may be missing for a moment.
-            Err(error) if was_asked => return self.refuse(&chain(&error)),
-            Err(_) => return,
+            Err(error) => return self.refuse(&error),
         };
-        let reloaded = self.reload(&file, &text).await;
-        self.text = text;
-        if let Err(error) = reloaded {
-            self.refuse(&chain(error.as_ref()));
+        match self.reload(&file, &text).await {
+            Ok(()) => self.text = text,
+            Err(error) => {
+                self.refuse(&error);
+                // What is wrong with the text itself is found once. Anything else is tried again.
+                if error.is::<config::Error>() {
+                    self.text = text;
+                }
+            }
         }
     }
 
-    /// Says that the file is not in force.
-    fn refuse(&self, error: &str) {
-        tracing::error!(event = "datasets_reload_failed", error, "the datasets file has changed and is not in force");
-        self.catalog.set_stale(Some(error));
+    /// Says that the file is not in force, unless that was the last thing said.
+    fn refuse(&self, error: &anyhow::Error) {
+        let told = chain(error.as_ref());
+        // Health checks show it, so it has no path and no cause of Postgres.
+        let why = match error.downcast_ref() {
+            Some(config::Error::Catalog { mistakes, .. }) => mistakes.to_string(),
+            _ => "the log says why".to_owned(),
+        };
+        if self.catalog.set_stale(Some(&why)) {
+            let error = told;
+            tracing::error!(
+                event = "datasets_reload_failed",
+                error,
+                "the datasets file has changed and is not in force"
+            );
+        }
     }
 
     async fn reload(&self, file: &Path, text: &str) -> anyhow::Result<()> {
@@ -147,6 +164,13 @@ impl Reload {
             let left_out = catalog.left_out().len();
             tracing::info!(event = "tables_matched", datasets = has.len(), added, removed, left_out);
         }
+        if !removed.is_empty() {
+            tracing::warn!(
+                event = "datasets_gone",
+                datasets = removed,
+                "requests for exports of these datasets are refused: their tables are gone, or can't be datasets any more"
+            );
+        }
         if !catalog.has_same_datasets(&before) {
             self.catalog.replace(Arc::new(catalog));
         }
@@ -163,8 +187,7 @@ fn missing_in(others: &BTreeSet<String>, names: &BTreeSet<String>) -> String {
     }
 }
 
-async fn read(file: &Path) -> Result<String, config::Error> {
-    let (path, unreadable) = (file.to_owned(), |why: &std::io::Error| config::Error::unreadable_catalog(file, why));
-    let read = spawn_blocking(move || std::fs::read_to_string(path)).await;
-    read.unwrap_or_else(|panic| Err(std::io::Error::other(panic))).map_err(|why| unreadable(&why))
+async fn read(file: &Path) -> anyhow::Result<String> {
+    let file = file.to_owned();
+    Ok(spawn_blocking(move || config::operator::read_text(&file)).await??)
 }

@@ -17,6 +17,7 @@ use clap::Args;
 use crate::command::BadUsage;
 use crate::command::catalog::{check_some, named_datasets};
 use crate::command::database_handle::{CreateMissing, with_database, with_tables_after_check};
+use crate::command::plain::plain;
 use crate::command::start::{Logs, block_on, settings};
 
 /// The datasets whose changes to capture.
@@ -67,7 +68,7 @@ async fn track_all(database: &Database, datasets: &[Arc<Dataset>]) -> anyhow::Re
             [_] => tracking::track(&pool, dataset).await,
             _ => tracking::try_track(&pool, dataset).await,
         };
-        let (name, table) = (&dataset.name, &dataset.table);
+        let (name, table) = (&dataset.name, plain(&dataset.table.to_string()));
         match tracked {
             Ok(Tracked::Now) => {
                 outln!("The changes of {table} are captured from now on: `{name}` can be exported.")?;
@@ -143,7 +144,7 @@ async fn untrack_datasets(config: &Config, database: &Database, datasets: &[Arc<
     let mut failed = Vec::new();
     let untracked = untracking::untrack(&pool, datasets, &config.catalog.get()).await?;
     for ((dataset, before), untracked) in datasets.iter().zip(before).zip(untracked) {
-        let (name, table) = (&dataset.name, &dataset.table);
+        let (name, table) = (&dataset.name, plain(&dataset.table.to_string()));
         match untracked {
             Err(error) => failed.push((name, error)),
             Ok(()) if before == Tracking::Untracked => outln!("`{name}` was not tracked: nothing has changed.")?,
@@ -164,6 +165,7 @@ async fn untrack_all(database: &Database) -> anyhow::Result<()> {
     let (mut failed, mut is_any) = (Vec::new(), false);
     for (table, untracked) in untracking::untrack_all(&database.pool(1)).await? {
         is_any = true;
+        let table = plain(&table.to_string());
         match untracked {
             Ok(()) => outln!("The changes of {table} are no longer captured.")?,
             Err(error) => failed.push(format!("{table}: {}", chain(&error))),

@@ -1,6 +1,11 @@
 //! Reads the operator's file, and the variables that it names for secrets.
 
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+
+use rustix::fs::OFlags;
 
 use crate::config::variables::{Variables, invalid, is_setting};
 use crate::config::{Config, Error};
@@ -34,8 +39,31 @@ impl Error {
 
 /// Reads the catalog and the receivers in this file.
 pub(super) fn read(file: &Path) -> Result<(Catalog, Receivers), Error> {
-    let text = std::fs::read_to_string(file).map_err(|why| Error::unreadable_catalog(file, &why))?;
-    read_catalog(file, &text)
+    read_catalog(file, &read_text(file)?)
+}
+
+/// The longest file, in bytes. It has room for some ten thousand datasets.
+const MAX_BYTES: u64 = 4 << 20;
+
+/// Reads the text of this file. Doesn't wait for the other end of a pipe.
+///
+/// # Errors
+/// If it can't be read, is no regular file, or is too long.
+pub fn read_text(file: &Path) -> Result<String, Error> {
+    let read = || {
+        let flags = OFlags::NONBLOCK.bits().cast_signed();
+        let opened = OpenOptions::new().read(true).custom_flags(flags).open(file)?;
+        if !opened.metadata()?.is_file() {
+            return Err(io::Error::other("it is no regular file"));
+        }
+        let mut text = String::new();
+        opened.take(MAX_BYTES + 1).read_to_string(&mut text)?;
+        if text.len() as u64 > MAX_BYTES {
+            return Err(io::Error::other(format!("it has more than {MAX_BYTES} bytes")));
+        }
+        Ok(text)
+    };
+    read().map_err(|why| Error::unreadable_catalog(file, &why))
 }
 
 /// Reads the catalog and the receivers in the text of this file.

@@ -38,21 +38,26 @@ impl CurrentCatalog {
         self.in_force().stale
     }
 
-    /// Puts another catalog in force.
+    /// Puts another catalog in force. That alone doesn't say that the operator's file is.
     pub fn replace(&self, catalog: Arc<Catalog>) {
-        self.change(|in_force| *in_force = InForce { catalog, changed_at: Utc::now(), stale: None });
+        let changed_at = Utc::now();
+        self.change(|in_force| (in_force.catalog, in_force.changed_at) = (catalog, changed_at));
     }
 
-    /// Records whether the operator's file is in force. `why` says why not.
-    pub fn set_stale(&self, why: Option<&str>) {
-        self.change(|in_force| in_force.stale = why.map(Arc::from));
+    /// Records whether the operator's file is in force. `why` says why not. Returns true if that is news.
+    pub fn set_stale(&self, why: Option<&str>) -> bool {
+        self.change(|in_force| {
+            let is_new = in_force.stale.as_deref() != why;
+            in_force.stale = why.map(Arc::from);
+            is_new
+        })
     }
 
     fn in_force(&self) -> InForce {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn change(&self, change: impl FnOnce(&mut InForce)) {
-        change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner));
+    fn change<T>(&self, change: impl FnOnce(&mut InForce) -> T) -> T {
+        change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -10,7 +10,7 @@ use wildmatch::WildMatch;
 
 use crate::dataset::block::{Block, OperatorFile};
 use crate::dataset::name::is_name;
-use crate::dataset::{Capture, Dataset, Table, dataset_block};
+use crate::dataset::{Capture, Dataset, Owners, Table, dataset_block};
 
 /// The kind of block that has a pattern.
 pub(super) const TABLES: &str = "tables";
@@ -24,11 +24,10 @@ pub struct Candidate {
     pub name: String,
     /// True if a name without a schema means it.
     pub is_visible: bool,
-    /// Its owner.
-    pub owner: String,
-    /// True if its owner is trusted unless a pattern names `owners`: the owner is the database role, or owns the schema
-    /// and is no superuser.
-    pub is_owner_trusted: bool,
+    /// Its owner, and those of its partitions.
+    pub owners: Vec<String>,
+    /// True if all its owners are trusted unless a pattern names other ones.
+    pub are_owners_trusted: bool,
     /// False for views, foreign tables and tables with rules: reading them runs code of their owners.
     pub is_plain_table: bool,
     /// True for a partition of a table.
@@ -90,19 +89,20 @@ pub struct LeftOut {
     pub table: Table,
     /// Why it is no dataset.
     pub reason: Reason,
-    /// The owner of the table.
-    owner: String,
+    /// The owners of the table and its partitions.
+    owners: Vec<String>,
 }
 
 impl fmt::Display for LeftOut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let LeftOut { name, owner, .. } = self;
+        let LeftOut { name, owners, .. } = self;
         match self.reason {
             Reason::NeedsBlock => f.write_str("views, foreign tables and tables with rules need a [[dataset]] each"),
             Reason::Partition => f.write_str("it is a partition: its rows are exported with those of its table"),
             Reason::Unlogged => f.write_str("it is unlogged: a crash of Postgres empties it"),
             Reason::AnotherOwner => {
-                write!(f, "its owner {owner} is none of the pattern's: reading a table may run code of its owner")
+                let owners = owners.join(", ");
+                write!(f, "it belongs to {owners}, and not only to the pattern's owners, whose code a read may run")
             }
             Reason::NoKey => f.write_str("it has no primary key: a [[dataset]] names the `key` of such a table"),
             Reason::NoUpdatedAt => f.write_str("it lacks the column of `updated_at`, or an index that begins with it"),
@@ -125,7 +125,6 @@ pub(super) struct Pattern {
     exclude: Vec<NamePattern>,
     /// The name of a dataset, with `{table}` and perhaps `{schema}`.
     name: String,
-    owners: Option<Vec<String>>,
     /// The options of its datasets. `updated_at` is theirs if the table has such a column, with an index.
     options: Dataset,
 }
@@ -169,9 +168,9 @@ fn pattern(block: &mut Block<'_, '_>) -> Option<Pattern> {
         true => Ok(text.to_owned()),
         false => Err("{table} is missing, without which all tables would have one name"),
     });
-    let owners = block.list("owners", str::parse::<String>);
-    let options = dataset_block::options(block);
-    Some(Pattern { matches: matches?, exclude, name: name?, owners, options })
+    let owners = block.list("owners", str::parse::<String>).map_or(Owners::Default, Owners::Named);
+    let options = Dataset { owners, ..dataset_block::options(block) };
+    Some(Pattern { matches: matches?, exclude, name: name?, options })
 }
 
 impl Pattern {
@@ -201,16 +200,16 @@ impl Pattern {
 
     /// Why a table can't be a dataset, by itself.
     fn obstacle(&self, relation: &Candidate, dataset: &Dataset) -> Option<Reason> {
-        let is_owner_trusted = match &self.owners {
-            Some(owners) => owners.contains(&relation.owner),
-            None => relation.is_owner_trusted,
+        let are_trusted = match &self.options.owners {
+            Owners::Named(named) => relation.owners.iter().all(|owner| named.contains(owner)),
+            Owners::Any | Owners::Default => relation.are_owners_trusted,
         };
         let lacks_times = matches!(dataset.capture, Capture::Timestamp { .. }) && dataset.updated_at.is_none();
         let obstacles = [
             (!relation.is_plain_table, Reason::NeedsBlock),
             (relation.is_partition, Reason::Partition),
             (relation.is_unlogged, Reason::Unlogged),
-            (!is_owner_trusted, Reason::AnotherOwner),
+            (!are_trusted, Reason::AnotherOwner),
             (!relation.has_key, Reason::NoKey),
             (lacks_times, Reason::NoUpdatedAt),
             (!is_name(&dataset.name), Reason::NameInvalid),
@@ -240,7 +239,7 @@ pub(super) fn expand(
     };
     let (mut fitting, mut left_out) = (BTreeMap::<String, Vec<(&Candidate, Dataset)>>::new(), Vec::new());
     let mut leave_out = |relation: &Candidate, Dataset { name, table, .. }: Dataset, reason| {
-        left_out.push(LeftOut { name, table, reason, owner: relation.owner.clone() });
+        left_out.push(LeftOut { name, table, reason, owners: relation.owners.clone() });
     };
     for relation in relations.iter().filter(|relation| !is_named(relation)) {
         let Some(pattern) = patterns.iter().find(|pattern| pattern.fits(relation)) else { continue };
@@ -276,8 +275,8 @@ mod tests {
             schema: schema.to_owned(),
             name: name.to_owned(),
             is_visible: schema == "public",
-            owner: "shop".to_owned(),
-            is_owner_trusted: true,
+            owners: vec!["shop".to_owned()],
+            are_owners_trusted: true,
             is_plain_table: true,
             is_partition: false,
             is_unlogged: false,
@@ -315,13 +314,13 @@ mod tests {
             Candidate { indexed_times: vec!["changed".to_owned()], ..table("public", "Order Lines") },
             Candidate { has_key: false, ..table("public", "log") },
             Candidate { is_plain_table: false, ..table("public", "view") },
-            Candidate { is_owner_trusted: false, ..table("public", "foreign") },
+            Candidate { are_owners_trusted: false, ..table("public", "foreign") },
             Candidate { is_unlogged: true, ..table("public", "cache") },
             Candidate { is_partition: true, ..table("public", "part") },
             table("public", "1st"),
             table("sales", "orders"),
             table("sales", "orders2"),
-            Candidate { owner: "boss".to_owned(), ..table("sales", "returns") },
+            Candidate { owners: vec!["boss".to_owned()], ..table("sales", "returns") },
             table("hr", "pay"),
         ];
         let (datasets, left_out) = expanded(text, &relations, &UsedNames::new());

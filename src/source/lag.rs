@@ -18,7 +18,7 @@ use crate::source::quote::{quoted, relation};
 use crate::source::role_path::widen;
 use crate::source::select::Select;
 use crate::source::value::in_zone_of;
-use crate::source::{Error, Source, rights, table_schema};
+use crate::source::{Error, Source, owners, rights, table_schema};
 use crate::watermark::{COUNTED_ROWS, ConsumerLag, Waiting};
 
 impl Source {
@@ -39,6 +39,9 @@ impl Source {
         let schema = table_schema::introspect_visible(&mut conn, dataset, &access).await?;
         let select = Select { dataset, schema: &schema };
         let mut tx = conn.begin().await.map_err(&failed)?;
+        if !owners::lock_trusted(&mut tx, &[(dataset, &schema.table)], "500ms").await.map_err(&failed)? {
+            return Err(Error::CantPlan(format!("`{}` belongs to another role by now", dataset.table)));
+        }
         // A locked table takes its connection from others for a moment only. The newest come from an index, in its
         // order, whatever the planner guesses of how much there is.
         let plan = format!(

@@ -1,20 +1,19 @@
 -- source.relations.read
 -- Returns the relations that patterns may match, in the order of their names.
 -- $1 text[]: the names that are looked up by the role's search_path
-select n.nspname::text as schema_name, c.relname::text as table_name, pg_get_userbyid(c.relowner)::text as owner,
+select n.nspname::text as schema_name, c.relname::text as table_name, members.owners, members.are_owners_trusted,
   c.relname = any ($1) and coalesce(cdc_export.table_of_role(quote_ident(c.relname)) = c.oid, false) as is_visible,
-  c.relowner = service.oid or c.relowner = owner.oid and not owner.rolsuper as is_owner_trusted,
   c.relkind in ('r', 'p') and not c.relhasrules as is_plain_table,
   c.relispartition as is_partition, c.relpersistence = 'u' as is_unlogged,
   exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary) as has_key,
   coalesce(times.names, '{}') as indexed_times
 from pg_class c
 join pg_namespace n on n.oid = c.relnamespace
-join pg_roles service on service.rolname = current_user
-join pg_database d on d.datname = current_database()
--- The owner of the database stands for `pg_database_owner`, which owns the schema `public` since Postgres 15.
-left join pg_roles owner
-  on owner.oid = case when pg_get_userbyid(n.nspowner) = 'pg_database_owner' then d.datdba else n.nspowner end
+cross join lateral (
+  select array_agg(distinct m.owner) as owners, bool_and(m.is_trusted) as are_owners_trusted
+  from (
+    -- include owners/members.sql
+  ) m) members
 left join lateral (
   select array_agg(distinct a.attname::text) as names
   from pg_index i

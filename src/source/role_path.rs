@@ -7,8 +7,8 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use crate::connection::failure::{SqlFailure, sqlstate};
 use crate::dataset::fault::Fault;
 use crate::dataset::{Dataset, TableSchema};
-use crate::source::quote;
 use crate::source::select::Select;
+use crate::source::{owners, quote};
 
 /// The longest time that a check waits for a lock on a table. The transaction that has the lock may wait for our
 /// caller.
@@ -76,9 +76,17 @@ async fn try_plans(
          {}",
         widen.join(";\n")
     );
-    let planned = sqlx::raw_sql(AssertSqlSafe(widen)).execute(&mut *tx).await;
+    let located: Vec<_> = datasets.iter().map(|(dataset, schema)| (*dataset, &schema.table)).collect();
+    let planned = async {
+        // What another role has put in the place of a table isn't planned. The next look at it says so.
+        if owners::lock_trusted(&mut tx, &located, LOCK_TIMEOUT).await? {
+            sqlx::raw_sql(AssertSqlSafe(widen)).execute(&mut *tx).await?;
+        }
+        Ok(())
+    };
+    let planned = planned.await;
     tx.rollback().await?;
-    Ok(planned.map(drop))
+    Ok(planned)
 }
 
 /// Says why Postgres can't plan a read of the table.

@@ -3,22 +3,27 @@
 //!
 //! Postgres checks the values, because it knows every type.
 
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::connection::failure::sqlstate;
 use crate::dataset::name::hint;
 use crate::dataset::{CellMax, Dataset, TableColumn};
 use crate::job::selection::{BadSelection, Condition, Operator, Selection};
 use crate::source::quote::quoted;
+use crate::source::role_path::LOCK_TIMEOUT;
 use crate::source::select::Select;
 use crate::source::table_schema::introspect;
 use crate::source::value::{compared, operator, refused_of_row};
-use crate::source::{Error, Source};
+use crate::source::{Error, Source, owners};
 
 impl Source {
     /// Returns true if a selection is one of the dataset's rows and columns.
     pub async fn check(&self, dataset: &Dataset, selection: &Selection) -> Result<Result<(), BadSelection>, Error> {
-        let mut conn = self.pool.acquire().await.map_err(Error::from_sql(&dataset.table))?;
+        let failed = Error::from_sql(&dataset.table);
+        let mut conn = self.pool.acquire().await.map_err(&failed)?;
+        // Rolled back in the end. If the owner isn't trusted, the introspection says so.
+        let mut conn = conn.begin().await.map_err(&failed)?;
+        owners::lock_trusted(&mut conn, &[(dataset, &dataset.table)], LOCK_TIMEOUT).await.map_err(&failed)?;
         let schema = introspect(&mut conn, dataset).await?;
         let select = Select { dataset, schema: &schema };
         for (i, name) in selection.columns.iter().flatten().enumerate() {

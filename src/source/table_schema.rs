@@ -17,7 +17,7 @@ use crate::source::guard::RememberedColumn;
 use crate::source::placed::by_table;
 use crate::source::quote::relation;
 use crate::source::rights::TableAccess;
-use crate::source::{filter, guard, key_index, rights};
+use crate::source::{filter, guard, key_index, owners, rights};
 use pg_rows::column::{ColumnType, ParquetType};
 
 /// Why a table can't be looked at.
@@ -204,6 +204,10 @@ async fn introspect_tables(
     let fitting = |(&(dataset, table), columns)| Fitting { dataset, table, columns, faults: Vec::new() };
     let mut fittings: Vec<_> = tables.iter().zip(columns).map(fitting).collect();
     refuse_missing(conn, &mut fittings).await?;
+    for fault in owners::untrusted(conn, tables).await? {
+        let its = fittings.iter_mut().find(|it| it.dataset.name == fault.dataset);
+        its.expect("it is one of the datasets").faults.push(fault);
+    }
     let fits: Vec<_> = fittings.into_iter().map(Fitting::fit).collect();
     let found = || fits.iter().filter_map(|fit| fit.as_ref().ok());
     let changing: Vec<_> = found().map(|fit| (fit.table, fit.changing())).collect();

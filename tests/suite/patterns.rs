@@ -3,7 +3,7 @@
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::catalog::{Catalog, export, post};
+use crate::catalog::{Catalog, ended, export, post};
 use crate::harness::{Database, Service, Start, eventually, refusal};
 
 /// The file is read, and tables are looked for, many times a second.
@@ -153,18 +153,102 @@ async fn a_table_of_another_owner_is_left_out() {
     let database = Database::empty().await;
     let role = format!("owner_{}", uuid::Uuid::new_v4().simple());
     database.run(SHOP).await;
-    database.run(&format!("create role {role}; alter table shop.lines owner to {role}")).await;
+    database
+        .run(&format!(
+            "create role {role}; alter table shop.lines owner to {role};
+             create table shop.parts (id int primary key) partition by range (id);
+             create table shop.parts_1 partition of shop.parts for values from (0) to (9);
+             alter table shop.parts_1 owner to {role}"
+        ))
+        .await;
     let catalog = Catalog::of(PATTERN);
     let service = quick(&catalog, &database).service().await;
-    let orders = "orders shop.orders not_tracked";
-    becomes(&service, &[orders, "lines shop.lines another_owner"]).await;
+    let (lines, orders) = ("lines shop.lines not_tracked", "orders shop.orders not_tracked");
+    let (others_parts, partition) = ("parts shop.parts another_owner", "parts_1 shop.parts_1 partition");
+    becomes(&service, &[orders, "lines shop.lines another_owner", others_parts, partition]).await;
     catalog.write(&format!("{PATTERN}owners = [\"{role}\"]\n"));
-    becomes(&service, &["lines shop.lines not_tracked", "orders shop.orders another_owner"]).await;
+    becomes(&service, &[lines, "orders shop.orders another_owner", others_parts, partition]).await;
     catalog.write(PATTERN);
     database.run(&format!("alter schema shop owner to {role}")).await;
-    becomes(&service, &["lines shop.lines not_tracked", orders]).await;
+    becomes(&service, &[lines, orders, "parts shop.parts not_tracked", partition]).await;
     service.stop().await;
     database.run(&format!("drop owned by {role} cascade; drop role {role}")).await;
+}
+
+/// The service looks at the tables once a minute: it finds out when it reads one.
+#[tokio::test]
+async fn a_table_that_another_role_put_in_the_place_of_one_is_not_read() {
+    let database = Database::empty().await;
+    let role = format!("owner_{}", uuid::Uuid::new_v4().simple());
+    database.run(SHOP).await;
+    let catalog = Catalog::of(PATTERN);
+    let (code, _, said) = catalog.command(&database, &["track", "--all"]).await;
+    assert_eq!(code, 0, "{said}");
+    let service = catalog.start(&database).service().await;
+    export(&service, "full", "lines", "a").await;
+    database
+        .run(&format!(
+            "drop table shop.lines; create table shop.lines (id int primary key, note text);
+             insert into shop.lines values (666);
+             create table shop.proof (n int);
+             create function shop.writes() returns bool language plpgsql as
+               $$ begin insert into shop.proof values (1); return true; end $$;
+             create function shop.runs(int) returns bool language plpgsql immutable as
+               $$ begin perform shop.writes(); return true; end $$;
+             create index on shop.lines (note) where shop.runs(7);
+             create role {role}; alter table shop.lines owner to {role};
+             truncate shop.proof"
+        ))
+        .await;
+    let body = json!({ "dataset": "lines" });
+    for (path, consumer) in [("/exports/full", Some("a")), ("/exports/delta", Some("a")), ("/exports", None)] {
+        let job = ended(&service, path, consumer, body.clone()).await;
+        assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("dataset_mismatch")), "{job}");
+    }
+    let consumers: Value = service.call("GET", "/consumers", &[]).await.json().await.unwrap();
+    assert_eq!(consumers["items"][0]["rowsWaiting"], Value::Null, "{consumers}");
+    assert_eq!(listed(&service).await[0], "lines shop.lines dataset_mismatch");
+    let filtered = json!({ "dataset": "lines", "filter": [{ "column": "id", "op": "gt", "value": 1 }] });
+    let refused = post(&service, "/exports", None, &filtered).await;
+    assert_eq!(refusal(refused).await.1, "dataset_mismatch");
+    for command in [&["plan", "full", "--consumer", "a", "--dataset", "lines"][..], &["datasets", "check"]] {
+        catalog.command(&database, command).await;
+    }
+    assert_eq!(database.one::<i64>("select count(*) from shop.proof").await, 0, "code of the other role ran");
+    service.stop().await;
+    database.run(&format!("drop owned by {role} cascade; drop role {role}")).await;
+}
+
+#[tokio::test]
+async fn a_file_stays_stale_until_it_is_in_force() {
+    let database = Database::empty().await;
+    database.run(SHOP).await;
+    let catalog = Catalog::of(PATTERN);
+    let service = quick(&catalog, &database).service().await;
+    let stale = async || {
+        let answer: Value = service.call("GET", "/health/ready", &[]).await.json().await.unwrap();
+        answer["checks"]["catalog"].as_str().map(str::to_owned)
+    };
+    let becomes_stale = async |why: &str| {
+        eventually(why, async || stale().await.is_some_and(|stale| stale.contains(why)).then_some(())).await;
+    };
+    catalog.write("oops = [");
+    becomes_stale("line 1: ").await;
+    let tables = ["extra shop.extra not_tracked", "lines shop.lines not_tracked", "orders shop.orders not_tracked"];
+    database.run("create table shop.extra (id int primary key)").await;
+    becomes(&service, &tables).await;
+    assert!(stale().await.is_some(), "a new table mends no file");
+    assert_eq!(service.events("datasets_reload_failed").len(), 1);
+    // A pipe that nobody writes to.
+    std::fs::remove_file(catalog.path()).unwrap();
+    nix::unistd::mkfifo(&catalog.path(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    becomes_stale("the log says why").await;
+    std::fs::remove_file(catalog.path()).unwrap();
+    catalog.write(&format!("{PATTERN}exclude = [\"*.extra\"]\n"));
+    becomes(&service, &tables[1..]).await;
+    eventually("the file is in force", async || stale().await.is_none().then_some(())).await;
+    assert_eq!(service.events("datasets_gone").len(), 1);
+    service.stop().await;
 }
 
 #[tokio::test]
@@ -255,6 +339,13 @@ async fn commands_add_tables_and_list_them() {
     assert!(code == 2 && said.contains("--name: it names one dataset"), "{said}");
     let (code, _, said) = add(&["--name", "sales", "shop.orders"]).await;
     assert!(code == 0 && said.contains("cdc-export track sales"), "{said}");
+    database.run("create schema \"w*d\"; create table \"w*d\".t (id int primary key)").await;
+    for (schema, why) in
+        [("nosuch", "no table in a schema"), ("w*d", "can't name just the schema"), ("SHOP", "no table in")]
+    {
+        let (code, _, said) = add(&["--schema", schema]).await;
+        assert!(code == 1 && said.contains(why), "{schema}: {said}");
+    }
     let (code, printed, said) = add(&["--schema", "shop"]).await;
     assert!(code == 0 && said.contains("cdc-export track --all"), "{said}");
     assert!(printed.starts_with("[[tables]]\nmatch = [\"shop.*\"]\n"), "{printed}");
@@ -265,6 +356,11 @@ async fn commands_add_tables_and_list_them() {
     let names: Vec<Value> =
         listed.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["name"].clone()).collect();
     assert_eq!(names, ["sales", "lines", "orders", "bare"]);
+    database.run("create table shop.\"esc\u{1b}[31m\" (id int primary key)").await;
+    for command in [&["datasets", "list"][..], &["datasets", "check"], &["track", "--all"]] {
+        let (_, printed, said) = catalog.command(&database, command).await;
+        assert!(!printed.contains('\u{1b}') && !said.contains('\u{1b}'), "{command:?} writes to the terminal");
+    }
     let (code, listed, said) = catalog.command(&database, &["datasets", "list"]).await;
     assert!(code == 0 && listed.contains("it has no primary key"), "{listed}{said}");
 }

@@ -102,7 +102,8 @@ async fn untrack_on(conn: &mut PgConnection, table: &Table) -> Result<bool, Erro
     Ok(is_any)
 }
 
-/// Returns the tables whose changes are logged although no dataset of the catalog needs them.
+/// Returns the tables whose changes are logged although no dataset of the catalog needs them, and no pattern matches
+/// them.
 ///
 /// # Errors
 /// If the database fails.
@@ -110,7 +111,9 @@ pub async fn without_dataset(conn: &mut PgConnection, catalog: &Catalog) -> Resu
     let (schemas, names): (Vec<_>, Vec<_>) = catalog
         .iter()
         .filter(|dataset| dataset.capture == Capture::Triggers)
-        .map(|dataset| (dataset.table.schema.clone(), dataset.table.name.clone()))
+        .map(|dataset| &dataset.table)
+        .chain(catalog.left_out().iter().map(|left_out| &left_out.table))
+        .map(|table| (table.schema.clone(), table.name.clone()))
         .unzip();
     let found: Vec<(String, String)> = sqlx::query_as(include_str!("untracking/without_dataset.sql"))
         .bind(schemas)

@@ -1,0 +1,61 @@
+//! The owners of a dataset's table and its partitions. Reading a table may run code of any of them.
+
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use crate::connection::statement::with_pieces;
+use crate::dataset::fault::Fault;
+use crate::dataset::{Dataset, Owners, Table};
+use crate::source::quote::relation;
+
+/// The owners of a table and of its partitions.
+pub(super) const MEMBERS: (&str, &str) = ("owners/members.sql", include_str!("owners/members.sql"));
+
+/// Locks the tables of datasets that don't trust each owner, in a transaction. Returns true if all their owners are
+/// trusted: then they stay so, and statements on the tables may be planned.
+pub(crate) async fn lock_trusted(
+    tx: &mut PgConnection,
+    tables: &[(&Dataset, &Table)],
+    timeout: &str,
+) -> Result<bool, sqlx::Error> {
+    let bound: Vec<_> = tables.iter().filter(|(dataset, _)| dataset.owners != Owners::Any).copied().collect();
+    if bound.is_empty() {
+        return Ok(true);
+    }
+    let names = bound.iter().map(|(_, table)| relation(table)).collect::<Vec<_>>().join(", ");
+    let lock = format!(
+        "-- source.owners.lock
+         set local lock_timeout = '{timeout}';
+         lock table {names} in access share mode"
+    );
+    sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *tx).await?;
+    Ok(untrusted(tx, &bound).await?.is_empty())
+}
+
+/// Returns a fault for each dataset whose table has an owner whom the dataset doesn't trust. Reads nothing but the
+/// system catalogs. In a transaction that has a lock on the table, its owners stay so.
+pub(crate) async fn untrusted(
+    conn: &mut PgConnection,
+    tables: &[(&Dataset, &Table)],
+) -> Result<Vec<Fault>, sqlx::Error> {
+    let bound: Vec<_> = tables.iter().filter(|(dataset, _)| dataset.owners != Owners::Any).collect();
+    if bound.is_empty() {
+        return Ok(Vec::new());
+    }
+    let named = |dataset: &Dataset| match &dataset.owners {
+        Owners::Any | Owners::Default => None,
+        Owners::Named(names) => Some(Json(names.clone())),
+    };
+    let statement = with_pieces(include_str!("owners/untrusted.sql"), &[MEMBERS]);
+    let found: Vec<(i64, String)> = sqlx::query_as(AssertSqlSafe(statement))
+        .bind(bound.iter().map(|(_, table)| relation(table)).collect::<Vec<_>>())
+        .bind(bound.iter().map(|(dataset, _)| named(dataset)).collect::<Vec<_>>())
+        .fetch_all(conn)
+        .await?;
+    let fault = |(place, owner): (i64, String)| {
+        let (dataset, _) = bound[place as usize - 1];
+        let why = format!("it or a partition of it belongs to {owner}, who is none of the pattern's owners");
+        Fault { dataset: dataset.name.clone(), member: "table", item: None, why }
+    };
+    Ok(found.into_iter().map(fault).collect())
+}
