@@ -377,8 +377,8 @@ impl Judged<'_> {
     /// Where an export was skipped, the replica must be the table without another file.
     ///
     /// An export of changes is refused where what the consumer has is not what the database knows that it has, after
-    /// some moves of the table's owner, and where the change log may have been over its bound; never for nothing. A full
-    /// one only where it waited in a copy, and may have been done since.
+    /// some moves of the table's owner, and where the change log may have been over its bound; never for nothing. A
+    /// full one only where it waited in a copy, and may have been done since.
     fn replay(&self, lane: &Lane, consumer: &mut Consumer, before: &HashMap<Uuid, String>, end: End) -> Result<usize> {
         let mut compared = 0;
         let mut since = Since::default();

@@ -430,13 +430,13 @@ impl History {
 
 /// Who died, and of what.
 ///
-/// A death is an attempt that began, that is a claim which was committed, and ended neither completed, nor skipped, nor
-/// cancelled, nor with `full_export_needed`: its job went back to `pending` or on to `failed`. It counts only if between its claim
-/// and its end some act of the nemesis met the replica that ran it, or all of them. An act lasts until it is over: a
-/// stop until SIGCONT, a black hole until it is lifted. Killed processes that ran nothing count for nothing, and so do
-/// attempts that came through their fault. Two faults that meet one attempt are one death, of the later one. An attempt
-/// that met nothing but the early end of its lease has lost it, but harmed nobody's process or connection: it is told
-/// apart, and no death.
+/// A death is an attempt that began, that is a claim which was committed, and ended neither completed, nor skipped,
+/// nor cancelled, nor with `full_export_needed`: its job went back to `pending` or on to `failed`. It counts only if
+/// between its claim and its end some act of the nemesis met the replica that ran it, or all of them. An act lasts
+/// until it is over: a stop until SIGCONT, a black hole until it is lifted. Killed processes that ran nothing count
+/// for nothing, and so do attempts that came through their fault. Two faults that meet one attempt are one death, of
+/// the later one. An attempt that met nothing but the early end of its lease has lost it, but harmed nobody's process
+/// or connection: it is told apart, and no death.
 pub(crate) fn deaths(attempts: &Attempts, replicas: &[Replica], report: &Report) -> Deaths {
     let acts = report.acts();
     let mut deaths = Deaths::default();
