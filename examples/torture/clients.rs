@@ -42,10 +42,15 @@ pub(crate) async fn ask(world: Arc<World>, client: u64) {
                 if open < MOST_OPEN {
                     let kind = if wants_full { "full" } else { lane.kind(drawn) };
                     let mut body = json!({ "dataset": lane.dataset });
-                    if random.percent(50) {
+                    if random.percent(70) {
                         body["skipEmpty"] = json!(true);
                     }
                     caller.submit(kind, lane, &body).await;
+                    // It looks again at once, and mostly finds nothing.
+                    if open + 1 < MOST_OPEN && random.percent(30) {
+                        body["skipEmpty"] = json!(true);
+                        caller.submit("delta", lane, &body).await;
+                    }
                 }
             }
             45..50 => caller.look_at_all().await,

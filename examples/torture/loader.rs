@@ -129,7 +129,7 @@ impl<'w> Loader<'w> {
         let nothing_yet = standing.last.is_none() && self.random.percent(50);
         let kind = if self.wants_full || nothing_yet { "full" } else { "delta" };
         let mut body = json!({ "dataset": self.lane.dataset, "after": null });
-        if self.random.percent(50) {
+        if self.random.percent(70) {
             body["skipEmpty"] = json!(true);
         }
         if let Some((id, hash)) = &standing.last {

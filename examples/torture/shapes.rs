@@ -81,7 +81,7 @@ pub(crate) async fn write(world: Arc<World>) -> usize {
 pub(crate) async fn write_now_and_then(world: Arc<World>) -> usize {
     let random = Random::new(world.seed, 155);
     write_to(&world, random, &["calm"], |random| {
-        if random.percent(70) { random.millis(10, 300) } else { random.millis(2_000, 15_000) }
+        if random.percent(80) { random.millis(10, 300) } else { random.millis(3_000, 60_000) }
     })
     .await
 }
