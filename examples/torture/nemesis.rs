@@ -29,7 +29,7 @@ const NAP: Duration = Duration::from_millis(1_200);
 /// as much again for a machine that does other things too.
 const TAKEN_OVER: Duration = Duration::from_millis(2 * (1_000 + 334 + 1_000));
 
-/// A blow that would come so late is left out.
+/// A blow or a quake that would come so late is left out.
 const LATE: Duration = Duration::from_millis(1_000);
 
 /// The second phase: the plan, each replica's list beside the others.
@@ -73,6 +73,10 @@ pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Res
             tokio::time::sleep(quake.at.saturating_sub(begun.elapsed())).await;
             if shaken.is_over() {
                 break;
+            }
+            // Crash upon crash no replica would ever start.
+            if begun.elapsed() > quake.at + LATE {
+                continue;
             }
             shake(&shaken, quake.what).await?;
         }
