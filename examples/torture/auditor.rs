@@ -122,14 +122,14 @@ const RULES: [(&str, &str, &str); 5] = [
         "a job that overtook an earlier one",
         "select e.consumer_id || ': ' || e.lane_sequence || ' is ' || e.status || ', ' || o.lane_sequence || ' is ' || o.status
          from exports o join exports e on e.consumer_id = o.consumer_id and e.lane_sequence > o.lane_sequence
-         where o.status in ('pending', 'processing') and e.status in ('processing', 'completed', 'failed')",
+         where o.status in ('pending', 'processing') and e.status in ('processing', 'completed', 'skipped', 'failed')",
     ),
     (
         "6",
         "a job that overtook an earlier one which has no name yet",
         "select e.consumer_id || ': ' || e.lane_sequence || ' is ' || e.status || ', ' || o.lane_sequence || ' is unpublished'
          from exports o join exports e on e.consumer_id = o.consumer_id and e.lane_sequence > o.lane_sequence
-         where o.status = 'completed' and o.published_at is null and e.status in ('processing', 'completed', 'failed')",
+         where o.status = 'completed' and o.published_at is null and e.status in ('processing', 'completed', 'skipped', 'failed')",
     ),
     // Nobody here removes a file that has no name yet.
     (
@@ -143,7 +143,7 @@ const RULES: [(&str, &str, &str); 5] = [
         "select w.consumer_id || ': ' || coalesce(w.last_exported_at::text, 'null') || ', ' || coalesce(j.watermark_to::text, 'null')
          from watermarks w
          left join lateral (select watermark_to from exports e
-                            where e.consumer_id = w.consumer_id and (e.status = 'completed' or e.error_code = 'file_lost')
+                            where e.consumer_id = w.consumer_id and (e.status in ('completed', 'skipped') or e.error_code = 'file_lost')
                             order by lane_sequence desc limit 1) j on true
          where w.last_exported_at is distinct from j.watermark_to",
     ),

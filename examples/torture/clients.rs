@@ -9,7 +9,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::lanes::{self, AD_HOC, AskedBy, LANES, Lane};
-use crate::ledger::{Ledger, Promise};
+use crate::ledger::{Ledger, Promise, status};
 use crate::random::Random;
 use crate::report::locked;
 use crate::trial::World;
@@ -40,14 +40,24 @@ pub(crate) async fn ask(world: Arc<World>, client: u64) {
                     (ledger.open(lane.name), ledger.wants_full(lane.name))
                 };
                 if open < MOST_OPEN {
-                    caller.submit(if wants_full { "full" } else { lane.kind(drawn) }, lane).await;
+                    let kind = if wants_full { "full" } else { lane.kind(drawn) };
+                    let mut body = json!({ "dataset": lane.dataset });
+                    if random.percent(70) {
+                        body["skipEmpty"] = json!(true);
+                    }
+                    caller.submit(kind, lane, &body).await;
+                    // It looks again at once, and mostly finds nothing.
+                    if open + 1 < MOST_OPEN && random.percent(30) {
+                        body["skipEmpty"] = json!(true);
+                        caller.submit("delta", lane, &body).await;
+                    }
                 }
             }
             45..50 => caller.look_at_all().await,
             50..70 => caller.look(lane.name).await,
             70..76 => caller.watermark(lane).await,
             76..84 => {
-                let open = locked(&world.ledger).ids(|promise| promise.ended.is_none());
+                let open = locked(&world.ledger).ids(Promise::is_open);
                 if let Some(job) = random.pick(&open) {
                     caller.cancel(&job).await;
                 }
@@ -143,9 +153,10 @@ impl<'w> Caller<'w> {
     }
 
     /// Asks twice with one key, as a client does that isn't sure of the first answer: it is one job.
-    pub(crate) async fn submit(&self, kind: &str, lane: &'static Lane) -> Option<String> {
+    pub(crate) async fn submit(&self, kind: &str, lane: &'static Lane, body: &Value) -> Option<String> {
         let key = uuid::Uuid::new_v4().to_string();
-        let (first, second) = (self.submit_once(kind, lane, &key).await, self.submit_once(kind, lane, &key).await);
+        let once = || self.submit_once(kind, lane, body, &key);
+        let (first, second) = (once().await, once().await);
         if let (Some(first), Some(second)) = (&first, &second)
             && first != second
         {
@@ -154,10 +165,10 @@ impl<'w> Caller<'w> {
         first.or(second)
     }
 
-    async fn submit_once(&self, kind: &str, lane: &'static Lane, key: &str) -> Option<String> {
+    async fn submit_once(&self, kind: &str, lane: &'static Lane, body: &Value, key: &str) -> Option<String> {
         let path = format!("/exports/{kind}");
         let request = self.world.http.post(format!("{}{path}", self.address)).header("X-Consumer-ID", lane.name);
-        let request = request.header("Idempotency-Key", key).json(&json!({ "dataset": lane.dataset }));
+        let request = request.header("Idempotency-Key", key).json(body);
         let answer = self.send(request, &format!("POST {path}")).await?;
         self.promised(answer, lane.name).await
     }
@@ -192,6 +203,12 @@ impl<'w> Caller<'w> {
         if !numbers.is_sorted_by(|newer, older| newer > older) {
             self.red("6", format!("the list of {lane} has the numbers {numbers:?}"));
         }
+        // No list has a skipped job with another one after it.
+        let listed = |id: &String| jobs.iter().any(|job| job["jobId"] == id.as_str());
+        let of_lane = locked(&self.world.ledger).ids(|promise| promise.lane == lane && promise.is_open());
+        for id in of_lane.iter().filter(|id| !listed(id)) {
+            self.job(id).await;
+        }
     }
 
     async fn look_at_all(&self) {
@@ -214,11 +231,18 @@ impl<'w> Caller<'w> {
         let asked = Instant::now();
         let (status, answer) = self.call(Method::GET, &format!("/exports/{id}"), None).await?;
         if status == 404 {
-            self.red("8", format!("job {id} was accepted, and there is none of that id"));
+            self.gone(id);
         }
         let job = answer.json::<Value>().await.ok().filter(|_| status == 200)?;
         self.ledger()?.told(&job, asked, &self.world.report);
         Some(job)
+    }
+
+    /// There is no job of that id. Whether it may be so, the oracle says.
+    fn gone(&self, id: &str) {
+        if let Some(promise) = self.ledger().as_mut().and_then(|ledger| ledger.promises.get_mut(id)) {
+            promise.gone = true;
+        }
     }
 
     async fn watermark(&self, lane: &'static Lane) {
@@ -243,17 +267,29 @@ impl<'w> Caller<'w> {
         }
     }
 
-    /// Downloads a completed job's file: all of it or an error, never a part that looks like all.
+    /// Downloads a completed job's file: all of it or an error, never a part that looks like all. A skipped one has
+    /// none.
     async fn fetch(&self, random: &mut Random) {
-        let completed = |job: &Value| job["status"] == "completed";
-        let done = locked(&self.world.ledger).ids(|p| p.ended.as_ref().is_some_and(|(job, _)| completed(job)));
-        let Some(id) = random.pick(&done) else { return };
-        let Some((status, answer)) = self.call(Method::GET, &format!("/exports/{id}/download"), None).await else {
+        let done: Vec<(String, bool)> = {
+            let ledger = locked(&self.world.ledger);
+            let ended = |(id, promise): (&String, &Promise)| Some((id.clone(), promise.ended.as_ref()?.0.clone()));
+            let shown = ledger.promises.iter().filter_map(ended).filter(|(_, job)| job["status"] == "completed");
+            shown.map(|(id, job)| (id, status(&job) == "skipped")).collect()
+        };
+        let Some((id, is_skipped)) = random.pick(&done) else { return };
+        let Some((code, answer)) = self.call(Method::GET, &format!("/exports/{id}/download"), None).await else {
             return;
         };
         let removed = || locked(&self.world.ledger).promises.get(&id).is_some_and(|promise| promise.removal_asked);
-        match status {
-            200 => {
+        match code {
+            404 if is_skipped => self.gone(&id),
+            409 if is_skipped => {
+                let Ok(problem) = answer.json::<Value>().await else { return };
+                if problem["code"] != "no_file" {
+                    self.red("api", format!("a download of {id}, which was skipped: {problem}"));
+                }
+            }
+            200 if !is_skipped => {
                 let Ok(bytes) = answer.bytes().await else { return };
                 let Some(ledger) = self.ledger() else { return };
                 let Some((job, _)) = ledger.promises.get(&id).and_then(|promise| promise.ended.as_ref()) else {
@@ -265,7 +301,7 @@ impl<'w> Caller<'w> {
             }
             410 if removed() => {}
             503 => {}
-            _ => self.red("3", format!("the file of {id}, which is completed, can't be had: {status}")),
+            _ => self.red("3", format!("a download of {id}, which is completed, skipped: {is_skipped}: {code}")),
         }
     }
 

@@ -14,6 +14,7 @@ use tokio::process::Command;
 use crate::bucket::Bucket;
 use crate::builds::{self, Profile};
 use crate::file_order;
+use crate::moves::Move;
 use crate::plan::Plan;
 use crate::report::Counts;
 use crate::trial::{Attack, Trial};
@@ -43,6 +44,8 @@ enum Scenario {
     LostAnswers(u64),
     /// Readers hear nothing any more.
     SilentReaders(u64),
+    /// The same as usual, and backfills.
+    Backfills(u64),
     /// The database is put back to where exports were under way, and then no upload can be completed for a while.
     Restores(u64),
 }
@@ -115,7 +118,7 @@ const IN_A_BUCKET: [Control; 4] = [
     },
 ];
 
-const CONTROLS: [Control; 11] = [
+const CONTROLS: [Control; 13] = [
     // What the directed scenario does by itself is no violation.
     Control { name: "nothing", breaks: None, edits: &[], scenario: Scenario::Overtaking(15) },
     // A worker whose lease was given to another commits over it. Where the worker was stopped, Postgres has ended its
@@ -165,6 +168,28 @@ const CONTROLS: [Control; 11] = [
             instead: "Rule::TimeAlone",
         }],
         scenario: Scenario::Usual(60),
+    },
+    // An export that was to be skipped if it is empty is skipped, although rows wait.
+    Control {
+        name: "skips-a-few-rows",
+        breaks: Some("1"),
+        edits: &[Edit {
+            file: "src/pipeline.rs",
+            text: "    if spec.skips_empty && written.stats.rows == 0 {\n",
+            instead: "    if spec.skips_empty && written.stats.rows <= 3 {\n",
+        }],
+        scenario: Scenario::Usual(60),
+    },
+    // A backfill of one table costs the positions of others.
+    Control {
+        name: "gives-up-others",
+        breaks: Some("1"),
+        edits: &[Edit {
+            file: "src/source/purge/give_up_large.sql",
+            text: "  order by held.bytes desc, held.table_oid\n",
+            instead: "  order by held.bytes, held.table_oid\n",
+        }],
+        scenario: Scenario::Backfills(60),
     },
     // A beat that waited for the commit's row lock finds no lease any more, and the finished job is taken for lost.
     // Alone this is found harmless: a worker that is told so reads the job again, and finds its own file recorded. So
@@ -292,6 +317,9 @@ fn trial(control: &Control, seed: u64, binary: PathBuf, store: Option<Bucket>) -
     let replicas = place::replicas(store.as_ref());
     let attack = match control.scenario {
         Scenario::Usual(secs) => Attack::Planned(Plan::new(seed, replicas, Duration::from_secs(secs), &[])),
+        Scenario::Backfills(secs) => {
+            Attack::Planned(Plan::new(seed, replicas, Duration::from_secs(secs), &[Move::Backfill]))
+        }
         Scenario::Overtaking(secs) => Attack::Overtaking(Duration::from_secs(secs)),
         Scenario::SilentReaders(secs) => Attack::Planned(Plan::of_silent_readers(replicas, Duration::from_secs(secs))),
         Scenario::LostAnswers(secs) => Attack::Planned(Plan::of_lost_answers(replicas, Duration::from_secs(secs))),

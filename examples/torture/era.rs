@@ -1,6 +1,6 @@
 //! An era as the database tells it: its jobs, what the recorder wrote down, and the tables as they are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use anyhow::Result;
 use chrono::{DateTime, Utc};
@@ -8,6 +8,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::lanes::{LANES, Lane};
+use crate::log_bound;
 use crate::recorder::{self, History, MoveMade, Row, Versions};
 use crate::replay::{Said, Window};
 
@@ -26,6 +27,12 @@ pub(crate) struct Job {
     pub(crate) up_to: Option<i64>,
     pub(crate) export_type: String,
     pub(crate) status: String,
+    /// The service has deleted it.
+    pub(crate) removed: bool,
+    /// Its request said `skipEmpty`.
+    pub(crate) skip_empty: Option<bool>,
+    /// The token of the attempt that skipped it.
+    pub(crate) skipped_by: Option<Uuid>,
     pub(crate) error_code: Option<String>,
     pub(crate) continuity: Option<String>,
     pub(crate) schema_changed: Option<bool>,
@@ -43,12 +50,14 @@ pub(crate) struct Job {
     pub(crate) after_sha256: Option<String>,
 }
 
-/// An export as its consumer has it: after the database was put back, a job may make another file under its old id.
+/// An export as its consumer has it: after the database was put back, a job may make another file under its old id, or
+/// be skipped anew.
 pub(crate) type Delivered = (Uuid, String);
 
 impl Job {
     pub(crate) fn delivered(&self) -> Delivered {
-        (self.id, self.sha256.clone().unwrap_or_default())
+        let skipped_by = || self.skipped_by.map(|token| token.to_string());
+        (self.id, self.sha256.clone().or_else(skipped_by).unwrap_or_default())
     }
 
     /// The export that its caller said it had loaded last.
@@ -60,6 +69,11 @@ impl Job {
     /// where it brought it.
     pub(crate) fn has_lost_its_file(&self) -> bool {
         self.error_code.as_deref() == Some(FILE_LOST)
+    }
+
+    /// Its position moved, with a file or without one.
+    pub(crate) fn has_committed(&self) -> bool {
+        ["completed", "skipped"].contains(&self.status.as_str()) || self.has_lost_its_file()
     }
 
     pub(crate) fn said(&self) -> Said {
@@ -75,6 +89,8 @@ pub(crate) struct Era {
     pub(crate) moves: Vec<MoveMade>,
     pub(crate) versions: BTreeMap<String, Versions>,
     pub(crate) tables: BTreeMap<&'static str, BTreeMap<i64, Row>>,
+    /// The refused jobs whose positions the bound of the change log may have cost.
+    pub(crate) given_up: HashSet<Uuid>,
 }
 
 impl Era {
@@ -84,10 +100,11 @@ impl Era {
                (selection->'filter'->0->>'value')::bigint as up_to, export_type, status, error_code, continuity, schema_changed,
                rows_exported, bytes_written, output_filename, sha256, staged_name,
                (select location from cdc_export.files f where f.job = e.id and f.part = 1), digest, published_at is not null as published,
-               watermark_from, watermark_to, after_job, after_sha256
-             from exports e order by consumer_id, lane_sequence",
+               watermark_from, watermark_to, after_job, after_sha256, removed, skip_empty,
+               (select s.token_was from torture.steps s where s.job = e.id and s.became = 'skipped') as skipped_by
+             from torture.jobs e order by consumer_id, lane_sequence",
         );
-        let jobs = jobs.fetch_all(&mut *conn).await?;
+        let jobs: Vec<Job> = jobs.fetch_all(&mut *conn).await?;
         let (history, versions) = (History::read(conn).await?, recorder::versions(conn).await?);
         let mut tables = BTreeMap::new();
         for Lane { dataset, .. } in LANES {
@@ -96,7 +113,8 @@ impl Era {
             }
         }
         let moves = recorder::moves(conn).await?;
-        Ok(Era { jobs, history, moves, versions, tables })
+        let given_up = log_bound::given_up(&jobs, &history, &recorder::written(conn).await?);
+        Ok(Era { jobs, history, moves, versions, tables, given_up })
     }
 
     pub(crate) fn completed(&self) -> impl Iterator<Item = &Job> {
@@ -107,12 +125,18 @@ impl Era {
         self.jobs.iter().filter(move |job| job.consumer_id == lane)
     }
 
-    /// From the claim of the attempt that completed a job to its commit.
+    /// From the claim of the attempt that completed or skipped a job to its commit.
     pub(crate) fn window(&self, job: &Job) -> Option<Window> {
-        let staged = job.staged_name.as_deref()?;
-        let written = self.history.attempts.iter().find(|(token, _)| staged.contains(&token.to_string()))?;
-        let steps = &self.history.steps;
-        let committed = steps.iter().find(|step| step.job == job.id && step.became == "completed")?;
-        Some(Window { from: written.1.saw.clone(), to: committed.snapshot.clone() })
+        let attempts = &self.history.attempts;
+        let (attempt, end) = match job.skipped_by {
+            Some(token) => (attempts.get(&token)?, "skipped"),
+            None => {
+                let staged = job.staged_name.as_deref()?;
+                let written = attempts.iter().find(|(token, _)| staged.contains(&token.to_string()))?;
+                (written.1, "completed")
+            }
+        };
+        let committed = self.history.steps.iter().find(|step| step.job == job.id && step.became == end)?;
+        Some(Window { from: attempt.saw.clone(), to: committed.snapshot.clone() })
     }
 }

@@ -29,7 +29,7 @@ const fn loaded(name: &'static str, dataset: &'static str) -> Lane {
 }
 
 /// No two datasets have a consumer in common, so that a consumer's name is its lane's.
-pub(crate) const LANES: [Lane; 15] = [
+pub(crate) const LANES: [Lane; 18] = [
     lane("faithful", "users", 4, 0),
     lane("mirror", "users", 4, 0),
     lane("mixed", "users", 10, 25),
@@ -45,6 +45,9 @@ pub(crate) const LANES: [Lane; 15] = [
     loaded("shape-loader", "shapes"),
     lane("parted", "parts", 4, 20),
     lane("fed", "fed", 4, 20),
+    lane("calm", "calm", 4, 20),
+    lane("calm-2", "calm", 2, 50),
+    loaded("calm-loader", "calm"),
 ];
 
 /// Whose ad-hoc exports are: nobody's, and no lane.
@@ -88,4 +91,8 @@ table = "parts"
 [[dataset]]
 name = "fed"
 table = "fed"
+
+[[dataset]]
+name = "calm"
+table = "calm"
 "#;

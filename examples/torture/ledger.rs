@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::report::Report;
 
@@ -15,8 +15,16 @@ pub(crate) struct Promise {
     pub(crate) ended: Option<(Value, Instant)>,
     /// A cancel was answered with 202.
     pub(crate) cancel_accepted: bool,
+    /// The service doesn't know it any more, as an export that was skipped, with another one after it.
+    pub(crate) gone: bool,
     /// Somebody asked to remove its file; whether that was done is not known if the answer was lost.
     pub(crate) removal_asked: bool,
+}
+
+impl Promise {
+    pub(crate) fn is_open(&self) -> bool {
+        self.ended.is_none() && !self.gone
+    }
 }
 
 #[derive(Default)]
@@ -28,19 +36,24 @@ pub(crate) struct Ledger {
     full_wanted: BTreeSet<&'static str>,
 }
 
+/// The status of a job, which its clients see as completed if it was skipped.
+pub(crate) fn status(job: &Value) -> &str {
+    if job["skipped"] == true { "skipped" } else { job["status"].as_str().unwrap_or_default() }
+}
+
 pub(crate) fn is_terminal(job: &Value) -> bool {
     matches!(job["status"].as_str(), Some("completed" | "failed" | "cancelled"))
 }
 
 impl Ledger {
     pub(crate) fn promised(&mut self, job: &str, lane: &'static str) {
-        let promise = Promise { lane, ended: None, cancel_accepted: false, removal_asked: false };
+        let promise = Promise { lane, ended: None, cancel_accepted: false, gone: false, removal_asked: false };
         // The same job may be promised twice, by its key.
         self.promises.entry(job.to_owned()).or_insert(promise);
     }
 
     pub(crate) fn open(&self, lane: &str) -> usize {
-        self.promises.values().filter(|promise| promise.lane == lane && promise.ended.is_none()).count()
+        self.promises.values().filter(|promise| promise.lane == lane && promise.is_open()).count()
     }
 
     /// The database was put back: it has these jobs, as the API shows them, with whether somebody cancelled them. What
@@ -48,9 +61,10 @@ impl Ledger {
     pub(crate) fn put_back(&mut self, states: &HashMap<String, (String, bool)>) {
         self.promises.retain(|id, _| states.contains_key(id));
         for (id, promise) in &mut self.promises {
-            let (status, cancelled) = &states[id];
+            let (now, cancelled) = &states[id];
             promise.cancel_accepted &= cancelled;
-            promise.ended.take_if(|(job, _)| job["status"] != status.as_str());
+            promise.gone = false;
+            promise.ended.take_if(|(job, _)| status(job) != now);
             // The download may have come after the backup.
             if let Some((job, _)) = &mut promise.ended {
                 job["fetchedAt"] = Value::Null;
@@ -74,6 +88,9 @@ impl Ledger {
         let Some(promise) = job["jobId"].as_str().and_then(|id| self.promises.get_mut(id)) else { return };
         match (&mut promise.ended, is_terminal(job)) {
             (None, true) => {
+                if let Some(wrong) = wrong_with_skip(job) {
+                    report.red("3", format!("{wrong}: {job}"));
+                }
                 promise.ended = Some((job.clone(), Instant::now()));
                 if job["error"]["code"] == "full_export_needed" {
                     self.full_wanted.insert(promise.lane);
@@ -115,6 +132,24 @@ impl Ledger {
         {
             self.watermarks.insert(lane, told);
         }
+    }
+}
+
+/// Why an ended job says wrongly that it was skipped, or that it was not.
+fn wrong_with_skip(job: &Value) -> Option<&'static str> {
+    let of_file = ["outputFilename", "location", "sha256", "digest", "number", "continuity", "error"];
+    let has = |member: &&str| !job[*member].is_null();
+    let is_skipped = status(job) == "skipped";
+    if is_skipped && job["status"] != "completed" {
+        Some("a skipped job shows as completed")
+    } else if is_skipped && (of_file.iter().any(has) || job["files"] != json!([]) || job["rowsExported"] != 0) {
+        Some("a skipped job has something of a file")
+    } else if is_skipped && job["exportType"] == "full" {
+        Some("a full export was skipped")
+    } else if status(job) == "completed" && !has(&"outputFilename") {
+        Some("a completed job has no file")
+    } else {
+        None
     }
 }
 

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::clients::{Caller, MOST_OPEN, sha256};
 use crate::era::Delivered;
 use crate::lanes::{self, Lane};
-use crate::ledger::is_terminal;
+use crate::ledger::{self, is_terminal};
 use crate::random::Random;
 use crate::report::locked;
 use crate::trial::World;
@@ -129,6 +129,9 @@ impl<'w> Loader<'w> {
         let nothing_yet = standing.last.is_none() && self.random.percent(50);
         let kind = if self.wants_full || nothing_yet { "full" } else { "delta" };
         let mut body = json!({ "dataset": self.lane.dataset, "after": null });
+        if self.random.percent(70) {
+            body["skipEmpty"] = json!(true);
+        }
         if let Some((id, hash)) = &standing.last {
             body["after"] = json!(id);
             body["afterSha256"] = json!(hash);
@@ -142,7 +145,13 @@ impl<'w> Loader<'w> {
                 if job["error"]["code"] == "full_export_needed" {
                     self.wants_full = true;
                 }
-                if job["status"] == "completed" && self.load(caller, standing, &job).await {
+                // A skipped one says that there is nothing to load.
+                let is_loaded = match ledger::status(&job) {
+                    "skipped" => true,
+                    "completed" => self.load(caller, standing, &job).await,
+                    _ => false,
+                };
+                if is_loaded {
                     return Round::InStep;
                 }
             }
@@ -169,6 +178,10 @@ impl<'w> Loader<'w> {
         let begun = Instant::now();
         loop {
             if self.is_killed(5) || begun.elapsed() > PATIENCE {
+                return None;
+            }
+            // The other loader's export was skipped after it.
+            if locked(&self.world.ledger).promises.get(id).is_some_and(|promise| promise.gone) {
                 return None;
             }
             if let Some(job) = caller.job(id).await.filter(is_terminal) {

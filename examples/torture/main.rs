@@ -6,6 +6,7 @@
 //! `--controls` runs it against services that lack one protection each, and succeeds if every one is found out.
 
 mod auditor;
+mod backfill;
 mod bucket;
 mod builds;
 mod clients;
@@ -18,6 +19,7 @@ mod file_order;
 mod lanes;
 mod ledger;
 mod loader;
+mod log_bound;
 mod manifests;
 mod mirror;
 mod moves;
@@ -191,7 +193,7 @@ async fn torture(arguments: &Arguments, store: Option<Bucket>) -> Result<bool> {
         }
     };
     print_counts(&counts, begun.elapsed());
-    let invalid = counts.invalid(secs, replicas);
+    let invalid = counts.invalid(secs, replicas, &moves);
     for why in &invalid {
         println!("not valid: {why}");
     }
@@ -232,7 +234,7 @@ fn print_counts(counts: &Counts, time: Duration) {
     println!(
         "{} deaths {:?}, {} zombies, {} answers to COMMIT lost, {} readers silenced
 {} more attempts whose leases were ended early, {} that ended with no fault near
-{} jobs accepted; {} completed, {} failed, {} cancelled
+{} jobs accepted; {} completed, {} skipped, {} failed, {} cancelled; {} refused, since the change log was over its bound
 {} events in {} posts; {} refused, {} dropped, {} answered late or never; {} of which the database couldn't be asked, {} of before a put-back
 {} commits of writers, {} looks of the auditor, {} replays; {:.0} s in all",
         deaths.total(),
@@ -244,8 +246,10 @@ fn print_counts(counts: &Counts, time: Duration) {
         deaths.unexplained,
         counts.accepted,
         counts.completed,
+        counts.skipped,
         counts.failed,
         counts.cancelled,
+        counts.given_up,
         posts.ids,
         posts.tries,
         posts.refused,

@@ -13,8 +13,10 @@ pub(crate) enum Move {
     Restores,
     /// The database's clock goes back and forth.
     Clock,
+    /// The tables' owner changes so many rows at once that the change log is over its bound.
+    Backfill,
 }
 
 impl Move {
-    pub(crate) const ALL: [Move; 4] = [Move::Ddl, Move::Subscription, Move::Restores, Move::Clock];
+    pub(crate) const ALL: [Move; 5] = [Move::Ddl, Move::Subscription, Move::Restores, Move::Clock, Move::Backfill];
 }

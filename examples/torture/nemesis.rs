@@ -17,7 +17,7 @@ use crate::random::Random;
 use crate::replica::{LEASE, Replica, Stopped};
 use crate::report::{EXPIRE, UPHEAVAL, locked};
 use crate::trial::World;
-use crate::{ddl, publisher, upheavals};
+use crate::{backfill, ddl, publisher, upheavals};
 
 /// The longest time until a failpoint is hit, with the clients asking for exports all the time: the bound of a hang.
 /// Beside a browser and a second torture on two cores, more than 30 s went by until one of three processes had a job
@@ -29,7 +29,7 @@ const NAP: Duration = Duration::from_millis(1_200);
 /// as much again for a machine that does other things too.
 const TAKEN_OVER: Duration = Duration::from_millis(2 * (1_000 + 334 + 1_000));
 
-/// A blow that would come so late is left out.
+/// A blow or a quake that would come so late is left out.
 const LATE: Duration = Duration::from_millis(1_000);
 
 /// The second phase: the plan, each replica's list beside the others.
@@ -74,6 +74,10 @@ pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Res
             if shaken.is_over() {
                 break;
             }
+            // Crash upon crash no replica would ever start.
+            if begun.elapsed() > quake.at + LATE {
+                continue;
+            }
             shake(&shaken, quake.what).await?;
         }
         anyhow::Ok(())
@@ -84,6 +88,18 @@ pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Res
             tokio::time::sleep(subscribing.at.saturating_sub(begun.elapsed())).await;
             subscriber.report.announce(&format!("subscriber: {:?}", subscribing.what));
             publisher::make_move(&subscriber, subscribing.what).await;
+        }
+        anyhow::Ok(())
+    });
+    let filled = Arc::clone(world);
+    tasks.spawn(async move {
+        for planned in plan.backfills {
+            tokio::time::sleep(planned.at.saturating_sub(begun.elapsed())).await;
+            if filled.is_over() {
+                break;
+            }
+            filled.report.announce(&format!("owner: {:?}", planned.what));
+            backfill::make(&filled, planned.what).await;
         }
         anyhow::Ok(())
     });

@@ -13,7 +13,9 @@ use uuid::Uuid;
 use crate::auditor::Archive;
 use crate::era::{Delivered, Era, FILE_LOST, Job};
 use crate::lanes::{AD_HOC, LANES, Lane};
+use crate::ledger;
 use crate::loader;
+use crate::log_bound::LOG_LOST;
 use crate::manifests;
 use crate::recorder::{self, Attempts, Since, Step, Versions};
 use crate::replay::Replica;
@@ -55,6 +57,8 @@ pub(crate) struct Oracle {
     ended: HashMap<Uuid, String>,
     pub(crate) attempts: Attempts,
     pub(crate) replays: usize,
+    /// Jobs that were refused because the change log was over its bound.
+    pub(crate) given_up: HashSet<Uuid>,
     pub(crate) eras: usize,
     /// When the failpoints were behind us.
     first_phase_ended: Option<DateTime<Utc>>,
@@ -103,6 +107,7 @@ impl Oracle {
     fn count_in(&mut self, era: &Era) {
         self.eras += 1;
         self.ended.extend(era.jobs.iter().map(|job| (job.id, job.status.clone())));
+        self.given_up.extend(&era.given_up);
         for (token, attempt) in &era.history.attempts {
             let known = self.attempts.entry(*token).or_insert_with(|| attempt.clone());
             if known.ended.is_none() {
@@ -120,6 +125,7 @@ impl Oracle {
         judged.check_promises();
         judged.check_endings(self.first_phase_ended, end);
         judged.check_steps();
+        judged.check_skips();
         if end == End::OfAll {
             judged.check_files().await?;
             manifests::check(world, era).await?;
@@ -167,11 +173,14 @@ impl Judged<'_> {
                 self.report().red("8", format!("job {id} of {} was accepted and is gone", promise.lane));
                 continue;
             };
-            if promise.cancel_accepted && ["completed", "failed"].contains(&job.status.as_str()) {
+            if promise.gone && !job.removed {
+                self.report().red("8", format!("there was no job {id}, which is {} in the end", job.status));
+            }
+            if promise.cancel_accepted && ["completed", "skipped", "failed"].contains(&job.status.as_str()) {
                 self.report().red("7", format!("a cancel of {id} was accepted, and it is {}", job.status));
             }
             let Some((told, _)) = &promise.ended else { continue };
-            if told["status"] != job.status.as_str() {
+            if ledger::status(told) != job.status {
                 self.report().red("7", format!("{told} is {} in the end", job.status));
             }
             // What was told of another file was told before the database was put back.
@@ -192,7 +201,7 @@ impl Judged<'_> {
             let Job { id, consumer_id, status, error_code, .. } = job;
             let code = error_code.as_deref().unwrap_or_default();
             match status.as_str() {
-                "completed" | "cancelled" => {}
+                "completed" | "skipped" | "cancelled" => {}
                 "failed" if SPENT.contains(&code) => {}
                 // `replay` checks the reason of an export in a lane. An export without a lane may have run already.
                 "failed" if code == "full_export_needed" && (consumer_id != AD_HOC || self.world.was_turned_over()) => {
@@ -219,7 +228,7 @@ impl Judged<'_> {
                 (was, step.became.as_str()),
                 ("nothing", "pending")
                     | ("pending", "processing" | "cancelled")
-                    | ("processing", "pending" | "completed" | "failed" | "cancelled")
+                    | ("processing", "pending" | "completed" | "skipped" | "failed" | "cancelled")
                     | ("completed", "published")
             );
             let is_lost = (was, step.code.as_deref()) == ("completed", Some(FILE_LOST))
@@ -256,6 +265,37 @@ impl Judged<'_> {
                     let held = step.token_was;
                     self.report().red("4", format!("{} was completed with {staged} while {held:?} held it", step.job));
                 }
+            }
+        }
+    }
+
+    /// 3, 4 and 8: a skipped job has nothing of a file, was to be skipped, and was skipped by the attempt that held it.
+    /// No job is gone but a skipped one, after a later one of its lane was skipped, too.
+    fn check_skips(&self) {
+        let mut last = HashMap::<&str, i64>::new();
+        for job in self.era.jobs.iter().filter(|job| job.status == "skipped") {
+            let Job { id, consumer_id, lane_sequence, .. } = job;
+            let last = last.entry(consumer_id).or_insert(0);
+            *last = (*last).max(lane_sequence.unwrap_or_default());
+            let has_file = job.published
+                || job.number.is_some()
+                || job.location.is_some()
+                || job.rows_exported + job.bytes_written != 0
+                || [&job.sha256, &job.digest, &job.staged_name].into_iter().any(Option::is_some);
+            if has_file || job.watermark_from != job.watermark_to {
+                self.report().red("3", format!("{id} of {consumer_id} was skipped, and it is {job:?}"));
+            }
+            let may_be = job.skip_empty == Some(true) && job.export_type != "full" && job.continuity.is_none();
+            if !may_be || consumer_id == AD_HOC {
+                self.report().red("3", format!("{id} of {consumer_id} was not to be skipped: {job:?}"));
+            }
+            if job.skipped_by.is_none() {
+                self.report().red("4", format!("{id} of {consumer_id} was skipped while nobody held it"));
+            }
+        }
+        for job in self.era.jobs.iter().filter(|job| job.removed) {
+            if job.status != "skipped" || last.get(job.consumer_id.as_str()).copied() <= job.lane_sequence {
+                self.report().red("8", format!("job {} of {} was accepted and is gone", job.id, job.consumer_id));
             }
         }
     }
@@ -301,7 +341,7 @@ impl Judged<'_> {
     /// 2: each job begins where the one that was committed before it ended.
     fn check_chain(&self, lane: &str) {
         let mut last = None;
-        for job in self.era.of_lane(lane).filter(|job| job.status == "completed" || job.has_lost_its_file()) {
+        for job in self.era.of_lane(lane).filter(|job| job.has_committed()) {
             if job.watermark_from != last || job.watermark_to < last {
                 let Job { id, watermark_from, watermark_to, .. } = job;
                 let line = format!("{lane}: {id} goes from {watermark_from:?} to {watermark_to:?} after {last:?}");
@@ -334,9 +374,11 @@ impl Judged<'_> {
     /// 1: after each completed export the replica is the table as of a moment between the attempt's claim and its
     /// commit; after the last one, a delta that began when nobody wrote any more, it is the table.
     ///
-    /// An export of changes is refused where what the consumer has is not what the database knows that it has, and
-    /// after some moves of the table's owner; never for nothing. A full one only where it waited in a copy, and may
-    /// have been done since.
+    /// Where an export was skipped, the replica must be the table without another file.
+    ///
+    /// An export of changes is refused where what the consumer has is not what the database knows that it has, after
+    /// some moves of the table's owner, and where the change log may have been over its bound; never for nothing. A
+    /// full one only where it waited in a copy, and may have been done since.
     fn replay(&self, lane: &Lane, consumer: &mut Consumer, before: &HashMap<Uuid, String>, end: End) -> Result<usize> {
         let mut compared = 0;
         let mut since = Since::default();
@@ -354,6 +396,13 @@ impl Judged<'_> {
                     let has_moved = refused.is_some_and(|step| {
                         recorder::has_moved(&self.era.moves, lane.dataset, export_type, &since, &step.snapshot)
                     });
+                    if continuity.as_deref().is_some_and(|word| LOG_LOST.contains(&word)) {
+                        if !self.era.given_up.contains(id) {
+                            let line = format!("{export_type} {id} of {} was refused, {continuity:?}", lane.name);
+                            self.report().red("1", format!("{line}, and the log was not over its bound"));
+                        }
+                        continue;
+                    }
                     // No file of the lane is there to bear witness that its first job wasn't done before a failover.
                     let unwitnessed = consumer.last.is_none() && self.world.was_turned_over();
                     if !has_moved && !consumer.astray && !consumer.doubtful && !has_lost_a_file && !unwitnessed {
@@ -363,12 +412,12 @@ impl Judged<'_> {
                     }
                 }
                 "failed" if job.has_lost_its_file() => has_lost_a_file = true,
-                "completed" => {
+                "completed" | "skipped" => {
                     since.any = self.era.window(job).map(|window| window.from);
                     if export_type != "incremental" {
                         since.deletions = since.any.clone();
                     }
-                    let is_full = export_type == "full";
+                    let (is_full, is_skipped) = (export_type == "full", job.status == "skipped");
                     has_lost_a_file &= !is_full;
                     let is_new = !consumer.had.contains(&job.delivered());
                     if is_new && consumer.astray && !is_full {
@@ -386,6 +435,13 @@ impl Judged<'_> {
                     if is_new && is_full {
                         consumer.left_behind = false;
                         (consumer.astray, consumer.doubtful) = (false, false);
+                    }
+                    if is_skipped {
+                        if consumer.had.insert(job.delivered()) && !consumer.left_behind {
+                            self.compare_skipped(job, consumer)?;
+                            compared += 1;
+                        }
+                        continue;
                     }
                     // One of before a put-back says nothing of what was committed since, and was lost.
                     if before.get(id) != Some(&job.status) {
@@ -440,14 +496,31 @@ impl Judged<'_> {
             self.report().red("1", format!("{name}: {what}"));
         }
         let window = self.era.window(job).context("a completed job has an attempt that completed it")?;
-        for wrong in consumer.replica.compare(versions, &window, &brought, job.export_type == "incremental") {
+        let wrong = consumer.replica.compare(versions, &window, &brought, job.export_type == "incremental");
+        self.tell_wrong(job, consumer, wrong);
+        Ok(true)
+    }
+
+    /// Compares what a consumer has with the table that a skipped job saw.
+    fn compare_skipped(&self, job: &Job, consumer: &mut Consumer) -> Result<()> {
+        let nothing = Versions::new();
+        let versions = self.era.versions.get(&job.dataset).unwrap_or(&nothing);
+        let window = self.era.window(job).context("a skipped job has an attempt that skipped it")?;
+        let wrong = consumer.replica.compare(versions, &window, &BTreeSet::new(), job.export_type == "incremental");
+        self.tell_wrong(job, consumer, wrong);
+        Ok(())
+    }
+
+    fn tell_wrong(&self, job: &Job, consumer: &mut Consumer, wrong: Vec<String>) {
+        let Job { output_filename, status, lane_sequence, .. } = job;
+        for wrong in wrong {
             consumer.wrong += 1;
             // One lost row is wrong in every export until it changes again.
             if consumer.wrong <= 5 {
-                self.report().red("1", format!("after {name} (lane_sequence {:?}), {wrong}", job.lane_sequence));
+                let line = format!("after {output_filename} ({status}, lane_sequence {lane_sequence:?}), {wrong}");
+                self.report().red("1", line);
             }
         }
-        Ok(true)
     }
 
     /// 1, of an export for nobody: its rows are the table's, up to its key, at a moment between the attempt's claim and

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::backfill::Backfill;
 use crate::clock;
 use crate::ddl::Shaping;
 use crate::moves::Move;
@@ -74,6 +75,7 @@ pub(crate) struct Plan {
     /// How far the database's clock is off, in seconds.
     pub(crate) clock: Vec<Planned<i64>>,
     pub(crate) subscribings: Vec<Planned<Subscribing>>,
+    pub(crate) backfills: Vec<Planned<Backfill>>,
 }
 
 impl Plan {
@@ -86,6 +88,7 @@ impl Plan {
         let subscribings =
             if has(Move::Subscription) { subscribings(&mut Random::new(seed, 900), length) } else { Vec::new() };
         let upheavals = if has(Move::Restores) { upheavals(&mut Random::new(seed, 700), length) } else { Vec::new() };
+        let backfills = if has(Move::Backfill) { backfills(&mut Random::new(seed, 650), length) } else { Vec::new() };
         Plan {
             blows: blows.collect(),
             quakes: quakes(&mut Random::new(seed, 400), length),
@@ -93,6 +96,7 @@ impl Plan {
             upheavals,
             clock,
             subscribings,
+            backfills,
             ..Plan::default()
         }
     }
@@ -146,6 +150,7 @@ impl Plan {
         lines.extend(self.upheavals.iter().map(|upheaval| (upheaval.at, format!("all: {:?}", upheaval.what))));
         lines.extend(self.clock.iter().map(|step| (step.at, format!("clock: {:+} s", step.what))));
         lines.extend(self.subscribings.iter().map(|what| (what.at, format!("subscriber: {:?}", what.what))));
+        lines.extend(self.backfills.iter().map(|backfill| (backfill.at, format!("owner: {:?}", backfill.what))));
         lines.sort();
         lines.iter().map(|(at, line)| format!("{:8.3} {line}\n", at.as_secs_f64())).collect()
     }
@@ -244,6 +249,16 @@ fn subscribings(random: &mut Random, length: Duration) -> Vec<Planned<Subscribin
     while at < length {
         planned.push(Planned { at, what: Subscribing::draw(random) });
         at += random.millis(2_000, 9_000);
+    }
+    planned
+}
+
+fn backfills(random: &mut Random, length: Duration) -> Vec<Planned<Backfill>> {
+    let mut planned = Vec::new();
+    let mut at = random.millis(3_000, 8_000);
+    while at < length {
+        planned.push(Planned { at, what: Backfill::draw(random) });
+        at += random.millis(15_000, 40_000);
     }
     planned
 }

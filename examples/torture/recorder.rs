@@ -19,7 +19,7 @@ use crate::report::{Done, EXPIRE, Report};
 const TIME: &str = r#"'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'"#;
 
 /// The tables behind the datasets.
-const TABLES: [&str; 4] = ["users", "shapes", "parts", "fed"];
+const TABLES: [&str; 5] = ["users", "shapes", "parts", "fed", "calm"];
 
 /// As SQL: the columns of a table's row, as texts, null as an empty one, which a reader of CSV can't tell apart. Null
 /// for a row that is deleted softly.
@@ -67,6 +67,15 @@ pub(crate) async fn install(conn: &mut PgConnection) -> Result<()> {
            return null;
          end $$;
          create trigger torture_step after insert or update on exports for each row execute function torture.step();
+         create table torture.removed (like exports);
+         create function torture.remove() returns trigger language plpgsql security definer set search_path = '' as $$
+         begin
+           insert into torture.removed select old.*;
+           return null;
+         end $$;
+         create trigger torture_remove after delete on exports for each row execute function torture.remove();
+         create view torture.jobs as
+           select e.*, false as removed from exports e union all select r.*, true from torture.removed r;
          create table torture.versions (
            seq bigint generated always as identity primary key, xid xid8 not null default pg_current_xact_id(),
            tbl text not null, id bigint not null, fields jsonb);
@@ -223,8 +232,9 @@ pub(crate) type Row = BTreeMap<String, String>;
 #[derive(Clone, Debug)]
 pub(crate) struct Snapshot {
     xmin: u64,
-    xmax: u64,
-    open: Vec<u64>,
+    pub(crate) xmax: u64,
+    /// In progress.
+    pub(crate) open: Vec<u64>,
 }
 
 impl Snapshot {
@@ -268,6 +278,32 @@ pub(crate) async fn versions(conn: &mut PgConnection) -> Result<BTreeMap<String,
         versions.entry(table).or_default().entry(id).or_default().push(Version { row, xid: xid.cast_unsigned() });
     }
     Ok(versions)
+}
+
+/// What a transaction wrote to a table: how many rows with new values, and how many that it deleted, softly or not.
+/// A row that it wrote more than once counts as often.
+pub(crate) struct Written {
+    pub(crate) table: String,
+    pub(crate) xid: u64,
+    pub(crate) rows: u64,
+    pub(crate) deleted: u64,
+}
+
+/// In the order of the transactions' ids.
+pub(crate) async fn written(conn: &mut PgConnection) -> Result<Vec<Written>> {
+    let counted: Vec<(String, i64, i64, i64)> = sqlx::query_as(
+        "select tbl, xid::text::bigint, count(fields), count(*) - count(fields)
+         from torture.versions group by tbl, xid order by tbl, xid",
+    )
+    .fetch_all(conn)
+    .await?;
+    let written = counted.into_iter().map(|(table, xid, rows, deleted)| Written {
+        table,
+        xid: xid.cast_unsigned(),
+        rows: rows.cast_unsigned(),
+        deleted: deleted.cast_unsigned(),
+    });
+    Ok(written.collect())
 }
 
 /// The live rows of a table as it is.
@@ -394,19 +430,19 @@ impl History {
 
 /// Who died, and of what.
 ///
-/// A death is an attempt that began, that is a claim which was committed, and ended neither completed, nor cancelled,
-/// nor with `full_export_needed`: its job went back to `pending` or on to `failed`. It counts only if between its claim
-/// and its end some act of the nemesis met the replica that ran it, or all of them. An act lasts until it is over: a
-/// stop until SIGCONT, a black hole until it is lifted. Killed processes that ran nothing count for nothing, and so do
-/// attempts that came through their fault. Two faults that meet one attempt are one death, of the later one. An attempt
-/// that met nothing but the early end of its lease has lost it, but harmed nobody's process or connection: it is told
-/// apart, and no death.
+/// A death is an attempt that began, that is a claim which was committed, and ended neither completed, nor skipped,
+/// nor cancelled, nor with `full_export_needed`: its job went back to `pending` or on to `failed`. It counts only if
+/// between its claim and its end some act of the nemesis met the replica that ran it, or all of them. An act lasts
+/// until it is over: a stop until SIGCONT, a black hole until it is lifted. Killed processes that ran nothing count
+/// for nothing, and so do attempts that came through their fault. Two faults that meet one attempt are one death, of
+/// the later one. An attempt that met nothing but the early end of its lease has lost it, but harmed nobody's process
+/// or connection: it is told apart, and no death.
 pub(crate) fn deaths(attempts: &Attempts, replicas: &[Replica], report: &Report) -> Deaths {
     let acts = report.acts();
     let mut deaths = Deaths::default();
     for attempt in attempts.values() {
         let Some((ended, became)) = &attempt.ended else { continue };
-        if ["completed", "cancelled", "refused"].contains(&became.as_str()) {
+        if ["completed", "skipped", "cancelled", "refused"].contains(&became.as_str()) {
             continue;
         }
         let met = |act: &&Done| {
@@ -425,6 +461,11 @@ pub(crate) fn deaths(attempts: &Attempts, replicas: &[Replica], report: &Report)
     deaths
 }
 
+/// Returns true if the attempt itself ended so.
+fn has_committed(became: &str) -> bool {
+    ["completed", "skipped"].contains(&became)
+}
+
 /// Stops during which an attempt of the stopped process was ended, which only somebody else can have done.
 pub(crate) fn zombies(attempts: &Attempts, report: &Report) -> usize {
     let stops = report.stops();
@@ -435,7 +476,7 @@ pub(crate) fn zombies(attempts: &Attempts, report: &Report) -> usize {
             let taken_over = attempt
                 .ended
                 .as_ref()
-                .is_some_and(|(at, became)| *at > stop.from + under_way && *at < stop.to && became != "completed");
+                .is_some_and(|(at, became)| *at > stop.from + under_way && *at < stop.to && !has_committed(became));
             taken_over && attempt.claimed < stop.from && Replica::owns(stop.pid.as_raw(), &attempt.owner)
         })
     });

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use crate::cluster::Cluster;
 use crate::environment;
 use crate::lanes::DATASETS;
+use crate::log_bound::MAX_BYTES;
 use crate::place::Place;
 use crate::proxy::Link;
 use crate::receiver::{Receiver, SECRET_ENV};
@@ -153,6 +154,7 @@ impl Replica {
             .env("MAX_ATTEMPTS", MAX_ATTEMPTS.to_string())
             .env("WORKERS", WORKERS.to_string())
             .env("READERS", READERS.to_string())
+            .env("CHANGE_LOG_MAX_BYTES", MAX_BYTES.to_string())
             .envs(failpoints.map(|list| ("FAILPOINTS", list)))
             .current_dir(&self.folder)
             .process_group(0)

@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use anyhow::Result;
 use chrono::{DateTime, Utc};
 
+use crate::moves::Move;
 use crate::receiver::Posts;
 use crate::recorder::Deaths;
 use crate::replica::Stopped;
@@ -100,6 +101,9 @@ pub(crate) struct Counts {
     /// Stops during which somebody else took over what the stopped process ran.
     pub(crate) zombies: usize,
     pub(crate) completed: usize,
+    pub(crate) skipped: usize,
+    /// Refused, since the position was given up because of the change log's bound.
+    pub(crate) given_up: usize,
     pub(crate) failed: usize,
     pub(crate) cancelled: usize,
     pub(crate) accepted: usize,
@@ -118,17 +122,23 @@ pub(crate) struct Counts {
 const LEAST_DEATHS: usize = 200;
 const LEAST_ZOMBIES: usize = 20;
 const LEAST_COMPLETED: usize = 60;
+const LEAST_SKIPPED: usize = 10;
+/// Of a run with backfills.
+const LEAST_GIVEN_UP: usize = 3;
 
 impl Counts {
     /// Why a run of so many seconds proves nothing, if it doesn't.
-    pub(crate) fn invalid(&self, secs: u64, replicas: usize) -> Vec<String> {
+    pub(crate) fn invalid(&self, secs: u64, replicas: usize, moves: &[Move]) -> Vec<String> {
         let share = |least: usize| (least as u64 * secs.min(180) * replicas as u64).div_ceil(180 * 3) as usize;
+        let given_up = if moves.contains(&Move::Backfill) { LEAST_GIVEN_UP } else { 0 };
         let least = [
             ("deaths", self.deaths.total(), share(LEAST_DEATHS)),
             ("zombies", self.zombies, share(LEAST_ZOMBIES)),
             ("completed exports", self.completed, share(LEAST_COMPLETED)),
+            ("skipped exports", self.skipped, share(LEAST_SKIPPED)),
             ("events posted again", self.posts.repeated(), share(LEAST_COMPLETED)),
             ("ends told and held against the database", self.posts.checked(), share(LEAST_COMPLETED)),
+            ("exports refused because of the change log", self.given_up, share(given_up)),
         ];
         let too_few = least.iter().filter(|(_, found, least)| found < least);
         too_few.map(|(what, found, least)| format!("{found} {what}, of {least} at least")).collect()

@@ -1,4 +1,5 @@
 //! The tables whose shape changes: plain ones and a partitioned one, tracked as somebody's own, and who writes to them.
+//! Beside them a calm one, to which nothing is written most of the time.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,6 +15,8 @@ use crate::trial::World;
 
 /// Keys of each table that its writer changes.
 pub(crate) const KEYS: u64 = 300;
+/// How late a writer may hear that it is over.
+const STOPS_WITHIN: Duration = Duration::from_millis(100);
 
 /// Of the key ranges that `parts` has partitions for; the last of them comes and goes.
 pub(crate) const PARTITIONS: [(&str, u64, u64); 3] =
@@ -33,6 +36,7 @@ pub(crate) async fn make(conn: &mut PgConnection) -> Result<()> {
          create table parts (id bigint primary key, note text, amount numeric(12,4)) partition by range (id);
          {partitions}
          create table fed (id bigint primary key, note text);
+         create table calm (id bigint primary key, note text);
          reset role;"
     );
     conn.execute(AssertSqlSafe(sql)).await?;
@@ -43,7 +47,8 @@ pub(crate) async fn fill(conn: &mut PgConnection) -> Result<()> {
     let sql = format!(
         "insert into shapes (id, note, label, amount) select n, 'first-' || n, 'label-' || n, n * 1.0625 from generate_series(1, {KEYS}) n;
          insert into parts (id, note, amount) select n, 'first-' || n, n * 1.0625 from generate_series(1, {KEYS}) n;
-         insert into fed (id, note) select n, 'first-' || n from generate_series(1, {KEYS}) n"
+         insert into fed (id, note) select n, 'first-' || n from generate_series(1, {KEYS}) n;
+         insert into calm (id, note) select n, 'first-' || n from generate_series(1, {KEYS}) n"
     );
     conn.execute(AssertSqlSafe(sql)).await?;
     Ok(())
@@ -68,7 +73,20 @@ pub(crate) async fn track(world: &World, binary: &Path, dataset: &str) -> Result
 
 /// Writes until the writers are told to stop. Returns how many transactions were committed, as far as is known.
 pub(crate) async fn write(world: Arc<World>) -> usize {
-    let mut random = Random::new(world.seed, 150);
+    let random = Random::new(world.seed, 150);
+    write_to(&world, random, &["shapes", "shapes", "parts", "fed"], |random| random.millis(10, 80)).await
+}
+
+/// The same for the calm table: a few transactions, and then a pause.
+pub(crate) async fn write_now_and_then(world: Arc<World>) -> usize {
+    let random = Random::new(world.seed, 155);
+    write_to(&world, random, &["calm"], |random| {
+        if random.percent(80) { random.millis(10, 300) } else { random.millis(3_000, 60_000) }
+    })
+    .await
+}
+
+async fn write_to(world: &World, mut random: Random, tables: &[&str], rest: fn(&mut Random) -> Duration) -> usize {
     let mut committed = 0;
     let mut number = 0;
     while world.writing.load(Ordering::SeqCst) {
@@ -78,19 +96,29 @@ pub(crate) async fn write(world: Arc<World>) -> usize {
         };
         let _ = conn.execute("set lock_timeout = '3s'").await;
         while world.writing.load(Ordering::SeqCst) {
-            match transaction(&mut conn, &mut random, &mut number).await {
+            match transaction(&mut conn, &mut random, &mut number, tables).await {
                 Ok(whole) => committed += usize::from(whole),
                 // A column has another name just now, a partition is away.
                 Err(sqlx::Error::Database(_)) if conn.execute("rollback").await.is_ok() => {}
                 Err(_) => break,
             }
-            tokio::time::sleep(random.millis(10, 80)).await;
+            let mut left = rest(&mut random);
+            while !left.is_zero() && world.writing.load(Ordering::SeqCst) {
+                let nap = left.min(STOPS_WITHIN);
+                tokio::time::sleep(nap).await;
+                left -= nap;
+            }
         }
     }
     committed
 }
 
-async fn transaction(conn: &mut PgConnection, random: &mut Random, number: &mut u64) -> Result<bool, sqlx::Error> {
+async fn transaction(
+    conn: &mut PgConnection,
+    random: &mut Random,
+    number: &mut u64,
+    tables: &[&str],
+) -> Result<bool, sqlx::Error> {
     conn.execute("begin").await?;
     // As a tool does that replicates by itself, and fires no ordinary trigger.
     if random.percent(5) {
@@ -98,7 +126,8 @@ async fn transaction(conn: &mut PgConnection, random: &mut Random, number: &mut 
     }
     for _ in 0..random.between(1, 3) {
         *number += 1;
-        let change = change(random, &format!("s-{number}"));
+        let table = random.pick(tables).unwrap_or_default();
+        let change = change(random, table, &format!("s-{number}"));
         conn.execute(AssertSqlSafe(change)).await?;
     }
     if random.percent(10) {
@@ -110,9 +139,8 @@ async fn transaction(conn: &mut PgConnection, random: &mut Random, number: &mut 
 }
 
 /// One change, as SQL. No two versions of a row have one note.
-fn change(random: &mut Random, note: &str) -> String {
+fn change(random: &mut Random, table: &str, note: &str) -> String {
     let key = random.between(1, KEYS);
-    let table = ["shapes", "shapes", "parts", "fed"][random.below(4) as usize];
     let odd = key | 1;
     match (table, random.below(100)) {
         // Of `fed` the even keys are the publisher's.
@@ -122,6 +150,9 @@ fn change(random: &mut Random, note: &str) -> String {
             )
         }
         ("fed", _) => format!("delete from fed where id = {odd}"),
+        ("calm", 0..40) => format!(
+            "insert into calm (id, note) values ({key}, '{note}') on conflict (id) do update set note = excluded.note"
+        ),
         (_, 0..30) => format!(
             "insert into {table} (id, note, amount) values ({key}, '{note}', {key} * 0.0625)
              on conflict (id) do update set note = excluded.note, amount = excluded.amount"

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use chrono::Utc;
+use serde_json::json;
 use sqlx::PgConnection;
 
 use crate::auditor::{self, Archive};
@@ -172,7 +173,7 @@ impl Trial {
         publisher::make(world).await?;
         let starts = world.replicas.iter().map(|replica| replica.start(first, None, report));
         futures_util::future::try_join_all(starts).await?;
-        for dataset in ["shapes", "parts", "fed"] {
+        for dataset in ["shapes", "parts", "fed", "calm"] {
             shapes::track(world, first, dataset).await?;
         }
         recorder::install(&mut conn).await?;
@@ -182,6 +183,7 @@ impl Trial {
         let mut writing: Vec<_> =
             (0..writers::WRITERS).map(|n| tokio::spawn(writers::write(Arc::clone(world), n))).collect();
         writing.push(tokio::spawn(shapes::write(Arc::clone(world))));
+        writing.push(tokio::spawn(shapes::write_now_and_then(Arc::clone(world))));
         writing.push(tokio::spawn(publisher::write(Arc::clone(world))));
         let mut asking: Vec<_> =
             (0..clients::CLIENTS).map(|n| tokio::spawn(clients::ask(Arc::clone(world), n))).collect();
@@ -236,6 +238,8 @@ impl Trial {
             deaths: recorder::deaths(attempts, &world.replicas, report),
             zombies: recorder::zombies(attempts, report),
             completed: oracle.count("completed"),
+            skipped: oracle.count("skipped"),
+            given_up: oracle.given_up.len(),
             failed: oracle.count("failed"),
             cancelled: oracle.count("cancelled"),
             accepted: locked(&world.ledger).promises.len(),
@@ -278,7 +282,7 @@ async fn settle(world: &World) -> Result<()> {
     while !lanes.is_empty() {
         let mut last = Vec::new();
         for (lane, kind) in lanes {
-            let job = insist(async || caller.submit(kind, lane).await).await;
+            let job = insist(async || caller.submit(kind, lane, &json!({ "dataset": lane.dataset })).await).await;
             let job = job.with_context(|| format!("no last {kind} for {}", lane.name))?;
             last.push((lane, kind, job));
         }

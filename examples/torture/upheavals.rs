@@ -79,7 +79,7 @@ async fn put_back(world: &World, timeline: Timeline) -> Result<()> {
     let known: Vec<(Uuid, String, Option<String>, bool)> = sqlx::query_as(
         "select id, case when status = 'completed' and published_at is null then 'processing' else status end, sha256,
            status = 'cancelled' or cancel_requested_at is not null
-         from exports",
+         from torture.jobs",
     )
     .fetch_all(&mut conn)
     .await?;

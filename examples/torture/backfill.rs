@@ -1,0 +1,103 @@
+//! The tables' owner, who now and then changes very many rows at once: a backfill. The change log then has more than it
+//! may keep.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use sqlx::{AssertSqlSafe, Connection, Executor};
+
+use crate::cluster::SERVICE;
+use crate::random::Random;
+use crate::trial::World;
+
+/// A backfill, and what makes its rows differ from those of others.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Backfill {
+    rows: Rows,
+    number: u64,
+    /// Its transaction stays open for so long after the last row.
+    open_for: Duration,
+}
+
+/// Which rows it changes.
+#[derive(Clone, Copy, Debug)]
+enum Rows {
+    /// Every row of `users`, so often.
+    Users(u64),
+    /// Rows of `users` that nobody else changes come, and change; or go, where they are there.
+    UsersBeside,
+    /// Every row of a small table, so often.
+    Small(&'static str, u64),
+}
+
+/// The keys of the rows beside those of the writers.
+const BESIDE: (u64, u64) = (3_000_001, 3_001_500);
+
+impl Backfill {
+    pub(crate) fn draw(random: &mut Random) -> Backfill {
+        let times = random.between(15, 25);
+        let rows = match random.below(100) {
+            0..45 => Rows::Users(random.between(2, 4)),
+            45..70 => Rows::UsersBeside,
+            70..85 => Rows::Small("parts", times),
+            _ => Rows::Small("calm", times),
+        };
+        let open_for = if random.percent(30) { random.millis(200, 2_000) } else { Duration::ZERO };
+        Backfill { rows, number: random.below(1_000_000_000), open_for }
+    }
+
+    /// The table, the statement, and how often it is executed.
+    fn sql(self) -> (&'static str, String, u64) {
+        let number = self.number;
+        // No two versions of a row have one text: each statement has a time of its own.
+        let text = format!("'backfill-{number}-' || extract(epoch from statement_timestamp())");
+        let (first, last) = BESIDE;
+        match self.rows {
+            // Half of them as backfills do it that don't want to be noticed.
+            Rows::Users(times) => {
+                let updated = if number.is_multiple_of(2) { "updated_at" } else { "now()" };
+                ("users", format!("update users set name = {text}, updated_at = {updated}"), times)
+            }
+            Rows::UsersBeside => {
+                let sql = format!(
+                    "insert into users (id, name, email, created_at, updated_at)
+                     select n, {text}, 'beside', now(), now() from generate_series({first}, {last}) n
+                     on conflict (id) do update set name = excluded.name"
+                );
+                ("users", sql, 4)
+            }
+            Rows::Small(table, times) => (table, format!("update {table} set note = {text}"), times),
+        }
+    }
+}
+
+/// Makes it in one transaction, or lets it be if the table can't be had.
+pub(crate) async fn make(world: &World, backfill: Backfill) {
+    let made = async {
+        let mut conn = world.cluster.connect_at_last().await?;
+        conn.execute("set lock_timeout = '10s'").await?;
+        let (table, sql, times) = backfill.sql();
+        let mut tx = conn.begin().await?;
+        // Otherwise it and a writer would now and then wait for each other.
+        let begin = format!("set local role {SERVICE}; lock table {table} in share row exclusive mode");
+        tx.execute(AssertSqlSafe(begin)).await?;
+        let (first, last) = BESIDE;
+        let mut rows = 0;
+        if matches!(backfill.rows, Rows::UsersBeside) {
+            let sql = format!("delete from users where id between {first} and {last}");
+            rows = tx.execute(AssertSqlSafe(sql)).await?.rows_affected();
+        }
+        let times = if rows > 0 { 0 } else { times };
+        for _ in 0..times {
+            rows += tx.execute(AssertSqlSafe(sql.clone())).await?.rows_affected();
+        }
+        tokio::time::sleep(backfill.open_for).await;
+        tx.commit().await?;
+        anyhow::Ok(rows)
+    };
+    let done: Result<u64> = made.await;
+    match done {
+        Ok(rows) => world.report.announce(&format!("owner: a backfill changed {rows} rows")),
+        Err(error) => world.report.announce(&format!("{backfill:?} went wrong: {error:#}")),
+    }
+}
