@@ -79,7 +79,8 @@ impl Reload {
         }
     }
 
-    /// Reads the file, and puts it in force if it has changed. `at_once`: also if it hasn't, and without a second reading.
+    /// Reads the file, and puts it in force if it has changed. With `at_once`, also if it hasn't, and without a second
+    /// reading.
     async fn read_file(&mut self, at_once: bool) {
         let Some(file) = self.file.clone() else { return };
         let text = match read(&file).await {
