@@ -216,7 +216,7 @@ mod tests {
             ("[[amqp]]\nevents = [1]", "line 5: amqp.events: invalid type: integer `1`, expected a string"),
             (
                 "[[schedules]]\nname = \"a\"",
-                "line 4: unknown field `schedules`, expected one of `dataset`, `webhook`, `amqp`",
+                "line 4: unknown field `schedules`, expected one of `dataset`, `tables`, `webhook`, `amqp`",
             ),
             ("x = [", "line 4: "),
         ] {
@@ -245,7 +245,7 @@ datasets = [\"a\"]
 ",
         );
         let expected = [
-            "line 13: unknown field `webhooks`, expected one of `dataset`, `webhook`, `amqp`, `schedule`; is it `webhook`?",
+            "line 13: unknown field `webhooks`, expected one of `dataset`, `tables`, `webhook`, `amqp`, `schedule`; is it `webhook`?",
             "line 5: dataset.max_file_bytes: invalid type: string \"1GB\", expected u64",
             "line 4: unknown field `colums`, expected one of `name`, `table`, `key`, `columns`, `exclude`, ",
             "line 6: dataset: missing field `name`",

@@ -109,6 +109,9 @@ async fn datasets(config: &Config, database: &Database, command: DatasetsCommand
             for table in &without_dataset {
                 eprintln!("cdc-export: {table}: {}", untrack_hint(table));
             }
+            for pattern in catalog.idle_patterns() {
+                eprintln!("cdc-export: no table matches the pattern {}", plain(pattern));
+            }
             for left_out in catalog.left_out() {
                 eprintln!(
                     "cdc-export: {}: no dataset: {}",

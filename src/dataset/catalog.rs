@@ -26,6 +26,7 @@ pub struct Catalog {
     named: usize,
     patterns: Arc<[Pattern]>,
     left_out: Arc<[LeftOut]>,
+    idle_patterns: Arc<[String]>,
     listeners: Vec<Listener>,
     schedules: Vec<Arc<Schedule>>,
     /// The file's text, which says in which line a fault is. `None`: this is the demo's catalog.
@@ -51,6 +52,7 @@ impl Catalog {
             datasets,
             patterns: Arc::default(),
             left_out: Arc::default(),
+            idle_patterns: Arc::default(),
             listeners: Vec::new(),
             schedules: Vec::new(),
             text: None,
@@ -113,7 +115,8 @@ impl Catalog {
         let named = &self.datasets[..self.named];
         let (of_patterns, left_out) = pattern::expand(&self.patterns, named, relations, used);
         let datasets = [named, &of_patterns].concat();
-        Catalog { names: names_of(&datasets), datasets, left_out: left_out.into(), ..self.clone() }
+        let idle_patterns = pattern::idle(&self.patterns, relations);
+        Catalog { names: names_of(&datasets), datasets, left_out: left_out.into(), idle_patterns, ..self.clone() }
     }
 
     /// The catalog without the datasets that patterns have made.
@@ -157,6 +160,11 @@ impl Catalog {
     /// The tables that a pattern matches, and that are no dataset.
     pub fn left_out(&self) -> &[LeftOut] {
         &self.left_out
+    }
+
+    /// The patterns that match no table, as the file has them.
+    pub fn idle_patterns(&self) -> &[String] {
+        &self.idle_patterns
     }
 
     /// The names of all datasets.

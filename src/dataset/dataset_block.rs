@@ -24,11 +24,11 @@ fn dataset(block: &mut Block<'_, '_>) -> Option<Dataset> {
     let key = column_names(block, "key");
     let columns = columns(block);
     let [created_at, deleted, filter] = ["created_at", "deleted", "filter"].map(|member| block.text(member));
-    let options = options(block);
-    let has_times = options.updated_at.is_some() && created_at.is_some();
-    if created_at.is_some() && options.updated_at.is_none() {
+    if created_at.is_some() && !block.has("updated_at") {
         block.wrong("created_at", "it is compared with updated_at, which is not given");
     }
+    let options = options(block);
+    let has_times = options.updated_at.is_some() && created_at.is_some();
     let by_times = block.is_second("operation", ["log", "timestamps"]);
     if by_times && !has_times {
         block.wrong("operation", "timestamps compares created_at with updated_at: name both");

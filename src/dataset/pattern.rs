@@ -121,6 +121,8 @@ pub type UsedNames = HashMap<String, Table>;
 /// A `[[tables]]` block.
 #[derive(Clone, Debug)]
 pub(super) struct Pattern {
+    /// The texts of `matches`, for a message.
+    text: String,
     matches: Vec<NamePattern>,
     exclude: Vec<NamePattern>,
     /// The name of a dataset, with `{table}` and perhaps `{schema}`.
@@ -159,7 +161,7 @@ pub(super) fn read(file: &mut OperatorFile<'_>) -> Vec<Pattern> {
 }
 
 fn pattern(block: &mut Block<'_, '_>) -> Option<Pattern> {
-    let matches = block.list("match", NamePattern::parse);
+    let matches = block.list("match", |text| Ok::<_, &str>((text.to_owned(), NamePattern::parse(text)?)));
     if matches.is_none() && !block.has("match") {
         block.wrong("match", "the tables are missing, such as [\"sales.*\"]");
     }
@@ -170,7 +172,8 @@ fn pattern(block: &mut Block<'_, '_>) -> Option<Pattern> {
     });
     let owners = block.list("owners", str::parse::<String>).map_or(Owners::Default, Owners::Named);
     let options = Dataset { owners, ..dataset_block::options(block) };
-    Some(Pattern { matches: matches?, exclude, name: name?, options })
+    let (texts, matches): (Vec<_>, Vec<_>) = matches?.into_iter().unzip();
+    Some(Pattern { text: texts.join(", "), matches, exclude, name: name?, options })
 }
 
 impl Pattern {
@@ -220,6 +223,12 @@ impl Pattern {
 
 fn table_of(relation: &Candidate) -> Table {
     Table { schema: Some(relation.schema.clone()), name: relation.name.clone() }
+}
+
+/// Returns the texts of the patterns that match none of these relations.
+pub(super) fn idle(patterns: &[Pattern], relations: &[Candidate]) -> Arc<[String]> {
+    let is_idle = |pattern: &&Pattern| !relations.iter().any(|relation| pattern.fits(relation));
+    patterns.iter().filter(is_idle).map(|pattern| pattern.text.clone()).collect()
 }
 
 /// Makes a dataset of each relation that a pattern matches, unless it is the table of one of the `named` datasets. Of
@@ -341,6 +350,8 @@ mod tests {
             "sales-orders2 sales.orders2 another_owner",
         ];
         assert_eq!(left_out, expected);
+        let few = Catalog::from_toml(text).unwrap().expanded(&relations[..1], &UsedNames::new());
+        assert_eq!(few.idle_patterns(), ["sales.*"]);
     }
 
     #[test]

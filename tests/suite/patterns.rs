@@ -357,6 +357,11 @@ async fn commands_add_tables_and_list_them() {
         listed.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["name"].clone()).collect();
     assert_eq!(names, ["sales", "lines", "orders", "bare"]);
     database.run("create table shop.\"esc\u{1b}[31m\" (id int primary key)").await;
+    let text = std::fs::read_to_string(catalog.path()).unwrap();
+    catalog.write(&format!("{text}[[tables]]\nmatch = [\"shops.*\"]\n"));
+    let (code, _, said) = catalog.command(&database, &["datasets", "check"]).await;
+    assert!(code == 0 && said.contains("no table matches the pattern shops.*"), "{said}");
+    assert!(said.contains("shop.bare: no dataset: it has no primary key"), "{said}");
     for command in [&["datasets", "list"][..], &["datasets", "check"], &["track", "--all"]] {
         let (_, printed, said) = catalog.command(&database, command).await;
         assert!(!printed.contains('\u{1b}') && !said.contains('\u{1b}'), "{command:?} writes to the terminal");
