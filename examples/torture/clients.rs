@@ -46,8 +46,9 @@ pub(crate) async fn ask(world: Arc<World>, client: u64) {
                         body["skipEmpty"] = json!(true);
                     }
                     caller.submit(kind, lane, &body).await;
-                    // It looks again at once, and mostly finds nothing.
-                    if open + 1 < MOST_OPEN && random.percent(30) {
+                    // It looks again at once, and in a calm table mostly finds nothing.
+                    let again = if lane.dataset == "calm" { 90 } else { 20 };
+                    if open + 1 < MOST_OPEN && random.percent(again) {
                         body["skipEmpty"] = json!(true);
                         caller.submit("delta", lane, &body).await;
                     }

@@ -8,11 +8,12 @@ use anyhow::{Context, Result, ensure};
 use nix::unistd::User;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, Executor, PgConnection};
+use tokio::net::TcpSocket;
 use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
 
 use crate::clock::Clock;
-use crate::environment;
+use crate::{environment, receiver};
 
 pub(crate) const DATABASE: &str = "torture";
 /// The role of the replicas, which owns the database and is no superuser.
@@ -40,6 +41,8 @@ pub(crate) struct Cluster {
     port: u16,
     /// Where it listens while nobody but us shall reach it.
     side_port: u16,
+    /// Nobody else gets the ports while it is down: bound, and not listened at.
+    _reserved: [TcpSocket; 2],
     password: String,
     /// Where somebody sets it.
     clock: Option<Clock>,
@@ -71,10 +74,12 @@ impl Cluster {
         };
         let folder = folder.join("postgres");
         std::fs::create_dir(&folder)?;
+        let reserved = [receiver::bound(0)?, receiver::bound(0)?];
         let cluster = Cluster {
             binaries: binaries()?,
-            port: free_port()?,
-            side_port: free_port()?,
+            port: reserved[0].local_addr()?.port(),
+            side_port: reserved[1].local_addr()?.port(),
+            _reserved: reserved,
             password: uuid::Uuid::new_v4().simple().to_string(),
             clock,
             server: Mutex::new(None),
@@ -270,8 +275,4 @@ fn binaries() -> Result<PathBuf> {
     std::env::split_paths(&path)
         .find(|folder| folder.join("initdb").exists() && folder.join("postgres").exists())
         .context("no Postgres found: set PG_BIN_DIR")
-}
-
-fn free_port() -> Result<u16> {
-    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }

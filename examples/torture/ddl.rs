@@ -256,8 +256,8 @@ impl Shaping {
     fn consequence(self) -> Consequence {
         match self {
             Shaping::VacuumFull => Consequence::NewFile,
-            Shaping::UnwantedColumn | Shaping::Rename => Consequence::Renamed,
-            Shaping::Column => Consequence::Added,
+            Shaping::Rename => Consequence::Renamed,
+            Shaping::UnwantedColumn | Shaping::Column => Consequence::Added,
             // A new partition is without its triggers until somebody tracks the table.
             Shaping::Partition | Shaping::EmptyPartition => Consequence::RefusedUntilNext,
             Shaping::Truncate | Shaping::TruncatePartition => Consequence::Emptied,

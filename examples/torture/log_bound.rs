@@ -13,7 +13,7 @@ use crate::lanes::LANES;
 use crate::recorder::{History, Snapshot, Written};
 
 /// `CHANGE_LOG_MAX_BYTES`: a backfill is over it, and what else is written between two exports of a lane mostly isn't.
-pub(crate) const MAX_BYTES: u64 = 200 << 10;
+pub(crate) const MAX_BYTES: u64 = 150 << 10;
 
 /// A change has 56 bytes and its key in the log, and that of a deletion the row too. With a fifth more, since the
 /// service estimates.

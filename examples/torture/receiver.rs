@@ -219,7 +219,8 @@ pub(crate) async fn planned(conn: &mut PgConnection) -> Result<HashSet<Uuid>> {
     Ok(ids.into_iter().collect())
 }
 
-fn bound(port: u16) -> Result<TcpSocket> {
+/// A socket that has a port, and doesn't listen there.
+pub(crate) fn bound(port: u16) -> Result<TcpSocket> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
     socket.bind(([127, 0, 0, 1], port).into())?;

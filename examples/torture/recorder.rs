@@ -140,7 +140,8 @@ pub(crate) enum Consequence {
     Emptied,
     /// Nothing, unless another change of the catalog comes with it: then it can't be told from values written anew.
     NewFile,
-    /// Nothing, unless a new file comes with it.
+    /// Nothing, unless a new file comes with it, or another one that gives the column its own name back: then nothing
+    /// tells why its row of the catalog is a new one.
     Renamed,
     /// Nothing, unless a new file comes with it or later: the first one writes the column's default.
     Added,
@@ -215,6 +216,9 @@ pub(crate) fn has_moved(moves: &[MoveMade], table: &str, kind: &str, since: &Sin
         }
     }
     if kind == "delta" && seen().any(|made| made.consequence == Emptied && is_new_since(&since.deletions, made)) {
+        return true;
+    }
+    if seen().filter(|made| made.consequence == Renamed && is_new(made)).count() > 1 {
         return true;
     }
     let is_like_a_rewrite = seen().any(|made| match made.consequence {

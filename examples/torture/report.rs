@@ -122,9 +122,9 @@ pub(crate) struct Counts {
 const LEAST_DEATHS: usize = 200;
 const LEAST_ZOMBIES: usize = 20;
 const LEAST_COMPLETED: usize = 60;
-const LEAST_SKIPPED: usize = 10;
+const LEAST_SKIPPED: usize = 5;
 /// Of a run with backfills.
-const LEAST_GIVEN_UP: usize = 3;
+const LEAST_GIVEN_UP: usize = 1;
 
 impl Counts {
     /// Why a run of so many seconds proves nothing, if it doesn't.
