@@ -70,12 +70,16 @@ impl Reload {
                 () = sleep(file_period) => false,
             };
             let is_time_to_look = was_asked || looked.elapsed() >= tables_period;
-            // The tables that the file doesn't fit may have changed.
-            self.read_file(was_asked || is_time_to_look && self.catalog.stale().is_some()).await;
-            if is_time_to_look {
-                self.look().await;
-                looked = Instant::now();
-            }
+            let round = async {
+                // The tables that the file doesn't fit may have changed.
+                self.read_file(was_asked || is_time_to_look && self.catalog.stale().is_some()).await;
+                if is_time_to_look {
+                    self.look().await;
+                    looked = Instant::now();
+                }
+            };
+            // A database or a disk that doesn't answer must not keep the process from ending.
+            tokio::select! { () = shutdown.cancelled() => return Ok(()), () = round => {} }
         }
     }
 

@@ -110,7 +110,6 @@ async fn run_on(
         };
         let needed = postgres::require_connections(database, exports + calls).await;
         needed.with_context(|| database.to_string())?;
-        folder.log_if_new(config, database).await?;
         anyhow::Ok((access, folder, reload))
     };
     // The migration may wait for another replica.
@@ -120,7 +119,7 @@ async fn run_on(
     let stops = drain_then_shutdown(&shutdown, if workers == 0 { Duration::ZERO } else { config.drain });
     let Stops { drain, shutdown } = stops.clone();
     let reloading = reload.run(shutdown.clone());
-    let Wired { exports, service } = wire(config, database, folder, workers, &stops);
+    let Wired { exports, service } = wire(config, database, folder.clone(), workers, &stops);
     // The first health check would wait for this look.
     let first_look = async {
         if role != Role::Worker {
@@ -130,6 +129,7 @@ async fn run_on(
     let checked = async {
         let (checked, ()) = tokio::join!(check_tables(config, database), first_look);
         checked?;
+        folder.log_if_new(config, database).await?;
         if role != Role::Worker && config.seed_rows > 0 {
             demo::seed(&database.pool(1), config.seed_rows).await?;
         }

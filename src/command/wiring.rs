@@ -75,6 +75,7 @@ impl Exports {
 }
 
 /// The destination of files, and a flag that says if it is new.
+#[derive(Clone)]
 pub(super) struct PreparedOutput {
     destination: Limited,
     prepared: Prepared,
