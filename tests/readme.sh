@@ -83,10 +83,11 @@ done
 # What the reader has in the end.
 cmp missed.csv output/delta_warehouse_*.csv
 [[ $(grep -o '"jobId"' missed.json | wc -l) == 1 ]] || die 'more than one export was missed'
-grep -q '^1,9.90,' inbox/orders/full_orders_warehouse_*.csv
+files=(inbox/*/*.csv)
+grep -q '^INSERT,1,9.90,' "${files[0]}"
 as_owner shop -c 'update sales.orders set total = 13 where id = 2'
 source "$work/block" >again.out
-[[ $(cat inbox/orders/delta_orders_warehouse_*.csv) == *UPDATE,2,13,* ]] || die 'the delta lacks the change'
+[[ $(cat inbox/orders/delta_orders_warehouse_*.csv) == *UPDATE,2,13,* ]] || die 'the second file lacks the change'
 files=(inbox/*/*.csv)
 [[ ${#files[@]} == 2 ]] || die "inbox has ${files[*]}"
 grep -q '^match = \["sales.\*"\]' datasets.toml || die 'datasets.toml lacks the pattern'
