@@ -29,6 +29,9 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 
+# A page waits for its own look at the tables: it shows no earlier one, which the next poll would mend.
+PATIENT = "service.patience=time:20000"
+
 
 def pictures(browser, service, folder):
     """page.png, page-narrow.png and page-job.png, of a service that has done something."""
@@ -57,7 +60,7 @@ def pictures(browser, service, folder):
            where o.id = e.id"""
     )
     service.stop()
-    service.start(FAILPOINTS="sink.write=sleep:60000@14")
+    service.start(FAILPOINTS=f"sink.write=sleep:60000@14,{PATIENT}")
     running = service.call("POST", "/exports/full", {"X-Consumer-ID": "warehouse"})["jobId"]
     wait_for("it is in its middle", lambda: service.call("GET", f"/exports/{running}")["progress"] > 20)
     for name, width, height, scheme, where in (
@@ -91,7 +94,7 @@ def main():
     failed = []
     try:
         # The first export stops in its middle, for the tour to see it there.
-        service.start(**({} if options.pictures else {"FAILPOINTS": "sink.write=sleep:4000@12"}))
+        service.start(**({} if options.pictures else {"FAILPOINTS": f"sink.write=sleep:4000@12,{PATIENT}"}))
         with sync_playwright() as playwright:
             arguments = ARGUMENTS + (["--no-sandbox"] if os.getuid() == 0 else [])
             browser = playwright.chromium.launch(executable_path=options.chromium, args=arguments)
