@@ -70,7 +70,8 @@ pub struct Config {
     pub authorities: Option<PathBuf>,
     /// The private server.
     pub embedded: private_postgres::Settings,
-    /// The datasets, and the other blocks of the operator's file. Its patterns have no datasets yet.
+    /// The datasets, and the other blocks of the operator's file. Its patterns have datasets once a command has opened
+    /// the database.
     pub catalog: CurrentCatalog,
     /// The receivers of events, with their secrets.
     pub receivers: Arc<Receivers>,

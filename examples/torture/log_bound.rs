@@ -27,7 +27,7 @@ pub(crate) const LOG_LOST: [&str; 2] = ["log_expired", "deletes_expired"];
 #[derive(Default)]
 struct Log {
     xids: Vec<u64>,
-    /// Of all transactions up to each.
+    /// For each transaction, the bytes of all transactions up to it.
     sums: Vec<u64>,
 }
 
@@ -49,9 +49,10 @@ impl Log {
     }
 }
 
-/// What a lane's position has seen of its table, in bytes of the log.
+/// The part of its table's log that a lane's position has seen.
 #[derive(Clone, Copy)]
 struct Mark {
+    /// In bytes.
     seen: u64,
     may_be_given_up: bool,
 }
@@ -61,7 +62,7 @@ struct Mark {
 struct Position {
     table: &'static str,
     live: Mark,
-    /// Of its last export that told of deletions.
+    /// As the last export that told of deletions left it.
     deletions: Mark,
 }
 

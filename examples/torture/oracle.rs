@@ -374,7 +374,7 @@ impl Judged<'_> {
     /// 1: after each completed export the replica is the table as of a moment between the attempt's claim and its
     /// commit; after the last one, a delta that began when nobody wrote any more, it is the table.
     ///
-    /// Where an export was skipped, the replica must be the table without another file.
+    /// Checks each skipped export: the replica must be the table without another file.
     ///
     /// An export of changes is refused where what the consumer has is not what the database knows that it has, after
     /// some moves of the table's owner, and where the change log may have been over its bound; never for nothing. A

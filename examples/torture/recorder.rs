@@ -284,7 +284,7 @@ pub(crate) async fn versions(conn: &mut PgConnection) -> Result<BTreeMap<String,
     Ok(versions)
 }
 
-/// What a transaction wrote to a table: how many rows with new values, and how many that it deleted, softly or not.
+/// The numbers of rows of a table that a transaction wrote: those with new values, and those deleted, softly or not.
 /// A row that it wrote more than once counts as often.
 pub(crate) struct Written {
     pub(crate) table: String,

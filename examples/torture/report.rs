@@ -123,7 +123,7 @@ const LEAST_DEATHS: usize = 200;
 const LEAST_ZOMBIES: usize = 20;
 const LEAST_COMPLETED: usize = 60;
 const LEAST_SKIPPED: usize = 5;
-/// Of a run with backfills.
+/// The least that a run with backfills needs.
 const LEAST_GIVEN_UP: usize = 1;
 
 impl Counts {

@@ -15,7 +15,7 @@ use crate::trial::World;
 
 /// Keys of each table that its writer changes.
 pub(crate) const KEYS: u64 = 300;
-/// How late a writer may hear that it is over.
+/// The time after which a writer has heard that it is over.
 const STOPS_WITHIN: Duration = Duration::from_millis(100);
 
 /// Of the key ranges that `parts` has partitions for; the last of them comes and goes.

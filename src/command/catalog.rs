@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::config::{self, Config};
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::Faults;
+use crate::dataset::pattern::Candidate;
 use crate::dataset::{Dataset, Table};
 use crate::postgres::Database;
 use crate::source::{catalog_check, relations};
@@ -18,25 +19,28 @@ use crate::command::BadUsage;
 pub(super) async fn expand(config: &Config, database: &Database) -> anyhow::Result<()> {
     let catalog = config.catalog.get();
     if catalog.has_patterns() {
-        let pool = database.pool(1);
-        let relations = relations::read(&pool, &catalog).await?;
-        let used = Store::new(pool.clone()).used_names().await?;
-        // A preview has one connection at a time.
-        pool.close().await;
-        config.catalog.replace(Arc::new(catalog.expanded(&relations, &used)));
+        let (catalog, _) = expanded(&catalog, database).await?;
+        config.catalog.replace(Arc::new(catalog));
     }
     Ok(())
 }
 
-/// Returns a catalog with the datasets of its patterns. Records that this process has all its datasets, so that no
-/// pattern gives their names to other tables.
-pub(super) async fn expanded(catalog: &Catalog, database: &Database) -> anyhow::Result<Catalog> {
+/// Returns a catalog with the datasets of its patterns, for a process that has them from now on. Records all its
+/// datasets, so that no pattern gives their names to other tables.
+pub(super) async fn expanded_for_service(catalog: &Catalog, database: &Database) -> anyhow::Result<Catalog> {
+    let (catalog, relations) = expanded(catalog, database).await?;
+    Store::new(database.pool(1)).record_datasets(&catalog.located(&relations)).await?;
+    Ok(catalog)
+}
+
+/// Returns a catalog with the datasets of its patterns, and the relations that were found.
+async fn expanded(catalog: &Catalog, database: &Database) -> anyhow::Result<(Catalog, Vec<Candidate>)> {
     let pool = database.pool(1);
     let relations = relations::read(&pool, catalog).await?;
-    let store = Store::new(pool);
-    let catalog = catalog.expanded(&relations, &store.used_names().await?);
-    store.record_datasets(&catalog.located(&relations)).await?;
-    Ok(catalog)
+    let used = Store::new(pool.clone()).used_names().await?;
+    // A preview has one connection at a time.
+    pool.close().await;
+    Ok((catalog.expanded(&relations, &used), relations))
 }
 
 /// Refuses a catalog of a file whose blocks don't fit their tables.

@@ -12,7 +12,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::command::catalog::{check_blocks, expanded};
+use crate::command::catalog::{check_blocks, expanded_for_service};
 use crate::config::{self, Config};
 use crate::dataset::catalog::Catalog;
 use crate::dataset::current::CurrentCatalog;
@@ -48,7 +48,7 @@ impl Reload {
     /// Puts the datasets of patterns in force, and records all datasets of this process.
     ///
     /// # Errors
-    /// If the database fails, or the file has changed since the start and can't be read.
+    /// If the database fails.
     pub(super) async fn begin(config: &Config, database: &Database) -> anyhow::Result<Reload> {
         let text = config.catalog.get().text().unwrap_or_default().to_owned();
         let (catalog, file, receivers_text) = (config.catalog.clone(), config.catalog_file.clone(), text.clone());
@@ -104,7 +104,7 @@ impl Reload {
             Ok(()) => self.text = text,
             Err(error) => {
                 self.refuse(&error);
-                // What is wrong with the text itself is found once. Anything else is tried again.
+                // A mistake of the text needs another text. Any other failure may pass.
                 if error.is::<config::Error>() {
                     self.text = text;
                 }
@@ -160,7 +160,7 @@ impl Reload {
     /// Puts a catalog in force, with the datasets of its patterns.
     async fn put_in_force(&self, catalog: &Catalog) -> anyhow::Result<()> {
         let before = self.catalog.get();
-        let catalog = expanded(catalog, &self.database).await.with_context(|| self.database.to_string())?;
+        let catalog = expanded_for_service(catalog, &self.database).await.with_context(|| self.database.to_string())?;
         let of_patterns =
             |catalog: &Catalog| catalog.of_patterns().map(|dataset| dataset.name.clone()).collect::<BTreeSet<_>>();
         let (had, has) = (of_patterns(&before), of_patterns(&catalog));

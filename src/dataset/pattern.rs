@@ -97,7 +97,9 @@ impl fmt::Display for LeftOut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let LeftOut { name, owners, .. } = self;
         match self.reason {
-            Reason::NeedsBlock => f.write_str("views, foreign tables and tables with rules need a [[dataset]] each"),
+            Reason::NeedsBlock => f.write_str(
+                "it is a table with rules, which only a [[dataset]] can name, or a view or foreign table, which can't be exported",
+            ),
             Reason::Partition => f.write_str("it is a partition: its rows are exported with those of its table"),
             Reason::Unlogged => f.write_str("it is unlogged: a crash of Postgres empties it"),
             Reason::AnotherOwner => {

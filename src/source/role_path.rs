@@ -78,7 +78,7 @@ async fn try_plans(
     );
     let located: Vec<_> = datasets.iter().map(|(dataset, schema)| (*dataset, &schema.table)).collect();
     let planned = async {
-        // What another role has put in the place of a table isn't planned. The next look at it says so.
+        // A table that another role has put in the place of one is not planned. The next look reports it.
         if owners::lock_trusted(&mut tx, &located, LOCK_TIMEOUT).await? {
             sqlx::raw_sql(AssertSqlSafe(widen)).execute(&mut *tx).await?;
         }

@@ -68,7 +68,7 @@ function datasetRow({ name, capture }) {
     badge.className = `badge ${says.weight}`;
     text(meaning, says.meaning);
     text(rows, of.rows === null ? "not known" : count(of.rows));
-    text(size, bytes(of.bytes));
+    text(size, of.capture === null ? "not known" : bytes(of.bytes));
     once(columns, JSON.stringify([of.columns, of.key, of.updatedAt, of.createdAt, of.deleted]), () => columnsOf(of));
   };
   return { node: row(COLUMNS, cells), update };
@@ -83,7 +83,7 @@ function unneededOf(tables) {
 }
 
 function columnsOf(of) {
-  if (of.capture === null) return el("span", {});
+  if (of.capture === null) return el("span", { class: "quiet" }, "not exported");
   if (of.columns === null) return el("span", { class: "quiet" }, "The table doesn't fit the catalog.");
   const roles = (column) => [
     of.key?.includes(column) && "key",
