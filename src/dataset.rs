@@ -427,6 +427,18 @@ pub struct Description {
     pub mute_role: Option<String>,
 }
 
+impl Description {
+    /// Returns the main reason why a consumer can't export the dataset now, as a word of the API. `None`: it is ready.
+    pub fn reason(&self) -> Option<&'static str> {
+        match &self.schema {
+            _ if self.unreadable.is_some() => Some("permission_denied"),
+            Err(_) => Some("dataset_mismatch"),
+            Ok(_) if !self.captured => Some("not_tracked"),
+            Ok(_) => self.mute_role.as_ref().map(|_| "permission_denied"),
+        }
+    }
+}
+
 /// The first column of a delta: `INSERT`, `UPDATE` or `DELETE`. No other may have its name.
 pub const OPERATION: TableColumn = TableColumn::named("operation", ColumnType::Text);
 

@@ -5,6 +5,7 @@
 
 mod access;
 mod audit;
+mod batches;
 mod body;
 mod code;
 mod connections;
@@ -143,6 +144,9 @@ fn routes() -> OpenApiRouter {
         .routes(routes!(exports::ack))
         .routes(routes!(exports::cancel))
         .routes(routes!(exports::submit::retry))
+        .routes(routes!(batches::get))
+        .routes(routes!(batches::cancel))
+        .routes(routes!(batches::retry))
         .routes(routes!(exports::download::download))
         .routes(routes!(exports::download::download_part))
         .routes(routes!(exports::manifest::manifest))

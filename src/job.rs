@@ -3,6 +3,7 @@
 //! This module defines the statuses and their transitions. It must not know HTTP, SQL or files.
 
 pub mod after;
+pub mod batch;
 mod bounds;
 pub mod columns;
 mod continuity;
@@ -30,10 +31,10 @@ pub use after::After;
 pub use bounds::Bounds;
 pub use continuity::{Continuity, SnapshotReport};
 pub use idempotency_key::IdempotencyKey;
-pub use progress::{Progress, Reached};
+pub use progress::{CurrentJob, Progress, Reached};
 
 /// The permanent id of a job, a UUID of version 7. The ids of later jobs sort after those of earlier ones.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct JobId(Uuid);
 
 impl JobId {
@@ -170,7 +171,8 @@ impl Status {
         use Status::{Cancelled, Completed, Failed, Pending, Processing, Skipped};
         matches!(
             (self, next),
-            (Pending, Processing | Cancelled) | (Processing, Pending | Completed | Skipped | Failed | Cancelled)
+            (Pending, Processing | Failed | Cancelled)
+                | (Processing, Pending | Completed | Skipped | Failed | Cancelled)
         )
     }
 
@@ -199,6 +201,8 @@ pg_rows::words! {
         SourceUnavailable = "source_unavailable",
         /// The table to export doesn't exist.
         TableMissing = "table_missing",
+        /// The job waited, and no process has had its dataset for ten minutes.
+        DatasetUnknown = "dataset_unknown",
         /// Nobody ran `cdc-export track` for the dataset, or its key changed since.
         NotTracked = "not_tracked",
         /// The table does not match its dataset. The detail names what to correct.
@@ -220,6 +224,8 @@ pg_rows::words! {
         FileLost = "file_lost",
         /// Somebody changed the consumer's watermark during each attempt.
         WatermarkChanged = "watermark_changed",
+        /// The export is a member of a batch, and another member ended the attempt. The detail names that one.
+        BatchMemberFailed = "batch_member_failed",
         /// The worker vanished in each of the allowed attempts.
         AttemptsExhausted = "attempts_exhausted",
         /// The service has a defect. Its log has the cause.
@@ -296,7 +302,7 @@ impl Request {
 
     /// Returns true if this request would create a job like this one.
     pub fn asks_for(&self, job: &Job) -> bool {
-        Request { key: None, trace: None, ..self.clone() } == Request::from_job(job)
+        job.batch.is_none() && Request { key: None, trace: None, ..self.clone() } == Request::from_job(job)
     }
 }
 
@@ -366,6 +372,8 @@ pub struct Job {
     pub after: Option<After>,
     /// The job that this one repeats on request.
     pub retry_of: Option<JobId>,
+    /// The batch that the job is a member of: the id of the batch's first job.
+    pub batch: Option<JobId>,
     /// The trace context of the first request, or else of the first recorded attempt.
     pub trace: Option<TraceParent>,
     /// The earliest time of the next attempt, while the job waits for it.

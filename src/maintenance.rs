@@ -172,6 +172,9 @@ impl Maintenance {
             Ok(())
         };
         tasks.spawn(every("retain", retaining, retain, shutdown.clone()));
+        let task = self.for_task();
+        let looking = Pace::every(FOLDER_PERIOD);
+        tasks.spawn(every("unknown", looking, async move || fail_unknown(&task).await, shutdown.clone()));
         let scheduling = Scheduling::new(self.for_task());
         tasks.spawn(every("schedule", Pace::every(SCHEDULE_PERIOD), async move || scheduling.round().await, drain));
         let task = self.for_task();
@@ -229,6 +232,11 @@ async fn reap(Maintenance { settings, store, sweep_requested, .. }: &Maintenance
         sweep_requested.notify_one();
     }
     Ok(())
+}
+
+/// Fails the jobs that wait for a dataset which is gone.
+async fn fail_unknown(Maintenance { store, catalog, .. }: &Maintenance) -> Result<(), Error> {
+    Ok(store.fail_unknown(catalog.get().dataset_names()).await?)
 }
 
 /// Purges the change log.

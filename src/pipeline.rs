@@ -85,13 +85,13 @@ pub struct ExportSpec<'a> {
     pub progress: &'a Progress,
 }
 
-/// Writes the rows of a job's snapshot into drafts and stages them.
+/// Writes the rows of a job's snapshot into drafts, and stages all but the last one.
 ///
 /// Writes several drafts if [`ExportSpec::max_file_bytes`] bounds the size of a file.
 ///
 /// # Errors
 /// If any step fails. The unstaged draft is then removed. The caller must remove the staged ones.
-pub async fn run(rows: Rows<'_>, spec: &ExportSpec<'_>, drafts: &Drafts) -> Result<Exported, Error> {
+pub async fn run(rows: Rows<'_>, spec: &ExportSpec<'_>, drafts: &Drafts) -> Result<WrittenExport, Error> {
     let export = Arc::new(ExportLayout::new(rows.layout(spec.job), spec)?);
     let first = FileWriter::new(&export.file, drafts.create(1).await?)?;
     let (pieces_in, pieces_out) = mpsc::channel(PIECES_AHEAD);
@@ -108,9 +108,25 @@ pub async fn run(rows: Rows<'_>, spec: &ExportSpec<'_>, drafts: &Drafts) -> Resu
     // The first failure ends both sides. Otherwise a reader would notice a failed writer only at its next piece.
     let ((), (last, written)) = tokio::try_join!(read, write(first, written, pieces_out, &layout, drafts))?;
     if spec.skips_empty && written.stats.rows == 0 {
-        return Ok(Exported::default());
+        return Ok(WrittenExport(None));
     }
-    blocking(move || last.finish(written)).await
+    Ok(WrittenExport(Some((last, written))))
+}
+
+/// A written export, whose last file is not staged yet.
+pub struct WrittenExport(Option<(FileWriter, WrittenParts)>);
+
+impl WrittenExport {
+    /// Stages the last file. Other exports can be written meanwhile.
+    ///
+    /// # Errors
+    /// If the file can't be staged. The draft is then removed.
+    pub async fn stage(self) -> Result<Exported, Error> {
+        match self.0 {
+            Some((last, written)) => blocking(move || last.finish(written)).await,
+            None => Ok(Exported::default()),
+        }
+    }
 }
 
 /// Writes all pieces, on a blocking thread for each file. The caller must stage the last file.

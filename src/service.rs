@@ -3,6 +3,7 @@
 //! Only `http` uses this module. It knows no status codes and runs no exports.
 
 mod audit;
+pub mod batches;
 pub mod consumers;
 pub mod deadline;
 mod deliveries;
@@ -30,6 +31,7 @@ use crate::dataset::name::is_name;
 use crate::dataset::pattern::LeftOut;
 use crate::dataset::{Dataset, Description, Table, TableColumn, TableSchema};
 use crate::demo;
+use crate::job::batch::MOST_MEMBERS;
 use crate::job::selection::BadSelection;
 use crate::job::{Bounds, ConsumerId, Job, JobId, Status, Terms};
 use crate::key::Prefix;
@@ -165,6 +167,26 @@ pub enum Error {
     /// The job belongs to no consumer.
     #[error("the export belongs to no consumer, so it cannot be acknowledged")]
     AdHoc,
+    /// The job is a member of this batch, and can't be cancelled or retried alone.
+    #[error(
+        "the export is a member of the batch {0}, which is cancelled and retried as a whole: POST /batches/{0}/cancel or /retry"
+    )]
+    OfBatch(JobId),
+    /// No dataset is ready to be exported.
+    #[error("none of the datasets is ready: GET /datasets has the reasons")]
+    NothingReady,
+    /// More datasets are ready than a batch may have.
+    #[error("{0} datasets are ready, and a batch has {MOST_MEMBERS} at most: name them")]
+    TooManyMembers(usize),
+    /// The caller's `after` has a dataset that is not in the batch.
+    #[error("after: `{0}` is none of the datasets")]
+    AfterUnknown(String),
+    /// There is no such batch, or the caller may not see it.
+    #[error("there is no batch with this id, or it is not kept any more")]
+    NoBatch,
+    /// The look at the tables failed, which several calls may share.
+    #[error(transparent)]
+    Look(Arc<Error>),
     /// The job is being committed.
     #[error("the export is being committed")]
     Committing,
@@ -183,9 +205,10 @@ pub enum Error {
     /// The number of followers is at its limit for this key, for this address or in total.
     #[error("too many clients follow or wait for exports, with this key, from this address or in total")]
     TooManyFollowers,
-    /// The caller's `after` is not the last job of its lane. Contains the exports published since, then the open ones.
-    #[error("{}", out_of_step_detail(.0))]
-    OutOfStep(Vec<Job>),
+    /// The caller's `after` is not the last job of its lane. Contains the dataset, if it is a batch's, the exports
+    /// published since, and then the open ones.
+    #[error("{}{}", .0.as_ref().map(|dataset| format!("{dataset}: ")).unwrap_or_default(), out_of_step_detail(.1))]
+    OutOfStep(Option<String>, Vec<Job>),
     /// The export in `after`, or a later one, is unknown: the database was restored, or retention removed the jobs.
     #[error(
         "the database contains no completed export of this consumer and dataset with the id and content in `after`, or misses a later one: \

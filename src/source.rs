@@ -24,6 +24,7 @@ mod placed;
 pub mod purge;
 mod quote;
 mod reader_slots;
+pub mod reading;
 pub mod relations;
 mod rights;
 mod role_path;

@@ -13,13 +13,17 @@ mod restart;
 mod shutdown;
 mod traced;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use chrono::{DateTime, Utc};
+use futures_util::stream::{self, FuturesUnordered, StreamExt};
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::dataset::current::CurrentCatalog;
 use crate::dataset::{Capture, CellMax, Dataset};
@@ -27,19 +31,20 @@ use crate::failpoint;
 use crate::file::name::FileName;
 use crate::file::{Exported, FileRecord};
 use crate::job::marker::Marker;
-use crate::job::{ExportType, Job, JobId, Progress, Status};
+use crate::job::{CurrentJob, ExportType, Job, JobId, Status};
 use crate::manifest::Manifest;
-use crate::pipeline;
+use crate::pipeline::{self, WrittenExport};
 use crate::publisher::{self, Publisher};
-use crate::sink::{Destination, Drafts, Limited, MarkerFile};
+use crate::sink::{self, Destination, Drafts, Limited, MarkerFile};
 use crate::source::{
     Source,
     connections::ExportConnections,
-    snapshot::{Purpose, Snapshot},
+    reading::SnapshotReader,
+    snapshot::{Purpose, Snapshot, SnapshotTable},
 };
 use crate::store::{
     self, Store,
-    commit::{CommitInput, Committed, SkippedExport},
+    commit::{Commit, CommitInput, Committed, CommittedJobs},
     lease::{self, Lease, Renewal},
     manifests::uncommitted,
     queue::{Claim, Claimant, Settlement},
@@ -47,7 +52,8 @@ use crate::store::{
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::spans::{self, Span};
 use crate::telemetry::{chain, job_event};
-use crate::worker::error::Error;
+use crate::trace::TraceParent;
+use crate::worker::error::{Error, Failed};
 use crate::worker::heartbeat::{Heartbeat, Stop};
 use crate::worker::restart::restart_on_panic;
 use crate::worker::shutdown::unless_stopped;
@@ -61,6 +67,12 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time limit of a shutdown if the database does not respond. Other workers take over the jobs when their leases
 /// expire.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The number of written files that wait for the disk while an attempt goes on reading.
+const MAX_STAGING: usize = 8;
+
+/// The number of exports of a batch that are published at the same time.
+const MAX_PUBLISHING: usize = 4;
 
 /// The worker's settings.
 #[derive(Clone, Debug)]
@@ -106,28 +118,21 @@ pub struct Worker {
     throttle: Arc<LogThrottle>,
 }
 
-/// A job that this worker has claimed.
-struct ClaimedJob {
+/// An attempt that this worker has claimed.
+struct ClaimedAttempt {
     lease: Lease,
-    /// The dataset as the catalog had it at the claim.
-    dataset: Arc<Dataset>,
+    /// The datasets of its jobs as the catalog had them at the claim.
+    datasets: Vec<Arc<Dataset>>,
     connections: ExportConnections,
 }
 
-/// An attempt whose file has been written.
+/// An attempt whose files have been written.
 struct WrittenAttempt {
     snapshot: Snapshot,
-    exported: Exported,
-    /// The export in the destination's lane marker at the start of the attempt.
-    marker: Option<JobId>,
-}
-
-/// The rows of a commit that is not sent yet.
-enum WrittenRows {
-    /// They record these files.
-    Files(Box<FileRecord>),
-    /// They record that there was nothing to export.
-    Skipped(SkippedExport),
+    /// The export of each job.
+    exports: Vec<Exported>,
+    /// The export in each destination's lane marker at the start of the attempt.
+    markers: Vec<Option<JobId>>,
 }
 
 /// The state of the job after a failed attempt.
@@ -242,7 +247,7 @@ impl Worker {
         connections: &mut Option<ExportConnections>,
         has_completed: bool,
         drain: &CancellationToken,
-    ) -> Result<Result<ClaimedJob, bool>, Error> {
+    ) -> Result<Result<ClaimedAttempt, bool>, Error> {
         let kept = match connections.take() {
             Some(kept) => kept.checked(self.call_timeout()).await,
             None => None,
@@ -259,8 +264,10 @@ impl Worker {
         let claimant = Claimant { owner, datasets, destination, has_completed, session };
         match self.store.claim(&claimant, self.settings.lease).await? {
             Claim::Job(lease) => {
-                let dataset = catalog.get(&lease.job.dataset).expect("jobs of other datasets are not claimed");
-                Ok(Ok(ClaimedJob { dataset: Arc::clone(dataset), lease: *lease, connections: ready }))
+                let dataset =
+                    |job: &Job| Arc::clone(catalog.get(&job.dataset).expect("jobs of other datasets are not claimed"));
+                let datasets = lease.jobs().map(dataset).collect();
+                Ok(Ok(ClaimedAttempt { datasets, lease: *lease, connections: ready }))
             }
             Claim::Nothing(others_wait) => {
                 *connections = Some(ready);
@@ -273,229 +280,347 @@ impl Worker {
     async fn export(
         &self,
         span: &Span,
-        ClaimedJob { lease, dataset, connections }: ClaimedJob,
+        ClaimedAttempt { lease, datasets, connections }: ClaimedAttempt,
         shutdown: &CancellationToken,
     ) -> Option<ExportConnections> {
-        let job = &lease.job;
-        job_event!(info, job, "export_started", attempt = job.attempt);
-        let attempted = self.attempt(&lease, &dataset, connections, shutdown).await;
-        let (connections, record) = match attempted.inspect_err(|error| span.fail(chain(error))) {
-            // A skipped export has nothing to publish.
-            Ok((connections, None)) => return connections,
-            Ok((connections, record)) => (connections, record),
-            Err(error) => match self.settle(&lease, error, shutdown).await {
+        let first = lease.first();
+        match lease.members.len() {
+            1 => job_event!(info, first, "export_started", attempt = first.attempt),
+            members => tracing::info!(event = "batch_started", batchId = %lease.id(), members, attempt = first.attempt),
+        }
+        let attempted = self.attempt(&lease, &datasets, connections, shutdown).await;
+        let (connections, records) = match attempted.inspect_err(|failed| span.fail(chain(&failed.error))) {
+            Ok((connections, records)) => (connections, Some(records)),
+            Err(failed) => match self.settle(&lease, failed, shutdown).await {
                 AttemptEnd::Committed => (None, None),
                 AttemptEnd::Otherwise => return None,
             },
         };
-        failpoint!("worker.committed", None);
-        let publisher = self.publisher();
-        let publishing = async {
-            match record {
-                Some(record) => {
-                    // A job without a trace got the one of this attempt.
-                    let trace = record.trace.or(span.place());
-                    publisher.publish(FileRecord { trace, ..record }).await.map(drop)
-                }
-                None => publisher.publish_job(job.id).await,
+        let files = records.as_ref().map(Vec::len);
+        // Skipped exports have nothing to publish.
+        if records.as_ref().is_none_or(|records| !records.is_empty()) {
+            failpoint!("worker.committed", None);
+            let published = match records {
+                // A job without a trace got the one of this attempt.
+                Some(records) => self.publish(records, span.place(), shutdown).await,
+                None => self.publish_jobs(&lease, shutdown).await,
+            };
+            if let Err(error) = published {
+                // The job is committed. Maintenance publishes the files as soon as possible.
+                tracing::error!(event = "publish_failed", jobId = %lease.id(), error);
             }
-        };
-        let publishing = tokio::time::timeout(self.settings.lease, publishing);
-        let failed = match unless_stopped(shutdown, publishing).await {
-            Some(Ok(published)) => published.err().map(|error| chain(&error)),
-            Some(Err(_)) => Some("publishing exceeded the time limit".to_owned()),
-            None => Some("the service is shutting down".to_owned()),
-        };
-        if let Some(error) = failed {
-            // The job is committed. Maintenance publishes the file as soon as possible.
-            tracing::error!(event = "publish_failed", jobId = %job.id, error);
+        }
+        if lease.members.len() > 1 {
+            tracing::info!(event = "batch_committed", batchId = %lease.id(), members = lease.members.len(), withFiles = files);
         }
         connections
     }
 
-    /// Runs one attempt: opens a snapshot, writes its rows to a hidden file, syncs the file, and commits the file with
-    /// the watermark.
+    /// Publishes committed exports, some at the same time. Stops at the first one that can't be published.
+    async fn publish(
+        &self,
+        records: Vec<FileRecord>,
+        place: Option<TraceParent>,
+        shutdown: &CancellationToken,
+    ) -> Result<(), String> {
+        let publisher = &self.publisher();
+        let publish = async |record: FileRecord| {
+            let trace = record.trace.or(place);
+            let publishing = async { publisher.publish(FileRecord { trace, ..record }).await.map(drop) };
+            self.within_lease(publishing, shutdown).await
+        };
+        let mut published = pin!(stream::iter(records).map(publish).buffer_unordered(MAX_PUBLISHING));
+        while let Some(done) = published.next().await {
+            done?;
+        }
+        Ok(())
+    }
+
+    /// Publishes the exports of an attempt that was committed although the answer was lost.
+    async fn publish_jobs(&self, lease: &Lease, shutdown: &CancellationToken) -> Result<(), String> {
+        let publisher = self.publisher();
+        for job in lease.jobs() {
+            self.within_lease(publisher.publish_job(job.id), shutdown).await?;
+        }
+        Ok(())
+    }
+
+    async fn within_lease(
+        &self,
+        publishing: impl Future<Output = Result<(), publisher::Error>>,
+        shutdown: &CancellationToken,
+    ) -> Result<(), String> {
+        let publishing = tokio::time::timeout(self.settings.lease, publishing);
+        match unless_stopped(shutdown, publishing).await {
+            Some(Ok(published)) => published.map_err(|error| chain(&error)),
+            Some(Err(_)) => Err("publishing exceeded the time limit".to_owned()),
+            None => Err("the service is shutting down".to_owned()),
+        }
+    }
+
+    /// Runs one attempt: opens a snapshot, writes the rows of each job to hidden files, syncs the files, and commits
+    /// them with the watermarks.
     async fn attempt(
         &self,
         lease: &Lease,
-        dataset: &Arc<Dataset>,
+        datasets: &[Arc<Dataset>],
         connections: ExportConnections,
         shutdown: &CancellationToken,
-    ) -> Result<(Option<ExportConnections>, Option<FileRecord>), Error> {
+    ) -> Result<(Option<ExportConnections>, Vec<FileRecord>), Failed> {
         let begun = Instant::now();
         failpoint!("worker.claimed");
-        let progress = Progress::default();
+        let current = CurrentJob::new(lease.first().id);
         let mut heartbeat =
-            Heartbeat::start(&self.store, lease, progress.clone(), self.settings.lease, self.cancels.subscribe());
-        let export = self.write_file(lease, dataset, connections, &progress);
+            Heartbeat::start(&self.store, lease, current.clone(), self.settings.lease, self.cancels.subscribe());
+        let export = self.write_files(lease, datasets, connections, &current);
         let written = tokio::select! {
             biased;
-            stop = heartbeat.stopped() => Err(Error::Stopped(stop)),
-            () = shutdown.cancelled() => Err(Error::Stopped(Stop::Shutdown)),
+            stop = heartbeat.stopped() => Err(Error::Stopped(stop).into()),
+            () = shutdown.cancelled() => Err(Error::Stopped(Stop::Shutdown).into()),
             written = export => written,
         };
         // Ended before the commit. Otherwise a renewal would wait for the row lock of the commit, and then report the
         // finished job as lost.
         heartbeat.end().await;
-        let WrittenAttempt { mut snapshot, exported, marker } = written?;
+        let mut written = written?;
         failpoint!("worker.staged");
         // A recent lease needs no extension. The commit itself checks the token and the cancellation.
         if begun.elapsed() > lease::interval(self.settings.lease) {
-            let extend = || self.store.extend(lease, self.settings.lease, progress.read());
-            match self.retry_while_leased(lease, shutdown, extend).await? {
+            let extend = || self.store.extend(lease, self.settings.lease, current.read());
+            match self.retry_while_leased(lease, shutdown, extend).await.map_err(Error::from)? {
                 Renewal::Held => {}
-                Renewal::CancelAsked => return Err(Error::Stopped(Stop::CancelAsked)),
-                Renewal::Lost => return Err(Error::Stopped(Stop::LeaseLost)),
+                Renewal::CancelAsked => return Err(Error::Stopped(Stop::CancelAsked).into()),
+                Renewal::Lost => return Err(Error::Stopped(Stop::LeaseLost).into()),
             }
         }
         failpoint!("worker.extended");
         // A commit may wait for locks as long as the lease lasts. After that, it is abandoned.
         let time = self.settings.lease;
         let committed = async {
-            let commit = self.commit(lease, &mut snapshot, &exported, marker);
-            let written = tokio::time::timeout(time, commit).await.unwrap_or(Err(Error::Stopped(Stop::Silence)))?;
+            let commit = self.commit(lease, &mut written);
+            let (records, jobs) =
+                tokio::time::timeout(time, commit).await.unwrap_or(Err(Error::Stopped(Stop::Silence)))?;
             failpoint!("worker.commit");
-            let connections = snapshot.commit(time).await?;
-            let record = match written {
-                WrittenRows::Files(record) => Some(*record),
-                WrittenRows::Skipped(skipped) => {
-                    self.store.announce_skipped(skipped)?;
-                    None
-                }
-            };
-            Ok((connections, record))
+            let connections = written.snapshot.commit(time).await?;
+            self.store.announce_skipped(jobs)?;
+            Ok::<_, Error>((connections, records))
         };
-        spans::step("commit", committed).await
+        Ok(spans::step("commit", committed).await?)
     }
 
     fn publisher(&self) -> Publisher {
         Publisher::new(&self.store, &self.destination, &self.settings.publisher, self.settings.lease)
     }
 
-    /// Writes the rows of the commit.
+    /// Writes the rows of the commit. Returns the records of the files.
     async fn commit(
         &self,
         lease: &Lease,
-        snapshot: &mut Snapshot,
-        exported: &Exported,
-        marker: Option<JobId>,
-    ) -> Result<WrittenRows, Error> {
-        let schema = snapshot.schema.narrowed(&lease.job.selection);
-        let mut found = CommitInput {
-            position: snapshot.position.clone(),
-            new_position: snapshot.new_position.clone(),
-            report: snapshot.report.clone(),
-            signature: schema.signature(),
-            columns: schema.saved_columns(lease.job.export_type, snapshot.new_position.snapshot.as_deref()),
-            marker,
-            manifest: None,
-        };
-        let (record, chained) = uncommitted(lease, &found, exported);
-        let chained = chained.filter(|_| !exported.parts.is_empty());
-        found.manifest = chained
-            .zip(lease.link.as_ref())
-            .map(|(chained, link)| self.publisher().manifest(&record, link.number, chained));
-        let manifest = found.manifest.as_ref().map(Manifest::text);
-        let transaction = snapshot.begin_commit(self.settings.lease).await?;
-        match self.store.commit(transaction, lease, &found, exported).await? {
-            Committed::Done(is_planned) => {
-                let manifest = manifest.filter(|_| is_planned);
-                Ok(WrittenRows::Files(Box::new(FileRecord { manifest, ..record })))
+        written: &mut WrittenAttempt,
+    ) -> Result<(Vec<FileRecord>, CommittedJobs), Error> {
+        let WrittenAttempt { snapshot, exports, markers } = written;
+        let publisher = self.publisher();
+        let mut inputs = Vec::new();
+        let mut records = Vec::new();
+        for (((member, table), exported), marker) in
+            lease.members.iter().zip(&snapshot.tables).zip(&*exports).zip(&*markers)
+        {
+            let schema = table.schema.narrowed(&member.job.selection);
+            let mut found = CommitInput {
+                position: table.position.clone(),
+                new_position: table.new_position.clone(),
+                report: table.report.clone(),
+                signature: schema.signature(),
+                columns: schema.saved_columns(member.job.export_type, table.new_position.snapshot.as_deref()),
+                marker: *marker,
+                manifest: None,
+            };
+            if !exported.parts.is_empty() {
+                let (record, chained) = uncommitted(lease, member, &found, exported);
+                found.manifest = chained
+                    .zip(member.link.as_ref())
+                    .map(|(chained, link)| publisher.manifest(&record, link.number, chained));
+                records.push(FileRecord { manifest: found.manifest.as_ref().map(Manifest::text), ..record });
             }
-            Committed::Skipped(skipped) => Ok(WrittenRows::Skipped(skipped)),
+            inputs.push(found);
+        }
+        let commits = lease.jobs().zip(&inputs).zip(&*exports);
+        let commits: Vec<_> = commits.map(|((job, found), exported)| Commit { job, found, exported }).collect();
+        let transaction = snapshot.begin_commit(self.settings.lease).await?;
+        match self.store.commit(transaction, lease.token(), &commits).await? {
+            Committed::Done(jobs) => {
+                for (record, is_planned) in records.iter_mut().zip(&jobs.are_planned) {
+                    record.manifest.take_if(|_| !is_planned);
+                }
+                Ok((records, jobs))
+            }
             Committed::NotOurs => Err(Error::NotOurs),
             Committed::WatermarkChanged => Err(Error::WatermarkChanged),
         }
     }
 
+    /// Takes a snapshot and writes the rows of each job, one after the other.
+    async fn write_files(
+        &self,
+        lease: &Lease,
+        datasets: &[Arc<Dataset>],
+        connections: ExportConnections,
+        current: &CurrentJob,
+    ) -> Result<WrittenAttempt, Failed> {
+        let mut markers = Vec::new();
+        for (at, job) in lease.jobs().enumerate() {
+            markers.push(self.marker(lease, job).await.map_err(Failed::at(at))?);
+        }
+        // Check for a full disk before the snapshot is opened, because the snapshot delays vacuum. The draft is created
+        // only after that.
+        self.destination.require_room().await.map_err(Error::from)?;
+        let mut purposes = Vec::new();
+        for ((job, dataset), marker) in lease.jobs().zip(datasets).zip(&markers) {
+            let (consumer, export_type) = (job.consumer.as_ref(), job.export_type);
+            purposes.push(Purpose { dataset, consumer, export_type, job: Some(job.id), marker: marker.as_ref() });
+        }
+        let opening = connections.open(&purposes, self.settings.lease);
+        let mut snapshot = spans::step("open", opening).await?;
+        let (leader, mut reading) = snapshot.split();
+        let write = async {
+            let may_skip = self.may_skip(lease, datasets, reading.tables()).await?;
+            let is_unread = |at: usize, tables: &[SnapshotTable]| may_skip[at] && tables[at].has_no_changes();
+            // As soon as possible: a reader that meets somebody who waits for the table has to give up.
+            if !is_unread(0, reading.tables()) {
+                reading.join(0).await.map_err(Failed::at(0))?;
+            }
+            if lease.is_trial {
+                self.store.table_opened(lease).await.map_err(Error::from)?;
+            }
+            failpoint!("worker.opened");
+            let mut exports: Vec<_> = lease.jobs().map(|_| Exported::default()).collect();
+            let mut staging = FuturesUnordered::new();
+            for (at, (job, dataset)) in lease.jobs().zip(datasets).enumerate() {
+                if is_unread(at, reading.tables()) {
+                    continue;
+                }
+                let written = self.write_file(lease, (job, dataset), &mut reading, at, may_skip[at], current);
+                let written = written.await.map_err(Failed::at(at))?;
+                // The disk syncs this file while the next table is read.
+                let staged = stage(written, Arc::clone(dataset), reading.tables()[at].new_position.taken_at);
+                let staged = AbortOnDropHandle::new(tokio::spawn(staged));
+                staging.push(async move { (at, staged.await) });
+                while staging.len() > MAX_STAGING {
+                    collect(&mut exports, staging.next().await)?;
+                }
+            }
+            while !staging.is_empty() {
+                collect(&mut exports, staging.next().await)?;
+            }
+            Ok::<_, Failed>(exports)
+        };
+        let exports = tokio::select! {
+            lost = leader.keep_alive(lease::interval(self.settings.lease), self.settings.lease) => return Err(Error::from(lost).into()),
+            exports = write => exports?,
+        };
+        let markers = markers.into_iter().map(|marker| marker.map(|marker| marker.job)).collect();
+        Ok(WrittenAttempt { snapshot, exports, markers })
+    }
+
+    /// Reads the marker of a job's lane at the destination.
+    async fn marker(&self, lease: &Lease, job: &Job) -> Result<Option<Marker>, Error> {
+        let Some(lane) = job.lane() else { return Ok(None) };
+        let file = MarkerFile::new(&lease.database, lane);
+        let marker = self.destination.lane_marker(&file).await?;
+        if marker.as_ref().is_some_and(Marker::is_unreadable) {
+            tracing::warn!(event = "marker_unreadable", jobId = %job.id, file = file.name());
+        }
+        Ok(marker)
+    }
+
+    /// Writes the rows of one job to hidden files. The caller must stage the last one.
     async fn write_file(
         &self,
         lease: &Lease,
-        dataset: &Arc<Dataset>,
-        connections: ExportConnections,
-        progress: &Progress,
-    ) -> Result<WrittenAttempt, Error> {
-        let job = &lease.job;
-        let marker_file = job.lane().map(|lane| MarkerFile::new(&lease.database, lane));
-        let marker = match &marker_file {
-            Some(file) => self.destination.lane_marker(file).await?,
-            None => None,
-        };
+        (job, dataset): (&Job, &Dataset),
+        reading: &mut SnapshotReader<'_>,
+        at: usize,
+        skips_empty: bool,
+        current: &CurrentJob,
+    ) -> Result<WrittenExport, Error> {
         let name = FileName {
             dataset: job.dataset.clone(),
             consumer: job.consumer.clone(),
             name: job.output_filename.clone(),
             encoding: job.encoding,
         };
-        let drafts = Drafts::new(&self.destination, lease.hidden_file(), name);
-        if let (Some(file), true) = (marker_file, marker.as_ref().is_some_and(Marker::is_unreadable)) {
-            tracing::warn!(event = "marker_unreadable", jobId = %job.id, file = file.name());
-        }
-        // Check for a full disk before the snapshot is opened, because the snapshot delays vacuum. The draft is created
-        // only after that.
-        self.destination.require_room().await?;
-        let (consumer, export_type) = (job.consumer.as_ref(), job.export_type);
-        let purpose = Purpose { consumer, export_type, job: Some(job.id), marker: marker.as_ref() };
-        let opening = connections.open(&purpose, dataset, self.settings.lease);
-        let mut snapshot = spans::step("open", opening).await?;
-        if lease.is_trial {
-            self.store.table_opened(lease).await?;
-        }
-        failpoint!("worker.opened");
+        let drafts = Drafts::new(&self.destination, lease.hidden_file(job), name);
         // Late rows exist only with triggers and an `updated_at` column.
         let exact = dataset.capture == Capture::Triggers && dataset.updated_at.is_some();
-        let since = snapshot.position.since.filter(|_| exact);
+        let table = &reading.tables()[at];
+        let since = table.position.since;
         let Settings { cell_max, compression_level, .. } = self.settings;
-        let max_file_bytes = job.max_file_bytes.or(dataset.max_file_bytes);
-        let skips_empty = self.may_skip(job, dataset, &snapshot).await?;
-        let spec =
-            pipeline::ExportSpec { job, since, cell_max, max_file_bytes, compression_level, skips_empty, progress };
-        let (leader, rows) = snapshot.split();
-        let mut exported = tokio::select! {
-            lost = leader.keep_alive(lease::interval(self.settings.lease), self.settings.lease) => return Err(lost.into()),
-            exported = spans::step("stream", pipeline::run(rows, &spec, &drafts)) => exported?,
+        let spec = pipeline::ExportSpec {
+            job,
+            since: since.filter(|_| exact),
+            cell_max,
+            max_file_bytes: job.max_file_bytes.or(dataset.max_file_bytes),
+            compression_level,
+            skips_empty,
+            progress: &current.begin(job.id),
         };
-        let taken_at = snapshot.new_position.taken_at;
-        if dataset.updated_at.is_none() {
-            exported.last_updated_at = Some(taken_at).filter(|_| exported.rows > 0);
-        } else if dataset.capture != Capture::Triggers {
-            // A row with a future time would otherwise hide all later changes up to that time.
-            exported.last_updated_at = exported.last_updated_at.map(|time| time.min(taken_at));
-        }
-        Ok(WrittenAttempt { snapshot, exported, marker: marker.map(|marker| marker.job) })
+        let rows = reading.rows(at).await?;
+        Ok(spans::step("stream", pipeline::run(rows, &spec, &drafts)).await?)
     }
 
-    /// Returns true if a job is to make no file if it finds no rows. An export that has something else to tell makes a
-    /// file all the same: the first one of a lane, and one with other columns or a remark on its continuity.
-    async fn may_skip(&self, job: &Job, dataset: &Dataset, snapshot: &Snapshot) -> Result<bool, Error> {
-        let Some(lane) = job.lane() else { return Ok(false) };
-        let is_plain = job.export_type != ExportType::Full
-            && snapshot.report.continuity.is_none()
-            && snapshot.report.quiet_deletes == 0;
-        if !is_plain || !job.skip_empty.unwrap_or(dataset.skip_empty) {
-            return Ok(false);
+    /// For each job, returns true if it is to make no file if it finds no rows. An export that has something else to
+    /// tell makes a file all the same: the first one of a lane, and one with other columns or a remark on its
+    /// continuity.
+    async fn may_skip(
+        &self,
+        lease: &Lease,
+        datasets: &[Arc<Dataset>],
+        tables: &[SnapshotTable],
+    ) -> Result<Vec<bool>, Error> {
+        let is_plain = |((job, dataset), table): ((&Job, &Arc<Dataset>), &SnapshotTable)| {
+            job.export_type != ExportType::Full
+                && table.report.continuity.is_none()
+                && table.report.quiet_deletes == 0
+                && job.skip_empty.unwrap_or(dataset.skip_empty)
+        };
+        let mut may_skip: Vec<_> = lease.jobs().zip(datasets).zip(tables).map(is_plain).collect();
+        let Some(consumer) = lease.first().consumer.as_ref().filter(|_| may_skip.contains(&true)) else {
+            return Ok(vec![false; may_skip.len()]);
+        };
+        let asked: Vec<_> = (0..may_skip.len()).filter(|at| may_skip[*at]).collect();
+        let names: Vec<_> = asked.iter().map(|at| &*lease.members[*at].job.dataset).collect();
+        let signatures: Vec<_> = asked.iter().map(|at| tables[*at].schema.signature()).collect();
+        let are_same = self.store.are_signatures_of_last(consumer, &names, &signatures).await?;
+        for (at, is_same) in asked.into_iter().zip(are_same) {
+            may_skip[at] = is_same;
         }
-        Ok(self.store.is_signature_of_last(lane, &snapshot.schema.narrowed(&job.selection).signature()).await?)
+        Ok(may_skip)
     }
 
-    /// Settles a job after its attempt ended with `error`. If only the response to the commit was lost, detects that
-    /// the job is committed.
-    async fn settle(&self, lease: &Lease, error: Error, shutdown: &CancellationToken) -> AttemptEnd {
-        let job = &lease.job;
-        let (settlement, cause) = (error.settlement(), chain(&error));
-        let settled = self.retry_while_leased(lease, shutdown, || self.store.settle(lease, &settlement, &cause)).await;
-        let left = match settled {
+    /// Settles the jobs of an attempt that failed. If only the response to the commit was lost, detects that the jobs
+    /// are committed.
+    async fn settle(&self, lease: &Lease, failed: Failed, shutdown: &CancellationToken) -> AttemptEnd {
+        let (settlement, cause) = (failed.error.settlement(), chain(&failed.error));
+        let member = failed.at.filter(|_| lease.members.len() > 1).map(|at| &lease.members[at].job);
+        let settle = || self.store.settle(lease, member, &settlement, &cause);
+        let left = match self.retry_while_leased(lease, shutdown, settle).await {
             Ok(Some(transition)) => transition.job,
             Ok(None) => return self.committed_after_all(lease, shutdown).await,
             Err(failed) => {
                 // The lease expires, another worker takes over the job, and maintenance removes the file.
-                tracing::error!(event = "settle_failed", jobId = %job.id, error = cause, cause = chain(&failed));
+                tracing::error!(event = "settle_failed", jobId = %lease.id(), error = cause, cause = chain(&failed));
                 return AttemptEnd::Otherwise;
             }
         };
-        // This attempt can no longer be committed, so its file can be removed.
-        let (id, hidden) = (job.id, lease.hidden_file());
-        let left_behind = match unless_stopped(shutdown, self.destination.abort(&hidden)).await {
+        // This attempt can no longer be committed, so its files can be removed.
+        let abort = async {
+            for job in lease.jobs() {
+                self.destination.abort(&lease.hidden_file(job)).await?;
+            }
+            Ok::<_, sink::Error>(())
+        };
+        let id = lease.id();
+        let left_behind = match unless_stopped(shutdown, abort).await {
             Some(aborted) => aborted.err().map(|error| chain(&error)),
             None => Some("the service is shutting down".to_owned()),
         };
@@ -505,7 +630,8 @@ impl Worker {
         match (left.status, &settlement) {
             (Status::Pending, Settlement::Release) => tracing::info!(event = "export_released", jobId = %id),
             (Status::Pending, Settlement::Retry(_) | Settlement::RetryLocked(_) | Settlement::Fail(_)) => {
-                tracing::warn!(event = "export_retried", jobId = %id, attempt = job.attempt, error = cause);
+                let (attempt, dataset) = (lease.first().attempt, member.map(|job| &*job.dataset));
+                tracing::warn!(event = "export_retried", jobId = %id, attempt, dataset, error = cause);
             }
             // The store has already logged the end.
             (_, _) => {}
@@ -514,16 +640,18 @@ impl Worker {
     }
 
     async fn committed_after_all(&self, lease: &Lease, shutdown: &CancellationToken) -> AttemptEnd {
-        let id = lease.job.id;
         let token = lease.token().as_uuid().to_string();
         let ours = |record: &FileRecord| record.parts.iter().all(|part| part.staged.name.contains(&token));
-        match self.retry_while_leased(lease, shutdown, || self.store.file(id)).await {
-            Ok(record) if record.as_ref().is_some_and(ours) => AttemptEnd::Committed,
-            _ => {
-                tracing::warn!(event = "lease_lost", jobId = %id);
-                AttemptEnd::Otherwise
+        // Of a batch, some may be skipped and have no file.
+        for job in lease.jobs() {
+            match self.retry_while_leased(lease, shutdown, || self.store.file(job.id)).await {
+                Ok(Some(record)) if ours(&record) => return AttemptEnd::Committed,
+                Ok(None) => {}
+                Ok(Some(_)) | Err(_) => break,
             }
         }
+        tracing::warn!(event = "lease_lost", jobId = %lease.id());
+        AttemptEnd::Otherwise
     }
 
     /// Retries a statement for the duration of a lease, so that a restart of the database loses nothing. During a
@@ -542,7 +670,7 @@ impl Worker {
             let time = if shutdown.is_cancelled() { Duration::from_secs(5) } else { self.settings.lease };
             match statement().await {
                 Err(store::Error::Unavailable(cause) | store::Error::LockConflict(cause)) if begun.elapsed() < time => {
-                    let (id, error) = (lease.job.id, chain(&cause));
+                    let (id, error) = (lease.id(), chain(&cause));
                     if let Some(times) = self.throttle.should_log(format!("{id}: {error}")) {
                         tracing::warn!(event = "database_unavailable", jobId = %id, error, times);
                     }
@@ -558,3 +686,30 @@ impl Worker {
         lease::call_timeout(self.settings.lease)
     }
 }
+
+/// Stages the last file of a written export.
+async fn stage(
+    written: WrittenExport,
+    dataset: Arc<Dataset>,
+    taken_at: DateTime<Utc>,
+) -> Result<Exported, pipeline::Error> {
+    let mut exported = written.stage().await?;
+    if dataset.updated_at.is_none() {
+        exported.last_updated_at = Some(taken_at).filter(|_| exported.rows > 0);
+    } else if dataset.capture != Capture::Triggers {
+        // A row with a future time would otherwise hide all later changes up to that time.
+        exported.last_updated_at = exported.last_updated_at.map(|time| time.min(taken_at));
+    }
+    Ok(exported)
+}
+
+/// Puts a staged export into its place.
+fn collect(exports: &mut [Exported], staged: Option<(usize, StagedTask)>) -> Result<(), Failed> {
+    let Some((at, staged)) = staged else { return Ok(()) };
+    let staged = staged.map_err(pipeline::Error::Panicked).and_then(|staged| staged);
+    exports[at] = staged.map_err(Failed::at(at))?;
+    Ok(())
+}
+
+/// The result of a task that stages an export.
+type StagedTask = Result<Result<Exported, pipeline::Error>, tokio::task::JoinError>;

@@ -7,7 +7,7 @@ use crate::config::{CatalogFile, Config};
 use crate::dataset::Description;
 use crate::job::{ConsumerId, ExportType};
 use crate::postgres::Database;
-use crate::source::{self, Source, snapshot::Purpose};
+use crate::source::{self, Source, opening::Refused, snapshot::Purpose};
 use crate::watermark::Waiting;
 use clap::Args;
 use indicatif::{BinaryBytes, HumanCount};
@@ -61,19 +61,24 @@ async fn plan(config: &Config, database: &Database, arguments: &Plan) -> anyhow:
     }
     let marker = service.marker(&arguments.consumer, &dataset).await?;
     let (consumer, export_type) = (Some(&arguments.consumer), arguments.export_type);
-    let purpose = Purpose { consumer, export_type, job: None, marker: marker.as_ref() };
+    let purpose = Purpose { dataset: &dataset, consumer, export_type, job: None, marker: marker.as_ref() };
     let source = Source::new(database.options().clone(), database.pool(1), 1);
     let connections = source.connections(PLAN_TIMEOUT).await?;
-    let mut snapshot = match connections.open(&purpose, &dataset, PLAN_TIMEOUT).await {
+    let mut snapshot = match connections.open(&[purpose], PLAN_TIMEOUT).await {
         Ok(snapshot) => snapshot,
-        Err(error @ source::Error::FullExportNeeded { .. }) => {
-            anyhow::bail!("the export would fail: {error}")
-        }
-        Err(error) => return Err(error.into()),
+        Err(Refused { error, .. }) => return Err(would_fail(error)),
     };
-    let (_, rows) = snapshot.split();
+    let (_, mut reading) = snapshot.split();
+    let rows = reading.rows(0).await.map_err(would_fail)?;
     for plan in rows.explain(arguments.export_type, config.worker.cell_max).await? {
         outln!("\n{}", plan.join("\n"))?;
     }
     Ok(())
+}
+
+fn would_fail(error: source::Error) -> anyhow::Error {
+    match error {
+        source::Error::FullExportNeeded { .. } => anyhow::anyhow!("the export would fail: {error}"),
+        error => error.into(),
+    }
 }

@@ -66,6 +66,10 @@ pg_rows::words! {
         NoFile = "no_file",
         /// The export belongs to no consumer, so it cannot be acknowledged.
         AdHoc = "ad_hoc",
+        /// The export is a member of a batch, which is cancelled and retried as a whole.
+        BatchMember = "batch_member",
+        /// None of the datasets that the key may export is ready.
+        NothingReady = "nothing_ready",
         /// An export is being committed.
         Committing = "committing",
         /// The export has not ended yet.
@@ -166,6 +170,8 @@ impl Code {
             | Code::NotCompleted
             | Code::NoFile
             | Code::AdHoc
+            | Code::BatchMember
+            | Code::NothingReady
             | Code::Committing
             | Code::StillOpen
             | Code::AlreadyEnded

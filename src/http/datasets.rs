@@ -126,17 +126,6 @@ pub(crate) fn problems(description: &Description) -> Vec<String> {
     problems
 }
 
-/// Returns the main one of the [`problems`], as a word.
-fn reason(description: &Description) -> Option<&'static str> {
-    let Description { schema, unreadable, captured, mute_role, .. } = description;
-    match schema {
-        _ if unreadable.is_some() => Some(Code::PermissionDenied.as_str()),
-        Err(_) => Some(Code::DatasetMismatch.as_str()),
-        Ok(_) if !captured => Some(Code::NotTracked.as_str()),
-        Ok(_) => mute_role.as_ref().map(|_| Code::PermissionDenied.as_str()),
-    }
-}
-
 impl From<&LeftOut> for DatasetBody {
     fn from(left_out: &LeftOut) -> DatasetBody {
         DatasetBody {
@@ -159,7 +148,7 @@ impl From<&LeftOut> for DatasetBody {
 
 impl From<Description> for DatasetBody {
     fn from(description: Description) -> DatasetBody {
-        let (problems, reason) = (problems(&description), reason(&description));
+        let (problems, reason) = (problems(&description), description.reason());
         let Description { dataset, schema, rows, bytes, .. } = description;
         let schema = schema.ok();
         let columns = schema.as_ref().map(|schema| {

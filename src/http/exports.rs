@@ -39,11 +39,11 @@ const RECONNECT: Duration = Duration::from_secs(2);
 /// Maximum time that a request waits for the end of a job, in seconds.
 const MAX_WAIT_SECONDS: u64 = 60;
 
-/// The query of `/exports/{jobId}`.
+/// The query of `/exports/{jobId}` and of `/batches/{batchId}`.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct WaitQuery {
-    /// Respond when the export has ended, or after this many seconds, at most 60
+    /// Respond when the export or the batch has ended, or after this many seconds, at most 60
     #[param(value_type = Option<u64>, example = 30)]
     wait: Option<String>,
 }
@@ -58,19 +58,25 @@ pub(crate) async fn get(
     service: Service,
     PathJob(id): PathJob,
     RequestSubscriber(subscriber): RequestSubscriber,
-    Query(WaitQuery { wait }): Query<WaitQuery>,
+    Query(query): Query<WaitQuery>,
 ) -> Result<Json<JobJson>, Problem> {
-    let job = match wait.map(|text| whole_number(&text)) {
+    let job = match wait_of(query)? {
         None => service.job(id).await?,
-        Some(Some(seconds)) => {
-            service.ended_job(id, Duration::from_secs(seconds.min(MAX_WAIT_SECONDS)), subscriber).await?
-        }
-        Some(None) => {
-            let why = format!("a number of seconds up to {MAX_WAIT_SECONDS} is expected");
-            return Err(Problem::bad_parameter("wait", why));
-        }
+        Some(wait) => service.ended_job(id, wait, subscriber).await?,
     };
     Ok(Json(job.into()))
+}
+
+/// Returns the time for which a call waits, if it waits.
+pub(crate) fn wait_of(WaitQuery { wait }: WaitQuery) -> Result<Option<Duration>, Problem> {
+    match wait.map(|text| whole_number(&text)) {
+        None => Ok(None),
+        Some(Some(seconds)) => Ok(Some(Duration::from_secs(seconds.min(MAX_WAIT_SECONDS)))),
+        Some(None) => {
+            let why = format!("a number of seconds up to {MAX_WAIT_SECONDS} is expected");
+            Err(Problem::bad_parameter("wait", why))
+        }
+    }
 }
 
 /// Parses a number that consists of digits only. A number too large for the type becomes the type's maximum.
@@ -273,7 +279,7 @@ pub(crate) async fn ack(service: Service, PathJob(id): PathJob) -> Result<Json<J
         (status = 202, description = "The export is cancelled, or will be in a moment.", body = JobJson),
         (status = 200, description = "The export was cancelled before.", body = JobJson),
     ),
-    extensions(("x-codes" = json!([Code::Committing, Code::AlreadyEnded]))),
+    extensions(("x-codes" = json!([Code::BatchMember, Code::Committing, Code::AlreadyEnded]))),
 )]
 pub(crate) async fn cancel(service: Service, PathJob(id): PathJob) -> Result<Response, Problem> {
     let (job, already) = service.cancel(id).await?;

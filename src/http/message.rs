@@ -12,8 +12,8 @@ use serde_json::json;
 use crate::audit::Origin;
 use crate::broker::{Intake, Message, Outcome};
 use crate::http::code::Code;
-use crate::http::exports::submission::{NewExport, Submission};
-use crate::http::exports::submit::submit;
+use crate::http::exports::submission::{Asked, NewExport, Submission};
+use crate::http::exports::submit::{submit, submit_batch};
 use crate::http::input::{CONSUMER_HEADER, KEY_HEADER, MaybeConsumer};
 use crate::http::problem::{self, Problem};
 use crate::http::traces;
@@ -63,7 +63,8 @@ async fn take(service: &Service, intake: &Intake, message: Message) -> Result<()
     let service = service.for_request(&intake.bounds, None, Origin::amqp(&intake.name));
     request.extensions_mut().insert(service.clone());
     let submission = Submission::<MaybeConsumer, NewExport>::from_request(request, &()).await?;
-    let request = submission.request(&service)?;
-    submit(&service, &request).await?;
-    Ok(())
+    match submission.asked(&service)? {
+        Asked::Export(request) => submit(&service, &request).await.map(drop),
+        Asked::Batch(order) => submit_batch(&service, &order).await.map(drop),
+    }
 }

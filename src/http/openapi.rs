@@ -16,7 +16,7 @@ use utoipa::openapi::OpenApi;
 
 use crate::http::access;
 use crate::http::code::Code;
-use crate::http::exports::submit::Submitted;
+use crate::http::exports::submit::{Submitted, SubmittedBatch};
 use crate::http::problem::Problem;
 use crate::http::schemas::DatasetName;
 use crate::job::ConsumerId;
@@ -48,7 +48,7 @@ use pg_rows::encoding::{Compression, Format};
         (name = "demo", description = "The demo table."),
         (name = "service", description = "Monitoring and documentation of this process."),
     ),
-    components(schemas(Submitted, Problem, ConsumerId, DatasetName)),
+    components(schemas(Submitted, SubmittedBatch, Problem, ConsumerId, DatasetName)),
 )]
 pub(crate) struct Base;
 
@@ -93,8 +93,11 @@ fn document(api: OpenApi) -> Value {
     }
     // The derives cannot express these constraints.
     value["components"]["schemas"]["NewExport"]["properties"]["columns"]["uniqueItems"] = json!(true);
-    value["components"]["schemas"]["Options"]["not"] = uncompressed_only();
-    value["components"]["schemas"]["NewExport"]["not"] = uncompressed_only();
+    for schema in ["Options", "NewExport"] {
+        let of_one = json!({ "required": ["dataset", "datasets"] });
+        let of_one_file = json!({ "required": ["afterSha256", "datasets"] });
+        value["components"]["schemas"][schema]["not"] = json!({ "anyOf": [uncompressed_only(), of_one, of_one_file] });
+    }
     let optional = optional_bodies(&value);
     let mut shared = Map::new();
     for (path, item) in members(&mut value["paths"]) {

@@ -214,7 +214,7 @@ impl From<Arc<service::Error>> for Problem {
                 tracing::error!(event = "right_missing", error = detail);
                 Problem::new(Code::DatabaseUnavailable, detail)
             }
-            Error::OutOfStep(jobs) => {
+            Error::OutOfStep(_, jobs) => {
                 let jobs = jobs.iter().cloned().map(JobJson::from).collect();
                 Problem { jobs: Some(jobs), ..Problem::new(Code::OutOfStep, detail).with_field("after") }
             }
@@ -238,7 +238,8 @@ impl From<Arc<service::Error>> for Problem {
                 Problem::new(Code::OutputFailed, detail)
             }
             Error::NoKey => Problem::key_invalid(),
-            Error::NoJob | Error::NoUser | Error::NoDelivery => Problem::not_found(&detail),
+            Error::NoJob | Error::NoBatch | Error::NoUser | Error::NoDelivery => Problem::not_found(&detail),
+            Error::Look(cause) => return Problem::from(Arc::clone(cause)),
             Error::NoDataset(_) => Problem::new(Code::NoDataset, detail).with_field("dataset"),
             Error::ConsumerNotAllowed(_) => Problem::new(Code::ConsumerNotAllowed, detail).with_field("X-Consumer-ID"),
             Error::DatasetNotAllowed(_) => Problem::new(Code::DatasetNotAllowed, detail).with_field("dataset"),
@@ -266,6 +267,10 @@ impl From<Arc<service::Error>> for Problem {
             Error::FileGone => Problem::new(Code::FileGone, detail),
             Error::FileOnOtherHost => Problem::new(Code::FileOnOtherHost, detail),
             Error::FileOfOtherDatabase => Problem::new(Code::FileOfOtherDatabase, detail),
+            Error::OfBatch(_) => Problem::new(Code::BatchMember, detail),
+            Error::TooManyMembers(_) => Problem::new(Code::MemberInvalid, detail).with_field("datasets"),
+            Error::AfterUnknown(_) => Problem::new(Code::MemberInvalid, detail).with_field("after"),
+            Error::NothingReady => Problem::new(Code::NothingReady, detail).with_field("datasets"),
             Error::Committing => Problem::new(Code::Committing, detail),
             Error::Open(_) => Problem::new(Code::StillOpen, detail),
             Error::Ended(_) => Problem::new(Code::AlreadyEnded, detail),

@@ -33,7 +33,7 @@ pub enum CompressionSchema {}
     }], "maxFileBytes": null, "digest": "b94d27b9934d3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde9",
     "attempt": 1, "error": null, "continuity": null,
     "lateRows": 0, "keyOnlyDeletes": 0, "quietDeletes": 0, "openTransactions": 0, "oldestTransactionSeconds": null, "schemaChanged": false, "tableRewritten": false,
-    "watermarkFrom": "2026-11-20T09:13:10.962731Z", "watermarkTo": "2026-11-20T09:13:15.806135Z", "number": 17, "acknowledged": true, "fetchedAt": "2026-11-20T09:13:16.204417Z", "retryOf": null,
+    "watermarkFrom": "2026-11-20T09:13:10.962731Z", "watermarkTo": "2026-11-20T09:13:15.806135Z", "number": 17, "acknowledged": true, "fetchedAt": "2026-11-20T09:13:16.204417Z", "retryOf": null, "batchId": null,
     "nextAttemptAt": null, "cancelRequestedAt": null,
     "createdAt": "2026-11-20T09:13:15.911402Z", "startedAt": "2026-11-20T09:13:15.913370Z",
     "finishedAt": "2026-11-20T09:13:15.958121Z", "durationSeconds": 0.044751
@@ -133,6 +133,9 @@ pub struct JobJson {
     /// The export that this one repeats, on request
     #[schema(required)]
     retry_of: Option<Uuid>,
+    /// The batch that the export is a member of
+    #[schema(required)]
+    batch_id: Option<Uuid>,
     /// When the export is tried again at the earliest, while it waits for that
     #[schema(required, format = DateTime)]
     next_attempt_at: Option<String>,
@@ -232,6 +235,7 @@ impl From<Job> for JobJson {
             acknowledged: job.acknowledged,
             fetched_at: job.fetched_at.map(rfc3339),
             retry_of: job.retry_of.map(JobId::as_uuid),
+            batch_id: job.batch.map(JobId::as_uuid),
             next_attempt_at: job.next_attempt_at.map(rfc3339),
             cancel_requested_at: job.cancel_requested_at.map(rfc3339),
             created_at: rfc3339(job.created_at),

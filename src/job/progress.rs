@@ -1,7 +1,9 @@
 //! The progress of a running export.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::job::JobId;
 
 /// The progress of a running export. The pipeline updates it, and the heartbeat reads it.
 #[derive(Clone, Debug, Default)]
@@ -45,6 +47,30 @@ impl Progress {
             rows: self.0.rows.load(Ordering::Relaxed),
             bytes: self.0.bytes.load(Ordering::Relaxed),
         }
+    }
+}
+
+/// The job that an attempt works on now, and its progress. The attempt moves on, and the heartbeat reads it.
+#[derive(Clone, Debug)]
+pub struct CurrentJob(Arc<Mutex<(JobId, Progress)>>);
+
+impl CurrentJob {
+    /// Begins with a job.
+    pub fn new(job: JobId) -> CurrentJob {
+        CurrentJob(Arc::new(Mutex::new((job, Progress::default()))))
+    }
+
+    /// Moves on to another job, and returns its progress.
+    pub fn begin(&self, job: JobId) -> Progress {
+        let progress = Progress::default();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (job, progress.clone());
+        progress
+    }
+
+    /// Returns the job and how far it is.
+    pub fn read(&self) -> (JobId, Reached) {
+        let current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (current.0, current.1.read())
     }
 }
 

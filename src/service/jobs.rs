@@ -1,5 +1,6 @@
 //! Operations on jobs: submit, get, list, cancel, acknowledge and follow.
 
+use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use futures_util::{Stream, StreamExt, stream};
 use tokio::time::Instant;
 
 use crate::dataset::Dataset;
+use crate::job::batch::BatchRequest;
 use crate::job::lane::Lane;
 use crate::job::{Filter, IdempotencyKey, Job, JobId, Request, Status};
 use crate::service::deadline::{on_table, with_timeout};
@@ -39,19 +41,34 @@ impl Service {
             let before = with_timeout(self.store.sent_before(request)).await?;
             return before.filter(|job| request.asks_for(job)).ok_or(bad);
         }
-        // The worker reports a broken destination: the job fails with the reason.
+        let (mut jobs, is_new) = self.submit_all(slice::from_ref(request), None).await?;
+        let job = jobs.remove(0);
+        if is_new {
+            let retry_of = job.retry_of.map(tracing::field::display);
+            job_event!(info, job, "export_submitted", retryOf = retry_of);
+        }
+        Ok(job)
+    }
+
+    /// Accepts the jobs of one request, which was checked. The returned flag is false if the request was sent before.
+    pub(super) async fn submit_all(
+        &self,
+        requests: &[Request],
+        batch: Option<&BatchRequest>,
+    ) -> Result<(Vec<Job>, bool), Error> {
+        // The worker reports a broken destination: the jobs fail with the reason.
         let destination = self.destination.id().await.ok();
-        let submitted = with_timeout(self.store.submit(request, destination, self.terms)).await;
+        let submitted = with_timeout(self.store.submit(requests, batch, destination, self.terms)).await;
         match self.diagnose_timeout(submitted).await? {
-            SubmitOutcome::Accepted(job) => {
-                let retry_of = job.retry_of.map(tracing::field::display);
-                job_event!(info, job, "export_submitted", retryOf = retry_of);
-                Ok(job)
-            }
-            SubmitOutcome::Before(job) => Ok(job),
+            SubmitOutcome::Accepted(jobs) => Ok((jobs, true)),
+            // Another key may have sent the same, and may export more.
+            SubmitOutcome::Before(jobs) if jobs.iter().any(|job| !self.bounds.allow(job)) => Err(Error::KeyTaken(None)),
+            SubmitOutcome::Before(jobs) => Ok((jobs, false)),
             SubmitOutcome::KeyTaken(job) => Err(Error::KeyTaken(self.bounds.allow(&job).then_some(job.id))),
-            SubmitOutcome::OutOfStep(OutOfStep::NewerExports(jobs)) => Err(Error::OutOfStep(jobs)),
-            SubmitOutcome::OutOfStep(OutOfStep::Unknown) => Err(Error::Restored),
+            SubmitOutcome::OutOfStep(dataset, OutOfStep::NewerExports(jobs)) => {
+                Err(Error::OutOfStep(batch.map(|_| dataset), jobs))
+            }
+            SubmitOutcome::OutOfStep(_, OutOfStep::Unknown) => Err(Error::Restored),
             SubmitOutcome::TooManyOpen(open) => Err(Error::TooManyOpen(open)),
             SubmitOutcome::QueueFull(open) => Err(Error::QueueFull(open)),
             SubmitOutcome::KeyFull(open) => Err(Error::KeyFull(open)),
@@ -70,6 +87,9 @@ impl Service {
         trace: Option<TraceParent>,
     ) -> Result<Job, Error> {
         let job = self.job(id).await?;
+        if let Some(batch) = job.batch {
+            return Err(Error::OfBatch(batch));
+        }
         if !matches!(job.status, Status::Failed | Status::Cancelled) {
             return Err(Error::NotToRetry(job.status));
         }
@@ -78,7 +98,7 @@ impl Service {
     }
 
     /// Checks that the dataset's table supports the request.
-    async fn check(&self, dataset: &Arc<Dataset>, request: &Request) -> Result<(), Error> {
+    pub(super) async fn check(&self, dataset: &Arc<Dataset>, request: &Request) -> Result<(), Error> {
         let table = with_timeout(self.store.check_table(dataset)).await;
         // Only an unreadable table needs the second query, because that query competes for connections with the
         // counting of changes.
@@ -126,6 +146,7 @@ impl Service {
             Cancelled::Already(job) => Ok((job, true)),
             Cancelled::Committing => Err(Error::Committing),
             Cancelled::Ended(status) => Err(Error::Ended(status)),
+            Cancelled::OfBatch(batch) => Err(Error::OfBatch(batch)),
             Cancelled::Unknown => Err(Error::NoJob),
         }
     }

@@ -1,5 +1,5 @@
-//! An exported snapshot, with the other results of the statement that exports it: the consumer's position, the guard's
-//! word, and the facts to save in the position after this export.
+//! An exported snapshot, with the other results of the statement that exports it: of each dataset the consumer's
+//! position, the guard's word, and the facts to save in the position after this export.
 
 use std::sync::LazyLock;
 
@@ -22,7 +22,7 @@ static OPEN: LazyLock<String> = LazyLock::new(|| {
     with_pieces(include_str!("opening.sql"), &[("captured.sql", CAPTURE), ("guard/verdict.sql", VERDICT)])
 });
 
-/// The row of the statement `OPEN`.
+/// A row of the statement `OPEN`: the snapshot, and what it has of one dataset.
 #[derive(sqlx_macros::FromRow)]
 pub(super) struct ExportedSnapshot {
     /// The name by which readers import the snapshot.
@@ -47,6 +47,8 @@ pub(super) struct ExportedSnapshot {
     continuity: Option<String>,
     /// True if the job was created before the database was restored or copied.
     pub(super) is_restored: bool,
+    /// True if no change was logged since the position.
+    pub(super) is_quiet: bool,
     /// Partitions that the position doesn't know.
     pub(super) arrived: Vec<Oid>,
     table_rewritten: bool,
@@ -67,27 +69,28 @@ pub(super) struct ExportedSnapshot {
 }
 
 impl ExportedSnapshot {
-    /// Exports the snapshot of the leader's transaction. One statement also reads the position and runs the guard, so
-    /// that all three are from the same moment.
+    /// Exports the snapshot of the leader's transaction, and returns what it has of each purpose's table. One statement
+    /// also reads the positions and runs the guard, so that all is from the same moment.
     pub(super) async fn take(
         leader: &mut PgConnection,
-        purpose: &Purpose<'_>,
-        dataset: &Dataset,
-        schema: &TableSchema,
-    ) -> Result<ExportedSnapshot, sqlx::Error> {
-        let &Purpose { consumer, job, marker, .. } = purpose;
+        purposes: &[Purpose<'_>],
+        schemas: &[TableSchema],
+    ) -> Result<Vec<ExportedSnapshot>, sqlx::Error> {
+        fn each<'a, T>(purposes: &[Purpose<'a>], value: impl Fn(&Purpose<'a>) -> T) -> Vec<T> {
+            purposes.iter().map(value).collect()
+        }
         sqlx::query_as(AssertSqlSafe(OPEN.as_str()))
-            .bind(quote::relation(&schema.table))
-            .bind(consumer.map(|consumer| consumer.as_str()))
-            .bind(&dataset.name)
-            .bind(dataset.capture == Capture::Triggers)
-            .bind(dataset.definition())
-            .bind(Json(&schema.types))
-            .bind(job.map(JobId::as_uuid))
-            .bind(marker.map(|marker| marker.job.as_uuid()))
-            .bind(marker.map(|marker| &marker.sha256))
-            .bind(Json(&schema.guard_state))
-            .fetch_one(leader)
+            .bind(schemas.iter().map(|schema| quote::relation(&schema.table)).collect::<Vec<_>>())
+            .bind(purposes.first().and_then(|purpose| purpose.consumer).map(|consumer| consumer.as_str()))
+            .bind(each(purposes, |it| it.dataset.name.as_str()))
+            .bind(each(purposes, |it| it.dataset.capture == Capture::Triggers))
+            .bind(each(purposes, |it| it.dataset.definition()))
+            .bind(schemas.iter().map(|schema| Json(&schema.types)).collect::<Vec<_>>())
+            .bind(each(purposes, |it| it.job.map(JobId::as_uuid)))
+            .bind(each(purposes, |it| it.marker.map(|marker| marker.job.as_uuid())))
+            .bind(each(purposes, |it| it.marker.map(|marker| marker.sha256.as_str())))
+            .bind(schemas.iter().map(|schema| Json(&schema.guard_state)).collect::<Vec<_>>())
+            .fetch_all(leader)
             .await
     }
 

@@ -1,212 +1,238 @@
-//! The opening of an export's snapshot: lock, introspection, position and guard, the filter's trial, the reader,
-//! arrived partitions.
+//! The opening of an attempt's snapshot over the leader: locks, introspection, positions, guard and filters. The rest,
+//! for each table, is the reader's part, in `reading`.
 //!
 //! The order of the steps is what makes an export exact; each says why it stands where it stands.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::TryStreamExt;
 use sqlx::AssertSqlSafe;
 
 use crate::dataset::fault::Faults;
-use crate::dataset::{Capture, Dataset, Table, TableSchema};
-use crate::job::{Continuity, ExportType};
-use crate::source::arrivals::{self, Arrivals};
+use crate::dataset::{Capture, Table, TableSchema};
+use crate::job::Continuity;
 use crate::source::connections::ExportConnections;
 use crate::source::exported_snapshot::ExportedSnapshot;
 use crate::source::import::{Import, no_timeouts};
 use crate::source::session::Readers;
-use crate::source::snapshot::{Purpose, Snapshot};
+use crate::source::snapshot::{Purpose, Snapshot, SnapshotTable};
 use crate::source::{Error, Remedy, filter, quote, rights, table_schema};
-use crate::watermark::Position;
 
-/// The longest wait for a lock on the table. After it the attempt ends, and is made again.
+/// The longest wait for a lock on a table. After it the attempt ends, and is made again.
 const LOCK_TIMEOUT: &str = "5s";
 
+/// Why a snapshot can't be opened or read.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct Refused {
+    /// The place of the purpose that it concerns, if it isn't all of them.
+    pub at: Option<usize>,
+    /// The reason.
+    #[source]
+    pub error: Error,
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Refused {
+        Refused { at: None, error }
+    }
+}
+
+/// Returns an error as the refusal of the purpose at this place.
+pub(super) fn refused(at: usize) -> impl Fn(Error) -> Refused {
+    move |error| Refused { at: Some(at), error }
+}
+
 impl ExportConnections {
-    /// Takes the snapshot of an export: from now on the table can't be truncated, altered or dropped, and the
-    /// consumer's position is known as of the same moment. Without a sign from this process for `lease`, the server
-    /// gives it up.
+    /// Takes one snapshot for several exports of one consumer, or for one export: from now on no table of them can be
+    /// truncated, altered or dropped, and the consumer's positions are known as of the same moment. Without a sign from
+    /// this process for `lease`, the server gives it up.
     ///
     /// # Errors
-    /// If the table can't be read, or what changed since the position isn't known exactly. The connections are closed
-    /// then.
-    pub async fn open(self, purpose: &Purpose<'_>, dataset: &Arc<Dataset>, lease: Duration) -> Result<Snapshot, Error> {
-        let mut opening = Opening { connections: self, purpose, dataset, lease };
-        let table = opening.lock().await?;
-        let schema = opening.introspect(&table).await?;
-        let exported = opening.export(&schema).await?;
-        opening.try_filter(&table, &exported).await?;
-        let remedy = opening.require_capture(&schema, &exported)?;
-        let continuity = exported.continuity()?;
-        opening.require(continuity, &schema, &remedy)?;
-        let import = opening.import(&schema, &exported).await?;
-        let position = exported.position(continuity);
-        let continuity = opening.check_arrivals(&schema, &exported, &position, continuity).await?;
-        opening.require(continuity, &schema, &remedy)?;
-        Ok(opening.finish(schema, exported, import, position, continuity))
+    /// If a table can't be read, or what changed since a position isn't known exactly. The connections are closed then.
+    pub async fn open(self, purposes: &[Purpose<'_>], lease: Duration) -> Result<Snapshot, Refused> {
+        let mut opening = Opening { connections: self, purposes, lease };
+        let tables = opening.lock().await?;
+        let schemas = opening.introspect(&tables).await?;
+        let exported = opening.export(&schemas).await?;
+        opening.try_filters(&tables, &exported).await?;
+        opening.finish(schemas, exported)
     }
 }
 
 struct Opening<'a> {
     connections: ExportConnections,
-    purpose: &'a Purpose<'a>,
-    dataset: &'a Arc<Dataset>,
+    purposes: &'a [Purpose<'a>],
     lease: Duration,
 }
 
 impl Opening<'_> {
-    /// Begins the leader's transaction with a lock on the table, which it finds by the role's own search_path.
+    /// Begins the leader's transaction with locks on the tables, which it finds by the role's own search_path.
     ///
-    /// The lock comes before the snapshot: a TRUNCATE that slipped in between would give an empty export (it isn't
-    /// MVCC). The transaction is read committed and locks no row: neither takes a transaction id, which everybody's
-    /// snapshots would carry for as long as the export runs.
-    async fn lock(&mut self) -> Result<Table, Error> {
+    /// The locks come before the snapshot: a TRUNCATE that slipped in between would give an empty export (it isn't
+    /// MVCC). They are taken in the order of the tables' oids, in which Postgres itself locks the tables of a pg_dump.
+    /// The transaction is read committed and locks no row: neither takes a transaction id, which everybody's snapshots
+    /// would carry for as long as the export runs.
+    async fn lock(&mut self) -> Result<Vec<Table>, Refused> {
+        let first = self.purposes[0].dataset.table.clone();
+        let datasets: Vec<_> = self.purposes.iter().map(|purpose| &**purpose.dataset).collect();
         let ExportConnections { leader, leader_session, reader, .. } = &mut self.connections;
-        let failed = Error::from_sql(&self.dataset.table);
         let no_timeouts = no_timeouts(leader.server_version_num().unwrap_or(0));
-        let read = async { rights::read_access(leader, self.dataset).await.map_err(&failed) };
-        let access = leader_session.watched(reader, self.lease, read).await?;
+        let read = async { rights::read_accesses(leader, &datasets).await.map_err(Error::from_sql(&first)) };
+        let accesses = leader_session.watched(reader, self.lease, read).await?;
         // Postgres's own refusal would name neither the role nor what it lacks.
-        if let Some(fault) = access.unreadable {
-            return Err(Error::NotReadable(fault));
+        if let Some(at) = accesses.iter().position(|access| access.unreadable.is_some()) {
+            let fault = accesses.into_iter().nth(at).and_then(|access| access.unreadable).expect("it has one");
+            return Err(refused(at)(Error::NotReadable(fault)));
         }
+        let mut order: Vec<_> = (0..accesses.len()).collect();
+        order.sort_by_key(|at| accesses[*at].oid.map(|oid| oid.0));
         // If there is no table, the lock reports it.
-        let table = access.table.unwrap_or_else(|| self.dataset.table.clone());
+        let tables: Vec<_> =
+            accesses.into_iter().zip(&datasets).map(|(it, of)| it.table.unwrap_or(of.table.clone())).collect();
         let begin = format!(
             "-- source.snapshot.begin
              begin isolation level read committed read write;
              {no_timeouts}
-             -- The leader is pinged all the time: only a host that vanished is silent, and its snapshot and lock would
+             -- The leader is pinged all the time: only a host that vanished is silent, and its snapshot and locks would
              -- stay for hours.
              set local idle_in_transaction_session_timeout = {};
-             set local lock_timeout = '{LOCK_TIMEOUT}';
-             lock table {} in access share mode",
+             set local lock_timeout = '{LOCK_TIMEOUT}';",
             self.lease.as_millis(),
-            quote::relation(&table)
         );
-        let begin = async { sqlx::raw_sql(AssertSqlSafe(begin)).execute(&mut *leader).await.map_err(&failed) };
-        leader_session.watched(reader, self.lease, begin).await?;
-        Ok(table)
+        let locks: String = order
+            .iter()
+            .map(|at| format!("\nlock table {} in access share mode;", quote::relation(&tables[*at])))
+            .collect();
+        // Each statement that Postgres has done is counted, so that the one that failed is known.
+        let (statement, settings, mut done) = (begin.clone() + &locks, begin.matches(';').count(), 0_usize);
+        let begin = async {
+            let counted = sqlx::raw_sql(AssertSqlSafe(statement)).execute_many(&mut *leader);
+            Ok(counted
+                .try_for_each(|_| {
+                    done += 1;
+                    std::future::ready(Ok(()))
+                })
+                .await)
+        };
+        let locked = leader_session.watched(reader, self.lease, begin).await?;
+        let at = order[done.saturating_sub(settings).min(order.len() - 1)];
+        match locked {
+            Ok(()) => Ok(tables),
+            Err(cause) => Err(refused(at)(Error::from_sql(&datasets[at].table)(cause))),
+        }
     }
 
-    /// Reads the table's schema, which stays so under the lock: a file never has two.
-    async fn introspect(&mut self, table: &Table) -> Result<TableSchema, Error> {
+    /// Reads the tables' schemas, which stay so under the locks: a file never has two.
+    async fn introspect(&mut self, tables: &[Table]) -> Result<Vec<TableSchema>, Refused> {
+        let asked: Vec<_> = self.purposes.iter().map(|purpose| &**purpose.dataset).zip(tables).collect();
         let ExportConnections { leader, leader_session, reader, .. } = &mut self.connections;
-        let introspect = async { Ok(table_schema::introspect_at(leader, self.dataset, table).await?) };
-        leader_session.watched(reader, self.lease, introspect).await
+        let introspect =
+            async { table_schema::introspect_tables(leader, &asked).await.map_err(Error::from_sql("pg_catalog")) };
+        let found = leader_session.watched(reader, self.lease, introspect).await?;
+        let schema = |(at, schema): (usize, Result<TableSchema, Faults>)| {
+            schema.map_err(|faults| refused(at)(Error::Mismatch(faults)))
+        };
+        found.into_iter().enumerate().map(schema).collect()
     }
 
-    /// Exports the snapshot, with the consumer's position and the guard's word of the same moment.
-    async fn export(&mut self, schema: &TableSchema) -> Result<ExportedSnapshot, Error> {
+    /// Exports the snapshot, with the consumer's positions and the guard's words of the same moment.
+    async fn export(&mut self, schemas: &[TableSchema]) -> Result<Vec<ExportedSnapshot>, Refused> {
+        let first = self.purposes[0].dataset.table.clone();
         let ExportConnections { leader, leader_session, reader, .. } = &mut self.connections;
-        let take = ExportedSnapshot::take(leader, self.purpose, self.dataset, schema);
-        let take = async { take.await.map_err(Error::from_sql(&self.dataset.table)) };
+        let take = ExportedSnapshot::take(leader, self.purposes, schemas);
+        let take = async { take.await.map_err(Error::from_sql(&first)) };
         let exported = leader_session.watched(reader, self.lease, take).await?;
-        if exported.standby { Err(Error::Standby) } else { Ok(exported) }
+        match exported.first() {
+            Some(one) if one.standby => Err(Error::Standby.into()),
+            // A table that the catalogs have no more would have been missed by its lock.
+            _ if exported.len() < self.purposes.len() => {
+                Err(Error::Protocol("a table that is locked is not there").into())
+            }
+            _ => Ok(exported),
+        }
     }
 
-    /// Tries the filter, which the start has tried too. Who replaced a function of it since may have made another
+    /// Tries the filters, which the start has tried too. Who replaced a function of one since may have made another
     /// filter of it.
-    async fn try_filter(&mut self, table: &Table, exported: &ExportedSnapshot) -> Result<(), Error> {
-        if self.purpose.consumer.is_none() || self.dataset.filter.is_none() || exported.knows_filter {
-            return Ok(());
-        }
+    async fn try_filters(&mut self, tables: &[Table], exported: &[ExportedSnapshot]) -> Result<(), Refused> {
         let ExportConnections { leader, reader, reader_session, .. } = &mut self.connections;
-        let check =
-            async { filter::check(reader, self.dataset, table).await.map_err(Error::from_sql(&self.dataset.table)) };
-        let fault = reader_session.watched(leader, self.lease, check).await?;
-        fault.map_or(Ok(()), |fault| Err(Error::Mismatch(Faults(vec![fault]))))
+        for (at, (Purpose { dataset, consumer, .. }, exported)) in self.purposes.iter().zip(exported).enumerate() {
+            if consumer.is_none() || dataset.filter.is_none() || exported.knows_filter {
+                continue;
+            }
+            let check = filter::check(reader, dataset, &tables[at]);
+            let check = async { check.await.map_err(Error::from_sql(&dataset.table)) };
+            if let Some(fault) = reader_session.watched(leader, self.lease, check).await.map_err(refused(at))? {
+                return Err(refused(at)(Error::Mismatch(Faults(vec![fault]))));
+            }
+        }
+        Ok(())
     }
 
-    /// Requires that the table's triggers were made for the dataset's key, where the export has a position, and that
-    /// the job is of this database. Returns what would help where the guard refuses.
-    fn require_capture(&self, schema: &TableSchema, exported: &ExportedSnapshot) -> Result<Remedy, Error> {
-        let by_triggers = self.dataset.capture == Capture::Triggers;
-        let has_position = self.purpose.consumer.is_some();
-        if by_triggers && has_position && !exported.logged_key.as_ref().is_some_and(|key| schema.has_key(key)) {
-            return Err(Error::NotTracked(self.dataset.name.clone()));
-        }
-        let remedy = match by_triggers && !exported.captured {
-            true => Remedy::TrackFirst(self.dataset.name.clone()),
-            false => Remedy::FullExport,
+    fn finish(self, schemas: Vec<TableSchema>, exported: Vec<ExportedSnapshot>) -> Result<Snapshot, Refused> {
+        let server_version = self.connections.leader.server_version_num().unwrap_or(0);
+        let tables = self.purposes.iter().zip(schemas).zip(exported).enumerate();
+        let table = |(at, ((purpose, schema), exported))| {
+            opened(purpose, schema, exported, server_version).map_err(refused(at))
         };
-        if exported.is_restored { Err(Error::JobRestored(remedy)) } else { Ok(remedy) }
+        let tables = tables.map(table).collect::<Result<Vec<_>, _>>()?;
+        let readers = Readers::default();
+        let own = readers.join(self.connections.reader_session.clone());
+        let connections = self.connections;
+        Ok(Snapshot { connections, readers, own, tables, at: None, reader_is_good: true })
     }
+}
 
-    /// Requires that the guard's word allows this type of export.
-    fn require(&self, word: Option<Continuity>, schema: &TableSchema, remedy: &Remedy) -> Result<(), Error> {
-        let export_type = self.purpose.export_type;
-        // An ad-hoc export has no position, and is full. Without times there is no rule for a watermark that somebody
-        // made.
-        let is_allowed = |why: &Continuity| {
-            let by_its_time = why.is_manual() && schema.updated_at.is_none();
-            why.allows(export_type) && (export_type == ExportType::Full || !by_its_time)
-        };
-        match word.filter(|why| !is_allowed(why)) {
-            Some(why) => Err(Error::FullExportNeeded { why, remedy: remedy.clone() }),
-            None => Ok(()),
-        }
-    }
+/// Returns a table of the snapshot, if the guard allows the export.
+fn opened(
+    purpose: &Purpose<'_>,
+    schema: TableSchema,
+    exported: ExportedSnapshot,
+    server_version: u32,
+) -> Result<SnapshotTable, Error> {
+    let remedy = require_capture(purpose, &schema, &exported)?;
+    let continuity = exported.continuity()?;
+    // A full export is exact without triggers, but nothing goes on from it: its job says so, for a first one too.
+    let is_uncaptured =
+        purpose.consumer.is_some() && purpose.dataset.capture == Capture::Triggers && !exported.captured;
+    let told = continuity.or(is_uncaptured.then_some(Continuity::TriggerMissing));
+    // Before 14 there is no scan of a ctid range: each one would read the whole table.
+    let has_ranges = server_version >= 140_000;
+    let position = exported.position(continuity);
+    let import = Import::new(&exported.name, &exported.encoding, purpose.dataset, &schema, server_version);
+    let table = SnapshotTable {
+        import,
+        dataset: Arc::clone(purpose.dataset),
+        export_type: purpose.export_type,
+        report: exported.report(told),
+        remedy,
+        guard: continuity,
+        arrived: exported.arrived.clone(),
+        is_quiet: exported.is_quiet,
+        toasted: exported.toasted,
+        blocks: exported.blocks.filter(|_| has_ranges).map(i64::unsigned_abs),
+        new_position: exported.new_position(purpose.export_type, continuity, purpose.dataset, &schema),
+        position,
+        schema,
+    };
+    table.require(continuity)?;
+    Ok(table)
+}
 
-    /// Makes the reader a reader of the snapshot.
-    async fn import(&mut self, schema: &TableSchema, exported: &ExportedSnapshot) -> Result<Import, Error> {
-        let ExportConnections { leader, reader, reader_session, .. } = &mut self.connections;
-        let server_version = leader.server_version_num().unwrap_or(0);
-        let import = Import::new(&exported.name, &exported.encoding, self.dataset, schema, server_version);
-        reader_session.watched(leader, self.lease, import.join(reader, &self.dataset.table)).await?;
-        Ok(import)
+/// Requires that the table's triggers were made for the dataset's key, where the export has a position, and that the
+/// job is of this database. Returns what would help where the guard refuses.
+fn require_capture(purpose: &Purpose<'_>, schema: &TableSchema, exported: &ExportedSnapshot) -> Result<Remedy, Error> {
+    let dataset = purpose.dataset;
+    let by_triggers = dataset.capture == Capture::Triggers;
+    let has_position = purpose.consumer.is_some();
+    if by_triggers && has_position && !exported.logged_key.as_ref().is_some_and(|key| schema.has_key(key)) {
+        return Err(Error::NotTracked(dataset.name.clone()));
     }
-
-    /// The guard's word, or that partitions came whose rows were not logged: whatever else there is to say, these rows
-    /// may be missing.
-    async fn check_arrivals(
-        &mut self,
-        schema: &TableSchema,
-        exported: &ExportedSnapshot,
-        position: &Position,
-        word: Option<Continuity>,
-    ) -> Result<Option<Continuity>, Error> {
-        let Some(saved) = &position.live else { return Ok(word) };
-        if exported.arrived.is_empty() || !word.is_none_or(Continuity::keeps_live_rows) {
-            return Ok(word);
-        }
-        let ExportConnections { leader, reader, reader_session, .. } = &mut self.connections;
-        let arrived =
-            Arrivals { dataset: self.dataset, partitions: &exported.arrived, table: exported.table_oid, schema, saved };
-        let check = async {
-            arrivals::have_unlogged_rows(reader, &arrived).await.map_err(Error::from_sql(&self.dataset.table))
-        };
-        let have_unlogged_rows = reader_session.watched(leader, self.lease, check).await?;
-        Ok(if have_unlogged_rows { Some(Continuity::PartitionsChanged) } else { word })
-    }
-
-    fn finish(
-        self,
-        schema: TableSchema,
-        exported: ExportedSnapshot,
-        import: Import,
-        position: Position,
-        continuity: Option<Continuity>,
-    ) -> Snapshot {
-        // A full export is exact without triggers, but nothing goes on from it: its job says so, for a first one too.
-        let is_uncaptured =
-            self.purpose.consumer.is_some() && self.dataset.capture == Capture::Triggers && !exported.captured;
-        let told = continuity.or(is_uncaptured.then_some(Continuity::TriggerMissing));
-        // Before 14 there is no scan of a ctid range: each one would read the whole table.
-        let has_ranges = self.connections.leader.server_version_num().is_some_and(|version| version >= 140_000);
-        Snapshot {
-            connections: self.connections,
-            readers: Readers::default(),
-            import,
-            dataset: Arc::clone(self.dataset),
-            position,
-            report: exported.report(told),
-            toasted: exported.toasted,
-            blocks: exported.blocks.filter(|_| has_ranges).map(i64::unsigned_abs),
-            new_position: exported.new_position(self.purpose.export_type, continuity, self.dataset, &schema),
-            schema,
-            reader_is_good: true,
-        }
-    }
+    let remedy = match by_triggers && !exported.captured {
+        true => Remedy::TrackFirst(dataset.name.clone()),
+        false => Remedy::FullExport,
+    };
+    if exported.is_restored { Err(Error::JobRestored(remedy)) } else { Ok(remedy) }
 }

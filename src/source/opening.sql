@@ -1,35 +1,41 @@
 -- source.snapshot.open
--- $1 text: the dataset's table
+-- Exports the snapshot of the transaction, and reads each dataset's position and the guard's verdict. It stays one
+-- statement, so that snapshot, positions and verdicts are of one moment.
+-- $1 text[]: the datasets' tables
 -- $2 text: the consumer; null: an ad-hoc export
--- $3 text: the dataset
--- $4 boolean: triggers capture the changes
--- $5 text: the definition of the dataset
--- $6 jsonb: the types of the columns
--- $7 uuid: the job; null: none
--- $8 uuid: the job that the lane's marker names; null: there is no marker
--- $9 text: the SHA-256 that the marker has of that job
--- $10 jsonb: the guard's state of the columns
---
--- Exports the snapshot of the transaction, and reads the position and the guard's verdict. It stays one statement, so
--- that snapshot, position and verdict are of one moment.
+-- $3 text[]: the datasets
+-- $4 boolean[]: triggers capture the changes
+-- $5 text[]: the definition of each dataset
+-- $6 jsonb[]: the types of the columns
+-- $7 uuid[]: the jobs; null: none
+-- $8 uuid[]: the job that each lane's marker names; null: there is no marker
+-- $9 text[]: the SHA-256 that the marker has of that job
+-- $10 jsonb[]: the guard's state of the columns
+with exported as materialized (select pg_export_snapshot() as name)
+
+select exported.name, found.*
+from exported
+cross join unnest($1, $3, $4, $5, $6, $7, $8, $9, $10) with ordinality
+  as its (relation, dataset, by_triggers, definition, types, job, marker_job, marker_sha256, guard_state, place)
+cross join lateral (
 with recursive target as materialized (
   select t.oid, t.relkind, t.relispartition, t.relname, n.nspname
   from pg_class t
   join pg_namespace n on n.oid = t.relnamespace
-  where t.oid = to_regclass($1)),
+  where t.oid = to_regclass(its.relation)),
 
 wanted as materialized (
-  select $4::boolean as by_triggers, $5::text as definition, $6::jsonb as types, $10::jsonb as guard_state),
+  select its.by_triggers, its.definition, its.types, its.guard_state),
 
 job as materialized (
   select j.id, j.database_id, j.timeline, j.server_started_at, j.has_after
   from exports j
-  where j.id = $7),
+  where j.id = its.job),
 
 -- The export that the caller had loaded last was checked when it asked. That counts unless the database was restored
 -- since.
 lanes as materialized (
-  select $2::text as consumer_id, $3::text as dataset, $8::uuid as marker_job, $9::text as marker_sha256,
+  select $2::text as consumer_id, its.dataset, its.marker_job, its.marker_sha256,
     job.has_after and job.timeline = cdc_export.timeline()
       and job.server_started_at = pg_postmaster_start_time() as after_is_valid
   from (select) one
@@ -51,7 +57,7 @@ lanes as materialized (
     and a.backend_type <> 'autovacuum worker'
     and a.application_name is distinct from current_setting('application_name'))
 
-select pg_export_snapshot() as name, now.snapshot::text as snapshot, statement_timestamp() as taken_at,
+select now.snapshot::text as snapshot, statement_timestamp() as taken_at,
   current_setting('server_encoding') as encoding, pg_is_in_recovery() as standby, now.logged_key, now.captured,
   case when target.relkind = 'r'
     then pg_relation_size(target.oid) / current_setting('block_size')::bigint end as blocks,
@@ -61,7 +67,7 @@ select pg_export_snapshot() as name, now.snapshot::text as snapshot, statement_t
     where part.reltoastrelid <> 0 and pg_relation_size(part.reltoastrelid) > 0) as toasted,
   w.version, w.last_exported_at, w.live_snapshot::text, w.deletions_snapshot::text, verdict.continuity,
   coalesce(job.database_id <> cdc_export.database_id(), false)
-    or coalesce($8 = job.id, false)
+    or coalesce(its.marker_job = job.id, false)
     or coalesce(job.timeline <> cdc_export.timeline(), false) and not verdict.confirms
     -- A copy of the data is put back while there is no server.
     or job.id is not null and job.server_started_at is distinct from pg_postmaster_start_time()
@@ -73,6 +79,19 @@ select pg_export_snapshot() as name, now.snapshot::text as snapshot, statement_t
    from cdc_export.change_log l
    where l.table_oid = target.oid and l.operation = 'Q' and (l.xid >= pg_snapshot_xmax(w.live_snapshot)
      or l.xid = any (array(select pg_snapshot_xip(w.live_snapshot))))) as quiet_deletes,
+  -- No change was logged since the position. That of deletions is never later than that of live rows.
+  -- For each transaction that it had not seen, and for all later ones, the `order by` makes Postgres read one entry of
+  -- an index.
+  w.deletions_snapshot is not null and not exists (
+    select from (
+      select pg_snapshot_xip(w.deletions_snapshot)
+      union all
+      select pg_snapshot_xmax(w.deletions_snapshot)) unseen (xid)
+    cross join lateral (
+      select l.xid from cdc_export.change_log l
+      where l.table_oid = target.oid and l.xid >= unseen.xid
+      order by l.xid limit 1) next
+    where next.xid = unseen.xid or next.xid >= pg_snapshot_xmax(w.deletions_snapshot)) as is_quiet,
   array(
     select p::oid
     from jsonb_object_keys(now.guard_state -> 'relations') p
@@ -89,3 +108,5 @@ cross join verdict
 cross join writers
 left join job on true
 left join watermarks w on w.consumer_id = verdict.consumer_id and w.dataset = verdict.dataset
+) found
+order by its.place

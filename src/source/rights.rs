@@ -1,6 +1,7 @@
 //! The role's rights to a dataset's table, which are checked before an export fails for lack of them.
 
 use sqlx::PgConnection;
+use sqlx::postgres::types::Oid;
 
 use crate::dataset::fault::Fault;
 use crate::dataset::{Dataset, Table};
@@ -12,6 +13,8 @@ pub(crate) struct TableAccess {
     /// The table with its schema, as the role's own search_path finds it. `None`: there is none, or it is in a schema
     /// that the role may not use.
     pub(crate) table: Option<Table>,
+    /// Its oid.
+    pub(crate) oid: Option<Oid>,
     /// The missing right, and the statement that grants it. `None`: the role may read the table.
     pub(crate) unreadable: Option<Fault>,
 }
@@ -27,6 +30,7 @@ impl TableAccess {
 struct AccessRow {
     role: String,
     may_use_schema: bool,
+    oid: Option<Oid>,
     schema_name: Option<String>,
     table_name: Option<String>,
     /// Null where there is no such table.
@@ -62,12 +66,16 @@ impl AccessRow {
             Fault { dataset, member: "table", item: None, why }
         });
         let table = self.schema_name.zip(self.table_name).filter(|_| self.may_use_schema);
-        TableAccess { table: table.map(|(schema, name)| Table { schema: Some(schema), name }), unreadable }
+        TableAccess {
+            table: table.map(|(schema, name)| Table { schema: Some(schema), name }),
+            oid: self.oid,
+            unreadable,
+        }
     }
 
     /// Returns the missing right, with the statements that grant it.
     fn refusal(&self, named: &Table) -> Option<String> {
-        let AccessRow { role, may_use_schema, schema_name, table_name, may_select, has_row_security } = self;
+        let AccessRow { role, may_use_schema, schema_name, table_name, may_select, has_row_security, oid: _ } = self;
         let table = match schema_name.clone().zip(table_name.clone()) {
             Some((schema, name)) => relation(&Table { schema: Some(schema), name }),
             None => relation(named),

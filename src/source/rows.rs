@@ -15,7 +15,7 @@ use crate::row::{RowLayout, RowReceiver};
 use crate::source::import::Import;
 use crate::source::reader_slots::{ReaderSlot, ReaderSlots};
 use crate::source::select::{Rule, Select};
-use crate::source::session::{Readers, Session};
+use crate::source::session::{Reader, Readers, Session};
 use crate::source::{Error, Remedy, copy, stream};
 use crate::telemetry::chain;
 use crate::watermark::Position;
@@ -31,8 +31,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Rows<'s> {
     pub(super) reader: &'s mut PgConnection,
+    /// The reader, as the leader sees it.
+    pub(super) own: &'s Arc<Reader>,
     pub(super) readers: &'s Readers,
-    pub(super) session: &'s Session,
     pub(super) reader_slots: &'s ReaderSlots,
     pub(super) import: &'s Import,
     pub(super) select: Select<'s>,
@@ -83,9 +84,8 @@ impl Rows<'_> {
                         .add(&condition.value)
                         .map_err(|_| Error::Protocol("a filter value that can't be encoded"))?;
                 }
-                let reader = self.readers.join(self.session.clone());
                 let (selected, mut receiver) = (select.selected(&job.selection, max), receiver());
-                stream::read(self.reader, &reader, table, &selected, values, &mut receiver).await?;
+                stream::read(self.reader, self.own, table, &selected, values, &mut receiver).await?;
                 Ok(receiver.flush().await?)
             }
             ExportType::Full => {
@@ -109,9 +109,8 @@ impl Rows<'_> {
             let (readers, import, reading) = (self.readers.clone(), self.import.clone(), Arc::clone(&reading));
             further.spawn(read_too(slot, readers, import, reading, receiver()));
         }
-        let reader = self.readers.join(self.session.clone());
         let mut receiver = receiver();
-        let own = copy::read(self.reader, &reader, &reading, &mut receiver);
+        let own = copy::read(self.reader, self.own, &reading, &mut receiver);
         let others = async {
             let mut ranges = Vec::new();
             while let Some(done) = further.join_next().await {
@@ -127,10 +126,9 @@ impl Rows<'_> {
     }
 
     async fn changes(&mut self, statements: &[String], receiver: &mut impl RowReceiver) -> Result<(), Error> {
-        let reader = self.readers.join(self.session.clone());
         for statement in statements {
             let since = self.since()?;
-            stream::read(self.reader, &reader, &self.select.dataset.table, statement, since, receiver).await?;
+            stream::read(self.reader, self.own, &self.select.dataset.table, statement, since, receiver).await?;
         }
         Ok(receiver.flush().await?)
     }
@@ -183,15 +181,14 @@ impl Rows<'_> {
     /// Returns true if the logged values that this export reads are valid values of the columns' present types.
     async fn logged_is_readable(&mut self, max: CellMax) -> Result<bool, Error> {
         let (table, since) = (&self.select.dataset.table, self.since()?);
-        let reader = self.readers.join(self.session.clone());
         let failed = Error::from_sql(table);
-        reader.awaits_server();
+        self.own.awaits_server();
         // The failed statement has aborted the reader's transaction.
         sqlx::raw_sql("-- source.rows.give_up\n rollback").execute(&mut *self.reader).await.map_err(&failed)?;
         self.import.join(self.reader, table).await?;
         let statement = AssertSqlSafe(format!("-- source.rows.logged\n {}", self.select.logged_values(max)));
         let read = sqlx::query_with(statement, since).persistent(false).execute(&mut *self.reader).await;
-        reader.rests();
+        self.own.rests();
         match read.map(drop).map_err(failed) {
             Ok(()) => Ok(true),
             Err(error) if error.is_of_the_server() => Err(error),

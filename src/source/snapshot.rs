@@ -1,26 +1,27 @@
-//! One export's snapshot: the leader's transaction holds it from the position's reading to the commit, readers import
-//! it.
+//! An attempt's snapshot: the leader's transaction holds it from the reading of the positions to the commit, readers
+//! import it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::connection::failure::with_timeout;
 use crate::dataset::{Dataset, TableSchema};
 use crate::job::marker::Marker;
-use crate::job::{ConsumerId, ExportType, JobId, SnapshotReport};
-use crate::source::Error;
+use crate::job::{ConsumerId, Continuity, ExportType, JobId, SnapshotReport};
 use crate::source::connections::ExportConnections;
 use crate::source::import::Import;
-use crate::source::rows::Rows;
-use crate::source::select::Select;
-use crate::source::session::{Leader, Readers};
+use crate::source::session::{Reader, Readers};
+use crate::source::{Error, Remedy};
 use crate::watermark::{NewPosition, Position};
 
-/// The purpose of a snapshot.
+/// The purpose of a snapshot: an export of one dataset. The purposes of one snapshot have the same consumer.
 #[derive(Clone, Copy, Debug)]
 pub struct Purpose<'a> {
+    /// The dataset.
+    pub dataset: &'a Arc<Dataset>,
     /// For whom; `None`: for whoever asked.
     pub consumer: Option<&'a ConsumerId>,
     /// The type of the export, which says which rows it has.
@@ -36,8 +37,21 @@ pub struct Purpose<'a> {
 pub struct Snapshot {
     pub(super) connections: ExportConnections,
     pub(super) readers: Readers,
+    /// The reader, as the leader sees it.
+    pub(super) own: Arc<Reader>,
+    /// The tables, in the order of the purposes.
+    pub tables: Vec<SnapshotTable>,
+    /// The place of the table of which the reader is a reader now.
+    pub(super) at: Option<usize>,
+    pub(super) reader_is_good: bool,
+}
+
+/// A table of a snapshot.
+#[derive(Debug)]
+pub struct SnapshotTable {
     pub(super) import: Import,
     pub(super) dataset: Arc<Dataset>,
+    pub(super) export_type: ExportType,
     /// The table as it is in the snapshot.
     pub schema: TableSchema,
     /// The consumer's position when the snapshot was taken.
@@ -46,31 +60,50 @@ pub struct Snapshot {
     pub report: SnapshotReport,
     /// The consumer's next position, if this export is committed.
     pub new_position: NewPosition,
+    /// The remedy where the guard refuses.
+    pub(super) remedy: Remedy,
+    /// The guard's word.
+    pub(super) guard: Option<Continuity>,
+    /// Partitions that the position doesn't know.
+    pub(super) arrived: Vec<Oid>,
+    /// True if no change was logged since the position.
+    pub(super) is_quiet: bool,
     /// True if a value may be kept outside of its row.
     pub(super) toasted: bool,
     /// The number of blocks of the table. `None`: it can't be read in ranges.
     pub(super) blocks: Option<u64>,
-    pub(super) reader_is_good: bool,
+}
+
+impl SnapshotTable {
+    /// Requires that a word of the guard allows this type of export.
+    pub(super) fn require(&self, word: Option<Continuity>) -> Result<(), Error> {
+        // An ad-hoc export has no position, and is full. Without times there is no rule for a watermark that somebody
+        // made.
+        let is_allowed = |why: &Continuity| {
+            let by_its_time = why.is_manual() && self.schema.updated_at.is_none();
+            why.allows(self.export_type) && (self.export_type == ExportType::Full || !by_its_time)
+        };
+        match word.filter(|why| !is_allowed(why)) {
+            Some(why) => Err(Error::FullExportNeeded { why, remedy: self.remedy.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns true if partitions came since the position, of which the export has the logged rows alone.
+    pub(super) fn may_lack_arrivals(&self) -> bool {
+        !self.arrived.is_empty() && self.guard.is_none_or(Continuity::keeps_live_rows)
+    }
+
+    /// Returns true if an export of changes has no rows, as far as that is known without reading the table: no change
+    /// was logged since the position, and nothing but the log decides. The timestamp rule finds no row then either: all
+    /// rows with a later time than the watermark were written after the last export.
+    pub fn has_no_changes(&self) -> bool {
+        let is_plain = self.export_type != ExportType::Full && self.guard.is_none() && self.arrived.is_empty();
+        is_plain && self.is_quiet && self.dataset.filter.is_none() && self.position.deleted_since.is_none()
+    }
 }
 
 impl Snapshot {
-    /// The leader, to be kept alive, and the rows, to be read meanwhile.
-    pub fn split(&mut self) -> (Leader<'_>, Rows<'_>) {
-        let rows = Rows {
-            reader: &mut self.connections.reader,
-            readers: &self.readers,
-            session: &self.connections.reader_session,
-            reader_slots: &self.connections.reader_slots,
-            import: &self.import,
-            select: Select { dataset: &self.dataset, schema: &self.schema },
-            position: &self.position,
-            table_oid: self.new_position.table.table_oid,
-            toasted: self.toasted,
-            blocks: self.blocks,
-        };
-        (Leader { conn: &mut self.connections.leader, readers: &self.readers }, rows)
-    }
-
     /// Ends the reading and makes the leader's transaction ready for the commit's writes, with the savepoint `writes`
     /// before them; lends its connection.
     ///
@@ -80,9 +113,14 @@ impl Snapshot {
     /// # Errors
     /// If a connection is lost.
     pub async fn begin_commit(&mut self, lease: Duration) -> Result<&mut PgConnection, Error> {
-        let failed = Error::from_sql(&self.dataset.table);
-        let end_reading =
-            sqlx::raw_sql("-- source.snapshot.end_reading\n commit").execute(&mut self.connections.reader);
+        let failed = Error::from_sql(&self.tables[0].dataset.table);
+        let (at, reader) = (self.at.take(), &mut self.connections.reader);
+        let end_reading = async {
+            match at {
+                Some(_) => sqlx::raw_sql("-- source.snapshot.end_reading\n commit").execute(reader).await.map(drop),
+                None => Ok(()),
+            }
+        };
         let end_reading = tokio::time::timeout(lease / 3, end_reading);
         let settings = format!(
             "-- source.snapshot.begin_commit
@@ -106,7 +144,7 @@ impl Snapshot {
     /// If the answer is lost or takes longer than `timeout`, or Postgres refuses. Whether it committed is not known
     /// then: only the job's row tells.
     pub async fn commit(mut self, timeout: Duration) -> Result<Option<ExportConnections>, Error> {
-        let failed = Error::from_sql(&self.dataset.table);
+        let failed = Error::from_sql(&self.tables[0].dataset.table);
         let commit = sqlx::raw_sql("-- source.snapshot.commit\n commit").execute(&mut self.connections.leader);
         with_timeout(timeout, async { commit.await.map_err(failed) }, Error::Unavailable).await?;
         let Snapshot { mut connections, reader_is_good, .. } = self;

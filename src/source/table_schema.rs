@@ -180,16 +180,8 @@ pub(crate) async fn introspect_all(
     Ok(datasets.iter().map(schema).collect())
 }
 
-/// Looks at a dataset's table, which stands there.
-pub(crate) async fn introspect_at(
-    conn: &mut PgConnection,
-    dataset: &Dataset,
-    table: &Table,
-) -> Result<TableSchema, Error> {
-    Ok(introspect_tables(conn, &[(dataset, table)]).await?.pop().expect("each table has a result")?)
-}
-
-async fn introspect_tables(
+/// Looks at tables, which stand there.
+pub(crate) async fn introspect_tables(
     conn: &mut PgConnection,
     tables: &[(&Dataset, &Table)],
 ) -> Result<Vec<Result<TableSchema, Faults>>, sqlx::Error> {

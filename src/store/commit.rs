@@ -1,18 +1,17 @@
-//! Commits an export: completes its job and moves the watermark of its consumer, in the transaction whose snapshot was
-//! exported.
+//! Commits an attempt: completes its jobs and moves the positions of their consumer, in the transaction whose snapshot
+//! was exported.
 
 use sqlx::PgConnection;
 use sqlx::types::Json;
 
 use crate::file::{Exported, Part, content_sha256};
 use crate::job::columns::FileColumns;
-use crate::job::lane::Lane;
-use crate::job::{JobId, SnapshotReport};
+use crate::job::{ConsumerId, Job, JobId, LeaseToken, SnapshotReport};
 use crate::manifest::Manifest;
 use crate::store::job_row::with_job_columns;
-use crate::store::lease::Lease;
 use crate::store::transitions::{TransitionRow, transition};
-use crate::store::{Error, Store, watermarks};
+use crate::store::watermarks::{self, Advance};
+use crate::store::{Error, Store};
 use crate::watermark::{NewPosition, Position};
 
 /// The facts that a commit compares and saves beside the file.
@@ -34,26 +33,41 @@ pub struct CommitInput {
     pub manifest: Option<Manifest>,
 }
 
-/// The outcome of a commit. Unless it is `Done` or `Skipped`, the caller must roll the transaction back.
+/// An export to commit: one of an attempt's jobs.
+#[derive(Clone, Copy, Debug)]
+pub struct Commit<'a> {
+    /// The job.
+    pub job: &'a Job,
+    /// The facts to compare and to save.
+    pub found: &'a CommitInput,
+    /// The files. None: the export found nothing, and makes no file.
+    pub exported: &'a Exported,
+}
+
+/// The outcome of a commit. Unless it is `Done`, the caller must roll the transaction back.
 pub enum Committed {
-    /// All rows are written, and the caller sends `COMMIT`. The field is true if they have the manifest.
-    Done(bool),
-    /// The same for an export without files. After `COMMIT`, the caller announces its end.
-    Skipped(SkippedExport),
-    /// Another worker has the lease, or the job was cancelled.
+    /// All rows are written, and the caller sends `COMMIT`.
+    Done(CommittedJobs),
+    /// Another worker has the lease, or a job was cancelled.
     NotOurs,
-    /// The consumer's position changed since the export began.
+    /// The consumer's position in a dataset changed since the export began.
     WatermarkChanged,
 }
 
 /// The number of times that a commit waits for a conflicting lock, because the export may have taken hours.
 const MAX_ATTEMPTS: u32 = 3;
 
-/// An export that found nothing and made no file, in a transaction that may not be committed yet.
-pub struct SkippedExport(Box<TransitionRow>);
+/// Completed jobs, in a transaction that may not be committed yet.
+pub struct CommittedJobs {
+    /// For each export with files, true if its row has the manifest.
+    pub are_planned: Vec<bool>,
+    /// The jobs that found nothing.
+    skipped: Vec<TransitionRow>,
+}
 
 impl Store {
-    /// Completes a job and moves its consumer's watermark, in the transaction whose snapshot was exported.
+    /// Completes the jobs of an attempt and moves their consumer's positions, in the transaction whose snapshot was
+    /// exported.
     ///
     /// Compares the token of the lease and ignores its expiry. Clocks decide when a job is taken over, and never decide
     /// who may commit.
@@ -65,17 +79,12 @@ impl Store {
     pub async fn commit(
         &self,
         conn: &mut PgConnection,
-        lease: &Lease,
-        found: &CommitInput,
-        exported: &Exported,
+        token: LeaseToken,
+        commits: &[Commit<'_>],
     ) -> Result<Committed, Error> {
         let mut attempt = 1;
         loop {
-            let done = match exported.parts.first() {
-                Some(first) => complete(conn, lease, found, exported, first).await,
-                None => self.skip(conn, lease, found).await,
-            };
-            match done {
+            match self.write_commits(conn, token, commits).await {
                 Err(Error::LockConflict(_)) if attempt < MAX_ATTEMPTS => {
                     sqlx::raw_sql("-- store.commit.again\n rollback to savepoint writes").execute(&mut *conn).await?;
                     attempt += 1;
@@ -85,50 +94,98 @@ impl Store {
         }
     }
 
-    /// Completes a job without a file, and removes the lane's earlier skipped jobs.
-    async fn skip(&self, conn: &mut PgConnection, lease: &Lease, found: &CommitInput) -> Result<Committed, Error> {
-        let CommitInput { position, new_position, report, .. } = found;
-        let job = &lease.job;
-        let lane = job.lane().ok_or_else(|| without_file(job.id))?;
-        let skip = sqlx::query_as(with_job_columns(include_str!("commit/skip.sql")))
-            .bind(job.id.as_uuid())
-            .bind(lease.token().as_uuid())
-            .bind(position.last_exported_at)
-            .bind(report.open_transactions.map(|n| n as i32))
-            .bind(report.oldest_transaction_seconds)
-            .bind(report.table_rewritten);
-        let Some(row) = transition(conn, &self.listeners, skip).await? else { return Ok(Committed::NotOurs) };
-        if position.version.is_none() {
-            // As for an export without rows: the next one begins at the beginning, too.
-            return Ok(Committed::Skipped(SkippedExport(Box::new(row))));
+    async fn write_commits(
+        &self,
+        conn: &mut PgConnection,
+        token: LeaseToken,
+        commits: &[Commit<'_>],
+    ) -> Result<Committed, Error> {
+        let (with_files, without): (Vec<_>, Vec<_>) =
+            commits.iter().partition(|commit| !commit.exported.parts.is_empty());
+        let mut are_planned = Vec::new();
+        for commit in with_files {
+            match complete(conn, token, commit).await? {
+                Some(is_planned) => are_planned.push(is_planned),
+                None => return Ok(Committed::NotOurs),
+            }
         }
-        let to = position.last_exported_at;
-        let advance = watermarks::Advance { export_type: job.export_type, position, new_position, to };
-        let moved = watermarks::advance(conn, lane, &advance).await?;
-        Ok(if moved { Committed::Skipped(SkippedExport(Box::new(row))) } else { Committed::WatermarkChanged })
+        let Some(skipped) = self.skip(conn, token, &without).await? else { return Ok(Committed::NotOurs) };
+        let advances: Vec<_> = commits.iter().filter_map(Commit::advance).collect();
+        match watermarks::advance(conn, &advances).await? {
+            true => Ok(Committed::Done(CommittedJobs { are_planned, skipped })),
+            false => Ok(Committed::WatermarkChanged),
+        }
     }
 
-    /// Announces a skipped export whose transaction is committed.
+    /// Completes jobs without files, and removes earlier skipped jobs of their lanes. Returns `None` if one of them is
+    /// not ours.
+    async fn skip(
+        &self,
+        conn: &mut PgConnection,
+        token: LeaseToken,
+        commits: &[&Commit<'_>],
+    ) -> Result<Option<Vec<TransitionRow>>, Error> {
+        if commits.is_empty() {
+            return Ok(Some(Vec::new()));
+        }
+        if let Some(commit) = commits.iter().find(|commit| commit.job.consumer.is_none()) {
+            return Err(without_file(commit.job.id));
+        }
+        let reports = || commits.iter().map(|commit| &commit.found.report);
+        let skip = sqlx::query_as(with_job_columns(include_str!("commit/skip.sql")))
+            .bind(commits.iter().map(|commit| commit.job.id.as_uuid()).collect::<Vec<_>>())
+            .bind(token.as_uuid())
+            .bind(commits.iter().map(|commit| commit.found.position.last_exported_at).collect::<Vec<_>>())
+            .bind(reports().map(|report| report.open_transactions.map(|n| n as i32)).collect::<Vec<_>>())
+            .bind(reports().map(|report| report.oldest_transaction_seconds).collect::<Vec<_>>())
+            .bind(reports().map(|report| report.table_rewritten).collect::<Vec<_>>());
+        let rows = transition(conn, &self.listeners, skip).await?;
+        Ok(Some(rows).filter(|rows| rows.len() == commits.len()))
+    }
+
+    /// Announces the ends of jobs that found nothing, whose transaction is committed.
     ///
     /// # Errors
     /// As [`Store::announce`].
-    pub fn announce_skipped(&self, skipped: SkippedExport) -> Result<(), Error> {
-        self.announce(*skipped.0, None).map(drop)
+    pub fn announce_skipped(&self, committed: CommittedJobs) -> Result<(), Error> {
+        committed.skipped.into_iter().try_for_each(|row| self.announce(row, None).map(drop))
     }
 
-    /// Returns true if the last export of the lane that has files has these columns.
-    pub async fn is_signature_of_last(&self, lane: Lane<'_>, signature: &str) -> Result<bool, Error> {
+    /// For each dataset, returns true if the consumer's last export that has files has columns of this signature.
+    pub async fn are_signatures_of_last(
+        &self,
+        consumer: &ConsumerId,
+        datasets: &[&str],
+        signatures: &[String],
+    ) -> Result<Vec<bool>, Error> {
         let statement = sqlx::query_scalar(
-            "-- store.commit.is_signature_of_last
+            "-- store.commit.are_signatures_of_last
              select coalesce((
-               select e.columns_hash = md5($3) from exports e
-               where e.consumer_id = $1 and e.dataset = $2 and e.status = 'completed'
-               order by e.lane_sequence desc limit 1), false)",
+               select e.columns_hash = md5(its.signature) from exports e
+               where e.consumer_id = $1 and e.dataset = its.dataset and e.status = 'completed'
+               order by e.lane_sequence desc limit 1), false)
+             from unnest($2, $3) with ordinality as its (dataset, signature, place)
+             order by its.place",
         )
-        .bind(lane.consumer.as_str())
-        .bind(lane.dataset)
-        .bind(signature);
-        self.with(async |conn| statement.fetch_one(conn).await).await
+        .bind(consumer.as_str())
+        .bind(datasets)
+        .bind(signatures);
+        self.with(async |conn| statement.fetch_all(conn).await).await
+    }
+}
+
+impl<'a> Commit<'a> {
+    /// Returns the change of the consumer's position. `None` for an export without a consumer, and for a first one that
+    /// found nothing: the next one starts from the beginning as well, so it misses nothing.
+    fn advance(&self) -> Option<Advance<'a>> {
+        let Commit { job, found: CommitInput { position, new_position, .. }, exported } = *self;
+        let lane = job.lane()?;
+        let to = match exported.parts.is_empty() {
+            true => position.last_exported_at,
+            false => position.advanced_to(exported.last_updated_at),
+        };
+        let advance = Advance { lane, export_type: job.export_type, position, new_position, to };
+        (position.version.is_some() || exported.rows > 0).then_some(advance)
     }
 }
 
@@ -136,24 +193,23 @@ fn without_file(job: JobId) -> Error {
     Error::Sql(sqlx::Error::Protocol(format!("the export {job} has no file, and no lane in which it can be skipped")))
 }
 
+/// Completes a job and records its files. Returns true if its row has the manifest, and `None` if the job is not ours.
 async fn complete(
     conn: &mut PgConnection,
-    lease: &Lease,
-    found: &CommitInput,
-    exported: &Exported,
-    first: &Part,
-) -> Result<Committed, Error> {
-    let job = &lease.job;
+    token: LeaseToken,
+    &Commit { job, found, exported }: &Commit<'_>,
+) -> Result<Option<bool>, Error> {
     let parts = &exported.parts;
+    let first = &parts[0];
     let column = |field: fn(&Part) -> i64| parts.iter().map(field).collect::<Vec<_>>();
     let texts = |field: fn(&Part) -> &str| parts.iter().map(field).collect::<Vec<_>>();
     let bytes = column(|part| part.staged.identity.bytes as i64);
     let places: Vec<_> = parts.iter().map(|part| Json(&part.staged.identity.location)).collect();
-    let CommitInput { position, new_position, report, signature, columns, marker, manifest } = found;
+    let CommitInput { position, report, signature, columns, marker, manifest, .. } = found;
     let watermark_to = job.consumer.as_ref().and_then(|_| position.advanced_to(exported.last_updated_at));
     let completed: Option<bool> = sqlx::query_scalar(include_str!("commit/complete.sql"))
         .bind(job.id.as_uuid())
-        .bind(lease.token().as_uuid())
+        .bind(token.as_uuid())
         .bind(exported.rows as i64)
         .bind(bytes.iter().sum::<i64>())
         .bind(content_sha256(parts))
@@ -182,13 +238,5 @@ async fn complete(
         .fetch_optional(&mut *conn)
         .await?;
     // Announces nothing, because clients see another status only after the files are published.
-    let Some(is_planned) = completed else { return Ok(Committed::NotOurs) };
-    let Some(lane) = job.lane() else { return Ok(Committed::Done(is_planned)) };
-    if position.version.is_none() && exported.rows == 0 {
-        // Saves no position. The next export starts from the beginning as well, so it misses nothing.
-        return Ok(Committed::Done(is_planned));
-    }
-    let advance = watermarks::Advance { export_type: job.export_type, position, new_position, to: watermark_to };
-    let moved = watermarks::advance(conn, lane, &advance).await?;
-    Ok(if moved { Committed::Done(is_planned) } else { Committed::WatermarkChanged })
+    Ok(completed)
 }

@@ -6,7 +6,7 @@ use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use crate::connection::statement::with_pieces;
-use crate::store::queue::{CLAIMABLE, ORPHANED, known_compressions, known_formats, longest_retry_pauses};
+use crate::store::queue::{CLAIMABLE, ORPHANED, READY, known_compressions, known_formats, longest_retry_pauses};
 use crate::store::{Error, Store};
 
 /// The work that waits for a process. Each field may also be true for a moment although nothing waits.
@@ -26,15 +26,16 @@ impl Store {
     /// Returns the work that waits for a process with these datasets and this destination. Its leases last for `lease`.
     pub async fn due(&self, datasets: &[String], destination: Option<Uuid>, lease: Duration) -> Result<DueWork, Error> {
         let listeners: Vec<_> = self.listeners.iter().map(|listener| listener.name.as_str()).collect();
-        let statement = sqlx::query_as(AssertSqlSafe(with_pieces(include_str!("due/due.sql"), &[CLAIMABLE, ORPHANED])))
-            .bind(known_formats())
-            .bind(known_compressions())
-            .bind(datasets)
-            .bind(destination)
-            .bind(self.known_scan_start())
-            .bind(lease.as_secs_f64())
-            .bind(longest_retry_pauses())
-            .bind(listeners);
+        let statement =
+            sqlx::query_as(AssertSqlSafe(with_pieces(include_str!("due/due.sql"), &[CLAIMABLE, READY, ORPHANED])))
+                .bind(known_formats())
+                .bind(known_compressions())
+                .bind(datasets)
+                .bind(destination)
+                .bind(self.known_scan_start())
+                .bind(lease.as_secs_f64())
+                .bind(longest_retry_pauses())
+                .bind(listeners);
         self.with(async |conn| statement.fetch_one(conn).await).await
     }
 }

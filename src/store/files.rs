@@ -113,7 +113,7 @@ impl Store {
             .bind(places)
             .bind(locations)
             .bind(&record.manifest);
-        self.transition(statement, None).await
+        Ok(self.transition(statement, None).await?.pop())
     }
 
     /// Fails a committed job whose file was lost before it was published, and blocks its consumer's position. Only a
@@ -134,7 +134,7 @@ impl Store {
         })
         .bind(Continuity::FileLost.as_str())
         .bind(self.origin());
-        self.transition(statement, None).await
+        Ok(self.transition(statement, None).await?.pop())
     }
 
     /// Gives a committed file another final name, because its name is taken at the destination. Does nothing if another

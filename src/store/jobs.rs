@@ -1,5 +1,7 @@
 //! Creates, reads and cancels jobs on behalf of clients.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::types::Json;
 use sqlx::{Connection, PgConnection};
@@ -7,12 +9,14 @@ use uuid::Uuid;
 
 use crate::connection::failure::SqlFailure;
 use crate::file::name::{numbered, stem};
+use crate::job::batch::{Batch, BatchRequest};
 use crate::job::lane::Lane;
 use crate::job::{After, ExportType, Job, JobId, Request, Status, Terms};
 use crate::store::files::names_taken;
 use crate::store::job_row::{JobRow, skip_unreadable, with_job_columns};
 use crate::store::lanes::{OutOfStep, out_of_step};
 use crate::store::open_jobs::{Full, Slots, key_max};
+use crate::store::queue::MEMBER_PREFIX;
 use crate::store::transitions::transition;
 use crate::store::{CHANNEL, Error, Store};
 
@@ -24,18 +28,18 @@ const MAX_OPEN: i64 = 20;
 /// The distance between two turns. Turns are times only so that an empty queue goes on from the present.
 const TURN_STEP: TimeDelta = TimeDelta::microseconds(1);
 
-/// The outcome of a request for an export.
+/// The outcome of a request for an export or a batch.
 #[derive(Debug)]
 pub enum SubmitOutcome {
-    /// The request created this job.
-    Accepted(Job),
-    /// The request was sent before and created this job.
-    Before(Job),
+    /// The request created these jobs: one, or the members of a batch in the order of the requests.
+    Accepted(Vec<Job>),
+    /// The request was sent before and created these jobs.
+    Before(Vec<Job>),
     /// The idempotency key belongs to another request, which created this job.
-    KeyTaken(Job),
-    /// The export that the caller loaded last is not the last export of the lane.
-    OutOfStep(OutOfStep),
-    /// The lane has this many open jobs, which is the limit.
+    KeyTaken(Box<Job>),
+    /// The export that the caller loaded last is not the last export of the lane of this dataset.
+    OutOfStep(String, OutOfStep),
+    /// A lane has this many open jobs, which is the limit.
     TooManyOpen(i64),
     /// This many jobs are open in all, which is the limit.
     QueueFull(u32),
@@ -43,13 +47,22 @@ pub enum SubmitOutcome {
     KeyFull(u32),
 }
 
-/// A job in a transaction that is not committed yet, with the slots that it reserved among the open jobs.
-pub(super) struct MadeJob<'s> {
-    pub(super) job: Box<Job>,
+/// Jobs in a transaction that is not committed yet, with the slots that they reserved among the open jobs.
+pub(super) struct MadeJobs<'s> {
+    pub(super) jobs: Vec<Job>,
     pub(super) slots: Slots<'s>,
 }
 
-/// The outcome of a request to cancel a job.
+/// The facts that new jobs have in common, beside those of their requests.
+struct NewJobs<'a> {
+    batch: Option<&'a BatchRequest>,
+    destination: Option<Uuid>,
+    terms: Terms,
+    now: DateTime<Utc>,
+    turn: DateTime<Utc>,
+}
+
+/// The outcome of a request to cancel a job or a batch. Of a batch, the job is its first one.
 #[derive(Debug)]
 pub enum Cancelled {
     /// The job is cancelled, or its worker was asked to stop.
@@ -60,12 +73,17 @@ pub enum Cancelled {
     Committing,
     /// It is too late: the job has ended with this status.
     Ended(Status),
+    /// The job is a member of this batch, and is not cancelled alone.
+    OfBatch(JobId),
     /// The job is not in the database.
     Unknown,
 }
 
 impl Store {
-    /// Creates a job: numbers it in the lane of its consumer, names its file, and notifies the workers.
+    /// Creates a job, or the jobs of a batch: numbers each in its lane, names its file, and notifies the workers.
+    ///
+    /// The requests of a batch differ in their datasets and in what belongs to one lane. They are in the order of their
+    /// datasets' names, so that two batches lock their lanes in the same order.
     ///
     /// Creates no job if the idempotency key was used before, or if too many jobs are open.
     ///
@@ -73,14 +91,15 @@ impl Store {
     /// If the database fails. No job is created then.
     pub async fn submit(
         &self,
-        request: &Request,
+        requests: &[Request],
+        batch: Option<&BatchRequest>,
         destination: Option<Uuid>,
         terms: Terms,
     ) -> Result<SubmitOutcome, Error> {
-        match self.submit_once(request, destination, terms).await {
+        match self.submit_once(requests, batch, destination, terms).await {
             // A concurrent request used the same key for another dataset. The lock of a lane covers one dataset.
             Err(Error::Sql(sqlx::Error::Database(e))) if e.constraint() == Some("exports_idempotency_key") => {
-                self.submit_once(request, destination, terms).await
+                self.submit_once(requests, batch, destination, terms).await
             }
             done => done,
         }
@@ -91,21 +110,22 @@ impl Store {
         self.with(async |conn| self.sent_before_in(conn, request).await).await
     }
 
-    /// Submits a request in one transaction, without a retry.
+    /// Submits requests in one transaction, without a retry.
     async fn submit_once(
         &self,
-        request: &Request,
+        requests: &[Request],
+        batch: Option<&BatchRequest>,
         destination: Option<Uuid>,
         terms: Terms,
     ) -> Result<SubmitOutcome, Error> {
         self.with(async |conn| {
             let mut tx = conn.begin().await?;
-            let lane_sequence = enter_lane(&mut tx, request).await?;
-            Ok::<_, Error>(match self.insert(&mut tx, request, lane_sequence, destination, terms).await? {
-                Ok(MadeJob { job, slots }) => {
+            let lane_sequences = enter_lanes(&mut tx, requests).await?;
+            Ok::<_, Error>(match self.insert(&mut tx, requests, batch, &lane_sequences, destination, terms).await? {
+                Ok(MadeJobs { jobs, slots }) => {
                     tx.commit().await?;
                     slots.confirm();
-                    SubmitOutcome::Accepted(*job)
+                    SubmitOutcome::Accepted(jobs)
                 }
                 Err(refused) => {
                     tx.rollback().await?;
@@ -116,25 +136,31 @@ impl Store {
         .await
     }
 
-    /// Creates a job in a transaction that has entered its lane.
+    /// Creates jobs in a transaction that has entered their lanes.
     ///
     /// The limit on open jobs holds until the transaction ends. After the commit, the caller confirms the slots.
     pub(super) async fn insert<'s>(
         &'s self,
         tx: &mut PgConnection,
-        request: &Request,
-        lane_sequence: Option<i64>,
+        requests: &[Request],
+        batch: Option<&BatchRequest>,
+        lane_sequences: &[Option<i64>],
         destination: Option<Uuid>,
         terms: Terms,
-    ) -> Result<Result<MadeJob<'s>, SubmitOutcome>, Error> {
-        if let Some(job) = self.sent_before_in(tx, request).await? {
-            let is_same = request.asks_for(&job);
-            return Ok(Err(if is_same { SubmitOutcome::Before(job) } else { SubmitOutcome::KeyTaken(job) }));
+    ) -> Result<Result<MadeJobs<'s>, SubmitOutcome>, Error> {
+        let first = &requests[0];
+        if let Some(job) = self.sent_before_in(tx, first).await? {
+            return Ok(Err(match self.repeated(tx, first, batch, &job).await? {
+                Some(jobs) => SubmitOutcome::Before(jobs),
+                None => SubmitOutcome::KeyTaken(Box::new(job)),
+            }));
         }
-        if let Some(why) = check_last_export(tx, request).await? {
-            return Ok(Err(SubmitOutcome::OutOfStep(why)));
+        for request in requests {
+            if let Some(why) = check_last_export(tx, request).await? {
+                return Ok(Err(SubmitOutcome::OutOfStep(request.dataset.clone(), why)));
+            }
         }
-        let (open, last_turn, now) = self.lane_state(tx, request).await?;
+        let (open, last_turn, now) = self.lane_state(tx, requests).await?;
         if open >= MAX_OPEN {
             return Ok(Err(SubmitOutcome::TooManyOpen(MAX_OPEN)));
         }
@@ -144,48 +170,101 @@ impl Store {
             Err(Full::All) => return Ok(Err(SubmitOutcome::QueueFull(terms.max_open))),
             Err(Full::OfKey) => return Ok(Err(SubmitOutcome::KeyFull(key_max(terms.max_open)))),
         };
-        let turn = turn(slots.current_turn, last_turn);
-        let (after_job, after_sha256) = match &request.after {
-            Some(After::Export { job, sha256 }) => (Some(job.as_uuid()), sha256.as_deref()),
-            Some(After::Nothing) | None => (None, None),
-        };
-        let stem = stem(request, now);
-        let mut number = 1;
-        let job = loop {
-            let row: Option<JobRow> = sqlx::query_as(with_job_columns(include_str!("jobs/insert.sql")))
-                .bind(JobId::random().as_uuid())
-                .bind(request.consumer.as_ref().map(|c| c.as_str()))
-                .bind(&request.dataset)
-                .bind(lane_sequence)
-                .bind(request.export_type.as_str())
-                .bind(request.encoding.format.as_str())
+        let new = NewJobs { batch, destination, terms, now, turn: turn(slots.current_turn, last_turn) };
+        let jobs = self.insert_named(tx, requests, lane_sequences, &new).await?;
+        Ok(Ok(MadeJobs { jobs, slots }))
+    }
+
+    /// Inserts jobs, each with a name for its file that no other has.
+    async fn insert_named(
+        &self,
+        tx: &mut PgConnection,
+        requests: &[Request],
+        lane_sequences: &[Option<i64>],
+        NewJobs { batch, destination, terms, now, turn }: &NewJobs<'_>,
+    ) -> Result<Vec<Job>, Error> {
+        let ids: Vec<_> = requests.iter().map(|_| JobId::random().as_uuid()).collect();
+        let stems: Vec<_> = requests.iter().map(|request| stem(request, *now)).collect();
+        let mut numbers = vec![1; requests.len()];
+        let mut made: Vec<Option<Job>> = requests.iter().map(|_| None).collect();
+        let first = &requests[0];
+        let prefix = if batch.is_some() { MEMBER_PREFIX } else { "" };
+        let format = format!("{prefix}{}", first.encoding.format);
+        loop {
+            let missing: Vec<usize> = (0..made.len()).filter(|&at| made[at].is_none()).collect();
+            if missing.is_empty() {
+                return Ok(made.into_iter().flatten().collect());
+            }
+            let of = |at: &usize| &requests[*at];
+            let after = |at: &usize| match &requests[*at].after {
+                Some(After::Export { job, sha256 }) => (Some(job.as_uuid()), sha256.clone()),
+                Some(After::Nothing) | None => (None, None),
+            };
+            let (after_jobs, after_sha256s): (Vec<_>, Vec<_>) = missing.iter().map(after).unzip();
+            let rows: Vec<JobRow> = sqlx::query_as(with_job_columns(include_str!("jobs/insert.sql")))
+                .bind(missing.iter().map(|&at| ids[at]).collect::<Vec<_>>())
+                .bind(first.consumer.as_ref().map(|c| c.as_str()))
+                .bind(missing.iter().map(|at| &*of(at).dataset).collect::<Vec<_>>())
+                .bind(missing.iter().map(|&at| lane_sequences[at]).collect::<Vec<_>>())
+                .bind(first.export_type.as_str())
+                .bind(&format)
                 .bind(terms.max_attempts as i32)
-                .bind(numbered(&stem, number, request.encoding))
+                .bind(missing.iter().map(|&at| numbered(&stems[at], numbers[at], first.encoding)).collect::<Vec<_>>())
                 .bind(destination)
                 .bind(now)
-                .bind(request.retry_of.map(JobId::as_uuid))
-                .bind(request.key.as_ref().map(|key| key.as_str()))
-                .bind(request.encoding.compression.as_str())
-                .bind(Some(Json(&request.selection)).filter(|_| !request.selection.is_all()))
-                .bind(request.after.is_some())
-                .bind(after_job)
-                .bind(after_sha256)
+                .bind(missing.iter().map(|at| of(at).retry_of.map(JobId::as_uuid)).collect::<Vec<_>>())
+                .bind(first.key.as_ref().map(|key| key.as_str()))
+                .bind(first.encoding.compression.as_str())
+                .bind(Some(Json(&first.selection)).filter(|_| !first.selection.is_all()))
+                .bind(missing.iter().map(|at| of(at).after.is_some()).collect::<Vec<_>>())
+                .bind(after_jobs)
+                .bind(after_sha256s)
                 .bind(CHANNEL)
-                .bind(request.max_file_bytes.map(|bytes| bytes as i64))
-                .bind(request.trace.map(|place| place.to_string()))
+                .bind(first.max_file_bytes.map(|bytes| bytes as i64))
+                .bind(first.trace.map(|place| place.to_string()))
                 .bind(turn)
                 .bind(self.key_share.as_ref().map(|share| share.prefix.as_str()))
                 .bind(self.origin())
-                .bind(request.skip_empty)
-                .fetch_optional(&mut *tx)
+                .bind(first.skip_empty)
+                .bind(batch.map(|_| ids[0]))
+                .bind(batch.map(Json))
+                .fetch_all(&mut *tx)
                 .await?;
-            match row {
-                Some(row) => break Job::try_from(row)?,
-                None if number == 1 => number = names_taken(tx, &stem).await?.max(1) + 1,
-                None => number += 1,
+            for row in rows {
+                let at = ids.iter().position(|id| *id == row.id).expect("the statement inserts these ids");
+                made[at] = Some(Job::try_from(row)?);
             }
-        };
-        Ok(Ok(MadeJob { job: Box::new(job), slots }))
+            for at in missing.into_iter().filter(|&at| made[at].is_none()) {
+                numbers[at] = match numbers[at] {
+                    1 => names_taken(tx, &stems[at]).await?.max(1) + 1,
+                    number => number + 1,
+                };
+            }
+        }
+    }
+
+    /// Returns the jobs of an earlier request with the same idempotency key, if it asked for the same. `job` is the one
+    /// that has the key.
+    async fn repeated(
+        &self,
+        conn: &mut PgConnection,
+        request: &Request,
+        batch: Option<&BatchRequest>,
+        job: &Job,
+    ) -> Result<Option<Vec<Job>>, Error> {
+        Ok(match (batch, job.batch) {
+            (None, None) => request.asks_for(job).then(|| vec![job.clone()]),
+            (Some(asked), Some(id)) => {
+                let before = batch_in(conn, id).await?;
+                before.filter(|before| before.request.is_repeated_by(asked)).map(|before| before.jobs)
+            }
+            (None, Some(_)) | (Some(_), None) => None,
+        })
+    }
+
+    /// Returns a batch, or `None` if its first member is not in the database.
+    pub async fn batch(&self, id: JobId) -> Result<Option<Batch>, Error> {
+        self.with(async |conn| batch_in(conn, id).await).await
     }
 
     /// Returns the owner of a request's idempotency key and of its turns: the consumer, or the API key of an ad-hoc
@@ -209,20 +288,20 @@ impl Store {
         row.map(Job::try_from).transpose()
     }
 
-    /// Returns the number of open jobs of the request's lane, or of the open ad-hoc jobs of the caller's key in the
-    /// dataset; the last turn of the consumer's or key's open jobs; and the time of a new job.
+    /// Returns the number of open jobs of the fullest of the requests' lanes, or of the open ad-hoc jobs of the
+    /// caller's key in the dataset; the last turn of the consumer's or key's open jobs; and the time of new jobs.
     ///
-    /// Counts no further than the limit. The lane's row must be locked.
+    /// Counts no further than the limit. The lanes' rows must be locked.
     async fn lane_state(
         &self,
         conn: &mut PgConnection,
-        request: &Request,
+        requests: &[Request],
     ) -> Result<(i64, Option<DateTime<Utc>>, DateTime<Utc>), Error> {
         let statement = sqlx::query_as(include_str!("jobs/lane_state.sql"))
             .bind(MAX_OPEN)
-            .bind(request.consumer.as_ref().map(|consumer| consumer.as_str()))
-            .bind(&request.dataset)
-            .bind(self.requester(request));
+            .bind(requests[0].consumer.as_ref().map(|consumer| consumer.as_str()))
+            .bind(requests.iter().map(|request| &*request.dataset).collect::<Vec<_>>())
+            .bind(self.requester(&requests[0]));
         Ok(statement.fetch_one(conn).await?)
     }
 
@@ -251,54 +330,100 @@ impl Store {
 
     /// Cancels a pending job, or asks the worker of a processing job to stop.
     pub async fn cancel(&self, id: JobId) -> Result<Cancelled, Error> {
-        let cancel = sqlx::query_as(with_job_columns(include_str!("jobs/cancel.sql"))).bind(id.as_uuid());
-        let cancel = cancel.bind(self.origin());
-        let asked = self.transaction(async |tx| {
-            // The commit of an export holds the row's lock. A cancel that waits for that lock is too late.
-            sqlx::query("-- store.jobs.cancel.timeout\n set local lock_timeout = '500ms'").execute(&mut *tx).await?;
-            let row = transition(tx, &self.listeners, cancel).await?;
-            if row.is_some() {
-                notify_cancel(tx, id).await?;
-            }
-            Ok::<_, Error>(row)
-        });
-        match asked.await {
-            Err(Error::LockConflict(cause)) if SqlFailure::of(&cause) == SqlFailure::LockTimeout => {
-                return Ok(Cancelled::Committing);
-            }
-            Err(error) => return Err(error),
-            Ok(Some(row)) => return Ok(Cancelled::Asked(self.announce(row, None)?.job)),
-            Ok(None) => {}
+        if let Some(outcome) = self.ask_to_stop(id, false).await? {
+            return Ok(outcome);
         }
         Ok(match self.job(id).await? {
             None => Cancelled::Unknown,
-            Some(job) => match job.status {
-                Status::Cancelled => Cancelled::Already(job),
-                // The job is committed, and its file is not published yet.
-                Status::Processing | Status::Pending => Cancelled::Committing,
-                Status::Completed | Status::Skipped | Status::Failed => Cancelled::Ended(job.shown_status()),
-            },
+            Some(Job { batch: Some(batch), .. }) => Cancelled::OfBatch(batch),
+            Some(job) => too_late(job.status, || job),
         })
+    }
+
+    /// Cancels a pending batch, or asks the worker of a processing batch to stop.
+    pub async fn cancel_batch(&self, id: JobId) -> Result<Cancelled, Error> {
+        if let Some(outcome) = self.ask_to_stop(id, true).await? {
+            return Ok(outcome);
+        }
+        Ok(match self.batch(id).await? {
+            None => Cancelled::Unknown,
+            Some(batch) => too_late(batch.status(), || batch.jobs[0].clone()),
+        })
+    }
+
+    /// Cancels a job or a batch. Returns `None` if it has ended, is committed or unknown, or is the member of a batch.
+    async fn ask_to_stop(&self, id: JobId, is_batch: bool) -> Result<Option<Cancelled>, Error> {
+        let cancel = sqlx::query_as(with_job_columns(include_str!("jobs/cancel.sql")))
+            .bind(id.as_uuid())
+            .bind(self.origin())
+            .bind(is_batch);
+        let asked = self.transaction(async |tx| {
+            // The commit of an export holds the row's lock. A cancel that waits for that lock is too late.
+            sqlx::query("-- store.jobs.cancel.timeout\n set local lock_timeout = '500ms'").execute(&mut *tx).await?;
+            let rows = transition(tx, &self.listeners, cancel).await?;
+            if !rows.is_empty() {
+                notify_cancel(tx, id).await?;
+            }
+            Ok::<_, Error>(rows)
+        });
+        let rows = match asked.await {
+            Err(Error::LockConflict(cause)) if SqlFailure::of(&cause) == SqlFailure::LockTimeout => {
+                return Ok(Some(Cancelled::Committing));
+            }
+            asked => asked?,
+        };
+        let cancelled = rows.into_iter().map(|row| Ok(self.announce(row, None)?.job));
+        let cancelled: Vec<Job> = cancelled.collect::<Result<_, Error>>()?;
+        let first = cancelled.into_iter().find(|job| job.id == id);
+        Ok(first.map(Cancelled::Asked))
     }
 }
 
-/// Takes the next number of a request's lane, and locks the lane until the transaction ends.
+/// Returns the outcome for a job or a batch that can't be cancelled any more.
+fn too_late(status: Status, job: impl FnOnce() -> Job) -> Cancelled {
+    match status {
+        Status::Cancelled => Cancelled::Already(job()),
+        // The job is committed, and its file is not published yet.
+        Status::Processing | Status::Pending => Cancelled::Committing,
+        Status::Completed | Status::Skipped => Cancelled::Ended(Status::Completed),
+        Status::Failed => Cancelled::Ended(Status::Failed),
+    }
+}
+
+/// Returns a batch, or `None` if its first member is not in the database.
+async fn batch_in(conn: &mut PgConnection, id: JobId) -> Result<Option<Batch>, Error> {
+    let request: Option<Option<Json<BatchRequest>>> =
+        sqlx::query_scalar("-- store.jobs.batch_request\n select batch from exports where id = $1")
+            .bind(id.as_uuid())
+            .fetch_optional(&mut *conn)
+            .await?;
+    let Some(Json(request)) = request.flatten() else { return Ok(None) };
+    let rows: Vec<JobRow> =
+        sqlx::query_as(with_job_columns(include_str!("jobs/of_batch.sql"))).bind(id.as_uuid()).fetch_all(conn).await?;
+    let jobs = rows.into_iter().map(Job::try_from).collect::<Result<_, _>>()?;
+    Ok(Some(Batch { id, jobs, request }))
+}
+
+/// Takes the next number in the lane of each request, and locks the lanes until the transaction ends.
 ///
-/// So one request at a time counts the open jobs of the lane.
-pub(super) async fn enter_lane(conn: &mut PgConnection, request: &Request) -> Result<Option<i64>, Error> {
+/// So one request at a time counts the open jobs of a lane.
+pub(super) async fn enter_lanes(conn: &mut PgConnection, requests: &[Request]) -> Result<Vec<Option<i64>>, Error> {
+    let consumer = requests[0].consumer.as_ref();
     // The numbers have the order of the commits. Exports without a consumer run in any order, so their row is only a
     // lock.
-    let sequence: i64 = sqlx::query_scalar(
-        "-- store.jobs.next_in_lane
-         insert into cdc_export.lanes as l (consumer_id, dataset, last_sequence) values ($1, $2, 1)
+    let sequences: Vec<(String, i64)> = sqlx::query_as(
+        "-- store.jobs.next_in_lanes
+         insert into cdc_export.lanes as l (consumer_id, dataset, last_sequence)
+         select $1, its.dataset, 1 from unnest($2) with ordinality as its (dataset, place) order by its.place
          on conflict (consumer_id, dataset) do update set last_sequence = l.last_sequence + 1
-         returning last_sequence",
+         returning dataset, last_sequence",
     )
-    .bind(request.consumer.as_ref().map_or("", |consumer| consumer.as_str()))
-    .bind(&request.dataset)
-    .fetch_one(conn)
+    .bind(consumer.map_or("", |consumer| consumer.as_str()))
+    .bind(requests.iter().map(|request| &*request.dataset).collect::<Vec<_>>())
+    .fetch_all(conn)
     .await?;
-    Ok(request.consumer.as_ref().map(|_| sequence))
+    let sequences: HashMap<String, i64> = sequences.into_iter().collect();
+    Ok(requests.iter().map(|request| sequences.get(&request.dataset).copied().filter(|_| consumer.is_some())).collect())
 }
 
 /// Returns the reason if the export that the caller loaded last is not the last export of the lane. A full export needs

@@ -21,20 +21,27 @@ pub fn call_timeout(lease: Duration) -> Duration {
     (lease / 3).min(Duration::from_secs(10))
 }
 
-/// The right to one attempt at a job.
+/// The right to one attempt at a job, or at all jobs of a batch.
 #[derive(Debug)]
 pub struct Lease {
-    /// The job as of the claim.
-    pub job: Job,
-    /// The database that has the job.
+    /// The jobs: one, or the members of a batch in the order of their datasets' names.
+    pub members: Vec<Member>,
+    /// The database that has the jobs.
     pub database: DatabaseId,
     /// True if the attempt tries a table that was locked a moment ago.
     pub is_trial: bool,
-    /// True if other jobs waited when the job was claimed.
+    /// True if other jobs waited at the claim.
     pub has_others: bool,
+    pub(super) token: LeaseToken,
+}
+
+/// A job of an attempt.
+#[derive(Debug)]
+pub struct Member {
+    /// The job as of the claim.
+    pub job: Job,
     /// The place of the export in the chain of its lane. `None` if the job has no consumer.
     pub link: Option<ChainLink>,
-    pub(super) token: LeaseToken,
 }
 
 /// The place of an export in the chain of its lane. It stays so until the export is published, because the lane waits
@@ -48,14 +55,29 @@ pub struct ChainLink {
 }
 
 impl Lease {
+    /// Returns the only job, or the first one of the batch.
+    pub fn first(&self) -> &Job {
+        &self.members[0].job
+    }
+
+    /// Returns the jobs.
+    pub fn jobs(&self) -> impl Iterator<Item = &Job> {
+        self.members.iter().map(|member| &member.job)
+    }
+
+    /// Returns the id of the only job, or of the batch, which is that of its first job.
+    pub fn id(&self) -> JobId {
+        self.first().batch.unwrap_or(self.first().id)
+    }
+
     /// Returns the token that proves the right.
     pub fn token(&self) -> LeaseToken {
         self.token
     }
 
-    /// Returns the hidden file that the attempt writes.
-    pub fn hidden_file(&self) -> HiddenFile {
-        HiddenFile::of_attempt(&self.database, self.job.id, self.token)
+    /// Returns the hidden file that the attempt writes for one of its jobs.
+    pub fn hidden_file(&self, job: &Job) -> HiddenFile {
+        HiddenFile::of_attempt(&self.database, job.id, self.token)
     }
 }
 
@@ -80,16 +102,16 @@ pub struct LeaseRenewer {
 }
 
 impl LeaseRenewer {
-    /// Extends a lease and records the progress of the export: percent, rows and bytes.
+    /// Extends the lease of a job or a batch, and records the progress of the job that is read.
     ///
     /// # Errors
     /// If the database fails or doesn't answer within `timeout`. The lease may have been extended all the same.
     pub async fn beat(
         &mut self,
-        job: JobId,
+        id: JobId,
         token: LeaseToken,
         lease: Duration,
-        progress: Reached,
+        progress: (JobId, Reached),
         timeout: Duration,
     ) -> Result<Renewal, Error> {
         // Puts the connection back only after an answer. A dropped statement closes its connection.
@@ -99,7 +121,7 @@ impl LeaseRenewer {
                 Some(conn) => conn,
                 None => connection::connect(&self.options).await?,
             };
-            let beat = beat(&mut conn, job, token, lease, progress).await?;
+            let beat = beat(&mut conn, id, token, lease, progress).await?;
             Ok::<_, Error>((conn, beat))
         };
         let renewed = tokio::time::timeout(timeout, beat).await;
@@ -112,18 +134,19 @@ impl LeaseRenewer {
 /// Runs the statement that renews a lease.
 async fn beat(
     conn: &mut PgConnection,
-    job: JobId,
+    id: JobId,
     token: LeaseToken,
     lease: Duration,
-    Reached { percent, rows, bytes }: Reached,
+    (job, Reached { percent, rows, bytes }): (JobId, Reached),
 ) -> Result<Renewal, Error> {
     let cancel: Option<bool> = sqlx::query_scalar(include_str!("lease/beat.sql"))
-        .bind(job.as_uuid())
+        .bind(id.as_uuid())
         .bind(token.as_uuid())
         .bind(lease.as_secs_f64())
         .bind(i16::from(percent))
         .bind(rows as i64)
         .bind(bytes as i64)
+        .bind(job.as_uuid())
         .fetch_optional(conn)
         .await?;
     Ok(match cancel {
@@ -143,7 +166,7 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails. The lease may have been extended all the same.
-    pub async fn extend(&self, lease: &Lease, time: Duration, progress: Reached) -> Result<Renewal, Error> {
-        self.with(async |conn| beat(conn, lease.job.id, lease.token, time, progress).await).await
+    pub async fn extend(&self, lease: &Lease, time: Duration, progress: (JobId, Reached)) -> Result<Renewal, Error> {
+        self.with(async |conn| beat(conn, lease.id(), lease.token, time, progress).await).await
     }
 }

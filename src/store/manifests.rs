@@ -12,7 +12,7 @@ use crate::job::{Job, JobId};
 use crate::manifest::{self, Chained, Manifest};
 use crate::store::commit::CommitInput;
 use crate::store::job_row::{JobRow, with_job_columns};
-use crate::store::lease::Lease;
+use crate::store::lease::{Lease, Member};
 use crate::store::{Error, Store};
 
 /// A manifest that is not published yet.
@@ -102,30 +102,35 @@ impl Store {
 /// Returns the record that a commit will make of an attempt, and the content of its manifest.
 ///
 /// The content is `None` for a job without a consumer.
-pub fn uncommitted(lease: &Lease, found: &CommitInput, exported: &Exported) -> (FileRecord, Option<Chained>) {
+pub fn uncommitted(
+    lease: &Lease,
+    Member { job, link }: &Member,
+    found: &CommitInput,
+    exported: &Exported,
+) -> (FileRecord, Option<Chained>) {
     let record = FileRecord {
-        job: lease.job.id,
-        consumer: lease.job.consumer.clone(),
+        job: job.id,
+        consumer: job.consumer.clone(),
         database: lease.database.clone(),
         is_own: true,
-        dataset: lease.job.dataset.clone(),
-        encoding: lease.job.encoding,
-        name: lease.job.output_filename.clone(),
+        dataset: job.dataset.clone(),
+        encoding: job.encoding,
+        name: job.output_filename.clone(),
         sha256: content_sha256(&exported.parts),
         manifest: None,
         parts: exported.parts.clone(),
         marker_seen: found.marker,
         finished_at: None,
         is_published: false,
-        trace: lease.job.trace,
+        trace: job.trace,
     };
-    let chained = lease.link.as_ref().map(|link| {
+    let chained = link.as_ref().map(|link| {
         let job = Job {
             report: found.report.clone(),
             watermark_from: found.position.last_exported_at,
             watermark_to: found.position.advanced_to(exported.last_updated_at),
             rows_exported: exported.rows,
-            ..lease.job.clone()
+            ..job.clone()
         };
         chained(job, &record, found.columns.clone(), link.previous.clone())
     });

@@ -18,15 +18,20 @@ use crate::duration;
 use crate::file::hidden::HiddenFile;
 use crate::job::{Failure, FailureCode, Job, LeaseToken, SessionId};
 use crate::store::job_row::{JOB_COLUMNS, JobRow, with_job_columns};
-use crate::store::lease::{ChainLink, Lease};
+use crate::store::lease::{ChainLink, Lease, Member};
 use crate::store::transitions::Transition;
 use crate::store::{ClaimScanStart, Error, Store};
 use crate::trace::TraceParent;
 use pg_rows::encoding::{Compression, Format};
 
-/// Returns the formats that this build writes.
-pub(super) fn known_formats() -> Vec<&'static str> {
-    Format::ALL.iter().filter(|format| format.spec().is_built).map(|format| format.as_str()).collect()
+/// The prefix of a format in the row of a batch's member. A release that doesn't know batches leaves formats alone that
+/// it doesn't know.
+pub(super) const MEMBER_PREFIX: &str = "batch:";
+
+/// Returns the formats that this build writes, without and with the prefix of a batch's member.
+pub(super) fn known_formats() -> Vec<String> {
+    let formats = Format::ALL.iter().filter(|format| format.spec().is_built);
+    formats.flat_map(|format| [format.to_string(), format!("{MEMBER_PREFIX}{format}")]).collect()
 }
 
 /// Returns the compressions that this build writes.
@@ -88,13 +93,16 @@ struct ClaimedJobRow {
     previous: Option<String>,
 }
 
-/// The condition under which a process may claim a job.
+/// The condition under which a process may claim a job or a batch.
 pub(super) const CLAIMABLE: (&str, &str) = ("queue/claimable.sql", include_str!("queue/claimable.sql"));
+
+/// The condition under which a process can run a job, which the condition above has twice.
+pub(super) const READY: (&str, &str) = ("queue/ready.sql", include_str!("queue/ready.sql"));
 
 /// The condition under which a running job has lost its session.
 pub(super) const ORPHANED: (&str, &str) = ("queue/orphaned.sql", include_str!("queue/orphaned.sql"));
 
-/// Claims the ready job whose turn it is. Skips jobs with a turn before `scan_start`.
+/// Claims the ready job or batch whose turn it is. Skips jobs with a turn before `scan_start`.
 async fn claim(
     conn: &mut PgConnection,
     claimant: &Claimant<'_>,
@@ -102,9 +110,9 @@ async fn claim(
     scan_start: DateTime<Utc>,
 ) -> Result<Option<Lease>, Error> {
     let token = LeaseToken::random();
-    let pieces = [CLAIMABLE, JOB_COLUMNS];
+    let pieces = [CLAIMABLE, READY, JOB_COLUMNS];
     let statement = with_pieces(include_str!("queue/claim.sql"), &pieces);
-    let claimed: Result<Option<ClaimedJobRow>, sqlx::Error> = sqlx::query_as(AssertSqlSafe(statement))
+    let claimed: Result<Vec<ClaimedJobRow>, sqlx::Error> = sqlx::query_as(AssertSqlSafe(statement))
         .bind(known_formats())
         .bind(known_compressions())
         .bind(claimant.datasets)
@@ -116,16 +124,23 @@ async fn claim(
         .bind(!claimant.has_completed)
         .bind(claimant.session.map(|session| session.pid))
         .bind(claimant.session.map(|session| session.started))
-        .fetch_optional(conn)
+        .fetch_all(conn)
         .await;
     match claimed {
-        Ok(None) => Ok(None),
-        Ok(Some(row)) => {
-            let ClaimedJobRow { job, database, is_trial, has_others, next_number, previous } = row;
-            let (job, database): (Job, _) = (job.try_into()?, database.parse()?);
-            let link = ChainLink { number: next_number.unsigned_abs(), previous };
-            let link = Some(link).filter(|_| job.consumer.is_some());
-            Ok(Some(Lease { job, database, is_trial, has_others, link, token }))
+        Ok(rows) => {
+            let Some(first) = rows.first() else { return Ok(None) };
+            let database = first.database.parse()?;
+            let is_trial = rows.iter().any(|row| row.is_trial);
+            let has_others = rows.iter().any(|row| row.has_others);
+            let member = |ClaimedJobRow { job, next_number, previous, .. }: ClaimedJobRow| {
+                let job: Job = job.try_into()?;
+                let link = ChainLink { number: next_number.unsigned_abs(), previous };
+                let link = Some(link).filter(|_| job.consumer.is_some());
+                Ok::<_, Error>(Member { job, link })
+            };
+            let mut members: Vec<_> = rows.into_iter().map(member).collect::<Result<_, _>>()?;
+            members.sort_by(|a, b| a.job.dataset.cmp(&b.job.dataset));
+            Ok(Some(Lease { members, database, is_trial, has_others, token }))
         }
         // Another process claimed a job of the same lane, or one that tries the same locked table, at the same moment.
         Err(error) if SqlFailure::of(&error) == SqlFailure::Duplicate => Ok(None),
@@ -142,7 +157,7 @@ async fn scan_start(
     conn: &mut PgConnection,
     claimant: &Claimant<'_>,
 ) -> Result<(DateTime<Utc>, bool, bool), sqlx::Error> {
-    sqlx::query_as(AssertSqlSafe(with_pieces(include_str!("queue/scan_start.sql"), &[CLAIMABLE])))
+    sqlx::query_as(AssertSqlSafe(with_pieces(include_str!("queue/scan_start.sql"), &[CLAIMABLE, READY])))
         .bind(known_formats())
         .bind(known_compressions())
         .bind(claimant.datasets)
@@ -166,7 +181,7 @@ pub struct EndedAttempt {
 /// The result of a claim.
 #[derive(Debug)]
 pub enum Claim {
-    /// The right to an attempt at a job.
+    /// The right to an attempt at a job or a batch.
     Job(Box<Lease>),
     /// No job is ready. The field is true if a job waits for another one, or for another process.
     Nothing(bool),
@@ -220,28 +235,31 @@ impl Store {
     pub async fn begin_trace(&self, lease: &Lease, place: TraceParent) -> Result<(), Error> {
         let statement = sqlx::query(
             "-- store.queue.begin_trace
-             update exports set traceparent = $3 where id = $1 and lease_token = $2 and traceparent is null",
+             update exports set traceparent = $3
+             where (id = $1 or batch_id = $1) and lease_token = $2 and traceparent is null",
         )
-        .bind(lease.job.id.as_uuid())
+        .bind(lease.id().as_uuid())
         .bind(lease.token().as_uuid())
         .bind(place.to_string());
         self.execute(statement).await.map(drop)
     }
 
-    /// Ends an attempt without completing its job: the job becomes pending, failed or cancelled. Returns `None` if the
-    /// lease was lost.
+    /// Ends an attempt without completing its jobs: they become pending, failed or cancelled. Returns the first of
+    /// them, or `None` if the lease was lost.
     ///
-    /// `cause` is the error of the attempt with its causes, for the log.
+    /// `cause` is the error of the attempt with its causes, for the log. `member` is the member of a batch that it is
+    /// of, if it is not of all.
     ///
     /// Waits for a running commit of this attempt, because that commit holds the row's lock. So after `Some`, such a
     /// commit can't happen any more.
     pub async fn settle(
         &self,
         lease: &Lease,
+        member: Option<&Job>,
         settlement: &Settlement,
         cause: &str,
     ) -> Result<Option<Transition>, Error> {
-        let pause = duration::spread(retry_pause(lease.job.attempt), RETRY_JITTER);
+        let pause = duration::spread(retry_pause(lease.first().attempt), RETRY_JITTER);
         let is_locked = matches!(settlement, Settlement::RetryLocked(_));
         let (fatal, refund, failure, pause) = match settlement {
             Settlement::Retry(failure) | Settlement::RetryLocked(failure) => (false, 0, Some(failure), pause),
@@ -249,7 +267,7 @@ impl Store {
             Settlement::Release => (false, 1, None, Duration::ZERO),
         };
         let statement = sqlx::query_as(with_job_columns(include_str!("queue/settle.sql")))
-            .bind(lease.job.id.as_uuid())
+            .bind(lease.id().as_uuid())
             .bind(lease.token().as_uuid())
             .bind(fatal)
             .bind(refund)
@@ -257,20 +275,24 @@ impl Store {
             .bind(failure.map(|f| f.detail.as_str()))
             .bind(failure.and_then(|f| f.continuity).map(|why| why.as_str()))
             .bind(pause.as_secs_f64())
-            .bind(is_locked.then(|| pause.min(MAX_LOCK_PAUSE).as_secs_f64()));
-        self.transition(statement, Some(cause)).await
+            .bind(is_locked.then(|| pause.min(MAX_LOCK_PAUSE).as_secs_f64()))
+            .bind(member.map(|job| job.id.as_uuid()))
+            .bind(failure.map(|_| FailureCode::BatchMemberFailed.as_str()))
+            .bind(failure.map(|_| format!("another member ended the attempt: GET /batches/{} names it", lease.id())));
+        let settled = self.transition(statement, Some(cause)).await?;
+        Ok(settled.into_iter().min_by_key(|transition| transition.job.id.as_uuid()))
     }
 
-    /// Records that the table of an attempt is not locked any more. The jobs that waited for it are ready again.
+    /// Records that the tables of an attempt are not locked any more. The jobs that waited for them are ready again.
     pub async fn table_opened(&self, lease: &Lease) -> Result<(), Error> {
         let statement = sqlx::query(
             "-- store.queue.table_opened
              update exports set locked_until = null
-             where dataset = $1 and locked_until is not null and status in ('pending', 'processing')
+             where dataset = any ($1) and locked_until is not null and status in ('pending', 'processing')
                and exists (select from exports own where own.id = $2 and own.lease_token = $3)",
         )
-        .bind(&lease.job.dataset)
-        .bind(lease.job.id.as_uuid())
+        .bind(lease.jobs().map(|job| &*job.dataset).collect::<Vec<_>>())
+        .bind(lease.id().as_uuid())
         .bind(lease.token().as_uuid());
         self.execute(statement).await.map(drop)
     }
@@ -301,7 +323,19 @@ impl Store {
     pub async fn reap(&self) -> Result<Vec<Transition>, Error> {
         let statement = sqlx::query_as(with_job_columns(include_str!("queue/reap.sql")))
             .bind(FailureCode::AttemptsExhausted.as_str());
-        self.transition_all(statement).await
+        self.transition(statement, None).await
+    }
+
+    /// Fails the waiting jobs of datasets that no process has had for ten minutes: so long, replicas may get the
+    /// operator's file at different times. A batch fails as a whole. `own` are the datasets of this process.
+    pub async fn fail_unknown(&self, own: &[String]) -> Result<(), Error> {
+        let statement = sqlx::query_as(with_job_columns(include_str!("queue/fail_unknown.sql")))
+            .bind(own)
+            .bind(FailureCode::DatasetUnknown.as_str())
+            .bind("no process has had the dataset for ten minutes: it left the datasets file, or its table is gone")
+            .bind(FailureCode::BatchMemberFailed.as_str())
+            .bind("no process has had the dataset of another member for ten minutes");
+        self.transition(statement, None).await.map(drop)
     }
 
     /// Returns those of these hidden files that are left over from attempts that ended without completing their jobs.

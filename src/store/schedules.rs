@@ -15,7 +15,7 @@ use crate::failpoint;
 use crate::job::lane::Lane;
 use crate::job::{ExportType, Job, JobId, Terms};
 use crate::schedule::{Refusal, Schedule, ScheduleState};
-use crate::store::jobs::{MadeJob, SubmitOutcome, enter_lane};
+use crate::store::jobs::{MadeJobs, SubmitOutcome, enter_lanes};
 use crate::store::{Error, Store};
 
 /// The outcome of running a schedule.
@@ -160,15 +160,15 @@ impl Store {
         export_type: ExportType,
         destination: Option<Uuid>,
         terms: Terms,
-    ) -> Result<Result<MadeJob<'s>, RunOutcome>, Error> {
-        let request = schedule.request(export_type);
-        let lane_sequence = enter_lane(tx, &request).await?;
+    ) -> Result<Result<MadeJobs<'s>, RunOutcome>, Error> {
+        let requests = [schedule.request(export_type)];
+        let lane_sequences = enter_lanes(tx, &requests).await?;
         if is_busy(tx, schedule.lane()).await? {
             return Ok(Err(RunOutcome::Busy));
         }
-        Ok(match self.insert(tx, &request, lane_sequence, destination, terms).await? {
+        Ok(match self.insert(tx, &requests, None, &lane_sequences, destination, terms).await? {
             Ok(made) => {
-                record_last_job(tx, schedule, &made.job).await?;
+                record_last_job(tx, schedule, &made.jobs[0]).await?;
                 Ok(made)
             }
             Err(SubmitOutcome::TooManyOpen(_) | SubmitOutcome::QueueFull(_) | SubmitOutcome::KeyFull(_)) => {
@@ -237,12 +237,12 @@ fn bind_slot<'q>(
 }
 
 /// Commits the transaction if it has a job. Otherwise rolls it back, so that the slot is not used.
-async fn finish(tx: Transaction<'_, Postgres>, made: Result<MadeJob<'_>, RunOutcome>) -> Result<RunOutcome, Error> {
+async fn finish(tx: Transaction<'_, Postgres>, made: Result<MadeJobs<'_>, RunOutcome>) -> Result<RunOutcome, Error> {
     match made {
-        Ok(MadeJob { job, slots }) => {
+        Ok(MadeJobs { mut jobs, slots }) => {
             tx.commit().await?;
             slots.confirm();
-            Ok(RunOutcome::Job(job))
+            Ok(RunOutcome::Job(Box::new(jobs.remove(0))))
         }
         Err(asked) => {
             tx.rollback().await?;

@@ -13,7 +13,7 @@ use sqlx::{PgConnection, Postgres};
 use tokio::sync::broadcast;
 
 use crate::event::Listener;
-use crate::job::{Continuity, Job, JobId, Status};
+use crate::job::{Continuity, FailureCode, Job, JobId, Status};
 use crate::store::job_row::{JobRow, skip_unreadable};
 use crate::store::{Error, Store, deliveries};
 use crate::telemetry::job_event;
@@ -50,23 +50,9 @@ impl TryFrom<TransitionRow> for Transition {
 /// A statement that changes statuses, and returns a row for each job that it changed.
 type Statement<'q> = QueryAs<'q, Postgres, TransitionRow, PgArguments>;
 
-/// Runs a statement that changes one job's status, and records the deliveries of the job's end. Must run in a
+/// Runs a statement that changes the statuses of jobs, and records the deliveries of their ends. Must run in a
 /// transaction.
-///
-/// Returns `None` if the statement changed nothing.
 pub(super) async fn transition(
-    conn: &mut PgConnection,
-    listeners: &[Listener],
-    statement: Statement<'_>,
-) -> Result<Option<TransitionRow>, Error> {
-    let row = statement.fetch_optional(&mut *conn).await?;
-    plan_deliveries(conn, listeners, row.as_slice()).await?;
-    Ok(row)
-}
-
-/// Runs a statement that changes many jobs' statuses, and records the deliveries of their ends. Must run in a
-/// transaction.
-async fn transition_all(
     conn: &mut PgConnection,
     listeners: &[Listener],
     statement: Statement<'_>,
@@ -84,25 +70,19 @@ async fn plan_deliveries(conn: &mut PgConnection, listeners: &[Listener], rows: 
 }
 
 impl Store {
-    /// Runs a statement that changes one job's status in a transaction of its own, and announces the change. `cause` is
-    /// the error that ended the job, with its causes, for the log.
+    /// Runs a statement that changes the statuses of jobs in a transaction of its own, and announces the changes.
+    /// `cause` is the error that ended the jobs, with its causes, for the log.
     pub(super) async fn transition(
         &self,
         statement: Statement<'_>,
         cause: Option<&str>,
-    ) -> Result<Option<Transition>, Error> {
-        let row = match self.listeners.is_empty() {
+    ) -> Result<Vec<Transition>, Error> {
+        let rows = match self.listeners.is_empty() {
             // Without deliveries, the statement is the whole transaction.
-            true => self.with(async |conn| statement.fetch_optional(conn).await).await?,
+            true => self.with(async |conn| statement.fetch_all(conn).await).await?,
             false => self.transaction(async |tx| transition(tx, &self.listeners, statement).await).await?,
         };
-        row.map(|row| self.announce(row, cause)).transpose()
-    }
-
-    /// Runs a statement that changes many jobs' statuses in a transaction of its own, and announces the changes.
-    pub(super) async fn transition_all(&self, statement: Statement<'_>) -> Result<Vec<Transition>, Error> {
-        let rows = self.transaction(async |tx| transition_all(tx, &self.listeners, statement).await).await?;
-        Ok(rows.into_iter().filter_map(|row| skip_unreadable(self.announce(row, None))).collect())
+        Ok(rows.into_iter().filter_map(|row| skip_unreadable(self.announce(row, cause))).collect())
     }
 
     /// Announces a transition whose transaction is committed, and returns it.
@@ -135,9 +115,14 @@ impl Store {
                     metrics::job_failed(labels, failure.code.as_str());
                     let error = cause.unwrap_or(&failure.detail);
                     let continuity = failure.continuity.map(Continuity::as_str);
-                    job_event!(error, job, "export_failed", code = %failure.code, continuity, error);
+                    // The log has the cause with the member that ended the attempt.
+                    if failure.code != FailureCode::BatchMemberFailed {
+                        job_event!(error, job, "export_failed", code = %failure.code, continuity, error);
+                    }
                 }
             }
+            // Most members of a batch have nothing to export, often.
+            Status::Skipped if job.batch.is_some() => job_event!(debug, job, "export_skipped"),
             Status::Skipped => job_event!(info, job, "export_skipped"),
             Status::Cancelled => job_event!(info, job, "export_cancelled"),
         }

@@ -125,8 +125,9 @@ impl Store {
     }
 }
 
-/// The change that a commit makes to a consumer's position.
+/// The change that a commit makes to a consumer's position in a dataset.
 pub(crate) struct Advance<'a> {
+    pub(crate) lane: Lane<'a>,
     pub(crate) export_type: ExportType,
     /// The position at the start of the export.
     pub(crate) position: &'a Position,
@@ -136,36 +137,52 @@ pub(crate) struct Advance<'a> {
     pub(crate) to: Option<DateTime<Utc>>,
 }
 
-/// Moves a consumer's position. Returns false if its version or watermark changed since the export began.
-pub(crate) async fn advance(conn: &mut PgConnection, lane: Lane<'_>, advance: &Advance<'_>) -> Result<bool, Error> {
-    let Advance { export_type, position, new_position, to } = advance;
-    // An incremental export delivers no deletions, so the deletions since the last delta or full export stay due.
-    let deletions = match (export_type, &position.deletions) {
-        (ExportType::Incremental, Some(due)) if new_position.snapshot.is_some() => Some(due),
-        _ => new_position.snapshot.as_ref(),
-    };
-    let statement = match position.version {
-        None => sqlx::query(include_str!("watermarks/first.sql")),
-        Some(_) => sqlx::query(include_str!("watermarks/advance.sql")),
-    };
-    let table = &new_position.table;
+impl Advance<'_> {
+    /// Returns the snapshot up to which deletions are delivered.
+    fn deletions(&self) -> Option<&String> {
+        // An incremental export delivers no deletions, so the deletions since the last delta or full export stay due.
+        match (self.export_type, &self.position.deletions) {
+            (ExportType::Incremental, Some(due)) if self.new_position.snapshot.is_some() => Some(due),
+            _ => self.new_position.snapshot.as_ref(),
+        }
+    }
+}
+
+/// Moves positions of one consumer. Returns false if the version or the watermark of one changed since the export
+/// began.
+pub(crate) async fn advance(conn: &mut PgConnection, advances: &[Advance<'_>]) -> Result<bool, Error> {
+    let (first, later): (Vec<_>, Vec<_>) = advances.iter().partition(|advance| advance.position.version.is_none());
+    let first_moved = write(conn, sqlx::query(include_str!("watermarks/first.sql")), &first).await?;
+    Ok(first_moved && write(conn, sqlx::query(include_str!("watermarks/advance.sql")), &later).await?)
+}
+
+/// Runs a statement that moves these positions. Returns true if it moved each.
+async fn write(
+    conn: &mut PgConnection,
+    statement: Query<'_, Postgres, PgArguments>,
+    advances: &[&Advance<'_>],
+) -> Result<bool, Error> {
+    let Some(consumer) = advances.first().map(|advance| advance.lane.consumer) else { return Ok(true) };
+    fn each<'a, T>(advances: &[&'a Advance<'a>], value: impl Fn(&'a Advance<'a>) -> T) -> Vec<T> {
+        advances.iter().map(|advance| value(advance)).collect()
+    }
     let moved = statement
-        .bind(lane.consumer.as_str())
-        .bind(lane.dataset)
-        .bind(to)
-        .bind(position.version)
-        .bind(position.last_exported_at)
-        .bind(&new_position.snapshot)
-        .bind(deletions)
-        .bind(Oid(table.table_oid))
-        .bind(table.relfilenode.map(Oid))
-        .bind(&table.table_columns_hash)
-        .bind(table.cluster_id)
-        .bind(export_type.as_str())
-        .bind(&table.definition)
-        .bind(Json(&table.types))
-        .bind(Json(&table.guard_state))
+        .bind(consumer.as_str())
+        .bind(each(advances, |it| it.lane.dataset))
+        .bind(each(advances, |it| it.to))
+        .bind(each(advances, |it| it.position.version))
+        .bind(each(advances, |it| it.position.last_exported_at))
+        .bind(each(advances, |it| it.new_position.snapshot.as_deref()))
+        .bind(each(advances, |it| it.deletions().map(String::as_str)))
+        .bind(each(advances, |it| Oid(it.new_position.table.table_oid)))
+        .bind(each(advances, |it| it.new_position.table.relfilenode.map(Oid)))
+        .bind(each(advances, |it| it.new_position.table.table_columns_hash.as_str()))
+        .bind(each(advances, |it| it.new_position.table.cluster_id))
+        .bind(each(advances, |it| it.export_type.as_str()))
+        .bind(each(advances, |it| it.new_position.table.definition.as_str()))
+        .bind(each(advances, |it| Json(&it.new_position.table.types)))
+        .bind(each(advances, |it| Json(&it.new_position.table.guard_state)))
         .execute(conn)
         .await?;
-    Ok(moved.rows_affected() == 1)
+    Ok(moved.rows_affected() == advances.len() as u64)
 }

@@ -1,6 +1,7 @@
 //! The reasons why an attempt ended without a file, and the decision about a retry.
 
 use crate::job::{Continuity, Failure, FailureCode};
+use crate::source::opening::Refused;
 use crate::store::queue::Settlement;
 use crate::worker::heartbeat::Stop;
 use crate::{pipeline, sink, source, store};
@@ -22,6 +23,36 @@ pub(super) enum Error {
     WatermarkChanged,
     #[error("another worker has the lease, or the job was cancelled")]
     NotOurs,
+}
+
+/// An attempt that ended without files.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub(super) struct Failed {
+    /// The place of the member of a batch that ended it, if it was one of them.
+    pub(super) at: Option<usize>,
+    /// The reason.
+    #[source]
+    pub(super) error: Error,
+}
+
+impl Failed {
+    /// Returns an error as that of the member at this place.
+    pub(super) fn at<E: Into<Error>>(at: usize) -> impl Fn(E) -> Failed {
+        move |error| Failed { at: Some(at), error: error.into() }
+    }
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Failed {
+        Failed { at: None, error }
+    }
+}
+
+impl From<Refused> for Failed {
+    fn from(Refused { at, error }: Refused) -> Failed {
+        Failed { at, error: error.into() }
+    }
 }
 
 impl Error {

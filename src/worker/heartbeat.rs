@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::broadcast;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::job::{JobId, LeaseToken, Progress};
+use crate::job::{CurrentJob, JobId, LeaseToken};
 use crate::store::{
     Store,
     lease::{self, Lease, LeaseRenewer, Renewal},
@@ -39,12 +39,12 @@ impl Heartbeat {
     pub(crate) fn start(
         store: &Store,
         lease: &Lease,
-        progress: Progress,
+        current: CurrentJob,
         time: Duration,
         cancel_hints: broadcast::Receiver<JobId>,
     ) -> Heartbeat {
-        let (lease_renewer, job, token) = (store.lease_renewer(), lease.job.id, lease.token());
-        let task = HeartbeatTask { lease_renewer, job, token, progress, time, cancel_hints };
+        let (lease_renewer, id, token) = (store.lease_renewer(), lease.id(), lease.token());
+        let task = HeartbeatTask { lease_renewer, id, token, current, time, cancel_hints };
         Heartbeat { task: AbortOnDropHandle::new(tokio::spawn(task.run())) }
     }
 
@@ -66,9 +66,10 @@ impl Heartbeat {
 
 struct HeartbeatTask {
     lease_renewer: LeaseRenewer,
-    job: JobId,
+    /// The job, or the batch.
+    id: JobId,
     token: LeaseToken,
-    progress: Progress,
+    current: CurrentJob,
     time: Duration,
     cancel_hints: broadcast::Receiver<JobId>,
 }
@@ -81,16 +82,16 @@ impl HeartbeatTask {
             // After one minute, progress is reported less often.
             let fast = begun.elapsed() < Duration::from_secs(60);
             let pause = if fast { lease::interval(self.time) } else { Duration::from_secs(5).min(self.time / 3) };
-            tokio::select! { () = tokio::time::sleep(pause) => {}, () = cancelled(&mut self.cancel_hints, self.job) => {} }
+            tokio::select! { () = tokio::time::sleep(pause) => {}, () = cancelled(&mut self.cancel_hints, self.id) => {} }
 
             let sent = Instant::now();
             // The first renewal opens a connection, which takes several round trips.
             let timeout = self.time / 3;
-            match self.lease_renewer.beat(self.job, self.token, self.time, self.progress.read(), timeout).await {
+            match self.lease_renewer.beat(self.id, self.token, self.time, self.current.read(), timeout).await {
                 Ok(Renewal::Held) => answered = sent,
                 Ok(Renewal::CancelAsked) => return Stop::CancelAsked,
                 Ok(Renewal::Lost) => return Stop::LeaseLost,
-                Err(error) => tracing::warn!(event = "heartbeat_failed", jobId = %self.job, error = %error),
+                Err(error) => tracing::warn!(event = "heartbeat_failed", jobId = %self.id, error = %error),
             }
             if answered.elapsed() > self.time * 2 / 3 {
                 return Stop::Silence;

@@ -10,12 +10,15 @@ use crate::worker::Worker;
 impl Worker {
     /// Starts the span of an attempt, beginning at the claim. A job without a trace joins the trace of this attempt.
     pub(super) async fn span(&self, lease: &Lease, claimed: SystemTime) -> Span {
-        let job = &lease.job;
+        let job = lease.first();
         let span = Span::start_at("attempt", Kind::Consumer, job.trace.as_ref(), Some(claimed));
         let Some(place) = span.place() else { return span };
         span.step_since("claim", claimed);
         span.set("cdc_export.job.id", job.id.to_string());
-        span.set("cdc_export.dataset", job.dataset.clone());
+        match lease.members.len() {
+            1 => span.set("cdc_export.dataset", job.dataset.clone()),
+            members => span.set("cdc_export.batch.members", members as i64),
+        }
         span.set("cdc_export.export_type", job.export_type.as_str());
         span.set("cdc_export.attempt", i64::from(job.attempt));
         if let Some(consumer) = &job.consumer {

@@ -99,12 +99,12 @@ async fn of_many_lanes_each_has_its_turn_and_a_claim_reads_a_few() {
             database.run("vacuum exports").await;
         }
         let lease = claims.next().await.expect("there is work");
-        *seen.entry(lease.job.consumer.as_ref().unwrap().to_string()).or_default() += 1;
+        *seen.entry(lease.first().consumer.as_ref().unwrap().to_string()).or_default() += 1;
         running.push_back(lease);
         if running.len() > 4 {
             let oldest = running.pop_front().unwrap();
-            let id: JobId = oldest.job.id;
-            claims.store.settle(&oldest, &fail(), "").await.unwrap().unwrap_or_else(|| panic!("{id}"));
+            let id: JobId = oldest.first().id;
+            claims.store.settle(&oldest, None, &fail(), "").await.unwrap().unwrap_or_else(|| panic!("{id}"));
         }
     }
     assert_eq!(seen.len() as u32, lanes, "no lane starves");
@@ -127,7 +127,7 @@ async fn what_waits_for_its_time_hides_nothing() {
     assert!(claims.next().await.is_none());
     database.run(&insert("now", "now()")).await;
     let lease = claims.next().await.expect("it is ready");
-    assert_eq!(lease.job.consumer.as_ref().unwrap().as_str(), "now");
+    assert_eq!(lease.first().consumer.as_ref().unwrap().as_str(), "now");
     // Behind a job of its lane it was none of the jobs that the front of the queue was found among.
     database.run(&insert("old", "now() - interval '1 hour'")).await;
     assert!(claims.next().await.is_some());
@@ -170,7 +170,7 @@ async fn a_claim_reads_a_few_beside_a_snapshot_of_an_hour() {
     let mut claims = Claims::on(&database);
     for _ in 0..300 {
         let lease = claims.next().await.expect("there is work");
-        claims.store.settle(&lease, &fail(), "").await.unwrap();
+        claims.store.settle(&lease, None, &fail(), "").await.unwrap();
     }
     let each = claims.read_each(before).await;
     assert!((1..i64::from(LANES)).contains(&each), "as if it looked at every lane: {each}");

@@ -342,6 +342,7 @@ async fn a_job_and_a_watermark_show_what_is_documented() {
     let documented = [
         "acknowledged",
         "attempt",
+        "batchId",
         "bytesWritten",
         "cancelRequestedAt",
         "compression",

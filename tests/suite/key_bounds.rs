@@ -6,7 +6,7 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
 
-use crate::catalog::{Catalog, ended};
+use crate::catalog::{Catalog, ended, post};
 use crate::harness::{Database, Service, Start, client_builder};
 
 const UNKNOWN_JOB: &str = "01900000-0000-7000-8000-000000000000";
@@ -37,7 +37,7 @@ enum Subject {
 
 /// The scope that each call needs, and its subject. A new call needs a row.
 #[rustfmt::skip]
-const CALLS: [(&str, &str, Subject); 33] = [
+const CALLS: [(&str, &str, Subject); 36] = [
     ("getHealth", "", Subject::Open),
     ("getLiveness", "", Subject::Open),
     ("getReadiness", "", Subject::Open),
@@ -70,6 +70,9 @@ const CALLS: [(&str, &str, Subject); 33] = [
     ("acknowledgeExport", "export:read", Subject::Job),
     ("cancelExport", "export:write", Subject::Job),
     ("retryExport", "export:write", Subject::Job),
+    ("getBatch", "export:read", Subject::Job),
+    ("cancelBatch", "export:write", Subject::Job),
+    ("retryBatch", "export:write", Subject::Job),
     ("deleteExportFile", "export:write", Subject::Job),
 ];
 
@@ -151,7 +154,12 @@ struct Call {
 impl Call {
     /// Sends the call, with the names that its path, header, query or body takes.
     async fn send(&self, service: &Service, key: &str, consumer: Option<&str>, dataset: &str, job: &str) -> Answer {
-        let path = self.path.replace("{jobId}", job).replace("{deliveryId}", UNKNOWN_JOB).replace("{name}", dataset);
+        let path = self
+            .path
+            .replace("{jobId}", job)
+            .replace("{batchId}", job)
+            .replace("{deliveryId}", UNKNOWN_JOB)
+            .replace("{name}", dataset);
         let path = path.replace("{consumer_id}", consumer.unwrap_or("anna")).replace("{part}", "1");
         let path = path.replace("{id}", "1");
         let query = if path == "/exports/watermark" { format!("?dataset={dataset}") } else { String::new() };
@@ -247,6 +255,17 @@ async fn a_key_opens_what_its_rights_allow_and_nothing_else_is_told_to_it() {
             made.push(Made { id: job["jobId"].as_str().unwrap().to_owned(), consumer, dataset });
         }
     }
+    let mut batches = Vec::new();
+    for consumer in CONSUMERS {
+        let batch = post(&service, "/exports/full", Some(consumer), &json!({ "datasets": "*" })).await;
+        let batch: Value = batch.json().await.unwrap();
+        for (at, dataset) in ["orange", "violet"].into_iter().enumerate() {
+            let id = batch["jobs"][at]["jobId"].as_str().unwrap().to_owned();
+            service.ended(&id).await;
+            made.push(Made { id, consumer: Some(consumer), dataset });
+        }
+        batches.push((batch["batchId"].as_str().unwrap().to_owned(), consumer));
+    }
     let calls = calls(&service).await;
 
     let mut runner = TestRunner::new(ProptestConfig { failure_persistence: None, ..Default::default() });
@@ -259,6 +278,19 @@ async fn a_key_opens_what_its_rights_allow_and_nothing_else_is_told_to_it() {
             check_call(&service, call, rights, &key, &made).await;
         }
         check_lists(&service, &database, rights, &key).await;
+        for (id, consumer) in &batches {
+            let answer = service.call("GET", &format!("/batches/{id}"), &[("Authorization", &key)]).await;
+            let is_visible =
+                rights.allow_consumer(Some(consumer)) && DATASETS.iter().all(|dataset| rights.allow_dataset(dataset));
+            let expected = if !rights.has("export:read") {
+                403
+            } else if is_visible {
+                200
+            } else {
+                404
+            };
+            assert_eq!(answer.status(), expected, "the batch of {consumer} for {rights:?}");
+        }
     }
     service.stop().await;
 }

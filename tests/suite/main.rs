@@ -11,6 +11,7 @@ mod amqp;
 mod apply;
 mod attacks;
 mod audit;
+mod batches;
 #[cfg(feature = "buckets")]
 mod buckets;
 mod capture;

@@ -54,16 +54,24 @@ impl SqlFile {
         self.text.lines().filter_map(|line| line.trim().strip_prefix("-- include ")).collect()
     }
 
-    /// The statement with a piece in place of each line that includes it.
+    /// The statement with a piece in place of each line that includes it. A piece may include another one.
     fn whole(&self, files: &[SqlFile]) -> String {
-        let piece = |name: &str| {
+        let piece = |name: &str| -> String {
             let made = MADE_PIECES.iter().find(|(path, piece, _)| *path == self.path && *piece == name);
             let path = format!("{}/{name}", self.top());
             let file = files.iter().find(|file| file.path == path).map(|file| &*file.text);
-            made.map(|made| made.2).or(file).unwrap_or_else(|| panic!("{}: there is no piece {name}", self.path))
+            let found = made.map(|made| made.2).or(file);
+            found.unwrap_or_else(|| panic!("{}: there is no piece {name}", self.path)).to_owned()
         };
-        let line = |line| str::strip_prefix(str::trim(line), "-- include ").map_or(line, piece);
-        self.text.lines().map(line).collect::<Vec<_>>().join("\n")
+        let expanded = |text: &str| {
+            let line = |line: &str| line.trim().strip_prefix("-- include ").map_or_else(|| line.to_owned(), &piece);
+            text.lines().map(line).collect::<Vec<_>>().join("\n")
+        };
+        let mut whole = self.text.clone();
+        while whole.lines().any(|line| line.trim().starts_with("-- include ")) {
+            whole = expanded(&whole);
+        }
+        whole
     }
 }
 
@@ -109,7 +117,7 @@ fn the_lines_of_a_statement_file_are_not_longer_than_120() {
 fn a_file_that_is_no_statement_is_a_piece_of_one() {
     let files = sql_files();
     let mut pieces = BTreeSet::new();
-    for file in files.iter().filter(|file| file.is_statement()) {
+    for file in &files {
         pieces.extend(file.included().into_iter().map(|name| format!("{}/{name}", file.top())));
     }
     for SqlFile { path, .. } in files.iter().filter(|file| !file.is_statement()) {

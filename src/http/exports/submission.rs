@@ -2,6 +2,7 @@
 //! [`Request`] for `service`.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use axum::extract::{FromRequest, FromRequestParts, Request as HttpRequest};
@@ -10,6 +11,7 @@ use serde::de::{Deserializer, Error};
 use serde_json::json;
 use serde_json::value::RawValue;
 use utoipa::openapi::path::{Parameter, ParameterIn};
+use utoipa::openapi::schema::{ArrayBuilder, KnownFormat, ObjectBuilder, OneOfBuilder, SchemaFormat, SchemaType, Type};
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{IntoParams, PartialSchema, ToSchema};
 use uuid::Uuid;
@@ -20,10 +22,12 @@ use crate::http::input::{Key, MaybeConsumer};
 use crate::http::problem::Problem;
 use crate::http::schemas::DatasetName;
 use crate::http::traces;
+use crate::job::batch::MOST_MEMBERS;
 use crate::job::json::{CompressionSchema, FormatSchema};
 use crate::job::selection::{Condition, Operator, Selection};
 use crate::job::{After, ConsumerId, ExportType, FILE_BYTES, IdempotencyKey, Request};
 use crate::service::Service;
+use crate::service::batches::{BatchOrder, NamedDatasets};
 use crate::trace::TraceParent;
 use pg_rows::encoding::{Compression, Encoding, Format};
 
@@ -65,19 +69,27 @@ impl<C: IntoParams, B> IntoParams for Submission<C, B> {
     }
 }
 
+/// The exports that a call asks for.
+pub(crate) enum Asked {
+    /// One export.
+    Export(Request),
+    /// A batch.
+    Batch(BatchOrder),
+}
+
 impl<C: Into<ConsumerId>> Submission<C, ExportOptions> {
-    /// Returns the request for an export of the type given by the call's path.
-    pub(crate) fn request(self, service: &Service, export_type: ExportType) -> Result<Request, Problem> {
+    /// Returns the exports that a call asks for whose path has the type.
+    pub(crate) fn asked(self, service: &Service, export_type: ExportType) -> Result<Asked, Problem> {
         let Submission { target, key, trace, body: ExportOptions(body) } = self;
         body.refuse(&["exportType"])?;
         body.refuse(&AD_HOC_MEMBERS)?;
-        Ok(Request { key, trace, ..body.request(service, Some(target.into()), export_type)? })
+        body.asked(service, Some(target.into()), export_type, key, trace)
     }
 }
 
 impl Submission<MaybeConsumer, NewExport> {
-    /// Returns the request for an export of any type, or for an ad-hoc export.
-    pub(crate) fn request(self, service: &Service) -> Result<Request, Problem> {
+    /// Returns the exports that a call for exports of any type asks for.
+    pub(crate) fn asked(self, service: &Service) -> Result<Asked, Problem> {
         let Submission { target: MaybeConsumer(consumer), key, trace, body } = self;
         body.refuse(if consumer.is_some() { &AD_HOC_MEMBERS } else { &CONSUMER_MEMBERS })?;
         let export_type = body.export_type.unwrap_or(ExportType::Full);
@@ -85,14 +97,14 @@ impl Submission<MaybeConsumer, NewExport> {
             let detail = format!("X-Consumer-ID: the header is missing, and {export_type} is relative to a consumer");
             return Err(Problem::bad_input(Code::ConsumerRequired, "X-Consumer-ID", detail));
         }
-        Ok(Request { key, trace, ..body.request(service, consumer, export_type)? })
+        body.asked(service, consumer, export_type, key, trace)
     }
 }
 
 /// Members accepted only for an ad-hoc export.
 const AD_HOC_MEMBERS: [&str; 3] = ["columns", "filter", "limit"];
 /// Members accepted only for a consumer's export.
-const CONSUMER_MEMBERS: [&str; 3] = ["after", "afterSha256", "skipEmpty"];
+const CONSUMER_MEMBERS: [&str; 4] = ["after", "afterSha256", "datasets", "skipEmpty"];
 
 /// The body of `POST /exports`. All members are optional.
 #[derive(Deserialize, ToSchema)]
@@ -109,6 +121,11 @@ pub(crate) struct NewExport {
     #[serde(default, deserialize_with = "given")]
     #[schema(required = false, value_type = DatasetName)]
     dataset: Option<String>,
+    /// With a consumer, in place of `dataset`: the datasets of a batch, up to 1,000, or `"*"` for each one that is
+    /// ready. All are read at one snapshot, and all exports are completed in one transaction or none
+    #[serde(default, deserialize_with = "given")]
+    #[schema(required = false, value_type = DatasetsBody)]
+    datasets: Option<DatasetsBody>,
     /// The file's format. The default is `csv`
     #[serde(default = "csv")]
     #[schema(required = false, value_type = FormatSchema)]
@@ -128,10 +145,11 @@ pub(crate) struct NewExport {
     #[schema(required = false, value_type = bool)]
     skip_empty: Option<bool>,
     /// With a consumer: the export that the caller loaded last; null for none. The call is refused if it is not the
-    /// consumer's last export; a full export is never refused. If omitted, nothing is checked
-    #[serde(default, deserialize_with = "job_or_null")]
-    #[schema(required = false, value_type = Option<Uuid>)]
-    after: Option<Option<Uuid>>,
+    /// consumer's last export; a full export is never refused. If omitted, nothing is checked. With `datasets`, an
+    /// object of such values by the names of datasets
+    #[serde(default, deserialize_with = "given")]
+    #[schema(required = false, value_type = AfterBody)]
+    after: Option<AfterBody>,
     /// With an id in `after`: the SHA-256 of the loaded file; for several files, the export's `digest`
     #[serde(default, deserialize_with = "given")]
     #[schema(required = false, value_type = String, pattern = "^[0-9a-f]{64}$")]
@@ -208,13 +226,69 @@ fn uncompressed() -> Compression {
     Compression::None
 }
 
-fn job_or_null<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Option<Uuid>>, D::Error> {
-    let job = |text: String| text.parse::<Uuid>().ok();
-    let read = Option::<String>::deserialize(from).ok().and_then(|text| match text {
-        Some(text) => job(text).map(Some),
-        None => Some(None),
-    });
-    read.map(Some).ok_or_else(|| D::Error::custom("the id of an export, or null, is expected"))
+/// The member `datasets`: a list of names, or `"*"`.
+struct DatasetsBody(NamedDatasets);
+
+impl ToSchema for DatasetsBody {
+    fn name() -> Cow<'static, str> {
+        "BatchDatasets".into()
+    }
+}
+
+impl PartialSchema for DatasetsBody {
+    fn schema() -> RefOr<Schema> {
+        let all = ObjectBuilder::new().schema_type(Type::String).enum_values(Some(["*"]));
+        let names = ArrayBuilder::new().items(DatasetName::schema()).min_items(Some(1)).max_items(Some(MOST_MEMBERS));
+        Schema::from(OneOfBuilder::new().item(all).item(names.unique_items(true))).into()
+    }
+}
+
+impl<'de> Deserialize<'de> for DatasetsBody {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<DatasetsBody, D::Error> {
+        let value = Box::<RawValue>::deserialize(from)?;
+        if serde_json::from_str::<String>(value.get()).is_ok_and(|text| text == "*") {
+            return Ok(DatasetsBody(NamedDatasets::All));
+        }
+        let names = serde_json::from_str(value.get());
+        names
+            .map(|names| DatasetsBody(NamedDatasets::Listed(names)))
+            .map_err(|_| D::Error::custom("a list of datasets, or \"*\", is expected"))
+    }
+}
+
+/// The member `after`: an export or null, or an object of them by datasets.
+enum AfterBody {
+    One(Option<Uuid>),
+    ByDataset(BTreeMap<String, Option<Uuid>>),
+}
+
+impl ToSchema for AfterBody {
+    fn name() -> Cow<'static, str> {
+        "LoadedLast".into()
+    }
+}
+
+impl PartialSchema for AfterBody {
+    fn schema() -> RefOr<Schema> {
+        let uuid = SchemaFormat::KnownFormat(KnownFormat::Uuid);
+        let one = || {
+            let types = SchemaType::from_iter([Type::String, Type::Null]);
+            ObjectBuilder::new().schema_type(types).format(Some(uuid.clone()))
+        };
+        let by_dataset = ObjectBuilder::new().additional_properties(Some(one()));
+        Schema::from(OneOfBuilder::new().item(one()).item(by_dataset)).into()
+    }
+}
+
+impl<'de> Deserialize<'de> for AfterBody {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<AfterBody, D::Error> {
+        let value = Box::<RawValue>::deserialize(from)?;
+        let read = match value.get().starts_with('{') {
+            true => serde_json::from_str(value.get()).map(AfterBody::ByDataset),
+            false => serde_json::from_str(value.get()).map(AfterBody::One),
+        };
+        read.map_err(|_| D::Error::custom("the id of an export, or null, is expected"))
+    }
 }
 
 fn row_limit<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
@@ -275,6 +349,7 @@ impl NewExport {
             ("columns", self.columns.is_some()),
             ("filter", self.filter.is_some()),
             ("limit", self.limit.is_some()),
+            ("datasets", self.datasets.is_some()),
             ("after", self.after.is_some()),
             ("afterSha256", self.after_sha256.is_some()),
             ("skipEmpty", self.skip_empty.is_some()),
@@ -285,7 +360,44 @@ impl NewExport {
         }
     }
 
-    /// Converts the body into a request. The caller adds the values from the headers.
+    /// Converts the body, with the values from the headers.
+    fn asked(
+        self,
+        service: &Service,
+        consumer: Option<ConsumerId>,
+        export_type: ExportType,
+        key: Option<IdempotencyKey>,
+        trace: Option<TraceParent>,
+    ) -> Result<Asked, Problem> {
+        Ok(match (self.datasets, consumer) {
+            (Some(DatasetsBody(datasets)), Some(consumer)) => {
+                if self.dataset.is_some() {
+                    return Err(invalid("datasets", "not allowed together with `dataset`"));
+                }
+                if self.after_sha256.is_some() {
+                    return Err(invalid("afterSha256", "not allowed together with `datasets`"));
+                }
+                let datasets = checked_datasets(service, datasets)?;
+                Asked::Batch(BatchOrder {
+                    after: after_by_dataset(self.after, &datasets)?,
+                    encoding: encoding_of(self.format, self.compression)?,
+                    max_file_bytes: self.max_file_bytes,
+                    skip_empty: self.skip_empty,
+                    consumer,
+                    datasets,
+                    export_type,
+                    key,
+                    trace,
+                })
+            }
+            (datasets, consumer) => {
+                let body = NewExport { datasets, ..self };
+                Asked::Export(Request { key, trace, ..body.request(service, consumer, export_type)? })
+            }
+        })
+    }
+
+    /// Converts the body into a request for one export. The caller adds the values from the headers.
     fn request(
         self,
         service: &Service,
@@ -318,7 +430,12 @@ fn encoding_of(format: Format, compression: Compression) -> Result<Encoding, Pro
 }
 
 /// Combines `after` and `afterSha256`. Returns `None` if both are missing.
-fn after_of(after: Option<Option<Uuid>>, sha256: Option<String>) -> Result<Option<After>, Problem> {
+fn after_of(after: Option<AfterBody>, sha256: Option<String>) -> Result<Option<After>, Problem> {
+    let after = match after {
+        None => None,
+        Some(AfterBody::One(after)) => Some(after),
+        Some(AfterBody::ByDataset(_)) => return Err(invalid("after", "the id of an export, or null, is expected")),
+    };
     match (after, sha256) {
         (None, None) => Ok(None),
         (Some(None), None) => Ok(Some(After::Nothing)),
@@ -328,6 +445,41 @@ fn after_of(after: Option<Option<Uuid>>, sha256: Option<String>) -> Result<Optio
         (Some(Some(job)), sha256) => Ok(Some(After::Export { job: job.into(), sha256 })),
         (_, Some(_)) => Err(invalid("afterSha256", "`after` must contain the id of an export")),
     }
+}
+
+/// Converts the `after` of a batch.
+fn after_by_dataset(after: Option<AfterBody>, datasets: &NamedDatasets) -> Result<BTreeMap<String, After>, Problem> {
+    let by_dataset = match after {
+        None => BTreeMap::new(),
+        Some(AfterBody::ByDataset(by_dataset)) => by_dataset,
+        Some(AfterBody::One(_)) => {
+            return Err(invalid(
+                "after",
+                "with `datasets`, an object is expected: for each dataset an export, or null",
+            ));
+        }
+    };
+    let is_asked = |name: &String| match datasets {
+        NamedDatasets::All => true,
+        NamedDatasets::Listed(names) => names.contains(name),
+    };
+    if let Some(other) = by_dataset.keys().find(|name| !is_asked(name)) {
+        return Err(invalid("after", format!("`{other}` is none of `datasets`")));
+    }
+    let after = |job: Option<Uuid>| job.map_or(After::Nothing, |job| After::Export { job: job.into(), sha256: None });
+    Ok(by_dataset.into_iter().map(|(dataset, job)| (dataset, after(job))).collect())
+}
+
+fn checked_datasets(service: &Service, datasets: NamedDatasets) -> Result<NamedDatasets, Problem> {
+    let NamedDatasets::Listed(names) = &datasets else { return Ok(datasets) };
+    if !(1..=MOST_MEMBERS).contains(&names.len()) {
+        return Err(invalid("datasets", format!("a list of 1 to {MOST_MEMBERS} datasets is expected")));
+    }
+    if let Some((i, name)) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
+        return Err(invalid(&format!("datasets[{i}]"), format!("`{name}` is listed twice")));
+    }
+    names.iter().try_for_each(|name| service.require_dataset(name))?;
+    Ok(datasets)
 }
 
 fn checked_columns(names: Vec<String>) -> Result<Vec<String>, Problem> {

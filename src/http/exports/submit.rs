@@ -13,10 +13,12 @@ use utoipa::{IntoResponses, PartialSchema, ToSchema};
 use uuid::Uuid;
 
 use crate::http::code::Code;
-use crate::http::exports::submission::{EmptyBody, ExportOptions, NewExport, Submission};
+use crate::http::exports::submission::{Asked, EmptyBody, ExportOptions, NewExport, Submission};
 use crate::http::input::{Consumer, MaybeConsumer, PathConsumer, PathJob};
 use crate::http::problem::Problem;
+use crate::job::batch::{Batch, Omitted};
 use crate::job::{ConsumerId, ExportType, Job, Request};
+use crate::service::batches::BatchOrder;
 use crate::service::{self, Service};
 
 /// Request an export of any type, or an ad-hoc export
@@ -28,7 +30,8 @@ use crate::service::{self, Service};
     post, path = "/exports", operation_id = "createExport", tag = "exports",
     params(Submission<MaybeConsumer, NewExport>), request_body = NewExport, responses(Submitted),
     extensions(("x-codes" = json!([
-        Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs, Code::TableUnreadable,
+        Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::NothingReady, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
+        Code::TableUnreadable,
         Code::DatasetMismatch,
     ]))),
 )]
@@ -36,7 +39,7 @@ pub(crate) async fn create(
     service: Service,
     submission: Submission<MaybeConsumer, NewExport>,
 ) -> Result<Response, Problem> {
-    Ok(accepted(submit(&service, &submission.request(&service)?).await?, "pending"))
+    start(&service, submission.asked(&service)?, "pending").await
 }
 
 /// Request an export of all live rows
@@ -46,13 +49,15 @@ pub(crate) async fn create(
 #[utoipa::path(
     post, path = "/exports/full", operation_id = "startFull", tag = "exports",
     params(Submission<Consumer, ExportOptions>), request_body = ExportOptions, responses(Submitted),
-    extensions(("x-codes" = json!([Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::TooManyOpenJobs]))),
+    extensions(("x-codes" = json!([Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::NothingReady, Code::TooManyOpenJobs,
+        Code::TableUnreadable, Code::DatasetMismatch,
+    ]))),
 )]
 pub(crate) async fn full(
     service: Service,
     submission: Submission<Consumer, ExportOptions>,
 ) -> Result<Response, Problem> {
-    start(&service, submission, ExportType::Full).await
+    start(&service, submission.asked(&service, ExportType::Full)?, "started").await
 }
 
 /// Request an export of the live rows that changed since the consumer's last export
@@ -60,14 +65,15 @@ pub(crate) async fn full(
     post, path = "/exports/incremental", operation_id = "startIncremental", tag = "exports",
     params(Submission<Consumer, ExportOptions>), request_body = ExportOptions, responses(Submitted),
     extensions(("x-codes" = json!([
-        Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
+        Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::NothingReady, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
+        Code::TableUnreadable, Code::DatasetMismatch,
     ]))),
 )]
 pub(crate) async fn incremental(
     service: Service,
     submission: Submission<Consumer, ExportOptions>,
 ) -> Result<Response, Problem> {
-    start(&service, submission, ExportType::Incremental).await
+    start(&service, submission.asked(&service, ExportType::Incremental)?, "started").await
 }
 
 /// Request an export of the rows that changed since the consumer's last export, including deleted rows
@@ -77,14 +83,15 @@ pub(crate) async fn incremental(
     post, path = "/exports/delta", operation_id = "startDelta", tag = "exports",
     params(Submission<Consumer, ExportOptions>), request_body = ExportOptions, responses(Submitted),
     extensions(("x-codes" = json!([
-        Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
+        Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::NothingReady, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
+        Code::TableUnreadable, Code::DatasetMismatch,
     ]))),
 )]
 pub(crate) async fn delta(
     service: Service,
     submission: Submission<Consumer, ExportOptions>,
 ) -> Result<Response, Problem> {
-    start(&service, submission, ExportType::Delta).await
+    start(&service, submission.asked(&service, ExportType::Delta)?, "started").await
 }
 
 /// Request an incremental export for the consumer in the path
@@ -95,23 +102,33 @@ pub(crate) async fn delta(
     post, path = "/export/{consumer_id}", operation_id = "startIncrementalOf", tag = "exports",
     params(Submission<PathConsumer, ExportOptions>), request_body = ExportOptions, responses(Submitted),
     extensions(("x-codes" = json!([
-        Code::NotFound, Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
+        Code::NotFound, Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::NothingReady, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
+        Code::TableUnreadable, Code::DatasetMismatch,
     ]))),
 )]
 pub(crate) async fn incremental_of(
     service: Service,
     submission: Submission<PathConsumer, ExportOptions>,
 ) -> Result<Response, Problem> {
-    start(&service, submission, ExportType::Incremental).await
+    start(&service, submission.asked(&service, ExportType::Incremental)?, "started").await
 }
 
-/// Submits an export of the type given by the call's path.
-async fn start<C: Into<ConsumerId>>(
-    service: &Service,
-    submission: Submission<C, ExportOptions>,
-    export_type: ExportType,
-) -> Result<Response, Problem> {
-    Ok(accepted(submit(service, &submission.request(service, export_type)?).await?, "started"))
+/// Submits an export or a batch. `status` is the word that the call uses for a queued one.
+async fn start(service: &Service, asked: Asked, status: &'static str) -> Result<Response, Problem> {
+    Ok(match asked {
+        Asked::Export(request) => accepted(submit(service, &request).await?, status),
+        Asked::Batch(order) => accepted_batch(submit_batch(service, &order).await?, status),
+    })
+}
+
+/// Submits a batch. An unknown dataset in the body is invalid input.
+pub(crate) async fn submit_batch(service: &Service, order: &BatchOrder) -> Result<Batch, Problem> {
+    match service.submit_batch(order).await {
+        Err(error @ service::Error::NoDataset(_)) => {
+            Err(Problem::bad_input(Code::MemberInvalid, "datasets", format!("datasets: {error}")))
+        }
+        done => Ok(done?),
+    }
 }
 
 /// Request an export again that failed or was cancelled
@@ -121,7 +138,7 @@ async fn start<C: Into<ConsumerId>>(
     post, path = "/exports/{jobId}/retry", operation_id = "retryExport", tag = "exports",
     params(Submission<PathJob, EmptyBody>), request_body = EmptyBody, responses(Submitted),
     extensions(("x-codes" = json!([
-        Code::NotFailed, Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::OutOfStep, Code::DatabaseRestored, Code::NoDataset, Code::TooManyOpenJobs,
+        Code::NotFailed, Code::BatchMember, Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::OutOfStep, Code::DatabaseRestored, Code::NoDataset, Code::TooManyOpenJobs,
         Code::TableUnreadable, Code::DatasetMismatch,
     ]))),
 )]
@@ -176,7 +193,7 @@ impl IntoResponses for Submitted {
                 all exports since then, oldest first.",
             )
             .header("Location", location.build())
-            .content("application/json", openapi::Content::new(Some(openapi::Ref::from_schema_name("Submitted"))));
+            .content("application/json", openapi::Content::new(Some(openapi::Schema::OneOf(submitted_schema()))));
         let answer = links.iter().fold(answer, |answer, operation| answer.link(*operation, to(operation).build()));
         BTreeMap::from([("202".to_owned(), answer.build().into())])
     }
@@ -192,4 +209,83 @@ fn accepted(job: Job, status: &'static str) -> Response {
         output_filename: job.output_filename,
     };
     (StatusCode::ACCEPTED, location, Json(answer)).into_response()
+}
+
+/// A dataset that `"*"` does not export.
+#[derive(Serialize, ToSchema)]
+#[schema(as = LeftOut)]
+pub(crate) struct LeftOutBody {
+    /// Its name
+    dataset: String,
+    /// The reason as a word, as `GET /datasets` has it
+    reason: String,
+}
+
+impl From<Omitted> for LeftOutBody {
+    fn from(Omitted { dataset, reason }: Omitted) -> LeftOutBody {
+        LeftOutBody { dataset, reason }
+    }
+}
+
+/// A queued batch.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SubmittedBatch {
+    /// The batch's id
+    batch_id: Uuid,
+    /// `started` if the path determines the type, else `pending`
+    #[schema(pattern = "^(started|pending)$")]
+    status: &'static str,
+    /// The type of its exports
+    export_type: ExportType,
+    /// The consumer of its exports
+    #[schema(value_type = ConsumerId)]
+    consumer_id: String,
+    /// Its exports, in the order of their datasets' names
+    jobs: Vec<SubmittedMember>,
+    /// The datasets that `"*"` does not export
+    left_out: Vec<LeftOutBody>,
+}
+
+/// A queued export of a batch.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct SubmittedMember {
+    /// The export's id
+    job_id: Uuid,
+    /// The dataset's name
+    dataset: String,
+    /// The type of the export
+    export_type: ExportType,
+    /// The name of the future file
+    output_filename: String,
+}
+
+/// Returns the response for a queued batch. `status` is the word that the call uses for this state.
+pub(crate) fn accepted_batch(batch: Batch, status: &'static str) -> Response {
+    let location = [(header::LOCATION, format!("/batches/{}", batch.id))];
+    let member = |job: Job| SubmittedMember {
+        job_id: job.id.as_uuid(),
+        dataset: job.dataset,
+        export_type: job.export_type,
+        output_filename: job.output_filename,
+    };
+    let answer = SubmittedBatch {
+        batch_id: batch.id.as_uuid(),
+        status,
+        export_type: batch.jobs[0].export_type,
+        consumer_id: batch.jobs[0].consumer.as_ref().map(ConsumerId::to_string).unwrap_or_default(),
+        jobs: batch.jobs.into_iter().map(member).collect(),
+        left_out: batch.request.left_out.into_iter().map(LeftOutBody::from).collect(),
+    };
+    (StatusCode::ACCEPTED, location, Json(answer)).into_response()
+}
+
+/// Returns the schema of the answer to a call that queues an export or a batch.
+fn submitted_schema() -> openapi::OneOf {
+    let refs = ["Submitted", "SubmittedBatch"].map(openapi::Ref::from_schema_name);
+    refs.into_iter().fold(openapi::OneOf::new(), |mut schema, reference| {
+        schema.items.push(reference.into());
+        schema
+    })
 }

@@ -5,7 +5,7 @@
 --
 -- Looking a name up in a schema that the role may not use is an error. SELECT is asked of the whole table: an export
 -- locks it, and rights to its columns are not enough for that.
-select quote_ident(current_user) as role, named.may_use_schema, n.nspname::text as schema_name,
+select quote_ident(current_user) as role, named.may_use_schema, t.oid, n.nspname::text as schema_name,
   t.relname::text as table_name, has_table_privilege(t.oid, 'select') as may_select,
   row_security_active(t.oid) as has_row_security
 from (

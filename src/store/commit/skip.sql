@@ -1,21 +1,23 @@
 -- store.commit.skip
--- Completes a job that found nothing, without a file, and removes the lane's earlier jobs of this kind.
--- Returns no row if another worker has the lease or a client cancelled the job.
--- $1 uuid: the job
+-- Completes jobs that found nothing, without files, and removes earlier jobs of this kind from their lanes.
+-- Returns no row of a job if another worker has the lease or a client cancelled the job.
+-- $1 uuid[]: the jobs
 -- $2 uuid: the lease token
--- $3 timestamptz: the watermark, which stays
--- $4 integer: the number of open transactions with changes
--- $5 float8: the age of the oldest of them in seconds
--- $6 boolean: true if the table was rewritten
+-- $3 timestamptz[]: their watermarks, which stay
+-- $4 integer[]: the number of open transactions with changes
+-- $5 float8[]: the age of the oldest of them in seconds
+-- $6 boolean[]: true if the table was rewritten
 with skipped as (
   update exports e
   set status = 'skipped', progress = 100, finished_at = greatest(clock_timestamp(), e.started_at),
       lease_token = null, lease_owner = null, lease_expires_at = null, purge_hold = null,
       error_code = null, error_detail = null, continuity = null,
       rows_exported = 0, bytes_written = 0, late_rows = 0, key_only_deletes = 0, quiet_deletes = 0,
-      watermark_from = $3, watermark_to = $3,
-      open_transactions = $4, oldest_transaction_seconds = $5, table_rewritten = $6
-  where e.id = $1 and e.lease_token = $2 and e.status = 'processing' and e.cancel_requested_at is null
+      watermark_from = its.watermark, watermark_to = its.watermark, open_transactions = its.open_transactions,
+      oldest_transaction_seconds = its.oldest_transaction_seconds, table_rewritten = its.table_rewritten
+  from unnest($1, $3, $4, $5, $6)
+    as its (id, watermark, open_transactions, oldest_transaction_seconds, table_rewritten)
+  where e.id = its.id and e.lease_token = $2 and e.status = 'processing' and e.cancel_requested_at is null
   returning e.*
 ),
 removed as (
@@ -23,6 +25,11 @@ removed as (
   using skipped
   where earlier.consumer_id = skipped.consumer_id and earlier.dataset = skipped.dataset
     and earlier.status = 'skipped' and earlier.id <> skipped.id
+    -- Whoever waits for it may still look.
+    and earlier.finished_at < statement_timestamp() - interval '1 minute'
+    -- A batch is found by its first member.
+    and not (earlier.batch_id = earlier.id and exists (
+      select from exports m where m.batch_id = earlier.id and m.status = 'completed'))
     -- Its event is still to be told.
     and not exists (
       select from cdc_export.deliveries d

@@ -21,13 +21,17 @@ select
     where e.status = 'processing' order by e.lease_expires_at limit 1) < statement_timestamp(), false)
   or coalesce((
     select e.lease_expires_at from exports e
-    where e.status = 'processing' order by e.lease_expires_at desc limit 1)
+    where e.status = 'processing' and e.lease_expires_at < 'infinity' order by e.lease_expires_at desc limit 1)
     > statement_timestamp() + 4 * make_interval(secs => $6), false)
   or exists (
     select from exports e
     where
       -- include queue/orphaned.sql
   )
+  or exists (
+    select from exports e
+    where e.status = 'processing' and e.lease_expires_at = 'infinity' and not exists (
+      select from exports f where f.id = e.batch_id and f.lease_token = e.lease_token))
   or exists (
     select from exports e
     where e.status = 'pending' and e.run_at > statement_timestamp()

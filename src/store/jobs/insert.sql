@@ -1,34 +1,41 @@
 -- store.jobs.insert
--- Creates a job and notifies the workers. Creates none if the file's name is taken.
--- $1 uuid: the job
+-- Creates a job, or the jobs of a batch, and notifies the workers. Creates none whose file's name is taken.
+-- $1 uuid[]: the jobs
 -- $2 text: the consumer; null for an ad-hoc export
--- $3 text: the dataset
--- $4 bigint: the number in the lane
+-- $3 text[]: their datasets
+-- $4 bigint[]: their numbers in their lanes
 -- $5 text: the export type
--- $6 text: the format
+-- $6 text: the format; of a batch's member, with a prefix
 -- $7 integer: the limit on attempts
--- $8 text: the file's final name
+-- $8 text[]: the files' final names
 -- $9 uuid: the destination
--- $10 timestamptz: the time of its creation
--- $11 uuid: the job that it retries
--- $12 text: the idempotency key
+-- $10 timestamptz: the time of their creation
+-- $11 uuid[]: the jobs that they retry
+-- $12 text: the idempotency key, which the first job has
 -- $13 text: the compression
 -- $14 jsonb: the selection
--- $15 boolean: true if the request said which export was loaded last
--- $16 uuid: that export
--- $17 text: its SHA-256
+-- $15 boolean[]: true if the request said which export was loaded last
+-- $16 uuid[]: that export
+-- $17 text[]: its SHA-256
 -- $18 text: the channel of notifications
 -- $19 bigint: the size at which the next file begins
--- $20 text: its trace context
--- $21 timestamptz: its turn
+-- $20 text: their trace context
+-- $21 timestamptz: the turn of the job, or of the batch
 -- $22 text: the public part of the caller's key
 -- $23 jsonb: the sender of the request
 -- $24 boolean: true to make no file if there is nothing to export; null: as the dataset has it
+-- $25 uuid: the batch, which is its first job; null: none
+-- $26 jsonb: the request for the batch, of its first job
 insert into exports as e (
   id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, destination_id,
   created_at, retry_of, idempotency_key, compression, selection, has_after, after_job, after_sha256,
-  max_file_bytes, traceparent, turn, key_prefix, skip_empty)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $19, $20, $21, $22, $24)
+  max_file_bytes, traceparent, turn, key_prefix, skip_empty, batch_id, batch)
+select its.id, $2, its.dataset, its.lane_sequence, $5, $6, $7, its.name, $9, $10, its.retry_of,
+  case when its.id = coalesce($25, its.id) then $12 end, $13, $14, its.has_after, its.after_job, its.after_sha256,
+  $19, $20, case when its.id = coalesce($25, its.id) then $21 else 'infinity' end, $22, $24, $25,
+  case its.id when $25 then $26 end
+from unnest($1, $3, $4, $8, $11, $15, $16, $17)
+  as its (id, dataset, lane_sequence, name, retry_of, has_after, after_job, after_sha256)
 on conflict (lower(output_filename)) do nothing
 returning pg_notify($18, ''),
   cdc_export.audit($23, case when e.retry_of is null then 'export' else 'retry' end, e.consumer_id, e.dataset, e.id),

@@ -1,5 +1,6 @@
 -- store.queue.claim
--- Claims the ready job whose turn it is, and returns it with the identity of the database.
+-- Claims the ready job whose turn it is, with the other members of its batch, and returns them with the identity of the
+-- database.
 -- $1 text[]: the formats that the process knows
 -- $2 text[]: the compressions that it knows
 -- $3 text[]: the datasets in its catalog
@@ -12,17 +13,27 @@
 -- $10 integer: the process id of the session that will commit the export
 -- $11 timestamptz: the start of that session
 with ready as materialized (
-  select r.id
+  select r.id, r.batch_id
   from exports r
   where r.turn >= $8 and r.run_at <= statement_timestamp() and
     -- include queue/claimable.sql
   order by r.turn, r.created_at
   limit 1
   for update skip locked
+),
+claimed as (
+  select ready.id from ready
+  union all
+  select member.id
+  from ready
+  join exports member on member.batch_id = ready.batch_id and member.id <> ready.id
 )
 update exports e
 set status = 'processing', attempt = e.attempt + 1, progress = 0, rows_exported = 0, bytes_written = 0,
-    lease_token = $5, lease_owner = $6, lease_expires_at = clock_timestamp() + make_interval(secs => $7),
+    lease_token = $5, lease_owner = $6,
+    -- The lease of a batch is its first member's.
+    lease_expires_at = case
+      when e.turn < 'infinity' then clock_timestamp() + make_interval(secs => $7) else 'infinity' end,
     destination_id = $4, session_pid = $10, session_started = $11,
     purge_hold = pg_current_snapshot(), continuity = null,
     -- The table was locked a moment ago, so this attempt tries it. An index admits one such attempt for a dataset.
@@ -36,12 +47,13 @@ set status = 'processing', attempt = e.attempt + 1, progress = 0, rows_exported 
       where l.consumer_id = e.consumer_id and l.dataset = e.dataset and l.lane_sequence < e.lane_sequence
         and l.status = 'completed'
       order by l.lane_sequence desc limit 1)))
-from ready
-where e.id = ready.id
+from claimed
+where e.id = claimed.id and e.status = 'pending'
 returning cdc_export.database_id() as database, e.locked_until is not null as is_trial,
   exists (
     select from exports other
-    where other.status = 'pending' and other.run_at <= statement_timestamp() and other.id <> e.id) as has_others,
+    where other.status = 'pending' and other.run_at <= statement_timestamp() and other.id <> e.id
+      and other.turn < 'infinity') as has_others,
   1 + coalesce((
     select l.last_number from cdc_export.lanes l
     where l.consumer_id = e.consumer_id and l.dataset = e.dataset), 0) as next_number,

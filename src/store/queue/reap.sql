@@ -1,16 +1,25 @@
 -- store.queue.reap
--- Takes the jobs of vanished workers back: they become pending, failed or cancelled.
+-- Takes the jobs of vanished workers back: they become pending, failed or cancelled. A batch is taken back as a whole.
 -- $1 text: the error code of a job without attempts left
-with lost as (
+with lapsed as (
   -- A locked row belongs to a worker that may be committing its job.
-  select id,
-    case
-      when cancel_requested_at is not null then 'cancelled'
-      when attempt >= max_attempts then 'failed'
-      else 'pending' end as next
+  select id
   from exports
   where status = 'processing' and lease_expires_at < clock_timestamp()
   for update skip locked
+),
+lost as (
+  select e.id, e.lease_token,
+    case
+      when e.cancel_requested_at is not null then 'cancelled'
+      when e.attempt >= e.max_attempts then 'failed'
+      else 'pending' end as next
+  from exports e
+  where e.status = 'processing' and (
+    e.id in (select lapsed.id from lapsed) or e.batch_id in (select lapsed.id from lapsed)
+    -- A release that doesn't know batches took the first member back alone.
+    or e.lease_expires_at = 'infinity' and not exists (
+      select from exports f where f.id = e.batch_id and f.lease_token = e.lease_token))
 )
 update exports e
 set status = lost.next, progress = 0, lease_token = null, lease_owner = null, lease_expires_at = null,
@@ -20,6 +29,7 @@ set status = lost.next, progress = 0, lease_token = null, lease_owner = null, le
     error_detail = case lost.next when 'failed' then
       'its workers vanished, each of ' || e.attempt || ' attempts' end
 from lost
-where e.id = lost.id
+-- A worker may have committed it since it was looked for.
+where e.id = lost.id and e.lease_token = lost.lease_token and e.status = 'processing'
 returning 'processing' as was,
   -- include job_columns.sql

@@ -13,6 +13,7 @@ leased as (
   -- Allows four leases, so that a worker with a longer lease has time to renew it.
   select id from exports
   where status = 'processing' and lease_expires_at > clock_timestamp() + 4 * make_interval(secs => $1)
+    and lease_expires_at < 'infinity'
   for update skip locked
 ),
 made_ready as (

@@ -8,7 +8,9 @@
 -- $3 text[]: the datasets in its catalog
 -- $4 uuid: its destination
 select least(first.turn, statement_timestamp()) - interval '1 minute', first.turn is not null,
-  exists (select from exports e where e.status = 'pending' and e.run_at <= statement_timestamp())
+  exists (
+    select from exports e
+    where e.status = 'pending' and e.run_at <= statement_timestamp() and e.turn < 'infinity')
 from (select (
   select r.turn
   from exports r

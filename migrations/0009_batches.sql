@@ -1,0 +1,11 @@
+-- Batches: exports of several datasets, which are read at one snapshot and completed in one transaction.
+--
+-- A batch has the id of its first member, in the order of the datasets' names. Only that member has a turn: workers
+-- find the batch by it. The others have the turn `infinity`. A release that doesn't know batches must not claim
+-- a member alone, so the format of a member has a prefix: such a release leaves formats alone that it doesn't know.
+alter table {schema}.exports
+  add column batch_id uuid, -- null: an export of its own
+  -- Of the first member: {"request": as the client sent it, "leftOut": [{"dataset", "reason"}], "retryOf": a batch}.
+  add column batch jsonb;
+
+create index exports_batch on {schema}.exports (batch_id, dataset) where batch_id is not null;

@@ -1,0 +1,109 @@
+//! The reader's part of a snapshot: one table after the other, each in a transaction of its own, so that the leader
+//! alone keeps locks.
+//!
+//! The leader is kept alive meanwhile, and sees when the reader is lost: see `session`.
+
+use std::sync::Arc;
+
+use sqlx::PgConnection;
+
+use crate::job::Continuity;
+use crate::source::Error;
+use crate::source::arrivals::{self, Arrivals};
+use crate::source::reader_slots::ReaderSlots;
+use crate::source::rows::Rows;
+use crate::source::select::Select;
+use crate::source::session::{Leader, Reader, Readers};
+use crate::source::snapshot::{Snapshot, SnapshotTable};
+
+/// The tables of a snapshot, to be read one after the other.
+#[derive(Debug)]
+pub struct SnapshotReader<'s> {
+    pub(super) reader: &'s mut PgConnection,
+    /// The reader, as the leader sees it.
+    pub(super) own: &'s Arc<Reader>,
+    pub(super) readers: &'s Readers,
+    pub(super) reader_slots: &'s ReaderSlots,
+    pub(super) tables: &'s mut [SnapshotTable],
+    /// The place of the table of which the reader is a reader now.
+    pub(super) at: &'s mut Option<usize>,
+}
+
+impl Snapshot {
+    /// The leader, to be kept alive, and the tables, to be read meanwhile.
+    pub fn split(&mut self) -> (Leader<'_>, SnapshotReader<'_>) {
+        let reader = SnapshotReader {
+            reader: &mut self.connections.reader,
+            own: &self.own,
+            readers: &self.readers,
+            reader_slots: &self.connections.reader_slots,
+            tables: &mut self.tables,
+            at: &mut self.at,
+        };
+        (Leader { conn: &mut self.connections.leader, readers: &self.readers }, reader)
+    }
+}
+
+impl SnapshotReader<'_> {
+    /// Returns the tables, in the order of the purposes.
+    pub fn tables(&self) -> &[SnapshotTable] {
+        self.tables
+    }
+
+    /// Returns the rows of a table.
+    ///
+    /// # Errors
+    /// If the table can't be read, or partitions came whose rows were not logged.
+    pub async fn rows(&mut self, at: usize) -> Result<Rows<'_>, Error> {
+        self.join(at).await?;
+        let table = &self.tables[at];
+        Ok(Rows {
+            reader: self.reader,
+            own: self.own,
+            readers: self.readers,
+            reader_slots: self.reader_slots,
+            import: &table.import,
+            select: Select { dataset: &table.dataset, schema: &table.schema },
+            position: &table.position,
+            table_oid: table.new_position.table.table_oid,
+            toasted: table.toasted,
+            blocks: table.blocks,
+        })
+    }
+
+    /// Makes the reader a reader of this table, unless it is one already, and checks what only a reader can check.
+    ///
+    /// # Errors
+    /// As [`SnapshotReader::rows`].
+    pub async fn join(&mut self, at: usize) -> Result<(), Error> {
+        if *self.at == Some(at) {
+            return Ok(());
+        }
+        self.own.awaits_server();
+        let begun = self.begin(at).await;
+        self.own.rests();
+        begun
+    }
+
+    async fn begin(&mut self, at: usize) -> Result<(), Error> {
+        let table = &mut self.tables[at];
+        let failed = Error::from_sql(&table.dataset.table);
+        if self.at.take().is_some() {
+            let end = sqlx::raw_sql("-- source.reading.end\n commit").execute(&mut *self.reader);
+            end.await.map_err(&failed)?;
+        }
+        table.import.join(self.reader, &table.dataset.table).await?;
+        *self.at = Some(at);
+        // Whatever else there is to say, the rows of a partition that came and were not logged may be missing.
+        if let Some(saved) = table.position.live.as_ref().filter(|_| table.may_lack_arrivals()) {
+            let SnapshotTable { dataset, arrived: partitions, schema, .. } = &*table;
+            let table_oid = sqlx::postgres::types::Oid(table.new_position.table.table_oid);
+            let arrived = Arrivals { dataset, partitions, table: table_oid, schema, saved };
+            if arrivals::have_unlogged_rows(self.reader, &arrived).await.map_err(failed)? {
+                table.require(Some(Continuity::PartitionsChanged))?;
+                table.report.continuity = Some(Continuity::PartitionsChanged);
+            }
+        }
+        Ok(())
+    }
+}
