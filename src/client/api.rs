@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use crate::audit::AuditFilter;
-use crate::client::answer::{ApiAnswer, CallError};
+use crate::client::answer::{ApiAnswer, CallError, PlainText};
 use crate::client::job_view::JobView;
 use crate::client::observer::Observer;
 use crate::client::remote::RemoteService;
@@ -66,6 +66,36 @@ struct SubmittedJob {
     job_id: Uuid,
 }
 
+/// The answer to the submission of a batch.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct AcceptedBatch {
+    batch_id: Uuid,
+}
+
+/// A batch.
+#[derive(Deserialize)]
+pub(crate) struct BatchView {
+    status: PlainText,
+    error: Option<BatchError>,
+}
+
+#[derive(Deserialize)]
+struct BatchError {
+    detail: PlainText,
+    member: Option<PlainText>,
+}
+
+impl BatchView {
+    /// Returns the reason why the batch is not completed. `None`: it is.
+    pub(crate) fn failure(&self) -> Option<String> {
+        let member = |error: &BatchError| error.member.as_ref().map(|member| format!("{member}: ")).unwrap_or_default();
+        let failed = self.error.as_ref().map(|error| format!("{}{}", member(error), error.detail));
+        let is_completed = &*self.status == Status::Completed.as_str();
+        (!is_completed).then(|| failed.unwrap_or_else(|| format!("it was {}", self.status)))
+    }
+}
+
 /// A page of a list.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -84,6 +114,30 @@ pub(crate) struct DatasetView {
     pub(crate) ready: bool,
     /// The reasons why an export could not start now.
     pub(crate) problems: Vec<String>,
+}
+
+/// Returns the body of a submission, without the members that name datasets and exports.
+fn body_of(request: &Request) -> Value {
+    let (format, compression) = (request.encoding.format.as_str(), request.encoding.compression.as_str());
+    let mut body = json!({ "format": format, "compression": compression });
+    if let Some(bytes) = request.max_file_bytes {
+        body["maxFileBytes"] = bytes.into();
+    }
+    if let Some(skip_empty) = request.skip_empty {
+        body["skipEmpty"] = skip_empty.into();
+    }
+    body
+}
+
+/// Returns the call that submits a request with this body. It may be sent twice.
+fn submission(request: &Request, body: &Value) -> Result<http::Request<String>, CallError> {
+    let mut call = http::Request::post(format!("/exports/{}", request.export_type))
+        .header("idempotency-key", Uuid::new_v4().to_string())
+        .header(header::CONTENT_TYPE, "application/json");
+    if let Some(consumer) = &request.consumer {
+        call = call.header("x-consumer-id", consumer.as_str());
+    }
+    Ok(call.body(body.to_string())?)
 }
 
 /// Builds a call without a body.
@@ -134,19 +188,31 @@ impl Api {
         self.call(call(Method::POST, path)?, ApiAnswer::json).await
     }
 
+    /// Submits a batch: an export of each of these datasets for one consumer, all at one snapshot.
+    pub(crate) async fn submit_batch(&self, request: &Request, datasets: &[&str]) -> Result<Uuid, CallError> {
+        let mut body = body_of(request);
+        body["datasets"] = datasets.into();
+        let AcceptedBatch { batch_id } = self.call(submission(request, &body)?, ApiAnswer::json).await?;
+        Ok(batch_id)
+    }
+
+    /// Waits until a batch has ended.
+    pub(crate) async fn ended_batch(&self, id: Uuid) -> Result<BatchView, CallError> {
+        loop {
+            let batch: BatchView = self.get(&format!("/batches/{id}?wait=5")).await?;
+            let is_open = [Status::Pending, Status::Processing].iter().any(|open| &*batch.status == open.as_str());
+            if !is_open {
+                return Ok(batch);
+            }
+        }
+    }
+
     /// Submits an export.
     pub(crate) async fn submit(&self, request: &Request) -> Result<JobId, Error> {
-        let (format, compression) = (request.encoding.format.as_str(), request.encoding.compression.as_str());
-        let mut body = json!({ "format": format, "compression": compression });
+        let mut body = body_of(request);
         // Without a name, the service uses its default dataset.
         if !request.dataset.is_empty() {
             body["dataset"] = request.dataset.as_str().into();
-        }
-        if let Some(bytes) = request.max_file_bytes {
-            body["maxFileBytes"] = bytes.into();
-        }
-        if let Some(skip_empty) = request.skip_empty {
-            body["skipEmpty"] = skip_empty.into();
         }
         match &request.after {
             None => {}
@@ -158,13 +224,7 @@ impl Api {
                 }
             }
         }
-        let mut call = http::Request::post(format!("/exports/{}", request.export_type))
-            .header("idempotency-key", Uuid::new_v4().to_string())
-            .header(header::CONTENT_TYPE, "application/json");
-        if let Some(consumer) = &request.consumer {
-            call = call.header("x-consumer-id", consumer.as_str());
-        }
-        match self.call(call.body(body.to_string()).map_err(CallError::from)?, ApiAnswer::json).await {
+        match self.call(submission(request, &body)?, ApiAnswer::json).await {
             Ok(SubmittedJob { job_id }) => Ok(job_id.into()),
             Err(error) => Err(self.refused_export(error)),
         }

@@ -82,6 +82,8 @@ pub(crate) struct LaneReader<'b> {
     pub(crate) encoding: Encoding,
     /// True if a submitted export makes no file if it finds nothing.
     pub(crate) skips_empty: bool,
+    /// True if an export of the type was submitted for this round already, as the member of a batch.
+    pub(crate) is_submitted: bool,
     /// True if each written export is acknowledged.
     pub(crate) acks: bool,
 }
@@ -106,7 +108,7 @@ impl LaneReader<'_> {
     /// Writes all available exports to the sink, oldest first. Then submits another export, if requested, and writes
     /// it. A cancelled call loses nothing: the next call continues from the sink's position.
     pub(crate) async fn round(&self, sink: &mut impl ExportSink) -> Result<(), Error> {
-        let (mut submitted, mut written) = (None, HashSet::new());
+        let (mut submitted, mut written) = (self.request.filter(|_| self.is_submitted), HashSet::new());
         // An earlier process may have been killed before its acknowledgement. An error is ignored, because the
         // following calls fail with it too.
         let _ = self.acknowledge(sink).await;

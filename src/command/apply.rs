@@ -18,7 +18,7 @@ use crate::client::observer::Observer;
 use crate::client::remote::ServiceAddress;
 use crate::client::table_mirror::TableMirror;
 use crate::command::BadUsage;
-use crate::command::lanes::{LaneOptions, LaneTask};
+use crate::command::lanes::{LaneOptions, LaneTask, RoundRequest};
 use crate::command::server::{AddressParser, arm, remote_api};
 use crate::command::start::block_on;
 use crate::command::terminal::Terminal;
@@ -101,7 +101,7 @@ impl Apply {
             deleted: Some(self.deletes).filter(|column| column != "hard"),
         };
         let connections = Arc::new(TargetConnections::new(named.database.options().clone()));
-        let (consumer, skips_empty) = (self.lanes.consumer.clone(), self.lanes.every.is_some());
+        let (consumer, skips_empty) = (self.lanes.consumer.clone(), self.lanes.skips_empty());
         let request = (self.request == "delta").then_some(ExportType::Delta);
         let encoding = Encoding::new(Format::Csv, Compression::None).context("csv can be unpacked")?;
         let implied = async || match &api {
@@ -109,7 +109,7 @@ impl Apply {
             None => Err(BadUsage("--dataset: one is to be named".to_owned()).into()),
         };
         let read = async |task: LaneTask| {
-            let LaneTask { dataset, terminal, .. } = task;
+            let LaneTask { dataset, terminal, is_submitted, .. } = task;
             let (connections, consumer) = (Arc::clone(&connections), consumer.clone());
             let target = Target::new(connections, settings.clone(), consumer.clone(), dataset.clone());
             let mut mirror = TableMirror::new(target, Arc::clone(&terminal) as Arc<dyn Observer>);
@@ -119,9 +119,11 @@ impl Apply {
                 return Ok(folder.round(&mut mirror).await?);
             }
             let api = api.as_ref().context("clap requires --server or --from")?.observed_by(terminal);
-            let lane = LaneReader { api: &api, consumer, dataset, request, encoding, skips_empty, acks: self.ack };
+            let acks = self.ack;
+            let lane = LaneReader { api: &api, consumer, dataset, request, encoding, skips_empty, is_submitted, acks };
             Ok(lane.round(&mut mirror).await?)
         };
-        block_on(self.lanes.run(api.as_ref(), &terminal, implied, read))
+        let wanted = request.map(|export_type| RoundRequest { export_type, encoding });
+        block_on(self.lanes.run(api.as_ref(), wanted, &terminal, implied, read))
     }
 }

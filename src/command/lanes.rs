@@ -19,8 +19,9 @@ use crate::command::signals::stop_on_signal;
 use crate::command::terminal::{Terminal, is_closed_stdout};
 use crate::command::words::pause;
 use crate::file::plain_name::PlainName;
-use crate::job::ConsumerId;
+use crate::job::{ConsumerId, ExportType, Request};
 use crate::telemetry::chain;
+use pg_rows::encoding::Encoding;
 
 /// The options that choose the lanes and the rounds.
 #[derive(Args)]
@@ -48,6 +49,15 @@ pub(super) struct LaneTask {
     pub(super) terminal: Arc<Terminal>,
     /// True if the command was asked for several datasets, or for all.
     pub(super) is_one_of_several: bool,
+    /// True if the lane's export was submitted already, as the member of a batch.
+    pub(super) is_submitted: bool,
+}
+
+/// The exports that each round submits.
+#[derive(Clone, Copy)]
+pub(super) struct RoundRequest {
+    pub(super) export_type: ExportType,
+    pub(super) encoding: Encoding,
 }
 
 impl LaneTask {
@@ -70,11 +80,17 @@ impl LaneOptions {
         self.all_datasets || self.dataset.iter().any(|name| *name != self.dataset[0])
     }
 
+    /// Returns true if an export that finds nothing is to make no file.
+    pub(super) fn skips_empty(&self) -> bool {
+        self.every.is_some()
+    }
+
     /// Reads all lanes with `read`, and with `--every` again after each pause, until a signal stops it. `implied`
-    /// returns the dataset if the options name none.
+    /// returns the dataset if the options name none. Of several lanes, submits the requested exports as one batch.
     pub(super) async fn run(
         self,
         api: Option<&Api>,
+        request: Option<RoundRequest>,
         terminal: &Arc<Terminal>,
         implied: impl AsyncFnOnce() -> anyhow::Result<String>,
         read: impl AsyncFn(LaneTask) -> anyhow::Result<()>,
@@ -92,7 +108,11 @@ impl LaneOptions {
                         Some(api) => ready_datasets(api, &mut unready).await?,
                         None => named.clone(),
                     };
-                    self.round(datasets, terminal, &read).await
+                    let is_submitted = match (api, request) {
+                        (Some(api), Some(request)) => self.submit_batch(api, request, &datasets).await,
+                        _ => false,
+                    };
+                    self.round(datasets, is_submitted, terminal, &read).await
                 };
                 let done = round.await;
                 let Some(every) = self.every else { return done };
@@ -111,6 +131,29 @@ impl LaneOptions {
         Ok(ExitCode::SUCCESS)
     }
 
+    /// Submits an export of each dataset, all at one snapshot, and waits for them. Returns false if that can't be: then
+    /// each lane submits its own.
+    async fn submit_batch(&self, api: &Api, request: RoundRequest, datasets: &BTreeSet<String>) -> bool {
+        if datasets.len() < 2 {
+            return false;
+        }
+        let RoundRequest { export_type, encoding } = request;
+        let names: Vec<_> = datasets.iter().map(String::as_str).collect();
+        let wanted = Request::new(Some(self.consumer.clone()), String::new(), export_type, encoding);
+        let wanted = Request { skip_empty: self.skips_empty().then_some(true), ..wanted };
+        let ended = async { api.ended_batch(api.submit_batch(&wanted, &names).await?).await };
+        let failure = match ended.await {
+            Ok(batch) => batch.failure(),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(why) = &failure {
+            let all = datasets.len();
+            let text = format!("{why}: the {all} datasets are not exported together, but each by itself");
+            api.observer().notice(&text);
+        }
+        failure.is_none()
+    }
+
     /// Reads each lane once.
     ///
     /// # Errors
@@ -119,6 +162,7 @@ impl LaneOptions {
     async fn round(
         &self,
         datasets: BTreeSet<String>,
+        is_submitted: bool,
         terminal: &Arc<Terminal>,
         read: &impl AsyncFn(LaneTask) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
@@ -126,8 +170,9 @@ impl LaneOptions {
         let all = datasets.len();
         let read = async |dataset: String| {
             let shown = if is_one_of_several { terminal.of_dataset(&dataset) } else { Arc::clone(terminal) };
-            let done =
-                read(LaneTask { dataset: dataset.clone(), terminal: Arc::clone(&shown), is_one_of_several }).await;
+            let terminal = Arc::clone(&shown);
+            let task = LaneTask { dataset: dataset.clone(), terminal, is_one_of_several, is_submitted };
+            let done = read(task).await;
             (dataset, shown, done)
         };
         let mut lanes = pin!(stream::iter(datasets).map(read).buffer_unordered(self.jobs.into()));

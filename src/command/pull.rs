@@ -16,7 +16,7 @@ use crate::client::observer::Observer;
 use crate::client::pull_folder::{PullFolder, WhenLocked, read_dataset};
 use crate::client::remote::ServiceAddress;
 use crate::command::BadUsage;
-use crate::command::lanes::{LaneOptions, LaneTask};
+use crate::command::lanes::{LaneOptions, LaneTask, RoundRequest};
 use crate::command::server::{AddressParser, remote_api};
 use crate::command::start::block_on;
 use crate::command::terminal::Terminal;
@@ -71,7 +71,7 @@ impl Pull {
         let encoding = Encoding::new(format, compression).map_err(|why| BadUsage(why.to_string()))?;
         let terminal = Terminal::shared();
         let api = remote_api(&server, Arc::clone(&terminal))?.requiring(public_key);
-        let (consumer, skips_empty) = (lanes.consumer.clone(), lanes.every.is_some());
+        let (consumer, skips_empty) = (lanes.consumer.clone(), lanes.skips_empty());
         let implied = async || match read_dataset(&into)? {
             Some(recorded) => Ok(recorded),
             None => Ok(api.implied_dataset().await?),
@@ -79,14 +79,16 @@ impl Pull {
         let read = async |task: LaneTask| {
             let (folder, consumer) = (task.folder_in(&into)?, consumer.clone());
             let when_locked = if task.is_one_of_several { WhenLocked::Refuse } else { WhenLocked::Wait };
-            let LaneTask { dataset, terminal, .. } = task;
+            let LaneTask { dataset, terminal, is_submitted, .. } = task;
             let api = api.observed_by(Arc::clone(&terminal) as Arc<dyn Observer>);
             let (opened_by, of) = (consumer.clone(), dataset.clone());
             let open = move || PullFolder::open(&folder, &opened_by, of, when_locked, &*terminal);
             let mut folder = spawn_blocking(open).await??;
-            let lane = LaneReader { api: &api, consumer, dataset, request, encoding, skips_empty, acks: ack };
+            let acks = ack;
+            let lane = LaneReader { api: &api, consumer, dataset, request, encoding, skips_empty, is_submitted, acks };
             Ok(lane.round(&mut folder).await?)
         };
-        block_on(lanes.run(Some(&api), &terminal, implied, read))
+        let wanted = request.map(|export_type| RoundRequest { export_type, encoding });
+        block_on(lanes.run(Some(&api), wanted, &terminal, implied, read))
     }
 }
