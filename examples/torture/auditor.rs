@@ -110,26 +110,32 @@ async fn look_at_files(world: &World, turn: &mut usize) -> Result<()> {
 }
 
 /// What must hold at every moment, each in one statement and so of one moment.
-const RULES: [(&str, &str, &str); 5] = [
+const RULES: [(&str, &str, &str); 6] = [
     (
         "6",
         "a lane with more than one running job",
-        "select consumer_id || ': ' || count(*) from exports where status = 'processing' and consumer_id is not null
-         group by consumer_id having count(*) > 1",
+        "select consumer_id || '/' || dataset || ': ' || count(*) from exports
+         where status = 'processing' and consumer_id is not null
+         group by consumer_id, dataset having count(*) > 1",
     ),
     (
         "6",
         "a job that overtook an earlier one",
-        "select e.consumer_id || ': ' || e.lane_sequence || ' is ' || e.status || ', ' || o.lane_sequence || ' is ' || o.status
-         from exports o join exports e on e.consumer_id = o.consumer_id and e.lane_sequence > o.lane_sequence
+        "select e.consumer_id || '/' || e.dataset || ': ' || e.lane_sequence || ' is ' || e.status || ', '
+           || o.lane_sequence || ' is ' || o.status
+         from exports o
+         join exports e on (e.consumer_id, e.dataset) = (o.consumer_id, o.dataset) and e.lane_sequence > o.lane_sequence
          where o.status in ('pending', 'processing') and e.status in ('processing', 'completed', 'skipped', 'failed')",
     ),
     (
         "6",
         "a job that overtook an earlier one which has no name yet",
-        "select e.consumer_id || ': ' || e.lane_sequence || ' is ' || e.status || ', ' || o.lane_sequence || ' is unpublished'
-         from exports o join exports e on e.consumer_id = o.consumer_id and e.lane_sequence > o.lane_sequence
-         where o.status = 'completed' and o.published_at is null and e.status in ('processing', 'completed', 'skipped', 'failed')",
+        "select e.consumer_id || '/' || e.dataset || ': ' || e.lane_sequence || ' is ' || e.status || ', '
+           || o.lane_sequence || ' is unpublished'
+         from exports o
+         join exports e on (e.consumer_id, e.dataset) = (o.consumer_id, o.dataset) and e.lane_sequence > o.lane_sequence
+         where o.status = 'completed' and o.published_at is null
+           and e.status in ('processing', 'completed', 'skipped', 'failed')",
     ),
     // Nobody here removes a file that has no name yet.
     (
@@ -140,12 +146,23 @@ const RULES: [(&str, &str, &str); 5] = [
     (
         "2",
         "a watermark that isn't the last committed job's",
-        "select w.consumer_id || ': ' || coalesce(w.last_exported_at::text, 'null') || ', ' || coalesce(j.watermark_to::text, 'null')
+        "select w.consumer_id || '/' || w.dataset || ': ' || coalesce(w.last_exported_at::text, 'null') || ', '
+           || coalesce(j.watermark_to::text, 'null')
          from watermarks w
          left join lateral (select watermark_to from exports e
-                            where e.consumer_id = w.consumer_id and (e.status in ('completed', 'skipped') or e.error_code = 'file_lost')
+                            where e.consumer_id = w.consumer_id and e.dataset = w.dataset
+                              and (e.status in ('completed', 'skipped') or e.error_code = 'file_lost')
                             order by lane_sequence desc limit 1) j on true
          where w.last_exported_at is distinct from j.watermark_to",
+    ),
+    // Claimed together, ended together. A lost file is a loss after the commit.
+    (
+        "12",
+        "a batch that is neither all nor nothing",
+        "select batch_id || ': ' || string_agg(dataset || ' is ' || status || coalesce(', ' || error_code, ''), '; ')
+         from exports where batch_id is not null group by batch_id
+         having count(distinct case
+           when status in ('completed', 'skipped') or error_code = 'file_lost' then 'committed' else status end) > 1",
     ),
 ];
 

@@ -1,6 +1,7 @@
 //! The clients: they ask for exports, look at them, cancel some, fetch and remove files, and remember what they were
 //! told.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ pub(crate) const MOST_OPEN: usize = 4;
 /// Asks until the clients are told to stop.
 pub(crate) async fn ask(world: Arc<World>, client: u64) {
     let mut random = Random::new(world.seed, 200 + client);
-    let lanes: Vec<&Lane> = LANES.iter().filter(|lane| lane.asked_by == AskedBy::Clients).collect();
+    let lanes: Vec<&Lane> = LANES.iter().filter(|lane| lane.asked_by != AskedBy::Loaders).collect();
     while world.asking.load(Ordering::SeqCst) {
         tokio::time::sleep(random.millis(20, 150)).await;
         let listening: Vec<String> = world.replicas.iter().filter_map(|replica| replica.address()).collect();
@@ -33,11 +34,14 @@ pub(crate) async fn ask(world: Arc<World>, client: u64) {
                     caller.submit_ad_hoc(&mut random).await;
                 }
             }
+            8..45 if lane.asked_by == AskedBy::Batches && random.percent(75) => {
+                caller.submit_some(lane, &mut random).await;
+            }
             8..45 => {
                 let drawn = random.below(100);
                 let (open, wants_full) = {
                     let ledger = locked(&world.ledger);
-                    (ledger.open(lane.name), ledger.wants_full(lane.name))
+                    (ledger.open_of(lane.consumer), ledger.wants_full(lane.name))
                 };
                 if open < MOST_OPEN {
                     let kind = if wants_full { "full" } else { lane.kind(drawn) };
@@ -55,12 +59,23 @@ pub(crate) async fn ask(world: Arc<World>, client: u64) {
                 }
             }
             45..50 => caller.look_at_all().await,
-            50..70 => caller.look(lane.name).await,
+            50..70 => caller.look(lane).await,
             70..76 => caller.watermark(lane).await,
             76..84 => {
-                let open = locked(&world.ledger).ids(Promise::is_open);
-                if let Some(job) = random.pick(&open) {
-                    caller.cancel(&job).await;
+                let open: BTreeSet<(bool, String)> = {
+                    let ledger = locked(&world.ledger);
+                    let open = ledger.promises.iter().filter(|(_, promise)| promise.is_open());
+                    // A batch as often as a job.
+                    let or_batch = |(id, promise): (&String, &Promise)| match &promise.batch {
+                        Some(batch) => (true, batch.clone()),
+                        None => (false, id.clone()),
+                    };
+                    open.map(or_batch).collect()
+                };
+                match random.pick(&Vec::from_iter(open)) {
+                    Some((true, batch)) => caller.cancel_batch(&batch, &mut random).await,
+                    Some((false, job)) => caller.cancel(&job).await,
+                    None => {}
                 }
             }
             84..92 => caller.fetch(&mut random).await,
@@ -68,7 +83,7 @@ pub(crate) async fn ask(world: Arc<World>, client: u64) {
             _ => {
                 let any = locked(&world.ledger).ids(|_| true);
                 if let Some(job) = random.pick(&any) {
-                    caller.job(&job).await;
+                    caller.look_at_batch_of(&job).await;
                 }
             }
         }
@@ -77,8 +92,8 @@ pub(crate) async fn ask(world: Arc<World>, client: u64) {
 
 /// A client that speaks to one replica.
 pub(crate) struct Caller<'w> {
-    world: &'w World,
-    address: String,
+    pub(crate) world: &'w World,
+    pub(crate) address: String,
     /// When it began to ask. What it is told after the database was put back is of another era than what it asked for.
     era: u64,
 }
@@ -89,12 +104,12 @@ impl<'w> Caller<'w> {
     }
 
     /// The ledger, unless it is another era's by now.
-    fn ledger(&self) -> Option<MutexGuard<'w, Ledger>> {
+    pub(crate) fn ledger(&self) -> Option<MutexGuard<'w, Ledger>> {
         let ledger = locked(&self.world.ledger);
         (self.era == self.world.era()).then_some(ledger)
     }
 
-    fn red(&self, invariant: &'static str, what: String) {
+    pub(crate) fn red(&self, invariant: &'static str, what: String) {
         if self.era == self.world.era() {
             self.world.report.red(invariant, what);
         }
@@ -102,14 +117,14 @@ impl<'w> Caller<'w> {
 
     /// Asks for an export with a body of its own; status and answer.
     pub(crate) async fn post(&self, path: &str, lane: &'static Lane, body: &Value) -> Option<(u16, Value)> {
-        let request = self.world.http.post(format!("{}{path}", self.address)).header("X-Consumer-ID", lane.name);
+        let request = self.world.http.post(format!("{}{path}", self.address)).header("X-Consumer-ID", lane.consumer);
         let request = request.header("Idempotency-Key", uuid::Uuid::new_v4().to_string()).json(body);
         let (status, answer) = self.send(request, &format!("POST {path}")).await?;
         let answer: Value = answer.json().await.ok()?;
         if status == 202
             && let Some(job) = answer["jobId"].as_str()
         {
-            self.ledger()?.promised(job, lane.name);
+            self.ledger()?.promised(job, lane.name, None);
         }
         Some((status, answer))
     }
@@ -129,16 +144,16 @@ impl<'w> Caller<'w> {
         &self,
         method: Method,
         path: &str,
-        lane: Option<&str>,
+        consumer: Option<&str>,
     ) -> Option<(u16, reqwest::Response)> {
         let mut request = self.world.http.request(method.clone(), format!("{}{path}", self.address));
-        if let Some(lane) = lane {
-            request = request.header("X-Consumer-ID", lane);
+        if let Some(consumer) = consumer {
+            request = request.header("X-Consumer-ID", consumer);
         }
         self.send(request, &format!("{method} {path}")).await
     }
 
-    async fn send(&self, request: reqwest::RequestBuilder, what: &str) -> Option<(u16, reqwest::Response)> {
+    pub(crate) async fn send(&self, request: reqwest::RequestBuilder, what: &str) -> Option<(u16, reqwest::Response)> {
         let answer = request.send().await.ok()?;
         let status = answer.status().as_u16();
         match status {
@@ -168,7 +183,7 @@ impl<'w> Caller<'w> {
 
     async fn submit_once(&self, kind: &str, lane: &'static Lane, body: &Value, key: &str) -> Option<String> {
         let path = format!("/exports/{kind}");
-        let request = self.world.http.post(format!("{}{path}", self.address)).header("X-Consumer-ID", lane.name);
+        let request = self.world.http.post(format!("{}{path}", self.address)).header("X-Consumer-ID", lane.consumer);
         let request = request.header("Idempotency-Key", key).json(body);
         let answer = self.send(request, &format!("POST {path}")).await?;
         self.promised(answer, lane.name).await
@@ -191,22 +206,23 @@ impl<'w> Caller<'w> {
         }
         // A body that was cut off is a 202 all the same, but of which job, nobody knows.
         let job = answer.json::<Value>().await.ok()?["jobId"].as_str()?.to_owned();
-        self.ledger()?.promised(&job, lane);
+        self.ledger()?.promised(&job, lane, None);
         Some(job)
     }
 
     /// The lane's newest jobs.
-    pub(crate) async fn look(&self, lane: &str) {
+    pub(crate) async fn look(&self, lane: &Lane) {
+        let Lane { name, consumer, dataset, .. } = lane;
         // `:` and `@` may stand in a query as they are.
-        let jobs = self.look_at(&format!("/exports?consumer={lane}&limit=30")).await;
+        let jobs = self.look_at(&format!("/exports?consumer={consumer}&dataset={dataset}&limit=30")).await;
         // 6: newest first, whatever clocks say.
         let numbers: Vec<u64> = jobs.iter().filter_map(|job| job["number"].as_u64()).collect();
         if !numbers.is_sorted_by(|newer, older| newer > older) {
-            self.red("6", format!("the list of {lane} has the numbers {numbers:?}"));
+            self.red("6", format!("the list of {name} has the numbers {numbers:?}"));
         }
         // No list has a skipped job with another one after it.
         let listed = |id: &String| jobs.iter().any(|job| job["jobId"] == id.as_str());
-        let of_lane = locked(&self.world.ledger).ids(|promise| promise.lane == lane && promise.is_open());
+        let of_lane = locked(&self.world.ledger).ids(|promise| promise.lane == *name && promise.is_open());
         for id in of_lane.iter().filter(|id| !listed(id)) {
             self.job(id).await;
         }
@@ -249,7 +265,7 @@ impl<'w> Caller<'w> {
     async fn watermark(&self, lane: &'static Lane) {
         let before = locked(&self.world.ledger).watermark(lane.name);
         let path = format!("/exports/watermark?dataset={}", lane.dataset);
-        let Some((status, answer)) = self.call(Method::GET, &path, Some(lane.name)).await else { return };
+        let Some((status, answer)) = self.call(Method::GET, &path, Some(lane.consumer)).await else { return };
         let Ok(body) = answer.json::<Value>().await else { return };
         let told = match status {
             200 => body["lastExportedAt"].as_str().map(str::to_owned),

@@ -55,7 +55,9 @@ const REMOVE_ON_DOUBT: Edit = Edit {
     file: "src/worker.rs",
     text: "            Ok(None) => return self.committed_after_all(lease, shutdown).await,\n",
     instead: "            Ok(None) => {
-                let _ = self.destination.abort(&lease.hidden_file()).await;
+                for job in lease.jobs() {
+                    let _ = self.destination.abort(&lease.hidden_file(job)).await;
+                }
                 return self.committed_after_all(lease, shutdown).await;
             }\n",
 };
@@ -65,7 +67,11 @@ const PUBLISH_FIRST: Edit = Edit {
     file: "src/worker.rs",
     text: "        failpoint!(\"worker.extended\");\n",
     instead: "        let folder = std::path::PathBuf::from(std::env::var_os(\"OUTPUT_DIR\").unwrap_or_default());
-        let _ = std::fs::rename(folder.join(&exported.parts[0].staged.name), folder.join(&lease.job.output_filename));
+        for (job, exported) in lease.jobs().zip(&written.exports) {
+            if let Some(part) = exported.parts.first() {
+                let _ = std::fs::rename(folder.join(&part.staged.name), folder.join(&job.output_filename));
+            }
+        }
         failpoint!(\"worker.extended\");\n",
 };
 
@@ -118,7 +124,7 @@ const IN_A_BUCKET: [Control; 4] = [
     },
 ];
 
-const CONTROLS: [Control; 13] = [
+const CONTROLS: [Control; 15] = [
     // What the directed scenario does by itself is no violation.
     Control { name: "nothing", breaks: None, edits: &[], scenario: Scenario::Overtaking(15) },
     // A worker whose lease was given to another commits over it. Where the worker was stopped, Postgres has ended its
@@ -140,7 +146,7 @@ const CONTROLS: [Control; 13] = [
         name: "no-order",
         breaks: Some("6"),
         edits: &[Edit {
-            file: "src/store/queue/claimable.sql",
+            file: "src/store/queue/ready.sql",
             text: "and earlier.lane_sequence < r.lane_sequence and earlier.status in ('pending', 'processing'))",
             instead: "and earlier.lane_sequence < r.lane_sequence and false)",
         }],
@@ -151,7 +157,7 @@ const CONTROLS: [Control; 13] = [
         name: "no-wait-for-the-name",
         breaks: Some("6"),
         edits: &[Edit {
-            file: "src/store/queue/claimable.sql",
+            file: "src/store/queue/ready.sql",
             text: "where b.status = 'completed' and b.published_at is null and b.consumer_id is not null))",
             instead: "where false))",
         }],
@@ -180,6 +186,53 @@ const CONTROLS: [Control; 13] = [
         }],
         scenario: Scenario::Usual(60),
     },
+    // Each member of a batch but the first is read at a snapshot of its own, and its position says so. So each lane by
+    // itself is right.
+    Control {
+        name: "a-moment-each",
+        breaks: Some("12"),
+        edits: &[
+            Edit {
+                file: "src/source/import.rs",
+                text: "pub(super) struct Import(String);",
+                instead: "pub(super) struct Import(pub(super) String);",
+            },
+            Edit {
+                file: "src/source/reading.rs",
+                text: "        table.import.join(self.reader, &table.dataset.table).await?;\n",
+                instead: "        if at > 0 {
+            table.import.0 = table.import.0.replace(\"set transaction snapshot\", \"--\");
+        }
+        table.import.join(self.reader, &table.dataset.table).await?;
+        if at > 0 {
+            let now: String = sqlx::query_scalar(\"select pg_current_snapshot()::text\")
+                .fetch_one(&mut *self.reader)
+                .await
+                .map_err(&failed)?;
+            table.new_position.snapshot = Some(now);
+            // No further reader, which would import the leader's.
+            table.blocks = None;
+        }\n",
+            },
+        ],
+        scenario: Scenario::Usual(60),
+    },
+    // Each export of a batch is committed by itself. A worker that dies in between leaves the rest undone.
+    Control {
+        name: "a-commit-each",
+        breaks: Some("12"),
+        edits: &[Edit {
+            file: "src/store/commit.rs",
+            text: "                Some(is_planned) => are_planned.push(is_planned),\n",
+            instead: "                Some(is_planned) => {
+                    are_planned.push(is_planned);
+                    if commits.len() > 1 {
+                        sqlx::raw_sql(\"commit; begin; savepoint writes\").execute(&mut *conn).await?;
+                    }
+                }\n",
+        }],
+        scenario: Scenario::Usual(60),
+    },
     // A backfill of one table costs the positions of others.
     Control {
         name: "gives-up-others",
@@ -201,11 +254,11 @@ const CONTROLS: [Control; 13] = [
             Edit { file: "src/worker.rs", text: "        heartbeat.end().await;\n", instead: "" },
             Edit {
                 file: "src/worker.rs",
-                text: "            let connections = snapshot.commit(time).await?;\n",
+                text: "            let connections = written.snapshot.commit(time).await?;\n",
                 instead: "            let connections = tokio::select! {
                 biased;
                 stop = heartbeat.stopped() => return Err(Error::Stopped(stop)),
-                done = snapshot.commit(time) => done?,
+                done = written.snapshot.commit(time) => done?,
             };\n",
             },
             REMOVE_ON_DOUBT,
@@ -225,14 +278,17 @@ const CONTROLS: [Control; 13] = [
         breaks: Some("11"),
         edits: &[Edit {
             file: "src/store/commit.rs",
-            text: "    let Some(is_planned) = completed else { return Ok(Committed::NotOurs) };\n",
-            instead: "    let Some(is_planned) = completed else { return Ok(Committed::NotOurs) };
-    sqlx::query(
-        \"insert into cdc_export.deliveries (id, job, endpoint, event) values (gen_random_uuid(), $1, 'receiver', 'completed')\",
-    )
-    .bind(job.id.as_uuid())
-    .execute(&mut *conn)
-    .await?;\n",
+            text: "                Some(is_planned) => are_planned.push(is_planned),\n",
+            instead: "                Some(is_planned) => {
+                    are_planned.push(is_planned);
+                    sqlx::query(
+                        \"insert into cdc_export.deliveries (id, job, endpoint, event)
+                         values (gen_random_uuid(), $1, 'receiver', 'completed')\",
+                    )
+                    .bind(commit.job.id.as_uuid())
+                    .execute(&mut *conn)
+                    .await?;
+                }\n",
         }],
         scenario: Scenario::Usual(60),
     },
@@ -245,9 +301,9 @@ const CONTROLS: [Control; 13] = [
             file: "src/store/transitions.rs",
             text: "            false => self.transaction(async |tx| transition(tx, &self.listeners, statement).await).await?,\n",
             instead: "            false => {
-                let row = self.transaction(async |tx| transition(tx, &[], statement).await).await?;
-                self.with(async |conn| plan_deliveries(conn, &self.listeners, row.as_slice()).await).await?;
-                row
+                let rows = self.transaction(async |tx| transition(tx, &[], statement).await).await?;
+                self.with(async |conn| plan_deliveries(conn, &self.listeners, &rows).await).await?;
+                rows
             }\n",
         }],
         scenario: Scenario::LostAnswers(20),

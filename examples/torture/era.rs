@@ -1,6 +1,6 @@
 //! An era as the database tells it: its jobs, what the recorder wrote down, and the tables as they are.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use anyhow::Result;
 use chrono::{DateTime, Utc};
@@ -14,12 +14,17 @@ use crate::replay::{Said, Window};
 
 /// A failure's code.
 pub(crate) const FILE_LOST: &str = "file_lost";
+/// The code of a batch's members beside the one that failed.
+pub(crate) const MEMBER_FAILED: &str = "batch_member_failed";
 
 #[derive(Debug, sqlx_macros::FromRow)]
 pub(crate) struct Job {
     pub(crate) id: Uuid,
+    /// `consumer/dataset`; empty: ad hoc.
+    pub(crate) lane: String,
     /// Empty: ad hoc.
     pub(crate) consumer_id: String,
+    pub(crate) batch_id: Option<Uuid>,
     pub(crate) dataset: String,
     pub(crate) lane_sequence: Option<i64>,
     pub(crate) number: Option<i64>,
@@ -91,18 +96,34 @@ pub(crate) struct Era {
     pub(crate) tables: BTreeMap<&'static str, BTreeMap<i64, Row>>,
     /// The refused jobs whose positions the bound of the change log may have cost.
     pub(crate) given_up: HashSet<Uuid>,
+    /// For each job that moved its consumer's position, the transaction that did, and the snapshot that the position is
+    /// at; `None`: there is no position yet.
+    pub(crate) commits: HashMap<Uuid, (u64, Option<String>)>,
+}
+
+/// A batch's jobs, as the database has them.
+#[derive(Default)]
+pub(crate) struct Members<'e> {
+    pub(crate) jobs: Vec<&'e Job>,
+    /// `committed` for each job that moved its consumer's position, else its status.
+    pub(crate) states: BTreeSet<&'e str>,
+    /// The transactions that moved positions.
+    pub(crate) commits: BTreeSet<u64>,
+    /// The snapshots that the positions are at.
+    pub(crate) snapshots: BTreeSet<&'e str>,
 }
 
 impl Era {
     pub(crate) async fn read(conn: &mut PgConnection) -> Result<Era> {
         let jobs = sqlx::query_as(
-            "select id, coalesce(consumer_id, '') as consumer_id, dataset, lane_sequence, number,
+            "select id, coalesce(consumer_id || '/' || dataset, '') as lane, coalesce(consumer_id, '') as consumer_id,
+               batch_id, dataset, lane_sequence, number,
                (selection->'filter'->0->>'value')::bigint as up_to, export_type, status, error_code, continuity, schema_changed,
                rows_exported, bytes_written, output_filename, sha256, staged_name,
                (select location from cdc_export.files f where f.job = e.id and f.part = 1), digest, published_at is not null as published,
                watermark_from, watermark_to, after_job, after_sha256, removed, skip_empty,
                (select s.token_was from torture.steps s where s.job = e.id and s.became = 'skipped') as skipped_by
-             from torture.jobs e order by consumer_id, lane_sequence",
+             from torture.jobs e order by lane, lane_sequence",
         );
         let jobs: Vec<Job> = jobs.fetch_all(&mut *conn).await?;
         let (history, versions) = (History::read(conn).await?, recorder::versions(conn).await?);
@@ -114,7 +135,14 @@ impl Era {
         }
         let moves = recorder::moves(conn).await?;
         let given_up = log_bound::given_up(&jobs, &history, &recorder::written(conn).await?);
-        Ok(Era { jobs, history, moves, versions, tables, given_up })
+        let positions = recorder::positions(conn).await?;
+        let commits = history.steps.iter().filter(|step| ["completed", "skipped"].contains(&step.became.as_str()));
+        let commits = commits.filter_map(|step| {
+            let position = positions.get(&(step.xid, step.lane.clone()?)).cloned();
+            Some((step.job, (step.xid, position)))
+        });
+        let commits = commits.collect();
+        Ok(Era { jobs, history, moves, versions, tables, given_up, commits })
     }
 
     pub(crate) fn completed(&self) -> impl Iterator<Item = &Job> {
@@ -122,7 +150,22 @@ impl Era {
     }
 
     pub(crate) fn of_lane(&self, lane: &str) -> impl Iterator<Item = &Job> {
-        self.jobs.iter().filter(move |job| job.consumer_id == lane)
+        self.jobs.iter().filter(move |job| job.lane == lane)
+    }
+
+    pub(crate) fn batches(&self) -> BTreeMap<Uuid, Members<'_>> {
+        let mut batches = BTreeMap::<Uuid, Members<'_>>::new();
+        for job in &self.jobs {
+            let Some(batch) = job.batch_id else { continue };
+            let members = batches.entry(batch).or_default();
+            members.jobs.push(job);
+            members.states.insert(if job.has_committed() { "committed" } else { &job.status });
+            if let Some((xid, snapshot)) = self.commits.get(&job.id).filter(|_| job.has_committed()) {
+                members.commits.insert(*xid);
+                members.snapshots.extend(snapshot.as_deref());
+            }
+        }
+        batches
     }
 
     /// From the claim of the attempt that completed or skipped a job to its commit.

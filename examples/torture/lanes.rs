@@ -1,9 +1,11 @@
-//! The consumers, each a lane of one dataset, and the tables behind the datasets.
+//! The lanes, each a consumer in a dataset, and the tables behind the datasets.
 
-/// A consumer, and what it mostly asks for.
+/// A consumer in a dataset, and what it mostly asks for there.
 #[derive(Debug)]
 pub(crate) struct Lane {
+    /// `consumer/dataset`, as the recorder writes it.
     pub(crate) name: &'static str,
+    pub(crate) consumer: &'static str,
     pub(crate) dataset: &'static str,
     /// Of a hundred exports that it asks for, so many are full ones, and so many incremental.
     full: u64,
@@ -16,45 +18,62 @@ pub(crate) struct Lane {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AskedBy {
     Clients,
+    /// The clients, mostly in batches of several of the consumer's datasets.
+    Batches,
     /// See [`crate::loader`].
     Loaders,
 }
 
-const fn lane(name: &'static str, dataset: &'static str, full: u64, incremental: u64) -> Lane {
-    Lane { name, dataset, full, incremental, asked_by: AskedBy::Clients }
+macro_rules! lane {
+    ($consumer:literal, $dataset:literal, $full:literal, $incremental:literal, $asked_by:ident) => {
+        Lane {
+            name: concat!($consumer, "/", $dataset),
+            consumer: $consumer,
+            dataset: $dataset,
+            full: $full,
+            incremental: $incremental,
+            asked_by: AskedBy::$asked_by,
+        }
+    };
 }
 
-const fn loaded(name: &'static str, dataset: &'static str) -> Lane {
-    Lane { name, dataset, full: 0, incremental: 0, asked_by: AskedBy::Loaders }
-}
-
-/// No two datasets have a consumer in common, so that a consumer's name is its lane's.
-pub(crate) const LANES: [Lane; 18] = [
-    lane("faithful", "users", 4, 0),
-    lane("mirror", "users", 4, 0),
-    lane("mixed", "users", 10, 25),
-    lane("mixed-2", "users", 10, 25),
-    lane("live-first", "users", 0, 70),
-    lane("late.starter", "users", 10, 25),
-    lane("a:b@c", "users", 10, 25),
-    lane("full-only", "users", 85, 0),
-    loaded("loader", "users"),
-    loaded("loader-2", "users"),
-    lane("shaped", "shapes", 0, 0),
-    lane("shaped-2", "shapes", 4, 30),
-    loaded("shape-loader", "shapes"),
-    lane("parted", "parts", 4, 20),
-    lane("fed", "fed", 4, 20),
-    lane("calm", "calm", 4, 20),
-    lane("calm-2", "calm", 2, 50),
-    loaded("calm-loader", "calm"),
+/// Consumers that ask for batches have all datasets. Any other consumer has one.
+pub(crate) const LANES: [Lane; 28] = [
+    lane!("faithful", "users", 4, 0, Clients),
+    lane!("mirror", "users", 4, 0, Clients),
+    lane!("mixed", "users", 10, 25, Clients),
+    lane!("mixed-2", "users", 10, 25, Clients),
+    lane!("live-first", "users", 0, 70, Clients),
+    lane!("late.starter", "users", 10, 25, Clients),
+    lane!("a:b@c", "users", 10, 25, Clients),
+    lane!("full-only", "users", 85, 0, Clients),
+    lane!("loader", "users", 0, 0, Loaders),
+    lane!("loader-2", "users", 0, 0, Loaders),
+    lane!("shaped", "shapes", 0, 0, Clients),
+    lane!("shaped-2", "shapes", 4, 30, Clients),
+    lane!("shape-loader", "shapes", 0, 0, Loaders),
+    lane!("parted", "parts", 4, 20, Clients),
+    lane!("fed", "fed", 4, 20, Clients),
+    lane!("calm", "calm", 4, 20, Clients),
+    lane!("calm-2", "calm", 2, 50, Clients),
+    lane!("calm-loader", "calm", 0, 0, Loaders),
+    lane!("warehouse", "users", 4, 10, Batches),
+    lane!("warehouse", "shapes", 4, 10, Batches),
+    lane!("warehouse", "parts", 4, 10, Batches),
+    lane!("warehouse", "fed", 4, 10, Batches),
+    lane!("warehouse", "calm", 4, 10, Batches),
+    lane!("mart", "users", 0, 30, Batches),
+    lane!("mart", "shapes", 0, 30, Batches),
+    lane!("mart", "parts", 0, 30, Batches),
+    lane!("mart", "fed", 0, 30, Batches),
+    lane!("mart", "calm", 0, 30, Batches),
 ];
 
 /// Whose ad-hoc exports are: nobody's, and no lane.
 pub(crate) const AD_HOC: &str = "";
 
 impl Lane {
-    /// What its consumer asks for if `drawn`, of a hundred, says so.
+    /// What its consumer asks for there if `drawn`, of a hundred, says so.
     pub(crate) fn kind(&self, drawn: u64) -> &'static str {
         match drawn {
             n if n < self.full => "full",
@@ -62,6 +81,11 @@ impl Lane {
             _ => "delta",
         }
     }
+}
+
+/// The lanes of a consumer.
+pub(crate) fn of_consumer(consumer: &str) -> impl Iterator<Item = &'static Lane> {
+    LANES.iter().filter(move |lane| lane.consumer == consumer)
 }
 
 /// The lanes that loaders of their own ask for.

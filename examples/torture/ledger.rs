@@ -5,12 +5,15 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use crate::lanes;
 use crate::report::Report;
 
 /// A job that a client got a 202 for.
 #[derive(Clone, Debug)]
 pub(crate) struct Promise {
     pub(crate) lane: &'static str,
+    /// The batch that it is a member of.
+    pub(crate) batch: Option<String>,
     /// The job as it was when somebody first saw it ended, and when that answer came.
     pub(crate) ended: Option<(Value, Instant)>,
     /// A cancel was answered with 202.
@@ -46,14 +49,22 @@ pub(crate) fn is_terminal(job: &Value) -> bool {
 }
 
 impl Ledger {
-    pub(crate) fn promised(&mut self, job: &str, lane: &'static str) {
-        let promise = Promise { lane, ended: None, cancel_accepted: false, gone: false, removal_asked: false };
+    pub(crate) fn promised(&mut self, job: &str, lane: &'static str, batch: Option<&str>) {
+        let batch = batch.map(str::to_owned);
+        let promise = Promise { lane, batch, ended: None, cancel_accepted: false, gone: false, removal_asked: false };
         // The same job may be promised twice, by its key.
         self.promises.entry(job.to_owned()).or_insert(promise);
     }
 
     pub(crate) fn open(&self, lane: &str) -> usize {
         self.promises.values().filter(|promise| promise.lane == lane && promise.is_open()).count()
+    }
+
+    /// The open jobs of a consumer, a batch as one. Its turns come as they do to a consumer with one lane.
+    pub(crate) fn open_of(&self, consumer: &str) -> usize {
+        let is_its = |lane: &str| lanes::of_consumer(consumer).any(|its| its.name == lane);
+        let open = self.promises.iter().filter(|(_, promise)| promise.is_open() && is_its(promise.lane));
+        open.map(|(id, promise)| promise.batch.as_ref().unwrap_or(id)).collect::<BTreeSet<_>>().len()
     }
 
     /// The database was put back: it has these jobs, as the API shows them, with whether somebody cancelled them. What

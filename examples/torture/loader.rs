@@ -107,7 +107,7 @@ impl<'w> Loader<'w> {
         }
         // Those that it died over are still under way.
         if self.mortal && locked(&self.world.ledger).open(self.lane.name) >= MOST_OPEN {
-            caller.look(self.lane.name).await;
+            caller.look(self.lane).await;
             return Round::Behind;
         }
         self.ask(&caller, &standing).await
@@ -116,7 +116,7 @@ impl<'w> Loader<'w> {
     /// Loads what the list has after the last one, without asking for more.
     async fn list(&mut self, caller: &Caller<'_>, standing: &Standing) {
         let Some((last, _)) = &standing.last else { return };
-        let path = format!("/exports?consumer={}&dataset={}&after={last}", self.lane.name, self.lane.dataset);
+        let path = format!("/exports?consumer={}&dataset={}&after={last}", self.lane.consumer, self.lane.dataset);
         let Some((200, page)) = caller.get(&path).await else { return };
         for job in page["items"].as_array().into_iter().flatten() {
             if !self.load(caller, standing, job).await {

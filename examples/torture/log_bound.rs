@@ -77,7 +77,7 @@ pub(crate) fn given_up(jobs: &[Job], history: &History, written: &[Written]) -> 
     let mut explained = HashSet::new();
     for (at, step) in history.steps.iter().enumerate() {
         let Some(job) = jobs.get(&step.job) else { continue };
-        let Some(lane) = LANES.iter().find(|lane| lane.name == job.consumer_id) else { continue };
+        let Some(lane) = LANES.iter().find(|lane| lane.name == job.lane) else { continue };
         let moves = ["completed", "skipped"].contains(&step.became.as_str());
         let lost = job.continuity.as_deref().filter(|word| step.became == "failed" && LOG_LOST.contains(word));
         if !moves && lost.is_none() {

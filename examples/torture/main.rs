@@ -7,6 +7,7 @@
 
 mod auditor;
 mod backfill;
+mod batches;
 mod bucket;
 mod builds;
 mod clients;
@@ -235,6 +236,7 @@ fn print_counts(counts: &Counts, time: Duration) {
         "{} deaths {:?}, {} zombies, {} answers to COMMIT lost, {} readers silenced
 {} more attempts whose leases were ended early, {} that ended with no fault near
 {} jobs accepted; {} completed, {} skipped, {} failed, {} cancelled; {} refused, since the change log was over its bound
+{} batches completed, {} failed, {} cancelled
 {} events in {} posts; {} refused, {} dropped, {} answered late or never; {} of which the database couldn't be asked, {} of before a put-back
 {} commits of writers, {} looks of the auditor, {} replays; {:.0} s in all",
         deaths.total(),
@@ -250,6 +252,9 @@ fn print_counts(counts: &Counts, time: Duration) {
         counts.failed,
         counts.cancelled,
         counts.given_up,
+        counts.batches_completed,
+        counts.batches_failed,
+        counts.batches_cancelled,
         posts.ids,
         posts.tries,
         posts.refused,

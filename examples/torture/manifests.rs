@@ -1,6 +1,6 @@
 //! The manifests, read by themselves: whoever has them alone replays what the oracle replays by the jobs.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -19,6 +19,7 @@ struct Manifest {
     job: String,
     digest: String,
     previous: Option<String>,
+    snapshot: Option<String>,
     files: Vec<String>,
 }
 
@@ -34,10 +35,11 @@ impl Manifest {
             job: text(&export["job"])?,
             digest: text(&value["digest"])?,
             previous: export["previous"].as_str().map(str::to_owned),
+            snapshot: export["snapshot"].as_str().map(str::to_owned),
             files: files.iter().map(|file| text(&file["sha256"])).collect::<Result<_>>()?,
         };
         anyhow::ensure!(sha256(canonical(export).as_bytes()) == manifest.digest, "its digest is of another content");
-        Ok((text(&export["consumer"])?, manifest))
+        Ok((format!("{}/{}", text(&export["consumer"])?, text(&export["dataset"])?), manifest))
     }
 }
 
@@ -77,6 +79,21 @@ pub(crate) async fn check(world: &World, era: &Era) -> Result<()> {
         };
         if found.job != id.to_string() || Some(found.number) != *number || found.files.first() != sha256.as_ref() {
             report.red("3", format!("{} is not the manifest of {id}, number {number:?}", found.name));
+        }
+        let position = era.commits.get(id).and_then(|(_, snapshot)| snapshot.as_ref());
+        if found.snapshot.as_ref() != position {
+            let said = &found.snapshot;
+            report.red("3", format!("{} is of {said:?}, and brought its consumer to {position:?}", found.name));
+        }
+    }
+    // 12: what readers of the manifests alone go by.
+    let snapshots: HashMap<&str, Option<&str>> =
+        of_all.values().map(|manifest| (manifest.job.as_str(), manifest.snapshot.as_deref())).collect();
+    for (batch, members) in era.batches() {
+        let ids: Vec<String> = members.jobs.iter().map(|job| job.id.to_string()).collect();
+        let said: BTreeSet<_> = ids.iter().filter_map(|id| snapshots.get(id.as_str())).collect();
+        if said.len() > 1 {
+            report.red("12", format!("the manifests of the batch {batch} are of {said:?}"));
         }
     }
     if world.was_turned_over() {

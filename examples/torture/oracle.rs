@@ -11,14 +11,14 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::auditor::Archive;
-use crate::era::{Delivered, Era, FILE_LOST, Job};
+use crate::era::{Delivered, Era, FILE_LOST, Job, MEMBER_FAILED};
 use crate::lanes::{AD_HOC, LANES, Lane};
 use crate::ledger;
 use crate::loader;
 use crate::log_bound::LOG_LOST;
 use crate::manifests;
-use crate::recorder::{self, Attempts, Since, Step, Versions};
-use crate::replay::Replica;
+use crate::recorder::{self, Attempts, Since, Snapshot, Step, Versions};
+use crate::replay::{Replica, Window};
 use crate::report::{Report, locked};
 use crate::trial::World;
 
@@ -46,6 +46,8 @@ struct Consumer {
     /// How many of its loads were replayed, of a loader's.
     taken: usize,
     wrong: usize,
+    /// The same of what was the table's at another moment than its batch's.
+    beside: usize,
 }
 
 /// What was judged so far.
@@ -59,6 +61,8 @@ pub(crate) struct Oracle {
     pub(crate) replays: usize,
     /// Jobs that were refused because the change log was over its bound.
     pub(crate) given_up: HashSet<Uuid>,
+    /// The last state of each batch, in whichever era.
+    batches: HashMap<Uuid, String>,
     pub(crate) eras: usize,
     /// When the failpoints were behind us.
     first_phase_ended: Option<DateTime<Utc>>,
@@ -89,6 +93,11 @@ impl Oracle {
         self.ended.values().filter(|ended| *ended == status).count()
     }
 
+    /// The same of batches, which are `committed`, `failed` or `cancelled`.
+    pub(crate) fn count_batches(&self, state: &str) -> usize {
+        self.batches.values().filter(|ended| *ended == state).count()
+    }
+
     /// Reads what happened and takes it into account, unjudged.
     pub(crate) async fn take_in(&mut self, conn: &mut PgConnection) -> Result<()> {
         let era = Era::read(conn).await?;
@@ -108,6 +117,9 @@ impl Oracle {
         self.eras += 1;
         self.ended.extend(era.jobs.iter().map(|job| (job.id, job.status.clone())));
         self.given_up.extend(&era.given_up);
+        let states =
+            era.batches().into_iter().filter_map(|(id, members)| Some((id, (*members.states.first()?).to_owned())));
+        self.batches.extend(states);
         for (token, attempt) in &era.history.attempts {
             let known = self.attempts.entry(*token).or_insert_with(|| attempt.clone());
             if known.ended.is_none() {
@@ -126,6 +138,7 @@ impl Oracle {
         judged.check_endings(self.first_phase_ended, end);
         judged.check_steps();
         judged.check_skips();
+        judged.check_batches();
         if end == End::OfAll {
             judged.check_files().await?;
             manifests::check(world, era).await?;
@@ -198,21 +211,20 @@ impl Judged<'_> {
         let in_first_phase =
             |id| first_phase_ended.is_none_or(|ended| failed.get(id).is_some_and(|step| step.at < ended));
         for job in &self.era.jobs {
-            let Job { id, consumer_id, status, error_code, .. } = job;
+            let Job { id, lane, status, error_code, .. } = job;
             let code = error_code.as_deref().unwrap_or_default();
             match status.as_str() {
                 "completed" | "skipped" | "cancelled" => {}
                 "failed" if SPENT.contains(&code) => {}
                 // `replay` checks the reason of an export in a lane. An export without a lane may have run already.
-                "failed" if code == "full_export_needed" && (consumer_id != AD_HOC || self.world.was_turned_over()) => {
-                }
+                "failed" if code == "full_export_needed" && (lane != AD_HOC || self.world.was_turned_over()) => {}
                 "failed" if INJECTED.contains(&code) && in_first_phase(id) => {}
+                // `check_batches` looks for the member that failed by itself.
+                "failed" if code == MEMBER_FAILED && job.batch_id.is_some() => {}
                 "failed" if code == FILE_LOST && self.world.was_removed(&id.to_string()) => {}
-                "failed" => {
-                    self.report().red("9", format!("job {id} of {consumer_id} failed: {code}, {:?}", job.continuity))
-                }
+                "failed" => self.report().red("9", format!("job {id} of {lane} failed: {code}, {:?}", job.continuity)),
                 _ if end == End::OfEra => {}
-                _ => self.report().red("9", format!("job {id} of {consumer_id} is {status} in the end")),
+                _ => self.report().red("9", format!("job {id} of {lane} is {status} in the end")),
             }
         }
     }
@@ -274,8 +286,8 @@ impl Judged<'_> {
     fn check_skips(&self) {
         let mut last = HashMap::<&str, i64>::new();
         for job in self.era.jobs.iter().filter(|job| job.status == "skipped") {
-            let Job { id, consumer_id, lane_sequence, .. } = job;
-            let last = last.entry(consumer_id).or_insert(0);
+            let Job { id, lane, lane_sequence, .. } = job;
+            let last = last.entry(lane).or_insert(0);
             *last = (*last).max(lane_sequence.unwrap_or_default());
             let has_file = job.published
                 || job.number.is_some()
@@ -283,21 +295,52 @@ impl Judged<'_> {
                 || job.rows_exported + job.bytes_written != 0
                 || [&job.sha256, &job.digest, &job.staged_name].into_iter().any(Option::is_some);
             if has_file || job.watermark_from != job.watermark_to {
-                self.report().red("3", format!("{id} of {consumer_id} was skipped, and it is {job:?}"));
+                self.report().red("3", format!("{id} of {lane} was skipped, and it is {job:?}"));
             }
             let may_be = job.skip_empty == Some(true) && job.export_type != "full" && job.continuity.is_none();
-            if !may_be || consumer_id == AD_HOC {
-                self.report().red("3", format!("{id} of {consumer_id} was not to be skipped: {job:?}"));
+            if !may_be || lane == AD_HOC {
+                self.report().red("3", format!("{id} of {lane} was not to be skipped: {job:?}"));
             }
             if job.skipped_by.is_none() {
-                self.report().red("4", format!("{id} of {consumer_id} was skipped while nobody held it"));
+                self.report().red("4", format!("{id} of {lane} was skipped while nobody held it"));
             }
         }
         for job in self.era.jobs.iter().filter(|job| job.removed) {
-            if job.status != "skipped" || last.get(job.consumer_id.as_str()).copied() <= job.lane_sequence {
-                self.report().red("8", format!("job {} of {} was accepted and is gone", job.id, job.consumer_id));
+            if job.status != "skipped" || last.get(job.lane.as_str()).copied() <= job.lane_sequence {
+                self.report().red("8", format!("job {} of {} was accepted and is gone", job.id, job.lane));
             }
         }
+    }
+
+    /// 12: all members of a batch were committed, in one transaction and as of one snapshot, or none was, and then all
+    /// of them ended in one way. Also while the batch is open.
+    fn check_batches(&self) {
+        for (batch, members) in self.era.batches() {
+            if members.states.len() > 1 || members.commits.len() > 1 {
+                let of_all = members.jobs.iter().map(|job| {
+                    let Job { id, lane, status, error_code, .. } = job;
+                    format!("{id} of {lane}: {status}, {error_code:?}, {:?}", self.era.commits.get(id))
+                });
+                let of_all: Vec<_> = of_all.collect();
+                self.report().red("12", format!("the batch {batch} is neither all nor nothing: {of_all:?}"));
+            }
+            if members.snapshots.len() > 1 {
+                let line = format!("the positions of the batch {batch} are of several moments");
+                self.report().red("12", format!("{line}: {:?}", members.snapshots));
+            }
+            let has_no_cause = members.jobs.iter().all(|job| job.error_code.as_deref() == Some(MEMBER_FAILED));
+            if members.states.contains("failed") && has_no_cause {
+                self.report().red("9", format!("the batch {batch} failed, and none of its members did"));
+            }
+        }
+    }
+
+    /// The snapshot of a batch, at which each of its members must be the table.
+    fn moment(&self, job: &Job) -> Result<Option<Snapshot>> {
+        let Some(batch) = job.batch_id else { return Ok(None) };
+        let of_batch = self.era.jobs.iter().filter(|other| other.batch_id == Some(batch));
+        let mut moments = of_batch.filter_map(|other| self.era.commits.get(&other.id)?.1.as_deref());
+        moments.next().map(Snapshot::parse).transpose()
     }
 
     /// 3 and 10: a completed job has its file whole, and there are no others.
@@ -438,7 +481,7 @@ impl Judged<'_> {
                     }
                     if is_skipped {
                         if consumer.had.insert(job.delivered()) && !consumer.left_behind {
-                            self.compare_skipped(job, consumer)?;
+                            self.compare(job, consumer, &BTreeSet::new())?;
                             compared += 1;
                         }
                         continue;
@@ -495,18 +538,29 @@ impl Judged<'_> {
         for what in wrong {
             self.report().red("1", format!("{name}: {what}"));
         }
-        let window = self.era.window(job).context("a completed job has an attempt that completed it")?;
-        let wrong = consumer.replica.compare(versions, &window, &brought, job.export_type == "incremental");
-        self.tell_wrong(job, consumer, wrong);
+        self.compare(job, consumer, &brought)?;
         Ok(true)
     }
 
-    /// Compares what a consumer has with the table that a skipped job saw.
-    fn compare_skipped(&self, job: &Job, consumer: &mut Consumer) -> Result<()> {
+    /// Compares what a consumer has with the table that a completed or skipped job saw, and 12, with the table at the
+    /// moment of the job's batch.
+    fn compare(&self, job: &Job, consumer: &mut Consumer, brought: &BTreeSet<i64>) -> Result<()> {
         let nothing = Versions::new();
         let versions = self.era.versions.get(&job.dataset).unwrap_or(&nothing);
-        let window = self.era.window(job).context("a skipped job has an attempt that skipped it")?;
-        let wrong = consumer.replica.compare(versions, &window, &BTreeSet::new(), job.export_type == "incremental");
+        let window = self.era.window(job).context("the job has an attempt that completed or skipped it")?;
+        let live_only = job.export_type == "incremental";
+        let wrong = consumer.replica.compare(versions, &window, brought, live_only);
+        if let Some(moment) = self.moment(job)?.filter(|_| wrong.is_empty()) {
+            let moment = Window { from: moment.clone(), to: moment };
+            for beside in consumer.replica.compare(versions, &moment, brought, live_only) {
+                consumer.beside += 1;
+                if consumer.beside <= 5 {
+                    let Job { output_filename, batch_id, .. } = job;
+                    let line = format!("after {output_filename}, not of the moment of the batch {batch_id:?}");
+                    self.report().red("12", format!("{line}: {beside}"));
+                }
+            }
+        }
         self.tell_wrong(job, consumer, wrong);
         Ok(())
     }

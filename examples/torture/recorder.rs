@@ -52,21 +52,35 @@ pub(crate) async fn install(conn: &mut PgConnection) -> Result<()> {
          create table torture.steps (
            seq bigint generated always as identity primary key, up float8 not null default torture.uptime(),
            snapshot text not null default pg_current_snapshot()::text,
+           xid xid8 not null default pg_current_xact_id(),
            job uuid, lane text, lane_sequence bigint, was text, became text, token_was uuid, token uuid, owner text, staged text, code text);
          create function torture.step() returns trigger language plpgsql security definer set search_path = '' as $$
+         declare
+           its_lane constant text := new.consumer_id || '/' || new.dataset;
          begin
            if tg_op = 'UPDATE' and old.published_at is null and new.published_at is not null then
-             insert into torture.steps (job, lane, lane_sequence, was, became) values (new.id, new.consumer_id, new.lane_sequence, new.status, 'published');
+             insert into torture.steps (job, lane, lane_sequence, was, became) values (new.id, its_lane, new.lane_sequence, new.status, 'published');
            end if;
            if tg_op = 'UPDATE' and new.status = old.status and new.lease_token is not distinct from old.lease_token then
              return null;
            end if;
            insert into torture.steps (job, lane, lane_sequence, was, became, token_was, token, owner, staged, code)
-           values (new.id, new.consumer_id, new.lane_sequence, case tg_op when 'UPDATE' then old.status end, new.status,
+           values (new.id, its_lane, new.lane_sequence, case tg_op when 'UPDATE' then old.status end, new.status,
              case tg_op when 'UPDATE' then old.lease_token end, new.lease_token, new.lease_owner, new.staged_name, new.error_code);
            return null;
          end $$;
          create trigger torture_step after insert or update on exports for each row execute function torture.step();
+         -- The snapshots that consumers' positions are moved to.
+         create table torture.positions (
+           xid xid8 not null default pg_current_xact_id(), lane text not null, snapshot text not null);
+         create function torture.position() returns trigger language plpgsql security definer set search_path = '' as $$
+         begin
+           insert into torture.positions (lane, snapshot)
+           select new.consumer_id || '/' || new.dataset, new.live_snapshot::text where new.live_snapshot is not null;
+           return null;
+         end $$;
+         create trigger torture_position after insert or update on watermarks
+           for each row execute function torture.position();
          create table torture.removed (like exports);
          create function torture.remove() returns trigger language plpgsql security definer set search_path = '' as $$
          begin
@@ -191,6 +205,15 @@ pub(crate) async fn moves(conn: &mut PgConnection) -> Result<Vec<MoveMade>> {
     made.collect()
 }
 
+/// The snapshots that positions were moved to, by transaction and lane.
+pub(crate) type Positions = BTreeMap<(u64, String), String>;
+
+pub(crate) async fn positions(conn: &mut PgConnection) -> Result<Positions> {
+    let recorded: Vec<(i64, String, String)> =
+        sqlx::query_as("select xid::text::bigint, lane, snapshot from torture.positions").fetch_all(conn).await?;
+    Ok(recorded.into_iter().map(|(xid, lane, snapshot)| ((xid.cast_unsigned(), lane), snapshot)).collect())
+}
+
 /// What a lane's last exports saw at their claims.
 #[derive(Default)]
 pub(crate) struct Since {
@@ -242,7 +265,7 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
-    fn parse(text: &str) -> Result<Snapshot> {
+    pub(crate) fn parse(text: &str) -> Result<Snapshot> {
         let mut parts = text.split(':');
         let mut number = || parts.next().and_then(|part| part.parse().ok());
         let (xmin, xmax) = number().zip(number()).with_context(|| format!("no snapshot: {text}"))?;
@@ -333,6 +356,7 @@ pub(crate) struct Step {
     pub(crate) at: DateTime<Utc>,
     /// Taken within the transaction of the step.
     pub(crate) snapshot: Snapshot,
+    pub(crate) xid: u64,
     pub(crate) job: uuid::Uuid,
     pub(crate) lane: Option<String>,
     pub(crate) lane_sequence: Option<i64>,
@@ -349,6 +373,7 @@ pub(crate) struct Step {
 struct RecordedStep {
     up: f64,
     snapshot: String,
+    xid: i64,
     job: uuid::Uuid,
     lane: Option<String>,
     lane_sequence: Option<i64>,
@@ -363,11 +388,25 @@ struct RecordedStep {
 
 impl RecordedStep {
     fn step(self, booted: DateTime<Utc>) -> Result<Step> {
-        let RecordedStep { up, snapshot, job, lane, lane_sequence, was, became, token_was, token, owner, staged, code } =
-            self;
+        let RecordedStep {
+            up,
+            snapshot,
+            xid,
+            job,
+            lane,
+            lane_sequence,
+            was,
+            became,
+            token_was,
+            token,
+            owner,
+            staged,
+            code,
+        } = self;
+        let xid = xid.cast_unsigned();
         let at = booted + TimeDelta::microseconds((up * 1e6) as i64);
         let snapshot = Snapshot::parse(&snapshot)?;
-        Ok(Step { at, snapshot, job, lane, lane_sequence, was, became, token_was, token, owner, staged, code })
+        Ok(Step { at, snapshot, xid, job, lane, lane_sequence, was, became, token_was, token, owner, staged, code })
     }
 }
 
@@ -410,7 +449,8 @@ impl History {
     pub(crate) async fn read(conn: &mut PgConnection) -> Result<History> {
         let booted = booted()?;
         let recorded: Vec<RecordedStep> = sqlx::query_as(
-            "select up, snapshot, job, lane, lane_sequence, was, became, token_was, token, owner, staged, code
+            "select up, snapshot, xid::text::bigint as xid,
+               job, lane, lane_sequence, was, became, token_was, token, owner, staged, code
              from torture.steps order by seq",
         )
         .fetch_all(conn)
