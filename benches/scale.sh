@@ -331,4 +331,63 @@ row_15() (
     end_second
 )
 
-for row in ${@:-1 2 5 6 7 9 10 11 15}; do "row_$row"; done
+# batch_and_wait TYPE BODY: leaves the completed batch in $answer.
+batch_and_wait() {
+    local batch
+    http POST "/exports/$1" "$2"
+    [[ $answer =~ \"batchId\":\"([^\"]*) ]] || { echo "$answer" >&2; return 1; }
+    batch=${BASH_REMATCH[1]}
+    until [[ $answer =~ ^[^{]*\{\"batchId\":\"[^\"]*\",\"consumerId\":\"[^\"]*\",\"exportType\":\"[^\"]*\",\"status\":\"completed\" ]]; do
+        [[ $answer != *'"status":"failed"'* ]] || { echo "${answer:0:2000}" >&2; return 1; }
+        http GET "/batches/$batch?wait=60"
+    done
+}
+# filled_datasets TABLES ROWS: the tables with so many rows each.
+filled_datasets() {
+    datasets_of "$1"
+    sql "do \$\$ begin for n in 1..$1 loop
+        execute format('insert into t%s (id, name, amount, at) select i, md5(i::text), i %% 1000, now() from generate_series(1, $2) i', n);
+    end loop; end \$\$"
+    sql 'analyze'
+    cli track --all
+}
+
+# A batch of deltas of 1,000 tables, of which 10 changed; and 100 tables with a million rows in all beside one table of a million.
+row_16() {
+    local n
+    (
+        start_service 0
+        filled_datasets 1000 100
+        serve_once
+        printf '16: 1,000 tables of 100 rows: a batch of full exports %s\n' "$(seconds batch_and_wait full '{"datasets": "*"}')"
+        for n in 1 2 3; do
+            sql 'do $$ begin for n in 1..10 loop execute format($x$update t%s set name = $y$changed$y$ where id < 4$x$, n * 97); end loop; end $$'
+            printf '16: a batch of deltas with skipEmpty, 10 tables of 1,000 changed: %s' "$(seconds batch_and_wait delta '{"datasets": "*", "skipEmpty": true}')"
+            sql 'update t7 set name = $x$again$x$ where id = 1'
+            printf ', with 1 changed %s' "$(statements batch_and_wait delta '{"datasets": "*", "skipEmpty": true}')"
+            printf ', with none %s\n' "$(statements batch_and_wait delta '{"datasets": "*", "skipEmpty": true}')"
+        done
+        printf '16: most memory of the service, kB: %s\n' "$(memory VmHWM $second)"
+        end_second
+    )
+    (
+        start_service 0
+        filled_datasets 100 10000
+        sql "create table whole (like t1 including all); insert into whole select i, md5(i::text), i % 1000, now() from generate_series(1, 1000000) i"
+        sql 'vacuum analyze whole'
+        printf '[[dataset]]\nname = "whole"\ntable = "whole"\nupdated_at = "at"\n' >>datasets.toml
+        cli track whole
+        serve_once
+        local names began ended
+        names=$(seq -f '"t%g"' -s, 100)
+        for n in 1 2 3 4 5; do
+            clock began; export_and_wait full '{"dataset": "whole"}'; clock ended; milliseconds $((ended - began)) >>one
+            clock began; batch_and_wait full "{\"datasets\": [$names]}"; clock ended; milliseconds $((ended - began)) >>many
+        done
+        paste one many | awk '{printf "%.2f\n", $2 / $1}' >ratios
+        echo "16: a million rows: one table $(median one) ms, a batch of 100 tables $(median many) ms, ratio $(median ratios); most memory, kB: $(memory VmHWM $second)"
+        end_second
+    )
+}
+
+for row in ${@:-1 2 5 6 7 9 10 11 15 16}; do "row_$row"; done
