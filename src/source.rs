@@ -99,7 +99,7 @@ impl Source {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Postgres can't be reached, went away or was told to stop.
-    #[error("the connection to Postgres was lost")]
+    #[error("{}", unavailable(.0))]
     Unavailable(#[source] sqlx::Error),
     /// Somebody else's lock or transaction was in the way for too long.
     #[error("another transaction was in the way")]
@@ -249,6 +249,17 @@ impl Error {
                 }
             }
         }
+    }
+}
+
+/// Says why Postgres does not serve.
+fn unavailable(cause: &sqlx::Error) -> &'static str {
+    match &*sqlstate(cause) {
+        "53200" => {
+            "Postgres has no memory left, or no room for the locks of so many tables: raise max_locks_per_transaction, \
+             or ask for fewer datasets at once"
+        }
+        _ => "the connection to Postgres was lost",
     }
 }
 

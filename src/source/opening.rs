@@ -71,9 +71,8 @@ impl Opening<'_> {
     /// Begins the leader's transaction with locks on the tables, which it finds by the role's own search_path.
     ///
     /// The locks come before the snapshot: a TRUNCATE that slipped in between would give an empty export (it isn't
-    /// MVCC). They are taken in the order of the tables' oids, in which Postgres itself locks the tables of a pg_dump.
-    /// The transaction is read committed and locks no row: neither takes a transaction id, which everybody's snapshots
-    /// would carry for as long as the export runs.
+    /// MVCC). They are taken in the order of the tables' oids. The transaction is read committed and locks no row:
+    /// neither takes a transaction id, which everybody's snapshots would carry for as long as the export runs.
     async fn lock(&mut self) -> Result<Vec<Table>, Refused> {
         let first = self.purposes[0].dataset.table.clone();
         let datasets: Vec<_> = self.purposes.iter().map(|purpose| &**purpose.dataset).collect();
