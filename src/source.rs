@@ -134,6 +134,17 @@ pub enum Error {
          again: {0}"
     )]
     JobRestored(Remedy),
+    /// The locks of a batch would leave too little room for those of others.
+    #[error(
+        "the tables and their partitions need {locks} locks at once, and a batch takes at most half of the {room} of \
+         Postgres: raise max_locks_per_transaction, or ask for fewer datasets at once"
+    )]
+    TooManyLocks {
+        /// The number of locks that the batch needs.
+        locks: i64,
+        /// The number of locks for which Postgres has room.
+        room: i64,
+    },
     /// A standby's snapshots hide transactions that are in progress on its primary: rows would be lost.
     #[error("this Postgres is a standby, whose changes can't be told exactly")]
     Standby,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::dataset::fault::Faults;
 use crate::dataset::{Capture, Table, TableSchema};
@@ -90,6 +90,10 @@ impl Opening<'_> {
         // If there is no table, the lock reports it.
         let tables: Vec<_> =
             accesses.into_iter().zip(&datasets).map(|(it, of)| it.table.unwrap_or(of.table.clone())).collect();
+        if let [_, _, ..] = &*tables {
+            let read = async { require_room(leader, &tables).await };
+            leader_session.watched(reader, self.lease, read).await?;
+        }
         let begin = format!(
             "-- source.snapshot.begin
              begin isolation level read committed read write;
@@ -182,6 +186,24 @@ impl Opening<'_> {
         let connections = self.connections;
         Ok(Snapshot { connections, readers, own, tables, at: None, reader_is_good: true })
     }
+}
+
+/// Requires that locks of all these tables and their partitions leave room for the locks of others: a statement of
+/// somebody else that finds none fails.
+async fn require_room(leader: &mut PgConnection, tables: &[Table]) -> Result<(), Error> {
+    let (locks, room): (i64, i64) = sqlx::query_as(
+        "-- source.opening.room
+         select
+           (select count(*) from unnest($1) as its (name) cross join lateral (
+             select to_regclass(its.name) union select relid from pg_partition_tree(to_regclass(its.name))) locked),
+           current_setting('max_locks_per_transaction')::bigint * (
+             current_setting('max_connections')::bigint + current_setting('max_prepared_transactions')::bigint)",
+    )
+    .bind(tables.iter().map(quote::relation).collect::<Vec<_>>())
+    .fetch_one(leader)
+    .await
+    .map_err(Error::from_sql("pg_class"))?;
+    if locks * 2 > room { Err(Error::TooManyLocks { locks, room }) } else { Ok(()) }
 }
 
 /// Returns a table of the snapshot, if the guard allows the export.

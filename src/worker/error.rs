@@ -78,6 +78,7 @@ impl Error {
             }
             Error::Source(cause) | Error::Pipeline(Pipe::Source(cause)) => match cause {
                 source::Error::Unavailable(_) | source::Error::Standby => retry(FailureCode::SourceUnavailable),
+                source::Error::TooManyLocks { .. } => fail(FailureCode::SourceUnavailable),
                 source::Error::LockConflict(_) => {
                     Settlement::RetryLocked(failure(FailureCode::SourceUnavailable, None))
                 }

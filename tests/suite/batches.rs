@@ -8,7 +8,10 @@ use serde_json::{Value, json};
 use sqlx::Row;
 
 use crate::catalog::{Catalog, export, post};
-use crate::harness::{Csv, Database, Service, Start, eventually, refusal};
+use crate::harness::{
+    Csv, Database, Service, Start, connect_options, embedded_settings_with_cluster, eventually, reachable_folder,
+    refusal,
+};
 
 /// The tables, each with ten rows of 100.
 const TABLES: [&str; 3] = ["alpha", "beta", "gamma"];
@@ -532,4 +535,37 @@ async fn a_batch_whose_first_member_was_taken_back_alone_goes_on_as_a_whole() {
     let done = ended(&heir, &submitted["batchId"]).await;
     assert_eq!((&done["status"], statuses(&done)), (&json!("completed"), vec!["completed"; 3]), "{done}");
     heir.stop().await;
+}
+
+/// Whoever finds no room for a lock fails, also a user's own application.
+#[tokio::test]
+async fn a_batch_leaves_half_of_the_room_for_locks_to_others() {
+    let home = reachable_folder();
+    let settings = embedded_settings_with_cluster(&home.path().join("data")).await;
+    let server = private_postgres::Server::start(&settings).await.unwrap();
+    let admin = Database::at(connect_options(server.endpoint()));
+    admin.run("alter system set max_locks_per_transaction = 10").await;
+    admin.run("alter system set max_connections = 25").await;
+    server.stop().await;
+    let server = private_postgres::Server::start(&settings).await.unwrap();
+    let database = Database::at(connect_options(server.endpoint()));
+    let tables = "create table alpha (k int primary key); create table beta (k int primary key);
+                  create table gamma (k int primary key) partition by range (k)";
+    database.run(tables).await;
+    for at in 0..130 {
+        database.run(&format!("create table gamma_{at} partition of gamma for values from ({at}) to ({at} + 1)")).await;
+    }
+    let blocks = TABLES.map(|name| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n")).concat();
+    let catalog = Catalog::of(&blocks);
+    let (code, _, errors) = catalog.command(&database, &["track", "--all"]).await;
+    assert_eq!(code, 0, "{errors}");
+    let service = catalog.start(&database).service().await;
+    let refused = export_all(&service, "full", json!({ "datasets": "*" })).await;
+    assert_eq!(refused["error"]["code"], "source_unavailable", "{refused}");
+    let detail = refused["error"]["detail"].as_str().unwrap();
+    assert!(detail.contains("need 133 locks at once") && detail.contains("the 250 of Postgres"), "{detail}");
+    let done = export_all(&service, "full", json!({ "datasets": ["alpha", "beta"] })).await;
+    assert_eq!(done["status"], "completed", "{done}");
+    service.stop().await;
+    server.stop().await;
 }
