@@ -5,7 +5,8 @@
 -- a member alone, so the format of a member has a prefix: such a release leaves formats alone that it doesn't know.
 alter table {schema}.exports
   add column batch_id uuid, -- null: an export of its own
-  -- Of the first member: {"request": as the client sent it, "leftOut": [{"dataset", "reason"}], "retryOf": a batch}.
+  -- The first member has it, as `job::batch::BatchRequest` in JSON: what was asked for, the datasets of all members, and
+  -- those that were left out. Null: of every other job.
   add column batch jsonb;
 
 create index exports_batch on {schema}.exports (batch_id, dataset) where batch_id is not null;

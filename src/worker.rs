@@ -642,7 +642,7 @@ impl Worker {
     async fn committed_after_all(&self, lease: &Lease, shutdown: &CancellationToken) -> AttemptEnd {
         let token = lease.token().as_uuid().to_string();
         let ours = |record: &FileRecord| record.parts.iter().all(|part| part.staged.name.contains(&token));
-        // Of a batch, some may be skipped and have no file.
+        // Some members of a batch may be skipped. They have no file.
         for job in lease.jobs() {
             match self.retry_while_leased(lease, shutdown, || self.store.file(job.id)).await {
                 Ok(Some(record)) if ours(&record) => return AttemptEnd::Committed,

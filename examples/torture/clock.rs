@@ -9,8 +9,9 @@ use tokio::process::Command;
 use crate::environment;
 use crate::random::Random;
 
-/// How far it may be ahead, in seconds. It goes back too, but never behind the machine's: a signal handler sees that
-/// one through the library, so that Postgres's timers would end each transaction that idles now and then in a second.
+/// The largest distance, in seconds, by which it is ahead. It goes back too, but never behind the machine's: a signal
+/// handler sees that one through the library, so that Postgres's timers would end each transaction that idles now and
+/// then in a second.
 const FURTHEST: u64 = 600;
 
 /// A clock that can be set.

@@ -73,7 +73,7 @@ pub(crate) const LANES: [Lane; 28] = [
 pub(crate) const AD_HOC: &str = "";
 
 impl Lane {
-    /// What its consumer asks for there if `drawn`, of a hundred, says so.
+    /// Returns the type of export that its consumer asks for. `drawn` is a random number below a hundred.
     pub(crate) fn kind(&self, drawn: u64) -> &'static str {
         match drawn {
             n if n < self.full => "full",

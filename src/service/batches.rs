@@ -9,13 +9,12 @@ use tokio::time::Instant;
 
 use crate::dataset::Description;
 use crate::job::batch::{Batch, BatchRequest, MOST_MEMBERS, Omitted};
-use crate::job::{After, Bounds, ConsumerId, ExportType, IdempotencyKey, JobId, Request, Status};
+use crate::job::{After, Bounds, ConsumerId, IdempotencyKey, JobId, Request, Status};
 use crate::service::deadline::with_timeout;
 use crate::service::followers::Subscriber;
 use crate::service::{DATASETS_CACHE_TIME, Error, SeenTables, Service};
 use crate::store::jobs::Cancelled;
 use crate::trace::TraceParent;
-use pg_rows::encoding::Encoding;
 
 /// The datasets of a batch, as a client names them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,33 +28,18 @@ pub enum NamedDatasets {
 /// A client's request for a batch.
 #[derive(Clone, Debug)]
 pub struct BatchOrder {
-    /// The consumer of all exports.
-    pub consumer: ConsumerId,
+    /// The request for each export, without a dataset and without `after`.
+    pub of_each: Request,
     /// The datasets.
     pub datasets: NamedDatasets,
-    /// The type of all exports.
-    pub export_type: ExportType,
-    /// The format and compression of all files.
-    pub encoding: Encoding,
-    /// The size at which a file is full.
-    pub max_file_bytes: Option<u64>,
-    /// True to make no file of a dataset without changes.
-    pub skip_empty: Option<bool>,
     /// For datasets, the export that the caller loaded last.
     pub after: BTreeMap<String, After>,
-    /// The client's idempotency key.
-    pub key: Option<IdempotencyKey>,
-    /// The trace context of the request.
-    pub trace: Option<TraceParent>,
 }
 
 impl BatchOrder {
     /// Returns the request for one dataset.
     fn request(&self, dataset: String) -> Request {
-        let BatchOrder { max_file_bytes, skip_empty, trace, .. } = *self;
-        let (after, key) = (self.after.get(&dataset).cloned(), self.key.clone());
-        let request = Request::new(Some(self.consumer.clone()), dataset, self.export_type, self.encoding);
-        Request { max_file_bytes, skip_empty, after, key, trace, ..request }
+        Request { after: self.after.get(&dataset).cloned(), dataset, ..self.of_each.clone() }
     }
 
     /// Returns what a repetition must have in common with this request.
@@ -69,10 +53,11 @@ impl BatchOrder {
             NamedDatasets::All => json!({ "*": bounds.datasets }),
             NamedDatasets::Listed(names) => json!(names),
         };
+        let Request { export_type, encoding, max_file_bytes, skip_empty, .. } = &self.of_each;
         json!({
-            "datasets": datasets, "exportType": self.export_type.as_str(), "format": self.encoding.format.as_str(),
-            "compression": self.encoding.compression.as_str(), "maxFileBytes": self.max_file_bytes,
-            "skipEmpty": self.skip_empty, "after": after,
+            "datasets": datasets, "exportType": export_type.as_str(), "format": encoding.format.as_str(),
+            "compression": encoding.compression.as_str(), "maxFileBytes": max_file_bytes, "skipEmpty": skip_empty,
+            "after": after,
         })
     }
 }
@@ -162,10 +147,10 @@ impl Service {
 
     /// Returns the batch of an earlier request with the same idempotency key, if it asked for the same.
     async fn batch_sent_before(&self, order: &BatchOrder, asked: &BatchRequest) -> Result<Option<Batch>, Error> {
-        if order.key.is_none() {
+        if order.of_each.key.is_none() {
             return Ok(None);
         }
-        let before = with_timeout(self.store.sent_before(&order.request(String::new()))).await?;
+        let before = with_timeout(self.store.sent_before(&order.of_each)).await?;
         let Some(id) = before.and_then(|job| job.batch) else { return Ok(None) };
         match self.batch(id).await {
             Ok(batch) => Ok(Some(batch).filter(|batch| batch.request.is_repeated_by(asked))),

@@ -362,39 +362,29 @@ impl NewExport {
 
     /// Converts the body, with the values from the headers.
     fn asked(
-        self,
+        mut self,
         service: &Service,
         consumer: Option<ConsumerId>,
         export_type: ExportType,
         key: Option<IdempotencyKey>,
         trace: Option<TraceParent>,
     ) -> Result<Asked, Problem> {
-        Ok(match (self.datasets, consumer) {
-            (Some(DatasetsBody(datasets)), Some(consumer)) => {
-                if self.dataset.is_some() {
-                    return Err(invalid("datasets", "not allowed together with `dataset`"));
-                }
-                if self.after_sha256.is_some() {
-                    return Err(invalid("afterSha256", "not allowed together with `datasets`"));
-                }
-                let datasets = checked_datasets(service, datasets)?;
-                Asked::Batch(BatchOrder {
-                    after: after_by_dataset(self.after, &datasets)?,
-                    encoding: encoding_of(self.format, self.compression)?,
-                    max_file_bytes: self.max_file_bytes,
-                    skip_empty: self.skip_empty,
-                    consumer,
-                    datasets,
-                    export_type,
-                    key,
-                    trace,
-                })
-            }
-            (datasets, consumer) => {
-                let body = NewExport { datasets, ..self };
-                Asked::Export(Request { key, trace, ..body.request(service, consumer, export_type)? })
-            }
-        })
+        let Some(DatasetsBody(datasets)) = self.datasets.take() else {
+            return Ok(Asked::Export(Request { key, trace, ..self.request(service, consumer, export_type)? }));
+        };
+        if self.dataset.is_some() {
+            return Err(invalid("datasets", "not allowed together with `dataset`"));
+        }
+        if self.after_sha256.is_some() {
+            return Err(invalid("afterSha256", "not allowed together with `datasets`"));
+        }
+        let datasets = checked_datasets(service, datasets)?;
+        let after = after_by_dataset(self.after, &datasets)?;
+        let encoding = encoding_of(self.format, self.compression)?;
+        let (max_file_bytes, skip_empty) = (self.max_file_bytes, self.skip_empty);
+        let of_each = Request::new(consumer, String::new(), export_type, encoding);
+        let of_each = Request { max_file_bytes, skip_empty, key, trace, ..of_each };
+        Ok(Asked::Batch(BatchOrder { of_each, datasets, after }))
     }
 
     /// Converts the body into a request for one export. The caller adds the values from the headers.
