@@ -303,9 +303,11 @@ async fn shake(world: &World, quake: Quake) -> Result<()> {
             "termination"
         }
         Quake::Expire => {
+            // The lease of a batch is its first member's. That of the others never ends.
             ask(
                 world,
-                "update exports set lease_expires_at = clock_timestamp() - interval '1 h' where status = 'processing'",
+                "update exports set lease_expires_at = clock_timestamp() - interval '1 h'
+                 where status = 'processing' and lease_expires_at < 'infinity'",
             )
             .await;
             EXPIRE

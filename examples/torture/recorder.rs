@@ -244,6 +244,11 @@ pub(crate) fn has_moved(moves: &[MoveMade], table: &str, kind: &str, since: &Sin
     if seen().filter(|made| made.consequence == Renamed && is_new(made)).count() > 1 {
         return true;
     }
+    // A column that was dropped and added again is another one. That of `users` is in no file.
+    let was_replaced = seen().filter(|made| made.consequence == Added && is_new(made)).count() > 1;
+    if was_replaced && table == "shapes" {
+        return true;
+    }
     let is_like_a_rewrite = seen().any(|made| match made.consequence {
         Renamed => is_new(made),
         Added => true,
