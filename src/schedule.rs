@@ -7,7 +7,6 @@ pub mod timing;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::job::lane::Lane;
 use crate::job::{ConsumerId, ExportType, JobId, Request};
 use crate::schedule::timing::Timing;
 use pg_rows::encoding::Encoding;
@@ -23,20 +22,42 @@ pub struct Schedule {
     pub name: String,
     /// The consumer of its exports.
     pub consumer: ConsumerId,
-    /// The dataset of its exports.
-    pub dataset: String,
+    /// The datasets of its exports.
+    pub datasets: ScheduledDatasets,
     /// The type of its exports.
     pub export_type: ExportType,
     /// The format and compression of its files.
     pub encoding: Encoding,
     /// The times of its slots.
     pub timing: Timing,
-    /// True if a full export follows an export that failed with `full_export_needed`.
+    /// True if a full export follows an export that failed with `full_export_needed`, or is in the batch instead.
     pub heals: bool,
     /// True if a new schedule runs at once. A schedule with `false` waits for its next slot.
     pub runs_at_start: bool,
     /// True to make no file if there is nothing to export. `None` uses the dataset's choice.
     pub skip_empty: Option<bool>,
+}
+
+/// The datasets of a schedule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ScheduledDatasets {
+    /// One dataset, whose export is of no batch.
+    One(String),
+    /// The datasets of a batch, in the order of their names.
+    Listed(Vec<String>),
+    /// A batch of all datasets that are ready.
+    All,
+}
+
+impl ScheduledDatasets {
+    /// Returns the names of the datasets. Returns none if all are meant.
+    pub fn names(&self) -> &[String] {
+        match self {
+            ScheduledDatasets::One(name) => std::slice::from_ref(name),
+            ScheduledDatasets::Listed(names) => names,
+            ScheduledDatasets::All => &[],
+        }
+    }
 }
 
 /// The action that is due for a schedule at a given time.
@@ -63,6 +84,10 @@ pg_rows::words! {
         NotTracked = "not_tracked",
         /// The limit of open exports is reached.
         TooManyOpenJobs = "too_many_open_jobs",
+        /// No dataset is ready, and the schedule is for all that are.
+        NothingReady = "nothing_ready",
+        /// More datasets are ready than a batch may have.
+        TooManyDatasets = "too_many_datasets",
     }
 }
 
@@ -88,14 +113,9 @@ pub struct ScheduleState {
 }
 
 impl Schedule {
-    /// Returns the lane of the schedule's exports.
-    pub fn lane(&self) -> Lane<'_> {
-        Lane { consumer: &self.consumer, dataset: &self.dataset }
-    }
-
     /// Builds the request for an export. It has no `after`, because the service does not know the consumer's last load.
-    pub fn request(&self, export_type: ExportType) -> Request {
-        let request = Request::new(Some(self.consumer.clone()), self.dataset.clone(), export_type, self.encoding);
+    pub fn request(&self, dataset: &str, export_type: ExportType) -> Request {
+        let request = Request::new(Some(self.consumer.clone()), dataset.to_owned(), export_type, self.encoding);
         Request { skip_empty: self.skip_empty, ..request }
     }
 
@@ -140,7 +160,7 @@ mod tests {
         Schedule {
             name: "nightly".to_owned(),
             consumer: "search".parse().unwrap(),
-            dataset: "orders".to_owned(),
+            datasets: ScheduledDatasets::One("orders".to_owned()),
             export_type: ExportType::Delta,
             encoding: Encoding::new(Format::Csv, Compression::None).unwrap(),
             timing,

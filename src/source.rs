@@ -238,6 +238,11 @@ impl Error {
     }
 
     /// Says of an error what can be done about it.
+    /// Returns true if a full export would be possible now, and others could follow it.
+    pub fn needs_full_export(&self) -> bool {
+        matches!(self, Error::FullExportNeeded { remedy: Remedy::FullExport, .. })
+    }
+
     fn from_sql(table: impl fmt::Display) -> impl Fn(sqlx::Error) -> Error {
         move |cause| {
             let table = table.to_string();
@@ -255,9 +260,11 @@ impl Error {
                 SqlFailure::Refused if sqlstate(&cause) == role_path::CANT_PLAN => {
                     Error::CantPlan(role_path::cant_plan(table, &cause))
                 }
-                SqlFailure::Refused | SqlFailure::ReadOnly | SqlFailure::Duplicate | SqlFailure::Client => {
-                    Error::Sql(cause)
-                }
+                SqlFailure::Refused
+                | SqlFailure::ReadOnly
+                | SqlFailure::Duplicate
+                | SqlFailure::Referenced
+                | SqlFailure::Client => Error::Sql(cause),
             }
         }
     }

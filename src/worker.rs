@@ -601,8 +601,9 @@ impl Worker {
     /// are committed.
     async fn settle(&self, lease: &Lease, failed: Failed, shutdown: &CancellationToken) -> AttemptEnd {
         let (settlement, cause) = (failed.error.settlement(), chain(&failed.error));
-        let member = failed.at.filter(|_| lease.members.len() > 1).map(|at| &lease.members[at].job);
-        let settle = || self.store.settle(lease, member, &settlement, &cause);
+        let member = failed.at.first().filter(|_| lease.members.len() > 1).map(|at| &lease.members[*at].job);
+        let need_full: Vec<_> = failed.need_full_exports().iter().map(|at| lease.members[*at].job.id).collect();
+        let settle = || self.store.settle(lease, member, &need_full, &settlement, &cause);
         let left = match self.retry_while_leased(lease, shutdown, settle).await {
             Ok(Some(transition)) => transition.job,
             Ok(None) => return self.committed_after_all(lease, shutdown).await,
@@ -629,7 +630,11 @@ impl Worker {
         }
         match (left.status, &settlement) {
             (Status::Pending, Settlement::Release) => tracing::info!(event = "export_released", jobId = %id),
-            (Status::Pending, Settlement::Retry(_) | Settlement::RetryLocked(_) | Settlement::Fail(_)) => {
+            (Status::Pending, Settlement::Fail(_)) => {
+                let (members, dataset) = (need_full.len(), member.map(|job| &*job.dataset));
+                tracing::warn!(event = "batch_healed", batchId = %id, members, dataset, error = cause);
+            }
+            (Status::Pending, Settlement::Retry(_) | Settlement::RetryLocked(_)) => {
                 let (attempt, dataset) = (lease.first().attempt, member.map(|job| &*job.dataset));
                 tracing::warn!(event = "export_retried", jobId = %id, attempt, dataset, error = cause);
             }

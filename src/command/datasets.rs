@@ -119,11 +119,13 @@ async fn datasets(config: &Config, database: &Database, command: DatasetsCommand
                     plain(&left_out.to_string())
                 );
             }
-            for schedule in catalog.schedules().iter().filter(|schedule| catalog.get(&schedule.dataset).is_none()) {
-                let (name, dataset) = (&schedule.name, &schedule.dataset);
-                eprintln!(
-                    "cdc-export: schedule {name}: there is no dataset `{dataset}`, unless a pattern makes it later"
-                );
+            for schedule in catalog.schedules() {
+                for dataset in schedule.datasets.names().iter().filter(|name| catalog.get(name).is_none()) {
+                    eprintln!(
+                        "cdc-export: schedule {}: there is no dataset `{dataset}`, unless a pattern makes it later",
+                        schedule.name
+                    );
+                }
             }
             let names = catalog.iter().map(|dataset| dataset.name.as_str());
             let is_ready = |name: &&str| {

@@ -68,11 +68,16 @@ fn line(schedule: &Value) -> String {
         (true, Some(skipped @ 1..)) => format!("  ({skipped} skipped since)"),
         (true, _) => String::new(),
     };
+    let datasets = match schedule["datasets"].as_array().map(Vec::as_slice) {
+        None => cell("/dataset"),
+        Some([_]) => cell("/datasets/0"),
+        Some(several) => format!("{} datasets", several.len()),
+    };
     format!(
         "{:<20} {:<24} {:<16} {:<12} {when:<32} {:<20}  {:<20}  {}{remark}",
         cell("/name"),
         cell("/consumerId"),
-        cell("/dataset"),
+        datasets,
         cell("/exportType"),
         second("/lastRunAt"),
         second("/nextAt"),

@@ -30,6 +30,8 @@ pub(crate) enum SqlFailure {
     NotThere,
     /// A row with the same key exists already.
     Duplicate,
+    /// A row references a row that doesn't exist, or is referenced and can't be deleted.
+    Referenced,
     /// The text can't be encoded as UTF-8.
     InvalidText,
     /// Postgres reports another error, which its SQLSTATE identifies.
@@ -63,7 +65,10 @@ impl SqlFailure {
             "55P03" => SqlFailure::LockTimeout,
             "42501" => SqlFailure::Denied,
             "42P01" | "42703" => SqlFailure::NotThere,
-            "23505" => SqlFailure::Duplicate,
+            // An exclusion constraint is a unique one of other operators.
+            "23505" | "23P01" => SqlFailure::Duplicate,
+            // Postgres 18 has a code of its own for `on delete restrict`.
+            "23503" | "23001" => SqlFailure::Referenced,
             "22021" | "22P05" => SqlFailure::InvalidText,
             // Connection exceptions, insufficient resources, operator intervention.
             code if ["08", "53", "57"].iter().any(|class| code.starts_with(class)) => SqlFailure::Unavailable,

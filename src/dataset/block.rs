@@ -225,6 +225,11 @@ impl<'a, 't> Block<'a, 't> {
         self.optional(member, str::parse::<String>)
     }
 
+    /// Returns true if the member is a text.
+    pub(super) fn is_text(&self, member: &str) -> bool {
+        self.members.get(member).is_some_and(|value| value.as_ref().as_str().is_some())
+    }
+
     /// Reads a member that is one of two words, and returns true if it is the second one.
     pub(super) fn is_second(&mut self, member: &'static str, [first, second]: [&str; 2]) -> bool {
         let parse = |word: &str| match word {

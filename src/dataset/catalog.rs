@@ -13,7 +13,7 @@ use crate::dataset::pattern::{self, Candidate, LeftOut, Pattern, UsedNames};
 use crate::dataset::{Dataset, Table, USERS, dataset_block, schedule_block};
 use crate::event::Listener;
 use crate::job::Bounds;
-use crate::schedule::Schedule;
+use crate::schedule::{Schedule, ScheduledDatasets};
 
 /// All datasets, and the other blocks of the operator's file.
 #[derive(Clone, Debug)]
@@ -206,7 +206,10 @@ impl Catalog {
         part.names = names_of(&part.datasets);
         part.left_out = part.left_out.iter().filter(|it| bounds.allow_dataset(&it.name)).cloned().collect();
         let is_allowed = |schedule: &Arc<Schedule>| {
-            bounds.allow_consumer(Some(&schedule.consumer)) && bounds.allow_dataset(&schedule.dataset)
+            // All datasets are more than a key with bounds may see.
+            let names_all = schedule.datasets == ScheduledDatasets::All && bounds.datasets.is_some();
+            let are_allowed = schedule.datasets.names().iter().all(|dataset| bounds.allow_dataset(dataset));
+            bounds.allow_consumer(Some(&schedule.consumer)) && !names_all && are_allowed
         };
         part.schedules.retain(is_allowed);
         part

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use crate::dataset::block::{Block, Names, OperatorFile};
 use crate::dataset::listener::Known;
 use crate::dataset::name::hint;
+use crate::job::batch::MOST_MEMBERS;
 use crate::job::{ConsumerId, ExportType};
-use crate::schedule::Schedule;
 use crate::schedule::timing::{self, BadTiming, Timing};
+use crate::schedule::{Schedule, ScheduledDatasets};
 use pg_rows::encoding::{Compression, Encoding, Format};
 
 /// Reads all schedules.
@@ -19,7 +20,7 @@ pub(super) fn read(file: &mut OperatorFile<'_>, names: &mut Names, known: &Known
 
 fn schedule(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Schedule> {
     let consumer = block.required("consumer", str::parse::<ConsumerId>);
-    let dataset = block.required("dataset", |name| known.dataset(name));
+    let datasets = datasets(block, known);
     let export_type = block.required("type", str::parse::<ExportType>);
     let encoding = encoding(block);
     let timing = timing(block);
@@ -32,7 +33,7 @@ fn schedule(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Schedule> {
     Some(Schedule {
         name: block.name.clone(),
         consumer: consumer?,
-        dataset: dataset?,
+        datasets: datasets?,
         export_type: export_type?,
         encoding: encoding?,
         timing: timing?,
@@ -40,6 +41,33 @@ fn schedule(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Schedule> {
         runs_at_start,
         skip_empty,
     })
+}
+
+/// Reads `dataset`, or `datasets` of a batch: a list, or `"*"` for all that are ready.
+fn datasets(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<ScheduledDatasets> {
+    if !block.has("datasets") {
+        block.text("datasets");
+        return block.required("dataset", |name| known.dataset(name)).map(ScheduledDatasets::One);
+    }
+    if block.text("dataset").is_some() {
+        block.wrong("datasets", "dataset names one already");
+    }
+    if block.is_text("datasets") {
+        let all = |word: &str| match word {
+            "*" => Ok(ScheduledDatasets::All),
+            other => Err(format!("`{other}` is neither a list of datasets nor `*`")),
+        };
+        return block.optional("datasets", all);
+    }
+    let mut names = block.list("datasets", |name| known.dataset(name))?;
+    names.sort();
+    if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        block.wrong("datasets", format!("`{}` is there twice", twice[0]));
+    }
+    if names.len() > MOST_MEMBERS {
+        block.wrong("datasets", format!("at most {MOST_MEMBERS} datasets are one batch"));
+    }
+    Some(ScheduledDatasets::Listed(names))
 }
 
 fn encoding(block: &mut Block<'_, '_>) -> Option<Encoding> {
@@ -77,6 +105,7 @@ mod tests {
     use crate::dataset::assert_lines;
     use crate::dataset::catalog::Catalog;
     use crate::job::ExportType;
+    use crate::schedule::ScheduledDatasets;
     use pg_rows::encoding::{Compression, Format};
 
     const ORDERS: &str = "[[dataset]]\nname = \"orders\"\ntable = \"orders\"\n";
@@ -114,8 +143,8 @@ mod tests {
         .unwrap();
         let [often, nightly] = catalog.schedules() else { panic!("two") };
         assert_eq!(
-            (often.name.as_str(), often.consumer.as_str(), often.dataset.as_str()),
-            ("often", "search", "orders")
+            (often.name.as_str(), often.consumer.as_str(), often.datasets.names()),
+            ("often", "search", &["orders".to_owned()][..])
         );
         assert_eq!((often.export_type, often.timing.to_string()), (ExportType::Delta, "every 5m".to_owned()));
         assert_eq!((often.encoding.format, often.encoding.compression), (Format::Ndjson, Compression::Zstd));
@@ -177,6 +206,29 @@ every = \"1h\"
         ];
         let found = wrong(text);
         assert_lines(&found, &expected);
+    }
+
+    #[test]
+    fn a_schedule_has_one_dataset_or_a_batch() {
+        let of = |rest: &str| format!("name = \"a\"\nconsumer = \"c\"\ntype = \"delta\"\nevery = \"1h\"\n{rest}");
+        let read = |rest: &str| {
+            let text = format!("{ORDERS}{}[[schedule]]\n{}", ORDERS.replace("orders", "items"), of(rest));
+            Catalog::from_toml(&text).map(|catalog| catalog.schedules()[0].datasets.clone())
+        };
+        let listed = read("datasets = [\"orders\", \"items\"]\nheal = true").unwrap();
+        assert_eq!(listed, ScheduledDatasets::Listed(vec!["items".to_owned(), "orders".to_owned()]));
+        assert_eq!(read("datasets = \"*\"").unwrap(), ScheduledDatasets::All);
+        for (rest, why) in [
+            ("", "missing field `dataset`"),
+            ("dataset = \"orders\"\ndatasets = \"*\"", "datasets: dataset names one already"),
+            ("datasets = \"all\"", "datasets: `all` is neither a list of datasets nor `*`"),
+            ("datasets = []", "datasets: an empty list"),
+            ("datasets = [\"orders\", \"orders\"]", "datasets: `orders` is there twice"),
+            ("datasets = [\"other\"]", "datasets: there is no dataset of this name"),
+        ] {
+            let told = read(rest).unwrap_err().to_string();
+            assert!(told.contains(why), "{rest}: {told}");
+        }
     }
 
     #[test]

@@ -59,8 +59,10 @@ pub(crate) struct BatchBody {
     /// The consumer of its exports
     #[schema(value_type = ConsumerId)]
     consumer_id: String,
-    /// The type of its exports
+    /// The type of its exports. One that was healed has the type `full`
     export_type: ExportType,
+    /// True if an export that can't go on becomes a full one
+    heal: bool,
     /// `completed` when the files of all exports are published
     status: Status,
     /// The mean of its exports' progress in percent: 100 only when completed
@@ -102,7 +104,8 @@ impl From<Batch> for BatchBody {
         BatchBody {
             batch_id: id.as_uuid(),
             consumer_id: jobs[0].consumer.as_ref().map(ConsumerId::to_string).unwrap_or_default(),
-            export_type: jobs[0].export_type,
+            export_type: request.export_type,
+            heal: request.heals,
             status,
             progress: progress as u8,
             rows_exported: jobs.iter().map(|job| job.rows_exported).sum(),

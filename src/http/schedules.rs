@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 use crate::http::problem::Problem;
 use crate::job::json::{CompressionSchema, FormatSchema, JobJson, rfc3339};
 use crate::job::{ConsumerId, ExportType};
+use crate::schedule::ScheduledDatasets;
 use crate::service::Service;
 use crate::service::schedules::ListedSchedule;
 
@@ -27,8 +28,12 @@ pub(crate) struct ScheduleBody {
     /// The id of the consumer whose exports it requests
     #[schema(value_type = ConsumerId)]
     consumer_id: String,
-    /// The dataset's name
-    dataset: String,
+    /// The dataset's name; null if its exports are batches
+    #[schema(required)]
+    dataset: Option<String>,
+    /// The datasets of its batches, or `["*"]` for all that are ready; null if its exports are of one dataset
+    #[schema(required)]
+    datasets: Option<Vec<String>>,
     /// The type of its exports
     export_type: ExportType,
     /// The format of their files
@@ -46,7 +51,7 @@ pub(crate) struct ScheduleBody {
     /// The time zone of `cron`
     #[schema(required)]
     timezone: Option<String>,
-    /// True if a full export follows one that failed with `full_export_needed`
+    /// True if a full export follows one that failed with `full_export_needed`, or is in the batch instead
     heal: bool,
     /// The slot of its next run; a slot in the past is due and has no export yet
     #[schema(required, format = DateTime)]
@@ -66,7 +71,10 @@ pub(crate) struct ScheduleBody {
     #[schema(required, format = DateTime)]
     skipped_at: Option<String>,
     /// The code with which the export of the due slot is currently refused; null if it is not refused
-    #[schema(required, pattern = "^(no_dataset|table_missing|permission_denied|not_tracked|too_many_open_jobs)$")]
+    #[schema(
+        required,
+        pattern = "^(no_dataset|table_missing|permission_denied|not_tracked|too_many_open_jobs|nothing_ready|too_many_datasets)$"
+    )]
     refused: Option<&'static str>,
     /// The time since which it has been refused
     #[schema(required, format = DateTime)]
@@ -86,10 +94,16 @@ pub(crate) async fn list(service: Service) -> Result<Json<Schedules>, Problem> {
 fn body(ListedSchedule { schedule, state, next_at, last_job }: ListedSchedule) -> ScheduleBody {
     let (cron, timezone) = schedule.timing.pattern().unzip();
     let (refused, refused_since) = state.refused.unzip();
+    let (dataset, datasets) = match &schedule.datasets {
+        ScheduledDatasets::One(name) => (Some(name.clone()), None),
+        ScheduledDatasets::Listed(names) => (None, Some(names.clone())),
+        ScheduledDatasets::All => (None, Some(vec!["*".to_owned()])),
+    };
     ScheduleBody {
         name: schedule.name.clone(),
         consumer_id: schedule.consumer.to_string(),
-        dataset: schedule.dataset.clone(),
+        dataset,
+        datasets,
         export_type: schedule.export_type,
         format: schedule.encoding.format.as_str(),
         compression: schedule.encoding.compression.as_str(),

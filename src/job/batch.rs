@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::job::{Job, JobId, Status};
+use crate::job::{ExportType, Job, JobId, Status};
 
 /// The largest number of datasets of a batch.
 pub const MOST_MEMBERS: usize = 1_000;
@@ -16,6 +16,10 @@ pub struct BatchRequest {
     /// The members of the request's body, as the client sent them, and the datasets that `"*"` stood for at most. A
     /// repetition must have the same.
     pub request: Value,
+    /// The type of the exports. A member that was healed has another one.
+    pub export_type: ExportType,
+    /// True if a member that needs a full export becomes one.
+    pub heals: bool,
     /// The datasets of all members. Some of the jobs may be removed before the others.
     pub members: Vec<String>,
     /// The datasets that `"*"` does not export.

@@ -7,14 +7,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use futures_util::{StreamExt, stream};
+use serde_json::json;
 use uuid::Uuid;
 
 use crate::audit::Origin;
-use crate::job::Job;
+use crate::job::batch::{BatchRequest, MOST_MEMBERS, Omitted};
+use crate::job::{ExportType, Job};
 use crate::maintenance::{Error, Maintenance};
-use crate::schedule::{Due, Refusal, Schedule, ScheduleState};
+use crate::schedule::{Due, Refusal, Schedule, ScheduleState, ScheduledDatasets};
 use crate::sink::Destination;
-use crate::store::schedules::RunOutcome;
+use crate::store::schedules::{RunOutcome, ScheduledExports};
 use crate::store::tracked::Obstacle;
 use crate::store::{self, lease};
 use crate::telemetry::log_throttle::LogThrottle;
@@ -50,7 +52,11 @@ impl Scheduling {
             }
         }
         // The healing export precedes the next slot, which would fail like the last one.
-        if schedule.heals && state.needs_full && self.heal(schedule).await? {
+        if let ScheduledDatasets::One(dataset) = &schedule.datasets
+            && schedule.heals
+            && state.needs_full
+            && self.heal(schedule, dataset).await?
+        {
             return Ok(());
         }
         match schedule.due(state.slot, now) {
@@ -72,19 +78,31 @@ impl Scheduling {
         }
     }
 
-    /// Submits the export of a due slot.
+    /// Submits the exports of a due slot.
     async fn run(&self, schedule: &Schedule, slot: DateTime<Utc>) -> Result<(), Error> {
-        if let Some(refusal) = self.refusal(schedule).await? {
-            return self.refuse(schedule, slot, refusal).await;
-        }
+        let exports = match self.exports(schedule).await? {
+            Ok(exports) => exports,
+            Err(refusal) => return self.refuse(schedule, slot, refusal).await,
+        };
         let destination = self.destination_id().await;
         let Maintenance { store, terms, .. } = &self.maintenance;
         let store = store.by(Origin::schedule(&schedule.name));
-        let asked = store.run_slot(schedule, slot, destination, *terms);
+        let asked = store.run_slot(schedule, slot, &exports, destination, *terms);
         match asked.await? {
             RunOutcome::Job(job) => {
                 metrics::schedule_slot(&schedule.name, "run");
-                log_submitted(schedule, &job, Some(slot));
+                match &exports.batch {
+                    None => log_submitted(schedule, &job, Some(slot)),
+                    Some(_) => tracing::info!(
+                        event = "batch_submitted",
+                        batchId = %job.id,
+                        consumerId = schedule.consumer.as_str(),
+                        exportType = %schedule.export_type,
+                        members = exports.requests.len(),
+                        schedule = schedule.name,
+                        slot = rfc3339(slot),
+                    ),
+                }
                 Ok(())
             }
             RunOutcome::Settled => Ok(()),
@@ -106,10 +124,10 @@ impl Scheduling {
                 event = "schedule_skipped",
                 schedule = schedule.name,
                 consumerId = schedule.consumer.as_str(),
-                dataset = schedule.dataset,
+                dataset = named(&schedule.datasets),
                 slot = rfc3339(slot),
                 times,
-                "skipped a slot: an export of this consumer and dataset is still open"
+                "skipped a slot: an export of the consumer is still open in one of these datasets"
             );
         }
         Ok(())
@@ -125,7 +143,7 @@ impl Scheduling {
                 event = "schedule_refused",
                 schedule = schedule.name,
                 consumerId = schedule.consumer.as_str(),
-                dataset = schedule.dataset,
+                dataset = named(&schedule.datasets),
                 slot = rfc3339(slot),
                 code = why.as_str(),
                 "can't submit the export of a due slot: the schedule retries every second"
@@ -136,14 +154,15 @@ impl Scheduling {
 
     /// Submits a full export after an export that failed with `full_export_needed`. Returns false if the full export
     /// can't be submitted yet, or another process has submitted it.
-    async fn heal(&self, schedule: &Schedule) -> Result<bool, Error> {
-        if self.refusal(schedule).await?.is_some() {
+    async fn heal(&self, schedule: &Schedule, dataset: &str) -> Result<bool, Error> {
+        if self.refusal(schedule, dataset).await?.is_some() {
             return Ok(false);
         }
+        let full = ScheduledExports { requests: vec![schedule.request(dataset, ExportType::Full)], batch: None };
         let destination = self.destination_id().await;
         let Maintenance { store, terms, .. } = &self.maintenance;
         let store = store.by(Origin::schedule(&schedule.name));
-        let RunOutcome::Job(job) = store.heal(schedule, destination, *terms).await? else {
+        let RunOutcome::Job(job) = store.heal(schedule, &full, destination, *terms).await? else {
             return Ok(false);
         };
         metrics::schedule_slot(&schedule.name, "healed");
@@ -151,12 +170,63 @@ impl Scheduling {
         Ok(true)
     }
 
+    /// Returns the exports of a slot, or the reason why they would be refused.
+    async fn exports(&self, schedule: &Schedule) -> Result<Result<ScheduledExports, Refusal>, Error> {
+        let request = |dataset: &String| schedule.request(dataset, schedule.export_type);
+        let (members, left_out) = match &schedule.datasets {
+            ScheduledDatasets::One(dataset) => {
+                let exports = ScheduledExports { requests: vec![request(dataset)], batch: None };
+                return Ok(self.refusal(schedule, dataset).await?.map_or(Ok(exports), Err));
+            }
+            ScheduledDatasets::Listed(names) => {
+                let (ready, _) = self.ready(names).await?;
+                for name in names.iter().filter(|name| !ready.contains(name)) {
+                    if let Some(refusal) = self.refusal(schedule, name).await? {
+                        return Ok(Err(refusal));
+                    }
+                }
+                (names.clone(), Vec::new())
+            }
+            ScheduledDatasets::All => {
+                let mut all: Vec<_> = self.maintenance.catalog.get().iter().map(|it| it.name.clone()).collect();
+                all.sort();
+                self.ready(&all).await?
+            }
+        };
+        match members.len() {
+            0 => return Ok(Err(Refusal::NothingReady)),
+            count if count > MOST_MEMBERS => return Ok(Err(Refusal::TooManyDatasets)),
+            _ => {}
+        }
+        let requests = members.iter().map(request).collect();
+        let (export_type, heals, request) =
+            (schedule.export_type, schedule.heals, json!({ "schedule": schedule.name }));
+        let batch = BatchRequest { request, export_type, heals, members, left_out, retry_of: None };
+        Ok(Ok(ScheduledExports { requests, batch: Some(batch) }))
+    }
+
+    /// Returns those of the datasets that are ready, and the others.
+    async fn ready(&self, names: &[String]) -> Result<(Vec<String>, Vec<Omitted>), Error> {
+        let catalog = self.maintenance.catalog.get();
+        let datasets: Vec<_> = catalog.iter().filter(|dataset| names.contains(&dataset.name)).cloned().collect();
+        let (mut ready, mut left_out) = (Vec::new(), Vec::new());
+        for described in self.maintenance.source.describe(&datasets).await? {
+            let dataset = described.dataset.name.clone();
+            match described.reason() {
+                None => ready.push(dataset),
+                Some(reason) => left_out.push(Omitted { dataset, reason: reason.to_owned() }),
+            }
+        }
+        ready.sort();
+        Ok((ready, left_out))
+    }
+
     /// Returns the reason why an export of a schedule would be refused. `Service::submit` refuses requests for the same
     /// reasons.
-    async fn refusal(&self, schedule: &Schedule) -> Result<Option<Refusal>, Error> {
+    async fn refusal(&self, schedule: &Schedule, dataset: &str) -> Result<Option<Refusal>, Error> {
         let Maintenance { store, source, catalog, .. } = &self.maintenance;
         let catalog = catalog.get();
-        let Some(dataset) = catalog.get(&schedule.dataset) else { return Ok(Some(Refusal::NoDataset)) };
+        let Some(dataset) = catalog.get(dataset) else { return Ok(Some(Refusal::NoDataset)) };
         let table = match store.check_table(dataset).await {
             Err(store::Error::Denied(_)) => return Ok(Some(Refusal::PermissionDenied)),
             table => table?,
@@ -216,4 +286,12 @@ fn log_submitted(schedule: &Schedule, job: &Job, slot: Option<DateTime<Utc>>) {
 
 fn rfc3339(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Secs, true)
+}
+
+/// Returns the datasets of a schedule, for the log.
+fn named(datasets: &ScheduledDatasets) -> String {
+    match datasets {
+        ScheduledDatasets::All => "*".to_owned(),
+        some => some.names().join(", "),
+    }
 }

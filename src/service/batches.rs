@@ -32,6 +32,8 @@ pub struct BatchOrder {
     pub of_each: Request,
     /// The datasets.
     pub datasets: NamedDatasets,
+    /// True if a member that needs a full export becomes one.
+    pub heals: bool,
     /// For datasets, the export that the caller loaded last.
     pub after: BTreeMap<String, After>,
 }
@@ -57,7 +59,7 @@ impl BatchOrder {
         json!({
             "datasets": datasets, "exportType": export_type.as_str(), "format": encoding.format.as_str(),
             "compression": encoding.compression.as_str(), "maxFileBytes": max_file_bytes, "skipEmpty": skip_empty,
-            "after": after,
+            "heal": self.heals, "after": after,
         })
     }
 }
@@ -73,6 +75,8 @@ impl Service {
     pub async fn submit_batch(&self, order: &BatchOrder) -> Result<Batch, Error> {
         let mut request = BatchRequest {
             request: order.as_sent(&self.bounds),
+            export_type: order.of_each.export_type,
+            heals: order.heals,
             members: Vec::new(),
             left_out: Vec::new(),
             retry_of: None,
@@ -115,13 +119,15 @@ impl Service {
         if !matches!(status, Status::Failed | Status::Cancelled) {
             return Err(Error::NotToRetry(status));
         }
-        let again = |name: &String| match batch.jobs.iter().find(|job| job.dataset == *name) {
-            Some(job) => Request { retry_of: Some(job.id), key: key.clone(), trace, ..Request::from_job(job) },
-            // Retention has removed it.
-            None => {
-                let any = Request::from_job(&batch.jobs[0]);
-                Request { dataset: name.clone(), after: None, retry_of: None, key: key.clone(), trace, ..any }
-            }
+        let again = |name: &String| {
+            let before = batch.jobs.iter().find(|job| job.dataset == *name);
+            let request = match before {
+                Some(job) => Request::from_job(job),
+                // Retention has removed it.
+                None => Request { dataset: name.clone(), after: None, ..Request::from_job(&batch.jobs[0]) },
+            };
+            let (export_type, retry_of) = (batch.request.export_type, before.map(|job| job.id));
+            Request { export_type, retry_of, key: key.clone(), trace, ..request }
         };
         let requests: Vec<_> = batch.request.members.iter().map(again).collect();
         self.check_members(&requests).await?;

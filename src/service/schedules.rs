@@ -5,7 +5,7 @@ use std::sync::Arc;
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::job::{Job, JobId};
-use crate::schedule::{Schedule, ScheduleState};
+use crate::schedule::{Schedule, ScheduleState, ScheduledDatasets};
 use crate::service::deadline::with_timeout;
 use crate::service::{Error, Service};
 use crate::store;
@@ -47,8 +47,10 @@ impl Service {
             let state = states.remove(&schedule.name).unwrap_or_default();
             // The schedule may have belonged to another consumer before.
             let is_its = |job: &&Job| {
-                let lane = (job.consumer.as_ref(), job.dataset.as_str());
-                Some(job.id) == state.last_job && lane == (Some(&schedule.consumer), schedule.dataset.as_str())
+                let is_one = matches!(schedule.datasets, ScheduledDatasets::One(_));
+                let is_of_datasets =
+                    job.batch.is_none() == is_one && (!is_one || schedule.datasets.names()[0] == job.dataset);
+                Some(job.id) == state.last_job && job.consumer.as_ref() == Some(&schedule.consumer) && is_of_datasets
             };
             let last_job = jobs.iter().find(is_its).cloned();
             let next_at = schedule.next_at(state.slot, now);

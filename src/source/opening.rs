@@ -26,8 +26,9 @@ const LOCK_TIMEOUT: &str = "5s";
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
 pub struct Refused {
-    /// The place of the purpose that it concerns, if it isn't all of them.
-    pub at: Option<usize>,
+    /// The place of the purpose that it concerns, or the places of all that a full export would help. None if it
+    /// concerns all of them.
+    pub at: Box<[usize]>,
     /// The reason.
     #[source]
     pub error: Error,
@@ -35,13 +36,13 @@ pub struct Refused {
 
 impl From<Error> for Refused {
     fn from(error: Error) -> Refused {
-        Refused { at: None, error }
+        Refused { at: Box::default(), error }
     }
 }
 
 /// Returns an error as the refusal of the purpose at this place.
 pub(super) fn refused(at: usize) -> impl Fn(Error) -> Refused {
-    move |error| Refused { at: Some(at), error }
+    move |error| Refused { at: Box::new([at]), error }
 }
 
 impl ExportConnections {
@@ -177,10 +178,21 @@ impl Opening<'_> {
     fn finish(self, schemas: Vec<TableSchema>, exported: Vec<ExportedSnapshot>) -> Result<Snapshot, Refused> {
         let server_version = self.connections.leader.server_version_num().unwrap_or(0);
         let tables = self.purposes.iter().zip(schemas).zip(exported).enumerate();
-        let table = |(at, ((purpose, schema), exported))| {
-            opened(purpose, schema, exported, server_version).map_err(refused(at))
-        };
-        let tables = tables.map(table).collect::<Result<Vec<_>, _>>()?;
+        let (mut found, mut needs_full) = (Vec::new(), (Vec::new(), None));
+        for (at, ((purpose, schema), exported)) in tables {
+            match opened(purpose, schema, exported, server_version) {
+                Ok(table) => found.push(table),
+                Err(error) if error.needs_full_export() => {
+                    needs_full.0.push(at);
+                    needs_full.1.get_or_insert(error);
+                }
+                Err(error) => return Err(refused(at)(error)),
+            }
+        }
+        if let (at, Some(error)) = needs_full {
+            return Err(Refused { at: at.into(), error });
+        }
+        let tables = found;
         let readers = Readers::default();
         let own = readers.join(self.connections.reader_session.clone());
         let connections = self.connections;

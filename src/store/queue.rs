@@ -16,7 +16,7 @@ use crate::connection::failure::SqlFailure;
 use crate::connection::statement::with_pieces;
 use crate::duration;
 use crate::file::hidden::HiddenFile;
-use crate::job::{Failure, FailureCode, Job, LeaseToken, SessionId};
+use crate::job::{Failure, FailureCode, Job, JobId, LeaseToken, SessionId};
 use crate::store::job_row::{JOB_COLUMNS, JobRow, with_job_columns};
 use crate::store::lease::{ChainLink, Lease, Member};
 use crate::store::transitions::Transition;
@@ -248,7 +248,7 @@ impl Store {
     /// them, or `None` if the lease was lost.
     ///
     /// `cause` is the error of the attempt with its causes, for the log. `member` is the member of a batch that it is
-    /// of, if it is not of all.
+    /// of, if it is not of all. A batch that heals makes full exports of the members that `need_full`, and is pending.
     ///
     /// Waits for a running commit of this attempt, because that commit holds the row's lock. So after `Some`, such a
     /// commit can't happen any more.
@@ -256,6 +256,7 @@ impl Store {
         &self,
         lease: &Lease,
         member: Option<&Job>,
+        need_full: &[JobId],
         settlement: &Settlement,
         cause: &str,
     ) -> Result<Option<Transition>, Error> {
@@ -278,7 +279,8 @@ impl Store {
             .bind(is_locked.then(|| pause.min(MAX_LOCK_PAUSE).as_secs_f64()))
             .bind(member.map(|job| job.id.as_uuid()))
             .bind(failure.map(|_| FailureCode::BatchMemberFailed.as_str()))
-            .bind(failure.map(|_| format!("another member ended the attempt: GET /batches/{} names it", lease.id())));
+            .bind(failure.map(|_| format!("another member ended the attempt: GET /batches/{} names it", lease.id())))
+            .bind(need_full.iter().copied().map(JobId::as_uuid).collect::<Vec<_>>());
         let settled = self.transition(statement, Some(cause)).await?;
         Ok(settled.into_iter().min_by_key(|transition| transition.job.id.as_uuid()))
     }

@@ -12,11 +12,20 @@ use sqlx::{Connection, PgConnection, Postgres, Transaction};
 use uuid::Uuid;
 
 use crate::failpoint;
-use crate::job::lane::Lane;
-use crate::job::{ExportType, Job, JobId, Terms};
+use crate::job::batch::BatchRequest;
+use crate::job::{ConsumerId, Job, JobId, Request, Terms};
 use crate::schedule::{Refusal, Schedule, ScheduleState};
 use crate::store::jobs::{MadeJobs, SubmitOutcome, enter_lanes};
 use crate::store::{Error, Store};
+
+/// The exports that a schedule asks for at once.
+#[derive(Debug)]
+pub struct ScheduledExports {
+    /// The request for each, in the order of their datasets.
+    pub requests: Vec<Request>,
+    /// The request for the batch. `None` if there is one export of no batch.
+    pub batch: Option<BatchRequest>,
+}
 
 /// The outcome of running a schedule.
 #[derive(Debug)]
@@ -99,11 +108,12 @@ impl Store {
         self.execute(statement).await.map(drop)
     }
 
-    /// Creates the job of a due slot and marks the slot as used, in one transaction.
+    /// Creates the job of a due slot, or the jobs of its batch, and marks the slot as used, in one transaction.
     pub async fn run_slot(
         &self,
         schedule: &Schedule,
         slot: DateTime<Utc>,
+        exports: &ScheduledExports,
         destination: Option<Uuid>,
         terms: Terms,
     ) -> Result<RunOutcome, Error> {
@@ -118,7 +128,7 @@ impl Store {
             let mut tx = conn.begin().await?;
             let inserted = match statement.execute(&mut *tx).await?.rows_affected() {
                 0 => Err(RunOutcome::Settled),
-                _ => self.insert_scheduled(&mut tx, schedule, schedule.export_type, destination, terms).await?,
+                _ => self.insert_scheduled(&mut tx, schedule, exports, destination, terms).await?,
             };
             failpoint!("schedules.claimed");
             finish(tx, inserted).await
@@ -127,16 +137,17 @@ impl Store {
     }
 
     /// Requests a full export if the last export of the schedule failed because it needs one. Requests it once, and
-    /// only if no later job is in the lane.
+    /// only if no later job is in the lane. `full` is the request.
     ///
     /// If a full export didn't help, requests the next one an hour later.
     pub async fn heal(
         &self,
         schedule: &Schedule,
+        full: &ScheduledExports,
         destination: Option<Uuid>,
         terms: Terms,
     ) -> Result<RunOutcome, Error> {
-        let Lane { consumer, dataset } = schedule.lane();
+        let (consumer, dataset) = (&schedule.consumer, &full.requests[0].dataset);
         // The statement locks the schedule's row. A process that waited for the lock finds a newer last job and gets no
         // row.
         let statement =
@@ -144,7 +155,7 @@ impl Store {
         self.with(async |conn| {
             let mut tx = conn.begin().await?;
             let made = match statement.fetch_optional(&mut *tx).await? {
-                Some(_) => self.insert_scheduled(&mut tx, schedule, ExportType::Full, destination, terms).await?,
+                Some(_) => self.insert_scheduled(&mut tx, schedule, full, destination, terms).await?,
                 None => Err(RunOutcome::Settled),
             };
             finish(tx, made).await
@@ -152,21 +163,20 @@ impl Store {
         .await
     }
 
-    /// Inserts a job of a schedule, unless the lane is busy. The schedule's row must be locked.
+    /// Inserts the jobs of a schedule, unless a lane is busy. The schedule's row must be locked.
     async fn insert_scheduled<'s>(
         &'s self,
         tx: &mut PgConnection,
         schedule: &Schedule,
-        export_type: ExportType,
+        ScheduledExports { requests, batch }: &ScheduledExports,
         destination: Option<Uuid>,
         terms: Terms,
     ) -> Result<Result<MadeJobs<'s>, RunOutcome>, Error> {
-        let requests = [schedule.request(export_type)];
-        let lane_sequences = enter_lanes(tx, &requests).await?;
-        if is_busy(tx, schedule.lane()).await? {
+        let lane_sequences = enter_lanes(tx, requests).await?;
+        if is_any_busy(tx, requests).await? {
             return Ok(Err(RunOutcome::Busy));
         }
-        Ok(match self.insert(tx, &requests, None, &lane_sequences, destination, terms).await? {
+        Ok(match self.insert(tx, requests, batch.as_ref(), &lane_sequences, destination, terms).await? {
             Ok(made) => {
                 record_last_job(tx, schedule, &made.jobs[0]).await?;
                 Ok(made)
@@ -251,15 +261,19 @@ async fn finish(tx: Transaction<'_, Postgres>, made: Result<MadeJobs<'_>, RunOut
     }
 }
 
-/// Returns true if an export of the lane is open or unpublished. The lane's row must be locked.
-async fn is_busy(conn: &mut PgConnection, Lane { consumer, dataset }: Lane<'_>) -> Result<bool, sqlx::Error> {
+/// Returns true if an export of one of the lanes is open or unpublished. The lanes' rows must be locked.
+async fn is_any_busy(conn: &mut PgConnection, requests: &[Request]) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar(
-        "-- store.schedules.is_busy
-         select exists (select from exports where consumer_id = $1 and dataset = $2 and status in ('pending', 'processing'))
-           or exists (select from exports where consumer_id = $1 and dataset = $2 and status = 'completed' and published_at is null)",
+        "-- store.schedules.is_any_busy
+         select exists (
+             select from exports
+             where consumer_id = $1 and dataset = any ($2) and status in ('pending', 'processing'))
+           or exists (
+             select from exports
+             where consumer_id = $1 and dataset = any ($2) and status = 'completed' and published_at is null)",
     )
-    .bind(consumer.as_str())
-    .bind(dataset)
+    .bind(requests[0].consumer.as_ref().map(ConsumerId::as_str))
+    .bind(requests.iter().map(|request| &*request.dataset).collect::<Vec<_>>())
     .fetch_one(conn)
     .await
 }

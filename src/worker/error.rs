@@ -29,8 +29,9 @@ pub(super) enum Error {
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
 pub(super) struct Failed {
-    /// The place of the member of a batch that ended it, if it was one of them.
-    pub(super) at: Option<usize>,
+    /// The place of the member of a batch that ended it, or the places of all that a full export would help. None if it
+    /// concerns all of them.
+    pub(super) at: Box<[usize]>,
     /// The reason.
     #[source]
     pub(super) error: Error,
@@ -39,19 +40,31 @@ pub(super) struct Failed {
 impl Failed {
     /// Returns an error as that of the member at this place.
     pub(super) fn at<E: Into<Error>>(at: usize) -> impl Fn(E) -> Failed {
-        move |error| Failed { at: Some(at), error: error.into() }
+        move |error| Failed { at: Box::new([at]), error: error.into() }
     }
 }
 
 impl From<Error> for Failed {
     fn from(error: Error) -> Failed {
-        Failed { at: None, error }
+        Failed { at: Box::default(), error }
     }
 }
 
 impl From<Refused> for Failed {
     fn from(Refused { at, error }: Refused) -> Failed {
         Failed { at, error: error.into() }
+    }
+}
+
+impl Failed {
+    /// Returns the places of the members that a full export would help.
+    pub(super) fn need_full_exports(&self) -> &[usize] {
+        match &self.error {
+            Error::Source(cause) | Error::Pipeline(pipeline::Error::Source(cause)) if cause.needs_full_export() => {
+                &self.at
+            }
+            _ => &[],
+        }
     }
 }
 

@@ -104,7 +104,7 @@ async fn of_many_lanes_each_has_its_turn_and_a_claim_reads_a_few() {
         if running.len() > 4 {
             let oldest = running.pop_front().unwrap();
             let id: JobId = oldest.first().id;
-            claims.store.settle(&oldest, None, &fail(), "").await.unwrap().unwrap_or_else(|| panic!("{id}"));
+            claims.store.settle(&oldest, None, &[], &fail(), "").await.unwrap().unwrap_or_else(|| panic!("{id}"));
         }
     }
     assert_eq!(seen.len() as u32, lanes, "no lane starves");
@@ -170,7 +170,7 @@ async fn a_claim_reads_a_few_beside_a_snapshot_of_an_hour() {
     let mut claims = Claims::on(&database);
     for _ in 0..300 {
         let lease = claims.next().await.expect("there is work");
-        claims.store.settle(&lease, None, &fail(), "").await.unwrap();
+        claims.store.settle(&lease, None, &[], &fail(), "").await.unwrap();
     }
     let each = claims.read_each(before).await;
     assert!((1..i64::from(LANES)).contains(&each), "as if it looked at every lane: {each}");

@@ -3,6 +3,7 @@
 //! Slots are a year apart, so no slot is due by itself during a test. A test makes one due by setting the last used
 //! slot back.
 
+mod batches;
 mod users;
 
 use chrono::{DateTime, Utc};

@@ -104,7 +104,7 @@ impl Submission<MaybeConsumer, NewExport> {
 /// Members accepted only for an ad-hoc export.
 const AD_HOC_MEMBERS: [&str; 3] = ["columns", "filter", "limit"];
 /// Members accepted only for a consumer's export.
-const CONSUMER_MEMBERS: [&str; 4] = ["after", "afterSha256", "datasets", "skipEmpty"];
+const CONSUMER_MEMBERS: [&str; 5] = ["after", "afterSha256", "datasets", "heal", "skipEmpty"];
 
 /// The body of `POST /exports`. All members are optional.
 #[derive(Deserialize, ToSchema)]
@@ -126,6 +126,11 @@ pub(crate) struct NewExport {
     #[serde(default, deserialize_with = "given")]
     #[schema(required = false, value_type = DatasetsBody)]
     datasets: Option<DatasetsBody>,
+    /// With `datasets`: true to make a full export of each dataset that needs one, in the same batch. The default is
+    /// false: such a dataset fails the batch
+    #[serde(default, deserialize_with = "given")]
+    #[schema(required = false, value_type = bool)]
+    heal: Option<bool>,
     /// The file's format. The default is `csv`
     #[serde(default = "csv")]
     #[schema(required = false, value_type = FormatSchema)]
@@ -350,6 +355,7 @@ impl NewExport {
             ("filter", self.filter.is_some()),
             ("limit", self.limit.is_some()),
             ("datasets", self.datasets.is_some()),
+            ("heal", self.heal.is_some()),
             ("after", self.after.is_some()),
             ("afterSha256", self.after_sha256.is_some()),
             ("skipEmpty", self.skip_empty.is_some()),
@@ -370,6 +376,9 @@ impl NewExport {
         trace: Option<TraceParent>,
     ) -> Result<Asked, Problem> {
         let Some(DatasetsBody(datasets)) = self.datasets.take() else {
+            if self.heal.is_some() {
+                return Err(invalid("heal", "allowed only together with `datasets`"));
+            }
             return Ok(Asked::Export(Request { key, trace, ..self.request(service, consumer, export_type)? }));
         };
         if self.dataset.is_some() {
@@ -381,10 +390,10 @@ impl NewExport {
         let datasets = checked_datasets(service, datasets)?;
         let after = after_by_dataset(self.after, &datasets)?;
         let encoding = encoding_of(self.format, self.compression)?;
-        let (max_file_bytes, skip_empty) = (self.max_file_bytes, self.skip_empty);
+        let (max_file_bytes, skip_empty, heals) = (self.max_file_bytes, self.skip_empty, self.heal == Some(true));
         let of_each = Request::new(consumer, String::new(), export_type, encoding);
         let of_each = Request { max_file_bytes, skip_empty, key, trace, ..of_each };
-        Ok(Asked::Batch(BatchOrder { of_each, datasets, after }))
+        Ok(Asked::Batch(BatchOrder { of_each, datasets, heals, after }))
     }
 
     /// Converts the body into a request for one export. The caller adds the values from the headers.

@@ -50,7 +50,7 @@ function scheduleRow({ name, consumerId }) {
   ];
   const update = (of) => {
     text(what, of.exportType);
-    text(dataset, of.dataset);
+    text(dataset, of.dataset ?? (of.datasets[0] === "*" ? "all datasets together" : `${of.datasets.join(", ")} together`));
     text(timing, of.every === null ? of.cron : `every ${of.every}`);
     text(zone, of.timezone ?? "");
     const job = of.lastJob;

@@ -58,6 +58,8 @@ export const REFUSED = {
   permission_denied: "The service's role may not read the table. The schedule tries again every second.",
   not_tracked: "Nobody has tracked the dataset: cdc-export track. The schedule tries again every second.",
   too_many_open_jobs: "As many exports are open as there may be. The schedule tries again every second.",
+  nothing_ready: "No dataset is ready: cdc-export track --all. The schedule tries again every second.",
+  too_many_datasets: "More than 1,000 datasets are ready, and a batch has no more: name them in several schedules.",
 };
 
 const NEXT = {

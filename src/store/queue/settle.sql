@@ -12,11 +12,20 @@
 -- $10 uuid: the member of a batch that ended the attempt; null: none did, the cause concerns each
 -- $11 text: the error's code of the other members
 -- $12 text: the error's detail of the other members
-with held as (
+-- $13 uuid[]: the members that a full export would help
+with batch as (
+  -- A batch may turn such members into full exports. That is no attempt, and happens to each of them once at most.
+  select exists (
+    select from exports b
+    where b.id = $1 and (b.batch ->> 'heals')::boolean and exists (
+      select from exports m where m.id = any ($13) and m.export_type <> 'full')) as heals
+),
+held as (
   -- The row lock waits for a commit of this attempt that is under way.
   select id, $10 is null or id = $10 as is_cause,
     case
       when cancel_requested_at is not null then 'cancelled'
+      when (select heals from batch) then 'pending'
       when $3 or attempt - $4 >= max_attempts then 'failed'
       else 'pending' end as next
   from exports
@@ -26,10 +35,15 @@ with held as (
 )
 update exports e
 set status = held.next, progress = 0,
-    attempt = e.attempt - case held.next when 'pending' then $4 else 0 end,
+    attempt = e.attempt - case when held.next <> 'pending' then 0 when batch.heals then 1 else $4 end,
+    export_type = case when batch.heals and e.id = any ($13) then 'full' else e.export_type end,
+    output_filename = case when batch.heals and e.id = any ($13) and not exists (
+        select from exports other
+        where lower(other.output_filename) = lower(regexp_replace(e.output_filename, '^[a-z]+', 'full')))
+      then regexp_replace(e.output_filename, '^[a-z]+', 'full') else e.output_filename end,
     lease_token = null, lease_owner = null, lease_expires_at = null,
     finished_at = case when held.next <> 'pending' then greatest(clock_timestamp(), e.started_at) end,
-    run_at = clock_timestamp() + make_interval(secs => $8), purge_hold = null,
+    run_at = clock_timestamp() + make_interval(secs => case when batch.heals then 0 else $8 end), purge_hold = null,
     continuity = case when held.is_cause then $7 end,
     locked_until = coalesce(
       case when held.is_cause then clock_timestamp() + make_interval(secs => $9) end, e.locked_until),
@@ -37,7 +51,7 @@ set status = held.next, progress = 0,
       coalesce(case when held.is_cause then $5 else $11 end, e.error_code) end,
     error_detail = case when held.next <> 'cancelled' then
       coalesce(case when held.is_cause then $6 else $12 end, e.error_detail) end
-from held
+from held, batch
 where e.id = held.id
 returning 'processing' as was,
   -- include job_columns.sql
