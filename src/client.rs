@@ -6,12 +6,15 @@ pub(crate) mod answer;
 pub(crate) mod api;
 pub(crate) mod download;
 pub(crate) mod job_view;
+pub(crate) mod lane_group;
 pub(crate) mod lane_reader;
 pub(crate) mod manifest_folder;
 pub(crate) mod observer;
 mod own_file;
 pub(crate) mod pull_folder;
+mod ready_export;
 pub(crate) mod remote;
+mod spool;
 pub(crate) mod table_mirror;
 pub(crate) mod verifier;
 
@@ -45,6 +48,9 @@ pub(crate) enum Error {
     /// The target of `apply` refused an export, or is unavailable.
     #[error(transparent)]
     Apply(#[from] apply::Error),
+    /// Another export of the same batch can't be applied.
+    #[error("its batch is not applied, because of another dataset")]
+    BatchStopped,
     /// The service gives a file a name that isn't the name of one visible file.
     #[error(transparent)]
     Name(#[from] NotPlain),

@@ -98,15 +98,3 @@ pub(super) fn numbers(present: &[ExistingColumn], export: &Chained) -> BTreeMap<
     let number = |name: &str| Some(present.iter().find(|column| column.name == name)?.number);
     target_columns(export).filter_map(|column| Some((column.name.clone(), number(&column.name)?))).collect()
 }
-
-/// Returns true if a foreign key of the table references the table itself.
-pub(super) async fn references_itself(conn: &mut PgConnection, table: &str) -> Result<bool, Error> {
-    sqlx::query_scalar(
-        "-- apply.catalog.references_itself
-         select exists (select from pg_constraint where contype = 'f' and conrelid = $1::regclass and confrelid = conrelid)",
-    )
-    .bind(table)
-    .fetch_one(conn)
-    .await
-    .during(INSPECT_TABLE)
-}

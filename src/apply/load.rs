@@ -8,7 +8,7 @@ use tokio::task::spawn_blocking;
 
 use crate::apply::input::Input;
 use crate::apply::statement::run;
-use crate::apply::table::{STAGE, TargetTable};
+use crate::apply::table::TargetTable;
 use crate::apply::{During, Error, trust};
 use crate::connection::quoted;
 use crate::dataset::Table;
@@ -32,15 +32,17 @@ pub(super) async fn into_stage(
 ) -> Result<u64, Error> {
     let columns = target_table.stage.iter().map(|(name, type_name)| format!("{} {type_name}", quoted(name)));
     let columns = columns.collect::<Vec<_>>().join(", ");
-    let made = format!("create temporary table {STAGE} ({columns}) on commit drop");
+    let name = target_table.stage_name();
+    let made = format!("create temporary table {name} ({columns}) on commit drop");
     run(conn, "load.stage", &made).await.during("a temporary table")?;
     // The types were looked up by their names once more.
-    let stage = Table { schema: Some("pg_temp".to_owned()), name: STAGE.to_owned() };
+    let stage = Table { schema: Some("pg_temp".to_owned()), name };
     trust::require_owners(conn, &stage, trusted).await?;
     let columns: Vec<String> = manifest.export.columns.iter().map(|column| column.name.clone()).collect();
-    let rows = copy(conn, &format!("pg_temp.{STAGE}"), &columns, files).await?;
+    let staged = target_table.stage_table();
+    let rows = copy(conn, &staged, &columns, files).await?;
     if rows >= ANALYZED_FROM {
-        let analyze = format!("analyze pg_temp.{STAGE}");
+        let analyze = format!("analyze {staged}");
         run(conn, "load.analyze", &analyze).await.during("to analyze a temporary table")?;
     }
     Ok(rows)

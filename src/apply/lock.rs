@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 use tokio::time::sleep;
 
 use crate::apply::connections::TargetConnections;
-use crate::apply::{During, Error};
+use crate::apply::{During, Error, TransactionFailure};
 
 /// The pause between two looks at the locks. The first look comes after one pause.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -21,17 +21,19 @@ pub(super) async fn process(conn: &mut PgConnection) -> Result<i32, Error> {
 pub(super) async fn name_holders<T>(
     connections: &TargetConnections,
     process: i32,
-    work: impl Future<Output = Result<T, Error>>,
-) -> Result<T, Error> {
+    work: impl Future<Output = Result<T, impl Into<TransactionFailure>>>,
+) -> Result<T, TransactionFailure> {
     let mut last = None;
     let done = tokio::select! {
         biased;
         done = work => done,
         never = watch(connections, process, &mut last) => match never {},
     };
-    done.map_err(|error| match (error, last) {
-        (Error::Locked { action, .. }, Some(holder)) => Error::Locked { action, holder },
-        (error, _) => error,
+    done.map_err(|failure| match (failure.into(), last) {
+        (TransactionFailure { error: Error::Locked { action, .. }, member }, Some(holder)) => {
+            TransactionFailure { error: Error::Locked { action, holder }, member }
+        }
+        (failure, _) => failure,
     })
 }
 

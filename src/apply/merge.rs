@@ -3,14 +3,16 @@
 use sqlx::PgConnection;
 
 use crate::apply::catalog::OPERATION;
+use crate::apply::references::DeletedEarly;
 use crate::apply::statement::run;
-use crate::apply::table::{STAGE, TargetTable};
-use crate::apply::{Changes, During, Error};
+use crate::apply::table::TargetTable;
+use crate::apply::{During, Error};
 use crate::connection::failure::SqlFailure;
 use crate::connection::quoted;
 use crate::manifest::Manifest;
 
 const ROWS: &str = "the rows";
+const DELETIONS: &str = "to delete rows";
 
 /// The statements that merge an export into the table.
 pub(super) struct Merge<'s> {
@@ -28,7 +30,7 @@ pub(super) struct Merge<'s> {
 impl<'s> Merge<'s> {
     pub(super) fn new(target_table: &'s TargetTable, manifest: &Manifest) -> Merge<'s> {
         let TargetTable { table, deleted, .. } = target_table;
-        let stage = format!("pg_temp.{STAGE}");
+        let stage = target_table.stage_table();
         let same_key: Vec<_> = target_table
             .key
             .iter()
@@ -44,7 +46,13 @@ impl<'s> Merge<'s> {
             "full" => (Some(format!("not exists (select from {stage} s where {same_key})")), String::new()),
             "delta" => {
                 let of = |sign: &str| format!("s.{} operator(pg_catalog.{sign}) 'DELETE'", quoted(OPERATION));
-                let gone = format!("exists (select from {stage} s where {same_key} and {})", of("="));
+                // A key may get another text that is equal, such as 1.00 for 1.0. The old text is deleted, and the row
+                // stays.
+                let gone = format!(
+                    "exists (select from {stage} s where {same_key} and {}) and not exists (select from {stage} s where {same_key} and {})",
+                    of("="),
+                    of("<>")
+                );
                 (Some(gone), format!(" where {}", of("<>")))
             }
             _ => (None, String::new()),
@@ -102,59 +110,91 @@ impl<'s> Merge<'s> {
         }
     }
 
-    /// Runs the statements. Returns the numbers of changed rows.
-    pub(super) async fn run(&self, conn: &mut PgConnection) -> Result<Changes, Error> {
-        // If rows reference other rows of the table, the new rows are written first, so that deleted rows aren't
-        // referenced any more.
-        if self.target_table.references_itself {
-            let written = self.write(conn).await?;
-            return Ok(Changes { written, deleted: self.delete(conn).await? });
-        }
-        let deleted = self.delete(conn).await?;
-        Ok(Changes { written: self.write(conn).await?, deleted })
+    /// Returns true if rows are marked as deleted, and stay.
+    pub(super) fn marks_deletions(&self) -> bool {
+        self.target_table.deleted.is_some()
     }
 
-    async fn delete(&self, conn: &mut PgConnection) -> Result<u64, Error> {
+    /// Deletes or marks rows before any row is written, so that written rows can have their unique values. Returns the
+    /// number of rows.
+    pub(super) async fn delete_early(&self, conn: &mut PgConnection, rows: DeletedEarly) -> Result<u64, Error> {
+        match rows {
+            DeletedEarly::All => self.delete(conn).await,
+            DeletedEarly::None => Ok(0),
+            DeletedEarly::Those(condition) => self.delete_those(conn, &format!(" and {condition}")).await,
+            DeletedEarly::AllIfAllowed => {
+                run(conn, "merge.delete_savepoint", "savepoint cdc_apply_delete").await.during(DELETIONS)?;
+                match self.run_delete(conn, "").await {
+                    Err(error) if SqlFailure::of(&error) == SqlFailure::Referenced => {
+                        run(conn, "merge.keep", "rollback to cdc_apply_delete").await.during(DELETIONS)?;
+                        Ok(0)
+                    }
+                    deleted => deleted.map_err(|cause| not_written(DELETIONS, cause)),
+                }
+            }
+        }
+    }
+
+    /// Deletes or marks rows. Returns their number.
+    pub(super) async fn delete(&self, conn: &mut PgConnection) -> Result<u64, Error> {
+        self.delete_those(conn, "").await
+    }
+
+    async fn delete_those(&self, conn: &mut PgConnection, condition: &str) -> Result<u64, Error> {
+        self.run_delete(conn, condition).await.map_err(|cause| not_written(DELETIONS, cause))
+    }
+
+    async fn run_delete(&self, conn: &mut PgConnection, condition: &str) -> Result<u64, sqlx::Error> {
         match &self.delete {
-            Some(delete) => run(conn, "merge.delete", delete).await.during("to delete rows"),
+            Some(delete) => run(conn, "merge.delete", &format!("{delete}{condition}")).await,
             None => Ok(0),
         }
     }
 
-    async fn write(&self, conn: &mut PgConnection) -> Result<u64, Error> {
+    /// Inserts or updates rows. Returns their number.
+    pub(super) async fn write(&self, conn: &mut PgConnection, is_referenced: bool) -> Result<u64, Error> {
         run(conn, "merge.savepoint", "savepoint cdc_apply_merge").await.during(ROWS)?;
-        match run(conn, "merge.upsert", &self.upsert).await {
+        let written = match run(conn, "merge.upsert", &self.upsert).await {
             Err(error) if SqlFailure::of(&error) == SqlFailure::Duplicate => {
                 run(conn, "merge.roll_back", "rollback to cdc_apply_merge").await.during(ROWS)?;
-                self.require_unreferenced(conn, &error).await?;
-                // Rows have exchanged unique values, so they can't be updated one after the other.
+                self.require_unreferenced(is_referenced, &error)?;
+                // Unique values have moved between rows, so the rows can't be updated one after the other.
                 run(conn, "merge.clear", &self.clear).await.during(ROWS)?;
                 run(conn, "merge.insert", &self.insert).await
             }
             written => written,
         }
-        .during(ROWS)
+        .map_err(|cause| not_written(ROWS, cause))?;
+        // An open savepoint takes room in the table of locks.
+        run(conn, "merge.release", "release cdc_apply_merge").await.during(ROWS)?;
+        Ok(written)
     }
 
     /// Returns an error if rows can't be deleted and inserted again. Deleting them could cascade to other tables, or
     /// lose values of columns that the source lacks.
-    async fn require_unreferenced(&self, conn: &mut PgConnection, cause: &sqlx::Error) -> Result<(), Error> {
-        let is_referenced: bool = sqlx::query_scalar(
-            "-- apply.merge.is_referenced
-             select exists (select from pg_constraint where contype = 'f' and confrelid = $1::regclass)",
-        )
-        .bind(&self.target_table.table)
-        .fetch_one(conn)
-        .await
-        .during(ROWS)?;
+    fn require_unreferenced(&self, is_referenced: bool, cause: &sqlx::Error) -> Result<(), Error> {
         if !is_referenced && !self.target_table.has_extra_columns {
             return Ok(());
         }
-        let what = if is_referenced { "other tables reference it" } else { "it has columns of its own" };
+        let what = if is_referenced { "other rows may reference it" } else { "it has columns of its own" };
         let why = format!(
-            "rows of {} have exchanged unique values ({cause}), and {what}: make the unique constraint deferrable",
-            self.target_table.table
+            "unique values have moved between rows of {} ({}), and {what}: make a deferrable constraint of it",
+            self.target_table.table,
+            said(cause)
         );
         Err(Error::refused("unique_values", why))
     }
+}
+
+/// Returns the error of a statement that changes rows or checks constraints.
+pub(super) fn not_written(action: &'static str, cause: sqlx::Error) -> Error {
+    if SqlFailure::of(&cause) != SqlFailure::Referenced {
+        return Error::during(action, cause);
+    }
+    Error::ForeignKey(said(&cause).to_owned())
+}
+
+/// Returns the message of Postgres alone.
+fn said(cause: &sqlx::Error) -> &str {
+    cause.as_database_error().map_or("", |reported| reported.message())
 }

@@ -109,7 +109,7 @@ async fn require_owner(conn: &mut PgConnection) -> Result<(), Error> {
 
 /// Locks the table of the positions in a mode until the end of the transaction, so that nobody can replace it. Returns
 /// false if it doesn't exist. Otherwise it belongs to a trusted role.
-async fn lock_table(conn: &mut PgConnection, mode: &str) -> Result<bool, Error> {
+pub(super) async fn lock_table(conn: &mut PgConnection, mode: &str) -> Result<bool, Error> {
     require_owner(conn).await?;
     if !exists(conn).await? {
         return Ok(false);
@@ -120,7 +120,8 @@ async fn lock_table(conn: &mut PgConnection, mode: &str) -> Result<bool, Error> 
 }
 
 /// Locks the position of the table until the end of the transaction, so that only this transaction applies to the
-/// table. Returns the position, or `None` if no export was applied to the table.
+/// table. The table of the positions has to be locked. Returns the position, or `None` if no export was applied to the
+/// table.
 ///
 /// It locks the position's row, because every role that may connect can take an advisory lock. A missing row is
 /// inserted, which makes others wait as well. The transaction replaces it by [`write`], or rolls it back.
@@ -130,7 +131,6 @@ pub(super) async fn lock(
     consumer: &ConsumerId,
     dataset: &str,
 ) -> Result<Option<TargetPosition>, Error> {
-    lock_table(conn, "row exclusive").await?;
     loop {
         let found = sqlx::query_as(
             "-- apply.position.lock

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use sqlx::PgConnection;
 
 use crate::apply::catalog::{
-    EQUAL, ExistingColumn, INSPECT_TABLE, OPERATION, columns, exists, is_delta, is_empty, numbers, oid,
-    references_itself, relation, target_columns,
+    EQUAL, ExistingColumn, INSPECT_TABLE, OPERATION, columns, exists, is_delta, is_empty, numbers, oid, relation,
+    target_columns,
 };
 use crate::apply::key_type::keeps_distinct;
 use crate::apply::statement::run;
@@ -15,9 +15,6 @@ use crate::apply::{During, Error, Settings, TargetPosition, alter, trust};
 use crate::connection::quoted;
 use crate::dataset::Table;
 use crate::manifest::{Chained, Manifest, ManifestColumn};
-
-/// The temporary table that an export's rows are loaded into first.
-pub(super) const STAGE: &str = "cdc_apply_stage";
 
 /// The state of a table when an export is applied to it.
 pub(super) struct TargetTable {
@@ -35,8 +32,6 @@ pub(super) struct TargetTable {
     pub(super) oid: i64,
     /// The attribute numbers of the export's columns, by column name.
     pub(super) numbers: BTreeMap<String, i16>,
-    /// True if a foreign key of the table references the table itself.
-    pub(super) references_itself: bool,
     /// The columns of the stage: those of the export, each with its type in the target.
     pub(super) stage: Vec<(String, String)>,
     /// The key's columns, each with the operator that compares two values for equality.
@@ -46,7 +41,8 @@ pub(super) struct TargetTable {
     /// The remarks on differences between the table and the source.
     pub(super) remarks: Vec<String>,
     pub(super) is_empty: bool,
-    truncates: bool,
+    /// True if a full export empties the table first.
+    pub(super) truncates: bool,
     /// True if the table was just created, and gets its primary key after the rows are loaded.
     lacks_key: bool,
 }
@@ -157,7 +153,6 @@ impl TargetTable {
             has_extra_columns: present.iter().any(|column| is_extra(&column)),
             oid: oid(conn, &name).await?,
             numbers: numbers(&present, export),
-            references_itself: references_itself(conn, &name).await?,
             stage: export.columns.iter().map(|column| (column.name.clone(), type_of(column))).collect(),
             key: export.key.iter().map(|name| (name.clone(), equal(name))).collect(),
             is_empty,
@@ -173,12 +168,17 @@ impl TargetTable {
         } else if !target_table.replaces_all(manifest) {
             target_table.add_key(conn).await?;
         }
-        if target_table.replaces_all(manifest) && !target_table.is_empty {
-            run(conn, "table.truncate", &format!("truncate {}", target_table.table))
-                .await
-                .during("to empty the table")?;
-        }
         Ok(target_table)
+    }
+
+    /// Returns the name of the temporary table that the export's rows are loaded into first.
+    pub(super) fn stage_name(&self) -> String {
+        format!("cdc_apply_stage_{}", self.oid)
+    }
+
+    /// Returns that table as SQL.
+    pub(super) fn stage_table(&self) -> String {
+        format!("pg_temp.{}", self.stage_name())
     }
 
     /// Returns true if the export's rows replace all rows of the table, so that no row must be kept or compared.

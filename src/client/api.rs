@@ -1,5 +1,6 @@
 //! The API of a service in this process or on another machine. Jobs and consumers have the form of the API's JSON.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,8 +77,9 @@ struct AcceptedBatch {
 /// A batch.
 #[derive(Deserialize)]
 pub(crate) struct BatchView {
-    status: PlainText,
+    pub(crate) status: PlainText,
     error: Option<BatchError>,
+    jobs: Vec<Value>,
 }
 
 #[derive(Deserialize)]
@@ -86,13 +88,51 @@ struct BatchError {
     member: Option<PlainText>,
 }
 
+/// The thing that a call is for, by its id.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Subject {
+    /// An export of no batch.
+    Export(JobId),
+    /// A batch.
+    Batch(JobId),
+}
+
+impl Subject {
+    pub(crate) fn id(self) -> JobId {
+        match self {
+            Subject::Export(id) | Subject::Batch(id) => id,
+        }
+    }
+
+    fn path(self) -> String {
+        match self {
+            Subject::Export(id) => format!("/exports/{id}"),
+            Subject::Batch(id) => format!("/batches/{id}"),
+        }
+    }
+}
+
 impl BatchView {
+    /// Returns the batch's exports, in the order of their datasets.
+    pub(crate) fn jobs(&self) -> Result<Vec<JobView>, Error> {
+        self.jobs.iter().cloned().map(JobView::from_json).collect()
+    }
+
+    /// Returns true if the batch has this status.
+    pub(crate) fn has_status(&self, status: Status) -> bool {
+        &*self.status == status.as_str()
+    }
+
+    /// Returns true if the batch has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        ![Status::Pending, Status::Processing].iter().any(|open| self.has_status(*open))
+    }
+
     /// Returns the reason why the batch is not completed. `None`: it is.
     pub(crate) fn failure(&self) -> Option<String> {
         let member = |error: &BatchError| error.member.as_ref().map(|member| format!("{member}: ")).unwrap_or_default();
         let failed = self.error.as_ref().map(|error| format!("{}{}", member(error), error.detail));
-        let is_completed = &*self.status == Status::Completed.as_str();
-        (!is_completed).then(|| failed.unwrap_or_else(|| format!("it was {}", self.status)))
+        (!self.has_status(Status::Completed)).then(|| failed.unwrap_or_else(|| format!("it was {}", self.status)))
     }
 }
 
@@ -188,10 +228,12 @@ impl Api {
         self.call(call(Method::POST, path)?, ApiAnswer::json).await
     }
 
-    /// Submits a batch: an export of each of these datasets for one consumer, all at one snapshot.
+    /// Submits a batch: an export of each of these datasets for one consumer, all at one snapshot, and a full export
+    /// where only that goes on.
     pub(crate) async fn submit_batch(&self, request: &Request, datasets: &[&str]) -> Result<Uuid, CallError> {
         let mut body = body_of(request);
         body["datasets"] = datasets.into();
+        body["heal"] = true.into();
         let AcceptedBatch { batch_id } = self.call(submission(request, &body)?, ApiAnswer::json).await?;
         Ok(batch_id)
     }
@@ -200,11 +242,25 @@ impl Api {
     pub(crate) async fn ended_batch(&self, id: Uuid) -> Result<BatchView, CallError> {
         loop {
             let batch: BatchView = self.get(&format!("/batches/{id}?wait=5")).await?;
-            let is_open = [Status::Pending, Status::Processing].iter().any(|open| &*batch.status == open.as_str());
-            if !is_open {
+            if batch.has_ended() {
                 return Ok(batch);
             }
         }
+    }
+
+    /// Waits until a batch has ended. Returns the number in its lane of each export with a file, by dataset. Returns
+    /// none if the service doesn't have the batch any more.
+    pub(super) async fn numbers_of_batch(&self, id: Uuid) -> Result<BTreeMap<String, u64>, Error> {
+        let jobs = match self.ended_batch(id).await {
+            Err(CallError::Refused { status: 404, .. }) => return Ok(BTreeMap::new()),
+            batch => batch?.jobs()?,
+        };
+        Ok(jobs.iter().filter_map(|job| Some((job.dataset.to_string(), job.number?))).collect())
+    }
+
+    /// Returns a batch.
+    pub(crate) async fn batch(&self, id: JobId) -> Result<BatchView, Error> {
+        Ok(self.get(&format!("/batches/{id}")).await?)
     }
 
     /// Submits an export.
@@ -266,10 +322,10 @@ impl Api {
     }
 
     /// Requests the cancellation of a job. Returns false if the job has ended, or is being committed.
-    pub(crate) async fn cancel(&self, id: JobId) -> Result<bool, Error> {
-        match self.call(call(Method::POST, &format!("/exports/{id}/cancel"))?, ApiAnswer::accepted).await {
+    pub(crate) async fn cancel(&self, subject: Subject) -> Result<bool, Error> {
+        match self.call(call(Method::POST, &format!("{}/cancel", subject.path()))?, ApiAnswer::accepted).await {
             Ok(_) => Ok(true),
-            Err(error) if error.is_conflict() => Ok(false),
+            Err(error) if error.is_conflict() && !error.has_code("batch_member") => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
@@ -280,14 +336,16 @@ impl Api {
         Ok(())
     }
 
-    /// Submits the request of a failed or cancelled export again. Returns the id of the new export.
-    pub(crate) async fn retry(&self, id: JobId) -> Result<JobId, Error> {
-        let call = http::Request::post(format!("/exports/{id}/retry"))
+    /// Submits the request of a failed or cancelled export or batch again. Returns the new id.
+    pub(crate) async fn retry(&self, subject: Subject) -> Result<JobId, Error> {
+        let call = http::Request::post(format!("{}/retry", subject.path()))
             .header("idempotency-key", Uuid::new_v4().to_string())
             .body(String::new())
             .map_err(CallError::from)?;
-        let SubmittedJob { job_id } = self.call(call, ApiAnswer::json).await?;
-        Ok(job_id.into())
+        match subject {
+            Subject::Export(_) => Ok(self.call(call, ApiAnswer::json::<SubmittedJob>).await?.job_id.into()),
+            Subject::Batch(_) => Ok(self.call(call, ApiAnswer::json::<AcceptedBatch>).await?.batch_id.into()),
+        }
     }
 
     /// Lists the newest jobs that match a filter. Returns one more job than `limit` if there are more.

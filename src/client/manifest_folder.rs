@@ -236,7 +236,10 @@ impl ManifestFolder {
         if let Some(why) = spawn_blocking(move || missing_file(&*checked_archive, &of, &manifest_name)).await?? {
             return Ok(SinkOutcome::NeedsFullExport(why));
         }
-        mirror.apply(&manifest, async || files(archive, &manifest, name)).await
+        let paths = manifest.export.files.iter().map(|file| path_of(&**archive, name, file));
+        let paths = paths.collect::<Result<Vec<_>, _>>()?;
+        let (archive, of) = (Arc::clone(archive), Arc::clone(&manifest));
+        mirror.apply(manifest, move || files(&archive, &of, &paths)).await
     }
 }
 
@@ -293,16 +296,15 @@ fn is_of_the_place(error: &Error) -> bool {
 }
 
 /// Returns the files of an export, in their order. Each is opened when it is read.
-fn files(archive: &Arc<dyn Archive>, manifest: &Manifest, name: &str) -> Result<Vec<Input>, Error> {
-    let mut files = Vec::new();
-    for file in &manifest.export.files {
-        let (archive, path) = (Arc::clone(archive), path_of(&**archive, name, file)?);
+fn files(archive: &Arc<dyn Archive>, manifest: &Manifest, paths: &[String]) -> Vec<Input> {
+    let input = |(path, file): (&String, &manifest::ManifestFile)| {
+        let (archive, path) = (Arc::clone(archive), path.clone());
         let open = move || match archive.open_file(&path) {
             Ok(Lookup::File(_, found)) => Ok(found),
             Ok(Lookup::Nothing | Lookup::NoFile) => Err(io::Error::other(format!("{path} is missing"))),
             Err(error) => Err(io::Error::other(format!("{path}: {}", chain(&error)))),
         };
-        files.push(unpacked(open, &manifest.export.compression, file));
-    }
-    Ok(files)
+        unpacked(open, &manifest.export.compression, file)
+    };
+    paths.iter().zip(&manifest.export.files).map(input).collect()
 }

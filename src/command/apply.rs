@@ -109,10 +109,10 @@ impl Apply {
             None => Err(BadUsage("--dataset: one is to be named".to_owned()).into()),
         };
         let read = async |task: LaneTask| {
-            let LaneTask { dataset, terminal, is_submitted, .. } = task;
+            let LaneTask { dataset, terminal, is_submitted, jumps, group, turn, .. } = task;
             let (connections, consumer) = (Arc::clone(&connections), consumer.clone());
             let target = Target::new(connections, settings.clone(), consumer.clone(), dataset.clone());
-            let mut mirror = TableMirror::new(target, Arc::clone(&terminal) as Arc<dyn Observer>);
+            let mut mirror = TableMirror::new(target, Arc::clone(&terminal) as Arc<dyn Observer>, group, turn);
             mirror.refresh().await?;
             if let Some(place) = &place {
                 let folder = ManifestFolder::new(place.clone(), consumer, dataset, self.public_key.clone());
@@ -120,7 +120,8 @@ impl Apply {
             }
             let api = api.as_ref().context("clap requires --server or --from")?.observed_by(terminal);
             let acks = self.ack;
-            let lane = LaneReader { api: &api, consumer, dataset, request, encoding, skips_empty, is_submitted, acks };
+            let api = &api;
+            let lane = LaneReader { api, consumer, dataset, request, encoding, skips_empty, is_submitted, acks, jumps };
             Ok(lane.round(&mut mirror).await?)
         };
         let wanted = request.map(|export_type| RoundRequest { export_type, encoding });

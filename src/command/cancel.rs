@@ -1,36 +1,46 @@
-//! `cancel`: cancels an export that is waiting or running.
+//! `cancel`: cancels an export or a batch that is waiting or running.
 
 use std::process::ExitCode;
 
 use crate::config::CatalogFile;
-use crate::job::{JobId, Status};
+use crate::job::Status;
 use anyhow::bail;
 use clap::Args;
 
+use crate::client::api::Subject;
 use crate::command::server::ServerOption;
-use crate::command::words::job_id;
+use crate::command::words::SubjectArgument;
 
-/// The export to cancel.
+/// The export or the batch to cancel.
 #[derive(Args)]
 pub(crate) struct Cancel {
-    /// The id of the export
-    #[arg(value_name = "EXPORT", value_parser = job_id)]
-    job: JobId,
+    #[command(flatten)]
+    subject: SubjectArgument,
     #[command(flatten)]
     at: ServerOption,
 }
 
 impl Cancel {
-    /// Cancels the export, and prints its new status.
+    /// Cancels the export or the batch, and prints the new status.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let id = self.job;
+        let subject = self.subject.subject();
         self.at.run(CatalogFile::Read, async |api| {
-            let is_requested = api.cancel(id).await?;
-            let job = api.job(id).await?;
+            let is_requested = api.cancel(subject).await?;
+            let id = subject.id();
+            let (status, is_cancelled, has_ended) = match subject {
+                Subject::Export(id) => {
+                    let job = api.job(id).await?;
+                    (job.status.clone(), job.has_status(Status::Cancelled), job.has_ended())
+                }
+                Subject::Batch(id) => {
+                    let batch = api.batch(id).await?;
+                    (batch.status.clone(), batch.has_status(Status::Cancelled), batch.has_ended())
+                }
+            };
             match is_requested {
-                true if job.has_status(Status::Cancelled) => outln!("{id} is cancelled."),
-                true => outln!("{id} is {}, and its worker was asked to stop.", job.status),
-                false if job.has_ended() => bail!("{id} is {} already", job.status),
+                true if is_cancelled => outln!("{id} is cancelled."),
+                true => outln!("{id} is {status}, and its worker was asked to stop."),
+                false if has_ended => bail!("{id} is {status} already"),
                 false => bail!("{id} is being committed: it is too late to cancel it"),
             }
         })

@@ -18,7 +18,7 @@ use pg_rows::encoding::{Compression, Encoding, Format};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::client::api::Api;
+use crate::client::api::{Api, Subject};
 use crate::client::download::{self, Output};
 use crate::client::job_view::{FileView, JobView};
 use crate::command::BadUsage;
@@ -212,7 +212,7 @@ async fn watch(api: &Api, id: JobId, interrupted: &CancellationToken) -> anyhow:
                 job = polled => job?,
                 () = interrupted.cancelled() => {
                     cancelled = true;
-                    match api.cancel(id).await {
+                    match api.cancel(Subject::Export(id)).await {
                         Ok(true) => observer.notice("cancelling the export"),
                         // The job is being committed, and will complete.
                         Ok(false) => {}

@@ -3,17 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use clap::{Args, value_parser};
-use futures_util::{StreamExt, stream};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::time::sleep;
 
+use crate::apply;
+use crate::client;
 use crate::client::api::{Api, DatasetView};
+use crate::client::lane_group::{LaneGroup, Turn};
 use crate::client::observer::Observer;
 use crate::command::signals::stop_on_signal;
 use crate::command::terminal::{Terminal, is_closed_stdout};
@@ -43,6 +46,21 @@ pub(super) struct LaneOptions {
     pub(super) every: Option<Duration>,
 }
 
+/// The exports that were submitted for a round.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum RoundSubmission {
+    /// None: each lane submits its own.
+    Nothing,
+    Batch,
+    /// A batch of full exports, from which all lanes go on.
+    FullBatch,
+}
+
+/// The error of a round in which foreign keys of the target stopped a lane. Full exports of all lanes together help.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct KeysDontFit(String);
+
 /// A lane that is to be read once.
 pub(super) struct LaneTask {
     pub(super) dataset: String,
@@ -51,6 +69,12 @@ pub(super) struct LaneTask {
     pub(super) is_one_of_several: bool,
     /// True if the lane's export was submitted already, as the member of a batch.
     pub(super) is_submitted: bool,
+    /// True if the lane goes on from its newest full export.
+    pub(super) jumps: bool,
+    /// All lanes of the round.
+    pub(super) group: Arc<LaneGroup>,
+    /// The right to read the lane now.
+    pub(super) turn: Turn,
 }
 
 /// The exports that each round submits.
@@ -108,11 +132,23 @@ impl LaneOptions {
                         Some(api) => ready_datasets(api, &mut unready).await?,
                         None => named.clone(),
                     };
-                    let is_submitted = match (api, request) {
-                        (Some(api), Some(request)) => self.submit_batch(api, request, &datasets).await,
-                        _ => false,
+                    let (Some(api), Some(request)) = (api, request) else {
+                        return self.round(&datasets, RoundSubmission::Nothing, terminal, &read).await;
                     };
-                    self.round(datasets, is_submitted, terminal, &read).await
+                    let submitted = match self.submit_batch(api, request, &datasets).await {
+                        true => RoundSubmission::Batch,
+                        false => RoundSubmission::Nothing,
+                    };
+                    let done = self.round(&datasets, submitted, terminal, &read).await;
+                    if !done.as_ref().is_err_and(|error| error.is::<KeysDontFit>()) {
+                        return done;
+                    }
+                    api.observer().notice("asking for full exports of all these datasets together");
+                    let full = RoundRequest { export_type: ExportType::Full, ..request };
+                    match self.submit_batch(api, full, &datasets).await {
+                        true => self.round(&datasets, RoundSubmission::FullBatch, terminal, &read).await,
+                        false => done,
+                    }
                 };
                 let done = round.await;
                 let Some(every) = self.every else { return done };
@@ -158,37 +194,56 @@ impl LaneOptions {
     ///
     /// # Errors
     /// The error of the only lane. If there are several, the names of those that failed, each of whose errors has been
-    /// printed.
+    /// printed, or [`KeysDontFit`] if foreign keys stopped one of them.
     async fn round(
         &self,
-        datasets: BTreeSet<String>,
-        is_submitted: bool,
+        datasets: &BTreeSet<String>,
+        submitted: RoundSubmission,
         terminal: &Arc<Terminal>,
         read: &impl AsyncFn(LaneTask) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         let is_one_of_several = self.are_several();
         let all = datasets.len();
+        let group = Arc::new(LaneGroup::new(datasets, self.jobs));
+        let (is_submitted, jumps) = (submitted != RoundSubmission::Nothing, submitted == RoundSubmission::FullBatch);
         let read = async |dataset: String| {
             let shown = if is_one_of_several { terminal.of_dataset(&dataset) } else { Arc::clone(terminal) };
             let terminal = Arc::clone(&shown);
-            let task = LaneTask { dataset: dataset.clone(), terminal, is_one_of_several, is_submitted };
+            let (of, turn) = (Arc::clone(&group), group.turn().await);
+            let task = LaneTask {
+                dataset: dataset.clone(),
+                terminal,
+                is_one_of_several,
+                is_submitted,
+                jumps,
+                group: of,
+                turn,
+            };
             let done = read(task).await;
+            group.has_ended(&dataset, done.is_err()).await;
             (dataset, shown, done)
         };
-        let mut lanes = pin!(stream::iter(datasets).map(read).buffer_unordered(self.jobs.into()));
-        let mut failed = BTreeSet::new();
+        let mut lanes: FuturesUnordered<_> = datasets.iter().cloned().map(read).collect();
+        let (mut failed, mut keys_fit) = (BTreeSet::new(), true);
         while let Some((dataset, shown, done)) = lanes.next().await {
             match done {
                 Ok(()) => {}
                 Err(error) if !is_one_of_several || is_closed_stdout(&error) => return Err(error),
                 Err(error) => {
-                    shown.notice(&chain(error.as_ref()));
+                    // The dataset that stopped the batch says why.
+                    let cause = error.downcast_ref().map(client::Error::root);
+                    if !matches!(cause, Some(client::Error::BatchStopped)) {
+                        shown.notice(&chain(error.as_ref()));
+                    }
+                    keys_fit &= !matches!(cause, Some(client::Error::Apply(apply::Error::ForeignKey(_))));
                     failed.insert(dataset);
                 }
             }
         }
         let names = failed.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-        ensure!(failed.is_empty(), "{} of {all} datasets failed: {names}", failed.len());
+        let told = format!("{} of {all} datasets failed: {names}", failed.len());
+        ensure!(keys_fit, KeysDontFit(told));
+        ensure!(failed.is_empty(), told);
         Ok(())
     }
 }

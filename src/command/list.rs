@@ -31,6 +31,9 @@ pub(crate) struct ListExports {
     /// List the exports that remain to be loaded after this export, oldest first. Needs --consumer and --dataset
     #[arg(long, value_name = "JOB", value_parser = last_loaded_id, requires_all = ["consumer", "dataset"], conflicts_with_all = ["status", "export_type"])]
     after: Option<JobId>,
+    /// List the exports of this batch, all of them
+    #[arg(long, value_name = "ID", value_parser = job_id, conflicts_with_all = ["consumer", "dataset", "status", "export_type", "limit"])]
+    batch: Option<JobId>,
     /// List at most this many
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=200))]
     limit: u32,
@@ -56,6 +59,9 @@ impl ListExports {
     }
 
     async fn list(&self, api: &Api) -> anyhow::Result<()> {
+        if let Some(batch) = self.batch {
+            return self.print(&api.batch(batch).await?.jobs()?);
+        }
         // The API client returns one more export than the limit if there are more.
         let listed = match (self.after, &self.consumer, &self.dataset) {
             (Some(after), Some(consumer), Some(dataset)) => {
@@ -81,13 +87,16 @@ impl ListExports {
         let mut jobs = listed?;
         let has_more = jobs.len() > self.limit as usize;
         jobs.truncate(self.limit as usize);
-        if self.json {
-            jobs.iter().try_for_each(|job| outln!("{}", job.json))?;
-        } else {
-            outln!("{}", table(&jobs).trim_end_matches('\n'))?;
-        }
+        self.print(&jobs)?;
         print_if_more(has_more);
         Ok(())
+    }
+
+    fn print(&self, jobs: &[JobView]) -> anyhow::Result<()> {
+        if self.json {
+            return jobs.iter().try_for_each(|job| outln!("{}", job.json));
+        }
+        outln!("{}", table(jobs).trim_end_matches('\n'))
     }
 }
 

@@ -85,7 +85,8 @@ impl Pull {
             let open = move || PullFolder::open(&folder, &opened_by, of, when_locked, &*terminal);
             let mut folder = spawn_blocking(open).await??;
             let acks = ack;
-            let lane = LaneReader { api: &api, consumer, dataset, request, encoding, skips_empty, is_submitted, acks };
+            let (api, jumps) = (&api, false);
+            let lane = LaneReader { api, consumer, dataset, request, encoding, skips_empty, is_submitted, acks, jumps };
             Ok(lane.round(&mut folder).await?)
         };
         let wanted = request.map(|export_type| RoundRequest { export_type, encoding });

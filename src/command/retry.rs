@@ -1,22 +1,21 @@
-//! `retry`: submits a failed or cancelled export again.
+//! `retry`: submits a failed or cancelled export or batch again.
 
 use std::process::ExitCode;
 
 use crate::config::CatalogFile;
-use crate::job::JobId;
 use clap::Args;
 use serde_json::json;
 
+use crate::client::api::Subject;
 use crate::command::server::ServerOption;
-use crate::command::words::job_id;
+use crate::command::words::SubjectArgument;
 
-/// The export to submit again.
+/// The export or the batch to submit again.
 #[derive(Args)]
 pub(crate) struct Retry {
-    /// The id of the export that failed or was cancelled
-    #[arg(value_name = "EXPORT", value_parser = job_id)]
-    job: JobId,
-    /// Print the new export's id as JSON
+    #[command(flatten)]
+    subject: SubjectArgument,
+    /// Print the new id as JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -24,15 +23,20 @@ pub(crate) struct Retry {
 }
 
 impl Retry {
-    /// Submits an export with the same request, and prints the id of the new export.
+    /// Submits the same request, and prints the new id.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let id = self.job;
+        let subject = self.subject.subject();
         self.at.run(CatalogFile::Read, async |api| {
-            let new = api.retry(id).await?;
+            let new = api.retry(subject).await?;
+            let id = subject.id();
+            let (member, what) = match subject {
+                Subject::Export(_) => ("jobId", "export"),
+                Subject::Batch(_) => ("batchId", "batch"),
+            };
             if self.json {
-                return outln!("{}", json!({ "jobId": new.to_string(), "retryOf": id.to_string() }));
+                return outln!("{}", json!({ member: new.to_string(), "retryOf": id.to_string() }));
             }
-            outln!("{new} repeats the export {id}.")?;
+            outln!("{new} repeats the {what} {id}.")?;
             eprintln!("A running service or worker claims it; `cdc-export status{}` shows it.", api.server_option());
             Ok(())
         })

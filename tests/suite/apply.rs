@@ -2,6 +2,7 @@
 //! whoever else applies.
 
 pub(crate) mod pair;
+mod together;
 mod trust;
 
 use std::path::Path;

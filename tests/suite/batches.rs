@@ -9,7 +9,7 @@ use sqlx::Row;
 
 use crate::catalog::{Catalog, export, post};
 use crate::harness::{
-    Csv, Database, Service, Start, connect_options, embedded_settings_with_cluster, eventually, reachable_folder,
+    Csv, Database, Service, Start, connect_options, embedded_settings_with_cluster, eventually, far, reachable_folder,
     refusal,
 };
 
@@ -17,7 +17,7 @@ use crate::harness::{
 const TABLES: [&str; 3] = ["alpha", "beta", "gamma"];
 
 /// Returns a database with these tables, tracked, and the operator's file.
-async fn tables() -> (Database, Catalog) {
+pub(crate) async fn tables() -> (Database, Catalog) {
     let database = Database::new().await;
     for table in TABLES {
         let rows = format!(
@@ -40,7 +40,7 @@ async fn batch(service: &Service, export_type: &str, body: Value) -> Value {
     answer
 }
 
-async fn ended(service: &Service, id: &Value) -> Value {
+pub(crate) async fn ended(service: &Service, id: &Value) -> Value {
     let path = format!("/batches/{}?wait=60", id.as_str().unwrap());
     let ended = eventually("the end of the batch", async || {
         let batch: Value = service.ask("GET", &path, &[]).await.json().await.unwrap();
@@ -50,7 +50,7 @@ async fn ended(service: &Service, id: &Value) -> Value {
     ended.await
 }
 
-async fn export_all(service: &Service, export_type: &str, body: Value) -> Value {
+pub(crate) async fn export_all(service: &Service, export_type: &str, body: Value) -> Value {
     let submitted = batch(service, export_type, body).await;
     ended(service, &submitted["batchId"]).await
 }
@@ -255,6 +255,28 @@ async fn a_batch_is_cancelled_as_a_whole() {
     }
     assert!(!database.one::<bool>("select exists (select from watermarks)").await);
     assert_eq!(service.files(), Vec::<String>::new());
+
+    // The commands do the same.
+    let command = async |arguments: &[&str]| far(&[arguments, &["--server", &service.address]].concat()).output().await;
+    let id = waiting["batchId"].as_str().unwrap();
+    let member = waiting["jobs"][1]["jobId"].as_str().unwrap();
+    let (code, printed, _) = command(&["list", "--batch", id]).await;
+    assert_eq!((code, printed.matches("cancelled").count()), (0, 3), "{printed}");
+    let (code, _, errors) = command(&["retry", member]).await;
+    assert!(code == 1 && errors.contains(&format!("/batches/{id}")), "{errors}");
+    let (code, printed, errors) = command(&["retry", "--batch", id, "--json"]).await;
+    assert_eq!(code, 0, "{errors}");
+    let again: Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!(again["retryOf"], *id);
+    ended(&service, &again["batchId"]).await;
+    for (arguments, code, told) in [
+        (["cancel", member, "", ""], 1, "the batch"),
+        (["cancel", "--batch", again["batchId"].as_str().unwrap(), ""], 1, "is completed already"),
+    ] {
+        let arguments: Vec<_> = arguments.into_iter().filter(|it| !it.is_empty()).collect();
+        let (exit, _, errors) = command(&arguments).await;
+        assert!(exit == code && errors.contains(told), "{errors}");
+    }
     service.stop().await;
 }
 
@@ -490,7 +512,7 @@ async fn an_older_release_leaves_the_members_of_a_batch_alone() {
 #[tokio::test]
 async fn a_pull_of_several_datasets_asks_for_one_batch_and_for_each_alone_if_that_fails() {
     let (database, catalog) = tables().await;
-    let service = catalog.start(&database).service().await;
+    let service = catalog.start(&database).with("CELL_MAX_BYTES", 65536).service().await;
     let folder = tempfile::tempdir().unwrap();
     let into = folder.path().display().to_string();
     let pull = async || {
@@ -502,16 +524,21 @@ async fn a_pull_of_several_datasets_asks_for_one_batch_and_for_each_alone_if_tha
     for (change, expected) in [
         ("select 1", "1 3 3"),
         ("update beta set n = 1 where k = 1", "2 6 6"),
-        // The member that needs a full export fails the batch. Then each asks for its own, and it for a full one too.
-        ("truncate beta", "3 9 13"),
-        ("update beta set n = 2", "4 12 16"),
+        // The member that needs a full export gets one in the batch.
+        ("truncate beta", "3 9 9"),
+        ("insert into beta values (1, 2)", "4 12 12"),
     ] {
         database.run(change).await;
         let (code, _, errors) = pull().await;
-        assert_eq!(code, 0, "{errors}");
-        assert_eq!(errors.contains("not exported together"), change == "truncate beta", "{errors}");
-        assert_eq!(database.one::<String>(batches).await, expected, "{change}: {errors}");
+        assert_eq!((code, &*errors), (0, ""), "{change}");
+        assert_eq!(database.one::<String>(batches).await, expected, "{change}");
     }
+    // A member with a value that is too large fails the batch. Then each asks for its own.
+    database.run("alter table beta add t text; update beta set t = repeat('x', 70000)").await;
+    let (code, printed, errors) = pull().await;
+    assert_eq!((code, printed.lines().count()), (1, 2), "{errors}");
+    assert!(errors.contains("not exported together") && errors.contains("1 of 3 datasets failed: beta"), "{errors}");
+    assert_eq!(database.one::<String>(batches).await, "5 15 18");
     service.stop().await;
 }
 
@@ -568,4 +595,62 @@ async fn a_batch_leaves_half_of_the_room_for_locks_to_others() {
     assert_eq!(done["status"], "completed", "{done}");
     service.stop().await;
     server.stop().await;
+}
+
+#[tokio::test]
+async fn a_batch_that_heals_makes_full_exports_where_only_they_go_on() {
+    let (database, catalog) = tables().await;
+    let service = catalog.start(&database).service().await;
+    let started = json!({ "datasets": "*" });
+    assert_eq!(export_all(&service, "delta", started.clone()).await["status"], "completed");
+    // Two of three tables can't go on by a delta.
+    let change = "update alpha set n = n + 1 where k = 1; alter table alpha alter n type bigint; alter table gamma alter n type bigint;
+                  update beta set n = 7 where k = 2";
+    database.run(change).await;
+    let failed = export_all(&service, "delta", started).await;
+    assert_eq!((&failed["status"], &failed["error"]["member"]), (&json!("failed"), &json!("alpha")), "{failed}");
+
+    let healing = json!({ "datasets": "*", "heal": true });
+    let healed = export_all(&service, "delta", healing.clone()).await;
+    assert_eq!(
+        (&healed["status"], &healed["heal"], &healed["exportType"]),
+        (&json!("completed"), &json!(true), &json!("delta")),
+        "{healed}"
+    );
+    let jobs = healed["jobs"].as_array().unwrap();
+    let made: Vec<_> =
+        jobs.iter().map(|job| (job["exportType"].as_str().unwrap(), job["rowsExported"].as_u64().unwrap())).collect();
+    assert_eq!(made, [("full", 10), ("delta", 1), ("full", 10)], "{healed}");
+    for job in jobs {
+        let (name, kind) = (job["outputFilename"].as_str().unwrap(), job["exportType"].as_str().unwrap());
+        assert!(name.starts_with(&format!("{kind}_")), "{job}");
+        // The attempt that found it out doesn't count.
+        assert_eq!((&job["attempt"], &job["error"]), (&json!(1), &Value::Null), "{job}");
+    }
+    // From there all go on together. A request with `heal` is another one than one without.
+    let again = export_all(&service, "delta", healing.clone()).await;
+    let types: Vec<_> = again["jobs"].as_array().unwrap().iter().map(|job| job["exportType"].clone()).collect();
+    assert_eq!((&again["status"], types), (&json!("completed"), vec![json!("delta"); 3]), "{again}");
+
+    // A retry has the type that was asked for.
+    database.run("alter table alpha alter n type int; alter table beta rename to other").await;
+    let failed = export_all(&service, "delta", json!({ "datasets": TABLES, "heal": true })).await;
+    assert_eq!((&failed["status"], &failed["error"]["code"]), (&json!("failed"), &json!("table_missing")), "{failed}");
+    database.run("alter table other rename to beta").await;
+    let path = format!("/batches/{}/retry", failed["batchId"].as_str().unwrap());
+    let retried: Value = post(&service, &path, None, &json!({})).await.json().await.unwrap();
+    let retried = ended(&service, &retried["batchId"]).await;
+    let types: Vec<_> = retried["jobs"].as_array().unwrap().iter().map(|job| job["exportType"].clone()).collect();
+    assert_eq!(
+        (&retried["status"], types),
+        (&json!("completed"), vec![json!("full"), json!("delta"), json!("delta")]),
+        "{retried}"
+    );
+
+    // What a full export can't help fails. An export that isn't one of a batch has no `heal`.
+    let (code, _, errors) = catalog.command(&database, &["untrack", "beta"]).await;
+    assert_eq!(code, 0, "{errors}");
+    let answer = post(&service, "/exports/delta", Some("a"), &json!({ "dataset": "alpha", "heal": true })).await;
+    assert_eq!(answer.status(), 400);
+    service.stop().await;
 }

@@ -1,6 +1,6 @@
 // What may be done with a job: cancel, retry, download. What the service says against it stands next to the button.
 
-import { Problem, call, cancelling, get, isLeaving, jobPath, submission } from "./api.js";
+import { Problem, call, cancelling, get, isLeaving, jobPath, submission, wholePath } from "./api.js";
 import { el, once, say, set, show, text } from "./dom.js";
 import { downloadOf } from "./download.js";
 import { wake } from "./pulse.js";
@@ -72,11 +72,11 @@ function healing(job, onMade, complain) {
 }
 
 function retrying(job, onMade, complain) {
-  const retry = submitting(jobPath(job.jobId, "/retry"), {}, (made) => {
-    onMade(made.jobId);
+  const retry = submitting(wholePath(job, "/retry"), {}, (made) => {
+    onMade(made.jobId ?? made.jobs.find((its) => its.dataset === job.dataset).jobId);
     return `retried: ${title(job)}`;
   }, () => mayMove(job));
-  return acting("Retry", title(job), complain, retry);
+  return acting(job.batchId === null ? "Retry" : "Retry the batch", title(job), complain, retry);
 }
 
 // The buttons of a job, kept as its status wants them. `onMade` gets the id of a new job that one of them has made, `changed` is
@@ -92,9 +92,11 @@ export function actions({ onMade = () => {}, changed, listsFiles = false }) {
   async function cancelled(job) {
     if (isLeaving(job)) return null;
     asked = question({
-      title: "Cancel this export?",
-      text: `The ${title(job)}. What it has written so far is dropped, and the watermark stays where it is.`,
-      yes: "Cancel the export",
+      title: job.batchId === null ? "Cancel this export?" : "Cancel all exports of its batch?",
+      text: job.batchId === null
+        ? `The ${title(job)}. What it has written so far is dropped, and the watermark stays where it is.`
+        : `The ${title(job)}, and those of the other datasets that are read with it. What they have written so far is dropped, and the watermarks stay where they are.`,
+      yes: job.batchId === null ? "Cancel the export" : "Cancel the batch",
       no: "Let it run",
       weight: "danger",
     });
@@ -104,7 +106,7 @@ export function actions({ onMade = () => {}, changed, listsFiles = false }) {
     cancelling.add(job.jobId);
     changed();
     try {
-      await call("POST", jobPath(job.jobId, "/cancel"));
+      await call("POST", wholePath(job, "/cancel"));
     } catch (error) {
       cancelling.delete(job.jobId);
       changed();
@@ -127,7 +129,7 @@ export function actions({ onMade = () => {}, changed, listsFiles = false }) {
     const kind = isOpen(job) ? "open" : hasFile(job) ? "file" : job.skipped ? "none" : again;
     once(buttons, `${job.jobId} ${kind}`, () => {
       complain(null);
-      if (kind === "open") return (cancel = acting("Cancel", title(job), complain, () => cancelled(job)));
+      if (kind === "open") return (cancel = acting(job.batchId === null ? "Cancel" : "Cancel the batch", title(job), complain, () => cancelled(job)));
       if (kind === "file" && job.files.length > 1) {
         if (listsFiles) return [];
         return el("a", { class: "button", href: `#/jobs/${job.jobId}` }, `${job.files.length} files`, el("span", { class: "unseen" }, ` of the ${title(job)}`));

@@ -121,6 +121,11 @@ export function jobPath(id, rest = "") {
   return `/exports/${encodeURIComponent(id)}${rest}`;
 }
 
+// Of a batch only the whole is cancelled and retried.
+export function wholePath(job, rest) {
+  return job.batchId === null ? jobPath(job.jobId, rest) : `/batches/${encodeURIComponent(job.batchId)}${rest}`;
+}
+
 export function filePath(job, part) {
   return jobPath(job.jobId, part === null ? "/download" : `/files/${part}/download`);
 }

@@ -1,6 +1,6 @@
 // Commands that do the same as the page, quoted for a shell. A key is never written out, only the name of a variable.
 
-import { hasKey } from "./api.js";
+import { hasKey, wholePath } from "./api.js";
 
 export function quoted(word) {
   return `'${String(word).replaceAll("'", "'\\''")}'`;
@@ -45,5 +45,5 @@ export function describing(job) {
 }
 
 export function retrying(job) {
-  return curl(["-X POST", quoted(`${location.origin}/exports/${job.jobId}/retry`)]);
+  return curl(["-X POST", quoted(`${location.origin}${wholePath(job, "/retry")}`)]);
 }

@@ -179,6 +179,7 @@ function membersOf(job, before) {
     ["Digest", adHoc ? none("none: an ad-hoc export is in no chain") : digestOf(job, before, none)],
     ["Attempts", job.attempt === 0 ? "none yet" : count(job.attempt)],
     ["Retry of", job.retryOf === null ? none("no other") : el("a", { href: `#/jobs/${job.retryOf}` }, job.retryOf)],
+    ["Batch", job.batchId === null ? none("none: it was asked for alone") : [el("code", {}, job.batchId), none(": read at one moment with exports of other datasets")]],
     ["Id", el("code", {}, job.jobId)],
   ];
   return list;
@@ -256,7 +257,7 @@ function commandsOf(job) {
     list.push([its, downloading(job)], [the, checking(job)]);
     if (job.digest !== null) list.push(["See its manifest", describing(job)]);
   }
-  if (job.status === "failed" || job.status === "cancelled") list.push(["Retry it", retrying(job)]);
+  if (job.status === "failed" || job.status === "cancelled") list.push([job.batchId === null ? "Retry it" : "Retry its batch", retrying(job)]);
   const made = list.map(([label, command]) => el("div", { class: "command" }, el("h3", {}, label), el("pre", { tabindex: "0" }, el("code", {}, command)), copying(label, command)));
   if (job.consumerId === null) made.push(el("p", { class: "hint" }, "Columns, filter and limit of an ad-hoc export are not told by the API: add them if it had some."));
   return made;

@@ -1,0 +1,211 @@
+//! The lanes of a consumer that are read side by side, and the batches at which they wait for each other.
+//!
+//! A lane that comes to the export of a batch waits until each other lane of the batch has come to its own export, has
+//! a later one, or has ended its round. Then the target applies all of these exports in one transaction. While it
+//! waits, a lane gives its turn to another one.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, oneshot};
+use uuid::Uuid;
+
+use crate::apply::{Applied, TransactionFailure};
+use crate::client::Error;
+use crate::client::api::Api;
+use crate::client::job_view::JobView;
+use crate::client::ready_export::{ReadyExport, apply_together};
+use crate::client::spool::Spool;
+
+/// The lanes that are read side by side in one round.
+pub(crate) struct LaneGroup {
+    turns: Arc<Semaphore>,
+    state: Mutex<Lanes>,
+    are_several: bool,
+    /// True if the user knows that an export of the round is of no batch.
+    has_told: AtomicBool,
+}
+
+/// The right to work on a lane. Only some lanes have it at the same time.
+pub(crate) type Turn = OwnedSemaphorePermit;
+
+#[derive(Default)]
+struct Lanes {
+    /// The datasets of the lanes whose round has not ended, each with the number of the last export that its table has.
+    running: BTreeMap<String, u64>,
+    /// The same of lanes whose round has ended with an error.
+    failed: BTreeMap<String, u64>,
+    /// The exports that wait, by batch and dataset.
+    waiting: BTreeMap<Uuid, BTreeMap<String, WaitingExport>>,
+    batches: BTreeMap<Uuid, Arc<LaneBatch>>,
+}
+
+/// A batch to whose exports some lanes have come.
+#[derive(Default)]
+pub(super) struct LaneBatch {
+    /// The number of each export with a file, by dataset.
+    numbers: OnceCell<BTreeMap<String, u64>>,
+    pub(super) spool: Spool,
+}
+
+/// An export that waits for others.
+struct WaitingExport {
+    export: ReadyExport,
+    outcome: oneshot::Sender<Result<Applied, Error>>,
+}
+
+impl LaneGroup {
+    /// Returns the group of the lanes of these datasets. `turns` of them are worked on at the same time.
+    pub(crate) fn new<'d>(datasets: impl IntoIterator<Item = &'d String>, turns: u8) -> LaneGroup {
+        let running: BTreeMap<_, _> = datasets.into_iter().map(|dataset| (dataset.clone(), 0)).collect();
+        LaneGroup {
+            turns: Arc::new(Semaphore::new(turns.into())),
+            are_several: running.len() > 1,
+            state: Mutex::new(Lanes { running, ..Lanes::default() }),
+            has_told: AtomicBool::new(false),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, Lanes> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the turn of a lane.
+    pub(crate) async fn turn(&self) -> Turn {
+        Arc::clone(&self.turns).acquire_owned().await.expect("the semaphore is never closed")
+    }
+
+    /// Records the number of the last export that the lane's table has.
+    pub(super) async fn has_moved(&self, dataset: &str, number: u64) {
+        let whole = {
+            let mut state = self.state();
+            state.running.insert(dataset.to_owned(), number);
+            state.take_whole()
+        };
+        apply_each(whole).await;
+    }
+
+    /// Records that the lane's round has ended. After an error, no batch is applied to which it has not come.
+    pub(crate) async fn has_ended(&self, dataset: &str, has_failed: bool) {
+        let whole = {
+            let mut state = self.state();
+            let had = state.running.remove(dataset);
+            state.failed.extend(had.filter(|_| has_failed).map(|had| (dataset.to_owned(), had)));
+            state.take_whole()
+        };
+        apply_each(whole).await;
+    }
+
+    /// Returns the batch of a lane's export. Returns `None` if the export is to be applied by itself.
+    pub(super) async fn batch_of(&self, api: &Api, export: &JobView) -> Result<Option<(Uuid, Arc<LaneBatch>)>, Error> {
+        if !self.are_several {
+            return Ok(None);
+        }
+        let Some(id) = export.batch_id else {
+            if !self.has_told.swap(true, Ordering::Relaxed) {
+                api.observer().notice(
+                    "warning: exports of this round belong to no batch: foreign keys and joins between tables hold again after the next batch",
+                );
+            }
+            return Ok(None);
+        };
+        let batch = Arc::clone(self.state().batches.entry(id).or_default());
+        batch.numbers.get_or_try_init(|| api.numbers_of_batch(id)).await?;
+        Ok(Some((id, batch)))
+    }
+
+    /// Applies an export of a batch, together with those of the other lanes.
+    pub(super) async fn apply(
+        &self,
+        id: Uuid,
+        dataset: &str,
+        export: ReadyExport,
+        turn: &mut Option<Turn>,
+    ) -> Result<Applied, Error> {
+        let (outcome, mut applied) = oneshot::channel();
+        let whole = {
+            let mut state = self.state();
+            let waiting = WaitingExport { export, outcome };
+            state.waiting.entry(id).or_default().insert(dataset.to_owned(), waiting);
+            state.take_whole()
+        };
+        apply_each(whole).await;
+        if let Ok(applied) = applied.try_recv() {
+            return applied;
+        }
+        *turn = None;
+        let applied = applied.await.map_err(|_| Error::refused("the batch was given up"))?;
+        *turn = Some(self.turn().await);
+        applied
+    }
+}
+
+impl Lanes {
+    /// Removes and returns the exports of each batch for which no lane has to be waited for. Ends the waiting for a
+    /// batch whose lane has failed before it.
+    fn take_whole(&mut self) -> Vec<Vec<WaitingExport>> {
+        let is_any_before = |lanes: &BTreeMap<String, u64>, id: &Uuid, arrived: &BTreeMap<String, WaitingExport>| {
+            let numbers = self.batches.get(id).and_then(|batch| batch.numbers.get());
+            let is_before = |(dataset, number): (&String, &u64)| {
+                !arrived.contains_key(dataset) && lanes.get(dataset).is_some_and(|had| had < number)
+            };
+            numbers.is_some_and(|numbers| numbers.iter().any(is_before))
+        };
+        self.waiting.retain(|id, arrived| {
+            let is_stopped = is_any_before(&self.failed, id, arrived);
+            if is_stopped {
+                for waiting in std::mem::take(arrived).into_values() {
+                    drop(waiting.outcome.send(Err(Error::BatchStopped)));
+                }
+            }
+            !is_stopped
+        });
+        // No service gives batches such an order, so a wrong one can't stop the round for ever.
+        let do_all_wait = self.waiting.values().map(BTreeMap::len).sum::<usize>() == self.running.len();
+        let is_whole = |id: &Uuid, arrived| do_all_wait || !is_any_before(&self.running, id, arrived);
+        let waiting = self.waiting.iter();
+        let whole: Vec<_> = waiting.filter(|(id, arrived)| is_whole(id, arrived)).map(|(id, _)| *id).collect();
+        let take = |id: &Uuid| {
+            self.batches.remove(id);
+            Some(self.waiting.remove(id)?.into_values().collect())
+        };
+        whole.iter().filter_map(take).collect()
+    }
+}
+
+async fn apply_each(batches: Vec<Vec<WaitingExport>>) {
+    for batch in batches {
+        apply_batch(batch).await;
+    }
+}
+
+/// Applies exports in one transaction. If some can't be applied, applies the others without them.
+async fn apply_batch(mut exports: Vec<WaitingExport>) {
+    while !exports.is_empty() {
+        let ready: Vec<_> = exports.iter().map(|waiting| &waiting.export).collect();
+        let (applied, exports_count) = (apply_together(&ready).await, ready.len());
+        let waiting = std::mem::take(&mut exports).into_iter();
+        match applied {
+            Ok(outcomes) => {
+                for (waiting, outcome) in waiting.zip(outcomes) {
+                    match outcome {
+                        Some(outcome) => drop(waiting.outcome.send(Ok(outcome))),
+                        None => exports.push(waiting),
+                    }
+                }
+            }
+            Err(TransactionFailure { member, error }) => {
+                let is_of_all = member.is_none() && exports_count > 1;
+                let mut error = Some(Error::from(error)).map(|error| match is_of_all {
+                    true => Error::About { subject: "its batch".to_owned(), cause: Box::new(error) },
+                    false => error,
+                });
+                for (at, waiting) in waiting.enumerate() {
+                    let own = error.take_if(|_| at == member.unwrap_or(0));
+                    drop(waiting.outcome.send(Err(own.unwrap_or(Error::BatchStopped))));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! The exports of a batch are applied in one transaction of the target, in which foreign keys hold.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use serde_json::json;
+use sqlx::Executor;
+
+use crate::batches::export_all;
+use crate::catalog::export;
+use crate::harness::{KILLED, eventually};
+use crate::mirrors::Mirror;
+
+/// The tables of pgbench, with a key of the history.
+const BANK: &str = "
+    create table sales.branches (bid int primary key, balance int not null);
+    create table sales.tellers (tid int primary key, bid int not null references sales.branches, balance int not null);
+    create table sales.accounts (aid int primary key, bid int not null references sales.branches, balance int not null);
+    create table sales.history (id bigserial primary key, tid int not null references sales.tellers,
+      bid int not null references sales.branches, aid int not null references sales.accounts, delta int not null);
+    insert into sales.branches select b, 0 from generate_series(1, 2) b;
+    insert into sales.tellers select t, 1 + t % 2, 0 from generate_series(1, 10) t;
+    insert into sales.accounts select a, 1 + a % 2, 0 from generate_series(1, 500) a;";
+
+/// The foreign keys of the tables, which a target gets from its owner.
+const BANK_KEYS: &str = "
+    alter table sales.tellers add foreign key (bid) references sales.branches;
+    alter table sales.accounts add foreign key (bid) references sales.branches;
+    alter table sales.history add foreign key (tid) references sales.tellers, add foreign key (bid) references sales.branches,
+      add foreign key (aid) references sales.accounts;";
+
+/// The sums that pgbench keeps equal, and the number of transactions.
+const SUMS: &str = "select array[(select coalesce(sum(balance), 0) from sales.branches), (select coalesce(sum(balance), 0) from sales.tellers),
+      (select coalesce(sum(balance), 0) from sales.accounts), (select coalesce(sum(delta), 0) from sales.history),
+      (select count(*) from sales.history)]::bigint[]";
+
+#[tokio::test]
+async fn a_copy_is_of_one_moment_at_each_look_while_a_bank_works() {
+    let tables = ["accounts", "branches", "history", "tellers"];
+    let mirror = Mirror::made(&tables, BANK).await;
+    let (code, _, said) = mirror.apply(&["--all-datasets"]).output().await;
+    assert_eq!((code, said.as_str()), (0, ""));
+    mirror.target.run(BANK_KEYS).await;
+
+    let is_open = Arc::new(AtomicBool::new(true));
+    let writers: Vec<_> = (0..3)
+        .map(|writer: i32| {
+            let (pool, is_open) = (mirror.source.pool.clone(), Arc::clone(&is_open));
+            tokio::spawn(async move {
+                let mut at = writer;
+                while is_open.load(Ordering::Relaxed) {
+                    at = (at * 31 + 7) % 5000;
+                    let (account, teller, branch, delta) = (1 + at % 500, 1 + at % 10, 1 + at % 2, at - 2500);
+                    // A teller's row is locked first, so that no two writers wait for each other.
+                    let transaction = format!(
+                        "begin; update sales.branches set balance = balance + {delta} where bid = {branch};
+                         update sales.tellers set balance = balance + {delta} where tid = {teller};
+                         update sales.accounts set balance = balance + {delta} where aid = {account};
+                         insert into sales.history (tid, bid, aid, delta) values ({teller}, {branch}, {account}, {delta}); commit"
+                    );
+                    pool.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(transaction))).await.unwrap();
+                }
+            })
+        })
+        .collect();
+
+    let (mut running, _folder) = mirror.apply(&["--all-datasets", "--every", "100ms"]).spawn();
+    let moments = Mutex::new(BTreeSet::new());
+    eventually("ten moments", async || {
+        let sums: Vec<i64> = mirror.target.one(SUMS).await;
+        assert!(sums[..4].iter().all(|sum| *sum == sums[0]), "{sums:?}");
+        let mut moments = moments.lock().unwrap();
+        moments.insert(sums[4]);
+        (moments.len() >= 10).then_some(())
+    })
+    .await;
+    is_open.store(false, Ordering::Relaxed);
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    running.kill().await.unwrap();
+    let (code, _, said) = mirror.apply(&["--all-datasets"]).output().await;
+    assert_eq!(code, 0, "{said}");
+    for table in tables {
+        mirror.require_equal(table, &format!("sales.{table}")).await;
+    }
+    mirror.service.stop().await;
+}
+
+/// Customers, their orders and the items of these; a tree; two tables that reference each other. The statements make
+/// them with foreign keys in the source, and the keys alone in the target.
+const SHOP: &str = "
+    create table sales.customers (id int primary key, email text, name text);
+    create table sales.orders (id int primary key, customer int);
+    create table sales.items (id int primary key, \"order\" int, n int);
+    create table sales.tree (id int primary key, parent int);
+    create table sales.heads (id int primary key, team int);
+    create table sales.teams (id int primary key, head int);
+    create table sales.prices (id numeric primary key, note text);
+    create table sales.offers (id int primary key, price numeric, former int);
+    create table sales.parts (id int, customer int, primary key (id)) partition by range (id);
+    create table sales.parts_1 partition of sales.parts for values from (0) to (100);";
+
+const SHOP_KEYS: &str = "
+    alter table sales.customers add unique (email);
+    alter table sales.orders add foreign key (customer) references sales.customers on delete cascade;
+    alter table sales.items add foreign key (\"order\") references sales.orders on delete cascade;
+    alter table sales.tree add foreign key (parent) references sales.tree;
+    alter table sales.heads add foreign key (team) references sales.teams deferrable;
+    alter table sales.teams add foreign key (head) references sales.heads;
+    alter table sales.offers add foreign key (price) references sales.prices on delete cascade on update cascade;
+    alter table sales.offers add foreign key (former) references sales.offers on delete set null;
+    alter table sales.parts_1 add foreign key (customer) references sales.customers;";
+
+const SHOP_ROWS: &str = "
+    insert into sales.customers select g, 'c' || g, 'n' from generate_series(1, 6) g;
+    insert into sales.orders select g, 1 + g % 6 from generate_series(1, 12) g;
+    insert into sales.items select g, 1 + g % 12, g from generate_series(1, 24) g;
+    insert into sales.tree select g, nullif(g / 2, 0) from generate_series(1, 15) g;
+    insert into sales.prices values (1.0, 'x'), (2, 'z');
+    insert into sales.offers values (1, 1.0, null), (2, 2, 1);";
+
+#[tokio::test]
+async fn rows_come_and_go_in_the_order_of_the_foreign_keys() {
+    let tables = ["customers", "heads", "items", "offers", "orders", "parts", "prices", "teams", "tree"];
+    let mirror = Mirror::made(&tables, &format!("{SHOP}{SHOP_KEYS}{SHOP_ROWS}")).await;
+    // The target's tables have their foreign keys from the beginning.
+    mirror.target.run(&format!("create schema sales; {SHOP}{SHOP_KEYS}")).await;
+    let changes = [
+        ("the first exports", ""),
+        ("a customer goes, with orders and items", "delete from sales.customers where id = 1"),
+        (
+            "an order gets another customer, and the one before goes: its items stay",
+            "begin; update sales.orders set customer = 3 where customer = 2; delete from sales.customers where id = 2; commit",
+        ),
+        (
+            "a new customer, order and item at once",
+            "begin; insert into sales.customers values (20, 'c20', 'n'); insert into sales.orders values (100, 20);
+             insert into sales.items values (1000, 100, 1); commit",
+        ),
+        (
+            "items get another order, and the one before goes",
+            "begin; update sales.items set \"order\" = 100 where \"order\" = 3; delete from sales.orders where id = 3; commit",
+        ),
+        ("a tree is turned round", "begin; update sales.tree set parent = 15 where id = 1; update sales.tree set parent = null where id = 15;
+             update sales.tree set parent = 1 where id in (7, 3); commit"),
+        ("the leaves of a tree go, and new ones come", "delete from sales.tree where id in (8, 9, 10, 11); insert into sales.tree values (50, 4)"),
+        (
+            "two rows that reference each other come",
+            "begin; set constraints all deferred; insert into sales.heads values (1, 1), (2, 2); insert into sales.teams values (1, 1), (2, 2); commit",
+        ),
+        (
+            "one pair goes, and the other swaps",
+            "begin; set constraints all deferred; delete from sales.teams where id = 1; delete from sales.heads where id = 1;
+             insert into sales.heads values (3, 3); insert into sales.teams values (3, 3); commit",
+        ),
+        ("a key is written otherwise", "update sales.prices set id = 1.00, note = 'new' where id = 1"),
+        (
+            "a customer with orders goes, and a new one has its email",
+            "begin; delete from sales.customers where id = 4; insert into sales.customers values (40, 'c4', 'n'); commit",
+        ),
+        (
+            "a row of a partition and its customer come",
+            "begin; insert into sales.customers values (60, 'c60', 'n'); insert into sales.parts values (1, 60); commit",
+        ),
+        (
+            "a row of a partition gets another customer, and the one before goes",
+            "begin; insert into sales.customers values (61, 'c61', 'n'); update sales.parts set customer = 61; delete from sales.customers where id = 60; commit",
+        ),
+    ];
+    for (what, statements) in changes {
+        mirror.source.run(statements).await;
+        let (code, printed, said) = mirror.apply(&["--all-datasets"]).output().await;
+        assert_eq!((code, said.as_str()), (0, ""), "{what}: {printed}");
+        for table in tables {
+            mirror.require_equal(table, &format!("sales.{table}")).await;
+        }
+    }
+    // A full export of each replaces nothing that is there. If asked to, it empties all tables together.
+    mirror.source.run("truncate sales.items").await;
+    for more in [&["--full", "merge"][..], &["--full", "truncate"]] {
+        export_all(&mirror.service, "full", json!({ "datasets": "*" })).await;
+        mirror.target.run("delete from sales.tree where id = 50").await;
+        let (code, _, said) = mirror.apply(&[&["--all-datasets"], more].concat()).output().await;
+        assert_eq!(code, 0, "{more:?}: {said}");
+        for table in tables {
+            mirror.require_equal(table, &format!("sales.{table}")).await;
+        }
+    }
+    mirror.service.stop().await;
+}
+
+#[tokio::test]
+async fn a_member_that_needs_a_full_export_gets_one_and_the_others_go_on() {
+    let mirror = Mirror::of(&["t1", "t2", "t3"]).await;
+    let (code, _, said) = mirror.apply(&["--all-datasets"]).output().await;
+    assert_eq!((code, said.as_str()), (0, ""));
+    mirror
+        .source
+        .run("alter table sales.t2 add note text; update sales.t1 set name = 'x'; update sales.t3 set name = 'x'")
+        .await;
+    let (code, printed, said) = mirror.apply(&["--all-datasets"]).output().await;
+    assert!(code == 0 && said.contains("t2: schema_changed"), "{printed} {said}");
+    for table in ["t1", "t2", "t3"] {
+        mirror.require_equal(table, &format!("sales.{table}")).await;
+    }
+    mirror.service.stop().await;
+}
+
+#[tokio::test]
+async fn a_kill_leaves_a_batch_in_all_tables_or_in_none() {
+    let tables = ["t1", "t2", "t3"];
+    let mirror = Mirror::of(&tables).await;
+    let (code, _, said) = mirror.apply(&["--all-datasets"]).output().await;
+    assert_eq!((code, said.as_str()), (0, ""));
+    let faults = [("apply.fetched", 0), ("apply.staged", 0), ("apply.applied", 0), ("apply.committed", 3)];
+    for (fault, expected) in faults {
+        mirror.change(&tables, fault).await;
+        let killed = mirror.apply(&["--all-datasets"]).with("FAILPOINTS", format!("{fault}=kill"));
+        assert_eq!(killed.output().await.0, KILLED, "{fault}");
+        let mut copies = 0;
+        for table in tables {
+            let copied = format!("select count(*) from sales.{table} where name = '{fault}'");
+            copies += mirror.target.one::<i64>(&copied).await;
+        }
+        assert_eq!(copies, expected, "{fault}");
+        let (code, _, said) = mirror.apply(&["--all-datasets"]).output().await;
+        assert_eq!((code, said.as_str()), (0, ""), "{fault}");
+        for table in tables {
+            mirror.require_equal(table, &format!("sales.{table}")).await;
+        }
+    }
+    mirror.service.stop().await;
+}
+
+/// A parent and a child, of which the target has one row each, and a foreign key.
+async fn family() -> Mirror {
+    let made = "create table sales.parents (id int primary key, v text);
+                create table sales.children (id int primary key, parent int not null references sales.parents);
+                insert into sales.parents values (1, 'x'); insert into sales.children values (1, 1);";
+    let mirror = Mirror::made(&["children", "parents"], made).await;
+    let (code, _, said) = mirror.apply(&["--all-datasets"]).output().await;
+    assert_eq!((code, said.as_str()), (0, ""));
+    mirror.target.run("alter table sales.children add foreign key (parent) references sales.parents").await;
+    mirror
+}
+
+#[tokio::test]
+async fn tables_whose_exports_part_come_together_again_by_full_exports() {
+    let others = "begin; delete from sales.children; delete from sales.parents; insert into sales.parents (id, v) values (2, 'y');
+                  insert into sales.children values (2, 2); commit";
+    for what in ["a new column", "single exports"] {
+        let mirror = family().await;
+        if what == "a new column" {
+            // Only a full export of the parents can follow. Alone it can't take away the row that a child still has.
+            mirror.source.run(&format!("alter table sales.parents add w int; {others}")).await;
+        } else {
+            // No order of these two fits the foreign key at each moment.
+            mirror.source.run("delete from sales.children; delete from sales.parents").await;
+            export(&mirror.service, "delta", "parents", "a").await;
+            mirror.source.run(others).await;
+            export(&mirror.service, "delta", "children", "a").await;
+        }
+        let (code, printed, said) = mirror.apply(&["--all-datasets"]).output().await;
+        assert!(
+            code == 0 && said.contains("asking for full exports of all these datasets together"),
+            "{what}: {printed} {said}"
+        );
+        for table in ["children", "parents"] {
+            mirror.require_equal(table, &format!("sales.{table}")).await;
+        }
+        let (code, _, said) = mirror.apply(&["--all-datasets"]).output().await;
+        assert_eq!((code, said.as_str()), (0, ""), "{what}");
+        mirror.service.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_batch_of_which_one_table_fails_early_is_not_applied_in_part() {
+    let mirror = Mirror::of(&["t1", "t2", "t3"]).await;
+    let (code, _, said) = mirror.apply(&["--all-datasets"]).output().await;
+    assert_eq!((code, said.as_str()), (0, ""));
+    mirror.change(&["t1", "t2", "t3"], "x").await;
+    // Its position can't be told, so no export of it is even downloaded.
+    let twice = "insert into cdc_apply.positions select 'public.other', consumer, dataset, source, job, number, digest, details, applied_at
+                 from cdc_apply.positions where dataset = 't2'";
+    mirror.target.run(twice).await;
+    let (code, printed, said) = mirror.apply(&["--all-datasets"]).output().await;
+    assert_eq!((code, printed.as_str(), said.lines().count()), (1, "", 2), "{said}");
+    assert!(said.contains("t2: several_tables") && said.contains("3 of 3 datasets failed"), "{said}");
+    mirror.target.run("delete from cdc_apply.positions where target = 'public.other'").await;
+    let (code, _, said) = mirror.apply(&["--all-datasets"]).output().await;
+    assert_eq!((code, said.as_str()), (0, ""));
+    for table in ["t1", "t2", "t3"] {
+        mirror.require_equal(table, &format!("sales.{table}")).await;
+    }
+    mirror.service.stop().await;
+}
