@@ -101,6 +101,15 @@ impl Error {
         Error::Refused { code, why: why.into() }
     }
 
+    /// Returns true if two rows would have the same unique values.
+    fn is_of_unique_values(&self) -> bool {
+        match self {
+            Error::Refused { code, .. } => *code == "unique_values",
+            Error::Sql { cause, .. } => SqlFailure::of(cause) == SqlFailure::Duplicate,
+            _ => false,
+        }
+    }
+
     fn during(action: &'static str, cause: sqlx::Error) -> Error {
         match SqlFailure::of(&cause) {
             // A missing database, a missing role or a wrong password needs an operator.

@@ -1,6 +1,6 @@
 //! The foreign keys of the target that reference the tables of a transaction.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use sqlx::PgConnection;
 
@@ -88,26 +88,29 @@ impl References {
         }
     }
 
-    /// Returns the indexes of the tables in an order in which each comes after the tables that it references. Within a
-    /// circle of references the order is arbitrary. A deferrable key is checked at the end, and needs no order.
+    /// Returns the indexes of the tables in an order in which each comes after the tables that it references. A circle
+    /// is entered through a deferrable key, which is checked at the end, else anywhere.
     pub(super) fn parents_first(&self) -> Vec<usize> {
-        let (mut order, mut seen) = (Vec::new(), BTreeSet::new());
-        for at in 0..self.tables.len() {
-            self.visit(at, &mut seen, &mut order);
-        }
-        order
-    }
-
-    fn visit(&self, at: usize, seen: &mut BTreeSet<usize>, order: &mut Vec<usize>) {
-        if !seen.insert(at) {
-            return;
-        }
-        for key in self.keys.iter().filter(|key| key.child == self.tables[at] && !key.is_deferrable) {
-            if let Some(parent) = self.tables.iter().position(|table| *table == key.parent) {
-                self.visit(parent, seen, order);
+        let places: HashMap<i64, usize> = self.tables.iter().enumerate().map(|(at, table)| (*table, at)).collect();
+        let mut parents = vec![Vec::new(); self.tables.len()];
+        for key in self.keys.iter().filter(|key| key.child != key.parent) {
+            if let (Some(child), Some(parent)) = (places.get(&key.child), places.get(&key.parent)) {
+                parents[*child].push((*parent, key.is_deferrable));
             }
         }
-        order.push(at);
+        let (mut order, mut left): (Vec<_>, BTreeSet<_>) = (Vec::new(), (0..self.tables.len()).collect());
+        while let Some(any) = left.first().copied() {
+            let is_free = |at: &&usize, may_defer: bool| {
+                parents[**at]
+                    .iter()
+                    .all(|(parent, is_deferrable)| !left.contains(parent) || may_defer && *is_deferrable)
+            };
+            let free = left.iter().find(|at| is_free(at, false)).or_else(|| left.iter().find(|at| is_free(at, true)));
+            let next = free.copied().unwrap_or(any);
+            left.remove(&next);
+            order.push(next);
+        }
+        order
     }
 }
 
@@ -136,6 +139,9 @@ mod tests {
             assert!(place(parent) < place(child), "{parent} before {child} in {order:?}");
         }
         assert_eq!(order.len(), 6);
+        // A deferrable key outside of a circle counts: what happens to children when a parent goes is not deferred.
+        let references = References { keys: vec![key(60, 70)], tables: vec![60, 70] };
+        assert_eq!(references.parents_first(), [1, 0]);
     }
 
     #[test]

@@ -153,9 +153,20 @@ async fn apply_in(
     failpoint!("apply.staged", Err(Error::refused("failpoint", "apply.staged").into()));
     search_path::use_trigger_search_path(tx, &settings.trusted_owners).await?;
     run(tx, "transaction.defer", "set constraints all deferred").await.during(CONSTRAINTS)?;
-    merge(tx, &mut prepared, &references).await?;
-    let checked = run(tx, "transaction.check", "set constraints all immediate").await;
-    checked.map_err(|cause| not_written(CONSTRAINTS, cause))?;
+    let merged = async {
+        merge(tx, &mut prepared, &references).await?;
+        let checked = run(tx, "transaction.check", "set constraints all immediate").await;
+        checked.map_err(|cause| TransactionFailure::from(not_written(CONSTRAINTS, cause)))
+    };
+    let merged = merged.await;
+    if let ([(_, only)], Err(failure)) = (&*prepared, &merged)
+        && only.manifest.export.export_type == "incremental"
+        && failure.error.is_of_unique_values()
+    {
+        let why = "unique_values: an incremental export doesn't delete the rows that had the values of others before";
+        return Ok(vec![Some(Applied::NeedsFullExport(why.to_owned()))]);
+    }
+    merged?;
     search_path::use_own_search_path(tx).await?;
     for (at, PreparedExport { target_table, manifest, key, .. }) in &prepared {
         let written = position::write(tx, key, manifest, target_table, settings.deleted.as_deref()).await;

@@ -161,11 +161,14 @@ impl Lanes {
             }
             !is_stopped
         });
-        // No service gives batches such an order, so a wrong one can't stop the round for ever.
-        let do_all_wait = self.waiting.values().map(BTreeMap::len).sum::<usize>() == self.running.len();
-        let is_whole = |id: &Uuid, arrived| do_all_wait || !is_any_before(&self.running, id, arrived);
+        let is_whole = |id: &Uuid, arrived| !is_any_before(&self.running, id, arrived);
         let waiting = self.waiting.iter();
-        let whole: Vec<_> = waiting.filter(|(id, arrived)| is_whole(id, arrived)).map(|(id, _)| *id).collect();
+        let mut whole: Vec<_> = waiting.filter(|(id, arrived)| is_whole(id, arrived)).map(|(id, _)| *id).collect();
+        // No service gives batches an order in which lanes wait for each other. A wrong one can't stop the round.
+        let do_all_wait = self.waiting.values().map(BTreeMap::len).sum::<usize>() == self.running.len();
+        if whole.is_empty() && do_all_wait {
+            whole.extend(self.waiting.keys().next());
+        }
         let take = |id: &Uuid| {
             self.batches.remove(id);
             Some(self.waiting.remove(id)?.into_values().collect())

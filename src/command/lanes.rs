@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::{Args, value_parser};
@@ -25,6 +25,9 @@ use crate::file::plain_name::PlainName;
 use crate::job::{ConsumerId, ExportType, Request};
 use crate::telemetry::chain;
 use pg_rows::encoding::Encoding;
+
+/// The time after which full exports of all datasets are asked for again if they didn't help.
+const FULL_EXPORTS_PAUSE: Duration = Duration::from_secs(60 * 60);
 
 /// The options that choose the lanes and the rounds.
 #[derive(Args)]
@@ -60,6 +63,10 @@ enum RoundSubmission {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct KeysDontFit(String);
+
+fn do_keys_stop(done: &anyhow::Result<()>) -> bool {
+    done.as_ref().is_err_and(|error| error.is::<KeysDontFit>())
+}
 
 /// A lane that is to be read once.
 pub(super) struct LaneTask {
@@ -125,7 +132,7 @@ impl LaneOptions {
             if named.is_empty() && !self.all_datasets {
                 named.insert(implied().await?);
             }
-            let mut unready = BTreeMap::new();
+            let (mut unready, mut in_vain) = (BTreeMap::new(), None::<Instant>);
             loop {
                 let round = async {
                     let datasets = match api.filter(|_| self.all_datasets) {
@@ -140,15 +147,21 @@ impl LaneOptions {
                         false => RoundSubmission::Nothing,
                     };
                     let done = self.round(&datasets, submitted, terminal, &read).await;
-                    if !done.as_ref().is_err_and(|error| error.is::<KeysDontFit>()) {
+                    if !do_keys_stop(&done) || in_vain.is_some_and(|since| since.elapsed() < FULL_EXPORTS_PAUSE) {
                         return done;
                     }
                     api.observer().notice("asking for full exports of all these datasets together");
                     let full = RoundRequest { export_type: ExportType::Full, ..request };
-                    match self.submit_batch(api, full, &datasets).await {
-                        true => self.round(&datasets, RoundSubmission::FullBatch, terminal, &read).await,
-                        false => done,
+                    if !self.submit_batch(api, full, &datasets).await {
+                        return done;
                     }
+                    let done = self.round(&datasets, RoundSubmission::FullBatch, terminal, &read).await;
+                    in_vain = do_keys_stop(&done).then(Instant::now);
+                    if in_vain.is_some() {
+                        api.observer()
+                            .notice("full exports don't help: the rows of the source don't fit a foreign key");
+                    }
+                    done
                 };
                 let done = round.await;
                 let Some(every) = self.every else { return done };

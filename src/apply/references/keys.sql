@@ -14,4 +14,5 @@ select child.oid::int8 as child, parent.oid::int8 as parent, k.confdeltype in ('
 from pg_constraint k
 cross join lateral (select coalesce(pg_partition_root(k.conrelid), k.conrelid)::oid) child (oid)
 cross join lateral (select coalesce(pg_partition_root(k.confrelid), k.confrelid)::oid) parent (oid)
-where k.contype = 'f' and parent.oid::int8 = any ($1)
+-- A partition has a copy of each key of its table.
+where k.contype = 'f' and k.conparentid = 0 and parent.oid::int8 = any ($1)

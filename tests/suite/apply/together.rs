@@ -100,7 +100,10 @@ const SHOP: &str = "
     create table sales.prices (id numeric primary key, note text);
     create table sales.offers (id int primary key, price numeric, former int);
     create table sales.parts (id int, customer int, primary key (id)) partition by range (id);
-    create table sales.parts_1 partition of sales.parts for values from (0) to (100);";
+    create table sales.parts_1 partition of sales.parts for values from (0) to (100);
+    create table sales.chain_1 (id int primary key, up int);
+    create table sales.chain_2 (id int primary key, up int);
+    create table sales.chain_3 (id int primary key);";
 
 const SHOP_KEYS: &str = "
     alter table sales.customers add unique (email);
@@ -111,7 +114,9 @@ const SHOP_KEYS: &str = "
     alter table sales.teams add foreign key (head) references sales.heads;
     alter table sales.offers add foreign key (price) references sales.prices on delete cascade on update cascade;
     alter table sales.offers add foreign key (former) references sales.offers on delete set null;
-    alter table sales.parts_1 add foreign key (customer) references sales.customers;";
+    alter table sales.parts_1 add foreign key (customer) references sales.customers;
+    alter table sales.chain_1 add foreign key (up) references sales.chain_2 on delete restrict deferrable;
+    alter table sales.chain_2 add foreign key (up) references sales.chain_3 on delete restrict deferrable;";
 
 const SHOP_ROWS: &str = "
     insert into sales.customers select g, 'c' || g, 'n' from generate_series(1, 6) g;
@@ -119,11 +124,25 @@ const SHOP_ROWS: &str = "
     insert into sales.items select g, 1 + g % 12, g from generate_series(1, 24) g;
     insert into sales.tree select g, nullif(g / 2, 0) from generate_series(1, 15) g;
     insert into sales.prices values (1.0, 'x'), (2, 'z');
-    insert into sales.offers values (1, 1.0, null), (2, 2, 1);";
+    insert into sales.offers values (1, 1.0, null), (2, 2, 1);
+    insert into sales.chain_3 values (1); insert into sales.chain_2 values (1, 1); insert into sales.chain_1 values (1, 1);";
 
 #[tokio::test]
 async fn rows_come_and_go_in_the_order_of_the_foreign_keys() {
-    let tables = ["customers", "heads", "items", "offers", "orders", "parts", "prices", "teams", "tree"];
+    let tables = [
+        "chain_1",
+        "chain_2",
+        "chain_3",
+        "customers",
+        "heads",
+        "items",
+        "offers",
+        "orders",
+        "parts",
+        "prices",
+        "teams",
+        "tree",
+    ];
     let mirror = Mirror::made(&tables, &format!("{SHOP}{SHOP_KEYS}{SHOP_ROWS}")).await;
     // The target's tables have their foreign keys from the beginning.
     mirror.target.run(&format!("create schema sales; {SHOP}{SHOP_KEYS}")).await;
@@ -155,6 +174,7 @@ async fn rows_come_and_go_in_the_order_of_the_foreign_keys() {
             "begin; set constraints all deferred; delete from sales.teams where id = 1; delete from sales.heads where id = 1;
              insert into sales.heads values (3, 3); insert into sales.teams values (3, 3); commit",
         ),
+        ("a chain goes", "begin; delete from sales.chain_1; delete from sales.chain_2; delete from sales.chain_3; commit"),
         ("a key is written otherwise", "update sales.prices set id = 1.00, note = 'new' where id = 1"),
         (
             "a customer with orders goes, and a new one has its email",
@@ -293,6 +313,55 @@ async fn a_batch_of_which_one_table_fails_early_is_not_applied_in_part() {
     let (code, _, said) = mirror.apply(&["--all-datasets"]).output().await;
     assert_eq!((code, said.as_str()), (0, ""));
     for table in ["t1", "t2", "t3"] {
+        mirror.require_equal(table, &format!("sales.{table}")).await;
+    }
+    mirror.service.stop().await;
+}
+
+#[tokio::test]
+async fn a_batch_waits_for_a_lane_that_has_an_earlier_batch_before_it() {
+    for (early, jobs) in [("t1", "1"), ("t2", "1"), ("t1", "4"), ("t2", "4")] {
+        let mirror = Mirror::of(&["t1", "t2"]).await;
+        let (code, _, said) = mirror.apply(&["--all-datasets"]).output().await;
+        assert_eq!((code, said.as_str()), (0, ""));
+        let batch = json!({ "datasets": "*", "skipEmpty": true });
+        mirror.change(&[early], "early").await;
+        export_all(&mirror.service, "delta", batch.clone()).await;
+        mirror.change(&["t1", "t2"], "late").await;
+        export_all(&mirror.service, "delta", batch).await;
+        let (code, printed, said) =
+            mirror.apply(&["--all-datasets", "--request", "none", "--jobs", jobs]).output().await;
+        assert_eq!((code, printed.lines().count(), said.as_str()), (0, 3, ""), "{early} {jobs}");
+        let transactions = "select count(distinct xmin::text) from cdc_apply.positions";
+        assert_eq!(mirror.target.one::<i64>(transactions).await, 1, "{early} {jobs}: {printed}");
+        mirror.service.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn rows_that_no_export_can_make_fit_ask_for_full_exports_once() {
+    let made = "create table sales.parents (id int primary key);
+                create table sales.children (id int primary key, parent int);
+                insert into sales.parents values (1); insert into sales.children values (1, 1);";
+    let mirror = Mirror::made(&["children", "parents"], made).await;
+    let (code, _, said) = mirror.apply(&["--all-datasets"]).output().await;
+    assert_eq!((code, said.as_str()), (0, ""));
+    mirror.target.run("alter table sales.children add foreign key (parent) references sales.parents").await;
+    mirror.source.run("insert into sales.children values (2, 77)").await;
+    let (mut running, _folder) = mirror.apply(&["--all-datasets", "--every", "100ms"]).spawn();
+    let exports = "select count(*) from exports where export_type = 'full'";
+    eventually("full exports", async || (mirror.source.one::<i64>(exports).await == 2).then_some(())).await;
+    // Rounds pass.
+    let rounds = "select count(distinct batch_id) from exports where export_type = 'delta'";
+    let before: i64 = mirror.source.one(rounds).await;
+    eventually("more rounds", async || (mirror.source.one::<i64>(rounds).await > before + 2).then_some(())).await;
+    assert_eq!(mirror.source.one::<i64>(exports).await, 2);
+    running.kill().await.unwrap();
+    // Once they fit, the next call makes it good.
+    mirror.source.run("insert into sales.parents values (77)").await;
+    let (code, _, said) = mirror.apply(&["--all-datasets"]).output().await;
+    assert_eq!(code, 0, "{said}");
+    for table in ["children", "parents"] {
         mirror.require_equal(table, &format!("sales.{table}")).await;
     }
     mirror.service.stop().await;
