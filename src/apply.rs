@@ -1,7 +1,7 @@
-//! Applies the exports of a consumer's lane to a table of another Postgres.
+//! Applies the exports of a consumer's lanes to tables of another Postgres.
 //!
-//! An export, or all exports of a batch, are one transaction of the target, which also moves the positions. So each
-//! export is applied exactly once, even if processes are killed or several processes apply.
+//! One transaction of the target applies an export, or all exports of a batch, and moves the positions. So each export
+//! is applied exactly once, even if processes are killed or several processes apply.
 //!
 //! Must not know where exports are stored, or the service's own database.
 

@@ -25,6 +25,7 @@ use pg_rows::column::{ColumnType, ParquetType};
 
 use crate::dataset::fault::{Fault, Faults};
 use crate::job::ExportType;
+use crate::job::batch::Omitted;
 use crate::job::columns::{FileColumn, FileColumns, SavedWireFormat};
 use crate::job::selection::Selection;
 use crate::watermark::GuardState;
@@ -437,6 +438,19 @@ impl Description {
             Ok(_) => self.mute_role.as_ref().map(|_| "permission_denied"),
         }
     }
+}
+
+/// Returns the names of the datasets that are ready, and the others with their reasons.
+pub fn split_ready(described: &[Description]) -> (Vec<String>, Vec<Omitted>) {
+    let (mut ready, mut left_out) = (Vec::new(), Vec::new());
+    for description in described {
+        let dataset = description.dataset.name.clone();
+        match description.reason() {
+            None => ready.push(dataset),
+            Some(reason) => left_out.push(Omitted { dataset, reason: reason.to_owned() }),
+        }
+    }
+    (ready, left_out)
 }
 
 /// The first column of a delta: `INSERT`, `UPDATE` or `DELETE`. No other may have its name.

@@ -321,7 +321,7 @@ impl Api {
         }
     }
 
-    /// Requests the cancellation of a job. Returns false if the job has ended, or is being committed.
+    /// Requests the cancellation of an export or a batch. Returns false if it has ended, or is being committed.
     pub(crate) async fn cancel(&self, subject: Subject) -> Result<bool, Error> {
         match self.call(call(Method::POST, &format!("{}/cancel", subject.path()))?, ApiAnswer::accepted).await {
             Ok(_) => Ok(true),

@@ -1,8 +1,9 @@
 //! The lanes of a consumer that are read side by side, and the batches at which they wait for each other.
 //!
 //! A lane that comes to the export of a batch waits until each other lane of the batch has come to its own export, has
-//! a later one, or has ended its round. Then the target applies all of these exports in one transaction. While it
-//! waits, a lane gives its turn to another one.
+//! a later one, or has ended its round. Then the target applies all of these exports in one transaction. If a lane's
+//! round ends with an error before its export, the batch is not applied. While it waits, a lane gives its turn to
+//! another one.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -78,23 +79,31 @@ impl LaneGroup {
 
     /// Records the number of the last export that the lane's table has.
     pub(super) async fn has_moved(&self, dataset: &str, number: u64) {
+        self.change(|lanes| {
+            lanes.running.insert(dataset.to_owned(), number);
+        })
+        .await;
+    }
+
+    /// Changes the state of the lanes, and applies the batches for which no lane has to be waited for any more.
+    async fn change(&self, change: impl FnOnce(&mut Lanes)) {
         let whole = {
             let mut state = self.state();
-            state.running.insert(dataset.to_owned(), number);
+            change(&mut state);
             state.take_whole()
         };
-        apply_each(whole).await;
+        for batch in whole {
+            apply_batch(batch).await;
+        }
     }
 
     /// Records that the lane's round has ended. After an error, no batch is applied to which it has not come.
     pub(crate) async fn has_ended(&self, dataset: &str, has_failed: bool) {
-        let whole = {
-            let mut state = self.state();
-            let had = state.running.remove(dataset);
-            state.failed.extend(had.filter(|_| has_failed).map(|had| (dataset.to_owned(), had)));
-            state.take_whole()
-        };
-        apply_each(whole).await;
+        self.change(|lanes| {
+            let had = lanes.running.remove(dataset);
+            lanes.failed.extend(had.filter(|_| has_failed).map(|had| (dataset.to_owned(), had)));
+        })
+        .await;
     }
 
     /// Returns the batch of a lane's export. Returns `None` if the export is to be applied by itself.
@@ -105,7 +114,8 @@ impl LaneGroup {
         let Some(id) = export.batch_id else {
             if !self.has_told.swap(true, Ordering::Relaxed) {
                 api.observer().notice(
-                    "warning: exports of this round belong to no batch: foreign keys and joins between tables hold again after the next batch",
+                    "warning: exports of this round belong to no batch: foreign keys and joins between tables hold again \
+                     after the next batch",
                 );
             }
             return Ok(None);
@@ -124,13 +134,8 @@ impl LaneGroup {
         turn: &mut Option<Turn>,
     ) -> Result<Applied, Error> {
         let (outcome, mut applied) = oneshot::channel();
-        let whole = {
-            let mut state = self.state();
-            let waiting = WaitingExport { export, outcome };
-            state.waiting.entry(id).or_default().insert(dataset.to_owned(), waiting);
-            state.take_whole()
-        };
-        apply_each(whole).await;
+        let waiting = WaitingExport { export, outcome };
+        self.change(|lanes| drop(lanes.waiting.entry(id).or_default().insert(dataset.to_owned(), waiting))).await;
         if let Ok(applied) = applied.try_recv() {
             return applied;
         }
@@ -177,17 +182,11 @@ impl Lanes {
     }
 }
 
-async fn apply_each(batches: Vec<Vec<WaitingExport>>) {
-    for batch in batches {
-        apply_batch(batch).await;
-    }
-}
-
 /// Applies exports in one transaction. If some can't be applied, applies the others without them.
 async fn apply_batch(mut exports: Vec<WaitingExport>) {
     while !exports.is_empty() {
         let ready: Vec<_> = exports.iter().map(|waiting| &waiting.export).collect();
-        let (applied, exports_count) = (apply_together(&ready).await, ready.len());
+        let (applied, are_several) = (apply_together(&ready).await, ready.len() > 1);
         let waiting = std::mem::take(&mut exports).into_iter();
         match applied {
             Ok(outcomes) => {
@@ -199,10 +198,11 @@ async fn apply_batch(mut exports: Vec<WaitingExport>) {
                 }
             }
             Err(TransactionFailure { member, error }) => {
-                let is_of_all = member.is_none() && exports_count > 1;
-                let mut error = Some(Error::from(error)).map(|error| match is_of_all {
-                    true => Error::About { subject: "its batch".to_owned(), cause: Box::new(error) },
-                    false => error,
+                let mut error = Some(match Error::from(error) {
+                    cause if member.is_none() && are_several => {
+                        Error::About { subject: "its batch".to_owned(), cause: Box::new(cause) }
+                    }
+                    own => own,
                 });
                 for (at, waiting) in waiting.enumerate() {
                     let own = error.take_if(|_| at == member.unwrap_or(0));

@@ -11,6 +11,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::audit::Origin;
+use crate::dataset::split_ready;
 use crate::job::batch::{BatchRequest, MOST_MEMBERS, Omitted};
 use crate::job::{ExportType, Job};
 use crate::maintenance::{Error, Maintenance};
@@ -179,7 +180,7 @@ impl Scheduling {
                 return Ok(self.refusal(schedule, dataset).await?.map_or(Ok(exports), Err));
             }
             ScheduledDatasets::Listed(names) => {
-                let (ready, _) = self.ready(names).await?;
+                let (ready, _) = self.ready(|dataset| names.contains(dataset)).await?;
                 for name in names.iter().filter(|name| !ready.contains(name)) {
                     if let Some(refusal) = self.refusal(schedule, name).await? {
                         return Ok(Err(refusal));
@@ -187,11 +188,7 @@ impl Scheduling {
                 }
                 (names.clone(), Vec::new())
             }
-            ScheduledDatasets::All => {
-                let mut all: Vec<_> = self.maintenance.catalog.get().iter().map(|it| it.name.clone()).collect();
-                all.sort();
-                self.ready(&all).await?
-            }
+            ScheduledDatasets::All => self.ready(|_| true).await?,
         };
         match members.len() {
             0 => return Ok(Err(Refusal::NothingReady)),
@@ -205,18 +202,11 @@ impl Scheduling {
         Ok(Ok(ScheduledExports { requests, batch: Some(batch) }))
     }
 
-    /// Returns those of the datasets that are ready, and the others.
-    async fn ready(&self, names: &[String]) -> Result<(Vec<String>, Vec<Omitted>), Error> {
+    /// Returns those of the wanted datasets that are ready, in the order of their names, and the others.
+    async fn ready(&self, is_wanted: impl Fn(&String) -> bool) -> Result<(Vec<String>, Vec<Omitted>), Error> {
         let catalog = self.maintenance.catalog.get();
-        let datasets: Vec<_> = catalog.iter().filter(|dataset| names.contains(&dataset.name)).cloned().collect();
-        let (mut ready, mut left_out) = (Vec::new(), Vec::new());
-        for described in self.maintenance.source.describe(&datasets).await? {
-            let dataset = described.dataset.name.clone();
-            match described.reason() {
-                None => ready.push(dataset),
-                Some(reason) => left_out.push(Omitted { dataset, reason: reason.to_owned() }),
-            }
-        }
+        let datasets: Vec<_> = catalog.iter().filter(|dataset| is_wanted(&dataset.name)).cloned().collect();
+        let (mut ready, left_out) = split_ready(&self.maintenance.source.describe(&datasets).await?);
         ready.sort();
         Ok((ready, left_out))
     }

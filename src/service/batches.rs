@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::dataset::Description;
+use crate::dataset::{Description, split_ready};
 use crate::job::batch::{Batch, BatchRequest, MOST_MEMBERS, Omitted};
 use crate::job::{After, Bounds, ConsumerId, IdempotencyKey, JobId, Request, Status};
 use crate::service::deadline::with_timeout;
@@ -169,14 +169,7 @@ impl Service {
     async fn ready_datasets(&self) -> Result<(Vec<String>, Vec<Omitted>), Error> {
         // A table that was tracked a moment ago is ready.
         let seen = self.seen(Duration::ZERO).await?;
-        let (mut ready, mut left_out) = (Vec::new(), Vec::new());
-        for described in &seen.datasets {
-            let dataset = described.dataset.name.clone();
-            match described.reason() {
-                None => ready.push(dataset),
-                Some(reason) => left_out.push(Omitted { dataset, reason: reason.to_owned() }),
-            }
-        }
+        let (ready, mut left_out) = split_ready(&seen.datasets);
         let tables = self.left_out().iter();
         left_out.extend(
             tables.map(|table| Omitted { dataset: table.name.clone(), reason: table.reason.as_str().to_owned() }),

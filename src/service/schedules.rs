@@ -47,9 +47,10 @@ impl Service {
             let state = states.remove(&schedule.name).unwrap_or_default();
             // The schedule may have belonged to another consumer before.
             let is_its = |job: &&Job| {
-                let is_one = matches!(schedule.datasets, ScheduledDatasets::One(_));
-                let is_of_datasets =
-                    job.batch.is_none() == is_one && (!is_one || schedule.datasets.names()[0] == job.dataset);
+                let is_of_datasets = match &schedule.datasets {
+                    ScheduledDatasets::One(name) => job.batch.is_none() && job.dataset == *name,
+                    ScheduledDatasets::Listed(_) | ScheduledDatasets::All => job.batch.is_some(),
+                };
                 Some(job.id) == state.last_job && job.consumer.as_ref() == Some(&schedule.consumer) && is_of_datasets
             };
             let last_job = jobs.iter().find(is_its).cloned();

@@ -71,6 +71,18 @@ impl Mirror {
         far(&[&["apply", "--to", &to, "--consumer", "a", "--server", &self.service.address], more].concat())
     }
 
+    /// Applies all that there is, which nothing is wrong with.
+    pub(crate) async fn applies_all(&self, context: &str) {
+        let (code, printed, said) = self.apply(&["--all-datasets"]).output().await;
+        assert_eq!((code, said.as_str()), (0, ""), "{context}: {printed}");
+    }
+
+    pub(crate) async fn require_all_equal(&self, tables: &[&str]) {
+        for table in tables {
+            self.require_equal(table, &format!("sales.{table}")).await;
+        }
+    }
+
     pub(crate) async fn change(&self, tables: &[&str], name: &str) {
         for table in tables {
             self.source.run(&format!("update sales.{table} set name = '{name}' where id = 1")).await;
@@ -95,7 +107,7 @@ impl Mirror {
         }
     }
 
-    pub(crate) async fn require_equal(&self, table: &str, copy: &str) {
+    async fn require_equal(&self, table: &str, copy: &str) {
         let source = rows(&self.source, &format!("sales.{table}")).await;
         assert_eq!(rows(&self.target, copy).await, source, "{table}");
     }

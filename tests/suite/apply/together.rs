@@ -31,7 +31,8 @@ const BANK_KEYS: &str = "
       add foreign key (aid) references sales.accounts;";
 
 /// The sums that pgbench keeps equal, and the number of transactions.
-const SUMS: &str = "select array[(select coalesce(sum(balance), 0) from sales.branches), (select coalesce(sum(balance), 0) from sales.tellers),
+const SUMS: &str = "select array[(select coalesce(sum(balance), 0) from sales.branches),
+      (select coalesce(sum(balance), 0) from sales.tellers),
       (select coalesce(sum(balance), 0) from sales.accounts), (select coalesce(sum(delta), 0) from sales.history),
       (select count(*) from sales.history)]::bigint[]";
 
@@ -39,8 +40,7 @@ const SUMS: &str = "select array[(select coalesce(sum(balance), 0) from sales.br
 async fn a_copy_is_of_one_moment_at_each_look_while_a_bank_works() {
     let tables = ["accounts", "branches", "history", "tellers"];
     let mirror = Mirror::made(&tables, BANK).await;
-    let (code, _, said) = mirror.apply(&["--all-datasets"]).output().await;
-    assert_eq!((code, said.as_str()), (0, ""));
+    mirror.applies_all("all").await;
     mirror.target.run(BANK_KEYS).await;
 
     let is_open = Arc::new(AtomicBool::new(true));
@@ -82,9 +82,7 @@ async fn a_copy_is_of_one_moment_at_each_look_while_a_bank_works() {
     running.kill().await.unwrap();
     let (code, _, said) = mirror.apply(&["--all-datasets"]).output().await;
     assert_eq!(code, 0, "{said}");
-    for table in tables {
-        mirror.require_equal(table, &format!("sales.{table}")).await;
-    }
+    mirror.require_all_equal(&tables).await;
     mirror.service.stop().await;
 }
 
@@ -151,7 +149,8 @@ async fn rows_come_and_go_in_the_order_of_the_foreign_keys() {
         ("a customer goes, with orders and items", "delete from sales.customers where id = 1"),
         (
             "an order gets another customer, and the one before goes: its items stay",
-            "begin; update sales.orders set customer = 3 where customer = 2; delete from sales.customers where id = 2; commit",
+            "begin; update sales.orders set customer = 3 where customer = 2;
+             delete from sales.customers where id = 2; commit",
         ),
         (
             "a new customer, order and item at once",
@@ -160,14 +159,18 @@ async fn rows_come_and_go_in_the_order_of_the_foreign_keys() {
         ),
         (
             "items get another order, and the one before goes",
-            "begin; update sales.items set \"order\" = 100 where \"order\" = 3; delete from sales.orders where id = 3; commit",
+            "begin; update sales.items set \"order\" = 100 where \"order\" = 3;
+             delete from sales.orders where id = 3; commit",
         ),
-        ("a tree is turned round", "begin; update sales.tree set parent = 15 where id = 1; update sales.tree set parent = null where id = 15;
+        ("a tree is turned round", "begin; update sales.tree set parent = 15 where id = 1;
+         update sales.tree set parent = null where id = 15;
              update sales.tree set parent = 1 where id in (7, 3); commit"),
-        ("the leaves of a tree go, and new ones come", "delete from sales.tree where id in (8, 9, 10, 11); insert into sales.tree values (50, 4)"),
+        ("the leaves of a tree go, and new ones come", "delete from sales.tree where id in (8, 9, 10, 11);
+         insert into sales.tree values (50, 4)"),
         (
             "two rows that reference each other come",
-            "begin; set constraints all deferred; insert into sales.heads values (1, 1), (2, 2); insert into sales.teams values (1, 1), (2, 2); commit",
+            "begin; set constraints all deferred; insert into sales.heads values (1, 1), (2, 2);
+             insert into sales.teams values (1, 1), (2, 2); commit",
         ),
         (
             "one pair goes, and the other swaps",
@@ -186,16 +189,14 @@ async fn rows_come_and_go_in_the_order_of_the_foreign_keys() {
         ),
         (
             "a row of a partition gets another customer, and the one before goes",
-            "begin; insert into sales.customers values (61, 'c61', 'n'); update sales.parts set customer = 61; delete from sales.customers where id = 60; commit",
+            "begin; insert into sales.customers values (61, 'c61', 'n'); update sales.parts set customer = 61;
+             delete from sales.customers where id = 60; commit",
         ),
     ];
     for (what, statements) in changes {
         mirror.source.run(statements).await;
-        let (code, printed, said) = mirror.apply(&["--all-datasets"]).output().await;
-        assert_eq!((code, said.as_str()), (0, ""), "{what}: {printed}");
-        for table in tables {
-            mirror.require_equal(table, &format!("sales.{table}")).await;
-        }
+        mirror.applies_all(what).await;
+        mirror.require_all_equal(&tables).await;
     }
     // A full export of each replaces nothing that is there. If asked to, it empties all tables together.
     mirror.source.run("truncate sales.items").await;
@@ -204,9 +205,7 @@ async fn rows_come_and_go_in_the_order_of_the_foreign_keys() {
         mirror.target.run("delete from sales.tree where id = 50").await;
         let (code, _, said) = mirror.apply(&[&["--all-datasets"], more].concat()).output().await;
         assert_eq!(code, 0, "{more:?}: {said}");
-        for table in tables {
-            mirror.require_equal(table, &format!("sales.{table}")).await;
-        }
+        mirror.require_all_equal(&tables).await;
     }
     mirror.service.stop().await;
 }
@@ -214,17 +213,14 @@ async fn rows_come_and_go_in_the_order_of_the_foreign_keys() {
 #[tokio::test]
 async fn a_member_that_needs_a_full_export_gets_one_and_the_others_go_on() {
     let mirror = Mirror::of(&["t1", "t2", "t3"]).await;
-    let (code, _, said) = mirror.apply(&["--all-datasets"]).output().await;
-    assert_eq!((code, said.as_str()), (0, ""));
+    mirror.applies_all("all").await;
     mirror
         .source
         .run("alter table sales.t2 add note text; update sales.t1 set name = 'x'; update sales.t3 set name = 'x'")
         .await;
     let (code, printed, said) = mirror.apply(&["--all-datasets"]).output().await;
     assert!(code == 0 && said.contains("t2: schema_changed"), "{printed} {said}");
-    for table in ["t1", "t2", "t3"] {
-        mirror.require_equal(table, &format!("sales.{table}")).await;
-    }
+    mirror.require_all_equal(&["t1", "t2", "t3"]).await;
     mirror.service.stop().await;
 }
 
@@ -232,8 +228,7 @@ async fn a_member_that_needs_a_full_export_gets_one_and_the_others_go_on() {
 async fn a_kill_leaves_a_batch_in_all_tables_or_in_none() {
     let tables = ["t1", "t2", "t3"];
     let mirror = Mirror::of(&tables).await;
-    let (code, _, said) = mirror.apply(&["--all-datasets"]).output().await;
-    assert_eq!((code, said.as_str()), (0, ""));
+    mirror.applies_all("all").await;
     let faults = [("apply.fetched", 0), ("apply.staged", 0), ("apply.applied", 0), ("apply.committed", 3)];
     for (fault, expected) in faults {
         mirror.change(&tables, fault).await;
@@ -245,11 +240,8 @@ async fn a_kill_leaves_a_batch_in_all_tables_or_in_none() {
             copies += mirror.target.one::<i64>(&copied).await;
         }
         assert_eq!(copies, expected, "{fault}");
-        let (code, _, said) = mirror.apply(&["--all-datasets"]).output().await;
-        assert_eq!((code, said.as_str()), (0, ""), "{fault}");
-        for table in tables {
-            mirror.require_equal(table, &format!("sales.{table}")).await;
-        }
+        mirror.applies_all(fault).await;
+        mirror.require_all_equal(&tables).await;
     }
     mirror.service.stop().await;
 }
@@ -260,8 +252,7 @@ async fn family() -> Mirror {
                 create table sales.children (id int primary key, parent int not null references sales.parents);
                 insert into sales.parents values (1, 'x'); insert into sales.children values (1, 1);";
     let mirror = Mirror::made(&["children", "parents"], made).await;
-    let (code, _, said) = mirror.apply(&["--all-datasets"]).output().await;
-    assert_eq!((code, said.as_str()), (0, ""));
+    mirror.applies_all("all").await;
     mirror.target.run("alter table sales.children add foreign key (parent) references sales.parents").await;
     mirror
 }
@@ -287,11 +278,8 @@ async fn tables_whose_exports_part_come_together_again_by_full_exports() {
             code == 0 && said.contains("asking for full exports of all these datasets together"),
             "{what}: {printed} {said}"
         );
-        for table in ["children", "parents"] {
-            mirror.require_equal(table, &format!("sales.{table}")).await;
-        }
-        let (code, _, said) = mirror.apply(&["--all-datasets"]).output().await;
-        assert_eq!((code, said.as_str()), (0, ""), "{what}");
+        mirror.require_all_equal(&["children", "parents"]).await;
+        mirror.applies_all(what).await;
         mirror.service.stop().await;
     }
 }
@@ -299,8 +287,7 @@ async fn tables_whose_exports_part_come_together_again_by_full_exports() {
 #[tokio::test]
 async fn a_batch_of_which_one_table_fails_early_is_not_applied_in_part() {
     let mirror = Mirror::of(&["t1", "t2", "t3"]).await;
-    let (code, _, said) = mirror.apply(&["--all-datasets"]).output().await;
-    assert_eq!((code, said.as_str()), (0, ""));
+    mirror.applies_all("all").await;
     mirror.change(&["t1", "t2", "t3"], "x").await;
     // Its position can't be told, so no export of it is even downloaded.
     let twice = "insert into cdc_apply.positions select 'public.other', consumer, dataset, source, job, number, digest, details, applied_at
@@ -310,11 +297,8 @@ async fn a_batch_of_which_one_table_fails_early_is_not_applied_in_part() {
     assert_eq!((code, printed.as_str(), said.lines().count()), (1, "", 2), "{said}");
     assert!(said.contains("t2: several_tables") && said.contains("3 of 3 datasets failed"), "{said}");
     mirror.target.run("delete from cdc_apply.positions where target = 'public.other'").await;
-    let (code, _, said) = mirror.apply(&["--all-datasets"]).output().await;
-    assert_eq!((code, said.as_str()), (0, ""));
-    for table in ["t1", "t2", "t3"] {
-        mirror.require_equal(table, &format!("sales.{table}")).await;
-    }
+    mirror.applies_all("all").await;
+    mirror.require_all_equal(&["t1", "t2", "t3"]).await;
     mirror.service.stop().await;
 }
 
@@ -344,8 +328,7 @@ async fn rows_that_no_export_can_make_fit_ask_for_full_exports_once() {
                 create table sales.children (id int primary key, parent int);
                 insert into sales.parents values (1); insert into sales.children values (1, 1);";
     let mirror = Mirror::made(&["children", "parents"], made).await;
-    let (code, _, said) = mirror.apply(&["--all-datasets"]).output().await;
-    assert_eq!((code, said.as_str()), (0, ""));
+    mirror.applies_all("all").await;
     mirror.target.run("alter table sales.children add foreign key (parent) references sales.parents").await;
     mirror.source.run("insert into sales.children values (2, 77)").await;
     let (mut running, _folder) = mirror.apply(&["--all-datasets", "--every", "100ms"]).spawn();
@@ -361,8 +344,6 @@ async fn rows_that_no_export_can_make_fit_ask_for_full_exports_once() {
     mirror.source.run("insert into sales.parents values (77)").await;
     let (code, _, said) = mirror.apply(&["--all-datasets"]).output().await;
     assert_eq!(code, 0, "{said}");
-    for table in ["children", "parents"] {
-        mirror.require_equal(table, &format!("sales.{table}")).await;
-    }
+    mirror.require_all_equal(&["children", "parents"]).await;
     mirror.service.stop().await;
 }
