@@ -565,7 +565,8 @@ impl Worker {
             progress: &current.begin(job.id),
         };
         let rows = reading.rows(at).await?;
-        Ok(spans::step("stream", pipeline::run(rows, &spec, &drafts)).await?)
+        let attributes = [("cdc_export.dataset", &*job.dataset)];
+        Ok(spans::step_with("stream", attributes, pipeline::run(rows, &spec, &drafts)).await?)
     }
 
     /// For each job, returns true if it is to make no file if it finds no rows. An export that has something else to

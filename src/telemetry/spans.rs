@@ -125,11 +125,25 @@ pub async fn step<T, E: std::error::Error + 'static>(
     name: &str,
     work: impl Future<Output = Result<T, E>>,
 ) -> Result<T, E> {
+    step_with(name, [], work).await
+}
+
+/// Records a step with attributes, as [`step`] does.
+///
+/// # Errors
+///
+/// The errors of the step.
+pub async fn step_with<T, E: std::error::Error + 'static, const N: usize>(
+    name: &str,
+    attributes: [(&'static str, &str); N],
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
     // An unboxed future would be stored twice in the returned future.
     let work = Box::pin(work);
     let around = RECORDER.get().map(|recorder| (recorder, Context::current())).filter(|(_, it)| it.has_active_span());
     let Some((recorder, around)) = around else { return work.await };
     let span = Span(Some(begin(recorder, name, Kind::Internal, &around, None)));
+    attributes.into_iter().for_each(|(name, value)| span.set(name, value.to_owned()));
     let done = span.around(work).await;
     if let Err(error) = &done {
         span.fail(chain(error));

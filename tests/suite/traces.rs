@@ -13,6 +13,7 @@ use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind, status::Status
 use prost::Message;
 use serde_json::{Value, json};
 
+use crate::batches::tables;
 use crate::catalog::{Catalog, ended};
 use crate::harness::{Database, HANG_TIMEOUT, Service, Start, eventually};
 
@@ -203,6 +204,29 @@ async fn attempts_at_a_job_that_nobody_traced_are_one_trace() {
     );
     assert!(!status.message.is_empty());
     assert_published_below(&spans, attempts[0]);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_is_one_attempt_with_a_step_for_each_member() {
+    let (database, catalog) = tables().await;
+    let collector = Collector::start().await;
+    let service = collector.recorded_by(catalog.start(&database)).service().await;
+    let body = json!({ "datasets": "*" });
+    let request = service.client.post(format!("{}/exports/delta", service.address)).json(&body);
+    let answer = request.header("X-Consumer-ID", "a").header("traceparent", traceparent()).send().await.unwrap();
+    assert_eq!(answer.status(), 202);
+    let spans = collector.has(TRACE, &["attempt", "stream", "stream", "stream", "publish", "publish", "publish"]).await;
+    let (call, attempt) = (only(&spans, "POST /exports/delta"), only(&spans, "attempt"));
+    assert_eq!(attempt.parent_span_id, call.span_id);
+    assert_eq!(said(&attempt.attributes, "cdc_export.batch.members"), Some(json!(3)));
+    let members: Vec<_> = spans.iter().filter(|span| span.name == "stream").collect();
+    assert!(members.iter().all(|span| span.parent_span_id == attempt.span_id), "{spans:#?}");
+    let mut datasets: Vec<_> =
+        members.iter().map(|span| said(&span.attributes, "cdc_export.dataset").unwrap()).collect();
+    datasets.sort_by_key(Value::to_string);
+    assert_eq!(json!(datasets), json!(["alpha", "beta", "gamma"]));
+    assert_published_below(&spans, call);
     service.stop().await;
 }
 
