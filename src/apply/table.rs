@@ -70,11 +70,16 @@ impl TargetTable {
     ) -> Result<TargetTable, Error> {
         let export = &manifest.export;
         let name = relation(table);
-        if export.key.is_empty() || export.columns.is_empty() {
+        let has_key = !export.key.is_empty();
+        if export.columns.is_empty() || !has_key && export.export_type != "full" {
             return Err(Error::refused(
                 "no_key",
                 format!("the manifest of the export {} lists no columns or no key", export.job),
             ));
+        }
+        if let Some(column) = settings.deleted.as_ref().filter(|_| !has_key) {
+            let why = format!("--deletes {column}: without a key, nobody can tell which rows of {name} are deleted");
+            return Err(Error::refused("deletes", why));
         }
         refuse_source_table(conn, table, export).await?;
         trust::require_owners(conn, table, &settings.trusted_owners).await?;
@@ -157,16 +162,16 @@ impl TargetTable {
             key: export.key.iter().map(|name| (name.clone(), equal(name))).collect(),
             is_empty,
             truncates: settings.truncates,
-            lacks_key: is_new,
+            lacks_key: is_new && has_key,
             table: name,
             columns,
             deleted,
             remarks,
         };
-        if !is_new {
+        if has_key && !is_new {
             target_table.require_key(conn, before).await?;
         } else if !target_table.replaces_all(manifest) {
-            target_table.add_key(conn).await?;
+            target_table.add_missing_key(conn).await?;
         }
         Ok(target_table)
     }
@@ -183,8 +188,21 @@ impl TargetTable {
 
     /// Returns true if the export's rows replace all rows of the table, so that no row must be kept or compared.
     pub(super) fn replaces_all(&self, manifest: &Manifest) -> bool {
+        self.key.is_empty() || self.may_truncate(manifest)
+    }
+
+    /// Returns true if the table may be emptied by `truncate` before the export's rows are loaded.
+    pub(super) fn may_truncate(&self, manifest: &Manifest) -> bool {
         let is_emptied = self.is_empty || self.truncates && self.deleted.is_none();
         manifest.export.export_type == "full" && is_emptied && self.written.len() == self.columns.len()
+    }
+
+    /// Deletes all rows, if no `truncate` has. Without a key, rows can't be merged. Returns the number of rows.
+    pub(super) async fn delete_all(&self, conn: &mut PgConnection) -> Result<u64, Error> {
+        if !self.key.is_empty() || self.truncates {
+            return Ok(0);
+        }
+        run(conn, "table.delete_all", &format!("delete from {}", self.table)).await.during("to delete the rows")
     }
 
     /// Adds the primary key that a new table lacks, after the rows are loaded.

@@ -217,11 +217,9 @@ async fn truncate(
     members: &mut [(usize, PreparedExport<'_>)],
     references: &References,
 ) -> Result<(), Error> {
-    let replaced = members.iter().enumerate().filter(|(_, (_, member))| member.replaces_all()).map(|(at, _)| at);
+    let replaced = members.iter().enumerate().filter(|(_, (_, member))| member.may_truncate()).map(|(at, _)| at);
     let truncatable = references.truncatable(&replaced.collect());
-    if members.iter().all(|(_, member)| member.target_table.is_empty || !member.replaces_all()) {
-        return Ok(());
-    }
+    let are_empty = members.iter().all(|(_, member)| member.target_table.is_empty || !member.may_truncate());
     let mut names = Vec::new();
     for (at, (_, member)) in members.iter_mut().enumerate() {
         match truncatable.contains(&at) {
@@ -229,7 +227,7 @@ async fn truncate(
             false => member.target_table.truncates = false,
         }
     }
-    if names.is_empty() {
+    if are_empty || names.is_empty() {
         return Ok(());
     }
     let truncate = format!("truncate {}", names.join(", "));
@@ -245,9 +243,12 @@ async fn merge(
     let order = references.parents_first();
     for at in order.iter().rev() {
         let (index, member) = &mut members[*at];
-        let Some(merge) = member.merge() else { continue };
-        let rows = if merge.marks_deletions() { DeletedEarly::All } else { references.deleted_early(*at) };
-        member.changes.deleted = merge.delete_early(tx, rows).await.map_err(|error| of_member(*index, error))?;
+        let deleted = match member.merge() {
+            None => member.target_table.delete_all(tx).await,
+            Some(merge) if merge.marks_deletions() => merge.delete_early(tx, DeletedEarly::All).await,
+            Some(merge) => merge.delete_early(tx, references.deleted_early(*at)).await,
+        };
+        member.changes.deleted = deleted.map_err(|error| of_member(*index, error))?;
     }
     for at in &order {
         let (index, member) = &mut members[*at];
@@ -269,6 +270,10 @@ impl PreparedExport<'_> {
     /// Returns true if the export's rows replace all rows of the table.
     fn replaces_all(&self) -> bool {
         self.target_table.replaces_all(self.manifest)
+    }
+
+    fn may_truncate(&self) -> bool {
+        self.target_table.may_truncate(self.manifest)
     }
 
     /// Returns the statements that merge the rows. Returns `None` if they replace all rows of the table.
