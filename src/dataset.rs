@@ -25,7 +25,6 @@ use pg_rows::column::{ColumnType, ParquetType};
 
 use crate::dataset::fault::{Fault, Faults};
 use crate::job::ExportType;
-use crate::job::batch::Omitted;
 use crate::job::columns::{FileColumn, FileColumns, SavedWireFormat};
 use crate::job::selection::Selection;
 use crate::watermark::GuardState;
@@ -152,6 +151,9 @@ pub enum Capture {
         /// The longest time that a transaction may take.
         overlap: Duration,
     },
+    /// Not at all: each export is a full one. The table may be a view, a materialized view or a foreign table, and
+    /// needs no key.
+    None,
 }
 
 /// The rule by which a delta calls a live row `INSERT` or `UPDATE`. A row that is deleted or gone is a `DELETE`.
@@ -299,6 +301,16 @@ impl Dataset {
         }
     }
 
+    /// Returns true if it can have exports of this type.
+    pub fn allows(&self, export_type: ExportType) -> bool {
+        self.capture != Capture::None || export_type == ExportType::Full
+    }
+
+    /// Returns the type of its export where this type is wanted, and a full export may be made instead if `heals`.
+    pub fn healed_type(&self, wanted: ExportType, heals: bool) -> ExportType {
+        if heals && !self.allows(wanted) { ExportType::Full } else { wanted }
+    }
+
     /// Returns true if its table has the name and the times of the demo's.
     fn is_like_users(&self) -> bool {
         let users = Dataset::users();
@@ -309,6 +321,17 @@ impl Dataset {
 
 /// The dataset that is meant where none is named, and which no file name mentions.
 pub const USERS: &str = "users";
+
+/// The kinds of relations that a dataset may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RelationKind {
+    /// A table that has its rows itself.
+    Table,
+    /// A table whose rows are in partitions.
+    Partitioned,
+    /// A view, a materialized view or a foreign table. Only a dataset without capture may have one.
+    Other,
+}
 
 /// A column that has the same value in every row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -324,7 +347,7 @@ pub struct KnownColumn {
 pub struct TableSchema {
     /// The table, with its schema.
     pub table: Table,
-    /// The columns that tell rows apart. None is ever null.
+    /// The columns that tell rows apart. None is ever null, unless the dataset has no capture. It may be empty then.
     pub key: Vec<KeyColumn>,
     /// The columns of a file, in order.
     pub columns: Vec<TableColumn>,
@@ -342,8 +365,8 @@ pub struct TableSchema {
     pub guard_state: GuardState,
     /// True if a file tells only of some rows what they hold.
     pub is_filtered: bool,
-    /// True if its rows are in partitions.
-    pub is_partitioned: bool,
+    /// The kind of relation that it is.
+    pub relation: RelationKind,
     /// True if the files have a virtual generated column. A trigger does not see its value.
     pub has_virtual: bool,
 }
@@ -438,19 +461,6 @@ impl Description {
             Ok(_) => self.mute_role.as_ref().map(|_| "permission_denied"),
         }
     }
-}
-
-/// Returns the names of the datasets that are ready, and the others with their reasons.
-pub fn split_ready(described: &[Description]) -> (Vec<String>, Vec<Omitted>) {
-    let (mut ready, mut left_out) = (Vec::new(), Vec::new());
-    for description in described {
-        let dataset = description.dataset.name.clone();
-        match description.reason() {
-            None => ready.push(dataset),
-            Some(reason) => left_out.push(Omitted { dataset, reason: reason.to_owned() }),
-        }
-    }
-    (ready, left_out)
 }
 
 /// The first column of a delta: `INSERT`, `UPDATE` or `DELETE`. No other may have its name.

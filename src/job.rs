@@ -205,6 +205,8 @@ pg_rows::words! {
         DatasetUnknown = "dataset_unknown",
         /// Nobody ran `cdc-export track` for the dataset, or its key changed since.
         NotTracked = "not_tracked",
+        /// The dataset has no capture since the export was requested, so it has full exports alone.
+        FullOnly = "full_only",
         /// The table does not match its dataset. The detail names what to correct.
         DatasetMismatch = "dataset_mismatch",
         /// The database role may not read the table, or lacks a right on the service's own objects in the database.

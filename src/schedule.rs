@@ -82,6 +82,8 @@ pg_rows::words! {
         PermissionDenied = "permission_denied",
         /// The changes of the dataset are not captured, because nobody ran `cdc-export track`.
         NotTracked = "not_tracked",
+        /// The dataset has no capture, and the schedule asks neither for full exports nor for `heal`.
+        FullOnly = "full_only",
         /// The limit of open exports is reached.
         TooManyOpenJobs = "too_many_open_jobs",
         /// No dataset is ready, and the schedule is for all that are.

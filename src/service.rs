@@ -125,6 +125,9 @@ pub enum Error {
     /// The changes of the dataset are not captured, because `track` was not run for it.
     #[error("{}", source::Error::NotTracked(.0.clone()))]
     NotTracked(String),
+    /// The dataset has no capture, and the export is no full one.
+    #[error("{}", source::Error::FullOnly(.0.clone()))]
+    FullOnly(String),
     /// The dataset has no `updated_at` column to compare with a watermark.
     #[error("the dataset `{0}` has no updated_at: a watermark can be deleted, but not set")]
     NoTimes(String),

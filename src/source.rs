@@ -116,6 +116,9 @@ pub enum Error {
     /// Nobody told the service to capture the table's changes, or not by the key that the dataset has now.
     #[error("the changes of dataset `{0}` are not captured, or not by its key: run `cdc-export track {0}` first")]
     NotTracked(String),
+    /// The dataset has no capture, and the export is no full one.
+    #[error("dataset `{0}` has capture = \"none\", so it has full exports alone")]
+    FullOnly(String),
     /// The table isn't as the dataset says.
     #[error("the table is not as its dataset says: {0}")]
     Mismatch(Faults),

@@ -323,6 +323,7 @@ impl LaneReader<'_> {
             let RefusedExport { code, open, .. } = &refused;
             match (&**code, open.as_slice()) {
                 ("database_restored", _) => return Ok(SubmissionOutcome::NeedsFullExport(refused.to_string())),
+                ("full_only", _) if !is_full => return Box::pin(self.submit(ExportType::Full, last)).await,
                 ("out_of_step", []) => return Ok(SubmissionOutcome::Overtaken),
                 ("out_of_step", [open, ..]) => drop(self.wait(*open).await?),
                 _ => return Err(refused.into()),

@@ -162,9 +162,11 @@ async fn datasets(config: &Config, database: &Database, command: DatasetsCommand
 
 /// Adds blocks to the file, and prints them.
 async fn add(config: &Config, database: &Database, add: &AddDatasets) -> anyhow::Result<()> {
-    let mut blocks = Vec::new();
+    let (mut blocks, mut captured) = (Vec::new(), Vec::new());
     for (name, table) in add.named()? {
-        blocks.push(draft(config, database, Dataset::new(name, table)).await?);
+        let (block, is_captured) = draft(config, database, Dataset::new(name.clone(), table)).await?;
+        blocks.push(block);
+        captured.extend(Some(name).filter(|_| is_captured));
     }
     if let Some(schema) = &add.schema {
         blocks.push(draft_pattern(config, database, schema).await?);
@@ -172,15 +174,16 @@ async fn add(config: &Config, database: &Database, add: &AddDatasets) -> anyhow:
     let text = blocks.join("\n");
     if let Some(file) = &config.catalog_file {
         catalog_file::append(file, &text)?;
-        let next = match (&add.schema, &*add.named()?) {
+        let next = match (&add.schema, &*captured) {
             (Some(_), _) => {
                 "`cdc-export datasets list` shows its tables, and `cdc-export track --all` captures their changes"
                     .to_owned()
             }
-            (None, all) => {
-                let names = all.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(" ");
+            (None, []) => "There are full exports alone, and nothing to track".to_owned(),
+            (None, names) => {
                 format!(
-                    "Check the members that were guessed from column names, also in the comments, then run `cdc-export track {names}`"
+                    "Check the members that were guessed from column names, also in the comments, then run `cdc-export track {}`",
+                    names.join(" ")
                 )
             }
         };
@@ -218,6 +221,7 @@ async fn list(config: &Config, database: &Database) -> anyhow::Result<()> {
         let rows = rows.map_or("?".to_owned(), |rows| format!("~{rows}"));
         let capture = match dataset.capture {
             Capture::Timestamp { .. } => "timestamp",
+            Capture::None => "none",
             Capture::Triggers if *captured => "triggers",
             Capture::Triggers => "untracked",
         };
@@ -244,10 +248,20 @@ fn derived_name(table: &Table) -> String {
     if name.starts_with(|c: char| c.is_ascii_lowercase()) { name } else { "dataset".to_owned() }
 }
 
-/// Drafts a block for the file. Some members are guessed from the names of columns: the operator has to check them.
-async fn draft(config: &Config, database: &Database, dataset: Dataset) -> anyhow::Result<String> {
+/// Drafts a block for the file, and returns whether triggers are to capture its changes. Some members are guessed from
+/// the names of columns: the operator has to check them.
+async fn draft(config: &Config, database: &Database, dataset: Dataset) -> anyhow::Result<(String, bool)> {
     let service = wire_service(config, database)?;
-    let Description { dataset, schema, unreadable, .. } = service.describe(&Arc::new(dataset)).await?;
+    let mut described = service.describe(&Arc::new(dataset.clone())).await?;
+    let mut obstacles = None;
+    if let (Err(faults), None) = (&described.schema, &described.unreadable) {
+        let uncaptured = service.describe(&Arc::new(Dataset { capture: Capture::None, ..dataset })).await?;
+        if uncaptured.schema.is_ok() {
+            obstacles = Some(faults.clone());
+            described = uncaptured;
+        }
+    }
+    let Description { dataset, schema, unreadable, .. } = described;
     let schema = match (schema, &unreadable) {
         (Ok(schema), _) => schema,
         (Err(_), Some(hidden)) => anyhow::bail!("nothing was added: {hidden}"),
@@ -261,7 +275,15 @@ async fn draft(config: &Config, database: &Database, dataset: Dataset) -> anyhow
     let mut text = "[[dataset]]\n".to_owned();
     let _ = writeln!(text, "name = {}", quoted(&dataset.name));
     let _ = writeln!(text, "table = {}", quoted(&dataset.table.to_string()));
-    let _ = writeln!(text, "# key = [{}]", names(&key));
+    if let Some(Faults(faults)) = &obstacles {
+        for Fault { why, .. } in faults {
+            let _ = writeln!(text, "# {}", plain(why));
+        }
+        let _ = writeln!(text, "capture = \"none\"");
+    }
+    if !key.is_empty() {
+        let _ = writeln!(text, "# key = [{}]", names(&key));
+    }
     let _ = writeln!(text, "# columns = [{}]", names(&schema.columns.iter().collect::<Vec<_>>()));
     let is_time = |column: &TableColumn| matches!(column.kind, ColumnType::Timestamptz | ColumnType::Timestamp);
     let is_time_or_flag = |column: &TableColumn| is_time(column) || column.kind == ColumnType::Bool;
@@ -272,7 +294,7 @@ async fn draft(config: &Config, database: &Database, dataset: Dataset) -> anyhow
         let named = |word: &&str| schema.columns.iter().find(|column| column.name.eq_ignore_ascii_case(word));
         words.iter().filter_map(named).find(|column| fits(column))
     };
-    if let Some(updated_at) = find(&updated, &is_time) {
+    if let Some(updated_at) = find(&updated, &is_time).filter(|_| obstacles.is_none()) {
         let (comment, remark) = match service.has_index(&schema.table, updated_at).await? {
             true => ("", ""),
             false => ("# ", "  # no index begins with it: each incremental and delta would read the whole table"),
@@ -301,5 +323,5 @@ async fn draft(config: &Config, database: &Database, dataset: Dataset) -> anyhow
             "# deleted = {name}  # would leave {rows} out of full exports, and make them a delta's DELETE"
         );
     }
-    Ok(text)
+    Ok((text, obstacles.is_none()))
 }

@@ -45,6 +45,9 @@ impl Plan {
 
 async fn plan(config: &Config, database: &Database, arguments: &Plan) -> anyhow::Result<()> {
     let dataset = named_or_implied(config, arguments.dataset.as_deref())?;
+    if !dataset.allows(arguments.export_type) {
+        return Err(would_fail(source::Error::FullOnly(dataset.name.clone())));
+    }
     let service = wire_service(config, database)?;
     let Description { rows, bytes, .. } = service.describe(&dataset).await?;
     match rows {

@@ -149,7 +149,7 @@ async fn untrack_datasets(config: &Config, database: &Database, datasets: &[Arc<
             Err(error) => failed.push((name, error)),
             Ok(()) if before == Tracking::Untracked => outln!("`{name}` was not tracked: nothing has changed.")?,
             Ok(()) if dataset.capture != Capture::Triggers => {
-                outln!("The changes of {table} are no longer captured: `{name}` finds them by their times.")?;
+                outln!("The changes of {table} are no longer captured: `{name}` needs no triggers.")?;
             }
             Ok(()) => outln!(
                 "The changes of {table} are no longer captured: `{name}` can't be exported until `cdc-export track {name}`, and then \

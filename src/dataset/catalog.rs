@@ -10,9 +10,10 @@ use crate::dataset::fault::{Fault, Faults, Mistake, Mistakes, SeveralDatasets, U
 use crate::dataset::listener::Known;
 use crate::dataset::name::hint;
 use crate::dataset::pattern::{self, Candidate, LeftOut, Pattern, UsedNames};
-use crate::dataset::{Dataset, Table, USERS, dataset_block, schedule_block};
+use crate::dataset::{Dataset, Description, Table, USERS, dataset_block, schedule_block};
 use crate::event::Listener;
-use crate::job::Bounds;
+use crate::job::batch::Omitted;
+use crate::job::{Bounds, ExportType};
 use crate::schedule::{Schedule, ScheduledDatasets};
 
 /// All datasets, and the other blocks of the operator's file.
@@ -160,6 +161,31 @@ impl Catalog {
     /// The tables that a pattern matches, and that are no dataset.
     pub fn left_out(&self) -> &[LeftOut] {
         &self.left_out
+    }
+
+    /// Returns the names of the datasets that are ready for exports of this type. Returns also the others, and the
+    /// tables of patterns that are no datasets, with their reasons. If a full export may be made instead (`heals`), a
+    /// dataset without capture is ready for each type.
+    pub fn split_ready(
+        &self,
+        described: &[Description],
+        wanted: ExportType,
+        heals: bool,
+    ) -> (Vec<String>, Vec<Omitted>) {
+        let (mut ready, mut left_out) = (Vec::new(), Vec::new());
+        for description in described {
+            let dataset = &description.dataset;
+            let is_allowed = dataset.allows(dataset.healed_type(wanted, heals));
+            let name = dataset.name.clone();
+            match description.reason().or((!is_allowed).then_some("full_only")) {
+                None => ready.push(name),
+                Some(reason) => left_out.push(Omitted { dataset: name, reason: reason.to_owned() }),
+            }
+        }
+        let omitted =
+            |table: &LeftOut| Omitted { dataset: table.name.clone(), reason: table.reason.as_str().to_owned() };
+        left_out.extend(self.left_out.iter().map(omitted));
+        (ready, left_out)
     }
 
     /// The patterns that match no table, as the file has them.
@@ -328,7 +354,8 @@ overlap = \"5m\"
             "line 5: Orders: exclude: columns says already",
             "line 6: Orders: created_at: it is compared with updated_at",
             "line 8: Orders: overlap: a time such as 5m",
-            "line 12: a: capture: `wal` is neither",
+            "line 7: Orders: capture: by timestamp there is nothing",
+            "line 12: a: capture: `wal` is none of",
             "line 13: a: there is a dataset of this name already",
         ];
         let found = wrong(text);

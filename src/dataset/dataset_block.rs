@@ -90,18 +90,32 @@ fn column_names(block: &mut Block<'_, '_>, member: &'static str) -> Option<Vec<S
 
 /// Reads how changes are found: `capture`, with its `overlap`.
 fn capture(block: &mut Block<'_, '_>, has_updated_at: bool) -> Capture {
-    let is_by_time = block.is_second("capture", ["triggers", "timestamp"]);
+    let word = |word: &str| match word {
+        "triggers" => Ok(Capture::Triggers),
+        "timestamp" => Ok(Capture::Timestamp { overlap: OVERLAP }),
+        "none" => Ok(Capture::None),
+        other => Err(format!("`{other}` is none of triggers, timestamp and none")),
+    };
+    let capture = block.optional("capture", word).unwrap_or(Capture::Triggers);
     let read_time = |text: &str| duration::parse(text).ok_or("a time such as 5m or 1h is expected");
-    let overlap = block.or_default("overlap", OVERLAP, read_time);
-    if !is_by_time {
-        if block.has("overlap") {
-            block.wrong("overlap", "only with capture = \"timestamp\"");
+    let overlap = block.or_default("overlap", OVERLAP, read_time).unwrap_or(OVERLAP);
+    match capture {
+        Capture::Timestamp { .. } => {
+            if !has_updated_at {
+                block.wrong("capture", "by timestamp there is nothing to find changes by without updated_at");
+            }
+            Capture::Timestamp { overlap }
         }
-        return Capture::Triggers;
+        other => {
+            if block.has("overlap") {
+                block.wrong("overlap", "only with capture = \"timestamp\"");
+            }
+            for member in ["updated_at", "created_at", "operation", "skip_empty"] {
+                if other == Capture::None && block.has(member) {
+                    block.wrong(member, "capture = \"none\" finds no changes: leave it out");
+                }
+            }
+            other
+        }
     }
-    let Some(overlap) = overlap else { return Capture::Triggers };
-    if !has_updated_at {
-        block.wrong("capture", "by timestamp there is nothing to find changes by without updated_at");
-    }
-    Capture::Timestamp { overlap }
 }

@@ -98,7 +98,8 @@ impl fmt::Display for LeftOut {
         let LeftOut { name, owners, .. } = self;
         match self.reason {
             Reason::NeedsBlock => f.write_str(
-                "it is a table with rules, which only a [[dataset]] can name, or a view or foreign table, which can't be exported",
+                "it is a view, a foreign table or a table with rules: a [[dataset]] names it, a view or foreign table with \
+                 `capture = \"none\"`",
             ),
             Reason::Partition => f.write_str("it is a partition: its rows are exported with those of its table"),
             Reason::Unlogged => f.write_str("it is unlogged: a crash of Postgres empties it"),
@@ -106,7 +107,9 @@ impl fmt::Display for LeftOut {
                 let owners = owners.join(", ");
                 write!(f, "it belongs to {owners}, and not only to the pattern's owners, whose code a read may run")
             }
-            Reason::NoKey => f.write_str("it has no primary key: a [[dataset]] names the `key` of such a table"),
+            Reason::NoKey => f.write_str(
+                "it has no primary key: a [[dataset]] names the `key` of such a table, or has `capture = \"none\"`",
+            ),
             Reason::NoUpdatedAt => f.write_str("it lacks the column of `updated_at`, or an index that begins with it"),
             Reason::NameInvalid => write!(f, "`{name}` can't be a name: 1 to 63 characters, beginning with a letter"),
             Reason::NameClash => write!(f, "another table would be called `{name}` too"),
@@ -209,13 +212,14 @@ impl Pattern {
             Owners::Named(named) => relation.owners.iter().all(|owner| named.contains(owner)),
             Owners::Any | Owners::Default => relation.are_owners_trusted,
         };
+        let is_captured = dataset.capture != Capture::None;
         let lacks_times = matches!(dataset.capture, Capture::Timestamp { .. }) && dataset.updated_at.is_none();
         let obstacles = [
             (!relation.is_plain_table, Reason::NeedsBlock),
             (relation.is_partition, Reason::Partition),
-            (relation.is_unlogged, Reason::Unlogged),
+            (is_captured && relation.is_unlogged, Reason::Unlogged),
             (!are_trusted, Reason::AnotherOwner),
-            (!relation.has_key, Reason::NoKey),
+            (is_captured && !relation.has_key, Reason::NoKey),
             (lacks_times, Reason::NoUpdatedAt),
             (!is_name(&dataset.name), Reason::NameInvalid),
         ];

@@ -19,6 +19,7 @@ impl Dataset {
             Capture::Triggers => "capture=\"triggers\"\n".to_owned(),
             // The overlap is left out: no row belongs to the dataset by it.
             Capture::Timestamp { .. } => format!("capture=\"timestamp\"\nupdated_at={}\n", json!(updated_at)),
+            Capture::None => "capture=\"none\"\n".to_owned(),
         };
         format!("v1\nkey={key}\nfilter={filter}\ndeleted={deleted}\n{capture}")
     }

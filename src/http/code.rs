@@ -60,6 +60,8 @@ pg_rows::words! {
         PermissionDenied = "permission_denied",
         /// The dataset's changes are not captured: `cdc-export track` was not run, or not since the key changed.
         NotTracked = "not_tracked",
+        /// The dataset has `capture = "none"`, so it has full exports alone.
+        FullOnly = "full_only",
         /// The export has no file yet, and may never have one.
         NotCompleted = "not_completed",
         /// The export found nothing and was to make no file then, so it never has one.
@@ -167,6 +169,7 @@ impl Code {
             | Code::TableMissing
             | Code::PermissionDenied
             | Code::NotTracked
+            | Code::FullOnly
             | Code::NotCompleted
             | Code::NoFile
             | Code::AdHoc

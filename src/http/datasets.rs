@@ -169,6 +169,7 @@ impl From<Description> for DatasetBody {
             capture: Some(match dataset.capture {
                 Capture::Triggers => "triggers",
                 Capture::Timestamp { .. } => "timestamp",
+                Capture::None => "none",
             }),
             reason,
             ready: problems.is_empty(),

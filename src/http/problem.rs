@@ -249,6 +249,7 @@ impl From<Arc<service::Error>> for Problem {
                 Problem::new(Code::PermissionDenied, detail).with_field("dataset")
             }
             Error::NotTracked(_) => Problem::new(Code::NotTracked, detail).with_field("dataset"),
+            Error::FullOnly(_) => Problem::new(Code::FullOnly, detail).with_field("dataset"),
             Error::NoTimes(_) => Problem::new(Code::NoUpdatedAt, detail).with_field("lastExportedAt"),
             Error::BadSelection(bad) => Problem::bad_input(Code::MemberInvalid, &bad.field, detail),
             Error::Mismatch(faults) => {

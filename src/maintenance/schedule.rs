@@ -11,7 +11,6 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::audit::Origin;
-use crate::dataset::split_ready;
 use crate::job::batch::{BatchRequest, MOST_MEMBERS, Omitted};
 use crate::job::{ExportType, Job};
 use crate::maintenance::{Error, Maintenance};
@@ -173,14 +172,19 @@ impl Scheduling {
 
     /// Returns the exports of a slot, or the reason why they would be refused.
     async fn exports(&self, schedule: &Schedule) -> Result<Result<ScheduledExports, Refusal>, Error> {
-        let request = |dataset: &String| schedule.request(dataset, schedule.export_type);
+        let catalog = self.maintenance.catalog.get();
+        let (wanted, heals) = (schedule.export_type, schedule.heals);
+        let request = |name: &String| {
+            let healed = catalog.get(name).map_or(wanted, |dataset| dataset.healed_type(wanted, heals));
+            schedule.request(name, healed)
+        };
         let (members, left_out) = match &schedule.datasets {
             ScheduledDatasets::One(dataset) => {
                 let exports = ScheduledExports { requests: vec![request(dataset)], batch: None };
                 return Ok(self.refusal(schedule, dataset).await?.map_or(Ok(exports), Err));
             }
             ScheduledDatasets::Listed(names) => {
-                let (ready, _) = self.ready(|dataset| names.contains(dataset)).await?;
+                let (ready, _) = self.ready(schedule, |dataset| names.contains(dataset)).await?;
                 for name in names.iter().filter(|name| !ready.contains(name)) {
                     if let Some(refusal) = self.refusal(schedule, name).await? {
                         return Ok(Err(refusal));
@@ -188,7 +192,7 @@ impl Scheduling {
                 }
                 (names.clone(), Vec::new())
             }
-            ScheduledDatasets::All => self.ready(|_| true).await?,
+            ScheduledDatasets::All => self.ready(schedule, |_| true).await?,
         };
         match members.len() {
             0 => return Ok(Err(Refusal::NothingReady)),
@@ -196,17 +200,21 @@ impl Scheduling {
             _ => {}
         }
         let requests = members.iter().map(request).collect();
-        let (export_type, heals, request) =
-            (schedule.export_type, schedule.heals, json!({ "schedule": schedule.name }));
-        let batch = BatchRequest { request, export_type, heals, members, left_out, retry_of: None };
+        let request = json!({ "schedule": schedule.name });
+        let batch = BatchRequest { request, export_type: wanted, heals, members, left_out, retry_of: None };
         Ok(Ok(ScheduledExports { requests, batch: Some(batch) }))
     }
 
     /// Returns those of the wanted datasets that are ready, in the order of their names, and the others.
-    async fn ready(&self, is_wanted: impl Fn(&String) -> bool) -> Result<(Vec<String>, Vec<Omitted>), Error> {
+    async fn ready(
+        &self,
+        schedule: &Schedule,
+        is_wanted: impl Fn(&String) -> bool,
+    ) -> Result<(Vec<String>, Vec<Omitted>), Error> {
         let catalog = self.maintenance.catalog.get();
         let datasets: Vec<_> = catalog.iter().filter(|dataset| is_wanted(&dataset.name)).cloned().collect();
-        let (mut ready, left_out) = split_ready(&self.maintenance.source.describe(&datasets).await?);
+        let described = self.maintenance.source.describe(&datasets).await?;
+        let (mut ready, left_out) = catalog.split_ready(&described, schedule.export_type, schedule.heals);
         ready.sort();
         Ok((ready, left_out))
     }
@@ -217,6 +225,9 @@ impl Scheduling {
         let Maintenance { store, source, catalog, .. } = &self.maintenance;
         let catalog = catalog.get();
         let Some(dataset) = catalog.get(dataset) else { return Ok(Some(Refusal::NoDataset)) };
+        if !dataset.allows(dataset.healed_type(schedule.export_type, schedule.heals)) {
+            return Ok(Some(Refusal::FullOnly));
+        }
         let table = match store.check_table(dataset).await {
             Err(store::Error::Denied(_)) => return Ok(Some(Refusal::PermissionDenied)),
             table => table?,

@@ -7,9 +7,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::dataset::{Description, split_ready};
+use crate::dataset::Description;
 use crate::job::batch::{Batch, BatchRequest, MOST_MEMBERS, Omitted};
-use crate::job::{After, Bounds, ConsumerId, IdempotencyKey, JobId, Request, Status};
+use crate::job::{After, Bounds, ConsumerId, ExportType, IdempotencyKey, JobId, Request, Status};
 use crate::service::deadline::with_timeout;
 use crate::service::followers::Subscriber;
 use crate::service::{DATASETS_CACHE_TIME, Error, SeenTables, Service};
@@ -86,7 +86,7 @@ impl Service {
         }
         (request.members, request.left_out) = match &order.datasets {
             NamedDatasets::Listed(names) => (names.clone(), Vec::new()),
-            NamedDatasets::All => self.ready_datasets().await?,
+            NamedDatasets::All => self.ready_datasets(order).await?,
         };
         request.members.sort();
         if request.members.len() > MOST_MEMBERS {
@@ -98,7 +98,9 @@ impl Service {
         if let Some(other) = order.after.keys().find(|name| !is_known(name)) {
             return Err(Error::AfterUnknown(other.clone()));
         }
-        let requests: Vec<_> = request.members.iter().map(|name| order.request(name.clone())).collect();
+        let member =
+            |name: &String| Request { export_type: self.healed_type(name, &request), ..order.request(name.clone()) };
+        let requests: Vec<_> = request.members.iter().map(member).collect();
         self.check_members(&requests).await?;
         self.submit_members(requests, request).await
     }
@@ -126,12 +128,18 @@ impl Service {
                 // Retention has removed it.
                 None => Request { dataset: name.clone(), after: None, ..Request::from_job(&batch.jobs[0]) },
             };
-            let (export_type, retry_of) = (batch.request.export_type, before.map(|job| job.id));
+            let (export_type, retry_of) = (self.healed_type(name, &batch.request), before.map(|job| job.id));
             Request { export_type, retry_of, key: key.clone(), trace, ..request }
         };
         let requests: Vec<_> = batch.request.members.iter().map(again).collect();
         self.check_members(&requests).await?;
         self.submit_members(requests, BatchRequest { retry_of: Some(id), ..batch.request }).await
+    }
+
+    /// Returns the type of the export of a member.
+    fn healed_type(&self, dataset: &str, request: &BatchRequest) -> ExportType {
+        let wanted = request.export_type;
+        self.catalog.get(dataset).map_or(wanted, |dataset| dataset.healed_type(wanted, request.heals))
     }
 
     async fn submit_members(&self, requests: Vec<Request>, request: BatchRequest) -> Result<Batch, Error> {
@@ -143,7 +151,7 @@ impl Service {
                 event = "batch_submitted",
                 batchId = %batch.id,
                 consumerId = requests[0].consumer.as_ref().map(ConsumerId::as_str),
-                exportType = %requests[0].export_type,
+                exportType = %batch.request.export_type,
                 members = batch.jobs.len(),
                 retryOf = retry_of,
             );
@@ -166,14 +174,10 @@ impl Service {
     }
 
     /// Returns the datasets that are ready and that the caller may export, and those that are not ready.
-    async fn ready_datasets(&self) -> Result<(Vec<String>, Vec<Omitted>), Error> {
+    async fn ready_datasets(&self, order: &BatchOrder) -> Result<(Vec<String>, Vec<Omitted>), Error> {
         // A table that was tracked a moment ago is ready.
         let seen = self.seen(Duration::ZERO).await?;
-        let (ready, mut left_out) = split_ready(&seen.datasets);
-        let tables = self.left_out().iter();
-        left_out.extend(
-            tables.map(|table| Omitted { dataset: table.name.clone(), reason: table.reason.as_str().to_owned() }),
-        );
+        let (ready, left_out) = self.catalog.split_ready(&seen.datasets, order.of_each.export_type, order.heals);
         if ready.is_empty() { Err(Error::NothingReady) } else { Ok((ready, left_out)) }
     }
 
@@ -189,7 +193,7 @@ impl Service {
             .collect();
         for request in requests {
             let dataset = self.dataset(&request.dataset)?;
-            if !ready.contains(&request.dataset.as_str()) {
+            if !ready.contains(&request.dataset.as_str()) || !dataset.allows(request.export_type) {
                 self.check(dataset, request).await?;
             }
         }

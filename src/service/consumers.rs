@@ -7,8 +7,8 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 
-use crate::dataset::Dataset;
 use crate::dataset::name::is_name;
+use crate::dataset::{Capture, Dataset};
 use crate::job::lane::{Lane, Unacknowledged};
 use crate::job::marker::Marker;
 use crate::job::{ConsumerId, Job};
@@ -128,6 +128,8 @@ impl Service {
         let changes = MAX_CHANGES_PER_PAGE / datasets.len().max(1) as u64;
         let changes = changes.clamp(MIN_CHANGES, MAX_CHANGES);
         let known = self.catalog.iter().filter(|dataset| datasets.contains(&*dataset.name));
+        // Without capture, nobody knows the changes.
+        let known = known.filter(|dataset| dataset.capture != Capture::None);
         let looks = known.map(|dataset| async move {
             let its = positions.iter().filter(|position| position.dataset == dataset.name);
             let consumers: Vec<_> = its.map(|position| position.consumer.clone()).collect();

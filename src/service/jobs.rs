@@ -99,6 +99,9 @@ impl Service {
 
     /// Checks that the dataset's table supports the request.
     pub(super) async fn check(&self, dataset: &Arc<Dataset>, request: &Request) -> Result<(), Error> {
+        if !dataset.allows(request.export_type) {
+            return Err(Error::FullOnly(dataset.name.clone()));
+        }
         let table = with_timeout(self.store.check_table(dataset)).await;
         // Only an unreadable table needs the second query, because that query competes for connections with the
         // counting of changes.

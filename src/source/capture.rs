@@ -44,8 +44,8 @@ pub enum Error {
     #[error("{0}")]
     Mismatch(Faults),
     /// The dataset wants no triggers.
-    #[error("`{0}` has capture = \"timestamp\", which needs no triggers")]
-    ByTimestamp(String),
+    #[error("`{0}` needs no triggers, by its `capture`")]
+    NeedsNone(String),
     /// Another dataset is of the same table.
     #[error(
         "dataset `{other}` is of the same table as `{dataset}`, and needs its triggers: take that out of the file first"

@@ -8,7 +8,7 @@ use sqlx::{PgConnection, PgPool};
 use crate::connection::failure::SqlFailure;
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::{Fault, Faults};
-use crate::dataset::{Capture, Dataset, Table, TableSchema, no_right_to_log};
+use crate::dataset::{Capture, Dataset, RelationKind, Table, TableSchema, no_right_to_log};
 use crate::source::capture::untracking;
 use crate::source::description::{self, TableStatus};
 use crate::source::rights::TableAccess;
@@ -83,7 +83,8 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::E
             Some(_) => found.broken.push(broken(it.dataset)),
         }
     }
-    let partitioned = by_triggers.iter().filter(|it| it.schema.is_partitioned).map(|it| it.dataset);
+    let partitioned =
+        by_triggers.iter().filter(|it| it.schema.relation == RelationKind::Partitioned).map(|it| it.dataset);
     found.stalling = parallel_apply::read_stalling(&mut conn, &partitioned.collect::<Vec<_>>()).await?;
     found.without_dataset = untracking::without_dataset(&mut conn, catalog).await?;
     Ok(found)

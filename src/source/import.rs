@@ -3,8 +3,11 @@
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::connection::failure::sqlstate;
-use crate::dataset::{Dataset, Table, TableSchema};
+use crate::dataset::{Capture, Dataset, Table, TableSchema};
 use crate::source::{Error, quote, role_path};
+
+/// The longest wait for a lock on a table. After it the attempt ends, and is made again.
+pub(super) const LOCK_TIMEOUT: &str = "5s";
 
 /// The statements that make a connection a reader of one snapshot.
 #[derive(Clone, Debug)]
@@ -24,6 +27,12 @@ impl Import {
         // encoder checks them, and its error names the column.
         let raw_texts = if encoding == "SQL_ASCII" { "set local client_encoding = 'SQL_ASCII';" } else { "" };
         let path = role_path::of_reader(dataset, schema);
+        let table = quote::relation(&schema.table);
+        let lock = match dataset.capture {
+            // The statement that reads the rows takes the locks, also those of the relations that a view reads.
+            Capture::None => format!("set local lock_timeout = '{LOCK_TIMEOUT}'"),
+            Capture::Triggers | Capture::Timestamp { .. } => format!("lock table {table} in access share mode nowait"),
+        };
         let no_timeouts = no_timeouts(server_version);
         // The reader must not wait for its lock. It could queue behind an ALTER that waits for the leader, while the
         // leader waits for the reader. Postgres can't detect this deadlock, because the leader waits in this process.
@@ -38,9 +47,8 @@ impl Import {
              set local enable_tidscan = on;
              set local max_parallel_workers_per_gather = 0;
              set local random_page_cost = 1.1;
-             lock table {} in access share mode nowait;
-             {path}",
-            quote::relation(&schema.table)
+             {lock};
+             {path}"
         ))
     }
 

@@ -10,17 +10,14 @@ use futures_util::TryStreamExt;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::dataset::fault::Faults;
-use crate::dataset::{Capture, Table, TableSchema};
+use crate::dataset::{Capture, Dataset, Table, TableSchema};
 use crate::job::Continuity;
 use crate::source::connections::ExportConnections;
 use crate::source::exported_snapshot::ExportedSnapshot;
-use crate::source::import::{Import, no_timeouts};
+use crate::source::import::{Import, LOCK_TIMEOUT, no_timeouts};
 use crate::source::session::Readers;
 use crate::source::snapshot::{Purpose, Snapshot, SnapshotTable};
 use crate::source::{Error, Remedy, filter, quote, rights, table_schema};
-
-/// The longest wait for a lock on a table. After it the attempt ends, and is made again.
-const LOCK_TIMEOUT: &str = "5s";
 
 /// Why a snapshot can't be opened or read.
 #[derive(Debug, thiserror::Error)]
@@ -105,10 +102,7 @@ impl Opening<'_> {
              set local lock_timeout = '{LOCK_TIMEOUT}';",
             self.lease.as_millis(),
         );
-        let locks: String = order
-            .iter()
-            .map(|at| format!("\nlock table {} in access share mode;", quote::relation(&tables[*at])))
-            .collect();
+        let locks: String = order.iter().map(|at| format!("\n{};", lock(datasets[*at], &tables[*at]))).collect();
         // Each statement that Postgres has done is counted, so that the one that failed is known.
         let (statement, settings, mut done) = (begin.clone() + &locks, begin.matches(';').count(), 0_usize);
         let begin = async {
@@ -200,6 +194,17 @@ impl Opening<'_> {
     }
 }
 
+/// Returns a statement that locks a dataset's table in ACCESS SHARE mode. Without capture it may be anything that has
+/// rows. LOCK takes neither materialized views nor foreign tables, while a query that reads no row locks each relation,
+/// and those that a view reads.
+fn lock(dataset: &Dataset, table: &Table) -> String {
+    let table = quote::relation(table);
+    match dataset.capture {
+        Capture::None => format!("select from {table} where false"),
+        Capture::Triggers | Capture::Timestamp { .. } => format!("lock table {table} in access share mode"),
+    }
+}
+
 /// Requires that locks of all these tables and their partitions leave room for the locks of others: a statement of
 /// somebody else that finds none fails.
 async fn require_room(leader: &mut PgConnection, tables: &[Table]) -> Result<(), Error> {
@@ -225,14 +230,18 @@ fn opened(
     exported: ExportedSnapshot,
     server_version: u32,
 ) -> Result<SnapshotTable, Error> {
+    if !purpose.dataset.allows(purpose.export_type) {
+        return Err(Error::FullOnly(purpose.dataset.name.clone()));
+    }
     let remedy = require_capture(purpose, &schema, &exported)?;
     let continuity = exported.continuity()?;
     // A full export is exact without triggers, but nothing goes on from it: its job says so, for a first one too.
     let is_uncaptured =
         purpose.consumer.is_some() && purpose.dataset.capture == Capture::Triggers && !exported.captured;
     let told = continuity.or(is_uncaptured.then_some(Continuity::TriggerMissing));
-    // Before 14 there is no scan of a ctid range: each one would read the whole table.
-    let has_ranges = server_version >= 140_000;
+    // Before 14 there is no scan of a ctid range: each one would read the whole table. Without capture, the rows may be
+    // those of several tables.
+    let has_ranges = server_version >= 140_000 && purpose.dataset.capture != Capture::None;
     let position = exported.position(continuity);
     let import = Import::new(&exported.name, &exported.encoding, purpose.dataset, &schema, server_version);
     let table = SnapshotTable {
@@ -244,7 +253,7 @@ fn opened(
         guard: continuity,
         arrived: exported.arrived.clone(),
         is_quiet: exported.is_quiet,
-        toasted: exported.toasted,
+        toasted: exported.toasted || purpose.dataset.capture == Capture::None,
         blocks: exported.blocks.filter(|_| has_ranges).map(i64::unsigned_abs),
         new_position: exported.new_position(purpose.export_type, continuity, purpose.dataset, &schema),
         position,

@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::connection::failure::{SqlFailure, sqlstate};
 use crate::dataset::fault::Fault;
-use crate::dataset::{Dataset, TableSchema};
+use crate::dataset::{Dataset, RelationKind, TableSchema};
 use crate::source::select::Select;
 use crate::source::{owners, quote};
 
@@ -17,11 +17,13 @@ pub(super) const LOCK_TIMEOUT: &str = "2s";
 /// The error of `cdc_export.widen_search_path`, whose message is Postgres's.
 pub(super) const CANT_PLAN: &str = "CE002";
 
-/// Returns the statements that set a reader's search_path. A filter is evaluated under the role's own search_path.
+/// Returns the statements that set a reader's search_path. A filter is evaluated under the role's own search_path, and
+/// so are the functions that a view calls.
 pub(super) fn of_reader(dataset: &Dataset, schema: &TableSchema) -> String {
-    let own = match dataset.filter {
-        Some(_) => "; select set_config('search_path', current_setting('cdc_export.role_path'), true)",
-        None => "",
+    let is_own = dataset.filter.is_some() || schema.relation == RelationKind::Other;
+    let own = match is_own {
+        true => "; select set_config('search_path', current_setting('cdc_export.role_path'), true)",
+        false => "",
     };
     format!("{}{own}", widen(dataset, schema))
 }

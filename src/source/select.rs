@@ -29,7 +29,7 @@
 //! where <alive>
 //! ```
 
-use crate::dataset::{Capture, CellMax, Dataset, TableColumn, TableSchema};
+use crate::dataset::{Capture, CellMax, Dataset, RelationKind, TableColumn, TableSchema};
 use crate::job::{ExportType, Job};
 use crate::row::RowLayout;
 use crate::source::key::{KeySql, key_name};
@@ -330,10 +330,12 @@ impl Select<'_> {
         KeySql(&self.schema.key)
     }
 
-    /// The table as FROM names it: without the rows of tables that inherit from it, which may have the same keys.
+    /// The table as FROM names it. Without the rows of tables that inherit from it, which may have the same keys,
+    /// unless the dataset has no capture: then all rows that a `select` finds.
     pub(crate) fn table(&self) -> String {
         let table = relation(&self.schema.table);
-        if self.schema.is_partitioned { table } else { format!("only {table}") }
+        let has_own_rows = self.schema.relation == RelationKind::Table && self.dataset.capture != Capture::None;
+        if has_own_rows { format!("only {table}") } else { table }
     }
 
     /// The layout of the rows that the statements of a job send.
@@ -408,7 +410,7 @@ impl Select<'_> {
     /// The time from which rows are read for a watermark: earlier, where the dataset has an overlap.
     fn less_overlap(&self, watermark: &str) -> String {
         match self.dataset.capture {
-            Capture::Triggers => watermark.to_owned(),
+            Capture::Triggers | Capture::None => watermark.to_owned(),
             Capture::Timestamp { overlap } => {
                 format!("({watermark} - interval '{} microseconds')", overlap.as_micros())
             }

@@ -52,8 +52,9 @@ impl<'a> Select<'a> {
         let (table, columns, alive) = (self.table(), narrowed.columns(), self.alive());
         let conditions = selection.filter.iter().enumerate().map(|(i, condition)| self.condition(condition, i + 1));
         let conditions: String = conditions.map(|condition| format!(" and {condition}")).collect();
-        let order = || self.schema.key.iter().map(|part| compared(&part.column)).collect::<Vec<_>>().join(", ");
-        let limit = selection.limit.map(|limit| format!(" order by {} limit {limit}", order()));
+        let key: Vec<_> = self.schema.key.iter().map(|part| compared(&part.column)).collect();
+        let order = if key.is_empty() { String::new() } else { format!(" order by {}", key.join(", ")) };
+        let limit = selection.limit.map(|limit| format!("{order} limit {limit}"));
         format!(
             "select {columns}, {} from {table} u where {alive}{conditions}{}",
             refused_of_row(&narrowed.schema.columns, max),

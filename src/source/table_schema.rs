@@ -10,8 +10,10 @@ use crate::connection::statement::with_pieces;
 use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::name::{hint, hint_in_full};
 use crate::dataset::{
-    Columns, Dataset, KeyColumn, OPERATION, Operation, Table, TableColumn, TableSchema, Unrepresentable, WireFormat,
+    Capture, Columns, Dataset, KeyColumn, OPERATION, Operation, RelationKind, Table, TableColumn, TableSchema,
+    Unrepresentable, WireFormat,
 };
+use crate::job::ExportType;
 use crate::source;
 use crate::source::guard::RememberedColumn;
 use crate::source::placed::by_table;
@@ -294,6 +296,7 @@ impl<'a> Fitting<'a> {
         if self.columns.is_empty() {
             return Err(Faults(self.faults));
         }
+        self.require_table();
         let key = self.key();
         let columns = self.chosen(&key);
         let updated_at = self.time("updated_at", self.dataset.updated_at.as_deref());
@@ -307,16 +310,32 @@ impl<'a> Fitting<'a> {
         Ok(FittingTable { dataset, table, found, key, columns, updated_at, created_at, deleted })
     }
 
+    /// Refuses a view, a materialized view and a foreign table, unless the dataset has no capture.
+    fn require_table(&mut self) {
+        let kind = match self.columns.first().map(|column| &*column.table_kind) {
+            Some("v") => "a view",
+            Some("m") => "a materialized view",
+            Some("f") => "a foreign table",
+            Some(_) | None => return,
+        };
+        if self.dataset.capture != Capture::None {
+            let why = format!("`{}` is {kind}: capture = \"none\" makes full exports of it", self.dataset.table);
+            self.wrong("capture", None, why);
+        }
+    }
+
     fn key(&mut self) -> Vec<KeyColumn> {
         let key = self.key_columns();
-        for found in &key {
+        // Full exports compare no keys.
+        let is_compared = self.dataset.capture != Capture::None;
+        for found in key.iter().filter(|_| is_compared) {
             if let Some(why) = key_index::unsteady_text(found.own_type.as_deref()) {
                 let why = format!("`{}` is {}, {why}", found.name, found.type_name);
                 self.wrong("key", self.dataset.key.is_some().then_some(&found.name), why);
             }
         }
         let is_indexed = key.iter().any(|found| found.key_is_deterministic.is_some());
-        if !is_indexed && !key.is_empty() && self.faults.is_empty() {
+        if is_compared && !is_indexed && !key.is_empty() && self.faults.is_empty() {
             let names: Vec<_> = key.iter().map(|found| &*found.name).collect();
             let why = format!("`{}` has no unique index on just ({})", self.dataset.table, names.join(", "));
             self.wrong("key", None, why);
@@ -344,9 +363,14 @@ impl<'a> Fitting<'a> {
         let Some(names) = &self.dataset.key else {
             let mut key: Vec<_> = columns.iter().filter(|column| column.key_place.is_some()).collect();
             key.sort_by_key(|column| column.key_place);
-            if key.is_empty() {
+            if self.dataset.capture == Capture::None {
+                // A part of the key tells no rows apart.
+                return if key.iter().all(|column| self.may_send(&column.name)) { key } else { Vec::new() };
+            }
+            if key.is_empty() && self.faults.is_empty() {
                 let why = format!(
-                    "`{}` has no primary key: add one, or name columns that are NOT NULL and have a unique index on just them, as `key = [\"a\", \"b\"]`",
+                    "`{}` has no primary key: add one, or name columns that are NOT NULL and have a unique index on just them, as \
+                     `key = [\"a\", \"b\"]`, or set capture = \"none\", which makes full exports alone",
                     self.dataset.table
                 );
                 self.wrong("key", None, why);
@@ -356,12 +380,21 @@ impl<'a> Fitting<'a> {
         let mut key = Vec::new();
         for name in names {
             let Some(found) = self.find("key", name) else { continue };
-            if !found.not_null {
+            if !found.not_null && self.dataset.capture != Capture::None {
                 self.wrong("key", Some(name), format!("`{name}` may be null, which tells no rows apart"));
             }
             key.push(found);
         }
         key
+    }
+
+    /// Returns true if the operator's choice of columns has this one.
+    fn may_send(&self, name: &String) -> bool {
+        match &self.dataset.columns {
+            Columns::All => true,
+            Columns::Only(names) => names.contains(name),
+            Columns::AllBut(names) => !names.contains(name),
+        }
     }
 
     /// The columns of a file.
@@ -373,16 +406,20 @@ impl<'a> Fitting<'a> {
                 for name in names {
                     self.find("exclude", name);
                 }
-                ("exclude", self.columns.iter().filter(|column| !names.contains(&column.name)).collect())
+                ("exclude", self.columns.iter().filter(|column| self.may_send(&column.name)).collect())
             }
         };
-        if chosen.iter().any(|column| column.name == OPERATION.name) {
+        let has_deltas = self.dataset.allows(ExportType::Delta);
+        if has_deltas && chosen.iter().any(|column| column.name == OPERATION.name) {
             let why = "a delta's first column has the name `operation`: leave the table's own out".to_owned();
             self.wrong(member, Some(&OPERATION.name), why);
         }
         let key = key.iter().map(|part| &part.column);
         for column in key.clone().filter(|column| chosen.iter().all(|other| other.name != column.name)) {
-            let why = format!("without the key's `{}` nobody can tell which row a DELETE is", column.name);
+            let why = match has_deltas {
+                true => format!("without the key's `{}` nobody can tell which row a DELETE is", column.name),
+                false => format!("the key's `{}` is missing", column.name),
+            };
             self.wrong(member, Some(&column.name), why);
         }
         let is_key = |column: &TableColumn| key.clone().any(|part| part.name == column.name);
@@ -475,7 +512,11 @@ impl<'a> FittingTable<'a> {
         TableSchema {
             table: self.table.clone(),
             is_filtered: self.dataset.filter.is_some(),
-            is_partitioned: found.iter().any(|it| it.table_kind == "p"),
+            relation: match found.first().map(|it| &*it.table_kind) {
+                Some("r") => RelationKind::Table,
+                Some("p") => RelationKind::Partitioned,
+                Some(_) | None => RelationKind::Other,
+            },
             has_virtual: found.iter().any(|it| it.is_virtual && self.is_sent(it)),
             key: self.key,
             columns: self.columns,

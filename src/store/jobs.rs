@@ -206,7 +206,7 @@ impl Store {
                 .bind(first.consumer.as_ref().map(|c| c.as_str()))
                 .bind(missing.iter().map(|at| &*of(at).dataset).collect::<Vec<_>>())
                 .bind(missing.iter().map(|&at| lane_sequences[at]).collect::<Vec<_>>())
-                .bind(first.export_type.as_str())
+                .bind(missing.iter().map(|at| of(at).export_type.as_str()).collect::<Vec<_>>())
                 .bind(&format)
                 .bind(terms.max_attempts as i32)
                 .bind(missing.iter().map(|&at| numbered(&stems[at], numbers[at], first.encoding)).collect::<Vec<_>>())

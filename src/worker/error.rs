@@ -104,6 +104,7 @@ impl Error {
                 }
                 source::Error::TableMissing { .. } => fail(FailureCode::TableMissing),
                 source::Error::NotTracked(_) => fail(FailureCode::NotTracked),
+                source::Error::FullOnly(_) => fail(FailureCode::FullOnly),
                 source::Error::Mismatch(faults) => fail(match faults.0.as_slice() {
                     [fault] if fault.member == "table" => FailureCode::TableMissing,
                     _ => FailureCode::DatasetMismatch,

@@ -790,10 +790,8 @@ async fn the_command_line_knows_the_catalog() {
         draft.lines().map(|line| format!("{}\n", line.strip_prefix("# ").unwrap_or(line))).collect();
     catalog.write(&uncommented);
     assert_eq!(catalog.command(&database, &["datasets", "check"]).await.0, 0, "{draft}");
-    for (table, why) in [("bare", "no primary key"), ("empty", "table: `empty` has no columns")] {
-        let (code, _, said) = catalog.command(&database, &["datasets", "add", table]).await;
-        assert!(code == 1 && said.contains(why), "{said}");
-    }
+    let (code, _, said) = catalog.command(&database, &["datasets", "add", "empty"]).await;
+    assert!(code == 1 && said.contains("table: `empty` has no columns"), "{said}");
 }
 
 #[tokio::test]

@@ -43,9 +43,14 @@ impl Mirror {
 
     /// Makes the tables of the schema `sales` by these statements.
     pub(crate) async fn made(tables: &[&str], statements: &str) -> Mirror {
+        Mirror::of_file(&blocks(tables), &format!("create schema sales; {statements}")).await
+    }
+
+    /// Makes the tables by these statements, for the datasets of a file.
+    pub(crate) async fn of_file(file: &str, statements: &str) -> Mirror {
         let (source, target) = (Database::empty().await, Database::empty().await);
-        source.run(&format!("create schema sales; {statements}")).await;
-        let catalog = Catalog::of(&blocks(tables));
+        source.run(statements).await;
+        let catalog = Catalog::of(file);
         let (code, _, said) = catalog.command(&source, &["track", "--all"]).await;
         assert_eq!(code, 0, "{said}");
         let port = free_port();

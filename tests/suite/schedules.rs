@@ -29,7 +29,7 @@ async fn shown(service: &Service, name: &str) -> Value {
 }
 
 /// Waits until the API shows the schedule in this state.
-async fn becomes(service: &Service, name: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+pub(crate) async fn becomes(service: &Service, name: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
     eventually(what, async || Some(shown(service, name).await).filter(&is_so)).await
 }
 

@@ -30,7 +30,7 @@ use crate::service::{self, Service};
     post, path = "/exports", operation_id = "createExport", tag = "exports",
     params(Submission<MaybeConsumer, NewExport>), request_body = NewExport, responses(Submitted),
     extensions(("x-codes" = json!([
-        Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::NothingReady, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
+        Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::FullOnly, Code::NothingReady, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
         Code::TableUnreadable,
         Code::DatasetMismatch,
     ]))),
@@ -65,7 +65,7 @@ pub(crate) async fn full(
     post, path = "/exports/incremental", operation_id = "startIncremental", tag = "exports",
     params(Submission<Consumer, ExportOptions>), request_body = ExportOptions, responses(Submitted),
     extensions(("x-codes" = json!([
-        Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::NothingReady, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
+        Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::FullOnly, Code::NothingReady, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
         Code::TableUnreadable, Code::DatasetMismatch,
     ]))),
 )]
@@ -83,7 +83,7 @@ pub(crate) async fn incremental(
     post, path = "/exports/delta", operation_id = "startDelta", tag = "exports",
     params(Submission<Consumer, ExportOptions>), request_body = ExportOptions, responses(Submitted),
     extensions(("x-codes" = json!([
-        Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::NothingReady, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
+        Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::FullOnly, Code::NothingReady, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
         Code::TableUnreadable, Code::DatasetMismatch,
     ]))),
 )]
@@ -102,7 +102,7 @@ pub(crate) async fn delta(
     post, path = "/export/{consumer_id}", operation_id = "startIncrementalOf", tag = "exports",
     params(Submission<PathConsumer, ExportOptions>), request_body = ExportOptions, responses(Submitted),
     extensions(("x-codes" = json!([
-        Code::NotFound, Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::NothingReady, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
+        Code::NotFound, Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::FullOnly, Code::NothingReady, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
         Code::TableUnreadable, Code::DatasetMismatch,
     ]))),
 )]
@@ -138,7 +138,7 @@ pub(crate) async fn submit_batch(service: &Service, order: &BatchOrder) -> Resul
     post, path = "/exports/{jobId}/retry", operation_id = "retryExport", tag = "exports",
     params(Submission<PathJob, EmptyBody>), request_body = EmptyBody, responses(Submitted),
     extensions(("x-codes" = json!([
-        Code::NotFailed, Code::BatchMember, Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::OutOfStep, Code::DatabaseRestored, Code::NoDataset, Code::TooManyOpenJobs,
+        Code::NotFailed, Code::BatchMember, Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::FullOnly, Code::OutOfStep, Code::DatabaseRestored, Code::NoDataset, Code::TooManyOpenJobs,
         Code::TableUnreadable, Code::DatasetMismatch,
     ]))),
 )]

@@ -42,6 +42,7 @@ export function tracking({ capture, ready, problems }) {
   if (capture === null) return { weight: "notice", label: "no dataset", meaning: problems.join("; ") };
   if (!ready) return { weight: "bad", label: "not ready", meaning: problems.join("; ") };
   if (capture === "triggers") return { weight: "good", label: "triggers", meaning: "Triggers log every change, deletions too." };
+  if (capture === "none") return { weight: "notice", label: "full only", meaning: "Nothing looks for changes: each export is a full one." };
   return { weight: "notice", label: "timestamp", meaning: "Changes are found by the time in each row alone: what is deleted, or has an old time, is not seen." };
 }
 
@@ -57,6 +58,7 @@ export const REFUSED = {
   table_missing: "There is no such table. The schedule tries again every second.",
   permission_denied: "The service's role may not read the table. The schedule tries again every second.",
   not_tracked: "Nobody has tracked the dataset: cdc-export track. The schedule tries again every second.",
+  full_only: "The dataset has capture = none: set the schedule's type to full, or heal to true. The schedule tries again every second.",
   too_many_open_jobs: "As many exports are open as there may be. The schedule tries again every second.",
   nothing_ready: "No dataset is ready: cdc-export track --all. The schedule tries again every second.",
   too_many_datasets: "More than 1,000 datasets are ready, and a batch has no more: name them in several schedules.",
@@ -71,6 +73,7 @@ const NEXT = {
   file_too_large: "Raise OUTPUT_PART_SIZE, then retry.",
   source_unavailable: "See whether Postgres can be reached, then retry.",
   not_tracked: "Track the dataset first: cdc-export track, with its name. Then retry.",
+  full_only: "Start a full export.",
   table_missing: "Make the table, or take its dataset out of the catalog.",
   dataset_mismatch: "Mend what the text names in the table or the catalog: cdc-export datasets check.",
   permission_denied: "Give the service's role the right that the text names, then retry.",

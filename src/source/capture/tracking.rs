@@ -121,7 +121,7 @@ pub async fn restore(pool: &PgPool) -> Result<(), Error> {
 
 async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<Tracked, Error> {
     if dataset.capture != Capture::Triggers {
-        return Err(Error::ByTimestamp(dataset.name.clone()));
+        return Err(Error::NeedsNone(dataset.name.clone()));
     }
     let mut tx = conn.begin().await?;
     one_at_a_time(&mut tx).await?;

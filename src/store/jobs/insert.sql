@@ -4,7 +4,7 @@
 -- $2 text: the consumer; null for an ad-hoc export
 -- $3 text[]: their datasets
 -- $4 bigint[]: their numbers in their lanes
--- $5 text: the export type
+-- $5 text[]: their export types
 -- $6 text: the format; of a batch's member, with a prefix
 -- $7 integer: the limit on attempts
 -- $8 text[]: the files' final names
@@ -30,12 +30,12 @@ insert into exports as e (
   id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, destination_id,
   created_at, retry_of, idempotency_key, compression, selection, has_after, after_job, after_sha256,
   max_file_bytes, traceparent, turn, key_prefix, skip_empty, batch_id, batch)
-select its.id, $2, its.dataset, its.lane_sequence, $5, $6, $7, its.name, $9, $10, its.retry_of,
+select its.id, $2, its.dataset, its.lane_sequence, its.export_type, $6, $7, its.name, $9, $10, its.retry_of,
   case when its.id = coalesce($25, its.id) then $12 end, $13, $14, its.has_after, its.after_job, its.after_sha256,
   $19, $20, case when its.id = coalesce($25, its.id) then $21 else 'infinity' end, $22, $24, $25,
   case its.id when $25 then $26 end
-from unnest($1, $3, $4, $8, $11, $15, $16, $17)
-  as its (id, dataset, lane_sequence, name, retry_of, has_after, after_job, after_sha256)
+from unnest($1, $3, $4, $5, $8, $11, $15, $16, $17)
+  as its (id, dataset, lane_sequence, export_type, name, retry_of, has_after, after_job, after_sha256)
 on conflict (lower(output_filename)) do nothing
 returning pg_notify($18, ''),
   cdc_export.audit($23, case when e.retry_of is null then 'export' else 'retry' end, e.consumer_id, e.dataset, e.id),
