@@ -329,8 +329,12 @@ pub enum RelationKind {
     Table,
     /// A table whose rows are in partitions.
     Partitioned,
-    /// A view, a materialized view or a foreign table. Only a dataset without capture may have one.
-    Other,
+    /// A view. Only a dataset without capture may have one, and so it is with the following kinds.
+    View,
+    /// A materialized view.
+    MaterializedView,
+    /// A foreign table.
+    ForeignTable,
 }
 
 /// A column that has the same value in every row.

@@ -243,7 +243,7 @@ impl Error {
     /// Says of an error what can be done about it.
     /// Returns true if a full export would be possible now, and others could follow it.
     pub fn needs_full_export(&self) -> bool {
-        matches!(self, Error::FullExportNeeded { remedy: Remedy::FullExport, .. })
+        matches!(self, Error::FullExportNeeded { remedy: Remedy::FullExport, .. } | Error::FullOnly(_))
     }
 
     fn from_sql(table: impl fmt::Display) -> impl Fn(sqlx::Error) -> Error {

@@ -55,6 +55,13 @@ impl References {
         self.keys.iter().filter(move |key| key.parent == self.tables[at])
     }
 
+    /// Returns true if the rows of the table with this index can't be deleted and inserted again without an effect on
+    /// other tables.
+    pub(super) fn are_in_the_way(&self, at: usize) -> bool {
+        let mut others = self.keys_to(at).filter(|key| key.child != key.parent);
+        others.any(|key| key.changes_children || !key.is_deferrable)
+    }
+
     /// Returns the rows of the table with this index that may be deleted early.
     pub(super) fn deleted_early(&self, at: usize) -> DeletedEarly {
         if !self.is_referenced(at) {

@@ -43,8 +43,10 @@ pub(super) struct TargetTable {
     pub(super) is_empty: bool,
     /// True if a full export empties the table first.
     pub(super) truncates: bool,
-    /// True if the table was just created, and gets its primary key after the rows are loaded.
+    /// True if the table gets its primary key after the rows are loaded.
     lacks_key: bool,
+    /// True if rows can't be merged: the export has no key, or the table had none until now.
+    pub(super) is_replaced: bool,
 }
 
 /// A column that marks deleted rows.
@@ -152,7 +154,7 @@ impl TargetTable {
             _ => "text".to_owned(),
         };
         let equal = |name: &String| find(name).map_or_else(|| EQUAL.to_owned(), |column| column.equal.clone());
-        let target_table = TargetTable {
+        let mut target_table = TargetTable {
             updated: written.iter().filter(|name| !is_fixed(name)).map(|name| (*name).clone()).collect(),
             written: written.into_iter().cloned().collect(),
             has_extra_columns: present.iter().any(|column| is_extra(&column)),
@@ -163,13 +165,20 @@ impl TargetTable {
             is_empty,
             truncates: settings.truncates,
             lacks_key: is_new && has_key,
+            is_replaced: !has_key,
             table: name,
             columns,
             deleted,
             remarks,
         };
         if has_key && !is_new {
-            target_table.require_key(conn, before).await?;
+            let gained = before.is_some_and(|before| before.details.key.is_empty()) && export.export_type == "full";
+            match target_table.require_key(conn, before).await {
+                Err(Error::Refused { .. }) if gained => {
+                    (target_table.lacks_key, target_table.is_replaced) = (true, true)
+                }
+                required => required?,
+            }
         } else if !target_table.replaces_all(manifest) {
             target_table.add_missing_key(conn).await?;
         }
@@ -188,7 +197,7 @@ impl TargetTable {
 
     /// Returns true if the export's rows replace all rows of the table, so that no row must be kept or compared.
     pub(super) fn replaces_all(&self, manifest: &Manifest) -> bool {
-        self.key.is_empty() || self.may_truncate(manifest)
+        self.is_replaced || self.may_truncate(manifest)
     }
 
     /// Returns true if the table may be emptied by `truncate` before the export's rows are loaded.
@@ -197,9 +206,9 @@ impl TargetTable {
         manifest.export.export_type == "full" && is_emptied && self.written.len() == self.columns.len()
     }
 
-    /// Deletes all rows, if no `truncate` has. Without a key, rows can't be merged. Returns the number of rows.
+    /// Deletes all rows of a table whose rows can't be merged, if no `truncate` has. Returns the number of rows.
     pub(super) async fn delete_all(&self, conn: &mut PgConnection) -> Result<u64, Error> {
-        if !self.key.is_empty() || self.truncates {
+        if !self.is_replaced || self.truncates {
             return Ok(0);
         }
         run(conn, "table.delete_all", &format!("delete from {}", self.table)).await.during("to delete the rows")

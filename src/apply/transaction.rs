@@ -146,6 +146,16 @@ async fn apply_in(
         return Ok(all);
     }
     let references = References::read(tx, prepared.iter().map(|(_, member)| member.target_table.oid).collect()).await?;
+    for (at, (index, member)) in prepared.iter().enumerate() {
+        if member.target_table.is_replaced && references.are_in_the_way(at) {
+            let why = format!(
+                "foreign keys reference {}, whose rows can only be replaced, since the export has no key: drop these, or make them \
+                 `deferrable` without an action; or give the source's table a key",
+                member.target_table.table
+            );
+            return Err(of_member(*index, Error::refused("referenced", why)));
+        }
+    }
     truncate(tx, &mut prepared, &references).await?;
     for (at, member) in &mut prepared {
         member.load(tx, &settings.trusted_owners).await.map_err(|error| of_member(*at, error))?;

@@ -152,6 +152,8 @@ pub(crate) struct DatasetView {
     pub(crate) capture: Option<String>,
     /// True if an export could start now.
     pub(crate) ready: bool,
+    /// The main reason why an export could not start now, as a word.
+    pub(crate) reason: Option<String>,
     /// The reasons why an export could not start now.
     pub(crate) problems: Vec<String>,
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, ensure};
 
 use crate::config::{self, CatalogFile, Config};
 use crate::dataset::fault::{Fault, Faults};
+use crate::dataset::pattern::Reason;
 use pg_rows::column::ColumnType;
 
 use crate::dataset::{Capture, Dataset, Description, Table, TableColumn, TableSchema};
@@ -112,7 +113,8 @@ async fn datasets(config: &Config, database: &Database, command: DatasetsCommand
             for pattern in catalog.idle_patterns() {
                 eprintln!("cdc-export: no table matches the pattern {}", plain(pattern));
             }
-            for left_out in catalog.left_out() {
+            // The rows of a partition are in the dataset of its table.
+            for left_out in catalog.left_out().iter().filter(|it| it.reason != Reason::Partition) {
                 eprintln!(
                     "cdc-export: {}: no dataset: {}",
                     plain(&left_out.table.to_string()),
@@ -230,7 +232,8 @@ async fn list(config: &Config, database: &Database) -> anyhow::Result<()> {
             (Ok(schema), _) => schema.columns.iter().map(|column| &*column.name).collect::<Vec<_>>().join(", "),
             (Err(faults), _) => faults.to_string(),
         };
-        let (name, table, operation) = (&dataset.name, dataset.table.to_string(), dataset.operation.as_str());
+        let operation = if dataset.capture == Capture::None { "-" } else { dataset.operation.as_str() };
+        let (name, table) = (&dataset.name, dataset.table.to_string());
         let (table, columns) = (plain(&table), plain(&columns));
         outln!("{name:<20} {table:<32} {rows:>12}  {capture:<10} {operation:<10} {columns}")?;
     }

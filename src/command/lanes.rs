@@ -265,7 +265,9 @@ impl LaneOptions {
 /// last call.
 async fn ready_datasets(api: &Api, unready: &mut BTreeMap<String, String>) -> anyhow::Result<BTreeSet<String>> {
     let (ready, others): (Vec<_>, Vec<_>) = api.datasets().await?.into_iter().partition(|dataset| dataset.ready);
-    let others = others.into_iter().map(|DatasetView { name, problems, .. }| (name, problems.join("; ")));
+    // The rows of a partition are in the dataset of its table.
+    let others = others.into_iter().filter(|dataset| dataset.reason.as_deref() != Some("partition"));
+    let others = others.map(|DatasetView { name, problems, .. }| (name, problems.join("; ")));
     let before = std::mem::replace(unready, others.collect());
     for (name, problem) in &*unready {
         if before.get(name) != Some(problem) {

@@ -10,7 +10,7 @@ use futures_util::TryStreamExt;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::dataset::fault::Faults;
-use crate::dataset::{Capture, Dataset, Table, TableSchema};
+use crate::dataset::{Capture, Table, TableSchema};
 use crate::job::Continuity;
 use crate::source::connections::ExportConnections;
 use crate::source::exported_snapshot::ExportedSnapshot;
@@ -85,6 +85,7 @@ impl Opening<'_> {
         }
         let mut order: Vec<_> = (0..accesses.len()).collect();
         order.sort_by_key(|at| accesses[*at].oid.map(|oid| oid.0));
+        let kinds: Vec<_> = accesses.iter().map(|access| access.kind.clone()).collect();
         // If there is no table, the lock reports it.
         let tables: Vec<_> =
             accesses.into_iter().zip(&datasets).map(|(it, of)| it.table.unwrap_or(of.table.clone())).collect();
@@ -102,7 +103,8 @@ impl Opening<'_> {
              set local lock_timeout = '{LOCK_TIMEOUT}';",
             self.lease.as_millis(),
         );
-        let locks: String = order.iter().map(|at| format!("\n{};", lock(datasets[*at], &tables[*at]))).collect();
+        let locks: String =
+            order.iter().map(|at| format!("\n{};", lock(&tables[*at], kinds[*at].as_deref()))).collect();
         // Each statement that Postgres has done is counted, so that the one that failed is known.
         let (statement, settings, mut done) = (begin.clone() + &locks, begin.matches(';').count(), 0_usize);
         let begin = async {
@@ -194,14 +196,14 @@ impl Opening<'_> {
     }
 }
 
-/// Returns a statement that locks a dataset's table in ACCESS SHARE mode. Without capture it may be anything that has
-/// rows. LOCK takes neither materialized views nor foreign tables, while a query that reads no row locks each relation,
-/// and those that a view reads.
-fn lock(dataset: &Dataset, table: &Table) -> String {
+/// Returns a statement that locks a relation in ACCESS SHARE mode, with its partitions, or with the tables that a view
+/// reads. It runs no code of an owner. LOCK takes neither materialized views nor foreign tables; a query that reads no
+/// row locks them.
+fn lock(table: &Table, kind: Option<&str>) -> String {
     let table = quote::relation(table);
-    match dataset.capture {
-        Capture::None => format!("select from {table} where false"),
-        Capture::Triggers | Capture::Timestamp { .. } => format!("lock table {table} in access share mode"),
+    match kind {
+        Some("m" | "f") => format!("select from {table} where false"),
+        Some(_) | None => format!("lock table {table} in access share mode"),
     }
 }
 

@@ -15,6 +15,8 @@ pub(crate) struct TableAccess {
     pub(crate) table: Option<Table>,
     /// Its oid.
     pub(crate) oid: Option<Oid>,
+    /// Its `relkind`.
+    pub(crate) kind: Option<String>,
     /// The missing right, and the statement that grants it. `None`: the role may read the table.
     pub(crate) unreadable: Option<Fault>,
 }
@@ -31,6 +33,7 @@ struct AccessRow {
     role: String,
     may_use_schema: bool,
     oid: Option<Oid>,
+    kind: Option<String>,
     schema_name: Option<String>,
     table_name: Option<String>,
     /// Null where there is no such table.
@@ -69,13 +72,14 @@ impl AccessRow {
         TableAccess {
             table: table.map(|(schema, name)| Table { schema: Some(schema), name }),
             oid: self.oid,
+            kind: self.kind,
             unreadable,
         }
     }
 
     /// Returns the missing right, with the statements that grant it.
     fn refusal(&self, named: &Table) -> Option<String> {
-        let AccessRow { role, may_use_schema, schema_name, table_name, may_select, has_row_security, oid: _ } = self;
+        let AccessRow { role, may_use_schema, schema_name, table_name, may_select, has_row_security, .. } = self;
         let table = match schema_name.clone().zip(table_name.clone()) {
             Some((schema, name)) => relation(&Table { schema: Some(schema), name }),
             None => relation(named),

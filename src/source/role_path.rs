@@ -20,7 +20,7 @@ pub(super) const CANT_PLAN: &str = "CE002";
 /// Returns the statements that set a reader's search_path. A filter is evaluated under the role's own search_path, and
 /// so are the functions that a view calls.
 pub(super) fn of_reader(dataset: &Dataset, schema: &TableSchema) -> String {
-    let is_own = dataset.filter.is_some() || schema.relation == RelationKind::Other;
+    let is_own = dataset.filter.is_some() || schema.relation == RelationKind::View;
     let own = match is_own {
         true => "; select set_config('search_path', current_setting('cdc_export.role_path'), true)",
         false => "",

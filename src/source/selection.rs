@@ -7,14 +7,14 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::connection::failure::sqlstate;
 use crate::dataset::name::hint;
-use crate::dataset::{CellMax, Dataset, TableColumn};
+use crate::dataset::{CellMax, Dataset, RelationKind, TableColumn};
 use crate::job::selection::{BadSelection, Condition, Operator, Selection};
 use crate::source::quote::quoted;
 use crate::source::role_path::LOCK_TIMEOUT;
 use crate::source::select::Select;
 use crate::source::table_schema::introspect;
 use crate::source::value::{compared, operator, refused_of_row};
-use crate::source::{Error, Source, owners};
+use crate::source::{Error, Source, owners, role_path};
 
 impl Source {
     /// Returns true if a selection is one of the dataset's rows and columns.
@@ -26,6 +26,10 @@ impl Source {
         owners::lock_trusted(&mut conn, &[(dataset, &dataset.table)], LOCK_TIMEOUT).await.map_err(&failed)?;
         let schema = introspect(&mut conn, dataset).await?;
         let select = Select { dataset, schema: &schema };
+        if schema.relation == RelationKind::View && !selection.filter.is_empty() {
+            let path = format!("-- source.selection.path\n {}", role_path::of_reader(dataset, &schema));
+            sqlx::raw_sql(AssertSqlSafe(path)).execute(&mut *conn).await.map_err(&failed)?;
+        }
         for (i, name) in selection.columns.iter().flatten().enumerate() {
             if let Err(why) = select.find(name) {
                 return Ok(Err(BadSelection { field: format!("columns[{i}]"), why }));

@@ -90,6 +90,8 @@ struct ColumnRow {
     key_collation: Option<String>,
     /// True if that collation takes different texts for different. `None`: the key's index doesn't have the column.
     key_is_deterministic: Option<bool>,
+    /// True if other tables inherit from its table.
+    has_children: bool,
 }
 
 impl ColumnRow {
@@ -310,13 +312,18 @@ impl<'a> Fitting<'a> {
         Ok(FittingTable { dataset, table, found, key, columns, updated_at, created_at, deleted })
     }
 
-    /// Refuses a view, a materialized view and a foreign table, unless the dataset has no capture.
+    /// Refuses a view, a materialized view and a foreign table, unless the dataset has no capture. Refuses an index and
+    /// whatever else is no table.
     fn require_table(&mut self) {
         let kind = match self.columns.first().map(|column| &*column.table_kind) {
+            Some("r" | "p") | None => return,
             Some("v") => "a view",
             Some("m") => "a materialized view",
             Some("f") => "a foreign table",
-            Some(_) | None => return,
+            Some(_) => {
+                let why = format!("`{}` is no table", self.dataset.table);
+                return self.wrong("table", None, why);
+            }
         };
         if self.dataset.capture != Capture::None {
             let why = format!("`{}` is {kind}: capture = \"none\" makes full exports of it", self.dataset.table);
@@ -326,16 +333,14 @@ impl<'a> Fitting<'a> {
 
     fn key(&mut self) -> Vec<KeyColumn> {
         let key = self.key_columns();
-        // Full exports compare no keys.
-        let is_compared = self.dataset.capture != Capture::None;
-        for found in key.iter().filter(|_| is_compared) {
+        for found in &key {
             if let Some(why) = key_index::unsteady_text(found.own_type.as_deref()) {
                 let why = format!("`{}` is {}, {why}", found.name, found.type_name);
                 self.wrong("key", self.dataset.key.is_some().then_some(&found.name), why);
             }
         }
         let is_indexed = key.iter().any(|found| found.key_is_deterministic.is_some());
-        if is_compared && !is_indexed && !key.is_empty() && self.faults.is_empty() {
+        if !is_indexed && !key.is_empty() && self.faults.is_empty() {
             let names: Vec<_> = key.iter().map(|found| &*found.name).collect();
             let why = format!("`{}` has no unique index on just ({})", self.dataset.table, names.join(", "));
             self.wrong("key", None, why);
@@ -364,8 +369,10 @@ impl<'a> Fitting<'a> {
             let mut key: Vec<_> = columns.iter().filter(|column| column.key_place.is_some()).collect();
             key.sort_by_key(|column| column.key_place);
             if self.dataset.capture == Capture::None {
-                // A part of the key tells no rows apart.
-                return if key.iter().all(|column| self.may_send(&column.name)) { key } else { Vec::new() };
+                // A part of the key tells no rows apart, nor does the key of a parent those of its children.
+                let is_whole = key.iter().all(|column| self.may_send(&column.name) && !column.has_children);
+                let is_steady = key.iter().all(|it| key_index::unsteady_text(it.own_type.as_deref()).is_none());
+                return if is_whole && is_steady { key } else { Vec::new() };
             }
             if key.is_empty() && self.faults.is_empty() {
                 let why = format!(
@@ -380,7 +387,7 @@ impl<'a> Fitting<'a> {
         let mut key = Vec::new();
         for name in names {
             let Some(found) = self.find("key", name) else { continue };
-            if !found.not_null && self.dataset.capture != Capture::None {
+            if !found.not_null {
                 self.wrong("key", Some(name), format!("`{name}` may be null, which tells no rows apart"));
             }
             key.push(found);
@@ -409,6 +416,9 @@ impl<'a> Fitting<'a> {
                 ("exclude", self.columns.iter().filter(|column| self.may_send(&column.name)).collect())
             }
         };
+        if chosen.is_empty() {
+            self.wrong(member, None, "no column is left for the files".to_owned());
+        }
         let has_deltas = self.dataset.allows(ExportType::Delta);
         if has_deltas && chosen.iter().any(|column| column.name == OPERATION.name) {
             let why = "a delta's first column has the name `operation`: leave the table's own out".to_owned();
@@ -513,9 +523,11 @@ impl<'a> FittingTable<'a> {
             table: self.table.clone(),
             is_filtered: self.dataset.filter.is_some(),
             relation: match found.first().map(|it| &*it.table_kind) {
-                Some("r") => RelationKind::Table,
                 Some("p") => RelationKind::Partitioned,
-                Some(_) | None => RelationKind::Other,
+                Some("v") => RelationKind::View,
+                Some("m") => RelationKind::MaterializedView,
+                Some("f") => RelationKind::ForeignTable,
+                Some(_) | None => RelationKind::Table,
             },
             has_virtual: found.iter().any(|it| it.is_virtual && self.is_sent(it)),
             key: self.key,

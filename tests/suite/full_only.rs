@@ -3,10 +3,11 @@
 use serde_json::{Value, json};
 use sqlx::Connection;
 
-use crate::batches::export_all;
+use crate::batches::{ended as batch_ended, export_all};
 use crate::catalog::{Catalog, ended, export, post};
 use crate::harness::{Csv, Database, Service, eventually, refusal};
 use crate::mirrors::Mirror;
+use crate::patterns::QUICK;
 use crate::schedules::becomes;
 
 const SHOP: &str = "
@@ -18,7 +19,9 @@ const SHOP: &str = "
     insert into shop.orders select n, n % 3 from generate_series(1, 30) n;
     create table shop.bare (n int, operation text);
     insert into shop.bare values (1, 'a'), (1, 'a'), (null, null);
-    create view shop.totals as select total, public.twice(total) as twice, count(*) from shop.orders group by total;
+    create function least_total() returns int immutable language plpgsql as 'begin return (select 0 * f.n from factor f); end';
+    create view shop.totals as
+      select total, public.twice(total) as twice, count(*) from shop.orders where total >= public.least_total() group by total;
     create materialized view shop.daily as select * from shop.orders;
     create unlogged table shop.cache (id int primary key);
     insert into shop.cache values (7);
@@ -81,9 +84,10 @@ async fn anything_that_has_rows_is_exported_in_full() {
     }
     let listed: Value = service.call("GET", "/datasets", &[]).await.json().await.unwrap();
     let of = |name: &str| listed["items"].as_array().unwrap().iter().find(|it| it["name"] == name).unwrap().clone();
-    let (bare, parent) = (of("bare"), of("parent"));
+    let (bare, parent, cache) = (of("bare"), of("parent"), of("cache"));
     assert_eq!((&bare["capture"], &bare["key"], &bare["ready"]), (&json!("none"), &json!([]), &json!(true)), "{bare}");
-    assert_eq!(parent["key"], json!(["id"]), "{parent}");
+    // The key of a parent doesn't tell the rows of its children apart.
+    assert_eq!((&cache["key"], &parent["key"]), (&json!(["id"]), &json!([])));
     let consumers: Value = service.call("GET", "/consumers?consumer=a", &[]).await.json().await.unwrap();
     assert!(consumers["items"].as_array().unwrap().iter().all(|it| it["rowsWaiting"].is_null()), "{consumers}");
     assert!(service.events("table_unreadable").is_empty());
@@ -149,23 +153,73 @@ async fn a_schedule_asks_for_what_the_dataset_can_have() {
     service.stop().await;
 }
 
-/// No row of a table is lost between the lock and the snapshot: what a view reads is locked before it.
+/// No row of a table is lost between the lock and the snapshot: what is read is locked before it, with its partitions.
 #[tokio::test]
-async fn an_export_of_a_view_waits_for_who_changes_its_tables() {
-    let (database, _catalog, service) = shop().await;
+async fn an_export_waits_for_who_empties_a_table_or_a_partition_of_it() {
+    let database = Database::empty().await;
+    database.run(SHOP).await;
+    database
+        .run(
+            "create table shop.log (id int) partition by range (id);
+             create table shop.log_1 partition of shop.log for values from (0) to (100);
+             create table shop.log_2 partition of shop.log for values from (100) to (200);
+             insert into shop.log select g from generate_series(0, 199) g;
+             create view shop.seen as select * from shop.log;
+             create view shop.seen_again as select id from shop.seen where id in (select id from shop.log)",
+        )
+        .await;
+    let catalog = Catalog::of(&["totals", "log", "seen", "seen_again"].map(block).concat());
+    let service = catalog.start(&database).service().await;
+    let all: Vec<_> = (0..200).map(|id| id.to_string()).collect();
+    for (dataset, table, refill, count) in [
+        ("totals", "shop.orders", "insert into shop.orders values (1, 1)", 1),
+        ("log", "shop.log_1", "insert into shop.log select g from generate_series(0, 99) g", all.len()),
+        ("seen", "shop.log_1", "insert into shop.log select g from generate_series(0, 99) g", all.len()),
+        ("seen_again", "shop.log_2", "insert into shop.log select g from generate_series(100, 199) g", all.len()),
+    ] {
+        let mut conn = database.pool.acquire().await.unwrap();
+        let mut tx = conn.begin().await.unwrap();
+        let emptied = sqlx::AssertSqlSafe(format!("truncate {table}; {refill}"));
+        sqlx::raw_sql(emptied).execute(&mut *tx).await.unwrap();
+        let submitted: Value =
+            post(&service, "/exports/full", Some("a"), &json!({ "dataset": dataset })).await.json().await.unwrap();
+        eventually("the export waits for the lock", async || {
+            let waits =
+                format!("select exists (select from pg_locks where not granted and relation = '{table}'::regclass)");
+            database.one::<bool>(&waits).await.then_some(())
+        })
+        .await;
+        tx.commit().await.unwrap();
+        let job = service.ended(submitted["jobId"].as_str().unwrap()).await;
+        assert_eq!(rows(&service, &job).len(), count, "{dataset}: {job}");
+    }
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_batch_heals_a_dataset_that_lost_its_capture_while_it_waited() {
+    let database = Database::empty().await;
+    database.run(SHOP).await;
+    let catalog = Catalog::of(&file());
+    let (code, _, said) = catalog.command(&database, &["track", "--all"]).await;
+    assert_eq!(code, 0, "{said}");
+    let service = catalog.start(&database).with("FAILPOINTS", QUICK).service().await;
+    export(&service, "full", "orders", "a").await;
     let mut conn = database.pool.acquire().await.unwrap();
     let mut tx = conn.begin().await.unwrap();
-    sqlx::raw_sql("truncate shop.orders; insert into shop.orders values (1, 1)").execute(&mut *tx).await.unwrap();
-    let submitted: Value =
-        post(&service, "/exports/full", Some("a"), &json!({ "dataset": "totals" })).await.json().await.unwrap();
-    eventually("the export waits for the lock", async || {
-        let waits = "select exists (select from pg_locks where not granted and relation = 'shop.orders'::regclass)";
-        database.one::<bool>(waits).await.then_some(())
-    })
-    .await;
+    sqlx::raw_sql("lock table shop.orders").execute(&mut *tx).await.unwrap();
+    let body = json!({ "datasets": ["bare", "orders"], "heal": true });
+    let submitted: Value = post(&service, "/exports/delta", Some("a"), &body).await.json().await.unwrap();
+    let waits = "select exists (select from pg_locks where not granted and relation = 'shop.orders'::regclass)";
+    eventually("it waits", async || database.one::<bool>(waits).await.then_some(())).await;
+    catalog.write(&file().replace("shop.orders\"\n", "shop.orders\"\ncapture = \"none\"\n"));
+    eventually("the file is in force", async || service.events("datasets_reloaded").pop()).await;
+    // An attempt ends by the file that it began with.
+    eventually("the next attempt", async || service.events("export_retried").pop()).await;
     tx.commit().await.unwrap();
-    let job = service.ended(submitted["jobId"].as_str().unwrap()).await;
-    assert_eq!(rows(&service, &job), ["1,2,1"], "{job}");
+    let batch = batch_ended(&service, &submitted["batchId"]).await;
+    let types: Vec<_> = batch["jobs"].as_array().unwrap().iter().map(|job| &job["exportType"]).collect();
+    assert_eq!((&batch["status"], json!(types)), (&json!("completed"), json!(["full", "full"])), "{batch}");
     service.stop().await;
 }
 
@@ -206,6 +260,13 @@ async fn what_the_service_cant_capture_is_refused_or_drafted() {
         let (code, _, said) = catalog.command(&database, &["datasets", "check"]).await;
         assert_eq!(code, 0, "{draft} {said}");
     }
+    // Nobody checks the key of a view.
+    catalog.write(&(block("totals") + "key = [\"total\"]\n"));
+    let (code, _, said) = catalog.command(&database, &["datasets", "check"]).await;
+    assert!(code == 2 && said.contains("may be null"), "{said}");
+    catalog.write(&(block("totals") + "exclude = [\"total\", \"twice\", \"count\"]\n"));
+    let (code, _, said) = catalog.command(&database, &["datasets", "check"]).await;
+    assert!(code == 2 && said.contains("no column is left"), "{said}");
     for (member, value) in [("updated_at", "\"x\""), ("operation", "\"log\""), ("overlap", "\"5m\"")] {
         catalog.write(&format!("{}{member} = {value}\n", block("totals")));
         let (code, _, said) = catalog.command(&database, &["datasets", "check"]).await;
@@ -246,5 +307,42 @@ async fn a_copy_of_anything_is_replaced_in_one_transaction() {
     mirror.require_all_equal(&["bare"]).await;
     let (code, _, said) = mirror.apply(&["--dataset", "bare", "--deletes", "gone_at"]).output().await;
     assert!(code == 1 && said.contains("without a key"), "{said}");
+
+    // A table that gets a key in the source gets it in the copy.
+    mirror.source.run("delete from sales.bare; alter table sales.bare add primary key (n)").await;
+    mirror.source.run("insert into sales.bare values (1, 'one'), (2, 'two')").await;
+    // The first call warns, since an export was asked for alone.
+    let (code, _, said) = mirror.apply(&datasets).output().await;
+    assert_eq!(code, 0, "{said}");
+    apply(&[]).await;
+    let key = "select pg_get_constraintdef(oid) from pg_constraint where conrelid = 'sales.bare'::regclass";
+    assert_eq!(mirror.target.one::<String>(key).await, "PRIMARY KEY (n)");
+    mirror.source.run("update sales.bare set operation = 'changed' where n = 1").await;
+    apply(&[]).await;
     mirror.service.stop().await;
+}
+
+/// To delete a row and to insert it again is not nothing to a foreign key.
+#[tokio::test]
+async fn a_table_without_a_key_that_others_reference_is_not_replaced() {
+    let file = ["codes", "items"].map(|name| {
+        let capture = if name == "codes" { "capture = \"none\"\n" } else { "" };
+        format!("[[dataset]]\nname = \"{name}\"\ntable = \"sales.{name}\"\n{capture}")
+    });
+    let tables = "create schema sales; create table sales.codes (code text not null unique);
+                  create table sales.items (id int primary key, code text);
+                  insert into sales.codes values ('a'), ('b'); insert into sales.items values (1, 'a'), (2, 'b')";
+    for (action, is_refused) in [("on delete cascade", true), ("", true), ("deferrable", false)] {
+        let mirror = Mirror::of_file(&file.concat(), tables).await;
+        mirror.applies_all("the first").await;
+        let key = format!(
+            "alter table sales.codes add unique (code);
+             alter table sales.items add foreign key (code) references sales.codes (code) {action}"
+        );
+        mirror.target.run(&key).await;
+        let (code, _, said) = mirror.apply(&["--all-datasets"]).output().await;
+        assert_eq!((code, said.contains("foreign keys reference")), (i32::from(is_refused), is_refused), "{said}");
+        assert_eq!(mirror.target.one::<i64>("select count(*) from sales.items where code is not null").await, 2);
+        mirror.service.stop().await;
+    }
 }

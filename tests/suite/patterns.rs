@@ -7,7 +7,7 @@ use crate::catalog::{Catalog, ended, export, post};
 use crate::harness::{Database, Service, Start, eventually, refusal};
 
 /// The file is read, and tables are looked for, many times a second.
-const QUICK: &str = "reload.file=time:20,reload.quiet=time:20,reload.tables=time:50";
+pub(crate) const QUICK: &str = "reload.file=time:20,reload.quiet=time:20,reload.tables=time:50";
 
 const SHOP: &str = "create schema shop;
     create table shop.orders (id int primary key, total int, changed timestamptz not null default now());

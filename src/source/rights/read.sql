@@ -6,7 +6,7 @@
 -- Looking a name up in a schema that the role may not use is an error. SELECT is asked of the whole table: an export
 -- locks it, and rights to its columns are not enough for that.
 select quote_ident(current_user) as role, named.may_use_schema, t.oid, n.nspname::text as schema_name,
-  t.relname::text as table_name, has_table_privilege(t.oid, 'select') as may_select,
+  t.relname::text as table_name, t.relkind::text as kind, has_table_privilege(t.oid, 'select') as may_select,
   row_security_active(t.oid) as has_row_security
 from (
   select its.place, its.relation, its.schema_name, its.table_name, n.oid as schema_oid,
@@ -16,7 +16,7 @@ from (
   offset 0) named
 -- `offset 0`, so that each table is looked up by an index.
 left join lateral (
-  select t.oid, t.relname, t.relnamespace
+  select t.oid, t.relname, t.relnamespace, t.relkind
   from pg_class t
   where t.oid = case
     when named.may_use_schema then cdc_export.table_of_role(named.relation)
