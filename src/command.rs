@@ -28,6 +28,7 @@ mod keys;
 mod lanes;
 mod list;
 mod man;
+mod mask;
 mod migrate;
 mod output;
 mod plain;
@@ -65,6 +66,7 @@ use crate::command::export::Export;
 use crate::command::keys::KeysCommand;
 use crate::command::list::ListExports;
 use crate::command::man::Man;
+use crate::command::mask::MaskCommand;
 use crate::command::plain::plain;
 use crate::command::plan::Plan;
 use crate::command::pull::Pull;
@@ -157,6 +159,9 @@ pub(crate) enum Command {
     /// Create, list and revoke API keys
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// Accept a new secret of masks
+    #[command(subcommand)]
+    Mask(MaskCommand),
     /// Print a shell script that completes these commands with Tab
     Completions(Completions),
     /// Write man pages of these commands into a folder
@@ -198,6 +203,7 @@ impl Command {
             Command::Deliveries(deliveries) => deliveries.run(),
             Command::Audit(audit) => audit.run(),
             Command::Plan(plan) => plan.run(),
+            Command::Mask(mask) => mask.run(),
             Command::Keys(keys) => keys.run(),
             Command::Completions(completions) => completions.run(),
             Command::Man(man) => man.run(),

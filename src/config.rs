@@ -25,6 +25,7 @@ use crate::dataset::CellMax;
 use crate::dataset::catalog::Catalog;
 use crate::dataset::current::CurrentCatalog;
 use crate::dataset::fault::Mistakes;
+use crate::dataset::mask::MaskSecret;
 use crate::http::{self, Access, LocalHosts, Origins};
 use crate::job::Terms;
 use crate::postgres::{BadUrl, Database, NamedDatabase};
@@ -239,6 +240,7 @@ impl Config {
                 lease,
                 cell_max: CellMax(vars.bytes("CELL_MAX_BYTES", 64 << 20, 1 << 10..=1 << 30)?),
                 compression_level: vars.optional_number("COMPRESSION_LEVEL", 1..=19)?.map(|level| level as u8),
+                mask_secret: vars.optional("MASK_SECRET", str::parse::<MaskSecret>)?,
             },
             maintenance: maintenance::Settings {
                 publisher,

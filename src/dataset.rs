@@ -9,6 +9,7 @@ pub mod current;
 mod dataset_block;
 pub mod fault;
 pub mod listener;
+pub mod mask;
 pub mod name;
 pub mod pattern;
 mod schedule_block;
@@ -24,6 +25,7 @@ use std::time::Duration;
 use pg_rows::column::{ColumnType, ParquetType};
 
 use crate::dataset::fault::{Fault, Faults};
+use crate::dataset::mask::{MaskRule, MaskSecret, Masks};
 use crate::job::ExportType;
 use crate::job::columns::{FileColumn, FileColumns, SavedWireFormat};
 use crate::job::selection::Selection;
@@ -51,6 +53,8 @@ pub struct TableColumn {
     pub parquet: ParquetType,
     /// True if a value that Parquet can't represent is NULL there.
     pub null_if_unrepresentable: bool,
+    /// The rule by which the files replace its values; `None`: they have them as they are.
+    pub mask: Option<MaskRule>,
 }
 
 /// The form in which Postgres sends a column's values.
@@ -77,13 +81,26 @@ impl TableColumn {
             operators: Cow::Borrowed("pg_catalog"),
             parquet: ParquetType::OfKind,
             null_if_unrepresentable: false,
+            mask: None,
         }
     }
 
-    /// The column of a file that has its values.
-    pub fn in_file(&self) -> pg_rows::column::Column {
+    /// Returns the column of a file that has its values. `None` if its mask needs a secret, and there is none.
+    pub fn in_file(&self, secret: Option<&MaskSecret>) -> Option<pg_rows::column::Column> {
         let TableColumn { kind, parquet, null_if_unrepresentable, .. } = *self;
-        pg_rows::column::Column { name: self.name.clone(), kind, parquet, null_if_unrepresentable }
+        let mask = match &self.mask {
+            Some(rule) => Some(rule.mask(secret)?),
+            None => None,
+        };
+        Some(pg_rows::column::Column { name: self.name.clone(), kind, parquet, null_if_unrepresentable, mask })
+    }
+
+    /// Returns the Postgres type of its values in a file.
+    pub fn file_type(&self) -> &str {
+        match &self.mask {
+            Some(rule) => rule.file_type(),
+            None => &self.type_name,
+        }
     }
 }
 
@@ -219,6 +236,8 @@ pub struct Dataset {
     pub max_file_bytes: Option<u64>,
     /// The choice for exports whose request has none: true to make no file if there is nothing to export.
     pub skip_empty: bool,
+    /// The masks of its columns.
+    pub masks: Masks,
 }
 
 /// Says that the role which a table's triggers run as may not write to the change log, and what helps.
@@ -285,6 +304,7 @@ impl Dataset {
             parquet: ParquetChoices::default(),
             max_file_bytes: None,
             skip_empty: false,
+            masks: Masks::default(),
         }
     }
 
@@ -373,12 +393,43 @@ pub struct TableSchema {
     pub relation: RelationKind,
     /// True if the files have a virtual generated column. A trigger does not see its value.
     pub has_virtual: bool,
+    /// The columns that the dataset masks and the table lacks.
+    pub missing_masked: Vec<String>,
+    /// The masked columns to remember for later exports.
+    pub masked: MaskedColumns,
+}
+
+/// The masked columns of a dataset's table, which the database remembers with each export.
+#[derive(Clone, Debug, Default)]
+pub struct MaskedColumns {
+    /// The oid of the table.
+    pub table_oid: u32,
+    /// The columns.
+    pub columns: Vec<MaskedColumn>,
+    /// True if the database remembers others.
+    pub is_changed: bool,
+}
+
+/// A masked column.
+#[derive(Clone, Debug)]
+pub struct MaskedColumn {
+    /// Its number in the table, which stays when it is renamed.
+    pub number: i16,
+    /// The name under which it was masked.
+    pub name: String,
+    /// The rule.
+    pub rule: String,
 }
 
 impl TableSchema {
     /// Returns true if these columns, in this order, are its key.
     pub fn has_key(&self, columns: &[String]) -> bool {
         self.key.iter().map(|part| &*part.column.name).eq(columns)
+    }
+
+    /// Returns true if a column of the key is masked.
+    pub fn has_masked_key(&self) -> bool {
+        self.key.iter().any(|part| part.column.mask.is_some())
     }
 
     /// The columns of an export's file, in order: a delta has the operation first.
@@ -417,13 +468,13 @@ impl TableSchema {
     /// The columns of an export's file and the key, as they are saved with the job, of the rows of this snapshot.
     pub fn saved_columns(&self, export_type: ExportType, snapshot: Option<&str>) -> FileColumns {
         let saved = |column: TableColumn| FileColumn {
-            wire: if column.wire_format == WireFormat::Binary {
-                SavedWireFormat::Binary
-            } else {
-                SavedWireFormat::Text
+            wire: match column.wire_format {
+                WireFormat::Binary if column.mask.is_none() => SavedWireFormat::Binary,
+                WireFormat::Binary | WireFormat::Written => SavedWireFormat::Text,
             },
             // The operation is a column of no table.
-            type_name: if column.number == 0 { "text".to_owned() } else { column.type_name.into_owned() },
+            type_name: if column.number == 0 { "text".to_owned() } else { column.file_type().to_owned() },
+            mask: column.mask.as_ref().map(MaskRule::to_string),
             name: column.name.into_owned(),
         };
         FileColumns {
@@ -460,6 +511,7 @@ impl Description {
     pub fn reason(&self) -> Option<&'static str> {
         match &self.schema {
             _ if self.unreadable.is_some() => Some("permission_denied"),
+            Err(Faults(faults)) if faults.iter().any(Fault::is_of_missing_mask) => Some("mask_column_missing"),
             Err(_) => Some("dataset_mismatch"),
             Ok(_) if !self.captured => Some("not_tracked"),
             Ok(_) => self.mute_role.as_ref().map(|_| "permission_denied"),

@@ -197,6 +197,9 @@ pub struct ManifestColumn {
     /// The column's type with length and precision, as Postgres writes it.
     #[serde(rename = "type")]
     pub type_name: String,
+    /// The rule by which the column's values were masked. `None` if they were not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask: Option<String>,
 }
 
 /// A file of an export.
@@ -346,7 +349,11 @@ mod tests {
             table: Some("sales.orders".to_owned()),
             export_type: "full".to_owned(),
             key: vec!["id".to_owned()],
-            columns: vec![ManifestColumn { name: "tötal\n".to_owned(), type_name: "numeric(12,2)[]".to_owned() }],
+            columns: vec![ManifestColumn {
+                name: "tötal\n".to_owned(),
+                type_name: "numeric(12,2)[]".to_owned(),
+                mask: None,
+            }],
             format: "csv".to_owned(),
             compression: "none".to_owned(),
             snapshot: Some("1041:1050:1043".to_owned()),

@@ -12,7 +12,8 @@ use pg_rows::row::{BinaryRows, Fields};
 use pg_rows::{Assembler, Encoder, Layout, Piece};
 use tokio::sync::mpsc;
 
-use crate::dataset::{CellMax, KnownColumn, TableColumn};
+use crate::dataset::mask::MaskSecret;
+use crate::dataset::{CellMax, KnownColumn};
 use crate::file::{Exported, MOST_FILES, Part};
 use crate::job::{ExportType, Job, Progress};
 use crate::row::{ReceiverClosed, RowLayout, RowReceiver};
@@ -44,6 +45,12 @@ pub enum Error {
     /// The file could not be written.
     #[error(transparent)]
     Sink(#[from] sink::Error),
+    /// A mask needs a secret, and this process has another one than the database accepts, or none.
+    #[error(
+        "MASK_SECRET of this process is not the one that the database accepts: restart the process with that one, or accept this one by \
+         `cdc-export mask rotate`"
+    )]
+    NoMaskSecret,
     /// The export needs too many files.
     #[error("an export of more than {MOST_FILES} files: raise maxFileBytes, and request the export again")]
     TooManyFiles,
@@ -79,6 +86,8 @@ pub struct ExportSpec<'a> {
     pub max_file_bytes: Option<u64>,
     /// The compression level. `None` uses the default level of the codec.
     pub compression_level: Option<u8>,
+    /// The secret of masks. `None` if the process has none, or one that the database does not accept.
+    pub mask_secret: Option<&'a MaskSecret>,
     /// True to stage no file if there are no rows.
     pub skips_empty: bool,
     /// Receives the rows and bytes written so far.
@@ -161,10 +170,11 @@ struct ExportLayout {
 
 impl ExportLayout {
     fn new(rows: RowLayout, spec: &ExportSpec<'_>) -> Result<ExportLayout, Error> {
-        let &ExportSpec { job, since, compression_level, .. } = spec;
+        let &ExportSpec { job, since, compression_level, mask_secret, .. } = spec;
         // A full export does not select changes, so it has no late rows.
         let since = since.filter(|_| job.export_type != ExportType::Full);
-        let columns = rows.columns.iter().map(TableColumn::in_file).collect();
+        let columns = rows.columns.iter().map(|column| column.in_file(mask_secret));
+        let columns = columns.collect::<Option<_>>().ok_or(Error::NoMaskSecret)?;
         Ok(ExportLayout {
             file: Arc::new(Layout::new(job.encoding, columns, compression_level)?),
             since: since.and_then(|time| (time - POSTGRES_EPOCH).num_microseconds()),

@@ -134,6 +134,9 @@ pub enum Error {
     /// The dataset's columns do not support the selection.
     #[error(transparent)]
     BadSelection(BadSelection),
+    /// The selection would tell values of a masked column.
+    #[error(transparent)]
+    ColumnMasked(BadSelection),
     /// The table does not match the dataset's definition.
     #[error("the table does not match the dataset's definition: {0}")]
     Mismatch(Faults),

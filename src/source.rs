@@ -44,9 +44,9 @@ use sqlx::postgres::PgConnectOptions;
 
 use crate::connection::failure::{SqlFailure, sqlstate};
 use crate::connection::pool::Pool;
-use crate::dataset::Table;
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::{Fault, Faults};
+use crate::dataset::{Dataset, Table};
 use crate::job::Continuity;
 use crate::row::ReceiverClosed;
 use crate::source::capture::{functions, untracking};
@@ -240,7 +240,35 @@ impl Error {
         }
     }
 
-    /// Says of an error what can be done about it.
+    /// Removes the message of Postgres from an error if the dataset has masks: it may quote a value.
+    fn withheld(self, dataset: &Dataset) -> Error {
+        if dataset.masks.rules.is_empty() {
+            return self;
+        }
+        let withheld = |cause: sqlx::Error| match cause.as_database_error() {
+            Some(_) => sqlx::Error::Protocol(format!(
+                "SQLSTATE {}, whose message is withheld, because the dataset has masks",
+                sqlstate(&cause)
+            )),
+            None => cause,
+        };
+        match self {
+            Error::TableMissing { table, cause } => Error::TableMissing { table, cause: withheld(cause) },
+            Error::InvalidText { table, cause } => Error::InvalidText { table, cause: withheld(cause) },
+            Error::RowBeyondPostgres { table, cause } => Error::RowBeyondPostgres { table, cause: withheld(cause) },
+            Error::Unreadable { table, code, cause } => Error::Unreadable { table, code, cause: withheld(cause) },
+            Error::Sql(cause) => Error::Sql(withheld(cause)),
+            Error::Unavailable(cause) => Error::Unavailable(withheld(cause)),
+            Error::LockConflict(cause) => Error::LockConflict(withheld(cause)),
+            Error::Denied { table, cause } => Error::Denied { table, cause: withheld(cause) },
+            Error::CantPlan(_) => Error::CantPlan(format!(
+                "Postgres can't plan a read of `{}`, and its message is withheld, because the dataset has masks",
+                dataset.table
+            )),
+            other => other,
+        }
+    }
+
     /// Returns true if a full export would be possible now, and others could follow it.
     pub fn needs_full_export(&self) -> bool {
         matches!(self, Error::FullExportNeeded { remedy: Remedy::FullExport, .. } | Error::FullOnly(_))

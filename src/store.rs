@@ -19,6 +19,7 @@ pub mod lanes;
 pub mod lease;
 pub mod lists;
 pub mod manifests;
+mod mask_secret;
 mod open_jobs;
 pub mod queue;
 pub mod retention;

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::dataset::current::CurrentCatalog;
+use crate::dataset::mask::MaskSecret;
 use crate::dataset::{Capture, CellMax, Dataset};
 use crate::failpoint;
 use crate::file::name::FileName;
@@ -85,6 +86,8 @@ pub struct Settings {
     pub cell_max: CellMax,
     /// The compression level of files. If `None`, each codec uses its default.
     pub compression_level: Option<u8>,
+    /// The secret of masks.
+    pub mask_secret: Option<MaskSecret>,
     /// The settings for publishing files.
     pub publisher: publisher::Settings,
 }
@@ -433,6 +436,7 @@ impl Worker {
                 signature: schema.signature(),
                 columns: schema.saved_columns(member.job.export_type, table.new_position.snapshot.as_deref()),
                 marker: *marker,
+                masked: table.schema.masked.clone(),
                 manifest: None,
             };
             if !exported.parts.is_empty() {
@@ -554,13 +558,16 @@ impl Worker {
         let exact = dataset.capture == Capture::Triggers && dataset.updated_at.is_some();
         let table = &reading.tables()[at];
         let since = table.position.since;
-        let Settings { cell_max, compression_level, .. } = self.settings;
+        let Settings { cell_max, compression_level, ref mask_secret, .. } = self.settings;
+        let accepted = &table.mask_secret;
+        let mask_secret = mask_secret.as_ref().filter(|secret| accepted.as_ref() == Some(&secret.fingerprint));
         let spec = pipeline::ExportSpec {
             job,
             since: since.filter(|_| exact),
             cell_max,
             max_file_bytes: job.max_file_bytes.or(dataset.max_file_bytes),
             compression_level,
+            mask_secret,
             skips_empty,
             progress: &current.begin(job.id),
         };

@@ -297,7 +297,7 @@ impl DeletionMarker {
 
 /// Returns an error if two different keys of the source could be equal in this column: one row would replace the other.
 fn require_distinct_keys(table: &str, key: &ManifestColumn, found: &ExistingColumn) -> Result<(), Error> {
-    let ManifestColumn { name, type_name } = key;
+    let ManifestColumn { name, type_name, .. } = key;
     let (is, becomes) = if found.folds_texts {
         (
             "compared by a nondeterministic collation".to_owned(),

@@ -95,8 +95,16 @@ async fn datasets(config: &Config, database: &Database, command: DatasetsCommand
             )?;
             let catalog = config.catalog.get();
             let found = catalog_check::check(&database.pool(1), &catalog).await?;
-            let Findings { faults: Faults(mut faults), unreadable, untracked, broken, stalling, slow, without_dataset } =
-                found;
+            let Findings {
+                faults: Faults(mut faults),
+                unreadable,
+                untracked,
+                broken,
+                stalling,
+                slow,
+                unmasked,
+                without_dataset,
+            } = found;
             faults.extend(unreadable.into_iter().chain(broken));
             stalling.iter().for_each(|fault| eprintln!("cdc-export: {fault}"));
             for name in &untracked {
@@ -104,7 +112,7 @@ async fn datasets(config: &Config, database: &Database, command: DatasetsCommand
                     "cdc-export: {name}: its changes are not captured: `cdc-export track {name}` comes before its exports"
                 );
             }
-            for Fault { dataset, why, .. } in &slow {
+            for Fault { dataset, why, .. } in slow.iter().chain(&unmasked) {
                 eprintln!("cdc-export: {dataset}: {why}");
             }
             for table in &without_dataset {

@@ -42,6 +42,8 @@ pub(super) struct Reload {
     text: String,
     /// The text whose receivers this process has.
     receivers_text: String,
+    /// True if this process has a secret of masks.
+    has_mask_secret: bool,
 }
 
 impl Reload {
@@ -52,7 +54,8 @@ impl Reload {
     pub(super) async fn begin(config: &Config, database: &Database) -> anyhow::Result<Reload> {
         let text = config.catalog.get().text().unwrap_or_default().to_owned();
         let (catalog, file, receivers_text) = (config.catalog.clone(), config.catalog_file.clone(), text.clone());
-        let reload = Reload { catalog, file, database: database.clone(), text, receivers_text };
+        let has_mask_secret = config.worker.mask_secret.is_some();
+        let reload = Reload { catalog, file, database: database.clone(), text, receivers_text, has_mask_secret };
         reload.put_in_force(&config.catalog.get()).await?;
         Ok(reload)
     }
@@ -132,6 +135,10 @@ impl Reload {
 
     async fn reload(&self, file: &Path, text: &str) -> anyhow::Result<()> {
         let (catalog, _) = config::operator::read_catalog(file, text)?;
+        // In force all the same: the old file would leave columns unmasked.
+        if let Some(error) = config::operator::missing_mask_secret(&catalog, self.has_mask_secret) {
+            tracing::error!(event = "mask_secret_missing", error, "exports of datasets with such a mask fail");
+        }
         // Their secrets are in the environment of the process, which doesn't change.
         let receivers_changed = Receivers::differ(&self.receivers_text, text);
         let catalog = catalog.with_listeners_of(&self.catalog.get());

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use crate::command::BadUsage;
 use crate::config::{self, CatalogFile, Config};
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::Fault;
@@ -98,6 +99,7 @@ async fn run_on(
         };
         let folder = PreparedOutput::prepare(config).await?;
         prepare(config, database).await?;
+        require_accepted_secret(config, database).await?;
         if access == Some(Access::Keys) {
             warn_of_keys_without_datasets(database).await?;
         }
@@ -167,6 +169,19 @@ async fn run_on(
     reloaded?;
     tracing::info!(event = "stopped");
     Ok(())
+}
+
+/// Refuses to start if the database accepts another secret of masks: equal values would get other tokens.
+async fn require_accepted_secret(config: &Config, database: &Database) -> anyhow::Result<()> {
+    let Some(secret) = &config.worker.mask_secret else { return Ok(()) };
+    if Store::new(database.pool(1)).accepts_mask_secret(&secret.fingerprint).await? {
+        return Ok(());
+    }
+    Err(BadUsage(
+        "MASK_SECRET: it is not the secret that the database accepts: set it to that one, or accept the new one by `cdc-export mask rotate`"
+            .to_owned(),
+    )
+    .into())
 }
 
 /// Refuses to start if secrets of receivers are missing. Without them, events can't be delivered and requests can't be

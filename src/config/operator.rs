@@ -74,6 +74,12 @@ pub fn read_catalog(file: &Path, text: &str) -> Result<(Catalog, Receivers), Err
     Receivers::read(text, is_setting).map_err(|mistakes| Error::catalog(file, mistakes))
 }
 
+/// Returns the fault of a catalog that masks columns by `hmac`, if there is no secret for that.
+pub fn missing_mask_secret(catalog: &Catalog, has_secret: bool) -> Option<String> {
+    let why = || "MASK_SECRET: it is unset, and a mask is `hmac`: set it to a secret that stays the same".to_owned();
+    (catalog.masks_by_hmac() && !has_secret).then(why)
+}
+
 /// Reads the secrets of these receivers from the environment. Returns the missing and invalid ones.
 pub(super) fn read_secrets(vars: &Variables, receivers: &mut Receivers) -> Vec<MissingSecret> {
     receivers.read_secrets(&SecretVariables(&|name| vars.get(name).map(str::to_owned)))
@@ -97,6 +103,7 @@ impl Config {
     }
 
     fn missing(&self, is_needed: impl Fn(&&MissingSecret) -> bool) -> Vec<String> {
-        self.missing_secrets.iter().filter(is_needed).map(|secret| secret.why.clone()).collect()
+        let of_receivers = self.missing_secrets.iter().filter(is_needed).map(|secret| secret.why.clone());
+        of_receivers.chain(missing_mask_secret(&self.catalog.get(), self.worker.mask_secret.is_some())).collect()
     }
 }

@@ -6,6 +6,7 @@
 //!
 //! Knows no kind of block.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
@@ -269,6 +270,23 @@ impl<'a, 't> Block<'a, 't> {
             match parse(entry.as_ref()) {
                 Ok(value) => values.push(value),
                 Err(why) => self.wrong_at(entry.span().start, member, why),
+            }
+        }
+        Some(values)
+    }
+
+    /// Reads a table of texts. Returns the entries that are right, and `None` if the member isn't there.
+    pub fn table<T, E: Display>(
+        &mut self,
+        member: &'static str,
+        parse: impl Fn(&str) -> Result<T, E>,
+    ) -> Option<BTreeMap<String, T>> {
+        let entries: BTreeMap<String, Spanned<String>> = self.value(member)?;
+        let mut values = BTreeMap::new();
+        for (name, entry) in entries {
+            match parse(entry.as_ref()) {
+                Ok(value) => drop(values.insert(name, value)),
+                Err(why) => self.wrong_at(entry.span().start, member, format!("{name}: {why}")),
             }
         }
         Some(values)

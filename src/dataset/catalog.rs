@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::dataset::block::{self, Names, OperatorFile};
 use crate::dataset::fault::{Fault, Faults, Mistake, Mistakes, SeveralDatasets, UnknownDataset};
 use crate::dataset::listener::Known;
+use crate::dataset::mask::MaskRule;
 use crate::dataset::name::hint;
 use crate::dataset::pattern::{self, Candidate, LeftOut, Pattern, UsedNames};
 use crate::dataset::{Dataset, Description, Table, USERS, dataset_block, schedule_block};
@@ -186,6 +187,13 @@ impl Catalog {
             |table: &LeftOut| Omitted { dataset: table.name.clone(), reason: table.reason.as_str().to_owned() };
         left_out.extend(self.left_out.iter().map(omitted));
         (ready, left_out)
+    }
+
+    /// Returns true if a dataset or a pattern masks a column by `hmac`.
+    pub fn masks_by_hmac(&self) -> bool {
+        let of_patterns = self.patterns.iter().map(Pattern::masks);
+        let masks = self.datasets.iter().map(|dataset| &dataset.masks).chain(of_patterns);
+        masks.flat_map(|masks| masks.rules.values()).any(|rule| *rule == MaskRule::Hmac)
     }
 
     /// The patterns that match no table, as the file has them.

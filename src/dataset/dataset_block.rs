@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::dataset::block::{Block, DATASET, Names, OperatorFile};
+use crate::dataset::mask::Masks;
 use crate::dataset::{Capture, Columns, Dataset, Operation, ParquetChoices, Table, Unrepresentable};
 use crate::duration;
 use crate::job::FILE_BYTES;
@@ -28,6 +29,11 @@ fn dataset(block: &mut Block<'_, '_>) -> Option<Dataset> {
         block.wrong("created_at", "it is compared with updated_at, which is not given");
     }
     let options = options(block);
+    for (member, name) in [("created_at", &created_at), ("deleted", &deleted), ("updated_at", &options.updated_at)] {
+        if let Some(name) = name.as_ref().filter(|name| options.masks.rules.contains_key(*name)) {
+            block.wrong("mask", format!("`{name}` is the column of {member}, which can't be masked"));
+        }
+    }
     let has_times = options.updated_at.is_some() && created_at.is_some();
     let by_times = block.is_second("operation", ["log", "timestamps"]);
     if by_times && !has_times {
@@ -54,8 +60,9 @@ pub(super) fn options(block: &mut Block<'_, '_>) -> Dataset {
     };
     let max_file_bytes = block.number("max_file_bytes", &FILE_BYTES);
     let skip_empty = block.flag("skip_empty", false);
+    let masks = Masks { rules: block.table("mask", str::parse).unwrap_or_default(), are_optional: false };
     let table = Table { schema: None, name: String::new() };
-    Dataset { updated_at, capture, parquet, max_file_bytes, skip_empty, ..Dataset::new(String::new(), table) }
+    Dataset { updated_at, capture, parquet, max_file_bytes, skip_empty, masks, ..Dataset::new(String::new(), table) }
 }
 
 fn unrepresentable(word: &str) -> Result<Unrepresentable, String> {

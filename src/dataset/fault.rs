@@ -63,6 +63,13 @@ pub struct Fault {
     pub why: String,
 }
 
+impl Fault {
+    /// Returns true if the table lacks a column that the dataset masks.
+    pub fn is_of_missing_mask(&self) -> bool {
+        self.member == "mask" && self.item.is_some()
+    }
+}
+
 /// All members of a dataset that don't fit its table. Displayed on one line.
 #[derive(Clone, Debug, Default, PartialEq, Eq, thiserror::Error)]
 pub struct Faults(pub Vec<Fault>);

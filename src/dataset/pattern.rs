@@ -9,6 +9,7 @@ use std::sync::Arc;
 use wildmatch::WildMatch;
 
 use crate::dataset::block::{Block, OperatorFile};
+use crate::dataset::mask::Masks;
 use crate::dataset::name::is_name;
 use crate::dataset::{Capture, Dataset, Owners, Table, dataset_block};
 
@@ -176,7 +177,12 @@ fn pattern(block: &mut Block<'_, '_>) -> Option<Pattern> {
         false => Err("{table} is missing, without which all tables would have one name"),
     });
     let owners = block.list("owners", str::parse::<String>).map_or(Owners::Default, Owners::Named);
-    let options = Dataset { owners, ..dataset_block::options(block) };
+    let options = dataset_block::options(block);
+    let masks = Masks { are_optional: true, ..options.masks };
+    if let Some(name) = options.updated_at.as_ref().filter(|name| masks.rules.contains_key(*name)) {
+        block.wrong("mask", format!("`{name}` is the column of updated_at, which can't be masked"));
+    }
+    let options = Dataset { owners, masks, ..options };
     let (texts, matches): (Vec<_>, Vec<_>) = matches?.into_iter().unzip();
     Some(Pattern { text: texts.join(", "), matches, exclude, name: name?, options })
 }
@@ -185,6 +191,11 @@ impl Pattern {
     fn fits(&self, relation: &Candidate) -> bool {
         let fits = |patterns: &[NamePattern]| patterns.iter().any(|pattern| pattern.fits(relation));
         fits(&self.matches) && !fits(&self.exclude)
+    }
+
+    /// The masks of its datasets.
+    pub(super) fn masks(&self) -> &Masks {
+        &self.options.masks
     }
 
     /// The name of a table's dataset. Characters that no name has become `_`.

@@ -4,6 +4,8 @@
 //! the form of a text is never changed for a dataset as it is. `v1` is the version of the form: a text of a version
 //! that this service doesn't know has another MD5, and counts as a change.
 
+use std::collections::BTreeMap;
+
 use pg_rows::column::ParquetType;
 use serde_json::json;
 
@@ -13,7 +15,7 @@ impl Dataset {
     /// The members that decide which rows a consumer has after an export: a line for each, its value in JSON. After a
     /// change of one, a consumer needs a full export.
     pub fn definition(&self) -> String {
-        let Dataset { key, filter, deleted, capture, updated_at, .. } = self;
+        let Dataset { key, filter, deleted, capture, updated_at, masks, .. } = self;
         let (key, filter, deleted) = (json!(key), json!(filter), json!(deleted));
         let capture = match capture {
             Capture::Triggers => "capture=\"triggers\"\n".to_owned(),
@@ -21,7 +23,9 @@ impl Dataset {
             Capture::Timestamp { .. } => format!("capture=\"timestamp\"\nupdated_at={}\n", json!(updated_at)),
             Capture::None => "capture=\"none\"\n".to_owned(),
         };
-        format!("v1\nkey={key}\nfilter={filter}\ndeleted={deleted}\n{capture}")
+        let masks: BTreeMap<_, _> = masks.rules.iter().map(|(name, rule)| (name, rule.to_string())).collect();
+        let masks = if masks.is_empty() { String::new() } else { format!("mask={}\n", json!(masks)) };
+        format!("v1\nkey={key}\nfilter={filter}\ndeleted={deleted}\n{capture}{masks}")
     }
 }
 
@@ -36,12 +40,13 @@ impl TableSchema {
 fn columns_signature(columns: &[TableColumn]) -> String {
     let line = |column: &TableColumn| {
         let parquet = match column.parquet {
+            _ if column.mask.is_some() => None,
             ParquetType::OfKind => None,
             // The number of digits is in the name of the column's type.
             ParquetType::Decimal { .. } => Some("decimal"),
             ParquetType::Text => Some("text"),
         };
-        let members: Vec<_> = [&*column.name, &*column.type_name].into_iter().chain(parquet).collect();
+        let members: Vec<_> = [&*column.name, column.file_type()].into_iter().chain(parquet).collect();
         format!("{}\n", json!(members))
     };
     format!("v1\n{}", columns.iter().map(line).collect::<String>())

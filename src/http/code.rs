@@ -25,6 +25,8 @@ pg_rows::words! {
         MemberInvalid = "member_invalid",
         /// The body has a member that this call does not accept; `field` names it.
         MemberUnknown = "member_unknown",
+        /// The request would select rows by the values of a masked column.
+        ColumnMasked = "column_masked",
         /// The header `Authorization: Bearer` is missing.
         KeyRequired = "key_required",
         /// The key is malformed, unknown, revoked or expired.
@@ -154,7 +156,8 @@ impl Code {
             | Code::ParameterInvalid
             | Code::ParameterUnknown
             | Code::MemberInvalid
-            | Code::MemberUnknown => StatusCode::BAD_REQUEST,
+            | Code::MemberUnknown
+            | Code::ColumnMasked => StatusCode::BAD_REQUEST,
             Code::KeyRequired | Code::KeyInvalid => StatusCode::UNAUTHORIZED,
             Code::HostNotLocal
             | Code::ProxyNotAllowed

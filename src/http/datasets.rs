@@ -7,6 +7,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::dataset::fault::Fault;
+use crate::dataset::mask::MaskRule;
 use crate::dataset::pattern::LeftOut;
 use crate::dataset::{Capture, Description, Table, TableColumn, no_right_to_log};
 use crate::http::code::Code;
@@ -62,7 +63,7 @@ pub(crate) struct DatasetBody {
     /// The reason why an export could not start now, as a word; null if it could
     #[schema(
         required,
-        pattern = "^(not_tracked|permission_denied|dataset_mismatch|needs_block|partition|unlogged|another_owner|no_key|no_updated_at|name_invalid|name_clash|name_taken)$"
+        pattern = "^(not_tracked|permission_denied|dataset_mismatch|mask_column_missing|needs_block|partition|unlogged|another_owner|no_key|no_updated_at|name_invalid|name_clash|name_taken)$"
     )]
     reason: Option<&'static str>,
     /// The reasons why an export could not start now, as sentences
@@ -83,6 +84,9 @@ pub(crate) struct ColumnBody {
     /// The column's type in Postgres
     #[serde(rename = "type")]
     type_name: String,
+    /// The rule by which the files replace its values; null if they have them as they are
+    #[schema(required)]
+    mask: Option<String>,
 }
 
 /// List the datasets
@@ -155,6 +159,7 @@ impl From<Description> for DatasetBody {
             let column = |column: &TableColumn| ColumnBody {
                 name: column.name.to_string(),
                 type_name: column.type_name.to_string(),
+                mask: column.mask.as_ref().map(MaskRule::to_string),
             };
             schema.columns.iter().map(column).collect()
         });

@@ -25,8 +25,11 @@ pub struct FileColumn {
     /// The type with its length or precision, as Postgres writes it: `numeric(12,2)`.
     #[serde(rename = "type")]
     pub type_name: String,
-    /// The wire format in which Postgres sent the values.
+    /// The wire format in which Postgres sent the values. Text if they are masked.
     pub wire: SavedWireFormat,
+    /// The rule by which the values were masked. `None` if they were not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask: Option<String>,
 }
 
 /// The wire format in which Postgres sent the values of a column, in the form that is saved with a job.
@@ -47,8 +50,12 @@ mod tests {
     #[test]
     fn saved_form_is_stable_across_versions() {
         let saved = r#"{"columns":[{"name":"id","type":"bigint","wire":"binary"},{"name":"at","type":"inet","wire":"text"}],"key":["id"],"table":"public.users"}"#;
-        let column =
-            |name: &str, type_name: &str, wire| FileColumn { name: name.into(), type_name: type_name.into(), wire };
+        let column = |name: &str, type_name: &str, wire| FileColumn {
+            name: name.into(),
+            type_name: type_name.into(),
+            wire,
+            mask: None,
+        };
         let columns =
             vec![column("id", "bigint", SavedWireFormat::Binary), column("at", "inet", SavedWireFormat::Text)];
         let columns = FileColumns { columns, key: vec!["id".to_owned()], table: "public.users".into(), snapshot: None };

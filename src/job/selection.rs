@@ -31,6 +31,8 @@ pub struct BadSelection {
     pub field: String,
     /// The mistake in that member.
     pub why: String,
+    /// True if it would tell values of a masked column.
+    pub is_masked: bool,
 }
 
 /// A condition on a column.

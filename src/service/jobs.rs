@@ -120,7 +120,10 @@ impl Service {
         if request.selection.is_all() {
             return Ok(());
         }
-        on_table(self.source.check(dataset, &request.selection)).await?.map_err(Error::BadSelection)
+        on_table(self.source.check(dataset, &request.selection)).await?.map_err(|bad| match bad.is_masked {
+            true => Error::ColumnMasked(bad),
+            false => Error::BadSelection(bad),
+        })
     }
 
     /// Returns a job.

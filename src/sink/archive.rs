@@ -100,7 +100,7 @@ mod tests {
             path: Some(text(255)),
         };
         // A name of 63 bytes, each of which JSON writes as six; a type's name with its schema's, in quotes.
-        let column = ManifestColumn { name: "\u{1}".repeat(63), type_name: text(150) };
+        let column = ManifestColumn { name: "\u{1}".repeat(63), type_name: text(150), mask: None };
         let export = Chained {
             version: VERSION.to_owned(),
             job: text(36),

@@ -29,6 +29,8 @@ pub struct Findings {
     pub broken: Vec<Fault>,
     /// The datasets whose incrementals and deltas read the whole table, because no index begins with `updated_at`.
     pub slow: Vec<Fault>,
+    /// The columns that a pattern masks and a table lacks.
+    pub unmasked: Vec<Fault>,
     /// The tables whose changes are captured although no dataset needs them.
     pub without_dataset: Vec<Table>,
     /// Subscriptions that may wait for ever at the dataset's table.
@@ -67,6 +69,13 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::E
     found.unreadable.extend(fitting.iter().filter_map(|it| it.access.unreadable.clone()));
     found.unreadable.extend(role_path::check(&mut conn, &readable).await?);
     found.slow = without_index(&mut conn, &fitting).await?;
+    let lacking = fitting.iter().flat_map(|it| it.schema.missing_masked.iter().map(|name| (it.dataset, name)));
+    found.unmasked.extend(lacking.map(|(dataset, name)| Fault {
+        dataset: dataset.name.clone(),
+        member: "mask",
+        item: Some(name.clone()),
+        why: format!("it has no column `{name}` to mask"),
+    }));
     let by_triggers: Vec<_> = fitting.iter().filter(|it| it.dataset.capture == Capture::Triggers).collect();
     for (n, it) in by_triggers.iter().enumerate() {
         faults.extend(by_triggers[..n].iter().find_map(|other| it.conflict(other)));

@@ -66,6 +66,8 @@ pub(super) struct ExportedSnapshot {
     /// True if the filter's functions are unchanged since the position was saved.
     pub(super) knows_filter: bool,
     cluster_id: i64,
+    /// The fingerprint of the secret of masks that the database accepts.
+    pub(super) mask_secret: Option<String>,
 }
 
 impl ExportedSnapshot {

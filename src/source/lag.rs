@@ -78,7 +78,7 @@ impl Source {
             .bind(schema.updated_at.is_some())
             .fetch_all(&mut *tx)
             .await
-            .map_err(&failed)?;
+            .map_err(|cause| failed(cause).withheld(dataset))?;
         tx.commit().await.map_err(&failed)?;
         let lag = |row: sqlx::postgres::PgRow| {
             let consumer: String = row.try_get("consumer_id").map_err(&failed)?;

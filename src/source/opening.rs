@@ -253,6 +253,7 @@ fn opened(
         report: exported.report(told),
         remedy,
         guard: continuity,
+        mask_secret: exported.mask_secret.clone(),
         arrived: exported.arrived.clone(),
         is_quiet: exported.is_quiet,
         toasted: exported.toasted || purpose.dataset.capture == Capture::None,

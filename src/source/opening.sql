@@ -98,6 +98,7 @@ select now.snapshot::text as snapshot, statement_timestamp() as taken_at,
     where not w.guard_state -> 'relations' ? p) as arrived,
   writers.open_transactions, writers.oldest_transaction_seconds, target.oid as table_oid, now.relfilenode,
   now.table_columns_hash, now.guard_state || wanted.guard_state as guard_state,
+  now.guard_state ->> 'mask_secret' as mask_secret,
   (w.guard_state ->> 'deleted_since')::timestamptz as deleted_since,
   (w.guard_state ->> 'time')::bigint as timed_by,
   coalesce(w.guard_state ->> 'filter' = wanted.guard_state ->> 'filter', false) as knows_filter, now.cluster_id

@@ -99,7 +99,8 @@ impl SnapshotReader<'_> {
             let SnapshotTable { dataset, arrived: partitions, schema, .. } = &*table;
             let table_oid = sqlx::postgres::types::Oid(table.new_position.table.table_oid);
             let arrived = Arrivals { dataset, partitions, table: table_oid, schema, saved };
-            if arrivals::have_unlogged_rows(self.reader, &arrived).await.map_err(failed)? {
+            let found = arrivals::have_unlogged_rows(self.reader, &arrived).await;
+            if found.map_err(|cause| failed(cause).withheld(dataset))? {
                 table.require(Some(Continuity::PartitionsChanged))?;
                 table.report.continuity = Some(Continuity::PartitionsChanged);
             }

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use crate::connection::failure::sqlstate;
 use crate::dataset::CellMax;
 use crate::dataset::fault::{Fault, Faults};
+use crate::job::selection::BadSelection;
 use crate::job::{Continuity, ExportType, Job, Progress};
 use crate::row::{RowLayout, RowReceiver};
 use crate::source::import::Import;
@@ -61,8 +62,13 @@ impl Rows<'_> {
         receiver: impl Fn() -> R,
     ) -> Result<(), Error> {
         let read = self.read_all(job, max, progress, receiver).await;
+        let Select { dataset, schema } = self.select;
         match read {
-            Err(error) => Err(self.explained(error, job, max).await),
+            // A function that somebody else wrote may raise the error of the service's own, with any text.
+            Err(Error::RowTooLarge { column }) if schema.columns.iter().all(|own| own.name != *column) => {
+                Err(Error::Protocol("an error that a function of the database raised in the name of the service"))
+            }
+            Err(error) => Err(self.explained(error, job, max).await.withheld(dataset)),
             Ok(()) => Ok(()),
         }
     }
@@ -78,6 +84,11 @@ impl Rows<'_> {
             (self.select, &self.select.dataset.table, self.rule(), self.same_snapshot());
         match job.export_type {
             ExportType::Full if !job.selection.is_all() => {
+                // The dataset may have got the mask since the request.
+                if let Some(BadSelection { why, .. }) = select.masked(&job.selection) {
+                    let dataset = select.dataset.name.clone();
+                    return Err(Error::Mismatch(Faults(vec![Fault { dataset, member: "mask", item: None, why }])));
+                }
                 let mut values = PgArguments::default();
                 for condition in &job.selection.filter {
                     values
@@ -139,6 +150,7 @@ impl Rows<'_> {
         let (Error::Sql(cause) | Error::TableMissing { cause, .. }) = &error else { return error };
         let Some(told) = cause.as_database_error() else { return error };
         let (code, message) = (sqlstate(cause).into_owned(), told.message().to_owned());
+        let error = error.withheld(self.select.dataset);
         if job.export_type != ExportType::Full {
             match self.logged_is_readable(max).await {
                 Ok(true) => {}
@@ -193,7 +205,7 @@ impl Rows<'_> {
             Ok(()) => Ok(true),
             Err(error) if error.is_of_the_server() => Err(error),
             Err(error) => {
-                tracing::debug!(event = "log_probed", error = chain(&error));
+                tracing::debug!(event = "log_probed", error = chain(&error.withheld(self.select.dataset)));
                 Ok(false)
             }
         }
@@ -219,7 +231,7 @@ impl Rows<'_> {
             let explain = AssertSqlSafe(format!("-- source.rows.explain\n explain {statement}"));
             let lines =
                 sqlx::query_scalar_with(explain, parameters).persistent(false).fetch_all(&mut *self.reader).await;
-            plans.push(lines.map_err(&failed)?);
+            plans.push(lines.map_err(|cause| failed(cause).withheld(select.dataset))?);
         }
         Ok(plans)
     }

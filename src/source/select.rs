@@ -129,6 +129,7 @@ impl Select<'_> {
         }
         let (table, alive, by_rule) = (self.table(), self.alive(), self.timestamp_rule());
         let (logged, ordinals) = (logged("$2::oid", "$3::text::pg_snapshot"), self.key().ordinals());
+        let order = self.order();
         let (logged_key, key, names) =
             (self.key().of_log().join(", "), self.key().of_row("u").join(", "), self.key().names().join(", "));
         let hit = |rest: &str| match operation {
@@ -147,7 +148,7 @@ impl Select<'_> {
                      select {key}, null, null from {table} u where {by_rule} and {alive}
                      {hit}) as changes ({names}, sequence, operation)
                    group by {ordinals}
-                   order by {ordinals})
+                   order by {order})
                  {by_log}"
             );
         }
@@ -157,8 +158,7 @@ impl Select<'_> {
             "with ch ({names}) as materialized (
                {missed}
                group by {ordinals}
-               -- In their order they are found side by side in the index, and mostly in the table.
-               order by {ordinals})
+               order by {order})
              {by_time}
              union all
              {by_log}"
@@ -213,6 +213,7 @@ impl Select<'_> {
         };
         let (logged, ordinals, joined) =
             (logged("$2::oid", "$4::text::pg_snapshot"), self.key().ordinals(), self.key().joined());
+        let order = self.order();
         let (logged_key, key, names) =
             (self.key().of_log().join(", "), self.key().of_row("u").join(", "), self.key().names().join(", "));
         // Not by its key, of which one of several fields may be null.
@@ -255,7 +256,7 @@ impl Select<'_> {
                    select {key}, null, null, null, null from {table} u where {ended_by_rule} and ({ended}))
                    as changes ({names}{rest})
                  group by {ordinals}) as lasts ({names}, last)
-               order by {ordinals})
+               order by {order})
              select 'DELETE'::text, {columns}, {refused} or {is_gone}
              from ch left join {table} u on {joined}
              {images}
@@ -324,6 +325,12 @@ impl Select<'_> {
                    as i (parts) on {gone}"
             ),
         }
+    }
+
+    /// The order in which changed keys are looked up: their own, in which they are found side by side in the index, and
+    /// mostly in the table. If a column of the key is masked, none: the order of the rows would tell its values.
+    fn order(&self) -> String {
+        if self.schema.has_masked_key() { "pg_catalog.random()".to_owned() } else { self.key().ordinals() }
     }
 
     pub(crate) fn key(&self) -> KeySql<'_> {

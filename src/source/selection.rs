@@ -30,18 +30,23 @@ impl Source {
             let path = format!("-- source.selection.path\n {}", role_path::of_reader(dataset, &schema));
             sqlx::raw_sql(AssertSqlSafe(path)).execute(&mut *conn).await.map_err(&failed)?;
         }
+        if let Some(bad) = select.masked(selection) {
+            return Ok(Err(bad));
+        }
         for (i, name) in selection.columns.iter().flatten().enumerate() {
             if let Err(why) = select.find(name) {
-                return Ok(Err(BadSelection { field: format!("columns[{i}]"), why }));
+                return Ok(Err(BadSelection { field: format!("columns[{i}]"), why, is_masked: false }));
             }
         }
         for (i, condition) in selection.filter.iter().enumerate() {
             let column = match select.find(&condition.column) {
                 Ok(column) => column,
-                Err(why) => return Ok(Err(BadSelection { field: format!("filter[{i}].column"), why })),
+                Err(why) => {
+                    return Ok(Err(BadSelection { field: format!("filter[{i}].column"), why, is_masked: false }));
+                }
             };
             if let Some((member, why)) = select.refusal(&mut conn, condition, column).await? {
-                return Ok(Err(BadSelection { field: format!("filter[{i}].{member}"), why }));
+                return Ok(Err(BadSelection { field: format!("filter[{i}].{member}"), why, is_masked: false }));
             }
         }
         Ok(Ok(()))
@@ -64,6 +69,22 @@ impl<'a> Select<'a> {
             refused_of_row(&narrowed.schema.columns, max),
             limit.unwrap_or_default()
         )
+    }
+
+    /// Returns the member of a selection that would tell values of a masked column: which rows it selects.
+    pub(crate) fn masked(&self, selection: &Selection) -> Option<BadSelection> {
+        let is_masked =
+            |name: &str| self.schema.columns.iter().any(|column| column.name == name && column.mask.is_some());
+        let bad = |field: String, column: &str| {
+            let why = format!("`{column}` is masked, so no request can select rows by it");
+            Some(BadSelection { field, why, is_masked: true })
+        };
+        let filtered = selection.filter.iter().position(|condition| is_masked(&condition.column));
+        if let Some(at) = filtered {
+            return bad(format!("filter[{at}].column"), &selection.filter[at].column);
+        }
+        let key = self.schema.key.iter().map(|part| &*part.column.name).find(|name| is_masked(name));
+        key.filter(|_| selection.limit.is_some()).and_then(|name| bad("limit".to_owned(), name))
     }
 
     /// A condition on rows `u`, its value being this parameter.

@@ -58,6 +58,8 @@ pub struct SnapshotTable {
     pub position: Position,
     /// Findings for the job's report.
     pub report: SnapshotReport,
+    /// The fingerprint of the secret of masks that the database accepts. `None`: there is none.
+    pub mask_secret: Option<String>,
     /// The consumer's next position, if this export is committed.
     pub new_position: NewPosition,
     /// The remedy where the guard refuses.

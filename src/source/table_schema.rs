@@ -8,10 +8,11 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::connection::statement::with_pieces;
 use crate::dataset::fault::{Fault, Faults};
+use crate::dataset::mask::MaskRule;
 use crate::dataset::name::{hint, hint_in_full};
 use crate::dataset::{
-    Capture, Columns, Dataset, KeyColumn, OPERATION, Operation, RelationKind, Table, TableColumn, TableSchema,
-    Unrepresentable, WireFormat,
+    Capture, Columns, Dataset, KeyColumn, MaskedColumn, MaskedColumns, OPERATION, Operation, RelationKind, Table,
+    TableColumn, TableSchema, Unrepresentable, WireFormat,
 };
 use crate::job::ExportType;
 use crate::source;
@@ -92,6 +93,10 @@ struct ColumnRow {
     key_is_deterministic: Option<bool>,
     /// True if other tables inherit from its table.
     has_children: bool,
+    /// The name under which the last export masked it, and the rule. `None`: it was not masked.
+    masked_name: Option<String>,
+    masked_rule: Option<String>,
+    table_oid: Oid,
 }
 
 impl ColumnRow {
@@ -113,6 +118,7 @@ impl ColumnRow {
                 _ => ParquetType::OfKind,
             },
             null_if_unrepresentable: choices.unrepresentable == Unrepresentable::Null,
+            mask: dataset.masks.rules.get(&self.name).cloned(),
         }
     }
 }
@@ -193,6 +199,7 @@ pub(crate) async fn introspect_tables(
     let columns: Vec<ColumnRow> = sqlx::query_as(AssertSqlSafe(statement))
         .bind(tables.iter().map(|(_, table)| relation(table)).collect::<Vec<_>>())
         .bind(tables.iter().map(|(dataset, _)| dataset.key.as_ref().map(Json)).collect::<Vec<_>>())
+        .bind(tables.iter().map(|(dataset, _)| &*dataset.name).collect::<Vec<_>>())
         .fetch_all(&mut *conn)
         .await?;
     let columns = by_table(tables.len(), columns, |column| column.place);
@@ -301,6 +308,8 @@ impl<'a> Fitting<'a> {
         self.require_table();
         let key = self.key();
         let columns = self.chosen(&key);
+        let missing_masked = self.missing_masked(&key);
+        self.require_masks(&columns);
         let updated_at = self.time("updated_at", self.dataset.updated_at.as_deref());
         let created_at = self.time("created_at", self.dataset.created_at.as_deref());
         let created_at = created_at.filter(|_| self.dataset.operation == Operation::Timestamps);
@@ -309,7 +318,7 @@ impl<'a> Fitting<'a> {
         if !faults.is_empty() {
             return Err(Faults(faults));
         }
-        Ok(FittingTable { dataset, table, found, key, columns, updated_at, created_at, deleted })
+        Ok(FittingTable { dataset, table, found, key, columns, updated_at, created_at, deleted, missing_masked })
     }
 
     /// Refuses a view, a materialized view and a foreign table, unless the dataset has no capture. Refuses an index and
@@ -441,6 +450,47 @@ impl<'a> Fitting<'a> {
         chosen.into_iter().map(in_file).collect()
     }
 
+    /// Checks the masks. Returns the columns that the table lacks, if it may.
+    fn missing_masked(&mut self, key: &[KeyColumn]) -> Vec<String> {
+        let (columns, masks) = (self.columns, &self.dataset.masks);
+        let mut missing = Vec::new();
+        for (name, rule) in &masks.rules {
+            let found = columns.iter().find(|column| column.name == *name);
+            let Some(found) = found.map(|column| column.column(self.dataset)) else {
+                match masks.are_optional {
+                    true => missing.push(name.clone()),
+                    false => drop(self.find("mask", name)),
+                }
+                continue;
+            };
+            if !rule.takes(found.kind) {
+                let why = format!("`{name}` is {}, which has no {rule}", found.type_name);
+                self.wrong("mask", None, why);
+            }
+            if *rule != MaskRule::Hmac && key.iter().any(|part| *part.column.name == **name) {
+                self.wrong("mask", None, format!("`{name}` is of the key, which can only have `hmac`"));
+            }
+        }
+        missing
+    }
+
+    /// Refuses a column that was masked under another name, and would be in the files otherwise now.
+    fn require_masks(&mut self, sent: &[TableColumn]) {
+        let columns = self.columns;
+        for (column, was) in columns.iter().filter_map(|column| Some((column, column.masked_name.as_ref()?))) {
+            let is_sent = sent.iter().any(|other| other.number == column.number);
+            let rule = self.dataset.masks.rules.get(&column.name).map(MaskRule::to_string);
+            if is_sent && *was != column.name && rule != column.masked_rule {
+                let why = format!(
+                    "`{}` was `{was}`, which the last export masked by `{}`: give it the same mask under its new name, or leave it out",
+                    column.name,
+                    column.masked_rule.as_deref().unwrap_or_default()
+                );
+                self.wrong("mask", Some(&column.name), why);
+            }
+        }
+    }
+
     fn time(&mut self, member: &'static str, name: Option<&str>) -> Option<TableColumn> {
         let column = self.find(member, name?)?.column(self.dataset);
         if !is_time(&column) {
@@ -471,6 +521,7 @@ struct FittingTable<'a> {
     updated_at: Option<TableColumn>,
     created_at: Option<TableColumn>,
     deleted: Option<TableColumn>,
+    missing_masked: Vec<String>,
 }
 
 impl<'a> FittingTable<'a> {
@@ -511,7 +562,8 @@ impl<'a> FittingTable<'a> {
         parts.extend(known.iter().filter(order).map(|it| (format!("order {}", it.number), it.collation.0.to_string())));
         let known = known.into_iter().map(|it| {
             let ColumnRow { name, number, version, .. } = it;
-            RememberedColumn { name, number: *number, version, is_sent: self.is_sent(it) }
+            let mask = self.dataset.masks.rules.get(name);
+            RememberedColumn { name, number: *number, version, is_sent: self.is_sent(it), mask }
         });
         let width = found.first().map_or(0, |it| it.width);
         let time = self.updated_at.as_ref().map(|time| time.number);
@@ -536,9 +588,30 @@ impl<'a> FittingTable<'a> {
             created_at: self.created_at,
             deleted: self.deleted,
             deleted_is_set,
+            missing_masked: self.missing_masked,
+            masked: MaskedColumns::new(self.dataset, found),
             types,
             guard_state,
         }
+    }
+}
+
+impl MaskedColumns {
+    fn new(dataset: &Dataset, columns: &[ColumnRow]) -> MaskedColumns {
+        let (mut now, mut is_changed) = (Vec::new(), false);
+        for ColumnRow { name, number, masked_name, masked_rule, .. } in columns {
+            let rule = dataset.masks.rules.get(name).map(MaskRule::to_string);
+            let before = masked_name.clone().zip(masked_rule.clone());
+            let after = match &before {
+                // It was renamed, and is left out of the files.
+                Some((was, _)) if rule.is_none() && was != name => before.clone(),
+                _ => rule.map(|rule| (name.clone(), rule)),
+            };
+            is_changed |= before != after;
+            now.extend(after.map(|(name, rule)| MaskedColumn { number: *number, name, rule }));
+        }
+        let table_oid = columns.first().map_or(0, |column| column.table_oid.0);
+        MaskedColumns { table_oid, columns: now, is_changed }
     }
 }
 

@@ -1,9 +1,12 @@
 //! Commits an attempt: completes its jobs and moves the positions of their consumer, in the transaction whose snapshot
 //! was exported.
 
+use serde_json::json;
 use sqlx::PgConnection;
+use sqlx::postgres::types::Oid;
 use sqlx::types::Json;
 
+use crate::dataset::{MaskedColumn, MaskedColumns};
 use crate::file::{Exported, Part, content_sha256};
 use crate::job::columns::FileColumns;
 use crate::job::{ConsumerId, Job, JobId, LeaseToken, SnapshotReport};
@@ -29,6 +32,8 @@ pub struct CommitInput {
     pub columns: FileColumns,
     /// The export that the marker of the lane named at the destination. `None` if there was no marker.
     pub marker: Option<JobId>,
+    /// The masked columns to remember.
+    pub masked: MaskedColumns,
     /// The manifest of the export. `None` if the job has no consumer.
     pub manifest: Option<Manifest>,
 }
@@ -109,6 +114,7 @@ impl Store {
                 None => return Ok(Committed::NotOurs),
             }
         }
+        remember_masks(conn, commits).await?;
         let Some(skipped) = self.skip(conn, token, &without).await? else { return Ok(Committed::NotOurs) };
         let advances: Vec<_> = commits.iter().filter_map(Commit::advance).collect();
         match watermarks::advance(conn, &advances).await? {
@@ -191,6 +197,25 @@ impl<'a> Commit<'a> {
 
 fn without_file(job: JobId) -> Error {
     Error::Sql(sqlx::Error::Protocol(format!("the export {job} has no file, and no lane in which it can be skipped")))
+}
+
+/// Remembers the masked columns of the exports, if others are remembered.
+async fn remember_masks(conn: &mut PgConnection, commits: &[Commit<'_>]) -> Result<(), Error> {
+    let changed: Vec<_> = commits.iter().filter(|commit| commit.found.masked.is_changed).collect();
+    if changed.is_empty() {
+        return Ok(());
+    }
+    let columns = |commit: &&Commit<'_>| {
+        let column = |it: &MaskedColumn| json!({ "number": it.number, "name": it.name, "rule": it.rule });
+        Json(commit.found.masked.columns.iter().map(column).collect::<Vec<_>>())
+    };
+    sqlx::query(include_str!("commit/remember_masks.sql"))
+        .bind(changed.iter().map(|commit| &*commit.job.dataset).collect::<Vec<_>>())
+        .bind(changed.iter().map(|commit| Oid(commit.found.masked.table_oid)).collect::<Vec<_>>())
+        .bind(changed.iter().map(columns).collect::<Vec<_>>())
+        .execute(conn)
+        .await?;
+    Ok(())
 }
 
 /// Completes a job and records its files. Returns true if its row has the manifest, and `None` if the job is not ours.

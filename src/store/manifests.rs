@@ -159,7 +159,11 @@ fn chained(job: Job, record: &FileRecord, columns: FileColumns, previous: Option
         key,
         columns: columns
             .into_iter()
-            .map(|column| manifest::ManifestColumn { name: column.name, type_name: column.type_name })
+            .map(|column| manifest::ManifestColumn {
+                name: column.name,
+                type_name: column.type_name,
+                mask: column.mask,
+            })
             .collect(),
         format: job.encoding.format.to_string(),
         compression: job.encoding.compression.to_string(),

@@ -795,6 +795,11 @@ impl Service {
         body["lastExportedAt"].as_str().map(str::to_owned)
     }
 
+    /// All lines of its log so far.
+    pub(crate) fn log_text(&self) -> String {
+        self.log.lines().iter().map(|line| format!("{line}\n")).collect()
+    }
+
     /// The output folder.
     pub(crate) fn output(&self) -> &Path {
         self.output.path()

@@ -62,6 +62,7 @@ mod lost_files;
 mod maintenance;
 mod manifests;
 mod many_tables;
+mod masks;
 mod metrics;
 mod mirrors;
 mod modes;

@@ -48,13 +48,18 @@ impl Mirror {
 
     /// Makes the tables by these statements, for the datasets of a file.
     pub(crate) async fn of_file(file: &str, statements: &str) -> Mirror {
+        Mirror::with_secret(file, statements, "no secret, since no mask").await
+    }
+
+    /// The same, with a secret of masks.
+    pub(crate) async fn with_secret(file: &str, statements: &str, secret: &str) -> Mirror {
         let (source, target) = (Database::empty().await, Database::empty().await);
         source.run(statements).await;
         let catalog = Catalog::of(file);
         let (code, _, said) = catalog.command(&source, &["track", "--all"]).await;
         assert_eq!(code, 0, "{said}");
         let port = free_port();
-        let service = start(&catalog, &source, port).service().await;
+        let service = start(&catalog, &source, port).with("MASK_SECRET", secret).service().await;
         Mirror { source, target, service, catalog, port }
     }
 

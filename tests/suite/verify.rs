@@ -94,7 +94,7 @@ pub(crate) fn next(consumer: &str, before: Option<&Export>, full: bool, rows: &[
             break;
         }
     }
-    let column = |name: &str, of: &str| ManifestColumn { name: name.to_owned(), type_name: of.to_owned() };
+    let column = |name: &str, of: &str| ManifestColumn { name: name.to_owned(), type_name: of.to_owned(), mask: None };
     let export = Chained {
         version: VERSION.to_owned(),
         job: uuid::Uuid::now_v7().to_string(),

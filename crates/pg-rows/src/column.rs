@@ -2,23 +2,28 @@
 
 use std::borrow::Cow;
 
+use crate::mask::Mask;
+
 /// A column of a file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Column {
     /// Its name in the file's header.
     pub name: Cow<'static, str>,
-    /// The type of its values.
+    /// The type of its values in a row.
     pub kind: ColumnType,
     /// Its type in Parquet.
     pub parquet: ParquetType,
     /// If true, a value that Parquet can't represent is written as NULL there; otherwise it is an error.
     pub null_if_unrepresentable: bool,
+    /// The replacement of its values; `None`: they are written as they are.
+    pub mask: Option<Mask>,
 }
 
 impl Column {
     /// A column with the Parquet type that is nearest to its kind.
     pub const fn new(name: &'static str, kind: ColumnType) -> Column {
-        Column { name: Cow::Borrowed(name), kind, parquet: ParquetType::OfKind, null_if_unrepresentable: false }
+        let name = Cow::Borrowed(name);
+        Column { name, kind, parquet: ParquetType::OfKind, null_if_unrepresentable: false, mask: None }
     }
 }
 

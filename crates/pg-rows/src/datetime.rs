@@ -46,6 +46,23 @@ pub(crate) fn time(micros: i64, out: &mut Vec<u8>) {
     put_time(0, micros as u64, template(b"00:00:00.000000", out));
 }
 
+/// Returns the year of a `date`, as `extract` of Postgres has it: there is no year 0. `None` for infinity.
+pub(crate) fn year_of_date(day: i32) -> Option<i32> {
+    if day == i32::MAX || day == i32::MIN {
+        return None;
+    }
+    let day = i64::from(day);
+    let year = civil(day.rem_euclid(DAYS_OF_CYCLE)).0 + YEARS_OF_CYCLE * day.div_euclid(DAYS_OF_CYCLE);
+    i32::try_from(if year > 0 { year } else { year - 1 }).ok()
+}
+
+/// Returns the year of a timestamp, as [`year_of_date`].
+pub(crate) fn year_of_moment(micros: i64) -> Option<i32> {
+    let is_finite = micros != i64::MAX && micros != i64::MIN;
+    let day = is_finite.then(|| i32::try_from(micros.div_euclid(MICROS_PER_DAY)).ok()).flatten();
+    day.and_then(year_of_date)
+}
+
 fn moment<const N: usize>(form: &[u8; N], micros: i64, out: &mut Vec<u8>) {
     match micros {
         i64::MAX => return out.extend_from_slice(b"infinity"),

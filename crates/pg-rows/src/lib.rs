@@ -37,6 +37,7 @@ mod digits;
 mod encoder;
 pub mod encoding;
 mod float;
+pub mod mask;
 mod ndjson;
 mod numeric;
 #[cfg(feature = "parquet")]
@@ -53,6 +54,7 @@ use std::error;
 use crate::column::Column;
 use crate::csv::Csv;
 use crate::encoding::{Compression, Encoding, Format};
+use crate::mask::FieldMasks;
 use crate::ndjson::Ndjson;
 use crate::writer::FormatWriter;
 
@@ -63,6 +65,7 @@ pub use piece::Piece;
 /// The columns of a file, its format and its compression.
 pub struct Layout {
     encoding: Encoding,
+    masks: FieldMasks,
     writer: Box<dyn FormatWriter>,
 }
 
@@ -74,7 +77,8 @@ impl Layout {
     ///
     /// # Errors
     /// [`Error::NotBuilt`] if this build can't write the format.
-    pub fn new(encoding: Encoding, columns: Vec<Column>, level: Option<u8>) -> Result<Layout, Error> {
+    pub fn new(encoding: Encoding, mut columns: Vec<Column>, level: Option<u8>) -> Result<Layout, Error> {
+        let masks = FieldMasks::take(&mut columns);
         let compression = encoding.compression;
         let writer: Box<dyn FormatWriter> = match encoding.format {
             Format::Csv => Box::new(text::TextWriter::<Csv>::new(columns, compression, level)),
@@ -84,7 +88,7 @@ impl Layout {
             #[cfg(not(feature = "parquet"))]
             Format::Parquet => return Err(Error::NotBuilt(encoding.format)),
         };
-        Ok(Layout { encoding, writer })
+        Ok(Layout { encoding, masks, writer })
     }
 
     /// Returns true if [`Encoder::pack`] takes milliseconds, too long for a thread that others share.

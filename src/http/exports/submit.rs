@@ -30,7 +30,7 @@ use crate::service::{self, Service};
     post, path = "/exports", operation_id = "createExport", tag = "exports",
     params(Submission<MaybeConsumer, NewExport>), request_body = NewExport, responses(Submitted),
     extensions(("x-codes" = json!([
-        Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::FullOnly, Code::NothingReady, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
+        Code::ColumnMasked, Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::FullOnly, Code::NothingReady, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
         Code::TableUnreadable,
         Code::DatasetMismatch,
     ]))),

@@ -49,6 +49,7 @@ current_state as materialized (
     jsonb_build_object(
       'database', (select d.oid::text from pg_database d where d.datname = current_database()),
       'timeline', cdc_export.timeline(),
+      'mask_secret', (select m.fingerprint from cdc_export.mask_secret m),
       'captured', capture.captured, 'relations', capture.relations, 'functions', capture.functions,
       'touches', (select jsonb_object_agg(touches.object, touches.touch) from touches)) as guard_state
   from target
@@ -84,6 +85,8 @@ verdict as materialized (
       when evidence.contradicts then 'database_restored'
       when w.definition_hash <> md5(wanted.definition) then 'dataset_changed'
       when w.guard_state ->> 'filter' <> wanted.guard_state ->> 'filter' then 'dataset_changed'
+      when wanted.guard_state ? 'needs_secret'
+        and w.guard_state ->> 'mask_secret' <> now.guard_state ->> 'mask_secret' then 'dataset_changed'
       when difference.is_other_database then 'database_restored'
       when not wanted.by_triggers then
         case

@@ -1,0 +1,40 @@
+//! `mask`: accepts a new secret of masks.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use crate::command::BadUsage;
+use crate::command::database_handle::{CreateMissing, with_database};
+use crate::command::start::{Logs, block_on, settings};
+use crate::config::CatalogFile;
+use crate::store::Store;
+
+/// The actions on the secret of masks.
+#[derive(Subcommand)]
+pub(crate) enum MaskCommand {
+    /// Accept the secret in MASK_SECRET in place of the one before. Each dataset that masks a column by `hmac` then
+    /// needs a full export
+    Rotate,
+}
+
+impl MaskCommand {
+    /// Accepts the secret.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let MaskCommand::Rotate = self;
+        let config = settings(CatalogFile::Unread, Logs::Errors)?;
+        let secret = config.worker.mask_secret.clone();
+        let secret =
+            secret.ok_or_else(|| BadUsage("MASK_SECRET: it is unset, so there is no secret to accept".to_owned()))?;
+        block_on(with_database(&config, CreateMissing::Tables, async |database| {
+            let rotated = Store::new(database.pool(1)).rotate_mask_secret(&secret.fingerprint).await?;
+            match rotated {
+                true => outln!(
+                    "The secret in MASK_SECRET is accepted. Start all processes again with it; then each dataset that masks a column by \
+                     hmac needs a full export for each consumer."
+                ),
+                false => outln!("The secret in MASK_SECRET was accepted before: nothing has changed."),
+            }
+        }))
+    }
+}

@@ -1,0 +1,403 @@
+//! Masked columns: no unmasked value leaves the service, and equal values stay equal.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::batches::export_all;
+use crate::catalog::{Catalog, ended, export, post};
+use crate::harness::{Csv, Database, Service, Start, eventually, refusal};
+use crate::mirrors::Mirror;
+use crate::patterns::QUICK;
+
+const SECRET: &str = "a secret of the tests that stays";
+
+/// A text that is in each masked column, and must be nowhere else.
+const PLANTED: &str = "plänted";
+
+const PEOPLE: &str = "
+    create table people (id int primary key, email text, phone text, name text, note text, born date, ref uuid, free text);
+    insert into people select n, 'plänted' || n % 3 || '@example.com', '0171' || n || 'plänted', 'plänted', 'plänted',
+      date '1970-05-06' + 400 * n, ('00000000-0000-0000-0000-00000000000' || n % 9)::uuid, 'free ' || n from generate_series(1, 20) n;
+    insert into people (id) values (99);
+    create table visits (email text primary key, n int);
+    insert into visits select distinct email, 1 from people where email is not null;";
+
+const FILE: &str = "
+[[dataset]]
+name = \"people\"
+table = \"people\"
+mask = { email = \"hmac\", phone = \"last 4\", name = \"null\", note = \"fixed ***\", born = \"year\", ref = \"hmac\" }
+
+[[dataset]]
+name = \"visits\"
+table = \"visits\"
+mask = { email = \"hmac\" }
+";
+
+/// The token of a text, by another way than the service's.
+fn token(text: &str) -> String {
+    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, SECRET.as_bytes());
+    hex::encode(ring::hmac::sign(&key, text.as_bytes()))
+}
+
+fn start(catalog: &Catalog, database: &Database) -> Start {
+    catalog.start(database).with("MASK_SECRET", SECRET).with("MANIFESTS", "on").with("LOG_LEVEL", "trace")
+}
+
+async fn command(catalog: &Catalog, database: &Database, arguments: &[&str]) -> (i32, String, String) {
+    start(catalog, database).arguments(arguments).output().await
+}
+
+async fn people(file: &str) -> (Database, Catalog, Service) {
+    people_with(file, "").await
+}
+
+async fn people_with(file: &str, statements: &str) -> (Database, Catalog, Service) {
+    let database = Database::empty().await;
+    database.run(&format!("{PEOPLE} {statements}")).await;
+    let catalog = Catalog::of(file);
+    let (code, _, said) = command(&catalog, &database, &["track", "--all"]).await;
+    assert_eq!(code, 0, "{said}");
+    let service = start(&catalog, &database).service().await;
+    (database, catalog, service)
+}
+
+/// Asserts that a text is in no file of a folder, whatever its name.
+fn require_nowhere(folder: &Path, text: &str) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            require_nowhere(&path, text);
+        } else {
+            let bytes = std::fs::read(&path).unwrap();
+            let is_in = bytes.windows(text.len()).any(|window| window == text.as_bytes());
+            assert!(!is_in, "{} has {text}", path.display());
+        }
+    }
+}
+
+#[tokio::test]
+async fn each_value_is_masked_and_equal_values_have_one_token() {
+    let (database, _catalog, service) = people(FILE).await;
+    let job = export(&service, "full", "people", "a").await;
+    let csv = Csv::read(&service.path(&job));
+    let row = |id: &str| csv.rows.iter().find(|row| row[0] == id).unwrap().clone();
+    let expected = [
+        "4",
+        &token("plänted1@example.com"),
+        "****nted",
+        "",
+        "***",
+        "1974",
+        &token("00000000-0000-0000-0000-000000000004"),
+        "free 4",
+    ];
+    assert_eq!(row("4"), expected);
+    assert_eq!(row("99")[1..], [""; 7], "NULL stays NULL");
+    assert_eq!(row("1")[1], row("4")[1]);
+
+    // A hard-deleted row has the log's values, masked, and a key has the token that it had.
+    database.run("delete from people where id in (4, 99); delete from visits where email like '%1@%'").await;
+    let delta = export(&service, "delta", "people", "a").await;
+    let rows = Csv::read(&service.path(&delta)).rows;
+    let deleted = rows.iter().find(|row| row[1] == "4").unwrap();
+    assert_eq!((&*deleted[0], &deleted[1..]), ("DELETE", &expected.map(str::to_owned)[..]));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_keeps_its_token_in_deletions() {
+    let (database, _catalog, service) = people(FILE).await;
+    let full = Csv::read(&service.path(&export(&service, "full", "visits", "a").await));
+    let mut tokens: Vec<_> = full.rows.iter().map(|row| row[0].clone()).collect();
+    tokens.sort();
+    let mut expected = [0, 1, 2].map(|n| token(&format!("plänted{n}@example.com")));
+    expected.sort();
+    assert_eq!(tokens, expected);
+    export(&service, "full", "people", "a").await;
+    database.run("delete from visits where email like '%1@%'; delete from people where id = 4").await;
+    let rows = |job: &Value| Csv::read(&service.path(job)).rows;
+    let visits = rows(&export(&service, "delta", "visits", "a").await);
+    assert_eq!(visits, [["DELETE".to_owned(), token("plänted1@example.com"), "1".to_owned()]]);
+    let people = rows(&export(&service, "delta", "people", "a").await);
+    assert_eq!(
+        people[0][..4],
+        ["DELETE".to_owned(), "4".to_owned(), token("plänted1@example.com"), "****nted".to_owned()]
+    );
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn no_unmasked_value_is_in_any_file_answer_or_log() {
+    // Functions of a filter that quote a value: in the name of the service, as if a right lacked, and in a warning.
+    let speaking = ["imposing", "denying", "warning"].map(|name| {
+        format!(
+            "[[dataset]]\nname = \"{name}\"\ntable = \"people\"\nfilter = \"public.{name}(name)\"\nmask = {{ name = \"null\",\n\
+             email = \"null\", phone = \"null\", note = \"null\" }}\n"
+        )
+    });
+    let with_failing = FILE.to_owned()
+        + &speaking.concat()
+        + "[[dataset]]\nname = \"failing\"\ntable = \"people\"\nfilter = \"name::int > 0\"\nmask = { name = \"null\", email = \"null\",\n\
+           phone = \"null\", note = \"null\" }\n";
+    let functions = "
+        create function imposing(v text) returns boolean immutable language plpgsql as
+          'begin if v is null then return true; end if; raise exception ''%'', v using errcode = ''CE001''; end';
+        create function denying(v text) returns boolean immutable language plpgsql as
+          'begin if v is null then return true; end if; raise exception ''%'', v using errcode = ''42501''; end';
+        create function warning(v text) returns boolean immutable language plpgsql as
+          'begin raise warning ''%'', v; return true; end';";
+    let (database, catalog, service) = people_with(&with_failing, functions).await;
+    let mut answers = String::new();
+    for format in ["csv", "ndjson", "parquet"] {
+        if format == "parquet" && !cfg!(feature = "parquet") {
+            continue;
+        }
+        for export_type in ["full", "incremental", "delta"] {
+            database
+                .run("update people set free = free || 'x'; delete from people where id = (select max(id) from people)")
+                .await;
+            for dataset in ["people", "visits"] {
+                let body = json!({ "dataset": dataset, "format": format });
+                let job = ended(&service, &format!("/exports/{export_type}"), Some(format), body).await;
+                assert_eq!(job["status"], "completed", "{job}");
+                answers += &job.to_string();
+            }
+        }
+        let body = json!({ "dataset": "people", "format": format, "columns": ["email", "phone"], "limit": 3 });
+        assert_eq!(ended(&service, "/exports", None, body).await["status"], "completed");
+    }
+    // Postgres's message quotes the value that is no number.
+    for (export_type, code) in [("full", "dataset_mismatch"), ("delta", "dataset_mismatch")] {
+        let body = json!({ "dataset": "failing" });
+        let job = ended(&service, &format!("/exports/{export_type}"), Some("f"), body).await;
+        assert_eq!(job["error"]["code"], code, "{job}");
+        answers += &job.to_string();
+    }
+    for (dataset, status) in [("imposing", "failed"), ("denying", "failed"), ("warning", "completed")] {
+        let job = ended(&service, "/exports/full", Some("s"), json!({ "dataset": dataset })).await;
+        assert_eq!(job["status"], status, "{job}");
+        answers += &job.to_string();
+    }
+    export_all(&service, "delta", json!({ "datasets": ["people", "visits"] })).await;
+    for path in ["/datasets", "/consumers", "/exports", "/audit", "/deliveries", "/metrics", "/schedules"] {
+        answers += &service.call("GET", path, &[]).await.text().await.unwrap();
+    }
+    let (_, printed, said) =
+        command(&catalog, &database, &["plan", "delta", "--consumer", "f", "--dataset", "failing"]).await;
+    answers += &(printed + &said);
+    // A deletion that is read as another type, which fails.
+    database.run("alter table people alter free type int using 1").await;
+    answers += &ended(&service, "/exports/delta", Some("csv"), json!({ "dataset": "people" })).await.to_string();
+    require_nowhere(service.output(), PLANTED);
+    assert!(!answers.contains(PLANTED), "{answers}");
+    let log = service.log_text();
+    assert!(log.contains("message is withheld") && !log.contains(PLANTED), "{log}");
+    let kept = "select string_agg(e::text, '') from exports e";
+    assert!(!database.one::<String>(kept).await.contains(PLANTED));
+    let listed: Value = service.call("GET", "/datasets/people", &[]).await.json().await.unwrap();
+    let masks: Vec<_> = listed["columns"].as_array().unwrap().iter().map(|column| &column["mask"]).collect();
+    assert_eq!(json!(masks[..4]), json!([null, "hmac", "last 4", "null"]), "{listed}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn no_caller_selects_rows_by_a_masked_column() {
+    let (_database, _catalog, service) = people(FILE).await;
+    let filter = |column: &str| json!([{ "column": column, "op": "gte", "value": "a" }]);
+    for body in [
+        json!({ "dataset": "people", "filter": filter("email") }),
+        json!({ "dataset": "people", "filter": filter("note"), "columns": ["id"] }),
+        json!({ "dataset": "people", "filter": [{ "column": "name", "op": "isNull", "value": true }] }),
+        json!({ "dataset": "visits", "limit": 1 }),
+    ] {
+        assert_eq!(
+            refusal(post(&service, "/exports", None, &body).await).await,
+            (400, "column_masked".to_owned()),
+            "{body}"
+        );
+    }
+    let body = json!({ "dataset": "people", "filter": filter("free"), "limit": 2 });
+    assert_eq!(ended(&service, "/exports", None, body).await["rowsExported"], 2);
+    service.stop().await;
+}
+
+/// A column that was renamed must not appear under its new name, whatever a caller or the operator does beside that.
+#[tokio::test]
+async fn a_renamed_column_is_never_exported_without_its_mask() {
+    let pattern = "[[tables]]\nmatch = [\"public.people\"]\nmask = { email = \"hmac\", absent = \"null\" }\n";
+    for (file, is_pattern) in [(FILE, false), (pattern, true)] {
+        let (database, catalog, service) = people(file).await;
+        if is_pattern {
+            let (code, _, said) = command(&catalog, &database, &["datasets", "check"]).await;
+            assert!(code == 0 && said.contains("people: it has no column `absent` to mask"), "{said}");
+        }
+        export(&service, "full", "people", "a").await;
+        database.run("alter table people rename email to mail").await;
+        let fails = async |what: &str| {
+            for (path, consumer) in [("/exports/full", Some("a")), ("/exports/delta", Some("a")), ("/exports", None)] {
+                let job = ended(&service, path, consumer, json!({ "dataset": "people" })).await;
+                assert_eq!(job["error"]["code"], "dataset_mismatch", "{what} {path}: {job}");
+            }
+            let listed: Value = service.call("GET", "/datasets/people", &[]).await.json().await.unwrap();
+            assert_eq!(listed["reason"], "mask_column_missing", "{what}: {listed}");
+        };
+        fails("renamed").await;
+        let path = "/exports/watermark?dataset=people";
+        let forgotten = service.call("DELETE", path, &[("X-Consumer-ID", "a")]).await;
+        assert_eq!(forgotten.status(), 204);
+        fails("without a position").await;
+        database.run("alter table people add email text").await;
+        fails("replaced").await;
+        // Another mask beside it is none for the column.
+        catalog.write(&file.replacen("mask = { email", "mask = { free = \"null\", email", 1));
+        let (code, _, said) = command(&catalog, &database, &["datasets", "check"]).await;
+        assert!(code == 2 && said.contains("`mail` was `email`"), "{said}");
+        require_nowhere(service.output(), "nted1@example.com");
+        service.stop().await;
+        // The operator masks it under its new name. Then the mask can be removed.
+        catalog.write(&file.replacen("mask = { email", "mask = { mail = \"hmac\", email", 1));
+        let service = start(&catalog, &database).service().await;
+        export(&service, "full", "people", "a").await;
+        service.stop().await;
+        catalog.write(&file.replacen("mask = { email = \"hmac\", ", "mask = { ", 1));
+        let service = start(&catalog, &database).service().await;
+        let job = export(&service, "full", "people", "a").await;
+        let csv = Csv::read(&service.path(&job));
+        assert!(csv.rows.iter().any(|row| row[1].contains("nted1@example.com")), "{csv:?}");
+        service.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn rows_with_a_masked_key_are_in_no_order() {
+    let (database, _catalog, service) = people(FILE).await;
+    database
+        .run("insert into visits select format('v%s@example.com', 1000 + n), n from generate_series(1, 100) n")
+        .await;
+    export(&service, "full", "visits", "a").await;
+    database
+        .run("delete from visits where n between 1 and 50 and n % 2 = 0; update visits set n = n + 1000 where n > 50")
+        .await;
+    for export_type in ["incremental", "delta"] {
+        let rows = Csv::read(&service.path(&export(&service, export_type, "visits", "a").await)).rows;
+        let value = |row: &Vec<String>| {
+            let place = usize::from(export_type == "delta");
+            (1001..=1100).find(|n| row[place] == token(&format!("v{n}@example.com")))
+        };
+        let order: Vec<i32> = rows.iter().filter_map(value).collect();
+        assert!(order.len() >= 25, "{order:?}");
+        let ascents = order.windows(2).filter(|pair| pair[0] < pair[1]).count();
+        assert!(ascents > order.len() / 5 && ascents < order.len() * 4 / 5, "{order:?}");
+    }
+    service.stop().await;
+}
+
+/// The old file would leave the column unmasked.
+#[tokio::test]
+async fn a_mask_without_a_secret_is_in_force_when_the_file_changes() {
+    let database = Database::empty().await;
+    database.run(PEOPLE).await;
+    let unmasked = "[[dataset]]\nname = \"people\"\ntable = \"people\"\n";
+    let catalog = Catalog::of(unmasked);
+    catalog.track(&database, "people").await;
+    let service = catalog.start(&database).with("FAILPOINTS", QUICK).service().await;
+    export(&service, "full", "people", "a").await;
+    catalog.write(&format!("{unmasked}mask = {{ email = \"hmac\" }}\n"));
+    eventually("the file is in force", async || service.events("datasets_reloaded").pop()).await;
+    assert_eq!(service.events("mask_secret_missing").len(), 1);
+    let job = ended(&service, "/exports/full", Some("a"), json!({ "dataset": "people" })).await;
+    assert_eq!(job["error"]["code"], "dataset_mismatch", "{job}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn another_mask_or_secret_needs_a_full_export() {
+    let file = FILE.to_owned()
+        + "[[dataset]]\nname = \"names\"\ntable = \"people\"\nmask = { name = \"null\", phone = \"last 2\" }\n";
+    let (database, catalog, service) = people(&file).await;
+    export(&service, "full", "people", "a").await;
+    export(&service, "full", "names", "a").await;
+    let needs_full = async |service: &Service, dataset: &str| {
+        let job = ended(service, "/exports/delta", Some("a"), json!({ "dataset": dataset })).await;
+        assert_eq!(
+            (&job["error"]["code"], &job["continuity"]),
+            (&json!("full_export_needed"), &json!("dataset_changed")),
+            "{job}"
+        );
+        export(service, "full", dataset, "a").await;
+    };
+    service.stop().await;
+    catalog.write(&file.replace("last 4", "last 3"));
+    let service = start(&catalog, &database).service().await;
+    needs_full(&service, "people").await;
+    export(&service, "full", "visits", "a").await;
+
+    // A process with another secret doesn't start, nor does one without a secret.
+    let other = || start(&catalog, &database).with("MASK_SECRET", "another secret of the tests");
+    let (code, said) = other().until_it_ends().await;
+    assert!(code == 2 && said.contains("mask rotate") && !said.contains("another secret"), "{said}");
+    let (code, said) = catalog.start(&database).until_it_ends().await;
+    assert!(code == 2 && said.contains("MASK_SECRET"), "{said}");
+    let (code, said) = start(&catalog, &database).with("MASK_SECRET", "short").until_it_ends().await;
+    assert!(code == 2 && said.contains("at least 16 characters") && !said.contains("short"), "{said}");
+    for expected in ["is accepted", "nothing has changed"] {
+        let (code, printed, said) = other().arguments(&["mask", "rotate"]).output().await;
+        assert!(code == 0 && printed.contains(expected), "{printed} {said}");
+    }
+    // The process that still runs has the old one.
+    let job = ended(&service, "/exports/full", Some("b"), json!({ "dataset": "people" })).await;
+    assert_eq!(job["error"]["code"], "dataset_mismatch", "{job}");
+    service.stop().await;
+    let service = other().service().await;
+    needs_full(&service, "people").await;
+    needs_full(&service, "visits").await;
+    // It has no token.
+    export(&service, "delta", "names", "a").await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_mask_that_can_not_be_is_refused() {
+    let database = Database::empty().await;
+    database.run(PEOPLE).await;
+    let catalog = Catalog::of("");
+    for (mask, why) in [
+        ("{ email = \"sha256\" }", "none of hmac, null, year"),
+        ("{ phone = \"last 0\" }", "a number from 1 to 64"),
+        ("{ absent = \"null\" }", "there is no column `absent`"),
+        ("{ id = \"last 2\" }", "can only have `hmac`"),
+        ("{ email = \"year\" }", "`email` is text, which has no year"),
+        ("{ email = \"hmac\" }\ndeleted = \"email\"", "can't be masked"),
+        ("\"email\"", "mask"),
+    ] {
+        catalog.write(&format!("[[dataset]]\nname = \"people\"\ntable = \"people\"\nmask = {mask}\n"));
+        let (code, _, said) = command(&catalog, &database, &["datasets", "check"]).await;
+        assert!(code == 2 && said.contains(why), "{mask}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn a_copy_has_the_masked_values() {
+    let schema = "create schema sales; set search_path = sales;";
+    let file = FILE.replace("table = \"", "table = \"sales.");
+    let mirror = Mirror::with_secret(&file, &format!("{schema} {PEOPLE}"), SECRET).await;
+    mirror.applies_all("the first").await;
+    let types = "select string_agg(format_type(atttypid, atttypmod), ' ' order by attnum) from pg_attribute
+                 where attrelid = 'sales.people'::regclass and attnum > 0";
+    assert_eq!(mirror.target.one::<String>(types).await, "integer text text text text integer text text");
+    mirror
+        .source
+        .run("delete from sales.visits where email like '%1@%'; update sales.people set phone = '12345' where id = 2")
+        .await;
+    mirror.applies_all("a delta").await;
+    let tokens: Vec<String> = mirror.target.one("select array_agg(email order by email) from sales.visits").await;
+    let mut expected = [0, 2].map(|n| token(&format!("plänted{n}@example.com")));
+    expected.sort();
+    assert_eq!(tokens, expected);
+    assert_eq!(mirror.target.one::<String>("select phone from sales.people where id = 2").await, "****45");
+    let joined = "select count(*) from sales.people join sales.visits using (email)";
+    assert_eq!(mirror.target.one::<i64>(joined).await, 13, "tokens join");
+    mirror.service.stop().await;
+}
