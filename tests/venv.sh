@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A virtual environment of Python packages under target/, made where it isn't there yet: prints the path of its `python`.
 #
-#   tests/venv.sh guides|schemathesis|clients|browser|buckets|boto3|deploy|sbom|workflows|zig|programs
+#   tests/venv.sh guides|elsewhere|schemathesis|clients|browser|buckets|boto3|deploy|sbom|workflows|zig|programs
 #
 # Needs python3 with venv, and a package index or a cache of its packages. The packages are pinned: a new one may find more, or less.
 set -euo pipefail
@@ -11,6 +11,8 @@ case $1 in
     # DuckDB loads an extension only with its makers' signature, whoever packs it.
     guides) pins='duckdb==1.4.1 duckdb-extension-httpfs==1.4.1 pandas==2.3.3 pyarrow==22.0.0 polars==2.1.0 psycopg[binary]==3.2.12
         zstandard==0.25.0 jsonschema==4.26.0 standardwebhooks==1.1.0' ;;
+    # The readers of docs/guides/elsewhere.md.
+    elsewhere) pins='pandas==3.1.1 polars==2.1.0 pyarrow==26.0.1 duckdb==2.0.1 pyspark==4.3.0 chdb==4.4.0 dlt[duckdb]==1.31.0 psycopg[binary]==3.3.9' ;;
     schemathesis) pins='schemathesis==4.32.5' ;;
     # A generator of clients.
     clients) pins='openapi-python-client==0.29.1' ;;

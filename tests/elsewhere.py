@@ -1,0 +1,322 @@
+"""Runs the blocks of docs/guides/elsewhere.md, and compares each value that a reader has with the table's. elsewhere.sh calls it.
+
+    python tests/elsewhere.py SERVER [SECTION…]
+
+With libpq's variables for the service's database, in a folder for files. Postgres's own text of each value says what is right. A reader whose
+program is missing is named and skipped, but fails if CI is `true`.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import re
+import shutil
+import sqlite3
+import struct
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import psycopg
+
+SERVER, CHOSEN = sys.argv[1], sys.argv[2:]
+PAGE = Path(__file__).resolve().parent.parent / "docs/guides/elsewhere.md"
+PROGRAMS = {"Spark": ["java"], "MariaDB": ["mariadbd", "mariadb-install-db", "mariadb"], "SQLite": ["sqlite3"]}
+os.environ["PATH"] += ":/usr/sbin"
+os.environ |= {"TZ": "UTC", "DLT_DATA_DIR": "dlt", "RUNTIME__DLTHUB_TELEMETRY": "false"}
+
+
+# The table, and a value as it is compared.
+
+
+def canonical(kind, value):
+    """A value of a reader in one form for all readers: its type if it has one, else the text that is in a CSV file."""
+    if value is None:
+        return None
+    match kind:
+        case "smallint" | "integer" | "bigint":
+            return value if isinstance(value, float) else str(value)
+        case "real":
+            return struct.unpack("f", struct.pack("f", float(value)))[0].hex()
+        case "double precision":
+            return float(value).hex()
+        case "boolean":
+            return {"t": "true", "f": "false", "True": "true", "False": "false", "1": "true", "0": "false"}.get(str(value), value)
+        case "bytea":
+            return "\\x" + value.hex() if isinstance(value, bytes) else value
+        case "uuid":
+            return str(value)
+        case "date":
+            return datetime.date.fromisoformat(str(value))
+        case "timestamp with time zone" | "timestamp without time zone":
+            value = datetime.datetime.fromisoformat(str(value).replace("Z", "+00:00"))
+            return value.astimezone(datetime.UTC).replace(tzinfo=None) if value.tzinfo else value
+        case "time without time zone":
+            if isinstance(value, datetime.timedelta):
+                return (datetime.datetime.min + value).time()
+            return datetime.time.fromisoformat(str(value))
+        case _:
+            return value
+
+
+def source():
+    """The kinds of the table's columns, and its rows by id as Postgres writes their values."""
+    with psycopg.connect("", options="-c timezone=UTC -c datestyle=iso") as connection:
+        kinds = dict(
+            connection.execute(
+                "select attname, format_type(atttypid, null) from pg_attribute "
+                "where attrelid = 'orders'::regclass and attnum > 0 and not attisdropped order by attnum"
+            ).fetchall()
+        )
+        # `concat` calls the output function of a type; a cast of an `inet` to text doesn't.
+        texts = ", ".join(f"case when {name} is not null then concat({name}) end" for name in kinds)
+        rows = [dict(zip(kinds, row)) for row in connection.execute(f"select {texts} from orders").fetchall()]
+    for row in rows:
+        for name, kind in kinds.items():
+            row[name] = canonical(kind, row[name])
+    return kinds, {row["id"]: row for row in rows}
+
+
+def compare(reader, rows):
+    """Fails unless a reader has the table's rows, but for what the page says of it."""
+    kinds, expected = source()
+    lost = 0
+    for row in expected.values():
+        for name in row:
+            kept = LOSSES.get(reader, lambda name, value: value)(name, row[name])
+            lost += kept != row[name]
+            row[name] = kept
+    assert lost or reader not in LOSSES, f"{reader} loses nothing, other than the page says"
+    found = {}
+    for row in rows:
+        row = {name: canonical(kinds[name], value) for name, value in row.items() if name in kinds}
+        assert row.keys() == kinds.keys(), f"{reader} lacks columns: {kinds.keys() - row.keys()}"
+        assert row["id"] not in found, f"{reader} has the id {row['id']} twice"
+        found[row["id"]] = row
+    assert found.keys() == expected.keys(), f"{reader} has other ids: {found.keys() ^ expected.keys()}"
+    faults = [(id, name, value, found[id][name]) for id, row in expected.items() for name, value in row.items() if found[id][name] != value]
+    assert not faults, f"{reader}: {len(faults)} other values (id, column, the table's, the reader's):\n" + "\n".join(map(str, faults[:20]))
+    print(f"ok: {reader}: {len(found)} rows of {len(kinds)} columns{f', {lost} values lost as the page says' if lost else ''}", flush=True)
+
+
+def empty_is_null(name, value):
+    return None if value == "" else value
+
+
+def json_null_is_null(name, value):
+    return None if name in ("raw", "doc") and value == "null" else value
+
+
+def json_is_compact(name, value):
+    """As SQLite writes it. No text of the table's JSON has a space."""
+    value = json_null_is_null(name, value)
+    return value.replace(" ", "") if name in ("raw", "doc") and value else value
+
+
+LOSSES = {
+    "pandas CSV": empty_is_null,
+    "MariaDB NDJSON": json_null_is_null,
+    "SQLite NDJSON": json_is_compact,
+    "SQLite CSV": empty_is_null,
+}
+
+
+# The readers. Each runs a block, and yields rows as dicts.
+
+
+def run(block, **names):
+    exec(compile(block, "elsewhere.md", "exec"), names)
+    return names
+
+
+def by_names(cursor):
+    return [dict(zip([column[0] for column in cursor.description], row)) for row in cursor.fetchall()]
+
+
+def in_pandas(block):
+    import pandas
+
+    for row in run(block)["orders"].astype(object).to_dict("records"):
+        yield {name: None if value is pandas.NA else value for name, value in row.items()}
+
+
+def in_polars(block):
+    return run(block)["orders"].to_dicts()
+
+
+def in_pyarrow(block):
+    return run(block)["orders"].to_pylist()
+
+
+def in_duckdb(block):
+    import duckdb
+
+    with duckdb.connect() as database:
+        database.execute("set timezone = 'UTC'")
+        database.execute(block)
+        return by_names(database.execute("select * from orders"))
+
+
+def in_spark(block):
+    from pyspark.sql import SparkSession
+
+    builder = SparkSession.builder.master("local[1]").config("spark.sql.session.timeZone", "UTC").config("spark.ui.enabled", "false")
+    spark = builder.config("spark.driver.bindAddress", "127.0.0.1").config("spark.driver.host", "127.0.0.1").getOrCreate()
+    spark.sparkContext.setLogLevel("ERROR")
+    frame = run(block, spark=spark)["orders"]
+    # Python's own times would go through this machine's time zone.
+    times = [f"cast({name} as string) as {name}" if kind.startswith(("timestamp", "date")) else name for name, kind in frame.dtypes]
+    return [row.asDict() for row in frame.selectExpr(*times).collect()]
+
+
+def in_clickhouse(block):
+    from chdb import session
+
+    with contextlib.closing(session.Session()) as database:
+        for statement in ("create database shop", "use shop", block):
+            database.query(statement)
+        binary = "photo" if "CSVWithNames" in block else "concat('\\\\x', lower(hex(photo)))"
+        rows = database.query(
+            f"select * replace ({binary} as photo) from orders settings output_format_json_quote_denormals = 1, output_format_json_quote_64bit_integers = 1",
+            "JSONEachRow",
+        )
+        return [json.loads(line) for line in str(rows).splitlines()]
+
+
+def in_dlt(block):
+    import duckdb
+
+    names = run(block)
+    yield from rows_of_dlt()
+    names["pipeline"].drop()
+
+
+def rows_of_dlt():
+    import duckdb
+
+    with duckdb.connect("shop.duckdb") as database:
+        database.execute("set timezone = 'UTC'")
+        return by_names(database.execute("select * from raw.orders"))
+
+
+def in_sqlite(block):
+    Path("shop.db").unlink(missing_ok=True)
+    subprocess.run(["sqlite3", "-batch", "-bail", "shop.db"], input=block, text=True, check=True)
+    with contextlib.closing(sqlite3.connect("shop.db")) as database:
+        return by_names(database.execute("select * from orders"))
+
+
+def in_mariadb(block):
+    """In a server of its own, which nobody else can reach. It refuses to run as root."""
+    folder = Path("mariadb").absolute()
+    folder.mkdir()
+    user = []
+    if os.geteuid() == 0:
+        shutil.chown(folder, "mysql")
+        user = ["--user=mysql"]
+    place = ["--no-defaults", f"--datadir={folder}/data", *user]
+    with open("mariadb.log", "w") as log:
+        subprocess.run(["mariadb-install-db", *place, "--skip-test-db", "--auth-root-authentication-method=normal"], stdout=log, stderr=log, check=True)
+        server = subprocess.Popen(["mariadbd", *place, "--skip-networking", f"--socket={folder}/socket", "--local-infile=1"], stdout=log, stderr=log)
+    try:
+        client = ["mariadb", "--no-defaults", "--user=root", f"--socket={folder}/socket", "--default-character-set=utf8mb4", "--local-infile=1"]
+        while subprocess.run([*client, "-e", "create database if not exists shop"], capture_output=True).returncode:
+            assert server.poll() is None, Path("mariadb.log").read_text()
+        said = subprocess.run([*client, "--show-warnings", "shop"], input=block, text=True, capture_output=True, check=True)
+        assert not said.stdout, f"MariaDB warns: {said.stdout}"
+        kinds = source()[0]
+        members = ", ".join(f"'{name}', " + (f"concat('\\\\x', lower(hex({name})))" if kind == "bytea" else f"concat({name})") for name, kind in kinds.items())
+        rows = subprocess.run([*client, "--raw", "--skip-column-names", "shop", "-e", f"select json_object({members}) from orders"], capture_output=True, check=True)
+        return [json.loads(line) for line in rows.stdout.decode().split("\n") if line]
+    finally:
+        server.terminate()
+        server.wait()
+
+
+READERS = {
+    "pandas": in_pandas,
+    "Polars": in_polars,
+    "pyarrow": in_pyarrow,
+    "DuckDB": in_duckdb,
+    "Spark": in_spark,
+    "ClickHouse": in_clickhouse,
+    "dlt": in_dlt,
+    "MariaDB": in_mariadb,
+    "SQLite": in_sqlite,
+}
+
+
+# The page.
+
+
+def sections():
+    parts = re.split(r"^## (.*)$", PAGE.read_text(), flags=re.M)
+    found = dict(zip(parts[1::2], parts[2::2]))
+    assert list(found) == [*READERS, "A delta"], list(found)
+    return parts[0], found
+
+
+def fetch(command, dataset, form, export_type="full"):
+    """Runs the page's command for another format, type or dataset, in this folder."""
+    for old, new in ((" full", f" {export_type}"), ("dataset orders", f"dataset {dataset}"), ("csv", form), ("http://localhost:8080", SERVER)):
+        assert old in command
+        command = command.replace(old, new)
+    subprocess.run(["bash", "-euc", command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def delta_in_dlt(block, command):
+    """The function of the page, which gets a delta with each of its operations after a full export."""
+    names = run(block)
+    with psycopg.connect("") as connection:
+        connection.execute("delete from orders where id in (2, 101)")
+        connection.execute("update orders set note = '', code = null, total = total * 2 where id in (3, 102)")
+        connection.execute("insert into orders (id, note) values (201, 'NULL'), (202, '')")
+    os.remove("orders.parquet")
+    fetch(command, "orders-text", "parquet", "delta")
+    names["load"]("orders.parquet", "delta")
+    compare("dlt, a delta", rows_of_dlt())
+
+
+def main():
+    introduction, found = sections()
+    (command,) = re.findall(r"^```sh\n(.*?)^```$", introduction, flags=re.M | re.S)
+    skipped, wrong = [], []
+    for folder, dataset in (("plain", "orders"), ("text", "orders-text")):
+        os.mkdir(folder)
+        with contextlib.chdir(folder):
+            for form in ("csv", "parquet", "ndjson"):
+                fetch(command, dataset, form)
+    for section, read in READERS.items():
+        if CHOSEN and section not in CHOSEN:
+            continue
+        missing = [program for program in PROGRAMS.get(section, []) if not shutil.which(program)]
+        if missing:
+            print(f"not run: {section} needs {', '.join(missing)}", flush=True)
+            skipped.append(section)
+            continue
+        blocks = re.findall(r"^\*\*(CSV|Parquet|NDJSON)\b[^`]*(?:`[^`\n]+`[^`]*)*?```(?:python|sql)\n(.*?)^```$", found[section], flags=re.M | re.S)
+        assert len(blocks) == found[section].count("\n```") // 2, f"{section} has a block of no format"
+        # What the page's table says to set in the dataset.
+        (settings,) = re.findall(rf"^\| \[{section}\].*?\|.*?\|(.*?)\|", introduction, flags=re.M)
+        with contextlib.chdir("text" if '"text"' in settings else "plain"):
+            try:
+                for form, block in blocks:
+                    compare(f"{section} {form}", read(block))
+            # One reader's fault doesn't hide another's.
+            except Exception:
+                traceback.print_exc()
+                wrong.append(section)
+    if "dlt" in (CHOSEN or READERS):
+        # It changes the table, so it is the last one.
+        (block,) = re.findall(r"^```python\n(.*?)^```$", found["dlt"], flags=re.M | re.S)
+        with contextlib.chdir("text"):
+            delta_in_dlt(block, command)
+    if wrong:
+        sys.exit(f"error: the page is wrong about {', '.join(wrong)}")
+    if skipped and os.environ.get("CI") == "true":
+        sys.exit(f"error: CI runs all readers of the page, and {', '.join(skipped)} could not be run")
+
+
+main()

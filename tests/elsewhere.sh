@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Runs docs/guides/elsewhere.md, block by block, against a service that exports the table of tests/elsewhere.sql. tests/elsewhere.py compares.
+#
+#   tests/elsewhere.sh               all readers of the page
+#   tests/elsewhere.sh Spark dlt     these
+#
+# Needs what tests/service.sh and tests/venv.sh do, and psql. Spark needs Java. A program that is missing is named, and its section skipped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=$(tests/venv.sh elsewhere)
+binary=$(realpath "${BINARY:-target/debug/cdc-export}")
+export BINARY=$binary
+. tests/service.sh
+
+start_service SEED_ROWS=0
+private
+export PGPASSWORD=$secret PGHOST=$socket PGUSER=postgres PGDATABASE=cdc_export
+psql -q -v ON_ERROR_STOP=1 -f tests/elsewhere.sql
+printf '[[dataset]]\nname = "%s"\ntable = "orders"\n%s\n' orders '' orders-text $'uuid = "text"\ntime = "text"' >"$work/datasets.toml"
+kill "$service"
+wait "$service" || true
+start_service DATASETS="$work/datasets.toml"
+(cd "$work" && "${settings[@]}" "$binary" track orders)
+mkdir "$work/bin"
+ln -s "$binary" "$work/bin/cdc-export"
+cd "$work"
+PATH=$work/bin:$PATH "$python" "$OLDPWD/tests/elsewhere.py" "$api" "$@"
