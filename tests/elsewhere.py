@@ -2,8 +2,8 @@
 
     python tests/elsewhere.py SERVER [SECTION…]
 
-With libpq's variables for the service's database, in a folder for files. Postgres's own text of each value says what is right. A reader whose
-program is missing is named and skipped, but fails if CI is `true`.
+With libpq's variables for the service's database, in a folder for files. Postgres's own text of each value says what is right. A
+reader whose program is missing is named and skipped, but fails if CI is `true`.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import sqlite3
 import struct
 import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -43,7 +44,8 @@ def canonical(kind, value):
         case "double precision":
             return float(value).hex()
         case "boolean":
-            return {"t": "true", "f": "false", "True": "true", "False": "false", "1": "true", "0": "false"}.get(str(value), value)
+            known = {"t": "true", "f": "false", "True": "true", "False": "false", "1": "true", "0": "false"}
+            return known.get(str(value), value)
         case "bytea":
             return "\\x" + value.hex() if isinstance(value, bytes) else value
         case "uuid":
@@ -96,9 +98,12 @@ def compare(reader, rows):
         assert row["id"] not in found, f"{reader} has the id {row['id']} twice"
         found[row["id"]] = row
     assert found.keys() == expected.keys(), f"{reader} has other ids: {found.keys() ^ expected.keys()}"
-    faults = [(id, name, value, found[id][name]) for id, row in expected.items() for name, value in row.items() if found[id][name] != value]
-    assert not faults, f"{reader}: {len(faults)} other values (id, column, the table's, the reader's):\n" + "\n".join(map(str, faults[:20]))
-    print(f"ok: {reader}: {len(found)} rows of {len(kinds)} columns{f', {lost} values lost as the page says' if lost else ''}", flush=True)
+    pairs = [(id, name, value, found[id][name]) for id, row in expected.items() for name, value in row.items()]
+    faults = [str(pair) for pair in pairs if pair[2] != pair[3]]
+    heading = f"{reader}: {len(faults)} other values (id, column, the table's, the reader's):"
+    assert not faults, "\n".join([heading, *faults[:20]])
+    losses = f", {lost} values lost as the page says" if lost else ""
+    print(f"ok: {reader}: {len(found)} rows of {len(kinds)} columns{losses}", flush=True)
 
 
 def empty_is_null(name, value):
@@ -162,13 +167,17 @@ def in_duckdb(block):
 def in_spark(block):
     from pyspark.sql import SparkSession
 
-    builder = SparkSession.builder.master("local[1]").config("spark.sql.session.timeZone", "UTC").config("spark.ui.enabled", "false")
-    spark = builder.config("spark.driver.bindAddress", "127.0.0.1").config("spark.driver.host", "127.0.0.1").getOrCreate()
+    settings = {"sql.session.timeZone": "UTC", "ui.enabled": "false", "driver.bindAddress": "127.0.0.1", "driver.host": "127.0.0.1"}
+    builder = SparkSession.builder.master("local[1]")
+    for name, value in settings.items():
+        builder = builder.config(f"spark.{name}", value)
+    spark = builder.getOrCreate()
     spark.sparkContext.setLogLevel("ERROR")
     frame = run(block, spark=spark)["orders"]
     # Python's own times would go through this machine's time zone.
-    times = [f"cast({name} as string) as {name}" if kind.startswith(("timestamp", "date")) else name for name, kind in frame.dtypes]
-    return [row.asDict() for row in frame.selectExpr(*times).collect()]
+    times = {name for name, kind in frame.dtypes if kind.startswith(("timestamp", "date"))}
+    columns = [f"cast({name} as string) as {name}" if name in times else name for name in frame.columns]
+    return [row.asDict() for row in frame.selectExpr(*columns).collect()]
 
 
 def in_clickhouse(block):
@@ -178,10 +187,8 @@ def in_clickhouse(block):
         for statement in ("create database shop", "use shop", block):
             database.query(statement)
         binary = "photo" if "CSVWithNames" in block else "concat('\\\\x', lower(hex(photo)))"
-        rows = database.query(
-            f"select * replace ({binary} as photo) from orders settings output_format_json_quote_denormals = 1, output_format_json_quote_64bit_integers = 1",
-            "JSONEachRow",
-        )
+        exact = "output_format_json_quote_denormals = 1, output_format_json_quote_64bit_integers = 1"
+        rows = database.query(f"select * replace ({binary} as photo) from orders settings {exact}", "JSONEachRow")
         return [json.loads(line) for line in str(rows).splitlines()]
 
 
@@ -212,23 +219,28 @@ def in_mariadb(block):
     """In a server of its own, which nobody else can reach. It refuses to run as root."""
     folder = Path("mariadb").absolute()
     folder.mkdir()
-    user = []
+    place = ["--no-defaults", f"--datadir={folder}/data"]
     if os.geteuid() == 0:
         shutil.chown(folder, "mysql")
-        user = ["--user=mysql"]
-    place = ["--no-defaults", f"--datadir={folder}/data", *user]
+        place.append("--user=mysql")
+    socket = f"--socket={folder}/socket"
+    client = ["mariadb", "--no-defaults", "--user=root", socket, "--default-character-set=utf8mb4", "--local-infile=1"]
     with open("mariadb.log", "w") as log:
-        subprocess.run(["mariadb-install-db", *place, "--skip-test-db", "--auth-root-authentication-method=normal"], stdout=log, stderr=log, check=True)
-        server = subprocess.Popen(["mariadbd", *place, "--skip-networking", f"--socket={folder}/socket", "--local-infile=1"], stdout=log, stderr=log)
+        output = {"stdout": log, "stderr": log}
+        install = ["mariadb-install-db", *place, "--skip-test-db", "--auth-root-authentication-method=normal"]
+        subprocess.run(install, check=True, **output)
+        server = subprocess.Popen(["mariadbd", *place, "--skip-networking", socket, "--local-infile=1"], **output)
     try:
-        client = ["mariadb", "--no-defaults", "--user=root", f"--socket={folder}/socket", "--default-character-set=utf8mb4", "--local-infile=1"]
         while subprocess.run([*client, "-e", "create database if not exists shop"], capture_output=True).returncode:
             assert server.poll() is None, Path("mariadb.log").read_text()
+            time.sleep(0.1)
         said = subprocess.run([*client, "--show-warnings", "shop"], input=block, text=True, capture_output=True, check=True)
         assert not said.stdout, f"MariaDB warns: {said.stdout}"
-        kinds = source()[0]
-        members = ", ".join(f"'{name}', " + (f"concat('\\\\x', lower(hex({name})))" if kind == "bytea" else f"concat({name})") for name, kind in kinds.items())
-        rows = subprocess.run([*client, "--raw", "--skip-column-names", "shop", "-e", f"select json_object({members}) from orders"], capture_output=True, check=True)
+        texts = {name: f"concat({name})" for name in source()[0]}
+        texts["photo"] = "concat('\\\\x', lower(hex(photo)))"
+        members = ", ".join(f"'{name}', {text}" for name, text in texts.items())
+        select = ["-e", f"select json_object({members}) from orders"]
+        rows = subprocess.run([*client, "--raw", "--skip-column-names", "shop", *select], capture_output=True, check=True)
         return [json.loads(line) for line in rows.stdout.decode().split("\n") if line]
     finally:
         server.terminate()
@@ -260,10 +272,12 @@ def sections():
 
 def fetch(command, dataset, form, export_type="full"):
     """Runs the page's command for another format, type or dataset, in this folder."""
-    for old, new in ((" full", f" {export_type}"), ("dataset orders", f"dataset {dataset}"), ("csv", form), ("http://localhost:8080", SERVER)):
+    changes = {" full": f" {export_type}", "dataset orders": f"dataset {dataset}", "csv": form, "http://localhost:8080": SERVER}
+    for old, new in changes.items():
         assert old in command
         command = command.replace(old, new)
-    subprocess.run(["bash", "-euc", command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    done = subprocess.run(["bash", "-euc", command], text=True, capture_output=True)
+    assert not done.returncode, f"{command}{done.stderr}"
 
 
 def delta_in_dlt(block, command):
@@ -296,7 +310,9 @@ def main():
             print(f"not run: {section} needs {', '.join(missing)}", flush=True)
             skipped.append(section)
             continue
-        blocks = re.findall(r"^\*\*(CSV|Parquet|NDJSON)\b[^`]*(?:`[^`\n]+`[^`]*)*?```(?:python|sql)\n(.*?)^```$", found[section], flags=re.M | re.S)
+        # Each has its format in bold above it.
+        block = r"^\*\*(CSV|Parquet|NDJSON)\b(?:(?!```).)*```(?:python|sql)\n(.*?)^```$"
+        blocks = re.findall(block, found[section], flags=re.M | re.S)
         assert len(blocks) == found[section].count("\n```") // 2, f"{section} has a block of no format"
         # What the page's table says to set in the dataset.
         (settings,) = re.findall(rf"^\| \[{section}\].*?\|.*?\|(.*?)\|", introduction, flags=re.M)

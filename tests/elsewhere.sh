@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs docs/guides/elsewhere.md, block by block, against a service that exports the table of tests/elsewhere.sql. tests/elsewhere.py compares.
+# Runs docs/guides/elsewhere.md, block by block, on exports of the table of tests/elsewhere.sql. tests/elsewhere.py compares the values.
 #
 #   tests/elsewhere.sh               all readers of the page
 #   tests/elsewhere.sh Spark dlt     these
@@ -8,9 +8,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(tests/venv.sh elsewhere)
-binary=$(realpath "${BINARY:-target/debug/cdc-export}")
-export BINARY=$binary
 . tests/service.sh
+binary=$(realpath "$binary")
 
 start_service SEED_ROWS=0
 private

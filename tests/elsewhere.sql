@@ -1,5 +1,4 @@
 -- The table of docs/guides/elsewhere.md, with the values that readers of files are known to lose or to change.
-set datestyle = iso;
 create type mood as enum ('calm', 'NULL', 'null, "and" void');
 create table orders (
     id bigint primary key,
