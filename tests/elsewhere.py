@@ -296,6 +296,8 @@ def delta_in_dlt(block, command):
 def main():
     introduction, found = sections()
     (command,) = re.findall(r"^```sh\n(.*?)^```$", introduction, flags=re.M | re.S)
+    (table,) = re.findall(r"^```sql\n(.*?)^```$", introduction, flags=re.M | re.S)
+    assert table in Path(__file__).with_suffix(".sql").read_text(), "the page shows another table than elsewhere.sql makes"
     skipped, wrong = [], []
     for folder, dataset in (("plain", "orders"), ("text", "orders-text")):
         os.mkdir(folder)
