@@ -10,3 +10,8 @@ alter table {schema}.exports
   add column batch jsonb;
 
 create index exports_batch on {schema}.exports (batch_id, dataset) where batch_id is not null;
+
+-- The text of the batch's manifest, which its last member with files has. It is saved before anybody sees it, so that
+-- each process that publishes the member writes the same. Null: not published yet, a file was lost, or retention has
+-- removed it.
+alter table {schema}.exports add column batch_manifest text;

@@ -4,6 +4,7 @@
 
 pub mod after;
 pub mod batch;
+pub mod batch_json;
 mod bounds;
 pub mod columns;
 mod continuity;

@@ -6,6 +6,7 @@
 //!
 //! This module must not know the destination that stores a manifest, nor the database that the export comes from.
 
+pub mod batch;
 pub mod chain;
 pub mod chain_report;
 pub mod line_counter;
@@ -176,6 +177,9 @@ pub struct Chained {
     pub files: Vec<ManifestFile>,
     /// The digest of the previous export of the lane. `None` if this is the lane's first export with a digest.
     pub previous: Option<String>,
+    /// The batch that the export is a member of. `None` if it was requested alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<ManifestBatch>,
 }
 
 /// The identity of the database that an export comes from.
@@ -200,6 +204,17 @@ pub struct ManifestColumn {
     /// The rule by which the column's values were masked. `None` if they were not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask: Option<String>,
+}
+
+/// The batch that an export is a member of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ManifestBatch {
+    /// The batch's id.
+    pub id: String,
+    /// The number of the batch's datasets that have an export with files. Their names are in the batch's own manifest:
+    /// a reader of one dataset need not know of the others.
+    pub datasets: String,
 }
 
 /// A file of an export.
@@ -368,6 +383,7 @@ mod tests {
                 path: Some("full_orders.csv".to_owned()),
             }],
             previous: None,
+            batch: None,
         }
     }
 
@@ -412,6 +428,8 @@ mod tests {
         changed.files[0].bytes = "11".to_owned();
         assert_ne!(changed.digest(), digest);
         assert_ne!(Chained { previous: Some(digest.clone()), ..chained() }.digest(), digest);
+        let batch = Some(ManifestBatch { id: "1".to_owned(), datasets: "2".to_owned() });
+        assert_ne!(Chained { batch, ..chained() }.digest(), digest);
     }
 
     #[test]

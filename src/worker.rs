@@ -319,10 +319,11 @@ impl Worker {
         connections
     }
 
-    /// Publishes committed exports, some at the same time. Stops at the first one that can't be published.
+    /// Publishes committed exports, some at the same time, and the last one of a batch after the others. Stops at the
+    /// first one that can't be published.
     async fn publish(
         &self,
-        records: Vec<FileRecord>,
+        mut records: Vec<FileRecord>,
         place: Option<TraceParent>,
         shutdown: &CancellationToken,
     ) -> Result<(), String> {
@@ -332,11 +333,15 @@ impl Worker {
             let publishing = async { publisher.publish(FileRecord { trace, ..record }).await.map(drop) };
             self.within_lease(publishing, shutdown).await
         };
+        let last = records.pop();
         let mut published = pin!(stream::iter(records).map(publish).buffer_unordered(MAX_PUBLISHING));
         while let Some(done) = published.next().await {
             done?;
         }
-        Ok(())
+        match last {
+            Some(last) => publish(last).await,
+            None => Ok(()),
+        }
     }
 
     /// Publishes the exports of an attempt that was committed although the answer was lost.
@@ -425,6 +430,7 @@ impl Worker {
         let publisher = self.publisher();
         let mut inputs = Vec::new();
         let mut records = Vec::new();
+        let with_files = exports.iter().filter(|exported| !exported.parts.is_empty()).count();
         for (((member, table), exported), marker) in
             lease.members.iter().zip(&snapshot.tables).zip(&*exports).zip(&*markers)
         {
@@ -440,13 +446,16 @@ impl Worker {
                 manifest: None,
             };
             if !exported.parts.is_empty() {
-                let (record, chained) = uncommitted(lease, member, &found, exported);
+                let (record, chained) = uncommitted(lease, member, &found, exported, with_files);
                 found.manifest = chained
                     .zip(member.link.as_ref())
                     .map(|(chained, link)| publisher.manifest(&record, link.number, chained));
                 records.push(FileRecord { manifest: found.manifest.as_ref().map(Manifest::text), ..record });
             }
             inputs.push(found);
+        }
+        if let Some(batch) = records.last_mut().and_then(|record| record.batch.as_mut()) {
+            batch.is_last = true;
         }
         let commits = lease.jobs().zip(&inputs).zip(&*exports);
         let commits: Vec<_> = commits.map(|((job, found), exported)| Commit { job, found, exported }).collect();

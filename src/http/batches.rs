@@ -4,26 +4,24 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{FromRequestParts, Query};
-use axum::http::StatusCode;
 use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
+use utoipa::IntoParams;
 use utoipa::openapi::Required;
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, SchemaFormat, Type};
-use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::http::access::RequestSubscriber;
 use crate::http::code::Code;
 use crate::http::exports::submission::{EmptyBody, Submission};
-use crate::http::exports::submit::{LeftOutBody, SubmittedBatch, accepted_batch};
+use crate::http::exports::submit::{SubmittedBatch, accepted_batch};
 use crate::http::exports::{WaitQuery, wait_of};
 use crate::http::input::PathParameter;
 use crate::http::problem::Problem;
-use crate::job::batch::Batch;
-use crate::job::json::JobJson;
-use crate::job::{ConsumerId, ExportType, Failure, FailureCode, Job, JobId, Status};
+use crate::job::JobId;
+use crate::job::batch_json::BatchJson;
 use crate::service::{self, Service};
 
 /// The batch from the path. A malformed id and an unknown batch result in the same response.
@@ -49,88 +47,10 @@ impl IntoParams for PathBatch {
     }
 }
 
-/// A batch: exports of several datasets, read at one snapshot and completed together or not at all.
-#[derive(Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-#[schema(as = Batch)]
-pub(crate) struct BatchBody {
-    /// The batch's id, which is that of its first export
-    batch_id: Uuid,
-    /// The consumer of its exports
-    #[schema(value_type = ConsumerId)]
-    consumer_id: String,
-    /// The type of its exports. One that was healed has the type `full`
-    export_type: ExportType,
-    /// True if an export that can't go on becomes a full one
-    heal: bool,
-    /// `completed` when the files of all exports are published
-    status: Status,
-    /// The mean of its exports' progress in percent: 100 only when completed
-    #[schema(maximum = 100)]
-    progress: u8,
-    /// Rows of all exports so far
-    rows_exported: u64,
-    /// Bytes of all exports so far
-    bytes_written: u64,
-    /// Why the batch failed
-    #[schema(required)]
-    error: Option<BatchFailure>,
-    /// The batch that this one repeats, on request
-    #[schema(required)]
-    retry_of: Option<Uuid>,
-    /// Its exports, in the order of their datasets' names
-    jobs: Vec<JobJson>,
-    /// The datasets that `"*"` did not export
-    left_out: Vec<LeftOutBody>,
-}
-
-/// Why a batch failed.
-#[derive(Serialize, ToSchema)]
-pub(crate) struct BatchFailure {
-    /// The reason as a word, for programs
-    code: FailureCode,
-    /// The reason as a sentence, for people
-    detail: String,
-    /// The dataset whose export ended the batch; null if the reason concerns all of them
-    #[schema(required)]
-    member: Option<String>,
-}
-
-impl From<Batch> for BatchBody {
-    fn from(batch: Batch) -> BatchBody {
-        let status = batch.status();
-        let Batch { id, jobs, request } = batch;
-        let progress = jobs.iter().map(|job| usize::from(job.progress)).sum::<usize>() / jobs.len();
-        BatchBody {
-            batch_id: id.as_uuid(),
-            consumer_id: jobs[0].consumer.as_ref().map(ConsumerId::to_string).unwrap_or_default(),
-            export_type: request.export_type,
-            heal: request.heals,
-            status,
-            progress: progress as u8,
-            rows_exported: jobs.iter().map(|job| job.rows_exported).sum(),
-            bytes_written: jobs.iter().map(|job| job.bytes_written).sum(),
-            error: failure_of(&jobs),
-            retry_of: request.retry_of.map(JobId::as_uuid),
-            jobs: jobs.into_iter().map(JobJson::from).collect(),
-            left_out: request.left_out.into_iter().map(LeftOutBody::from).collect(),
-        }
-    }
-}
-
-/// Returns the failure of the export that ended the batch.
-fn failure_of(jobs: &[Job]) -> Option<BatchFailure> {
-    let failed = |job: &Job| job.error.as_ref().is_some_and(|error| error.code != FailureCode::BatchMemberFailed);
-    let cause = jobs.iter().find(|job| failed(job))?;
-    let Failure { code, detail, .. } = cause.error.clone()?;
-    let concerns_one = jobs.iter().filter(|job| failed(job)).count() < jobs.len();
-    Some(BatchFailure { code, detail, member: concerns_one.then(|| cause.dataset.clone()) })
-}
-
 /// Get a batch
 #[utoipa::path(
     get, path = "/batches/{batchId}", operation_id = "getBatch", tag = "exports",
-    params(PathBatch, WaitQuery), responses((status = 200, description = "The batch.", body = BatchBody)),
+    params(PathBatch, WaitQuery), responses((status = 200, description = "The batch.", body = BatchJson)),
     extensions(("x-codes" = json!([Code::TooManyFollowers]))),
 )]
 pub(crate) async fn get(
@@ -138,9 +58,23 @@ pub(crate) async fn get(
     PathBatch(id): PathBatch,
     RequestSubscriber(subscriber): RequestSubscriber,
     Query(query): Query<WaitQuery>,
-) -> Result<Json<BatchBody>, Problem> {
+) -> Result<Json<BatchJson>, Problem> {
     let wait = wait_of(query)?.unwrap_or(Duration::ZERO);
     Ok(Json(service.ended_batch(id, wait, subscriber).await?.into()))
+}
+
+/// Get a batch's manifest
+///
+/// It names the digest of each export's manifest. The service writes the same text behind those if `MANIFESTS` is on.
+#[utoipa::path(
+    get, path = "/batches/{batchId}/manifest", operation_id = "getBatchManifest", tag = "exports",
+    params(PathBatch),
+    responses((status = 200, description = "The manifest.", content((serde_json::Value = "application/json")))),
+    extensions(("x-codes" = json!([Code::NotCompleted, Code::NoFile, Code::NoManifest]))),
+)]
+pub(crate) async fn manifest(service: Service, PathBatch(id): PathBatch) -> Result<Response, Problem> {
+    let text = service.batch_manifest(id).await?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], text).into_response())
 }
 
 /// Cancel a batch
@@ -148,15 +82,15 @@ pub(crate) async fn get(
     post, path = "/batches/{batchId}/cancel", operation_id = "cancelBatch", tag = "exports",
     params(PathBatch),
     responses(
-        (status = 202, description = "The batch is cancelled, or will be in a moment.", body = BatchBody),
-        (status = 200, description = "The batch was cancelled before.", body = BatchBody),
+        (status = 202, description = "The batch is cancelled, or will be in a moment.", body = BatchJson),
+        (status = 200, description = "The batch was cancelled before.", body = BatchJson),
     ),
     extensions(("x-codes" = json!([Code::Committing, Code::AlreadyEnded]))),
 )]
 pub(crate) async fn cancel(service: Service, PathBatch(id): PathBatch) -> Result<Response, Problem> {
     let (batch, already) = service.cancel_batch(id).await?;
     let status = if already { StatusCode::OK } else { StatusCode::ACCEPTED };
-    Ok((status, Json(BatchBody::from(batch))).into_response())
+    Ok((status, Json(BatchJson::from(batch))).into_response())
 }
 
 /// Request a batch again that failed or was cancelled

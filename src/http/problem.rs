@@ -258,7 +258,9 @@ impl From<Arc<service::Error>> for Problem {
                 Problem::new(Code::DatasetMismatch, detail)
             }
             Error::NoWatermark => Problem::new(Code::NoWatermark, detail),
-            Error::NoFile(_) | Error::NotPublished(_) => Problem::new(Code::NotCompleted, detail),
+            Error::NoFile(_) | Error::NoBatchManifest(_) | Error::NotPublished(_) => {
+                Problem::new(Code::NotCompleted, detail)
+            }
             Error::Skipped => Problem::new(Code::NoFile, detail),
             Error::AdHoc => Problem::new(Code::AdHoc, detail),
             Error::NoUrl => Problem::new(Code::NoUrl, detail),

@@ -40,6 +40,12 @@ impl std::str::FromStr for PublicKey {
     }
 }
 
+/// Returns true if this is the signature of these bytes, in hexadecimal, by one of the keys.
+pub(super) fn is_signed_by(keys: &[PublicKey], bytes: &[u8], signature: &str) -> bool {
+    let Ok(signature) = hex::decode(signature) else { return false };
+    keys.iter().any(|PublicKey(key)| UnparsedPublicKey::new(&ED25519, key).verify(bytes, &signature).is_ok())
+}
+
 /// The evidence that a manifest was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
@@ -104,11 +110,9 @@ impl Manifest {
         if keys.is_empty() {
             return Ok(());
         }
-        let signature = hex::decode(self.signature.as_ref().ok_or(Broken::Unsigned)?).map_err(|_| Broken::Signature)?;
+        let signature = self.signature.as_ref().ok_or(Broken::Unsigned)?;
         let bytes = signing::signed_bytes(self).ok_or(Broken::SignatureForm)?;
-        let is_signed_by =
-            |PublicKey(key): &PublicKey| UnparsedPublicKey::new(&ED25519, key).verify(&bytes, &signature).is_ok();
-        if keys.iter().any(is_signed_by) { Ok(()) } else { Err(Broken::Signature) }
+        if is_signed_by(keys, &bytes, signature) { Ok(()) } else { Err(Broken::Signature) }
     }
 
     /// Returns true if a manifest of this export and number may have this name.

@@ -26,8 +26,11 @@ pub trait Archive: fmt::Debug + Send + Sync {
     /// Converts an error of a file's reader.
     fn failure(&self, error: io::Error) -> Error;
 
-    /// Lists the names of the manifests, in no order.
+    /// Lists the names of the manifests of exports, in no order.
     fn manifests(&self) -> Result<Box<dyn Iterator<Item = Result<String, Error>> + '_>, Error>;
+
+    /// Lists the names of the manifests of batches, in no order.
+    fn batch_manifests(&self) -> Result<Vec<String>, Error>;
 
     /// Opens the file with this name. Follows no link out of the folder.
     fn open_file(&self, name: &str) -> Result<Lookup<Box<dyn ArchivedFile>>, Error>;
@@ -90,7 +93,9 @@ mod tests {
     #[test]
     fn the_longest_manifest_of_an_export_is_read() {
         use crate::file::MOST_FILES;
-        use crate::manifest::{Chained, Manifest, ManifestColumn, ManifestFile, ManifestSource, VERSION};
+        use crate::manifest::{
+            Chained, Manifest, ManifestBatch, ManifestColumn, ManifestFile, ManifestSource, VERSION,
+        };
 
         let text = |length: usize| "x".repeat(length);
         let file = ManifestFile {
@@ -120,6 +125,7 @@ mod tests {
             rows: u64::MAX.to_string(),
             files: vec![file; MOST_FILES],
             previous: Some(text(64)),
+            batch: Some(ManifestBatch { id: text(36), datasets: "1000".to_owned() }),
         };
         // The longest key of an object, and its bucket's name.
         let longest = Manifest::new(u64::MAX, export, vec![text(1024 + 100); MOST_FILES]).text().len() as u64;
@@ -196,6 +202,15 @@ mod tests {
         }
         let names: Vec<_> = archive.manifests().unwrap().map(Result::unwrap).collect();
         assert_eq!(names, ["pipe.manifest.json"]);
+        assert!(archive.batch_manifests().unwrap().is_empty());
+        std::fs::create_dir_all(at("_batches/a:b")).unwrap();
+        for name in ["_batches/x.manifest.json", "_batches/a:b/.x.manifest.json", "_batches/a:b/x.json"] {
+            std::fs::write(at(name), "").unwrap();
+        }
+        std::fs::write(at("_batches/a:b/x.manifest.json"), "x").unwrap();
+        std::os::unix::fs::symlink("a:b", at("_batches/linked")).unwrap();
+        assert_eq!(archive.batch_manifests().unwrap(), ["_batches/a:b/x.manifest.json"]);
+        assert_eq!(archive.text("_batches/a:b/x.manifest.json").unwrap().unwrap(), b"x");
         assert!(archive.text("pipe.manifest.json").is_err());
         assert!(archive.text("none").unwrap().is_none());
     }

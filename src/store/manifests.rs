@@ -5,11 +5,13 @@
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use sqlx::types::Json;
+use uuid::Uuid;
 
-use crate::file::{Exported, FileRecord, content_sha256};
+use crate::file::{BatchMember, Exported, FileRecord, content_sha256};
 use crate::job::columns::FileColumns;
 use crate::job::{Job, JobId};
-use crate::manifest::{self, Chained, Manifest};
+use crate::manifest::batch::BatchedExport;
+use crate::manifest::{self, Chained, Manifest, ManifestBatch};
 use crate::store::commit::CommitInput;
 use crate::store::job_row::{JobRow, with_job_columns};
 use crate::store::lease::{Lease, Member};
@@ -32,7 +34,35 @@ struct PlannedRow {
     next_number: i64,
     previous: Option<String>,
     manifest: Option<String>,
+    batched: Option<i64>,
     file_columns: Json<FileColumns>,
+}
+
+/// The state of a batch whose last member is to be published.
+#[derive(Debug)]
+pub enum BatchEnd {
+    /// Other members are not published yet.
+    Open,
+    /// The file of a member was lost, so the batch has no manifest.
+    Failed,
+    /// The other members are published.
+    Whole {
+        /// The exports with files but the last one, in the order of their datasets' names.
+        others: Vec<BatchedExport>,
+        /// The datasets of which nothing was to be exported.
+        skipped: Vec<String>,
+    },
+}
+
+#[derive(sqlx_macros::FromRow)]
+struct BatchMemberRow {
+    id: Uuid,
+    dataset: String,
+    number: Option<i64>,
+    digest: Option<String>,
+    is_failed: bool,
+    is_open: bool,
+    datasets: Option<Json<Vec<String>>>,
 }
 
 impl Store {
@@ -44,12 +74,67 @@ impl Store {
             .bind(record.job.as_uuid())
             .bind(&record.name);
         let row: Option<PlannedRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
-        let Some(PlannedRow { job, next_number, previous, manifest, file_columns }) = row else { return Ok(None) };
+        let Some(PlannedRow { job, next_number, previous, manifest, batched, file_columns }) = row else {
+            return Ok(None);
+        };
         let number = next_number.unsigned_abs();
         Ok(Some(match manifest {
             Some(text) => Planned::Written(number, text),
-            None => Planned::New(number, Box::new(chained(Job::try_from(job)?, record, file_columns.0, previous))),
+            None => {
+                let batched = batched.unwrap_or_default().unsigned_abs();
+                Planned::New(number, Box::new(chained(Job::try_from(job)?, record, file_columns.0, previous, batched)))
+            }
         }))
+    }
+
+    /// Returns the state of a batch, of which `last` is the last member with files.
+    pub async fn batch_end(&self, batch: JobId, last: JobId) -> Result<BatchEnd, Error> {
+        let statement =
+            sqlx::query_as(include_str!("manifests/batch_members.sql")).bind(batch.as_uuid()).bind(last.as_uuid());
+        let mut members: Vec<BatchMemberRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
+        let datasets = members.iter_mut().find_map(|member| member.datasets.take());
+        let mut skipped = datasets.map(|Json(datasets)| datasets).unwrap_or_default();
+        skipped.retain(|dataset| !members.iter().any(|member| member.dataset == *dataset));
+        members.retain(|member| member.id != last.as_uuid());
+        if members.iter().any(|member| member.is_open) {
+            return Ok(BatchEnd::Open);
+        }
+        if members.iter().any(|member| member.is_failed) {
+            return Ok(BatchEnd::Failed);
+        }
+        let export = |member: BatchMemberRow| BatchedExport {
+            dataset: member.dataset,
+            job: member.id.to_string(),
+            number: member.number.unwrap_or_default().to_string(),
+            digest: member.digest.unwrap_or_default(),
+        };
+        Ok(BatchEnd::Whole { others: members.into_iter().map(export).collect(), skipped })
+    }
+
+    /// Saves the manifest of the batch whose last member is this record, unless one is saved. Returns the saved one, or
+    /// `None` if another process has published the member, given it up, or plans its manifest anew.
+    pub async fn plan_batch_manifest(&self, record: &FileRecord, text: &str) -> Result<Option<String>, Error> {
+        let statement = sqlx::query_scalar(
+            "-- store.manifests.plan_batch
+             update exports set batch_manifest = coalesce(batch_manifest, $3)
+             where id = $1 and status = 'completed' and published_at is null and manifest = $2
+             returning batch_manifest",
+        )
+        .bind(record.job.as_uuid())
+        .bind(&record.manifest)
+        .bind(text);
+        self.with(async |conn| statement.fetch_optional(conn).await).await
+    }
+
+    /// Returns the text of a batch's manifest, or `None` if it has none, or is not completed.
+    pub async fn batch_manifest(&self, batch: JobId) -> Result<Option<String>, Error> {
+        let statement = sqlx::query_scalar(
+            "-- store.manifests.get_of_batch
+             select batch_manifest from exports
+             where batch_id = $1 and published_at is not null and batch_manifest is not null",
+        )
+        .bind(batch.as_uuid());
+        self.with(async |conn| statement.fetch_optional(conn).await).await
     }
 
     /// Saves a manifest. Does nothing if another process saved one before, or if the file has another name by now.
@@ -75,7 +160,7 @@ impl Store {
         let statement = sqlx::query(
             "-- store.manifests.skip_to
              with replanned as (
-               update exports set manifest = null, digest = null
+               update exports set manifest = null, digest = null, batch_manifest = null
                where id = $1 and status = 'completed' and published_at is null and manifest = $3
                returning consumer_id, dataset)
              update cdc_export.lanes l set last_number = $2
@@ -99,7 +184,8 @@ impl Store {
     }
 }
 
-/// Returns the record that a commit will make of an attempt, and the content of its manifest.
+/// Returns the record that a commit will make of an attempt, and the content of its manifest. `with_files` is the
+/// number of the attempt's exports that have files.
 ///
 /// The content is `None` for a job without a consumer.
 pub fn uncommitted(
@@ -107,6 +193,7 @@ pub fn uncommitted(
     Member { job, link }: &Member,
     found: &CommitInput,
     exported: &Exported,
+    with_files: usize,
 ) -> (FileRecord, Option<Chained>) {
     let record = FileRecord {
         job: job.id,
@@ -123,6 +210,7 @@ pub fn uncommitted(
         finished_at: None,
         is_published: false,
         trace: job.trace,
+        batch: job.batch.map(|id| BatchMember { id, is_last: false, manifest: None }),
     };
     let chained = link.as_ref().map(|link| {
         let job = Job {
@@ -132,13 +220,14 @@ pub fn uncommitted(
             rows_exported: exported.rows,
             ..job.clone()
         };
-        chained(job, &record, found.columns.clone(), link.previous.clone())
+        chained(job, &record, found.columns.clone(), link.previous.clone(), with_files as u64)
     });
     (record, chained)
 }
 
-/// Returns the content of a manifest, without the paths of the files.
-fn chained(job: Job, record: &FileRecord, columns: FileColumns, previous: Option<String>) -> Chained {
+/// Returns the content of a manifest, without the paths of the files. `batched` is the number of exports of the job's
+/// batch that have files.
+fn chained(job: Job, record: &FileRecord, columns: FileColumns, previous: Option<String>, batched: u64) -> Chained {
     let (cluster, database) = record.database.as_str().split_once('-').unwrap_or_default();
     let FileColumns { columns, key, table, snapshot } = columns;
     let time = |time: DateTime<Utc>| time.to_rfc3339_opts(SecondsFormat::Micros, true);
@@ -174,5 +263,6 @@ fn chained(job: Job, record: &FileRecord, columns: FileColumns, previous: Option
         rows: job.rows_exported.to_string(),
         files: record.parts.iter().map(file).collect(),
         previous,
+        batch: job.batch.map(|id| ManifestBatch { id: id.to_string(), datasets: batched.to_string() }),
     }
 }

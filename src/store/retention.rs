@@ -12,8 +12,8 @@ use uuid::Uuid;
 
 use crate::connection::statement::with_pieces;
 use crate::file::FileRecord;
-use crate::job::{JobId, Retention};
-use crate::store::files::{FILE_COLUMNS, FileRow};
+use crate::job::{ConsumerId, JobId, Retention};
+use crate::store::files::{ENDS_BATCH, FILE_COLUMNS, FileRow};
 use crate::store::{Error, Store};
 
 /// The limit on rows of one statement, so that the first clean-up of many jobs doesn't hold locks for long.
@@ -96,6 +96,27 @@ pub struct PastManifest {
     pub text: String,
 }
 
+/// The manifest of a batch that is past the retention of manifests, with those of all its exports.
+#[derive(Debug)]
+pub struct PastBatchManifest {
+    /// The member that has it in the database.
+    pub last: JobId,
+    /// The batch's id.
+    pub batch: JobId,
+    /// The batch's consumer.
+    pub consumer: ConsumerId,
+    /// The text of the manifest.
+    pub text: String,
+}
+
+#[derive(sqlx_macros::FromRow)]
+struct PastBatchRow {
+    id: Uuid,
+    batch: Uuid,
+    consumer_id: String,
+    text: String,
+}
+
 #[derive(sqlx_macros::FromRow)]
 struct PastManifestRow {
     #[sqlx(flatten)]
@@ -123,19 +144,37 @@ impl Store {
         destination: Uuid,
         after: &LaneCursor,
     ) -> Result<RetentionPage<Vec<PastManifest>>, Error> {
-        let statement = with_pieces(include_str!("retention/manifests_past.sql"), &[FILE_COLUMNS]);
+        let statement = with_pieces(include_str!("retention/manifests_past.sql"), &[FILE_COLUMNS, ENDS_BATCH]);
         self.read_past::<PastManifestRow, _>(statement, retention, destination, after, |statement| statement).await
     }
 
-    /// Deletes the manifests of these jobs from the database.
-    pub async fn manifests_removed(&self, jobs: &[JobId]) -> Result<(), Error> {
+    /// Returns the manifests of the batches that have no other manifests of exports than those of these jobs.
+    pub async fn batch_manifests_past(&self, jobs: &[JobId]) -> Result<Vec<PastBatchManifest>, Error> {
         let jobs: Vec<_> = jobs.iter().map(|job| job.as_uuid()).collect();
+        let statement = sqlx::query_as(include_str!("retention/batch_manifests_past.sql")).bind(jobs);
+        let rows: Vec<PastBatchRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
+        let past = |PastBatchRow { id, batch, consumer_id, text }: PastBatchRow| {
+            Some(PastBatchManifest { last: id.into(), batch: batch.into(), consumer: consumer_id.parse().ok()?, text })
+        };
+        Ok(rows.into_iter().filter_map(past).collect())
+    }
+
+    /// Deletes the manifests of these jobs from the database, and those of the batches whose last members are `last`.
+    pub async fn manifests_removed(&self, jobs: &[JobId], last: &[JobId]) -> Result<(), Error> {
+        let ids = |jobs: &[JobId]| jobs.iter().map(|job| job.as_uuid()).collect::<Vec<_>>();
         let statement = sqlx::query(
             "-- store.retention.manifests_removed
-             with removed as (select id from exports where id = any ($1) and manifest is not null order by id for update)
-             update exports e set manifest = null from removed where e.id = removed.id",
+             with removed as (
+               select id from exports
+               where id = any ($1) and manifest is not null or id = any ($2) and batch_manifest is not null
+               order by id for update)
+             update exports e
+             set manifest = case when e.id = any ($1) then null else e.manifest end,
+                 batch_manifest = case when e.id = any ($2) then null else e.batch_manifest end
+             from removed where e.id = removed.id",
         )
-        .bind(jobs);
+        .bind(ids(jobs))
+        .bind(ids(last));
         self.execute(statement).await.map(drop)
     }
 
@@ -156,7 +195,7 @@ impl Store {
         destination: Uuid,
         after: &LaneCursor,
     ) -> Result<RetentionPage<Vec<PastFile>>, Error> {
-        let pieces = [BOUNDS_OF_JOBS, FILE_COLUMNS, FILES_IN_BOUNDS];
+        let pieces = [BOUNDS_OF_JOBS, FILE_COLUMNS, ENDS_BATCH, FILES_IN_BOUNDS];
         let statement = match retained {
             Retained::Files => with_pieces(include_str!("retention/files_past.sql"), &pieces[1..]),
             Retained::Jobs => with_pieces(include_str!("retention/files_of_jobs_past.sql"), &pieces),
@@ -205,7 +244,9 @@ impl Store {
     /// destination that no process uses any more keeps no jobs.
     ///
     /// Spares unacknowledged exports of a consumer that acknowledges for up to `spare`, and for the same time jobs with
-    /// an open delivery. If `has_manifests_removed`, keeps a job until its manifest is removed.
+    /// an open delivery. If `has_manifests_removed`, keeps a job until its manifest is removed, and that of its batch
+    /// if the job has it. Keeps the members of a batch until the last one is published, because its manifest names
+    /// them.
     pub async fn forget_jobs_past(
         &self,
         retention: &Retention,

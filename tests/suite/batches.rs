@@ -1,5 +1,7 @@
 //! Batches: exports of several datasets, read at one snapshot and completed together or not at all.
 
+mod manifests;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +16,7 @@ use crate::harness::{
 };
 
 /// The tables, each with ten rows of 100.
-const TABLES: [&str; 3] = ["alpha", "beta", "gamma"];
+pub(crate) const TABLES: [&str; 3] = ["alpha", "beta", "gamma"];
 
 /// Returns a database with these tables, tracked, and the operator's file.
 pub(crate) async fn tables() -> (Database, Catalog) {
@@ -33,7 +35,7 @@ pub(crate) async fn tables() -> (Database, Catalog) {
     (database, catalog)
 }
 
-async fn batch(service: &Service, export_type: &str, body: Value) -> Value {
+pub(crate) async fn batch(service: &Service, export_type: &str, body: Value) -> Value {
     let answer = post(service, &format!("/exports/{export_type}"), Some("a"), &body).await;
     let (status, answer) = (answer.status(), answer.json::<Value>().await.unwrap());
     assert_eq!(status, 202, "{body} {answer}");
@@ -296,6 +298,8 @@ async fn a_batch_survives_a_kill_at_each_failpoint_of_its_attempt() {
         "worker.commit",
         "worker.committed",
         "publisher.named",
+        "publisher.last",
+        "publisher.batch",
     ];
     for (round, place) in places.into_iter().enumerate() {
         // One member has nothing to tell.

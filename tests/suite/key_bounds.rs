@@ -37,7 +37,7 @@ enum Subject {
 
 /// The scope that each call needs, and its subject. A new call needs a row.
 #[rustfmt::skip]
-const CALLS: [(&str, &str, Subject); 36] = [
+const CALLS: [(&str, &str, Subject); 37] = [
     ("getHealth", "", Subject::Open),
     ("getLiveness", "", Subject::Open),
     ("getReadiness", "", Subject::Open),
@@ -71,6 +71,7 @@ const CALLS: [(&str, &str, Subject); 36] = [
     ("cancelExport", "export:write", Subject::Job),
     ("retryExport", "export:write", Subject::Job),
     ("getBatch", "export:read", Subject::Job),
+    ("getBatchManifest", "export:read", Subject::Job),
     ("cancelBatch", "export:write", Subject::Job),
     ("retryBatch", "export:write", Subject::Job),
     ("deleteExportFile", "export:write", Subject::Job),

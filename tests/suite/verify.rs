@@ -114,6 +114,7 @@ pub(crate) fn next(consumer: &str, before: Option<&Export>, full: bool, rows: &[
         rows: rows.iter().take(files.len()).sum::<u64>().to_string(),
         files: told,
         previous: before.map(|before| before.manifest.digest.clone()),
+        batch: None,
     };
     let urls = files.iter().map(|(name, _)| format!("file:///srv/exports/{name}")).collect();
     Export { manifest: Manifest::new(number, export, urls), files }

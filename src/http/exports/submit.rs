@@ -16,7 +16,8 @@ use crate::http::code::Code;
 use crate::http::exports::submission::{Asked, EmptyBody, ExportOptions, NewExport, Submission};
 use crate::http::input::{Consumer, MaybeConsumer, PathConsumer, PathJob};
 use crate::http::problem::Problem;
-use crate::job::batch::{Batch, Omitted};
+use crate::job::batch::Batch;
+use crate::job::batch_json::LeftOutJson;
 use crate::job::{ConsumerId, ExportType, Job, Request};
 use crate::service::batches::BatchOrder;
 use crate::service::{self, Service};
@@ -211,22 +212,6 @@ fn accepted(job: Job, status: &'static str) -> Response {
     (StatusCode::ACCEPTED, location, Json(answer)).into_response()
 }
 
-/// A dataset that `"*"` does not export.
-#[derive(Serialize, ToSchema)]
-#[schema(as = LeftOut)]
-pub(crate) struct LeftOutBody {
-    /// Its name
-    dataset: String,
-    /// The reason as a word, as `GET /datasets` has it
-    reason: String,
-}
-
-impl From<Omitted> for LeftOutBody {
-    fn from(Omitted { dataset, reason }: Omitted) -> LeftOutBody {
-        LeftOutBody { dataset, reason }
-    }
-}
-
 /// A queued batch.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -244,7 +229,7 @@ pub(crate) struct SubmittedBatch {
     /// Its exports, in the order of their datasets' names
     jobs: Vec<SubmittedMember>,
     /// The datasets that `"*"` does not export
-    left_out: Vec<LeftOutBody>,
+    left_out: Vec<LeftOutJson>,
 }
 
 /// A queued export of a batch.
@@ -276,7 +261,7 @@ pub(crate) fn accepted_batch(batch: Batch, status: &'static str) -> Response {
         export_type: batch.jobs[0].export_type,
         consumer_id: batch.jobs[0].consumer.as_ref().map(ConsumerId::to_string).unwrap_or_default(),
         jobs: batch.jobs.into_iter().map(member).collect(),
-        left_out: batch.request.left_out.into_iter().map(LeftOutBody::from).collect(),
+        left_out: batch.request.left_out.into_iter().map(LeftOutJson::from).collect(),
     };
     (StatusCode::ACCEPTED, location, Json(answer)).into_response()
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::manifest;
+use crate::manifest::{self, batch};
 use crate::sink::folder::entries::open_at;
 use crate::sink::{Archive, ArchivedFile, Error, Lookup};
 
@@ -64,6 +64,24 @@ impl Archive for FolderArchive {
         })))
     }
 
+    fn batch_manifests(&self) -> Result<Vec<String>, Error> {
+        let mut names = Vec::new();
+        let Some(folder) = subfolder(self.0.as_fd(), batch::FOLDER)? else { return Ok(names) };
+        for consumer in rustix::fs::Dir::read_from(&folder)? {
+            let consumer = consumer?;
+            let consumer = consumer.file_name().to_string_lossy();
+            if consumer.starts_with('.') {
+                continue;
+            }
+            let Some(folder) = subfolder(folder.as_fd(), &consumer)? else { continue };
+            for name in rustix::fs::Dir::read_from(&folder)? {
+                names.push(format!("{}/{consumer}/{}", batch::FOLDER, name?.file_name().to_string_lossy()));
+            }
+        }
+        names.retain(|name| batch::is_path(name));
+        Ok(names)
+    }
+
     fn leads_to(&self, url: &str, name: &str) -> bool {
         let path =
             url::Url::parse(url).ok().filter(|url| url.scheme() == "file").and_then(|url| url.to_file_path().ok());
@@ -94,6 +112,15 @@ impl ArchivedFile for File {
     #[cfg(feature = "parquet")]
     fn read_at(&self, buffer: &mut [u8], from: u64) -> io::Result<()> {
         std::os::unix::fs::FileExt::read_exact_at(self, buffer, from)
+    }
+}
+
+/// Opens a folder. Returns `None` if there is none, or something else has the name.
+fn subfolder(above: BorrowedFd<'_>, name: &str) -> Result<Option<OwnedFd>, Error> {
+    match rustix::fs::openat(above, name, FOLDER | OFlags::NOFOLLOW, Mode::empty()) {
+        Ok(folder) => Ok(Some(folder)),
+        Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => Ok(None),
+        Err(errno) => Err(refused(above, name, errno)),
     }
 }
 

@@ -6,4 +6,9 @@ e.output_filename as name, e.sha256,
 e.database_id = (select cdc_export.database_id()) as is_own,
 e.published_at is not null as is_published,
 case when e.published_at is null then e.manifest end as manifest,
+case when e.published_at is null then e.batch_id end as batch_id,
+case when e.published_at is null then e.batch_manifest end as batch_manifest,
+e.published_at is null and
+-- include files/ends_batch.sql
+as is_last_of_batch,
 (select f.files from cdc_export.export_files f where f.job = e.id) as files

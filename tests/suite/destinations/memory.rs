@@ -10,8 +10,9 @@ use async_trait::async_trait;
 use cdc_export::file::hidden::HiddenFile;
 use cdc_export::file::name::FileName;
 use cdc_export::file::{FileIdentity, FileLocation, FileRecord, StagedFile};
-use cdc_export::job::JobId;
 use cdc_export::job::marker::Marker;
+use cdc_export::job::{ConsumerId, JobId};
+use cdc_export::manifest::batch;
 use cdc_export::sink::{Destination, Draft, Error, MarkerFile, Prepared, Published, PublishedFile, WrittenManifest};
 use ring::digest::{SHA256, digest};
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -200,6 +201,23 @@ impl Destination for Memory {
         let mut state = self.state();
         if state.manifests.get(&record.name).is_some_and(|present| present == text) {
             state.manifests.remove(&record.name);
+        }
+        Ok(())
+    }
+
+    async fn write_batch_manifest(&self, record: &FileRecord, text: &str) -> Result<WrittenManifest, Error> {
+        let path =
+            batch::path(record.consumer.as_ref().unwrap().as_str(), &record.batch.as_ref().unwrap().id.to_string());
+        let mut state = self.state();
+        let present = state.manifests.entry(path).or_insert_with(|| text.to_owned());
+        Ok(if present == text { WrittenManifest::Done } else { WrittenManifest::Taken })
+    }
+
+    async fn remove_batch_manifest(&self, consumer: &ConsumerId, id: JobId, text: &str) -> Result<(), Error> {
+        let path = batch::path(consumer.as_str(), &id.to_string());
+        let mut state = self.state();
+        if state.manifests.get(&path).is_some_and(|present| present == text) {
+            state.manifests.remove(&path);
         }
         Ok(())
     }
