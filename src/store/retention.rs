@@ -63,6 +63,9 @@ const BOUNDS_OF_JOBS: (&str, &str) = ("retention/bounds_of_jobs.sql", include_st
 /// The files of the lanes in `bounds`, shared by the retention of files and that of jobs.
 const FILES_IN_BOUNDS: (&str, &str) = ("retention/files_in_bounds.sql", include_str!("retention/files_in_bounds.sql"));
 
+/// The condition that a consumer has an export or had the time to fetch it, which the statements above have twice.
+const MAY_GO: (&str, &str) = ("retention/may_go.sql", include_str!("retention/may_go.sql"));
+
 /// A file that is past a retention.
 #[derive(Debug)]
 pub struct PastFile {
@@ -184,6 +187,9 @@ impl Store {
     /// A retention of files counts the files at the destination. A retention of jobs counts all ended jobs. It also
     /// returns files of another database, which only the service of that database removes.
     ///
+    /// The files of a batch are returned together, when all of them are past the retention in their lanes. The other
+    /// members' later files are counted by the numbers of their lanes, so they may include removed ones.
+    ///
     /// Omits files that were published less than `spare` ago and that their consumer may not have: it acknowledges
     /// exports and has not acknowledged this one; or it never acknowledged any, and nobody fetched this one, which is
     /// the newest full export or a later one.
@@ -195,7 +201,7 @@ impl Store {
         destination: Uuid,
         after: &LaneCursor,
     ) -> Result<RetentionPage<Vec<PastFile>>, Error> {
-        let pieces = [BOUNDS_OF_JOBS, FILE_COLUMNS, ENDS_BATCH, FILES_IN_BOUNDS];
+        let pieces = [BOUNDS_OF_JOBS, FILE_COLUMNS, ENDS_BATCH, FILES_IN_BOUNDS, MAY_GO];
         let statement = match retained {
             Retained::Files => with_pieces(include_str!("retention/files_past.sql"), &pieces[1..]),
             Retained::Jobs => with_pieces(include_str!("retention/files_of_jobs_past.sql"), &pieces),

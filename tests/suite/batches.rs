@@ -1,6 +1,7 @@
 //! Batches: exports of several datasets, read at one snapshot and completed together or not at all.
 
 mod manifests;
+mod retention;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
