@@ -1,4 +1,5 @@
-//! Delivers the events of ended exports: each event is sent until its receiver accepts it, for 42 hours at most.
+//! Delivers the events of ended exports and batches: each event is sent until its receiver accepts it, for 42 hours at
+//! most.
 //!
 //! Delivery is at least once and in no order. If a process dies after a receiver's answer and before the record of it,
 //! the event is sent again under the same id. Each receiver has a [`Dispatcher`] of its own, so a slow receiver delays
@@ -21,11 +22,11 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::database::DatabaseId;
-use crate::event;
+use crate::event::EventType;
 use crate::failpoint;
+use crate::job::batch_json::BatchJson;
 use crate::job::json::JobJson;
-use crate::job::{Job, Status};
-use crate::store::deliveries::{Attempt, AttemptOutcome, ClaimedDelivery};
+use crate::store::deliveries::{Attempt, AttemptOutcome, ClaimedDelivery, Ended};
 use crate::store::{self, Store};
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::spans::{Kind, Span};
@@ -46,16 +47,19 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 /// Timeout of the records of the last answers.
 const RECORD_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// The word in place of a dataset in the subject and the routing key of a batch's event. No dataset has this name.
+const DATASET_OF_BATCHES: &str = "_batch";
+
 /// An event, as a transport sends it.
 #[derive(Clone, Debug)]
 pub struct Event {
     /// The event's id, the same in each attempt.
     pub id: Uuid,
-    /// The export's final status.
-    pub end: Status,
-    /// The export's dataset.
+    /// The event.
+    pub event: EventType,
+    /// The export's dataset, or [`DATASET_OF_BATCHES`].
     pub dataset: String,
-    /// The export's consumer. `None`: an ad-hoc export.
+    /// The consumer. `None`: an ad-hoc export.
     pub consumer: Option<String>,
     /// The type of the CloudEvent.
     pub kind: String,
@@ -224,16 +228,24 @@ impl Dispatcher {
     /// Makes one attempt at a delivery, and records its outcome. `given_up` ends the attempt.
     async fn deliver(
         &self,
-        ClaimedDelivery { delivery, job }: ClaimedDelivery,
+        ClaimedDelivery { delivery, ended }: ClaimedDelivery,
         database: &DatabaseId,
         given_up: &CancellationToken,
     ) -> DeliveryResult {
-        let kind = format!("cdc-export.{}.v1", event::event_name(delivery.event));
-        let (dataset, consumer) = (job.dataset.clone(), job.consumer.as_ref().map(ToString::to_string));
-        let place = job.trace;
+        let kind = format!("cdc-export.{}.v1", delivery.event.name());
+        let first = match &ended {
+            Ended::Export(job) => job,
+            Ended::Batch(batch) => &batch.jobs[0],
+        };
+        let (consumer, place) = (first.consumer.as_ref().map(ToString::to_string), first.trace);
+        let (dataset, data) = match ended {
+            Ended::Export(job) => (job.dataset.clone(), json!(JobJson::from(*job))),
+            Ended::Batch(batch) => (DATASET_OF_BATCHES.to_owned(), json!(BatchJson::from(*batch))),
+        };
+        let subject = consumer.as_ref().map_or_else(|| dataset.clone(), |consumer| format!("{dataset}/{consumer}"));
         let span = Span::start("deliver", Kind::Producer, place.as_ref());
         span.set("cdc_export.endpoint", self.endpoint.clone());
-        span.set("cdc_export.job.id", job.id.to_string());
+        span.set("cdc_export.job.id", delivery.job.to_string());
         let number = delivery.attempt + 1;
         span.set("cdc_export.attempt", i64::from(number));
         let body = json!({
@@ -241,14 +253,14 @@ impl Dispatcher {
             "id": delivery.id.to_string(),
             "source": format!("/cdc-export/{database}"),
             "type": kind,
-            "subject": subject(&job),
+            "subject": subject,
             "time": delivery.created_at.to_rfc3339_opts(chrono::SecondsFormat::Micros, true),
             "datacontenttype": "application/json",
-            "data": JobJson::from(job),
+            "data": data,
         });
         let body = body.to_string();
         let trace = span.place().or(place);
-        let event = Event { id: delivery.id, end: delivery.event, dataset, consumer, kind, body, trace };
+        let event = Event { id: delivery.id, event: delivery.event, dataset, consumer, kind, body, trace };
         let result = given_up.run_until_cancelled(self.transport.deliver(event)).await;
         let result = result
             .unwrap_or_else(|| DeliveryResult::Failed(None, "the process ended before there was an answer".to_owned()));
@@ -297,13 +309,5 @@ impl Dispatcher {
         if let Some(times) = self.throttle.should_log(error.clone()) {
             tracing::warn!(event = "deliveries_failed", endpoint = self.endpoint, error, times);
         }
-    }
-}
-
-/// Returns the subject of an event: the dataset, and the consumer if there is one.
-fn subject(job: &Job) -> String {
-    match &job.consumer {
-        Some(consumer) => format!("{}/{consumer}", job.dataset),
-        None => job.dataset.clone(),
     }
 }

@@ -1,4 +1,5 @@
-//! Events and their deliveries. The end of an export makes an event for each receiver that is configured for it.
+//! Events and their deliveries. The end of an export or of a batch makes an event for each receiver that is configured
+//! for it.
 //!
 //! A delivery is the state of one event for one receiver.
 
@@ -19,26 +20,72 @@ pg_rows::words! {
     }
 }
 
+/// The thing whose end is an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventSubject {
+    /// An export, also one that is a member of a batch.
+    Export,
+    /// A batch.
+    Batch,
+}
+
+/// The type of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventType {
+    /// The thing that ended.
+    pub subject: EventSubject,
+    /// Its final status.
+    pub end: Status,
+}
+
+impl EventType {
+    /// Returns all types.
+    pub fn all() -> impl Iterator<Item = EventType> {
+        let ends = || Status::ALL.iter().copied().filter(|status| status.is_terminal());
+        [EventSubject::Export, EventSubject::Batch]
+            .into_iter()
+            .flat_map(move |subject| ends().map(move |end| EventType { subject, end }))
+    }
+
+    /// Returns the name of the type in the operator's file, for example `export.completed`.
+    pub fn name(self) -> String {
+        let subject = match self.subject {
+            EventSubject::Export => "export",
+            EventSubject::Batch => "batch",
+        };
+        format!("{subject}.{}", self.end)
+    }
+
+    /// Returns the type with this name, or `None` if there is none.
+    pub fn named(name: &str) -> Option<EventType> {
+        EventType::all().find(|event| event.name() == name)
+    }
+}
+
 /// A receiver and the filter of its events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
     /// The receiver's name in the operator's file.
     pub name: String,
-    /// The final statuses for which the receiver gets an event.
-    pub events: Vec<Status>,
-    /// The datasets for whose exports the receiver gets events. `None` selects all.
+    /// The types of the events that the receiver gets.
+    pub events: Vec<EventType>,
+    /// The datasets for whose exports the receiver gets events, and for the batches of these alone. `None` selects all.
     pub datasets: Option<Vec<String>>,
     /// The consumers for whose exports the receiver gets events. `None` selects all, and ad-hoc exports.
     pub consumers: Option<Vec<ConsumerId>>,
 }
 
 impl Listener {
-    /// Returns true if the receiver gets an event for an export that ended with this status.
-    pub fn wants(&self, end: Status, dataset: &str, consumer: Option<&str>) -> bool {
-        let is_of_dataset = self.datasets.as_ref().is_none_or(|names| names.iter().any(|name| name == dataset));
+    /// Returns true if the receiver gets this event of an export in this dataset, or of a batch of these datasets.
+    pub fn wants(&self, event: EventType, datasets: &[&str], consumer: Option<&str>) -> bool {
         let is_of_consumer =
             self.consumers.as_ref().is_none_or(|ids| ids.iter().any(|id| Some(id.as_str()) == consumer));
-        self.events.contains(&end) && is_of_dataset && is_of_consumer
+        self.events.contains(&event) && is_of_consumer && datasets.iter().all(|dataset| self.may_see(dataset))
+    }
+
+    /// Returns true if the receiver may see the name of this dataset.
+    pub fn may_see(&self, dataset: &str) -> bool {
+        self.datasets.as_ref().is_none_or(|names| names.iter().any(|name| name == dataset))
     }
 }
 
@@ -49,10 +96,10 @@ pub struct Delivery {
     pub id: Uuid,
     /// The receiver's name.
     pub endpoint: String,
-    /// The export's job.
+    /// The export, or the batch, which has the id of its first export.
     pub job: JobId,
-    /// The final status of the export.
-    pub event: Status,
+    /// The event.
+    pub event: EventType,
     /// The state of the delivery.
     pub status: DeliveryStatus,
     /// The number of ended attempts since the delivery was created, or since the last request for a redelivery.
@@ -63,7 +110,7 @@ pub struct Delivery {
     pub last_status: Option<u16>,
     /// The error of the last attempt.
     pub last_error: Option<String>,
-    /// The time at which the export ended.
+    /// The time at which the export or the batch ended.
     pub created_at: DateTime<Utc>,
     /// The time at which the event was delivered or the delivery became dead.
     pub ended_at: Option<DateTime<Utc>>,
@@ -80,46 +127,49 @@ pub struct DeliveryFilter {
     pub before: Option<Uuid>,
 }
 
-/// Returns the name of an event in the operator's file, for example `export.completed`.
-pub fn event_name(end: Status) -> String {
-    format!("export.{end}")
-}
-
-/// Parses the name of an event and returns its final status. Returns `None` if there is no such event.
-pub fn named_end(name: &str) -> Option<Status> {
-    Status::ALL.iter().copied().find(|status| status.is_terminal() && event_name(*status) == name)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn export(end: Status) -> EventType {
+        EventType { subject: EventSubject::Export, end }
+    }
+
     #[test]
     fn listener_gets_only_events_that_match_its_filter() {
+        let batch = EventType { subject: EventSubject::Batch, end: Status::Completed };
         let all = Listener {
             name: "a".to_owned(),
-            events: vec![Status::Completed, Status::Failed],
+            events: vec![export(Status::Completed), export(Status::Failed), batch],
             datasets: None,
             consumers: None,
         };
-        assert!(all.wants(Status::Completed, "users", None) && all.wants(Status::Failed, "orders", Some("search")));
-        assert!(!all.wants(Status::Cancelled, "users", None) && !all.wants(Status::Processing, "users", None));
+        assert!(all.wants(export(Status::Completed), &["users"], None));
+        assert!(all.wants(export(Status::Failed), &["orders"], Some("search")));
+        assert!(all.wants(batch, &["orders", "users"], Some("search")));
+        for event in [export(Status::Cancelled), EventType { end: Status::Failed, ..batch }] {
+            assert!(!all.wants(event, &["users"], None), "{event:?}");
+        }
         let some = Listener {
-            datasets: Some(vec!["users".to_owned()]),
+            datasets: Some(vec!["users".to_owned(), "prices".to_owned()]),
             consumers: Some(vec!["search".parse().unwrap()]),
             ..all
         };
-        assert!(some.wants(Status::Failed, "users", Some("search")));
+        assert!(some.wants(export(Status::Failed), &["users"], Some("search")));
         for (dataset, consumer) in [("orders", Some("search")), ("users", Some("other")), ("users", None)] {
-            assert!(!some.wants(Status::Failed, dataset, consumer), "{dataset} {consumer:?}");
+            assert!(!some.wants(export(Status::Failed), &[dataset], consumer), "{dataset} {consumer:?}");
         }
+        assert!(some.wants(batch, &["prices", "users"], Some("search")));
+        assert!(!some.wants(batch, &["orders", "users"], Some("search")), "it may not see one of the members");
     }
 
     #[test]
     fn only_final_statuses_have_event_names() {
-        assert_eq!(named_end("export.completed"), Some(Status::Completed));
-        for other in ["export.pending", "completed", "export.processing", ""] {
-            assert_eq!(named_end(other), None, "{other}");
+        assert_eq!(EventType::named("export.completed"), Some(export(Status::Completed)));
+        let batch = EventType { subject: EventSubject::Batch, end: Status::Failed };
+        assert_eq!((EventType::named("batch.failed"), batch.name()), (Some(batch), "batch.failed".to_owned()));
+        for other in ["export.pending", "completed", "export.processing", "batch.processing", ""] {
+            assert_eq!(EventType::named(other), None, "{other}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use crate::dataset::block::{Block, Names};
 use crate::dataset::fault::UnknownDataset;
 use crate::dataset::name::{hint, is_name};
-use crate::event::{self, Listener};
+use crate::event::{EventType, Listener};
 use crate::job::{ConsumerId, Status};
 
 /// Names outside of a block that its members may or may not be.
@@ -39,16 +39,16 @@ impl Known<'_> {
     }
 }
 
-/// Reads which events a receiver gets. Without a list it gets those of all exports that weren't skipped.
+/// Reads which events a receiver gets. Without a list it gets those of all exports and batches that weren't skipped.
 pub fn listener(block: &mut Block<'_, '_>, known: &Known<'_>) -> Listener {
-    let ends = || Status::ALL.iter().copied().filter(|status| status.is_terminal());
-    let end = |name: &str| {
-        let names = || ends().map(event::event_name).collect::<Vec<_>>().join(", ");
-        event::named_end(name).ok_or_else(|| format!("`{name}` is none of {}", names()))
+    let event = |name: &str| {
+        let names = || EventType::all().map(EventType::name).collect::<Vec<_>>().join(", ");
+        EventType::named(name).ok_or_else(|| format!("`{name}` is none of {}", names()))
     };
+    let usual = || EventType::all().filter(|event| event.end != Status::Skipped).collect();
     Listener {
         name: block.name.clone(),
-        events: block.list("events", end).unwrap_or_else(|| ends().filter(|end| *end != Status::Skipped).collect()),
+        events: block.list("events", event).unwrap_or_else(usual),
         datasets: block.list("datasets", |name| known.dataset(name)),
         consumers: block.list("consumers", str::parse::<ConsumerId>),
     }

@@ -1,23 +1,34 @@
 //! Stores the deliveries of events: one row for each event and receiver, with the outcome of its attempts.
 //!
-//! The transaction that ends an export inserts the rows (`store::transitions`). So an event exists if and only if its
-//! export ended. A claim moves `run_at` to the end of its lease. That time is also the token of the claim: an outcome
-//! is recorded only while `run_at` is unchanged.
+//! The transaction that ends an export or a batch inserts the rows (`store::transitions`). So an event exists if and
+//! only if its export or batch ended. A claim moves `run_at` to the end of its lease. That time is also the token of
+//! the claim: an outcome is recorded only while `run_at` is unchanged.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
 use crate::connection::statement::with_pieces;
-use crate::event::{Delivery, DeliveryFilter, DeliveryStatus, Listener};
-use crate::job::{Job, Status};
+use crate::event::{Delivery, DeliveryFilter, DeliveryStatus, EventSubject, EventType, Listener};
+use crate::job::batch::Batch;
+use crate::job::{Job, JobId, Status};
 use crate::store::job_row::{JOB_COLUMNS, JobRow, skip_unreadable};
 use crate::store::{Error, Store};
 
 /// The columns of [`DeliveryRow`], of a delivery `d`.
 const DELIVERY_COLUMNS: (&str, &str) = ("deliveries/columns.sql", include_str!("deliveries/columns.sql"));
+
+/// The prefix of a receiver's name in the rows of batches. A receiver may get the event of a batch beside that of the
+/// batch's first member, and the rows of both have that member's id.
+const OF_BATCHES: &str = "batch:";
+
+/// Returns the names of receivers in their rows: of exports and of batches.
+pub(super) fn with_batches<'n>(names: impl Iterator<Item = &'n str>) -> Vec<String> {
+    names.flat_map(|name| [name.to_owned(), format!("{OF_BATCHES}{name}")]).collect()
+}
 
 /// Returns a statement with the columns of [`DeliveryRow`] in place of the line that includes them.
 fn with_delivery_columns(statement: &'static str) -> AssertSqlSafe<String> {
@@ -29,6 +40,7 @@ struct DeliveryRow {
     delivery: Uuid,
     endpoint: String,
     job: Uuid,
+    is_of_batch: bool,
     event: String,
     delivery_attempt: i32,
     run_at: Option<DateTime<Utc>>,
@@ -48,11 +60,12 @@ impl TryFrom<DeliveryRow> for Delivery {
             (None, Some(_)) => DeliveryStatus::Dead,
             (None, None) => DeliveryStatus::Pending,
         };
+        let subject = if row.is_of_batch { EventSubject::Batch } else { EventSubject::Export };
         Ok(Delivery {
             id: row.delivery,
             endpoint: row.endpoint,
             job: row.job.into(),
-            event: row.event.parse()?,
+            event: EventType { subject, end: row.event.parse()? },
             status,
             attempt: row.delivery_attempt.unsigned_abs(),
             next_attempt_at: row.run_at.filter(|_| status == DeliveryStatus::Pending),
@@ -64,13 +77,22 @@ impl TryFrom<DeliveryRow> for Delivery {
     }
 }
 
-/// A delivery that this process has claimed, with its export.
+/// A delivery that this process has claimed.
 #[derive(Debug)]
 pub struct ClaimedDelivery {
     /// The delivery.
     pub delivery: Delivery,
-    /// The export, in its current state.
-    pub job: Job,
+    /// The thing that ended, in its current state.
+    pub ended: Ended,
+}
+
+/// An export or a batch that has ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// An export.
+    Export(Box<Job>),
+    /// A batch, as the receiver may see it.
+    Batch(Box<Batch>),
 }
 
 #[derive(sqlx_macros::FromRow)]
@@ -79,6 +101,15 @@ struct ClaimedDeliveryRow {
     delivery: DeliveryRow,
     #[sqlx(flatten)]
     row: JobRow,
+}
+
+/// A batch of which each member has ended.
+#[derive(sqlx_macros::FromRow)]
+struct EndedBatchRow {
+    id: Uuid,
+    consumer_id: Option<String>,
+    datasets: Json<Vec<String>>,
+    status: String,
 }
 
 /// An ended attempt at a delivery.
@@ -114,23 +145,44 @@ pub struct OpenDeliveries {
     pub oldest_seconds: f64,
 }
 
-/// Inserts the deliveries of these ended exports, in the transaction that ends them.
-pub(super) async fn plan(conn: &mut PgConnection, listeners: &[Listener], ended: &[&JobRow]) -> Result<(), Error> {
+/// Inserts the deliveries of these ended exports, and of those of the batches that have ended, in the transaction that
+/// ends them.
+pub(super) async fn plan(
+    conn: &mut PgConnection,
+    listeners: &[Listener],
+    ended: &[&JobRow],
+    batches: &[Uuid],
+) -> Result<(), Error> {
     let (mut ids, mut jobs, mut endpoints, mut events) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut plan = |event: EventType, job: Uuid, datasets: &[&str], consumer: Option<&str>| {
+        for Listener { name, .. } in listeners.iter().filter(|it| it.wants(event, datasets, consumer)) {
+            ids.push(Uuid::now_v7());
+            jobs.push(job);
+            endpoints.push(match event.subject {
+                EventSubject::Export => name.clone(),
+                EventSubject::Batch => format!("{OF_BATCHES}{name}"),
+            });
+            events.push(event.end.as_str());
+        }
+    };
     for row in ended {
         let Ok(end) = row.status.parse::<Status>() else { continue };
-        for listener in listeners.iter().filter(|it| it.wants(end, &row.dataset, row.consumer_id.as_deref())) {
-            ids.push(Uuid::now_v7());
-            jobs.push(row.id);
-            endpoints.push(listener.name.as_str());
-            events.push(end.as_str());
+        let event = EventType { subject: EventSubject::Export, end };
+        plan(event, row.id, &[&row.dataset], row.consumer_id.as_deref());
+    }
+    if !batches.is_empty() {
+        let statement = sqlx::query_as(include_str!("deliveries/ended_batches.sql")).bind(batches);
+        let ended: Vec<EndedBatchRow> = statement.fetch_all(&mut *conn).await?;
+        for EndedBatchRow { id, consumer_id, datasets: Json(datasets), status } in ended {
+            let event = EventType { subject: EventSubject::Batch, end: status.parse()? };
+            plan(event, id, &datasets.iter().map(String::as_str).collect::<Vec<_>>(), consumer_id.as_deref());
         }
     }
     if ids.is_empty() {
         return Ok(());
     }
-    // An export ends once, so somebody else inserted a conflicting row. Such a row must not prevent the export from
-    // ending.
+    // An export or a batch ends once, so somebody else inserted a conflicting row. Such a row must not prevent the
+    // export from ending.
     sqlx::query(
         "-- store.deliveries.plan
          insert into cdc_export.deliveries (id, job, endpoint, event)
@@ -171,10 +223,29 @@ impl Store {
             .bind(lease.as_secs_f64())
             .bind(only_manual);
         let rows: Vec<ClaimedDeliveryRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
-        let claimed = |row: ClaimedDeliveryRow| {
-            Ok(ClaimedDelivery { delivery: row.delivery.try_into()?, job: row.row.try_into()? })
-        };
-        Ok(rows.into_iter().filter_map(|row| skip_unreadable(claimed(row))).collect())
+        let mut claimed = Vec::new();
+        for ClaimedDeliveryRow { delivery, row } in rows {
+            let both = Delivery::try_from(delivery).and_then(|delivery| Ok((delivery, Job::try_from(row)?)));
+            let Some((delivery, job)) = skip_unreadable(both) else { continue };
+            let ended = match delivery.event.subject {
+                EventSubject::Export => Some(Ended::Export(Box::new(job))),
+                EventSubject::Batch => {
+                    self.batch_for(endpoint, job.id).await?.map(|batch| Ended::Batch(Box::new(batch)))
+                }
+            };
+            claimed.extend(ended.map(|ended| ClaimedDelivery { delivery, ended }));
+        }
+        Ok(claimed)
+    }
+
+    /// Returns a batch as a receiver may see it: without the names of other datasets that the request left out.
+    async fn batch_for(&self, endpoint: &str, id: JobId) -> Result<Option<Batch>, Error> {
+        let mut batch = self.batch(id).await?;
+        let listener = self.listeners.iter().find(|listener| listener.name == endpoint);
+        if let (Some(batch), Some(listener)) = (&mut batch, listener) {
+            batch.request.left_out.retain(|omitted| listener.may_see(&omitted.dataset));
+        }
+        Ok(batch)
     }
 
     /// Records an attempt. Returns false if the claim has ended because the delivery was claimed again, requested again
@@ -211,7 +282,7 @@ impl Store {
         if self.listeners.is_empty() {
             return Ok(());
         }
-        let names: Vec<_> = self.listeners.iter().map(|listener| listener.name.as_str()).collect();
+        let names = with_batches(self.listeners.iter().map(|listener| listener.name.as_str()));
         let statement = sqlx::query(
             "-- store.deliveries.repair_future_timestamps
              with late as (
@@ -228,9 +299,16 @@ impl Store {
 
     /// Lists the deliveries that match a filter, newest first, up to `limit`.
     pub async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<Vec<Delivery>, Error> {
-        // A literal condition for each filter lets Postgres use an index: of a receiver's deliveries, or of undelivered
-        // ones.
-        let endpoint = if filter.endpoint.is_some() { "d.endpoint = $2" } else { "$2::text is null" };
+        // Literal pieces for each filter let Postgres use an index: of a receiver's deliveries, or of undelivered ones.
+        let (receiver, endpoint) = match &filter.endpoint {
+            Some(_) => (
+                "(select * from cdc_export.deliveries where endpoint = $2
+                  union all
+                  select * from cdc_export.deliveries where endpoint = 'batch:' || $2)",
+                "true",
+            ),
+            None => ("cdc_export.deliveries", "$2::text is null"),
+        };
         let status = match filter.status {
             None => "true",
             Some(DeliveryStatus::Pending) => "d.delivered_at is null and d.dead_at is null",
@@ -238,7 +316,7 @@ impl Store {
             Some(DeliveryStatus::Dead) => "d.delivered_at is null and d.dead_at is not null",
         };
         let condition = format!("{endpoint} and {status}");
-        let pieces = [DELIVERY_COLUMNS, ("condition", &*condition)];
+        let pieces = [DELIVERY_COLUMNS, ("receiver", receiver), ("condition", &*condition)];
         let statement = with_pieces(include_str!("deliveries/list.sql"), &pieces);
         let statement = sqlx::query_as(AssertSqlSafe(statement))
             .bind(filter.before.unwrap_or(Uuid::max()))
@@ -268,12 +346,12 @@ impl Store {
     pub async fn open_deliveries(&self, endpoints: &[&str]) -> Result<Vec<OpenDeliveries>, Error> {
         let statement = sqlx::query_as(
             "-- store.deliveries.open
-             select endpoint, count(*) filter (where run_at < 'infinity') as pending, count(*) filter (where run_at = 'infinity') as dead,
+             select replace(endpoint, 'batch:', '') as endpoint, count(*) filter (where run_at < 'infinity') as pending, count(*) filter (where run_at = 'infinity') as dead,
                greatest(extract(epoch from clock_timestamp() - min(created_at) filter (where run_at < 'infinity')), 0)::float8
                  as oldest_seconds
-             from cdc_export.deliveries where endpoint = any($1) and delivered_at is null group by endpoint",
+             from cdc_export.deliveries where endpoint = any($1) and delivered_at is null group by 1",
         )
-        .bind(endpoints);
+        .bind(with_batches(endpoints.iter().copied()));
         self.with(async |conn| statement.fetch_all(conn).await).await
     }
 }

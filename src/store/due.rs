@@ -6,6 +6,7 @@ use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use crate::connection::statement::with_pieces;
+use crate::store::deliveries::with_batches;
 use crate::store::queue::{CLAIMABLE, ORPHANED, READY, known_compressions, known_formats, longest_retry_pauses};
 use crate::store::{Error, Store};
 
@@ -25,7 +26,7 @@ pub struct DueWork {
 impl Store {
     /// Returns the work that waits for a process with these datasets and this destination. Its leases last for `lease`.
     pub async fn due(&self, datasets: &[String], destination: Option<Uuid>, lease: Duration) -> Result<DueWork, Error> {
-        let listeners: Vec<_> = self.listeners.iter().map(|listener| listener.name.as_str()).collect();
+        let receivers = with_batches(self.listeners.iter().map(|listener| listener.name.as_str()));
         let statement =
             sqlx::query_as(AssertSqlSafe(with_pieces(include_str!("due/due.sql"), &[CLAIMABLE, READY, ORPHANED])))
                 .bind(known_formats())
@@ -35,7 +36,7 @@ impl Store {
                 .bind(self.known_scan_start())
                 .bind(lease.as_secs_f64())
                 .bind(longest_retry_pauses())
-                .bind(listeners);
+                .bind(receivers);
         self.with(async |conn| statement.fetch_one(conn).await).await
     }
 }

@@ -12,7 +12,7 @@ use crate::file::name::{numbered, stem_and_number};
 use crate::file::{BatchMember, FileIdentity, FileRecord, Part, StagedFile};
 use crate::job::marker::Marker;
 use crate::job::{Continuity, FailureCode, JobId};
-use crate::store::job_row::{JOB_COLUMNS, StoredFile, with_job_columns};
+use crate::store::job_row::{JOB_COLUMNS, StoredFile};
 use crate::store::transitions::Transition;
 use crate::store::{Error, Store};
 use pg_rows::encoding::Encoding;
@@ -26,6 +26,11 @@ pub(super) const ENDS_BATCH: (&str, &str) = ("files/ends_batch.sql", include_str
 /// Returns a statement with the columns of [`FileRow`] in place of the line that includes them.
 fn with_file_columns(statement: &'static str) -> AssertSqlSafe<String> {
     AssertSqlSafe(with_pieces(statement, &[FILE_COLUMNS, ENDS_BATCH]))
+}
+
+/// Returns a statement that ends committed jobs, with the columns of a job and the condition above.
+fn with_end_columns(statement: &'static str) -> AssertSqlSafe<String> {
+    AssertSqlSafe(with_pieces(statement, &[JOB_COLUMNS, ENDS_BATCH]))
 }
 
 /// The time after which a committed file that is missing at its destination counts as lost. A process that was renaming
@@ -110,7 +115,7 @@ impl Store {
         locations: &[Option<String>],
     ) -> Result<Option<Transition>, Error> {
         let places: Vec<_> = record.parts.iter().map(|part| Json(&part.staged.identity.location)).collect();
-        let statement = sqlx::query_as(with_job_columns(include_str!("files/published.sql")))
+        let statement = sqlx::query_as(with_end_columns(include_str!("files/published.sql")))
             .bind(record.job.as_uuid())
             .bind(&record.name)
             .bind(places)
@@ -127,8 +132,7 @@ impl Store {
     pub async fn give_up(&self, record: &FileRecord) -> Result<Option<Transition>, Error> {
         // A file that belongs to another database is given up at once.
         let after = if record.is_own { LOST_AFTER } else { Duration::ZERO };
-        let statement = with_pieces(include_str!("files/give_up.sql"), &[JOB_COLUMNS, ENDS_BATCH]);
-        let statement = sqlx::query_as(AssertSqlSafe(statement))
+        let statement = sqlx::query_as(with_end_columns(include_str!("files/give_up.sql")))
         .bind(record.job.as_uuid())
         .bind(&record.name)
         .bind(after.as_secs_f64())

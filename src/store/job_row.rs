@@ -61,7 +61,7 @@ pub(crate) struct JobRow {
     after_job: Option<Uuid>,
     after_sha256: Option<String>,
     retry_of: Option<Uuid>,
-    batch_id: Option<Uuid>,
+    pub(super) batch_id: Option<Uuid>,
     traceparent: Option<String>,
     next_attempt_at: Option<DateTime<Utc>>,
     cancel_requested_at: Option<DateTime<Utc>>,

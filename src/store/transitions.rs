@@ -35,6 +35,9 @@ pub struct Transition {
 pub(super) struct TransitionRow {
     /// The status before the transition, as clients saw it.
     was: String,
+    /// False if the batch of the job has a member that ends later. `None`: it is not known.
+    #[sqlx(default)]
+    ends_batch: Option<bool>,
     #[sqlx(flatten)]
     job: JobRow,
 }
@@ -62,11 +65,21 @@ pub(super) async fn transition(
     Ok(rows)
 }
 
-/// Inserts the deliveries of the jobs whose status changed for clients. The status of a job whose cancellation was only
-/// requested has not changed.
+/// Inserts the deliveries of the jobs whose status changed for clients, and of the batches that have ended with them.
+/// The status of a job whose cancellation was only requested has not changed.
+///
+/// A batch ends in one transaction: all open members at once, or the last member with files after the others.
 async fn plan_deliveries(conn: &mut PgConnection, listeners: &[Listener], rows: &[TransitionRow]) -> Result<(), Error> {
-    let changed: Vec<_> = rows.iter().filter(|row| row.was != row.job.status).map(|row| &row.job).collect();
-    deliveries::plan(conn, listeners, &changed).await
+    if listeners.is_empty() {
+        return Ok(());
+    }
+    let changed: Vec<_> = rows.iter().filter(|row| row.was != row.job.status).collect();
+    let may_end = changed.iter().filter(|row| row.ends_batch != Some(false));
+    let mut batches: Vec<_> = may_end.filter_map(|row| row.job.batch_id).collect();
+    batches.sort_unstable();
+    batches.dedup();
+    let jobs: Vec<_> = changed.iter().map(|row| &row.job).collect();
+    deliveries::plan(conn, listeners, &jobs, &batches).await
 }
 
 impl Store {

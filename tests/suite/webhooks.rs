@@ -1,6 +1,8 @@
 //! Webhooks: each end of an export is posted, signed, until the receiver accepts it.
 
 #[cfg(test)]
+mod batches;
+#[cfg(test)]
 mod command;
 #[cfg(test)]
 mod gone;

@@ -65,6 +65,7 @@ mod tests {
     use crate::dataset::assert_lines;
     use crate::dataset::block::{Names, OperatorFile};
     use crate::dataset::catalog::Catalog;
+    use crate::event::EventType;
     use crate::job::Status;
     use crate::receiver::amqp::Brokers;
     use crate::receiver::{ReceiverKind, Receivers};
@@ -100,7 +101,7 @@ mod tests {
         let catalog = Catalog::with_receivers(&text, &["amqp"], |_| false, read).unwrap();
         let [rabbit, events] = brokers.0.as_slice() else { panic!("two") };
         let (exchange, intake) = (rabbit.exchange.as_ref().unwrap(), rabbit.intake.as_ref().unwrap());
-        assert_eq!(exchange.listener.events, [Status::Completed]);
+        assert_eq!(exchange.listener.events, [EventType::named("export.completed").unwrap()]);
         assert_eq!(exchange.routing_key.for_event(Status::Completed, "orders", None), "cdc.orders.completed");
         assert_eq!((intake.queue.as_str(), intake.dead_letter_exchange.as_str()), ("requests", "refused"));
         assert_eq!(intake.bounds.datasets, exchange.listener.datasets);

@@ -24,7 +24,7 @@ impl ExchangeTransport {
     }
 
     async fn publish(&self, event: Event) -> DeliveryResult {
-        let routing_key = self.routing_key.for_event(event.end, &event.dataset, event.consumer.as_deref());
+        let routing_key = self.routing_key.for_event(event.event.end, &event.dataset, event.consumer.as_deref());
         let properties = BasicProperties::default()
             .with_content_type("application/cloudevents+json".into())
             .with_delivery_mode(PERSISTENT)

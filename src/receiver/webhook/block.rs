@@ -68,7 +68,6 @@ mod tests {
     use crate::dataset::block::{Names, OperatorFile};
     use crate::dataset::catalog::Catalog;
     use crate::dataset::fault::Mistakes;
-    use crate::job::Status;
 
     const ORDERS: &str = "[[dataset]]\nname = \"orders\"\ntable = \"orders\"\n";
 
@@ -96,7 +95,7 @@ mod tests {
             name = \"airflow\"
             url = \"https://airflow.example.com/hooks/cdc?x=1\"
             secret_env = \"AIRFLOW_WEBHOOK_SECRET\"
-            events = [\"export.completed\", \"export.failed\"]
+            events = [\"export.completed\", \"export.failed\", \"batch.failed\"]
             datasets = [\"orders\"]
             consumers = [\"search\", \"a@b\"]
 
@@ -110,13 +109,15 @@ mod tests {
         ))
         .unwrap();
         let [airflow, here] = webhooks.as_slice() else { panic!("two") };
-        assert_eq!(airflow.listener.events, [Status::Completed, Status::Failed]);
+        let names = |webhook: &Webhook| webhook.listener.events.iter().map(|event| event.name()).collect::<Vec<_>>();
+        assert_eq!(names(airflow), ["export.completed", "export.failed", "batch.failed"]);
         assert_eq!(airflow.listener.datasets.as_deref(), Some(&["orders".to_owned()][..]));
         assert_eq!(airflow.listener.consumers.as_ref().map(Vec::len), Some(2));
         assert!(!airflow.allows_private && here.allows_private);
         assert_eq!(airflow.url, "https://airflow.example.com/hooks/cdc?x=1");
         assert_eq!(here.url, "http://127.0.0.1:9000/", "as it is connected to");
-        assert_eq!(here.listener.events, [Status::Completed, Status::Failed, Status::Cancelled]);
+        let of_each = |subject: &str| ["completed", "failed", "cancelled"].map(|end| format!("{subject}.{end}"));
+        assert_eq!(names(here), [of_each("export"), of_each("batch")].concat());
         assert_eq!((&here.listener.datasets, &here.listener.consumers), (&None, &None));
     }
 
@@ -145,7 +146,7 @@ secret_env = \"B\"
             "line 5: webhook A: name: 1 to 63",
             "line 6: webhook A: url: everybody on the way",
             "line 7: webhook A: secret_env: the name of a variable",
-            "line 8: webhook A: events: `export.done` is none of export.completed, export.skipped, export.failed, export.cancelled",
+            "line 8: webhook A: events: `export.done` is none of export.completed, export.skipped, export.failed, export.cancelled, batch.completed, ",
             "line 9: webhook A: datasets: ",
             "line 10: webhook A: consumers: ",
             "line 13: webhook b: url: a name and a password",

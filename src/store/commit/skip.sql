@@ -30,7 +30,7 @@ removed as (
     -- A batch is found by its first member.
     and not (earlier.batch_id = earlier.id and exists (
       select from exports m where m.batch_id = earlier.id and m.status = 'completed'))
-    -- Its event is still to be told.
+    -- Its event is still to be told, or its batch's.
     and not exists (
       select from cdc_export.deliveries d
       where d.job = earlier.id and d.delivered_at is null and d.dead_at is null)

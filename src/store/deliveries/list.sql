@@ -1,12 +1,14 @@
 -- store.deliveries.list
--- Returns a page of deliveries, newest first. The conditions on the receiver and the status are
--- literal, so an index applies.
+-- Returns a page of deliveries, newest first. The receiver and the condition on the status are literal, so an index
+-- applies.
 -- $1 uuid: only deliveries before this one
 -- $2 text: the receiver; null: any
 -- $3 bigint: the limit on deliveries
 select
   -- include deliveries/columns.sql
-from cdc_export.deliveries d
+from
+-- include receiver
+d
 where d.id < $1 and (
   -- include condition
 )
