@@ -14,8 +14,7 @@ use uuid::Uuid;
 
 use crate::apply::{Applied, TransactionFailure};
 use crate::client::Error;
-use crate::client::api::Api;
-use crate::client::job_view::JobView;
+use crate::client::observer::Observer;
 use crate::client::ready_export::{ReadyExport, apply_together};
 use crate::client::spool::Spool;
 
@@ -106,14 +105,23 @@ impl LaneGroup {
         .await;
     }
 
-    /// Returns the batch of a lane's export. Returns `None` if the export is to be applied by itself.
-    pub(super) async fn batch_of(&self, api: &Api, export: &JobView) -> Result<Option<(Uuid, Arc<LaneBatch>)>, Error> {
+    /// Returns the batch with this id, to which a lane's export belongs. Returns `None` if the export is to be applied
+    /// by itself. `numbers` reads the number of each export of the batch, by dataset.
+    pub(super) async fn batch<F>(
+        &self,
+        id: Option<Uuid>,
+        observer: &dyn Observer,
+        numbers: impl Fn(Uuid) -> F,
+    ) -> Result<Option<(Uuid, Arc<LaneBatch>)>, Error>
+    where
+        F: Future<Output = Result<BTreeMap<String, u64>, Error>>,
+    {
         if !self.are_several {
             return Ok(None);
         }
-        let Some(id) = export.batch_id else {
+        let Some(id) = id else {
             if !self.has_told.swap(true, Ordering::Relaxed) {
-                api.observer().notice(
+                observer.notice(
                     "warning: exports of this round belong to no batch: foreign keys and joins between tables hold again \
                      after the next batch",
                 );
@@ -121,7 +129,7 @@ impl LaneGroup {
             return Ok(None);
         };
         let batch = Arc::clone(self.state().batches.entry(id).or_default());
-        batch.numbers.get_or_try_init(|| api.numbers_of_batch(id)).await?;
+        batch.numbers.get_or_try_init(|| numbers(id)).await?;
         Ok(Some((id, batch)))
     }
 

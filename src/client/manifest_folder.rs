@@ -2,18 +2,20 @@
 //!
 //! Each round reads all manifests, and keeps the digests and the name of each in memory.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
+use uuid::Uuid;
 
 use crate::apply::input::{Input, unpacked};
 use crate::client::lane_reader::{ExportSink, SinkOutcome};
 use crate::client::table_mirror::TableMirror;
 use crate::client::{About, Error};
 use crate::job::ConsumerId;
+use crate::manifest::batch::{self, BatchManifest, BatchedExport};
 use crate::manifest::chain::{Chains, Digest, Link, Successors, parse_digest};
 use crate::manifest::seal::PublicKey;
 use crate::manifest::{self, Manifest};
@@ -238,8 +240,26 @@ impl ManifestFolder {
         }
         let paths = manifest.export.files.iter().map(|file| path_of(&**archive, name, file));
         let paths = paths.collect::<Result<Vec<_>, _>>()?;
+        let batch = manifest.export.batch.as_ref().and_then(|batch| batch.id.parse().ok());
+        let numbers = |id| self.numbers_of_batch(archive, id);
+        let batch = mirror.group().batch(batch, mirror.observer(), numbers).await?.map(|(id, _)| id);
         let (archive, of) = (Arc::clone(archive), Arc::clone(&manifest));
-        mirror.apply(manifest, move || files(&archive, &of, &paths)).await
+        mirror.apply(manifest, batch, move || files(&archive, &of, &paths)).await
+    }
+
+    /// Reads the number of each export of a batch, by dataset, from the batch's manifest. Without one, there is nothing
+    /// to wait for: a file of the batch was lost, or retention has removed the manifest.
+    async fn numbers_of_batch(&self, archive: &Arc<dyn Archive>, id: Uuid) -> Result<BTreeMap<String, u64>, Error> {
+        let (archive, keys, path) =
+            (Arc::clone(archive), self.keys.clone(), batch::path(self.consumer.as_str(), &id.to_string()));
+        let read = move || {
+            let Some(text) = archive.text(&path).about(|| &path)? else { return Ok(BTreeMap::new()) };
+            let manifest = BatchManifest::read(&text).about(|| &path)?;
+            manifest.check(&path, &keys).about(|| &path)?;
+            let number = |export: BatchedExport| Some((export.dataset, export.number.parse().ok()?));
+            Ok(manifest.batch.exports.into_iter().filter_map(number).collect())
+        };
+        spawn_blocking(read).await?
     }
 }
 

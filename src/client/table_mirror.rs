@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use crate::apply::input::{Input, unpacked};
 use crate::apply::{Applied, Changes, Target};
 use crate::client::Error;
@@ -54,15 +56,24 @@ impl TableMirror {
         Ok(())
     }
 
-    /// Applies an export by itself. `open` opens the export's files, in their order.
+    /// Returns the group of lanes that are read side by side.
+    pub(super) fn group(&self) -> &LaneGroup {
+        &self.group
+    }
+
+    /// Applies an export, by itself or with the others of its batch. `open` opens the export's files, in their order.
     pub(super) async fn apply(
         &mut self,
         manifest: Arc<Manifest>,
+        batch: Option<Uuid>,
         open: impl Fn() -> Vec<Input> + Send + Sync + 'static,
     ) -> Result<SinkOutcome, Error> {
-        let ready = self.ready(manifest, open);
-        let applied = ready.apply().await?;
-        self.settle(&ready.manifest, applied).await
+        let ready = self.ready(Arc::clone(&manifest), open);
+        let applied = match batch {
+            Some(id) => self.group.apply(id, self.target.dataset(), ready, &mut self.turn).await?,
+            None => ready.apply().await?,
+        };
+        self.settle(&manifest, applied).await
     }
 
     fn ready(&self, manifest: Arc<Manifest>, open: impl Fn() -> Vec<Input> + Send + Sync + 'static) -> ReadyExport {
@@ -97,7 +108,7 @@ impl ExportSink for TableMirror {
     }
 
     async fn write(&mut self, api: &Api, export: &JobView, manifest: Manifest) -> Result<SinkOutcome, Error> {
-        let batch = self.group.batch_of(api, export).await?;
+        let batch = self.group.batch(export.batch_id, api.observer(), |id| api.numbers_of_batch(id)).await?;
         let alone = Spool::default();
         let spool = batch.as_ref().map_or(&alone, |(_, batch)| &batch.spool);
         let ranges = spool.fetch(api, export).await?;
@@ -107,9 +118,7 @@ impl ExportSink for TableMirror {
             let files = ranges.iter().cloned().zip(&of.export.files);
             files.map(|(range, file)| unpacked(|| Ok(range), &of.export.compression, file)).collect()
         };
-        let Some((id, _)) = batch else { return self.apply(manifest, open).await };
-        let ready = self.ready(Arc::clone(&manifest), open);
-        let applied = self.group.apply(id, self.target.dataset(), ready, &mut self.turn).await?;
-        self.settle(&manifest, applied).await
+        let id = batch.as_ref().map(|(id, _)| *id);
+        self.apply(manifest, id, open).await
     }
 }

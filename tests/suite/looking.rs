@@ -166,10 +166,9 @@ async fn a_catalog_is_written_and_checked_before_anything_is_made() {
     assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o777, 0o640);
 
     let both = file();
-    for (table, exit, why) in [
-        ("sales.orders", 2, "orders: there is a dataset of this name already"),
-        ("nothing", 1, "there is no table"),
-    ] {
+    for (table, exit, why) in
+        [("sales.orders", 2, "orders: there is a dataset of this name already"), ("nothing", 1, "there is no table")]
+    {
         let (code, printed, said) = run_in(work.path(), &["datasets", "add", table], &settings).await;
         assert!(code == exit && printed.is_empty() && said.contains(why), "{table}: {said}");
         assert_eq!(file(), both, "{table}");

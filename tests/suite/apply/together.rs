@@ -9,7 +9,7 @@ use sqlx::Executor;
 
 use crate::batches::export_all;
 use crate::catalog::export;
-use crate::harness::{KILLED, eventually};
+use crate::harness::{KILLED, eventually, far};
 use crate::mirrors::Mirror;
 
 /// The tables of pgbench, with a key of the history.
@@ -345,5 +345,38 @@ async fn rows_that_no_export_can_make_fit_ask_for_full_exports_once() {
     let (code, _, said) = mirror.apply(&["--all-datasets"]).output().await;
     assert_eq!(code, 0, "{said}");
     mirror.require_all_equal(&["children", "parents"]).await;
+    mirror.service.stop().await;
+}
+
+#[tokio::test]
+async fn exports_of_a_folder_are_applied_batch_by_batch() {
+    let tables =
+        "create table sales.orders (id int primary key); create table sales.items (id int primary key, \"order\" int);
+                  insert into sales.orders values (1); insert into sales.items values (1, 1);";
+    let mirror = Mirror::made(&["items", "orders"], tables).await;
+    let place = mirror.service.output().to_str().unwrap().to_owned();
+    let to = mirror.target.url();
+    let apply = async || {
+        let lanes = ["--dataset", "items", "--dataset", "orders"];
+        let call = ["apply", "--to", &to, "--consumer", "a", "--from", &place];
+        let (code, printed, said) = far(&[&call[..], &lanes].concat()).output().await;
+        assert_eq!((code, said.as_str()), (0, ""), "{printed}");
+        mirror.require_all_equal(&["items", "orders"]).await;
+        let transactions = "select count(distinct xmin::text) from cdc_apply.positions";
+        assert_eq!(mirror.target.one::<i64>(transactions).await, 1, "{printed}");
+    };
+    export_all(&mirror.service, "delta", json!({ "datasets": "*" })).await;
+    apply().await;
+    mirror.target.run("alter table sales.items add foreign key (\"order\") references sales.orders").await;
+    // Each batch has items whose orders come with it, and its tables change by each other's order.
+    for round in 2..4 {
+        let changes = format!(
+            "insert into sales.orders values ({round}); insert into sales.items values ({round}, {round});
+             delete from sales.items where id = {round} - 1; delete from sales.orders where id = {round} - 1"
+        );
+        mirror.source.run(&changes).await;
+        export_all(&mirror.service, "delta", json!({ "datasets": "*" })).await;
+    }
+    apply().await;
     mirror.service.stop().await;
 }
