@@ -349,12 +349,31 @@ pub enum RelationKind {
     Table,
     /// A table whose rows are in partitions.
     Partitioned,
-    /// A view. Only a dataset without capture may have one, and so it is with the following kinds.
+    /// A view. Only a dataset without capture may have one, or a relation of the following kinds.
     View,
     /// A materialized view.
     MaterializedView,
     /// A foreign table.
     ForeignTable,
+}
+
+impl RelationKind {
+    /// Returns the kind of a relation with this `relkind` of `pg_class`. `None`: no dataset may have it.
+    pub fn from_relkind(relkind: &str) -> Option<RelationKind> {
+        match relkind {
+            "r" => Some(RelationKind::Table),
+            "p" => Some(RelationKind::Partitioned),
+            "v" => Some(RelationKind::View),
+            "m" => Some(RelationKind::MaterializedView),
+            "f" => Some(RelationKind::ForeignTable),
+            _ => None,
+        }
+    }
+
+    /// Returns true if LOCK takes the relation, with its partitions or with the tables that a view reads.
+    pub fn can_be_locked(self) -> bool {
+        !matches!(self, RelationKind::MaterializedView | RelationKind::ForeignTable)
+    }
 }
 
 /// A column that has the same value in every row.
@@ -371,7 +390,7 @@ pub struct KnownColumn {
 pub struct TableSchema {
     /// The table, with its schema.
     pub table: Table,
-    /// The columns that tell rows apart. None is ever null, unless the dataset has no capture. It may be empty then.
+    /// The columns that tell rows apart. None is ever null. Empty only if the dataset has no capture.
     pub key: Vec<KeyColumn>,
     /// The columns of a file, in order.
     pub columns: Vec<TableColumn>,

@@ -299,13 +299,18 @@ impl Manifest {
     }
 }
 
+/// Returns the SHA-256 of the canonical form (RFC 8785) of texts and lists, in hexadecimal.
+fn canonical_digest(content: &impl Serialize) -> String {
+    let canonical = serde_json_canonicalizer::to_vec(content).expect("texts and lists have a canonical form");
+    hex::encode(digest::digest(&digest::SHA256, &canonical))
+}
+
 impl Chained {
     /// Computes the SHA-256 of the canonical form without the paths of the files, in hexadecimal.
     pub fn digest(&self) -> String {
         let mut pathless = self.clone();
         pathless.files.iter_mut().for_each(|file| file.path = None);
-        let canonical = serde_json_canonicalizer::to_vec(&pathless).expect("texts and lists have a canonical form");
-        hex::encode(digest::digest(&digest::SHA256, &canonical))
+        canonical_digest(&pathless)
     }
 
     /// Returns true if the export holds all rows, so that a reader needs no earlier export.

@@ -164,6 +164,11 @@ impl Catalog {
         &self.left_out
     }
 
+    /// Returns the type of a dataset's export where this type is wanted, as [`Dataset::healed_type`] does.
+    pub fn healed_type(&self, dataset: &str, wanted: ExportType, heals: bool) -> ExportType {
+        self.get(dataset).map_or(wanted, |dataset| dataset.healed_type(wanted, heals))
+    }
+
     /// Returns the names of the datasets that are ready for exports of this type. Returns also the others, and the
     /// tables of patterns that are no datasets, with their reasons. If a full export may be made instead (`heals`), a
     /// dataset without capture is ready for each type.

@@ -29,11 +29,8 @@ fn dataset(block: &mut Block<'_, '_>) -> Option<Dataset> {
         block.wrong("created_at", "it is compared with updated_at, which is not given");
     }
     let options = options(block);
-    for (member, name) in [("created_at", &created_at), ("deleted", &deleted), ("updated_at", &options.updated_at)] {
-        if let Some(name) = name.as_ref().filter(|name| options.masks.rules.contains_key(*name)) {
-            block.wrong("mask", format!("`{name}` is the column of {member}, which can't be masked"));
-        }
-    }
+    refuse_mask(block, &options.masks, "created_at", created_at.as_ref());
+    refuse_mask(block, &options.masks, "deleted", deleted.as_ref());
     let has_times = options.updated_at.is_some() && created_at.is_some();
     let by_times = block.is_second("operation", ["log", "timestamps"]);
     if by_times && !has_times {
@@ -61,8 +58,16 @@ pub(super) fn options(block: &mut Block<'_, '_>) -> Dataset {
     let max_file_bytes = block.number("max_file_bytes", &FILE_BYTES);
     let skip_empty = block.flag("skip_empty", false);
     let masks = Masks { rules: block.table("mask", str::parse).unwrap_or_default(), are_optional: false };
+    refuse_mask(block, &masks, "updated_at", updated_at.as_ref());
     let table = Table { schema: None, name: String::new() };
     Dataset { updated_at, capture, parquet, max_file_bytes, skip_empty, masks, ..Dataset::new(String::new(), table) }
+}
+
+/// Refuses a mask of the column that a member of the block names.
+fn refuse_mask(block: &mut Block<'_, '_>, masks: &Masks, member: &str, column: Option<&String>) {
+    if let Some(name) = column.filter(|name| masks.rules.contains_key(*name)) {
+        block.wrong("mask", format!("`{name}` is the column of {member}, which can't be masked"));
+    }
 }
 
 fn unrepresentable(word: &str) -> Result<Unrepresentable, String> {

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use pg_rows::column::ColumnType;
-use pg_rows::mask::Mask;
+use pg_rows::column::{ColumnType, Mask};
 use ring::digest::{SHA256, digest};
 use ring::hmac;
 

@@ -179,9 +179,6 @@ fn pattern(block: &mut Block<'_, '_>) -> Option<Pattern> {
     let owners = block.list("owners", str::parse::<String>).map_or(Owners::Default, Owners::Named);
     let options = dataset_block::options(block);
     let masks = Masks { are_optional: true, ..options.masks };
-    if let Some(name) = options.updated_at.as_ref().filter(|name| masks.rules.contains_key(*name)) {
-        block.wrong("mask", format!("`{name}` is the column of updated_at, which can't be masked"));
-    }
     let options = Dataset { owners, masks, ..options };
     let (texts, matches): (Vec<_>, Vec<_>) = matches?.into_iter().unzip();
     Some(Pattern { text: texts.join(", "), matches, exclude, name: name?, options })

@@ -174,10 +174,7 @@ impl Scheduling {
     async fn exports(&self, schedule: &Schedule) -> Result<Result<ScheduledExports, Refusal>, Error> {
         let catalog = self.maintenance.catalog.get();
         let (wanted, heals) = (schedule.export_type, schedule.heals);
-        let request = |name: &String| {
-            let healed = catalog.get(name).map_or(wanted, |dataset| dataset.healed_type(wanted, heals));
-            schedule.request(name, healed)
-        };
+        let request = |name: &String| schedule.request(name, catalog.healed_type(name, wanted, heals));
         let (members, left_out) = match &schedule.datasets {
             ScheduledDatasets::One(dataset) => {
                 let exports = ScheduledExports { requests: vec![request(dataset)], batch: None };

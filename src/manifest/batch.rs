@@ -3,12 +3,11 @@
 //! The service writes it once, after the manifests of all exports of the batch, and never replaces it. So a reader that
 //! sees it has all of them. A batch of which a file was lost has none.
 
-use ring::digest;
 use serde::{Deserialize, Serialize};
 
 use crate::manifest::seal::{Broken, PublicKey, is_signed_by};
 use crate::manifest::signing::SigningKey;
-use crate::manifest::{ENDING, InvalidManifest, ManifestSource, list};
+use crate::manifest::{ENDING, InvalidManifest, ManifestSource, canonical_digest, list};
 
 /// The version of the form of [`BatchContent`], over which the digest is computed.
 pub const VERSION: &str = "1";
@@ -152,13 +151,14 @@ impl BatchManifest {
 
 impl BatchContent {
     fn digest(&self) -> String {
-        let canonical = serde_json_canonicalizer::to_vec(self).expect("texts and lists have a canonical form");
-        hex::encode(digest::digest(&digest::SHA256, &canonical))
+        canonical_digest(self)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use ring::digest;
+
     use super::*;
     use crate::manifest;
 

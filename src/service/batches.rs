@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::dataset::Description;
 use crate::job::batch::{Batch, BatchRequest, MOST_MEMBERS, Omitted};
-use crate::job::{After, Bounds, ConsumerId, ExportType, IdempotencyKey, JobId, Request, Status};
+use crate::job::{After, Bounds, ConsumerId, IdempotencyKey, JobId, Request, Status};
 use crate::service::deadline::with_timeout;
 use crate::service::followers::Subscriber;
 use crate::service::{DATASETS_CACHE_TIME, Error, SeenTables, Service};
@@ -98,8 +98,10 @@ impl Service {
         if let Some(other) = order.after.keys().find(|name| !is_known(name)) {
             return Err(Error::AfterUnknown(other.clone()));
         }
-        let member =
-            |name: &String| Request { export_type: self.healed_type(name, &request), ..order.request(name.clone()) };
+        let member = |name: &String| Request {
+            export_type: self.catalog.healed_type(name, request.export_type, request.heals),
+            ..order.request(name.clone())
+        };
         let requests: Vec<_> = request.members.iter().map(member).collect();
         self.check_members(&requests).await?;
         self.submit_members(requests, request).await
@@ -128,18 +130,15 @@ impl Service {
                 // Retention has removed it.
                 None => Request { dataset: name.clone(), after: None, ..Request::from_job(&batch.jobs[0]) },
             };
-            let (export_type, retry_of) = (self.healed_type(name, &batch.request), before.map(|job| job.id));
+            let (export_type, retry_of) = (
+                self.catalog.healed_type(name, batch.request.export_type, batch.request.heals),
+                before.map(|job| job.id),
+            );
             Request { export_type, retry_of, key: key.clone(), trace, ..request }
         };
         let requests: Vec<_> = batch.request.members.iter().map(again).collect();
         self.check_members(&requests).await?;
         self.submit_members(requests, BatchRequest { retry_of: Some(id), ..batch.request }).await
-    }
-
-    /// Returns the type of the export of a member.
-    fn healed_type(&self, dataset: &str, request: &BatchRequest) -> ExportType {
-        let wanted = request.export_type;
-        self.catalog.get(dataset).map_or(wanted, |dataset| dataset.healed_type(wanted, request.heals))
     }
 
     async fn submit_members(&self, requests: Vec<Request>, request: BatchRequest) -> Result<Batch, Error> {

@@ -13,7 +13,6 @@ use serde_json::json;
 use sqlx::PgConnection;
 
 use crate::dataset::Table;
-use crate::dataset::mask::MaskRule;
 use crate::source::placed::by_table;
 use crate::source::quote::relation;
 use crate::watermark::GuardState;
@@ -33,8 +32,6 @@ pub(crate) struct RememberedColumn<'a> {
     pub(crate) version: &'a str,
     /// True if the files have its values.
     pub(crate) is_sent: bool,
-    /// The rule by which the files replace its values.
-    pub(crate) mask: Option<&'a MaskRule>,
 }
 
 /// Returns the state of a table's columns that a position remembers.
@@ -47,12 +44,10 @@ pub(crate) fn guard_state<'a>(
     time: Option<i16>,
 ) -> GuardState {
     let (mut numbers, mut versions, mut sent) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
-    let mut needs_secret = false;
     for column in columns {
         let number = column.number.to_string();
         numbers.insert(column.name, number.clone());
         versions.insert(number.clone(), column.version);
-        needs_secret |= column.is_sent && column.mask == Some(&MaskRule::Hmac);
         if column.is_sent {
             sent.push(number);
         }
@@ -64,10 +59,6 @@ pub(crate) fn guard_state<'a>(
     state.set("sent", sent);
     state.set("width", width);
     state.set("time", time.unwrap_or(0));
-    // Without such a mask the state stays as it was before there were masks.
-    if needs_secret {
-        state.set("needs_secret", true);
-    }
     state
 }
 

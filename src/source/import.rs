@@ -3,7 +3,7 @@
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::connection::failure::sqlstate;
-use crate::dataset::{Dataset, RelationKind, Table, TableSchema};
+use crate::dataset::{Dataset, Table, TableSchema};
 use crate::source::{Error, quote, role_path};
 
 /// The longest wait for a lock on a table. After it the attempt ends, and is made again.
@@ -32,14 +32,10 @@ impl Import {
         let raw_texts = if encoding == "SQL_ASCII" { "set local client_encoding = 'SQL_ASCII';" } else { "" };
         let path = role_path::of_reader(dataset, schema);
         let table = quote::relation(&schema.table);
-        let lock = match schema.relation {
-            // LOCK doesn't take them. The statement that reads the rows does.
-            RelationKind::MaterializedView | RelationKind::ForeignTable => {
-                format!("set local lock_timeout = '{LOCK_TIMEOUT}'")
-            }
-            RelationKind::Table | RelationKind::Partitioned | RelationKind::View => {
-                format!("lock table {table} in access share mode nowait")
-            }
+        let lock = match schema.relation.can_be_locked() {
+            true => format!("lock table {table} in access share mode nowait"),
+            // The statement that reads the rows locks it.
+            false => format!("set local lock_timeout = '{LOCK_TIMEOUT}'"),
         };
         let no_timeouts = no_timeouts(server_version);
         // The reader must not wait for its lock. It could queue behind an ALTER that waits for the leader, while the

@@ -10,7 +10,7 @@ use futures_util::TryStreamExt;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::dataset::fault::Faults;
-use crate::dataset::{Capture, Table, TableSchema};
+use crate::dataset::{Capture, RelationKind, Table, TableSchema};
 use crate::job::Continuity;
 use crate::source::connections::ExportConnections;
 use crate::source::exported_snapshot::ExportedSnapshot;
@@ -85,7 +85,7 @@ impl Opening<'_> {
         }
         let mut order: Vec<_> = (0..accesses.len()).collect();
         order.sort_by_key(|at| accesses[*at].oid.map(|oid| oid.0));
-        let kinds: Vec<_> = accesses.iter().map(|access| access.kind.clone()).collect();
+        let kinds: Vec<_> = accesses.iter().map(|access| access.kind).collect();
         // If there is no table, the lock reports it.
         let tables: Vec<_> =
             accesses.into_iter().zip(&datasets).map(|(it, of)| it.table.unwrap_or(of.table.clone())).collect();
@@ -103,8 +103,7 @@ impl Opening<'_> {
              set local lock_timeout = '{LOCK_TIMEOUT}';",
             self.lease.as_millis(),
         );
-        let locks: String =
-            order.iter().map(|at| format!("\n{};", lock(&tables[*at], kinds[*at].as_deref()))).collect();
+        let locks: String = order.iter().map(|at| format!("\n{};", lock(&tables[*at], kinds[*at]))).collect();
         // Each statement that Postgres has done is counted, so that the one that failed is known.
         let (statement, settings, mut done) = (begin.clone() + &locks, begin.matches(';').count(), 0_usize);
         let begin = async {
@@ -199,11 +198,11 @@ impl Opening<'_> {
 /// Returns a statement that locks a relation in ACCESS SHARE mode, with its partitions, or with the tables that a view
 /// reads. It runs no code of an owner. LOCK takes neither materialized views nor foreign tables; a query that reads no
 /// row locks them.
-fn lock(table: &Table, kind: Option<&str>) -> String {
+fn lock(table: &Table, kind: Option<RelationKind>) -> String {
     let table = quote::relation(table);
-    match kind {
-        Some("m" | "f") => format!("select from {table} where false"),
-        Some(_) | None => format!("lock table {table} in access share mode"),
+    match kind.is_none_or(RelationKind::can_be_locked) {
+        true => format!("lock table {table} in access share mode"),
+        false => format!("select from {table} where false"),
     }
 }
 

@@ -4,7 +4,7 @@ use sqlx::PgConnection;
 use sqlx::postgres::types::Oid;
 
 use crate::dataset::fault::Fault;
-use crate::dataset::{Dataset, Table};
+use crate::dataset::{Dataset, RelationKind, Table};
 use crate::source::quote::{quoted, relation};
 use crate::source::{Error, Source};
 
@@ -15,8 +15,8 @@ pub(crate) struct TableAccess {
     pub(crate) table: Option<Table>,
     /// Its oid.
     pub(crate) oid: Option<Oid>,
-    /// Its `relkind`.
-    pub(crate) kind: Option<String>,
+    /// Its kind.
+    pub(crate) kind: Option<RelationKind>,
     /// The missing right, and the statement that grants it. `None`: the role may read the table.
     pub(crate) unreadable: Option<Fault>,
 }
@@ -72,7 +72,7 @@ impl AccessRow {
         TableAccess {
             table: table.map(|(schema, name)| Table { schema: Some(schema), name }),
             oid: self.oid,
-            kind: self.kind,
+            kind: self.kind.as_deref().and_then(RelationKind::from_relkind),
             unreadable,
         }
     }

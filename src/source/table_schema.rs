@@ -324,12 +324,13 @@ impl<'a> Fitting<'a> {
     /// Refuses a view, a materialized view and a foreign table, unless the dataset has no capture. Refuses an index and
     /// whatever else is no table.
     fn require_table(&mut self) {
-        let kind = match self.columns.first().map(|column| &*column.table_kind) {
-            Some("r" | "p") | None => return,
-            Some("v") => "a view",
-            Some("m") => "a materialized view",
-            Some("f") => "a foreign table",
-            Some(_) => {
+        let Some(column) = self.columns.first() else { return };
+        let kind = match RelationKind::from_relkind(&column.table_kind) {
+            Some(RelationKind::Table | RelationKind::Partitioned) => return,
+            Some(RelationKind::View) => "a view",
+            Some(RelationKind::MaterializedView) => "a materialized view",
+            Some(RelationKind::ForeignTable) => "a foreign table",
+            None => {
                 let why = format!("`{}` is no table", self.dataset.table);
                 return self.wrong("table", None, why);
             }
@@ -562,8 +563,7 @@ impl<'a> FittingTable<'a> {
         parts.extend(known.iter().filter(order).map(|it| (format!("order {}", it.number), it.collation.0.to_string())));
         let known = known.into_iter().map(|it| {
             let ColumnRow { name, number, version, .. } = it;
-            let mask = self.dataset.masks.rules.get(name);
-            RememberedColumn { name, number: *number, version, is_sent: self.is_sent(it), mask }
+            RememberedColumn { name, number: *number, version, is_sent: self.is_sent(it) }
         });
         let width = found.first().map_or(0, |it| it.width);
         let time = self.updated_at.as_ref().map(|time| time.number);
@@ -571,16 +571,16 @@ impl<'a> FittingTable<'a> {
         if let Some(hash) = filter {
             guard_state.set("filter", hash);
         }
+        if self.columns.iter().any(|column| column.mask == Some(MaskRule::Hmac)) {
+            guard_state.set("needs_secret", true);
+        }
         TableSchema {
             table: self.table.clone(),
             is_filtered: self.dataset.filter.is_some(),
-            relation: match found.first().map(|it| &*it.table_kind) {
-                Some("p") => RelationKind::Partitioned,
-                Some("v") => RelationKind::View,
-                Some("m") => RelationKind::MaterializedView,
-                Some("f") => RelationKind::ForeignTable,
-                Some(_) | None => RelationKind::Table,
-            },
+            relation: found
+                .first()
+                .and_then(|it| RelationKind::from_relkind(&it.table_kind))
+                .expect("a relation that fits has columns and a kind"),
             has_virtual: found.iter().any(|it| it.is_virtual && self.is_sent(it)),
             key: self.key,
             columns: self.columns,

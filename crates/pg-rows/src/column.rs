@@ -1,8 +1,9 @@
-//! The columns of a file: names and types, in Postgres and in Parquet.
+//! The columns of a file: names, types in Postgres and in Parquet, and masks.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
-use crate::mask::Mask;
+use ring::hmac;
 
 /// A column of a file.
 #[derive(Clone, Debug)]
@@ -78,4 +79,29 @@ pub enum ParquetType {
     },
     /// A `STRING` with the same text as in CSV.
     Text,
+}
+
+/// The replacement of a column's values. NULL stays NULL.
+#[derive(Clone, Debug)]
+pub enum Mask {
+    /// NULL.
+    Null,
+    /// This text.
+    Fixed(Arc<str>),
+    /// Asterisks, and the last characters of the value's text: at most this many, and at most half of the text.
+    Last(u8),
+    /// The year of a date or a timestamp, as `extract` of Postgres has it. NULL for infinity.
+    Year,
+    /// The HMAC-SHA-256 of the value's text, in lowercase hexadecimal.
+    Hmac(hmac::Key),
+}
+
+impl Mask {
+    /// Returns the type of the values that are written.
+    pub fn kind(&self) -> ColumnType {
+        match self {
+            Mask::Year => ColumnType::Int4,
+            Mask::Null | Mask::Fixed(_) | Mask::Last(_) | Mask::Hmac(_) => ColumnType::Text,
+        }
+    }
 }

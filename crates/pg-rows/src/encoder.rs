@@ -1,6 +1,6 @@
 //! The encoder of one reader's rows: it makes pieces of a file.
 
-use crate::mask::FieldMasks;
+use crate::mask::{FieldMasks, MaskedValue};
 use crate::piece::Piece;
 use crate::writer::RowEncoder;
 use crate::{Error, Layout};
@@ -12,7 +12,7 @@ pub struct Encoder {
     rows: Box<dyn RowEncoder>,
     masks: FieldMasks,
     /// The values of masked columns in the last row.
-    masked: Vec<Vec<u8>>,
+    masked: Vec<MaskedValue>,
 }
 
 impl Encoder {

@@ -37,7 +37,7 @@ mod digits;
 mod encoder;
 pub mod encoding;
 mod float;
-pub mod mask;
+mod mask;
 mod ndjson;
 mod numeric;
 #[cfg(feature = "parquet")]

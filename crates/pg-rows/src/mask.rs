@@ -4,66 +4,42 @@ use std::sync::Arc;
 
 use ring::hmac;
 
-use crate::column::{Column, ColumnType};
-use crate::{Error, datetime, value};
+use crate::column::{Column, ColumnType, Mask};
+use crate::{Error, datetime, digits, value};
 
 /// The characters before the last ones of a value.
 const HIDDEN: &[u8] = b"****";
 
-/// The replacement of a column's values. NULL stays NULL.
-#[derive(Clone, Debug)]
-pub enum Mask {
-    /// NULL.
-    Null,
-    /// This text.
-    Fixed(Arc<str>),
-    /// Asterisks, and the last characters of the value's text: at most this many, and at most half of the text.
-    Last(u8),
-    /// The year of a date or a timestamp, as `extract` of Postgres has it. NULL for infinity.
-    Year,
-    /// The HMAC-SHA-256 of the value's text, in lowercase hexadecimal.
-    Hmac(hmac::Key),
-}
-
-impl Mask {
-    /// Returns the type of the values that are written.
-    pub fn kind(&self) -> ColumnType {
-        match self {
-            Mask::Year => ColumnType::Int4,
-            Mask::Null | Mask::Fixed(_) | Mask::Last(_) | Mask::Hmac(_) => ColumnType::Text,
+/// Appends the binary form of the value that is written for a value of the column. Returns false for NULL.
+///
+/// # Errors
+/// If the field doesn't fit its column.
+fn replace(mask: &Mask, column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<bool, Error> {
+    match mask {
+        Mask::Null => return Ok(false),
+        Mask::Fixed(text) => out.extend_from_slice(text.as_bytes()),
+        Mask::Year => match year(column, field)? {
+            Some(year) => out.extend_from_slice(&year.to_be_bytes()),
+            None => return Ok(false),
+        },
+        Mask::Last(most) => {
+            let text = text(column, field)?;
+            // Neither the sign of a number nor the blanks of a padded text are a part of what is hidden.
+            let text = text.trim_start_matches('-').trim_end();
+            let length = text.chars().count();
+            let shown = usize::from(*most).min(length / 2);
+            let last: String = text.chars().skip(length - shown).collect();
+            out.extend_from_slice(HIDDEN);
+            out.extend_from_slice(last.as_bytes());
+        }
+        Mask::Hmac(key) => {
+            value::plain(column, field, out)?;
+            let tag = hmac::sign(key, out);
+            out.clear();
+            tag.as_ref().iter().for_each(|byte| out.extend_from_slice(digits::hex(*byte)));
         }
     }
-
-    /// Appends the binary form of the value that is written for a value of the column. Returns false for NULL.
-    ///
-    /// # Errors
-    /// If the field doesn't fit its column.
-    fn replace(&self, column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<bool, Error> {
-        match self {
-            Mask::Null => return Ok(false),
-            Mask::Fixed(text) => out.extend_from_slice(text.as_bytes()),
-            Mask::Year => match year(column, field)? {
-                Some(year) => out.extend_from_slice(&year.to_be_bytes()),
-                None => return Ok(false),
-            },
-            Mask::Last(most) => {
-                let text = text(column, field)?;
-                // Neither the sign of a number nor the blanks of a padded text are a part of what is hidden.
-                let text = text.trim_start_matches('-').trim_end();
-                let shown = usize::from(*most).min(text.chars().count() / 2);
-                out.extend_from_slice(HIDDEN);
-                let begin = text.char_indices().rev().nth(shown.wrapping_sub(1)).map_or(text.len(), |(at, _)| at);
-                out.extend_from_slice(&text.as_bytes()[begin..]);
-            }
-            Mask::Hmac(key) => {
-                value::plain(column, field, out)?;
-                let tag = hmac::sign(key, out);
-                out.clear();
-                tag.as_ref().iter().for_each(|byte| out.extend_from_slice(crate::digits::hex(*byte)));
-            }
-        }
-        Ok(true)
-    }
+    Ok(true)
 }
 
 fn text(column: &Column, field: &[u8]) -> Result<String, Error> {
@@ -107,26 +83,31 @@ impl FieldMasks {
     pub(crate) fn replace<'v>(
         &self,
         fields: &[Option<&'v [u8]>],
-        values: &'v mut Vec<Vec<u8>>,
+        values: &'v mut Vec<MaskedValue>,
     ) -> Result<Vec<Option<&'v [u8]>>, Error> {
-        values.resize_with(self.0.len(), Vec::new);
-        let mut are_null = Vec::new();
+        values.resize_with(self.0.len(), MaskedValue::default);
         for ((at, column, mask), value) in self.0.iter().zip(&mut *values) {
-            value.clear();
-            let is_null = match fields.get(*at).copied().flatten() {
-                Some(field) => !mask.replace(column, field, value)?,
+            value.bytes.clear();
+            value.is_null = match fields.get(*at).copied().flatten() {
+                Some(field) => !replace(mask, column, field, &mut value.bytes)?,
                 None => true,
             };
-            are_null.push(is_null);
         }
         let mut replaced = fields.to_vec();
-        for (((at, ..), value), is_null) in self.0.iter().zip(&*values).zip(are_null) {
+        for ((at, ..), value) in self.0.iter().zip(&*values) {
             if let Some(field) = replaced.get_mut(*at) {
-                *field = Some(value.as_slice()).filter(|_| !is_null);
+                *field = Some(value.bytes.as_slice()).filter(|_| !value.is_null);
             }
         }
         Ok(replaced)
     }
+}
+
+/// The value that is written in place of another one.
+#[derive(Debug, Default)]
+pub(crate) struct MaskedValue {
+    bytes: Vec<u8>,
+    is_null: bool,
 }
 
 #[cfg(test)]
@@ -135,7 +116,7 @@ mod tests {
 
     fn masked(mask: &Mask, kind: ColumnType, field: &[u8]) -> Option<String> {
         let mut out = Vec::new();
-        let is_there = mask.replace(&Column::new("v", kind), field, &mut out).unwrap();
+        let is_there = replace(mask, &Column::new("v", kind), field, &mut out).unwrap();
         let text = match mask {
             Mask::Year => out.try_into().ok().map(|bytes| i32::from_be_bytes(bytes).to_string()),
             _ => String::from_utf8(out).ok(),

@@ -5,7 +5,7 @@
 -- $3 float8: the length of the lease in seconds
 -- $4 boolean: true to claim only deliveries that were requested again and had no attempt since
 with due as materialized (
-  -- Of exports, and of batches.
+  -- The deliveries of exports, and those of batches.
   select its.id
   from unnest(array[$1, 'batch:' || $1]) as names (endpoint)
   cross join lateral (

@@ -148,7 +148,8 @@ async fn a_batch_that_ends_after_a_crash_is_one_event() {
     for place in ["worker.committed", "publisher.last", "publisher.batch"] {
         let (database, catalog) = tables().await;
         let receiver = Receiver::start().await;
-        // What the process that dies has claimed waits for a minute, so this hears of the batch alone.
+        // A delivery that the killed process had claimed waits for a minute. So this receiver gets the batch's event
+        // alone.
         with_webhooks(&catalog, &[receiver.block("all", "events = [\"batch.completed\"]")]);
         let mut doomed = start(&catalog, &database).with("FAILPOINTS", format!("{place}=kill")).service().await;
         let submitted = batch(&doomed, "full", json!({ "datasets": "*" })).await;
