@@ -47,6 +47,7 @@ impl Folder {
         let name = batch::file_name(&batch.to_string());
         // The hidden file is in the folder of the exports, where a sweep finds it.
         let written = self.write_into(&dir, (&folder, &name), &HiddenFile::of_marker(database, job), text)?;
+        failpoint!("sink.batch_manifest.renamed", Err(Error::Io(Errno::IO.into())));
         folder.sync()?;
         Ok(written)
     }

@@ -176,7 +176,7 @@ async fn a_crash_before_the_manifest_of_a_batch_delays_it() {
 
 #[tokio::test]
 async fn whoever_goes_on_after_the_manifest_of_a_batch_writes_the_same() {
-    for place in ["publisher.batch", "sink.manifest.renamed=kill@4,publisher.batch"] {
+    for place in ["publisher.batch", "sink.batch_manifest.renamed"] {
         let (database, catalog) = tables().await;
         let (dead, submitted) = killed_at(place, &database, &catalog).await;
         let written = text(&dead, &submitted);
