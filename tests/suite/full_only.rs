@@ -119,7 +119,11 @@ async fn a_batch_heals_what_has_full_exports_alone() {
     let problem: Value = post(&service, "/exports/delta", Some("a"), &named).await.json().await.unwrap();
     assert!(problem["status"] == 409 && problem["code"] == "full_only", "{problem}");
     assert!(problem["detail"].as_str().unwrap().contains("totals"), "{problem}");
-    let healed = export_all(&service, "delta", json!({ "datasets": "*", "heal": true })).await;
+    let healed = json!({ "datasets": "*", "heal": true });
+    let submitted: Value = post(&service, "/exports/delta", Some("a"), &healed).await.json().await.unwrap();
+    assert_eq!(submitted["exportType"], "delta", "{submitted}");
+    let healed = batch_ended(&service, &submitted["batchId"]).await;
+    assert_eq!(healed["exportType"], "delta", "{healed}");
     let members: Vec<_> = healed["jobs"]
         .as_array()
         .unwrap()

@@ -258,7 +258,7 @@ pub(crate) fn accepted_batch(batch: Batch, status: &'static str) -> Response {
     let answer = SubmittedBatch {
         batch_id: batch.id.as_uuid(),
         status,
-        export_type: batch.jobs[0].export_type,
+        export_type: batch.request.export_type,
         consumer_id: batch.jobs[0].consumer.as_ref().map(ConsumerId::to_string).unwrap_or_default(),
         jobs: batch.jobs.into_iter().map(member).collect(),
         left_out: batch.request.left_out.into_iter().map(LeftOutJson::from).collect(),
