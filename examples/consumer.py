@@ -98,9 +98,15 @@ class Copy:
                 sys.exit("another run has changed the copy: run this again")
             if replaces:
                 self.db.execute("delete from documents")
+            # The first column of a delta says what became of the row.
+            operation = export["columns"][0]["name"] if export["type"] == "delta" else None
+            others = [operation, *(column["name"] for column in export["columns"] if "meta" in column)]
             for row in rows:
                 key = json.dumps([row[column] for column in export["key"]])
-                if row.pop("operation", None) == "DELETE":
+                is_deleted = row.get(operation) == "DELETE"
+                for column in others:
+                    row.pop(column, None)
+                if is_deleted:
                     self.db.execute("delete from documents where key = ?", [key])
                 else:
                     self.db.execute("replace into documents values (?, ?)", [key, json.dumps(row)])

@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 use sqlx::{Connection, PgConnection};
 
-use crate::apply::catalog::{OPERATION, POSITIONS_SCHEMA};
+use crate::apply::catalog::POSITIONS_SCHEMA;
 use crate::connection::failure::{SqlFailure, sqlstate};
 use crate::dataset::Table;
 use crate::job::ConsumerId;
@@ -48,6 +48,8 @@ pub struct Settings {
     pub trusted_owners: Vec<String>,
     /// True if new columns of the source are added to the table.
     pub adds_columns: bool,
+    /// True if the table gets the columns of `meta`, too.
+    pub keeps_meta: bool,
     /// True if a full export empties the table first. Otherwise readers never see an empty table.
     pub truncates: bool,
     /// The timestamp or boolean column that marks deleted rows. `None` means that deleted rows are removed.

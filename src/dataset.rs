@@ -8,6 +8,7 @@ pub mod catalog;
 pub mod current;
 mod dataset_block;
 pub mod fault;
+pub mod header;
 pub mod listener;
 pub mod mask;
 pub mod name;
@@ -25,8 +26,10 @@ use std::time::Duration;
 use pg_rows::column::{ColumnType, ParquetType};
 
 use crate::dataset::fault::{Fault, Faults};
+use crate::dataset::header::{FileHeader, meta_column};
 use crate::dataset::mask::{MaskRule, MaskSecret, Masks};
 use crate::job::ExportType;
+use crate::job::columns::MetaColumn;
 use crate::job::columns::{FileColumn, FileColumns, SavedWireFormat};
 use crate::job::selection::Selection;
 use crate::watermark::GuardState;
@@ -34,8 +37,10 @@ use crate::watermark::GuardState;
 /// A column of a table or a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableColumn {
-    /// Its name in the table and in the file's header.
+    /// Its name in the table.
     pub name: Cow<'static, str>,
+    /// Its name in files; `None`: the same.
+    pub rename: Option<String>,
     /// Its number in the table, which stays when it is renamed; 0: it is in none.
     pub number: i16,
     /// Its values.
@@ -55,6 +60,8 @@ pub struct TableColumn {
     pub null_if_unrepresentable: bool,
     /// The rule by which the files replace its values; `None`: they have them as they are.
     pub mask: Option<MaskRule>,
+    /// The kind of a column of `meta`; `None`: it is a column of the table, or a delta's operation.
+    pub meta: Option<MetaColumn>,
 }
 
 /// The form in which Postgres sends a column's values.
@@ -73,6 +80,7 @@ impl TableColumn {
         let (name, base_type) = (Cow::Borrowed(name), Cow::Borrowed(""));
         TableColumn {
             name,
+            rename: None,
             number: 0,
             kind,
             type_name: none,
@@ -82,7 +90,13 @@ impl TableColumn {
             parquet: ParquetType::OfKind,
             null_if_unrepresentable: false,
             mask: None,
+            meta: None,
         }
+    }
+
+    /// Returns its name in files.
+    pub fn file_name(&self) -> Cow<'static, str> {
+        self.rename.clone().map_or_else(|| self.name.clone(), Cow::Owned)
     }
 
     /// Returns the column of a file that has its values. `None` if its mask needs a secret, and there is none.
@@ -92,7 +106,7 @@ impl TableColumn {
             Some(rule) => Some(rule.mask(secret)?),
             None => None,
         };
-        Some(pg_rows::column::Column { name: self.name.clone(), kind, parquet, null_if_unrepresentable, mask })
+        Some(pg_rows::column::Column { name: self.file_name(), kind, parquet, null_if_unrepresentable, mask })
     }
 
     /// Returns the Postgres type of its values in a file.
@@ -238,6 +252,8 @@ pub struct Dataset {
     pub skip_empty: bool,
     /// The masks of its columns.
     pub masks: Masks,
+    /// The names of its files' columns, and the columns beside the table's.
+    pub header: FileHeader,
 }
 
 /// Says that the role which a table's triggers run as may not write to the change log, and what helps.
@@ -305,6 +321,7 @@ impl Dataset {
             max_file_bytes: None,
             skip_empty: false,
             masks: Masks::default(),
+            header: FileHeader::default(),
         }
     }
 
@@ -392,8 +409,12 @@ pub struct TableSchema {
     pub table: Table,
     /// The columns that tell rows apart. None is ever null. Empty only if the dataset has no capture.
     pub key: Vec<KeyColumn>,
-    /// The columns of a file, in order.
+    /// The columns of the table that a file has, in order.
     pub columns: Vec<TableColumn>,
+    /// The first column of a delta: `INSERT`, `UPDATE` or `DELETE`.
+    pub operation: TableColumn,
+    /// The columns of a file behind those of the table.
+    pub meta: Vec<MetaColumn>,
     /// Says when a row was last changed: a `timestamptz`, or a `timestamp` that is taken for UTC.
     pub updated_at: Option<TableColumn>,
     /// Says when a row was made, as `updated_at`; `None`: a delta's operation isn't told by it.
@@ -453,8 +474,9 @@ impl TableSchema {
 
     /// The columns of an export's file, in order: a delta has the operation first.
     pub fn file_columns(&self, export_type: ExportType) -> Vec<TableColumn> {
-        let operation = (export_type == ExportType::Delta).then_some(OPERATION);
-        operation.into_iter().chain(self.columns.iter().cloned()).collect()
+        let operation = Some(&self.operation).filter(|_| export_type == ExportType::Delta);
+        let meta = self.meta.iter().copied().map(meta_column);
+        operation.into_iter().chain(&self.columns).cloned().chain(meta).collect()
     }
 
     /// Returns the column in which every row of a full export has the same value: `deleted`, if the files have it.
@@ -491,14 +513,14 @@ impl TableSchema {
                 WireFormat::Binary if column.mask.is_none() => SavedWireFormat::Binary,
                 WireFormat::Binary | WireFormat::Written => SavedWireFormat::Text,
             },
-            // The operation is a column of no table.
-            type_name: if column.number == 0 { "text".to_owned() } else { column.file_type().to_owned() },
+            type_name: column.file_type().to_owned(),
             mask: column.mask.as_ref().map(MaskRule::to_string),
-            name: column.name.into_owned(),
+            name: column.file_name().into_owned(),
+            meta: column.meta,
         };
         FileColumns {
             columns: self.file_columns(export_type).into_iter().map(saved).collect(),
-            key: self.key.iter().map(|part| part.column.name.clone().into_owned()).collect(),
+            key: self.key.iter().map(|part| part.column.file_name().into_owned()).collect(),
             table: self.table.to_string(),
             snapshot: snapshot.map(str::to_owned),
         }
@@ -537,9 +559,6 @@ impl Description {
         }
     }
 }
-
-/// The first column of a delta: `INSERT`, `UPDATE` or `DELETE`. No other may have its name.
-pub const OPERATION: TableColumn = TableColumn::named("operation", ColumnType::Text);
 
 /// Asserts that a text has these lines, each by its beginning.
 #[cfg(test)]

@@ -153,6 +153,8 @@ pub struct FileRecord {
     pub name: String,
     /// The digest of the content: see [`content_sha256`].
     pub sha256: String,
+    /// The place of the job in its lane. `None` for an ad-hoc job.
+    pub order: Option<i64>,
     /// The files, in the order of their parts.
     pub parts: Vec<Part>,
     /// The text of the manifest, if it is recorded and the files are perhaps not published yet.
@@ -183,7 +185,7 @@ pub struct BatchMember {
 impl FileRecord {
     /// Returns the marker that the destination stores for the lane before these files are published.
     pub fn marker(&self) -> Marker {
-        Marker { job: self.job, sha256: self.sha256.clone() }
+        Marker { job: self.job, sha256: self.sha256.clone(), order: self.order.unwrap_or_default() }
     }
 
     /// Returns the files with their final names.

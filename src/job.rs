@@ -361,6 +361,8 @@ pub struct Job {
     pub watermark_from: Option<DateTime<Utc>>,
     /// The consumer's watermark after the export.
     pub watermark_to: Option<DateTime<Utc>>,
+    /// The place of the job in its lane, which grows along the lane and may have gaps. `None` for an ad-hoc export.
+    pub order: Option<i64>,
     /// The export's number among the published exports of its lane, from 1. `None` if the export is not published or is
     /// ad hoc.
     pub number: Option<u64>,

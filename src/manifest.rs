@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::file::name::stem_of;
 use crate::job::ConsumerId;
+use crate::job::columns::MetaColumn;
 
 /// The version of the form of [`Chained`], over which the digest is computed.
 pub const VERSION: &str = "1";
@@ -177,6 +178,10 @@ pub struct Chained {
     pub files: Vec<ManifestFile>,
     /// The digest of the previous export of the lane. `None` if this is the lane's first export with a digest.
     pub previous: Option<String>,
+    /// The place of the export in its lane, which grows along the lane and may have gaps. Rows have it in `_order`.
+    /// `None` if an earlier version of this program made the export.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<String>,
     /// The batch that the export is a member of. `None` if it was requested alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch: Option<ManifestBatch>,
@@ -204,6 +209,9 @@ pub struct ManifestColumn {
     /// The rule by which the column's values were masked. `None` if they were not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask: Option<String>,
+    /// The kind of a column of `meta`. `None` for a column of the table and for the operation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub meta: Option<MetaColumn>,
 }
 
 /// The batch that an export is a member of.

@@ -484,6 +484,14 @@ impl Worker {
         for (at, job) in lease.jobs().enumerate() {
             markers.push(self.marker(lease, job).await.map_err(Failed::at(at))?);
         }
+        let marked = |(job, marker): (_, &Option<Marker>)| Some((job, marker.as_ref()?.order));
+        let ahead: Vec<_> = lease.jobs().zip(&markers).filter_map(marked).collect();
+        let ahead: Vec<_> =
+            ahead.into_iter().filter(|(job, marked)| job.order.is_some_and(|own| own <= *marked)).collect();
+        if !ahead.is_empty() {
+            self.store.raise_lanes(lease, &ahead).await.map_err(Error::from)?;
+            return Err(Error::LaneRaised.into());
+        }
         // Check for a full disk before the snapshot is opened, because the snapshot delays vacuum. The draft is created
         // only after that.
         self.destination.require_room().await.map_err(Error::from)?;

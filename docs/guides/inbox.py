@@ -29,6 +29,10 @@ class Export:
         export = manifest["export"]
         self.job, self.type, self.key, self.rows = export["job"], export["type"], export["key"], export["rows"]
         self.format, self.previous = export["format"], export["previous"]
+        columns = [column["name"] for column in export["columns"] if "meta" not in column]
+        # The first column of a delta says what became of the row. The others are those of the table.
+        self.operation = columns.pop(0) if self.type == "delta" else None
+        self.columns = columns
         self.files = [str(path.with_name(file["path"])) for file in export["files"]]
         # A consumer's first export holds all there was, too, whatever its type.
         holds_all = self.type == "full" or (export["watermarkFrom"], self.previous) == (None, None)

@@ -9,15 +9,19 @@ def columns(relation):
     return dict(zip(relation.columns, relation.types))
 
 
+def quoted(names):
+    return ", ".join('"' + name.replace('"', '""') + '"' for name in names)
+
+
 folder, file, table = arguments("INBOX FILE TABLE")
 inbox = Inbox(folder)
 with duckdb.connect(file) as target:
     target.execute("create table if not exists cdc_loads (loaded text primary key, job text, digest text)")
     job, digest = target.execute("select job, digest from cdc_loads where loaded = ?", [table]).fetchone() or ("", "")
     for export in inbox.exports(digest):
-        live = "select * from read_parquet(?)"
-        if export.type == "delta":
-            live = "select * exclude (operation) from read_parquet(?) where operation <> 'DELETE'"
+        live = f"select {quoted(export.columns)} from read_parquet(?)"
+        if export.operation:
+            live += f" where {quoted([export.operation])} <> 'DELETE'"
         # The rows and the digest of their export are committed together, so that the next run goes on behind it.
         target.begin()
         if export.replaces:
@@ -27,7 +31,7 @@ with duckdb.connect(file) as target:
             # The values of a new column in rows that nobody changed are in no delta.
             if columns(target.sql(live, params=[export.files])) != columns(target.table(table)):
                 need_full(f"the export {export.number} has other columns")
-            key = ", ".join('"' + name.replace('"', '""') + '"' for name in export.key)
+            key = quoted(export.key)
             target.execute(f"delete from {table} where ({key}) in (select {key} from read_parquet(?))", [export.files])
             target.execute(f"insert into {table} by name {live}", [export.files])
         job = export.job

@@ -17,8 +17,8 @@ def read(paths, key):
     return rows.to_pandas(types_mapper=pandas.ArrowDtype, ignore_metadata=True).set_index(key)
 
 
-def columns(path):
-    return {field.name: field.type for field in ParquetFile(path).schema_arrow if field.name != "operation"}
+def types(path):
+    return {field.name: field.type for field in ParquetFile(path).schema_arrow}
 
 
 def write(frame, path, loaded):
@@ -44,11 +44,13 @@ kept = os.path.exists(file) and ParquetFile(file).schema_arrow.metadata or {}
 job, digest = (kept.get(name, b"").decode() for name in (b"job", b"digest"))
 for export in inbox.exports(digest):
     rows = frame = read(export.files, export.key)
-    if export.type == "delta":
-        frame = rows[rows["operation"] != "DELETE"].drop(columns="operation")
+    if export.operation:
+        frame = rows[rows[export.operation] != "DELETE"]
+    frame = frame[[column for column in export.columns if column not in export.key]]
     if not export.replaces:
         # The values of a new column in rows that nobody changed are in no delta.
-        if columns(export.files[0]) != columns(file):
+        found = types(export.files[0])
+        if {column: found[column] for column in export.columns} != types(file):
             need_full(f"the export {export.number} has other columns")
         frame = pandas.concat([read([file], export.key).drop(index=rows.index, errors="ignore"), frame])
     job = export.job

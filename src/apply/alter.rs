@@ -2,7 +2,7 @@
 
 use sqlx::PgConnection;
 
-use crate::apply::catalog::{INSPECT_TABLE, OPERATION, columns, relation, target_columns};
+use crate::apply::catalog::{INSPECT_TABLE, columns, relation, target_columns};
 use crate::apply::search_path::{use_own_search_path, use_role_search_path, use_trigger_search_path};
 use crate::apply::statement::{run, run_unless_exists};
 use crate::apply::trust;
@@ -82,11 +82,12 @@ pub(super) async fn create_table(
     conn: &mut PgConnection,
     table: &Table,
     export: &Chained,
+    settings: &Settings,
     remarks: &mut Vec<String>,
 ) -> Result<(), Error> {
     use_role_search_path(conn).await?;
     let mut columns = Vec::new();
-    for column in target_columns(export) {
+    for column in target_columns(export, settings) {
         let type_name = target_type(conn, column, remarks).await?;
         let null = if export.key.contains(&column.name) { " not null" } else { "" };
         columns.push(format!("{} {type_name}{null}", quoted(&column.name)));
@@ -120,13 +121,13 @@ pub(super) async fn follow_source_columns(
     let present = columns(conn, table).await?;
     let has = |name: &str| export.columns.iter().any(|column| column.name == name);
     let gone = before.iter().flat_map(|before| &before.details.columns).map(|column| &*column.name);
-    let gone = gone.filter(|name| *name != OPERATION && !has(name));
+    let gone = gone.filter(|name| !has(name));
     // A table without a key is replaced with each export.
     for name in gone.filter(|_| !export.key.is_empty()) {
         remarks.push(format!("the source has no column {name} any more: the table keeps it with its last values"));
     }
     let had = |name: &str| before.and_then(|before| before.details.columns.iter().find(|column| column.name == name));
-    for column in target_columns(export) {
+    for column in target_columns(export, settings) {
         let name = &column.name;
         let Some(found) = present.iter().find(|present| present.name == *name) else {
             // No delta contains the column's values in unchanged rows.

@@ -4,13 +4,10 @@ use std::collections::BTreeMap;
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::apply::{During, Error};
+use crate::apply::{During, Error, Settings};
 use crate::connection::quoted;
 use crate::dataset::Table;
 use crate::manifest::{Chained, ManifestColumn};
-
-/// The column of a delta that contains the operation on the row.
-pub(super) const OPERATION: &str = "operation";
 
 /// The schema of the positions.
 pub(super) const POSITIONS_SCHEMA: &str = "cdc_apply";
@@ -40,13 +37,19 @@ pub(super) struct ExistingColumn {
     pub(super) number: i16,
 }
 
-pub(super) fn is_delta(export: &Chained) -> bool {
-    export.export_type == "delta"
+/// Returns the column with the operation on the row: the first one of a delta.
+pub(super) fn operation(export: &Chained) -> Option<&ManifestColumn> {
+    export.columns.first().filter(|_| export.export_type == "delta")
 }
 
-/// Returns the columns of the export that are columns of the table: all except `operation`.
-pub(super) fn target_columns(export: &Chained) -> impl Iterator<Item = &ManifestColumn> {
-    export.columns.iter().filter(|column| !(is_delta(export) && column.name == OPERATION))
+/// Returns the columns of the export that are columns of the table: all but the operation of a delta and, unless they
+/// are kept, the columns of `meta`.
+pub(super) fn target_columns<'e>(
+    export: &'e Chained,
+    settings: &Settings,
+) -> impl Iterator<Item = &'e ManifestColumn> + use<'e> {
+    let (operations, keeps_meta) = (usize::from(operation(export).is_some()), settings.keeps_meta);
+    export.columns.iter().skip(operations).filter(move |column| keeps_meta || column.meta.is_none())
 }
 
 /// Returns a table's name as SQL.
@@ -94,7 +97,8 @@ pub(super) async fn columns(conn: &mut PgConnection, table: &str) -> Result<Vec<
 }
 
 /// Returns the attribute numbers of the export's columns, by column name.
-pub(super) fn numbers(present: &[ExistingColumn], export: &Chained) -> BTreeMap<String, i16> {
+pub(super) fn numbers(present: &[ExistingColumn], export: &Chained, settings: &Settings) -> BTreeMap<String, i16> {
     let number = |name: &str| Some(present.iter().find(|column| column.name == name)?.number);
-    target_columns(export).filter_map(|column| Some((column.name.clone(), number(&column.name)?))).collect()
+    let number = |column: &ManifestColumn| Some((column.name.clone(), number(&column.name)?));
+    target_columns(export, settings).filter_map(number).collect()
 }

@@ -48,6 +48,14 @@ pub(super) async fn into_stage(
     Ok(rows)
 }
 
+/// Copies all rows of the stage into the table. Returns the number of rows.
+pub(super) async fn from_stage(conn: &mut PgConnection, target_table: &TargetTable) -> Result<u64, Error> {
+    let columns: Vec<_> = target_table.columns.iter().map(|name| quoted(name)).collect();
+    let (table, columns, stage) = (&target_table.table, columns.join(", "), target_table.stage_table());
+    let copy = format!("insert into {table} ({columns}) overriding system value select {columns} from {stage}");
+    run(conn, "load.from_stage", &copy).await.during("the rows")
+}
+
 /// Loads all rows into a table. `columns` are the columns of the files, in their order. Returns the number of rows.
 pub(super) async fn copy(
     conn: &mut PgConnection,

@@ -2,7 +2,6 @@
 
 use sqlx::PgConnection;
 
-use crate::apply::catalog::OPERATION;
 use crate::apply::references::DeletedEarly;
 use crate::apply::statement::run;
 use crate::apply::table::TargetTable;
@@ -42,10 +41,10 @@ impl<'s> Merge<'s> {
         let same_key = same_key.join(" and ");
         // `gone` selects the rows of the table that the export deletes. `live_rows` selects the rows of the stage to
         // write.
-        let (gone, live_rows) = match manifest.export.export_type.as_str() {
-            "full" => (Some(format!("not exists (select from {stage} s where {same_key})")), String::new()),
-            "delta" => {
-                let of = |sign: &str| format!("s.{} operator(pg_catalog.{sign}) 'DELETE'", quoted(OPERATION));
+        let (gone, live_rows) = match (manifest.export.export_type.as_str(), &target_table.operation) {
+            ("full", _) => (Some(format!("not exists (select from {stage} s where {same_key})")), String::new()),
+            (_, Some(operation)) => {
+                let of = |sign: &str| format!("s.{operation} operator(pg_catalog.{sign}) 'DELETE'");
                 // A key may get another text that is equal, such as 1.00 for 1.0. The old text is deleted, and the row
                 // stays.
                 let gone = format!(

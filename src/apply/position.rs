@@ -247,7 +247,9 @@ pub(super) async fn write(
         .map_err(|_| Error::refused("no_id", "the manifest has an invalid export number"))?;
     let deleted = deleted.map(str::to_owned);
     let (oid, numbers) = (target_table.oid, target_table.numbers.clone());
-    let details = Details { key: export.key.clone(), columns: export.columns.clone(), deleted, oid, numbers };
+    let is_kept = |column: &&ManifestColumn| target_table.columns.contains(&column.name);
+    let columns = export.columns.iter().filter(is_kept).cloned().collect();
+    let details = Details { key: export.key.clone(), columns, deleted, oid, numbers };
     sqlx::query(
         "-- apply.position.write
          insert into cdc_apply.positions (target, consumer, dataset, source, job, number, digest, details, applied_at)

@@ -6,8 +6,7 @@ use std::collections::BTreeMap;
 use sqlx::PgConnection;
 
 use crate::apply::catalog::{
-    EQUAL, ExistingColumn, INSPECT_TABLE, OPERATION, columns, exists, is_delta, is_empty, numbers, oid, relation,
-    target_columns,
+    EQUAL, ExistingColumn, INSPECT_TABLE, columns, exists, is_empty, numbers, oid, operation, relation, target_columns,
 };
 use crate::apply::key_type::keeps_distinct;
 use crate::apply::statement::run;
@@ -20,8 +19,10 @@ use crate::manifest::{Chained, Manifest, ManifestColumn};
 pub(super) struct TargetTable {
     /// Its name, as SQL.
     pub(super) table: String,
-    /// The export's columns without `operation`, in their order.
+    /// The export's columns that are columns of the table, in their order.
     pub(super) columns: Vec<String>,
+    /// The column of a delta's stage that has the operation on the row, as SQL.
+    pub(super) operation: Option<String>,
     /// The columns of `columns` that are written: all except generated columns.
     pub(super) written: Vec<String>,
     /// The columns of `written` that are updated: all except identity columns of the key.
@@ -104,7 +105,7 @@ impl TargetTable {
                 );
                 return Err(Error::refused("target_changed", why));
             }
-            alter::create_table(conn, table, export, &mut remarks).await?;
+            alter::create_table(conn, table, export, settings, &mut remarks).await?;
             trust::require_owners(conn, table, &settings.trusted_owners).await?;
         } else {
             // While rows may be lost, nobody may insert any: the table has to be empty until the end.
@@ -134,7 +135,7 @@ impl TargetTable {
                 require_distinct_keys(&name, key, found)?;
             }
         }
-        let target_columns: Vec<&ManifestColumn> = target_columns(export).collect();
+        let target_columns: Vec<&ManifestColumn> = target_columns(export, settings).collect();
         let columns: Vec<String> = target_columns.iter().map(|column| column.name.clone()).collect();
         let written: Vec<_> =
             columns.iter().filter(|name| find(name).is_some_and(|column| !column.is_generated)).collect();
@@ -150,7 +151,7 @@ impl TargetTable {
             !columns.contains(&column.name) && !column.is_generated && settings.deleted.as_ref() != Some(&column.name)
         };
         let type_of = |column: &ManifestColumn| match find(&column.name) {
-            Some(found) if !(is_delta(export) && column.name == OPERATION) => found.base_type.clone(),
+            Some(found) if columns.contains(&column.name) => found.base_type.clone(),
             _ => "text".to_owned(),
         };
         let equal = |name: &String| find(name).map_or_else(|| EQUAL.to_owned(), |column| column.equal.clone());
@@ -159,7 +160,7 @@ impl TargetTable {
             written: written.into_iter().cloned().collect(),
             has_extra_columns: present.iter().any(|column| is_extra(&column)),
             oid: oid(conn, &name).await?,
-            numbers: numbers(&present, export),
+            numbers: numbers(&present, export, settings),
             stage: export.columns.iter().map(|column| (column.name.clone(), type_of(column))).collect(),
             key: export.key.iter().map(|name| (name.clone(), equal(name))).collect(),
             is_empty,
@@ -167,6 +168,7 @@ impl TargetTable {
             lacks_key: is_new && has_key,
             is_replaced: !has_key,
             table: name,
+            operation: operation(export).map(|column| quoted(&column.name)),
             columns,
             deleted,
             remarks,
@@ -204,6 +206,11 @@ impl TargetTable {
     pub(super) fn may_truncate(&self, manifest: &Manifest) -> bool {
         let is_emptied = self.is_empty || self.truncates && self.deleted.is_none();
         manifest.export.export_type == "full" && is_emptied && self.written.len() == self.columns.len()
+    }
+
+    /// Returns true if the files of a full export have columns that are none of the table.
+    pub(super) fn leaves_columns_out(&self) -> bool {
+        self.columns.len() < self.stage.len()
     }
 
     /// Deletes all rows of a table whose rows can't be merged, if no `truncate` has. Returns the number of rows.

@@ -6,18 +6,19 @@
 
 use sqlx::{Connection, PgConnection};
 
+use crate::apply::catalog::target_columns;
 use crate::apply::input::Input;
 use crate::apply::merge::{Merge, not_written};
 use crate::apply::references::{DeletedEarly, References};
 use crate::apply::statement::run;
 use crate::apply::table::TargetTable;
 use crate::apply::{
-    Applied, BEGIN, COMMIT, Changes, During, Error, OPERATION, Target, TargetPosition, alter, load, lock, position,
+    Applied, BEGIN, COMMIT, Changes, During, Error, Settings, Target, TargetPosition, alter, load, lock, position,
     search_path,
 };
 use crate::dataset::Table;
 use crate::failpoint;
-use crate::manifest::{Chained, Manifest, ManifestColumn};
+use crate::manifest::{Chained, Manifest};
 
 const CONSTRAINTS: &str = "to check the constraints";
 
@@ -207,7 +208,7 @@ async fn prepare(
     if at != read_digest.as_ref() || at == Some(&manifest.digest) {
         return Ok(Err(Applied::PositionMoved));
     }
-    if let Some(why) = export_obstacle(export, before.as_ref()) {
+    if let Some(why) = export_obstacle(export, before.as_ref(), settings) {
         return Ok(Err(Applied::NeedsFullExport(why)));
     }
     let target_table = match TargetTable::prepare(tx, table, manifest, before.as_ref(), settings).await {
@@ -293,7 +294,7 @@ impl PreparedExport<'_> {
 
     /// Loads the rows that are to be merged into the stage.
     async fn load(&mut self, tx: &mut PgConnection, trusted: &[String]) -> Result<(), Error> {
-        if self.replaces_all() {
+        if self.replaces_all() && !self.target_table.leaves_columns_out() {
             return Ok(());
         }
         let files = std::mem::take(&mut self.files);
@@ -304,7 +305,11 @@ impl PreparedExport<'_> {
     /// Loads the rows into the empty table. Returns the number of rows.
     async fn fill(&mut self, tx: &mut PgConnection) -> Result<u64, Error> {
         let TargetTable { table, columns, .. } = &self.target_table;
-        let rows = load::copy(tx, table, columns, std::mem::take(&mut self.files)).await?;
+        let rows = if self.target_table.leaves_columns_out() {
+            load::from_stage(tx, &self.target_table).await?
+        } else {
+            load::copy(tx, table, columns, std::mem::take(&mut self.files)).await?
+        };
         require_rows(&self.manifest.export, rows)?;
         self.target_table.add_missing_key(tx).await?;
         Ok(rows)
@@ -312,7 +317,7 @@ impl PreparedExport<'_> {
 }
 
 /// Returns the reason if this export can't be applied next, so that only a full export in csv can.
-fn export_obstacle(export: &Chained, before: Option<&TargetPosition>) -> Option<String> {
+fn export_obstacle(export: &Chained, before: Option<&TargetPosition>, settings: &Settings) -> Option<String> {
     let job = &export.job;
     if !["full", "incremental", "delta"].contains(&export.export_type.as_str()) {
         return Some(format!("format: the export {job} has a type that this version doesn't know"));
@@ -330,8 +335,7 @@ fn export_obstacle(export: &Chained, before: Option<&TargetPosition>) -> Option<
         return Some(format!("gap: the export {job} doesn't follow the last export of the table"));
     }
     // A delta doesn't contain the column's values in unchanged rows.
-    let is_known = |column: &&ManifestColumn| before.details.columns.contains(column) || column.name == OPERATION;
-    let changed = export.columns.iter().find(|column| !is_known(column))?;
+    let changed = target_columns(export, settings).find(|column| !before.details.columns.contains(column))?;
     Some(format!("schema_changed: the column {} is new, or has another type", changed.name))
 }
 

@@ -58,6 +58,9 @@ pub(crate) struct Apply {
     /// The reaction to new or retyped columns of the source: `add` alters the target table, `fail` refuses the export
     #[arg(long, default_value = "add", value_parser = ["add", "fail"])]
     schema: String,
+    /// Keep the columns of the dataset's `meta`, such as `_order`, in the table. They are left out otherwise
+    #[arg(long)]
+    meta: bool,
     /// The way to apply a full export: `merge` changes the rows that differ, `truncate` empties the table first
     #[arg(long, default_value = "merge", value_parser = ["merge", "truncate"])]
     full: String,
@@ -97,6 +100,7 @@ impl Apply {
             schema: self.target_schema,
             trusted_owners: self.trust_owner,
             adds_columns: self.schema == "add",
+            keeps_meta: self.meta,
             truncates: self.full == "truncate",
             deleted: Some(self.deletes).filter(|column| column != "hard"),
         };

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::dataset::block::{Block, DATASET, Names, OperatorFile};
+use crate::dataset::header::{self, FileHeader};
 use crate::dataset::mask::Masks;
 use crate::dataset::{Capture, Columns, Dataset, Operation, ParquetChoices, Table, Unrepresentable};
 use crate::duration;
 use crate::job::FILE_BYTES;
+use crate::job::columns::MetaColumn;
 
 /// The default of the overlap: the longest time that a transaction may take.
 const OVERLAP: Duration = Duration::from_secs(5 * 60);
@@ -59,8 +61,24 @@ pub(super) fn options(block: &mut Block<'_, '_>) -> Dataset {
     let skip_empty = block.flag("skip_empty", false);
     let masks = Masks { rules: block.table("mask", str::parse).unwrap_or_default(), are_optional: false };
     refuse_mask(block, &masks, "updated_at", updated_at.as_ref());
+    let header = header(block);
     let table = Table { schema: None, name: String::new() };
-    Dataset { updated_at, capture, parquet, max_file_bytes, skip_empty, masks, ..Dataset::new(String::new(), table) }
+    let new = Dataset::new(String::new(), table);
+    Dataset { updated_at, capture, parquet, max_file_bytes, skip_empty, masks, header, ..new }
+}
+
+/// Reads the names of the files' columns, and the columns beside the table's.
+fn header(block: &mut Block<'_, '_>) -> FileHeader {
+    let meta = block.list("meta", str::parse::<MetaColumn>).unwrap_or_default();
+    if (1..meta.len()).any(|at| meta[..at].contains(&meta[at])) {
+        block.wrong("meta", "a column is named twice");
+    }
+    FileHeader {
+        renames: block.table("rename", header::column_name).unwrap_or_default(),
+        renames_are_optional: false,
+        operation: block.optional("operation_column", header::column_name),
+        meta,
+    }
 }
 
 /// Refuses a mask of the column that a member of the block names.
@@ -122,7 +140,7 @@ fn capture(block: &mut Block<'_, '_>, has_updated_at: bool) -> Capture {
             if block.has("overlap") {
                 block.wrong("overlap", "only with capture = \"timestamp\"");
             }
-            for member in ["updated_at", "created_at", "operation", "skip_empty"] {
+            for member in ["updated_at", "created_at", "operation", "operation_column", "skip_empty"] {
                 if other == Capture::None && block.has(member) {
                     block.wrong(member, "capture = \"none\" finds no changes: leave it out");
                 }

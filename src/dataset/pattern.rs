@@ -9,6 +9,7 @@ use std::sync::Arc;
 use wildmatch::WildMatch;
 
 use crate::dataset::block::{Block, OperatorFile};
+use crate::dataset::header::FileHeader;
 use crate::dataset::mask::Masks;
 use crate::dataset::name::is_name;
 use crate::dataset::{Capture, Dataset, Owners, Table, dataset_block};
@@ -179,7 +180,8 @@ fn pattern(block: &mut Block<'_, '_>) -> Option<Pattern> {
     let owners = block.list("owners", str::parse::<String>).map_or(Owners::Default, Owners::Named);
     let options = dataset_block::options(block);
     let masks = Masks { are_optional: true, ..options.masks };
-    let options = Dataset { owners, masks, ..options };
+    let header = FileHeader { renames_are_optional: true, ..options.header };
+    let options = Dataset { owners, masks, header, ..options };
     let (texts, matches): (Vec<_>, Vec<_>) = matches?.into_iter().unzip();
     Some(Pattern { text: texts.join(", "), matches, exclude, name: name?, options })
 }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use pg_rows::column::ParquetType;
 use serde_json::json;
 
+use crate::dataset::header::{OPERATION, meta_column};
 use crate::dataset::{Capture, Dataset, TableColumn, TableSchema};
 
 impl Dataset {
@@ -33,12 +34,18 @@ impl TableSchema {
     /// The columns of the dataset's files: a line for each, with its name, its type, and the Parquet type if the
     /// dataset asks for one.
     pub fn signature(&self) -> String {
-        columns_signature(&self.columns)
+        let meta: Vec<_> = self.meta.iter().copied().map(meta_column).collect();
+        let operation = match &*self.operation.name {
+            OPERATION => String::new(),
+            name => format!("operation={}\n", json!(name)),
+        };
+        columns_signature(self.columns.iter().chain(&meta)) + &operation
     }
 }
 
-fn columns_signature(columns: &[TableColumn]) -> String {
+fn columns_signature<'a>(columns: impl IntoIterator<Item = &'a TableColumn>) -> String {
     let line = |column: &TableColumn| {
+        let name = column.file_name();
         let parquet = match column.parquet {
             _ if column.mask.is_some() => None,
             ParquetType::OfKind => None,
@@ -46,10 +53,10 @@ fn columns_signature(columns: &[TableColumn]) -> String {
             ParquetType::Decimal { .. } => Some("decimal"),
             ParquetType::Text => Some("text"),
         };
-        let members: Vec<_> = [&*column.name, column.file_type()].into_iter().chain(parquet).collect();
+        let members: Vec<_> = [&*name, column.file_type()].into_iter().chain(parquet).collect();
         format!("{}\n", json!(members))
     };
-    format!("v1\n{}", columns.iter().map(line).collect::<String>())
+    format!("v1\n{}", columns.into_iter().map(line).collect::<String>())
 }
 
 #[cfg(test)]

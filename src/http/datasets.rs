@@ -14,6 +14,7 @@ use crate::http::code::Code;
 use crate::http::input::PathParameter;
 use crate::http::problem::Problem;
 use crate::http::schemas::DatasetName;
+use crate::job::columns::MetaColumn;
 use crate::job::json::rfc3339;
 use crate::service::{Looked, Service};
 
@@ -43,6 +44,12 @@ pub(crate) struct DatasetBody {
     /// The columns of a file; null if the table does not match the catalog
     #[schema(required)]
     columns: Option<Vec<ColumnBody>>,
+    /// The name of the first column of a delta; null as `columns`
+    #[schema(required)]
+    operation_column: Option<String>,
+    /// The columns of a file behind those of the table; null as `columns`
+    #[schema(required)]
+    meta: Option<Vec<MetaColumn>>,
     /// The columns that identify a row
     #[schema(required)]
     key: Option<Vec<String>>,
@@ -84,6 +91,9 @@ pub(crate) struct ColumnBody {
     /// The column's type in Postgres
     #[serde(rename = "type")]
     type_name: String,
+    /// The column's name in files; null if it is the same
+    #[schema(required)]
+    rename: Option<String>,
     /// The rule by which the files replace its values; null if they have them as they are
     #[schema(required)]
     mask: Option<String>,
@@ -136,6 +146,8 @@ impl From<&LeftOut> for DatasetBody {
             name: left_out.name.clone(),
             table: left_out.table.to_string(),
             columns: None,
+            operation_column: None,
+            meta: None,
             key: None,
             updated_at: None,
             created_at: None,
@@ -159,6 +171,7 @@ impl From<Description> for DatasetBody {
             let column = |column: &TableColumn| ColumnBody {
                 name: column.name.to_string(),
                 type_name: column.type_name.to_string(),
+                rename: column.rename.clone(),
                 mask: column.mask.as_ref().map(MaskRule::to_string),
             };
             schema.columns.iter().map(column).collect()
@@ -167,6 +180,8 @@ impl From<Description> for DatasetBody {
             name: dataset.name.clone(),
             table: dataset.table.to_string(),
             columns,
+            operation_column: schema.as_ref().map(|schema| schema.operation.name.to_string()),
+            meta: schema.as_ref().map(|schema| schema.meta.clone()),
             key: schema.map(|schema| schema.key.into_iter().map(|part| part.column.name.into_owned()).collect()),
             updated_at: dataset.updated_at.clone(),
             created_at: dataset.created_at.clone(),

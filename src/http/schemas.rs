@@ -7,6 +7,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use crate::audit::Action;
 use crate::event::DeliveryStatus;
+use crate::job::columns::MetaColumn;
 use crate::job::json::{CompressionSchema, FormatSchema};
 use crate::job::selection::Operator;
 use crate::job::{ConsumerId, Continuity, ExportType, FailureCode, Status};
@@ -49,6 +50,7 @@ document_words! {
     FailureCode, "FailureCode", "The reason why an export failed";
     DeliveryStatus, "DeliveryStatus", "The status of a delivery";
     Operator, "Operator", "The comparison of a column with a value";
+    MetaColumn, "MetaColumn", "A column of files that is none of the table";
     Action, "AuditAction", "The effect of a request, or the intended one";
 }
 

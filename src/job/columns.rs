@@ -30,6 +30,23 @@ pub struct FileColumn {
     /// The rule by which the values were masked. `None` if they were not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask: Option<String>,
+    /// The kind of a column of `meta`. `None` for a column of the table and for the operation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub meta: Option<MetaColumn>,
+}
+
+pg_rows::words! {
+    /// A column of files that is none of the table.
+    MetaColumn, "one of order, xid, committed_at, operation" {
+        /// The export's place in its lane: `_order`.
+        Order = "order",
+        /// The latest transaction that the log has for the row's key: `_xid`.
+        Xid = "xid",
+        /// The time of that transaction's commit: `_committed_at`.
+        CommittedAt = "committed_at",
+        /// The operation on the row: `_operation`.
+        Operation = "operation",
+    }
 }
 
 /// The wire format in which Postgres sent the values of a column, in the form that is saved with a job.
@@ -55,6 +72,7 @@ mod tests {
             type_name: type_name.into(),
             wire,
             mask: None,
+            meta: None,
         };
         let columns =
             vec![column("id", "bigint", SavedWireFormat::Binary), column("at", "inet", SavedWireFormat::Text)];

@@ -33,7 +33,7 @@ pub enum CompressionSchema {}
     }], "maxFileBytes": null, "digest": "b94d27b9934d3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde9",
     "attempt": 1, "error": null, "continuity": null,
     "lateRows": 0, "keyOnlyDeletes": 0, "quietDeletes": 0, "openTransactions": 0, "oldestTransactionSeconds": null, "schemaChanged": false, "tableRewritten": false,
-    "watermarkFrom": "2026-11-20T09:13:10.962731Z", "watermarkTo": "2026-11-20T09:13:15.806135Z", "number": 17, "acknowledged": true, "fetchedAt": "2026-11-20T09:13:16.204417Z", "retryOf": null, "batchId": null,
+    "watermarkFrom": "2026-11-20T09:13:10.962731Z", "watermarkTo": "2026-11-20T09:13:15.806135Z", "number": 17, "order": 18, "acknowledged": true, "fetchedAt": "2026-11-20T09:13:16.204417Z", "retryOf": null, "batchId": null,
     "nextAttemptAt": null, "cancelRequestedAt": null,
     "createdAt": "2026-11-20T09:13:15.911402Z", "startedAt": "2026-11-20T09:13:15.913370Z",
     "finishedAt": "2026-11-20T09:13:15.958121Z", "durationSeconds": 0.044751
@@ -122,6 +122,10 @@ pub struct JobJson {
     /// names
     #[schema(required, minimum = 1)]
     number: Option<u64>,
+    /// The export's place in its lane, which grows along the lane and may have gaps; the rows have it in `_order`. Null
+    /// where `number` is
+    #[schema(required, minimum = 1)]
+    order: Option<i64>,
     /// True if the consumer has acknowledged this export or a later one; null before the export is published, for an
     /// ad-hoc export, and if the consumer has never acknowledged one in the dataset
     #[schema(required)]
@@ -232,6 +236,7 @@ impl From<Job> for JobJson {
             watermark_from: job.watermark_from.map(rfc3339),
             watermark_to: job.watermark_to.map(rfc3339),
             number: job.number,
+            order: job.order.filter(|_| job.number.is_some()),
             acknowledged: job.acknowledged,
             fetched_at: job.fetched_at.map(rfc3339),
             retry_of: job.retry_of.map(JobId::as_uuid),

@@ -14,12 +14,14 @@ pub struct Marker {
     pub job: JobId,
     /// The digest of the export's content, in hexadecimal: see [`content_sha256`](crate::file::content_sha256).
     pub sha256: String,
+    /// The place of the export in its lane.
+    pub order: i64,
 }
 
 impl Marker {
     /// Returns the marker that stands for an unreadable one. It names an export that no database knows.
     pub fn unreadable() -> Marker {
-        Marker { job: Uuid::nil().into(), sha256: String::new() }
+        Marker { job: Uuid::nil().into(), sha256: String::new(), order: 0 }
     }
 
     /// Returns true if the marker could not be read.

@@ -10,6 +10,9 @@ use crate::job::JobId;
 use crate::job::lane::Lane;
 use crate::job::marker::Marker;
 
+/// The largest place in a lane, far below what the database can count on from.
+const MOST_ORDER: i64 = 1 << 53;
+
 /// The content of the file. It repeats consumer and dataset, because the name of the file has only their digest.
 #[derive(Serialize, Deserialize)]
 struct Content {
@@ -17,6 +20,7 @@ struct Content {
     dataset: String,
     job: Uuid,
     sha256: String,
+    order: i64,
 }
 
 /// The file of the marker of a database's lane.
@@ -51,15 +55,17 @@ impl MarkerFile {
     /// content is never incomplete, because a destination gives the file its name after writing it.
     pub(super) fn parse(&self, text: &[u8]) -> Marker {
         let content: Option<Content> = serde_json::from_slice(text).ok();
-        let content = content.filter(|read| read.consumer == self.consumer && read.dataset == self.dataset);
-        let marker = content.map(|Content { job, sha256, .. }| Marker { job: job.into(), sha256 });
+        let is_ours = |read: &Content| read.consumer == self.consumer && read.dataset == self.dataset;
+        let content = content.filter(|read| is_ours(read) && (0..=MOST_ORDER).contains(&read.order));
+        let marker = content.map(|Content { job, sha256, order, .. }| Marker { job: job.into(), sha256, order });
         marker.unwrap_or_else(Marker::unreadable)
     }
 
     /// Returns the content of the file with this marker.
     pub(super) fn text(&self, marker: &Marker) -> std::io::Result<String> {
         let (consumer, dataset) = (self.consumer.clone(), self.dataset.clone());
-        let content = Content { consumer, dataset, job: marker.job.as_uuid(), sha256: marker.sha256.clone() };
+        let (job, sha256, order) = (marker.job.as_uuid(), marker.sha256.clone(), marker.order);
+        let content = Content { consumer, dataset, job, sha256, order };
         Ok(serde_json::to_string(&content).map_err(std::io::Error::other)? + "\n")
     }
 

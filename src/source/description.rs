@@ -55,7 +55,7 @@ impl Source {
     /// a statement of the pool may.
     pub async fn count_deleted(&self, dataset: &Dataset, schema: &TableSchema) -> Result<Option<i64>, Error> {
         let failed = Error::from_sql(&dataset.table);
-        let select = Select { dataset, schema };
+        let select = Select::new(dataset, schema);
         let Some(deleted) = select.deleted(true) else { return Ok(Some(0)) };
         let mut conn = self.pool.acquire().await.map_err(&failed)?;
         let mut tx = conn.begin().await.map_err(&failed)?;

@@ -37,7 +37,7 @@ impl Source {
             return Err(Error::NotReadable(fault));
         }
         let schema = table_schema::introspect_visible(&mut conn, dataset, &access).await?;
-        let select = Select { dataset, schema: &schema };
+        let select = Select::new(dataset, &schema);
         let mut tx = conn.begin().await.map_err(&failed)?;
         if !owners::lock_trusted(&mut tx, &[(dataset, &schema.table)], "500ms").await.map_err(&failed)? {
             return Err(Error::CantPlan(format!("`{}` belongs to another role by now", dataset.table)));

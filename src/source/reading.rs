@@ -63,7 +63,7 @@ impl SnapshotReader<'_> {
             readers: self.readers,
             reader_slots: self.reader_slots,
             import: &table.import,
-            select: Select { dataset: &table.dataset, schema: &table.schema },
+            select: Select::new(&table.dataset, &table.schema),
             position: &table.position,
             table_oid: table.new_position.table.table_oid,
             toasted: table.toasted,

@@ -32,7 +32,7 @@ pub(super) fn of_reader(dataset: &Dataset, schema: &TableSchema) -> String {
 /// Afterwards the transaction may run only statements that name the schema of each function, because other roles may
 /// have functions in that path.
 pub(super) fn widen(dataset: &Dataset, schema: &TableSchema) -> String {
-    let (from, table) = (Select { dataset, schema }.table(), quote::relation(&schema.table));
+    let (from, table) = (Select::new(dataset, schema).table(), quote::relation(&schema.table));
     format!("select cdc_export.widen_search_path({}, to_regclass({}))", quote::literal(&from), quote::literal(&table))
 }
 

@@ -61,8 +61,9 @@ impl Rows<'_> {
         progress: &Progress,
         receiver: impl Fn() -> R,
     ) -> Result<(), Error> {
+        self.select.order = job.order;
         let read = self.read_all(job, max, progress, receiver).await;
-        let Select { dataset, schema } = self.select;
+        let Select { dataset, schema, .. } = self.select;
         match read {
             // A function that somebody else wrote may raise the error of the service's own, with any text.
             Err(Error::RowTooLarge { column }) if schema.columns.iter().all(|own| own.name != *column) => {

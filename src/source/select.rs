@@ -30,6 +30,7 @@
 //! ```
 
 use crate::dataset::{Capture, CellMax, Dataset, RelationKind, TableColumn, TableSchema};
+use crate::job::columns::MetaColumn;
 use crate::job::{ExportType, Job};
 use crate::row::RowLayout;
 use crate::source::key::{KeySql, key_name};
@@ -53,6 +54,15 @@ pub(crate) enum Rule {
 pub(crate) struct Select<'a> {
     pub(crate) dataset: &'a Dataset,
     pub(crate) schema: &'a TableSchema,
+    /// The place of the export in its lane; `None`: it has none.
+    pub(crate) order: Option<i64>,
+}
+
+impl<'a> Select<'a> {
+    /// The statements of no export in particular.
+    pub(crate) fn new(dataset: &'a Dataset, schema: &'a TableSchema) -> Select<'a> {
+        Select { dataset, schema, order: None }
+    }
 }
 
 impl Select<'_> {
@@ -61,7 +71,7 @@ impl Select<'_> {
     /// comparison is a quarter of what the scan costs.
     pub(crate) fn full(&self, max: Option<CellMax>) -> String {
         let known = self.schema.known_if_alive().map(|known| known.index);
-        let (table, columns, alive) = (self.table(), self.columns_but(known), self.alive());
+        let (table, columns, alive) = (self.table(), self.full_columns(known), self.alive());
         // Postgres asks first what costs less, so that a deleted row has no say.
         let within =
             max.map(|max| format!(" and not {}", refused_of_row(&self.schema.columns, max))).unwrap_or_default();
@@ -70,7 +80,7 @@ impl Select<'_> {
 
     /// The live rows that changed since the position.
     pub(crate) fn incremental(&self, rule: Rule, max: CellMax) -> String {
-        self.changed_live(rule, None, max)
+        self.changed_live(rule, ExportType::Incremental, max)
     }
 
     /// The rows that changed since the position, deleted ones too, each with its operation: statements to be read one
@@ -78,6 +88,31 @@ impl Select<'_> {
     /// deletions were delivered up to the same snapshot, as they are to a consumer that takes deltas alone. One
     /// statement, which goes through the log once, does then.
     pub(crate) fn delta(&self, rule: Rule, same_snapshot: bool, max: CellMax) -> Vec<String> {
+        let deleted = self.changed_deleted(rule, max);
+        if rule == Rule::TimeAlone || !same_snapshot || self.reads_whole_log(ExportType::Delta) {
+            return vec![deleted, self.changed_live(rule, ExportType::Delta, max)];
+        }
+        // The parts of a union come in their order, as long as none of them is read in parallel. What the deletions
+        // look up is all that the timestamp rule doesn't find alive.
+        let columns = self.live_columns(rule, ExportType::Delta, max);
+        let (by_time, by_log) = (self.live_by_time(&columns), self.live_by_log(&columns));
+        vec![format!("{deleted}\nunion all\n{by_time}\nunion all\n{by_log}")]
+    }
+
+    /// Returns true if every live row is looked up in the log: only the log tells new rows from changed ones, or the
+    /// transactions.
+    fn reads_whole_log(&self, export_type: ExportType) -> bool {
+        let has_operation = export_type == ExportType::Delta || self.schema.meta.contains(&MetaColumn::Operation);
+        has_operation && self.schema.created_at.is_none() || self.reads_transactions()
+    }
+
+    /// Returns true if the files have the transactions of the rows.
+    fn reads_transactions(&self) -> bool {
+        self.schema.meta.iter().any(|meta| matches!(meta, MetaColumn::Xid | MetaColumn::CommittedAt))
+    }
+
+    /// The operation on a live row.
+    fn operation(&self, rule: Rule) -> String {
         let by_times = self.schema.created_at.as_ref().zip(self.schema.updated_at.as_ref());
         let is_new = match (by_times, rule) {
             (Some((created_at, updated_at)), _) => {
@@ -89,23 +124,28 @@ impl Select<'_> {
             }
             (None, Rule::TimeAlone) => "$1::timestamptz is null".to_owned(),
         };
-        let operation = format!("case when {is_new} then 'INSERT' else 'UPDATE' end");
-        let deleted = self.changed_deleted(rule, max);
-        if rule == Rule::TimeAlone || !same_snapshot || by_times.is_none() {
-            return vec![deleted, self.changed_live(rule, Some(&operation), max)];
-        }
-        // The parts of a union come in their order, as long as none of them is read in parallel. What the deletions
-        // look up is all that the timestamp rule doesn't find alive.
-        let columns = self.live_columns(Some(&operation), max);
-        let (by_time, by_log) = (self.live_by_time(&columns), self.live_by_log(&columns));
-        vec![format!("{deleted}\nunion all\n{by_time}\nunion all\n{by_log}")]
+        format!("case when {is_new} then 'INSERT'::text else 'UPDATE' end")
+    }
+
+    /// The columns of `meta` in a row with this operation and, if the log was asked for them, its transaction.
+    fn meta(&self, operation: &str, xid: Option<&str>) -> Vec<String> {
+        let value = |meta: &MetaColumn| match meta {
+            MetaColumn::Order => self.order.map_or_else(|| "null::int8".to_owned(), |order| format!("{order}::int8")),
+            MetaColumn::Xid => xid.map_or_else(|| "null::int8".to_owned(), |xid| format!("{xid}::text::int8")),
+            MetaColumn::CommittedAt => xid.map_or_else(|| "null::timestamptz".to_owned(), committed_at),
+            MetaColumn::Operation => operation.to_owned(),
+        };
+        self.schema.meta.iter().map(value).collect()
     }
 
     /// The columns of a live row: its operation in a delta, the columns of the file, and a check for cells beyond the
     /// bound. The check is no condition, because Postgres might evaluate a condition for rows that have not changed.
-    fn live_columns(&self, operation: Option<&str>, max: CellMax) -> String {
-        let columns =
-            operation.into_iter().map(str::to_owned).chain([self.columns(), refused_of_row(&self.schema.columns, max)]);
+    fn live_columns(&self, rule: Rule, export_type: ExportType, max: CellMax) -> String {
+        let operation = self.operation(rule);
+        let xid = (rule == Rule::LogToo && self.reads_transactions()).then(|| format!("ch.{XID}"));
+        let first = Some(&operation).filter(|_| export_type == ExportType::Delta).cloned();
+        let columns = first.into_iter().chain(self.table_columns(None)).chain(self.meta(&operation, xid.as_deref()));
+        let columns = columns.chain(self.hidden_time()).chain([refused_of_row(&self.schema.columns, max)]);
         columns.collect::<Vec<_>>().join(", ")
     }
 
@@ -121,8 +161,8 @@ impl Select<'_> {
 
     /// The rows that the timestamp rule finds, and those that the log alone knows, which are looked up by their keys. A
     /// row is in one of the two, since both see the same snapshot.
-    fn changed_live(&self, rule: Rule, operation: Option<&str>, max: CellMax) -> String {
-        let columns = self.live_columns(operation, max);
+    fn changed_live(&self, rule: Rule, export_type: ExportType, max: CellMax) -> String {
+        let columns = self.live_columns(rule, export_type, max);
         let (by_time, by_log) = (self.live_by_time(&columns), self.live_by_log(&columns));
         if rule == Rule::TimeAlone {
             return by_time;
@@ -132,21 +172,20 @@ impl Select<'_> {
         let order = self.order();
         let (logged_key, key, names) =
             (self.key().of_log().join(", "), self.key().of_row("u").join(", "), self.key().names().join(", "));
-        let hit = |rest: &str| match operation {
-            Some(_) if self.schema.key.iter().any(|part| !part.has_one_text) => self.hit_by_deletions(rest),
+        let hit = |rest: &str| match export_type {
+            ExportType::Delta if self.schema.key.iter().any(|part| !part.has_one_text) => self.hit_by_deletions(rest),
             _ => String::new(),
         };
-        if operation.is_some() && self.schema.created_at.is_none() {
-            let hit = hit(", null, null");
-            // Only the log tells new rows from changed ones, so every row is looked up in it.
+        if self.reads_whole_log(export_type) {
+            let hit = hit(", null, null, null");
             return format!(
-                "with ch ({names}, {OP}) as materialized (
-                   select {names}, (pg_catalog.array_agg(operation order by sequence))[1]
+                "with ch ({names}, {OP}, {XID}) as materialized (
+                   select {names}, (pg_catalog.array_agg(operation order by sequence))[1], {LATEST_XID}
                    from (
-                     select {logged_key}, sequence, operation from cdc_export.change_log where {logged}
+                     select {logged_key}, sequence, operation, xid from cdc_export.change_log where {logged}
                      union all
-                     select {key}, null, null from {table} u where {by_rule} and {alive}
-                     {hit}) as changes ({names}, sequence, operation)
+                     select {key}, null, null, null from {table} u where {by_rule} and {alive}
+                     {hit}) as changes ({names}, sequence, operation, xid)
                    group by {ordinals}
                    order by {order})
                  {by_log}"
@@ -220,18 +259,25 @@ impl Select<'_> {
         let gone = "u.tableoid is null";
         let written: Vec<(&str, String)> =
             self.schema.columns.iter().map(|column| (&*column.name, self.last_of(column, gone))).collect();
-        let hidden = self.schema.hidden_time().map(|time| wire_value(time, &format!("u.{}", quoted(&time.name))));
+        let hidden = self.hidden_time();
         let cells = written.iter().zip(&self.schema.columns).filter(|(_, column)| may_be_large(column));
         let large = |((name, value), column): (&(&str, String), &TableColumn)| {
             (name.to_string(), format!("{} > {}", octets(column, value), max.0))
         };
         let refused = refused(&cells.map(large).collect::<Vec<_>>());
-        let columns = written.iter().map(|(_, value)| value.clone()).chain(hidden).collect::<Vec<_>>().join(", ");
+        let (rest, latest_xid, xid_name) = match self.reads_transactions() {
+            true => (format!("{LOGGED}, xid"), format!(", {LATEST_XID}"), format!(", {XID}")),
+            false => (LOGGED.to_owned(), String::new(), String::new()),
+        };
+        let (nulls, xid) = (", null".repeat(rest.matches(',').count()), Some(format!("ch.{XID}")));
+        let xid = xid.filter(|_| self.reads_transactions());
+        let columns =
+            written.iter().map(|(_, value)| value.clone()).chain(self.meta(DELETE, xid.as_deref())).chain(hidden);
+        let columns = columns.collect::<Vec<_>>().join(", ");
         let images = self.images(gone, max);
-        let rest = ", sequence, operation, image, image_columns";
         let missed = self.unless_found(
             &format!("select {logged_key}{rest} from cdc_export.change_log where {logged}"),
-            rest,
+            &rest,
             // Without a log there is no key to be saved from a look-up.
             &format!("select {key}, true from {table} u where {by_rule} and ({alive}) and $4::text is not null"),
         );
@@ -245,19 +291,19 @@ impl Select<'_> {
             _ => gone.to_owned(),
         };
         format!(
-            "with ch ({names}, {IS_TOLD}, {IMAGE}, {NUMBERS}) as materialized (
-               select {names}, last is not null, last[2], last[3]::smallint[]
+            "with ch ({names}, {IS_TOLD}, {IMAGE}, {NUMBERS}{xid_name}) as materialized (
+               select {names}, last is not null, last[2], last[3]::smallint[]{xid_name}
                from (
                  select {names}, pg_catalog.max(array[pg_catalog.lpad(sequence::text, 19, '0'), image, image_columns::text])
-                   filter (where operation = 'D')
+                   filter (where operation = 'D'){latest_xid}
                  from (
                    {missed}
                    union all
-                   select {key}, null, null, null, null from {table} u where {ended_by_rule} and ({ended}))
+                   select {key}{nulls} from {table} u where {ended_by_rule} and ({ended}))
                    as changes ({names}{rest})
-                 group by {ordinals}) as lasts ({names}, last)
+                 group by {ordinals}) as lasts ({names}, last{xid_name})
                order by {order})
-             select 'DELETE'::text, {columns}, {refused} or {is_gone}
+             select {DELETE}, {columns}, {refused} or {is_gone}
              from ch left join {table} u on {joined}
              {images}
              -- A row that is gone and whose deletion isn't logged was deleted quietly.
@@ -362,15 +408,22 @@ impl Select<'_> {
         }
     }
 
-    /// The columns of a file, and the hidden time, of rows `u`.
-    pub(crate) fn columns(&self) -> String {
-        self.columns_but(None)
+    /// The columns of a full export's file, and the hidden time, of rows `u`. The column `known` isn't read.
+    pub(crate) fn full_columns(&self, known: Option<usize>) -> String {
+        let meta = self.meta("'READ'::text", None);
+        let columns = self.table_columns(known).into_iter().chain(meta).chain(self.hidden_time());
+        columns.collect::<Vec<_>>().join(", ")
     }
 
-    fn columns_but(&self, known: Option<usize>) -> String {
+    /// The columns of the table that the file has, but for the column `known`, of rows `u`.
+    fn table_columns(&self, known: Option<usize>) -> Vec<String> {
         let columns = self.schema.columns.iter().enumerate().filter(|(at, _)| Some(*at) != known);
-        let columns = columns.map(|(_, column)| column).chain(self.schema.hidden_time());
-        columns.map(|column| wire_value(column, &format!("u.{}", quoted(&column.name)))).collect::<Vec<_>>().join(", ")
+        columns.map(|(_, column)| wire_value(column, &format!("u.{}", quoted(&column.name)))).collect()
+    }
+
+    /// The hidden time of rows `u`.
+    fn hidden_time(&self) -> Option<String> {
+        self.schema.hidden_time().map(|time| wire_value(time, &format!("u.{}", quoted(&time.name))))
     }
 
     /// The operator's condition. It has to stand where no other table has a column that the condition may mean.
@@ -443,6 +496,27 @@ const IS_FOUND: &str = "\"is found\"";
 const IS_TOLD: &str = "\"logged deletion\"";
 const IMAGE: &str = "\"logged image\"";
 const NUMBERS: &str = "\"logged columns\"";
+const XID: &str = "\"logged xid\"";
+
+/// The operation on a row that is deleted.
+const DELETE: &str = "'DELETE'::text";
+
+/// The columns of the log that the deletions read beside the key.
+const LOGGED: &str = ", sequence, operation, image, image_columns";
+
+/// The transaction of the latest entry of a group of the log. Entries of one key are in the order of its row's locks.
+const LATEST_XID: &str = "(pg_catalog.array_agg(xid order by sequence desc nulls last))[1]";
+
+/// The time at which a transaction of the log was committed; null if the server doesn't know it, or not any more.
+///
+/// The function takes only the lower half of an id, which comes again after four billion transactions.
+fn committed_at(xid: &str) -> String {
+    format!(
+        "case when pg_catalog.current_setting('track_commit_timestamp')::bool
+           and {xid}::text::int8 + 2000000000 > pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::int8
+         then pg_catalog.pg_xact_commit_timestamp({xid}::xid) end"
+    )
+}
 
 /// The condition that the change log has an entry of a table by a transaction that the snapshot could not see. Either
 /// the transaction began after the snapshot, or it was in progress then: two ranges of an index. All entries since the

@@ -25,7 +25,7 @@ impl Source {
         let mut conn = conn.begin().await.map_err(&failed)?;
         owners::lock_trusted(&mut conn, &[(dataset, &dataset.table)], LOCK_TIMEOUT).await.map_err(&failed)?;
         let schema = introspect(&mut conn, dataset).await?;
-        let select = Select { dataset, schema: &schema };
+        let select = Select::new(dataset, &schema);
         if schema.relation == RelationKind::View && !selection.filter.is_empty() {
             let path = format!("-- source.selection.path\n {}", role_path::of_reader(dataset, &schema));
             sqlx::raw_sql(AssertSqlSafe(path)).execute(&mut *conn).await.map_err(&failed)?;
@@ -58,7 +58,7 @@ impl<'a> Select<'a> {
     pub(crate) fn selected(&self, selection: &Selection, max: CellMax) -> String {
         let narrowed = self.schema.narrowed(selection);
         let narrowed = Select { schema: &narrowed, ..*self };
-        let (table, columns, alive) = (self.table(), narrowed.columns(), self.alive());
+        let (table, columns, alive) = (self.table(), narrowed.full_columns(None), self.alive());
         let conditions = selection.filter.iter().enumerate().map(|(i, condition)| self.condition(condition, i + 1));
         let conditions: String = conditions.map(|condition| format!(" and {condition}")).collect();
         let key: Vec<_> = self.schema.key.iter().map(|part| compared(&part.column)).collect();

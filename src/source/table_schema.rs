@@ -8,11 +8,12 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::connection::statement::with_pieces;
 use crate::dataset::fault::{Fault, Faults};
+use crate::dataset::header::{FileHeader, meta_column};
 use crate::dataset::mask::MaskRule;
 use crate::dataset::name::{hint, hint_in_full};
 use crate::dataset::{
-    Capture, Columns, Dataset, KeyColumn, MaskedColumn, MaskedColumns, OPERATION, Operation, RelationKind, Table,
-    TableColumn, TableSchema, Unrepresentable, WireFormat,
+    Capture, Columns, Dataset, KeyColumn, MaskedColumn, MaskedColumns, Operation, RelationKind, Table, TableColumn,
+    TableSchema, Unrepresentable, WireFormat,
 };
 use crate::job::ExportType;
 use crate::source;
@@ -106,6 +107,7 @@ impl ColumnRow {
         let wire_format = if kind.is_some() { WireFormat::Binary } else { WireFormat::Written };
         TableColumn {
             name: self.name.clone().into(),
+            rename: dataset.header.renames.get(&self.name).cloned(),
             number: self.number,
             kind: kind.unwrap_or(ColumnType::Text),
             type_name: self.type_name.clone().into(),
@@ -119,6 +121,7 @@ impl ColumnRow {
             },
             null_if_unrepresentable: choices.unrepresentable == Unrepresentable::Null,
             mask: dataset.masks.rules.get(&self.name).cloned(),
+            meta: None,
         }
     }
 }
@@ -430,10 +433,7 @@ impl<'a> Fitting<'a> {
             self.wrong(member, None, "no column is left for the files".to_owned());
         }
         let has_deltas = self.dataset.allows(ExportType::Delta);
-        if has_deltas && chosen.iter().any(|column| column.name == OPERATION.name) {
-            let why = "a delta's first column has the name `operation`: leave the table's own out".to_owned();
-            self.wrong(member, Some(&OPERATION.name), why);
-        }
+        self.require_names(member, &chosen);
         let key = key.iter().map(|part| &part.column);
         for column in key.clone().filter(|column| chosen.iter().all(|other| other.name != column.name)) {
             let why = match has_deltas {
@@ -449,6 +449,40 @@ impl<'a> Fitting<'a> {
             TableColumn { null_if_unrepresentable: column.null_if_unrepresentable && !is_key(&column), ..column }
         };
         chosen.into_iter().map(in_file).collect()
+    }
+
+    /// Checks the names of the columns in files. Some readers don't tell names apart by case.
+    fn require_names(&mut self, member: &'static str, chosen: &[&ColumnRow]) {
+        let FileHeader { renames, renames_are_optional, meta, .. } = &self.dataset.header;
+        if !renames_are_optional {
+            for name in renames.keys() {
+                self.find("rename", name);
+            }
+        }
+        let mut taken: BTreeMap<String, (&'static str, String)> = BTreeMap::new();
+        let operation = self.dataset.header.operation_column();
+        if self.dataset.allows(ExportType::Delta) {
+            taken.insert(operation.name.to_lowercase(), ("operation_column", "a delta's first column".to_owned()));
+        }
+        for column in meta.iter().copied().map(meta_column) {
+            let owner = ("meta", format!("the column `{}` of meta", column.name));
+            if let Some((_, other)) = taken.insert(column.name.to_lowercase(), owner) {
+                self.wrong("meta", None, format!("{other} has the name `{}`, too", column.name));
+            }
+        }
+        for column in chosen {
+            let rename = renames.get(&column.name);
+            let name = rename.unwrap_or(&column.name);
+            let own = (if rename.is_some() { "rename" } else { member }, format!("the column `{}`", column.name));
+            let is_renamed = rename.is_some();
+            let Some((why, other)) = taken.insert(name.to_lowercase(), own) else { continue };
+            // A table may have columns whose names differ by case alone.
+            if is_renamed || why != member {
+                let (what, why) =
+                    if is_renamed { ("rename", ", too") } else { (member, ": rename one of them, or leave it out") };
+                self.wrong(what, Some(&column.name), format!("{other} has the name `{name}` in files{why}"));
+            }
+        }
     }
 
     /// Checks the masks. Returns the columns that the table lacks, if it may.
@@ -584,6 +618,8 @@ impl<'a> FittingTable<'a> {
             has_virtual: found.iter().any(|it| it.is_virtual && self.is_sent(it)),
             key: self.key,
             columns: self.columns,
+            operation: self.dataset.header.operation_column(),
+            meta: self.dataset.header.meta.clone(),
             updated_at: self.updated_at,
             created_at: self.created_at,
             deleted: self.deleted,

@@ -204,6 +204,7 @@ pub fn uncommitted(
         encoding: job.encoding,
         name: job.output_filename.clone(),
         sha256: content_sha256(&exported.parts),
+        order: job.order,
         manifest: None,
         parts: exported.parts.clone(),
         marker_seen: found.marker,
@@ -252,6 +253,7 @@ fn chained(job: Job, record: &FileRecord, columns: FileColumns, previous: Option
                 name: column.name,
                 type_name: column.type_name,
                 mask: column.mask,
+                meta: column.meta,
             })
             .collect(),
         format: job.encoding.format.to_string(),
@@ -263,6 +265,7 @@ fn chained(job: Job, record: &FileRecord, columns: FileColumns, previous: Option
         rows: job.rows_exported.to_string(),
         files: record.parts.iter().map(file).collect(),
         previous,
+        order: job.order.map(|order| order.to_string()),
         batch: job.batch.map(|id| ManifestBatch { id: id.to_string(), datasets: batched.to_string() }),
     }
 }

@@ -9,7 +9,7 @@ use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use uuid::Uuid;
 
 use crate::connection::failure::SqlFailure;
@@ -283,6 +283,32 @@ impl Store {
             .bind(need_full.iter().copied().map(JobId::as_uuid).collect::<Vec<_>>());
         let settled = self.transition(statement, Some(cause)).await?;
         Ok(settled.into_iter().min_by_key(|transition| transition.job.id.as_uuid()))
+    }
+
+    /// Moves the open jobs of lanes behind the exports that the destination has of them. Each lane is given by its job
+    /// of this attempt, with the place of that export.
+    pub async fn raise_lanes(&self, lease: &Lease, lanes: &[(&Job, i64)]) -> Result<(), Error> {
+        let (jobs, marked): (Vec<_>, Vec<_>) = lanes.iter().map(|(job, marked)| (job.id.as_uuid(), *marked)).unzip();
+        self.with(async |conn| {
+            let mut tx = conn.begin().await?;
+            // As a new job does, before it gets its place.
+            sqlx::query(
+                "-- store.queue.lock_lanes
+                 select from cdc_export.lanes l join exports e using (consumer_id, dataset)
+                 where e.id = any ($1) order by l.dataset for update of l",
+            )
+            .bind(&jobs)
+            .execute(&mut *tx)
+            .await?;
+            sqlx::query(include_str!("queue/raise_lanes.sql"))
+                .bind(&jobs)
+                .bind(&marked)
+                .bind(lease.token().as_uuid())
+                .execute(&mut *tx)
+                .await?;
+            tx.commit().await
+        })
+        .await
     }
 
     /// Records that the tables of an attempt are not locked any more. The jobs that waited for them are ready again.

@@ -23,6 +23,8 @@ pub(super) enum Error {
     WatermarkChanged,
     #[error("another worker has the lease, or the job was cancelled")]
     NotOurs,
+    #[error("the database was restored: the job got a place behind the exports that the destination has")]
+    LaneRaised,
 }
 
 /// An attempt that ended without files.
@@ -77,9 +79,9 @@ impl Error {
         let retry = |code| Settlement::Retry(failure(code, None));
         let fail = |code| Settlement::Fail(failure(code, None));
         match self {
-            Error::Stopped(Stop::Shutdown | Stop::CancelAsked | Stop::LeaseLost) | Error::NotOurs => {
-                Settlement::Release
-            }
+            Error::Stopped(Stop::Shutdown | Stop::CancelAsked | Stop::LeaseLost)
+            | Error::NotOurs
+            | Error::LaneRaised => Settlement::Release,
             Error::Stopped(Stop::Silence) => retry(FailureCode::SourceUnavailable),
             Error::WatermarkChanged => retry(FailureCode::WatermarkChanged),
             Error::Store(

@@ -113,7 +113,7 @@ async fn lane_markers_are_replaced_only_knowingly(destination: &Limited, other: 
     let consumer = record.consumer.as_ref().unwrap();
     let [file, unmarked] =
         ["users", "orders"].map(|dataset| MarkerFile::new(&record.database, Lane { consumer, dataset }));
-    let [first, last] = ["1", "2"].map(|sha256| Marker { job: JobId::random(), sha256: sha256.to_owned() });
+    let [first, last] = ["1", "2"].map(|sha256| Marker { job: JobId::random(), sha256: sha256.to_owned(), order: 1 });
     assert_eq!(destination.lane_marker(&file).await.unwrap(), None);
     for destination in [destination, other] {
         assert_eq!(destination.write_lane_marker(&file, &first, None).await.unwrap(), None, "again too");
@@ -187,6 +187,7 @@ fn record(parts: Vec<Part>) -> FileRecord {
         encoding: ENCODING,
         name: name_of_a_file().name,
         sha256: String::new(),
+        order: None,
         parts,
         manifest: None,
         marker_seen: None,

@@ -44,6 +44,7 @@ mod full_only;
 mod generated;
 mod guard;
 mod harness;
+mod header;
 mod hostile;
 mod hosts;
 mod http;

@@ -1,7 +1,7 @@
 //! Databases that were put back, promoted or replaced: what consumers have seen of a future that is gone is noticed,
 //! and what is nothing but a failover goes on.
 
-mod cluster;
+pub(crate) mod cluster;
 mod deliveries;
 
 use serde_json::json;

@@ -94,7 +94,12 @@ pub(crate) fn next(consumer: &str, before: Option<&Export>, full: bool, rows: &[
             break;
         }
     }
-    let column = |name: &str, of: &str| ManifestColumn { name: name.to_owned(), type_name: of.to_owned(), mask: None };
+    let column = |name: &str, of: &str| ManifestColumn {
+        name: name.to_owned(),
+        type_name: of.to_owned(),
+        mask: None,
+        meta: None,
+    };
     let export = Chained {
         version: VERSION.to_owned(),
         job: uuid::Uuid::now_v7().to_string(),
@@ -114,6 +119,7 @@ pub(crate) fn next(consumer: &str, before: Option<&Export>, full: bool, rows: &[
         rows: rows.iter().take(files.len()).sum::<u64>().to_string(),
         files: told,
         previous: before.map(|before| before.manifest.digest.clone()),
+        order: None,
         batch: None,
     };
     let urls = files.iter().map(|(name, _)| format!("file:///srv/exports/{name}")).collect();

@@ -90,7 +90,7 @@ mod tests {
             MarkerFile::new(database, Lane { consumer, dataset })
         };
         let users = file(&ours, &a, "users");
-        let marker = |sha256: &str| Marker { job: JobId::random(), sha256: sha256.to_owned() };
+        let marker = |sha256: &str| Marker { job: JobId::random(), sha256: sha256.to_owned(), order: 7 };
         let (first, last, other) = (marker("1"), marker("2"), marker("3"));
         assert_eq!(folder.lane_marker(&users).unwrap(), None);
         for (marker, replaced) in [(&first, None), (&last, Some(first.job)), (&last, None)] {

@@ -21,7 +21,7 @@ with lost as (
         select from exports other
         where other.batch_id = e.batch_id and other.id <> e.id and other.status = 'completed'
           and other.published_at is null))
-  returning cdc_export.audit($7, 'give_up', e.consumer_id, e.dataset, e.id), 'processing' as was, e.lane_sequence,
+  returning cdc_export.audit($7, 'give_up', e.consumer_id, e.dataset, e.id), 'processing' as was,
     (
       -- include files/ends_batch.sql
     ) as ends_batch,
