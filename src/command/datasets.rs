@@ -229,12 +229,7 @@ async fn list(config: &Config, database: &Database) -> anyhow::Result<()> {
     let seen = service.datasets(Duration::ZERO).await?;
     for Description { dataset, schema, unreadable, rows, captured, .. } in &seen.value.datasets {
         let rows = rows.map_or("?".to_owned(), |rows| format!("~{rows}"));
-        let capture = match dataset.capture {
-            Capture::Timestamp { .. } => "timestamp",
-            Capture::None => "none",
-            Capture::Triggers if *captured => "triggers",
-            Capture::Triggers => "untracked",
-        };
+        let capture = if *captured { dataset.capture.as_str() } else { "untracked" };
         let columns = match (&schema, &unreadable) {
             (_, Some(fault)) => fault.to_string(),
             (Ok(schema), _) => schema.columns.iter().map(|column| &*column.name).collect::<Vec<_>>().join(", "),

@@ -34,6 +34,11 @@ export function continuity(word) {
   return { weight, label: word, meaning: `${meaning} ${EXACT[needs]}`.trim(), needs };
 }
 
+const FULL_ONLY = { weight: "notice", label: "full only", meaning: "Nothing looks for changes: each export is a full one." };
+
+// Where a consumer stands in a dataset: the same.
+export const standing = ({ capture, continuity: word }) => (capture === "none" ? FULL_ONLY : continuity(word));
+
 // A table that a pattern matches may be no dataset.
 export const isDataset = ({ capture }) => capture !== null;
 
@@ -42,7 +47,7 @@ export function tracking({ capture, ready, problems }) {
   if (capture === null) return { weight: "notice", label: "no dataset", meaning: problems.join("; ") };
   if (!ready) return { weight: "bad", label: "not ready", meaning: problems.join("; ") };
   if (capture === "triggers") return { weight: "good", label: "triggers", meaning: "Triggers log every change, deletions too." };
-  if (capture === "none") return { weight: "notice", label: "full only", meaning: "Nothing looks for changes: each export is a full one." };
+  if (capture === "none") return FULL_ONLY;
   return { weight: "notice", label: "timestamp", meaning: "Changes are found by the time in each row alone: what is deleted, or has an old time, is not seen." };
 }
 
