@@ -337,7 +337,7 @@ batch_and_wait() {
     http POST "/exports/$1" "$2"
     [[ $answer =~ \"batchId\":\"([^\"]*) ]] || { echo "$answer" >&2; return 1; }
     batch=${BASH_REMATCH[1]}
-    until [[ $answer =~ ^[^{]*\{\"batchId\":\"[^\"]*\",\"consumerId\":\"[^\"]*\",\"exportType\":\"[^\"]*\",\"status\":\"completed\" ]]; do
+    until [[ $answer =~ ^[^{]*\{\"batchId\":\"[^\"]*\",\"consumerId\":\"[^\"]*\",\"exportType\":\"[^\"]*\",\"heal\":[a-z]*,\"status\":\"completed\" ]]; do
         [[ $answer != *'"status":"failed"'* ]] || { echo "${answer:0:2000}" >&2; return 1; }
         http GET "/batches/$batch?wait=60"
     done
