@@ -182,8 +182,8 @@ impl LaneOptions {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Submits an export of each dataset, all at one snapshot, and waits for them. If the export of one dataset ends the
-    /// batch, submits another batch without it. The batch has no members if none can be completed.
+    /// Submits an export of each dataset, all at one snapshot, and waits for them. If the export of one dataset ends
+    /// the batch, submits another batch without it. The batch has no members if none can be completed.
     async fn submit_batch(
         &self,
         api: &Api,
