@@ -116,7 +116,7 @@ pub enum Error {
         /// The name of the foreign table, or of a view above it.
         table: String,
         /// The SQLSTATE of the error.
-        code: String,
+        code: Box<str>,
         /// The error of Postgres.
         #[source]
         cause: sqlx::Error,
@@ -304,7 +304,7 @@ impl Error {
             match SqlFailure::of(&cause) {
                 SqlFailure::Unavailable | SqlFailure::Starting | SqlFailure::Cancelled => Error::Unavailable(cause),
                 SqlFailure::ForeignServer => {
-                    let code = sqlstate(&cause).into_owned();
+                    let code = sqlstate(&cause).into();
                     Error::ForeignServer { table, code, cause }
                 }
                 SqlFailure::LockTimeout | SqlFailure::Conflict => {
