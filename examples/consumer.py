@@ -89,6 +89,8 @@ class Copy:
     def load(self, job, manifest, rows):
         """Loads an export, and remembers it, in one transaction."""
         export = manifest["export"]
+        if not export["key"]:
+            sys.exit(f"{export['dataset']} has no key, by which this copy finds its rows: `cdc-export apply` replaces the whole table")
         # The first export of a consumer has all rows, whatever its type.
         replaces = export["type"] == "full" or export["previous"] is None
         with self.db:
@@ -121,7 +123,7 @@ def update(service, copy):
         try:
             jobs, is_new = [service.request(kind, copy.last())], True
         except Refused as refused:
-            if refused.code == "database_restored":
+            if refused.code in ("database_restored", "full_only"):
                 kind = "full"
                 continue
             if refused.code != "out_of_step":

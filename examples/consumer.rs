@@ -147,6 +147,10 @@ impl Service {
         let path = format!("/exports/{}", job.job_id);
         let manifest: Manifest = read(self.request(Method::GET, &format!("{path}/manifest"))).await?.accepted()?;
         let previous = manifest.export.previous.as_ref();
+        if manifest.export.key.is_empty() {
+            return Err(format!("{} has no key, by which this index finds its rows", self.dataset).into());
+        }
+        let is_delta = job.export_type == "delta";
         // The first export of a consumer has all rows, whatever its type.
         if job.export_type == "full" || previous.is_none() {
             index.documents.clear();
@@ -166,7 +170,9 @@ impl Service {
                 rest.extend_from_slice(&chunk);
                 let end = rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
                 for line in rest[..end].split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-                    index.apply(serde_json::from_slice(line)?, &manifest.export.key)?;
+                    let mut row: Map<_, _> = serde_json::from_slice(line)?;
+                    let operation = if is_delta { row.remove("operation") } else { None };
+                    index.apply(row, operation, &manifest.export.key)?;
                 }
                 rest.drain(..end);
             }
@@ -185,7 +191,7 @@ impl Service {
             let saved = Index::open(path)?;
             let (jobs, is_new) = match self.export(kind, saved.last.as_ref()).await? {
                 Answer::Accepted(job) => (vec![job], true),
-                Answer::Refused(problem) if problem.code == "database_restored" => {
+                Answer::Refused(problem) if matches!(&*problem.code, "database_restored" | "full_only") => {
                     kind = "full";
                     continue;
                 }
@@ -251,10 +257,9 @@ impl Index {
         Ok(fs::rename(&part, path)?)
     }
 
-    fn apply(&mut self, mut row: Map<String, Value>, key: &[String]) -> Result<()> {
+    fn apply(&mut self, row: Map<String, Value>, operation: Option<Value>, key: &[String]) -> Result<()> {
         let key = serde_json::to_string(&key.iter().map(|column| row.get(column)).collect::<Vec<_>>())?;
-        // A delta has this column, other exports don't.
-        if row.remove("operation").is_some_and(|operation| operation == "DELETE") {
+        if operation.is_some_and(|operation| operation == "DELETE") {
             self.documents.remove(&key);
         } else {
             self.documents.insert(key, row);

@@ -122,6 +122,7 @@ impl Error {
                 Error::refused("no_room", why)
             }
             SqlFailure::Unavailable | SqlFailure::Starting | SqlFailure::Conflict => Error::Unavailable(cause),
+            SqlFailure::ForeignServer if sqlstate(&cause).starts_with("08") => Error::Unavailable(cause),
             SqlFailure::LockTimeout => Error::Locked { action, holder: "another session".to_owned() },
             _ => Error::Sql { action, cause },
         }

@@ -187,6 +187,17 @@ pub enum Capture {
     None,
 }
 
+impl Capture {
+    /// As the catalog and the API say it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Capture::Triggers => "triggers",
+            Capture::Timestamp { .. } => "timestamp",
+            Capture::None => "none",
+        }
+    }
+}
+
 /// The rule by which a delta calls a live row `INSERT` or `UPDATE`. A row that is deleted or gone is a `DELETE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {

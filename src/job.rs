@@ -198,7 +198,8 @@ pg_rows::words! {
         StorageUnavailable = "storage_unavailable",
         /// The file has more parts of `OUTPUT_PART_SIZE` than the object store allows.
         FileTooLarge = "file_too_large",
-        /// The service could not connect to Postgres, or the connection broke.
+        /// The service could not connect to Postgres, or the connection broke. Or a lock or a foreign server was in the
+        /// way, which the detail names.
         SourceUnavailable = "source_unavailable",
         /// The table to export doesn't exist.
         TableMissing = "table_missing",
@@ -217,8 +218,8 @@ pg_rows::words! {
         InvalidText = "invalid_text",
         /// A value is larger than `CELL_MAX_BYTES`. The detail names the column.
         RowTooLarge = "row_too_large",
-        /// Postgres could not read a value: the code of its type failed, or the value is damaged. The detail has
-        /// Postgres's error code.
+        /// Postgres could not read or compute a value: the code of its type or an expression of a view failed, or the
+        /// value is damaged. The detail has Postgres's error code.
         ValueUnreadable = "value_unreadable",
         /// The format can't represent a value. The detail names the column and the value.
         NotInFormat = "not_in_format",

@@ -182,8 +182,8 @@ pub enum Error {
     )]
     OfBatch(JobId),
     /// No dataset is ready to be exported.
-    #[error("none of the datasets is ready: GET /datasets has the reasons")]
-    NothingReady,
+    #[error("none of the datasets is ready: {0}")]
+    NothingReady(&'static str),
     /// More datasets are ready than a batch may have.
     #[error("{0} datasets are ready, and a batch has {MOST_MEMBERS} at most: name them")]
     TooManyMembers(usize),

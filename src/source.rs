@@ -102,8 +102,25 @@ pub enum Error {
     #[error("{}", unavailable(.0))]
     Unavailable(#[source] sqlx::Error),
     /// Somebody else's lock or transaction was in the way for too long.
-    #[error("another transaction was in the way")]
-    LockConflict(#[source] sqlx::Error),
+    #[error("another transaction was in the way of {relation}")]
+    LockConflict {
+        /// The table's name, or that of a view and of the table beneath it, as a message has it.
+        relation: String,
+        /// The error of Postgres.
+        #[source]
+        cause: sqlx::Error,
+    },
+    /// A server that a foreign table reads has refused, or can't be reached.
+    #[error("a foreign server that `{table}` reads has refused or can't be reached (SQLSTATE {code})")]
+    ForeignServer {
+        /// The name of the foreign table, or of a view above it.
+        table: String,
+        /// The SQLSTATE of the error.
+        code: Box<str>,
+        /// The error of Postgres.
+        #[source]
+        cause: sqlx::Error,
+    },
     /// No such table, or not with these columns.
     #[error("the table `{table}` is missing, or a column of it")]
     TableMissing {
@@ -189,8 +206,10 @@ pub enum Error {
         #[source]
         cause: sqlx::Error,
     },
-    /// A value that its type's own code doesn't write, or that is damaged.
-    #[error("Postgres could not read a value of `{table}` (SQLSTATE {code}): a `select` of its columns finds the row")]
+    /// A value that its type's own code doesn't write, that a view can't compute, or that is damaged.
+    #[error(
+        "Postgres could not read or compute a value of `{table}` (SQLSTATE {code}): a `select` of its columns fails too"
+    )]
     Unreadable {
         /// The table's name.
         table: String,
@@ -231,7 +250,11 @@ impl Error {
     /// way, or the role may not.
     fn is_of_the_server(&self) -> bool {
         match self {
-            Error::Unavailable(_) | Error::LockConflict(_) | Error::NotReadable(_) | Error::Denied { .. } => true,
+            Error::Unavailable(_)
+            | Error::LockConflict { .. }
+            | Error::ForeignServer { .. }
+            | Error::NotReadable(_)
+            | Error::Denied { .. } => true,
             Error::Sql(cause) => {
                 let code = sqlstate(cause);
                 ["40", "53", "54", "55", "57", "58"].iter().any(|class| code.starts_with(class))
@@ -259,7 +282,8 @@ impl Error {
             Error::Unreadable { table, code, cause } => Error::Unreadable { table, code, cause: withheld(cause) },
             Error::Sql(cause) => Error::Sql(withheld(cause)),
             Error::Unavailable(cause) => Error::Unavailable(withheld(cause)),
-            Error::LockConflict(cause) => Error::LockConflict(withheld(cause)),
+            Error::LockConflict { relation, cause } => Error::LockConflict { relation, cause: withheld(cause) },
+            Error::ForeignServer { table, code, cause } => Error::ForeignServer { table, code, cause: withheld(cause) },
             Error::Denied { table, cause } => Error::Denied { table, cause: withheld(cause) },
             Error::CantPlan(_) => Error::CantPlan(format!(
                 "Postgres can't plan a read of `{}`, and its message is withheld, because the dataset has masks",
@@ -279,7 +303,13 @@ impl Error {
             let table = table.to_string();
             match SqlFailure::of(&cause) {
                 SqlFailure::Unavailable | SqlFailure::Starting | SqlFailure::Cancelled => Error::Unavailable(cause),
-                SqlFailure::LockTimeout | SqlFailure::Conflict => Error::LockConflict(cause),
+                SqlFailure::ForeignServer => {
+                    let code = sqlstate(&cause).into();
+                    Error::ForeignServer { table, code, cause }
+                }
+                SqlFailure::LockTimeout | SqlFailure::Conflict => {
+                    Error::LockConflict { relation: format!("`{table}`"), cause }
+                }
                 SqlFailure::NotThere => Error::TableMissing { table, cause },
                 SqlFailure::Denied => Error::Denied { table, cause },
                 SqlFailure::InvalidText => Error::InvalidText { table, cause },

@@ -89,9 +89,12 @@ impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Error {
         match SqlFailure::of(&error) {
             // A read-only server is about to be replaced or promoted.
-            SqlFailure::Unavailable | SqlFailure::Starting | SqlFailure::Cancelled | SqlFailure::ReadOnly => {
-                Error::Unavailable(error)
-            }
+            // Some poolers report their own connection errors like those of a foreign server.
+            SqlFailure::Unavailable
+            | SqlFailure::Starting
+            | SqlFailure::Cancelled
+            | SqlFailure::ReadOnly
+            | SqlFailure::ForeignServer => Error::Unavailable(error),
             SqlFailure::LockTimeout | SqlFailure::Conflict => Error::LockConflict(error),
             SqlFailure::Denied => {
                 Error::Denied(error.as_database_error().map(|told| told.message().to_owned()).unwrap_or_default())

@@ -231,6 +231,26 @@ def test_a_consumer_has_its_page(watch, service):
     expect(page.locator("#banner")).to_be_hidden()
 
 
+def test_a_dataset_without_capture_has_full_exports_alone(watch, service):
+    page = watch.page
+    standing = service.call("GET", "/consumers?limit=1")["items"][0]
+    uncaptured = {**standing, "consumerId": "viewer", "capture": "none", "rowsWaiting": None, "continuity": None}
+    answered_by(page, "**/consumers?*", lambda route: route.fulfill(json={"items": [uncaptured, standing], "nextCursor": None}))
+    known = service.call("GET", "/datasets/users")
+    answered_by(page, "**/datasets", lambda route: route.fulfill(json={"items": [{**known, "capture": "none"}], "tablesWithoutDataset": []}))
+    page.goto(service.url)
+    row = consumer_row(page, "viewer")
+    expect(row.get_by_role("button")).to_have_text([re.compile("^full")])
+    expect(row).to_contain_text("full only")
+    expect(row).not_to_contain_text("exact")
+    expect(consumer_row(page, standing["consumerId"]).get_by_role("button")).to_have_text([re.compile(f"^{word}") for word in ("full", "incremental", "delta")])
+    page.get_by_role("button", name="New export").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Consumer").fill("viewer")
+    expect(dialog.get_by_role("radio", name="delta")).to_be_disabled()
+    expect(dialog.get_by_role("radio", name="full")).to_be_enabled()
+
+
 def test_datasets_show_their_columns_and_tracking(watch, service):
     page = watch.page
     page.goto(service.url)

@@ -14,7 +14,9 @@ def read(paths, key):
     # (https://github.com/apache/arrow/issues/34314); a file that Arrow opens itself has no such end.
     # By default pandas makes floats of a column of integers that has a NULL, which rounds those beyond 2^53, and NULL of NaN.
     rows = pyarrow.concat_tables([ParquetFile(path).read() for path in paths])
-    return rows.to_pandas(types_mapper=pandas.ArrowDtype, ignore_metadata=True).set_index(key)
+    frame = rows.to_pandas(types_mapper=pandas.ArrowDtype, ignore_metadata=True)
+    # A dataset without a key has full exports alone.
+    return frame.set_index(key) if key else frame
 
 
 def types(path):
@@ -24,7 +26,7 @@ def types(path):
 def write(frame, path, loaded):
     # What pandas notes of its own types it can't read again of each, as of a uuid. The file has in its place which export was loaded
     # last, so that the rows and that are there at once.
-    table = pyarrow.Table.from_pandas(frame.reset_index(), preserve_index=False).replace_schema_metadata(loaded)
+    table = pyarrow.Table.from_pandas(frame.reset_index(drop=frame.index.names == [None]), preserve_index=False).replace_schema_metadata(loaded)
     write_table(table, f"{path}.part")
     sync(f"{path}.part")
     os.replace(f"{path}.part", path)

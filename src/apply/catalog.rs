@@ -75,8 +75,15 @@ pub(super) async fn exists(conn: &mut PgConnection, table: &Table) -> Result<boo
             "target_changed",
             format!("{table} is unlogged: a crash of its server would empty it without notice"),
         )),
-        Some(_) => {
-            Err(Error::refused("target_changed", format!("{table} is not a table, and no table can have this name")))
+        Some(other) => {
+            let kind = match other {
+                "v" => "a view",
+                "m" => "a materialized view",
+                "f" => "a foreign table",
+                _ => "no table",
+            };
+            let why = format!("{table} is {kind} in the target database: drop it, or choose another table or schema");
+            Err(Error::refused("target_changed", why))
         }
     }
 }

@@ -128,10 +128,15 @@ impl BatchView {
         ![Status::Pending, Status::Processing].iter().any(|open| self.has_status(*open))
     }
 
+    /// Returns the dataset whose export ended the batch.
+    pub(crate) fn failed_member(&self) -> Option<&str> {
+        self.error.as_ref()?.member.as_deref()
+    }
+
     /// Returns the reason why the batch is not completed. `None`: it is.
     pub(crate) fn failure(&self) -> Option<String> {
-        let member = |error: &BatchError| error.member.as_ref().map(|member| format!("{member}: ")).unwrap_or_default();
-        let failed = self.error.as_ref().map(|error| format!("{}{}", member(error), error.detail));
+        let member = self.failed_member().map(|member| format!("{member}: ")).unwrap_or_default();
+        let failed = self.error.as_ref().map(|error| format!("{member}{}", error.detail));
         (!self.has_status(Status::Completed)).then(|| failed.unwrap_or_else(|| format!("it was {}", self.status)))
     }
 }

@@ -8,14 +8,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 
 use crate::config;
+use crate::dataset::catalog::Catalog;
 use crate::receiver::Receivers;
 
-/// Appends a block. Writes the new text to a temporary file in the same folder, then renames it to `file`. Creates the
-/// file if it doesn't exist.
+/// Appends a block, and returns the catalog of the new text. Writes the text to a temporary file in the same folder,
+/// then renames it to `file`. Creates the file if it doesn't exist.
 ///
 /// # Errors
 /// If the file is invalid with or without the block, or can't be replaced. The file is unchanged then.
-pub(super) fn append(file: &Path, block: &str) -> anyhow::Result<()> {
+pub(super) fn append(file: &Path, block: &str) -> anyhow::Result<Catalog> {
     let before = read(file)?;
     let gap = match before.as_str() {
         "" => "",
@@ -24,10 +25,11 @@ pub(super) fn append(file: &Path, block: &str) -> anyhow::Result<()> {
         _ => "\n\n",
     };
     let after = format!("{before}{gap}{block}");
-    Receivers::read(&after, |_| false)
+    let (catalog, _) = Receivers::read(&after, |_| false)
         .map_err(|mistakes| config::Error::catalog(file, mistakes))
         .context("nothing was added")?;
-    replace(file, &before, &after).with_context(|| format!("{} can't be written", file.display()))
+    replace(file, &before, &after).with_context(|| format!("{} can't be written", file.display()))?;
+    Ok(catalog)
 }
 
 /// Reads the text of the file. Returns an empty text if the file doesn't exist. Refuses a file that a rename can't

@@ -8,8 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 
 use crate::config::{self, CatalogFile, Config};
+use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::{Fault, Faults};
-use crate::dataset::pattern::Reason;
+use crate::dataset::pattern::{LeftOut, Reason, UsedNames};
 use pg_rows::column::ColumnType;
 
 use crate::dataset::{Capture, Dataset, Description, Table, TableColumn, TableSchema};
@@ -50,8 +51,9 @@ pub(crate) struct AddDatasets {
     /// The tables, as `orders` or `sales.orders`
     #[arg(group = "added", value_name = "TABLE")]
     tables: Vec<Table>,
-    /// Add a pattern that makes a dataset of each table in this schema, now and later
-    #[arg(long, group = "added", conflicts_with_all = ["tables", "name"])]
+    /// Add a pattern that makes a dataset of each table in this schema, now and later. Tables and views that it leaves
+    /// out can be named beside it
+    #[arg(long, group = "added", conflicts_with = "name")]
     schema: Option<String>,
     /// The name of the dataset, if there is one table [default: derived from the table's name]
     #[arg(long, value_parser = dataset_name)]
@@ -182,8 +184,11 @@ async fn add(config: &Config, database: &Database, add: &AddDatasets) -> anyhow:
         blocks.push(draft_pattern(config, database, schema).await?);
     }
     let text = blocks.join("\n");
+    let catalog = match &config.catalog_file {
+        Some(file) => catalog_file::append(file, &text)?,
+        None => Catalog::from_toml(&text)?,
+    };
     if let Some(file) = &config.catalog_file {
-        catalog_file::append(file, &text)?;
         let next = match (&add.schema, &*captured) {
             (Some(_), _) => {
                 "`cdc-export datasets list` shows its tables, and `cdc-export track --all` captures their changes"
@@ -198,6 +203,17 @@ async fn add(config: &Config, database: &Database, add: &AddDatasets) -> anyhow:
             }
         };
         eprintln!("Added to {}. {next}.", file.display());
+    }
+    let left_out = match &add.schema {
+        Some(schema) => left_out(database, &catalog, schema).await?,
+        None => Vec::new(),
+    };
+    if !left_out.is_empty() {
+        eprintln!(
+            "The pattern leaves out what is no plain table, is unlogged or has no key: `cdc-export datasets add {}` adds \
+             these, with `capture = \"none\"` where nothing else is possible.",
+            left_out.join(" ")
+        );
     }
     outln!("{}", text.trim_end())
 }
@@ -223,18 +239,29 @@ async fn draft_pattern(config: &Config, database: &Database, schema: &str) -> an
     ))
 }
 
+/// Returns the names, as arguments of a shell, of the relations in a schema that only a block of their own would make
+/// datasets.
+async fn left_out(database: &Database, catalog: &Catalog, schema: &str) -> anyhow::Result<Vec<String>> {
+    let relations = relations::read(&database.pool(1), catalog).await?;
+    let expanded = catalog.expanded(&relations, &UsedNames::new());
+    let needs_block = |it: &&LeftOut| {
+        let is_reason = matches!(it.reason, Reason::NeedsBlock | Reason::Unlogged | Reason::NoKey);
+        is_reason && it.table.schema.as_deref() == Some(schema)
+    };
+    let argument = |it: &LeftOut| {
+        let name = it.table.to_string();
+        plain(&shlex::try_quote(&name).expect("a name in Postgres has no NUL"))
+    };
+    Ok(expanded.left_out().iter().filter(needs_block).map(argument).collect())
+}
+
 async fn list(config: &Config, database: &Database) -> anyhow::Result<()> {
     let service = wire_service(config, database)?;
     outln!("{:<20} {:<32} {:>12}  {:<10} {:<10} COLUMNS", "DATASET", "TABLE", "ROWS", "CAPTURE", "OPERATION")?;
     let seen = service.datasets(Duration::ZERO).await?;
     for Description { dataset, schema, unreadable, rows, captured, .. } in &seen.value.datasets {
         let rows = rows.map_or("?".to_owned(), |rows| format!("~{rows}"));
-        let capture = match dataset.capture {
-            Capture::Timestamp { .. } => "timestamp",
-            Capture::None => "none",
-            Capture::Triggers if *captured => "triggers",
-            Capture::Triggers => "untracked",
-        };
+        let capture = if *captured { dataset.capture.as_str() } else { "untracked" };
         let columns = match (&schema, &unreadable) {
             (_, Some(fault)) => fault.to_string(),
             (Ok(schema), _) => schema.columns.iter().map(|column| &*column.name).collect::<Vec<_>>().join(", "),

@@ -26,6 +26,8 @@ use crate::job::{ConsumerId, ExportType, Request};
 use crate::telemetry::chain;
 use pg_rows::encoding::Encoding;
 
+/// The number of batches that a round asks for if a member ends each of them.
+const MAX_BATCHES: u32 = 10;
 /// The time after which full exports of all datasets are asked for again if they didn't help.
 const FULL_EXPORTS_PAUSE: Duration = Duration::from_secs(60 * 60);
 
@@ -49,14 +51,15 @@ pub(super) struct LaneOptions {
     pub(super) every: Option<Duration>,
 }
 
-/// The exports that were submitted for a round.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum RoundSubmission {
-    /// None: each lane submits its own.
-    Nothing,
-    Batch,
-    /// A batch of full exports, from which all lanes go on.
-    FullBatch,
+/// The batch that was submitted for a round. The lanes of other datasets submit their own exports.
+#[derive(Default)]
+struct RoundBatch {
+    /// The datasets that it exports.
+    members: BTreeSet<String>,
+    /// True if its exports are full ones, from which their lanes go on.
+    is_full: bool,
+    /// The datasets whose exports ended earlier batches. Each returns to the batch once a round of its own succeeds.
+    apart: BTreeSet<String>,
 }
 
 /// The error of a round in which foreign keys of the target stopped a lane. Full exports of all lanes together help.
@@ -133,6 +136,7 @@ impl LaneOptions {
                 named.insert(implied().await?);
             }
             let (mut unready, mut in_vain) = (BTreeMap::new(), None::<Instant>);
+            let mut batch = RoundBatch::default();
             loop {
                 let round = async {
                     let datasets = match api.filter(|_| self.all_datasets) {
@@ -140,22 +144,20 @@ impl LaneOptions {
                         None => named.clone(),
                     };
                     let (Some(api), Some(request)) = (api, request) else {
-                        return self.round(&datasets, RoundSubmission::Nothing, terminal, &read).await;
+                        return self.round(&datasets, &mut batch, terminal, &read).await;
                     };
-                    let submitted = match self.submit_batch(api, request, &datasets).await {
-                        true => RoundSubmission::Batch,
-                        false => RoundSubmission::Nothing,
-                    };
-                    let done = self.round(&datasets, submitted, terminal, &read).await;
+                    self.submit_batch(api, request, &datasets, &mut batch).await;
+                    let done = self.round(&datasets, &mut batch, terminal, &read).await;
                     if !do_keys_stop(&done) || in_vain.is_some_and(|since| since.elapsed() < FULL_EXPORTS_PAUSE) {
                         return done;
                     }
                     api.observer().notice("asking for full exports of all these datasets together");
                     let full = RoundRequest { export_type: ExportType::Full, ..request };
-                    if !self.submit_batch(api, full, &datasets).await {
+                    self.submit_batch(api, full, &datasets, &mut batch).await;
+                    if batch.members.is_empty() {
                         return done;
                     }
-                    let done = self.round(&datasets, RoundSubmission::FullBatch, terminal, &read).await;
+                    let done = self.round(&datasets, &mut batch, terminal, &read).await;
                     in_vain = do_keys_stop(&done).then(Instant::now);
                     if in_vain.is_some() {
                         api.observer()
@@ -180,27 +182,44 @@ impl LaneOptions {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Submits an export of each dataset, all at one snapshot, and waits for them. Returns false if that can't be: then
-    /// each lane submits its own.
-    async fn submit_batch(&self, api: &Api, request: RoundRequest, datasets: &BTreeSet<String>) -> bool {
-        if datasets.len() < 2 {
-            return false;
-        }
+    /// Submits an export of each dataset, all at one snapshot, and waits for them. If the export of one dataset ends
+    /// the batch, submits another batch without it. The batch has no members if none can be completed.
+    async fn submit_batch(
+        &self,
+        api: &Api,
+        request: RoundRequest,
+        datasets: &BTreeSet<String>,
+        batch: &mut RoundBatch,
+    ) {
         let RoundRequest { export_type, encoding } = request;
-        let names: Vec<_> = datasets.iter().map(String::as_str).collect();
         let wanted = Request::new(Some(self.consumer.clone()), String::new(), export_type, encoding);
         let wanted = Request { skip_empty: self.skips_empty().then_some(true), ..wanted };
-        let ended = async { api.ended_batch(api.submit_batch(&wanted, &names).await?).await };
-        let failure = match ended.await {
-            Ok(batch) => batch.failure(),
-            Err(error) => Some(error.to_string()),
-        };
-        if let Some(why) = &failure {
-            let all = datasets.len();
-            let text = format!("{why}: the {all} datasets are not exported together, but each by itself");
-            api.observer().notice(&text);
+        batch.is_full = export_type == ExportType::Full;
+        batch.members = datasets.difference(&batch.apart).cloned().collect();
+        for _ in 0..MAX_BATCHES {
+            if batch.members.len() < 2 {
+                break;
+            }
+            let names: Vec<_> = batch.members.iter().map(String::as_str).collect();
+            let ended = async { api.ended_batch(api.submit_batch(&wanted, &names).await?).await };
+            let (why, member) = match ended.await {
+                Ok(ended) => match ended.failure() {
+                    Some(why) => (why, ended.failed_member().map(str::to_owned)),
+                    None => return,
+                },
+                Err(error) => (error.to_string(), None),
+            };
+            let Some(member) = member.and_then(|member| batch.members.take(&member)) else {
+                let all = batch.members.len();
+                let text = format!("{why}: the {all} datasets are not exported together, but each by itself");
+                api.observer().notice(&text);
+                break;
+            };
+            let others = batch.members.len();
+            api.observer().notice(&format!("{why}: the other {others} datasets are exported without it"));
+            batch.apart.insert(member);
         }
-        failure.is_none()
+        batch.members.clear();
     }
 
     /// Reads each lane once.
@@ -211,24 +230,25 @@ impl LaneOptions {
     async fn round(
         &self,
         datasets: &BTreeSet<String>,
-        submitted: RoundSubmission,
+        batch: &mut RoundBatch,
         terminal: &Arc<Terminal>,
         read: &impl AsyncFn(LaneTask) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         let is_one_of_several = self.are_several();
         let all = datasets.len();
         let group = Arc::new(LaneGroup::new(datasets, self.jobs));
-        let (is_submitted, jumps) = (submitted != RoundSubmission::Nothing, submitted == RoundSubmission::FullBatch);
+        let RoundBatch { members, is_full, apart } = batch;
         let read = async |dataset: String| {
             let shown = if is_one_of_several { terminal.of_dataset(&dataset) } else { Arc::clone(terminal) };
             let terminal = Arc::clone(&shown);
             let (of, turn) = (Arc::clone(&group), group.turn().await);
+            let is_submitted = members.contains(&dataset);
             let task = LaneTask {
                 dataset: dataset.clone(),
                 terminal,
                 is_one_of_several,
                 is_submitted,
-                jumps,
+                jumps: is_submitted && *is_full,
                 group: of,
                 turn,
             };
@@ -240,7 +260,7 @@ impl LaneOptions {
         let (mut failed, mut keys_fit) = (BTreeSet::new(), true);
         while let Some((dataset, shown, done)) = lanes.next().await {
             match done {
-                Ok(()) => {}
+                Ok(()) => drop(apart.remove(&dataset)),
                 Err(error) if !is_one_of_several || is_closed_stdout(&error) => return Err(error),
                 Err(error) => {
                     // The dataset that stopped the batch says why.

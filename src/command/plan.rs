@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::config::{CatalogFile, Config};
-use crate::dataset::Description;
+use crate::dataset::{Description, RelationKind};
 use crate::job::{ConsumerId, ExportType};
 use crate::postgres::Database;
 use crate::source::{self, Source, opening::Refused, snapshot::Purpose};
@@ -49,8 +49,11 @@ async fn plan(config: &Config, database: &Database, arguments: &Plan) -> anyhow:
         return Err(would_fail(source::Error::FullOnly(dataset.name.clone())));
     }
     let service = wire_service(config, database)?;
-    let Description { rows, bytes, .. } = service.describe(&dataset).await?;
+    let Description { rows, bytes, schema, .. } = service.describe(&dataset).await?;
     match rows {
+        None if schema.is_ok_and(|schema| schema.relation == RelationKind::View) => {
+            outln!("{} is a view, of which Postgres knows no number of rows.", dataset.table)?;
+        }
         Some(rows) => outln!("{} has about {} rows in {}.", dataset.table, HumanCount(rows), BinaryBytes(bytes))?,
         None => outln!("Nobody has counted the rows of {} yet: ANALYZE does.", dataset.table)?,
     }

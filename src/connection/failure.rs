@@ -24,6 +24,8 @@ pub(crate) enum SqlFailure {
     LockTimeout,
     /// A deadlock or a serialization conflict with another transaction.
     Conflict,
+    /// A foreign server has refused or can't be reached. The connection to Postgres goes on.
+    ForeignServer,
     /// The role lacks a privilege.
     Denied,
     /// The table or column doesn't exist.
@@ -70,6 +72,8 @@ impl SqlFailure {
             // Postgres 18 has a code of its own for `on delete restrict`.
             "23503" | "23001" => SqlFailure::Referenced,
             "22021" | "22P05" => SqlFailure::InvalidText,
+            // An error that ends no connection is not of this one. PgBouncer reports its own as 08P01.
+            code if code.starts_with("HV") || code.starts_with("08") && code != "08P01" => SqlFailure::ForeignServer,
             // Connection exceptions, insufficient resources, operator intervention.
             code if ["08", "53", "57"].iter().any(|class| code.starts_with(class)) => SqlFailure::Unavailable,
             code if code.starts_with("40") => SqlFailure::Conflict,

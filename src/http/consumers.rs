@@ -40,6 +40,9 @@ pub(crate) struct ConsumerBody {
     consumer_id: String,
     /// The dataset's name
     dataset: String,
+    /// The method of change capture: `triggers`, `timestamp` or `none`; null if there is no such dataset any more
+    #[schema(required, pattern = "^(triggers|timestamp|none)$")]
+    capture: Option<&'static str>,
     /// The consumer's watermark
     #[schema(required, format = DateTime)]
     last_exported_at: Option<String>,
@@ -91,6 +94,10 @@ pub(crate) async fn list(
     let one: Option<ConsumerId> = query::word("consumer", query.consumer)?;
     let consumers = service.consumers(after, one, limit + 1).await?;
     let cursor_of = |ListedConsumer { lag, .. }: &ListedConsumer| format!("{}/{}", lag.consumer, lag.dataset);
+    let body = |listed: ListedConsumer| {
+        let dataset = service.dataset(&listed.lag.dataset).ok();
+        body(listed, dataset.map(|dataset| dataset.capture.as_str()))
+    };
     Ok(Json(Page::new(consumers, limit, cursor_of, body)))
 }
 
@@ -101,7 +108,8 @@ fn read_cursor(cursor: &str) -> Result<(ConsumerId, &str), Problem> {
     Ok((consumer.parse().map_err(|_| pages::bad_cursor())?, dataset))
 }
 
-fn body(ListedConsumer { lag, as_of, last_job, unacknowledged, log_use }: ListedConsumer) -> ConsumerBody {
+fn body(listed: ListedConsumer, capture: Option<&'static str>) -> ConsumerBody {
+    let ListedConsumer { lag, as_of, last_job, unacknowledged, log_use } = listed;
     let (rows_waiting, rows_waiting_capped) = match lag.rows_waiting {
         Waiting::Exactly(rows) => (Some(rows), false),
         Waiting::AtLeast(rows) => (Some(rows), true),
@@ -110,6 +118,7 @@ fn body(ListedConsumer { lag, as_of, last_job, unacknowledged, log_use }: Listed
     ConsumerBody {
         consumer_id: lag.consumer.to_string(),
         dataset: lag.dataset,
+        capture,
         last_exported_at: lag.last_exported_at.map(rfc3339),
         rows_waiting,
         rows_waiting_capped,

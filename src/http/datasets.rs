@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use crate::dataset::fault::Fault;
 use crate::dataset::mask::MaskRule;
 use crate::dataset::pattern::LeftOut;
-use crate::dataset::{Capture, Description, Table, TableColumn, no_right_to_log};
+use crate::dataset::{Description, Table, TableColumn, no_right_to_log};
 use crate::http::code::Code;
 use crate::http::input::PathParameter;
 use crate::http::problem::Problem;
@@ -62,8 +62,8 @@ pub(crate) struct DatasetBody {
     /// The column that marks a row as deleted: a boolean, or the time of the deletion
     #[schema(required)]
     deleted: Option<String>,
-    /// The method of change capture: `triggers` or `timestamp`; null if the table is not a dataset
-    #[schema(required, pattern = "^(triggers|timestamp)$")]
+    /// The method of change capture: `triggers`, `timestamp` or `none`; null if the table is not a dataset
+    #[schema(required, pattern = "^(triggers|timestamp|none)$")]
     capture: Option<&'static str>,
     /// True if an export could start now
     ready: bool,
@@ -186,11 +186,7 @@ impl From<Description> for DatasetBody {
             updated_at: dataset.updated_at.clone(),
             created_at: dataset.created_at.clone(),
             deleted: dataset.deleted.clone(),
-            capture: Some(match dataset.capture {
-                Capture::Triggers => "triggers",
-                Capture::Timestamp { .. } => "timestamp",
-                Capture::None => "none",
-            }),
+            capture: Some(dataset.capture.as_str()),
             reason,
             ready: problems.is_empty(),
             problems,

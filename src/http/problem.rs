@@ -274,7 +274,7 @@ impl From<Arc<service::Error>> for Problem {
             Error::OfBatch(_) => Problem::new(Code::BatchMember, detail),
             Error::TooManyMembers(_) => Problem::new(Code::MemberInvalid, detail).with_field("datasets"),
             Error::AfterUnknown(_) => Problem::new(Code::MemberInvalid, detail).with_field("after"),
-            Error::NothingReady => Problem::new(Code::NothingReady, detail).with_field("datasets"),
+            Error::NothingReady(_) => Problem::new(Code::NothingReady, detail).with_field("datasets"),
             Error::Committing => Problem::new(Code::Committing, detail),
             Error::Open(_) => Problem::new(Code::StillOpen, detail),
             Error::Ended(_) => Problem::new(Code::AlreadyEnded, detail),

@@ -73,7 +73,7 @@ pub(crate) struct ScheduleBody {
     /// The code with which the export of the due slot is currently refused; null if it is not refused
     #[schema(
         required,
-        pattern = "^(no_dataset|table_missing|permission_denied|not_tracked|too_many_open_jobs|nothing_ready|too_many_datasets)$"
+        pattern = "^(no_dataset|table_missing|permission_denied|not_tracked|full_only|too_many_open_jobs|nothing_ready|too_many_datasets)$"
     )]
     refused: Option<&'static str>,
     /// The time since which it has been refused

@@ -177,7 +177,14 @@ impl Service {
         // A table that was tracked a moment ago is ready.
         let seen = self.seen(Duration::ZERO).await?;
         let (ready, left_out) = self.catalog.split_ready(&seen.datasets, order.of_each.export_type, order.heals);
-        if ready.is_empty() { Err(Error::NothingReady) } else { Ok((ready, left_out)) }
+        if !ready.is_empty() {
+            return Ok((ready, left_out));
+        }
+        let have_full_exports = left_out.iter().any(|omitted| omitted.reason == "full_only");
+        Err(Error::NothingReady(match have_full_exports {
+            true => "those with `capture = \"none\"` have full exports alone, which `heal` makes in place of others",
+            false => "GET /datasets has the reasons",
+        }))
     }
 
     /// Checks that the tables of these requests can be exported. Takes as many statements for many as for few, if all

@@ -119,7 +119,16 @@ impl Opening<'_> {
         let at = order[done.saturating_sub(settings).min(order.len() - 1)];
         match locked {
             Ok(()) => Ok(tables),
-            Err(cause) => Err(refused(at)(Error::from_sql(&datasets[at].table)(cause))),
+            Err(cause) => {
+                let mut error = Error::from_sql(&datasets[at].table)(cause);
+                if let (Error::LockConflict { relation, .. }, Some(RelationKind::View)) = (&mut error, kinds[at]) {
+                    let locked = async { Ok(locked_beneath(leader, &tables[at]).await) };
+                    if let Some(table) = leader_session.watched(reader, self.lease, locked).await? {
+                        *relation = format!("`{table}`, which {relation} reads");
+                    }
+                }
+                Err(refused(at)(error))
+            }
         }
     }
 
@@ -204,6 +213,14 @@ fn lock(table: &Table, kind: Option<RelationKind>) -> String {
         true => format!("lock table {table} in access share mode"),
         false => format!("select from {table} where false"),
     }
+}
+
+/// Returns the table beneath a view that could not be locked, which Postgres's error does not name. Returns `None` if
+/// it is free again, or can't be found. The leader's transaction ends.
+async fn locked_beneath(leader: &mut PgConnection, view: &Table) -> Option<String> {
+    sqlx::raw_sql("-- source.opening.give_up\n rollback").execute(&mut *leader).await.ok()?;
+    let locked = sqlx::query_scalar(include_str!("opening/locked.sql")).bind(quote::relation(view));
+    locked.fetch_optional(leader).await.ok()?
 }
 
 /// Requires that locks of all these tables and their partitions leave room for the locks of others: a statement of

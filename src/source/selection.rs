@@ -156,7 +156,7 @@ impl<'a> Select<'a> {
             let Err(cause) = tried.execute(&mut *conn).await else { continue };
             let code = sqlstate(&cause).into_owned();
             return match (member, Error::from_sql(&self.dataset.table)(cause)) {
-                (_, not_the_callers @ (Error::Unavailable(_) | Error::LockConflict(_))) => Err(not_the_callers),
+                (_, not_the_callers @ (Error::Unavailable(_) | Error::LockConflict { .. })) => Err(not_the_callers),
                 ("value", _) => Ok(Some((member, format!("a value of `{name}`, which is {type_name}, is expected")))),
                 // No such operator, or none that is the best.
                 _ if ["42883", "42725", "42P22"].contains(&code.as_str()) => {

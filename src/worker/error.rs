@@ -94,7 +94,9 @@ impl Error {
             Error::Source(cause) | Error::Pipeline(Pipe::Source(cause)) => match cause {
                 source::Error::Unavailable(_) | source::Error::Standby => retry(FailureCode::SourceUnavailable),
                 source::Error::TooManyLocks { .. } => fail(FailureCode::SourceUnavailable),
-                source::Error::LockConflict(_) => {
+                source::Error::ForeignServer { code, .. } if may_pass(code) => retry(FailureCode::SourceUnavailable),
+                source::Error::ForeignServer { .. } => fail(FailureCode::SourceUnavailable),
+                source::Error::LockConflict { .. } => {
                     Settlement::RetryLocked(failure(FailureCode::SourceUnavailable, None))
                 }
                 source::Error::FullExportNeeded { why, .. } => {
@@ -145,4 +147,10 @@ impl Error {
             Error::Pipeline(Pipe::Panicked(_)) => fail(FailureCode::Internal),
         }
     }
+}
+
+/// Returns true if another attempt may succeed after this error of a foreign server: it could not be reached, had no
+/// memory, or says no more than that it failed. The other errors are of the foreign table's definition.
+fn may_pass(sqlstate: &str) -> bool {
+    sqlstate.starts_with("08") || ["HV000", "HV001", "HV00L", "HV00M", "HV00N"].contains(&sqlstate)
 }

@@ -205,7 +205,14 @@ async fn nothing_reads_all_jobs_again_and_again() {
     let service = Start::on(&database).with("RETAIN_FILES", "9d,20").with("RETAIN_JOBS", "90000d,20").service().await;
     let (full, _) = service.export("full", "failing").await;
     let full = full["jobId"].as_str().unwrap();
-    service.call("POST", "/exports", &[]).await;
+    // Names are counted where one is taken already: by another export of the same second.
+    eventually("two exports of one second", || async {
+        for _ in 0..2 {
+            service.call("POST", "/exports", &[]).await;
+        }
+        (!plans(&service, "files.names_taken").is_empty()).then_some(())
+    })
+    .await;
     // A caller that says what it loaded last, and one that was away for long.
     let after = serde_json::json!({ "after": full });
     let delta = service

@@ -89,7 +89,8 @@ async fn anything_that_has_rows_is_exported_in_full() {
     // The key of a parent doesn't tell the rows of its children apart.
     assert_eq!((&cache["key"], &parent["key"]), (&json!(["id"]), &json!([])));
     let consumers: Value = service.call("GET", "/consumers?consumer=a", &[]).await.json().await.unwrap();
-    assert!(consumers["items"].as_array().unwrap().iter().all(|it| it["rowsWaiting"].is_null()), "{consumers}");
+    let standing = |it: &Value| it["rowsWaiting"].is_null() && it["capture"] == "none";
+    assert!(consumers["items"].as_array().unwrap().iter().all(standing), "{consumers}");
     assert!(service.events("table_unreadable").is_empty());
     service.stop().await;
 }
@@ -137,6 +138,78 @@ async fn a_batch_heals_what_has_full_exports_alone() {
     let expected = [full("bare"), full("cache"), full("daily"), ("orders", "delta"), full("parent"), full("totals")];
     assert_eq!(members, expected);
     service.stop().await;
+}
+
+#[tokio::test]
+async fn a_batch_of_deltas_without_any_dataset_that_has_them_says_what_would_help() {
+    let database = Database::empty().await;
+    database.run(SHOP).await;
+    let service = Catalog::of(&["totals", "bare"].map(block).concat()).start(&database).service().await;
+    let answer = post(&service, "/exports/delta", Some("a"), &json!({ "datasets": "*" })).await;
+    let problem: Value = answer.json().await.unwrap();
+    assert!(problem["status"] == 409 && problem["code"] == "nothing_ready", "{problem}");
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains("have full exports alone, which `heal` makes"), "{detail}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_failure_names_what_a_view_reads() {
+    let database = Database::empty().await;
+    database.run(SHOP).await;
+    database
+        .run(
+            "create extension postgres_fdw;
+             create server away foreign data wrapper postgres_fdw options (host '127.0.0.1', port '1');
+             create user mapping for public server away options (user 'nobody', password 'none');
+             create foreign table shop.away (id int) server away;
+             create view shop.beyond as select id from shop.away;
+             create function unknown_column() returns int language plpgsql as
+               'begin raise exception ''no such column there'' using errcode = ''HV005''; end';
+             create view shop.wrong as select public.unknown_column() as n;
+             create view shop.shares as select 10 / total as share from shop.orders;
+             create view shop.above as select total from shop.totals",
+        )
+        .await;
+    let catalog = Catalog::of(&["beyond", "wrong", "shares", "above"].map(block).concat());
+    let service = catalog.start(&database).with("MAX_ATTEMPTS", 2).service().await;
+    let failed = async |dataset: &str| {
+        let job = ended(&service, "/exports/full", Some("a"), json!({ "dataset": dataset })).await;
+        let of = |pointer: &str| job.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+        (of("/error/code"), of("/error/detail"), job["attempt"].as_u64().unwrap())
+    };
+    let (code, detail, attempt) = failed("shares").await;
+    assert!(code == "value_unreadable" && detail.contains("read or compute a value of `shop.shares`"), "{detail}");
+    assert!(detail.contains("SQLSTATE 22012") && attempt == 1, "{detail}");
+    // The next attempt may reach the server. It can't mend the definition of a foreign table.
+    for (dataset, sqlstate, attempts) in [("beyond", "08001", 2), ("wrong", "HV005", 1)] {
+        let (code, detail, attempt) = failed(dataset).await;
+        assert_eq!((&*code, attempt), ("source_unavailable", attempts), "{detail}");
+        let says = format!(
+            "a foreign server that `shop.{dataset}` reads has refused or can't be reached (SQLSTATE {sqlstate})"
+        );
+        assert!(detail.starts_with(&says), "{detail}");
+    }
+    let mut conn = database.pool.acquire().await.unwrap();
+    let mut tx = conn.begin().await.unwrap();
+    sqlx::raw_sql("lock table shop.orders").execute(&mut *tx).await.unwrap();
+    let (code, detail, _) = failed("above").await;
+    assert_eq!(code, "source_unavailable");
+    assert_eq!(detail, "another transaction was in the way of `shop.orders`, which `shop.above` reads");
+    tx.commit().await.unwrap();
+    service.stop().await;
+    let plan = ["plan", "full", "--dataset", "above", "--consumer", "a"];
+    let (code, printed, said) = catalog.command(&database, &plan).await;
+    assert!(code == 0 && printed.starts_with("shop.above is a view, of which"), "{printed} {said}");
+}
+
+#[tokio::test]
+async fn a_view_of_the_target_is_not_taken_for_a_table() {
+    let mirror = Mirror::of(&["t1"]).await;
+    mirror.target.run("create schema sales; create view sales.t1 as select 1 as id, 'x' as name").await;
+    let (code, _, said) = mirror.apply(&["--dataset", "t1"]).output().await;
+    assert!(code == 1 && said.contains("sales.t1 is a view in the target database: drop it, or choose"), "{said}");
+    mirror.service.stop().await;
 }
 
 #[tokio::test]

@@ -332,7 +332,13 @@ async fn a_file_without_datasets_has_the_demos() {
 async fn commands_add_tables_and_list_them() {
     let database = Database::empty().await;
     database.run(SHOP).await;
-    database.run("create table shop.bare (n int)").await;
+    database
+        .run(
+            "create table shop.bare (n int); create view shop.\"big orders\" as select * from shop.orders;
+             create view shop.sums as select sum(id) from shop.orders; create table shop.whole (id int primary key)
+               partition by range (id); create table shop.part partition of shop.whole for values from (1) to (9)",
+        )
+        .await;
     let catalog = Catalog::of("# Mine.\n");
     let add = async |arguments: &[&str]| catalog.command(&database, &[&["datasets", "add"], arguments].concat()).await;
     let (code, _, said) = add(&["shop.orders", "shop.lines", "--name", "both"]).await;
@@ -349,13 +355,25 @@ async fn commands_add_tables_and_list_them() {
     let (code, printed, said) = add(&["--schema", "shop"]).await;
     assert!(code == 0 && said.contains("cdc-export track --all"), "{said}");
     assert!(printed.starts_with("[[tables]]\nmatch = [\"shop.*\"]\n"), "{printed}");
+    let hint = "`cdc-export datasets add shop.bare 'shop.big orders' shop.sums` adds these, with `capture = \"none\"`";
+    assert!(said.contains(hint), "{said}");
+    // Whoever names what the pattern leaves out gets blocks beside it.
+    let empty = Catalog::of("# Mine.\n");
+    let both = ["datasets", "add", "--schema", "shop", "shop.sums", "shop.bare"];
+    let (code, printed, said) = empty.command(&database, &both).await;
+    assert!(code == 0 && said.contains("`cdc-export datasets add 'shop.big orders'` adds these"), "{said}");
+    let has = |text: &str| printed.matches(text).count();
+    assert_eq!((has("[[dataset]]"), has("\ncapture = \"none\"\n"), has("[[tables]]")), (2, 2, 1), "{printed}");
+    let (code, _, said) =
+        empty.command(&database, &["datasets", "add", "--schema", "shop", "shop.\"big orders\""]).await;
+    assert!(code == 0 && !said.contains("leaves out"), "{said}");
     let (code, _, said) = add(&["shop.lines", "shop.orders"]).await;
     assert!(code == 0 && said.contains("cdc-export track lines orders"), "{said}");
     let (code, listed, said) = catalog.command(&database, &["datasets", "list", "--json"]).await;
     assert_eq!(code, 0, "{said}");
     let names: Vec<Value> =
         listed.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["name"].clone()).collect();
-    assert_eq!(names, ["sales", "lines", "orders", "bare"]);
+    assert_eq!(names, ["sales", "lines", "orders", "whole", "bare", "big_orders", "part", "sums"]);
     database.run("create table shop.\"esc\u{1b}[31m\" (id int primary key)").await;
     let text = std::fs::read_to_string(catalog.path()).unwrap();
     catalog.write(&format!("{text}[[tables]]\nmatch = [\"shops.*\"]\n"));

@@ -7,7 +7,7 @@ import { starting } from "./curl.js";
 import { el, keyed, once, row, set, show, table, text } from "./dom.js";
 import { bytes, count, elapsed, rows, when } from "./figures.js";
 import { mayMove } from "./question.js";
-import { STATUS, consumerPath, continuity, trouble } from "./words.js";
+import { STATUS, consumerPath, standing, trouble } from "./words.js";
 
 export const CONSUMER_COLUMNS = [
   ["Consumer", "key"],
@@ -69,8 +69,8 @@ export function consumersSection() {
 
   function draw() {
     const words = search.value.trim().toLowerCase();
-    const has = ({ consumerId, dataset, continuity: word, lastJob }) =>
-      [consumerId, dataset, word ?? "exact", lastJob?.status ?? "", lastJob?.error?.code ?? ""].some((text) => text.toLowerCase().includes(words));
+    const has = ({ consumerId, dataset, lastJob, ...of }) =>
+      [consumerId, dataset, standing(of).label, lastJob?.status ?? "", lastJob?.error?.code ?? ""].some((text) => text.toLowerCase().includes(words));
     const found = known.filter(has).sort((one, other) => trouble(other) - trouble(one));
     keyed(list.body, found.slice(0, shown), keyOf, (first) => consumerRow(CONSUMER_COLUMNS, first));
     show(list.node, found.length > 0);
@@ -152,13 +152,15 @@ export function consumerRow(columns, first) {
     const known = of.rowsWaiting;
     text(waiting, known === null ? "unknown" : `${count(known)}${of.rowsWaitingCapped ? "+" : ""}`);
     const kept = of.logBytes === null ? null : `${bytes(of.logBytes)} of the change log are kept for it, ${bytes(of.logBytesMax)} may be`;
-    set(waiting, "title", known === null ? "the table can't be read now" : kept);
+    const isFull = of.capture === "none";
+    set(waiting, "title", isFull ? "nobody counts them" : known === null ? "the table can't be read now" : kept);
     set(waiting, "class", known === 0 ? "quiet" : null);
-    const says = continuity(of.continuity);
+    const says = standing(of);
     text(badge, says.label);
     badge.className = `badge ${says.weight}`;
     set(badge, "title", says.meaning);
     text(meaning, of.continuity === null ? "" : says.meaning);
+    for (const button of buttons.slice(1)) show(button, !isFull);
     // What would fail is still possible, and the way out stands out.
     buttons[0].classList.toggle("main", says.needs === "full");
     // Null as well of a consumer that acknowledges nothing.

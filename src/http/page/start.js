@@ -69,11 +69,13 @@ export function askForExport(onStarted) {
     const { consumerId, format: chosen, dataset: name } = fields();
     compression.disabled = chosen === "parquet";
     set(compression, "title", compression.disabled ? "a parquet file is compressed inside" : null);
-    for (const { input } of types) input.disabled = consumerId === null && input.value !== "full";
-    if (consumerId === null) types[0].input.checked = true;
+    const known = datasets.find((one) => one.name === name);
+    const isFull = consumerId === null || known?.capture === "none";
+    for (const { input } of types) input.disabled = isFull && input.value !== "full";
+    if (isFull) types[0].input.checked = true;
     text(command, starting(fields()));
     set(consumer, "aria-invalid", null);
-    const problems = datasets.find((known) => known.name === name)?.problems ?? [];
+    const problems = known?.problems ?? [];
     text(unready, problems.length > 0 ? `It can't be exported now: ${problems.join("; ")}` : "");
     show(unready, problems.length > 0);
     complain(null);

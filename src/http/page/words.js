@@ -34,6 +34,11 @@ export function continuity(word) {
   return { weight, label: word, meaning: `${meaning} ${EXACT[needs]}`.trim(), needs };
 }
 
+const FULL_ONLY = { weight: "notice", label: "full only", meaning: "Nothing looks for changes: each export is a full one." };
+
+// Where a consumer stands in a dataset: the same.
+export const standing = ({ capture, continuity: word }) => (capture === "none" ? FULL_ONLY : continuity(word));
+
 // A table that a pattern matches may be no dataset.
 export const isDataset = ({ capture }) => capture !== null;
 
@@ -42,7 +47,7 @@ export function tracking({ capture, ready, problems }) {
   if (capture === null) return { weight: "notice", label: "no dataset", meaning: problems.join("; ") };
   if (!ready) return { weight: "bad", label: "not ready", meaning: problems.join("; ") };
   if (capture === "triggers") return { weight: "good", label: "triggers", meaning: "Triggers log every change, deletions too." };
-  if (capture === "none") return { weight: "notice", label: "full only", meaning: "Nothing looks for changes: each export is a full one." };
+  if (capture === "none") return FULL_ONLY;
   return { weight: "notice", label: "timestamp", meaning: "Changes are found by the time in each row alone: what is deleted, or has an old time, is not seen." };
 }
 
@@ -60,7 +65,7 @@ export const REFUSED = {
   not_tracked: "Nobody has tracked the dataset: cdc-export track. The schedule tries again every second.",
   full_only: "The dataset has capture = none: set the schedule's type to full, or heal to true. The schedule tries again every second.",
   too_many_open_jobs: "As many exports are open as there may be. The schedule tries again every second.",
-  nothing_ready: "No dataset is ready: cdc-export track --all. The schedule tries again every second.",
+  nothing_ready: "No dataset is ready: cdc-export track --all, or heal = true where capture is none. The schedule tries again every second.",
   too_many_datasets: "More than 1,000 datasets are ready, and a batch has no more: name them in several schedules.",
 };
 
@@ -71,7 +76,7 @@ const NEXT = {
   output_missing: "Bring the output folder or bucket back, then retry.",
   storage_unavailable: "See whether the object store can be reached, then retry.",
   file_too_large: "Raise OUTPUT_PART_SIZE, then retry.",
-  source_unavailable: "See whether Postgres can be reached, then retry.",
+  source_unavailable: "See whether Postgres, or the foreign server that the text tells of, can be reached, then retry.",
   not_tracked: "Track the dataset first: cdc-export track, with its name. Then retry.",
   full_only: "Start a full export.",
   table_missing: "Make the table, or take its dataset out of the catalog.",
@@ -79,7 +84,7 @@ const NEXT = {
   permission_denied: "Give the service's role the right that the text names, then retry.",
   invalid_text: "Mend the value in the column that the text names, then retry.",
   row_too_large: "Raise CELL_MAX_BYTES or leave the column out (exclude), then retry.",
-  value_unreadable: "Look for the row with a select of its columns, mend it or leave the column out (exclude), then retry.",
+  value_unreadable: "A select of its columns fails too: mend the row, or the query of a view, or leave the column out (exclude). Then retry.",
   not_in_format: "Export as csv or ndjson, which have a form for every value.",
   file_lost: "Start a full export: what this one held was never handed out. See who removes files from the output folder, or what rule from the bucket.",
   watermark_changed: "Somebody moves this consumer's watermark while its exports run. Retry when that is over.",
