@@ -152,7 +152,7 @@ async fn the_formats_hold_the_same_values() {
 #[cfg(feature = "parquet")]
 mod in_parquet {
     use chrono::{DateTime, Datelike, SecondsFormat};
-    use parquet::basic::LogicalType;
+    use parquet::basic::{self, LogicalType};
     use parquet::file::reader::{FileReader, SerializedFileReader};
     use parquet::record::Field;
 
@@ -268,11 +268,17 @@ mod in_parquet {
         let file = SerializedFileReader::new(std::fs::File::open(service.path(&parquet)).unwrap()).unwrap();
         let schema = file.metadata().file_metadata().schema_descr();
         let types: Vec<_> =
-            schema.columns().iter().map(|it| (it.logical_type_ref().cloned(), it.type_length())).collect();
-        let decimal_of = |precision, scale, bytes| (Some(LogicalType::decimal(scale, precision)), bytes);
+            schema.columns().iter().map(|it| (it.logical_type_ref().cloned(), it.physical_type())).collect();
+        let decimal_of = |precision, scale, physical| (Some(LogicalType::decimal(scale, precision)), physical);
+        let bytes = basic::Type::FIXED_LEN_BYTE_ARRAY;
         assert_eq!(
             types[1..5],
-            [decimal_of(10, 2, 5), decimal_of(38, 0, 16), decimal_of(38, 38, 16), decimal_of(5, 2, 3),]
+            [
+                decimal_of(10, 2, basic::Type::INT64),
+                decimal_of(38, 0, bytes),
+                decimal_of(38, 38, bytes),
+                decimal_of(5, 2, basic::Type::INT32)
+            ]
         );
         // Without digits, or with those that Parquet has no type for, it stays a text.
         assert!(types[5..].iter().all(|(logical, _)| *logical == Some(LogicalType::String)), "{types:?}");

@@ -3,7 +3,8 @@
 //! Every column may be NULL. Its type is the nearest one: `INT(16)`, `INT32`, `INT64`, `FLOAT`, `DOUBLE`, `BOOLEAN`,
 //! `STRING`, `UUID`, `JSON`, bytes, `DATE`, and `TIME` and `TIMESTAMP` in microseconds. A `timestamptz` is adjusted to
 //! UTC. A `numeric` is a `STRING` of its digits unless the column asks for a `DECIMAL`. A `DECIMAL` has one precision
-//! and scale for the whole column, known before the first row, and neither NaN nor infinity.
+//! and scale for the whole column, known before the first row, and neither NaN nor infinity. It is stored as `INT32` up
+//! to 9 digits, as `INT64` up to 18, and as bytes beyond.
 //!
 //! Parquet counts microseconds from 1970, so its last time is on 10 January 294247. It has no infinity and no time
 //! 24:00:00. By default such a value is an error, because a large number in its place would be read as a time. A column
@@ -24,7 +25,7 @@ use parquet::schema::types::{SchemaDescriptor, Type};
 
 use crate::column::{Column, ColumnType, ParquetType};
 use crate::encoding::Format;
-use crate::parquet::chunk::{Chunk, fixed_bytes};
+use crate::parquet::chunk::{Chunk, fixed_bytes, physical_type};
 use crate::parquet::pages::PageCompressor;
 use crate::piece::Piece;
 use crate::writer::{FileAssembler, FormatWriter, RowEncoder};
@@ -164,40 +165,31 @@ impl FileAssembler for ParquetAssembler {
 }
 
 fn field(column: &Column) -> Result<Type, ParquetError> {
-    let builder = |physical| Type::primitive_type_builder(&column.name, physical).with_repetition(Repetition::OPTIONAL);
-    let length = fixed_bytes(column).and_then(|bytes| bytes.try_into().ok()).unwrap_or(-1);
-    match column.parquet {
-        ParquetType::OfKind => {}
-        ParquetType::Text => {
-            return builder(basic::Type::BYTE_ARRAY).with_logical_type(Some(LogicalType::String)).build();
-        }
-        ParquetType::Decimal { precision, scale } => {
-            let (precision, scale) = (precision.into(), scale.into());
-            return builder(basic::Type::FIXED_LEN_BYTE_ARRAY)
-                .with_length(length)
-                .with_precision(precision)
-                .with_scale(scale)
-                .with_logical_type(Some(LogicalType::decimal(scale, precision)))
-                .build();
-        }
-    }
-    let (physical, logical) = match column.kind {
-        ColumnType::Int2 => (basic::Type::INT32, Some(LogicalType::integer(16, true))),
-        ColumnType::Int4 => (basic::Type::INT32, None),
-        ColumnType::Int8 => (basic::Type::INT64, None),
-        ColumnType::Float4 => (basic::Type::FLOAT, None),
-        ColumnType::Float8 => (basic::Type::DOUBLE, None),
-        ColumnType::Bool => (basic::Type::BOOLEAN, None),
-        ColumnType::Timestamptz => (basic::Type::INT64, Some(LogicalType::timestamp(true, TimeUnit::MICROS))),
-        ColumnType::Timestamp => (basic::Type::INT64, Some(LogicalType::timestamp(false, TimeUnit::MICROS))),
-        ColumnType::Date => (basic::Type::INT32, Some(LogicalType::Date)),
-        ColumnType::Time => (basic::Type::INT64, Some(LogicalType::time(false, TimeUnit::MICROS))),
-        ColumnType::Text | ColumnType::Numeric => (basic::Type::BYTE_ARRAY, Some(LogicalType::String)),
-        ColumnType::Uuid => (basic::Type::FIXED_LEN_BYTE_ARRAY, Some(LogicalType::Uuid)),
-        ColumnType::Json | ColumnType::Jsonb => (basic::Type::BYTE_ARRAY, Some(LogicalType::Json)),
-        ColumnType::Bytea => (basic::Type::BYTE_ARRAY, None),
+    let physical = physical_type(column);
+    let builder = Type::primitive_type_builder(&column.name, physical).with_repetition(Repetition::OPTIONAL);
+    let builder = match physical {
+        basic::Type::FIXED_LEN_BYTE_ARRAY => builder.with_length(fixed_bytes(column) as i32),
+        _ => builder,
     };
-    builder(physical).with_length(length).with_logical_type(logical).build()
+    let logical = match (column.kind, column.parquet) {
+        (_, ParquetType::Text) => Some(LogicalType::String),
+        (_, ParquetType::Decimal { precision, scale }) => {
+            let (precision, scale) = (precision.into(), scale.into());
+            let logical = LogicalType::decimal(scale, precision);
+            return builder.with_precision(precision).with_scale(scale).with_logical_type(Some(logical)).build();
+        }
+        (ColumnType::Int2, _) => Some(LogicalType::integer(16, true)),
+        (ColumnType::Timestamptz, _) => Some(LogicalType::timestamp(true, TimeUnit::MICROS)),
+        (ColumnType::Timestamp, _) => Some(LogicalType::timestamp(false, TimeUnit::MICROS)),
+        (ColumnType::Date, _) => Some(LogicalType::Date),
+        (ColumnType::Time, _) => Some(LogicalType::time(false, TimeUnit::MICROS)),
+        (ColumnType::Text | ColumnType::Numeric, _) => Some(LogicalType::String),
+        (ColumnType::Uuid, _) => Some(LogicalType::Uuid),
+        (ColumnType::Json | ColumnType::Jsonb, _) => Some(LogicalType::Json),
+        (ColumnType::Int4 | ColumnType::Int8 | ColumnType::Float4 | ColumnType::Float8, _) => None,
+        (ColumnType::Bool | ColumnType::Bytea, _) => None,
+    };
+    builder.with_logical_type(logical).build()
 }
 
 #[cfg(test)]
@@ -303,6 +295,38 @@ mod tests {
             let column = file.metadata().file_metadata().schema_descr().column(0);
             assert_eq!((column.physical_type(), column.logical_type_ref()), (physical, logical.as_ref()), "{kind:?}");
             assert_eq!(read(&file), [[field]], "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_decimal_is_the_smallest_integer_that_has_its_digits() {
+        // 1.5 with a scale of 2, and 12345678.90: a count, the weight, the sign, the scale, and digits of four places.
+        let short = [2, 0, 0, 2, 1, 5000].map(u16::to_be_bytes).concat();
+        let long = [3, 1, 0x4000, 2, 1234, 5678, 9000].map(u16::to_be_bytes).concat();
+        for (precision, value, physical, length, units) in [
+            (9, &short, basic::Type::INT32, -1, 150),
+            (10, &long, basic::Type::INT64, -1, -1_234_567_890_i128),
+            (18, &short, basic::Type::INT64, -1, 150),
+            (19, &long, basic::Type::FIXED_LEN_BYTE_ARRAY, 9, -1_234_567_890),
+        ] {
+            let parquet = ParquetType::Decimal { precision, scale: 2 };
+            let column = Column { parquet, ..Column::new("v", ColumnType::Numeric) };
+            let written = file(std::slice::from_ref(&column), [vec![Some(&**value)]]).unwrap();
+            let read_back = SerializedFileReader::new(written).unwrap();
+            let found = read_back.metadata().file_metadata().schema_descr().column(0);
+            assert_eq!((found.physical_type(), found.type_length()), (physical, length), "{precision}");
+            assert_eq!(found.logical_type_ref(), Some(&LogicalType::decimal(2, precision.into())), "{precision}");
+            let rows = read(&read_back);
+            let Field::Decimal(decimal) = &rows[0][0] else { panic!("{rows:?}") };
+            let bytes = decimal.data();
+            let sign = bytes[0] as i8 >> 7;
+            let found = bytes.iter().fold(i128::from(sign), |units, byte| units << 8 | i128::from(*byte));
+            assert_eq!(found, units, "{precision}");
+            // One digit more than the column has.
+            let more = [u16::from(precision) / 4 + 1, u16::from(precision) / 4, 0, 0].into_iter();
+            let more: Vec<_> = more.chain((0..=precision / 4).map(|_| 9999)).flat_map(u16::to_be_bytes).collect();
+            let error = file(&[column], [vec![Some(&*more)]]).unwrap_err();
+            assert!(matches!(error, Error::WrongType { .. }), "{precision}: {error}");
         }
     }
 

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use bytes::Bytes;
+use parquet::basic;
 use parquet::column::writer::{ColumnWriter, get_typed_column_writer_mut};
 use parquet::data_type::{
     BoolType, ByteArray, ByteArrayType, DataType, DoubleType, FixedLenByteArrayType, FloatType, Int32Type, Int64Type,
@@ -34,6 +35,9 @@ pub(super) struct Chunk {
 enum Values {
     Int32(Vec<i32>),
     Int64(Vec<i64>),
+    /// The units of `DECIMAL`s.
+    Units32(Vec<i32>),
+    Units64(Vec<i64>),
     Float(Vec<f32>),
     Double(Vec<f64>),
     Bool(Vec<bool>),
@@ -51,20 +55,20 @@ struct Slices {
 
 impl Chunk {
     pub(super) fn of(column: &Column) -> Chunk {
-        let values = match column.kind {
-            _ if fixed_bytes(column).is_some() => Values::Fixed(Slices::default()),
-            _ if column.parquet == ParquetType::Text => Values::Texts(Slices::default()),
-            ColumnType::Int2 | ColumnType::Int4 | ColumnType::Date => Values::Int32(Vec::new()),
-            ColumnType::Int8 | ColumnType::Timestamptz | ColumnType::Timestamp | ColumnType::Time => {
-                Values::Int64(Vec::new())
-            }
-            ColumnType::Float4 => Values::Float(Vec::new()),
-            ColumnType::Float8 => Values::Double(Vec::new()),
-            ColumnType::Bool => Values::Bool(Vec::new()),
-            ColumnType::Text | ColumnType::Numeric => Values::Texts(Slices::default()),
-            ColumnType::Json | ColumnType::Jsonb | ColumnType::Bytea | ColumnType::Uuid => {
-                Values::Bytes(Slices::default())
-            }
+        let is_decimal = matches!(column.parquet, ParquetType::Decimal { .. });
+        let values = match physical_type(column) {
+            basic::Type::INT32 if is_decimal => Values::Units32(Vec::new()),
+            basic::Type::INT64 if is_decimal => Values::Units64(Vec::new()),
+            basic::Type::INT32 => Values::Int32(Vec::new()),
+            basic::Type::INT64 => Values::Int64(Vec::new()),
+            basic::Type::FLOAT => Values::Float(Vec::new()),
+            basic::Type::DOUBLE => Values::Double(Vec::new()),
+            basic::Type::BOOLEAN => Values::Bool(Vec::new()),
+            basic::Type::FIXED_LEN_BYTE_ARRAY => Values::Fixed(Slices::default()),
+            basic::Type::BYTE_ARRAY | basic::Type::INT96 => match column.kind {
+                ColumnType::Json | ColumnType::Jsonb | ColumnType::Bytea => Values::Bytes(Slices::default()),
+                _ => Values::Texts(Slices::default()),
+            },
         };
         Chunk { levels: Vec::new(), values }
     }
@@ -89,6 +93,14 @@ impl Chunk {
             }
             Values::Int64(values) => {
                 values.push(int64(column, field)?);
+                size_of::<i64>()
+            }
+            Values::Units32(values) => {
+                values.push(decimal(column, field)?);
+                size_of::<i32>()
+            }
+            Values::Units64(values) => {
+                values.push(decimal(column, field)?);
                 size_of::<i64>()
             }
             Values::Float(values) => {
@@ -117,8 +129,8 @@ impl Chunk {
     pub(super) fn write(self, column: &mut ColumnWriter<'_>) -> Result<(), ParquetError> {
         let Chunk { levels, values } = self;
         match values {
-            Values::Int32(values) => write_all::<Int32Type>(&values, &levels, column),
-            Values::Int64(values) => write_all::<Int64Type>(&values, &levels, column),
+            Values::Int32(values) | Values::Units32(values) => write_all::<Int32Type>(&values, &levels, column),
+            Values::Int64(values) | Values::Units64(values) => write_all::<Int64Type>(&values, &levels, column),
             Values::Float(values) => write_all::<FloatType>(&values, &levels, column),
             Values::Double(values) => write_all::<DoubleType>(&values, &levels, column),
             Values::Bool(values) => write_all::<BoolType>(&values, &levels, column),
@@ -141,9 +153,7 @@ impl Slices {
             (ColumnType::Uuid, ParquetType::OfKind) => {
                 self.bytes.extend_from_slice(&value::sized::<UUID_BYTES>(column, field)?);
             }
-            (ColumnType::Numeric, ParquetType::Decimal { precision, scale }) => {
-                self.decimal(column, field, precision, scale)?;
-            }
+            (ColumnType::Numeric, ParquetType::Decimal { precision, .. }) => self.decimal(column, field, precision)?,
             _ => value::plain(column, field, &mut self.bytes)?,
         }
         self.ends.push(self.bytes.len());
@@ -152,13 +162,8 @@ impl Slices {
 
     /// Adds a number as its units, the highest byte first (Parquet's "DECIMAL").
     #[inline(never)]
-    fn decimal(&mut self, column: &Column, field: &[u8], precision: u8, scale: u8) -> Result<(), Error> {
-        let units = match numeric::unscaled(field, scale) {
-            Some(Unscaled::Units(units)) if units.unsigned_abs() < 10_u128.pow(precision.into()) => units,
-            Some(Unscaled::NotANumber) => return Err(not_in_format(column, field)),
-            _ => return Err(value::wrong_type(column)),
-        };
-        let bytes = units.to_be_bytes();
+    fn decimal(&mut self, column: &Column, field: &[u8], precision: u8) -> Result<(), Error> {
+        let bytes = units(column, field)?.to_be_bytes();
         self.bytes.extend_from_slice(&bytes[bytes.len() - decimal_bytes(precision)..]);
         Ok(())
     }
@@ -195,12 +200,31 @@ impl Slices {
     }
 }
 
-/// Returns the size of a column's values in bytes, if all values have the same size.
-pub(super) fn fixed_bytes(column: &Column) -> Option<usize> {
+/// Returns the type in which a column's values are stored. A `DECIMAL` is the smallest integer that has its digits.
+pub(super) fn physical_type(column: &Column) -> basic::Type {
     match (column.kind, column.parquet) {
-        (ColumnType::Uuid, ParquetType::OfKind) => Some(UUID_BYTES),
-        (ColumnType::Numeric, ParquetType::Decimal { precision, .. }) => Some(decimal_bytes(precision)),
-        _ => None,
+        (_, ParquetType::Text) => basic::Type::BYTE_ARRAY,
+        (_, ParquetType::Decimal { precision: ..=9, .. }) => basic::Type::INT32,
+        (_, ParquetType::Decimal { precision: ..=18, .. }) => basic::Type::INT64,
+        (_, ParquetType::Decimal { .. }) => basic::Type::FIXED_LEN_BYTE_ARRAY,
+        (ColumnType::Int2 | ColumnType::Int4 | ColumnType::Date, _) => basic::Type::INT32,
+        (ColumnType::Int8 | ColumnType::Timestamptz | ColumnType::Timestamp | ColumnType::Time, _) => {
+            basic::Type::INT64
+        }
+        (ColumnType::Float4, _) => basic::Type::FLOAT,
+        (ColumnType::Float8, _) => basic::Type::DOUBLE,
+        (ColumnType::Bool, _) => basic::Type::BOOLEAN,
+        (ColumnType::Uuid, _) => basic::Type::FIXED_LEN_BYTE_ARRAY,
+        (ColumnType::Text | ColumnType::Numeric, _) => basic::Type::BYTE_ARRAY,
+        (ColumnType::Json | ColumnType::Jsonb | ColumnType::Bytea, _) => basic::Type::BYTE_ARRAY,
+    }
+}
+
+/// Returns the size of the values of a column that is stored as `FIXED_LEN_BYTE_ARRAY`, in bytes.
+pub(super) fn fixed_bytes(column: &Column) -> usize {
+    match column.parquet {
+        ParquetType::Decimal { precision, .. } => decimal_bytes(precision),
+        ParquetType::OfKind | ParquetType::Text => UUID_BYTES,
     }
 }
 
@@ -248,6 +272,21 @@ fn int64(column: &Column, field: &[u8]) -> Result<i64, Error> {
             since_1970.ok_or_else(|| not_in_format(column, field))
         }
         _ => Ok(i64::from_be_bytes(value::sized(column, field)?)),
+    }
+}
+
+/// Reads a number in units of its column's last place, out of line.
+#[inline(never)]
+fn decimal<T: TryFrom<i128>>(column: &Column, field: &[u8]) -> Result<T, Error> {
+    T::try_from(units(column, field)?).map_err(|_| value::wrong_type(column))
+}
+
+fn units(column: &Column, field: &[u8]) -> Result<i128, Error> {
+    let ParquetType::Decimal { precision, scale } = column.parquet else { return Err(value::wrong_type(column)) };
+    match numeric::unscaled(field, scale) {
+        Some(Unscaled::Units(units)) if units.unsigned_abs() < 10_u128.pow(precision.into()) => Ok(units),
+        Some(Unscaled::NotANumber) => Err(not_in_format(column, field)),
+        _ => Err(value::wrong_type(column)),
     }
 }
 
