@@ -367,6 +367,135 @@ mod in_parquet {
         service.stop().await;
     }
 
+    /// The rows of a file, each value as the library writes it.
+    fn values(path: &Path) -> Vec<Vec<String>> {
+        let file = SerializedFileReader::new(std::fs::File::open(path).unwrap()).unwrap();
+        let rows = file.get_row_iter(None).unwrap().map(Result::unwrap);
+        sorted(rows.map(|row| row.get_column_iter().map(|(_, field)| field.to_string()).collect()).collect())
+    }
+
+    #[tokio::test]
+    async fn an_array_is_a_list_where_the_dataset_says_so() {
+        let database = Database::empty().await;
+        database
+            .run(
+                "create domain scores as int[]; create type mood as enum ('calm');
+                 create table lists (key int[] primary key, small int2[], big int8[], name text[], code varchar(3)[], price numeric(9, 2)[],
+                   free numeric[], ref uuid[], photo bytea[], day date[], made timestamptz[], opens time[], raw json[], doc jsonb[], flag bool[],
+                   ratio float8[], dom scores, secret int[], host inet[], feel mood[]);
+                 insert into lists values
+                   ('{1}', '{-1,null,2}', '{9223372036854775807}', '{null,NULL,\"NULL\",\"\",\"a,b\"}', '{abc,null}', '{1.50,null,-9999999.99}',
+                    '{1.500,NaN}', '{0b7c3a52-65a1-4c5e-8a3c-1f2e3d4c5b6a}', array['\\x00ff'::bytea, '\\x'], '{1970-01-02}',
+                    '{1970-01-01 00:00:01+00}', '{00:00:01}', array['{ }'::json], array['[1]'::jsonb, null], '{t,f,null}', '{0.5}', '{7}', '{8}',
+                    '{::1}', '{calm}'),
+                   ('{2}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}')",
+            )
+            .await;
+        database.run("insert into lists (key) values ('{3,null}')").await;
+        let options = "mask = { secret = \"fixed *\" }\nnumeric = \"decimal\"\nuuid = \"text\"\narrays = \"list\"";
+        let catalog = Catalog::of(&format!("[[dataset]]\nname = \"lists\"\ntable = \"lists\"\n{options}\n"));
+        catalog.track(&database, "lists").await;
+        let service = catalog.start(&database).service().await;
+        let body = json!({"dataset": "lists", "format": "parquet"});
+        let full = ended(&service, "/exports/full", Some("a"), body.clone()).await;
+        let written = [
+            ["[1]", "[-1, null, 2]", "[9223372036854775807]", r#"[null, null, "NULL", "", "a,b"]"#, r#"["abc", null]"#],
+            ["[2]", "[]", "[]", "[]", "[]"],
+            ["[3, null]", "null", "null", "null", "null"],
+        ];
+        let rows = values(&service.path(&full));
+        assert_eq!(rows.iter().map(|row| &row[..5]).collect::<Vec<_>>(), written);
+        let others = [
+            "[1.50, null, -9999999.99]",
+            r#"["1.500", "NaN"]"#,
+            r#"["0b7c3a52-65a1-4c5e-8a3c-1f2e3d4c5b6a"]"#,
+            "[[0, 255], []]",
+            "[1970-01-02]",
+            "[1970-01-01 00:00:01.000000 +00:00]",
+            "[00:00:01.000000]",
+            r#"["{ }"]"#,
+            r#"["[1]", null]"#,
+            "[true, false, null]",
+            "[0.5]",
+            "[7]",
+            // A masked column, and types whose values are texts.
+            "\"*\"",
+            "\"{::1}\"",
+            "\"{calm}\"",
+        ];
+        assert_eq!(rows[0][5..], others);
+
+        // Texts in the other formats.
+        let csv = ended(&service, "/exports/full", Some("a"), json!({"dataset": "lists"})).await;
+        let texts = sorted(values_of_csv(&std::fs::read_to_string(service.path(&csv)).unwrap()));
+        assert_eq!(texts[0][..2], [Some("{1}".to_owned()), Some("{-1,NULL,2}".to_owned())]);
+        assert_eq!(csv["schemaChanged"], false, "{csv}");
+
+        // The last values of a row that is gone are in the log, as texts.
+        database.run("delete from lists where key <> '{2}'; update lists set name = '{x}' where key = '{2}'").await;
+        let delta = ended(&service, "/exports/delta", Some("a"), body.clone()).await;
+        let rows = values(&service.path(&delta));
+        let found: Vec<_> = rows.iter().map(|row| &row[..5]).collect();
+        assert_eq!(
+            found,
+            [
+                ["\"DELETE\"", "[1]", "[-1, null, 2]", "[9223372036854775807]", written[0][3]],
+                ["\"DELETE\"", "[3, null]", "null", "null", "null"],
+                ["\"UPDATE\"", "[2]", "[]", "[]", "[\"x\"]"],
+            ]
+        );
+        assert_eq!(rows[0][6..], others[..]);
+        service.stop().await;
+
+        catalog.write(&std::fs::read_to_string(catalog.path()).unwrap().replace("\"list\"", "\"text\""));
+        let service = catalog.start(&database).service().await;
+        let texts = ended(&service, "/exports/full", Some("a"), body).await;
+        assert_eq!(texts["schemaChanged"], true, "{texts}");
+        assert_eq!(values(&service.path(&texts))[0][..2], ["\"{2}\"", "\"{}\""]);
+        service.stop().await;
+    }
+
+    #[tokio::test]
+    async fn an_array_that_is_no_list_fails_or_becomes_null() {
+        let database = Database::empty().await;
+        database
+            .run(
+                "create table odd (id int primary key, n int[], d date[]);
+                 insert into odd values (1, '{{1,2},{3,4}}', '{2026-02-26}'), (2, '{1}', '{infinity,1970-01-02}')",
+            )
+            .await;
+        let block = |(name, choice): (&str, &str)| {
+            format!("[[dataset]]\nname = \"{name}\"\ntable = \"odd\"\narrays = \"list\"\n{choice}\n")
+        };
+        let catalog = Catalog::of(&[("fail", ""), ("null", "unrepresentable = \"null\"")].map(block).concat());
+        catalog.track(&database, "fail").await;
+        let service = catalog.start(&database).with("CELL_MAX_BYTES", 65536).service().await;
+        let export = async |dataset: &str| {
+            ended(&service, "/exports/full", Some("a"), json!({"dataset": dataset, "format": "parquet"})).await
+        };
+        let detail = async |says: &str| {
+            let failed = export("fail").await;
+            assert_eq!(failed["error"]["code"], "not_in_format", "{failed}");
+            assert!(failed["error"]["detail"].as_str().unwrap().starts_with(says), "{failed}");
+        };
+        detail("column `n` holds an array of 2 dimensions, for which the format has no form").await;
+        assert_eq!(
+            values(&service.path(&export("null").await)),
+            [["1", "null", "[2026-02-26]"], ["2", "[1]", "[null, 1970-01-02]"]]
+        );
+        database.run("update odd set n = '[0:1]={1,2}', d = null").await;
+        detail("column `n` holds an array whose first index is 0, for which").await;
+        database.run("update odd set n = '{}', d = '{infinity}'").await;
+        detail("column `d` holds infinity, for which").await;
+
+        // An element takes eight bytes.
+        database.run("update odd set d = null, n = array_fill(1, array[8189])").await;
+        assert_eq!(export("fail").await["status"], "completed");
+        database.run("update odd set n = n || 1").await;
+        assert_eq!(export("fail").await["error"]["code"], "row_too_large");
+        service.stop().await;
+    }
+
     #[tokio::test]
     async fn a_large_parquet_has_many_groups_and_an_empty_one_none() {
         let database = Database::new().await;
