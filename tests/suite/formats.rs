@@ -226,6 +226,48 @@ mod in_parquet {
         service.stop().await;
     }
 
+    /// A time before year 1 has the form that docs/FORMATS.md says, which Postgres reads, and is a number in Parquet.
+    #[tokio::test]
+    async fn a_time_before_year_1_comes_back_from_every_format() {
+        let database = Database::empty().await;
+        database
+            .run(
+                "create table ides (id int primary key, day date, local timestamp, made timestamptz);
+                 insert into ides values (1, '0044-03-15 BC', '0044-03-15 12:00 BC', '0044-03-15 12:00:00.5+00 BC')",
+            )
+            .await;
+        let catalog = Catalog::of("[[dataset]]\nname = \"ides\"\ntable = \"ides\"\ncapture = \"none\"\n");
+        let service = catalog.start(&database).service().await;
+        let export = async |format: &str| {
+            let job = ended(&service, "/exports/full", Some("a"), json!({"dataset": "ides", "format": format})).await;
+            service.path(&job)
+        };
+        let csv = std::fs::read_to_string(export("csv").await).unwrap();
+        let texts = ["0044-03-15 BC", "0044-03-15T12:00:00.000000 BC", "0044-03-15T12:00:00.500000Z BC"];
+        assert_eq!(csv, format!("id,day,local,made\n1,{}\n", texts.join(",")));
+        let ndjson = std::fs::read_to_string(export("ndjson").await).unwrap();
+        let names = ["id".to_owned(), "day".to_owned(), "local".to_owned(), "made".to_owned()];
+        assert_eq!(values_of_json(&names, &ndjson)[1..], texts.map(|text| Some(text.to_owned())));
+        let values = texts.join("', '");
+        let same: i64 = database
+            .one(
+                &format!("select count(*) from ides where (day, local, made) = ('{values}')")
+                    .replace("= ('", "= (date '"),
+            )
+            .await;
+        assert_eq!(same, 1, "Postgres reads {values}");
+
+        let file = SerializedFileReader::new(std::fs::File::open(export("parquet").await).unwrap()).unwrap();
+        let row = file.get_row_iter(None).unwrap().next().unwrap().unwrap();
+        let fields: Vec<_> = row.get_column_iter().map(|(_, field)| field.clone()).collect();
+        let day: i32 = database.one("select day - date '1970-01-01' from ides").await;
+        let micros = |column: &str| format!("select (extract(epoch from {column}) * 1000000)::bigint from ides");
+        let local: i64 = database.one(&micros("local")).await;
+        let made: i64 = database.one(&micros("made")).await;
+        assert_eq!(fields[1..], [Field::Date(day), Field::TimestampMicros(local), Field::TimestampMicros(made)]);
+        service.stop().await;
+    }
+
     /// A number as Parquet has it: its units, the highest byte first.
     fn decimal(field: &Field) -> String {
         let Field::Decimal(decimal) = field else { panic!("{field} is no decimal") };
