@@ -380,7 +380,7 @@ overlap = \"5m\"
         let text = |rest: &str| format!("[[dataset]]\nname = \"a\"\ntable = \"a\"\narrays = \"list\"\n{rest}");
         assert!(Catalog::from_toml(&text("unrepresentable = \"null\"")).is_ok());
         let why = wrong(&text("unrepresentable = \"text\""));
-        assert!(why.starts_with("line 4: a: arrays: with unrepresentable = \"text\""), "{why}");
+        assert!(why.starts_with("line 4: a: arrays: no lists beside unrepresentable = \"text\""), "{why}");
     }
 
     #[test]

@@ -57,7 +57,8 @@ pub(super) fn options(block: &mut Block<'_, '_>) -> Dataset {
         unrepresentable: block.optional("unrepresentable", unrepresentable).unwrap_or_default(),
     };
     if parquet.lists && parquet.unrepresentable == Unrepresentable::Text {
-        let why = "with unrepresentable = \"text\" they stay texts: an array of several dimensions is no list";
+        let why =
+            "no lists beside unrepresentable = \"text\": an array of two dimensions is no list, and a list is no text";
         block.wrong("arrays", why);
     }
     let max_file_bytes = block.number("max_file_bytes", &FILE_BYTES);
