@@ -68,7 +68,15 @@ struct Manifest {
 #[derive(Deserialize)]
 struct ManifestExport {
     key: Vec<String>,
+    columns: Vec<ManifestColumn>,
     previous: Option<String>,
+}
+
+/// A column of the files. One with `meta` is none of the table.
+#[derive(Deserialize)]
+struct ManifestColumn {
+    name: String,
+    meta: Option<String>,
 }
 
 /// The body of a refusal. `jobs` are the exports that the caller has not loaded, oldest first.
@@ -150,13 +158,16 @@ impl Service {
         if manifest.export.key.is_empty() {
             return Err(format!("{} has no key, by which this index finds its rows", self.dataset).into());
         }
-        let is_delta = job.export_type == "delta";
         // The first export of a consumer has all rows, whatever its type.
         if job.export_type == "full" || previous.is_none() {
             index.documents.clear();
         } else if index.last.as_ref().map(|last| &last.digest) != previous {
             return Err("the export doesn't follow the last one".into());
         }
+        // The first column of a delta says what became of the row.
+        let columns = &manifest.export.columns;
+        let operation = columns.first().filter(|_| job.export_type == "delta");
+        let meta: Vec<_> = columns.iter().filter(|column| column.meta.is_some()).map(|column| &*column.name).collect();
         for file in &job.files {
             let download = self.request(Method::GET, &format!("{path}/files/{}/download", file.part));
             let mut answer = download.send().await?;
@@ -171,7 +182,8 @@ impl Service {
                 let end = rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
                 for line in rest[..end].split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
                     let mut row: Map<_, _> = serde_json::from_slice(line)?;
-                    let operation = if is_delta { row.remove("operation") } else { None };
+                    let operation = operation.and_then(|column| row.remove(&column.name));
+                    row.retain(|name, _| !meta.contains(&name.as_str()));
                     index.apply(row, operation, &manifest.export.key)?;
                 }
                 rest.drain(..end);

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pg_rows::column::{ColumnType, ParquetType};
+use pg_rows::encoding::Format;
 
 use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::header::{FileHeader, meta_column};
@@ -56,6 +57,8 @@ pub struct TableColumn {
     pub operators: Cow<'static, str>,
     /// Its type in Parquet.
     pub parquet: ParquetType,
+    /// The elements of its arrays, if Parquet has them as a `LIST`.
+    pub list: Option<ListElement>,
     /// True if a value that Parquet can't represent is NULL there.
     pub null_if_unrepresentable: bool,
     /// The rule by which the files replace its values; `None`: they have them as they are.
@@ -71,6 +74,17 @@ pub enum WireFormat {
     Binary,
     /// As the texts that it writes them as.
     Written,
+    /// As arrays in the binary form of their elements. Only for Parquet.
+    List(ListElement),
+}
+
+/// The elements of a column of arrays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListElement {
+    /// Their values.
+    pub kind: ColumnType,
+    /// Their type in Parquet.
+    pub parquet: ParquetType,
 }
 
 impl TableColumn {
@@ -88,6 +102,7 @@ impl TableColumn {
             wire_format: WireFormat::Binary,
             operators: Cow::Borrowed("pg_catalog"),
             parquet: ParquetType::OfKind,
+            list: None,
             null_if_unrepresentable: false,
             mask: None,
             meta: None,
@@ -101,12 +116,16 @@ impl TableColumn {
 
     /// Returns the column of a file that has its values. `None` if its mask needs a secret, and there is none.
     pub fn in_file(&self, secret: Option<&MaskSecret>) -> Option<pg_rows::column::Column> {
-        let TableColumn { kind, parquet, null_if_unrepresentable, .. } = *self;
+        let TableColumn { null_if_unrepresentable, .. } = *self;
+        let (kind, parquet, is_list) = match self.wire_format {
+            WireFormat::List(element) => (element.kind, element.parquet, true),
+            WireFormat::Binary | WireFormat::Written => (self.kind, self.parquet, false),
+        };
         let mask = match &self.mask {
             Some(rule) => Some(rule.mask(secret)?),
             None => None,
         };
-        Some(pg_rows::column::Column { name: self.file_name(), kind, parquet, null_if_unrepresentable, mask })
+        Some(pg_rows::column::Column { name: self.file_name(), kind, is_list, parquet, null_if_unrepresentable, mask })
     }
 
     /// Returns the Postgres type of its values in a file.
@@ -284,6 +303,8 @@ pub struct ParquetChoices {
     pub uuid_texts: bool,
     /// True if a `time` is a text.
     pub time_texts: bool,
+    /// True if arrays are a `LIST`, in place of a text.
+    pub lists: bool,
     /// The treatment of values that Parquet can't represent.
     pub unrepresentable: Unrepresentable,
 }
@@ -473,6 +494,16 @@ pub struct MaskedColumn {
 }
 
 impl TableSchema {
+    /// As it is read for files of this format: the columns that are lists in Parquet are texts in the others.
+    pub fn in_format(mut self, format: Format) -> TableSchema {
+        for column in self.columns.iter_mut().filter(|_| format == Format::Parquet) {
+            if let Some(element) = column.list {
+                column.wire_format = WireFormat::List(element);
+            }
+        }
+        self
+    }
+
     /// Returns true if these columns, in this order, are its key.
     pub fn has_key(&self, columns: &[String]) -> bool {
         self.key.iter().map(|part| &*part.column.name).eq(columns)
@@ -522,6 +553,7 @@ impl TableSchema {
         let saved = |column: TableColumn| FileColumn {
             wire: match column.wire_format {
                 WireFormat::Binary if column.mask.is_none() => SavedWireFormat::Binary,
+                WireFormat::List(_) => SavedWireFormat::Binary,
                 WireFormat::Binary | WireFormat::Written => SavedWireFormat::Text,
             },
             type_name: column.file_type().to_owned(),

@@ -497,8 +497,9 @@ impl Worker {
         self.destination.require_room().await.map_err(Error::from)?;
         let mut purposes = Vec::new();
         for ((job, dataset), marker) in lease.jobs().zip(datasets).zip(&markers) {
-            let (consumer, export_type) = (job.consumer.as_ref(), job.export_type);
-            purposes.push(Purpose { dataset, consumer, export_type, job: Some(job.id), marker: marker.as_ref() });
+            let (consumer, export_type, format) = (job.consumer.as_ref(), job.export_type, job.encoding.format);
+            let (job, marker) = (Some(job.id), marker.as_ref());
+            purposes.push(Purpose { dataset, consumer, export_type, format, job, marker });
         }
         let opening = connections.open(&purposes, self.settings.lease);
         let mut snapshot = spans::step("open", opening).await?;

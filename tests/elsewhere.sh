@@ -15,7 +15,9 @@ start_service SEED_ROWS=0
 private
 export PGPASSWORD=$secret PGHOST=$socket PGUSER=postgres PGDATABASE=cdc_export
 psql -q -v ON_ERROR_STOP=1 -f tests/elsewhere.sql
-printf '[[dataset]]\nname = "%s"\ntable = "orders"\n%s\n' orders '' orders-text $'uuid = "text"\ntime = "text"' >"$work/datasets.toml"
+texts=$'uuid = "text"\ntime = "text"'
+lists=$texts$'\narrays = "list"\nunrepresentable = "null"'
+printf '[[dataset]]\nname = "%s"\ntable = "orders"\n%s\n' orders '' orders-text "$texts" orders-lists "$lists" >"$work/datasets.toml"
 kill "$service"
 wait "$service" || true
 start_service DATASETS="$work/datasets.toml"

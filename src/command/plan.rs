@@ -11,6 +11,7 @@ use crate::source::{self, Source, opening::Refused, snapshot::Purpose};
 use crate::watermark::Waiting;
 use clap::Args;
 use indicatif::{BinaryBytes, HumanCount};
+use pg_rows::encoding::Format;
 
 use crate::command::catalog::named_or_implied;
 use crate::command::database_handle::{CreateMissing, with_database};
@@ -67,7 +68,8 @@ async fn plan(config: &Config, database: &Database, arguments: &Plan) -> anyhow:
     }
     let marker = service.marker(&arguments.consumer, &dataset).await?;
     let (consumer, export_type) = (Some(&arguments.consumer), arguments.export_type);
-    let purpose = Purpose { dataset: &dataset, consumer, export_type, job: None, marker: marker.as_ref() };
+    let (dataset, format, marker) = (&dataset, Format::Csv, marker.as_ref());
+    let purpose = Purpose { dataset, consumer, export_type, format, job: None, marker };
     let source = Source::new(database.options().clone(), database.pool(1), 1);
     let connections = source.connections(PLAN_TIMEOUT).await?;
     let mut snapshot = match connections.open(&[purpose], PLAN_TIMEOUT).await {

@@ -376,6 +376,14 @@ overlap = \"5m\"
     }
 
     #[test]
+    fn lists_cannot_be_where_every_value_shall_have_a_text() {
+        let text = |rest: &str| format!("[[dataset]]\nname = \"a\"\ntable = \"a\"\narrays = \"list\"\n{rest}");
+        assert!(Catalog::from_toml(&text("unrepresentable = \"null\"")).is_ok());
+        let why = wrong(&text("unrepresentable = \"text\""));
+        assert!(why.starts_with("line 4: a: arrays: no lists beside unrepresentable = \"text\""), "{why}");
+    }
+
+    #[test]
     fn the_operation_of_users_is_told_by_its_times() {
         let users = |rest: &str| {
             let text = format!(

@@ -55,8 +55,14 @@ pub(super) fn options(block: &mut Block<'_, '_>) -> Dataset {
         decimals: block.is_second("numeric", ["text", "decimal"]),
         uuid_texts: block.is_second("uuid", ["uuid", "text"]),
         time_texts: block.is_second("time", ["time", "text"]),
+        lists: block.is_second("arrays", ["text", "list"]),
         unrepresentable: block.optional("unrepresentable", unrepresentable).unwrap_or_default(),
     };
+    if parquet.lists && parquet.unrepresentable == Unrepresentable::Text {
+        let why =
+            "no lists beside unrepresentable = \"text\": an array of two dimensions is no list, and a list is no text";
+        block.wrong("arrays", why);
+    }
     let max_file_bytes = block.number("max_file_bytes", &FILE_BYTES);
     let skip_empty = block.flag("skip_empty", false);
     let masks = Masks { rules: block.table("mask", str::parse).unwrap_or_default(), are_optional: false };

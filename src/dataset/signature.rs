@@ -44,16 +44,21 @@ impl TableSchema {
 }
 
 fn columns_signature<'a>(columns: impl IntoIterator<Item = &'a TableColumn>) -> String {
+    let word = |parquet: ParquetType| match parquet {
+        ParquetType::OfKind => None,
+        // The number of digits is in the name of the column's type.
+        ParquetType::Decimal { .. } => Some("decimal"),
+        ParquetType::Text => Some("text"),
+    };
     let line = |column: &TableColumn| {
         let name = column.file_name();
-        let parquet = match column.parquet {
-            _ if column.mask.is_some() => None,
-            ParquetType::OfKind => None,
-            // The number of digits is in the name of the column's type.
-            ParquetType::Decimal { .. } => Some("decimal"),
-            ParquetType::Text => Some("text"),
+        let parquet = match column.list {
+            _ if column.mask.is_some() => [None; 2],
+            Some(element) => [Some("list"), word(element.parquet)],
+            None => [word(column.parquet), None],
         };
-        let members: Vec<_> = [&*name, column.file_type()].into_iter().chain(parquet).collect();
+        let words = parquet.into_iter().flatten();
+        let members: Vec<_> = [&*name, column.file_type()].into_iter().chain(words).collect();
         format!("{}\n", json!(members))
     };
     format!("v1\n{}", columns.into_iter().map(line).collect::<String>())
@@ -64,7 +69,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::dataset::Columns;
+    use crate::dataset::{Columns, ListElement};
     use pg_rows::column::ColumnType;
 
     /// A dataset with every member that decides, and characters that JSON escapes.
@@ -110,6 +115,12 @@ mod tests {
         let id = TableColumn { parquet: ParquetType::Text, ..column("u", "uuid") };
         let parquet = columns_signature(&[price, id]);
         assert_eq!(parquet, "v1\n[\"p\",\"numeric(10,2)\",\"decimal\"]\n[\"u\",\"uuid\",\"text\"]\n");
+        let list = |parquet| {
+            let element = ListElement { kind: ColumnType::Uuid, parquet };
+            columns_signature(&[TableColumn { list: Some(element), ..column("l", "uuid[]") }])
+        };
+        assert_eq!(list(ParquetType::OfKind), "v1\n[\"l\",\"uuid[]\",\"list\"]\n");
+        assert_eq!(list(ParquetType::Text), "v1\n[\"l\",\"uuid[]\",\"list\",\"text\"]\n");
     }
 
     /// A change of the name, the columns or the overlap changes no row that a consumer has.

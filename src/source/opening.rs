@@ -276,7 +276,7 @@ fn opened(
         blocks: exported.blocks.filter(|_| has_ranges).map(i64::unsigned_abs),
         new_position: exported.new_position(purpose.export_type, continuity, purpose.dataset, &schema),
         position,
-        schema,
+        schema: schema.in_format(purpose.format),
     };
     table.require(continuity)?;
     Ok(table)

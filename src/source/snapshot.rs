@@ -16,6 +16,7 @@ use crate::source::import::Import;
 use crate::source::session::{Reader, Readers};
 use crate::source::{Error, Remedy};
 use crate::watermark::{NewPosition, Position};
+use pg_rows::encoding::Format;
 
 /// The purpose of a snapshot: an export of one dataset. The purposes of one snapshot have the same consumer.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +27,8 @@ pub struct Purpose<'a> {
     pub consumer: Option<&'a ConsumerId>,
     /// The type of the export, which says which rows it has.
     pub export_type: ExportType,
+    /// The format of its files.
+    pub format: Format,
     /// The job; `None`: only to see how it would be read.
     pub job: Option<JobId>,
     /// The lane's marker at the destination.

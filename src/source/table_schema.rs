@@ -12,8 +12,8 @@ use crate::dataset::header::{FileHeader, meta_column};
 use crate::dataset::mask::MaskRule;
 use crate::dataset::name::{hint, hint_in_full};
 use crate::dataset::{
-    Capture, Columns, Dataset, KeyColumn, MaskedColumn, MaskedColumns, Operation, RelationKind, Table, TableColumn,
-    TableSchema, Unrepresentable, WireFormat,
+    Capture, Columns, Dataset, KeyColumn, ListElement, MaskedColumn, MaskedColumns, Operation, RelationKind, Table,
+    TableColumn, TableSchema, Unrepresentable, WireFormat,
 };
 use crate::job::ExportType;
 use crate::source;
@@ -105,6 +105,15 @@ impl ColumnRow {
         let kind = self.own_type.as_deref().and_then(binary_kind);
         let choices = dataset.parquet;
         let wire_format = if kind.is_some() { WireFormat::Binary } else { WireFormat::Written };
+        let mask = dataset.masks.rules.get(&self.name).cloned();
+        let parquet = |kind| match kind {
+            ColumnType::Numeric if choices.decimals => decimal(self.modifier).unwrap_or(ParquetType::OfKind),
+            kind if choices.is_text(kind) => ParquetType::Text,
+            _ => ParquetType::OfKind,
+        };
+        // The type of arrays of a type of Postgres's own has its name behind a `_`. A mask takes their text.
+        let element = self.own_type.as_deref().and_then(|own_type| own_type.strip_prefix('_')).and_then(binary_kind);
+        let element = element.filter(|_| choices.lists && mask.is_none());
         TableColumn {
             name: self.name.clone().into(),
             rename: dataset.header.renames.get(&self.name).cloned(),
@@ -114,13 +123,10 @@ impl ColumnRow {
             base_type: self.base_type.clone().into(),
             wire_format,
             operators: self.operators.clone().into(),
-            parquet: match kind {
-                Some(ColumnType::Numeric) if choices.decimals => decimal(self.modifier).unwrap_or(ParquetType::OfKind),
-                Some(kind) if choices.is_text(kind) => ParquetType::Text,
-                _ => ParquetType::OfKind,
-            },
+            parquet: kind.map_or(ParquetType::OfKind, parquet),
+            list: element.map(|kind| ListElement { kind, parquet: parquet(kind) }),
             null_if_unrepresentable: choices.unrepresentable == Unrepresentable::Null,
-            mask: dataset.masks.rules.get(&self.name).cloned(),
+            mask,
             meta: None,
         }
     }

@@ -30,7 +30,7 @@ pub(crate) fn wire_value(column: &TableColumn, value: &str) -> String {
         // The same bytes as a text, which nobody parses.
         WireFormat::Binary if column.kind == ColumnType::Json => format!("{value}::{}::text", column.base_type),
         // To the type that it has, which costs nothing.
-        WireFormat::Binary => format!("{value}::{}", column.base_type),
+        WireFormat::Binary | WireFormat::List(_) => format!("{value}::{}", column.base_type),
         // By the type's output function, as COPY does: a cast loses the padding of a `char`. NULL stays, and a row of
         // nulls isn't one.
         WireFormat::Written => {
@@ -41,14 +41,19 @@ pub(crate) fn wire_value(column: &TableColumn, value: &str) -> String {
 
 /// Returns true if a value is sent as a text that its type wrote.
 pub(crate) fn is_text(column: &TableColumn) -> bool {
-    column.wire_format != WireFormat::Binary || column.kind == ColumnType::Json
+    match column.wire_format {
+        WireFormat::Binary => column.kind == ColumnType::Json,
+        WireFormat::Written => true,
+        WireFormat::List(_) => false,
+    }
 }
 
 /// The number of bytes of a value in that form, or of its text.
 pub(crate) fn octets(column: &TableColumn, value: &str) -> String {
-    match column.kind {
+    match (column.kind, column.wire_format) {
+        (_, WireFormat::List(_)) => format!("pg_catalog.octet_length(pg_catalog.array_send({value}))"),
         // Postgres knows no length of a JSON but that of its text.
-        ColumnType::Json | ColumnType::Jsonb => format!("pg_catalog.octet_length(({value})::text)"),
+        (ColumnType::Json | ColumnType::Jsonb, _) => format!("pg_catalog.octet_length(({value})::text)"),
         _ => format!("pg_catalog.octet_length({value})"),
     }
 }

@@ -152,7 +152,7 @@ async fn the_formats_hold_the_same_values() {
 #[cfg(feature = "parquet")]
 mod in_parquet {
     use chrono::{DateTime, Datelike, SecondsFormat};
-    use parquet::basic::LogicalType;
+    use parquet::basic::{self, LogicalType};
     use parquet::file::reader::{FileReader, SerializedFileReader};
     use parquet::record::Field;
 
@@ -226,6 +226,48 @@ mod in_parquet {
         service.stop().await;
     }
 
+    /// A time before year 1 has the form that docs/FORMATS.md says, which Postgres reads, and is a number in Parquet.
+    #[tokio::test]
+    async fn a_time_before_year_1_comes_back_from_every_format() {
+        let database = Database::empty().await;
+        database
+            .run(
+                "create table ides (id int primary key, day date, local timestamp, made timestamptz);
+                 insert into ides values (1, '0044-03-15 BC', '0044-03-15 12:00 BC', '0044-03-15 12:00:00.5+00 BC')",
+            )
+            .await;
+        let catalog = Catalog::of("[[dataset]]\nname = \"ides\"\ntable = \"ides\"\ncapture = \"none\"\n");
+        let service = catalog.start(&database).service().await;
+        let export = async |format: &str| {
+            let job = ended(&service, "/exports/full", Some("a"), json!({"dataset": "ides", "format": format})).await;
+            service.path(&job)
+        };
+        let csv = std::fs::read_to_string(export("csv").await).unwrap();
+        let texts = ["0044-03-15 BC", "0044-03-15T12:00:00.000000 BC", "0044-03-15T12:00:00.500000Z BC"];
+        assert_eq!(csv, format!("id,day,local,made\n1,{}\n", texts.join(",")));
+        let ndjson = std::fs::read_to_string(export("ndjson").await).unwrap();
+        let names = ["id".to_owned(), "day".to_owned(), "local".to_owned(), "made".to_owned()];
+        assert_eq!(values_of_json(&names, &ndjson)[1..], texts.map(|text| Some(text.to_owned())));
+        let values = texts.join("', '");
+        let same: i64 = database
+            .one(
+                &format!("select count(*) from ides where (day, local, made) = ('{values}')")
+                    .replace("= ('", "= (date '"),
+            )
+            .await;
+        assert_eq!(same, 1, "Postgres reads {values}");
+
+        let file = SerializedFileReader::new(std::fs::File::open(export("parquet").await).unwrap()).unwrap();
+        let row = file.get_row_iter(None).unwrap().next().unwrap().unwrap();
+        let fields: Vec<_> = row.get_column_iter().map(|(_, field)| field.clone()).collect();
+        let day: i32 = database.one("select day - date '1970-01-01' from ides").await;
+        let micros = |column: &str| format!("select (extract(epoch from {column}) * 1000000)::bigint from ides");
+        let local: i64 = database.one(&micros("local")).await;
+        let made: i64 = database.one(&micros("made")).await;
+        assert_eq!(fields[1..], [Field::Date(day), Field::TimestampMicros(local), Field::TimestampMicros(made)]);
+        service.stop().await;
+    }
+
     /// A number as Parquet has it: its units, the highest byte first.
     fn decimal(field: &Field) -> String {
         let Field::Decimal(decimal) = field else { panic!("{field} is no decimal") };
@@ -268,11 +310,17 @@ mod in_parquet {
         let file = SerializedFileReader::new(std::fs::File::open(service.path(&parquet)).unwrap()).unwrap();
         let schema = file.metadata().file_metadata().schema_descr();
         let types: Vec<_> =
-            schema.columns().iter().map(|it| (it.logical_type_ref().cloned(), it.type_length())).collect();
-        let decimal_of = |precision, scale, bytes| (Some(LogicalType::decimal(scale, precision)), bytes);
+            schema.columns().iter().map(|it| (it.logical_type_ref().cloned(), it.physical_type())).collect();
+        let decimal_of = |precision, scale, physical| (Some(LogicalType::decimal(scale, precision)), physical);
+        let bytes = basic::Type::FIXED_LEN_BYTE_ARRAY;
         assert_eq!(
             types[1..5],
-            [decimal_of(10, 2, 5), decimal_of(38, 0, 16), decimal_of(38, 38, 16), decimal_of(5, 2, 3),]
+            [
+                decimal_of(10, 2, basic::Type::INT64),
+                decimal_of(38, 0, bytes),
+                decimal_of(38, 38, bytes),
+                decimal_of(5, 2, basic::Type::INT32)
+            ]
         );
         // Without digits, or with those that Parquet has no type for, it stays a text.
         assert!(types[5..].iter().all(|(logical, _)| *logical == Some(LogicalType::String)), "{types:?}");
@@ -358,6 +406,135 @@ mod in_parquet {
         assert_eq!(types.collect::<Vec<_>>()[1..3], [Some(LogicalType::Date), Some(LogicalType::String)]);
         let (_, rows) = read(&service.path(&times));
         assert_eq!(sorted(rows)[1][2].as_deref(), Some("24:00:00.000000"));
+        service.stop().await;
+    }
+
+    /// The rows of a file, each value as the library writes it.
+    fn values(path: &Path) -> Vec<Vec<String>> {
+        let file = SerializedFileReader::new(std::fs::File::open(path).unwrap()).unwrap();
+        let rows = file.get_row_iter(None).unwrap().map(Result::unwrap);
+        sorted(rows.map(|row| row.get_column_iter().map(|(_, field)| field.to_string()).collect()).collect())
+    }
+
+    #[tokio::test]
+    async fn an_array_is_a_list_where_the_dataset_says_so() {
+        let database = Database::empty().await;
+        database
+            .run(
+                "create domain scores as int[]; create type mood as enum ('calm');
+                 create table lists (key int[] primary key, small int2[], big int8[], name text[], code varchar(3)[], price numeric(9, 2)[],
+                   free numeric[], ref uuid[], photo bytea[], day date[], made timestamptz[], opens time[], raw json[], doc jsonb[], flag bool[],
+                   ratio float8[], dom scores, secret int[], host inet[], feel mood[]);
+                 insert into lists values
+                   ('{1}', '{-1,null,2}', '{9223372036854775807}', '{null,NULL,\"NULL\",\"\",\"a,b\"}', '{abc,null}', '{1.50,null,-9999999.99}',
+                    '{1.500,NaN}', '{0b7c3a52-65a1-4c5e-8a3c-1f2e3d4c5b6a}', array['\\x00ff'::bytea, '\\x'], '{1970-01-02}',
+                    '{1970-01-01 00:00:01+00}', '{00:00:01}', array['{ }'::json], array['[1]'::jsonb, null], '{t,f,null}', '{0.5}', '{7}', '{8}',
+                    '{::1}', '{calm}'),
+                   ('{2}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}')",
+            )
+            .await;
+        database.run("insert into lists (key) values ('{3,null}')").await;
+        let options = "mask = { secret = \"fixed *\" }\nnumeric = \"decimal\"\nuuid = \"text\"\narrays = \"list\"";
+        let catalog = Catalog::of(&format!("[[dataset]]\nname = \"lists\"\ntable = \"lists\"\n{options}\n"));
+        catalog.track(&database, "lists").await;
+        let service = catalog.start(&database).service().await;
+        let body = json!({"dataset": "lists", "format": "parquet"});
+        let full = ended(&service, "/exports/full", Some("a"), body.clone()).await;
+        let written = [
+            ["[1]", "[-1, null, 2]", "[9223372036854775807]", r#"[null, null, "NULL", "", "a,b"]"#, r#"["abc", null]"#],
+            ["[2]", "[]", "[]", "[]", "[]"],
+            ["[3, null]", "null", "null", "null", "null"],
+        ];
+        let rows = values(&service.path(&full));
+        assert_eq!(rows.iter().map(|row| &row[..5]).collect::<Vec<_>>(), written);
+        let others = [
+            "[1.50, null, -9999999.99]",
+            r#"["1.500", "NaN"]"#,
+            r#"["0b7c3a52-65a1-4c5e-8a3c-1f2e3d4c5b6a"]"#,
+            "[[0, 255], []]",
+            "[1970-01-02]",
+            "[1970-01-01 00:00:01.000000 +00:00]",
+            "[00:00:01.000000]",
+            r#"["{ }"]"#,
+            r#"["[1]", null]"#,
+            "[true, false, null]",
+            "[0.5]",
+            "[7]",
+            // A masked column, and types whose values are texts.
+            "\"*\"",
+            "\"{::1}\"",
+            "\"{calm}\"",
+        ];
+        assert_eq!(rows[0][5..], others);
+
+        // Texts in the other formats.
+        let csv = ended(&service, "/exports/full", Some("a"), json!({"dataset": "lists"})).await;
+        let texts = sorted(values_of_csv(&std::fs::read_to_string(service.path(&csv)).unwrap()));
+        assert_eq!(texts[0][..2], [Some("{1}".to_owned()), Some("{-1,NULL,2}".to_owned())]);
+        assert_eq!(csv["schemaChanged"], false, "{csv}");
+
+        // The last values of a row that is gone are in the log, as texts.
+        database.run("delete from lists where key <> '{2}'; update lists set name = '{x}' where key = '{2}'").await;
+        let delta = ended(&service, "/exports/delta", Some("a"), body.clone()).await;
+        let rows = values(&service.path(&delta));
+        let found: Vec<_> = rows.iter().map(|row| &row[..5]).collect();
+        assert_eq!(
+            found,
+            [
+                ["\"DELETE\"", "[1]", "[-1, null, 2]", "[9223372036854775807]", written[0][3]],
+                ["\"DELETE\"", "[3, null]", "null", "null", "null"],
+                ["\"UPDATE\"", "[2]", "[]", "[]", "[\"x\"]"],
+            ]
+        );
+        assert_eq!(rows[0][6..], others[..]);
+        service.stop().await;
+
+        catalog.write(&std::fs::read_to_string(catalog.path()).unwrap().replace("\"list\"", "\"text\""));
+        let service = catalog.start(&database).service().await;
+        let texts = ended(&service, "/exports/full", Some("a"), body).await;
+        assert_eq!(texts["schemaChanged"], true, "{texts}");
+        assert_eq!(values(&service.path(&texts))[0][..2], ["\"{2}\"", "\"{}\""]);
+        service.stop().await;
+    }
+
+    #[tokio::test]
+    async fn an_array_that_is_no_list_fails_or_becomes_null() {
+        let database = Database::empty().await;
+        database
+            .run(
+                "create table odd (id int primary key, n int[], d date[]);
+                 insert into odd values (1, '{{1,2},{3,4}}', '{2026-02-26}'), (2, '{1}', '{infinity,1970-01-02}')",
+            )
+            .await;
+        let block = |(name, choice): (&str, &str)| {
+            format!("[[dataset]]\nname = \"{name}\"\ntable = \"odd\"\narrays = \"list\"\n{choice}\n")
+        };
+        let catalog = Catalog::of(&[("fail", ""), ("null", "unrepresentable = \"null\"")].map(block).concat());
+        catalog.track(&database, "fail").await;
+        let service = catalog.start(&database).with("CELL_MAX_BYTES", 65536).service().await;
+        let export = async |dataset: &str| {
+            ended(&service, "/exports/full", Some("a"), json!({"dataset": dataset, "format": "parquet"})).await
+        };
+        let detail = async |says: &str| {
+            let failed = export("fail").await;
+            assert_eq!(failed["error"]["code"], "not_in_format", "{failed}");
+            assert!(failed["error"]["detail"].as_str().unwrap().starts_with(says), "{failed}");
+        };
+        detail("column `n` holds an array of 2 dimensions, for which the format has no form").await;
+        assert_eq!(
+            values(&service.path(&export("null").await)),
+            [["1", "null", "[2026-02-26]"], ["2", "[1]", "[null, 1970-01-02]"]]
+        );
+        database.run("update odd set n = '[0:1]={1,2}', d = null").await;
+        detail("column `n` holds an array whose first index is 0, for which").await;
+        database.run("update odd set n = '{}', d = '{infinity}'").await;
+        detail("column `d` holds infinity, for which").await;
+
+        // An element takes eight bytes.
+        database.run("update odd set d = null, n = array_fill(1, array[8189])").await;
+        assert_eq!(export("fail").await["status"], "completed");
+        database.run("update odd set n = n || 1").await;
+        assert_eq!(export("fail").await["error"]["code"], "row_too_large");
         service.stop().await;
     }
 

@@ -10,11 +10,13 @@ use ring::hmac;
 pub struct Column {
     /// Its name in the file's header.
     pub name: Cow<'static, str>,
-    /// The type of its values in a row.
+    /// The type of its values in a row, or of the elements of its arrays.
     pub kind: ColumnType,
-    /// Its type in Parquet.
+    /// True if its values are arrays, in their binary form. Only Parquet has them: as a `LIST`.
+    pub is_list: bool,
+    /// The type in Parquet of its values or elements.
     pub parquet: ParquetType,
-    /// If true, a value that Parquet can't represent is written as NULL there; otherwise it is an error.
+    /// If true, a value or element that Parquet can't represent is written as NULL there; otherwise it is an error.
     pub null_if_unrepresentable: bool,
     /// The replacement of its values; `None`: they are written as they are.
     pub mask: Option<Mask>,
@@ -24,7 +26,8 @@ impl Column {
     /// A column with the Parquet type that is nearest to its kind.
     pub const fn new(name: &'static str, kind: ColumnType) -> Column {
         let name = Cow::Borrowed(name);
-        Column { name, kind, parquet: ParquetType::OfKind, null_if_unrepresentable: false, mask: None }
+        let parquet = ParquetType::OfKind;
+        Column { name, kind, is_list: false, parquet, null_if_unrepresentable: false, mask: None }
     }
 }
 

@@ -3,13 +3,18 @@
 //! Every column may be NULL. Its type is the nearest one: `INT(16)`, `INT32`, `INT64`, `FLOAT`, `DOUBLE`, `BOOLEAN`,
 //! `STRING`, `UUID`, `JSON`, bytes, `DATE`, and `TIME` and `TIMESTAMP` in microseconds. A `timestamptz` is adjusted to
 //! UTC. A `numeric` is a `STRING` of its digits unless the column asks for a `DECIMAL`. A `DECIMAL` has one precision
-//! and scale for the whole column, known before the first row, and neither NaN nor infinity.
+//! and scale for the whole column, known before the first row, and neither NaN nor infinity. It is stored as `INT32` up
+//! to 9 digits, as `INT64` up to 18, and as bytes beyond.
 //!
 //! Parquet counts microseconds from 1970, so its last time is on 10 January 294247. It has no infinity and no time
 //! 24:00:00. By default such a value is an error, because a large number in its place would be read as a time. A column
 //! may instead write NULL, or be a text.
+//!
+//! A column of arrays is a `LIST`, whose elements may be NULL and have one of these types. Only an array of one
+//! dimension whose indexes begin at 1 is a list; any other one is an error or NULL.
 
 mod chunk;
+mod elements;
 mod pages;
 
 use std::sync::Arc;
@@ -24,7 +29,7 @@ use parquet::schema::types::{SchemaDescriptor, Type};
 
 use crate::column::{Column, ColumnType, ParquetType};
 use crate::encoding::Format;
-use crate::parquet::chunk::{Chunk, fixed_bytes};
+use crate::parquet::chunk::{Chunk, fixed_bytes, physical_type};
 use crate::parquet::pages::PageCompressor;
 use crate::piece::Piece;
 use crate::writer::{FileAssembler, FormatWriter, RowEncoder};
@@ -164,40 +169,45 @@ impl FileAssembler for ParquetAssembler {
 }
 
 fn field(column: &Column) -> Result<Type, ParquetError> {
-    let builder = |physical| Type::primitive_type_builder(&column.name, physical).with_repetition(Repetition::OPTIONAL);
-    let length = fixed_bytes(column).and_then(|bytes| bytes.try_into().ok()).unwrap_or(-1);
-    match column.parquet {
-        ParquetType::OfKind => {}
-        ParquetType::Text => {
-            return builder(basic::Type::BYTE_ARRAY).with_logical_type(Some(LogicalType::String)).build();
-        }
-        ParquetType::Decimal { precision, scale } => {
-            let (precision, scale) = (precision.into(), scale.into());
-            return builder(basic::Type::FIXED_LEN_BYTE_ARRAY)
-                .with_length(length)
-                .with_precision(precision)
-                .with_scale(scale)
-                .with_logical_type(Some(LogicalType::decimal(scale, precision)))
-                .build();
-        }
+    if !column.is_list {
+        return value_field(&column.name, column);
     }
-    let (physical, logical) = match column.kind {
-        ColumnType::Int2 => (basic::Type::INT32, Some(LogicalType::integer(16, true))),
-        ColumnType::Int4 => (basic::Type::INT32, None),
-        ColumnType::Int8 => (basic::Type::INT64, None),
-        ColumnType::Float4 => (basic::Type::FLOAT, None),
-        ColumnType::Float8 => (basic::Type::DOUBLE, None),
-        ColumnType::Bool => (basic::Type::BOOLEAN, None),
-        ColumnType::Timestamptz => (basic::Type::INT64, Some(LogicalType::timestamp(true, TimeUnit::MICROS))),
-        ColumnType::Timestamp => (basic::Type::INT64, Some(LogicalType::timestamp(false, TimeUnit::MICROS))),
-        ColumnType::Date => (basic::Type::INT32, Some(LogicalType::Date)),
-        ColumnType::Time => (basic::Type::INT64, Some(LogicalType::time(false, TimeUnit::MICROS))),
-        ColumnType::Text | ColumnType::Numeric => (basic::Type::BYTE_ARRAY, Some(LogicalType::String)),
-        ColumnType::Uuid => (basic::Type::FIXED_LEN_BYTE_ARRAY, Some(LogicalType::Uuid)),
-        ColumnType::Json | ColumnType::Jsonb => (basic::Type::BYTE_ARRAY, Some(LogicalType::Json)),
-        ColumnType::Bytea => (basic::Type::BYTE_ARRAY, None),
+    let element = value_field("element", column)?;
+    let repeated = Type::group_type_builder("list").with_repetition(Repetition::REPEATED);
+    Type::group_type_builder(&column.name)
+        .with_repetition(Repetition::OPTIONAL)
+        .with_logical_type(Some(LogicalType::List))
+        .with_fields(vec![Arc::new(repeated.with_fields(vec![Arc::new(element)]).build()?)])
+        .build()
+}
+
+/// Returns the field of a column's values, or of the elements of its lists.
+fn value_field(name: &str, column: &Column) -> Result<Type, ParquetError> {
+    let physical = physical_type(column);
+    let builder = Type::primitive_type_builder(name, physical).with_repetition(Repetition::OPTIONAL);
+    let builder = match physical {
+        basic::Type::FIXED_LEN_BYTE_ARRAY => builder.with_length(fixed_bytes(column) as i32),
+        _ => builder,
     };
-    builder(physical).with_length(length).with_logical_type(logical).build()
+    let logical = match (column.kind, column.parquet) {
+        (_, ParquetType::Text) => Some(LogicalType::String),
+        (_, ParquetType::Decimal { precision, scale }) => {
+            let (precision, scale) = (precision.into(), scale.into());
+            let logical = LogicalType::decimal(scale, precision);
+            return builder.with_precision(precision).with_scale(scale).with_logical_type(Some(logical)).build();
+        }
+        (ColumnType::Int2, _) => Some(LogicalType::integer(16, true)),
+        (ColumnType::Timestamptz, _) => Some(LogicalType::timestamp(true, TimeUnit::MICROS)),
+        (ColumnType::Timestamp, _) => Some(LogicalType::timestamp(false, TimeUnit::MICROS)),
+        (ColumnType::Date, _) => Some(LogicalType::Date),
+        (ColumnType::Time, _) => Some(LogicalType::time(false, TimeUnit::MICROS)),
+        (ColumnType::Text | ColumnType::Numeric, _) => Some(LogicalType::String),
+        (ColumnType::Uuid, _) => Some(LogicalType::Uuid),
+        (ColumnType::Json | ColumnType::Jsonb, _) => Some(LogicalType::Json),
+        (ColumnType::Int4 | ColumnType::Int8 | ColumnType::Float4 | ColumnType::Float8, _) => None,
+        (ColumnType::Bool | ColumnType::Bytea, _) => None,
+    };
+    builder.with_logical_type(logical).build()
 }
 
 #[cfg(test)]
@@ -307,6 +317,38 @@ mod tests {
     }
 
     #[test]
+    fn a_decimal_is_the_smallest_integer_that_has_its_digits() {
+        // 1.5 with a scale of 2, and 12345678.90: a count, the weight, the sign, the scale, and digits of four places.
+        let short = [2, 0, 0, 2, 1, 5000].map(u16::to_be_bytes).concat();
+        let long = [3, 1, 0x4000, 2, 1234, 5678, 9000].map(u16::to_be_bytes).concat();
+        for (precision, value, physical, length, units) in [
+            (9, &short, basic::Type::INT32, -1, 150),
+            (10, &long, basic::Type::INT64, -1, -1_234_567_890_i128),
+            (18, &short, basic::Type::INT64, -1, 150),
+            (19, &long, basic::Type::FIXED_LEN_BYTE_ARRAY, 9, -1_234_567_890),
+        ] {
+            let parquet = ParquetType::Decimal { precision, scale: 2 };
+            let column = Column { parquet, ..Column::new("v", ColumnType::Numeric) };
+            let written = file(std::slice::from_ref(&column), [vec![Some(&**value)]]).unwrap();
+            let read_back = SerializedFileReader::new(written).unwrap();
+            let found = read_back.metadata().file_metadata().schema_descr().column(0);
+            assert_eq!((found.physical_type(), found.type_length()), (physical, length), "{precision}");
+            assert_eq!(found.logical_type_ref(), Some(&LogicalType::decimal(2, precision.into())), "{precision}");
+            let rows = read(&read_back);
+            let Field::Decimal(decimal) = &rows[0][0] else { panic!("{rows:?}") };
+            let bytes = decimal.data();
+            let sign = bytes[0] as i8 >> 7;
+            let found = bytes.iter().fold(i128::from(sign), |units, byte| units << 8 | i128::from(*byte));
+            assert_eq!(found, units, "{precision}");
+            // One digit more than the column has.
+            let more = [u16::from(precision) / 4 + 1, u16::from(precision) / 4, 0, 0].into_iter();
+            let more: Vec<_> = more.chain((0..=precision / 4).map(|_| 9999)).flat_map(u16::to_be_bytes).collect();
+            let error = file(&[column], [vec![Some(&*more)]]).unwrap_err();
+            assert!(matches!(error, Error::WrongType { .. }), "{precision}: {error}");
+        }
+    }
+
+    #[test]
     fn a_day_or_time_that_parquet_has_no_form_for_is_an_error() {
         let error = |kind, value: &[u8]| encoded_one(kind, &[value]).err();
         let refused =
@@ -325,6 +367,109 @@ mod tests {
         assert!(refused(ColumnType::Time, &datetime::MICROS_PER_DAY.to_be_bytes()));
         let last = datetime::MICROS_PER_DAY - 1;
         assert_eq!(read(&encoded_one(ColumnType::Time, &[&last.to_be_bytes()]).unwrap()), [[Field::TimeMicros(last)]]);
+    }
+
+    /// The binary form of an array.
+    fn array(dimensions: &[(i32, i32)], elements: &[Option<&[u8]>]) -> Vec<u8> {
+        let bounds = dimensions.iter().flat_map(|(count, first)| [*count, *first]);
+        let numbers = [dimensions.len() as i32, 1, 25].into_iter().chain(bounds);
+        let mut field: Vec<u8> = numbers.flat_map(i32::to_be_bytes).collect();
+        for element in elements {
+            field.extend(element.map_or(-1, |element| element.len() as i32).to_be_bytes());
+            field.extend_from_slice(element.unwrap_or_default());
+        }
+        field
+    }
+
+    fn list(elements: &[Option<&[u8]>]) -> Vec<u8> {
+        array(&[(elements.len() as i32, 1)], elements)
+    }
+
+    fn lists(kind: ColumnType) -> Column {
+        Column { is_list: true, ..Column::new("v", kind) }
+    }
+
+    /// The lists of a file of one column, of elements that are texts.
+    fn read_lists(file: Bytes) -> Vec<Option<Vec<Option<String>>>> {
+        let element = |field: &Field| match field {
+            Field::Null => None,
+            Field::Str(text) => Some(text.clone()),
+            other => Some(other.to_string()),
+        };
+        let list = |row: &Vec<Field>| match &row[0] {
+            Field::Null => None,
+            Field::ListInternal(list) => Some(list.elements().iter().map(element).collect()),
+            other => panic!("{other} is no list"),
+        };
+        read(&SerializedFileReader::new(file).unwrap()).iter().map(list).collect()
+    }
+
+    #[test]
+    fn arrays_are_lists_that_are_null_or_empty_or_have_nulls() {
+        let long: Vec<String> = (0..3_000).map(|n| n.to_string()).collect();
+        let long: Vec<Option<String>> = long.into_iter().enumerate().map(|(i, it)| (i % 5 > 0).then_some(it)).collect();
+        // More than a batch of texts has, in one row and in many.
+        let mut expected = vec![Some(long.clone()), None, Some(vec![]), Some(vec![None]), Some(long)];
+        expected.extend((0..2_000).map(|n| (n % 3 > 0).then(|| vec![Some(format!("{n}")), None, Some(String::new())])));
+        let fields: Vec<_> = expected
+            .iter()
+            .map(|texts| {
+                let texts = texts.as_ref()?;
+                let texts: Vec<_> = texts.iter().map(|text| text.as_ref().map(String::as_bytes)).collect();
+                Some(if texts.is_empty() { array(&[], &[]) } else { list(&texts) })
+            })
+            .collect();
+        let rows = || fields.iter().map(|field| vec![field.as_deref()]);
+        let written = file(&[lists(ColumnType::Text)], rows()).unwrap();
+        assert_eq!(read_lists(written), expected);
+
+        let (one, two) = (1_i32.to_be_bytes(), (-2_i32).to_be_bytes());
+        let rows = [list(&[Some(&one), None]), list(&[Some(&two)]), array(&[], &[])];
+        let written = file(&[lists(ColumnType::Int4)], rows.iter().map(|row| vec![Some(&**row)])).unwrap();
+        let text = |text: &str| Some(text.to_owned());
+        assert_eq!(read_lists(written), [Some(vec![text("1"), None]), Some(vec![text("-2")]), Some(vec![])]);
+    }
+
+    #[test]
+    fn a_list_counts_for_the_size_of_its_group() {
+        let number = [0; 8];
+        let row = list(&[Some(&number[..]); 1_000]);
+        let rows = GROUP_BYTES / 12_000 + 1;
+        let file = file(&[lists(ColumnType::Int8)], (0..rows + 1).map(|_| vec![Some(&*row)])).unwrap();
+        assert_eq!(SerializedFileReader::new(file).unwrap().num_row_groups(), 2);
+    }
+
+    #[test]
+    fn an_array_that_is_no_list_is_an_error_or_null() {
+        let one = 1_i32.to_be_bytes();
+        for (field, value) in [
+            (array(&[(1, 1), (1, 1)], &[Some(&one)]), "an array of 2 dimensions"),
+            (array(&[(1, 0)], &[Some(&one)]), "an array whose first index is 0"),
+        ] {
+            let column = lists(ColumnType::Int4);
+            let error = file(std::slice::from_ref(&column), [vec![Some(&*field)]]).unwrap_err();
+            assert!(matches!(error, Error::NotInFormat { value: found, .. } if found == value), "{value}");
+            let column = Column { null_if_unrepresentable: true, ..column };
+            assert_eq!(read_lists(file(&[column], [vec![Some(&*field)]]).unwrap()), [None]);
+        }
+        let field = list(&[Some(&i32::MAX.to_be_bytes()), Some(&one)]);
+        let column = Column { null_if_unrepresentable: true, ..lists(ColumnType::Date) };
+        let written = file(&[column], [vec![Some(&*field)]]).unwrap();
+        assert_eq!(read_lists(written), [Some(vec![None, Some("2000-01-02".to_owned())])]);
+    }
+
+    #[test]
+    fn what_is_no_array_is_of_the_wrong_type() {
+        let (one, whole) = (1_i32.to_be_bytes(), list(&[Some(&1_i32.to_be_bytes()), None]));
+        let refused = |field: &[u8]| {
+            let error = file(&[lists(ColumnType::Int4)], [vec![Some(field)]]).unwrap_err();
+            assert!(matches!(error, Error::WrongType { column } if column == "v"), "{field:?}");
+        };
+        (0..whole.len()).for_each(|end| refused(&whole[..end]));
+        refused(&[&whole[..], &one].concat());
+        refused(&array(&[(-1, 1)], &[]));
+        refused(&list(&[Some(b"\0")]));
+        refused(&[&(-1_i32).to_be_bytes()[..], &[0; 8]].concat());
     }
 
     #[test]

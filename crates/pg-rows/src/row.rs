@@ -64,13 +64,22 @@ impl<'f> BinaryRows<'f> {
         }
         let count = i16::from_be_bytes(self.take_array()?);
         for _ in 0..count {
-            let length = i32::from_be_bytes(self.take_array()?);
-            fields.push(match usize::try_from(length) {
-                Ok(length) => Some(self.take(length)?),
-                Err(_) => None,
-            });
+            fields.push(self.next_field()?);
         }
         Ok(true)
+    }
+
+    /// Returns the next field, `None` for NULL. The elements of an array have the form of fields too.
+    #[inline]
+    pub(crate) fn next_field(&mut self) -> Result<Option<&'f [u8]>, CutShort> {
+        let length = i32::from_be_bytes(self.take_array()?);
+        usize::try_from(length).ok().map(|length| self.take(length)).transpose()
+    }
+
+    /// Returns true at the end.
+    #[cfg(feature = "parquet")]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rest.is_empty()
     }
 
     fn take(&mut self, length: usize) -> Result<&'f [u8], CutShort> {
