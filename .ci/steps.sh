@@ -226,6 +226,7 @@ step_guides() {
     build
     tests/guides.sh
     tests/elsewhere.sh
+    tests/append.sh
 }
 
 step_clients() {

@@ -151,12 +151,14 @@ impl Select<'_> {
 
     /// The live rows that the timestamp rule finds.
     fn live_by_time(&self, columns: &str) -> String {
-        format!("select {columns} from {} u where {} and {}", self.table(), self.timestamp_rule(), self.alive())
+        let (table, by_rule, alive) = (self.table(), self.timestamp_rule(), self.alive());
+        self.shuffled(format!("select {columns} from {table} u where {by_rule} and {alive}"))
     }
 
     /// The live rows that have a key of `ch`.
     fn live_by_log(&self, columns: &str) -> String {
-        format!("select {columns} from ch join {} u on {} where {}", self.table(), self.key().joined(), self.alive())
+        let (table, joined, alive) = (self.table(), self.key().joined(), self.alive());
+        self.shuffled(format!("select {columns} from ch join {table} u on {joined} where {alive}"))
     }
 
     /// The rows that the timestamp rule finds, and those that the log alone knows, which are looked up by their keys. A
@@ -169,7 +171,6 @@ impl Select<'_> {
         }
         let (table, alive, by_rule) = (self.table(), self.alive(), self.timestamp_rule());
         let (logged, ordinals) = (logged("$2::oid", "$3::text::pg_snapshot"), self.key().ordinals());
-        let order = self.order();
         let (logged_key, key, names) =
             (self.key().of_log().join(", "), self.key().of_row("u").join(", "), self.key().names().join(", "));
         let hit = |rest: &str| match export_type {
@@ -187,7 +188,7 @@ impl Select<'_> {
                      select {key}, null, null, null from {table} u where {by_rule} and {alive}
                      {hit}) as changes ({names}, sequence, operation, xid)
                    group by {ordinals}
-                   order by {order})
+                   order by {ordinals})
                  {by_log}"
             );
         }
@@ -197,7 +198,7 @@ impl Select<'_> {
             "with ch ({names}) as materialized (
                {missed}
                group by {ordinals}
-               order by {order})
+               order by {ordinals})
              {by_time}
              union all
              {by_log}"
@@ -252,7 +253,6 @@ impl Select<'_> {
         };
         let (logged, ordinals, joined) =
             (logged("$2::oid", "$4::text::pg_snapshot"), self.key().ordinals(), self.key().joined());
-        let order = self.order();
         let (logged_key, key, names) =
             (self.key().of_log().join(", "), self.key().of_row("u").join(", "), self.key().names().join(", "));
         // Not by its key, of which one of several fields may be null.
@@ -290,6 +290,14 @@ impl Select<'_> {
             }
             _ => gone.to_owned(),
         };
+        let rows = self.shuffled(format!(
+            "select {DELETE}, {columns}, {refused} or {is_gone}
+             from ch left join {table} u on {joined}
+             {images}
+             -- A row that is gone and whose deletion isn't logged was deleted quietly.
+             where case when {gone} then ch.{IS_TOLD} else ({alive}) is not true end"
+        ));
+        // The keys are looked up in their order, in which they are side by side in the index, and mostly in the table.
         format!(
             "with ch ({names}, {IS_TOLD}, {IMAGE}, {NUMBERS}{xid_name}) as materialized (
                select {names}, last is not null, last[2], last[3]::smallint[]{xid_name}
@@ -302,12 +310,8 @@ impl Select<'_> {
                    select {key}{nulls} from {table} u where {ended_by_rule} and ({ended}))
                    as changes ({names}{rest})
                  group by {ordinals}) as lasts ({names}, last{xid_name})
-               order by {order})
-             select {DELETE}, {columns}, {refused} or {is_gone}
-             from ch left join {table} u on {joined}
-             {images}
-             -- A row that is gone and whose deletion isn't logged was deleted quietly.
-             where case when {gone} then ch.{IS_TOLD} else ({alive}) is not true end"
+               order by {ordinals})
+             {rows}"
         )
     }
 
@@ -373,10 +377,9 @@ impl Select<'_> {
         }
     }
 
-    /// The order in which changed keys are looked up: their own, in which they are found side by side in the index, and
-    /// mostly in the table. If a column of the key is masked, none: the order of the rows would tell its values.
-    fn order(&self) -> String {
-        if self.schema.has_masked_key() { "pg_catalog.random()".to_owned() } else { self.key().ordinals() }
+    /// The rows of a query in a random order if a column of the key is masked: their order would tell its values.
+    fn shuffled(&self, select: String) -> String {
+        if self.schema.has_masked_key() { format!("({select} order by pg_catalog.random())") } else { select }
     }
 
     pub(crate) fn key(&self) -> KeySql<'_> {

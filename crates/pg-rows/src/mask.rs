@@ -24,8 +24,8 @@ fn replace(mask: &Mask, column: &Column, field: &[u8], out: &mut Vec<u8>) -> Res
         },
         Mask::Last(most) => {
             let text = text(column, field)?;
-            // Neither the sign of a number nor the blanks of a padded text are a part of what is hidden.
-            let text = text.trim_start_matches('-').trim_end();
+            // Neither the sign of a number nor the blanks around a text are a part of what is hidden.
+            let text = text.trim().trim_start_matches('-');
             let length = text.chars().count();
             let shown = usize::from(*most).min(length / 2);
             let last: String = text.chars().skip(length - shown).collect();
@@ -135,6 +135,7 @@ mod tests {
             ("", 4, "****"),
             ("äöüß", 1, "****ß"),
             ("abcd    ", 4, "****cd"),
+            ("    abcd", 4, "****cd"),
         ] {
             assert_eq!(masked(&Mask::Last(most), ColumnType::Text, text.as_bytes()).as_deref(), Some(shown), "{text}");
         }
