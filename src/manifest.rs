@@ -381,6 +381,7 @@ mod tests {
                 name: "tötal\n".to_owned(),
                 type_name: "numeric(12,2)[]".to_owned(),
                 mask: None,
+                meta: None,
             }],
             format: "csv".to_owned(),
             compression: "none".to_owned(),
@@ -396,6 +397,7 @@ mod tests {
                 path: Some("full_orders.csv".to_owned()),
             }],
             previous: None,
+            order: None,
             batch: None,
         }
     }
