@@ -326,9 +326,7 @@ async fn a_copy_has_the_renamed_columns_and_those_of_meta_if_asked() {
     let (code, _, said) = mirror.apply(&["--all-datasets", "--meta", "--schema", "add"]).output().await;
     assert_eq!((code, said.as_str()), (0, ""));
     equals("a delta with meta").await;
-    assert_eq!(
-        mirror.target.one::<bool>("select bool_and(_xid is not null and _operation = 'UPDATE') from sales.t").await,
-        true
-    );
+    let have_meta = "select bool_and(_xid is not null and _operation = 'UPDATE') from sales.t";
+    assert!(mirror.target.one::<bool>(have_meta).await);
     mirror.service.stop().await;
 }
