@@ -735,6 +735,34 @@ async fn a_schema_of_its_own_is_enough() {
 }
 
 #[tokio::test]
+async fn a_key_of_a_domain_is_compared_by_the_type_beneath_it() {
+    const DOMAINS: &str = "create domain phone as varchar(25); create domain code as phone;
+                           create type mood as enum ('a', 'b'); create domain feeling as mood";
+    let table = "create table t (ph phone, c code, m feeling, v int, primary key (ph, c, m))";
+    let pair = Pair::of(&format!("{DOMAINS}; {table}; insert into t values ('1', '2', 'a', 1)")).await;
+    // The source's own types, those beneath them, and no such types at all.
+    let beneath = "create table t (ph varchar(25), c varchar(30), m text, v int, primary key (ph, c, m))";
+    for target in [&format!("{DOMAINS}; {table}"), beneath, DOMAINS, "select"] {
+        pair.target.run(target).await;
+        let (code, _, said) = pair.apply(&[]).output().await;
+        assert!(code == 0 && (target == "select" || said.is_empty()), "{target}: {said}");
+        pair.require_equal(target).await;
+        pair.target.run("drop table t; drop domain if exists code, phone, feeling; drop type if exists mood; drop schema cdc_apply cascade").await;
+    }
+    // Domains of the same names, which are coarser.
+    for coarser in ["varchar(5)", "char(25)"] {
+        pair.target
+            .run(&format!("create domain phone as {coarser}; create table t (ph phone, c text, m text, v int, primary key (ph, c, m))"))
+            .await;
+        let said = pair.refused(&[], "key_coarser").await;
+        assert!(said.contains("ph is phone (a domain over character varying(25)) in the source"), "{said}");
+        assert!(said.contains("make it character varying(25)"), "{said}");
+        pair.target.run("drop table t; drop domain phone").await;
+    }
+    pair.end().await;
+}
+
+#[tokio::test]
 async fn a_key_that_takes_two_of_the_sources_for_one_is_refused() {
     let pair =
         Pair::of("create table t (id text primary key, v int); insert into t values ('a', 1), ('A', 2), ('a ', 3)")
