@@ -1,7 +1,7 @@
 //! Prepares the target's table for an export: creates the table, or checks the existing one, and follows changes of the
 //! source's columns.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::PgConnection;
 
@@ -122,6 +122,9 @@ impl TargetTable {
             return Err(Error::refused("has_rows", why));
         }
         if !is_new {
+            if let Some(before) = before {
+                refuse_former_key(conn, &name, export, &before.details.key).await?;
+            }
             alter::follow_source_columns(conn, &name, export, before, settings, &mut remarks).await?;
         }
         let deleted = match &settings.deleted {
@@ -305,6 +308,41 @@ impl DeletionMarker {
         };
         Ok(DeletionMarker { column: quoted(column), marked, live, is_marked })
     }
+}
+
+/// Returns an error if the table still enforces the key that earlier exports had, which the source has no more.
+async fn refuse_former_key(
+    conn: &mut PgConnection,
+    table: &str,
+    export: &Chained,
+    had: &[String],
+) -> Result<(), Error> {
+    let sorted = |key: &[String]| key.iter().cloned().collect::<BTreeSet<_>>();
+    if had.is_empty() || sorted(had) == sorted(&export.key) {
+        return Ok(());
+    }
+    let columns: Vec<_> = export.columns.iter().map(|column| column.name.as_str()).collect();
+    let statements: Vec<String> = sqlx::query_scalar(include_str!("table/former_key.sql"))
+        .bind(table)
+        .bind(had)
+        .bind(&export.key)
+        .bind(columns)
+        .fetch_all(conn)
+        .await
+        .during(INSPECT_TABLE)?;
+    if statements.is_empty() {
+        return Ok(());
+    }
+    let (now, needed) = match export.key.join(", ") {
+        key if key.is_empty() => ("the export has no key".to_owned(), ""),
+        key => (format!("the export's key is ({key})"), ", and give it a unique index on its new key"),
+    };
+    let why = format!(
+        "{now} and was ({}), which {table} still enforces, and rows would be refused: run `{}`{needed}",
+        had.join(", "),
+        statements.join("; ")
+    );
+    Err(Error::refused("key_changed", why))
 }
 
 /// Returns an error if two different keys of the source could be equal in this column: one row would replace the other.
