@@ -48,6 +48,8 @@ pub struct TableColumn {
     pub kind: ColumnType,
     /// Its type as it was declared.
     pub type_name: Cow<'static, str>,
+    /// The type beneath a domain, with its length or precision; `None`: the type is no domain.
+    pub domain_base: Option<String>,
     /// The type to cast a value to, with its schema unless it is Postgres's own: a domain's base, and no length. Such a
     /// cast cuts nothing off, and a null violates no constraint of a domain.
     pub base_type: Cow<'static, str>,
@@ -98,6 +100,7 @@ impl TableColumn {
             number: 0,
             kind,
             type_name: none,
+            domain_base: None,
             base_type,
             wire_format: WireFormat::Binary,
             operators: Cow::Borrowed("pg_catalog"),
@@ -557,6 +560,7 @@ impl TableSchema {
                 WireFormat::Binary | WireFormat::Written => SavedWireFormat::Text,
             },
             type_name: column.file_type().to_owned(),
+            base: column.domain_base.clone().filter(|_| column.mask.is_none()),
             mask: column.mask.as_ref().map(MaskRule::to_string),
             name: column.file_name().into_owned(),
             meta: column.meta,

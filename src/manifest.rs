@@ -206,6 +206,9 @@ pub struct ManifestColumn {
     /// The column's type with length and precision, as Postgres writes it.
     #[serde(rename = "type")]
     pub type_name: String,
+    /// The type beneath a domain, with length and precision. `None` if the type is no domain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
     /// The rule by which the column's values were masked. `None` if they were not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask: Option<String>,
@@ -380,6 +383,7 @@ mod tests {
             columns: vec![ManifestColumn {
                 name: "tötal\n".to_owned(),
                 type_name: "numeric(12,2)[]".to_owned(),
+                base: None,
                 mask: None,
                 meta: None,
             }],

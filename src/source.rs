@@ -172,7 +172,7 @@ pub enum Error {
     #[error("{0}")]
     NotReadable(Fault),
     /// Postgres says that the role may not, though nothing was missing before.
-    #[error("the database role may not read the whole table `{table}`")]
+    #[error("the database role may not read the whole table `{table}`: {}", message(cause))]
     Denied {
         /// Its name.
         table: String,
@@ -329,6 +329,11 @@ impl Error {
             }
         }
     }
+}
+
+/// Returns the message of Postgres, which names the relation beneath a view or inside a function.
+fn message(cause: &sqlx::Error) -> String {
+    cause.as_database_error().map_or_else(|| cause.to_string(), |error| error.message().to_owned())
 }
 
 /// Says why Postgres does not serve.

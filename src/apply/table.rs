@@ -1,7 +1,7 @@
 //! Prepares the target's table for an export: creates the table, or checks the existing one, and follows changes of the
 //! source's columns.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::PgConnection;
 
@@ -122,6 +122,9 @@ impl TargetTable {
             return Err(Error::refused("has_rows", why));
         }
         if !is_new {
+            if let Some(before) = before {
+                refuse_former_key(conn, &name, export, &before.details.key).await?;
+            }
             alter::follow_source_columns(conn, &name, export, before, settings, &mut remarks).await?;
         }
         let deleted = match &settings.deleted {
@@ -154,7 +157,12 @@ impl TargetTable {
             Some(found) if columns.contains(&column.name) => found.base_type.clone(),
             _ => "text".to_owned(),
         };
-        let equal = |name: &String| find(name).map_or_else(|| EQUAL.to_owned(), |column| column.equal.clone());
+        // Postgres compares no values of a domain over an enum.
+        let equal = |name: &String| match find(name) {
+            Some(column) if column.is_enum => format!("::{} {}", column.base_type, column.equal),
+            Some(column) => column.equal.clone(),
+            None => EQUAL.to_owned(),
+        };
         let mut target_table = TargetTable {
             updated: written.iter().filter(|name| !is_fixed(name)).map(|name| (*name).clone()).collect(),
             written: written.into_iter().cloned().collect(),
@@ -302,22 +310,63 @@ impl DeletionMarker {
     }
 }
 
+/// Returns an error if the table still enforces the key that earlier exports had, which the source has no more.
+async fn refuse_former_key(
+    conn: &mut PgConnection,
+    table: &str,
+    export: &Chained,
+    had: &[String],
+) -> Result<(), Error> {
+    let sorted = |key: &[String]| key.iter().cloned().collect::<BTreeSet<_>>();
+    if had.is_empty() || sorted(had) == sorted(&export.key) {
+        return Ok(());
+    }
+    let columns: Vec<_> = export.columns.iter().map(|column| column.name.as_str()).collect();
+    let statements: Vec<String> = sqlx::query_scalar(include_str!("table/former_key.sql"))
+        .bind(table)
+        .bind(had)
+        .bind(&export.key)
+        .bind(columns)
+        .fetch_all(conn)
+        .await
+        .during(INSPECT_TABLE)?;
+    if statements.is_empty() {
+        return Ok(());
+    }
+    let (now, needed) = match export.key.join(", ") {
+        key if key.is_empty() => ("the export has no key".to_owned(), ""),
+        key => (format!("the export's key is ({key})"), ", and give it a unique index on its new key"),
+    };
+    let why = format!(
+        "{now} and was ({}), which {table} still enforces, and rows would be refused: run `{}`{needed}",
+        had.join(", "),
+        statements.join("; ")
+    );
+    Err(Error::refused("key_changed", why))
+}
+
 /// Returns an error if two different keys of the source could be equal in this column: one row would replace the other.
 fn require_distinct_keys(table: &str, key: &ManifestColumn, found: &ExistingColumn) -> Result<(), Error> {
-    let ManifestColumn { name, type_name, .. } = key;
+    let ManifestColumn { name, type_name, base, .. } = key;
+    let with_base = |type_name: &str, base: &str| match type_name == base {
+        true => type_name.to_owned(),
+        false => format!("{type_name} (a domain over {base})"),
+    };
+    let base = base.as_ref().unwrap_or(type_name);
     let (is, becomes) = if found.folds_texts {
         (
             "compared by a nondeterministic collation".to_owned(),
             "give it and its unique indexes a deterministic collation".to_owned(),
         )
-    } else if !found.is_enum && !keeps_distinct(type_name, &found.base_type) {
-        (found.type_name.clone(), format!("make it {type_name}"))
+    } else if !found.is_enum && !keeps_distinct(base, &found.base_type) {
+        (with_base(&found.type_name, &found.base_type), format!("make it {base}"))
     } else {
         return Ok(());
     };
     let why = format!(
-        "the key's column {name} is {type_name} in the source, and in {table} it is {is}, so that two different keys may be equal: \
-         {becomes}"
+        "the key's column {name} is {} in the source, and in {table} it is {is}, so that two different keys may be equal: \
+         {becomes}",
+        with_base(type_name, base)
     );
     Err(Error::refused("key_coarser", why))
 }

@@ -25,6 +25,9 @@ pub struct FileColumn {
     /// The type with its length or precision, as Postgres writes it: `numeric(12,2)`.
     #[serde(rename = "type")]
     pub type_name: String,
+    /// The type beneath a domain, with its length or precision. `None` if the type is no domain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
     /// The wire format in which Postgres sent the values. Text if they are masked.
     pub wire: SavedWireFormat,
     /// The rule by which the values were masked. `None` if they were not.
@@ -70,6 +73,7 @@ mod tests {
         let column = |name: &str, type_name: &str, wire| FileColumn {
             name: name.into(),
             type_name: type_name.into(),
+            base: None,
             wire,
             mask: None,
             meta: None,

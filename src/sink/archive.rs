@@ -105,7 +105,13 @@ mod tests {
             path: Some(text(255)),
         };
         // A name of 63 bytes, each of which JSON writes as six; a type's name with its schema's, in quotes.
-        let column = ManifestColumn { name: "\u{1}".repeat(63), type_name: text(150), mask: None, meta: None };
+        let column = ManifestColumn {
+            name: "\u{1}".repeat(63),
+            type_name: text(150),
+            base: Some(text(150)),
+            mask: None,
+            meta: None,
+        };
         let export = Chained {
             version: VERSION.to_owned(),
             job: text(36),
@@ -125,7 +131,7 @@ mod tests {
             rows: u64::MAX.to_string(),
             files: vec![file; MOST_FILES],
             previous: Some(text(64)),
-            order: Some(text(19)),
+            order: Some(u64::MAX.to_string()),
             batch: Some(ManifestBatch { id: text(36), datasets: "1000".to_owned() }),
         };
         // The longest key of an object, and its bucket's name.

@@ -66,7 +66,9 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::E
     let fitting = fits(&mut conn, &visible, faults).await?;
     let readable: Vec<_> =
         fitting.iter().filter(|it| it.access.unreadable.is_none()).map(FittingDataset::table).collect();
-    found.unreadable.extend(fitting.iter().filter_map(|it| it.access.unreadable.clone()));
+    for TableAccess { unreadable, unpopulated, .. } in fitting.iter().map(|it| it.access) {
+        found.unreadable.extend(unreadable.iter().chain(unpopulated).cloned());
+    }
     found.unreadable.extend(role_path::check(&mut conn, &readable).await?);
     found.slow = without_index(&mut conn, &fitting).await?;
     let lacking = fitting.iter().flat_map(|it| it.schema.missing_masked.iter().map(|name| (it.dataset, name)));

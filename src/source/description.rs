@@ -91,7 +91,7 @@ fn describe(
     status: TableStatus,
 ) -> Result<Description, Error> {
     let schema = match schema {
-        Ok(schema) => Ok(schema),
+        Ok(schema) => access.unpopulated.map_or(Ok(schema), |fault| Err(Faults(vec![fault]))),
         Err(table_schema::Error::Faults(faults)) => Err(faults),
         Err(table_schema::Error::Hidden(_)) => Err(Faults::default()),
         Err(error) => return Err(error.into()),

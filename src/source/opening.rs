@@ -15,6 +15,7 @@ use crate::job::Continuity;
 use crate::source::connections::ExportConnections;
 use crate::source::exported_snapshot::ExportedSnapshot;
 use crate::source::import::{Import, LOCK_TIMEOUT, no_timeouts};
+use crate::source::rights::TableAccess;
 use crate::source::session::Readers;
 use crate::source::snapshot::{Purpose, Snapshot, SnapshotTable};
 use crate::source::{Error, Remedy, filter, quote, rights, table_schema};
@@ -82,6 +83,10 @@ impl Opening<'_> {
         if let Some(at) = accesses.iter().position(|access| access.unreadable.is_some()) {
             let fault = accesses.into_iter().nth(at).and_then(|access| access.unreadable).expect("it has one");
             return Err(refused(at)(Error::NotReadable(fault)));
+        }
+        let unpopulated = |(at, access): (usize, &TableAccess)| Some((at, access.unpopulated.as_ref()?.why.clone()));
+        if let Some((at, why)) = accesses.iter().enumerate().find_map(unpopulated) {
+            return Err(refused(at)(Error::CantPlan(why)));
         }
         let mut order: Vec<_> = (0..accesses.len()).collect();
         order.sort_by_key(|at| accesses[*at].oid.map(|oid| oid.0));

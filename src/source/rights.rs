@@ -19,6 +19,8 @@ pub(crate) struct TableAccess {
     pub(crate) kind: Option<RelationKind>,
     /// The missing right, and the statement that grants it. `None`: the role may read the table.
     pub(crate) unreadable: Option<Fault>,
+    /// The materialized view without rows that it is or reads, and the statement that fills it. Reading it is an error.
+    pub(crate) unpopulated: Option<Fault>,
 }
 
 impl TableAccess {
@@ -39,6 +41,16 @@ struct AccessRow {
     /// Null where there is no such table.
     may_select: Option<bool>,
     has_row_security: Option<bool>,
+    /// False for a materialized view `with no data`. Null where there is no such table.
+    is_populated: Option<bool>,
+    /// The obstacle beneath a view: `select` or `bypassrls`, a right that is lacking, or `rows`, which a materialized
+    /// view lacks. Null: there is none, or it is no view.
+    lacks: Option<String>,
+    /// The relation beneath the view with that obstacle.
+    beneath_schema: Option<String>,
+    beneath_table: Option<String>,
+    /// The role as which the view reads that relation.
+    reader: Option<String>,
 }
 
 /// Looks for a dataset's table. Takes no lock, so it waits for nobody.
@@ -64,29 +76,57 @@ pub(crate) async fn read_accesses(
 
 impl AccessRow {
     fn access(self, dataset: &Dataset) -> TableAccess {
-        let unreadable = self.refusal(&dataset.table).map(|why| {
-            let dataset = dataset.name.clone();
-            Fault { dataset, member: "table", item: None, why }
-        });
+        let fault = |why| Fault { dataset: dataset.name.clone(), member: "table", item: None, why };
+        let unreadable = self.refusal(&dataset.table).or_else(|| self.refusal_beneath()).map(fault);
+        let unpopulated = self.unpopulated().map(fault);
         let table = self.schema_name.zip(self.table_name).filter(|_| self.may_use_schema);
         TableAccess {
             table: table.map(|(schema, name)| Table { schema: Some(schema), name }),
             oid: self.oid,
             kind: self.kind.as_deref().and_then(RelationKind::from_relkind),
             unreadable,
+            unpopulated,
         }
     }
 
-    /// Returns the missing right, with the statements that grant it.
-    fn refusal(&self, named: &Table) -> Option<String> {
-        let AccessRow { role, may_use_schema, schema_name, table_name, may_select, has_row_security, .. } = self;
-        let table = match schema_name.clone().zip(table_name.clone()) {
-            Some((schema, name)) => relation(&Table { schema: Some(schema), name }),
-            None => relation(named),
+    /// Returns the right to a relation beneath the view that is missing, with the statement that grants it.
+    fn refusal_beneath(&self) -> Option<String> {
+        let (beneath, reader) = (self.beneath()?, self.reader.as_deref()?);
+        match self.lacks.as_deref()? {
+            "select" => Some(format!(
+                "the view reads {beneath} as the role {reader}, which may not: its owner runs `grant select on {beneath} to {reader}`"
+            )),
+            "bypassrls" => Some(format!(
+                "the view reads {beneath} as the role {reader}, from which row-level security may hide rows: a superuser runs \
+                 `alter role {reader} bypassrls`"
+            )),
+            _ => None,
+        }
+    }
+
+    /// Returns the materialized view without rows, with the statement that fills it.
+    fn unpopulated(&self) -> Option<String> {
+        let empty = match (self.is_populated, self.lacks.as_deref()) {
+            (Some(false), _) => named(&self.schema_name, &self.table_name)?,
+            (_, Some("rows")) => self.beneath()?,
+            _ => return None,
         };
+        Some(format!(
+            "the materialized view {empty} has no rows yet, and can't be read: its owner runs `refresh materialized view {empty}`"
+        ))
+    }
+
+    fn beneath(&self) -> Option<String> {
+        named(&self.beneath_schema, &self.beneath_table)
+    }
+
+    /// Returns the missing right, with the statements that grant it.
+    fn refusal(&self, asked: &Table) -> Option<String> {
+        let AccessRow { role, may_use_schema, schema_name, table_name, may_select, has_row_security, .. } = self;
+        let table = named(schema_name, table_name).unwrap_or_else(|| relation(asked));
         let select = format!("grant select on {table} to {role}");
         if !may_use_schema {
-            let schema = quoted(named.schema.as_deref().unwrap_or_default());
+            let schema = quoted(asked.schema.as_deref().unwrap_or_default());
             let use_it = format!(
                 "the database role {role} may not use its schema: the schema's owner runs `grant usage on schema {schema} to {role}`"
             );
@@ -103,6 +143,12 @@ impl AccessRow {
             (Some(true), _) | (None, _) => None,
         }
     }
+}
+
+/// Returns a relation's name as SQL, if there is one.
+fn named(schema: &Option<String>, name: &Option<String>) -> Option<String> {
+    let (schema, name) = schema.clone().zip(name.clone())?;
+    Some(relation(&Table { schema: Some(schema), name }))
 }
 
 impl Source {

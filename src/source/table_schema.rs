@@ -56,6 +56,8 @@ struct ColumnRow {
     name: String,
     number: i16,
     type_name: String,
+    /// The base type with the length that it was declared with, if the type is a domain.
+    domain_base: Option<String>,
     base_type: String,
     /// The base type as the role's own search_path has it written, which is how it is saved.
     saved_type: String,
@@ -120,6 +122,7 @@ impl ColumnRow {
             number: self.number,
             kind: kind.unwrap_or(ColumnType::Text),
             type_name: self.type_name.clone().into(),
+            domain_base: self.domain_base.clone(),
             base_type: self.base_type.clone().into(),
             wire_format,
             operators: self.operators.clone().into(),

@@ -252,6 +252,7 @@ fn chained(job: Job, record: &FileRecord, columns: FileColumns, previous: Option
             .map(|column| manifest::ManifestColumn {
                 name: column.name,
                 type_name: column.type_name,
+                base: column.base,
                 mask: column.mask,
                 meta: column.meta,
             })

@@ -9,8 +9,8 @@ use std::path::Path;
 
 use sqlx::ConnectOptions;
 
-use crate::apply::pair::{Pair, rows};
-use crate::catalog::export;
+use crate::apply::pair::{DATASET, Pair, rows};
+use crate::catalog::{Catalog, export};
 use crate::harness::{Database, Start, eventually, far, reachable_folder};
 
 const SIMPLE: &str = "create table t (id bigint primary key, name text, at timestamptz default now());
@@ -286,6 +286,65 @@ async fn another_key_is_refused_until_the_table_has_it() {
     pair.target.run("drop index t_id_idx, t_id_idx1; alter table t add primary key (id, name)").await;
     pair.applied(&[]).await;
     pair.require_equal("the new key").await;
+    pair.end().await;
+}
+
+#[tokio::test]
+async fn a_key_that_the_source_has_lost_is_refused_with_the_statements_that_remove_it() {
+    let (source, target) = (Database::new().await, Database::empty().await);
+    source.run("create table t (a int, b text); insert into t values (1, 'x'), (1, 'x')").await;
+    let catalog = Catalog::of(&format!("{DATASET}capture = \"none\"\n"));
+    let service = catalog.start(&source).service().await;
+    let pair = Pair { source, target, catalog, service };
+    let equal = async |context: &str| {
+        let list = "(select a, b from t)";
+        assert_eq!(rows(&pair.target, list).await, rows(&pair.source, list).await, "{context}");
+    };
+    pair.applied(&[]).await;
+    let (drop_key, drop_not_null) = (
+        "alter table \"public\".\"t\" drop constraint t_pkey",
+        "alter table \"public\".\"t\" alter column k drop not null",
+    );
+
+    // The column of the key is gone.
+    pair.source.run("alter table t add column k serial, add primary key (k)").await;
+    pair.applied(&[]).await;
+    pair.source.run("alter table t drop column k").await;
+    for _ in 0..2 {
+        let said = pair.refused(&[], "key_changed").await;
+        assert!(said.contains(&format!("run `{drop_key}; {drop_not_null}`")), "{said}");
+    }
+    equal("nothing is changed").await;
+    pair.target.run(drop_key).await;
+    let said = pair.refused(&[], "key_changed").await;
+    assert!(said.contains(&format!("run `{drop_not_null}`")), "{said}");
+    pair.target.run(drop_not_null).await;
+    pair.applied(&[]).await;
+    equal("without the column").await;
+
+    // The column stays, and its values are no longer unique.
+    pair.target.run("alter table t drop column k").await;
+    pair.source.run("alter table t add column k serial, add primary key (k)").await;
+    pair.applied(&[]).await;
+    pair.source.run("alter table t drop constraint t_pkey, alter k drop not null; update t set k = null").await;
+    let said = pair.refused(&[], "key_changed").await;
+    assert!(said.contains("the export has no key and was (k)"), "{said}");
+    pair.target.run(&format!("{drop_key}; {drop_not_null}")).await;
+    pair.applied(&[]).await;
+    equal("with the column").await;
+
+    // Another column is the key now.
+    pair.source.run("delete from t; alter table t drop column k; insert into t values (1, 'x'); alter table t add primary key (a)").await;
+    let (code, _, said) = pair.apply(&[]).output().await;
+    assert_eq!(code, 0, "{said}");
+    pair.source.run("alter table t drop column a, add primary key (b)").await;
+    let said = pair.refused(&[], "key_changed").await;
+    assert!(said.contains("(b) and was (a)") && said.contains("give it a unique index on its new key"), "{said}");
+    pair.target
+        .run("alter table t drop constraint t_pkey, alter a drop not null; alter table t add primary key (b)")
+        .await;
+    let (code, _, said) = pair.apply(&[]).output().await;
+    assert_eq!(code, 0, "{said}");
     pair.end().await;
 }
 
@@ -731,6 +790,34 @@ async fn a_schema_of_its_own_is_enough() {
     pair.target
         .run(&format!("drop table t; drop schema cdc_apply cascade; drop owned by {role}; drop role {role}"))
         .await;
+    pair.end().await;
+}
+
+#[tokio::test]
+async fn a_key_of_a_domain_is_compared_by_the_type_beneath_it() {
+    const DOMAINS: &str = "create domain phone as varchar(25); create domain code as phone;
+                           create type mood as enum ('a', 'b'); create domain feeling as mood";
+    let table = "create table t (ph phone, c code, m feeling, v int, primary key (ph, c, m))";
+    let pair = Pair::of(&format!("{DOMAINS}; {table}; insert into t values ('1', '2', 'a', 1)")).await;
+    // The source's own types, those beneath them, and no such types at all.
+    let beneath = "create table t (ph varchar(25), c varchar(30), m text, v int, primary key (ph, c, m))";
+    for target in [&format!("{DOMAINS}; {table}"), beneath, DOMAINS, "select"] {
+        pair.target.run(target).await;
+        let (code, _, said) = pair.apply(&[]).output().await;
+        assert!(code == 0 && (target == "select" || said.is_empty()), "{target}: {said}");
+        pair.require_equal(target).await;
+        pair.target.run("drop table t; drop domain if exists code, phone, feeling; drop type if exists mood; drop schema cdc_apply cascade").await;
+    }
+    // Domains of the same names, which are coarser.
+    for coarser in ["varchar(5)", "char(25)"] {
+        pair.target
+            .run(&format!("create domain phone as {coarser}; create table t (ph phone, c text, m text, v int, primary key (ph, c, m))"))
+            .await;
+        let said = pair.refused(&[], "key_coarser").await;
+        assert!(said.contains("ph is phone (a domain over character varying(25)) in the source"), "{said}");
+        assert!(said.contains("make it character varying(25)"), "{said}");
+        pair.target.run("drop table t; drop domain phone").await;
+    }
     pair.end().await;
 }
 

@@ -169,3 +169,111 @@ async fn a_job_whose_table_may_no_longer_be_read_names_the_grant() {
     service.stop().await;
     database.run(&format!("drop owned by {role}; drop role {role}")).await;
 }
+
+#[tokio::test]
+async fn a_view_that_cannot_be_read_names_the_relation_beneath_it() {
+    let database = Database::new().await;
+    let id = uuid::Uuid::new_v4().simple();
+    let (role, owner) = (format!("reader_{id}"), format!("owner_{id}"));
+    let has_invokers = database.postgres_version().await >= 15;
+    let invoker = if has_invokers { "with (security_invoker)" } else { "" };
+    database
+        .run(&format!(
+            "create role {role} login password 'pass'; create role {owner}; create schema a authorization {owner};
+             set role {owner};
+             create table a.t (id int primary key, x int, y int); insert into a.t values (1, 1, 1), (2, 2, 2);
+             create table a.r (id int primary key); alter table a.r enable row level security;
+             alter table a.r force row level security;
+             create view a.plain as select * from a.t;
+             create view a.some {invoker} as select id from a.t where x > 0;
+             create view a.nested as select * from a.some;
+             create view a.counts {invoker} as select count(*) from a.t;
+             create view a.names as select 'a.t'::regclass::text as name;
+             create view a.hidden as select * from a.r;
+             create materialized view a.empty as select * from a.t with no data;
+             create view a.over_empty as select * from a.empty;
+             create materialized view a.filled as select * from a.t;
+             grant usage on schema a to {role};
+             grant select on a.plain, a.some, a.nested, a.counts, a.names, a.hidden, a.empty, a.over_empty, a.filled to {role};
+             reset role"
+        ))
+        .await;
+    let names = ["counts", "empty", "filled", "hidden", "names", "nested", "over_empty", "plain", "some"];
+    let block = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"a.{name}\"\ncapture = \"none\"\n");
+    let catalog = Catalog::of(&names.map(block).concat());
+    database
+        .run(&format!(
+            "grant usage on schema cdc_export, public to {role};
+             grant all on all tables in schema cdc_export to {role};
+             grant usage on all sequences in schema cdc_export to {role}"
+        ))
+        .await;
+    let start = || catalog.start(&database).with("DATABASE_URL", database.url_as(&role, "pass"));
+    let service = start().with("MAX_ATTEMPTS", "1").service().await;
+    let denied = |beneath: &str, grant: &str| ("permission_denied", beneath.to_owned(), format!("`{grant}`"));
+    let unfilled =
+        || ("dataset_mismatch", "\"a\".\"empty\"".to_owned(), "`refresh materialized view \"a\".\"empty\"`".to_owned());
+    let select = format!("grant select on \"a\".\"t\" to {role}");
+    let mut expected = vec![("empty", unfilled()), ("over_empty", unfilled())];
+    expected.push(("hidden", denied("\"a\".\"r\"", &format!("alter role {owner} bypassrls"))));
+    if has_invokers {
+        expected.extend(["nested", "some"].map(|name| (name, denied("\"a\".\"t\"", &select))));
+    }
+    let (code, _, said) = start().arguments(&["datasets", "check"]).output().await;
+    assert_eq!(code, 2, "{said}");
+    for name in names {
+        let shown: Value = service.call("GET", &format!("/datasets/{name}"), &[]).await.json().await.unwrap();
+        let job = post(&service, "/exports/full", Some("c"), &json!({ "dataset": name })).await;
+        let is_accepted = job.status() == 202;
+        let job: Value = job.json().await.unwrap();
+        match expected.iter().find(|(expected, _)| *expected == name) {
+            Some((_, (reason, beneath, remedy))) => {
+                assert_eq!(shown["reason"], *reason, "{shown}");
+                let problem = shown["problems"][0].as_str().unwrap();
+                assert!(problem.contains(beneath) && problem.ends_with(remedy), "{problem}");
+                assert!(said.contains(problem), "{said}");
+                let failure = if is_accepted {
+                    ended(&service, "/exports/full", Some("c"), json!({ "dataset": name })).await["error"].clone()
+                } else {
+                    job
+                };
+                assert_eq!(failure["code"], *reason, "{failure}");
+                assert!(failure["detail"].as_str().unwrap().ends_with(remedy), "{failure}");
+            }
+            // It names no column of the table, so only Postgres knows.
+            None if name == "counts" && has_invokers => {
+                assert_eq!(shown["ready"], true, "{shown}");
+                let job = ended(&service, "/exports/full", Some("c"), json!({ "dataset": name })).await;
+                assert_eq!(job["error"]["code"], "permission_denied", "{job}");
+                assert!(job["error"]["detail"].as_str().unwrap().ends_with("permission denied for table t"), "{job}");
+            }
+            None => {
+                assert_eq!(shown["ready"], true, "{shown}");
+                export(&service, "full", name, "d").await;
+            }
+        }
+    }
+    let all: Value =
+        post(&service, "/exports/full", Some("e"), &json!({ "datasets": "*" })).await.json().await.unwrap();
+    let left_out = all["leftOut"].as_array().unwrap();
+    assert_eq!(left_out.len(), expected.len(), "{all}");
+
+    // An export locks the relations beneath, for which rights to their columns are not enough.
+    if has_invokers {
+        database.run(&format!("grant select (id, x) on a.t to {role}")).await;
+        let shown: Value = service.call("GET", "/datasets/some", &[]).await.json().await.unwrap();
+        assert_eq!(shown["reason"], "permission_denied", "{shown}");
+    }
+    database
+        .run(&format!("grant select on a.t to {role}; alter role {owner} bypassrls; refresh materialized view a.empty"))
+        .await;
+    let (code, _, said) = start().arguments(&["datasets", "check"]).output().await;
+    assert_eq!(code, 0, "{said}");
+    for name in names {
+        export(&service, "full", name, "f").await;
+    }
+    service.stop().await;
+    database
+        .run(&format!("drop schema a cascade; drop owned by {role}, {owner}; drop role {role}; drop role {owner}"))
+        .await;
+}

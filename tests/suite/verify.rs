@@ -97,6 +97,7 @@ pub(crate) fn next(consumer: &str, before: Option<&Export>, full: bool, rows: &[
     let column = |name: &str, of: &str| ManifestColumn {
         name: name.to_owned(),
         type_name: of.to_owned(),
+        base: None,
         mask: None,
         meta: None,
     };

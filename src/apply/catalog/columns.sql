@@ -4,11 +4,7 @@
 select a.attname::text as name, format_type(a.atttypid, a.atttypmod) as type_name, a.attnum as number,
   a.attgenerated <> '' as is_generated,
   a.attidentity = 'a' as is_identity,
-  case
-    when t.typbasetype = 0 then format_type(a.atttypid, a.atttypmod)
-    else format_type(t.typbasetype, t.typtypmod)
-  end as base_type,
-  coalesce((select b.typtype from pg_type b where b.oid = t.typbasetype), t.typtype) = 'e' as is_enum,
+  format_type(base.oid, base.modifier) as base_type, base.typtype = 'e' as is_enum,
   -- The collation of the column, or of a unique index on it, treats some different texts as equal.
   exists (
     select from pg_collation l
@@ -26,8 +22,15 @@ select a.attname::text as name, format_type(a.atttypid, a.atttypmod) as type_nam
     join pg_operator o on o.oid = p.amopopr
     join pg_namespace n on n.oid = o.oprnamespace
     where c.opcdefault and m.amname = 'btree' and p.amopstrategy = 3
-      and c.opcintype = coalesce(nullif(t.typbasetype, 0), t.oid)), 'operator(pg_catalog.=)') as equal
+      and c.opcintype = base.oid), 'operator(pg_catalog.=)') as equal
 from pg_attribute a
-join pg_type t on t.oid = a.atttypid
+-- The type beneath a domain, which may itself be of a domain; any other type is its own base.
+cross join lateral (
+  with recursive base as (
+    select t.oid, t.typtype, t.typbasetype, t.typtypmod, a.atttypmod as modifier from pg_type t where t.oid = a.atttypid
+    union all
+    select t.oid, t.typtype, t.typbasetype, t.typtypmod, d.typtypmod
+    from base d join pg_type t on t.oid = d.typbasetype where d.typtype = 'd')
+  select oid, typtype, modifier from base where typtype <> 'd') base
 where a.attrelid = $1::regclass and a.attnum > 0 and not a.attisdropped
 order by a.attnum

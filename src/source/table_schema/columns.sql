@@ -41,7 +41,9 @@ types as materialized (
       case base.typtype when 'b' then case base.typelem when 0 then base.typnamespace::regnamespace::text end end,
       'pg_catalog') as operators,
     case when base.typnamespace = 'pg_catalog'::regnamespace then base.typname::text end as own_type,
-    format_type(base.oid, base.modifier) as declared_base, base.typtype = 'e' as is_enum
+    format_type(base.oid, base.modifier) as declared_base,
+    case when base.oid <> its.atttypid then cdc_export.type_of_role(base.oid, base.modifier) end as domain_base,
+    base.typtype = 'e' as is_enum
   from (select distinct a.atttypid, a.atttypmod from columns a) its
   -- The base type of a domain; any other type is its own base.
   cross join lateral (
@@ -55,7 +57,7 @@ types as materialized (
     select oid, typname, typnamespace, typelem, typtype, modifier from base where typtype <> 'd') base)
 
 select a.place, a.attname::text as name, a.attnum as number, base.base_type, base.type_name, base.saved_type,
-  base.operators, base.own_type, base.modifier, base.declared_base, base.is_enum,
+  base.operators, base.own_type, base.modifier, base.declared_base, base.domain_base, base.is_enum,
   -- A constraint that isn't validated holds for new rows only.
   a.attnotnull and not exists (
     select from pg_constraint n
