@@ -365,6 +365,7 @@ async fn a_job_and_a_watermark_show_what_is_documented() {
         "maxFileBytes",
         "nextAttemptAt",
         "number",
+        "order",
         "oldestTransactionSeconds",
         "openTransactions",
         "outputFilename",
