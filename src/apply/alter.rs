@@ -121,7 +121,8 @@ pub(super) async fn follow_source_columns(
     let present = columns(conn, table).await?;
     let has = |name: &str| export.columns.iter().any(|column| column.name == name);
     let gone = before.iter().flat_map(|before| &before.details.columns).map(|column| &*column.name);
-    let gone = gone.filter(|name| !has(name));
+    let keeps = |name: &str| present.iter().any(|column| column.name == name);
+    let gone = gone.filter(|name| !has(name) && keeps(name));
     // A table without a key is replaced with each export.
     for name in gone.filter(|_| !export.key.is_empty()) {
         remarks.push(format!("the source has no column {name} any more: the table keeps it with its last values"));
