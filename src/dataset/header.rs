@@ -13,6 +13,9 @@ pub const OPERATION: &str = "operation";
 /// The most bytes of a name, which is what Postgres gives a column's.
 const LONGEST_NAME: usize = 63;
 
+/// The columns that each table of Postgres has, whose names no other column can have.
+const SYSTEM_COLUMNS: [&str; 6] = ["tableoid", "ctid", "xmin", "xmax", "cmin", "cmax"];
+
 /// Returns a column of `meta` as the files have it.
 pub fn meta_column(meta: MetaColumn) -> TableColumn {
     let (name, kind, type_name) = match meta {
@@ -50,8 +53,11 @@ impl FileHeader {
 /// # Errors
 /// If no table of Postgres could have a column of this name.
 pub fn column_name(text: &str) -> Result<String, String> {
-    if (1..=LONGEST_NAME).contains(&text.len()) && !text.chars().any(char::is_control) {
-        return Ok(text.to_owned());
+    if !(1..=LONGEST_NAME).contains(&text.len()) || text.chars().any(char::is_control) {
+        return Err(format!("the name of a column has 1 to {LONGEST_NAME} bytes, and no control characters"));
     }
-    Err(format!("the name of a column has 1 to {LONGEST_NAME} bytes, and no control characters"))
+    if SYSTEM_COLUMNS.contains(&text) {
+        return Err(format!("a table can't have a column `{text}`: Postgres has one of this name in each table"));
+    }
+    Ok(text.to_owned())
 }

@@ -26,12 +26,13 @@ pub(crate) const VERDICT: &str = include_str!("guard/verdict.sql");
 
 /// A column that is in a dataset's files, or that decides which rows and values the files have.
 pub(crate) struct RememberedColumn<'a> {
+    /// Its name in the table.
     pub(crate) name: &'a str,
     pub(crate) number: i16,
     /// The `xmin` of its row of `pg_attribute`.
     pub(crate) version: &'a str,
-    /// True if the files have its values.
-    pub(crate) is_sent: bool,
+    /// Its name in the files; `None`: they don't have it.
+    pub(crate) name_in_files: Option<&'a str>,
 }
 
 /// Returns the state of a table's columns that a position remembers.
@@ -43,20 +44,21 @@ pub(crate) fn guard_state<'a>(
     width: i16,
     time: Option<i16>,
 ) -> GuardState {
-    let (mut numbers, mut versions, mut sent) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+    let (mut numbers, mut versions, mut files) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for column in columns {
         let number = column.number.to_string();
         numbers.insert(column.name, number.clone());
         versions.insert(number.clone(), column.version);
-        if column.is_sent {
-            sent.push(number);
+        if let Some(name) = column.name_in_files {
+            files.insert(name, number);
         }
     }
     let mut state = GuardState::default();
     state.set("numbers", json!(numbers));
     state.set("versions", json!(versions));
     state.set("parts", json!(parts));
-    state.set("sent", sent);
+    state.set("sent", json!(files.values().collect::<Vec<_>>()));
+    state.set("files", json!(files));
     state.set("width", width);
     state.set("time", time.unwrap_or(0));
     state

@@ -95,8 +95,7 @@ impl Select<'_> {
         // The parts of a union come in their order, as long as none of them is read in parallel. What the deletions
         // look up is all that the timestamp rule doesn't find alive.
         let columns = self.live_columns(rule, ExportType::Delta, max);
-        let (by_time, by_log) = (self.live_by_time(&columns), self.live_by_log(&columns));
-        vec![format!("{deleted}\nunion all\n{by_time}\nunion all\n{by_log}")]
+        vec![format!("{deleted}\nunion all\n{}", self.live(&columns))]
     }
 
     /// Returns true if every live row is looked up in the log: only the log tells new rows from changed ones, or the
@@ -152,22 +151,25 @@ impl Select<'_> {
     /// The live rows that the timestamp rule finds.
     fn live_by_time(&self, columns: &str) -> String {
         let (table, by_rule, alive) = (self.table(), self.timestamp_rule(), self.alive());
-        self.shuffled(format!("select {columns} from {table} u where {by_rule} and {alive}"))
+        format!("select {columns} from {table} u where {by_rule} and {alive}")
     }
 
     /// The live rows that have a key of `ch`.
     fn live_by_log(&self, columns: &str) -> String {
         let (table, joined, alive) = (self.table(), self.key().joined(), self.alive());
-        self.shuffled(format!("select {columns} from ch join {table} u on {joined} where {alive}"))
+        format!("select {columns} from ch join {table} u on {joined} where {alive}")
     }
 
-    /// The rows that the timestamp rule finds, and those that the log alone knows, which are looked up by their keys. A
-    /// row is in one of the two, since both see the same snapshot.
+    /// All live rows that changed. A row is in one of the two parts, since both see the same snapshot.
+    fn live(&self, columns: &str) -> String {
+        self.shuffled(format!("{}\nunion all\n{}", self.live_by_time(columns), self.live_by_log(columns)))
+    }
+
+    /// The rows that the timestamp rule finds, and those that the log alone knows, which are looked up by their keys.
     fn changed_live(&self, rule: Rule, export_type: ExportType, max: CellMax) -> String {
         let columns = self.live_columns(rule, export_type, max);
-        let (by_time, by_log) = (self.live_by_time(&columns), self.live_by_log(&columns));
         if rule == Rule::TimeAlone {
-            return by_time;
+            return self.shuffled(self.live_by_time(&columns));
         }
         let (table, alive, by_rule) = (self.table(), self.alive(), self.timestamp_rule());
         let (logged, ordinals) = (logged("$2::oid", "$3::text::pg_snapshot"), self.key().ordinals());
@@ -178,15 +180,17 @@ impl Select<'_> {
             _ => String::new(),
         };
         if self.reads_whole_log(export_type) {
-            let hit = hit(", null, null, null");
+            let LoggedXid { column, null, latest, name } = self.logged_xid();
+            let hit = hit(&format!(", null, null{null}"));
+            let by_log = self.shuffled(self.live_by_log(&columns));
             return format!(
-                "with ch ({names}, {OP}, {XID}) as materialized (
-                   select {names}, (pg_catalog.array_agg(operation order by sequence))[1], {LATEST_XID}
+                "with ch ({names}, {OP}{name}) as materialized (
+                   select {names}, (pg_catalog.array_agg(operation order by sequence))[1]{latest}
                    from (
-                     select {logged_key}, sequence, operation, xid from cdc_export.change_log where {logged}
+                     select {logged_key}, sequence, operation{column} from cdc_export.change_log where {logged}
                      union all
-                     select {key}, null, null, null from {table} u where {by_rule} and {alive}
-                     {hit}) as changes ({names}, sequence, operation, xid)
+                     select {key}, null, null{null} from {table} u where {by_rule} and {alive}
+                     {hit}) as changes ({names}, sequence, operation{column})
                    group by {ordinals}
                    order by {ordinals})
                  {by_log}"
@@ -194,14 +198,13 @@ impl Select<'_> {
         }
         let changed = format!("select {logged_key} from cdc_export.change_log where {logged} {}", hit(""));
         let missed = self.unless_found(&changed, "", &format!("select {key}, true from {table} u where {by_rule}"));
+        let live = self.live(&columns);
         format!(
             "with ch ({names}) as materialized (
                {missed}
                group by {ordinals}
                order by {ordinals})
-             {by_time}
-             union all
-             {by_log}"
+             {live}"
         )
     }
 
@@ -265,10 +268,8 @@ impl Select<'_> {
             (name.to_string(), format!("{} > {}", octets(column, value), max.0))
         };
         let refused = refused(&cells.map(large).collect::<Vec<_>>());
-        let (rest, latest_xid, xid_name) = match self.reads_transactions() {
-            true => (format!("{LOGGED}, xid"), format!(", {LATEST_XID}"), format!(", {XID}")),
-            false => (LOGGED.to_owned(), String::new(), String::new()),
-        };
+        let LoggedXid { column, latest: latest_xid, name: xid_name, .. } = self.logged_xid();
+        let rest = format!("{LOGGED}{column}");
         let (nulls, xid) = (", null".repeat(rest.matches(',').count()), Some(format!("ch.{XID}")));
         let xid = xid.filter(|_| self.reads_transactions());
         let columns =
@@ -379,7 +380,23 @@ impl Select<'_> {
 
     /// The rows of a query in a random order if a column of the key is masked: their order would tell its values.
     fn shuffled(&self, select: String) -> String {
-        if self.schema.has_masked_key() { format!("({select} order by pg_catalog.random())") } else { select }
+        match self.schema.has_masked_key() {
+            true => format!("(select * from (\n{select}) as its order by pg_catalog.random())"),
+            false => select,
+        }
+    }
+
+    /// The pieces of a statement that read the transactions of the log, if the files have them.
+    fn logged_xid(&self) -> LoggedXid {
+        match self.reads_transactions() {
+            true => LoggedXid {
+                column: ", xid",
+                null: ", null",
+                latest: format!(", {LATEST_XID}"),
+                name: format!(", {XID}"),
+            },
+            false => LoggedXid::default(),
+        }
     }
 
     pub(crate) fn key(&self) -> KeySql<'_> {
@@ -399,7 +416,9 @@ impl Select<'_> {
         let schema = self.schema.narrowed(&job.selection);
         let columns = schema.file_columns(job.export_type);
         let reads_all = job.export_type == ExportType::Full && job.selection.is_all();
-        let is_time = |column: &TableColumn| schema.updated_at.as_ref().is_some_and(|time| time.name == column.name);
+        // By its number: the operation's column may have the name that it has in the table.
+        let is_time =
+            |column: &TableColumn| schema.updated_at.as_ref().is_some_and(|time| time.number == column.number);
         let hidden_time = schema.hidden_time().map(|_| columns.len());
         RowLayout {
             updated_at: hidden_time.or_else(|| columns.iter().position(is_time)),
@@ -491,6 +510,19 @@ impl Select<'_> {
         let (since, bound) = (in_zone_of(column, since), in_zone_of(column, "timestamptz '200000-01-01 00:00:00+00'"));
         format!("({begins} or {updated_at} {later} {since} and ({updated_at} {earlier} {bound} or {snapshot} is null))")
     }
+}
+
+/// Pieces of lists of columns, each with a comma in front. Empty, if the files have no transactions.
+#[derive(Default)]
+struct LoggedXid {
+    /// The column of the log.
+    column: &'static str,
+    /// A null in its place.
+    null: &'static str,
+    /// The aggregate of a key's entries.
+    latest: String,
+    /// The name of that aggregate in the changes.
+    name: String,
 }
 
 /// Names of the columns beside the key in the changes. Each has a space, so that no filter means it.

@@ -606,7 +606,9 @@ impl<'a> FittingTable<'a> {
         parts.extend(known.iter().filter(order).map(|it| (format!("order {}", it.number), it.collation.0.to_string())));
         let known = known.into_iter().map(|it| {
             let ColumnRow { name, number, version, .. } = it;
-            RememberedColumn { name, number: *number, version, is_sent: self.is_sent(it) }
+            let sent = self.columns.iter().find(|sent| sent.number == *number);
+            let name_in_files = sent.map(|sent| sent.rename.as_ref().unwrap_or(name).as_str());
+            RememberedColumn { name, number: *number, version, name_in_files }
         });
         let width = found.first().map_or(0, |it| it.width);
         let time = self.updated_at.as_ref().map(|time| time.number);

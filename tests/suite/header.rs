@@ -187,6 +187,8 @@ async fn names_that_clash_are_refused() {
         ("exclude = [\"operation\"]\nrename = { absent = \"x\" }", "there is no column `absent`"),
         ("exclude = [\"operation\"]\nrename = { name = \"_ORDER\" }\nmeta = [\"order\"]", "`_ORDER` in files"),
         ("exclude = [\"operation\"]\nrename = { name = \"\" }", "has 1 to 63 bytes"),
+        ("exclude = [\"operation\"]\nrename = { name = \"ctid\" }", "can't have a column `ctid`"),
+        ("operation_column = \"xmin\"", "can't have a column `xmin`"),
         ("operation_column = \"name\"", "`name` in files"),
         (
             "operation_column = \"_XID\"\nexclude = [\"operation\"]\nmeta = [\"xid\"]",
@@ -227,6 +229,62 @@ async fn another_header_is_told_and_needs_no_full_export() {
     }
 }
 
+#[tokio::test]
+async fn a_name_that_passes_to_another_column_needs_a_full_export() {
+    let database = Database::empty().await;
+    database
+        .run("create table t (a int, b int, c int, at timestamptz default now(), primary key (a, b)); insert into t values (1, 2, 3)")
+        .await;
+    let block = |name: &str, members: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"t\"\n{members}\n");
+    let polled = "updated_at = \"at\"\ncapture = \"timestamp\"\n";
+    let file = |members: &str| block("logged", members) + &block("polled", &format!("{polled}{members}"));
+    let catalog = Catalog::of(&file(""));
+    let (code, _, said) = catalog.command(&database, &["track", "--all"]).await;
+    assert_eq!(code, 0, "{said}");
+    for (members, needs_full) in [
+        ("", false),
+        ("rename = { a = \"b\", b = \"a\" }", true),
+        ("rename = { a = \"b\", b = \"A\" }", false),
+        ("exclude = [\"c\"]", true),
+        // The name of a column that is left out is free since the last export.
+        ("rename = { a = \"c\" }\nexclude = [\"c\"]", false),
+        ("rename = { b = \"c\" }\nexclude = [\"c\"]", true),
+    ] {
+        catalog.write(&file(members));
+        let service = catalog.start(&database).service().await;
+        for (dataset, export_type) in [("logged", "delta"), ("polled", "incremental")] {
+            let body = json!({ "dataset": dataset });
+            let job = ended(&service, &format!("/exports/{export_type}"), Some("c"), body).await;
+            let code = if needs_full { json!("full_export_needed") } else { json!(null) };
+            assert_eq!(
+                (&job["error"]["code"], job["continuity"].as_str()),
+                (&code, needs_full.then_some("dataset_changed")),
+                "{members}: {job}"
+            );
+            export(&service, "full", dataset, "c").await;
+        }
+        service.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn the_watermark_moves_where_the_operation_has_the_name_of_the_time() {
+    let database = Database::empty().await;
+    database.run("create table t (id int primary key, at timestamptz default now()); insert into t values (1)").await;
+    let members = "updated_at = \"at\"\nrename = { at = \"changed\" }\noperation_column = \"at\"\n";
+    let catalog = Catalog::of(&format!("[[dataset]]\nname = \"t\"\ntable = \"t\"\n{members}"));
+    catalog.track(&database, "t").await;
+    let service = catalog.start(&database).service().await;
+    for id in [2, 3] {
+        let job = export(&service, "delta", "t", "a").await;
+        let last: String =
+            database.one("select to_char(max(at) at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US') from t").await;
+        assert!(job["watermarkTo"].as_str().is_some_and(|at| at.starts_with(&last)), "{job} {last}");
+        database.run(&format!("insert into t values ({id})")).await;
+    }
+    service.stop().await;
+}
+
 /// A consumer takes for the newest what has the largest `_order`, whatever the database has forgotten.
 #[tokio::test]
 async fn the_order_never_goes_back_after_a_restore() {
@@ -263,7 +321,7 @@ async fn the_order_never_goes_back_after_a_restore() {
         let job = service.ended(&id).await;
         assert_eq!(job["attempt"], 1, "{job}");
         let order = job["order"].as_i64().unwrap();
-        assert!(order > last, "{job}");
+        assert_eq!(order, last + 1, "{job}");
         let rows = meta(&service, &job);
         assert!(rows.iter().all(|row| row.contains(&format!(" {order} "))), "{rows:?}");
         last = order;

@@ -93,7 +93,7 @@ verdict as materialized (
           when w.cluster_id <> now.cluster_id then 'other_cluster'
           when w.table_oid <> target.oid then 'table_recreated' -- null if somebody set the time by hand
           when w.guard_state ->> 'time' <> wanted.guard_state ->> 'time' then 'dataset_changed'
-          when difference.sends_old_column then 'dataset_changed'
+          when difference.sends_old_column or difference.reuses_name then 'dataset_changed'
         end
       when w.log_lost = 'all' then 'log_expired'
       when w.live_snapshot is null then 'no_snapshot'
@@ -104,7 +104,7 @@ verdict as materialized (
       when pg_snapshot_xmax(w.live_snapshot) > pg_snapshot_xmax(now.snapshot) then 'xid_went_back'
       when difference.has_other_types or difference.has_other_numbers or difference.has_other_parts
         or difference.is_rewritten and difference.has_other_versions then 'column_retyped'
-      when difference.sends_old_column then 'dataset_changed'
+      when difference.sends_old_column or difference.reuses_name then 'dataset_changed'
       when not now.captured then 'trigger_missing'
       when difference.lacks_partition then 'partitions_changed'
       when difference.has_unexplained_touch then 'partitions_changed'
@@ -133,6 +133,12 @@ verdict as materialized (
         select from jsonb_array_elements_text(wanted.guard_state -> 'sent') sent (number)
         where sent.number::int <= (w.guard_state ->> 'width')::int
           and not (w.guard_state -> 'sent') ? sent.number) as sends_old_column,
+
+      -- A name in the files passed to another column: rows that don't change keep the values of the one before.
+      (w.guard_state -> 'files') <> (wanted.guard_state -> 'files') and exists (
+        select from jsonb_each_text(w.guard_state -> 'files') was
+        join jsonb_each_text(wanted.guard_state -> 'files') is_now using (key)
+        where was.value <> is_now.value) as reuses_name,
 
       -- A column's values may differ from the delivered and logged ones, because its type, its number, or a part of its
       -- type (a label, an attribute) or its expression changed.
