@@ -31,6 +31,8 @@ pg_rows::words! {
         SetWatermark = "set_watermark",
         /// A watermark was deleted.
         DeleteWatermark = "delete_watermark",
+        /// A consumer was removed.
+        RemoveConsumer = "remove_consumer",
         /// The redelivery of an event was requested.
         Redeliver = "redeliver",
         /// A user of the demo table was deleted.

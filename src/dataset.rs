@@ -283,6 +283,8 @@ pub struct Dataset {
     pub max_file_bytes: Option<u64>,
     /// The choice for exports whose request has none: true to make no file if there is nothing to export.
     pub skip_empty: bool,
+    /// The age of a waiting change up to which a consumer is fresh. None: it goes by how often there are exports.
+    pub fresh_within: Option<Duration>,
     /// The masks of its columns.
     pub masks: Masks,
     /// The names of its files' columns, and the columns beside the table's.
@@ -355,6 +357,7 @@ impl Dataset {
             parquet: ParquetChoices::default(),
             max_file_bytes: None,
             skip_empty: false,
+            fresh_within: None,
             masks: Masks::default(),
             header: FileHeader::default(),
         }

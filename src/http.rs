@@ -136,6 +136,7 @@ fn routes() -> OpenApiRouter {
         .routes(routes!(exports::submit::incremental_of))
         .routes(routes!(watermarks::get, watermarks::put, watermarks::delete))
         .routes(routes!(consumers::list))
+        .routes(routes!(consumers::get, consumers::delete))
         .routes(routes!(schedules::list))
         .routes(routes!(datasets::list))
         .routes(routes!(datasets::get))

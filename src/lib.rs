@@ -10,6 +10,7 @@ pub mod dataset;
 pub mod duration;
 pub mod event;
 pub mod file;
+pub mod freshness;
 pub mod job;
 pub mod key;
 pub mod manifest;

@@ -15,6 +15,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -154,7 +155,8 @@ impl Maintenance {
         let on_request = |requested| Pace { period: FOLDER_PERIOD, woken: Some(Arc::clone(requested)) };
         let mut tasks = JoinSet::new();
         let task = self.for_task();
-        tasks.spawn(every("reap", often, async move || look(&task).await, shutdown.clone()));
+        let mut looked_at = None;
+        tasks.spawn(every("reap", often, async move || look(&task, &mut looked_at).await, shutdown.clone()));
         let (task, pace) = (self.for_task(), on_request(&self.announce_requested));
         tasks.spawn(every("announce", pace, async move || announce(&task).await, shutdown.clone()));
         let (mut publish, pace) = (Publish::new(self.for_task()), on_request(&self.publish_requested));
@@ -194,8 +196,9 @@ impl Maintenance {
     }
 }
 
-/// Looks for work, takes over the jobs of vanished workers, and wakes those who do the rest.
-async fn look(maintenance: &Maintenance) -> Result<(), Error> {
+/// Looks for work, takes over the jobs of vanished workers, and wakes those who do the rest. `looked_at`: the time of
+/// the last look, at which all that the change log has was in a moment.
+async fn look(maintenance: &Maintenance, looked_at: &mut Option<DateTime<Utc>>) -> Result<(), Error> {
     let Maintenance { settings, store, destination, catalog, .. } = maintenance;
     // A destination that hangs must not keep the jobs of a vanished worker from being taken over.
     let destination = tokio::time::timeout(ID_TIMEOUT, destination.id()).await;
@@ -210,6 +213,10 @@ async fn look(maintenance: &Maintenance) -> Result<(), Error> {
     if due.is_unannounced {
         maintenance.announce_requested.notify_one();
     }
+    if due.log_has_moved {
+        store.record_moment(*looked_at).await?;
+    }
+    *looked_at = Some(due.looked_at);
     if due.has_lapsed { reap(maintenance).await } else { Ok(()) }
 }
 

@@ -5,6 +5,8 @@
 
 pub mod timing;
 
+use std::time::Duration;
+
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::job::{ConsumerId, ExportType, JobId, Request};
@@ -36,6 +38,8 @@ pub struct Schedule {
     pub runs_at_start: bool,
     /// True to make no file if there is nothing to export. `None` uses the dataset's choice.
     pub skip_empty: Option<bool>,
+    /// The age of a waiting change up to which its consumer is fresh. `None` uses the dataset's.
+    pub fresh_within: Option<Duration>,
 }
 
 /// The datasets of a schedule.
@@ -57,6 +61,11 @@ impl ScheduledDatasets {
             ScheduledDatasets::Listed(names) => names,
             ScheduledDatasets::All => &[],
         }
+    }
+
+    /// Returns true if this dataset is one of them, once it is ready.
+    pub fn include(&self, dataset: &str) -> bool {
+        *self == ScheduledDatasets::All || self.names().iter().any(|name| name == dataset)
     }
 }
 
@@ -169,6 +178,7 @@ mod tests {
             heals: false,
             runs_at_start: true,
             skip_empty: None,
+            fresh_within: None,
         }
     }
 

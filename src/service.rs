@@ -202,6 +202,12 @@ pub enum Error {
     /// The job is open and may still create its file.
     #[error("the export is {0}, so its file can't be removed yet")]
     Open(Status),
+    /// The consumer has never asked for an export, or was removed.
+    #[error("there is no consumer `{0}`")]
+    NoConsumer(ConsumerId),
+    /// The consumer has a job that has not ended.
+    #[error("an export of `{0}` has not ended: wait for it, or cancel it")]
+    ConsumerOpen(ConsumerId),
     /// The job has ended.
     #[error("the export is {0} already")]
     Ended(Status),

@@ -20,6 +20,7 @@ pub mod lease;
 pub mod lists;
 pub mod manifests;
 mod mask_secret;
+pub mod moments;
 mod open_jobs;
 pub mod queue;
 pub mod retention;

@@ -48,6 +48,8 @@ pub struct ConsumerLag {
     pub dataset: String,
     /// The number of rows that changed since the consumer's last export.
     pub rows_waiting: Waiting,
+    /// The earliest time of a row after the watermark, if the table's times alone decide and an index has it.
+    pub waiting_since: Option<DateTime<Utc>>,
     /// The guard's verdict: the reason why the next export can't continue from the position.
     pub continuity: Option<Continuity>,
 }

@@ -68,8 +68,8 @@ fn show(status: &Value, json: bool, clear: bool) -> anyhow::Result<()> {
     let mut text = String::from(if clear { "\x1b[2J\x1b[H" } else { "" });
     writeln!(
         text,
-        "{:<24} {:<16} {:<28} {:>8}  {:<20} LAST JOB",
-        "CONSUMER", "DATASET", "WATERMARK", "WAITING", "CONTINUITY"
+        "{:<24} {:<16} {:<12} {:>10} {:>8}  {:<20} LAST JOB",
+        "CONSUMER", "DATASET", "STATE", "BEHIND", "WAITING", "CONTINUITY"
     )?;
     for consumer in items("consumers") {
         writeln!(text, "{}", consumer_line(consumer))?;
@@ -101,6 +101,10 @@ fn consumer_line(consumer: &Value) -> String {
         Some(rows) => format!("{rows}{}", if consumer["rowsWaitingCapped"] == true { "+" } else { "" }),
         None => "?".to_owned(),
     };
+    let behind = match consumer["behindSeconds"].as_u64() {
+        Some(seconds) => humantime::format_duration(Duration::from_secs(seconds)).to_string().replace(' ', ""),
+        None => "?".to_owned(),
+    };
     let job = match consumer["lastJob"].is_object() {
         true => format!("{} {}", cell("/lastJob/exportType"), cell("/lastJob/status")),
         false => "-".to_owned(),
@@ -110,10 +114,10 @@ fn consumer_line(consumer: &Value) -> String {
         false => format!("  ({} not acknowledged since {})", cell("/unacknowledged"), cell("/unacknowledgedSince")),
     };
     format!(
-        "{:<24} {:<16} {:<28} {waiting:>8}  {:<20} {job}{acknowledges}",
+        "{:<24} {:<16} {:<12} {behind:>10} {waiting:>8}  {:<20} {job}{acknowledges}",
         cell("/consumerId"),
         cell("/dataset"),
-        cell("/lastExportedAt"),
+        cell("/state"),
         cell("/continuity"),
     )
 }

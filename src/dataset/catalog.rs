@@ -4,6 +4,7 @@
 //! compares the datasets with their tables and reports [`Fault`]s.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::dataset::block::{self, Names, OperatorFile};
 use crate::dataset::fault::{Fault, Faults, Mistake, Mistakes, SeveralDatasets, UnknownDataset};
@@ -14,6 +15,7 @@ use crate::dataset::pattern::{self, Candidate, LeftOut, Pattern, UsedNames};
 use crate::dataset::{Dataset, Description, Table, USERS, dataset_block, schedule_block};
 use crate::event::Listener;
 use crate::job::batch::Omitted;
+use crate::job::lane::Lane;
 use crate::job::{Bounds, ExportType};
 use crate::schedule::{Schedule, ScheduledDatasets};
 
@@ -262,6 +264,17 @@ impl Catalog {
     /// The receivers of events, with the events that each of them gets.
     pub fn listeners(&self) -> &[Listener] {
         &self.listeners
+    }
+
+    /// Returns the operator's limit of the age of a change up to which a lane is fresh: that of a schedule, or else of
+    /// the dataset.
+    pub fn fresh_within(&self, lane: Lane<'_>) -> Option<Duration> {
+        let of_schedules = self
+            .schedules
+            .iter()
+            .filter(|schedule| schedule.consumer == *lane.consumer && schedule.datasets.include(lane.dataset));
+        let of_dataset = || self.get(lane.dataset).and_then(|dataset| dataset.fresh_within);
+        of_schedules.filter_map(|schedule| schedule.fresh_within).min().or_else(of_dataset)
     }
 
     /// The schedules, in the order of the file.

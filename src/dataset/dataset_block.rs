@@ -65,12 +65,18 @@ pub(super) fn options(block: &mut Block<'_, '_>) -> Dataset {
     }
     let max_file_bytes = block.number("max_file_bytes", &FILE_BYTES);
     let skip_empty = block.flag("skip_empty", false);
+    let fresh_within = fresh_within(block);
     let masks = Masks { rules: block.table("mask", str::parse).unwrap_or_default(), are_optional: false };
     refuse_mask(block, &masks, "updated_at", updated_at.as_ref());
     let header = header(block);
     let table = Table { schema: None, name: String::new() };
     let new = Dataset::new(String::new(), table);
-    Dataset { updated_at, capture, parquet, max_file_bytes, skip_empty, masks, header, ..new }
+    Dataset { updated_at, capture, parquet, max_file_bytes, skip_empty, fresh_within, masks, header, ..new }
+}
+
+/// Reads the age of a waiting change up to which a consumer is fresh.
+pub(super) fn fresh_within(block: &mut Block<'_, '_>) -> Option<Duration> {
+    block.optional("fresh_within", |text| duration::parse(text).ok_or("a time such as 5m or 1h is expected"))
 }
 
 /// Reads the names of the files' columns, and the columns beside the table's.

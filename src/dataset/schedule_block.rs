@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::dataset::block::{Block, Names, OperatorFile};
+use crate::dataset::dataset_block::fresh_within;
 use crate::dataset::listener::Known;
 use crate::dataset::name::hint;
 use crate::job::batch::MOST_MEMBERS;
@@ -30,6 +31,7 @@ fn schedule(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Schedule> {
     }
     let runs_at_start = block.flag("run_at_start", true);
     let skip_empty = block.has("skip_empty").then(|| block.flag("skip_empty", false));
+    let fresh_within = fresh_within(block);
     Some(Schedule {
         name: block.name.clone(),
         consumer: consumer?,
@@ -40,6 +42,7 @@ fn schedule(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Schedule> {
         heals,
         runs_at_start,
         skip_empty,
+        fresh_within,
     })
 }
 
@@ -102,6 +105,8 @@ fn timing(block: &mut Block<'_, '_>) -> Option<Timing> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use crate::dataset::assert_lines;
     use crate::dataset::catalog::Catalog;
     use crate::job::ExportType;
@@ -130,6 +135,7 @@ mod tests {
             heal = true
             run_at_start = false
             skip_empty = true
+            fresh_within = \"15m\"
 
             [[schedule]]
             name = \"nightly\"
@@ -151,6 +157,7 @@ mod tests {
         assert_eq!((often.heals, often.runs_at_start), (true, false));
         assert_eq!((nightly.heals, nightly.runs_at_start), (false, true));
         assert_eq!((often.skip_empty, nightly.skip_empty), (Some(true), None));
+        assert_eq!((often.fresh_within, nightly.fresh_within), (Some(Duration::from_secs(900)), None));
         assert_eq!(nightly.timing.to_string(), "15 2 * * 1-5 Europe/Berlin");
         assert_eq!((nightly.encoding.format, nightly.encoding.compression), (Format::Csv, Compression::None));
     }

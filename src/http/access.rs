@@ -214,6 +214,7 @@ pub(crate) fn scope_of(method: &Method, path: &str) -> Scope {
         ("/metrics" | "/audit" | "/users/{id}" | "/deliveries" | "/deliveries/{deliveryId}/redeliver", _) => {
             Scope::Admin
         }
+        ("/consumers/{consumerId}", &Method::DELETE) => Scope::Admin,
         // A client that may download a file may also acknowledge it.
         ("/exports/{jobId}/ack", _) => Scope::Read,
         (_, &Method::GET | &Method::HEAD) => Scope::Read,
@@ -235,6 +236,7 @@ fn action_of(method: &Method, path: &str) -> Action {
         ("/exports/watermark", &Method::DELETE) => Action::DeleteWatermark,
         ("/exports/watermark", _) => Action::SetWatermark,
         ("/deliveries/{deliveryId}/redeliver", _) => Action::Redeliver,
+        ("/consumers/{consumerId}", _) => Action::RemoveConsumer,
         ("/users/{id}", _) => Action::DeleteUser,
         _ => Action::Export,
     }

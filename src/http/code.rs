@@ -76,7 +76,7 @@ pg_rows::words! {
         NothingReady = "nothing_ready",
         /// An export is being committed.
         Committing = "committing",
-        /// The export has not ended yet.
+        /// The export, or one of the consumer, has not ended yet.
         StillOpen = "still_open",
         /// The export has ended in another way than by cancellation.
         AlreadyEnded = "already_ended",

@@ -1,12 +1,17 @@
 //! `/consumers`: the watermarks of all consumers and the changes that wait for each.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::Query;
+use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::dataset::name::is_name;
+use crate::freshness::{self, LaneState};
 use crate::http::code::Code;
+use crate::http::input::PathParameter;
 use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
 use crate::http::query;
@@ -54,6 +59,19 @@ pub(crate) struct ConsumerBody {
     /// The time of this count. It is older than the answer if counting takes long
     #[schema(format = DateTime)]
     as_of: String,
+    /// `fresh`, `behind`, `failing`, `needs_full`, `not_tracked`, `not_loaded`, `new`, or `gone` if there is no such
+    /// dataset any more; null if it cannot be told now
+    #[schema(required, pattern = "^(fresh|new|gone|not_loaded|behind|not_tracked|needs_full|failing)$")]
+    state: Option<&'static str>,
+    /// The age in seconds of the oldest committed change that no export has; 0 if there is none, null if it is unknown
+    #[schema(required)]
+    behind_seconds: Option<u64>,
+    /// The number of exports that failed since the last completed one, exact up to 1,000
+    #[schema(maximum = 1000)]
+    failures: u64,
+    /// The time when the first of these failed; null if there is none
+    #[schema(required, format = DateTime)]
+    failing_since: Option<String>,
     /// The condition, other than changes, between the consumer's last export and the next; null if there is none
     #[schema(required)]
     continuity: Option<Continuity>,
@@ -101,6 +119,91 @@ pub(crate) async fn list(
     Ok(Json(Page::new(consumers, limit, cursor_of, body)))
 }
 
+/// A consumer over all its datasets.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = ConsumerSummary)]
+pub(crate) struct SummaryBody {
+    /// The consumer's id
+    consumer_id: String,
+    /// The most urgent state among its datasets; null if one is unknown and no other state is urgent
+    #[schema(required, pattern = "^(fresh|new|gone|not_loaded|behind|not_tracked|needs_full|failing)$")]
+    state: Option<&'static str>,
+    /// The number of its datasets
+    datasets: u64,
+    /// The number of datasets in each state that one of them has
+    states: BTreeMap<&'static str, u64>,
+    /// The largest `behindSeconds` of its datasets; null if none is known
+    #[schema(required)]
+    behind_seconds: Option<u64>,
+    /// The number of rows that wait in all datasets
+    rows_waiting: u64,
+    /// True if `rowsWaiting` is a lower bound
+    rows_waiting_capped: bool,
+    /// The time of the oldest of these counts
+    #[schema(format = DateTime)]
+    as_of: String,
+    /// The number of exports that failed since the last completed ones
+    failures: u64,
+    /// The time when the first of these failed; null if there is none
+    #[schema(required, format = DateTime)]
+    failing_since: Option<String>,
+}
+
+/// Get a consumer over all its datasets
+#[utoipa::path(
+    get, path = "/consumers/{consumerId}", operation_id = "getConsumer", tag = "watermarks",
+    params(("consumerId" = ConsumerId, Path, description = "The consumer")), responses((status = 200, description = "The consumer.", body = SummaryBody)),
+    extensions(("x-codes" = json!([Code::ConsumerInvalid, Code::NotFound, Code::TableUnreadable]))),
+)]
+pub(crate) async fn get(service: Service, PathParameter(id): PathParameter) -> Result<Json<SummaryBody>, Problem> {
+    let consumer = consumer_of(&service, &id)?;
+    let lanes = service.consumer(&consumer).await?;
+    let known = || lanes.iter().map(|listed| &listed.lag.rows_waiting);
+    let counted = |waiting: &Waiting| match waiting {
+        Waiting::Exactly(rows) | Waiting::AtLeast(rows) => *rows,
+        Waiting::Unknown => 0,
+    };
+    let mut states = BTreeMap::new();
+    for state in lanes.iter().filter_map(|listed| listed.state) {
+        *states.entry(state.as_str()).or_default() += 1;
+    }
+    Ok(Json(SummaryBody {
+        consumer_id: consumer.to_string(),
+        state: freshness::of_all(lanes.iter().map(|listed| listed.state)).map(LaneState::as_str),
+        datasets: lanes.len() as u64,
+        states,
+        behind_seconds: lanes.iter().filter_map(|listed| listed.behind).max().map(|age| age.as_secs()),
+        rows_waiting: known().map(counted).sum(),
+        rows_waiting_capped: known().any(|waiting| !matches!(waiting, Waiting::Exactly(_))),
+        as_of: rfc3339(lanes.iter().map(|listed| listed.as_of).min().unwrap_or_default()),
+        failures: lanes.iter().map(|listed| listed.history.failures).sum(),
+        failing_since: lanes.iter().filter_map(|listed| listed.history.failing_since).min().map(rfc3339),
+    }))
+}
+
+/// Remove a consumer
+///
+/// Forgets its positions in all datasets that the key may see, and takes it out of the lists. Files and jobs stay until
+/// retention removes them. The next export under this name is a first one.
+#[utoipa::path(
+    delete, path = "/consumers/{consumerId}", operation_id = "removeConsumer", tag = "watermarks",
+    params(("consumerId" = ConsumerId, Path, description = "The consumer")), responses((status = 204, description = "The consumer is removed.")),
+    extensions(("x-codes" = json!([Code::ConsumerInvalid, Code::NotFound, Code::StillOpen]))),
+)]
+pub(crate) async fn delete(service: Service, PathParameter(id): PathParameter) -> Result<StatusCode, Problem> {
+    service.remove_consumer(&consumer_of(&service, &id)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Parses a consumer of a path, which the caller may see.
+fn consumer_of(service: &Service, id: &str) -> Result<ConsumerId, Problem> {
+    let bad = |why| Problem::bad_input(Code::ConsumerInvalid, "consumerId", format!("consumerId: {why}"));
+    let consumer = id.parse().map_err(bad)?;
+    service.require_consumer(Some(&consumer))?;
+    Ok(consumer)
+}
+
 /// Parses a cursor into a consumer and a dataset. Neither name can contain a slash.
 fn read_cursor(cursor: &str) -> Result<(ConsumerId, &str), Problem> {
     let position = cursor.split_once('/').filter(|(_, dataset)| is_name(dataset));
@@ -109,7 +212,7 @@ fn read_cursor(cursor: &str) -> Result<(ConsumerId, &str), Problem> {
 }
 
 fn body(listed: ListedConsumer, capture: Option<&'static str>) -> ConsumerBody {
-    let ListedConsumer { lag, as_of, last_job, unacknowledged, log_use } = listed;
+    let ListedConsumer { lag, as_of, last_job, unacknowledged, log_use, history, behind, state } = listed;
     let (rows_waiting, rows_waiting_capped) = match lag.rows_waiting {
         Waiting::Exactly(rows) => (Some(rows), false),
         Waiting::AtLeast(rows) => (Some(rows), true),
@@ -123,6 +226,10 @@ fn body(listed: ListedConsumer, capture: Option<&'static str>) -> ConsumerBody {
         rows_waiting,
         rows_waiting_capped,
         as_of: rfc3339(as_of),
+        state: state.map(LaneState::as_str),
+        behind_seconds: behind.map(|age| age.as_secs()),
+        failures: history.failures,
+        failing_since: history.failing_since.map(rfc3339),
         continuity: lag.continuity,
         last_job: last_job.map(JobJson::from),
         unacknowledged: unacknowledged.map(|of| of.exports),

@@ -258,6 +258,7 @@ impl From<Arc<service::Error>> for Problem {
                 Problem::new(Code::DatasetMismatch, detail)
             }
             Error::NoWatermark => Problem::new(Code::NoWatermark, detail),
+            Error::NoConsumer(_) => Problem::not_found(&detail),
             Error::NoFile(_) | Error::NoBatchManifest(_) | Error::NotPublished(_) => {
                 Problem::new(Code::NotCompleted, detail)
             }
@@ -276,7 +277,7 @@ impl From<Arc<service::Error>> for Problem {
             Error::AfterUnknown(_) => Problem::new(Code::MemberInvalid, detail).with_field("after"),
             Error::NothingReady(_) => Problem::new(Code::NothingReady, detail).with_field("datasets"),
             Error::Committing => Problem::new(Code::Committing, detail),
-            Error::Open(_) => Problem::new(Code::StillOpen, detail),
+            Error::Open(_) | Error::ConsumerOpen(_) => Problem::new(Code::StillOpen, detail),
             Error::Ended(_) => Problem::new(Code::AlreadyEnded, detail),
             Error::Restored => Problem::new(Code::DatabaseRestored, detail).with_field("after"),
             Error::NotToRetry(_) => Problem::new(Code::NotFailed, detail),

@@ -72,6 +72,8 @@ pub(super) async fn round(maintenance: &Maintenance) -> Result<bool, Error> {
         }
     }
     store.forget_audit(retain_audit).await?;
+    // The change log keeps changes up to twice that age.
+    store.thin_moments(2 * settings.log_caps.age).await?;
     let mut place = first();
     while let Some(after) = time.within(place) {
         place = store.forget_lanes(&after).await?.next;

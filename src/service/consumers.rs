@@ -9,13 +9,15 @@ use futures_util::future::join_all;
 
 use crate::dataset::name::is_name;
 use crate::dataset::{Capture, Dataset};
+use crate::freshness::{LaneFacts, LaneHistory, LaneState};
 use crate::job::lane::{Lane, Unacknowledged};
 use crate::job::marker::Marker;
 use crate::job::{ConsumerId, Job};
 use crate::service::deadline::{on_table, with_timeout};
 use crate::service::{COUNTING_TIMEOUT, Error, Looked, Service};
 use crate::sink::{Destination, MarkerFile};
-use crate::store::watermarks::{ConsumerPosition, WatermarkEdit};
+use crate::store::moments::LoggedChanges;
+use crate::store::watermarks::{ConsumerPosition, ConsumerRemoval, WatermarkEdit};
 use crate::telemetry::chain;
 use crate::watermark::{ConsumerLag, LogUse, Waiting, Watermark};
 
@@ -24,6 +26,10 @@ use crate::watermark::{ConsumerLag, LogUse, Waiting, Watermark};
 const MAX_CHANGES_PER_PAGE: u64 = 36_000;
 const MAX_CHANGES: u64 = 15_000;
 const MIN_CHANGES: u64 = 1_000;
+
+/// Maximum number of lanes of a consumer that are looked at together.
+const MAX_LANES: usize = 1_000;
+const LANES_PER_PAGE: u32 = 200;
 
 /// Time limit for reading lane markers from the destination. Without them, only the timeline reveals a restore.
 const MARKERS_TIMEOUT: Duration = Duration::from_millis(500);
@@ -41,6 +47,12 @@ pub struct ListedConsumer {
     pub unacknowledged: Option<Unacknowledged>,
     /// The bytes of the change log that the position holds, or `None` if it holds none or they are unknown.
     pub log_use: Option<LogUse>,
+    /// The ends of its latest exports.
+    pub history: LaneHistory,
+    /// The age of the oldest change that no export has, or `None` if it is unknown.
+    pub behind: Option<Duration>,
+    /// Its state, or `None` if it can't be told now.
+    pub state: Option<LaneState>,
 }
 
 /// A dataset, and the consumers of it that a page has.
@@ -75,16 +87,97 @@ impl Service {
             positions.iter().map(|position| (position.consumer.as_str(), position.dataset.as_str())).unzip();
         let mut jobs = with_timeout(self.store.last_jobs(&ids, &datasets)).await?;
         let mut unacknowledged = with_timeout(self.store.unacknowledged(&ids, &datasets)).await?;
+        let mut histories = with_timeout(self.store.histories(&ids, &datasets)).await?;
+        let changes = with_timeout(self.store.logged_changes(&ids, &datasets)).await?;
         let (lags, log_use) = tokio::join!(self.lags(&positions, &jobs), self.log_use(&ids, &datasets));
+        let now = Utc::now();
         let listed = |Looked { value: lag, as_of }: Looked<ConsumerLag>| {
             let is_its = |job: &Job| job.consumer.as_ref() == Some(&lag.consumer) && job.dataset == lag.dataset;
             let last_job = jobs.iter().position(is_its).map(|at| jobs.swap_remove(at));
             let unacknowledged = unacknowledged.remove(&(lag.consumer.clone(), lag.dataset.clone()));
             let is_its = |of: &&LogUse| of.consumer_id == lag.consumer.as_str() && of.dataset == lag.dataset;
             let log_use = log_use.iter().find(is_its).cloned();
-            ListedConsumer { lag, as_of, last_job, unacknowledged, log_use }
+            let name = (lag.consumer.to_string(), lag.dataset.clone());
+            let history = histories.remove(&name).unwrap_or_default();
+            let is_its = |of: &&LoggedChanges| of.consumer == lag.consumer && of.dataset == lag.dataset;
+            let behind = self.behind(&lag, &history, changes.iter().find(is_its), now);
+            let is_its = |of: &&ConsumerPosition| of.consumer == lag.consumer && of.dataset == lag.dataset;
+            let facts = LaneFacts {
+                history,
+                has_position: positions.iter().find(is_its).is_some_and(|position| position.is_saved),
+                export_type: last_job.as_ref().map(|job| job.export_type),
+                continuity: lag.continuity,
+                behind,
+                unacknowledged,
+                fresh_within: self.catalog.fresh_within(Lane { consumer: &lag.consumer, dataset: &lag.dataset }),
+            };
+            let state = match self.catalog.get(&lag.dataset) {
+                Some(_) => facts.state(now),
+                None => Some(LaneState::Gone),
+            };
+            ListedConsumer { lag, as_of, last_job, unacknowledged, log_use, history, behind, state }
         };
         Ok(lags.into_iter().map(listed).collect())
+    }
+
+    /// Returns a consumer's state in each of its datasets, of a thousand at most.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such consumer.
+    pub async fn consumer(&self, consumer: &ConsumerId) -> Result<Vec<ListedConsumer>, Error> {
+        let mut lanes: Vec<ListedConsumer> = Vec::new();
+        while lanes.len() < MAX_LANES {
+            let last = lanes.last().map(|listed| listed.lag.dataset.clone());
+            let after = last.as_deref().map(|dataset| Lane { consumer, dataset });
+            let page = self.consumers(after, Some(consumer.clone()), LANES_PER_PAGE).await?;
+            let is_last = page.len() < LANES_PER_PAGE as usize;
+            lanes.extend(page);
+            if is_last {
+                break;
+            }
+        }
+        if lanes.is_empty() { Err(Error::NoConsumer(consumer.clone())) } else { Ok(lanes) }
+    }
+
+    /// Removes a consumer from the lists, with its positions in all datasets that the caller may see.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such consumer, or if one of its jobs has not ended.
+    pub async fn remove_consumer(&self, consumer: &ConsumerId) -> Result<(), Error> {
+        match with_timeout(self.store.remove_consumer(consumer, self.bounds.datasets.as_deref())).await? {
+            ConsumerRemoval::Done => {
+                tracing::info!(event = "consumer_removed", consumerId = consumer.as_str());
+                Ok(())
+            }
+            ConsumerRemoval::Unknown => Err(Error::NoConsumer(consumer.clone())),
+            ConsumerRemoval::Open => Err(Error::ConsumerOpen(consumer.clone())),
+        }
+    }
+
+    /// Returns the age of the oldest change that a lane lacks, by the log or by the rows' times. Where there
+    /// is neither, it is the age of the last full export.
+    fn behind(
+        &self,
+        lag: &ConsumerLag,
+        history: &LaneHistory,
+        logged: Option<&LoggedChanges>,
+        now: DateTime<Utc>,
+    ) -> Option<Duration> {
+        let age = |since: DateTime<Utc>| (now - since).to_std().unwrap_or_default();
+        match self.catalog.get(&lag.dataset)?.capture {
+            Capture::None => history.completed_at.map(age),
+            _ if lag.continuity.is_some_and(|why| !why.keeps_live_rows() || why.is_manual()) => None,
+            Capture::Triggers => match logged? {
+                LoggedChanges { exist: false, .. } => Some(Duration::ZERO),
+                LoggedChanges { since, .. } => since.map(age),
+            },
+            Capture::Timestamp { .. } => match (lag.last_exported_at, lag.rows_waiting, lag.waiting_since) {
+                (Some(_), Waiting::Exactly(0), _) => Some(Duration::ZERO),
+                (_, _, since) => since.map(age),
+            },
+        }
     }
 
     /// Returns a consumer's state in a dataset, even before its first export.
@@ -167,6 +260,7 @@ impl Service {
                     dataset: position.dataset.clone(),
                     last_exported_at: position.last_exported_at,
                     rows_waiting: Waiting::Unknown,
+                    waiting_since: None,
                     continuity: None,
                 },
                 as_of: Utc::now(),

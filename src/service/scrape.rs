@@ -2,21 +2,27 @@
 //! connection pools.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::Utc;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
+use crate::dataset::{Capture, Dataset};
 use crate::event::DeliveryStatus;
 use crate::failpoint;
-use crate::job::Status;
+use crate::freshness;
+use crate::job::lane::Lane;
+use crate::job::{ConsumerId, Status};
 use crate::service::Service;
 use crate::service::schedules::ScheduleAge;
 use crate::sink::Destination;
 use crate::store::{
     self,
     deliveries::OpenDeliveries,
-    gauges::{Backlog, UnacknowledgedAge, WatermarkAge},
+    gauges::{Backlog, MAX_CONSUMERS, UnacknowledgedAge, WatermarkAge},
+    moments::LoggedChanges,
 };
 use crate::telemetry::chain;
 use crate::telemetry::metrics::{self, Gauges};
@@ -27,6 +33,9 @@ const SCRAPE_CACHE_TIME: Duration = Duration::from_secs(1);
 /// Time limit of each read for a scrape. It is shorter than a client's timeout, because a concurrent scrape waits for
 /// the read to end.
 const SCRAPE_TIMEOUT: Duration = Duration::from_millis(1_500);
+
+/// The number of lanes that are looked at for those furthest behind: the ones whose last exports are the oldest.
+const MAX_LANES: usize = 1_000;
 
 /// A cache for an expensive read. Concurrent callers share one read.
 #[derive(Debug, Default)]
@@ -86,19 +95,55 @@ impl Service {
 
     async fn read_figures(&self) -> Result<Figures, store::Error> {
         let datasets: Vec<_> = self.catalog.iter().map(|dataset| dataset.name.as_str()).collect();
+        let (logged, others): (Vec<_>, Vec<_>) =
+            self.catalog.iter().partition(|dataset| dataset.capture == Capture::Triggers);
+        let names = |of: Vec<&Arc<Dataset>>| of.into_iter().map(|dataset| dataset.name.clone()).collect::<Vec<_>>();
+        let (logged, timed) = (names(logged), names(others));
         let backlog = self.store.backlog().await?;
-        let (ages, others) = self.store.watermark_ages(&datasets).await?;
+        let behind = self.behind_ages(&logged).await?;
+        let (ages, others) = self.store.watermark_ages(&timed).await?;
         let unacknowledged = self.store.unacknowledged_ages(&datasets).await?;
         let endpoints: Vec<_> = self.catalog.listeners().iter().map(|listener| listener.name.as_str()).collect();
         let undelivered = self.store.open_deliveries(&endpoints).await?;
         let schedules = self.schedule_ages().await?;
-        Ok(Figures { backlog, ages, others, unacknowledged, undelivered, schedules })
+        Ok(Figures { backlog, behind, ages, others, unacknowledged, undelivered, schedules })
     }
+
+    /// Returns the consumers that are furthest behind in these datasets, by the change log.
+    async fn behind_ages(&self, datasets: &[String]) -> Result<Vec<BehindAge>, store::Error> {
+        let now = Utc::now();
+        let age = |changes: LoggedChanges| {
+            let LoggedChanges { consumer, dataset, exist, since } = changes;
+            let seconds = match since {
+                Some(since) => (now - since).to_std().unwrap_or_default().as_secs_f64(),
+                None if exist => return None,
+                None => 0.0,
+            };
+            let within = self.catalog.fresh_within(Lane { consumer: &consumer, dataset: &dataset });
+            let within = within.unwrap_or(freshness::WITHOUT_HISTORY).as_secs_f64();
+            Some(BehindAge { consumer, dataset, seconds, within })
+        };
+        let changes = self.store.oldest_logged_changes(datasets, MAX_LANES).await?;
+        let mut ages: Vec<_> = changes.into_iter().filter_map(age).collect();
+        ages.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+        ages.truncate(MAX_CONSUMERS);
+        Ok(ages)
+    }
+}
+
+/// The age of the oldest change that a consumer lacks.
+struct BehindAge {
+    consumer: ConsumerId,
+    dataset: String,
+    seconds: f64,
+    /// The age up to which it is fresh.
+    within: f64,
 }
 
 /// The gauges read from the database.
 struct Figures {
     backlog: Backlog,
+    behind: Vec<BehindAge>,
     ages: Vec<WatermarkAge>,
     others: u64,
     unacknowledged: Vec<UnacknowledgedAge>,
@@ -108,7 +153,7 @@ struct Figures {
 
 impl Figures {
     fn set_gauges(&self, gauges: &mut Gauges) {
-        let Figures { backlog, ages, others, unacknowledged, undelivered, schedules } = self;
+        let Figures { backlog, behind, ages, others, unacknowledged, undelivered, schedules } = self;
         gauges.set(&metrics::QUEUE_JOBS, &[Status::Pending.as_str()], backlog.pending as f64);
         gauges.set(&metrics::QUEUE_JOBS, &[Status::Processing.as_str()], backlog.processing as f64);
         for (metric, value) in [
@@ -122,6 +167,10 @@ impl Figures {
             (&metrics::CHANGE_LOG_HELD, backlog.held_seconds),
         ] {
             gauges.set(metric, &[], value);
+        }
+        for BehindAge { consumer, dataset, seconds, within } in behind {
+            gauges.set(&metrics::BEHIND, &[consumer.as_str(), dataset], *seconds);
+            gauges.set(&metrics::FRESH_WITHIN, &[consumer.as_str(), dataset], *within);
         }
         for WatermarkAge { consumer, dataset, seconds } in ages {
             gauges.set(&metrics::WATERMARK_AGE, &[consumer.as_str(), dataset], *seconds);

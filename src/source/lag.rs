@@ -16,7 +16,7 @@ use crate::source::captured::CAPTURE;
 use crate::source::guard::VERDICT;
 use crate::source::quote::{quoted, relation};
 use crate::source::role_path::widen;
-use crate::source::select::Select;
+use crate::source::select::{LAST_TIME, Select};
 use crate::source::value::in_zone_of;
 use crate::source::{Error, Source, owners, rights, table_schema};
 use crate::watermark::{COUNTED_ROWS, ConsumerLag, Waiting};
@@ -91,6 +91,7 @@ impl Source {
             let is_capped: bool = row.try_get("is_capped").map_err(&failed)?;
             Ok(ConsumerLag {
                 consumer: consumer.parse().map_err(|_| Error::Protocol("a consumer id that is none"))?,
+                waiting_since: row.try_get("waiting_since").map_err(&failed)?,
                 dataset: dataset.name.clone(),
                 last_exported_at: row.try_get("last_exported_at").map_err(&failed)?,
                 rows_waiting: match rows.unsigned_abs() {
@@ -154,7 +155,8 @@ fn statement(select: &Select<'_>, newest: bool) -> String {
 
 /// A CTE without rows: the table has no times.
 fn none_as(name: &str) -> String {
-    format!(", {name} as (select null::text as consumer_id, 0 as rows, false as is_capped where false)\n")
+    let columns = "null::text as consumer_id, 0 as rows, false as is_capped, null::timestamptz as since";
+    format!(", {name} as (select {columns} where false)\n")
 }
 
 /// Returns the CTEs that count the rows after each watermark, out of the table's newest rows, or out of any.
@@ -163,6 +165,18 @@ fn by_time(time: &TableColumn, table: &str, newest: bool) -> String {
     let at = in_zone_of(time, &name);
     let order = newest_first(&name, newest);
     let reached = if newest { "p.last_exported_at >= all_times.oldest" } else { "false" };
+    // Times so far ahead are of no use: see `timestamp_rule_since`.
+    let since = match newest {
+        true => format!(
+            "(select {at} from {table} u where {name} > {} and {name} < {} order by {name} limit 1)",
+            in_zone_of(time, "p.last_exported_at"),
+            in_zone_of(time, LAST_TIME),
+        ),
+        false => format!(
+            "case when not all_times.are_cut then (
+               select min(at) from times where at > p.last_exported_at and at < {LAST_TIME}) end"
+        ),
+    };
     format!(
         ", times as materialized (
            select {at} as at
@@ -173,7 +187,7 @@ fn by_time(time: &TableColumn, table: &str, newest: bool) -> String {
                else 0
              end) u),
          behind as (
-           select consumer_id, ranked.rows, all_times.are_cut and not {reached} as is_capped
+           select consumer_id, ranked.rows, all_times.are_cut and not {reached} as is_capped, {since} as since
            from (
              select consumer_id,
                count(*) filter (where consumer_id is null)

@@ -105,7 +105,8 @@ select p.consumer_id, p.last_exported_at, p.continuity, now.captured, now.logged
     when p.by_log then coalesce(p.next <= reach.oldest, false)
       or coalesce(in_progress.entries >= (select entries from share), false)
     else coalesce(behind.is_capped, false)
-  end as is_capped
+  end as is_capped,
+  behind.since as waiting_since
 from positions p
 cross join current_state now
 cross join everything

@@ -507,7 +507,7 @@ impl Select<'_> {
         let begins = format!("{watermark} is null and {snapshot} is null");
         let Some(column) = &self.schema.updated_at else { return format!("({begins})") };
         let (updated_at, later, earlier) = (compared(column), operator("pg_catalog", ">"), operator("pg_catalog", "<"));
-        let (since, bound) = (in_zone_of(column, since), in_zone_of(column, "timestamptz '200000-01-01 00:00:00+00'"));
+        let (since, bound) = (in_zone_of(column, since), in_zone_of(column, LAST_TIME));
         format!("({begins} or {updated_at} {later} {since} and ({updated_at} {earlier} {bound} or {snapshot} is null))")
     }
 }
@@ -532,6 +532,9 @@ const IS_TOLD: &str = "\"logged deletion\"";
 const IMAGE: &str = "\"logged image\"";
 const NUMBERS: &str = "\"logged columns\"";
 const XID: &str = "\"logged xid\"";
+
+/// Later times can't be a watermark.
+pub(crate) const LAST_TIME: &str = "timestamptz '200000-01-01 00:00:00+00'";
 
 /// The operation on a row that is deleted.
 const DELETE: &str = "'DELETE'::text";

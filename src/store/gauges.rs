@@ -8,7 +8,7 @@ use crate::store::{Error, Store};
 use crate::telemetry::metrics::PoolUse;
 
 /// The limit on consumers with a series of their own, for each metric.
-const MAX_CONSUMERS: usize = 100;
+pub const MAX_CONSUMERS: usize = 100;
 
 /// The queue and the change log.
 #[derive(Clone, Copy, Debug, sqlx_macros::FromRow)]
@@ -65,7 +65,7 @@ impl Store {
     }
 
     /// Returns the oldest watermarks in these datasets, up to a hundred, and the number of the others.
-    pub async fn watermark_ages(&self, datasets: &[&str]) -> Result<(Vec<WatermarkAge>, u64), Error> {
+    pub async fn watermark_ages(&self, datasets: &[String]) -> Result<(Vec<WatermarkAge>, u64), Error> {
         let statement = sqlx::query_as(
             "-- store.gauges.watermark_ages
              select consumer_id, dataset, greatest(extract(epoch from clock_timestamp() - last_exported_at), 0)::float8,

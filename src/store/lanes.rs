@@ -2,8 +2,13 @@
 //!
 //! Checks that the export that a caller loaded last is the last export of the lane.
 
+use std::collections::HashMap;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
+use crate::freshness::LaneHistory;
 use crate::job::lane::Lane;
 use crate::job::{After, Job, JobId};
 use crate::store::job_row::{JobRow, with_job_columns};
@@ -23,7 +28,45 @@ pub enum OutOfStep {
     NewerExports(Vec<Job>),
 }
 
+/// The number of completed exports that tell how often a lane has them.
+const COMPLETED: i64 = 11;
+
+/// The limit on counted failures of a lane.
+const MAX_FAILURES: i64 = 1_000;
+
+#[derive(sqlx_macros::FromRow)]
+struct HistoryRow {
+    consumer_id: String,
+    dataset: String,
+    failures: i64,
+    failing_since: Option<DateTime<Utc>>,
+    completed_at: Option<DateTime<Utc>>,
+    usual_seconds: Option<f64>,
+}
+
 impl Store {
+    /// Returns how the latest exports of these lanes ended, by consumer and dataset.
+    pub async fn histories(
+        &self,
+        consumers: &[&str],
+        datasets: &[&str],
+    ) -> Result<HashMap<(String, String), LaneHistory>, Error> {
+        let statement = sqlx::query_as(include_str!("lanes/history.sql"));
+        let statement = statement.bind(consumers).bind(datasets).bind(COMPLETED).bind(MAX_FAILURES);
+        let rows: Vec<HistoryRow> = self.in_index_order(async |tx| statement.fetch_all(tx).await).await?;
+        let history = |row: HistoryRow| {
+            let history = LaneHistory {
+                failures: row.failures.unsigned_abs(),
+                failing_since: row.failing_since,
+                completed_at: row.completed_at,
+                // A clock that was set back makes a pause negative.
+                usual_interval: row.usual_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+            };
+            ((row.consumer_id, row.dataset), history)
+        };
+        Ok(rows.into_iter().map(history).collect())
+    }
+
     /// Returns up to `limit` exports of the lane that were published after the job `after`, by their numbers. With
     /// `from`, returns only exports with greater numbers.
     ///

@@ -27,6 +27,8 @@ pub struct ConsumerPosition {
     pub dataset: String,
     /// The watermark, if the position has one.
     pub last_exported_at: Option<DateTime<Utc>>,
+    /// True if the database has a position or a watermark. The consumer may only have asked for an export yet.
+    pub is_saved: bool,
 }
 
 /// The result of setting or forgetting a watermark by hand.
@@ -79,10 +81,10 @@ impl Store {
             .bind(CONSUMER)
             .bind(DATASET)
             .bind(bounds.datasets.as_deref());
-        let rows: Vec<(String, String, Option<DateTime<Utc>>)> =
+        let rows: Vec<(String, String, Option<DateTime<Utc>>, bool)> =
             self.in_index_order(async |tx| statement.fetch_all(tx).await).await?;
-        let position = |(consumer, dataset, last_exported_at): (String, String, _)| {
-            Some(ConsumerPosition { consumer: consumer.parse().ok()?, dataset, last_exported_at })
+        let position = |(consumer, dataset, last_exported_at, is_saved): (String, String, _, _)| {
+            Some(ConsumerPosition { consumer: consumer.parse().ok()?, dataset, last_exported_at, is_saved })
         };
         Ok(rows.into_iter().filter_map(position).collect())
     }
@@ -110,6 +112,35 @@ impl Store {
         self.write_by_hand(statement.bind(lane.consumer.as_str()).bind(lane.dataset).bind(self.origin())).await
     }
 
+    /// Deletes a consumer's positions in these datasets, or in all. Its lanes are in no list until its next job.
+    /// The lanes keep their counters, so that no number and no place comes again.
+    pub async fn remove_consumer(
+        &self,
+        consumer: &ConsumerId,
+        datasets: Option<&[String]>,
+    ) -> Result<ConsumerRemoval, Error> {
+        self.transaction(async |tx| {
+            // Whoever adds a job locks its lane.
+            let lock = sqlx::query(
+                "-- store.watermarks.lock_lanes
+                 select from cdc_export.lanes
+                 where consumer_id = $1 and ($2::text[] is null or dataset = any ($2)) order by dataset for update",
+            );
+            lock.bind(consumer.as_str()).bind(datasets).execute(&mut *tx).await?;
+            let found = sqlx::query_as(include_str!("watermarks/consumer.sql"));
+            let (is_known, is_open) = found.bind(consumer.as_str()).bind(datasets).fetch_one(&mut *tx).await?;
+            match (is_known, is_open) {
+                (_, true) => return Ok(ConsumerRemoval::Open),
+                (false, _) => return Ok(ConsumerRemoval::Unknown),
+                (true, false) => {}
+            }
+            let remove = sqlx::query(include_str!("watermarks/remove_consumer.sql"));
+            remove.bind(consumer.as_str()).bind(datasets).bind(self.origin()).execute(tx).await?;
+            Ok::<_, Error>(ConsumerRemoval::Done)
+        })
+        .await
+    }
+
     /// Runs an edit of a watermark, unless a commit holds the lock of its row.
     async fn write_by_hand(&self, statement: Query<'_, Postgres, PgArguments>) -> Result<WatermarkEdit, Error> {
         let written = self.transaction(async |tx| {
@@ -123,6 +154,17 @@ impl Store {
             Err(error) => Err(error),
         }
     }
+}
+
+/// The result of removing a consumer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConsumerRemoval {
+    /// It is removed.
+    Done,
+    /// There is no such consumer.
+    Unknown,
+    /// It has a job that has not ended.
+    Open,
 }
 
 /// The change that a commit makes to a consumer's position in a dataset.

@@ -150,11 +150,23 @@ pub const UNPUBLISHED: Metric = metric(
     &[],
     "Time since the commit of the oldest job whose file is not published; 0 if there is none.",
 );
+/// The age of the oldest change that a consumer lacks.
+pub const BEHIND: Metric = metric(
+    "cdc_export_behind_seconds",
+    &["consumer", "dataset"],
+    "Age of the oldest committed change in the change log that no export of the consumer has; 0 if there is none.",
+);
+/// The age of a change up to which a consumer is fresh.
+pub const FRESH_WITHIN: Metric = metric(
+    "cdc_export_fresh_within_seconds",
+    &["consumer", "dataset"],
+    "Value of cdc_export_behind_seconds up to which the consumer is fresh: fresh_within of the dataset file, or a day.",
+);
 /// The age of the watermarks of the consumers that are furthest behind.
 pub const WATERMARK_AGE: Metric = metric(
     "cdc_export_watermark_age_seconds",
     &["consumer", "dataset"],
-    "Age of the watermark, of the consumers that are furthest behind.",
+    "Age of the watermark in datasets captured by timestamps, of the consumers that are furthest behind.",
 );
 /// The number of watermarks without a series of [`WATERMARK_AGE`].
 pub const WATERMARKS_LEFT_OUT: Metric = metric(

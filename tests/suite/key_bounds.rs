@@ -29,6 +29,8 @@ enum Subject {
     Export,
     /// A dataset.
     Dataset,
+    /// A consumer.
+    Consumer,
     /// A job.
     Job,
     /// An operation for operators only.
@@ -37,7 +39,7 @@ enum Subject {
 
 /// The scope that each call needs, and its subject. A new call needs a row.
 #[rustfmt::skip]
-const CALLS: [(&str, &str, Subject); 37] = [
+const CALLS: [(&str, &str, Subject); 39] = [
     ("getHealth", "", Subject::Open),
     ("getLiveness", "", Subject::Open),
     ("getReadiness", "", Subject::Open),
@@ -61,6 +63,8 @@ const CALLS: [(&str, &str, Subject); 37] = [
     ("getWatermark", "export:read", Subject::Lane),
     ("setWatermark", "export:write", Subject::Lane),
     ("forgetWatermark", "export:write", Subject::Lane),
+    ("getConsumer", "export:read", Subject::Consumer),
+    ("removeConsumer", "admin", Subject::Consumer),
     ("getExport", "export:read", Subject::Job),
     ("followExport", "export:read", Subject::Job),
     ("downloadExport", "export:read", Subject::Job),
@@ -162,7 +166,9 @@ impl Call {
             .replace("{deliveryId}", UNKNOWN_JOB)
             .replace("{name}", dataset);
         let path = path.replace("{consumer_id}", consumer.unwrap_or("anna")).replace("{part}", "1");
-        let path = path.replace("{id}", "1");
+        // The other calls need the consumers.
+        let of_path = if self.operation == "removeConsumer" { "nobody" } else { consumer.unwrap_or("anna") };
+        let path = path.replace("{id}", "1").replace("{consumerId}", of_path);
         let query = if path == "/exports/watermark" { format!("?dataset={dataset}") } else { String::new() };
         let address = format!("{}{path}{query}", service.address);
         let mut request = client_builder().build().unwrap().request(self.method.clone(), address);
@@ -194,7 +200,9 @@ impl Call {
             return Some((403, "scope_missing"));
         }
         match self.subject {
-            Subject::Lane | Subject::Export if !rights.allow_consumer(consumer) => Some((403, "consumer_not_allowed")),
+            Subject::Lane | Subject::Export | Subject::Consumer if !rights.allow_consumer(consumer) => {
+                Some((403, "consumer_not_allowed"))
+            }
             Subject::Lane | Subject::Export | Subject::Dataset if !rights.allow_dataset(dataset) => {
                 Some((403, "dataset_not_allowed"))
             }
@@ -299,7 +307,7 @@ async fn a_key_opens_what_its_rights_allow_and_nothing_else_is_told_to_it() {
 /// Sends a call with all names that it may take, and compares the answers with the table.
 async fn check_call(service: &Service, call: &Call, rights: &Rights, key: &str, made: &[Made]) {
     let consumers: &[Option<&str>] = match call.subject {
-        Subject::Lane => &[Some("anna"), Some("bertil")],
+        Subject::Lane | Subject::Consumer => &[Some("anna"), Some("bertil")],
         Subject::Export => &[Some("anna"), Some("bertil"), None],
         _ => &[None],
     };

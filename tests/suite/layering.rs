@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::source_files::{SourceFile, Use, source_files, texts, uses};
 
-const NOUNS: [&str; 14] = [
+const NOUNS: [&str; 15] = [
     "audit",
     "broker",
     "database",
@@ -13,6 +13,7 @@ const NOUNS: [&str; 14] = [
     "duration",
     "event",
     "file",
+    "freshness",
     "job",
     "key",
     "manifest",
@@ -42,8 +43,8 @@ fn allowed(module: &str) -> BTreeSet<&'static str> {
         "postgres" => &["connection", "tls"],
         // Buckets.
         "sink" => &["tls"],
-        "audit" | "broker" | "database" | "dataset" | "duration" | "event" | "file" | "job" | "key" | "manifest"
-        | "row" | "schedule" | "trace" | "watermark" => &[],
+        "audit" | "broker" | "database" | "dataset" | "duration" | "event" | "file" | "freshness" | "job" | "key"
+        | "manifest" | "row" | "schedule" | "trace" | "watermark" => &[],
         // Their settings.
         "config" => {
             let settings = [

@@ -40,6 +40,7 @@ mod fairness;
 mod files;
 mod followers;
 mod formats;
+mod freshness;
 mod full_only;
 mod generated;
 mod guard;

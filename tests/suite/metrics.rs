@@ -7,6 +7,7 @@ use futures_util::future::join_all;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
+use crate::catalog::Catalog;
 use crate::harness::{Database, Service, Start, eventually};
 use crate::network::{Proxy, url};
 use crate::webhooks::with_a_closed_door;
@@ -308,7 +309,11 @@ async fn of_many_consumers_those_furthest_behind_have_a_series() {
              insert into watermarks (consumer_id, dataset, last_exported_at) values ('c1', 'gone', '2000-01-01')",
         )
         .await;
-    let service = Start::on(&database).service().await;
+    // Where triggers log the changes, the log tells more than these times.
+    let users =
+        "[[dataset]]\nname = \"users\"\ntable = \"users\"\nupdated_at = \"updated_at\"\ncapture = \"timestamp\"\n";
+    let catalog = Catalog::of(users);
+    let service = catalog.start(&database).service().await;
     let scrape = Scrape::of(&service).await;
     let ages = |scrape: &Scrape| -> BTreeMap<String, u64> {
         let of_it = scrape.values.iter().filter(|((name, _), _)| name == "cdc_export_watermark_age_seconds");
@@ -435,7 +440,7 @@ async fn without_a_database_a_scrape_tells_so() {
     for scrape in scrapes {
         assert_eq!((scrape.count("cdc_export_database_up", &[]), scrape.jobs("full", "completed")), (0, 1));
         for unknown in
-            ["queue_jobs", "queue_oldest_seconds", "watermark_age_seconds", "unacknowledged_seconds", "change_log_rows"]
+            ["queue_jobs", "queue_oldest_seconds", "behind_seconds", "unacknowledged_seconds", "change_log_rows"]
         {
             assert_eq!(scrape.sum(&format!("cdc_export_{unknown}"), &[]), None, "an old value would be believed");
         }
@@ -511,13 +516,15 @@ async fn the_documents_table_is_what_a_scrape_shows() {
     let database = Database::new().await;
     database
         .run(
-            "insert into watermarks (consumer_id, last_exported_at) values ('one', now());
+            "insert into watermarks (consumer_id, last_exported_at, live_snapshot) values ('one', now(), pg_current_snapshot());
+             insert into watermarks (consumer_id, dataset, last_exported_at) values ('one', 'polled', now());
              insert into cdc_export.lanes (consumer_id, dataset, last_sequence, last_number, acknowledged) values ('one', 'users', 1, 1, 1)",
         )
         .await;
     let service = with_a_closed_door(
         &database,
-        "[[schedule]]\nname = \"yearly\"\nconsumer = \"one\"\ndataset = \"users\"\ntype = \"full\"\nevery = \"366d\"\n\
+        "[[dataset]]\nname = \"polled\"\ntable = \"users\"\nupdated_at = \"updated_at\"\ncapture = \"timestamp\"\n\
+         [[schedule]]\nname = \"yearly\"\nconsumer = \"one\"\ndataset = \"users\"\ntype = \"full\"\nevery = \"366d\"\n\
          [[amqp]]\nname = \"rabbit\"\nurl_env = \"HOOK_AMQP_URL\"\nqueue = \"q\"\ndead_letter_exchange = \"d\"\n",
     )
     .await;

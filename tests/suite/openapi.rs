@@ -99,6 +99,7 @@ fn a_call_says_all_of_itself() {
             ("/metrics" | "/audit" | "/users/{id}" | "/deliveries" | "/deliveries/{deliveryId}/redeliver", _) => {
                 vec!["admin"]
             }
+            ("/consumers/{consumerId}", "delete") => vec!["admin"],
             (_, "get") | ("/exports/{jobId}/ack", "post") => vec!["export:read"],
             _ => vec!["export:write"],
         };

@@ -14,8 +14,16 @@ use crate::harness::Database;
 
 /// An example of each piece that the code makes for a statement: the file, the piece's name and its SQL.
 const MADE_PIECES: [(&str, &str, &str); 6] = [
-    ("source/lag.sql", "behind", ", behind as (select null as consumer_id, 0 as rows, false as is_capped)"),
-    ("source/lag.sql", "set_back", ", set_back as (select null as consumer_id, 0 as rows, false as is_capped)"),
+    (
+        "source/lag.sql",
+        "behind",
+        ", behind as (select null as consumer_id, 0 as rows, false as is_capped, now() as since)",
+    ),
+    (
+        "source/lag.sql",
+        "set_back",
+        ", set_back as (select null as consumer_id, 0 as rows, false as is_capped, now() as since)",
+    ),
     ("source/lag.sql", "everything", ", everything as (select $8 as rows)"),
     ("store/deliveries/list.sql", "receiver", "(select * from cdc_export.deliveries where endpoint = $2)"),
     ("store/deliveries/list.sql", "condition", "d.delivered_at is null and d.dead_at is null"),

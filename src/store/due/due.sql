@@ -47,4 +47,9 @@ select
   not exists (
     select from cdc_export.destinations d
     where d.id = $4 and d.seen_at between statement_timestamp() - interval '10 seconds' and statement_timestamp())
-    as is_unannounced
+    as is_unannounced,
+  (select
+     -- include moments/moved.sql
+   from
+     -- include moments/latest.sql
+  ) as log_has_moved, statement_timestamp() as looked_at

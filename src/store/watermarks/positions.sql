@@ -1,5 +1,6 @@
 -- store.watermarks.positions
--- Returns the lanes that have a watermark or ever had a job, by consumer and dataset.
+-- Returns the lanes that have a watermark or ever had a job, by consumer and dataset; but for the lanes of a removed
+-- consumer.
 -- $1 text: only lanes after this consumer
 -- $2 text: and after this dataset of that consumer
 -- $3 bigint: the limit on lanes
@@ -22,12 +23,12 @@ with lanes_of_ranges as (
     (select l.consumer_id, l.dataset
      from cdc_export.lanes l
      where (l.consumer_id, l.dataset) > ($1, $2) and l.consumer_id between range.first and range.last
-       and l.consumer_id ~ $6 and l.dataset ~ $7 and ($8 is null or l.dataset = any ($8))
+       and not l.is_removed and l.consumer_id ~ $6 and l.dataset ~ $7 and ($8 is null or l.dataset = any ($8))
      order by 1, 2 limit $3)) lane
   order by 1, 2
   limit $3
 )
-select k.consumer_id, k.dataset, w.last_exported_at
+select k.consumer_id, k.dataset, w.last_exported_at, w.consumer_id is not null
 from lanes_of_ranges k
 left join watermarks w using (consumer_id, dataset)
 order by 1, 2

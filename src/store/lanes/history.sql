@@ -1,0 +1,30 @@
+-- store.lanes.history
+-- Returns how the latest exports of each of these lanes ended.
+-- $1 text[]: the consumer of each lane
+-- $2 text[]: the dataset of each lane
+-- $3 bigint: the number of completed exports that are looked at
+-- $4 bigint: the limit on counted failures
+select its.consumer_id, its.dataset, failed.jobs as failures, failed.since as failing_since,
+  completed.at as completed_at, extract(epoch from completed.pause)::float8 as usual_seconds
+from unnest($1, $2) as its (consumer_id, dataset)
+cross join lateral (
+  select max(ended.lane_sequence) as lane_sequence, max(ended.finished_at) as at,
+    percentile_cont(0.5) within group (order by ended.pause) as pause
+  from (
+    select last.lane_sequence, last.finished_at,
+      last.finished_at - lag(last.finished_at) over (order by last.lane_sequence) as pause
+    from (
+      select e.lane_sequence, e.finished_at
+      from exports e
+      where e.consumer_id = its.consumer_id and e.dataset = its.dataset and e.status in ('completed', 'skipped')
+      order by e.lane_sequence desc
+      limit $3) last) ended) completed
+cross join lateral (
+  select count(*) as jobs, min(last.finished_at) as since
+  from (
+    select e.finished_at
+    from exports e
+    where e.consumer_id = its.consumer_id and e.dataset = its.dataset and e.status = 'failed'
+      and e.lane_sequence > coalesce(completed.lane_sequence, 0)
+    order by e.lane_sequence desc
+    limit $4) last) failed

@@ -1,0 +1,74 @@
+//! Moments: when the database had which snapshot. They tell since when a change of the log is committed, so that no
+//! writer has to.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::AssertSqlSafe;
+
+use crate::connection::statement::with_pieces;
+use crate::job::ConsumerId;
+use crate::store::{Error, Store};
+
+/// The pieces of statements that compare the change log with the last moment.
+pub(super) const LATEST: (&str, &str) = ("moments/latest.sql", include_str!("moments/latest.sql"));
+pub(super) const MOVED: (&str, &str) = ("moments/moved.sql", include_str!("moments/moved.sql"));
+
+/// The changes of the log that a lane's exports don't have.
+#[derive(Clone, Debug)]
+pub struct LoggedChanges {
+    /// The consumer.
+    pub consumer: ConsumerId,
+    /// The dataset's name.
+    pub dataset: String,
+    /// True if there are any.
+    pub exist: bool,
+    /// The time since which the oldest one is committed, to within a second; of older ones, ten seconds or five
+    /// minutes. None: there is none, or no moment tells it.
+    pub since: Option<DateTime<Utc>>,
+}
+
+impl Store {
+    /// Records the database's snapshot, unless the log is where it was at the last moment. `since`: the time of a later
+    /// look at which it still was there.
+    pub async fn record_moment(&self, since: Option<DateTime<Utc>>) -> Result<(), Error> {
+        let statement = with_pieces(include_str!("moments/record.sql"), &[LATEST, MOVED]);
+        let statement = sqlx::query(AssertSqlSafe(statement)).bind(since);
+        self.with(async |conn| statement.execute(conn).await).await.map(drop)
+    }
+
+    /// Removes most of the older moments, and those older than `age`.
+    pub async fn thin_moments(&self, age: Duration) -> Result<(), Error> {
+        let statement = sqlx::query(include_str!("moments/thin.sql")).bind(age.as_secs_f64());
+        self.with(async |conn| statement.execute(conn).await).await.map(drop)
+    }
+
+    /// Returns the changes that wait for these lanes, by the log. Leaves out a lane that has no position in the log.
+    pub async fn logged_changes(&self, consumers: &[&str], datasets: &[&str]) -> Result<Vec<LoggedChanges>, Error> {
+        self.waiting(Some(consumers), datasets, consumers.len()).await
+    }
+
+    /// Returns the changes that wait for the lanes of these datasets whose last exports are the oldest.
+    pub async fn oldest_logged_changes(&self, datasets: &[String], lanes: usize) -> Result<Vec<LoggedChanges>, Error> {
+        let datasets: Vec<_> = datasets.iter().map(String::as_str).collect();
+        self.waiting(None, &datasets, lanes).await
+    }
+
+    async fn waiting(
+        &self,
+        consumers: Option<&[&str]>,
+        datasets: &[&str],
+        lanes: usize,
+    ) -> Result<Vec<LoggedChanges>, Error> {
+        let committed = ("moments/committed.sql", include_str!("moments/committed.sql"));
+        let statement = with_pieces(include_str!("moments/waiting.sql"), &[committed]);
+        let statement = sqlx::query_as(AssertSqlSafe(statement)).bind(consumers).bind(datasets).bind(lanes as i64);
+        let rows: Vec<(String, String, bool, Option<DateTime<Utc>>)> =
+            self.in_index_order(async |tx| statement.fetch_all(tx).await).await?;
+        // A row that was inserted by hand may have an id that is not valid for a consumer.
+        let changes = |(consumer, dataset, exist, since): (String, String, _, _)| {
+            Some(LoggedChanges { consumer: consumer.parse().ok()?, dataset, exist, since })
+        };
+        Ok(rows.into_iter().filter_map(changes).collect())
+    }
+}

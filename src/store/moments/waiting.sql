@@ -1,0 +1,50 @@
+-- store.moments.waiting
+-- For each lane: whether the change log has changes that the lane's exports don't, and since when they are committed.
+-- That time is null if no moment tells it.
+-- $1 text[]: the consumer of each lane; null: the lanes whose last exports are the oldest
+-- $2 text[]: the dataset of each lane, or all datasets
+-- $3 bigint: the limit on lanes
+with recursive lanes as materialized (
+  select w.consumer_id, w.dataset, w.table_oid, w.live_snapshot
+  from watermarks w
+  where w.live_snapshot is not null and w.log_lost is distinct from 'all' and w.dataset = any ($2)
+    and ($1::text[] is null or (w.consumer_id, w.dataset) in (select * from unnest($1, $2)))
+  order by w.saved_at
+  limit $3),
+
+-- About when a process last looked if the log had moved. It looks each second, and says every ten seconds that it is
+-- there.
+last_look as materialized (
+  select case
+    when max(d.seen_at) > statement_timestamp() - interval '15 seconds' then statement_timestamp() - interval '1 second'
+    else max(d.seen_at) end as at
+  from cdc_export.destinations d
+  where d.seen_at <= statement_timestamp())
+select lanes.consumer_id, lanes.dataset, waiting.xids > 0 as has_changes, waiting.since
+from lanes
+cross join lateral (
+  -- The transactions that began after the lane's position, from the first one on, until no later one can have been
+  -- committed earlier.
+  with recursive later (xid, since, bound) as (
+    select (pg_snapshot_xmax(lanes.live_snapshot)::text::bigint - 1)::text::xid8, null::timestamptz, null::xid8
+    union all
+    select next.xid, committed.since, least(later.bound, committed.bound)
+    from later
+    cross join lateral (
+      select l.xid
+      from cdc_export.change_log l
+      where l.table_oid = lanes.table_oid and l.xid > later.xid and l.key is not null
+      order by l.table_oid, l.xid
+      limit 1) next
+    -- include moments/committed.sql
+    where later.bound is null or next.xid < later.bound)
+  select count(*) as xids, min(found.since) as since
+  from (
+    select later.since from later where later.bound is not null
+    union all
+    select committed.since
+    from pg_snapshot_xip(lanes.live_snapshot) next (xid)
+    -- include moments/committed.sql
+    where exists (
+      select from cdc_export.change_log l
+      where l.table_oid = lanes.table_oid and l.xid = next.xid and l.key is not null)) found) waiting

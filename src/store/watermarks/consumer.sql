@@ -1,0 +1,17 @@
+-- store.watermarks.consumer
+-- Returns if a consumer is in the lists, and if one of its jobs has not ended.
+-- $1 text: the consumer
+-- $2 text[]: the datasets that count; null: all
+select
+  exists (
+    select from watermarks where consumer_id = $1 and ($2::text[] is null or dataset = any ($2)))
+  or exists (
+    select from cdc_export.lanes
+    where consumer_id = $1 and not is_removed and ($2 is null or dataset = any ($2))) as is_known,
+  exists (
+    select from exports
+    where consumer_id = $1 and ($2 is null or dataset = any ($2)) and status in ('pending', 'processing'))
+  or exists (
+    select from exports
+    where consumer_id = $1 and ($2 is null or dataset = any ($2)) and status = 'completed' and published_at is null)
+    as is_open

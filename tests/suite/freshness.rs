@@ -1,0 +1,271 @@
+//! Freshness: how far each consumer is behind its table, and its state.
+
+use chrono::{DateTime, Utc};
+use serde_json::{Value, json};
+
+use crate::catalog::{Catalog, ended, export, post};
+use crate::harness::{Database, Service, eventually};
+
+const TABLES: &str = "
+    create table logged (id int primary key, n int); insert into logged select n, n from generate_series(1, 3) n;
+    create table polled (id int primary key, n int, at timestamptz not null default now() - interval '1 hour');
+    create index on polled (at); insert into polled (id) values (1);
+    create view whole as select * from logged;";
+
+fn file() -> String {
+    let block = |name: &str, rest: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n{rest}");
+    block("logged", "")
+        + &block("polled", "updated_at = \"at\"\ncapture = \"timestamp\"\noverlap = \"1s\"\n")
+        + &block("whole", "capture = \"none\"\n")
+}
+
+async fn started(database: &Database, file: &str) -> (Catalog, Service) {
+    database.run(TABLES).await;
+    let catalog = Catalog::of(file);
+    catalog.track(database, "logged").await;
+    let service = catalog.start(database).service().await;
+    (catalog, service)
+}
+
+/// What `/consumers` has of a consumer's lane.
+async fn lane(service: &Service, consumer: &str, dataset: &str) -> Value {
+    let page: Value = service.call("GET", &format!("/consumers?consumer={consumer}"), &[]).await.json().await.unwrap();
+    let lanes = page["items"].as_array().unwrap();
+    lanes.iter().find(|lane| lane["dataset"] == dataset).cloned().unwrap_or_else(|| panic!("{page}"))
+}
+
+async fn state(service: &Service, consumer: &str, dataset: &str) -> String {
+    lane(service, consumer, dataset).await["state"].as_str().unwrap_or("null").to_owned()
+}
+
+async fn now(database: &Database) -> DateTime<Utc> {
+    database.one("select clock_timestamp()").await
+}
+
+/// Waits until the lane is so many seconds behind, and returns how many it says then and how many have passed.
+async fn behind(
+    database: &Database,
+    service: &Service,
+    dataset: &str,
+    since: DateTime<Utc>,
+    seconds: u64,
+) -> (u64, u64) {
+    eventually("a lane that is behind", async || {
+        let told = lane(service, "a", dataset).await["behindSeconds"].as_u64()?;
+        let passed = (now(database).await - since).num_seconds().unsigned_abs();
+        (told >= seconds).then_some((told, passed))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn the_age_of_a_change_counts_from_its_commit() {
+    let database = Database::empty().await;
+    let (_catalog, service) = started(&database, &file()).await;
+    export(&service, "full", "logged", "a").await;
+    let fresh = lane(&service, "a", "logged").await;
+    assert_eq!(
+        (&fresh["state"], &fresh["behindSeconds"], &fresh["rowsWaiting"]),
+        (&json!("fresh"), &json!(0), &json!(0))
+    );
+
+    // Written long before its commit, by a transaction that began before the next export, and after nothing else for a
+    // while.
+    let mut writer = database.pool.begin().await.unwrap();
+    sqlx::Executor::execute(&mut *writer, "update logged set n = 0 where id = 1").await.unwrap();
+    let written = now(&database).await;
+    eventually("three seconds", async || ((now(&database).await - written).num_seconds() >= 3).then_some(())).await;
+    export(&service, "delta", "logged", "a").await;
+    assert_eq!(lane(&service, "a", "logged").await["behindSeconds"], 0);
+    let committed = now(&database).await;
+    writer.commit().await.unwrap();
+    let (told, passed) = behind(&database, &service, "logged", committed, 2).await;
+    assert!(told.abs_diff(passed) <= 1, "{told} {passed}");
+
+    // A later change is not the oldest one. Nor is one of a transaction that is under way.
+    let mut open = database.pool.begin().await.unwrap();
+    sqlx::Executor::execute(&mut *open, "update logged set n = 0 where id = 3").await.unwrap();
+    database.run("update logged set n = 0 where id = 2").await;
+    let (told, passed) = behind(&database, &service, "logged", committed, 4).await;
+    assert!(told.abs_diff(passed) <= 1, "{told} {passed}");
+    export(&service, "delta", "logged", "a").await;
+    assert_eq!(lane(&service, "a", "logged").await["behindSeconds"], 0);
+    open.rollback().await.unwrap();
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_quiet_database_is_not_written_to() {
+    let database = Database::empty().await;
+    let (_catalog, service) = started(&database, &file()).await;
+    let moments = async || database.one::<i64>("select count(*) from cdc_export.moments").await;
+    let mut writer = database.pool.begin().await.unwrap();
+    sqlx::Executor::execute(&mut *writer, "update logged set n = 0").await.unwrap();
+    // What `track` and the start left is in a moment by now. Other tables don't count, nor does a writer that waits.
+    let settled = eventually("no more moments", async || {
+        let before = moments().await;
+        let looked = now(&database).await;
+        eventually("two looks", async || ((now(&database).await - looked).num_seconds() >= 3).then_some(())).await;
+        (moments().await == before).then_some(before)
+    })
+    .await;
+    database.run("create table other (id int); insert into other select generate_series(1, 10)").await;
+    let looked = now(&database).await;
+    eventually("two looks", async || ((now(&database).await - looked).num_seconds() >= 3).then_some(())).await;
+    assert_eq!(moments().await, settled);
+    writer.commit().await.unwrap();
+    eventually("a moment", async || (moments().await > settled).then_some(())).await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_lane_has_the_state_that_needs_somebody_most() {
+    let database = Database::empty().await;
+    let limit = "fresh_within = \"1s\"\n";
+    let of = |filter: &str| format!("[[dataset]]\nname = \"logged\"\ntable = \"logged\"\n{filter}{limit}");
+    let (catalog, service) = started(&database, &of("filter = \"n <> 7 or 1 / (n - 7) = 1\"\n")).await;
+    export(&service, "full", "logged", "a").await;
+    assert_eq!(state(&service, "a", "logged").await, "fresh");
+    let until = async |wanted: &str| {
+        eventually(wanted, async || (state(&service, "a", "logged").await == wanted).then_some(())).await;
+    };
+    database.run("update logged set n = 1 where id = 2").await;
+    until("behind").await;
+
+    // Each row of 7 divides by zero.
+    database.run("update logged set n = 7 where id = 1").await;
+    let mut failed = Vec::new();
+    for _ in 0..2 {
+        let job = ended(&service, "/exports/delta", Some("a"), json!({ "dataset": "logged" })).await;
+        assert_eq!(job["status"], "failed", "{job}");
+        failed.push(job["finishedAt"].clone());
+    }
+    let told = lane(&service, "a", "logged").await;
+    assert_eq!((&told["state"], &told["failures"], &told["failingSince"]), (&json!("failing"), &json!(2), &failed[0]));
+    database.run("update logged set n = 1 where id = 1").await;
+    let last = export(&service, "delta", "logged", "a").await;
+    let told = lane(&service, "a", "logged").await;
+    assert_eq!((&told["state"], &told["failures"], &told["failingSince"]), (&json!("fresh"), &json!(0), &json!(null)));
+
+    // It acknowledges, and then doesn't.
+    let id = last["jobId"].as_str().unwrap();
+    assert_eq!(service.call("POST", &format!("/exports/{id}/ack"), &[]).await.status(), 200);
+    export(&service, "delta", "logged", "a").await;
+    until("not_loaded").await;
+    database.run("truncate logged").await;
+    until("needs_full").await;
+    export(&service, "full", "logged", "a").await;
+    database.run("alter table logged disable trigger all").await;
+    until("not_tracked").await;
+    catalog.write("[[dataset]]\nname = \"other\"\ntable = \"logged\"\ncapture = \"none\"\n");
+    until("gone").await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn without_triggers_the_rows_times_or_the_last_export_tell_it() {
+    let database = Database::empty().await;
+    let (_catalog, service) = started(&database, &file()).await;
+    for dataset in ["polled", "whole"] {
+        let job = ended(&service, "/exports/full", Some("a"), json!({ "dataset": dataset })).await;
+        assert_eq!(job["status"], "completed", "{job}");
+    }
+    assert_eq!(lane(&service, "a", "polled").await["behindSeconds"], 0);
+    database
+        .run(
+            "insert into polled values (2, 0, now() - interval '10 minutes'), (3, 0, now() - interval '5 minutes');
+             insert into polled values (4, 0, 'infinity'), (5, 0, now() + interval '1 day')",
+        )
+        .await;
+    let told = lane(&service, "a", "polled").await["behindSeconds"].as_u64().unwrap();
+    assert!((600..620).contains(&told), "{told}");
+    database.run("update exports set finished_at = finished_at - interval '2 hours' where dataset = 'whole'").await;
+    let told = lane(&service, "a", "whole").await;
+    let seconds = told["behindSeconds"].as_u64().unwrap();
+    assert!((7200..7220).contains(&seconds) && told["state"] == "fresh", "{told}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_consumer_is_told_over_all_its_datasets_and_can_be_removed() {
+    let database = Database::empty().await;
+    let (_catalog, service) = started(&database, &file()).await;
+    let call = async |method: &str, id: &str| service.call(method, &format!("/consumers/{id}"), &[]).await;
+    assert_eq!(call("GET", "a").await.status(), 404);
+    assert_eq!(call("GET", "a%20b").await.status(), 400);
+    for dataset in ["logged", "polled", "whole"] {
+        export(&service, "full", dataset, "a").await;
+    }
+    export(&service, "delta", "logged", "b").await;
+    database.run("update logged set n = 0; truncate polled; insert into polled (id) values (9)").await;
+    let told: Value = call("GET", "a").await.json().await.unwrap();
+    assert_eq!(
+        (&told["state"], &told["datasets"], &told["states"], &told["rowsWaiting"], &told["failures"]),
+        (&json!("fresh"), &json!(3), &json!({ "fresh": 3 }), &json!(4), &json!(0)),
+        "{told}"
+    );
+    assert_eq!(told["rowsWaitingCapped"], true, "nobody counts what waits of a view");
+
+    let mut held = database.pool.begin().await.unwrap();
+    sqlx::Executor::execute(&mut *held, "lock table logged in access exclusive mode").await.unwrap();
+    let open = post(&service, "/exports/delta", Some("a"), &json!({ "dataset": "logged" })).await;
+    let open = open.json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned();
+    let refused = call("DELETE", "a").await;
+    assert_eq!(
+        (refused.status().as_u16(), refused.json::<Value>().await.unwrap()["code"].clone()),
+        (409, json!("still_open"))
+    );
+    held.rollback().await.unwrap();
+    let last = service.ended(&open).await;
+    assert_eq!(call("DELETE", "a").await.status(), 204);
+    assert_eq!(
+        (call("DELETE", "a").await.status(), call("GET", "a").await.status()),
+        (404.try_into().unwrap(), 404.try_into().unwrap())
+    );
+    let page: Value = service.call("GET", "/consumers", &[]).await.json().await.unwrap();
+    let names: Vec<_> = page["items"].as_array().unwrap().iter().map(|item| item["consumerId"].clone()).collect();
+    assert_eq!(names, ["b"]);
+
+    // The next one is a first one, whose number and place follow those of before.
+    let again = export(&service, "delta", "logged", "a").await;
+    assert_eq!((&again["rowsExported"], &again["watermarkFrom"]), (&json!(3), &json!(null)), "{again}");
+    assert_eq!(again["order"].as_i64(), last["order"].as_i64().map(|order| order + 1));
+    assert_eq!(again["number"].as_i64(), last["number"].as_i64().map(|number| number + 1));
+    assert_eq!(call("GET", "a").await.json::<Value>().await.unwrap()["datasets"], 1);
+    let audit = "select string_agg(action || ' ' || consumer_id, ',') from cdc_export.audit_log where action = 'remove_consumer'";
+    assert_eq!(database.one::<String>(audit).await, "remove_consumer a");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn older_moments_are_thinned() {
+    let database = Database::empty().await;
+    let (_catalog, service) = started(&database, &file()).await;
+    service.stop().await;
+    // One each second for 20 minutes, one each minute for a day before, and one of a cluster that was further on.
+    database
+        .run(
+            "delete from cdc_export.moments;
+             insert into cdc_export.moments (at, snapshot, next_xid, log_sequence, open_xids)
+             select now() - n * interval '1 second', '5:5:'::pg_snapshot, '5'::xid8, 0, '{}'::xid8[] from generate_series(1, 1200) n
+             union all
+             select now() - interval '1 day' - n * interval '1 minute', '5:5:', '5', 0, '{}' from generate_series(1, 1440) n
+             union all
+             select now(), '5:999999999999:', '999999999999', 0, '{}'
+             union all
+             select now() - interval '100 days', '5:5:', '5', 0, '{}'",
+        )
+        .await;
+    let thin = include_str!("../../src/store/moments/thin.sql").replace("$1", "1209600");
+    database.run(&thin).await;
+    let kept = "select jsonb_agg(count order by bucket) from (
+        select case when at > now() - interval '10 minutes' then 1 when at > now() - interval '1 day' then 2 else 3 end as bucket,
+          count(*) from cdc_export.moments group by 1) found";
+    let kept: Value = database.one(kept).await;
+    let kept: Vec<_> = kept.as_array().unwrap().iter().map(|count| count.as_i64().unwrap()).collect();
+    // A bucket may be cut at each end.
+    assert!(
+        (598..=600).contains(&kept[0]) && (60..=62).contains(&kept[1]) && (288..=290).contains(&kept[2]),
+        "{kept:?}"
+    );
+}
