@@ -76,6 +76,8 @@ pub struct LaneFacts {
     pub export_type: Option<ExportType>,
     /// The guard's verdict.
     pub continuity: Option<Continuity>,
+    /// False if the table can't be read now, so that the verdict is unknown.
+    pub is_read: bool,
     /// The age of the oldest change that no export has. None: unknown.
     pub behind: Option<Duration>,
     /// The unacknowledged exports; `None`: the consumer never acknowledges.
@@ -96,6 +98,7 @@ impl LaneFacts {
             Some(why) if !why.allows(next) => return Some(LaneState::NeedsFull),
             _ if self.history.failures > 0 => return Some(LaneState::Failing),
             _ if is_new => return Some(LaneState::New),
+            _ if !self.is_read => return None,
             _ => {}
         }
         match (self.behind, unloaded) {
@@ -127,6 +130,7 @@ mod tests {
             has_position: true,
             export_type: Some(ExportType::Delta),
             continuity: None,
+            is_read: true,
             behind: Some(Duration::ZERO),
             unacknowledged: None,
             fresh_within: None,
@@ -190,5 +194,6 @@ mod tests {
         assert_eq!(state(since(920)), Some(LaneState::Fresh));
         assert_eq!(state(since(919)), Some(LaneState::NotLoaded));
         assert_eq!(state(LaneFacts { behind: None, ..facts() }), None);
+        assert_eq!(state(LaneFacts { is_read: false, ..facts() }), None);
     }
 }

@@ -102,7 +102,9 @@ impl Service {
             let is_its = |of: &&LoggedChanges| of.consumer == lag.consumer && of.dataset == lag.dataset;
             let behind = self.behind(&lag, &history, changes.iter().find(is_its), now);
             let is_its = |of: &&ConsumerPosition| of.consumer == lag.consumer && of.dataset == lag.dataset;
+            let capture = self.catalog.get(&lag.dataset).map(|dataset| dataset.capture);
             let facts = LaneFacts {
+                is_read: lag.rows_waiting != Waiting::Unknown || capture == Some(Capture::None),
                 history,
                 has_position: positions.iter().find(is_its).is_some_and(|position| position.is_saved),
                 export_type: last_job.as_ref().map(|job| job.export_type),
@@ -111,10 +113,7 @@ impl Service {
                 unacknowledged,
                 fresh_within: self.catalog.fresh_within(Lane { consumer: &lag.consumer, dataset: &lag.dataset }),
             };
-            let state = match self.catalog.get(&lag.dataset) {
-                Some(_) => facts.state(now),
-                None => Some(LaneState::Gone),
-            };
+            let state = if capture.is_some() { facts.state(now) } else { Some(LaneState::Gone) };
             ListedConsumer { lag, as_of, last_job, unacknowledged, log_use, history, behind, state }
         };
         Ok(lags.into_iter().map(listed).collect())
@@ -169,9 +168,11 @@ impl Service {
         match self.catalog.get(&lag.dataset)?.capture {
             Capture::None => history.completed_at.map(age),
             _ if lag.continuity.is_some_and(|why| !why.keeps_live_rows() || why.is_manual()) => None,
-            Capture::Triggers => match logged? {
-                LoggedChanges { exist: false, .. } => Some(Duration::ZERO),
-                LoggedChanges { since, .. } => since.map(age),
+            Capture::Triggers => match (logged, lag.rows_waiting) {
+                (Some(LoggedChanges { exist: false, .. }), _) | (None, Waiting::Exactly(0)) => Some(Duration::ZERO),
+                (Some(LoggedChanges { since, .. }), _) => since.map(age),
+                // The table was empty at the last export, which left no position.
+                (None, _) => history.completed_at.map(age),
             },
             Capture::Timestamp { .. } => match (lag.last_exported_at, lag.rows_waiting, lag.waiting_since) {
                 (Some(_), Waiting::Exactly(0), _) => Some(Duration::ZERO),

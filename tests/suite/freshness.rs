@@ -95,6 +95,21 @@ async fn the_age_of_a_change_counts_from_its_commit() {
 }
 
 #[tokio::test]
+async fn an_export_of_an_empty_table_is_fresh_until_there_are_rows() {
+    let database = Database::empty().await;
+    let (_catalog, service) = started(&database, &file()).await;
+    database.run("truncate logged").await;
+    export(&service, "full", "logged", "a").await;
+    let told = lane(&service, "a", "logged").await;
+    assert_eq!((&told["state"], &told["behindSeconds"]), (&json!("fresh"), &json!(0)), "{told}");
+    let exported = now(&database).await;
+    database.run("insert into logged values (1, 1)").await;
+    let (told, passed) = behind(&database, &service, "logged", exported, 2).await;
+    assert!(told.abs_diff(passed) <= 2, "{told} {passed}");
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn a_quiet_database_is_not_written_to() {
     let database = Database::empty().await;
     let (_catalog, service) = started(&database, &file()).await;
