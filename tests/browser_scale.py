@@ -19,7 +19,8 @@ class Crowd:
         standing = service.call("GET", "/consumers?limit=1")["items"][0]
         names = [f"{'loader-of-the-warehouse-' * 6}"[:125] + f"{n:03}" for n in range(CONSUMERS)]
         assert {len(name) for name in names} == {128}
-        self.consumers = [{**standing, "consumerId": name, "lastJob": None, "continuity": None} for name in names]
+        calm = {"lastJob": None, "continuity": None, "state": "fresh", "behindSeconds": 0}
+        self.consumers = [{**standing, **calm, "consumerId": name} for name in names]
         # Newest first: what is open has been so for long.
         self.jobs = [self.job(n, names[n % CONSUMERS]) for n in range(JOBS, 0, -1)]
         for job in self.jobs[-2:]:
@@ -30,10 +31,10 @@ class Crowd:
         error = {"code": "full_export_needed", "detail": "a full export is needed first"}
         failed.update(status="failed", error=error, createdAt="2026-01-01T00:00:00.000000Z", consumerId=names[150])
         self.jobs = [job for job in self.jobs if job is failed or job["consumerId"] != names[150]]
-        self.consumers[150]["lastJob"] = failed
+        self.consumers[150].update(lastJob=failed, state="failing", failures=32, failingSince="2026-01-01T00:00:00.000000Z")
         for n in (120, 170, 199):
-            self.consumers[n]["continuity"] = "table_recreated"
-        self.consumers[60]["continuity"] = "truncated"
+            self.consumers[n].update(continuity="table_recreated", state="needs_full")
+        self.consumers[60].update(state="behind", behindSeconds=4_000)
 
     def job(self, n, consumer):
         return {**self.template, "jobId": f"{n:08}-0000-7000-8000-000000000000", "consumerId": consumer, "number": n}
@@ -72,7 +73,7 @@ def test_a_crowd_is_seen_at_a_glance(watch, service):
     page.goto(service.url)
     strip = page.get_by_role("list", name="At a glance")
     expect(strip.get_by_role("listitem")).to_have_text(
-        ["2 running", "5 waiting", "1 failed", "3 need a full export", "1 needs a full export before a delta"]
+        ["1 failing", "3 needs full", "1 behind", "195 fresh", "2 running", "5 waiting"]
     )
     # What is open or failed comes first, however old it is; then the last ones.
     statuses = job_rows(page).evaluate_all("rows => rows.map(row => row.dataset.status)")
@@ -80,16 +81,17 @@ def test_a_crowd_is_seen_at_a_glance(watch, service):
     failed = job_rows(page).nth(2)
     expect(failed.get_by_role("button", name="Start a full export")).to_be_visible()
     consumers = page.get_by_role("table", name="Consumers and where they stand")
-    names = consumers.locator("td.key").all_text_contents()
+    names = consumers.locator("td.key a").all_text_contents()
     assert [name[-3:] for name in names][:7] == ["150", "120", "170", "199", "060", "000", "001"] and len(names) == 20, names
-    for width, first, last, most in ((1280, 400, 1700, 5_000), (390, 400, 6_000, 16_000)):
+    for width, first, last, most in ((1280, 400, 2_400, 5_000), (390, 400, 4_000, 10_000)):
         page.set_viewport_size({"width": width, "height": 900})
-        assert top_of(page.get_by_role("heading", name="Exports: open, failed and last")) < first
-        assert top_of(page.get_by_role("heading", name="Consumers", exact=True)) < last
+        assert top_of(page.get_by_role("heading", name="Consumers", exact=True)) < first
+        top = top_of(page.get_by_role("heading", name="Recent exports"))
+        assert top < last, top
         is_laid_out(page, width, most)
         accessible(page, f"a crowd at {width}")
     page.set_viewport_size({"width": 1280, "height": 900})
-    strip.get_by_role("button", name="3 need a full export").click()
+    strip.get_by_role("button", name="3 needs full").click()
     expect(page.get_by_role("heading", name="Consumers", exact=True)).to_be_focused()
     expect(page.get_by_role("heading", name="Consumers", exact=True)).to_be_in_viewport()
 
@@ -98,7 +100,7 @@ def test_a_crowd_is_seen_at_a_glance(watch, service):
     search.fill("no such one")
     expect(page.get_by_text("No consumer here has “no such one”")).to_be_visible()
     search.fill(crowd.consumers[175]["consumerId"][-5:])
-    expect(consumers.locator("td.key")).to_have_text([crowd.consumers[175]["consumerId"]])
+    expect(consumers.locator("td.key a")).to_have_text([crowd.consumers[175]["consumerId"]])
     search.fill("table_recreated")
     expect(consumers.locator("td.key")).to_have_count(3)
     search.fill("")
@@ -107,7 +109,7 @@ def test_a_crowd_is_seen_at_a_glance(watch, service):
 
     # One that ends is seen to end, however many came after it.
     crowd.jobs[-1].update(status="completed", progress=100, finishedAt="2026-01-01T00:00:00.000000Z", durationSeconds=1.0)
-    expect(strip.get_by_role("listitem").first).to_have_text("1 running")
+    expect(strip.get_by_role("listitem").nth(4)).to_have_text("1 running")
     expect(page.locator("tr[data-status=processing]")).to_have_count(1)
 
 
@@ -188,7 +190,7 @@ def test_a_consumer_has_its_page(watch, service):
     lanes = page.get_by_role("table", name="Where it stands, by dataset")
     expect(lanes.get_by_role("row")).to_have_count(2)
     expect(lanes.get_by_role("cell").first).to_have_text("users")
-    expect(lanes).to_contain_text("exact")
+    expect(lanes).to_contain_text("fresh")
     expect(job_rows(page)).to_have_count(3)
     numbers = job_rows(page).locator("td[data-label=Number]")
     # With the beginning of its digest.
@@ -212,7 +214,7 @@ def test_a_consumer_has_its_page(watch, service):
         accessible(page, "an export that may be acknowledged")
     service.call("POST", f"/exports/{third['jobId']}/ack")
     page.goto(f"{service.url}/#/consumers/{name}")
-    expect(lanes).to_contain_text("exact")
+    expect(lanes).to_contain_text("fresh")
     expect(standing).to_be_hidden()
     start(page, lanes, "delta")
     expect(standing).to_have_text(re.compile("^1 not acknowledged since "))
@@ -240,15 +242,12 @@ def test_a_dataset_without_capture_has_full_exports_alone(watch, service):
     answered_by(page, "**/datasets", lambda route: route.fulfill(json={"items": [{**known, "capture": "none"}], "tablesWithoutDataset": []}))
     page.goto(service.url)
     row = consumer_row(page, "viewer")
-    expect(row.get_by_role("button")).to_have_text([re.compile("^full")])
-    expect(row).to_contain_text("full only")
-    expect(row).not_to_contain_text("exact")
-    expect(consumer_row(page, standing["consumerId"]).get_by_role("button")).to_have_text([re.compile(f"^{word}") for word in ("full", "incremental", "delta")])
-    page.get_by_role("button", name="New export").click()
+    expect(row.get_by_role("cell").nth(3)).to_have_text("–")
+    row.get_by_role("button", name="Export").click()
     dialog = page.get_by_role("dialog")
-    dialog.get_by_label("Consumer").fill("viewer")
+    expect(dialog.get_by_label("Consumer")).to_have_value("viewer")
     expect(dialog.get_by_role("radio", name="delta")).to_be_disabled()
-    expect(dialog.get_by_role("radio", name="full")).to_be_enabled()
+    expect(dialog.get_by_role("radio", name="full")).to_be_checked()
 
 
 def test_datasets_show_their_columns_and_tracking(watch, service):

@@ -196,10 +196,20 @@ def saved(download):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def asked(page, row, kind):
+    """The form for an export of this kind, by its consumer's row, once it is sent."""
+    row.get_by_role("button", name="Export").click()
+    form = page.get_by_role("dialog", name="New export")
+    form.get_by_role("radio", name=kind).check()
+    form.get_by_role("button", name="Start", exact=True).click()
+    return form
+
+
 def start(page, row, kind):
-    """Starts an export by its consumer's row, and says yes to what the page asks."""
-    row.get_by_role("button", name=kind).click()
-    page.get_by_role("dialog").get_by_role("button", name="Start it").click()
+    """Starts an export so, and says yes to what the page asks. The form stays if it was refused."""
+    form = asked(page, row, kind)
+    page.get_by_role("button", name="Start it").click()
+    return form
 
 
 def started(page, row, kind):

@@ -2,15 +2,13 @@
 
 import { aside } from "./aside.js";
 import { Problem, get } from "./api.js";
-import { CONSUMER_COLUMNS, CONSUMER_SECONDS, consumerRow, keyOf } from "./consumers.js";
-import { el, keyed, show, table, text } from "./dom.js";
+import { CONSUMER_SECONDS, laneTable } from "./consumers.js";
+import { el, show, text } from "./dom.js";
 import { jobsSection } from "./jobs.js";
 import { OPEN_SECONDS, QUIET_SECONDS } from "./pulse.js";
 
-const COLUMNS = CONSUMER_COLUMNS.slice(1);
-
 export function consumerView(id) {
-  const list = table("Where it stands, by dataset", COLUMNS);
+  const list = laneTable();
   const empty = el("p", { class: "empty", hidden: true });
   const unknown = el("p", { class: "notice", hidden: true });
   const jobs = jobsSection({ consumer: id });
@@ -42,7 +40,7 @@ export function consumerView(id) {
       if (!(error instanceof Problem) || error.status !== 400) throw error;
       none = error.message;
     }
-    keyed(list.body, items, keyOf, (first) => consumerRow(COLUMNS, first));
+    list.update(items);
     show(list.node, items.length > 0);
     show(empty, items.length === 0);
     text(empty, none);

@@ -1,23 +1,15 @@
-// Where every consumer stands: how old its watermark is, what waits for it, and whether its next export can be exact. Those in trouble
-// come first, and what somebody looks for is found among all.
+// How fresh the copy of every consumer is. Those in trouble come first, and what somebody looks for is found among all. A consumer of several
+// datasets is one row, which opens.
 
-import { acting, complaints, submitting } from "./actions.js";
 import { get } from "./api.js";
+import { acting, complaints, submitting } from "./actions.js";
 import { starting } from "./curl.js";
 import { el, keyed, once, row, set, show, table, text } from "./dom.js";
-import { bytes, count, elapsed, rows, when } from "./figures.js";
-import { mayMove } from "./question.js";
-import { STATUS, consumerPath, standing, trouble } from "./words.js";
+import { ago, bytes, count, duration, elapsed, rows, utc, when } from "./figures.js";
+import { askForExport } from "./start.js";
+import { STATUS, consumerPath, standing, urgency } from "./words.js";
 
-export const CONSUMER_COLUMNS = [
-  ["Consumer", "key"],
-  ["Dataset"],
-  ["Watermark"],
-  ["Rows waiting", "number"],
-  ["Continuity"],
-  ["Last export"],
-  ["Start an export", "does"],
-];
+const COLUMNS = (of) => [[of, "key"], ["State", "state"], ["Behind", "number"], ["Rows waiting", "number"], ["Last export", "latest"], ["Actions", "does"]];
 export const CONSUMER_SECONDS = 15;
 // Of an answer, and of all.
 const PAGE = 200;
@@ -27,11 +19,28 @@ const REST = 10;
 const STEP = 20;
 const FIRST = { consumerId: "consumer-1", exportType: "full", format: "csv", compression: "none" };
 
-export const keyOf = (of) => `${of.consumerId}/${of.dataset}`;
+const laneKey = (of) => `${of.consumerId}/${of.dataset}`;
+const newest = (lanes) => lanes.map(({ lastJob }) => lastJob).filter(Boolean).sort((a, b) => (a.createdAt < b.createdAt ? 1 : -1))[0] ?? null;
+
+// The table of a consumer's lanes, by dataset.
+export function laneTable() {
+  const list = table("Where it stands, by dataset", COLUMNS("Dataset"));
+  list.node.classList.add("lanes");
+  const update = (lanes) => keyed(list.body, byUrgency(lanes), laneKey, (lane) => laneRow(COLUMNS("Dataset"), lane, lane.dataset, {}));
+  return { node: list.node, update };
+}
+
+// Those that need somebody most come first, then those that are furthest behind.
+function byUrgency(lanes) {
+  return [...lanes].sort((one, other) => urgency(other.state) - urgency(one.state) || (other.behindSeconds ?? -1) - (one.behindSeconds ?? -1));
+}
 
 export function consumersSection() {
-  const list = table("Consumers and where they stand", CONSUMER_COLUMNS);
+  const columns = COLUMNS("Consumer");
+  const list = table("Consumers and where they stand", columns);
+  list.node.classList.add("lanes");
   let shown = STEP;
+  const opened = new Set();
   const more = el("button", { type: "button", hidden: true, onclick: () => ((shown += STEP), draw()) }, "Show more consumers");
   const empty = firstExport();
   const unknown = el("p", { class: "notice", hidden: true });
@@ -40,7 +49,7 @@ export function consumersSection() {
   const search = el("input", {
     id: "search-consumers",
     type: "search",
-    placeholder: "name, dataset or trouble",
+    placeholder: "name, dataset or state",
     spellcheck: "false",
     autocapitalize: "none",
     oninput: () => ((shown = STEP), draw()),
@@ -67,17 +76,42 @@ export function consumersSection() {
   let isAll = true;
   let first = "users";
 
-  function draw() {
+  // Lanes by consumer, as far as somebody looks for them.
+  function groups() {
     const words = search.value.trim().toLowerCase();
-    const has = ({ consumerId, dataset, lastJob, ...of }) =>
-      [consumerId, dataset, standing(of).label, lastJob?.status ?? "", lastJob?.error?.code ?? ""].some((text) => text.toLowerCase().includes(words));
-    const found = known.filter(has).sort((one, other) => trouble(other) - trouble(one));
-    keyed(list.body, found.slice(0, shown), keyOf, (first) => consumerRow(CONSUMER_COLUMNS, first));
+    const has = (of) =>
+      [of.consumerId, of.dataset, standing(of).label, of.continuity ?? "", of.lastJob?.error?.code ?? ""].some((text) => text.toLowerCase().includes(words));
+    return byUrgency([...Map.groupBy(known.filter(has), ({ consumerId }) => consumerId)].map(([consumerId, lanes]) => over(consumerId, byUrgency(lanes))));
+  }
+
+  function draw() {
+    const found = groups();
+    const items = found.slice(0, shown).flatMap((group) => {
+      if (group.lanes.length === 1) return [{ key: `lane ${laneKey(group.lanes[0])}`, of: group.lanes[0] }];
+      const lanes = opened.has(group.consumerId) ? group.lanes.slice(0, STEP) : [];
+      const rest = group.lanes.length - lanes.length;
+      return [
+        { key: `group ${group.consumerId}`, of: group, isOpen: lanes.length > 0 },
+        ...lanes.map((of) => ({ key: `inner ${laneKey(of)}`, of })),
+        ...(lanes.length > 0 && rest > 0 ? [{ key: `rest ${group.consumerId}`, of: group, rest }] : []),
+      ];
+    });
+    keyed(list.body, items, ({ key }) => key, made);
     show(list.node, found.length > 0);
     show(more, found.length > shown);
     text(more, `Show more of ${count(found.length)} consumers`);
     show(none, known.length > 0 && found.length === 0);
     text(none, `No consumer here has “${search.value.trim()}”.`);
+  }
+
+  function made({ key, of }) {
+    const [kind] = key.split(" ");
+    if (kind === "group") return groupRow(columns, of, () => (opened.has(of.consumerId) ? opened.delete(of.consumerId) : opened.add(of.consumerId), draw()));
+    if (kind === "rest") return restRow(of);
+    const linked = () => [el("a", { href: consumerPath(of.consumerId), title: "its page" }, of.consumerId), el("span", { class: "beside" }, of.dataset)];
+    const name = el("span", { class: "named" }, el("span", {}, kind === "inner" ? of.dataset : linked()));
+    const made = laneRow(columns, of, name, kind === "inner" ? { class: "inner" } : {});
+    return { ...made, update: ({ of }) => made.update(of) };
   }
 
   // Gives the seconds until it is time to ask again.
@@ -113,60 +147,73 @@ export function consumersSection() {
   return { node, heading, refresh, complain, offer, all: () => known, isAll: () => isAll };
 }
 
-// `columns` are all of a consumer, or all but its name.
-export function consumerRow(columns, first) {
-  const { consumerId, dataset } = first;
-  const watermark = when();
-  const none = el("span", { class: "quiet" }, "none yet");
-  const waiting = el("span", {});
+// A consumer over its lanes, the most urgent of which is the first.
+function over(consumerId, lanes) {
+  const known = lanes.map(({ behindSeconds }) => behindSeconds).filter((seconds) => seconds !== null);
+  return {
+    consumerId,
+    lanes,
+    state: lanes[0].state,
+    behindSeconds: known.length === 0 ? null : Math.max(...known),
+    rowsWaiting: lanes.reduce((sum, { rowsWaiting }) => sum + (rowsWaiting ?? 0), 0),
+    rowsWaitingCapped: lanes.some(({ rowsWaitingCapped }) => rowsWaitingCapped),
+    lastJob: newest(lanes),
+  };
+}
+
+function groupRow(columns, { consumerId }, toggle) {
+  const facts = laneFacts();
+  const button = el("button", { type: "button", class: "opens", "aria-label": `datasets of ${consumerId}`, onclick: toggle });
+  const number = el("span", { class: "beside" });
+  const name = el("span", { class: "named" }, button, el("span", {}, el("a", { href: consumerPath(consumerId), title: "its page" }, consumerId), number));
+  const update = ({ of, isOpen }) => {
+    set(button, "aria-expanded", String(isOpen));
+    text(number, `${count(of.lanes.length)} datasets`);
+    facts.update(of);
+    const states = [...Map.groupBy(of.lanes, (lane) => standing(lane).label)];
+    const since = of.lanes.map(({ failingSince }) => failingSince).filter(Boolean).sort()[0];
+    const told = states.map(([label, lanes]) => `${count(lanes.length)} ${label}`).join(", ");
+    text(facts.meaning, since ? `${told}; the first failed ${ago(since)}` : states.length > 1 ? told : "");
+  };
+  return { node: row(columns, [name, ...facts.cells, ""]), update };
+}
+
+function restRow({ consumerId }) {
+  const link = el("a", { href: consumerPath(consumerId) });
+  const node = el("tr", { role: "row", class: "inner" }, el("td", { role: "cell", class: "key", colspan: 6 }, link));
+  return { node, update: ({ rest }) => text(link, `${count(rest)} more datasets of ${consumerId}`) };
+}
+
+// The cells of a lane or a consumer: state, how far behind, what waits and the last export.
+function laneFacts() {
   const badge = el("span", { class: "badge" });
   const meaning = el("span", { class: "meaning" });
+  const behind = el("span", {});
+  const waiting = el("span", {});
   const last = el("a", {});
   const lastAt = when();
   const never = el("span", { class: "quiet" }, "none kept");
   const unloaded = el("span", {});
   const unloadedSince = when();
   const toLoad = el("span", { class: "meaning", hidden: true, title: "Published exports that it has not acknowledged" }, unloaded, unloadedSince);
-  const { node: complaint, complain } = complaints();
-  const start = (exportType) =>
-    acting(exportType, `export of ${dataset} for ${consumerId}`, complain, submitting(
-      `/exports/${exportType}`,
-      { headers: { "X-Consumer-ID": consumerId }, body: { dataset } },
-      () => `started: ${exportType} export of ${dataset} for ${consumerId}`,
-      () => mayMove({ exportType, consumerId, dataset }),
-    ), { "data-start": exportType });
-  const buttons = ["full", "incremental", "delta"].map(start);
-  const cells = [
-    el("a", { href: consumerPath(consumerId), title: "its page" }, consumerId),
-    dataset,
-    el("div", {}, watermark, none),
-    waiting,
-    el("div", {}, badge, meaning),
-    el("div", { class: "last" }, last, lastAt, never, toLoad),
-    el("div", { class: "actions" }, el("div", { class: "buttons joined" }, buttons), complaint),
-  ];
+  const cells = [el("div", {}, badge, meaning), behind, waiting, el("div", { class: "last" }, last, lastAt, never, toLoad)];
   const update = (of) => {
-    show(watermark, of.lastExportedAt !== null);
-    show(none, of.lastExportedAt === null);
-    if (of.lastExportedAt !== null) watermark.at(of.lastExportedAt);
-    const known = of.rowsWaiting;
-    text(waiting, known === null ? "unknown" : `${count(known)}${of.rowsWaitingCapped ? "+" : ""}`);
-    const kept = of.logBytes === null ? null : `${bytes(of.logBytes)} of the change log are kept for it, ${bytes(of.logBytesMax)} may be`;
-    const isFull = of.capture === "none";
-    set(waiting, "title", isFull ? "nobody counts them" : known === null ? "the table can't be read now" : kept);
-    set(waiting, "class", known === 0 ? "quiet" : null);
     const says = standing(of);
     text(badge, says.label);
     badge.className = `badge ${says.weight}`;
-    set(badge, "title", says.meaning);
-    text(meaning, of.continuity === null ? "" : says.meaning);
-    for (const button of buttons.slice(1)) show(button, !isFull);
-    // What would fail is still possible, and the way out stands out.
-    buttons[0].classList.toggle("main", says.needs === "full");
+    text(meaning, says.meaning);
+    text(behind, of.behindSeconds === null ? "–" : of.behindSeconds === 0 ? "no" : duration(of.behindSeconds));
+    set(behind, "class", of.behindSeconds === 0 ? "quiet" : null);
+    set(behind, "title", of.behindSeconds === null ? "unknown" : of.lastExportedAt ? `watermark: ${utc(of.lastExportedAt)}` : null);
+    const known = of.capture === "none" ? null : of.rowsWaiting;
+    text(waiting, known === null ? "–" : `${count(known)}${of.rowsWaitingCapped ? "+" : ""}`);
+    set(waiting, "title", of.logBytes ? `${bytes(of.logBytes)} of the change log are kept for it, ${bytes(of.logBytesMax)} may be` : null);
+    set(waiting, "class", known === 0 ? "quiet" : null);
     // Null as well of a consumer that acknowledges nothing.
-    show(toLoad, of.unacknowledgedSince !== null);
+    const since = of.unacknowledgedSince ?? null;
+    show(toLoad, since !== null);
     text(unloaded, notAcknowledged(of.unacknowledged));
-    if (of.unacknowledgedSince !== null) unloadedSince.at(of.unacknowledgedSince);
+    if (since !== null) unloadedSince.at(since);
     const job = of.lastJob;
     show(last, job !== null);
     show(lastAt, job !== null);
@@ -178,7 +225,21 @@ export function consumerRow(columns, first) {
     set(last, "title", job.status === "completed" ? rows(job.rowsExported) : (job.error?.code ?? null));
     lastAt.at(job.finishedAt ?? job.createdAt);
   };
-  return { node: row(columns, cells.slice(-columns.length)), update };
+  return { cells, meaning, update };
+}
+
+function laneRow(columns, lane, name, attributes) {
+  const facts = laneFacts();
+  let now = lane;
+  const button = el("button", { type: "button", onclick: () => askForExport(() => {}, now) }, "Export…", el("span", { class: "unseen" }, ` ${lane.dataset} for ${lane.consumerId}`));
+  const update = (of) => {
+    now = of;
+    facts.update(of);
+    // The way out stands out.
+    button.classList.toggle("main", of.state === "needs_full");
+    show(button, of.state !== "gone");
+  };
+  return { node: row(columns, [name, ...facts.cells, button], attributes), update };
 }
 
 // What stands before the time since then. A thousand are counted.

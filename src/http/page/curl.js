@@ -12,12 +12,13 @@ function curl(parts) {
 }
 
 // The call that starts an export; `fields` are a job's, or the form's.
-export function starting({ consumerId, exportType, dataset, format, compression }) {
+export function starting({ consumerId, exportType, dataset, format, compression, maxFileBytes }) {
   const body = {};
   if (consumerId === null) body.exportType = exportType;
   if (dataset !== "users") body.dataset = dataset;
   if (format !== "csv") body.format = format;
   if (compression !== "none") body.compression = compression;
+  if (maxFileBytes) body.maxFileBytes = maxFileBytes;
   const parts = ["-X POST"];
   if (consumerId !== null) parts.push(`-H ${quoted(`X-Consumer-ID: ${consumerId}`)}`);
   if (Object.keys(body).length > 0) parts.push("-H 'Content-Type: application/json'", `-d ${quoted(JSON.stringify(body))}`);

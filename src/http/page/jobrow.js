@@ -7,12 +7,12 @@ import { bytes, count, duration, now, rows, when } from "./figures.js";
 import { CANCELLING, STATUS, consumerPath, isOpen, title } from "./words.js";
 
 const COLUMNS = [
-  ["Status"],
+  ["Status", "state"],
   ["Export", "key"],
   ["Consumer"],
   ["Asked for"],
   ["Rows", "number"],
-  ["Rows/s", "number"],
+  ["Rows/s", "number rate"],
   ["Took", "number"],
   ["Size", "number"],
   ["Actions", "does"],
@@ -115,6 +115,7 @@ export function jobRow(columns, job) {
     text(took, is.took === null ? "–" : duration(is.took));
     text(left, is.left === null ? "" : `${duration(Math.max(1, is.left))} left`);
     text(size, some ? bytes(of.bytesWritten) : "–");
+    for (const [cell, has] of [[written, some], [took.parentNode, is.took !== null], [size, some]]) cell.classList.toggle("none", !has);
     does.update(of);
     set(node, "data-status", of.status);
   };

@@ -1,5 +1,5 @@
-// What somebody wants to know first: what runs, what failed and who needs a full export; then those exports, events that nobody has taken, the
-// consumers and the schedules. It stays as it is while something else is looked at.
+// What somebody wants to know first: whose copy is fresh, and what holds the others up; then the consumers, the exports that are open or failed,
+// events that nobody has taken, and the schedules. It stays as it is while something else is looked at.
 
 import { get } from "./api.js";
 import { aside } from "./aside.js";
@@ -10,16 +10,18 @@ import { count } from "./figures.js";
 import { presentSection } from "./present.js";
 import { DATASET_SECONDS, OPEN_SECONDS, QUIET_SECONDS } from "./pulse.js";
 import { schedulesSection } from "./schedules.js";
-import { continuity, isDataset } from "./words.js";
+import { isDataset, standing, urgency } from "./words.js";
 
 const present = presentSection();
 const consumers = consumersSection();
 const schedules = schedulesSection();
 const deliveries = deliveriesSection();
 const strip = el("ul", { class: "strip", "aria-label": "At a glance", hidden: true });
-const unready = el("ul", { class: "notice", hidden: true, "aria-label": "Datasets that can't be exported now" });
+const unreadyCount = el("summary", {});
+const unreadyList = el("ul", { class: "listed" });
+const unready = el("details", { class: "notice", hidden: true, role: "group", "aria-label": "Datasets that can't be exported now" }, unreadyCount, unreadyList);
 const heading = el("h1", { class: "unseen" }, "Overview");
-const node = el("div", {}, heading, strip, unready, present.node, deliveries.node, consumers.node, schedules.node);
+const node = el("div", {}, heading, strip, unready, consumers.node, present.node, deliveries.node, schedules.node);
 
 async function lookAtConsumers(signal) {
   const seconds = await consumers.refresh(signal);
@@ -33,38 +35,36 @@ async function lookAtDatasets(signal) {
   consumers.offer(items.map(({ name }) => name));
   const broken = items.filter(({ ready }) => !ready);
   show(unready, broken.length > 0);
-  keyed(unready, broken, ({ name }) => name, () => {
+  const untracked = broken.filter(({ reason }) => reason === "not_tracked").length;
+  const command = untracked === broken.length && untracked > 1 ? ". cdc-export track --all captures them" : "";
+  text(unreadyCount, `${count(broken.length)} ${broken.length === 1 ? "dataset" : "datasets"} can't be exported now${command}`);
+  keyed(unreadyList, broken, ({ name }) => name, () => {
     const line = el("li", {});
-    return { node: line, update: ({ name, problems }) => text(line, `The dataset ${name} can't be exported now: ${problems.join("; ")}`) };
+    return { node: line, update: ({ name, problems }) => text(line, `${name}: ${problems.join("; ")}`) };
   });
   return DATASET_SECONDS;
 }
 
 const besides = [aside(lookAtConsumers, consumers.complain), aside(lookAtDatasets), aside(schedules.refresh), aside(deliveries.refresh)];
 
-const NEEDS = { full: "a full export", incremental: "a full export before a delta" };
-
-// The strip: how many there are of each kind, with a way to them.
+// The strip: how many lanes there are in each state, and exports that are open or failed, with a way to them.
 function summarize() {
-  const { running, waiting, failed } = present.counts();
-  const needing = (needs) => {
-    const number = consumers.all().filter((of) => continuity(of.continuity).needs === needs).length;
-    return { number, isMore: !consumers.isAll(), says: `${number === 1 ? "needs" : "need"} ${NEEDS[needs]}`, to: consumers.heading };
-  };
+  const { running, waiting } = present.counts();
+  const states = [...Map.groupBy(consumers.all(), (of) => standing(of).label)].map(([label, lanes]) => {
+    const [{ state }] = lanes;
+    return { id: label, weight: standing(lanes[0]).weight, urgency: urgency(state), number: lanes.length, isMore: !consumers.isAll(), says: label, to: consumers.heading };
+  });
+  states.sort((one, other) => other.urgency - one.urgency);
   const kinds = [
-    { kind: "running", ...running, says: "running", to: present.heading },
-    { kind: "notice", ...waiting, says: "waiting", to: present.heading },
-    { kind: "bad", ...failed, says: "failed", to: present.heading },
-    { kind: "bad needs", ...needing("full") },
-    { kind: "warning", ...needing("incremental") },
+    ...states,
+    { id: "running", weight: "running", ...running, says: "running", to: present.heading },
+    { id: "waiting", weight: "notice", ...waiting, says: "waiting", to: present.heading },
   ].filter(({ number }) => number > 0);
-  const all = [{ kind: "good" }];
-  keyed(strip, kinds.length > 0 ? kinds : all, ({ kind }) => kind, ({ kind, to }) => {
-    if (to === undefined) return { node: el("li", { class: "badge good" }, "Nothing runs, and nothing failed"), update: () => {} };
-    const button = el("button", { type: "button", class: `badge ${kind}`, onclick: () => (to.scrollIntoView(), to.focus()) });
+  keyed(strip, kinds, ({ id }) => id, ({ weight, to }) => {
+    const button = el("button", { type: "button", class: `badge ${weight}`, onclick: () => (to.scrollIntoView(), to.focus()) });
     return { node: el("li", {}, button), update: ({ number, isMore, says }) => text(button, `${count(number)}${isMore ? "+" : ""} ${says}`) };
   });
-  show(strip, kinds.length > 0 || consumers.all().length > 0);
+  show(strip, kinds.length > 0);
 }
 
 async function beat(signal) {

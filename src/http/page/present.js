@@ -23,7 +23,7 @@ export function presentSection() {
   const list = table("Exports that are open or failed, and the last ones", COLUMNS);
   const empty = el("p", { class: "empty" }, "No export yet: New export starts one.");
   const rest = el("p", { class: "hint" });
-  const heading = el("h2", { id: "present-heading", tabindex: "-1" }, "Exports: open, failed and last");
+  const heading = el("h2", { id: "present-heading", tabindex: "-1" }, "Recent exports");
   const node = el(
     "section",
     { "aria-labelledby": heading.id },
@@ -95,7 +95,9 @@ export function presentSection() {
     const waits = fresh([...waiting.items, ...newest.filter(isOpen)]);
     // One that another has followed is dealt with.
     const isLast = (job) => ![...runs, ...waits, ...newest].some((other) => laneOf(other) === laneOf(job) && other.createdAt > job.createdAt);
-    return { runs, fails: fresh(failed.filter(isLast)), waits, ends: fresh(newest.filter((job) => !isOpen(job))) };
+    // Of a batch that failed, the members that it failed by are enough.
+    const isCause = (job) => job.error?.code !== "batch_member_failed" || !failed.some((other) => other.batchId === job.batchId && other.error?.code !== job.error.code);
+    return { runs, fails: fresh(failed.filter((job) => isLast(job) && isCause(job))), waits, ends: fresh(newest.filter((job) => !isOpen(job))) };
   }
 
   function draw() {
@@ -119,12 +121,11 @@ export function presentSection() {
 
   // How many there are of each kind, and whether there may be more.
   function counts() {
-    const { fails, waits, runs } = groups();
+    const { waits, runs } = groups();
     return {
       running: { number: runs.length, isMore: running.nextCursor !== null },
       // One that ran a moment ago isn't among them.
       waiting: { number: waits.filter(({ status }) => status === "pending").length, isMore: waiting.nextCursor !== null },
-      failed: { number: fails.length, isMore: false },
     };
   }
   return { node, heading, refresh, failures, counts };

@@ -2,6 +2,7 @@
 
 import { get } from "./api.js";
 import { dialog, el } from "./dom.js";
+import { bytes, rows } from "./figures.js";
 
 // `asked` has title, text, yes, no and the weight of the button that says yes. Gives the answer to come, and a function that takes
 // the question away, as if it had been answered with no.
@@ -18,7 +19,8 @@ const CALLED = { full: "a full export", incremental: "an incremental export", de
 
 // Whether an export is to be asked for that moves its consumer's position: a loader that goes on with the next one would miss what
 // this one's file holds. A first full export is asked for at once: before it there is nothing to go on from.
-export async function mayMove({ exportType, consumerId, dataset }) {
+// `table`, if it is known, says what a full export reads.
+export async function mayMove({ exportType, consumerId, dataset, format, compression, table }) {
   if (consumerId === null) return true;
   if (exportType === "full") {
     const { items } = await get("/exports", { consumer: consumerId, dataset, status: "completed", limit: 1 });
@@ -26,7 +28,11 @@ export async function mayMove({ exportType, consumerId, dataset }) {
   }
   return question({
     title: `Start ${CALLED[exportType] ?? exportType} for ${consumerId}?`,
-    text: `It moves ${consumerId}'s position in ${dataset}: its loader must fetch this file, because the next export begins where this one ends.`,
+    text: [
+      `It moves ${consumerId}'s position in ${dataset}: its loader must fetch this file, because the next export begins where this one ends.`,
+      exportType === "full" && table?.rows ? ` It reads the whole table, about ${rows(table.rows)} (${bytes(table.bytes)}).` : "",
+      format ? ` The file is ${format}${compression && compression !== "none" ? `, ${compression}` : ""}.` : "",
+    ].join(""),
     yes: "Start it",
     no: "Not now",
     weight: "main",

@@ -10,7 +10,9 @@ import { TYPES, isDataset } from "./words.js";
 
 const ID = /^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$/;
 
-export function askForExport(onStarted) {
+// `lane`: whose export it is at first, and in which dataset; of the same kind as its last one.
+export function askForExport(onStarted, lane = null) {
+  const last = lane?.lastJob ?? {};
   const consumer = el("input", {
     id: "start-consumer",
     name: "consumer",
@@ -20,12 +22,12 @@ export function askForExport(onStarted) {
     maxlength: 128,
     "aria-describedby": "start-consumer-hint",
   });
-  const dataset = el("select", { id: "start-dataset", name: "dataset" }, el("option", { value: "users" }, "users"));
+  const dataset = el("select", { id: "start-dataset", name: "dataset" }, [lane?.dataset ?? "users"].map((name) => el("option", { value: name }, name)));
   const format = choice("format", ["csv", "ndjson", "parquet"]);
   const compression = choice("compression", ["none", "gzip", "zstd"]);
   const types = Object.entries(TYPES).map(([type, meaning]) => {
     const input = el("input", { type: "radio", name: "exportType", value: type, id: `start-${type}` });
-    input.checked = type === "full";
+    input.checked = type === (lane?.state === "needs_full" ? "full" : (last.exportType ?? "full"));
     return { input, node: el("label", { for: input.id, class: "radio" }, input, el("span", {}, el("b", {}, type), ` ${meaning}`)) };
   });
   const unready = el("p", { class: "notice", hidden: true });
@@ -40,6 +42,7 @@ export function askForExport(onStarted) {
     dataset: dataset.value,
     format: format.value,
     compression: format.value === "parquet" ? "none" : compression.value,
+    ...(last.maxFileBytes ? { maxFileBytes: last.maxFileBytes } : {}),
   });
   const form = el(
     "form",
@@ -90,11 +93,14 @@ export function askForExport(onStarted) {
     }
     start.disabled = true;
     try {
-      if (pending === null && !(await mayMove({ consumerId, exportType, dataset: options.dataset }))) return;
+      const table = datasets.find((one) => one.name === options.dataset);
+      if (pending === null && !(await mayMove({ consumerId, exportType, ...options, table }))) return;
     } catch (error) {
       return complain(error);
     } finally {
       start.disabled = false;
+      // A button that is disabled loses it.
+      start.focus();
     }
     pending ??= consumerId === null ? submission("/exports", { body: { exportType, ...options } })
       : submission(`/exports/${exportType}`, { headers: { "X-Consumer-ID": consumerId }, body: options });
@@ -116,8 +122,13 @@ export function askForExport(onStarted) {
 
   const opened = dialog("New export", form);
   opened.classList.add("wide");
+  if (lane !== null) {
+    consumer.value = lane.consumerId;
+    if (last.format) format.value = last.format;
+    if (last.compression) compression.value = last.compression;
+  }
   changed();
-  consumer.focus();
+  (lane === null ? consumer : start).focus();
   // The form is of use before it knows them all.
   get("/datasets").then((list) => {
     datasets = list.items.filter(isDataset);

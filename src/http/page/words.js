@@ -1,5 +1,7 @@
 // What the API's words mean, for who reads them at night: plainly, and with what to do next.
 
+import { ago, count } from "./figures.js";
+
 // Each word of `continuity`: what happened, and the weakest export that is exact all the same.
 const CONTINUITY = {
   rewound: ["The watermark was set back by hand: the next export sends again what lies behind it.", "delta"],
@@ -36,8 +38,28 @@ export function continuity(word) {
 
 const FULL_ONLY = { weight: "notice", label: "full only", meaning: "Nothing looks for changes: each export is a full one." };
 
-// Where a consumer stands in a dataset: the same.
-export const standing = ({ capture, continuity: word }) => (capture === "none" ? FULL_ONLY : continuity(word));
+// Each state of a lane, the least urgent first.
+const STATES = {
+  fresh: ["good", ""],
+  new: ["notice", "It has no export yet."],
+  gone: ["quiet", "There is no dataset of this name any more."],
+  not_loaded: ["warning", "Its loader has not acknowledged an export for too long."],
+  behind: ["warning", "A change waits longer than it should."],
+  not_tracked: ["bad", ""],
+  needs_full: ["bad", ""],
+  failing: ["bad", ""],
+};
+
+export const urgency = (state) => Object.keys(STATES).indexOf(state);
+
+// Where a consumer stands in a dataset: the weight of a badge, its label, and a sentence where there is something to say.
+export function standing({ state, continuity: word, failures, failingSince, lastJob }) {
+  if (state === null) return { weight: "notice", label: "unknown", meaning: "The table can't be read now." };
+  const [weight, meaning] = STATES[state] ?? ["notice", "A state that this page doesn't know."];
+  const failed = () => `${failures === 1 ? "The last export failed" : `${count(failures)} exports in a row failed, the first`} ${ago(failingSince)}: ${lastJob?.error?.code ?? "unknown"}.`;
+  const why = state === "failing" && failingSince ? failed() : word ? continuity(word).meaning : meaning;
+  return { weight, label: state.replaceAll("_", " "), meaning: why };
+}
 
 // A table that a pattern matches may be no dataset.
 export const isDataset = ({ capture }) => capture !== null;
@@ -49,12 +71,6 @@ export function tracking({ capture, ready, problems }) {
   if (capture === "triggers") return { weight: "good", label: "triggers", meaning: "Triggers log every change, deletions too." };
   if (capture === "none") return FULL_ONLY;
   return { weight: "notice", label: "timestamp", meaning: "Changes are found by the time in each row alone: what is deleted, or has an old time, is not seen." };
-}
-
-// How bad it is for a consumer: 0 where nothing is, more the worse.
-export function trouble({ continuity: word, lastJob }) {
-  if (lastJob?.status === "failed") return 4;
-  return { full: 3, incremental: 2, delta: 1 }[continuity(word).needs] ?? 0;
 }
 
 // Why the slot of a schedule that is due has no export yet.
