@@ -178,12 +178,15 @@ fn body_of(request: &Request) -> Value {
 
 /// Returns the call that submits a request with this body. It may be sent twice.
 fn submission(request: &Request, body: &Value) -> Result<http::Request<String>, CallError> {
-    let mut call = http::Request::post(format!("/exports/{}", request.export_type))
-        .header("idempotency-key", Uuid::new_v4().to_string())
-        .header(header::CONTENT_TYPE, "application/json");
-    if let Some(consumer) = &request.consumer {
-        call = call.header("x-consumer-id", consumer.as_str());
-    }
+    let call = match &request.consumer {
+        Some(consumer) => {
+            http::Request::post(format!("/exports/{}", request.export_type)).header("x-consumer-id", consumer.as_str())
+        }
+        // An ad-hoc export, which is always a full one.
+        None => http::Request::post("/exports"),
+    };
+    let call =
+        call.header("idempotency-key", Uuid::new_v4().to_string()).header(header::CONTENT_TYPE, "application/json");
     Ok(call.body(body.to_string())?)
 }
 

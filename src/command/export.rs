@@ -40,9 +40,10 @@ pub(crate) struct Export {
     /// The type of the export
     #[arg(value_parser = words::<ExportType>(ExportType::ALL.iter().map(|it| it.as_str())))]
     export_type: ExportType,
-    /// The consumer to export for
-    #[arg(long)]
-    consumer: ConsumerId,
+    /// The consumer to export for. A full export may have none: it is an ad-hoc one then, which neither reads nor moves
+    /// a position
+    #[arg(long, required_if_eq_any = [("export_type", "incremental"), ("export_type", "delta")])]
+    consumer: Option<ConsumerId>,
     /// The dataset to export [default: users, or the only one there is]
     #[arg(long)]
     dataset: Option<String>,
@@ -57,11 +58,11 @@ pub(crate) struct Export {
     #[arg(long, value_name = "BYTES", value_parser = RangedU64ValueParser::<u64>::new().range(FILE_BYTES))]
     max_file_bytes: Option<u64>,
     /// Make no file if an incremental export or a delta finds nothing
-    #[arg(long)]
+    #[arg(long, requires = "consumer")]
     skip_empty: bool,
     /// The id of the export that you loaded last, or `none`. The new export is refused if the consumer has later
     /// exports that you have not loaded
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", requires = "consumer")]
     after: Option<LastLoaded>,
     /// The SHA-256 of the file that you loaded last
     #[arg(long, value_name = "SHA256", requires = "after")]
@@ -118,7 +119,7 @@ impl Export {
         if let Some(output) = &self.output {
             check(output).map_err(|why| BadUsage(format!("--output: {why}")))?;
         }
-        let request = Request::new(Some(self.consumer.clone()), dataset.to_owned(), self.export_type, encoding);
+        let request = Request::new(self.consumer.clone(), dataset.to_owned(), self.export_type, encoding);
         let skip_empty = self.skip_empty.then_some(true);
         Ok(Request { max_file_bytes: self.max_file_bytes, skip_empty, after, ..request })
     }

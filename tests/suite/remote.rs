@@ -121,6 +121,38 @@ async fn run_with(command: &[&str], more: &[&str], server: &[&str]) -> (i32, Str
 }
 
 #[tokio::test]
+async fn a_full_export_needs_no_consumer() {
+    let (database, service) = with_users(9).await;
+    let folder = reachable_folder();
+    let here = folder.path().to_str().unwrap();
+    let (url, output) = (database.url(), service.output().display().to_string());
+    let near = async |arguments: &[&str]| {
+        Start::plain().with("DATABASE_URL", &url).with("OUTPUT_DIR", &output).arguments(arguments).output().await
+    };
+    let server = ["--server", &service.address];
+
+    let (code, printed, said) = run_with(&["export", "full"], &["--output", here], &server).await;
+    assert_eq!((code, said.as_str()), (0, ""), "{printed}");
+    assert_eq!(Csv::read(path_in(&printed)).rows.len(), 9);
+    let (code, printed, said) = near(&["export", "full", "--json"]).await;
+    let job: Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!((code, &job["consumerId"], &job["rowsExported"]), (0, &Value::Null, &9.into()), "{said}");
+    let consumers: Value = service.call("GET", "/consumers", &[]).await.json().await.unwrap();
+    assert_eq!(consumers["items"], json!([]), "no consumer has a position");
+
+    for bad in [
+        &["export", "delta"][..],
+        &["export", "incremental"],
+        &["export", "full", "--after", "none"],
+        &["export", "full", "--skip-empty"],
+    ] {
+        let (code, _, said) = near(bad).await;
+        assert!(code == 2 && said.contains("--consumer"), "{bad:?}: {said}");
+    }
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn a_place_that_takes_no_file_is_known_before_there_is_one() {
     let (database, service) = with_users(5).await;
     let folder = reachable_folder();
