@@ -4,6 +4,8 @@
 use std::io;
 use std::time::Duration;
 
+use rustls::CertificateError;
+
 use crate::connection::failure::sqlstate;
 
 /// The timeout of a new connection.
@@ -55,6 +57,16 @@ fn network_failure(cause: &io::Error) -> String {
         _ if cause.to_string().contains("lookup address") => {
             format!("the host is not known ({cause}); is its name right?")
         }
+        _ if is_unknown_issuer(cause) => {
+            let next =
+                "no authority that is trusted here has signed the server's certificate; name a file with the right one";
+            format!("{cause}: {next} in sslrootcert")
+        }
         _ => cause.to_string(),
     }
+}
+
+fn is_unknown_issuer(cause: &io::Error) -> bool {
+    let reported = cause.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    reported.is_some_and(|reported| *reported == rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer))
 }

@@ -33,6 +33,7 @@ const KNOWN: [&str; 17] = [
     "user",
 ];
 
+const NOT_A_MODE: &str = "not one of disable, allow, prefer, require, verify-ca and verify-full";
 const MODES: [&str; 2] = ["sslmode", "ssl-mode"];
 /// The names of `sslrootcert`.
 const ROOTS: [&str; 3] = ["sslrootcert", "ssl-root-cert", "ssl-ca"];
@@ -76,6 +77,9 @@ pub enum BadUrl {
     /// The value of a parameter is invalid.
     #[error("the parameter {0} has a value that can't be read")]
     Value(String),
+    /// A value of `sslmode` that does not exist.
+    #[error("the parameter {0} is {NOT_A_MODE}")]
+    Mode(String),
     /// `sslrootcert` with a mode that checks no certificate.
     #[error("the parameter sslrootcert is of no use here without sslmode=verify-full, verify-ca or require")]
     RootsUnasked,
@@ -153,8 +157,8 @@ impl NamedDatabase {
         let last =
             |names: &[&str]| parameters.iter().rfind(|(name, _)| names.contains(&&**name)).map(|(_, value)| &**value);
         if let Some(mode) = variable("PGSSLMODE").filter(|_| last(&MODES).is_none()) {
-            let why = "not one of disable, allow, prefer, require, verify-ca and verify-full";
-            options = options.ssl_mode(mode.parse().map_err(|_| BadUrl::Variable { name: "PGSSLMODE", why })?);
+            let bad = |_| BadUrl::Variable { name: "PGSSLMODE", why: NOT_A_MODE };
+            options = options.ssl_mode(mode.parse().map_err(bad)?);
         }
         let mode = options.get_ssl_mode();
         let is_asked = matches!(mode, PgSslMode::Require | PgSslMode::VerifyCa | PgSslMode::VerifyFull);
@@ -222,6 +226,7 @@ fn unreadable(address: &str, parameters: &[Parameter]) -> BadUrl {
     };
     let bad = parameters.iter().find(|parameter| !is_good(&alone(parameter)));
     match bad {
+        Some((name, _)) if is_good(address) && MODES.contains(&&**name) => BadUrl::Mode(name.clone().into_owned()),
         Some((name, _)) if is_good(address) => BadUrl::Value(name.clone().into_owned()),
         _ => BadUrl::NotAUrl,
     }
