@@ -171,7 +171,7 @@ async fn where_only_a_full_export_goes_on_it_is_asked_for_or_said() {
     let (full, _) = service.export("full", "a").await;
     let (code, printed, said) = pull(&service, folder.path(), &[]).output().await;
     assert_eq!(code, 0, "{said}");
-    assert_eq!(printed, format!("{}  7 rows\n", folder.path().join(name_of(&full)).display()));
+    assert_eq!(printed, format!("{}  7 rows of users\n", folder.path().join(name_of(&full)).display()));
     service.stop().await;
 }
 
