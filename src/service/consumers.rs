@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 
-use crate::dataset::name::is_name;
+use crate::dataset::name::{is_name, nearest};
 use crate::dataset::{Capture, Dataset};
 use crate::job::lane::{Lane, Unacknowledged};
 use crate::job::marker::Marker;
@@ -41,6 +41,13 @@ pub struct ListedConsumer {
     pub unacknowledged: Option<Unacknowledged>,
     /// The bytes of the change log that the position holds, or `None` if it holds none or they are unknown.
     pub log_use: Option<LogUse>,
+}
+
+/// A consumer that has never requested an export.
+#[derive(Clone, Debug)]
+pub struct Newcomer {
+    /// The most similar name among the consumers that the caller may see, if one is similar.
+    pub similar: Option<String>,
 }
 
 /// A dataset, and the consumers of it that a page has.
@@ -85,6 +92,15 @@ impl Service {
             ListedConsumer { lag, as_of, last_job, unacknowledged, log_use }
         };
         Ok(lags.into_iter().map(listed).collect())
+    }
+
+    /// Returns a remark on a consumer that has never requested an export. Returns `None` for any other consumer.
+    pub async fn newcomer(&self, consumer: &ConsumerId) -> Result<Option<Newcomer>, Error> {
+        let others = with_timeout(self.store.others_of_new(consumer, &self.bounds)).await?;
+        Ok(others.map(|others| {
+            let pairs = others.iter().map(|other| (other.as_str(), other.as_str()));
+            Newcomer { similar: nearest(consumer.as_str(), pairs).map(str::to_owned) }
+        }))
     }
 
     /// Returns a consumer's state in a dataset, even before its first export.

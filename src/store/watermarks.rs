@@ -87,6 +87,17 @@ impl Store {
         Ok(rows.into_iter().filter_map(position).collect())
     }
 
+    /// Returns the other consumers within the bounds, if this one has no watermark and never requested an export.
+    pub async fn others_of_new(&self, consumer: &ConsumerId, bounds: &Bounds) -> Result<Option<Vec<String>>, Error> {
+        let visible = bounds.consumers.as_ref().map(|ids| ids.iter().map(ConsumerId::as_str).collect::<Vec<_>>());
+        let statement = sqlx::query_scalar(include_str!("watermarks/others_of_new.sql"))
+            .bind(consumer.as_str())
+            .bind(CONSUMER)
+            .bind(visible)
+            .bind(bounds.datasets.as_deref());
+        self.with(async |conn| statement.fetch_one(conn).await).await
+    }
+
     /// Sets a consumer's watermark by hand. A running export of the consumer starts again from there.
     pub async fn set_watermark(&self, watermark: &Watermark) -> Result<WatermarkEdit, Error> {
         let statement = sqlx::query(
