@@ -94,9 +94,14 @@ impl Service {
         Ok(lags.into_iter().map(listed).collect())
     }
 
-    /// Returns a remark on a consumer that has never requested an export. Returns `None` for any other consumer.
-    pub async fn newcomer(&self, consumer: &ConsumerId) -> Result<Option<Newcomer>, Error> {
-        let others = with_timeout(self.store.others_of_new(consumer, &self.bounds)).await?;
+    /// Returns a remark on the consumer of accepted jobs, if these are its first ones.
+    pub async fn newcomer(&self, jobs: &[Job]) -> Result<Option<Newcomer>, Error> {
+        let Some(consumer) = jobs.first().and_then(|job| job.consumer.as_ref()) else { return Ok(None) };
+        if jobs.iter().any(|job| job.order != Some(1)) {
+            return Ok(None);
+        }
+        let ids: Vec<_> = jobs.iter().map(|job| job.id).collect();
+        let others = with_timeout(self.store.others_of_new(consumer, &ids, &self.bounds)).await?;
         Ok(others.map(|others| {
             let pairs = others.iter().map(|other| (other.as_str(), other.as_str()));
             Newcomer { similar: nearest(consumer.as_str(), pairs).map(str::to_owned) }

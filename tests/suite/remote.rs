@@ -208,6 +208,14 @@ async fn a_new_consumer_with_a_similar_name_is_told_of() {
     assert_eq!(post("search", "/exports/full", "").await, (true, Value::Null));
     assert_eq!(post("warehouze", "/exports/full", r#"{"datasets": ["users"]}"#).await, (true, json!("warehouse")));
     assert_eq!(post("warehouse", "/exports/full", r#"{"datasets": ["users"]}"#).await, (false, Value::Null));
+    let once = [("X-Consumer-ID", "warehousse"), ("Idempotency-Key", "k")];
+    let mut answers = Vec::new();
+    for _ in 0..2 {
+        let answer: Value = service.call("POST", "/exports/full", &once).await.json().await.unwrap();
+        service.ended(answer["jobId"].as_str().unwrap()).await;
+        answers.push(answer);
+    }
+    assert_eq!((&answers[0], &answers[0]["similarConsumer"]), (&answers[1], &json!("warehouse")));
     let ad_hoc: Value = service.call("POST", "/exports", &[]).await.json().await.unwrap();
     assert_eq!((&ad_hoc["newConsumer"], &ad_hoc["similarConsumer"]), (&json!(false), &Value::Null));
 

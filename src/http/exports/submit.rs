@@ -1,6 +1,7 @@
 //! The calls that create exports, and their responses. Their input is in `submission`.
 
 use std::collections::BTreeMap;
+use std::slice;
 
 use axum::Json;
 use axum::http::{StatusCode, header};
@@ -117,19 +118,19 @@ pub(crate) async fn incremental_of(
 
 /// Submits an export or a batch. `status` is the word that the call uses for a queued one.
 async fn start(service: &Service, asked: Asked, status: &'static str) -> Result<Response, Problem> {
-    let of_each = match &asked {
-        Asked::Export(request) => request,
-        Asked::Batch(order) => &order.of_each,
-    };
-    // Before the submission: the consumer is known after it.
-    let newcomer = match &of_each.consumer {
-        Some(consumer) => service.newcomer(consumer).await?,
-        None => None,
-    };
-    Ok(match asked {
-        Asked::Export(request) => accepted(submit(service, &request).await?, newcomer, status),
-        Asked::Batch(order) => accepted_batch(submit_batch(service, &order).await?, newcomer, status),
-    })
+    // The jobs are accepted, so a failure to look for similar names is no failure of the call.
+    match asked {
+        Asked::Export(request) => {
+            let job = submit(service, &request).await?;
+            let newcomer = service.newcomer(slice::from_ref(&job)).await.unwrap_or_default();
+            Ok(accepted(job, newcomer, status))
+        }
+        Asked::Batch(order) => {
+            let batch = submit_batch(service, &order).await?;
+            let newcomer = service.newcomer(&batch.jobs).await.unwrap_or_default();
+            Ok(accepted_batch(batch, newcomer, status))
+        }
+    }
 }
 
 /// Submits a batch. An unknown dataset in the body is invalid input.
