@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use authorities::trust_only;
+pub use authorities::{OtherAuthorities, trust_only};
 pub use environment::Environment;
 pub use variables::Misspelt;
 

@@ -14,6 +14,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::Utc;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde_json::json;
@@ -22,10 +23,11 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::database::DatabaseId;
-use crate::event::EventType;
+use crate::event::{EventSubject, EventType};
 use crate::failpoint;
+use crate::job::Status;
 use crate::job::batch_json::BatchJson;
-use crate::job::json::JobJson;
+use crate::job::json::{JobJson, rfc3339};
 use crate::store::deliveries::{Attempt, AttemptOutcome, ClaimedDelivery, Ended};
 use crate::store::{self, Store};
 use crate::telemetry::log_throttle::LogThrottle;
@@ -49,6 +51,8 @@ const RECORD_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The word in place of a dataset in the subject and the routing key of a batch's event. No dataset has this name.
 const DATASET_OF_BATCHES: &str = "_batch";
+/// The same of a test event.
+const DATASET_OF_TESTS: &str = "_test";
 
 /// An event, as a transport sends it.
 #[derive(Clone, Debug)]
@@ -67,6 +71,26 @@ pub struct Event {
     pub body: String,
     /// The place of the delivery, or of the export, in a trace.
     pub trace: Option<TraceParent>,
+}
+
+impl Event {
+    /// Returns an event that says nothing, to try a receiver. Its type is `cdc-export.test.v1`.
+    pub fn test() -> Event {
+        let (id, kind) = (Uuid::now_v7(), "cdc-export.test.v1".to_owned());
+        let event = EventType { subject: EventSubject::Export, end: Status::Completed };
+        let body = json!({
+            "specversion": "1.0",
+            "id": id.to_string(),
+            "source": "/cdc-export/test",
+            "type": kind,
+            "subject": DATASET_OF_TESTS,
+            "time": rfc3339(Utc::now()),
+            "datacontenttype": "application/json",
+            "data": {},
+        });
+        let dataset = DATASET_OF_TESTS.to_owned();
+        Event { id, event, dataset, consumer: None, kind, body: body.to_string(), trace: None }
+    }
 }
 
 /// The result of one attempt to deliver an event.

@@ -125,6 +125,8 @@ pub struct Database {
     /// A remark on the user or database that was assumed because the setting names none. Empty if the setting names
     /// both.
     assumed: &'static str,
+    /// The time within which a first connection must be there.
+    connect_timeout: Duration,
     /// True if its sessions see a preview of the service's schema.
     is_preview: bool,
 }
@@ -134,7 +136,7 @@ impl From<PgConnectOptions> for Database {
         // Poolers refuse this startup parameter. Since version 12, Postgres prints floats exactly without it.
         let options = options.extra_float_digits(None);
         let options = options.application_name("cdc-export").disable_statement_logging();
-        Database { options, setting: "DATABASE_URL", assumed: "", is_preview: false }
+        Database { options, setting: "DATABASE_URL", assumed: "", connect_timeout: CONNECT_TIMEOUT, is_preview: false }
     }
 }
 
@@ -171,6 +173,11 @@ impl Database {
     /// Returns the options of each connection.
     pub fn options(&self) -> &PgConnectOptions {
         &self.options
+    }
+
+    /// Returns the time within which a first connection must be there.
+    pub fn connect_timeout(&self) -> Duration {
+        self.connect_timeout
     }
 
     /// Creates a pool of at most `connections` for short statements. It opens connections on demand.
@@ -225,10 +232,10 @@ async fn connect(database: &Database) -> Result<PgConnection, Error> {
     let (begun, throttle) = (Instant::now(), LogThrottle::default());
     loop {
         let connecting = PgConnection::connect_with(database.options());
-        let error = match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+        let error = match tokio::time::timeout(database.connect_timeout, connecting).await {
             Ok(Ok(conn)) => return Ok(conn),
             Ok(Err(error)) => error,
-            Err(_) => return Err(Error::Unreachable(no_answer())),
+            Err(_) => return Err(Error::Unreachable(no_answer(database.connect_timeout))),
         };
         let starting = SqlFailure::of(&error) == SqlFailure::Starting;
         if !starting || begun.elapsed() > START_TIMEOUT {

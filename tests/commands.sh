@@ -72,6 +72,9 @@ export DATASETS=$work/datasets.toml
 job=$(curl -fsS -X POST -H 'X-Consumer-ID: search' -H 'X-Request-Id: my-request-1' "$api/exports/full" | member jobId)
 curl -fsS -o job "$api/exports/$job?wait=60"
 
+# Nobody listens at the webhook's address.
+block docs/guides/webhooks.md 'cdc-export deliveries test' 's/$/ 2>\&1 || test $? = 1/'
+shows 'airflow: connection refused'
 block docs/guides/operating.md 'cdc-export status --watch'
 shows '"status":"ok"'
 shows 'For search 0 changed rows'

@@ -1,6 +1,8 @@
 //! The connections to a target database.
 
+use std::io;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
@@ -13,6 +15,8 @@ use crate::connection;
 /// one while it works. One more reads which sessions hold a lock.
 pub struct TargetConnections {
     options: PgConnectOptions,
+    /// The time within which a connection must be there.
+    limit: Duration,
     /// The idle connections, without a transaction.
     idle: Mutex<Vec<PgConnection>>,
     /// The connection that reads which sessions hold a lock. `None` until it is needed.
@@ -21,8 +25,8 @@ pub struct TargetConnections {
 
 impl TargetConnections {
     /// Creates the connections of a database without connecting to it.
-    pub fn new(options: PgConnectOptions) -> TargetConnections {
-        TargetConnections { options, idle: Mutex::default(), observer: tokio::sync::Mutex::default() }
+    pub fn new(options: PgConnectOptions, limit: Duration) -> TargetConnections {
+        TargetConnections { options, limit, idle: Mutex::default(), observer: tokio::sync::Mutex::default() }
     }
 
     /// Takes an idle connection, or connects.
@@ -32,9 +36,17 @@ impl TargetConnections {
                 return Ok(conn);
             }
         }
-        let mut conn = connection::connect_target(&self.options).await.during("the connection")?;
+        let mut conn = self.connect().await.during("the connection")?;
         limit_waits(&mut conn).await?;
         Ok(conn)
+    }
+
+    async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+        let connecting = tokio::time::timeout(self.limit, connection::connect_target(&self.options));
+        connecting.await.unwrap_or_else(|_| {
+            let why = format!("no answer within {} seconds", self.limit.as_secs());
+            Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, why)))
+        })
     }
 
     fn take_idle(&self) -> Option<PgConnection> {
@@ -51,7 +63,7 @@ impl TargetConnections {
         let mut observer = self.observer.lock().await;
         let mut conn = match observer.take() {
             Some(conn) => conn,
-            None => connection::connect_target(&self.options).await?,
+            None => self.connect().await?,
         };
         let found = holders(&mut conn, process).await?;
         *observer = Some(conn);

@@ -65,6 +65,8 @@ pub(crate) struct RefusedExport {
 #[serde(rename_all = "camelCase")]
 struct SubmittedJob {
     job_id: Uuid,
+    /// The consumer that may have been meant, if that of the request is new.
+    similar_consumer: Option<PlainText>,
 }
 
 /// The answer to the submission of a batch.
@@ -72,6 +74,7 @@ struct SubmittedJob {
 #[serde(rename_all = "camelCase")]
 struct AcceptedBatch {
     batch_id: Uuid,
+    similar_consumer: Option<PlainText>,
 }
 
 /// A batch.
@@ -178,12 +181,15 @@ fn body_of(request: &Request) -> Value {
 
 /// Returns the call that submits a request with this body. It may be sent twice.
 fn submission(request: &Request, body: &Value) -> Result<http::Request<String>, CallError> {
-    let mut call = http::Request::post(format!("/exports/{}", request.export_type))
-        .header("idempotency-key", Uuid::new_v4().to_string())
-        .header(header::CONTENT_TYPE, "application/json");
-    if let Some(consumer) = &request.consumer {
-        call = call.header("x-consumer-id", consumer.as_str());
-    }
+    let call = match &request.consumer {
+        Some(consumer) => {
+            http::Request::post(format!("/exports/{}", request.export_type)).header("x-consumer-id", consumer.as_str())
+        }
+        // An ad-hoc export, which is always a full one.
+        None => http::Request::post("/exports"),
+    };
+    let call =
+        call.header("idempotency-key", Uuid::new_v4().to_string()).header(header::CONTENT_TYPE, "application/json");
     Ok(call.body(body.to_string())?)
 }
 
@@ -241,7 +247,9 @@ impl Api {
         let mut body = body_of(request);
         body["datasets"] = datasets.into();
         body["heal"] = true.into();
-        let AcceptedBatch { batch_id } = self.call(submission(request, &body)?, ApiAnswer::json).await?;
+        let submitted = self.call(submission(request, &body)?, ApiAnswer::json).await?;
+        let AcceptedBatch { batch_id, similar_consumer } = submitted;
+        self.warn_of_new_consumer(request, similar_consumer.as_ref());
         Ok(batch_id)
     }
 
@@ -288,8 +296,18 @@ impl Api {
             }
         }
         match self.call(submission(request, &body)?, ApiAnswer::json).await {
-            Ok(SubmittedJob { job_id }) => Ok(job_id.into()),
+            Ok(SubmittedJob { job_id, similar_consumer }) => {
+                self.warn_of_new_consumer(request, similar_consumer.as_ref());
+                Ok(job_id.into())
+            }
             Err(error) => Err(self.refused_export(error)),
+        }
+    }
+
+    /// Warns if the consumer of a submitted request is new and there is one with a similar name.
+    fn warn_of_new_consumer(&self, request: &Request, similar: Option<&PlainText>) {
+        if let (Some(consumer), Some(similar)) = (&request.consumer, similar) {
+            self.observer.notice(&format!("warning: the consumer {consumer} is new; is `{similar}` meant?"));
         }
     }
 

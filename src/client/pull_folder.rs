@@ -11,6 +11,7 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use pg_rows::encoding::Format;
 use serde::{Deserialize, Serialize};
 
 use crate::client::api::Api;
@@ -58,6 +59,8 @@ struct PendingNames {
 pub(crate) struct PullFolder {
     folder: PathBuf,
     state: FolderState,
+    /// The format that the user expects, if they named one.
+    expected: Option<Format>,
     /// The lock is held until this file is closed.
     _lock: File,
 }
@@ -97,6 +100,7 @@ impl PullFolder {
         folder: &Path,
         consumer: &ConsumerId,
         dataset: String,
+        expected: Option<Format>,
         when_locked: WhenLocked,
         observer: &dyn Observer,
     ) -> Result<PullFolder, Error> {
@@ -127,7 +131,7 @@ impl PullFolder {
                 state.consumer
             )));
         }
-        let mut opened = PullFolder { folder: folder.to_owned(), state, _lock: lock };
+        let mut opened = PullFolder { folder: folder.to_owned(), state, expected, _lock: lock };
         opened.name_files()?;
         Ok(opened)
     }
@@ -263,6 +267,7 @@ impl ExportSink for PullFolder {
         if let Some(why) = self.gap_before(export, &manifest)? {
             return Ok(SinkOutcome::NeedsFullExport(why));
         }
+        let format = manifest.export.format.clone();
         let mut rows = Vec::new();
         for (file, name) in files.iter().zip(&names) {
             fetch_part(api, id, file, &part(name)).await?;
@@ -279,6 +284,11 @@ impl ExportSink for PullFolder {
         failpoint!("pull.remembered", Err(Error::refused("pull.remembered")));
         for (path, rows) in shown {
             api.observer().file(&path, rows).map_err(Error::Output)?;
+        }
+        if let Some(expected) = self.expected.filter(|expected| expected.as_str() != format) {
+            let text =
+                format!("the export {id} is {format}, not {}: somebody else has asked for it", expected.as_str());
+            api.observer().notice(&text);
         }
         Ok(SinkOutcome::Written)
     }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use crate::apply::{Settings, Target, TargetConnections};
-use crate::config::{self, Environment};
+use crate::config::Environment;
 use crate::dataset::Table;
 use crate::job::ExportType;
 use anyhow::Context;
@@ -20,7 +20,7 @@ use crate::client::table_mirror::TableMirror;
 use crate::command::BadUsage;
 use crate::command::lanes::{LaneOptions, LaneTask, RoundRequest};
 use crate::command::server::{AddressParser, arm, remote_api};
-use crate::command::start::block_on;
+use crate::command::start::{block_on, trust_only};
 use crate::command::terminal::Terminal;
 use crate::manifest::seal::PublicKey;
 
@@ -83,7 +83,7 @@ impl Apply {
         let environment = Environment::read()?;
         let named = environment.target(&self.to).map_err(|why| BadUsage(format!("--to: {why}")))?;
         if let Some(file) = &named.authorities {
-            config::trust_only(file).context("can't restart with the authorities of sslrootcert alone")?;
+            trust_only(file)?;
         }
         if self.table.is_some() && self.lanes.are_several() {
             return Err(BadUsage("--table: it needs exactly one --dataset".to_owned()).into());
@@ -104,7 +104,8 @@ impl Apply {
             truncates: self.full == "truncate",
             deleted: Some(self.deletes).filter(|column| column != "hard"),
         };
-        let connections = Arc::new(TargetConnections::new(named.database.options().clone()));
+        let connections =
+            Arc::new(TargetConnections::new(named.database.options().clone(), named.database.connect_timeout()));
         let (consumer, skips_empty) = (self.lanes.consumer.clone(), self.lanes.skips_empty());
         let request = (self.request == "delta").then_some(ExportType::Delta);
         let encoding = Encoding::new(Format::Csv, Compression::None).context("csv can be unpacked")?;

@@ -239,7 +239,7 @@ impl LaneOptions {
         let group = Arc::new(LaneGroup::new(datasets, self.jobs));
         let RoundBatch { members, is_full, apart } = batch;
         let read = async |dataset: String| {
-            let shown = if is_one_of_several { terminal.of_dataset(&dataset) } else { Arc::clone(terminal) };
+            let shown = terminal.of_dataset(&dataset);
             let terminal = Arc::clone(&shown);
             let (of, turn) = (Arc::clone(&group), group.turn().await);
             let is_submitted = members.contains(&dataset);
@@ -261,7 +261,7 @@ impl LaneOptions {
         while let Some((dataset, shown, done)) = lanes.next().await {
             match done {
                 Ok(()) => drop(apart.remove(&dataset)),
-                Err(error) if !is_one_of_several || is_closed_stdout(&error) => return Err(error),
+                Err(error) if !is_one_of_several || is_closed_stdout(&error) => return Err(error.context(dataset)),
                 Err(error) => {
                     // The dataset that stopped the batch says why.
                     let cause = error.downcast_ref().map(client::Error::root);

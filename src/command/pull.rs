@@ -39,9 +39,10 @@ pub(crate) struct Pull {
     /// full export can follow
     #[arg(long, value_name = "TYPE", default_value = "none", value_parser = request())]
     request: RequestedType,
-    /// The format of the submitted exports
-    #[arg(long, default_value = "csv", value_parser = words::<Format>(Format::ALL.iter().map(|it| it.as_str())))]
-    format: Format,
+    /// The format of the submitted exports [default: csv]. A file of another format, for which somebody else has asked,
+    /// is downloaded too, and a line says so
+    #[arg(long, value_parser = words::<Format>(Format::ALL.iter().map(|it| it.as_str())))]
+    format: Option<Format>,
     /// The compression of the submitted exports
     #[arg(long, default_value = "none", value_parser = words::<Compression>(Compression::ALL.iter().map(|it| it.as_str())))]
     compression: Compression,
@@ -68,7 +69,8 @@ impl Pull {
     /// Downloads the exports that are available, prints their paths, and submits more.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let Pull { lanes, server, into, request: RequestedType(request), format, compression, ack, public_key } = self;
-        let encoding = Encoding::new(format, compression).map_err(|why| BadUsage(why.to_string()))?;
+        let encoding =
+            Encoding::new(format.unwrap_or(Format::Csv), compression).map_err(|why| BadUsage(why.to_string()))?;
         let terminal = Terminal::shared();
         let api = remote_api(&server, Arc::clone(&terminal))?.requiring(public_key);
         let (consumer, skips_empty) = (lanes.consumer.clone(), lanes.skips_empty());
@@ -82,7 +84,7 @@ impl Pull {
             let LaneTask { dataset, terminal, is_submitted, .. } = task;
             let api = api.observed_by(Arc::clone(&terminal) as Arc<dyn Observer>);
             let (opened_by, of) = (consumer.clone(), dataset.clone());
-            let open = move || PullFolder::open(&folder, &opened_by, of, when_locked, &*terminal);
+            let open = move || PullFolder::open(&folder, &opened_by, of, format, when_locked, &*terminal);
             let mut folder = spawn_blocking(open).await??;
             let acks = ack;
             let (api, jumps) = (&api, false);

@@ -1,10 +1,12 @@
 //! The start of a command: its settings, its log, and its async runtime.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::config::{self, CatalogFile, Config, Environment};
+use crate::config::{self, CatalogFile, Config, Environment, OtherAuthorities};
 use crate::telemetry::{self, spans};
+use crate::tls;
 use anyhow::Context;
 use tracing::level_filters::LevelFilter;
 
@@ -26,7 +28,7 @@ pub(super) fn settings(catalog: CatalogFile, logs: Logs) -> anyhow::Result<Confi
     let misspelt = environment.misspelt();
     let config = environment.config(catalog)?;
     if let Some(file) = &config.authorities {
-        config::trust_only(file).context("can't restart with the authorities of sslrootcert alone")?;
+        trust_only(file)?;
     }
     let least = match logs {
         Logs::AsSet => LevelFilter::TRACE,
@@ -48,6 +50,15 @@ pub(super) fn settings(catalog: CatalogFile, logs: Logs) -> anyhow::Result<Confi
         crate::failpoint::arm(list)?;
     }
     Ok(config)
+}
+
+/// Makes the connections to Postgres trust only the authorities in `file`. May restart the process.
+pub(super) fn trust_only(file: &Path) -> anyhow::Result<()> {
+    let others = config::trust_only(file).context("can't restart with the authorities of sslrootcert alone")?;
+    if let Some(OtherAuthorities { file, folders }) = others {
+        tls::trust(file.as_deref(), &folders);
+    }
+    Ok(())
 }
 
 /// Runs a command until it ends.

@@ -22,6 +22,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 pub(super) struct Terminal {
     /// The start of each line: the name of a dataset and a colon, or nothing.
     prefix: String,
+    /// The end of a line that begins with a path: the same name, or nothing.
+    suffix: String,
     /// All progress bars of the process.
     bars: MultiProgress,
     progress: Mutex<Option<ProgressDisplay>>,
@@ -39,11 +41,11 @@ impl Terminal {
         Arc::default()
     }
 
-    /// Returns a terminal for one of several datasets: its lines begin with the dataset's name. It has a progress bar
-    /// of its own, below those of the other datasets.
+    /// Returns a terminal for a dataset: its lines name the dataset. It has a progress bar of its own, below those of
+    /// the other datasets.
     pub(super) fn of_dataset(&self, dataset: &str) -> Arc<Terminal> {
-        let prefix = format!("{}: ", plain(dataset));
-        Arc::new(Terminal { prefix, bars: self.bars.clone(), progress: Mutex::default() })
+        let (prefix, suffix) = (format!("{}: ", plain(dataset)), format!(" of {}", plain(dataset)));
+        Arc::new(Terminal { prefix, suffix, bars: self.bars.clone(), progress: Mutex::default() })
     }
 
     /// Hides the progress bars, calls `print`, and draws the bars again.
@@ -72,7 +74,7 @@ impl Observer for Terminal {
     }
 
     fn file(&self, path: &Path, rows: u64) -> io::Result<()> {
-        let line = format!("{}  {rows} rows", path.display());
+        let line = format!("{}  {rows} rows{}", path.display(), self.suffix);
         self.suspend(|| writeln!(io::stdout(), "{}", plain(&line)))
     }
 

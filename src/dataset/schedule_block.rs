@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use chrono_tz::Tz;
+
 use crate::dataset::block::{Block, Names, OperatorFile};
 use crate::dataset::dataset_block::fresh_within;
 use crate::dataset::listener::Known;
@@ -82,25 +84,31 @@ fn encoding(block: &mut Block<'_, '_>) -> Option<Encoding> {
 /// Reads when a schedule runs: `every`, or `cron` with its `timezone`.
 fn timing(block: &mut Block<'_, '_>) -> Option<Timing> {
     let (every, cron, zone) = (block.text("every"), block.text("cron"), block.text("timezone"));
-    let (member, why) = match (every, cron, zone) {
-        (None, None, _) => ("every", "either every or cron is expected".to_owned()),
-        (Some(_), Some(_), _) => ("cron", "every says already when it runs".to_owned()),
-        (Some(_), None, Some(_)) => ("timezone", "only with cron: every counts from 1970, UTC".to_owned()),
-        (Some(every), None, None) => match Timing::every(&every) {
-            Ok(timing) => return Some(timing),
-            Err(why) => ("every", why.to_string()),
-        },
-        (None, Some(cron), zone) => {
-            let zone = zone.as_deref().unwrap_or(timing::UTC);
-            match Timing::cron(&cron, zone) {
-                Ok(timing) => return Some(timing),
-                Err(why @ BadTiming::Zone) => ("timezone", format!("{why}{}", hint(zone, timing::zones()))),
-                Err(why) => ("cron", why.to_string()),
-            }
+    let contradiction = match (&every, &cron, &zone) {
+        (None, None, _) => Some(("every", "either every or cron is expected")),
+        (Some(_), Some(_), _) => Some(("cron", "every says already when it runs")),
+        (Some(_), None, Some(_)) => Some(("timezone", "only with cron: every counts from 1970, UTC")),
+        (Some(_), None, None) | (None, Some(_), _) => None,
+    };
+    if let Some((member, why)) = contradiction {
+        block.wrong(member, why);
+    }
+    let every = every.map(|every| Timing::every(&every).map_err(|why| block.wrong("every", why)).ok());
+    let zone = match zone {
+        None => Some(Tz::UTC),
+        Some(name) => {
+            let wrong = |why: BadTiming| block.wrong("timezone", format!("{why}{}", hint(&name, timing::zones())));
+            timing::zone(&name).map_err(wrong).ok()
         }
     };
-    block.wrong(member, why);
-    None
+    let cron = cron.map(|cron| {
+        let timing = Timing::cron(&cron, zone.unwrap_or(Tz::UTC));
+        timing.map_err(|why| block.wrong("cron", why)).ok()
+    });
+    if contradiction.is_some() || zone.is_none() {
+        return None;
+    }
+    every.or(cron)?
 }
 
 #[cfg(test)]
@@ -248,6 +256,26 @@ every = \"1h\"
         assert_eq!(both, "line 10: schedule a: cron: every says already when it runs");
         let zone = of("every = \"1h\"\ntimezone = \"UTC\"");
         assert_eq!(zone, "line 10: schedule a: timezone: only with cron: every counts from 1970, UTC");
+        let all = of("every = \"900ms\"\ncron = \"61 * * * *\"\ntimezone = \"Europe/Berln\"");
+        let expected = [
+            "line 10: schedule a: cron: every says already when it runs",
+            "line 9: schedule a: every: a time from 1s to 366d",
+            "line 11: schedule a: timezone: there is no time zone of this name, such as Europe/Berlin; is it `Europe/Berlin`?",
+            "line 10: schedule a: cron: not five fields of cron",
+        ];
+        assert_lines(&all, &expected);
+        let alone = of("timezone = \"Europe/Berln\"");
+        let expected = [
+            "line 4: schedule a: every: either every or cron is expected",
+            "line 9: schedule a: timezone: there is no time zone",
+        ];
+        assert_lines(&alone, &expected);
+        let steps = of("cron = \"*/90 */30 * * *\"");
+        assert!(steps.contains("a step of 90") && steps.contains("a step of 30"), "{steps}");
+        let fields = of("cron = \"61 25 * * *\"");
+        assert!(fields.contains("`61`") && fields.contains("`25`"), "{fields}");
+        let pieces = of("cron = \"+1 15W * * *\"");
+        assert!(pieces.contains("`+1`") && pieces.contains("`15W`"), "{pieces}");
         assert_eq!(of("cron = \"0 0 30 2 *\""), "line 9: schedule a: cron: no date matches this pattern");
         assert!(of("evry = \"1h\"").starts_with("line 9: unknown field `evry`"));
         assert!(wrong("name = \"a\"\nevery = \"1h\"").contains("missing field `consumer`"));

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use axum::extract::{FromRequestParts, RawPathParams};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderName, header};
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, SchemaFormat, Type};
 use utoipa::openapi::{Ref, Required};
@@ -31,6 +31,10 @@ impl<S: Sync> FromRequestParts<S> for MaybeConsumer {
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<MaybeConsumer, Problem> {
         let consumer = header_of(&parts.headers, CONSUMER_HEADER, Code::ConsumerInvalid)?;
+        // A mistyped header must not turn a consumer's export into an ad-hoc one.
+        if consumer.is_none() && mistyped_consumer_header(&parts.headers).is_some() {
+            return Err(missing_consumer(&parts.headers));
+        }
         service_of(parts)?.require_consumer(consumer.as_ref())?;
         Ok(MaybeConsumer(consumer))
     }
@@ -43,9 +47,8 @@ impl<S: Sync> FromRequestParts<S> for Consumer {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Consumer, Problem> {
-        let consumer = header_of(&parts.headers, CONSUMER_HEADER, Code::ConsumerInvalid)?.ok_or_else(|| {
-            Problem::bad_input(Code::ConsumerRequired, CONSUMER_HEADER, "X-Consumer-ID: the header is missing")
-        })?;
+        let consumer = header_of(&parts.headers, CONSUMER_HEADER, Code::ConsumerInvalid)?
+            .ok_or_else(|| missing_consumer(&parts.headers))?;
         service_of(parts)?.require_consumer(Some(&consumer))?;
         Ok(Consumer(consumer))
     }
@@ -136,6 +139,24 @@ where
         (Some(value), None) => value.to_str().unwrap_or_default().parse().map(Some).map_err(|why| bad(&why)),
         (Some(_), Some(_)) => Err(bad(&"given twice")),
     }
+}
+
+/// Returns the problem of a call without its consumer. Names a header that was probably meant to be it.
+fn missing_consumer(headers: &HeaderMap) -> Problem {
+    let hint = mistyped_consumer_header(headers).map(|name| format!("; it is not `{name}`")).unwrap_or_default();
+    let detail = format!("{CONSUMER_HEADER}: the header is missing{hint}");
+    Problem::bad_input(Code::ConsumerRequired, CONSUMER_HEADER, detail)
+}
+
+/// Returns the name of a header that is nearly `X-Consumer-ID`, such as `x-consumerid`. Headers that gateways add, such
+/// as `x-consumer-username`, are not near.
+fn mistyped_consumer_header(headers: &HeaderMap) -> Option<&str> {
+    let is_near = |name: &&str| {
+        let letters: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
+        let own = letters.strip_prefix('x').unwrap_or(&letters);
+        *name != CONSUMER_HEADER.to_lowercase() && strsim::damerau_levenshtein(own, "consumerid") <= 2
+    };
+    headers.keys().map(HeaderName::as_str).find(is_near)
 }
 
 /// Returns true if `If-None-Match` contains this `ETag`. The comparison is weak (RFC 9110, section 13.1.2).

@@ -4,17 +4,18 @@
 use std::io;
 use std::time::Duration;
 
+use rustls::CertificateError;
+
 use crate::connection::failure::sqlstate;
 
-/// The timeout of a new connection.
+/// The timeout of a first connection, if its address has none.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
+const NO_ANSWER_HINT: &str = "is the address right, and does no firewall lie between?";
+
 /// Returns the text for a server that doesn't answer.
-pub(super) fn no_answer() -> String {
-    format!(
-        "no answer within {} seconds; is the address right, and does no firewall lie between?",
-        CONNECT_TIMEOUT.as_secs()
-    )
+pub(super) fn no_answer(limit: Duration) -> String {
+    format!("no answer within {} seconds; {NO_ANSWER_HINT}", limit.as_secs())
 }
 
 /// Returns the text for an error of a new connection.
@@ -47,7 +48,7 @@ fn network_failure(cause: &io::Error) -> String {
     match cause.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused; is Postgres running there?".to_owned(),
         io::ErrorKind::NotFound => "there is no such socket; is Postgres running there?".to_owned(),
-        io::ErrorKind::TimedOut => no_answer(),
+        io::ErrorKind::TimedOut => format!("no answer; {NO_ANSWER_HINT}"),
         io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
             "the connection was closed at once; is it Postgres that listens there?".to_owned()
         }
@@ -55,6 +56,16 @@ fn network_failure(cause: &io::Error) -> String {
         _ if cause.to_string().contains("lookup address") => {
             format!("the host is not known ({cause}); is its name right?")
         }
+        _ if is_unknown_issuer(cause) => {
+            let next =
+                "no authority that is trusted here has signed the server's certificate; name a file with the right one";
+            format!("{cause}: {next} in sslrootcert")
+        }
         _ => cause.to_string(),
     }
+}
+
+fn is_unknown_issuer(cause: &io::Error) -> bool {
+    let reported = cause.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    reported.is_some_and(|reported| *reported == rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer))
 }

@@ -5,15 +5,17 @@
 
 use std::borrow::Cow;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nix::unistd::{Uid, User};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use crate::postgres::Database;
 
-/// The parameters that sqlx supports, except `application_name`. The service sets that itself, to distinguish its own
-/// sessions from those of writers.
-const KNOWN: [&str; 17] = [
+/// The parameters that sqlx or this module supports, except `application_name`. The service sets that itself, to
+/// distinguish its own sessions from those of writers.
+const KNOWN: [&str; 18] = [
+    "connect_timeout",
     "dbname",
     "host",
     "hostaddr",
@@ -33,6 +35,8 @@ const KNOWN: [&str; 17] = [
     "user",
 ];
 
+const NOT_A_TIME: &str = "not a number of seconds from 1 to 600";
+const NOT_A_MODE: &str = "not one of disable, allow, prefer, require, verify-ca and verify-full";
 const MODES: [&str; 2] = ["sslmode", "ssl-mode"];
 /// The names of `sslrootcert`.
 const ROOTS: [&str; 3] = ["sslrootcert", "ssl-root-cert", "ssl-ca"];
@@ -65,6 +69,14 @@ pub enum BadUrl {
     /// Everything after a `#` would be ignored.
     #[error("a URL of a database has no `#`: one that belongs to a name or password is written %23")]
     Fragment,
+    /// A binding that the driver can't make.
+    #[error(
+        "the parameter channel_binding can't be `require` here, since the driver has no channel binding: write `prefer`, and sslmode=verify-full to know who answers"
+    )]
+    ChannelBinding,
+    /// The value of `connect_timeout` is no time.
+    #[error("the parameter connect_timeout is {NOT_A_TIME}")]
+    ConnectTimeout,
     /// A parameter that would be ignored.
     #[error("the parameter {0} is not known here, and none is ignored: take it out of the URL")]
     Unknown(String),
@@ -76,6 +88,9 @@ pub enum BadUrl {
     /// The value of a parameter is invalid.
     #[error("the parameter {0} has a value that can't be read")]
     Value(String),
+    /// A value of `sslmode` that does not exist.
+    #[error("the parameter {0} is {NOT_A_MODE}")]
+    Mode(String),
     /// `sslrootcert` with a mode that checks no certificate.
     #[error("the parameter sslrootcert is of no use here without sslmode=verify-full, verify-ca or require")]
     RootsUnasked,
@@ -133,6 +148,16 @@ impl NamedDatabase {
                 return Err(BadUrl::Variable { name, why: "not known here, and not ignored: unset it" });
             }
         }
+        let last =
+            |names: &[&str]| parameters.iter().rfind(|(name, _)| names.contains(&&**name)).map(|(_, value)| &**value);
+        let connect_timeout = match (last(&["connect_timeout"]), variable("PGCONNECT_TIMEOUT")) {
+            (Some(text), _) => Some(seconds(text).ok_or(BadUrl::ConnectTimeout)?),
+            (None, Some(text)) => {
+                let bad = BadUrl::Variable { name: "PGCONNECT_TIMEOUT", why: NOT_A_TIME };
+                Some(seconds(text).ok_or(bad)?)
+            }
+            (None, None) => None,
+        };
         if variable("PGPORT").is_some_and(|port| port.parse::<u16>().is_err()) {
             return Err(BadUrl::Variable { name: "PGPORT", why: "not a port" });
         }
@@ -150,11 +175,9 @@ impl NamedDatabase {
             options = options.clone().host(host);
         }
 
-        let last =
-            |names: &[&str]| parameters.iter().rfind(|(name, _)| names.contains(&&**name)).map(|(_, value)| &**value);
         if let Some(mode) = variable("PGSSLMODE").filter(|_| last(&MODES).is_none()) {
-            let why = "not one of disable, allow, prefer, require, verify-ca and verify-full";
-            options = options.ssl_mode(mode.parse().map_err(|_| BadUrl::Variable { name: "PGSSLMODE", why })?);
+            let bad = |_| BadUrl::Variable { name: "PGSSLMODE", why: NOT_A_MODE };
+            options = options.ssl_mode(mode.parse().map_err(bad)?);
         }
         let mode = options.get_ssl_mode();
         let is_asked = matches!(mode, PgSslMode::Require | PgSslMode::VerifyCa | PgSslMode::VerifyFull);
@@ -191,8 +214,15 @@ impl NamedDatabase {
             (false, None) => " (it names no database, so the user's name is taken for it)",
             (false, Some(_)) => "",
         };
-        Ok(NamedDatabase { database: Database { assumed, ..options.into() }, authorities, files })
+        let database = Database { assumed, ..options.into() };
+        let connect_timeout = connect_timeout.unwrap_or(database.connect_timeout);
+        Ok(NamedDatabase { database: Database { connect_timeout, ..database }, authorities, files })
     }
+}
+
+/// Parses a time limit. libpq's 0, which means no limit, is refused: a start would wait for ever.
+fn seconds(text: &str) -> Option<Duration> {
+    text.parse().ok().filter(|seconds| (1..=600).contains(seconds)).map(Duration::from_secs)
 }
 
 fn names_user(address: &str, parameters: &[Parameter]) -> bool {
@@ -208,6 +238,9 @@ fn check_parameter((name, value): &Parameter) -> Result<(), BadUrl> {
     if KNOWN.contains(&name) || is_option || is_neutral {
         return Ok(());
     }
+    if (name, value) == ("channel_binding", "require") {
+        return Err(BadUrl::ChannelBinding);
+    }
     let name = if name.starts_with("options[") { "options" } else { name };
     let is_plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
     let is_word = is_plain && (1..=40).contains(&name.len());
@@ -222,6 +255,7 @@ fn unreadable(address: &str, parameters: &[Parameter]) -> BadUrl {
     };
     let bad = parameters.iter().find(|parameter| !is_good(&alone(parameter)));
     match bad {
+        Some((name, _)) if is_good(address) && MODES.contains(&&**name) => BadUrl::Mode(name.clone().into_owned()),
         Some((name, _)) if is_good(address) => BadUrl::Value(name.clone().into_owned()),
         _ => BadUrl::NotAUrl,
     }

@@ -4,6 +4,7 @@
 
 mod address;
 mod block;
+mod body_shape;
 mod resolver;
 mod signature;
 mod transport;
@@ -12,6 +13,7 @@ use crate::dataset::block::Block;
 use crate::dataset::listener::Known;
 use crate::delivery::Transport;
 use crate::event::Listener;
+use crate::receiver::webhook::body_shape::BodyShape;
 use crate::receiver::webhook::signature::SigningSecrets;
 use crate::receiver::webhook::transport::WebhookTransport;
 use crate::receiver::{MissingSecret, ReceiverKind, SecretVariables};
@@ -27,8 +29,11 @@ struct Webhook {
     listener: Listener,
     /// The address that events are posted to: `https://…`, or `http://…` if the operator allows it.
     url: String,
-    /// The variable of the environment that has the secret which signs the events.
-    secret_env: String,
+    /// The form of the posts.
+    shape: BodyShape,
+    /// The variable of the environment that has the secret which signs the events. `None`: the posts are not signed,
+    /// because a chat checks no signature.
+    secret_env: Option<String>,
     /// True if the address may be on a private network or on this machine.
     allows_private: bool,
     /// The secrets. `None`: they have not been read, or are missing.
@@ -56,7 +61,8 @@ impl ReceiverKind for Webhooks {
         let mut missing = Vec::new();
         for webhook in &mut self.0 {
             let block = format!("webhook {}", webhook.listener.name);
-            match variables.parse(&block, &webhook.secret_env, "secret") {
+            let Some(secret_env) = &webhook.secret_env else { continue };
+            match variables.parse(&block, secret_env, "secret") {
                 Ok(secrets) => webhook.secrets = Some(secrets),
                 Err(why) => missing.push(MissingSecret { why, is_for_worker: true, is_for_api: false }),
             }
@@ -66,7 +72,10 @@ impl ReceiverKind for Webhooks {
 
     fn build(&self) -> Vec<(String, Box<dyn Transport>)> {
         let transport = |webhook: &Webhook| {
-            let transport = WebhookTransport::new(webhook, webhook.secrets.clone()?);
+            if webhook.secret_env.is_some() && webhook.secrets.is_none() {
+                return None;
+            }
+            let transport = WebhookTransport::new(webhook);
             Some((webhook.listener.name.clone(), Box::new(transport) as Box<dyn Transport>))
         };
         self.0.iter().filter_map(transport).collect()

@@ -13,9 +13,6 @@ use crate::duration;
 /// The allowed intervals, in seconds: up to a leap year.
 const INTERVALS: std::ops::RangeInclusive<u64> = 1..=366 * 24 * 60 * 60;
 
-/// The default time zone of a cron pattern.
-pub const UTC: &str = "UTC";
-
 /// The rule by which the slots of a schedule are computed.
 #[derive(Clone, Debug)]
 pub enum Timing {
@@ -76,24 +73,16 @@ impl Timing {
         Ok(Timing::Every { seconds: interval.as_secs() })
     }
 
-    /// Parses a cron pattern of five fields, and the name of a time zone in the IANA database.
+    /// Parses a cron pattern of five fields, whose times are those of a time zone.
     ///
     /// # Errors
-    /// If the pattern or the time zone is invalid, or if no date matches the pattern.
-    pub fn cron(text: &str, zone: &str) -> Result<Timing, BadTiming> {
-        let zone: Tz = zone.parse().map_err(|_| BadTiming::Zone)?;
-        if let Some(piece) = unsupported_piece(text) {
-            return Err(BadTiming::Cron(format!(": `{piece}` is not a number, a name or *")));
+    /// If the pattern is invalid, or if no date matches it. The error has the faults of all fields.
+    pub fn cron(text: &str, zone: Tz) -> Result<Timing, BadTiming> {
+        let faults = field_faults(text);
+        if !faults.is_empty() {
+            return Err(BadTiming::Cron(format!(": {}", faults.join("; "))));
         }
-        let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
-        let pattern = parser.parse(text).map_err(|why| match why {
-            CronError::ComponentError(why) | CronError::IllegalCharacters(why) => BadTiming::Cron(format!(": {why}")),
-            _ => BadTiming::Cron(String::new()),
-        })?;
-        if let Some(step) = too_long_step(text) {
-            let why = format!(": a step of {step} is longer than its field and would match only once");
-            return Err(BadTiming::Cron(why));
-        }
+        let pattern = parser().parse(text).map_err(|why| BadTiming::Cron(reason(why).unwrap_or_default()))?;
         let timing = Timing::Cron { text: text.to_owned(), pattern: Box::new(pattern), zone };
         // The parser accepts 30 February. Only a search shows that no date matches.
         let some_time = DateTime::from_timestamp_secs(1_767_225_600).ok_or(BadTiming::Never)?;
@@ -143,31 +132,69 @@ impl Timing {
     }
 }
 
-/// Finds a piece of a pattern that the parser accepts and cron does not know: `+1`, `15W`, `MON#2`, `?`. Allows `L`,
-/// the last day of a month.
-fn unsupported_piece(text: &str) -> Option<&str> {
+/// Parses the name of a time zone in the IANA database.
+///
+/// # Errors
+/// If there is no time zone of this name.
+pub fn zone(name: &str) -> Result<Tz, BadTiming> {
+    name.parse().map_err(|_| BadTiming::Zone)
+}
+
+fn parser() -> CronParser {
+    CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build()
+}
+
+/// Returns the reason of the parser, if it has more than the number of fields.
+fn reason(why: CronError) -> Option<String> {
+    match why {
+        CronError::ComponentError(why) | CronError::IllegalCharacters(why) => Some(why),
+        _ => None,
+    }
+}
+
+/// Returns the faults of the fields of a pattern. A pattern of another number of fields has none, and is invalid as a
+/// whole.
+fn field_faults(text: &str) -> Vec<String> {
     const MONTHS: [&str; 12] = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
     const DAYS: [&str; 7] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
-    let names: [&[&str]; 5] = [&[], &[], &["l"], &MONTHS, &DAYS];
-    let fields = text.split_ascii_whitespace().zip(names);
-    let mut pieces = fields.flat_map(|(field, names)| field.split([',', '-', '/']).map(move |piece| (piece, names)));
-    let is_unsupported = |(piece, names): &(&str, &[&str])| {
+    const NAMES: [&[&str]; 5] = [&[], &[], &["l"], &MONTHS, &DAYS];
+    const LONGEST_STEPS: [u32; 5] = [59, 23, 31, 12, 7];
+    let fields: Vec<&str> = text.split_ascii_whitespace().collect();
+    let Ok(fields) = <[&str; 5]>::try_from(fields) else { return Vec::new() };
+    let mut faults = Vec::new();
+    for (at, field) in fields.into_iter().enumerate() {
+        let unsupported = unsupported_pieces(field, NAMES[at]);
+        let is_supported = unsupported.is_empty();
+        faults.extend(unsupported.into_iter().map(|piece| format!("`{piece}` is not a number, a name or *")));
+        faults.extend(
+            too_long_steps(field, LONGEST_STEPS[at])
+                .map(|step| format!("a step of {step} is longer than its field and would match only once")),
+        );
+        let mut alone = ["*"; 5];
+        alone[at] = field;
+        if is_supported && let Err(why) = parser().parse(&alone.join(" ")) {
+            let why = reason(why).unwrap_or_else(|| "not a field of cron".to_owned());
+            faults.push(format!("`{field}`: {}", why.trim_end_matches('.')));
+        }
+    }
+    faults
+}
+
+/// Finds the pieces of a field that the parser accepts and cron does not know: `+1`, `15W`, `MON#2`, `?`. Allows `L`,
+/// the last day of a month.
+fn unsupported_pieces<'f>(field: &'f str, names: &[&str]) -> Vec<&'f str> {
+    let is_unsupported = |piece: &&str| {
         let is_number = !piece.is_empty() && piece.bytes().all(|byte| byte.is_ascii_digit());
         !is_number && *piece != "*" && !names.contains(&piece.to_ascii_lowercase().as_str())
     };
-    if text.starts_with('@') { None } else { pieces.find(is_unsupported).map(|(piece, _)| piece) }
+    field.split([',', '-', '/']).filter(is_unsupported).collect()
 }
 
-/// Finds a step of a pattern that is longer than its field. The parser reads `*/90` minutes as each full hour, not as
-/// every 90 minutes.
-fn too_long_step(text: &str) -> Option<u32> {
-    let longest = [59, 23, 31, 12, 7];
-    let fields = text.split_ascii_whitespace().zip(longest);
-    let steps = fields.flat_map(|(field, longest)| field.split(',').map(move |part| (part.split_once('/'), longest)));
-    steps.filter_map(|(part, longest)| Some((part?.1.parse().ok()?, longest))).find_map(|(step, longest)| {
-        let is_too_long: bool = step > longest;
-        is_too_long.then_some(step)
-    })
+/// Finds the steps of a field that are longer than it. The parser reads `*/90` minutes as each full hour, not as every
+/// 90 minutes.
+fn too_long_steps(field: &str, longest: u32) -> impl Iterator<Item = u32> {
+    let steps = field.split(',').filter_map(|part| part.split_once('/')?.1.parse().ok());
+    steps.filter(move |step| *step > longest)
 }
 
 /// Returns the names of all time zones.
@@ -205,7 +232,7 @@ mod tests {
     use super::*;
 
     fn berlin(pattern: &str) -> Timing {
-        Timing::cron(pattern, "Europe/Berlin").unwrap()
+        Timing::cron(pattern, Tz::Europe__Berlin).unwrap()
     }
 
     fn at(text: &str) -> DateTime<Utc> {
@@ -279,7 +306,7 @@ mod tests {
             for (pattern, of_a_day) in
                 [("0 0 * * *", Some(1)), ("30 2 * * *", Some(1)), ("15 1,3 * * *", None), ("*/20 * * * *", None)]
             {
-                let timing = Timing::cron(pattern, zone).unwrap();
+                let timing = Timing::cron(pattern, super::zone(zone).unwrap()).unwrap();
                 let (mut then, end) = (at("2026-01-01T12:00"), at("2027-01-01T12:00"));
                 let mut found = 0;
                 while then < end {
@@ -303,18 +330,18 @@ mod tests {
 
     #[test]
     fn weekdays_and_leap_days_are_found() {
-        let weekdays = Timing::cron("15 2 * * 1-5", UTC).unwrap();
+        let weekdays = Timing::cron("15 2 * * 1-5", Tz::UTC).unwrap();
         assert_eq!(slots(&weekdays, "2026-11-20T12:00", "2026-11-24T12:00"), ["23T02:15", "24T02:15"]);
-        let leap = Timing::cron("0 0 29 2 *", UTC).unwrap();
+        let leap = Timing::cron("0 0 29 2 *", Tz::UTC).unwrap();
         assert_eq!(leap.latest(at("2026-11-22T00:00")), Some(at("2024-02-29T00:00")));
         assert_eq!(leap.next(at("2026-11-22T00:00")), Some(at("2028-02-29T00:00")));
     }
 
     #[test]
     fn names_of_any_case_and_the_last_day_of_a_month_are_accepted() {
-        let weekdays = Timing::cron("15 2 * nov,DEC Mon-fri", UTC).unwrap();
+        let weekdays = Timing::cron("15 2 * nov,DEC Mon-fri", Tz::UTC).unwrap();
         assert_eq!(slots(&weekdays, "2026-11-20T12:00", "2026-11-24T12:00"), ["23T02:15", "24T02:15"]);
-        let last = Timing::cron("0 0 L * *", UTC).unwrap();
+        let last = Timing::cron("0 0 L * *", Tz::UTC).unwrap();
         assert_eq!(slots(&last, "2028-02-01T00:00", "2028-03-31T12:00"), ["29T00:00", "31T00:00"]);
     }
 
@@ -370,11 +397,11 @@ mod tests {
             "15 2 * * 5L",
             "15 L * * *",
         ] {
-            let why = Timing::cron(bad, UTC).unwrap_err();
+            let why = Timing::cron(bad, Tz::UTC).unwrap_err();
             assert!(matches!(why, BadTiming::Cron(_)), "{bad}: {why}");
         }
-        assert_eq!(Timing::cron("0 0 30 2 *", UTC).unwrap_err(), BadTiming::Never);
-        assert_eq!(Timing::cron("0 0 * * *", "Europe/Atlantis").unwrap_err(), BadTiming::Zone);
+        assert_eq!(Timing::cron("0 0 30 2 *", Tz::UTC).unwrap_err(), BadTiming::Never);
+        assert_eq!(super::zone("Europe/Atlantis").unwrap_err(), BadTiming::Zone);
     }
 
     #[test]

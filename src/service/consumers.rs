@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 
-use crate::dataset::name::is_name;
+use crate::dataset::name::{is_name, nearest};
 use crate::dataset::{Capture, Dataset};
 use crate::freshness::{LaneFacts, LaneHistory, LaneState};
 use crate::job::lane::{Lane, Unacknowledged};
@@ -53,6 +53,13 @@ pub struct ListedConsumer {
     pub behind: Option<Duration>,
     /// Its state, or `None` if it can't be told now.
     pub state: Option<LaneState>,
+}
+
+/// A consumer that has never requested an export.
+#[derive(Clone, Debug)]
+pub struct Newcomer {
+    /// The most similar name among the consumers that the caller may see, if one is similar.
+    pub similar: Option<String>,
 }
 
 /// A dataset, and the consumers of it that a page has.
@@ -179,6 +186,20 @@ impl Service {
                 (_, _, since) => since.map(age),
             },
         }
+    }
+
+    /// Returns a remark on the consumer of accepted jobs, if these are its first ones.
+    pub async fn newcomer(&self, jobs: &[Job]) -> Result<Option<Newcomer>, Error> {
+        let Some(consumer) = jobs.first().and_then(|job| job.consumer.as_ref()) else { return Ok(None) };
+        if jobs.iter().any(|job| job.order != Some(1)) {
+            return Ok(None);
+        }
+        let ids: Vec<_> = jobs.iter().map(|job| job.id).collect();
+        let others = with_timeout(self.store.others_of_new(consumer, &ids, &self.bounds)).await?;
+        Ok(others.map(|others| {
+            let pairs = others.iter().map(|other| (other.as_str(), other.as_str()));
+            Newcomer { similar: nearest(consumer.as_str(), pairs).map(str::to_owned) }
+        }))
     }
 
     /// Returns a consumer's state in a dataset, even before its first export.

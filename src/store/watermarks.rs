@@ -8,7 +8,7 @@ use sqlx::types::Json;
 use sqlx::{PgConnection, Postgres};
 
 use crate::job::lane::Lane;
-use crate::job::{Bounds, ConsumerId, ExportType};
+use crate::job::{Bounds, ConsumerId, ExportType, JobId};
 use crate::store::{Error, Store};
 use crate::watermark::{NewPosition, Position, Watermark};
 
@@ -87,6 +87,23 @@ impl Store {
             Some(ConsumerPosition { consumer: consumer.parse().ok()?, dataset, last_exported_at, is_saved })
         };
         Ok(rows.into_iter().filter_map(position).collect())
+    }
+
+    /// Returns the other consumers within the bounds, if this one had no watermark and no job before these jobs.
+    pub async fn others_of_new(
+        &self,
+        consumer: &ConsumerId,
+        jobs: &[JobId],
+        bounds: &Bounds,
+    ) -> Result<Option<Vec<String>>, Error> {
+        let visible = bounds.consumers.as_ref().map(|ids| ids.iter().map(ConsumerId::as_str).collect::<Vec<_>>());
+        let statement = sqlx::query_scalar(include_str!("watermarks/others_of_new.sql"))
+            .bind(consumer.as_str())
+            .bind(jobs.iter().map(|job| job.as_uuid()).collect::<Vec<_>>())
+            .bind(CONSUMER)
+            .bind(visible)
+            .bind(bounds.datasets.as_deref());
+        self.with(async |conn| statement.fetch_one(conn).await).await
     }
 
     /// Sets a consumer's watermark by hand. A running export of the consumer starts again from there.

@@ -110,7 +110,7 @@ async fn a_failed_or_interrupted_export_is_no_success() {
     assert!(said.contains("there is no table `users`"), "{said}");
     for bad in [
         &["export", "all", "--consumer", "a"][..],
-        &["export", "full"],
+        &["export", "delta"],
         &["export", "full", "--consumer", "a", "--format", "xml"],
         &["export", "full", "--consumer", "a b"],
         &["seed"],

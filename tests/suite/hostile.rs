@@ -301,7 +301,7 @@ async fn with_a_key_signed_exports_alone_are_applied() {
     fs::write(&manifest, forged.to_string()).unwrap();
     let key = ["--from", &place, "--public-key", &public];
     let (code, printed, said) = apply(&pair, &key).output().await;
-    assert!(code == 1 && printed.starts_with("full 1  2 rows") && printed.lines().count() == 1, "{printed}{said}");
+    assert!(code == 1 && printed.starts_with("t: full 1  2 rows") && printed.lines().count() == 1, "{printed}{said}");
     assert!(said.contains("its signature is not by this key") && said.contains("unusable: 1 of the"), "{said}");
     let server = lying(&pair.service, |path, value| {
         if path.ends_with("/manifest") {
@@ -314,7 +314,7 @@ async fn with_a_key_signed_exports_alone_are_applied() {
     assert!(code == 1 && printed.is_empty() && said.contains("it has no signature"), "{printed}{said}");
     fs::write(&manifest, text).unwrap();
     let (code, printed, said) = apply(&pair, &key).output().await;
-    assert_eq!((code, printed.as_str(), said.as_str()), (0, "delta 2  1 rows written, 0 deleted\n", ""));
+    assert_eq!((code, printed.as_str(), said.as_str()), (0, "t: delta 2  1 rows written, 0 deleted\n", ""));
     pair.require_equal("signed").await;
     pair.end().await;
 }
@@ -330,7 +330,7 @@ async fn a_manifest_that_is_none_stops_no_other() {
     fs::create_dir(place.join("y.manifest.json")).unwrap();
     let from = ["--from", place.to_str().unwrap()];
     let (code, printed, said) = apply(&pair, &from).output().await;
-    assert!(code == 1 && printed.starts_with("full 1  1 rows written"), "{printed}{said}");
+    assert!(code == 1 && printed.starts_with("t: full 1  1 rows written"), "{printed}{said}");
     assert!(said.contains("x.manifest.json") && said.contains("y.manifest.json"), "{said}");
     assert!(said.contains("unusable: 2 of the manifests"), "{said}");
     fs::remove_file(place.join("x.manifest.json")).unwrap();
@@ -552,7 +552,7 @@ async fn an_export_may_have_more_files_than_a_process_may_open() {
     fs::write(folder.path().join(format!("{stem}.manifest.json")), manifest.text()).unwrap();
     let (code, printed, said) =
         apply(&pair, &["--from", folder.path().to_str().unwrap()]).with_open_files(64).output().await;
-    assert_eq!((code, printed.as_str()), (0, "full 1  0 rows written, 0 deleted\n"), "{said}");
+    assert_eq!((code, printed.as_str()), (0, "t: full 1  0 rows written, 0 deleted\n"), "{said}");
 
     // A service with such an export.
     let manifest = serde_json::to_value(&manifest).unwrap();
@@ -574,7 +574,7 @@ async fn an_export_may_have_more_files_than_a_process_may_open() {
     pair.target.run("drop table t; drop schema cdc_apply cascade").await;
     let from = ["--server", &server, "--request", "none"];
     let (code, printed, said) = apply(&pair, &from).with_open_files(64).output().await;
-    assert_eq!((code, printed.as_str()), (0, "full 1  0 rows written, 0 deleted\n"), "{said}");
+    assert_eq!((code, printed.as_str()), (0, "t: full 1  0 rows written, 0 deleted\n"), "{said}");
     let into = folder.path().join("inbox");
     let pulled = ["pull", "--consumer", "a", "--dataset", "t", "--server", &server, "--into", into.to_str().unwrap()];
     let (code, printed, said) = far(&pulled).with_open_files(64).output().await;

@@ -268,6 +268,19 @@ async fn consumer_ids_are_checked() {
         let twice = call(&service, method, path, &[CONSUMER, CONSUMER]).await;
         twice.problem_of(400, "consumer_invalid", "X-Consumer-ID");
     }
+    // A full export without a consumer is an ad-hoc one, which a mistyped header must not start.
+    for header in ["X-ConsumerID", "X-Consumer", "Consumer-ID", "X-Cosumer-ID", "x_consumer_id", "Consumer"] {
+        for path in
+            needs_one.iter().map(|(_, path)| *path).filter(|path| *path != "/exports/watermark").chain(["/exports"])
+        {
+            let near = call(&service, "POST", path, &[(header, "a")]).await;
+            let told = near.problem_of(400, "consumer_required", "X-Consumer-ID");
+            assert!(told.contains(&format!("`{}`", header.to_lowercase())), "{path}: {told}");
+        }
+    }
+    // Headers of gateways.
+    let others = [("X-Consumer-Username", "a"), ("X-Consumer-Custom-ID", "a"), ("X-Customer-ID", "a")];
+    call(&service, "POST", "/exports", &others).await.success(202);
     let longest = format!("9{}", "x".repeat(127));
     for id in ["", "-a", ".a", "_a", "a b", "a/b", "a'", "a;b", "a,b", &format!("{longest}x")] {
         let answer = call(&service, "POST", "/exports/full", &[("X-Consumer-ID", id)]).await;
@@ -309,7 +322,10 @@ async fn every_way_to_ask_for_an_export_answers_in_its_shape() {
         let headers: Vec<_> = consumer.map(|id| ("X-Consumer-ID", id)).into_iter().chain([JSON]).collect();
         let answer = post(&service, path, &headers, body).await;
         let submitted = answer.success(202);
-        assert_eq!(members(&submitted), BTreeSet::from(["exportType", "jobId", "outputFilename", "status"]));
+        assert_eq!(
+            members(&submitted),
+            BTreeSet::from(["exportType", "jobId", "newConsumer", "outputFilename", "similarConsumer", "status",])
+        );
         assert_eq!((text(&submitted, "exportType"), text(&submitted, "status")), (export_type, status), "{path}");
         assert!(text(&submitted, "outputFilename").starts_with(prefix), "{submitted}");
         assert_eq!(answer.header("location"), format!("/exports/{}", text(&submitted, "jobId")));

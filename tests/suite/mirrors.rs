@@ -148,7 +148,9 @@ async fn each_dataset_is_pulled_into_a_folder_of_its_own() {
     let own = |name: &str| folder.path().join(name);
     let expected: BTreeSet<_> = ["t1", "t2"]
         .iter()
-        .map(|name| format!("{}  20 rows", own(name).join(files(&own(name), ".csv").first().unwrap()).display()))
+        .map(|name| {
+            format!("{}  20 rows of {name}", own(name).join(files(&own(name), ".csv").first().unwrap()).display())
+        })
         .collect();
     assert_eq!(lines(&printed), expected.iter().map(String::as_str).collect());
     assert_eq!(files(folder.path(), ""), ["t1".to_owned(), "t2".to_owned()].into());

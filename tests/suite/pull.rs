@@ -171,7 +171,7 @@ async fn where_only_a_full_export_goes_on_it_is_asked_for_or_said() {
     let (full, _) = service.export("full", "a").await;
     let (code, printed, said) = pull(&service, folder.path(), &[]).output().await;
     assert_eq!(code, 0, "{said}");
-    assert_eq!(printed, format!("{}  7 rows\n", folder.path().join(name_of(&full)).display()));
+    assert_eq!(printed, format!("{}  7 rows of users\n", folder.path().join(name_of(&full)).display()));
     service.stop().await;
 }
 
@@ -225,6 +225,33 @@ async fn it_follows_until_it_is_told_to_end() {
     }
     kill(Pid::from_raw(child.id().unwrap().cast_signed()), Signal::SIGTERM).unwrap();
     assert!(child.wait().await.unwrap().success());
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_file_of_another_format_is_told_of_and_each_line_names_the_dataset() {
+    let (_database, service) = with_users(9).await;
+    let folder = reachable_folder();
+    let (csv, _) = service.export("full", "a").await;
+    let (code, printed, said) = pull(&service, folder.path(), &["--format", "ndjson"]).output().await;
+    let line = format!("{}  9 rows of users\n", folder.path().join(name_of(&csv)).display());
+    assert_eq!((code, printed), (0, line));
+    let id = csv["jobId"].as_str().unwrap();
+    let told = format!("cdc-export: users: the export {id} is csv, not ndjson: somebody else has asked for it\n");
+    assert_eq!(said, told);
+
+    service.export("incremental", "a").await;
+    let (code, _, said) = pull(&service, folder.path(), &[]).output().await;
+    assert_eq!((code, said.as_str()), (0, ""), "no format was asked for");
+    let wanted = ["--format", "ndjson", "--request", "delta"];
+    let (code, printed, said) = pull(&service, folder.path(), &wanted).output().await;
+    assert!(code == 0 && said.is_empty() && printed.ends_with(".ndjson  0 rows of users\n"), "{printed}{said}");
+
+    let (_, another) = with_users(3).await;
+    another.export("full", "a").await;
+    let (code, _, said) = pull(&another, folder.path(), &["--request", "full"]).output().await;
+    assert!(code == 1 && said.lines().all(|line| line.starts_with("cdc-export: users: ")), "{said}");
+    another.stop().await;
     service.stop().await;
 }
 

@@ -121,6 +121,122 @@ async fn run_with(command: &[&str], more: &[&str], server: &[&str]) -> (i32, Str
 }
 
 #[tokio::test]
+async fn a_full_export_needs_no_consumer() {
+    let (database, service) = with_users(9).await;
+    let folder = reachable_folder();
+    let here = folder.path().to_str().unwrap();
+    let (url, output) = (database.url(), service.output().display().to_string());
+    let near = async |arguments: &[&str]| {
+        Start::plain().with("DATABASE_URL", &url).with("OUTPUT_DIR", &output).arguments(arguments).output().await
+    };
+    let server = ["--server", &service.address];
+
+    let (code, printed, said) = run_with(&["export", "full"], &["--output", here], &server).await;
+    assert_eq!((code, said.as_str()), (0, ""), "{printed}");
+    assert_eq!(Csv::read(path_in(&printed)).rows.len(), 9);
+    let (code, printed, said) = near(&["export", "full", "--json"]).await;
+    let job: Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!((code, &job["consumerId"], &job["rowsExported"]), (0, &Value::Null, &9.into()), "{said}");
+    let consumers: Value = service.call("GET", "/consumers", &[]).await.json().await.unwrap();
+    assert_eq!(consumers["items"], json!([]), "no consumer has a position");
+
+    for bad in [
+        &["export", "delta"][..],
+        &["export", "incremental"],
+        &["export", "full", "--after", "none"],
+        &["export", "full", "--skip-empty"],
+    ] {
+        let (code, _, said) = near(bad).await;
+        assert!(code == 2 && said.contains("--consumer"), "{bad:?}: {said}");
+    }
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn exports_that_nobody_has_fetched_are_warned_of() {
+    let (database, service) = with_users(9).await;
+    let folder = reachable_folder();
+    let here = folder.path().to_str().unwrap();
+    let server = ["--server", &service.address];
+    let delta = async |more: &[&str]| {
+        database.run("update users set name = name || 'x' where id = 3").await;
+        let (code, _, said) = run_with(&["export", "delta", "--consumer", "a"], more, &server).await;
+        assert_eq!(code, 0, "{said}");
+        said
+    };
+    let (full, _) = service.export("full", "a").await;
+    let (missed, _) = service.export("delta", "a").await;
+    let fetches = |job: &Value| format!("cdc-export download {}", job["jobId"].as_str().unwrap());
+
+    let said = delta(&["--output", here]).await;
+    let lines: Vec<_> = said.lines().collect();
+    assert!(
+        lines.len() == 3 && lines[0].contains("2 exports of this consumer and dataset were never fetched"),
+        "{said}"
+    );
+    assert!(lines[1].contains(&fetches(&full)) && lines[2].contains(&fetches(&missed)), "{said}");
+    // That one was fetched, and so are the next ones in its place.
+    assert_eq!(delta(&["--output", here]).await, "");
+    let silent = delta(&[]).await;
+    assert!(silent.contains("cdc-export download") && !silent.contains("never fetched"), "{silent}");
+    let said = delta(&["--output", here]).await;
+    assert!(said.contains("1 exports"), "{said}");
+
+    let (acked, _) = service.export("delta", "a").await;
+    let path = format!("/exports/{}/ack", acked["jobId"].as_str().unwrap());
+    assert_eq!(service.call("POST", &path, &[]).await.status(), 200);
+    assert_eq!(delta(&["--output", here]).await, "");
+    service.export("delta", "a").await;
+    let (code, _, said) = run_with(&["export", "full", "--consumer", "a"], &["--output", here], &server).await;
+    assert_eq!((code, said.as_str()), (0, ""), "a full export has all rows");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_new_consumer_with_a_similar_name_is_told_of() {
+    let (database, service) = with_users(3).await;
+    service.export("full", "warehouse").await;
+    let post = async |consumer: &str, path: &str, body: &'static str| -> (bool, Value) {
+        let call = service.client.post(format!("{}{path}", service.address)).header("X-Consumer-ID", consumer);
+        let answer = call.header("content-type", "application/json").body(body).send().await.unwrap();
+        assert_eq!(answer.status(), 202);
+        let mut answer: Value = answer.json().await.unwrap();
+        (answer["newConsumer"].as_bool().unwrap(), answer["similarConsumer"].take())
+    };
+    assert_eq!(post("wharehouse", "/exports/full", "").await, (true, json!("warehouse")));
+    assert_eq!(post("wharehouse", "/exports/full", "").await, (false, Value::Null));
+    assert_eq!(post("search", "/exports/full", "").await, (true, Value::Null));
+    assert_eq!(post("warehouze", "/exports/full", r#"{"datasets": ["users"]}"#).await, (true, json!("warehouse")));
+    assert_eq!(post("warehouse", "/exports/full", r#"{"datasets": ["users"]}"#).await, (false, Value::Null));
+    let once = [("X-Consumer-ID", "warehousse"), ("Idempotency-Key", "k")];
+    let mut answers = Vec::new();
+    for _ in 0..2 {
+        let answer: Value = service.call("POST", "/exports/full", &once).await.json().await.unwrap();
+        service.ended(answer["jobId"].as_str().unwrap()).await;
+        answers.push(answer);
+    }
+    assert_eq!((&answers[0], &answers[0]["similarConsumer"]), (&answers[1], &json!("warehouse")));
+    let ad_hoc: Value = service.call("POST", "/exports", &[]).await.json().await.unwrap();
+    assert_eq!((&ad_hoc["newConsumer"], &ad_hoc["similarConsumer"]), (&json!(false), &Value::Null));
+
+    let server = ["--server", &service.address];
+    let (_, _, said) = run_with(&["export", "full", "--consumer", "serch"], &["--json"], &server).await;
+    assert_eq!(said, "cdc-export: warning: the consumer serch is new; is `search` meant?\n");
+    let url = database.url();
+    let near = Start::plain().with("DATABASE_URL", url).with("OUTPUT_DIR", service.output().display());
+    let (code, _, said) = near.arguments(&["export", "full", "--consumer", "searcch", "--json"]).output().await;
+    assert!(code == 0 && said.contains("searcch is new; is `search` meant?"), "{said}");
+    // A key sees the names of its own consumers alone.
+    service.stop().await;
+    let key = crate::keys::bearer(&database, "of t", &["export:write"], &["warehouses", "tenant"]).await;
+    let keyed = Start::on(&database).with("AUTH", "keys").service().await;
+    let headers = [("Authorization", key.as_str()), ("X-Consumer-ID", "warehouses")];
+    let answer: Value = keyed.call("POST", "/exports/full", &headers).await.json().await.unwrap();
+    assert_eq!((&answer["newConsumer"], &answer["similarConsumer"]), (&json!(true), &Value::Null), "{answer}");
+    keyed.stop().await;
+}
+
+#[tokio::test]
 async fn a_place_that_takes_no_file_is_known_before_there_is_one() {
     let (database, service) = with_users(5).await;
     let folder = reachable_folder();

@@ -165,7 +165,7 @@ async fn each_sslmode_asks_what_it_says() {
     let (right, wrong) = (postgres.vouched("verify-full", "ca.crt"), postgres.vouched("verify-full", "other.crt"));
     reaches(on(url("strict", "127.0.0.1", &right))).await.unwrap();
     let line = reaches(on(url("strict", "127.0.0.1", &wrong))).await.unwrap_err();
-    assert!(line.contains("certificate"), "{line}");
+    assert!(line.contains("UnknownIssuer") && line.contains("sslrootcert"), "{line}");
     let line = reaches(on(url("strict", "localhost", &right))).await.unwrap_err();
     assert!(line.contains("not valid for name") && line.contains("localhost"), "{line}");
     let start = on(url("strict", "127.0.0.1", &postgres.vouched("verify-full", "nothing.crt")));
@@ -250,7 +250,8 @@ async fn a_parameter_that_would_be_ignored_stops_the_start() {
         ("ssl_mode=verify-full", "ssl_mode"),
         ("passfile=secret", "passfile"),
         ("service=secret", "service"),
-        ("connect_timeout=10", "connect_timeout"),
+        ("connect_timeout=0", "connect_timeout"),
+        ("connect_timeout=soon", "connect_timeout"),
         ("keepalives=1", "keepalives"),
         ("keepalives_idle=30", "keepalives_idle"),
         ("keepalives_interval=30", "keepalives_interval"),
@@ -276,6 +277,12 @@ async fn a_parameter_that_would_be_ignored_stops_the_start() {
         let line = refused(on(url(rest))).await;
         assert!(line.starts_with("cdc-export: DATABASE_URL: ") && line.contains(word), "{rest}: {line}");
     }
+    for (name, value) in [("sslmode", "verifyfull"), ("ssl-mode", "VERIFY")] {
+        let line = refused(on(url(&format!("{name}={value}")))).await;
+        let told =
+            format!("the parameter {name} is not one of disable, allow, prefer, require, verify-ca and verify-full");
+        assert!(line.contains(&told) && !line.contains(value), "{line}");
+    }
     // What comes after a `&` or a `#` of a password may be the password.
     for odd in ["db?password=x&secr%20et/=1", "db?sslmode=require#secret", "db#sslmode=verify-full"] {
         let line = refused(on(format!("postgres://somebody@127.0.0.1:1/{odd}"))).await;
@@ -285,6 +292,7 @@ async fn a_parameter_that_would_be_ignored_stops_the_start() {
     for (variable, value) in [
         ("PGSSLMODE", "verify-fulll"),
         ("PGSSLROOTCERT", "system"),
+        ("PGCONNECT_TIMEOUT", "secret"),
         ("PGPORT", "secret"),
         ("PGCHANNELBINDING", "require"),
         ("PGGSSENCMODE", "require"),
@@ -307,4 +315,38 @@ async fn a_parameter_that_would_be_ignored_stops_the_start() {
     let start = on(url(same)).with("PGGSSENCMODE", "disable").with("PGCONNECT_TIMEOUT", "10");
     let line = reaches(start).await.unwrap_err();
     assert!(line.contains("refused"), "nobody listens: {line}");
+}
+
+#[tokio::test]
+async fn a_connection_is_waited_for_as_long_as_the_address_says() {
+    // Postgres would answer; this one lets everybody connect, and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = |rest: &str| format!("postgres://a@127.0.0.1:{}/db?{rest}", silent.local_addr().unwrap().port());
+    for start in [on(url("connect_timeout=1")), on(url("")).with("PGCONNECT_TIMEOUT", "1")] {
+        let line = reaches(start).await.unwrap_err();
+        assert!(line.contains("no answer within 1 seconds"), "{line}");
+    }
+}
+
+/// RDS has an authority of its own, and buckets, webhooks and services have public ones.
+#[tokio::test]
+async fn the_authorities_of_postgres_are_for_postgres_alone() {
+    if lacks("openssl", "openssl") {
+        return;
+    }
+    let (of_postgres, of_others) = (reachable_folder(), reachable_folder());
+    tokio::join!(authority(of_postgres.path(), "other"), certificates(of_others.path()));
+    let server = crate::download::redirecting("http://127.0.0.1:1", Some(of_others.path())).await;
+    let root = of_postgres.path().join("other.crt");
+    let to = format!("postgres://a:pass@127.0.0.1:1/db?sslmode=verify-full&sslrootcert={}", root.display());
+    let apply = ["apply", "--to", &to, "--consumer", "a", "--all-datasets", "--server", &server];
+    let authority = of_others.path().join("ca.crt");
+    let (code, _, said) = Start::plain().with("SSL_CERT_FILE", authority.display()).arguments(&apply).output().await;
+    assert!(code == 1 && said.contains("answers 302"), "{said}");
+    let folder = reachable_folder();
+    std::fs::copy(&authority, folder.path().join("some.pem")).unwrap();
+    let (code, _, said) = Start::plain().with("SSL_CERT_DIR", folder.path().display()).arguments(&apply).output().await;
+    assert!(code == 1 && said.contains("answers 302"), "{said}");
+    let (code, _, said) = Start::plain().with("SSL_CERT_FILE", root.display()).arguments(&apply).output().await;
+    assert!(code == 1 && said.contains("UnknownIssuer"), "{said}");
 }

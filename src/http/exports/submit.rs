@@ -1,6 +1,7 @@
 //! The calls that create exports, and their responses. Their input is in `submission`.
 
 use std::collections::BTreeMap;
+use std::slice;
 
 use axum::Json;
 use axum::http::{StatusCode, header};
@@ -20,6 +21,7 @@ use crate::job::batch::Batch;
 use crate::job::batch_json::LeftOutJson;
 use crate::job::{ConsumerId, ExportType, Job, Request};
 use crate::service::batches::BatchOrder;
+use crate::service::consumers::Newcomer;
 use crate::service::{self, Service};
 
 /// Request an export of any type, or an ad-hoc export
@@ -116,10 +118,19 @@ pub(crate) async fn incremental_of(
 
 /// Submits an export or a batch. `status` is the word that the call uses for a queued one.
 async fn start(service: &Service, asked: Asked, status: &'static str) -> Result<Response, Problem> {
-    Ok(match asked {
-        Asked::Export(request) => accepted(submit(service, &request).await?, status),
-        Asked::Batch(order) => accepted_batch(submit_batch(service, &order).await?, status),
-    })
+    // The jobs are accepted, so a failure to look for similar names is no failure of the call.
+    match asked {
+        Asked::Export(request) => {
+            let job = submit(service, &request).await?;
+            let newcomer = service.newcomer(slice::from_ref(&job)).await.unwrap_or_default();
+            Ok(accepted(job, newcomer, status))
+        }
+        Asked::Batch(order) => {
+            let batch = submit_batch(service, &order).await?;
+            let newcomer = service.newcomer(&batch.jobs).await.unwrap_or_default();
+            Ok(accepted_batch(batch, newcomer, status))
+        }
+    }
 }
 
 /// Submits a batch. An unknown dataset in the body is invalid input.
@@ -147,7 +158,7 @@ pub(crate) async fn retry(
     service: Service,
     Submission { target: PathJob(id), key, trace, body: EmptyBody {} }: Submission<PathJob, EmptyBody>,
 ) -> Result<Response, Problem> {
-    Ok(accepted(service.retry(id, key, trace).await?, "pending"))
+    Ok(accepted(service.retry(id, key, trace).await?, None, "pending"))
 }
 
 /// Submits a request. An unknown dataset in the body is invalid input, so the status is 400 instead of 404.
@@ -165,7 +176,7 @@ pub(crate) async fn submit(service: &Service, request: &Request) -> Result<Job, 
 #[serde(rename_all = "camelCase")]
 #[schema(example = json!({
     "jobId": "01a1f83b-3f18-718b-bb88-fdeaa3d54f3e", "status": "started", "exportType": "delta",
-    "outputFilename": "delta_search_20261120T091314Z.csv"
+    "outputFilename": "delta_search_20261120T091314Z.csv", "newConsumer": false, "similarConsumer": null
 }))]
 pub(crate) struct Submitted {
     /// The export's id
@@ -177,6 +188,11 @@ pub(crate) struct Submitted {
     export_type: ExportType,
     /// The name of the future file
     output_filename: String,
+    /// True if the consumer had neither an export nor a watermark before
+    new_consumer: bool,
+    /// With `newConsumer`: the most similar consumer that there is, in case that one was meant; null if none is similar
+    #[schema(required)]
+    similar_consumer: Option<String>,
 }
 
 impl IntoResponses for Submitted {
@@ -201,13 +217,15 @@ impl IntoResponses for Submitted {
 }
 
 /// Returns the response for a queued job. `status` is the word that the call uses for this state.
-fn accepted(job: Job, status: &'static str) -> Response {
+fn accepted(job: Job, newcomer: Option<Newcomer>, status: &'static str) -> Response {
     let location = [(header::LOCATION, format!("/exports/{}", job.id))];
     let answer = Submitted {
         job_id: job.id.as_uuid(),
         status,
         export_type: job.export_type,
         output_filename: job.output_filename,
+        new_consumer: newcomer.is_some(),
+        similar_consumer: newcomer.and_then(|newcomer| newcomer.similar),
     };
     (StatusCode::ACCEPTED, location, Json(answer)).into_response()
 }
@@ -230,6 +248,11 @@ pub(crate) struct SubmittedBatch {
     jobs: Vec<SubmittedMember>,
     /// The datasets that `"*"` does not export
     left_out: Vec<LeftOutJson>,
+    /// True if the consumer had neither an export nor a watermark before
+    new_consumer: bool,
+    /// With `newConsumer`: the most similar consumer that there is, in case that one was meant; null if none is similar
+    #[schema(required)]
+    similar_consumer: Option<String>,
 }
 
 /// A queued export of a batch.
@@ -247,7 +270,7 @@ struct SubmittedMember {
 }
 
 /// Returns the response for a queued batch. `status` is the word that the call uses for this state.
-pub(crate) fn accepted_batch(batch: Batch, status: &'static str) -> Response {
+pub(crate) fn accepted_batch(batch: Batch, newcomer: Option<Newcomer>, status: &'static str) -> Response {
     let location = [(header::LOCATION, format!("/batches/{}", batch.id))];
     let member = |job: Job| SubmittedMember {
         job_id: job.id.as_uuid(),
@@ -262,6 +285,8 @@ pub(crate) fn accepted_batch(batch: Batch, status: &'static str) -> Response {
         consumer_id: batch.jobs[0].consumer.as_ref().map(ConsumerId::to_string).unwrap_or_default(),
         jobs: batch.jobs.into_iter().map(member).collect(),
         left_out: batch.request.left_out.into_iter().map(LeftOutJson::from).collect(),
+        new_consumer: newcomer.is_some(),
+        similar_consumer: newcomer.and_then(|newcomer| newcomer.similar),
     };
     (StatusCode::ACCEPTED, location, Json(answer)).into_response()
 }

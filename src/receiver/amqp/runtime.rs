@@ -54,7 +54,11 @@ async fn open(address: &AMQPUri) -> Result<BrokerStream, Error> {
     }
     tls::provide();
     let name = ServerName::try_from(host.clone()).map_err(Error::other)?;
-    let connector = TlsConnector::from(Arc::new(ClientConfig::with_platform_verifier().map_err(Error::other)?));
+    let config = match tls::authorities() {
+        Some(own) => ClientConfig::builder().with_root_certificates(own).with_no_client_auth(),
+        None => ClientConfig::with_platform_verifier().map_err(Error::other)?,
+    };
+    let connector = TlsConnector::from(Arc::new(config));
     Ok(Box::new(connector.connect(name, stream).await?.compat()))
 }
 

@@ -8,14 +8,22 @@ use crate::dataset::block::Block;
 use crate::dataset::listener::{Known, listener};
 use crate::receiver::webhook::Webhook;
 use crate::receiver::webhook::address::refusal;
+use crate::receiver::webhook::body_shape::BodyShape;
 
 /// Reads one block. Returns `None` if a member that a webhook needs is missing or wrong.
 pub(super) fn webhook(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Webhook> {
     let (allows_http, allows_private) = (block.flag("allow_http", false), block.flag("allow_private", false));
     let url = block.required("url", |url| read_url(url, allows_http, allows_private));
-    let secret_env = block.required("secret_env", |name| known.secret_variable(name, "the secret"));
+    let shape = block.or_default("shape", BodyShape::CloudEvents, str::parse);
+    let secret_env = match shape {
+        Some(BodyShape::Slack | BodyShape::Teams) if !block.has("secret_env") => {
+            block.text("secret_env");
+            Some(None)
+        }
+        _ => block.required("secret_env", |name| known.secret_variable(name, "the secret")).map(Some),
+    };
     let listener = listener(block, known);
-    Some(Webhook { listener, url: url?, secret_env: secret_env?, allows_private, secrets: None })
+    Some(Webhook { listener, url: url?, shape: shape?, secret_env: secret_env?, allows_private, secrets: None })
 }
 
 /// Parses the address that events are posted to, and returns it in the URL standard's form, which every HTTP client
@@ -105,10 +113,16 @@ mod tests {
             secret_env = \"_S2\"
             allow_http = true
             allow_private = true
+
+            [[webhook]]
+            name = \"chat\"
+            url = \"https://hooks.slack.example/services/T0\"
+            shape = \"slack\"
             "
         ))
         .unwrap();
-        let [airflow, here] = webhooks.as_slice() else { panic!("two") };
+        let [airflow, here, chat] = webhooks.as_slice() else { panic!("three") };
+        assert_eq!((airflow.shape, chat.shape, &chat.secret_env), (BodyShape::CloudEvents, BodyShape::Slack, &None));
         let names = |webhook: &Webhook| webhook.listener.events.iter().map(|event| event.name()).collect::<Vec<_>>();
         assert_eq!(names(airflow), ["export.completed", "export.failed", "batch.failed"]);
         assert_eq!(airflow.listener.datasets.as_deref(), Some(&["orders".to_owned()][..]));
@@ -140,6 +154,10 @@ events = []
 name = \"b\"
 url = \"https://b.example/\"
 secret_env = \"B\"
+[[webhook]]
+name = \"c\"
+url = \"https://c.example/\"
+shape = \"irc\"
 ",
         );
         let expected = [
@@ -152,6 +170,8 @@ secret_env = \"B\"
             "line 13: webhook b: url: a name and a password",
             "line 15: webhook b: events: an empty list",
             "line 16: webhook b: there is a webhook of this name already",
+            "line 23: webhook c: shape: `irc` is not a shape",
+            "line 20: webhook: missing field `secret_env`",
         ];
         assert_lines(&found, &expected);
         assert!(!found.contains("secret@") && !found.contains("token"), "{found}");

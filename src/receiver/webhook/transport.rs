@@ -9,6 +9,7 @@ use reqwest::{Client, header};
 
 use crate::delivery::{DeliveryResult, Event, Transport};
 use crate::receiver::webhook::Webhook;
+use crate::receiver::webhook::body_shape::BodyShape;
 use crate::receiver::webhook::resolver::CheckedResolver;
 use crate::receiver::webhook::signature::SigningSecrets;
 use crate::telemetry::chain;
@@ -25,11 +26,13 @@ const ANSWER_BYTES: usize = 4 << 10;
 pub(super) struct WebhookTransport {
     client: Result<Client, String>,
     url: String,
-    secrets: SigningSecrets,
+    shape: BodyShape,
+    /// `None`: posts are not signed.
+    secrets: Option<SigningSecrets>,
 }
 
 impl WebhookTransport {
-    pub(super) fn new(webhook: &Webhook, secrets: SigningSecrets) -> WebhookTransport {
+    pub(super) fn new(webhook: &Webhook) -> WebhookTransport {
         let resolver = CheckedResolver { allows_private: webhook.allows_private };
         // `tls::client` follows no redirect: whoever can answer in the receiver's place could send the events anywhere.
         let client = tls::client(&webhook.url)
@@ -38,7 +41,8 @@ impl WebhookTransport {
             .no_proxy()
             .timeout(TIMEOUT);
         let client = client.build().map_err(|why| chain(&why));
-        WebhookTransport { client, url: webhook.url.clone(), secrets }
+        let (url, shape, secrets) = (webhook.url.clone(), webhook.shape, webhook.secrets.clone());
+        WebhookTransport { client, url, shape, secrets }
     }
 
     /// The HTTP client.
@@ -58,10 +62,13 @@ impl WebhookTransport {
         let post = self
             .client()?
             .post(&self.url)
-            .header(header::CONTENT_TYPE, "application/cloudevents+json")
+            .header(header::CONTENT_TYPE, self.shape.media_type())
             .header("webhook-id", id)
-            .header("webhook-timestamp", timestamp.to_string())
-            .header("webhook-signature", self.secrets.sign(id, timestamp, &body));
+            .header("webhook-timestamp", timestamp.to_string());
+        let post = match &self.secrets {
+            Some(secrets) => post.header("webhook-signature", secrets.sign(id, timestamp, &body)),
+            None => post,
+        };
         let post = match trace {
             Some(place) => post.header("traceparent", place.to_string()),
             None => post,
@@ -85,7 +92,7 @@ impl Transport for WebhookTransport {
 
     fn deliver(&self, event: Event) -> BoxFuture<'_, DeliveryResult> {
         async move {
-            match self.post(&event.id.to_string(), event.body, event.trace).await {
+            match self.post(&event.id.to_string(), self.shape.body(&event), event.trace).await {
                 Ok(status @ 200..300) => DeliveryResult::Delivered(Some(status)),
                 Ok(410) => DeliveryResult::Gone(410),
                 Ok(status) => DeliveryResult::Failed(Some(status), format!("it answered {status}")),
@@ -111,9 +118,9 @@ mod tests {
 
         let transport = |url: &str, allows_private| {
             let listener = Listener { name: "a".to_owned(), events: Vec::new(), datasets: None, consumers: None };
-            let (url, secret_env) = (url.to_owned(), String::new());
-            let webhook = Webhook { listener, url, secret_env, allows_private, secrets: None };
-            WebhookTransport::new(&webhook, "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3".parse().unwrap())
+            let secrets = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3".parse().ok();
+            let (url, shape, secret_env) = (url.to_owned(), BodyShape::CloudEvents, Some(String::new()));
+            WebhookTransport::new(&Webhook { listener, url, shape, secret_env, allows_private, secrets })
         };
         let refused = transport(&url, false).post("id", "{}".to_owned(), None).await.unwrap_err();
         assert!(

@@ -34,11 +34,11 @@ impl Pair {
         far(&[&fixed, more].concat())
     }
 
-    /// The lines that a call printed, which has nothing to complain of.
+    /// The lines that a call printed, without the dataset that each names. The call has nothing to complain of.
     pub(crate) async fn applied(&self, more: &[&str]) -> Vec<String> {
         let (code, printed, said) = self.apply(more).output().await;
         assert_eq!((code, said.as_str()), (0, ""), "{printed}");
-        printed.lines().map(str::to_owned).collect()
+        printed.lines().map(|line| line.strip_prefix("t: ").expect(line).to_owned()).collect()
     }
 
     /// What a call says that asks for a full export, and then goes on.

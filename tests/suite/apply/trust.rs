@@ -353,7 +353,7 @@ async fn the_source_chooses_no_table_that_has_rows() {
     assert_eq!(rows(&pair.target, "canary").await, rows(&pair.source, "t").await);
     forge(&pair, "public.other").await;
     let (code, printed, said) = apply(&[]).await;
-    assert_eq!((code, printed.as_str()), (0, "full 2  0 rows written, 0 deleted\n"), "{said}");
+    assert_eq!((code, printed.as_str()), (0, "t: full 2  0 rows written, 0 deleted\n"), "{said}");
     // An empty table loses nothing.
     pair.target.run(&format!("drop schema cdc_apply cascade; drop table canary; {canary}")).await;
     forge(&pair, "public.canary").await;
