@@ -11,8 +11,9 @@ create table cdc_export.moments (
   primary key (next_xid, at)
 );
 
--- An operator removed the consumer. Its next job brings it back.
-alter table cdc_export.lanes add column is_removed boolean not null default false;
+-- The lane's latest job when an operator removed its consumer. A later job brings it back, and earlier ones don't count
+-- for its state. Null: it was never removed.
+alter table cdc_export.lanes add column removed_sequence bigint;
 
 -- Whoever may use the service's tables may use the new one, too.
 do $$

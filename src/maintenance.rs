@@ -138,8 +138,13 @@ impl Maintenance {
     /// another destination could claim the job.
     pub async fn announce(&self) {
         let task = self.for_task();
+        // What was committed while no process was there is dated by the last one. So the look comes first.
+        let begin = async {
+            look(&task, &mut None).await?;
+            announce(&task).await
+        };
         // A hanging folder must not prevent the start of the API.
-        let error = match tokio::time::timeout(ANNOUNCE_TIMEOUT, announce(&task)).await {
+        let error = match tokio::time::timeout(ANNOUNCE_TIMEOUT, begin).await {
             Ok(Ok(())) => return,
             Ok(Err(error)) => chain(&error),
             Err(_) => format!("no result after {} seconds", ANNOUNCE_TIMEOUT.as_secs()),
@@ -214,7 +219,7 @@ async fn look(maintenance: &Maintenance, looked_at: &mut Option<DateTime<Utc>>) 
         maintenance.announce_requested.notify_one();
     }
     if due.log_has_moved {
-        store.record_moment(*looked_at).await?;
+        store.record_moment(due.log_sequence, *looked_at).await?;
     }
     *looked_at = Some(due.looked_at);
     if due.has_lapsed { reap(maintenance).await } else { Ok(()) }

@@ -136,8 +136,9 @@ pub(crate) struct SummaryBody {
     /// The largest `behindSeconds` of its datasets; null if none is known
     #[schema(required)]
     behind_seconds: Option<u64>,
-    /// The number of rows that wait in all datasets
-    rows_waiting: u64,
+    /// The number of rows that wait in all datasets; null if it is known of none
+    #[schema(required)]
+    rows_waiting: Option<u64>,
     /// True if `rowsWaiting` is a lower bound
     rows_waiting_capped: bool,
     /// The time of the oldest of these counts
@@ -161,8 +162,8 @@ pub(crate) async fn get(service: Service, PathParameter(id): PathParameter) -> R
     let lanes = service.consumer(&consumer).await?;
     let known = || lanes.iter().map(|listed| &listed.lag.rows_waiting);
     let counted = |waiting: &Waiting| match waiting {
-        Waiting::Exactly(rows) | Waiting::AtLeast(rows) => *rows,
-        Waiting::Unknown => 0,
+        Waiting::Exactly(rows) | Waiting::AtLeast(rows) => Some(*rows),
+        Waiting::Unknown => None,
     };
     let mut states = BTreeMap::new();
     for state in lanes.iter().filter_map(|listed| listed.state) {
@@ -174,7 +175,7 @@ pub(crate) async fn get(service: Service, PathParameter(id): PathParameter) -> R
         datasets: lanes.len() as u64,
         states,
         behind_seconds: lanes.iter().filter_map(|listed| listed.behind).max().map(|age| age.as_secs()),
-        rows_waiting: known().map(counted).sum(),
+        rows_waiting: known().filter_map(counted).reduce(|sum, rows| sum + rows),
         rows_waiting_capped: known().any(|waiting| !matches!(waiting, Waiting::Exactly(_))),
         as_of: rfc3339(lanes.iter().map(|listed| listed.as_of).min().unwrap_or_default()),
         failures: lanes.iter().map(|listed| listed.history.failures).sum(),

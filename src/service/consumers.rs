@@ -94,10 +94,9 @@ impl Service {
             positions.iter().map(|position| (position.consumer.as_str(), position.dataset.as_str())).unzip();
         let mut jobs = with_timeout(self.store.last_jobs(&ids, &datasets)).await?;
         let mut unacknowledged = with_timeout(self.store.unacknowledged(&ids, &datasets)).await?;
-        let mut histories = with_timeout(self.store.histories(&ids, &datasets)).await?;
+        let (mut histories, now) = with_timeout(self.store.histories(&ids, &datasets)).await?;
         let changes = with_timeout(self.store.logged_changes(&ids, &datasets)).await?;
         let (lags, log_use) = tokio::join!(self.lags(&positions, &jobs), self.log_use(&ids, &datasets));
-        let now = Utc::now();
         let listed = |Looked { value: lag, as_of }: Looked<ConsumerLag>| {
             let is_its = |job: &Job| job.consumer.as_ref() == Some(&lag.consumer) && job.dataset == lag.dataset;
             let last_job = jobs.iter().position(is_its).map(|at| jobs.swap_remove(at));
@@ -162,8 +161,8 @@ impl Service {
         }
     }
 
-    /// Returns the age of the oldest change that a lane lacks, by the log or by the rows' times. Where there
-    /// is neither, it is the age of the last full export.
+    /// Returns the age of the oldest change that a lane lacks, by the log or by the rows' times. Where neither tells
+    /// it, it is the age of the last export, which is not less.
     fn behind(
         &self,
         lag: &ConsumerLag,
@@ -172,18 +171,15 @@ impl Service {
         now: DateTime<Utc>,
     ) -> Option<Duration> {
         let age = |since: DateTime<Utc>| (now - since).to_std().unwrap_or_default();
+        let last_export = history.completed_at.map(age);
         match self.catalog.get(&lag.dataset)?.capture {
-            Capture::None => history.completed_at.map(age),
-            _ if lag.continuity.is_some_and(|why| !why.keeps_live_rows() || why.is_manual()) => None,
-            Capture::Triggers => match (logged, lag.rows_waiting) {
-                (Some(LoggedChanges { exist: false, .. }), _) | (None, Waiting::Exactly(0)) => Some(Duration::ZERO),
-                (Some(LoggedChanges { since, .. }), _) => since.map(age),
-                // The table was empty at the last export, which left no position.
-                (None, _) => history.completed_at.map(age),
-            },
-            Capture::Timestamp { .. } => match (lag.last_exported_at, lag.rows_waiting, lag.waiting_since) {
-                (Some(_), Waiting::Exactly(0), _) => Some(Duration::ZERO),
-                (_, _, since) => since.map(age),
+            Capture::None => last_export,
+            _ if lag.continuity.is_some_and(|why| !why.keeps_live_rows() || why.is_manual()) => last_export,
+            // Without a position in the log, the table was empty at the last export.
+            capture => match (capture, logged, lag.rows_waiting) {
+                (Capture::Triggers, Some(LoggedChanges { exist: true, age, .. }), _) => age.or(last_export),
+                (Capture::Triggers, Some(_), _) | (_, _, Waiting::Exactly(0)) => Some(Duration::ZERO),
+                _ => lag.waiting_since.map(age).or(last_export),
             },
         }
     }

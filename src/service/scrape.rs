@@ -5,7 +5,6 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::Utc;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
@@ -111,11 +110,10 @@ impl Service {
 
     /// Returns the consumers that are furthest behind in these datasets, by the change log.
     async fn behind_ages(&self, datasets: &[String]) -> Result<Vec<BehindAge>, store::Error> {
-        let now = Utc::now();
         let age = |changes: LoggedChanges| {
-            let LoggedChanges { consumer, dataset, exist, since } = changes;
-            let seconds = match since {
-                Some(since) => (now - since).to_std().unwrap_or_default().as_secs_f64(),
+            let LoggedChanges { consumer, dataset, exist, age } = changes;
+            let seconds = match age {
+                Some(age) => age.as_secs_f64(),
                 None if exist => return None,
                 None => 0.0,
             };

@@ -415,7 +415,7 @@ pub(super) async fn enter_lanes(conn: &mut PgConnection, requests: &[Request]) -
         "-- store.jobs.next_in_lanes
          insert into cdc_export.lanes as l (consumer_id, dataset, last_sequence)
          select $1, its.dataset, 1 from unnest($2) with ordinality as its (dataset, place) order by its.place
-         on conflict (consumer_id, dataset) do update set last_sequence = l.last_sequence + 1, is_removed = false
+         on conflict (consumer_id, dataset) do update set last_sequence = l.last_sequence + 1
          returning dataset, last_sequence",
     )
     .bind(consumer.map_or("", |consumer| consumer.as_str()))

@@ -42,18 +42,21 @@ struct HistoryRow {
     failing_since: Option<DateTime<Utc>>,
     completed_at: Option<DateTime<Utc>>,
     usual_seconds: Option<f64>,
+    now: DateTime<Utc>,
 }
 
 impl Store {
-    /// Returns how the latest exports of these lanes ended, by consumer and dataset.
+    /// Returns how the latest exports of these lanes ended, by consumer and dataset, and the time by the database's
+    /// clock.
     pub async fn histories(
         &self,
         consumers: &[&str],
         datasets: &[&str],
-    ) -> Result<HashMap<(String, String), LaneHistory>, Error> {
+    ) -> Result<(HashMap<(String, String), LaneHistory>, DateTime<Utc>), Error> {
         let statement = sqlx::query_as(include_str!("lanes/history.sql"));
         let statement = statement.bind(consumers).bind(datasets).bind(COMPLETED).bind(MAX_FAILURES);
         let rows: Vec<HistoryRow> = self.in_index_order(async |tx| statement.fetch_all(tx).await).await?;
+        let now = rows.first().map_or_else(Utc::now, |row| row.now);
         let history = |row: HistoryRow| {
             let history = LaneHistory {
                 failures: row.failures.unsigned_abs(),
@@ -64,7 +67,7 @@ impl Store {
             };
             ((row.consumer_id, row.dataset), history)
         };
-        Ok(rows.into_iter().map(history).collect())
+        Ok((rows.into_iter().map(history).collect(), now))
     }
 
     /// Returns up to `limit` exports of the lane that were published after the job `after`, by their numbers. With

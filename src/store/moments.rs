@@ -23,17 +23,18 @@ pub struct LoggedChanges {
     pub dataset: String,
     /// True if there are any.
     pub exist: bool,
-    /// The time since which the oldest one is committed, to within a second; of older ones, ten seconds or five
-    /// minutes. None: there is none, or no moment tells it.
-    pub since: Option<DateTime<Utc>>,
+    /// The time for which the oldest one is committed, to within a second; of older ones, ten seconds or five minutes.
+    /// None: there is none, or no moment tells it.
+    pub age: Option<Duration>,
 }
 
 impl Store {
-    /// Records the database's snapshot, unless the log is where it was at the last moment. `since`: the time of a later
-    /// look at which it still was there.
-    pub async fn record_moment(&self, since: Option<DateTime<Utc>>) -> Result<(), Error> {
+    /// Records the database's snapshot, unless the log is where it was at the last moment. `sequence`: the log's latest
+    /// sequence, which was read before. `since`: the time of a later look at which the log still was there; without it,
+    /// the time at which a process last said that it is there.
+    pub async fn record_moment(&self, sequence: i64, since: Option<DateTime<Utc>>) -> Result<(), Error> {
         let statement = with_pieces(include_str!("moments/record.sql"), &[LATEST, MOVED]);
-        let statement = sqlx::query(AssertSqlSafe(statement)).bind(since);
+        let statement = sqlx::query(AssertSqlSafe(statement)).bind(since).bind(sequence);
         self.with(async |conn| statement.execute(conn).await).await.map(drop)
     }
 
@@ -63,11 +64,12 @@ impl Store {
         let committed = ("moments/committed.sql", include_str!("moments/committed.sql"));
         let statement = with_pieces(include_str!("moments/waiting.sql"), &[committed]);
         let statement = sqlx::query_as(AssertSqlSafe(statement)).bind(consumers).bind(datasets).bind(lanes as i64);
-        let rows: Vec<(String, String, bool, Option<DateTime<Utc>>)> =
+        let rows: Vec<(String, String, bool, Option<f64>)> =
             self.in_index_order(async |tx| statement.fetch_all(tx).await).await?;
         // A row that was inserted by hand may have an id that is not valid for a consumer.
-        let changes = |(consumer, dataset, exist, since): (String, String, _, _)| {
-            Some(LoggedChanges { consumer: consumer.parse().ok()?, dataset, exist, since })
+        let changes = |(consumer, dataset, exist, seconds): (String, String, _, Option<f64>)| {
+            let age = seconds.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default());
+            Some(LoggedChanges { consumer: consumer.parse().ok()?, dataset, exist, age })
         };
         Ok(rows.into_iter().filter_map(changes).collect())
     }

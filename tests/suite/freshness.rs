@@ -110,6 +110,35 @@ async fn an_export_of_an_empty_table_is_fresh_until_there_are_rows() {
 }
 
 #[tokio::test]
+async fn a_change_while_no_process_was_there_counts_from_the_last_one() {
+    let database = Database::empty().await;
+    let (catalog, service) = started(&database, &file()).await;
+    export(&service, "full", "logged", "a").await;
+    service.stop().await;
+    // The log has been quiet for long.
+    let stopped = now(&database).await;
+    database.run("update cdc_export.moments set at = at - interval '1 hour', since = since - interval '1 hour'").await;
+    database.run("update logged set n = 0 where id = 1").await;
+    let service = catalog.start(&database).service().await;
+    // A process says every ten seconds that it is there.
+    let (told, passed) = behind(&database, &service, "logged", stopped, 1).await;
+    assert!((passed.saturating_sub(1)..passed + 12).contains(&told), "{told} {passed}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_truncated_table_is_a_change() {
+    let database = Database::empty().await;
+    let (_catalog, service) = started(&database, &file()).await;
+    export(&service, "full", "logged", "a").await;
+    database.run("truncate logged").await;
+    let truncated = now(&database).await;
+    let (told, passed) = behind(&database, &service, "logged", truncated, 2).await;
+    assert!(told.abs_diff(passed) <= 1, "{told} {passed}");
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn a_quiet_database_is_not_written_to() {
     let database = Database::empty().await;
     let (_catalog, service) = started(&database, &file()).await;
@@ -241,6 +270,21 @@ async fn a_consumer_is_told_over_all_its_datasets_and_can_be_removed() {
     let names: Vec<_> = page["items"].as_array().unwrap().iter().map(|item| item["consumerId"].clone()).collect();
     assert_eq!(names, ["b"]);
 
+    // What was before doesn't count.
+    database.run("truncate logged; insert into logged select n, n from generate_series(1, 3) n").await;
+    let job = ended(&service, "/exports/delta", Some("b"), json!({ "dataset": "logged" })).await;
+    assert_eq!(job["status"], "failed", "{job}");
+    assert_eq!(lane(&service, "b", "logged").await["failures"], 1);
+    assert_eq!(call("DELETE", "b").await.status(), 204);
+    let mut held = database.pool.begin().await.unwrap();
+    sqlx::Executor::execute(&mut *held, "lock table logged in access exclusive mode").await.unwrap();
+    let open = post(&service, "/exports/delta", Some("b"), &json!({ "dataset": "logged" })).await;
+    let open = open.json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned();
+    let told = lane(&service, "b", "logged").await;
+    assert_eq!((&told["failures"], &told["state"]), (&json!(0), &json!("new")), "{told}");
+    held.rollback().await.unwrap();
+    service.ended(&open).await;
+
     // The next one is a first one, whose number and place follow those of before.
     let again = export(&service, "delta", "logged", "a").await;
     assert_eq!((&again["rowsExported"], &again["watermarkFrom"]), (&json!(3), &json!(null)), "{again}");
@@ -248,7 +292,7 @@ async fn a_consumer_is_told_over_all_its_datasets_and_can_be_removed() {
     assert_eq!(again["number"].as_i64(), last["number"].as_i64().map(|number| number + 1));
     assert_eq!(call("GET", "a").await.json::<Value>().await.unwrap()["datasets"], 1);
     let audit = "select string_agg(action || ' ' || consumer_id, ',') from cdc_export.audit_log where action = 'remove_consumer'";
-    assert_eq!(database.one::<String>(audit).await, "remove_consumer a");
+    assert_eq!(database.one::<String>(audit).await, "remove_consumer a,remove_consumer b");
     service.stop().await;
 }
 

@@ -50,6 +50,10 @@ select
     as is_unannounced,
   (select
      -- include moments/moved.sql
-   from
+   from (select 1) one
+   left join
      -- include moments/latest.sql
-  ) as log_has_moved, statement_timestamp() as looked_at
+   on true) as log_has_moved, log.sequence as log_sequence, statement_timestamp() as looked_at
+from (
+    select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'sequence')::regclass), 0)
+      as sequence) log

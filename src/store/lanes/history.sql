@@ -5,8 +5,10 @@
 -- $3 bigint: the number of completed exports that are looked at
 -- $4 bigint: the limit on counted failures
 select its.consumer_id, its.dataset, failed.jobs as failures, failed.since as failing_since,
-  completed.at as completed_at, extract(epoch from completed.pause)::float8 as usual_seconds
+  completed.at as completed_at, extract(epoch from completed.pause)::float8 as usual_seconds, clock_timestamp() as now
 from unnest($1, $2) as its (consumer_id, dataset)
+-- The exports before its consumer was removed don't count.
+left join cdc_export.lanes l on l.consumer_id = its.consumer_id and l.dataset = its.dataset
 cross join lateral (
   select max(ended.lane_sequence) as lane_sequence, max(ended.finished_at) as at,
     percentile_cont(0.5) within group (order by ended.pause) as pause
@@ -17,6 +19,7 @@ cross join lateral (
       select e.lane_sequence, e.finished_at
       from exports e
       where e.consumer_id = its.consumer_id and e.dataset = its.dataset and e.status in ('completed', 'skipped')
+        and e.lane_sequence > coalesce(l.removed_sequence, 0)
       order by e.lane_sequence desc
       limit $3) last) ended) completed
 cross join lateral (
@@ -25,6 +28,6 @@ cross join lateral (
     select e.finished_at
     from exports e
     where e.consumer_id = its.consumer_id and e.dataset = its.dataset and e.status = 'failed'
-      and e.lane_sequence > coalesce(completed.lane_sequence, 0)
+      and e.lane_sequence > coalesce(completed.lane_sequence, l.removed_sequence, 0)
     order by e.lane_sequence desc
     limit $4) last) failed

@@ -1,15 +1,22 @@
 -- store.moments.record
 -- Records the database's snapshot, if something was committed since the last moment that the change log may have.
 -- $1 timestamptz: a time since that moment at which nothing was; null: none is known
+-- $2 bigint: the change log's latest sequence, which was read before. A transaction that takes a number has its id
+--    already, so that the snapshot of this statement knows it
 insert into cdc_export.moments (at, since, snapshot, next_xid, log_sequence, open_xids)
-select statement_timestamp(), $1, pg_current_snapshot(), pg_snapshot_xmax(pg_current_snapshot()), log.sequence,
+select statement_timestamp(), greatest(coalesce($1, seen.at), last.at), pg_current_snapshot(),
+  pg_snapshot_xmax(pg_current_snapshot()), log.sequence,
   case
     when log.sequence is distinct from last.log_sequence then array(select pg_snapshot_xip(pg_current_snapshot()))
     else array(
       select xid from unnest(last.open_xids) xid where not pg_visible_in_snapshot(xid, pg_current_snapshot()))
   end
-from
+from (select $2 as sequence) log
+-- A process that is there records what is committed, within a second.
+cross join (select max(d.seen_at) as at from cdc_export.destinations d where d.seen_at <= statement_timestamp()) seen
+left join
   -- include moments/latest.sql
+on true
 where
   -- include moments/moved.sql
 on conflict do nothing

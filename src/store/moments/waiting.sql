@@ -20,7 +20,8 @@ last_look as materialized (
     else max(d.seen_at) end as at
   from cdc_export.destinations d
   where d.seen_at <= statement_timestamp())
-select lanes.consumer_id, lanes.dataset, waiting.xids > 0 as has_changes, waiting.since
+select lanes.consumer_id, lanes.dataset, waiting.xids > 0 as has_changes,
+  extract(epoch from clock_timestamp() - waiting.since)::float8 as seconds
 from lanes
 cross join lateral (
   -- The transactions that began after the lane's position, from the first one on, until no later one can have been
@@ -33,7 +34,7 @@ cross join lateral (
     cross join lateral (
       select l.xid
       from cdc_export.change_log l
-      where l.table_oid = lanes.table_oid and l.xid > later.xid and l.key is not null
+      where l.table_oid = lanes.table_oid and l.xid > later.xid and l.operation <> 'Q'
       order by l.table_oid, l.xid
       limit 1) next
     -- include moments/committed.sql
@@ -47,4 +48,4 @@ cross join lateral (
     -- include moments/committed.sql
     where exists (
       select from cdc_export.change_log l
-      where l.table_oid = lanes.table_oid and l.xid = next.xid and l.key is not null)) found) waiting
+      where l.table_oid = lanes.table_oid and l.xid = next.xid and l.operation <> 'Q')) found) waiting

@@ -7,7 +7,8 @@ select
     select from watermarks where consumer_id = $1 and ($2::text[] is null or dataset = any ($2)))
   or exists (
     select from cdc_export.lanes
-    where consumer_id = $1 and not is_removed and ($2 is null or dataset = any ($2))) as is_known,
+    where consumer_id = $1 and removed_sequence is distinct from last_sequence
+      and ($2 is null or dataset = any ($2))) as is_known,
   exists (
     select from exports
     where consumer_id = $1 and ($2 is null or dataset = any ($2)) and status in ('pending', 'processing'))

@@ -10,7 +10,7 @@ with first_jobs as (
 ), others as (
   select w.consumer_id, w.dataset from watermarks w
   union
-  select l.consumer_id, l.dataset from cdc_export.lanes l where not l.is_removed
+  select l.consumer_id, l.dataset from cdc_export.lanes l where l.removed_sequence is distinct from l.last_sequence
 )
 select case
   when not exists (

@@ -23,7 +23,8 @@ with lanes_of_ranges as (
     (select l.consumer_id, l.dataset
      from cdc_export.lanes l
      where (l.consumer_id, l.dataset) > ($1, $2) and l.consumer_id between range.first and range.last
-       and not l.is_removed and l.consumer_id ~ $6 and l.dataset ~ $7 and ($8 is null or l.dataset = any ($8))
+       and l.removed_sequence is distinct from l.last_sequence
+       and l.consumer_id ~ $6 and l.dataset ~ $7 and ($8 is null or l.dataset = any ($8))
      order by 1, 2 limit $3)) lane
   order by 1, 2
   limit $3

@@ -6,6 +6,6 @@
 with removed as (
   delete from watermarks where consumer_id = $1 and ($2::text[] is null or dataset = any ($2))),
 hidden as (
-  update cdc_export.lanes set is_removed = true, acknowledged = null, acknowledged_at = null
+  update cdc_export.lanes set removed_sequence = last_sequence, acknowledged = null, acknowledged_at = null
   where consumer_id = $1 and ($2 is null or dataset = any ($2)))
 select cdc_export.audit($3, 'remove_consumer', $1, null, null)
