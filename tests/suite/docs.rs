@@ -250,7 +250,7 @@ fn every_command_is_explained_with_its_options() {
 fn the_readme_is_short_and_its_blocks_can_be_pasted() {
     let text = read("README.md");
     assert!(text.lines().count() <= 130, "{} lines", text.lines().count());
-    assert!(text.lines().all(|line| line.chars().count() <= 150));
+    assert!(text.lines().all(|line| line.starts_with('{') || line.chars().count() <= 150), "an answer is one line");
     for block in text.split("\n```sh\n").skip(1) {
         for line in block.split("\n```").next().unwrap().lines() {
             // zsh takes a comment for arguments, and a bare `?` for a file's name; a prompt is no command.

@@ -201,7 +201,7 @@ async fn a_new_consumer_with_a_similar_name_is_told_of() {
         let answer = call.header("content-type", "application/json").body(body).send().await.unwrap();
         assert_eq!(answer.status(), 202);
         let mut answer: Value = answer.json().await.unwrap();
-        (answer["newConsumer"].as_bool().unwrap(), answer["similarConsumer"].take())
+        (answer["newConsumer"] == true, answer["similarConsumer"].take())
     };
     assert_eq!(post("wharehouse", "/exports/full", "").await, (true, json!("warehouse")));
     assert_eq!(post("wharehouse", "/exports/full", "").await, (false, Value::Null));
@@ -217,7 +217,7 @@ async fn a_new_consumer_with_a_similar_name_is_told_of() {
     }
     assert_eq!((&answers[0], &answers[0]["similarConsumer"]), (&answers[1], &json!("warehouse")));
     let ad_hoc: Value = service.call("POST", "/exports", &[]).await.json().await.unwrap();
-    assert_eq!((&ad_hoc["newConsumer"], &ad_hoc["similarConsumer"]), (&json!(false), &Value::Null));
+    assert!(ad_hoc.get("newConsumer").is_none() && ad_hoc.get("similarConsumer").is_none(), "{ad_hoc}");
 
     let server = ["--server", &service.address];
     let (_, _, said) = run_with(&["export", "full", "--consumer", "serch"], &["--json"], &server).await;

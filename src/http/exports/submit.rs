@@ -176,7 +176,7 @@ pub(crate) async fn submit(service: &Service, request: &Request) -> Result<Job, 
 #[serde(rename_all = "camelCase")]
 #[schema(example = json!({
     "jobId": "01a1f83b-3f18-718b-bb88-fdeaa3d54f3e", "status": "started", "exportType": "delta",
-    "outputFilename": "delta_search_20261120T091314Z.csv", "newConsumer": false, "similarConsumer": null
+    "outputFilename": "delta_search_20261120T091314Z.csv"
 }))]
 pub(crate) struct Submitted {
     /// The export's id
@@ -188,10 +188,12 @@ pub(crate) struct Submitted {
     export_type: ExportType,
     /// The name of the future file
     output_filename: String,
-    /// True if the consumer had neither an export nor a watermark before
+    /// True if the consumer had neither an export nor a watermark before; else it is not there
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
     new_consumer: bool,
-    /// With `newConsumer`: the most similar consumer that there is, in case that one was meant; null if none is similar
-    #[schema(required)]
+    /// With `newConsumer`: the most similar consumer that there is, in case that one was meant, if one is similar
+    #[serde(skip_serializing_if = "Option::is_none")]
     similar_consumer: Option<String>,
 }
 
@@ -248,10 +250,12 @@ pub(crate) struct SubmittedBatch {
     jobs: Vec<SubmittedMember>,
     /// The datasets that `"*"` does not export
     left_out: Vec<LeftOutJson>,
-    /// True if the consumer had neither an export nor a watermark before
+    /// True if the consumer had neither an export nor a watermark before; else it is not there
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
     new_consumer: bool,
-    /// With `newConsumer`: the most similar consumer that there is, in case that one was meant; null if none is similar
-    #[schema(required)]
+    /// With `newConsumer`: the most similar consumer that there is, in case that one was meant, if one is similar
+    #[serde(skip_serializing_if = "Option::is_none")]
     similar_consumer: Option<String>,
 }
 
