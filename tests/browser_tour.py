@@ -16,23 +16,35 @@ def test_the_first_export_by_one_button(watch, service):
     page = watch.page
     page.goto(service.url)
     expect(page.get_by_text("Nobody has asked for an export yet")).to_be_visible()
-    expect(page.locator(".empty code")).to_have_text(
+    steps = page.locator(".steps > li")
+    expect(steps).to_have_class(["done", "done", ""])
+    expect(steps.first).to_have_text("1 table is a dataset.")
+    by_hand = steps.last.locator("code")
+    expect(by_hand).to_have_text(
         f"curl -X POST -H 'X-Consumer-ID: consumer-1' '{service.url}/exports/full'"
     )
     accessible(page, "the empty page")
+    # One that is not captured yet is told how.
+    untracked = [{**one, "ready": False, "reason": "not_tracked", "problems": ["x"]} for one in service.call("GET", "/datasets")["items"]]
+    answered_by(page, "**/datasets", lambda route: route.fulfill(json={"items": untracked}))
+    page.reload()
+    expect(steps.nth(1)).to_contain_text("cdc-export track --all")
+    expect(steps).to_have_class(["done", "", ""])
+    accessible(page, "the first steps")
+    page.unroute("**/datasets")
     # Where there is no such dataset, it is another one's.
     orders = [{**one, "name": "orders"} for one in service.call("GET", "/datasets")["items"]]
     answered_by(page, "**/datasets", lambda route: route.fulfill(json={"items": orders}))
     page.reload()
-    expect(page.locator(".empty code")).to_contain_text("""-d '{"dataset":"orders"}'""")
+    expect(by_hand).to_contain_text("""-d '{"dataset":"orders"}'""")
     with page.expect_request("**/exports/full") as request:
-        page.get_by_role("button", name="Start a full export for consumer-1 of orders").click()
+        page.get_by_role("button", name="Start a full export of orders for consumer-1").click()
     assert request.value.post_data_json == {"dataset": "orders"}
     expect(page.locator(".empty").get_by_role("alert")).to_contain_text("there is no dataset of this name")
     watch.expected = ["Failed to load resource.*400"]
     page.unroute("**/datasets")
     page.reload()
-    page.get_by_role("button", name="Start a full export for consumer-1").click()
+    page.get_by_role("button", name="Start a full export of users for consumer-1").click()
 
     # It moves: a failpoint stops it in its middle for a while.
     row = job_rows(page).first

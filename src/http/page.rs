@@ -45,6 +45,7 @@ static ASSETS: LazyLock<Assets> = LazyLock::new(|| {
         "consumer.js",
         "consumers.js",
         "curl.js",
+        "dataset.js",
         "datasets.js",
         "deliveries.js",
         "dom.js",

@@ -5,11 +5,13 @@
 //     #/jobs/{id}           one export
 //     #/consumers/{id}      one consumer
 //     #/datasets            what may be exported
+//     #/datasets/{name}     one dataset
 //     #/audit               who did what; ?key=&consumer=&dataset=&action= filter it
 
 import { auditView } from "./audit.js";
 import { countDown, watchConnection } from "./banner.js";
 import { consumerView } from "./consumer.js";
+import { datasetView } from "./dataset.js";
 import { datasetsView } from "./datasets.js";
 import { set } from "./dom.js";
 import { exportsView } from "./exports.js";
@@ -37,7 +39,7 @@ function viewOf(hash) {
     return { ...jobView(id, toJob), title: "Export – cdc-export", name: "job" };
   }
   if (kind === "consumers" && name !== undefined) return consumerView(decoded(name));
-  if (kind === "datasets") return datasetsView();
+  if (kind === "datasets") return name === undefined ? datasetsView() : datasetView(decoded(name));
   if (kind === "audit") return auditView(new URLSearchParams(query ?? ""));
   // A filter is one of the exports, whatever it stands behind.
   if (kind === "exports" || query) return exportsView(new URLSearchParams(query ?? ""));

@@ -8,7 +8,7 @@ import { jobsSection } from "./jobs.js";
 import { OPEN_SECONDS, QUIET_SECONDS } from "./pulse.js";
 
 export function consumerView(id) {
-  const list = laneTable();
+  const list = laneTable("Dataset");
   const empty = el("p", { class: "empty", hidden: true });
   const unknown = el("p", { class: "notice", hidden: true });
   const jobs = jobsSection({ consumer: id });

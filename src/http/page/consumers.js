@@ -7,7 +7,7 @@ import { starting } from "./curl.js";
 import { el, keyed, once, row, set, show, table, text } from "./dom.js";
 import { ago, bytes, count, duration, elapsed, rows, utc, when } from "./figures.js";
 import { askForExport } from "./start.js";
-import { STATUS, consumerPath, standing, urgency } from "./words.js";
+import { STATUS, consumerPath, datasetPath, standing, urgency } from "./words.js";
 
 const COLUMNS = (of) => [[of, "key"], ["State", "state"], ["Behind", "number"], ["Rows waiting", "number"], ["Last export", "latest"], ["Actions", "does"]];
 export const CONSUMER_SECONDS = 15;
@@ -22,12 +22,29 @@ const FIRST = { consumerId: "consumer-1", exportType: "full", format: "csv", com
 const laneKey = (of) => `${of.consumerId}/${of.dataset}`;
 const newest = (lanes) => lanes.map(({ lastJob }) => lastJob).filter(Boolean).sort((a, b) => (a.createdAt < b.createdAt ? 1 : -1))[0] ?? null;
 
-// The table of a consumer's lanes, by dataset.
-export function laneTable() {
-  const list = table("Where it stands, by dataset", COLUMNS("Dataset"));
+// The table of a consumer's lanes, by `Dataset`, or of a dataset's, by `Consumer`.
+export function laneTable(of) {
+  const columns = COLUMNS(of);
+  const list = table(of === "Dataset" ? "Where it stands, by dataset" : "Who exports it", columns);
   list.node.classList.add("lanes");
-  const update = (lanes) => keyed(list.body, byUrgency(lanes), laneKey, (lane) => laneRow(COLUMNS("Dataset"), lane, lane.dataset, {}));
+  const name = ({ consumerId, dataset }) =>
+    of === "Dataset" ? el("a", { href: datasetPath(dataset), title: "its page" }, dataset) : el("a", { href: consumerPath(consumerId), title: "its page" }, consumerId);
+  const update = (lanes) => keyed(list.body, byUrgency(lanes), laneKey, (lane) => laneRow(columns, lane, name(lane), {}));
   return { node: list.node, update };
+}
+
+// All lanes, or a thousand of them by the names of the consumers.
+export async function allLanes(signal) {
+  const items = [];
+  let pages = 0;
+  let cursor = null;
+  do {
+    const page = await get("/consumers", { limit: PAGE, cursor }, signal);
+    items.push(...page.items);
+    cursor = page.nextCursor;
+    pages++;
+  } while (cursor !== null && items.length < MOST);
+  return { items, isAll: cursor === null, pages };
 }
 
 // Those that need somebody most come first, then those that are furthest behind.
@@ -75,6 +92,7 @@ export function consumersSection() {
   let known = [];
   let isAll = true;
   let first = "users";
+  let datasets = [];
 
   // Lanes by consumer, as far as somebody looks for them.
   function groups() {
@@ -117,32 +135,26 @@ export function consumersSection() {
   // Gives the seconds until it is time to ask again.
   async function refresh(signal) {
     const begun = elapsed();
-    const items = [];
-    let pages = 0;
-    let cursor = null;
-    do {
-      const page = await get("/consumers", { limit: PAGE, cursor }, signal);
-      items.push(...page.items);
-      cursor = page.nextCursor;
-      pages++;
-    } while (cursor !== null && items.length < MOST);
-    [known, isAll] = [items, cursor === null];
+    const { items, pages, ...of } = await allLanes(signal);
+    [known, isAll] = [items, of.isAll];
     draw();
     show(form, items.length > 1);
     show(beyond, !isAll);
     text(beyond, `Only the first ${count(items.length)} by name are looked at. A consumer's own page has the address ${location.origin}/#/consumers/NAME.`);
     show(empty.node, items.length === 0);
-    empty.update(first);
+    empty.update(first, datasets);
     return Math.max(CONSUMER_SECONDS * pages, (REST * (elapsed() - begun)) / 1000);
   }
   const complain = (error) => {
     show(unknown, error !== null);
     text(unknown, error === null ? "" : `How the consumers stand can't be told now: ${error.message}`);
   };
-  // Which dataset a first export is of: the one that a call means which names none, or else the first.
-  const offer = (datasets) => {
-    if (!datasets.includes(first)) first = datasets[0] ?? first;
-    empty.update(first);
+  // Which dataset a first export is of: the one that a call means which names none, or else the first that is ready.
+  const offer = (items) => {
+    datasets = items;
+    const ready = items.filter((of) => of.ready).map(({ name }) => name);
+    if (!ready.includes(first)) first = ready[0] ?? items[0]?.name ?? first;
+    empty.update(first, datasets);
   };
   return { node, heading, refresh, complain, offer, all: () => known, isAll: () => isAll };
 }
@@ -247,25 +259,28 @@ function notAcknowledged(exports) {
   return `${count(exports)}${exports < 1000 ? "" : "+"} not acknowledged since `;
 }
 
-// Nobody has asked for anything yet: what that is, by a button and by hand.
+// Nobody has asked for anything yet: the three steps to the first file, by a button and by hand.
 function firstExport() {
   const { node: complaint, complain } = complaints();
   const command = el("code", {});
+  const track = el("pre", { tabindex: "0" }, el("code", {}));
   const button = el("p", { class: "buttons" });
-  const node = el(
-    "div",
-    { class: "empty" },
-    el("p", {}, "Nobody has asked for an export yet. A consumer is whoever asks: its name is all it takes."),
-    button,
-    complaint,
-    el("p", {}, "The same by hand:"),
-    el("pre", { tabindex: "0" }, command),
-  );
-  const update = (dataset) => {
+  const tables = el("p", {});
+  const capture = el("p", {});
+  const steps = [[tables], [capture, track], [el("p", {}, "Start the first export. A consumer is whoever asks: its name is all it takes."), button, complaint, el("p", { class: "hint" }, "The same by hand:"), el("pre", { tabindex: "0" }, command)]];
+  const items = steps.map((children, at) => el("li", { "data-step": at + 1 }, children));
+  const node = el("div", { class: "empty" }, el("p", {}, "Nobody has asked for an export yet."), el("ol", { class: "steps" }, items));
+  const update = (dataset, datasets) => {
+    const tracked = datasets.filter(({ reason }) => reason !== "not_tracked");
+    text(tables, datasets.length > 0 ? `${count(datasets.length)} ${datasets.length === 1 ? "table is a dataset" : "tables are datasets"}.` : "Name a table in the dataset file: cdc-export datasets add TABLE");
+    text(capture, tracked.length > 0 ? `Changes of ${count(tracked.length)} of them are captured.` : "Let triggers capture their changes, as the tables' owner:");
+    show(track, tracked.length === 0);
+    text(track.firstChild, "cdc-export track --all");
+    for (const [at, isDone] of [datasets.length > 0, tracked.length > 0, false].entries()) items[at].classList.toggle("done", isDone);
     const { consumerId } = FIRST;
     const options = { headers: { "X-Consumer-ID": consumerId }, body: { dataset } };
     const done = () => `started: full export of ${dataset} for ${consumerId}`;
-    once(button, dataset, () => acting(`Start a full export for ${consumerId}`, `of ${dataset}`, complain, submitting("/exports/full", options, done), { class: "main" }));
+    once(button, dataset, () => acting(`Start a full export of ${dataset} for ${consumerId}`, "", complain, submitting("/exports/full", options, done), { class: "main" }));
     // Whether it needs a key shows when there is one.
     text(command, starting({ ...FIRST, dataset }));
   };

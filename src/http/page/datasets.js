@@ -1,4 +1,4 @@
-// What may be exported: each dataset's table, how its changes are found, whether an export could start, and its columns.
+// What may be exported: each dataset's table, how its changes are found, and whether an export could start.
 
 import { get } from "./api.js";
 import { aside } from "./aside.js";
@@ -6,9 +6,10 @@ import { quoted } from "./curl.js";
 import { el, keyed, once, row, show, table, text } from "./dom.js";
 import { bytes, count } from "./figures.js";
 import { DATASET_SECONDS, QUIET_SECONDS } from "./pulse.js";
-import { tracking } from "./words.js";
+import { datasetPath, tracking } from "./words.js";
 
-const COLUMNS = [["Dataset", "key"], ["Table"], ["Tracking"], ["Rows, about", "number"], ["Size", "number"], ["Columns"]];
+const COLUMNS = [["Dataset", "key"], ["Table"], ["Changes"], ["Rows, about", "number"], ["Size", "number"], ["Columns", "number"]];
+const STEP = 50;
 
 // Of tables that are no datasets, several may have one name.
 const keyOf = ({ name, table }) => `${name} ${table}`;
@@ -18,20 +19,47 @@ export function datasetsView() {
   const heading = el("h1", {}, "Datasets");
   const unknown = el("p", { class: "notice", hidden: true });
   const unneeded = el("div", { class: "notice", hidden: true });
-  show(list.node, false);
-  const node = el(
-    "div",
-    {},
-    heading,
-    el("section", { "aria-label": "Datasets" }, el("p", { class: "hint" }, "The file that the setting DATASETS names says which tables these are."), unknown, unneeded, list.node),
+  const none = el("p", { class: "empty", hidden: true });
+  let shown = STEP;
+  let known = [];
+  const more = el("button", { type: "button", hidden: true, onclick: () => ((shown += STEP), draw()) });
+  const search = el("input", {
+    id: "search-datasets",
+    type: "search",
+    placeholder: "name, table or trouble",
+    spellcheck: "false",
+    autocapitalize: "none",
+    oninput: () => ((shown = STEP), draw()),
+  });
+  const form = el(
+    "form",
+    { class: "filters", role: "search", "aria-label": "Search the datasets", onsubmit: (event) => event.preventDefault() },
+    el("label", { for: search.id }, "Search", search),
   );
+  for (const unseen of [list.node, form]) show(unseen, false);
+  const hint = el("p", { class: "hint" }, "The file that the setting DATASETS names says which tables these are.");
+  const node = el("div", {}, heading, el("section", { "aria-label": "Datasets" }, el("div", { class: "heading" }, hint, form), unknown, unneeded, list.node, none, more));
+
+  // Those that can't be exported come first.
+  function draw() {
+    const words = search.value.trim().toLowerCase();
+    const has = (of) => [of.name, of.table, tracking(of).label, ...of.problems].some((text) => text.toLowerCase().includes(words));
+    const found = known.filter(has).sort((one, other) => Number(one.ready) - Number(other.ready));
+    keyed(list.body, found.slice(0, shown), keyOf, datasetRow);
+    show(list.node, found.length > 0);
+    show(none, known.length > 0 && found.length === 0);
+    text(none, `No dataset has “${search.value.trim()}”.`);
+    show(more, found.length > shown);
+    text(more, `Show more of ${count(found.length)} datasets`);
+  }
   const look = aside(
     async (signal) => {
       const { items, tablesWithoutDataset } = await get("/datasets", {}, signal);
       show(unneeded, tablesWithoutDataset.length > 0);
       once(unneeded, JSON.stringify(tablesWithoutDataset), () => unneededOf(tablesWithoutDataset));
-      keyed(list.body, items, keyOf, datasetRow);
-      show(list.node, items.length > 0);
+      known = items;
+      show(form, items.length > 1);
+      draw();
       return DATASET_SECONDS;
     },
     (error) => {
@@ -49,12 +77,11 @@ export function datasetsView() {
 }
 
 function datasetRow({ name, capture }) {
-  const [tableName, rows, size] = [1, 2, 3].map(() => el("span", {}));
+  const [tableName, rows, size, columns] = [1, 2, 3, 4].map(() => el("span", {}));
   const badge = el("span", { class: "badge" });
   const meaning = el("span", { class: "meaning" });
-  const columns = el("div", {});
   const cells = [
-    capture === null ? name : el("a", { href: `#/exports?dataset=${encodeURIComponent(name)}`, title: "its exports" }, name),
+    capture === null ? name : el("a", { href: datasetPath(name), title: "its page" }, name),
     tableName,
     el("div", {}, badge, meaning),
     rows,
@@ -66,10 +93,11 @@ function datasetRow({ name, capture }) {
     const says = tracking(of);
     text(badge, says.label);
     badge.className = `badge ${says.weight}`;
-    text(meaning, says.meaning);
-    text(rows, of.rows === null ? "not known" : count(of.rows));
-    text(size, of.capture === null ? "not known" : bytes(of.bytes));
-    once(columns, JSON.stringify([of.columns, of.key, of.updatedAt, of.createdAt, of.deleted]), () => columnsOf(of));
+    // The usual way needs no words.
+    text(meaning, says.weight === "quiet" ? "" : says.meaning);
+    text(rows, of.rows === null ? "–" : count(of.rows));
+    text(size, of.capture === null ? "–" : bytes(of.bytes));
+    text(columns, of.columns === null ? "–" : count(of.columns.length));
   };
   return { node: row(COLUMNS, cells), update };
 }
@@ -80,23 +108,4 @@ function unneededOf(tables) {
   const word = (name) => (/^[\w.]+$/.test(name) ? name : quoted(name));
   const line = (name) => el("li", {}, el("code", {}, `cdc-export untrack --table ${word(name)}`));
   return el("div", {}, "The changes of these tables are captured, and no dataset needs them:", el("ul", { class: "listed" }, tables.map(line)));
-}
-
-function columnsOf(of) {
-  if (of.capture === null) return el("span", { class: "quiet" }, "not exported");
-  if (of.columns === null) return el("span", { class: "quiet" }, "The table doesn't fit the catalog.");
-  const roles = (column) => [
-    of.key?.includes(column) && "key",
-    of.updatedAt === column && "when it was changed",
-    of.createdAt === column && "when it was made",
-    of.deleted === column && "whether it is deleted",
-  ].filter(Boolean).join(", ");
-  const line = ({ name, type }) => el("li", {}, el("code", {}, name), ` ${type}`, roles(name) && el("span", { class: "quiet" }, ` – ${roles(name)}`));
-  const number = of.columns.length;
-  return el(
-    "details",
-    {},
-    el("summary", {}, `${count(number)} ${number === 1 ? "column" : "columns"}`, el("span", { class: "unseen" }, ` of ${of.name}`)),
-    el("ul", { class: "listed" }, of.columns.map(line)),
-  );
 }

@@ -16,9 +16,9 @@ const CHOICES = {
   exportType: ["full", "incremental", "delta"],
 };
 
-// `filter` is what the address says, `onFilter` writes another one into it; without it the exports are one consumer's.
+// `filter` is what the address says, `onFilter` writes another one into it; without it the exports are one consumer's, or one dataset's.
 export function jobsSection(filter, onFilter = null) {
-  const shown = columns(onFilter === null);
+  const shown = columns(onFilter === null && filter.consumer !== undefined);
   const list = table("Exports, newest first", shown);
   const pages = paged("/exports", 25, keyOf);
   const more = el("button", { type: "button", hidden: true, onclick: () => (pages.more(), wake()) }, "Show older exports");

@@ -32,7 +32,7 @@ async function lookAtConsumers(signal) {
 
 async function lookAtDatasets(signal) {
   const items = (await get("/datasets", {}, signal)).items.filter(isDataset);
-  consumers.offer(items.map(({ name }) => name));
+  consumers.offer(items);
   const broken = items.filter(({ ready }) => !ready);
   show(unready, broken.length > 0);
   const untracked = broken.filter(({ reason }) => reason === "not_tracked").length;

@@ -68,7 +68,7 @@ export const isDataset = ({ capture }) => capture !== null;
 export function tracking({ capture, ready, problems }) {
   if (capture === null) return { weight: "notice", label: "no dataset", meaning: problems.join("; ") };
   if (!ready) return { weight: "bad", label: "not ready", meaning: problems.join("; ") };
-  if (capture === "triggers") return { weight: "good", label: "triggers", meaning: "Triggers log every change, deletions too." };
+  if (capture === "triggers") return { weight: "quiet", label: "triggers", meaning: "Triggers log every change, deletions too." };
   if (capture === "none") return FULL_ONLY;
   return { weight: "notice", label: "timestamp", meaning: "Changes are found by the time in each row alone: what is deleted, or has an old time, is not seen." };
 }
@@ -139,6 +139,10 @@ export const CANCELLING = { weight: "quiet", meaning: "It was asked to stop, and
 
 export function consumerPath(id) {
   return `#/consumers/${encodeURIComponent(id)}`;
+}
+
+export function datasetPath(name) {
+  return `#/datasets/${encodeURIComponent(name)}`;
 }
 
 export function hasFile(job) {

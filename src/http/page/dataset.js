@@ -1,0 +1,95 @@
+// One dataset: its table and columns, who exports it and how they stand, and its exports.
+
+import { aside } from "./aside.js";
+import { Problem, get } from "./api.js";
+import { CONSUMER_SECONDS, allLanes, laneTable } from "./consumers.js";
+import { quoted } from "./curl.js";
+import { el, once, show, text } from "./dom.js";
+import { bytes, count } from "./figures.js";
+import { jobsSection } from "./jobs.js";
+import { DATASET_SECONDS, OPEN_SECONDS, QUIET_SECONDS } from "./pulse.js";
+import { tracking } from "./words.js";
+
+export function datasetView(name) {
+  const heading = el("h1", {}, name);
+  const facts = el("dl", {});
+  const unknown = el("p", { class: "notice", hidden: true });
+  const list = laneTable("Consumer");
+  const empty = el("p", { class: "empty", hidden: true }, "Nobody has exported it yet.");
+  const beyond = el("p", { class: "hint", hidden: true }, "Only the first thousand by name are looked at.");
+  const jobs = jobsSection({ dataset: name });
+  show(list.node, false);
+  const node = el(
+    "div",
+    {},
+    el("div", {}, el("p", {}, el("a", { href: "#/datasets" }, "← Datasets")), heading),
+    el("section", { "aria-label": "About it" }, unknown, facts),
+    el("section", { "aria-labelledby": "lanes-heading" }, el("h2", { id: "lanes-heading" }, "Consumers"), list.node, empty, beyond),
+    jobs.node,
+  );
+  const complain = (error) => {
+    show(unknown, error !== null);
+    text(unknown, error === null ? "" : `It can't be told now: ${error.message}`);
+  };
+
+  async function lookAtIt(signal) {
+    try {
+      const of = await get(`/datasets/${encodeURIComponent(name)}`, {}, signal);
+      once(facts, JSON.stringify(of), () => factsOf(of));
+    } catch (error) {
+      // The address has a name that is none.
+      if (!(error instanceof Problem) || error.status !== 404) throw error;
+      complain(error);
+    }
+    return DATASET_SECONDS;
+  }
+  async function lookAtLanes(signal) {
+    const { items, isAll, pages } = await allLanes(signal);
+    const its = items.filter(({ dataset }) => dataset === name);
+    list.update(its);
+    show(list.node, its.length > 0);
+    show(empty, its.length === 0 && isAll);
+    show(beyond, !isAll);
+    return CONSUMER_SECONDS * pages;
+  }
+  const lanes = aside(lookAtLanes, complain);
+  const looks = [aside(lookAtIt, complain), lanes];
+
+  async function beat(signal) {
+    const { moves, ended } = await jobs.refresh(signal);
+    if (ended) lanes.soon();
+    for (const look of looks) look.beat(signal);
+    return moves || lanes.isSoon() ? OPEN_SECONDS : QUIET_SECONDS;
+  }
+  return { node, heading, beat, title: `${name} – cdc-export`, name: "datasets" };
+}
+
+function factsOf(of) {
+  const says = tracking(of);
+  const plan = el("code", {}, `cdc-export plan ${/^[\w-]+$/.test(of.name) ? of.name : quoted(of.name)}`);
+  const facts = [
+    ["Table", of.table],
+    ["Changes", [el("span", { class: `badge ${says.weight}` }, says.label), ` ${says.meaning}`]],
+    ["Key", of.key === null ? null : of.key.join(", ")],
+    ["Rows, about", of.rows === null ? null : count(of.rows)],
+    ["Size", bytes(of.bytes)],
+    ["Columns", columnsOf(of)],
+    ["What an export costs", [plan, " shows how Postgres would read it"]],
+  ];
+  return facts.filter(([, value]) => value !== null).map(([term, value]) => el("div", {}, el("dt", {}, term), el("dd", {}, value)));
+}
+
+function columnsOf(of) {
+  if (of.columns === null) return "The table doesn't fit the dataset file.";
+  const roles = (column) => [
+    of.key?.includes(column) && "key",
+    of.updatedAt === column && "when it was changed",
+    of.createdAt === column && "when it was made",
+    of.deleted === column && "whether it is deleted",
+  ].filter(Boolean).join(", ");
+  const line = ({ name, type, rename, mask }) => {
+    const more = [roles(name), rename && `in files ${rename}`, mask && `masked by ${mask}`].filter(Boolean).join(", ");
+    return el("li", {}, el("code", {}, name), ` ${type}`, more && el("span", { class: "quiet" }, ` – ${more}`));
+  };
+  return el("ul", { class: "listed", "aria-label": "Columns" }, of.columns.map(line));
+}
