@@ -85,7 +85,7 @@ def finish(process):
 
 def loaded(text):
     """What the loaders say, and `apply`."""
-    return [(kind, int(rows)) for kind, rows in re.findall(r"^(full|delta|incremental) \d+(?::|  *)\s*(\d+) rows", text, flags=re.M)]
+    return [(kind, int(rows)) for kind, rows in re.findall(r"^(?:[\w-]+: )?(full|delta|incremental) \d+(?::|  *)\s*(\d+) rows", text, flags=re.M)]
 
 
 def types(loads):

@@ -155,7 +155,7 @@ pub(crate) struct SummaryBody {
 #[utoipa::path(
     get, path = "/consumers/{consumerId}", operation_id = "getConsumer", tag = "watermarks",
     params(("consumerId" = ConsumerId, Path, description = "The consumer")), responses((status = 200, description = "The consumer.", body = SummaryBody)),
-    extensions(("x-codes" = json!([Code::ConsumerInvalid, Code::NotFound, Code::TableUnreadable]))),
+    extensions(("x-codes" = json!([Code::TableUnreadable]))),
 )]
 pub(crate) async fn get(service: Service, PathParameter(id): PathParameter) -> Result<Json<SummaryBody>, Problem> {
     let consumer = consumer_of(&service, &id)?;
@@ -190,7 +190,7 @@ pub(crate) async fn get(service: Service, PathParameter(id): PathParameter) -> R
 #[utoipa::path(
     delete, path = "/consumers/{consumerId}", operation_id = "removeConsumer", tag = "watermarks",
     params(("consumerId" = ConsumerId, Path, description = "The consumer")), responses((status = 204, description = "The consumer is removed.")),
-    extensions(("x-codes" = json!([Code::ConsumerInvalid, Code::NotFound, Code::StillOpen]))),
+    extensions(("x-codes" = json!([Code::StillOpen]))),
 )]
 pub(crate) async fn delete(service: Service, PathParameter(id): PathParameter) -> Result<StatusCode, Problem> {
     service.remove_consumer(&consumer_of(&service, &id)?).await?;

@@ -212,7 +212,8 @@ fn codes_of(path: &str, operation: &mut Value) -> Vec<Code> {
                 }
             }
             ("Idempotency-Key", _) => codes.extend([Code::IdempotencyKeyInvalid, Code::IdempotencyKeyReused]),
-            ("jobId", _) => codes.push(Code::NotFound),
+            ("jobId" | "batchId", _) => codes.push(Code::NotFound),
+            ("consumerId", _) => codes.extend([Code::ConsumerInvalid, Code::ConsumerNotAllowed, Code::NotFound]),
             (_, Some("query")) => codes.extend([Code::BadRequest, Code::ParameterInvalid]),
             _ => {}
         }
