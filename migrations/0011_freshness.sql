@@ -2,7 +2,8 @@
 -- moment that sees it. Written only while something is committed that the change log may have.
 create table cdc_export.moments (
   at timestamptz not null,
-  -- What the moment sees and the one before doesn't was committed after this time. Null: after the moment before.
+  -- The transactions that this moment sees and the one before doesn't were committed after this time. Null: after the
+  -- moment before.
   since timestamptz,
   snapshot pg_snapshot not null,
   next_xid xid8 not null, -- the first transaction that had not begun, as `snapshot` has it

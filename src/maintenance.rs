@@ -138,7 +138,7 @@ impl Maintenance {
     /// another destination could claim the job.
     pub async fn announce(&self) {
         let task = self.for_task();
-        // What was committed while no process was there is dated by the last one. So the look comes first.
+        // Commits while no process was there are dated by when the last one was. So the look comes first.
         let begin = async {
             look(&task, &mut None).await?;
             announce(&task).await

@@ -270,7 +270,7 @@ async fn a_consumer_is_told_over_all_its_datasets_and_can_be_removed() {
     let names: Vec<_> = page["items"].as_array().unwrap().iter().map(|item| item["consumerId"].clone()).collect();
     assert_eq!(names, ["b"]);
 
-    // What was before doesn't count.
+    // Failures before the removal don't count.
     database.run("truncate logged; insert into logged select n, n from generate_series(1, 3) n").await;
     let job = ended(&service, "/exports/delta", Some("b"), json!({ "dataset": "logged" })).await;
     assert_eq!(job["status"], "failed", "{job}");

@@ -309,7 +309,7 @@ async fn of_many_consumers_those_furthest_behind_have_a_series() {
              insert into watermarks (consumer_id, dataset, last_exported_at) values ('c1', 'gone', '2000-01-01')",
         )
         .await;
-    // Where triggers log the changes, the log tells more than these times.
+    // A dataset with triggers has no such series.
     let users =
         "[[dataset]]\nname = \"users\"\ntable = \"users\"\nupdated_at = \"updated_at\"\ncapture = \"timestamp\"\n";
     let catalog = Catalog::of(users);

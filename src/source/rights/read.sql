@@ -45,7 +45,7 @@ reads (view, oid, kind, columns) as (
     group by c.oid, c.relkind) its
   where reads.kind = 'v'),
 
--- What a view's reader lacks, and each view above it.
+-- The rights that the reader of a view lacks, for that view and for each view above it.
 lacking (view, lacks, schema_name, table_name, reader) as (
   select reads.view, found.lacks, n.nspname::text, c.relname::text, quote_ident(o.rolname)
   from reads
