@@ -4,6 +4,7 @@
 //! module contains no SQL, accesses no files and reads no environment variables.
 
 mod access;
+mod activity;
 mod audit;
 mod batches;
 mod body;
@@ -130,6 +131,7 @@ pub fn router(service: Service, access: Access, settings: &Settings) -> Router {
 fn routes() -> OpenApiRouter {
     monitoring_routes()
         .routes(routes!(exports::submit::create, exports::list))
+        .routes(routes!(activity::get))
         .routes(routes!(exports::submit::full))
         .routes(routes!(exports::submit::incremental))
         .routes(routes!(exports::submit::delta))

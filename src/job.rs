@@ -2,6 +2,7 @@
 //!
 //! This module defines the statuses and their transitions. It must not know HTTP, SQL or files.
 
+pub mod activity;
 pub mod after;
 pub mod batch;
 pub mod batch_json;

@@ -220,7 +220,7 @@ fn read_number(cursor: &str) -> Option<u64> {
 }
 
 /// Validates the name of a dataset. The dataset may be missing from the catalog, because its exports are kept.
-fn dataset(name: String) -> Result<String, Problem> {
+pub(crate) fn dataset(name: String) -> Result<String, Problem> {
     let bad = || Problem::bad_parameter("dataset", "the name of a dataset is expected");
     if is_name(&name) { Ok(name) } else { Err(bad()) }
 }

@@ -8,6 +8,7 @@ use futures_util::{Stream, StreamExt, stream};
 use tokio::time::Instant;
 
 use crate::dataset::Dataset;
+use crate::job::activity::Activity;
 use crate::job::batch::BatchRequest;
 use crate::job::lane::Lane;
 use crate::job::{Filter, IdempotencyKey, Job, JobId, Request, Status};
@@ -248,6 +249,18 @@ impl Service {
             }
         }
         Ok(jobs)
+    }
+
+    /// Counts the jobs of the last day that the caller may see and that match a filter.
+    ///
+    /// # Errors
+    ///
+    /// If the caller may not see the filter's dataset, or if the database fails.
+    pub async fn activity(&self, filter: &Filter) -> Result<Activity, Error> {
+        if let Some(dataset) = &filter.dataset {
+            self.require_dataset(dataset)?;
+        }
+        with_timeout(self.store.activity(filter, &self.bounds)).await
     }
 
     /// Lists the lane's exports published after the job `after`, by number. `from` limits them to higher numbers.

@@ -30,7 +30,9 @@ impl Store {
             Some((created_at, id)) => (created_at, id.as_uuid()),
             None => (last_time(), Uuid::max()),
         };
-        let statement = sqlx::query_as(AssertSqlSafe(statement(filter, bounds)))
+        let key = key_expression(filter, bounds);
+        let statement = with_pieces(include_str!("lists/jobs.sql"), &[("key", &key), JOB_COLUMNS]);
+        let statement = sqlx::query_as(AssertSqlSafe(statement))
             .bind(keys)
             .bind(time)
             .bind(id)
@@ -49,7 +51,7 @@ fn last_time() -> DateTime<Utc> {
 }
 
 /// Returns the keys of the lists from which a page is merged.
-fn keys(filter: &Filter, bounds: &Bounds) -> Vec<String> {
+pub(super) fn keys(filter: &Filter, bounds: &Bounds) -> Vec<String> {
     let types = filter.export_type.as_ref().map_or(ExportType::ALL, std::slice::from_ref);
     let statuses = filter.status.as_ref().map_or(Status::ALL, std::slice::from_ref);
     let own = bounds.consumers.as_ref().map(|ids| ids.iter().map(ConsumerId::as_str).collect());
@@ -87,9 +89,8 @@ fn selected<'a>(wanted: Option<&'a str>, allowed: Option<Vec<&'a str>>) -> Vec<O
 const PUBLIC_STATUS: &str =
     "case when e.status = 'completed' and e.published_at is null then 'processing' else e.status end";
 
-/// Returns the statement that reads a page. Its condition on the key is the expression of the index that fits the
-/// filter.
-fn statement(filter: &Filter, bounds: &Bounds) -> String {
+/// Returns the expression of the index that fits the filter.
+pub(super) fn key_expression(filter: &Filter, bounds: &Bounds) -> String {
     let key = [
         (filter.consumer.is_some() || bounds.consumers.is_some()).then_some("e.consumer_id"),
         (filter.dataset.is_some() || bounds.datasets.is_some()).then_some("e.dataset"),
@@ -97,8 +98,7 @@ fn statement(filter: &Filter, bounds: &Bounds) -> String {
         Some(PUBLIC_STATUS),
     ];
     let key: Vec<_> = key.into_iter().flatten().collect();
-    let key = key.join(" || ' ' || ");
-    with_pieces(include_str!("lists/jobs.sql"), &[("key", &key), JOB_COLUMNS])
+    key.join(" || ' ' || ")
 }
 
 #[cfg(test)]

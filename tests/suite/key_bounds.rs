@@ -39,7 +39,7 @@ enum Subject {
 
 /// The scope that each call needs, and its subject. A new call needs a row.
 #[rustfmt::skip]
-const CALLS: [(&str, &str, Subject); 39] = [
+const CALLS: [(&str, &str, Subject); 40] = [
     ("getHealth", "", Subject::Open),
     ("getLiveness", "", Subject::Open),
     ("getReadiness", "", Subject::Open),
@@ -51,6 +51,7 @@ const CALLS: [(&str, &str, Subject); 39] = [
     ("deleteUser", "admin", Subject::Operation),
     ("listAudit", "admin", Subject::Operation),
     ("listExports", "export:read", Subject::List),
+    ("getActivity", "export:read", Subject::List),
     ("listConsumers", "export:read", Subject::List),
     ("listSchedules", "export:read", Subject::List),
     ("listDatasets", "export:read", Subject::List),
@@ -374,6 +375,21 @@ async fn check_lists(service: &Service, database: &Database, rights: &Rights, ke
         let listed: Vec<_> =
             page["items"].as_array().unwrap().iter().map(|job| job["jobId"].as_str().unwrap()).collect();
         assert_eq!(listed, expected, "{query} {rights:?}");
+    }
+    let (_, activity) = get("/exports/activity".to_owned()).await;
+    for (kind, column) in [("consumers", "consumer_id"), ("datasets", "dataset")] {
+        let counts = format!(
+            "select coalesce(jsonb_object_agg(name, exports), '{{}}') from \
+             (select {column} as name, count(*) as exports from exports \
+              where {column} is not null and status in ('completed', 'failed') and {visible} group by {column}) e"
+        );
+        let of = |item: &Value, member: &str| {
+            item[member].as_array().unwrap().iter().map(|it| it.as_u64().unwrap()).sum::<u64>()
+        };
+        let counted = activity[kind].as_array().unwrap().iter();
+        let counted = counted
+            .map(|item| (item["name"].as_str().unwrap().to_owned(), json!(of(item, "completed") + of(item, "failed"))));
+        assert_eq!(Value::Object(counted.collect()), database.one::<Value>(&counts).await, "{rights:?}");
     }
     let (_, page) = get("/consumers?limit=200".to_owned()).await;
     let lanes = format!("select count(*) from cdc_export.lanes where consumer_id <> '' and {visible}");

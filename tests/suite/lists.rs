@@ -91,6 +91,68 @@ async fn jobs_are_listed_newest_first_in_pages() {
 }
 
 #[tokio::test]
+async fn the_exports_of_the_last_day_are_counted_by_the_hour() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    for (consumer, hours) in [("a", 30), ("a", 2), ("a", 2), ("a", 0), ("b", 0)] {
+        let (job, _) = service.export("full", consumer).await;
+        let moved = format!(
+            "update exports set created_at = created_at - interval '{hours} h' where id = '{}'",
+            job["jobId"].as_str().unwrap()
+        );
+        database.run(&moved).await;
+    }
+    let ad_hoc = service.call("POST", "/exports", &[]).await.json::<Value>().await.unwrap();
+    service.ended(ad_hoc["jobId"].as_str().unwrap()).await;
+    let activity = get(&service, "/exports/activity").await;
+    assert!(is_time(&activity["since"]), "{activity}");
+    let names = |of: &Value| {
+        of.as_array().unwrap().iter().map(|item| item["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (names(&activity["consumers"]), names(&activity["datasets"])),
+        (vec!["a".to_owned(), "b".to_owned()], vec!["users".to_owned()])
+    );
+    // The hour may have changed meanwhile.
+    let time = |value: &Value| value.as_str().unwrap().parse::<chrono::DateTime<chrono::Utc>>().unwrap();
+    let jobs = get(&service, "/exports").await;
+    let mut expected = json!({ "a": vec![0; 24], "b": vec![0; 24], "users": vec![0; 24] });
+    for job in jobs["items"].as_array().unwrap() {
+        let hours = (time(&job["createdAt"]) - time(&activity["since"])).num_hours();
+        for name in [&job["consumerId"], &job["dataset"]] {
+            if let Some(count) = name.as_str().filter(|_| hours >= 0).map(|name| &mut expected[name][hours as usize]) {
+                *count = json!(count.as_u64().unwrap() + 1);
+            }
+        }
+    }
+    for item in activity["consumers"].as_array().unwrap().iter().chain(activity["datasets"].as_array().unwrap()) {
+        assert_eq!(item["completed"], expected[item["name"].as_str().unwrap()], "{item}");
+        let rows = |hour: usize| 5 * item["completed"][hour].as_u64().unwrap();
+        assert!((0..24).all(|hour| item["rows"][hour] == rows(hour) && item["failed"][hour] == 0), "{item}");
+    }
+    let of_b = get(&service, "/exports/activity?consumer=b&dataset=users").await;
+    assert_eq!(
+        (&of_b["consumers"], names(&of_b["datasets"])),
+        (&json!([activity["consumers"][1]]), vec!["users".to_owned()])
+    );
+    assert_eq!(get(&service, "/exports/activity?consumer=nobody").await["datasets"], json!([]));
+    // One that fails comes first.
+    database.run("delete from users where id = 3; truncate users").await;
+    let failed = service.submit("delta", "b").await;
+    service.ended(&failed).await;
+    let activity = get(&service, "/exports/activity").await;
+    assert_eq!(names(&activity["consumers"]), ["b", "a"]);
+    for of in [&activity["consumers"][0], &activity["datasets"][0]] {
+        assert_eq!(of["failed"].as_array().unwrap().iter().filter(|count| **count == 1).count(), 1, "{of}");
+    }
+    for field in ["consumer", "dataset"] {
+        assert_eq!(refused(&service, &format!("/exports/activity?{field}=-")).await, field);
+    }
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn a_client_may_wait_for_the_end() {
     let database = Database::new().await;
     database.add_users(1, 5).await;

@@ -13,7 +13,8 @@ use sqlx::{AssertSqlSafe, Executor};
 use crate::harness::Database;
 
 /// An example of each piece that the code makes for a statement: the file, the piece's name and its SQL.
-const MADE_PIECES: [(&str, &str, &str); 6] = [
+const MADE_PIECES: [(&str, &str, &str); 7] = [
+    ("store/activity/hours.sql", "key", "e.export_type || ' ' || e.status"),
     (
         "source/lag.sql",
         "behind",

@@ -1,0 +1,30 @@
+//! The exports of the last day, counted by the hour.
+
+use chrono::{DateTime, Utc};
+
+/// The number of hours that are counted. The last one is the current hour.
+pub const HOURS: usize = 24;
+
+/// The exports of the last day by consumer and by dataset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Activity {
+    /// The beginning of the first hour.
+    pub since: DateTime<Utc>,
+    /// The consumers that have exports. Ad-hoc exports have no consumer.
+    pub consumers: Vec<HourlyExports>,
+    /// The datasets that have exports.
+    pub datasets: Vec<HourlyExports>,
+}
+
+/// The exports of a consumer or a dataset in each hour, by the time when they were requested.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HourlyExports {
+    /// The name of the consumer or the dataset.
+    pub name: String,
+    /// The number of completed exports. Skipped ones are not counted.
+    pub completed: [u64; HOURS],
+    /// The number of failed exports.
+    pub failed: [u64; HOURS],
+    /// The rows of the completed exports.
+    pub rows: [u64; HOURS],
+}
