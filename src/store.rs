@@ -4,6 +4,7 @@
 //! decides what to retry, and `http` decides what a client is told.
 
 pub mod acknowledgements;
+pub mod activity;
 pub mod audit;
 pub mod commit;
 pub mod datasets;

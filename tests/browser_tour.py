@@ -330,26 +330,41 @@ def test_a_list_longer_than_an_answer(watch, service):
     assert ids == [job["jobId"] for job in made[: len(ids)]] and len(ids) == 330, len(ids)
 
 
-def test_the_chart_by_keyboard_and_in_figures(watch, service):
+def test_the_last_day_by_keyboard_and_in_figures(watch, service):
     page = watch.page
-    page.goto(f"{service.url}/#/exports")
-    columns = page.locator(".picture a")
-    expect(columns.first).to_be_attached()
-    done = [job for job in service.call("GET", "/exports?status=completed&limit=40")["items"]]
-    assert columns.count() == len(done)
-    columns.last.focus()
-    readout = page.locator(".readout")
-    expect(readout).to_contain_text("delta export of users")
+    page.goto(service.url)
+    section = page.get_by_role("region", name="The last 24 hours")
+    names = section.locator(".strip-row .of")
+    activity = service.call("GET", "/exports/activity")
+    expect(names).to_have_text([of["name"] for of in activity["datasets"]])
+    bars = section.locator(".strip-of-hours").first.locator("rect")
+    expect(bars).to_have_count(sum(1 for count in activity["datasets"][0]["completed"] if count > 0))
+    # The axis has times, and its arrows go from hour to hour.
+    expect(section.locator(".tick").first).to_have_text(re.compile("^[0-2][0-9]:00$"))
+    axis = section.get_by_role("slider", name="Hour")
+    readout = section.locator(".readout")
+    axis.focus()
+    page.keyboard.press("End")
+    expect(readout).to_have_text(re.compile(r"^\d\d:00–\d\d:00: \d+ completed, [0-9,]+ rows$"))
+    expect(axis).to_have_attribute("aria-valuetext", readout.text_content())
     page.keyboard.press("Home")
-    oldest = done[-1]
-    expect(columns.first).to_be_focused()
-    expect(readout).to_contain_text(f"{oldest['rowsExported']:,} row")
-    page.get_by_text("In figures", exact=True).click()
-    expect(page.get_by_role("table", name="The same in figures").get_by_role("row")).to_have_count(len(done) + 1)
-    page.keyboard.press("Home")
-    columns.first.focus()
-    page.keyboard.press("Enter")
-    expect(page).to_have_url(f"{service.url}/#/jobs/{oldest['jobId']}")
+    expect(readout).to_contain_text("no export")
+    axis.scroll_into_view_if_needed()
+    box = axis.bounding_box()
+    page.mouse.move(box["x"] + box["width"] - 2, box["y"] + 2)
+    expect(readout).to_contain_text("completed")
+    section.get_by_text("In figures", exact=True).click()
+    figures = section.get_by_role("table", name="The same in figures").get_by_role("row")
+    hours = [of["completed"][hour] for hour in range(24) for of in activity["datasets"] if of["completed"][hour] > 0]
+    expect(figures).to_have_count(len(hours) + 1)
+    # A consumer's row has its own day, and its page has it by dataset.
+    spark = consumer_row(page, "consumer-2").get_by_role("img", name=re.compile("^[0-9]+ completed in the last 24 hours$"))
+    expect(spark).to_be_visible()
+    page.goto(f"{service.url}/#/consumers/consumer-2")
+    expect(names).to_have_text(["users"])
+    names.first.click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("users")
+    expect(names).to_contain_text(["consumer-1"])
 
 
 def test_a_failure_says_what_to_do(watch, service):
@@ -365,6 +380,13 @@ def test_a_failure_says_what_to_do(watch, service):
     strip = page.get_by_role("list", name="At a glance")
     expect(strip.get_by_role("button", name="needs full")).to_have_text(re.compile(r"^\d+ needs full$"))
     expect(row).to_contain_text("needs full")
+    # The last day has it, marked.
+    page.reload()
+    expect(row.get_by_role("img", name=re.compile("[0-9]+ completed, 1 failed in the last 24 hours"))).to_be_visible()
+    day = page.get_by_role("region", name="The last 24 hours")
+    expect(day.locator("rect.bad")).to_have_count(1)
+    expect(day.locator(".readout")).to_contain_text("1 failed (users)")
+    expect(day.get_by_role("link", name="1 failed")).to_have_attribute("href", "#/exports?dataset=users&status=failed")
     # A retry would fail in the same way.
     expect(first.get_by_role("button", name="Start a full export")).to_be_visible()
     expect(first.get_by_role("button", name="Retry")).to_have_count(0)

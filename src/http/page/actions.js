@@ -73,7 +73,7 @@ function healing(job, onMade, complain) {
 
 function retrying(job, onMade, complain) {
   const retry = submitting(wholePath(job, "/retry"), {}, (made) => {
-    onMade(made.jobId ?? made.jobs.find((its) => its.dataset === job.dataset).jobId);
+    onMade(made.jobId ?? made.jobs.find((its) => its.dataset === job.dataset)?.jobId ?? made.batchId);
     return `retried: ${title(job)}`;
   }, () => mayMove(job));
   return acting(job.batchId === null ? "Retry" : "Retry the batch", title(job), complain, retry);
@@ -81,7 +81,8 @@ function retrying(job, onMade, complain) {
 
 // The buttons of a job, kept as its status wants them. `onMade` gets the id of a new job that one of them has made, `changed` is
 // called when the job is to be shown anew. `listsFiles`: several files have their links elsewhere.
-export function actions({ onMade = () => {}, changed, listsFiles = false }) {
+// `isInner`: the batch has the buttons that concern all of it.
+export function actions({ onMade = () => {}, changed, listsFiles = false, isInner = false }) {
   const { node: complaint, complain } = complaints();
   const buttons = el("div", { class: "buttons" });
   const node = el("div", { class: "actions" }, buttons, complaint);
@@ -95,7 +96,7 @@ export function actions({ onMade = () => {}, changed, listsFiles = false }) {
       title: job.batchId === null ? "Cancel this export?" : "Cancel all exports of its batch?",
       text: job.batchId === null
         ? `The ${title(job)}. What it has written so far is dropped, and the watermark stays where it is.`
-        : `The ${title(job)}, and those of the other datasets that are read with it. What they have written so far is dropped, and the watermarks stay where they are.`,
+        : `The ${title(job)}${job.members === undefined ? ", and those of the other datasets that are read with it" : ""}. What they have written so far is dropped, and the watermarks stay where they are.`,
       yes: job.batchId === null ? "Cancel the export" : "Cancel the batch",
       no: "Let it run",
       weight: "danger",
@@ -125,8 +126,9 @@ export function actions({ onMade = () => {}, changed, listsFiles = false }) {
       cancelling.delete(job.jobId);
       asked?.drop();
     }
-    const again = healedByFull(job) ? "heal" : "again";
-    const kind = isOpen(job) ? "open" : hasFile(job) ? "file" : job.skipped ? "none" : again;
+    const again = job.members === undefined && healedByFull(job) ? "heal" : "again";
+    const has = isOpen(job) ? "open" : hasFile(job) && job.members === undefined ? "file" : job.skipped || hasFile(job) ? "none" : again;
+    const kind = isInner && (has === "open" || has === "again") ? "none" : has;
     once(buttons, `${job.jobId} ${kind}`, () => {
       complain(null);
       if (kind === "open") return (cancel = acting(job.batchId === null ? "Cancel" : "Cancel the batch", title(job), complain, () => cancelled(job)));

@@ -50,8 +50,8 @@ export function aside(work, complain = () => {}) {
   }
 
   // Something has changed: it is done before its time, but not all the time.
-  function soon() {
-    wantedAt = lookedAt + SOON_MS;
+  function soon(pause = SOON_MS) {
+    wantedAt = lookedAt + pause;
     if (nextAt < Infinity) nextAt = Math.min(nextAt, wantedAt);
   }
   return { beat, soon, isSoon: () => nextAt - elapsed() < SOON_MS };

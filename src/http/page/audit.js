@@ -22,7 +22,6 @@ export function auditView(query) {
   const empty = el("p", { class: "hint", hidden: true }, "There is no such request.");
   const all = el("p", { class: "hint", hidden: chosen.length === 0 }, `Only ${chosen.join(", ")}. `, el("a", { href: "#/audit" }, "Show all"));
   const hint = el("p", { class: "hint" }, `The newest ${SHOWN}. `, el("code", {}, "cdc-export audit"), " lists more.");
-  show(list.node, false);
   const node = el("div", {}, heading, el("section", { "aria-label": "Audit log" }, hint, all, notice, empty, list.node));
   const look = aside(
     async (signal) => {

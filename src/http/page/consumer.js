@@ -2,6 +2,7 @@
 
 import { aside } from "./aside.js";
 import { Problem, get } from "./api.js";
+import { activity } from "./chart.js";
 import { CONSUMER_SECONDS, laneTable } from "./consumers.js";
 import { el, show, text } from "./dom.js";
 import { jobsSection } from "./jobs.js";
@@ -12,8 +13,8 @@ export function consumerView(id) {
   const empty = el("p", { class: "empty", hidden: true });
   const unknown = el("p", { class: "notice", hidden: true });
   const jobs = jobsSection({ consumer: id });
+  const day = activity("datasets", { consumer: id });
   const heading = el("h1", {}, id);
-  show(list.node, false);
   const node = el(
     "div",
     {},
@@ -27,6 +28,7 @@ export function consumerView(id) {
       list.node,
       empty,
     ),
+    day.node,
     jobs.node,
   );
 
@@ -53,8 +55,10 @@ export function consumerView(id) {
 
   async function beat(signal) {
     const { moves, ended } = await jobs.refresh(signal);
-    if (ended) lanes.soon();
-    lanes.beat(signal);
+    for (const look of [lanes, day]) {
+      if (ended) look.soon();
+      look.beat(signal);
+    }
     return moves || lanes.isSoon() ? OPEN_SECONDS : QUIET_SECONDS;
   }
   return { node, heading, beat, title: `${id} – cdc-export`, name: "consumer" };

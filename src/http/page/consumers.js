@@ -3,13 +3,15 @@
 
 import { get } from "./api.js";
 import { acting, complaints, submitting } from "./actions.js";
+import { sparkline } from "./chart.js";
 import { starting } from "./curl.js";
-import { el, keyed, once, row, set, show, table, text } from "./dom.js";
+import { el, keyed, once, row, searching, set, show, table, text } from "./dom.js";
 import { ago, bytes, count, duration, elapsed, rows, utc, when } from "./figures.js";
 import { askForExport } from "./start.js";
 import { STATUS, consumerPath, datasetPath, standing, urgency } from "./words.js";
 
 const COLUMNS = (of) => [[of, "key"], ["State", "state"], ["Behind", "number"], ["Rows waiting", "number"], ["Last export", "latest"], ["Actions", "does"]];
+const DAY = ["Last day", "day"];
 export const CONSUMER_SECONDS = 15;
 // Of an answer, and of all.
 const PAGE = 200;
@@ -53,7 +55,7 @@ function byUrgency(lanes) {
 }
 
 export function consumersSection() {
-  const columns = COLUMNS("Consumer");
+  const columns = COLUMNS("Consumer").toSpliced(4, 0, DAY);
   const list = table("Consumers and where they stand", columns);
   list.node.classList.add("lanes");
   let shown = STEP;
@@ -63,24 +65,12 @@ export function consumersSection() {
   const unknown = el("p", { class: "notice", hidden: true });
   const beyond = el("p", { class: "hint", hidden: true });
   const none = el("p", { class: "empty", hidden: true });
-  const search = el("input", {
-    id: "search-consumers",
-    type: "search",
-    placeholder: "name, dataset or state",
-    spellcheck: "false",
-    autocapitalize: "none",
-    oninput: () => ((shown = STEP), draw()),
-  });
-  const form = el(
-    "form",
-    { class: "filters", role: "search", "aria-label": "Search the consumers", onsubmit: (event) => event.preventDefault() },
-    el("label", { for: search.id }, "Search", search),
-  );
+  const search = searching("consumers", "name, dataset or state", () => ((shown = STEP), draw()));
   const heading = el("h2", { id: "consumers-heading", tabindex: "-1" }, "Consumers");
   const node = el(
     "section",
     { "aria-labelledby": heading.id },
-    el("div", { class: "heading" }, heading, form),
+    el("div", { class: "heading" }, heading, search.node),
     unknown,
     list.node,
     none,
@@ -88,24 +78,23 @@ export function consumersSection() {
     more,
     empty.node,
   );
-  for (const unseen of [list.node, empty.node, form]) show(unseen, false);
+  show(empty.node, false);
   let known = [];
+  let days = new Map();
   let isAll = true;
   let first = "users";
   let datasets = [];
 
   // Lanes by consumer, as far as somebody looks for them.
   function groups() {
-    const words = search.value.trim().toLowerCase();
-    const has = (of) =>
-      [of.consumerId, of.dataset, standing(of).label, of.continuity ?? "", of.lastJob?.error?.code ?? ""].some((text) => text.toLowerCase().includes(words));
-    return byUrgency([...Map.groupBy(known.filter(has), ({ consumerId }) => consumerId)].map(([consumerId, lanes]) => over(consumerId, byUrgency(lanes))));
+    const found = search.found(known, (of) => [of.consumerId, of.dataset, standing(of).label, of.continuity ?? "", of.lastJob?.error?.code ?? ""]);
+    return byUrgency([...Map.groupBy(found, ({ consumerId }) => consumerId)].map(([consumerId, lanes]) => over(consumerId, byUrgency(lanes), days.get(consumerId) ?? null)));
   }
 
   function draw() {
     const found = groups();
     const items = found.slice(0, shown).flatMap((group) => {
-      if (group.lanes.length === 1) return [{ key: `lane ${laneKey(group.lanes[0])}`, of: group.lanes[0] }];
+      if (group.lanes.length === 1) return [{ key: `lane ${laneKey(group.lanes[0])}`, of: { ...group.lanes[0], day: group.day } }];
       const lanes = opened.has(group.consumerId) ? group.lanes.slice(0, STEP) : [];
       const rest = group.lanes.length - lanes.length;
       return [
@@ -119,7 +108,7 @@ export function consumersSection() {
     show(more, found.length > shown);
     text(more, `Show more of ${count(found.length)} consumers`);
     show(none, known.length > 0 && found.length === 0);
-    text(none, `No consumer here has “${search.value.trim()}”.`);
+    text(none, `No consumer here has “${search.words()}”.`);
   }
 
   function made({ key, of }) {
@@ -138,7 +127,7 @@ export function consumersSection() {
     const { items, pages, ...of } = await allLanes(signal);
     [known, isAll] = [items, of.isAll];
     draw();
-    show(form, items.length > 1);
+    show(search.node, items.length > 1);
     show(beyond, !isAll);
     text(beyond, `Only the first ${count(items.length)} by name are looked at. A consumer's own page has the address ${location.origin}/#/consumers/NAME.`);
     show(empty.node, items.length === 0);
@@ -156,15 +145,21 @@ export function consumersSection() {
     if (!ready.includes(first)) first = ready[0] ?? items[0]?.name ?? first;
     empty.update(first, datasets);
   };
-  return { node, heading, refresh, complain, offer, all: () => known, isAll: () => isAll };
+  // The last day of each consumer that has exports in it.
+  const day = (items) => {
+    days = new Map(items.map((of) => [of.name, of]));
+    if (known.length > 0) draw();
+  };
+  return { node, heading, refresh, complain, offer, day, all: () => known, isAll: () => isAll };
 }
 
 // A consumer over its lanes, the most urgent of which is the first.
-function over(consumerId, lanes) {
+function over(consumerId, lanes, day) {
   const known = lanes.map(({ behindSeconds }) => behindSeconds).filter((seconds) => seconds !== null);
   return {
     consumerId,
     lanes,
+    day,
     state: lanes[0].state,
     behindSeconds: known.length === 0 ? null : Math.max(...known),
     rowsWaiting: lanes.reduce((sum, { rowsWaiting }) => sum + (rowsWaiting ?? 0), 0),
@@ -174,7 +169,7 @@ function over(consumerId, lanes) {
 }
 
 function groupRow(columns, { consumerId }, toggle) {
-  const facts = laneFacts();
+  const facts = laneFacts(columns);
   const button = el("button", { type: "button", class: "opens", "aria-label": `datasets of ${consumerId}`, onclick: toggle });
   const number = el("span", { class: "beside" });
   const name = el("span", { class: "named" }, button, el("span", {}, el("a", { href: consumerPath(consumerId), title: "its page" }, consumerId), number));
@@ -192,12 +187,12 @@ function groupRow(columns, { consumerId }, toggle) {
 
 function restRow({ consumerId }) {
   const link = el("a", { href: consumerPath(consumerId) });
-  const node = el("tr", { role: "row", class: "inner" }, el("td", { role: "cell", class: "key", colspan: 6 }, link));
+  const node = el("tr", { role: "row", class: "inner" }, el("td", { role: "cell", class: "key", colspan: 7 }, link));
   return { node, update: ({ rest }) => text(link, `${count(rest)} more datasets of ${consumerId}`) };
 }
 
-// The cells of a lane or a consumer: state, how far behind, what waits and the last export.
-function laneFacts() {
+// The cells of a lane or a consumer: state, how far behind, what waits, its last day and the last export.
+function laneFacts(columns) {
   const badge = el("span", { class: "badge" });
   const meaning = el("span", { class: "meaning" });
   const behind = el("span", {});
@@ -208,7 +203,8 @@ function laneFacts() {
   const unloaded = el("span", {});
   const unloadedSince = when();
   const toLoad = el("span", { class: "meaning", hidden: true, title: "Published exports that it has not acknowledged" }, unloaded, unloadedSince);
-  const cells = [el("div", {}, badge, meaning), behind, waiting, el("div", { class: "last" }, last, lastAt, never, toLoad)];
+  const day = columns.includes(DAY) ? sparkline() : null;
+  const cells = [el("div", {}, badge, meaning), behind, waiting, ...(day ? [day.node] : []), el("div", { class: "last" }, last, lastAt, never, toLoad)];
   const update = (of) => {
     const says = standing(of);
     text(badge, says.label);
@@ -222,6 +218,7 @@ function laneFacts() {
     set(waiting, "title", of.logBytes ? `${bytes(of.logBytes)} of the change log are kept for it, ${bytes(of.logBytesMax)} may be` : null);
     set(waiting, "class", known === 0 ? "quiet" : null);
     // Null as well of a consumer that acknowledges nothing.
+    day?.update(of.day ?? null);
     const since = of.unacknowledgedSince ?? null;
     show(toLoad, since !== null);
     text(unloaded, notAcknowledged(of.unacknowledged));
@@ -241,7 +238,7 @@ function laneFacts() {
 }
 
 function laneRow(columns, lane, name, attributes) {
-  const facts = laneFacts();
+  const facts = laneFacts(columns);
   let now = lane;
   const button = el("button", { type: "button", onclick: () => askForExport(() => {}, now) }, "Export…", el("span", { class: "unseen" }, ` ${lane.dataset} for ${lane.consumerId}`));
   const update = (of) => {

@@ -2,13 +2,14 @@
 
 import { aside } from "./aside.js";
 import { Problem, get } from "./api.js";
+import { activity } from "./chart.js";
 import { CONSUMER_SECONDS, allLanes, laneTable } from "./consumers.js";
 import { quoted } from "./curl.js";
 import { el, once, show, text } from "./dom.js";
 import { bytes, count } from "./figures.js";
 import { jobsSection } from "./jobs.js";
 import { DATASET_SECONDS, OPEN_SECONDS, QUIET_SECONDS } from "./pulse.js";
-import { tracking } from "./words.js";
+import { consumerPath, tracking } from "./words.js";
 
 export function datasetView(name) {
   const heading = el("h1", {}, name);
@@ -18,13 +19,14 @@ export function datasetView(name) {
   const empty = el("p", { class: "empty", hidden: true }, "Nobody has exported it yet.");
   const beyond = el("p", { class: "hint", hidden: true }, "Only the first thousand by name are looked at.");
   const jobs = jobsSection({ dataset: name });
-  show(list.node, false);
+  const day = activity("consumers", { dataset: name });
   const node = el(
     "div",
     {},
     el("div", {}, el("p", {}, el("a", { href: "#/datasets" }, "← Datasets")), heading),
     el("section", { "aria-label": "About it" }, unknown, facts),
     el("section", { "aria-labelledby": "lanes-heading" }, el("h2", { id: "lanes-heading" }, "Consumers"), list.node, empty, beyond),
+    day.node,
     jobs.node,
   );
   const complain = (error) => {
@@ -32,10 +34,18 @@ export function datasetView(name) {
     text(unknown, error === null ? "" : `It can't be told now: ${error.message}`);
   };
 
+  let known = null;
+  // The lane for which most of the change log is kept.
+  let keeper = null;
+
+  function draw() {
+    if (known !== null) once(facts, JSON.stringify([known, keeper?.consumerId, keeper?.logBytes]), () => factsOf(known, keeper));
+  }
+
   async function lookAtIt(signal) {
     try {
-      const of = await get(`/datasets/${encodeURIComponent(name)}`, {}, signal);
-      once(facts, JSON.stringify(of), () => factsOf(of));
+      known = await get(`/datasets/${encodeURIComponent(name)}`, {}, signal);
+      draw();
     } catch (error) {
       // The address has a name that is none.
       if (!(error instanceof Problem) || error.status !== 404) throw error;
@@ -46,6 +56,8 @@ export function datasetView(name) {
   async function lookAtLanes(signal) {
     const { items, isAll, pages } = await allLanes(signal);
     const its = items.filter(({ dataset }) => dataset === name);
+    keeper = its.filter(({ logBytes }) => logBytes !== null).sort((one, other) => other.logBytes - one.logBytes)[0] ?? null;
+    draw();
     list.update(its);
     show(list.node, its.length > 0);
     show(empty, its.length === 0 && isAll);
@@ -53,18 +65,18 @@ export function datasetView(name) {
     return CONSUMER_SECONDS * pages;
   }
   const lanes = aside(lookAtLanes, complain);
-  const looks = [aside(lookAtIt, complain), lanes];
+  const looks = [aside(lookAtIt, complain), lanes, day];
 
   async function beat(signal) {
     const { moves, ended } = await jobs.refresh(signal);
-    if (ended) lanes.soon();
+    if (ended) for (const look of [lanes, day]) look.soon();
     for (const look of looks) look.beat(signal);
     return moves || lanes.isSoon() ? OPEN_SECONDS : QUIET_SECONDS;
   }
   return { node, heading, beat, title: `${name} – cdc-export`, name: "datasets" };
 }
 
-function factsOf(of) {
+function factsOf(of, keeper) {
   const says = tracking(of);
   const plan = el("code", {}, `cdc-export plan ${/^[\w-]+$/.test(of.name) ? of.name : quoted(of.name)}`);
   const facts = [
@@ -73,6 +85,7 @@ function factsOf(of) {
     ["Key", of.key === null ? null : of.key.join(", ")],
     ["Rows, about", of.rows === null ? null : count(of.rows)],
     ["Size", bytes(of.bytes)],
+    ["Change log", keeper && [`about ${bytes(keeper.logBytes)} are kept for `, el("a", { href: consumerPath(keeper.consumerId) }, keeper.consumerId), `, of ${bytes(keeper.logBytesMax)} at most`]],
     ["Columns", columnsOf(of)],
     ["What an export costs", [plan, " shows how Postgres would read it"]],
   ];

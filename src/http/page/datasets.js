@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { aside } from "./aside.js";
 import { quoted } from "./curl.js";
-import { el, keyed, once, row, show, table, text } from "./dom.js";
+import { el, keyed, once, row, searching, show, table, text } from "./dom.js";
 import { bytes, count } from "./figures.js";
 import { DATASET_SECONDS, QUIET_SECONDS } from "./pulse.js";
 import { datasetPath, tracking } from "./words.js";
@@ -23,32 +23,17 @@ export function datasetsView() {
   let shown = STEP;
   let known = [];
   const more = el("button", { type: "button", hidden: true, onclick: () => ((shown += STEP), draw()) });
-  const search = el("input", {
-    id: "search-datasets",
-    type: "search",
-    placeholder: "name, table or trouble",
-    spellcheck: "false",
-    autocapitalize: "none",
-    oninput: () => ((shown = STEP), draw()),
-  });
-  const form = el(
-    "form",
-    { class: "filters", role: "search", "aria-label": "Search the datasets", onsubmit: (event) => event.preventDefault() },
-    el("label", { for: search.id }, "Search", search),
-  );
-  for (const unseen of [list.node, form]) show(unseen, false);
+  const search = searching("datasets", "name, table or trouble", () => ((shown = STEP), draw()));
   const hint = el("p", { class: "hint" }, "The file that the setting DATASETS names says which tables these are.");
-  const node = el("div", {}, heading, el("section", { "aria-label": "Datasets" }, el("div", { class: "heading" }, hint, form), unknown, unneeded, list.node, none, more));
+  const node = el("div", {}, heading, el("section", { "aria-label": "Datasets" }, el("div", { class: "heading" }, hint, search.node), unknown, unneeded, list.node, none, more));
 
   // Those that can't be exported come first.
   function draw() {
-    const words = search.value.trim().toLowerCase();
-    const has = (of) => [of.name, of.table, tracking(of).label, ...of.problems].some((text) => text.toLowerCase().includes(words));
-    const found = known.filter(has).sort((one, other) => Number(one.ready) - Number(other.ready));
+    const found = search.found(known, (of) => [of.name, of.table, tracking(of).label, ...of.problems]).sort((one, other) => Number(one.ready) - Number(other.ready));
     keyed(list.body, found.slice(0, shown), keyOf, datasetRow);
     show(list.node, found.length > 0);
     show(none, known.length > 0 && found.length === 0);
-    text(none, `No dataset has “${search.value.trim()}”.`);
+    text(none, `No dataset has “${search.words()}”.`);
     show(more, found.length > shown);
     text(more, `Show more of ${count(found.length)} datasets`);
   }
@@ -58,7 +43,7 @@ export function datasetsView() {
       show(unneeded, tablesWithoutDataset.length > 0);
       once(unneeded, JSON.stringify(tablesWithoutDataset), () => unneededOf(tablesWithoutDataset));
       known = items;
-      show(form, items.length > 1);
+      show(search.node, items.length > 1);
       draw();
       return DATASET_SECONDS;
     },

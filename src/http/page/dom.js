@@ -52,7 +52,10 @@ const kept = new WeakMap();
 
 // Keeps a parent's children the rows of `items`, each made once for its key and then updated: what has the focus keeps it.
 export function keyed(parent, items, keyOf, make) {
-  if (!kept.has(parent)) kept.set(parent, new Map());
+  if (!kept.has(parent)) {
+    kept.set(parent, new Map());
+    parent.replaceChildren();
+  }
   const rows = kept.get(parent);
   const wanted = new Set(items.map(keyOf));
   for (const [key, row] of rows) {
@@ -78,7 +81,9 @@ export function keyed(parent, items, keyOf, make) {
 // A table of which a narrow screen makes cards. The roles are said, because a table that isn't laid out as one loses them.
 export function table(caption, columns) {
   const head = columns.map(([name, kind]) => el("th", { scope: "col", role: "columnheader", class: kind }, name));
-  const body = el("tbody", { role: "rowgroup" });
+  // Until something is known, rows without words keep its place.
+  const waits = Array.from({ length: 3 }, () => el("tr", { class: "skeleton", "aria-hidden": "true" }, columns.map(() => el("td", {}, el("span", {})))));
+  const body = el("tbody", { role: "rowgroup" }, waits);
   const whole = el(
     "table",
     { role: "table" },
@@ -92,6 +97,16 @@ export function table(caption, columns) {
 export function row(columns, cells, attributes) {
   const made = cells.map((cell, i) => el("td", { role: "cell", "data-label": columns[i][0], class: columns[i][1] }, cell));
   return el("tr", { role: "row", ...attributes }, made);
+}
+
+// A field that looks through what a list has, hidden until there is something to look through.
+export function searching(of, placeholder, changed) {
+  const field = el("input", { id: `search-${of}`, type: "search", placeholder, spellcheck: "false", autocapitalize: "none", oninput: changed });
+  const label = el("label", { for: field.id }, "Search", field);
+  const node = el("form", { class: "filters", role: "search", "aria-label": `Search the ${of}`, onsubmit: (event) => event.preventDefault(), hidden: true }, label);
+  const words = () => field.value.trim();
+  const found = (items, textsOf) => items.filter((of) => textsOf(of).some((text) => text.toLowerCase().includes(words().toLowerCase())));
+  return { node, words, found };
 }
 
 // Said by a screen reader once it is done with what it says now.

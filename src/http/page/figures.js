@@ -69,6 +69,11 @@ export function utc(time) {
   return time.replace("T", " ").replace("Z", " UTC");
 }
 
+// The hour of a day that begins at this moment, in milliseconds.
+export function hourOf(moment) {
+  return new Date(moment).toISOString().slice(11, 16);
+}
+
 // A time that ages by itself (`tick`), with the exact one in its title.
 export function when(time) {
   const node = el("time", {});

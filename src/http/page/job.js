@@ -7,7 +7,7 @@ import { downloadOf } from "./download.js";
 import { el, keyed, once, say, show, text } from "./dom.js";
 import { bytes, count, duration, rows, utc, when } from "./figures.js";
 import { progressBar, speed, statusBadge } from "./jobrow.js";
-import { STATUS, TYPES, consumerPath, continuity, hasFile, isOpen, title, whatNext } from "./words.js";
+import { STATUS, TYPES, batchPath, consumerPath, continuity, hasFile, isOpen, title, whatNext } from "./words.js";
 
 // What has ended stays as it is; the page only looks whether the service is there.
 const ENDED_SECONDS = 30;
@@ -179,7 +179,7 @@ function membersOf(job, before) {
     ["Digest", adHoc ? none("none: an ad-hoc export is in no chain") : digestOf(job, before, none)],
     ["Attempts", job.attempt === 0 ? "none yet" : count(job.attempt)],
     ["Retry of", job.retryOf === null ? none("no other") : el("a", { href: `#/jobs/${job.retryOf}` }, job.retryOf)],
-    ["Batch", job.batchId === null ? none("none: it was asked for alone") : [el("code", {}, job.batchId), none(": read at one moment with exports of other datasets")]],
+    ["Batch", job.batchId === null ? none("none: it was asked for alone") : [el("a", { href: batchPath(job.batchId) }, job.batchId), none(": read at one moment with exports of other datasets")]],
     ["Id", el("code", {}, job.jobId)],
   ];
   return list;
@@ -255,7 +255,7 @@ function commandsOf(job) {
   if (hasFile(job)) {
     const [its, the] = job.files.length > 1 ? ["Fetch its files", "Check the files"] : ["Fetch its file", "Check the file"];
     list.push([its, downloading(job)], [the, checking(job)]);
-    if (job.digest !== null) list.push(["See its manifest", describing(job)]);
+    if (job.digest !== null) list.push(["See its manifest", describing(jobPath(job.jobId))]);
   }
   if (job.status === "failed" || job.status === "cancelled") list.push([job.batchId === null ? "Retry it" : "Retry its batch", retrying(job)]);
   const made = list.map(([label, command]) => el("div", { class: "command" }, el("h3", {}, label), el("pre", { tabindex: "0" }, el("code", {}, command)), copying(label, command)));

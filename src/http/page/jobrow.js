@@ -4,7 +4,7 @@ import { asked, isLeaving } from "./api.js";
 import { actions } from "./actions.js";
 import { el, row, say, set, show, text } from "./dom.js";
 import { bytes, count, duration, now, rows, when } from "./figures.js";
-import { CANCELLING, STATUS, consumerPath, isOpen, title } from "./words.js";
+import { CANCELLING, STATUS, batchPath, consumerPath, isOpen, title } from "./words.js";
 
 const COLUMNS = [
   ["Status", "state"],
@@ -72,25 +72,29 @@ export function statusBadge() {
   return { node, update };
 }
 
-// `columns` are those that the row is for.
-export function jobRow(columns, job) {
+// `columns` are those that the row is for. The line of a batch opens by `toggle`; its exports are `isInner`.
+export function jobRow(columns, job, { isInner = false, toggle = null } = {}) {
   const status = statusBadge();
   const bar = progressBar();
   const why = el("span", { class: "meaning code" });
   const askedFor = when(job.createdAt);
   const number = el("span", {});
   const digest = el("span", { class: "meaning code" });
+  const numbered = el("div", {}, number, digest);
   const [written, rate, took, size] = [1, 2, 3, 4].map(() => el("span", {}));
   const left = el("span", { class: "meaning" });
-  const does = actions({ changed: () => update(known) });
+  const does = actions({ changed: () => update(known, opens?.getAttribute("aria-expanded") === "true"), isInner });
+  const isBatch = job.members !== undefined;
+  const link = el("a", { href: isBatch ? batchPath(job.batchId) : `#/jobs/${job.jobId}` });
+  const opens = toggle && el("button", { type: "button", class: "opens", "aria-label": `exports of the batch for ${job.consumerId}`, onclick: toggle });
   let known = job;
   const packed = job.compression === "none" ? job.format : `${job.format}, ${job.compression}`;
   const whose = job.consumerId === null ? el("span", { class: "quiet" }, "ad hoc")
     : el("a", { href: consumerPath(job.consumerId) }, job.consumerId);
   const cells = [
     el("div", {}, status.node, bar.node, why),
-    el("div", {}, el("a", { href: `#/jobs/${job.jobId}` }, `${job.exportType} ${job.dataset}`), el("span", { class: "meaning" }, packed)),
-    columns[2][0] === "Number" ? el("div", {}, number, digest) : whose,
+    el("div", { class: toggle ? "named" : null }, opens, el("span", {}, link, el("span", { class: "meaning" }, packed))),
+    columns[2][0] === "Number" ? numbered : whose,
     askedFor,
     written,
     rate,
@@ -98,9 +102,11 @@ export function jobRow(columns, job) {
     size,
     does.node,
   ];
-  const node = row(columns, cells, { "data-job": job.jobId });
-  const update = (of) => {
+  const node = row(columns, cells, { class: `export${isInner ? " inner" : ""}`, [isBatch ? "data-batch" : "data-job"]: job.jobId });
+  const update = (of, isOpened = false) => {
     known = of;
+    text(link, isBatch ? `${of.exportType} of ${of.dataset}` : `${of.exportType} ${of.dataset}`);
+    if (opens) set(opens, "aria-expanded", String(isOpened));
     status.update(of);
     bar.update(of);
     text(number, of.number === null ? "–" : count(of.number));
@@ -115,7 +121,7 @@ export function jobRow(columns, job) {
     text(took, is.took === null ? "–" : duration(is.took));
     text(left, is.left === null ? "" : `${duration(Math.max(1, is.left))} left`);
     text(size, some ? bytes(of.bytesWritten) : "–");
-    for (const [cell, has] of [[written, some], [took.parentNode, is.took !== null], [size, some]]) cell.classList.toggle("none", !has);
+    for (const [cell, has] of [[numbered, of.number !== null], [written, some], [took.parentNode, is.took !== null], [size, some]]) cell.classList.toggle("none", !has);
     does.update(of);
     set(node, "data-status", of.status);
   };

@@ -1,16 +1,16 @@
 // Exports, newest first, as a filter has them: those that are open move, the others stay as they ended.
 
 import { Problem, get } from "./api.js";
-import { SOON_MS } from "./aside.js";
-import { chart } from "./chart.js";
 import { el, keyed, show, table, text } from "./dom.js";
-import { elapsed } from "./figures.js";
-import { columns, jobRow, keyOf, tellEnds } from "./jobrow.js";
+import { columns, keyOf, tellEnds } from "./jobrow.js";
+import { lineRows, linesOf } from "./lines.js";
 import { paged } from "./pages.js";
 import { wake } from "./pulse.js";
 import { isOpen } from "./words.js";
 
-const CHARTED = 40;
+// So many lines are read at first, though the exports of a batch are one.
+const FEWEST = 10;
+const MOST = 200;
 const CHOICES = {
   status: ["pending", "processing", "completed", "skipped", "failed", "cancelled"],
   exportType: ["full", "incremental", "delta"],
@@ -23,27 +23,35 @@ export function jobsSection(filter, onFilter = null) {
   const pages = paged("/exports", 25, keyOf);
   const more = el("button", { type: "button", hidden: true, onclick: () => (pages.more(), wake()) }, "Show older exports");
   const empty = el("p", { class: "empty", hidden: true });
-  const drawn = chart();
   const filters = onFilter && filterForm(filter, onFilter);
   const heading = el("h2", { id: "jobs-heading" }, "Exports");
   const node = el(
     "section",
     { "aria-labelledby": "jobs-heading" },
     el("div", { class: "heading" }, heading, filters?.node),
-    drawn.node,
     list.node,
     empty,
     more,
   );
-  show(list.node, false);
+  const rows = lineRows(shown, draw);
+  let items = [];
   let seen = null;
-  let chartAt = 0;
-  let chartedAt = 0;
+
+  const lines = () => linesOf(items, rows.opened, pages.ends());
+
+  function draw() {
+    keyed(list.body, lines(), rows.keyOf, rows.make);
+    show(list.node, items.length > 0);
+    show(more, !pages.ends());
+  }
 
   async function refresh(signal) {
-    let items;
     try {
       items = await pages.read(filter, signal);
+      while (lines().length < FEWEST && items.length < MOST && !pages.ends()) {
+        pages.more();
+        items = await pages.read(filter, signal);
+      }
     } catch (error) {
       // The address has a filter that is none.
       if (!(error instanceof Problem) || error.status !== 400) throw error;
@@ -52,23 +60,13 @@ export function jobsSection(filter, onFilter = null) {
       text(empty, error.message);
       return { moves: false, ended: false };
     }
-    keyed(list.body, items, keyOf, (job) => jobRow(shown, job));
-    show(list.node, items.length > 0);
-    show(more, !pages.ends());
+    draw();
     const filtered = Object.values(filter).some(Boolean);
     show(empty, items.length === 0);
     text(empty, filters && filtered ? "No export is like that. Take a filter away to see others." : "No export yet: New export starts one.");
     const ended = tellEnds(items, seen);
     seen = new Map(items.map((job) => [job.jobId, job.status]));
-    if (ended) chartAt = Math.min(chartAt, chartedAt + SOON_MS);
-    if (elapsed() >= chartAt) {
-      [chartAt, chartedAt] = [Infinity, elapsed()];
-      // What failed has no rows to compare.
-      const completed = filter.status && filter.status !== "completed" ? [] :
-        (await get("/exports", { ...filter, status: "completed", limit: CHARTED }, signal)).items;
-      drawn.update(completed);
-    }
-    return { moves: items.some(isOpen) || chartAt < Infinity, ended };
+    return { moves: items.some(isOpen), ended };
   }
   return { node, heading, refresh, datasets: filters?.datasets };
 }

@@ -3,6 +3,7 @@
 
 import { get } from "./api.js";
 import { aside } from "./aside.js";
+import { activity } from "./chart.js";
 import { consumersSection } from "./consumers.js";
 import { deliveriesSection } from "./deliveries.js";
 import { el, keyed, show, text } from "./dom.js";
@@ -16,12 +17,13 @@ const present = presentSection();
 const consumers = consumersSection();
 const schedules = schedulesSection();
 const deliveries = deliveriesSection();
-const strip = el("ul", { class: "strip", "aria-label": "At a glance", hidden: true });
+const day = activity("datasets", {}, (answer) => consumers.day(answer.consumers));
+const strip = el("ul", { class: "strip", "aria-label": "At a glance" });
 const unreadyCount = el("summary", {});
 const unreadyList = el("ul", { class: "listed" });
 const unready = el("details", { class: "notice", hidden: true, role: "group", "aria-label": "Datasets that can't be exported now" }, unreadyCount, unreadyList);
 const heading = el("h1", { class: "unseen" }, "Overview");
-const node = el("div", {}, heading, strip, unready, consumers.node, present.node, deliveries.node, schedules.node);
+const node = el("div", {}, heading, strip, unready, consumers.node, present.node, day.node, deliveries.node, schedules.node);
 
 async function lookAtConsumers(signal) {
   const seconds = await consumers.refresh(signal);
@@ -45,7 +47,7 @@ async function lookAtDatasets(signal) {
   return DATASET_SECONDS;
 }
 
-const besides = [aside(lookAtConsumers, consumers.complain), aside(lookAtDatasets), aside(schedules.refresh), aside(deliveries.refresh)];
+const besides = [aside(lookAtConsumers, consumers.complain), aside(lookAtDatasets), aside(schedules.refresh), aside(deliveries.refresh), day];
 
 // The strip: how many lanes there are in each state, and exports that are open or failed, with a way to them.
 function summarize() {
@@ -70,7 +72,7 @@ function summarize() {
 async function beat(signal) {
   const { moves, ended } = await present.refresh(signal);
   summarize();
-  if (ended) besides[0].soon();
+  if (ended) for (const one of [besides[0], day]) one.soon();
   for (const one of besides) one.beat(signal);
   return moves || besides[0].isSoon() ? OPEN_SECONDS : QUIET_SECONDS;
 }

@@ -5,7 +5,8 @@ import { asked, get } from "./api.js";
 import { SOON_MS } from "./aside.js";
 import { el, keyed, show, table, text } from "./dom.js";
 import { count, elapsed } from "./figures.js";
-import { columns, jobRow, keyOf, tellEnds } from "./jobrow.js";
+import { columns, keyOf, tellEnds } from "./jobrow.js";
+import { lineRows, linesOf } from "./lines.js";
 import { isOpen } from "./words.js";
 
 const NEWEST = 25;
@@ -18,6 +19,12 @@ const FEWEST_ENDED = 4;
 
 const COLUMNS = columns(false);
 const laneOf = (job) => (job.consumerId === null ? job.jobId : `${job.consumerId}/${job.dataset}`);
+
+// The first lines, with the exports of those that are opened.
+function upTo(most, lines) {
+  let left = most;
+  return lines.filter(({ isInner }) => (isInner ? left >= 0 : left-- > 0));
+}
 
 export function presentSection() {
   const list = table("Exports that are open or failed, and the last ones", COLUMNS);
@@ -32,8 +39,9 @@ export function presentSection() {
     empty,
     rest,
   );
-  show(list.node, false);
   show(empty, false);
+
+  const rows = lineRows(COLUMNS, draw);
 
   // The last answers: the newest exports, of which they may be all; those that run; those that wait, if they are not among these.
   let newest = [];
@@ -100,14 +108,23 @@ export function presentSection() {
     return { runs, fails: fresh(failed.filter((job) => isLast(job) && isCause(job))), waits, ends: fresh(newest.filter((job) => !isOpen(job))) };
   }
 
-  function draw() {
+  // A batch is one line.
+  function lines() {
     const { runs, fails, waits, ends } = groups();
-    const first = [...runs.slice(0, SHOWN.running), ...fails.slice(0, SHOWN.failed), ...waits.slice(0, SHOWN.waiting)];
-    const shown = [...first, ...ends.slice(0, Math.max(FEWEST_ENDED, ROWS - first.length))];
-    keyed(list.body, shown, keyOf, (job) => jobRow(COLUMNS, job));
+    const isMore = ({ nextCursor }) => nextCursor !== null;
+    const of = (jobs, isAll) => linesOf(jobs, rows.opened, isAll);
+    return { runs: of(runs, !isMore(running)), fails: of(fails, true), waits: of(waits, !isMore(waiting)), ends: of(ends, areAll) };
+  }
+
+  function draw() {
+    const { runs, fails, waits, ends } = lines();
+    const first = [...upTo(SHOWN.running, runs), ...upTo(SHOWN.failed, fails), ...upTo(SHOWN.waiting, waits)];
+    const shown = [...first, ...upTo(Math.max(FEWEST_ENDED, ROWS - first.length), ends)];
+    keyed(list.body, shown, rows.keyOf, rows.make);
     show(list.node, shown.length > 0);
     show(empty, shown.length === 0);
-    const unseen = Object.entries({ run: runs.length - SHOWN.running, failed: fails.length - SHOWN.failed, wait: waits.length - SHOWN.waiting });
+    const beyond = (lines, most) => lines.filter(({ isInner }) => !isInner).length - most;
+    const unseen = Object.entries({ run: beyond(runs, SHOWN.running), failed: beyond(fails, SHOWN.failed), wait: beyond(waits, SHOWN.waiting) });
     const more = unseen.filter(([, number]) => number > 0).map(([verb, number]) => `${count(number)} more ${verb}`);
     show(rest, more.length > 0);
     text(rest, `Not shown here: ${more.join(", ")}.`);

@@ -20,10 +20,10 @@ const CALLED = { full: "a full export", incremental: "an incremental export", de
 // Whether an export is to be asked for that moves its consumer's position: a loader that goes on with the next one would miss what
 // this one's file holds. A first full export is asked for at once: before it there is nothing to go on from.
 // `table`, if it is known, says what a full export reads.
-export async function mayMove({ exportType, consumerId, dataset, format, compression, table }) {
+export async function mayMove({ exportType, consumerId, dataset, format, compression, table, members }) {
   if (consumerId === null) return true;
   if (exportType === "full") {
-    const { items } = await get("/exports", { consumer: consumerId, dataset, status: "completed", limit: 1 });
+    const { items } = await get("/exports", { consumer: consumerId, dataset: members ? null : dataset, status: "completed", limit: 1 });
     if (items.length === 0) return true;
   }
   return question({

@@ -145,6 +145,10 @@ export function datasetPath(name) {
   return `#/datasets/${encodeURIComponent(name)}`;
 }
 
+export function batchPath(id) {
+  return `#/batches/${id}`;
+}
+
 export function hasFile(job) {
   return job.status === "completed" && !job.skipped;
 }

@@ -1,0 +1,68 @@
+// The lines of a list of exports. The exports of a batch, which complete together or not at all, are one line, which opens.
+
+import { count } from "./figures.js";
+import { jobRow } from "./jobrow.js";
+import { isOpen } from "./words.js";
+
+// Each of several hundred is found on the batch's page.
+const MOST = 50;
+
+// A batch as if it were one export, as far as its members are known. It has neither number nor file of its own.
+export function whole(members, isMore = false) {
+  const [first] = members;
+  const any = (status) => members.some((job) => job.status === status);
+  const sum = (member) => members.reduce((total, job) => total + job[member], 0);
+  const times = (member) => members.map((job) => job[member]).filter(Boolean).sort();
+  const ended = ["failed", "cancelled"].find(any) ?? "completed";
+  const status = !members.some(isOpen) ? ended : members.every((job) => job.status === "pending") ? "pending" : "processing";
+  const [startedAt = null] = times("startedAt");
+  const finishedAt = members.some(isOpen) ? null : (times("finishedAt").at(-1) ?? null);
+  return {
+    ...first,
+    jobId: first.batchId,
+    dataset: `${count(members.length)}${isMore ? "+" : ""} datasets`,
+    members,
+    status,
+    skipped: members.every((job) => job.skipped),
+    progress: Math.floor(sum("progress") / members.length),
+    rowsExported: sum("rowsExported"),
+    bytesWritten: sum("bytesWritten"),
+    error: members.find((job) => job.error !== null && job.error.code !== "batch_member_failed")?.error ?? null,
+    startedAt,
+    finishedAt,
+    durationSeconds: startedAt === null || finishedAt === null ? null : Math.max(0, (Date.parse(finishedAt) - Date.parse(startedAt)) / 1000),
+    number: null,
+    digest: null,
+    files: [],
+  };
+}
+
+// `isAll`: the list has all members of the batch of its last export.
+export function linesOf(jobs, opened, isAll = true) {
+  const batches = Map.groupBy(jobs.filter(({ batchId }) => batchId !== null), ({ batchId }) => batchId);
+  const seen = new Set();
+  return jobs.flatMap((job) => {
+    const members = batches.get(job.batchId) ?? [];
+    if (members.length < 2) return [{ key: job.jobId, job }];
+    if (seen.has(job.batchId)) return [];
+    seen.add(job.batchId);
+    const isMore = !isAll && jobs.at(-1).batchId === job.batchId;
+    const line = { key: `batch ${job.batchId}`, job: whole(members, isMore), isOpened: opened.has(job.batchId) };
+    const inner = line.isOpened ? members.slice(0, MOST) : [];
+    return [line, ...inner.map((its) => ({ key: its.jobId, job: its, isInner: true }))];
+  });
+}
+
+// Opens and closes the lines of batches. `draw` shows the list anew.
+export function lineRows(columns, draw) {
+  const opened = new Set();
+  const toggle = (id) => {
+    if (!opened.delete(id)) opened.add(id);
+    draw();
+  };
+  const make = ({ job, isInner }) => {
+    const made = jobRow(columns, job, { isInner, toggle: job.members ? () => toggle(job.batchId) : null });
+    return { ...made, update: (line) => made.update(line.job, line.isOpened) };
+  };
+  return { opened, make, keyOf: ({ key }) => key };
+}
