@@ -107,6 +107,14 @@ def test_a_crowd_is_seen_at_a_glance(watch, service):
     page.get_by_role("button", name="Show more of 200 consumers").click()
     expect(consumers.locator("td.key")).to_have_count(40)
 
+    # A page of its own shows as many of them at first.
+    page.goto(f"{service.url}/#/datasets/users")
+    own = page.get_by_role("table", name="Who exports it").locator("td.key")
+    expect(own).to_have_count(20)
+    page.get_by_role("button", name="Show more of 200 consumers").click()
+    expect(own).to_have_count(40)
+    page.goto(f"{service.url}/#/")
+
     # One that ends is seen to end, however many came after it.
     crowd.jobs[-1].update(status="completed", progress=100, finishedAt="2026-01-01T00:00:00.000000Z", durationSeconds=1.0)
     expect(strip.get_by_role("listitem").nth(4)).to_have_text("1 running")
@@ -176,6 +184,101 @@ def test_the_question_stays_while_its_export_does(watch, service):
     expect(page.locator(f"tr[data-job='{job['jobId']}']")).to_have_count(0)
     expect(asked).to_be_visible()
     asked.get_by_role("button", name="Let it run").click()
+
+
+def test_a_batch_is_one_line_and_has_its_page(watch, service):
+    page = watch.page
+    template = service.call("GET", "/exports?status=completed&limit=1")["items"][0]
+    batch = "01a1f83b-3f18-718b-bb88-fdeaa3d54f3e"
+    end = {"status": "failed", "finishedAt": template["finishedAt"], "durationSeconds": 1.0, "progress": 40}
+    follows = {"code": "batch_member_failed", "detail": "another export of the batch failed"}
+    cause = {"code": "table_missing", "detail": "there is no table `orders_7`"}
+
+    def member(n):
+        job = {**template, "jobId": batch if n == 0 else f"{n:08}-0000-7000-8000-00000000000b", "dataset": f"orders_{n}", "batchId": batch}
+        return {**job, "consumerId": "mart", "status": "processing", "progress": 50, "finishedAt": None, "durationSeconds": None}
+
+    members = [member(n) for n in range(60)]
+    others = [{**template, "jobId": f"{n:08}-0000-7000-8000-00000000000c"} for n in range(140)]
+
+    def exports(route):
+        query = dict(parse_qsl(urlsplit(route.request.url).query))
+        items = [job for job in members + others if query.get("status") in (None, job["status"])]
+        limit = int(query["limit"])
+        route.fulfill(json={"items": items[:limit], "nextCursor": "more" if len(items) > limit else None})
+
+    def whole(route):
+        told = {**cause, "member": "orders_7"} if members[7]["status"] == "failed" else None
+        sums = {name: sum(job[name] for job in members) for name in ("rowsExported", "bytesWritten")}
+        about = {"batchId": batch, "consumerId": "mart", "exportType": template["exportType"], "heal": False, "retryOf": None}
+        left = [{"dataset": "untracked", "reason": "not_tracked"}]
+        route.fulfill(json={**about, **sums, "status": members[0]["status"], "progress": 50, "error": told, "jobs": members, "leftOut": left})
+
+    answered_by(page, "**/exports?*", exports)
+    answered_by(page, f"**/batches/{batch}", whole)
+    lines = page.locator(f"tr[data-batch='{batch}']")
+    page.goto(f"{service.url}/#/")
+    expect(lines).to_have_count(1)
+    expect(lines).to_contain_text("of 60 datasets")
+    expect(lines.get_by_role("progressbar")).to_have_attribute("value", "50")
+    page.goto(f"{service.url}/#/exports")
+    expect(lines).to_have_count(1)
+    expect(lines).to_contain_text("of 60 datasets")
+    # As many lines are read as somebody wants to see, though one of them is most of the first page.
+    wait_for("others are shown too", lambda: job_rows(page).count() >= 9)
+    opens = lines.get_by_role("button", name="exports of the batch for mart")
+    expect(opens).to_have_attribute("aria-expanded", "false")
+    before = job_rows(page).count()
+    opens.focus()
+    page.keyboard.press("Enter")
+    expect(opens).to_have_attribute("aria-expanded", "true")
+    expect(job_rows(page)).to_have_count(before + 50)
+    expect(page.get_by_role("button", name=re.compile("^Cancel the batch"))).to_have_count(1)
+    accessible(page, "a batch that is opened")
+    page.set_viewport_size({"width": 390, "height": 900})
+    is_laid_out(page, 390, 10_000)
+    page.set_viewport_size({"width": 1280, "height": 900})
+    opens.click()
+    expect(job_rows(page)).to_have_count(before)
+
+    lines.get_by_role("link", name="of 60 datasets").click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("export of 60 datasets, for mart")
+    expect(page.get_by_text("0 of 60 are written")).to_be_visible()
+    expect(page.get_by_text("untracked (not_tracked)")).to_be_visible()
+    expect(job_rows(page)).to_have_count(50)
+    page.get_by_role("button", name="Show more of 60 exports").click()
+    expect(job_rows(page)).to_have_count(60)
+    for n, job in enumerate(members):
+        job.update(**end, error=cause if n == 7 else follows)
+    expect(page.locator(".failure")).to_contain_text("table_missing in orders_7")
+    expect(job_rows(page).first).to_contain_text("orders_7")
+    expect(page.get_by_role("button", name=re.compile("^Retry the batch"))).to_have_count(1)
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        is_laid_out(page, width, 10_000)
+        accessible(page, f"a batch at {width}")
+    for job in members:
+        job.update(status="completed", error=None, progress=100)
+    page.reload()
+    expect(page.get_by_role("link", name="manifest.json")).to_have_attribute("href", f"/batches/{batch}/manifest")
+    expect(job_rows(page).first.get_by_role("link", name="Download")).to_be_visible()
+    watch.expected = ["Failed to load resource.*404"]
+    page.goto(f"{service.url}/#/batches/nobody")
+    expect(page.get_by_text("RETAIN_JOBS")).to_be_visible()
+
+
+def test_what_is_not_known_yet_keeps_its_place(watch, service):
+    page = watch.page
+    # Nothing answers until the route goes.
+    page.route("**/consumers?*", lambda route: None)
+    page.goto(service.url)
+    table = page.get_by_role("table", name="Consumers and where they stand")
+    expect(job_rows(page).first).to_be_visible()
+    expect(table.locator(".skeleton")).to_have_count(3)
+    accessible(page, "what is not known yet")
+    page.unroute("**/consumers?*")
+    expect(consumer_row(page, "consumer-1")).to_be_visible()
+    expect(table.locator(".skeleton")).to_have_count(0)
 
 
 def test_a_consumer_has_its_page(watch, service):
@@ -268,8 +371,13 @@ def test_datasets_show_their_columns_and_tracking(watch, service):
     expect(columns).to_have_count(len(known["columns"]))
     expect(columns.first).to_have_text("id bigint – key")
     expect(page.get_by_role("table", name="Who exports it")).to_contain_text("consumer-1")
+    expect(page.locator("dl > div").filter(has_text="Change log")).to_contain_text(re.compile("about [0-9.]+ k?M?B are kept for .+, of [0-9.]+ [MG]B at most"))
     expect(job_rows(page).first).to_contain_text("users")
     accessible(page, "a dataset's page")
+    page.set_viewport_size({"width": 390, "height": 900})
+    is_laid_out(page, 390, 6_000)
+    accessible(page, "a dataset's page at 390")
+    page.set_viewport_size({"width": 1280, "height": 900})
     watch.expected = ["Failed to load resource.*404"]
     page.goto(f"{service.url}/#/datasets/none")
     expect(page.get_by_text("there is no dataset").first).to_be_visible()

@@ -7,7 +7,7 @@ pub const HOURS: usize = 24;
 
 /// The exports of the last day by consumer and by dataset.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Activity {
+pub struct LastDay {
     /// The beginning of the first hour.
     pub since: DateTime<Utc>,
     /// The consumers that have exports. Ad-hoc exports have no consumer.

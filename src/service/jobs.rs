@@ -8,7 +8,7 @@ use futures_util::{Stream, StreamExt, stream};
 use tokio::time::Instant;
 
 use crate::dataset::Dataset;
-use crate::job::activity::Activity;
+use crate::job::activity::LastDay;
 use crate::job::batch::BatchRequest;
 use crate::job::lane::Lane;
 use crate::job::{Filter, IdempotencyKey, Job, JobId, Request, Status};
@@ -256,7 +256,7 @@ impl Service {
     /// # Errors
     ///
     /// If the caller may not see the filter's dataset, or if the database fails.
-    pub async fn activity(&self, filter: &Filter) -> Result<Activity, Error> {
+    pub async fn activity(&self, filter: &Filter) -> Result<LastDay, Error> {
         if let Some(dataset) = &filter.dataset {
             self.require_dataset(dataset)?;
         }

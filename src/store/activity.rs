@@ -6,7 +6,7 @@ use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use sqlx::AssertSqlSafe;
 
 use crate::connection::statement::with_pieces;
-use crate::job::activity::{Activity, HOURS, HourlyExports};
+use crate::job::activity::{HOURS, HourlyExports, LastDay};
 use crate::job::{Bounds, Filter, Status};
 use crate::store::lists::{key_expression, keys};
 use crate::store::{Error, Store};
@@ -32,12 +32,12 @@ impl Store {
     /// position are not used.
     ///
     /// Returns the consumers and datasets with the most failures first, then those with the most exports.
-    pub async fn activity(&self, filter: &Filter, bounds: &Bounds) -> Result<Activity, Error> {
+    pub async fn activity(&self, filter: &Filter, bounds: &Bounds) -> Result<LastDay, Error> {
         let since = first_hour(Utc::now());
         let of_status = |status| keys(&Filter { status: Some(status), ..filter.clone() }, bounds);
         let keys = [of_status(Status::Completed), of_status(Status::Failed)].concat();
         if keys.is_empty() {
-            return Ok(Activity { since, consumers: Vec::new(), datasets: Vec::new() });
+            return Ok(LastDay { since, consumers: Vec::new(), datasets: Vec::new() });
         }
         let key = key_expression(filter, bounds);
         let statement = with_pieces(include_str!("activity/hours.sql"), &[("key", &key)]);
@@ -45,7 +45,7 @@ impl Store {
         let statement = statement.bind(keys).bind(since).bind(HOURS as i32).bind(MAX_COUNTED);
         let rows: Vec<HourRow> = self.in_index_order(async |tx| statement.fetch_all(tx).await).await?;
         let (datasets, consumers) = rows.into_iter().partition(|row| row.is_dataset);
-        Ok(Activity { since, consumers: by_name(consumers), datasets: by_name(datasets) })
+        Ok(LastDay { since, consumers: by_name(consumers), datasets: by_name(datasets) })
     }
 }
 

@@ -25,7 +25,7 @@ export function consumerView(id) {
       el("h2", { id: "lanes-heading" }, "Where it stands"),
       el("p", { class: "hint" }, "A position moves when a file is complete, not when it was loaded. Load the files of a dataset in the order of their numbers."),
       unknown,
-      list.node,
+      list.nodes,
       empty,
     ),
     day.node,
@@ -43,7 +43,6 @@ export function consumerView(id) {
       none = error.message;
     }
     list.update(items);
-    show(list.node, items.length > 0);
     show(empty, items.length === 0);
     text(empty, none);
     return CONSUMER_SECONDS;

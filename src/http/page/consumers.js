@@ -31,8 +31,17 @@ export function laneTable(of) {
   list.node.classList.add("lanes");
   const name = ({ consumerId, dataset }) =>
     of === "Dataset" ? el("a", { href: datasetPath(dataset), title: "its page" }, dataset) : el("a", { href: consumerPath(consumerId), title: "its page" }, consumerId);
-  const update = (lanes) => keyed(list.body, byUrgency(lanes), laneKey, (lane) => laneRow(columns, lane, name(lane), {}));
-  return { node: list.node, update };
+  const more = el("button", { type: "button", hidden: true, onclick: () => ((shown += STEP), update(known)) });
+  let shown = STEP;
+  let known = [];
+  const update = (lanes) => {
+    known = lanes;
+    keyed(list.body, byUrgency(lanes).slice(0, shown), laneKey, (lane) => laneRow(columns, lane, name(lane), {}));
+    show(list.node, lanes.length > 0);
+    show(more, lanes.length > shown);
+    text(more, `Show more of ${count(lanes.length)} ${of === "Dataset" ? "datasets" : "consumers"}`);
+  };
+  return { nodes: [list.node, more], update };
 }
 
 // All lanes, or a thousand of them by the names of the consumers.
@@ -270,7 +279,8 @@ function firstExport() {
   const update = (dataset, datasets) => {
     const tracked = datasets.filter(({ reason }) => reason !== "not_tracked");
     text(tables, datasets.length > 0 ? `${count(datasets.length)} ${datasets.length === 1 ? "table is a dataset" : "tables are datasets"}.` : "Name a table in the dataset file: cdc-export datasets add TABLE");
-    text(capture, tracked.length > 0 ? `Changes of ${count(tracked.length)} of them are captured.` : "Let triggers capture their changes, as the tables' owner:");
+    const whose = tracked.length < datasets.length ? `Changes of ${count(tracked.length)} of them` : datasets.length === 1 ? "Its changes" : "Their changes";
+    text(capture, tracked.length > 0 ? `${whose} are captured.` : "Let triggers capture their changes, as the tables' owner:");
     show(track, tracked.length === 0);
     text(track.firstChild, "cdc-export track --all");
     for (const [at, isDone] of [datasets.length > 0, tracked.length > 0, false].entries()) items[at].classList.toggle("done", isDone);

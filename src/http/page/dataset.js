@@ -25,7 +25,7 @@ export function datasetView(name) {
     {},
     el("div", {}, el("p", {}, el("a", { href: "#/datasets" }, "← Datasets")), heading),
     el("section", { "aria-label": "About it" }, unknown, facts),
-    el("section", { "aria-labelledby": "lanes-heading" }, el("h2", { id: "lanes-heading" }, "Consumers"), list.node, empty, beyond),
+    el("section", { "aria-labelledby": "lanes-heading" }, el("h2", { id: "lanes-heading" }, "Consumers"), list.nodes, empty, beyond),
     day.node,
     jobs.node,
   );
@@ -59,7 +59,6 @@ export function datasetView(name) {
     keeper = its.filter(({ logBytes }) => logBytes !== null).sort((one, other) => other.logBytes - one.logBytes)[0] ?? null;
     draw();
     list.update(its);
-    show(list.node, its.length > 0);
     show(empty, its.length === 0 && isAll);
     show(beyond, !isAll);
     return CONSUMER_SECONDS * pages;

@@ -30,7 +30,7 @@ export function jobView(id, onMade) {
   const raw = el("code", {});
   const story = el(
     "div",
-    { hidden: true },
+    {},
     el("div", { class: "top" }, status.node, bar.node, does.node),
     going,
     failure,

@@ -56,7 +56,7 @@ export const urgency = (state) => Object.keys(STATES).indexOf(state);
 export function standing({ state, continuity: word, failures, failingSince, lastJob }) {
   if (state === null) return { weight: "notice", label: "unknown", meaning: "The table can't be read now." };
   const [weight, meaning] = STATES[state] ?? ["notice", "A state that this page doesn't know."];
-  const failed = () => `${failures === 1 ? "The last export failed" : `${count(failures)} exports in a row failed, the first`} ${ago(failingSince)}: ${lastJob?.error?.code ?? "unknown"}.`;
+  const failed = () => `${failures === 1 ? "The last export failed" : `${count(failures)} exports in a row failed, the first`} ${ago(failingSince)}${lastJob?.error ? `: ${lastJob.error.code}` : ""}.`;
   const why = state === "failing" && failingSince ? failed() : word ? continuity(word).meaning : meaning;
   return { weight, label: state.replaceAll("_", " "), meaning: why };
 }
