@@ -13,7 +13,7 @@ const COLUMNS = [
   ["Asked for"],
   ["Rows", "number"],
   ["Rows/s", "number rate"],
-  ["Took", "number"],
+  ["Took", "number took"],
   ["Size", "number"],
   ["Actions", "does"],
 ];

@@ -26,6 +26,8 @@ function upTo(most, lines) {
   return lines.filter(({ isInner }) => (isInner ? left >= 0 : left-- > 0));
 }
 
+const outer = (lines) => lines.filter(({ isInner }) => !isInner).length;
+
 export function presentSection() {
   const list = table("Exports that are open or failed, and the last ones", COLUMNS);
   const empty = el("p", { class: "empty" }, "No export yet: New export starts one.");
@@ -108,23 +110,28 @@ export function presentSection() {
     return { runs, fails: fresh(failed.filter((job) => isLast(job) && isCause(job))), waits, ends: fresh(newest.filter((job) => !isOpen(job))) };
   }
 
-  // A batch is one line.
+  // A batch is one line, among those of its most urgent export.
   function lines() {
     const { runs, fails, waits, ends } = groups();
-    const isMore = ({ nextCursor }) => nextCursor !== null;
-    const of = (jobs, isAll) => linesOf(jobs, rows.opened, isAll);
-    return { runs: of(runs, !isMore(running)), fails: of(fails, true), waits: of(waits, !isMore(waiting)), ends: of(ends, areAll) };
+    const kinds = [runs, fails, waits, ends];
+    const areWhole = [running.nextCursor === null, true, waiting.nextCursor === null, areAll];
+    const taken = new Set([null]);
+    return kinds.map((jobs, at) => {
+      const own = new Set(jobs.map(({ batchId }) => batchId).filter((id) => !taken.has(id)));
+      for (const id of own) taken.add(id);
+      const others = kinds.slice(at + 1).flat().filter(({ batchId }) => own.has(batchId));
+      return linesOf([...jobs.filter(({ batchId }) => batchId === null || own.has(batchId)), ...others], rows.opened, areWhole[at]);
+    });
   }
 
   function draw() {
-    const { runs, fails, waits, ends } = lines();
+    const [runs, fails, waits, ends] = lines();
     const first = [...upTo(SHOWN.running, runs), ...upTo(SHOWN.failed, fails), ...upTo(SHOWN.waiting, waits)];
-    const shown = [...first, ...upTo(Math.max(FEWEST_ENDED, ROWS - first.length), ends)];
+    const shown = [...first, ...upTo(Math.max(FEWEST_ENDED, ROWS - outer(first)), ends)];
     keyed(list.body, shown, rows.keyOf, rows.make);
     show(list.node, shown.length > 0);
     show(empty, shown.length === 0);
-    const beyond = (lines, most) => lines.filter(({ isInner }) => !isInner).length - most;
-    const unseen = Object.entries({ run: beyond(runs, SHOWN.running), failed: beyond(fails, SHOWN.failed), wait: beyond(waits, SHOWN.waiting) });
+    const unseen = Object.entries({ run: outer(runs) - SHOWN.running, failed: outer(fails) - SHOWN.failed, wait: outer(waits) - SHOWN.waiting });
     const more = unseen.filter(([, number]) => number > 0).map(([verb, number]) => `${count(number)} more ${verb}`);
     show(rest, more.length > 0);
     text(rest, `Not shown here: ${more.join(", ")}.`);
