@@ -64,7 +64,7 @@ def pictures(browser, service, folder):
     running = service.call("POST", "/exports/full", {"X-Consumer-ID": "warehouse"})["jobId"]
     wait_for("it is in its middle", lambda: service.call("GET", f"/exports/{running}")["progress"] > 20)
     for name, width, height, scheme, where in (
-        ("page", 1280, 1220, "light", "#/"),
+        ("page", 1280, 1130, "light", "#/"),
         ("page-narrow", 400, 860, "light", "#/"),
         ("page-job", 1280, 840, "dark", f"#/jobs/{running}"),
     ):
