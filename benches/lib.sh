@@ -144,7 +144,7 @@ delta_statement() {
     pause 0.2
     export_and_wait delta
     sql "alter system reset log_min_duration_statement"; sql 'select pg_reload_conf()' >/dev/null
-    statement=$(awk '/^[^\t]/ {inside = /-- source.stream.read/; if (inside) text = ""; next}
+    statement=$(awk '/^[^\t]/ {inside = /-- source.copy.changes/; if (inside) text = ""; next}
         inside {sub(/--.*/, ""); text = text " " $0} END {gsub(/[\t ]+/, " ", text); print text}' data/postgres.log)
     [[ $statement == *'union all'* ]]
 }

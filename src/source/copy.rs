@@ -1,7 +1,10 @@
 //! Reads rows by `COPY … TO STDOUT (FORMAT BINARY)`, the fastest way to read from Postgres. COPY takes no parameters.
-//! Several readers of one snapshot share a table's ranges.
+//! Several readers of one snapshot share a table's ranges. The rows come as the server sends them: who takes them
+//! slowly slows the server, and nobody holds more than the receiver wants to.
 
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use bytes::Buf;
 use futures_util::TryStreamExt;
@@ -20,11 +23,12 @@ const HEADER_BYTES: usize = 19;
 /// The end marker. It takes the place of a row's count of fields.
 const END: [u8; 2] = (-1i16).to_be_bytes();
 
-/// The heap blocks of one COPY, 2 MiB. The start of a COPY then costs little, and progress is reported often.
-const RANGE_BLOCKS: u64 = 256;
+/// The fewest and the most heap blocks of one COPY, 512 KiB and 32 MiB. Its start then costs little, and progress is
+/// reported often.
+const RANGE_BLOCKS: RangeInclusive<u64> = 64..=4096;
 
-/// The fewest ranges for each reader. With fewer ranges, another reader's connection takes longer than it saves.
-const RANGES_FOR_A_READER: u64 = 4;
+/// The fewest heap blocks for each reader, 8 MiB. With fewer, another reader's connection takes longer than it saves.
+const BLOCKS_FOR_A_READER: u64 = 1024;
 
 /// The work that all readers of a table share.
 pub(crate) struct Reading {
@@ -35,25 +39,37 @@ pub(crate) struct Reading {
     pub(crate) progress: Progress,
 }
 
-/// The ranges of a table. Each range is taken once, by the next free reader.
+/// The ranges of a table. Each range is taken once, by the next free reader. They get shorter towards the end, so that
+/// all readers end at about the same time.
 pub(crate) struct Ranges {
     /// `None` if the table can't be read in ranges. The whole table is then one range.
     blocks: Option<u64>,
-    taken: AtomicU64,
+    /// The first block that no reader has taken, or `None` if all are taken.
+    next: Mutex<Option<u64>>,
+    /// The readers that have joined.
+    readers: AtomicU64,
+    /// The blocks that are read.
     read: AtomicU64,
     exhausted: CancellationToken,
+}
+
+/// A range of a table.
+struct Range {
+    /// An SQL condition, to be appended to other conditions.
+    condition: String,
+    blocks: u64,
 }
 
 impl Ranges {
     /// Returns the ranges of a table with this number of blocks.
     pub(crate) fn new(blocks: Option<u64>) -> Ranges {
-        let (taken, read, exhausted) = Default::default();
-        Ranges { blocks, taken, read, exhausted }
+        let (readers, read, exhausted) = Default::default();
+        Ranges { blocks, next: Mutex::new(Some(0)), readers, read, exhausted }
     }
 
     /// Returns the number of readers that the ranges keep busy.
     pub(crate) fn readers(&self) -> usize {
-        usize::try_from(self.count() / RANGES_FOR_A_READER).unwrap_or(usize::MAX).max(1)
+        usize::try_from(self.count() / BLOCKS_FOR_A_READER).unwrap_or(usize::MAX).max(1)
     }
 
     /// Waits until the last range is taken.
@@ -62,27 +78,29 @@ impl Ranges {
     }
 
     fn count(&self) -> u64 {
-        self.blocks.map_or(1, |blocks| blocks.div_ceil(RANGE_BLOCKS).max(1))
+        self.blocks.unwrap_or(0)
     }
 
-    /// Takes the next range. Returns it as an SQL condition, to be appended to other conditions.
-    fn take(&self) -> Option<String> {
-        let (n, last) = (self.taken.fetch_add(1, Ordering::Relaxed), self.count() - 1);
-        if n >= last {
-            self.exhausted.cancel();
+    /// Takes the next range: half of what is left for each reader.
+    fn take(&self) -> Option<Range> {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = (*next)?;
+        let left = self.count().saturating_sub(from);
+        let share = left / (2 * self.readers.load(Ordering::Relaxed).max(1));
+        let blocks = share.clamp(*RANGE_BLOCKS.start(), *RANGE_BLOCKS.end());
+        let to = from + blocks;
+        *next = Some(to).filter(|_| blocks < left);
+        let begin = if from == 0 { String::new() } else { format!(" and ctid >= '({from},0)'") };
+        if next.is_some() {
+            return Some(Range { condition: format!("{begin} and ctid < '({to},0)'"), blocks });
         }
-        let (from, to) = (n * RANGE_BLOCKS, (n + 1) * RANGE_BLOCKS);
-        match n {
-            _ if n > last => None,
-            0 if last == 0 => Some(String::new()),
-            // The last range is open-ended, because the table may have grown after its blocks were counted.
-            _ if n == last => Some(format!(" and ctid >= '({from},0)'")),
-            _ => Some(format!(" and ctid >= '({from},0)' and ctid < '({to},0)'")),
-        }
+        self.exhausted.cancel();
+        // The last range is open-ended, because the table may have grown after its blocks were counted.
+        Some(Range { condition: begin, blocks: left })
     }
 
-    fn finish_one(&self, progress: &Progress) {
-        progress.reach(self.read.fetch_add(1, Ordering::Relaxed) + 1, self.count());
+    fn finish(&self, range: &Range, progress: &Progress) {
+        progress.reach(self.read.fetch_add(range.blocks, Ordering::Relaxed) + range.blocks, self.count());
     }
 }
 
@@ -94,23 +112,28 @@ pub(crate) async fn read(
     receiver: &mut impl RowReceiver,
 ) -> Result<u64, Error> {
     let mut ranges = 0;
+    reading.ranges.readers.fetch_add(1, Ordering::Relaxed);
     while let Some(range) = reading.ranges.take() {
-        read_one((conn, reader), reading, &range, receiver).await?;
-        reading.ranges.finish_one(&reading.progress);
+        let query = format!("{}{}", reading.select, range.condition);
+        copy_rows((conn, reader), &reading.table, "source.copy.range", &query, receiver).await?;
+        reading.ranges.finish(&range, &reading.progress);
         ranges += 1;
     }
     receiver.flush().await?;
     Ok(ranges)
 }
 
-async fn read_one(
+/// Reads the rows of one query, whose statement gets this name. What the receiver holds in the end is left with it.
+/// The first row may take hours; `reader` tells the leader that it is waited for.
+pub(crate) async fn copy_rows(
     (conn, reader): (&mut PgConnection, &Reader),
-    reading: &Reading,
-    range: &str,
+    table: &Table,
+    name: &str,
+    query: &str,
     receiver: &mut impl RowReceiver,
 ) -> Result<(), Error> {
-    let failed = Error::from_sql(&reading.table);
-    let copy = format!("-- source.copy\n copy ({}{range}) to stdout (format binary)", reading.select);
+    let failed = Error::from_sql(table);
+    let copy = format!("-- {name}\n copy ({query}) to stdout (format binary)");
     reader.awaits_server();
     let mut messages = conn.copy_out_raw(&copy).await.map_err(&failed)?;
     let mut begun = false;
@@ -146,23 +169,33 @@ async fn read_one(
 mod tests {
     use super::*;
 
-    fn taken(blocks: Option<u64>) -> Vec<String> {
+    fn taken(blocks: Option<u64>) -> Vec<Range> {
         let ranges = Ranges::new(blocks);
         std::iter::from_fn(|| ranges.take()).collect()
     }
 
     #[test]
     fn the_ranges_are_the_whole_table_and_the_last_one_is_open() {
-        for blocks in [None, Some(0), Some(1), Some(256)] {
-            assert_eq!(taken(blocks), [""]);
+        for blocks in [None, Some(0), Some(1), Some(64)] {
+            let conditions: Vec<_> = taken(blocks).into_iter().map(|range| range.condition).collect();
+            assert_eq!(conditions, [""]);
         }
-        assert_eq!(taken(Some(257)), [" and ctid >= '(0,0)' and ctid < '(256,0)'", " and ctid >= '(256,0)'"]);
-        assert_eq!(taken(Some(513))[1..], [" and ctid >= '(256,0)' and ctid < '(512,0)'", " and ctid >= '(512,0)'"]);
+        let conditions: Vec<_> = taken(Some(200)).into_iter().map(|range| range.condition).collect();
+        let middle = " and ctid >= '(100,0)' and ctid < '(164,0)'";
+        assert_eq!(conditions, [" and ctid < '(100,0)'", middle, " and ctid >= '(164,0)'"]);
+    }
+
+    #[test]
+    fn ranges_get_shorter_towards_the_end() {
+        let ranges = taken(Some(20_000));
+        assert!(ranges.is_sorted_by(|one, next| one.blocks >= next.blocks));
+        assert_eq!(ranges.iter().map(|range| range.blocks).sum::<u64>(), 20_000);
+        assert_eq!((ranges[0].blocks, ranges.len()), (4_096, 11));
     }
 
     #[test]
     fn the_last_range_is_known_as_soon_as_it_is_taken() {
-        let ranges = Ranges::new(Some(512));
+        let ranges = Ranges::new(Some(128));
         ranges.take();
         assert!(!ranges.exhausted.is_cancelled());
         ranges.take();
@@ -171,17 +204,22 @@ mod tests {
 
     #[test]
     fn a_small_table_has_use_for_one_reader() {
-        assert_eq!([None, Some(0), Some(7 * 256)].map(|blocks| Ranges::new(blocks).readers()), [1; 3]);
-        assert_eq!(Ranges::new(Some(8 * 256)).readers(), 2);
+        assert_eq!([None, Some(0), Some(2047)].map(|blocks| Ranges::new(blocks).readers()), [1; 3]);
+        assert_eq!(Ranges::new(Some(2048)).readers(), 2);
     }
 
     #[test]
     fn progress_counts_what_is_read_in_whatever_order() {
-        let (ranges, progress) = (Ranges::new(Some(4 * 256)), Progress::default());
-        let reached = [(); 4].map(|()| {
-            ranges.finish_one(&progress);
-            progress.read().percent
-        });
-        assert_eq!(reached, [25, 50, 75, 99]);
+        let (ranges, progress) = (Ranges::new(Some(256)), Progress::default());
+        let taken: Vec<_> = std::iter::from_fn(|| ranges.take()).collect();
+        let reached: Vec<_> = taken
+            .iter()
+            .rev()
+            .map(|range| {
+                ranges.finish(range, &progress);
+                progress.read().percent
+            })
+            .collect();
+        assert_eq!(reached, [25, 50, 99]);
     }
 }

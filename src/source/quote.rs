@@ -1,5 +1,7 @@
 //! Names and texts as SQL has them: whatever is in a name, it is one name.
 
+use chrono::{DateTime, Datelike, Utc};
+
 use crate::dataset::Table;
 
 pub(crate) use crate::connection::quoted;
@@ -17,6 +19,14 @@ pub(crate) fn literal(text: &str) -> String {
     format!("{escape}'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }
 
+/// A time as a constant, to the microsecond.
+pub(crate) fn timestamp(time: Option<DateTime<Utc>>) -> String {
+    let Some(time) = time else { return "null::timestamptz".to_owned() };
+    // Postgres takes no sign, and years before Christ by their name.
+    let (year, era) = if time.year() > 0 { (time.year(), "") } else { (1 - time.year(), " BC") };
+    format!("'{year:04}-{}{era}'::timestamptz", time.format("%m-%d %H:%M:%S%.6f+00"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -26,6 +36,10 @@ mod tests {
         assert_eq!(quoted(r#"a"b"#), r#""a""b""#);
         assert_eq!(literal("a'b"), "'a''b'");
         assert_eq!(literal(r"a\'b"), r" E'a\\''b'");
+        let time = |text: &str| timestamp(Some(text.parse().unwrap()));
+        assert_eq!(time("2026-07-01T01:02:03.456789Z"), "'2026-07-01 01:02:03.456789+00'::timestamptz");
+        assert_eq!(time("+12026-07-01T00:00:00Z"), "'12026-07-01 00:00:00.000000+00'::timestamptz");
+        assert_eq!(time("-0001-07-01T00:00:00Z"), "'0002-07-01 00:00:00.000000+00 BC'::timestamptz");
         let table = Table { schema: Some("S".to_owned()), name: "a.b".to_owned() };
         assert_eq!(relation(&table), r#""S"."a.b""#);
     }

@@ -63,9 +63,11 @@ impl SnapshotReader<'_> {
             readers: self.readers,
             reader_slots: self.reader_slots,
             import: &table.import,
-            select: Select::new(&table.dataset, &table.schema),
+            select: Select {
+                since: Some((table.new_position.table.table_oid, &table.position)),
+                ..Select::new(&table.dataset, &table.schema)
+            },
             position: &table.position,
-            table_oid: table.new_position.table.table_oid,
             toasted: table.toasted,
             blocks: table.blocks,
         })

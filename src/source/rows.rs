@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::{PgArguments, types::Oid};
-use sqlx::{Arguments, AssertSqlSafe, Connection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use tokio::task::JoinSet;
 
 use crate::connection::failure::sqlstate;
@@ -17,13 +16,16 @@ use crate::source::import::Import;
 use crate::source::reader_slots::{ReaderSlot, ReaderSlots};
 use crate::source::select::{Rule, Select};
 use crate::source::session::{Reader, Readers, Session};
-use crate::source::{Error, Remedy, copy, stream};
+use crate::source::{Error, Remedy, copy};
 use crate::telemetry::chain;
 use crate::watermark::Position;
 
 /// The largest text of a value that is stored inside its row, in bytes. A block has at most 32 KiB, compression saves
 /// at most a factor of 255, and the text of a byte has at most six characters.
 const MOST_IN_A_ROW: u64 = 48 << 20;
+
+/// The name of the statements that read changes.
+const CHANGES: &str = "source.copy.changes";
 
 /// The longest wait until a connection that is no longer needed is closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -39,7 +41,6 @@ pub struct Rows<'s> {
     pub(super) import: &'s Import,
     pub(super) select: Select<'s>,
     pub(super) position: &'s Position,
-    pub(super) table_oid: u32,
     pub(super) toasted: bool,
     pub(super) blocks: Option<u64>,
 }
@@ -90,15 +91,7 @@ impl Rows<'_> {
                     let dataset = select.dataset.name.clone();
                     return Err(Error::Mismatch(Faults(vec![Fault { dataset, member: "mask", item: None, why }])));
                 }
-                let mut values = PgArguments::default();
-                for condition in &job.selection.filter {
-                    values
-                        .add(&condition.value)
-                        .map_err(|_| Error::Protocol("a filter value that can't be encoded"))?;
-                }
-                let (selected, mut receiver) = (select.selected(&job.selection, max), receiver());
-                stream::read(self.reader, self.own, table, &selected, values, &mut receiver).await?;
-                Ok(receiver.flush().await?)
+                self.copy_all("source.copy.selected", &[select.selected(&job.selection, max)], &mut receiver()).await
             }
             ExportType::Full => {
                 let ranges = copy::Ranges::new(self.blocks);
@@ -106,8 +99,8 @@ impl Rows<'_> {
                 let (table, progress) = (table.clone(), progress.clone());
                 self.full(copy::Reading { select: select.full(max), ranges, table, progress }, receiver).await
             }
-            ExportType::Incremental => self.changes(&[select.incremental(rule, max)], &mut receiver()).await,
-            ExportType::Delta => self.changes(&select.delta(rule, same_snapshot, max), &mut receiver()).await,
+            ExportType::Incremental => self.copy_all(CHANGES, &[select.incremental(rule, max)], &mut receiver()).await,
+            ExportType::Delta => self.copy_all(CHANGES, &select.delta(rule, same_snapshot, max), &mut receiver()).await,
         }
     }
 
@@ -137,10 +130,10 @@ impl Rows<'_> {
         Ok(())
     }
 
-    async fn changes(&mut self, statements: &[String], receiver: &mut impl RowReceiver) -> Result<(), Error> {
-        for statement in statements {
-            let since = self.since()?;
-            stream::read(self.reader, self.own, &self.select.dataset.table, statement, since, receiver).await?;
+    /// Reads the rows of queries one after the other, by statements of this name.
+    async fn copy_all(&mut self, name: &str, queries: &[String], receiver: &mut impl RowReceiver) -> Result<(), Error> {
+        for query in queries {
+            copy::copy_rows((self.reader, self.own), &self.select.dataset.table, name, query, receiver).await?;
         }
         Ok(receiver.flush().await?)
     }
@@ -193,14 +186,15 @@ impl Rows<'_> {
 
     /// Returns true if the logged values that this export reads are valid values of the columns' present types.
     async fn logged_is_readable(&mut self, max: CellMax) -> Result<bool, Error> {
-        let (table, since) = (&self.select.dataset.table, self.since()?);
+        let table = &self.select.dataset.table;
         let failed = Error::from_sql(table);
         self.own.awaits_server();
         // The failed statement has aborted the reader's transaction.
         sqlx::raw_sql("-- source.rows.give_up\n rollback").execute(&mut *self.reader).await.map_err(&failed)?;
         self.import.join(self.reader, table).await?;
-        let statement = AssertSqlSafe(format!("-- source.rows.logged\n {}", self.select.logged_values(max)));
-        let read = sqlx::query_with(statement, since).persistent(false).execute(&mut *self.reader).await;
+        let select = self.select.logged_values(max);
+        let read = sqlx::raw_sql(AssertSqlSafe(format!("-- source.rows.logged\n {select}")));
+        let read = read.execute(&mut *self.reader).await;
         self.own.rests();
         match read.map(drop).map_err(failed) {
             Ok(()) => Ok(true),
@@ -225,13 +219,9 @@ impl Rows<'_> {
         };
         let mut plans = Vec::new();
         for statement in statements {
-            let parameters = match export_type {
-                ExportType::Full => PgArguments::default(),
-                _ => self.since()?,
-            };
-            let explain = AssertSqlSafe(format!("-- source.rows.explain\n explain {statement}"));
-            let lines =
-                sqlx::query_scalar_with(explain, parameters).persistent(false).fetch_all(&mut *self.reader).await;
+            let explain = sqlx::raw_sql(AssertSqlSafe(format!("-- source.rows.explain\n explain {statement}")));
+            let lines = explain.fetch_all(&mut *self.reader).await;
+            let lines = lines.and_then(|lines| lines.iter().map(|line| line.try_get(0)).collect());
             plans.push(lines.map_err(|cause| failed(cause).withheld(select.dataset))?);
         }
         Ok(plans)
@@ -245,18 +235,6 @@ impl Rows<'_> {
     /// Returns true if the consumer's live rows and deletions were read from the same snapshot.
     fn same_snapshot(&self) -> bool {
         self.position.live == self.position.deletions
-    }
-
-    /// Returns the parameters of the statements that read changes.
-    fn since(&self) -> Result<PgArguments, Error> {
-        let mut since = PgArguments::default();
-        let added = since
-            .add(self.position.since)
-            .and_then(|()| since.add(Oid(self.table_oid)))
-            .and_then(|()| since.add(&self.position.live))
-            .and_then(|()| since.add(&self.position.deletions))
-            .and_then(|()| since.add(self.position.deleted_since));
-        added.map(|()| since).map_err(|_| Error::Protocol("a position that can't be encoded"))
     }
 }
 

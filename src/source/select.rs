@@ -5,19 +5,15 @@
 //! roles may have functions. So every function names its schema, and so does every operator whose operands may be of
 //! other types.
 //!
-//! The parameters of the statements of changes:
-//!
-//! - `$1`: the watermark. Null, together with `$3`: the consumer begins.
-//! - `$2`: the table's oid.
-//! - `$3`, `$4`: the snapshots up to which live rows and deletions were delivered. Null: the watermark alone decides.
-//! - `$5`: soft-deleted rows after this time are due, beside the deletions of the log. Null: none are.
+//! The consumer's position is in the statements as constants, since COPY takes no parameters. The planner takes them
+//! into account: it knows how much of the log lies behind the snapshot.
 //!
 //! An incremental export by the log, for a key `id` and an `updated_at`, with the columns of the file left out:
 //!
 //! ```sql
 //! with ch ("logged key 1") as materialized (
 //!   -- Keys of the log, without those of rows that the timestamp rule finds.
-//!   select l.* from (select key::int8 from cdc_export.change_log where <logged since $3>) as l ("logged key 1")
+//!   select l.* from (select key::int8 from cdc_export.change_log where <logged since then>) as l ("logged key 1")
 //!   full join (select u."id"::int8, true from only "public"."users" u where <timestamp rule>)
 //!     as f ("logged key 1", "is found")
 //!     on l."logged key 1" operator(pg_catalog.=) f."logged key 1"
@@ -34,10 +30,11 @@ use crate::job::columns::MetaColumn;
 use crate::job::{ExportType, Job};
 use crate::row::RowLayout;
 use crate::source::key::{KeySql, key_name};
-use crate::source::quote::{quoted, relation};
+use crate::source::quote::{literal, quoted, relation, timestamp};
 use crate::source::value::{
     compared, in_zone_of, is_text, may_be_large, octets, operator, refused, refused_of_row, wire_value,
 };
+use crate::watermark::Position;
 use pg_rows::column::ColumnType;
 
 /// The rule by which a live row counts as changed.
@@ -56,19 +53,20 @@ pub(crate) struct Select<'a> {
     pub(crate) schema: &'a TableSchema,
     /// The place of the export in its lane; `None`: it has none.
     pub(crate) order: Option<i64>,
+    /// The oid of the table and the position of the consumer, for the statements of changes.
+    pub(crate) since: Option<(u32, &'a Position)>,
 }
 
 impl<'a> Select<'a> {
     /// The statements of no export in particular.
     pub(crate) fn new(dataset: &'a Dataset, schema: &'a TableSchema) -> Select<'a> {
-        Select { dataset, schema, order: None }
+        Select { dataset, schema, order: None, since: None }
     }
 }
 
 impl Select<'_> {
-    /// Every live row, in a statement without parameters, which COPY doesn't take, but for the column that is
-    /// [known](TableSchema::known_if_alive). `max` is `None` where no cell can be too large: the
-    /// comparison is a quarter of what the scan costs.
+    /// Every live row, but for the column that is [known](TableSchema::known_if_alive). `max` is `None` where no cell
+    /// can be too large: the comparison is a quarter of what the scan costs.
     pub(crate) fn full(&self, max: Option<CellMax>) -> String {
         let known = self.schema.known_if_alive().map(|known| known.index);
         let (table, columns, alive) = (self.table(), self.full_columns(known), self.alive());
@@ -119,9 +117,13 @@ impl Select<'_> {
             }
             // The first entry of the log decides. A consumer that begins gets every row as INSERT.
             (None, Rule::LogToo) => {
-                format!("ch.{OP} = 'I' or ch.{OP} is null and $1::timestamptz is null and $3::text is null")
+                format!(
+                    "ch.{OP} = 'I' or ch.{OP} is null and {} is null and {} is null",
+                    self.watermark(),
+                    self.live_since()
+                )
             }
-            (None, Rule::TimeAlone) => "$1::timestamptz is null".to_owned(),
+            (None, Rule::TimeAlone) => format!("{} is null", self.watermark()),
         };
         format!("case when {is_new} then 'INSERT'::text else 'UPDATE' end")
     }
@@ -172,7 +174,7 @@ impl Select<'_> {
             return self.shuffled(self.live_by_time(&columns));
         }
         let (table, alive, by_rule) = (self.table(), self.alive(), self.timestamp_rule());
-        let (logged, ordinals) = (logged("$2::oid", "$3::text::pg_snapshot"), self.key().ordinals());
+        let (logged, ordinals) = (self.logged(&self.live_since()), self.key().ordinals());
         let (logged_key, key, names) =
             (self.key().of_log().join(", "), self.key().of_row("u").join(", "), self.key().names().join(", "));
         let hit = |rest: &str| match export_type {
@@ -229,7 +231,7 @@ impl Select<'_> {
     fn hit_by_deletions(&self, rest: &str) -> String {
         let (key, names, logged_key) =
             (self.key().of_row("u").join(", "), self.key().names().join(", "), self.key().of_log().join(", "));
-        let (table, logged, same) = (self.table(), logged("$2::oid", "$4::text::pg_snapshot"), self.key().is_same("d"));
+        let (table, logged, same) = (self.table(), self.logged(&self.deletions_since()), self.key().is_same("d"));
         format!(
             "union all
              select {key}{rest}
@@ -249,13 +251,17 @@ impl Select<'_> {
         let ended_by_rule = match rule {
             // An incremental export moves the watermark past deletions that are still due.
             Rule::TimeAlone => {
-                let since = self.less_overlap("least($1::timestamptz, $5::timestamptz)");
-                self.timestamp_rule_since("$1::timestamptz", &since, "$3::text")
+                let watermark = self.watermark();
+                let since = self.less_overlap(&format!("least({watermark}, {})", self.deleted_since()));
+                self.timestamp_rule_since(&watermark, &since, &self.live_since())
             }
-            Rule::LogToo => self.timestamp_rule_since("$5::timestamptz", "$5::timestamptz", "$3::text"),
+            Rule::LogToo => {
+                let deleted_since = self.deleted_since();
+                self.timestamp_rule_since(&deleted_since, &deleted_since, &self.live_since())
+            }
         };
         let (logged, ordinals, joined) =
-            (logged("$2::oid", "$4::text::pg_snapshot"), self.key().ordinals(), self.key().joined());
+            (self.logged(&self.deletions_since()), self.key().ordinals(), self.key().joined());
         let (logged_key, key, names) =
             (self.key().of_log().join(", "), self.key().of_row("u").join(", "), self.key().names().join(", "));
         // Not by its key, of which one of several fields may be null.
@@ -280,7 +286,10 @@ impl Select<'_> {
             &format!("select {logged_key}{rest} from cdc_export.change_log where {logged}"),
             &rest,
             // Without a log there is no key to be saved from a look-up.
-            &format!("select {key}, true from {table} u where {by_rule} and ({alive}) and $4::text is not null"),
+            &format!(
+                "select {key}, true from {table} u where {by_rule} and ({alive}) and {} is not null",
+                self.deletions_since()
+            ),
         );
         // A consumer gets only the key of a row outside of the filter.
         let is_gone = match self.dataset.filter {
@@ -349,7 +358,7 @@ impl Select<'_> {
     /// A statement that reads whatever an export of changes reads of the log, as the types that the columns have now.
     pub(crate) fn logged_values(&self, max: CellMax) -> String {
         let (names, logged_key) = (self.key().names().join(", "), self.key().of_log().join(", "));
-        let (live, deleted) = (logged("$2::oid", "$3::text::pg_snapshot"), logged("$2::oid", "$4::text::pg_snapshot"));
+        let (live, deleted) = (self.logged(&self.live_since()), self.logged(&self.deletions_since()));
         let is_key = |column: &&TableColumn| self.schema.key.iter().any(|part| part.column.name == column.name);
         let columns = self.schema.columns.iter().filter(|column| self.dataset.filter.is_none() && !is_key(column));
         let keys = self.key().names().into_iter().map(|name| format!("ch.{name}"));
@@ -360,6 +369,15 @@ impl Select<'_> {
                select {logged_key}, image, image_columns from cdc_export.change_log where {live} or {deleted})
              select pg_catalog.count(array[{}]) from ch {images}",
             values.iter().map(|value| format!("pg_catalog.num_nulls({value})")).collect::<Vec<_>>().join(", ")
+        )
+    }
+
+    /// A query that counts the keys which the log has since the position.
+    pub(crate) fn count_changes(&self, export_type: ExportType) -> String {
+        let since = if export_type == ExportType::Delta { self.deletions_since() } else { self.live_since() };
+        let logged = self.logged(&since);
+        format!(
+            "select pg_catalog.count(*) from (select distinct key from cdc_export.change_log where {logged}) as changed"
         )
     }
 
@@ -479,14 +497,48 @@ impl Select<'_> {
             None => deleted,
             Some(filter) => format!(
                 "{filter} is true and {deleted}
-                 or {filter} is not true and $1::timestamptz is not null and $3::text is null"
+                 or {filter} is not true and {} is not null and {} is null",
+                self.watermark(),
+                self.live_since()
             ),
         }
     }
 
-    /// The timestamp rule for the consumer whose position the parameters are.
+    /// The timestamp rule for the consumer's position.
     fn timestamp_rule(&self) -> String {
-        self.timestamp_rule_since("$1::timestamptz", &self.less_overlap("$1::timestamptz"), "$3::text")
+        let watermark = self.watermark();
+        self.timestamp_rule_since(&watermark, &self.less_overlap(&watermark), &self.live_since())
+    }
+
+    /// The position, if there is one.
+    fn position(&self) -> Option<&Position> {
+        self.since.map(|(_, position)| position)
+    }
+
+    /// The watermark. Null, together with [`Select::live_since`]: the consumer begins.
+    fn watermark(&self) -> String {
+        timestamp(self.position().and_then(|position| position.since))
+    }
+
+    /// The time after which soft-deleted rows are due, beside the deletions of the log. Null: none are.
+    fn deleted_since(&self) -> String {
+        timestamp(self.position().and_then(|position| position.deleted_since))
+    }
+
+    /// The snapshot up to which live rows were delivered. Null: the watermark alone decides.
+    fn live_since(&self) -> String {
+        snapshot(self.position().and_then(|position| position.live.as_deref()))
+    }
+
+    /// The snapshot up to which deletions were delivered. Null: the watermark alone decides.
+    fn deletions_since(&self) -> String {
+        snapshot(self.position().and_then(|position| position.deletions.as_deref()))
+    }
+
+    /// The condition that an entry of the log is one of this table which the snapshot has not seen.
+    fn logged(&self, snapshot: &str) -> String {
+        let table = self.since.map_or(0, |(table, _)| table);
+        logged(&format!("'{table}'::oid"), snapshot)
     }
 
     /// The time from which rows are read for a watermark: earlier, where the dataset has an overlap.
@@ -510,6 +562,11 @@ impl Select<'_> {
         let (since, bound) = (in_zone_of(column, since), in_zone_of(column, LAST_TIME));
         format!("({begins} or {updated_at} {later} {since} and ({updated_at} {earlier} {bound} or {snapshot} is null))")
     }
+}
+
+/// A snapshot as a constant.
+fn snapshot(snapshot: Option<&str>) -> String {
+    snapshot.map_or_else(|| "null::pg_snapshot".to_owned(), |snapshot| format!("{}::pg_snapshot", literal(snapshot)))
 }
 
 /// Pieces of lists of columns, each with a comma in front. Empty, if the files have no transactions.

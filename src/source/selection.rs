@@ -9,7 +9,7 @@ use crate::connection::failure::sqlstate;
 use crate::dataset::name::hint;
 use crate::dataset::{CellMax, Dataset, RelationKind, TableColumn};
 use crate::job::selection::{BadSelection, Condition, Operator, Selection};
-use crate::source::quote::quoted;
+use crate::source::quote::{literal, quoted};
 use crate::source::role_path::LOCK_TIMEOUT;
 use crate::source::select::Select;
 use crate::source::table_schema::introspect;
@@ -54,13 +54,14 @@ impl Source {
 }
 
 impl<'a> Select<'a> {
-    /// The live rows that a caller selects, by the parameters `$1`, `$2`, …: the values of its conditions, all texts.
+    /// The live rows that a caller selects.
     pub(crate) fn selected(&self, selection: &Selection, max: CellMax) -> String {
         let narrowed = self.schema.narrowed(selection);
         let narrowed = Select { schema: &narrowed, ..*self };
         let (table, columns, alive) = (self.table(), narrowed.full_columns(None), self.alive());
-        let conditions = selection.filter.iter().enumerate().map(|(i, condition)| self.condition(condition, i + 1));
-        let conditions: String = conditions.map(|condition| format!(" and {condition}")).collect();
+        let condition =
+            |condition: &Condition| format!(" and {}", self.condition(condition, &literal(&condition.value)));
+        let conditions: String = selection.filter.iter().map(condition).collect();
         let key: Vec<_> = self.schema.key.iter().map(|part| compared(&part.column)).collect();
         let order = if key.is_empty() { String::new() } else { format!(" order by {}", key.join(", ")) };
         let limit = selection.limit.map(|limit| format!("{order} limit {limit}"));
@@ -87,11 +88,11 @@ impl<'a> Select<'a> {
         key.filter(|_| selection.limit.is_some()).and_then(|name| bad("limit".to_owned(), name))
     }
 
-    /// A condition on rows `u`, its value being this parameter.
-    fn condition(&self, condition: &Condition, parameter: usize) -> String {
+    /// A condition on rows `u`. `text` is its value in SQL.
+    fn condition(&self, condition: &Condition, text: &str) -> String {
         let column = self.schema.columns.iter().find(|column| column.name == condition.column);
         let name = column.map_or_else(|| format!("u.{}", quoted(&condition.column)), compared);
-        let value = self.value(condition, parameter);
+        let value = self.value(condition, text);
         let compared = match condition.operator {
             Operator::Eq | Operator::In => "=",
             Operator::Ne => "<>",
@@ -108,31 +109,30 @@ impl<'a> Select<'a> {
         }
     }
 
-    /// The value that a condition compares with, in the column's type. Several values are a query.
-    fn value(&self, condition: &Condition, parameter: usize) -> String {
+    /// The value that a condition compares with, in the column's type. Several values are a query. `text` is the value
+    /// in SQL.
+    fn value(&self, condition: &Condition, text: &str) -> String {
         let column = self.schema.columns.iter().find(|column| column.name == condition.column);
         let base_type = column.map_or("text", |column| &column.base_type);
         match condition.operator {
             Operator::In => {
-                format!(
-                    "select one::{base_type} from pg_catalog.jsonb_array_elements_text(${parameter}::text::jsonb) as one"
-                )
+                format!("select one::{base_type} from pg_catalog.jsonb_array_elements_text({text}::text::jsonb) as one")
             }
-            Operator::IsNull => format!("${parameter}::text::boolean"),
-            _ => format!("${parameter}::text::{base_type}"),
+            Operator::IsNull => format!("{text}::text::boolean"),
+            _ => format!("{text}::text::{base_type}"),
         }
     }
 
     /// A statement that fails where a condition's value, `$1`, is none of the column's type, and one that Postgres
     /// doesn't understand where the type has no such comparison.
     fn tried(&self, condition: &Condition) -> [String; 2] {
-        let value = self.value(condition, 1);
+        let value = self.value(condition, "$1");
         let value = match condition.operator {
             Operator::In => format!("select pg_catalog.count(value) from ({value}) as several (value)"),
             // The client knows the result's type; for another type it would query the catalog.
             _ => format!("select pg_catalog.num_nulls({value})"),
         };
-        [value, format!("select from {} u where {} limit 0", self.table(), self.condition(condition, 1))]
+        [value, format!("select from {} u where {} limit 0", self.table(), self.condition(condition, "$1"))]
     }
 
     fn find(&self, name: &str) -> Result<&'a TableColumn, String> {

@@ -115,7 +115,7 @@ async fn an_export_beside_an_open_transaction_reads_what_its_position_has_not_se
         .run("update watermarks set last_exported_at = last_exported_at - interval '1 minute' where consumer_id = 'set-back'")
         .await;
     assert_eq!(waiting(&consumers(&service).await, "set-back"), serde_json::json!([2, false]));
-    let exported = plans(&service, "-- source.stream.read");
+    let exported = plans(&service, "-- source.copy.changes");
     let opened = plans(&service, "-- source.snapshot.open");
     let listed = plans(&service, "-- source.lag.list");
     assert!(exported.len() >= 4 && opened.len() >= 7 && !listed.is_empty(), "{exported:?} {opened:?} {listed:?}");

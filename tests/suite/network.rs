@@ -277,17 +277,17 @@ async fn an_export_whose_connection_falls_silent_at_the_import_of_its_snapshot_i
 #[tokio::test]
 async fn an_export_whose_connection_falls_silent_at_the_rows_of_a_delta_is_tried_again() {
     // The leader and the heartbeat live on: nothing but a look at the reader tells that it never hears of its rows.
-    falls_silent_at("source.stream.read", "delta", 2).await;
+    falls_silent_at("source.copy.changes", "delta", 2).await;
 }
 
 #[tokio::test]
 async fn an_export_whose_connection_falls_silent_at_the_rows_of_an_incremental_is_tried_again() {
-    falls_silent_at("source.stream.read", "incremental", 2).await;
+    falls_silent_at("source.copy.changes", "incremental", 2).await;
 }
 
 #[tokio::test]
 async fn an_export_whose_connection_falls_silent_at_the_rows_of_a_full_one_is_tried_again() {
-    falls_silent_at("source.copy", "full", 2).await;
+    falls_silent_at("source.copy.range", "full", 2).await;
 }
 
 #[tokio::test]
