@@ -185,6 +185,20 @@ impl Status {
 }
 
 pg_rows::words! {
+    /// The phase of an open job.
+    Phase, "a phase: waiting, reading, writing, publishing" {
+        /// The job waits for a worker, for an earlier job of its lane, or for its next attempt.
+        Waiting = "waiting",
+        /// Postgres looks for the rows. None has been written.
+        Reading = "reading",
+        /// Rows are written.
+        Writing = "writing",
+        /// The job is committed, and its files get their names.
+        Publishing = "publishing",
+    }
+}
+
+pg_rows::words! {
     /// The reason why a job failed, as a stable code. The text next to the code may change between versions.
     FailureCode, "a failure code" {
         /// The changes since the last export are not known exactly. Request a full export. `continuity` has the reason.
@@ -334,8 +348,12 @@ pub struct Job {
     pub status: Status,
     /// The progress, 0 to 100. It is 100 only if the job is completed.
     pub progress: u8,
+    /// The phase of an open job. `None` if the job has ended.
+    pub phase: Option<Phase>,
     /// The number of rows written so far, or of all rows if the job is completed.
     pub rows_exported: u64,
+    /// The number of rows that a running export of changes expects. `None` if they were not counted.
+    pub rows_expected: Option<u64>,
     /// The number of bytes written so far, or the size of all files if the job is completed.
     pub bytes_written: u64,
     /// The file's name in the output folder or bucket. The names of several files are derived from it.

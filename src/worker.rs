@@ -13,6 +13,7 @@ mod restart;
 mod shutdown;
 mod traced;
 
+use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -32,7 +33,7 @@ use crate::failpoint;
 use crate::file::name::FileName;
 use crate::file::{Exported, FileRecord};
 use crate::job::marker::Marker;
-use crate::job::{CurrentJob, ExportType, Job, JobId, Status};
+use crate::job::{CurrentJob, ExportType, Job, JobId, Progress, Status};
 use crate::manifest::Manifest;
 use crate::pipeline::{self, WrittenExport};
 use crate::publisher::{self, Publisher};
@@ -40,6 +41,7 @@ use crate::sink::{self, Destination, Drafts, Limited, MarkerFile};
 use crate::source::{
     Source,
     connections::ExportConnections,
+    lag::ChangesCount,
     reading::SnapshotReader,
     snapshot::{Purpose, Snapshot, SnapshotTable},
 };
@@ -61,6 +63,9 @@ use crate::worker::shutdown::unless_stopped;
 
 /// The pause after a database error.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// The time after which the rows of an export of changes are counted for its progress.
+const COUNT_AFTER: Duration = Duration::from_secs(1);
 
 /// The time after which an idle worker closes its connections.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -590,8 +595,26 @@ impl Worker {
             progress: &current.begin(job.id),
         };
         let rows = reading.rows(at).await?;
+        let count = rows.changes_count(job.export_type);
         let attributes = [("cdc_export.dataset", &*job.dataset)];
-        Ok(spans::step_with("stream", attributes, pipeline::run(rows, &spec, &drafts)).await?)
+        let written = spans::step_with("stream", attributes, pipeline::run(rows, &spec, &drafts));
+        tokio::select! {
+            biased;
+            written = written => Ok(written?),
+            never = self.count_changes(count, spec.progress) => match never {},
+        }
+    }
+
+    /// Counts the rows that an export of changes expects, once it has run for a second. A short one pays nothing.
+    async fn count_changes(&self, count: Option<ChangesCount>, progress: &Progress) -> Infallible {
+        tokio::time::sleep(COUNT_AFTER).await;
+        if let Some(count) = count {
+            match self.source.count_changes(&count).await {
+                Ok(rows) => progress.expect(rows),
+                Err(error) => tracing::debug!(event = "changes_not_counted", error = chain(&error)),
+            }
+        }
+        std::future::pending().await
     }
 
     /// For each job, returns true if it is to make no file if it finds no rows. An export that has something else to

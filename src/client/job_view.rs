@@ -20,6 +20,7 @@ pub(crate) struct JobView {
     pub(crate) dataset: PlainText,
     pub(crate) export_type: PlainText,
     pub(crate) status: PlainText,
+    pub(crate) phase: Option<PlainText>,
     pub(crate) progress: u8,
     pub(crate) rows_exported: u64,
     /// None if the export was skipped.

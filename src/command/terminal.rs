@@ -96,7 +96,8 @@ impl Observer for Terminal {
             bar.set_position(job.rows_exported);
             bar.set_message(format!("{}{}", job.job_id, job.remark()));
         } else if printed_at.elapsed() >= PROGRESS_INTERVAL {
-            eprintln!("{}{} {}% {} rows{}", self.prefix, job.status, job.progress, job.rows_exported, job.remark());
+            let doing = job.phase.as_ref().unwrap_or(&job.status);
+            eprintln!("{}{doing} {}% {} rows{}", self.prefix, job.progress, job.rows_exported, job.remark());
             *printed_at = Instant::now();
         }
     }

@@ -10,7 +10,7 @@ use crate::event::DeliveryStatus;
 use crate::job::columns::MetaColumn;
 use crate::job::json::{CompressionSchema, FormatSchema};
 use crate::job::selection::Operator;
-use crate::job::{ConsumerId, Continuity, ExportType, FailureCode, Status};
+use crate::job::{ConsumerId, Continuity, ExportType, FailureCode, Phase, Status};
 use pg_rows::encoding::{Compression, Format};
 
 /// Returns the schema of an enum: its values and the meaning of each.
@@ -46,6 +46,7 @@ pub(crate) use document_words;
 document_words! {
     ExportType, "ExportType", "The set of rows in an export";
     Status, "Status", "The status of a job";
+    Phase, "Phase", "What an open job does";
     Continuity, "Continuity", "The condition, other than changes, between a consumer's last export and this one";
     FailureCode, "FailureCode", "The reason why an export failed";
     DeliveryStatus, "DeliveryStatus", "The status of a delivery";

@@ -7,7 +7,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::job::{Continuity, ExportType, FailureCode, Job, JobFile, JobId, Status};
+use crate::job::{Continuity, ExportType, FailureCode, Job, JobFile, JobId, Phase, Status};
 
 /// Formats a time for JSON: RFC 3339, UTC, microseconds.
 pub fn rfc3339(time: DateTime<Utc>) -> String {
@@ -25,7 +25,7 @@ pub enum CompressionSchema {}
 #[serde(rename_all = "camelCase")]
 #[schema(as = Job, example = json!({
     "jobId": "01a1f83b-4327-76af-8511-139e6c6a362d", "consumerId": "search", "dataset": "users", "exportType": "delta",
-    "status": "completed", "skipped": false, "progress": 100, "rowsExported": 29, "bytesWritten": 3401,
+    "status": "completed", "skipped": false, "progress": 100, "phase": null, "rowsExported": 29, "rowsExpected": null, "bytesWritten": 3401,
     "outputFilename": "delta_search_20261120T091315Z.csv", "location": "file:///srv/exports/delta_search_20261120T091315Z.csv", "format": "csv", "compression": "none",
     "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "files": [{
         "part": 1, "name": "delta_search_20261120T091315Z.csv", "location": "file:///srv/exports/delta_search_20261120T091315Z.csv",
@@ -55,8 +55,16 @@ pub struct JobJson {
     /// In percent: it never falls within an attempt, and is 100 only when completed
     #[schema(maximum = 100)]
     progress: u8,
+    /// The work that goes on: `waiting` for a worker or its turn, `reading` until the first row is written, `writing`,
+    /// or `publishing` once it is committed; null once the export has ended
+    #[schema(required)]
+    phase: Option<Phase>,
     /// Rows written so far, all of them once completed
     rows_exported: u64,
+    /// About how many rows there will be, in an export of changes that has run for a second; null if they were not
+    /// counted, and once the export is committed
+    #[schema(required)]
+    rows_expected: Option<u64>,
     /// Bytes written so far, the size of all files once completed
     bytes_written: u64,
     /// The file's name in the output folder or bucket, and of a download; the names of several are made of it; null if
@@ -213,7 +221,9 @@ impl From<Job> for JobJson {
             status,
             skipped: is_skipped,
             progress: job.progress,
+            phase: job.phase,
             rows_exported: job.rows_exported,
+            rows_expected: job.rows_expected,
             bytes_written: job.bytes_written,
             output_filename: Some(job.output_filename).filter(|_| !is_skipped),
             location: only.as_ref().and_then(|file| file.location.clone()),

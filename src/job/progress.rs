@@ -18,6 +18,8 @@ pub struct Reached {
     pub rows: u64,
     /// The number of bytes written.
     pub bytes: u64,
+    /// The number of rows that were expected, if they were counted.
+    pub expected: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -25,6 +27,8 @@ struct Counters {
     percent: AtomicU8,
     rows: AtomicU64,
     bytes: AtomicU64,
+    /// 0: they were not counted.
+    expected: AtomicU64,
 }
 
 impl Progress {
@@ -34,10 +38,23 @@ impl Progress {
         self.0.percent.fetch_max(percent.min(99) as u8, Ordering::Relaxed);
     }
 
+    /// Records how many rows are expected. From then on, the rows written are the percentage.
+    pub fn expect(&self, rows: u64) {
+        self.0.expected.store(rows, Ordering::Relaxed);
+        self.reach(self.0.rows.load(Ordering::Relaxed), rows);
+    }
+
     /// Records the number of rows and bytes written so far.
     pub fn written(&self, rows: u64, bytes: u64) {
         self.0.rows.store(rows, Ordering::Relaxed);
         self.0.bytes.store(bytes, Ordering::Relaxed);
+        if let Some(expected) = self.expected() {
+            self.reach(rows, expected);
+        }
+    }
+
+    fn expected(&self) -> Option<u64> {
+        Some(self.0.expected.load(Ordering::Relaxed)).filter(|rows| *rows > 0)
     }
 
     /// Returns the current progress.
@@ -46,6 +63,7 @@ impl Progress {
             percent: self.0.percent.load(Ordering::Relaxed),
             rows: self.0.rows.load(Ordering::Relaxed),
             bytes: self.0.bytes.load(Ordering::Relaxed),
+            expected: self.expected(),
         }
     }
 }
@@ -87,5 +105,16 @@ mod tests {
         progress.reach(100, 100);
         progress.reach(0, 0);
         assert_eq!(progress.read().percent, 99);
+    }
+
+    #[test]
+    fn the_rows_written_count_once_it_is_known_how_many_are_expected() {
+        let progress = Progress::default();
+        progress.written(10, 100);
+        assert_eq!((progress.read().percent, progress.read().expected), (0, None));
+        progress.expect(40);
+        assert_eq!((progress.read().percent, progress.read().expected), (25, Some(40)));
+        progress.written(30, 300);
+        assert_eq!(progress.read().percent, 75);
     }
 }

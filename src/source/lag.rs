@@ -16,6 +16,7 @@ use crate::source::captured::CAPTURE;
 use crate::source::guard::VERDICT;
 use crate::source::quote::{quoted, relation};
 use crate::source::role_path::widen;
+use crate::source::rows::Rows;
 use crate::source::select::{LAST_TIME, Select};
 use crate::source::value::in_zone_of;
 use crate::source::{Error, Source, owners, rights, table_schema};
@@ -108,6 +109,43 @@ impl Source {
             })
         };
         rows.into_iter().map(lag).collect()
+    }
+}
+
+/// A query that counts the keys which the log has since the position of an export.
+pub struct ChangesCount {
+    table: Table,
+    query: String,
+}
+
+impl Rows<'_> {
+    /// Returns the count of the changes of this export. `None` if the export doesn't go by the log.
+    pub fn changes_count(&self, export_type: ExportType) -> Option<ChangesCount> {
+        let goes_by_log = self.position.live.is_some() && export_type != ExportType::Full;
+        goes_by_log.then(|| ChangesCount {
+            table: self.select.dataset.table.clone(),
+            query: format!("-- source.lag.count\n {}", self.select.count_changes(export_type)),
+        })
+    }
+}
+
+impl Source {
+    /// Counts changes, also those since the export took its snapshot.
+    ///
+    /// # Errors
+    /// If Postgres fails, or takes longer than 10 seconds.
+    pub async fn count_changes(&self, ChangesCount { table, query }: &ChangesCount) -> Result<u64, Error> {
+        let failed = Error::from_sql(table);
+        let mut conn = self.pool.acquire().await.map_err(&failed)?;
+        let mut tx = conn.begin().await.map_err(&failed)?;
+        sqlx::raw_sql("-- source.lag.timeout\n set local statement_timeout = '10s'")
+            .execute(&mut *tx)
+            .await
+            .map_err(&failed)?;
+        let count = sqlx::query_scalar(AssertSqlSafe(query.as_str())).persistent(false);
+        let rows: i64 = count.fetch_one(&mut *tx).await.map_err(&failed)?;
+        tx.commit().await.map_err(&failed)?;
+        Ok(rows.unsigned_abs())
     }
 }
 

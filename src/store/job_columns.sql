@@ -7,7 +7,15 @@ replace(e.format, 'batch:', '') as format,
 e.has_after, e.after_job, e.after_sha256, e.retry_of, e.traceparent, e.output_filename,
 case when e.status = 'completed' and e.published_at is null then 'processing' else e.status end as status,
 case when e.status = 'completed' and e.published_at is null then 99::smallint else e.progress end as progress,
-e.attempt, e.rows_exported, e.bytes_written, e.error_code, e.error_detail, e.cancel_requested_at,
+case
+  when e.status = 'pending' then 'waiting'
+  when e.status = 'completed' and e.published_at is null then 'publishing'
+  when e.status = 'processing' and e.rows_exported = 0 then 'reading'
+  when e.status = 'processing' then 'writing'
+end as phase,
+e.attempt, e.rows_exported, e.bytes_written,
+case when e.status = 'processing' then e.rows_expected end as rows_expected,
+e.error_code, e.error_detail, e.cancel_requested_at,
 -- Only a published export has these.
 case when e.published_at is not null then (
   select f.files from cdc_export.export_files f where f.job = e.id) end as files,

@@ -137,7 +137,7 @@ async fn beat(
     id: JobId,
     token: LeaseToken,
     lease: Duration,
-    (job, Reached { percent, rows, bytes }): (JobId, Reached),
+    (job, Reached { percent, rows, bytes, expected }): (JobId, Reached),
 ) -> Result<Renewal, Error> {
     let cancel: Option<bool> = sqlx::query_scalar(include_str!("lease/beat.sql"))
         .bind(id.as_uuid())
@@ -147,6 +147,7 @@ async fn beat(
         .bind(rows as i64)
         .bind(bytes as i64)
         .bind(job.as_uuid())
+        .bind(expected.map(|rows| rows as i64))
         .fetch_optional(conn)
         .await?;
     Ok(match cancel {

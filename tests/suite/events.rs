@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::harness::{Database, Service, Start, refusal};
+use crate::catalog::{Catalog, export, post};
+use crate::harness::{Database, Service, Start, eventually, refusal};
 
 /// The events that a client has read so far.
 pub(crate) struct Stream {
@@ -125,4 +126,34 @@ async fn an_open_stream_does_not_delay_a_stop() {
     service.signal(Signal::SIGTERM);
     let _ = stream.rest().await;
     assert_eq!(service.exit().await, Some(0));
+}
+
+/// The third write is the second one of the delta.
+#[tokio::test]
+async fn a_delta_says_what_it_does_and_how_far_it_is() {
+    let database = Database::new().await;
+    database.run("create table items (id int primary key, filler text not null); insert into items values (0, '')").await;
+    let catalog = Catalog::of("[[dataset]]\nname = \"items\"\ntable = \"items\"\n");
+    catalog.track(&database, "items").await;
+    let service = catalog.start(&database).with("FAILPOINTS", "sink.write=hold@3").service().await;
+    export(&service, "full", "items", "one").await;
+    database.run("insert into items select n, repeat('x', 400) from generate_series(1, 20000) n").await;
+
+    let job = post(&service, "/exports/delta", Some("one"), &json!({"dataset": "items"})).await;
+    let id = job.json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned();
+    service.reaches("sink.write").await;
+    let job = eventually("the rows are counted", async || {
+        let job = service.job(&id).await;
+        (!job["rowsExpected"].is_null()).then_some(job)
+    })
+    .await;
+    let (rows, percent) = (job["rowsExported"].as_u64().unwrap(), job["progress"].as_u64().unwrap());
+    assert_eq!((&job["phase"], &job["rowsExpected"]), (&json!("writing"), &json!(20_000)), "{job}");
+    assert!(rows > 0 && rows < 20_000 && percent == rows * 100 / 20_000, "{job}");
+    service.release("sink.write").await;
+    let job = service.ended(&id).await;
+    assert_eq!((&job["status"], &job["progress"]), (&json!("completed"), &json!(100)), "{job}");
+    assert_eq!((&job["rowsExported"], &job["phase"]), (&json!(20_000), &Value::Null), "{job}");
+    assert_eq!(job["rowsExpected"], Value::Null, "{job}");
+    service.stop().await;
 }

@@ -9,7 +9,7 @@ use crate::harness::{Database, Start, eventually};
 async fn a_folder_that_hangs_holds_up_neither_takeovers_nor_the_end() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
-    let start = || Start::on(&database).with("LEASE_SECONDS", 1).with("WORKERS", 1);
+    let start = || Start::on(&database).with("LEASE_SECONDS", 3).with("WORKERS", 1);
     // As a read of a folder on a network that is gone: it never comes back.
     let heir = start().with("FAILPOINTS", "sink.sweep=hold").service().await;
     heir.reaches("sink.sweep").await;

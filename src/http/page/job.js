@@ -7,7 +7,7 @@ import { downloadOf } from "./download.js";
 import { el, keyed, once, say, show, text } from "./dom.js";
 import { bytes, count, duration, rows, utc, when } from "./figures.js";
 import { progressBar, speed, statusBadge } from "./jobrow.js";
-import { STATUS, TYPES, batchPath, consumerPath, continuity, hasFile, isOpen, title, whatNext } from "./words.js";
+import { PHASE, STATUS, TYPES, batchPath, consumerPath, continuity, hasFile, isOpen, title, whatNext } from "./words.js";
 
 // What has ended stays as it is; the page only looks whether the service is there.
 const ENDED_SECONDS = 30;
@@ -109,9 +109,10 @@ export function jobView(id, onMade) {
 
 function goingOn(job) {
   const { rate, left } = speed(job);
-  const parts = [STATUS[job.skipped ? "skipped" : job.status]?.meaning];
+  const parts = [PHASE[job.phase] ?? STATUS[job.skipped ? "skipped" : job.status]?.meaning];
   if (job.status === "processing") {
-    parts.push(`${rows(job.rowsExported)}, ${bytes(job.bytesWritten)} so far.`);
+    const all = job.rowsExpected === null ? "" : ` of about ${count(job.rowsExpected)}`;
+    parts.push(`${rows(job.rowsExported)}${all}, ${bytes(job.bytesWritten)} so far.`);
     if (rate !== null) parts.push(`${count(Math.round(rate))} rows/s${left === null ? "" : `, about ${duration(Math.max(1, left))} left`}.`);
   }
   return parts.join(" ");

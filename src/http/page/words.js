@@ -127,11 +127,18 @@ export const TYPES = {
 
 export const STATUS = {
   pending: { weight: "notice", meaning: "It waits for a worker, or for its consumer's earlier exports." },
-  processing: { weight: "running", meaning: "Its rows are being written." },
+  processing: { weight: "running", meaning: "A worker exports it." },
   completed: { weight: "good", meaning: "The file is whole and on disk." },
   skipped: { weight: "good", meaning: "It found nothing, and made no file." },
   failed: { weight: "bad", meaning: "It ended without a file. The watermark is where it was, but after file_lost." },
   cancelled: { weight: "quiet", meaning: "It was cancelled. The watermark is where it was." },
+};
+
+// What a job that a worker runs does.
+export const PHASE = {
+  reading: "Postgres looks for its rows.",
+  writing: "Its rows are being written.",
+  publishing: "Its rows are on disk, and its files get their names.",
 };
 
 // What an open job is called from the click on until its worker has stopped.

@@ -30,6 +30,7 @@ claimed as (
 )
 update exports e
 set status = 'processing', attempt = e.attempt + 1, progress = 0, rows_exported = 0, bytes_written = 0,
+    rows_expected = null,
     lease_token = $5, lease_owner = $6,
     -- The lease of a batch is its first member's.
     lease_expires_at = case
