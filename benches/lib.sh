@@ -136,26 +136,36 @@ incrementals() {
     echo "incremental of 10000 changed rows, ms: from POST to completed $(median changed.service), the 99th percentile $(percentile99 changed.service), from claim to commit $(median changed.job), a fresh psql \\copy $(median changed.copy)"
 }
 
-# delta_statement: sets $statement, what the service reads a delta after a delta with, on a line.
+# The consumer's position as the service writes it into a statement.
+position() {
+    sql "select to_char(last_exported_at at time zone 'utc', 'YYYY-MM-DD HH24:MI:SS.US') || '+00', live_snapshot, deletions_snapshot
+        from watermarks where consumer_id = '$consumer'"
+}
+# delta_statement: sets $statement, the query that the service reads a delta after a delta with, on a line, and $since, its position.
 delta_statement() {
     # One after an incremental has the deletions to make up for, in a statement of their own.
     export_and_wait delta
+    since=$(position)
     sql "alter system set log_min_duration_statement = 0"; sql 'select pg_reload_conf()' >/dev/null
     pause 0.2
     export_and_wait delta
     sql "alter system reset log_min_duration_statement"; sql 'select pg_reload_conf()' >/dev/null
     statement=$(awk '/^[^\t]/ {inside = /-- source.copy.changes/; if (inside) text = ""; next}
-        inside {sub(/--.*/, ""); text = text " " $0} END {gsub(/[\t ]+/, " ", text); print text}' data/postgres.log)
+        inside {sub(/--.*/, ""); text = text " " $0}
+        END {gsub(/[\t ]+/, " ", text); sub(/^ copy \(/, "", text); sub(/\) to stdout \(format binary\) *$/, "", text); print text}' data/postgres.log)
     [[ $statement == *'union all'* ]]
 }
 # The same with the position in it that the consumer has now: what psql would have to send for the same rows.
 same_statement() {
-    local oid watermark live deletions text=$statement
-    IFS='|' read -r watermark oid live deletions < <(sql "select last_exported_at, table_oid, live_snapshot, deletions_snapshot from watermarks where consumer_id = '$consumer'")
-    text=${text//\$1/"'$watermark'"} text=${text//\$2/"'$oid'"} text=${text//\$3/"'$live'"}
-    text=${text//\$4/"'$deletions'"}
-    # No watermark was set by hand, since which times would tell deletions too.
-    echo "${text//\$5/null}"
+    local n text=$statement old new
+    IFS='|' read -ra old <<<"$since"
+    IFS='|' read -ra new < <(position)
+    for n in "${!old[@]}"; do
+        [[ $text == *"'${old[n]}'"* ]] || { echo "no position in $text" >&2; return 1; }
+        text=${text//"'${old[n]}'"/"@$n@"}
+    done
+    for n in "${!new[@]}"; do text=${text//"@$n@"/"'${new[n]}'"}; done
+    echo "$text"
 }
 # deltas TIMES: every row changes, then psql takes them, by the service's own statement and from the table alone, and the service.
 deltas() {
