@@ -160,10 +160,8 @@ same_statement() {
     local n text=$statement old new
     IFS='|' read -ra old <<<"$since"
     IFS='|' read -ra new < <(position)
-    for n in "${!old[@]}"; do
-        [[ $text == *"'${old[n]}'"* ]] || { echo "no position in $text" >&2; return 1; }
-        text=${text//"'${old[n]}'"/"@$n@"}
-    done
+    [[ $text == *"'${old[0]}'"*"'${old[1]}'"* || $text == *"'${old[1]}'"*"'${old[0]}'"* ]] || { echo "no position in $text" >&2; return 1; }
+    for n in "${!old[@]}"; do text=${text//"'${old[n]}'"/"@$n@"}; done
     for n in "${!new[@]}"; do text=${text//"@$n@"/"'${new[n]}'"}; done
     echo "$text"
 }
