@@ -3,9 +3,9 @@
 //! A gzip file may have many members (RFC 1952, 2.2) and a zstd file many frames (RFC 8878, 3). A frame costs a few
 //! bytes and a little of the ratio. In return a compressor needs no more than one frame's memory.
 
-use std::io::{self, Write};
+use std::io;
 
-use flate2::write::GzEncoder;
+use libdeflater::CompressionLvl;
 use zstd::bulk;
 use zstd::zstd_safe::compress_bound;
 
@@ -15,25 +15,25 @@ use crate::encoding::Compression;
 /// The uncompressed bytes of a frame. A longer row makes a larger frame.
 pub(super) const FRAME_BYTES: usize = 1 << 20;
 
-/// The fastest level with this ratio. Level 1 makes files a quarter larger. Level 6 takes twice the time and makes
-/// files a tenth smaller (docs/PERFORMANCE.md).
-const GZIP_LEVEL: u8 = 2;
+/// The fastest level. Level 6 takes two and a half times as long and makes files a twentieth smaller
+/// (docs/PERFORMANCE.md).
+const GZIP_LEVEL: u8 = 1;
 const ZSTD_LEVEL: u8 = 1;
 /// The highest level of gzip.
-const MOST_GZIP: u8 = 9;
+const MOST_GZIP: u8 = 12;
 
 /// Compresses frames.
 pub(super) enum Compressor {
     /// Copies the bytes.
     None,
     /// Makes members.
-    Gzip(flate2::Compression),
+    Gzip(libdeflater::Compressor),
     /// Makes frames with a checksum.
     Zstd(bulk::Compressor<'static>),
 }
 
 impl Compressor {
-    /// Makes a compressor of this level, 1 to 19; `None` is the codec's own. Gzip takes a level above 9 as 9.
+    /// Makes a compressor of this level, 1 to 19; `None` is the codec's own. Gzip takes a level above 12 as 12.
     ///
     /// # Errors
     /// If memory runs out.
@@ -41,8 +41,8 @@ impl Compressor {
         Ok(match compression {
             Compression::None => Compressor::None,
             Compression::Gzip => {
-                let level = level.unwrap_or(GZIP_LEVEL).min(MOST_GZIP);
-                Compressor::Gzip(flate2::Compression::new(level.into()))
+                let level = CompressionLvl::new(level.unwrap_or(GZIP_LEVEL).min(MOST_GZIP).into());
+                Compressor::Gzip(libdeflater::Compressor::new(level.unwrap_or_default()))
             }
             Compression::Zstd => Compressor::Zstd(zstd(level.unwrap_or(ZSTD_LEVEL)).map_err(Error::Compressor)?),
         })
@@ -59,7 +59,7 @@ impl Compressor {
                 out.extend_from_slice(plain);
                 Ok(())
             }
-            Compressor::Gzip(level) => gzip(plain, *level, out),
+            Compressor::Gzip(gzip) => member(gzip, plain, out),
             Compressor::Zstd(zstd) => {
                 out.reserve(compress_bound(plain.len()));
                 zstd.compress_to_buffer(plain, out).map(drop)
@@ -75,10 +75,12 @@ fn zstd(level: u8) -> io::Result<bulk::Compressor<'static>> {
     Ok(zstd)
 }
 
-fn gzip(plain: &[u8], level: flate2::Compression, out: &mut Vec<u8>) -> io::Result<()> {
-    let mut member = GzEncoder::new(out, level);
-    member.write_all(plain)?;
-    member.finish().map(drop)
+/// Writes one member of a gzip file.
+fn member(gzip: &mut libdeflater::Compressor, plain: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
+    out.resize(gzip.gzip_compress_bound(plain.len()), 0);
+    let bytes = gzip.gzip_compress(plain, out).map_err(io::Error::other)?;
+    out.truncate(bytes);
+    Ok(())
 }
 
 /// Decompresses the frames of a file.
@@ -127,7 +129,7 @@ mod tests {
             compressor.frame(include_bytes!("compress.rs"), &mut out).unwrap();
             out
         };
-        assert!(packed(Some(19)) == packed(Some(9)));
-        assert!(packed(Some(9)).len() < packed(Some(1)).len());
+        assert!(packed(Some(19)) == packed(Some(12)));
+        assert!(packed(Some(12)).len() < packed(Some(1)).len());
     }
 }
