@@ -6,7 +6,7 @@
 #
 # Wall time of the service is from POST to `completed`: queue, sha256 and fsync included. CPU is that of the client (psql, or the
 # service) and of every process of the server. Each begins with the files of the last round removed. Uses a scratch folder and a server of its own; READERS and WORKERS are passed on.
-# INCREMENTALS is how many there are of 10,000 changed rows (21).
+# INCREMENTALS is how many there are of 10,000 changed rows (21), DELTAS of all rows (3).
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 rows=${1:-1000000} rounds=${2:-7}
@@ -22,6 +22,6 @@ for _ in $(seq "$rounds"); do compare full "select $columns from users where not
 summary full
 echo "peak memory of the service: $(memory VmHWM $service) kB, idle $idle kB"
 
-incrementals "${INCREMENTALS:-21}"
-deltas 3
+[[ ${INCREMENTALS:-21} == 0 ]] || incrementals "${INCREMENTALS:-21}"
+[[ ${DELTAS:-3} == 0 ]] || deltas "${DELTAS:-3}"
 echo "peak memory of the service: $(memory VmHWM $service) kB, idle $idle kB"

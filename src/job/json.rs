@@ -61,7 +61,7 @@ pub struct JobJson {
     phase: Option<Phase>,
     /// Rows written so far, all of them once completed
     rows_exported: u64,
-    /// About how many rows there will be, in an export of changes that has run for a second; null if they were not
+    /// About how many rows there will be, in an export of changes that has run for five seconds; null if they were not
     /// counted, and once the export is committed
     #[schema(required)]
     rows_expected: Option<u64>,
