@@ -63,7 +63,8 @@ pub(crate) struct ConsumerBody {
     /// dataset any more; null if it cannot be told now
     #[schema(required, pattern = "^(fresh|new|gone|not_loaded|behind|not_tracked|needs_full|failing)$")]
     state: Option<&'static str>,
-    /// The age in seconds of the oldest committed change that no export has; 0 if there is none, null if it is unknown
+    /// The age in seconds of the oldest committed change that no export has; 0 if there is none, null if there
+    /// was no export
     #[schema(required)]
     behind_seconds: Option<u64>,
     /// The number of exports that failed since the last completed one, exact up to 1,000
