@@ -121,6 +121,20 @@ def test_a_crowd_is_seen_at_a_glance(watch, service):
     expect(page.locator("tr[data-status=processing]")).to_have_count(1)
 
 
+def test_a_state_and_its_reason_agree(watch, service):
+    page = watch.page
+    standing = service.call("GET", "/consumers?limit=1")["items"][0]
+    fulls = {**standing, "consumerId": "fulls", "state": "fresh", "continuity": "truncated"}
+    deltas = {**fulls, "consumerId": "deltas", "state": "needs_full"}
+    answered_by(page, "**/consumers?*", lambda route: route.fulfill(json={"items": [fulls, deltas], "nextCursor": None}))
+    page.goto(service.url)
+    expect(consumer_row(page, "deltas")).to_contain_text("deltas need a full export first")
+    # A full export is exact whatever happened.
+    fresh = consumer_row(page, "fulls")
+    expect(fresh).to_contain_text("fresh")
+    expect(fresh.locator(".state .meaning")).to_be_empty()
+
+
 def test_a_crowd_is_asked_for_with_measure(watch, service):
     page = watch.page
     crowd = Crowd(service)

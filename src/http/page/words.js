@@ -1,7 +1,5 @@
 // What the API's words mean, for who reads them at night: plainly, and with what to do next.
 
-import { ago, count } from "./figures.js";
-
 // Each word of `continuity`: what happened, and the weakest export that is exact all the same.
 const CONTINUITY = {
   rewound: ["The watermark was set back by hand: the next export sends again what lies behind it.", "delta"],
@@ -52,12 +50,12 @@ const STATES = {
 
 export const urgency = (state) => Object.keys(STATES).indexOf(state);
 
-// Where a consumer stands in a dataset: the weight of a badge, its label, and a sentence where there is something to say.
-export function standing({ state, continuity: word, failures, failingSince, lastJob }) {
+// Where a consumer stands in a dataset: the weight of a badge, its label, and a sentence where there is something to say. `continuity` is
+// the reason of some states; where its next export is exact all the same, it is none.
+export function standing({ state, continuity: word }) {
   if (state === null) return { weight: "notice", label: "unknown", meaning: "The table can't be read now." };
   const [weight, meaning] = STATES[state] ?? ["notice", "A state that this page doesn't know."];
-  const failed = () => `${failures === 1 ? "The last export failed" : `${count(failures)} exports in a row failed, the first`} ${ago(failingSince)}${lastJob?.error ? `: ${lastJob.error.code}` : ""}.`;
-  const why = state === "failing" && failingSince ? failed() : word ? continuity(word).meaning : meaning;
+  const why = word !== null && ["needs_full", "not_tracked"].includes(state) ? continuity(word).meaning : meaning;
   return { weight, label: state.replaceAll("_", " "), meaning: why };
 }
 
