@@ -80,6 +80,10 @@ def test_a_crowd_is_seen_at_a_glance(watch, service):
     assert statuses == ["processing"] * 2 + ["failed"] + ["pending"] * 5 + ["completed"] * 4, statuses
     failed = job_rows(page).nth(2)
     expect(failed.get_by_role("button", name="Start a full export")).to_be_visible()
+    # Its consumer's row says why, and leads to it.
+    failing = consumer_row(page, crowd.consumers[150]["consumerId"])
+    expect(failing).to_contain_text(re.compile("32 exports in a row failed, the first .* ago: full_export_needed"))
+    expect(failing.get_by_role("link", name="full_export_needed")).to_have_attribute("href", f"#/jobs/{failed.get_attribute('data-job')}")
     consumers = page.get_by_role("table", name="Consumers and where they stand")
     names = consumers.locator("td.key a").all_text_contents()
     assert [name[-3:] for name in names][:7] == ["150", "120", "170", "199", "060", "000", "001"] and len(names) == 20, names

@@ -6,7 +6,7 @@ import { acting, complaints, submitting } from "./actions.js";
 import { sparkline } from "./chart.js";
 import { starting } from "./curl.js";
 import { el, keyed, once, row, searching, set, show, table, text } from "./dom.js";
-import { ago, bytes, count, duration, elapsed, rows, utc, when } from "./figures.js";
+import { bytes, count, duration, elapsed, rows, utc, when } from "./figures.js";
 import { askForExport } from "./start.js";
 import { STATUS, consumerPath, datasetPath, standing, urgency } from "./words.js";
 
@@ -178,7 +178,7 @@ function over(consumerId, lanes, day) {
 }
 
 function groupRow(columns, { consumerId }, toggle) {
-  const facts = laneFacts(columns);
+  const facts = laneFacts(columns, groupReason);
   const button = el("button", { type: "button", class: "opens", "aria-label": `datasets of ${consumerId}`, onclick: toggle });
   const number = el("span", { class: "beside" });
   const name = el("span", { class: "named" }, button, el("span", {}, el("a", { href: consumerPath(consumerId), title: "its page" }, consumerId), number));
@@ -186,10 +186,6 @@ function groupRow(columns, { consumerId }, toggle) {
     set(button, "aria-expanded", String(isOpen));
     text(number, `${count(of.lanes.length)} datasets`);
     facts.update(of);
-    const states = [...Map.groupBy(of.lanes, (lane) => standing(lane).label)];
-    const since = of.lanes.map(({ failingSince }) => failingSince).filter(Boolean).sort()[0];
-    const told = states.map(([label, lanes]) => `${count(lanes.length)} ${label}`).join(", ");
-    text(facts.meaning, since ? `${told}; the first failed ${ago(since)}` : states.length > 1 ? told : "");
   };
   return { node: row(columns, [name, ...facts.cells, ""]), update };
 }
@@ -200,8 +196,8 @@ function restRow({ consumerId }) {
   return { node, update: ({ rest }) => text(link, `${count(rest)} more datasets of ${consumerId}`) };
 }
 
-// The cells of a lane or a consumer: state, how far behind, what waits, its last day and the last export.
-function laneFacts(columns) {
+// The cells of a lane or a consumer: state and its reason, how far behind, what waits, its last day and the last export.
+function laneFacts(columns, reasonOf) {
   const badge = el("span", { class: "badge" });
   const meaning = el("span", { class: "meaning" });
   const behind = el("span", {});
@@ -218,7 +214,8 @@ function laneFacts(columns) {
     const says = standing(of);
     text(badge, says.label);
     badge.className = `badge ${says.weight}`;
-    text(meaning, says.meaning);
+    const why = el("span", {}, reasonOf(of));
+    once(meaning, why.innerHTML, () => [...why.childNodes]);
     text(behind, of.behindSeconds === null ? "–" : of.behindSeconds === 0 ? "no" : duration(of.behindSeconds));
     set(behind, "class", of.behindSeconds === 0 ? "quiet" : null);
     set(behind, "title", of.behindSeconds === null ? "unknown" : of.lastExportedAt ? `watermark: ${utc(of.lastExportedAt)}` : null);
@@ -243,11 +240,36 @@ function laneFacts(columns) {
     set(last, "title", job.status === "completed" ? rows(job.rowsExported) : (job.error?.code ?? null));
     lastAt.at(job.finishedAt ?? job.createdAt);
   };
-  return { cells, meaning, update };
+  return { cells, update };
+}
+
+// The states of a consumer's datasets.
+function groupReason({ lanes }) {
+  const states = [...Map.groupBy(lanes, (lane) => standing(lane).label)];
+  const since = lanes.map(({ failingSince }) => failingSince).filter(Boolean).sort()[0];
+  const told = states.map(([label, lanes]) => `${count(lanes.length)} ${label}`).join(", ");
+  return since ? [`${told}; the first failed `, when(since)] : states.length > 1 ? told : "";
+}
+
+// A sentence where there is something to say of a state. Of one that fails: since when, and by what the last export did.
+function laneReason(of) {
+  return of.state === "failing" ? failure(of) : standing(of).meaning;
+}
+
+function failure({ consumerId, dataset, failures, failingSince, lastJob }) {
+  const first = failures === 1 ? "The last export failed " : `${count(failures)} exports in a row failed, the first `;
+  const why = failed(lastJob) ?? el("a", { href: `#/exports?${new URLSearchParams({ consumer: consumerId, dataset, status: "failed" })}` }, "why");
+  return failingSince === null ? why : [first, when(failingSince), ": ", why];
+}
+
+// The code of an export that failed, which leads to it.
+function failed(job) {
+  if (!job?.error) return null;
+  return el("a", { class: "code", href: `#/jobs/${job.jobId}`, title: job.error.detail }, job.error.code);
 }
 
 function laneRow(columns, lane, name, attributes) {
-  const facts = laneFacts(columns);
+  const facts = laneFacts(columns, laneReason);
   let now = lane;
   const button = el("button", { type: "button", onclick: () => askForExport(() => {}, now) }, "Export…", el("span", { class: "unseen" }, ` ${lane.dataset} for ${lane.consumerId}`));
   const update = (of) => {
