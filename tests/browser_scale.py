@@ -139,6 +139,35 @@ def test_a_state_and_its_reason_agree(watch, service):
     expect(fresh.locator(".state .meaning")).to_be_empty()
 
 
+def test_a_consumer_names_its_faulty_datasets(watch, service):
+    page = watch.page
+    standing = service.call("GET", "/consumers?limit=1")["items"][0]
+    cause, follows = ({"code": code, "detail": "it failed"} for code in ("table_missing", "batch_member_failed"))
+
+    def lane(name, state, error=None):
+        job = {**standing["lastJob"], "dataset": name, "status": "failed", "error": error} if error else standing["lastJob"]
+        since = "2026-01-01T00:00:00.000000Z" if error else None
+        return {**standing, "consumerId": "mart", "dataset": name, "state": state, "lastJob": job, "failures": int(bool(error)), "failingSince": since}
+
+    lanes = [lane("events", "failing", follows), lane("orders", "failing", cause), *(lane(f"t{n}", "needs_full") for n in range(4)), lane("users", "fresh")]
+    answered_by(page, "**/consumers?*", lambda route: route.fulfill(json={"items": lanes, "nextCursor": None}))
+    page.goto(service.url)
+    reason = consumer_row(page, "mart").locator(".state .meaning")
+    # The export by which a batch failed comes first.
+    expect(reason).to_have_text(
+        re.compile(r"^2 failing, 4 needs full: orders \(table_missing\), events, t0 and 3 more; the first failed .* ago; 1 fresh$")
+    )
+    expect(reason.get_by_role("link", name="orders")).to_have_attribute("href", "#/datasets/orders")
+    expect(reason.get_by_role("link", name="table_missing")).to_have_attribute("href", f"#/jobs/{standing['lastJob']['jobId']}")
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        is_laid_out(page, width, 6_000)
+        accessible(page, f"faulty datasets at {width}")
+    lanes[:] = [lane("orders", "fresh"), lane("users", "fresh")]
+    page.reload()
+    expect(reason).to_be_empty()
+
+
 def test_a_crowd_is_asked_for_with_measure(watch, service):
     page = watch.page
     crowd = Crowd(service)

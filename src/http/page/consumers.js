@@ -8,7 +8,7 @@ import { starting } from "./curl.js";
 import { el, keyed, once, row, searching, set, show, table, text } from "./dom.js";
 import { bytes, count, duration, elapsed, rows, utc, when } from "./figures.js";
 import { askForExport } from "./start.js";
-import { STATUS, consumerPath, datasetPath, standing, urgency } from "./words.js";
+import { STATUS, consumerPath, datasetPath, isFaulty, standing, urgency } from "./words.js";
 
 const COLUMNS = (of) => [[of, "key"], ["State", "state"], ["Behind", "number"], ["Rows waiting", "number"], ["Last export", "latest"], ["Actions", "does"]];
 const DAY = ["Last day", "day"];
@@ -19,6 +19,8 @@ const MOST = 1000;
 // What they cost the database, it may have this many times over for others.
 const REST = 10;
 const STEP = 20;
+// As many faulty datasets of a consumer are named in its row.
+const NAMED = 3;
 const FIRST = { consumerId: "consumer-1", exportType: "full", format: "csv", compression: "none" };
 
 const laneKey = (of) => `${of.consumerId}/${of.dataset}`;
@@ -58,9 +60,12 @@ export async function allLanes(signal) {
   return { items, isAll: cursor === null, pages };
 }
 
+// Of a batch that failed, one export is the cause.
+const isCause = ({ lastJob }) => (lastJob?.error ?? null) !== null && lastJob.error.code !== "batch_member_failed";
+
 // Those that need somebody most come first, then those that are furthest behind.
 function byUrgency(lanes) {
-  return [...lanes].sort((one, other) => urgency(other.state) - urgency(one.state) || (other.behindSeconds ?? -1) - (one.behindSeconds ?? -1));
+  return [...lanes].sort((one, other) => urgency(other.state) - urgency(one.state) || Number(isCause(other)) - Number(isCause(one)) || (other.behindSeconds ?? -1) - (one.behindSeconds ?? -1));
 }
 
 export function consumersSection() {
@@ -243,12 +248,19 @@ function laneFacts(columns, reasonOf) {
   return { cells, update };
 }
 
-// The states of a consumer's datasets.
+// The states of a consumer's datasets, the faulty ones with the first of their names.
 function groupReason({ lanes }) {
-  const states = [...Map.groupBy(lanes, (lane) => standing(lane).label)];
+  const faulty = lanes.filter(({ state }) => isFaulty(state));
   const since = lanes.map(({ failingSince }) => failingSince).filter(Boolean).sort()[0];
-  const told = states.map(([label, lanes]) => `${count(lanes.length)} ${label}`).join(", ");
-  return since ? [`${told}; the first failed `, when(since)] : states.length > 1 ? told : "";
+  const states = (of) => [...Map.groupBy(of, (lane) => standing(lane).label)].map(([label, its]) => `${count(its.length)} ${label}`);
+  const others = states(lanes.filter((lane) => !faulty.includes(lane)));
+  if (faulty.length === 0) return others.length > 1 ? others.join(", ") : "";
+  const named = faulty.slice(0, NAMED).flatMap((lane, at) => {
+    const why = lane.state === "failing" && isCause(lane) ? failed(lane.lastJob) : null;
+    return [at === 0 ? ": " : ", ", el("a", { href: datasetPath(lane.dataset) }, lane.dataset), ...(why ? [" (", why, ")"] : [])];
+  });
+  const rest = faulty.length - NAMED;
+  return [states(faulty).join(", "), ...named, rest > 0 && ` and ${count(rest)} more`, since && "; the first failed ", since && when(since), others.length > 0 && `; ${others.join(", ")}`];
 }
 
 // A sentence where there is something to say of a state. Of one that fails: since when, and by what the last export did.

@@ -50,6 +50,9 @@ const STATES = {
 
 export const urgency = (state) => Object.keys(STATES).indexOf(state);
 
+// Somebody has to do something.
+export const isFaulty = (state) => ["warning", "bad"].includes(STATES[state]?.[0]);
+
 // Where a consumer stands in a dataset: the weight of a badge, its label, and a sentence where there is something to say. `continuity` is
 // the reason of some states; where its next export is exact all the same, it is none.
 export function standing({ state, continuity: word }) {
