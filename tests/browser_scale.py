@@ -168,6 +168,26 @@ def test_a_consumer_names_its_faulty_datasets(watch, service):
     expect(reason).to_be_empty()
 
 
+def test_a_percentage_goes_with_rows(watch, service):
+    page = watch.page
+    template = service.call("GET", "/exports?status=completed&limit=1")["items"][0]
+    job = {**template, "status": "processing", "phase": "reading", "rowsExported": 0, "progress": 50, "finishedAt": None, "durationSeconds": None}
+    page.clock.install(time="2026-01-01T00:03:00Z")
+    job["startedAt"] = "2026-01-01T00:00:00.000000Z"
+
+    def answer(route):
+        route.fulfill(json={"items": [job], "nextCursor": None}, headers={"Date": "Thu, 01 Jan 2026 00:03:00 GMT"})
+
+    answered_by(page, "**/exports?*", answer)
+    row = job_rows(page)
+    for phase, rows, progress, words in (("reading", 0, 50, "reading"), ("writing", 700, 50, "50 %"), ("publishing", 0, 99, "publishing")):
+        job.update(phase=phase, rowsExported=rows, progress=progress)
+        page.goto("about:blank")
+        page.goto(f"{service.url}/#/exports")
+        expect(row.locator(".percent")).to_have_text(words)
+        expect(row.locator(".took .meaning")).to_have_text("about 3 min left" if phase == "writing" else "")
+
+
 def test_a_crowd_is_asked_for_with_measure(watch, service):
     page = watch.page
     crowd = Crowd(service)

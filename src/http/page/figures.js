@@ -34,6 +34,13 @@ export function duration(seconds) {
   return `${Math.floor(s / 86400)} d ${Math.floor((s % 86400) / 3600)} h`;
 }
 
+// What is guessed from how it went so far is no exact figure.
+export function about(seconds) {
+  if (seconds < 55) return `about ${Math.max(10, Math.round(seconds / 10) * 10)} s`;
+  if (seconds < 5400) return `about ${Math.round(seconds / 60)} min`;
+  return `about ${Math.round(seconds / 3600)} h`;
+}
+
 // How far this machine's clock is behind the service's; ages would be wrong by it.
 let behind = 0;
 

@@ -5,7 +5,7 @@ import { actions, complaints } from "./actions.js";
 import { checking, describing, downloading, following, retrying, starting } from "./curl.js";
 import { downloadOf } from "./download.js";
 import { el, keyed, once, say, show, text } from "./dom.js";
-import { bytes, count, duration, rows, utc, when } from "./figures.js";
+import { about, bytes, count, duration, rows, utc, when } from "./figures.js";
 import { progressBar, speed, statusBadge } from "./jobrow.js";
 import { PHASE, STATUS, TYPES, batchPath, consumerPath, continuity, hasFile, isOpen, title, whatNext } from "./words.js";
 
@@ -113,7 +113,7 @@ function goingOn(job) {
   if (job.status === "processing") {
     const all = job.rowsExpected === null ? "" : ` of about ${count(job.rowsExpected)}`;
     parts.push(`${rows(job.rowsExported)}${all}, ${bytes(job.bytesWritten)} so far.`);
-    if (rate !== null) parts.push(`${count(Math.round(rate))} rows/s${left === null ? "" : `, about ${duration(Math.max(1, left))} left`}.`);
+    if (rate !== null) parts.push(`${count(Math.round(rate))} rows/s${left === null ? "" : `, ${about(left)} left`}.`);
   }
   return parts.join(" ");
 }

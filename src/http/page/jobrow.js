@@ -3,7 +3,7 @@
 import { asked, isLeaving } from "./api.js";
 import { actions } from "./actions.js";
 import { el, row, say, set, show, text } from "./dom.js";
-import { bytes, count, duration, now, rows, when } from "./figures.js";
+import { about, bytes, count, duration, now, rows, when } from "./figures.js";
 import { CANCELLING, STATUS, batchPath, consumerPath, isOpen, title } from "./words.js";
 
 const COLUMNS = [
@@ -37,12 +37,15 @@ export function tellEnds(items, seen) {
   return ended.length > 0;
 }
 
+// A percentage says something as long as rows are written: before and after, the phase does.
+const moves = (job) => job.status === "processing" && job.rowsExported > 0 && job.phase !== "publishing";
+
 // Rows a second since it began, and the seconds that are left if it goes on like that.
 export function speed(job) {
   if (job.startedAt === null || job.status === "pending") return { rate: null, left: null, took: null };
   const took = job.durationSeconds ?? Math.max(0, (now() - Date.parse(job.startedAt)) / 1000);
   const rate = took > 0 && job.rowsExported > 0 ? job.rowsExported / took : null;
-  const going = job.status === "processing" && job.progress > 0 && job.progress < 100;
+  const going = moves(job) && job.progress > 0 && job.progress < 100;
   return { rate, took, left: going ? (took * (100 - job.progress)) / job.progress : null };
 }
 
@@ -55,7 +58,7 @@ export function progressBar() {
     if (job.status !== "processing") return;
     set(bar, "aria-label", `progress of the ${title(job)}`);
     if (bar.value !== job.progress) bar.value = job.progress;
-    text(percent, `${job.progress} %`);
+    text(percent, moves(job) || !job.phase ? `${job.progress} %` : job.phase);
   };
   return { node, update };
 }
@@ -119,7 +122,7 @@ export function jobRow(columns, job, { isInner = false, toggle = null } = {}) {
     text(written, some ? count(of.rowsExported) : "–");
     text(rate, some && is.rate !== null ? count(Math.round(is.rate)) : "–");
     text(took, is.took === null ? "–" : duration(is.took));
-    text(left, is.left === null ? "" : `${duration(Math.max(1, is.left))} left`);
+    text(left, is.left === null ? "" : `${about(is.left)} left`);
     text(size, some ? bytes(of.bytesWritten) : "–");
     for (const [cell, has] of [[numbered, of.number !== null], [written, some], [took.parentNode, is.took !== null], [size, some]]) cell.classList.toggle("none", !has);
     does.update(of);

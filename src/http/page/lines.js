@@ -13,10 +13,12 @@ export function whole(members, isMore = false) {
   const any = (status) => members.some((job) => job.status === status);
   const sum = (member) => members.reduce((total, job) => total + job[member], 0);
   const times = (member) => members.map((job) => job[member]).filter(Boolean).sort();
+  const open = members.filter(isOpen);
+  const phases = new Set(open.map(({ phase }) => phase));
   const ended = ["failed", "cancelled"].find(any) ?? "completed";
-  const status = !members.some(isOpen) ? ended : members.every((job) => job.status === "pending") ? "pending" : "processing";
+  const status = open.length === 0 ? ended : members.every((job) => job.status === "pending") ? "pending" : "processing";
   const [startedAt = null] = times("startedAt");
-  const finishedAt = members.some(isOpen) ? null : (times("finishedAt").at(-1) ?? null);
+  const finishedAt = open.length > 0 ? null : (times("finishedAt").at(-1) ?? null);
   return {
     ...first,
     jobId: first.batchId,
@@ -24,6 +26,7 @@ export function whole(members, isMore = false) {
     members,
     status,
     skipped: members.every((job) => job.skipped),
+    phase: phases.size === 1 ? [...phases][0] : sum("rowsExported") > 0 ? "writing" : "reading",
     progress: Math.floor(sum("progress") / members.length),
     rowsExported: sum("rowsExported"),
     bytesWritten: sum("bytesWritten"),
