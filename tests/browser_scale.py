@@ -73,7 +73,7 @@ def test_a_crowd_is_seen_at_a_glance(watch, service):
     page.goto(service.url)
     strip = page.get_by_role("list", name="At a glance")
     expect(strip.get_by_role("listitem")).to_have_text(
-        ["1 failing", "3 needs full", "1 behind", "195 fresh", "2 running", "5 waiting"]
+        ["200 copies:", "1 failing", "3 needs full", "1 behind", "195 fresh", "2 exports running", "5 exports waiting"]
     )
     # What is open or failed comes first, however old it is; then the last ones.
     statuses = job_rows(page).evaluate_all("rows => rows.map(row => row.dataset.status)")
@@ -121,7 +121,7 @@ def test_a_crowd_is_seen_at_a_glance(watch, service):
 
     # One that ends is seen to end, however many came after it.
     crowd.jobs[-1].update(status="completed", progress=100, finishedAt="2026-01-01T00:00:00.000000Z", durationSeconds=1.0)
-    expect(strip.get_by_role("listitem").nth(4)).to_have_text("1 running")
+    expect(strip.get_by_role("button", name="running")).to_have_text("1 export running")
     expect(page.locator("tr[data-status=processing]")).to_have_count(1)
 
 

@@ -49,24 +49,34 @@ async function lookAtDatasets(signal) {
 
 const besides = [aside(lookAtConsumers, consumers.complain), aside(lookAtDatasets), aside(schedules.refresh), aside(deliveries.refresh), day];
 
-// The strip: how many lanes there are in each state, and exports that are open or failed, with a way to them.
+// The strip: how many copies there are in each state, one of a dataset for each consumer, and exports that are open, with a way to them.
 function summarize() {
   const { running, waiting } = present.counts();
+  const copies = consumers.all().length;
   const states = [...Map.groupBy(consumers.all(), (of) => standing(of).label)].map(([label, lanes]) => {
     const [{ state }] = lanes;
     return { id: label, weight: standing(lanes[0]).weight, urgency: urgency(state), number: lanes.length, isMore: !consumers.isAll(), says: label, to: consumers.heading };
   });
   states.sort((one, other) => other.urgency - one.urgency);
+  const exports = ({ number }) => (number === 1 ? "export" : "exports");
   const kinds = [
+    { id: "copies", number: copies, isMore: !consumers.isAll(), says: copies === 1 ? "copy:" : "copies:" },
     ...states,
-    { id: "running", weight: "running", ...running, says: "running", to: present.heading },
-    { id: "waiting", weight: "notice", ...waiting, says: "waiting", to: present.heading },
+    { id: "running", weight: "running", ...running, says: `${exports(running)} running`, to: present.heading },
+    { id: "waiting", weight: "notice", ...waiting, says: `${exports(waiting)} waiting`, to: present.heading },
   ].filter(({ number }) => number > 0);
   keyed(strip, kinds, ({ id }) => id, ({ weight, to }) => {
+    if (!to) return label();
     const button = el("button", { type: "button", class: `badge ${weight}`, onclick: () => (to.scrollIntoView(), to.focus()) });
     return { node: el("li", {}, button), update: ({ number, isMore, says }) => text(button, `${count(number)}${isMore ? "+" : ""} ${says}`) };
   });
   show(strip, kinds.length > 0);
+}
+
+// What the pills after it count.
+function label() {
+  const node = el("li", { class: "label", title: "A copy is of one dataset, for one consumer" });
+  return { node, update: ({ number, isMore, says }) => text(node, `${count(number)}${isMore ? "+" : ""} ${says}`) };
 }
 
 async function beat(signal) {
