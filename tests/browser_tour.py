@@ -396,7 +396,13 @@ def test_a_failure_says_what_to_do(watch, service):
     page.get_by_role("button", name="Start a full export").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Full export of users, for consumer-1")
     expect(page.locator(".badge").first).to_have_text("completed")
-    page.goto(f"{service.url}/#/")
+    # It is not offered again where it has been done.
+    failed = service.call("GET", "/exports?status=failed&limit=1")["items"][0]["jobId"]
+    for where in ("exports", "exports?status=failed", f"jobs/{failed}", ""):
+        page.goto("about:blank")
+        page.goto(f"{service.url}/#/{where}")
+        expect(page.get_by_text("full_export_needed").first).to_be_visible()
+        expect(page.get_by_role("button", name="Start a full export")).to_have_count(0)
     expect(consumer_row(page, "consumer-1")).to_contain_text("fresh")
 
 

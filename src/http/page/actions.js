@@ -126,7 +126,8 @@ export function actions({ onMade = () => {}, changed, listsFiles = false, isInne
       cancelling.delete(job.jobId);
       asked?.drop();
     }
-    const again = job.members === undefined && healedByFull(job) ? "heal" : "again";
+    const heal = job.isHelped ? "none" : "heal";
+    const again = job.members === undefined && healedByFull(job) ? heal : "again";
     const has = isOpen(job) ? "open" : hasFile(job) && job.members === undefined ? "file" : job.skipped || hasFile(job) ? "none" : again;
     const kind = isInner && (has === "open" || has === "again") ? "none" : has;
     once(buttons, `${job.jobId} ${kind}`, () => {

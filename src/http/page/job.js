@@ -7,10 +7,13 @@ import { downloadOf } from "./download.js";
 import { el, keyed, once, say, show, text } from "./dom.js";
 import { about, bytes, count, duration, rows, utc, when } from "./figures.js";
 import { progressBar, speed, statusBadge } from "./jobrow.js";
-import { PHASE, STATUS, TYPES, batchPath, consumerPath, continuity, hasFile, isOpen, title, whatNext } from "./words.js";
+import { PHASE, STATUS, TYPES, batchPath, consumerPath, continuity, hasFile, healedByFull, isOpen, title, whatNext, withHelp } from "./words.js";
 
 // What has ended stays as it is; the page only looks whether the service is there.
 const ENDED_SECONDS = 30;
+
+// So many of the newest exports of its lane tell whether something followed it.
+const FOLLOWERS = 50;
 
 // As many files are listed; for more there is the command.
 const LISTED = 100;
@@ -49,6 +52,16 @@ export function jobView(id, onMade) {
   let known = null;
   // The digest of the export before it in its lane, once its manifest has told.
   let before;
+  let isHelped = false;
+
+  // Whether something followed in its lane.
+  async function lookAhead(signal) {
+    if (!healedByFull(known)) return;
+    const { consumerId: consumer, dataset } = known;
+    const { items } = await get("/exports", { consumer, dataset, limit: FOLLOWERS }, signal);
+    isHelped = withHelp([known], items)[0] !== known;
+    update(known);
+  }
 
   async function lookBack(signal) {
     if (before !== undefined || isOpen(known) || known.digest === null) return;
@@ -67,7 +80,7 @@ export function jobView(id, onMade) {
     document.title = `${job.status}: ${name} – cdc-export`;
     status.update(job);
     bar.update(job);
-    does.update(job);
+    does.update({ ...job, isHelped });
     text(going, goingOn(job));
     show(failure, job.error !== null);
     // Made anew only where it changed: somebody may be about to copy out of it, or have the focus there.
@@ -88,9 +101,11 @@ export function jobView(id, onMade) {
       };
       heard(await get(jobPath(id), {}, signal));
       await lookBack(signal);
+      await lookAhead(signal);
       if (!isOpen(known)) return ENDED_SECONDS;
       await follow(id, heard, signal);
       await lookBack(signal);
+      await lookAhead(signal);
       // Its end, or a stream that ended before: the next look tells.
       return isOpen(known) ? 1 : ENDED_SECONDS;
     } catch (error) {

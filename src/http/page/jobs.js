@@ -6,7 +6,7 @@ import { columns, keyOf, tellEnds } from "./jobrow.js";
 import { lineRows, linesOf } from "./lines.js";
 import { paged } from "./pages.js";
 import { wake } from "./pulse.js";
-import { isOpen } from "./words.js";
+import { healedByFull, isOpen, withHelp } from "./words.js";
 
 // So many lines are read at first, though the exports of a batch are one.
 const FEWEST = 10;
@@ -52,6 +52,10 @@ export function jobsSection(filter, onFilter = null) {
         pages.more();
         items = await pages.read(filter, signal);
       }
+      // What followed one that failed may be no export that the filter is for.
+      const { status, exportType, ...whose } = filter;
+      const isFew = (status || exportType) && items.some(healedByFull);
+      items = withHelp(items, isFew ? (await get("/exports", { ...whose, limit: MOST }, signal)).items : items);
     } catch (error) {
       // The address has a filter that is none.
       if (!(error instanceof Problem) || error.status !== 400) throw error;

@@ -7,7 +7,7 @@ import { el, keyed, show, table, text } from "./dom.js";
 import { count, elapsed } from "./figures.js";
 import { columns, keyOf, tellEnds } from "./jobrow.js";
 import { lineRows, linesOf } from "./lines.js";
-import { isOpen } from "./words.js";
+import { isOpen, withHelp } from "./words.js";
 
 const NEWEST = 25;
 const MOST_OPEN = 100;
@@ -100,7 +100,7 @@ export function presentSection() {
 
   function groups() {
     const taken = new Set();
-    const fresh = (jobs) => jobs.filter((job) => !taken.has(job.jobId) && taken.add(job.jobId));
+    const fresh = (jobs) => withHelp(jobs, [...running.items, ...waiting.items, ...newest]).filter((job) => !taken.has(job.jobId) && taken.add(job.jobId));
     const runs = fresh(running.items);
     const waits = fresh([...waiting.items, ...newest.filter(isOpen)]);
     // One that another has followed is dealt with.

@@ -116,6 +116,15 @@ export function healedByFull(job) {
   return job.consumerId !== null && ["full_export_needed", "file_lost"].includes(job.error?.code);
 }
 
+// The exports of a list, each that failed with whether its consumer is helped already: by an export that is open, or by a later one
+// of that type or of all rows. `others` are those of the same consumers and datasets.
+export function withHelp(jobs, others) {
+  const helps = (job) => (other) =>
+    other.consumerId === job.consumerId && other.dataset === job.dataset &&
+    (isOpen(other) || (other.status === "completed" && other.createdAt > job.createdAt && ["full", job.exportType].includes(other.exportType)));
+  return jobs.map((job) => (healedByFull(job) && others.some(helps(job)) ? { ...job, isHelped: true } : job));
+}
+
 export function whatNext(code) {
   return NEXT[code] ?? "Look into the service's log, then retry.";
 }
