@@ -4,7 +4,7 @@ import re
 import tempfile
 from urllib.parse import parse_qsl, urlsplit
 
-from browser_service import accessible, answered_by, consumer_row, job_rows, start, started, wait_for
+from browser_service import accessible, answered_by, asked_again, consumer_row, job_rows, start, started, wait_for
 from playwright.sync_api import expect
 
 JOBS = 1_000
@@ -339,6 +339,31 @@ def test_a_batch_is_one_line_and_has_its_page(watch, service):
     watch.expected = ["Failed to load resource.*404"]
     page.goto(f"{service.url}/#/batches/nobody")
     expect(page.get_by_text("RETAIN_JOBS")).to_be_visible()
+
+
+def test_a_batch_has_its_number_where_a_list_has_a_part(watch, service):
+    page = watch.page
+    template = service.call("GET", "/exports?status=completed&limit=1")["items"][0]
+    batch = "01a1f83b-3f18-718b-bb88-fdeaa3d54f3f"
+    part = [{**template, "jobId": f"{n:08}-0000-7000-8000-00000000000d", "dataset": f"orders_{n}", "batchId": batch} for n in range(20)]
+    asked = []
+
+    def whole(route):
+        asked.append(route.request.url)
+        route.fulfill(json={"jobs": [part[0]] * 60}) if len(asked) == 1 else route.fulfill(status=404, json={"detail": "there is no such batch"})
+
+    answered_by(page, "**/exports?*", lambda route: route.fulfill(json={"items": part, "nextCursor": None}))
+    answered_by(page, f"**/batches/{batch}", whole)
+    watch.expected = ["Failed to load resource.*404"]
+    for words in ("of 60 datasets", "of at least 20 datasets"):
+        page.goto("about:blank")
+        page.goto(f"{service.url}/#/exports?exportType=full")
+        expect(page.locator(f"tr[data-batch='{batch}']")).to_contain_text(words)
+    # One question is enough.
+    asked_again(page)
+    assert len(asked) == 2, asked
+    page.goto(f"{service.url}/#/exports")
+    expect(page.locator(f"tr[data-batch='{batch}']")).to_contain_text("of 20 datasets")
 
 
 def test_what_is_not_known_yet_keeps_its_place(watch, service):

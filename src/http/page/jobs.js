@@ -3,7 +3,7 @@
 import { Problem, get } from "./api.js";
 import { el, keyed, show, table, text } from "./dom.js";
 import { columns, keyOf, tellEnds } from "./jobrow.js";
-import { lineRows, linesOf } from "./lines.js";
+import { lineRows } from "./lines.js";
 import { paged } from "./pages.js";
 import { wake } from "./pulse.js";
 import { healedByFull, isOpen, withHelp } from "./words.js";
@@ -37,7 +37,9 @@ export function jobsSection(filter, onFilter = null) {
   let items = [];
   let seen = null;
 
-  const lines = () => linesOf(items, rows.opened, pages.ends());
+  // The exports of a batch follow each other; the last ones of a list may go on.
+  const isFew = Boolean(filter.status || filter.exportType || filter.dataset);
+  const lines = () => rows.of(items, (batch) => !isFew && (pages.ends() || items.at(-1).batchId !== batch));
 
   function draw() {
     keyed(list.body, lines(), rows.keyOf, rows.make);
@@ -54,8 +56,8 @@ export function jobsSection(filter, onFilter = null) {
       }
       // What followed one that failed may be no export that the filter is for.
       const { status, exportType, ...whose } = filter;
-      const isFew = (status || exportType) && items.some(healedByFull);
-      items = withHelp(items, isFew ? (await get("/exports", { ...whose, limit: MOST }, signal)).items : items);
+      const isMore = (status || exportType) && items.some(healedByFull);
+      items = withHelp(items, isMore ? (await get("/exports", { ...whose, limit: MOST }, signal)).items : items);
     } catch (error) {
       // The address has a filter that is none.
       if (!(error instanceof Problem) || error.status !== 400) throw error;

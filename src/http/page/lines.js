@@ -1,5 +1,6 @@
 // The lines of a list of exports. The exports of a batch, which complete together or not at all, are one line, which opens.
 
+import { Problem, get } from "./api.js";
 import { count } from "./figures.js";
 import { jobRow } from "./jobrow.js";
 import { isOpen } from "./words.js";
@@ -7,8 +8,23 @@ import { isOpen } from "./words.js";
 // Each of several hundred is found on the batch's page.
 const MOST = 50;
 
+// How many exports a batch has, of which a list may lack some: asked for once. Null as long as it is not known.
+const sizes = new Map();
+
+async function askForSize(batchId, draw) {
+  if (sizes.has(batchId)) return;
+  sizes.set(batchId, null);
+  try {
+    sizes.set(batchId, (await get(`/batches/${encodeURIComponent(batchId)}`)).jobs.length);
+    draw();
+  } catch (error) {
+    // One that this key may not see stays unknown; no answer is the connection's trouble.
+    if (!(error instanceof Problem)) sizes.delete(batchId);
+  }
+}
+
 // A batch as if it were one export, as far as its members are known. It has neither number nor file of its own.
-export function whole(members, isMore = false) {
+export function whole(members, datasets = count(members.length)) {
   const [first] = members;
   const any = (status) => members.some((job) => job.status === status);
   const sum = (member) => members.reduce((total, job) => total + job[member], 0);
@@ -22,7 +38,7 @@ export function whole(members, isMore = false) {
   return {
     ...first,
     jobId: first.batchId,
-    dataset: `${count(members.length)}${isMore ? "+" : ""} datasets`,
+    dataset: `${datasets} datasets`,
     members,
     status,
     skipped: members.every((job) => job.skipped),
@@ -40,8 +56,8 @@ export function whole(members, isMore = false) {
   };
 }
 
-// `isAll`: the list has all members of the batch of its last export.
-export function linesOf(jobs, opened, isAll = true) {
+// `hasAll` says whether the list has all exports of a batch.
+function linesOf(jobs, opened, hasAll, draw) {
   const batches = Map.groupBy(jobs.filter(({ batchId }) => batchId !== null), ({ batchId }) => batchId);
   const seen = new Set();
   return jobs.flatMap((job) => {
@@ -49,11 +65,18 @@ export function linesOf(jobs, opened, isAll = true) {
     if (members.length < 2) return [{ key: job.jobId, job }];
     if (seen.has(job.batchId)) return [];
     seen.add(job.batchId);
-    const isMore = !isAll && jobs.at(-1).batchId === job.batchId;
-    const line = { key: `batch ${job.batchId}`, job: whole(members, isMore), isOpened: opened.has(job.batchId) };
+    const line = { key: `batch ${job.batchId}`, job: whole(members, sizeOf(members, hasAll, draw)), isOpened: opened.has(job.batchId) };
     const inner = line.isOpened ? members.slice(0, MOST) : [];
     return [line, ...inner.map((its) => ({ key: its.jobId, job: its, isInner: true }))];
   });
+}
+
+function sizeOf(members, hasAll, draw) {
+  const [{ batchId }] = members;
+  if (hasAll(batchId)) return count(members.length);
+  askForSize(batchId, draw);
+  const size = sizes.get(batchId);
+  return size === null ? `at least ${count(members.length)}` : count(Math.max(size, members.length));
 }
 
 // Opens and closes the lines of batches. `draw` shows the list anew.
@@ -67,5 +90,5 @@ export function lineRows(columns, draw) {
     const made = jobRow(columns, job, { isInner, toggle: job.members ? () => toggle(job.batchId) : null });
     return { ...made, update: (line) => made.update(line.job, line.isOpened) };
   };
-  return { opened, make, keyOf: ({ key }) => key };
+  return { of: (jobs, hasAll) => linesOf(jobs, opened, hasAll, draw), make, keyOf: ({ key }) => key };
 }

@@ -6,7 +6,7 @@ import { SOON_MS } from "./aside.js";
 import { el, keyed, show, table, text } from "./dom.js";
 import { count, elapsed } from "./figures.js";
 import { columns, keyOf, tellEnds } from "./jobrow.js";
-import { lineRows, linesOf } from "./lines.js";
+import { lineRows } from "./lines.js";
 import { isOpen, withHelp } from "./words.js";
 
 const NEWEST = 25;
@@ -114,13 +114,13 @@ export function presentSection() {
   function lines() {
     const { runs, fails, waits, ends } = groups();
     const kinds = [runs, fails, waits, ends];
-    const areWhole = [running.nextCursor === null, true, waiting.nextCursor === null, areAll];
+    const hasAll = (batch) => areAll || (ends.some(({ batchId }) => batchId === batch) && newest.at(-1).batchId !== batch);
     const taken = new Set([null]);
     return kinds.map((jobs, at) => {
       const own = new Set(jobs.map(({ batchId }) => batchId).filter((id) => !taken.has(id)));
       for (const id of own) taken.add(id);
       const others = kinds.slice(at + 1).flat().filter(({ batchId }) => own.has(batchId));
-      return linesOf([...jobs.filter(({ batchId }) => batchId === null || own.has(batchId)), ...others], rows.opened, areWhole[at]);
+      return rows.of([...jobs.filter(({ batchId }) => batchId === null || own.has(batchId)), ...others], hasAll);
     });
   }
 
