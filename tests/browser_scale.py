@@ -397,6 +397,11 @@ def test_a_consumer_has_its_page(watch, service):
     numbers = job_rows(page).locator("td[data-label=Number]")
     # With the beginning of its digest.
     expect(numbers).to_have_text([re.compile(rf"^{number}[0-9a-f]{{8}}$") for number in (3, 2, 1)])
+    expect(lanes.locator(".last")).to_contain_text("number 3")
+    page.set_viewport_size({"width": 390, "height": 900})
+    label = numbers.first.evaluate("cell => { const s = getComputedStyle(cell, '::before'); return s.display === 'inline' && s.content }")
+    assert label == '"Number"', label
+    page.set_viewport_size({"width": 1280, "height": 900})
     accessible(page, "a consumer's page")
     # What its loader has acknowledged shows in its row, and in each export.
     first, second, third = service.call("GET", f"/exports?consumer={name}")["items"][::-1]

@@ -209,12 +209,14 @@ function laneFacts(columns, reasonOf) {
   const waiting = el("span", {});
   const last = el("a", {});
   const lastAt = when();
+  // By which its loader knows how far it is.
+  const number = el("span", { class: "beside" });
   const never = el("span", { class: "quiet" }, "none kept");
   const unloaded = el("span", {});
   const unloadedSince = when();
   const toLoad = el("span", { class: "meaning", hidden: true, title: "Published exports that it has not acknowledged" }, unloaded, unloadedSince);
   const day = columns.includes(DAY) ? sparkline() : null;
-  const cells = [el("div", {}, badge, meaning), behind, waiting, ...(day ? [day.node] : []), el("div", { class: "last" }, last, lastAt, never, toLoad)];
+  const cells = [el("div", {}, badge, meaning), behind, waiting, ...(day ? [day.node] : []), el("div", { class: "last" }, last, number, lastAt, never, toLoad)];
   const update = (of) => {
     const says = standing(of);
     text(badge, says.label);
@@ -237,6 +239,8 @@ function laneFacts(columns, reasonOf) {
     const job = of.lastJob;
     show(last, job !== null);
     show(lastAt, job !== null);
+    show(number, (job?.number ?? null) !== null && day === null);
+    text(number, `number ${count(job?.number)}`);
     show(never, job === null);
     if (job === null) return;
     set(last, "href", `#/jobs/${job.jobId}`);

@@ -20,7 +20,7 @@ const COLUMNS = [
 
 // The columns of all consumers' exports. Those of one consumer have their numbers instead of its name.
 export function columns(isOneConsumers) {
-  return isOneConsumers ? COLUMNS.with(2, ["Number"]) : COLUMNS;
+  return isOneConsumers ? COLUMNS.with(2, ["Number", "ordinal"]) : COLUMNS;
 }
 
 export const keyOf = (job) => job.jobId;
