@@ -94,6 +94,10 @@ def test_a_crowd_is_seen_at_a_glance(watch, service):
         assert top < last, top
         is_laid_out(page, width, most)
         accessible(page, f"a crowd at {width}")
+    # On a phone the last export shows where a row is not fresh.
+    expect(failing.locator(".latest")).to_be_visible()
+    expect(failing.locator(".latest")).to_have_text(re.compile("failed *(just now|.* ago)$"), use_inner_text=True)
+    expect(consumer_row(page, crowd.consumers[0]["consumerId"]).locator(".latest")).to_be_hidden()
     page.set_viewport_size({"width": 1280, "height": 900})
     strip.get_by_role("button", name="3 needs full").click()
     expect(page.get_by_role("heading", name="Consumers", exact=True)).to_be_focused()

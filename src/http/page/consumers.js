@@ -191,8 +191,10 @@ function groupRow(columns, { consumerId }, toggle) {
     set(button, "aria-expanded", String(isOpen));
     text(number, `${count(of.lanes.length)} datasets`);
     facts.update(of);
+    set(node, "data-state", of.state);
   };
-  return { node: row(columns, [name, ...facts.cells, ""]), update };
+  const node = row(columns, [name, ...facts.cells, ""]);
+  return { node, update };
 }
 
 function restRow({ consumerId }) {
@@ -294,8 +296,10 @@ function laneRow(columns, lane, name, attributes) {
     // The way out stands out.
     button.classList.toggle("main", of.state === "needs_full");
     show(button, of.state !== "gone");
+    set(node, "data-state", of.state);
   };
-  return { node: row(columns, [name, ...facts.cells, button], attributes), update };
+  const node = row(columns, [name, ...facts.cells, button], attributes);
+  return { node, update };
 }
 
 // What stands before the time since then. A thousand are counted.
