@@ -477,6 +477,8 @@ def test_datasets_show_their_columns_and_tracking(watch, service):
     expect(page.get_by_text("Triggers log every change")).to_be_visible()
     columns = page.get_by_role("list", name="Columns").get_by_role("listitem")
     expect(columns).to_have_count(len(known["columns"]))
+    headings = page.get_by_role("heading", level=2)
+    expect(headings).to_have_text(["Consumers", "Columns", "The last 24 hours", "Exports"])
     expect(columns.first).to_have_text("id bigint – key")
     expect(page.get_by_role("table", name="Who exports it")).to_contain_text("consumer-1")
     expect(page.locator("dl > div").filter(has_text="Change log")).to_contain_text(re.compile("about [0-9.]+ k?M?B are kept for .+, of [0-9.]+ [MG]B at most"))

@@ -15,6 +15,7 @@ export function datasetView(name) {
   const heading = el("h1", {}, name);
   const facts = el("dl", {});
   const unknown = el("p", { class: "notice", hidden: true });
+  const columns = el("div", {});
   const list = laneTable("Consumer");
   const empty = el("p", { class: "empty", hidden: true }, "Nobody has exported it yet.");
   const beyond = el("p", { class: "hint", hidden: true }, "Only the first thousand by name are looked at.");
@@ -26,6 +27,7 @@ export function datasetView(name) {
     el("div", {}, el("p", {}, el("a", { href: "#/datasets" }, "← Datasets")), heading),
     el("section", { "aria-label": "About it" }, unknown, facts),
     el("section", { "aria-labelledby": "lanes-heading" }, el("h2", { id: "lanes-heading" }, "Consumers"), list.nodes, empty, beyond),
+    el("section", { "aria-labelledby": "columns-heading", hidden: true }, el("h2", { id: "columns-heading" }, "Columns"), columns),
     day.node,
     jobs.node,
   );
@@ -39,7 +41,10 @@ export function datasetView(name) {
   let keeper = null;
 
   function draw() {
-    if (known !== null) once(facts, JSON.stringify([known, keeper?.consumerId, keeper?.logBytes]), () => factsOf(known, keeper));
+    if (known === null) return;
+    show(columns.parentElement, true);
+    once(columns, JSON.stringify(known), () => columnsOf(known));
+    once(facts, JSON.stringify([known, keeper?.consumerId, keeper?.logBytes]), () => factsOf(known, keeper));
   }
 
   async function lookAtIt(signal) {
@@ -85,14 +90,13 @@ function factsOf(of, keeper) {
     ["Rows, about", of.rows === null ? null : count(of.rows)],
     ["Size", bytes(of.bytes)],
     ["Change log", keeper && [`about ${bytes(keeper.logBytes)} are kept for `, el("a", { href: consumerPath(keeper.consumerId) }, keeper.consumerId), `, of ${bytes(keeper.logBytesMax)} at most`]],
-    ["Columns", columnsOf(of)],
     ["What an export costs", [plan, " shows how Postgres would read it"]],
   ];
   return facts.filter(([, value]) => value !== null).map(([term, value]) => el("div", {}, el("dt", {}, term), el("dd", {}, value)));
 }
 
 function columnsOf(of) {
-  if (of.columns === null) return "The table doesn't fit the dataset file.";
+  if (of.columns === null) return el("p", {}, "The table doesn't fit the dataset file.");
   const roles = (column) => [
     of.key?.includes(column) && "key",
     of.updatedAt === column && "when it was changed",
@@ -103,5 +107,5 @@ function columnsOf(of) {
     const more = [roles(name), rename && `in files ${rename}`, mask && `masked by ${mask}`].filter(Boolean).join(", ");
     return el("li", {}, el("code", {}, name), ` ${type}`, more && el("span", { class: "quiet" }, ` – ${more}`));
   };
-  return el("ul", { class: "listed", "aria-label": "Columns" }, of.columns.map(line));
+  return el("ul", { class: "listed fields", "aria-label": "Columns" }, of.columns.map(line));
 }
