@@ -167,6 +167,12 @@ def test_a_consumer_names_its_faulty_datasets(watch, service):
         page.set_viewport_size({"width": width, "height": 900})
         is_laid_out(page, width, 6_000)
         accessible(page, f"faulty datasets at {width}")
+    # Another export is open by now.
+    lanes[1].update(lastJob={**standing["lastJob"], "status": "processing"})
+    failed = {**standing["lastJob"], "status": "failed", "error": cause}
+    answered_by(page, "**/exports?*status=failed*", lambda route: route.fulfill(json={"items": [failed], "nextCursor": None}))
+    page.reload()
+    expect(reason).to_contain_text("orders (table_missing), events")
     lanes[:] = [lane("orders", "fresh"), lane("users", "fresh")]
     page.reload()
     expect(reason).to_be_empty()

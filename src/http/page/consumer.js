@@ -3,7 +3,7 @@
 import { aside } from "./aside.js";
 import { Problem, get } from "./api.js";
 import { activity } from "./chart.js";
-import { CONSUMER_SECONDS, laneTable } from "./consumers.js";
+import { CONSUMER_SECONDS, laneTable, withFailures } from "./consumers.js";
 import { el, show, text } from "./dom.js";
 import { jobsSection } from "./jobs.js";
 import { OPEN_SECONDS, QUIET_SECONDS } from "./pulse.js";
@@ -37,6 +37,7 @@ export function consumerView(id) {
     let none = "Nobody has asked for an export for this consumer, or this key is not for it.";
     try {
       ({ items } = await get("/consumers", { consumer: id, limit: 200 }, signal));
+      items = await withFailures(items, signal);
     } catch (error) {
       // The address has a name that is none.
       if (!(error instanceof Problem) || error.status !== 400) throw error;

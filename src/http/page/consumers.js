@@ -19,6 +19,8 @@ const MOST = 1000;
 // What they cost the database, it may have this many times over for others.
 const REST = 10;
 const STEP = 20;
+// So many failures are asked for at once.
+const ASKED = 5;
 // As many faulty datasets of a consumer are named in its row.
 const NAMED = 3;
 const FIRST = { consumerId: "consumer-1", exportType: "full", format: "csv", compression: "none" };
@@ -57,11 +59,28 @@ export async function allLanes(signal) {
     cursor = page.nextCursor;
     pages++;
   } while (cursor !== null && items.length < MOST);
-  return { items, isAll: cursor === null, pages };
+  return { items: await withFailures(items, signal), isAll: cursor === null, pages };
+}
+
+const lastFailed = new Map();
+
+// The lanes, each that fails with the export that failed, where another one is open by now: it is asked for once.
+export async function withFailures(lanes, signal) {
+  const keyOf = (of) => `${laneKey(of)} ${of.failingSince} ${of.failures}`;
+  const unknown = lanes.filter((of) => of.state === "failing" && !of.lastJob?.error);
+  const asked = unknown.filter((of) => !lastFailed.has(keyOf(of))).slice(0, ASKED);
+  await Promise.all(
+    asked.map(async (of) => {
+      const { items } = await get("/exports", { consumer: of.consumerId, dataset: of.dataset, status: "failed", limit: 1 }, signal);
+      lastFailed.set(keyOf(of), items[0] ?? null);
+    }),
+  );
+  for (const of of unknown) of.failedJob = lastFailed.get(keyOf(of));
+  return lanes;
 }
 
 // Of a batch that failed, one export is the cause.
-const isCause = ({ lastJob }) => (lastJob?.error ?? null) !== null && lastJob.error.code !== "batch_member_failed";
+const isCause = ({ lastJob, failedJob }) => ![undefined, "batch_member_failed"].includes((lastJob?.error ?? failedJob?.error)?.code);
 
 // Those that need somebody most come first, then those that are furthest behind.
 function byUrgency(lanes) {
@@ -262,7 +281,7 @@ function groupReason({ lanes }) {
   const others = states(lanes.filter((lane) => !faulty.includes(lane)));
   if (faulty.length === 0) return others.length > 1 ? others.join(", ") : "";
   const named = faulty.slice(0, NAMED).flatMap((lane, at) => {
-    const why = lane.state === "failing" && isCause(lane) ? failed(lane.lastJob) : null;
+    const why = lane.state === "failing" && isCause(lane) ? failed(lane.lastJob) ?? failed(lane.failedJob) : null;
     return [at === 0 ? ": " : ", ", el("a", { href: datasetPath(lane.dataset) }, lane.dataset), ...(why ? [" (", why, ")"] : [])];
   });
   const rest = faulty.length - NAMED;
@@ -274,9 +293,9 @@ function laneReason(of) {
   return of.state === "failing" ? failure(of) : standing(of).meaning;
 }
 
-function failure({ consumerId, dataset, failures, failingSince, lastJob }) {
+function failure({ consumerId, dataset, failures, failingSince, lastJob, failedJob }) {
   const first = failures === 1 ? "The last export failed " : `${count(failures)} exports in a row failed, the first `;
-  const why = failed(lastJob) ?? el("a", { href: `#/exports?${new URLSearchParams({ consumer: consumerId, dataset, status: "failed" })}` }, "why");
+  const why = failed(lastJob) ?? failed(failedJob) ?? el("a", { href: `#/exports?${new URLSearchParams({ consumer: consumerId, dataset, status: "failed" })}` }, "why");
   return failingSince === null ? why : [first, when(failingSince), ": ", why];
 }
 
