@@ -46,7 +46,7 @@ export function askForExport(onStarted, lane = null) {
   });
   const form = el(
     "form",
-    { novalidate: true, onsubmit: (event) => (event.preventDefault(), submit()), oninput: () => changed() },
+    { novalidate: true, onsubmit: (event) => (event.preventDefault(), submit()), oninput: () => edited() },
     el("label", { for: consumer.id }, "Consumer"),
     consumer,
     el("p", { class: "hint", id: "start-consumer-hint" }, "Who it is for; a new name makes a new consumer. Empty: an ad-hoc full export, which moves no watermark."),
@@ -67,8 +67,14 @@ export function askForExport(onStarted, lane = null) {
   // The same form sent twice, by a click whose answer was lost, is one request.
   let pending = null;
   let datasets = [];
-  function changed() {
+  function edited() {
     pending = null;
+    set(consumer, "aria-invalid", null);
+    complain(null);
+    changed();
+  }
+
+  function changed() {
     const { consumerId, format: chosen, dataset: name } = fields();
     compression.disabled = chosen === "parquet";
     set(compression, "title", compression.disabled ? "a parquet file is compressed inside" : null);
@@ -77,11 +83,9 @@ export function askForExport(onStarted, lane = null) {
     for (const { input } of types) input.disabled = isFull && input.value !== "full";
     if (isFull) types[0].input.checked = true;
     text(command, starting(fields()));
-    set(consumer, "aria-invalid", null);
     const problems = known?.problems ?? [];
     text(unready, problems.length > 0 ? `It can't be exported now: ${problems.join("; ")}` : "");
     show(unready, problems.length > 0);
-    complain(null);
   }
 
   async function submit() {
