@@ -243,7 +243,8 @@ function laneFacts(columns, reasonOf) {
     text(badge, says.label);
     badge.className = `badge ${says.weight}`;
     const why = el("span", {}, reasonOf(of));
-    once(meaning, why.innerHTML, () => [...why.childNodes]);
+    const links = [...why.querySelectorAll("a")].map((link) => link.getAttribute("href"));
+    once(meaning, [why.textContent, ...links].join(" "), () => [...why.childNodes]);
     text(behind, of.behindSeconds === null ? "–" : of.behindSeconds === 0 ? "no" : duration(of.behindSeconds));
     set(behind, "class", of.behindSeconds === 0 ? "quiet" : null);
     set(behind, "title", of.behindSeconds === null ? "unknown" : of.lastExportedAt ? `watermark: ${utc(of.lastExportedAt)}` : null);
