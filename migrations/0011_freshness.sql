@@ -16,7 +16,7 @@ create table cdc_export.moments (
 -- for its state. Null: it was never removed.
 alter table cdc_export.lanes add column removed_sequence bigint;
 
--- How many rows a running export of changes expects. Null: they were not counted.
+-- The number of rows that a running export of changes expects. Null: they were not counted.
 alter table {schema}.exports add column rows_expected bigint check (rows_expected >= 0);
 
 -- Whoever may use the service's tables may use the new one, too.

@@ -151,7 +151,9 @@ def test_a_consumer_names_its_faulty_datasets(watch, service):
     def lane(name, state, error=None):
         job = {**standing["lastJob"], "dataset": name, "status": "failed", "error": error} if error else standing["lastJob"]
         since = "2026-01-01T00:00:00.000000Z" if error else None
-        return {**standing, "consumerId": "mart", "dataset": name, "state": state, "lastJob": job, "failures": int(bool(error)), "failingSince": since}
+        word = "truncated" if state == "needs_full" else None
+        named = {"consumerId": "mart", "dataset": name, "state": state, "continuity": word}
+        return {**standing, **named, "lastJob": job, "failures": int(bool(error)), "failingSince": since}
 
     lanes = [lane("events", "failing", follows), lane("orders", "failing", cause), *(lane(f"t{n}", "needs_full") for n in range(4)), lane("users", "fresh")]
     answered_by(page, "**/consumers?*", lambda route: route.fulfill(json={"items": lanes, "nextCursor": None}))
@@ -159,7 +161,7 @@ def test_a_consumer_names_its_faulty_datasets(watch, service):
     reason = consumer_row(page, "mart").locator(".state .meaning")
     # The export by which a batch failed comes first.
     expect(reason).to_have_text(
-        re.compile(r"^2 failing, 4 needs full: orders \(table_missing\), events, t0 and 3 more; the first failed .* ago; 1 fresh$")
+        re.compile(r"^2 failing, 4 needs full: orders \(table_missing\), events, t0 \(truncated\) and 3 more; the first failed .* ago; 1 fresh$")
     )
     expect(reason.get_by_role("link", name="orders")).to_have_attribute("href", "#/datasets/orders")
     expect(reason.get_by_role("link", name="table_missing")).to_have_attribute("href", f"#/jobs/{standing['lastJob']['jobId']}")
@@ -173,6 +175,32 @@ def test_a_consumer_names_its_faulty_datasets(watch, service):
     answered_by(page, "**/exports?*status=failed*", lambda route: route.fulfill(json={"items": [failed], "nextCursor": None}))
     page.reload()
     expect(reason).to_contain_text("orders (table_missing), events")
+
+    # Those that need a full export get it as a batch, after a question.
+    def take(route):
+        route.fulfill(status=202, json={"batchId": lanes[0]["lastJob"]["jobId"], "jobs": []})
+
+    earlier = {"items": [standing["lastJob"]], "nextCursor": None}
+    answered_by(page, "**/exports?consumer=mart*", lambda route: route.fulfill(json=earlier))
+    answered_by(page, "**/exports/full", take)
+    consumer_row(page, "mart").get_by_role("button", name="Full exports… of 4 datasets for mart").click()
+    question = page.get_by_role("dialog", name="Start a full export for mart?")
+    expect(question).to_contain_text("It moves mart's position in 4 datasets")
+    with page.expect_request("**/exports/full") as request:
+        question.get_by_role("button", name="Start it").click()
+    assert request.value.post_data_json == {"datasets": ["t0", "t1", "t2", "t3"], "format": "csv", "compression": "none"}
+    assert request.value.headers["x-consumer-id"] == "mart"
+    # Of a single one the row has the whole reason, and the way out.
+    lanes[:] = [lane("orders", "needs_full"), lane("users", "fresh")]
+    page.reload()
+    expect(reason).to_have_text(re.compile("^1 needs full: orders; 1 fresh. The table was truncated: .*; deltas need a full export first.$"))
+    consumer_row(page, "mart").get_by_role("button", name="Export… orders for mart").click()
+    form = page.get_by_role("dialog", name="New export")
+    expect(form.get_by_label("full every live row")).to_be_checked()
+    form.get_by_role("button", name="Close").click()
+    lanes[:] = [lane("orders", "failing", cause), lane("users", "fresh")]
+    page.reload()
+    expect(reason).to_have_text(re.compile("^1 failing: orders; 1 fresh. The last export failed .* ago: table_missing$"))
     lanes[:] = [lane("orders", "fresh"), lane("users", "fresh")]
     page.reload()
     expect(reason).to_be_empty()
@@ -341,6 +369,17 @@ def test_a_batch_is_one_line_and_has_its_page(watch, service):
         page.set_viewport_size({"width": width, "height": 900})
         is_laid_out(page, width, 10_000)
         accessible(page, f"a batch at {width}")
+    # Where a retry would fail again, full exports are made of the datasets that need one.
+    page.set_viewport_size({"width": 1280, "height": 900})
+    cause.update(code="full_export_needed")
+    page.reload()
+    page.get_by_role("button", name=re.compile("^Retry with full exports where needed")).click()
+    answered_by(page, "**/exports/*", lambda route: route.fulfill(status=202, json={"batchId": batch, "jobs": members}))
+    with page.expect_request("**/exports/full") as request:
+        page.get_by_role("dialog").get_by_role("button", name="Start it").click()
+    sent = request.value.post_data_json
+    assert sent["heal"] and sent["datasets"] == [job["dataset"] for job in members], sent
+    page.unroute("**/exports/*")
     for job in members:
         job.update(status="completed", error=None, progress=100)
     page.reload()
@@ -477,6 +516,19 @@ def test_datasets_show_their_columns_and_tracking(watch, service):
     known = service.call("GET", "/datasets/users")
     row = table.get_by_role("row").filter(has_text="users")
     expect(row.get_by_role("cell").last).to_have_text(str(len(known["columns"])))
+    # How the copies stand, the faulty ones by name.
+    standing = service.call("GET", "/consumers?limit=1")["items"][0]
+    lane = lambda consumer, state: {**standing, "consumerId": consumer, "dataset": "users", "state": state}
+    lanes = [lane("mart", "fresh"), lane("search", "needs_full"), lane("partner", "behind")]
+    answered_by(page, "**/consumers?*", lambda route: route.fulfill(json={"items": lanes, "nextCursor": None}))
+    page.reload()
+    copies = row.locator("[data-label=Copies]")
+    expect(copies).to_have_text("needs full1 needs full, 1 behind, 1 fresh: search, partner")
+    expect(copies.get_by_role("link", name="search")).to_have_attribute("href", "#/consumers/search")
+    lanes.clear()
+    page.reload()
+    expect(copies).to_have_text("none")
+    page.unroute("**/consumers?*")
     accessible(page, "the datasets")
     row.get_by_role("link", name="users").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("users")

@@ -24,6 +24,16 @@ def test_the_first_export_by_one_button(watch, service):
         f"curl -X POST -H 'X-Consumer-ID: consumer-1' '{service.url}/exports/full'"
     )
     accessible(page, "the empty page")
+    # Of a consumer by any name.
+    named = steps.last.get_by_label("A consumer is whoever asks for one")
+    named.fill("the mart")
+    expect(steps.last.get_by_role("alert")).to_contain_text("A consumer id has 1 to 128 of")
+    expect(steps.last.get_by_role("button")).to_have_count(0)
+    named.fill("mart")
+    expect(by_hand).to_contain_text("X-Consumer-ID: mart")
+    expect(steps.last.get_by_role("button", name="Start a full export of users for mart")).to_be_visible()
+    expect(steps.last.get_by_role("button", name="Copy to start it")).to_be_visible()
+    named.fill("consumer-1")
     # One that is not captured yet is told how.
     untracked = [{**one, "ready": False, "reason": "not_tracked", "problems": ["x"]} for one in service.call("GET", "/datasets")["items"]]
     answered_by(page, "**/datasets", lambda route: route.fulfill(json={"items": untracked}))

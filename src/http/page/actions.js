@@ -3,6 +3,7 @@
 import { Problem, call, cancelling, get, isLeaving, jobPath, submission, wholePath } from "./api.js";
 import { el, once, say, set, show, text } from "./dom.js";
 import { downloadOf } from "./download.js";
+import { count } from "./figures.js";
 import { wake } from "./pulse.js";
 import { mayMove, question } from "./question.js";
 import { hasFile, healedByFull, hint, isOpen, title } from "./words.js";
@@ -43,12 +44,13 @@ export function acting(label, about, complain, act, attributes = {}) {
   return button;
 }
 
-// A submission that keeps its name until it is known whether it made a job. `may` says whether to go on with it.
+// A submission that keeps its name until it is known whether it made a job. `options` may be a function that asks for
+// them. `may` says whether to go on with it.
 export function submitting(path, options, done, may = async () => true) {
   let pending = null;
   return async () => {
     if (pending === null && !(await may())) return null;
-    pending ??= submission(path, options);
+    pending ??= submission(path, typeof options === "function" ? await options() : options);
     try {
       const job = await pending();
       pending = null;
@@ -60,15 +62,35 @@ export function submitting(path, options, done, may = async () => true) {
   };
 }
 
-// What heals a job's lane, where a retry would fail in the same way.
+// An export of the same kind as `job`, with these members of the body beside.
+function likeIt({ consumerId, format, compression, maxFileBytes }, members) {
+  return { headers: { "X-Consumer-ID": consumerId }, body: { ...members, format, compression, ...(maxFileBytes ? { maxFileBytes } : {}) } };
+}
+
+// What heals a job's lane, or those of a batch, where a retry would fail in the same way.
 function healing(job, onMade, complain) {
-  const { consumerId, dataset, format, compression } = job;
-  const options = { headers: { "X-Consumer-ID": consumerId }, body: { dataset, format, compression } };
-  const full = submitting("/exports/full", options, (made) => {
-    onMade(made.jobId);
-    return `started: full export of ${dataset} for ${consumerId}`;
-  });
-  return acting("Start a full export", `of ${dataset} for ${consumerId}`, complain, full, { class: "main" });
+  const { consumerId, dataset } = job;
+  if (job.members === undefined) {
+    const full = submitting("/exports/full", likeIt(job, { dataset }), (made) => {
+      onMade(made.jobId);
+      return `started: full export of ${dataset} for ${consumerId}`;
+    });
+    return acting("Start a full export", `of ${dataset} for ${consumerId}`, complain, full, { class: "main" });
+  }
+  // A list may lack some of its exports.
+  const options = async () => likeIt(job, { datasets: (await get(wholePath(job, ""))).jobs.map((its) => its.dataset), heal: true });
+  const again = submitting(`/exports/${job.exportType}`, options, (made) => {
+    onMade(made.batchId);
+    return `started: ${title(job)}`;
+  }, () => mayMove(job));
+  return acting("Retry with full exports", `where needed: ${title(job)}`, complain, again, { class: "main" });
+}
+
+// Starts full exports of these lanes of a consumer, as a batch.
+export function healingLanes(consumerId, lanes, lastJob, complain) {
+  const job = { ...lastJob, consumerId, exportType: "full", dataset: `${count(lanes.length)} datasets`, members: [] };
+  const full = submitting("/exports/full", likeIt(job, { datasets: lanes.map(({ dataset }) => dataset) }), () => `started: ${title(job)}`, () => mayMove(job));
+  return acting("Full exports…", `of ${job.dataset} for ${consumerId}`, complain, full, { class: "main" });
 }
 
 function retrying(job, onMade, complain) {
@@ -127,7 +149,7 @@ export function actions({ onMade = () => {}, changed, listsFiles = false, isInne
       asked?.drop();
     }
     const heal = job.isHelped ? "none" : "heal";
-    const again = job.members === undefined && healedByFull(job) ? heal : "again";
+    const again = healedByFull(job) ? heal : "again";
     const has = isOpen(job) ? "open" : hasFile(job) && job.members === undefined ? "file" : job.skipped || hasFile(job) ? "none" : again;
     const kind = isInner && (has === "open" || has === "again") ? "none" : has;
     once(buttons, `${job.jobId} ${kind}`, () => {

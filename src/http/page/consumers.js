@@ -2,13 +2,13 @@
 // datasets is one row, which opens.
 
 import { get } from "./api.js";
-import { acting, complaints, submitting } from "./actions.js";
+import { acting, complaints, healingLanes, submitting } from "./actions.js";
 import { sparkline } from "./chart.js";
-import { starting } from "./curl.js";
+import { copying, starting } from "./curl.js";
 import { el, keyed, once, row, searching, set, show, table, text } from "./dom.js";
 import { bytes, count, duration, elapsed, rows, utc, when } from "./figures.js";
 import { askForExport } from "./start.js";
-import { STATUS, consumerPath, datasetPath, isFaulty, standing, urgency } from "./words.js";
+import { CONSUMER_ID, STATUS, consumerPath, datasetPath, isConsumerId, isFaulty, needsFull, standing, urgency } from "./words.js";
 
 const COLUMNS = (of) => [[of, "key"], ["State", "state"], ["Behind", "number"], ["Rows waiting", "number"], ["Last export", "latest"], ["Actions", "does"]];
 const DAY = ["Last day", "day"];
@@ -23,6 +23,7 @@ const STEP = 20;
 const ASKED = 5;
 // As many faulty datasets of a consumer are named in its row.
 const NAMED = 3;
+const MOST_IN_BATCH = 1000;
 const FIRST = { consumerId: "consumer-1", exportType: "full", format: "csv", compression: "none" };
 
 const laneKey = (of) => `${of.consumerId}/${of.dataset}`;
@@ -83,7 +84,7 @@ export async function withFailures(lanes, signal) {
 const isCause = ({ lastJob, failedJob }) => ![undefined, "batch_member_failed"].includes((lastJob?.error ?? failedJob?.error)?.code);
 
 // Those that need somebody most come first, then those that are furthest behind.
-function byUrgency(lanes) {
+export function byUrgency(lanes) {
   return [...lanes].sort((one, other) => urgency(other.state) - urgency(one.state) || Number(isCause(other)) - Number(isCause(one)) || (other.behindSeconds ?? -1) - (one.behindSeconds ?? -1));
 }
 
@@ -206,13 +207,25 @@ function groupRow(columns, { consumerId }, toggle) {
   const button = el("button", { type: "button", class: "opens", "aria-label": `datasets of ${consumerId}`, onclick: toggle });
   const number = el("span", { class: "beside" });
   const name = el("span", { class: "named" }, button, el("span", {}, el("a", { href: consumerPath(consumerId), title: "its page" }, consumerId), number));
+  const { node: complaint, complain } = complaints();
+  const does = el("div", { class: "actions" });
+  // The exports that the most urgent datasets need: of one by the form, of several as a batch.
+  let now = [];
+  const way = (lanes) => {
+    if (lanes.length === 0) return complaint;
+    return [lanes.length === 1 ? exporting(lanes[0], () => now[0]) : healingLanes(consumerId, lanes, newest(lanes), complain), complaint];
+  };
   const update = ({ of, isOpen }) => {
+    const faulty = of.lanes.filter(({ state }) => isFaulty(state) && state !== "not_tracked");
+    const needy = faulty.filter(needsFull).slice(0, MOST_IN_BATCH);
+    now = needy.length > 0 ? needy : faulty.length === 1 ? faulty : [];
+    once(does, JSON.stringify(now.map((lane) => [lane.dataset, lane.state])), () => (complain(null), way(now)));
     set(button, "aria-expanded", String(isOpen));
     text(number, `${count(of.lanes.length)} datasets`);
     facts.update(of);
     set(node, "data-state", of.state);
   };
-  const node = row(columns, [name, ...facts.cells, ""]);
+  const node = row(columns, [name, ...facts.cells, does]);
   return { node, update };
 }
 
@@ -274,19 +287,31 @@ function laneFacts(columns, reasonOf) {
   return { cells, update };
 }
 
-// The states of a consumer's datasets, the faulty ones with the first of their names.
+// How many lanes are in each state.
+export function stateCounts(lanes) {
+  return [...Map.groupBy(lanes, (lane) => standing(lane).label)].map(([label, its]) => `${count(its.length)} ${label}`);
+}
+
+// The states of a consumer's datasets, the faulty ones with the first of their names. Of a single one the whole reason.
 function groupReason({ lanes }) {
   const faulty = lanes.filter(({ state }) => isFaulty(state));
   const since = lanes.map(({ failingSince }) => failingSince).filter(Boolean).sort()[0];
-  const states = (of) => [...Map.groupBy(of, (lane) => standing(lane).label)].map(([label, its]) => `${count(its.length)} ${label}`);
-  const others = states(lanes.filter((lane) => !faulty.includes(lane)));
+  const others = stateCounts(lanes.filter((lane) => !faulty.includes(lane)));
   if (faulty.length === 0) return others.length > 1 ? others.join(", ") : "";
+  const isOne = faulty.length === 1;
   const named = faulty.slice(0, NAMED).flatMap((lane, at) => {
-    const why = lane.state === "failing" && isCause(lane) ? failed(lane.lastJob) ?? failed(lane.failedJob) : null;
+    const why = isOne ? null : lane.state === "failing" ? isCause(lane) && (failed(lane.lastJob) ?? failed(lane.failedJob)) : reasonWord(lane);
     return [at === 0 ? ": " : ", ", el("a", { href: datasetPath(lane.dataset) }, lane.dataset), ...(why ? [" (", why, ")"] : [])];
   });
-  const rest = faulty.length - NAMED;
-  return [states(faulty).join(", "), ...named, rest > 0 && ` and ${count(rest)} more`, since && "; the first failed ", since && when(since), others.length > 0 && `; ${others.join(", ")}`];
+  const more = faulty.length > NAMED && ` and ${count(faulty.length - NAMED)} more`;
+  const first = since && !isOne && ["; the first failed ", when(since)];
+  const whole = isOne && [". ", laneReason(faulty[0])];
+  return [stateCounts(faulty).join(", "), ...named, more, first, others.length > 0 && `; ${others.join(", ")}`, whole].flat(2);
+}
+
+// The word of why a lane needs a full export, or is not tracked.
+function reasonWord({ state, continuity }) {
+  return ["needs_full", "not_tracked"].includes(state) && continuity !== null ? el("span", { class: "code" }, continuity) : null;
 }
 
 // A sentence where there is something to say of a state. Of one that fails: since when, and by what the last export did.
@@ -306,15 +331,22 @@ function failed(job) {
   return el("a", { class: "code", href: `#/jobs/${job.jobId}`, title: job.error.detail }, job.error.code);
 }
 
+// `now` gives the lane as it is when somebody clicks.
+function exporting(lane, now) {
+  const button = el("button", { type: "button", onclick: () => askForExport(() => {}, now()) }, "Export…", el("span", { class: "unseen" }, ` ${lane.dataset} for ${lane.consumerId}`));
+  // The way out stands out.
+  button.classList.toggle("main", needsFull(lane));
+  return button;
+}
+
 function laneRow(columns, lane, name, attributes) {
   const facts = laneFacts(columns, laneReason);
   let now = lane;
-  const button = el("button", { type: "button", onclick: () => askForExport(() => {}, now) }, "Export…", el("span", { class: "unseen" }, ` ${lane.dataset} for ${lane.consumerId}`));
+  const button = exporting(lane, () => now);
   const update = (of) => {
     now = of;
     facts.update(of);
-    // The way out stands out.
-    button.classList.toggle("main", of.state === "needs_full");
+    button.classList.toggle("main", needsFull(of));
     show(button, of.state !== "gone");
     set(node, "data-state", of.state);
   };
@@ -331,11 +363,32 @@ function notAcknowledged(exports) {
 function firstExport() {
   const { node: complaint, complain } = complaints();
   const command = el("code", {});
+  const byHand = el("div", { class: "command" }, el("h3", {}, "The same by hand"), el("pre", { tabindex: "0" }, command), copying("start it", () => command.textContent));
   const track = el("pre", { tabindex: "0" }, el("code", {}));
   const button = el("p", { class: "buttons" });
+  const consumer = el("input", { id: "first-consumer", value: FIRST.consumerId, maxlength: 128, autocomplete: "off", autocapitalize: "none", spellcheck: "false", oninput: () => edited() });
+  const label = el("label", { for: consumer.id }, "Start the first export. A consumer is whoever asks for one: any name makes it. ", consumer);
+  let first = null;
+  // The third step is of the dataset and the consumer as they are now.
+  function drawThird() {
+    const consumerId = consumer.value.trim();
+    const isName = isConsumerId(consumerId);
+    const options = { headers: { "X-Consumer-ID": consumerId }, body: { dataset: first } };
+    const done = () => `started: full export of ${first} for ${consumerId}`;
+    once(button, `${first} ${consumerId}`, () => isName && acting(`Start a full export of ${first} for ${consumerId}`, "", complain, submitting("/exports/full", options, done), { class: "main" }));
+    show(byHand, isName);
+    // Whether it needs a key shows when there is one.
+    text(command, starting({ ...FIRST, consumerId, dataset: first }));
+  }
+  function edited() {
+    const isName = isConsumerId(consumer.value.trim());
+    set(consumer, "aria-invalid", !isName && "true");
+    complain(isName ? null : new Error(CONSUMER_ID));
+    drawThird();
+  }
   const tables = el("p", {});
   const capture = el("p", {});
-  const steps = [[tables], [capture, track], [el("p", {}, "Start the first export. A consumer is whoever asks: its name is all it takes."), button, complaint, el("p", { class: "hint" }, "The same by hand:"), el("pre", { tabindex: "0" }, command)]];
+  const steps = [[tables], [capture, track], [el("p", {}, label), button, complaint, byHand]];
   const items = steps.map((children, at) => el("li", { "data-step": at + 1 }, children));
   const node = el("div", { class: "empty" }, el("p", {}, "Nobody has asked for an export yet."), el("ol", { class: "steps" }, items));
   const update = (dataset, datasets) => {
@@ -346,12 +399,8 @@ function firstExport() {
     show(track, tracked.length === 0);
     text(track.firstChild, "cdc-export track --all");
     for (const [at, isDone] of [datasets.length > 0, tracked.length > 0, false].entries()) items[at].classList.toggle("done", isDone);
-    const { consumerId } = FIRST;
-    const options = { headers: { "X-Consumer-ID": consumerId }, body: { dataset } };
-    const done = () => `started: full export of ${dataset} for ${consumerId}`;
-    once(button, dataset, () => acting(`Start a full export of ${dataset} for ${consumerId}`, "", complain, submitting("/exports/full", options, done), { class: "main" }));
-    // Whether it needs a key shows when there is one.
-    text(command, starting({ ...FIRST, dataset }));
+    first = dataset;
+    drawThird();
   };
   return { node, update };
 }

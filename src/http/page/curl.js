@@ -1,6 +1,7 @@
 // Commands that do the same as the page, quoted for a shell. A key is never written out, only the name of a variable.
 
 import { hasKey, wholePath } from "./api.js";
+import { el, say, text } from "./dom.js";
 
 export function quoted(word) {
   return `'${String(word).replaceAll("'", "'\\''")}'`;
@@ -48,4 +49,18 @@ export function describing(path) {
 
 export function retrying(job) {
   return curl(["-X POST", quoted(`${location.origin}${wholePath(job, "/retry")}`)]);
+}
+
+// A button that copies what `command` gives.
+export function copying(label, command) {
+  // Only a page that came safely may write to the clipboard; elsewhere the text can be marked.
+  if (!navigator.clipboard) return null;
+  const word = el("span", {}, "Copy");
+  const tell = (done, words) => {
+    text(word, done);
+    say(words);
+    setTimeout(() => text(word, "Copy"), 2000);
+  };
+  const copy = () => navigator.clipboard.writeText(command()).then(() => tell("Copied", "copied"), () => tell("Not copied", "the browser did not let it be copied"));
+  return el("button", { type: "button", onclick: copy }, word, el("span", { class: "unseen" }, ` to ${label.toLowerCase()}`));
 }

@@ -2,7 +2,7 @@
 
 import { Problem, follow, get, jobPath } from "./api.js";
 import { actions, complaints } from "./actions.js";
-import { checking, describing, downloading, following, retrying, starting } from "./curl.js";
+import { checking, copying, describing, downloading, following, retrying, starting } from "./curl.js";
 import { downloadOf } from "./download.js";
 import { el, keyed, once, say, show, text } from "./dom.js";
 import { about, bytes, count, duration, rows, utc, when } from "./figures.js";
@@ -274,20 +274,7 @@ function commandsOf(job) {
     if (job.digest !== null) list.push(["See its manifest", describing(jobPath(job.jobId))]);
   }
   if (job.status === "failed" || job.status === "cancelled") list.push([job.batchId === null ? "Retry it" : "Retry its batch", retrying(job)]);
-  const made = list.map(([label, command]) => el("div", { class: "command" }, el("h3", {}, label), el("pre", { tabindex: "0" }, el("code", {}, command)), copying(label, command)));
+  const made = list.map(([label, command]) => el("div", { class: "command" }, el("h3", {}, label), el("pre", { tabindex: "0" }, el("code", {}, command)), copying(label, () => command)));
   if (job.consumerId === null) made.push(el("p", { class: "hint" }, "Columns, filter and limit of an ad-hoc export are not told by the API: add them if it had some."));
   return made;
-}
-
-function copying(label, command) {
-  // Only a page that came safely may write to the clipboard; elsewhere the text can be marked.
-  if (!navigator.clipboard) return null;
-  const word = el("span", {}, "Copy");
-  const tell = (done, words) => {
-    text(word, done);
-    say(words);
-    setTimeout(() => text(word, "Copy"), 2000);
-  };
-  const copy = () => navigator.clipboard.writeText(command).then(() => tell("Copied", "copied"), () => tell("Not copied", "the browser did not let it be copied"));
-  return el("button", { type: "button", onclick: copy }, word, el("span", { class: "unseen" }, ` to ${label.toLowerCase()}`));
 }

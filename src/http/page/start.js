@@ -6,9 +6,7 @@ import { starting } from "./curl.js";
 import { dialog, el, say, set, show, text } from "./dom.js";
 import { wake } from "./pulse.js";
 import { mayMove } from "./question.js";
-import { TYPES, isDataset } from "./words.js";
-
-const ID = /^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$/;
+import { CONSUMER_ID, TYPES, isConsumerId, isDataset, needsFull } from "./words.js";
 
 // `lane`: whose export it is at first, and in which dataset; of the same kind as its last one.
 export function askForExport(onStarted, lane = null) {
@@ -27,7 +25,7 @@ export function askForExport(onStarted, lane = null) {
   const compression = choice("compression", ["none", "gzip", "zstd"]);
   const types = Object.entries(TYPES).map(([type, meaning]) => {
     const input = el("input", { type: "radio", name: "exportType", value: type, id: `start-${type}` });
-    input.checked = type === (lane?.state === "needs_full" ? "full" : (last.exportType ?? "full"));
+    input.checked = type === (lane !== null && needsFull(lane) ? "full" : (last.exportType ?? "full"));
     return { input, node: el("label", { for: input.id, class: "radio" }, input, el("span", {}, el("b", {}, type), ` ${meaning}`)) };
   });
   const unready = el("p", { class: "notice", hidden: true });
@@ -90,10 +88,10 @@ export function askForExport(onStarted, lane = null) {
 
   async function submit() {
     const { consumerId, exportType, ...options } = fields();
-    if (consumerId !== null && !ID.test(consumerId)) {
+    if (consumerId !== null && !isConsumerId(consumerId)) {
       set(consumer, "aria-invalid", true);
       consumer.focus();
-      return complain(new Error("A consumer id has 1 to 128 of A-Z a-z 0-9 . _ : @ - and begins with a letter or a digit."));
+      return complain(new Error(CONSUMER_ID));
     }
     start.disabled = true;
     try {

@@ -116,6 +116,11 @@ export function healedByFull(job) {
   return job.consumerId !== null && ["full_export_needed", "file_lost"].includes(job.error?.code);
 }
 
+// Whether a lane goes on with a full export alone.
+export function needsFull({ state, lastJob }) {
+  return state === "needs_full" || (state === "failing" && lastJob !== null && healedByFull(lastJob));
+}
+
 // The exports of a list, each that failed with whether its consumer is helped already: by an export that is open, or by a later one
 // of that type or of all rows. `others` are those of the same consumers and datasets.
 export function withHelp(jobs, others) {
@@ -161,6 +166,10 @@ export function consumerPath(id) {
 export function datasetPath(name) {
   return `#/datasets/${encodeURIComponent(name)}`;
 }
+
+export const CONSUMER_ID = "A consumer id has 1 to 128 of A-Z a-z 0-9 . _ : @ - and begins with a letter or a digit.";
+
+export const isConsumerId = (id) => /^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$/.test(id);
 
 export function batchPath(id) {
   return `#/batches/${id}`;
