@@ -198,6 +198,9 @@ def test_a_consumer_names_its_faulty_datasets(watch, service):
     form = page.get_by_role("dialog", name="New export")
     expect(form.get_by_label("full every live row")).to_be_checked()
     form.get_by_role("button", name="Close").click()
+    lanes[:] = [lane("orders", "needs_full", cause), lane("users", "fresh")]
+    page.reload()
+    expect(reason).to_have_text(re.compile("need a full export first. The last export failed .* ago: table_missing$"))
     lanes[:] = [lane("orders", "failing", cause), lane("users", "fresh")]
     page.reload()
     expect(reason).to_have_text(re.compile("^1 failing: orders; 1 fresh. The last export failed .* ago: table_missing$"))

@@ -68,7 +68,7 @@ const lastFailed = new Map();
 // The lanes, each that fails with the export that failed, where another one is open by now: it is asked for once.
 export async function withFailures(lanes, signal) {
   const keyOf = (of) => `${laneKey(of)} ${of.failingSince} ${of.failures}`;
-  const unknown = lanes.filter((of) => of.state === "failing" && !of.lastJob?.error);
+  const unknown = lanes.filter((of) => isFaulty(of.state) && of.failingSince !== null && !of.lastJob?.error);
   const asked = unknown.filter((of) => !lastFailed.has(keyOf(of))).slice(0, ASKED);
   await Promise.all(
     asked.map(async (of) => {
@@ -314,9 +314,11 @@ function reasonWord({ state, continuity }) {
   return ["needs_full", "not_tracked"].includes(state) && continuity !== null ? el("span", { class: "code" }, continuity) : null;
 }
 
-// A sentence where there is something to say of a state. Of one that fails: since when, and by what the last export did.
+// A sentence where there is something to say of a state, and since when and by what its exports fail.
 function laneReason(of) {
-  return of.state === "failing" ? failure(of) : standing(of).meaning;
+  const { meaning } = standing(of);
+  if (of.state === "failing") return failure(of);
+  return of.failingSince === null || !isFaulty(of.state) ? meaning : [meaning, " ", ...failure(of)];
 }
 
 function failure({ consumerId, dataset, failures, failingSince, lastJob, failedJob }) {
