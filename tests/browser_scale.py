@@ -134,8 +134,19 @@ def test_a_state_and_its_reason_agree(watch, service):
     standing = service.call("GET", "/consumers?limit=1")["items"][0]
     fulls = {**standing, "consumerId": "fulls", "state": "fresh", "continuity": "truncated"}
     deltas = {**fulls, "consumerId": "deltas", "state": "needs_full"}
-    answered_by(page, "**/consumers?*", lambda route: route.fulfill(json={"items": [fulls, deltas], "nextCursor": None}))
+    unread = {**fulls, "consumerId": "unread", "state": None, "continuity": None, "behindSeconds": None}
+    lanes = {"items": [fulls, deltas, unread], "nextCursor": None}
+    answered_by(page, "**/consumers?*", lambda route: route.fulfill(json=lanes))
     page.goto(service.url)
+    # What can't be told may be wrong.
+    consumers = page.get_by_role("table", name="Consumers and where they stand")
+    expect(consumers.locator("td.key a")).to_have_text(["deltas", "unread", "fulls"])
+    expect(consumer_row(page, "unread")).to_contain_text("The table can't be read now.")
+    lost = [{**one, "ready": False, "problems": ["there is no table"]} for one in service.call("GET", "/datasets")["items"]]
+    answered_by(page, "**/datasets", lambda route: route.fulfill(json={"items": lost, "tablesWithoutDataset": []}))
+    page.reload()
+    expect(consumer_row(page, "unread")).to_contain_text("It can't be exported: there is no table")
+    page.unroute("**/datasets")
     expect(consumer_row(page, "deltas")).to_contain_text("deltas need a full export first")
     # A full export is exact whatever happened.
     fresh = consumer_row(page, "fulls")

@@ -126,6 +126,8 @@ export function consumersSection() {
   }
 
   function draw() {
+    const problems = new Map(datasets.map((of) => [of.name, of.problems]));
+    for (const of of known) of.problems = problems.get(of.dataset);
     const found = groups();
     const items = found.slice(0, shown).flatMap((group) => {
       if (group.lanes.length === 1) return [{ key: `lane ${laneKey(group.lanes[0])}`, of: { ...group.lanes[0], day: group.day } }];
@@ -178,6 +180,7 @@ export function consumersSection() {
     const ready = items.filter((of) => of.ready).map(({ name }) => name);
     if (!ready.includes(first)) first = ready[0] ?? items[0]?.name ?? first;
     empty.update(first, datasets);
+    if (known.length > 0) draw();
   };
   // The last day of each consumer that has exports in it.
   const day = (items) => {
@@ -216,7 +219,7 @@ function groupRow(columns, { consumerId }, toggle) {
     return [lanes.length === 1 ? exporting(lanes[0], () => now[0]) : healingLanes(consumerId, lanes, newest(lanes), complain), complaint];
   };
   const update = ({ of, isOpen }) => {
-    const faulty = of.lanes.filter(({ state }) => isFaulty(state) && state !== "not_tracked");
+    const faulty = of.lanes.filter(({ state }) => isFaulty(state) && ![null, "not_tracked"].includes(state));
     const needy = faulty.filter(needsFull).slice(0, MOST_IN_BATCH);
     now = needy.length > 0 ? needy : faulty.length === 1 ? faulty : [];
     once(does, JSON.stringify(now.map((lane) => [lane.dataset, lane.state])), () => (complain(null), way(now)));

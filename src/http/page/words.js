@@ -41,6 +41,7 @@ const STATES = {
   fresh: ["good", ""],
   new: ["notice", "It has no export yet."],
   gone: ["quiet", "There is no dataset of this name any more."],
+  unknown: ["warning", "The table can't be read now."],
   not_loaded: ["warning", "Its loader has not acknowledged an export for too long."],
   behind: ["warning", "A change waits longer than it should."],
   not_tracked: ["bad", ""],
@@ -48,18 +49,21 @@ const STATES = {
   failing: ["bad", ""],
 };
 
-export const urgency = (state) => Object.keys(STATES).indexOf(state);
+const known = (state) => state ?? "unknown";
+
+export const urgency = (state) => Object.keys(STATES).indexOf(known(state));
 
 // Somebody has to do something.
-export const isFaulty = (state) => ["warning", "bad"].includes(STATES[state]?.[0]);
+export const isFaulty = (state) => ["warning", "bad"].includes(STATES[known(state)]?.[0]);
 
 // Where a consumer stands in a dataset: the weight of a badge, its label, and a sentence where there is something to say. `continuity` is
-// the reason of some states; where its next export is exact all the same, it is none.
-export function standing({ state, continuity: word }) {
-  if (state === null) return { weight: "notice", label: "unknown", meaning: "The table can't be read now." };
-  const [weight, meaning] = STATES[state] ?? ["notice", "A state that this page doesn't know."];
+// the reason of some states; where its next export is exact all the same, it is none. `problems`, if they are known, stand against an
+// export of the dataset.
+export function standing({ state, continuity: word, problems }) {
+  const [weight, meaning] = STATES[known(state)] ?? ["notice", "A state that this page doesn't know."];
   const why = word !== null && ["needs_full", "not_tracked"].includes(state) ? continuity(word).meaning : meaning;
-  return { weight, label: state.replaceAll("_", " "), meaning: why };
+  const cause = state === null && problems?.length > 0 ? `It can't be exported: ${problems.join("; ")}` : why;
+  return { weight, label: known(state).replaceAll("_", " "), meaning: cause };
 }
 
 // A table that a pattern matches may be no dataset.
