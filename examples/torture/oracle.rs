@@ -232,7 +232,7 @@ impl Judged<'_> {
     /// 4, 6 and 7: by the recorder, every step of every job.
     fn check_steps(&self) {
         let mut running = BTreeMap::<&str, Uuid>::new();
-        let mut open = BTreeMap::<&str, BTreeSet<i64>>::new();
+        let mut open = BTreeMap::<&str, BTreeMap<Uuid, i64>>::new();
         for step in &self.era.history.steps {
             let (Some(lane), Some(seq)) = (step.lane.as_deref(), step.lane_sequence) else { continue };
             let was = step.was.as_deref().unwrap_or("nothing");
@@ -242,6 +242,7 @@ impl Judged<'_> {
                     | ("pending", "processing" | "cancelled")
                     | ("processing", "pending" | "completed" | "skipped" | "failed" | "cancelled")
                     | ("completed", "published")
+                    | ("pending" | "processing", "moved")
             );
             let is_lost = (was, step.code.as_deref()) == ("completed", Some(FILE_LOST))
                 && self.world.was_removed(&step.job.to_string());
@@ -251,23 +252,23 @@ impl Judged<'_> {
             // A committed export is open to its readers until its file has its name.
             let open = open.entry(lane).or_default();
             match step.became.as_str() {
-                "pending" => drop(open.insert(seq)),
+                "pending" | "moved" => drop(open.insert(step.job, seq)),
                 "processing" | "published" => {
-                    if let Some(first) = open.first().filter(|first| **first < seq) {
+                    if let Some(first) = open.values().min().filter(|first| **first < seq) {
                         let line =
                             format!("job {seq} of {lane} is {}, and {first} before it isn't out yet", step.became);
                         self.report().red("6", line);
                     }
                     if step.became == "published" {
-                        open.remove(&seq);
+                        open.remove(&step.job);
                     } else if let Some(other) = running.insert(lane, step.job) {
                         self.report().red("6", format!("{} and {other} of {lane} ran at once", step.job));
                     }
                 }
                 "completed" => {}
-                _ => drop(open.remove(&seq)),
+                _ => drop(open.remove(&step.job)),
             }
-            if was == "processing" {
+            if was == "processing" && step.became != "moved" {
                 running.remove(lane);
             }
             if step.became == "completed" {

@@ -61,6 +61,10 @@ pub(crate) async fn install(conn: &mut PgConnection) -> Result<()> {
            if tg_op = 'UPDATE' and old.published_at is null and new.published_at is not null then
              insert into torture.steps (job, lane, lane_sequence, was, became) values (new.id, its_lane, new.lane_sequence, new.status, 'published');
            end if;
+           -- Behind what a restored database doesn't know that it was handed out.
+           if tg_op = 'UPDATE' and new.lane_sequence is distinct from old.lane_sequence then
+             insert into torture.steps (job, lane, lane_sequence, was, became) values (new.id, its_lane, new.lane_sequence, new.status, 'moved');
+           end if;
            if tg_op = 'UPDATE' and new.status = old.status and new.lease_token is not distinct from old.lease_token then
              return null;
            end if;
@@ -462,7 +466,7 @@ impl History {
         .await?;
         let steps: Vec<Step> = recorded.into_iter().map(|step| step.step(booted)).collect::<Result<_>>()?;
         let mut attempts = Attempts::new();
-        for step in steps.iter().filter(|step| step.became != "published") {
+        for step in steps.iter().filter(|step| !["published", "moved"].contains(&step.became.as_str())) {
             if let Some(attempt) = step.token_was.and_then(|token| attempts.get_mut(&token)) {
                 let refused = step.code.as_deref() == Some("full_export_needed");
                 let became = if refused { "refused" } else { step.became.as_str() };
