@@ -172,7 +172,7 @@ def test_a_consumer_names_its_faulty_datasets(watch, service):
     reason = consumer_row(page, "mart").locator(".state .meaning")
     # The export by which a batch failed comes first.
     expect(reason).to_have_text(
-        re.compile(r"^2 failing, 4 needs full: orders \(table_missing\), events, t0 \(truncated\) and 3 more; the first failed .* ago; 1 fresh$")
+        re.compile(r"^2 failing, 4 needs full: orders \(table_missing\), t0 \(truncated\), t1 \(truncated\) and 3 more; the first failed .* ago; 1 fresh$")
     )
     expect(reason.get_by_role("link", name="orders")).to_have_attribute("href", "#/datasets/orders")
     expect(reason.get_by_role("link", name="table_missing")).to_have_attribute("href", f"#/jobs/{standing['lastJob']['jobId']}")
@@ -185,7 +185,7 @@ def test_a_consumer_names_its_faulty_datasets(watch, service):
     failed = {**standing["lastJob"], "status": "failed", "error": cause}
     answered_by(page, "**/exports?*status=failed*", lambda route: route.fulfill(json={"items": [failed], "nextCursor": None}))
     page.reload()
-    expect(reason).to_contain_text("orders (table_missing), events")
+    expect(reason).to_contain_text("orders (table_missing), t0")
 
     # Those that need a full export get it as a batch, after a question.
     def take(route):
@@ -194,18 +194,19 @@ def test_a_consumer_names_its_faulty_datasets(watch, service):
     earlier = {"items": [standing["lastJob"]], "nextCursor": None}
     answered_by(page, "**/exports?consumer=mart*", lambda route: route.fulfill(json=earlier))
     answered_by(page, "**/exports/full", take)
-    consumer_row(page, "mart").get_by_role("button", name="Full exports… of 4 datasets for mart").click()
-    question = page.get_by_role("dialog", name="Start a full export for mart?")
-    expect(question).to_contain_text("It moves mart's position in 4 datasets")
+    consumer_row(page, "mart").get_by_role("button", name="4 full exports… of 4 datasets for mart").click()
+    question = page.get_by_role("dialog", name="Start full exports for mart?")
+    expect(question).to_contain_text("They move mart's positions in 4 datasets")
+    expect(question).to_contain_text("The files are csv.")
     with page.expect_request("**/exports/full") as request:
-        question.get_by_role("button", name="Start it").click()
+        question.get_by_role("button", name="Start them").click()
     assert request.value.post_data_json == {"datasets": ["t0", "t1", "t2", "t3"], "format": "csv", "compression": "none"}
     assert request.value.headers["x-consumer-id"] == "mart"
     # Of a single one the row has the whole reason, and the way out.
     lanes[:] = [lane("orders", "needs_full"), lane("users", "fresh")]
     page.reload()
     expect(reason).to_have_text(re.compile("^1 needs full: orders; 1 fresh. The table was truncated: .*; deltas need a full export first.$"))
-    consumer_row(page, "mart").get_by_role("button", name="Export… orders for mart").click()
+    consumer_row(page, "mart").get_by_role("button", name="Full export… orders for mart").click()
     form = page.get_by_role("dialog", name="New export")
     expect(form.get_by_label("full every live row")).to_be_checked()
     form.get_by_role("button", name="Close").click()
@@ -389,8 +390,9 @@ def test_a_batch_is_one_line_and_has_its_page(watch, service):
     page.reload()
     page.get_by_role("button", name=re.compile("^Retry with full exports where needed")).click()
     answered_by(page, "**/exports/*", lambda route: route.fulfill(status=202, json={"batchId": batch, "jobs": members}))
-    with page.expect_request("**/exports/full") as request:
-        page.get_by_role("dialog").get_by_role("button", name="Start it").click()
+    question = page.get_by_role("dialog", name=re.compile("^Start .* for mart, with full exports where needed"))
+    with page.expect_request(f"**/exports/{template['exportType']}") as request:
+        question.get_by_role("button", name="Start them").click()
     sent = request.value.post_data_json
     assert sent["heal"] and sent["datasets"] == [job["dataset"] for job in members], sent
     page.unroute("**/exports/*")

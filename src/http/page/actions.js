@@ -82,7 +82,7 @@ function healing(job, onMade, complain) {
   const again = submitting(`/exports/${job.exportType}`, options, (made) => {
     onMade(made.batchId);
     return `started: ${title(job)}`;
-  }, () => mayMove(job));
+  }, () => mayMove({ ...job, heal: true }));
   return acting("Retry with full exports", `where needed: ${title(job)}`, complain, again, { class: "main" });
 }
 
@@ -90,7 +90,7 @@ function healing(job, onMade, complain) {
 export function healingLanes(consumerId, lanes, lastJob, complain) {
   const job = { ...lastJob, consumerId, exportType: "full", dataset: `${count(lanes.length)} datasets`, members: [] };
   const full = submitting("/exports/full", likeIt(job, { datasets: lanes.map(({ dataset }) => dataset) }), () => `started: ${title(job)}`, () => mayMove(job));
-  return acting("Full exports…", `of ${job.dataset} for ${consumerId}`, complain, full, { class: "main" });
+  return acting(`${count(lanes.length)} full exports…`, `of ${job.dataset} for ${consumerId}`, complain, full, { class: "main" });
 }
 
 function retrying(job, onMade, complain) {

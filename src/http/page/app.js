@@ -40,7 +40,7 @@ function viewOf(hash) {
   const id = ID.test(name) ? name : "00000000-0000-0000-0000-000000000000";
   if (kind === "batches" && name !== undefined) return batchView(id, (made) => (location.hash = batchPath(made)));
   if (kind === "jobs" && name !== undefined) {
-    return { ...jobView(id, toJob), title: "Export – cdc-export", name: "job" };
+    return { ...jobView(id, toJob), title: "Export – cdc-export", name: "job", under: "exports" };
   }
   if (kind === "consumers" && name !== undefined) return consumerView(decoded(name));
   if (kind === "datasets") return name === undefined ? datasetsView() : datasetView(decoded(name));
@@ -65,7 +65,7 @@ function route() {
   const isFirst = view === null;
   view = viewOf(location.hash);
   document.title = view.title;
-  for (const link of document.querySelectorAll("nav a")) set(link, "aria-current", link.dataset.view === view.name && "page");
+  for (const link of document.querySelectorAll("nav a")) set(link, "aria-current", link.dataset.view === (view.under ?? view.name) && "page");
   // Where a filter has changed the view, it keeps the focus.
   const focused = document.activeElement?.id;
   content.replaceChildren(view.node);

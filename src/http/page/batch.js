@@ -8,10 +8,11 @@ import { bytes, count, rows, when } from "./figures.js";
 import { columns, jobRow, keyOf, progressBar, statusBadge } from "./jobrow.js";
 import { whole } from "./lines.js";
 import { OPEN_SECONDS } from "./pulse.js";
-import { STATUS, TYPES, batchPath, consumerPath, isOpen, title, whatNext } from "./words.js";
+import { STATUS, TYPES, batchPath, consumerPath, healedByFull, isOpen, title, whatNext, withHelp } from "./words.js";
 
 const ENDED_SECONDS = 30;
 const STEP = 50;
+const LATER = 10;
 const ORDER = ["failed", "processing", "pending", "cancelled", "completed"];
 
 export function batchView(id, onMade) {
@@ -38,10 +39,12 @@ export function batchView(id, onMade) {
   const node = el("article", { class: "job" }, el("p", {}, el("a", { href: "#/exports" }, "← Exports")), heading, missing, story);
   let limit = STEP;
   let known = null;
+  // The consumer's newest exports, if the batch needed full ones.
+  let later = [];
 
   function update(batch) {
     known = batch;
-    const all = { ...whole(batch.jobs), status: batch.status, progress: batch.progress };
+    const all = { ...whole(withHelp(batch.jobs, later)), exportType: batch.exportType, status: batch.status, progress: batch.progress };
     const name = title(all);
     text(heading, name[0].toUpperCase() + name.slice(1));
     document.title = `${batch.status}: ${name} – cdc-export`;
@@ -64,7 +67,10 @@ export function batchView(id, onMade) {
 
   async function beat(signal) {
     try {
-      update(await get(`/batches/${encodeURIComponent(id)}`, {}, signal));
+      const batch = await get(`/batches/${encodeURIComponent(id)}`, {}, signal);
+      const needy = batch.jobs.find(healedByFull);
+      later = needy ? (await get("/exports", { consumer: batch.consumerId, dataset: needy.dataset, limit: LATER }, signal)).items : [];
+      update(batch);
       // A large one costs more to ask for.
       return isOpen(known) ? Math.max(OPEN_SECONDS, known.jobs.length / STEP) : ENDED_SECONDS;
     } catch (error) {
@@ -75,7 +81,7 @@ export function batchView(id, onMade) {
       return ENDED_SECONDS;
     }
   }
-  return { node, heading, beat, title: "Batch – cdc-export", name: "batch" };
+  return { node, heading, beat, title: "Batch – cdc-export", name: "batch", under: "exports" };
 }
 
 const isCause = (job) => job.error !== null && job.error.code !== "batch_member_failed";
@@ -85,7 +91,7 @@ function failureOf(error) {
   return [
     el("p", {}, el("strong", {}, el("code", {}, error.code)), error.member === null ? "" : ` in ${error.member}`),
     el("p", {}, error.detail),
-    el("p", {}, el("b", {}, "What to do: "), whatNext(error.code)),
+    el("p", {}, el("b", {}, "What to do: "), whatNext(error)),
   ];
 }
 

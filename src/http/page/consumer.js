@@ -61,5 +61,5 @@ export function consumerView(id) {
     }
     return moves || lanes.isSoon() ? OPEN_SECONDS : QUIET_SECONDS;
   }
-  return { node, heading, beat, title: `${id} – cdc-export`, name: "consumer" };
+  return { node, heading, beat, title: `${id} – cdc-export`, name: "consumer", under: "overview" };
 }

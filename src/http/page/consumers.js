@@ -24,6 +24,8 @@ const ASKED = 5;
 // As many faulty datasets of a consumer are named in its row.
 const NAMED = 3;
 const MOST_IN_BATCH = 1000;
+// What failed by another export of its batch is less urgent than one that needs a full export.
+const FOLLOWS = 1.5;
 const FIRST = { consumerId: "consumer-1", exportType: "full", format: "csv", compression: "none" };
 
 const laneKey = (of) => `${of.consumerId}/${of.dataset}`;
@@ -80,12 +82,13 @@ export async function withFailures(lanes, signal) {
   return lanes;
 }
 
-// Of a batch that failed, one export is the cause.
-const isCause = ({ lastJob, failedJob }) => ![undefined, "batch_member_failed"].includes((lastJob?.error ?? failedJob?.error)?.code);
+// Whether an export failed by another one of its batch.
+const follows = ({ state, lastJob, failedJob }) => state === "failing" && (lastJob?.error ?? failedJob?.error)?.code === "batch_member_failed";
 
-// Those that need somebody most come first, then those that are furthest behind.
+// Those that need somebody most come first, then those that are furthest behind. What failed by another one comes after that.
 export function byUrgency(lanes) {
-  return [...lanes].sort((one, other) => urgency(other.state) - urgency(one.state) || Number(isCause(other)) - Number(isCause(one)) || (other.behindSeconds ?? -1) - (one.behindSeconds ?? -1));
+  const rank = (of) => urgency(of.state) - (follows(of) ? FOLLOWS : 0);
+  return [...lanes].sort((one, other) => rank(other) - rank(one) || (other.behindSeconds ?? -1) - (one.behindSeconds ?? -1));
 }
 
 export function consumersSection() {
@@ -216,7 +219,7 @@ function groupRow(columns, { consumerId }, toggle) {
   let now = [];
   const way = (lanes) => {
     if (lanes.length === 0) return complaint;
-    return [lanes.length === 1 ? exporting(lanes[0], () => now[0]) : healingLanes(consumerId, lanes, newest(lanes), complain), complaint];
+    return [lanes.length === 1 ? exporting(lanes[0], () => now[0], true).button : healingLanes(consumerId, lanes, newest(lanes), complain), complaint];
   };
   const update = ({ of, isOpen }) => {
     const faulty = of.lanes.filter(({ state }) => isFaulty(state) && ![null, "not_tracked"].includes(state));
@@ -258,13 +261,15 @@ function laneFacts(columns, reasonOf) {
     const says = standing(of);
     text(badge, says.label);
     badge.className = `badge ${says.weight}`;
+    set(badge, "title", of.state === "fresh" ? "No change waits longer than fresh_within, or twice the usual time between its exports" : null);
     const why = el("span", {}, reasonOf(of));
     const links = [...why.querySelectorAll("a")].map((link) => link.getAttribute("href"));
     once(meaning, [why.textContent, ...links].join(" "), () => [...why.childNodes]);
-    text(behind, of.behindSeconds === null ? "–" : of.behindSeconds === 0 ? "no" : duration(of.behindSeconds));
+    const isKnown = of.behindSeconds !== null && ![null, "gone"].includes(of.state);
+    text(behind, isKnown ? duration(of.behindSeconds) : "–");
     set(behind, "class", of.behindSeconds === 0 ? "quiet" : null);
-    set(behind, "title", of.behindSeconds === null ? "unknown" : of.lastExportedAt ? `watermark: ${utc(of.lastExportedAt)}` : null);
-    const known = of.capture === "none" ? null : of.rowsWaiting;
+    set(behind, "title", !isKnown ? "unknown" : of.lastExportedAt ? `watermark: ${utc(of.lastExportedAt)}` : null);
+    const known = of.capture === "none" || of.state === "gone" ? null : of.rowsWaiting;
     text(waiting, known === null ? "–" : `${count(known)}${of.rowsWaitingCapped ? "+" : ""}`);
     set(waiting, "title", of.logBytes ? `${bytes(of.logBytes)} of the change log are kept for it, ${bytes(of.logBytesMax)} may be` : null);
     set(waiting, "class", known === 0 ? "quiet" : null);
@@ -297,13 +302,13 @@ export function stateCounts(lanes) {
 
 // The states of a consumer's datasets, the faulty ones with the first of their names. Of a single one the whole reason.
 function groupReason({ lanes }) {
-  const faulty = lanes.filter(({ state }) => isFaulty(state));
+  const faulty = lanes.filter(({ state }) => isFaulty(state) || state === "gone");
   const since = lanes.map(({ failingSince }) => failingSince).filter(Boolean).sort()[0];
   const others = stateCounts(lanes.filter((lane) => !faulty.includes(lane)));
   if (faulty.length === 0) return others.length > 1 ? others.join(", ") : "";
   const isOne = faulty.length === 1;
   const named = faulty.slice(0, NAMED).flatMap((lane, at) => {
-    const why = isOne ? null : lane.state === "failing" ? isCause(lane) && (failed(lane.lastJob) ?? failed(lane.failedJob)) : reasonWord(lane);
+    const why = isOne ? null : follows(lane) ? "failed with it" : lane.state === "failing" ? failed(lane.lastJob) ?? failed(lane.failedJob) : reasonWord(lane);
     return [at === 0 ? ": " : ", ", el("a", { href: datasetPath(lane.dataset) }, lane.dataset), ...(why ? [" (", why, ")"] : [])];
   });
   const more = faulty.length > NAMED && ` and ${count(faulty.length - NAMED)} more`;
@@ -337,21 +342,26 @@ function failed(job) {
 }
 
 // `now` gives the lane as it is when somebody clicks.
-function exporting(lane, now) {
-  const button = el("button", { type: "button", onclick: () => askForExport(() => {}, now()) }, "Export…", el("span", { class: "unseen" }, ` ${lane.dataset} for ${lane.consumerId}`));
+function exporting(lane, now, isOfSeveral = false) {
+  const button = el("button", { type: "button", onclick: () => askForExport(() => {}, now()) }, el("span", {}), el("span", { class: "unseen" }, ` ${lane.dataset} for ${lane.consumerId}`));
   // The way out stands out.
-  button.classList.toggle("main", needsFull(lane));
-  return button;
+  const update = (of) => {
+    text(button.firstChild, needsFull(of) ? "Full export…" : "Export…");
+    button.classList.toggle("main", needsFull(of));
+  };
+  update(lane);
+  if (isOfSeveral) set(button, "title", `of ${lane.dataset}`);
+  return { button, update };
 }
 
 function laneRow(columns, lane, name, attributes) {
   const facts = laneFacts(columns, laneReason);
   let now = lane;
-  const button = exporting(lane, () => now);
+  const { button, update: label } = exporting(lane, () => now);
   const update = (of) => {
     now = of;
     facts.update(of);
-    button.classList.toggle("main", needsFull(of));
+    label(of);
     show(button, of.state !== "gone");
     set(node, "data-state", of.state);
   };
@@ -372,7 +382,7 @@ function firstExport() {
   const track = el("pre", { tabindex: "0" }, el("code", {}));
   const button = el("p", { class: "buttons" });
   const consumer = el("input", { id: "first-consumer", value: FIRST.consumerId, maxlength: 128, autocomplete: "off", autocapitalize: "none", spellcheck: "false", oninput: () => edited() });
-  const label = el("label", { for: consumer.id }, "Start the first export. A consumer is whoever asks for one: any name makes it. ", consumer);
+  const label = el("label", { for: consumer.id }, "Start the first export. A consumer is whoever asks for one: any name makes it.", consumer);
   let first = null;
   // The third step is of the dataset and the consumer as they are now.
   function drawThird() {

@@ -10,7 +10,7 @@ import { bytes, count } from "./figures.js";
 import { DATASET_SECONDS, QUIET_SECONDS } from "./pulse.js";
 import { consumerPath, datasetPath, isFaulty, standing, tracking, urgency } from "./words.js";
 
-const COLUMNS = [["Dataset", "key"], ["Table"], ["Changes"], ["Copies"], ["Rows, about", "number"], ["Size", "number"], ["Columns", "number"]];
+const COLUMNS = [["Dataset", "key"], ["Copies", "state"], ["Table", "table"], ["Changes", "changes"], ["Rows, about", "number"], ["Size", "number"], ["Columns", "number"]];
 const STEP = 50;
 // As many consumers with faulty copies are named.
 const NAMED = 3;
@@ -20,6 +20,7 @@ const keyOf = ({ name, table }) => `${name} ${table}`;
 
 export function datasetsView() {
   const list = table("Datasets", COLUMNS);
+  list.node.classList.add("lanes");
   const heading = el("h1", {}, "Datasets");
   const unknown = el("p", { class: "notice", hidden: true });
   const unneeded = el("div", { class: "notice", hidden: true });
@@ -85,9 +86,9 @@ function datasetRow({ name, capture }) {
   const counts = el("span", { class: "meaning" });
   const cells = [
     capture === null ? name : el("a", { href: datasetPath(name), title: "its page" }, name),
+    el("div", {}, worst, counts),
     tableName,
     el("div", {}, badge, meaning),
-    el("div", {}, worst, counts),
     rows,
     size,
     columns,
@@ -113,7 +114,7 @@ function datasetRow({ name, capture }) {
     text(meaning, says.weight === "quiet" ? "" : says.meaning);
     drawCopies(of.lanes);
     text(rows, of.rows === null ? "–" : count(of.rows));
-    text(size, of.capture === null ? "–" : bytes(of.bytes));
+    text(size, of.capture === null || (of.rows === null && of.bytes === 0) ? "–" : bytes(of.bytes));
     text(columns, of.columns === null ? "–" : count(of.columns.length));
   };
   return { node: row(COLUMNS, cells), update };

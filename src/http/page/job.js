@@ -138,7 +138,7 @@ function failureOf(job) {
   return [
     el("p", {}, el("strong", {}, el("code", {}, job.error.code))),
     el("p", {}, job.error.detail),
-    el("p", {}, el("b", {}, "What to do: "), whatNext(job.error.code)),
+    el("p", {}, el("b", {}, "What to do: "), whatNext(job.error)),
   ];
 }
 
@@ -266,14 +266,15 @@ function openOf(job, none) {
 }
 
 function commandsOf(job) {
-  const list = [["Ask for another one like it", starting(job)]];
+  const isHealed = healedByFull(job) && job.status === "failed";
+  const list = [isHealed ? ["Ask for a full export", starting({ ...job, exportType: "full" })] : ["Ask for another one like it", starting(job)]];
   if (isOpen(job)) list.push(["Wait for its end", following(job)]);
   if (hasFile(job)) {
     const [its, the] = job.files.length > 1 ? ["Fetch its files", "Check the files"] : ["Fetch its file", "Check the file"];
     list.push([its, downloading(job)], [the, checking(job)]);
     if (job.digest !== null) list.push(["See its manifest", describing(jobPath(job.jobId))]);
   }
-  if (job.status === "failed" || job.status === "cancelled") list.push([job.batchId === null ? "Retry it" : "Retry its batch", retrying(job)]);
+  if (!isHealed && ["failed", "cancelled"].includes(job.status)) list.push([job.batchId === null ? "Retry it" : "Retry its batch", retrying(job)]);
   const made = list.map(([label, command]) => el("div", { class: "command" }, el("h3", {}, label), el("pre", { tabindex: "0" }, el("code", {}, command)), copying(label, () => command)));
   if (job.consumerId === null) made.push(el("p", { class: "hint" }, "Columns, filter and limit of an ad-hoc export are not told by the API: add them if it had some."));
   return made;

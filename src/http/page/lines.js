@@ -38,6 +38,9 @@ export function whole(members, datasets = count(members.length)) {
   return {
     ...first,
     jobId: first.batchId,
+    // One that needed it may have got a full export instead.
+    exportType: members.find(({ exportType }) => exportType !== "full")?.exportType ?? "full",
+    isHelped: members.some(({ isHelped }) => isHelped),
     dataset: `${datasets} datasets`,
     members,
     status,

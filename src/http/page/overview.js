@@ -13,6 +13,9 @@ import { DATASET_SECONDS, OPEN_SECONDS, QUIET_SECONDS } from "./pulse.js";
 import { schedulesSection } from "./schedules.js";
 import { isDataset, standing, urgency } from "./words.js";
 
+// As many datasets are named in a line.
+const NAMED = 3;
+
 const present = presentSection();
 const consumers = consumersSection();
 const schedules = schedulesSection();
@@ -39,7 +42,8 @@ async function lookAtDatasets(signal) {
   show(unready, broken.length > 0);
   const untracked = broken.filter(({ reason }) => reason === "not_tracked").length;
   const command = untracked === broken.length && untracked > 1 ? ". cdc-export track --all captures them" : "";
-  text(unreadyCount, `${count(broken.length)} ${broken.length === 1 ? "dataset" : "datasets"} can't be exported now${command}`);
+  const names = broken.length > NAMED ? "" : `: ${broken.map(({ name }) => name).join(", ")}`;
+  text(unreadyCount, `${count(broken.length)} ${broken.length === 1 ? "dataset" : "datasets"} can't be exported now${names}${command}`);
   keyed(unreadyList, broken, ({ name }) => name, () => {
     const line = el("li", {});
     return { node: line, update: ({ name, problems }) => text(line, `${name}: ${problems.join("; ")}`) };

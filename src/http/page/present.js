@@ -30,7 +30,6 @@ const outer = (lines) => lines.filter(({ isInner }) => !isInner).length;
 
 export function presentSection() {
   const list = table("Exports that are open or failed, and the last ones", COLUMNS);
-  const empty = el("p", { class: "empty" }, "No export yet: New export starts one.");
   const rest = el("p", { class: "hint" });
   const heading = el("h2", { id: "present-heading", tabindex: "-1" }, "Recent exports");
   const node = el(
@@ -38,11 +37,8 @@ export function presentSection() {
     { "aria-labelledby": heading.id },
     el("div", { class: "heading" }, heading, el("a", { href: "#/exports" }, "All exports")),
     list.node,
-    empty,
     rest,
   );
-  show(empty, false);
-
   const rows = lineRows(COLUMNS, draw);
 
   // The last answers: the newest exports, of which they may be all; those that run; those that wait, if they are not among these.
@@ -130,7 +126,7 @@ export function presentSection() {
     const shown = [...first, ...upTo(Math.max(FEWEST_ENDED, ROWS - outer(first)), ends)];
     keyed(list.body, shown, rows.keyOf, rows.make);
     show(list.node, shown.length > 0);
-    show(empty, shown.length === 0);
+    show(node, shown.length > 0);
     const unseen = Object.entries({ run: outer(runs) - SHOWN.running, failed: outer(fails) - SHOWN.failed, wait: outer(waits) - SHOWN.waiting });
     const more = unseen.filter(([, number]) => number > 0).map(([verb, number]) => `${count(number)} more ${verb}`);
     show(rest, more.length > 0);

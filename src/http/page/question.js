@@ -15,25 +15,30 @@ export function question(asked) {
   return { answer, drop: () => opened.close("no") };
 }
 
-const CALLED = { full: "a full export", incremental: "an incremental export", delta: "a delta" };
+const CALLED = { full: ["a full export", "full exports"], incremental: ["an incremental export", "incremental exports"], delta: ["a delta", "deltas"] };
 
 // Whether an export is to be asked for that moves its consumer's position: a loader that goes on with the next one would miss what
 // this one's file holds. A first full export is asked for at once: before it there is nothing to go on from.
-// `table`, if it is known, says what a full export reads.
-export async function mayMove({ exportType, consumerId, dataset, format, compression, table, members }) {
+// `table`, if it is known, says what a full export reads. A batch has `members`, and `heal` where some of them may be full exports.
+export async function mayMove({ exportType, consumerId, dataset, format, compression, table, members, heal }) {
   if (consumerId === null) return true;
+  const isBatch = members !== undefined;
   if (exportType === "full") {
-    const { items } = await get("/exports", { consumer: consumerId, dataset: members ? null : dataset, status: "completed", limit: 1 });
+    const { items } = await get("/exports", { consumer: consumerId, dataset: isBatch ? null : dataset, status: "completed", limit: 1 });
     if (items.length === 0) return true;
   }
+  const called = CALLED[exportType]?.[isBatch ? 1 : 0] ?? exportType;
+  const packed = `${format}${compression && compression !== "none" ? `, ${compression}` : ""}`;
+  const one = `It moves ${consumerId}'s position in ${dataset}: its loader must fetch this file, because the next export begins where this one ends.`;
+  const several = `They move ${consumerId}'s positions in ${dataset}: its loader must fetch these files, because the next exports begin where these end.`;
   return question({
-    title: `Start ${CALLED[exportType] ?? exportType} for ${consumerId}?`,
+    title: `Start ${called} for ${consumerId}${heal ? ", with full exports where needed" : ""}?`,
     text: [
-      `It moves ${consumerId}'s position in ${dataset}: its loader must fetch this file, because the next export begins where this one ends.`,
+      isBatch ? several : one,
       exportType === "full" && table?.rows ? ` It reads the whole table, about ${rows(table.rows)} (${bytes(table.bytes)}).` : "",
-      format ? ` The file is ${format}${compression && compression !== "none" ? `, ${compression}` : ""}.` : "",
+      format ? ` ${isBatch ? "The files are" : "The file is"} ${packed}.` : "",
     ].join(""),
-    yes: "Start it",
+    yes: isBatch ? "Start them" : "Start it",
     no: "Not now",
     weight: "main",
   }).answer;

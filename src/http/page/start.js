@@ -2,7 +2,7 @@
 
 import { get, submission } from "./api.js";
 import { complaints } from "./actions.js";
-import { starting } from "./curl.js";
+import { copying, starting } from "./curl.js";
 import { dialog, el, say, set, show, text } from "./dom.js";
 import { wake } from "./pulse.js";
 import { mayMove } from "./question.js";
@@ -57,7 +57,7 @@ export function askForExport(onStarted, lane = null) {
       el("label", { for: compression.id }, "Compression", compression),
     ),
     unready,
-    el("pre", { tabindex: "0", "aria-label": "the same by hand" }, command),
+    el("div", { class: "command" }, el("pre", { tabindex: "0", "aria-label": "the same by hand" }, command), copying("ask by hand", () => command.textContent)),
     complaint,
     el("p", { class: "buttons" }, start, el("button", { type: "button", onclick: () => opened.close() }, "Close")),
   );

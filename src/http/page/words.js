@@ -40,7 +40,7 @@ const FULL_ONLY = { weight: "notice", label: "full only", meaning: "Nothing look
 const STATES = {
   fresh: ["good", ""],
   new: ["notice", "It has no export yet."],
-  gone: ["quiet", "There is no dataset of this name any more."],
+  gone: ["quiet", "There is no dataset of this name any more: its table was renamed or dropped, or the dataset file has it no longer."],
   unknown: ["warning", "The table can't be read now."],
   not_loaded: ["warning", "Its loader has not acknowledged an export for too long."],
   behind: ["warning", "A change waits longer than it should."],
@@ -91,7 +91,7 @@ export const REFUSED = {
 };
 
 const NEXT = {
-  full_export_needed: "If the error names a command, run it first. Then start a full export: it has every live row, and deltas go on from it.",
+  full_export_needed: "Start a full export: it has every live row, and deltas go on from it.",
   storage_full: "Make room in the output folder or bucket, then retry.",
   storage_readonly: "Let the service write to its output folder (permissions, mount) or bucket (policy), then retry.",
   output_missing: "Bring the output folder or bucket back, then retry.",
@@ -109,7 +109,7 @@ const NEXT = {
   not_in_format: "Export as csv or ndjson, which have a form for every value.",
   file_lost: "Start a full export: what this one held was never handed out. See who removes files from the output folder, or what rule from the bucket.",
   watermark_changed: "Somebody moves this consumer's watermark while its exports run. Retry when that is over.",
-  batch_member_failed: "Another member of its batch ended the attempt: GET /batches/… names it. Mend that one, then retry the batch.",
+  batch_member_failed: "Another export of its batch failed, and a batch completes as a whole or not at all. See the batch, mend that one, then retry the batch.",
   dataset_unknown: "No process has had its dataset for ten minutes: put it into the datasets file again.",
   attempts_exhausted: "Its workers vanished each time: look into their logs and memory limits, then retry.",
   internal: "A defect of the service: its log has the cause. Retry once, then report it.",
@@ -134,8 +134,9 @@ export function withHelp(jobs, others) {
   return jobs.map((job) => (healedByFull(job) && others.some(helps(job)) ? { ...job, isHelped: true } : job));
 }
 
-export function whatNext(code) {
-  return NEXT[code] ?? "Look into the service's log, then retry.";
+export function whatNext({ code, detail }) {
+  const first = code === "full_export_needed" && detail.includes("cdc-export") ? "Run the command that the error names. Then: " : "";
+  return first + (NEXT[code] ?? "Look into the service's log, then retry.");
 }
 
 export const TYPES = {
@@ -149,7 +150,7 @@ export const STATUS = {
   processing: { weight: "running", meaning: "A worker exports it." },
   completed: { weight: "good", meaning: "The file is whole and on disk." },
   skipped: { weight: "good", meaning: "It found nothing, and made no file." },
-  failed: { weight: "bad", meaning: "It ended without a file. The watermark is where it was, but after file_lost." },
+  failed: { weight: "bad", meaning: "It ended without a file." },
   cancelled: { weight: "quiet", meaning: "It was cancelled. The watermark is where it was." },
 };
 
