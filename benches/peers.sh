@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # The service and its peers against `psql \copy` of the same rows, all in one run: each round has one `\copy` and one turn of
-# everybody else. A full export to CSV, plain and packed; then, without the peers, incrementals, deltas of all rows, and the
-# API beside two exports.
+# everybody else. A full export to CSV, plain and packed, and to Parquet; then the harm that each does to the source; then,
+# without the peers, incrementals, deltas of all rows, and the API beside two exports.
 #
 #   cargo build --release && benches/peers.sh [ROWS [ROUNDS]]
 #
 # A ratio is the wall time of `\copy` / that of the case in the same round, so higher is faster. CPU is that of the client (for
-# the service: itself) and of the server; the peak is the client's resident memory, the service's over idle. Fetches what
-# benches/peers/ names by pip and npm into a scratch folder. Needs zstd, python3 with venv, node and npm.
-#
-# Not among them: DuckDB, whose postgres extension is downloaded from a host of its own at run time.
+# the service: itself) and of the server; the peak is the client's resident memory, the service's over idle. Harm is measured
+# in rounds of its own: how long reads of one row by its key take beside it, 200 a second, and the longest statement and the
+# oldest snapshot that are seen. Fetches what benches/peers/ names by pip and npm into a scratch folder, 1.3 GB. Needs zstd,
+# pgbench, python3 with venv, node and npm.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 rows=${1:-1000000} rounds=${2:-5}
@@ -32,9 +32,11 @@ watch() {
         pause 0.1
     done 2>/dev/null
 }
-# A peer in its own process, watched.
+# peer FILE COMMAND…: a peer in its own process, watched.
 peer() {
-    "$@" "$select" copy.csv & local process=$!
+    local file=$1
+    shift
+    "$@" "$select" "$file" & local process=$!
     watch $process & watcher=$!
     wait $process
 }
@@ -44,7 +46,7 @@ plain() {
     wait $process
 }
 packed() { copy "$select" pstdout | zstd -q -1 >copy.csv; }
-# export_full BODY: the service's, as copy.csv too.
+# export_full BODY: the service's.
 export_full() { forget_peak $service; export_and_wait full "$1"; }
 # case_of NAME COMMAND…: one turn. The first case of a round is its measure.
 case_of() {
@@ -58,6 +60,8 @@ case_of() {
     if [ "$1" = export_full ]; then
         echo $((($(memory VmHWM $service) - idle) / 1024)) >peak
         [ "$(of_answer rowsExported)" = "$expected" ]
+    elif [ -e copy.parquet ]; then
+        [ "$(venv/bin/python -c 'import pyarrow.parquet as p; print(p.read_metadata("copy.parquet").num_rows)')" = "$expected" ]
     elif [ "$1" != packed ]; then
         [ "$(wc -l <copy.csv)" = $((expected + 1)) ]
     fi
@@ -72,25 +76,71 @@ sql 'vacuum analyze users'; sql checkpoint
 expected=$(sql 'select count(*) from users where not is_deleted')
 machine "$rows"
 printf '%s, node %s, Python %s\n' "$(psql --version)" "$(node --version)" "$(python3 --version | cut -d' ' -f2)"
-venv/bin/pip list --format freeze --disable-pip-version-check | grep -iE 'sqlalchemy|adbc-driver-p|connectorx|psycopg=|pyarrow' | paste -sd' '
+venv/bin/pip list --format freeze --disable-pip-version-check | grep -iE 'sqlalchemy|adbc-driver-p|chdb=|connectorx|duckdb=|psycopg=|pyarrow' | paste -sd' '
 (cd peers && npm ls --depth 0 --parseable=false 2>/dev/null | sed -n 's/^[^ ]* \(.*@.*\)/\1/p' | paste -sd' ')
 
 idle=$(memory VmRSS $service)
-for _ in $(seq "$rounds"); do
-    case_of '\copy' plain
-    case_of 'cdc-export' export_full '{}'
-    case_of '\copy to zstd -1' packed
-    case_of 'cdc-export, zstd' export_full '{"compression":"zstd"}'
-    case_of 'psycopg COPY' peer venv/bin/python peers/psycopg_copy.py
-    case_of 'adbc, pyarrow csv' peer venv/bin/python peers/adbc_arrow.py
-    case_of 'connectorx, pyarrow csv' peer venv/bin/python peers/connectorx_arrow.py
-    case_of 'pg-query-stream' peer node peers/query_stream.js
-    case_of 'SQLAlchemy core, csv' peer venv/bin/python peers/sqlalchemy_core.py
-done
+# all_cases DO: calls DO NAME COMMAND… for each.
+all_cases() {
+    "$1" '\copy' plain
+    "$1" 'cdc-export' export_full '{}'
+    "$1" '\copy to zstd -1' packed
+    "$1" 'cdc-export, zstd' export_full '{"compression":"zstd"}'
+    "$1" 'cdc-export, parquet' export_full '{"format":"parquet"}'
+    "$1" 'DuckDB, csv' peer copy.csv venv/bin/python peers/duckdb_copy.py
+    "$1" 'DuckDB, parquet' peer copy.parquet venv/bin/python peers/duckdb_copy.py
+    "$1" 'chdb, csv' peer copy.csv venv/bin/python peers/chdb_copy.py
+    "$1" 'chdb, parquet' peer copy.parquet venv/bin/python peers/chdb_copy.py
+    "$1" 'psycopg COPY' peer copy.csv venv/bin/python peers/psycopg_copy.py
+    "$1" 'adbc, pyarrow csv' peer copy.csv venv/bin/python peers/adbc_arrow.py
+    "$1" 'connectorx, pyarrow csv' peer copy.csv venv/bin/python peers/connectorx_arrow.py
+    "$1" 'connectorx, parquet' peer copy.parquet venv/bin/python peers/connectorx_arrow.py
+    "$1" 'pg-query-stream' peer copy.csv node peers/query_stream.js
+    "$1" 'SQLAlchemy core, csv' peer copy.csv venv/bin/python peers/sqlalchemy_core.py
+}
+for _ in $(seq "$rounds"); do all_cases case_of; done
 printf '\n%-24s %-22s %-22s %-22s %s\n' case ratio 'wall s' 'CPU s' 'peak MB'
 awk '!seen[$0]++' names | while IFS= read -r name; do
     printf '%-24s %-22s %-22s %-22s %s\n' "$name" "$(median "ratio.$name")" "$(median "wall.$name")" "$(median "cpu.$name")" \
         "$(median "peak.$name" | cut -d' ' -f1)"
+done
+printf 'load %s\n\n' "$(load)"
+
+printf '\\set id random(1, %s)\nselect * from users where id = :id;\n' "$rows" >point.sql
+# Of the sessions that a case has: its longest statement and its oldest snapshot so far, in seconds.
+seen="select coalesce(max(extract(epoch from clock_timestamp() - query_start)) filter (where state = 'active'), 0),
+        coalesce(max(extract(epoch from clock_timestamp() - xact_start)) filter (where backend_xmin is not null), 0)
+    from pg_stat_activity
+    where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid() and application_name <> 'pgbench'"
+# harm_of NAME COMMAND…: a turn beside reads of one row.
+harm_of() {
+    local name=$1 began ended reads samples
+    shift
+    remove_files
+    rm -f points.*
+    pgbench -n -R 200 -T 600 -f point.sql -l --log-prefix=points >/dev/null 2>&1 & reads=$!
+    psql -qAt -F ' ' -c "$seen \watch 0.02" >samples 2>/dev/null & samples=$!
+    until [ -s samples ] && compgen -G 'points.*' >/dev/null; do pause 0.05; done
+    watcher=
+    clock began
+    "$@"
+    clock ended
+    kill -INT $reads $samples
+    wait $reads $samples || true
+    [ -z "$watcher" ] || wait "$watcher" || true
+    awk -v from="$began" -v to="$ended" '{at = $5 * 1e6 + $6; if (at >= from && at <= to) print $3 / 1000}' points.* >>"reads.$name"
+    awk '{if ($1 > s) s = $1; if ($2 > x) x = $2} END {print s > "longest"; print x > "oldest"}' <(grep -E '^[0-9.]+ [0-9.]+$' samples)
+    cat longest >>"longest.$name"; cat oldest >>"oldest.$name"
+}
+nothing() { pause 2; }
+for _ in $(seq "$rounds"); do
+    harm_of nothing nothing
+    all_cases harm_of
+done
+printf '%-24s %-28s %-22s %s\n' harm 'reads, ms: median and p99' 'longest statement, s' 'oldest snapshot, s'
+{ echo nothing; awk '!seen[$0]++' names; } | while IFS= read -r name; do
+    printf '%-24s %-28s %-22s %s\n' "$name" "$(median "reads.$name" | cut -d' ' -f1) $(percentile99 "reads.$name")" \
+        "$(median "longest.$name")" "$(median "oldest.$name")"
 done
 printf 'load %s\n\n' "$(load)"
 
