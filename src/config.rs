@@ -255,7 +255,7 @@ impl Config {
                     age: vars.age("CHANGE_LOG_MAX_AGE", 7 * DAY)?,
                 },
             },
-            readers: vars.number("READERS", cores().min(2), 1..=16)? as u32,
+            readers: vars.number("READERS", cores().min(4), 1..=16)? as u32,
             terms: Terms {
                 max_attempts: vars.number("MAX_ATTEMPTS", 5, 1..=100)? as u32,
                 max_open: vars.number("MAX_OPEN_JOBS", 10_000, 1..=1_000_000)? as u32,
