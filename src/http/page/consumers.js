@@ -86,8 +86,9 @@ export async function withFailures(lanes, signal) {
 const follows = ({ state, lastJob, failedJob }) => state === "failing" && (lastJob?.error ?? failedJob?.error)?.code === "batch_member_failed";
 
 // Those that need somebody most come first, then those that are furthest behind. What failed by another one comes after that.
+export const rank = (of) => urgency(of.state) - (follows(of) ? FOLLOWS : 0);
+
 export function byUrgency(lanes) {
-  const rank = (of) => urgency(of.state) - (follows(of) ? FOLLOWS : 0);
   return [...lanes].sort((one, other) => rank(other) - rank(one) || (other.behindSeconds ?? -1) - (one.behindSeconds ?? -1));
 }
 

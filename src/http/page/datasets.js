@@ -3,12 +3,12 @@
 
 import { get } from "./api.js";
 import { aside } from "./aside.js";
-import { CONSUMER_SECONDS, allLanes, byUrgency, stateCounts } from "./consumers.js";
+import { CONSUMER_SECONDS, allLanes, byUrgency, rank, stateCounts } from "./consumers.js";
 import { quoted } from "./curl.js";
 import { el, keyed, once, row, searching, show, table, text } from "./dom.js";
 import { bytes, count } from "./figures.js";
 import { DATASET_SECONDS, QUIET_SECONDS } from "./pulse.js";
-import { consumerPath, datasetPath, isFaulty, standing, tracking, urgency } from "./words.js";
+import { consumerPath, datasetPath, isFaulty, standing, tracking } from "./words.js";
 
 const COLUMNS = [["Dataset", "key"], ["Copies", "state"], ["Table", "table"], ["Changes", "changes"], ["Rows, about", "number"], ["Size", "number"], ["Columns", "number"]];
 const STEP = 50;
@@ -37,7 +37,7 @@ export function datasetsView() {
   // Those that can't be exported come first, then those with the most urgent copies.
   function draw() {
     const withCopies = known.map((of) => ({ ...of, lanes: of.capture === null ? null : (copies && (copies.get(of.name) ?? [])) }));
-    const trouble = ({ lanes }) => (lanes?.length > 0 ? urgency(lanes[0].state) : -1);
+    const trouble = ({ lanes }) => (lanes?.length > 0 ? rank(lanes[0]) : -1);
     const found = search.found(withCopies, (of) => [of.name, of.table, tracking(of).label, ...of.problems, ...(of.lanes ?? []).map((lane) => standing(lane).label)]);
     found.sort((one, other) => Number(one.ready) - Number(other.ready) || trouble(other) - trouble(one));
     keyed(list.body, found.slice(0, shown), keyOf, datasetRow);

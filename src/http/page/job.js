@@ -7,7 +7,7 @@ import { downloadOf } from "./download.js";
 import { el, keyed, once, say, show, text } from "./dom.js";
 import { about, bytes, count, duration, rows, utc, when } from "./figures.js";
 import { progressBar, speed, statusBadge } from "./jobrow.js";
-import { PHASE, STATUS, TYPES, batchPath, consumerPath, continuity, hasFile, healedByFull, isOpen, title, whatNext, withHelp } from "./words.js";
+import { PHASE, STATUS, TYPES, batchPath, consumerPath, continuity, datasetPath, hasFile, healedByFull, isOpen, title, whatNext, withHelp } from "./words.js";
 
 // What has ended stays as it is; the page only looks whether the service is there.
 const ENDED_SECONDS = 30;
@@ -174,7 +174,7 @@ function membersOf(job, before) {
   const none = (why) => el("span", { class: "quiet" }, why);
   const list = [
     ["Consumer", adHoc ? none("none: an ad-hoc export, which reads and moves no watermark") : el("a", { href: consumerPath(job.consumerId) }, job.consumerId)],
-    ["Dataset", job.dataset],
+    ["Dataset", el("a", { href: datasetPath(job.dataset) }, job.dataset)],
     ["Type", `${job.exportType}: ${TYPES[job.exportType]}`],
     ["Rows", count(job.rowsExported)],
     ["Format", job.compression === "none" ? job.format : `${job.format}, ${job.compression}`],
@@ -182,13 +182,13 @@ function membersOf(job, before) {
     ["Size", `${count(job.bytesWritten)} bytes`],
     ["SHA-256", job.sha256 === null ? none(shaless(job)) : el("code", {}, job.sha256)],
     ["Watermark", watermarkOf(job, none)],
-    ["Continuity", job.continuity === null ? "nothing stood between the last export and this one" : [el("code", {}, job.continuity), ` ${says.meaning}`]],
-    ["Late rows", job.lateRows === 0 ? "none" : `${count(job.lateRows)}: changed before the watermark by their own times, and found by the log alone (late commits, back-dated rows, hard deletes)`],
-    ["Deleted by key", job.keyOnlyDeletes === 0 ? "none" : `${count(job.keyOnlyDeletes)}: rows too large for the change log, whose other columns are empty in this file`],
-    ["Deleted quietly", job.quietDeletes === 0 ? "none" : `${count(job.quietDeletes)}: rows that the source deleted and no delta tells of (cdc_export.quiet)`],
+    ["Continuity", job.continuity === null ? none("nothing stood between the last export and this one") : [el("code", {}, job.continuity), ` ${says.meaning}`]],
+    ["Late rows", job.lateRows === 0 ? none("none") : `${count(job.lateRows)}: changed before the watermark by their own times, and found by the log alone (late commits, back-dated rows, hard deletes)`],
+    ["Deleted by key", job.keyOnlyDeletes === 0 ? none("none") : `${count(job.keyOnlyDeletes)}: rows too large for the change log, whose other columns are empty in this file`],
+    ["Deleted quietly", job.quietDeletes === 0 ? none("none") : `${count(job.quietDeletes)}: rows that the source deleted and no delta tells of (cdc_export.quiet)`],
     ["Open transactions", openOf(job, none)],
-    ["Columns", job.schemaChanged ? "changed since this consumer's last export: look whether its reader knows them" : "no change seen"],
-    ["Table", job.tableRewritten ? "written anew since the last export, as VACUUM FULL does" : "no rewrite seen"],
+    ["Columns", job.schemaChanged ? "changed since this consumer's last export: look whether its reader knows them" : none("no change seen")],
+    ["Table", job.tableRewritten ? "written anew since the last export, as VACUUM FULL does" : none("no rewrite seen")],
     ["Number", adHoc ? none("none: an ad-hoc export has no order") : job.number === null ? none(isOpen(job) ? "known when it is completed" : "none") : `${count(job.number)} of the published exports of ${job.dataset} for this consumer, in the order to load them in`],
     ["Acknowledged", acknowledgedOf(job, none)],
     ["Fetched", fetchedOf(job, none)],
@@ -260,7 +260,7 @@ function watermarkOf(job, none) {
 
 function openOf(job, none) {
   if (job.openTransactions === null) return none(isOpen(job) ? "not known yet" : "not known");
-  if (job.openTransactions === 0) return "none";
+  if (job.openTransactions === 0) return none("none");
   const oldest = job.oldestTransactionSeconds === null ? "" : `, the oldest for ${duration(job.oldestTransactionSeconds)}`;
   return `${count(job.openTransactions)}${oldest}: what they change belongs to the next export`;
 }
