@@ -125,7 +125,7 @@ fn main() {
         (Format::Csv, Compression::Zstd),
         (Format::Csv, Compression::Gzip),
         (Format::Ndjson, Compression::None),
-        (Format::Parquet, Compression::None),
+        (Format::Parquet, Compression::Zstd),
     ] {
         let Ok(layout) = Layout::new(Encoding { format, compression }, columns_of_users(), None).map(Arc::new) else {
             continue;

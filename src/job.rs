@@ -15,6 +15,7 @@ pub mod lane;
 pub mod marker;
 mod progress;
 pub mod selection;
+pub mod stored_compression;
 
 use std::fmt;
 use std::ops::RangeInclusive;

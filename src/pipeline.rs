@@ -67,7 +67,7 @@ impl From<pg_rows::Error> for Error {
                 Error::WrongRow(error)
             }
             pg_rows::Error::Compressor(_) => Error::Compressor(error),
-            pg_rows::Error::NotInFormat { .. } | pg_rows::Error::NotBuilt(_) => Error::NotInFormat(error),
+            pg_rows::Error::NotInFormat { .. } | pg_rows::Error::Encoding(_) => Error::NotInFormat(error),
             pg_rows::Error::Library { .. } => Error::WrongRow(error),
         }
     }

@@ -165,7 +165,7 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pg_rows::encoding::{Compression, Format};
+    use pg_rows::encoding::Format;
 
     fn schedule(timing: Timing) -> Schedule {
         Schedule {
@@ -173,7 +173,7 @@ mod tests {
             consumer: "search".parse().unwrap(),
             datasets: ScheduledDatasets::One("orders".to_owned()),
             export_type: ExportType::Delta,
-            encoding: Encoding::new(Format::Csv, Compression::None).unwrap(),
+            encoding: Encoding::new(Format::Csv, None).unwrap(),
             timing,
             heals: false,
             runs_at_start: true,

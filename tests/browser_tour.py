@@ -236,7 +236,10 @@ def test_the_form_starts_any_export(watch, service):
     form.get_by_label("Consumer").fill("search:eu@1")
     form.get_by_label("incremental").check()
     form.get_by_label("Format").select_option("parquet")
-    expect(form.get_by_label("Compression")).to_be_disabled()
+    expect(form.get_by_label("Compression").locator("option")).to_have_text(["zstd", "snappy", "lz4", "none"])
+    form.get_by_label("Compression").select_option("snappy")
+    command = form.locator("pre code").text_content()
+    assert """-d '{"format":"parquet","compression":"snappy"}'""" in command, command
     form.get_by_label("Format").select_option("ndjson")
     form.get_by_label("Compression").select_option("zstd")
     command = form.locator("pre code").text_content()

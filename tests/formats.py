@@ -65,12 +65,24 @@ for form, read in (("csv", from_csv), ("ndjson", from_ndjson)):
     packed = export({"format": form, "compression": "zstd"})
     plain = zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True).read()
     assert read(plain) == expected
-parquet = export({"format": "parquet"})
-table = pyarrow.parquet.ParquetFile(io.BytesIO(parquet)).read(use_threads=False)
-print(table.schema)
-assert sorted(tuple(row.values()) for row in table.to_pylist()) == expected
 exact = micros(expected)
-assert through_duckdb("read_parquet", parquet, ".parquet") == exact
+csv_bytes = len(export({}))
+for compression, codecs in (
+    (None, {"ZSTD"}),
+    ("zstd", {"ZSTD"}),
+    ("snappy", {"SNAPPY"}),
+    ("lz4", {"LZ4", "LZ4_RAW"}),
+    ("none", {"UNCOMPRESSED"}),
+):
+    parquet = export({"format": "parquet"} | ({"compression": compression} if compression else {}))
+    file = pyarrow.parquet.ParquetFile(io.BytesIO(parquet))
+    group = file.metadata.row_group(0)
+    assert {group.column(i).compression for i in range(group.num_columns)} <= codecs, group.column(0)
+    table = file.read(use_threads=False)
+    assert sorted(tuple(row.values()) for row in table.to_pylist()) == expected, compression
+    assert through_duckdb("read_parquet", parquet, ".parquet") == exact, compression
+    print(f"parquet, {compression or 'the default'}: {len(parquet)} bytes, 1/{csv_bytes / len(parquet):.2f} of the csv")
+print(table.schema)
 assert through_duckdb("read_json", ndjson, ".ndjson") == exact
 # By itself it takes "" for NULL, and guesses at quotes.
 dialect = """, quote = '"', escape = '"', header = true, allow_quoted_nulls = false"""

@@ -10,7 +10,7 @@ use crate::job::ExportType;
 use anyhow::Context;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgGroup, Args};
-use pg_rows::encoding::{Compression, Encoding, Format};
+use pg_rows::encoding::{Encoding, Format};
 
 use crate::client::lane_reader::LaneReader;
 use crate::client::manifest_folder::ManifestFolder;
@@ -108,7 +108,7 @@ impl Apply {
             Arc::new(TargetConnections::new(named.database.options().clone(), named.database.connect_timeout()));
         let (consumer, skips_empty) = (self.lanes.consumer.clone(), self.lanes.skips_empty());
         let request = (self.request == "delta").then_some(ExportType::Delta);
-        let encoding = Encoding::new(Format::Csv, Compression::None).context("csv can be unpacked")?;
+        let encoding = Encoding::new(Format::Csv, None).context("csv can be unpacked")?;
         let implied = async || match &api {
             Some(api) => Ok(api.implied_dataset().await?),
             None => Err(BadUsage("--dataset: one is to be named".to_owned()).into()),

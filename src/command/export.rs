@@ -52,9 +52,10 @@ pub(crate) struct Export {
     /// The format of the file
     #[arg(long, default_value = "csv", value_parser = words::<Format>(Format::ALL.iter().map(|it| it.as_str())))]
     format: Format,
-    /// The compression of the file
-    #[arg(long, default_value = "none", value_parser = words::<Compression>(Compression::ALL.iter().map(|it| it.as_str())))]
-    compression: Compression,
+    /// The compression of the file. csv and ndjson have none, gzip and zstd. parquet has zstd, snappy, lz4 and
+    /// none [default: zstd for parquet, none for the others]
+    #[arg(long, value_parser = words::<Compression>(Compression::ALL.iter().map(|it| it.as_str())))]
+    compression: Option<Compression>,
     /// The size in bytes from which on further rows go into another file [default: the setting of the dataset, or one
     /// file]
     #[arg(long, value_name = "BYTES", value_parser = RangedU64ValueParser::<u64>::new().range(FILE_BYTES))]

@@ -12,7 +12,7 @@ use crate::job::batch::MOST_MEMBERS;
 use crate::job::{ConsumerId, ExportType};
 use crate::schedule::timing::{self, BadTiming, Timing};
 use crate::schedule::{Schedule, ScheduledDatasets};
-use pg_rows::encoding::{Compression, Encoding, Format};
+use pg_rows::encoding::{Encoding, Format};
 
 /// Reads all schedules.
 pub(super) fn read(file: &mut OperatorFile<'_>, names: &mut Names, known: &Known<'_>) -> Vec<Arc<Schedule>> {
@@ -77,7 +77,7 @@ fn datasets(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<ScheduledDat
 
 fn encoding(block: &mut Block<'_, '_>) -> Option<Encoding> {
     let format = block.or_default("format", Format::Csv, str::parse);
-    let compression = block.or_default("compression", Compression::None, str::parse);
+    let compression = block.or_default("compression", None, |word| word.parse().map(Some));
     Encoding::new(format?, compression?).map_err(|why| block.wrong(why.member(), why)).ok()
 }
 
@@ -170,6 +170,21 @@ mod tests {
         assert_eq!((nightly.encoding.format, nightly.encoding.compression), (Format::Csv, Compression::None));
     }
 
+    #[cfg(feature = "parquet")]
+    #[test]
+    fn parquet_has_compressions_of_its_own() {
+        for (member, expected) in [
+            ("", Compression::Zstd),
+            ("compression = \"snappy\"", Compression::Snappy),
+            ("compression = \"none\"", Compression::None),
+        ] {
+            let block = "name = \"a\"\nconsumer = \"c\"\ndataset = \"orders\"\ntype = \"full\"\nevery = \"1h\"";
+            let text = format!("{ORDERS}[[schedule]]\n{block}\nformat = \"parquet\"\n{member}\n");
+            let catalog = Catalog::from_toml(&text).unwrap();
+            assert_eq!(catalog.schedules()[0].encoding.compression, expected, "{member}");
+        }
+    }
+
     #[test]
     fn each_mistake_is_told_with_its_line() {
         let text = "name = \"Nightly\"
@@ -186,7 +201,7 @@ dataset = \"orders\"
 type = \"full\"
 every = \"900ms\"
 format = \"parquet\"
-compression = \"zstd\"
+compression = \"gzip\"
 heal = true
 [[schedule]]
 name = \"b\"
@@ -211,7 +226,7 @@ every = \"1h\"
             "line 11: schedule Nightly: compression: `lzma` is not a compression",
             "line 9: schedule Nightly: cron: not five fields of cron",
             #[cfg(feature = "parquet")]
-            "line 19: schedule a: compression: parquet is compressed inside",
+            "line 19: schedule a: compression: parquet has no gzip: its compressions are zstd, snappy, lz4, none",
             #[cfg(not(feature = "parquet"))]
             "line 18: schedule a: format: this build has no parquet: build it with `cargo build --release --features full`",
             "line 17: schedule a: every: a time from 1s to 366d",

@@ -96,7 +96,8 @@ fn document(api: OpenApi) -> Value {
     for schema in ["Options", "NewExport"] {
         let of_one = json!({ "required": ["dataset", "datasets"] });
         let of_one_file = json!({ "required": ["afterSha256", "datasets"] });
-        value["components"]["schemas"][schema]["not"] = json!({ "anyOf": [uncompressed_only(), of_one, of_one_file] });
+        let refused: Vec<_> = Format::ALL.iter().map(absent_compressions).chain([of_one, of_one_file]).collect();
+        value["components"]["schemas"][schema]["not"] = json!({ "anyOf": refused });
     }
     let optional = optional_bodies(&value);
     let mut shared = Map::new();
@@ -119,14 +120,14 @@ fn members(value: &mut Value) -> impl Iterator<Item = (&String, &mut Value)> {
     value.as_object_mut().into_iter().flatten()
 }
 
-fn uncompressed_only() -> Value {
-    let formats = Format::ALL.iter().filter(|format| format.spec().compressions == [Compression::None]);
-    let compressions = Compression::ALL.iter().filter(|compression| **compression != Compression::None);
+/// Returns the schema of the bodies that ask for a compression which the format doesn't have.
+fn absent_compressions(format: &Format) -> Value {
+    let absent = Compression::ALL.iter().filter(|compression| !format.spec().compressions.contains(compression));
+    // A body without a format asks for this one.
+    let required: &[_] = if *format == Format::Csv { &["compression"] } else { &["format", "compression"] };
     json!({
-        "properties": {
-            "format": { "enum": formats.collect::<Vec<_>>() }, "compression": { "enum": compressions.collect::<Vec<_>>() },
-        },
-        "required": ["format", "compression"],
+        "properties": { "format": { "enum": [format] }, "compression": { "enum": absent.collect::<Vec<_>>() } },
+        "required": required,
     })
 }
 

@@ -134,7 +134,7 @@ mod tests {
     use super::*;
     use crate::job::{Continuity, ExportType, FailureCode, Status};
     use crate::schedule::Refusal;
-    use pg_rows::encoding::{Compression, Format};
+    use pg_rows::encoding::Format;
 
     /// Returns the names that follow `mark` in a text, up to the next quote.
     fn named<'a>(text: &'a str, mark: &'a str) -> impl Iterator<Item = &'a str> {
@@ -170,9 +170,10 @@ mod tests {
         for word in explained.chain(ExportType::ALL.iter().map(|word| word.as_str())) {
             assert!(has("words.js", word), "words.js does not explain {word}");
         }
-        let chosen = Format::ALL.iter().map(|word| word.as_str());
-        for word in chosen.chain(Compression::ALL.iter().map(|word| word.as_str())) {
-            assert!(has("start.js", word), "start.js does not offer {word}");
+        for format in Format::ALL {
+            let compressions = serde_json::to_string(format.spec().compressions).unwrap().replace(',', ", ");
+            let offered = format!("  {format}: {compressions},");
+            assert!(ASSETS["words.js"].text.contains(&offered), "words.js does not offer {offered}");
         }
     }
 

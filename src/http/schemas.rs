@@ -57,7 +57,7 @@ document_words! {
 
 document_words! {
     FormatSchema of Format, "Format", "The format of a file's rows";
-    CompressionSchema of Compression, "Compression", "The compression of the whole file";
+    CompressionSchema of Compression, "Compression", "The compression of a file";
 }
 
 /// A consumer's id in a header, a path or a query.

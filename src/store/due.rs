@@ -7,9 +7,10 @@ use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use crate::connection::statement::with_pieces;
+use crate::job::stored_compression;
 use crate::store::deliveries::with_batches;
 use crate::store::moments::{LATEST, MOVED};
-use crate::store::queue::{CLAIMABLE, ORPHANED, READY, known_compressions, known_formats, longest_retry_pauses};
+use crate::store::queue::{CLAIMABLE, ORPHANED, READY, known_formats, longest_retry_pauses};
 use crate::store::{Error, Store};
 
 /// The work that waits for a process. Each field may also be true for a moment although nothing waits.
@@ -40,7 +41,7 @@ impl Store {
             &[CLAIMABLE, READY, ORPHANED, MOVED, LATEST],
         )))
         .bind(known_formats())
-        .bind(known_compressions())
+        .bind(stored_compression::all())
         .bind(datasets)
         .bind(destination)
         .bind(self.known_scan_start())

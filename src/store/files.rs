@@ -11,11 +11,11 @@ use crate::connection::statement::with_pieces;
 use crate::file::name::{numbered, stem_and_number};
 use crate::file::{BatchMember, FileIdentity, FileRecord, Part, StagedFile};
 use crate::job::marker::Marker;
+use crate::job::stored_compression;
 use crate::job::{Continuity, FailureCode, JobId};
 use crate::store::job_row::{JOB_COLUMNS, StoredFile};
 use crate::store::transitions::Transition;
 use crate::store::{Error, Store};
-use pg_rows::encoding::Encoding;
 
 /// The columns of [`FileRow`], of a completed job `e`.
 pub(super) const FILE_COLUMNS: (&str, &str) = ("files/columns.sql", include_str!("files/columns.sql"));
@@ -251,7 +251,7 @@ impl TryFrom<FileRow> for FileRecord {
             database: row.database.parse()?,
             is_own: row.is_own,
             dataset: row.dataset,
-            encoding: Encoding { format: row.format.parse()?, compression: row.compression.parse()? },
+            encoding: stored_compression::read(&row.format, &row.compression)?,
             name: row.name,
             sha256: row.sha256,
             order: row.lane_sequence,

@@ -11,6 +11,7 @@ use crate::connection::failure::SqlFailure;
 use crate::file::name::{numbered, stem};
 use crate::job::batch::{Batch, BatchRequest};
 use crate::job::lane::Lane;
+use crate::job::stored_compression;
 use crate::job::{After, ExportType, Job, JobId, Request, Status, Terms};
 use crate::store::files::names_taken;
 use crate::store::job_row::{JobRow, skip_unreadable, with_job_columns};
@@ -214,7 +215,7 @@ impl Store {
                 .bind(now)
                 .bind(missing.iter().map(|at| of(at).retry_of.map(JobId::as_uuid)).collect::<Vec<_>>())
                 .bind(first.key.as_ref().map(|key| key.as_str()))
-                .bind(first.encoding.compression.as_str())
+                .bind(stored_compression::word(first.encoding))
                 .bind(Some(Json(&first.selection)).filter(|_| !first.selection.is_all()))
                 .bind(missing.iter().map(|at| of(at).after.is_some()).collect::<Vec<_>>())
                 .bind(after_jobs)

@@ -16,13 +16,14 @@ use crate::connection::failure::SqlFailure;
 use crate::connection::statement::with_pieces;
 use crate::duration;
 use crate::file::hidden::HiddenFile;
+use crate::job::stored_compression;
 use crate::job::{Failure, FailureCode, Job, JobId, LeaseToken, SessionId};
 use crate::store::job_row::{JOB_COLUMNS, JobRow, with_job_columns};
 use crate::store::lease::{ChainLink, Lease, Member};
 use crate::store::transitions::Transition;
 use crate::store::{ClaimScanStart, Error, Store};
 use crate::trace::TraceParent;
-use pg_rows::encoding::{Compression, Format};
+use pg_rows::encoding::Format;
 
 /// The prefix of a format in the row of a batch's member. A release that doesn't know batches leaves formats alone that
 /// it doesn't know.
@@ -32,11 +33,6 @@ pub(super) const MEMBER_PREFIX: &str = "batch:";
 pub(super) fn known_formats() -> Vec<String> {
     let formats = Format::ALL.iter().filter(|format| format.spec().is_built);
     formats.flat_map(|format| [format.to_string(), format!("{MEMBER_PREFIX}{format}")]).collect()
-}
-
-/// Returns the compressions that this build writes.
-pub(super) fn known_compressions() -> Vec<&'static str> {
-    Compression::ALL.iter().map(|compression| compression.as_str()).collect()
 }
 
 /// The time for which a claim scan start is used. A job with an earlier turn that becomes ready waits no longer than
@@ -114,7 +110,7 @@ async fn claim(
     let statement = with_pieces(include_str!("queue/claim.sql"), &pieces);
     let claimed: Result<Vec<ClaimedJobRow>, sqlx::Error> = sqlx::query_as(AssertSqlSafe(statement))
         .bind(known_formats())
-        .bind(known_compressions())
+        .bind(stored_compression::all())
         .bind(claimant.datasets)
         .bind(claimant.destination)
         .bind(token.as_uuid())
@@ -159,7 +155,7 @@ async fn scan_start(
 ) -> Result<(DateTime<Utc>, bool, bool), sqlx::Error> {
     sqlx::query_as(AssertSqlSafe(with_pieces(include_str!("queue/scan_start.sql"), &[CLAIMABLE, READY])))
         .bind(known_formats())
-        .bind(known_compressions())
+        .bind(stored_compression::all())
         .bind(claimant.datasets)
         .bind(claimant.destination)
         .fetch_one(conn)

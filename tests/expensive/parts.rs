@@ -34,7 +34,7 @@ async fn an_export_of_more_is_several_whole_files() {
         ("ndjson", "gzip", ".ndjson.gz"),
         ("csv", "zstd", ".csv.zst"),
         #[cfg(feature = "parquet")]
-        ("parquet", "none", ".parquet"),
+        ("parquet", "zstd", ".parquet"),
     ] {
         let options = json!({ "format": format, "compression": compression, "maxFileBytes": MOST });
         let job = service.ended(&submit(&service, "full", options).await).await;

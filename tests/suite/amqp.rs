@@ -156,11 +156,15 @@ async fn a_crash_before_the_acknowledgement_makes_no_second_export(broker: &Brok
         metrics.contains("cdc_export_amqp_requests_total{endpoint=\"rabbit\",outcome=\"accepted\"} 1").then_some(())
     })
     .await;
-    for (id, consumer) in [("two", Some("other")), ("three", None)] {
-        client.asks("requests", id, consumer, "").await;
+    for (id, consumer, body, code) in [
+        ("two", Some("other"), "", "consumer_not_allowed"),
+        ("three", None, "", "consumer_not_allowed"),
+        ("four", Some("search"), r#"{"compression":"snappy"}"#, "member_invalid"),
+    ] {
+        client.asks("requests", id, consumer, body).await;
         let [message] = client.takes("aside", 1).await.try_into().unwrap();
         let problem: Value = serde_json::from_str(&message.header("cdc-export-problem").unwrap()).unwrap();
-        assert_eq!(problem["code"], "consumer_not_allowed", "{problem}");
+        assert_eq!(problem["code"], code, "{problem}");
     }
     service.stop().await;
     assert_eq!((client.waiting("requests").await, database.one::<i64>("select count(*) from exports").await), (0, 1));

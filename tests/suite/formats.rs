@@ -42,7 +42,14 @@ async fn every_call_takes_the_options() {
         (json!({"format": "ndjson", "compression": "zstd"}), ".ndjson.zst", "application/zstd"),
         #[cfg(feature = "parquet")]
         (json!({"format": "parquet"}), ".parquet", "application/vnd.apache.parquet"),
+        #[cfg(feature = "parquet")]
+        (json!({"format": "parquet", "compression": "zstd"}), ".parquet", "application/vnd.apache.parquet"),
+        #[cfg(feature = "parquet")]
+        (json!({"format": "parquet", "compression": "lz4"}), ".parquet", "application/vnd.apache.parquet"),
+        #[cfg(feature = "parquet")]
+        (json!({"format": "parquet", "compression": "none"}), ".parquet", "application/vnd.apache.parquet"),
     ] {
+        let default = if options["format"] == "parquet" { json!("zstd") } else { json!("none") };
         for path in CALLS {
             let answer = ask(&service, path, &options, &[("X-Consumer-ID", "a")]).await;
             assert_eq!(answer.status(), 202, "{path} {options}");
@@ -50,7 +57,7 @@ async fn every_call_takes_the_options() {
             let job = service.ended(job["jobId"].as_str().unwrap()).await;
             assert_eq!(job["status"], "completed", "{job}");
             assert_eq!(job["format"], *options.get("format").unwrap_or(&json!("csv")));
-            assert_eq!(job["compression"], *options.get("compression").unwrap_or(&json!("none")));
+            assert_eq!(job["compression"], *options.get("compression").unwrap_or(&default));
             let name = job["outputFilename"].as_str().unwrap();
             // Several within a second have a number behind the time.
             let stem = name.strip_suffix(ending).unwrap_or_else(|| panic!("{name} ends with {ending}"));
@@ -71,13 +78,28 @@ async fn a_word_that_is_no_choice_is_refused_by_all_calls() {
         (json!({"format": "xml"}), "format", "format: `xml` is not a format: csv, ndjson, parquet"),
         (json!({"format": "CSV"}), "format", "format: `CSV` is not a format: csv, ndjson, parquet"),
         (json!({"format": null}), "format", "format: a string is expected"),
-        (json!({"compression": "lz4"}), "compression", "compression: `lz4` is not a compression: none, gzip, zstd"),
+        (
+            json!({"compression": "brotli"}),
+            "compression",
+            "compression: `brotli` is not a compression: none, gzip, zstd, snappy, lz4",
+        ),
+        (
+            json!({"compression": "lz4"}),
+            "compression",
+            "compression: csv has no lz4: its compressions are none, gzip, zstd",
+        ),
+        (
+            json!({"format": "ndjson", "compression": "snappy"}),
+            "compression",
+            "compression: ndjson has no snappy: its compressions are none, gzip, zstd",
+        ),
         #[cfg(feature = "parquet")]
         (
-            json!({"format": "parquet", "compression": "zstd"}),
+            json!({"format": "parquet", "compression": "gzip"}),
             "compression",
-            "compression: parquet is compressed inside",
+            "compression: parquet has no gzip: its compressions are zstd, snappy, lz4, none",
         ),
+        (json!({"compression": null}), "compression", "compression: a string is expected"),
         #[cfg(not(feature = "parquet"))]
         (
             json!({"format": "parquet"}),
@@ -203,6 +225,103 @@ mod in_parquet {
             for what in ["rowsExported", "watermarkTo"] {
                 assert_eq!(csv[what], parquet[what]);
             }
+        }
+        service.stop().await;
+    }
+
+    /// The codec of each column of a file, in one word if all have the same.
+    fn codec(path: &Path) -> basic::Compression {
+        let file = SerializedFileReader::new(std::fs::File::open(path).unwrap()).unwrap();
+        let mut codecs = file.metadata().row_group(0).columns().iter().map(|column| column.compression());
+        let first = codecs.next().unwrap();
+        assert!(codecs.all(|other| other == first));
+        first
+    }
+
+    fn codecs() -> [(&'static str, basic::Compression); 4] {
+        [
+            ("zstd", basic::Compression::ZSTD(basic::ZstdLevel::default())),
+            ("snappy", basic::Compression::SNAPPY),
+            ("lz4", basic::Compression::LZ4_RAW),
+            ("none", basic::Compression::UNCOMPRESSED),
+        ]
+    }
+
+    #[tokio::test]
+    async fn each_compression_of_parquet_is_in_the_footer_and_in_the_job() {
+        let database = Database::new().await;
+        database.add_users(1, 5_000).await;
+        let service = Start::on(&database).with("COMPRESSION_LEVEL", 3).service().await;
+        let csv = export(&service, "full", "csv", &json!({})).await;
+        let expected = sorted(values_of_csv(&std::fs::read_to_string(service.path(&csv)).unwrap()));
+        let mut bytes = Vec::new();
+        for (word, in_footer) in codecs() {
+            let job = export(&service, "full", word, &json!({"format": "parquet", "compression": word})).await;
+            let path = service.path(&job);
+            assert_eq!((&job["compression"], codec(&path)), (&json!(word), in_footer));
+            let (_, rows) = read(&path);
+            assert!(sorted(rows) == expected, "{word}");
+            let manifest = format!("/exports/{}/manifest", job["jobId"].as_str().unwrap());
+            let manifest: Value = service.call("GET", &manifest, &[]).await.json().await.unwrap();
+            assert_eq!(manifest["export"]["compression"], word);
+            let batch = json!({"datasets": ["users"], "format": "parquet", "compression": word});
+            let batch = ask(&service, "/exports/full", &batch, &[("X-Consumer-ID", &format!("{word}-batch"))]).await;
+            let batch: Value = batch.json().await.unwrap();
+            let job_in_batch = service.ended(batch["jobs"][0]["jobId"].as_str().unwrap()).await;
+            assert_eq!(job_in_batch["compression"], word, "{batch}");
+            assert_eq!(codec(&service.path(&job_in_batch)), in_footer);
+            bytes.push(job["bytesWritten"].as_u64().unwrap());
+        }
+        let none = bytes.pop().unwrap();
+        assert!(bytes.iter().all(|packed| packed * 10 < none * 9), "{bytes:?} of {none}");
+        service.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_retry_has_the_compression_of_its_job() {
+        let database = Database::new().await;
+        database.add_users(1, 5).await;
+        let service = Start::on(&database).service().await;
+        for (word, in_footer) in codecs() {
+            let held = database.hold_exports().await;
+            let options = json!({"format": "parquet", "compression": word});
+            let job: Value =
+                ask(&service, "/exports/full", &options, &[("X-Consumer-ID", "a")]).await.json().await.unwrap();
+            let id = job["jobId"].as_str().unwrap();
+            service.call("POST", &format!("/exports/{id}/cancel"), &[]).await;
+            service.becomes(id, "cancelled").await;
+            held.rollback().await.unwrap();
+            let retried: Value = service.call("POST", &format!("/exports/{id}/retry"), &[]).await.json().await.unwrap();
+            let retried = service.ended(retried["jobId"].as_str().unwrap()).await;
+            assert_eq!((&retried["compression"], codec(&service.path(&retried))), (&json!(word), in_footer));
+        }
+        service.stop().await;
+    }
+
+    /// An earlier release stores `none` for Parquet, and compresses it with zstd.
+    #[tokio::test]
+    async fn a_job_of_an_earlier_release_is_zstd() {
+        let database = Database::new().await;
+        database.add_users(1, 5).await;
+        let service = Start::on(&database).service().await;
+        let held = database.hold_exports().await;
+        let first = service.submit("full", "a").await;
+        service.becomes(&first, "processing").await;
+        let options = json!({"format": "parquet", "compression": "none"});
+        let job: Value =
+            ask(&service, "/exports/full", &options, &[("X-Consumer-ID", "a")]).await.json().await.unwrap();
+        let id = job["jobId"].as_str().unwrap();
+        database.run(&format!("update exports set compression = 'none' where id = '{id}'")).await;
+        held.rollback().await.unwrap();
+        let job = service.ended(id).await;
+        let zstd = basic::Compression::ZSTD(basic::ZstdLevel::default());
+        assert_eq!((&job["compression"], codec(&service.path(&job))), (&json!("zstd"), zstd));
+        // What a release that knows no other words leaves alone, and what it goes on with.
+        for (word, stored) in [("zstd", "none"), ("none", "uncompressed"), ("snappy", "snappy"), ("lz4", "lz4")] {
+            let job = export(&service, "full", "a", &json!({"format": "parquet", "compression": word})).await;
+            let id = job["jobId"].as_str().unwrap();
+            let found: String = database.one(&format!("select compression from exports where id = '{id}'")).await;
+            assert_eq!(found, stored, "{word}");
         }
         service.stop().await;
     }

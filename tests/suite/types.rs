@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use pg_rows::column::{Column, ColumnType};
-use pg_rows::encoding::{Compression, Encoding, Format};
+use pg_rows::encoding::{Encoding, Format};
 use pg_rows::row::BinaryRows;
 use pg_rows::{Assembler, Encoder, Layout};
 use sqlx::pool::PoolConnection;
@@ -55,7 +55,7 @@ async fn file(connection: &mut PoolConnection<Postgres>, format: Format, kind: C
 
 /// The file of these rows, which one encoder makes.
 pub(crate) fn file_of(format: Format, columns: Vec<Column>, rows: &[u8]) -> Vec<u8> {
-    let encoding = Encoding { format, compression: Compression::None };
+    let encoding = Encoding::new(format, None).unwrap();
     let layout = Arc::new(Layout::new(encoding, columns, None).unwrap());
     let mut encoder = Encoder::new(&layout);
     let (mut rows, mut fields) = (BinaryRows::new(rows), Vec::new());

@@ -325,12 +325,17 @@ fn rows_of_parquet_are_in_its_footer() {
         path: Some(name.clone()),
     };
     export.manifest.export.files = vec![file];
-    (export.manifest.export.format, export.manifest.export.compression) = ("parquet".to_owned(), "none".to_owned());
-    export.manifest = Manifest::new(1, export.manifest.export, vec![format!("file:///{name}")]);
-    export.files = vec![(name, content)];
-    let folder = folder_of(&[export]);
-    let (code, lines) = verify(folder.path(), &["--deep"]);
-    assert_eq!(code, 0, "{lines:?}");
+    export.manifest.export.format = "parquet".to_owned();
+    export.files = vec![(name.clone(), content)];
+    // An earlier version wrote `none` for each Parquet file.
+    for compression in ["none", "zstd", "snappy", "lz4"] {
+        let mut export = export.clone();
+        export.manifest.export.compression = compression.to_owned();
+        export.manifest = Manifest::new(1, export.manifest.export, vec![format!("file:///{name}")]);
+        let folder = folder_of(&[export]);
+        let (code, lines) = verify(folder.path(), &["--deep"]);
+        assert_eq!(code, 0, "{compression}: {lines:?}");
+    }
 }
 
 #[test]

@@ -15,16 +15,23 @@ crate::words! {
 }
 
 crate::words! {
-    /// The compression of a whole file.
-    Compression, "a compression: none, gzip, zstd" {
+    /// The compression of a file: around it, or of the pages inside a Parquet file.
+    Compression, "a compression: none, gzip, zstd, snappy, lz4" {
         /// Nothing.
         None = "none",
         /// Members by RFC 1952.
         Gzip = "gzip",
         /// Frames by RFC 8878.
         Zstd = "zstd",
+        /// Snappy; only inside Parquet.
+        Snappy = "snappy",
+        /// Blocks of LZ4, Parquet's `LZ4_RAW`; only inside Parquet.
+        Lz4 = "lz4",
     }
 }
+
+/// The compressions around a file of text.
+const AROUND: &[Compression] = &[Compression::None, Compression::Gzip, Compression::Zstd];
 
 /// The facts about a format that callers need without reading its bytes.
 #[derive(Debug)]
@@ -35,9 +42,10 @@ pub struct FormatSpec {
     pub extension: &'static str,
     /// The media type of an uncompressed file, with its parameters.
     pub media_type: &'static str,
-    /// The compressions that a whole file may have. A format that compresses its own content takes only
-    /// [`Compression::None`].
+    /// The compressions that the format has, the default first.
     pub compressions: &'static [Compression],
+    /// True if the format compresses its own content. Nothing is compressed around such a file.
+    pub is_compressed_inside: bool,
     /// True if a file is not text.
     pub is_binary: bool,
     /// True if the file begins with a line of column names.
@@ -63,7 +71,8 @@ impl Format {
                         name: Format::Csv.as_str(),
                         extension: ".csv",
                         media_type: "text/csv; charset=utf-8; header=present",
-                        compressions: Compression::ALL,
+                        compressions: AROUND,
+                        is_compressed_inside: false,
                         is_binary: false,
                         has_header: true,
                         is_built: true,
@@ -76,7 +85,8 @@ impl Format {
                         name: Format::Ndjson.as_str(),
                         extension: ".ndjson",
                         media_type: "application/x-ndjson",
-                        compressions: Compression::ALL,
+                        compressions: AROUND,
+                        is_compressed_inside: false,
                         is_binary: false,
                         has_header: false,
                         is_built: true,
@@ -89,7 +99,8 @@ impl Format {
                         name: Format::Parquet.as_str(),
                         extension: ".parquet",
                         media_type: "application/vnd.apache.parquet",
-                        compressions: &[Compression::None],
+                        compressions: &[Compression::Zstd, Compression::Snappy, Compression::Lz4, Compression::None],
+                        is_compressed_inside: true,
                         is_binary: true,
                         has_header: false,
                         is_built: cfg!(feature = "parquet"),
@@ -101,19 +112,19 @@ impl Format {
 }
 
 impl Compression {
-    /// Returns the ending that follows the format's extension, with its dot. It is empty for [`Compression::None`].
-    pub const fn extension(self) -> &'static str {
+    /// Returns the ending of a file that is compressed as a whole, with its dot. It is empty if there is no such file.
+    const fn extension(self) -> &'static str {
         match self {
-            Compression::None => "",
+            Compression::None | Compression::Snappy | Compression::Lz4 => "",
             Compression::Gzip => ".gz",
             Compression::Zstd => ".zst",
         }
     }
 
-    /// Returns the media type of a compressed file, or `None` for [`Compression::None`].
+    /// Returns the media type of a file that is compressed as a whole, or `None` if there is no such file.
     pub const fn media_type(self) -> Option<&'static str> {
         match self {
-            Compression::None => None,
+            Compression::None | Compression::Snappy | Compression::Lz4 => None,
             Compression::Gzip => Some("application/gzip"),
             Compression::Zstd => Some("application/zstd"),
         }
@@ -126,9 +137,14 @@ pub enum BadEncoding {
     /// This build can't write the format.
     #[error("this build has no {0}: build it with `cargo build --release --features full`")]
     NotBuilt(Format),
-    /// The format compresses its own content.
-    #[error("{0} is compressed inside: leave the compression out")]
-    CompressedInside(Format),
+    /// The format doesn't have the compression.
+    #[error("{format} has no {compression}: its compressions are {}", words(format.spec().compressions))]
+    NoCompression {
+        /// The format.
+        format: Format,
+        /// The compression that it lacks.
+        compression: Compression,
+    },
 }
 
 impl BadEncoding {
@@ -136,22 +152,27 @@ impl BadEncoding {
     pub const fn member(&self) -> &'static str {
         match self {
             BadEncoding::NotBuilt(_) => "format",
-            BadEncoding::CompressedInside(_) => "compression",
+            BadEncoding::NoCompression { .. } => "compression",
         }
     }
 }
 
-/// The format of a file and the compression around it.
+fn words(compressions: &[Compression]) -> String {
+    compressions.iter().map(|compression| compression.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+/// The format of a file and its compression.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Encoding {
     /// The format of the rows.
     pub format: Format,
-    /// The compression of the whole file.
+    /// The compression around the file, or inside it if the format compresses its own content.
     pub compression: Compression,
 }
 
 impl Encoding {
-    /// Checks that this build can write the format, and that the format supports the compression.
+    /// Checks that this build can write the format, and that the format has the compression. `None` is the format's
+    /// default.
     ///
     /// # Errors
     /// [`BadEncoding`] names the unsupported format or combination.
@@ -159,32 +180,45 @@ impl Encoding {
     /// ```
     /// use pg_rows::encoding::{Compression, Encoding, Format};
     ///
-    /// let encoding = Encoding::new(Format::Csv, Compression::Zstd)?;
+    /// let encoding = Encoding::new(Format::Csv, Some(Compression::Zstd))?;
     /// assert_eq!((encoding.extension().as_str(), encoding.media_type()), (".csv.zst", "application/zstd"));
-    /// assert!(Encoding::new(Format::Parquet, Compression::Gzip).is_err());
+    /// assert_eq!(Encoding::new(Format::Csv, None)?.compression, Compression::None);
+    /// let error = Encoding::new(Format::Csv, Some(Compression::Lz4)).unwrap_err();
+    /// assert_eq!(error.to_string(), "csv has no lz4: its compressions are none, gzip, zstd");
     /// # Ok::<(), pg_rows::encoding::BadEncoding>(())
     /// ```
-    pub fn new(format: Format, compression: Compression) -> Result<Encoding, BadEncoding> {
+    pub fn new(format: Format, compression: Option<Compression>) -> Result<Encoding, BadEncoding> {
         let spec = format.spec();
         if !spec.is_built {
             return Err(BadEncoding::NotBuilt(format));
         }
+        let compression = compression.unwrap_or(spec.compressions[0]);
         if !spec.compressions.contains(&compression) {
-            return Err(BadEncoding::CompressedInside(format));
+            return Err(BadEncoding::NoCompression { format, compression });
         }
         Ok(Encoding { format, compression })
     }
 
+    /// Returns true if the compression is the one that the format has by default.
+    pub fn is_default(self) -> bool {
+        self.compression == self.format.spec().compressions[0]
+    }
+
+    /// Returns the compression around the whole file.
+    fn around(self) -> Compression {
+        if self.format.spec().is_compressed_inside { Compression::None } else { self.compression }
+    }
+
     /// Returns the ending of a file's name, with its dots.
     pub fn extension(self) -> String {
-        format!("{}{}", self.format.spec().extension, self.compression.extension())
+        format!("{}{}", self.format.spec().extension, self.around().extension())
     }
 
     /// Returns the media type of a download.
     ///
-    /// A compressed file has the type of its compression. With a `Content-Encoding` header, clients would decompress
+    /// A file that is compressed as a whole has the type of its compression. With a `Content-Encoding` header, clients would decompress
     /// it.
     pub fn media_type(self) -> &'static str {
-        self.compression.media_type().unwrap_or(self.format.spec().media_type)
+        self.around().media_type().unwrap_or(self.format.spec().media_type)
     }
 }

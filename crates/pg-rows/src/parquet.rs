@@ -1,4 +1,4 @@
-//! Apache Parquet: columns in row groups, compressed inside with zstd.
+//! Apache Parquet: columns in row groups, whose pages are compressed.
 //!
 //! Every column may be NULL. Its type is the nearest one: `INT(16)`, `INT32`, `INT64`, `FLOAT`, `DOUBLE`, `BOOLEAN`,
 //! `STRING`, `UUID`, `JSON`, bytes, `DATE`, and `TIME` and `TIMESTAMP` in microseconds. A `timestamptz` is adjusted to
@@ -28,7 +28,7 @@ use parquet::file::writer::{SerializedFileWriter, TrackedWrite};
 use parquet::schema::types::{SchemaDescriptor, Type};
 
 use crate::column::{Column, ColumnType, ParquetType};
-use crate::encoding::Format;
+use crate::encoding::{BadEncoding, Compression, Format};
 use crate::parquet::chunk::{Chunk, fixed_bytes, physical_type};
 use crate::parquet::pages::PageCompressor;
 use crate::piece::Piece;
@@ -54,13 +54,17 @@ pub(crate) struct ParquetWriter {
     descriptors: Arc<SchemaDescriptor>,
     properties: Arc<WriterProperties>,
     with_dictionary: Arc<WriterProperties>,
-    level: ZstdLevel,
+    codec: basic::Compression,
 }
 
 impl ParquetWriter {
-    /// Prepares files whose pages are compressed at this level; `None` is [`ZSTD_LEVEL`].
-    pub(crate) fn new(columns: Vec<Column>, level: Option<u8>) -> Result<ParquetWriter, Error> {
-        let level = ZstdLevel::try_new(level.unwrap_or(ZSTD_LEVEL).into())?;
+    /// Prepares files whose pages are compressed so. Only zstd has a level; `None` is [`ZSTD_LEVEL`].
+    pub(crate) fn new(
+        columns: Vec<Column>,
+        compression: Compression,
+        level: Option<u8>,
+    ) -> Result<ParquetWriter, Error> {
+        let codec = codec(compression, level)?;
         let fields = columns.iter().map(|column| Ok(Arc::new(field(column)?))).collect::<Result<_, ParquetError>>()?;
         let schema = Arc::new(Type::group_type_builder("rows").with_fields(fields).build()?);
         let descriptors = Arc::new(SchemaDescriptor::new(Arc::clone(&schema)));
@@ -71,7 +75,7 @@ impl ParquetWriter {
             .set_statistics_enabled(EnabledStatistics::Chunk)
             .set_offset_index_disabled(true)
             .set_dictionary_enabled(false);
-        // Numbers and times that are near the ones before take a few bits each, which also leaves zstd less to do.
+        // Numbers and times that are near the ones before take a few bits each, which also leaves the codec less to do.
         for column in descriptors.columns() {
             if matches!(column.physical_type(), basic::Type::INT32 | basic::Type::INT64) {
                 properties =
@@ -85,7 +89,7 @@ impl ParquetWriter {
             descriptors,
             properties: properties.build().into(),
             with_dictionary,
-            level,
+            codec,
         })
     }
 }
@@ -131,7 +135,7 @@ impl RowEncoder for GroupEncoder {
     fn finish(&mut self) -> Result<Piece, Error> {
         let ParquetWriter { columns, descriptors, .. } = &self.writer;
         let (mut pages, mut closed) = (TrackedWrite::new(Vec::new()), Vec::with_capacity(columns.len()));
-        let mut compressor = PageCompressor::new(self.writer.level)?;
+        let mut compressor = PageCompressor::new(self.writer.codec)?;
         for ((descriptor, column), chunk) in descriptors.columns().iter().zip(columns).zip(&mut self.chunks) {
             // Each column's values are freed once encoded. Kept for the next group, they would add to the pages of this
             // one.
@@ -173,6 +177,16 @@ impl FileAssembler for ParquetAssembler {
         self.0.finish()?;
         self.take()
     }
+}
+
+fn codec(compression: Compression, level: Option<u8>) -> Result<basic::Compression, Error> {
+    Ok(match compression {
+        Compression::None => basic::Compression::UNCOMPRESSED,
+        Compression::Zstd => basic::Compression::ZSTD(ZstdLevel::try_new(level.unwrap_or(ZSTD_LEVEL).into())?),
+        Compression::Snappy => basic::Compression::SNAPPY,
+        Compression::Lz4 => basic::Compression::LZ4_RAW,
+        Compression::Gzip => return Err(BadEncoding::NoCompression { format: Format::Parquet, compression }.into()),
+    })
 }
 
 fn field(column: &Column) -> Result<Type, ParquetError> {
@@ -236,7 +250,15 @@ mod tests {
 
     /// The file of these rows.
     fn file<'r>(columns: &[Column], rows: impl IntoIterator<Item = Vec<Option<&'r [u8]>>>) -> Result<Bytes, Error> {
-        let writer = ParquetWriter::new(columns.to_vec(), None)?;
+        compressed(Compression::Zstd, columns, rows)
+    }
+
+    fn compressed<'r>(
+        compression: Compression,
+        columns: &[Column],
+        rows: impl IntoIterator<Item = Vec<Option<&'r [u8]>>>,
+    ) -> Result<Bytes, Error> {
+        let writer = ParquetWriter::new(columns.to_vec(), compression, None)?;
         let mut encoder = writer.encoder();
         let (mut assembler, mut out) = writer.begin()?;
         for row in rows {
@@ -498,20 +520,31 @@ mod tests {
     }
 
     #[test]
-    fn only_texts_that_repeat_have_a_dictionary_and_all_pages_are_compressed() {
+    fn only_texts_that_repeat_have_a_dictionary_and_each_codec_compresses_all_pages() {
         let columns = ["few", "many", "rest"].map(|name| Column::new(name, ColumnType::Text));
         let texts: Vec<_> = (0..2_000).map(|n| [format!("state {}", n % 7), format!("{n}@example.com")]).collect();
         let rows = texts.iter().map(|[few, many]| vec![Some(few.as_bytes()), Some(many.as_bytes()), None]);
-        let file = SerializedFileReader::new(file(&columns, rows).unwrap()).unwrap();
-        let entries = file.metadata().row_group(0).columns();
-        let dictionaries: Vec<_> = entries.iter().map(|entry| entry.dictionary_page_offset().is_some()).collect();
-        assert_eq!(dictionaries, [true, false, false]);
-        for entry in entries {
-            assert!(matches!(entry.compression(), basic::Compression::ZSTD(_)));
-        }
-        assert!(entries[..2].iter().all(|entry| entry.compressed_size() * 2 < entry.uncompressed_size()));
-        for (row, texts) in read(&file).iter().zip(&texts) {
-            assert_eq!(row[..2], texts.clone().map(Field::Str));
+        for compression in Format::Parquet.spec().compressions {
+            let written = compressed(*compression, &columns, rows.clone()).unwrap();
+            let file = SerializedFileReader::new(written).unwrap();
+            let entries = file.metadata().row_group(0).columns();
+            let dictionaries: Vec<_> = entries.iter().map(|entry| entry.dictionary_page_offset().is_some()).collect();
+            assert_eq!(dictionaries, [true, false, false], "{compression}");
+            let codec = match compression {
+                Compression::Zstd => basic::Compression::ZSTD(ZstdLevel::default()),
+                other => codec(*other, None).unwrap(),
+            };
+            for entry in entries {
+                assert_eq!(entry.compression(), codec, "{compression}");
+            }
+            let (packed, plain) = (entries[1].compressed_size(), entries[1].uncompressed_size());
+            let is_packed = packed * 3 < plain * 2;
+            assert_eq!(is_packed, *compression != Compression::None, "{compression}: {packed} of {plain}");
+            let found = read(&file);
+            assert_eq!(found.len(), texts.len(), "{compression}");
+            for (row, texts) in found.iter().zip(&texts) {
+                assert_eq!(row[..2], texts.clone().map(Field::Str), "{compression}");
+            }
         }
     }
 }

@@ -83,7 +83,7 @@ impl<L: Lines> RowEncoder for TextEncoder<L> {
         self.text.len()
             >= match self.writer.compression {
                 Compression::None => TEXT_BYTES,
-                Compression::Gzip | Compression::Zstd => compress::FRAME_BYTES,
+                _ => compress::FRAME_BYTES,
             }
     }
 

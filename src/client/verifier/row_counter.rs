@@ -16,8 +16,8 @@ pub(super) enum RowCounter {
 }
 
 impl RowCounter {
-    /// Creates a counter for this format and compression. Returns `None` if the format has no lines, or if the format
-    /// or compression is unknown.
+    /// Creates a counter for this format and compression. Returns `None` if the format has no lines, or if no file of
+    /// the format has the compression.
     pub(super) fn new(format: &str, compression: &str, limits: UnpackLimits) -> Option<io::Result<RowCounter>> {
         let spec = format.parse::<Format>().ok()?.spec();
         if spec.is_binary {
@@ -30,6 +30,7 @@ impl RowCounter {
             Compression::Zstd => {
                 raw::Decoder::new().map(|decoder| RowCounter::Zstd(Box::new(zio::Writer::new(rows, decoder))))
             }
+            Compression::Snappy | Compression::Lz4 => return None,
         })
     }
 

@@ -135,10 +135,11 @@ pub(crate) struct NewExport {
     #[serde(default = "csv")]
     #[schema(required = false, value_type = FormatSchema)]
     format: Format,
-    /// The file's compression; not allowed with `parquet`. The default is `none`
-    #[serde(default = "uncompressed")]
+    /// The file's compression: `none`, `gzip` or `zstd`; with `parquet`, inside the file, `zstd`, `snappy`, `lz4` or
+    /// `none`. The default is the first of these
+    #[serde(default, deserialize_with = "given")]
     #[schema(required = false, value_type = CompressionSchema)]
-    compression: Compression,
+    compression: Option<Compression>,
     /// The size in bytes at which the service starts another file. Each file is complete by itself. The default is the
     /// value of the dataset; without one, there is a single file
     #[serde(default, deserialize_with = "file_bytes")]
@@ -225,10 +226,6 @@ pub(crate) struct EmptyBody {}
 
 fn csv() -> Format {
     Format::Csv
-}
-
-fn uncompressed() -> Compression {
-    Compression::None
 }
 
 /// The member `datasets`: a list of names, or `"*"`.
@@ -424,7 +421,7 @@ fn dataset_of(service: &Service, name: Option<String>) -> Result<String, Problem
     }
 }
 
-fn encoding_of(format: Format, compression: Compression) -> Result<Encoding, Problem> {
+fn encoding_of(format: Format, compression: Option<Compression>) -> Result<Encoding, Problem> {
     Encoding::new(format, compression).map_err(|why| invalid(why.member(), why))
 }
 

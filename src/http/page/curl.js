@@ -2,6 +2,7 @@
 
 import { hasKey, wholePath } from "./api.js";
 import { el, say, text } from "./dom.js";
+import { COMPRESSIONS } from "./words.js";
 
 export function quoted(word) {
   return `'${String(word).replaceAll("'", "'\\''")}'`;
@@ -18,7 +19,7 @@ export function starting({ consumerId, exportType, dataset, format, compression,
   if (consumerId === null) body.exportType = exportType;
   if (dataset !== "users") body.dataset = dataset;
   if (format !== "csv") body.format = format;
-  if (compression !== "none") body.compression = compression;
+  if (compression !== COMPRESSIONS[format][0]) body.compression = compression;
   if (maxFileBytes) body.maxFileBytes = maxFileBytes;
   const parts = ["-X POST"];
   if (consumerId !== null) parts.push(`-H ${quoted(`X-Consumer-ID: ${consumerId}`)}`);

@@ -6,7 +6,7 @@ import { copying, starting } from "./curl.js";
 import { dialog, el, say, set, show, text } from "./dom.js";
 import { wake } from "./pulse.js";
 import { mayMove } from "./question.js";
-import { CONSUMER_ID, TYPES, isConsumerId, isDataset, needsFull } from "./words.js";
+import { COMPRESSIONS, CONSUMER_ID, TYPES, isConsumerId, isDataset, needsFull } from "./words.js";
 
 // `lane`: whose export it is at first, and in which dataset; of the same kind as its last one.
 export function askForExport(onStarted, lane = null) {
@@ -21,8 +21,8 @@ export function askForExport(onStarted, lane = null) {
     "aria-describedby": "start-consumer-hint",
   });
   const dataset = el("select", { id: "start-dataset", name: "dataset" }, [lane?.dataset ?? "users"].map((name) => el("option", { value: name }, name)));
-  const format = choice("format", ["csv", "ndjson", "parquet"]);
-  const compression = choice("compression", ["none", "gzip", "zstd"]);
+  const format = choice("format", Object.keys(COMPRESSIONS));
+  const compression = choice("compression", []);
   const types = Object.entries(TYPES).map(([type, meaning]) => {
     const input = el("input", { type: "radio", name: "exportType", value: type, id: `start-${type}` });
     input.checked = type === (lane !== null && needsFull(lane) ? "full" : (last.exportType ?? "full"));
@@ -33,13 +33,21 @@ export function askForExport(onStarted, lane = null) {
   const { node: complaint, complain } = complaints();
   const start = el("button", { type: "submit", class: "main" }, "Start");
 
+  // The compressions of the format. One that it doesn't have becomes its default.
+  function offer(chosen) {
+    const offered = COMPRESSIONS[format.value];
+    compression.replaceChildren(...options(offered));
+    compression.value = offered.includes(chosen) ? chosen : offered[0];
+  }
+  format.addEventListener("input", () => offer(null));
+
   // As the form stands.
   const fields = () => ({
     consumerId: consumer.value.trim() === "" ? null : consumer.value.trim(),
     exportType: types.find(({ input }) => input.checked).input.value,
     dataset: dataset.value,
     format: format.value,
-    compression: format.value === "parquet" ? "none" : compression.value,
+    compression: compression.value,
     ...(last.maxFileBytes ? { maxFileBytes: last.maxFileBytes } : {}),
   });
   const form = el(
@@ -73,9 +81,7 @@ export function askForExport(onStarted, lane = null) {
   }
 
   function changed() {
-    const { consumerId, format: chosen, dataset: name } = fields();
-    compression.disabled = chosen === "parquet";
-    set(compression, "title", compression.disabled ? "a parquet file is compressed inside" : null);
+    const { consumerId, dataset: name } = fields();
     const known = datasets.find((one) => one.name === name);
     const isFull = consumerId === null || known?.capture === "none";
     for (const { input } of types) input.disabled = isFull && input.value !== "full";
@@ -136,8 +142,8 @@ export function askForExport(onStarted, lane = null) {
   if (lane !== null) {
     consumer.value = lane.consumerId;
     if (last.format) format.value = last.format;
-    if (last.compression) compression.value = last.compression;
   }
+  offer(last.compression);
   changed();
   (lane === null ? consumer : start).focus();
   // The form is of use before it knows them all.
@@ -151,5 +157,9 @@ export function askForExport(onStarted, lane = null) {
 }
 
 function choice(name, values) {
-  return el("select", { id: `start-${name}`, name }, values.map((value) => el("option", { value }, value)));
+  return el("select", { id: `start-${name}`, name }, options(values));
+}
+
+function options(values) {
+  return values.map((value) => el("option", { value }, value));
 }

@@ -12,7 +12,7 @@
 -- $10 timestamptz: the time of their creation
 -- $11 uuid[]: the jobs that they retry
 -- $12 text: the idempotency key, which the first job has
--- $13 text: the compression
+-- $13 text: the compression, in the word of job::stored_compression
 -- $14 jsonb: the selection
 -- $15 boolean[]: true if the request said which export was loaded last
 -- $16 uuid[]: that export

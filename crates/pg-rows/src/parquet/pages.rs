@@ -3,7 +3,7 @@
 
 use std::io::Write;
 
-use parquet::basic::{self, ZstdLevel};
+use parquet::basic;
 use parquet::column::page::{CompressedPage, Page, PageWriteSpec, PageWriter};
 use parquet::column::writer::ColumnCloseResult;
 use parquet::errors::ParquetError;
@@ -11,27 +11,43 @@ use parquet::file::writer::{SerializedPageWriter, TrackedWrite};
 use zstd::bulk;
 use zstd::zstd_safe::compress_bound;
 
-/// Compresses pages with zstd.
+/// Compresses pages.
 pub(super) struct PageCompressor {
-    zstd: bulk::Compressor<'static>,
-    level: ZstdLevel,
+    codec: basic::Compression,
+    compressor: Compressor,
+}
+
+enum Compressor {
+    /// Leaves pages as they are.
+    None,
+    Zstd(bulk::Compressor<'static>),
+    Snappy(snap::raw::Encoder),
+    /// Compresses a page as one block, without its size in front.
+    Lz4,
 }
 
 impl PageCompressor {
     /// # Errors
-    /// If memory runs out.
-    pub(super) fn new(level: ZstdLevel) -> Result<PageCompressor, ParquetError> {
-        Ok(PageCompressor { zstd: bulk::Compressor::new(level.compression_level())?, level })
+    /// If memory runs out, or if Parquet doesn't have the codec.
+    pub(super) fn new(codec: basic::Compression) -> Result<PageCompressor, ParquetError> {
+        let compressor = match codec {
+            basic::Compression::UNCOMPRESSED => Compressor::None,
+            basic::Compression::ZSTD(level) => Compressor::Zstd(bulk::Compressor::new(level.compression_level())?),
+            basic::Compression::SNAPPY => Compressor::Snappy(snap::raw::Encoder::new()),
+            basic::Compression::LZ4_RAW => Compressor::Lz4,
+            other => return Err(ParquetError::NYI(format!("the codec {other}"))),
+        };
+        Ok(PageCompressor { codec, compressor })
     }
 
     /// Returns a writer of a column's pages, which the column must not compress itself.
     pub(super) fn pages<'a, W: Write + Send>(&'a mut self, out: &'a mut TrackedWrite<W>) -> Pages<'a, W> {
-        Pages { out: SerializedPageWriter::new(out), zstd: &mut self.zstd }
+        Pages { out: SerializedPageWriter::new(out), compressor: &mut self.compressor }
     }
 
     /// Returns the footer's entry for a column whose pages this has compressed.
     pub(super) fn entry(&self, closed: ColumnCloseResult) -> Result<ColumnCloseResult, ParquetError> {
-        let entry = closed.metadata.into_builder().set_compression(basic::Compression::ZSTD(self.level)).build()?;
+        let entry = closed.metadata.into_builder().set_compression(self.codec).build()?;
         Ok(ColumnCloseResult { metadata: entry, ..closed })
     }
 }
@@ -39,14 +55,24 @@ impl PageCompressor {
 /// Writes the pages of a column, compressed.
 pub(super) struct Pages<'a, W: Write> {
     out: SerializedPageWriter<'a, W>,
-    zstd: &'a mut bulk::Compressor<'static>,
+    compressor: &'a mut Compressor,
 }
 
 impl<W: Write + Send> PageWriter for Pages<'_, W> {
     fn write_page(&mut self, page: CompressedPage) -> Result<PageWriteSpec, ParquetError> {
         let plain_bytes = page.uncompressed_size();
-        let mut compressed = Vec::with_capacity(compress_bound(plain_bytes));
-        self.zstd.compress_to_buffer(page.data(), &mut compressed)?;
+        let compressed = match self.compressor {
+            Compressor::None => return self.out.write_page(page),
+            Compressor::Zstd(zstd) => {
+                let mut compressed = Vec::with_capacity(compress_bound(plain_bytes));
+                zstd.compress_to_buffer(page.data(), &mut compressed)?;
+                compressed
+            }
+            Compressor::Snappy(snappy) => {
+                snappy.compress_vec(page.data()).map_err(|error| ParquetError::External(error.into()))?
+            }
+            Compressor::Lz4 => lz4_flex::block::compress(page.data()),
+        };
         let mut page = page.compressed_page().clone();
         match &mut page {
             Page::DataPage { buf, .. } | Page::DictionaryPage { buf, .. } => *buf = compressed.into(),
