@@ -21,7 +21,7 @@ enum Compressor {
     /// Leaves pages as they are.
     None,
     Zstd(bulk::Compressor<'static>),
-    Snappy(snap::raw::Encoder),
+    Snappy(Box<snap::raw::Encoder>),
     /// Compresses a page as one block, without its size in front.
     Lz4,
 }
@@ -33,7 +33,7 @@ impl PageCompressor {
         let compressor = match codec {
             basic::Compression::UNCOMPRESSED => Compressor::None,
             basic::Compression::ZSTD(level) => Compressor::Zstd(bulk::Compressor::new(level.compression_level())?),
-            basic::Compression::SNAPPY => Compressor::Snappy(snap::raw::Encoder::new()),
+            basic::Compression::SNAPPY => Compressor::Snappy(Box::new(snap::raw::Encoder::new())),
             basic::Compression::LZ4_RAW => Compressor::Lz4,
             other => return Err(ParquetError::NYI(format!("the codec {other}"))),
         };
