@@ -52,8 +52,8 @@ pub(crate) struct Export {
     /// The format of the file
     #[arg(long, default_value = "csv", value_parser = words::<Format>(Format::ALL.iter().map(|it| it.as_str())))]
     format: Format,
-    /// The compression of the file. csv and ndjson have none, gzip and zstd. parquet has zstd, snappy, lz4 and
-    /// none [default: zstd for parquet, none for the others]
+    /// The compression of the file: none, gzip or zstd of csv and ndjson; zstd, snappy, lz4 or none of
+    /// parquet [default: the first of these]
     #[arg(long, value_parser = words::<Compression>(Compression::ALL.iter().map(|it| it.as_str())))]
     compression: Option<Compression>,
     /// The size in bytes from which on further rows go into another file [default: the setting of the dataset, or one

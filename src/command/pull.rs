@@ -43,8 +43,8 @@ pub(crate) struct Pull {
     /// is downloaded too, and a line says so
     #[arg(long, value_parser = words::<Format>(Format::ALL.iter().map(|it| it.as_str())))]
     format: Option<Format>,
-    /// The compression of the submitted exports. csv and ndjson have none, gzip and zstd. parquet has zstd, snappy, lz4 and
-    /// none [default: zstd for parquet, none for the others]
+    /// The compression of the submitted exports: none, gzip or zstd of csv and ndjson; zstd, snappy, lz4 or none of
+    /// parquet [default: the first of these]
     #[arg(long, value_parser = words::<Compression>(Compression::ALL.iter().map(|it| it.as_str())))]
     compression: Option<Compression>,
     /// Acknowledge each downloaded export to the service. Retention keeps exports that are not acknowledged

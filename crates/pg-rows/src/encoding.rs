@@ -216,8 +216,8 @@ impl Encoding {
 
     /// Returns the media type of a download.
     ///
-    /// A file that is compressed as a whole has the type of its compression. With a `Content-Encoding` header, clients would decompress
-    /// it.
+    /// A file that is compressed as a whole has the type of its compression. With a `Content-Encoding` header, clients
+    /// would decompress it.
     pub fn media_type(self) -> &'static str {
         self.around().media_type().unwrap_or(self.format.spec().media_type)
     }

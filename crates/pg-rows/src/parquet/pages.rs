@@ -13,11 +13,11 @@ use zstd::zstd_safe::compress_bound;
 
 /// Compresses pages.
 pub(super) struct PageCompressor {
-    codec: basic::Compression,
-    compressor: Compressor,
+    codec: Codec,
+    in_footer: basic::Compression,
 }
 
-enum Compressor {
+enum Codec {
     /// Leaves pages as they are.
     None,
     Zstd(bulk::Compressor<'static>),
@@ -29,25 +29,25 @@ enum Compressor {
 impl PageCompressor {
     /// # Errors
     /// If memory runs out, or if Parquet doesn't have the codec.
-    pub(super) fn new(codec: basic::Compression) -> Result<PageCompressor, ParquetError> {
-        let compressor = match codec {
-            basic::Compression::UNCOMPRESSED => Compressor::None,
-            basic::Compression::ZSTD(level) => Compressor::Zstd(bulk::Compressor::new(level.compression_level())?),
-            basic::Compression::SNAPPY => Compressor::Snappy(Box::new(snap::raw::Encoder::new())),
-            basic::Compression::LZ4_RAW => Compressor::Lz4,
+    pub(super) fn new(in_footer: basic::Compression) -> Result<PageCompressor, ParquetError> {
+        let codec = match in_footer {
+            basic::Compression::UNCOMPRESSED => Codec::None,
+            basic::Compression::ZSTD(level) => Codec::Zstd(bulk::Compressor::new(level.compression_level())?),
+            basic::Compression::SNAPPY => Codec::Snappy(Box::new(snap::raw::Encoder::new())),
+            basic::Compression::LZ4_RAW => Codec::Lz4,
             other => return Err(ParquetError::NYI(format!("the codec {other}"))),
         };
-        Ok(PageCompressor { codec, compressor })
+        Ok(PageCompressor { codec, in_footer })
     }
 
     /// Returns a writer of a column's pages, which the column must not compress itself.
     pub(super) fn pages<'a, W: Write + Send>(&'a mut self, out: &'a mut TrackedWrite<W>) -> Pages<'a, W> {
-        Pages { out: SerializedPageWriter::new(out), compressor: &mut self.compressor }
+        Pages { out: SerializedPageWriter::new(out), codec: &mut self.codec }
     }
 
     /// Returns the footer's entry for a column whose pages this has compressed.
     pub(super) fn entry(&self, closed: ColumnCloseResult) -> Result<ColumnCloseResult, ParquetError> {
-        let entry = closed.metadata.into_builder().set_compression(self.codec).build()?;
+        let entry = closed.metadata.into_builder().set_compression(self.in_footer).build()?;
         Ok(ColumnCloseResult { metadata: entry, ..closed })
     }
 }
@@ -55,23 +55,23 @@ impl PageCompressor {
 /// Writes the pages of a column, compressed.
 pub(super) struct Pages<'a, W: Write> {
     out: SerializedPageWriter<'a, W>,
-    compressor: &'a mut Compressor,
+    codec: &'a mut Codec,
 }
 
 impl<W: Write + Send> PageWriter for Pages<'_, W> {
     fn write_page(&mut self, page: CompressedPage) -> Result<PageWriteSpec, ParquetError> {
         let plain_bytes = page.uncompressed_size();
-        let compressed = match self.compressor {
-            Compressor::None => return self.out.write_page(page),
-            Compressor::Zstd(zstd) => {
+        let compressed = match self.codec {
+            Codec::None => return self.out.write_page(page),
+            Codec::Zstd(zstd) => {
                 let mut compressed = Vec::with_capacity(compress_bound(plain_bytes));
                 zstd.compress_to_buffer(page.data(), &mut compressed)?;
                 compressed
             }
-            Compressor::Snappy(snappy) => {
+            Codec::Snappy(snappy) => {
                 snappy.compress_vec(page.data()).map_err(|error| ParquetError::External(error.into()))?
             }
-            Compressor::Lz4 => lz4_flex::block::compress(page.data()),
+            Codec::Lz4 => lz4_flex::block::compress(page.data()),
         };
         let mut page = page.compressed_page().clone();
         match &mut page {
