@@ -30,7 +30,7 @@ use parquet::schema::types::{SchemaDescriptor, Type};
 use crate::column::{Column, ColumnType, ParquetType};
 use crate::encoding::{BadEncoding, Compression, Format};
 use crate::parquet::chunk::{Chunk, fixed_bytes, physical_type};
-use crate::parquet::pages::PageCompressor;
+use crate::parquet::pages::{Dictionary, PageCompressor};
 use crate::piece::Piece;
 use crate::writer::{FileAssembler, FormatWriter, RowEncoder};
 use crate::{Error, value};
@@ -39,6 +39,8 @@ use crate::{Error, value};
 /// vectors, and the encoded pages.
 const GROUP_BYTES: usize = 4 << 20;
 const ZSTD_LEVEL: u8 = 1;
+/// The number of row groups without a dictionary after one whose dictionary didn't pay. Each column counts its own.
+const GROUPS_WITHOUT: u8 = 7;
 
 impl From<ParquetError> for Error {
     fn from(error: ParquetError) -> Error {
@@ -82,7 +84,9 @@ impl ParquetWriter {
                     properties.set_column_encoding(column.path().clone(), basic::Encoding::DELTA_BINARY_PACKED);
             }
         }
-        let with_dictionary = properties.clone().set_dictionary_enabled(true).build().into();
+        // At its limit the library gives a dictionary up, and the pages behind that are plain. No group reaches this one.
+        let with_dictionary = properties.clone().set_dictionary_enabled(true);
+        let with_dictionary = with_dictionary.set_dictionary_page_size_limit(GROUP_BYTES).build().into();
         Ok(ParquetWriter {
             columns,
             schema,
@@ -97,7 +101,8 @@ impl ParquetWriter {
 impl FormatWriter for ParquetWriter {
     fn encoder(&self) -> Box<dyn RowEncoder> {
         let chunks = self.columns.iter().map(Chunk::of).collect();
-        Box::new(GroupEncoder { writer: self.clone(), chunks, rows: 0, bytes: 0 })
+        let without = vec![0; self.columns.len()];
+        Box::new(GroupEncoder { writer: self.clone(), chunks, without, rows: 0, bytes: 0 })
     }
 
     fn begin(&self) -> Result<(Box<dyn FileAssembler>, Vec<u8>), Error> {
@@ -110,6 +115,8 @@ impl FormatWriter for ParquetWriter {
 struct GroupEncoder {
     writer: ParquetWriter,
     chunks: Vec<Chunk>,
+    /// For each column, the number of next groups in which it has no dictionary.
+    without: Vec<u8>,
     rows: u64,
     bytes: usize,
 }
@@ -136,20 +143,35 @@ impl RowEncoder for GroupEncoder {
         let ParquetWriter { columns, descriptors, .. } = &self.writer;
         let (mut pages, mut closed) = (TrackedWrite::new(Vec::new()), Vec::with_capacity(columns.len()));
         let mut compressor = PageCompressor::new(self.writer.codec)?;
-        for ((descriptor, column), chunk) in descriptors.columns().iter().zip(columns).zip(&mut self.chunks) {
+        let chunks = self.chunks.iter_mut().zip(&mut self.without);
+        for ((descriptor, column), (chunk, without)) in descriptors.columns().iter().zip(columns).zip(chunks) {
             // Each column's values are freed once encoded. Kept for the next group, they would add to the pages of this
             // one.
             let chunk = std::mem::replace(chunk, Chunk::of(column));
             let to_pages = Box::new(compressor.pages(&mut pages));
-            let properties = if chunk.repeats() { &self.writer.with_dictionary } else { &self.writer.properties };
+            let has_dictionary = *without == 0 && chunk.repeats();
+            *without = without.saturating_sub(1);
+            let properties = if has_dictionary { &self.writer.with_dictionary } else { &self.writer.properties };
+            let texts = chunk.texts();
             let mut writer = get_column_writer(Arc::clone(descriptor), Arc::clone(properties), to_pages);
             chunk.write(&mut writer)?;
             let entry = writer.close()?;
             closed.push(compressor.entry(entry)?);
+            if compressor.dictionary().is_some_and(|dictionary| !pays(texts, dictionary)) {
+                *without = GROUPS_WITHOUT;
+            }
         }
         (self.rows, self.bytes) = (0, 0);
         Ok(Piece { bytes: pages.into_inner()?, columns: closed })
     }
+}
+
+/// Returns true if a dictionary saves at least four times the bytes of its indexes. A codec compresses texts, and
+/// indexes hardly at all.
+fn pays((texts, plain_bytes): (usize, usize), dictionary: Dictionary) -> bool {
+    let index_bits = (u32::BITS - dictionary.values.leading_zeros()) as usize;
+    let saved_bits = plain_bytes.saturating_sub(dictionary.plain_bytes) * 8;
+    saved_bits >= 4 * index_bits * texts
 }
 
 /// Puts row groups behind one another, and the footer behind them.
@@ -236,6 +258,7 @@ mod tests {
     use super::*;
     use crate::datetime;
     use crate::parquet::chunk::{EPOCH_DAYS, EPOCH_MICROS};
+    use parquet::file::metadata::RowGroupMetaData;
     use parquet::file::reader::{FileReader, SerializedFileReader};
     use parquet::record::Field;
 
@@ -517,6 +540,46 @@ mod tests {
             let text = if i % 3 > 0 { Field::Str("t".to_owned()) } else { Field::Null };
             assert_eq!(row[..2], [Field::Long(i as i64), text]);
         }
+    }
+
+    /// For each row group, whether the texts of the only column are in a dictionary: all or none.
+    fn dictionaries(texts: impl IntoIterator<Item = String>) -> Vec<bool> {
+        let texts: Vec<String> = texts.into_iter().collect();
+        let rows = texts.iter().map(|text| vec![Some(text.as_bytes())]);
+        let file = SerializedFileReader::new(file(&[Column::new("v", ColumnType::Text)], rows).unwrap()).unwrap();
+        let has_dictionary = |group: &RowGroupMetaData| {
+            let encodings = group.column(0).page_encoding_stats_mask().unwrap();
+            let has_dictionary = encodings.is_only(basic::Encoding::RLE_DICTIONARY);
+            assert!(has_dictionary || encodings.is_only(basic::Encoding::PLAIN), "{encodings:?}");
+            has_dictionary
+        };
+        file.metadata().row_groups().iter().map(has_dictionary).collect()
+    }
+
+    #[test]
+    fn a_dictionary_is_not_given_up_within_a_group() {
+        // 1.5 MB of distinct texts.
+        let random = |state: &u64| {
+            let state = state ^ state << 13;
+            let state = state ^ state >> 7;
+            Some(state ^ state << 17)
+        };
+        let numbers = std::iter::successors(Some(1_u64), random).take(20_000);
+        assert_eq!(dictionaries(numbers.map(|number| format!("{:300}", number % 5_000))), [true, true]);
+    }
+
+    #[test]
+    fn one_frequent_text_among_others_has_no_dictionary() {
+        let texts = |share| (0..1_000).map(move |n| if n % 100 < share { "?".to_owned() } else { n.to_string() });
+        assert_eq!(dictionaries(texts(30)), [false]);
+        assert_eq!(dictionaries(texts(90)), [true]);
+    }
+
+    #[test]
+    fn a_column_whose_dictionary_did_not_pay_has_none_in_the_next_groups() {
+        let text = |n: usize| if n % 50 < 5 { format!("state {}", n % 50) } else { format!("{n:100}") };
+        let found = dictionaries((0..).map(text).take(10 * GROUP_BYTES / 100));
+        assert_eq!(found[..9], [true, false, false, false, false, false, false, false, true]);
     }
 
     #[test]

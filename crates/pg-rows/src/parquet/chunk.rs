@@ -1,6 +1,6 @@
 //! Collects a column's values of one row group, in the form that Parquet's writer takes.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -18,8 +18,8 @@ use crate::{Error, datetime, value};
 
 /// The maximum number of slices passed to the writer at once. Each slice costs memory in the writer.
 const BATCH_SLICES: usize = 1024;
-/// The number of texts that decide on a dictionary. If no more than this many of them occur again, there are so many
-/// texts (16,000 in a whole group) that a dictionary saves nothing.
+/// The number of texts that decide on a dictionary. If no more than this many texts occur again, there are so many
+/// (16,000 in a whole group) that a dictionary saves nothing.
 const SAMPLE: usize = 256;
 const SAMPLE_REPEATS: usize = 2;
 pub(super) const UUID_BYTES: usize = size_of::<uuid::Bytes>();
@@ -163,6 +163,12 @@ impl Chunk {
         })
     }
 
+    /// Returns the number of texts, and their bytes in pages without a dictionary.
+    pub(super) fn texts(&self) -> (usize, usize) {
+        let Values::Texts(texts) = &self.values else { return (0, 0) };
+        (texts.ends.len(), texts.bytes.len() + texts.ends.len() * size_of::<u32>())
+    }
+
     /// Returns true if these are texts of which some occur several times. They are smaller as a dictionary.
     pub(super) fn repeats(&self) -> bool {
         matches!(&self.values, Values::Texts(texts) if texts.repeat())
@@ -242,18 +248,22 @@ impl Slices {
         Ok(())
     }
 
-    /// Returns true if some values of a sample occur several times.
+    /// Returns true if several values of a sample occur again, or if one or two are most of it.
     fn repeat(&self) -> bool {
-        let mut seen = HashSet::with_capacity(SAMPLE);
-        let mut repeated = 0;
+        let mut counts = HashMap::with_capacity(SAMPLE);
+        let (mut sampled, mut repeated, mut repeats) = (0, 0, 0);
         for index in (0..self.ends.len()).step_by(self.ends.len().div_ceil(SAMPLE).max(1)) {
             let begin = index.checked_sub(1).map_or(0, |before| self.ends[before]);
-            repeated += usize::from(!seen.insert(&self.bytes[begin..self.ends[index]]));
+            let count = counts.entry(&self.bytes[begin..self.ends[index]]).or_insert(0);
+            *count += 1;
+            sampled += 1;
+            repeated += usize::from(*count == 2);
+            repeats += usize::from(*count > 1);
             if repeated > SAMPLE_REPEATS {
                 return true;
             }
         }
-        false
+        repeats > SAMPLE_REPEATS && repeats * 4 > sampled * 3
     }
 
     fn write_all<T>(&self, levels: &Levels, column: &mut ColumnWriter<'_>) -> Result<(), ParquetError>

@@ -15,6 +15,15 @@ use zstd::zstd_safe::compress_bound;
 pub(super) struct PageCompressor {
     codec: Codec,
     in_footer: basic::Compression,
+    /// The dictionary of the column whose pages are written.
+    dictionary: Option<Dictionary>,
+}
+
+/// The distinct values of a column in a row group.
+#[derive(Clone, Copy)]
+pub(super) struct Dictionary {
+    pub(super) values: u32,
+    pub(super) plain_bytes: usize,
 }
 
 enum Codec {
@@ -37,12 +46,18 @@ impl PageCompressor {
             basic::Compression::LZ4_RAW => Codec::Lz4,
             other => return Err(ParquetError::NYI(format!("the codec {other}"))),
         };
-        Ok(PageCompressor { codec, in_footer })
+        Ok(PageCompressor { codec, in_footer, dictionary: None })
     }
 
     /// Returns a writer of a column's pages, which the column must not compress itself.
     pub(super) fn pages<'a, W: Write + Send>(&'a mut self, out: &'a mut TrackedWrite<W>) -> Pages<'a, W> {
-        Pages { out: SerializedPageWriter::new(out), codec: &mut self.codec }
+        self.dictionary = None;
+        Pages { out: SerializedPageWriter::new(out), codec: &mut self.codec, dictionary: &mut self.dictionary }
+    }
+
+    /// Returns the dictionary of the column whose pages were written last.
+    pub(super) fn dictionary(&self) -> Option<Dictionary> {
+        self.dictionary
     }
 
     /// Returns the footer's entry for a column whose pages this has compressed.
@@ -56,11 +71,15 @@ impl PageCompressor {
 pub(super) struct Pages<'a, W: Write> {
     out: SerializedPageWriter<'a, W>,
     codec: &'a mut Codec,
+    dictionary: &'a mut Option<Dictionary>,
 }
 
 impl<W: Write + Send> PageWriter for Pages<'_, W> {
     fn write_page(&mut self, page: CompressedPage) -> Result<PageWriteSpec, ParquetError> {
         let plain_bytes = page.uncompressed_size();
+        if let Page::DictionaryPage { num_values, .. } = page.compressed_page() {
+            *self.dictionary = Some(Dictionary { values: *num_values, plain_bytes });
+        }
         let compressed = match self.codec {
             Codec::None => return self.out.write_page(page),
             Codec::Zstd(zstd) => {
