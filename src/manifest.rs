@@ -161,7 +161,8 @@ pub struct Chained {
     pub columns: Vec<ManifestColumn>,
     /// The format: `csv`, `ndjson` or `parquet`.
     pub format: String,
-    /// The compression: `none`, `gzip`, `zstd`, `snappy` or `lz4`. An earlier version wrote `none` for Parquet with zstd.
+    /// The compression: `none`, `gzip`, `zstd`, `snappy` or `lz4`. An earlier version wrote `none` for Parquet with
+    /// zstd.
     pub compression: String,
     /// The snapshot from which the rows were read, as Postgres writes it. `None` if the dataset uses timestamps alone.
     pub snapshot: Option<String>,

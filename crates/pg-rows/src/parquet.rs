@@ -84,7 +84,8 @@ impl ParquetWriter {
                     properties.set_column_encoding(column.path().clone(), basic::Encoding::DELTA_BINARY_PACKED);
             }
         }
-        // At its limit the library gives a dictionary up, and the pages behind that are plain. No group reaches this one.
+        // At its limit the library gives a dictionary up, and the pages behind that are plain. No group reaches this
+        // limit.
         let with_dictionary = properties.clone().set_dictionary_enabled(true);
         let with_dictionary = with_dictionary.set_dictionary_page_size_limit(GROUP_BYTES).build().into();
         Ok(ParquetWriter {
