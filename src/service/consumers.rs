@@ -1,6 +1,6 @@
 //! Positions of consumers, and watermarks set by clients.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::job::lane::{Lane, Unacknowledged};
 use crate::job::marker::Marker;
 use crate::job::{ConsumerId, Job};
 use crate::service::deadline::{on_table, with_timeout};
-use crate::service::{COUNTING_TIMEOUT, Error, Looked, Service};
+use crate::service::{COUNTING_TIMEOUT, DATASETS_CACHE_TIME, Error, Looked, Service};
 use crate::sink::{Destination, MarkerFile};
 use crate::store::moments::LoggedChanges;
 use crate::store::watermarks::{ConsumerPosition, ConsumerRemoval, WatermarkEdit};
@@ -96,7 +96,11 @@ impl Service {
         let mut unacknowledged = with_timeout(self.store.unacknowledged(&ids, &datasets)).await?;
         let (mut histories, now) = with_timeout(self.store.histories(&ids, &datasets)).await?;
         let changes = with_timeout(self.store.logged_changes(&ids, &datasets)).await?;
-        let (lags, log_use) = tokio::join!(self.lags(&positions, &jobs), self.log_use(&ids, &datasets));
+        let (lags, log_use, readable) = tokio::join!(
+            self.lags(&positions, &jobs),
+            self.log_use(&ids, &datasets),
+            self.readable_without_capture(&datasets)
+        );
         let listed = |Looked { value: lag, as_of }: Looked<ConsumerLag>| {
             let is_its = |job: &Job| job.consumer.as_ref() == Some(&lag.consumer) && job.dataset == lag.dataset;
             let last_job = jobs.iter().position(is_its).map(|at| jobs.swap_remove(at));
@@ -110,7 +114,7 @@ impl Service {
             let is_its = |of: &&ConsumerPosition| of.consumer == lag.consumer && of.dataset == lag.dataset;
             let capture = self.catalog.get(&lag.dataset).map(|dataset| dataset.capture);
             let facts = LaneFacts {
-                is_read: lag.rows_waiting != Waiting::Unknown || capture == Some(Capture::None),
+                is_read: lag.rows_waiting != Waiting::Unknown || readable.contains(&lag.dataset),
                 history,
                 has_position: positions.iter().find(is_its).is_some_and(|position| position.is_saved),
                 export_type: last_job.as_ref().map(|job| job.export_type),
@@ -123,6 +127,17 @@ impl Service {
             ListedConsumer { lag, as_of, last_job, unacknowledged, log_use, history, behind, state }
         };
         Ok(lags.into_iter().map(listed).collect())
+    }
+
+    /// Returns those of these datasets whose changes nothing looks for, and whose tables can be read now.
+    async fn readable_without_capture(&self, names: &[&str]) -> HashSet<String> {
+        let is_uncaptured = |dataset: &Dataset| dataset.capture == Capture::None;
+        if !names.iter().any(|name| self.catalog.get(name).is_some_and(|dataset| is_uncaptured(dataset))) {
+            return HashSet::new();
+        }
+        let Ok(seen) = self.datasets(DATASETS_CACHE_TIME).await else { return HashSet::new() };
+        let readable = seen.value.datasets.iter().filter(|it| is_uncaptured(&it.dataset) && it.reason().is_none());
+        readable.map(|it| it.dataset.name.clone()).collect()
     }
 
     /// Returns a consumer's state in each of its datasets, of a thousand at most.

@@ -227,6 +227,14 @@ async fn without_triggers_the_rows_times_or_the_last_export_tell_it() {
     let told = lane(&service, "a", "whole").await;
     let seconds = told["behindSeconds"].as_u64().unwrap();
     assert!((7200..7220).contains(&seconds) && told["state"] == "fresh", "{told}");
+    // Nothing counts its rows, so it is looked up.
+    database.run("alter table whole rename to away").await;
+    let until = async |wanted: &str| {
+        eventually(wanted, async || (state(&service, "a", "whole").await == wanted).then_some(())).await;
+    };
+    until("null").await;
+    database.run("alter table away rename to whole").await;
+    until("fresh").await;
     service.stop().await;
 }
 
