@@ -29,6 +29,8 @@ struct Counters {
     bytes: AtomicU64,
     /// 0: they were not counted.
     expected: AtomicU64,
+    /// About how many rows there are. 0: unknown.
+    estimated: AtomicU64,
 }
 
 impl Progress {
@@ -44,12 +46,18 @@ impl Progress {
         self.reach(self.0.rows.load(Ordering::Relaxed), rows);
     }
 
+    /// Records about how many rows there are; 0 if that is unknown. From then on, the rows written are the percentage.
+    pub fn estimate(&self, rows: u64) {
+        self.0.estimated.store(rows, Ordering::Relaxed);
+    }
+
     /// Records the number of rows and bytes written so far.
     pub fn written(&self, rows: u64, bytes: u64) {
         self.0.rows.store(rows, Ordering::Relaxed);
         self.0.bytes.store(bytes, Ordering::Relaxed);
-        if let Some(expected) = self.expected() {
-            self.reach(rows, expected);
+        let estimated = self.0.estimated.load(Ordering::Relaxed);
+        if let Some(all) = self.expected().or(Some(estimated).filter(|rows| *rows > 0)) {
+            self.reach(rows, all);
         }
     }
 
@@ -95,6 +103,19 @@ impl CurrentJob {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_rows_written_are_the_percentage_of_those_counted_or_estimated() {
+        let progress = Progress::default();
+        progress.written(50, 1);
+        progress.estimate(200);
+        assert_eq!(progress.read().percent, 0);
+        progress.written(100, 1);
+        assert_eq!((progress.read().percent, progress.read().expected), (50, None));
+        progress.expect(400);
+        progress.written(240, 1);
+        assert_eq!((progress.read().percent, progress.read().expected), (60, Some(400)));
+    }
 
     #[test]
     fn progress_never_decreases_and_stays_below_100() {

@@ -42,8 +42,7 @@ pub(crate) struct Reading {
 /// The ranges of a table. Each range is taken once, by the next free reader. They get shorter towards the end, so that
 /// all readers end at about the same time.
 pub(crate) struct Ranges {
-    /// `None` if the table can't be read in ranges. The whole table is then one range.
-    blocks: Option<u64>,
+    blocks: u64,
     /// The first block that no reader has taken, or `None` if all are taken.
     next: Mutex<Option<u64>>,
     /// The readers that have joined.
@@ -60,16 +59,16 @@ struct Range {
     blocks: u64,
 }
 
+/// Returns the number of readers that a table with this number of blocks keeps busy.
+pub(crate) fn readers(blocks: u64) -> usize {
+    usize::try_from(blocks / BLOCKS_FOR_A_READER).unwrap_or(usize::MAX).max(1)
+}
+
 impl Ranges {
     /// Returns the ranges of a table with this number of blocks.
-    pub(crate) fn new(blocks: Option<u64>) -> Ranges {
+    pub(crate) fn new(blocks: u64) -> Ranges {
         let (readers, read, exhausted) = Default::default();
         Ranges { blocks, next: Mutex::new(Some(0)), readers, read, exhausted }
-    }
-
-    /// Returns the number of readers that the ranges keep busy.
-    pub(crate) fn readers(&self) -> usize {
-        usize::try_from(self.count() / BLOCKS_FOR_A_READER).unwrap_or(usize::MAX).max(1)
     }
 
     /// Waits until the last range is taken.
@@ -77,15 +76,11 @@ impl Ranges {
         self.exhausted.cancelled().await;
     }
 
-    fn count(&self) -> u64 {
-        self.blocks.unwrap_or(0)
-    }
-
     /// Takes the next range: half of what is left for each reader.
     fn take(&self) -> Option<Range> {
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         let from = (*next)?;
-        let left = self.count().saturating_sub(from);
+        let left = self.blocks.saturating_sub(from);
         let share = left / (2 * self.readers.load(Ordering::Relaxed).max(1));
         let blocks = share.clamp(*RANGE_BLOCKS.start(), *RANGE_BLOCKS.end());
         let to = from + blocks;
@@ -100,7 +95,7 @@ impl Ranges {
     }
 
     fn finish(&self, range: &Range, progress: &Progress) {
-        progress.reach(self.read.fetch_add(range.blocks, Ordering::Relaxed) + range.blocks, self.count());
+        progress.reach(self.read.fetch_add(range.blocks, Ordering::Relaxed) + range.blocks, self.blocks);
     }
 }
 
@@ -169,25 +164,25 @@ pub(crate) async fn copy_rows(
 mod tests {
     use super::*;
 
-    fn taken(blocks: Option<u64>) -> Vec<Range> {
+    fn taken(blocks: u64) -> Vec<Range> {
         let ranges = Ranges::new(blocks);
         std::iter::from_fn(|| ranges.take()).collect()
     }
 
     #[test]
     fn the_ranges_are_the_whole_table_and_the_last_one_is_open() {
-        for blocks in [None, Some(0), Some(1), Some(64)] {
+        for blocks in [0, 1, 64] {
             let conditions: Vec<_> = taken(blocks).into_iter().map(|range| range.condition).collect();
             assert_eq!(conditions, [""]);
         }
-        let conditions: Vec<_> = taken(Some(200)).into_iter().map(|range| range.condition).collect();
+        let conditions: Vec<_> = taken(200).into_iter().map(|range| range.condition).collect();
         let middle = " and ctid >= '(100,0)' and ctid < '(164,0)'";
         assert_eq!(conditions, [" and ctid < '(100,0)'", middle, " and ctid >= '(164,0)'"]);
     }
 
     #[test]
     fn ranges_get_shorter_towards_the_end() {
-        let ranges = taken(Some(20_000));
+        let ranges = taken(20_000);
         assert!(ranges.is_sorted_by(|one, next| one.blocks >= next.blocks));
         assert_eq!(ranges.iter().map(|range| range.blocks).sum::<u64>(), 20_000);
         assert_eq!((ranges[0].blocks, ranges.len()), (4_096, 11));
@@ -195,7 +190,7 @@ mod tests {
 
     #[test]
     fn the_last_range_is_known_as_soon_as_it_is_taken() {
-        let ranges = Ranges::new(Some(128));
+        let ranges = Ranges::new(128);
         ranges.take();
         assert!(!ranges.exhausted.is_cancelled());
         ranges.take();
@@ -204,13 +199,13 @@ mod tests {
 
     #[test]
     fn a_small_table_has_use_for_one_reader() {
-        assert_eq!([None, Some(0), Some(2047)].map(|blocks| Ranges::new(blocks).readers()), [1; 3]);
-        assert_eq!(Ranges::new(Some(2048)).readers(), 2);
+        assert_eq!([0, 2047].map(readers), [1; 2]);
+        assert_eq!(readers(2048), 2);
     }
 
     #[test]
     fn progress_counts_what_is_read_in_whatever_order() {
-        let (ranges, progress) = (Ranges::new(Some(256)), Progress::default());
+        let (ranges, progress) = (Ranges::new(256), Progress::default());
         let taken: Vec<_> = std::iter::from_fn(|| ranges.take()).collect();
         let reached: Vec<_> = taken
             .iter()

@@ -279,6 +279,7 @@ fn opened(
         is_quiet: exported.is_quiet,
         toasted: exported.toasted || purpose.dataset.capture == Capture::None,
         blocks: exported.blocks.filter(|_| has_ranges).map(i64::unsigned_abs),
+        rows: exported.rows.map(i64::unsigned_abs),
         new_position: exported.new_position(purpose.export_type, continuity, purpose.dataset, &schema),
         position,
         schema: schema.in_format(purpose.format),

@@ -61,6 +61,9 @@ select now.snapshot::text as snapshot, statement_timestamp() as taken_at,
   current_setting('server_encoding') as encoding, pg_is_in_recovery() as standby, now.logged_key, now.captured,
   case when target.relkind = 'r'
     then pg_relation_size(target.oid) / current_setting('block_size')::bigint end as blocks,
+  (select sum(p.reltuples) filter (where p.reltuples > 0)
+   from relations r
+   join pg_class p on p.oid = r.oid and p.relkind <> 'p')::int8 as rows,
   exists (
     select from (select target.oid union all select relid from pg_partition_tree(target.oid)) parts (oid)
     join pg_class part on part.oid = parts.oid

@@ -70,6 +70,7 @@ impl SnapshotReader<'_> {
             position: &table.position,
             toasted: table.toasted,
             blocks: table.blocks,
+            counted: table.rows,
         })
     }
 

@@ -43,6 +43,8 @@ pub struct Rows<'s> {
     pub(super) position: &'s Position,
     pub(super) toasted: bool,
     pub(super) blocks: Option<u64>,
+    /// The number of the table's rows as Postgres counted them last. `None`: it never did.
+    pub(super) counted: Option<u64>,
 }
 
 impl Rows<'_> {
@@ -82,8 +84,7 @@ impl Rows<'_> {
         progress: &Progress,
         receiver: impl Fn() -> R,
     ) -> Result<(), Error> {
-        let (select, table, rule, same_snapshot) =
-            (self.select, &self.select.dataset.table, self.rule(), self.same_snapshot());
+        let (select, rule, same_snapshot) = (self.select, self.rule(), self.same_snapshot());
         match job.export_type {
             ExportType::Full if !job.selection.is_all() => {
                 // The dataset may have got the mask since the request.
@@ -94,10 +95,8 @@ impl Rows<'_> {
                 self.copy_all("source.copy.selected", &[select.selected(&job.selection, max)], &mut receiver()).await
             }
             ExportType::Full => {
-                let ranges = copy::Ranges::new(self.blocks);
                 let max = Some(max).filter(|max| self.toasted || max.0 < MOST_IN_A_ROW);
-                let (table, progress) = (table.clone(), progress.clone());
-                self.full(copy::Reading { select: select.full(max), ranges, table, progress }, receiver).await
+                self.full(select.full(max), progress, receiver).await
             }
             ExportType::Incremental => self.copy_all(CHANGES, &[select.incremental(rule, max)], &mut receiver()).await,
             ExportType::Delta => self.copy_all(CHANGES, &select.delta(rule, same_snapshot, max), &mut receiver()).await,
@@ -107,10 +106,28 @@ impl Rows<'_> {
     /// Reads the whole table. Each reader hands over its rows as soon as they arrive, so their order is not defined.
     /// With a fixed order, all readers but one would have to buffer their rows. Each further reader is a task, so that
     /// it can use another processor.
-    async fn full<R: RowReceiver>(&mut self, reading: copy::Reading, receiver: impl Fn() -> R) -> Result<(), Error> {
+    ///
+    /// A reader that is alone reads all by one scan. Of a large table, Postgres then uses a few buffers again and again,
+    /// while ranges take the place of the pages that other sessions use (`GetAccessStrategy` in its `freelist.c`).
+    async fn full<R: RowReceiver>(
+        &mut self,
+        select: String,
+        progress: &Progress,
+        receiver: impl Fn() -> R,
+    ) -> Result<(), Error> {
+        let table = self.select.dataset.table.clone();
+        let blocks = self.blocks.unwrap_or(0);
+        let slots = self.reader_slots.take(copy::readers(blocks) - 1);
+        if slots.is_empty() {
+            progress.estimate(self.counted.unwrap_or(0));
+            self.copy_all("source.copy.table", &[select], &mut receiver()).await?;
+            tracing::debug!(event = "table_read", %table, readers = 1, ranges = 1);
+            return Ok(());
+        }
+        let reading = copy::Reading { select, ranges: copy::Ranges::new(blocks), table, progress: progress.clone() };
         let reading = Arc::new(reading);
         let mut further = JoinSet::new();
-        for slot in self.reader_slots.take(reading.ranges.readers() - 1) {
+        for slot in slots {
             let (readers, import, reading) = (self.readers.clone(), self.import.clone(), Arc::clone(&reading));
             further.spawn(read_too(slot, readers, import, reading, receiver()));
         }

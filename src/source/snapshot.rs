@@ -77,6 +77,8 @@ pub struct SnapshotTable {
     pub(super) toasted: bool,
     /// The number of blocks of the table. `None`: it can't be read in ranges.
     pub(super) blocks: Option<u64>,
+    /// The number of rows as Postgres counted them last. `None`: it never did.
+    pub(super) rows: Option<u64>,
 }
 
 impl SnapshotTable {

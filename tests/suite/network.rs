@@ -287,7 +287,7 @@ async fn an_export_whose_connection_falls_silent_at_the_rows_of_an_incremental_i
 
 #[tokio::test]
 async fn an_export_whose_connection_falls_silent_at_the_rows_of_a_full_one_is_tried_again() {
-    falls_silent_at("source.copy.range", "full", 2).await;
+    falls_silent_at("source.copy.table", "full", 2).await;
 }
 
 #[tokio::test]

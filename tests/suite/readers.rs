@@ -49,6 +49,8 @@ async fn several_readers_read_one_snapshot_of_a_table_that_is_written_to() {
     let alone = Start::on(&database).with("READERS", 1).with("LOG_LEVEL", "debug").service().await;
     let (_, expected) = alone.export("full", "alone").await;
     assert_eq!((expected.rows.len(), readers(&alone)), (27_000, vec![1]));
+    // By one scan, for which Postgres uses few buffers.
+    assert_eq!(alone.events("table_read")[0]["ranges"], 1);
     alone.stop().await;
 
     let held = Start::on(&database).with("FAILPOINTS", HELD).with("LOG_LEVEL", "debug");
