@@ -189,7 +189,8 @@ impl PullFolder {
             )));
         }
         let had = self.state.last.as_ref().map(|last| &last.digest);
-        let is_next = chained.is_base() || had.is_none() || had == chained.previous.as_ref();
+        // A delta that begins a chain has every live row, but not what was deleted since the last file.
+        let is_next = chained.export_type == "full" || had.is_none() || had == chained.previous.as_ref();
         Ok((!is_next).then(|| format!("gap: the export {} doesn't follow the last one in the folder", export.job_id)))
     }
 }

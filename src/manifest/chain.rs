@@ -66,6 +66,9 @@ pub struct Link {
     pub(super) lane: u32,
     /// True if the export has all rows, so that a reader can begin with it.
     pub is_base: bool,
+    /// True if it has all rows without being a full export. A lane begins so, or begins anew where its consumer was
+    /// removed.
+    pub(super) is_first: bool,
     /// True if at least one manifest states the correct digest of the content.
     pub(super) is_intact: bool,
     /// True if the files are needed. [`ChainReport`](crate::manifest::chain_report::ChainReport) sets it.
@@ -107,6 +110,7 @@ impl Chains {
             number: *number,
             lane,
             is_base: export.is_base(),
+            is_first: export.is_base() && export.export_type != "full",
             is_intact,
             is_required: false,
             is_seen: AtomicBool::new(false),

@@ -133,7 +133,7 @@ fn faults(chains: &Chains, numbers: &[Numbers]) -> HashMap<Digest, Vec<ChainFaul
     // The first export of a copied database follows an export of the original, in another lane. That is not a fork.
     for siblings in successors.chunk_by(|(_, a), (_, b)| (a.previous, a.lane) == (b.previous, b.lane)) {
         let (_, first) = siblings[0];
-        for (digest, link) in &siblings[1..] {
+        for (digest, link) in siblings[1..].iter().filter(|(_, link)| !link.is_first) {
             let at = if link.previous.is_some() { first.number } else { link.number };
             faults.entry(**digest).or_default().push(ChainFault::ForkedAt(at));
         }

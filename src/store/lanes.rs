@@ -98,7 +98,7 @@ pub(super) async fn out_of_step(
     after: &After,
 ) -> Result<Option<OutOfStep>, Error> {
     let number = match after {
-        After::Nothing => Some(0),
+        After::Nothing => Some(removed_number(conn, lane).await?),
         After::Export { job, sha256 } => export_number(conn, lane, *job, sha256.as_deref()).await?,
     };
     let Some(number) = number else { return Ok(Some(OutOfStep::Unknown)) };
@@ -124,6 +124,16 @@ async fn export_number(
         .bind(sha256)
         .fetch_optional(conn)
         .await
+}
+
+/// Returns the number of the lane's last export before its consumer was removed, or 0.
+async fn removed_number(conn: &mut PgConnection, lane: Lane<'_>) -> Result<i64, sqlx::Error> {
+    let statement = sqlx::query_scalar(
+        "-- store.lanes.removed_number
+         select coalesce((
+           select removed_number from cdc_export.lanes where consumer_id = $1 and dataset = $2), 0)",
+    );
+    statement.bind(lane.consumer.as_str()).bind(lane.dataset).fetch_one(conn).await
 }
 
 /// Returns the exports after this number. Returns `None` if one of them was deleted.

@@ -138,12 +138,12 @@ impl Store {
     ) -> Result<ConsumerRemoval, Error> {
         self.transaction(async |tx| {
             // Whoever adds a job locks its lane.
-            let lock = sqlx::query(
+            let lock = sqlx::query_scalar(
                 "-- store.watermarks.lock_lanes
-                 select from cdc_export.lanes
+                 select dataset from cdc_export.lanes
                  where consumer_id = $1 and ($2::text[] is null or dataset = any ($2)) order by dataset for update",
             );
-            lock.bind(consumer.as_str()).bind(datasets).execute(&mut *tx).await?;
+            let locked: Vec<String> = lock.bind(consumer.as_str()).bind(datasets).fetch_all(&mut *tx).await?;
             let found = sqlx::query_as(include_str!("watermarks/consumer.sql"));
             let (is_known, is_open) = found.bind(consumer.as_str()).bind(datasets).fetch_one(&mut *tx).await?;
             match (is_known, is_open) {
@@ -152,7 +152,7 @@ impl Store {
                 (true, false) => {}
             }
             let remove = sqlx::query(include_str!("watermarks/remove_consumer.sql"));
-            remove.bind(consumer.as_str()).bind(datasets).bind(self.origin()).execute(tx).await?;
+            remove.bind(consumer.as_str()).bind(datasets).bind(self.origin()).bind(locked).execute(tx).await?;
             Ok::<_, Error>(ConsumerRemoval::Done)
         })
         .await

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, ended, export, post};
-use crate::harness::{Database, Service, eventually};
+use crate::harness::{Database, Service, Start, eventually};
 
 const TABLES: &str = "
     create table logged (id int primary key, n int); insert into logged select n, n from generate_series(1, 3) n;
@@ -335,4 +335,49 @@ async fn older_moments_are_thinned() {
         (598..=600).contains(&kept[0]) && (60..=62).contains(&kept[1]) && (288..=290).contains(&kept[2]),
         "{kept:?}"
     );
+}
+
+#[tokio::test]
+async fn what_a_removed_consumer_had_loaded_is_no_part_of_what_comes_after_it() {
+    let database = Database::empty().await;
+    database.run(TABLES).await;
+    let catalog = Catalog::of(&file());
+    catalog.track(&database, "logged").await;
+    let service = catalog.start(&database).with("MANIFESTS", "on").service().await;
+    let id = |job: &Value| job["jobId"].as_str().unwrap().to_owned();
+    let manifest = async |job: &Value| {
+        let path = format!("/exports/{}/manifest", id(job));
+        service.call("GET", &path, &[]).await.json::<Value>().await.unwrap()
+    };
+    let first = export(&service, "full", "logged", "a").await;
+    let second = export(&service, "delta", "logged", "a").await;
+    assert_eq!(manifest(&second).await["export"]["previous"], first["digest"]);
+    assert_eq!(service.call("DELETE", "/consumers/a", &[]).await.status(), 204);
+    database.run("delete from logged").await;
+
+    // Whoever goes on from there would keep the rows that were deleted meanwhile.
+    let refused =
+        post(&service, "/exports/delta", Some("a"), &json!({ "dataset": "logged", "after": id(&second) })).await;
+    let problem: Value = refused.json().await.unwrap();
+    assert_eq!((&problem["status"], &problem["code"]), (&json!(409), &json!("database_restored")), "{problem}");
+    // One that says nothing gets a file, though it is an empty one, and a chain of its own.
+    let asked = json!({ "dataset": "logged", "skipEmpty": true, "after": null });
+    let anew = ended(&service, "/exports/delta", Some("a"), asked).await;
+    assert_eq!(
+        (&anew["status"], &anew["skipped"], &anew["number"]),
+        (&json!("completed"), &json!(false), &json!(3)),
+        "{anew}"
+    );
+    assert_eq!(manifest(&anew).await["export"]["previous"], Value::Null);
+    // An acknowledgement that comes late says nothing of them.
+    let acknowledged = service.call("POST", &format!("/exports/{}/ack", id(&first)), &[]).await;
+    assert!(acknowledged.status().is_success(), "{acknowledged:?}");
+    assert_eq!(lane(&service, "a", "logged").await["unacknowledged"], Value::Null);
+    let next = export(&service, "delta", "logged", "a").await;
+    assert_eq!(manifest(&next).await["export"]["previous"], anew["digest"]);
+    // A folder that has all of them is whole.
+    let folder = service.path(&next).parent().unwrap().to_str().unwrap().to_owned();
+    let (code, said, errors) = Start::plain().arguments(&["verify", &folder]).output().await;
+    assert_eq!(code, 0, "{said}{errors}");
+    service.stop().await;
 }
