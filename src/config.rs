@@ -171,8 +171,14 @@ impl Config {
             };
         for (name, file) in named.iter().flat_map(|named| &named.files) {
             // The error of sqlx would name neither the parameter nor the file.
-            std::fs::File::open(file)
-                .map_err(|why| invalid("DATABASE_URL", format!("{name}: {}: {why}", file.display())))?;
+            let wrong = |why: String| invalid("DATABASE_URL", format!("{name}: {}: {why}", file.display()));
+            let opened = std::fs::File::open(file).map_err(|why| wrong(why.to_string()))?;
+            if *name == "sslrootcert" {
+                let text = std::io::read_to_string(opened).map_err(|why| wrong(why.to_string()))?;
+                if !text.contains("-----BEGIN CERTIFICATE-----") {
+                    return Err(wrong("there is no certificate in PEM form in it".to_owned()));
+                }
+            }
         }
         let (database, authorities) = named.map(|named| (named.database, named.authorities)).unzip();
         let data_dir = vars.get("DATA_DIR").map(PathBuf::from);

@@ -39,7 +39,7 @@ mod value;
 
 use std::fmt;
 
-use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgDatabaseError};
 
 use crate::connection::failure::{SqlFailure, sqlstate};
 use crate::connection::pool::Pool;
@@ -171,7 +171,7 @@ pub enum Error {
     #[error("{0}")]
     NotReadable(Fault),
     /// Postgres says that the role may not, though nothing was missing before.
-    #[error("the database role may not read the whole table `{table}`: {}", message(cause))]
+    #[error("the database role may not read the whole table `{table}`: {}", missing_right(cause))]
     Denied {
         /// Its name.
         table: String,
@@ -331,9 +331,20 @@ impl Error {
 }
 
 /// Returns the message of Postgres, which names the relation beneath a view or inside a function.
-fn message(cause: &sqlx::Error) -> String {
-    cause.as_database_error().map_or_else(|| cause.to_string(), |error| error.message().to_owned())
+/// Says which right Postgres misses. A function of the table may raise the same error with a text of its own, in which a
+/// row may be. Only Postgres's own checks are quoted.
+fn missing_right(cause: &sqlx::Error) -> String {
+    let error = cause.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
+    match error {
+        Some(error) if error.routine().is_some_and(|routine| CHECKS_OF_RIGHTS.contains(&routine)) => {
+            error.message().to_owned()
+        }
+        _ => format!("SQLSTATE {}, whose message is in the log", sqlstate(cause)),
+    }
 }
+
+/// The functions of Postgres that refuse for want of a right.
+const CHECKS_OF_RIGHTS: [&str; 3] = ["aclcheck_error", "aclcheck_error_col", "check_enable_rls"];
 
 /// Says why Postgres does not serve.
 fn unavailable(cause: &sqlx::Error) -> &'static str {

@@ -97,6 +97,11 @@ pub enum BadUrl {
     /// `sslrootcert=system`, where a file is expected.
     #[error("the parameter sslrootcert names a file: without it, sslmode=verify-full asks the platform's authorities")]
     RootsOfSystem,
+    /// `hostaddr` with a mode that checks the host's name.
+    #[error(
+        "the parameter hostaddr takes the place of the host's name, which sslmode=verify-full checks: take one of them out"
+    )]
+    AddressForName,
     /// A variable of libpq that would be ignored.
     #[error("{why}")]
     Variable {
@@ -180,6 +185,10 @@ impl NamedDatabase {
             options = options.ssl_mode(mode.parse().map_err(bad)?);
         }
         let mode = options.get_ssl_mode();
+        let has_address = last(&["hostaddr"]).is_some() || variable("PGHOSTADDR").is_some();
+        if has_address && matches!(mode, PgSslMode::VerifyFull) {
+            return Err(BadUrl::AddressForName);
+        }
         let is_asked = matches!(mode, PgSslMode::Require | PgSslMode::VerifyCa | PgSslMode::VerifyFull);
         let file = match (last(&ROOTS), variable("PGSSLROOTCERT")) {
             (Some("system"), _) => return Err(BadUrl::RootsOfSystem),

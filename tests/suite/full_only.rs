@@ -168,10 +168,13 @@ async fn a_failure_names_what_a_view_reads() {
                'begin raise exception ''no such column there'' using errcode = ''HV005''; end';
              create view shop.wrong as select public.unknown_column() as n;
              create view shop.shares as select 10 / total as share from shop.orders;
-             create view shop.above as select total from shop.totals",
+             create view shop.above as select total from shop.totals;
+             create function shop.refuses(n int) returns int language plpgsql as
+               $$ begin raise exception 'the card of order %', n using errcode = '42501'; end $$;
+             create view shop.refused as select shop.refuses(id) as id from shop.orders",
         )
         .await;
-    let catalog = Catalog::of(&["beyond", "wrong", "shares", "above"].map(block).concat());
+    let catalog = Catalog::of(&["beyond", "wrong", "shares", "above", "refused"].map(block).concat());
     let service = catalog.start(&database).with("MAX_ATTEMPTS", 2).service().await;
     let failed = async |dataset: &str| {
         let job = ended(&service, "/exports/full", Some("a"), json!({ "dataset": dataset })).await;
@@ -181,6 +184,13 @@ async fn a_failure_names_what_a_view_reads() {
     let (code, detail, attempt) = failed("shares").await;
     assert!(code == "value_unreadable" && detail.contains("read or compute a value of `shop.shares`"), "{detail}");
     assert!(detail.contains("SQLSTATE 22012") && attempt == 1, "{detail}");
+    // What a function says may have a row in it.
+    let (code, detail, _) = failed("refused").await;
+    assert!(
+        code == "permission_denied" && detail.ends_with(": SQLSTATE 42501, whose message is in the log"),
+        "{detail}"
+    );
+    assert!(service.log().contains("the card of order"), "{}", service.log());
     // The next attempt may reach the server. It can't mend the definition of a foreign table.
     for (dataset, sqlstate, attempts) in [("beyond", "08001", 2), ("wrong", "HV005", 1)] {
         let (code, detail, attempt) = failed(dataset).await;

@@ -391,6 +391,10 @@ async fn certificates_that_cant_be_read_are_named() {
         let told = format!("cdc-export: DATABASE_URL: {parameter}: /nowhere/ca.pem: ");
         assert!(code == 2 && line.starts_with(&told), "{line}");
     }
+    let empty = tempfile::NamedTempFile::new().unwrap();
+    let query = format!("sslmode=verify-full&sslrootcert={}", empty.path().display());
+    let (code, line) = refused(Start::on(&database).with("DATABASE_URL", url(&query))).await;
+    assert!(code == 2 && line.ends_with(": there is no certificate in PEM form in it"), "{line}");
     let (code, line) = refused(Start::on(&database).with("DATASETS", "/nowhere/datasets.toml")).await;
     assert!(code == 2 && line.starts_with("cdc-export: DATASETS: /nowhere/datasets.toml: "), "{line}");
 }

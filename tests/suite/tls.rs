@@ -197,7 +197,9 @@ async fn each_sslmode_asks_what_it_says() {
     reaches(on(vouched).with("PGSSLROOTCERT", file("other.crt"))).await.unwrap();
     // A file in which nobody vouches is not everybody.
     std::fs::write(postgres.folder.path().join("empty.crt"), "").unwrap();
-    reaches(on(url("strict", "localhost", &postgres.vouched("require", "empty.crt")))).await.unwrap_err();
+    let start = on(url("strict", "localhost", &postgres.vouched("require", "empty.crt")));
+    let (code, line) = start.arguments(&["migrate"]).until_it_ends().await;
+    assert!(code == 2 && line.contains("there is no certificate in PEM form in it"), "{line}");
     // Every process of the service, not the command alone.
     let start = on(url("strict", "localhost", &postgres.vouched("require", "ca.crt"))).with("SEED_ROWS", 100);
     let service = start.with("SSL_CERT_FILE", file("other.crt")).service().await;
@@ -268,6 +270,8 @@ async fn a_parameter_that_would_be_ignored_stops_the_start() {
         ("sslmode=prefer&sslrootcert=secret.crt", "sslrootcert"),
         ("sslmode=disable&sslrootcert=secret.crt", "sslrootcert"),
         ("sslmode=verify-full&sslrootcert=system", "sslrootcert"),
+        // The certificate would be compared with the address.
+        ("sslmode=verify-full&hostaddr=127.0.0.1", "hostaddr"),
     ] {
         let line = refused(on(url(rest))).await;
         let named = format!("cdc-export: DATABASE_URL: the parameter {parameter} ");

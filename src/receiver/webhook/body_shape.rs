@@ -45,8 +45,18 @@ impl BodyShape {
     }
 }
 
-/// Says in one sentence what has ended, and why it failed.
+/// The most characters of a sentence. Chats take messages of 28 KB and more.
+const MOST_CHARACTERS: usize = 1_000;
+
+/// Says in one sentence what has ended, and why it failed. Nothing in it is a link or calls anybody: an error may quote
+/// names that somebody chose.
 fn sentence(event: &Event) -> String {
+    let text: String = plain_sentence(event).chars().take(MOST_CHARACTERS).collect();
+    let text: String = text.chars().map(|sign| if sign.is_control() { ' ' } else { sign }).collect();
+    text.replace('@', "@\u{200b}").replace("](", "]\u{200b}(")
+}
+
+fn plain_sentence(event: &Event) -> String {
     let data = match serde_json::from_str(&event.body) {
         Ok(Value::Object(mut body)) => body.remove("data").unwrap_or_default(),
         _ => Value::Null,
@@ -110,6 +120,17 @@ mod tests {
         let card: Value = serde_json::from_str(&BodyShape::Teams.body(&done)).unwrap();
         assert_eq!(card["attachments"][0]["content"]["body"][0]["text"], sentence(&done));
         assert_eq!(BodyShape::CloudEvents.body(&done), done.body);
+    }
+
+    #[test]
+    fn nothing_in_a_sentence_calls_anybody_and_it_has_an_end() {
+        let detail = format!("[pay](http://evil.example)\n@channel {}", "<".repeat(9_000));
+        let error = json!({ "code": "lost", "detail": detail, "member": null });
+        let failed = json!({ "jobId": "8", "exportType": "full", "rowsExported": 0, "error": error });
+        let failed = event(EventSubject::Export, Status::Failed, &failed);
+        let said = sentence(&failed);
+        assert!(said.contains("[pay]\u{200b}(http://evil.example) @\u{200b}channel <<"), "{said}");
+        assert!(BodyShape::Slack.body(&failed).len() < 5_000 && BodyShape::Teams.body(&failed).len() < 5_000);
     }
 
     #[test]
