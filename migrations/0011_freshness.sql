@@ -15,8 +15,8 @@ create table cdc_export.moments (
 -- The lane's latest job when an operator removed its consumer. A later job brings it back, and earlier ones don't count
 -- for its state. Null: it was never removed.
 alter table cdc_export.lanes add column removed_sequence bigint;
--- The number of the lane's last published export then. A later delta or incremental that is the
--- first one begins a chain of its own.
+-- The number of the lane's last published export when its position was last removed, alone or with its consumer. What
+-- was loaded before doesn't count any more. Null: it was never removed.
 alter table cdc_export.lanes add column removed_number bigint;
 
 -- The number of rows that a running export of changes expects. Null: they were not counted.

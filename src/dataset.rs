@@ -573,6 +573,7 @@ impl TableSchema {
             key: self.key.iter().map(|part| part.column.file_name().into_owned()).collect(),
             table: self.table.to_string(),
             snapshot: snapshot.map(str::to_owned),
+            begins: false,
         }
     }
 }

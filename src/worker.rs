@@ -32,6 +32,7 @@ use crate::dataset::{Capture, CellMax, Dataset};
 use crate::failpoint;
 use crate::file::name::FileName;
 use crate::file::{Exported, FileRecord};
+use crate::job::columns::FileColumns;
 use crate::job::marker::Marker;
 use crate::job::{CurrentJob, ExportType, Job, JobId, Progress, Status};
 use crate::manifest::Manifest;
@@ -446,7 +447,10 @@ impl Worker {
                 new_position: table.new_position.clone(),
                 report: table.report.clone(),
                 signature: schema.signature(),
-                columns: schema.saved_columns(member.job.export_type, table.new_position.snapshot.as_deref()),
+                columns: FileColumns {
+                    begins: table.begins(),
+                    ..schema.saved_columns(member.job.export_type, table.new_position.snapshot.as_deref())
+                },
                 marker: *marker,
                 masked: table.schema.masked.clone(),
                 manifest: None,
@@ -629,6 +633,7 @@ impl Worker {
     ) -> Result<Vec<bool>, Error> {
         let is_plain = |((job, dataset), table): ((&Job, &Arc<Dataset>), &SnapshotTable)| {
             job.export_type != ExportType::Full
+                && !table.begins()
                 && table.report.continuity.is_none()
                 && table.report.quiet_deletes == 0
                 && job.skip_empty.unwrap_or(dataset.skip_empty)

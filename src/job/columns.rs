@@ -15,6 +15,10 @@ pub struct FileColumns {
     /// The snapshot from which the rows were read. `None` if the dataset uses timestamps alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<String>,
+    /// True if the lane's position was removed, and the export is the first one since and no full one: it has every live
+    /// row, and nothing of what was deleted before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub begins: bool,
 }
 
 /// A column of a file.
@@ -80,7 +84,13 @@ mod tests {
         };
         let columns =
             vec![column("id", "bigint", SavedWireFormat::Binary), column("at", "inet", SavedWireFormat::Text)];
-        let columns = FileColumns { columns, key: vec!["id".to_owned()], table: "public.users".into(), snapshot: None };
+        let columns = FileColumns {
+            columns,
+            key: vec!["id".to_owned()],
+            table: "public.users".into(),
+            snapshot: None,
+            begins: false,
+        };
         assert_eq!(serde_json::to_string(&columns).unwrap(), saved);
         assert_eq!(serde_json::from_str::<FileColumns>(saved).unwrap(), columns);
         let columns = FileColumns { snapshot: Some("1:2:".into()), ..columns };

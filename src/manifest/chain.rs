@@ -66,7 +66,7 @@ pub struct Link {
     pub(super) lane: u32,
     /// True if the export has all rows, so that a reader can begin with it.
     pub is_base: bool,
-    /// True if it has all rows without being a full export. A lane begins so, or begins anew where its consumer was
+    /// True if it has all rows without being a full export. A lane begins so, or begins anew where its position was
     /// removed.
     pub(super) is_first: bool,
     /// True if at least one manifest states the correct digest of the content.

@@ -277,6 +277,7 @@ fn opened(
         mask_secret: exported.mask_secret.clone(),
         arrived: exported.arrived.clone(),
         is_quiet: exported.is_quiet,
+        was_removed: exported.was_removed,
         toasted: exported.toasted || purpose.dataset.capture == Capture::None,
         blocks: exported.blocks.filter(|_| has_ranges).map(i64::unsigned_abs),
         rows: exported.rows.map(i64::unsigned_abs),

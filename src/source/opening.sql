@@ -68,6 +68,9 @@ select now.snapshot::text as snapshot, statement_timestamp() as taken_at,
     select from (select target.oid union all select relid from pg_partition_tree(target.oid)) parts (oid)
     join pg_class part on part.oid = parts.oid
     where part.reltoastrelid <> 0 and pg_relation_size(part.reltoastrelid) > 0) as toasted,
+  coalesce((
+    select l.removed_number is not null from cdc_export.lanes l
+    where l.consumer_id = $2 and l.dataset = its.dataset), false) as was_removed,
   w.version, w.last_exported_at, w.live_snapshot::text, w.deletions_snapshot::text, verdict.continuity,
   coalesce(job.database_id <> cdc_export.database_id(), false)
     or coalesce(its.marker_job = job.id, false)

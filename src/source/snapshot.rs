@@ -73,6 +73,8 @@ pub struct SnapshotTable {
     pub(super) arrived: Vec<Oid>,
     /// True if no change was logged since the position.
     pub(super) is_quiet: bool,
+    /// True if the lane's position was ever removed.
+    pub(super) was_removed: bool,
     /// True if a value may be kept outside of its row.
     pub(super) toasted: bool,
     /// The number of blocks of the table. `None`: it can't be read in ranges.
@@ -99,6 +101,12 @@ impl SnapshotTable {
     /// Returns true if partitions came since the position, of which the export has the logged rows alone.
     pub(super) fn may_lack_arrivals(&self) -> bool {
         !self.arrived.is_empty() && self.guard.is_none_or(Continuity::keeps_live_rows)
+    }
+
+    /// Returns true if an export of changes begins anew, because the consumer's position was removed. As long as the
+    /// consumer was given no row, there is nothing to miss.
+    pub fn begins(&self) -> bool {
+        self.export_type != ExportType::Full && self.position.version.is_none() && self.was_removed
     }
 
     /// Returns true if an export of changes has no rows, as far as that is known without reading the table: no change

@@ -27,7 +27,7 @@ impl Store {
              where e.id = $1 and e.published_at is not null and e.number is not null
                and l.consumer_id = e.consumer_id and l.dataset = e.dataset
                -- The consumer was not removed since.
-               and e.number > coalesce(l.removed_number, 0)
+               and (l.removed_sequence is null or e.number > l.removed_number)
                and (l.acknowledged is null or l.acknowledged < e.number or l.acknowledged > l.last_number)
              returning cdc_export.audit($2, 'ack', e.consumer_id, e.dataset, e.id)",
         )

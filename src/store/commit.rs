@@ -168,9 +168,7 @@ impl Store {
             "-- store.commit.are_signatures_of_last
              select coalesce((
                select e.columns_hash = md5(its.signature) from exports e
-               join cdc_export.lanes l on l.consumer_id = e.consumer_id and l.dataset = e.dataset
                where e.consumer_id = $1 and e.dataset = its.dataset and e.status = 'completed'
-                 and e.lane_sequence > coalesce(l.removed_sequence, 0)
                order by e.lane_sequence desc limit 1), false)
              from unnest($2, $3) with ordinality as its (dataset, signature, place)
              order by its.place",

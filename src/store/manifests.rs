@@ -230,7 +230,9 @@ pub fn uncommitted(
 /// batch that have files.
 fn chained(job: Job, record: &FileRecord, columns: FileColumns, previous: Option<String>, batched: u64) -> Chained {
     let (cluster, database) = record.database.as_str().split_once('-').unwrap_or_default();
-    let FileColumns { columns, key, table, snapshot } = columns;
+    let FileColumns { columns, key, table, snapshot, begins } = columns;
+    // Whoever has loaded earlier exports can't go on with it.
+    let previous = previous.filter(|_| !begins);
     let time = |time: DateTime<Utc>| time.to_rfc3339_opts(SecondsFormat::Micros, true);
     let file = |part: &crate::file::Part| manifest::ManifestFile {
         sha256: part.staged.sha256.clone(),

@@ -123,8 +123,13 @@ impl Store {
     pub async fn forget_watermark(&self, lane: Lane<'_>) -> Result<WatermarkEdit, Error> {
         let statement = sqlx::query(
             "-- store.watermarks.forget
-             delete from watermarks where consumer_id = $1 and dataset = $2
-             returning cdc_export.audit($3, 'delete_watermark', consumer_id, dataset, null)",
+             with forgotten as (
+               delete from watermarks where consumer_id = $1 and dataset = $2 returning consumer_id, dataset),
+             marked as (
+               update cdc_export.lanes l set removed_number = l.last_number
+               from forgotten
+               where l.consumer_id = forgotten.consumer_id and l.dataset = forgotten.dataset)
+             select cdc_export.audit($3, 'delete_watermark', consumer_id, dataset, null) from forgotten",
         );
         self.write_by_hand(statement.bind(lane.consumer.as_str()).bind(lane.dataset).bind(self.origin())).await
     }

@@ -554,6 +554,18 @@ async fn a_gap_is_healed_by_a_full_export_or_said() {
     assert!(code == 0 && said.contains("asking for a full export"), "{said}");
     pair.require_equal("after a truncate").await;
 
+    // No export has what was deleted since its consumer was removed.
+    assert_eq!(pair.service.call("DELETE", "/consumers/a", &[]).await.status(), 204);
+    pair.source.run("delete from t; insert into t values (5, 'later')").await;
+    pair.healed().await;
+    pair.require_equal("after a removal").await;
+    let watermark = "/exports/watermark?dataset=t";
+    assert_eq!(pair.service.call("DELETE", watermark, &[("X-Consumer-ID", "a")]).await.status(), 204);
+    pair.source.run("delete from t; insert into t values (6, 'later')").await;
+    let (code, _, said) = pair.apply(&[]).output().await;
+    assert_eq!(code, 0, "{said}");
+    pair.require_equal("without a watermark").await;
+
     pair.source.run("insert into t values (2, 'lost')").await;
     let lost = export(&pair.service, "delta", "t", "a").await;
     std::fs::remove_file(pair.service.path(&lost)).unwrap();

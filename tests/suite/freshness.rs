@@ -373,8 +373,12 @@ async fn what_a_removed_consumer_had_loaded_is_no_part_of_what_comes_after_it() 
     let acknowledged = service.call("POST", &format!("/exports/{}/ack", id(&first)), &[]).await;
     assert!(acknowledged.status().is_success(), "{acknowledged:?}");
     assert_eq!(lane(&service, "a", "logged").await["unacknowledged"], Value::Null);
+    // As long as it had no row, each export is a first one.
+    database.run("insert into logged values (7, 7)").await;
+    let filled = export(&service, "delta", "logged", "a").await;
+    assert_eq!(manifest(&filled).await["export"]["previous"], Value::Null);
     let next = export(&service, "delta", "logged", "a").await;
-    assert_eq!(manifest(&next).await["export"]["previous"], anew["digest"]);
+    assert_eq!(manifest(&next).await["export"]["previous"], filled["digest"]);
     // A folder that has all of them is whole.
     let folder = service.path(&next).parent().unwrap().to_str().unwrap().to_owned();
     let (code, said, errors) = Start::plain().arguments(&["verify", &folder]).output().await;

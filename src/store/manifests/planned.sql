@@ -6,7 +6,6 @@
 select e.manifest, e.file_columns, coalesce(l.last_number, 0) + 1 as next_number,
   (select before.digest from exports before
    where before.consumer_id = e.consumer_id and before.dataset = e.dataset and before.number is not null
-     and (e.export_type = 'full' or before.number > coalesce(l.removed_number, 0))
    order by before.number desc limit 1) as previous,
   case when e.batch_id is not null then (
     select count(*) from exports m where m.batch_id = e.batch_id and m.status <> 'skipped') end as batched,

@@ -60,10 +60,6 @@ returning cdc_export.database_id() as database, e.locked_until is not null as is
     where l.consumer_id = e.consumer_id and l.dataset = e.dataset), 0) as next_number,
   (select last.digest from exports last
    where last.consumer_id = e.consumer_id and last.dataset = e.dataset and last.number is not null
-     -- A full export needs no earlier one, whoever loaded it.
-     and (e.export_type = 'full' or last.number > coalesce((
-       select l.removed_number from cdc_export.lanes l
-       where l.consumer_id = e.consumer_id and l.dataset = e.dataset), 0))
    order by last.number desc limit 1) as previous,
   case when not $9 then set_config('synchronous_commit', 'off', true) end,
   -- include job_columns.sql
