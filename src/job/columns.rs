@@ -15,8 +15,8 @@ pub struct FileColumns {
     /// The snapshot from which the rows were read. `None` if the dataset uses timestamps alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<String>,
-    /// True if the lane's position was removed, and the export is the first one since and no full one: it has every live
-    /// row, and nothing of what was deleted before.
+    /// True if the lane's position was removed, and the export is the first one since and no full one. It has every
+    /// live row, and nothing of what was deleted before.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub begins: bool,
 }

@@ -107,8 +107,9 @@ impl Rows<'_> {
     /// With a fixed order, all readers but one would have to buffer their rows. Each further reader is a task, so that
     /// it can use another processor.
     ///
-    /// A reader that is alone reads all by one scan. Of a large table, Postgres then uses a few buffers again and again,
-    /// while ranges take the place of the pages that other sessions use (`GetAccessStrategy` in its `freelist.c`).
+    /// A reader that is alone reads all by one scan. Of a large table, Postgres then uses a few buffers again and
+    /// again, while ranges take the place of the pages that other sessions use (`GetAccessStrategy` in its
+    /// `freelist.c`).
     async fn full<R: RowReceiver>(
         &mut self,
         select: String,
