@@ -109,7 +109,7 @@ impl Rows<'_> {
     ///
     /// A reader that is alone reads all by one scan. Of a large table, Postgres then uses a few buffers again and
     /// again, while ranges take the place of the pages that other sessions use (`GetAccessStrategy` in its
-    /// `freelist.c`).
+    /// `freelist.c`). Progress then needs a count of the rows, so a table without one is read in ranges all the same.
     async fn full<R: RowReceiver>(
         &mut self,
         select: String,
@@ -119,7 +119,7 @@ impl Rows<'_> {
         let table = self.select.dataset.table.clone();
         let blocks = self.blocks.unwrap_or(0);
         let slots = self.reader_slots.take(copy::readers(blocks) - 1);
-        if slots.is_empty() {
+        if slots.is_empty() && (self.counted.is_some() || blocks == 0) {
             progress.estimate(self.counted.unwrap_or(0));
             self.copy_all("source.copy.table", &[select], &mut receiver()).await?;
             tracing::debug!(event = "table_read", %table, readers = 1, ranges = 1);
