@@ -40,6 +40,9 @@ for _ in $(seq "$rounds"); do
     case_of service_ndjson export_full '{"format":"ndjson"}'
     case_of service_ndjson.zst export_full '{"format":"ndjson","compression":"zstd"}'
     case_of service_parquet export_full '{"format":"parquet"}'
+    for codec in snappy lz4 none; do
+        case_of service_parquet.$codec export_full '{"format":"parquet","compression":"'$codec'"}'
+    done
 done
 printf '%-22s %8s %12s %13s %8s\n' case 'wall s' 'service CPU' 'peak +MB' 'file MB'
 for file in case.*; do
