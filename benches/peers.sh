@@ -119,17 +119,19 @@ harm_of() {
     remove_files
     rm -f points.*
     pgbench -n -R 200 -T 600 -f point.sql -l --log-prefix=points >/dev/null 2>&1 & reads=$!
-    psql -qAt -F ' ' -c "$seen \watch 0.02" >samples 2>/dev/null & samples=$!
+    psql -qAt -F ' ' <<<"$seen \watch 0.02" >samples 2>/dev/null & samples=$!
     until [ -s samples ] && compgen -G 'points.*' >/dev/null; do pause 0.05; done
     watcher=
     clock began
     "$@"
     clock ended
-    kill -INT $reads $samples
+    # It writes its log in pieces of less than that.
+    pause 0.5
+    kill $reads $samples
     wait $reads $samples || true
     [ -z "$watcher" ] || wait "$watcher" || true
     awk -v from="$began" -v to="$ended" '{at = $5 * 1e6 + $6; if (at >= from && at <= to) print $3 / 1000}' points.* >>"reads.$name"
-    awk '{if ($1 > s) s = $1; if ($2 > x) x = $2} END {print s > "longest"; print x > "oldest"}' <(grep -E '^[0-9.]+ [0-9.]+$' samples)
+    awk '{if ($1 > s) s = $1; if ($2 > x) x = $2} END {print s + 0 > "longest"; print x + 0 > "oldest"}' <(grep -E '^[0-9.]+ [0-9.]+$' samples)
     cat longest >>"longest.$name"; cat oldest >>"oldest.$name"
 }
 nothing() { pause 2; }
