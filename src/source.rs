@@ -334,12 +334,13 @@ impl Error {
 /// Says which right Postgres misses. A function of the table may raise the same error with a text of its own, in which
 /// a row may be. Only Postgres's own checks are quoted.
 fn missing_right(cause: &sqlx::Error) -> String {
-    let error = cause.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
-    match error {
+    match cause.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>()) {
         Some(error) if error.routine().is_some_and(|routine| CHECKS_OF_RIGHTS.contains(&routine)) => {
             error.message().to_owned()
         }
-        _ => format!("SQLSTATE {}, whose message is in the log", sqlstate(cause)),
+        Some(_) => format!("SQLSTATE {}, whose message is in the log", sqlstate(cause)),
+        // It was withheld before, and says so.
+        None => cause.to_string(),
     }
 }
 

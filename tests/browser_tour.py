@@ -29,6 +29,7 @@ def test_the_first_export_by_one_button(watch, service):
     named.fill("the mart")
     expect(steps.last.get_by_role("alert")).to_contain_text("A consumer id has 1 to 128 of")
     expect(steps.last.get_by_role("button")).to_have_count(0)
+    expect(steps.last.locator(".buttons")).to_be_empty()
     named.fill("mart")
     expect(by_hand).to_contain_text("X-Consumer-ID: mart")
     expect(steps.last.get_by_role("button", name="Start a full export of users for mart")).to_be_visible()

@@ -63,7 +63,8 @@ pub(crate) async fn install(conn: &mut PgConnection) -> Result<()> {
            end if;
            -- Behind what a restored database doesn't know that it was handed out.
            if tg_op = 'UPDATE' and new.lane_sequence is distinct from old.lane_sequence then
-             insert into torture.steps (job, lane, lane_sequence, was, became) values (new.id, its_lane, new.lane_sequence, new.status, 'moved');
+             insert into torture.steps (job, lane, lane_sequence, was, became)
+             values (new.id, its_lane, new.lane_sequence, new.status, 'moved');
            end if;
            if tg_op = 'UPDATE' and new.status = old.status and new.lease_token is not distinct from old.lease_token then
              return null;

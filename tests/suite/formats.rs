@@ -316,7 +316,7 @@ mod in_parquet {
         let job = service.ended(id).await;
         let zstd = basic::Compression::ZSTD(basic::ZstdLevel::default());
         assert_eq!((&job["compression"], codec(&service.path(&job))), (&json!("zstd"), zstd));
-        // What a release that knows no other words leaves alone, and what it goes on with.
+        // An earlier release leaves words alone that it doesn't know, and goes on with `none`.
         for (word, stored) in [("zstd", "none"), ("none", "uncompressed"), ("snappy", "snappy"), ("lz4", "lz4")] {
             let job = export(&service, "full", "a", &json!({"format": "parquet", "compression": word})).await;
             let id = job["jobId"].as_str().unwrap();

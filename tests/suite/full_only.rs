@@ -184,7 +184,7 @@ async fn a_failure_names_what_a_view_reads() {
     let (code, detail, attempt) = failed("shares").await;
     assert!(code == "value_unreadable" && detail.contains("read or compute a value of `shop.shares`"), "{detail}");
     assert!(detail.contains("SQLSTATE 22012") && attempt == 1, "{detail}");
-    // What a function says may have a row in it.
+    // The text of a function's error may quote a row.
     let (code, detail, _) = failed("refused").await;
     assert!(
         code == "permission_denied" && detail.ends_with(": SQLSTATE 42501, whose message is in the log"),

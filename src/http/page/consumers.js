@@ -391,7 +391,7 @@ function firstExport() {
     const isName = isConsumerId(consumerId);
     const options = { headers: { "X-Consumer-ID": consumerId }, body: { dataset: first } };
     const done = () => `started: full export of ${first} for ${consumerId}`;
-    once(button, `${first} ${consumerId}`, () => isName && acting(`Start a full export of ${first} for ${consumerId}`, "", complain, submitting("/exports/full", options, done), { class: "main" }));
+    once(button, `${first} ${consumerId}`, () => (isName ? acting(`Start a full export of ${first} for ${consumerId}`, "", complain, submitting("/exports/full", options, done), { class: "main" }) : []));
     show(byHand, isName);
     // Whether it needs a key shows when there is one.
     text(command, starting({ ...FIRST, consumerId, dataset: first }));

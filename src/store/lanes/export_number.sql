@@ -16,6 +16,6 @@ select case e.status
 from exports e
 join cdc_export.lanes l on l.consumer_id = e.consumer_id and l.dataset = e.dataset
 where e.id = $1 and e.consumer_id = $2 and e.dataset = $3 and e.status in ('completed', 'skipped')
-  -- What a removed consumer had loaded is no export of the one that came after it.
+  -- An export of a consumer that was removed since does not count.
   and e.lane_sequence > coalesce(l.removed_sequence, 0)
   and ($4::text is null or $4 in (e.sha256, e.digest))
