@@ -510,3 +510,19 @@ async fn what_a_superuser_does_to_the_log_and_the_functions_is_seen() {
     assert_eq!(tables.delta("plain").await, Vec::<String>::new());
     tables.service.stop().await;
 }
+
+/// A position that was saved while the table had no partition knows none, and that is no error.
+#[tokio::test]
+async fn a_table_that_had_no_partition_for_a_while_is_exported() {
+    let Tables { database, catalog: _catalog, service } = Tables::new().await;
+    database.run("drop table low; drop table high").await;
+    export(&service, "full", "parted", "a").await;
+    assert_eq!(export(&service, "delta", "parted", "a").await["rowsExported"], 0);
+    database
+        .run("create table again partition of parted for values from (0) to (100); insert into parted values (7, 'n')")
+        .await;
+    let delta = export(&service, "delta", "parted", "a").await;
+    assert_eq!((&delta["rowsExported"], &delta["continuity"]), (&json!(1), &Value::Null), "{delta}");
+    assert_eq!(export(&service, "full", "parted", "a").await["rowsExported"], 1);
+    service.stop().await;
+}

@@ -51,7 +51,8 @@ current_state as materialized (
       'timeline', cdc_export.timeline(),
       'mask_secret', (select m.fingerprint from cdc_export.mask_secret m),
       'captured', capture.captured, 'relations', capture.relations, 'functions', capture.functions,
-      'touches', (select jsonb_object_agg(touches.object, touches.touch) from touches)) as guard_state
+      -- A partitioned table may have no partition.
+      'touches', (select coalesce(jsonb_object_agg(touches.object, touches.touch), '{}') from touches)) as guard_state
   from target
   cross join capture
   cross join pg_control_system() cluster),
