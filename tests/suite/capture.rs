@@ -6,6 +6,7 @@ use cdc_export::dataset::catalog::Catalog;
 use cdc_export::source::capture::tracking;
 use cdc_export::source::purge;
 use serde_json::json;
+use sqlx::AssertSqlSafe;
 
 use crate::harness::{Database, Service, Start, eventually};
 
@@ -195,6 +196,40 @@ async fn the_log_keeps_what_a_first_export_under_way_could_not_see() {
     let (_, delta) = service.export("delta", "a").await;
     assert_eq!(delta.ids(), [3]);
     service.stop().await;
+}
+
+/// The one writes to its partition and waits for the root, which `track` has while it waits for that partition.
+#[tokio::test]
+async fn track_ends_no_transaction_of_a_writer_by_a_deadlock() {
+    let database = Database::new().await;
+    database
+        .run(
+            "create table parts (id int primary key) partition by list (id);
+             create table one partition of parts for values in (1); create table two partition of parts for values in (2, 3)",
+        )
+        .await;
+    let (mut first, mut second) = (database.pool.begin().await.unwrap(), database.pool.begin().await.unwrap());
+    sqlx::query("insert into one values (1)").execute(&mut *first).await.unwrap();
+    sqlx::query("insert into two values (2)").execute(&mut *second).await.unwrap();
+    let parts = Catalog::from_toml("[[dataset]]\nname = \"parts\"\ntable = \"parts\"").unwrap();
+    let (pool, parts) = (database.pool.clone(), parts.get("parts").unwrap().clone());
+    let track = tokio::spawn(async move { tracking::track(&pool, &parts).await });
+    let waits = async |relation: &str| {
+        let waits = format!("select pid from pg_locks where not granted and relation = '{relation}'::regclass");
+        eventually(relation, || async {
+            sqlx::query_scalar::<_, i32>(AssertSqlSafe(waits.clone())).fetch_optional(&database.pool).await.unwrap()
+        })
+        .await;
+    };
+    waits("one").await;
+    let insert =
+        tokio::spawn(
+            async move { sqlx::query("insert into parts values (3)").execute(&mut *second).await.map(|_| second) },
+        );
+    waits("parts").await;
+    first.commit().await.unwrap();
+    insert.await.unwrap().expect("no deadlock").commit().await.unwrap();
+    assert_eq!(track.await.unwrap().unwrap(), tracking::Tracked::Now);
 }
 
 #[tokio::test]

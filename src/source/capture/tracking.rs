@@ -15,10 +15,10 @@ use crate::source::captured::CAPTURE;
 use crate::source::trigger::TriggerKind;
 use crate::source::{quote, table_schema};
 
-/// The time that `track` waits for its lock. The table's writers queue behind it.
-const LOCK_TIMEOUT: &str = "2s";
-/// The number of times that `track` tries to get its lock. The writers continue in the pauses.
+/// The number of times that `track` tries to get its locks. The writers continue in the pauses.
 const TRIES: u32 = 20;
+/// The pause between two attempts.
+pub(super) const PAUSE: Duration = Duration::from_millis(500);
 
 static LOCATE: LazyLock<String> =
     LazyLock::new(|| with_pieces(include_str!("tracking/locate.sql"), &[("captured.sql", CAPTURE)]));
@@ -80,7 +80,7 @@ pub enum Tracked {
 pub async fn track(pool: &PgPool, dataset: &Dataset) -> Result<Tracked, Error> {
     for _ in 1..TRIES {
         match try_track(pool, dataset).await {
-            Err(Error::Busy(_)) => tokio::time::sleep(Duration::from_millis(500)).await,
+            Err(Error::Busy(_)) => tokio::time::sleep(PAUSE).await,
             done => return done,
         }
     }
@@ -274,17 +274,35 @@ async fn introspect(conn: &mut PgConnection, dataset: &Dataset) -> Result<TableS
     })
 }
 
-/// Locks a table against writes and changes, and reads its state again, because the state may have changed meanwhile.
+/// Locks a table and its partitions against writes and changes, and reads its state again, because the state may have
+/// changed meanwhile.
+///
+/// No transaction of an application becomes the victim of a deadlock with this one:
+///
+/// - All locks are taken at once, in the mode that the removal of a trigger needs if there is one. A later, stronger
+///   lock could wait for a transaction that waits for this one.
+/// - A writer of a partition may wait for the lock of the root, which this transaction has, while this one waits for
+///   that partition. Postgres looks for deadlocks when the writer has waited for `deadlock_timeout`, so the locks of a
+///   partitioned table are all there in half of that, or given up.
 pub(super) async fn lock(conn: &mut PgConnection, table: &Table, state: &TableState) -> Result<TableState, Error> {
     let found = Table { schema: Some(state.schema_name.clone()), name: state.table_name.clone() };
+    let has_triggers = !triggers(conn, state, None).await?.is_empty();
+    let mode = if has_triggers { "access exclusive" } else { "share row exclusive" };
+    // In milliseconds. The table's writers queue behind it.
+    let limit = if state.kind == "p" { "greatest(setting::int / 2, 1)" } else { "2000" };
     let lock = format!(
         "-- source.capture.lock
-         set local lock_timeout = '{LOCK_TIMEOUT}';
-         lock table {} in share row exclusive mode",
+         set local lock_timeout = 0;
+         select set_config('statement_timeout', ({limit})::text, true) from pg_settings where name = 'deadlock_timeout';
+         lock table {} in {mode} mode;
+         set local statement_timeout = 0",
         quote::relation(&found)
     );
     let locked = sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *conn).await;
-    locked.map_err(|cause| denied_or_else(table, cause))?;
+    locked.map_err(|cause| match SqlFailure::of(&cause) {
+        SqlFailure::Cancelled => Error::Busy(table.to_string()),
+        _ => denied_or_else(table, cause),
+    })?;
     let locked = locate(conn, table).await?;
     // The name may now belong to another table, which isn't locked.
     if locked.oid == state.oid { Ok(locked) } else { Err(Error::Busy(table.to_string())) }
@@ -326,6 +344,16 @@ async fn relations(conn: &mut PgConnection, state: &TableState) -> Result<Vec<Re
     Ok(state.into_iter().map(relation).collect())
 }
 
+/// Returns the triggers of a table and its partitions, except those that call functions of the set `kept`: the oid and
+/// the name of the function, and the trigger with its table.
+async fn triggers(
+    conn: &mut PgConnection,
+    state: &TableState,
+    kept: Option<&str>,
+) -> Result<Vec<(Oid, String, String)>, sqlx::Error> {
+    sqlx::query_as(include_str!("tracking/triggers.sql")).bind(state.oid).bind(kept).fetch_all(conn).await
+}
+
 /// Removes the triggers of a table and its partitions, except those that call functions of the set `kept`. Also removes
 /// their functions, if no other trigger calls them. If the table was a partition, its former root may still use them.
 pub(super) async fn remove(
@@ -334,8 +362,7 @@ pub(super) async fn remove(
     state: &TableState,
     kept: Option<&str>,
 ) -> Result<bool, Error> {
-    let triggers: Vec<(Oid, String, String)> =
-        sqlx::query_as(include_str!("tracking/triggers.sql")).bind(state.oid).bind(kept).fetch_all(&mut *conn).await?;
+    let triggers = triggers(conn, state, kept).await?;
     let denied = |cause| denied_or_else(table, cause);
     let is_any = !triggers.is_empty();
     for (_, _, trigger) in &triggers {

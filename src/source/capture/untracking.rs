@@ -6,9 +6,12 @@ use sqlx::{Connection, PgConnection, PgPool};
 
 use crate::dataset::catalog::Catalog;
 use crate::dataset::{Capture, Dataset, Table};
-use crate::source::capture::tracking::{locate, lock, remove};
+use crate::source::capture::tracking::{PAUSE, locate, lock, remove};
 use crate::source::capture::{Error, functions};
 use crate::source::rights::{self, TableAccess};
+
+/// The number of times that the locks of each table are tried to get.
+const TRIES: u32 = 3;
 
 /// Removes the triggers from the tables of these datasets, which can't be exported from then on. Each table has a
 /// transaction of its own. Returns for each dataset the error if its triggers could not be removed: there is no such
@@ -82,6 +85,16 @@ pub async fn untrack_all(pool: &PgPool) -> Result<Vec<(Table, Result<(), Error>)
 }
 
 async fn untrack_on(conn: &mut PgConnection, table: &Table) -> Result<bool, Error> {
+    for _ in 1..TRIES {
+        match try_untrack(conn, table).await {
+            Err(Error::Busy(_)) => tokio::time::sleep(PAUSE).await,
+            done => return done,
+        }
+    }
+    try_untrack(conn, table).await
+}
+
+async fn try_untrack(conn: &mut PgConnection, table: &Table) -> Result<bool, Error> {
     let mut tx = conn.begin().await?;
     let state = locate(&mut tx, table).await?;
     if let Some(parent) = state.parent {
