@@ -257,6 +257,7 @@ impl PieceSender {
                 let (expected, found) = (layout.fields(), fields.len());
                 return Err(pg_rows::Error::WrongShape { expected, found }.into());
             }
+            layout.keep_key_of_unreadable(&mut fields);
             encoder.row(&fields[..layout.columns.len()])?;
             self.stats.observe(&self.export, &fields);
         }

@@ -2,6 +2,8 @@
 //!
 //! Rows are in Postgres's binary form, as `pg_rows::row` describes it. [`RowLayout`] says which fields a row has.
 
+use pg_rows::column::ColumnType;
+
 use crate::dataset::{KnownColumn, TableColumn};
 
 /// Receives the rows that one reader of a snapshot reads, on the reader's own task.
@@ -38,11 +40,27 @@ pub struct RowLayout {
     /// False: the row is in the table, or is only soft-deleted. True: it is gone, and its last values are known. Null:
     /// it is gone, and only its key is known.
     pub is_gone: Option<usize>,
+    /// The indices of the columns of the table that are no part of the key.
+    pub not_key: Vec<usize>,
     /// The column that isn't read, because every row of the export has the same value in it.
     pub known: Option<KnownColumn>,
 }
 
 impl RowLayout {
+    /// Keeps only the key of a row that is gone, if a text of it is not UTF-8: nobody can change a value of a row that
+    /// is gone, so the export would never succeed.
+    pub fn keep_key_of_unreadable(&self, fields: &mut [Option<&[u8]>]) {
+        let Some(gone) = self.is_gone.filter(|index| fields[*index] == Some(&[1])) else { return };
+        let is_text = |index: &usize| {
+            matches!(self.columns[*index].kind, ColumnType::Text | ColumnType::Json | ColumnType::Jsonb)
+        };
+        let unreadable = |index: usize| fields[index].is_some_and(|field| std::str::from_utf8(field).is_err());
+        if self.not_key.iter().copied().filter(is_text).any(unreadable) {
+            self.not_key.iter().for_each(|index| fields[*index] = None);
+            fields[gone] = None;
+        }
+    }
+
     /// The number of fields of a row, with the known column.
     pub fn fields(&self) -> usize {
         let last = self.updated_at.max(self.is_gone).map_or(0, |index| index + 1);
