@@ -63,6 +63,11 @@ pub enum Error {
         /// The missing grant, or the role that has it.
         remedy: String,
     },
+    /// The search_path names no schema that the role may use, other than Postgres's and ours.
+    #[error(
+        "the search_path of the role leads to no schema, so the service's tables `exports` and `watermarks` have no place: set it with ALTER ROLE or ALTER DATABASE"
+    )]
+    NoSchema,
     /// The service's tables exist, but the search_path doesn't find them.
     #[error(
         "the service's table `{0}` can't be found: the search_path must lead to its schema, and the role have USAGE on that"

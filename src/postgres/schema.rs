@@ -96,14 +96,8 @@ pub enum RequiredGrants {
 /// of another owner.
 pub async fn migrate(database: &Database, catalog: &Catalog, required: RequiredGrants) -> Result<(), Error> {
     let (mut conn, path) = open(database).await?;
-    // The session may wait long for the migration of another replica, and its own may take long.
-    sqlx::query(
-        "-- postgres.migrate.lift_timeouts
-         select set_config(name, '0', false) from pg_settings
-         where name in ('statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')",
-    )
-    .execute(&mut conn)
-    .await?;
+    // The session may wait long for the migration of another replica.
+    sqlx::query("-- postgres.migrate.lift_timeout\n set lock_timeout = 0").execute(&mut conn).await?;
     lock(&mut conn).await?;
     let rights = Rights::read(&mut conn, &path).await?;
     if rights.has_migrations {
@@ -120,6 +114,9 @@ pub async fn migrate(database: &Database, catalog: &Catalog, required: RequiredG
         return Ok(conn.close().await?);
     }
     rights.require_create()?;
+    if path.is_empty() {
+        return Err(Error::NoSchema);
+    }
     if !rights.has_schema {
         let created =
             sqlx::query("-- postgres.migrate.create_schema\n create schema cdc_export").execute(&mut conn).await;

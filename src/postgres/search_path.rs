@@ -44,6 +44,11 @@ impl SearchPath {
         Ok(SearchPath(others.collect()))
     }
 
+    /// Returns true if the path leads to no schema.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Returns the schema in which new tables are created.
     pub(super) fn first(&self) -> &str {
         self.0.first().map_or("public", String::as_str)

@@ -16,13 +16,7 @@ pub(super) struct Import(String);
 impl Import {
     /// Builds the statements that import the snapshot `name` and lock the table of `dataset`. `encoding` is the
     /// database's encoding.
-    pub(super) fn new(
-        name: &str,
-        encoding: &str,
-        dataset: &Dataset,
-        schema: &TableSchema,
-        server_version: u32,
-    ) -> Import {
+    pub(super) fn new(name: &str, encoding: &str, dataset: &Dataset, schema: &TableSchema) -> Import {
         // A database in SQL_ASCII doesn't guarantee the encoding of its texts. Postgres sends them unchanged. The
         // encoder checks them, and its error names the column.
         // A function of a view or a filter may raise warnings that quote a value, and the log would have them.
@@ -37,14 +31,12 @@ impl Import {
             // The statement that reads the rows locks it.
             false => format!("set local lock_timeout = '{LOCK_TIMEOUT}'"),
         };
-        let no_timeouts = no_timeouts(server_version);
         // The reader must not wait for its lock. It could queue behind an ALTER that waits for the leader, while the
         // leader waits for the reader. Postgres can't detect this deadlock, because the leader waits in this process.
         Import(format!(
             "-- source.snapshot.import
              begin isolation level repeatable read read only;
              set transaction snapshot '{name}';
-             {no_timeouts}
              {NOTICE_A_LOST_CLIENT}
              {raw_texts}
              {no_warnings}
@@ -73,12 +65,3 @@ impl Import {
 const NOTICE_A_LOST_CLIENT: &str = "do $$ begin
     perform set_config('client_connection_check_interval', '1s', true);
   exception when others then null; end $$;";
-
-/// Returns statements that disable the timeouts of the server and the role for this transaction.
-pub(super) fn no_timeouts(server_version: u32) -> &'static str {
-    if server_version >= 170_000 {
-        "set local statement_timeout = 0; set local idle_in_transaction_session_timeout = 0; set local transaction_timeout = 0;"
-    } else {
-        "set local statement_timeout = 0; set local idle_in_transaction_session_timeout = 0;"
-    }
-}

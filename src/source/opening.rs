@@ -14,7 +14,7 @@ use crate::dataset::{Capture, RelationKind, Table, TableSchema};
 use crate::job::Continuity;
 use crate::source::connections::ExportConnections;
 use crate::source::exported_snapshot::ExportedSnapshot;
-use crate::source::import::{Import, LOCK_TIMEOUT, no_timeouts};
+use crate::source::import::{Import, LOCK_TIMEOUT};
 use crate::source::rights::TableAccess;
 use crate::source::session::Readers;
 use crate::source::snapshot::{Purpose, Snapshot, SnapshotTable};
@@ -76,7 +76,6 @@ impl Opening<'_> {
         let first = self.purposes[0].dataset.table.clone();
         let datasets: Vec<_> = self.purposes.iter().map(|purpose| &**purpose.dataset).collect();
         let ExportConnections { leader, leader_session, reader, .. } = &mut self.connections;
-        let no_timeouts = no_timeouts(leader.server_version_num().unwrap_or(0));
         let read = async { rights::read_accesses(leader, &datasets).await.map_err(Error::from_sql(&first)) };
         let accesses = leader_session.watched(reader, self.lease, read).await?;
         // Postgres's own refusal would name neither the role nor what it lacks.
@@ -101,7 +100,6 @@ impl Opening<'_> {
         let begin = format!(
             "-- source.snapshot.begin
              begin isolation level read committed read write;
-             {no_timeouts}
              -- The leader is pinged all the time: only a host that vanished is silent, and its snapshot and locks would
              -- stay for hours.
              set local idle_in_transaction_session_timeout = {};
@@ -266,7 +264,7 @@ fn opened(
     // those of several tables.
     let has_ranges = server_version >= 140_000 && purpose.dataset.capture != Capture::None;
     let position = exported.position(continuity);
-    let import = Import::new(&exported.name, &exported.encoding, purpose.dataset, &schema, server_version);
+    let import = Import::new(&exported.name, &exported.encoding, purpose.dataset, &schema);
     let table = SnapshotTable {
         import,
         dataset: Arc::clone(purpose.dataset),

@@ -34,7 +34,7 @@ pub(crate) const PROMPT: &str = "service.call=time:1900";
 /// Each setting that changes how Postgres reads or writes a value, otherwise than by default. Of `pg_settings` of
 /// Postgres 13 to 18; `client_encoding` is each client's own, and another `lc_monetary` the operating system may not
 /// have.
-pub(crate) const SETTINGS_OF_VALUES: [&str; 11] = [
+pub(crate) const SETTINGS_OF_VALUES: [&str; 12] = [
     "array_nulls = off",
     "bytea_output = escape",
     "datestyle = 'SQL, DMY'",
@@ -45,6 +45,7 @@ pub(crate) const SETTINGS_OF_VALUES: [&str; 11] = [
     "standard_conforming_strings = off",
     "timezone = 'Asia/Kolkata'",
     "transform_null_equals = on",
+    "xmlbinary = hex",
     "xmloption = document",
 ];
 

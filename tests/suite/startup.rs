@@ -176,6 +176,16 @@ async fn the_tables_are_where_the_search_path_puts_them() {
 }
 
 #[tokio::test]
+async fn a_search_path_without_a_schema_stops_the_first_start_before_it_makes_anything() {
+    let database = Database::empty().await;
+    let name: String = database.one("select current_database()::text").await;
+    database.run(&format!("alter database {name} set search_path = ''")).await;
+    let (code, line) = refused(Start::on(&database)).await;
+    assert!(code == 1 && line.contains("the search_path of the role leads to no schema"), "{line}");
+    assert_eq!(relations(&database).await, Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn a_role_with_the_name_of_our_schema_gets_its_tables_in_public() {
     let database = Database::empty().await;
     // A run beside this one may have made it.
