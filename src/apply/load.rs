@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
@@ -10,6 +10,7 @@ use crate::apply::input::Input;
 use crate::apply::statement::run;
 use crate::apply::table::TargetTable;
 use crate::apply::{During, Error, trust};
+use crate::connection::failure::sqlstate;
 use crate::connection::quoted;
 use crate::dataset::Table;
 use crate::manifest::Manifest;
@@ -30,7 +31,11 @@ pub(super) async fn into_stage(
     files: Vec<Input>,
     trusted: &[String],
 ) -> Result<u64, Error> {
-    let columns = target_table.stage.iter().map(|(name, type_name)| format!("{} {type_name}", quoted(name)));
+    let checked: Vec<_> = target_table.checked().collect();
+    let columns = target_table.stage.iter().map(|column| {
+        let type_name = if checked.contains(&column) { "text" } else { &column.1 };
+        format!("{} {type_name}", quoted(&column.0))
+    });
     let columns = columns.collect::<Vec<_>>().join(", ");
     let name = target_table.stage_name();
     let made = format!("create temporary table {name} ({columns}) on commit drop");
@@ -41,11 +46,46 @@ pub(super) async fn into_stage(
     let columns: Vec<String> = manifest.export.columns.iter().map(|column| column.name.clone()).collect();
     let staged = target_table.stage_table();
     let rows = copy(conn, &staged, &columns, files).await?;
+    for (name, type_name) in checked {
+        require_same_texts(conn, &staged, name, type_name).await?;
+    }
     if rows >= ANALYZED_FROM {
         let analyze = format!("analyze {staged}");
         run(conn, "load.analyze", &analyze).await.during("to analyze a temporary table")?;
     }
     Ok(rows)
+}
+
+/// Gives a column of the stage, which has the texts of the files, its own type.
+///
+/// # Errors
+/// If the target doesn't write a value as it is in the files: it reads another value there.
+async fn require_same_texts(conn: &mut PgConnection, stage: &str, name: &str, type_name: &str) -> Result<(), Error> {
+    let column = quoted(name);
+    let by_text = format!("{column}::{type_name}::text <> {column}");
+    let differs = match type_name {
+        // The column may be a number at the source.
+        "money" => format!(
+            "case when {column} ~ '^-?[0-9.]+$' then {column}::money::numeric <> {column}::numeric else {by_text} end"
+        ),
+        _ => by_text,
+    };
+    let differ = format!("-- apply.load.differ\n select exists (select from {stage} where {differs})");
+    let differ = sqlx::query_scalar(AssertSqlSafe(differ)).fetch_one(&mut *conn).await;
+    let is_data = |error: &sqlx::Error| sqlstate(error).starts_with("22");
+    match differ {
+        Ok(false) => {}
+        Err(error) if !is_data(&error) => return Err(Error::during("to check the rows", error)),
+        Ok(true) | Err(_) => {
+            let why = format!(
+                "the target reads other values from the texts of the column {name}, of the type {type_name}: make the column \
+                 text, or for money set lc_monetary as it is at the source, or for \"char\" take Postgres 16 or later on both sides"
+            );
+            return Err(Error::refused("other_values", why));
+        }
+    }
+    let typed = format!("alter table {stage} alter column {column} type {type_name} using {column}::{type_name}");
+    run(conn, "load.typed", &typed).await.map(drop).during("the rows")
 }
 
 /// Copies all rows of the stage into the table. Returns the number of rows.

@@ -294,7 +294,7 @@ impl PreparedExport<'_> {
 
     /// Loads the rows that are to be merged into the stage.
     async fn load(&mut self, tx: &mut PgConnection, trusted: &[String]) -> Result<(), Error> {
-        if self.replaces_all() && !self.target_table.leaves_columns_out() {
+        if self.replaces_all() && !self.target_table.needs_stage() {
             return Ok(());
         }
         let files = std::mem::take(&mut self.files);
@@ -305,7 +305,7 @@ impl PreparedExport<'_> {
     /// Loads the rows into the empty table. Returns the number of rows.
     async fn fill(&mut self, tx: &mut PgConnection) -> Result<u64, Error> {
         let TargetTable { table, columns, .. } = &self.target_table;
-        let rows = if self.target_table.leaves_columns_out() {
+        let rows = if self.target_table.needs_stage() {
             load::from_stage(tx, &self.target_table).await?
         } else {
             load::copy(tx, table, columns, std::mem::take(&mut self.files)).await?

@@ -141,6 +141,13 @@ impl ManifestFolder {
             None => (&[][..], 0),
         };
         if let [next] = siblings {
+            // The number is not in what is signed.
+            if next.1.number <= number {
+                return Err(Error::Refused(format!(
+                    "changed: {} has an export with the number {}, which is not above {number}, the one it follows: put its manifest back as it was",
+                    self.place, next.1.number
+                )));
+            }
             return Ok(Some(*next));
         }
         // If the lane forked or has a gap here, its newest full export comes next.

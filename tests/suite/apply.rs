@@ -597,6 +597,48 @@ async fn a_gap_is_healed_by_a_full_export_or_said() {
     pair.end().await;
 }
 
+/// The currency decides how an amount is read: "1,5" is 15 here. What is not all of a `"char"` would be cut off.
+#[tokio::test]
+async fn a_text_that_the_target_would_read_otherwise_is_refused() {
+    let pair = Pair::of(
+        "create table t (id int primary key, amount money, number numeric, price text, letter text);
+         insert into t values (1, 234.50, 7.5, '$3.00', 'a'), (2, null, null, null, null), (3, -0.07, -0.5, '-$0.20', 'b')",
+    )
+    .await;
+    pair.target
+        .run("create table t (id int primary key, amount money, number money, price money, letter \"char\")")
+        .await;
+    let rows = "select string_agg(concat_ws(' ', id, amount, number, price, letter), ',' order by id) from t";
+    let into = ["--table", "public.t"];
+    pair.apply(&into).output().await;
+    assert_eq!(pair.target.one::<String>(rows).await, "1 $234.50 $7.50 $3.00 a,2,3 -$0.07 -$0.50 -$0.20 b");
+    for (column, value) in [("price", "1,5"), ("number", "0.005"), ("letter", "ab")] {
+        let before: String = pair.target.one(rows).await;
+        pair.source.run(&format!("update t set {column} = '{value}' where id = 2")).await;
+        let code = format!("other_values: the target reads other values from the texts of the column {column}");
+        pair.refused(&into, &code).await;
+        assert_eq!(pair.target.one::<String>(rows).await, before);
+        pair.target.run(&format!("alter table t alter {column} type text")).await;
+        let (exit, _, said) = pair.apply(&into).output().await;
+        assert_eq!(exit, 0, "{said}");
+        let arrived = format!("select {column} from t where id = 2");
+        assert_eq!(pair.target.one::<String>(&arrived).await, value);
+    }
+    pair.end().await;
+}
+
+#[tokio::test]
+async fn timeouts_of_the_targets_role_end_no_load() {
+    let pair = Pair::of("create table t (id int primary key); insert into t select generate_series(1, 50000)").await;
+    let name: String = pair.target.one("select current_database()::text").await;
+    for timeout in ["statement_timeout", "idle_in_transaction_session_timeout"] {
+        pair.target.run(&format!("alter database {name} set {timeout} = '1ms'")).await;
+    }
+    pair.applied(&[]).await;
+    assert_eq!(pair.target.one::<i64>("select count(*) from t").await, 50_000);
+    pair.end().await;
+}
+
 fn from(pair: &Pair, place: &Path, more: &[&str]) -> Start {
     let (to, place) = (pair.target.url(), place.to_str().unwrap().to_owned());
     far(&[&["apply", "--to", &to, "--consumer", "a", "--dataset", "t", "--from", &place], more].concat())
@@ -653,6 +695,23 @@ async fn a_folder_is_enough() {
     let (code, _, said) = from(&pair, &place, &[]).output().await;
     assert_eq!(code, 0, "{said}");
     pair.require_equal("the gap is closed").await;
+
+    // The number is not in what is signed: a manifest with another one is not gone on with, again and again.
+    let full = export(&pair.service, "full", "t", "a").await;
+    export(&pair.service, "delta", "t", "a").await;
+    let manifest = path.with_file_name(full["outputFilename"].as_str().unwrap().replace(".csv", ".manifest.json"));
+    let text = std::fs::read_to_string(&manifest).unwrap();
+    let number = full["number"].as_u64().unwrap();
+    let other = text.replacen(&format!("\"number\":{number},"), &format!("\"number\":{},", number + 5), 1);
+    assert_ne!(other, text);
+    std::fs::write(&manifest, other).unwrap();
+    let (code, printed, said) = from(&pair, &place, &[]).output().await;
+    assert!((code, printed.lines().count()) == (1, 1) && said.contains("changed: "), "{printed} {said}");
+    std::fs::write(&manifest, text).unwrap();
+    pair.target.run("drop table t; drop schema cdc_apply cascade").await;
+    let (code, _, said) = from(&pair, &place, &[]).output().await;
+    assert_eq!(code, 0, "{said}");
+    pair.require_equal("as it was").await;
 
     // What `pull` has fetched is such a folder as well.
     export(&pair.service, "full", "t", "a").await;
