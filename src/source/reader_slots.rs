@@ -1,5 +1,5 @@
-//! Connections beside the leader's and the reader's: an export of a large table takes what is free of them as further
-//! readers, and never waits.
+//! Connections beside the leader's and the reader's: a full export takes what is free of them as further readers, and
+//! never waits.
 
 use std::sync::Arc;
 

@@ -84,7 +84,7 @@ impl Rows<'_> {
         progress: &Progress,
         receiver: impl Fn() -> R,
     ) -> Result<(), Error> {
-        let select = self.select;
+        let (select, rule, same_snapshot) = (self.select, self.rule(), self.same_snapshot());
         match job.export_type {
             ExportType::Full if !job.selection.is_all() => {
                 // The dataset may have got the mask since the request.
@@ -98,39 +98,14 @@ impl Rows<'_> {
                 let max = Some(max).filter(|max| self.toasted || max.0 < MOST_IN_A_ROW);
                 self.full(select.full(max), progress, receiver).await
             }
-            ExportType::Incremental | ExportType::Delta => self.changes(job.export_type, max, receiver).await,
+            ExportType::Incremental => self.copy_all(CHANGES, &[select.incremental(rule, max)], &mut receiver()).await,
+            ExportType::Delta => self.copy_all(CHANGES, &select.delta(rule, same_snapshot, max), &mut receiver()).await,
         }
     }
 
-    /// Reads what changed since the position. Where Postgres would scan all of a large table for the rows that the
-    /// times find, several readers share them, once the deletions are handed over.
-    async fn changes<R: RowReceiver>(
-        &mut self,
-        export_type: ExportType,
-        max: CellMax,
-        receiver: impl Fn() -> R,
-    ) -> Result<(), Error> {
-        let (rule, same_snapshot) = (self.rule(), self.same_snapshot());
-        let further = copy::readers(self.blocks.unwrap_or(0)) - 1;
-        let may_share = !self.reader_slots.take(further).is_empty();
-        let found = self.select.found_by_time(export_type, rule, max).filter(|_| may_share);
-        let shared = match found {
-            Some(found) if self.plan(&found).await?[0].starts_with("Seq Scan") => Some(found),
-            _ => None,
-        };
-        let select = Select { without_found: shared.is_some(), ..self.select };
-        self.copy_all(CHANGES, &select.changes(export_type, rule, same_snapshot, max), &mut receiver()).await?;
-        match shared {
-            Some(found) => {
-                let slots = self.reader_slots.take(further);
-                // The blocks of a part of the rows are no measure of the whole.
-                self.ranges(slots, found, &Progress::default(), receiver).await
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// Reads the whole table.
+    /// Reads the whole table. Each reader hands over its rows as soon as they arrive, so their order is not defined.
+    /// With a fixed order, all readers but one would have to buffer their rows. Each further reader is a task, so that
+    /// it can use another processor.
     ///
     /// A reader that is alone reads all by one scan. Of a large table, Postgres then uses a few buffers again and
     /// again, while ranges take the place of the pages that other sessions use (`GetAccessStrategy` in its
@@ -141,28 +116,15 @@ impl Rows<'_> {
         progress: &Progress,
         receiver: impl Fn() -> R,
     ) -> Result<(), Error> {
+        let table = self.select.dataset.table.clone();
         let blocks = self.blocks.unwrap_or(0);
         let slots = self.reader_slots.take(copy::readers(blocks) - 1);
         if slots.is_empty() && (self.counted.is_some() || blocks == 0) {
             progress.estimate(self.counted.unwrap_or(0));
             self.copy_all("source.copy.table", &[select], &mut receiver()).await?;
-            tracing::debug!(event = "table_read", table = %self.select.dataset.table, readers = 1, ranges = 1);
+            tracing::debug!(event = "table_read", %table, readers = 1, ranges = 1);
             return Ok(());
         }
-        self.ranges(slots, select, progress, receiver).await
-    }
-
-    /// Reads the rows of a query of the table in ranges, with further readers in these slots. Each reader hands over
-    /// its rows as soon as they arrive, so their order is not defined. With a fixed order, all readers but one would
-    /// have to buffer their rows. Each further reader is a task, so that it can use another processor.
-    async fn ranges<R: RowReceiver>(
-        &mut self,
-        slots: Vec<ReaderSlot>,
-        select: String,
-        progress: &Progress,
-        receiver: impl Fn() -> R,
-    ) -> Result<(), Error> {
-        let (table, blocks) = (self.select.dataset.table.clone(), self.blocks.unwrap_or(0));
         let reading = copy::Reading { select, ranges: copy::Ranges::new(blocks), table, progress: progress.clone() };
         let reading = Arc::new(reading);
         let mut further = JoinSet::new();
@@ -266,26 +228,21 @@ impl Rows<'_> {
     ///
     /// # Errors
     /// If Postgres fails.
-    pub async fn explain(mut self, export_type: ExportType, max: CellMax) -> Result<Vec<Vec<String>>, Error> {
+    pub async fn explain(self, export_type: ExportType, max: CellMax) -> Result<Vec<Vec<String>>, Error> {
+        let (select, rule, failed) = (self.select, self.rule(), Error::from_sql(&self.select.dataset.table));
         let statements = match export_type {
-            ExportType::Full => vec![self.select.full(None)],
-            _ => self.select.changes(export_type, self.rule(), self.same_snapshot(), max),
+            ExportType::Full => vec![select.full(None)],
+            ExportType::Incremental => vec![select.incremental(rule, max)],
+            ExportType::Delta => select.delta(rule, self.same_snapshot(), max),
         };
         let mut plans = Vec::new();
         for statement in statements {
-            plans.push(self.plan(&statement).await.map_err(|error| error.withheld(self.select.dataset))?);
+            let explain = sqlx::raw_sql(AssertSqlSafe(format!("-- source.rows.explain\n explain {statement}")));
+            let lines = explain.fetch_all(&mut *self.reader).await;
+            let lines = lines.and_then(|lines| lines.iter().map(|line| line.try_get(0)).collect());
+            plans.push(lines.map_err(|cause| failed(cause).withheld(select.dataset))?);
         }
         Ok(plans)
-    }
-
-    /// Returns the lines of Postgres's plan for a query; there is one at least.
-    async fn plan(&mut self, query: &str) -> Result<Vec<String>, Error> {
-        let explain = sqlx::raw_sql(AssertSqlSafe(format!("-- source.rows.explain\n explain {query}")));
-        self.own.awaits_server();
-        let lines = explain.fetch_all(&mut *self.reader).await;
-        self.own.rests();
-        let lines = lines.and_then(|lines| lines.iter().map(|line| line.try_get(0)).collect());
-        lines.map_err(Error::from_sql(&self.select.dataset.table))
     }
 
     /// Returns the rule by which a live row counts as changed.

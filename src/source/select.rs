@@ -55,14 +55,12 @@ pub(crate) struct Select<'a> {
     pub(crate) order: Option<i64>,
     /// The oid of the table and the position of the consumer, for the statements of changes.
     pub(crate) since: Option<(u32, &'a Position)>,
-    /// True if the statements of changes leave out the rows that [`Select::found_by_time`] finds.
-    pub(crate) without_found: bool,
 }
 
 impl<'a> Select<'a> {
     /// The statements of no export in particular.
     pub(crate) fn new(dataset: &'a Dataset, schema: &'a TableSchema) -> Select<'a> {
-        Select { dataset, schema, order: None, since: None, without_found: false }
+        Select { dataset, schema, order: None, since: None }
     }
 }
 
@@ -78,37 +76,24 @@ impl Select<'_> {
         format!("select {columns} from {table} u where {alive}{within}")
     }
 
-    /// The rows that changed since the position, in a delta deleted ones too, each with its operation: statements to be
-    /// read one after the other, so that the deletions come first without a sort of everything. `same_snapshot`: live
-    /// rows and deletions were delivered up to the same snapshot, as they are to a consumer that takes deltas alone.
-    /// One statement, which goes through the log once, does then.
-    pub(crate) fn changes(
-        &self,
-        export_type: ExportType,
-        rule: Rule,
-        same_snapshot: bool,
-        max: CellMax,
-    ) -> Vec<String> {
-        let live = || (rule == Rule::LogToo || !self.without_found).then(|| self.changed_live(rule, export_type, max));
-        if export_type != ExportType::Delta {
-            return live().into_iter().collect();
-        }
+    /// The live rows that changed since the position.
+    pub(crate) fn incremental(&self, rule: Rule, max: CellMax) -> String {
+        self.changed_live(rule, ExportType::Incremental, max)
+    }
+
+    /// The rows that changed since the position, deleted ones too, each with its operation: statements to be read one
+    /// after the other, so that the deletions come first without a sort of everything. `same_snapshot`: live rows and
+    /// deletions were delivered up to the same snapshot, as they are to a consumer that takes deltas alone. One
+    /// statement, which goes through the log once, does then.
+    pub(crate) fn delta(&self, rule: Rule, same_snapshot: bool, max: CellMax) -> Vec<String> {
         let deleted = self.changed_deleted(rule, max);
         if rule == Rule::TimeAlone || !same_snapshot || self.reads_whole_log(ExportType::Delta) {
-            return std::iter::once(deleted).chain(live()).collect();
+            return vec![deleted, self.changed_live(rule, ExportType::Delta, max)];
         }
         // The parts of a union come in their order, as long as none of them is read in parallel. What the deletions
         // look up is all that the timestamp rule doesn't find alive.
         let columns = self.live_columns(rule, ExportType::Delta, max);
         vec![format!("{deleted}\nunion all\n{}", self.live(&columns))]
-    }
-
-    /// The live rows that the timestamp rule finds, if they need nothing but the table and may come in its order: a
-    /// SELECT with a WHERE.
-    pub(crate) fn found_by_time(&self, export_type: ExportType, rule: Rule, max: CellMax) -> Option<String> {
-        let needs_log = rule == Rule::LogToo && self.reads_whole_log(export_type);
-        let may_be_apart = !needs_log && !self.schema.has_masked_key();
-        may_be_apart.then(|| self.live_by_time(&self.live_columns(rule, export_type, max)))
     }
 
     /// Returns true if every live row is looked up in the log: only the log tells new rows from changed ones, or the
@@ -179,9 +164,6 @@ impl Select<'_> {
 
     /// All live rows that changed. A row is in one of the two parts, since both see the same snapshot.
     fn live(&self, columns: &str) -> String {
-        if self.without_found {
-            return self.live_by_log(columns);
-        }
         self.shuffled(format!("{}\nunion all\n{}", self.live_by_time(columns), self.live_by_log(columns)))
     }
 

@@ -2,7 +2,6 @@
 
 use serde_json::json;
 
-use crate::catalog::Catalog;
 use crate::harness::{Csv, Database, Service, Start, eventually};
 
 /// Holds the file's first piece: what is behind it fills up, so that no reader ends before the others have come.
@@ -71,68 +70,6 @@ async fn several_readers_read_one_snapshot_of_a_table_that_is_written_to() {
     assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(1)), "{job}");
     assert_eq!(readers(&service), [3]);
     assert!(sorted(Csv::read(&service.path(&job))) == sorted(expected), "the same rows");
-    service.stop().await;
-}
-
-#[tokio::test]
-async fn several_readers_share_the_changed_rows_behind_the_deletions() {
-    let Some(database) = large_table().await else { return };
-    let consumers = ["alone", "alone-too", "together", "together-too"];
-    let alone = Start::on(&database).with("READERS", 1).service().await;
-    for consumer in consumers {
-        alone.export("full", consumer).await;
-    }
-    // Most rows are found by their times, some by the log alone, and some are gone or out of sight.
-    database
-        .run(
-            "update users set name = 'new', updated_at = now() where id % 50 <> 0;
-             update users set name = 'new, and the time of before' where id % 50 = 0;
-             update users set is_deleted = true, updated_at = now() where id % 110 = 0;
-             delete from users where id % 70 = 0;
-             analyze users",
-        )
-        .await;
-    let (_, delta) = alone.export("delta", "alone").await;
-    let (_, incremental) = alone.export("incremental", "alone-too").await;
-    alone.stop().await;
-
-    for (consumer, export_type, expected) in
-        [("together", "delta", delta), ("together-too", "incremental", incremental)]
-    {
-        let held = Start::on(&database).with("FAILPOINTS", HELD).with("LOG_LEVEL", "debug");
-        let service = held.with("READERS", 3).service().await;
-        let id = service.submit(export_type, consumer).await;
-        copying(&database, 3).await;
-        service.release("sink.write").await;
-        let job = service.ended(&id).await;
-        assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(1)), "{job}");
-        let file = Csv::read(&service.path(&job));
-        let is_deletion: Vec<_> = file.rows.iter().map(|row| row[0] != "DELETE").collect();
-        assert!(export_type == "incremental" || is_deletion.is_sorted() && !is_deletion[0], "deletions come first");
-        assert!(sorted(file) == sorted(expected), "the same rows");
-        assert_eq!(readers(&service), [3]);
-        service.stop().await;
-    }
-}
-
-#[tokio::test]
-async fn a_row_that_one_of_several_readers_cannot_read_is_explained() {
-    let Some(database) = large_table().await else { return };
-    let catalog = Catalog::of(
-        "[[dataset]]\nname = \"users\"\ntable = \"users\"\nupdated_at = \"updated_at\"\nfilter = \"id <> 0 or 1 / id = 1\"\n",
-    );
-    catalog.track(&database, "users").await;
-    let before = catalog.start(&database).service().await;
-    before.export("full", "a").await;
-    before.stop().await;
-    database.run("update users set updated_at = now(); update users set id = 0 where id = 15000; analyze users").await;
-    let service = catalog.start(&database).with("READERS", 2).with("FAILPOINTS", HELD).service().await;
-    let id = service.submit("incremental", "a").await;
-    copying(&database, 2).await;
-    service.release("sink.write").await;
-    let job = service.ended(&id).await;
-    let detail = job["error"]["detail"].as_str().unwrap_or_default();
-    assert!(detail.contains("filter: it ends in an error") && detail.contains("22012"), "{job}");
     service.stop().await;
 }
 
