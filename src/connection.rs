@@ -29,27 +29,26 @@ pub(crate) const TARGET_SEARCH_PATH: &str = "pg_catalog, pg_temp";
 ///   Every other value of `synchronous_commit` remains as the operator has set it.
 /// - All settings that change how Postgres reads or writes a value are fixed. Exceptions are `client_encoding`, which
 ///   the driver sets, and `lc_monetary`, which determines the currency of `money`.
-/// - No timeout of the server, the role or the database ends our statements, transactions or sessions. Callers set what
-///   they need. Versions of Postgres differ in which of these settings they have.
+/// - The timeouts of the server, the role and the database are lifted, except `lock_timeout`. Callers set the limits
+///   that they need. Not every version of Postgres has all four settings.
 /// - Row-level security is an error if it would filter. Hidden rows would look deleted, and a policy may call a
 ///   function of another user.
 /// - JIT compilation is off. It takes longer than our statements themselves, by seconds if the planner settings make a
 ///   statement look expensive.
 /// - The server detects a dead peer of an idle connection within a minute. The default of the system is hours.
-pub(crate) const SET_UP: &str =
-    "select pg_catalog.set_config('cdc_export.role_path', pg_catalog.current_setting('search_path'), false)
+pub(crate) const SET_UP: &str = "set statement_timeout = 0; set idle_in_transaction_session_timeout = 0;
+   select pg_catalog.set_config('cdc_export.role_path', pg_catalog.current_setting('search_path'), false)
      where pg_catalog.current_setting('search_path') operator(pg_catalog.<>) 'pg_catalog, pg_temp'
        and pg_catalog.current_setting('search_path') operator(pg_catalog.<>) 'pg_catalog, cdc_export, pg_temp';
    set search_path = pg_catalog, cdc_export, pg_temp;
+   select set_config(name, '0', false) from unnest(array['idle_session_timeout', 'transaction_timeout']) as name
+     where current_setting(name, true) is not null;
    set plpgsql.extra_errors = ''; set plpgsql.extra_warnings = '';
    select set_config('synchronous_commit', 'on', false) where current_setting('synchronous_commit') = 'off';
    set array_nulls = on; set bytea_output = 'hex'; set datestyle = 'ISO, MDY'; set extra_float_digits = 1;
    set gin_fuzzy_search_limit = 0; set intervalstyle = 'postgres'; set quote_all_identifiers = off;
    set standard_conforming_strings = on; set timezone = 'UTC'; set transform_null_equals = off;
    set xmlbinary = 'base64'; set xmloption = 'content';
-   select set_config(name, '0', false)
-     from unnest(array['statement_timeout', 'idle_in_transaction_session_timeout', 'idle_session_timeout', 'transaction_timeout']) as name
-     where current_setting(name, true) is not null;
    set row_security = off;
    set jit = off;
    set default_transaction_isolation = 'read committed'; set default_transaction_read_only = off;

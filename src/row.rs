@@ -4,7 +4,7 @@
 
 use pg_rows::column::ColumnType;
 
-use crate::dataset::{KnownColumn, TableColumn};
+use crate::dataset::{KnownColumn, TableColumn, WireFormat};
 
 /// Receives the rows that one reader of a snapshot reads, on the reader's own task.
 pub trait RowReceiver: Send + 'static {
@@ -40,19 +40,21 @@ pub struct RowLayout {
     /// False: the row is in the table, or is only soft-deleted. True: it is gone, and its last values are known. Null:
     /// it is gone, and only its key is known.
     pub is_gone: Option<usize>,
-    /// The indices of the columns of the table that are no part of the key.
+    /// The indices of the columns whose values are unknown if only the key of a row is known.
     pub not_key: Vec<usize>,
     /// The column that isn't read, because every row of the export has the same value in it.
     pub known: Option<KnownColumn>,
 }
 
 impl RowLayout {
-    /// Keeps only the key of a row that is gone, if a text of it is not UTF-8: nobody can change a value of a row that
-    /// is gone, so the export would never succeed.
+    /// Drops all values but the key of a deleted row if one of its texts isn't UTF-8. Nobody can correct a deleted row,
+    /// so every export would fail.
     pub fn keep_key_of_unreadable(&self, fields: &mut [Option<&[u8]>]) {
-        let Some(gone) = self.is_gone.filter(|index| fields[*index] == Some(&[1])) else { return };
+        let Some(gone) = self.is_gone.filter(|index| fields[*index] != Some(&[0])) else { return };
         let is_text = |index: &usize| {
-            matches!(self.columns[*index].kind, ColumnType::Text | ColumnType::Json | ColumnType::Jsonb)
+            let TableColumn { kind, wire_format, .. } = &self.columns[*index];
+            let is_list = matches!(wire_format, WireFormat::List(_));
+            !is_list && matches!(kind, ColumnType::Text | ColumnType::Json | ColumnType::Jsonb)
         };
         let unreadable = |index: usize| fields[index].is_some_and(|field| std::str::from_utf8(field).is_err());
         if self.not_key.iter().copied().filter(is_text).any(unreadable) {

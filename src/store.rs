@@ -41,6 +41,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, broadcast};
 
 use crate::audit::Origin;
+use crate::connection;
 use crate::connection::failure::{self, SqlFailure};
 use crate::connection::pool::{Pool, Pooled};
 use crate::database::{BadDatabaseId, DatabaseId};
@@ -286,6 +287,7 @@ impl Store {
         // Uses a pool of its own. A dropped listener sends a message to the server before it gives its connection back,
         // and waits forever if the server doesn't answer.
         let own = PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None);
+        let own = own.after_connect(|conn, _| Box::pin(connection::set_up(conn)));
         let own = own.connect_lazy_with((*self.pool.inner().connect_options()).clone());
         let listening = self.in_time(async {
             let mut listener = PgListener::connect_with(&own).await?;

@@ -71,9 +71,11 @@ impl TargetConnections {
     }
 }
 
-/// Limits the time for which a statement waits for a lock, unless the role has a limit of its own.
+/// Limits the time for which a statement waits for a lock, unless the role has a limit of its own. Also limits the time
+/// for which a process that was stopped holds its locks.
 async fn limit_waits(conn: &mut PgConnection) -> Result<(), Error> {
-    let set = "select set_config('lock_timeout', '30s', false) where current_setting('lock_timeout') = '0'";
+    let set = "select set_config('lock_timeout', '30s', false) where current_setting('lock_timeout') = '0';
+               set idle_in_transaction_session_timeout = '10min'";
     run(conn, "lock.limit", set).await.map(drop).during("the connection")
 }
 

@@ -216,16 +216,19 @@ impl TargetTable {
         manifest.export.export_type == "full" && is_emptied && self.written.len() == self.columns.len()
     }
 
-    /// Returns true if the rows of a full export can't go straight into the table: the files have columns that are none
-    /// of the table, or texts that have to be checked.
+    /// Returns true if the rows must go through the stage: the files have columns that the table lacks, or texts that
+    /// must be checked.
     pub(super) fn needs_stage(&self) -> bool {
-        self.columns.len() < self.stage.len() || self.checked().next().is_some()
+        self.columns.len() < self.stage.len() || self.columns_to_check().next().is_some()
     }
 
     /// Returns the columns of the stage, each with its type, whose values another server may write differently: `money`
-    /// follows `lc_monetary`, and `"char"` has other texts before Postgres 16.
-    pub(super) fn checked(&self) -> impl Iterator<Item = &(String, String)> {
-        self.stage.iter().filter(|(_, type_name)| matches!(type_name.trim_end_matches("[]"), "money" | "\"char\""))
+    /// follows `lc_monetary`, and `"char"` has other texts before Postgres 15.
+    pub(super) fn columns_to_check(&self) -> impl Iterator<Item = &(String, String)> {
+        let is_used = |name: &String| self.written.contains(name) || self.key.iter().any(|(key, _)| key == name);
+        self.stage.iter().filter(move |(name, type_name)| {
+            is_used(name) && matches!(type_name.trim_end_matches("[]"), "money" | "\"char\"")
+        })
     }
 
     /// Deletes all rows of a table whose rows can't be merged, if no `truncate` has. Returns the number of rows.

@@ -141,10 +141,11 @@ impl ManifestFolder {
             None => (&[][..], 0),
         };
         if let [next] = siblings {
-            // The number is not in what is signed.
+            // The signature doesn't cover the number.
             if next.1.number <= number {
                 return Err(Error::Refused(format!(
-                    "changed: {} has an export with the number {}, which is not above {number}, the one it follows: put its manifest back as it was",
+                    "changed: {} has an export with the number {}, which is not above {number}, the one it follows: put back the manifest \
+                     whose number was changed. If it is the one that the table has, remove the table and its row of cdc_apply.positions",
                     self.place, next.1.number
                 )));
             }

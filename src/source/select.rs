@@ -438,8 +438,9 @@ impl Select<'_> {
         let is_time =
             |column: &TableColumn| schema.updated_at.as_ref().is_some_and(|time| time.number == column.number);
         let hidden_time = schema.hidden_time().map(|_| columns.len());
-        let is_key = |number: i16| schema.key.iter().any(|part| part.column.number == number);
-        let not_key = |(_, column): &(usize, &TableColumn)| column.number != 0 && !is_key(column.number);
+        let is_key = |column: &TableColumn| schema.key.iter().any(|part| part.column.number == column.number);
+        let is_flag = |column: &TableColumn| schema.deleted.as_ref().is_some_and(|it| it.number == column.number);
+        let not_key = |(_, column): &(usize, &TableColumn)| column.number != 0 && !is_key(column) && !is_flag(column);
         RowLayout {
             not_key: columns.iter().enumerate().filter(not_key).map(|(index, _)| index).collect(),
             updated_at: hidden_time.or_else(|| columns.iter().position(is_time)),

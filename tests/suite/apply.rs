@@ -597,7 +597,7 @@ async fn a_gap_is_healed_by_a_full_export_or_said() {
     pair.end().await;
 }
 
-/// The currency decides how an amount is read: "1,5" is 15 here. What is not all of a `"char"` would be cut off.
+/// The currency decides how an amount is read: "1,5" is 15 here. A `"char"` would keep only the first byte.
 #[tokio::test]
 async fn a_text_that_the_target_would_read_otherwise_is_refused() {
     let pair = Pair::of(
@@ -615,7 +615,7 @@ async fn a_text_that_the_target_would_read_otherwise_is_refused() {
     for (column, value) in [("price", "1,5"), ("number", "0.005"), ("letter", "ab")] {
         let before: String = pair.target.one(rows).await;
         pair.source.run(&format!("update t set {column} = '{value}' where id = 2")).await;
-        let code = format!("other_values: the target reads other values from the texts of the column {column}");
+        let code = format!("other_values: the target reads another value from a text of the column {column}");
         pair.refused(&into, &code).await;
         assert_eq!(pair.target.one::<String>(rows).await, before);
         pair.target.run(&format!("alter table t alter {column} type text")).await;
@@ -627,15 +627,31 @@ async fn a_text_that_the_target_would_read_otherwise_is_refused() {
     pair.end().await;
 }
 
+/// The message of Postgres quotes the value.
+#[tokio::test]
+async fn a_value_that_the_target_refuses_is_told_by_its_column() {
+    let pair = Pair::of("create table t (id int primary key, mood text); insert into t values (1, 'secret')").await;
+    pair.target.run("create table t (id int primary key, mood int)").await;
+    let said = pair
+        .refused(&["--table", "public.t"], "value: the column mood of the target refuses a value of the export")
+        .await;
+    assert!(said.contains("22P02") && !said.contains("secret"), "{said}");
+    pair.end().await;
+}
+
 #[tokio::test]
 async fn timeouts_of_the_targets_role_end_no_load() {
-    let pair = Pair::of("create table t (id int primary key); insert into t select generate_series(1, 50000)").await;
+    let pair = Pair::of("create table t (id int primary key); insert into t select generate_series(1, 200000)").await;
     let name: String = pair.target.one("select current_database()::text").await;
-    for timeout in ["statement_timeout", "idle_in_transaction_session_timeout"] {
-        pair.target.run(&format!("alter database {name} set {timeout} = '1ms'")).await;
+    let timeouts = ["statement_timeout", "idle_in_transaction_session_timeout"];
+    for timeout in timeouts {
+        pair.target.run(&format!("alter database {name} set {timeout} = '50ms'")).await;
     }
     pair.applied(&[]).await;
-    assert_eq!(pair.target.one::<i64>("select count(*) from t").await, 50_000);
+    for timeout in timeouts {
+        pair.target.run(&format!("alter database {name} reset {timeout}")).await;
+    }
+    assert_eq!(pair.target.one::<i64>("select count(*) from t").await, 200_000);
     pair.end().await;
 }
 

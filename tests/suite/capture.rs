@@ -198,7 +198,8 @@ async fn the_log_keeps_what_a_first_export_under_way_could_not_see() {
     service.stop().await;
 }
 
-/// The one writes to its partition and waits for the root, which `track` has while it waits for that partition.
+/// One transaction has written to the partition `two` and waits for the root. `track` holds the root and waits for the
+/// other partition.
 #[tokio::test]
 async fn track_ends_no_transaction_of_a_writer_by_a_deadlock() {
     let database = Database::new().await;

@@ -137,11 +137,18 @@ async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<Tracked, 
     if !state.may_make_functions {
         return Err(Error::NoCreate(state.role));
     }
-    let state = lock(&mut tx, &dataset.table, &state).await?;
+    let kept_of = |state: &TableState| {
+        // Correct triggers are kept, so that consumers' positions stay valid.
+        let key = dataset.key.as_ref().unwrap_or(&state.primary_key);
+        state.set.clone().filter(|_| state.logs(key))
+    };
+    let kept = kept_of(&state);
+    let state = lock(&mut tx, &dataset.table, &state, kept.as_deref()).await?;
     check(&state, dataset)?;
-    let key = dataset.key.as_ref().unwrap_or(&state.primary_key);
-    // Correct triggers are kept, so that consumers' positions stay valid.
-    let kept = state.set.as_deref().filter(|_| state.logs(key));
+    if kept_of(&state) != kept {
+        return Err(Error::Busy(dataset.table.to_string()));
+    }
+    let kept = kept.as_deref();
     let before = if kept.is_some() { stamps::read(&mut tx, &[state.oid]).await? } else { Vec::new() };
     remove(&mut tx, &dataset.table, &state, kept).await?;
     let schema = introspect(&mut tx, dataset).await?;
@@ -275,37 +282,67 @@ async fn introspect(conn: &mut PgConnection, dataset: &Dataset) -> Result<TableS
 }
 
 /// Locks a table and its partitions against writes and changes, and reads its state again, because the state may have
-/// changed meanwhile.
+/// changed meanwhile. `kept`: the set of functions whose triggers are not removed.
 ///
-/// No transaction of an application becomes the victim of a deadlock with this one:
+/// Takes all locks in one statement, in the strongest mode that the transaction needs. A later, stronger lock could
+/// wait for a writer that waits for this transaction.
 ///
-/// - All locks are taken at once, in the mode that the removal of a trigger needs if there is one. A later, stronger
-///   lock could wait for a transaction that waits for this one.
-/// - A writer of a partition may wait for the lock of the root, which this transaction has, while this one waits for
-///   that partition. Postgres looks for deadlocks when the writer has waited for `deadlock_timeout`, so the locks of a
-///   partitioned table are all there in half of that, or given up.
-pub(super) async fn lock(conn: &mut PgConnection, table: &Table, state: &TableState) -> Result<TableState, Error> {
+/// A writer may hold a partition and wait for the root. Postgres ends such a writer after `deadlock_timeout`. So the
+/// locks of a partitioned table are given up after half of that time.
+pub(super) async fn lock(
+    conn: &mut PgConnection,
+    table: &Table,
+    state: &TableState,
+    kept: Option<&str>,
+) -> Result<TableState, Error> {
     let found = Table { schema: Some(state.schema_name.clone()), name: state.table_name.clone() };
-    let has_triggers = !triggers(conn, state, None).await?.is_empty();
-    let mode = if has_triggers { "access exclusive" } else { "share row exclusive" };
+    let removes = !triggers(conn, state, kept).await?.is_empty();
+    let mode = if removes { "access exclusive" } else { "share row exclusive" };
+    let has_parts = state.kind == "p" || state.has_children;
+    if has_parts {
+        end_autovacuums(conn, table, state).await?;
+    }
     // In milliseconds. The table's writers queue behind it.
-    let limit = if state.kind == "p" { "greatest(setting::int / 2, 1)" } else { "2000" };
+    let limit = if has_parts { "least(greatest(setting::int / 2, 1), 2000)" } else { "2000" };
     let lock = format!(
         "-- source.capture.lock
          set local lock_timeout = 0;
          select set_config('statement_timeout', ({limit})::text, true) from pg_settings where name = 'deadlock_timeout';
          lock table {} in {mode} mode;
-         set local statement_timeout = 0",
+         set local statement_timeout = 0; set local lock_timeout = '2s'",
         quote::relation(&found)
     );
     let locked = sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *conn).await;
-    locked.map_err(|cause| match SqlFailure::of(&cause) {
-        SqlFailure::Cancelled => Error::Busy(table.to_string()),
-        _ => denied_or_else(table, cause),
-    })?;
+    locked.map_err(|cause| busy_or_else(table, cause))?;
     let locked = locate(conn, table).await?;
     // The name may now belong to another table, which isn't locked.
     if locked.oid == state.oid { Ok(locked) } else { Err(Error::Busy(table.to_string())) }
+}
+
+/// Ends the autovacuums of a table's partitions, by waiting for each lock alone. Postgres ends an autovacuum for a
+/// session that has waited for `deadlock_timeout`, which is longer than all locks together may take.
+async fn end_autovacuums(conn: &mut PgConnection, table: &Table, state: &TableState) -> Result<(), Error> {
+    let vacuumed: Vec<String> =
+        sqlx::query_scalar(include_str!("tracking/vacuumed.sql")).bind(state.oid).fetch_all(&mut *conn).await?;
+    for partition in vacuumed {
+        let lock = format!(
+            "-- source.capture.end_autovacuum
+             savepoint alone;
+             select set_config('statement_timeout', (2 * setting::int)::text, true) from pg_settings where name = 'deadlock_timeout';
+             lock table only {partition} in share update exclusive mode;
+             rollback to alone; release alone"
+        );
+        let locked = sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *conn).await;
+        locked.map_err(|cause| busy_or_else(table, cause))?;
+    }
+    Ok(())
+}
+
+fn busy_or_else(table: &Table, cause: sqlx::Error) -> Error {
+    match SqlFailure::of(&cause) {
+        SqlFailure::Cancelled => Error::Busy(table.to_string()),
+        _ => denied_or_else(table, cause),
+    }
 }
 
 fn denied_or_else(table: &Table, cause: sqlx::Error) -> Error {

@@ -10,7 +10,7 @@ use crate::source::capture::tracking::{PAUSE, locate, lock, remove};
 use crate::source::capture::{Error, functions};
 use crate::source::rights::{self, TableAccess};
 
-/// The number of times that the locks of each table are tried to get.
+/// The number of attempts to lock a table.
 const TRIES: u32 = 3;
 
 /// Removes the triggers from the tables of these datasets, which can't be exported from then on. Each table has a
@@ -101,7 +101,7 @@ async fn try_untrack(conn: &mut PgConnection, table: &Table) -> Result<bool, Err
         return Err(Error::Partition { table: table.to_string(), parent });
     }
     state.require_owner(table)?;
-    let state = lock(&mut tx, table, &state).await?;
+    let state = lock(&mut tx, table, &state, None).await?;
     let is_any = remove(&mut tx, table, &state, None).await?;
     sqlx::query(
         "-- source.capture.untrack

@@ -176,7 +176,8 @@ verdict as materialized (
 
       -- Something was touched since the position was saved, and no other change explains it.
       w.guard_state -> 'touches' <> now.guard_state -> 'touches' and exists (
-        select from jsonb_each(w.guard_state -> 'touches') was
+        -- A position of before may have none.
+        select from jsonb_each(coalesce(nullif(w.guard_state -> 'touches', 'null'), '{}')) was
         join jsonb_each(now.guard_state -> 'touches') is_now using (key)
         where was.value -> 0 <> is_now.value -> 0
           and was.value -> 1 is not distinct from is_now.value -> 1) as has_unexplained_touch,

@@ -25,4 +25,5 @@ cross join lateral (
   select coalesce(bool_or(p.relpersistence <> 'p'), false) as is_unlogged,
     coalesce(bool_or(p.relkind = 'f'), false) as has_foreign
   from pg_class p
-  where p.oid = target.oid or p.oid in (select relid from pg_partition_tree(target.oid))) parts
+  -- Postgres's function for that would lock each partition.
+  where p.oid in (select tree.oid from tree where tree.root = target.oid)) parts
