@@ -233,6 +233,31 @@ async fn track_ends_no_transaction_of_a_writer_by_a_deadlock() {
     assert_eq!(track.await.unwrap().unwrap(), tracking::Tracked::Now);
 }
 
+/// As a vacuum does. Postgres ends an autovacuum only for a session that waits long enough for that one lock.
+#[tokio::test]
+async fn track_waits_for_a_vacuumed_partition_alone() {
+    let database = Database::new().await;
+    database
+        .run(
+            "create table parts (id int primary key) partition by list (id);
+             create table one partition of parts for values in (1); create table two partition of parts for values in (2)",
+        )
+        .await;
+    let mut vacuum = database.pool.begin().await.unwrap();
+    sqlx::query("lock table two in share update exclusive mode").execute(&mut *vacuum).await.unwrap();
+    let parts = Catalog::from_toml("[[dataset]]\nname = \"parts\"\ntable = \"parts\"").unwrap();
+    let (pool, parts) = (database.pool.clone(), parts.get("parts").unwrap().clone());
+    let track = tokio::spawn(async move { tracking::track(&pool, &parts).await });
+    eventually("track waits", || async {
+        let waits = "select l.pid from pg_locks l where not l.granted and l.relation = 'two'::regclass and l.mode = 'ShareUpdateExclusiveLock'
+            and not exists (select from pg_locks o where o.pid = l.pid and o.granted and o.relation in ('parts'::regclass, 'one'::regclass))";
+        sqlx::query_scalar::<_, i32>(waits).fetch_optional(&database.pool).await.unwrap()
+    })
+    .await;
+    vacuum.rollback().await.unwrap();
+    assert_eq!(track.await.unwrap().unwrap(), tracking::Tracked::Now);
+}
+
 #[tokio::test]
 async fn a_key_that_changes_while_track_waits_for_its_lock_is_the_one_that_is_kept() {
     let database = Database::new().await;
