@@ -9,7 +9,7 @@
 # the service: itself) and of the server; the peak is the client's resident memory, the service's over idle. Harm is measured
 # in rounds of its own: how long reads of one row by its key take beside it, 200 a second, and the longest statement and the
 # oldest snapshot that are seen. Fetches what benches/peers/ names by pip and npm into a scratch folder, 1.3 GB. Needs zstd,
-# pgbench, python3 with venv, node and npm.
+# pgbench, python3 with venv, node and npm. rivet is among the peers if it is there (`cargo install rivet-cli --locked`).
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 rows=${1:-1000000} rounds=${2:-5}
@@ -91,6 +91,10 @@ all_cases() {
     "$1" 'DuckDB, parquet' peer copy.parquet venv/bin/python peers/duckdb_copy.py
     "$1" 'chdb, csv' peer copy.csv venv/bin/python peers/chdb_copy.py
     "$1" 'chdb, parquet' peer copy.parquet venv/bin/python peers/chdb_copy.py
+    if [[ -n $(command -v rivet) ]]; then
+        "$1" 'rivet, csv' peer copy.csv bash peers/rivet.sh
+        "$1" 'rivet, parquet' peer copy.parquet bash peers/rivet.sh
+    fi
     "$1" 'psycopg COPY' peer copy.csv venv/bin/python peers/psycopg_copy.py
     "$1" 'adbc, pyarrow csv' peer copy.csv venv/bin/python peers/adbc_arrow.py
     "$1" 'connectorx, pyarrow csv' peer copy.csv venv/bin/python peers/connectorx_arrow.py
