@@ -36,6 +36,8 @@ def exposed():
     """The names that the processes answer, each with its labels."""
     # The series of these begin with the first failure, and with the first late row.
     names = {"cdc_export_failures_total": {"dataset", "code"}, "cdc_export_late_rows_total": {"dataset", "export_type"}}
+    # Of datasets with `capture = "timestamp"`, of which there is none here.
+    names["cdc_export_watermark_age_seconds"] = {"consumer", "dataset"}
     for address in (service, worker):
         request = urllib.request.Request(f"{address}/metrics", headers={"Authorization": f"Bearer {os.environ['KEY']}"})
         with urllib.request.urlopen(request, timeout=10) as answer:

@@ -26,7 +26,7 @@ STAGE, STORE = sys.argv[2], "".join(sys.argv[3:])
 PLACES = {
     "folder": ["An export of several files", "DuckDB", "pandas and pyarrow"],
     "bucket": ["From a bucket", "Follow a lane"],
-    "nowhere": ["As the vendors describe it"],
+    "nowhere": ["Check before you load", "As the vendors describe it"],
 }
 LANE = "acme-exports/shop/orders/warehouse"
 database = duckdb.connect(config={"extension_directory": "extensions"})

@@ -141,7 +141,7 @@ impl ManifestFolder {
             None => (&[][..], 0),
         };
         if let [next] = siblings {
-            // The signature doesn't cover the number.
+            // The digest doesn't cover the number.
             if next.1.number <= number {
                 return Err(Error::Refused(format!(
                     "changed: {} has an export with the number {}, which is not above {number}, the one it follows: put back the manifest \

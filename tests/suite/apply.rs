@@ -712,7 +712,7 @@ async fn a_folder_is_enough() {
     assert_eq!(code, 0, "{said}");
     pair.require_equal("the gap is closed").await;
 
-    // The number is not in what is signed: a manifest with another one is not gone on with, again and again.
+    // The digest does not cover the number: a manifest with another one is not gone on with, again and again.
     let full = export(&pair.service, "full", "t", "a").await;
     export(&pair.service, "delta", "t", "a").await;
     let manifest = path.with_file_name(full["outputFilename"].as_str().unwrap().replace(".csv", ".manifest.json"));
