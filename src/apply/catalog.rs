@@ -33,6 +33,9 @@ pub(super) struct ExistingColumn {
     pub(super) folds_texts: bool,
     /// The operator that compares two values for equality.
     pub(super) equal: String,
+    /// True if another server may write the column's values differently: `money` follows `lc_monetary`, and `"char"`
+    /// has other texts before Postgres 15.
+    pub(super) has_other_texts: bool,
     /// The attribute number. A column that is removed and added again has another number.
     pub(super) number: i16,
 }

@@ -601,18 +601,24 @@ async fn a_gap_is_healed_by_a_full_export_or_said() {
 #[tokio::test]
 async fn a_text_that_the_target_would_read_otherwise_is_refused() {
     let pair = Pair::of(
-        "create table t (id int primary key, amount money, number numeric, price text, letter text);
-         insert into t values (1, 234.50, 7.5, '$3.00', 'a'), (2, null, null, null, null), (3, -0.07, -0.5, '-$0.20', 'b')",
+        "create table t (id int primary key, amount money, number numeric, price text, letter text, item text);
+         insert into t values (1, 234.50, 7.5, '$3.00', 'a', '(1,$3.00)'), (2, null, null, null, null, null), (3, -0.07, -0.5, '-$0.20', 'b', '(,)')",
     )
     .await;
     pair.target
-        .run("create table t (id int primary key, amount money, number money, price money, letter \"char\")")
+        .run(
+            "create type item as (id int, price money);
+             create table t (id int primary key, amount money, number money, price money, letter \"char\", item item)",
+        )
         .await;
-    let rows = "select string_agg(concat_ws(' ', id, amount, number, price, letter), ',' order by id) from t";
+    let rows = "select string_agg(concat_ws(' ', id, amount, number, price, letter, item), ';' order by id) from t";
     let into = ["--table", "public.t"];
     pair.apply(&into).output().await;
-    assert_eq!(pair.target.one::<String>(rows).await, "1 $234.50 $7.50 $3.00 a,2,3 -$0.07 -$0.50 -$0.20 b");
-    for (column, value) in [("price", "1,5"), ("number", "0.005"), ("letter", "ab")] {
+    assert_eq!(
+        pair.target.one::<String>(rows).await,
+        "1 $234.50 $7.50 $3.00 a (1,$3.00);2;3 -$0.07 -$0.50 -$0.20 b (,)"
+    );
+    for (column, value) in [("price", "1,5"), ("number", "0.005"), ("letter", "ab"), ("item", "(1,\"1,5\")")] {
         let before: String = pair.target.one(rows).await;
         pair.source.run(&format!("update t set {column} = '{value}' where id = 2")).await;
         let code = format!("other_values: the target reads another value from a text of the column {column}");

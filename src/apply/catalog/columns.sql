@@ -22,7 +22,25 @@ select a.attname::text as name, format_type(a.atttypid, a.atttypmod) as type_nam
     join pg_operator o on o.oid = p.amopopr
     join pg_namespace n on n.oid = o.oprnamespace
     where c.opcdefault and m.amname = 'btree' and p.amopstrategy = 3
-      and c.opcintype = base.oid), 'operator(pg_catalog.=)') as equal
+      and c.opcintype = base.oid), 'operator(pg_catalog.=)') as equal,
+  -- True if the type is `money` or `"char"`, or contains one in an array, a range, a domain or a composite type.
+  (
+    with recursive parts (oid) as (
+      select a.atttypid
+      union
+      select part.oid
+      from parts p
+      join pg_type t on t.oid = p.oid
+      cross join lateral (
+        select t.typbasetype as oid where t.typtype = 'd'
+        -- Postgres's own types of a fixed length, as `name` and `point`, have an element too.
+        union all select t.typelem where t.typelem <> 0 and t.typlen = -1
+        -- Postgres has multiranges since 14.
+        union all select r.rngsubtype from pg_range r
+          where t.oid in (r.rngtypid, (to_jsonb(r) ->> 'rngmultitypid')::oid)
+        union all select f.atttypid from pg_attribute f
+          where f.attrelid = t.typrelid and f.attnum > 0 and not f.attisdropped) part)
+    select bool_or(oid in ('money'::regtype, '"char"'::regtype)) from parts) as has_other_texts
 from pg_attribute a
 -- The type beneath a domain, which may itself be of a domain; any other type is its own base.
 cross join lateral (
