@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
 use crate::connection::statement::with_pieces;
-use crate::file::name::{numbered, stem_and_number};
+use crate::file::name::{numbered, stem_and_number, stem_of};
 use crate::file::{BatchMember, FileIdentity, FileRecord, Part, StagedFile};
 use crate::job::marker::Marker;
 use crate::job::stored_compression;
@@ -158,7 +158,7 @@ impl Store {
             // other one went back to.
             let mut number = (names_taken(tx, stem).await? + 1).max(present + 1);
             let mut name = numbered(stem, number, record.encoding);
-            while is_taken(tx, &name).await? {
+            while is_taken(tx, stem_of(&name)).await? {
                 number += 1;
                 name = numbered(stem, number, record.encoding);
             }
@@ -178,11 +178,13 @@ impl Store {
     }
 }
 
-/// Returns true if the file of an export has this name, in upper or lower case.
+/// Returns true if the file of an export has this name with any extension, in upper or lower case.
 async fn is_taken(conn: &mut PgConnection, name: &str) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar(
         "-- store.files.is_taken
-         select exists (select from exports where lower(output_filename) = lower($1))",
+         select exists (
+           select from exports
+           where lower(output_filename) >= lower($1 collate \"C\") || '.' and lower(output_filename) < lower($1 collate \"C\") || '/')",
     )
     .bind(name)
     .fetch_one(conn)
@@ -202,7 +204,7 @@ pub(crate) async fn names_taken(conn: &mut PgConnection, stem: &str) -> Result<i
         "-- store.files.names_taken
          select count(*) from (
            select from exports
-           where lower(output_filename) >= lower($1) || '-' and lower(output_filename) < lower($1) || '/'
+           where lower(output_filename) >= lower($1 collate \"C\") || '-' and lower(output_filename) < lower($1 collate \"C\") || '/'
            limit $2) names",
     )
     .bind(stem)

@@ -229,6 +229,7 @@ impl Store {
                 .bind(first.skip_empty)
                 .bind(batch.map(|_| ids[0]))
                 .bind(batch.map(Json))
+                .bind(first.encoding.extension())
                 .fetch_all(&mut *tx)
                 .await?;
             for row in rows {

@@ -822,10 +822,13 @@ async fn rest(mut stream: TcpStream) -> String {
 #[tokio::test]
 async fn files_of_one_second_have_names_of_their_own() {
     let service = service().await;
-    for (first, second) in [("a", "a"), ("b:c", "b_c"), ("D", "d"), ("e@F", "E:f")] {
-        let (one, two) = submitted_within_a_second(&service, first, second).await;
+    // Manifests of two formats would have the same name.
+    for (first, second, format) in
+        [("a", "a", "csv"), ("b:c", "b_c", "csv"), ("D", "d", "csv"), ("e@F", "E:f", "csv"), ("g", "g", "ndjson")]
+    {
+        let (one, two) = submitted_within_a_second(&service, first, second, format).await;
         let stem = text(&one, "outputFilename").strip_suffix(".csv").unwrap();
-        let expected = format!("{stem}-2.csv");
+        let expected = format!("{stem}-2.{format}");
         assert!(text(&two, "outputFilename").eq_ignore_ascii_case(&expected), "{one} {two}");
         for job in [one, two] {
             let job = service.ended(text(&job, "jobId")).await;
@@ -836,13 +839,13 @@ async fn files_of_one_second_have_names_of_their_own() {
 }
 
 /// Two submissions whose file names have the same time. Each try has consumers of its own.
-async fn submitted_within_a_second(service: &Service, first: &str, second: &str) -> (Value, Value) {
+async fn submitted_within_a_second(service: &Service, first: &str, second: &str, format: &str) -> (Value, Value) {
     for n in 0..20 {
-        let submit = async |consumer: &str| {
-            let headers = [("X-Consumer-ID", &*format!("{n}{consumer}"))];
-            call(service, "POST", "/exports/full", &headers).await.success(202)
+        let submit = async |consumer: &str, format: &str| {
+            let headers = [("X-Consumer-ID", &*format!("{n}{consumer}")), ("Content-Type", "application/json")];
+            post(service, "/exports/full", &headers, json!({ "format": format }).to_string()).await.success(202)
         };
-        let (one, two) = (submit(first).await, submit(second).await);
+        let (one, two) = (submit(first, "csv").await, submit(second, format).await);
         let time = |job: &Value| text(job, "outputFilename").rsplit_once('_').unwrap().1[..16].to_owned();
         if time(&one) == time(&two) {
             return (one, two);

@@ -1,5 +1,6 @@
 -- store.jobs.insert
--- Creates a job, or the jobs of a batch, and notifies the workers. Creates none whose file's name is taken.
+-- Creates a job, or the jobs of a batch, and notifies the workers. Creates none whose file's name is taken, with any
+-- extension: the name of a manifest is that of the file without its extension, so two formats would share it.
 -- $1 uuid[]: the jobs
 -- $2 text: the consumer; null for an ad-hoc export
 -- $3 text[]: their datasets
@@ -26,6 +27,7 @@
 -- $24 boolean: true to make no file if there is nothing to export; null: as the dataset has it
 -- $25 uuid: the batch, which is its first job; null: none
 -- $26 jsonb: the request for the batch, of its first job
+-- $27 text: the extension of the files
 insert into exports as e (
   id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, destination_id,
   created_at, retry_of, idempotency_key, compression, selection, has_after, after_job, after_sha256,
@@ -36,6 +38,10 @@ select its.id, $2, its.dataset, its.lane_sequence, its.export_type, $6, $7, its.
   case its.id when $25 then $26 end
 from unnest($1, $3, $4, $5, $8, $11, $15, $16, $17)
   as its (id, dataset, lane_sequence, export_type, name, retry_of, has_after, after_job, after_sha256)
+cross join lateral (select lower(left(its.name, -length($27)) collate "C") as bare) own
+where not exists (
+  select from exports taken
+  where lower(taken.output_filename) >= own.bare || '.' and lower(taken.output_filename) < own.bare || '/')
 on conflict (lower(output_filename)) do nothing
 returning pg_notify($18, ''),
   cdc_export.audit($23, case when e.retry_of is null then 'export' else 'retry' end, e.consumer_id, e.dataset, e.id),

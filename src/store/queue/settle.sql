@@ -23,6 +23,7 @@ with batch as (
 held as (
   -- The row lock waits for a commit of this attempt that is under way.
   select id, $10 is null or id = $10 as is_cause,
+    lower(regexp_replace(output_filename, '^[a-z]+(.*Z(-\d+)?)\.[a-z.]+$', 'full\1')) as as_full,
     case
       when cancel_requested_at is not null then 'cancelled'
       when (select heals from batch) then 'pending'
@@ -37,9 +38,11 @@ update exports e
 set status = held.next, progress = 0,
     attempt = e.attempt - case when held.next <> 'pending' then 0 when batch.heals then 1 else $4 end,
     export_type = case when batch.heals and e.id = any ($13) then 'full' else e.export_type end,
+    -- No other name may be the same but for the extension.
     output_filename = case when batch.heals and e.id = any ($13) and not exists (
         select from exports other
-        where lower(other.output_filename) = lower(regexp_replace(e.output_filename, '^[a-z]+', 'full')))
+        where lower(other.output_filename) >= held.as_full || '.'
+          and lower(other.output_filename) < held.as_full || '/')
       then regexp_replace(e.output_filename, '^[a-z]+', 'full') else e.output_filename end,
     lease_token = null, lease_owner = null, lease_expires_at = null,
     finished_at = case when held.next <> 'pending' then greatest(clock_timestamp(), e.started_at) end,
