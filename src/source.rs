@@ -25,6 +25,7 @@ pub mod purge;
 mod quote;
 mod reader_slots;
 pub mod reading;
+mod relation_locks;
 pub mod relations;
 mod rights;
 mod role_path;
@@ -103,7 +104,7 @@ pub enum Error {
     /// Somebody else's lock or transaction was in the way for too long.
     #[error("another transaction was in the way of {relation}")]
     LockConflict {
-        /// The table's name, or that of a view and of the table beneath it, as a message has it.
+        /// The table's name, or that of a view or a table and of what is locked beneath it, as a message has it.
         relation: String,
         /// The error of Postgres.
         #[source]

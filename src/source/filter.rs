@@ -7,7 +7,6 @@ use crate::connection::failure::{SqlFailure, sqlstate};
 use crate::dataset::fault::Fault;
 use crate::dataset::{Dataset, Table};
 use crate::source::quote::{quoted, relation};
-use crate::source::role_path::LOCK_TIMEOUT;
 
 /// A filter has to be SQL of the row alone: what depends on the time, or on other tables, changes without a change of
 /// the row, which nobody would ever see. An index may have just such conditions, so Postgres is asked by making one.
@@ -27,7 +26,7 @@ pub(crate) async fn check(
     // In an array too: a bracket that closes ours there would have closed it in an export's condition.
     let index = format!(
         "-- source.filter.check
-         set local lock_timeout = '{LOCK_TIMEOUT}';
+         set local lock_timeout = '2s';
          create temporary table cdc_export_filter (like {table}) on commit drop;
          select set_config('search_path', current_setting('cdc_export.role_path') || ', pg_temp', true);
          create index on cdc_export_filter ((1)) where (\n{filter}\n);

@@ -4,10 +4,8 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::connection::failure::sqlstate;
 use crate::dataset::{Dataset, Table, TableSchema};
+use crate::source::relation_locks::NO_WAIT;
 use crate::source::{Error, quote, role_path};
-
-/// The longest wait for a lock on a table. After it the attempt ends, and is made again.
-pub(super) const LOCK_TIMEOUT: &str = "5s";
 
 /// The statements that make a connection a reader of one snapshot.
 #[derive(Clone, Debug)]
@@ -26,13 +24,11 @@ impl Import {
         let raw_texts = if encoding == "SQL_ASCII" { "set local client_encoding = 'SQL_ASCII';" } else { "" };
         let path = role_path::of_reader(dataset, schema);
         let table = quote::relation(&schema.table);
+        // The statement that reads the rows locks other relations, and indexes.
         let lock = match schema.relation.can_be_locked() {
-            true => format!("lock table {table} in access share mode nowait"),
-            // The statement that reads the rows locks it.
-            false => format!("set local lock_timeout = '{LOCK_TIMEOUT}'"),
+            true => format!("{NO_WAIT}; lock table {table} in access share mode"),
+            false => NO_WAIT.to_owned(),
         };
-        // The reader must not wait for its lock. It could queue behind an ALTER that waits for the leader, while the
-        // leader waits for the reader. Postgres can't detect this deadlock, because the leader waits in this process.
         Import(format!(
             "-- source.snapshot.import
              begin isolation level repeatable read read only;

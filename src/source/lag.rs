@@ -15,6 +15,7 @@ use crate::job::{Continuity, ExportType};
 use crate::source::captured::CAPTURE;
 use crate::source::guard::VERDICT;
 use crate::source::quote::{quoted, relation};
+use crate::source::relation_locks;
 use crate::source::role_path::widen;
 use crate::source::rows::Rows;
 use crate::source::select::{LAST_TIME, Select};
@@ -40,17 +41,21 @@ impl Source {
         let schema = table_schema::introspect_visible(&mut conn, dataset, &access).await?;
         let select = Select::new(dataset, &schema);
         let mut tx = conn.begin().await.map_err(&failed)?;
-        if !owners::lock_trusted(&mut tx, &[(dataset, &schema.table)], "500ms").await.map_err(&failed)? {
+        if !owners::lock_trusted(&mut tx, &[(dataset, &schema.table)]).await.map_err(&failed)? {
             return Err(Error::CantPlan(format!("`{}` belongs to another role by now", dataset.table)));
         }
-        // A locked table takes its connection from others for a moment only. The newest come from an index, in its
-        // order, whatever the planner guesses of how much there is.
+        // A locked table isn't waited for, so that it doesn't take its connection from others. The newest come from an
+        // index, in its order, whatever the planner guesses of how much there is.
         let plan = format!(
             "-- source.lag.plan
-             set local lock_timeout = '500ms'; set local enable_seqscan = off; set local enable_bitmapscan = off; {}",
+             {}
+             set local enable_seqscan = off; set local enable_bitmapscan = off;
+             {}",
+            relation_locks::locks([(&schema.table, Some(schema.relation))]),
             widen(dataset, &schema)
         );
-        let widened = sqlx::raw_sql(AssertSqlSafe(plan)).fetch_one(&mut *tx).await.map_err(&failed)?;
+        let answers = sqlx::raw_sql(AssertSqlSafe(plan)).fetch_all(&mut *tx).await.map_err(&failed)?;
+        let widened = answers.last().expect("a row of each select");
         // The statement that counts doesn't name the schemas of all functions, and others may have functions in the
         // role's path.
         if widened.try_get(0).map_err(&failed)? {

@@ -4,9 +4,8 @@
 //! The order of the steps is what makes an export exact; each says why it stands where it stands.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use futures_util::TryStreamExt;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::dataset::fault::Faults;
@@ -14,11 +13,18 @@ use crate::dataset::{Capture, RelationKind, Table, TableSchema};
 use crate::job::Continuity;
 use crate::source::connections::ExportConnections;
 use crate::source::exported_snapshot::ExportedSnapshot;
-use crate::source::import::{Import, LOCK_TIMEOUT};
+use crate::source::import::Import;
+use crate::source::relation_locks::Locked;
 use crate::source::rights::TableAccess;
 use crate::source::session::Readers;
 use crate::source::snapshot::{Purpose, Snapshot, SnapshotTable};
-use crate::source::{Error, Remedy, filter, quote, rights, table_schema};
+use crate::source::{Error, Remedy, filter, quote, relation_locks, rights, table_schema};
+
+/// The longest time for which an export tries to lock its tables. After it the attempt ends, and is made again.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+
+/// The time between two tries, if it isn't known which lock to wait for.
+const LOCK_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why a snapshot can't be opened or read.
 #[derive(Debug, thiserror::Error)]
@@ -70,8 +76,8 @@ impl Opening<'_> {
     /// Begins the leader's transaction with locks on the tables, which it finds by the role's own search_path.
     ///
     /// The locks come before the snapshot: a TRUNCATE that slipped in between would give an empty export (it isn't
-    /// MVCC). They are taken in the order of the tables' oids. The transaction is read committed and locks no row:
-    /// neither takes a transaction id, which everybody's snapshots would carry for as long as the export runs.
+    /// MVCC). The transaction is read committed and locks no row: neither takes a transaction id, which everybody's
+    /// snapshots would carry for as long as the export runs.
     async fn lock(&mut self) -> Result<Vec<Table>, Refused> {
         let first = self.purposes[0].dataset.table.clone();
         let datasets: Vec<_> = self.purposes.iter().map(|purpose| &**purpose.dataset).collect();
@@ -87,8 +93,6 @@ impl Opening<'_> {
         if let Some((at, why)) = accesses.iter().enumerate().find_map(unpopulated) {
             return Err(refused(at)(Error::CantPlan(why)));
         }
-        let mut order: Vec<_> = (0..accesses.len()).collect();
-        order.sort_by_key(|at| accesses[*at].oid.map(|oid| oid.0));
         let kinds: Vec<_> = accesses.iter().map(|access| access.kind).collect();
         // If there is no table, the lock reports it.
         let tables: Vec<_> =
@@ -97,42 +101,104 @@ impl Opening<'_> {
             let read = async { require_room(leader, &tables).await };
             leader_session.watched(reader, self.lease, read).await?;
         }
-        let begin = format!(
+        let begun = Instant::now();
+        let conflict = loop {
+            let Err(cause) = self.try_lock(&tables, &kinds).await? else { return Ok(tables) };
+            let left = LOCK_WAIT.saturating_sub(begun.elapsed());
+            if !relation_locks::is_conflict(&cause) || left.is_zero() {
+                break cause;
+            }
+            if !self.wait_for_locked(&tables, left).await? {
+                tokio::time::sleep(LOCK_PAUSE).await;
+            }
+        };
+        // One statement locks all tables, and its error doesn't say which one failed.
+        for at in 0..tables.len() {
+            if let Err(cause) = self.try_lock(&tables[at..=at], &kinds[at..=at]).await? {
+                return Err(refused(at)(self.cannot_lock(at, &tables[at..=at], kinds[at], cause).await?));
+            }
+            self.roll_back().await?;
+        }
+        // By now each of them can be locked.
+        Err(Error::Unavailable(conflict).into())
+    }
+
+    /// Begins the leader's transaction with locks on these tables, or rolls it back.
+    async fn try_lock(
+        &mut self,
+        tables: &[Table],
+        kinds: &[Option<RelationKind>],
+    ) -> Result<Result<(), sqlx::Error>, Error> {
+        let statements = format!(
             "-- source.snapshot.begin
              begin isolation level read committed read write;
              -- The leader is pinged all the time: only a host that vanished is silent, and its snapshot and locks would
              -- stay for hours.
              set local idle_in_transaction_session_timeout = {};
-             set local lock_timeout = '{LOCK_TIMEOUT}';",
+             {}
+             set local lock_timeout = '5s'",
             self.lease.as_millis(),
+            relation_locks::locks(tables.iter().zip(kinds.iter().copied())),
         );
-        let locks: String = order.iter().map(|at| format!("\n{};", lock(&tables[*at], kinds[*at]))).collect();
-        // Each statement that Postgres has done is counted, so that the one that failed is known.
-        let (statement, settings, mut done) = (begin.clone() + &locks, begin.matches(';').count(), 0_usize);
-        let begin = async {
-            let counted = sqlx::raw_sql(AssertSqlSafe(statement)).execute_many(&mut *leader);
-            Ok(counted
-                .try_for_each(|_| {
-                    done += 1;
-                    std::future::ready(Ok(()))
-                })
-                .await)
-        };
-        let locked = leader_session.watched(reader, self.lease, begin).await?;
-        let at = order[done.saturating_sub(settings).min(order.len() - 1)];
-        match locked {
-            Ok(()) => Ok(tables),
-            Err(cause) => {
-                let mut error = Error::from_sql(&datasets[at].table)(cause);
-                if let (Error::LockConflict { relation, .. }, Some(RelationKind::View)) = (&mut error, kinds[at]) {
-                    let locked = async { Ok(locked_beneath(leader, &tables[at]).await) };
-                    if let Some(table) = leader_session.watched(reader, self.lease, locked).await? {
-                        *relation = format!("`{table}`, which {relation} reads");
-                    }
-                }
-                Err(refused(at)(error))
-            }
+        let ExportConnections { leader, leader_session, reader, .. } = &mut self.connections;
+        let lock = async { Ok(sqlx::raw_sql(AssertSqlSafe(statements)).execute(leader).await) };
+        let locked = leader_session.watched(reader, self.lease, lock).await?;
+        if locked.is_err() {
+            self.roll_back().await?;
         }
+        Ok(locked.map(drop))
+    }
+
+    async fn roll_back(&mut self) -> Result<(), Error> {
+        let ExportConnections { leader, leader_session, reader, .. } = &mut self.connections;
+        let roll_back = async {
+            let done = sqlx::raw_sql("-- source.snapshot.roll_back\n rollback").execute(leader).await;
+            done.map(drop).map_err(Error::Unavailable)
+        };
+        leader_session.watched(reader, self.lease, roll_back).await
+    }
+
+    /// Waits until a relation that is locked is free, while the leader has no lock. Returns false if it didn't.
+    async fn wait_for_locked(&mut self, tables: &[Table], limit: Duration) -> Result<bool, Error> {
+        let ExportConnections { leader, leader_session, reader, .. } = &mut self.connections;
+        let wait = async {
+            let found = Locked::find(leader, tables).await.map_err(Error::from_sql("pg_locks"))?;
+            let Some(lock) = found.and_then(|locked| locked.lock_alone()) else { return Ok(false) };
+            let wait = format!(
+                "-- source.snapshot.wait
+                 begin; set local lock_timeout = {}; {lock}; rollback",
+                limit.as_millis().max(1),
+            );
+            Ok(sqlx::raw_sql(AssertSqlSafe(wait)).execute(leader).await.is_ok())
+        };
+        let waited = leader_session.watched(reader, self.lease, wait).await?;
+        if !waited {
+            self.roll_back().await?;
+        }
+        Ok(waited)
+    }
+
+    /// Returns the error of the table of the purpose at this place, which can't be locked.
+    async fn cannot_lock(
+        &mut self,
+        at: usize,
+        table: &[Table],
+        kind: Option<RelationKind>,
+        cause: sqlx::Error,
+    ) -> Result<Error, Error> {
+        let asked = &self.purposes[at].dataset.table;
+        if !relation_locks::is_conflict(&cause) {
+            return Ok(Error::from_sql(asked)(cause));
+        }
+        let ExportConnections { leader, leader_session, reader, .. } = &mut self.connections;
+        let find = async { Ok(Locked::find(leader, table).await.ok().flatten()) };
+        let found = leader_session.watched(reader, self.lease, find).await?;
+        let relation = match (found.and_then(|locked| locked.beneath), kind) {
+            (Some(beneath), Some(RelationKind::View)) => format!("`{beneath}`, which `{asked}` reads"),
+            (Some(beneath), _) => format!("`{beneath}`, a part of `{asked}`"),
+            (None, _) => format!("`{asked}`"),
+        };
+        Ok(Error::LockConflict { relation, cause })
     }
 
     /// Reads the tables' schemas, which stay so under the locks: a file never has two.
@@ -207,33 +273,17 @@ impl Opening<'_> {
     }
 }
 
-/// Returns a statement that locks a relation in ACCESS SHARE mode, with its partitions, or with the tables that a view
-/// reads. It runs no code of an owner. LOCK takes neither materialized views nor foreign tables; a query that reads no
-/// row locks them.
-fn lock(table: &Table, kind: Option<RelationKind>) -> String {
-    let table = quote::relation(table);
-    match kind.is_none_or(RelationKind::can_be_locked) {
-        true => format!("lock table {table} in access share mode"),
-        false => format!("select from {table} where false"),
-    }
-}
-
-/// Returns the table beneath a view that could not be locked, which Postgres's error does not name. Returns `None` if
-/// it is free again, or can't be found. The leader's transaction ends.
-async fn locked_beneath(leader: &mut PgConnection, view: &Table) -> Option<String> {
-    sqlx::raw_sql("-- source.opening.give_up\n rollback").execute(&mut *leader).await.ok()?;
-    let locked = sqlx::query_scalar(include_str!("opening/locked.sql")).bind(quote::relation(view));
-    locked.fetch_optional(leader).await.ok()?
-}
-
 /// Requires that locks of all these tables and their partitions leave room for the locks of others: a statement of
 /// somebody else that finds none fails.
 async fn require_room(leader: &mut PgConnection, tables: &[Table]) -> Result<(), Error> {
     let (locks, room): (i64, i64) = sqlx::query_as(
         "-- source.opening.room
          select
-           (select count(*) from unnest($1) as its (name) cross join lateral (
-             select to_regclass(its.name) union select relid from pg_partition_tree(to_regclass(its.name))) locked),
+           -- Postgres's function for the partitions would lock each of them.
+           (with recursive tree (oid) as (
+              select to_regclass(its.name)::oid from unnest($1) as its (name)
+              union select i.inhrelid from tree join pg_inherits i on i.inhparent = tree.oid)
+            select count(*) from tree),
            current_setting('max_locks_per_transaction')::bigint * (
              current_setting('max_connections')::bigint + current_setting('max_prepared_transactions')::bigint)",
     )

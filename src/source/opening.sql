@@ -65,8 +65,8 @@ select now.snapshot::text as snapshot, statement_timestamp() as taken_at,
    from relations r
    join pg_class p on p.oid = r.oid and p.relkind <> 'p')::int8 as rows,
   exists (
-    select from (select target.oid union all select relid from pg_partition_tree(target.oid)) parts (oid)
-    join pg_class part on part.oid = parts.oid
+    select from relations r
+    join pg_class part on part.oid = r.oid
     where part.reltoastrelid <> 0 and pg_relation_size(part.reltoastrelid) > 0) as toasted,
   coalesce((
     select l.removed_number is not null from cdc_export.lanes l

@@ -7,27 +7,21 @@ use crate::connection::statement::with_pieces;
 use crate::dataset::fault::Fault;
 use crate::dataset::{Dataset, Owners, Table};
 use crate::source::quote::relation;
+use crate::source::relation_locks;
 
 /// The owners of a table and of its partitions.
 pub(super) const MEMBERS: (&str, &str) = ("owners/members.sql", include_str!("owners/members.sql"));
 
 /// Locks the tables of datasets that don't trust each owner, in a transaction. Returns true if all their owners are
 /// trusted: then they stay so, and statements on the tables may be planned.
-pub(crate) async fn lock_trusted(
-    tx: &mut PgConnection,
-    tables: &[(&Dataset, &Table)],
-    timeout: &str,
-) -> Result<bool, sqlx::Error> {
+pub(crate) async fn lock_trusted(tx: &mut PgConnection, tables: &[(&Dataset, &Table)]) -> Result<bool, sqlx::Error> {
     let bound: Vec<_> = tables.iter().filter(|(dataset, _)| dataset.owners != Owners::Any).copied().collect();
     if bound.is_empty() {
         return Ok(true);
     }
-    let names = bound.iter().map(|(_, table)| relation(table)).collect::<Vec<_>>().join(", ");
-    let lock = format!(
-        "-- source.owners.lock
-         set local lock_timeout = '{timeout}';
-         lock table {names} in access share mode"
-    );
+    // A pattern has plain and partitioned tables.
+    let lock =
+        format!("-- source.owners.lock\n {}", relation_locks::locks(bound.iter().map(|(_, table)| (*table, None))));
     sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *tx).await?;
     Ok(untrusted(tx, &bound).await?.is_empty())
 }

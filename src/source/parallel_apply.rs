@@ -29,8 +29,10 @@ pub(super) async fn read_stalling(conn: &mut PgConnection, datasets: &[&Dataset]
          join pg_subscription s on s.substream = 'p'
            and s.subdbid = (select d.oid from pg_database d where d.datname = current_database())
          where exists (
-           select from pg_subscription_rel r join pg_partition_tree(t.oid) parts on parts.relid = r.srrelid
-           where r.srsubid = s.oid and not parts.isleaf)
+           with recursive tree (oid) as (
+             select t.oid union all select i.inhrelid from tree join pg_inherits i on i.inhparent = tree.oid)
+           select from tree join pg_subscription_rel r on r.srrelid = tree.oid and r.srsubid = s.oid
+           join pg_class c on c.oid = tree.oid and c.relkind = 'p')
          order by its.place, s.subname",
     )
     .bind(datasets.iter().map(|dataset| relation(&dataset.table)).collect::<Vec<_>>())

@@ -1,7 +1,6 @@
 //! The role's rights to a dataset's table, which are checked before an export fails for lack of them.
 
 use sqlx::PgConnection;
-use sqlx::postgres::types::Oid;
 
 use crate::dataset::fault::Fault;
 use crate::dataset::{Dataset, RelationKind, Table};
@@ -13,8 +12,6 @@ pub(crate) struct TableAccess {
     /// The table with its schema, as the role's own search_path finds it. `None`: there is none, or it is in a schema
     /// that the role may not use.
     pub(crate) table: Option<Table>,
-    /// Its oid.
-    pub(crate) oid: Option<Oid>,
     /// Its kind.
     pub(crate) kind: Option<RelationKind>,
     /// The missing right, and the statement that grants it. `None`: the role may read the table.
@@ -34,7 +31,6 @@ impl TableAccess {
 struct AccessRow {
     role: String,
     may_use_schema: bool,
-    oid: Option<Oid>,
     kind: Option<String>,
     schema_name: Option<String>,
     table_name: Option<String>,
@@ -82,7 +78,6 @@ impl AccessRow {
         let table = self.schema_name.zip(self.table_name).filter(|_| self.may_use_schema);
         TableAccess {
             table: table.map(|(schema, name)| Table { schema: Some(schema), name }),
-            oid: self.oid,
             kind: self.kind.as_deref().and_then(RelationKind::from_relkind),
             unreadable,
             unpopulated,

@@ -4,15 +4,11 @@ use std::fmt::Display;
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use crate::connection::failure::{SqlFailure, sqlstate};
+use crate::connection::failure::sqlstate;
 use crate::dataset::fault::Fault;
 use crate::dataset::{Dataset, RelationKind, TableSchema};
 use crate::source::select::Select;
-use crate::source::{owners, quote};
-
-/// The longest time that a check waits for a lock on a table. The transaction that has the lock may wait for our
-/// caller.
-pub(super) const LOCK_TIMEOUT: &str = "2s";
+use crate::source::{owners, quote, relation_locks};
 
 /// The error of `cdc_export.widen_search_path`, whose message is Postgres's.
 pub(super) const CANT_PLAN: &str = "CE002";
@@ -56,7 +52,7 @@ pub(crate) async fn check(
                     let why = cant_plan(&dataset.table, &cause);
                     faults.push(Fault { dataset: dataset.name.clone(), member: "table", item: None, why });
                 }
-                Err(cause) if SqlFailure::of(&cause) == SqlFailure::LockTimeout => {}
+                Err(cause) if relation_locks::is_conflict(&cause) => {}
                 planned => planned?,
             }
         }
@@ -74,14 +70,15 @@ async fn try_plans(
     let widen: Vec<_> = datasets.iter().map(|(dataset, schema)| widen(dataset, schema)).collect();
     let widen = format!(
         "-- source.role_path.check
-         set local lock_timeout = '{LOCK_TIMEOUT}';
+         {}
          {}",
+        relation_locks::locks(datasets.iter().map(|(_, schema)| (&schema.table, Some(schema.relation)))),
         widen.join(";\n")
     );
     let located: Vec<_> = datasets.iter().map(|(dataset, schema)| (*dataset, &schema.table)).collect();
     let planned = async {
         // A table that another role has put in the place of one is not planned. The next look reports it.
-        if owners::lock_trusted(&mut tx, &located, LOCK_TIMEOUT).await? {
+        if owners::lock_trusted(&mut tx, &located).await? {
             sqlx::raw_sql(AssertSqlSafe(widen)).execute(&mut *tx).await?;
         }
         Ok(())

@@ -10,11 +10,10 @@ use crate::dataset::name::hint;
 use crate::dataset::{CellMax, Dataset, RelationKind, TableColumn};
 use crate::job::selection::{BadSelection, Condition, Operator, Selection};
 use crate::source::quote::{literal, quoted};
-use crate::source::role_path::LOCK_TIMEOUT;
 use crate::source::select::Select;
 use crate::source::table_schema::introspect;
 use crate::source::value::{compared, operator, refused_of_row};
-use crate::source::{Error, Source, owners, role_path};
+use crate::source::{Error, Source, owners, relation_locks, role_path};
 
 impl Source {
     /// Returns true if a selection is one of the dataset's rows and columns.
@@ -23,11 +22,12 @@ impl Source {
         let mut conn = self.pool.acquire().await.map_err(&failed)?;
         // Rolled back in the end. If the owner isn't trusted, the introspection says so.
         let mut conn = conn.begin().await.map_err(&failed)?;
-        owners::lock_trusted(&mut conn, &[(dataset, &dataset.table)], LOCK_TIMEOUT).await.map_err(&failed)?;
+        owners::lock_trusted(&mut conn, &[(dataset, &dataset.table)]).await.map_err(&failed)?;
         let schema = introspect(&mut conn, dataset).await?;
         let select = Select::new(dataset, &schema);
         if schema.relation == RelationKind::View && !selection.filter.is_empty() {
-            let path = format!("-- source.selection.path\n {}", role_path::of_reader(dataset, &schema));
+            let locks = relation_locks::locks([(&schema.table, Some(schema.relation))]);
+            let path = format!("-- source.selection.path\n {locks} {}", role_path::of_reader(dataset, &schema));
             sqlx::raw_sql(AssertSqlSafe(path)).execute(&mut *conn).await.map_err(&failed)?;
         }
         if let Some(bad) = select.masked(selection) {

@@ -149,6 +149,58 @@ async fn all_members_are_of_one_moment_while_writers_move_between_the_tables() {
     service.stop().await;
 }
 
+/// Checks that an export ends no statement of a writer that has one table and wants another one of the export's.
+///
+/// Once a session has waited for `deadlock_timeout`, one second, Postgres looks for a deadlock and ends the session's
+/// statement if there is one. The writer begins to wait when Postgres has looked for the export's session already.
+async fn ends_no_statement_of_a_writer(service: &Service, database: &Database, body: Value, [held, wanted]: [&str; 2]) {
+    let mut writer = database.pool.begin().await.unwrap();
+    let lock = |table| sqlx::raw_sql(sqlx::AssertSqlSafe(format!("lock table only {table}")));
+    lock(held).execute(&mut *writer).await.unwrap();
+    let submitted = batch(service, "full", body).await;
+    let waits = format!("select exists (select from pg_locks where not granted and relation = '{held}'::regclass)");
+    eventually("the export waits", async || database.one::<bool>(&waits).await.then_some(())).await;
+    sqlx::raw_sql("select pg_sleep(1.2)").execute(&mut *writer).await.unwrap();
+    lock(wanted).execute(&mut *writer).await.expect("no deadlock");
+    writer.commit().await.unwrap();
+    let ended = ended(service, &submitted["batchId"]).await;
+    assert_eq!((&ended["status"], &ended["jobs"][0]["attempt"]), (&json!("completed"), &json!(1)), "{ended}");
+}
+
+#[tokio::test]
+async fn an_export_of_several_tables_ends_no_statement_of_a_writer_by_a_deadlock() {
+    let (database, catalog) = tables().await;
+    let service = catalog.start(&database).service().await;
+    ends_no_statement_of_a_writer(&service, &database, json!({ "datasets": TABLES }), ["gamma", "alpha"]).await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn an_export_of_partitions_ends_no_statement_of_a_writer_by_a_deadlock() {
+    let (database, _) = tables().await;
+    let parts = "create table parts (k int primary key) partition by list (k); create table one partition of parts for values in (1)";
+    database.run(parts).await;
+    let catalog = Catalog::of("[[dataset]]\nname = \"parts\"\ntable = \"parts\"\ncapture = \"none\"\n");
+    let service = catalog.start(&database).service().await;
+    ends_no_statement_of_a_writer(&service, &database, json!({ "datasets": ["parts"] }), ["one", "parts"]).await;
+    service.stop().await;
+}
+
+/// The transaction that reindexes may wait for another table of the batch. So the reader doesn't wait for the index.
+#[tokio::test]
+async fn a_batch_does_not_wait_for_an_index_that_is_rebuilt() {
+    let (database, catalog) = tables().await;
+    let service = catalog.start(&database).with("MAX_ATTEMPTS", 1).service().await;
+    let mut tx = database.pool.begin().await.unwrap();
+    sqlx::raw_sql("reindex index beta_pkey").execute(&mut *tx).await.unwrap();
+    let failed = export_all(&service, "full", json!({ "datasets": TABLES })).await;
+    tx.rollback().await.unwrap();
+    assert_eq!((&failed["error"]["code"], &failed["error"]["member"]), (&json!("source_unavailable"), &json!("beta")));
+    let completed = export_all(&service, "full", json!({ "datasets": TABLES })).await;
+    assert_eq!(completed["status"], "completed", "{completed}");
+    service.stop().await;
+}
+
 #[tokio::test]
 async fn a_member_that_cannot_go_on_fails_the_batch_and_moves_no_position() {
     let (database, catalog) = tables().await;

@@ -284,6 +284,38 @@ async fn an_export_waits_for_who_empties_a_table_or_a_partition_of_it() {
 }
 
 #[tokio::test]
+async fn a_batch_names_what_it_could_not_lock() {
+    let database = Database::empty().await;
+    database.run(SHOP).await;
+    database
+        .run(
+            "create table shop.log (id int) partition by range (id);
+             create table shop.log_1 partition of shop.log for values from (0) to (100)",
+        )
+        .await;
+    let catalog = Catalog::of(&["bare", "daily", "log"].map(block).concat());
+    let service = catalog.start(&database).with("MAX_ATTEMPTS", 1).service().await;
+    for (holds, member, relation) in [
+        ("lock table shop.log_1", "log", "`shop.log_1`, a part of `shop.log`"),
+        ("refresh materialized view shop.daily", "daily", "`shop.daily`"),
+    ] {
+        let mut tx = database.pool.begin().await.unwrap();
+        sqlx::raw_sql(holds).execute(&mut *tx).await.unwrap();
+        let batch = export_all(&service, "full", json!({ "datasets": "*" })).await;
+        tx.rollback().await.unwrap();
+        let failed = batch["jobs"].as_array().unwrap().iter().find(|job| job["dataset"] == member).unwrap();
+        assert_eq!(
+            (&batch["error"]["code"], &batch["error"]["member"]),
+            (&json!("source_unavailable"), &json!(member))
+        );
+        assert_eq!(failed["error"]["detail"], format!("another transaction was in the way of {relation}"));
+    }
+    let batch = export_all(&service, "full", json!({ "datasets": "*" })).await;
+    assert_eq!(batch["status"], "completed", "{batch}");
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn a_batch_heals_a_dataset_that_lost_its_capture_while_it_waited() {
     let database = Database::empty().await;
     database.run(SHOP).await;

@@ -42,6 +42,29 @@ async fn becomes(service: &Service, expected: &[&str]) {
     eventually(&format!("{expected:?}"), async || (listed(service).await == expected).then_some(())).await;
 }
 
+/// A partition may be locked for hours. A start that locked the others meanwhile would stop their writers, too.
+#[tokio::test]
+async fn a_start_waits_for_no_locked_partition() {
+    let database = Database::empty().await;
+    database
+        .run(
+            "create schema shop;
+             create table shop.parts (id int primary key) partition by range (id);
+             create table shop.parts_1 partition of shop.parts for values from (0) to (9)",
+        )
+        .await;
+    let catalog = Catalog::of("[[tables]]\nmatch = [\"shop.*\"]\n");
+    let (code, _, said) = catalog.command(&database, &["track", "--all"]).await;
+    assert_eq!(code, 0, "{said}");
+    let mut tx = database.pool.begin().await.unwrap();
+    sqlx::raw_sql("lock table shop.parts_1").execute(&mut *tx).await.unwrap();
+    let service = catalog.start(&database).service().await;
+    assert_eq!(listed(&service).await, ["parts shop.parts ready", "parts_1 shop.parts_1 partition"]);
+    tx.rollback().await.unwrap();
+    export(&service, "full", "parts", "a").await;
+    service.stop().await;
+}
+
 #[tokio::test]
 async fn each_table_of_a_schema_is_exported_or_said_why_not() {
     let database = Database::empty().await;

@@ -3,9 +3,12 @@
 select pg_get_userbyid(m.relowner)::text as owner,
   m.relowner = own.oid or coalesce(m.relowner = o.oid and not o.rolsuper, false) as is_trusted
 from (
-  select c.oid as oid
-  union
-  select p.relid from pg_partition_tree(c.oid) p where c.relkind = 'p') members
+  -- Postgres's function for the partitions would lock each of them.
+  with recursive tree (oid) as (
+    select c.oid
+    union all
+    select i.inhrelid from tree join pg_inherits i on i.inhparent = tree.oid where c.relkind = 'p')
+  select oid from tree) members
 join pg_class m on m.oid = members.oid
 join pg_namespace n on n.oid = m.relnamespace
 join pg_roles own on own.rolname = current_user

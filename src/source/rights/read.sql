@@ -72,7 +72,7 @@ lacking (view, lacks, schema_name, table_name, reader) as (
   join reads on reads.oid = lacking.view
   where reads.view is not null)
 
-select quote_ident(current_user) as role, t.may_use_schema, t.oid, n.nspname::text as schema_name,
+select quote_ident(current_user) as role, t.may_use_schema, n.nspname::text as schema_name,
   t.relname::text as table_name, t.relkind::text as kind, has_table_privilege(t.oid, 'select') as may_select,
   row_security_active(t.oid) as has_row_security, t.relispopulated as is_populated, beneath.lacks,
   beneath.schema_name as beneath_schema, beneath.table_name as beneath_table, beneath.reader

@@ -1,0 +1,74 @@
+//! Locks on an application's relations.
+//!
+//! A session that has such a lock never waits for another one. A transaction of the application may have the other one
+//! and wait for the first, and Postgres would end one of the two. Postgres doesn't even see such a circle if two of our
+//! sessions are part of it, of which one waits for the other in this process.
+
+use sqlx::PgConnection;
+
+use crate::connection::failure::SqlFailure;
+use crate::dataset::{RelationKind, Table};
+use crate::source::quote;
+
+/// The statement after which the transaction waits for no lock. Zero would mean no limit.
+pub(super) const NO_WAIT: &str = "set local lock_timeout = '1ms'";
+
+/// Returns the statements that lock relations in ACCESS SHARE mode, with their partitions, or with the tables that a
+/// view reads. They wait for no lock, and run no code of an owner. A relation without a kind doesn't exist, which its
+/// lock reports.
+pub(super) fn locks<'a>(relations: impl IntoIterator<Item = (&'a Table, Option<RelationKind>)>) -> String {
+    let (mut lockable, mut others) = (Vec::new(), Vec::new());
+    for (relation, kind) in relations {
+        match kind.is_none_or(RelationKind::can_be_locked) {
+            true => lockable.push(quote::relation(relation)),
+            false => others.push(read_nothing(&quote::relation(relation))),
+        }
+    }
+    let mut statements = format!("{NO_WAIT};");
+    if !lockable.is_empty() {
+        statements.push_str(&format!("\nlock table {} in access share mode;", lockable.join(", ")));
+    }
+    if !others.is_empty() {
+        // To plan a join, Postgres may ask a foreign server.
+        statements.push_str(&format!("\n{};", others.join(" union all ")));
+    }
+    statements
+}
+
+/// Returns a query that locks a materialized view or a foreign table, which LOCK doesn't take.
+fn read_nothing(relation: &str) -> String {
+    format!("select from {relation} where false")
+}
+
+/// Returns true if a lock was not acquired in time.
+pub(super) fn is_conflict(cause: &sqlx::Error) -> bool {
+    matches!(SqlFailure::of(cause), SqlFailure::LockTimeout | SqlFailure::Conflict)
+}
+
+/// A relation on which another session holds or awaits an ACCESS EXCLUSIVE lock.
+#[derive(sqlx_macros::FromRow)]
+pub(super) struct Locked {
+    /// Its name, as SQL.
+    sql: String,
+    /// Its name, as a message has it. `None`: it is one of those that were asked for.
+    pub(super) beneath: Option<String>,
+    kind: String,
+}
+
+impl Locked {
+    /// Looks for a locked relation among these, their partitions and the tables that they read.
+    pub(super) async fn find(conn: &mut PgConnection, relations: &[Table]) -> Result<Option<Locked>, sqlx::Error> {
+        let names: Vec<_> = relations.iter().map(quote::relation).collect();
+        sqlx::query_as(include_str!("relation_locks/locked.sql")).bind(names).fetch_optional(conn).await
+    }
+
+    /// Returns the statement that locks this relation alone. Returns `None` for a view: LOCK would also lock what it
+    /// reads.
+    pub(super) fn lock_alone(&self) -> Option<String> {
+        match &*self.kind {
+            "v" => None,
+            "m" | "f" => Some(read_nothing(&self.sql)),
+            _ => Some(format!("lock table only {} in access share mode", self.sql)),
+        }
+    }
+}

@@ -1,0 +1,32 @@
+-- source.relation_locks.locked
+-- Returns a relation on which another session holds or awaits an ACCESS EXCLUSIVE lock: one of these, a partition, or
+-- what a view reads.
+-- $1 text[]: relations
+with recursive asked (oid) as materialized (
+  select to_regclass(its.name)::oid from unnest($1) its (name)
+), beneath (oid) as (
+  select asked.oid from asked
+  union
+  select next.oid
+  from beneath b
+  cross join lateral (
+    select d.refobjid as oid
+    from pg_rewrite r
+    join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid and d.refclassid = 'pg_class'::regclass
+    join pg_class c on c.oid = r.ev_class
+    -- LOCK of a view locks no other kinds.
+    join pg_class read on read.oid = d.refobjid and read.relkind in ('r', 'p', 'v')
+    where r.ev_class = b.oid and c.relkind = 'v'
+    union all
+    select i.inhrelid from pg_inherits i where i.inhparent = b.oid) next)
+select format('%I.%I', n.nspname, c.relname) as sql, c.relkind::text as kind,
+  case when c.oid not in (select asked.oid from asked where asked.oid is not null)
+    then format('%s.%s', n.nspname, c.relname) end as beneath
+from beneath b
+join pg_class c on c.oid = b.oid
+join pg_namespace n on n.oid = c.relnamespace
+join pg_locks l on l.locktype = 'relation' and l.relation = c.oid
+  and l.database = (select d.oid from pg_database d where d.datname = current_database())
+where l.mode = 'AccessExclusiveLock'
+order by l.granted desc
+limit 1
