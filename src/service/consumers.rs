@@ -62,8 +62,8 @@ pub struct Newcomer {
     pub similar: Option<String>,
 }
 
-/// A dataset, and the consumers of it that a page has.
-pub(super) type LagKey = (String, Vec<ConsumerId>);
+/// A dataset, and the consumers of it that a page has, each with its position: if there is one, and its watermark.
+pub(super) type LagKey = (String, Vec<(ConsumerId, bool, Option<DateTime<Utc>>)>);
 
 impl Service {
     /// Returns a consumer's watermark.
@@ -258,13 +258,15 @@ impl Service {
         let known = known.filter(|dataset| dataset.capture != Capture::None);
         let looks = known.map(|dataset| async move {
             let its = positions.iter().filter(|position| position.dataset == dataset.name);
+            // A look from before a position was removed or set by hand is of no use.
+            let lanes = its.clone().map(|it| (it.consumer.clone(), it.is_saved, it.last_exported_at)).collect();
             let consumers: Vec<_> = its.map(|position| position.consumer.clone()).collect();
             let ends = jobs.iter().filter(|job| {
                 job.dataset == dataset.name && consumers.iter().any(|it| job.consumer.as_ref() == Some(it))
             });
             let last_end = ends.filter_map(|job| job.finished_at).max();
-            let look = self.clone().look_at_lags(Arc::clone(dataset), consumers.clone(), changes);
-            let key = (dataset.name.clone(), consumers);
+            let look = self.clone().look_at_lags(Arc::clone(dataset), consumers, changes);
+            let key = (dataset.name.clone(), lanes);
             let seen = self.seen_lags.get(key, Duration::ZERO, last_end, look);
             (dataset, tokio::time::timeout(COUNTING_TIMEOUT, seen).await)
         });

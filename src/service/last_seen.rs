@@ -1,5 +1,5 @@
-//! The results of the last looks at tables. A call whose look takes long is answered with an earlier result and its
-//! time.
+//! The results of the last looks at tables. A call whose look takes long, or finds a lock, is answered with an earlier
+//! result and its time.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use crate::failpoint;
 use crate::service::Error;
+use crate::source;
 
 /// The time that a call waits for a look if there is an earlier one.
 const PATIENCE: Duration = Duration::from_millis(40);
@@ -73,7 +74,8 @@ where
     /// Returns what was seen of `key` in the last `fresh`. Otherwise looks again, in a task that goes on if the caller
     /// doesn't wait for its end.
     ///
-    /// If the look takes long, returns what was last seen, unless that is from before `changed_at` or a minute old.
+    /// If the look takes long, or the table is locked, returns what was last seen, unless that is from before
+    /// `changed_at` or a minute old.
     ///
     /// # Errors
     /// If the look fails.
@@ -109,7 +111,13 @@ where
         };
         match last {
             None => look.await,
-            Some(last) => timeout(failpoint::time("service.patience", PATIENCE), look).await.unwrap_or(Ok(last)),
+            Some(last) => match timeout(failpoint::time("service.patience", PATIENCE), look).await {
+                Ok(Err(error)) if !matches!(&*error, Error::Table(Some(source::Error::LockConflict { .. }))) => {
+                    Err(error)
+                }
+                Ok(Ok(looked)) => Ok(looked),
+                Ok(Err(_)) | Err(_) => Ok(last),
+            },
         }
     }
 

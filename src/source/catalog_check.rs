@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use sqlx::{PgConnection, PgPool};
 
-use crate::connection::failure::SqlFailure;
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::{Capture, Dataset, RelationKind, Table, TableSchema, no_right_to_log};
 use crate::source::capture::untracking;
 use crate::source::description::{self, TableStatus};
 use crate::source::rights::TableAccess;
-use crate::source::{filter, lag, parallel_apply, rights, role_path, table_schema};
+use crate::source::{filter, lag, parallel_apply, relation_locks, rights, role_path, table_schema};
 
 /// The result of a check of a catalog's tables.
 #[derive(Debug, Default)]
@@ -196,7 +195,7 @@ async fn fits<'a>(
     for it in introspect(conn, datasets, faults).await? {
         let fault = match filter::check(conn, it.dataset, &it.schema.table).await {
             // Somebody has locked the table. The first export tries the filter.
-            Err(cause) if SqlFailure::of(&cause) == SqlFailure::LockTimeout => None,
+            Err(cause) if relation_locks::is_conflict(&cause) => None,
             checked => checked?,
         };
         match fault {

@@ -7,6 +7,7 @@ use crate::connection::failure::{SqlFailure, sqlstate};
 use crate::dataset::fault::Fault;
 use crate::dataset::{Dataset, Table};
 use crate::source::quote::{quoted, relation};
+use crate::source::relation_locks::NO_WAIT;
 
 /// A filter has to be SQL of the row alone: what depends on the time, or on other tables, changes without a change of
 /// the row, which nobody would ever see. An index may have just such conditions, so Postgres is asked by making one.
@@ -26,7 +27,7 @@ pub(crate) async fn check(
     // In an array too: a bracket that closes ours there would have closed it in an export's condition.
     let index = format!(
         "-- source.filter.check
-         set local lock_timeout = '2s';
+         {NO_WAIT};
          create temporary table cdc_export_filter (like {table}) on commit drop;
          select set_config('search_path', current_setting('cdc_export.role_path') || ', pg_temp', true);
          create index on cdc_export_filter ((1)) where (\n{filter}\n);
@@ -40,7 +41,7 @@ pub(crate) async fn check(
     let why = match (SqlFailure::of(&cause), &*sqlstate(&cause)) {
         // The role may make no temporary table: the filter is tried at the first export.
         (SqlFailure::Denied, _) => return Ok(None),
-        (SqlFailure::LockTimeout, _) => return Err(cause),
+        (SqlFailure::LockTimeout | SqlFailure::Conflict, _) => return Err(cause),
         (_, "42P17" | "0A000") => format!("it has to be told from the row alone ({})", told.message()),
         _ => format!("Postgres doesn't take it as a condition: {}", told.message()),
     };

@@ -15,7 +15,7 @@ use crate::job::{Continuity, ExportType};
 use crate::source::captured::CAPTURE;
 use crate::source::guard::VERDICT;
 use crate::source::quote::{quoted, relation};
-use crate::source::relation_locks;
+use crate::source::relation_locks::NO_WAIT;
 use crate::source::role_path::widen;
 use crate::source::rows::Rows;
 use crate::source::select::{LAST_TIME, Select};
@@ -48,14 +48,10 @@ impl Source {
         // index, in its order, whatever the planner guesses of how much there is.
         let plan = format!(
             "-- source.lag.plan
-             {}
-             set local enable_seqscan = off; set local enable_bitmapscan = off;
-             {}",
-            relation_locks::locks([(&schema.table, Some(schema.relation))]),
+             {NO_WAIT}; set local enable_seqscan = off; set local enable_bitmapscan = off; {}",
             widen(dataset, &schema)
         );
-        let answers = sqlx::raw_sql(AssertSqlSafe(plan)).fetch_all(&mut *tx).await.map_err(&failed)?;
-        let widened = answers.last().expect("a row of each select");
+        let widened = sqlx::raw_sql(AssertSqlSafe(plan)).fetch_one(&mut *tx).await.map_err(&failed)?;
         // The statement that counts doesn't name the schemas of all functions, and others may have functions in the
         // role's path.
         if widened.try_get(0).map_err(&failed)? {

@@ -1,8 +1,9 @@
 //! Locks on an application's relations.
 //!
-//! A session that has such a lock never waits for another one. A transaction of the application may have the other one
-//! and wait for the first, and Postgres would end one of the two. Postgres doesn't even see such a circle if two of our
-//! sessions are part of it, of which one waits for the other in this process.
+//! A session that has such a lock, or a snapshot, never waits for another lock. A transaction of the application may
+//! have that one and wait for the first, or for the snapshot, as CREATE INDEX CONCURRENTLY does. Postgres would end one
+//! of the two transactions. It doesn't even see the circle if two of our sessions are part of it, of which one waits
+//! for the other in this process.
 
 use sqlx::PgConnection;
 
@@ -21,7 +22,8 @@ pub(super) fn locks<'a>(relations: impl IntoIterator<Item = (&'a Table, Option<R
     for (relation, kind) in relations {
         match kind.is_none_or(RelationKind::can_be_locked) {
             true => lockable.push(quote::relation(relation)),
-            false => others.push(read_nothing(&quote::relation(relation))),
+            // LOCK takes neither materialized views nor foreign tables.
+            false => others.push(format!("select from {} where false", quote::relation(relation))),
         }
     }
     let mut statements = format!("{NO_WAIT};");
@@ -33,11 +35,6 @@ pub(super) fn locks<'a>(relations: impl IntoIterator<Item = (&'a Table, Option<R
         statements.push_str(&format!("\n{};", others.join(" union all ")));
     }
     statements
-}
-
-/// Returns a query that locks a materialized view or a foreign table, which LOCK doesn't take.
-fn read_nothing(relation: &str) -> String {
-    format!("select from {relation} where false")
 }
 
 /// Returns true if a lock was not acquired in time.
@@ -52,7 +49,8 @@ pub(super) struct Locked {
     sql: String,
     /// Its name, as a message has it. `None`: it is one of those that were asked for.
     pub(super) beneath: Option<String>,
-    kind: String,
+    /// True for a table or a partition.
+    is_table: bool,
 }
 
 impl Locked {
@@ -62,13 +60,9 @@ impl Locked {
         sqlx::query_as(include_str!("relation_locks/locked.sql")).bind(names).fetch_optional(conn).await
     }
 
-    /// Returns the statement that locks this relation alone. Returns `None` for a view: LOCK would also lock what it
-    /// reads.
+    /// Returns the statement that locks this relation alone. LOCK of a view would also lock what it reads, and a query
+    /// of a materialized view or a foreign table has a snapshot.
     pub(super) fn lock_alone(&self) -> Option<String> {
-        match &*self.kind {
-            "v" => None,
-            "m" | "f" => Some(read_nothing(&self.sql)),
-            _ => Some(format!("lock table only {} in access share mode", self.sql)),
-        }
+        self.is_table.then(|| format!("lock table only {} in access share mode", self.sql))
     }
 }

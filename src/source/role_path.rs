@@ -7,8 +7,9 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use crate::connection::failure::sqlstate;
 use crate::dataset::fault::Fault;
 use crate::dataset::{Dataset, RelationKind, TableSchema};
+use crate::source::relation_locks::{self, NO_WAIT};
 use crate::source::select::Select;
-use crate::source::{owners, quote, relation_locks};
+use crate::source::{owners, quote};
 
 /// The error of `cdc_export.widen_search_path`, whose message is Postgres's.
 pub(super) const CANT_PLAN: &str = "CE002";
@@ -70,9 +71,8 @@ async fn try_plans(
     let widen: Vec<_> = datasets.iter().map(|(dataset, schema)| widen(dataset, schema)).collect();
     let widen = format!(
         "-- source.role_path.check
-         {}
+         {NO_WAIT};
          {}",
-        relation_locks::locks(datasets.iter().map(|(_, schema)| (&schema.table, Some(schema.relation)))),
         widen.join(";\n")
     );
     let located: Vec<_> = datasets.iter().map(|(dataset, schema)| (*dataset, &schema.table)).collect();

@@ -10,10 +10,11 @@ use crate::dataset::name::hint;
 use crate::dataset::{CellMax, Dataset, RelationKind, TableColumn};
 use crate::job::selection::{BadSelection, Condition, Operator, Selection};
 use crate::source::quote::{literal, quoted};
+use crate::source::relation_locks::NO_WAIT;
 use crate::source::select::Select;
 use crate::source::table_schema::introspect;
 use crate::source::value::{compared, operator, refused_of_row};
-use crate::source::{Error, Source, owners, relation_locks, role_path};
+use crate::source::{Error, Source, owners, role_path};
 
 impl Source {
     /// Returns true if a selection is one of the dataset's rows and columns.
@@ -26,8 +27,7 @@ impl Source {
         let schema = introspect(&mut conn, dataset).await?;
         let select = Select::new(dataset, &schema);
         if schema.relation == RelationKind::View && !selection.filter.is_empty() {
-            let locks = relation_locks::locks([(&schema.table, Some(schema.relation))]);
-            let path = format!("-- source.selection.path\n {locks} {}", role_path::of_reader(dataset, &schema));
+            let path = format!("-- source.selection.path\n {NO_WAIT}; {}", role_path::of_reader(dataset, &schema));
             sqlx::raw_sql(AssertSqlSafe(path)).execute(&mut *conn).await.map_err(&failed)?;
         }
         if let Some(bad) = select.masked(selection) {
