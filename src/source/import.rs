@@ -58,6 +58,6 @@ impl Import {
 }
 
 /// Ends a query whose client has disconnected. Postgres 14 and later support this, on most platforms.
-const NOTICE_A_LOST_CLIENT: &str = "do $$ begin
+pub(super) const NOTICE_A_LOST_CLIENT: &str = "do $$ begin
     perform set_config('client_connection_check_interval', '1s', true);
   exception when others then null; end $$;";

@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
+use crate::connection::failure::sqlstate;
 use crate::dataset::fault::Faults;
 use crate::dataset::{Capture, RelationKind, Table, TableSchema};
 use crate::job::Continuity;
 use crate::source::connections::ExportConnections;
 use crate::source::exported_snapshot::ExportedSnapshot;
-use crate::source::import::Import;
+use crate::source::import::{Import, NOTICE_A_LOST_CLIENT};
 use crate::source::relation_locks::Locked;
 use crate::source::rights::TableAccess;
 use crate::source::session::Readers;
@@ -79,6 +80,35 @@ impl Opening<'_> {
     /// MVCC). The transaction is read committed and locks no row: neither takes a transaction id, which everybody's
     /// snapshots would carry for as long as the export runs.
     async fn lock(&mut self) -> Result<Vec<Table>, Refused> {
+        let begun = Instant::now();
+        let (tables, kinds, conflict) = loop {
+            // What is waited for may have become another relation.
+            let (tables, kinds) = self.find().await?;
+            let Err(cause) = self.try_lock(&tables, &kinds).await? else { return Ok(tables) };
+            let left = LOCK_WAIT.saturating_sub(begun.elapsed());
+            // A relation of another kind has taken the name since.
+            let is_replaced = sqlstate(&cause) == "42809";
+            if !relation_locks::is_conflict(&cause) && !is_replaced || left.is_zero() {
+                break (tables, kinds, cause);
+            }
+            if !self.wait_for_locked(&tables, left).await? {
+                tokio::time::sleep(LOCK_PAUSE).await;
+            }
+        };
+        // One statement locks all tables, and its error doesn't say which one failed.
+        for at in 0..tables.len() {
+            if let Err(cause) = self.try_lock(&tables[at..=at], &kinds[at..=at]).await? {
+                return Err(refused(at)(self.cannot_lock(at, &tables[at..=at], kinds[at], cause).await?));
+            }
+            let ExportConnections { leader, leader_session, reader, .. } = &mut self.connections;
+            leader_session.watched(reader, self.lease, roll_back(leader)).await?;
+        }
+        // By now each of them can be locked.
+        Err(Error::Unavailable(conflict).into())
+    }
+
+    /// Finds the tables, each with its kind, and requires that they can be read, and locked together.
+    async fn find(&mut self) -> Result<(Vec<Table>, Vec<Option<RelationKind>>), Refused> {
         let first = self.purposes[0].dataset.table.clone();
         let datasets: Vec<_> = self.purposes.iter().map(|purpose| &**purpose.dataset).collect();
         let ExportConnections { leader, leader_session, reader, .. } = &mut self.connections;
@@ -101,26 +131,7 @@ impl Opening<'_> {
             let read = async { require_room(leader, &tables).await };
             leader_session.watched(reader, self.lease, read).await?;
         }
-        let begun = Instant::now();
-        let conflict = loop {
-            let Err(cause) = self.try_lock(&tables, &kinds).await? else { return Ok(tables) };
-            let left = LOCK_WAIT.saturating_sub(begun.elapsed());
-            if !relation_locks::is_conflict(&cause) || left.is_zero() {
-                break cause;
-            }
-            if !self.wait_for_locked(&tables, left).await? {
-                tokio::time::sleep(LOCK_PAUSE).await;
-            }
-        };
-        // One statement locks all tables, and its error doesn't say which one failed.
-        for at in 0..tables.len() {
-            if let Err(cause) = self.try_lock(&tables[at..=at], &kinds[at..=at]).await? {
-                return Err(refused(at)(self.cannot_lock(at, &tables[at..=at], kinds[at], cause).await?));
-            }
-            self.roll_back().await?;
-        }
-        // By now each of them can be locked.
-        Err(Error::Unavailable(conflict).into())
+        Ok((tables, kinds))
     }
 
     /// Begins the leader's transaction with locks on these tables, or rolls it back.
@@ -141,21 +152,14 @@ impl Opening<'_> {
             relation_locks::locks(tables.iter().zip(kinds.iter().copied())),
         );
         let ExportConnections { leader, leader_session, reader, .. } = &mut self.connections;
-        let lock = async { Ok(sqlx::raw_sql(AssertSqlSafe(statements)).execute(leader).await) };
-        let locked = leader_session.watched(reader, self.lease, lock).await?;
-        if locked.is_err() {
-            self.roll_back().await?;
-        }
-        Ok(locked.map(drop))
-    }
-
-    async fn roll_back(&mut self) -> Result<(), Error> {
-        let ExportConnections { leader, leader_session, reader, .. } = &mut self.connections;
-        let roll_back = async {
-            let done = sqlx::raw_sql("-- source.snapshot.roll_back\n rollback").execute(leader).await;
-            done.map(drop).map_err(Error::Unavailable)
+        let lock = async {
+            let locked = sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut *leader).await;
+            if locked.is_err() {
+                roll_back(leader).await?;
+            }
+            Ok(locked.map(drop))
         };
-        leader_session.watched(reader, self.lease, roll_back).await
+        leader_session.watched(reader, self.lease, lock).await
     }
 
     /// Waits until a relation that is locked is free, while the leader has no lock. Returns false if it didn't.
@@ -166,16 +170,16 @@ impl Opening<'_> {
             let Some(lock) = found.and_then(|locked| locked.lock_alone()) else { return Ok(false) };
             let wait = format!(
                 "-- source.snapshot.wait
-                 begin; set local lock_timeout = {}; {lock}; rollback",
+                 begin; {NOTICE_A_LOST_CLIENT} set local lock_timeout = {}; {lock}; rollback",
                 limit.as_millis().max(1),
             );
-            Ok(sqlx::raw_sql(AssertSqlSafe(wait)).execute(leader).await.is_ok())
+            let waited = sqlx::raw_sql(AssertSqlSafe(wait)).execute(&mut *leader).await;
+            if waited.is_err() {
+                roll_back(leader).await?;
+            }
+            Ok(waited.is_ok())
         };
-        let waited = leader_session.watched(reader, self.lease, wait).await?;
-        if !waited {
-            self.roll_back().await?;
-        }
-        Ok(waited)
+        leader_session.watched(reader, self.lease, wait).await
     }
 
     /// Returns the error of the table of the purpose at this place, which can't be locked.
@@ -271,6 +275,11 @@ impl Opening<'_> {
         let connections = self.connections;
         Ok(Snapshot { connections, readers, own, tables, at: None, reader_is_good: true })
     }
+}
+
+async fn roll_back(leader: &mut PgConnection) -> Result<(), Error> {
+    let done = sqlx::raw_sql("-- source.snapshot.roll_back\n rollback").execute(leader).await;
+    done.map(drop).map_err(Error::Unavailable)
 }
 
 /// Requires that locks of all these tables and their partitions leave room for the locks of others: a statement of

@@ -49,8 +49,8 @@ pub(super) struct Locked {
     sql: String,
     /// Its name, as a message has it. `None`: it is one of those that were asked for.
     pub(super) beneath: Option<String>,
-    /// True for a table or a partition.
-    is_table: bool,
+    /// True for a table or a partition that the role may lock alone.
+    can_wait: bool,
 }
 
 impl Locked {
@@ -63,6 +63,6 @@ impl Locked {
     /// Returns the statement that locks this relation alone. LOCK of a view would also lock what it reads, and a query
     /// of a materialized view or a foreign table has a snapshot.
     pub(super) fn lock_alone(&self) -> Option<String> {
-        self.is_table.then(|| format!("lock table only {} in access share mode", self.sql))
+        self.can_wait.then(|| format!("lock table only {} in access share mode", self.sql))
     }
 }

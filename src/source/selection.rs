@@ -26,9 +26,13 @@ impl Source {
         owners::lock_trusted(&mut conn, &[(dataset, &dataset.table)]).await.map_err(&failed)?;
         let schema = introspect(&mut conn, dataset).await?;
         let select = Select::new(dataset, &schema);
-        if schema.relation == RelationKind::View && !selection.filter.is_empty() {
-            let path = format!("-- source.selection.path\n {NO_WAIT}; {}", role_path::of_reader(dataset, &schema));
-            sqlx::raw_sql(AssertSqlSafe(path)).execute(&mut *conn).await.map_err(&failed)?;
+        if !selection.filter.is_empty() {
+            let path = match schema.relation {
+                RelationKind::View => role_path::of_reader(dataset, &schema),
+                _ => String::new(),
+            };
+            let settings = format!("-- source.selection.settings\n {NO_WAIT}; {path}");
+            sqlx::raw_sql(AssertSqlSafe(settings)).execute(&mut *conn).await.map_err(&failed)?;
         }
         if let Some(bad) = select.masked(selection) {
             return Ok(Err(bad));

@@ -284,6 +284,24 @@ async fn an_export_waits_for_who_empties_a_table_or_a_partition_of_it() {
 }
 
 #[tokio::test]
+async fn an_export_takes_what_has_replaced_a_view_while_it_waited() {
+    let database = Database::empty().await;
+    database.run(SHOP).await;
+    let service = Catalog::of(&block("totals")).start(&database).service().await;
+    let mut tx = database.pool.begin().await.unwrap();
+    let replace = "drop view shop.totals; create materialized view shop.totals as select id from shop.orders";
+    sqlx::raw_sql(replace).execute(&mut *tx).await.unwrap();
+    let submitted = post(&service, "/exports/full", Some("a"), &json!({ "dataset": "totals" })).await;
+    let submitted: Value = submitted.json().await.unwrap();
+    let looks = "select exists (select from pg_stat_activity where query like '-- source.relation_locks.locked%')";
+    eventually("the attempt waits", async || database.one::<bool>(looks).await.then_some(())).await;
+    tx.commit().await.unwrap();
+    let job = service.ended(submitted["jobId"].as_str().unwrap()).await;
+    assert_eq!((&job["rowsExported"], &job["attempt"]), (&json!(30), &json!(1)), "{job}");
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn a_batch_names_what_it_could_not_lock() {
     let database = Database::empty().await;
     database.run(SHOP).await;

@@ -7,6 +7,7 @@ use futures_util::future::join_all;
 use futures_util::stream;
 use serde_json::{Value, json};
 
+use crate::catalog::post;
 use crate::harness::{Database, Service, Start, refusal};
 
 /// An export's answer; of many at once some have to come again, since the API has few connections.
@@ -257,6 +258,26 @@ async fn a_member_that_another_call_takes_is_refused_with_that_call() {
     let problem: Value = form.body("{}").send().await.unwrap().json().await.unwrap();
     assert_eq!((&problem["status"], &problem["field"]), (&json!(415), &json!("Content-Type")));
     assert!(problem["detail"].as_str().unwrap().contains("-H 'Content-Type: application/json'"), "{problem}");
+    service.stop().await;
+}
+
+/// While Postgres reads the condition, the check has a lock on the table, which the writer wants too.
+#[tokio::test]
+async fn the_check_of_a_filter_waits_for_no_index_that_is_rebuilt() {
+    let database = Database::new().await;
+    let service = Start::on(&database).service().await;
+    let mut writer = database.pool.begin().await.unwrap();
+    sqlx::raw_sql("reindex index users_pkey; set local deadlock_timeout = '100ms'")
+        .execute(&mut *writer)
+        .await
+        .unwrap();
+    let body = json!({ "exportType": "full", "filter": [{ "column": "id", "op": "gt", "value": 1 }] });
+    let lock = sqlx::raw_sql("select pg_sleep(0.5); lock table users").execute(&mut *writer);
+    let (answer, locked) = tokio::join!(post(&service, "/exports", None, &body), lock);
+    locked.expect("no deadlock");
+    assert_eq!(answer.status(), 503, "{}", answer.text().await.unwrap());
+    writer.rollback().await.unwrap();
+    assert_eq!(post(&service, "/exports", None, &body).await.status(), 202);
     service.stop().await;
 }
 

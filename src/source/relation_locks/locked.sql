@@ -19,7 +19,9 @@ with recursive asked (oid) as materialized (
     where r.ev_class = b.oid and c.relkind = 'v'
     union all
     select i.inhrelid from pg_inherits i where i.inhparent = b.oid) next)
-select format('%I.%I', n.nspname, c.relname) as sql, c.relkind in ('r', 'p') as is_table,
+select format('%I.%I', n.nspname, c.relname) as sql,
+  c.relkind in ('r', 'p') and has_table_privilege(c.oid, 'select') and has_schema_privilege(n.oid, 'usage')
+    as can_wait,
   case when c.oid not in (select asked.oid from asked where asked.oid is not null)
     then format('%s.%s', n.nspname, c.relname) end as beneath
 from beneath b
