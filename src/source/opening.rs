@@ -82,7 +82,7 @@ impl Opening<'_> {
     async fn lock(&mut self) -> Result<Vec<Table>, Refused> {
         let begun = Instant::now();
         let (tables, kinds, conflict) = loop {
-            // What is waited for may have become another relation.
+            // Another relation may have taken a name during the wait.
             let (tables, kinds) = self.find().await?;
             let Err(cause) = self.try_lock(&tables, &kinds).await? else { return Ok(tables) };
             let left = LOCK_WAIT.saturating_sub(begun.elapsed());

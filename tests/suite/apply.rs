@@ -602,7 +602,8 @@ async fn a_gap_is_healed_by_a_full_export_or_said() {
 async fn a_text_that_the_target_would_read_otherwise_is_refused() {
     let pair = Pair::of(
         "create table t (id int primary key, amount money, number numeric, price text, letter text, item text);
-         insert into t values (1, 234.50, 7.5, '$3.00', 'a', '(1,$3.00)'), (2, null, null, null, null, null), (3, -0.07, -0.5, '-$0.20', 'b', '(,)')",
+         insert into t values (1, 234.50, 7.5, '$3.00', 'a', '(1,$3.00)'), (2, null, null, null, null, null),
+           (3, -0.07, -0.5, '-$0.20', 'b', '(,)')",
     )
     .await;
     pair.target
