@@ -100,7 +100,7 @@ pub struct ExportSpec<'a> {
 ///
 /// # Errors
 /// If any step fails. The unstaged draft is then removed. The caller must remove the staged ones.
-pub async fn run(rows: Rows<'_>, spec: &ExportSpec<'_>, drafts: &Drafts) -> Result<WrittenExport, Error> {
+pub async fn run(rows: Rows<'_>, spec: &ExportSpec<'_>, drafts: Drafts) -> Result<WrittenExport, Error> {
     let export = Arc::new(ExportLayout::new(rows.layout(spec.job), spec)?);
     let first = FileWriter::new(&export.file, drafts.create(1).await?)?;
     let (pieces_in, pieces_out) = mpsc::channel(PIECES_AHEAD);
@@ -115,15 +115,15 @@ pub async fn run(rows: Rows<'_>, spec: &ExportSpec<'_>, drafts: &Drafts) -> Resu
         }
     };
     // The first failure ends both sides. Otherwise a reader would notice a failed writer only at its next piece.
-    let ((), (last, written)) = tokio::try_join!(read, write(first, written, pieces_out, &layout, drafts))?;
+    let ((), (last, written)) = tokio::try_join!(read, write(first, written, pieces_out, &layout, &drafts))?;
     if spec.skips_empty && written.stats.rows == 0 {
         return Ok(WrittenExport(None));
     }
-    Ok(WrittenExport(Some((last, written))))
+    Ok(WrittenExport(Some((last, written, drafts))))
 }
 
-/// A written export, whose last file is not staged yet.
-pub struct WrittenExport(Option<(FileWriter, WrittenParts)>);
+/// A written export, whose last file is not staged yet. Its drafts are stopped when it is dropped.
+pub struct WrittenExport(Option<(FileWriter, WrittenParts, Drafts)>);
 
 impl WrittenExport {
     /// Stages the last file. Other exports can be written meanwhile.
@@ -132,7 +132,7 @@ impl WrittenExport {
     /// If the file can't be staged. The draft is then removed.
     pub async fn stage(self) -> Result<Exported, Error> {
         match self.0 {
-            Some((last, written)) => blocking(move || last.finish(written)).await,
+            Some((last, written, _drafts)) => blocking(move || last.finish(written)).await,
             None => Ok(Exported::default()),
         }
     }

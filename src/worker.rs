@@ -602,7 +602,7 @@ impl Worker {
         let rows = reading.rows(at).await?;
         let count = rows.changes_count(job.export_type);
         let attributes = [("cdc_export.dataset", &*job.dataset)];
-        let written = spans::step_with("stream", attributes, pipeline::run(rows, &spec, &drafts));
+        let written = spans::step_with("stream", attributes, pipeline::run(rows, &spec, drafts));
         tokio::select! {
             biased;
             written = written => Ok(written?),
@@ -684,7 +684,9 @@ impl Worker {
             tracing::warn!(event = "draft_left_behind", jobId = %id, error);
         }
         match (left.status, &settlement) {
-            (Status::Pending, Settlement::Release) => tracing::info!(event = "export_released", jobId = %id),
+            (Status::Pending, Settlement::Release) => {
+                tracing::info!(event = "export_released", jobId = %id, error = cause);
+            }
             (Status::Pending, Settlement::Fail(_)) => {
                 let (members, dataset) = (need_full.len(), member.map(|job| &*job.dataset));
                 tracing::warn!(event = "batch_healed", batchId = %id, members, dataset, error = cause);

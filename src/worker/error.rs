@@ -132,9 +132,8 @@ impl Error {
                 }
                 sink::Error::Unavailable(_) => retry(FailureCode::StorageUnavailable),
                 sink::Error::TooLarge(_) => fail(FailureCode::FileTooLarge),
-                sink::Error::Stopped => Settlement::Release,
-                // Unreachable: an attempt writes only to its own destination.
-                sink::Error::Elsewhere | sink::Error::Gone => fail(FailureCode::Internal),
+                // Unreachable: an attempt writes only to its own destination, and ends before its drafts are stopped.
+                sink::Error::Elsewhere | sink::Error::Gone | sink::Error::Stopped => fail(FailureCode::Internal),
                 // After an I/O error, the job is retried with a new file.
                 sink::Error::Io(_) => retry(FailureCode::Internal),
             },

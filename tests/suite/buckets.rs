@@ -292,11 +292,12 @@ async fn downloaded(service: &Service, job: &Value) -> Csv {
     Csv::read(file.path())
 }
 
-/// Runs an export to its end.
+/// Runs an export to its end. No attempt stops by itself, because such a one is not counted, and would be repeated.
 async fn export(service: &Service, export_type: &str, consumer: &str) -> Value {
     let id = service.submit(export_type, consumer).await;
     let job = service.ended(&id).await;
     assert_eq!(job["status"], "completed", "{job}");
+    assert_eq!(service.events("export_released"), Vec::<Value>::new());
     job
 }
 
