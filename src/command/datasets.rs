@@ -103,8 +103,7 @@ async fn datasets(config: &Config, database: &Database, command: DatasetsCommand
                 untracked,
                 broken,
                 stalling,
-                slow,
-                unmasked,
+                remarks,
                 without_dataset,
             } = found;
             faults.extend(unreadable.into_iter().chain(broken));
@@ -114,7 +113,7 @@ async fn datasets(config: &Config, database: &Database, command: DatasetsCommand
                     "cdc-export: {name}: its changes are not captured: `cdc-export track {name}` comes before its exports"
                 );
             }
-            for Fault { dataset, why, .. } in slow.iter().chain(&unmasked) {
+            for Fault { dataset, why, .. } in &remarks {
                 eprintln!("cdc-export: {dataset}: {why}");
             }
             for table in &without_dataset {

@@ -26,10 +26,9 @@ pub struct Findings {
     /// The datasets whose tables were tracked, and whose changes aren't captured now: a trigger is missing, or the key
     /// differs.
     pub broken: Vec<Fault>,
-    /// The datasets whose incrementals and deltas read the whole table, because no index begins with `updated_at`.
-    pub slow: Vec<Fault>,
-    /// The columns that a pattern masks and a table lacks.
-    pub unmasked: Vec<Fault>,
+    /// Remarks on datasets that fit and can be exported: no index begins with `updated_at`, a table lacks a column that
+    /// its pattern masks, or a locked table kept the filter from being tried.
+    pub remarks: Vec<Fault>,
     /// The tables whose changes are captured although no dataset needs them.
     pub without_dataset: Vec<Table>,
     /// Subscriptions that may wait for ever at the dataset's table.
@@ -37,12 +36,12 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// Removes what was found of these datasets, but for subscriptions that may wait for ever. Returns their names.
+    /// Removes what keeps these datasets from being exported. Returns their names.
     pub fn take_out<'a>(&mut self, datasets: impl Iterator<Item = &'a Arc<Dataset>>) -> BTreeSet<String> {
         let names: HashSet<_> = datasets.map(|dataset| dataset.name.as_str()).collect();
         let mut found = BTreeSet::new();
-        let Findings { faults: Faults(faults), unreadable, untracked, broken, slow, .. } = self;
-        for faults in [faults, unreadable, broken, slow] {
+        let Findings { faults: Faults(faults), unreadable, untracked, broken, .. } = self;
+        for faults in [faults, unreadable, broken] {
             let taken = faults.extract_if(.., |fault| names.contains(&*fault.dataset));
             found.extend(taken.map(|fault| fault.dataset));
         }
@@ -69,13 +68,17 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::E
         found.unreadable.extend(unreadable.iter().chain(unpopulated).cloned());
     }
     found.unreadable.extend(role_path::check(&mut conn, &readable).await?);
-    found.slow = without_index(&mut conn, &fitting).await?;
+    found.remarks = without_index(&mut conn, &fitting).await?;
     let lacking = fitting.iter().flat_map(|it| it.schema.missing_masked.iter().map(|name| (it.dataset, name)));
-    found.unmasked.extend(lacking.map(|(dataset, name)| Fault {
+    found.remarks.extend(lacking.map(|(dataset, name)| Fault {
         dataset: dataset.name.clone(),
         member: "mask",
         item: Some(name.clone()),
         why: format!("it has no column `{name}` to mask"),
+    }));
+    found.remarks.extend(fitting.iter().filter(|it| it.has_untried_filter).map(|it| {
+        let why = "its filter was not tried, because the table is locked: the first export tries it".to_owned();
+        Fault { dataset: it.dataset.name.clone(), member: "filter", item: None, why }
     }));
     let by_triggers: Vec<_> = fitting.iter().filter(|it| it.dataset.capture == Capture::Triggers).collect();
     for (n, it) in by_triggers.iter().enumerate() {
@@ -164,6 +167,8 @@ struct FittingDataset<'a> {
     dataset: &'a Dataset,
     access: &'a TableAccess,
     schema: TableSchema,
+    /// True if the table was locked when its filter was to be tried.
+    has_untried_filter: bool,
 }
 
 impl FittingDataset<'_> {
@@ -193,14 +198,14 @@ async fn fits<'a>(
 ) -> Result<Vec<FittingDataset<'a>>, sqlx::Error> {
     let mut fitting = Vec::new();
     for it in introspect(conn, datasets, faults).await? {
-        let fault = match filter::check(conn, it.dataset, &it.schema.table).await {
-            // Somebody has locked the table. The first export tries the filter.
-            Err(cause) if relation_locks::is_conflict(&cause) => None,
-            checked => checked?,
-        };
-        match fault {
-            Some(fault) => faults.push(fault),
-            None => fitting.push(it),
+        match filter::check(conn, it.dataset, &it.schema.table).await {
+            Err(cause) if relation_locks::is_conflict(&cause) => {
+                fitting.push(FittingDataset { has_untried_filter: true, ..it });
+            }
+            checked => match checked? {
+                Some(fault) => faults.push(fault),
+                None => fitting.push(it),
+            },
         }
     }
     Ok(fitting)
@@ -216,7 +221,7 @@ async fn introspect<'a>(
     let mut fitting = Vec::new();
     for (&(dataset, access), schema) in datasets.iter().zip(table_schema::introspect_all(conn, datasets).await?) {
         match schema {
-            Ok(schema) => fitting.push(FittingDataset { dataset, access, schema }),
+            Ok(schema) => fitting.push(FittingDataset { dataset, access, schema, has_untried_filter: false }),
             Err(table_schema::Error::Faults(found)) => faults.extend(found.0),
             Err(table_schema::Error::Hidden(fault)) => faults.push(fault),
             Err(table_schema::Error::Sql(cause)) => return Err(cause),

@@ -50,16 +50,26 @@ async fn a_start_waits_for_no_locked_partition() {
         .run(
             "create schema shop;
              create table shop.parts (id int primary key) partition by range (id);
-             create table shop.parts_1 partition of shop.parts for values from (0) to (9)",
+             create table shop.parts_1 partition of shop.parts for values from (0) to (9);
+             create table shop.slow (id int primary key, updated_at timestamptz not null);
+             create table shop.some (id int primary key)",
         )
         .await;
-    let catalog = Catalog::of("[[tables]]\nmatch = [\"shop.*\"]\n");
+    let catalog = Catalog::of(
+        "[[tables]]\nmatch = [\"shop.*\"]\nupdated_at = \"updated_at\"\n\n\
+         [[dataset]]\nname = \"some\"\ntable = \"shop.some\"\nfilter = \"id > 1\"\n",
+    );
     let (code, _, said) = catalog.command(&database, &["track", "--all"]).await;
     assert_eq!(code, 0, "{said}");
     let mut tx = database.pool.begin().await.unwrap();
-    sqlx::raw_sql("lock table shop.parts_1").execute(&mut *tx).await.unwrap();
+    sqlx::raw_sql("lock table shop.parts_1, shop.some").execute(&mut *tx).await.unwrap();
+    let (code, _, said) = catalog.command(&database, &["datasets", "check"]).await;
+    assert!(code == 0 && said.contains("some: its filter was not tried, because the table is locked"), "{said}");
     let service = catalog.start(&database).service().await;
-    assert_eq!(listed(&service).await, ["parts shop.parts ready", "parts_1 shop.parts_1 partition"]);
+    let datasets = ["some shop.some ready", "parts shop.parts ready", "slow shop.slow ready"];
+    assert_eq!(listed(&service).await, [&datasets[..], &["parts_1 shop.parts_1 partition"]].concat());
+    let not_ready = service.events("tables_not_ready");
+    assert_eq!((&not_ready[0]["tables"], &not_ready[0]["first"]), (&json!(1), &json!("shop.parts_1")));
     tx.rollback().await.unwrap();
     export(&service, "full", "parts", "a").await;
     service.stop().await;
