@@ -121,6 +121,12 @@ step_postgres-short() {
     done
 }
 
+# The way of a file into a bucket and out of it. The nightly step `buckets` has crashes and outages.
+step_buckets-short() {
+    needs postgres curl venv npm
+    tests/buckets.sh buckets::an_export_is_one_object buckets::manifests::a_bucket_is_applied_and_pulled_from
+}
+
 step_deny() {
     just_and_cargo_deny
     cargo deny --locked check --hide-inclusion-graph bans licenses sources

@@ -2,10 +2,10 @@
 # The tests of output to object stores, with emulators that get real requests: ministack is S3, and GCS as far as an export calls it;
 # azurite is Azure. Each listens on a free port of 127.0.0.1, keeps what it gets in memory, and ends with this script.
 #
-#   tests/buckets.sh                          all of them
-#   tests/buckets.sh --nocapture --skip gcs   arguments go to the program of the tests; another word adds tests, it takes none away
-#   BUCKETS_THIRD=yes tests/buckets.sh        asks s3s-fs too, another S3 by other people: cargo compiles it once, for some minutes
-#   tests/buckets.sh --torture --seed 7       the torture on a bucket in place of the tests; arguments go to it, --store az://… too
+#   tests/buckets.sh                      all of them
+#   tests/buckets.sh buckets::outages::   those with such names; arguments go to the program of the tests
+#   BUCKETS_THIRD=yes tests/buckets.sh    asks s3s-fs too, another S3 by other people: cargo compiles it once, for some minutes
+#   tests/buckets.sh --torture --seed 7   the torture on a bucket in place of the tests; arguments go to it, --store az://… too
 #
 # The tests and the torture find the emulators by BUCKETS_S3, BUCKETS_GCS and BUCKETS_AZURE. What a machine lacks is said, its addresses are not set, and
 # in CI it is a failure. Needs curl, what tests/venv.sh does, and for Azure Node.js with npm; fetches packages from PyPI and npm.
@@ -108,5 +108,5 @@ if [[ ${1:-} == --torture ]]; then
     shift
     cargo run --locked --features "${FEATURES:-full}" --example torture -- --store s3://torture/exports "$@"
 else
-    cargo test --locked --features "${FEATURES:-full}" --test suite -- buckets:: "$@"
+    cargo test --locked --features "${FEATURES:-full}" --test suite -- "${@:-buckets::}"
 fi
