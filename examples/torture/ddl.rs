@@ -124,7 +124,7 @@ pub(crate) async fn make(world: &World, shaping: Shaping, binary: &Path) -> Resu
     Ok(())
 }
 
-/// Everything as it was at first, so that the last exports meet a table at rest.
+/// Everything as it was at first: for the last exports, and after a put-back.
 pub(crate) async fn rest(world: &World, binary: &Path) -> Result<()> {
     again(world, Left::TriggersOff).await?;
     for dataset in ["shapes", "parts"] {

@@ -17,7 +17,8 @@ use crate::random::Random;
 use crate::replica::{LEASE, Replica, Stopped};
 use crate::report::{EXPIRE, UPHEAVAL, locked};
 use crate::trial::World;
-use crate::{backfill, ddl, publisher, upheavals};
+use crate::upheavals::{self, Upheaval};
+use crate::{backfill, ddl, publisher};
 
 /// The longest time until a failpoint is hit, with the clients asking for exports all the time: the bound of a hang.
 /// Beside a browser and a second torture on two cores, more than 30 s went by until one of three processes had a job
@@ -116,7 +117,7 @@ pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Res
         }
         anyhow::Ok(())
     });
-    let turned = Arc::clone(world);
+    let (turned, its_binary) = (Arc::clone(world), binary.to_owned());
     tasks.spawn(async move {
         for upheaval in plan.upheavals {
             tokio::time::sleep(upheaval.at.saturating_sub(begun.elapsed())).await;
@@ -127,6 +128,10 @@ pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Res
             let from = Utc::now();
             upheavals::turn_over(&turned, upheaval.what).await?;
             turned.report.acted(None, UPHEAVAL, from);
+            if matches!(upheaval.what, Upheaval::PutBack(_)) {
+                // The copy may be of a moment at which the owner had triggers off or a table untracked.
+                ddl::rest(&turned, &its_binary).await?;
+            }
             turned.report.announce("all: it is done");
         }
         anyhow::Ok(())
