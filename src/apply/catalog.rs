@@ -35,7 +35,7 @@ pub(super) struct ExistingColumn {
     pub(super) equal: String,
     /// True if another server may write the column's values differently: `money` follows `lc_monetary`, and `"char"`
     /// has other texts before Postgres 15.
-    pub(super) has_other_texts: bool,
+    pub(super) depends_on_server: bool,
     /// The attribute number. A column that is removed and added again has another number.
     pub(super) number: i16,
 }

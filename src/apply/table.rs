@@ -36,7 +36,7 @@ pub(super) struct TargetTable {
     /// The columns of the stage: those of the export, each with its type in the target.
     pub(super) stage: Vec<(String, String)>,
     /// The columns of the target whose texts another server may write differently.
-    other_texts: Vec<String>,
+    server_texts: Vec<String>,
     /// The key's columns, each with the operator that compares two values for equality.
     pub(super) key: Vec<(String, String)>,
     /// The column that marks deleted rows.
@@ -171,7 +171,7 @@ impl TargetTable {
             has_extra_columns: present.iter().any(|column| is_extra(&column)),
             oid: oid(conn, &name).await?,
             numbers: numbers(&present, export, settings),
-            other_texts: present.iter().filter(|it| it.has_other_texts).map(|it| it.name.clone()).collect(),
+            server_texts: present.iter().filter(|it| it.depends_on_server).map(|it| it.name.clone()).collect(),
             stage: export.columns.iter().map(|column| (column.name.clone(), type_of(column))).collect(),
             key: export.key.iter().map(|name| (name.clone(), equal(name))).collect(),
             is_empty,
@@ -228,7 +228,7 @@ impl TargetTable {
     /// Returns the columns of the stage, each with its type, whose values another server may write differently.
     pub(super) fn columns_to_check(&self) -> impl Iterator<Item = &(String, String)> {
         let is_used = |name: &String| self.written.contains(name) || self.key.iter().any(|(key, _)| key == name);
-        self.stage.iter().filter(move |(name, _)| is_used(name) && self.other_texts.contains(name))
+        self.stage.iter().filter(move |(name, _)| is_used(name) && self.server_texts.contains(name))
     }
 
     /// Deletes all rows of a table whose rows can't be merged, if no `truncate` has. Returns the number of rows.

@@ -112,11 +112,9 @@ where
         match last {
             None => look.await,
             Some(last) => match timeout(failpoint::time("service.patience", PATIENCE), look).await {
-                Ok(Err(error)) if !matches!(&*error, Error::Table(Some(source::Error::LockConflict { .. }))) => {
-                    Err(error)
-                }
-                Ok(Ok(looked)) => Ok(looked),
-                Ok(Err(_)) | Err(_) => Ok(last),
+                Ok(Err(error)) if matches!(&*error, Error::Table(Some(source::Error::LockConflict { .. }))) => Ok(last),
+                Ok(looked) => looked,
+                Err(_) => Ok(last),
             },
         }
     }

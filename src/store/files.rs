@@ -184,7 +184,8 @@ async fn is_taken(conn: &mut PgConnection, name: &str) -> Result<bool, sqlx::Err
         "-- store.files.is_taken
          select exists (
            select from exports
-           where lower(output_filename) >= lower($1 collate \"C\") || '.' and lower(output_filename) < lower($1 collate \"C\") || '/')",
+           where lower(output_filename) >= lower($1 collate \"C\") || '.'
+             and lower(output_filename) < lower($1 collate \"C\") || '/')",
     )
     .bind(name)
     .fetch_one(conn)
@@ -204,7 +205,8 @@ pub(crate) async fn names_taken(conn: &mut PgConnection, stem: &str) -> Result<i
         "-- store.files.names_taken
          select count(*) from (
            select from exports
-           where lower(output_filename) >= lower($1 collate \"C\") || '-' and lower(output_filename) < lower($1 collate \"C\") || '/'
+           where lower(output_filename) >= lower($1 collate \"C\") || '-'
+             and lower(output_filename) < lower($1 collate \"C\") || '/'
            limit $2) names",
     )
     .bind(stem)

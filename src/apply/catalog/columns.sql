@@ -40,7 +40,7 @@ select a.attname::text as name, format_type(a.atttypid, a.atttypmod) as type_nam
           where t.oid in (r.rngtypid, (to_jsonb(r) ->> 'rngmultitypid')::oid)
         union all select f.atttypid from pg_attribute f
           where f.attrelid = t.typrelid and f.attnum > 0 and not f.attisdropped) part)
-    select bool_or(oid in ('money'::regtype, '"char"'::regtype)) from parts) as has_other_texts
+    select bool_or(oid in ('money'::regtype, '"char"'::regtype)) from parts) as depends_on_server
 from pg_attribute a
 -- The type beneath a domain, which may itself be of a domain; any other type is its own base.
 cross join lateral (
