@@ -12,6 +12,7 @@ mod schedule;
 mod sweep;
 
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,7 +45,7 @@ const PURGE_PERIOD: Duration = Duration::from_secs(10);
 /// The pause between two checks of the schedules. It is the shortest interval of a schedule's slots.
 const SCHEDULE_PERIOD: Duration = Duration::from_secs(1);
 
-/// The time after which a round is aborted and the next one begins. A purging statement may take a minute.
+/// The time after which a round counts as failed. A purging statement may take a minute.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The time that a look for work waits for the id of the destination.
@@ -157,21 +158,21 @@ impl Maintenance {
     pub async fn run(self, drain: CancellationToken, shutdown: CancellationToken) {
         metrics::change_log_caps(self.settings.log_caps.bytes, self.settings.log_caps.age);
         let often = Pace::every(failpoint::time("maintenance.look", lease::interval(self.settings.lease)));
-        let on_request = |requested| Pace { period: FOLDER_PERIOD, woken: Some(Arc::clone(requested)) };
+        let on_request = |requested| Pace { woken: Some(Arc::clone(requested)), ..Pace::of_files() };
         let mut tasks = JoinSet::new();
         let task = self.for_task();
         let mut looked_at = None;
         tasks.spawn(every("reap", often, async move || look(&task, &mut looked_at).await, shutdown.clone()));
         let (task, pace) = (self.for_task(), on_request(&self.announce_requested));
         tasks.spawn(every("announce", pace, async move || announce(&task).await, shutdown.clone()));
-        let (mut publish, pace) = (Publish::new(self.for_task()), on_request(&self.publish_requested));
+        let (mut publish, pace) = (Publish::new(&self), on_request(&self.publish_requested));
         tasks.spawn(every("publish", pace, async move || publish.round().await, shutdown.clone()));
         let task = self.for_task();
         let sweeping = on_request(&self.sweep_requested);
         tasks.spawn(every("sweep", sweeping, async move || sweep::round(&task).await, shutdown.clone()));
         let task = self.for_task();
         let is_left = Arc::new(Notify::new());
-        let retaining = Pace { period: FOLDER_PERIOD, woken: Some(Arc::clone(&is_left)) };
+        let retaining = on_request(&is_left);
         let retain = async move || {
             if !retain::round(&task).await? {
                 is_left.notify_one();
@@ -196,7 +197,11 @@ impl Maintenance {
     /// An operation on a dead network never returns and occupies its thread for ever. The limit prevents that the task
     /// occupies a second thread.
     fn for_task(&self) -> Maintenance {
-        let destination = self.destination.limited(Limits { max_concurrent: 1, timeout: None });
+        self.with_concurrent(1)
+    }
+
+    fn with_concurrent(&self, max_concurrent: usize) -> Maintenance {
+        let destination = self.destination.limited(Limits { max_concurrent, timeout: None });
         Maintenance { destination, ..self.clone() }
     }
 }
@@ -262,18 +267,28 @@ async fn remove_unused(Maintenance { source, .. }: &Maintenance) -> Result<(), E
     Ok(source.remove_unused_functions().await?)
 }
 
-/// The pause between two rounds of a task. A notification ends it early.
+/// The pause between two rounds of a task, and the end of a round that takes too long.
 #[derive(Clone)]
 struct Pace {
     /// The length of the pause.
     period: Duration,
     /// Ends the pause early.
     woken: Option<Arc<Notify>>,
+    /// The time after which a round counts as failed.
+    timeout: Duration,
+    /// True if a round ends then.
+    is_cut: bool,
 }
 
 impl Pace {
     fn every(period: Duration) -> Pace {
-        Pace { period, woken: None }
+        Pace { period, woken: None, timeout: ROUND_TIMEOUT, is_cut: true }
+    }
+
+    /// Returns the pace of a task that works on many files at the destination. Its rounds are not cut: the next one
+    /// would begin again with the same files, and never reach the others.
+    fn of_files() -> Pace {
+        Pace { is_cut: false, ..Pace::every(FOLDER_PERIOD) }
     }
 
     async fn rest(&self) {
@@ -287,8 +302,8 @@ impl Pace {
     }
 }
 
-/// Runs rounds of a task until `shutdown`. Continues after an error, a panic or a timeout of a round. `task` is the
-/// task's name in the log.
+/// Runs rounds of a task until `shutdown`. Continues after an error, a panic or a timeout of a round. A round that takes
+/// too long counts as failed even if it is not cut. `task` is the task's name in the log.
 async fn every(
     task: &'static str,
     pace: Pace,
@@ -298,29 +313,35 @@ async fn every(
     let throttle = LogThrottle::default();
     metrics::init_maintenance(task);
     while !shutdown.is_cancelled() {
-        let round = AssertUnwindSafe(round()).catch_unwind();
-        let done = tokio::select! {
-            () = shutdown.cancelled() => return,
-            done = tokio::time::timeout(ROUND_TIMEOUT, round) => done,
-        };
-        if !matches!(done, Ok(Ok(Ok(())))) {
-            metrics::maintenance_failed(task);
-        }
-        let failed = match done {
-            Ok(Ok(Ok(()))) => None,
-            Ok(Ok(Err(error))) => Some(chain(&error)),
-            Ok(Err(_)) => {
-                if let Some(times) = throttle.should_log("panicked".to_owned()) {
-                    tracing::error!(event = "maintenance_panicked", task, times);
-                }
-                None
+        let mut round = pin!(AssertUnwindSafe(round()).catch_unwind());
+        loop {
+            let done = tokio::select! {
+                () = shutdown.cancelled() => return,
+                done = tokio::time::timeout(pace.timeout, &mut round) => done,
+            };
+            if !matches!(done, Ok(Ok(Ok(())))) {
+                metrics::maintenance_failed(task);
             }
-            Err(_) => Some(format!("the round did not end within {} seconds", ROUND_TIMEOUT.as_secs())),
-        };
-        if let Some(error) = failed
-            && let Some(times) = throttle.should_log(error.clone())
-        {
-            tracing::warn!(event = "maintenance_failed", task, error, times);
+            let goes_on = done.is_err() && !pace.is_cut;
+            let failed = match done {
+                Ok(Ok(Ok(()))) => None,
+                Ok(Ok(Err(error))) => Some(chain(&error)),
+                Ok(Err(_)) => {
+                    if let Some(times) = throttle.should_log("panicked".to_owned()) {
+                        tracing::error!(event = "maintenance_panicked", task, times);
+                    }
+                    None
+                }
+                Err(_) => Some(format!("the round did not end within {} seconds", pace.timeout.as_secs())),
+            };
+            if let Some(error) = failed
+                && let Some(times) = throttle.should_log(error.clone())
+            {
+                tracing::warn!(event = "maintenance_failed", task, error, times);
+            }
+            if !goes_on {
+                break;
+            }
         }
         tokio::select! { () = shutdown.cancelled() => {}, () = pace.rest() => {} }
     }
@@ -346,5 +367,27 @@ mod tests {
         };
         every("failing", Pace::every(Duration::from_millis(1)), round, shutdown).await;
         assert_eq!(rounds, 4);
+    }
+
+    #[tokio::test]
+    async fn a_long_round_ends_early_unless_it_works_on_files() {
+        for (pace, expected) in [(Pace::every(FOLDER_PERIOD), [1, 0]), (Pace::of_files(), [1, 1])] {
+            let timeout = Duration::from_millis(10);
+            let pace = Pace { period: timeout, timeout, ..pace };
+            let (mut begun, mut ended, shutdown) = (0, 0, CancellationToken::new());
+            let ends = shutdown.clone();
+            let round = async || {
+                begun += 1;
+                if begun == 1 {
+                    tokio::time::sleep(3 * timeout).await;
+                    ended += 1;
+                } else {
+                    ends.cancel();
+                }
+                Ok(())
+            };
+            every("long", pace, round, shutdown).await;
+            assert_eq!([begun - 1, ended], expected);
+        }
     }
 }

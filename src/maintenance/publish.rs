@@ -1,7 +1,10 @@
 //! Publishes committed files, and fails jobs whose files are missing.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::time::Instant;
+
+use futures_util::{StreamExt, stream};
 
 use crate::file::FileRecord;
 use crate::job::JobId;
@@ -20,8 +23,12 @@ pub(super) struct Publish {
     throttle: LogThrottle,
 }
 
+/// The number of lanes whose exports are published at once. A slow file delays only its own lane.
+const MAX_LANES: usize = 4;
+
 impl Publish {
-    pub(super) fn new(maintenance: Maintenance) -> Publish {
+    pub(super) fn new(maintenance: &Maintenance) -> Publish {
+        let maintenance = maintenance.with_concurrent(MAX_LANES);
         let Maintenance { store, destination, settings, .. } = &maintenance;
         let publisher = Publisher::new(store, destination, &settings.publisher, settings.lease);
         Publish { maintenance, publisher, missing: HashMap::new(), throttle: LogThrottle::default() }
@@ -32,10 +39,32 @@ impl Publish {
         let id = maintenance.destination.id().await?;
         let unpublished = maintenance.store.unpublished(id).await?;
         missing.retain(|job, _| unpublished.iter().any(|record| record.job == *job));
+        let mut lanes = HashMap::<_, Vec<_>>::new();
         for record in unpublished {
-            let job = record.job;
-            let outcome = if record.is_own {
-                match publisher.publish(record).await {
+            // An export without a consumer has no lane.
+            let lane = record.consumer.clone().map(|consumer| (consumer, record.dataset.clone())).ok_or(record.job);
+            lanes.entry(lane).or_default().push(record);
+        }
+        let publish = async |lane: Vec<FileRecord>| {
+            let mut outcomes = Vec::new();
+            for record in lane {
+                let job = record.job;
+                // A service on another database publishes the other files, so a lane of this database must not wait for
+                // them.
+                outcomes.push((
+                    job,
+                    match record.is_own {
+                        true => publisher.publish(record).await,
+                        false => publisher.give_up(&record).await.map(|()| Publication::Done),
+                    },
+                ));
+            }
+            outcomes
+        };
+        let mut published = pin!(stream::iter(lanes.into_values()).map(publish).buffer_unordered(MAX_LANES));
+        while let Some(outcomes) = published.next().await {
+            for (job, outcome) in outcomes {
+                let outcome = match outcome {
                     Ok(Publication::Done) => {
                         // The process that died before the publication may have left a hidden file behind.
                         maintenance.sweep_requested.notify_one();
@@ -47,15 +76,12 @@ impl Publish {
                         missing.remove(&job);
                         Err(error)
                     }
+                };
+                if let Err(error) = outcome
+                    && let Some(times) = throttle.should_log(format!("{job} {}", chain(&error)))
+                {
+                    tracing::error!(event = "publish_failed", jobId = %job, error = chain(&error), times);
                 }
-            } else {
-                // A service on another database publishes this file, so a lane of this database must not wait for it.
-                publisher.give_up(&record).await
-            };
-            if let Err(error) = outcome
-                && let Some(times) = throttle.should_log(format!("{job} {}", chain(&error)))
-            {
-                tracing::error!(event = "publish_failed", jobId = %job, error = chain(&error), times);
             }
         }
         Ok(())

@@ -30,6 +30,31 @@ async fn a_folder_that_hangs_holds_up_neither_takeovers_nor_the_end() {
 }
 
 #[tokio::test]
+async fn a_file_that_takes_long_to_publish_delays_its_lane_alone() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    // Two exports are committed, and their process dies before it has recorded that they are published.
+    let doomed = Start::on(&database).with("WORKERS", 2);
+    let mut doomed = doomed.with("FAILPOINTS", "worker.committed=hold,publisher.named=kill").service().await;
+    let mut jobs = vec![doomed.submit("full", "a").await];
+    doomed.reaches("worker.committed").await;
+    jobs.push(doomed.submit("full", "b").await);
+    doomed.dies().await;
+    let heir = Start::on(&database).sharing_output(&doomed).with("FAILPOINTS", "sink.publish=hold").service().await;
+    heir.reaches("sink.publish").await;
+    eventually("the other one is published", async || {
+        let published = "select count(*) from exports where published_at is not null";
+        (database.one::<i64>(published).await == 1).then_some(())
+    })
+    .await;
+    heir.release("sink.publish").await;
+    for id in jobs {
+        assert_eq!(heir.ended(&id).await["status"], "completed");
+    }
+    heir.stop().await;
+}
+
+#[tokio::test]
 async fn a_file_that_cannot_be_removed_keeps_no_other_one() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
