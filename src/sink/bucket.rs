@@ -142,17 +142,22 @@ impl Bucket {
         stopped: CancellationToken,
     ) -> Result<Upload, Error> {
         let id = self.recent_id().await?;
-        let key = self.objects.key(&name.key(hidden));
-        let upload = self.objects.store.create_multipart_opts(&key, self.attributes(hidden, name)).await;
-        let upload = upload.map_err(self.objects.cannot("begin the upload of", &key))?;
-        failpoint!("bucket.created");
-        let note = note::Note { key: key.to_string(), upload };
-        if let Err(error) = self.objects.leave(hidden, &note).await {
-            // Without its note, no sweep finds the upload.
-            let _ = self.objects.store.abort_multipart(&key, &note.upload).await;
-            return Err(error);
-        }
-        Ok(Upload::new(Arc::clone(&self.objects), id, hidden.name.clone(), note, stopped))
+        let (objects, key) = (Arc::clone(&self.objects), self.objects.key(&name.key(hidden)));
+        let (attributes, hidden) = (self.attributes(hidden, name), hidden.clone());
+        let begin = async move {
+            let upload = objects.store.create_multipart_opts(&key, attributes).await;
+            let upload = upload.map_err(objects.cannot("begin the upload of", &key))?;
+            failpoint!("bucket.created");
+            let note = note::Note { key: key.to_string(), upload };
+            if let Err(error) = objects.leave(&hidden, &note).await {
+                // Without its note, no sweep finds the upload.
+                let _ = objects.store.abort_multipart(&key, &note.upload).await;
+                return Err(error);
+            }
+            Ok(Upload::new(objects, id, hidden.name, note, stopped))
+        };
+        // A task of its own leaves the note even if the attempt ends meanwhile, for example by a cancellation.
+        tokio::spawn(begin).await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
     }
 
     /// Completes a committed file's upload.

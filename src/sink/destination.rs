@@ -181,7 +181,8 @@ pub trait Destination: fmt::Debug + Send + Sync {
         Ok(())
     }
 
-    /// Removes the files of an export that nobody may publish any more, and the manifests that name it.
+    /// Removes the files of an export that nobody may publish any more, and the manifests that name it. A file that
+    /// can't be removed does not prevent the removal of the others.
     async fn discard(&self, record: &FileRecord) -> Result<(), Error> {
         if let Some((consumer, batch)) = record.consumer.as_ref().zip(record.batch.as_ref())
             && let Some(text) = &batch.manifest
@@ -191,10 +192,11 @@ pub trait Destination: fmt::Debug + Send + Sync {
         if let Some(text) = &record.manifest {
             self.remove_manifest(record, text).await?;
         }
+        let mut outcome = Ok(());
         for (name, file) in record.files() {
-            self.discard_file(file, &name).await?;
+            outcome = self.discard_file(file, &name).await.and(outcome);
         }
-        Ok(())
+        outcome
     }
 }
 

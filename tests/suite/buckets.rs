@@ -530,6 +530,27 @@ async fn an_abandoned_upload_is_swept() {
     }
 }
 
+/// The next sweep finds it by its note, within a minute.
+#[tokio::test]
+async fn an_upload_that_begins_while_its_export_is_cancelled_is_swept() {
+    for bucket in buckets().await.into_iter().take(1) {
+        let database = Database::new().await;
+        database.add_users(1, 5).await;
+        let service = bucket.start(&database).with("FAILPOINTS", "bucket.created=hold").service().await;
+        let id = service.submit("full", "a").await;
+        service.reaches("bucket.created").await;
+        assert_eq!(bucket.uploads().await.len(), 1);
+        assert_eq!(service.call("POST", &format!("/exports/{id}/cancel"), &[]).await.status(), 202);
+        assert_eq!(service.ended(&id).await["status"], "cancelled");
+        service.release("bucket.created").await;
+        eventually("nothing is left", async || {
+            (bucket.keys().await.is_empty() && bucket.uploads().await.is_empty()).then_some(())
+        })
+        .await;
+        service.stop().await;
+    }
+}
+
 #[tokio::test]
 async fn the_mark_is_the_id_of_the_bucket() {
     for bucket in buckets().await {
