@@ -302,8 +302,8 @@ impl Pace {
     }
 }
 
-/// Runs rounds of a task until `shutdown`. Continues after an error, a panic or a timeout of a round. A round that takes
-/// too long counts as failed even if it is not cut. `task` is the task's name in the log.
+/// Runs rounds of a task until `shutdown`. Continues after an error, a panic or a timeout of a round. A round that
+/// takes too long counts as failed even if it is not cut. `task` is the name of the task in the log.
 async fn every(
     task: &'static str,
     pace: Pace,
