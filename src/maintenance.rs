@@ -157,7 +157,7 @@ impl Maintenance {
     /// exports after that.
     pub async fn run(self, drain: CancellationToken, shutdown: CancellationToken) {
         metrics::change_log_caps(self.settings.log_caps.bytes, self.settings.log_caps.age);
-        let often = Pace::every(failpoint::time("maintenance.look", lease::interval(self.settings.lease)));
+        let often = Pace::every(self.look_period());
         let on_request = |requested| Pace { woken: Some(Arc::clone(requested)), ..Pace::of_files() };
         let mut tasks = JoinSet::new();
         let task = self.for_task();
@@ -198,6 +198,11 @@ impl Maintenance {
     /// occupies a second thread.
     fn for_task(&self) -> Maintenance {
         self.with_concurrent(1)
+    }
+
+    /// Returns the pause between two looks for work.
+    fn look_period(&self) -> Duration {
+        failpoint::time("maintenance.look", lease::interval(self.settings.lease))
     }
 
     fn with_concurrent(&self, max_concurrent: usize) -> Maintenance {

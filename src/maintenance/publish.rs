@@ -1,13 +1,13 @@
 //! Publishes committed files, and fails jobs whose files are missing.
 
-use std::collections::HashMap;
-use std::pin::pin;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Instant;
 
-use futures_util::{StreamExt, stream};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 
 use crate::file::FileRecord;
-use crate::job::JobId;
+use crate::job::{ConsumerId, JobId};
 use crate::maintenance::{Error, Maintenance};
 use crate::publisher::{self, Publication, Publisher};
 use crate::sink::Destination;
@@ -26,6 +26,9 @@ pub(super) struct Publish {
 /// The number of lanes whose exports are published at once. A slow file delays only its own lane.
 const MAX_LANES: usize = 4;
 
+/// The lane of an export, or an export without a lane.
+type LaneKey = Result<(ConsumerId, String), JobId>;
+
 impl Publish {
     pub(super) fn new(maintenance: &Maintenance) -> Publish {
         let maintenance = maintenance.with_concurrent(MAX_LANES);
@@ -34,57 +37,81 @@ impl Publish {
         Publish { maintenance, publisher, missing: HashMap::new(), throttle: LogThrottle::default() }
     }
 
+    /// Publishes until nothing is under way. Exports that are committed meanwhile don't wait for a slow one.
     pub(super) async fn round(&mut self) -> Result<(), Error> {
-        let Publish { maintenance, publisher, missing, throttle } = self;
-        let id = maintenance.destination.id().await?;
-        let unpublished = maintenance.store.unpublished(id).await?;
-        missing.retain(|job, _| unpublished.iter().any(|record| record.job == *job));
+        let publisher = self.publisher.clone();
+        let publish = async |lane: LaneKey, records: Vec<FileRecord>| {
+            let mut outcomes = Vec::new();
+            for record in records {
+                let job = record.job;
+                let outcome = match record.is_own {
+                    true => publisher.publish(record).await,
+                    // A service on another database publishes it, so a lane of this database must not wait for it.
+                    false => publisher.give_up(&record).await.map(|()| Publication::Done),
+                };
+                outcomes.push((job, outcome));
+            }
+            (lane, outcomes)
+        };
+        let mut looks = tokio::time::interval(self.maintenance.look_period());
+        let (mut busy, mut waiting, mut under_way) = (HashSet::new(), VecDeque::new(), FuturesUnordered::new());
+        loop {
+            tokio::select! {
+                biased;
+                _ = looks.tick() => {
+                    let lanes = self.unpublished().await?;
+                    waiting.extend(lanes.into_iter().filter(|(lane, _)| busy.insert(lane.clone())));
+                }
+                Some((lane, outcomes)) = under_way.next() => {
+                    busy.remove(&lane);
+                    for (job, outcome) in outcomes {
+                        self.end(job, outcome).await;
+                    }
+                }
+            }
+            while under_way.len() < MAX_LANES
+                && let Some((lane, records)) = waiting.pop_front()
+            {
+                under_way.push(publish(lane, records));
+            }
+            if under_way.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Returns the unpublished exports of each lane, in their order.
+    async fn unpublished(&mut self) -> Result<HashMap<LaneKey, Vec<FileRecord>>, Error> {
+        let Maintenance { store, destination, .. } = &self.maintenance;
+        let unpublished = store.unpublished(destination.id().await?).await?;
+        self.missing.retain(|job, _| unpublished.iter().any(|record| record.job == *job));
         let mut lanes = HashMap::<_, Vec<_>>::new();
         for record in unpublished {
-            // An export without a consumer has no lane.
             let lane = record.consumer.clone().map(|consumer| (consumer, record.dataset.clone())).ok_or(record.job);
             lanes.entry(lane).or_default().push(record);
         }
-        let publish = async |lane: Vec<FileRecord>| {
-            let mut outcomes = Vec::new();
-            for record in lane {
-                let job = record.job;
-                // A service on another database publishes the other files, so a lane of this database must not wait for
-                // them.
-                outcomes.push((
-                    job,
-                    match record.is_own {
-                        true => publisher.publish(record).await,
-                        false => publisher.give_up(&record).await.map(|()| Publication::Done),
-                    },
-                ));
+        Ok(lanes)
+    }
+
+    async fn end(&mut self, job: JobId, outcome: Result<Publication, publisher::Error>) {
+        let outcome = match outcome {
+            Ok(Publication::Done) => {
+                // The process that died before the publication may have left a hidden file behind.
+                self.maintenance.sweep_requested.notify_one();
+                Ok(())
             }
-            outcomes
+            Ok(Publication::Missing(record)) => give_up_if_lost(&self.publisher, &mut self.missing, &record).await,
+            Err(error) => {
+                // The failed destination may have the file, so the time of its absence starts again.
+                self.missing.remove(&job);
+                Err(error)
+            }
         };
-        let mut published = pin!(stream::iter(lanes.into_values()).map(publish).buffer_unordered(MAX_LANES));
-        while let Some(outcomes) = published.next().await {
-            for (job, outcome) in outcomes {
-                let outcome = match outcome {
-                    Ok(Publication::Done) => {
-                        // The process that died before the publication may have left a hidden file behind.
-                        maintenance.sweep_requested.notify_one();
-                        Ok(())
-                    }
-                    Ok(Publication::Missing(record)) => give_up_if_lost(publisher, missing, &record).await,
-                    Err(error) => {
-                        // The failed destination may have the file, so the time of its absence starts again.
-                        missing.remove(&job);
-                        Err(error)
-                    }
-                };
-                if let Err(error) = outcome
-                    && let Some(times) = throttle.should_log(format!("{job} {}", chain(&error)))
-                {
-                    tracing::error!(event = "publish_failed", jobId = %job, error = chain(&error), times);
-                }
-            }
+        if let Err(error) = outcome
+            && let Some(times) = self.throttle.should_log(format!("{job} {}", chain(&error)))
+        {
+            tracing::error!(event = "publish_failed", jobId = %job, error = chain(&error), times);
         }
-        Ok(())
     }
 }
 

@@ -40,13 +40,21 @@ async fn a_file_that_takes_long_to_publish_delays_its_lane_alone() {
     doomed.reaches("worker.committed").await;
     jobs.push(doomed.submit("full", "b").await);
     doomed.dies().await;
-    let heir = Start::on(&database).sharing_output(&doomed).with("FAILPOINTS", "sink.publish=hold").service().await;
+    let failpoints = "sink.publish=hold,publisher.named=error@2,maintenance.look=time:200";
+    let heir = Start::on(&database).sharing_output(&doomed).with("FAILPOINTS", failpoints).service().await;
     heir.reaches("sink.publish").await;
-    eventually("the other one is published", async || {
-        let published = "select count(*) from exports where published_at is not null";
-        (database.one::<i64>(published).await == 1).then_some(())
-    })
-    .await;
+    let others_are_published = async |number| {
+        eventually("the others are published", async || {
+            let published = "select count(*) from exports where published_at is not null";
+            (database.one::<i64>(published).await == number).then_some(())
+        })
+        .await;
+    };
+    others_are_published(1).await;
+    // Its worker leaves it to maintenance.
+    jobs.push(heir.submit("full", "c").await);
+    heir.reaches("publisher.named").await;
+    others_are_published(2).await;
     heir.release("sink.publish").await;
     for id in jobs {
         assert_eq!(heir.ended(&id).await["status"], "completed");
