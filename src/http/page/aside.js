@@ -7,7 +7,7 @@ import { wake } from "./pulse.js";
 
 // Where one export ends after the other, what follows from an end is asked for now and then.
 export const SOON_MS = 4000;
-const AGAIN_SECONDS = 5;
+export const AGAIN_SECONDS = 5;
 
 // `work` gives the seconds until it is to be done again; `complain` gets what it could not do, and null once it could.
 export function aside(work, complain = () => {}) {

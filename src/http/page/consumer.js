@@ -3,7 +3,7 @@
 import { aside } from "./aside.js";
 import { Problem, get } from "./api.js";
 import { activity } from "./chart.js";
-import { CONSUMER_SECONDS, laneTable, withFailures } from "./consumers.js";
+import { laneTable, lanesAgain, withFailures } from "./consumers.js";
 import { el, show, text } from "./dom.js";
 import { jobsSection } from "./jobs.js";
 import { OPEN_SECONDS, QUIET_SECONDS } from "./pulse.js";
@@ -46,7 +46,7 @@ export function consumerView(id) {
     list.update(items);
     show(empty, items.length === 0);
     text(empty, none);
-    return CONSUMER_SECONDS;
+    return lanesAgain(items);
   }
   const lanes = aside(lookAtLanes, (error) => {
     show(unknown, error !== null);

@@ -3,6 +3,7 @@
 
 import { get } from "./api.js";
 import { acting, complaints, healingLanes, submitting } from "./actions.js";
+import { AGAIN_SECONDS } from "./aside.js";
 import { sparkline } from "./chart.js";
 import { copying, starting } from "./curl.js";
 import { el, keyed, once, row, searching, set, show, table, text } from "./dom.js";
@@ -12,7 +13,7 @@ import { CONSUMER_ID, STATUS, consumerPath, datasetPath, isConsumerId, isFaulty,
 
 const COLUMNS = (of) => [[of, "key"], ["State", "state"], ["Behind", "number"], ["Rows waiting", "number"], ["Last export", "latest"], ["Actions", "does"]];
 const DAY = ["Last day", "day"];
-export const CONSUMER_SECONDS = 15;
+const CONSUMER_SECONDS = 15;
 // Of an answer, and of all.
 const PAGE = 200;
 const MOST = 1000;
@@ -27,6 +28,9 @@ const MOST_IN_BATCH = 1000;
 // What failed by another export of its batch is less urgent than one that needs a full export.
 const FOLLOWS = 1.5;
 const FIRST = { consumerId: "consumer-1", exportType: "full", format: "csv", compression: "none" };
+
+// The seconds until the lanes of so many answers are asked for again: soon where a table couldn't be read.
+export const lanesAgain = (items, pages = 1) => (items.some(({ state }) => state === null) ? AGAIN_SECONDS : CONSUMER_SECONDS) * pages;
 
 const laneKey = (of) => `${of.consumerId}/${of.dataset}`;
 const newest = (lanes) => lanes.map(({ lastJob }) => lastJob).filter(Boolean).sort((a, b) => (a.createdAt < b.createdAt ? 1 : -1))[0] ?? null;
@@ -172,7 +176,7 @@ export function consumersSection() {
     text(beyond, `Only the first ${count(items.length)} by name are looked at. A consumer's own page has the address ${location.origin}/#/consumers/NAME.`);
     show(empty.node, items.length === 0);
     empty.update(first, datasets);
-    return Math.max(CONSUMER_SECONDS * pages, (REST * (elapsed() - begun)) / 1000);
+    return Math.max(lanesAgain(items, pages), (REST * (elapsed() - begun)) / 1000);
   }
   const complain = (error) => {
     show(unknown, error !== null);

@@ -3,7 +3,7 @@
 import { aside } from "./aside.js";
 import { Problem, get } from "./api.js";
 import { activity } from "./chart.js";
-import { CONSUMER_SECONDS, allLanes, laneTable } from "./consumers.js";
+import { allLanes, laneTable, lanesAgain } from "./consumers.js";
 import { quoted } from "./curl.js";
 import { el, once, show, text } from "./dom.js";
 import { bytes, count } from "./figures.js";
@@ -66,7 +66,7 @@ export function datasetView(name) {
     list.update(its);
     show(empty, its.length === 0 && isAll);
     show(beyond, !isAll);
-    return CONSUMER_SECONDS * pages;
+    return lanesAgain(items, pages);
   }
   const lanes = aside(lookAtLanes, complain);
   const looks = [aside(lookAtIt, complain), lanes, day];

@@ -3,7 +3,7 @@
 
 import { get } from "./api.js";
 import { aside } from "./aside.js";
-import { CONSUMER_SECONDS, allLanes, byUrgency, rank, stateCounts } from "./consumers.js";
+import { allLanes, byUrgency, lanesAgain, rank, stateCounts } from "./consumers.js";
 import { quoted } from "./curl.js";
 import { el, keyed, once, row, searching, show, table, text } from "./dom.js";
 import { bytes, count } from "./figures.js";
@@ -66,7 +66,7 @@ export function datasetsView() {
     const { items, pages } = await allLanes(signal);
     copies = Map.groupBy(byUrgency(items), ({ dataset }) => dataset);
     draw();
-    return CONSUMER_SECONDS * pages;
+    return lanesAgain(items, pages);
   });
   async function beat(signal) {
     // Whether the service is there shows here too.
