@@ -12,6 +12,8 @@ async function main(): Promise<void> {
     const none: Options = {};
     const started = await startFull({ headers, body: { ...none, format: "ndjson" } });
     if (!started.data) throw new Error(JSON.stringify(started.error));
+    // A request for several datasets makes a batch.
+    if (!("jobId" in started.data)) throw new Error(`a batch: ${started.data.batchId}`);
 
     const job = await getExport({ path: { jobId: started.data.jobId }, query: { wait: 60 } });
     if (job.data?.status !== "completed") throw new Error(JSON.stringify(job.data ?? job.error));

@@ -12,6 +12,8 @@ async function main(): Promise<void> {
     const none: components["schemas"]["Options"] = {};
     const started = await client.POST("/exports/full", { params: { header }, body: { ...none, format: "ndjson" } });
     if (!started.data) throw new Error(`${started.error.code}: ${started.error.detail}`);
+    // A request for several datasets makes a batch.
+    if (!("jobId" in started.data)) throw new Error(`a batch: ${started.data.batchId}`);
 
     const path = { jobId: started.data.jobId };
     const job = await client.GET("/exports/{jobId}", { params: { path, query: { wait: 60 } } });
