@@ -3,8 +3,8 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Instant;
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
 use crate::file::FileRecord;
 use crate::job::{ConsumerId, JobId};
@@ -29,6 +29,9 @@ const MAX_LANES: usize = 4;
 /// The lane of an export, or an export without a lane.
 type LaneKey = Result<(ConsumerId, String), JobId>;
 
+/// The result of publishing a job's files.
+type PublicationResult = (JobId, Result<Publication, publisher::Error>);
+
 impl Publish {
     pub(super) fn new(maintenance: &Maintenance) -> Publish {
         let maintenance = maintenance.with_concurrent(MAX_LANES);
@@ -39,22 +42,10 @@ impl Publish {
 
     /// Publishes until nothing is under way. Exports that are committed meanwhile don't wait for a slow one.
     pub(super) async fn round(&mut self) -> Result<(), Error> {
-        let publisher = self.publisher.clone();
-        let publish = async |lane: LaneKey, records: Vec<FileRecord>| {
-            let mut outcomes = Vec::new();
-            for record in records {
-                let job = record.job;
-                let outcome = match record.is_own {
-                    true => publisher.publish(record).await,
-                    // A service on another database publishes it, so a lane of this database must not wait for it.
-                    false => publisher.give_up(&record).await.map(|()| Publication::Done),
-                };
-                outcomes.push((job, outcome));
-            }
-            (lane, outcomes)
-        };
         let mut looks = tokio::time::interval(self.maintenance.look_period());
-        let (mut busy, mut waiting, mut under_way) = (HashSet::new(), VecDeque::new(), FuturesUnordered::new());
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Tasks, because a lane that isn't polled could keep what a look waits for.
+        let (mut busy, mut waiting, mut under_way) = (HashSet::new(), VecDeque::new(), JoinSet::new());
         loop {
             tokio::select! {
                 biased;
@@ -62,17 +53,18 @@ impl Publish {
                     let lanes = self.unpublished().await?;
                     waiting.extend(lanes.into_iter().filter(|(lane, _)| busy.insert(lane.clone())));
                 }
-                Some((lane, outcomes)) = under_way.next() => {
+                Some(done) = under_way.join_next() => {
+                    let (lane, outcomes) = done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
                     busy.remove(&lane);
-                    for (job, outcome) in outcomes {
-                        self.end(job, outcome).await;
+                    for outcome in outcomes {
+                        self.end(outcome).await;
                     }
                 }
             }
             while under_way.len() < MAX_LANES
                 && let Some((lane, records)) = waiting.pop_front()
             {
-                under_way.push(publish(lane, records));
+                under_way.spawn(publish(self.publisher.clone(), lane, records));
             }
             if under_way.is_empty() {
                 return Ok(());
@@ -93,7 +85,7 @@ impl Publish {
         Ok(lanes)
     }
 
-    async fn end(&mut self, job: JobId, outcome: Result<Publication, publisher::Error>) {
+    async fn end(&mut self, (job, outcome): PublicationResult) {
         let outcome = match outcome {
             Ok(Publication::Done) => {
                 // The process that died before the publication may have left a hidden file behind.
@@ -113,6 +105,21 @@ impl Publish {
             tracing::error!(event = "publish_failed", jobId = %job, error = chain(&error), times);
         }
     }
+}
+
+/// Publishes the exports of a lane, one after the other.
+async fn publish(publisher: Publisher, lane: LaneKey, records: Vec<FileRecord>) -> (LaneKey, Vec<PublicationResult>) {
+    let mut outcomes = Vec::new();
+    for record in records {
+        let job = record.job;
+        let outcome = match record.is_own {
+            true => publisher.publish(record).await,
+            // A service on another database publishes it, so a lane of this database must not wait for it.
+            false => publisher.give_up(&record).await.map(|()| Publication::Done),
+        };
+        outcomes.push((job, outcome));
+    }
+    (lane, outcomes)
 }
 
 /// Fails a job whose file has been missing in every round for longer than [`LOST_AFTER`].
