@@ -30,6 +30,7 @@ pub mod tracked;
 pub mod transitions;
 pub mod watermarks;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -153,6 +154,8 @@ pub struct Store {
     /// The sender of the request that the calls are made for. `None` for the service's own work, which the audit log
     /// doesn't have.
     origin: Option<Arc<Origin>>,
+    /// True if Postgres's transaction ids were set back when this process last looked.
+    is_set_back: Arc<AtomicBool>,
 }
 
 impl Store {
@@ -171,6 +174,7 @@ impl Store {
             listeners: Arc::default(),
             call_timeout: None,
             origin: None,
+            is_set_back: Arc::default(),
         }
     }
 
@@ -209,10 +213,18 @@ impl Store {
 
     /// Checks that Postgres answers, and that its transaction ids let it write to the tables of the service.
     pub async fn ping(&self) -> Result<(), Error> {
-        match self.with(xid_beyond).await? {
+        let beyond = self.with(xid_beyond).await?;
+        self.is_set_back.store(beyond.is_some(), Ordering::Relaxed);
+        match beyond {
             Some(xid) => Err(Error::XidsSetBack(xid)),
             None => Ok(()),
         }
+    }
+
+    /// Fails if transaction ids were set back. Asks the database only if they were when this process last looked, which
+    /// is every minute, and before the first request.
+    async fn require_xids(&self) -> Result<(), Error> {
+        if self.is_set_back.load(Ordering::Relaxed) { self.ping().await } else { Ok(()) }
     }
 
     /// Runs `call` with a connection of the pool, as soon as the share of the caller's key allows it.

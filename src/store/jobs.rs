@@ -119,6 +119,8 @@ impl Store {
         destination: Option<Uuid>,
         terms: Terms,
     ) -> Result<SubmitOutcome, Error> {
+        // A write may succeed all the same, and then nobody reads it.
+        self.require_xids().await?;
         self.with(async |conn| {
             let mut tx = conn.begin().await?;
             let lane_sequences = enter_lanes(&mut tx, requests).await?;

@@ -51,10 +51,12 @@ set status = 'processing', attempt = e.attempt + 1, progress = 0, rows_exported 
 from claimed
 where e.id = claimed.id and e.status = 'pending'
 returning cdc_export.database_id() as database, e.locked_until is not null as is_trial,
-  exists (
-    select from exports other
+  -- In the order of turns, because the front of other indexes is full of dead entries beside an old snapshot.
+  coalesce((
+    select true from exports other
     where other.status = 'pending' and other.run_at <= statement_timestamp() and other.id <> e.id
-      and other.turn < 'infinity') as has_others,
+      and other.turn >= $8 and other.turn < 'infinity'
+    order by other.turn, other.created_at limit 1), false) as has_others,
   1 + coalesce((
     select l.last_number from cdc_export.lanes l
     where l.consumer_id = e.consumer_id and l.dataset = e.dataset), 0) as next_number,
