@@ -207,6 +207,7 @@ async fn hit(world: &Arc<World>, index: usize, blow: Blow, binary: &Path) -> Res
             return Ok(());
         }
         Blow::Stop(time) => {
+            until_busy(world, replica).await;
             stop_for(world, replica, time).await?;
             "stop"
         }
@@ -284,6 +285,18 @@ async fn slow_down(link: &Link, by: Duration) {
     link.slow_down(by);
     tokio::time::sleep(2 * LEASE).await;
     link.slow_down(Duration::ZERO);
+}
+
+/// Waits until a replica works on a job, for two leases at most. A stop of an idle process shows nothing.
+async fn until_busy(world: &World, replica: &Replica) {
+    let Ok(mut conn) = world.cluster.connect().await else { return };
+    let asked = Instant::now();
+    while asked.elapsed() < 2 * LEASE
+        && let Ok(held) = leased(&mut conn).await
+        && !held.iter().any(|(_, owner)| replica.is(owner))
+    {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 async fn stop_for(world: &World, replica: &Replica, time: Duration) -> Result<()> {
