@@ -124,6 +124,7 @@ impl Store {
              where s.slot is null or s.slot < excluded.slot",
         );
         let statement = bind_slot(statement, schedule, slot);
+        self.require_xids().await?;
         self.with(async |conn| {
             let mut tx = conn.begin().await?;
             let inserted = match statement.execute(&mut *tx).await?.rows_affected() {
@@ -152,6 +153,7 @@ impl Store {
         // row.
         let statement =
             sqlx::query(include_str!("schedules/heal.sql")).bind(&schedule.name).bind(consumer.as_str()).bind(dataset);
+        self.require_xids().await?;
         self.with(async |conn| {
             let mut tx = conn.begin().await?;
             let made = match statement.fetch_optional(&mut *tx).await? {

@@ -5,13 +5,15 @@ mod cluster;
 #[path = "../suite/restores/deliveries.rs"]
 mod deliveries;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
+use crate::catalog::Catalog;
 use crate::continuity::{full_heals, passes, refused};
 use crate::harness::{Service, Start, eventually, refusal, server_lacks};
 use crate::programs::{output, program};
 use crate::restores::cluster::{Cluster, timeline};
 use crate::restores::deliveries::{delivered_afterwards, exported, markers, what_was_delivered_is_missed};
+use crate::schedules::users::{USERS, schedule};
 
 /// Removes what the folder knows of lanes.
 fn forget_markers(service: &Service) {
@@ -81,7 +83,7 @@ async fn without_a_marker_another_timeline_needs_a_full_export() {
     // Exports without a consumer have nobody to remember them.
     let mut submitting = on(&cluster, &service).arguments(&["serve", "--no-workers"]).service().await;
     let answer = submitting.call("POST", "/exports", &[]).await;
-    let ad_hoc = answer.json::<serde_json::Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned();
+    let ad_hoc = answer.json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned();
     submitting.end().await;
     cluster.copy_hot().await;
     cluster.stop().await;
@@ -251,17 +253,26 @@ async fn transaction_ids_that_were_set_back_are_named() {
     output(reset.args(["-x", &back, "-D"]).arg(cluster.data())).await;
     cluster.start().await;
 
-    let service = Start::on(&cluster.database()).sharing_output(&service).service().await;
+    let database = cluster.database();
+    let catalog = Catalog::of(&(USERS.to_owned() + &schedule("nightly", "b", "type = \"full\"")));
+    let service = catalog.start(&database).sharing_output(&service).service().await;
     let answer = service.call("GET", "/health", &[]).await;
     assert_eq!(answer.status(), 503);
-    let said = answer.json::<serde_json::Value>().await.unwrap()["checks"]["postgres"].as_str().unwrap().to_owned();
+    let said = answer.json::<Value>().await.unwrap()["checks"]["postgres"].as_str().unwrap().to_owned();
     assert!(said.starts_with("Postgres's transaction ids were set back"), "{said}");
     let answer = service.call("POST", "/exports/delta", &[("X-Consumer-ID", "a")]).await;
     assert_eq!(answer.status(), 503);
-    let problem: serde_json::Value = answer.json().await.unwrap();
+    let problem: Value = answer.json().await.unwrap();
     assert_eq!((&problem["code"], &problem["detail"]), (&json!("database_unavailable"), &json!(said)));
     let logged = service.events("announce_failed");
     assert!(logged[0]["error"].as_str().unwrap().contains(&said), "{logged:?}");
+    eventually("the schedule's export is refused", async || {
+        let failed = service.events("maintenance_failed");
+        let is_refused = |line: &Value| line["task"] == "schedule" && line["error"].as_str().unwrap().contains(&said);
+        failed.iter().any(is_refused).then_some(())
+    })
+    .await;
+    assert!(!database.one::<bool>("select exists (select from exports where consumer_id = 'b')").await);
     // Reading goes on.
     assert_eq!(service.call("GET", "/exports", &[]).await.status(), 200);
     service.stop().await;

@@ -1,7 +1,7 @@
 //! Schedules of many replicas.
 
 #[path = "../suite/schedules/users.rs"]
-mod users;
+pub(crate) mod users;
 
 use crate::catalog::Catalog;
 use crate::harness::eventually;
