@@ -205,6 +205,8 @@ impl Maintenance {
         failpoint::time("maintenance.look", lease::interval(self.settings.lease))
     }
 
+    /// Returns a copy that runs so many operations at the destination at once. On a dead network it occupies as many
+    /// threads.
     fn with_concurrent(&self, max_concurrent: usize) -> Maintenance {
         let destination = self.destination.limited(Limits { max_concurrent, timeout: None });
         Maintenance { destination, ..self.clone() }
