@@ -97,7 +97,8 @@ scratch() {
     TMPDIR=$(mktemp -d -p "$parent")
     export TMPDIR
     chmod 1777 "$TMPDIR"
-    trap 'rm -rf "$TMPDIR"' EXIT
+    # The suite's server may still be writing its last files.
+    trap 'for _ in {1..100}; do rm -rf "$TMPDIR" 2>/dev/null && break; sleep 0.1; done; rm -rf "$TMPDIR"' EXIT
 }
 
 # The suite, as README runs it.
