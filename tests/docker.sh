@@ -220,7 +220,7 @@ printf '[[dataset]]\nname = "orders"\ntable = "orders"\n' >own/datasets.toml
 (cd own && eval "$(sed 1d ../guide-own)") | tee said
 key=$(grep -m1 '^cdcx_' said)
 ready
-own=$(call -X POST -H "Authorization: Bearer $key" -H 'X-Consumer-ID: own' "$url/exports/full" | field jobId)
+own=$(call -X POST -H "Authorization: Bearer $key" -H 'X-Consumer-ID: warehouse' "$url/exports/full" | field jobId)
 call -H "Authorization: Bearer $key" "$url/exports/$own?wait=60" | grep -q '"rowsExported":10' || die 'its export'
 docker rm -f "$name-own" >/dev/null
 
