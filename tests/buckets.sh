@@ -11,6 +11,8 @@
 # in CI it is a failure. Needs curl, what tests/venv.sh does, and for Azure Node.js with npm; fetches packages from PyPI and npm.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# The torture builds the service with them too.
+export FEATURES=${FEATURES:-full}
 
 work=$(mktemp -d)
 emulators=()
@@ -106,7 +108,7 @@ fi
 
 if [[ ${1:-} == --torture ]]; then
     shift
-    cargo run --locked --features "${FEATURES:-full}" --example torture -- --store s3://torture/exports "$@"
+    cargo run --locked --features "$FEATURES" --example torture -- --store s3://torture/exports "$@"
 else
-    cargo test --locked --features "${FEATURES:-full}" --test suite -- "${@:-buckets::}"
+    cargo test --locked --features "$FEATURES" --test suite -- "${@:-buckets::}"
 fi
