@@ -82,6 +82,13 @@ const KEY_WITHOUT_TOKEN: Edit = Edit {
     instead: "        let _ = token;\n        let key = format!(\"{dataset}/{consumer}/{stem}_00000000{extension}\");\n",
 };
 
+/// After the database was put back, a job runs again whose end it has forgotten.
+const RESTORED_JOB_RUNS: Edit = Edit {
+    file: "src/source/opening.rs",
+    text: "    if exported.is_restored { Err(Error::JobRestored(remedy)) } else { Ok(remedy) }\n",
+    instead: "    Ok(remedy)\n",
+};
+
 /// The controls of a service whose files go to a bucket.
 const IN_A_BUCKET: [Control; 4] = [
     // What the directed scenario does by itself is no violation.
@@ -100,20 +107,21 @@ const IN_A_BUCKET: [Control; 4] = [
         scenario: Scenario::Usual(60),
     },
     // Only what is committed gets completed, so two attempts at a job don't meet at its key as long as one database
-    // remembers the first. One that was put back doesn't.
+    // remembers the first. One that was put back doesn't, but it refuses the job: the control takes that away too.
     Control {
         name: "key-without-token",
         breaks: Some("5"),
-        edits: &[KEY_WITHOUT_TOKEN],
+        edits: &[KEY_WITHOUT_TOKEN, RESTORED_JOB_RUNS],
         scenario: Scenario::Restores(70),
     },
     // Alone this is harmless: at a key that no other attempt has, whatever lies there is the attempt's. So the control
-    // takes that protection away too. What a completion that failed finds is then the file of before.
+    // takes those protections away too. What a completion that failed finds is then the file of before.
     Control {
         name: "head-without-identity",
         breaks: Some("3"),
         edits: &[
             KEY_WITHOUT_TOKEN,
+            RESTORED_JOB_RUNS,
             Edit {
                 file: "src/sink/bucket.rs",
                 text: "        Ok((is_attempts && found.meta.size == file.identity.bytes).then_some(found.meta.e_tag))\n",
