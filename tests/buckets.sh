@@ -11,7 +11,7 @@
 # in CI it is a failure. Needs curl, what tests/venv.sh does, and for Azure Node.js with npm; fetches packages from PyPI and npm.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# The torture builds the service with them too.
+# The features of a release. The torture reads this variable when it builds the service.
 export FEATURES=${FEATURES:-full}
 
 work=$(mktemp -d)

@@ -82,7 +82,7 @@ const KEY_WITHOUT_TOKEN: Edit = Edit {
     instead: "        let _ = token;\n        let key = format!(\"{dataset}/{consumer}/{stem}_00000000{extension}\");\n",
 };
 
-/// After the database was put back, a job runs again whose end it has forgotten.
+/// A job whose end was forgotten when the database was put back runs again.
 const RESTORED_JOB_RUNS: Edit = Edit {
     file: "src/source/opening.rs",
     text: "    if exported.is_restored { Err(Error::JobRestored(remedy)) } else { Ok(remedy) }\n",
