@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Prints docs/STATEMENTS.md anew: what the hottest statements are for, and how Postgres runs them.
+# Prints, as Markdown, what the hottest statements are for, and how Postgres runs them.
 # DATABASE_URL names an empty database, which this fills. BINARY names another build than target/debug/cdc-export.
 #
-#   DATABASE_URL=postgres://… tests/explain.sh >docs/STATEMENTS.md
+#   DATABASE_URL=postgres://… tests/explain.sh >statements.md
 set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${DATABASE_URL:?}"
@@ -34,7 +34,7 @@ explain() {
     local types explain
     types=$(sed -n 's/^-- \$[0-9]* \([^:]*\): .*/\1/p' "src/$1" | paste -sd,)
     explain="begin; explain (analyze, buffers, costs off, timing off) execute statement ($2); rollback;"
-    printf '\n## `%s`\n\n%s\n\nFile: [%s](../src/%s)\n\n```\n' "$(sed -n '1s/-- //p' "src/$1")" "$3" "$1" "$1"
+    printf '\n## `%s`\n\n%s\n\nFile: src/%s\n\n```\n' "$(sed -n '1s/-- //p' "src/$1")" "$3" "$1"
     printf '%s\n' "prepare statement ($types) as $(whole "$1");" '\o /dev/null' "$explain" '\o' "$explain" | sql | cut -c 1-160
     echo '```'
 }
@@ -56,9 +56,8 @@ fi
 cat <<'MARKDOWN'
 # The hottest statements
 
-`tests/explain.sh` makes this page: it fills an empty database, and runs each statement there by `explain (analyze, buffers)`. The head of
-a statement's file lists its parameters. A line `-- include NAME` stands for the file of that name, which has SQL that several statements
-share.
+`tests/explain.sh` runs each statement by `explain (analyze, buffers)`. The head of a statement's file lists its parameters. A line
+`-- include NAME` stands for the file of that name, which has SQL that several statements share.
 
 MARKDOWN
 printf 'Postgres %s, with these tables:\n\n| table | rows |\n|---|---|\n' "$(sql -c 'show server_version_num' | cut -c 1-2)"
