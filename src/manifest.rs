@@ -53,8 +53,7 @@ pub struct Manifest {
     /// The Ed25519 signature, in hexadecimal. `None` if the service has no signing key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<String>,
-    /// The version of the form that is signed: [`signing::VERSION`]. `None` if only the digest's 32 bytes are signed,
-    /// as by earlier versions of this program.
+    /// The version of the form that is signed: [`signing::VERSION`]. `None` if the manifest has no signature.
     #[serde(default, rename = "signatureVersion", skip_serializing_if = "Option::is_none")]
     pub signature_version: Option<String>,
     /// The locations that are signed. `None` if they are those of the manifest. A copy made by `pull` has other ones.
@@ -161,8 +160,7 @@ pub struct Chained {
     pub columns: Vec<ManifestColumn>,
     /// The format: `csv`, `ndjson` or `parquet`.
     pub format: String,
-    /// The compression: `none`, `gzip`, `zstd`, `snappy` or `lz4`. An earlier version wrote `none` for Parquet with
-    /// zstd.
+    /// The compression: `none`, `gzip`, `zstd`, `snappy` or `lz4`.
     pub compression: String,
     /// The snapshot from which the rows were read, as Postgres writes it. `None` if the dataset uses timestamps alone.
     pub snapshot: Option<String>,

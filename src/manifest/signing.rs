@@ -21,18 +21,15 @@ struct Signed<'m> {
     locations: &'m [SignedLocation],
 }
 
-/// Returns the bytes that are signed. Returns `None` if a later version of this program signed another form.
+/// Returns the bytes that are signed. Returns `None` if the manifest names another form.
 pub(super) fn signed_bytes(manifest: &Manifest) -> Option<Vec<u8>> {
-    match manifest.signature_version.as_deref() {
-        None => hex::decode(&manifest.digest).ok(),
-        Some(VERSION) => {
-            let Manifest { digest, number, signed_locations, .. } = manifest;
-            let locations = signed_locations.clone().unwrap_or_else(|| manifest.locations());
-            let signed = Signed { version: VERSION, digest, number: number.to_string(), locations: &locations };
-            Some(serde_json_canonicalizer::to_vec(&signed).expect("texts and lists have a canonical form"))
-        }
-        Some(_) => None,
+    if manifest.signature_version.as_deref() != Some(VERSION) {
+        return None;
     }
+    let Manifest { digest, number, signed_locations, .. } = manifest;
+    let locations = signed_locations.clone().unwrap_or_else(|| manifest.locations());
+    let signed = Signed { version: VERSION, digest, number: number.to_string(), locations: &locations };
+    Some(serde_json_canonicalizer::to_vec(&signed).expect("texts and lists have a canonical form"))
 }
 
 /// The private key that signs manifests.

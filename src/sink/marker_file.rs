@@ -20,8 +20,6 @@ struct Content {
     dataset: String,
     job: Uuid,
     sha256: String,
-    /// Markers of earlier builds have none.
-    #[serde(default)]
     order: i64,
 }
 
