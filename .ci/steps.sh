@@ -268,12 +268,6 @@ step_disk() {
     tests/disk.sh
 }
 
-step_upgrade() {
-    needs postgres psql
-    build
-    tests/upgrade.sh
-}
-
 # Some of these tests use leases of a few seconds. With more threads, a busy machine would take leases from workers that are to
 # keep them.
 step_buckets() {

@@ -374,43 +374,6 @@ fn every_migration_has_a_number_of_its_own() {
     assert_eq!(numbers.iter().collect::<BTreeSet<_>>().len(), numbers.len(), "{numbers:?}");
 }
 
-/// What a migration takes from the release before, which runs beside the next one, and after it again
-/// (`tests/upgrade.sh`): what that release uses stays as it is. What nobody uses any more goes with the release after
-/// that, and is named here then.
-fn taken(migration: &str) -> Option<&'static str> {
-    const TAKES: [&str; 7] =
-        ["drop table", "drop column", "drop function", "drop view", "rename ", "set not null", "alter column"];
-    // A constraint may be replaced by one of the same name that allows more.
-    let replaced = |name: &str| migration.contains(&format!("drop constraint {name},"));
-    let is_new = |rest: &str| !rest.split_whitespace().next().is_some_and(replaced);
-    let constrains = migration.split("add constraint ").skip(1).any(is_new);
-    TAKES.into_iter().find(|words| migration.contains(words)).or_else(|| constrains.then_some("add constraint"))
-}
-
-#[test]
-fn migrations_after_the_schema_only_add() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
-    let mut texts: Vec<_> = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read_to_string(&path).unwrap()))
-        .collect();
-    texts.sort();
-    assert_eq!(texts.remove(0).0, "0001_schema.sql");
-    for (name, text) in texts {
-        assert_eq!(taken(&text), None, "{name}");
-        // Whoever may use the service's tables may use a new one too, as docs/DATASETS.md says.
-        assert!(
-            !text.contains("create table cdc_export.") || text.contains("grant "),
-            "{name} grants nobody its table"
-        );
-    }
-    assert_eq!(taken("alter table exports add column note text"), None);
-    assert_eq!(taken("alter table exports drop column note"), Some("drop column"));
-    assert_eq!(taken("add constraint one check (true)"), Some("add constraint"));
-    assert_eq!(taken("drop constraint one, add constraint one check (true)"), None);
-}
-
 #[test]
 fn every_setting_is_in_the_example() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
