@@ -15,7 +15,6 @@ pub mod lane;
 pub mod marker;
 mod progress;
 pub mod selection;
-pub mod stored_compression;
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -362,7 +361,7 @@ pub struct Job {
     /// The files, in the order of their parts. Empty until the job is completed.
     pub files: Vec<JobFile>,
     /// The digest of the export's manifest, which covers the digest of the previous export of the lane. `None` if the
-    /// export is not published, is ad hoc, or was made by an earlier version without manifests.
+    /// export is not published or is ad hoc.
     pub digest: Option<String>,
     /// The number of times that a worker claimed the job.
     pub attempt: u32,

@@ -96,14 +96,14 @@ pub enum Error {
     /// The database has not been migrated.
     #[error("there is no cdc-export in this database yet: run `cdc-export migrate`")]
     NotMigrated,
-    /// The schema is of an earlier version.
-    #[error("the service's tables in this database are of an earlier version: run `cdc-export migrate`")]
-    Outdated,
-    /// The schema is from before the first release.
+    /// A migration was interrupted.
+    #[error("some of the service's tables are missing in this database: run `cdc-export migrate`")]
+    Incomplete,
+    /// Another build made the schema.
     #[error(
-        "the service's tables in this database are from before version 0.1.0, from which there is no upgrade: run `DROP SCHEMA cdc_export CASCADE; DROP TABLE IF EXISTS {tables} CASCADE` and start again; each consumer needs a full export then"
+        "another build of cdc-export made the service's tables in this database, and there is no upgrade before the first release: run `DROP SCHEMA cdc_export CASCADE; DROP TABLE IF EXISTS {tables} CASCADE` and start again; each consumer needs a full export then"
     )]
-    Unreleased {
+    OtherBuild {
         /// The tables that the service created outside of its own schema, with their schemas.
         tables: String,
     },

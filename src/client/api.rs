@@ -168,11 +168,7 @@ pub(crate) struct DatasetView {
 
 /// Returns the body of a submission, without the members that name datasets and exports.
 fn body_of(request: &Request) -> Value {
-    let mut body = json!({ "format": request.encoding.format });
-    // An earlier release refuses the default compression of Parquet.
-    if !request.encoding.is_default() {
-        body["compression"] = json!(request.encoding.compression);
-    }
+    let mut body = json!({ "format": request.encoding.format, "compression": request.encoding.compression });
     if let Some(bytes) = request.max_file_bytes {
         body["maxFileBytes"] = bytes.into();
     }

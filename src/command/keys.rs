@@ -110,7 +110,7 @@ impl KeysCommand {
 
 /// Creates a key and prints it. No other command can show the key.
 async fn create(store: &Store, config: &Config, new: CreateKey) -> anyhow::Result<()> {
-    let CreateKey { name, consumers, datasets, all_datasets, mut scopes, expires: lifetime, json } = new;
+    let CreateKey { name, consumers, datasets, mut scopes, expires: lifetime, json, .. } = new;
     if scopes.is_empty() {
         scopes = vec![Scope::Read, Scope::Write];
     }
@@ -123,7 +123,7 @@ async fn create(store: &Store, config: &Config, new: CreateKey) -> anyhow::Resul
         consumers: Some(consumers).filter(|consumers| !consumers.is_empty()),
         datasets: Some(datasets).filter(|datasets| !datasets.is_empty()),
     };
-    let new_key = NewKey { name, bounds, all_datasets, scopes, lifetime };
+    let new_key = NewKey { name, bounds, scopes, lifetime };
     let (key, text) = PresentedKey::random();
     let info = match store.create_key(&key, &new_key).await? {
         Created::Done(info) => info,

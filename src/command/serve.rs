@@ -100,9 +100,6 @@ async fn run_on(
         let folder = PreparedOutput::prepare(config).await?;
         prepare(config, database).await?;
         require_accepted_secret(config, database).await?;
-        if access == Some(Access::Keys) {
-            warn_of_keys_without_datasets(database).await?;
-        }
         let reload = Reload::begin(config, database).await?;
         let exports = if workers == 0 { 0 } else { export_connections(config, workers) };
         let calls = match (role, &listener) {
@@ -317,19 +314,6 @@ async fn access_by_keys(config: &Config, database: &Database) -> anyhow::Result<
         }
         None | Some(Access::Keys) => Ok(Access::Keys),
     }
-}
-
-/// Names the keys for certain consumers that open every dataset, because keys had no datasets when they were made.
-async fn warn_of_keys_without_datasets(database: &Database) -> anyhow::Result<()> {
-    for key in Store::new(database.pool(1)).keys_without_datasets().await? {
-        tracing::warn!(
-            event = "key_without_datasets",
-            key,
-            "this key is for certain consumers, and opens all datasets to them: make another with `cdc-export keys create --dataset NAME`, \
-             or with --all-datasets, and revoke this one"
-        );
-    }
-    Ok(())
 }
 
 /// Raises the soft limit of open file descriptors to the hard limit, because the default of a shell is too low for the

@@ -94,7 +94,7 @@ pg_rows::words! {
         SeveralFiles = "several_files",
         /// The export has no file with this part number.
         NoPart = "no_part",
-        /// The export has no manifest, because it is ad hoc or was created by an older version.
+        /// The export has no manifest, because it is ad hoc.
         NoManifest = "no_manifest",
         /// The delivery's receiver is no longer in the operator's file.
         NoEndpoint = "no_endpoint",

@@ -29,11 +29,11 @@ pub async fn require_migrated(database: &Database) -> Result<(), Error> {
         return Err(Error::NotMigrated);
     }
     rights.require_use(RequiredGrants::Serve)?;
-    refuse_unreleased(&mut conn).await?;
+    let is_complete = has_all_migrations(&mut conn).await?;
     refuse_foreign_tables(&mut conn, &path).await?;
     let schema = path.tables_schema(&mut conn).await?;
-    if !is_current(&mut conn).await? || !schema.has_views(&mut conn).await? {
-        return Err(Error::Outdated);
+    if !is_complete || !schema.has_views(&mut conn).await? {
+        return Err(Error::Incomplete);
     }
     Ok(conn.close().await?)
 }
@@ -100,17 +100,18 @@ pub async fn migrate(database: &Database, catalog: &Catalog, required: RequiredG
     sqlx::query("-- postgres.migrate.lift_timeout\n set lock_timeout = 0").execute(&mut conn).await?;
     lock(&mut conn).await?;
     let rights = Rights::read(&mut conn, &path).await?;
-    if rights.has_migrations {
+    let is_complete = if rights.has_migrations {
         rights.require_use(required)?;
-        refuse_unreleased(&mut conn).await?;
+        has_all_migrations(&mut conn).await?
     } else {
-        rights.require_create()?
-    }
+        rights.require_create()?;
+        false
+    };
     refuse_foreign_tables(&mut conn, &path).await?;
     // The migrator would need the right to create its table, even if the table exists. If another role has migrated,
     // the service's role needs no such right.
     let schema = path.tables_schema(&mut conn).await?;
-    if rights.has_migrations && is_current(&mut conn).await? && schema.has_views(&mut conn).await? {
+    if is_complete && schema.has_views(&mut conn).await? {
         return Ok(conn.close().await?);
     }
     rights.require_create()?;
@@ -125,10 +126,9 @@ pub async fn migrate(database: &Database, catalog: &Catalog, required: RequiredG
     // `create index` waits for the table's writers, and later writers wait for it. So it waits for 2 seconds at most,
     // and is retried.
     sqlx::query("-- postgres.migrate.lock_timeout\n set lock_timeout = '2s'").execute(&mut conn).await?;
-    // An older binary may start while a newer one runs. It ignores migrations that it doesn't know.
     let makes_users = has_demo_dataset(catalog, &path) && path.locate(&mut conn, "users").await?.is_none();
     let mut migrator = Migrator::with_migrations(migrations(&schema, makes_users));
-    migrator.set_locking(false).set_ignore_missing(true);
+    migrator.set_locking(false);
     migrator.dangerous_set_table_name("cdc_export.migrations");
     for left in (0..MIGRATION_TRIES).rev() {
         let migrated = match migrator.run(&mut conn).await {
@@ -185,7 +185,7 @@ fn has_demo_dataset(catalog: &Catalog, path: &SearchPath) -> bool {
     catalog.iter().any(|dataset| dataset.table.name == "users" && is_in_first_schema(&dataset.table.schema))
 }
 
-/// Returns the migrations with their placeholders replaced. `migrations/0001_schema.sql` lists the placeholders.
+/// Returns the migrations with their placeholders replaced. `migrations/0001_change_capture.sql` lists the placeholders.
 fn migrations(schema: &TablesSchema, makes_users: bool) -> Vec<Migration> {
     let written = |migration: &Migration| {
         let text = migration.sql.as_str().replace("{makes_users}", &makes_users.to_string());
@@ -202,17 +202,26 @@ fn is_busy(error: &MigrateError) -> bool {
     SqlFailure::of(cause) == SqlFailure::LockTimeout
 }
 
-/// Returns an error if the database was migrated before 0.1.0, the first release. Its first migration has another name.
-async fn refuse_unreleased(conn: &mut PgConnection) -> Result<(), Error> {
-    let is_unreleased: bool = sqlx::query_scalar(
-        "-- postgres.migrate.unreleased
-         select exists (select from cdc_export.migrations where version = 1 and description <> 'schema')",
+/// Returns true if the database has all migrations, and false if it has the first of them only.
+///
+/// # Errors
+/// [`Error::OtherBuild`] if it has a migration that this build doesn't have, or has with another text.
+async fn has_all_migrations(conn: &mut PgConnection) -> Result<bool, Error> {
+    let recorded: Vec<(i64, Vec<u8>)> = sqlx::query_as(
+        "-- postgres.migrate.recorded
+         select version, checksum from cdc_export.migrations where success",
     )
-    .fetch_one(&mut *conn)
+    .fetch_all(&mut *conn)
     .await?;
-    if !is_unreleased {
-        return Ok(());
+    let known: HashMap<_, _> = MIGRATIONS.iter().map(|migration| (migration.version, &*migration.checksum)).collect();
+    if recorded.iter().any(|(version, checksum)| known.get(version) != Some(&&**checksum)) {
+        return Err(refuse_other_build(conn).await?);
     }
+    Ok(recorded.len() == known.len())
+}
+
+/// Returns the error for a database whose tables another build made.
+async fn refuse_other_build(conn: &mut PgConnection) -> Result<Error, Error> {
     let tables: String = sqlx::query_scalar(
         "-- postgres.migrate.made_before
          select string_agg(format('%I.%I', schema_name, table_name), ', ' order by schema_name, table_name)
@@ -220,28 +229,7 @@ async fn refuse_unreleased(conn: &mut PgConnection) -> Result<(), Error> {
     )
     .fetch_one(conn)
     .await?;
-    Err(Error::Unreleased { tables })
-}
-
-/// Returns true if there is nothing to migrate.
-async fn is_current(conn: &mut PgConnection) -> Result<bool, Error> {
-    let recorded: Vec<(i64, Vec<u8>)> = sqlx::query_as(
-        "-- postgres.migrate.recorded
-         select version, checksum from cdc_export.migrations where success",
-    )
-    .fetch_all(conn)
-    .await?;
-    let recorded: HashMap<_, _> = recorded.into_iter().collect();
-    for migration in MIGRATIONS.iter() {
-        match recorded.get(&migration.version) {
-            None => return Ok(false),
-            Some(checksum) if *checksum != *migration.checksum => {
-                return Err(Error::Migrate(MigrateError::VersionMismatch(migration.version)));
-            }
-            Some(_) => {}
-        }
-    }
-    Ok(true)
+    Ok(Error::OtherBuild { tables })
 }
 
 /// The existing parts of the schema, and the privileges of the role. They are read first, so that the schema is never

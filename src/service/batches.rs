@@ -9,7 +9,6 @@ use tokio::time::Instant;
 
 use crate::dataset::Description;
 use crate::job::batch::{Batch, BatchRequest, MOST_MEMBERS, Omitted};
-use crate::job::stored_compression;
 use crate::job::{After, Bounds, ConsumerId, IdempotencyKey, JobId, Request, Status};
 use crate::service::deadline::with_timeout;
 use crate::service::followers::Subscriber;
@@ -59,7 +58,7 @@ impl BatchOrder {
         let Request { export_type, encoding, max_file_bytes, skip_empty, .. } = &self.of_each;
         json!({
             "datasets": datasets, "exportType": export_type.as_str(), "format": encoding.format.as_str(),
-            "compression": stored_compression::word(*encoding), "maxFileBytes": max_file_bytes, "skipEmpty": skip_empty,
+            "compression": encoding.compression, "maxFileBytes": max_file_bytes, "skipEmpty": skip_empty,
             "heal": self.heals, "after": after,
         })
     }

@@ -21,15 +21,6 @@ use crate::store::{Error, Store};
 /// The columns of [`DeliveryRow`], of a delivery `d`.
 const DELIVERY_COLUMNS: (&str, &str) = ("deliveries/columns.sql", include_str!("deliveries/columns.sql"));
 
-/// The prefix of a receiver's name in the rows of batches. A receiver may get the event of a batch beside that of the
-/// batch's first member, and the rows of both have that member's id.
-const OF_BATCHES: &str = "batch:";
-
-/// Returns the names of receivers in their rows: of exports and of batches.
-pub(super) fn with_batches<'n>(names: impl Iterator<Item = &'n str>) -> Vec<String> {
-    names.flat_map(|name| [name.to_owned(), format!("{OF_BATCHES}{name}")]).collect()
-}
-
 /// Returns a statement with the columns of [`DeliveryRow`] in place of the line that includes them.
 fn with_delivery_columns(statement: &'static str) -> AssertSqlSafe<String> {
     AssertSqlSafe(with_pieces(statement, &[DELIVERY_COLUMNS]))
@@ -153,15 +144,14 @@ pub(super) async fn plan(
     ended: &[&JobRow],
     batches: &[Uuid],
 ) -> Result<(), Error> {
-    let (mut ids, mut jobs, mut endpoints, mut events) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut ids, mut jobs, mut endpoints, mut of_batches, mut events) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut plan = |event: EventType, job: Uuid, datasets: &[&str], consumer: Option<&str>| {
         for Listener { name, .. } in listeners.iter().filter(|it| it.wants(event, datasets, consumer)) {
             ids.push(Uuid::now_v7());
             jobs.push(job);
-            endpoints.push(match event.subject {
-                EventSubject::Export => name.clone(),
-                EventSubject::Batch => format!("{OF_BATCHES}{name}"),
-            });
+            endpoints.push(name.clone());
+            of_batches.push(event.subject == EventSubject::Batch);
             events.push(event.end.as_str());
         }
     };
@@ -185,13 +175,14 @@ pub(super) async fn plan(
     // export from ending.
     sqlx::query(
         "-- store.deliveries.plan
-         insert into cdc_export.deliveries (id, job, endpoint, event)
-         select * from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[])
-         on conflict (job, endpoint) do nothing",
+         insert into cdc_export.deliveries (id, job, endpoint, is_of_batch, event)
+         select * from unnest($1::uuid[], $2::uuid[], $3::text[], $4::boolean[], $5::text[])
+         on conflict (job, endpoint, is_of_batch) do nothing",
     )
     .bind(ids)
     .bind(jobs)
     .bind(endpoints)
+    .bind(of_batches)
     .bind(events)
     .execute(conn)
     .await?;
@@ -282,7 +273,7 @@ impl Store {
         if self.listeners.is_empty() {
             return Ok(());
         }
-        let names = with_batches(self.listeners.iter().map(|listener| listener.name.as_str()));
+        let names: Vec<_> = self.listeners.iter().map(|listener| listener.name.as_str()).collect();
         let statement = sqlx::query(
             "-- store.deliveries.repair_future_timestamps
              with late as (
@@ -300,14 +291,9 @@ impl Store {
     /// Lists the deliveries that match a filter, newest first, up to `limit`.
     pub async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<Vec<Delivery>, Error> {
         // Literal pieces for each filter let Postgres use an index: of a receiver's deliveries, or of undelivered ones.
-        let (receiver, endpoint) = match &filter.endpoint {
-            Some(_) => (
-                "(select * from cdc_export.deliveries where endpoint = $2
-                  union all
-                  select * from cdc_export.deliveries where endpoint = 'batch:' || $2)",
-                "true",
-            ),
-            None => ("cdc_export.deliveries", "$2::text is null"),
+        let endpoint = match &filter.endpoint {
+            Some(_) => "d.endpoint = $2",
+            None => "$2::text is null",
         };
         let status = match filter.status {
             None => "true",
@@ -316,7 +302,7 @@ impl Store {
             Some(DeliveryStatus::Dead) => "d.delivered_at is null and d.dead_at is not null",
         };
         let condition = format!("{endpoint} and {status}");
-        let pieces = [DELIVERY_COLUMNS, ("receiver", receiver), ("condition", &*condition)];
+        let pieces = [DELIVERY_COLUMNS, ("condition", &*condition)];
         let statement = with_pieces(include_str!("deliveries/list.sql"), &pieces);
         let statement = sqlx::query_as(AssertSqlSafe(statement))
             .bind(filter.before.unwrap_or(Uuid::max()))
@@ -346,12 +332,12 @@ impl Store {
     pub async fn open_deliveries(&self, endpoints: &[&str]) -> Result<Vec<OpenDeliveries>, Error> {
         let statement = sqlx::query_as(
             "-- store.deliveries.open
-             select replace(endpoint, 'batch:', '') as endpoint, count(*) filter (where run_at < 'infinity') as pending, count(*) filter (where run_at = 'infinity') as dead,
+             select endpoint, count(*) filter (where run_at < 'infinity') as pending, count(*) filter (where run_at = 'infinity') as dead,
                greatest(extract(epoch from clock_timestamp() - min(created_at) filter (where run_at < 'infinity')), 0)::float8
                  as oldest_seconds
              from cdc_export.deliveries where endpoint = any($1) and delivered_at is null group by 1",
         )
-        .bind(with_batches(endpoints.iter().copied()));
+        .bind(endpoints);
         self.with(async |conn| statement.fetch_all(conn).await).await
     }
 }

@@ -7,10 +7,8 @@ use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use crate::connection::statement::with_pieces;
-use crate::job::stored_compression;
-use crate::store::deliveries::with_batches;
 use crate::store::moments::{LATEST, MOVED};
-use crate::store::queue::{CLAIMABLE, ORPHANED, READY, known_formats, longest_retry_pauses};
+use crate::store::queue::{CLAIMABLE, ORPHANED, READY, built_formats, longest_retry_pauses};
 use crate::store::{Error, Store};
 
 /// The work that waits for a process. Each field may also be true for a moment although nothing waits.
@@ -35,13 +33,12 @@ pub struct DueWork {
 impl Store {
     /// Returns the work that waits for a process with these datasets and this destination. Its leases last for `lease`.
     pub async fn due(&self, datasets: &[String], destination: Option<Uuid>, lease: Duration) -> Result<DueWork, Error> {
-        let receivers = with_batches(self.listeners.iter().map(|listener| listener.name.as_str()));
+        let receivers: Vec<_> = self.listeners.iter().map(|listener| listener.name.as_str()).collect();
         let statement = sqlx::query_as(AssertSqlSafe(with_pieces(
             include_str!("due/due.sql"),
             &[CLAIMABLE, READY, ORPHANED, MOVED, LATEST],
         )))
-        .bind(known_formats())
-        .bind(stored_compression::all())
+        .bind(built_formats())
         .bind(datasets)
         .bind(destination)
         .bind(self.known_scan_start())

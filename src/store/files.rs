@@ -11,11 +11,11 @@ use crate::connection::statement::with_pieces;
 use crate::file::name::{numbered, stem_and_number, stem_of};
 use crate::file::{BatchMember, FileIdentity, FileRecord, Part, StagedFile};
 use crate::job::marker::Marker;
-use crate::job::stored_compression;
 use crate::job::{Continuity, FailureCode, JobId};
 use crate::store::job_row::{JOB_COLUMNS, StoredFile};
 use crate::store::transitions::Transition;
 use crate::store::{Error, Store};
+use pg_rows::encoding::Encoding;
 
 /// The columns of [`FileRow`], of a completed job `e`.
 pub(super) const FILE_COLUMNS: (&str, &str) = ("files/columns.sql", include_str!("files/columns.sql"));
@@ -255,7 +255,7 @@ impl TryFrom<FileRow> for FileRecord {
             database: row.database.parse()?,
             is_own: row.is_own,
             dataset: row.dataset,
-            encoding: stored_compression::read(&row.format, &row.compression)?,
+            encoding: Encoding { format: row.format.parse()?, compression: row.compression.parse()? },
             name: row.name,
             sha256: row.sha256,
             order: row.lane_sequence,

@@ -3,7 +3,7 @@
 e.id, e.consumer_id, e.dataset, e.lane_sequence, e.export_type, e.compression, e.selection, e.max_file_bytes,
 e.skip_empty, e.batch_id,
 -- Without the prefix of a batch's member.
-replace(e.format, 'batch:', '') as format,
+e.format,
 e.has_after, e.after_job, e.after_sha256, e.retry_of, e.traceparent, e.output_filename,
 case when e.status = 'completed' and e.published_at is null then 'processing' else e.status end as status,
 case when e.status = 'completed' and e.published_at is null then 99::smallint else e.progress end as progress,

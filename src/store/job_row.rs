@@ -9,10 +9,10 @@ use uuid::Uuid;
 use crate::connection::statement::with_pieces;
 use crate::file::{FileLocation, file_names};
 use crate::job::selection::Selection;
-use crate::job::stored_compression;
 use crate::job::{After, Failure, Job, JobFile, JobId, SnapshotReport};
 use crate::store::Error;
 use crate::telemetry::chain;
+use pg_rows::encoding::Encoding;
 
 /// The columns of [`JobRow`], of a job `e`. Every statement that returns a job includes them.
 pub(super) const JOB_COLUMNS: (&str, &str) = ("job_columns.sql", include_str!("job_columns.sql"));
@@ -112,7 +112,7 @@ impl TryFrom<JobRow> for Job {
             dataset: row.dataset,
             export_type: row.export_type.parse()?,
             selection: row.selection.map(|Json(selection)| selection).unwrap_or_default(),
-            encoding: stored_compression::read(&row.format, &row.compression)?,
+            encoding: Encoding { format: row.format.parse()?, compression: row.compression.parse()? },
             status: row.status.parse()?,
             progress: row.progress.clamp(0, 100) as u8,
             phase: row.phase.map(|word| word.parse()).transpose()?,

@@ -11,13 +11,11 @@ use crate::connection::failure::SqlFailure;
 use crate::file::name::{numbered, stem};
 use crate::job::batch::{Batch, BatchRequest};
 use crate::job::lane::Lane;
-use crate::job::stored_compression;
 use crate::job::{After, ExportType, Job, JobId, Request, Status, Terms};
 use crate::store::files::names_taken;
 use crate::store::job_row::{JobRow, skip_unreadable, with_job_columns};
 use crate::store::lanes::{OutOfStep, out_of_step};
 use crate::store::open_jobs::{Full, Slots, key_max};
-use crate::store::queue::MEMBER_PREFIX;
 use crate::store::transitions::transition;
 use crate::store::{CHANNEL, Error, Store};
 
@@ -191,8 +189,6 @@ impl Store {
         let mut numbers = vec![1; requests.len()];
         let mut made: Vec<Option<Job>> = requests.iter().map(|_| None).collect();
         let first = &requests[0];
-        let prefix = if batch.is_some() { MEMBER_PREFIX } else { "" };
-        let format = format!("{prefix}{}", first.encoding.format);
         loop {
             let missing: Vec<usize> = (0..made.len()).filter(|&at| made[at].is_none()).collect();
             if missing.is_empty() {
@@ -210,14 +206,14 @@ impl Store {
                 .bind(missing.iter().map(|at| &*of(at).dataset).collect::<Vec<_>>())
                 .bind(missing.iter().map(|&at| lane_sequences[at]).collect::<Vec<_>>())
                 .bind(missing.iter().map(|at| of(at).export_type.as_str()).collect::<Vec<_>>())
-                .bind(&format)
+                .bind(first.encoding.format.as_str())
                 .bind(terms.max_attempts as i32)
                 .bind(missing.iter().map(|&at| numbered(&stems[at], numbers[at], first.encoding)).collect::<Vec<_>>())
                 .bind(destination)
                 .bind(now)
                 .bind(missing.iter().map(|at| of(at).retry_of.map(JobId::as_uuid)).collect::<Vec<_>>())
                 .bind(first.key.as_ref().map(|key| key.as_str()))
-                .bind(stored_compression::word(first.encoding))
+                .bind(first.encoding.compression.as_str())
                 .bind(Some(Json(&first.selection)).filter(|_| !first.selection.is_all()))
                 .bind(missing.iter().map(|at| of(at).after.is_some()).collect::<Vec<_>>())
                 .bind(after_jobs)

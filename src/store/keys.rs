@@ -16,8 +16,6 @@ pub struct NewKey {
     pub name: KeyName,
     /// The consumers and datasets that the key is valid for.
     pub bounds: Bounds,
-    /// True if the operator chose that a key with consumers is valid for all datasets.
-    pub all_datasets: bool,
     /// The scopes that the key grants.
     pub scopes: Vec<Scope>,
     /// The lifetime of the key. `None` means until it is revoked.
@@ -92,8 +90,8 @@ impl Store {
     pub async fn create_key(&self, key: &PresentedKey, new: &NewKey) -> Result<Created, Error> {
         let statement = sqlx::query_as::<_, KeyRow>(
             "-- store.keys.create
-             insert into cdc_export.keys (name, prefix, hash, consumers, scopes, expires_at, datasets, all_datasets)
-             values ($1, $2, $3, $4, $5, clock_timestamp() + make_interval(secs => $6), $7, $8)
+             insert into cdc_export.keys (name, prefix, hash, consumers, scopes, expires_at, datasets)
+             values ($1, $2, $3, $4, $5, clock_timestamp() + make_interval(secs => $6), $7)
              returning name, prefix, consumers, datasets, scopes, created_at, expires_at, revoked_at, last_used_at",
         )
         .bind(new.name.as_str())
@@ -102,8 +100,7 @@ impl Store {
         .bind(new.bounds.consumers.as_ref().map(|ids| ids.iter().map(ConsumerId::as_str).collect::<Vec<_>>()))
         .bind(new.scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>())
         .bind(new.lifetime.map(|lifetime| lifetime.as_secs_f64()))
-        .bind(new.bounds.datasets.as_deref())
-        .bind(new.all_datasets);
+        .bind(new.bounds.datasets.as_deref());
         match self.with(async |conn| statement.fetch_one(conn).await).await {
             Ok(row) => {
                 let info = KeyInfo::from(row);
@@ -124,19 +121,6 @@ impl Store {
         );
         let rows: Vec<KeyRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
         Ok(rows.into_iter().map(KeyInfo::from).collect())
-    }
-
-    /// Returns the valid keys that are for certain consumers and for all datasets, although no operator chose the
-    /// latter: they were made before keys had datasets.
-    pub async fn keys_without_datasets(&self) -> Result<Vec<String>, Error> {
-        let statement = sqlx::query_scalar(
-            "-- store.keys.without_datasets
-             select name from cdc_export.keys
-             where consumers is not null and datasets is null and not all_datasets
-               and revoked_at is null and (expires_at is null or expires_at > clock_timestamp())
-             order by id",
-        );
-        self.with(async |conn| statement.fetch_all(conn).await).await
     }
 
     /// Revokes a key. Returns `None` if no key has this name or prefix, or if it was revoked before.

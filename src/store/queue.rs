@@ -16,7 +16,6 @@ use crate::connection::failure::SqlFailure;
 use crate::connection::statement::with_pieces;
 use crate::duration;
 use crate::file::hidden::HiddenFile;
-use crate::job::stored_compression;
 use crate::job::{Failure, FailureCode, Job, JobId, LeaseToken, SessionId};
 use crate::store::job_row::{JOB_COLUMNS, JobRow, with_job_columns};
 use crate::store::lease::{ChainLink, Lease, Member};
@@ -25,14 +24,9 @@ use crate::store::{ClaimScanStart, Error, Store};
 use crate::trace::TraceParent;
 use pg_rows::encoding::Format;
 
-/// The prefix of a format in the row of a batch's member. A release that doesn't know batches leaves formats alone that
-/// it doesn't know.
-pub(super) const MEMBER_PREFIX: &str = "batch:";
-
-/// Returns the formats that this build writes, without and with the prefix of a batch's member.
-pub(super) fn known_formats() -> Vec<String> {
-    let formats = Format::ALL.iter().filter(|format| format.spec().is_built);
-    formats.flat_map(|format| [format.to_string(), format!("{MEMBER_PREFIX}{format}")]).collect()
+/// Returns the formats that this build writes.
+pub(super) fn built_formats() -> Vec<&'static str> {
+    Format::ALL.iter().filter(|format| format.spec().is_built).map(|format| format.as_str()).collect()
 }
 
 /// The time for which a claim scan start is used. A job with an earlier turn that becomes ready waits no longer than
@@ -109,8 +103,7 @@ async fn claim(
     let pieces = [CLAIMABLE, READY, JOB_COLUMNS];
     let statement = with_pieces(include_str!("queue/claim.sql"), &pieces);
     let claimed: Result<Vec<ClaimedJobRow>, sqlx::Error> = sqlx::query_as(AssertSqlSafe(statement))
-        .bind(known_formats())
-        .bind(stored_compression::all())
+        .bind(built_formats())
         .bind(claimant.datasets)
         .bind(claimant.destination)
         .bind(token.as_uuid())
@@ -154,8 +147,7 @@ async fn scan_start(
     claimant: &Claimant<'_>,
 ) -> Result<(DateTime<Utc>, bool, bool), sqlx::Error> {
     sqlx::query_as(AssertSqlSafe(with_pieces(include_str!("queue/scan_start.sql"), &[CLAIMABLE, READY])))
-        .bind(known_formats())
-        .bind(stored_compression::all())
+        .bind(built_formats())
         .bind(claimant.datasets)
         .bind(claimant.destination)
         .fetch_one(conn)

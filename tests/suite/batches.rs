@@ -12,8 +12,7 @@ use sqlx::{Executor, Row};
 
 use crate::catalog::{Catalog, export, post};
 use crate::harness::{
-    Csv, Database, Service, Start, connect_options, embedded_settings_with_cluster, eventually, far, reachable_folder,
-    refusal,
+    Csv, Database, Service, connect_options, embedded_settings_with_cluster, eventually, far, reachable_folder, refusal,
 };
 
 /// The tables, each with ten rows of 100.
@@ -552,17 +551,6 @@ async fn a_batch_counts_as_one_open_job_and_one_worker() {
     let full = post(&service, "/exports/full", Some("b"), &json!({ "dataset": "alpha" })).await;
     assert_eq!(refusal(full).await, (429, "too_many_open_jobs".to_owned()));
     assert_eq!(service.events("batch_started").len(), 1);
-    service.stop().await;
-}
-
-#[tokio::test]
-async fn an_older_release_leaves_the_members_of_a_batch_alone() {
-    let (database, catalog) = tables().await;
-    let service = Start::on(&database).with("DATASETS", catalog.path().display()).service().await;
-    let done = export_all(&service, "full", json!({ "datasets": "*", "format": "ndjson" })).await;
-    assert_eq!(done["jobs"][0]["format"], "ndjson");
-    // Such a release claims the formats that it knows.
-    assert_eq!(database.one::<String>("select string_agg(distinct format, ' ') from exports").await, "batch:ndjson");
     service.stop().await;
 }
 

@@ -298,34 +298,6 @@ mod in_parquet {
         service.stop().await;
     }
 
-    /// An earlier release stores `none` for Parquet, and compresses it with zstd.
-    #[tokio::test]
-    async fn a_job_of_an_earlier_release_is_zstd() {
-        let database = Database::new().await;
-        database.add_users(1, 5).await;
-        let service = Start::on(&database).service().await;
-        let held = database.hold_exports().await;
-        let first = service.submit("full", "a").await;
-        service.becomes(&first, "processing").await;
-        let options = json!({"format": "parquet", "compression": "none"});
-        let job: Value =
-            ask(&service, "/exports/full", &options, &[("X-Consumer-ID", "a")]).await.json().await.unwrap();
-        let id = job["jobId"].as_str().unwrap();
-        database.run(&format!("update exports set compression = 'none' where id = '{id}'")).await;
-        held.rollback().await.unwrap();
-        let job = service.ended(id).await;
-        let zstd = basic::Compression::ZSTD(basic::ZstdLevel::default());
-        assert_eq!((&job["compression"], codec(&service.path(&job))), (&json!("zstd"), zstd));
-        // An earlier release leaves words alone that it doesn't know, and goes on with `none`.
-        for (word, stored) in [("zstd", "none"), ("none", "uncompressed"), ("snappy", "snappy"), ("lz4", "lz4")] {
-            let job = export(&service, "full", "a", &json!({"format": "parquet", "compression": word})).await;
-            let id = job["jobId"].as_str().unwrap();
-            let found: String = database.one(&format!("select compression from exports where id = '{id}'")).await;
-            assert_eq!(found, stored, "{word}");
-        }
-        service.stop().await;
-    }
-
     #[tokio::test]
     async fn an_infinite_time_fails_a_parquet_for_good_and_no_other() {
         let database = Database::new().await;

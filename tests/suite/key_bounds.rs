@@ -461,17 +461,3 @@ async fn a_key_is_refused_whose_rights_are_unclear() {
     let (code, _, said) = create(&["--dataset", "usres"]).await;
     assert!(code == 0 && said.contains("there is no dataset `usres`"), "{said}");
 }
-
-#[tokio::test]
-async fn a_start_names_the_keys_from_before_datasets() {
-    let database = Database::new().await;
-    for (name, more) in [("old", "--all-datasets"), ("chosen", "--all-datasets")] {
-        let create = ["keys", "create", "--name", name, "--consumer", "a", more];
-        assert_eq!(Start::on(&database).arguments(&create).output().await.0, 0);
-    }
-    database.run("update cdc_export.keys set all_datasets = false where name = 'old'").await;
-    let service = Start::on(&database).with("AUTH", "keys").service().await;
-    let named: Vec<_> = service.events("key_without_datasets").iter().map(|event| event["key"].clone()).collect();
-    assert_eq!(named, [json!("old")]);
-    service.stop().await;
-}

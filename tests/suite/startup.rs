@@ -52,8 +52,8 @@ async fn a_foreign_exports_or_watermarks_stops_the_start() {
     assert!(code == 1 && line.contains("`theirs.exports`"), "{line}");
 }
 
-/// What a migration from before version 0.1.0 left of its record and of the tables outside of `cdc_export`.
-const UNRELEASED: &str = "
+/// What the migrations of another build left: their record and the tables outside of `cdc_export`.
+const OF_ANOTHER_BUILD: &str = "
   create schema cdc_export;
   create table cdc_export.migrations (version bigint primary key, description text not null, installed_on timestamptz not null default now(),
     success boolean not null, checksum bytea not null, execution_time bigint not null);
@@ -65,12 +65,12 @@ const UNRELEASED: &str = "
   insert into cdc_export.owned values ('Old', 'exports'), ('Old', 'watermarks')";
 
 #[tokio::test]
-async fn a_database_from_before_the_first_release_is_told_what_to_drop() {
+async fn a_database_of_another_build_is_told_what_to_drop() {
     let database = Database::empty().await;
-    database.run(UNRELEASED).await;
+    database.run(OF_ANOTHER_BUILD).await;
     for arguments in [&["serve"][..], &["migrate"], &["list"], &["track", "users"]] {
         let (code, line) = refused(Start::on(&database).arguments(arguments)).await;
-        assert!(code == 1 && line.contains("from before version 0.1.0"), "{arguments:?}: {line}");
+        assert!(code == 1 && line.contains("another build of cdc-export made"), "{arguments:?}: {line}");
         let drops = line.split('`').nth(1).unwrap();
         assert_eq!(
             drops,

@@ -327,7 +327,6 @@ fn rows_of_parquet_are_in_its_footer() {
     export.manifest.export.files = vec![file];
     export.manifest.export.format = "parquet".to_owned();
     export.files = vec![(name.clone(), content)];
-    // An earlier version wrote `none` for each Parquet file.
     for compression in ["none", "zstd", "snappy", "lz4"] {
         let mut export = export.clone();
         export.manifest.export.compression = compression.to_owned();

@@ -199,11 +199,6 @@ impl Encoding {
         Ok(Encoding { format, compression })
     }
 
-    /// Returns true if the compression is the one that the format has by default.
-    pub fn is_default(self) -> bool {
-        self.compression == self.format.spec().compressions[0]
-    }
-
     /// Returns the compression around the whole file.
     fn around(self) -> Compression {
         if self.format.spec().is_compressed_inside { Compression::None } else { self.compression }

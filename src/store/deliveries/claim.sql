@@ -5,19 +5,12 @@
 -- $3 float8: the length of the lease in seconds
 -- $4 boolean: true to claim only deliveries that were requested again and had no attempt since
 with due as materialized (
-  -- The deliveries of exports, and those of batches.
-  select its.id
-  from unnest(array[$1, 'batch:' || $1]) as names (endpoint)
-  cross join lateral (
-    select id, run_at
-    from cdc_export.deliveries
-    where endpoint = names.endpoint and delivered_at is null and run_at <= statement_timestamp()
-      and (manually_requested or not $4)
-    order by run_at
-    limit $2
-    for update skip locked) its
-  order by its.run_at
+  select id
+  from cdc_export.deliveries
+  where endpoint = $1 and delivered_at is null and run_at <= statement_timestamp() and (manually_requested or not $4)
+  order by run_at
   limit $2
+  for update skip locked
 ),
 d as (
   update cdc_export.deliveries d

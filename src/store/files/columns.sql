@@ -1,5 +1,5 @@
 -- The columns of `files::FileRow`, of a completed job `e`.
-e.id, e.consumer_id, e.dataset, replace(e.format, 'batch:', '') as format, e.compression, e.destination_id,
+e.id, e.consumer_id, e.dataset, e.format, e.compression, e.destination_id,
 e.marker_seen, e.finished_at, e.traceparent,
 e.output_filename as name, e.sha256, e.lane_sequence,
 (select cdc_export.database_id()) as database,

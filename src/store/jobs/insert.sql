@@ -6,14 +6,14 @@
 -- $3 text[]: their datasets
 -- $4 bigint[]: their numbers in their lanes
 -- $5 text[]: their export types
--- $6 text: the format; of a batch's member, with a prefix
+-- $6 text: the format
 -- $7 integer: the limit on attempts
 -- $8 text[]: the files' final names
 -- $9 uuid: the destination
 -- $10 timestamptz: the time of their creation
 -- $11 uuid[]: the jobs that they retry
 -- $12 text: the idempotency key, which the first job has
--- $13 text: the compression, in the word of job::stored_compression
+-- $13 text: the compression
 -- $14 jsonb: the selection
 -- $15 boolean[]: true if the request said which export was loaded last
 -- $16 uuid[]: that export

@@ -1,8 +1,8 @@
 -- The condition of a job `r` that a process can run, and that waits for no other job.
--- The parameters $1 to $4 are those of `queue/claim.sql`.
-r.status = 'pending' and r.format = any ($1) and r.compression = any ($2) and r.dataset = any ($3)
+-- The parameters $1 to $3 are those of `queue/claim.sql`.
+r.status = 'pending' and r.format = any ($1) and r.dataset = any ($2)
 -- The job belongs to this destination, or to one that no process uses.
-and (r.destination_id is null or r.destination_id = $4
+and (r.destination_id is null or r.destination_id = $3
   or not exists (
     select from cdc_export.destinations d
     where d.id = r.destination_id

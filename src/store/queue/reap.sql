@@ -15,11 +15,8 @@ lost as (
       when e.attempt >= e.max_attempts then 'failed'
       else 'pending' end as next
   from exports e
-  where e.status = 'processing' and (
-    e.id in (select lapsed.id from lapsed) or e.batch_id in (select lapsed.id from lapsed)
-    -- A release that doesn't know batches took the first member back alone.
-    or e.lease_expires_at = 'infinity' and not exists (
-      select from exports f where f.id = e.batch_id and f.lease_token = e.lease_token))
+  where e.status = 'processing'
+    and (e.id in (select lapsed.id from lapsed) or e.batch_id in (select lapsed.id from lapsed))
 )
 update exports e
 set status = lost.next, progress = 0, lease_token = null, lease_owner = null, lease_expires_at = null,

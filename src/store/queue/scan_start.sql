@@ -4,9 +4,8 @@
 -- A job that is being submitted is not visible yet, and its turn may be as old as the time limit of a client's call.
 -- So the turn is one minute before the first one.
 -- $1 text[]: the formats that the process knows
--- $2 text[]: the compressions that it knows
--- $3 text[]: the datasets in its catalog
--- $4 uuid: its destination
+-- $2 text[]: the datasets in its catalog
+-- $3 uuid: its destination
 select least(first.turn, statement_timestamp()) - interval '1 minute', first.turn is not null,
   exists (
     select from exports e

@@ -43,7 +43,7 @@ async fn hears(receiver: &Receiver, id: &Value, events: usize) -> Value {
 
 /// Returns the number of planned events of batches.
 async fn planned(database: &Database) -> i64 {
-    database.one("select count(*) from cdc_export.deliveries where endpoint like 'batch:%'").await
+    database.one("select count(*) from cdc_export.deliveries where is_of_batch").await
 }
 
 async fn get(service: &Service, id: &Value) -> Value {

@@ -1,31 +1,7 @@
--- The service's schema.
+-- The service's tables: jobs, positions, keys, schedules, deliveries and the demo's table.
 --
 -- Three tables are in the first schema of the role's search_path, normally public, because people read them: users (the
--- demo's), watermarks and exports. All others are in the schema cdc_export, which exists before this file runs.
---
--- The service replaces three words, each in braces, before it runs a migration:
---   schema       the first schema of the search_path, as an identifier
---   schema_name  the same, as a string
---   makes_users  true if a dataset reads the demo's table and no table has its name, else false
--- They stand here without braces, because a schema's name may have a line break, which would end a comment.
---
--- From here on a migration only adds: the previous release runs beside the next one, and an operator may go back to it.
-
--- Identity of the database ----------------------------------------------------
-
--- The identity of this database: its cluster's number and its own. A copy of the database in another cluster has
--- another identity.
-create function cdc_export.database_id() returns text
-language sql stable set search_path = pg_catalog, pg_temp as $$
-  select lpad(to_hex(c.system_identifier), 16, '0') || '-' || d.oid
-  from pg_control_system() c, pg_database d where d.datname = current_database()
-$$;
-
--- The timeline that the cluster writes on; null on a standby.
-create function cdc_export.timeline() returns text
-language sql stable set search_path = pg_catalog, pg_temp as $$
-  select case when not pg_is_in_recovery() then left(pg_walfile_name(pg_current_wal_lsn()), 8) end
-$$;
+-- demo's), watermarks and exports. All others are in the schema cdc_export, which exists before the first file runs.
 
 -- The tables outside of cdc_export that this service made. Every other table outside belongs to somebody else.
 create table cdc_export.owned (
@@ -33,11 +9,6 @@ create table cdc_export.owned (
   table_name text not null,
   primary key (schema_name, table_name)
 );
-
--- Locks: a session locks the row of a task that only one session may do at a time. Not an advisory lock, which every
--- role that may connect can take.
-create table cdc_export.locks (name text primary key);
-insert into cdc_export.locks values ('purge'), ('track');
 
 -- Jobs ------------------------------------------------------------------------
 
@@ -55,12 +26,27 @@ create table cdc_export.lanes (
   dataset text collate "C" not null,
   last_sequence bigint not null, -- the lane_sequence of the lane's latest job
   last_number bigint not null default 0, -- the number of the lane's latest published export
+  -- The lane's latest job when an operator removed its consumer. A later job brings it back, and earlier ones don't count
+  -- for its state. Null: it was never removed.
+  removed_sequence bigint,
+  -- The number of the lane's last published export when its position was last removed, alone or with its consumer. What
+  -- was loaded before doesn't count any more. Null: it was never removed.
+  removed_number bigint,
   -- The number of the latest export that the consumer acknowledged: it has loaded all exports up to that one. Null: the
   -- consumer never acknowledges. No constraint compares it with last_number: after a partial restore or a change by
   -- hand it may be larger, and the next export must get its number all the same.
   acknowledged bigint,
   acknowledged_at timestamptz,
   primary key (consumer_id, dataset)
+);
+
+-- The datasets that processes have, and their tables. A name that has exports or keys never passes to another table
+-- by a pattern.
+create table cdc_export.datasets (
+  name text collate "C" primary key,
+  schema_name text not null,
+  table_name text not null,
+  seen_at timestamptz not null -- when a process that has it last recorded that, to within three minutes
 );
 
 -- A job: one export that somebody asked for. The table is the queue, too.
@@ -73,7 +59,7 @@ create table {schema}.exports (
   lane_sequence bigint, -- the job's place in its lane
   export_type text not null check (export_type in ('full', 'incremental', 'delta')),
   format text not null,
-  compression text not null default 'none',
+  compression text not null,
   -- The size at which a file ends and the next one begins; null: one file.
   max_file_bytes bigint check (max_file_bytes > 0),
   selection jsonb, -- the filter, columns and limit of an ad-hoc export; null: all of the dataset
@@ -81,10 +67,24 @@ create table {schema}.exports (
   has_after boolean not null default false,
   after_job uuid, -- that export; null if has_after: none was loaded yet
   after_sha256 text, -- the SHA-256 that the request gave of that export; null: it gave none
+  skip_empty boolean, -- true: make no file if there is nothing to export; null: as the dataset has it
   retry_of uuid, -- the job that this one repeats
   idempotency_key text collate "C",
+  key_prefix text collate "C", -- of the key that asked for the job; null: none
   -- The job's span in a trace, in the form of the header traceparent: from the request, else from the first attempt.
   traceparent text,
+
+  -- A batch: exports of several datasets, which are read at one snapshot and completed in one transaction. It has the id
+  -- of its first member, in the order of the datasets' names. Only that member has a turn: workers find the batch by
+  -- it. The others have the turn `infinity`.
+  batch_id uuid, -- null: an export of its own
+  -- The first member has it, as `job::batch::BatchRequest` in JSON: what was asked for, the datasets of all members, and
+  -- those that were left out. Null: of every other job.
+  batch jsonb,
+  -- The text of the batch's manifest, which its last member with files has. It is saved before anybody sees it, so that
+  -- each process that publishes the member writes the same. Null: not published yet, a file was lost, or retention has
+  -- removed it.
+  batch_manifest text,
 
   -- The database that the job was made in. In a copy of that database, or after a restore, the job's file may belong to
   -- another database.
@@ -95,15 +95,25 @@ create table {schema}.exports (
 
   -- The queue.
   -- completed: the position was saved and the files are durable. They get their final names after that, in published_at.
+  -- skipped: the position was saved, and there is no file. Clients see `completed`, with `skipped`.
   status text not null default 'pending'
-    check (status in ('pending', 'processing', 'completed', 'failed', 'cancelled')),
+    check (status in ('pending', 'processing', 'completed', 'skipped', 'failed', 'cancelled')),
   progress smallint not null default 0 check (progress between 0 and 100), -- in percent
   attempt integer not null default 0 check (attempt >= 0),
   max_attempts integer not null check (max_attempts > 0),
   run_at timestamptz not null default clock_timestamp(), -- a pending job is not claimed earlier
+  -- Workers claim jobs in this order. The first job of a consumer that has none gets a turn before the second job of a
+  -- consumer that waits.
+  turn timestamptz not null,
+  -- The table of an open job was locked when an attempt last needed it: no job of the dataset is claimed until then.
+  -- After that, one attempt at a time tries the table. Null: no attempt since a successful one found a lock.
+  locked_until timestamptz,
   lease_token uuid, -- the right to this attempt
   lease_owner text, -- the process that has the lease, for people
   lease_expires_at timestamptz,
+  -- The session of a running attempt. A worker whose session has ended has ended too, or will not commit.
+  session_pid integer,
+  session_started timestamptz,
   cancel_requested_at timestamptz,
   purge_hold pg_snapshot, -- the purge keeps what this snapshot didn't see: the attempt may read it yet
   marker_seen uuid, -- the export that the lane's marker at the destination named when the attempt began
@@ -111,6 +121,7 @@ create table {schema}.exports (
   error_detail text,
 
   -- The result.
+  rows_expected bigint check (rows_expected >= 0), -- of a running export of changes; null: they were not counted
   rows_exported bigint not null default 0, -- in all files; of a job that runs, so far
   bytes_written bigint not null default 0, -- of all files, compressed; of a job that runs, so far
   output_filename text collate "C" not null, -- the final name; those of several files are made of it
@@ -147,14 +158,14 @@ create table {schema}.exports (
 
   constraint lane_has_a_consumer check ((consumer_id is null) = (lane_sequence is null)),
   constraint selected_ad_hoc check (selection is null or consumer_id is null),
-  constraint compressed_once check (format <> 'parquet' or compression = 'none'),
   constraint after_is_a_consumers check (not has_after or consumer_id is not null),
   constraint after_is_said check (after_job is null or has_after),
   constraint after_has_a_job check (after_sha256 is null or after_job is not null),
   constraint lease_is_processing check (
     (status = 'processing') = (lease_token is not null and lease_owner is not null and lease_expires_at is not null)
     and (lease_token is null) = (lease_expires_at is null) and (lease_token is null) = (lease_owner is null)),
-  constraint finished_is_terminal check ((finished_at is not null) = (status in ('completed', 'failed', 'cancelled'))),
+  constraint finished_is_terminal
+    check ((finished_at is not null) = (status in ('completed', 'skipped', 'failed', 'cancelled'))),
   constraint failed_has_a_code check (status <> 'failed' or error_code is not null),
   constraint completed_has_a_file check (
     (status = 'completed') = (staged_name is not null and sha256 is not null and destination_id is not null)),
@@ -164,11 +175,24 @@ create table {schema}.exports (
 );
 
 create unique index exports_output_filename on {schema}.exports (lower(output_filename));
-create unique index exports_idempotency_key on {schema}.exports (coalesce(consumer_id, ''), idempotency_key)
-  where idempotency_key is not null;
+-- One key must not learn the idempotency keys of another key's ad-hoc exports. A consumer id does not begin with
+-- a colon.
+create unique index exports_idempotency_key
+  on {schema}.exports (coalesce(consumer_id, ':' || key_prefix, ''), idempotency_key) where idempotency_key is not null;
+create index exports_batch on {schema}.exports (batch_id, dataset) where batch_id is not null;
 
 -- The queue.
 create index exports_ready on {schema}.exports (run_at, created_at) where status = 'pending';
+create index exports_turn on {schema}.exports (turn, created_at) where status = 'pending';
+create index exports_locked on {schema}.exports (dataset)
+  where locked_until is not null and status in ('pending', 'processing');
+create unique index exports_one_trial on {schema}.exports (dataset)
+  where locked_until is not null and status = 'processing';
+create index exports_open_of_key on {schema}.exports (key_prefix)
+  where key_prefix is not null and status in ('pending', 'processing');
+-- The open jobs of a consumer, or the ad-hoc ones of a key, in the order of their turns.
+create index exports_open_turn on {schema}.exports (coalesce(consumer_id, ':' || key_prefix, ''), turn)
+  where status in ('pending', 'processing');
 create index exports_leases on {schema}.exports (lease_expires_at) where status = 'processing';
 create index exports_unpublished on {schema}.exports (destination_id)
   where status = 'completed' and published_at is null;
@@ -207,14 +231,20 @@ create index exports_by_lane on {schema}.exports (
     || case when status = 'completed' and published_at is null then 'processing' else status end),
   created_at desc, id desc);
 
--- Retention, consumer by consumer: the ended jobs, those with a file at a destination, and those without one.
-create index exports_ended on {schema}.exports (coalesce(consumer_id, ''), finished_at desc, id desc)
+-- Retention, lane by lane: the ended jobs, those with a file at a destination, and those without one.
+create index exports_ended on {schema}.exports (coalesce(consumer_id, ''), dataset, finished_at desc, id desc)
   where finished_at is not null;
 create index exports_with_file on {schema}.exports
-  (destination_id, coalesce(consumer_id, ''), finished_at desc, id desc)
+  (destination_id, coalesce(consumer_id, ''), dataset, finished_at desc, id desc)
   where status = 'completed' and published_at is not null and file_removed_at is null;
-create index exports_without_file on {schema}.exports (coalesce(consumer_id, ''), finished_at desc, id desc)
+create index exports_without_file on {schema}.exports
+  (coalesce(consumer_id, ''), dataset, finished_at desc, id desc)
   where finished_at is not null and (status <> 'completed' or file_removed_at is not null);
+-- The manifests of a lane that retention has not removed.
+create index exports_with_manifest on {schema}.exports (consumer_id, dataset, number)
+  where number is not null and manifest is not null;
+-- A lane keeps its latest skipped job.
+create index exports_skipped on {schema}.exports (consumer_id, dataset) where status = 'skipped';
 
 -- A terminal status is final. One exception: a completed job without a published file, which no client was told is
 -- completed, may yet fail.
@@ -230,7 +260,7 @@ begin
 end $$;
 
 create trigger exports_keep_terminal before update of status on {schema}.exports
-  for each row when (old.status in ('completed', 'failed', 'cancelled'))
+  for each row when (old.status in ('completed', 'skipped', 'failed', 'cancelled'))
   execute function cdc_export.exports_keep_terminal();
 
 -- The files of a completed job, one row for each.
@@ -244,6 +274,9 @@ create table cdc_export.files (
   bytes bigint not null check (bytes >= 0),
   rows bigint not null check (rows >= 0),
   sha256 text collate "C" not null,
+  -- When every byte of the file was sent, or an address of it was handed out. Null: not yet; readers of a folder are not
+  -- seen.
+  fetched_at timestamptz,
   primary key (job, part)
 );
 
@@ -302,169 +335,25 @@ create table {schema}.watermarks (
 
 insert into cdc_export.owned (schema_name, table_name) values ({schema_name}, 'exports'), ({schema_name}, 'watermarks');
 
--- Change capture --------------------------------------------------------------
+-- Masks -----------------------------------------------------------------------
 
--- The tables whose changes triggers capture.
-create table cdc_export.tracked (
-  schema_name text not null,
-  table_name text not null,
-  key text[] not null, -- the columns whose values the triggers log
-  -- An object: hashes that the guard took of the table's triggers and functions, each with the hash of those that the
-  -- service put in their place. A position that has an old hash is not refused.
-  renewed jsonb not null default '{}',
-  primary key (schema_name, table_name)
+-- The secret of masks. The database has its fingerprint alone: a process with another secret doesn't start.
+create table cdc_export.mask_secret (
+  is_only boolean primary key default true check (is_only), -- there is one row at most
+  fingerprint text not null,
+  accepted_at timestamptz not null default clock_timestamp()
 );
 
--- Triggers write the keys of changed rows here, with the transaction that changed them. A consumer's position is the
--- snapshot of its last export; what that snapshot could not see has changed since. There is no check constraint:
--- Postgres compiles it anew for each statement, which took a quarter of the triggers' time, and only the triggers may
--- write here.
-create table cdc_export.change_log (
-  -- Orders the changes of one key; never a cursor: it is not the order of commits.
-  sequence bigint generated always as identity,
-  table_oid oid not null,
-  xid xid8 not null default pg_current_xact_id(), -- of the top-level transaction, the same in its savepoints
-  operation "char" not null, -- I: insert, U: update, D: delete, T: truncate, Q: quiet deletions
-  key text collate "C", -- null of T and Q
-  image text collate "C", -- of D: the last row, as Postgres writes a row; null: the row is too large
-  image_columns smallint[], -- the numbers of the columns that the image has, in their order: names may change
-  quiet_deletes bigint -- of Q: how many rows a statement deleted
-) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.05);
--- A publication for all tables publishes deletes, and Postgres then refuses to delete rows without an identity: the purge
--- would stop. An identity of whole rows costs writers nothing. Under wal_level = logical a purge writes half as much again
--- to the WAL (500,000 rows: 125 MB and not 83); a unique index would cost each writer as much, under any wal_level.
-alter table cdc_export.change_log replica identity full;
-create index change_log_changes on cdc_export.change_log (table_oid, xid);
--- Each export asks whether its table was truncated: without this index it would read all of the log since its position.
-create index change_log_truncates on cdc_export.change_log (table_oid, xid) where operation = 'T';
-
--- A TRUNCATE of the log removes the changes of all positions, so no export can go on from one. Running exports find
--- that the version of their position has changed.
-create function cdc_export.log_emptied() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
-begin
-  update {schema}.watermarks
-  set live_snapshot = null, deletions_snapshot = null, log_lost = 'all', version = version + 1
-  where coalesce(live_snapshot, deletions_snapshot) is not null;
-  return null;
-end $$;
-revoke execute on function cdc_export.log_emptied() from public;
-create trigger log_emptied after truncate on cdc_export.change_log
-  for each statement execute function cdc_export.log_emptied();
-alter table cdc_export.change_log enable always trigger log_emptied;
-
--- Returns the text of a row, which doesn't depend on the session's settings. Triggers that run without settings of
--- their own call it for deleted rows.
-create function cdc_export.image_of(whole record) returns text
-language plpgsql stable set search_path = pg_catalog, pg_temp set timezone = 'UTC'
-  set datestyle = 'ISO' set intervalstyle = 'postgres' set bytea_output = 'hex' set extra_float_digits = 1
-  set quote_all_identifiers = off set lc_monetary from current as $$
-begin
-  return pg_catalog.concat(whole);
-end $$;
-
--- Splits the text of a row into the texts of its values ("Composite Type Input and Output Syntax" in Postgres's
--- documentation). Nothing between two commas is null. Callers may have any search_path, so each function is named with
--- its schema.
-create function cdc_export.values_of(image text) returns text[]
-language plpgsql immutable strict parallel safe as $$
-declare
-  part text;
-  cut text[]; -- the parts of a value with commas that were read so far; null outside of such a value
-  is_odd boolean;
-  found text[] := '{}';
-begin
-  -- A comma between quotes belongs to the value: the parts around it are joined again. Each part is read once.
-  foreach part in array pg_catalog.string_to_array(pg_catalog.substr(image, 2, pg_catalog.length(image) - 2), ',') loop
-    is_odd := (pg_catalog.length(part) - pg_catalog.length(pg_catalog.replace(part, '"', ''))) % 2 = 1;
-    if cut is not null or is_odd then
-      cut := pg_catalog.array_append(cut, part);
-      continue when not is_odd or pg_catalog.cardinality(cut) = 1;
-      part := pg_catalog.array_to_string(cut, ',');
-      cut := null;
-    end if;
-    found := pg_catalog.array_append(found, case
-      when part = '' then null
-      when pg_catalog.left(part, 1) = '"' then pg_catalog.replace(pg_catalog.replace(
-        pg_catalog.substr(part, 2, pg_catalog.length(part) - 2), '""', '"'), '\\', '\')
-      else part end);
-  end loop;
-  return found;
-end $$;
-
--- These two look a table or a type's name up by the role's own search_path, which our sessions keep in a setting
--- (src/connection.rs). In another session it is the path that RESET would set, which is slow to read. The path that
--- these functions set ends with the call.
-create function cdc_export.table_of_role(name text) returns regclass
-language plpgsql stable strict set search_path = pg_catalog, pg_temp as $$
-begin
-  perform set_config('search_path', coalesce(nullif(current_setting('cdc_export.role_path', true), ''),
-    (select s.reset_val from pg_settings s where s.name = 'search_path')), true);
-  return pg_catalog.to_regclass(name);
-end $$;
-
-create function cdc_export.type_of_role(type oid, modifier integer) returns text
-language plpgsql stable strict set search_path = pg_catalog, pg_temp as $$
-begin
-  perform set_config('search_path', coalesce(nullif(current_setting('cdc_export.role_path', true), ''),
-    (select s.reset_val from pg_settings s where s.name = 'search_path')), true);
-  return pg_catalog.format_type(type, modifier);
-end $$;
-
--- Appends the role's own search_path to the transaction's if Postgres can't plan a read of the table otherwise, and returns
--- whether it did. The planner inlines the SQL functions of a table's indexes, statistics, constraints and partition key, and
--- their bodies may name functions and types without a schema. Raises CE002 with Postgres's message if the read can't be planned then either.
--- Only for our own sessions, whose search_path it relies on.
-create function cdc_export.widen_search_path(from_item text, table_oid oid) returns boolean
-language plpgsql as $$
-declare
-  relations constant oid[] := array(select p.relid::oid from pg_partition_tree(table_oid) p) || table_oid;
-begin
-  if not exists (
-      select from pg_index x where x.indrelid = any (relations) and (x.indexprs is not null or x.indpred is not null))
-    and not exists (select from pg_statistic_ext s where s.stxrelid = any (relations))
-    and not exists (select from pg_constraint c where c.conrelid = any (relations) and c.contype = 'c')
-    and not exists (select from pg_partitioned_table p where p.partrelid = any (relations) and p.partexprs is not null) then
-    return false;
-  end if;
-  for attempt in 1..2 loop
-    begin
-      -- The planner looks at constraints only if there is a condition.
-      execute 'select from ' || from_item || ' where tableoid = ''0''::oid limit 0';
-      return attempt = 2;
-    exception
-      when insufficient_privilege then
-        raise;
-      when syntax_error_or_access_rule_violation or invalid_schema_name then -- the first one is all of class 42
-        if attempt = 2 then
-          raise exception '%', sqlerrm using errcode = 'CE002';
-        end if;
-    end;
-    perform set_config('search_path', concat_ws(', ', current_setting('search_path'),
-      nullif(current_setting('cdc_export.role_path', true), '')), true);
-  end loop;
-end $$;
-
--- Returns the names of the columns of a table's primary key, in their order, without columns that its index only
--- includes. Only for our own sessions, whose search_path it relies on.
-create function cdc_export.primary_key(table_oid oid) returns text[]
-language sql stable as $$
-  select array(
-    select a.attname::text
-    from pg_index x
-    cross join lateral unnest(x.indkey) with ordinality as k (attnum, place)
-    join pg_attribute a on a.attrelid = x.indrelid and a.attnum = k.attnum
-    where x.indrelid = $1 and x.indisprimary and k.place <= x.indnkeyatts
-    order by k.place)
-$$;
-
--- Raises the error that ends an export at a cell larger than CELL_MAX_BYTES. It is called only for such a cell, so each
--- other row costs only the comparison.
-create function cdc_export.refuse_cell(column_name text) returns boolean
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-begin
-  raise exception '%', column_name using errcode = 'CE001';
-end $$;
+-- The columns whose values are masked in the last export of each dataset, by their numbers, which stay when a column is
+-- renamed. A column that is here is never exported under another name without its mask.
+create table cdc_export.masked_columns (
+  dataset text collate "C",
+  table_oid oid,
+  number smallint,
+  name text not null,
+  rule text not null,
+  primary key (dataset, table_oid, number)
+);
 
 -- Callers, schedules, receivers -----------------------------------------------
 
@@ -476,6 +365,7 @@ create table cdc_export.keys (
   hash bytea not null check (octet_length(hash) = 32),
   consumers text[] check (cardinality(consumers) > 0), -- null: all
   scopes text[] not null check (cardinality(scopes) > 0 and scopes <@ array['export:read', 'export:write', 'admin']),
+  datasets text[] check (datasets is null or cardinality(datasets) > 0 and 'admin' <> all (scopes)), -- null: all
   created_at timestamptz not null default clock_timestamp(),
   expires_at timestamptz, -- null: never
   revoked_at timestamptz,
@@ -506,7 +396,9 @@ create table cdc_export.deliveries (
   id uuid primary key, -- the event's id too: the same at each attempt
   job uuid not null references {schema}.exports (id) on delete cascade,
   endpoint text not null collate "C", -- the receiver's name in the operator's file
-  event text not null collate "C" check (event in ('completed', 'failed', 'cancelled')),
+  -- True: the event of a batch, whose first member is the job. The member may have an event of its own.
+  is_of_batch boolean not null default false,
+  event text not null collate "C" check (event in ('completed', 'skipped', 'failed', 'cancelled')),
   created_at timestamptz not null default clock_timestamp(),
   -- Attempts since the delivery was made, or last requested by hand.
   attempt integer not null default 0 check (attempt >= 0),
@@ -520,12 +412,41 @@ create table cdc_export.deliveries (
   dead_at timestamptz,
   last_status smallint, -- of the last answer; null: there was none
   last_error text,
-  unique (job, endpoint)
+  unique (job, endpoint, is_of_batch)
 );
 -- The deliveries that are due; a monitor counts them, too.
 create index deliveries_open on cdc_export.deliveries (endpoint, run_at) where delivered_at is null;
 -- A page of those that wait or are dead, however many others there are.
 create index deliveries_undelivered on cdc_export.deliveries (id) where delivered_at is null;
+-- A page of one receiver's deliveries, also of a receiver that has none.
+create index deliveries_of_endpoint on cdc_export.deliveries (endpoint, id);
+
+-- The audit log.
+create table cdc_export.audit_log (
+  id bigint generated always as identity primary key,
+  at timestamptz not null default clock_timestamp(),
+  request_id text,
+  key text, -- the key's prefix, schedule:NAME, amqp:NAME or cli:USER; null: a call that needed no key
+  remote text, -- the address of the peer
+  action text not null,
+  consumer_id text,
+  dataset text,
+  job_id uuid,
+  part integer, -- of a download
+  outcome text not null, -- done, or the code of the refusal
+  count bigint not null default 1 -- equal downloads or refusals within a minute
+);
+create index audit_log_at on cdc_export.audit_log (at);
+create index audit_log_key on cdc_export.audit_log (coalesce(key, ''), at);
+
+-- Writes the row of a change. A statement that changes something calls it for each row that it returns, so the row of
+-- the log is in the same transaction and costs no round trip. The service's own changes have no origin and no row.
+create function cdc_export.audit(origin jsonb, action text, consumer_id text, dataset text, job_id uuid) returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+  insert into cdc_export.audit_log (request_id, key, remote, action, consumer_id, dataset, job_id, outcome)
+  select $1 ->> 'requestId', $1 ->> 'key', $1 ->> 'remote', $2, $3, $4, $5, 'done'
+  where $1 is not null
+$$;
 
 -- The demo --------------------------------------------------------------------
 

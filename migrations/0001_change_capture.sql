@@ -1,0 +1,210 @@
+-- Change capture: the log that triggers write to, and the facts that exports compare.
+--
+-- The service replaces three words, each in braces, before it runs a migration:
+--   schema       the first schema of the search_path, as an identifier
+--   schema_name  the same, as a string
+--   makes_users  true if a dataset reads the demo's table and no table has its name, else false
+-- They stand here without braces, because a schema's name may have a line break, which would end a comment.
+--
+-- Until the first release, these files are edited in place, and a database of another build is refused.
+
+-- Identity of the database ----------------------------------------------------
+
+-- The identity of this database: its cluster's number and its own. A copy of the database in another cluster has
+-- another identity.
+create function cdc_export.database_id() returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select lpad(to_hex(c.system_identifier), 16, '0') || '-' || d.oid
+  from pg_control_system() c, pg_database d where d.datname = current_database()
+$$;
+
+-- The timeline that the cluster writes on; null on a standby.
+create function cdc_export.timeline() returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select case when not pg_is_in_recovery() then left(pg_walfile_name(pg_current_wal_lsn()), 8) end
+$$;
+
+-- Locks: a session locks the row of a task that only one session may do at a time. Not an advisory lock, which every
+-- role that may connect can take.
+create table cdc_export.locks (name text primary key);
+insert into cdc_export.locks values ('purge'), ('track');
+
+-- Change capture --------------------------------------------------------------
+
+-- The tables whose changes triggers capture.
+create table cdc_export.tracked (
+  schema_name text not null,
+  table_name text not null,
+  key text[] not null, -- the columns whose values the triggers log
+  -- An object: hashes that the guard took of the table's triggers and functions, each with the hash of those that the
+  -- service put in their place. A position that has an old hash is not refused.
+  renewed jsonb not null default '{}',
+  primary key (schema_name, table_name)
+);
+
+-- Triggers write the keys of changed rows here, with the transaction that changed them. A consumer's position is the
+-- snapshot of its last export; what that snapshot could not see has changed since. There is no check constraint:
+-- Postgres compiles it anew for each statement, which took a quarter of the triggers' time, and only the triggers may
+-- write here.
+create table cdc_export.change_log (
+  -- Orders the changes of one key; never a cursor: it is not the order of commits.
+  sequence bigint generated always as identity,
+  table_oid oid not null,
+  xid xid8 not null default pg_current_xact_id(), -- of the top-level transaction, the same in its savepoints
+  operation "char" not null, -- I: insert, U: update, D: delete, T: truncate, Q: quiet deletions
+  key text collate "C", -- null of T and Q
+  image text collate "C", -- of D: the last row, as Postgres writes a row; null: the row is too large
+  image_columns smallint[], -- the numbers of the columns that the image has, in their order: names may change
+  quiet_deletes bigint -- of Q: how many rows a statement deleted
+) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.05);
+-- A publication for all tables publishes deletes, and Postgres then refuses to delete rows without an identity: the purge
+-- would stop. An identity of whole rows costs writers nothing. Under wal_level = logical a purge writes half as much again
+-- to the WAL (500,000 rows: 125 MB and not 83); a unique index would cost each writer as much, under any wal_level.
+alter table cdc_export.change_log replica identity full;
+create index change_log_changes on cdc_export.change_log (table_oid, xid);
+-- Each export asks whether its table was truncated: without this index it would read all of the log since its position.
+create index change_log_truncates on cdc_export.change_log (table_oid, xid) where operation = 'T';
+-- Each export counts the quiet deletions since its position: without this index it would read all of the log since then.
+create index change_log_quiet on cdc_export.change_log (table_oid, xid) where operation = 'Q';
+
+-- Moments: the database's snapshot, and when it was so. A transaction of the change log was committed before the first
+-- moment that sees it. Written only while something is committed that the change log may have.
+create table cdc_export.moments (
+  at timestamptz not null,
+  -- The transactions that this moment sees and the one before doesn't were committed after this time. Null: after the
+  -- moment before.
+  since timestamptz,
+  snapshot pg_snapshot not null,
+  next_xid xid8 not null, -- the first transaction that had not begun, as `snapshot` has it
+  log_sequence bigint not null, -- the change log's latest sequence then
+  open_xids xid8[] not null, -- the transactions under way that may have written to the change log
+  primary key (next_xid, at)
+);
+
+-- A TRUNCATE of the log removes the changes of all positions, so no export can go on from one. Running exports find
+-- that the version of their position has changed.
+create function cdc_export.log_emptied() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  update {schema}.watermarks
+  set live_snapshot = null, deletions_snapshot = null, log_lost = 'all', version = version + 1
+  where coalesce(live_snapshot, deletions_snapshot) is not null;
+  return null;
+end $$;
+revoke execute on function cdc_export.log_emptied() from public;
+create trigger log_emptied after truncate on cdc_export.change_log
+  for each statement execute function cdc_export.log_emptied();
+alter table cdc_export.change_log enable always trigger log_emptied;
+
+-- Returns the text of a row, which doesn't depend on the session's settings. Triggers that run without settings of
+-- their own call it for deleted rows.
+create function cdc_export.image_of(whole record) returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp set timezone = 'UTC'
+  set datestyle = 'ISO' set intervalstyle = 'postgres' set bytea_output = 'hex' set extra_float_digits = 1
+  set quote_all_identifiers = off set lc_monetary from current as $$
+begin
+  return pg_catalog.concat(whole);
+end $$;
+
+-- Splits the text of a row into the texts of its values ("Composite Type Input and Output Syntax" in Postgres's
+-- documentation). Nothing between two commas is null. Callers may have any search_path, so each function is named with
+-- its schema.
+create function cdc_export.values_of(image text) returns text[]
+language plpgsql immutable strict parallel safe as $$
+declare
+  part text;
+  cut text[]; -- the parts of a value with commas that were read so far; null outside of such a value
+  is_odd boolean;
+  found text[] := '{}';
+begin
+  -- A comma between quotes belongs to the value: the parts around it are joined again. Each part is read once.
+  foreach part in array pg_catalog.string_to_array(pg_catalog.substr(image, 2, pg_catalog.length(image) - 2), ',') loop
+    is_odd := (pg_catalog.length(part) - pg_catalog.length(pg_catalog.replace(part, '"', ''))) % 2 = 1;
+    if cut is not null or is_odd then
+      cut := pg_catalog.array_append(cut, part);
+      continue when not is_odd or pg_catalog.cardinality(cut) = 1;
+      part := pg_catalog.array_to_string(cut, ',');
+      cut := null;
+    end if;
+    found := pg_catalog.array_append(found, case
+      when part = '' then null
+      when pg_catalog.left(part, 1) = '"' then pg_catalog.replace(pg_catalog.replace(
+        pg_catalog.substr(part, 2, pg_catalog.length(part) - 2), '""', '"'), '\\', '\')
+      else part end);
+  end loop;
+  return found;
+end $$;
+
+-- These two look a table or a type's name up by the role's own search_path, which our sessions keep in a setting
+-- (src/connection.rs). In another session it is the path that RESET would set, which is slow to read. The path that
+-- these functions set ends with the call.
+create function cdc_export.table_of_role(name text) returns regclass
+language plpgsql stable strict set search_path = pg_catalog, pg_temp as $$
+begin
+  perform set_config('search_path', coalesce(nullif(current_setting('cdc_export.role_path', true), ''),
+    (select s.reset_val from pg_settings s where s.name = 'search_path')), true);
+  return pg_catalog.to_regclass(name);
+end $$;
+
+create function cdc_export.type_of_role(type oid, modifier integer) returns text
+language plpgsql stable strict set search_path = pg_catalog, pg_temp as $$
+begin
+  perform set_config('search_path', coalesce(nullif(current_setting('cdc_export.role_path', true), ''),
+    (select s.reset_val from pg_settings s where s.name = 'search_path')), true);
+  return pg_catalog.format_type(type, modifier);
+end $$;
+
+-- Appends the role's own search_path to the transaction's if Postgres can't plan a read of the table otherwise, and returns
+-- whether it did. The planner inlines the SQL functions of a table's indexes, statistics, constraints and partition key, and
+-- their bodies may name functions and types without a schema. Raises CE002 with Postgres's message if the read can't be planned then either.
+-- Only for our own sessions, whose search_path it relies on.
+create function cdc_export.widen_search_path(from_item text, table_oid oid) returns boolean
+language plpgsql as $$
+declare
+  relations constant oid[] := array(select p.relid::oid from pg_partition_tree(table_oid) p) || table_oid;
+begin
+  if not exists (
+      select from pg_index x where x.indrelid = any (relations) and (x.indexprs is not null or x.indpred is not null))
+    and not exists (select from pg_statistic_ext s where s.stxrelid = any (relations))
+    and not exists (select from pg_constraint c where c.conrelid = any (relations) and c.contype = 'c')
+    and not exists (select from pg_partitioned_table p where p.partrelid = any (relations) and p.partexprs is not null) then
+    return false;
+  end if;
+  for attempt in 1..2 loop
+    begin
+      -- The planner looks at constraints only if there is a condition.
+      execute 'select from ' || from_item || ' where tableoid = ''0''::oid limit 0';
+      return attempt = 2;
+    exception
+      when insufficient_privilege then
+        raise;
+      when syntax_error_or_access_rule_violation or invalid_schema_name then -- the first one is all of class 42
+        if attempt = 2 then
+          raise exception '%', sqlerrm using errcode = 'CE002';
+        end if;
+    end;
+    perform set_config('search_path', concat_ws(', ', current_setting('search_path'),
+      nullif(current_setting('cdc_export.role_path', true), '')), true);
+  end loop;
+end $$;
+
+-- Returns the names of the columns of a table's primary key, in their order, without columns that its index only
+-- includes. Only for our own sessions, whose search_path it relies on.
+create function cdc_export.primary_key(table_oid oid) returns text[]
+language sql stable as $$
+  select array(
+    select a.attname::text
+    from pg_index x
+    cross join lateral unnest(x.indkey) with ordinality as k (attnum, place)
+    join pg_attribute a on a.attrelid = x.indrelid and a.attnum = k.attnum
+    where x.indrelid = $1 and x.indisprimary and k.place <= x.indnkeyatts
+    order by k.place)
+$$;
+
+-- Raises the error that ends an export at a cell larger than CELL_MAX_BYTES. It is called only for such a cell, so each
+-- other row costs only the comparison.
+create function cdc_export.refuse_cell(column_name text) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  raise exception '%', column_name using errcode = 'CE001';
+end $$;
