@@ -57,18 +57,21 @@ create table cdc_export.change_log (
   image_columns smallint[], -- the numbers of the columns that the image has, in their order: names may change
   quiet_deletes bigint -- of Q: how many rows a statement deleted
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.05);
--- A publication for all tables publishes deletes, and Postgres then refuses to delete rows without an identity: the purge
--- would stop. An identity of whole rows costs writers nothing. Under wal_level = logical a purge writes half as much again
--- to the WAL (500,000 rows: 125 MB and not 83); a unique index would cost each writer as much, under any wal_level.
+-- A publication for all tables publishes deletes, and Postgres then refuses to delete rows without an identity: the
+-- purge would stop. An identity of whole rows costs writers nothing. Under wal_level = logical a purge writes half as
+-- much again to the WAL (500,000 rows: 125 MB and not 83); a unique index would cost each writer as much, under any
+-- wal_level.
 alter table cdc_export.change_log replica identity full;
 create index change_log_changes on cdc_export.change_log (table_oid, xid);
--- Each export asks whether its table was truncated: without this index it would read all of the log since its position.
+-- Each export asks whether its table was truncated: without this index it would read all of the log since its
+-- position.
 create index change_log_truncates on cdc_export.change_log (table_oid, xid) where operation = 'T';
--- Each export counts the quiet deletions since its position: without this index it would read all of the log since then.
+-- Each export counts the quiet deletions since its position: without this index it would read all of the log since
+-- then.
 create index change_log_quiet on cdc_export.change_log (table_oid, xid) where operation = 'Q';
 
--- Moments: the database's snapshot, and when it was so. A transaction of the change log was committed before the first
--- moment that sees it. Written only while something is committed that the change log may have.
+-- Moments: the database's snapshot, and when it was so. A transaction of the change log was committed before the
+-- first moment that sees it. Written only while something is committed that the change log may have.
 create table cdc_export.moments (
   at timestamptz not null,
   -- The transactions that this moment sees and the one before doesn't were committed after this time. Null: after the
@@ -107,8 +110,8 @@ begin
 end $$;
 
 -- Splits the text of a row into the texts of its values ("Composite Type Input and Output Syntax" in Postgres's
--- documentation). Nothing between two commas is null. Callers may have any search_path, so each function is named with
--- its schema.
+-- documentation). Nothing between two commas is null. Callers may have any search_path, so each function is named
+-- with its schema.
 create function cdc_export.values_of(image text) returns text[]
 language plpgsql immutable strict parallel safe as $$
 declare
@@ -154,10 +157,10 @@ begin
   return pg_catalog.format_type(type, modifier);
 end $$;
 
--- Appends the role's own search_path to the transaction's if Postgres can't plan a read of the table otherwise, and returns
--- whether it did. The planner inlines the SQL functions of a table's indexes, statistics, constraints and partition key, and
--- their bodies may name functions and types without a schema. Raises CE002 with Postgres's message if the read can't be planned then either.
--- Only for our own sessions, whose search_path it relies on.
+-- Appends the role's own search_path to the transaction's if Postgres can't plan a read of the table otherwise, and
+-- returns whether it did. The planner inlines the SQL functions of a table's indexes, statistics, constraints and
+-- partition key, and their bodies may name functions and types without a schema. Raises CE002 with Postgres's message
+-- if the read can't be planned then either. Only for our own sessions, whose search_path it relies on.
 create function cdc_export.widen_search_path(from_item text, table_oid oid) returns boolean
 language plpgsql as $$
 declare
@@ -167,7 +170,8 @@ begin
       select from pg_index x where x.indrelid = any (relations) and (x.indexprs is not null or x.indpred is not null))
     and not exists (select from pg_statistic_ext s where s.stxrelid = any (relations))
     and not exists (select from pg_constraint c where c.conrelid = any (relations) and c.contype = 'c')
-    and not exists (select from pg_partitioned_table p where p.partrelid = any (relations) and p.partexprs is not null) then
+    and not exists (
+      select from pg_partitioned_table p where p.partrelid = any (relations) and p.partexprs is not null) then
     return false;
   end if;
   for attempt in 1..2 loop
@@ -201,8 +205,8 @@ language sql stable as $$
     order by k.place)
 $$;
 
--- Raises the error that ends an export at a cell larger than CELL_MAX_BYTES. It is called only for such a cell, so each
--- other row costs only the comparison.
+-- Raises the error that ends an export at a cell larger than CELL_MAX_BYTES. It is called only for such a cell, so
+-- each other row costs only the comparison.
 create function cdc_export.refuse_cell(column_name text) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin

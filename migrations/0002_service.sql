@@ -1,7 +1,8 @@
 -- The service's tables: jobs, positions, keys, schedules, deliveries and the demo's table.
 --
--- Three tables are in the first schema of the role's search_path, normally public, because people read them: users (the
--- demo's), watermarks and exports. All others are in the schema cdc_export, which exists before the first file runs.
+-- Three tables are in the first schema of the role's search_path, normally public, because people read them: users
+-- (the demo's), watermarks and exports. All others are in the schema cdc_export, which exists before the first file
+-- runs.
 
 -- The tables outside of cdc_export that this service made. Every other table outside belongs to somebody else.
 create table cdc_export.owned (
@@ -18,23 +19,23 @@ create table cdc_export.destinations (
   seen_at timestamptz not null -- when a process that uses it last recorded that, to within ten seconds
 );
 
--- A lane is one consumer's line of jobs for one dataset. Whoever adds a job to a lane locks its row, so that the order
--- of the lane's jobs is the order of commits. Ad-hoc exports have a row too, for each dataset, under the empty
+-- A lane is one consumer's line of jobs for one dataset. Whoever adds a job to a lane locks its row, so that the
+-- order of the lane's jobs is the order of commits. Ad-hoc exports have a row too, for each dataset, under the empty
 -- consumer: a lock only.
 create table cdc_export.lanes (
   consumer_id text collate "C" not null,
   dataset text collate "C" not null,
   last_sequence bigint not null, -- the lane_sequence of the lane's latest job
   last_number bigint not null default 0, -- the number of the lane's latest published export
-  -- The lane's latest job when an operator removed its consumer. A later job brings it back, and earlier ones don't count
-  -- for its state. Null: it was never removed.
+  -- The lane's latest job when an operator removed its consumer. A later job brings it back, and earlier ones don't
+  -- count for its state. Null: it was never removed.
   removed_sequence bigint,
-  -- The number of the lane's last published export when its position was last removed, alone or with its consumer. What
-  -- was loaded before doesn't count any more. Null: it was never removed.
+  -- The number of the lane's last published export when its position was last removed, alone or with its consumer.
+  -- What was loaded before doesn't count any more. Null: it was never removed.
   removed_number bigint,
-  -- The number of the latest export that the consumer acknowledged: it has loaded all exports up to that one. Null: the
-  -- consumer never acknowledges. No constraint compares it with last_number: after a partial restore or a change by
-  -- hand it may be larger, and the next export must get its number all the same.
+  -- The number of the latest export that the consumer acknowledged: it has loaded all exports up to that one. Null:
+  -- the consumer never acknowledges. No constraint compares it with last_number: after a partial restore or a change
+  -- by hand it may be larger, and the next export must get its number all the same.
   acknowledged bigint,
   acknowledged_at timestamptz,
   primary key (consumer_id, dataset)
@@ -63,7 +64,8 @@ create table {schema}.exports (
   -- The size at which a file ends and the next one begins; null: one file.
   max_file_bytes bigint check (max_file_bytes > 0),
   selection jsonb, -- the filter, columns and limit of an ad-hoc export; null: all of the dataset
-  -- True: the request said which export was loaded last, in "after". The service checked that when it took the request.
+  -- True: the request said which export was loaded last, in "after". The service checked that when it took the
+  -- request.
   has_after boolean not null default false,
   after_job uuid, -- that export; null if has_after: none was loaded yet
   after_sha256 text, -- the SHA-256 that the request gave of that export; null: it gave none
@@ -74,36 +76,36 @@ create table {schema}.exports (
   -- The job's span in a trace, in the form of the header traceparent: from the request, else from the first attempt.
   traceparent text,
 
-  -- A batch: exports of several datasets, which are read at one snapshot and completed in one transaction. It has the id
-  -- of its first member, in the order of the datasets' names. Only that member has a turn: workers find the batch by
-  -- it. The others have the turn `infinity`.
+  -- A batch: exports of several datasets, which are read at one snapshot and completed in one transaction. It has the
+  -- id of its first member, in the order of the datasets' names. Only that member has a turn: workers find the batch
+  -- by it. The others have the turn `infinity`.
   batch_id uuid, -- null: an export of its own
-  -- The first member has it, as `job::batch::BatchRequest` in JSON: what was asked for, the datasets of all members, and
-  -- those that were left out. Null: of every other job.
+  -- The first member has it, as `job::batch::BatchRequest` in JSON: what was asked for, the datasets of all members,
+  -- and those that were left out. Null: of every other job.
   batch jsonb,
-  -- The text of the batch's manifest, which its last member with files has. It is saved before anybody sees it, so that
-  -- each process that publishes the member writes the same. Null: not published yet, a file was lost, or retention has
-  -- removed it.
+  -- The text of the batch's manifest, which its last member with files has. It is saved before anybody sees it, so
+  -- that each process that publishes the member writes the same. Null: not published yet, a file was lost, or
+  -- retention has removed it.
   batch_manifest text,
 
-  -- The database that the job was made in. In a copy of that database, or after a restore, the job's file may belong to
-  -- another database.
+  -- The database that the job was made in. In a copy of that database, or after a restore, the job's file may belong
+  -- to another database.
   database_id text collate "C" not null default cdc_export.database_id(),
   timeline text collate "C" not null default cdc_export.timeline(),
   -- Identifies the run of the server that made the job. Only compared for equality, since clocks may be set.
   server_started_at timestamptz not null default pg_catalog.pg_postmaster_start_time(),
 
   -- The queue.
-  -- completed: the position was saved and the files are durable. They get their final names after that, in published_at.
-  -- skipped: the position was saved, and there is no file. Clients see `completed`, with `skipped`.
+  -- completed: the position was saved and the files are durable. They get their final names after that, in
+  -- published_at. skipped: the position was saved, and there is no file. Clients see `completed`, with `skipped`.
   status text not null default 'pending'
     check (status in ('pending', 'processing', 'completed', 'skipped', 'failed', 'cancelled')),
   progress smallint not null default 0 check (progress between 0 and 100), -- in percent
   attempt integer not null default 0 check (attempt >= 0),
   max_attempts integer not null check (max_attempts > 0),
   run_at timestamptz not null default clock_timestamp(), -- a pending job is not claimed earlier
-  -- Workers claim jobs in this order. The first job of a consumer that has none gets a turn before the second job of a
-  -- consumer that waits.
+  -- Workers claim jobs in this order. The first job of a consumer that has none gets a turn before the second job of
+  -- a consumer that waits.
   turn timestamptz not null,
   -- The table of an open job was locked when an attempt last needed it: no job of the dataset is claimed until then.
   -- After that, one attempt at a time tries the table. Null: no attempt since a successful one found a lock.
@@ -127,10 +129,11 @@ create table {schema}.exports (
   output_filename text collate "C" not null, -- the final name; those of several files are made of it
   destination_id uuid, -- the destination that has the files
   staged_name text, -- the hidden name of the first file, which has the token of the attempt that completed the job
-  -- Of the file. Of several files, it is the SHA-256 of the list of theirs: 64 hexadecimal digits and a line break each.
+  -- Of the file. Of several files, it is the SHA-256 of the list of theirs: 64 hexadecimal digits and a line break
+  -- each.
   sha256 text,
-  -- What the manifest says of the files' columns: {"columns": [{"name": "id", "type": "bigint", "wire": "binary"}, ...],
-  -- "key": ["id"], "table": ..., "snapshot": ...}.
+  -- What the manifest says of the files' columns: {"columns": [{"name": "id", "type": "bigint", "wire": "binary"},
+  -- ...], "key": ["id"], "table": ..., "snapshot": ...}.
   file_columns jsonb,
   columns_hash text, -- MD5 of the names and types of the file's columns
   schema_changed boolean, -- whether these differ from those of the lane's last export
@@ -274,8 +277,8 @@ create table cdc_export.files (
   bytes bigint not null check (bytes >= 0),
   rows bigint not null check (rows >= 0),
   sha256 text collate "C" not null,
-  -- When every byte of the file was sent, or an address of it was handed out. Null: not yet; readers of a folder are not
-  -- seen.
+  -- When every byte of the file was sent, or an address of it was handed out. Null: not yet; readers of a folder are
+  -- not seen.
   fetched_at timestamptz,
   primary key (job, part)
 );
@@ -313,10 +316,12 @@ create table {schema}.watermarks (
   -- The consumer's position.
   live_snapshot pg_snapshot, -- live rows are delivered up to here
   deletions_snapshot pg_snapshot, -- deletions are delivered up to here; an incremental export leaves it
-  -- The value of last_exported_at when the snapshots were saved. If last_exported_at differs, somebody set it by hand.
+  -- The value of last_exported_at when the snapshots were saved. If last_exported_at differs, somebody set it by
+  -- hand.
   saved_last_exported_at timestamptz,
   saved_at timestamptz, -- when live_snapshot was saved
-  log_sequence bigint, -- the change log's latest sequence then; its distance from today's is how much of the log this holds
+  -- The change log's latest sequence then; its distance from today's is how much of the log this holds.
+  log_sequence bigint,
   deletions_saved_at timestamptz, -- the same two of deletions_snapshot
   deletions_log_sequence bigint,
 
@@ -325,7 +330,8 @@ create table {schema}.watermarks (
   table_oid oid,
   relfilenode oid, -- the number of the table's file; null: a partitioned table has none
   table_columns_hash text, -- MD5 of the names and types of all of the table's columns
-  -- An object: by their names the types of the columns in the files, the key, updated_at, created_at, deleted and the filter.
+  -- An object: by their names the types of the columns in the files, the key, updated_at, created_at, deleted and the
+  -- filter.
   column_types jsonb,
   definition_hash text, -- MD5 of the dataset's settings that decide which rows its files have
   guard_state jsonb, -- an object: what else the guard compares, by name. A missing member is not compared
@@ -344,8 +350,8 @@ create table cdc_export.mask_secret (
   accepted_at timestamptz not null default clock_timestamp()
 );
 
--- The columns whose values are masked in the last export of each dataset, by their numbers, which stay when a column is
--- renamed. A column that is here is never exported under another name without its mask.
+-- The columns whose values are masked in the last export of each dataset, by their numbers, which stay when a column
+-- is renamed. A column that is here is never exported under another name without its mask.
 create table cdc_export.masked_columns (
   dataset text collate "C",
   table_oid oid,

@@ -185,7 +185,7 @@ fn has_demo_dataset(catalog: &Catalog, path: &SearchPath) -> bool {
     catalog.iter().any(|dataset| dataset.table.name == "users" && is_in_first_schema(&dataset.table.schema))
 }
 
-/// Returns the migrations with their placeholders replaced. `migrations/0001_change_capture.sql` lists the placeholders.
+/// Returns the migrations with their placeholders replaced. The head of the first migration lists the placeholders.
 fn migrations(schema: &TablesSchema, makes_users: bool) -> Vec<Migration> {
     let written = |migration: &Migration| {
         let text = migration.sql.as_str().replace("{makes_users}", &makes_users.to_string());
