@@ -10,10 +10,7 @@ macro_rules! outln {
     }};
 }
 
-mod ack;
 mod apply;
-mod audit;
-mod cancel;
 mod catalog;
 mod catalog_file;
 mod completions;
@@ -26,7 +23,6 @@ mod export;
 mod healthcheck;
 mod keys;
 mod lanes;
-mod list;
 mod man;
 mod mask;
 mod migrate;
@@ -35,8 +31,6 @@ mod plain;
 mod plan;
 mod pull;
 mod reload;
-mod retry;
-mod schedules;
 mod seed;
 mod serve;
 mod server;
@@ -54,24 +48,18 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::client;
-use crate::command::ack::Ack;
 use crate::command::apply::Apply;
-use crate::command::audit::ListAudit;
-use crate::command::cancel::Cancel;
 use crate::command::completions::Completions;
 use crate::command::datasets::DatasetsCommand;
 use crate::command::deliveries::DeliveriesCommand;
 use crate::command::download::Download;
 use crate::command::export::Export;
 use crate::command::keys::KeysCommand;
-use crate::command::list::ListExports;
 use crate::command::man::Man;
 use crate::command::mask::MaskCommand;
 use crate::command::plain::plain;
 use crate::command::plan::Plan;
 use crate::command::pull::Pull;
-use crate::command::retry::Retry;
-use crate::command::schedules::SchedulesCommand;
 use crate::command::seed::Seed;
 use crate::command::serve::Serve;
 use crate::command::status::Status;
@@ -120,14 +108,6 @@ pub(crate) enum Command {
     Export(Export),
     /// Show all consumers, and the exports that are waiting or running
     Status(Status),
-    /// List exports, newest first
-    List(ListExports),
-    /// Acknowledge an export and all exports before it as loaded
-    Ack(Ack),
-    /// Cancel an export that is waiting or running
-    Cancel(Cancel),
-    /// Submit a failed or cancelled export again
-    Retry(Retry),
     /// Download the files of a completed export, and verify their SHA-256
     Download(Download),
     /// Download all exports of a consumer into a folder, in order and each once
@@ -146,14 +126,9 @@ pub(crate) enum Command {
     /// Check, list or add datasets: the tables that may be exported
     #[command(subcommand)]
     Datasets(DatasetsCommand),
-    /// List the schedules, by which the service submits exports
-    #[command(subcommand)]
-    Schedules(SchedulesCommand),
-    /// List the deliveries of export events to receivers, and redeliver them
+    /// Try the receivers of export events
     #[command(subcommand)]
     Deliveries(DeliveriesCommand),
-    /// List the audit log: who changed or downloaded something, and who was refused
-    Audit(ListAudit),
     /// Show the rows, the bytes and the query plan of an export, without running it
     Plan(Plan),
     /// Create, list and revoke API keys
@@ -187,10 +162,6 @@ impl Command {
             Command::Seed(seed) => seed.run(),
             Command::Export(export) => export.run(),
             Command::Status(status) => status.run(),
-            Command::List(list) => list.run(),
-            Command::Ack(ack) => ack.run(),
-            Command::Cancel(cancel) => cancel.run(),
-            Command::Retry(retry) => retry.run(),
             Command::Download(download) => download.run(),
             Command::Pull(pull) => pull.run(),
             Command::Apply(apply) => apply.run(),
@@ -199,9 +170,7 @@ impl Command {
             Command::Track(track) => track.run(),
             Command::Untrack(untrack) => untrack.run(),
             Command::Datasets(datasets) => datasets.run(),
-            Command::Schedules(schedules) => schedules.run(),
             Command::Deliveries(deliveries) => deliveries.run(),
-            Command::Audit(audit) => audit.run(),
             Command::Plan(plan) => plan.run(),
             Command::Mask(mask) => mask.run(),
             Command::Keys(keys) => keys.run(),

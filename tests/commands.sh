@@ -81,9 +81,15 @@ shows 'For search 0 changed rows'
 cp log service.log
 block docs/guides/operating.md jq
 shows '"event": "export_submitted"'
-block docs/guides/operating.md 'cdc-export deliveries list' 's/--status dead/--status pending/'
-delivery=$(cdc-export deliveries list --status pending --json | jq -r .deliveryId | head -1)
-block docs/guides/webhooks.md 'cdc-export deliveries list' "s/01a1f83b-[0-9a-f-]*/$delivery/"
+block docs/guides/operating.md 'curl -s "localhost:8080/deliveries' 's/status=dead/status=pending/'
+shows '"status":"pending"'
+delivery=$(curl -fsS "$api/deliveries?status=pending" | jq -r '.items[0].deliveryId')
+block docs/guides/webhooks.md 'curl "localhost:8080/deliveries' "s/01a1f83b-[0-9a-f-]*/$delivery/"
+shows '"status":"pending"'
+server=$api
+block docs/API.md curl
+shows '"acknowledged":true'
+shows '"code":"already_ended"'
 cp -r output copy
 block docs/guides/verify.md 'cdc-export verify' 's#s3://acme-exports/shop#./output#' 's#/mnt/copy-of-the-exports#./copy#'
 shows '^whole: 1 lane'

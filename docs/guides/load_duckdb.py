@@ -37,5 +37,5 @@ with duckdb.connect(file) as target:
         job = export.job
         target.execute("insert or replace into cdc_loads values (?, ?, ?)", [table, job, export.digest])
         target.commit()
-# For `cdc-export ack`.
+# For `POST /exports/{jobId}/ack`.
 print(job)

@@ -57,5 +57,5 @@ for export in inbox.exports(digest):
         frame = pandas.concat([read([file], export.key).drop(index=rows.index, errors="ignore"), frame])
     job = export.job
     write(frame, file, {"job": job, "digest": export.digest})
-# For `cdc-export ack`.
+# For `POST /exports/{jobId}/ack`.
 print(job)

@@ -5,25 +5,20 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use hyper::http::{self, Method, header};
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use crate::audit::AuditFilter;
 use crate::client::answer::{ApiAnswer, CallError, PlainText};
 use crate::client::job_view::JobView;
 use crate::client::observer::Observer;
 use crate::client::remote::RemoteService;
 use crate::client::{About, Error};
-use crate::event::DeliveryFilter;
 use crate::http::in_process::InProcess;
-use crate::job::json::rfc3339;
 use crate::job::{After, ConsumerId, Filter, JobId, Request, Status};
 use crate::manifest::Manifest;
 use crate::manifest::seal::PublicKey;
@@ -89,30 +84,6 @@ pub(crate) struct BatchView {
 struct BatchError {
     detail: PlainText,
     member: Option<PlainText>,
-}
-
-/// The thing that a call is for, by its id.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Subject {
-    /// An export of no batch.
-    Export(JobId),
-    /// A batch.
-    Batch(JobId),
-}
-
-impl Subject {
-    pub(crate) fn id(self) -> JobId {
-        match self {
-            Subject::Export(id) | Subject::Batch(id) => id,
-        }
-    }
-
-    fn path(self) -> String {
-        match self {
-            Subject::Export(id) => format!("/exports/{id}"),
-            Subject::Batch(id) => format!("/batches/{id}"),
-        }
-    }
 }
 
 impl BatchView {
@@ -236,10 +207,6 @@ impl Api {
         self.call(call(Method::GET, path)?, ApiAnswer::json).await
     }
 
-    async fn post(&self, path: &str) -> Result<Value, CallError> {
-        self.call(call(Method::POST, path)?, ApiAnswer::json).await
-    }
-
     /// Submits a batch: an export of each of these datasets for one consumer, all at one snapshot, and a full export
     /// where only that goes on.
     pub(crate) async fn submit_batch(&self, request: &Request, datasets: &[&str]) -> Result<Uuid, CallError> {
@@ -270,11 +237,6 @@ impl Api {
             batch => batch?.jobs()?,
         };
         Ok(jobs.iter().filter_map(|job| Some((job.dataset.to_string(), job.number?))).collect())
-    }
-
-    /// Returns a batch.
-    pub(crate) async fn batch(&self, id: JobId) -> Result<BatchView, Error> {
-        Ok(self.get(&format!("/batches/{id}")).await?)
     }
 
     /// Submits an export.
@@ -345,36 +307,24 @@ impl Api {
         }
     }
 
-    /// Requests the cancellation of an export or a batch. Returns false if it has ended, or is being committed.
-    pub(crate) async fn cancel(&self, subject: Subject) -> Result<bool, Error> {
-        match self.call(call(Method::POST, &format!("{}/cancel", subject.path()))?, ApiAnswer::accepted).await {
+    /// Requests the cancellation of an export. Returns false if it has ended, or is being committed.
+    pub(crate) async fn cancel(&self, id: JobId) -> Result<bool, Error> {
+        match self.call(call(Method::POST, &format!("/exports/{id}/cancel"))?, ApiAnswer::accepted).await {
             Ok(_) => Ok(true),
-            Err(error) if error.is_conflict() && !error.has_code("batch_member") => Ok(false),
+            Err(error) if error.is_conflict() => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
 
     /// Acknowledges a published export and all exports before it in its lane as loaded.
     pub(crate) async fn ack(&self, id: JobId) -> Result<(), Error> {
-        self.post(&format!("/exports/{id}/ack")).await?;
+        let _: Value = self.call(call(Method::POST, &format!("/exports/{id}/ack"))?, ApiAnswer::json).await?;
         Ok(())
     }
 
-    /// Submits the request of a failed or cancelled export or batch again. Returns the new id.
-    pub(crate) async fn retry(&self, subject: Subject) -> Result<JobId, Error> {
-        let call = http::Request::post(format!("{}/retry", subject.path()))
-            .header("idempotency-key", Uuid::new_v4().to_string())
-            .body(String::new())
-            .map_err(CallError::from)?;
-        match subject {
-            Subject::Export(_) => Ok(self.call(call, ApiAnswer::json::<SubmittedJob>).await?.job_id.into()),
-            Subject::Batch(_) => Ok(self.call(call, ApiAnswer::json::<AcceptedBatch>).await?.batch_id.into()),
-        }
-    }
-
-    /// Lists the newest jobs that match a filter. Returns one more job than `limit` if there are more.
+    /// Lists the newest jobs that match a filter, at most `limit` of them, which is at most [`PAGE_ITEMS`].
     pub(crate) async fn jobs(&self, filter: &Filter, limit: u32) -> Result<Vec<JobView>, Error> {
-        self.list(&query_of(filter), limit).await
+        Ok(self.page(&path_with("/exports", &query_of(filter)), limit, None).await?.0)
     }
 
     /// Lists the oldest jobs of a lane that match a filter, newest first: those of the last page. Reads the pages one
@@ -386,7 +336,7 @@ impl Api {
         let path = path_with("/exports", &query_of(filter));
         let (mut oldest, mut cursor, mut above) = (Vec::new(), None::<String>, None::<u64>);
         loop {
-            let (jobs, next) = self.page(&path, PAGE_ITEMS as usize, cursor.as_deref()).await?;
+            let (jobs, next) = self.page(&path, PAGE_ITEMS, cursor.as_deref()).await?;
             for job in &jobs {
                 if above.is_some_and(|above| job.number >= Some(above)) {
                     return Err(Error::refused("the list of exports repeats: the service doesn't list them in order"));
@@ -408,7 +358,7 @@ impl Api {
     async fn page(
         &self,
         path: &str,
-        limit: usize,
+        limit: u32,
         cursor: Option<&str>,
     ) -> Result<(Vec<JobView>, Option<String>), Error> {
         let mut path = format!("{path}&limit={limit}");
@@ -429,84 +379,17 @@ impl Api {
         Ok(all.items)
     }
 
-    /// Lists the exports of a lane that were published after `after`, oldest first. Returns one more export than
-    /// `limit` if there are more.
+    /// Lists the exports of a lane that were published after `after`, oldest first: at most [`PAGE_ITEMS`] of them.
     pub(crate) async fn published_after(
         &self,
         consumer: &ConsumerId,
         dataset: &str,
         after: JobId,
-        limit: u32,
     ) -> Result<Vec<JobView>, Error> {
         let after = after.to_string();
         let query = [("consumer", consumer.as_str()), ("dataset", dataset), ("after", &after)];
-        self.list(&query.map(|(name, value)| (name, Some(value))), limit).await
-    }
-
-    /// Reads the first exports of a list. Returns one more export than `limit` if there are more.
-    async fn list(&self, query: &[(&str, Option<&str>)], limit: u32) -> Result<Vec<JobView>, Error> {
-        let mut jobs = Vec::new();
-        let (path, mut cursor) = (path_with("/exports", query), None::<String>);
-        let wanted = limit as usize + 1;
-        while jobs.len() < wanted {
-            let rest = (wanted - jobs.len()).min(PAGE_ITEMS as usize);
-            let (page, next) = self.page(&path, rest, cursor.as_deref()).await?;
-            jobs.extend(page);
-            if next.is_none() {
-                break;
-            }
-            cursor = next;
-        }
-        Ok(jobs)
-    }
-
-    /// Lists the schedules, as the API shows them.
-    pub(crate) async fn schedules(&self) -> Result<Vec<Value>, Error> {
-        Ok(self.get::<ItemPage>("/schedules").await?.items)
-    }
-
-    /// Lists at most `limit` of the newest deliveries that match a filter, as the API shows them. Also returns true if
-    /// there are more.
-    pub(crate) async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<(Vec<Value>, bool), Error> {
-        let query = [("status", filter.status.map(|it| it.as_str())), ("endpoint", filter.endpoint.as_deref())];
-        let page: ItemPage = self.get(&format!("{}&limit={limit}", path_with("/deliveries", &query))).await?;
-        Ok((page.items, page.next_cursor.is_some()))
-    }
-
-    /// Lists at most `limit` of the newest rows of the audit log that match a filter, as the API shows them. Also
-    /// returns true if there are more.
-    pub(crate) async fn audit(&self, filter: &AuditFilter, limit: u32) -> Result<(Vec<Value>, bool), Error> {
-        let time = |time: Option<DateTime<Utc>>| time.map(rfc3339);
-        let (from, to) = (time(filter.from), time(filter.to));
-        let query = [
-            ("key", filter.key.as_deref()),
-            ("consumer", filter.consumer.as_ref().map(|id| id.as_str())),
-            ("dataset", filter.dataset.as_deref()),
-            ("action", filter.action.map(|it| it.as_str())),
-            ("from", from.as_deref()),
-            ("to", to.as_deref()),
-        ];
-        let page: ItemPage = self.get(&format!("{}&limit={limit}", path_with("/audit", &query))).await?;
-        Ok((page.items, page.next_cursor.is_some()))
-    }
-
-    /// Requests that an event is delivered to its receiver again.
-    pub(crate) async fn redeliver(&self, id: Uuid) -> Result<(), Error> {
-        self.post(&format!("/deliveries/{id}/redeliver")).await?;
-        Ok(())
-    }
-
-    /// Returns an error if no dataset has this name.
-    pub(crate) async fn require_dataset(&self, name: &str) -> Result<(), Error> {
-        let path = format!("/datasets/{}", utf8_percent_encode(name, NON_ALPHANUMERIC));
-        match (self.get::<Value>(&path).await, &*self.transport) {
-            // The catalog is that of the user's own command, so an unknown dataset is bad usage.
-            (Err(error), ApiTransport::InProcess(_)) if error.has_code("no_dataset") => {
-                Err(Error::Usage(error.to_string()))
-            }
-            (Err(error), ApiTransport::Http(_)) if error.has_code("no_dataset") => Err(error.into()),
-            _ => Ok(()),
-        }
+        let path = path_with("/exports", &query.map(|(name, value)| (name, Some(value))));
+        Ok(self.page(&path, PAGE_ITEMS, None).await?.0)
     }
 
     /// Lists the datasets and the other tables that a pattern matches.

@@ -91,16 +91,6 @@ pub(crate) struct FailureView {
     pub(crate) detail: PlainText,
 }
 
-/// Returns a member of a list item as text for a table, without control characters. Returns `-` for null. `name` is a
-/// JSON pointer (RFC 6901).
-pub(crate) fn cell(item: &Value, name: &str) -> String {
-    match item.pointer(name) {
-        None | Some(Value::Null) => "-".to_owned(),
-        Some(Value::String(text)) => PlainText::from(text.clone()).to_string(),
-        Some(other) => other.to_string(),
-    }
-}
-
 impl JobView {
     pub(crate) fn from_json(json: Value) -> Result<JobView, Error> {
         let view: JobView = serde_json::from_value(json.clone()).about(|| "a job as the API shows it was expected")?;

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::client::Error;
 use crate::client::answer::CallError;
-use crate::client::api::{Api, PAGE_ITEMS, RefusedExport};
+use crate::client::api::{Api, RefusedExport};
 use crate::client::download::export_files;
 use crate::client::job_view::JobView;
 use crate::job::{After, ConsumerId, ExportType, FailureCode, Filter, JobId, Request, Status};
@@ -262,7 +262,7 @@ impl LaneReader<'_> {
             return Ok(NextExports::Found(vec![full]));
         }
         let after = last.job_id.into();
-        match self.api.published_after(&self.consumer, &self.dataset, after, PAGE_ITEMS).await {
+        match self.api.published_after(&self.consumer, &self.dataset, after).await {
             Ok(exports) => Ok(NextExports::Found(exports)),
             Err(Error::Call(error @ CallError::Refused { .. })) if error.has_code("database_restored") => {
                 Ok(NextExports::NeedsFullExport(error.to_string()))

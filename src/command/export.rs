@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::client;
-use crate::client::api::{Api, PAGE_ITEMS, Subject};
+use crate::client::api::{Api, PAGE_ITEMS};
 use crate::client::download::{self, Output};
 use crate::client::job_view::{FileView, JobView};
 use crate::command::BadUsage;
@@ -252,7 +252,7 @@ async fn watch(api: &Api, id: JobId, interrupted: &CancellationToken) -> anyhow:
                 job = polled => job?,
                 () = interrupted.cancelled() => {
                     cancelled = true;
-                    match api.cancel(Subject::Export(id)).await {
+                    match api.cancel(id).await {
                         Ok(true) => observer.notice("cancelling the export"),
                         // The job is being committed, and will complete.
                         Ok(false) => {}

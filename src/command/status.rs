@@ -10,8 +10,9 @@ use crate::telemetry::chain;
 use clap::Args;
 use serde_json::Value;
 
+use crate::client::answer::PlainText;
 use crate::client::api::{Api, PAGE_ITEMS};
-use crate::client::job_view::{JobView, cell};
+use crate::client::job_view::JobView;
 use crate::command::server::ServerOption;
 use crate::command::signals::stop_on_signal;
 
@@ -120,4 +121,14 @@ fn consumer_line(consumer: &Value) -> String {
         cell("/state"),
         cell("/continuity"),
     )
+}
+
+/// Returns a member of a consumer as text, without control characters. Returns `-` for null. `name` is a JSON pointer
+/// (RFC 6901).
+fn cell(consumer: &Value, name: &str) -> String {
+    match consumer.pointer(name) {
+        None | Some(Value::Null) => "-".to_owned(),
+        Some(Value::String(text)) => PlainText::from(text.clone()).to_string(),
+        Some(other) => other.to_string(),
+    }
 }

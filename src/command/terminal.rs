@@ -121,13 +121,6 @@ impl Observer for Terminal {
     }
 }
 
-/// Says on standard error that a list was cut off.
-pub(super) fn print_if_more(has_more: bool) {
-    if has_more {
-        eprintln!("cdc-export: there are more: --limit, up to 200, or a narrower choice shows them");
-    }
-}
-
 /// Returns true if the reader of standard output has closed it.
 pub(super) fn is_closed_stdout(error: &anyhow::Error) -> bool {
     let cause = match error.downcast_ref() {

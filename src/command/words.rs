@@ -3,40 +3,17 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::client::api::Subject;
 use crate::dataset::name::is_name;
 use crate::duration;
 use crate::job::JobId;
-use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use pg_rows::words::UnknownWord;
 use uuid::Uuid;
 
-/// An export, or a batch.
-#[derive(Args)]
-#[group(required = true, multiple = false)]
-pub(super) struct SubjectArgument {
-    /// The id of the export
-    #[arg(value_name = "EXPORT", value_parser = job_id)]
-    job: Option<JobId>,
-    /// The id of a batch, in place of an export
-    #[arg(long, value_name = "ID", value_parser = job_id)]
-    batch: Option<JobId>,
-}
-
-impl SubjectArgument {
-    pub(super) fn subject(&self) -> Subject {
-        match (self.job, self.batch) {
-            (Some(job), _) => Subject::Export(job),
-            (None, batch) => Subject::Batch(batch.expect("clap requires one of them")),
-        }
-    }
-}
-
 /// Parses the id of an export.
 pub(super) fn job_id(text: &str) -> Result<JobId, &'static str> {
     let id: Result<Uuid, _> = text.parse();
-    id.map(JobId::from).map_err(|_| "not the id of an export: `cdc-export list` shows the ids")
+    id.map(JobId::from).map_err(|_| "not the id of an export: `GET /exports` lists the ids")
 }
 
 /// Parses the name of a dataset.

@@ -247,10 +247,6 @@ async fn schedules_and_commands_have_names_instead_of_keys() {
     let (code, _, said) = catalog.command(&database, &command).await;
     assert_eq!(code, 0, "{said}");
     let user = nix::unistd::User::from_uid(nix::unistd::Uid::effective()).unwrap().unwrap().name;
-    let listed = ["audit", "--json", "--action", "export", "--consumer", "a", "--from", "2026-01-01T00:00:00Z"];
-    let (code, printed, said) = catalog.command(&database, &listed).await;
-    assert_eq!(code, 0, "{said}");
-    assert_eq!(serde_json::from_str::<Value>(printed.trim()).unwrap()["key"], "schedule:nightly");
     let rows: Vec<String> = database
         .one(
             "select array_agg(concat_ws(' ', coalesce(key, '-'), coalesce(remote, '-'), action) order by consumer_id) \

@@ -309,28 +309,6 @@ async fn a_batch_is_cancelled_as_a_whole() {
     }
     assert!(!database.one::<bool>("select exists (select from watermarks)").await);
     assert_eq!(service.files(), Vec::<String>::new());
-
-    // The commands do the same.
-    let command = async |arguments: &[&str]| far(&[arguments, &["--server", &service.address]].concat()).output().await;
-    let id = waiting["batchId"].as_str().unwrap();
-    let member = waiting["jobs"][1]["jobId"].as_str().unwrap();
-    let (code, printed, _) = command(&["list", "--batch", id]).await;
-    assert_eq!((code, printed.matches("cancelled").count()), (0, 3), "{printed}");
-    let (code, _, errors) = command(&["retry", member]).await;
-    assert!(code == 1 && errors.contains(&format!("/batches/{id}")), "{errors}");
-    let (code, printed, errors) = command(&["retry", "--batch", id, "--json"]).await;
-    assert_eq!(code, 0, "{errors}");
-    let again: Value = serde_json::from_str(&printed).unwrap();
-    assert_eq!(again["retryOf"], *id);
-    ended(&service, &again["batchId"]).await;
-    for (arguments, code, told) in [
-        (["cancel", member, "", ""], 1, "the batch"),
-        (["cancel", "--batch", again["batchId"].as_str().unwrap(), ""], 1, "is completed already"),
-    ] {
-        let arguments: Vec<_> = arguments.into_iter().filter(|it| !it.is_empty()).collect();
-        let (exit, _, errors) = command(&arguments).await;
-        assert!(exit == code && errors.contains(told), "{errors}");
-    }
     service.stop().await;
 }
 

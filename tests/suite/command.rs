@@ -136,7 +136,7 @@ async fn a_file_that_is_not_read_to_its_end_is_a_failure_and_a_list_is_none() {
     };
     let (code, said) = unread(&["export", "full", "--consumer", "a", "--output", "-"]).await;
     assert!(code == 1 && said.contains("before the file's end") && said.contains("cdc-export download "), "{said}");
-    assert_eq!(unread(&["list"]).await.0, 0);
+    assert_eq!(unread(&["status"]).await.0, 0);
 }
 
 #[tokio::test]
@@ -189,75 +189,6 @@ async fn a_command_joins_the_private_server_or_runs_it() {
 }
 
 #[tokio::test]
-async fn exports_are_listed_cancelled_and_asked_for_again_here_and_at_the_service() {
-    let database = Database::new().await;
-    database.add_users(1, 9).await;
-    let service = Start::on(&database).service().await;
-    let url = database.url();
-    let output = folder_of(&service);
-    let settings = settings_of(&url, &output);
-    let server = ["--server", &service.address];
-    let (full, _) = service.export("full", "a").await;
-    let (delta, _) = service.export("delta", "a").await;
-    let (other, _) = service.export("full", "b").await;
-    let ids = |jobs: &[&Value]| jobs.iter().map(|job| job["jobId"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
-    let after = full["jobId"].as_str().unwrap();
-    for at in [&[][..], &server] {
-        for (more, found) in [
-            (&[][..], vec![&other, &delta, &full]),
-            (&["--consumer", "a"], vec![&delta, &full]),
-            (&["--type", "full", "--status", "completed", "--dataset", "users"], vec![&other, &full]),
-            (&["--status", "failed"], vec![]),
-            (&["--consumer", "a", "--dataset", "users", "--after", after], vec![&delta]),
-            (&["--limit", "1"], vec![&other]),
-        ] {
-            let (code, printed, said) = run(&[&["list", "--json"], more, at].concat(), &settings).await;
-            let jobs: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-            assert_eq!((code, ids(&jobs.iter().collect::<Vec<_>>())), (0, ids(&found)), "{more:?} {said}");
-            assert_eq!(said.contains("there are more"), more == ["--limit", "1"], "{said}");
-        }
-        let (code, printed, _) = run(&[&["list"][..], at].concat(), &settings).await;
-        let line = printed.lines().find(|line| line.starts_with(delta["jobId"].as_str().unwrap())).unwrap();
-        assert!(code == 0 && line.ends_with(delta["outputFilename"].as_str().unwrap()), "{printed}");
-        for bad in [&["list", "--after", after][..], &["list", "--status", "done"], &["list", "--limit", "0"]] {
-            assert_eq!(run(&[bad, at].concat(), &settings).await.0, 2, "{bad:?}");
-        }
-        for more in [&[][..], &["--consumer", "a", "--after", after]] {
-            let (code, printed, said) = run(&[&["list", "--dataset", "nope"], more, at].concat(), &settings).await;
-            assert_eq!((code, printed.as_str()), (if at.is_empty() { 2 } else { 1 }, ""), "{said}");
-            assert!(said.contains("there is no dataset") && said.contains("users"), "{said}");
-        }
-    }
-    for at in [&[][..], &server] {
-        let held = database.hold_exports().await;
-        let id = service.submit("delta", "a").await;
-        service.becomes(&id, "processing").await;
-        let (code, printed, said) = run(&[&["cancel", &id][..], at].concat(), &settings).await;
-        assert!(code == 0 && printed.starts_with(&id), "{printed}{said}");
-        service.becomes(&id, "cancelled").await;
-        held.rollback().await.unwrap();
-        let (code, printed, _) = run(&[&["cancel", &id][..], at].concat(), &settings).await;
-        assert_eq!((code, printed), (0, format!("{id} is cancelled.\n")), "once more");
-        let (code, _, said) = run(&[&["cancel", after][..], at].concat(), &settings).await;
-        assert_eq!((code, said), (1, format!("cdc-export: {after} is completed already\n")));
-
-        let (code, printed, said) = run(&[&["retry", &id, "--json"][..], at].concat(), &settings).await;
-        let new: Value = serde_json::from_str(&printed).unwrap();
-        assert_eq!((code, new["retryOf"].as_str()), (0, Some(id.as_str())), "{said}");
-        let job = service.ended(new["jobId"].as_str().unwrap()).await;
-        assert_eq!((&job["status"], &job["retryOf"]), (&"completed".into(), &id.into()), "{job}");
-        let (code, _, said) = run(&[&["retry", after][..], at].concat(), &settings).await;
-        assert!(code == 1 && said.contains("only a failed or cancelled one"), "{said}");
-        for command in ["cancel", "retry"] {
-            let unknown = [command, "00000000-0000-4000-8000-000000000000"];
-            let (code, _, said) = run(&[&unknown[..], at].concat(), &settings).await;
-            assert!(code == 1 && said.contains("there is no export with this id"), "{said}");
-        }
-    }
-    service.stop().await;
-}
-
-#[tokio::test]
 async fn a_name_without_an_extension_is_a_folder_that_is_made() {
     let database = Database::new().await;
     database.add_users(1, 9).await;
@@ -291,7 +222,7 @@ async fn a_name_without_an_extension_is_a_folder_that_is_made() {
 #[tokio::test]
 async fn help_says_what_a_command_does() {
     let commands = run(&["--help"], &[]).await.1;
-    for command in ["serve", "list", "cancel", "retry", "track", "completions"] {
+    for command in ["serve", "status", "track", "completions"] {
         assert!(commands.lines().any(|line| line.trim_start().starts_with(command)), "{commands}");
         let (code, help, _) = run(&[command, "--help"], &[]).await;
         assert!(code == 0 && help.contains("Usage: cdc-export"), "{help}");
@@ -402,10 +333,8 @@ async fn a_refused_download_leaves_no_hidden_file() {
 
 #[tokio::test]
 async fn what_was_mistyped_is_answered_with_what_to_do() {
-    for command in ["ack", "cancel", "retry", "download"] {
-        let (code, _, said) = run(&[command, "7"], &[]).await;
-        assert!(code == 2 && said.contains("`cdc-export list` shows the ids"), "{said}");
-    }
+    let (code, _, said) = run(&["download", "7"], &[]).await;
+    assert!(code == 2 && said.contains("`GET /exports` lists the ids"), "{said}");
     for (setting, words) in [
         (("DATABASE_URL", "localhost/shop"), "postgres://USER:PASSWORD@HOST:PORT/DATABASE"),
         (("HOST", "localhst"), "such as 127.0.0.1"),

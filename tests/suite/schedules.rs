@@ -289,17 +289,6 @@ async fn a_key_sees_only_the_schedules_of_its_consumers() {
     let nightly = becomes(&api, "nightly", "it is known", |it| it["lastSlot"].is_string()).await;
     assert!(nightly["lastRunAt"].is_null() && nightly["format"] == "ndjson", "{nightly}");
 
-    let (code, listed, said) = catalog.command(&database, &["schedules", "list"]).await;
-    assert_eq!(code, 0, "{said}");
-    let (_, remote, _) = catalog.command(&database, &["schedules", "list", "--server", &api.address]).await;
-    assert_eq!(listed, remote);
-    let lines: Vec<_> = listed.lines().collect();
-    assert!(lines.len() == 3 && lines[0].starts_with("SCHEDULE ") && lines[1].ends_with("completed"), "{listed}");
-    assert!(lines[2].contains("15 2 * * 1-5 Europe/Berlin"), "{listed}");
-    let (_, printed, _) = catalog.command(&database, &["schedules", "list", "--json"]).await;
-    let first: Value = serde_json::from_str(printed.lines().next().unwrap()).unwrap();
-    assert_eq!((printed.lines().count(), &first["name"]), (2, &json!("often")));
-
     let key = bearer(&database, "of b", &["export:read"], &["b"]).await;
     let writes = bearer(&database, "writes", &["export:write"], &[]).await;
     let keyed = catalog.start(&database).with("AUTH", "keys").arguments(&["serve", "--no-workers"]).service().await;
@@ -320,7 +309,7 @@ async fn an_invalid_schedule_is_reported_with_its_line() {
         &(USERS.to_owned()
             + "[[schedule]]\nname = \"a\"\nconsumer = \"c\"\ndataset = \"user\"\ntype = \"delta\"\ncron = \"61 * * * *\"\n"),
     );
-    for command in [&["datasets", "check"][..], &["schedules", "list"], &["serve"]] {
+    for command in [&["datasets", "check"][..], &["status"], &["serve"]] {
         let (code, _, said) = catalog.command(&database, command).await;
         let lines: Vec<_> = said.lines().collect();
         assert!(code == 2 && lines.len() == 2, "{command:?} {code} {said}");

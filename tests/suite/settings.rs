@@ -10,7 +10,7 @@ const NOWHERE: &str = "postgres://nobody@127.0.0.1:1/nothing";
 /// Runs a command that needs a database, beside a `.env` with this text.
 async fn beside(folder: &Path, text: &str, variables: &[(&str, &str)]) -> (i32, String) {
     std::fs::write(folder.join(".env"), text).unwrap();
-    let (code, printed, said) = run_in(folder, &["list"], variables).await;
+    let (code, printed, said) = run_in(folder, &["status"], variables).await;
     assert_eq!(printed, "");
     (code, said)
 }

@@ -68,7 +68,7 @@ const OF_ANOTHER_BUILD: &str = "
 async fn a_database_of_another_build_is_told_what_to_drop() {
     let database = Database::empty().await;
     database.run(OF_ANOTHER_BUILD).await;
-    for arguments in [&["serve"][..], &["migrate"], &["list"], &["track", "users"]] {
+    for arguments in [&["serve"][..], &["migrate"], &["status"], &["track", "users"]] {
         let (code, line) = refused(Start::on(&database).arguments(arguments)).await;
         assert!(code == 1 && line.contains("another build of cdc-export made"), "{arguments:?}: {line}");
         let drops = line.split('`').nth(1).unwrap();

@@ -21,7 +21,7 @@ export function auditView(query) {
   const notice = el("p", { class: "notice", hidden: true });
   const empty = el("p", { class: "hint", hidden: true }, "There is no such request.");
   const all = el("p", { class: "hint", hidden: chosen.length === 0 }, `Only ${chosen.join(", ")}. `, el("a", { href: "#/audit" }, "Show all"));
-  const hint = el("p", { class: "hint" }, `The newest ${SHOWN}. `, el("code", {}, "cdc-export audit"), " lists more.");
+  const hint = el("p", { class: "hint" }, `The newest ${SHOWN}. `, el("code", {}, "GET /audit"), " lists more.");
   const node = el("div", {}, heading, el("section", { "aria-label": "Audit log" }, hint, all, notice, empty, list.node));
   const look = aside(
     async (signal) => {
