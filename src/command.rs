@@ -28,7 +28,6 @@ mod mask;
 mod migrate;
 mod output;
 mod plain;
-mod plan;
 mod pull;
 mod reload;
 mod seed;
@@ -58,7 +57,6 @@ use crate::command::keys::KeysCommand;
 use crate::command::man::Man;
 use crate::command::mask::MaskCommand;
 use crate::command::plain::plain;
-use crate::command::plan::Plan;
 use crate::command::pull::Pull;
 use crate::command::seed::Seed;
 use crate::command::serve::Serve;
@@ -129,8 +127,6 @@ pub(crate) enum Command {
     /// Try the receivers of export events
     #[command(subcommand)]
     Deliveries(DeliveriesCommand),
-    /// Show the rows, the bytes and the query plan of an export, without running it
-    Plan(Plan),
     /// Create, list and revoke API keys
     #[command(subcommand)]
     Keys(KeysCommand),
@@ -171,7 +167,6 @@ impl Command {
             Command::Untrack(untrack) => untrack.run(),
             Command::Datasets(datasets) => datasets.run(),
             Command::Deliveries(deliveries) => deliveries.run(),
-            Command::Plan(plan) => plan.run(),
             Command::Mask(mask) => mask.run(),
             Command::Keys(keys) => keys.run(),
             Command::Completions(completions) => completions.run(),

@@ -508,7 +508,7 @@ impl Worker {
         let mut purposes = Vec::new();
         for ((job, dataset), marker) in lease.jobs().zip(datasets).zip(&markers) {
             let (consumer, export_type, format) = (job.consumer.as_ref(), job.export_type, job.encoding.format);
-            let (job, marker) = (Some(job.id), marker.as_ref());
+            let (job, marker) = (job.id, marker.as_ref());
             purposes.push(Purpose { dataset, consumer, export_type, format, job, marker });
         }
         let opening = connections.open(&purposes, self.settings.lease);

@@ -77,7 +77,6 @@ block docs/guides/webhooks.md 'cdc-export deliveries test' 's/$/ 2>\&1 || test $
 shows 'airflow: connection refused'
 block docs/guides/operating.md 'cdc-export status --watch'
 shows '"status":"ok"'
-shows 'For search 0 changed rows'
 cp log service.log
 block docs/guides/operating.md jq
 shows '"event": "export_submitted"'

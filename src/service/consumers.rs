@@ -213,23 +213,6 @@ impl Service {
         }))
     }
 
-    /// Returns a consumer's state in a dataset, even before its first export.
-    ///
-    /// # Errors
-    ///
-    /// If the table cannot be read.
-    pub async fn lag(&self, consumer: &ConsumerId, dataset: &Dataset) -> Result<ConsumerLag, Error> {
-        let consumers = self.with_markers(dataset, &[consumer]).await?;
-        let lags = on_table(self.source.lags(dataset, &consumers, MAX_CHANGES)).await?;
-        lags.into_iter().next().ok_or(Error::NoWatermark)
-    }
-
-    /// Reads the marker of a consumer's lane from the destination.
-    pub async fn marker(&self, consumer: &ConsumerId, dataset: &Dataset) -> Result<Option<Marker>, Error> {
-        let marked = self.with_markers(dataset, &[consumer]).await?;
-        Ok(marked.into_iter().next().and_then(|(_, marker)| marker))
-    }
-
     /// Combines consumers with the markers of their lanes from the destination.
     async fn with_markers<'a>(
         &self,

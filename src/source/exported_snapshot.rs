@@ -92,7 +92,7 @@ impl ExportedSnapshot {
             .bind(each(purposes, |it| it.dataset.capture == Capture::Triggers))
             .bind(each(purposes, |it| it.dataset.definition()))
             .bind(schemas.iter().map(|schema| Json(&schema.types)).collect::<Vec<_>>())
-            .bind(each(purposes, |it| it.job.map(JobId::as_uuid)))
+            .bind(each(purposes, |it| it.job.as_uuid()))
             .bind(each(purposes, |it| it.marker.map(|marker| marker.job.as_uuid())))
             .bind(each(purposes, |it| it.marker.map(|marker| marker.sha256.as_str())))
             .bind(schemas.iter().map(|schema| Json(&schema.guard_state)).collect::<Vec<_>>())

@@ -7,7 +7,7 @@
 -- $4 boolean[]: triggers capture the changes
 -- $5 text[]: the definition of each dataset
 -- $6 jsonb[]: the types of the columns
--- $7 uuid[]: the jobs; null: none
+-- $7 uuid[]: the jobs
 -- $8 uuid[]: the job that each lane's marker names; null: there is no marker
 -- $9 text[]: the SHA-256 that the marker has of that job
 -- $10 jsonb[]: the guard's state of the columns

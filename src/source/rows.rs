@@ -224,27 +224,6 @@ impl Rows<'_> {
         }
     }
 
-    /// Returns the lines of Postgres's plan for each statement of an export of this type.
-    ///
-    /// # Errors
-    /// If Postgres fails.
-    pub async fn explain(self, export_type: ExportType, max: CellMax) -> Result<Vec<Vec<String>>, Error> {
-        let (select, rule, failed) = (self.select, self.rule(), Error::from_sql(&self.select.dataset.table));
-        let statements = match export_type {
-            ExportType::Full => vec![select.full(None)],
-            ExportType::Incremental => vec![select.incremental(rule, max)],
-            ExportType::Delta => select.delta(rule, self.same_snapshot(), max),
-        };
-        let mut plans = Vec::new();
-        for statement in statements {
-            let explain = sqlx::raw_sql(AssertSqlSafe(format!("-- source.rows.explain\n explain {statement}")));
-            let lines = explain.fetch_all(&mut *self.reader).await;
-            let lines = lines.and_then(|lines| lines.iter().map(|line| line.try_get(0)).collect());
-            plans.push(lines.map_err(|cause| failed(cause).withheld(select.dataset))?);
-        }
-        Ok(plans)
-    }
-
     /// Returns the rule by which a live row counts as changed.
     fn rule(&self) -> Rule {
         if self.position.live.is_some() { Rule::LogToo } else { Rule::TimeAlone }

@@ -29,8 +29,8 @@ pub struct Purpose<'a> {
     pub export_type: ExportType,
     /// The format of its files.
     pub format: Format,
-    /// The job; `None`: only to see how it would be read.
-    pub job: Option<JobId>,
+    /// The job.
+    pub job: JobId,
     /// The lane's marker at the destination.
     pub marker: Option<&'a Marker>,
 }

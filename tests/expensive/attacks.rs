@@ -109,7 +109,6 @@ async fn what_somebody_puts_into_public_is_never_called() {
     for arguments in [
         vec!["datasets", "check"],
         vec!["datasets", "list"],
-        vec!["plan", "delta", "--consumer", "a"],
         vec!["keys", "create", "--name", "k"],
         vec!["keys", "list"],
         vec!["keys", "revoke", "k"],

@@ -5,6 +5,7 @@ mod texts;
 
 use crate::catalog::{Catalog, export};
 use crate::odd_keys::texts::{Texts, database};
+use crate::plans::{log_plans, plans};
 
 /// A key's columns, two of its values that are the same to the type and no others, and a third one.
 const KEYS: &[(&str, &str, &str, &str)] = &[
@@ -106,13 +107,19 @@ async fn few_changes_of_many_rows_are_found_by_the_index_of_an_odd_key() {
     let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
     catalog.track(&database, "t").await;
     let service = catalog.start(&database).service().await;
-    export(&service, "full", "t", "a").await;
-    database.run("update t set n = 0 where n % 100 = 1; update t set k = upper(k) where n % 100 = 2").await;
-    for export_type in ["incremental", "delta"] {
-        let arguments = ["plan", export_type, "--dataset", "t", "--consumer", "a"];
-        let (_, plan, said) = catalog.command(&database, &arguments).await;
-        assert!(plan.contains("using t_pkey on t u") && !plan.contains("Seq Scan on t "), "{plan} {said}");
+    for consumer in ["a", "b"] {
+        export(&service, "full", "t", consumer).await;
     }
+    service.stop().await;
+    database.run("update t set n = 0 where n % 100 = 1; update t set k = upper(k) where n % 100 = 2").await;
+    log_plans(&database).await;
+    let service = catalog.start(&database).service().await;
+    assert_eq!(export(&service, "incremental", "t", "b").await["rowsExported"], 2000 + 2000);
     assert_eq!(export(&service, "delta", "t", "a").await["rowsExported"], 2000 + 2 * 2000);
+    let plans = plans(&service, "-- source.copy.changes");
+    assert_eq!(plans.len(), 2);
+    for plan in plans {
+        assert!(plan.contains("using t_pkey on t u") && !plan.contains("Seq Scan on t "), "{plan}");
+    }
     service.stop().await;
 }

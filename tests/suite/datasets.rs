@@ -232,8 +232,7 @@ async fn two_datasets_of_a_table_share_its_triggers() {
     assert!(code == 1 && said.contains("`names` is of the same table"), "{said}");
     // A look at another file changes nothing.
     let draft = Catalog::of(&emails);
-    let plan = ["plan", "full", "--dataset", "emails", "--consumer", "a"];
-    for arguments in [&["datasets", "check"][..], &["datasets", "list"], &["status"], &plan] {
+    for arguments in [&["datasets", "check"][..], &["datasets", "list"], &["status"]] {
         draft.command(&database, arguments).await;
     }
     database.run("update users set name = 'x' where id = 1").await;
@@ -672,8 +671,6 @@ async fn a_call_that_names_no_dataset_means_users_or_the_only_one() {
     assert_eq!(code, 0, "{said}");
     assert_eq!(watermark(&service, "DELETE").await.status(), 204);
     service.stop().await;
-    let (code, printed, said) = catalog.command(&database, &["plan", "full", "--consumer", "d"]).await;
-    assert!(code == 0 && printed.starts_with("Nobody has counted the rows of a yet"), "{printed} {said}");
     let (code, _, said) = catalog.command(&database, &["export", "full", "--consumer", "d"]).await;
     assert_eq!(code, 0, "{said}");
     let theirs = "select array_agg(dataset) from exports where consumer_id = 'd'";
@@ -709,10 +706,8 @@ async fn a_call_that_names_no_dataset_means_users_or_the_only_one() {
     let (code, _, said) = catalog.command(&database, &arguments).await;
     assert!(code == 1 && said.contains(why), "{said}");
     service.stop().await;
-    for command in ["export", "plan"] {
-        let (code, _, said) = catalog.command(&database, &[command, "full", "--consumer", "d"]).await;
-        assert!(code != 0 && said.contains(why), "{code} {said}");
-    }
+    let (code, _, said) = catalog.command(&database, &["export", "full", "--consumer", "d"]).await;
+    assert!(code != 0 && said.contains(why), "{code} {said}");
 
     // One of several is.
     catalog.write(&format!("{a}{users}"));
@@ -768,16 +763,6 @@ async fn the_command_line_knows_the_catalog() {
     let arguments = ["export", "delta", "--dataset", "lines", "--consumer", "c"];
     let (code, _, said) = catalog.command(&database, &arguments).await;
     assert_eq!(code, 0, "{said}");
-    database.run("analyze").await;
-    for (export_type, plan) in [("full", "Seq Scan"), ("delta", "change_log"), ("incremental", "change_log")] {
-        let arguments = ["plan", export_type, "--dataset", "lines", "--consumer", "c"];
-        let (code, printed, said) = catalog.command(&database, &arguments).await;
-        assert!(code == 0 && printed.contains("has about 500 rows") && printed.contains(plan), "{printed} {said}");
-        assert_eq!(printed.contains("0 changed rows are waiting"), export_type != "full", "{printed}");
-    }
-    database.run("truncate \"Sales\".\"Order \"\"Lines\"\"\"").await;
-    let (code, _, said) = catalog.command(&database, &["plan", "delta", "--dataset", "lines", "--consumer", "c"]).await;
-    assert!(code == 1 && said.contains("would fail") && said.contains("truncated"), "{said}");
     // What is drafted of a table is a catalog.
     // The file that the draft goes to is there before it, empty.
     catalog.write("");

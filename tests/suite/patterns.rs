@@ -244,9 +244,7 @@ async fn a_table_that_another_role_put_in_the_place_of_one_is_not_read() {
     let filtered = json!({ "dataset": "lines", "filter": [{ "column": "id", "op": "gt", "value": 1 }] });
     let refused = post(&service, "/exports", None, &filtered).await;
     assert_eq!(refusal(refused).await.1, "dataset_mismatch");
-    for command in [&["plan", "full", "--consumer", "a", "--dataset", "lines"][..], &["datasets", "check"]] {
-        catalog.command(&database, command).await;
-    }
+    catalog.command(&database, &["datasets", "check"]).await;
     assert_eq!(database.one::<i64>("select count(*) from shop.proof").await, 0, "code of the other role ran");
     service.stop().await;
     database.run(&format!("drop owned by {role} cascade; drop role {role}")).await;

@@ -4,7 +4,6 @@ import { aside } from "./aside.js";
 import { Problem, get } from "./api.js";
 import { activity } from "./chart.js";
 import { allLanes, laneTable, lanesAgain } from "./consumers.js";
-import { quoted } from "./curl.js";
 import { el, once, show, text } from "./dom.js";
 import { bytes, count } from "./figures.js";
 import { jobsSection } from "./jobs.js";
@@ -82,7 +81,6 @@ export function datasetView(name) {
 
 function factsOf(of, keeper) {
   const says = tracking(of);
-  const plan = el("code", {}, `cdc-export plan ${/^[\w-]+$/.test(of.name) ? of.name : quoted(of.name)}`);
   const facts = [
     ["Table", of.table],
     ["Changes", [el("span", { class: `badge ${says.weight}` }, says.label), ` ${says.meaning}`]],
@@ -90,7 +88,6 @@ function factsOf(of, keeper) {
     ["Rows, about", of.rows === null ? null : count(of.rows)],
     ["Size", of.rows === null && of.bytes === 0 ? "not known before Postgres analyzes the table" : bytes(of.bytes)],
     ["Change log", keeper && [`about ${bytes(keeper.logBytes)} are kept for `, el("a", { href: consumerPath(keeper.consumerId) }, keeper.consumerId), `, of ${bytes(keeper.logBytesMax)} at most`]],
-    ["What an export costs", [plan, " shows how Postgres would read it"]],
   ];
   return facts.filter(([, value]) => value !== null).map(([term, value]) => el("div", {}, el("dt", {}, term), el("dd", {}, value)));
 }
