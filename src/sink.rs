@@ -19,7 +19,7 @@ mod marker_file;
 mod published_file;
 mod settings;
 
-pub use archive::{Archive, ArchivedFile};
+pub use archive::Archive;
 #[cfg(feature = "buckets")]
 pub use bucket::{BadAddress, Bucket, BucketAddress, Settings as BucketSettings};
 pub use destination::{Destination, Prepared, Published, WrittenManifest, path_from_manifest};

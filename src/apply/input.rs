@@ -20,7 +20,7 @@ pub fn unpacked<F: Read + Send + 'static>(
     compression: &str,
     expected: &ManifestFile,
 ) -> Input {
-    let counter = LineCounter::new(true, UnpackLimits::from_manifest(expected));
+    let counter = LineCounter::new(UnpackLimits::from_manifest(expected));
     let (compression, expected) = (compression.to_owned(), expected.clone());
     let open = Box::new(move || decoder(open()?, &compression, expected));
     Box::new(LazyReader { open: Some(open), opened: None, counter })

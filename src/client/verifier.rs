@@ -6,7 +6,6 @@
 //! writes nothing.
 
 mod parallel;
-mod row_counter;
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -24,12 +23,10 @@ use uuid::Uuid;
 use crate::client::Error;
 use crate::client::observer::Observer;
 use crate::client::verifier::parallel::{WorkQueue, in_parallel};
-use crate::client::verifier::row_counter::RowCounter;
 use crate::job::ConsumerId;
 use crate::manifest::batch::{self, BatchManifest};
 use crate::manifest::chain::Chains;
 use crate::manifest::chain_report::ChainReport;
-use crate::manifest::line_counter::{LimitExceeded, UnpackLimits};
 use crate::manifest::seal::{Broken, PublicKey};
 use crate::manifest::{Chained, InvalidManifest, Manifest, ManifestFile};
 use crate::sink::{self, Archive, Lookup};
@@ -47,7 +44,8 @@ const LOOK_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) struct Verifier {
     archive: Box<dyn Archive>,
     readers: usize,
-    options: VerifyOptions,
+    /// The public halves of the keys. If there are any, one of them must have signed each manifest.
+    keys: Vec<PublicKey>,
     observer: Arc<dyn Observer>,
     report: Report,
     counts: Counts,
@@ -88,14 +86,6 @@ enum Queuing {
 
 /// Reports a fault to the user. Several threads call it.
 pub(crate) type Report = Box<dyn Fn(&Finding<'_>) -> io::Result<()> + Send + Sync>;
-
-/// The options of a check.
-pub(crate) struct VerifyOptions {
-    /// True if the rows of each file are also counted.
-    pub(crate) deep: bool,
-    /// The public halves of the keys. If there are any, one of them must have signed each manifest.
-    pub(crate) keys: Vec<PublicKey>,
-}
 
 /// A fault of a file or manifest.
 pub(crate) struct Finding<'f> {
@@ -153,8 +143,6 @@ struct NamedFile {
     export: ExportId,
     name: String,
     file: ManifestFile,
-    format: String,
-    compression: String,
     is_required: bool,
 }
 
@@ -189,7 +177,7 @@ impl Verifier {
     pub(crate) fn open(
         place: &sink::Settings,
         runtime: &Handle,
-        options: VerifyOptions,
+        keys: Vec<PublicKey>,
         observer: Arc<dyn Observer>,
         report: Report,
     ) -> Result<Verifier, Error> {
@@ -197,7 +185,7 @@ impl Verifier {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let readers = archive.readers(cores);
         let (counts, queued) = (Counts::default(), Mutex::default());
-        Ok(Verifier { archive, readers, options, observer, report, counts, queued })
+        Ok(Verifier { archive, readers, keys, observer, report, counts, queued })
     }
 
     /// Checks all manifests and files, and reports each fault.
@@ -387,7 +375,7 @@ impl Verifier {
                 return self.fault(None, name, &format!("unreadable ({why})"));
             }
         };
-        match manifest.check(name, &self.options.keys) {
+        match manifest.check(name, &self.keys) {
             Ok(()) => {}
             Err(Broken::Unsigned) => return self.fault(None, name, "unsigned"),
             Err(broken) => return self.fault(None, name, &format!("changed ({broken})")),
@@ -415,7 +403,7 @@ impl Verifier {
                 return self.fault(ExportId::from_key(name).as_ref(), name, &format!("unreadable ({why})"));
             }
         };
-        let checked = manifest.check(name, &self.options.keys);
+        let checked = manifest.check(name, &self.keys);
         let is_right = checked != Err(Broken::Digest);
         let digest = if is_right { manifest.digest.clone() } else { manifest.export.digest() };
         // Skips a manifest that was published after the chains were followed.
@@ -431,7 +419,7 @@ impl Verifier {
         }
         // If a manifest was changed, its entries for files may be wrong. With a key, only a signed manifest may choose
         // the files that are read.
-        let is_trusted = if self.options.keys.is_empty() { is_right } else { checked.is_ok() };
+        let is_trusted = if self.keys.is_empty() { is_right } else { checked.is_ok() };
         let mut names = HashSet::new();
         for (file, entry) in manifest.export.files.into_iter().zip(&manifest.entries).filter(|_| is_trusted) {
             let path = file.path.as_deref();
@@ -447,9 +435,7 @@ impl Verifier {
                 self.fault(Some(&export), name, &format!("changed (it names {found} more than once)"))?;
                 continue;
             }
-            let (format, compression) = (manifest.export.format.clone(), manifest.export.compression.clone());
-            let is_required = seen.is_required;
-            let named = NamedFile { export: export.clone(), name: found, file, format, compression, is_required };
+            let named = NamedFile { export: export.clone(), name: found, file, is_required: seen.is_required };
             match self.queue(&named) {
                 Queuing::First => drop(files.send(named)),
                 Queuing::Repeated => {}
@@ -463,8 +449,8 @@ impl Verifier {
 
     /// Records that a manifest names a file.
     fn queue(&self, named: &NamedFile) -> Queuing {
-        let NamedFile { name, file, format, compression, is_required, .. } = named;
-        let properties = [&file.sha256, &file.bytes, &file.rows, format, compression].map(String::as_str).join("\n");
+        let NamedFile { name, file, is_required, .. } = named;
+        let properties = [&file.sha256, &file.bytes, &file.rows].map(String::as_str).join("\n");
         let properties = first_bytes(&properties);
         match locked(&self.queued).entry(first_bytes(name)) {
             Entry::Vacant(vacant) => {
@@ -514,7 +500,7 @@ impl Verifier {
 
     /// Compares a file with its manifest.
     fn file_state(&self, named: &NamedFile) -> Result<FileState, sink::Error> {
-        let NamedFile { name, file: expected, format, compression, .. } = named;
+        let NamedFile { name, file: expected, .. } = named;
         let (bytes, mut file) = match self.archive.open_file(name)? {
             Lookup::Nothing => return Ok(FileState::Missing),
             Lookup::NoFile => return Ok(FileState::Fault("missing (there is a link or a folder)".to_owned())),
@@ -524,8 +510,6 @@ impl Verifier {
             return Ok(FileState::Fault(format!("changed ({bytes} bytes, not {})", expected.bytes)));
         }
         let (mut hash, mut chunk) = (digest::Context::new(&SHA256), vec![0; READ_BYTES]);
-        let limits = UnpackLimits::from_manifest(expected);
-        let mut counter = RowCounter::new(format, compression, limits).filter(|_| self.options.deep);
         loop {
             let read = file.read(&mut chunk).map_err(|error| self.archive.failure(error))?;
             if read == 0 {
@@ -533,31 +517,11 @@ impl Verifier {
             }
             hash.update(&chunk[..read]);
             self.count_read(read as u64);
-            // If the file can't be unpacked, the rest of it is still hashed.
-            if let Some(Ok(rows)) = &mut counter
-                && let Err(error) = rows.feed(&chunk[..read])
-            {
-                counter = Some(Err(error));
-            }
         }
         if hex::encode(hash.finish()) != expected.sha256 {
             return Ok(FileState::Fault("changed (another SHA-256)".to_owned()));
         }
-        if !self.options.deep {
-            return Ok(FileState::Whole(bytes));
-        }
-        let rows = match counter {
-            Some(counter) => counter.and_then(RowCounter::finish),
-            None => row_counter::rows_of_parquet(bytes, &*file),
-        };
-        Ok(match rows {
-            Ok(rows) if rows.to_string() == expected.rows => FileState::Whole(bytes),
-            Ok(rows) => FileState::Fault(format!("changed ({rows} rows, not {})", expected.rows)),
-            Err(error) => FileState::Fault(match error.get_ref().and_then(|inner| inner.downcast_ref()) {
-                Some(LimitExceeded::Rows(rows)) => format!("changed (more than {rows} rows)"),
-                Some(LimitExceeded::Bytes(_)) | None => format!("unreadable ({error})"),
-            }),
-        })
+        Ok(FileState::Whole(bytes))
     }
 }
 

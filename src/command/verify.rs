@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
 use crate::client;
-use crate::client::verifier::{ExportId, Finding, Verification, Verifier, VerifyOptions};
+use crate::client::verifier::{ExportId, Finding, Verification, Verifier};
 use crate::command::plain::plain;
 use crate::command::start::block_on;
 use crate::command::terminal::Terminal;
@@ -22,9 +22,6 @@ use crate::manifest::seal::PublicKey;
 pub(crate) struct Verify {
     /// The folder, or the URL of a bucket as in OUTPUT_URL, such as s3://BUCKET/PREFIX
     place: String,
-    /// Also count the rows of each file
-    #[arg(long)]
-    deep: bool,
     /// Require that each manifest is signed. KEY is the public key in 64 hexadecimal digits, which the service logs
     /// when it starts. With several keys, any of them
     #[arg(long, value_name = "KEY")]
@@ -35,13 +32,12 @@ impl Verify {
     /// Prints the faults. The exit code is 1 if there are faults, or no manifests.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let place = Environment::read()?.place(&self.place)?;
-        let options = VerifyOptions { deep: self.deep, keys: self.public_key };
         block_on(async {
             let (runtime, terminal) = (Handle::current(), Terminal::shared());
             let shown = Arc::clone(&terminal);
             let report = move |finding: &Finding<'_>| shown.suspend(|| print_fault(finding));
             let at_place = place.to_string();
-            let verify = move || Verifier::open(&place, &runtime, options, terminal, Box::new(report))?.run();
+            let verify = move || Verifier::open(&place, &runtime, self.public_key, terminal, Box::new(report))?.run();
             let verification = spawn_blocking(verify).await?.map_err(closed_stdout_error).context(at_place)?;
             summarize(&verification)
         })

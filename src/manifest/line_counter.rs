@@ -38,14 +38,12 @@ pub enum LimitExceeded {
     Bytes(u64),
 }
 
-/// Counts the rows of unpacked CSV or JSON lines. A write fails with [`LimitExceeded`] at the limits.
+/// Counts the rows of unpacked CSV. A write fails with [`LimitExceeded`] at the limits.
 #[derive(Debug)]
 pub struct LineCounter {
     limits: UnpackLimits,
-    /// True inside a quoted field.
+    /// True inside a quoted field, where line ends don't count.
     is_quoted: bool,
-    /// True if line ends inside quotes don't count, and the first line is a header.
-    is_csv: bool,
     bytes: u64,
     lines: u64,
     is_line_open: bool,
@@ -53,13 +51,13 @@ pub struct LineCounter {
 
 impl LineCounter {
     /// Creates a counter for the file's first byte.
-    pub fn new(is_csv: bool, limits: UnpackLimits) -> LineCounter {
-        LineCounter { limits, is_quoted: false, is_csv, bytes: 0, lines: 0, is_line_open: false }
+    pub fn new(limits: UnpackLimits) -> LineCounter {
+        LineCounter { limits, is_quoted: false, bytes: 0, lines: 0, is_line_open: false }
     }
 
     /// Returns the number of lines, without the header.
     pub fn count(&self) -> u64 {
-        (self.lines + u64::from(self.is_line_open)).saturating_sub(u64::from(self.is_csv))
+        (self.lines + u64::from(self.is_line_open)).saturating_sub(1)
     }
 }
 
@@ -68,7 +66,7 @@ impl Write for LineCounter {
         let (mut is_quoted, mut lines) = (self.is_quoted, 0);
         for byte in bytes {
             // A quote within a field is written twice: it closes the field and opens it again.
-            is_quoted ^= *byte == b'"' && self.is_csv;
+            is_quoted ^= *byte == b'"';
             lines += u64::from(*byte == b'\n' && !is_quoted);
         }
         if let Some(last) = bytes.last() {
@@ -97,7 +95,7 @@ mod tests {
     #[test]
     fn counting_stops_at_the_limits() {
         let count = |text: &str, rows: u64, bytes: u64| {
-            let mut counter = LineCounter::new(true, UnpackLimits { rows, bytes });
+            let mut counter = LineCounter::new(UnpackLimits { rows, bytes });
             let written = text.as_bytes().chunks(3).try_for_each(|chunk| counter.write_all(chunk));
             written.map(|()| counter.count()).map_err(|error| *error.get_ref().unwrap().downcast_ref().unwrap())
         };

@@ -33,7 +33,7 @@ pub trait Archive: fmt::Debug + Send + Sync {
     fn batch_manifests(&self) -> Result<Vec<String>, Error>;
 
     /// Opens the file with this name. Follows no link out of the folder.
-    fn open_file(&self, name: &str) -> Result<Lookup<Box<dyn ArchivedFile>>, Error>;
+    fn open_file(&self, name: &str) -> Result<Lookup<Box<dyn Read + Send>>, Error>;
 
     /// Reads the text of a manifest. Returns `None` if the manifest is gone.
     ///
@@ -76,13 +76,6 @@ pub trait Archive: fmt::Debug + Send + Sync {
         }
         Some(parts.join("/"))
     }
-}
-
-/// An open file of an archive.
-pub trait ArchivedFile: Read + Send {
-    /// Fills the buffer with the bytes from the offset `from`.
-    #[cfg(feature = "parquet")]
-    fn read_at(&self, buffer: &mut [u8], from: u64) -> io::Result<()>;
 }
 
 #[cfg(test)]

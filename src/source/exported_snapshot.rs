@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::connection::statement::with_pieces;
 use crate::dataset::{Capture, Dataset, TableSchema};
-use crate::job::{Continuity, ExportType, JobId, SnapshotReport};
+use crate::job::{Continuity, ExportType, SnapshotReport};
 use crate::source::captured::CAPTURE;
 use crate::source::guard::VERDICT;
 use crate::source::snapshot::Purpose;

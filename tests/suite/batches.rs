@@ -12,7 +12,7 @@ use sqlx::{Executor, Row};
 
 use crate::catalog::{Catalog, export, post};
 use crate::harness::{
-    Csv, Database, Service, connect_options, embedded_settings_with_cluster, eventually, far, reachable_folder, refusal,
+    Csv, Database, Service, connect_options, embedded_settings_with_cluster, eventually, reachable_folder, refusal,
 };
 
 /// The tables, each with ten rows of 100.

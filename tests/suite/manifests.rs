@@ -182,7 +182,7 @@ async fn what_the_service_leaves_is_whole_until_somebody_harms_it() {
     service.export("full", "b").await;
     let verify = async || {
         let folder = service.output().to_str().unwrap();
-        let (code, said, errors) = Start::plain().arguments(&["verify", "--deep", folder]).output().await;
+        let (code, said, errors) = Start::plain().arguments(&["verify", folder]).output().await;
         assert!(errors.is_empty(), "{errors}");
         (code, said)
     };

@@ -148,7 +148,7 @@ async fn no_unmasked_value_is_in_any_file_answer_or_log() {
           'begin if v is null then return true; end if; raise exception ''%'', v using errcode = ''42501''; end';
         create function warning(v text) returns boolean immutable language plpgsql as
           'begin raise warning ''%'', v; return true; end';";
-    let (database, catalog, service) = people_with(&with_failing, functions).await;
+    let (database, _, service) = people_with(&with_failing, functions).await;
     let mut answers = String::new();
     for format in ["csv", "ndjson", "parquet"] {
         if format == "parquet" && !cfg!(feature = "parquet") {

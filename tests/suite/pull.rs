@@ -274,7 +274,7 @@ async fn several_files_arrive_together() {
     assert_eq!((code, files(folder.path()).len()), (KILLED, 0));
     pulled(&service, folder.path(), &[]).await;
     assert_eq!(files(folder.path()).len(), parts + 1);
-    let (code, said, _) = far(&["verify", "--deep", folder.path().to_str().unwrap()]).output().await;
+    let (code, said, _) = far(&["verify", folder.path().to_str().unwrap()]).output().await;
     assert_eq!(code, 0, "{said}");
     service.stop().await;
 }

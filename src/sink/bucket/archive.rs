@@ -1,23 +1,18 @@
 //! A bucket as an [`Archive`], read by threads that wait for the answers.
 
-use std::fmt;
 use std::io::{self, Read};
 
 use bytes::{Buf, Bytes};
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
-use object_store::path::Path;
 use object_store::{GetOptions, ObjectStore};
 use tokio::runtime::Handle;
 
 use crate::manifest::{self, batch};
 use crate::sink::bucket::Bucket;
-use crate::sink::bucket::address::Client;
 use crate::sink::bucket::failure::is_no_object;
 use crate::sink::bucket::objects::path;
-#[cfg(feature = "parquet")]
-use crate::sink::bucket::objects::up_to;
-use crate::sink::{Archive, ArchivedFile, Error, Lookup};
+use crate::sink::{Archive, Error, Lookup};
 
 /// The number of names in `{dataset}/{consumer}/_manifests/{number}.json`.
 const DEPTH: usize = 4;
@@ -85,22 +80,15 @@ impl Archive for BucketArchive {
         self.bucket.objects.settings.address.is_url_of(url, name)
     }
 
-    fn open_file(&self, name: &str) -> Result<Lookup<Box<dyn ArchivedFile>>, Error> {
+    fn open_file(&self, name: &str) -> Result<Lookup<Box<dyn Read + Send>>, Error> {
         let objects = &self.bucket.objects;
         let prefix = &objects.settings.address.prefix;
         let key = if prefix.as_ref().is_empty() { path(name)? } else { path(&format!("{prefix}/{name}"))? };
         match self.runtime.block_on(objects.patient.get_opts(&key, GetOptions::default())) {
             Ok(found) => {
-                let (bytes, etag) = (found.meta.size, found.meta.e_tag.clone());
+                let bytes = found.meta.size;
                 let body = found.into_stream().map_err(io::Error::other).boxed();
-                let reader = ObjectReader {
-                    client: objects.patient.clone(),
-                    runtime: self.runtime.clone(),
-                    key,
-                    etag,
-                    body,
-                    rest: Bytes::new(),
-                };
+                let reader = ObjectReader { runtime: self.runtime.clone(), body, rest: Bytes::new() };
                 Ok(Lookup::File(bytes, Box::new(reader)))
             }
             Err(error) if is_no_object(&error) => Ok(Lookup::Nothing),
@@ -110,36 +98,10 @@ impl Archive for BucketArchive {
 }
 
 /// An object whose bytes are arriving.
-// Only Parquet is read from its end.
-#[cfg_attr(not(feature = "parquet"), expect(dead_code))]
 struct ObjectReader {
-    client: Client,
     runtime: Handle,
-    key: Path,
-    etag: Option<String>,
     body: BoxStream<'static, io::Result<Bytes>>,
     rest: Bytes,
-}
-
-impl fmt::Debug for ObjectReader {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("ObjectReader").field(&self.key).finish()
-    }
-}
-
-impl ArchivedFile for ObjectReader {
-    /// Reads from the same version of the object.
-    #[cfg(feature = "parquet")]
-    fn read_at(&self, buffer: &mut [u8], from: u64) -> io::Result<()> {
-        let range = object_store::GetRange::Bounded(from..from + buffer.len() as u64);
-        let options = GetOptions { range: Some(range), if_match: self.etag.clone(), ..GetOptions::default() };
-        let read = async { up_to(self.client.get_opts(&self.key, options).await?, buffer.len() as u64).await };
-        match self.runtime.block_on(read).map_err(io::Error::other)? {
-            Some(bytes) if bytes.len() == buffer.len() => buffer.copy_from_slice(&bytes),
-            _ => return Err(io::ErrorKind::UnexpectedEof.into()),
-        }
-        Ok(())
-    }
 }
 
 impl Read for ObjectReader {

@@ -129,7 +129,7 @@ impl Objects {
 
 /// Returns the content of an answer, or `None` if it has more than `most` bytes. The store announces the size of an
 /// object, and may send another one.
-pub(super) async fn up_to(found: GetResult, most: u64) -> object_store::Result<Option<Bytes>> {
+async fn up_to(found: GetResult, most: u64) -> object_store::Result<Option<Bytes>> {
     if found.range.end - found.range.start > most {
         return Ok(None);
     }

@@ -1,7 +1,6 @@
 //! A folder as an [`Archive`]: any folder with manifests and files, also one that was copied from elsewhere.
 
-use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -10,7 +9,7 @@ use rustix::io::Errno;
 
 use crate::manifest::{self, batch};
 use crate::sink::folder::entries::open_at;
-use crate::sink::{Archive, ArchivedFile, Error, Lookup};
+use crate::sink::{Archive, Error, Lookup};
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
@@ -90,7 +89,7 @@ impl Archive for FolderArchive {
 
     /// Opens each folder on the way from the one above it, so no link leads out, even if somebody exchanges a folder
     /// meanwhile.
-    fn open_file(&self, name: &str) -> Result<Lookup<Box<dyn ArchivedFile>>, Error> {
+    fn open_file(&self, name: &str) -> Result<Lookup<Box<dyn Read + Send>>, Error> {
         let (folders, name) = name.rsplit_once('/').map_or((None, name), |(folders, name)| (Some(folders), name));
         let mut folder: Option<OwnedFd> = None;
         for part in folders.iter().flat_map(|folders| folders.split('/')) {
@@ -104,14 +103,7 @@ impl Archive for FolderArchive {
         }
         let above = folder.as_ref().map_or(self.0.as_fd(), AsFd::as_fd);
         let found = open_at(above, name).map_err(|errno| refused(above, name, errno))?;
-        Ok(found.map(|file| Box::new(file) as Box<dyn ArchivedFile>))
-    }
-}
-
-impl ArchivedFile for File {
-    #[cfg(feature = "parquet")]
-    fn read_at(&self, buffer: &mut [u8], from: u64) -> io::Result<()> {
-        std::os::unix::fs::FileExt::read_exact_at(self, buffer, from)
+        Ok(found.map(|file| Box::new(file) as Box<dyn Read + Send>))
     }
 }
 
