@@ -67,15 +67,15 @@ done
 
 d="'00000000-0000-0000-0000-00000000000d'" processing="'00000000-0000-0000-0000-000000000001'"
 unpublished="'00000000-0000-0000-0000-000000000002'" place="'{\"folder\": {\"inode\": \"1\", \"modifiedNs\": \"1\"}}'"
-explain store/jobs/insert.sql "array[gen_random_uuid()], 'c1', '{users}', '{103}', 'delta', 'csv', 5, '{new}', $d, now(), '{null}', null,
-'none', null, '{false}', '{null}', '{null}', 'cdc_export', null, null, now(), null, null, null, null, null" \
+explain store/jobs/insert.sql "array[gen_random_uuid()], 'c1', '{users}', '{103}', '{delta}', 'csv', 5, '{new}', $d, now(), '{null}', null,
+'none', null, '{false}', '{null}', '{null}', 'cdc_export', null, null, now(), null, null, null, null, null, '.csv'" \
     'Makes a job, and notifies the workers. It runs once for each request that is accepted.'
 explain store/queue/claim.sql "'{csv}', '{none}', '{users}', $d, gen_random_uuid(), 'worker', 60, now() - interval '1 year', true, null, null" \
     'Claims the ready job of a free lane whose turn it is. A worker runs it when it is woken, and after each of its jobs if others wait.'
 explain source/opening.sql "'{public.users}', 'c3', '{users}', '{true}', array[''], array['{}']::jsonb[], array[$processing]::uuid[],
 '{null}', '{null}', array['{}']::jsonb[]" \
     'Exports the snapshot, and reads the position and the word of the guard. It runs once for each attempt. The plan has its top nodes only.' | top_nodes
-explain store/lease/beat.sql "$processing, $processing, 60, 50::smallint, 1000, 100000, $processing" \
+explain store/lease/beat.sql "$processing, $processing, 60, 50::smallint, 1000, 100000, $processing, null" \
     'Extends the lease of a running attempt, several times in each lease.'
 explain store/commit/complete.sql "$processing, $processing, 1000, 100000, 'a', 'staged', now(), now(), $d, null, 0, 0, 0, false, '', 0,
 null, '{}', 0, array[$place]::jsonb[], '{staged}', '{100000}', '{1000}', '{a}', null, null, null" \
