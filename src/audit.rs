@@ -27,8 +27,6 @@ pg_rows::words! {
         RemoveFile = "remove_file",
         /// A committed export was given up, because its file is lost.
         GiveUp = "give_up",
-        /// A watermark was set.
-        SetWatermark = "set_watermark",
         /// A watermark was deleted.
         DeleteWatermark = "delete_watermark",
         /// A consumer was removed.

@@ -136,7 +136,7 @@ fn routes() -> OpenApiRouter {
         .routes(routes!(exports::submit::incremental))
         .routes(routes!(exports::submit::delta))
         .routes(routes!(exports::submit::incremental_of))
-        .routes(routes!(watermarks::get, watermarks::put, watermarks::delete))
+        .routes(routes!(watermarks::get, watermarks::delete))
         .routes(routes!(consumers::list))
         .routes(routes!(consumers::get, consumers::delete))
         .routes(routes!(schedules::list))

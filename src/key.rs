@@ -25,7 +25,7 @@ pg_rows::words! {
     Scope, "a scope: export:read, export:write, admin" {
         /// Read exports, watermarks, consumers and datasets, and download files.
         Read = "export:read",
-        /// Request and cancel exports, remove their files, set watermarks.
+        /// Request and cancel exports, remove their files, delete watermarks.
         Write = "export:write",
         /// Everything else, and the rights of the other two scopes.
         Admin = "admin",

@@ -1,4 +1,4 @@
-//! The operations of clients: request exports, list and cancel them, read their files, read and set watermarks.
+//! The operations of clients: request exports, list and cancel them, read their files, read and delete watermarks.
 //!
 //! Only `http` uses this module. It knows no status codes and runs no exports.
 
@@ -128,9 +128,6 @@ pub enum Error {
     /// The dataset has no capture, and the export is no full one.
     #[error("{}", source::Error::FullOnly(.0.clone()))]
     FullOnly(String),
-    /// The dataset has no `updated_at` column to compare with a watermark.
-    #[error("the dataset `{0}` has no updated_at: a watermark can be deleted, but not set")]
-    NoTimes(String),
     /// The dataset's columns do not support the selection.
     #[error(transparent)]
     BadSelection(BadSelection),

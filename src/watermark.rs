@@ -11,17 +11,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::job::{ConsumerId, Continuity};
 
-/// The public part of a position. By the timestamp rule, the consumer has every row up to this time.
-#[derive(Clone, Debug)]
-pub struct Watermark {
-    /// The consumer.
-    pub consumer: ConsumerId,
-    /// The dataset's name.
-    pub dataset: String,
-    /// The latest finite `updated_at` that was exported, or a time that an operator or client set.
-    pub last_exported_at: DateTime<Utc>,
-}
-
 /// The count of waiting rows stops here.
 pub const COUNTED_ROWS: u64 = 10_000;
 
@@ -42,7 +31,8 @@ pub enum Waiting {
 pub struct ConsumerLag {
     /// The consumer.
     pub consumer: ConsumerId,
-    /// The consumer's watermark, if it has one.
+    /// The consumer's watermark, if it has one: the latest finite `updated_at` that was exported, or a time that
+    /// somebody wrote. By the timestamp rule, the consumer has every row up to this time.
     pub last_exported_at: Option<DateTime<Utc>>,
     /// The dataset's name.
     pub dataset: String,

@@ -54,8 +54,6 @@ pg_rows::words! {
         MethodNotAllowed = "method_not_allowed",
         /// The body did not arrive in time.
         RequestTimeout = "request_timeout",
-        /// The dataset has no `updated_at` column to compare with a watermark.
-        NoUpdatedAt = "no_updated_at",
         /// The dataset's table does not exist.
         TableMissing = "table_missing",
         /// The service's database role may not read the dataset's table, or row-level security may hide rows of it.
@@ -168,8 +166,7 @@ impl Code {
             Code::NotFound | Code::NoDataset | Code::NoWatermark | Code::NoPart => StatusCode::NOT_FOUND,
             Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Code::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
-            Code::NoUpdatedAt
-            | Code::TableMissing
+            Code::TableMissing
             | Code::PermissionDenied
             | Code::NotTracked
             | Code::FullOnly

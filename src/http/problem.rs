@@ -250,7 +250,6 @@ impl From<Arc<service::Error>> for Problem {
             }
             Error::NotTracked(_) => Problem::new(Code::NotTracked, detail).with_field("dataset"),
             Error::FullOnly(_) => Problem::new(Code::FullOnly, detail).with_field("dataset"),
-            Error::NoTimes(_) => Problem::new(Code::NoUpdatedAt, detail).with_field("lastExportedAt"),
             Error::ColumnMasked(bad) => Problem::bad_input(Code::ColumnMasked, &bad.field, detail),
             Error::BadSelection(bad) => Problem::bad_input(Code::MemberInvalid, &bad.field, detail),
             Error::Mismatch(faults) => {

@@ -1,4 +1,4 @@
-//! Positions of consumers, and watermarks set by clients.
+//! Positions and watermarks of consumers.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
@@ -17,9 +17,9 @@ use crate::service::deadline::{on_table, with_timeout};
 use crate::service::{COUNTING_TIMEOUT, DATASETS_CACHE_TIME, Error, Looked, Service};
 use crate::sink::{Destination, MarkerFile};
 use crate::store::moments::LoggedChanges;
-use crate::store::watermarks::{ConsumerPosition, ConsumerRemoval, WatermarkEdit};
+use crate::store::watermarks::{ConsumerPosition, ConsumerRemoval, WatermarkRemoval};
 use crate::telemetry::chain;
-use crate::watermark::{ConsumerLag, LogUse, Waiting, Watermark};
+use crate::watermark::{ConsumerLag, LogUse, Waiting};
 
 /// Maximum number of changes read for a page. [`MAX_CHANGES`] is the limit per dataset, enough for 10,000 rows that
 /// changed once and some repeated changes.
@@ -71,7 +71,7 @@ impl Service {
     /// # Errors
     ///
     /// If the consumer has no watermark.
-    pub async fn watermark(&self, lane: Lane<'_>) -> Result<Watermark, Error> {
+    pub async fn watermark(&self, lane: Lane<'_>) -> Result<DateTime<Utc>, Error> {
         self.dataset(lane.dataset)?;
         with_timeout(self.store.watermark(lane)).await?.ok_or(Error::NoWatermark)
     }
@@ -319,36 +319,6 @@ impl Service {
         on_table(self.source.lags(&dataset, &consumers, changes)).await
     }
 
-    /// Sets a consumer's watermark.
-    ///
-    /// # Errors
-    ///
-    /// If an export of the consumer is being committed, or if the dataset has no `updated_at`.
-    pub async fn set_watermark(
-        &self,
-        consumer: ConsumerId,
-        dataset: &str,
-        time: DateTime<Utc>,
-    ) -> Result<Watermark, Error> {
-        let dataset = self.dataset(dataset)?;
-        if dataset.updated_at.is_none() {
-            return Err(Error::NoTimes(dataset.name.clone()));
-        }
-        let watermark = Watermark { consumer, dataset: dataset.name.clone(), last_exported_at: time };
-        match with_timeout(self.store.set_watermark(&watermark)).await? {
-            WatermarkEdit::Done => {
-                tracing::info!(
-                    event = "watermark_set",
-                    consumerId = watermark.consumer.as_str(),
-                    dataset = watermark.dataset,
-                    lastExportedAt = %time.to_rfc3339(),
-                );
-                Ok(watermark)
-            }
-            WatermarkEdit::Committing => Err(Error::Committing),
-        }
-    }
-
     /// Deletes a consumer's watermark, if there is one.
     ///
     /// The dataset may be missing from the catalog. A watermark prevents the cleanup of the change log, so it must be
@@ -362,12 +332,12 @@ impl Service {
             self.dataset(lane.dataset)?;
         }
         match with_timeout(self.store.forget_watermark(lane)).await? {
-            WatermarkEdit::Done => {
+            WatermarkRemoval::Done => {
                 let (consumer, dataset) = (lane.consumer.as_str(), lane.dataset);
                 tracing::info!(event = "watermark_deleted", consumerId = consumer, dataset);
                 Ok(())
             }
-            WatermarkEdit::Committing => Err(Error::Committing),
+            WatermarkRemoval::Committing => Err(Error::Committing),
         }
     }
 }

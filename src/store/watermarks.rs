@@ -1,4 +1,4 @@
-//! Reads and sets watermarks for clients, and moves them in the commit of an export.
+//! Reads and removes watermarks for clients, and moves them in the commit of an export.
 
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgArguments;
@@ -10,7 +10,7 @@ use sqlx::{PgConnection, Postgres};
 use crate::job::lane::Lane;
 use crate::job::{Bounds, ConsumerId, ExportType, JobId};
 use crate::store::{Error, Store};
-use crate::watermark::{NewPosition, Position, Watermark};
+use crate::watermark::{NewPosition, Position};
 
 /// The pattern of the ids that a consumer may have. A row with another id was inserted by hand and belongs to no
 /// consumer.
@@ -31,18 +31,18 @@ pub struct ConsumerPosition {
     pub is_saved: bool,
 }
 
-/// The result of setting or forgetting a watermark by hand.
+/// The result of removing a watermark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WatermarkEdit {
-    /// The edit is saved.
+pub enum WatermarkRemoval {
+    /// The consumer has no watermark now.
     Done,
-    /// The edit was refused, because an export of that consumer is being committed.
+    /// The watermark stays, because an export of that consumer is being committed.
     Committing,
 }
 
 impl Store {
     /// Returns a consumer's watermark, or `None` if it has none.
-    pub async fn watermark(&self, lane: Lane<'_>) -> Result<Option<Watermark>, Error> {
+    pub async fn watermark(&self, lane: Lane<'_>) -> Result<Option<DateTime<Utc>>, Error> {
         let statement = sqlx::query_scalar(
             "-- store.watermarks.get
              select last_exported_at from watermarks
@@ -50,12 +50,7 @@ impl Store {
         )
         .bind(lane.consumer.as_str())
         .bind(lane.dataset);
-        let time: Option<DateTime<Utc>> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
-        Ok(time.map(|last_exported_at| Watermark {
-            consumer: lane.consumer.clone(),
-            dataset: lane.dataset.to_owned(),
-            last_exported_at,
-        }))
+        self.with(async |conn| statement.fetch_optional(conn).await).await
     }
 
     /// Returns up to `limit` positions, by consumer and dataset, of all consumers that have a watermark or ever
@@ -106,32 +101,28 @@ impl Store {
         self.with(async |conn| statement.fetch_one(conn).await).await
     }
 
-    /// Sets a consumer's watermark by hand. A running export of the consumer starts again from there.
-    pub async fn set_watermark(&self, watermark: &Watermark) -> Result<WatermarkEdit, Error> {
-        let statement = sqlx::query(
-            "-- store.watermarks.set
-             insert into watermarks (consumer_id, dataset, last_exported_at, updated_at) values ($1, $2, $3, clock_timestamp())
-             on conflict (consumer_id, dataset) do update
-             set last_exported_at = excluded.last_exported_at, updated_at = excluded.updated_at
-             returning cdc_export.audit($4, 'set_watermark', consumer_id, dataset, null)",
-        );
-        let statement = statement.bind(watermark.consumer.as_str()).bind(&watermark.dataset);
-        self.write_by_hand(statement.bind(watermark.last_exported_at).bind(self.origin())).await
-    }
-
     /// Deletes a consumer's watermark, if it has one. The next export of the consumer starts from the beginning.
-    pub async fn forget_watermark(&self, lane: Lane<'_>) -> Result<WatermarkEdit, Error> {
-        let statement = sqlx::query(
-            "-- store.watermarks.forget
-             with forgotten as (
-               delete from watermarks where consumer_id = $1 and dataset = $2 returning consumer_id, dataset),
-             marked as (
-               update cdc_export.lanes l set removed_number = l.last_number
-               from forgotten
-               where l.consumer_id = forgotten.consumer_id and l.dataset = forgotten.dataset)
-             select cdc_export.audit($3, 'delete_watermark', consumer_id, dataset, null) from forgotten",
-        );
-        self.write_by_hand(statement.bind(lane.consumer.as_str()).bind(lane.dataset).bind(self.origin())).await
+    pub async fn forget_watermark(&self, lane: Lane<'_>) -> Result<WatermarkRemoval, Error> {
+        let removed = self.transaction(async |tx| {
+            // The commit of an export holds the row's lock. A removal after that commit would undo it.
+            sqlx::query("-- store.watermarks.timeout\n set local lock_timeout = '500ms'").execute(&mut *tx).await?;
+            let statement = sqlx::query(
+                "-- store.watermarks.forget
+                 with forgotten as (
+                   delete from watermarks where consumer_id = $1 and dataset = $2 returning consumer_id, dataset),
+                 marked as (
+                   update cdc_export.lanes l set removed_number = l.last_number
+                   from forgotten
+                   where l.consumer_id = forgotten.consumer_id and l.dataset = forgotten.dataset)
+                 select cdc_export.audit($3, 'delete_watermark', consumer_id, dataset, null) from forgotten",
+            );
+            statement.bind(lane.consumer.as_str()).bind(lane.dataset).bind(self.origin()).execute(tx).await
+        });
+        match removed.await {
+            Ok(_) => Ok(WatermarkRemoval::Done),
+            Err(Error::LockConflict(_)) => Ok(WatermarkRemoval::Committing),
+            Err(error) => Err(error),
+        }
     }
 
     /// Deletes a consumer's positions in these datasets, or in all. Its lanes are in no list until its next job.
@@ -161,20 +152,6 @@ impl Store {
             Ok::<_, Error>(ConsumerRemoval::Done)
         })
         .await
-    }
-
-    /// Runs an edit of a watermark, unless a commit holds the lock of its row.
-    async fn write_by_hand(&self, statement: Query<'_, Postgres, PgArguments>) -> Result<WatermarkEdit, Error> {
-        let written = self.transaction(async |tx| {
-            // The commit of an export holds the row's lock. A change after that commit would undo it.
-            sqlx::query("-- store.watermarks.timeout\n set local lock_timeout = '500ms'").execute(&mut *tx).await?;
-            statement.execute(tx).await
-        });
-        match written.await {
-            Ok(_) => Ok(WatermarkEdit::Done),
-            Err(Error::LockConflict(_)) => Ok(WatermarkEdit::Committing),
-            Err(error) => Err(error),
-        }
     }
 }
 

@@ -102,12 +102,6 @@ async fn a_table_without_times_is_exact_by_the_log_alone() {
         replica.require_equal().await;
     }
     // A time says nothing here, whoever sets it.
-    let set = service
-        .client
-        .put(format!("{}/exports/watermark?dataset=stock", service.address))
-        .header("X-Consumer-ID", "b")
-        .json(&json!({ "lastExportedAt": "2026-01-01T00:00:00Z" }));
-    assert_eq!(refusal(set.send().await.unwrap()).await, (409, "no_updated_at".to_owned()));
     database.run("update watermarks set last_exported_at = '2001-01-01' where consumer_id = 'b'").await;
     let job = ended(&service, "/exports/delta", Some("b"), json!({ "dataset": "stock" })).await;
     assert_eq!((&job["error"]["code"], &job["continuity"]), (&json!("full_export_needed"), &json!("rewound")));
@@ -686,15 +680,10 @@ async fn a_call_that_names_no_dataset_means_users_or_the_only_one() {
         let expected = (&json!(400), &json!("member_invalid"), &json!("dataset"), &json!(format!("dataset: {why}")));
         assert_eq!(found, expected, "{path}");
     }
-    let put = async || {
-        let put = service.client.put(format!("{}/exports/watermark", service.address)).header("X-Consumer-ID", "c");
-        put.json(&json!({ "lastExportedAt": "2026-01-01T00:00:00Z" })).send().await.unwrap()
-    };
     let after = "/exports?consumer=c&after=00000000-0000-0000-0000-000000000000";
     for (method, answer) in [
         ("GET", watermark(&service, "GET").await),
         ("DELETE", watermark(&service, "DELETE").await),
-        ("PUT", put().await),
         ("after", service.call("GET", after, &[]).await),
     ] {
         let problem: Value = answer.json().await.unwrap();

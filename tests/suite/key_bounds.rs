@@ -39,7 +39,7 @@ enum Subject {
 
 /// The scope that each call needs, and its subject. A new call needs a row.
 #[rustfmt::skip]
-const CALLS: [(&str, &str, Subject); 40] = [
+const CALLS: [(&str, &str, Subject); 39] = [
     ("getHealth", "", Subject::Open),
     ("getLiveness", "", Subject::Open),
     ("getReadiness", "", Subject::Open),
@@ -62,7 +62,6 @@ const CALLS: [(&str, &str, Subject); 40] = [
     ("startDelta", "export:write", Subject::Lane),
     ("startIncrementalOf", "export:write", Subject::Lane),
     ("getWatermark", "export:read", Subject::Lane),
-    ("setWatermark", "export:write", Subject::Lane),
     ("forgetWatermark", "export:write", Subject::Lane),
     ("getConsumer", "export:read", Subject::Consumer),
     ("removeConsumer", "admin", Subject::Consumer),
@@ -177,13 +176,9 @@ impl Call {
         if let Some(consumer) = consumer.filter(|_| self.takes_consumer()) {
             request = request.header("X-Consumer-ID", consumer);
         }
-        request = match self.operation.as_str() {
-            "setWatermark" => request.json(&json!({ "lastExportedAt": "2026-01-01T00:00:00Z" })),
-            _ if matches!(self.subject, Subject::Lane | Subject::Export) && self.method == reqwest::Method::POST => {
-                request.json(&json!({ "dataset": dataset }))
-            }
-            _ => request,
-        };
+        if matches!(self.subject, Subject::Lane | Subject::Export) && self.method == reqwest::Method::POST {
+            request = request.json(&json!({ "dataset": dataset }));
+        }
         let answer = request.send().await.unwrap();
         let status = answer.status().as_u16();
         let text = String::from_utf8_lossy(&answer.bytes().await.unwrap()).into_owned();

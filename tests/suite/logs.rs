@@ -86,11 +86,6 @@ async fn each_event_says_whose_export_it_is_and_which_request_asked() {
     assert_eq!(submitted["retryOf"], delta);
     service.ended(retried).await;
 
-    let time = json!({ "lastExportedAt": "2026-01-01T00:00:00Z" });
-    send(&service, "PUT", "/exports/watermark", "r-set", time).await;
-    let set = line(&service, "watermark_set", "r-set").await;
-    assert_eq!((&set["consumerId"], &set["dataset"]), (&json!("search"), &json!("users")), "{set}");
-    assert!(set["lastExportedAt"].as_str().unwrap().starts_with("2026-01-01T00:00:00"), "{set}");
     send(&service, "DELETE", "/exports/watermark", "r-forget", json!({})).await;
     let deleted = line(&service, "watermark_deleted", "r-forget").await;
     assert_eq!((&deleted["consumerId"], &deleted["dataset"]), (&json!("search"), &json!("users")), "{deleted}");

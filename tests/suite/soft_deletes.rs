@@ -83,7 +83,7 @@ async fn without_a_log_an_incremental_takes_no_deletion_away() {
     // The delta's own watermark tells again what is due.
     assert_eq!(delta(&service, "flag", "a").await, Vec::<String>::new());
     // Set back by hand, and past it by an incremental.
-    set_watermark(&service, "flag", "a", "2026-02-15T00:00:00Z").await;
+    set_watermark(&database, "flag", "a", "2026-02-15T00:00:00Z").await;
     export(&service, "incremental", "flag", "a").await;
     assert_eq!(delta(&service, "flag", "a").await, ["DELETE 2"]);
     service.stop().await;

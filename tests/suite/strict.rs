@@ -52,10 +52,10 @@ async fn a_parameter_that_nobody_reads_is_refused_on_every_route() {
         refused(&service, method, &format!("{path}?Consumer=a"), None, "parameter_unknown", "Consumer").await;
         refused(&service, method, &format!("{path}?%6eothere=1"), None, "parameter_unknown", "nothere").await;
     }
-    // The one that was found: an export of `users`, and a moved watermark.
+    // The one that was found: an export of `users`, and a forgotten watermark.
     refused(&service, "POST", "/exports/delta?dataset=nothere", None, "parameter_unknown", "dataset").await;
     refused(&service, "POST", "/exports?exportType=delta", None, "parameter_unknown", "exportType").await;
-    refused(&service, "PUT", "/exports/watermark?consumer=b", None, "parameter_unknown", "consumer").await;
+    refused(&service, "DELETE", "/exports/watermark?consumer=b", None, "parameter_unknown", "consumer").await;
     let head = service.call("HEAD", &format!("/exports/{JOB}/download?part=2"), &[]).await;
     assert_eq!(head.status(), 400);
 
@@ -109,8 +109,6 @@ async fn a_member_that_is_given_twice_is_refused() {
         twice("POST", path, r#"{"colour":1,"colour":2}"#, "colour").await;
     }
     twice("POST", &format!("/exports/{JOB}/retry"), r#"{"a":1,"a":1}"#, "a").await;
-    let times = r#"{"lastExportedAt":"2026-01-01T00:00:00Z","lastExportedAt":"2025-01-01T00:00:00Z"}"#;
-    twice("PUT", "/exports/watermark", times, "lastExportedAt").await;
     for (filter, field) in [
         (r#"[{"column":"id","op":"eq","value":1,"value":2}]"#, "filter[0].value"),
         (
@@ -158,7 +156,7 @@ async fn a_name_that_a_library_gives_a_meaning_is_an_unknown_member() {
     let service = Start::on(&database).service().await;
     let number = "$serde_json::private::Number";
     let twice = r#""{\"dataset\":\"users\",\"dataset\":\"users\"}""#;
-    for (method, path) in [("POST", "/exports"), ("POST", "/exports/delta"), ("PUT", "/exports/watermark")] {
+    for (method, path) in [("POST", "/exports"), ("POST", "/exports/delta")] {
         for (body, field) in [
             (format!(r#"{{"{RAW_VALUE}":{twice}}}"#), RAW_VALUE.to_owned()),
             (format!(r#"{{"\u0024serde_json::private::RawValue":{twice}}}"#), RAW_VALUE.to_owned()),

@@ -173,9 +173,9 @@ async fn no_look_takes_an_untracked_dataset_for_exact_or_ready() {
         assert!(dataset["problems"][0].as_str().unwrap().contains(&format!("`cdc-export track {name}`")), "{dataset}");
     }
     // A consumer that has a watermark, made by hand, and one whose exports are of before `untrack`.
-    let set = service.client.put(format!("{}/exports/watermark?dataset=orders", service.address));
-    let set = set.header("X-Consumer-ID", "c").json(&json!({ "lastExportedAt": "2026-01-01T00:00:00Z" })).send().await;
-    assert_eq!(set.unwrap().status(), 200);
+    let insert = "insert into watermarks (consumer_id, dataset, last_exported_at, updated_at)
+                  values ('c', 'orders', '2026-01-01', now())";
+    database.run(insert).await;
     assert_eq!(continuity(&service).await, ["trigger_missing"]);
     for arguments in [
         &["export", "delta", "--consumer", "c", "--dataset", "orders"][..],

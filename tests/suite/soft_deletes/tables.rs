@@ -1,7 +1,5 @@
 //! Tables whose rows go by a flag, by a time, and for good.
 
-use serde_json::json;
-
 use crate::catalog::{Catalog, export};
 use crate::harness::{Csv, Database, Service};
 
@@ -38,8 +36,11 @@ pub(crate) async fn delta(service: &Service, dataset: &str, consumer: &str) -> V
     rows
 }
 
-pub(crate) async fn set_watermark(service: &Service, dataset: &str, consumer: &str, time: &str) {
-    let put = service.client.put(format!("{}/exports/watermark?dataset={dataset}", service.address));
-    let put = put.header("X-Consumer-ID", consumer).json(&json!({ "lastExportedAt": time }));
-    assert_eq!(put.send().await.unwrap().status(), 200);
+/// Moves a consumer's watermark by SQL.
+pub(crate) async fn set_watermark(database: &Database, dataset: &str, consumer: &str, time: &str) {
+    database
+        .run(&format!(
+            "update watermarks set last_exported_at = '{time}' where consumer_id = '{consumer}' and dataset = '{dataset}'"
+        ))
+        .await;
 }
