@@ -277,9 +277,6 @@ create table cdc_export.files (
   bytes bigint not null check (bytes >= 0),
   rows bigint not null check (rows >= 0),
   sha256 text collate "C" not null,
-  -- When every byte of the file was sent, or an address of it was handed out. Null: not yet; readers of a folder are
-  -- not seen.
-  fetched_at timestamptz,
   primary key (job, part)
 );
 

@@ -389,9 +389,6 @@ pub struct Job {
     /// True if the consumer has acknowledged this export or a later one. `None` if the export is not published, is ad
     /// hoc, or if the consumer has never acknowledged an export of the lane.
     pub acknowledged: Option<bool>,
-    /// The time at which the last of the files was sent whole, or its URL was handed out. `None` if that has not
-    /// happened for all files.
-    pub fetched_at: Option<DateTime<Utc>>,
     /// The export that the caller had loaded last, if the caller sent it. It was verified for an incremental export and
     /// a delta.
     pub after: Option<After>,

@@ -67,7 +67,7 @@ pub struct Settings {
     pub retain_jobs: Retention,
     /// The retention of manifests, which stay at least as long as their files.
     pub retain_manifests: Retention,
-    /// The time for which the retentions of files and jobs keep an export that its consumer may not have.
+    /// The time for which the retentions of files and jobs keep an export that its consumer has not acknowledged.
     pub retain_unacked: Duration,
     /// The age at which a row of the audit log is removed.
     pub retain_audit: Duration,

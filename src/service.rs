@@ -14,7 +14,6 @@ mod keys;
 mod last_seen;
 pub mod schedules;
 mod scrape;
-mod sent_files;
 
 use std::slice;
 use std::sync::Arc;
@@ -41,7 +40,6 @@ use crate::service::followers::Followers;
 use crate::service::keys::Keyring;
 use crate::service::last_seen::LastSeen;
 use crate::service::scrape::ReadCache;
-use crate::service::sent_files::SentFiles;
 use crate::sink::{self, Destination, Limited, Limits};
 use crate::source::{self, Source};
 use crate::store::{self, Store};
@@ -373,7 +371,6 @@ pub struct Service {
     terms: Terms,
     downloads: Downloads,
     log_max_bytes: u64,
-    sent_files: Arc<SentFiles>,
     metrics_cache: Arc<ReadCache<String>>,
     /// All datasets, of which `catalog` has those that the caller may see.
     current: CurrentCatalog,
@@ -427,7 +424,6 @@ impl Service {
             terms,
             downloads,
             log_max_bytes,
-            sent_files: Arc::default(),
             metrics_cache: Arc::default(),
             seen_datasets: LastSeen::default(),
             seen_lags: LastSeen::default(),

@@ -76,10 +76,6 @@ impl Ledger {
             promise.cancel_accepted &= cancelled;
             promise.gone = false;
             promise.ended.take_if(|(job, _)| status(job) != now);
-            // The download may have come after the backup.
-            if let Some((job, _)) = &mut promise.ended {
-                job["fetchedAt"] = Value::Null;
-            }
         }
         self.watermarks.clear();
     }
@@ -109,12 +105,8 @@ impl Ledger {
                     self.full_wanted.remove(promise.lane);
                 }
             }
-            (Some((before, _)), true) => {
-                if !says_the_same(before, job) {
-                    report.red("7", format!("an ended job has changed: {before} is now {job}"));
-                } else if before["fetchedAt"].is_null() {
-                    before["fetchedAt"] = job["fetchedAt"].clone();
-                }
+            (Some((before, _)), true) if before != job => {
+                report.red("7", format!("an ended job has changed: {before} is now {job}"));
             }
             (Some((before, known)), false) if asked > *known => {
                 report.red("7", format!("an ended job runs again: {before} is now {job}"));
@@ -162,14 +154,4 @@ fn wrong_with_skip(job: &Value) -> Option<&'static str> {
     } else {
         None
     }
-}
-
-/// Returns true if two answers agree on an ended job. One may be from before the download of its files. A time of the
-/// download that was told doesn't change.
-fn says_the_same(one: &Value, other: &Value) -> bool {
-    let mut one = one.clone();
-    if one["fetchedAt"].is_null() || other["fetchedAt"].is_null() {
-        one["fetchedAt"] = other["fetchedAt"].clone();
-    }
-    one == *other
 }

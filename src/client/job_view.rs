@@ -29,9 +29,6 @@ pub(crate) struct JobView {
     pub(crate) number: Option<u64>,
     pub(crate) digest: Option<PlainText>,
     pub(crate) files: Vec<FileView>,
-    /// The time when the service had sent all files, or handed out the address of one.
-    fetched_at: Option<PlainText>,
-    acknowledged: Option<bool>,
     pub(crate) attempt: u32,
     pub(crate) continuity: Option<PlainText>,
     pub(crate) error: Option<FailureView>,
@@ -100,15 +97,6 @@ impl JobView {
     pub(crate) fn id(&self) -> Result<JobId, Error> {
         let id: Uuid = self.job_id.parse().map_err(|_| Error::refused("an export has no id"))?;
         Ok(id.into())
-    }
-
-    /// Returns true if somebody has the files.
-    pub(crate) fn is_fetched(&self) -> bool {
-        self.fetched_at.is_some() || self.acknowledged == Some(true)
-    }
-
-    pub(crate) fn has_type(&self, export_type: ExportType) -> bool {
-        &*self.export_type == export_type.as_str()
     }
 
     /// Returns true if the job has ended. A status that only a later version knows counts as open.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::config::{CatalogFile, Config};
 use crate::file::plain_name::NotPlain;
-use crate::job::{After, ConsumerId, Continuity, ExportType, FILE_BYTES, FailureCode, Filter, JobId, Request, Status};
+use crate::job::{After, ConsumerId, Continuity, ExportType, FILE_BYTES, FailureCode, JobId, Request, Status};
 use crate::postgres::Database;
 use crate::telemetry::chain;
 use crate::worker::Stops;
@@ -18,8 +18,7 @@ use pg_rows::encoding::{Compression, Encoding, Format};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::client;
-use crate::client::api::{Api, PAGE_ITEMS};
+use crate::client::api::Api;
 use crate::client::download::{self, Output};
 use crate::client::job_view::{FileView, JobView};
 use crate::command::BadUsage;
@@ -29,7 +28,6 @@ use crate::command::output::{check, output};
 use crate::command::server::{ServerOption, local_api};
 use crate::command::signals::stop_on_signal;
 use crate::command::start::{Logs, block_on, settings};
-use crate::command::terminal::print_notice;
 use crate::command::wiring::{PreparedOutput, Wired, wire};
 use crate::command::words::words;
 
@@ -176,48 +174,12 @@ impl Export {
         let interrupted = stop_on_signal()?;
         let request = self.request(self.dataset.as_deref().unwrap_or_default())?;
         let id = api.submit(&request).await?;
-        if self.output.is_some()
-            && let Ok(unfetched @ [_, ..]) = unfetched(api, id).await.as_deref()
-        {
-            let why = "of this consumer and dataset were never fetched, and the next ones don't have their rows";
-            print_notice(&format!("warning: {} exports {why}:", unfetched.len()));
-            for export in unfetched {
-                let (id, rows) = (&export.job_id, export.rows_exported);
-                eprintln!("  cdc-export download {id}{}  # {rows} rows", api.server_option());
-            }
-        }
         let code = follow(api, id, self, None, &interrupted).await?;
         if code == ExitCode::SUCCESS && self.output.is_none() && !self.json {
             eprintln!("`cdc-export download {id}{}` fetches it.", api.server_option());
         }
         Ok(code)
     }
-}
-
-/// Lists the exports right before this one that nobody has fetched, oldest first. Their changes may be missing at the
-/// destination. A full export needs none of them. Only the newest ones are looked at.
-async fn unfetched(api: &Api, id: JobId) -> Result<Vec<JobView>, client::Error> {
-    let job = api.job(id).await?;
-    let Some(consumer) = job.consumer_id.as_ref().filter(|_| !job.has_type(ExportType::Full)) else {
-        return Ok(Vec::new());
-    };
-    let filter = Filter {
-        consumer: consumer.parse().ok(),
-        dataset: Some(job.dataset.to_string()),
-        status: Some(Status::Completed),
-        ..Filter::default()
-    };
-    let newest = api.jobs(&filter, PAGE_ITEMS).await?.into_iter();
-    let mut earlier = newest.filter(|it| *it.job_id != *job.job_id && it.output_filename.is_some());
-    let mut unfetched = Vec::new();
-    while let Some(export) = earlier.next().filter(|export| !export.is_fetched()) {
-        let is_full = export.has_type(ExportType::Full);
-        unfetched.insert(0, export);
-        if is_full {
-            break;
-        }
-    }
-    Ok(unfetched)
 }
 
 /// Waits for the end of a job, and downloads its file to `--output`. Every error names the job, because no later export

@@ -266,7 +266,7 @@ fn log_retention(config: &Config) {
         tracing::info!(
             event = "retention",
             setting,
-            "{setting} keeps for {time} what a consumer has not acknowledged, or nobody has fetched"
+            "{setting} keeps for {time} what a consumer that acknowledges has not acknowledged"
         );
     }
 }

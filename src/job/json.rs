@@ -33,7 +33,7 @@ pub enum CompressionSchema {}
     }], "maxFileBytes": null, "digest": "b94d27b9934d3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde9",
     "attempt": 1, "error": null, "continuity": null,
     "lateRows": 0, "keyOnlyDeletes": 0, "quietDeletes": 0, "openTransactions": 0, "oldestTransactionSeconds": null, "schemaChanged": false, "tableRewritten": false,
-    "watermarkFrom": "2026-11-20T09:13:10.962731Z", "watermarkTo": "2026-11-20T09:13:15.806135Z", "number": 17, "order": 18, "acknowledged": true, "fetchedAt": "2026-11-20T09:13:16.204417Z", "retryOf": null, "batchId": null,
+    "watermarkFrom": "2026-11-20T09:13:10.962731Z", "watermarkTo": "2026-11-20T09:13:15.806135Z", "number": 17, "order": 18, "acknowledged": true, "retryOf": null, "batchId": null,
     "nextAttemptAt": null, "cancelRequestedAt": null,
     "createdAt": "2026-11-20T09:13:15.911402Z", "startedAt": "2026-11-20T09:13:15.913370Z",
     "finishedAt": "2026-11-20T09:13:15.958121Z", "durationSeconds": 0.044751
@@ -138,10 +138,6 @@ pub struct JobJson {
     /// ad-hoc export, and if the consumer has never acknowledged one in the dataset
     #[schema(required)]
     acknowledged: Option<bool>,
-    /// When the last of the export's files was sent whole, or an address of it was handed out; null: not yet. Whoever
-    /// reads the folder or the bucket is not seen
-    #[schema(required, format = DateTime)]
-    fetched_at: Option<String>,
     /// The export that this one repeats, on request
     #[schema(required)]
     retry_of: Option<Uuid>,
@@ -248,7 +244,6 @@ impl From<Job> for JobJson {
             number: job.number,
             order: job.order.filter(|_| job.number.is_some()),
             acknowledged: job.acknowledged,
-            fetched_at: job.fetched_at.map(rfc3339),
             retry_of: job.retry_of.map(JobId::as_uuid),
             batch_id: job.batch.map(JobId::as_uuid),
             next_attempt_at: job.next_attempt_at.map(rfc3339),

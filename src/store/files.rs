@@ -38,18 +38,6 @@ fn with_end_columns(statement: &'static str) -> AssertSqlSafe<String> {
 pub const LOST_AFTER: Duration = Duration::from_secs(10);
 
 impl Store {
-    /// Records that a file of a job was fetched. Returns without an effect if that is recorded already.
-    pub async fn fetched(&self, job: JobId, part: u32) -> Result<(), Error> {
-        let statement = sqlx::query(
-            "-- store.files.fetched
-             update cdc_export.files set fetched_at = clock_timestamp()
-             where job = $1 and part = $2 and fetched_at is null",
-        )
-        .bind(job.as_uuid())
-        .bind(i32::try_from(part).unwrap_or(i32::MAX));
-        self.execute(statement).await.map(drop)
-    }
-
     /// Returns true if the file of any published export was not removed, at any destination.
     pub async fn has_files(&self) -> Result<bool, Error> {
         let statement = sqlx::query_scalar(

@@ -24,9 +24,6 @@ case when e.published_at is not null then e.number end as number,
 case when e.published_at is not null then (
   select e.number <= l.acknowledged from cdc_export.lanes l
   where l.consumer_id = e.consumer_id and l.dataset = e.dataset) end as acknowledged,
-case when e.published_at is not null then (
-  select case when bool_and(f.fetched_at is not null) then max(f.fetched_at) end
-  from cdc_export.files f where f.job = e.id) end as fetched_at,
 -- The report of the snapshot.
 e.schema_changed, e.continuity, e.late_rows, e.key_only_deletes, e.quiet_deletes, e.open_transactions,
 e.oldest_transaction_seconds, e.table_rewritten, e.watermark_from, e.watermark_to,

@@ -59,7 +59,6 @@ pub(crate) struct JobRow {
     lane_sequence: Option<i64>,
     number: Option<i64>,
     acknowledged: Option<bool>,
-    fetched_at: Option<DateTime<Utc>>,
     has_after: bool,
     after_job: Option<Uuid>,
     after_sha256: Option<String>,
@@ -141,7 +140,6 @@ impl TryFrom<JobRow> for Job {
             order: row.lane_sequence,
             number: row.number.map(i64::unsigned_abs),
             acknowledged: row.acknowledged,
-            fetched_at: row.fetched_at,
             after: row.has_after.then(|| match row.after_job {
                 Some(job) => After::Export { job: job.into(), sha256: row.after_sha256 },
                 None => After::Nothing,

@@ -63,7 +63,7 @@ const BOUNDS_OF_JOBS: (&str, &str) = ("retention/bounds_of_jobs.sql", include_st
 /// The files of the lanes in `bounds`, shared by the retention of files and that of jobs.
 const FILES_IN_BOUNDS: (&str, &str) = ("retention/files_in_bounds.sql", include_str!("retention/files_in_bounds.sql"));
 
-/// The condition that a consumer has an export or had the time to fetch it, which the statements above have twice.
+/// The condition that no acknowledgement of an export is awaited, which the statements above have twice.
 const MAY_GO: (&str, &str) = ("retention/may_go.sql", include_str!("retention/may_go.sql"));
 
 /// A file that is past a retention.
@@ -190,9 +190,8 @@ impl Store {
     /// The files of a batch are returned together, when all of them are past the retention in their lanes. The other
     /// members' later files are counted by the numbers of their lanes, so they may include removed ones.
     ///
-    /// Omits files that were published less than `spare` ago and that their consumer may not have: it acknowledges
-    /// exports and has not acknowledged this one; or it never acknowledged any, and nobody fetched this one, which is
-    /// the newest full export or a later one.
+    /// Omits files that were published less than `spare` ago if their consumer acknowledges exports, and has not
+    /// acknowledged this one.
     pub async fn files_past(
         &self,
         retention: &Retention,

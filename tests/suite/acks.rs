@@ -317,7 +317,6 @@ async fn what_is_not_acknowledged_is_kept() {
     // Without its file it can't be loaded any more, but its loader still asks what came after the one before.
     assert_eq!(service.call("DELETE", &format!("/exports/{}", id_of(&jobs[2])), &[]).await.status(), 204);
     service.end().await;
-    database.fetch_all().await;
 
     let files = Start::on(&database).sharing_output(&service).with("RETAIN_FILES", 1).service().await;
     let done = "select file_removed_at is not null from exports where consumer_id = 'never' and number = 2";
@@ -349,7 +348,6 @@ async fn what_nobody_acknowledges_for_long_goes_and_is_told_once() {
     acked(&service, &jobs[0]).await;
     exported(&service, "never", 3).await;
     service.end().await;
-    database.fetch_all().await;
     // The first three are older than an hour, and nearly so the fourth.
     database
         .run(

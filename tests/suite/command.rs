@@ -356,7 +356,7 @@ async fn a_start_without_datasets_and_without_the_demo_says_so() {
         [
             "RETAIN_FILES keeps the 30 newest of each consumer in a dataset",
             "RETAIN_JOBS keeps what ended in the last 30days",
-            "RETAIN_UNACKED keeps for 30days what a consumer has not acknowledged, or nobody has fetched"
+            "RETAIN_UNACKED keeps for 30days what a consumer that acknowledges has not acknowledged"
         ]
     );
     service.stop().await;

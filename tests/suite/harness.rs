@@ -476,11 +476,6 @@ impl Database {
         self.options.clone().username(role).password(password).to_url_lossy().to_string()
     }
 
-    /// Records that somebody fetched all files, so that retention may remove them.
-    pub(crate) async fn fetch_all(&self) {
-        self.run("update cdc_export.files set fetched_at = now()").await;
-    }
-
     /// Locks `users` so that no export goes on: each waits for the lock before its snapshot, for at most 5 seconds.
     pub(crate) async fn hold_exports(&self) -> Transaction<'static, Postgres> {
         let mut held = self.pool.begin().await.unwrap();

@@ -370,7 +370,6 @@ async fn a_job_and_a_watermark_show_what_is_documented() {
         "durationSeconds",
         "error",
         "exportType",
-        "fetchedAt",
         "files",
         "finishedAt",
         "format",

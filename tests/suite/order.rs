@@ -161,7 +161,6 @@ async fn a_clock_that_was_set_back_changes_no_order() {
         assert_eq!(listed, newest_first[skipped..], "{query}");
     }
     // Of the files, the newest stays.
-    database.fetch_all().await;
     let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_FILES", "90000d,1");
     service.stop().await;
     let keeping = keeping.service().await;

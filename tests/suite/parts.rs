@@ -96,24 +96,6 @@ async fn a_crash_at_the_rename_of_the_manifest_leaves_all_files_or_none() {
     dies_at("sink.manifest.renamed=kill", 1).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_export_is_fetched_with_the_last_of_its_files() {
-    let database = with_users(20).await;
-    let service = Start::on(&database).service().await;
-    let job = service.ended(&submit(&service, "full", json!({ "maxFileBytes": MOST })).await).await;
-    let id = job["jobId"].as_str().unwrap();
-    for part in [2, 1] {
-        assert_eq!(service.job(id).await["fetchedAt"], Value::Null);
-        let path = format!("/exports/{id}/files/{part}/download");
-        service.call("GET", &path, &[]).await.bytes().await.unwrap();
-        let fetched =
-            format!("select fetched_at is not null from cdc_export.files where job = '{id}' and part = {part}");
-        eventually("it is recorded", async || database.one::<bool>(&fetched).await.then_some(())).await;
-    }
-    assert!(service.job(id).await["fetchedAt"].is_string());
-    service.stop().await;
-}
-
 /// A crash at a place, and how many attempts the job takes with it.
 async fn dies_at(fault: &str, attempts: u64) {
     let database = with_users(20).await;

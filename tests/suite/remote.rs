@@ -153,46 +153,6 @@ async fn a_full_export_needs_no_consumer() {
 }
 
 #[tokio::test]
-async fn exports_that_nobody_has_fetched_are_warned_of() {
-    let (database, service) = with_users(9).await;
-    let folder = reachable_folder();
-    let here = folder.path().to_str().unwrap();
-    let server = ["--server", &service.address];
-    let delta = async |more: &[&str]| {
-        database.run("update users set name = name || 'x' where id = 3").await;
-        let (code, _, said) = run_with(&["export", "delta", "--consumer", "a"], more, &server).await;
-        assert_eq!(code, 0, "{said}");
-        said
-    };
-    let (full, _) = service.export("full", "a").await;
-    let (missed, _) = service.export("delta", "a").await;
-    let fetches = |job: &Value| format!("cdc-export download {}", job["jobId"].as_str().unwrap());
-
-    let said = delta(&["--output", here]).await;
-    let lines: Vec<_> = said.lines().collect();
-    assert!(
-        lines.len() == 3 && lines[0].contains("2 exports of this consumer and dataset were never fetched"),
-        "{said}"
-    );
-    assert!(lines[1].contains(&fetches(&full)) && lines[2].contains(&fetches(&missed)), "{said}");
-    // That one was fetched, and so are the next ones in its place.
-    assert_eq!(delta(&["--output", here]).await, "");
-    let silent = delta(&[]).await;
-    assert!(silent.contains("cdc-export download") && !silent.contains("never fetched"), "{silent}");
-    let said = delta(&["--output", here]).await;
-    assert!(said.contains("1 exports"), "{said}");
-
-    let (acked, _) = service.export("delta", "a").await;
-    let path = format!("/exports/{}/ack", acked["jobId"].as_str().unwrap());
-    assert_eq!(service.call("POST", &path, &[]).await.status(), 200);
-    assert_eq!(delta(&["--output", here]).await, "");
-    service.export("delta", "a").await;
-    let (code, _, said) = run_with(&["export", "full", "--consumer", "a"], &["--output", here], &server).await;
-    assert_eq!((code, said.as_str()), (0, ""), "a full export has all rows");
-    service.stop().await;
-}
-
-#[tokio::test]
 async fn a_new_consumer_with_a_similar_name_is_told_of() {
     let (database, service) = with_users(3).await;
     service.export("full", "warehouse").await;

@@ -4,7 +4,7 @@ use cdc_export::store::retention::LaneCursor;
 use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, ended};
-use crate::harness::{Database, Service, Start, eventually, refusal};
+use crate::harness::{Database, Start, eventually, refusal};
 
 #[tokio::test]
 async fn a_file_is_removed_on_request_and_its_job_stays() {
@@ -100,7 +100,6 @@ async fn nothing_is_forgotten_behind_a_job_that_is_kept() {
     for consumer in ["a", "a", "a", "b", "b"] {
         others.push(service.export(if others.len() < 3 { "delta" } else { "full" }, consumer).await.0);
     }
-    database.fetch_all().await;
     let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_JOBS", "1").service().await;
     let left = "select count(*) from exports where consumer_id = 'b'";
     eventually("jobs go", || async { (database.one::<i64>(left).await == 1).then_some(()) }).await;
@@ -163,7 +162,6 @@ async fn a_lane_goes_with_its_jobs_unless_it_has_published() {
              update exports set finished_at = finished_at - interval '2 days'",
         )
         .await;
-    database.fetch_all().await;
     let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_JOBS", "1d");
     service.stop().await;
 
@@ -220,16 +218,6 @@ async fn a_lane_that_is_submitted_to_is_not_forgotten() {
     );
 }
 
-/// Downloads an export's file, as a loader would.
-async fn fetch(service: &Service, job: &Value) {
-    let path = format!("/exports/{}/download", job["jobId"].as_str().unwrap());
-    service.call("GET", &path, &[]).await.bytes().await.unwrap();
-    eventually("it is fetched", async || {
-        Some(service.job(job["jobId"].as_str().unwrap()).await).filter(|job| job["fetchedAt"].is_string())
-    })
-    .await;
-}
-
 /// One consumer of three datasets: the exports of one take no place of another's.
 #[tokio::test]
 async fn each_dataset_of_a_consumer_keeps_its_own_files_and_jobs() {
@@ -264,34 +252,20 @@ async fn each_dataset_of_a_consumer_keeps_its_own_files_and_jobs() {
     service.stop().await;
 }
 
-/// A loader that has not begun yet finds the newest full export and all that follows it.
+/// A consumer that acknowledges nothing has no say in what goes.
 #[tokio::test]
-async fn what_nobody_fetched_is_kept_from_the_newest_full_export_on() {
+async fn without_acknowledgements_files_go_by_their_count_alone() {
     let database = Database::new().await;
     database.add_users(1, 5).await;
     let service = Start::on(&database).service().await;
     let mut jobs = Vec::new();
-    for export_type in ["full", "delta", "full", "delta", "delta", "delta"] {
+    for export_type in ["full", "delta", "delta"] {
         jobs.push(service.export(export_type, "a").await.0);
     }
-    let files = |from: usize, until: usize| {
-        let names = jobs[from..until].iter().map(|job| job["outputFilename"].as_str().unwrap().to_owned());
-        let mut names: Vec<String> = names.collect();
-        names.sort();
-        names
-    };
-    let start = || Start::on(&database).sharing_output(&service).with("RETAIN_FILES", 1);
-    // A loader that begins has no use for exports before the newest full one.
-    let keeping = start().service().await;
-    eventually("files go", async || (keeping.files() == files(2, 6)).then_some(())).await;
-    fetch(&keeping, &jobs[2]).await;
-    fetch(&keeping, &jobs[3]).await;
-    keeping.stop().await;
-    let keeping = start().service().await;
-    eventually("what was fetched goes", async || (keeping.files() == files(4, 6)).then_some(())).await;
-    keeping.stop().await;
-    let keeping = start().with("RETAIN_UNACKED", "1s").service().await;
-    eventually("the rest goes in the end", async || (keeping.files() == files(5, 6)).then_some(())).await;
+    let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_FILES", 1).service().await;
+    let newest = [jobs[2]["outputFilename"].as_str().unwrap().to_owned()];
+    eventually("older files go", async || (keeping.files() == newest).then_some(())).await;
+    assert!(keeping.events("unacknowledged_removed").is_empty(), "{}", keeping.log());
     keeping.stop().await;
     service.stop().await;
 }
@@ -330,7 +304,6 @@ async fn manifests_go_before_the_newest_full_export() {
         jobs.push(service.export(export_type, "a").await.0);
     }
     service.export("full", "b").await;
-    database.fetch_all().await;
     let manifests = || service.files().into_iter().filter(|name| name.ends_with(".manifest.json")).collect::<Vec<_>>();
     let of = |from: usize| {
         let names =

@@ -6,7 +6,6 @@ use axum::body::Body;
 use axum::extract::Path;
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use futures_util::TryStreamExt;
 use http_range_header::{EndPosition, RangeUnsatisfiableError, StartPosition, parse_range_header};
 use tokio_util::io::ReaderStream;
 use utoipa::openapi::header::HeaderBuilder;
@@ -191,16 +190,10 @@ async fn answer(
     if *method == Method::GET
         && let Some(FileUrl { url, .. }) = service.redirection(&file).await?
     {
-        service.record_fetched(id, part).await;
         let headers = [(header::LOCATION, url), (header::CACHE_CONTROL, "no-store".to_owned())];
         return Ok((StatusCode::TEMPORARY_REDIRECT, headers).into_response());
     }
-    let mut sending = (*method == Method::GET).then(|| service.sending(id, part, from, size));
-    let body = ReaderStream::with_capacity(file.part(from, length).await?, READ_BYTES).inspect_ok(move |bytes| {
-        if let Some(sending) = &mut sending {
-            sending.add(bytes.len());
-        }
-    });
+    let body = ReaderStream::with_capacity(file.part(from, length).await?, READ_BYTES);
     Ok((status, response_headers, Body::from_stream(body)).into_response())
 }
 

@@ -191,7 +191,6 @@ function membersOf(job, before) {
     ["Table", job.tableRewritten ? "written anew since the last export, as VACUUM FULL does" : none("no rewrite seen")],
     ["Number", adHoc ? none("none: an ad-hoc export has no order") : job.number === null ? none(isOpen(job) ? "known when it is completed" : "none") : `${count(job.number)} of the published exports of ${job.dataset} for this consumer, in the order to load them in`],
     ["Acknowledged", acknowledgedOf(job, none)],
-    ["Fetched", fetchedOf(job, none)],
     ["Digest", adHoc ? none("none: an ad-hoc export is in no chain") : digestOf(job, before, none)],
     ["Attempts", job.attempt === 0 ? "none yet" : count(job.attempt)],
     ["Retry of", job.retryOf === null ? none("no other") : el("a", { href: `#/jobs/${job.retryOf}` }, job.retryOf)],
@@ -212,12 +211,6 @@ function acknowledgedOf(job, none) {
   if (!hasFile(job)) return none(isOpen(job) ? "may be when it is completed" : "there is nothing to load");
   if (job.acknowledged === null) return none("not known: this consumer has never acknowledged an export of the dataset");
   return job.acknowledged ? "yes: this export is loaded, and all before it" : "not yet: nobody has said that this export is loaded";
-}
-
-// When all of its files had been downloaded.
-function fetchedOf(job, none) {
-  if (!hasFile(job)) return none(isOpen(job) ? "may be when it is completed" : "there is nothing to fetch");
-  return job.fetchedAt === null ? "not yet by a download: whoever reads the folder or the bucket is not seen" : exactly(job.fetchedAt);
 }
 
 // The digest of its manifest, and what it says came before.

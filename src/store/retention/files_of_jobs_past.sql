@@ -6,7 +6,7 @@
 -- $4 float8: the seconds for which a job is kept; null for no limit
 -- $5 uuid: the destination
 -- $6 bigint: the limit on returned files
--- $7 float8: the seconds for which an export is kept that its consumer may not have
+-- $7 float8: the seconds for which an unacknowledged export is kept
 -- $8 boolean: true for files of this database alone; here false
 -- include retention/bounds_of_jobs.sql
 select

@@ -35,14 +35,12 @@ async fn no_file_of_a_batch_is_removed_before_all_may_be() {
         for _ in 0..2 {
             export(&service, "full", "alpha", "b").await;
         }
-        database.fetch_all().await;
         let keeper = keeping().with(setting, 1).service().await;
         eventually("a round ends", async || (files_of("b").len() == 1).then_some(())).await;
         eventually("the file of no batch goes", async || (files_of("a") == kept).then_some(())).await;
         keeper.stop().await;
     }
     let last = name(&export(&service, "full", "beta", "a").await);
-    database.fetch_all().await;
     let keeper = keeping().with("RETAIN_FILES", 1).service().await;
     let kept = sorted(&[&alone[1..], &[last]]);
     eventually("all files of the batch go", async || (files_of("a") == kept).then_some(())).await;
@@ -58,7 +56,6 @@ async fn a_member_that_its_consumer_may_not_have_keeps_the_files_of_its_batch() 
     for _ in 0..3 {
         batches.push(export_all(&service, "full", json!({ "datasets": "*" })).await);
     }
-    database.fetch_all().await;
     // One lane acknowledges, and has acknowledged its first export alone.
     let job = |batch: usize, at: usize| batches[batch]["jobs"][at].clone();
     let ack = format!("/exports/{}/ack", job(0, 2)["jobId"].as_str().unwrap());

@@ -85,7 +85,6 @@ async fn retention_keeps_jobs_with_undelivered_events() {
         service.export("delta", consumer).await;
         service.export("delta", consumer).await;
     }
-    database.fetch_all().await;
     let left = async |consumer: &str| {
         database.one::<i64>(&format!("select count(*) from exports where consumer_id = '{consumer}'")).await
     };
