@@ -16,7 +16,6 @@ use std::time::Duration;
 
 pub use authorities::{OtherAuthorities, trust_only};
 pub use environment::Environment;
-pub use variables::Misspelt;
 
 use private_postgres::mirror::{Checksum, Mirror, NotAMirror};
 

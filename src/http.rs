@@ -36,7 +36,6 @@ mod users;
 mod watermarks;
 
 use std::convert::Infallible;
-use std::future::ready;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -182,14 +181,11 @@ fn monitoring_routes() -> OpenApiRouter {
 fn with_layers(routes: OpenApiRouter, service: Service, access: Access, settings: &Settings) -> Router {
     let (routes, api) = routes.split_for_parts();
     let parameters = Parameters::from_api(&api);
-    let suggestions = parameters.clone();
     let control = AccessControl::new(access, settings, service.clone());
     let if_draining = move |_: &Response| service.is_draining().then(|| HeaderValue::from_static("close"));
     let routes = routes
         .method_not_allowed_fallback(async |method: Method, uri: Uri| Problem::method_not_allowed(&method, &uri))
-        .fallback(move |uri: Uri| {
-            ready(Problem::not_found(&format!("there is nothing at this path{}", suggestions.suggestion(uri.path()))))
-        });
+        .fallback(async || Problem::not_found("there is nothing at this path"));
     // Layers run in reverse order: the last one added is the outermost.
     let routes = routes
         .layer(middleware::from_fn_with_state(parameters, query::check))

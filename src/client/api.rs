@@ -60,8 +60,6 @@ pub(crate) struct RefusedExport {
 #[serde(rename_all = "camelCase")]
 struct SubmittedJob {
     job_id: Uuid,
-    /// The consumer that may have been meant, if that of the request is new.
-    similar_consumer: Option<PlainText>,
 }
 
 /// The answer to the submission of a batch.
@@ -69,7 +67,6 @@ struct SubmittedJob {
 #[serde(rename_all = "camelCase")]
 struct AcceptedBatch {
     batch_id: Uuid,
-    similar_consumer: Option<PlainText>,
 }
 
 /// A batch.
@@ -213,9 +210,7 @@ impl Api {
         let mut body = body_of(request);
         body["datasets"] = datasets.into();
         body["heal"] = true.into();
-        let submitted = self.call(submission(request, &body)?, ApiAnswer::json).await?;
-        let AcceptedBatch { batch_id, similar_consumer } = submitted;
-        self.warn_of_new_consumer(request, similar_consumer.as_ref());
+        let AcceptedBatch { batch_id } = self.call(submission(request, &body)?, ApiAnswer::json).await?;
         Ok(batch_id)
     }
 
@@ -257,18 +252,8 @@ impl Api {
             }
         }
         match self.call(submission(request, &body)?, ApiAnswer::json).await {
-            Ok(SubmittedJob { job_id, similar_consumer }) => {
-                self.warn_of_new_consumer(request, similar_consumer.as_ref());
-                Ok(job_id.into())
-            }
+            Ok(SubmittedJob { job_id }) => Ok(job_id.into()),
             Err(error) => Err(self.refused_export(error)),
-        }
-    }
-
-    /// Warns if the consumer of a submitted request is new and there is one with a similar name.
-    fn warn_of_new_consumer(&self, request: &Request, similar: Option<&PlainText>) {
-        if let (Some(consumer), Some(similar)) = (&request.consumer, similar) {
-            self.observer.notice(&format!("warning: the consumer {consumer} is new; is `{similar}` meant?"));
         }
     }
 

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::client::answer::PlainText;
 use crate::client::{About, Error};
 use crate::file::plain_name::{NotPlain, PlainName};
-use crate::job::{ExportType, JobId, Status};
+use crate::job::{JobId, Status};
 
 /// A job.
 #[derive(Clone, Deserialize)]

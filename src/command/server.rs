@@ -99,7 +99,6 @@ fn user_name() -> String {
 /// Returns the API of the service at this address. Warns if the key is sent unencrypted over a network.
 pub(super) fn remote_api(address: &ServiceAddress, terminal: Arc<Terminal>) -> anyhow::Result<Api> {
     let environment = Environment::read()?;
-    environment.misspelt().iter().for_each(|misspelt| eprintln!("cdc-export: {misspelt}"));
     arm(&environment)?;
     let key = environment.key()?;
     if key.is_some() && address.is_unencrypted_remote() {

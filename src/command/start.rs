@@ -25,7 +25,6 @@ pub(super) enum Logs {
 /// it.
 pub(super) fn settings(catalog: CatalogFile, logs: Logs) -> anyhow::Result<Config> {
     let environment = Environment::read()?;
-    let misspelt = environment.misspelt();
     let config = environment.config(catalog)?;
     if let Some(file) = &config.authorities {
         trust_only(file)?;
@@ -38,12 +37,6 @@ pub(super) fn settings(catalog: CatalogFile, logs: Logs) -> anyhow::Result<Confi
     #[cfg(feature = "otel")]
     if let Some(settings) = &config.spans {
         spans::start(settings).map_err(config::Error::collector)?;
-    }
-    for misspelt in misspelt {
-        match logs {
-            Logs::AsSet => tracing::warn!(event = "setting_unknown", "{misspelt}"),
-            Logs::Errors => eprintln!("cdc-export: {misspelt}"),
-        }
     }
     #[cfg(debug_assertions)]
     if let Some(list) = &config.failpoints {

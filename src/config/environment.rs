@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::config::variables::{Misspelt, SECRET_SUFFIXES, Variables, invalid, is_read, suggestion};
+use crate::config::variables::{SECRET_SUFFIXES, Variables, invalid, is_read};
 use crate::config::{CatalogFile, Config, Error, output};
 use crate::key::SecretKeyText;
 use crate::postgres::{BadUrl, NamedDatabase};
@@ -27,7 +27,7 @@ impl Environment {
         let mut wrong: Vec<_> = variables.keys().filter(|name| !is_read(name)).collect();
         wrong.sort_unstable();
         if !wrong.is_empty() {
-            let told: Vec<_> = wrong.iter().map(|name| format!("{name} is no setting{}", suggestion(name))).collect();
+            let told: Vec<_> = wrong.iter().map(|name| format!("{name} is no setting")).collect();
             let (told, ends) = (told.join("; "), SECRET_SUFFIXES.join(" or "));
             let why = format!("{told}; .env.example lists them, and what DATASETS names has to end in {ends} here");
             return Err(Error::File(why));
@@ -39,19 +39,11 @@ impl Environment {
         Ok(Environment(Variables(variables)))
     }
 
-    /// Returns the variables whose names are probably misspelt settings.
-    pub fn misspelt(&self) -> Vec<Misspelt> {
-        self.0.misspelt()
-    }
-
     /// Reads the settings of all modules.
     ///
     /// # Errors
-    /// If a value is invalid, or DATABASE_URL is misspelt. Without DATABASE_URL, another database would be used.
+    /// If a value is invalid.
     pub fn config(mut self, file: CatalogFile) -> Result<Config, Error> {
-        if let Some(name) = self.0.misspelt_database_url() {
-            return Err(invalid("DATABASE_URL", format!("unset, and {name} is no setting: rename it, or remove it")));
-        }
         let named = self.0.get("DATASETS").map(PathBuf::from);
         if file != CatalogFile::Read {
             self.0.0.remove("DATASETS");

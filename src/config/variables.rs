@@ -1,12 +1,11 @@
 //! The names of the variables, and the parsers of their values: numbers, sizes, durations, file modes.
 
 use std::collections::HashMap;
-use std::fmt::{self, Display};
+use std::fmt::Display;
 use std::str::FromStr;
 use std::time::Duration;
 
 use crate::config::Error;
-use crate::dataset::name::hint;
 use crate::duration;
 use crate::job::Retention;
 
@@ -31,23 +30,6 @@ const CLOUD_PREFIXES: [&str; 0] = [];
 /// DATABASE_URL.
 pub(super) const SECRET_SUFFIXES: [&str; 2] = ["_AMQP_URL", "_SECRET"];
 
-/// The minimum Jaro-Winkler similarity (at most 1) of a variable to a setting that counts as a misspelling.
-const MIN_SIMILARITY: f64 = 0.9;
-
-/// The minimum length of a setting for which misspellings are detected. Shorter names are similar to too many others,
-/// for example `HOST` to `HOSTNAME`.
-const MIN_LENGTH: usize = 7;
-
-/// Returns the end of the message about an unknown setting. It suggests a similar one.
-pub(super) fn suggestion(name: &str) -> String {
-    hint(&comparable(name), settings())
-}
-
-/// Normalizes a name for comparison with settings, which use DIR for every folder.
-fn comparable(name: &str) -> String {
-    name.to_uppercase().replace("DIRECTORY", "DIR").replace("FOLDER", "DIR")
-}
-
 /// Returns the names of all settings.
 fn settings() -> impl Iterator<Item = &'static str> {
     let is_name =
@@ -71,20 +53,6 @@ pub(super) fn is_read(name: &str) -> bool {
         || COMPOSE_PREFIXES.iter().chain(&CLOUD_PREFIXES).any(|prefix| name.starts_with(prefix))
 }
 
-/// A variable of the environment whose name is similar to a setting.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Misspelt {
-    name: String,
-    setting: &'static str,
-}
-
-impl Display for Misspelt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Misspelt { name, setting } = self;
-        write!(f, "the variable {name} is no setting, and is ignored: is {setting} meant, which is unset?")
-    }
-}
-
 /// The values of the variables, by name.
 pub(super) struct Variables(pub(super) HashMap<String, String>);
 
@@ -105,38 +73,6 @@ impl Variables {
     #[cfg(feature = "buckets")]
     pub(super) fn all(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.keys().filter_map(|name| Some((name.as_str(), self.get(name)?)))
-    }
-
-    /// Returns the variables whose names are similar to an unset setting, sorted by name.
-    pub(super) fn misspelt(&self) -> Vec<Misspelt> {
-        let mut found: Vec<_> =
-            self.0.keys().filter(|name| !is_read(name)).filter_map(|name| self.similar_setting(name)).collect();
-        found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        found
-    }
-
-    /// Returns the variable that is probably a misspelt DATABASE_URL, if DATABASE_URL is unset.
-    ///
-    /// The variable must contain the URL of a database, and its name must be at most two edits away. Other programs
-    /// have variables such as DATABASE_URL_TEST or DATABASE_USER.
-    pub(super) fn misspelt_database_url(&self) -> Option<&str> {
-        const SETTING: &str = "DATABASE_URL";
-        let is_near = |name: &str| strsim::damerau_levenshtein(&name.to_uppercase(), SETTING) <= 2;
-        let is_url = |value: &str| value.starts_with("postgres://") || value.starts_with("postgresql://");
-        let found = self.0.iter().filter(|(name, value)| !is_read(name) && is_near(name) && is_url(value));
-        // The smallest name is chosen, so that the message is always the same.
-        found.map(|(name, _)| name.as_str()).min().filter(|_| self.get(SETTING).is_none())
-    }
-
-    fn similar_setting(&self, name: &str) -> Option<Misspelt> {
-        let upper = comparable(name);
-        let long = settings().filter(|setting| setting.len() >= MIN_LENGTH);
-        let alike = long.filter(|setting| setting.starts_with(upper.chars().next().unwrap_or_default()));
-        let scored = alike.map(|setting| (strsim::jaro_winkler(&upper, setting), setting));
-        let (_, setting) =
-            scored.filter(|(score, _)| *score >= MIN_SIMILARITY).max_by(|(a, _), (b, _)| a.total_cmp(b))?;
-        // A setting that is set was not misspelt.
-        self.get(setting).is_none().then(|| Misspelt { name: name.to_owned(), setting })
     }
 
     /// Parses a value. `expected` completes the message, because the type's own error has too little detail.

@@ -17,7 +17,7 @@ pub fn hint_in_full<'n>(name: &str, among: impl IntoIterator<Item = (&'n str, &'
 }
 
 /// Returns the text of the most similar name, if one is similar. The pairs are the names and their texts.
-pub fn nearest<'n>(name: &str, among: impl IntoIterator<Item = (&'n str, &'n str)>) -> Option<&'n str> {
+fn nearest<'n>(name: &str, among: impl IntoIterator<Item = (&'n str, &'n str)>) -> Option<&'n str> {
     // Only the beginning is compared: a caller may send a megabyte.
     let name: String = name.chars().take(256).collect();
     let score = |other: &str| strsim::jaro_winkler(&name.to_lowercase(), &other.to_lowercase());

@@ -109,5 +109,5 @@ pub(crate) async fn retry(
     service: Service,
     Submission { target: PathBatch(id), key, trace, body: EmptyBody {} }: Submission<PathBatch, EmptyBody>,
 ) -> Result<Response, Problem> {
-    Ok(accepted_batch(service.retry_batch(id, key, trace).await?, None, "pending"))
+    Ok(accepted_batch(service.retry_batch(id, key, trace).await?, false, "pending"))
 }

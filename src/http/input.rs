@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use axum::extract::{FromRequestParts, RawPathParams};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, header};
+use axum::http::{HeaderMap, header};
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, SchemaFormat, Type};
 use utoipa::openapi::{Ref, Required};
@@ -31,10 +31,6 @@ impl<S: Sync> FromRequestParts<S> for MaybeConsumer {
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<MaybeConsumer, Problem> {
         let consumer = header_of(&parts.headers, CONSUMER_HEADER, Code::ConsumerInvalid)?;
-        // A mistyped header must not turn a consumer's export into an ad-hoc one.
-        if consumer.is_none() && mistyped_consumer_header(&parts.headers).is_some() {
-            return Err(missing_consumer(&parts.headers));
-        }
         service_of(parts)?.require_consumer(consumer.as_ref())?;
         Ok(MaybeConsumer(consumer))
     }
@@ -48,7 +44,7 @@ impl<S: Sync> FromRequestParts<S> for Consumer {
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Consumer, Problem> {
         let consumer = header_of(&parts.headers, CONSUMER_HEADER, Code::ConsumerInvalid)?
-            .ok_or_else(|| missing_consumer(&parts.headers))?;
+            .ok_or_else(missing_consumer)?;
         service_of(parts)?.require_consumer(Some(&consumer))?;
         Ok(Consumer(consumer))
     }
@@ -141,22 +137,10 @@ where
     }
 }
 
-/// Returns the problem of a call without its consumer. Names a header that was probably meant to be it.
-fn missing_consumer(headers: &HeaderMap) -> Problem {
-    let hint = mistyped_consumer_header(headers).map(|name| format!("; it is not `{name}`")).unwrap_or_default();
-    let detail = format!("{CONSUMER_HEADER}: the header is missing{hint}");
+/// Returns the problem of a call without its consumer.
+fn missing_consumer() -> Problem {
+    let detail = format!("{CONSUMER_HEADER}: the header is missing");
     Problem::bad_input(Code::ConsumerRequired, CONSUMER_HEADER, detail)
-}
-
-/// Returns the name of a header that is nearly `X-Consumer-ID`, such as `x-consumerid`. Headers that gateways add, such
-/// as `x-consumer-username`, are not near.
-fn mistyped_consumer_header(headers: &HeaderMap) -> Option<&str> {
-    let is_near = |name: &&str| {
-        let letters: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
-        let own = letters.strip_prefix('x').unwrap_or(&letters);
-        *name != CONSUMER_HEADER.to_lowercase() && strsim::damerau_levenshtein(own, "consumerid") <= 2
-    };
-    headers.keys().map(HeaderName::as_str).find(is_near)
 }
 
 /// Returns true if `If-None-Match` contains this `ETag`. The comparison is weak (RFC 9110, section 13.1.2).

@@ -16,7 +16,6 @@ use axum::response::Response;
 use utoipa::openapi::path::{Operation, ParameterIn, PathItem};
 use utoipa::openapi::{OpenApi, RefOr};
 
-use crate::dataset::name::hint;
 use crate::http::code::Code;
 use crate::http::problem::Problem;
 
@@ -48,12 +47,6 @@ impl Parameters {
     pub(crate) fn from_api(api: &OpenApi) -> Parameters {
         let paths = api.paths.paths.iter();
         Parameters(Arc::new(paths.map(|(path, item)| (path.clone(), calls_of(item).collect())).collect()))
-    }
-
-    /// Returns the end of a "not found" message: a hint to the most similar path.
-    pub(crate) fn suggestion(&self, path: &str) -> String {
-        let segments: Vec<_> = path.split('/').filter(|segment| !segment.is_empty()).collect();
-        hint(&format!("/{}", segments.join("/")), self.0.keys().map(String::as_str))
     }
 
     /// Returns the accepted input of a call, or `None` if there is no such call.
@@ -108,9 +101,8 @@ fn check_names(uri: &Uri, accepted: &AcceptedInput) -> Result<(), Problem> {
     let mut given = BTreeSet::new();
     for (name, _) in &pairs {
         if !accepted.names.contains(name) {
-            let near = hint(name, accepted.names.iter().map(String::as_str));
             let body = if accepted.has_body { "; a member of its body stands there, as JSON" } else { "" };
-            let detail = format!("{name}: this call has no such parameter{near}{body}");
+            let detail = format!("{name}: this call has no such parameter{body}");
             return Err(Problem::bad_input(Code::ParameterUnknown, name, detail));
         }
         if !given.insert(name) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 
-use crate::dataset::name::{is_name, nearest};
+use crate::dataset::name::is_name;
 use crate::dataset::{Capture, Dataset};
 use crate::freshness::{LaneFacts, LaneHistory, LaneState};
 use crate::job::lane::{Lane, Unacknowledged};
@@ -53,13 +53,6 @@ pub struct ListedConsumer {
     pub behind: Option<Duration>,
     /// Its state, or `None` if it can't be told now.
     pub state: Option<LaneState>,
-}
-
-/// A consumer that has never requested an export.
-#[derive(Clone, Debug)]
-pub struct Newcomer {
-    /// The most similar name among the consumers that the caller may see, if one is similar.
-    pub similar: Option<String>,
 }
 
 /// A dataset, and the consumers of it that a page has, each with its position: if there is one, and its watermark.
@@ -199,18 +192,14 @@ impl Service {
         }
     }
 
-    /// Returns a remark on the consumer of accepted jobs, if these are its first ones.
-    pub async fn newcomer(&self, jobs: &[Job]) -> Result<Option<Newcomer>, Error> {
-        let Some(consumer) = jobs.first().and_then(|job| job.consumer.as_ref()) else { return Ok(None) };
+    /// Returns true if the consumer of accepted jobs had no watermark and no job before them.
+    pub async fn is_new_consumer(&self, jobs: &[Job]) -> Result<bool, Error> {
+        let Some(consumer) = jobs.first().and_then(|job| job.consumer.as_ref()) else { return Ok(false) };
         if jobs.iter().any(|job| job.order != Some(1)) {
-            return Ok(None);
+            return Ok(false);
         }
         let ids: Vec<_> = jobs.iter().map(|job| job.id).collect();
-        let others = with_timeout(self.store.others_of_new(consumer, &ids, &self.bounds)).await?;
-        Ok(others.map(|others| {
-            let pairs = others.iter().map(|other| (other.as_str(), other.as_str()));
-            Newcomer { similar: nearest(consumer.as_str(), pairs).map(str::to_owned) }
-        }))
+        with_timeout(self.store.is_new_consumer(consumer, &ids)).await
     }
 
     /// Combines consumers with the markers of their lanes from the destination.

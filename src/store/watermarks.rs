@@ -84,20 +84,11 @@ impl Store {
         Ok(rows.into_iter().filter_map(position).collect())
     }
 
-    /// Returns the other consumers within the bounds, if this one had no watermark and no job before these jobs.
-    pub async fn others_of_new(
-        &self,
-        consumer: &ConsumerId,
-        jobs: &[JobId],
-        bounds: &Bounds,
-    ) -> Result<Option<Vec<String>>, Error> {
-        let visible = bounds.consumers.as_ref().map(|ids| ids.iter().map(ConsumerId::as_str).collect::<Vec<_>>());
-        let statement = sqlx::query_scalar(include_str!("watermarks/others_of_new.sql"))
+    /// Returns true if a consumer had no watermark and no job before these jobs.
+    pub async fn is_new_consumer(&self, consumer: &ConsumerId, jobs: &[JobId]) -> Result<bool, Error> {
+        let statement = sqlx::query_scalar(include_str!("watermarks/is_new_consumer.sql"))
             .bind(consumer.as_str())
-            .bind(jobs.iter().map(|job| job.as_uuid()).collect::<Vec<_>>())
-            .bind(CONSUMER)
-            .bind(visible)
-            .bind(bounds.datasets.as_deref());
+            .bind(jobs.iter().map(|job| job.as_uuid()).collect::<Vec<_>>());
         self.with(async |conn| statement.fetch_one(conn).await).await
     }
 

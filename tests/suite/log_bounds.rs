@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Executor};
 
 use crate::catalog::{self, Catalog};
 use crate::continuity::logged;
-use crate::harness::{Database, Service, Start, eventually};
+use crate::harness::{Database, Service, eventually};
 
 /// The rows of the table `hot`. An update of all of them logs about 60 bytes a row.
 const HOT_ROWS: u64 = 3_000;
@@ -284,15 +284,5 @@ async fn a_purge_does_not_read_the_rows_that_it_leaves() {
     let read = blocks("Shared Hit Blocks") + blocks("Shared Read Blocks");
     assert!(read < 100, "{read} blocks: {plan}");
     tx.rollback().await.unwrap();
-    service.stop().await;
-}
-
-#[tokio::test]
-async fn the_setting_in_rows_of_before_is_named() {
-    let database = Database::new().await;
-    let service = Start::on(&database).with("CHANGE_LOG_MAX_ROWS", 100).service().await;
-    let told: Vec<_> = service.events("setting_unknown").iter().map(|event| event["message"].clone()).collect();
-    let text = "the variable CHANGE_LOG_MAX_ROWS is no setting, and is ignored: is CHANGE_LOG_MAX_BYTES meant, which is unset?";
-    assert_eq!(told, [text]);
     service.stop().await;
 }

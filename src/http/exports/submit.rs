@@ -21,7 +21,6 @@ use crate::job::batch::Batch;
 use crate::job::batch_json::LeftOutJson;
 use crate::job::{ConsumerId, ExportType, Job, Request};
 use crate::service::batches::BatchOrder;
-use crate::service::consumers::Newcomer;
 use crate::service::{self, Service};
 
 /// Request an export of any type, or an ad-hoc export
@@ -118,17 +117,17 @@ pub(crate) async fn incremental_of(
 
 /// Submits an export or a batch. `status` is the word that the call uses for a queued one.
 async fn start(service: &Service, asked: Asked, status: &'static str) -> Result<Response, Problem> {
-    // The jobs are accepted, so a failure to look for similar names is no failure of the call.
+    // The jobs are accepted, so a failure of this look is no failure of the call.
     match asked {
         Asked::Export(request) => {
             let job = submit(service, &request).await?;
-            let newcomer = service.newcomer(slice::from_ref(&job)).await.unwrap_or_default();
-            Ok(accepted(job, newcomer, status))
+            let is_new = service.is_new_consumer(slice::from_ref(&job)).await.unwrap_or_default();
+            Ok(accepted(job, is_new, status))
         }
         Asked::Batch(order) => {
             let batch = submit_batch(service, &order).await?;
-            let newcomer = service.newcomer(&batch.jobs).await.unwrap_or_default();
-            Ok(accepted_batch(batch, newcomer, status))
+            let is_new = service.is_new_consumer(&batch.jobs).await.unwrap_or_default();
+            Ok(accepted_batch(batch, is_new, status))
         }
     }
 }
@@ -158,7 +157,7 @@ pub(crate) async fn retry(
     service: Service,
     Submission { target: PathJob(id), key, trace, body: EmptyBody {} }: Submission<PathJob, EmptyBody>,
 ) -> Result<Response, Problem> {
-    Ok(accepted(service.retry(id, key, trace).await?, None, "pending"))
+    Ok(accepted(service.retry(id, key, trace).await?, false, "pending"))
 }
 
 /// Submits a request. An unknown dataset in the body is invalid input, so the status is 400 instead of 404.
@@ -192,9 +191,6 @@ pub(crate) struct Submitted {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     #[schema(required = false)]
     new_consumer: bool,
-    /// With `newConsumer`: the most similar consumer that there is, in case that one was meant, if one is similar
-    #[serde(skip_serializing_if = "Option::is_none")]
-    similar_consumer: Option<String>,
 }
 
 impl IntoResponses for Submitted {
@@ -219,15 +215,14 @@ impl IntoResponses for Submitted {
 }
 
 /// Returns the response for a queued job. `status` is the word that the call uses for this state.
-fn accepted(job: Job, newcomer: Option<Newcomer>, status: &'static str) -> Response {
+fn accepted(job: Job, is_new: bool, status: &'static str) -> Response {
     let location = [(header::LOCATION, format!("/exports/{}", job.id))];
     let answer = Submitted {
         job_id: job.id.as_uuid(),
         status,
         export_type: job.export_type,
         output_filename: job.output_filename,
-        new_consumer: newcomer.is_some(),
-        similar_consumer: newcomer.and_then(|newcomer| newcomer.similar),
+        new_consumer: is_new,
     };
     (StatusCode::ACCEPTED, location, Json(answer)).into_response()
 }
@@ -254,9 +249,6 @@ pub(crate) struct SubmittedBatch {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     #[schema(required = false)]
     new_consumer: bool,
-    /// With `newConsumer`: the most similar consumer that there is, in case that one was meant, if one is similar
-    #[serde(skip_serializing_if = "Option::is_none")]
-    similar_consumer: Option<String>,
 }
 
 /// A queued export of a batch.
@@ -274,7 +266,7 @@ struct SubmittedMember {
 }
 
 /// Returns the response for a queued batch. `status` is the word that the call uses for this state.
-pub(crate) fn accepted_batch(batch: Batch, newcomer: Option<Newcomer>, status: &'static str) -> Response {
+pub(crate) fn accepted_batch(batch: Batch, is_new: bool, status: &'static str) -> Response {
     let location = [(header::LOCATION, format!("/batches/{}", batch.id))];
     let member = |job: Job| SubmittedMember {
         job_id: job.id.as_uuid(),
@@ -289,8 +281,7 @@ pub(crate) fn accepted_batch(batch: Batch, newcomer: Option<Newcomer>, status: &
         consumer_id: batch.jobs[0].consumer.as_ref().map(ConsumerId::to_string).unwrap_or_default(),
         jobs: batch.jobs.into_iter().map(member).collect(),
         left_out: batch.request.left_out.into_iter().map(LeftOutJson::from).collect(),
-        new_consumer: newcomer.is_some(),
-        similar_consumer: newcomer.and_then(|newcomer| newcomer.similar),
+        new_consumer: is_new,
     };
     (StatusCode::ACCEPTED, location, Json(answer)).into_response()
 }

@@ -115,8 +115,7 @@ export function askForExport(onStarted, lane = null) {
     start.disabled = true;
     try {
       const job = await pending();
-      if (job.similarConsumer) tellSimilar(job.similarConsumer);
-      else opened.close();
+      opened.close();
       say(`started: ${exportType} export of ${options.dataset}`);
       onStarted(job.jobId);
       wake();
@@ -127,14 +126,6 @@ export function askForExport(onStarted, lane = null) {
     } finally {
       start.disabled = false;
     }
-  }
-
-  // A slip of a name makes a consumer, for whom the change log is kept from then on.
-  function tellSimilar(similar) {
-    start.hidden = true;
-    const { consumerId } = fields();
-    text(unready, `It is started. ${consumerId} is a new consumer, and there is one called ${similar}. If that was meant, remove ${consumerId}: DELETE /consumers/${consumerId}`);
-    show(unready, true);
   }
 
   const opened = dialog("New export", form);
