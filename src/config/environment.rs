@@ -1,8 +1,7 @@
 //! Reads the variables from the environment and from `.env`.
 
 use std::collections::HashMap;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::config::variables::{SECRET_SUFFIXES, Variables, invalid, is_read};
 use crate::config::{CatalogFile, Config, Error, output};
@@ -17,10 +16,10 @@ impl Environment {
     /// Reads the environment of the process, and the `.env` of the current folder.
     ///
     /// # Errors
-    /// If `.env` can't be read, contains names that are not settings, or may have been written by another user.
+    /// If `.env` can't be read, or contains names that are not settings.
     pub fn read() -> Result<Environment, Error> {
-        let mut variables: HashMap<String, String> = match open_trusted(Path::new(".env")) {
-            Ok(file) => variables_of(&std::io::read_to_string(file).map_err(|why| Error::File(why.to_string()))?)?,
+        let mut variables = match std::fs::read_to_string(".env") {
+            Ok(text) => variables_of(&text)?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => HashMap::new(),
             Err(error) => return Err(Error::File(error.to_string())),
         };
@@ -90,63 +89,46 @@ impl Environment {
     }
 }
 
-/// Opens a file. Refuses it if a user other than root and this one may have written it, because it controls this
-/// process.
-fn open_trusted(path: &Path) -> std::io::Result<std::fs::File> {
-    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    let found = file.metadata()?;
-    let own = rustix::process::geteuid().as_raw();
-    let refused = |why: String| Err(std::io::Error::other(why));
-    if found.is_dir() {
-        return refused("it is a folder".to_owned());
-    }
-    if found.uid() != own && found.uid() != 0 {
-        return refused(format!("it belongs to user {}, who is neither you nor root", found.uid()));
-    }
-    // A user's own group has no other members, and the usual umask lets that group write.
-    let others = if found.gid() == rustix::process::getegid().as_raw() { 0o002 } else { 0o022 };
-    if found.mode() & others != 0 && found.is_file() {
-        return refused("others may write to it: `chmod go-w .env`".to_owned());
-    }
-    Ok(file)
-}
-
 /// Parses the variables of a text in the format of `.env`.
 fn variables_of(text: &str) -> Result<HashMap<String, String>, Error> {
-    let lines: Vec<_> = text.lines().map(str::trim).collect();
-    // The index of the line after the last one that was read.
-    let mut next = 0;
-    let mut variables = HashMap::new();
-    for variable in dotenvy::from_read_iter(text.as_bytes()) {
-        // dotenvy's error quotes part of the value, which may be a secret.
-        let Ok((name, value)) = variable else { return Err(unreadable(&lines, next)) };
-        let read = lines[next..].iter().position(|line| name_in(line) == Some(name.as_str()));
-        next += read.map_or(0, |line| line + 1);
-        variables.insert(name, value);
+    let text = with_literal_dollars(text);
+    let variables = dotenvy::from_read_iter(text.as_bytes());
+    // dotenvy's error quotes part of the value, which may be a secret.
+    let unreadable = |_| Error::File("a line is no NAME=VALUE, or a value needs quotes".to_owned());
+    variables.collect::<Result<_, _>>().map_err(unreadable)
+}
+
+/// A part of a text in the format of `.env`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Unquoted,
+    SingleQuotes,
+    DoubleQuotes,
+    Comment,
+}
+
+/// Escapes each `$` that dotenvy would replace by the value of a variable. In single quotes it replaces none.
+fn with_literal_dollars(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    let (mut place, mut previous, mut is_escaped) = (Place::Unquoted, '\n', false);
+    for c in text.chars() {
+        let is_literal = is_escaped || matches!(place, Place::SingleQuotes | Place::Comment);
+        if c == '$' && !is_literal {
+            escaped.push('\\');
+        }
+        escaped.push(c);
+        place = match (place, c) {
+            (place, _) if is_escaped => place,
+            (Place::Unquoted, '\'') => Place::SingleQuotes,
+            (Place::Unquoted, '"') => Place::DoubleQuotes,
+            (Place::Unquoted, '#') if previous.is_whitespace() => Place::Comment,
+            (Place::SingleQuotes, '\'') | (Place::DoubleQuotes, '"') | (Place::Comment, '\n') => Place::Unquoted,
+            (place, _) => place,
+        };
+        is_escaped = c == '\\' && !is_literal;
+        previous = c;
     }
-    Ok(variables)
-}
-
-/// Returns the name of the variable that a line sets. Returns `None` if the line sets none.
-fn name_in(line: &str) -> Option<&str> {
-    let (name, _) = line.split_once('=')?;
-    let name = name.trim().strip_prefix("export ").unwrap_or(name).trim();
-    let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-    is_name.then_some(name)
-}
-
-/// Returns the error of the first non-empty line from `from` on. It contains the line's number and the variable's name
-/// only.
-fn unreadable(lines: &[&str], from: usize) -> Error {
-    let is_text = |(_, line): &(usize, &&str)| !line.is_empty() && !line.starts_with('#');
-    Error::File(match lines.iter().enumerate().skip(from).find(is_text) {
-        Some((at, line)) => match name_in(line) {
-            Some(name) => format!("line {}: the value of {name} can't be read: does it need quotes?", at + 1),
-            None => format!("line {} is no NAME=VALUE", at + 1),
-        },
-        None => "it can't be read".to_owned(),
-    })
+    escaped
 }
 
 #[cfg(test)]
@@ -154,15 +136,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_invalid_line_is_named_by_its_number_and_never_quoted() {
-        for (text, why) in [
-            ("A_SECRET=whsec_bmV3= whsec_b2xk=\n", "line 1: the value of A_SECRET can't be read"),
-            ("# c\n\nPORT=1\nexport A_SECRET = whsec_bmV3 whsec_b2xk\n", "line 4: the value of A_SECRET can't be read"),
-            ("PORT=1\nPORT=2\nwhsec_bmV3\n", "line 3 is no NAME=VALUE"),
-            ("whsec bmV3=\n", "line 1 is no NAME=VALUE"),
+    fn a_dollar_sign_stands_for_itself() {
+        for (text, value) in [
+            ("A=pa$HOME", "pa$HOME"),
+            ("A='pa$HOME'", "pa$HOME"),
+            ("A=\"pa$HOME\"", "pa$HOME"),
+            ("A=${HOME}$", "${HOME}$"),
+            ("A=\"${HOME} $$\"", "${HOME} $$"),
+            ("A=x'$a'$b\"$c\"", "x$a$b$c"),
+            // Escaped ones, where a backslash escapes, and where it does not.
+            ("A=a\\$HOME", "a$HOME"),
+            ("A=\"a\\$HOME\"", "a$HOME"),
+            ("A='a\\$HOME'", "a\\$HOME"),
+            ("A=a\\\\$HOME", "a\\$HOME"),
+            // Quotes of comments and escaped quotes begin nothing.
+            ("# it's $1\nA=b$HOME # it's $1\nB='$HOME'", "b$HOME"),
+            ("A=\"it\\\"s $HOME\"", "it\"s $HOME"),
+            ("A=a#'$HOME'", "a#$HOME"),
+            ("A=\"two\n$HOME lines\"", "two\n$HOME lines"),
         ] {
+            assert_eq!(variables_of(text).unwrap()["A"], value, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_invalid_line_is_never_quoted() {
+        for text in
+            ["A_SECRET=whsec_bmV3= whsec_b2xk=\n", "PORT=1\nwhsec_bmV3\n", "whsec bmV3=\n", "A_SECRET='whsec_b2xk="]
+        {
             let said = variables_of(text).unwrap_err().to_string();
-            assert!(said.contains(why) && !said.contains("whsec"), "{said}");
+            assert!(
+                said.contains("a line is no NAME=VALUE, or a value needs quotes") && !said.contains("whsec"),
+                "{said}"
+            );
         }
         let read = variables_of("A_SECRET=\"whsec_bmV3= whsec_b2xk=\"\nPORT=1 # one\n").unwrap();
         assert_eq!((read["A_SECRET"].as_str(), read["PORT"].as_str()), ("whsec_bmV3= whsec_b2xk=", "1"));

@@ -43,8 +43,8 @@ impl<S: Sync> FromRequestParts<S> for Consumer {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Consumer, Problem> {
-        let consumer = header_of(&parts.headers, CONSUMER_HEADER, Code::ConsumerInvalid)?
-            .ok_or_else(missing_consumer)?;
+        let consumer =
+            header_of(&parts.headers, CONSUMER_HEADER, Code::ConsumerInvalid)?.ok_or_else(missing_consumer)?;
         service_of(parts)?.require_consumer(Some(&consumer))?;
         Ok(Consumer(consumer))
     }

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use crate::harness::{Database, Start};
 
 async fn recorded(database: &Database) -> Vec<Value> {
-    let rows = "select coalesce(jsonb_agg(to_jsonb(f) - 'staged_name' order by f.part), '[]')::text from cdc_export.files f";
+    let rows =
+        "select coalesce(jsonb_agg(to_jsonb(f) - 'staged_name' order by f.part), '[]')::text from cdc_export.files f";
     serde_json::from_str(&database.one::<String>(rows).await).unwrap()
 }
 
