@@ -29,7 +29,6 @@ use crate::http::{self, Access, LocalHosts, Origins};
 use crate::job::Terms;
 use crate::postgres::{BadUrl, Database, NamedDatabase};
 use crate::receiver::{MissingSecret, Receivers};
-use crate::service::Downloads;
 use crate::source::purge;
 use crate::telemetry::spans;
 use crate::{maintenance, postgres, sink, worker};
@@ -99,8 +98,8 @@ pub struct Config {
     pub readers: u32,
     /// The limits under which a job is accepted.
     pub terms: Terms,
-    /// The way in which clients download files from a bucket.
-    pub downloads: Downloads,
+    /// True if downloads are redirected to the bucket.
+    pub redirects_downloads: bool,
     /// The logs.
     pub telemetry: crate::telemetry::Settings,
     /// The collector of spans. `None` means that no spans are recorded.
@@ -252,7 +251,6 @@ impl Config {
                 lease,
                 retain_files: vars.retention("RETAIN_FILES")?,
                 retain_jobs: vars.retention("RETAIN_JOBS")?,
-                retain_manifests: vars.retention("RETAIN_MANIFESTS")?,
                 retain_unacked: vars.age("RETAIN_UNACKED", 30 * DAY)?,
                 retain_audit: vars.age("RETAIN_AUDIT", 90 * DAY)?,
                 log_caps: purge::Caps {
@@ -265,7 +263,7 @@ impl Config {
                 max_attempts: vars.number("MAX_ATTEMPTS", 5, 1..=100)? as u32,
                 max_open: vars.number("MAX_OPEN_JOBS", 10_000, 1..=1_000_000)? as u32,
             },
-            downloads: output::downloads(&vars)?,
+            redirects_downloads: output::redirects_downloads(&vars)?,
             telemetry: telemetry::logs(&vars)?,
             spans: telemetry::spans(&vars)?,
             #[cfg(debug_assertions)]

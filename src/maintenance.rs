@@ -63,10 +63,8 @@ pub struct Settings {
     pub log_caps: Caps,
     /// The retention of files.
     pub retain_files: Retention,
-    /// The retention of jobs. A job's files are removed with the job at the latest.
+    /// The retention of jobs. A job's files and manifest are removed with the job at the latest.
     pub retain_jobs: Retention,
-    /// The retention of manifests, which stay at least as long as their files.
-    pub retain_manifests: Retention,
     /// The time for which the retentions of files and jobs keep an export that its consumer has not acknowledged.
     pub retain_unacked: Duration,
     /// The age at which a row of the audit log is removed.

@@ -327,19 +327,10 @@ pub struct Settings {
     pub catalog: CurrentCatalog,
     /// The limits for accepting jobs.
     pub terms: Terms,
-    /// The settings for downloads from a bucket.
-    pub downloads: Downloads,
+    /// True if downloads are redirected to the bucket. If false, the service streams the bytes.
+    pub redirects_downloads: bool,
     /// The bytes of the change log that all positions together may hold.
     pub log_max_bytes: u64,
-}
-
-/// The settings for downloads from a bucket.
-#[derive(Clone, Copy, Debug)]
-pub struct Downloads {
-    /// True if downloads are redirected to the bucket. If false, the service streams the bytes.
-    pub are_redirected: bool,
-    /// The lifetime of a presigned URL.
-    pub url_lifetime: Duration,
 }
 
 /// The database connections, in one pool per purpose.
@@ -369,7 +360,7 @@ pub struct Service {
     destination: Limited,
     catalog: Arc<Catalog>,
     terms: Terms,
-    downloads: Downloads,
+    redirects_downloads: bool,
     log_max_bytes: u64,
     metrics_cache: Arc<ReadCache<String>>,
     /// All datasets, of which `catalog` has those that the caller may see.
@@ -405,7 +396,7 @@ impl Service {
         draining: CancellationToken,
         stopping: CancellationToken,
     ) -> Service {
-        let Settings { destination, catalog, terms, downloads, log_max_bytes } = settings;
+        let Settings { destination, catalog, terms, redirects_downloads, log_max_bytes } = settings;
         // The destination has the same time limit as a call.
         let destination =
             destination.limited(Limits { max_concurrent: MAX_DESTINATION_OPERATIONS, timeout: Some(call_timeout()) });
@@ -422,7 +413,7 @@ impl Service {
             catalog: catalog.get(),
             current: catalog,
             terms,
-            downloads,
+            redirects_downloads,
             log_max_bytes,
             metrics_cache: Arc::default(),
             seen_datasets: LastSeen::default(),
@@ -454,7 +445,7 @@ impl Service {
 
     /// Returns the service with downloads that are never redirected to the bucket.
     pub fn without_redirects(mut self) -> Service {
-        self.downloads.are_redirected = false;
+        self.redirects_downloads = false;
         self
     }
 

@@ -247,11 +247,7 @@ fn warn_of_pattern_tables(catalog: &Catalog, found: BTreeSet<String>) {
 /// is an age.
 fn log_retention(config: &Config) {
     let settings = &config.maintenance;
-    for (setting, retention) in [
-        ("RETAIN_FILES", settings.retain_files),
-        ("RETAIN_MANIFESTS", settings.retain_manifests),
-        ("RETAIN_JOBS", settings.retain_jobs),
-    ] {
+    for (setting, retention) in [("RETAIN_FILES", settings.retain_files), ("RETAIN_JOBS", settings.retain_jobs)] {
         let count = retention.count.map(|count| format!("the {count} newest of each consumer in a dataset"));
         let age = retention.age.map(|age| format!("what ended in the last {}", humantime::format_duration(age)));
         let kept = match (count, age) {

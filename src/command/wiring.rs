@@ -167,7 +167,7 @@ pub(super) fn wire(config: &Config, database: &Database, output: PreparedOutput,
         destination,
         catalog,
         terms: config.terms,
-        downloads: config.downloads,
+        redirects_downloads: config.redirects_downloads,
         log_max_bytes: config.maintenance.log_caps.bytes,
     };
     let service = Service::new(settings, stores, source(counting), stops.drain.clone(), stops.shutdown.clone());

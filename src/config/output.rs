@@ -1,19 +1,18 @@
 //! Reads the settings of the destination of files.
 
-use std::path::PathBuf;
+#[cfg(feature = "buckets")]
 use std::time::Duration;
 
 use crate::config::Error;
-use crate::config::variables::{Variables, invalid, read_mode};
+use crate::config::variables::{Variables, invalid};
 use crate::manifest::signing::SigningKey;
 use crate::publisher;
-use crate::service::Downloads;
 use crate::sink;
 
 /// Reads the destination of files from OUTPUT_URL or OUTPUT_DIR.
 pub(super) fn read(vars: &Variables) -> Result<sink::Settings, Error> {
     let Some(url) = vars.get("OUTPUT_URL") else {
-        return folder(vars, vars.get("OUTPUT_DIR").unwrap_or("./output").into());
+        return Ok(sink::Settings::Folder(vars.get("OUTPUT_DIR").unwrap_or("./output").into()));
     };
     if vars.get("OUTPUT_DIR").is_some() {
         return Err(invalid("OUTPUT_URL", "OUTPUT_DIR is set too: files go to one place"));
@@ -26,35 +25,25 @@ pub(super) fn place(vars: &Variables, place: &str) -> Result<sink::Settings, Err
     if place.contains("://") || place.starts_with("file:") {
         return at_url(vars, "PLACE", place);
     }
-    Ok(sink::Settings::Folder { path: place.into(), file_mode: None })
-}
-
-fn folder(vars: &Variables, path: PathBuf) -> Result<sink::Settings, Error> {
-    Ok(sink::Settings::Folder { path, file_mode: vars.get("OUTPUT_MODE").map(read_mode).transpose()? })
+    Ok(sink::Settings::Folder(place.into()))
 }
 
 /// Reads the URL in the variable or argument `name`.
 fn at_url(vars: &Variables, name: &'static str, url: &str) -> Result<sink::Settings, Error> {
     if url.starts_with("file:") {
         let path = url::Url::parse(url).ok().and_then(|url| url.to_file_path().ok());
-        return match path {
-            Some(path) => folder(vars, path),
-            None => Err(invalid(name, "a file:// URL has an absolute path, as file:///srv/exports")),
-        };
+        let no_path = || invalid(name, "a file:// URL has an absolute path, as file:///srv/exports");
+        return path.map(sink::Settings::Folder).ok_or_else(no_path);
     }
     bucket(vars, name, url)
 }
 
 #[cfg(feature = "buckets")]
 fn bucket(vars: &Variables, name: &'static str, url: &str) -> Result<sink::Settings, Error> {
-    if vars.get("OUTPUT_MODE").is_some() && name == "OUTPUT_URL" {
-        return Err(invalid("OUTPUT_MODE", "files in a bucket have no mode"));
-    }
     let address = sink::BucketAddress::read(url, vars.all()).map_err(|why| invalid(name, why.to_string()))?;
     Ok(sink::Settings::Bucket(sink::BucketSettings {
         address,
         part_bytes: vars.bytes("OUTPUT_PART_SIZE", 8 << 20, 5 << 20..=64 << 20)? as usize,
-        uploads: vars.number("OUTPUT_UPLOADS", 2, 1..=8)? as usize,
         stall: Duration::from_secs(vars.number("OUTPUT_STALL_SECONDS", 300, 1..=86_400)?),
     }))
 }
@@ -76,12 +65,9 @@ pub(super) fn publisher(vars: &Variables, output: &sink::Settings) -> Result<pub
     Ok(publisher::Settings { writes_manifests, key: vars.optional("MANIFEST_KEY", read)? })
 }
 
-/// Reads the settings of downloads from a bucket: DOWNLOADS and DOWNLOAD_URL_SECONDS.
-pub(super) fn downloads(vars: &Variables) -> Result<Downloads, Error> {
-    let are_redirected = vars.one_of_two("DOWNLOADS", [("proxy", false), ("redirect", true)])?.unwrap_or(false);
-    // S3 accepts a week at most.
-    let seconds = vars.number("DOWNLOAD_URL_SECONDS", 300, 1..=604_800)?;
-    Ok(Downloads { are_redirected, url_lifetime: Duration::from_secs(seconds) })
+/// Reads DOWNLOADS. Returns true if downloads are redirected to the bucket.
+pub(super) fn redirects_downloads(vars: &Variables) -> Result<bool, Error> {
+    Ok(vars.one_of_two("DOWNLOADS", [("proxy", false), ("redirect", true)])?.unwrap_or(false))
 }
 
 #[cfg(test)]
@@ -105,13 +91,6 @@ mod tests {
         ] {
             assert_eq!(read(variables).unwrap().folder().unwrap().to_str().unwrap(), folder);
         }
-        for (text, mode) in [("0640", 0o640), ("600", 0o600), ("0444", 0o444)] {
-            let output = read(&[("OUTPUT_MODE", text)]).unwrap();
-            assert!(matches!(output, sink::Settings::Folder { file_mode, .. } if file_mode == Some(mode)));
-        }
-        for text in ["rw-r--r--", "648", "0o640", "+640", "04644", "4644", "0755", "0044", "0"] {
-            assert!(read(&[("OUTPUT_MODE", text)]).unwrap_err().starts_with("OUTPUT_MODE: "), "{text}");
-        }
     }
 
     #[test]
@@ -126,18 +105,13 @@ mod tests {
 
     #[cfg(feature = "buckets")]
     #[test]
-    fn a_bucket_has_parts_and_no_mode() {
+    fn a_bucket_has_parts() {
         let bucket = read(&[("OUTPUT_URL", "s3://files/a"), ("OUTPUT_PART_SIZE", "64MiB")]).unwrap();
         assert!(matches!(&bucket, sink::Settings::Bucket(bucket) if bucket.part_bytes == 64 << 20));
         assert_eq!(bucket.to_string(), "s3://files/a");
-        for (name, value) in [
-            ("OUTPUT_PART_SIZE", "4MiB"),
-            ("OUTPUT_PART_SIZE", "65MiB"),
-            ("OUTPUT_UPLOADS", "0"),
-            ("OUTPUT_UPLOADS", "9"),
-            ("OUTPUT_STALL_SECONDS", "0"),
-            ("OUTPUT_MODE", "0640"),
-        ] {
+        for (name, value) in
+            [("OUTPUT_PART_SIZE", "4MiB"), ("OUTPUT_PART_SIZE", "65MiB"), ("OUTPUT_STALL_SECONDS", "0")]
+        {
             let line = read(&[("OUTPUT_URL", "s3://files"), (name, value)]).unwrap_err();
             assert!(line.starts_with(&format!("{name}: ")), "{line}");
         }

@@ -1,4 +1,4 @@
-//! The names of the variables, and the parsers of their values: numbers, sizes, durations, file modes.
+//! The names of the variables, and the parsers of their values: numbers, sizes, durations.
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -179,16 +179,6 @@ impl Variables {
     ) -> Result<Option<T>, Error> {
         self.get(name).map(parse).transpose().map_err(|why| invalid(name, why.to_string()))
     }
-}
-
-/// Parses a file mode in octal digits, as chmod does. The file's owner, the service, must be able to read the file.
-pub(super) fn read_mode(text: &str) -> Result<u32, Error> {
-    let is_octal = (3..=4).contains(&text.len()) && text.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
-    let mode = u32::from_str_radix(text, 8).ok().filter(|_| is_octal);
-    mode.filter(|mode| *mode <= 0o666 && mode & 0o111 == 0 && mode & 0o400 != 0).ok_or_else(|| {
-        let why = "no mode of a file in octal digits that its owner may read and nobody run, such as 0640";
-        invalid("OUTPUT_MODE", format!("`{text}` is {why}"))
-    })
 }
 
 /// Returns the error of a variable with an invalid value.

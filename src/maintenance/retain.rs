@@ -31,7 +31,7 @@ impl RoundTime {
 /// Removes what is past the retention, in all lanes. Returns false if some of it may be left.
 pub(super) async fn round(maintenance: &Maintenance) -> Result<bool, Error> {
     let Maintenance { store, destination, settings, .. } = maintenance;
-    let Settings { retain_files, retain_jobs, retain_manifests, retain_unacked: spare, retain_audit, .. } = *settings;
+    let Settings { retain_files, retain_jobs, retain_unacked: spare, retain_audit, .. } = *settings;
     let mut time = RoundTime { begun: Instant::now(), is_over: false };
     let first = || Some(LaneCursor::default());
     let mut outcome = Ok(());
@@ -49,21 +49,21 @@ pub(super) async fn round(maintenance: &Maintenance) -> Result<bool, Error> {
             outcome = removed.and(outcome);
         }
     }
-    if retain_manifests != Retention::default() {
-        let id = destination.id().await?;
-        let mut place = first();
-        while let Some(after) = time.within(place) {
-            let RetentionPage { found, next, end } = store.manifests_past(&retain_manifests, id, &after).await?;
-            let removed = remove_manifests(maintenance, &found).await;
-            place = if removed.is_ok() { next } else { end };
-            outcome = removed.and(outcome);
-        }
-    }
     if retain_jobs != Retention::default() {
-        let has_manifests_removed = retain_manifests != Retention::default();
+        let writes_manifests = settings.publisher.writes_manifests;
+        if writes_manifests {
+            let id = destination.id().await?;
+            let mut place = first();
+            while let Some(after) = time.within(place) {
+                let RetentionPage { found, next, end } = store.manifests_past(&retain_jobs, id, &after).await?;
+                let removed = remove_manifests(maintenance, &found).await;
+                place = if removed.is_ok() { next } else { end };
+                outcome = removed.and(outcome);
+            }
+        }
         let (mut jobs, mut place) = (0, first());
         while let Some(after) = time.within(place) {
-            let page = store.forget_jobs_past(&retain_jobs, spare, has_manifests_removed, &after).await?;
+            let page = store.forget_jobs_past(&retain_jobs, spare, writes_manifests, &after).await?;
             jobs += page.found;
             place = page.next;
         }

@@ -1,14 +1,20 @@
 //! The files of exports: opening, presigned URLs, removal and manifests.
 
+use std::time::Duration;
+
 use chrono::{DateTime, SubsecRound, Utc};
 use tokio::io::AsyncRead;
 
+use crate::failpoint;
 use crate::job::{JobId, Status};
 use crate::service::deadline::with_timeout;
 use crate::service::{Error, Service};
 use crate::sink::{self, Destination, PublishedFile};
 use crate::telemetry::{chain, job_event};
 use pg_rows::encoding::Encoding;
+
+/// The lifetime of a presigned URL.
+const URL_LIFETIME: Duration = Duration::from_secs(300);
 
 /// An opened committed file. Its content is verified to be the exported one. Reading fails if the file has become
 /// unavailable.
@@ -88,11 +94,11 @@ impl Service {
     ///
     /// If the bucket's credentials cannot sign a URL.
     pub async fn redirection(&self, file: &DownloadableFile) -> Result<Option<FileUrl>, Error> {
-        if self.downloads.are_redirected { self.url_of(&*file.file).await } else { Ok(None) }
+        if self.redirects_downloads { self.url_of(&*file.file).await } else { Ok(None) }
     }
 
     async fn url_of(&self, file: &dyn PublishedFile) -> Result<Option<FileUrl>, Error> {
-        let lifetime = self.downloads.url_lifetime;
+        let lifetime = failpoint::time("service.url", URL_LIFETIME);
         // Computed before signing and rounded down to whole seconds, as buckets count. So the reported time is never
         // too late.
         let expires_at = Utc::now().trunc_subsecs(0) + lifetime;

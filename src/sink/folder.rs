@@ -19,7 +19,6 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::{Duration, UNIX_EPOCH};
 
-use rustix::fs::Mode;
 use rustix::io::Errno;
 use uuid::Uuid;
 
@@ -40,20 +39,13 @@ const ANOTHER: Error = Error::Replaced("is another folder's");
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
-    file_mode: Option<Mode>,
     id: OnceLock<Uuid>,
 }
 
 impl Folder {
     /// Returns the folder at `path`. Touches nothing yet.
     pub(super) fn new(path: PathBuf) -> Folder {
-        Folder { path, file_mode: None, id: OnceLock::new() }
-    }
-
-    /// Sets the mode of the files, whatever the umask is. `None` leaves 0666 to the umask. A folder that the service
-    /// creates gets 0777 without the umask's rights.
-    pub(super) fn with_file_mode(self, mode: Option<u32>) -> Folder {
-        Folder { file_mode: mode.map(Mode::from_raw_mode), ..self }
+        Folder { path, id: OnceLock::new() }
     }
 
     /// Returns the folder's id, which is in a small file of the folder.
@@ -86,7 +78,7 @@ impl Folder {
         failpoint!("sink.create", Err(Error::Full(Errno::NOSPC.into())));
         let (dir, id) = self.open_with_id()?;
         require_room(&dir.fd)?;
-        let file = dir.create(&hidden.name, self.file_mode)?;
+        let file = dir.create(&hidden.name)?;
         Ok(FolderDraft::new(id, dir, hidden.name.clone(), file))
     }
 

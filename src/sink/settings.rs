@@ -15,13 +15,8 @@ use crate::sink::{Archive, Destination, Error, Limited};
 /// The destination of the files.
 #[derive(Clone, Debug)]
 pub enum Settings {
-    /// A folder on a disk of this host.
-    Folder {
-        /// The path of the folder.
-        path: PathBuf,
-        /// The mode of the files. `None` leaves it to the umask.
-        file_mode: Option<u32>,
-    },
+    /// The path of a folder on a disk of this host.
+    Folder(PathBuf),
     /// A bucket of an object store.
     #[cfg(feature = "buckets")]
     Bucket(bucket::Settings),
@@ -34,9 +29,7 @@ impl Settings {
     /// If the settings can't be used.
     pub fn destination(&self) -> Result<Limited, Error> {
         let destination: Arc<dyn Destination> = match self {
-            Settings::Folder { path, file_mode } => {
-                Arc::new(FolderDestination::new(Folder::new(path.clone()).with_file_mode(*file_mode)))
-            }
+            Settings::Folder(path) => Arc::new(FolderDestination::new(Folder::new(path.clone()))),
             #[cfg(feature = "buckets")]
             Settings::Bucket(bucket) => Arc::new(Bucket::new(bucket.clone())?),
         };
@@ -50,7 +43,7 @@ impl Settings {
     pub fn archive(&self, runtime: &Handle) -> Result<Box<dyn Archive>, Error> {
         let _ = runtime;
         Ok(match self {
-            Settings::Folder { path, .. } => Box::new(FolderArchive::open(path)?),
+            Settings::Folder(path) => Box::new(FolderArchive::open(path)?),
             #[cfg(feature = "buckets")]
             Settings::Bucket(bucket) => Box::new(BucketArchive::open(Bucket::new(bucket.clone())?, runtime.clone())?),
         })
@@ -59,7 +52,7 @@ impl Settings {
     /// Returns the path of the folder, or `None` if the files go to a bucket.
     pub fn folder(&self) -> Option<&Path> {
         match self {
-            Settings::Folder { path, .. } => Some(path),
+            Settings::Folder(path) => Some(path),
             #[cfg(feature = "buckets")]
             Settings::Bucket(_) => None,
         }
@@ -70,7 +63,7 @@ impl Settings {
 impl fmt::Display for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Settings::Folder { path, .. } => path.display().fmt(f),
+            Settings::Folder(path) => path.display().fmt(f),
             #[cfg(feature = "buckets")]
             Settings::Bucket(bucket) => bucket.address.fmt(f),
         }

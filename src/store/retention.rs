@@ -90,7 +90,7 @@ impl TryFrom<PastRow> for PastFile {
     }
 }
 
-/// A manifest that is past the retention of manifests.
+/// A manifest that is past the retention of jobs.
 #[derive(Debug)]
 pub struct PastManifest {
     /// The files of its export, which are removed already.
@@ -99,7 +99,7 @@ pub struct PastManifest {
     pub text: String,
 }
 
-/// The manifest of a batch that is past the retention of manifests, with those of all its exports.
+/// The manifest of a batch that is past the retention of jobs, with those of all its exports.
 #[derive(Debug)]
 pub struct PastBatchManifest {
     /// The member that has it in the database.
@@ -136,8 +136,8 @@ impl TryFrom<PastManifestRow> for PastManifest {
 }
 
 impl Store {
-    /// Returns manifests of this destination that are past the retention of manifests, the oldest of each lane first.
-    /// Looks at the lanes after `after`.
+    /// Returns manifests of this destination that are past the retention of jobs, the oldest of each lane first. Looks
+    /// at the lanes after `after`.
     ///
     /// Omits manifests whose files still exist and all later ones of the lane, and those from the lane's newest full
     /// export on. So what is left of a lane has no gap.
@@ -147,7 +147,8 @@ impl Store {
         destination: Uuid,
         after: &LaneCursor,
     ) -> Result<RetentionPage<Vec<PastManifest>>, Error> {
-        let statement = with_pieces(include_str!("retention/manifests_past.sql"), &[FILE_COLUMNS, ENDS_BATCH]);
+        let statement =
+            with_pieces(include_str!("retention/manifests_past.sql"), &[BOUNDS_OF_JOBS, FILE_COLUMNS, ENDS_BATCH]);
         self.read_past::<PastManifestRow, _>(statement, retention, destination, after, |statement| statement).await
     }
 
@@ -249,14 +250,14 @@ impl Store {
     /// destination that no process uses any more keeps no jobs.
     ///
     /// Spares unacknowledged exports of a consumer that acknowledges for up to `spare`, and for the same time jobs with
-    /// an open delivery. If `has_manifests_removed`, keeps a job until its manifest is removed, and that of its batch
-    /// if the job has it. Keeps the members of a batch until the last one is published, because its manifest names
+    /// an open delivery. If `writes_manifests`, keeps a job until its manifest is removed, and that of its batch if the
+    /// job has it. Keeps the members of a batch until the last one is published, because its manifest names
     /// them.
     pub async fn forget_jobs_past(
         &self,
         retention: &Retention,
         spare: Duration,
-        has_manifests_removed: bool,
+        writes_manifests: bool,
         after: &LaneCursor,
     ) -> Result<RetentionPage<u64>, Error> {
         let forget_past = self.in_index_order(async |tx| {
@@ -269,7 +270,7 @@ impl Store {
                 .bind(retention.age.map(|age| age.as_secs_f64()))
                 .bind(BATCH)
                 .bind(spare.as_secs_f64())
-                .bind(has_manifests_removed);
+                .bind(writes_manifests);
             Ok::<_, Error>((statement.execute(tx).await?.rows_affected(), end))
         });
         let (found, end) = forget_past.await?;

@@ -66,7 +66,7 @@ async fn a_bucket_keeps_the_contract_of_a_destination() {
         let (_, url) = variables().find(|(name, _)| *name == "OUTPUT_URL").unwrap();
         let address = BucketAddress::read(url, variables()).unwrap();
         let stall = Duration::from_secs(30);
-        let settings = Settings::Bucket(BucketSettings { address, part_bytes: 5 << 20, uploads: 2, stall });
+        let settings = Settings::Bucket(BucketSettings { address, part_bytes: 5 << 20, stall });
         keeps_its_contract(|| settings.destination().unwrap()).await;
     }
 }
@@ -571,7 +571,7 @@ async fn a_client_is_sent_to_the_bucket_with_an_address_that_expires() {
     for bucket in buckets().await.into_iter().filter(|bucket| bucket.cloud != Cloud::Gcs) {
         let database = Database::new().await;
         database.add_users(1, 5).await;
-        let service = bucket.start(&database).with("DOWNLOADS", "redirect").with("DOWNLOAD_URL_SECONDS", "4");
+        let service = bucket.start(&database).with("DOWNLOADS", "redirect").with("FAILPOINTS", "service.url=time:4000");
         let service = service.service().await;
         let job = export(&service, "full", "a").await;
         // The test's client follows it.

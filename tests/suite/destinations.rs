@@ -24,7 +24,7 @@ use crate::destinations::memory::Memory;
 #[tokio::test]
 async fn a_folder_keeps_the_contract() {
     let dir = tempfile::tempdir().unwrap();
-    let settings = Settings::Folder { path: dir.path().to_owned(), file_mode: None };
+    let settings = Settings::Folder(dir.path().to_owned());
     keeps_its_contract(|| settings.destination().unwrap()).await;
 }
 

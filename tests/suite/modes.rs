@@ -1,4 +1,4 @@
-//! The permissions of files: those that the umask leaves, or those of OUTPUT_MODE.
+//! The permissions of files: those that the umask leaves.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -45,19 +45,4 @@ async fn files_and_folders_have_what_the_umask_leaves() {
     for (umask, folder, file) in [("027", 0o750, 0o640), ("077", 0o700, 0o600), ("002", 0o775, 0o664)] {
         assert_eq!(after_exports(|| Start::plain().under_umask(umask)).await, (folder, all(file)), "{umask}");
     }
-}
-
-#[tokio::test]
-async fn output_mode_is_the_files_mode_whatever_the_umask() {
-    for (umask, output_mode, folder, file) in [("000", "0600", 0o777, 0o600), ("077", "664", 0o700, 0o664)] {
-        let start = || Start::plain().under_umask(umask).with("OUTPUT_MODE", output_mode);
-        assert_eq!(after_exports(start).await, (folder, all(file)), "{umask} {output_mode}");
-    }
-}
-
-#[tokio::test]
-async fn a_mode_that_is_none_stops_the_start() {
-    let (code, errors) = Start::plain().with("OUTPUT_MODE", "u=rw").until_it_ends().await;
-    assert_eq!((code, errors.lines().count()), (2, 1), "{errors}");
-    assert!(errors.starts_with("cdc-export: OUTPUT_MODE: "), "{errors}");
 }

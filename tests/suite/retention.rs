@@ -318,24 +318,30 @@ async fn manifests_go_before_the_newest_full_export() {
         let (code, said, errors) = Start::plain().arguments(&["verify", folder]).output().await;
         assert_eq!(code, 0, "{said}{errors}");
     };
-    let keeping = || start().sharing_output(&service).with("RETAIN_FILES", 3);
-    // The files of the first three are gone then. Their jobs wait for their manifests.
-    let keeper = keeping().with("RETAIN_MANIFESTS", 5).with("RETAIN_JOBS", 3).service().await;
+    let keeping = |jobs| start().sharing_output(&service).with("RETAIN_FILES", 3).with("RETAIN_JOBS", jobs);
+    let numbers = async || {
+        database.one::<Vec<i64>>("select array_agg(number order by number) from exports where consumer_id = 'a'").await
+    };
+    // The files of the first three are gone then.
+    let keeper = keeping(5).service().await;
     eventually("the oldest manifest goes", async || (manifests() == of(1)).then_some(())).await;
     whole().await;
-    let numbers = "select array_agg(number order by number) from exports where consumer_id = 'a'";
-    eventually("its job goes", async || (database.one::<Vec<i64>>(numbers).await == [2, 3, 4, 5, 6]).then_some(()))
-        .await;
+    eventually("its job goes", async || (numbers().await == [2, 3, 4, 5, 6]).then_some(())).await;
     keeper.stop().await;
-    let keeper = keeping().with("RETAIN_MANIFESTS", "1,1000d").service().await;
+    let keeper = keeping(3).service().await;
     eventually("those before the full export go", async || (manifests() == of(3)).then_some(())).await;
     whole().await;
-    let answer = keeper.call("GET", &format!("/exports/{}/manifest", jobs[1]["jobId"].as_str().unwrap()), &[]).await;
-    assert_eq!(refusal(answer).await, (409, "no_manifest".to_owned()));
+    eventually("their jobs go", async || (numbers().await == [4, 5, 6]).then_some(())).await;
+    keeper.stop().await;
+    // With the newest full export stay the manifests of all that follow it, and their jobs.
+    let keeper = keeping(1).service().await;
+    eventually("files go", async || (!service.path(&jobs[4]).exists()).then_some(())).await;
+    let (witness, _) = keeper.export("full", "c").await;
+    assert_eq!((witness["number"].as_u64(), numbers().await), (Some(1), vec![4, 5, 6]));
+    assert!(of(3).iter().all(|name| manifests().contains(name)), "{:?}", manifests());
     let (next, _) = keeper.export("delta", "a").await;
     assert_eq!(next["number"], 7);
     keeper.stop().await;
-    whole().await;
     service.stop().await;
 }
 
@@ -347,22 +353,39 @@ async fn no_manifest_goes_after_one_that_stays() {
     let start = || Start::on(&database).with("MANIFESTS", "on");
     let service = start().service().await;
     let mut jobs = Vec::new();
-    for export_type in ["full", "delta", "delta", "full"] {
+    for export_type in ["full", "delta", "delta", "delta", "full"] {
         jobs.push(service.export(export_type, "a").await.0);
     }
+    let path = |job: &Value, call: &str| format!("/exports/{}{call}", job["jobId"].as_str().unwrap());
+    // What comes after the first one is spared, since it is not acknowledged.
+    assert_eq!(service.call("POST", &path(&jobs[0], "/ack"), &[]).await.status(), 200);
     let (witness, _) = service.export("full", "b").await;
     service.export("full", "b").await;
-    for job in [&jobs[1], &witness] {
-        let path = format!("/exports/{}", job["jobId"].as_str().unwrap());
-        assert_eq!(service.call("DELETE", &path, &[]).await.status(), 204);
-    }
-    let keeping = start().sharing_output(&service).with("RETAIN_MANIFESTS", 1).service().await;
+    assert_eq!(service.call("DELETE", &path(&jobs[2], ""), &[]).await.status(), 204);
+    let keeping = start().sharing_output(&service).with("RETAIN_JOBS", 1).service().await;
     let manifest = |job: &Value| service.path(job).with_extension("manifest.json");
     eventually("another lane's goes", async || (!manifest(&witness).exists()).then_some(())).await;
-    assert!(jobs.iter().all(|job| manifest(job).exists()), "{:?}", service.files());
+    let stay: Vec<_> = jobs.iter().map(|job| manifest(job).exists()).collect();
+    assert_eq!(stay, [false, true, true, true, true], "{:?}", service.files());
     let folder = service.output().to_str().unwrap();
     let (code, said, errors) = Start::plain().arguments(&["verify", folder]).output().await;
     assert_eq!(code, 0, "{said}{errors}");
+    keeping.stop().await;
+    service.stop().await;
+}
+
+/// Without manifests at the destination, nothing keeps a job.
+#[tokio::test]
+async fn jobs_go_without_their_manifests_where_none_are_written() {
+    let database = Database::new().await;
+    database.add_users(1, 5).await;
+    let service = Start::on(&database).service().await;
+    for export_type in ["full", "delta", "delta"] {
+        service.export(export_type, "a").await;
+    }
+    let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_JOBS", 1).service().await;
+    let left = "select array_agg(number) from exports";
+    eventually("jobs go", async || (database.one::<Vec<i64>>(left).await == [3]).then_some(())).await;
     keeping.stop().await;
     service.stop().await;
 }

@@ -16,7 +16,7 @@ use crate::failpoint;
 use crate::file::{FileIdentity, FileLocation, StagedFile};
 use crate::sink::bucket::failure::may_pass;
 use crate::sink::bucket::note::Note;
-use crate::sink::bucket::objects::{Objects, path};
+use crate::sink::bucket::objects::{Objects, UPLOADS, path};
 use crate::sink::{Draft, Error};
 
 /// The number of parts that every store takes.
@@ -74,7 +74,7 @@ impl Upload {
         if self.begun == MOST_PARTS {
             return Err(Error::TooLarge(self.size));
         }
-        self.wait_for(self.objects.settings.uploads - 1)?;
+        self.wait_for(UPLOADS - 1)?;
         let (number, payload) = (self.begun, PutPayload::from_iter(self.gathered.drain(..)));
         self.gathered_bytes = 0;
         self.begun += 1;
@@ -104,7 +104,7 @@ impl Upload {
 }
 
 impl Draft for Upload {
-    /// Blocks while the configured number of parts is being uploaded. This bounds the memory of an upload.
+    /// Blocks while [`UPLOADS`] parts are being uploaded. This bounds the memory of an upload.
     fn write(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
         self.sha256.update(bytes);
         self.size += bytes.len() as u64;
@@ -183,7 +183,7 @@ mod tests {
             ("AWS_SECRET_ACCESS_KEY", "test"),
         ];
         let address = BucketAddress::read("s3://files", variables).unwrap();
-        let settings = Settings { address, part_bytes, uploads: 2, stall: Duration::from_secs(1) };
+        let settings = Settings { address, part_bytes, stall: Duration::from_secs(1) };
         let objects = Arc::new(Objects::new(settings).unwrap());
         let note = Note { key: "a".to_owned(), upload: "u".to_owned() };
         Box::new(Upload::new(objects, Uuid::nil(), "hidden".to_owned(), note, CancellationToken::new()))

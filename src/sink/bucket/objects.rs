@@ -20,6 +20,9 @@ const PART_TIMEOUT: Duration = Duration::from_secs(120);
 /// The longest silence of a store while it completes an upload or sends an object.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// The number of parts of one file that are uploaded at once.
+pub(super) const UPLOADS: usize = 2;
+
 /// The largest size of a small object.
 pub(super) const SMALL_BYTES: u64 = 64 << 10;
 
@@ -30,8 +33,6 @@ pub struct Settings {
     pub address: BucketAddress,
     /// The size of a part, in bytes.
     pub part_bytes: usize,
-    /// The number of parts of one file that are uploaded at once.
-    pub uploads: usize,
     /// The longest time that a draft waits for the store without any progress.
     pub stall: Duration,
 }
@@ -55,9 +56,9 @@ impl fmt::Debug for Objects {
 
 impl Objects {
     pub(super) fn new(settings: Settings) -> Result<Objects, Error> {
-        let Settings { address, part_bytes, uploads, stall } = &settings;
+        let Settings { address, part_bytes, stall } = &settings;
         // The time that the parts of one file take together, on a line of 1 Mbit/s.
-        let slow = Duration::from_secs((part_bytes * uploads) as u64 / (128 << 10));
+        let slow = Duration::from_secs((part_bytes * UPLOADS) as u64 / (128 << 10));
         let hasty = ClientOptions::new().with_timeout(SMALL_TIMEOUT);
         let parts = ClientOptions::new().with_timeout(PART_TIMEOUT.max(slow).min((*stall).max(SMALL_TIMEOUT)));
         let patient = ClientOptions::new().with_timeout_disabled().with_read_timeout(SILENCE_TIMEOUT);
@@ -181,7 +182,7 @@ mod tests {
         ] {
             let variables = others.iter().copied().chain([(name, value)]);
             let address = BucketAddress::read(url, variables).unwrap();
-            let settings = Settings { address, part_bytes: 5 << 20, uploads: 2, stall: Duration::from_secs(1) };
+            let settings = Settings { address, part_bytes: 5 << 20, stall: Duration::from_secs(1) };
             let wrong = crate::telemetry::chain(&Objects::new(settings).unwrap_err());
             assert!(wrong.contains(&format!(": {name}: ")), "{wrong}");
             assert!(!wrong.contains("geheim") && !wrong.contains('\n'), "{wrong}");

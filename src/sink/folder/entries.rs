@@ -16,7 +16,7 @@ use crate::file::{FileIdentity, FileLocation};
 use crate::sink::error::cannot;
 use crate::sink::{Error, Lookup};
 
-/// The mode from which the umask takes rights if the operator sets no mode.
+/// The mode of a new file, from which the umask takes rights.
 const OPEN_TO_ALL: Mode = Mode::from_raw_mode(0o666);
 
 /// The bytes that an export leaves free on its disk. Postgres may be on the same disk, and stops when it can't write.
@@ -89,17 +89,10 @@ impl Dir {
         }))
     }
 
-    /// Creates a file. If a mode is given, other users have no access until the file has that mode.
-    pub(super) fn create(&self, name: &str, mode: Option<Mode>) -> Result<File, Error> {
+    /// Creates a file.
+    pub(super) fn create(&self, name: &str) -> Result<File, Error> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let first_mode = mode.map_or(OPEN_TO_ALL, |mode| mode & Mode::RWXU);
-        let file = rustix::fs::openat(&self.fd, name, flags, first_mode).map_err(self.cannot("create", name))?;
-        if let Some(mode) = mode
-            && let Err(errno) = rustix::fs::fchmod(&file, mode)
-        {
-            self.remove(name)?;
-            return Err(self.cannot("set the mode of", name)(errno));
-        }
+        let file = rustix::fs::openat(&self.fd, name, flags, OPEN_TO_ALL).map_err(self.cannot("create", name))?;
         Ok(file.into())
     }
 
@@ -112,11 +105,10 @@ impl Dir {
     pub(super) fn write_small<T>(
         &self,
         hidden: &HiddenFile,
-        mode: Option<Mode>,
         text: &str,
         give_name: impl FnOnce() -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let mut file = self.create(&hidden.name, mode)?;
+        let mut file = self.create(&hidden.name)?;
         let named = (|| {
             let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
             written.map_err(self.cannot("write", &hidden.name))?;

@@ -38,10 +38,10 @@ pub(super) fn read(dir: &Dir) -> Result<Option<Uuid>, Error> {
 
 /// Gives the folder an id. Writes it whole before naming it, so a replica that starts at the same time reads all of it
 /// or nothing.
-pub(super) fn make(dir: &Dir, mode: Option<Mode>) -> Result<Uuid, Error> {
+pub(super) fn make(dir: &Dir) -> Result<Uuid, Error> {
     let id = Uuid::new_v4();
     let name = format!("{DESTINATION_ID_FILE}.{id}");
-    let mut file = dir.create(&name, mode)?;
+    let mut file = dir.create(&name)?;
     if let Err(error) = writeln!(file, "{id}").and_then(|()| file.sync_all()) {
         dir.remove(&name)?;
         return Err(dir.cannot("write", &name)(error));

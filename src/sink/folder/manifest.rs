@@ -59,7 +59,7 @@ impl Folder {
         draft: &HiddenFile,
         text: &str,
     ) -> Result<WrittenManifest, Error> {
-        dir.write_small(draft, self.file_mode, text, || {
+        dir.write_small(draft, text, || {
             let written = match dir.move_without_replacing(&draft.name, folder, name) {
                 Err(Errno::EXIST) if folder.is_in_the_way(name, text)? => WrittenManifest::Taken,
                 // An existing manifest is synced too, because its writer may have died before the sync.

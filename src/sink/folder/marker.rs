@@ -56,7 +56,7 @@ impl Folder {
                 dir.sync()?;
                 return Ok(None);
             }
-            let is_named = dir.write_small(&draft, self.file_mode, &file.text(marker)?, || {
+            let is_named = dir.write_small(&draft, &file.text(marker)?, || {
                 // Another process may have published while the disk synced the draft.
                 if self.lane_marker(file)? != present {
                     return Ok(false);

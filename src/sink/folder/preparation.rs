@@ -2,7 +2,6 @@
 
 use std::io;
 
-use rustix::fs::Mode;
 use uuid::Uuid;
 
 use crate::sink::error::cannot;
@@ -28,12 +27,12 @@ impl Folder {
         let dir = Dir::open(&self.path)?;
         let (found, prepared) = match id::read(&dir)? {
             Some(id) => (id, Prepared::Known),
-            None => (id::make(&dir, self.file_mode)?, Prepared::New),
+            None => (id::make(&dir)?, Prepared::New),
         };
         if *self.id.get_or_init(|| found) != found {
             return Err(ANOTHER);
         }
-        match probe(&dir, self.file_mode) {
+        match probe(&dir) {
             Ok(()) | Err(Error::Full(_)) => Ok(prepared),
             Err(error) => Err(error),
         }
@@ -41,9 +40,9 @@ impl Folder {
 }
 
 /// Checks that a file can be created.
-fn probe(dir: &Dir, mode: Option<Mode>) -> Result<(), Error> {
+fn probe(dir: &Dir) -> Result<(), Error> {
     let name = format!("{DESTINATION_ID_FILE}.{}", Uuid::new_v4());
-    dir.create(&name, mode)?;
+    dir.create(&name)?;
     dir.remove(&name)?;
     Ok(())
 }

@@ -361,8 +361,8 @@ async fn the_manifest_of_a_batch_goes_with_the_last_one_that_it_names() {
     };
     remove(0).await;
     remove(1).await;
-    let keeping = || start(&catalog, &database).sharing_output(&service).with("RETAIN_MANIFESTS", 1);
-    let keeper = keeping().with("RETAIN_JOBS", 1).service().await;
+    let keeping = || start(&catalog, &database).sharing_output(&service).with("RETAIN_JOBS", 1);
+    let keeper = keeping().service().await;
     let is_there = |at: usize| path_of(&service, &jobs(&first)[at]).exists();
     eventually("manifests go", async || (!is_there(0) && !is_there(1)).then_some(())).await;
     assert!(is_there(2) && path(&keeper, &first).exists());

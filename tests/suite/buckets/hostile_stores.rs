@@ -148,7 +148,7 @@ impl Store {
 fn destination(url: &str, variables: &[(&str, &str)]) -> Limited {
     let address = BucketAddress::read(url, variables.iter().copied()).unwrap();
     let stall = Duration::from_secs(1);
-    Settings::Bucket(BucketSettings { address, part_bytes: 5 << 20, uploads: 2, stall }).destination().unwrap()
+    Settings::Bucket(BucketSettings { address, part_bytes: 5 << 20, stall }).destination().unwrap()
 }
 
 async fn endless(client: &mut BufReader<TcpStream>, head: &str, taken: &AtomicU64) {
