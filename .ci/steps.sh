@@ -243,7 +243,7 @@ step_guides() {
 }
 
 step_clients() {
-    needs postgres curl venv npm
+    needs postgres curl venv
     build
     tests/clients.sh
 }
