@@ -14,8 +14,6 @@ import tempfile
 import time
 import traceback
 
-import browser_outages
-import browser_scale
 import browser_tour
 from browser_service import PATIENCE, Service, Watched, wait_for
 from playwright.sync_api import expect, sync_playwright
@@ -85,8 +83,7 @@ def main():
     parser.add_argument("--pictures", metavar="FOLDER")
     parser.add_argument("words", nargs="*")
     options = parser.parse_args()
-    files = (browser_tour, browser_scale, browser_outages)
-    tests = [(name, test) for file in files for name, test in vars(file).items() if name.startswith("test_")]
+    tests = [(name, test) for name, test in vars(browser_tour).items() if name.startswith("test_")]
     chosen = [(n, t) for n, t in tests if not options.words or any(word in n for word in options.words)]
     service = Service(options.binary)
     expect.set_options(timeout=PATIENCE)

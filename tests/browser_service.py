@@ -235,11 +235,3 @@ def asked_again(page):
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     page.wait_for_timeout(500)
     return True
-
-
-def limited(service):
-    try:
-        service.call("GET", "/exports?limit=1")
-    except urllib.error.HTTPError as error:
-        return error.code == 429
-    return False

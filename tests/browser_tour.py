@@ -4,6 +4,7 @@ import json
 import pathlib
 import re
 import subprocess
+from urllib.parse import parse_qsl, urlsplit
 
 from browser_service import accessible, answered_by, asked, asked_again, consumer_row, job_rows, saved, start, started, wait_for
 from playwright.sync_api import expect
@@ -160,34 +161,6 @@ def test_one_is_cancelled_and_retried(watch, service):
     expect(page.get_by_text("The watermark is where it was")).to_be_visible()
 
 
-def test_a_table_that_is_locked_holds_the_exports_up_nowhere(watch, service):
-    page = watch.page
-    with service.held():
-        page.goto(service.url)
-        expect(job_rows(page).first).to_be_visible(timeout=2_000)
-        expect(consumer_row(page, "consumer-1")).to_contain_text("The table can't be read now.")
-        expect(page.locator("#banner")).to_be_hidden()
-    expect(consumer_row(page, "consumer-1")).to_contain_text("fresh")
-
-
-def test_what_is_too_late_is_said_beside_its_button(watch, service):
-    page = watch.page
-    watch.expected = ["Failed to load resource.*409"]
-    page.goto(service.url)
-    expect(consumer_row(page, "consumer-1")).to_be_visible()
-    # The button's job ends between the look and the click.
-    with service.held():
-        first = started(page, consumer_row(page, "consumer-1"), "full")
-        expect(first).to_have_attribute("data-status", "processing")
-        first.get_by_role("button", name="Cancel").click()
-        page.route("**/exports?*", lambda route: None)
-        expect(page.get_by_role("dialog")).to_be_visible()
-    job = first.get_attribute("data-job")
-    assert service.call("GET", f"/exports/{job}?wait=60")["status"] == "completed"
-    page.get_by_role("button", name="Cancel the export").click()
-    expect(first.get_by_role("alert")).to_have_text("the export is completed already")
-
-
 def test_a_job_tells_its_story_while_it_runs(watch, service):
     page = watch.page
     with service.held():
@@ -221,164 +194,6 @@ def test_a_job_tells_its_story_while_it_runs(watch, service):
     page.goto(f"{service.url}/#/jobs/nobody")
     watch.expected = ["Failed to load resource.*404"]
     expect(page.get_by_text("RETAIN_JOBS")).to_be_visible()
-
-
-def test_the_form_starts_any_export(watch, service):
-    page = watch.page
-    page.goto(service.url)
-    page.get_by_role("button", name="New export").click()
-    form = page.get_by_role("dialog")
-    expect(form.get_by_label("Consumer")).to_be_focused()
-    expect(form.get_by_label("delta")).to_be_disabled()
-    form.get_by_label("Consumer").fill("no good")
-    form.get_by_role("button", name="Start").click()
-    expect(form.get_by_role("alert")).to_contain_text("A consumer id has")
-    accessible(page, "the form")
-    form.get_by_label("Consumer").fill("search:eu@1")
-    form.get_by_label("incremental").check()
-    form.get_by_label("Format").select_option("parquet")
-    expect(form.get_by_label("Compression").locator("option")).to_have_text(["zstd", "snappy", "lz4", "none"])
-    form.get_by_label("Compression").select_option("snappy")
-    command = form.locator("pre code").text_content()
-    assert """-d '{"format":"parquet","compression":"snappy"}'""" in command, command
-    form.get_by_label("Format").select_option("ndjson")
-    form.get_by_label("Compression").select_option("zstd")
-    command = form.locator("pre code").text_content()
-    assert """-d '{"format":"ndjson","compression":"zstd"}'""" in command, command
-    form.get_by_role("button", name="Start").click()
-    asked = page.get_by_role("dialog", name="Start an incremental export for search:eu@1?")
-    asked.get_by_role("button", name="Not now").click()
-    expect(form.get_by_role("button", name="Start")).to_be_enabled()
-    form.get_by_role("button", name="Start").click()
-    asked.get_by_role("button", name="Start it").click()
-    expect(form).to_be_hidden()
-    first = job_rows(page).first
-    expect(first).to_contain_text("search:eu@1")
-    expect(first).to_contain_text("ndjson, zstd")
-    expect(first).to_have_attribute("data-status", "completed")
-    job = service.call("GET", "/exports?limit=1")["items"][0]
-    assert (job["consumerId"], job["exportType"]) == ("search:eu@1", "incremental"), job
-    with page.expect_download() as download:
-        first.get_by_role("link", name="Download").click()
-    assert saved(download.value) == job["sha256"]
-
-
-def test_an_answer_that_was_lost_makes_no_second_job(watch, service):
-    page = watch.page
-    watch.expected = ["Failed to load resource", "ERR_FAILED"]
-    page.goto(service.url)
-    names = []
-
-    def lose(route):
-        names.append(route.request.headers.get("idempotency-key"))
-        if len(names) == 1:
-            route.fetch()
-            route.abort()
-        else:
-            route.continue_()
-
-    answered_by(page, "**/exports/delta", lose)
-    before = len(service.call("GET", "/exports?limit=200")["items"])
-    row = consumer_row(page, "consumer-1")
-    form = start(page, row, "delta")
-    expect(form.get_by_role("alert")).to_have_text("the service gave no answer")
-    form.get_by_role("button", name="Start", exact=True).click()
-    expect(form).to_be_hidden()
-    wait_for("both were sent", lambda: len(names) == 2)
-    assert names[0] == names[1] and len(names[0]) > 20, names
-    assert len(service.call("GET", "/exports?limit=200")["items"]) == before + 1
-
-
-def test_filters_and_pages(watch, service):
-    page = watch.page
-    for _ in range(13):
-        service.export("delta", "consumer-1")
-        service.export("delta", "consumer-2")
-    page.goto(f"{service.url}/#/exports")
-    expect(job_rows(page)).to_have_count(25)
-    page.get_by_role("button", name="Show older exports").click()
-    wait_for("more of them", lambda: job_rows(page).count() > 30)
-    ids = job_rows(page).evaluate_all("rows => rows.map(row => row.dataset.job)")
-    assert ids == [job["jobId"] for job in service.call("GET", "/exports?limit=200")["items"]][: len(ids)]
-    page.get_by_label("Consumer", exact=True).fill("consumer-2")
-    page.keyboard.press("Enter")
-    expect(page).to_have_url(f"{service.url}/#/exports?consumer=consumer-2")
-    # The first of a consumer has all rows, and so a column of its own in the chart.
-    expect(job_rows(page)).to_have_count(13)
-    page.get_by_label("Type").select_option("full")
-    expect(page.get_by_text("No export is like that")).to_be_visible()
-    page.get_by_role("link", name="All exports").click()
-    expect(job_rows(page)).to_have_count(25)
-    # A link to what can't be is told by the service's own words, and is no trouble of the connection.
-    watch.expected = ["Failed to load resource.*400"]
-    page.goto(f"{service.url}/#/exports?consumer=no%20good")
-    expect(page.get_by_text("consumer: a consumer id has")).to_be_visible()
-    expect(page.locator("#banner")).to_be_hidden()
-
-
-def test_a_list_longer_than_an_answer(watch, service):
-    page = watch.page
-    template = service.call("GET", "/exports?limit=1")["items"][0]
-    made = [{**template, "jobId": f"{n:08}-0000-7000-8000-000000000000", "consumerId": f"c{n}"} for n in range(400, 0, -1)]
-
-    def answer(route):
-        query = dict(part.split("=") for part in route.request.url.split("?")[1].split("&"))
-        limit, cursor = int(query["limit"]), query.get("cursor")
-        assert limit <= 200, limit
-        begin = 0 if cursor is None else next(i for i, job in enumerate(made) if job["jobId"] == cursor) + 1
-        items = made[begin : begin + limit]
-        more = begin + limit < len(made)
-        route.fulfill(json={"items": items, "nextCursor": items[-1]["jobId"] if more else None})
-
-    answered_by(page, "**/exports?*", answer)
-    page.goto(f"{service.url}/#/exports")
-    for shown in range(25, 300, 25):
-        expect(job_rows(page)).to_have_count(shown)
-        page.get_by_role("button", name="Show older exports").click()
-    expect(job_rows(page)).to_have_count(300)
-    # New ones come on top, and nothing is lost where the two parts meet.
-    made[:0] = [{**template, "jobId": f"{n:08}-0000-7000-8000-000000000000", "consumerId": f"c{n}"} for n in range(430, 400, -1)]
-    asked_again(page)
-    expect(job_rows(page).first).to_contain_text("c430")
-    ids = job_rows(page).evaluate_all("rows => rows.map(row => row.dataset.job)")
-    assert ids == [job["jobId"] for job in made[: len(ids)]] and len(ids) == 330, len(ids)
-
-
-def test_the_last_day_by_keyboard_and_in_figures(watch, service):
-    page = watch.page
-    page.goto(service.url)
-    section = page.get_by_role("region", name="The last 24 hours")
-    names = section.locator(".strip-row .of")
-    activity = service.call("GET", "/exports/activity")
-    expect(names).to_have_text([of["name"] for of in activity["datasets"]])
-    bars = section.locator(".strip-of-hours").first.locator("rect")
-    expect(bars).to_have_count(sum(1 for count in activity["datasets"][0]["completed"] if count > 0))
-    # The axis has times, and its arrows go from hour to hour.
-    expect(section.locator(".tick").first).to_have_text(re.compile("^[0-2][0-9]:00$"))
-    axis = section.get_by_role("slider", name="Hour")
-    readout = section.locator(".readout")
-    axis.focus()
-    page.keyboard.press("End")
-    expect(readout).to_have_text(re.compile(r"^\d\d:00–\d\d:00: \d+ completed, [0-9,]+ rows$"))
-    expect(axis).to_have_attribute("aria-valuetext", readout.text_content())
-    page.keyboard.press("Home")
-    expect(readout).to_contain_text("no export")
-    axis.scroll_into_view_if_needed()
-    box = axis.bounding_box()
-    page.mouse.move(box["x"] + box["width"] - 2, box["y"] + 2)
-    expect(readout).to_contain_text("completed")
-    section.get_by_text("In figures", exact=True).click()
-    figures = section.get_by_role("table", name="The same in figures").get_by_role("row")
-    hours = [of["completed"][hour] for hour in range(24) for of in activity["datasets"] if of["completed"][hour] > 0]
-    expect(figures).to_have_count(len(hours) + 1)
-    # A consumer's row has its own day, and its page has it by dataset.
-    spark = consumer_row(page, "consumer-2").get_by_role("img", name=re.compile("^[0-9]+ completed in the last 24 hours$"))
-    expect(spark).to_be_visible()
-    page.goto(f"{service.url}/#/consumers/consumer-2")
-    expect(names).to_have_text(["users"])
-    names.first.click()
-    expect(page.get_by_role("heading", level=1)).to_have_text("users")
-    expect(names).to_contain_text(["consumer-1"])
 
 
 def test_a_failure_says_what_to_do(watch, service):
@@ -483,6 +298,38 @@ def test_the_page_is_quiet(watch, service):
     assert "/exports?" in back[0][2] and len(back) <= 4, back
 
 
+def test_the_page_asks_more_often_while_exports_run(watch, service):
+    page = watch.page
+    template = service.call("GET", "/exports?status=completed&limit=1")["items"][0]
+
+    def running(number):
+        job = {**template, "jobId": f"{number:08}-0000-7000-8000-000000000000", "status": "processing", "progress": 40}
+        return {**job, "finishedAt": None, "durationSeconds": None}
+
+    jobs = [running(2), running(1)]
+
+    def listed(route):
+        wanted = dict(parse_qsl(urlsplit(route.request.url).query)).get("status")
+        items = [job for job in jobs if wanted in (None, job["status"])]
+        route.fulfill(json={"items": items, "nextCursor": None})
+
+    answered_by(page, "**/exports?*", listed)
+    page.clock.install()
+    page.goto(service.url)
+    expect(job_rows(page)).to_have_count(2)
+    minute = watch.asked_in(60)
+    assert 45 <= len(minute) <= 60, (len(minute), minute)
+
+    # The most: all the time one ends and another begins.
+    def go_on(second):
+        jobs[-1].update(status="completed", progress=100, finishedAt=template["finishedAt"], durationSeconds=1.0)
+        jobs.insert(0, running(3 + second))
+        jobs.sort(key=lambda job: job["status"] == "processing")
+
+    minute = watch.asked_in(60, go_on)
+    assert 70 <= len(minute) <= 100, (len(minute), minute)
+
+
 def test_by_keyboard_alone(watch, service):
     page = watch.page
     page.goto(service.url)
@@ -547,7 +394,7 @@ def test_narrow_light_and_dark(watch, service):
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
         views = ("/#/", f"/#/jobs/{failed}", f"/#/jobs/{done}")
-        others = ("/#/exports", "/#/datasets", "/#/audit", f"/#/consumers/{'x' * 128}")
+        others = ("/#/exports", "/#/datasets", "/#/audit", "/#/datasets/users", f"/#/consumers/{'x' * 128}")
         for where in views + (others if scheme == "light" else ()):
             page.goto(service.url + where)
             expect(page.locator(".badge").first).to_be_visible()
@@ -567,3 +414,76 @@ def test_narrow_light_and_dark(watch, service):
         page.set_viewport_size({"width": 400, "height": 860})
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert max(map(int, re.findall(r"\d+", ground))) < 60, ground
+
+
+def test_keys(watch, service):
+    page = watch.page
+    watch.expected = ["Failed to load resource.*40[13]"]
+    service.stop()
+    service.start(AUTH="keys")
+    keys = {
+        "all": service.command("keys", "create", "--name", "all").strip(),
+        "reader": service.command("keys", "create", "--name", "reader", "--scope", "export:read").strip(),
+    }
+    page.goto(service.url)
+    dialog = page.get_by_role("dialog", name="A key is needed")
+    expect(dialog).to_be_visible()
+    accessible(page, "the question for a key")
+    dialog.get_by_label("Key").fill("cdcx_000000000000_" + "0" * 64)
+    dialog.get_by_role("button", name="Use this key").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("key")
+    expect(page.locator("#banner-title")).to_have_text("A key is needed.")
+
+    # One that may only read.
+    dialog.get_by_label("Key").fill(keys["reader"])
+    page.keyboard.press("Enter")
+    expect(dialog).to_be_hidden()
+    row = consumer_row(page, "consumer-1")
+    form = start(page, row, "full")
+    expect(form.get_by_role("alert")).to_contain_text("this key lacks the scope export:write")
+    form.get_by_role("button", name="Close").click()
+    job = service.call("GET", "/exports?status=completed&limit=1", {"Authorization": f"Bearer {keys['reader']}"})["items"][0]
+    page.evaluate("delete window.showSaveFilePicker")
+    done = page.locator(f"tr[data-job='{job['jobId']}']")
+    with page.expect_download() as download:
+        done.get_by_role("button", name="Download").click()
+    assert download.value.suggested_filename == job["outputFilename"]
+    assert saved(download.value) == job["sha256"]
+
+    # It is this tab's, and nowhere but there.
+    kept = page.evaluate("[JSON.stringify(localStorage), document.cookie, JSON.stringify(Object.values(sessionStorage))]")
+    assert kept == ["{}", "", json.dumps([keys["reader"]])], kept
+    page.reload()
+    expect(row).to_be_visible()
+    done.get_by_role("link").first.click()
+    expect(page.locator(".command code").first).to_contain_text('"Authorization: Bearer $CDC_EXPORT_KEY"')
+    assert keys["reader"] not in page.content()
+    page.get_by_role("link", name="← Overview").click()
+
+    # The API's page uses it too.
+    page.goto(f"{service.url}/docs#/watermarks/listConsumers")
+    call = page.locator("#operations-watermarks-listConsumers")
+    call.get_by_role("button", name="Try it out").click()
+    call.get_by_role("button", name="Execute").click()
+    expect(call.locator(".live-responses-table .response-col_status").last).to_contain_text("200")
+    expect(call.locator(".curl-command")).to_contain_text("Bearer $CDC_EXPORT_KEY")
+    assert keys["reader"] not in page.content()
+    page.goto(service.url)
+    expect(row).to_be_visible()
+
+    # Revoked while it is in use.
+    service.command("keys", "revoke", "reader")
+    wait_for("it is found out", lambda: asked_again(page) and dialog.is_visible())
+    expect(dialog.get_by_role("alert")).to_contain_text("key")
+    assert page.evaluate("sessionStorage.length") == 0
+    dialog.get_by_label("Key").fill(keys["all"])
+    page.keyboard.press("Enter")
+    expect(dialog).to_be_hidden()
+    expect(started(page, row, "delta")).to_have_attribute("data-status", "completed")
+    with service.held():
+        started(page, row, "full").get_by_role("link").first.click()
+        expect(page.locator(".badge").first).to_have_text("processing")
+    expect(page.locator(".badge").first).to_have_text("completed")
+    page.get_by_role("button", name=re.compile("Forget key cdcx_[0-9a-f]{12}$")).click()
+    expect(dialog).to_be_visible()
+    assert page.evaluate("sessionStorage.length") == 0
