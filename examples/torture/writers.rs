@@ -131,6 +131,17 @@ fn change(random: &mut Random, version: &str) -> String {
         }
         82..92 => format!("delete from users where id = {key}"),
         92..95 => format!("delete from users where id between {key} and {key} + {few}"),
+        // More subtransactions than a backend shows to the others.
+        95 => format!(
+            "do $$ begin
+               for n in {key}..{key} + 80 loop
+                 begin
+                   update users set name = {name} || n, updated_at = {updated} where id = n;
+                   if n % 3 = 0 then raise 'undone'; end if;
+                 exception when raise_exception then null; end;
+               end loop;
+             end $$"
+        ),
         _ => format!("delete from users where id = {key}; insert into users {columns} values ({row})"),
     }
 }

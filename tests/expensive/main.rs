@@ -38,6 +38,5 @@ mod quiet;
 mod restores;
 mod schedules;
 mod soft_deletes;
-mod stress;
 mod tables;
 mod waiting;
