@@ -1,8 +1,5 @@
 //! The contract of `sink::Destination`, which every implementation keeps. `buckets` runs it on emulators.
 
-mod memory;
-
-use std::sync::Arc;
 use std::time::Duration;
 
 use cdc_export::file::hidden::HiddenFile;
@@ -19,19 +16,11 @@ use tokio::io::AsyncReadExt;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::destinations::memory::Memory;
-
 #[tokio::test]
 async fn a_folder_keeps_the_contract() {
     let dir = tempfile::tempdir().unwrap();
     let settings = Settings::Folder(dir.path().to_owned());
     keeps_its_contract(|| settings.destination().unwrap()).await;
-}
-
-#[tokio::test]
-async fn a_destination_in_memory_keeps_the_contract() {
-    let memory = Arc::new(Memory::default());
-    keeps_its_contract(|| Limited::new(Arc::<Memory>::clone(&memory))).await;
 }
 
 const ENCODING: Encoding = Encoding { format: Format::Csv, compression: Compression::None };
