@@ -237,43 +237,6 @@ fn paths_in(code: &str) -> BTreeSet<Vec<String>> {
 mod tests {
     use super::*;
 
-    /// Identifiers that were replaced by the term of the field. Add one here when you replace it.
-    const RETIRED: [&str; 33] = [
-        "AT_ONCE",
-        "Complaints",
-        "Feed",
-        "Filled",
-        "Front",
-        "GoneOn",
-        "Heard",
-        "InTurns",
-        "Judged",
-        "Legible",
-        "MARK",
-        "Met",
-        "OPAQUE",
-        "Shape",
-        "Shelf",
-        "Standing",
-        "Taker",
-        "Tally",
-        "Teller",
-        "TryOutcome",
-        "Turns",
-        "Unfit",
-        "Unwanted",
-        "Waits",
-        "Way",
-        "denies",
-        "guests",
-        "is_asked_for",
-        "is_even",
-        "is_nobodys",
-        "pass_on",
-        "put_off_at",
-        "snap_live",
-    ];
-
     /// Returns the paths below the clone and the texts of all files in `folders` with this extension.
     fn texts(folders: &[&str], extension: &str) -> Vec<(String, String)> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -335,17 +298,6 @@ mod tests {
                     found.push(format!("{name}:{number}: {line}"));
                 }
             }
-        }
-        assert!(found.is_empty(), "{found:#?}");
-    }
-
-    #[test]
-    fn no_code_has_a_retired_name() {
-        let mut found = Vec::new();
-        for (name, text) in texts(&["crates", "src"], "rs") {
-            let code = without_texts(&SourceFile::new(name.clone(), &text).code);
-            let words: BTreeSet<_> = code.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
-            found.extend(RETIRED.iter().filter(|retired| words.contains(*retired)).map(|it| format!("{name}: {it}")));
         }
         assert!(found.is_empty(), "{found:#?}");
     }
