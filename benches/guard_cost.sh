@@ -21,8 +21,8 @@ serve() {
     DATASETS=${1-} SEED_ROWS=0 PORT=0 LOG_FORMAT=json "$binary" 2>log & service=$!
     until grep -q '"listening"' log; do kill -0 $service; sleep 0.1; done
     port=$(grep -o 'http://[0-9.:]*' log | tail -1 | cut -d: -f3)
-    export PGPASSWORD PGHOST PGUSER=postgres PGDATABASE=cdc_export
-    PGPASSWORD=$(cat data/postgres.password) PGHOST=$(sed -n 5p data/postgres/postmaster.pid)
+    export PGHOST PGUSER=postgres PGDATABASE=cdc_export
+    PGHOST=$(sed -n 5p data/postgres/postmaster.pid)
 }
 trap 'kill $service; wait $service || true; rm -rf "$dir"' EXIT
 serve

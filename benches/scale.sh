@@ -200,7 +200,7 @@ far_service() {
     proxy=$PROXY_PID
     until [[ -s proxy.port ]]; do kill -0 "$proxy"; pause 0.1; done
     mkdir -p far
-    (cd far && exec env "$@" DATABASE_URL="postgres://postgres:$PGPASSWORD@127.0.0.1:$(cat ../proxy.port)/far?sslmode=disable" \
+    (cd far && exec env "$@" DATABASE_URL="postgres://postgres@127.0.0.1:$(cat ../proxy.port)/far?sslmode=disable" \
         OUTPUT_DIR="$dir/far/output" SEED_ROWS=1000 PORT=0 LOG_FORMAT=json "$binary" 2>log) & far=$!
     until grep -qs '"listening"' far/log; do kill -0 "$far"; pause 0.1; done
     port=$(grep -o 'http://[0-9.:]*' far/log | tail -1 | cut -d: -f3)

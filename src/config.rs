@@ -17,8 +17,6 @@ use std::time::Duration;
 pub use authorities::{OtherAuthorities, trust_only};
 pub use environment::Environment;
 
-use private_postgres::mirror::{Checksum, Mirror, NotAMirror};
-
 use crate::config::variables::{Variables, invalid};
 use crate::dataset::CellMax;
 use crate::dataset::catalog::Catalog;
@@ -179,7 +177,6 @@ impl Config {
             }
         }
         let (database, authorities) = named.map(|named| (named.database, named.authorities)).unzip();
-        let data_dir = vars.get("DATA_DIR").map(PathBuf::from);
         let catalog_file = vars.get("DATASETS").map(PathBuf::from);
         let lease = Duration::from_secs(vars.number("LEASE_SECONDS", 30, 1..=3600)?);
         let host: IpAddr = match vars.get("HOST") {
@@ -207,14 +204,13 @@ impl Config {
             Some(file) => operator::read(file)?,
         };
         let missing_secrets = operator::read_secrets(&vars, &mut receivers);
+        let downloads = vars.one_of_two("PG_DOWNLOAD", [("on", true), ("off", false)])?.unwrap_or(true);
         Ok(Config {
             embedded: private_postgres::Settings {
-                data_dir_is_default: data_dir.is_none(),
-                data_dir: data_dir.unwrap_or_else(|| "./data".into()),
+                data_dir: vars.get("DATA_DIR").map(PathBuf::from),
                 bin_dir: vars.get("PG_BIN_DIR").map(PathBuf::from),
                 ignores_installed: false,
-                download: mirror(&vars)?,
-                fetch: postgres::download::fetch,
+                download: downloads.then_some(postgres::download::fetch),
                 search_path: vars.get("PATH").map(|path| std::env::split_paths(path).collect()).unwrap_or_default(),
                 runtime_dir: vars.get("XDG_RUNTIME_DIR").map(PathBuf::from),
             },
@@ -272,24 +268,6 @@ impl Config {
     }
 }
 
-/// Reads the mirror from which the private server's programs are downloaded. Returns `None` if downloads are off.
-fn mirror(vars: &Variables) -> Result<Option<Mirror>, Error> {
-    let checksum = |text: &str| text.parse::<Checksum>().map_err(|why| format!("`{text}` is {why}"));
-    let checksum = vars.optional("PG_DOWNLOAD_SHA256", checksum)?;
-    let mirror = match vars.get("PG_DOWNLOAD") {
-        None => Mirror::default(),
-        Some("off") => return Ok(None),
-        // The message doesn't quote the value, which may contain a password.
-        Some(url) => url.parse().map_err(|why: NotAMirror| {
-            invalid("PG_DOWNLOAD", format!("neither off nor the address of a mirror: {why}"))
-        })?,
-    };
-    Ok(Some(match checksum {
-        None => mirror,
-        Some(checksum) => mirror.with_checksum(checksum),
-    }))
-}
-
 /// Formats the mistakes of a catalog, one on each line, with the name of its file.
 fn one_line_per_mistake(file: &str, mistakes: &Mistakes) -> String {
     let lines: Vec<_> = mistakes.to_string().lines().map(|mistake| format!("DATASETS: {file}: {mistake}")).collect();
@@ -317,7 +295,7 @@ mod tests {
     #[test]
     fn defaults_and_units_are_applied() {
         let config = read(&[("DATABASE_URL", "")]).unwrap();
-        assert!(config.database.is_none() && config.embedded.data_dir_is_default);
+        assert!(config.database.is_none() && config.embedded.data_dir.is_none());
         assert_eq!((config.seed_rows, config.http.port, config.worker.workers), (100_000, 8080, 2));
         assert_eq!((config.http.access, config.http.rate), (Some(Access::LocalCallers), None));
         assert_eq!(read(&[("RATE_LIMIT", "600/min")]).unwrap().http.rate, Some("600/min".parse().unwrap()));
@@ -340,9 +318,8 @@ mod tests {
         ] {
             assert_eq!(read(&[("RETAIN_JOBS", text)]).unwrap().maintenance.retain_jobs, Retention { age, count });
         }
-        for here in ["http://127.0.0.1:1/b", "http://[::1]/b", "http://LocalHost:8080", "https://mirror.example/b/"] {
-            assert!(read(&[("PG_DOWNLOAD", here)]).unwrap().embedded.download.is_some(), "{here}");
-        }
+        assert!(config.embedded.download.is_some());
+        assert!(read(&[("PG_DOWNLOAD", "off")]).unwrap().embedded.download.is_none());
         let brought = read(&[("DATABASE_URL", "postgres://u:p@h/d")]).unwrap();
         assert_eq!(brought.seed_rows, 0);
     }
@@ -387,15 +364,7 @@ mod tests {
             ("RATE_LIMIT", "0/s"),
             ("LOG_LEVEL", "loud"),
             ("LOG_FORMAT", "xml"),
-            ("PG_DOWNLOAD", "on"),
-            ("PG_DOWNLOAD", "ftp://mirror/"),
-            ("PG_DOWNLOAD", "https://somebody:secret@mirror/"),
-            ("PG_DOWNLOAD", "http://mirror.example/builds"),
-            ("PG_DOWNLOAD", "http://10.0.0.7:8080/builds"),
-            ("PG_DOWNLOAD", "http://127.0.0.1.mirror.example/"),
-            ("PG_DOWNLOAD", "http://localhost.mirror.example/"),
-            ("PG_DOWNLOAD_SHA256", "abc"),
-            ("PG_DOWNLOAD_SHA256", "md5:d41d8cd98f00b204e9800998ecf8427e"),
+            ("PG_DOWNLOAD", "https://mirror.example/builds"),
             ("DATABASE_URL", "mysql://secret@h/d"),
         ] {
             let line = read(&[(name, value)]).unwrap_err();

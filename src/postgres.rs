@@ -12,6 +12,7 @@ mod search_path;
 mod url;
 
 use std::fmt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sqlx::migrate::MigrateError;
@@ -27,7 +28,6 @@ use crate::connection::pool::require_answer;
 use crate::failpoint;
 use crate::postgres::reach::{CONNECT_TIMEOUT, no_answer, unreachable};
 use crate::telemetry::log_throttle::LogThrottle;
-use private_postgres::Endpoint;
 
 /// The oldest supported version of Postgres. The service needs `pg_current_snapshot` and xid8.
 const OLDEST: i32 = 130_000;
@@ -145,19 +145,6 @@ impl From<PgConnectOptions> for Database {
     }
 }
 
-impl From<&Endpoint> for Database {
-    fn from(endpoint: &Endpoint) -> Database {
-        let options = PgConnectOptions::new_without_pgpass()
-            .socket(&endpoint.socket_folder)
-            .port(private_postgres::PORT)
-            .username(private_postgres::ROLE)
-            .password(&endpoint.password)
-            .database(private_postgres::DATABASE)
-            .ssl_mode(PgSslMode::Disable);
-        Database { setting: "DATA_DIR", ..options.into() }
-    }
-}
-
 /// Formats the database for error messages: the setting and the address, never the password.
 impl fmt::Display for Database {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -175,6 +162,17 @@ impl fmt::Display for Database {
 }
 
 impl Database {
+    /// Returns the database of the private server whose socket is in this folder.
+    pub fn private(socket_folder: &Path) -> Database {
+        let options = PgConnectOptions::new_without_pgpass()
+            .socket(socket_folder)
+            .port(private_postgres::PORT)
+            .username(private_postgres::ROLE)
+            .database(private_postgres::DATABASE)
+            .ssl_mode(PgSslMode::Disable);
+        Database { setting: "DATA_DIR", ..options.into() }
+    }
+
     /// Returns the options of each connection.
     pub fn options(&self) -> &PgConnectOptions {
         &self.options

@@ -17,7 +17,7 @@ restart() {
     "$@"
     start_service SEED_ROWS=0 MANIFESTS=on DATASETS="$work/datasets.toml"
     private
-    export PGPASSWORD=$secret PGHOST=$socket PGUSER=postgres PGDATABASE=cdc_export
+    export PGHOST=$socket PGUSER=postgres PGDATABASE=cdc_export
 }
 copy() { cp -a "$work/data/postgres" "$work/copy"; }
 put_back() {
@@ -29,7 +29,7 @@ stage() { "$python" "$python_script" "$api" "$work" "$1"; }
 # The table has to be there before the dataset is.
 start_service SEED_ROWS=0
 private
-export PGPASSWORD=$secret PGHOST=$socket PGUSER=postgres PGDATABASE=cdc_export
+export PGHOST=$socket PGUSER=postgres PGDATABASE=cdc_export
 psql -q -v ON_ERROR_STOP=1 -c 'create table orders (id bigint primary key, customer text, total numeric(18, 2))' \
     -c "insert into orders select i, 'customer ' || i, i / 4.0 from generate_series(1, 50) i"
 restart true

@@ -81,25 +81,20 @@ class Service:
         return job
 
     def psql(self, database="cdc_export"):
-        """The command line of a psql, and its environment."""
+        """The command line of a psql."""
         place = (self.folder / "data/postgres/postmaster.pid").read_text().splitlines()[4]
-        password = (self.folder / "data/postgres.password").read_text().strip()
-        return (
-            ["psql", "-XqAt", "-v", "ON_ERROR_STOP=1", "-h", place, "-U", "postgres", database],
-            {**os.environ, "PGPASSWORD": password},
-        )
+        return ["psql", "-XqAt", "-v", "ON_ERROR_STOP=1", "-h", place, "-U", "postgres", database]
 
     def sql(self, statements, database="cdc_export"):
-        command, variables = self.psql(database)
-        done = subprocess.run(command, env=variables, input=statements, capture_output=True, text=True, check=False)
+        command = self.psql(database)
+        done = subprocess.run(command, input=statements, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     @contextlib.contextmanager
     def held(self):
         """A lock that no export gets past, for the 5 seconds that it waits."""
-        command, variables = self.psql()
-        holder = subprocess.Popen(command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        holder = subprocess.Popen(self.psql(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         holder.stdin.write("begin; lock table users in access exclusive mode; select 'held';\n")
         holder.stdin.flush()
         assert holder.stdout.readline().strip() == "held"

@@ -100,12 +100,12 @@ shows '^./inbox/full_'
 
 # Somebody's database.
 private
-as_owner() { PGPASSWORD=$secret psql -qAt -v ON_ERROR_STOP=1 -h "$socket" -U postgres "$@"; }
+as_owner() { psql -qAt -v ON_ERROR_STOP=1 -h "$socket" -U postgres "$@"; }
 as_owner cdc_export -c 'create database shop' -c 'create database copy'
 as_owner shop -c 'create schema sales' \
     -c "create table sales.orders as select n as id, n * 1.5 as total, now() as modified_at from generate_series(1, 20) n" \
     -c 'alter table sales.orders add primary key (id)'
-at() { printf 'postgres://postgres:%s@localhost/%s?host=%s' "$secret" "$1" "$socket"; }
+at() { printf 'postgres://postgres@localhost/%s?host=%s' "$1" "$socket"; }
 block docs/COMMANDS.md 'cdc-export apply' "s#postgres://loader@warehouse/shop#'$(at copy)'#" 's/--dataset orders/--dataset users/'
 [[ $(as_owner copy -c 'select count(*) from users') -gt 100 ]] || die 'apply has made no copy'
 block docs/COMMANDS.md 'cdc-export pull --consumer lake' "s#postgres://loader@warehouse/shop#'$(at copy)'#"

@@ -145,7 +145,7 @@ call POST "/exports/$full/ack" >"$work/ack"
 call DELETE /users/42 >"$work/deleted"
 # A deletion that a query by timestamps would miss, for the panel of late rows.
 private
-PGPASSWORD=$secret psql -qX -h "$socket" -U postgres cdc_export -c 'delete from users where id = 43'
+psql -qX -h "$socket" -U postgres cdc_export -c 'delete from users where id = 43'
 # What nobody captured has to be made good by a full export.
 export_and_wait delta >"$work/job"
 (cd "$work" && "${settings[@]}" "$binary" untrack users && "${settings[@]}" "$binary" track users) >"$work/tracked" 2>&1

@@ -220,7 +220,7 @@ expect 'md5sums' "$(on_it dpkg --verify cdc-export)" ''
 if [[ -z ${BINARY:-} ]]; then
     # On a machine with glibc a static program fetches the Postgres that runs there.
     mount -t tmpfs none "$machine/usr/lib/postgresql"
-    on_it sh -c 'cd /var/lib/cdc-export && PG_DOWNLOAD=http://127.0.0.1:1 setpriv --reuid=cdc-export --regid=cdc-export --clear-groups cdc-export' \
+    on_it sh -c 'cd /var/lib/cdc-export && HTTPS_PROXY=http://127.0.0.1:1 setpriv --reuid=cdc-export --regid=cdc-export --clear-groups cdc-export' \
         >"$work/log" 2>&1 && die 'it started without Postgres'
     grep -q "$(uname -m)-unknown-linux-gnu" "$work/log" || die 'it looked for another Postgres'
     ok 'the Postgres it would fetch is one for glibc'

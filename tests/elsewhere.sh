@@ -13,7 +13,7 @@ binary=$(realpath "$binary")
 
 start_service SEED_ROWS=0
 private
-export PGPASSWORD=$secret PGHOST=$socket PGUSER=postgres PGDATABASE=cdc_export
+export PGHOST=$socket PGUSER=postgres PGDATABASE=cdc_export
 psql -q -v ON_ERROR_STOP=1 -f tests/elsewhere.sql
 texts=$'uuid = "text"\ntime = "text"'
 lists=$texts$'\narrays = "list"\nunrepresentable = "null"'

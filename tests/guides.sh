@@ -27,11 +27,11 @@ start() {
     service=$!
     until grep -q '"listening"' log; do kill -0 $service || { cat log; exit 1; }; sleep 0.1; done
     server=$(grep -o 'http://[0-9.:]*' log | tail -1)
-    PGPASSWORD=$(cat data/postgres.password) PGHOST=$(sed -n 5p data/postgres/postmaster.pid)
+    PGHOST=$(sed -n 5p data/postgres/postmaster.pid)
 }
 emulator=
 trap 'kill $service $emulator || true; wait; rm -rf "$work"' EXIT
-export PGPASSWORD PGHOST PGUSER=postgres PGDATABASE=cdc_export
+export PGHOST PGUSER=postgres PGDATABASE=cdc_export
 start "$binary"
 "$python" "$root/tests/guides.py" "$server"
 "$python" "$root/tests/guides_kills.py" "$server"

@@ -32,11 +32,11 @@ mkdir "$work/reader" "$work/blocks"
 # Somebody's database, with a table that knows nothing of the service.
 start_service SEED_ROWS=0
 private
-as_owner() { PGPASSWORD=$secret psql -qAt -v ON_ERROR_STOP=1 -h "$socket" -U postgres "$@"; }
+as_owner() { psql -qAt -v ON_ERROR_STOP=1 -h "$socket" -U postgres "$@"; }
 as_owner cdc_export -c 'create database shop'
 as_owner shop -c 'create schema sales; create table sales.orders (id bigint primary key, total numeric, modified_at timestamptz not null)' \
     -c "insert into sales.orders values (1, 9.90, now()), (2, 12, now()), (3, null, now())"
-shop="postgres://postgres:$secret@localhost/shop?host=$socket"
+shop="postgres://postgres@localhost/shop?host=$socket"
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 
 # The blocks: N.sh, and N.text where the next block says what N.sh prints.

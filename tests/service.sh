@@ -3,7 +3,7 @@
 #
 #   start_service NAME=VALUE…    a service with these settings; sets $api, its address
 #   settings                     the command line that gives another process the same settings
-#   private                      what its private Postgres is: sets $secret, its password, and $socket, its folder
+#   private                      where its private Postgres is: sets $socket, the folder of its socket
 #   address_in LOG PROCESS       waits until a process says in its log where it listens: its address
 #   call METHOD PATH …           curl, as the consumer `search`; sends $key where there is one
 #   member NAME <JSON            the value of the first member of that name
@@ -34,7 +34,7 @@ address_in() {
     die 'it does not listen'
 }
 
-private() { secret=$(cat "$work/data/postgres.password") socket=$(sed -n 5p "$work/data/postgres/postmaster.pid"); }
+private() { socket=$(sed -n 5p "$work/data/postgres/postmaster.pid"); }
 
 start_service() {
     settings=(env -i PATH="$PATH" HOME="$HOME" PORT=0 LOG_FORMAT=json SEED_ROWS=200 OUTPUT_DIR="$work/output" "$@")

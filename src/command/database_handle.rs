@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::failpoint;
 use crate::postgres::{self, Database, RequiredGrants};
 use crate::source::capture::{functions, tracking};
-use anyhow::Context;
+use anyhow::{Context, bail};
 use private_postgres::Location;
 
 use crate::command::BadUsage;
@@ -207,22 +207,24 @@ fn ignores_installed() -> bool {
     false
 }
 
+/// Joins the private server of another process, or starts one.
 pub(super) async fn join_or_start(settings: &private_postgres::Settings) -> anyhow::Result<DatabaseHandle> {
-    let settings = &private_postgres::Settings { ignores_installed: ignores_installed(), ..settings.clone() };
     // Another process may have locked the data folder while its server is still starting.
     for _ in 0..30 {
-        if let Some(endpoint) = private_postgres::join(settings)? {
-            return Ok(Database::from(&endpoint).into());
+        if let Some(socket_folder) = private_postgres::join(settings)? {
+            return Ok(Database::private(&socket_folder).into());
         }
-        match private_postgres::Server::start(settings).await {
-            Ok(server) => {
-                return Ok(DatabaseHandle { database: server.endpoint().into(), server: Some(server) });
-            }
+        match start(settings).await {
             Err(private_postgres::Error::AlreadySupervised(_)) => tokio::time::sleep(Duration::from_secs(1)).await,
-            Err(error) => return Err(error.into()),
+            started => return Ok(started?),
         }
     }
-    private_postgres::join(settings)?
-        .map(|endpoint| Database::from(&endpoint).into())
-        .context("the private Postgres of another process is still not ready")
+    bail!("the private Postgres of another process is still not ready")
+}
+
+/// Starts the private server. Fails if another process already runs it.
+pub(super) async fn start(settings: &private_postgres::Settings) -> Result<DatabaseHandle, private_postgres::Error> {
+    let settings = private_postgres::Settings { ignores_installed: ignores_installed(), ..settings.clone() };
+    let server = private_postgres::Server::start(&settings).await?;
+    Ok(DatabaseHandle { database: Database::private(server.socket_folder()), server: Some(server) })
 }

@@ -20,7 +20,7 @@ pub(super) fn stop_on_signal() -> anyhow::Result<CancellationToken> {
         tracing::warn!(event = "stopped_at_once", "received a second signal: exiting without cleanup");
         #[expect(
             clippy::disallowed_methods,
-            reason = "a second signal requests an exit without destructors; the private Postgres gets its parent-death signal"
+            reason = "a second signal requests an exit without destructors; the next start stops the private Postgres"
         )]
         std::process::exit(1);
     });

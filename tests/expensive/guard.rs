@@ -83,7 +83,7 @@ async fn a_dump_restored_in_another_cluster_needs_a_full_export() {
     let other = private_postgres::Server::start(&embedded_settings_with_cluster(&home.path().join("data")).await)
         .await
         .unwrap();
-    let other_options = connect_options(other.endpoint());
+    let other_options = connect_options(other.socket_folder());
 
     let name = database.options.get_database().unwrap();
     let mut dump = program(&database.options, "pg_dump", home.path()).await;

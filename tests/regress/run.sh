@@ -11,5 +11,5 @@ cd "$(dirname "$0")/../.."
 . tests/service.sh
 start_service SEED_ROWS=0 ${PG_BIN_DIR:+PG_BIN_DIR="$PG_BIN_DIR"}
 private
-export PGHOST=$socket PGUSER=postgres PGPASSWORD=$secret
+export PGHOST=$socket PGUSER=postgres
 python3 tests/regress/run.py "$(realpath "$binary")" "$work" "$@"

@@ -594,12 +594,12 @@ async fn a_batch_leaves_half_of_the_room_for_locks_to_others() {
     let home = reachable_folder();
     let settings = embedded_settings_with_cluster(&home.path().join("data")).await;
     let server = private_postgres::Server::start(&settings).await.unwrap();
-    let admin = Database::at(connect_options(server.endpoint()));
+    let admin = Database::at(connect_options(server.socket_folder()));
     admin.run("alter system set max_locks_per_transaction = 10").await;
     admin.run("alter system set max_connections = 25").await;
     server.stop().await;
     let server = private_postgres::Server::start(&settings).await.unwrap();
-    let database = Database::at(connect_options(server.endpoint()));
+    let database = Database::at(connect_options(server.socket_folder()));
     let tables = "create table alpha (k int primary key); create table beta (k int primary key);
                   create table gamma (k int primary key) partition by range (k)";
     database.run(tables).await;

@@ -269,13 +269,13 @@ async fn what_a_client_was_told_of_survives_a_crash_of_postgres() {
     let home = reachable_folder();
     let settings = embedded_settings_with_cluster(&home.path().join("data")).await;
     let server = private_postgres::Server::start(&settings).await.unwrap();
-    let database = Database::at(connect_options(server.endpoint()));
+    let database = Database::at(connect_options(server.socket_folder()));
     // Whatever is not written to disk by the commit itself stays in memory for half a minute.
     database.run("alter system set wal_writer_delay = '10s'").await;
     database.run("alter database cdc_export set synchronous_commit = off").await;
     server.stop().await;
     let server = private_postgres::Server::start(&settings).await.unwrap();
-    let database = Database::at(connect_options(server.endpoint()));
+    let database = Database::at(connect_options(server.socket_folder()));
     let mut service = Start::on(&database).with("FAILPOINTS", "worker.opened=hold").service().await;
     let id = service.submit("full", "a").await;
     let pid = database.one::<String>("select pg_read_file('postmaster.pid')").await;
@@ -286,7 +286,7 @@ async fn what_a_client_was_told_of_survives_a_crash_of_postgres() {
     service.dies().await;
     server.stop().await;
     let server = private_postgres::Server::start(&settings).await.unwrap();
-    let database = Database::at(connect_options(server.endpoint()));
+    let database = Database::at(connect_options(server.socket_folder()));
     let jobs: Vec<String> = sqlx::query_scalar("select id::text from exports").fetch_all(&database.pool).await.unwrap();
     assert_eq!(jobs, [id]);
     server.stop().await;

@@ -619,7 +619,7 @@ async fn a_standby_is_refused_in_one_line() {
     let primary = private_postgres::Server::start(&embedded_settings_with_cluster(&home.path().join("data")).await)
         .await
         .unwrap();
-    let options = connect_options(primary.endpoint());
+    let options = connect_options(primary.socket_folder());
     let owned = home.path().join("data/postgres");
     let copy = owned.parent().unwrap().join("standby");
     // A migrated one, so that nothing but its being a standby is in the way.

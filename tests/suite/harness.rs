@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use cdc_export::dataset::catalog::Catalog;
 use cdc_export::postgres;
 use cdc_export::source::capture::tracking;
-use private_postgres::{Endpoint, mirror::Mirror};
 use serde_json::Value;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool, Postgres, Transaction};
@@ -141,24 +140,21 @@ fn remove_folder(folder: &Path) {
 
 fn settings_with(data_dir: &Path, bin_dir: Option<PathBuf>) -> private_postgres::Settings {
     private_postgres::Settings {
-        data_dir: data_dir.to_owned(),
-        data_dir_is_default: false,
+        data_dir: Some(data_dir.to_owned()),
         bin_dir,
         ignores_installed: false,
         download: None,
-        fetch: postgres::download::fetch,
         search_path: std::env::split_paths(&option_env("PATH").unwrap()).collect(),
         runtime_dir: None,
     }
 }
 
 /// How to connect to a private server.
-pub(crate) fn connect_options(endpoint: &Endpoint) -> PgConnectOptions {
+pub(crate) fn connect_options(socket_folder: &Path) -> PgConnectOptions {
     PgConnectOptions::new_without_pgpass()
-        .socket(&endpoint.socket_folder)
+        .socket(socket_folder)
         .port(private_postgres::PORT)
         .username(private_postgres::ROLE)
-        .password(&endpoint.password)
         .database(private_postgres::DATABASE)
         .ssl_mode(PgSslMode::Disable)
 }
@@ -297,10 +293,11 @@ struct PrivateServer {
     options: PgConnectOptions,
     /// The folder of its programs, if they were downloaded.
     downloaded: Option<PathBuf>,
+    /// Ends the server when this process ends.
+    _guard: std::process::Child,
 }
 
-/// Starts the run's server at the first call. It lives as long as this process: nothing runs at a test binary's end,
-/// but the server gets a signal when the thread that started it is gone.
+/// Starts the run's server at the first call. It lives as long as this process.
 fn private_server() -> &'static PrivateServer {
     static SERVER: OnceLock<PrivateServer> = OnceLock::new();
     SERVER.get_or_init(|| {
@@ -311,20 +308,24 @@ fn private_server() -> &'static PrivateServer {
                 let (folder, _lock) = run_folder();
                 let bin_dir = option_env("TEST_PG_BIN_DIR").filter(|folder| !folder.is_empty());
                 let mut settings = settings_with(&folder, bin_dir.map(PathBuf::from));
-                settings.download = mirror();
+                let downloads = option_env("PG_DOWNLOAD").is_none_or(|word| word != "off");
+                settings.download = downloads.then_some(postgres::download::fetch);
                 let start = async || {
                     let server = private_postgres::Server::start(&settings).await;
                     server.unwrap_or_else(|error| panic!("no private server for the tests: {error}"))
                 };
                 let server = start().await;
-                let programs = hasten(&connect_options(server.endpoint())).await;
+                let programs = hasten(&connect_options(server.socket_folder())).await;
                 // Some settings are read at the start alone.
                 server.stop().await;
                 let server = start().await;
-                let options = connect_options(server.endpoint());
-                trust(&options).await;
+                // A pooler before it asks for a password.
+                let options = connect_options(server.socket_folder()).password("pass");
+                ask_for_passwords(&options).await;
                 let downloaded = Some(programs).filter(|programs| programs.starts_with(&folder));
-                ready.send(PrivateServer { folder, options, downloaded }).unwrap();
+                let pid = std::fs::read_to_string(folder.join("postgres/postmaster.pid")).unwrap();
+                let _guard = end_with_this_process(pid.lines().next().unwrap());
+                ready.send(PrivateServer { folder, options, downloaded, _guard }).unwrap();
                 std::future::pending::<()>().await;
             });
         });
@@ -332,25 +333,20 @@ fn private_server() -> &'static PrivateServer {
     })
 }
 
-/// The address from which a Postgres is downloaded if none is installed, by the same settings as the service's.
-fn mirror() -> Option<Mirror> {
-    let mirror = match option_env("PG_DOWNLOAD").filter(|text| !text.is_empty()) {
-        None => Mirror::default(),
-        Some(text) if text == "off" => return None,
-        Some(url) => url.parse().unwrap(),
-    };
-    let checksum = option_env("PG_DOWNLOAD_SHA256").filter(|text| !text.is_empty());
-    Some(match checksum {
-        None => mirror,
-        Some(text) => mirror.with_checksum(text.parse().unwrap()),
-    })
+/// Sends SIGINT to a process when this one ends. Nothing runs at a test binary's end, so a shell waits for the end of
+/// its input, which this process holds open.
+fn end_with_this_process(pid: &str) -> std::process::Child {
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", "cat; kill -INT \"$1\"", "sh", pid]).stdin(Stdio::piped()).stdout(Stdio::null());
+    // Ctrl-C ends this process alone.
+    std::os::unix::process::CommandExt::process_group(&mut shell, 0).spawn().unwrap()
 }
 
 /// Returns a folder that no other run uses at this time, and its lock. Removes the cluster of an earlier run: a new one
 /// is made faster than the hundreds of old databases are dropped. A Postgres that was downloaded into the folder stays.
 fn run_folder() -> (PathBuf, File) {
     let binaries = option_env("TEST_PG_BIN_DIR").unwrap_or_default().replace('/', "-");
-    let runs = std::env::temp_dir().join(format!("cdc-export-tests-{}{binaries}", nix::unistd::getuid()));
+    let runs = std::env::temp_dir().join(format!("cdc-export-suite-{}{binaries}", nix::unistd::getuid()));
     std::fs::create_dir_all(&runs).unwrap();
     for n in 0.. {
         let lock = File::create(runs.join(format!("{n}.lock"))).unwrap();
@@ -378,13 +374,13 @@ async fn hasten(options: &PgConnectOptions) -> PathBuf {
     programs(&mut admin).await
 }
 
-/// Lets only the tests' own role connect by the socket without a password: SCRAM takes thousands of hashes for each
-/// login, and the tests connect thousands of times.
-async fn trust(options: &PgConnectOptions) {
+/// Makes the server ask all roles but the tests' own for a password. SCRAM takes thousands of hashes for each login, and
+/// the tests connect thousands of times.
+async fn ask_for_passwords(options: &PgConnectOptions) {
     let mut admin = PgConnection::connect_with(options).await.unwrap();
     let file: String = sqlx::query_scalar("show hba_file").fetch_one(&mut admin).await.unwrap();
-    let rules = std::fs::read_to_string(&file).unwrap();
-    std::fs::write(&file, format!("local all {} trust\n{rules}", private_postgres::ROLE)).unwrap();
+    let rules = format!("local all {} trust\nlocal all all scram-sha-256\n", private_postgres::ROLE);
+    std::fs::write(&file, rules).unwrap();
     admin.execute("select pg_reload_conf()").await.unwrap();
 }
 

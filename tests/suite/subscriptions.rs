@@ -55,10 +55,10 @@ async fn what_a_subscription_writes_is_captured_once() {
     let home = reachable_folder();
     let settings = embedded_settings_with_cluster(&home.path().join("data")).await;
     let server = private_postgres::Server::start(&settings).await.unwrap();
-    Database::at(connect_options(server.endpoint())).run("alter system set wal_level = logical").await;
+    Database::at(connect_options(server.socket_folder())).run("alter system set wal_level = logical").await;
     server.stop().await;
     let server = private_postgres::Server::start(&settings).await.unwrap();
-    let options = connect_options(server.endpoint());
+    let options = connect_options(server.socket_folder());
     let admin = Database::at(options.clone());
     for name in ["publisher", "subscriber"] {
         admin.run(&format!("create database {name}")).await;

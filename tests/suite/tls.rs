@@ -36,12 +36,12 @@ pub(crate) async fn authority(folder: &Path, name: &str) {
     openssl(folder, &format!("req -x509 {key} -keyout {name}.key -out {name}.crt -days 2 -subj /CN={name}")).await;
 }
 
-/// `server.crt` and `server.key` for 127.0.0.1, which `ca.crt` vouches for.
+/// `server.crt` and `server.key` for 127.0.0.1 and github.com, which `ca.crt` vouches for.
 pub(crate) async fn certificates(folder: &Path) {
     authority(folder, "ca").await;
     let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
     openssl(folder, &format!("req {key} -keyout server.key -out server.csr -subj /CN=server")).await;
-    std::fs::write(folder.join("names"), "subjectAltName=IP:127.0.0.1").unwrap();
+    std::fs::write(folder.join("names"), "subjectAltName=IP:127.0.0.1,DNS:github.com").unwrap();
     let signed = "-CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile names";
     openssl(folder, &format!("x509 -req -in server.csr -out server.crt {signed}")).await;
 }
@@ -54,7 +54,7 @@ impl Postgres {
 
         // The private server makes the data; it listens on no network, so its data is served by another one.
         let private = Server::start(&embedded_settings_with_cluster(&path.join("home")).await).await.unwrap();
-        let mut superuser = connect_options(private.endpoint()).connect().await.unwrap();
+        let mut superuser = connect_options(private.socket_folder()).connect().await.unwrap();
         for role in ["either", "strict"] {
             let role = format!("create role {role} superuser login password 'pass'");
             superuser.execute(sqlx::AssertSqlSafe(role)).await.unwrap();
@@ -340,7 +340,7 @@ async fn the_authorities_of_postgres_are_for_postgres_alone() {
     }
     let (of_postgres, of_others) = (reachable_folder(), reachable_folder());
     tokio::join!(authority(of_postgres.path(), "other"), certificates(of_others.path()));
-    let server = crate::download::redirecting("http://127.0.0.1:1", Some(of_others.path())).await;
+    let server = crate::download::redirecting("http://127.0.0.1:1", of_others.path());
     let root = of_postgres.path().join("other.crt");
     let to = format!("postgres://a:pass@127.0.0.1:1/db?sslmode=verify-full&sslrootcert={}", root.display());
     let apply = ["apply", "--to", &to, "--consumer", "a", "--all-datasets", "--server", &server];

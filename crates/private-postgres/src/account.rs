@@ -1,158 +1,140 @@
-//! The system user that runs Postgres.
+//! The system user that runs Postgres, and the programs that it runs.
 //!
 //! Postgres refuses to run as root. If this process is root, it runs Postgres as another user. Otherwise Postgres runs
 //! as the user of this process.
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, chown};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use nix::unistd::{Gid, Uid, User};
+use nix::unistd::{Uid, User, geteuid};
+use tokio::io::AsyncWriteExt;
 
 use crate::Error;
 
 /// The PATH of programs that root runs as another user.
 const PATH_OF_OTHER: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The user that runs `initdb` and `postgres` and owns their files.
+/// The user that runs `initdb` and `postgres` and owns the cluster.
 #[derive(Clone, Debug)]
 pub(super) enum Account {
     /// The user of this process.
     Own,
     /// Another user, since this process is root.
-    Other {
-        /// The user's name, for messages.
-        name: String,
-        uid: Uid,
-        gid: Gid,
-    },
+    Other { uid: u32, gid: u32 },
 }
 
 impl Account {
-    /// Selects the account: the first owner of the two folders other than root, else `postgres`, else `nobody`.
-    ///
-    /// Skips folders that don't exist. Does not follow a link at the inner path, because a user who can create a link
-    /// there must not choose the account.
-    pub(super) fn for_folders(inner: &Path, outer: &Path) -> Result<Account, Error> {
-        if !nix::unistd::geteuid().is_root() {
+    /// Selects the account. For root that is the owner of an existing cluster, else `postgres`, else `nobody`.
+    pub(super) fn for_cluster(cluster: &Path) -> Result<Account, Error> {
+        if !geteuid().is_root() {
             return Ok(Account::Own);
         }
-        let found = [fs::symlink_metadata(inner), fs::metadata(outer)];
-        let owner = found.into_iter().flatten().find(|metadata| metadata.uid() != 0);
-        if let Some(owner) = owner {
-            return Ok(Account::other(owner.uid(), owner.gid()));
+        if let Ok(found) = fs::metadata(cluster)
+            && found.uid() != 0
+        {
+            return Ok(Account::Other { uid: found.uid(), gid: found.gid() });
         }
         // An error of the user database counts as a missing user.
         ["postgres", "nobody"]
             .iter()
             .find_map(|name| User::from_name(name).ok().flatten())
-            .map(|user| Account::Other { name: user.name, uid: user.uid, gid: user.gid })
+            .map(|user| Account::Other { uid: user.uid.as_raw(), gid: user.gid.as_raw() })
             .ok_or(Error::NoAccount)
-    }
-
-    fn other(uid: u32, gid: u32) -> Account {
-        let uid = Uid::from_raw(uid);
-        match User::from_uid(uid) {
-            Ok(Some(user)) => Account::Other { name: user.name, uid, gid: user.gid },
-            // A container's volume may belong to a user id without a name.
-            _ => Account::Other { name: uid.to_string(), uid, gid: Gid::from_raw(gid) },
-        }
     }
 
     /// Returns a command that the account's user runs in `folder`. That user may not be able to enter this process's
     /// working folder.
     ///
-    /// The command runs in its own session. So Ctrl-C stops only this process, and the user can't write to root's
-    /// terminal. If this process is root, the command does not inherit its environment. The thread that spawns the
-    /// command must wait for it.
-    pub(super) fn command(&self, program: &Path, folder: &Path) -> Command {
-        let mut command = Command::new(program);
-        command.current_dir(folder).stdin(Stdio::null());
-        detach(&mut command);
-        if let Account::Other { uid, gid, .. } = self {
-            command.uid(uid.as_raw()).gid(gid.as_raw()).env_clear().env("PATH", PATH_OF_OTHER);
+    /// The command has its own process group, so that Ctrl-C stops only this process. If this process is root, the
+    /// command does not inherit its environment, which may contain secrets.
+    pub(super) fn command(&self, program: impl AsRef<Path>, folder: &Path) -> Command {
+        let mut command = Command::new(program.as_ref());
+        command.current_dir(folder).stdin(Stdio::null()).process_group(0);
+        if let Account::Other { uid, gid } = self {
+            command.uid(*uid).gid(*gid).env_clear().env("PATH", PATH_OF_OTHER);
         }
         command
     }
 
-    /// Returns the id of the user that owns the files.
+    /// Makes the account's user the owner of a file or folder of this process's user.
+    pub(super) fn take(&self, path: &Path) -> io::Result<()> {
+        match self {
+            Account::Own => Ok(()),
+            Account::Other { uid, gid } => chown(path, Some(*uid), Some(*gid)),
+        }
+    }
+
+    /// Returns the id of the user that owns the cluster.
     pub(super) fn uid(&self) -> u32 {
         match self {
-            Account::Own => nix::unistd::geteuid().as_raw(),
-            Account::Other { uid, .. } => uid.as_raw(),
+            Account::Own => geteuid().as_raw(),
+            Account::Other { uid, .. } => *uid,
         }
     }
 
     /// Returns the user's name or id, for messages.
     pub(super) fn name(&self) -> String {
-        match self {
-            Account::Own => nix::unistd::geteuid().to_string(),
-            Account::Other { name, .. } => name.clone(),
-        }
+        let user = User::from_uid(Uid::from_raw(self.uid())).ok().flatten();
+        user.map_or(self.uid().to_string(), |user| user.name)
     }
 
     /// Returns true if the account's user can enter an existing folder. Tests it by entering the folder, because the
     /// mode bits do not include access control lists and mount options.
-    pub(super) fn reaches(&self, folder: &Path) -> Result<bool, Error> {
-        let shell = Path::new("/bin/sh");
-        let mut command = self.command(shell, folder);
-        match command.args(["-c", ":"]).stdout(Stdio::null()).stderr(Stdio::null()).status() {
-            Ok(_) => Ok(true),
-            Err(denied) if denied.kind() == io::ErrorKind::PermissionDenied => Ok(false),
-            Err(error) => Err(Error::file("enter", folder)(error)),
-        }
+    pub(super) fn reaches(&self, folder: &Path) -> bool {
+        self.command("/bin/sh", folder).args(["-c", ":"]).status().is_ok()
     }
 }
 
-/// Makes the child start a session and inherit only the three standard files.
+/// Runs a program until it ends, with `input` as its standard input. Returns its standard output. Ends the program if
+/// the future is dropped.
 ///
-/// On Linux, the kernel sends SIGINT to the child when the thread that spawned it ends. So no server remains when this
-/// process is killed. On other systems, the next start ends the remaining server.
-#[expect(
-    unsafe_code,
-    reason = "pre_exec is the only way between fork and exec; the closure makes a few system calls and allocates nothing"
-)]
-fn detach(command: &mut Command) {
-    #[cfg(target_os = "linux")]
-    let parent = rustix::process::getpid();
-    let request = move || {
-        rustix::process::setsid()?;
-        close_later();
-        #[cfg(target_os = "linux")]
-        {
-            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::INT))?;
-            // If this process died before the request for the signal, the kernel sends none.
-            if rustix::process::getppid() != Some(parent) {
-                return Err(io::ErrorKind::NotFound.into());
-            }
+/// # Errors
+/// If the program can't be run or fails.
+pub(super) async fn run(mut command: Command, input: &[u8]) -> Result<String, Error> {
+    let program = PathBuf::from(command.get_program());
+    let failed = |detail: String| Error::Program { program: program.clone(), detail };
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let spawned = tokio::process::Command::from(command).kill_on_drop(true).spawn();
+    let mut child = spawned.map_err(|error| failed(error.to_string()))?;
+    let stdin = child.stdin.take();
+    let feed = async {
+        if let Some(mut stdin) = stdin {
+            // A program that ends before it has read everything explains that itself.
+            let _ = stdin.write_all(input).await;
         }
-        Ok(())
     };
-    unsafe {
-        command.pre_exec(request);
+    let ((), output) = tokio::join!(feed, child.wait_with_output());
+    let output = output.map_err(|error| failed(error.to_string()))?;
+    if !output.status.success() {
+        let said = last_error(&String::from_utf8_lossy(&output.stderr));
+        return Err(failed(said.unwrap_or_else(|| output.status.to_string())));
     }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Closes every file except the standard three when the child executes its program. The caller of this process may have
-/// left root's files open. Must be called in a child process before `exec`.
-#[expect(
-    unsafe_code,
-    reason = "numbers of files, open or not, which only these calls take; none is closed or used here"
-)]
-fn close_later() {
-    use nix::libc;
+/// Returns the line of a program's output that best explains its failure: the last error, else the last line.
+pub(super) fn last_error(text: &str) -> Option<String> {
+    let mut lines = text.lines().rev().filter(|line| !line.trim().is_empty());
+    let last = lines.clone().next()?;
+    let error =
+        lines.find(|line| ["FATAL:", "PANIC:", "ERROR:", "error:"].iter().any(|severity| line.contains(severity)));
+    // Escape sequences must not reach the terminal of the user who started this process, who may be root.
+    Some(error.unwrap_or(last).trim().replace(char::is_control, " "))
+}
 
-    const FIRST: libc::c_int = 3;
-    #[cfg(target_os = "linux")]
-    if unsafe { libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) } == 0 {
-        return;
-    }
-    // Linux before 5.11 and other systems have no such call.
-    let end = unsafe { libc::sysconf(libc::_SC_OPEN_MAX) };
-    for file in FIRST..libc::c_int::try_from(end).unwrap_or(libc::c_int::MAX) {
-        unsafe { libc::fcntl(file, libc::F_SETFD, libc::FD_CLOEXEC) };
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_error_is_preferred_to_last_line() {
+        let log = "LOG:  starting\nFATAL:  no room\nLOG:  database system is shut down\n\n";
+        assert_eq!(last_error(log).as_deref(), Some("FATAL:  no room"));
+        assert_eq!(last_error("libpq.so: missing\n").as_deref(), Some("libpq.so: missing"));
+        assert_eq!(last_error("\n"), None);
     }
 }

@@ -1,17 +1,13 @@
 //! Selects the Postgres binaries: installed ones, or ones that `download` has placed in the data folder.
 
-use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::account::Account;
+use crate::account::{Account, run};
 use crate::data_dir::DataDir;
-use crate::files::HeldFolder;
 use crate::{Error, Settings, download};
-
-/// The largest size of `PG_VERSION`, which contains a number and a newline.
-const VERSION_MAX_BYTES: u64 = 64;
 
 /// A folder with `postgres` and `initdb`, and their major version.
 #[derive(Debug)]
@@ -21,83 +17,76 @@ pub(super) struct Binaries {
 }
 
 impl Binaries {
-    /// Finds the binaries with the data's major version, or the first ones if there is no data.
+    /// Finds the binaries with the data's major version, or the first ones if there is no data. Returns `None` if the
+    /// binaries must be downloaded first.
     ///
     /// If the settings have a `bin_dir`, it is the only candidate. Otherwise downloaded programs come last.
-    pub(super) fn find(settings: &Settings, data_dir: &DataDir) -> Result<Binaries, Error> {
-        if let Some(folder) = &settings.bin_dir {
-            return Binaries::only(folder, data_dir);
-        }
+    pub(super) async fn find(settings: &Settings, data_dir: &DataDir) -> Result<Option<Binaries>, Error> {
         let data = data_dir.cluster();
-        let wanted = major_of_data(data_dir)?;
+        let wanted = major_of_data(&data)?;
+        if let Some(folder) = &settings.bin_dir {
+            let found = Binaries::in_folder(folder, &data_dir.account).await?;
+            let found = found.ok_or_else(|| Error::NoBinaries(folder.to_owned()))?;
+            return choose(vec![found], wanted, &data).map(Some);
+        }
         let mut folders = if settings.ignores_installed { Vec::new() } else { candidates(&settings.search_path) };
         folders.push(download::programs(data_dir));
-        choose(installed(&folders, &data_dir.account), wanted, &data)
+        let found = installed(&folders, &data_dir.account).await;
+        let suits = |major| wanted.is_none_or(|wanted| wanted == major);
+        if settings.download.is_some() && suits(download::MAJOR) && !found.iter().any(|found| suits(found.major)) {
+            return Ok(None);
+        }
+        choose(found, wanted, &data).map(Some)
     }
 
-    /// Returns the binaries in this folder. They must exist, run, and have the data's major version.
-    pub(super) fn only(folder: &Path, data_dir: &DataDir) -> Result<Binaries, Error> {
-        let data = data_dir.cluster();
-        let wanted = major_of_data(data_dir)?;
-        let found = Binaries::in_folder(folder, &data_dir.account)?;
-        choose(vec![found.ok_or_else(|| Error::NoBinaries(folder.to_owned()))?], wanted, &data)
+    pub(super) fn program(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
     }
 
-    pub(super) fn postgres(&self) -> PathBuf {
-        self.folder.join("postgres")
-    }
-
-    pub(super) fn initdb(&self) -> PathBuf {
-        self.folder.join("initdb")
-    }
-
-    /// Returns the binaries in a folder. Returns `None` if one of the two programs is missing.
+    /// Returns the binaries in a folder. Returns `None` if `postgres` or `initdb` is missing.
     ///
     /// The account's user runs `postgres` to determine its version, because root must not run a file that this user may
     /// have written.
-    fn in_folder(folder: &Path, account: &Account) -> Result<Option<Binaries>, Error> {
+    pub(super) async fn in_folder(folder: &Path, account: &Account) -> Result<Option<Binaries>, Error> {
         // The programs run in another working folder, so the path must be absolute.
         let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
-        let binaries = Binaries { folder, major: 0 };
-        let postgres = binaries.postgres();
-        if !postgres.is_file() || !binaries.initdb().is_file() {
+        let (postgres, initdb) = (folder.join("postgres"), folder.join("initdb"));
+        if !postgres.is_file() || !initdb.is_file() {
             return Ok(None);
         }
-        let major =
-            major_of_program(&postgres, account).map_err(|source| Error::Program { program: postgres, source })?;
-        Ok(Some(Binaries { major, ..binaries }))
+        let mut version = account.command(&postgres, Path::new("/"));
+        version.arg("--version");
+        let line = run(version, b"").await?;
+        let why = || Error::Program { program: postgres, detail: format!("its version is {:?}", line.trim_end()) };
+        Ok(Some(Binaries { folder, major: major_in(&line).ok_or_else(why)? }))
     }
 }
 
 fn choose(mut installed: Vec<Binaries>, wanted: Option<u32>, data: &Path) -> Result<Binaries, Error> {
-    if installed.is_empty() {
-        return Err(Error::NotInstalled);
-    }
     let Some(wanted) = wanted else {
-        return Ok(installed.swap_remove(0));
+        return installed.into_iter().next().ok_or(Error::NotInstalled(String::new()));
     };
     if let Some(at) = installed.iter().position(|found| found.major == wanted) {
         return Ok(installed.swap_remove(at));
     }
-    let mut majors: Vec<u32> = installed.iter().map(|found| found.major).collect();
-    majors.sort_unstable_by_key(|major| Reverse(*major));
-    majors.dedup();
-    let majors: Vec<String> = majors.iter().map(u32::to_string).collect();
-    Err(Error::VersionMismatch { folder: data.to_owned(), data: wanted, binaries: majors.join(", ") })
+    let majors: BTreeSet<u32> = installed.iter().map(|found| found.major).collect();
+    let majors: Vec<String> = majors.iter().rev().map(u32::to_string).collect();
+    let found = if majors.is_empty() { "none".to_owned() } else { majors.join(", ") };
+    Err(Error::VersionMismatch { folder: data.to_owned(), data: wanted, found })
 }
 
 /// Returns the binaries in these folders, in the same order. Skips binaries whose version can't be determined.
-fn installed(folders: &[PathBuf], account: &Account) -> Vec<Binaries> {
-    folders
-        .iter()
-        .filter_map(|folder| match Binaries::in_folder(folder, account) {
-            Ok(found) => found,
+async fn installed(folders: &[PathBuf], account: &Account) -> Vec<Binaries> {
+    let mut installed = Vec::new();
+    for folder in folders {
+        match Binaries::in_folder(folder, account).await {
+            Ok(found) => installed.extend(found),
             Err(error) => {
                 tracing::warn!(event = "postgres_unusable", folder = %folder.display(), error = %error, "ignored an installed Postgres whose version can't be determined");
-                None
             }
-        })
-        .collect()
+        }
+    }
+    installed
 }
 
 /// Returns the folders that may contain an installed Postgres, in the order of preference: Debian's versions, `PATH`,
@@ -131,29 +120,23 @@ fn versioned(parent: &str, prefix: &str) -> Vec<PathBuf> {
 }
 
 /// Reads the major version from `PG_VERSION`. Returns `None` if there is no data yet.
-fn major_of_data(data_dir: &DataDir) -> Result<Option<u32>, Error> {
-    let data = data_dir.cluster();
-    let folder = match HeldFolder::open(&data, &data_dir.account) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Err(Error::NotData(data)),
-        opened => opened.map_err(Error::file("use", &data))?,
-    };
-    match folder.read("PG_VERSION", VERSION_MAX_BYTES) {
-        Ok(version) => leading_number(&version).map(Some).ok_or(Error::NotData(data)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::NotData(data)),
-        Err(error) => Err(Error::file("read", &data.join("PG_VERSION"))(error)),
+fn major_of_data(data: &Path) -> Result<Option<u32>, Error> {
+    let file = data.join("PG_VERSION");
+    match fs::read_to_string(&file) {
+        Ok(version) => leading_number(&version).map(Some).ok_or(Error::NotData(data.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !data.exists() => Ok(None),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Err(Error::NotData(data.to_owned()))
+        }
+        Err(error) => Err(Error::file("read", &file)(error)),
     }
 }
 
-/// Runs `postgres --version` and parses the major version.
+/// Returns the major version in the output of `postgres --version`.
 ///
 /// A release prints `postgres (PostgreSQL) 17.2 (Debian …)`. Betas and builds of a branch print `18beta1` or `19devel`.
-fn major_of_program(postgres: &Path, account: &Account) -> io::Result<u32> {
-    let output = account.command(postgres, Path::new("/")).arg("--version").output()?;
-    let line = String::from_utf8_lossy(&output.stdout);
-    line.split_once("(PostgreSQL) ")
-        .and_then(|(_, version)| leading_number(version))
-        .ok_or_else(|| io::Error::other(format!("unexpected output of --version: {:?}", line.trim_end())))
+fn major_in(line: &str) -> Option<u32> {
+    leading_number(line.split_once("(PostgreSQL) ")?.1)
 }
 
 fn leading_number(text: &str) -> Option<u32> {
@@ -190,6 +173,8 @@ mod tests {
     fn a_mismatch_names_every_version() {
         let line = choose(vec![binaries(9), binaries(18)], Some(15), Path::new("/d")).unwrap_err().to_string();
         assert!(line.contains("Postgres 15") && line.contains("18, 9"), "{line}");
+        let line = choose(Vec::new(), Some(15), Path::new("/d")).unwrap_err().to_string();
+        assert!(line.contains("install Postgres 15") && line.contains("none"), "{line}");
     }
 
     #[test]

@@ -1,38 +1,21 @@
-//! Downloads the Postgres programs from a mirror for a machine without an installed Postgres.
+//! Downloads the Postgres programs for a machine without an installed Postgres.
 //!
 //! `binaries` decides when downloaded programs are used. This module must not know clusters.
 
-use std::io::{self, Write};
+use std::env::consts::{ARCH, OS};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
 use ring::digest::{SHA256, digest};
 
-use crate::account::Account;
-use crate::data_dir::{DataDir, LockedDataDir};
-use crate::files::HeldFolder;
-use crate::mirror::{Checksum, Mirror};
-use crate::{Error, Fetch};
+use crate::account::run;
+use crate::binaries::Binaries;
+use crate::data_dir::DataDir;
+use crate::{Error, Settings};
 
-/// The version that is downloaded, in the mirror's numbering.
+/// The version that is downloaded, in the numbering of the project that publishes the archives.
 const VERSION: &str = "17.11.0";
 /// The major version that is downloaded.
 pub(super) const MAJOR: u32 = 17;
-
-/// The SHA-256 of each archive of [`VERSION`], by target.
-///
-/// They ensure that an archive is the originally published one, even if the mirror changes. For a target without an
-/// entry, the operator must set a checksum. For a new version, compare each entry with the checksum that is published
-/// next to the archive.
-const CHECKSUMS: [(&str, &str); 4] = [
-    ("x86_64-unknown-linux-gnu", "b7a1ba6bae6499d8296e3e81b0171eecfd1766ca9aaa0057e41ad3e844e5e2e0"),
-    ("aarch64-unknown-linux-gnu", "abffda09209280ec1502b73720dc4d254fb7fff9a072e324926c600a5b16c221"),
-    ("x86_64-apple-darwin", "e43a81b15e1cfe7f9d8fd79c6d4d0366e9001a5f690e322224dca704656602f7"),
-    ("aarch64-apple-darwin", "fd4b62794b160e26973a768a1eef3248aef9d2ff23ebd6d884a4299485e28e57"),
-];
-
-/// The largest size of an archive. The current archives have about 12 MB.
-const MAX_BYTES: usize = 256 << 20;
 
 /// Returns the folder of the downloaded programs in a data folder. It may not exist.
 pub(super) fn programs(data_dir: &DataDir) -> PathBuf {
@@ -43,115 +26,109 @@ fn home(data_dir: &DataDir) -> PathBuf {
     data_dir.path.join(format!("postgresql-{VERSION}"))
 }
 
-/// Downloads the programs into the data folder, completely or not at all. The archive must have the expected checksum.
-pub(super) fn place(mirror: &Mirror, fetch: Fetch, data_dir: &LockedDataDir) -> Result<(), Error> {
-    let Some(target) = target() else { return Err(Error::NotInstalled) };
-    let url = format!("{}/{VERSION}/postgresql-{VERSION}-{target}.tar.gz", mirror.url);
-    let failed = |why| Error::Download { url: url.clone(), why };
-    let checksum = checksum(mirror, &target).map_err(failed)?;
-    let home = home(data_dir);
-    tracing::info!(
-        event = "postgres_download",
-        url,
-        folder = %home.display(),
-        "no installed Postgres found, downloading one; PG_DOWNLOAD=off disables the download"
-    );
-    let archive = checked(fetch, &url, &checksum).map_err(failed)?;
-    let scratch = data_dir.make_scratch()?;
-    let placed = match unpack(&archive, &scratch, &data_dir.account) {
-        Ok(unpacked) => unpacked.move_only_folder(&home).map_err(Error::file("place a download in", &home)),
-        Err(error) => Err(failed(format!("it can't be unpacked: {error}"))),
-    };
-    // After a crash, the next start removes the scratch folder.
-    data_dir.account.remove_folder(&scratch).map_err(Error::file("remove", &scratch))?;
-    placed?;
-    data_dir.sync()
-}
-
-/// Returns the target of this machine in the names of the archives. Returns `None` if the mirror has no archive for it.
-fn target() -> Option<String> {
-    let architecture = if cfg!(target_arch = "x86_64") {
-        "x86_64"
-    } else if cfg!(target_arch = "aarch64") {
-        "aarch64"
-    } else {
-        return None;
-    };
-    let system = if cfg!(target_os = "linux") {
-        if has_glibc() { "unknown-linux-gnu" } else { "unknown-linux-musl" }
-    } else if cfg!(target_os = "macos") {
-        "apple-darwin"
-    } else {
-        return None;
-    };
-    Some(format!("{architecture}-{system}"))
-}
-
-/// Returns true if programs linked to glibc run on this Linux. This process may be a static binary with musl, so the
-/// machine is checked.
-fn has_glibc() -> bool {
-    let loaders = ["/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1"];
-    cfg!(target_env = "gnu") || loaders.iter().any(|loader| Path::new(loader).exists())
-}
-
-/// Returns the expected checksum of a target's archive: the operator's, else the one in [`CHECKSUMS`].
-fn checksum(mirror: &Mirror, target: &str) -> Result<Checksum, String> {
-    let known = || CHECKSUMS.iter().find(|(of, _)| *of == target).map(|(_, sum)| Checksum((*sum).to_owned()));
-    mirror
-        .checksum
-        .clone()
-        .or_else(known)
-        .ok_or_else(|| format!("no SHA-256 is known for the archive for {target}: set PG_DOWNLOAD_SHA256"))
-}
-
-/// Downloads an archive and verifies its checksum.
-fn checked(fetch: Fetch, url: &str, Checksum(expected): &Checksum) -> Result<Vec<u8>, String> {
-    let archive = fetch(url, MAX_BYTES)?;
-    let found = hex::encode(digest(&SHA256, &archive));
-    if found == *expected { Ok(archive) } else { Err(format!("its sha256 is {found}, not {expected}")) }
-}
-
-/// Unpacks an archive into a folder as the account's user. Root would follow links that this user may have created in
-/// the folder.
-fn unpack(archive: &[u8], scratch: &Path, account: &Account) -> io::Result<HeldFolder> {
-    let folder = HeldFolder::open(scratch, account)?;
-    let tar = account
-        .command(Path::new("tar"), scratch)
-        .args(["-xzf", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn();
-    let mut tar = tar.map_err(|error| io::Error::new(error.kind(), format!("can't run tar: {error}")))?;
-    // If `tar` ends before it has read everything, its output contains the reason.
-    let fed = tar.stdin.take().expect("it is piped").write_all(archive);
-    let output = tar.wait_with_output()?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        return Err(io::Error::other(said.lines().next().unwrap_or("tar failed").to_owned()));
+/// Downloads the programs for this machine into the data folder, completely or not at all. Downloads nothing if
+/// another process has done so before. The caller must hold the lock of the folder.
+pub(super) async fn ensure(settings: &Settings, data_dir: &DataDir) -> Result<Binaries, Error> {
+    let none = || Error::NotInstalled(String::new());
+    if !home(data_dir).exists() {
+        let ((target, sha256), fetch) = archive_for_this_machine().zip(settings.download).ok_or_else(none)?;
+        let project = "https://github.com/theseus-rs/postgresql-binaries";
+        let url = format!("{project}/releases/download/{VERSION}/postgresql-{VERSION}-{target}.tar.gz");
+        tracing::info!(
+            event = "postgres_download",
+            url,
+            folder = %home(data_dir).display(),
+            "no installed Postgres found, downloading one; PG_DOWNLOAD=off disables the download"
+        );
+        let placed = match fetch(url.clone()).await {
+            Ok(bytes) => unpack(&bytes, sha256, data_dir).await,
+            Err(why) => Err(why),
+        };
+        placed.map_err(|why| Error::NotInstalled(format!(", and {url} can't be downloaded ({why})")))?;
     }
-    fed?;
-    // The files must be durable before the caller renames the folder.
-    rustix::fs::sync();
-    Ok(folder)
+    Binaries::in_folder(&programs(data_dir), &data_dir.account).await?.ok_or_else(none)
+}
+
+/// Returns the target and the SHA-256 of the archive of [`VERSION`] for this machine, if there is one.
+///
+/// The checksum ensures that an archive is the originally published one, even if the project changes. For a new version,
+/// compare each with the checksum that is published next to the archive.
+fn archive_for_this_machine() -> Option<(&'static str, &'static str)> {
+    // This process may be a static binary with musl, so the machine is checked.
+    let loaders = ["/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1"];
+    let has_glibc = cfg!(target_env = "gnu") || loaders.iter().any(|loader| Path::new(loader).exists());
+    Some(match (OS, ARCH) {
+        ("linux", _) if !has_glibc => return None,
+        ("linux", "x86_64") => {
+            ("x86_64-unknown-linux-gnu", "b7a1ba6bae6499d8296e3e81b0171eecfd1766ca9aaa0057e41ad3e844e5e2e0")
+        }
+        ("linux", "aarch64") => {
+            ("aarch64-unknown-linux-gnu", "abffda09209280ec1502b73720dc4d254fb7fff9a072e324926c600a5b16c221")
+        }
+        ("macos", "x86_64") => {
+            ("x86_64-apple-darwin", "e43a81b15e1cfe7f9d8fd79c6d4d0366e9001a5f690e322224dca704656602f7")
+        }
+        ("macos", "aarch64") => {
+            ("aarch64-apple-darwin", "fd4b62794b160e26973a768a1eef3248aef9d2ff23ebd6d884a4299485e28e57")
+        }
+        _ => return None,
+    })
+}
+
+/// Unpacks an archive as the account's user, after verifying its checksum. The archive has one folder, which becomes
+/// that of the programs.
+async fn unpack(archive: &[u8], sha256: &str, data_dir: &DataDir) -> Result<(), String> {
+    let found = hex::encode(digest(&SHA256, archive));
+    if found != sha256 {
+        return Err(format!("its sha256 is {found}, not {sha256}"));
+    }
+    let unpacked = async {
+        let scratch = data_dir.make_scratch()?;
+        let mut tar = data_dir.account.command("tar", scratch.path());
+        tar.args(["-xzf", "-", "--strip-components=1"]);
+        run(tar, archive).await?;
+        data_dir.place(&scratch, &home(data_dir))
+    };
+    unpacked.await.map_err(|error| format!("it can't be unpacked: {error}"))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::Command;
 
-    #[test]
-    fn archive_without_a_known_checksum_is_refused() {
-        for (target, known) in CHECKSUMS {
-            let known: Checksum = known.parse().unwrap();
-            assert_eq!(checksum(&Mirror::default(), target), Ok(known));
+    use super::*;
+    use crate::account::Account;
+
+    #[tokio::test]
+    async fn archive_with_the_right_checksum_is_placed_whole() {
+        let home = tempfile::tempdir().unwrap();
+        fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let bin = home.path().join("postgresql-0-test/bin");
+        fs::create_dir_all(&bin).unwrap();
+        for program in ["postgres", "initdb"] {
+            fs::write(bin.join(program), "#!/bin/sh\necho 'postgres (PostgreSQL) 17.11'\n").unwrap();
+            fs::set_permissions(bin.join(program), fs::Permissions::from_mode(0o755)).unwrap();
         }
-        let refused = checksum(&Mirror::default(), "x86_64-unknown-linux-musl").unwrap_err();
-        assert!(refused.contains("x86_64-unknown-linux-musl") && refused.contains("PG_DOWNLOAD_SHA256"), "{refused}");
-        let chosen: Checksum = "AB".repeat(32).parse().unwrap();
-        for target in [CHECKSUMS[0].0, "x86_64-unknown-linux-musl"] {
-            let mirror = Mirror::default().with_checksum(chosen.clone());
-            assert_eq!(checksum(&mirror, target), Ok(Checksum("ab".repeat(32))));
-        }
+        let tar = Command::new("tar").args(["-czf", "-", "postgresql-0-test"]).current_dir(home.path()).output();
+        let archive = tar.unwrap().stdout;
+        let sha256 = hex::encode(digest(&SHA256, &archive));
+        let path = home.path().join("data");
+        let account = Account::for_cluster(&path).unwrap();
+        let data_dir = DataDir { named: path.clone(), path, account };
+        let _lock = data_dir.lock().await.unwrap();
+
+        let refused = unpack(&archive, "00", &data_dir).await.unwrap_err();
+        assert_eq!(refused, format!("its sha256 is {sha256}, not 00"));
+        let broken = hex::encode(digest(&SHA256, b"broken"));
+        let refused = unpack(b"broken", &broken, &data_dir).await.unwrap_err();
+        assert!(refused.starts_with("it can't be unpacked: tar failed: "), "{refused}");
+        assert_eq!(fs::read_dir(&data_dir.path).unwrap().count(), 1, "more than the lock is left");
+
+        unpack(&archive, &sha256, &data_dir).await.unwrap();
+        assert_eq!(fs::read_dir(&data_dir.path).unwrap().count(), 2);
+        let found = Binaries::in_folder(&programs(&data_dir), &data_dir.account).await.unwrap();
+        assert_eq!(found.unwrap().major, MAJOR);
     }
 }

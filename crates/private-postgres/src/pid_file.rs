@@ -1,29 +1,27 @@
 //! Reads `postmaster.pid`, in which a server records its process id and state.
 //!
-//! The file remains after a server was killed, so a caller must verify the process id.
+//! The file remains after a server was killed, so a caller must verify that the server answers.
 
-use std::path::PathBuf;
-
-use crate::files::HeldFolder;
-
-/// The file's name in a data folder.
-pub(super) const NAME: &str = "postmaster.pid";
-
-/// The largest size of the file, which contains two paths and a few numbers.
-const MAX_BYTES: u64 = 16 << 10;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 /// The used lines of `postmaster.pid` (see Postgres's `src/include/utils/pidfile.h`).
 #[derive(Debug, PartialEq)]
 pub(super) struct PidFile {
-    pub(super) pid: i32,
+    pub(super) pid: u32,
     pub(super) socket_folder: PathBuf,
     pub(super) ready: bool,
 }
 
 impl PidFile {
+    /// Returns the path of the file in a cluster.
+    pub(super) fn path(cluster: &Path) -> PathBuf {
+        cluster.join("postmaster.pid")
+    }
+
     /// Reads the file. Returns `None` if there is none, or if its first line is not complete.
-    pub(super) fn read(data: &HeldFolder) -> Option<PidFile> {
-        PidFile::parse(&data.read(NAME, MAX_BYTES).ok()?)
+    pub(super) fn read(cluster: &Path) -> Option<PidFile> {
+        PidFile::parse(&fs::read_to_string(PidFile::path(cluster)).ok()?)
     }
 
     fn parse(text: &str) -> Option<PidFile> {

@@ -1,15 +1,17 @@
-//! The folder of the server's Unix socket. It is closed to other users, and its path is short enough for a socket. The
-//! path of the data folder may be too long.
+//! The folder of the server's Unix socket. Only the account may enter it, so the server asks for no password. Its path
+//! is short enough for a socket. The path of the data folder may be too long.
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use crate::Error;
+use ring::digest::{SHA256, digest};
+
 use crate::account::Account;
-use crate::data_dir::LockedDataDir;
-use crate::files::HeldFolder;
+use crate::data_dir::DataDir;
+use crate::{Error, PORT};
 
 /// The longest path of a socket in bytes, without the final NUL.
 const LONGEST_PATH: usize = if cfg!(target_os = "macos") { 103 } else { 107 };
@@ -18,106 +20,74 @@ const LONGEST_PATH: usize = if cfg!(target_os = "macos") { 103 } else { 107 };
 /// of the allowed length.
 const FALLBACK: &str = "/tmp";
 
-/// The socket's name, which contains the port 5432.
-const NAME: &str = ".s.PGSQL.5432";
-/// The name of the socket's lock file.
-const LOCK: &str = ".s.PGSQL.5432.lock";
-
-/// A folder for the socket only. Dropping this value removes the folder.
-#[derive(Debug)]
-pub(super) struct SocketFolder {
-    pub(super) path: PathBuf,
-    account: Account,
+/// Creates the folder of the socket in `preferred`, else in `/tmp`.
+///
+/// The name is derived from the data folder's path, so that a start after a crash reuses the folder. If the name belongs
+/// to another user, a random name is used.
+pub(super) fn make_folder(preferred: Option<&Path>, data_dir: &DataDir) -> Result<PathBuf, Error> {
+    let name = name_for(&data_dir.path);
+    let random = format!("cdc-export-{}", uuid::Uuid::new_v4().simple());
+    let candidates = preferred.map(|preferred| preferred.join(&name));
+    let fallback = [name, random].map(|name| Path::new(FALLBACK).join(name));
+    let mut candidates = candidates.into_iter().chain(fallback).filter(|path| fits(path));
+    let private = candidates.find(|path| matches!(make_private(path, &data_dir.account), Ok(true)));
+    private.ok_or(Error::NoSocketFolder)
 }
 
-impl SocketFolder {
-    /// Creates the folder in `preferred`, else in `/tmp`.
-    ///
-    /// The name is derived from the data folder's path, so that a start after a crash reuses the folder. If the name
-    /// belongs to another user, a random name is used.
-    pub(super) fn make(preferred: Option<&Path>, data_dir: &LockedDataDir) -> Result<SocketFolder, Error> {
-        let name = name_for(&data_dir.path);
-        let fallback = Path::new(FALLBACK);
-        let random = format!("cdc-export-{}", uuid::Uuid::new_v4().simple());
-        let candidates = preferred.map(|preferred| preferred.join(&name));
-        let candidates = candidates.into_iter().chain([fallback.join(&name), fallback.join(random)]);
-        for path in candidates.filter(|path| fits(path)) {
-            match make_private(&path, data_dir) {
-                Ok(true) => return Ok(SocketFolder { path, account: data_dir.account.clone() }),
-                Ok(false) => {}
-                Err(error) => {
-                    tracing::debug!(event = "socket_folder_refused", folder = %path.display(), error = %error, "can't use a folder for the socket");
-                }
-            }
-        }
-        Err(Error::NoSocketFolder(fallback.to_owned()))
-    }
-
-    /// Returns the folder in the syntax of `unix_socket_directories`, in which an unquoted comma separates folders.
-    pub(super) fn quoted(&self) -> String {
-        format!("\"{}\"", self.path.display().to_string().replace('"', "\"\""))
-    }
-
-    /// Removes the socket and the lock file of a killed server. The caller must ensure that no server runs.
-    ///
-    /// Postgres does not replace a lock file if its process id meanwhile belongs to another process.
-    pub(super) fn clear(&self) {
-        let folder = match HeldFolder::open(&self.path, &self.account) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return,
-            opened => opened,
-        };
-        let removed = folder.and_then(|folder| folder.remove(NAME).and(folder.remove(LOCK)));
-        if let Err(error) = removed {
-            tracing::warn!(event = "socket_left", folder = %self.path.display(), error = %error, "can't remove a stale socket");
-        }
-    }
+/// Returns a folder in the syntax of `unix_socket_directories`, in which an unquoted comma separates folders.
+pub(super) fn quoted(folder: &Path) -> String {
+    format!("\"{}\"", folder.display().to_string().replace('"', "\"\""))
 }
 
-impl Drop for SocketFolder {
-    fn drop(&mut self) {
-        self.clear();
-        // An error is ignored, because the next start reuses the folder.
-        let _ = fs::remove_dir(&self.path);
-    }
+/// Removes the socket and the lock file of a killed server. The caller must ensure that no server runs.
+///
+/// Postgres does not replace a lock file if its process id meanwhile belongs to another process.
+pub(super) fn clear(folder: &Path) {
+    let socket = socket_in(folder);
+    // Missing files are the usual case, and Postgres reports any other obstacle.
+    let _ = fs::remove_file(&socket);
+    let _ = fs::remove_file(socket.with_added_extension("lock"));
+}
+
+/// Returns true if a server listens on the socket in this folder.
+pub(super) fn answers(folder: &Path) -> bool {
+    UnixStream::connect(socket_in(folder)).is_ok()
 }
 
 /// Creates the folder, or reuses one that belongs to the account. Returns false if the folder belongs to another user,
 /// or if the account's user can't enter it.
-fn make_private(path: &Path, data_dir: &LockedDataDir) -> Result<bool, Error> {
-    let account = &data_dir.account;
+fn make_private(path: &Path, account: &Account) -> Result<bool, Error> {
     // The account's user can't enter root's runtime folder. No folder must be created there.
     if let Some(parent) = path.parent()
-        && !account.reaches(parent)?
+        && !account.reaches(parent)
     {
         return Ok(false);
     }
-    match account.make_folder(path) {
+    match fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        made => made.map_err(Error::file("make", path))?,
+        made => made.and_then(|()| account.take(path)).map_err(Error::file("make", path))?,
     }
     // A link is not followed, because in /tmp another user may have created a link to a folder of the account.
     let found = fs::symlink_metadata(path).map_err(Error::file("read", path))?;
-    let private = found.is_dir() && found.uid() == account.uid() && found.mode() & 0o777 == 0o700;
-    Ok(private && account.reaches(path)?)
+    let is_private = found.is_dir() && found.uid() == account.uid() && found.mode() & 0o777 == 0o700;
+    Ok(is_private && account.reaches(path))
 }
 
 /// Returns the name of the socket folder, derived from a hash of the data folder's path.
 fn name_for(data_dir: &Path) -> String {
     let data_dir = data_dir.canonicalize().unwrap_or(data_dir.to_owned());
-    let digest = ring::digest::digest(&ring::digest::SHA256, data_dir.as_os_str().as_encoded_bytes());
-    let id = digest.as_ref()[..8].iter().fold(0_u64, |id, byte| id << 8 | u64::from(*byte));
-    format!("cdc-export-{id:016x}")
+    let digest = digest(&SHA256, data_dir.as_os_str().as_encoded_bytes());
+    format!("cdc-export-{}", hex::encode(&digest.as_ref()[..8]))
 }
 
 /// Returns true if the path of a socket in this folder is short enough. It must also be UTF-8, which the client library
 /// requires.
 fn fits(folder: &Path) -> bool {
-    folder.to_str().is_some() && path(folder).as_os_str().len() <= LONGEST_PATH
+    folder.to_str().is_some() && socket_in(folder).as_os_str().len() <= LONGEST_PATH
 }
 
-/// Returns the path of the socket in a folder.
-pub(super) fn path(folder: &Path) -> PathBuf {
-    folder.join(NAME)
+fn socket_in(folder: &Path) -> PathBuf {
+    folder.join(format!(".s.PGSQL.{PORT}"))
 }
 
 #[cfg(test)]
@@ -134,7 +104,6 @@ mod tests {
 
     #[test]
     fn folder_with_a_comma_is_quoted() {
-        let folder = SocketFolder { path: PathBuf::from("/run/a,b\"c"), account: Account::Own };
-        assert_eq!(folder.quoted(), "\"/run/a,b\"\"c\"");
+        assert_eq!(quoted(Path::new("/run/a,b\"c")), "\"/run/a,b\"\"c\"");
     }
 }

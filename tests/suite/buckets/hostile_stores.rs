@@ -352,7 +352,7 @@ async fn a_redirect_from_https_to_http_is_not_followed_and_no_reason_to_allow_ht
     });
     let home = reachable_folder();
     crate::tls::certificates(home.path()).await;
-    let address = crate::download::redirecting(&other.address, Some(home.path())).await;
+    let address = crate::download::redirecting(&other.address, home.path());
     let authority = home.path().join("ca.crt");
     let settings = [
         ("AWS_ENDPOINT_URL", address.as_str()),

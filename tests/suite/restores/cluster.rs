@@ -36,7 +36,7 @@ impl Cluster {
     }
 
     pub(crate) fn database(&self) -> Database {
-        Database::at(connect_options(self.server.as_ref().unwrap().endpoint()))
+        Database::at(connect_options(self.server.as_ref().unwrap().socket_folder()))
     }
 
     pub(crate) fn data(&self) -> PathBuf {
@@ -59,7 +59,7 @@ impl Cluster {
         let owner = std::fs::metadata(self.data()).unwrap();
         std::os::unix::fs::chown(self.copy(), Some(owner.uid()), Some(owner.gid())).unwrap();
         std::fs::set_permissions(self.copy(), PermissionsExt::from_mode(0o700)).unwrap();
-        let options = connect_options(self.server.as_ref().unwrap().endpoint());
+        let options = connect_options(self.server.as_ref().unwrap().socket_folder());
         let mut backup = program(&options, "pg_basebackup", &self.copy()).await;
         output(backup.args(connection(&options)).args(["-X", "fetch", "-c", "fast", "-D"]).arg(self.copy())).await;
     }
