@@ -25,7 +25,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::command::catalog::{refuse_faults, untrack_hint};
-use crate::command::database_handle::{DatabaseHandle, join_or_start, prepare};
+use crate::command::database_handle::{DatabaseHandle, join_or_start, prepare, start};
 use crate::command::drain::drain_then_shutdown;
 use crate::command::reload::Reload;
 use crate::command::signals::stop_on_signal;
@@ -78,7 +78,7 @@ async fn run(config: Config, role: Role) -> anyhow::Result<ExitCode> {
         }
         (Role::Worker, None) => None,
     };
-    let Some(handle) = database_handle(&config, &shutdown).await? else { return Ok(ExitCode::SUCCESS) };
+    let Some(handle) = database_handle(&config, role, &shutdown).await? else { return Ok(ExitCode::SUCCESS) };
     let done = run_on(&config, role, (listener, limits), &handle.database, shutdown).await;
     handle.close().await;
     done.map(|()| ExitCode::SUCCESS)
@@ -330,12 +330,24 @@ pub(crate) fn run_worker() -> anyhow::Result<ExitCode> {
 }
 
 /// Opens the database without a migration. Returns `None` if a signal stops the start.
-async fn database_handle(config: &Config, shutdown: &CancellationToken) -> anyhow::Result<Option<DatabaseHandle>> {
+///
+/// A service runs its private server itself. If it joined that of another one, both would end with the other one.
+async fn database_handle(
+    config: &Config,
+    role: Role,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Option<DatabaseHandle>> {
     if let Some(database) = &config.database {
         return Ok(Some(database.clone().into()));
     }
+    let opened = async {
+        match role {
+            Role::Service => start(&config.embedded).await.map_err(Into::into),
+            Role::Api | Role::Worker => join_or_start(&config.embedded).await,
+        }
+    };
     tokio::select! {
-        handle = join_or_start(&config.embedded) => handle.map(Some),
+        handle = opened => handle.map(Some),
         () = shutdown.cancelled() => Ok(None),
     }
 }

@@ -178,6 +178,9 @@ async fn a_command_joins_the_private_server_or_runs_it() {
         run(&["seed", "--rows", "1000"], &settings).await.1,
         "0 users added: the demo table has 1000 or more.\n"
     );
+    let (code, log) = Start::plain().with("DATA_DIR", folder).until_it_ends().await;
+    let refused = format!("cdc-export: another process already runs the Postgres server in {folder}: stop it");
+    assert!(code == 1 && log.lines().last().unwrap().starts_with(&refused), "{log}");
     let (code, printed, _) = run(&["migrate"], &settings).await;
     assert!(code == 0 && printed.starts_with("DATA_DIR: ") && printed.ends_with("are up to date.\n"), "{printed}");
     let (_, file) = service.export("delta", "a").await;
