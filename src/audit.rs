@@ -69,11 +69,6 @@ impl Origin {
         Origin::without_key(format_args!("schedule:{name}"))
     }
 
-    /// Returns the origin of the requests from a broker of the operator's file.
-    pub fn amqp(name: &str) -> Arc<Origin> {
-        Origin::without_key(format_args!("amqp:{name}"))
-    }
-
     /// Returns the origin of a command that a user of this machine runs.
     pub fn command(user: &str) -> Arc<Origin> {
         Origin::without_key(format_args!("cli:{user}"))
@@ -98,7 +93,7 @@ pub struct AuditEntry {
     pub at: DateTime<Utc>,
     /// The id of the first of these requests.
     pub request_id: Option<String>,
-    /// The prefix of the key; or `schedule:NAME`, `amqp:NAME` or `cli:USER`. `None` if a call needed no key.
+    /// The prefix of the key; or `schedule:NAME` or `cli:USER`. `None` if a call needed no key.
     pub key: Option<String>,
     /// The address of the peer. `None` if the request did not come over HTTP.
     pub remote: Option<String>,
@@ -120,7 +115,7 @@ pub struct AuditEntry {
 /// The filter of the audit log. A field with `None` does not restrict the list.
 #[derive(Clone, Debug, Default)]
 pub struct AuditFilter {
-    /// Selects requests with this key, or of this schedule, broker or user.
+    /// Selects requests with this key, or of this schedule or user.
     pub key: Option<String>,
     /// Selects requests for this consumer.
     pub consumer: Option<ConsumerId>,

@@ -26,7 +26,7 @@ use crate::dataset::mask::MaskSecret;
 use crate::http::{self, Access, LocalHosts, Origins};
 use crate::job::Terms;
 use crate::postgres::{BadUrl, Database, NamedDatabase};
-use crate::receiver::{MissingSecret, Receivers};
+use crate::receiver::Receivers;
 use crate::source::purge;
 use crate::telemetry::spans;
 use crate::{maintenance, postgres, sink, worker};
@@ -73,7 +73,7 @@ pub struct Config {
     /// The receivers of events, with their secrets.
     pub receivers: Arc<Receivers>,
     /// The secrets of receivers that are unset or wrong.
-    pub missing_secrets: Vec<MissingSecret>,
+    pub missing_receiver_secrets: Vec<String>,
     /// The operator's file. `None` means that the catalog is the demo's.
     pub catalog_file: Option<PathBuf>,
     /// The destination of files.
@@ -203,7 +203,7 @@ impl Config {
             None => (Catalog::default(), Receivers::default()),
             Some(file) => operator::read(file)?,
         };
-        let missing_secrets = operator::read_secrets(&vars, &mut receivers);
+        let missing_receiver_secrets = operator::read_secrets(&vars, &mut receivers);
         let downloads = vars.one_of_two("PG_DOWNLOAD", [("on", true), ("off", false)])?.unwrap_or(true);
         Ok(Config {
             embedded: private_postgres::Settings {
@@ -216,7 +216,7 @@ impl Config {
             },
             catalog: CurrentCatalog::new(Arc::new(catalog)),
             receivers: Arc::new(receivers),
-            missing_secrets,
+            missing_receiver_secrets,
             catalog_file,
             output,
             // The operator's own database gets demo rows only if SEED_ROWS is set.

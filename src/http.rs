@@ -20,7 +20,6 @@ pub mod in_process;
 mod input;
 mod json;
 mod local;
-mod message;
 mod openapi;
 mod ops;
 mod page;
@@ -67,7 +66,6 @@ pub use access::Access;
 pub use connections::ConnectionLimits;
 pub use cors::Origins;
 pub use local::LocalHosts;
-pub use message::take_message;
 pub use rate::Rate;
 
 use crate::http::access::{AccessControl, Peer};

@@ -7,7 +7,6 @@
 
 // The domain: plain values without I/O, which all other modules use.
 pub mod audit;
-pub mod broker;
 pub mod database;
 pub mod dataset;
 pub mod duration;

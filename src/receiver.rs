@@ -10,13 +10,7 @@ mod webhook;
 
 use std::fmt::{Debug, Display};
 use std::str::FromStr;
-use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
-
-use crate::broker::{Intake, Message, Outcome};
 use crate::dataset::block::{Block, Names};
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::Mistakes;
@@ -51,34 +45,15 @@ pub trait ReceiverKind: Debug + Send + Sync {
     /// Reads one block, and adds its receiver. Records each fault in the block.
     fn parse(&mut self, block: &mut Block<'_, '_>, known: &Known<'_>);
 
-    /// The receivers' names and the events that they get. A block that only brings requests has none.
+    /// The receivers' names and the events that they get.
     fn listeners(&self) -> Vec<Listener>;
 
-    /// Reads the secrets of all receivers. Returns the faults; a receiver with a fault has no transport.
-    fn read_secrets(&mut self, variables: &SecretVariables<'_>) -> Vec<MissingSecret>;
+    /// Reads the secrets of all receivers. Returns a fault for each secret that is unset or wrong: the block, the
+    /// variable and the reason, without the secret. A receiver with a fault has no transport.
+    fn read_secrets(&mut self, variables: &SecretVariables<'_>) -> Vec<String>;
 
-    /// Builds a transport for each receiver that gets events and has its secret, with the receiver's name.
+    /// Builds a transport for each receiver that has its secret, with the receiver's name.
     fn build(&self) -> Vec<(String, Box<dyn Transport>)>;
-
-    /// Returns tasks that submit the requests for exports which these receivers bring, until `shutdown`. Most kinds
-    /// bring none.
-    fn request_tasks(&self, _submit: &Submit, _shutdown: &CancellationToken) -> Vec<BoxFuture<'static, ()>> {
-        Vec::new()
-    }
-}
-
-/// Submits a job for a request that a receiver brought.
-pub type Submit = Arc<dyn Fn(Arc<Intake>, Message) -> BoxFuture<'static, Outcome> + Send + Sync>;
-
-/// A secret that is unset or wrong.
-#[derive(Clone, Debug)]
-pub struct MissingSecret {
-    /// The block, the variable and the fault. It doesn't quote the secret.
-    pub why: String,
-    /// True if a process that runs exports needs the secret, since it delivers events.
-    pub is_for_worker: bool,
-    /// True if a process that serves the API needs the secret, since it takes requests.
-    pub is_for_api: bool,
 }
 
 /// The variables of the environment, by name.
@@ -134,7 +109,7 @@ impl Receivers {
     }
 
     /// Reads the secrets of all receivers, and returns the faults.
-    pub fn read_secrets(&mut self, variables: &SecretVariables<'_>) -> Vec<MissingSecret> {
+    pub fn read_secrets(&mut self, variables: &SecretVariables<'_>) -> Vec<String> {
         self.kinds.iter_mut().flat_map(|kind| kind.read_secrets(variables)).collect()
     }
 
@@ -143,18 +118,9 @@ impl Receivers {
         self.kinds.iter().map(|kind| (kind.plural(), self.names.of_kind(kind.block())))
     }
 
-    /// Builds the transports of all receivers that get events.
+    /// Builds the transports of all receivers.
     pub fn build(&self) -> Vec<(String, Box<dyn Transport>)> {
         self.kinds.iter().flat_map(|kind| kind.build()).collect()
-    }
-
-    /// Submits the requests for exports that receivers bring, until `shutdown`.
-    pub fn take_requests(&self, submit: &Submit, shutdown: &CancellationToken) -> impl Future<Output = ()> + use<> {
-        let requests: Vec<_> = self.kinds.iter().flat_map(|kind| kind.request_tasks(submit, shutdown)).collect();
-        async {
-            let mut tasks = JoinSet::from_iter(requests);
-            while tasks.join_next().await.is_some() {}
-        }
     }
 }
 
@@ -185,7 +151,7 @@ impl ReceiverKind for NotBuilt {
         Vec::new()
     }
 
-    fn read_secrets(&mut self, _variables: &SecretVariables<'_>) -> Vec<MissingSecret> {
+    fn read_secrets(&mut self, _variables: &SecretVariables<'_>) -> Vec<String> {
         Vec::new()
     }
 

@@ -105,12 +105,12 @@ pub enum Error {
     NoDataset(#[from] UnknownDataset),
     /// The key is for other consumers. `None` stands for an ad-hoc export.
     #[error("{}", match .0 {
-        Some(consumer) => format!("this key or queue is not for the consumer {consumer}"),
-        None => "this key or queue is for certain consumers: name one by X-Consumer-ID".to_owned(),
+        Some(consumer) => format!("this key is not for the consumer {consumer}"),
+        None => "this key is for certain consumers: name one by X-Consumer-ID".to_owned(),
     })]
     ConsumerNotAllowed(Option<ConsumerId>),
     /// The key is for other datasets.
-    #[error("this key or queue is not for the dataset {0}")]
+    #[error("this key is not for the dataset {0}")]
     DatasetNotAllowed(String),
     /// The dataset's table does not exist.
     #[error("there is no table `{table}` for the dataset `{dataset}`")]

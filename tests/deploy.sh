@@ -87,12 +87,6 @@ url = "http://127.0.0.1:1/"
 secret_env = "NOBODY_SECRET"
 allow_http = true
 allow_private = true
-
-[[amqp]]
-name = "broker"
-url_env = "NOBODY_AMQP_URL"
-queue = "requests"
-dead_letter_exchange = "refused"
 END_OF_FILE
 export_and_wait() {
     local job
@@ -103,7 +97,7 @@ export_and_wait() {
 # As in a cluster, but for addresses, and for the files, which would go to a bucket.
 mapfile -t base < <(grep '^[A-Z]' deploy/kubernetes/base/settings.env)
 start_service "${base[@]}" HOST=127.0.0.1 PORT=0 METRICS_PORT=0 OUTPUT_DIR="$work/output" DATASETS="$work/datasets.toml" \
-    NOBODY_AMQP_URL=amqp://127.0.0.1:1 NOBODY_SECRET="whsec_$(head -c 32 /dev/urandom | base64 -w0)"
+    NOBODY_SECRET="whsec_$(head -c 32 /dev/urandom | base64 -w0)"
 key=$(cd "$work" && "${settings[@]}" "$binary" keys create --name prometheus --scope admin 2>>"$work/log")
 : >"$work/worker.log"
 (cd "$work" && exec "${settings[@]}" "$binary" worker) 2>"$work/worker.log" &

@@ -16,10 +16,8 @@ use crate::job::Retention;
 use crate::postgres::{self, Database};
 use crate::source::catalog_check::{self, Findings};
 use crate::store::Store;
-use crate::worker::Stops;
 use anyhow::{Context, anyhow};
 use clap::Args;
-use futures_util::future::OptionFuture;
 use rustix::process::{Resource, Rlimit};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -30,7 +28,7 @@ use crate::command::drain::drain_then_shutdown;
 use crate::command::reload::Reload;
 use crate::command::signals::stop_on_signal;
 use crate::command::start::{Logs, block_on, settings};
-use crate::command::wiring::{PreparedOutput, Wired, api_connections, export_connections, take_requests, wire};
+use crate::command::wiring::{PreparedOutput, Wired, api_connections, export_connections, wire};
 
 /// The connections of a worker that serves metrics: one pings Postgres, one reads the gauges.
 const WORKER_METRICS_CONNECTIONS: u32 = 2;
@@ -47,11 +45,12 @@ impl Serve {
     /// Serves the API. Runs the exports too, unless `--no-workers` is given.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let config = settings(CatalogFile::Read, Logs::AsSet)?;
-        refuse_missing(&config, &config.missing_for_api())?;
-        if !self.no_workers {
-            refuse_missing(&config, &config.missing_for_worker())?;
+        if self.no_workers {
+            refuse_missing(&config, config.missing_mask_secret().as_slice())?;
+            return block_on(run(config, Role::Api));
         }
-        block_on(run(config, if self.no_workers { Role::Api } else { Role::Service }))
+        refuse_missing(&config, &config.missing_secrets())?;
+        block_on(run(config, Role::Service))
     }
 }
 
@@ -116,7 +115,7 @@ async fn run_on(
         tokio::select! { prepared = prepared => prepared?, () = shutdown.cancelled() => return Ok(()) };
     // A process that runs no exports doesn't wait for any.
     let stops = drain_then_shutdown(&shutdown, if workers == 0 { Duration::ZERO } else { config.drain });
-    let Stops { drain, shutdown } = stops.clone();
+    let shutdown = stops.shutdown.clone();
     let reloading = reload.run(shutdown.clone());
     let Wired { exports, service } = wire(config, database, folder.clone(), workers, &stops);
     // The first health check would wait for this look.
@@ -136,7 +135,6 @@ async fn run_on(
     };
     // The seeding may wait for another replica.
     tokio::select! { checked = checked => checked?, () = shutdown.cancelled() => return Ok(()) }
-    let intake = (role != Role::Worker).then(|| take_requests(config, service.clone(), &drain));
     if workers > 0 {
         exports.announce().await;
         log_retention(config);
@@ -162,7 +160,7 @@ async fn run_on(
         }
     };
     // The API and the workers end together. An API without workers would accept jobs that no process runs.
-    let (reloaded, ..) = tokio::join!(reloading, served, OptionFuture::from(intake), exported);
+    let (reloaded, ..) = tokio::join!(reloading, served, exported);
     reloaded?;
     tracing::info!(event = "stopped");
     Ok(())
@@ -181,8 +179,7 @@ async fn require_accepted_secret(config: &Config, database: &Database) -> anyhow
     .into())
 }
 
-/// Refuses to start if secrets of receivers are missing. Without them, events can't be delivered and requests can't be
-/// received.
+/// Refuses to start if secrets are missing.
 fn refuse_missing(config: &Config, missing: &[String]) -> Result<(), config::Error> {
     match &config.catalog_file {
         Some(file) if !missing.is_empty() => Err(config::Error::no_secrets(file, missing)),
@@ -325,7 +322,7 @@ fn raise_descriptor_limit() -> ConnectionLimits {
 /// Runs the exports, without an API.
 pub(crate) fn run_worker() -> anyhow::Result<ExitCode> {
     let config = settings(CatalogFile::Read, Logs::AsSet)?;
-    refuse_missing(&config, &config.missing_for_worker())?;
+    refuse_missing(&config, &config.missing_secrets())?;
     block_on(run(config, Role::Worker))
 }
 

@@ -3,16 +3,14 @@
 use std::sync::Arc;
 
 use anyhow::anyhow;
-use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config};
 use crate::connection::pool::Pool;
 use crate::delivery;
-use crate::http;
 use crate::maintenance::Maintenance;
 use crate::postgres::Database;
-use crate::receiver::{Receivers, Submit};
+use crate::receiver::Receivers;
 use crate::service::{self, Service, Stores};
 use crate::sink::{self, Destination, Limited, Prepared};
 use crate::source::Source;
@@ -119,19 +117,6 @@ impl PreparedOutput {
         }
         Ok(())
     }
-}
-
-/// Submits the export requests that receivers take from brokers, until `shutdown`.
-pub(super) fn take_requests(
-    config: &Config,
-    service: Service,
-    shutdown: &CancellationToken,
-) -> impl Future<Output = ()> + use<> {
-    let submit: Submit = Arc::new(move |intake, message| {
-        let service = service.clone();
-        async move { http::take_message(&service, &intake, message).await }.boxed()
-    });
-    config.receivers.take_requests(&submit, shutdown)
 }
 
 /// Wires the service only, for a command that only reads. Doesn't change the destination.

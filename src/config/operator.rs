@@ -11,7 +11,7 @@ use crate::config::variables::{Variables, invalid, is_setting};
 use crate::config::{Config, Error};
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::Mistakes;
-use crate::receiver::{MissingSecret, Receivers, SecretVariables};
+use crate::receiver::{Receivers, SecretVariables};
 
 impl Error {
     /// Returns the error of an invalid catalog in this file.
@@ -80,30 +80,19 @@ pub fn missing_mask_secret(catalog: &Catalog, has_secret: bool) -> Option<String
     (catalog.masks_by_hmac() && !has_secret).then(why)
 }
 
-/// Reads the secrets of these receivers from the environment. Returns the missing and invalid ones.
-pub(super) fn read_secrets(vars: &Variables, receivers: &mut Receivers) -> Vec<MissingSecret> {
+/// Reads the secrets of these receivers from the environment. Returns the faults of the missing and invalid ones.
+pub(super) fn read_secrets(vars: &Variables, receivers: &mut Receivers) -> Vec<String> {
     receivers.read_secrets(&SecretVariables(&|name| vars.get(name).map(str::to_owned)))
 }
 
 impl Config {
-    /// Returns the faults of all secrets.
+    /// Returns the faults of all secrets. A process that runs exports needs them: it delivers events.
     pub fn missing_secrets(&self) -> Vec<String> {
-        self.missing(|_| true)
+        self.missing_receiver_secrets.iter().cloned().chain(self.missing_mask_secret()).collect()
     }
 
-    /// Returns the faults that prevent the start of a process that runs exports, because it delivers events.
-    pub fn missing_for_worker(&self) -> Vec<String> {
-        self.missing(|secret| secret.is_for_worker)
-    }
-
-    /// Returns the faults that prevent the start of a process that serves the API, because it takes requests from
-    /// receivers.
-    pub fn missing_for_api(&self) -> Vec<String> {
-        self.missing(|secret| secret.is_for_api)
-    }
-
-    fn missing(&self, is_needed: impl Fn(&&MissingSecret) -> bool) -> Vec<String> {
-        let of_receivers = self.missing_secrets.iter().filter(is_needed).map(|secret| secret.why.clone());
-        of_receivers.chain(missing_mask_secret(&self.catalog.get(), self.worker.mask_secret.is_some())).collect()
+    /// Returns the fault of the secret of masks. Every process needs it.
+    pub fn missing_mask_secret(&self) -> Option<String> {
+        missing_mask_secret(&self.catalog.get(), self.worker.mask_secret.is_some())
     }
 }

@@ -21,7 +21,7 @@ use crate::service::Service;
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct AuditQuery {
-    /// Requests with the key of this prefix, or of `schedule:NAME`, `amqp:NAME` or `cli:USER`
+    /// Requests with the key of this prefix, or of `schedule:NAME` or `cli:USER`
     #[param(example = "5f0c7a91be24")]
     key: Option<String>,
     /// Requests for this consumer
@@ -61,7 +61,7 @@ pub(crate) struct AuditBody {
     /// The id of the request
     #[schema(required)]
     request_id: Option<String>,
-    /// The prefix of the key, or `schedule:NAME`, `amqp:NAME` or `cli:USER`; null if the call needed no key
+    /// The prefix of the key, or `schedule:NAME` or `cli:USER`; null if the call needed no key
     #[schema(required)]
     key: Option<String>,
     /// The address of the peer, which is the proxy's behind a proxy; null if the request did not come over HTTP
@@ -114,7 +114,7 @@ pub(crate) async fn list(service: Service, Query(query): Query<AuditQuery>) -> R
     if query.key.as_ref().is_some_and(|key| key.contains(char::is_control)) {
         return Err(Problem::bad_parameter(
             "key",
-            "the prefix of a key, or schedule:, amqp: or cli: with a name, is expected",
+            "the prefix of a key, or schedule: or cli: with a name, is expected",
         ));
     }
     if query.dataset.as_ref().is_some_and(|name| !is_name(name)) {

@@ -71,14 +71,6 @@ impl Problem {
         }
     }
 
-    pub(crate) fn status(&self) -> StatusCode {
-        self.code.status()
-    }
-
-    pub(crate) fn is(&self, code: Code) -> bool {
-        self.code == code
-    }
-
     #[cfg(test)]
     pub(crate) fn code(&self) -> &'static str {
         self.code.as_str()
@@ -302,14 +294,9 @@ fn conventional(name: &str) -> String {
 
 /// Returns the response after a panic in a handler. The panic is logged under the request id of the response.
 pub(crate) fn panic_response(panic: Box<dyn Any + Send>) -> Response {
-    from_panic(panic.as_ref()).into_response()
-}
-
-/// Logs a panic and returns its problem.
-pub(crate) fn from_panic(panic: &(dyn Any + Send)) -> Problem {
     let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
     tracing::error!(event = "request_panicked", error = text);
-    Problem::internal()
+    Problem::internal().into_response()
 }
 
 /// Replaces the text responses of the framework's errors with problems.

@@ -16,7 +16,7 @@ use crate::event::Listener;
 use crate::receiver::webhook::body_shape::BodyShape;
 use crate::receiver::webhook::signature::SigningSecrets;
 use crate::receiver::webhook::transport::WebhookTransport;
-use crate::receiver::{MissingSecret, ReceiverKind, SecretVariables};
+use crate::receiver::{ReceiverKind, SecretVariables};
 
 /// The webhooks of the operator's file.
 #[derive(Debug, Default)]
@@ -57,14 +57,14 @@ impl ReceiverKind for Webhooks {
         self.0.iter().map(|webhook| webhook.listener.clone()).collect()
     }
 
-    fn read_secrets(&mut self, variables: &SecretVariables<'_>) -> Vec<MissingSecret> {
+    fn read_secrets(&mut self, variables: &SecretVariables<'_>) -> Vec<String> {
         let mut missing = Vec::new();
         for webhook in &mut self.0 {
             let block = format!("webhook {}", webhook.listener.name);
             let Some(secret_env) = &webhook.secret_env else { continue };
             match variables.parse(&block, secret_env, "secret") {
                 Ok(secrets) => webhook.secrets = Some(secrets),
-                Err(why) => missing.push(MissingSecret { why, is_for_worker: true, is_for_api: false }),
+                Err(why) => missing.push(why),
             }
         }
         missing

@@ -76,23 +76,6 @@ static DELIVERIES: LazyLock<IntCounterVec> = LazyLock::new(|| {
         "Attempts of this process to deliver an event to a receiver: delivered, failed (retried later) or dead.",
     ))
 });
-static AMQP_REQUESTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    counter(metric(
-        "cdc_export_amqp_requests_total",
-        &["endpoint", "outcome"],
-        "Requests that this process took from a broker's queue: accepted, refused (moved to another queue) or deferred (counted at each attempt).",
-    ))
-});
-static AMQP_WAITING: LazyLock<GaugeVec> = LazyLock::new(|| {
-    gauge(
-        &REGISTRY,
-        &metric(
-            "cdc_export_amqp_requests_waiting",
-            &["endpoint"],
-            "Requests from a broker's queue that wait in this process for a retry or for being moved to another queue.",
-        ),
-    )
-});
 static SCHEDULE_SLOTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
     counter(metric(
         "cdc_export_schedule_slots_total",
@@ -361,24 +344,6 @@ pub fn init_deliveries(endpoint: &str) {
     for outcome in ["delivered", "failed", "dead"] {
         DELIVERIES.with_label_values(&[endpoint, outcome]);
     }
-}
-
-/// Initializes the series of a broker's requests to 0.
-pub fn init_amqp_requests(endpoint: &str) {
-    for outcome in ["accepted", "refused", "deferred"] {
-        AMQP_REQUESTS.with_label_values(&[endpoint, outcome]);
-    }
-    amqp_requests_wait(endpoint, 0.0);
-}
-
-/// Adds to the number of waiting requests from a broker's queue.
-pub fn amqp_requests_wait(endpoint: &str, more: f64) {
-    AMQP_WAITING.with_label_values(&[endpoint]).add(more);
-}
-
-/// Counts a request from a broker's queue by outcome.
-pub fn amqp_request(endpoint: &str, outcome: &str) {
-    AMQP_REQUESTS.with_label_values(&[endpoint, outcome]).inc();
 }
 
 /// Counts an attempt to deliver an event to a receiver by outcome.

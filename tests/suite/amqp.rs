@@ -1,4 +1,4 @@
-//! AMQP: events are published to an exchange, and requests from a queue become exports, also after failures.
+//! AMQP: events are published to an exchange, also after failures.
 
 #[expect(dead_code, reason = "the expensive tests use more of it")]
 mod broker;
@@ -8,28 +8,29 @@ mod tls;
 use lapin::types::FieldTable;
 use serde_json::{Value, json};
 
-use crate::amqp::broker::{Broker, SERVER, TRACEPARENT};
-use crate::amqp::operator::{ASKED, DUE, TOLD, all_delivered, deliveries, operator, start};
-use crate::catalog::Catalog;
+use crate::amqp::broker::{Broker, SERVER};
+use crate::amqp::operator::{DUE, EXPORTS, all_delivered, deliveries, operator, start};
 use crate::harness::{Database, eventually, lacks};
 
 /// These scenarios leave the broker intact, so they share one: a start takes seconds.
 #[tokio::test]
-async fn a_broker_gets_each_event_and_brings_each_request_once() {
+async fn a_broker_gets_each_event() {
     if lacks(SERVER, "rabbitmq-server") {
         return;
     }
     let broker = Broker::start().await;
     each_end_is_published_when_its_queue_exists(&broker).await;
     only_an_unroutable_event_fails(&broker).await;
-    a_crash_before_the_acknowledgement_makes_no_second_export(&broker).await;
 }
+
+/// Trace of the failed export.
+const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 async fn each_end_is_published_when_its_queue_exists(broker: &Broker) {
     let database = Database::new().await;
     database.add_users(1, 5).await;
     let client = broker.client().await;
-    let operator = operator(TOLD);
+    let operator = operator(EXPORTS);
     let service = start(&operator, &database, broker)
         .with("MAX_ATTEMPTS", 1)
         .with("FAILPOINTS", "sink.write=error")
@@ -136,97 +137,22 @@ async fn only_an_unroutable_event_fails(broker: &Broker) {
     service.stop().await;
 }
 
-async fn a_crash_before_the_acknowledgement_makes_no_second_export(broker: &Broker) {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let client = broker.client().await;
-    client.exchange("refused").await;
-    client.queue("aside", "refused", "#", FieldTable::default()).await;
-    client.queue("requests", "", "", FieldTable::default()).await;
-    let operator = operator(&format!("{ASKED}consumers = [\"search\"]\n"));
-    let mut dead = start(&operator, &database, broker).with("FAILPOINTS", "amqp.submitted=kill").service().await;
-    client.asks("requests", "one", Some("search"), "").await;
-    dead.dies().await;
-    assert_eq!(database.one::<i64>("select count(*) from exports").await, 1);
-    // The API alone takes requests, too.
-    let service = start(&operator, &database, broker).sharing_output(&dead).arguments(&["serve", "--no-workers"]);
-    let service = service.service().await;
-    eventually("an empty queue", || async {
-        let metrics = service.call("GET", "/metrics", &[]).await.text().await.unwrap();
-        metrics.contains("cdc_export_amqp_requests_total{endpoint=\"rabbit\",outcome=\"accepted\"} 1").then_some(())
-    })
-    .await;
-    for (id, consumer, body, code) in [
-        ("two", Some("other"), "", "consumer_not_allowed"),
-        ("three", None, "", "consumer_not_allowed"),
-        ("four", Some("search"), r#"{"compression":"snappy"}"#, "member_invalid"),
-    ] {
-        client.asks("requests", id, consumer, body).await;
-        let [message] = client.takes("aside", 1).await.try_into().unwrap();
-        let problem: Value = serde_json::from_str(&message.header("cdc-export-problem").unwrap()).unwrap();
-        assert_eq!(problem["code"], code, "{problem}");
-    }
-    service.stop().await;
-    assert_eq!((client.waiting("requests").await, database.one::<i64>("select count(*) from exports").await), (0, 1));
-}
-
 #[tokio::test]
 async fn a_missing_address_stops_the_start() {
     let database = Database::new().await;
-    let (told, asked) = (operator(TOLD), operator(ASKED));
+    let operator = operator(EXPORTS);
     for (value, why) in [
         ("", "amqp rabbit: the variable RABBIT_AMQP_URL, which has its address, is unset"),
         ("http://guest:secret@h", "amqp rabbit: RABBIT_AMQP_URL: an address such as amqps://"),
     ] {
-        let check = ["datasets", "check"];
-        for (catalog, command) in [
-            (&told, &[][..]),
-            (&told, &["worker"]),
-            (&told, &check),
-            (&asked, &[]),
-            (&asked, &["serve", "--no-workers"]),
-            (&asked, &check),
-        ] {
-            let start = catalog.start(&database).arguments(command).with("RABBIT_AMQP_URL", value);
+        for command in [&[][..], &["worker"], &["datasets", "check"]] {
+            let start = operator.start(&database).arguments(command).with("RABBIT_AMQP_URL", value);
             let (code, said) = start.until_it_ends().await;
             let is_said_once = said.matches(why).count() == 1 && !said.contains("secret");
             assert!(code == 2 && is_said_once, "{command:?} {code} {said}");
         }
     }
     // Who doesn't need it doesn't ask for it.
-    let service = told.start(&database).arguments(&["serve", "--no-workers"]).service().await;
+    let service = operator.start(&database).arguments(&["serve", "--no-workers"]).service().await;
     service.stop().await;
-}
-
-/// Two blocks with one queue would refuse each other's requests, and refused requests must not reach receivers of
-/// events.
-#[tokio::test]
-async fn two_blocks_of_one_broker_do_not_conflict() {
-    let database = Database::new().await;
-    let second = |members: &str| {
-        let other = format!("[[amqp]]\nname = \"other\"\nurl_env = \"OTHER_AMQP_URL\"\n{members}");
-        operator(&format!("{TOLD}{ASKED}{other}"))
-    };
-    let check = async |catalog: &Catalog, other: &str| {
-        let start = catalog.start(&database).arguments(&["datasets", "check"]);
-        let start = start.with("RABBIT_AMQP_URL", "amqp://a:b@h").with("OTHER_AMQP_URL", other);
-        start.until_it_ends().await
-    };
-    for (members, why) in [
-        (
-            "queue = \"requests\"\ndead_letter_exchange = \"aside\"\n",
-            "amqp other: queue: amqp rabbit takes the requests of this",
-        ),
-        ("exchange = \"refused\"\n", "amqp other: exchange: it is the `dead_letter_exchange` of amqp rabbit: "),
-        (
-            "queue = \"q\"\ndead_letter_exchange = \"exports\"\n",
-            "amqp other: dead_letter_exchange: it is the `exchange` of amqp rabbit: ",
-        ),
-    ] {
-        let catalog = second(members);
-        let (code, said) = check(&catalog, "amqp://c:d@H:5672/%2f").await;
-        assert!(code == 2 && said.matches(why).count() == 1 && !said.contains("c:d"), "{code} {said}");
-        let (code, said) = check(&catalog, "amqp://c:d@h/other").await;
-        assert!(code == 0, "{said}");
-    }
 }

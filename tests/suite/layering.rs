@@ -5,9 +5,8 @@ use std::path::Path;
 
 use crate::source_files::{SourceFile, Use, source_files, texts, uses};
 
-const NOUNS: [&str; 15] = [
+const NOUNS: [&str; 14] = [
     "audit",
-    "broker",
     "database",
     "dataset",
     "duration",
@@ -43,8 +42,8 @@ fn allowed(module: &str) -> BTreeSet<&'static str> {
         "postgres" => &["connection", "tls"],
         // Buckets.
         "sink" => &["tls"],
-        "audit" | "broker" | "database" | "dataset" | "duration" | "event" | "file" | "freshness" | "job" | "key"
-        | "manifest" | "row" | "schedule" | "trace" | "watermark" => &[],
+        "audit" | "database" | "dataset" | "duration" | "event" | "file" | "freshness" | "job" | "key" | "manifest"
+        | "row" | "schedule" | "trace" | "watermark" => &[],
         // Their settings.
         "config" => {
             let settings = [

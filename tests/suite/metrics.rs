@@ -509,10 +509,6 @@ fn documented() -> BTreeMap<String, (String, BTreeSet<String>)> {
 
 #[tokio::test]
 async fn the_documents_table_is_what_a_scrape_shows() {
-    // It names a metric of each kind of receiver.
-    if !cfg!(feature = "amqp") {
-        return;
-    }
     let database = Database::new().await;
     database
         .run(
@@ -524,8 +520,7 @@ async fn the_documents_table_is_what_a_scrape_shows() {
     let service = with_a_closed_door(
         &database,
         "[[dataset]]\nname = \"polled\"\ntable = \"users\"\nupdated_at = \"updated_at\"\ncapture = \"timestamp\"\n\
-         [[schedule]]\nname = \"yearly\"\nconsumer = \"one\"\ndataset = \"users\"\ntype = \"full\"\nevery = \"366d\"\n\
-         [[amqp]]\nname = \"rabbit\"\nurl_env = \"HOOK_AMQP_URL\"\nqueue = \"q\"\ndead_letter_exchange = \"d\"\n",
+         [[schedule]]\nname = \"yearly\"\nconsumer = \"one\"\ndataset = \"users\"\ntype = \"full\"\nevery = \"366d\"\n",
     )
     .await;
     let has_run = |scrape: &Scrape| {

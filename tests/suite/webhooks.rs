@@ -126,8 +126,7 @@ impl Operator {
     }
 
     fn start(&self, database: &Database) -> Start {
-        let start = self.0.start(database).with("HOOK_SECRET", format!("{SECRET} {OLD_SECRET}"));
-        start.with("HOOK_AMQP_URL", "amqp://127.0.0.1:1")
+        self.0.start(database).with("HOOK_SECRET", format!("{SECRET} {OLD_SECRET}"))
     }
 }
 

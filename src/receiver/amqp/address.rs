@@ -27,8 +27,7 @@ pub(super) struct BrokerAddress(pub(super) AMQPUri);
 )]
 pub(super) struct NoAddress;
 
-/// Parameters that an address may have. `frame_max` is not one: a smaller frame might not hold a refused request's
-/// problem.
+/// Parameters that an address may have.
 const PARAMETERS: [&str; 3] = ["heartbeat", "channel_max", "auth_mechanism"];
 
 impl FromStr for BrokerAddress {
@@ -51,17 +50,6 @@ impl FromStr for BrokerAddress {
     }
 }
 
-impl BrokerAddress {
-    /// Returns true if both addresses have the same host, port and virtual host. Two names of one host are not
-    /// recognized.
-    pub(super) fn is_same_place(&self, other: &BrokerAddress) -> bool {
-        let (BrokerAddress(own), BrokerAddress(other)) = (self, other);
-        own.authority.host.eq_ignore_ascii_case(&other.authority.host)
-            && own.authority.port == other.authority.port
-            && own.vhost == other.vhost
-    }
-}
-
 /// Writes the address without user name and password.
 impl fmt::Display for BrokerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -79,16 +67,6 @@ impl fmt::Debug for BrokerAddress {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_of_one_virtual_host_are_the_same_place() {
-        let address = |text: &str| text.parse::<BrokerAddress>().unwrap();
-        let own = address("amqp://a:b@h/v");
-        assert!(own.is_same_place(&address("amqp://c:d@H:5672/v?heartbeat=5")));
-        for other in ["amqps://a:b@h/v", "amqp://a:b@h/w", "amqp://a:b@h", "amqp://a:b@i/v"] {
-            assert!(!own.is_same_place(&address(other)), "{other}");
-        }
-    }
 
     #[test]
     fn only_amqp_addresses_are_accepted() {

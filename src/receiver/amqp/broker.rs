@@ -1,8 +1,5 @@
-//! Brokers of the operator's file: the exchange for events, the queue of requests, and the address of each.
+//! Brokers of the operator's file: the exchange for events, their routing keys, and the broker's address.
 
-use std::sync::Arc;
-
-use crate::broker::Intake;
 use crate::event::Listener;
 use crate::job::Status;
 use crate::receiver::amqp::address::BrokerAddress;
@@ -10,53 +7,19 @@ use crate::receiver::amqp::address::BrokerAddress;
 /// A broker, as its block describes it.
 #[derive(Clone, Debug)]
 pub(super) struct Broker {
-    /// Its name.
-    pub(super) name: String,
+    /// The events that are published.
+    pub(super) listener: Listener,
     /// The variable of the environment that has its address, with a name and a password.
     pub(super) url_env: String,
-    /// The exchange to which events are published. `None`: no events are published.
-    pub(super) exchange: Option<Exchange>,
-    /// The queue from which requests are taken. `None`: no requests are taken.
-    pub(super) intake: Option<Arc<Intake>>,
+    /// The name of the exchange to which events are published.
+    pub(super) exchange: String,
+    /// The routing key of an event.
+    pub(super) routing_key: RoutingKey,
     /// The broker's address. `None`: it has not been read, or is missing.
     pub(super) address: Option<BrokerAddress>,
 }
 
-impl Broker {
-    /// Compares the block with another block for the same broker. Returns a member that conflicts with the other block,
-    /// and why.
-    pub(super) fn clash(&self, other: &Broker) -> Option<(&'static str, String)> {
-        let exchange = |broker: &Broker| broker.exchange.as_ref().map(|exchange| exchange.name.clone());
-        let dead_letters = |broker: &Broker| broker.intake.as_ref().map(|intake| intake.dead_letter_exchange.clone());
-        let queue = |broker: &Broker| broker.intake.as_ref().map(|intake| intake.queue.clone());
-        let is_same = |own: Option<String>, others: Option<String>| own.is_some() && own == others;
-        let name = &other.name;
-        let heard = "whoever hears of events would get the refused requests, too";
-        if is_same(queue(self), queue(other)) {
-            // Each block would refuse requests that are meant for the other block.
-            Some(("queue", format!("amqp {name} takes the requests of this queue already")))
-        } else if is_same(exchange(self), dead_letters(other)) {
-            Some(("exchange", format!("it is the `dead_letter_exchange` of amqp {name}: {heard}")))
-        } else if is_same(dead_letters(self), exchange(other)) {
-            Some(("dead_letter_exchange", format!("it is the `exchange` of amqp {name}: {heard}")))
-        } else {
-            None
-        }
-    }
-}
-
-/// An exchange to which events are published.
-#[derive(Clone, Debug)]
-pub(super) struct Exchange {
-    /// The events that are published.
-    pub(super) listener: Listener,
-    /// The exchange's name.
-    pub(super) name: String,
-    /// The routing key of an event.
-    pub(super) routing_key: RoutingKey,
-}
-
-/// Maximum length of the name of an exchange or a queue, and of a routing key, in bytes.
+/// Maximum length of the name of an exchange, and of a routing key, in bytes.
 pub(super) const NAME_BYTES: usize = 255;
 
 /// A template of routing keys, with placeholders for the event's end, dataset and consumer.

@@ -3,19 +3,13 @@
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
-use lapin::options::{
-    BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions,
-    QueueDeclareOptions,
-};
+use lapin::options::{BasicGetOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
 
 use crate::harness::{eventually, folder_in_memory, free_port, option_env};
 
@@ -98,44 +92,9 @@ impl Broker {
     }
 
     pub(crate) async fn client(&self) -> Client {
-        Broker::client_at(&self.url()).await
-    }
-
-    /// Returns a client whose bytes are swapped on the way, at the same length: it sends bytes that no library would
-    /// send.
-    pub(crate) async fn client_with(&self, swaps: &'static [(&[u8], &[u8])]) -> Client {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let own = listener.local_addr().unwrap().port();
-        let port = self.port;
-        tokio::spawn(async move {
-            let (from_client, mut to_client) = listener.accept().await.unwrap().0.into_split();
-            let (mut from_broker, to_broker) = TcpStream::connect(("127.0.0.1", port)).await.unwrap().into_split();
-            let answers = tokio::io::copy(&mut from_broker, &mut to_client);
-            let _ = tokio::join!(swap(from_client, to_broker, swaps), answers);
-        });
-        Broker::client_at(&self.url().replace(&port.to_string(), &own.to_string())).await
-    }
-
-    async fn client_at(url: &str) -> Client {
-        let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
+        let connection = Connection::connect(&self.url(), ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
-        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
         Client { _connection: connection, channel }
-    }
-}
-
-/// Forwards a stream with these texts swapped.
-async fn swap(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, swaps: &[(&[u8], &[u8])]) {
-    let mut piece = vec![0; 1 << 20];
-    while let Ok(length @ 1..) = from.read(&mut piece).await {
-        for (text, other) in swaps {
-            while let Some(at) = piece[..length].windows(text.len()).position(|it| it == *text) {
-                piece[at..][..other.len()].copy_from_slice(other);
-            }
-        }
-        if to.write_all(&piece[..length]).await.is_err() {
-            return;
-        }
     }
 }
 
@@ -153,13 +112,10 @@ impl Drop for Broker {
 /// A client of the broker.
 pub(crate) struct Client {
     _connection: Connection,
-    pub(crate) channel: Channel,
+    channel: Channel,
 }
 
 /// A message, as a client reads it.
-/// Trace of each request of [`Client::asks`].
-pub(crate) const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-
 #[derive(Clone, Debug)]
 pub(crate) struct Message {
     pub(crate) id: String,
@@ -189,14 +145,8 @@ impl Client {
     pub(crate) async fn queue(&self, name: &str, exchange: &str, routing_key: &str, arguments: FieldTable) {
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         self.channel.queue_declare(name.into(), options, arguments).await.unwrap();
-        if !exchange.is_empty() {
-            self.bind(name, exchange, routing_key).await;
-        }
-    }
-
-    pub(crate) async fn bind(&self, queue: &str, exchange: &str, routing_key: &str) {
         let (options, none) = (QueueBindOptions::default(), FieldTable::default());
-        self.channel.queue_bind(queue.into(), exchange.into(), routing_key.into(), options, none).await.unwrap();
+        self.channel.queue_bind(name.into(), exchange.into(), routing_key.into(), options, none).await.unwrap();
     }
 
     /// Consumes this number of messages of a queue.
@@ -219,32 +169,9 @@ impl Client {
         })
     }
 
-    pub(crate) async fn takes_none(&self, queue: &str) {
-        assert!(self.takes_one(queue).await.is_none(), "{queue}");
-    }
-
     /// Returns the number of ready messages in a queue, once no message is unacknowledged.
     pub(crate) async fn waiting(&self, queue: &str) -> u32 {
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         self.channel.queue_declare(queue.into(), options, FieldTable::default()).await.unwrap().message_count()
-    }
-
-    /// Publishes a request for an export.
-    pub(crate) async fn asks(&self, queue: &str, id: &str, consumer: Option<&str>, body: &str) {
-        let mut headers = FieldTable::default();
-        headers.insert("traceparent".into(), AMQPValue::LongString(TRACEPARENT.into()));
-        if let Some(consumer) = consumer {
-            headers.insert("X-Consumer-ID".into(), AMQPValue::LongString(consumer.into()));
-        }
-        let properties = BasicProperties::default().with_headers(headers).with_delivery_mode(2);
-        let properties = if id.is_empty() { properties } else { properties.with_message_id(id.into()) };
-        self.publishes(queue, properties, body).await;
-    }
-
-    pub(crate) async fn publishes(&self, queue: &str, properties: BasicProperties, body: &str) {
-        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let published = self.channel.basic_publish("".into(), queue.into(), options, body.as_bytes(), properties);
-        let confirmed = published.await.unwrap().await.unwrap();
-        assert!(confirmed.is_ack() && confirmed.take_message().is_none());
     }
 }

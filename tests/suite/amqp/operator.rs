@@ -18,8 +18,7 @@ pub(crate) fn start(operator: &Catalog, database: &Database, broker: &Broker) ->
     operator.start(database).with("RABBIT_AMQP_URL", broker.url())
 }
 
-pub(crate) const TOLD: &str = "exchange = \"exports\"\n";
-pub(crate) const ASKED: &str = "queue = \"requests\"\ndead_letter_exchange = \"refused\"\n";
+pub(crate) const EXPORTS: &str = "exchange = \"exports\"\n";
 /// Not what is under way.
 pub(crate) const DUE: &str = "update cdc_export.deliveries set run_at = clock_timestamp()
     where delivered_at is null and last_error is not null and run_at < 'infinity'";

@@ -10,7 +10,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-use crate::amqp::operator::{ASKED, operator};
+use crate::amqp::operator::{EXPORTS, operator};
 use crate::harness::{Database, eventually, lacks, reachable_folder};
 use crate::tls::{authority, certificates};
 
@@ -49,10 +49,10 @@ async fn a_broker_with_a_trusted_certificate_is_reached_over_tls() {
     let folder = reachable_folder();
     certificates(folder.path()).await;
     authority(folder.path(), "other").await;
-    let asked = operator(ASKED);
+    let operator = operator(EXPORTS);
     for (trusted, name) in [("ca.crt", "127.0.0.1"), ("other.crt", "127.0.0.1"), ("ca.crt", "localhost")] {
         let (port, heard) = listener(folder.path()).await;
-        let service = asked
+        let service = operator
             .start(&database)
             .with("RABBIT_AMQP_URL", format!("amqps://guest:guest@{name}:{port}"))
             .with("SSL_CERT_FILE", folder.path().join(trusted).display())
@@ -62,7 +62,7 @@ async fn a_broker_with_a_trusted_certificate_is_reached_over_tls() {
             let greeting = async || heard.lock().unwrap().first().copied();
             assert_eq!(eventually("a greeting", greeting).await, *GREETING);
         } else {
-            let complaint = async || service.events("queue_failed").into_iter().next();
+            let complaint = async || service.events("deliveries_failed").into_iter().next();
             let complaint = eventually("a complaint", complaint).await;
             let error = complaint["error"].as_str().unwrap();
             assert!(error.contains("certificate") && !error.contains("speaks"), "{error}");
