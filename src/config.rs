@@ -2,7 +2,6 @@
 //!
 //! Every variable is in `.env.example`. An invalid value stops the start with one line that names the variable.
 
-mod authorities;
 mod environment;
 pub mod operator;
 mod output;
@@ -14,7 +13,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use authorities::{OtherAuthorities, trust_only};
 pub use environment::Environment;
 
 use crate::config::variables::{Variables, invalid};
@@ -62,9 +60,6 @@ pub enum Error {
 pub struct Config {
     /// The database to use. `None` means the private one.
     pub database: Option<Database>,
-    /// The file of the only certificate authorities that may have signed the certificate of the database server. `None`
-    /// if no file is named.
-    pub authorities: Option<PathBuf>,
     /// The private server.
     pub embedded: private_postgres::Settings,
     /// The datasets, and the other blocks of the operator's file. Its patterns have datasets once a command has opened
@@ -176,7 +171,7 @@ impl Config {
                 }
             }
         }
-        let (database, authorities) = named.map(|named| (named.database, named.authorities)).unzip();
+        let database = named.map(|named| named.database);
         let catalog_file = vars.get("DATASETS").map(PathBuf::from);
         let lease = Duration::from_secs(vars.number("LEASE_SECONDS", 30, 1..=3600)?);
         let host: IpAddr = match vars.get("HOST") {
@@ -222,7 +217,6 @@ impl Config {
             // The operator's own database gets demo rows only if SEED_ROWS is set.
             seed_rows: vars.number("SEED_ROWS", if database.is_some() { 0 } else { 100_000 }, 0..=100_000_000)?,
             database,
-            authorities: authorities.flatten(),
             http: http::Settings {
                 host,
                 port: vars.number("PORT", 8080, 0..=65535)? as u16,

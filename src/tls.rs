@@ -2,40 +2,16 @@
 
 use std::error::Error;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
+use reqwest::ClientBuilder;
 use reqwest::redirect::Policy;
-use reqwest::{Certificate, ClientBuilder};
-use rustls::pki_types::CertificateDer;
-
-/// The trusted authorities of all connections but those to Postgres. Unset: those of the system.
-static AUTHORITIES: OnceLock<Vec<CertificateDer<'static>>> = OnceLock::new();
-
-/// Makes all connections but those to Postgres trust the authorities in these places, whatever the environment names.
-/// Has no effect after the first call. A place that can't be read has none.
-pub fn trust(file: Option<&Path>, folders: &[PathBuf]) {
-    let of_file = rustls_native_certs::load_certs_from_paths(file, None).certs;
-    let folders = folders.iter();
-    let of_folders = folders.flat_map(|folder| rustls_native_certs::load_certs_from_paths(None, Some(folder)).certs);
-    let _ = AUTHORITIES.set(of_file.into_iter().chain(of_folders).collect());
-}
-
-/// Returns the trusted authorities of all connections but those to Postgres. Returns `None` for those of the system.
-#[cfg(feature = "amqp")]
-pub fn authorities() -> Option<rustls::RootCertStore> {
-    let mut store = rustls::RootCertStore::empty();
-    store.add_parsable_certificates(AUTHORITIES.get()?.iter().cloned());
-    Some(store)
-}
 
 /// Installs `ring` as the process's provider of cryptography for TLS, unless one is already installed.
 pub fn provide() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// Returns the builder of a client for this URL. The client trusts the system's authorities, or those of [`trust`], and
-/// follows no redirect.
+/// Returns the builder of a client for this URL. The client trusts the system's authorities, and follows no redirect.
 pub fn client(url: &str) -> ClientBuilder {
     provide();
     let client = ClientBuilder::new()
@@ -45,11 +21,7 @@ pub fn client(url: &str) -> ClientBuilder {
     // The client reads the system's certificates when it is built, and fails if there are none. Plain HTTP does not
     // need them.
     let is_plain = url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http:"));
-    match AUTHORITIES.get() {
-        _ if is_plain => client.tls_certs_only([]),
-        Some(own) => client.tls_certs_only(own.iter().filter_map(|it| Certificate::from_der(it).ok())),
-        None => client,
-    }
+    if is_plain { client.tls_certs_only([]) } else { client }
 }
 
 /// Returns the reason why a call got no response: the innermost cause, without the URL, which may contain a token.

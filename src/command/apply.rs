@@ -20,7 +20,7 @@ use crate::client::table_mirror::TableMirror;
 use crate::command::BadUsage;
 use crate::command::lanes::{LaneOptions, LaneTask, RoundRequest};
 use crate::command::server::{AddressParser, arm, remote_api};
-use crate::command::start::{block_on, trust_only};
+use crate::command::start::block_on;
 use crate::command::terminal::Terminal;
 use crate::manifest::seal::PublicKey;
 
@@ -82,9 +82,6 @@ impl Apply {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let environment = Environment::read()?;
         let named = environment.target(&self.to).map_err(|why| BadUsage(format!("--to: {why}")))?;
-        if let Some(file) = &named.authorities {
-            trust_only(file)?;
-        }
         if self.table.is_some() && self.lanes.are_several() {
             return Err(BadUsage("--table: it needs exactly one --dataset".to_owned()).into());
         }

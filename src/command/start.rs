@@ -1,13 +1,10 @@
 //! The start of a command: its settings, its log, and its async runtime.
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::config::{self, CatalogFile, Config, Environment, OtherAuthorities};
+use crate::config::{self, CatalogFile, Config, Environment};
 use crate::telemetry::{self, spans};
-use crate::tls;
-use anyhow::Context;
 use tracing::level_filters::LevelFilter;
 
 /// The log level of a command.
@@ -20,15 +17,9 @@ pub(super) enum Logs {
 }
 
 /// Reads all settings, and starts the log.
-///
-/// This call may restart the process, to trust only the authorities of `sslrootcert`. So nothing may be started before
-/// it.
 pub(super) fn settings(catalog: CatalogFile, logs: Logs) -> anyhow::Result<Config> {
     let environment = Environment::read()?;
     let config = environment.config(catalog)?;
-    if let Some(file) = &config.authorities {
-        trust_only(file)?;
-    }
     let least = match logs {
         Logs::AsSet => LevelFilter::TRACE,
         Logs::Errors => LevelFilter::ERROR,
@@ -43,15 +34,6 @@ pub(super) fn settings(catalog: CatalogFile, logs: Logs) -> anyhow::Result<Confi
         crate::failpoint::arm(list)?;
     }
     Ok(config)
-}
-
-/// Makes the connections to Postgres trust only the authorities in `file`. May restart the process.
-pub(super) fn trust_only(file: &Path) -> anyhow::Result<()> {
-    let others = config::trust_only(file).context("can't restart with the authorities of sslrootcert alone")?;
-    if let Some(OtherAuthorities { file, folders }) = others {
-        tls::trust(file.as_deref(), &folders);
-    }
-    Ok(())
 }
 
 /// Runs a command until it ends.

@@ -59,7 +59,7 @@ fn network_failure(cause: &io::Error) -> String {
         _ if is_unknown_issuer(cause) => {
             let next =
                 "no authority that is trusted here has signed the server's certificate; name a file with the right one";
-            format!("{cause}: {next} in sslrootcert")
+            format!("{cause}: {next} in sslrootcert, or with verify-ca in SSL_CERT_FILE")
         }
         _ => cause.to_string(),
     }

@@ -40,6 +40,7 @@ const NOT_A_MODE: &str = "not one of disable, allow, prefer, require, verify-ca 
 const MODES: [&str; 2] = ["sslmode", "ssl-mode"];
 /// The names of `sslrootcert`.
 const ROOTS: [&str; 3] = ["sslrootcert", "ssl-root-cert", "ssl-ca"];
+const ROOTS_NEED: &str = "needs sslmode=verify-full, since the system's authorities are trusted beside it";
 
 /// Parameters with the variable of libpq, and the values that are accepted because they have no effect here. There is
 /// no channel binding and no GSSAPI, and TLS begins with 1.2.
@@ -91,9 +92,14 @@ pub enum BadUrl {
     /// A value of `sslmode` that does not exist.
     #[error("the parameter {0} is {NOT_A_MODE}")]
     Mode(String),
-    /// `sslrootcert` with a mode that checks no certificate.
-    #[error("the parameter sslrootcert is of no use here without sslmode=verify-full, verify-ca or require")]
-    RootsUnasked,
+    /// `sslrootcert` with a mode that doesn't check the host's name.
+    #[error("the parameter sslrootcert {ROOTS_NEED}")]
+    RootsWithoutName,
+    /// `verify-ca` with the system's authorities, which sign certificates for any host.
+    #[error(
+        "with sslmode=verify-ca, which checks no host's name, SSL_CERT_FILE has to name the file of the only trusted authorities"
+    )]
+    AuthoritiesOfSystem,
     /// `sslrootcert=system`, where a file is expected.
     #[error("the parameter sslrootcert names a file: without it, sslmode=verify-full asks the platform's authorities")]
     RootsOfSystem,
@@ -117,11 +123,6 @@ pub enum BadUrl {
 pub struct NamedDatabase {
     /// The connection options.
     pub database: Database,
-    /// The file of the only trusted certificate authorities. With `None`, no certificate is verified, or the platform's
-    /// authorities are trusted.
-    ///
-    /// sqlx also trusts the platform's authorities. [`crate::config::trust_only`] prevents that.
-    pub authorities: Option<PathBuf>,
     /// The files that the URL and the variables name, each with its parameter or variable.
     pub files: Vec<(&'static str, PathBuf)>,
 }
@@ -189,34 +190,37 @@ impl NamedDatabase {
         if has_address && matches!(mode, PgSslMode::VerifyFull) {
             return Err(BadUrl::AddressForName);
         }
-        let is_asked = matches!(mode, PgSslMode::Require | PgSslMode::VerifyCa | PgSslMode::VerifyFull);
-        let file = match (last(&ROOTS), variable("PGSSLROOTCERT")) {
+        let checks_name = matches!(mode, PgSslMode::VerifyFull);
+        let roots = match (last(&ROOTS), variable("PGSSLROOTCERT")) {
             (Some("system"), _) => return Err(BadUrl::RootsOfSystem),
-            (Some(_), _) if !is_asked => return Err(BadUrl::RootsUnasked),
+            (Some(_), _) if !checks_name => return Err(BadUrl::RootsWithoutName),
             (None, Some("system")) => {
                 let why = "names a file: without it, sslmode=verify-full asks the platform's authorities";
                 return Err(BadUrl::Variable { name: "PGSSLROOTCERT", why });
             }
-            (named, beside) => named.or(beside).filter(|_| is_asked),
+            // In libpq, the file makes `require` check the certificate.
+            (None, Some(_)) if matches!(mode, PgSslMode::Require | PgSslMode::VerifyCa) => {
+                return Err(BadUrl::Variable { name: "PGSSLROOTCERT", why: ROOTS_NEED });
+            }
+            (named, beside) => named.or(beside).filter(|_| checks_name),
         };
-        if let Some(file) = file {
+        if matches!(mode, PgSslMode::VerifyCa) && variable("SSL_CERT_FILE").is_none() {
+            return Err(BadUrl::AuthoritiesOfSystem);
+        }
+        if let Some(file) = roots {
             options = options.ssl_root_cert(file);
         }
-        let options = match mode {
-            // If authorities are named, the certificate is verified, as in libpq.
-            PgSslMode::Require if file.is_some() => options.ssl_mode(PgSslMode::VerifyCa),
-            // With `allow`, sqlx never encrypts. libpq encrypts if the server requires it, as `prefer` does.
-            PgSslMode::Allow => options.ssl_mode(PgSslMode::Prefer),
-            _ => options,
-        };
-        let authorities = file.map(PathBuf::from);
+        // With `allow`, sqlx never encrypts. libpq encrypts if the server requires it, as `prefer` does.
+        if matches!(mode, PgSslMode::Allow) {
+            options = options.ssl_mode(PgSslMode::Prefer);
+        }
         let own = [("sslcert", ["sslcert", "ssl-cert"], "PGSSLCERT"), ("sslkey", ["sslkey", "ssl-key"], "PGSSLKEY")];
         let own = own.into_iter().filter_map(|(name, names, beside)| {
             // A key may be given as text instead of a file.
             let file = last(&names).or(variable(beside)).filter(|file| !file.starts_with("-----"));
             file.map(|file| (name, PathBuf::from(file)))
         });
-        let files = authorities.iter().map(|file| ("sslrootcert", file.clone())).chain(own).collect();
+        let files = roots.map(|file| ("sslrootcert", PathBuf::from(file))).into_iter().chain(own).collect();
         let assumed = match (is_users_own, options.get_database()) {
             (true, None) => " (it names no user and no database, so the system's user is taken for both)",
             (true, Some(_)) => " (it names no user, so the system's is taken)",
@@ -225,7 +229,7 @@ impl NamedDatabase {
         };
         let database = Database { assumed, ..options.into() };
         let connect_timeout = connect_timeout.unwrap_or(database.connect_timeout);
-        Ok(NamedDatabase { database: Database { connect_timeout, ..database }, authorities, files })
+        Ok(NamedDatabase { database: Database { connect_timeout, ..database }, files })
     }
 }
 

@@ -171,43 +171,31 @@ async fn each_sslmode_asks_what_it_says() {
     let start = on(url("strict", "127.0.0.1", &postgres.vouched("verify-full", "nothing.crt")));
     let (code, line) = start.arguments(&["migrate"]).until_it_ends().await;
     assert!(code == 2 && line.contains("sslrootcert") && line.contains("No such file"), "{line}");
-    reaches(on(url("strict", "localhost", &postgres.vouched("verify-ca", "ca.crt")))).await.unwrap();
-    let line = reaches(on(url("strict", "localhost", &postgres.vouched("verify-ca", "other.crt")))).await.unwrap_err();
-    assert!(line.contains("certificate"), "{line}");
-
-    // `require` with somebody to vouch is `verify-ca`, as for libpq; the file alone vouches, not the platform beside
-    // it.
-    for mode in ["require", "verify-ca"] {
-        reaches(on(url("strict", "localhost", &postgres.vouched(mode, "ca.crt")))).await.unwrap();
-        for platform in ["ca.crt", "other.crt"] {
-            let platform = postgres.folder.path().join(platform);
-            let start = on(url("strict", "localhost", &postgres.vouched(mode, "other.crt")));
-            let line = reaches(start.with("SSL_CERT_FILE", platform.display())).await.unwrap_err();
-            assert!(line.contains("certificate"), "{mode}: {line}");
-        }
-    }
     let file = |name: &str| postgres.folder.path().join(name).display().to_string();
-    let require = url("strict", "localhost", "?sslmode=require");
-    reaches(on(require.clone()).with("PGSSLROOTCERT", file("ca.crt"))).await.unwrap();
-    reaches(on(require.clone()).with("PGSSLROOTCERT", file("other.crt"))).await.unwrap_err();
-    let unsaid = url("strict", "localhost", "");
-    let start = on(unsaid.clone()).with("PGSSLMODE", "require").with("PGSSLROOTCERT", file("other.crt"));
-    reaches(start).await.unwrap_err();
-    let vouched = url("strict", "localhost", &postgres.vouched("require", "ca.crt"));
-    reaches(on(vouched).with("PGSSLROOTCERT", file("other.crt"))).await.unwrap();
+    let full = url("strict", "127.0.0.1", "?sslmode=verify-full");
+    reaches(on(full.clone()).with("PGSSLROOTCERT", file("ca.crt"))).await.unwrap();
+    reaches(on(full.clone()).with("PGSSLROOTCERT", file("other.crt"))).await.unwrap_err();
+    let vouched = url("strict", "127.0.0.1", &right);
+    reaches(on(vouched.clone()).with("PGSSLROOTCERT", file("other.crt"))).await.unwrap();
+    // The file's authorities are added to the platform's.
+    reaches(on(url("strict", "127.0.0.1", &wrong)).with("SSL_CERT_FILE", file("ca.crt"))).await.unwrap();
     // A file in which nobody vouches is not everybody.
     std::fs::write(postgres.folder.path().join("empty.crt"), "").unwrap();
-    let start = on(url("strict", "localhost", &postgres.vouched("require", "empty.crt")));
+    let start = on(url("strict", "127.0.0.1", &postgres.vouched("verify-full", "empty.crt")));
     let (code, line) = start.arguments(&["migrate"]).until_it_ends().await;
     assert!(code == 2 && line.contains("there is no certificate in PEM form in it"), "{line}");
     // Every process of the service, not the command alone.
-    let start = on(url("strict", "localhost", &postgres.vouched("require", "ca.crt"))).with("SEED_ROWS", 100);
-    let service = start.with("SSL_CERT_FILE", file("other.crt")).service().await;
+    let service = on(vouched).with("SEED_ROWS", 100).with("SSL_CERT_FILE", file("other.crt")).service().await;
     assert_eq!(service.export("full", "vouched").await.1.rows.len(), 98);
     service.stop().await;
 
+    // `verify-ca` checks no name, so it goes by a file of the platform's authorities.
+    let any_name = url("strict", "localhost", "?sslmode=verify-ca");
+    reaches(on(any_name.clone()).with("SSL_CERT_FILE", file("ca.crt"))).await.unwrap();
+    let line = reaches(on(any_name).with("SSL_CERT_FILE", file("other.crt"))).await.unwrap_err();
+    assert!(line.contains("certificate"), "{line}");
+
     // The platform's authorities vouch where none is named.
-    let full = url("strict", "127.0.0.1", "?sslmode=verify-full");
     reaches(on(full.clone())).await.unwrap_err();
     reaches(on(full.clone()).with("SSL_CERT_FILE", postgres.folder.path().join("ca.crt").display())).await.unwrap();
     reaches(on(full).with("SSL_CERT_FILE", postgres.folder.path().join("other.crt").display())).await.unwrap_err();
@@ -265,10 +253,12 @@ async fn a_parameter_that_would_be_ignored_stops_the_start() {
         ("replication=database", "replication"),
         ("schema=secret", "schema"),
         ("options[search_path", "options"),
-        // Of no use where nobody is asked for a certificate.
+        // Others than the file's authorities are trusted, too.
         ("sslrootcert=secret.crt", "sslrootcert"),
         ("sslmode=prefer&sslrootcert=secret.crt", "sslrootcert"),
         ("sslmode=disable&sslrootcert=secret.crt", "sslrootcert"),
+        ("sslmode=require&sslrootcert=secret.crt", "sslrootcert"),
+        ("sslmode=verify-ca&sslrootcert=secret.crt", "sslrootcert"),
         ("sslmode=verify-full&sslrootcert=system", "sslrootcert"),
         // The certificate would be compared with the address.
         ("sslmode=verify-full&hostaddr=127.0.0.1", "hostaddr"),
@@ -310,6 +300,15 @@ async fn a_parameter_that_would_be_ignored_stops_the_start() {
         let line = refused(on(url("")).with(variable, value)).await;
         assert!(line.starts_with(&format!("cdc-export: {variable}: ")), "{line}");
     }
+    for mode in ["require", "verify-ca"] {
+        let line = refused(on(url(&format!("sslmode={mode}"))).with("PGSSLROOTCERT", "secret.crt")).await;
+        assert!(line.starts_with("cdc-export: PGSSLROOTCERT: needs sslmode=verify-full"), "{line}");
+    }
+    let line = refused(on(url("sslmode=verify-ca"))).await;
+    assert!(
+        line.starts_with("cdc-export: DATABASE_URL: with sslmode=verify-ca, ") && line.contains("SSL_CERT_FILE"),
+        "{line}"
+    );
     // What the URL says itself is asked of nobody else.
     let said = reaches(on(url("sslmode=require")).with("PGSSLMODE", "verify-fulll")).await.unwrap_err();
     assert!(said.contains("refused"), "nobody listens: {said}");

@@ -49,10 +49,7 @@ pub(super) async fn open(address: &AMQPUri) -> Result<(BrokerStream, ShutdownGua
     }
     tls::provide();
     let name = ServerName::try_from(host.clone()).map_err(Error::other)?;
-    let config = match tls::authorities() {
-        Some(own) => ClientConfig::builder().with_root_certificates(own).with_no_client_auth(),
-        None => ClientConfig::with_platform_verifier().map_err(Error::other)?,
-    };
+    let config = ClientConfig::with_platform_verifier().map_err(Error::other)?;
     let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
     Ok((Box::new(stream.compat()), guard))
 }
