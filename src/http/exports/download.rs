@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::extract::Path;
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use http_range_header::{EndPosition, RangeUnsatisfiableError, StartPosition, parse_range_header};
+
 use tokio_util::io::ReaderStream;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::{self, RefOr, ResponseBuilder};
@@ -204,22 +204,20 @@ enum RequestedRange {
     PastTheEnd,
 }
 
-/// Resolves a `Range` header for a file of `size` bytes. An invalid header requests the whole file (RFC 9110, section
-/// 14.2).
+/// Resolves a `Range` header for a file of `size` bytes. A header that is invalid, or that has several ranges, requests
+/// the whole file (RFC 9110, section 14.2).
 fn requested_range(range: &str, size: u64) -> RequestedRange {
-    let ranges = match parse_range_header(range) {
-        Ok(parsed) => parsed.ranges,
-        Err(RangeUnsatisfiableError::ZeroSuffix) => return RequestedRange::PastTheEnd,
-        Err(_) => return RequestedRange::Whole,
+    let Some((first, last)) = range.strip_prefix("bytes=").and_then(|range| range.trim().split_once('-')) else {
+        return RequestedRange::Whole;
     };
-    let [range] = ranges.as_slice() else { return RequestedRange::Whole };
-    let (first, last) = match (range.start, range.end) {
-        (StartPosition::FromLast(length), _) => (size.saturating_sub(length), size.saturating_sub(1)),
-        (StartPosition::Index(first), EndPosition::LastByte) => (first, size.saturating_sub(1)),
-        (StartPosition::Index(first), EndPosition::Index(last)) if first <= last => {
-            (first, last.min(size.saturating_sub(1)))
-        }
-        (StartPosition::Index(_), EndPosition::Index(_)) => return RequestedRange::Whole,
+    let number = |digits: &str| digits.parse::<u64>().ok().filter(|_| !digits.starts_with('+'));
+    let end = size.saturating_sub(1);
+    let (first, last) = match (number(first), number(last)) {
+        (Some(first), Some(last)) if first <= last => (first, last.min(end)),
+        (Some(first), None) if last.is_empty() => (first, end),
+        (None, Some(0)) if first.is_empty() => return RequestedRange::PastTheEnd,
+        (None, Some(length)) if first.is_empty() => (size.saturating_sub(length), end),
+        _ => return RequestedRange::Whole,
     };
     if first < size { RequestedRange::Part { first, last } } else { RequestedRange::PastTheEnd }
 }
