@@ -8,26 +8,21 @@
 pub mod input;
 
 mod alter;
-mod catalog;
 mod connections;
-mod key_type;
 mod load;
 mod lock;
 mod merge;
+mod ownership;
 mod position;
-mod references;
-mod search_path;
 mod statement;
 mod table;
 mod transaction;
-mod trust;
 
 use std::io;
 use std::sync::Arc;
 
 use sqlx::{Connection, PgConnection};
 
-use crate::apply::catalog::POSITIONS_SCHEMA;
 use crate::connection::failure::{SqlFailure, sqlstate};
 use crate::dataset::Table;
 use crate::job::ConsumerId;
@@ -42,18 +37,8 @@ pub use transaction::{MemberExport, TransactionFailure, apply};
 pub struct Settings {
     /// The target table. `None` means the name of the source table.
     pub table: Option<Table>,
-    /// The schema of a target table that `table` doesn't name. `None` means the schema of the source table.
-    pub schema: Option<String>,
-    /// The roles whose code may run with our role's rights, because they own the table or objects that it uses.
-    pub trusted_owners: Vec<String>,
-    /// True if new columns of the source are added to the table.
-    pub adds_columns: bool,
     /// True if the table gets the columns of `meta`, too.
     pub keeps_meta: bool,
-    /// True if a full export empties the table first. Otherwise readers never see an empty table.
-    pub truncates: bool,
-    /// The timestamp or boolean column that marks deleted rows. `None` means that deleted rows are removed.
-    pub deleted: Option<String>,
 }
 
 /// The errors of applying an export.
@@ -67,12 +52,6 @@ pub enum Error {
         /// The reason and a remedy.
         why: String,
     },
-    /// A column of the table was removed. Only a full export can restore its values.
-    #[error("target_changed: the column {0} of the table is gone")]
-    ColumnRemoved(String),
-    /// A row references a row that is not there, or is to be deleted and is still referenced. Postgres says which.
-    #[error("foreign_key: {0}: if that stays so, make the foreign key deferrable or drop it")]
-    ForeignKey(String),
     /// The target is unavailable. A later attempt may succeed.
     #[error("the target database is not available")]
     Unavailable(#[source] sqlx::Error),
@@ -103,24 +82,10 @@ impl Error {
         Error::Refused { code, why: why.into() }
     }
 
-    /// Returns true if two rows would have the same unique values.
-    fn is_of_unique_values(&self) -> bool {
-        match self {
-            Error::Refused { code, .. } => *code == "unique_values",
-            Error::Sql { cause, .. } => SqlFailure::of(cause) == SqlFailure::Duplicate,
-            _ => false,
-        }
-    }
-
     fn during(action: &'static str, cause: sqlx::Error) -> Error {
         match SqlFailure::of(&cause) {
-            // A missing database, a missing role or a wrong password needs an operator.
-            _ if matches!(&*sqlstate(&cause), "3D000" | "28000" | "28P01") => Error::Sql { action, cause },
-            _ if sqlstate(&cause) == "53200" => {
-                let why = "the target database is out of memory or of room for locks: if these are many tables, raise its \
-                           max_locks_per_transaction";
-                Error::refused("no_room", why)
-            }
+            // A missing database, a missing role, a wrong password, or no room for locks needs an operator.
+            _ if matches!(&*sqlstate(&cause), "3D000" | "28000" | "28P01" | "53200") => Error::Sql { action, cause },
             SqlFailure::Unavailable | SqlFailure::Starting | SqlFailure::Conflict => Error::Unavailable(cause),
             SqlFailure::ForeignServer if sqlstate(&cause).starts_with("08") => Error::Unavailable(cause),
             SqlFailure::LockTimeout => Error::Locked { action, holder: "another session".to_owned() },
@@ -134,6 +99,10 @@ impl Error {
     }
 }
 
+/// The schema of the positions.
+const POSITIONS_SCHEMA: &str = "cdc_apply";
+
+const INSPECT_TABLE: &str = "to read the table's definition";
 const BEGIN: &str = "to begin a transaction";
 const COMMIT: &str = "to commit";
 
@@ -164,7 +133,7 @@ pub enum Applied {
 pub struct Changes {
     /// The number of inserted or updated rows.
     pub written: u64,
-    /// The number of rows that were deleted, or marked as deleted.
+    /// The number of deleted rows. A full export deletes all rows of before.
     pub deleted: u64,
 }
 
@@ -219,7 +188,7 @@ impl Target {
 
     async fn position_in(&self, tx: &mut PgConnection) -> Result<Option<TargetPosition>, Error> {
         let Some(table) = &self.settings.table else {
-            return position::read_for_lane(tx, &self.consumer, &self.dataset, self.settings.schema.as_deref()).await;
+            return position::read_for_lane(tx, &self.consumer, &self.dataset).await;
         };
         let found = position::read_for_table(tx, &position::target_name(table)).await?;
         if let Some(found) = &found {
@@ -230,24 +199,21 @@ impl Target {
 
     fn table(&self, manifest: &Manifest) -> Result<Table, Error> {
         let unnamed =
-            || Error::refused("table_unknown", "the manifest of the export names no table: use --table to name one");
+            || Error::refused("table_name", "the manifest of the export names no table: use --table to name one");
         let table = match (self.settings.table.as_ref().or(self.lane_table.as_ref()), &manifest.export.table) {
             (Some(table), _) => table.clone(),
-            (None, Some(name)) => {
-                let named: Table = name.parse().map_err(|_| unnamed())?;
-                Table { schema: self.settings.schema.clone().or(named.schema), ..named }
-            }
+            (None, Some(name)) => name.parse().map_err(|_| unnamed())?,
             (None, None) => return Err(unnamed()),
         };
         let table = position::with_schema(table);
         if table.schema.as_deref().is_some_and(is_reserved) {
             let why = format!("{table}: no table of this schema can be a target: use --table to name another one");
-            return Err(Error::refused("reserved_schema", why));
+            return Err(Error::refused("table_name", why));
         }
         // Postgres would truncate a longer name, so that two names could mean the same table.
         let is_long = |name: &str| name.len() > 63;
         if is_long(&table.name) || table.schema.as_deref().is_some_and(is_long) {
-            return Err(Error::refused("table_unknown", format!("{table}: a name has at most 63 bytes")));
+            return Err(Error::refused("table_name", format!("{table}: a name has at most 63 bytes")));
         }
         Ok(table)
     }

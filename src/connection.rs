@@ -17,7 +17,7 @@ use sqlx::{Connection, PgConnection};
 pub(crate) const SEARCH_PATH: &str = "pg_catalog, cdc_export, pg_temp";
 
 /// The search_path of our statements in a target database. A schema `cdc_export` there may be another role's.
-pub(crate) const TARGET_SEARCH_PATH: &str = "pg_catalog, pg_temp";
+const TARGET_SEARCH_PATH: &str = "pg_catalog, pg_temp";
 
 /// The statements that set up a session, independently of the defaults of the server and the role. Poolers refuse such
 /// settings as startup parameters.

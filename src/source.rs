@@ -321,11 +321,9 @@ impl Error {
                 SqlFailure::Refused if sqlstate(&cause) == role_path::CANT_PLAN => {
                     Error::CantPlan(role_path::cant_plan(table, &cause))
                 }
-                SqlFailure::Refused
-                | SqlFailure::ReadOnly
-                | SqlFailure::Duplicate
-                | SqlFailure::Referenced
-                | SqlFailure::Client => Error::Sql(cause),
+                SqlFailure::Refused | SqlFailure::ReadOnly | SqlFailure::Duplicate | SqlFailure::Client => {
+                    Error::Sql(cause)
+                }
             }
         }
     }

@@ -108,9 +108,10 @@ as_owner shop -c 'create schema sales' \
 at() { printf 'postgres://postgres@localhost/%s?host=%s' "$1" "$socket"; }
 block docs/COMMANDS.md 'cdc-export apply' "s#postgres://loader@warehouse/shop#'$(at copy)'#" 's/--dataset orders/--dataset users/'
 [[ $(as_owner copy -c 'select count(*) from users') -gt 100 ]] || die 'apply has made no copy'
+as_owner copy -c 'drop table users' -c 'delete from cdc_apply.positions'
 block docs/COMMANDS.md 'cdc-export pull --consumer lake' "s#postgres://loader@warehouse/shop#'$(at copy)'#"
 shows '^./lake/users/delta_'
-[[ $(as_owner copy -c 'select count(*) from mart.users') -gt 100 ]] || die 'apply of all datasets has made no copy'
+[[ $(as_owner copy -c 'select count(*) from users') -gt 100 ]] || die 'apply of all datasets has made no copy'
 (
     mkdir own exports
     cd own

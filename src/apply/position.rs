@@ -6,10 +6,9 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 use sqlx::types::{Json, Uuid};
 
-use crate::apply::catalog::POSITIONS_SCHEMA;
 use crate::apply::statement::{run, run_unless_exists};
-use crate::apply::table::TargetTable;
-use crate::apply::{During, Error, trust};
+use crate::apply::table::{TableColumn, TargetTable, target_columns};
+use crate::apply::{During, Error, POSITIONS_SCHEMA, Settings, ownership};
 use crate::dataset::Table;
 use crate::job::ConsumerId;
 use crate::manifest::{Manifest, ManifestColumn, ManifestSource};
@@ -34,6 +33,8 @@ pub struct TargetPosition {
     /// The database that the table's rows are from.
     #[sqlx(json)]
     pub source: ManifestSource,
+    /// The oid of the table.
+    pub(super) oid: i64,
     #[sqlx(json)]
     pub(super) details: Details,
 }
@@ -41,14 +42,10 @@ pub struct TargetPosition {
 /// The state of the table after that export.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Details {
-    pub(super) key: Vec<String>,
+    /// The export's columns that are columns of the table.
     pub(super) columns: Vec<ManifestColumn>,
-    /// The column that marks deleted rows.
-    pub(super) deleted: Option<String>,
-    /// The oid of the table.
-    pub(super) oid: i64,
-    /// The attribute numbers of its columns, by column name.
-    pub(super) numbers: BTreeMap<String, i16>,
+    /// The same columns of the table, by name.
+    pub(super) table: BTreeMap<String, TableColumn>,
 }
 
 impl TargetPosition {
@@ -59,7 +56,7 @@ impl TargetPosition {
 
     /// Returns the name of the table.
     pub(super) fn table(&self) -> Result<Table, Error> {
-        let not_a_name = |_| Error::refused("table_unknown", format!("{} is not a table name", self.target));
+        let not_a_name = |_| Error::refused("table_name", format!("{} is not a table name", self.target));
         self.target.parse().map_err(not_a_name)
     }
 
@@ -101,22 +98,22 @@ pub(super) fn target_name(table: &Table) -> String {
     with_schema(table.clone()).to_string()
 }
 
-/// Returns an error if the table of the positions, or its schema, belongs to a role that isn't trusted.
-async fn require_owner(conn: &mut PgConnection) -> Result<(), Error> {
+/// Returns true if the table of the positions exists. Returns an error if it isn't the role's own plain table.
+async fn exists(conn: &mut PgConnection) -> Result<bool, Error> {
     let table = Table { schema: Some(POSITIONS_SCHEMA.to_owned()), name: "positions".to_owned() };
-    trust::require_owners(conn, &table, &[]).await
+    let found = ownership::find(conn, &table).await?;
+    found.iter().try_for_each(|found| found.require_plain(&table))?;
+    Ok(found.is_some())
 }
 
 /// Locks the table of the positions in a mode until the end of the transaction, so that nobody can replace it. Returns
-/// false if it doesn't exist. Otherwise it belongs to a trusted role.
+/// false if it doesn't exist.
 pub(super) async fn lock_table(conn: &mut PgConnection, mode: &str) -> Result<bool, Error> {
-    require_owner(conn).await?;
     if !exists(conn).await? {
         return Ok(false);
     }
     run(conn, "position.lock_table", &format!("lock table cdc_apply.positions in {mode} mode")).await.during(ACTION)?;
-    require_owner(conn).await?;
-    Ok(true)
+    exists(conn).await
 }
 
 /// Locks the position of the table until the end of the transaction, so that only this transaction applies to the
@@ -124,7 +121,7 @@ pub(super) async fn lock_table(conn: &mut PgConnection, mode: &str) -> Result<bo
 /// table.
 ///
 /// It locks the position's row, because every role that may connect can take an advisory lock. A missing row is
-/// inserted, which makes others wait as well. The transaction replaces it by [`write`], or rolls it back.
+/// inserted, which makes others wait as well. The transaction completes it by [`write`], or rolls it back.
 pub(super) async fn lock(
     conn: &mut PgConnection,
     target: &str,
@@ -134,7 +131,7 @@ pub(super) async fn lock(
     loop {
         let found = sqlx::query_as(
             "-- apply.position.lock
-             select target, job, number, digest, consumer, dataset, source, details from cdc_apply.positions
+             select target, job, number, digest, consumer, dataset, source, oid, details from cdc_apply.positions
              where target = $1 for update",
         );
         if let Some(found) = found.bind(target).fetch_optional(&mut *conn).await.during(ACTION)? {
@@ -142,8 +139,8 @@ pub(super) async fn lock(
         }
         let inserted = sqlx::query(
             "-- apply.position.insert
-             insert into cdc_apply.positions (target, consumer, dataset, source, job, number, digest, details, applied_at)
-             values ($1, $2, $3, '{}', '00000000-0000-0000-0000-000000000000', 0, '', '{}', clock_timestamp())
+             insert into cdc_apply.positions (target, consumer, dataset, source, oid, job, number, digest, details, applied_at)
+             values ($1, $2, $3, '{}', 0, '00000000-0000-0000-0000-000000000000', 0, '', '{}', clock_timestamp())
              on conflict (target) do nothing",
         );
         let inserted = inserted.bind(target).bind(consumer.as_str()).bind(dataset).execute(&mut *conn).await;
@@ -156,7 +153,6 @@ pub(super) async fn lock(
 
 /// Creates the table of the positions if it is missing.
 pub(super) async fn create_table(conn: &mut PgConnection) -> Result<(), Error> {
-    require_owner(conn).await?;
     if exists(conn).await? {
         return Ok(());
     }
@@ -172,6 +168,7 @@ pub(super) async fn create_table(conn: &mut PgConnection) -> Result<(), Error> {
            consumer text not null,
            dataset text not null,
            source jsonb not null,
+           oid bigint not null,
            job uuid not null,
            number bigint not null,
            digest text not null,
@@ -182,12 +179,6 @@ pub(super) async fn create_table(conn: &mut PgConnection) -> Result<(), Error> {
     run_unless_exists(conn, create.to_owned()).await.during("to make the table cdc_apply.positions")
 }
 
-async fn exists(conn: &mut PgConnection) -> Result<bool, Error> {
-    let there =
-        sqlx::query_scalar("-- apply.position.is_there\n select to_regclass('cdc_apply.positions') is not null");
-    there.fetch_one(conn).await.during(ACTION)
-}
-
 /// Reads the position of a table. Needs a transaction.
 pub(super) async fn read_for_table(conn: &mut PgConnection, target: &str) -> Result<Option<TargetPosition>, Error> {
     if !lock_table(conn, "access share").await? {
@@ -195,7 +186,7 @@ pub(super) async fn read_for_table(conn: &mut PgConnection, target: &str) -> Res
     }
     sqlx::query_as(
         "-- apply.position.of_table
-         select target, job, number, digest, consumer, dataset, source, details from cdc_apply.positions where target = $1",
+         select target, job, number, digest, consumer, dataset, source, oid, details from cdc_apply.positions where target = $1",
     )
     .bind(target)
     .fetch_optional(conn)
@@ -203,20 +194,19 @@ pub(super) async fn read_for_table(conn: &mut PgConnection, target: &str) -> Res
     .during(ACTION)
 }
 
-/// Reads the position of the only table with exports of a lane. Looks at tables of `schema` only, if it is given.
-/// Returns an error if there are several. Needs a transaction.
+/// Reads the position of the only table with exports of a lane. Returns an error if there are several. Needs a
+/// transaction.
 pub(super) async fn read_for_lane(
     conn: &mut PgConnection,
     consumer: &ConsumerId,
     dataset: &str,
-    schema: Option<&str>,
 ) -> Result<Option<TargetPosition>, Error> {
     if !lock_table(conn, "access share").await? {
         return Ok(None);
     }
     let mut positions: Vec<TargetPosition> = sqlx::query_as(
         "-- apply.position.of_lane
-         select target, job, number, digest, consumer, dataset, source, details from cdc_apply.positions
+         select target, job, number, digest, consumer, dataset, source, oid, details from cdc_apply.positions
          where consumer = $1 and dataset = $2",
     )
     .bind(consumer.as_str())
@@ -224,11 +214,8 @@ pub(super) async fn read_for_lane(
     .fetch_all(conn)
     .await
     .during(ACTION)?;
-    if let Some(schema) = schema {
-        positions.retain(|position| position.table().is_ok_and(|table| table.schema.as_deref() == Some(schema)));
-    }
     if positions.len() > 1 {
-        return Err(Error::refused("several_tables", "several tables have these exports: use --table to name one"));
+        return Err(Error::refused("table_name", "several tables have these exports: use --table to name one"));
     }
     Ok(positions.pop())
 }
@@ -239,33 +226,29 @@ pub(super) async fn write(
     target: &str,
     manifest: &Manifest,
     target_table: &TargetTable,
-    deleted: Option<&str>,
+    settings: &Settings,
 ) -> Result<(), Error> {
     let export = &manifest.export;
-    let job: Uuid = export.job.parse().map_err(|_| Error::refused("no_id", "the manifest has an invalid export id"))?;
+    let job: Uuid =
+        export.job.parse().map_err(|_| Error::refused("changed", "the manifest has an invalid export id"))?;
     let number = i64::try_from(manifest.number)
-        .map_err(|_| Error::refused("no_id", "the manifest has an invalid export number"))?;
-    let deleted = deleted.map(str::to_owned);
-    let (oid, numbers) = (target_table.oid, target_table.numbers.clone());
-    let is_kept = |column: &&ManifestColumn| target_table.columns.contains(&column.name);
-    let columns = export.columns.iter().filter(is_kept).cloned().collect();
-    let details = Details { key: export.key.clone(), columns, deleted, oid, numbers };
+        .map_err(|_| Error::refused("changed", "the manifest has an invalid export number"))?;
+    let columns: Vec<_> = target_columns(export, settings).cloned().collect();
+    let in_table = |column: &ManifestColumn| Some(target_table.columns.get_key_value(&column.name)?);
+    let table = columns.iter().filter_map(in_table).map(|(name, column)| (name.clone(), column.clone())).collect();
     sqlx::query(
         "-- apply.position.write
-         insert into cdc_apply.positions (target, consumer, dataset, source, job, number, digest, details, applied_at)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, clock_timestamp())
-         on conflict (target) do update set consumer = excluded.consumer, dataset = excluded.dataset, source = excluded.source,
-           job = excluded.job, number = excluded.number, digest = excluded.digest, details = excluded.details,
-           applied_at = excluded.applied_at",
+         update cdc_apply.positions set source = $2, oid = $3, job = $4, number = $5, digest = $6, details = $7,
+           applied_at = clock_timestamp()
+         where target = $1",
     )
     .bind(target)
-    .bind(&export.consumer)
-    .bind(&export.dataset)
     .bind(Json(&export.source))
+    .bind(target_table.oid)
     .bind(job)
     .bind(number)
     .bind(&manifest.digest)
-    .bind(Json(details))
+    .bind(Json(Details { columns, table }))
     .execute(conn)
     .await
     .map(drop)

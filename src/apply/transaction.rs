@@ -1,26 +1,19 @@
 //! Applies exports of several tables in one transaction of the target. A single export is a transaction with one
 //! member.
-//!
-//! The rows of all members are loaded before the first table is changed. Then deleted rows leave the tables from
-//! children to parents, and written rows come from parents to children, so that foreign keys hold.
 
 use sqlx::{Connection, PgConnection};
 
-use crate::apply::catalog::target_columns;
 use crate::apply::input::Input;
-use crate::apply::merge::{Merge, not_written};
-use crate::apply::references::{DeletedEarly, References};
+use crate::apply::merge::merge;
 use crate::apply::statement::run;
-use crate::apply::table::TargetTable;
+use crate::apply::table::{TargetTable, target_columns};
 use crate::apply::{
     Applied, BEGIN, COMMIT, Changes, During, Error, Settings, Target, TargetPosition, alter, load, lock, position,
-    search_path,
 };
+use crate::connection::failure::SqlFailure;
 use crate::dataset::Table;
 use crate::failpoint;
 use crate::manifest::{Chained, Manifest};
-
-const CONSTRAINTS: &str = "to check the constraints";
 
 /// An export, and the table that it is applied to.
 pub struct MemberExport<'m> {
@@ -47,12 +40,15 @@ impl From<Error> for TransactionFailure {
     }
 }
 
-/// A member within the transaction.
+/// A member within the transaction, whose position and table are locked.
 struct PreparedExport<'m> {
     target_table: TargetTable,
+    before: Option<TargetPosition>,
     manifest: &'m Manifest,
     files: Vec<Input>,
-    key: String,
+    /// The key of its position.
+    target: String,
+    remarks: Vec<String>,
     changes: Changes,
 }
 
@@ -125,79 +121,55 @@ async fn apply_in(
     tables: &[Table],
 ) -> Result<Vec<Option<Applied>>, TransactionFailure> {
     let settings = members[0].target.settings.clone();
-    let (mut outcomes, mut prepared) = (Vec::new(), Vec::new());
+    let mut outcomes: Vec<_> = tables.iter().map(|_| None).collect();
+    let mut prepared = Vec::new();
     // Transactions lock the positions and the tables in the same order, so that they don't wait for each other.
     let mut members: Vec<_> = members.into_iter().zip(tables).enumerate().collect();
     members.sort_by_cached_key(|(_, (_, table))| position::target_name(table));
     position::lock_table(tx, "row exclusive").await?;
     for (at, (member, table)) in members {
-        let failed = |error| of_member(at, error);
-        match prepare(tx, &member, table).await.map_err(failed)? {
-            Ok(target_table) => {
-                let MemberExport { manifest, files, .. } = member;
-                let (key, changes) = (position::target_name(table), Changes::default());
-                prepared.push((at, PreparedExport { target_table, manifest, files, key, changes }));
-            }
-            Err(obstacle) => outcomes.push((at, obstacle)),
+        match prepare(tx, member, table).await.map_err(|error| of_member(at, error))? {
+            Ok(member) => prepared.push((at, member)),
+            Err(obstacle) => outcomes[at] = Some(obstacle),
         }
     }
-    if !outcomes.is_empty() {
-        let mut all: Vec<_> = (0..tables.len()).map(|_| None).collect();
-        outcomes.into_iter().for_each(|(at, obstacle)| all[at] = Some(obstacle));
-        return Ok(all);
+    if outcomes.iter().any(Option::is_some) {
+        return Ok(outcomes);
     }
-    let references = References::read(tx, prepared.iter().map(|(_, member)| member.target_table.oid).collect()).await?;
-    for (at, (index, member)) in prepared.iter().enumerate() {
-        if member.target_table.is_replaced && references.are_in_the_way(at) {
-            let why = format!(
-                "foreign keys reference {}, whose rows can only be replaced, since the export has no key: drop these, or make them \
-                 `deferrable` without an action; or give the source's table a key",
-                member.target_table.table
-            );
-            return Err(of_member(*index, Error::refused("referenced", why)));
+    for (at, mut member) in prepared {
+        let loaded = member.load(tx, &settings).await;
+        if let Err(Error::Sql { cause, .. }) = &loaded
+            && SqlFailure::of(cause) == SqlFailure::Duplicate
+            && member.manifest.export.export_type != "full"
+        {
+            let why = format!("full_export_needed: unique values have moved between rows of {}", tables[at]);
+            outcomes = tables.iter().map(|_| None).collect();
+            outcomes[at] = Some(Applied::NeedsFullExport(why));
+            return Ok(outcomes);
         }
+        loaded.map_err(|error| of_member(at, error))?;
+        let PreparedExport { target_table, manifest, target, remarks, changes, .. } = member;
+        let written = position::write(tx, &target, manifest, &target_table, &settings).await;
+        written.map_err(|error| of_member(at, error))?;
+        outcomes[at] = Some(Applied::Done(changes, remarks));
     }
-    truncate(tx, &mut prepared, &references).await?;
-    for (at, member) in &mut prepared {
-        member.load(tx, &settings.trusted_owners).await.map_err(|error| of_member(*at, error))?;
-    }
-    failpoint!("apply.staged", Err(Error::refused("failpoint", "apply.staged").into()));
-    search_path::use_trigger_search_path(tx, &settings.trusted_owners).await?;
-    run(tx, "transaction.defer", "set constraints all deferred").await.during(CONSTRAINTS)?;
-    let merged = async {
-        merge(tx, &mut prepared, &references).await?;
-        let checked = run(tx, "transaction.check", "set constraints all immediate").await;
-        checked.map_err(|cause| TransactionFailure::from(not_written(CONSTRAINTS, cause)))
-    };
-    let merged = merged.await;
-    if let ([(_, only)], Err(failure)) = (&*prepared, &merged)
-        && only.manifest.export.export_type == "incremental"
-        && failure.error.is_of_unique_values()
-    {
-        let why = "unique_values: an incremental export doesn't delete the rows that had the values of others before";
-        return Ok(vec![Some(Applied::NeedsFullExport(why.to_owned()))]);
-    }
-    merged?;
-    search_path::use_own_search_path(tx).await?;
-    for (at, PreparedExport { target_table, manifest, key, .. }) in &prepared {
-        let written = position::write(tx, key, manifest, target_table, settings.deleted.as_deref()).await;
-        written.map_err(|error| of_member(*at, error))?;
-    }
-    prepared.sort_by_key(|(at, _)| *at);
-    let done =
-        |(_, member): (usize, PreparedExport<'_>)| Some(Applied::Done(member.changes, member.target_table.remarks));
-    Ok(prepared.into_iter().map(done).collect())
+    Ok(outcomes)
 }
 
-/// Locks the position and prepares the table. Returns an outcome instead if the export can't be applied.
-async fn prepare(
+/// Locks the position and the table, or creates the table. Returns an outcome instead if the export can't be applied.
+async fn prepare<'m>(
     tx: &mut PgConnection,
-    member: &MemberExport<'_>,
+    member: MemberExport<'m>,
     table: &Table,
-) -> Result<Result<TargetTable, Applied>, Error> {
-    let MemberExport { target: Target { settings, consumer, dataset, read_digest, .. }, manifest, .. } = member;
+) -> Result<Result<PreparedExport<'m>, Applied>, Error> {
+    let MemberExport { target: Target { settings, consumer, dataset, read_digest, .. }, manifest, files } = member;
     let export = &manifest.export;
-    let before = position::lock(tx, &position::target_name(table), consumer, dataset).await?;
+    if export.columns.is_empty() || export.key.is_empty() && export.export_type != "full" {
+        let why = format!("the manifest of the export {} lists no columns or no key", export.job);
+        return Err(Error::refused("changed", why));
+    }
+    let target = position::target_name(table);
+    let before = position::lock(tx, &target, consumer, dataset).await?;
     if let Some(position) = &before {
         position.require_lane(consumer, dataset)?;
         position.require_source(&export.source)?;
@@ -211,157 +183,84 @@ async fn prepare(
     if let Some(why) = export_obstacle(export, before.as_ref(), settings) {
         return Ok(Err(Applied::NeedsFullExport(why)));
     }
-    let target_table = match TargetTable::prepare(tx, table, manifest, before.as_ref(), settings).await {
-        Err(removed @ Error::ColumnRemoved(_)) => return Ok(Err(Applied::NeedsFullExport(removed.to_string()))),
-        target_table => target_table?,
+    let mut remarks = Vec::new();
+    let target_table = match TargetTable::lock(tx, table, before.as_ref()).await? {
+        Some(target_table) => target_table,
+        None => alter::create_table(tx, table, export, settings, &mut remarks).await?,
     };
-    Ok(match table_obstacle(export, before.as_ref(), &target_table) {
-        Some(why) => Err(Applied::NeedsFullExport(why)),
-        None => Ok(target_table),
-    })
-}
-
-/// Empties the tables whose rows are all replaced. One statement may empty tables that reference each other. A table
-/// that others reference is merged.
-async fn truncate(
-    tx: &mut PgConnection,
-    members: &mut [(usize, PreparedExport<'_>)],
-    references: &References,
-) -> Result<(), Error> {
-    let replaced = members.iter().enumerate().filter(|(_, (_, member))| member.may_truncate()).map(|(at, _)| at);
-    let truncatable = references.truncatable(&replaced.collect());
-    let are_empty = members.iter().all(|(_, member)| member.target_table.is_empty || !member.may_truncate());
-    let mut names = Vec::new();
-    for (at, (_, member)) in members.iter_mut().enumerate() {
-        match truncatable.contains(&at) {
-            true => names.push(&*member.target_table.table),
-            false => member.target_table.truncates = false,
-        }
+    if let Some(before) = before.as_ref().filter(|_| export.export_type != "full")
+        && let Some(why) = target_table.obstacle(export, before)
+    {
+        return Ok(Err(Applied::NeedsFullExport(format!("full_export_needed: {why}"))));
     }
-    if are_empty || names.is_empty() {
-        return Ok(());
+    let is_gone = |name: &&String| !export.columns.iter().any(|column| column.name == **name);
+    let had = before.iter().flat_map(|before| before.details.table.keys());
+    for name in had.filter(is_gone).filter(|name| target_table.columns.contains_key(*name)) {
+        remarks
+            .push(format!("the source has no column {name} any more: the table keeps it, and new rows have no value"));
     }
-    let truncate = format!("truncate {}", names.join(", "));
-    run(tx, "transaction.truncate", &truncate).await.map(drop).during("to empty a table")
-}
-
-/// Changes the rows of all tables.
-async fn merge(
-    tx: &mut PgConnection,
-    members: &mut [(usize, PreparedExport<'_>)],
-    references: &References,
-) -> Result<(), TransactionFailure> {
-    let order = references.parents_first();
-    for at in order.iter().rev() {
-        let (index, member) = &mut members[*at];
-        let deleted = match member.merge() {
-            None => member.target_table.delete_all(tx).await,
-            Some(merge) if merge.marks_deletions() => merge.delete_early(tx, DeletedEarly::All).await,
-            Some(merge) => merge.delete_early(tx, references.deleted_early(*at)).await,
-        };
-        member.changes.deleted = deleted.map_err(|error| of_member(*index, error))?;
-    }
-    for at in &order {
-        let (index, member) = &mut members[*at];
-        let written = match member.merge() {
-            Some(merge) => merge.write(tx, references.is_referenced(*at)).await,
-            None => member.fill(tx).await,
-        };
-        member.changes.written = written.map_err(|error| of_member(*index, error))?;
-    }
-    for at in order.into_iter().rev().filter(|at| references.is_referenced(*at)) {
-        let (index, member) = &mut members[at];
-        let Some(merge) = member.merge() else { continue };
-        member.changes.deleted += merge.delete(tx).await.map_err(|error| of_member(*index, error))?;
-    }
-    Ok(())
+    let changes = Changes::default();
+    Ok(Ok(PreparedExport { target_table, before, manifest, files, target, remarks, changes }))
 }
 
 impl PreparedExport<'_> {
-    /// Returns true if the export's rows replace all rows of the table.
-    fn replaces_all(&self) -> bool {
-        self.target_table.replaces_all(self.manifest)
-    }
-
-    fn may_truncate(&self) -> bool {
-        self.target_table.may_truncate(self.manifest)
-    }
-
-    /// Returns the statements that merge the rows. Returns `None` if they replace all rows of the table.
-    fn merge(&self) -> Option<Merge<'_>> {
-        (!self.replaces_all()).then(|| Merge::new(&self.target_table, self.manifest))
-    }
-
-    /// Loads the rows that are to be merged into the stage.
-    async fn load(&mut self, tx: &mut PgConnection, trusted: &[String]) -> Result<(), Error> {
-        if self.replaces_all() && !self.target_table.needs_stage() {
+    /// Replaces the rows of the table by those of a full export, or merges the rows of another one.
+    async fn load(&mut self, tx: &mut PgConnection, settings: &Settings) -> Result<(), Error> {
+        let PreparedExport { target_table, before, manifest, files, remarks, .. } = self;
+        let (export, files) = (&manifest.export, std::mem::take(files));
+        let columns: Vec<_> = target_columns(export, settings).map(|column| column.name.clone()).collect();
+        if export.export_type != "full" {
+            alter::add_missing_key(tx, target_table, export).await?;
+            let rows = load::into_stage(tx, target_table, export, &columns, files).await?;
+            require_rows(export, rows)?;
+            failpoint!("apply.staged", Err(Error::refused("failpoint", "apply.staged")));
+            self.changes = merge(tx, target_table, export, &columns).await?;
             return Ok(());
         }
-        let files = std::mem::take(&mut self.files);
-        let rows = load::into_stage(tx, &self.target_table, self.manifest, files, trusted).await?;
-        require_rows(&self.manifest.export, rows)
-    }
-
-    /// Loads the rows into the empty table. Returns the number of rows.
-    async fn fill(&mut self, tx: &mut PgConnection) -> Result<u64, Error> {
-        let TargetTable { table, columns, .. } = &self.target_table;
-        let rows = if self.target_table.needs_stage() {
-            load::from_stage(tx, &self.target_table).await?
+        let mut changes = Changes::default();
+        if let Some(before) = before {
+            // Unlike TRUNCATE, this lets others read the rows of before until the end.
+            let delete = format!("delete from {}", target_table.name);
+            changes.deleted = run(tx, "transaction.delete_all", &delete).await.during("to delete the rows")?;
+            alter::follow_source(tx, target_table, export, before, settings, remarks).await?;
+        }
+        failpoint!("apply.staged", Err(Error::refused("failpoint", "apply.staged")));
+        changes.written = if columns.len() < export.columns.len() {
+            let rows = load::into_stage(tx, target_table, export, &columns, files).await?;
+            load::from_stage(tx, target_table, &columns).await?;
+            rows
         } else {
-            load::copy(tx, table, columns, std::mem::take(&mut self.files)).await?
+            load::copy(tx, &target_table.name, &columns, files).await?
         };
-        require_rows(&self.manifest.export, rows)?;
-        self.target_table.add_missing_key(tx).await?;
-        Ok(rows)
+        require_rows(export, changes.written)?;
+        alter::add_missing_key(tx, target_table, export).await?;
+        self.changes = changes;
+        Ok(())
     }
 }
 
 /// Returns the reason if this export can't be applied next, so that only a full export in csv can.
 fn export_obstacle(export: &Chained, before: Option<&TargetPosition>, settings: &Settings) -> Option<String> {
     let job = &export.job;
+    let needed = |why: String| Some(format!("full_export_needed: {why}"));
     if !["full", "incremental", "delta"].contains(&export.export_type.as_str()) {
-        return Some(format!("format: the export {job} has a type that this version doesn't know"));
+        return needed(format!("the export {job} has a type that this version doesn't know"));
     }
     if export.format != "csv" {
-        return Some(format!("format: the export {job} is in {}, and only csv can be applied", export.format));
+        return needed(format!("the export {job} is in {}, and only csv can be applied", export.format));
     }
     if export.is_base() {
         return None;
     }
     let Some(before) = before else {
-        return Some(format!("gap: the table has no export yet, and the export {job} is not a full export"));
+        return needed(format!("the table has no export yet, and the export {job} is not a full export"));
     };
     if export.previous.as_deref() != Some(&before.digest) {
-        return Some(format!("gap: the export {job} doesn't follow the last export of the table"));
+        return needed(format!("the export {job} doesn't follow the last export of the table"));
     }
     // A delta doesn't contain the column's values in unchanged rows.
     let changed = target_columns(export, settings).find(|column| !before.details.columns.contains(column))?;
-    Some(format!("schema_changed: the column {} is new, or has another type", changed.name))
-}
-
-/// Returns the reason if the state of the table allows only a full export.
-fn table_obstacle(export: &Chained, before: Option<&TargetPosition>, target_table: &TargetTable) -> Option<String> {
-    if export.export_type == "full" {
-        return None;
-    }
-    let table = &target_table.table;
-    if before.is_some_and(|before| before.details.oid != target_table.oid) {
-        return Some(format!(
-            "target_changed: {table} is another table than the one to which the earlier exports were applied"
-        ));
-    }
-    // A column that was removed and added again lacks the values of unchanged rows.
-    let is_other = |(name, number): &(&String, &i16)| {
-        before.is_some_and(|before| before.details.numbers.get(*name).is_some_and(|had| had != *number))
-    };
-    if let Some((name, _)) = target_table.numbers.iter().find(is_other) {
-        return Some(format!("target_changed: somebody has removed the column {name} of {table}, and added it again"));
-    }
-    // Rows that are not in the export would stay in the table.
-    let has_others = export.is_base() && !target_table.is_empty;
-    has_others.then(|| {
-        format!("target_changed: {table} has rows already, and the export {} is not a full export", export.job)
-    })
+    needed(format!("the column {} is new, or has another type", changed.name))
 }
 
 /// Returns an error if the number of rows differs from the manifest.

@@ -122,8 +122,8 @@ impl LaneGroup {
         let Some(id) = id else {
             if !self.has_told.swap(true, Ordering::Relaxed) {
                 observer.notice(
-                    "warning: exports of this round belong to no batch: foreign keys and joins between tables hold again \
-                     after the next batch",
+                    "warning: exports of this round belong to no batch: joins between tables hold again after the next \
+                     batch",
                 );
             }
             return Ok(None);

@@ -86,8 +86,6 @@ pub(crate) struct LaneReader<'b> {
     pub(crate) is_submitted: bool,
     /// True if each written export is acknowledged.
     pub(crate) acks: bool,
-    /// True if the lane goes on from its newest full export, whatever it has still before that.
-    pub(crate) jumps: bool,
 }
 
 /// The outcome of a submission.
@@ -256,11 +254,6 @@ impl LaneReader<'_> {
     /// Lists the exports after the sink's position.
     async fn next(&self, last: Option<&LanePosition>) -> Result<NextExports, Error> {
         let Some(last) = last else { return self.first().await };
-        if self.jumps
-            && let Some(full) = self.newest_full().await?.filter(|full| full.number > Some(last.number))
-        {
-            return Ok(NextExports::Found(vec![full]));
-        }
         let after = last.job_id.into();
         match self.api.published_after(&self.consumer, &self.dataset, after).await {
             Ok(exports) => Ok(NextExports::Found(exports)),

@@ -162,7 +162,7 @@ impl ManifestFolder {
         }
         match chains.iter().map(|(_, link)| link.number).max() {
             Some(last) if last > number => Err(Error::Refused(format!(
-                "gap: {} has exports up to number {last}, none of which follows the position of the table",
+                "full_export_needed: {} has exports up to number {last}, none of which follows the position of the table",
                 self.place
             ))),
             _ => Ok(None),

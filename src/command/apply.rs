@@ -8,7 +8,6 @@ use crate::config::Environment;
 use crate::dataset::Table;
 use crate::job::ExportType;
 use anyhow::Context;
-use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgGroup, Args};
 use pg_rows::encoding::{Encoding, Format};
 
@@ -40,34 +39,16 @@ pub(crate) struct Apply {
     /// Read the exports from this folder or bucket by their manifests, without a service
     #[arg(long, value_name = "PLACE", requires = "dataset", conflicts_with = "all_datasets")]
     from: Option<String>,
-    /// The target table. It may have rows, which become those of the source [default: the source table's schema and
-    /// name, if that table is new or empty]
+    /// The target table, which is made by the first export [default: the source table's schema and name]
     #[arg(long, value_name = "SCHEMA.TABLE")]
     table: Option<Table>,
-    /// The schema of the target tables, which keep the names of the source tables [default: the source table's schema]
-    #[arg(long, value_name = "SCHEMA", conflicts_with = "table", value_parser = NonEmptyStringValueParser::new())]
-    target_schema: Option<String>,
-    /// Trust this role, which owns the table or objects that it uses: its triggers, functions and types then run with
-    /// the rights of the user of --to. Can be given several times
-    #[arg(long, value_name = "ROLE", requires = "table")]
-    trust_owner: Vec<String>,
     /// The type of export to submit once all are applied. With `delta`, a full export is submitted if only a full
     /// export can follow
     #[arg(long, default_value = "delta", value_parser = ["delta", "none"], conflicts_with = "from")]
     request: String,
-    /// The reaction to new or retyped columns of the source: `add` alters the target table, `fail` refuses the export
-    #[arg(long, default_value = "add", value_parser = ["add", "fail"])]
-    schema: String,
     /// Keep the columns of the dataset's `meta`, such as `_order`, in the table. They are left out otherwise
     #[arg(long)]
     meta: bool,
-    /// The way to apply a full export: `merge` changes the rows that differ, `truncate` empties the table first
-    #[arg(long, default_value = "merge", value_parser = ["merge", "truncate"])]
-    full: String,
-    /// The way to apply deletions: `hard` deletes the rows, else the name of the timestamp or boolean column that marks
-    /// deleted rows
-    #[arg(long, value_name = "hard|COLUMN", default_value = "hard")]
-    deletes: String,
     /// Acknowledge each applied export to the service
     #[arg(long, conflicts_with = "from")]
     ack: bool,
@@ -92,15 +73,7 @@ impl Apply {
         if api.is_none() {
             arm(&environment)?;
         }
-        let settings = Settings {
-            table: self.table,
-            schema: self.target_schema,
-            trusted_owners: self.trust_owner,
-            adds_columns: self.schema == "add",
-            keeps_meta: self.meta,
-            truncates: self.full == "truncate",
-            deleted: Some(self.deletes).filter(|column| column != "hard"),
-        };
+        let settings = Settings { table: self.table, keeps_meta: self.meta };
         let connections =
             Arc::new(TargetConnections::new(named.database.options().clone(), named.database.connect_timeout()));
         let (consumer, skips_empty) = (self.lanes.consumer.clone(), self.lanes.skips_empty());
@@ -111,7 +84,7 @@ impl Apply {
             None => Err(BadUsage("--dataset: one is to be named".to_owned()).into()),
         };
         let read = async |task: LaneTask| {
-            let LaneTask { dataset, terminal, is_submitted, jumps, group, turn, .. } = task;
+            let LaneTask { dataset, terminal, is_submitted, group, turn, .. } = task;
             let (connections, consumer) = (Arc::clone(&connections), consumer.clone());
             let target = Target::new(connections, settings.clone(), consumer.clone(), dataset.clone());
             let mut mirror = TableMirror::new(target, Arc::clone(&terminal) as Arc<dyn Observer>, group, turn);
@@ -123,7 +96,7 @@ impl Apply {
             let api = api.as_ref().context("clap requires --server or --from")?.observed_by(terminal);
             let acks = self.ack;
             let api = &api;
-            let lane = LaneReader { api, consumer, dataset, request, encoding, skips_empty, is_submitted, acks, jumps };
+            let lane = LaneReader { api, consumer, dataset, request, encoding, skips_empty, is_submitted, acks };
             Ok(lane.round(&mut mirror).await?)
         };
         let wanted = request.map(|export_type| RoundRequest { export_type, encoding });

@@ -88,8 +88,8 @@ impl Pull {
             let open = move || PullFolder::open(&folder, &opened_by, of, format, when_locked, &*terminal);
             let mut folder = spawn_blocking(open).await??;
             let acks = ack;
-            let (api, jumps) = (&api, false);
-            let lane = LaneReader { api, consumer, dataset, request, encoding, skips_empty, is_submitted, acks, jumps };
+            let api = &api;
+            let lane = LaneReader { api, consumer, dataset, request, encoding, skips_empty, is_submitted, acks };
             Ok(lane.round(&mut folder).await?)
         };
         let wanted = request.map(|export_type| RoundRequest { export_type, encoding });

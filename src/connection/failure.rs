@@ -32,8 +32,6 @@ pub(crate) enum SqlFailure {
     NotThere,
     /// A row with the same key exists already.
     Duplicate,
-    /// A row references a row that doesn't exist, or is referenced and can't be deleted.
-    Referenced,
     /// The text can't be encoded as UTF-8.
     InvalidText,
     /// Postgres reports another error, which its SQLSTATE identifies.
@@ -69,8 +67,6 @@ impl SqlFailure {
             "42P01" | "42703" => SqlFailure::NotThere,
             // An exclusion constraint is a unique one of other operators.
             "23505" | "23P01" => SqlFailure::Duplicate,
-            // Postgres 18 has a code of its own for `on delete restrict`.
-            "23503" | "23001" => SqlFailure::Referenced,
             "22021" | "22P05" => SqlFailure::InvalidText,
             // An error that ends no connection is not of this one. PgBouncer reports its own as 08P01.
             code if code.starts_with("HV") || code.starts_with("08") && code != "08P01" => SqlFailure::ForeignServer,

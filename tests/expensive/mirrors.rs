@@ -21,9 +21,9 @@ async fn mirrored(tables: usize) -> u64 {
     let (code, _, said) = catalog.command(&source, &["track", "--all"]).await;
     assert_eq!(code, 0, "{said}");
     let service = catalog.start(&source).service().await;
-    let (to, schema) = (target.url(), ["--target-schema", "mart"]);
+    let to = target.url();
     let apply = ["apply", "--to", &to, "--consumer", "a", "--server", &service.address, "--all-datasets"];
-    let (mut child, _work) = far(&[&apply[..], &schema, &["--every", "1s"]].concat()).spawn();
+    let (mut child, _work) = far(&[&apply[..], &["--every", "1s"]].concat()).spawn();
     let arrive = async |number: i64| {
         let applied = format!("select count(*) from cdc_apply.positions where number = {number}");
         for tenth in 1..=10 {
@@ -42,8 +42,8 @@ async fn mirrored(tables: usize) -> u64 {
     let peak: u64 = peak.split_whitespace().nth(1).unwrap().parse().unwrap();
     kill(Pid::from_raw(child.id().unwrap().cast_signed()), Signal::SIGTERM).unwrap();
     assert!(child.wait().await.unwrap().success());
-    for_each(&target, "insert into mart.t%1$s select -count(*) from mart.t%1$s where name = ''changed''").await;
-    let rows = format!("select count(*) from mart.t{tables} where id = -500");
+    for_each(&target, "insert into t%1$s select -count(*) from t%1$s where name = ''changed''").await;
+    let rows = format!("select count(*) from t{tables} where id = -500");
     assert_eq!(target.one::<i64>(&rows).await, 1);
     service.stop().await;
     println!("{tables} tables: the peak was {} MiB", peak / 1024);

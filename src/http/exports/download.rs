@@ -6,7 +6,6 @@ use axum::body::Body;
 use axum::extract::Path;
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-
 use tokio_util::io::ReaderStream;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::{self, RefOr, ResponseBuilder};
