@@ -1,13 +1,10 @@
-//! The audit log: who changed or read something, and which requests with a valid key were refused.
+//! The audit lines of the log: who changed or downloaded something, and which requests with a valid key were refused.
+//!
+//! The log has the events of this module at every `LOG_LEVEL`.
 
-use std::fmt;
-use std::net::IpAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
-use chrono::{DateTime, Utc};
-use serde_json::{Value, json};
-
-use crate::job::{ConsumerId, JobId};
+use crate::job::{ConsumerId, Job, JobId};
 use crate::key::Prefix;
 
 pg_rows::words! {
@@ -35,19 +32,19 @@ pg_rows::words! {
         Redeliver = "redeliver",
         /// A user of the demo table was deleted.
         DeleteUser = "delete_user",
-        /// Something was read. Only refusals of this action are recorded.
+        /// Something was read. Only refusals of this action are logged.
         Read = "read",
     }
 }
 
 /// The outcome of a request that was not refused. The outcome of a refusal is the code of its problem.
-pub const DONE: &str = "done";
+const DONE: &str = "done";
 
 /// The sender of a request, and the names in the request.
 #[derive(Debug, Default)]
 pub struct Origin {
-    actor: Option<String>,
-    remote: Option<IpAddr>,
+    /// The prefix of the key; or `schedule:NAME` or `cli:USER`. `None` if a call needed no key.
+    key: Option<String>,
     request_id: Option<String>,
     /// The consumer that the request named.
     pub consumer: OnceLock<ConsumerId>,
@@ -59,74 +56,60 @@ pub struct Origin {
 
 impl Origin {
     /// Returns the origin of a call of the API. `key` is `None` if the call needed no key.
-    pub fn call(key: Option<&Prefix>, remote: IpAddr, request_id: Option<String>) -> Origin {
-        let actor = key.map(|prefix| prefix.as_str().to_owned());
-        Origin { actor, remote: Some(remote), request_id, ..Origin::default() }
+    pub fn call(key: Option<&Prefix>, request_id: Option<String>) -> Origin {
+        let key = key.map(|prefix| prefix.as_str().to_owned());
+        Origin { key, request_id, ..Origin::default() }
     }
 
     /// Returns the origin of the exports of a schedule.
-    pub fn schedule(name: &str) -> Arc<Origin> {
-        Origin::without_key(format_args!("schedule:{name}"))
+    pub fn schedule(name: &str) -> Origin {
+        Origin { key: Some(format!("schedule:{name}")), ..Origin::default() }
     }
 
     /// Returns the origin of a command that a user of this machine runs.
-    pub fn command(user: &str) -> Arc<Origin> {
-        Origin::without_key(format_args!("cli:{user}"))
+    pub fn command(user: &str) -> Origin {
+        Origin { key: Some(format!("cli:{user}")), ..Origin::default() }
     }
 
-    fn without_key(actor: fmt::Arguments<'_>) -> Arc<Origin> {
-        Arc::new(Origin { actor: Some(actor.to_string()), ..Origin::default() })
+    /// Sets the names of a job that the request named.
+    pub fn learn_names(&self, job: &Job) {
+        if let Some(consumer) = &job.consumer {
+            let _ = self.consumer.set(consumer.clone());
+        }
+        let _ = self.dataset.set(job.dataset.clone());
     }
 
-    /// Returns the sender as the parameter of `cdc_export.audit`: an object of `key`, `remote` and `requestId`.
-    pub fn to_json(&self) -> Value {
-        json!({ "key": self.actor, "remote": self.remote, "requestId": self.request_id })
+    /// Logs a change of a job. Must be called after its commit.
+    pub fn log_job(&self, action: Action, job: &Job) {
+        self.log_done(action, job.consumer.as_ref(), Some(&job.dataset), Some(job.id));
     }
-}
 
-/// A row of the audit log.
-#[derive(Clone, Debug)]
-pub struct AuditEntry {
-    /// The row's number. It grows with time.
-    pub id: i64,
-    /// The time of the first of these requests.
-    pub at: DateTime<Utc>,
-    /// The id of the first of these requests.
-    pub request_id: Option<String>,
-    /// The prefix of the key; or `schedule:NAME` or `cli:USER`. `None` if a call needed no key.
-    pub key: Option<String>,
-    /// The address of the peer. `None` if the request did not come over HTTP.
-    pub remote: Option<String>,
-    /// The effect of the request, or the intended one.
-    pub action: Action,
-    /// The consumer.
-    pub consumer: Option<String>,
-    /// The dataset.
-    pub dataset: Option<String>,
-    /// The export.
-    pub job: Option<JobId>,
-    /// [`DONE`], or the code of the refusal.
-    pub outcome: String,
-    /// The number of equal requests of the same key within a minute. Only downloads and refusals are counted in this
-    /// way.
-    pub count: i64,
-}
+    /// Logs a change, or a download that begins. For a change, it must be called after the commit.
+    pub fn log_done(&self, action: Action, consumer: Option<&ConsumerId>, dataset: Option<&str>, job: Option<JobId>) {
+        self.log(action, (consumer, dataset, job), DONE);
+    }
 
-/// The filter of the audit log. A field with `None` does not restrict the list.
-#[derive(Clone, Debug, Default)]
-pub struct AuditFilter {
-    /// Selects requests with this key, or of this schedule or user.
-    pub key: Option<String>,
-    /// Selects requests for this consumer.
-    pub consumer: Option<ConsumerId>,
-    /// Selects requests for this dataset.
-    pub dataset: Option<String>,
-    /// Selects requests with this action.
-    pub action: Option<Action>,
-    /// Selects requests at this time or later.
-    pub from: Option<DateTime<Utc>>,
-    /// Selects requests before this time.
-    pub to: Option<DateTime<Utc>>,
-    /// Selects rows before the one with this number.
-    pub before: Option<i64>,
+    /// Logs that the request was refused with this code, and the names that the service had read until then.
+    pub fn log_refusal(&self, action: Action, code: &str) {
+        let dataset = self.dataset.get().map(String::as_str);
+        self.log(action, (self.consumer.get(), dataset, self.job.get().copied()), code);
+    }
+
+    fn log(
+        &self,
+        action: Action,
+        (consumer, dataset, job): (Option<&ConsumerId>, Option<&str>, Option<JobId>),
+        outcome: &str,
+    ) {
+        tracing::info!(
+            event = "audit",
+            key = self.key,
+            consumer = consumer.map(ConsumerId::as_str),
+            dataset,
+            jobId = job.map(tracing::field::display),
+            action = action.as_str(),
+            outcome,
+            requestId = self.request_id,
+        );
+    }
 }

@@ -242,7 +242,6 @@ impl Config {
                 retain_files: vars.retention("RETAIN_FILES")?,
                 retain_jobs: vars.retention("RETAIN_JOBS")?,
                 retain_unacked: vars.age("RETAIN_UNACKED", 30 * DAY)?,
-                retain_audit: vars.age("RETAIN_AUDIT", 90 * DAY)?,
                 log_caps: purge::Caps {
                     bytes: vars.bytes("CHANGE_LOG_MAX_BYTES", 10 << 30, 1 << 10..=1 << 60)?,
                     age: vars.age("CHANGE_LOG_MAX_AGE", 7 * DAY)?,
@@ -333,7 +332,6 @@ mod tests {
             ("CHANGE_LOG_MAX_BYTES", "10GB"),
             ("CHANGE_LOG_MAX_AGE", "7 fortnights"),
             ("RETAIN_UNACKED", "30"),
-            ("RETAIN_AUDIT", "90"),
             ("RETAIN_UNACKED", "0s"),
             ("RETAIN_UNACKED", "30d,500"),
             ("MAX_ATTEMPTS", "many"),

@@ -144,10 +144,9 @@ pub async fn soft_delete(store: &Store, id: i64) -> Result<Option<User>, store::
         let delete = format!(
             "-- demo.soft_delete
              update {users} set is_deleted = true, updated_at = now() where id = $1 and not is_deleted
-             returning {columns}, cdc_export.audit($2, 'delete_user', null, 'users', null)"
+             returning {columns}"
         );
-        let deleted =
-            sqlx::query_as(AssertSqlSafe(delete)).bind(id).bind(store.origin()).fetch_optional(&mut *conn).await?;
+        let deleted = sqlx::query_as(AssertSqlSafe(delete)).bind(id).fetch_optional(&mut *conn).await?;
         if deleted.is_some() {
             return Ok(deleted);
         }

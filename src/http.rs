@@ -5,7 +5,6 @@
 
 mod access;
 mod activity;
-mod audit;
 mod batches;
 mod body;
 mod code;
@@ -155,7 +154,6 @@ fn routes() -> OpenApiRouter {
         .routes(routes!(deliveries::list))
         .routes(routes!(deliveries::redeliver))
         .routes(routes!(users::soft_delete))
-        .routes(routes!(audit::list))
         .routes(routes!(openapi::get))
         .routes(routes!(docs::page))
         .route("/docs/{name}", get(docs::asset))
@@ -224,7 +222,7 @@ fn with_layers(routes: OpenApiRouter, service: Service, access: Access, settings
 
 /// Runs a call that changes something to its end, even if its client goes away or its key is revoked meanwhile.
 ///
-/// Otherwise a change could end halfway: without its row of the audit log, for example.
+/// Otherwise a change could end halfway: without its line in the audit log, for example.
 async fn finish_change(request: Request, next: Next) -> Response {
     if request.method().is_safe() {
         return next.run(request).await;

@@ -67,8 +67,6 @@ pub struct Settings {
     pub retain_jobs: Retention,
     /// The time for which the retentions of files and jobs keep an export that its consumer has not acknowledged.
     pub retain_unacked: Duration,
-    /// The age at which a row of the audit log is removed.
-    pub retain_audit: Duration,
     /// The settings of the publisher.
     pub publisher: publisher::Settings,
 }

@@ -2,7 +2,6 @@
 //!
 //! Only `http` uses this module. It knows no status codes and runs no exports.
 
-mod audit;
 pub mod batches;
 pub mod consumers;
 pub mod deadline;
@@ -22,7 +21,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::audit::Origin;
+use crate::audit::{Action, Origin};
 use crate::dataset::catalog::Catalog;
 use crate::dataset::current::CurrentCatalog;
 use crate::dataset::fault::{Faults, SeveralDatasets, UnknownDataset};
@@ -380,7 +379,7 @@ pub struct Service {
     keyring: Arc<Keyring>,
     /// The exports that the caller may see and request. `catalog` has only the datasets and schedules within them.
     bounds: Bounds,
-    /// The sender of the request, which learns the names in the request for the audit log.
+    /// The sender of the request, which learns the names in the request for its audit lines.
     origin: Arc<Origin>,
 }
 
@@ -432,8 +431,7 @@ impl Service {
     /// Returns the service for a request of this sender, as a caller within these bounds sees it. `key` is the public
     /// part of the caller's key, if it has one.
     pub fn for_request(&self, bounds: &Bounds, key: Option<&Prefix>, origin: Arc<Origin>) -> Service {
-        let store = self.store.by(Arc::clone(&origin));
-        let store = key.map_or_else(|| store.clone(), |key| store.of_key(key));
+        let store = key.map_or_else(|| self.store.clone(), |key| self.store.of_key(key));
         let catalog = self.current.get();
         let mut service = Service { store, origin, catalog, ..self.clone() };
         if !bounds.allow_all() {
@@ -566,7 +564,9 @@ impl Service {
     ///
     /// If there is no user with this id.
     pub async fn soft_delete_user(&self, id: i64) -> Result<demo::User, Error> {
-        with_timeout(demo::soft_delete(&self.store, id)).await?.ok_or(Error::NoUser)
+        let user = with_timeout(demo::soft_delete(&self.store, id)).await?.ok_or(Error::NoUser)?;
+        self.origin.log_done(Action::DeleteUser, None, Some("users"), None);
+        Ok(user)
     }
 
     /// Checks that Postgres responds within two seconds.

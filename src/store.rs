@@ -5,7 +5,6 @@
 
 pub mod acknowledgements;
 pub mod activity;
-pub mod audit;
 pub mod commit;
 pub mod datasets;
 pub mod deliveries;
@@ -41,7 +40,6 @@ use sqlx::{Connection, PgConnection, Postgres};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, broadcast};
 
-use crate::audit::Origin;
 use crate::connection;
 use crate::connection::failure::{self, SqlFailure};
 use crate::connection::pool::{Pool, Pooled};
@@ -151,9 +149,6 @@ pub struct Store {
     listeners: Arc<[Listener]>,
     /// The time limit of a call. `None` means no limit.
     call_timeout: Option<Duration>,
-    /// The sender of the request that the calls are made for. `None` for the service's own work, which the audit log
-    /// doesn't have.
-    origin: Option<Arc<Origin>>,
     /// True if Postgres's transaction ids were set back when this process last looked.
     is_set_back: Arc<AtomicBool>,
 }
@@ -173,7 +168,6 @@ impl Store {
             is_of_workers: false,
             listeners: Arc::default(),
             call_timeout: None,
-            origin: None,
             is_set_back: Arc::default(),
         }
     }
@@ -192,11 +186,6 @@ impl Store {
     /// Returns the signal that a job may be ready. `notify_last` wakes the idle worker that was busy last.
     pub fn work(&self) -> &Notify {
         &self.work
-    }
-
-    /// Returns the same store for the request of a sender. The audit log names the sender in the row of each change.
-    pub fn by(&self, origin: Arc<Origin>) -> Store {
-        Store { origin: Some(origin), ..self.clone() }
     }
 
     /// Returns the same store over another pool. Both stores report the same endings.

@@ -39,18 +39,22 @@ pub struct Settings {
     pub format: Format,
 }
 
-/// Target of events about access rights. Commands that otherwise log only errors include them.
-pub const AUDIT: &str = "cdc_export::audit";
+/// Target of events about keys. Commands that otherwise log only errors include them.
+pub const KEYS: &str = "cdc_export::keys";
 
 /// Starts logging. An event is logged if it is at least as severe as `least` and as the level in the settings.
-/// [`AUDIT`] events need only the latter.
+/// [`KEYS`] events need only the latter. The events of `audit` are always logged.
 ///
 /// Must be called once per process.
 pub fn start(settings: &Settings, least: LevelFilter) {
     // Lower levels of the libraries would hide the events of this program.
     let level = settings.level.min(least);
     let targets = Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("cdc_export", level);
-    let targets = targets.with_target(AUDIT, settings.level).with_target("private_postgres", level);
+    let targets = targets.with_target(KEYS, settings.level).with_target("private_postgres", level);
+    let targets = targets.with_target("cdc_export::audit", LevelFilter::INFO);
+    // A command prints the errors of its own calls.
+    let is_command = least == LevelFilter::ERROR;
+    let targets = if is_command { targets.with_target("cdc_export::http", LevelFilter::OFF) } else { targets };
     // lapin logs a warning with the full content for each returned message.
     let targets = targets.with_target("lapin", LevelFilter::OFF);
     // This library logs each rejected certificate at each attempt. Its returned error contains the same information.

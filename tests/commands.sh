@@ -78,8 +78,10 @@ shows 'airflow: connection refused'
 block docs/guides/operating.md 'cdc-export status --watch'
 shows '"status":"ok"'
 cp log service.log
-block docs/guides/operating.md jq
+block docs/guides/operating.md "jq 'select"
 shows '"event": "export_submitted"'
+block docs/guides/operating.md 'jq -c'
+shows '"action":"export"'
 block docs/guides/operating.md 'curl -s "localhost:8080/deliveries' 's/status=dead/status=pending/'
 shows '"status":"pending"'
 delivery=$(curl -fsS "$api/deliveries?status=pending" | jq -r '.items[0].deliveryId')

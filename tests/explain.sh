@@ -68,7 +68,7 @@ done
 d="'00000000-0000-0000-0000-00000000000d'" processing="'00000000-0000-0000-0000-000000000001'"
 unpublished="'00000000-0000-0000-0000-000000000002'" place="'{\"folder\": {\"inode\": \"1\", \"modifiedNs\": \"1\"}}'"
 explain store/jobs/insert.sql "array[gen_random_uuid()], 'c1', '{users}', '{103}', '{delta}', 'csv', 5, '{new}', $d, now(), '{null}', null,
-'none', null, '{false}', '{null}', '{null}', 'cdc_export', null, null, now(), null, null, null, null, null, '.csv'" \
+'none', null, '{false}', '{null}', '{null}', 'cdc_export', null, null, now(), null, null, null, null, '.csv'" \
     'Makes a job, and notifies the workers. It runs once for each request that is accepted.'
 explain store/queue/claim.sql "'{csv}', '{none}', '{users}', $d, gen_random_uuid(), 'worker', 60, now() - interval '1 year', true, null, null" \
     'Claims the ready job of a free lane whose turn it is. A worker runs it when it is woken, and after each of its jobs if others wait.'

@@ -155,7 +155,7 @@ pub(crate) async fn check(
         if !is_unlimited(path) {
             control.charge(RateKey::Address(address))?;
         }
-        let origin = Arc::new(Origin::call(None, address, request_id(&request)));
+        let origin = Arc::new(Origin::call(None, request_id(&request)));
         let service = control.service.for_request(&Bounds::NONE, None, origin);
         request.extensions_mut().insert(Caller(None));
         request.extensions_mut().insert(service);
@@ -164,32 +164,30 @@ pub(crate) async fn check(
     let (key, grant) = control.key(request.headers(), address).await?;
     tracing::Span::current().record("key", grant.prefix.as_str());
     let (scope, action) = (scope_of(request.method(), path), action_of(request.method(), path));
-    let origin = Arc::new(Origin::call(Some(&grant.prefix), address, request_id(&request)));
+    let origin = Arc::new(Origin::call(Some(&grant.prefix), request_id(&request)));
     let is_allowed = grant.allows(scope);
-    let service = control.service.for_request(&grant.bounds, Some(&grant.prefix), origin);
+    let service = control.service.for_request(&grant.bounds, Some(&grant.prefix), Arc::clone(&origin));
     request.extensions_mut().insert(Caller(Some(grant)));
-    request.extensions_mut().insert(service.clone());
+    request.extensions_mut().insert(service);
     let answer = if is_allowed {
         tokio::select! {
             answer = next.run(request) => answer,
-            () = service.keyring().revoked(&key) => return Err(Problem::key_invalid()),
+            () = control.service.keyring().revoked(&key) => return Err(Problem::key_invalid()),
         }
     } else {
         Problem::scope_missing(scope).into_response()
     };
-    if let Some(code) = recorded_refusal(&answer) {
-        // The client may go away before it is recorded.
-        let _ =
-            tokio::spawn(async move { service.record_refusal(action, code.as_str()).await }.in_current_span()).await;
+    if let Some(code) = logged_refusal(&answer) {
+        origin.log_refusal(action, code.as_str());
     }
     Ok(end_when_revoked(answer, control.service, key))
 }
 
-/// Returns the code of a response that the audit log has: the request is valid, and refused.
-fn recorded_refusal(answer: &Response) -> Option<Code> {
-    let is_recorded =
+/// Returns the code of a response that has an audit line: the key is valid, and the request is refused.
+fn logged_refusal(answer: &Response) -> Option<Code> {
+    let is_logged =
         matches!(answer.status(), StatusCode::FORBIDDEN | StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY);
-    answer.extensions().get().copied().filter(|_| is_recorded)
+    answer.extensions().get().copied().filter(|_| is_logged)
 }
 
 fn request_id(request: &Request) -> Option<String> {
@@ -211,9 +209,7 @@ pub(crate) fn is_unlimited(path: &str) -> bool {
 /// Returns the scope that a key needs to call a route.
 pub(crate) fn scope_of(method: &Method, path: &str) -> Scope {
     match (path, method) {
-        ("/metrics" | "/audit" | "/users/{id}" | "/deliveries" | "/deliveries/{deliveryId}/redeliver", _) => {
-            Scope::Admin
-        }
+        ("/metrics" | "/users/{id}" | "/deliveries" | "/deliveries/{deliveryId}/redeliver", _) => Scope::Admin,
         ("/consumers/{consumerId}", &Method::DELETE) => Scope::Admin,
         // A client that may download a file may also acknowledge it.
         ("/exports/{jobId}/ack", _) => Scope::Read,
@@ -222,7 +218,7 @@ pub(crate) fn scope_of(method: &Method, path: &str) -> Scope {
     }
 }
 
-/// Returns the action of a call, as the audit log names it.
+/// Returns the action of a call, as its audit line names it.
 fn action_of(method: &Method, path: &str) -> Action {
     match (path, method) {
         ("/exports/{jobId}/download" | "/exports/{jobId}/files/{part}/download" | "/exports/{jobId}/url", _) => {

@@ -9,8 +9,6 @@ use axum::response::Response;
 use axum::{Extension, Router};
 use hyper::service::Service as _;
 use hyper_util::service::TowerToHyperService;
-use tracing::Dispatch;
-use tracing::instrument::WithSubscriber;
 
 use crate::audit::Origin;
 use crate::http::access::Caller;
@@ -29,14 +27,13 @@ impl InProcess {
     pub fn new(service: Service, user: &str) -> InProcess {
         let (routes, _) = routes().split_for_parts();
         // A command reads the bucket itself.
-        let service = service.for_request(&Bounds::NONE, None, Origin::command(user)).without_redirects();
+        let service = service.for_request(&Bounds::NONE, None, Arc::new(Origin::command(user))).without_redirects();
         InProcess(routes.layer(Extension(Caller(None))).layer(Extension(service)))
     }
 
     /// Calls the API. If the service refuses the request, the extensions of the response contain a [`Cause`].
     pub async fn call(&self, request: Request<Body>) -> Response {
-        // The caller displays the error, so a log line would repeat it.
-        let answer = TowerToHyperService::new(self.0.clone()).call(request).with_subscriber(Dispatch::none()).await;
+        let answer = TowerToHyperService::new(self.0.clone()).call(request).await;
         let mut answer = answer.unwrap_or_else(|never: Infallible| match never {});
         if let Some(error) = answer.extensions_mut().remove::<Arc<service::Error>>() {
             answer.extensions_mut().insert(Cause(chain(&*error)));

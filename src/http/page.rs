@@ -39,7 +39,6 @@ static ASSETS: LazyLock<Assets> = LazyLock::new(|| {
         "api.js",
         "app.js",
         "aside.js",
-        "audit.js",
         "banner.js",
         "batch.js",
         "chart.js",

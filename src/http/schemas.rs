@@ -5,7 +5,6 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 
-use crate::audit::Action;
 use crate::event::DeliveryStatus;
 use crate::job::columns::MetaColumn;
 use crate::job::json::{CompressionSchema, FormatSchema};
@@ -52,7 +51,6 @@ document_words! {
     DeliveryStatus, "DeliveryStatus", "The status of a delivery";
     Operator, "Operator", "The comparison of a column with a value";
     MetaColumn, "MetaColumn", "A column of files that is none of the table";
-    Action, "AuditAction", "The effect of a request, or the intended one";
 }
 
 document_words! {

@@ -31,7 +31,7 @@ impl RoundTime {
 /// Removes what is past the retention, in all lanes. Returns false if some of it may be left.
 pub(super) async fn round(maintenance: &Maintenance) -> Result<bool, Error> {
     let Maintenance { store, destination, settings, .. } = maintenance;
-    let Settings { retain_files, retain_jobs, retain_unacked: spare, retain_audit, .. } = *settings;
+    let Settings { retain_files, retain_jobs, retain_unacked: spare, .. } = *settings;
     let mut time = RoundTime { begun: Instant::now(), is_over: false };
     let first = || Some(LaneCursor::default());
     let mut outcome = Ok(());
@@ -71,7 +71,6 @@ pub(super) async fn round(maintenance: &Maintenance) -> Result<bool, Error> {
             tracing::info!(event = "jobs_forgotten", jobs);
         }
     }
-    store.forget_audit(retain_audit).await?;
     // The change log keeps changes up to twice that age.
     store.thin_moments(2 * settings.log_caps.age).await?;
     let mut place = first();

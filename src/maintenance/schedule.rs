@@ -10,7 +10,7 @@ use futures_util::{StreamExt, stream};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::audit::Origin;
+use crate::audit::{Action, Origin};
 use crate::job::batch::{BatchRequest, MOST_MEMBERS, Omitted};
 use crate::job::{ExportType, Job};
 use crate::maintenance::{Error, Maintenance};
@@ -86,16 +86,16 @@ impl Scheduling {
         };
         let destination = self.destination_id().await;
         let Maintenance { store, terms, .. } = &self.maintenance;
-        let store = store.by(Origin::schedule(&schedule.name));
         let asked = store.run_slot(schedule, slot, &exports, destination, *terms);
         match asked.await? {
-            RunOutcome::Job(job) => {
+            RunOutcome::Jobs(jobs) => {
                 metrics::schedule_slot(&schedule.name, "run");
+                log_changes(schedule, &jobs);
                 match &exports.batch {
-                    None => log_submitted(schedule, &job, Some(slot)),
+                    None => log_submitted(schedule, &jobs[0], Some(slot)),
                     Some(_) => tracing::info!(
                         event = "batch_submitted",
-                        batchId = %job.id,
+                        batchId = %jobs[0].id,
                         consumerId = schedule.consumer.as_str(),
                         exportType = %schedule.export_type,
                         members = exports.requests.len(),
@@ -161,12 +161,12 @@ impl Scheduling {
         let full = ScheduledExports { requests: vec![schedule.request(dataset, ExportType::Full)], batch: None };
         let destination = self.destination_id().await;
         let Maintenance { store, terms, .. } = &self.maintenance;
-        let store = store.by(Origin::schedule(&schedule.name));
-        let RunOutcome::Job(job) = store.heal(schedule, &full, destination, *terms).await? else {
+        let RunOutcome::Jobs(jobs) = store.heal(schedule, &full, destination, *terms).await? else {
             return Ok(false);
         };
         metrics::schedule_slot(&schedule.name, "healed");
-        log_submitted(schedule, &job, None);
+        log_changes(schedule, &jobs);
+        log_submitted(schedule, &jobs[0], None);
         Ok(true)
     }
 
@@ -274,6 +274,12 @@ fn needs_adoption(schedule: &Schedule, state: &ScheduleState, now: DateTime<Utc>
         None => !schedule.runs_at_start,
     };
     schedule.timing.latest(now).filter(|_| is_needed)
+}
+
+/// Writes the audit lines of the jobs that a schedule has submitted.
+fn log_changes(schedule: &Schedule, jobs: &[Job]) {
+    let origin = Origin::schedule(&schedule.name);
+    jobs.iter().for_each(|job| origin.log_job(Action::Export, job));
 }
 
 /// Logs the job that a schedule has submitted. `slot` is `None` for a healing export.

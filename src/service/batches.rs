@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use crate::audit::Action;
 use crate::dataset::Description;
 use crate::job::batch::{Batch, BatchRequest, MOST_MEMBERS, Omitted};
 use crate::job::{After, Bounds, ConsumerId, IdempotencyKey, JobId, Request, Status};
@@ -284,8 +285,11 @@ impl Service {
             Cancelled::Ended(status) => return Err(Error::Ended(status)),
             Cancelled::Unknown | Cancelled::OfBatch(_) => return Err(Error::NoBatch),
         };
-        if !is_already && before.status() == Status::Processing {
-            tracing::info!(event = "cancel_requested", batchId = %id);
+        if !is_already {
+            before.jobs.iter().for_each(|job| self.origin.log_job(Action::Cancel, job));
+            if before.status() == Status::Processing {
+                tracing::info!(event = "cancel_requested", batchId = %id);
+            }
         }
         Ok((self.batch(id).await?, is_already))
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 
+use crate::audit::Action;
 use crate::dataset::name::is_name;
 use crate::dataset::{Capture, Dataset};
 use crate::freshness::{LaneFacts, LaneHistory, LaneState};
@@ -162,6 +163,7 @@ impl Service {
         match with_timeout(self.store.remove_consumer(consumer, self.bounds.datasets.as_deref())).await? {
             ConsumerRemoval::Done => {
                 tracing::info!(event = "consumer_removed", consumerId = consumer.as_str());
+                self.origin.log_done(Action::RemoveConsumer, Some(consumer), None, None);
                 Ok(())
             }
             ConsumerRemoval::Unknown => Err(Error::NoConsumer(consumer.clone())),
@@ -324,6 +326,7 @@ impl Service {
             WatermarkRemoval::Done => {
                 let (consumer, dataset) = (lane.consumer.as_str(), lane.dataset);
                 tracing::info!(event = "watermark_deleted", consumerId = consumer, dataset);
+                self.origin.log_done(Action::DeleteWatermark, Some(lane.consumer), Some(dataset), None);
                 Ok(())
             }
             WatermarkRemoval::Committing => Err(Error::Committing),

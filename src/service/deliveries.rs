@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 
+use crate::audit::Action;
 use crate::event::{Delivery, DeliveryFilter};
 use crate::service::deadline::with_timeout;
 use crate::service::{Error, Service};
@@ -21,6 +22,8 @@ impl Service {
         if !self.catalog.listeners().iter().any(|listener| listener.name == delivery.endpoint) {
             return Err(Error::NoEndpoint(delivery.endpoint));
         }
-        with_timeout(self.store.redeliver(id)).await?.ok_or(Error::NoDelivery)
+        let delivery = with_timeout(self.store.redeliver(id)).await?.ok_or(Error::NoDelivery)?;
+        self.origin.log_done(Action::Redeliver, None, None, Some(delivery.job));
+        Ok(delivery)
     }
 }

@@ -5,8 +5,10 @@ use std::time::Duration;
 use chrono::{DateTime, SubsecRound, Utc};
 use tokio::io::AsyncRead;
 
+use crate::audit::Action;
 use crate::failpoint;
-use crate::job::{JobId, Status};
+use crate::file::FileRecord;
+use crate::job::{ConsumerId, JobId, Status};
 use crate::service::deadline::with_timeout;
 use crate::service::{Error, Service};
 use crate::sink::{self, Destination, PublishedFile};
@@ -21,6 +23,9 @@ const URL_LIFETIME: Duration = Duration::from_secs(300);
 #[derive(Debug)]
 pub struct DownloadableFile {
     file: Box<dyn PublishedFile>,
+    job: JobId,
+    consumer: Option<ConsumerId>,
+    dataset: String,
     /// The file's name.
     pub name: String,
     /// The file's size in bytes.
@@ -75,7 +80,8 @@ impl Service {
         let (name, staged) = record.files().nth(place).ok_or(Error::NoPart(record.parts.len()))?;
         let file = self.destination.open(staged, &name).await?.ok_or(Error::FileGone)?;
         let (bytes, sha256) = (staged.identity.bytes, staged.sha256.clone());
-        Ok(DownloadableFile { file, name, bytes, sha256, encoding: record.encoding, finished_at: record.finished_at })
+        let FileRecord { consumer, dataset, encoding, finished_at, .. } = record;
+        Ok(DownloadableFile { file, job: id, consumer, dataset, name, bytes, sha256, encoding, finished_at })
     }
 
     /// Creates a presigned URL of a completed job's file.
@@ -84,8 +90,16 @@ impl Service {
     ///
     /// As [`open_file`](Service::open_file), and if the file is in a folder.
     pub async fn file_url(&self, id: JobId) -> Result<FileUrl, Error> {
-        let DownloadableFile { file, .. } = self.open_file(id, None).await?;
-        self.url_of(&*file).await?.ok_or(Error::NoUrl)
+        let file = self.open_file(id, None).await?;
+        let url = self.url_of(&*file.file).await?.ok_or(Error::NoUrl)?;
+        self.log_download(&file);
+        Ok(url)
+    }
+
+    /// Logs that a download of a file begins, or that its address is handed out.
+    pub fn log_download(&self, file: &DownloadableFile) {
+        let DownloadableFile { consumer, dataset, job, .. } = file;
+        self.origin.log_done(Action::Download, consumer.as_ref(), Some(dataset), Some(*job));
     }
 
     /// Returns the URL to which a download is redirected, or `None` if the service streams the bytes.
@@ -119,9 +133,9 @@ impl Service {
         if !record.is_own {
             return Err(Error::FileOfOtherDatabase);
         }
-        with_timeout(self.store.record_removal(id)).await?;
         self.destination.remove(&record.owned_files()).await?;
         with_timeout(self.store.files_removed(&[id])).await?;
+        self.origin.log_job(Action::RemoveFile, &job);
         job_event!(info, job, "file_removed", file = record.name);
         Ok(())
     }
@@ -153,6 +167,7 @@ impl Service {
         if with_timeout(self.store.give_up(&record)).await?.is_none() {
             return Err(Error::Open(job.status));
         }
+        self.origin.log_job(Action::GiveUp, &job);
         if !record.is_own {
             return Ok(());
         }

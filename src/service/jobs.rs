@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::{Stream, StreamExt, stream};
 use tokio::time::Instant;
 
+use crate::audit::Action;
 use crate::dataset::Dataset;
 use crate::job::activity::LastDay;
 use crate::job::batch::BatchRequest;
@@ -61,7 +62,13 @@ impl Service {
         let destination = self.destination.id().await.ok();
         let submitted = with_timeout(self.store.submit(requests, batch, destination, self.terms)).await;
         match self.diagnose_timeout(submitted).await? {
-            SubmitOutcome::Accepted(jobs) => Ok((jobs, true)),
+            SubmitOutcome::Accepted(jobs) => {
+                for job in &jobs {
+                    let action = if job.retry_of.is_some() { Action::Retry } else { Action::Export };
+                    self.origin.log_job(action, job);
+                }
+                Ok((jobs, true))
+            }
             // Another key may have sent the same, and may export more.
             SubmitOutcome::Before(jobs) if jobs.iter().any(|job| !self.bounds.allow(job)) => Err(Error::KeyTaken(None)),
             SubmitOutcome::Before(jobs) => Ok((jobs, false)),
@@ -133,7 +140,9 @@ impl Service {
     ///
     /// If there is no job with this id, or if the caller may not see it.
     pub async fn job(&self, id: JobId) -> Result<Job, Error> {
-        with_timeout(self.store.job(id)).await?.filter(|job| self.bounds.allow(job)).ok_or(Error::NoJob)
+        let job = with_timeout(self.store.job(id)).await?.filter(|job| self.bounds.allow(job)).ok_or(Error::NoJob)?;
+        self.origin.learn_names(&job);
+        Ok(job)
     }
 
     /// Cancels a job, or asks its worker to stop. The returned flag is true if the job was already cancelled.
@@ -144,6 +153,7 @@ impl Service {
     pub async fn cancel(&self, id: JobId) -> Result<(Job, bool), Error> {
         match with_timeout(self.store.cancel(id)).await? {
             Cancelled::Asked(job) => {
+                self.origin.log_job(Action::Cancel, &job);
                 // The process that ends the job logs its end. This may be another process.
                 if !job.status.is_terminal() {
                     job_event!(info, job, "cancel_requested");
@@ -177,6 +187,7 @@ impl Service {
             other => return Err(Error::NotPublished(other)),
         }
         if with_timeout(self.store.acknowledge(id)).await? {
+            self.origin.log_job(Action::Acknowledge, &job);
             job_event!(info, job, "export_acknowledged", number = job.number);
         }
         self.job(id).await

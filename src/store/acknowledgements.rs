@@ -28,11 +28,9 @@ impl Store {
                and l.consumer_id = e.consumer_id and l.dataset = e.dataset
                -- The consumer was not removed since.
                and (l.removed_sequence is null or e.number > l.removed_number)
-               and (l.acknowledged is null or l.acknowledged < e.number or l.acknowledged > l.last_number)
-             returning cdc_export.audit($2, 'ack', e.consumer_id, e.dataset, e.id)",
+               and (l.acknowledged is null or l.acknowledged < e.number or l.acknowledged > l.last_number)",
         )
-        .bind(id.as_uuid())
-        .bind(self.origin());
+        .bind(id.as_uuid());
         Ok(self.execute(statement).await? == 1)
     }
 

@@ -323,7 +323,6 @@ impl Store {
     /// the database.
     pub async fn redeliver(&self, id: Uuid) -> Result<Option<Delivery>, Error> {
         let statement = sqlx::query_as(with_delivery_columns(include_str!("deliveries/redeliver.sql"))).bind(id);
-        let statement = statement.bind(self.origin());
         let row: Option<DeliveryRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         row.map(Delivery::try_from).transpose()
     }

@@ -129,8 +129,7 @@ impl Store {
             true => "the file was removed after the commit and before it was published: request a full export",
             false => "this database is a copy, and the file belongs to the original database, which publishes it: request a full export",
         })
-        .bind(Continuity::FileLost.as_str())
-        .bind(self.origin());
+        .bind(Continuity::FileLost.as_str());
         Ok(self.transition(statement, None).await?.pop())
     }
 

@@ -223,7 +223,6 @@ impl Store {
                 .bind(first.trace.map(|place| place.to_string()))
                 .bind(turn)
                 .bind(self.key_share.as_ref().map(|share| share.prefix.as_str()))
-                .bind(self.origin())
                 .bind(first.skip_empty)
                 .bind(batch.map(|_| ids[0]))
                 .bind(batch.map(Json))
@@ -353,10 +352,8 @@ impl Store {
 
     /// Cancels a job or a batch. Returns `None` if it has ended, is committed or unknown, or is the member of a batch.
     async fn ask_to_stop(&self, id: JobId, is_batch: bool) -> Result<Option<Cancelled>, Error> {
-        let cancel = sqlx::query_as(with_job_columns(include_str!("jobs/cancel.sql")))
-            .bind(id.as_uuid())
-            .bind(self.origin())
-            .bind(is_batch);
+        let cancel =
+            sqlx::query_as(with_job_columns(include_str!("jobs/cancel.sql"))).bind(id.as_uuid()).bind(is_batch);
         let asked = self.transaction(async |tx| {
             // The commit of an export holds the row's lock. A cancel that waits for that lock is too late.
             sqlx::query("-- store.jobs.cancel.timeout\n set local lock_timeout = '500ms'").execute(&mut *tx).await?;

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use crate::job::{Bounds, ConsumerId};
 use crate::key::{Grant, KeyInfo, KeyName, KeySelector, Prefix, PresentedKey, Scope, StoredKey};
 use crate::store::{Error, Store};
-use crate::telemetry::AUDIT;
+use crate::telemetry::KEYS;
 
 /// The properties of a key to be created.
 #[derive(Clone, Debug)]
@@ -76,13 +76,13 @@ fn grant(prefix: String, consumers: Option<Vec<String>>, datasets: Option<Vec<St
     }
 }
 
-/// Writes an audit event about a key, with its public prefix.
+/// Logs an event about a key, with its public prefix.
 fn log_key(event: &str, KeyInfo { name, grant, .. }: &KeyInfo) {
     let Bounds { consumers, datasets } = &grant.bounds;
     let consumers = consumers.as_ref().map(|ids| ids.iter().map(ConsumerId::as_str).collect::<Vec<_>>().join(" "));
     let datasets = datasets.as_ref().map(|names| names.join(" "));
     let scopes = grant.scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join(" ");
-    tracing::info!(target: AUDIT, event, key = grant.prefix.as_str(), name, consumers, datasets, scopes);
+    tracing::info!(target: KEYS, event, key = grant.prefix.as_str(), name, consumers, datasets, scopes);
 }
 
 impl Store {

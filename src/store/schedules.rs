@@ -30,8 +30,8 @@ pub struct ScheduledExports {
 /// The outcome of running a schedule.
 #[derive(Debug)]
 pub enum RunOutcome {
-    /// The schedule created this job.
-    Job(Box<Job>),
+    /// The schedule created these jobs.
+    Jobs(Vec<Job>),
     /// Another process was first, or nothing is due any more.
     Settled,
     /// An export of the lane is open.
@@ -251,10 +251,10 @@ fn bind_slot<'q>(
 /// Commits the transaction if it has a job. Otherwise rolls it back, so that the slot is not used.
 async fn finish(tx: Transaction<'_, Postgres>, made: Result<MadeJobs<'_>, RunOutcome>) -> Result<RunOutcome, Error> {
     match made {
-        Ok(MadeJobs { mut jobs, slots }) => {
+        Ok(MadeJobs { jobs, slots }) => {
             tx.commit().await?;
             slots.confirm();
-            Ok(RunOutcome::Job(Box::new(jobs.remove(0))))
+            Ok(RunOutcome::Jobs(jobs))
         }
         Err(asked) => {
             tx.rollback().await?;

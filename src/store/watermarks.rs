@@ -100,14 +100,12 @@ impl Store {
             let statement = sqlx::query(
                 "-- store.watermarks.forget
                  with forgotten as (
-                   delete from watermarks where consumer_id = $1 and dataset = $2 returning consumer_id, dataset),
-                 marked as (
-                   update cdc_export.lanes l set removed_number = l.last_number
-                   from forgotten
-                   where l.consumer_id = forgotten.consumer_id and l.dataset = forgotten.dataset)
-                 select cdc_export.audit($3, 'delete_watermark', consumer_id, dataset, null) from forgotten",
+                   delete from watermarks where consumer_id = $1 and dataset = $2 returning consumer_id, dataset)
+                 update cdc_export.lanes l set removed_number = l.last_number
+                 from forgotten
+                 where l.consumer_id = forgotten.consumer_id and l.dataset = forgotten.dataset",
             );
-            statement.bind(lane.consumer.as_str()).bind(lane.dataset).bind(self.origin()).execute(tx).await
+            statement.bind(lane.consumer.as_str()).bind(lane.dataset).execute(tx).await
         });
         match removed.await {
             Ok(_) => Ok(WatermarkRemoval::Done),
@@ -139,7 +137,7 @@ impl Store {
                 (true, false) => {}
             }
             let remove = sqlx::query(include_str!("watermarks/remove_consumer.sql"));
-            remove.bind(consumer.as_str()).bind(datasets).bind(self.origin()).bind(locked).execute(tx).await?;
+            remove.bind(consumer.as_str()).bind(datasets).bind(locked).execute(tx).await?;
             Ok::<_, Error>(ConsumerRemoval::Done)
         })
         .await

@@ -49,7 +49,6 @@ const CALLS: [(&str, &str, Subject); 39] = [
     ("listDeliveries", "admin", Subject::Operation),
     ("redeliver", "admin", Subject::Operation),
     ("deleteUser", "admin", Subject::Operation),
-    ("listAudit", "admin", Subject::Operation),
     ("listExports", "export:read", Subject::List),
     ("getActivity", "export:read", Subject::List),
     ("listConsumers", "export:read", Subject::List),

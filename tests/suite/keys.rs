@@ -35,7 +35,6 @@ const ROUTES: [(&str, &str, &str); 21] = [
     ("POST", "/exports/{id}/cancel", "export:write"),
     ("POST", "/exports/{id}/retry", "export:write"),
     ("DELETE", "/users/1", "admin"),
-    ("GET", "/audit", "admin"),
 ];
 
 /// `cdc-export keys …` on a database: exit code, what it printed, what it said.

@@ -41,7 +41,7 @@ pub(crate) async fn download(
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    answer(&service, (id, None), service.open_file(id, None).await?, &method, &headers).await
+    answer(&service, service.open_file(id, None).await?, &method, &headers).await
 }
 
 /// Download one of an export's files
@@ -70,7 +70,7 @@ pub(crate) async fn download_part(
 ) -> Result<Response, Problem> {
     // A segment that is not a number matches no file.
     let part = text.parse().ok().filter(|part: &u32| part.to_string() == text).unwrap_or(0);
-    answer(&service, (id, Some(part)), service.open_file(id, Some(part)).await?, &method, &headers).await
+    answer(&service, service.open_file(id, Some(part)).await?, &method, &headers).await
 }
 
 /// The request headers of a download.
@@ -142,7 +142,6 @@ fn with_a_file(answer: ResponseBuilder) -> ResponseBuilder {
 
 async fn answer(
     service: &Service,
-    (id, part): (JobId, Option<u32>),
     file: DownloadableFile,
     method: &Method,
     headers: &HeaderMap,
@@ -183,7 +182,7 @@ async fn answer(
     };
     set(header::CONTENT_LENGTH, length.to_string());
     if *method == Method::GET {
-        service.record_download(id, part).await?;
+        service.log_download(&file);
     }
     // A presigned URL is valid for GET only. The client sends the `Range` header again when it follows the redirect.
     if *method == Method::GET

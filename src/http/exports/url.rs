@@ -46,6 +46,5 @@ pub(crate) struct FileUrlBody {
 )]
 pub(crate) async fn url(service: Service, PathJob(id): PathJob) -> Result<impl IntoResponse, Problem> {
     let FileUrl { url, expires_at } = service.file_url(id).await?;
-    service.record_download(id, None).await?;
     Ok(([(header::CACHE_CONTROL, "no-store")], Json(FileUrlBody { url, expires_at: rfc3339(expires_at) })))
 }

@@ -7,9 +7,7 @@
 //     #/consumers/{id}      one consumer
 //     #/datasets            what may be exported
 //     #/datasets/{name}     one dataset
-//     #/audit               who did what; ?key=&consumer=&dataset=&action= filter it
 
-import { auditView } from "./audit.js";
 import { batchView } from "./batch.js";
 import { countDown, watchConnection } from "./banner.js";
 import { consumerView } from "./consumer.js";
@@ -44,7 +42,6 @@ function viewOf(hash) {
   }
   if (kind === "consumers" && name !== undefined) return consumerView(decoded(name));
   if (kind === "datasets") return name === undefined ? datasetsView() : datasetView(decoded(name));
-  if (kind === "audit") return auditView(new URLSearchParams(query ?? ""));
   // A filter is one of the exports, whatever it stands behind.
   if (kind === "exports" || query) return exportsView(new URLSearchParams(query ?? ""));
   return overview();

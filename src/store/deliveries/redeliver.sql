@@ -1,11 +1,10 @@
 -- store.deliveries.redeliver
 -- Makes a delivery due now, in any status. The new `run_at` ends the claim of a running attempt.
 -- $1 uuid: the delivery
--- $2 jsonb: the sender of the request
 update cdc_export.deliveries d
 set attempt = 0, manually_requested = true, rescheduled_at = clock_timestamp(), run_at = clock_timestamp(),
     delivered_at = null, dead_at = null
 from exports e
 where d.id = $1 and e.id = d.job
-returning cdc_export.audit($2, 'redeliver', e.consumer_id, e.dataset, e.id),
+returning
   -- include deliveries/columns.sql

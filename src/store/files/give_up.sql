@@ -6,7 +6,6 @@
 -- $4 text: the error's code
 -- $5 text: the error's detail
 -- $6 text: the result of the guard
--- $7 jsonb: the sender of the request
 with lost as (
   update exports e
   set status = 'failed', progress = least(e.progress, 99), finished_at = greatest(clock_timestamp(), e.finished_at),
@@ -21,7 +20,7 @@ with lost as (
         select from exports other
         where other.batch_id = e.batch_id and other.id <> e.id and other.status = 'completed'
           and other.published_at is null))
-  returning cdc_export.audit($7, 'give_up', e.consumer_id, e.dataset, e.id), 'processing' as was,
+  returning 'processing' as was,
     (
       -- include files/ends_batch.sql
     ) as ends_batch,

@@ -2,12 +2,11 @@
 -- Cancels a pending job or batch, or asks the worker of a processing one to stop. A member of a batch is not cancelled
 -- alone.
 -- $1 uuid: the job, or the batch
--- $2 jsonb: the sender of the request
--- $3 boolean: true for a batch
+-- $2 boolean: true for a batch
 with asked as materialized (
   -- In the order in which a claim locks the members of a batch.
   select id from exports
-  where (id = $1 and batch_id is null and not $3 or batch_id = $1 and $3) and status in ('pending', 'processing')
+  where (id = $1 and batch_id is null and not $2 or batch_id = $1 and $2) and status in ('pending', 'processing')
   order by id
   for update
 )
@@ -20,6 +19,5 @@ set status = case e.status when 'pending' then 'cancelled' else e.status end,
     error_detail = case e.status when 'processing' then e.error_detail end
 from asked
 where e.id = asked.id
-returning cdc_export.audit($2, 'cancel', e.consumer_id, e.dataset, e.id),
-  case e.status when 'cancelled' then 'pending' else e.status end as was,
+returning case e.status when 'cancelled' then 'pending' else e.status end as was,
   -- include job_columns.sql

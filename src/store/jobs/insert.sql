@@ -23,26 +23,24 @@
 -- $20 text: their trace context
 -- $21 timestamptz: the turn of the job, or of the batch
 -- $22 text: the public part of the caller's key
--- $23 jsonb: the sender of the request
--- $24 boolean: true to make no file if there is nothing to export; null: as the dataset has it
--- $25 uuid: the batch, which is its first job; null: none
--- $26 jsonb: the request for the batch, of its first job
--- $27 text: the extension of the files
+-- $23 boolean: true to make no file if there is nothing to export; null: as the dataset has it
+-- $24 uuid: the batch, which is its first job; null: none
+-- $25 jsonb: the request for the batch, of its first job
+-- $26 text: the extension of the files
 insert into exports as e (
   id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, destination_id,
   created_at, retry_of, idempotency_key, compression, selection, has_after, after_job, after_sha256,
   max_file_bytes, traceparent, turn, key_prefix, skip_empty, batch_id, batch)
 select its.id, $2, its.dataset, its.lane_sequence, its.export_type, $6, $7, its.name, $9, $10, its.retry_of,
-  case when its.id = coalesce($25, its.id) then $12 end, $13, $14, its.has_after, its.after_job, its.after_sha256,
-  $19, $20, case when its.id = coalesce($25, its.id) then $21 else 'infinity' end, $22, $24, $25,
-  case its.id when $25 then $26 end
+  case when its.id = coalesce($24, its.id) then $12 end, $13, $14, its.has_after, its.after_job, its.after_sha256,
+  $19, $20, case when its.id = coalesce($24, its.id) then $21 else 'infinity' end, $22, $23, $24,
+  case its.id when $24 then $25 end
 from unnest($1, $3, $4, $5, $8, $11, $15, $16, $17)
   as its (id, dataset, lane_sequence, export_type, name, retry_of, has_after, after_job, after_sha256)
-cross join lateral (select lower(left(its.name, -length($27)) collate "C") as bare) own
+cross join lateral (select lower(left(its.name, -length($26)) collate "C") as bare) own
 where not exists (
   select from exports taken
   where lower(taken.output_filename) >= own.bare || '.' and lower(taken.output_filename) < own.bare || '/')
 on conflict (lower(output_filename)) do nothing
 returning pg_notify($18, ''),
-  cdc_export.audit($23, case when e.retry_of is null then 'export' else 'retry' end, e.consumer_id, e.dataset, e.id),
   -- include job_columns.sql
