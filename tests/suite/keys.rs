@@ -14,7 +14,7 @@ use crate::harness::{Database, PROMPT, Service, Start, client_builder, eventuall
 
 const UNKNOWN_JOB: &str = "01900000-0000-7000-8000-000000000000";
 /// Every route that wants a key, and the scope that it wants.
-const ROUTES: [(&str, &str, &str); 21] = [
+const ROUTES: [(&str, &str, &str); 20] = [
     ("POST", "/exports", "export:write"),
     ("GET", "/exports", "export:read"),
     ("POST", "/exports/full", "export:write"),

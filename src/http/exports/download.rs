@@ -14,7 +14,6 @@ use utoipa::{IntoParams, IntoResponses, PartialSchema};
 use crate::http::code::Code;
 use crate::http::input::{self, PathJob};
 use crate::http::problem::Problem;
-use crate::job::JobId;
 use crate::service::Service;
 use crate::service::files::{DownloadableFile, FileUrl};
 use pg_rows::encoding::{Compression, Format, FormatSpec};
