@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::io::AsyncReadExt;
 
 use crate::connections::sockets::{allow_descriptors, connected, enough, get, large_file, many};
-use crate::harness::{Database, HANG_TIMEOUT, Service, Start, eventually};
+use crate::harness::{HANG_TIMEOUT, Service, eventually, serving_users};
 
 /// More than the service has places for those who have sent no request, or only one that needs no key.
 const MANY: usize = 1_005;
@@ -34,8 +34,7 @@ async fn is_alive(service: &Service, while_they: &str) {
 #[tokio::test]
 async fn health_is_told_however_many_sockets_hang() {
     allow_descriptors();
-    let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(0).await;
     let (download, _) = large_file(&database, &service).await;
     let unread = get("/openapi.json").repeat(20);
     let slow_body =
@@ -59,14 +58,12 @@ async fn health_is_told_however_many_sockets_hang() {
         (asked(&service, [127, 0, 0, 1], "/exports?limit=1").await.0 == 200).then_some(())
     })
     .await;
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn one_address_leaves_places_to_others() {
     allow_descriptors();
-    let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(0).await;
     let (download, _) = large_file(&database, &service).await;
     let path = "/exports?limit=1";
     let (hanging, head) = enough(&service, MANY, &download, async || {
@@ -86,7 +83,6 @@ async fn one_address_leaves_places_to_others() {
     drop(hanging);
     eventually("they are free again", async || (asked(&service, [127, 0, 0, 1], path).await.0 == 200).then_some(()))
         .await;
-    service.stop().await;
 }
 
 #[cfg(target_os = "linux")]
@@ -94,8 +90,7 @@ async fn one_address_leaves_places_to_others() {
 async fn an_unread_download_takes_little_memory() {
     allow_descriptors();
     const DOWNLOADS: usize = 400;
-    let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(0).await;
     let (download, _) = large_file(&database, &service).await;
     let before = crate::memory::in_status(&service, "VmRSS:");
     let mut downloads = many(&service, DOWNLOADS, &download).await;
@@ -106,5 +101,4 @@ async fn an_unread_download_takes_little_memory() {
     let each = crate::memory::in_status(&service, "VmRSS:").saturating_sub(before) / DOWNLOADS as u64;
     println!("{each} KiB for each unread download");
     assert!(each < 400, "{each} KiB for each of them");
-    service.stop().await;
 }

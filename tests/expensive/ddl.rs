@@ -258,27 +258,23 @@ async fn run(cases: &[Case]) {
         replica.require_equal().await;
     }
     assert!(faults.is_empty(), "{faults:#?}");
-    service.stop().await;
 }
 
 /// The timestamp rule serves a watermark that somebody set. One that is of another column says nothing of this one.
 #[tokio::test]
 async fn another_column_of_times_sends_nothing_again() {
     let database = Database::empty().await;
-    database
-        .run(
-            "create table t (id int primary key, a int, made timestamptz, changed timestamptz, other timestamp);
-             insert into t select n, n, '2026-01-01', timestamptz '2026-01-01' + n * interval '1 day', '2026-03-01' from generate_series(1, 9) n",
-        )
-        .await;
+    let schema = "
+        create table t (id int primary key, a int, made timestamptz, changed timestamptz, other timestamp);
+        insert into t select n, n, '2026-01-01', timestamptz '2026-01-01' + n * interval '1 day', '2026-03-01' from generate_series(1, 9) n";
+    database.run(schema).await;
     for more in ["", "created_at = 'made'\n"] {
         let by = |times: &str| {
             let made = if times.is_empty() { "" } else { more };
             format!("[[dataset]]\nname = 't'\ntable = 't'\n{made}{times}")
         };
         let catalog = Catalog::of(&by("updated_at = 'changed'"));
-        catalog.track(&database, "t").await;
-        let service = catalog.start(&database).service().await;
+        let service = catalog.serving(&database, &["t"]).await;
         for consumer in ["a", "b", "c"] {
             assert_eq!(export(&service, "full", "t", consumer).await["watermarkTo"], "2026-01-10T00:00:00.000000Z");
         }
@@ -302,7 +298,6 @@ async fn another_column_of_times_sends_nothing_again() {
                     assert!(from.is_some() && from <= to, "{job}");
                 }
             }
-            service.stop().await;
         }
         // By hand it is obeyed as it reads, and from a full export on it is a watermark of this column.
         catalog.write(&by("updated_at = 'other'"));

@@ -4,8 +4,7 @@ use crate::harness::{Database, Start};
 
 #[tokio::test]
 async fn a_large_export_comes_in_many_frames_and_ranges() {
-    let database = Database::new().await;
-    database.add_users(1, 150_000).await;
+    let database = Database::with_users(150_000).await;
     assert!(database.one::<i64>("select pg_relation_size('users') / 8192").await > 3 * 256, "several ranges of blocks");
     let service = Start::on(&database).service().await;
     for export_type in ["full", "incremental"] {
@@ -17,5 +16,4 @@ async fn a_large_export_comes_in_many_frames_and_ranges() {
     assert!(delta.rows[..15_000].iter().all(|row| row[0] == "DELETE"));
     assert!(delta.rows[15_000..].iter().all(|row| row[0] == "INSERT"));
     assert_eq!(delta.rows.len(), 150_000);
-    service.stop().await;
 }

@@ -53,19 +53,16 @@ async fn a_position_that_the_log_does_not_reach_back_to_needs_a_full_export() {
     }
 
     // Another table under the name, without triggers at first.
-    database
-        .run(
-            "alter sequence users_id_seq owned by none; alter table users rename to gone;
-             create table users (like gone including all); insert into users select * from gone where id < 5; drop table gone",
-        )
-        .await;
+    let changes = "
+        alter sequence users_id_seq owned by none; alter table users rename to gone;
+        create table users (like gone including all); insert into users select * from gone where id < 5; drop table gone";
+    database.run(changes).await;
     refused(&database, &service, "incremental", "a", "table_recreated").await;
     passes(&service, "full", "a", Some("table_recreated")).await;
     refused(&database, &service, "incremental", "a", "trigger_missing").await;
     track(&database).await;
     refused(&database, &service, "delta", "a", "trigger_changed").await;
     full_heals(&database, &service, "a", "trigger_changed").await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -116,14 +113,11 @@ async fn a_dump_restored_in_another_cluster_needs_a_full_export() {
     full_heals(&database, &service, "a", "other_cluster").await;
     database.run("update users set name = 'new' where id = 2").await;
     assert_eq!(passes(&service, "incremental", "a", None).await.1.ids(), [2]);
-    service.stop().await;
-    other.stop().await;
 }
 
 #[tokio::test]
 async fn few_changes_of_many_rows_are_found_by_indexes() {
-    let database = Database::new().await;
-    database.add_users(1, 200_000).await;
+    let database = Database::with_users(200_000).await;
     // A third of a log as short as this one is read by a scan of it all, and rightly, once autovacuum has looked at it.
     database.run("alter table cdc_export.change_log set (autovacuum_enabled = false)").await;
     database.run("vacuum analyze users").await;
@@ -159,5 +153,4 @@ async fn few_changes_of_many_rows_are_found_by_indexes() {
         }
         assert!(!plan.contains("Seq Scan on users"), "{plan}");
     }
-    service.stop().await;
 }

@@ -151,20 +151,18 @@ async fn a_claim_reads_a_few_beside_a_snapshot_of_an_hour() {
     database.run("update exports set status = 'cancelled', finished_at = clock_timestamp()").await;
     enqueue(&database, LANES, 11, 20).await;
     // Nobody may take these: one waits behind a job that runs for long, one for another folder, one for its retry.
-    database
-        .run(
-            "insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, run_at, turn,
-                                  status, lease_token, lease_owner, lease_expires_at, attempt)
-             select gen_random_uuid(), 'long', 'users', n, 'delta', 'csv', 5, 'long-' || n, '2026-01-01', '2026-01-01', s, t, o, e, a
-             from (values (1, 'processing', gen_random_uuid(), 'o', now() + interval '1 hour', 1), (2, 'pending', null, null, null, 0))
-               as jobs (n, s, t, o, e, a);
-             insert into cdc_export.destinations (id, seen_at) select gen_random_uuid(), now();
-             insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, run_at, turn, destination_id)
-             select gen_random_uuid(), 'elsewhere', 'users', 1, 'delta', 'csv', 5, 'elsewhere', '2026-01-01', '2026-01-01', id from cdc_export.destinations;
-             insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, run_at, turn)
-             select gen_random_uuid(), 'retried', 'users', 1, 'delta', 'csv', 5, 'retried', now() + interval '1 hour', '2026-01-01'",
-        )
-        .await;
+    let changes = "
+        insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, run_at, turn,
+                             status, lease_token, lease_owner, lease_expires_at, attempt)
+        select gen_random_uuid(), 'long', 'users', n, 'delta', 'csv', 5, 'long-' || n, '2026-01-01', '2026-01-01', s, t, o, e, a
+        from (values (1, 'processing', gen_random_uuid(), 'o', now() + interval '1 hour', 1), (2, 'pending', null, null, null, 0))
+          as jobs (n, s, t, o, e, a);
+        insert into cdc_export.destinations (id, seen_at) select gen_random_uuid(), now();
+        insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, run_at, turn, destination_id)
+        select gen_random_uuid(), 'elsewhere', 'users', 1, 'delta', 'csv', 5, 'elsewhere', '2026-01-01', '2026-01-01', id from cdc_export.destinations;
+        insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, run_at, turn)
+        select gen_random_uuid(), 'retried', 'users', 1, 'delta', 'csv', 5, 'retried', now() + interval '1 hour', '2026-01-01'";
+    database.run(changes).await;
     database.run("vacuum analyze exports").await;
     let before = read(&database).await;
     let mut claims = Claims::on(&database);

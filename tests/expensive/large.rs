@@ -67,5 +67,4 @@ async fn what_a_row_holds_fails_no_statement_of_its_owner() {
         database.run(&format!("delete from {table}")).await;
         assert_eq!(export(&service, "delta", table, "a").await["keyOnlyDeletes"], 0);
     }
-    service.stop().await;
 }

@@ -173,7 +173,6 @@ async fn every_filter_of_the_list_is_served_by_an_index() {
     let most = costs.iter().map(|(read, _)| *read).max().unwrap();
     assert!((60..6_000).contains(&most), "{most}");
     assert!(costs.iter().all(|(_, filtered)| *filtered == 0), "{costs:?}");
-    service.stop().await;
 }
 
 /// What runs again and again, or at each request: none of it reads the jobs that have ended.
@@ -182,15 +181,13 @@ async fn nothing_reads_all_jobs_again_and_again() {
     let database = with_jobs().await;
     database.add_users(1, 5).await;
     // What a lane's commit looks for is its last completed job, behind all that failed since.
-    database
-        .run(
-            "insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, status, max_attempts, output_filename, created_at,
-               finished_at, error_code)
-             select gen_random_uuid(), 'failing', 'users', n, 'delta', 'csv', 'failed', 5, 'failing' || n, '2026-01-01', now(), 'internal'
-             from generate_series(1, 20000) n;
-             insert into cdc_export.lanes (consumer_id, dataset, last_sequence) values ('failing', 'users', 20000)",
-        )
-        .await;
+    let changes = "
+        insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, status, max_attempts, output_filename, created_at,
+          finished_at, error_code)
+        select gen_random_uuid(), 'failing', 'users', n, 'delta', 'csv', 'failed', 5, 'failing' || n, '2026-01-01', now(), 'internal'
+        from generate_series(1, 20000) n;
+        insert into cdc_export.lanes (consumer_id, dataset, last_sequence) values ('failing', 'users', 20000)";
+    database.run(changes).await;
     // Names that go on after another's whole stem.
     let now: String = database.one("select to_char(now() at time zone 'UTC', 'YYYYMMDD\"T\"HH24')").await;
     database
@@ -265,20 +262,17 @@ async fn nothing_reads_all_jobs_again_and_again() {
     ] {
         assert!(told(name), "{name}: {}", service.log());
     }
-    service.stop().await;
 }
 
 /// The name of a receiver may be mistyped, or new: its page reads no delivery of the others.
 #[tokio::test]
 async fn a_page_of_deliveries_reads_no_others() {
     let database = with_jobs().await;
-    database
-        .run(
-            "insert into cdc_export.deliveries (id, job, endpoint, event, delivered_at)
-             select gen_random_uuid(), id, 'hook', 'completed', case when random() < 0.9 then now() end from exports
-             where status = 'completed'",
-        )
-        .await;
+    let changes = "
+        insert into cdc_export.deliveries (id, job, endpoint, event, delivered_at)
+        select gen_random_uuid(), id, 'hook', 'completed', case when random() < 0.9 then now() end from exports
+        where status = 'completed'";
+    database.run(changes).await;
     database.run("vacuum analyze cdc_export.deliveries").await;
     log_plans(&database).await;
     let service = Start::on(&database).arguments(&["serve", "--no-workers"]).service().await;
@@ -296,5 +290,4 @@ async fn a_page_of_deliveries_reads_no_others() {
         let (read, filtered) = cost_of(&plan, "deliveries");
         assert_eq!((read, filtered), (0, 0), "{plan}");
     }
-    service.stop().await;
 }

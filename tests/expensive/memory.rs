@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::catalog::ended;
-use crate::harness::{Database, Service, Start, eventually};
+use crate::harness::{Database, Service, Start, eventually, serving_users};
 
 /// What a process has of what it might forget to give back.
 #[derive(Debug)]
@@ -36,9 +36,7 @@ pub(crate) fn in_status(service: &Service, line: &str) -> u64 {
 
 #[tokio::test]
 async fn a_thousand_jobs_leave_nothing_behind() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     // Ten consumers, each with a client that waits for its export before it asks for the next.
     let rounds = async |number: usize| {
         let clients = (0..10).map(async |consumer| {
@@ -61,7 +59,6 @@ async fn a_thousand_jobs_leave_nothing_behind() {
     println!("before {before:?}, after {after:?}");
     assert!(after.resident_kib < before.resident_kib + 8 * 1024, "before {before:?}, after {after:?}");
     assert!(after.threads <= before.threads + 10, "before {before:?}, after {after:?}");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -98,5 +95,4 @@ async fn memory_does_not_grow_with_the_table() {
         let grown = own(&service).saturating_sub(before);
         assert!(grown < 20, "{grown} MiB above {before} MiB");
     }
-    service.stop().await;
 }

@@ -92,21 +92,16 @@ async fn a_key_that_is_another_text_is_another_key() {
         deltas.exports(&service, "delta", &table, "a").await;
         assert_eq!(deltas.rows.len(), 0, "{columns}");
     }
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn few_changes_of_many_rows_are_found_by_the_index_of_an_odd_key() {
     let database = database().await;
-    database
-        .run(
-            "create table t (k ext.citext, l numeric, n int, primary key (k, l));
-             insert into t select 'Key' || n, n / 2.0, n from generate_series(1, 200000) n; analyze t",
-        )
-        .await;
+    let schema = "create table t (k ext.citext, l numeric, n int, primary key (k, l));
+                  insert into t select 'Key' || n, n / 2.0, n from generate_series(1, 200000) n; analyze t";
+    database.run(schema).await;
     let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
-    catalog.track(&database, "t").await;
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["t"]).await;
     for consumer in ["a", "b"] {
         export(&service, "full", "t", consumer).await;
     }
@@ -121,5 +116,4 @@ async fn few_changes_of_many_rows_are_found_by_the_index_of_an_odd_key() {
     for plan in plans {
         assert!(plan.contains("using t_pkey on t u") && !plan.contains("Seq Scan on t "), "{plan}");
     }
-    service.stop().await;
 }

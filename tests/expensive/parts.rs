@@ -95,5 +95,4 @@ async fn an_export_of_more_is_several_whole_files() {
         let gone = service.call("GET", &format!("{path}/files/1/download"), &[]).await;
         assert_eq!(refusal(gone).await, (410, "file_gone".to_owned()));
     }
-    service.stop().await;
 }

@@ -68,8 +68,7 @@ async fn quiet_deletions_are_counted_and_not_told(create: &str, seed: u64) {
     let database = Database::new().await;
     database.run(create).await;
     let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
-    catalog.track(&database, "t").await;
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["t"]).await;
     let mut numbers = Numbers(seed);
     let (mut live, mut consumers) = (BTreeMap::new(), [Consumer::default(), Consumer::default()]);
     for (consumer, name) in consumers.iter_mut().zip(["a", "b"]) {
@@ -112,7 +111,6 @@ async fn quiet_deletions_are_counted_and_not_told(create: &str, seed: u64) {
             }
         }
     }
-    service.stop().await;
 }
 
 #[tokio::test]

@@ -58,5 +58,4 @@ async fn what_is_deleted_after_a_watermark_that_was_set_by_hand_comes_once() {
         export(&service, "full", table, "healed").await;
         assert_eq!(delta(&service, table, "healed").await, Vec::<String>::new());
     }
-    service.stop().await;
 }

@@ -105,7 +105,6 @@ async fn keys_of_any_type_are_exact() {
             "{plan}"
         );
     }
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -117,8 +116,7 @@ async fn a_table_of_1600_columns_comes_back() {
     let create = format!("create table t (id smallint primary key, {})", columns.join(", "));
     database.run(&format!("{create}; insert into t (id, c3) select n, 'x' from generate_series(1, 60) n")).await;
     let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"");
-    catalog.track(&database, "t").await;
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["t"]).await;
     let replica = Replica { database: &database, source: "select * from t", key: &["id"] };
     replica.begin(&service, &export(&service, "full", "t", "a").await).await;
     replica.require_equal().await;
@@ -127,7 +125,6 @@ async fn a_table_of_1600_columns_comes_back() {
     let delta = Csv::read(&service.path(&export(&service, "delta", "t", "a").await));
     assert_eq!((delta.header.len(), delta.rows.len()), (1601, 40));
     assert_eq!(delta.rows[0][..5], ["DELETE", "1", "2", "x", "4"]);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -139,10 +136,7 @@ async fn deltas_follow_a_table_that_pgbench_writes_to() {
     pgbench(&database, &["--initialize", "--quiet", "--scale=1"]).await;
     let block = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"pgbench_{name}\"\n");
     let catalog = Catalog::of(&["accounts", "tellers", "branches"].map(block).concat());
-    for dataset in ["accounts", "tellers", "branches"] {
-        catalog.track(&database, dataset).await;
-    }
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["accounts", "tellers", "branches"]).await;
     let key = ["aid"];
     let replica = Replica { database: &database, source: "select * from pgbench_accounts", key: &key };
     let writing = async { pgbench(&database, &["--client=4", "--transactions=500", "--no-vacuum"]).await };
@@ -167,5 +161,4 @@ async fn deltas_follow_a_table_that_pgbench_writes_to() {
     // A table of one row that every transaction changes.
     let branch = export(&service, "delta", "branches", "a").await;
     assert_eq!(branch["rowsExported"], 1);
-    service.stop().await;
 }

@@ -6,31 +6,13 @@ mod page;
 use serde_json::json;
 use sqlx::Executor;
 
-use crate::harness::{Database, Start};
+use crate::harness::{Start, serving_users};
 use crate::plans::{cost_of, log_plans, plans};
-use crate::waiting::page::{consumers, waiting};
-
-/// Consumers that stand where this one does.
-async fn as_it(database: &Database, consumer: &str, more: u32) {
-    let columns: String = database
-        .one(
-            "select string_agg(attname, ', ') from pg_attribute where attrelid = 'watermarks'::regclass and attnum > 0
-              and attname not in ('id', 'consumer_id')",
-        )
-        .await;
-    database
-        .run(&format!(
-            "insert into watermarks (consumer_id, {columns})
-             select '{consumer}-' || n, {columns} from watermarks, generate_series(1, {more}) n where consumer_id = '{consumer}'"
-        ))
-        .await;
-}
+use crate::waiting::page::{consumers, copy_position, waiting};
 
 #[tokio::test]
 async fn a_page_of_consumers_costs_the_same_whatever_waits() {
-    let database = Database::new().await;
-    database.add_users(1, 15_000).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(15_000).await;
     for n in 0..4 {
         service.export("full", &format!("far-{n}")).await;
         for _ in 0..2 {
@@ -46,8 +28,8 @@ async fn a_page_of_consumers_costs_the_same_whatever_waits() {
     database.run("update users set name = 'x' where id in (7, 8, 9); update users set name = 'y' where id = 8; delete from users where id = 11").await;
     writing.rollback().await.unwrap();
     service.stop().await;
-    as_it(&database, "far-0", 95).await;
-    as_it(&database, "near", 95).await;
+    copy_position(&database, "far-0", 95).await;
+    copy_position(&database, "near", 95).await;
     database.run("vacuum analyze cdc_export.change_log").await;
     log_plans(&database).await;
 
@@ -75,5 +57,4 @@ async fn a_page_of_consumers_costs_the_same_whatever_waits() {
             assert!(read <= 402 && filtered == 0, "{read} {filtered} {plan}");
         }
     }
-    service.stop().await;
 }

@@ -3,7 +3,7 @@
 use reqwest::Response;
 use serde_json::{Value, json};
 
-use crate::harness::{Database, Service, Start, refusal};
+use crate::harness::{Service, Start, refusal, serving_users};
 
 /// Asks for an export, with a body.
 async fn ask(service: &Service, path: &str, consumer: Option<&str>, key: Option<&str>, body: Value) -> Response {
@@ -50,9 +50,7 @@ const NOBODYS: &str = "01900000-0000-7000-8000-000000000000";
 
 #[tokio::test]
 async fn a_caller_that_is_elsewhere_than_its_lane_is_refused() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let first = service.ended(&taken(delta(&service, json!({ "after": null })).await).await).await;
     assert_eq!((&first["status"], &first["number"]), (&json!("completed"), &json!(1)));
     assert_eq!(out_of_step(delta(&service, json!({ "after": null })).await).await, std::slice::from_ref(&first));
@@ -97,13 +95,11 @@ async fn a_caller_that_is_elsewhere_than_its_lane_is_refused() {
     }
     // One that was cancelled is nothing to wait for.
     taken(delta(&service, json!({ "after": fourth["jobId"] })).await).await;
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn what_after_may_say() {
-    let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let (_, service) = serving_users(0).await;
     let sha256 = "0".repeat(64);
     for (body, field) in [
         (json!({ "after": 7 }), "after"),
@@ -121,15 +117,12 @@ async fn what_after_may_say() {
     }
     let ad_hoc = ask(&service, "/exports", None, None, json!({ "after": null })).await;
     assert_eq!(refusal(ad_hoc).await, (400, "member_unknown".to_owned()));
-    service.stop().await;
 }
 
 /// It is a part of the request: a key names one with it, and a retry keeps it.
 #[tokio::test]
 async fn after_belongs_to_the_request() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let (first, _) = service.export("full", "a").await;
     let body = json!({ "after": first["jobId"], "afterSha256": first["sha256"] });
     let asked = async |body: Value| ask(&service, "/exports/delta", Some("a"), Some("k"), body).await;
@@ -149,15 +142,12 @@ async fn after_belongs_to_the_request() {
     let retry = async || service.call("POST", &format!("/exports/{third}/retry"), &[]).await;
     let fourth = service.ended(&taken(retry().await).await).await;
     assert_eq!(out_of_step(retry().await).await, [fourth]);
-    service.stop().await;
 }
 
 /// A job that is committed, and has no name yet, is one to wait for.
 #[tokio::test]
 async fn what_is_not_published_is_waited_for() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let (first, _) = service.export("full", "a").await;
     let mut doomed =
         Start::on(&database).sharing_output(&service).with("FAILPOINTS", "worker.committed=kill").service().await;
@@ -173,15 +163,11 @@ async fn what_is_not_published_is_waited_for() {
     let heir = Start::on(&database).sharing_output(&doomed).service().await;
     let second = heir.ended(id_of(&open[0])).await;
     taken(delta(&elsewhere, json!({ "after": second["jobId"] })).await).await;
-    heir.stop().await;
-    elsewhere.stop().await;
 }
 
 #[tokio::test]
 async fn what_was_published_since_is_listed_in_its_order() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (_, service) = serving_users(5).await;
     let mut jobs = Vec::new();
     for export_type in ["full", "delta", "delta", "incremental", "full"] {
         jobs.push(service.export(export_type, "a").await.0);
@@ -223,23 +209,19 @@ async fn what_was_published_since_is_listed_in_its_order() {
         let answer = service.call("GET", &format!("/exports?{query}"), &[]).await;
         assert_eq!(refusal(answer).await, (400, "parameter_invalid".to_owned()), "{query}");
     }
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_hundred_exports_are_named_and_the_rest_is_asked_for() {
-    let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(0).await;
     let (first, _) = service.export("full", "a").await;
-    database
-        .run(
-            "insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, status, max_attempts, output_filename, created_at,
-               finished_at, destination_id, staged_name, sha256, published_at, number)
-             select gen_random_uuid(), 'a', 'users', n, 'delta', 'csv', 'completed', 5, 'n' || n, now() + n * interval '1 second', now(),
-               gen_random_uuid(), 'staged', repeat('a', 64), now(), n from generate_series(2, 131) n;
-             update cdc_export.lanes set last_sequence = 131, last_number = 131",
-        )
-        .await;
+    let changes = "
+        insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, status, max_attempts, output_filename, created_at,
+          finished_at, destination_id, staged_name, sha256, published_at, number)
+        select gen_random_uuid(), 'a', 'users', n, 'delta', 'csv', 'completed', 5, 'n' || n, now() + n * interval '1 second', now(),
+          gen_random_uuid(), 'staged', repeat('a', 64), now(), n from generate_series(2, 131) n;
+        update cdc_export.lanes set last_sequence = 131, last_number = 131";
+    database.run(changes).await;
     let held = database.hold_exports().await;
     let open = service.submit("delta", "a").await;
     let jobs = out_of_step(delta(&service, json!({ "after": first["jobId"] })).await).await;
@@ -248,15 +230,12 @@ async fn a_hundred_exports_are_named_and_the_rest_is_asked_for() {
     let jobs = out_of_step(delta(&service, json!({ "after": jobs[99]["jobId"] })).await).await;
     assert_eq!((jobs.len(), jobs[29]["number"].as_i64()), (31, Some(131)));
     held.rollback().await.unwrap();
-    service.stop().await;
 }
 
 /// Retention may forget an export that somebody has yet to load: what is left isn't named as if it were all there was.
 #[tokio::test]
 async fn what_was_forgotten_in_between_is_not_passed_over() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let mut jobs = Vec::new();
     for export_type in ["full", "delta", "delta", "delta"] {
         jobs.push(service.export(export_type, "a").await.0);
@@ -284,14 +263,11 @@ async fn what_was_forgotten_in_between_is_not_passed_over() {
     // A position that somebody set by hand is no export that was handed out.
     database.run("insert into watermarks (consumer_id, last_exported_at) values ('set', '2026-01-01')").await;
     taken(ask(&service, "/exports/incremental", Some("set"), None, json!({ "after": null })).await).await;
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn the_command_line_says_what_was_loaded_last() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     for place in [vec![], vec!["--server".to_owned(), service.address.clone()]] {
         let consumer = format!("c{}", place.len());
         let export = async |more: &[&str]| {
@@ -317,5 +293,4 @@ async fn the_command_line_says_what_was_loaded_last() {
             assert_eq!(export(bad).await.0, 2, "{bad:?}");
         }
     }
-    service.stop().await;
 }

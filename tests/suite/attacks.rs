@@ -16,12 +16,10 @@ const TEMPORARY_TYPES: [&str; 12] =
 #[tokio::test]
 async fn a_writers_temporary_objects_are_never_used() {
     let database = Database::new().await;
-    database
-        .run(
-            "create table parts (a int, b text, primary key (a, b)) partition by list (a);
-             create table part_1 partition of parts for values in (1); create table part_2 partition of parts for values in (2)",
-        )
-        .await;
+    let schema = "
+        create table parts (a int, b text, primary key (a, b)) partition by list (a);
+        create table part_1 partition of parts for values in (1); create table part_2 partition of parts for values in (2)";
+    database.run(schema).await;
     Catalog::of("[[dataset]]\nname = \"parts\"\ntable = \"parts\"\n").track(&database, "parts").await;
 
     let attacker = Attacker::new(&database).await;
@@ -40,15 +38,13 @@ async fn a_writers_temporary_objects_are_never_used() {
     }
     attacker.makes_a_trap("pg_temp.concat(variadic pg_catalog.text[]) returns pg_catalog.text", "'x'").await;
     attacker.runs("create temporary table change_log (n int); create temporary table pg_attribute (n int)").await;
-    attacker
-        .runs(
-            "insert into public.users (name, email, created_at, updated_at) values ('a', 'a', now(), now()), ('b', 'b', now(), now());
-             update public.users set name = 'c'; update public.users set id = id + 100 where email = 'a';
-             delete from public.users where email = 'b'; truncate public.users;
-             insert into public.parts values (1, 'x'), (1, 'y'); update public.parts set b = 'z' where b = 'x';
-             update public.parts set a = 2 where b = 'y'; delete from public.parts; truncate public.parts; truncate public.part_1",
-        )
-        .await;
+    let changes = "
+        insert into public.users (name, email, created_at, updated_at) values ('a', 'a', now(), now()), ('b', 'b', now(), now());
+        update public.users set name = 'c'; update public.users set id = id + 100 where email = 'a';
+        delete from public.users where email = 'b'; truncate public.users;
+        insert into public.parts values (1, 'x'), (1, 'y'); update public.parts set b = 'z' where b = 'x';
+        update public.parts set a = 2 where b = 'y'; delete from public.parts; truncate public.parts; truncate public.part_1";
+    attacker.runs(changes).await;
     attacker.assert_gained_nothing(&database).await;
 }
 
@@ -80,12 +76,10 @@ const OPERANDS: [(&str, &str); 8] = [
 #[tokio::test]
 async fn what_a_writer_puts_before_postgres_s_own_is_never_called() {
     let database = Database::new().await;
-    database
-        .run(
-            "create table parts (a int, b text, at timestamptz, primary key (a, b)) partition by list (a);
-             create table part_1 partition of parts for values in (1); create table part_2 partition of parts for values in (2)",
-        )
-        .await;
+    let changes = "
+        create table parts (a int, b text, at timestamptz, primary key (a, b)) partition by list (a);
+        create table part_1 partition of parts for values in (1); create table part_2 partition of parts for values in (2)";
+    database.run(changes).await;
     Catalog::of("[[dataset]]\nname = \"parts\"\ntable = \"parts\"\n").track(&database, "parts").await;
     let attacker = Attacker::new(&database).await;
     let own = attacker.name.clone();
@@ -115,17 +109,15 @@ async fn what_a_writer_puts_before_postgres_s_own_is_never_called() {
     attacker.runs(&format!("grant usage on schema {own} to public; set search_path = {own}, pg_catalog")).await;
     let trapped = attacker.tries("select concat('a'::pg_catalog.text)").await;
     assert!(trapped.is_err(), "a trap that holds nobody proves nothing");
-    attacker
-        .runs(
-            "insert into public.users (name, email, created_at, updated_at) values ('a', 'a', now(), now()), ('b', 'b', now(), now());
-             update public.users set name = 'c'; update public.users set id = id operator(pg_catalog.+) 100;
-             update public.users set id = 7 where email operator(pg_catalog.=) 'a';
-             delete from public.users where email operator(pg_catalog.=) 'b'; truncate public.users;
-             insert into public.parts values (1, 'x'), (1, 'y'); update public.parts set b = 'z' where b operator(pg_catalog.=) 'x';
-             update public.parts set a = 2 where b operator(pg_catalog.=) 'y'; delete from public.parts; truncate public.parts;
-             truncate public.part_1",
-        )
-        .await;
+    let changes = "
+        insert into public.users (name, email, created_at, updated_at) values ('a', 'a', now(), now()), ('b', 'b', now(), now());
+        update public.users set name = 'c'; update public.users set id = id operator(pg_catalog.+) 100;
+        update public.users set id = 7 where email operator(pg_catalog.=) 'a';
+        delete from public.users where email operator(pg_catalog.=) 'b'; truncate public.users;
+        insert into public.parts values (1, 'x'), (1, 'y'); update public.parts set b = 'z' where b operator(pg_catalog.=) 'x';
+        update public.parts set a = 2 where b operator(pg_catalog.=) 'y'; delete from public.parts; truncate public.parts;
+        truncate public.part_1";
+    attacker.runs(changes).await;
     let logged: i64 = database.one("select count(*) from cdc_export.change_log where operation = 'D'").await;
     assert_eq!(logged, 8, "of users two keys, a key and a row; of parts a key, a row that moved, and two rows");
     attacker.assert_gained_nothing(&database).await;
@@ -150,12 +142,9 @@ async fn casts_of_a_tables_owner_are_not_run_by_its_triggers() {
     owner.runs("create cast (kept as text) with function row_to(kept) as implicit").await;
     let catalog = Catalog::of(&format!("[[dataset]]\nname = \"kept\"\ntable = \"{schema}.kept\"\n"));
     catalog.track(&database, "kept").await;
-    owner
-        .runs(
-            "insert into kept values ('sad', 1, '{ok,sad}', 'ok'), ('ok', 2, '{ok}', 'sad');
-             update kept set m = 'ok'; update kept set n = 3 where n = 1; delete from kept",
-        )
-        .await;
+    let changes = "insert into kept values ('sad', 1, '{ok,sad}', 'ok'), ('ok', 2, '{ok}', 'sad');
+                   update kept set m = 'ok'; update kept set n = 3 where n = 1; delete from kept";
+    owner.runs(changes).await;
     let logged: i64 = database.one("select count(*) from cdc_export.change_log").await;
     assert_eq!(logged, 9, "two inserted, three updated, two keys given up, two deleted");
     owner.assert_gained_nothing(&database).await;
@@ -197,8 +186,7 @@ async fn an_index_that_needs_the_role_s_path_lets_nobody_in() {
     let block = "[[dataset]]\nname = \"parts\"\ntable = \"parts\"\nupdated_at = \"at\"\n";
     let catalog =
         Catalog::of(&format!("{block}\n[[dataset]]\nname = \"seven\"\ntable = \"parts\"\nfilter = \"id < 7\"\n"));
-    catalog.track(&database, "parts").await;
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["parts"]).await;
     for dataset in ["parts", "seven"] {
         for export_type in ["full", "incremental", "delta"] {
             database
@@ -260,8 +248,7 @@ create function cdc_export.capture_0b_d() returns trigger language plpgsql secur
 
 #[tokio::test]
 async fn a_start_renews_the_functions_of_another_version() {
-    let database = Database::new().await;
-    database.add_users(1, 9).await;
+    let database = Database::with_users(9).await;
     let fresh =
         "select string_agg(p.oid || prosrc || has_function_privilege('public', p.oid, 'execute'), ';' order by p.oid)
                  from pg_proc p where proname like 'capture\\_%'";
@@ -281,8 +268,7 @@ async fn a_row_can_be_deleted_whatever_it_holds() {
         )
         .await;
     let catalog = Catalog::of("[[dataset]]\nname = \"odd\"\ntable = \"odd\"\n");
-    catalog.track(&database, "odd").await;
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["odd"]).await;
     database.run("insert into odd values (0)").await;
     export(&service, "full", "odd", "a").await;
     database
@@ -299,7 +285,6 @@ async fn a_row_can_be_deleted_whatever_it_holds() {
     assert_eq!(rows[0], ["DELETE", "1", r#"{"k":"\u0000"}"#, "old", "new", "1.50", "7", "a\\b\"c,(d)\n"]);
     assert_eq!(rows[1], ["DELETE", "2", "1e200000", "", "", "NaN", "", ""]);
     assert_eq!(rows[2], ["DELETE", "3", "", "plain", "x", "0", "0", "NULL"]);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -319,8 +304,7 @@ async fn the_owner_of_a_tracked_table_goes_on_making_partitions() {
         ))
         .await;
     owner.runs("alter table parts attach partition high for values from (9) to (99)").await;
-    catalog.track(&database, "parts").await;
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["parts"]).await;
     export(&service, "full", "parts", "a").await;
     owner.runs("insert into parts values (10, 'y'), (11, 'z')").await;
     owner.runs("delete from parts").await;
@@ -417,37 +401,32 @@ async fn the_function_of_a_row_policy_is_not_run() {
 #[tokio::test]
 async fn operators_of_a_domain_are_not_called_either() {
     let database = Database::empty().await;
-    database
-        .run(
-            "create extension citext; create schema kept; create domain kept.key as citext; create domain kept.moment as timestamptz;
-             create table kept.orders (id kept.key primary key, at kept.moment not null, made kept.moment not null, n int)",
-        )
-        .await;
+    let schema = "
+        create extension citext; create schema kept; create domain kept.key as citext; create domain kept.moment as timestamptz;
+        create table kept.orders (id kept.key primary key, at kept.moment not null, made kept.moment not null, n int)";
+    database.run(schema).await;
     let attacker = Attacker::new(&database).await;
     database.run(&format!("grant all on schema public to {0}; grant usage on schema kept to {0}", attacker.name)).await;
-    attacker
-        .runs(
-            "create function public.trap(a kept.key, b public.citext) returns boolean language plpgsql as
-               $$ begin raise exception 'trapped'; end $$;
-             create function public.trap(a kept.moment, b timestamptz) returns boolean language plpgsql as
-               $$ begin raise exception 'trapped'; end $$;
-             create function public.trap(a kept.moment, b kept.moment) returns boolean language plpgsql as
-               $$ begin raise exception 'trapped'; end $$;
-             do $$ declare name text; begin
-               foreach name in array '{=,<>,<,<=,>,>=}'::text[] loop
-                 execute format('create operator public.%s (leftarg = kept.key, rightarg = public.citext, function = public.trap)', name);
-                 execute format('create operator public.%s (leftarg = kept.moment, rightarg = timestamptz, function = public.trap)', name);
-                 execute format('create operator public.%s (leftarg = kept.moment, rightarg = kept.moment, function = public.trap)', name);
-               end loop;
-             end $$",
-        )
-        .await;
+    let schema = "
+        create function public.trap(a kept.key, b public.citext) returns boolean language plpgsql as
+          $$ begin raise exception 'trapped'; end $$;
+        create function public.trap(a kept.moment, b timestamptz) returns boolean language plpgsql as
+          $$ begin raise exception 'trapped'; end $$;
+        create function public.trap(a kept.moment, b kept.moment) returns boolean language plpgsql as
+          $$ begin raise exception 'trapped'; end $$;
+        do $$ declare name text; begin
+          foreach name in array '{=,<>,<,<=,>,>=}'::text[] loop
+            execute format('create operator public.%s (leftarg = kept.key, rightarg = public.citext, function = public.trap)', name);
+            execute format('create operator public.%s (leftarg = kept.moment, rightarg = timestamptz, function = public.trap)', name);
+            execute format('create operator public.%s (leftarg = kept.moment, rightarg = kept.moment, function = public.trap)', name);
+          end loop;
+        end $$";
+    attacker.runs(schema).await;
     let catalog = Catalog::of(
         "[[dataset]]\nname = \"orders\"\ntable = \"kept.orders\"\nupdated_at = \"at\"\ncreated_at = \"made\"\n
          [[dataset]]\nname = \"some\"\ntable = \"kept.orders\"\nupdated_at = \"at\"\ncreated_at = \"made\"\nfilter = \"n operator(pg_catalog.>) 0\"\n",
     );
-    catalog.track(&database, "orders").await;
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["orders"]).await;
     for n in 1..=3 {
         database.run(&format!("insert into kept.orders values ('K{n}', now(), now(), 1)")).await;
         database.run("delete from kept.orders where n = 2; update kept.orders set n = n where n = 1").await;
@@ -476,22 +455,19 @@ async fn what_a_deleted_row_held_ends_no_delta() {
     let database = Database::new().await;
     database.run("create table odd (id int primary key, commas text, deep json, word regclass, shape circle)").await;
     let catalog = Catalog::of("[[dataset]]\nname = \"odd\"\ntable = \"odd\"\n");
-    catalog.track(&database, "odd").await;
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["odd"]).await;
     database.run("insert into odd values (0)").await;
     export(&service, "full", "odd", "a").await;
-    database
-        .run(
-            "create temporary table gone_soon (n int); insert into odd values (1, repeat(',', 400000), null, null, null);
+    let schema =
+        "create temporary table gone_soon (n int); insert into odd values (1, repeat(',', 400000), null, null, null);
              do $$ declare nested json := '1'; begin
                for i in 1..8000 loop nested := json_build_array(nested); end loop;
                insert into odd values (2, repeat('\",', 1000), nested, 'gone_soon', '<(0,0),-1>'::text::circle);
              exception when others then
                insert into odd values (2, repeat('\",', 1000), nested, 'gone_soon', null);
              end $$;
-             delete from odd where id > 0; drop table gone_soon",
-        )
-        .await;
+             delete from odd where id > 0; drop table gone_soon";
+    database.run(schema).await;
     // Work that grew with the square of a value's commas would outlast every wait.
     let job = export(&service, "delta", "odd", "a").await;
     let mut rows = Csv::read(&service.path(&job)).rows;
@@ -499,7 +475,6 @@ async fn what_a_deleted_row_held_ends_no_delta() {
     assert_eq!((&*rows[0][1], rows[0][2].len()), ("1", 400_000));
     assert_eq!((&*rows[1][1], &*rows[1][2], &*rows[1][4]), ("2", &*"\",".repeat(1000), "gone_soon"));
     assert_eq!(rows[1][3].len(), 16_001);
-    service.stop().await;
 }
 
 #[tokio::test]

@@ -145,7 +145,6 @@ async fn all_members_are_of_one_moment_while_writers_move_between_the_tables() {
             rows.unwrap().iter().map(|row| (row.get::<i32, _>(0).into(), row.get::<i32, _>(1).into())).collect();
         assert_eq!(copies.0[table], source, "{table}");
     }
-    service.stop().await;
 }
 
 /// Checks that an export ends no statement of a writer that has one table and wants another one of the export's.
@@ -171,7 +170,6 @@ async fn an_export_of_several_tables_ends_no_statement_of_a_writer_by_a_deadlock
     let (database, catalog) = tables().await;
     let service = catalog.start(&database).service().await;
     ends_no_statement_of_a_writer(&service, &database, json!({ "datasets": TABLES }), ["gamma", "alpha"]).await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -182,7 +180,6 @@ async fn an_export_of_partitions_ends_no_statement_of_a_writer_by_a_deadlock() {
     let catalog = Catalog::of("[[dataset]]\nname = \"parts\"\ntable = \"parts\"\ncapture = \"none\"\n");
     let service = catalog.start(&database).service().await;
     ends_no_statement_of_a_writer(&service, &database, json!({ "datasets": ["parts"] }), ["one", "parts"]).await;
-    service.stop().await;
 }
 
 /// The transaction that reindexes may wait for another table of the batch. So the reader doesn't wait for the index.
@@ -197,7 +194,6 @@ async fn a_batch_does_not_wait_for_an_index_that_is_rebuilt() {
     assert_eq!((&failed["error"]["code"], &failed["error"]["member"]), (&json!("source_unavailable"), &json!("beta")));
     let completed = export_all(&service, "full", json!({ "datasets": TABLES })).await;
     assert_eq!(completed["status"], "completed", "{completed}");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -230,7 +226,6 @@ async fn a_member_that_cannot_go_on_fails_the_batch_and_moves_no_position() {
     let path = format!("/batches/{}/retry", retried["batchId"].as_str().unwrap());
     let again = post(&service, &path, None, &json!({})).await;
     assert_eq!(refusal(again).await, (409, "not_failed".to_owned()));
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -275,7 +270,6 @@ async fn a_batch_keeps_its_place_in_each_of_its_lanes() {
     assert_eq!(number(&behind).await, 2);
     let overlapping = ended(&service, &overlapping["batchId"]).await;
     assert_eq!((&overlapping["jobs"][0]["number"], &overlapping["jobs"][1]["number"]), (&json!(3), &json!(1)));
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -309,7 +303,6 @@ async fn a_batch_is_cancelled_as_a_whole() {
     }
     assert!(!database.one::<bool>("select exists (select from watermarks)").await);
     assert_eq!(service.files(), Vec::<String>::new());
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -351,7 +344,6 @@ async fn a_batch_survives_a_kill_at_each_failpoint_of_its_attempt() {
     }
     let hidden = || async { heir.files().iter().all(|name| !name.starts_with('.')).then_some(()) };
     eventually("the hidden files are swept", hidden).await;
-    heir.stop().await;
 }
 
 #[tokio::test]
@@ -365,7 +357,6 @@ async fn a_locked_table_is_named_and_holds_up_no_other_batch() {
     let others = export_all(&service, "full", json!({ "datasets": ["alpha", "gamma"] })).await;
     assert_eq!(others["status"], "completed", "{others}");
     lock.rollback().await.unwrap();
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -408,7 +399,6 @@ async fn a_key_of_a_batch_stands_for_its_request() {
     ] {
         assert_eq!(refusal(send(export_type, body).await).await, (422, "idempotency_key_reused".to_owned()));
     }
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -426,7 +416,6 @@ async fn the_export_that_was_loaded_last_is_checked_for_all_members_or_none() {
     assert!(!database.one::<bool>("select exists (select from exports where export_type = 'delta')").await);
     let next = export_all(&service, "delta", body(after(0))).await;
     assert_eq!(next["status"], "completed", "{next}");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -444,7 +433,6 @@ async fn a_star_leaves_out_what_is_not_ready_and_says_so() {
     catalog.command(&database, &["untrack", "--all"]).await;
     let none = post(&service, "/exports/delta", Some("a"), &json!({ "datasets": "*" })).await;
     assert_eq!(refusal(none).await, (409, "nothing_ready".to_owned()));
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -476,7 +464,6 @@ async fn a_batch_that_waits_for_a_dataset_which_is_gone_ends_after_a_while() {
     let codes: Vec<_> = failed["jobs"].as_array().unwrap().iter().map(|job| job["error"]["code"].clone()).collect();
     assert_eq!(codes, ["batch_member_failed", "dataset_unknown", "dataset_unknown"], "{failed}");
     assert_eq!(failed["error"]["code"], "dataset_unknown");
-    last.stop().await;
 }
 
 #[tokio::test]
@@ -514,7 +501,6 @@ async fn bad_input_is_refused_with_its_member() {
         }
     }
     assert!(!database.one::<bool>("select exists (select from exports)").await);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -529,7 +515,6 @@ async fn a_batch_counts_as_one_open_job_and_one_worker() {
     let full = post(&service, "/exports/full", Some("b"), &json!({ "dataset": "alpha" })).await;
     assert_eq!(refusal(full).await, (429, "too_many_open_jobs".to_owned()));
     assert_eq!(service.events("batch_started").len(), 1);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -563,7 +548,6 @@ async fn a_pull_of_several_datasets_asks_for_one_batch_without_those_that_fail()
     let (left_out, failed) = ("the other 2 datasets are exported without it", "1 of 3 datasets failed: beta");
     assert!(errors.contains("cdc-export: beta: ") && errors.contains(left_out) && errors.contains(failed), "{errors}");
     assert_eq!(database.one::<String>(batches).await, "6 17 18");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -576,16 +560,12 @@ async fn a_batch_whose_first_member_was_taken_back_alone_goes_on_as_a_whole() {
     doomed.signal(nix::sys::signal::Signal::SIGKILL);
     doomed.dies().await;
     // As a release does it that doesn't know batches.
-    database
-        .run(
-            "update exports set status = 'pending', progress = 0, lease_token = null, lease_owner = null,
-               lease_expires_at = null, run_at = clock_timestamp() where id = batch_id",
-        )
-        .await;
+    let changes = "update exports set status = 'pending', progress = 0, lease_token = null, lease_owner = null,
+                   lease_expires_at = null, run_at = clock_timestamp() where id = batch_id";
+    database.run(changes).await;
     let heir = start().sharing_output(&doomed).service().await;
     let done = ended(&heir, &submitted["batchId"]).await;
     assert_eq!((&done["status"], statuses(&done)), (&json!("completed"), vec!["completed"; 3]), "{done}");
-    heir.stop().await;
 }
 
 /// Whoever finds no room for a lock fails, also a user's own application.
@@ -684,5 +664,4 @@ async fn a_batch_that_heals_makes_full_exports_where_only_they_go_on() {
     // An export of no batch has no `heal`.
     let answer = post(&service, "/exports/delta", Some("a"), &json!({ "dataset": "alpha", "heal": true })).await;
     assert_eq!(answer.status(), 400);
-    service.stop().await;
 }

@@ -353,8 +353,7 @@ async fn an_export_is_one_object() {
 #[tokio::test]
 async fn nobody_sees_a_file_before_its_commit() {
     for bucket in buckets().await {
-        let database = Database::new().await;
-        database.add_users(1, 5).await;
+        let database = Database::with_users(5).await;
         let service = bucket.start(&database).with("FAILPOINTS", "worker.staged=hold").service().await;
         let id = service.submit("full", "a").await;
         service.reaches("worker.staged").await;
@@ -394,8 +393,7 @@ async fn a_part_that_fails_and_an_answer_that_is_lost_are_made_good() {
         for (place, attempts) in
             [("bucket.part=error", 2), ("bucket.completed=error", 1), ("bucket.forgotten=error", 1)]
         {
-            let database = Database::new().await;
-            database.add_users(1, 5).await;
+            let database = Database::with_users(5).await;
             let bucket = Bucket::new(bucket.cloud, bucket.endpoint.clone()).await;
             let service = bucket.start(&database).with("FAILPOINTS", place).service().await;
             let job = export(&service, "full", "a").await;
@@ -409,8 +407,7 @@ async fn a_part_that_fails_and_an_answer_that_is_lost_are_made_good() {
 #[tokio::test]
 async fn two_services_without_a_common_folder_serve_each_others_jobs() {
     for bucket in buckets().await {
-        let database = Database::new().await;
-        database.add_users(1, 5).await;
+        let database = Database::with_users(5).await;
         let services = [bucket.start(&database).service().await, bucket.start(&database).service().await];
         for consumer in ["a", "b", "c", "d"] {
             let job = export(&services[0], "full", consumer).await;
@@ -427,8 +424,7 @@ async fn two_services_without_a_common_folder_serve_each_others_jobs() {
 #[tokio::test]
 async fn a_committed_upload_that_somebody_aborted_is_told_and_not_passed_over() {
     for bucket in buckets().await.into_iter().filter(|bucket| bucket.cloud != Cloud::Azure && !bucket.is_at_s3s()) {
-        let database = Database::new().await;
-        database.add_users(1, 5).await;
+        let database = Database::with_users(5).await;
         let start = || bucket.start(&database).with("LEASE_SECONDS", "4");
         let mut dead = start().with("FAILPOINTS", "worker.committed=kill").service().await;
         let id = killed_by_an_export(&database, &mut dead).await;
@@ -534,8 +530,7 @@ async fn an_abandoned_upload_is_swept() {
 #[tokio::test]
 async fn an_upload_that_begins_while_its_export_is_cancelled_is_swept() {
     for bucket in buckets().await.into_iter().take(1) {
-        let database = Database::new().await;
-        database.add_users(1, 5).await;
+        let database = Database::with_users(5).await;
         let service = bucket.start(&database).with("FAILPOINTS", "bucket.created=hold").service().await;
         let id = service.submit("full", "a").await;
         service.reaches("bucket.created").await;
@@ -569,8 +564,7 @@ async fn the_mark_is_the_id_of_the_bucket() {
 async fn a_client_is_sent_to_the_bucket_with_an_address_that_expires() {
     // The client for GCS signs with a key that has to be a real one.
     for bucket in buckets().await.into_iter().filter(|bucket| bucket.cloud != Cloud::Gcs) {
-        let database = Database::new().await;
-        database.add_users(1, 5).await;
+        let database = Database::with_users(5).await;
         let service = bucket.start(&database).with("DOWNLOADS", "redirect").with("FAILPOINTS", "service.url=time:4000");
         let service = service.service().await;
         let job = export(&service, "full", "a").await;

@@ -42,7 +42,6 @@ async fn a_transaction_that_commits_late_is_not_lost() {
     let (job, file) = service.export("incremental", "a").await;
     assert!(file.rows.is_empty(), "and nothing twice");
     assert_eq!((&job["lateRows"], &job["continuity"]), (&json!(0), &json!(null)));
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -61,23 +60,20 @@ async fn a_row_that_went_again_and_again_is_written_as_it_was_last() {
     let (job, file) = service.export("delta", "a").await;
     assert_eq!(job["rowsExported"], 1);
     assert_eq!((&*file.rows[0][0], &*file.rows[0][1], &*file.rows[0][2]), ("DELETE", "2", "life 12"));
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn deletions_and_changed_keys_are_seen_by_a_delta_alone() {
     let (database, service) = after_a_full_export(19).await;
-    database
-        .run(
-            "delete from users where id = 3;
-             update users set id = 100 where id = 4;
-             delete from users where id = 5;
-             insert into users (id, name, email, created_at, updated_at)
-               values (5, 'again', 'again@example.com', '2020-01-01', '2020-01-01');
-             insert into users (id, name, email, created_at, updated_at) values (200, 'short', 'short@example.com', now(), now());
-             delete from users where id = 200",
-        )
-        .await;
+    let changes = "
+        delete from users where id = 3;
+        update users set id = 100 where id = 4;
+        delete from users where id = 5;
+        insert into users (id, name, email, created_at, updated_at)
+          values (5, 'again', 'again@example.com', '2020-01-01', '2020-01-01');
+        insert into users (id, name, email, created_at, updated_at) values (200, 'short', 'short@example.com', now(), now());
+        delete from users where id = 200";
+    database.run(changes).await;
     let (_, incremental) = service.export("incremental", "a").await;
     assert_eq!(incremental.ids(), [5, 100]);
 
@@ -91,7 +87,6 @@ async fn deletions_and_changed_keys_are_seen_by_a_delta_alone() {
     assert_eq!(job["lateRows"], 3);
     let (_, delta) = service.export("delta", "a").await;
     assert!(delta.rows.is_empty());
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -105,14 +100,12 @@ async fn future_and_infinite_times_blind_nobody() {
     let (job, file) = service.export("incremental", "a").await;
     assert_eq!(file.ids(), [3, 4]);
     assert_eq!(job["lateRows"], 2);
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn times_that_no_watermark_can_be_are_not_sent_again() {
     for time in ["infinity", "-infinity", "250000-01-01"] {
-        let database = Database::new().await;
-        database.add_users(1, 9).await;
+        let database = Database::with_users(9).await;
         database.run(&format!("update users set updated_at = '{time}'")).await;
         let service = Start::on(&database).service().await;
         let (job, file) = service.export("full", "a").await;
@@ -129,7 +122,6 @@ async fn times_that_no_watermark_can_be_are_not_sent_again() {
         assert_eq!((file.ids(), &job["watermarkTo"]), (vec![2], &json!("2026-01-01T00:00:00.000000Z")));
         let (_, file) = service.export("incremental", "a").await;
         assert!(file.rows.is_empty(), "{time}: {:?}", file.ids());
-        service.stop().await;
     }
 }
 
@@ -153,7 +145,6 @@ async fn the_log_keeps_what_somebody_has_yet_to_see() {
     service.export("delta", "a").await;
     assert_eq!(purged().await, 0, "one idle writer doesn't pin the log");
     idle.commit().await.unwrap();
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -176,13 +167,11 @@ async fn incremental_exports_alone_do_not_hold_the_log_for_ever() {
     service.export("full", "a").await;
     let (_, file) = service.export("delta", "a").await;
     assert!(file.rows.is_empty());
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn the_log_keeps_what_a_first_export_under_way_could_not_see() {
-    let database = Database::new().await;
-    database.add_users(1, 9).await;
+    let database = Database::with_users(9).await;
     // It has its snapshot, and no position yet.
     let service = Start::on(&database).with("FAILPOINTS", "worker.staged=hold").service().await;
     let id = service.submit("full", "a").await;
@@ -195,7 +184,6 @@ async fn the_log_keeps_what_a_first_export_under_way_could_not_see() {
     service.ended(&id).await;
     let (_, delta) = service.export("delta", "a").await;
     assert_eq!(delta.ids(), [3]);
-    service.stop().await;
 }
 
 /// One transaction has written to the partition `two` and waits for the root. `track` holds the root and waits for the
@@ -203,12 +191,10 @@ async fn the_log_keeps_what_a_first_export_under_way_could_not_see() {
 #[tokio::test]
 async fn track_ends_no_transaction_of_a_writer_by_a_deadlock() {
     let database = Database::new().await;
-    database
-        .run(
-            "create table parts (id int primary key) partition by list (id);
-             create table one partition of parts for values in (1); create table two partition of parts for values in (2, 3)",
-        )
-        .await;
+    let schema = "
+        create table parts (id int primary key) partition by list (id);
+        create table one partition of parts for values in (1); create table two partition of parts for values in (2, 3)";
+    database.run(schema).await;
     let (mut first, mut second) = (database.pool.begin().await.unwrap(), database.pool.begin().await.unwrap());
     sqlx::query("insert into one values (1)").execute(&mut *first).await.unwrap();
     sqlx::query("insert into two values (2)").execute(&mut *second).await.unwrap();
@@ -237,12 +223,10 @@ async fn track_ends_no_transaction_of_a_writer_by_a_deadlock() {
 #[tokio::test]
 async fn track_waits_for_a_vacuumed_partition_alone() {
     let database = Database::new().await;
-    database
-        .run(
-            "create table parts (id int primary key) partition by list (id);
-             create table one partition of parts for values in (1); create table two partition of parts for values in (2)",
-        )
-        .await;
+    let schema = "
+        create table parts (id int primary key) partition by list (id);
+        create table one partition of parts for values in (1); create table two partition of parts for values in (2)";
+    database.run(schema).await;
     let mut vacuum = database.pool.begin().await.unwrap();
     sqlx::query("lock table two in share update exclusive mode").execute(&mut *vacuum).await.unwrap();
     let parts = Catalog::from_toml("[[dataset]]\nname = \"parts\"\ntable = \"parts\"").unwrap();

@@ -43,6 +43,14 @@ impl Catalog {
         assert_eq!(code, 0, "{errors}");
     }
 
+    /// A service that has these datasets, tracked.
+    pub(crate) async fn serving(&self, database: &Database, datasets: &[&str]) -> Service {
+        for dataset in datasets {
+            self.track(database, dataset).await;
+        }
+        self.start(database).service().await
+    }
+
     /// What a command prints, and how it ends.
     pub(crate) async fn command(&self, database: &Database, arguments: &[&str]) -> (i32, String, String) {
         self.start(database).arguments(arguments).output().await
@@ -93,12 +101,9 @@ impl Replica<'_> {
     }
 
     pub(crate) async fn apply(&self, service: &Service, job: &Value) {
-        self.database
-            .run(
-                "drop table if exists stage; create table stage (like replica);
-                 alter table stage add column operation text",
-            )
-            .await;
+        let changes = "drop table if exists stage; create table stage (like replica);
+                       alter table stage add column operation text";
+        self.database.run(changes).await;
         let columns = self.load(service, job, "stage").await;
         let columns = columns.strip_prefix("\"operation\",").unwrap();
         let same = self.key.iter().map(|key| format!("r.\"{key}\" = s.\"{key}\"")).collect::<Vec<_>>().join(" and ");

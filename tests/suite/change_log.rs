@@ -8,23 +8,7 @@ use sqlx::{AssertSqlSafe, Executor};
 
 use crate::harness::{Database, Start};
 use crate::plans::{cost_of, log_plans, plans};
-use crate::waiting::page::{consumers, waiting};
-
-/// Copies a consumer's position to others.
-async fn copy_position(database: &Database, consumer: &str, copies: u32) {
-    let columns: String = database
-        .one(
-            "select string_agg(attname, ', ') from pg_attribute where attrelid = 'watermarks'::regclass and attnum > 0
-              and attname not in ('id', 'consumer_id')",
-        )
-        .await;
-    database
-        .run(&format!(
-            "insert into watermarks (consumer_id, {columns})
-             select '{consumer}-' || n, {columns} from watermarks, generate_series(1, {copies}) n where consumer_id = '{consumer}'"
-        ))
-        .await;
-}
+use crate::waiting::page::{consumers, copy_position, waiting};
 
 /// Returns the rows that all nodes of a statement's plan returned or removed. The statement is rolled back.
 async fn rows_handled(database: &Database, statement: &str) -> u64 {
@@ -45,8 +29,7 @@ async fn rows_handled(database: &Database, statement: &str) -> u64 {
 
 #[tokio::test]
 async fn a_purge_beside_an_open_transaction_looks_at_each_row_once() {
-    let database = Database::new().await;
-    database.add_users(1, 3_000).await;
+    let database = Database::with_users(3_000).await;
     let caps = purge::Caps { bytes: 1 << 40, age: Duration::from_secs(3600) };
     purge::purge(&database.pool, &caps).await.unwrap();
     // The service itself would remove the rows, once its consumer has seen them.
@@ -89,13 +72,11 @@ async fn a_purge_beside_an_open_transaction_looks_at_each_row_once() {
     let service = Start::on(&database).service().await;
     let (_, delta) = service.export("delta", "reader-999").await;
     assert_eq!(delta.ids(), [1, 2]);
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn an_export_beside_an_open_transaction_reads_what_its_position_has_not_seen() {
-    let database = Database::new().await;
-    database.add_users(1, 3_000).await;
+    let database = Database::with_users(3_000).await;
     log_plans(&database).await;
     let service = Start::on(&database).service().await;
     // Its position keeps the log.
@@ -133,5 +114,4 @@ async fn an_export_beside_an_open_transaction_reads_what_its_position_has_not_se
         let (job, file) = service.export("delta", consumer).await;
         assert_eq!((file.ids(), &job["quietDeletes"]), (vec![2, 9], &serde_json::json!(1)), "{job}");
     }
-    service.stop().await;
 }

@@ -49,7 +49,6 @@ async fn one_key_leaves_places_to_others_of_its_address() {
         (call_as(&service, &greedy, "GET", path).await.status() == 200).then_some(())
     })
     .await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -75,7 +74,6 @@ async fn downloads_that_stop_reading_keep_nobodys_key_from_being_looked_up() {
         // A look-up that waits for theirs is given up, which is no 200.
         assert_eq!(service.call("GET", "/exports?limit=1", &[]).await.status(), 200, "round {round}");
     }
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -121,5 +119,4 @@ async fn a_download_that_is_not_read_is_cut_off_and_a_slow_one_is_not() {
     let (unread, paused, slow) = tokio::join!(unread, paused, slow);
     assert!(unread < length, "{unread} bytes of {length}");
     assert!(paused > length && slow > length, "{paused}, {slow} of {length}");
-    service.stop().await;
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use crate::continuity::{passes, refused};
-use crate::harness::{Csv, Database, Service, Start, eventually, refusal};
+use crate::harness::{Csv, Database, Service, Start, eventually, refusal, serving_users};
 
 /// Runs what needs that nobody is connected to the database.
 async fn alone(database: &Database, statement: &str) {
@@ -37,8 +37,7 @@ async fn pending(database: &Database) -> (Service, String) {
 
 #[tokio::test]
 async fn a_copy_does_not_publish_or_harm_what_its_original_committed() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let mut doomed = Start::on(&database).with("FAILPOINTS", "worker.committed=kill").service().await;
     let request = doomed.client.post(format!("{}/exports/full", doomed.address)).header("X-Consumer-ID", "a");
     let _ = request.send().await;
@@ -61,14 +60,11 @@ async fn a_copy_does_not_publish_or_harm_what_its_original_committed() {
     assert_eq!(job["status"], "completed", "{job}");
     assert_eq!(Csv::read(&heir.path(&job)).rows.len(), 5);
     passes(&heir, "delta", "a", None).await;
-    heir.stop().await;
-    stranger.stop().await;
 }
 
 #[tokio::test]
 async fn an_admin_of_a_copy_gives_up_what_the_original_then_publishes() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let mut doomed = Start::on(&database).with("FAILPOINTS", "sink.publish.renamed=kill").service().await;
     let request = doomed.client.post(format!("{}/exports/full", doomed.address)).header("X-Consumer-ID", "a");
     let _ = request.send().await;
@@ -85,15 +81,11 @@ async fn an_admin_of_a_copy_gives_up_what_the_original_then_publishes() {
     assert_eq!(doomed.files(), files);
     let heir = Start::on(&database).sharing_output(&doomed).service().await;
     assert_eq!(heir.ended(&id).await["status"], "completed");
-    heir.stop().await;
-    stranger.stop().await;
 }
 
 #[tokio::test]
 async fn a_copy_reads_its_originals_files_and_removes_none() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let mut service = Start::on(&database).service().await;
+    let (database, mut service) = serving_users(5).await;
     let mut jobs = Vec::new();
     for _ in 0..3 {
         jobs.push(service.export("full", "a").await.0);
@@ -131,13 +123,11 @@ async fn a_copy_reads_its_originals_files_and_removes_none() {
     let successor = Start::on(&copy).sharing_output(&service).service().await;
     assert_eq!(successor.call("DELETE", &path(&jobs[2]), &[]).await.status(), 204);
     assert!(!service.path(&jobs[2]).exists());
-    successor.stop().await;
 }
 
 #[tokio::test]
 async fn a_job_that_waits_in_a_copy_too_is_its_originals() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let (first, id) = pending(&database).await;
     let copy = copy_of(&database).await;
     let original = Start::on(&database).sharing_output(&first).with("FAILPOINTS", "worker.staged=hold").service().await;
@@ -156,15 +146,11 @@ async fn a_job_that_waits_in_a_copy_too_is_its_originals() {
     let job = original.ended(&id).await;
     assert_eq!(job["status"], "completed", "{job}");
     assert_eq!(Csv::read(&original.path(&job)).rows.len(), 5, "nobody swept it");
-    stranger.stop().await;
-    original.stop().await;
 }
 
 #[tokio::test]
 async fn a_hidden_file_of_another_database_is_not_swept() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let (job, _) = service.export("full", "a").await;
     let id = job["jobId"].as_str().unwrap();
     let own: String = database.one("select database_id from exports").await;
@@ -178,21 +164,17 @@ async fn a_hidden_file_of_another_database_is_not_swept() {
     }
     let old = std::fs::File::options().write(true).open(service.output().join(&gone)).unwrap();
     old.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(7200)).unwrap();
-    let sweeper = Start::on(&database).sharing_output(&service).service().await;
+    let _sweeper = Start::on(&database).sharing_output(&service).service().await;
     let name = job["outputFilename"].as_str().unwrap();
     let mut left = [theirs.as_str(), &clones, name];
     left.sort();
     let left = async || (service.files() == left).then_some(());
     eventually("only the others' are left", left).await;
-    sweeper.stop().await;
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_copy_that_takes_its_originals_place_needs_a_full_export() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let mut service = Start::on(&database).service().await;
+    let (database, mut service) = serving_users(5).await;
     service.export("full", "a").await;
     service.end().await;
     let copy = copy_of(&database).await;
@@ -211,5 +193,4 @@ async fn a_copy_that_takes_its_originals_place_needs_a_full_export() {
         refused(&database, &service, export_type, "a", "database_restored").await;
     }
     crate::continuity::full_heals(&database, &service, "a", "database_restored").await;
-    service.stop().await;
 }

@@ -64,7 +64,6 @@ async fn a_preflight_needs_no_key_and_a_call_does() {
     assert_eq!(refusal(answer).await, (401, "key_required".to_owned()));
     let answer = service.call("GET", "/exports", &[("Origin", OTHER)]).await;
     assert_eq!((allowed(&answer), answer.status().as_u16()), (None, 401));
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -81,7 +80,6 @@ async fn without_keys_a_listed_origin_is_let_in() {
     // Whose page it is, is one question; which host it thinks it talks to, another.
     let answer = service.call("GET", "/exports", &[("Origin", LISTED), ("Host", "rebound.example.com")]).await;
     assert_eq!(refusal(answer).await, (403, "host_not_local".to_owned()));
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -99,7 +97,6 @@ async fn unset_no_other_origin_is_told_anything() {
         (200, None),
         "it is answered; a browser keeps it from the page"
     );
-    service.stop().await;
 }
 
 #[tokio::test]

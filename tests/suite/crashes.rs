@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -32,8 +33,7 @@ async fn holds_only(service: &Service, job: &Value) {
 
 #[tokio::test]
 async fn a_crash_after_the_commit_loses_nothing() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let mut dead = Start::on(&database).with("FAILPOINTS", "worker.committed=kill").service().await;
     let id = killed_by_an_export(&database, &mut dead).await;
     assert_eq!(status(&database).await, "completed");
@@ -60,7 +60,6 @@ async fn a_crash_after_the_commit_loses_nothing() {
     let job = heir.ended(&id).await;
     assert_eq!((&job["status"], &job["attempt"], &job["rowsExported"]), (&json!("completed"), &json!(1), &json!(5)));
     holds_only(&heir, &job).await;
-    heir.stop().await;
 }
 
 #[tokio::test]
@@ -79,64 +78,28 @@ async fn a_file_on_another_disk_is_not_taken_for_removed() {
         (answer.status().as_u16(), &answer.json::<Value>().await.unwrap()["code"]),
         (503, &json!("file_on_other_host"))
     );
-    elsewhere.stop().await;
-    heir.stop().await;
 }
 
 #[tokio::test]
-async fn a_crash_at_the_claim_is_made_good() {
-    dies_at("worker.claimed", 2).await;
-}
-
-#[tokio::test]
-async fn a_crash_at_the_making_of_the_file_is_made_good() {
-    dies_at("sink.create", 2).await;
-}
-
-#[tokio::test]
-async fn a_crash_at_the_opening_is_made_good() {
-    dies_at("worker.opened", 2).await;
-}
-
-#[tokio::test]
-async fn a_crash_at_a_write_is_made_good() {
-    dies_at("sink.write", 2).await;
-}
-
-#[tokio::test]
-async fn a_crash_at_the_sync_is_made_good() {
-    dies_at("sink.fsync", 2).await;
-}
-
-#[tokio::test]
-async fn a_crash_at_the_staging_is_made_good() {
-    dies_at("worker.staged", 2).await;
-}
-
-#[tokio::test]
-async fn a_crash_at_the_last_extension_of_the_lease_is_made_good() {
-    dies_at("worker.extended", 2).await;
-}
-
-#[tokio::test]
-async fn a_crash_at_the_commit_is_made_good() {
-    dies_at("worker.commit", 2).await;
-}
-
-#[tokio::test]
-async fn a_crash_at_the_publication_is_made_good() {
-    dies_at("sink.publish", 1).await;
-}
-
-#[tokio::test]
-async fn a_crash_at_the_rename_is_made_good() {
-    dies_at("sink.publish.renamed", 1).await;
+async fn a_crash_at_any_step_is_made_good() {
+    let before_the_commit = [
+        "worker.claimed",
+        "sink.create",
+        "worker.opened",
+        "sink.write",
+        "sink.fsync",
+        "worker.staged",
+        "worker.extended",
+        "worker.commit",
+    ];
+    let after_it = ["sink.publish", "sink.publish.renamed"];
+    join_all(before_the_commit.map(|place| dies_at(place, 2))).await;
+    join_all(after_it.map(|place| dies_at(place, 1))).await;
 }
 
 /// A crash at a place, and how many attempts the job takes with it.
 async fn dies_at(place: &str, attempts: u64) {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let fault = format!("{place}=kill");
     let mut dead = Start::on(&database).with("FAILPOINTS", fault).with("LEASE_SECONDS", 1).service().await;
     let id = killed_by_an_export(&database, &mut dead).await;
@@ -150,20 +113,18 @@ async fn dies_at(place: &str, attempts: u64) {
     assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(attempts)), "{place}: {job}");
     assert_eq!(job["rowsExported"], 5);
     holds_only(&heir, &job).await;
-    heir.stop().await;
 }
 
 #[tokio::test]
 async fn a_killed_workers_job_is_taken_over_long_before_its_lease_is_over() {
     const LEASE: u64 = 120;
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let start = || Start::on(&database).with("LEASE_SECONDS", LEASE);
     let mut doomed = start().with("FAILPOINTS", "worker.opened=hold").service().await;
     let heir = start().sharing_output(&doomed).arguments(&["serve", "--no-workers"]).service().await;
     let id = doomed.submit("full", "one").await;
     doomed.reaches("worker.opened").await;
-    let worker = start().sharing_output(&heir).service().await;
+    let _worker = start().sharing_output(&heir).service().await;
     doomed.signal(Signal::SIGKILL);
     doomed.dies().await;
     let killed = Instant::now();
@@ -172,14 +133,11 @@ async fn a_killed_workers_job_is_taken_over_long_before_its_lease_is_over() {
     println!("taken over {:?} after the kill, with a lease of {LEASE} s: {job}", killed.elapsed());
     assert!(killed.elapsed() < Duration::from_secs(LEASE / 4));
     assert_eq!(heir.ended(&id).await["status"], "completed");
-    worker.stop().await;
-    heir.stop().await;
 }
 
 #[tokio::test]
 async fn a_job_whose_workers_vanish_fails_in_the_end() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let doomed = || {
         Start::on(&database).with("FAILPOINTS", "worker.staged=kill").with("LEASE_SECONDS", 1).with("MAX_ATTEMPTS", 2)
     };
@@ -195,7 +153,6 @@ async fn a_job_whose_workers_vanish_fails_in_the_end() {
     let next = heir.ended(&next).await;
     assert_eq!((&next["status"], &next["watermarkFrom"]), (&json!("completed"), &Value::Null), "{next}");
     holds_only(&heir, &next).await;
-    heir.stop().await;
 }
 
 /// A service that is stopped by SIGSTOP at a failpoint of its only job.
@@ -214,8 +171,7 @@ async fn thaw(service: &Service, place: &str) {
 
 #[tokio::test]
 async fn stale_worker_cannot_commit() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     // Submitted by a service that is gone, so that the job is there when the next one starts.
     let submitter = Start::on(&database).with("FAILPOINTS", "worker.claimed=kill").with("LEASE_SECONDS", 1);
     let mut submitter = submitter.service().await;
@@ -246,15 +202,12 @@ async fn stale_worker_cannot_commit() {
     let completed = || stale.events("export_completed").len() + owner.events("export_completed").len();
     eventually("its completion is logged", || async { (completed() > 0).then_some(()) }).await;
     assert_eq!(completed(), 1);
-    stale.stop().await;
-    owner.stop().await;
 }
 
 #[tokio::test]
 async fn a_worker_that_slept_through_its_lease_touches_nothing() {
     for place in ["worker.staged", "worker.commit"] {
-        let database = Database::new().await;
-        database.add_users(1, 5).await;
+        let database = Database::with_users(5).await;
         let start = Start::on(&database).with("FAILPOINTS", format!("{place}=hold"));
         let stale = start.with("LEASE_SECONDS", 1).with("WORKERS", 1).service().await;
         let id = stale.submit("full", "a").await;
@@ -278,8 +231,6 @@ async fn a_worker_that_slept_through_its_lease_touches_nothing() {
         assert_eq!(stale.job(&id).await, job, "not a word of it has changed");
         assert_eq!(database.one::<i64>("select version from watermarks").await, 1, "moved once");
         assert_eq!(stale.events("export_completed").len(), 0);
-        stale.stop().await;
-        other.stop().await;
     }
 }
 
@@ -297,6 +248,4 @@ async fn services_on_two_databases_may_share_a_folder() {
     assert_eq!(job["status"], "completed");
     assert_eq!(Csv::read(&service.path(&job)).rows.len(), 5, "its file was nobody else's to sweep");
     assert_eq!(service.files().len(), 2);
-    stranger.stop().await;
-    service.stop().await;
 }

@@ -13,15 +13,11 @@ use crate::harness::{Csv, Database};
 #[tokio::test]
 async fn a_filter_is_tried_again_when_its_function_is_another_one() {
     let database = Database::empty().await;
-    database
-        .run(
-            "create table t (id int primary key, a int); insert into t select n, n from generate_series(1, 6) n;
-             create function public.f(n int) returns bool immutable language plpgsql as 'begin return n > 3; end'",
-        )
-        .await;
+    let schema = "create table t (id int primary key, a int); insert into t select n, n from generate_series(1, 6) n;
+                  create function public.f(n int) returns bool immutable language plpgsql as 'begin return n > 3; end'";
+    database.run(schema).await;
     let catalog = Catalog::of("[[dataset]]\nname = 't'\ntable = 't'\nfilter = 'public.f(a)'");
-    catalog.track(&database, "t").await;
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["t"]).await;
     export(&service, "full", "t", "a").await;
     for volatile in [
         "alter function public.f(int) volatile",
@@ -42,7 +38,6 @@ async fn a_filter_is_tried_again_when_its_function_is_another_one() {
         .await;
     database.run("update t set a = 0 where id = 4").await;
     assert_eq!(export(&service, "delta", "t", "a").await["rowsExported"], 1);
-    service.stop().await;
 }
 
 /// A consumer that was sent rows without a column lacks its values in what doesn't change.
@@ -93,8 +88,7 @@ async fn what_a_position_lacks_is_not_compared() {
     let database = Database::empty().await;
     database.run("create table t (id int primary key, a int); insert into t values (1, 1), (2, 2)").await;
     let catalog = Catalog::of("[[dataset]]\nname = 't'\ntable = 't'\nfilter = 'a < 9'");
-    catalog.track(&database, "t").await;
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["t"]).await;
     for saved in ["null", "'{}'", "jsonb_build_object('database', guard_state ->> 'database')"] {
         export(&service, "full", "t", "a").await;
         database.run(&format!("update watermarks set guard_state = {saved}; update t set a = a + 1")).await;
@@ -103,5 +97,4 @@ async fn what_a_position_lacks_is_not_compared() {
             assert_eq!((&delta["continuity"], &delta["rowsExported"]), (&Value::Null, &json!(rows)), "{saved}");
         }
     }
-    service.stop().await;
 }

@@ -12,8 +12,7 @@ async fn runs(service: &Service, id: &str) {
 
 #[tokio::test]
 async fn an_export_that_ends_in_time_is_whole() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let mut service = Start::on(&database).with("DRAIN_SECONDS", 600).service().await;
     let held = database.hold_exports().await;
     let [running, cancelled] = [service.submit("full", "a").await, service.submit("full", "b").await];
@@ -48,13 +47,11 @@ async fn an_export_that_ends_in_time_is_whole() {
 
     let next = Start::on(&database).sharing_output(&service).service().await;
     assert_eq!(next.ended(&waiting).await["status"], "completed");
-    next.stop().await;
 }
 
 #[tokio::test]
 async fn one_that_takes_longer_is_given_back() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     for arguments in [&[][..], &["worker"]] {
         let api = Start::on(&database).arguments(&["serve", "--no-workers"]).service().await;
         let mut worker = Start::on(&database).sharing_output(&api).arguments(arguments).with("DRAIN_SECONDS", 1);
@@ -73,15 +70,12 @@ async fn one_that_takes_longer_is_given_back() {
         held.rollback().await.unwrap();
         let next = Start::on(&database).sharing_output(&api).service().await;
         assert_eq!(next.ended(&id).await["status"], json!("completed"));
-        next.stop().await;
-        api.stop().await;
     }
 }
 
 #[tokio::test]
 async fn a_second_signal_ends_it_at_once() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let mut service = Start::on(&database).with("DRAIN_SECONDS", 600).service().await;
     let held = database.hold_exports().await;
     let id = service.submit("full", "a").await;
@@ -97,7 +91,6 @@ async fn a_second_signal_ends_it_at_once() {
 async fn without_exports_there_is_nothing_to_wait_for() {
     let database = Database::new().await;
     for arguments in [&[][..], &["serve", "--no-workers"]] {
-        let service = Start::on(&database).arguments(arguments).with("DRAIN_SECONDS", 600).service().await;
-        service.stop().await;
+        let _service = Start::on(&database).arguments(arguments).with("DRAIN_SECONDS", 600).service().await;
     }
 }

@@ -8,7 +8,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::catalog::{Catalog, export, post};
-use crate::harness::{Database, Service, Start, eventually, refusal};
+use crate::harness::{Database, Service, Start, eventually, refusal, serving_users};
 
 /// The events that a client has read so far.
 pub(crate) struct Stream {
@@ -57,8 +57,7 @@ impl Stream {
 
 #[tokio::test]
 async fn a_job_is_followed_to_its_end() {
-    let database = Database::new().await;
-    database.add_users(1, 20_000).await;
+    let database = Database::with_users(20_000).await;
     let service =
         Start::on(&database).with("FAILPOINTS", "sink.write=hold@2").with("LEASE_SECONDS", "1").service().await;
     let held = database.hold_exports().await;
@@ -86,14 +85,11 @@ async fn a_job_is_followed_to_its_end() {
     assert_eq!(names, ["job", "completed"]);
     let answer = service.call("GET", "/exports/no-such-job/events", &[]).await;
     assert_eq!(refusal(answer).await, (404, "not_found".to_owned()));
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn cancelled_and_failed_jobs_end_their_streams() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let held = database.hold_exports().await;
     let id = service.submit("full", "one").await;
     let stream = Stream::of(&service, &id).await;
@@ -107,13 +103,11 @@ async fn cancelled_and_failed_jobs_end_their_streams() {
     let events = Stream::of(&service, &id).await.rest().await;
     let (name, job) = events.last().unwrap();
     assert_eq!((name.as_str(), job["error"]["code"].as_str()), ("failed", Some("full_export_needed")), "{events:?}");
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn an_open_stream_does_not_delay_a_stop() {
-    let database = Database::new().await;
-    let mut service = Start::on(&database).service().await;
+    let (database, mut service) = serving_users(0).await;
     let _held = database.hold_exports().await;
     let id = service.submit("full", "one").await;
     service.becomes(&id, "processing").await;
@@ -157,5 +151,4 @@ async fn a_delta_says_what_it_does_and_how_far_it_is() {
     assert_eq!((&job["status"], &job["progress"]), (&json!("completed"), &json!(100)), "{job}");
     assert_eq!((&job["rowsExported"], &job["phase"]), (&json!(20_000), &Value::Null), "{job}");
     assert_eq!(job["rowsExpected"], Value::Null, "{job}");
-    service.stop().await;
 }

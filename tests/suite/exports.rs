@@ -3,15 +3,13 @@
 use serde_json::{Value, json};
 use sqlx::postgres::PgPoolCopyExt;
 
-use crate::harness::{Csv, Database, Start};
+use crate::harness::{Csv, Database, Start, serving_users};
 
 const HEADER: [&str; 6] = ["id", "name", "email", "created_at", "updated_at", "is_deleted"];
 
 #[tokio::test]
 async fn a_full_export_holds_every_live_row_and_sets_the_watermark() {
-    let database = Database::new().await;
-    database.add_users(1, 25).await;
-    let service = Start::on(&database).service().await;
+    let (_, service) = serving_users(25).await;
     assert_eq!(service.watermark("a").await, None);
 
     let (job, file) = service.export("full", "a").await;
@@ -37,14 +35,11 @@ async fn a_full_export_holds_every_live_row_and_sets_the_watermark() {
     let sha256 = ring::digest::digest(&ring::digest::SHA256, &content);
     let hex: String = sha256.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(job["sha256"], hex);
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn incremental_and_delta_hold_what_changed_since() {
-    let database = Database::new().await;
-    database.add_users(1, 20).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(20).await;
     service.export("full", "a").await;
     service.export("full", "b").await;
 
@@ -71,7 +66,6 @@ async fn incremental_and_delta_hold_what_changed_since() {
     assert_eq!(nothing.header[0], "operation");
     assert_eq!(job["rowsExported"], 0);
     assert_eq!(job["watermarkTo"], job["watermarkFrom"], "an export of no rows leaves the watermark");
-    service.stop().await;
 }
 
 fn sorted<'a>(rows: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
@@ -82,36 +76,29 @@ fn sorted<'a>(rows: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
 
 #[tokio::test]
 async fn without_a_watermark_changes_start_from_the_beginning() {
-    let database = Database::new().await;
-    database.add_users(1, 20).await;
-    let service = Start::on(&database).service().await;
+    let (_, service) = serving_users(20).await;
     let (_, incremental) = service.export("incremental", "a").await;
     assert_eq!(incremental.rows.len(), 18);
     let (_, delta) = service.export("delta", "b").await;
     assert_eq!(delta.rows.len(), 20);
     assert_eq!(service.watermark("a").await.as_deref(), Some("2026-01-01T00:19:00.000000Z"));
     assert_eq!(service.watermark("b").await.as_deref(), Some("2026-01-01T00:20:00.000000Z"));
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn an_empty_table_gives_a_header_and_no_watermark() {
-    let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let (_, service) = serving_users(0).await;
     for export_type in ["full", "incremental", "delta"] {
         let (job, file) = service.export(export_type, "a").await;
         assert_eq!((file.rows.len(), job["rowsExported"].as_i64()), (0, Some(0)));
         assert!(std::fs::read_to_string(service.path(&job)).unwrap().ends_with("is_deleted\n"));
     }
     assert_eq!(service.watermark("a").await, None);
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn consumers_do_not_see_each_other() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     service.export("full", "a").await;
     database.add_users(6, 8).await;
     service.export("incremental", "a").await;
@@ -119,13 +106,11 @@ async fn consumers_do_not_see_each_other() {
     let (_, file) = service.export("incremental", "b").await;
     assert_eq!(file.rows.len(), 8);
     assert_eq!(service.watermark("a").await.as_deref(), Some("2026-01-01T00:08:00.000000Z"));
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn the_watermark_is_the_latest_finite_time_and_never_moves_back() {
-    let database = Database::new().await;
-    database.add_users(1, 3).await;
+    let database = Database::with_users(3).await;
     database.run("update users set updated_at = 'infinity' where id = 1").await;
     database.run("update users set updated_at = '-infinity' where id = 2").await;
     let service = Start::on(&database).service().await;
@@ -136,13 +121,11 @@ async fn the_watermark_is_the_latest_finite_time_and_never_moves_back() {
     database.run("delete from users where id = 3; update users set updated_at = '2025-01-01' where id = 1").await;
     service.export("full", "a").await;
     assert_eq!(service.watermark("a").await.as_deref(), Some("2026-01-01T00:03:00.000000Z"));
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_watermark_set_by_hand_is_obeyed() {
-    let database = Database::new().await;
-    database.add_users(1, 9).await;
+    let database = Database::with_users(9).await;
     database
         .run("insert into watermarks (consumer_id, last_exported_at, updated_at) values ('a', '2026-01-01 00:05+00', now())")
         .await;
@@ -152,7 +135,6 @@ async fn a_watermark_set_by_hand_is_obeyed() {
     database.run("update watermarks set last_exported_at = '2026-01-01 00:07+00' where consumer_id = 'a'").await;
     let (_, file) = service.export("incremental", "a").await;
     assert_eq!(file.ids(), [8, 9]);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -222,7 +204,6 @@ async fn hostile_values_are_restored_by_copy() {
         assert_eq!(differing, 0, "{export_type}");
         database.run("drop table restored").await;
     }
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -234,14 +215,11 @@ async fn null_is_not_the_empty_string() {
     let (job, _) = service.export("full", "a").await;
     let text = std::fs::read_to_string(service.path(&job)).unwrap();
     assert!(text.lines().nth(1).unwrap().starts_with("1,,\"\",20"), "{text}");
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn an_ad_hoc_export_has_no_consumer_and_moves_nothing() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let answer = service.call("POST", "/exports", &[]).await;
     assert_eq!(answer.status(), 202);
     let body: Value = answer.json().await.unwrap();
@@ -252,5 +230,4 @@ async fn an_ad_hoc_export_has_no_consumer_and_moves_nothing() {
     assert_eq!((&job["status"], &job["consumerId"]), (&json!("completed"), &Value::Null));
     assert_eq!(Csv::read(&service.path(&job)).rows.len(), 5);
     assert_eq!(database.one::<i64>("select count(*) from watermarks").await, 0);
-    service.stop().await;
 }

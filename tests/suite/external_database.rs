@@ -4,7 +4,9 @@ use cdc_export::postgres;
 use serde_json::{Value, json};
 
 use crate::catalog::Catalog;
-use crate::harness::{Database, Start, connect_options, embedded_settings_with_cluster, eventually, reachable_folder};
+use crate::harness::{
+    Database, Start, connect_options, embedded_settings_with_cluster, eventually, reachable_folder, serving_users,
+};
 
 /// A role of a test, without any right but to connect.
 struct Role {
@@ -71,21 +73,18 @@ async fn a_start_that_can_never_have_its_connections_is_refused() {
 async fn migrations_of_somebody_are_not_taken_for_ours() {
     let database = Database::empty().await;
     // His first migration failed, and none has a checksum of ours.
-    database
-        .run(
-            "create table _sqlx_migrations (version bigint primary key, description text not null,
-               installed_on timestamptz not null default now(), success boolean not null, checksum bytea not null,
-               execution_time bigint not null);
-             insert into _sqlx_migrations values (1, 'his', now(), false, '\\x00', 1), (7, 'his', now(), true, '\\x07', 1)",
-        )
-        .await;
+    let schema = "
+        create table _sqlx_migrations (version bigint primary key, description text not null,
+          installed_on timestamptz not null default now(), success boolean not null, checksum bytea not null,
+          execution_time bigint not null);
+        insert into _sqlx_migrations values (1, 'his', now(), false, '\\x00', 1), (7, 'his', now(), true, '\\x07', 1)";
+    database.run(schema).await;
     let look = "select jsonb_agg(to_jsonb(m) || jsonb_build_object('at', m.ctid, 'by', m.xmin) order by version)::text
                 from _sqlx_migrations m";
     let before: String = database.one(look).await;
     for run in ["first", "again"] {
         let service = Start::on(&database).with("SEED_ROWS", 100).service().await;
         assert_eq!(service.export("full", run).await.1.rows.len(), 98);
-        service.stop().await;
     }
     assert_eq!(database.one::<String>(look).await, before);
 }
@@ -128,8 +127,7 @@ async fn what_a_role_may_not_create_is_named_with_the_grants_for_it() {
 
 #[tokio::test]
 async fn a_role_that_may_create_nothing_exports_from_what_another_has_made() {
-    let database = Database::new().await;
-    database.add_users(1, 19).await;
+    let database = Database::with_users(19).await;
     let role = Role::new(&database).await;
     let line = role.refused().await;
     assert!(line.contains("may not use") && !line.contains("CREATE"), "{line}");
@@ -243,7 +241,6 @@ async fn a_transaction_timeout_of_the_server_ends_no_export() {
     let service = Start::on(&database).with("FAILPOINTS", failpoints).service().await;
     let (job, _) = service.export("full", "a").await;
     assert!(job["attempt"] == 1 && job["durationSeconds"].as_f64() > Some(2.0), "{job}");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -261,7 +258,6 @@ async fn a_database_that_reads_texts_otherwise_and_checks_functions_strictly_is_
     service.export("full", "a").await;
     database.run("set standard_conforming_strings = on; delete from users").await;
     service.export("delta", "a").await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -313,30 +309,25 @@ async fn a_commit_waits_for_the_disk_and_for_what_the_operator_asks_beyond() {
 #[tokio::test]
 async fn changes_in_every_partition_are_seen() {
     let database = Database::empty().await;
-    database
-        .run(
-            "create table users (id bigint primary key, name text not null, email text not null,
-               created_at timestamptz not null, updated_at timestamptz not null, is_deleted boolean not null default false)
-               partition by range (id);
-             create table users_low partition of users for values from (0) to (100);
-             create table users_high partition of users for values from (100) to (200) partition by range (id);
-             create table users_high_all partition of users_high default;
-             insert into users select n, n, n, '2026-01-01', '2026-01-01' from generate_series(0, 190, 10) n",
-        )
-        .await;
+    let schema = "
+        create table users (id bigint primary key, name text not null, email text not null,
+          created_at timestamptz not null, updated_at timestamptz not null, is_deleted boolean not null default false)
+          partition by range (id);
+        create table users_low partition of users for values from (0) to (100);
+        create table users_high partition of users for values from (100) to (200) partition by range (id);
+        create table users_high_all partition of users_high default;
+        insert into users select n, n, n, '2026-01-01', '2026-01-01' from generate_series(0, 190, 10) n";
+    database.run(schema).await;
     let (code, errors) = Start::on(&database).arguments(&["track", "users"]).until_it_ends().await;
     assert_eq!((code, errors.as_str()), (0, ""));
     let service = Start::on(&database).service().await;
     assert_eq!(service.export("full", "a").await.1.rows.len(), 20);
 
     // Through the parent and past it, within a partition and across.
-    database
-        .run(
-            "update users set name = 'x' where id in (10, 110); delete from users_high_all where id = 120;
-             update users set id = 130 + 1 where id = 20;
-             insert into users_low values (1, 'n', 'n', '2026-01-02', '2026-01-02')",
-        )
-        .await;
+    let changes = "update users set name = 'x' where id in (10, 110); delete from users_high_all where id = 120;
+                   update users set id = 130 + 1 where id = 20;
+                   insert into users_low values (1, 'n', 'n', '2026-01-02', '2026-01-02')";
+    database.run(changes).await;
     let (_, delta) = service.export("delta", "a").await;
     let mut rows: Vec<_> = delta.rows.iter().map(|row| (row[1].parse().unwrap(), row[0].as_str())).collect();
     rows.sort_unstable();
@@ -362,7 +353,6 @@ async fn changes_in_every_partition_are_seen() {
         let (_, full) = service.export("full", "a").await;
         assert!(full.ids().iter().all(|id| *id < 100), "{full:?}");
     }
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -374,14 +364,11 @@ async fn writers_of_other_databases_are_not_in_the_way() {
     let (job, _) = service.export("full", "a").await;
     assert_eq!((&job["openTransactions"], &job["oldestTransactionSeconds"]), (&json!(0), &Value::Null));
     writing.rollback().await.unwrap();
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn the_log_of_what_everybody_has_seen_is_emptied() {
-    let database = Database::new().await;
-    database.add_users(1, 9).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(9).await;
     database.run("update users set name = 'x' where id <> 3").await;
     service.export("full", "a").await;
     database.run("update users set name = 'x' where id = 3").await;
@@ -392,19 +379,16 @@ async fn the_log_of_what_everybody_has_seen_is_emptied() {
     eventually("a purge", || async { (database.one::<i64>(logged).await == 1).then_some(()) }).await;
     assert_eq!(service.export("delta", "a").await.1.ids(), [3]);
     assert_eq!(service.events("purge_failed"), Vec::<Value>::new());
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn texts_of_an_unknown_encoding_are_exported_if_they_are_utf_8() {
     let database = Database::encoded("SQL_ASCII").await;
     let service = Start::on(&database).service().await;
-    database
-        .run(
-            "insert into users (id, name, email, created_at, updated_at) values
-               (1, 'Zoë 日本', 'zoe@example.org', '2026-01-01', '2026-01-01'), (2, 'b', 'b@example.org', '2026-01-01', '2026-01-01')",
-        )
-        .await;
+    let changes = "
+        insert into users (id, name, email, created_at, updated_at) values
+        (1, 'Zoë 日本', 'zoe@example.org', '2026-01-01', '2026-01-01'), (2, 'b', 'b@example.org', '2026-01-01', '2026-01-01')";
+    database.run(changes).await;
     let (job, file) = service.export("full", "a").await;
     assert_eq!(file.sorted("name"), ["Zoë 日本", "b"]);
 
@@ -426,19 +410,16 @@ async fn texts_of_an_unknown_encoding_are_exported_if_they_are_utf_8() {
     database.run("update users set name = E'Ren\\xe9' where id = 2; delete from users where id = 2").await;
     let (job, delta) = service.export("delta", "a").await;
     assert_eq!((delta.ids(), delta.sorted("name"), &job["keyOnlyDeletes"]), (vec![2], vec![""], &json!(1)), "{job}");
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn texts_of_another_encoding_arrive_as_utf_8() {
     let database = Database::encoded("LATIN1").await;
     let service = Start::on(&database).service().await;
-    database
-        .run(
-            "insert into users (id, name, email, created_at, updated_at) values
-               (1, 'Zoë', 'zoé@example.org', '2026-01-01', '2026-01-01'), (2, 'b', 'b@example.org', '2026-01-01', '2026-01-01')",
-        )
-        .await;
+    let changes = "
+        insert into users (id, name, email, created_at, updated_at) values
+        (1, 'Zoë', 'zoé@example.org', '2026-01-01', '2026-01-01'), (2, 'b', 'b@example.org', '2026-01-01', '2026-01-01')";
+    database.run(changes).await;
     let (_, file) = service.export("full", "a").await;
     assert_eq!((file.sorted("name")[0], file.sorted("email")[1]), ("Zoë", "zoé@example.org"));
     let bytes: i32 = database.one("select octet_length(name) from users where id = 1").await;
@@ -448,7 +429,6 @@ async fn texts_of_another_encoding_arrive_as_utf_8() {
     database.run("update users set name = 'Søren' where id = 2; delete from users where id = 1").await;
     let (_, delta) = service.export("delta", "a").await;
     assert_eq!(delta.sorted("name"), ["Søren", "Zoë"]);
-    service.stop().await;
 }
 
 /// As psql: the system's user, with the password that the user's own file has for it.
@@ -471,5 +451,4 @@ async fn a_url_without_a_user_means_the_user_of_the_system() {
     std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let service = Start::plain().with("DATABASE_URL", url).with("PGPASSFILE", file.display()).service().await;
     service.export("full", "a").await;
-    service.stop().await;
 }

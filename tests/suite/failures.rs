@@ -6,12 +6,11 @@ use rustix::process::{Resource, Rlimit};
 use serde_json::{Value, json};
 use sqlx::Executor;
 
-use crate::harness::{Csv, Database, Service, Start, eventually, refusal};
+use crate::harness::{Csv, Database, Service, Start, eventually, refusal, serving_users};
 
 #[tokio::test]
 async fn a_failed_disk_operation_is_tried_again_with_a_new_file() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     // One worker takes the jobs in their order, so each is hit by the next fault.
     let faults = "sink.create=error,sink.write=error,sink.fsync=error,sink.publish=error,sink.publish.renamed=error";
     let service = Start::on(&database).with("FAILPOINTS", faults).with("WORKERS", 1).service().await;
@@ -42,7 +41,6 @@ async fn a_failed_disk_operation_is_tried_again_with_a_new_file() {
     }
     names.sort();
     assert_eq!(service.files(), names, "nothing hidden is left");
-    service.stop().await;
 }
 
 /// How large a file the service may write. As a quota, and unlike a full disk, anybody can set it.
@@ -54,9 +52,7 @@ fn limit_files(service: &Service, bytes: u64) {
 
 #[tokio::test]
 async fn a_file_past_a_limit_is_tried_again_and_the_service_lives() {
-    let database = Database::new().await;
-    database.add_users(1, 20_000).await;
-    let service = Start::on(&database).service().await;
+    let (_, service) = serving_users(20_000).await;
     limit_files(&service, 500_000);
     let id = service.submit("full", "one").await;
     let waiting = eventually("a retry", || async {
@@ -69,14 +65,11 @@ async fn a_file_past_a_limit_is_tried_again_and_the_service_lives() {
     limit_files(&service, u64::MAX);
     let job = service.ended(&id).await;
     assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(2)), "{job}");
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn without_an_output_folder_a_job_fails_and_moves_nothing() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     service.export("full", "a").await;
     let watermark = service.watermark("a").await;
     database.add_users(6, 7).await;
@@ -112,14 +105,11 @@ async fn without_an_output_folder_a_job_fails_and_moves_nothing() {
     let (job, file) = service.export("incremental", "a").await;
     assert_eq!(file.ids(), [6, 7]);
     assert_eq!(job["watermarkFrom"].as_str(), watermark.as_deref());
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_restart_adopts_an_empty_folder_and_goes_on_where_the_database_is() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let (old, _) = service.export("full", "a").await;
     for entry in std::fs::read_dir(service.output()).unwrap() {
         std::fs::remove_file(entry.unwrap().path()).unwrap();
@@ -136,37 +126,38 @@ async fn a_restart_adopts_an_empty_folder_and_goes_on_where_the_database_is() {
         crate::harness::refusal(again.call("GET", &path, &[]).await).await,
         (503, "file_on_other_host".to_owned())
     );
-    again.stop().await;
 }
 
 #[tokio::test]
 async fn a_file_that_has_the_name_stays_and_the_export_takes_the_next() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let held = database.hold_exports().await;
     let id = service.submit("full", "a").await;
     let name = service.job(&id).await["outputFilename"].as_str().unwrap().to_owned();
     let stem = name.strip_suffix(".csv").unwrap();
-    std::fs::write(service.output().join(&name), "somebody's").unwrap();
+    // Of a service on another database.
+    let theirs = [name.clone(), format!("{stem}-3.csv"), format!("{stem}-4.csv")];
+    for name in &theirs {
+        std::fs::write(service.output().join(name), "theirs").unwrap();
+    }
     std::os::unix::fs::symlink("/nowhere", service.output().join(format!("{stem}-2.csv"))).unwrap();
     held.rollback().await.unwrap();
 
     let job = service.ended(&id).await;
-    assert_eq!((&job["status"], &job["outputFilename"]), (&json!("completed"), &json!(format!("{stem}-3.csv"))));
+    assert_eq!((&job["status"], &job["outputFilename"]), (&json!("completed"), &json!(format!("{stem}-5.csv"))));
     assert_eq!(Csv::read(&service.path(&job)).rows.len(), 5);
-    assert_eq!(std::fs::read_to_string(service.output().join(&name)).unwrap(), "somebody's");
+    for name in &theirs {
+        assert_eq!(std::fs::read_to_string(service.output().join(name)).unwrap(), "theirs");
+    }
     assert_eq!(std::fs::read_link(service.output().join(format!("{stem}-2.csv"))).unwrap(), Path::new("/nowhere"));
-    assert_eq!(service.files().len(), 3);
+    assert_eq!(service.files().len(), 5);
     let download = service.call("GET", &format!("/exports/{id}/download"), &[]).await;
     assert_eq!(download.bytes().await.unwrap(), std::fs::read(service.path(&job)).unwrap());
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_table_that_is_gone_or_untracked_since_the_request_is_told() {
-    let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(0).await;
     // Asked for before, and met by the export.
     for (change, code) in [("delete from cdc_export.tracked", "not_tracked"), ("drop table users", "table_missing")] {
         let tracked = "insert into cdc_export.tracked (schema_name, table_name, key) values ('public', 'users', '{id}') on conflict do nothing";
@@ -181,13 +172,11 @@ async fn a_table_that_is_gone_or_untracked_since_the_request_is_told() {
     }
     assert_eq!(service.watermark("a").await, None);
     assert_eq!(service.files(), Vec::<String>::new());
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_role_that_may_not_see_every_row_exports_none() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let role = format!("reader_{}", uuid::Uuid::new_v4().simple());
     database
         .run(&format!(
@@ -245,14 +234,11 @@ async fn timeouts_of_the_server_do_not_end_an_export() {
     let job = service.ended(&id).await;
     assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(1)), "{job}");
     assert_eq!(job["rowsExported"], 20_000);
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_lock_on_the_watermark_makes_the_commit_try_again() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     service.export("full", "a").await;
     database.add_users(6, 8).await;
     let mut held = database.pool.begin().await.unwrap();
@@ -262,5 +248,4 @@ async fn a_lock_on_the_watermark_makes_the_commit_try_again() {
     held.rollback().await.unwrap();
     let job = service.ended(&id).await;
     assert_eq!((&job["status"], &job["attempt"], &job["rowsExported"]), (&json!("completed"), &json!(2), &json!(3)));
-    service.stop().await;
 }

@@ -12,8 +12,7 @@ const TWO_TABLES: &str =
 
 /// A database with the tables of [`TWO_TABLES`], both tracked.
 async fn two_tables() -> (Database, Catalog) {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     database.run("create table other (id int primary key); insert into other select generate_series(1, 5)").await;
     let catalog = Catalog::of(TWO_TABLES);
     for dataset in ["users", "other"] {
@@ -24,13 +23,11 @@ async fn two_tables() -> (Database, Catalog) {
 
 /// Keeps all workers from claims until [`open_queue`].
 async fn close_queue(database: &Database) {
-    database
-        .run(
-            "create function closed() returns trigger language plpgsql as $$ begin raise exception 'closed'; end $$;
+    let schema =
+        "create function closed() returns trigger language plpgsql as $$ begin raise exception 'closed'; end $$;
              create trigger closed before update of status on exports for each row
-               when (new.status = 'processing') execute function closed()",
-        )
-        .await;
+               when (new.status = 'processing') execute function closed()";
+    database.run(schema).await;
 }
 
 async fn open_queue(database: &Database) {
@@ -72,7 +69,6 @@ async fn a_locked_table_takes_one_worker_and_leaves_the_rest_to_others() {
         all_ended(&database).await;
         let completed = "select count(*) from exports where status = 'completed' and locked_until is null";
         assert_eq!(database.one::<i64>(completed).await, 12);
-        service.stop().await;
     }
 }
 
@@ -106,7 +102,6 @@ async fn consumers_take_turns() {
         let unordered = "select count(*) from exports a join exports b using (consumer_id, dataset)
                          where a.lane_sequence < b.lane_sequence and a.finished_at > b.started_at";
         assert_eq!(database.one::<i64>(unordered).await, 0, "a lane keeps its order");
-        service.stop().await;
     }
 }
 
@@ -125,7 +120,6 @@ async fn a_newcomer_goes_before_the_second_job_of_a_consumer_that_waits() {
     let started = "select array_agg(consumer_id order by started_at) from exports";
     let order: Vec<String> = database.one(started).await;
     assert_eq!(order.iter().position(|consumer| consumer == "new"), Some(2), "after the one that ran: {order:?}");
-    service.stop().await;
 }
 
 /// A key can neither stop the exports of another key in other datasets, nor learn the idempotency keys that it sent.
@@ -159,7 +153,6 @@ async fn the_open_jobs_of_a_key_are_no_limit_of_another_key() {
     assert_eq!(database.one::<i64>(jobs).await, 22);
     open_queue(&database).await;
     all_ended(&database).await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -173,12 +166,10 @@ async fn one_key_asks_for_half_of_the_open_jobs() {
         service.call("POST", "/exports/full", &headers).await
     };
     // Jobs that no key asked for count for none.
-    database
-        .run(
-            "insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename)
-             values (gen_random_uuid(), 'scheduled', 'users', 1, 'full', 'csv', 5, 'scheduled')",
-        )
-        .await;
+    let changes = "
+        insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename)
+        values (gen_random_uuid(), 'scheduled', 'users', 1, 'full', 'csv', 5, 'scheduled')";
+    database.run(changes).await;
     let answers: Vec<_> = stream::iter(0..20).map(|n| ask(&greedy, format!("g{n}"))).buffered(4).collect().await;
     let (taken, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(|answer| answer.status() == 202);
     assert_eq!(taken.len(), 5);
@@ -199,7 +190,6 @@ async fn one_key_asks_for_half_of_the_open_jobs() {
     })
     .await;
     open_queue(&database).await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -229,5 +219,4 @@ async fn one_key_leaves_connections_to_others() {
     };
     let (statuses, ()) = tokio::join!(burst.buffer_unordered(270).collect::<Vec<_>>(), others);
     assert!(statuses.iter().filter(|status| **status == 202).count() > 200, "they waited: {statuses:?}");
-    service.stop().await;
 }

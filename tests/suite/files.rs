@@ -14,9 +14,7 @@ async fn recorded(database: &Database) -> Vec<Value> {
 
 #[tokio::test]
 async fn a_completed_job_has_a_row_for_its_file_until_it_is_forgotten() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let (job, _) = service.export("full", "a").await;
     let found = std::fs::metadata(service.path(&job)).unwrap();
     let modified_ns = found.mtime() * 1_000_000_000 + found.mtime_nsec();
@@ -28,5 +26,4 @@ async fn a_completed_job_has_a_row_for_its_file_until_it_is_forgotten() {
     assert_eq!(recorded(&database).await, [file]);
     database.run("delete from exports").await;
     assert_eq!(recorded(&database).await, Vec::<Value>::new());
-    service.stop().await;
 }

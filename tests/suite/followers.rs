@@ -70,7 +70,6 @@ async fn one_key_or_address_leaves_followers_to_others() {
         (call_as(&service, &one, "GET", &events).await.status() == 200).then_some(())
     })
     .await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -104,22 +103,19 @@ async fn many_followers_cost_one_look_a_second_together() {
     assert!(statements >= 3 && statements as f64 <= 3.0 * seconds, "{statements} in {seconds} seconds");
     drop(streams);
     eventually("nobody follows", async || (begun_in_a_while().await.0 == 0).then_some(())).await;
-    service.stop().await;
 }
 
 /// Whoever follows a job in this process hears of its end at once, also where its worker has vanished.
 #[tokio::test]
 async fn the_end_of_a_job_whose_worker_vanished_is_told() {
     let database = Database::new().await;
-    database
-        .run(
-            "insert into exports (id, dataset, export_type, format, attempt, max_attempts, output_filename, status, started_at,
-                                  lease_token, lease_owner, lease_expires_at, cancel_requested_at)
-             select gen_random_uuid(), 'users', 'full', 'csv', n, 2, 'f' || n, 'processing', now(),
-               gen_random_uuid(), 'o', now() - interval '1 second', case n when 3 then now() end
-             from generate_series(1, 3) n",
-        )
-        .await;
+    let changes = "
+        insert into exports (id, dataset, export_type, format, attempt, max_attempts, output_filename, status, started_at,
+                             lease_token, lease_owner, lease_expires_at, cancel_requested_at)
+        select gen_random_uuid(), 'users', 'full', 'csv', n, 2, 'f' || n, 'processing', now(),
+          gen_random_uuid(), 'o', now() - interval '1 second', case n when 3 then now() end
+        from generate_series(1, 3) n";
+    database.run(changes).await;
     let store = Store::new(database.pool.clone());
     let mut endings = store.endings();
     assert_eq!(store.reap().await.unwrap().len(), 3);

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Csv, Database, Service, Start, lacks, refusal};
+use crate::harness::{Csv, Database, Service, Start, lacks, refusal, serving_users};
 
 const CALLS: [&str; 5] = ["/exports", "/exports/full", "/exports/incremental", "/exports/delta", "/export/a"];
 
@@ -30,9 +30,7 @@ async fn export(service: &Service, export_type: &str, consumer: &str, options: &
 
 #[tokio::test]
 async fn every_call_takes_the_options() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (_, service) = serving_users(5).await;
     for (options, ending, media_type) in [
         (json!({}), ".csv", "text/csv; charset=utf-8; header=present"),
         (json!({"format": "csv"}), ".csv", "text/csv; charset=utf-8; header=present"),
@@ -68,7 +66,6 @@ async fn every_call_takes_the_options() {
             assert_eq!(headers["content-disposition"], format!("attachment; filename=\"{name}\""));
         }
     }
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -116,13 +113,11 @@ async fn a_word_that_is_no_choice_is_refused_by_all_calls() {
             assert!(problem["detail"].as_str().unwrap().starts_with(says), "{problem}");
         }
     }
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn the_options_are_part_of_the_request() {
-    let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(0).await;
     let held = database.hold_exports().await;
     let keyed = [("X-Consumer-ID", "a"), ("Idempotency-Key", "k")];
     let options = json!({"format": "ndjson", "compression": "gzip"});
@@ -148,7 +143,6 @@ async fn the_options_are_part_of_the_request() {
     let job = service.ended(retried["jobId"].as_str().unwrap()).await;
     assert_eq!((&job["format"], &job["compression"]), (&json!("ndjson"), &json!("gzip")), "{job}");
     assert!(job["outputFilename"].as_str().unwrap().ends_with(".ndjson.gz"), "{job}");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -168,7 +162,6 @@ async fn the_formats_hold_the_same_values() {
         let found: Vec<Vec<Option<String>>> = lines.map(|line| values_of_json(&header, line)).collect();
         assert_eq!(sorted(found), sorted(expected), "{export_type}");
     }
-    service.stop().await;
 }
 
 #[cfg(feature = "parquet")]
@@ -226,7 +219,6 @@ mod in_parquet {
                 assert_eq!(csv[what], parquet[what]);
             }
         }
-        service.stop().await;
     }
 
     /// The codec of each column of a file, in one word if all have the same.
@@ -249,8 +241,7 @@ mod in_parquet {
 
     #[tokio::test]
     async fn each_compression_of_parquet_is_in_the_footer_and_in_the_job() {
-        let database = Database::new().await;
-        database.add_users(1, 5_000).await;
+        let database = Database::with_users(5_000).await;
         let service = Start::on(&database).with("COMPRESSION_LEVEL", 3).service().await;
         let csv = export(&service, "full", "csv", &json!({})).await;
         let expected = sorted(values_of_csv(&std::fs::read_to_string(service.path(&csv)).unwrap()));
@@ -274,14 +265,11 @@ mod in_parquet {
         }
         let none = bytes.pop().unwrap();
         assert!(bytes.iter().all(|packed| packed * 10 < none * 9), "{bytes:?} of {none}");
-        service.stop().await;
     }
 
     #[tokio::test]
     async fn a_retry_has_the_compression_of_its_job() {
-        let database = Database::new().await;
-        database.add_users(1, 5).await;
-        let service = Start::on(&database).service().await;
+        let (database, service) = serving_users(5).await;
         for (word, in_footer) in codecs() {
             let held = database.hold_exports().await;
             let options = json!({"format": "parquet", "compression": word});
@@ -295,13 +283,11 @@ mod in_parquet {
             let retried = service.ended(retried["jobId"].as_str().unwrap()).await;
             assert_eq!((&retried["compression"], codec(&service.path(&retried))), (&json!(word), in_footer));
         }
-        service.stop().await;
     }
 
     #[tokio::test]
     async fn an_infinite_time_fails_a_parquet_for_good_and_no_other() {
-        let database = Database::new().await;
-        database.add_users(1, 3).await;
+        let database = Database::with_users(3).await;
         database.run("update users set updated_at = 'infinity' where id = 2").await;
         let service = Start::on(&database).service().await;
         let answer = ask(&service, "/exports/full", &json!({"format": "parquet"}), &[("X-Consumer-ID", "a")]).await;
@@ -314,19 +300,16 @@ mod in_parquet {
         assert_eq!(service.watermark("a").await, None);
         assert!(service.files().is_empty());
         export(&service, "full", "a", &json!({"format": "ndjson"})).await;
-        service.stop().await;
     }
 
     /// A time before year 1 has the form that docs/FORMATS.md says, which Postgres reads, and is a number in Parquet.
     #[tokio::test]
     async fn a_time_before_year_1_comes_back_from_every_format() {
         let database = Database::empty().await;
-        database
-            .run(
-                "create table ides (id int primary key, day date, local timestamp, made timestamptz);
-                 insert into ides values (1, '0044-03-15 BC', '0044-03-15 12:00 BC', '0044-03-15 12:00:00.5+00 BC')",
-            )
-            .await;
+        let changes = "
+            create table ides (id int primary key, day date, local timestamp, made timestamptz);
+            insert into ides values (1, '0044-03-15 BC', '0044-03-15 12:00 BC', '0044-03-15 12:00:00.5+00 BC')";
+        database.run(changes).await;
         let catalog = Catalog::of("[[dataset]]\nname = \"ides\"\ntable = \"ides\"\ncapture = \"none\"\n");
         let service = catalog.start(&database).service().await;
         let export = async |format: &str| {
@@ -356,7 +339,6 @@ mod in_parquet {
         let local: i64 = database.one(&micros("local")).await;
         let made: i64 = database.one(&micros("made")).await;
         assert_eq!(fields[1..], [Field::Date(day), Field::TimestampMicros(local), Field::TimestampMicros(made)]);
-        service.stop().await;
     }
 
     /// A number as Parquet has it: its units, the highest byte first.
@@ -430,19 +412,16 @@ mod in_parquet {
         let failed = ended(&service, "/exports/full", Some("b"), ask("parquet")).await;
         assert_eq!(failed["error"]["code"], "not_in_format", "{failed}");
         assert!(failed["error"]["detail"].as_str().unwrap().starts_with("column `price`"), "{failed}");
-        service.stop().await;
     }
 
     #[tokio::test]
     async fn unrepresentable_values_fail_or_become_null_or_text() {
         let database = Database::empty().await;
-        database
-            .run(
-                "create table odd (id bigint primary key, d date, t time, ts timestamp, tz timestamptz, amount numeric(6, 2));
-                 insert into odd values (1, '2026-02-26', '04:30', '2026-02-26 04:30', '2026-02-26 04:30Z', 1.5),
-                   (2, 'infinity', '24:00', '-infinity', 'infinity', 'NaN'), (3, '-infinity', null, '294276-12-31', null, null)",
-            )
-            .await;
+        let changes = "
+            create table odd (id bigint primary key, d date, t time, ts timestamp, tz timestamptz, amount numeric(6, 2));
+            insert into odd values (1, '2026-02-26', '04:30', '2026-02-26 04:30', '2026-02-26 04:30Z', 1.5),
+              (2, 'infinity', '24:00', '-infinity', 'infinity', 'NaN'), (3, '-infinity', null, '294276-12-31', null, null)";
+        database.run(changes).await;
         let choices = [
             ("fail", ""),
             ("times", "time = \"text\""),
@@ -452,8 +431,7 @@ mod in_parquet {
         let block =
             |(name, choice): (&str, &str)| format!("[[dataset]]\nname = \"{name}\"\ntable = \"odd\"\n{choice}\n");
         let catalog = Catalog::of(&choices.map(block).concat());
-        catalog.track(&database, "fail").await;
-        let service = catalog.start(&database).service().await;
+        let service = catalog.serving(&database, &["fail"]).await;
         let export = async |dataset: &str, format: &str| {
             ended(&service, "/exports/full", Some("a"), json!({"dataset": dataset, "format": format})).await
         };
@@ -497,7 +475,6 @@ mod in_parquet {
         assert_eq!(types.collect::<Vec<_>>()[1..3], [Some(LogicalType::Date), Some(LogicalType::String)]);
         let (_, rows) = read(&service.path(&times));
         assert_eq!(sorted(rows)[1][2].as_deref(), Some("24:00:00.000000"));
-        service.stop().await;
     }
 
     /// The rows of a file, each value as the library writes it.
@@ -510,25 +487,22 @@ mod in_parquet {
     #[tokio::test]
     async fn an_array_is_a_list_where_the_dataset_says_so() {
         let database = Database::empty().await;
-        database
-            .run(
-                "create domain scores as int[]; create type mood as enum ('calm');
-                 create table lists (key int[] primary key, small int2[], big int8[], name text[], code varchar(3)[], price numeric(9, 2)[],
-                   free numeric[], ref uuid[], photo bytea[], day date[], made timestamptz[], opens time[], raw json[], doc jsonb[], flag bool[],
-                   ratio float8[], dom scores, secret int[], host inet[], feel mood[]);
-                 insert into lists values
-                   ('{1}', '{-1,null,2}', '{9223372036854775807}', '{null,NULL,\"NULL\",\"\",\"a,b\"}', '{abc,null}', '{1.50,null,-9999999.99}',
-                    '{1.500,NaN}', '{0b7c3a52-65a1-4c5e-8a3c-1f2e3d4c5b6a}', array['\\x00ff'::bytea, '\\x'], '{1970-01-02}',
-                    '{1970-01-01 00:00:01+00}', '{00:00:01}', array['{ }'::json], array['[1]'::jsonb, null], '{t,f,null}', '{0.5}', '{7}', '{8}',
-                    '{::1}', '{calm}'),
-                   ('{2}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}')",
-            )
-            .await;
+        let changes = "
+            create domain scores as int[]; create type mood as enum ('calm');
+            create table lists (key int[] primary key, small int2[], big int8[], name text[], code varchar(3)[], price numeric(9, 2)[],
+              free numeric[], ref uuid[], photo bytea[], day date[], made timestamptz[], opens time[], raw json[], doc jsonb[], flag bool[],
+              ratio float8[], dom scores, secret int[], host inet[], feel mood[]);
+            insert into lists values
+              ('{1}', '{-1,null,2}', '{9223372036854775807}', '{null,NULL,\"NULL\",\"\",\"a,b\"}', '{abc,null}', '{1.50,null,-9999999.99}',
+               '{1.500,NaN}', '{0b7c3a52-65a1-4c5e-8a3c-1f2e3d4c5b6a}', array['\\x00ff'::bytea, '\\x'], '{1970-01-02}',
+               '{1970-01-01 00:00:01+00}', '{00:00:01}', array['{ }'::json], array['[1]'::jsonb, null], '{t,f,null}', '{0.5}', '{7}', '{8}',
+               '{::1}', '{calm}'),
+              ('{2}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}')";
+        database.run(changes).await;
         database.run("insert into lists (key) values ('{3,null}')").await;
         let options = "mask = { secret = \"fixed *\" }\nnumeric = \"decimal\"\nuuid = \"text\"\narrays = \"list\"";
         let catalog = Catalog::of(&format!("[[dataset]]\nname = \"lists\"\ntable = \"lists\"\n{options}\n"));
-        catalog.track(&database, "lists").await;
-        let service = catalog.start(&database).service().await;
+        let service = catalog.serving(&database, &["lists"]).await;
         let body = json!({"dataset": "lists", "format": "parquet"});
         let full = ended(&service, "/exports/full", Some("a"), body.clone()).await;
         let written = [
@@ -585,18 +559,15 @@ mod in_parquet {
         let texts = ended(&service, "/exports/full", Some("a"), body).await;
         assert_eq!(texts["schemaChanged"], true, "{texts}");
         assert_eq!(values(&service.path(&texts))[0][..2], ["\"{2}\"", "\"{}\""]);
-        service.stop().await;
     }
 
     #[tokio::test]
     async fn an_array_that_is_no_list_fails_or_becomes_null() {
         let database = Database::empty().await;
-        database
-            .run(
-                "create table odd (id int primary key, n int[], d date[]);
-                 insert into odd values (1, '{{1,2},{3,4}}', '{2026-02-26}'), (2, '{1}', '{infinity,1970-01-02}')",
-            )
-            .await;
+        let changes = "
+            create table odd (id int primary key, n int[], d date[]);
+            insert into odd values (1, '{{1,2},{3,4}}', '{2026-02-26}'), (2, '{1}', '{infinity,1970-01-02}')";
+        database.run(changes).await;
         let block = |(name, choice): (&str, &str)| {
             format!("[[dataset]]\nname = \"{name}\"\ntable = \"odd\"\narrays = \"list\"\n{choice}\n")
         };
@@ -626,13 +597,11 @@ mod in_parquet {
         assert_eq!(export("fail").await["status"], "completed");
         database.run("update odd set n = n || 1").await;
         assert_eq!(export("fail").await["error"]["code"], "row_too_large");
-        service.stop().await;
     }
 
     #[tokio::test]
     async fn a_large_parquet_has_many_groups_and_an_empty_one_none() {
-        let database = Database::new().await;
-        let service = Start::on(&database).service().await;
+        let (database, service) = serving_users(0).await;
         let empty = export(&service, "delta", "a", &json!({"format": "parquet"})).await;
         let (header, rows) = read(&service.path(&empty));
         assert_eq!((header.len(), header[0].as_str(), rows.len()), (7, "operation", 0));
@@ -645,7 +614,6 @@ mod in_parquet {
         assert_eq!(sorted(ids.collect()), (1..=150_000).filter(|id| id % 10 != 0).collect::<Vec<_>>());
         let file = SerializedFileReader::new(std::fs::File::open(service.path(&job)).unwrap()).unwrap();
         assert!(file.num_row_groups() > 1);
-        service.stop().await;
     }
 }
 
@@ -719,13 +687,11 @@ async fn hostile_users(database: &Database) {
         let insert = "insert into users (name, email, created_at, updated_at) values ($1, $2, now(), now())";
         sqlx::query(insert).bind(text).bind(format!("{i}{text}")).execute(&database.pool).await.unwrap();
     }
-    database
-        .run(
-            "insert into users (id, name, email, created_at, updated_at) values
-               (9223372036854775807, null, 'most', 'infinity', '-infinity'),
-               (-9223372036854775808, null, 'least', '0044-03-15 00:00:00.000001+00 BC', '12026-07-04 05:06:07.89+00')",
-        )
-        .await;
+    let changes = "
+        insert into users (id, name, email, created_at, updated_at) values
+        (9223372036854775807, null, 'most', 'infinity', '-infinity'),
+        (-9223372036854775808, null, 'least', '0044-03-15 00:00:00.000001+00 BC', '12026-07-04 05:06:07.89+00')";
+    database.run(changes).await;
 }
 
 /// What an unpacker makes of a file: it must be satisfied with it, and read it whole.
@@ -764,13 +730,11 @@ async fn a_compressed_file_is_the_plain_one_packed() {
             assert!(unpacked(compression, &service.path(&job)) == plain_bytes, "{export_type} {compression}");
         }
     }
-    one_reader.stop().await;
 }
 
 #[tokio::test]
 async fn a_job_of_another_version_is_left_to_that() {
-    let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(0).await;
     let held = database.hold_exports().await;
     let first = service.submit("full", "a").await;
     service.becomes(&first, "processing").await;
@@ -781,7 +745,6 @@ async fn a_job_of_another_version_is_left_to_that() {
     service.ended(&next[1]).await;
     let status: String = database.one(&format!("select status from exports where id = '{}'", next[0])).await;
     assert_eq!(status, "pending");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -800,5 +763,4 @@ async fn an_export_of_no_rows_is_a_file_of_its_format() {
             assert_eq!(unpacked(compression, &service.path(&job)), b"");
         }
     }
-    service.stop().await;
 }

@@ -91,7 +91,6 @@ async fn the_age_of_a_change_counts_from_its_commit() {
     export(&service, "delta", "logged", "a").await;
     assert_eq!(lane(&service, "a", "logged").await["behindSeconds"], 0);
     open.rollback().await.unwrap();
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -106,7 +105,6 @@ async fn an_export_of_an_empty_table_is_fresh_until_there_are_rows() {
     database.run("insert into logged values (1, 1)").await;
     let (told, passed) = behind(&database, &service, "logged", exported, 2).await;
     assert!(told.abs_diff(passed) <= 2, "{told} {passed}");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -123,7 +121,6 @@ async fn a_change_while_no_process_was_there_counts_from_the_last_one() {
     // A process says every ten seconds that it is there.
     let (told, passed) = behind(&database, &service, "logged", stopped, 1).await;
     assert!((passed.saturating_sub(1)..passed + 12).contains(&told), "{told} {passed}");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -135,13 +132,12 @@ async fn a_truncated_table_is_a_change() {
     let truncated = now(&database).await;
     let (told, passed) = behind(&database, &service, "logged", truncated, 2).await;
     assert!(told.abs_diff(passed) <= 1, "{told} {passed}");
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_quiet_database_is_not_written_to() {
     let database = Database::empty().await;
-    let (_catalog, service) = started(&database, &file()).await;
+    let (_catalog, _service) = started(&database, &file()).await;
     let moments = async || database.one::<i64>("select count(*) from cdc_export.moments").await;
     let mut writer = database.pool.begin().await.unwrap();
     sqlx::Executor::execute(&mut *writer, "update logged set n = 0").await.unwrap();
@@ -159,7 +155,6 @@ async fn a_quiet_database_is_not_written_to() {
     assert_eq!(moments().await, settled);
     writer.commit().await.unwrap();
     eventually("a moment", async || (moments().await > settled).then_some(())).await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -203,7 +198,6 @@ async fn a_lane_has_the_state_that_needs_somebody_most() {
     until("not_tracked").await;
     catalog.write("[[dataset]]\nname = \"other\"\ntable = \"logged\"\ncapture = \"none\"\n");
     until("gone").await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -215,12 +209,10 @@ async fn without_triggers_the_rows_times_or_the_last_export_tell_it() {
         assert_eq!(job["status"], "completed", "{job}");
     }
     assert_eq!(lane(&service, "a", "polled").await["behindSeconds"], 0);
-    database
-        .run(
-            "insert into polled values (2, 0, now() - interval '10 minutes'), (3, 0, now() - interval '5 minutes');
-             insert into polled values (4, 0, 'infinity'), (5, 0, now() + interval '1 day')",
-        )
-        .await;
+    let changes =
+        "insert into polled values (2, 0, now() - interval '10 minutes'), (3, 0, now() - interval '5 minutes');
+             insert into polled values (4, 0, 'infinity'), (5, 0, now() + interval '1 day')";
+    database.run(changes).await;
     let told = lane(&service, "a", "polled").await["behindSeconds"].as_u64().unwrap();
     assert!((600..620).contains(&told), "{told}");
     database.run("update exports set finished_at = finished_at - interval '2 hours' where dataset = 'whole'").await;
@@ -235,7 +227,6 @@ async fn without_triggers_the_rows_times_or_the_last_export_tell_it() {
     until("null").await;
     database.run("alter table away rename to whole").await;
     until("fresh").await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -302,7 +293,6 @@ async fn a_consumer_is_told_over_all_its_datasets_and_can_be_removed() {
     let lines = service.events("audit");
     let removed = lines.iter().filter(|line| line["action"] == "remove_consumer").map(|line| &line["consumer"]);
     assert_eq!(removed.collect::<Vec<_>>(), ["a", "b"]);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -311,19 +301,17 @@ async fn older_moments_are_thinned() {
     let (_catalog, service) = started(&database, &file()).await;
     service.stop().await;
     // One each second for 20 minutes, one each minute for a day before, and one of a cluster that was further on.
-    database
-        .run(
-            "delete from cdc_export.moments;
-             insert into cdc_export.moments (at, snapshot, next_xid, log_sequence, open_xids)
-             select now() - n * interval '1 second', '5:5:'::pg_snapshot, '5'::xid8, 0, '{}'::xid8[] from generate_series(1, 1200) n
-             union all
-             select now() - interval '1 day' - n * interval '1 minute', '5:5:', '5', 0, '{}' from generate_series(1, 1440) n
-             union all
-             select now(), '5:999999999999:', '999999999999', 0, '{}'
-             union all
-             select now() - interval '100 days', '5:5:', '5', 0, '{}'",
-        )
-        .await;
+    let changes = "
+        delete from cdc_export.moments;
+        insert into cdc_export.moments (at, snapshot, next_xid, log_sequence, open_xids)
+        select now() - n * interval '1 second', '5:5:'::pg_snapshot, '5'::xid8, 0, '{}'::xid8[] from generate_series(1, 1200) n
+        union all
+        select now() - interval '1 day' - n * interval '1 minute', '5:5:', '5', 0, '{}' from generate_series(1, 1440) n
+        union all
+        select now(), '5:999999999999:', '999999999999', 0, '{}'
+        union all
+        select now() - interval '100 days', '5:5:', '5', 0, '{}'";
+    database.run(changes).await;
     let thin = include_str!("../../src/store/moments/thin.sql").replace("$1", "1209600");
     database.run(&thin).await;
     let kept = "select jsonb_agg(count order by bucket) from (
@@ -384,5 +372,4 @@ async fn what_a_removed_consumer_had_loaded_is_no_part_of_what_comes_after_it() 
     let folder = service.path(&next).parent().unwrap().to_str().unwrap().to_owned();
     let (code, said, errors) = Start::plain().arguments(&["verify", &folder]).output().await;
     assert_eq!(code, 0, "{said}{errors}");
-    service.stop().await;
 }

@@ -92,7 +92,6 @@ async fn anything_that_has_rows_is_exported_in_full() {
     let standing = |it: &Value| it["rowsWaiting"].is_null() && it["capture"] == "none";
     assert!(consumers["items"].as_array().unwrap().iter().all(standing), "{consumers}");
     assert!(service.events("table_unreadable").is_empty());
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -106,7 +105,6 @@ async fn a_caller_selects_rows_and_columns_of_a_view() {
     assert_eq!(job["rowsExported"], 2, "{job}");
     let body = json!({ "dataset": "totals", "filter": [{ "column": "twice", "op": "gt", "value": "x" }] });
     assert_eq!(refusal(post(&service, "/exports", None, &body).await).await.0, 400);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -137,7 +135,6 @@ async fn a_batch_heals_what_has_full_exports_alone() {
     let full = |name| (name, "full");
     let expected = [full("bare"), full("cache"), full("daily"), ("orders", "delta"), full("parent"), full("totals")];
     assert_eq!(members, expected);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -150,30 +147,26 @@ async fn a_batch_of_deltas_without_any_dataset_that_has_them_says_what_would_hel
     assert!(problem["status"] == 409 && problem["code"] == "nothing_ready", "{problem}");
     let detail = problem["detail"].as_str().unwrap();
     assert!(detail.contains("have full exports alone, which `heal` makes"), "{detail}");
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_failure_names_what_a_view_reads() {
     let database = Database::empty().await;
     database.run(SHOP).await;
-    database
-        .run(
-            "create extension postgres_fdw;
-             create server away foreign data wrapper postgres_fdw options (host '127.0.0.1', port '1');
-             create user mapping for public server away options (user 'nobody', password 'none');
-             create foreign table shop.away (id int) server away;
-             create view shop.beyond as select id from shop.away;
-             create function unknown_column() returns int language plpgsql as
-               'begin raise exception ''no such column there'' using errcode = ''HV005''; end';
-             create view shop.wrong as select public.unknown_column() as n;
-             create view shop.shares as select 10 / total as share from shop.orders;
-             create view shop.above as select total from shop.totals;
-             create function shop.refuses(n int) returns int language plpgsql as
-               $$ begin raise exception 'the card of order %', n using errcode = '42501'; end $$;
-             create view shop.refused as select shop.refuses(id) as id from shop.orders",
-        )
-        .await;
+    let schema = "create extension postgres_fdw;
+                  create server away foreign data wrapper postgres_fdw options (host '127.0.0.1', port '1');
+                  create user mapping for public server away options (user 'nobody', password 'none');
+                  create foreign table shop.away (id int) server away;
+                  create view shop.beyond as select id from shop.away;
+                  create function unknown_column() returns int language plpgsql as
+                    'begin raise exception ''no such column there'' using errcode = ''HV005''; end';
+                  create view shop.wrong as select public.unknown_column() as n;
+                  create view shop.shares as select 10 / total as share from shop.orders;
+                  create view shop.above as select total from shop.totals;
+                  create function shop.refuses(n int) returns int language plpgsql as
+                    $$ begin raise exception 'the card of order %', n using errcode = '42501'; end $$;
+                  create view shop.refused as select shop.refuses(id) as id from shop.orders";
+    database.run(schema).await;
     let catalog = Catalog::of(&["beyond", "wrong", "shares", "above", "refused"].map(block).concat());
     let service = catalog.start(&database).with("MAX_ATTEMPTS", 2).service().await;
     let failed = async |dataset: &str| {
@@ -207,7 +200,6 @@ async fn a_failure_names_what_a_view_reads() {
     assert_eq!(code, "source_unavailable");
     assert_eq!(detail, "another transaction was in the way of `shop.orders`, which `shop.above` reads");
     tx.commit().await.unwrap();
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -225,7 +217,6 @@ async fn a_schedule_asks_for_what_the_dataset_can_have() {
     assert_eq!(never["refused"], "full_only", "{never}");
     let healed = becomes(&service, "heals", "it runs", |it| it["lastJob"]["status"] == "completed").await;
     assert_eq!(healed["lastJob"]["exportType"], "full", "{healed}");
-    service.stop().await;
 }
 
 /// No row of a table is lost between the lock and the snapshot: what is read is locked before it, with its partitions.
@@ -233,16 +224,13 @@ async fn a_schedule_asks_for_what_the_dataset_can_have() {
 async fn an_export_waits_for_who_empties_a_table_or_a_partition_of_it() {
     let database = Database::empty().await;
     database.run(SHOP).await;
-    database
-        .run(
-            "create table shop.log (id int) partition by range (id);
-             create table shop.log_1 partition of shop.log for values from (0) to (100);
-             create table shop.log_2 partition of shop.log for values from (100) to (200);
-             insert into shop.log select g from generate_series(0, 199) g;
-             create view shop.seen as select * from shop.log;
-             create view shop.seen_again as select id from shop.seen where id in (select id from shop.log)",
-        )
-        .await;
+    let schema = "create table shop.log (id int) partition by range (id);
+                  create table shop.log_1 partition of shop.log for values from (0) to (100);
+                  create table shop.log_2 partition of shop.log for values from (100) to (200);
+                  insert into shop.log select g from generate_series(0, 199) g;
+                  create view shop.seen as select * from shop.log;
+                  create view shop.seen_again as select id from shop.seen where id in (select id from shop.log)";
+    database.run(schema).await;
     let catalog = Catalog::of(&["totals", "log", "seen", "seen_again"].map(block).concat());
     let service = catalog.start(&database).service().await;
     let all: Vec<_> = (0..200).map(|id| id.to_string()).collect();
@@ -268,7 +256,6 @@ async fn an_export_waits_for_who_empties_a_table_or_a_partition_of_it() {
         let job = service.ended(submitted["jobId"].as_str().unwrap()).await;
         assert_eq!(rows(&service, &job).len(), count, "{dataset}: {job}");
     }
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -286,19 +273,15 @@ async fn an_export_takes_what_has_replaced_a_view_while_it_waited() {
     tx.commit().await.unwrap();
     let job = service.ended(submitted["jobId"].as_str().unwrap()).await;
     assert_eq!((&job["rowsExported"], &job["attempt"]), (&json!(30), &json!(1)), "{job}");
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_batch_names_what_it_could_not_lock() {
     let database = Database::empty().await;
     database.run(SHOP).await;
-    database
-        .run(
-            "create table shop.log (id int) partition by range (id);
-             create table shop.log_1 partition of shop.log for values from (0) to (100)",
-        )
-        .await;
+    let schema = "create table shop.log (id int) partition by range (id);
+                  create table shop.log_1 partition of shop.log for values from (0) to (100)";
+    database.run(schema).await;
     let catalog = Catalog::of(&["bare", "daily", "log"].map(block).concat());
     let service = catalog.start(&database).with("MAX_ATTEMPTS", 1).service().await;
     for (holds, member, relation) in [
@@ -318,7 +301,6 @@ async fn a_batch_names_what_it_could_not_lock() {
     }
     let batch = export_all(&service, "full", json!({ "datasets": "*" })).await;
     assert_eq!(batch["status"], "completed", "{batch}");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -345,7 +327,6 @@ async fn a_batch_heals_a_dataset_that_lost_its_capture_while_it_waited() {
     let batch = batch_ended(&service, &submitted["batchId"]).await;
     let types: Vec<_> = batch["jobs"].as_array().unwrap().iter().map(|job| &job["exportType"]).collect();
     assert_eq!((&batch["status"], json!(types)), (&json!("completed"), json!(["full", "full"])), "{batch}");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -365,7 +346,6 @@ async fn a_dataset_that_loses_or_gains_its_capture_begins_with_a_full_export() {
     assert_eq!((&job["error"]["code"], &job["continuity"]), (&json!("full_export_needed"), &json!("dataset_changed")));
     export(&service, "full", "orders", "a").await;
     export(&service, "delta", "orders", "a").await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -443,5 +423,4 @@ async fn a_copy_of_anything_is_replaced_in_one_transaction() {
     assert_eq!(mirror.target.one::<String>(key).await, "PRIMARY KEY (n)");
     mirror.source.run("update sales.bare set operation = 'changed' where n = 1").await;
     apply().await;
-    mirror.service.stop().await;
 }

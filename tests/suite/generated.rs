@@ -10,8 +10,7 @@ async fn exported(table: &str, more: &str) -> (Database, Service) {
     let database = Database::empty().await;
     database.run(table).await;
     let catalog = Catalog::of(&format!("[[dataset]]\nname = \"t\"\ntable = \"t\"\n{more}"));
-    catalog.track(&database, "t").await;
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["t"]).await;
     export(&service, "full", "t", "a").await;
     (database, service)
 }
@@ -34,7 +33,6 @@ async fn a_stored_column_is_as_the_table_has_it() {
     let delta = export(&service, "delta", "t", "a").await;
     assert_eq!(rows(&service, &delta), ["DELETE,3,3,6"]);
     assert_eq!(delta["keyOnlyDeletes"], 0);
-    service.stop().await;
 }
 
 /// `SET EXPRESSION` of one partition rewrites that partition alone.
@@ -61,7 +59,6 @@ async fn another_expression_of_one_partition_wants_a_full_export() {
     database.run("create table more partition of t for values from (20) to (30); insert into t values (20, 1)").await;
     let delta = export(&service, "delta", "t", "a").await;
     assert_eq!((rows(&service, &delta), &delta["continuity"]), (vec!["INSERT,20,1,2".to_owned()], &Value::Null));
-    service.stop().await;
 }
 
 const VIRTUAL: &str = "create table t (id int primary key, n int, n2 int generated always as (n * 2) virtual);
@@ -83,7 +80,6 @@ async fn a_virtual_column_of_a_deleted_row_is_empty_and_counted() {
     database.run("alter table t alter column n2 set expression as (n * 3)").await;
     let job = ended(&service, "/exports/delta", Some("a"), json!({"dataset": "t"})).await;
     assert_eq!(job["continuity"], "column_retyped", "{job}");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -95,7 +91,6 @@ async fn a_virtual_column_that_is_not_in_the_files_is_not_counted() {
     database.run("delete from t where id = 3").await;
     let delta = export(&service, "delta", "t", "a").await;
     assert_eq!((rows(&service, &delta), &delta["keyOnlyDeletes"]), (vec!["DELETE,3,3".to_owned()], &json!(0)));
-    service.stop().await;
 }
 
 /// A filter, `deleted` and `updated_at` read the value as the table has it.
@@ -125,7 +120,6 @@ async fn a_virtual_column_may_decide_which_rows_are_exported() {
     database.run("update t set state = 'gone', changed = now() where id = 1").await;
     let delta = export(&service, "delta", "t", "a").await;
     assert_eq!(rows(&service, &delta), ["DELETE,1"]);
-    service.stop().await;
 }
 
 /// Postgres refuses a virtual column in a key, so that only a stored one can be there.
@@ -137,5 +131,4 @@ async fn a_stored_column_may_be_the_key() {
     database.run("update t set n = 7 where id = 10; delete from t where id = 20").await;
     let delta = export(&service, "delta", "t", "a").await;
     assert_eq!(rows(&service, &delta), ["DELETE,1,10", "DELETE,2,20", "UPDATE,7,70"]);
-    service.stop().await;
 }

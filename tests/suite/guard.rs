@@ -12,7 +12,7 @@ use crate::continuity::{
 };
 use crate::harness::{
     Csv, Database, HANG_TIMEOUT, Start, connect_options, embedded_settings_with_cluster, eventually, reachable_folder,
-    refusal, server_lacks,
+    refusal, server_lacks, serving_users,
 };
 use crate::programs::{connection, output, program};
 
@@ -46,7 +46,6 @@ async fn a_start_puts_missing_triggers_back_on_our_own_table() {
     let service = Start::on(&database).service().await;
     assert_eq!(service.events("table_tracked").len(), 0);
     passes(&service, "delta", "a", None).await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -66,13 +65,11 @@ async fn a_truncate_is_exact_for_an_incremental_and_refused_for_a_delta() {
         [3, 4],
         "consumers don't see each other"
     );
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_truncate_waits_for_an_export_that_has_its_snapshot() {
-    let database = Database::new().await;
-    database.add_users(1, 19).await;
+    let database = Database::with_users(19).await;
     let service = Start::on(&database).with("FAILPOINTS", "worker.opened=hold").service().await;
     let job = service.submit("full", "a").await;
     service.reaches("worker.opened").await;
@@ -88,26 +85,22 @@ async fn a_truncate_waits_for_an_export_that_has_its_snapshot() {
     let job = service.ended(&job).await;
     assert_eq!(Csv::read(&service.path(&job)).rows.len(), 18);
     refused(&database, &service, "delta", "a", "truncated").await;
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_time_set_by_hand_is_obeyed_once_and_the_log_from_then_on() {
     let (database, service) = exported(19, &["forward", "forward-delta", "back", "back-delta"]).await;
-    database
-        .run(
-            "insert into watermarks (consumer_id, last_exported_at, updated_at) values
-               ('planted', '2026-01-01 00:15:00+00', now()), ('planted-delta', '2026-01-01 00:15:00+00', now());
-             update watermarks set last_exported_at = '2026-02-01' where consumer_id like 'forward%';
-             update watermarks set last_exported_at = '2026-01-01 00:16:00+00' where consumer_id like 'back%';
-             delete from users where id = 3;
-             update users set name = 'late' where id = 4;
-             update users set is_deleted = true where id = 5;
-             update users set updated_at = '2026-02-02' where id = 6;
-             update users set updated_at = 'infinity' where id = 7;
-             update users set is_deleted = true, updated_at = '2026-02-03' where id = 8",
-        )
-        .await;
+    let changes = "insert into watermarks (consumer_id, last_exported_at, updated_at) values
+                     ('planted', '2026-01-01 00:15:00+00', now()), ('planted-delta', '2026-01-01 00:15:00+00', now());
+                   update watermarks set last_exported_at = '2026-02-01' where consumer_id like 'forward%';
+                   update watermarks set last_exported_at = '2026-01-01 00:16:00+00' where consumer_id like 'back%';
+                   delete from users where id = 3;
+                   update users set name = 'late' where id = 4;
+                   update users set is_deleted = true where id = 5;
+                   update users set updated_at = '2026-02-02' where id = 6;
+                   update users set updated_at = 'infinity' where id = 7;
+                   update users set is_deleted = true, updated_at = '2026-02-03' where id = 8";
+    database.run(changes).await;
     // The stated rule alone: what is due by the log isn't looked at, and infinity is above every time.
     for (consumer, word, live) in [
         ("planted", "no_snapshot", vec![6, 7, 16, 17, 18, 19]),
@@ -169,13 +162,11 @@ async fn a_time_set_by_hand_is_obeyed_once_and_the_log_from_then_on() {
         let (_, delta) = passes(&service, "delta", &format!("{consumer}-delta"), None).await;
         assert_eq!(operations(&delta), [("DELETE", "10"), ("INSERT", "9")], "{consumer}");
     }
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_position_without_a_time_is_one_all_the_same() {
-    let database = Database::new().await;
-    database.add_users(1, 3).await;
+    let database = Database::with_users(3).await;
     database.run("update users set updated_at = 'infinity'").await;
     let service = Start::on(&database).service().await;
     let (job, file) = passes(&service, "full", "a", None).await;
@@ -195,7 +186,6 @@ async fn a_position_without_a_time_is_one_all_the_same() {
     // Taken away, it is set back as far as can be.
     database.run("update watermarks set last_exported_at = null").await;
     assert_eq!(passes(&service, "incremental", "a", Some("rewound")).await.1.ids(), [1, 3]);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -237,7 +227,6 @@ async fn a_position_that_is_too_old_is_given_up_deletions_first() {
     assert_eq!(passes(&service, "incremental", "a", Some("deletes_expired")).await.1.ids(), changed);
     full_heals(&database, &service, "a", "deletes_expired").await;
     full_heals(&database, &service, "b", "log_expired").await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -252,18 +241,16 @@ async fn a_consumer_that_never_takes_deletions_does_not_hold_the_log() {
         }
         let (job, _) = service.export("incremental", "a").await;
         assert_eq!(job["rowsExported"], 18, "round {round}: {job}");
-        service.stop().await;
     }
     let service = start().service().await;
     log_becomes(&database, 0).await;
     passes(&service, "incremental", "a", Some("deletes_expired")).await;
-    service.stop().await;
 }
 
 /// The lines that docs/CHANGE-CAPTURE.md states.
 #[tokio::test]
 async fn what_a_position_remembers_has_the_documented_form() {
-    let (database, service) = exported(19, &["a"]).await;
+    let (database, _service) = exported(19, &["a"]).await;
     let form = r#"v1\nkey=null\nfilter=null\ndeleted="is_deleted"\ncapture="triggers"\n"#;
     assert!(database.one::<bool>(&format!("select definition_hash = md5(E'{form}') from watermarks")).await);
     let columns = [
@@ -276,7 +263,6 @@ async fn what_a_position_remembers_has_the_documented_form() {
     ];
     let form: String = columns.iter().map(|(name, type_name)| format!(r#"["{name}","{type_name}"]\n"#)).collect();
     assert!(database.one::<bool>(&format!("select columns_hash = md5(E'v1\\n{form}') from exports")).await);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -294,7 +280,6 @@ async fn what_is_saved_in_an_unknown_form_counts_as_a_change() {
     refused(&database, &service, "incremental", "other", "dataset_changed").await;
     let (job, _) = passes(&service, "delta", "a", None).await;
     assert_eq!(job["schemaChanged"], false, "the known form is saved with the export before");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -312,7 +297,6 @@ async fn a_rewritten_table_is_named_and_fails_nothing() {
         .await;
     let (job, _) = passes(&service, "incremental", "a", None).await;
     assert_eq!(job["tableRewritten"], false);
-    service.stop().await;
 }
 
 /// How many triggers and functions capture changes.
@@ -333,12 +317,10 @@ async fn a_table_that_somebody_brought_is_exported_from_track_to_untrack() {
     track(&database).await;
     let service = Start::on(&database).service().await;
     passes(&service, "full", "a", None).await;
-    database
-        .run(
-            "begin; set local session_replication_role = replica; update users set name = 'x' where id = 1; commit;
-             delete from users where id = 2; update users set id = 30 where id = 3",
-        )
-        .await;
+    let statements =
+        "begin; set local session_replication_role = replica; update users set name = 'x' where id = 1; commit;
+             delete from users where id = 2; update users set id = 30 where id = 3";
+    database.run(statements).await;
     let (_, delta) = passes(&service, "delta", "a", None).await;
     assert_eq!(operations(&delta), [("DELETE", "2"), ("DELETE", "3"), ("UPDATE", "1"), ("UPDATE", "30")]);
     assert_eq!(service.call("DELETE", "/users/1", &[]).await.status(), 404);
@@ -356,7 +338,6 @@ async fn a_table_that_somebody_brought_is_exported_from_track_to_untrack() {
     let service = Start::on(&database).service().await;
     refused(&database, &service, "incremental", "a", "trigger_changed").await;
     full_heals(&database, &service, "a", "trigger_changed").await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -439,28 +420,24 @@ async fn track_refuses_in_one_line_what_it_cannot_capture() {
 #[tokio::test]
 async fn a_partitioned_table_is_exact_through_its_parent_and_directly() {
     let database = Database::empty().await;
-    database
-        .run(
-            "create table users (id bigint primary key, name text, email text, created_at timestamptz default '2026-01-01',
+    let schema =
+        "create table users (id bigint primary key, name text, email text, created_at timestamptz default '2026-01-01',
                updated_at timestamptz default '2026-01-02', is_deleted bool default false) partition by range (id);
              create table low partition of users for values from (0) to (100);
              create table high partition of users for values from (100) to (200) partition by range (id);
              create table high_low partition of high for values from (100) to (150);
-             insert into users (id) select generate_series(1, 9)",
-        )
-        .await;
+             insert into users (id) select generate_series(1, 9)";
+    database.run(schema).await;
     track(&database).await;
     let service = Start::on(&database).service().await;
     passes(&service, "full", "a", None).await;
-    database
-        .run(
-            "update users set name = 'parent' where id = 1; update low set name = 'direct' where id = 2;
-             delete from low where id = 3; delete from users where id = 4;
-             insert into high_low (id) values (101); insert into users (id) values (102); insert into high (id) values (103);
-             update users set id = 104 where id = 5; update users set id = 7 where id = 102 and false;
-             begin; set local session_replication_role = replica; update low set name = 'replica' where id = 6; commit",
-        )
-        .await;
+    let changes = "
+        update users set name = 'parent' where id = 1; update low set name = 'direct' where id = 2;
+        delete from low where id = 3; delete from users where id = 4;
+        insert into high_low (id) values (101); insert into users (id) values (102); insert into high (id) values (103);
+        update users set id = 104 where id = 5; update users set id = 7 where id = 102 and false;
+        begin; set local session_replication_role = replica; update low set name = 'replica' where id = 6; commit";
+    database.run(changes).await;
     let (_, delta) = passes(&service, "delta", "a", None).await;
     let mut expected = vec![
         ("UPDATE", "1"),
@@ -507,7 +484,6 @@ async fn a_partitioned_table_is_exact_through_its_parent_and_directly() {
     let (code, errors) = command(&database, &["untrack", "users"]).await;
     assert_eq!(code, 0, "{errors}");
     assert_eq!(database.one::<i64>(OF_THE_CAPTURE).await, 0);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -520,7 +496,6 @@ async fn children_that_come_later_are_not_captured_and_said_to_be() {
     refused(&database, &service, "incremental", "a", "trigger_missing").await;
     database.run("alter table kid no inherit users").await;
     passes(&service, "incremental", "a", None).await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -546,11 +521,9 @@ async fn installing_on_a_busy_table_keeps_no_writer_waiting() {
 
 #[tokio::test]
 async fn the_log_of_a_bulk_load_goes_when_nobody_needs_it() {
-    let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let (database, _service) = serving_users(0).await;
     database.add_users(1, 30_000).await;
     log_becomes(&database, 0).await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -558,7 +531,7 @@ async fn a_publication_for_all_tables_does_not_stop_the_purge() {
     let database = Database::new().await;
     // As Debezium makes one by default. Postgres then refuses to delete rows of a table without an identity.
     database.run("create publication everything for all tables").await;
-    let service = Start::on(&database).service().await;
+    let _service = Start::on(&database).service().await;
     database.add_users(1, 9).await;
     log_becomes(&database, 0).await;
     let without_identity = "select coalesce(string_agg(c.oid::regclass::text, ' '), '') from pg_class c
@@ -567,7 +540,6 @@ async fn a_publication_for_all_tables_does_not_stop_the_purge() {
              select from pg_index i where i.indrelid = c.oid and i.indisprimary and i.indimmediate))
            and c.relnamespace <> 'pg_catalog'::regnamespace";
     assert_eq!(database.one::<String>(without_identity).await, "");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -587,27 +559,23 @@ async fn an_idle_writer_does_not_pin_the_log() {
     database.run("update users set name = 'due' where id = 3").await;
     idle.commit().await.unwrap();
     assert_eq!(passes(&service, "incremental", "a", None).await.1.ids(), [1, 3]);
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn the_log_is_kept_for_a_first_export_that_runs() {
-    let database = Database::new().await;
-    database.add_users(1, 19).await;
+    let database = Database::with_users(19).await;
     let service = Start::on(&database).with("FAILPOINTS", "worker.opened=hold").service().await;
     let job = service.submit("full", "a").await;
     service.reaches("worker.opened").await;
     database.run("update users set name = 'after' where id in (1, 2); delete from users where id = 3").await;
     // It purges what was before the export, and in the same statement leaves what came after.
-    let other = Start::on(&database).service().await;
+    let _other = Start::on(&database).service().await;
     log_becomes(&database, 3).await;
     assert_eq!(service.job(&job).await["status"], "processing");
     service.release("worker.opened").await;
     assert_eq!(service.ended(&job).await["rowsExported"], 18);
     let (_, delta) = passes(&service, "delta", "a", None).await;
     assert_eq!(operations(&delta), [("DELETE", "3"), ("INSERT", "1"), ("INSERT", "2")]);
-    other.stop().await;
-    service.stop().await;
 }
 
 #[tokio::test]

@@ -1,12 +1,13 @@
 //! The test harness: one Postgres for each run, a fresh database for each test, and the real binary, called over HTTP.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufRead, BufReader, PipeReader, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use cdc_export::dataset::catalog::Catalog;
@@ -16,9 +17,8 @@ use serde_json::Value;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool, Postgres, Transaction};
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, oneshot};
 
 /// A call or a wait that takes longer than this has failed, even on a busy machine.
 pub(crate) const HANG_TIMEOUT: Duration = Duration::from_secs(180);
@@ -403,6 +403,15 @@ impl Database {
         Database::create(server, &format!("template {}", template())).await
     }
 
+    /// The same with users `1..=count`.
+    pub(crate) async fn with_users(count: i64) -> Database {
+        let database = Database::new().await;
+        if count > 0 {
+            database.add_users(1, count).await;
+        }
+        database
+    }
+
     /// A database with nothing in it.
     pub(crate) async fn empty() -> Database {
         let server = server().await;
@@ -492,14 +501,14 @@ impl Database {
     }
 }
 
-/// The real binary, serving a database.
+/// The real binary, serving a database. It is stopped when it is dropped.
 pub(crate) struct Service {
     child: Child,
     pub(crate) address: String,
     pub(crate) client: reqwest::Client,
     output: Arc<TempDir>,
     log: Arc<Log>,
-    reader: tokio::task::JoinHandle<()>,
+    reader: JoinHandle<()>,
     work: Arc<TempDir>,
 }
 
@@ -510,6 +519,18 @@ struct Log(Mutex<Vec<Value>>);
 impl Log {
     fn lines(&self) -> MutexGuard<'_, Vec<Value>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads a service's log to its end. Sends the address at which it listens, once it says so.
+    fn read(&self, log: PipeReader, address: oneshot::Sender<String>) {
+        let mut address = Some(address);
+        for line in BufReader::new(log).lines().map_while(Result::ok) {
+            let event = serde_json::from_str(&line).unwrap_or(Value::String(line));
+            if let Some(told) = event["address"].as_str().filter(|_| address.is_some()) {
+                let _ = address.take().map(|address| address.send(told.to_owned()));
+            }
+            self.lines().push(event);
+        }
     }
 }
 
@@ -658,31 +679,17 @@ impl Start {
 
     /// Starts it and waits until it listens.
     pub(crate) async fn service(self) -> Service {
-        let mut child = self.command().spawn().unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let (reader, writer) = std::io::pipe().unwrap();
+        let child = self.command().stderr(writer).spawn().unwrap();
         let log = Arc::<Log>::default();
-        let written = Arc::clone(&log);
-        let mut other = Vec::new();
-        let address = loop {
-            let line =
-                tokio::time::timeout(HANG_TIMEOUT, lines.next_line()).await.expect("the service starts").unwrap();
-            let line = line.unwrap_or_else(|| panic!("the service ended: {other:?} {:?}", log.lines()));
-            match serde_json::from_str::<Value>(&line) {
-                Ok(event) => {
-                    let address = event["address"].as_str().map(str::to_owned);
-                    log.lines().push(event);
-                    if let Some(address) = address {
-                        break address;
-                    }
-                }
-                Err(_) => other.push(line),
-            }
-        };
-        let reader = tokio::spawn(async move {
-            while let Ok(Some(line)) = lines.next_line().await {
-                written.lines().push(serde_json::from_str(&line).unwrap_or(Value::String(line)));
-            }
+        let (sender, address) = oneshot::channel();
+        // A thread, since nothing else runs in a test's runtime while a service is dropped.
+        let reader = std::thread::spawn({
+            let log = Arc::clone(&log);
+            move || log.read(reader, sender)
         });
+        let address = tokio::time::timeout(HANG_TIMEOUT, address).await.expect("the service starts");
+        let address = address.unwrap_or_else(|_| panic!("the service ended: {:?}", log.lines()));
         Service { child, address, client: client(), output: self.output, log, reader, work: self.work }
     }
 
@@ -709,6 +716,13 @@ impl Start {
         let [printed, errors] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
         (output.status.code().unwrap_or(KILLED), printed, errors)
     }
+}
+
+/// A service on a fresh database that has so many users.
+pub(crate) async fn serving_users(count: i64) -> (Database, Service) {
+    let database = Database::with_users(count).await;
+    let service = Start::on(&database).service().await;
+    (database, service)
 }
 
 /// A command that has no database to fall back on.
@@ -787,11 +801,6 @@ impl Service {
         body["lastExportedAt"].as_str().map(str::to_owned)
     }
 
-    /// All lines of its log so far.
-    pub(crate) fn log_text(&self) -> String {
-        self.log.lines().iter().map(|line| format!("{line}\n")).collect()
-    }
-
     /// The output folder.
     pub(crate) fn output(&self) -> &Path {
         self.output.path()
@@ -854,15 +863,9 @@ impl Service {
 
     /// Waits until it has ended and its whole log is read: its exit code, `None` after a signal.
     pub(crate) async fn exit(&mut self) -> Option<i32> {
-        let ended = async {
-            let status = self.child.wait().await.unwrap();
-            // A second call finds that it was read.
-            if !self.reader.is_finished() {
-                (&mut self.reader).await.unwrap();
-            }
-            status.code()
-        };
-        tokio::time::timeout(HANG_TIMEOUT, ended).await.expect("the service ends")
+        let status = tokio::time::timeout(HANG_TIMEOUT, self.child.wait()).await.expect("the service ends").unwrap();
+        eventually("its log is read", async || self.reader.is_finished().then_some(())).await;
+        status.code()
     }
 
     /// Waits until it has died of a failpoint.
@@ -879,6 +882,25 @@ impl Service {
     pub(crate) async fn end(&mut self) {
         self.signal(nix::sys::signal::Signal::SIGTERM);
         assert_eq!(self.exit().await, Some(0));
+    }
+}
+
+impl Drop for Service {
+    /// Stops it as an operator would, if it runs. If the test has failed, it is killed.
+    fn drop(&mut self) {
+        if std::thread::panicking() || self.child.try_wait().unwrap().is_some() {
+            return;
+        }
+        self.signal(nix::sys::signal::Signal::SIGTERM);
+        let begun = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(begun.elapsed() < HANG_TIMEOUT, "the service ends");
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        assert_eq!(status.code(), Some(0), "it ends well");
     }
 }
 

@@ -126,7 +126,6 @@ async fn each_export_says_its_place_and_the_transactions_of_its_rows() {
     held.rollback().await.unwrap();
     assert_eq!(service.ended(&id).await["order"], json!(null));
     assert_eq!(export(&service, "delta", "plain", "deltas").await["order"], 4);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -150,7 +149,6 @@ async fn every_format_has_the_columns_of_meta() {
             }
         }
     }
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -225,7 +223,6 @@ async fn another_header_is_told_and_needs_no_full_export() {
             let job = export(&service, "delta", "t", "a").await;
             assert_eq!(job["schemaChanged"], json!(is_first && at > 0), "{members}: {job}");
         }
-        service.stop().await;
     }
 }
 
@@ -263,7 +260,6 @@ async fn a_name_that_passes_to_another_column_needs_a_full_export() {
             );
             export(&service, "full", dataset, "c").await;
         }
-        service.stop().await;
     }
 }
 
@@ -273,8 +269,7 @@ async fn the_watermark_moves_where_the_operation_has_the_name_of_the_time() {
     database.run("create table t (id int primary key, at timestamptz default now()); insert into t values (1)").await;
     let members = "updated_at = \"at\"\nrename = { at = \"changed\" }\noperation_column = \"at\"\n";
     let catalog = Catalog::of(&format!("[[dataset]]\nname = \"t\"\ntable = \"t\"\n{members}"));
-    catalog.track(&database, "t").await;
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["t"]).await;
     for id in [2, 3] {
         let job = export(&service, "delta", "t", "a").await;
         let last: String =
@@ -282,7 +277,6 @@ async fn the_watermark_moves_where_the_operation_has_the_name_of_the_time() {
         assert!(job["watermarkTo"].as_str().is_some_and(|at| at.starts_with(&last)), "{job} {last}");
         database.run(&format!("insert into t values ({id})")).await;
     }
-    service.stop().await;
 }
 
 /// A consumer takes for the newest what has the largest `_order`, whatever the database has forgotten.
@@ -386,5 +380,4 @@ async fn a_copy_has_the_renamed_columns_and_those_of_meta_if_asked() {
     equals("a delta with meta").await;
     let have_meta = "select bool_and(_xid is not null and _operation = 'UPDATE') from sales.t";
     assert!(mirror.target.one::<bool>(have_meta).await);
-    mirror.service.stop().await;
 }

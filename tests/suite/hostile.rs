@@ -149,7 +149,6 @@ async fn a_service_chooses_no_folder_for_what_is_pulled() {
         assert!(code == 1 && printed.is_empty() && said.contains("none of its files can be called"), "{said}");
         assert_eq!(names_below(folder.path()), BTreeSet::new());
     }
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -181,7 +180,6 @@ async fn datasets_get_no_folder_elsewhere() {
         assert!(found.iter().all(|it| it.starts_with("inbox/users/") || it == "inbox/linked"), "{name:?}: {found:?}");
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0, "{name:?}");
     }
-    service.stop().await;
 }
 
 /// Another user with write access to the folder can write a state.
@@ -215,7 +213,6 @@ async fn a_state_names_no_file_of_another_folder() {
         assert!(code == 1 && printed.is_empty(), "{naming}: {said}");
         assert_eq!(names_below(folder.path()), before, "{naming}: {said}");
     }
-    service.stop().await;
 }
 
 /// The seed of a signing key and its public half.
@@ -227,8 +224,7 @@ fn signing_key(byte: &str) -> (String, String) {
 
 #[tokio::test]
 async fn with_a_key_a_pull_takes_signed_exports_alone() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let ((seed, public), (_, other)) = (signing_key("07"), signing_key("08"));
     let service = Start::on(&database).with("MANIFEST_KEY", &seed).service().await;
     service.export("full", "a").await;
@@ -278,7 +274,6 @@ async fn with_a_key_a_pull_takes_signed_exports_alone() {
     let (code, _, said) = pull(&server, &other).and(&["--public-key", &public]).output().await;
     assert!(code == 1 && said.contains("is that of another export"), "{said}");
     assert_eq!(names_below(&other), BTreeSet::new());
-    service.stop().await;
 }
 
 fn apply(pair: &Pair, from: &[&str]) -> Start {
@@ -397,7 +392,6 @@ async fn nothing_planted_in_a_folder_is_followed_or_waited_for() {
     fs::remove_file(state).unwrap();
     let (code, printed, said) = run().await;
     assert_eq!((code, printed.lines().count()), (0, 1), "{said}");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -475,7 +469,6 @@ async fn a_list_that_repeats_ends_the_pull() {
     let run = tokio::time::timeout(HANG_TIMEOUT, pull(&server, folder.path()).output());
     let (code, _, said) = run.await.expect("the pull ends");
     assert!(code == 1 && said.contains("after itself"), "{said}");
-    service.stop().await;
 }
 
 /// A pause so long that a sum overflowed was a panic.
@@ -519,7 +512,6 @@ async fn a_file_larger_than_the_disk_is_not_begun() {
     let (code, printed, said) = pull(&server, folder.path()).output().await;
     assert!(code == 1 && printed.is_empty() && said.contains("are free on this disk"), "{said}");
     assert_eq!(names_below(folder.path()), BTreeSet::new());
-    service.stop().await;
 }
 
 /// With 1,024 descriptors, an export of 3,000 files could not be applied.

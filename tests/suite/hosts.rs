@@ -18,8 +18,7 @@ async fn is_elsewhere(service: &Service, id: &str) {
 
 #[tokio::test]
 async fn a_job_stays_with_the_host_it_was_submitted_to_while_that_lives() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let here = Start::on(&database).with("WORKERS", 1).service().await;
     let there = Start::on(&database).service().await;
 
@@ -66,6 +65,4 @@ async fn a_job_stays_with_the_host_it_was_submitted_to_while_that_lives() {
         assert!(there.path(&job).exists());
         is_elsewhere(&here, &orphan).await;
     }
-    there.stop().await;
-    here.stop().await;
 }

@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Executor, PgPool};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{Database, HANG_TIMEOUT, PROMPT, Service, Start, eventually};
+use crate::harness::{Database, HANG_TIMEOUT, PROMPT, Service, Start, eventually, serving_users};
 use crate::openapi;
 
 const CONSUMER: (&str, &str) = ("X-Consumer-ID", "a");
@@ -169,7 +169,6 @@ async fn what_is_not_there_is_refused() {
             answer.problem(431, "headers_too_large");
         }
     }
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -185,13 +184,11 @@ async fn request_ids_tell_answers_apart() {
         let renamed = call(&service, "GET", "/nowhere", &[("X-Request-Id", odd)]).await;
         assert_eq!(renamed.header("x-request-id").len(), 36, "{odd}");
     }
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn the_log_has_the_cause_of_an_inner_failure() {
-    let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(0).await;
     database.run("alter view cdc_export.watermarks rename column last_exported_at to gone").await;
     let answer = call(&service, "GET", "/exports/watermark", &[CONSUMER]).await;
     let detail = answer.problem(500, "internal");
@@ -201,7 +198,6 @@ async fn the_log_has_the_cause_of_an_inner_failure() {
     };
     let line = eventually("the log has the request's id", async || logged()).await;
     assert!(text(&line, "cause").contains("last_exported_at"), "{line}");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -246,7 +242,6 @@ async fn bodies_are_read_strictly() {
         let answer = post(&service, "/exports", &[JSON], format!("{{\"exportType\":{value}}}")).await;
         assert!(answer.problem_of(400, "member_invalid", "exportType").starts_with("exportType: "));
     }
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -285,7 +280,6 @@ async fn consumer_ids_are_checked() {
             assert_eq!(service.job(text(&job, "jobId")).await["consumerId"], id);
         }
     }
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -327,14 +321,11 @@ async fn every_way_to_ask_for_an_export_answers_in_its_shape() {
         let detail = answer.problem_of(400, "consumer_required", "X-Consumer-ID");
         assert!(detail.contains("X-Consumer-ID") && detail.contains(export_type), "{detail}");
     }
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_job_and_a_watermark_show_what_is_documented() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (_, service) = serving_users(5).await;
     let missing = call(&service, "GET", "/exports/watermark", &[CONSUMER]).await;
     assert_eq!(missing.problem(404, "no_watermark"), "No watermark for this consumer");
 
@@ -394,14 +385,11 @@ async fn a_job_and_a_watermark_show_what_is_documented() {
     let watermark = call(&service, "GET", "/exports/watermark", &[CONSUMER]).await.success(200);
     let expected = json!({ "consumerId": "a", "lastExportedAt": "2026-01-01T00:05:00.000000Z", "dataset": "users" });
     assert_eq!(watermark, expected);
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_user_is_soft_deleted_once() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let deleted = call(&service, "DELETE", "/users/3", &[]).await.success(200);
     let documented = ["createdAt", "email", "id", "isDeleted", "name", "updatedAt"];
     assert_eq!(members(&deleted), BTreeSet::from(documented));
@@ -419,26 +407,22 @@ async fn a_user_is_soft_deleted_once() {
         call(&service, "DELETE", &format!("/users/{id}"), &[]).await.problem(404, "not_found");
     }
     assert_eq!(database.one::<i64>("select count(*) from users where is_deleted").await, 1);
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn somebodys_users_are_neither_deleted_nor_exported_for_a_consumer() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     database.run("delete from cdc_export.owned where table_name = 'users'; delete from cdc_export.tracked").await;
     let service = Start::on(&database).service().await;
     call(&service, "DELETE", "/users/3", &[]).await.problem(404, "not_found");
     assert_eq!(database.one::<i64>("select count(*) from users where is_deleted").await, 0);
 
     call(&service, "POST", "/exports/full", &[CONSUMER]).await.problem_of(409, "not_tracked", "dataset");
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_failed_export_has_its_reason_and_no_file() {
-    let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(0).await;
     // The table goes between the request and the export.
     let mut held = database.hold_exports().await;
     let id = service.submit("full", "a").await;
@@ -451,7 +435,6 @@ async fn a_failed_export_has_its_reason_and_no_file() {
     assert!(get(&service, &download_of(&job)).await.problem(409, "not_completed").contains("failed"));
     let cancel = format!("/exports/{}/cancel", text(&job, "jobId"));
     assert!(call(&service, "POST", &cancel, &[]).await.problem(409, "already_ended").contains("failed"));
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -472,8 +455,6 @@ async fn web_pages_are_kept_out_unless_the_door_is_open() {
     }
     get_as(&kept, "Origin", &kept.address).await.success(200);
     assert_eq!(database.one::<i64>("select count(*) from exports").await, 0);
-    kept.stop().await;
-    open.stop().await;
 }
 
 async fn get_as(service: &Service, name: &str, value: &str) -> Answer {
@@ -482,9 +463,7 @@ async fn get_as(service: &Service, name: &str, value: &str) -> Answer {
 
 #[tokio::test]
 async fn a_download_is_the_file_whole_or_a_range_of_it() {
-    let database = Database::new().await;
-    database.add_users(1, 25).await;
-    let service = Start::on(&database).service().await;
+    let (_, service) = serving_users(25).await;
     let (job, _) = service.export("full", "a:b").await;
     let file = std::fs::read(service.path(&job)).unwrap();
     let (path, size) = (download_of(&job), file.len());
@@ -528,13 +507,11 @@ async fn a_download_is_the_file_whole_or_a_range_of_it() {
     let head = call(&service, "HEAD", &path, &[("Range", "bytes=0-3")]).await;
     assert_eq!(head.status, 200, "only a GET has ranges (RFC 9110, 14.2)");
     assert_eq!(head.header("content-length"), size.to_string());
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_download_obeys_its_conditions() {
-    let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let (_, service) = serving_users(0).await;
     let (job, _) = service.export("full", "a").await;
     let file = std::fs::read(service.path(&job)).unwrap();
     let path = download_of(&job);
@@ -562,14 +539,11 @@ async fn a_download_obeys_its_conditions() {
         let other = call(&service, "GET", &path, &[("If-None-Match", tag)]).await;
         assert_eq!((other.status, &other.body), (200, &file), "{tag}");
     }
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_file_that_is_not_the_one_exported_is_gone() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (_, service) = serving_users(5).await;
     type Spoil = fn(&Path);
     let spoils: [(&str, Spoil); 6] = [
         ("removed", |path| std::fs::remove_file(path).unwrap()),
@@ -607,7 +581,6 @@ async fn a_file_that_is_not_the_one_exported_is_gone() {
         }
         assert_eq!(service.job(text(&job, "jobId")).await["status"], "completed", "{how}: the row stays");
     }
-    service.stop().await;
 }
 
 fn writable(path: &Path) -> std::fs::File {
@@ -616,8 +589,7 @@ fn writable(path: &Path) -> std::fs::File {
 
 #[tokio::test]
 async fn a_job_is_cancelled_while_it_is_open() {
-    let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(0).await;
     let mut lock = database.pool.begin().await.unwrap();
     lock.execute("lock table users in access exclusive mode").await.unwrap();
     let running = service.submit("full", "a").await;
@@ -648,13 +620,11 @@ async fn a_job_is_cancelled_while_it_is_open() {
     let too_late = call(&service, "POST", &cancel(text(&completed, "jobId")), &[]).await;
     assert!(too_late.problem(409, "already_ended").contains("completed"));
     call(&service, "POST", &cancel(UNKNOWN_JOB), &[]).await.problem(404, "not_found");
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn health_tells_what_is_wrong() {
-    let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let (_, service) = serving_users(0).await;
     for (path, checks) in [
         ("/health", json!({ "postgres": "ok" })),
         ("/health/live", json!({})),
@@ -692,7 +662,6 @@ async fn health_tells_what_is_wrong() {
     std::fs::rename(&elsewhere, service.output()).unwrap();
     get(&service, "/health/ready").await.success(200);
     assert_eq!(get(&service, &download_of(&job)).await.status, 200);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -729,7 +698,6 @@ async fn without_its_database_the_service_says_so_and_comes_back() {
     eventually("the API answers again", || async { (get(&service, "/health").await.status == 200).then_some(()) })
         .await;
     service.export("full", "a").await;
-    service.stop().await;
 }
 
 /// Opens or closes a database to everybody, those who are connected too.
@@ -762,14 +730,36 @@ async fn slow_clients_are_cut_off_and_hold_up_nobody() {
         assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
         assert!(answer.contains("\"code\":\"request_timeout\"") && answer.contains("x-request-id: "), "{answer}");
     }
-    service.stop().await;
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_request_hold_up_nobody() {
+    let service = service().await;
+    for sent in [
+        "",
+        "\r\n\r\n",
+        "GET",
+        "BREW /health HTTP/1.1\r\n\r\n",
+        "GET /health HTTP/1.9\r\nHost: localhost\r\n\r\n",
+        "GET /health\r\nHost: localhost\r\n\r\n",
+        "GET /health HTTP/1.1\r\nHost\r\n: no name\r\n\r\n",
+        "GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n",
+        "\0\u{1}\u{7f}ü\r\n\r\n",
+    ] {
+        let mut stream = connected(&service, sent).await;
+        // The service may have closed the connection already.
+        let _ = stream.shutdown().await;
+        let answer = rest(stream).await;
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{sent:?}: {answer}");
+        get(&service, "/health/live").await.success(200);
+    }
+    assert!(!service.log().contains("panicked") && service.events("request_failed").is_empty());
 }
 
 /// The client would send its next request into a connection that is being closed, and get no answer.
 #[tokio::test]
 async fn an_answer_says_whether_its_connection_stays_open() {
-    let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let (_, service) = serving_users(0).await;
     let chunked = "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
     let long = format!("Content-Length: 70000\r\n\r\n{}", "x".repeat(70_000));
     for body in [chunked, &long, "Content-Length: 70000\r\nExpect: 100-continue\r\n\r\n"] {
@@ -785,7 +775,6 @@ async fn an_answer_says_whether_its_connection_stays_open() {
     let last = "GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     let answers = rest(connected(&service, &[read, bare, last].concat()).await).await;
     assert_eq!(answers.matches("HTTP/1.1 ").count(), 3, "{answers}");
-    service.stop().await;
 }
 
 /// A connection to the service on which something was sent.
@@ -819,7 +808,6 @@ async fn files_of_one_second_have_names_of_their_own() {
             assert_eq!(get(&service, &download_of(&job)).await.status, 200, "{job}");
         }
     }
-    service.stop().await;
 }
 
 /// Two submissions whose file names have the same time. Each try has consumers of its own.

@@ -3,7 +3,7 @@
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Csv, Database, Service, Start, eventually, refusal};
+use crate::harness::{Csv, Database, Service, Start, eventually, refusal, serving_users};
 
 async fn cancel(service: &Service, id: &str) -> reqwest::Response {
     service.call("POST", &format!("/exports/{id}/cancel"), &[]).await
@@ -18,9 +18,7 @@ async fn seconds_to_cancel(database: &Database) -> f64 {
 
 #[tokio::test]
 async fn a_lane_is_worked_in_order_and_others_overtake_it() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let held = database.hold_exports().await;
     let (first, second) = (service.submit("full", "a").await, service.submit("delta", "a").await);
     let other = service.submit("full", "b").await;
@@ -38,7 +36,6 @@ async fn a_lane_is_worked_in_order_and_others_overtake_it() {
     assert!(first["finishedAt"].as_str().unwrap() < second["startedAt"].as_str().unwrap());
     assert_eq!(second["watermarkFrom"], first["watermarkTo"]);
     assert_eq!(second["rowsExported"], 0);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -65,7 +62,6 @@ async fn an_accepted_cancel_never_completes() {
         let (last, _) = service.export("delta", "a").await;
         assert_eq!((&last["rowsExported"], &last["watermarkFrom"]), (&json!(3), &job["watermarkTo"]), "{last}");
         assert_eq!(service.files().len(), 2);
-        service.stop().await;
     }
 }
 
@@ -81,14 +77,12 @@ async fn an_export_that_is_being_committed_is_not_cancelled() {
     assert_eq!(last["watermarkFrom"], job["watermarkTo"]);
     assert_eq!(refusal(cancel(&service, last["jobId"].as_str().unwrap()).await).await.0, 409);
     assert_eq!(service.files().len(), 2);
-    service.stop().await;
 }
 
 /// A service after a full export of users 1 to 5. It holds the next export at a failpoint, and that has three new
 /// users.
 async fn held_at(place: &str) -> (Database, Service, Value) {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let service = Start::on(&database).with("FAILPOINTS", format!("{place}=hold@2")).service().await;
     let (job, _) = service.export("full", "a").await;
     database.add_users(6, 8).await;
@@ -97,8 +91,7 @@ async fn held_at(place: &str) -> (Database, Service, Value) {
 
 #[tokio::test]
 async fn a_job_that_waits_for_a_lock_is_cancelled_without_it() {
-    let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(0).await;
     let held = database.hold_exports().await;
     let id = service.submit("full", "a").await;
     service.becomes(&id, "processing").await;
@@ -108,7 +101,6 @@ async fn a_job_that_waits_for_a_lock_is_cancelled_without_it() {
     assert_eq!(job["status"], "cancelled", "while the lock is held");
     held.rollback().await.unwrap();
     assert_eq!(service.ended(&next).await["status"], "completed");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -132,13 +124,11 @@ async fn a_large_export_is_cancelled_before_its_end_and_leaves_no_file() {
     assert!(job["progress"].as_u64().is_some_and(|percent| percent < 100), "not at its end: {job}");
     service.release("sink.write").await;
     eventually("no file is left", async || service.files().is_empty().then_some(())).await;
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_watermark_changed_while_an_export_runs_is_obeyed() {
-    let database = Database::new().await;
-    database.add_users(1, 9).await;
+    let database = Database::with_users(9).await;
     let set = |consumer: &str, minute: u32| {
         format!(
             "insert into watermarks (consumer_id, last_exported_at, updated_at)
@@ -171,15 +161,12 @@ async fn a_watermark_changed_while_an_export_runs_is_obeyed() {
         assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(2)), "{job}");
         assert_eq!((Csv::read(&service.path(&job)).ids().as_slice(), &job["watermarkFrom"]), (rows, &from));
         assert_eq!(service.files().len(), 1);
-        service.stop().await;
     }
 }
 
 #[tokio::test]
 async fn sigterm_gives_a_running_job_back() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let mut service = Start::on(&database).service().await;
+    let (database, mut service) = serving_users(5).await;
     let held = database.hold_exports().await;
     let id = service.submit("full", "a").await;
     service.becomes(&id, "processing").await;
@@ -203,9 +190,7 @@ async fn sigterm_gives_a_running_job_back() {
 
 #[tokio::test]
 async fn the_table_of_jobs_defends_itself() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let (job, _) = service.export("full", "a").await;
     service.stop().await;
     let insert = "insert into exports (id, dataset, export_type, format, max_attempts, output_filename, consumer_id, lane_sequence";
@@ -270,8 +255,7 @@ async fn the_table_of_jobs_defends_itself() {
 async fn many_consumers_on_two_services_are_served_in_order() {
     const CONSUMERS: usize = 24;
     const EXPORTS: [&str; 4] = ["full", "delta", "incremental", "delta"];
-    let database = Database::new().await;
-    database.add_users(1, 200).await;
+    let database = Database::with_users(200).await;
     // An owner may have set this for reasons of their own; it isn't what the queue's statements are written for.
     let name: String = database.one("select current_database()::text").await;
     database.run(&format!("alter database {name} set default_transaction_isolation = 'serializable'")).await;
@@ -301,15 +285,11 @@ async fn many_consumers_on_two_services_are_served_in_order() {
     let done = [&one, &two].map(|service| service.events("export_completed").len());
     assert_eq!(done[0] + done[1], CONSUMERS * EXPORTS.len());
     assert!(done.iter().all(|&done| done > 0), "both work: {done:?}");
-    one.stop().await;
-    two.stop().await;
 }
 
 #[tokio::test]
 async fn the_log_tells_of_each_export_and_of_no_value() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let (job, _) = service.export("full", "a").await;
     let id = job["jobId"].as_str().unwrap();
     let started = service.says("export_started", id).await;
@@ -326,5 +306,4 @@ async fn the_log_tells_of_each_export_and_of_no_value() {
     for secret in ["example.com", "User 1", &database.url()] {
         assert!(!log.contains(secret), "{secret}");
     }
-    service.stop().await;
 }

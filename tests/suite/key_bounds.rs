@@ -296,7 +296,6 @@ async fn a_key_opens_what_its_rights_allow_and_nothing_else_is_told_to_it() {
             assert_eq!(answer.status(), expected, "the batch of {consumer} for {rights:?}");
         }
     }
-    service.stop().await;
 }
 
 /// Sends a call with all names that it may take, and compares the answers with the table.
@@ -427,7 +426,6 @@ async fn a_key_for_one_dataset_needs_to_name_none() {
     let refused = post(&none).await;
     let told = refused["detail"].as_str().unwrap();
     assert!(told.contains("none of the service's datasets is open to this key"), "{refused}");
-    service.stop().await;
 }
 
 fn quoted(text: &Value) -> String {

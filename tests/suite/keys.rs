@@ -199,7 +199,6 @@ async fn every_route_but_health_and_the_page_wants_a_key() {
     let key = bearer(&database, "x", &["export:read"], &[]).await;
     let headers = [("Authorization", &*key), ("Host", "example.com"), ("Origin", "https://example.com")];
     assert_eq!(call_plainly(&service, "GET", "/exports", &headers).await.status(), 200);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -208,12 +207,9 @@ async fn only_an_admin_gives_up_an_export_whose_file_has_no_name() {
     let service = service(&database).await;
     let (job, _) = service.export("full", "a").await;
     // As if it had been committed in a folder that is gone with its host.
-    database
-        .run(
-            "update exports set published_at = null, finished_at = finished_at - interval '1 minute',
-               destination_id = '01900000-0000-7000-8000-000000000000'",
-        )
-        .await;
+    let changes = "update exports set published_at = null, finished_at = finished_at - interval '1 minute',
+                   destination_id = '01900000-0000-7000-8000-000000000000'";
+    database.run(changes).await;
     let path = format!("/exports/{}", job["jobId"].as_str().unwrap());
     let write = bearer(&database, "writer", &["export:write", "export:read"], &[]).await;
     let refused =
@@ -222,7 +218,6 @@ async fn only_an_admin_gives_up_an_export_whose_file_has_no_name() {
     assert_eq!(service.call("DELETE", &path, &[]).await.status(), 204);
     let job = service.job(job["jobId"].as_str().unwrap()).await;
     assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("file_lost")), "{job}");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -252,7 +247,6 @@ async fn keys_that_are_no_good_are_told_apart_by_nobody() {
     challenged(call_plainly(&service, "GET", "/exports", &twice).await, "key_invalid").await;
     challenged(call_plainly(&service, "GET", "/exports", &[("Authorization", "Basic Og==")]).await, "key_required")
         .await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -264,7 +258,6 @@ async fn a_key_in_a_url_opens_nothing() {
         let answer = call_plainly(&service, "GET", &format!("/exports?{name}={key}"), &[]).await;
         challenged(answer, "key_required").await;
     }
-    service.stop().await;
 }
 
 #[test]
@@ -327,7 +320,6 @@ async fn a_scope_permits_its_own_routes() {
     assert_eq!(call_as(&service, &read, "HEAD", "/exports").await.status(), 200);
     // An encoded path leads nowhere, rather than past the scope.
     assert_eq!(call_as(&service, &both, "DELETE", "/%75sers/1").await.status(), 404);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -363,7 +355,6 @@ async fn a_bound_key_is_for_its_consumers_only() {
     let unbound = bearer(&database, "unbound", &[], &[]).await;
     assert_eq!(call_as(&service, &unbound, "POST", "/exports").await.status(), 202);
     assert_eq!(call_for(&service, &unbound, "b", "POST", "/exports/full").await.status(), 202);
-    service.stop().await;
 }
 
 /// All that an answer says, but for its time and its request's id.
@@ -378,8 +369,7 @@ async fn said(answer: reqwest::Response) -> (u16, BTreeMap<String, String>, Stri
 
 #[tokio::test]
 async fn anothers_job_answers_as_one_that_does_not_exist() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let service = service(&database).await;
     let (of_b, _) = service.export("full", "b").await;
     let ad_hoc: Value = service.call("POST", "/exports", &[]).await.json().await.unwrap();
@@ -417,7 +407,6 @@ async fn anothers_job_answers_as_one_that_does_not_exist() {
         }
     }
     assert_eq!(service.call("GET", &format!("/exports/{of_b}/download"), &[]).await.status(), 200, "it is still there");
-    service.stop().await;
 }
 
 /// A list's items, page by page.
@@ -466,7 +455,6 @@ async fn lists_show_a_bound_key_its_own_consumers_page_by_page() {
     let all = bearer(&database, "all", &[], &[]).await;
     assert_eq!(pages(&service, &all, "/exports", 200).await.len(), 15);
     assert_eq!(pages(&service, &all, "/consumers", 200).await.len(), 4);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -520,19 +508,15 @@ async fn a_revoked_key_ends_what_it_waits_for() {
     assert!(events.starts_with("event: job\n") && !events.contains("event: completed"), "{events}");
     held.rollback().await.unwrap();
     assert_eq!(service.ended(&id).await["status"], "completed");
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_revoked_key_breaks_its_download_off() {
     let database = Database::new().await;
     // More than the sockets take while nobody reads.
-    database
-        .run(
-            "insert into users (name, email, created_at, updated_at)
-             select repeat('x', 250), n || repeat('y', 200), now(), now() from generate_series(1, 80000) n",
-        )
-        .await;
+    let changes = "insert into users (name, email, created_at, updated_at)
+                   select repeat('x', 250), n || repeat('y', 200), now(), now() from generate_series(1, 80000) n";
+    database.run(changes).await;
     let service = service(&database).await;
     let (job, _) = service.export("full", "a").await;
     let key = bearer(&database, "leaked", &[], &[]).await;
@@ -556,7 +540,6 @@ async fn a_revoked_key_breaks_its_download_off() {
     };
     assert!((got as u64) < job["bytesWritten"].as_u64().unwrap(), "{got}: {why}");
     assert_eq!(service.call("GET", &path, &[]).await.bytes().await.unwrap().len() as u64, job["bytesWritten"]);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -574,7 +557,6 @@ async fn a_key_ends_with_its_time() {
     assert!(database.one::<bool>(past).await, "not before");
     let (_, listed, _) = keys(&database, &["list"]).await;
     assert!(listed.lines().any(|line| line.contains("short") && line.contains("expired")), "{listed}");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -623,7 +605,6 @@ async fn without_its_database_nobody_gets_in() {
 
     admin.execute(AssertSqlSafe(format!("alter database {name} allow_connections true"))).await.unwrap();
     eventually("the key is good again", async || (nowhere(&key).await.status() == 404).then_some(())).await;
-    service.stop().await;
 }
 
 /// That a call was refused for too many: when it may come again.
@@ -665,7 +646,6 @@ async fn a_key_has_a_rate_of_its_own() {
             assert_eq!(call_plainly(&service, "GET", path, &[]).await.status(), 200);
         }
     }
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -679,7 +659,6 @@ async fn without_keys_an_address_has_the_rate() {
     // A key means nothing here.
     limited(call_as(&service, "Bearer x", "GET", "/exports").await).await;
     assert_eq!(service.call("GET", "/health", &[]).await.status(), 200);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -728,7 +707,6 @@ async fn beyond_loopback_keys_are_wanted_once_there_is_one() {
     let service = start().with("AUTH", "none").service().await;
     let open = service.address.replace("0.0.0.0", "127.0.0.1");
     assert_eq!(reqwest::get(format!("{open}/exports")).await.unwrap().status(), 200);
-    service.stop().await;
 }
 
 /// Sent under the wrong name, a key would be in the log, in file names and in what other keys see.
@@ -747,5 +725,4 @@ async fn a_key_is_no_consumer_and_no_idempotency_key() {
         assert_eq!(refusal(answer).await, (400, code.to_owned()));
     }
     assert!(!service.log().contains(text));
-    service.stop().await;
 }

@@ -43,7 +43,6 @@ async fn a_row_beyond_the_bound_fails_its_export_for_good() {
     database.run("update users set name = 'changed' where id = 7").await;
     let (_, delta) = service.export("incremental", "a").await;
     assert_eq!(delta.ids(), [7]);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -61,7 +60,6 @@ async fn a_row_at_the_bound_is_exported() {
     database.run("delete from users where id = 5").await;
     let (_, delta) = service.export("delta", "gone").await;
     assert_eq!(delta.rows[0][2].len(), MAX, "the last image of a row that is gone");
-    service.stop().await;
 }
 
 /// Nobody can shorten a value of a deleted row, so a role that may insert and delete could make each delta fail.
@@ -76,7 +74,6 @@ async fn a_deleted_row_beyond_the_bound_comes_with_its_key_alone() {
     assert_eq!((delta.ids(), &job["keyOnlyDeletes"]), (vec![5, 9, 10], &json!(1)));
     let bytes_of_name = |id: &str| delta.rows.iter().find(|row| row[1] == id).unwrap()[2].len();
     assert_eq!((bytes_of_name("5"), bytes_of_name("9") > 0, bytes_of_name("10")), (MAX, true, 0));
-    service.stop().await;
 }
 
 /// A value is refused before it is fetched: the service never has it in its memory.
@@ -90,5 +87,4 @@ async fn a_refused_value_takes_no_memory() {
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
     // Elsewhere than on Linux there is no such file.
     assert!(peak.is_none_or(|kib: u64| kib < 150 << 10), "{peak:?} kB");
-    service.stop().await;
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Database, Service, Start, refusal};
+use crate::harness::{Database, Service, Start, refusal, serving_users};
 use crate::http::is_time;
 
 async fn get(service: &Service, path: &str) -> Value {
@@ -39,9 +39,7 @@ async fn pages(service: &Service, path: &str, limit: usize) -> Vec<Value> {
 
 #[tokio::test]
 async fn jobs_are_listed_newest_first_in_pages() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let mut ids = Vec::new();
     for (export_type, consumer) in [("full", "a"), ("delta", "a"), ("full", "b"), ("incremental", "a"), ("delta", "b")]
     {
@@ -78,6 +76,7 @@ async fn jobs_are_listed_newest_first_in_pages() {
         ("limit=x", "limit"),
         ("cursor=x", "cursor"),
         ("cursor=1_x", "cursor"),
+        ("cursor='; drop table users; --", "cursor"),
         ("cursor=99999999999999999999_x", "cursor"),
         // Before the first time that Postgres has.
         ("cursor=-210866803200000001_00000000-0000-0000-0000-000000000000", "cursor"),
@@ -87,14 +86,11 @@ async fn jobs_are_listed_newest_first_in_pages() {
     ] {
         assert_eq!(refused(&service, &format!("/exports?{query}")).await, field);
     }
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn the_exports_of_the_last_day_are_counted_by_the_hour() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     for (consumer, hours) in [("a", 30), ("a", 2), ("a", 2), ("a", 0), ("b", 0)] {
         let (job, _) = service.export("full", consumer).await;
         let moved = format!(
@@ -149,14 +145,11 @@ async fn the_exports_of_the_last_day_are_counted_by_the_hour() {
     for field in ["consumer", "dataset"] {
         assert_eq!(refused(&service, &format!("/exports/activity?{field}=-")).await, field);
     }
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_client_may_wait_for_the_end() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let held = database.hold_exports().await;
     let id = service.submit("full", "a").await;
     let begun = Instant::now();
@@ -170,14 +163,11 @@ async fn a_client_may_wait_for_the_end() {
     }
     // Of more than it waits at most, there is no too many.
     get(&service, &format!("/exports/{id}?wait=99999999999999999999")).await;
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn consumers_are_listed_with_what_waits_for_them() {
-    let database = Database::new().await;
-    database.add_users(1, 10_019).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(10_019).await;
     service.export("full", "b").await;
     database.run("update users set name = name || '!' where id <= 7; delete from users where id = 8").await;
     let (job, _) = service.export("full", "a").await;
@@ -216,15 +206,12 @@ async fn consumers_are_listed_with_what_waits_for_them() {
     for (query, field) in [("cursor=%20", "cursor"), ("consumer=-", "consumer")] {
         assert_eq!(refused(&service, &format!("/consumers?{query}")).await, field);
     }
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_watermark_is_moved_by_sql_and_forgotten_by_a_call() {
     const CONSUMER: (&str, &str) = ("X-Consumer-ID", "a");
-    let database = Database::new().await;
-    database.add_users(1, 9).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(9).await;
     let insert = "insert into watermarks (consumer_id, last_exported_at, updated_at)
                   values ('a', '2026-01-01 01:05+01', now())";
     database.run(insert).await;
@@ -256,13 +243,11 @@ async fn a_watermark_is_moved_by_sql_and_forgotten_by_a_call() {
     assert_eq!(service.watermark("a").await, None);
     let (_, file) = service.export("incremental", "a").await;
     assert_eq!(file.rows.len(), 8, "from the beginning");
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_watermark_is_not_forgotten_under_a_commit() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let service = Start::on(&database).with("FAILPOINTS", "worker.commit=hold@2").service().await;
     service.export("full", "a").await;
     database.add_users(6, 7).await;
@@ -276,5 +261,4 @@ async fn a_watermark_is_not_forgotten_under_a_commit() {
         (&job["status"], job["watermarkTo"].as_str()),
         (&json!("completed"), service.watermark("a").await.as_deref())
     );
-    service.stop().await;
 }

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Database, Service, Start, refusal};
+use crate::harness::{Database, Service, Start, refusal, serving_users};
 use crate::openapi;
 
 const LISTED: &str = "https://app.example.com";
@@ -20,8 +20,7 @@ async fn answer(service: &Service, method: &str, path: &str, headers: &[(&str, &
 
 #[tokio::test]
 async fn a_proxy_on_this_machine_publishes_nothing() {
-    let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(0).await;
     let marks = [
         ("X-Forwarded-For", "203.0.113.7"),
         ("X-Forwarded-Host", "exports.example.com"),
@@ -58,8 +57,7 @@ async fn a_proxy_on_this_machine_publishes_nothing() {
 
 #[tokio::test]
 async fn what_a_page_elsewhere_sends_without_an_origin_is_refused() {
-    let database = Database::new().await;
-    database.add_users(1, 9).await;
+    let database = Database::with_users(9).await;
     let service = Start::on(&database).with("CORS_ORIGINS", LISTED).service().await;
     let refused = async |method: &str, path: &str, headers: &[(&str, &str)]| {
         let (status, code, body) = answer(&service, method, path, headers).await;
@@ -106,13 +104,11 @@ async fn what_a_page_elsewhere_sends_without_an_origin_is_refused() {
     assert_eq!(answer(&service, "GET", "/exports", &[("Sec-Fetch-Mode", "cors")]).await.0, 200);
     assert_eq!(database.one::<i64>("select count(*) from exports").await, 0);
     assert_eq!(database.one::<i64>("select count(*) from users where is_deleted").await, 0);
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn local_checks_hosts_and_origins_on_every_address() {
-    let database = Database::new().await;
-    database.add_users(1, 9).await;
+    let database = Database::with_users(9).await;
     let start = || Start::on(&database).with("HOST", "0.0.0.0").with("AUTH", "local");
     let service = start().with("LOCAL_HOSTS", "app, Exports.internal,10.1.2.3,fd00::1").service().await;
     let asked = async |host: &str, more: &[(&str, &str)]| {
@@ -149,7 +145,6 @@ async fn local_checks_hosts_and_origins_on_every_address() {
     service.stop().await;
     let service = start().service().await;
     assert_eq!(answer(&service, "GET", "/exports", &[("Host", "app")]).await.1, "host_not_local");
-    service.stop().await;
 }
 
 #[tokio::test]

@@ -90,7 +90,6 @@ async fn a_backfill_leaves_consumers_of_other_tables_alone() {
     assert_eq!(failed["continuity"], "log_expired", "{failed}");
     catalog::export(&service, "full", "hot", "nightly").await;
     assert_eq!(catalog::export(&service, "delta", "hot", "nightly").await["rowsExported"], 0);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -105,7 +104,6 @@ async fn a_table_without_positions_counts_for_nobody() {
     purge(&database, 1024).await;
     assert_eq!((given_up(&database).await, logged(&database).await), (vec![], 1));
     assert_eq!(catalog::export(&service, "delta", "quiet", "daily").await["rowsExported"], 1);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -123,7 +121,6 @@ async fn one_large_statement_spares_young_positions_up_to_twice_the_bound() {
     change_all(&database).await;
     purge(&database, bytes).await;
     assert_eq!((given_up(&database).await, logged(&database).await), (all_of(&["old", "young"]), 0));
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -145,7 +142,6 @@ async fn the_furthest_behind_are_given_up_first() {
         assert_eq!(given_up(&database).await, all_of(given), "{bytes}");
         assert_eq!(logged(&database).await as u64, (3 - given.len() as u64) * HOT_ROWS, "{bytes}");
     }
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -161,7 +157,6 @@ async fn changes_of_a_transaction_that_was_open_at_the_export_count() {
     assert_eq!((given_up(&database).await, logged(&database).await as u64), (vec![], HOT_ROWS));
     purge(&database, HOT_BYTES / 2).await;
     assert_eq!((given_up(&database).await, logged(&database).await), (all_of(&["reader"]), 0));
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -184,7 +179,6 @@ async fn a_lane_whose_job_runs_is_spared() {
         "{}",
         service.log()
     );
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -197,7 +191,6 @@ async fn the_log_of_the_service_names_the_limit() {
     let event = eventually("a position is given up", || async { service.events("position_given_up").pop() }).await;
     let told = ["consumerId", "dataset", "lost", "limit"].map(|member| event[member].clone());
     assert_eq!(json!(told), json!(["reader", "hot", "all", "twice_the_bytes"]));
-    service.stop().await;
 }
 
 /// Random positions, some of which the purge gives up: whoever keeps its position gets each change that it lacks.
@@ -231,7 +224,6 @@ async fn no_purge_removes_what_a_kept_position_needs() {
         }
         purge(&database, HOT_BYTES * 4 / 3).await;
     }
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -243,7 +235,6 @@ async fn consumers_are_listed_with_their_part_of_the_log() {
     let bytes = of(0, "logBytes");
     assert!((HOT_BYTES * 9 / 10..HOT_BYTES * 11 / 10).contains(&bytes), "{bytes}");
     assert_eq!((of(0, "logBytesMax"), of(1, "logBytes"), of(1, "logBytesMax")), (10 << 30, 0, (10 << 30) - bytes));
-    service.stop().await;
 }
 
 /// Writes rows to the log as triggers would, so that it has more blocks than the sample.
@@ -259,7 +250,7 @@ async fn fill_log(database: &Database, table: &str, rows: u64) {
 
 #[tokio::test]
 async fn a_sample_estimates_the_bytes_of_a_large_log() {
-    let (database, _catalog, service) = exported(&[("hot", "reader"), ("quiet", "reader")]).await;
+    let (database, _catalog, _service) = exported(&[("hot", "reader"), ("quiet", "reader")]).await;
     fill_log(&database, "hot", 400_000).await;
     fill_log(&database, "quiet", 100_000).await;
     let source = Source::new(database.options.clone(), database.pool.clone(), 1);
@@ -267,12 +258,11 @@ async fn a_sample_estimates_the_bytes_of_a_large_log() {
     let bytes: i64 = database.one("select sum(56 + pg_column_size(key)) from cdc_export.change_log").await;
     let share = estimate as f64 / bytes as f64;
     assert!((0.8..1.2).contains(&share), "{share}");
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_purge_does_not_read_the_rows_that_it_leaves() {
-    let (database, _catalog, service) = exported(&[("hot", "reader"), ("quiet", "reader")]).await;
+    let (database, _catalog, _service) = exported(&[("hot", "reader"), ("quiet", "reader")]).await;
     fill_log(&database, "hot", 200_000).await;
     fill_log(&database, "quiet", 1_000).await;
     let mut tx = database.pool.begin().await.unwrap();
@@ -284,5 +274,4 @@ async fn a_purge_does_not_read_the_rows_that_it_leaves() {
     let read = blocks("Shared Hit Blocks") + blocks("Shared Read Blocks");
     assert!(read < 100, "{read} blocks: {plan}");
     tx.rollback().await.unwrap();
-    service.stop().await;
 }

@@ -4,7 +4,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, ended};
-use crate::harness::{Database, Service, Start, eventually};
+use crate::harness::{Database, Service, Start, eventually, serving_users};
 
 /// The line of an event that a request of this id wrote.
 async fn line(service: &Service, event: &str, request: &str) -> Value {
@@ -44,14 +44,11 @@ async fn no_line_has_a_value_that_a_filter_could_not_read() {
     let line = service.says("filter_fails", job["jobId"].as_str().unwrap()).await;
     assert!(line["error"].as_str().unwrap().contains("22P02"), "{line}");
     assert!(!service.log().contains("PLANTED"), "{}", service.log());
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn each_event_says_whose_export_it_is_and_which_request_asked() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let (_, answer) = send(&service, "POST", "/exports/full", "r-full", json!({})).await;
     let full = answer["jobId"].as_str().unwrap();
     service.ended(full).await;
@@ -100,7 +97,6 @@ async fn each_event_says_whose_export_it_is_and_which_request_asked() {
     require_whose(&failure, failed, "full");
     assert_eq!(failure["code"], "table_missing", "{failure}");
     assert!(service.events("request").is_empty(), "requests are told at debug alone");
-    service.stop().await;
 }
 
 #[tokio::test]

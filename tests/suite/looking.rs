@@ -131,13 +131,11 @@ async fn looking_at_a_database_makes_nothing_in_it() {
 #[tokio::test]
 async fn a_catalog_is_written_and_checked_before_anything_is_made() {
     let database = Database::empty().await;
-    database
-        .run(
-            "create schema sales; create type sales.state as enum ('new', 'paid');
-             create table sales.orders (id int primary key, state sales.state, at timestamptz, modified_at timestamptz);
-             create table items (a text, b int, deleted_at timestamptz, primary key (a, b))",
-        )
-        .await;
+    let schema = "
+        create schema sales; create type sales.state as enum ('new', 'paid');
+        create table sales.orders (id int primary key, state sales.state, at timestamptz, modified_at timestamptz);
+        create table items (a text, b int, deleted_at timestamptz, primary key (a, b))";
+    database.run(schema).await;
     let before = everything_of(&database).await;
     let work = reachable_folder();
     let url = database.url();

@@ -45,8 +45,7 @@ async fn refused(service: &Service, export_type: &str) {
 
 #[tokio::test]
 async fn a_file_that_vanished_before_it_had_its_name_fails_its_export_and_a_full_one_heals() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let (doomed, id, hidden) = dead_after_a_commit(&database, "/exports/delta", Some("a")).await;
     std::fs::remove_file(hidden).unwrap();
     let heir = Start::on(&database).sharing_output(&doomed).service().await;
@@ -73,34 +72,28 @@ async fn a_file_that_vanished_before_it_had_its_name_fails_its_export_and_a_full
     database.add_users(6, 8).await;
     let (delta, file) = heir.export("delta", "a").await;
     assert_eq!((&delta["continuity"], file.ids()), (&Value::Null, vec![6, 7, 8]));
-    heir.stop().await;
 }
 
 #[tokio::test]
 async fn an_ad_hoc_export_whose_file_vanished_fails_too() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let (doomed, id, hidden) = dead_after_a_commit(&database, "/exports", None).await;
     std::fs::remove_file(hidden).unwrap();
     let heir = Start::on(&database).sharing_output(&doomed).service().await;
     let job = heir.ended(&id).await;
     assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("file_lost")), "{job}");
     assert!(!database.one::<bool>("select exists (select from watermarks)").await);
-    heir.stop().await;
 }
 
 #[tokio::test]
 async fn a_file_is_not_lost_while_its_folder_is_away() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let (doomed, id, _) = dead_after_a_commit(&database, "/exports/full", Some("a")).await;
     // That the file has its name can't be recorded.
-    database
-        .run(
-            "create function refuse() returns trigger language plpgsql as 'begin raise exception ''refused''; end';
-             create trigger refuse before update of published_at on exports for each row execute function refuse()",
-        )
-        .await;
+    let schema =
+        "create function refuse() returns trigger language plpgsql as 'begin raise exception ''refused''; end';
+             create trigger refuse before update of published_at on exports for each row execute function refuse()";
+    database.run(schema).await;
     let heir = Start::on(&database).sharing_output(&doomed).service().await;
     let named = async || heir.files().into_iter().find(|name| !name.starts_with('.'));
     eventually("the file has its name", named).await;
@@ -114,13 +107,11 @@ async fn a_file_is_not_lost_while_its_folder_is_away() {
     assert_eq!(heir.job(&id).await["status"], "processing");
     move_all(elsewhere.path(), heir.output());
     assert_eq!(heir.ended(&id).await["status"], "completed");
-    heir.stop().await;
 }
 
 #[tokio::test]
 async fn an_admin_gives_up_an_export_whose_file_nobody_can_reach() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let (_doomed, id, _) = dead_after_a_commit(&database, "/exports/full", Some("a")).await;
     let elsewhere = Start::on(&database).service().await;
     let path = format!("/exports/{id}");
@@ -132,13 +123,11 @@ async fn an_admin_gives_up_an_export_whose_file_nobody_can_reach() {
     assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("file_lost")), "{job}");
     refused(&elsewhere, "delta").await;
     elsewhere.export("full", "a").await;
-    elsewhere.stop().await;
 }
 
 #[tokio::test]
 async fn a_file_that_stands_under_another_name_is_found() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let (doomed, id, hidden) = dead_after_a_commit(&database, "/exports/full", Some("a")).await;
     // As another publisher leaves it that dies, and whose name was given up meanwhile.
     std::fs::rename(&hidden, doomed.output().join("full_a_20200101T000000Z-7.csv")).unwrap();
@@ -147,33 +136,4 @@ async fn a_file_that_stands_under_another_name_is_found() {
     assert_eq!(job["status"], "completed", "{job}");
     assert_eq!(heir.files(), [job["outputFilename"].as_str().unwrap()]);
     assert_eq!(Csv::read(&heir.path(&job)).rows.len(), 5);
-    heir.stop().await;
-}
-
-#[tokio::test]
-async fn a_name_that_is_taken_only_goes_forward() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
-    let held = database.hold_exports().await;
-    let id = service.submit("full", "a").await;
-    let name = service.job(&id).await["outputFilename"].as_str().unwrap().to_owned();
-    let stem = name.strip_suffix(".csv").unwrap();
-    // Of a service on another database.
-    let theirs = [name.clone(), format!("{stem}-2.csv"), format!("{stem}-3.csv"), format!("{stem}-4.csv")];
-    for name in &theirs {
-        std::fs::write(service.output().join(name), "theirs").unwrap();
-    }
-    held.rollback().await.unwrap();
-    let job = service.ended(&id).await;
-    assert_eq!(
-        (&job["status"], &job["outputFilename"]),
-        (&json!("completed"), &json!(format!("{stem}-5.csv"))),
-        "{job}"
-    );
-    assert_eq!(Csv::read(&service.path(&job)).rows.len(), 5);
-    for name in &theirs {
-        assert_eq!(std::fs::read_to_string(service.output().join(name)).unwrap(), "theirs");
-    }
-    service.stop().await;
 }

@@ -49,7 +49,6 @@ mod header;
 mod hostile;
 mod hosts;
 mod http;
-mod input;
 mod jobs;
 mod key_bounds;
 mod keys;

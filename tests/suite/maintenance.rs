@@ -3,12 +3,11 @@
 use nix::sys::signal::Signal;
 
 use crate::catalog::Catalog;
-use crate::harness::{Database, Start, eventually};
+use crate::harness::{Database, Start, eventually, serving_users};
 
 #[tokio::test]
 async fn a_folder_that_hangs_holds_up_neither_takeovers_nor_the_end() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let start = || Start::on(&database).with("LEASE_SECONDS", 3).with("WORKERS", 1);
     // As a read of a folder on a network that is gone: it never comes back.
     let heir = start().with("FAILPOINTS", "sink.sweep=hold").service().await;
@@ -26,13 +25,11 @@ async fn a_folder_that_hangs_holds_up_neither_takeovers_nor_the_end() {
         assert_eq!(heir.ended(&id).await["status"], "completed");
     }
     assert_eq!(heir.events("export_taken_over").len(), 1);
-    heir.stop().await;
 }
 
 #[tokio::test]
 async fn a_file_that_takes_long_to_publish_delays_its_lane_alone() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     // Two exports are committed, and their process dies before it has recorded that they are published.
     let doomed = Start::on(&database).with("WORKERS", 2);
     let mut doomed = doomed.with("FAILPOINTS", "worker.committed=hold,publisher.named=kill").service().await;
@@ -59,14 +56,11 @@ async fn a_file_that_takes_long_to_publish_delays_its_lane_alone() {
     for id in jobs {
         assert_eq!(heir.ended(&id).await["status"], "completed");
     }
-    heir.stop().await;
 }
 
 #[tokio::test]
 async fn a_file_that_cannot_be_removed_keeps_no_other_one() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let mut jobs = Vec::new();
     for _ in 0..3 {
         jobs.push(service.export("full", "a").await.0);
@@ -81,15 +75,11 @@ async fn a_file_that_cannot_be_removed_keeps_no_other_one() {
     let told =
         eventually("it is told", async || Some(keeping.events("maintenance_failed")).filter(|told| !told.is_empty()));
     assert_eq!(told.await[0]["task"], "sweep");
-    keeping.stop().await;
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_marker_in_the_making_is_nobodys_only_after_a_while() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let (job, _) = service.export("full", "a").await;
     let identity: String = database.one("select cdc_export.database_id()").await;
     let hidden = |job: &str, ending: &str| {
@@ -112,7 +102,6 @@ async fn a_marker_in_the_making_is_nobodys_only_after_a_while() {
     let is_swept = async || (!service.files().iter().any(is_left)).then_some(());
     eventually("the others go", is_swept).await;
     assert!(service.files().contains(&in_the_making), "somebody is about to give it its name");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -127,9 +116,7 @@ async fn the_owner_of_a_dropped_table_can_be_dropped() {
         .await;
     let of = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n");
     let catalog = Catalog::of(&(of("orders") + &of("kept")));
-    catalog.track(&database, "orders").await;
-    catalog.track(&database, "kept").await;
-    let service = catalog.start(&database).service().await;
+    let _service = catalog.serving(&database, &["orders", "kept"]).await;
     database.run("drop table orders").await;
     eventually("the role can be dropped", async || {
         sqlx::raw_sql(sqlx::AssertSqlSafe(format!("drop role {owner}"))).execute(&database.pool).await.ok()
@@ -138,5 +125,4 @@ async fn the_owner_of_a_dropped_table_can_be_dropped() {
     let functions =
         "select count(*) from pg_proc where pronamespace = 'cdc_export'::regnamespace and proname like 'capture\\_%'";
     assert_eq!(database.one::<i64>(functions).await, 5, "those of the table that is there");
-    service.stop().await;
 }

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use futures_util::future::join_all;
 use ring::digest;
 use serde_json::{Value, json};
 
@@ -43,8 +44,7 @@ fn digest_of(manifest: &Value) -> String {
 
 #[tokio::test]
 async fn each_export_of_a_lane_names_its_files_and_the_export_before() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let service = Start::on(&database).with("MANIFESTS", "on").service().await;
     let mut before = Value::Null;
     for (number, export_type) in (1..).zip(["full", "incremental", "delta", "full", "delta"]) {
@@ -105,7 +105,6 @@ async fn each_export_of_a_lane_names_its_files_and_the_export_before() {
     assert_eq!(refusal(answer(&service, &ad_hoc, "").await).await, (409, "no_manifest".to_owned()));
     assert_eq!(refusal(answer(&service, &other, "?as=json").await).await, (400, "parameter_invalid".to_owned()));
     assert_eq!(service.files().len(), 6 * 2 + 1);
-    service.stop().await;
 }
 
 fn manifest_text(service: &Service, job: &Value) -> String {
@@ -131,7 +130,6 @@ async fn in_a_folder_none_is_written_unless_it_is_asked_for() {
     assert_eq!(on.call("DELETE", &format!("/exports/{id}"), &[]).await.status(), 204);
     assert_eq!(read(&on, &second)["digest"], second["digest"]);
     assert_eq!(answer(&on, &second, "").await.status(), 200);
-    on.stop().await;
 }
 
 #[tokio::test]
@@ -171,8 +169,7 @@ async fn a_manifest_is_signed_with_the_services_key() {
 
 #[tokio::test]
 async fn what_the_service_leaves_is_whole_until_somebody_harms_it() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let service = Start::on(&database).with("MANIFESTS", "on").service().await;
     let mut jobs = Vec::new();
     for (number, export_type) in (1..).zip(["full", "delta", "full", "delta", "incremental"]) {
@@ -202,7 +199,6 @@ async fn what_the_service_leaves_is_whole_until_somebody_harms_it() {
     std::fs::remove_file(path(&service, &jobs[3])).unwrap();
     let (code, said) = verify().await;
     assert!(code == 1 && said.contains("gap after 3"), "{said}");
-    service.stop().await;
 }
 
 /// A file or a manifest of somebody else's under the name of ours stays, and both of ours get another.
@@ -219,33 +215,19 @@ async fn a_manifest_replaces_nothing() {
     assert!(job["outputFilename"].as_str().unwrap().ends_with("-2.csv"), "{job}");
     assert_eq!(read(&heir, &job)["export"]["files"][0]["path"], job["outputFilename"]);
     assert_eq!(std::fs::read_to_string(&theirs).unwrap(), "theirs");
-    heir.stop().await;
 }
 
 #[tokio::test]
-async fn whoever_goes_on_after_a_crash_at_the_marker_writes_the_same_manifest() {
-    // The first small file is the marker; the second is the manifest.
-    dies_at("sink.drafted=kill").await;
-}
-
-#[tokio::test]
-async fn whoever_goes_on_after_a_crash_at_the_file_of_the_manifest_writes_the_same_manifest() {
-    dies_at("sink.drafted=kill@2").await;
-}
-
-#[tokio::test]
-async fn whoever_goes_on_after_a_crash_at_the_last_name_writes_the_same_manifest() {
-    dies_at("publisher.named=kill").await;
-}
-
-#[tokio::test]
-async fn whoever_goes_on_after_a_crash_at_the_manifest_writes_the_same_manifest() {
-    dies_at("sink.manifest=kill").await;
-}
-
-#[tokio::test]
-async fn whoever_goes_on_after_a_crash_at_the_rename_of_the_manifest_writes_the_same_manifest() {
-    dies_at("sink.manifest.renamed=kill").await;
+async fn whoever_goes_on_after_a_crash_writes_the_same_manifest() {
+    let faults = [
+        // The first small file is the marker; the second is the manifest.
+        "sink.drafted=kill",
+        "sink.drafted=kill@2",
+        "publisher.named=kill",
+        "sink.manifest=kill",
+        "sink.manifest.renamed=kill",
+    ];
+    join_all(faults.map(dies_at)).await;
 }
 
 /// A crash between the files' names and the manifest's, or between that and its record.
@@ -265,22 +247,11 @@ async fn dies_at(fault: &str) {
     eventually("nothing else is there", async || (heir.files().len() == 2).then_some(())).await;
     let (next, _) = heir.export("delta", "a").await;
     assert_eq!(read(&heir, &next)["export"]["previous"], job["digest"], "{fault}");
-    heir.stop().await;
 }
 
 #[tokio::test]
-async fn a_manifest_whose_file_fails_is_written_later() {
-    fails_at("sink.drafted=error@2").await;
-}
-
-#[tokio::test]
-async fn a_manifest_whose_name_fails_is_written_later() {
-    fails_at("sink.manifest=error").await;
-}
-
-#[tokio::test]
-async fn a_manifest_whose_sync_fails_is_written_later() {
-    fails_at("sink.manifest.renamed=error").await;
+async fn a_manifest_that_fails_is_written_later() {
+    join_all(["sink.drafted=error@2", "sink.manifest=error", "sink.manifest.renamed=error"].map(fails_at)).await;
 }
 
 /// An error of the destination, not a crash: the service itself goes on.
@@ -291,7 +262,6 @@ async fn fails_at(fault: &str) {
     assert_eq!(read(&service, &job)["digest"], job["digest"], "{fault}");
     assert_eq!(service.events("publish_failed").len(), 1, "{fault}");
     assert_eq!(service.files().len(), 2, "{fault}");
-    service.stop().await;
 }
 
 /// Maintenance publishes what a slow worker is publishing, and the sweep takes the worker's hidden file for nobody's.
@@ -310,5 +280,4 @@ async fn a_worker_that_was_overtaken_reports_no_failure() {
     // By the same worker.
     slow.export("full", "b").await;
     assert_eq!(slow.events("publish_failed"), [] as [Value; 0]);
-    slow.stop().await;
 }

@@ -133,7 +133,6 @@ async fn the_datasets_are_described_in_as_many_statements_with_40_as_with_4() {
         let items = answer["items"].as_array().unwrap();
         assert!(items.len() == tables && items.iter().all(|item| item["ready"] == true), "{answer}");
         asked.push(statements(&proxy));
-        service.stop().await;
     }
     assert!(asked[0].contains_key("source.description.describe"), "{asked:?}");
     assert_eq!(asked[0], asked[1]);
@@ -223,13 +222,11 @@ async fn a_dataset_that_does_not_fit_keeps_all_from_being_tracked() {
 #[tokio::test]
 async fn a_table_that_is_gone_hidden_or_locked_leaves_the_descriptions_of_the_others_as_they_are() {
     let (database, _) = untracked().await;
-    database
-        .run(
-            "create table parts (id int, at timestamptz, n int generated always as (id + 1) stored, primary key (id))
+    let schema =
+        "create table parts (id int, at timestamptz, n int generated always as (id + 1) stored, primary key (id))
                partition by range (id);
-             create table part partition of parts for values from (0) to (9)",
-        )
-        .await;
+             create table part partition of parts for values from (0) to (9)";
+    database.run(schema).await;
     let more = "[[dataset]]\nname = \"parts\"\ntable = \"parts\"\n[[dataset]]\nname = \"hidden\"\ntable = \"hid.t\"\n";
     let catalog = Catalog::of(&(blocks(3) + more));
     let role = format!("reader_{}", uuid::Uuid::new_v4().simple());
@@ -291,5 +288,4 @@ async fn a_look_that_takes_long_is_answered_with_the_one_before() {
     newcomer.stop().await;
     writer.commit().await.unwrap();
     eventually("a new look", async || (look().await.0 == 1).then_some(())).await;
-    service.stop().await;
 }

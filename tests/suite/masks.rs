@@ -103,7 +103,6 @@ async fn each_value_is_masked_and_equal_values_have_one_token() {
     let rows = Csv::read(&service.path(&delta)).rows;
     let deleted = rows.iter().find(|row| row[1] == "4").unwrap();
     assert_eq!((&*deleted[0], &deleted[1..]), ("DELETE", &expected.map(str::to_owned)[..]));
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -125,7 +124,6 @@ async fn a_key_keeps_its_token_in_deletions() {
         people[0][..4],
         ["DELETE".to_owned(), "4".to_owned(), token("plänted1@example.com"), "****nted".to_owned()]
     );
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -189,14 +187,13 @@ async fn no_unmasked_value_is_in_any_file_answer_or_log() {
     answers += &ended(&service, "/exports/delta", Some("csv"), json!({ "dataset": "people" })).await.to_string();
     require_nowhere(service.output(), PLANTED);
     assert!(!answers.contains(PLANTED), "{answers}");
-    let log = service.log_text();
+    let log = service.log();
     assert!(log.contains("message is withheld") && !log.contains(PLANTED), "{log}");
     let kept = "select string_agg(e::text, '') from exports e";
     assert!(!database.one::<String>(kept).await.contains(PLANTED));
     let listed: Value = service.call("GET", "/datasets/people", &[]).await.json().await.unwrap();
     let masks: Vec<_> = listed["columns"].as_array().unwrap().iter().map(|column| &column["mask"]).collect();
     assert_eq!(json!(masks[..4]), json!([null, "hmac", "last 4", "null"]), "{listed}");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -217,7 +214,6 @@ async fn no_caller_selects_rows_by_a_masked_column() {
     }
     let body = json!({ "dataset": "people", "filter": filter("free"), "limit": 2 });
     assert_eq!(ended(&service, "/exports", None, body).await["rowsExported"], 2);
-    service.stop().await;
 }
 
 /// A column that was renamed must not appear under its new name, whatever a caller or the operator does beside that.
@@ -263,7 +259,6 @@ async fn a_renamed_column_is_never_exported_without_its_mask() {
         let job = export(&service, "full", "people", "a").await;
         let csv = Csv::read(&service.path(&job));
         assert!(csv.rows.iter().any(|row| row[1].contains("nted1@example.com")), "{csv:?}");
-        service.stop().await;
     }
 }
 
@@ -312,7 +307,6 @@ async fn rows_with_a_masked_key_are_in_no_order() {
             require_no_order(export_type, export_type).await;
         }
     }
-    service.stop().await;
 }
 
 /// The old file would leave the column unmasked.
@@ -330,7 +324,6 @@ async fn a_mask_without_a_secret_is_in_force_when_the_file_changes() {
     assert_eq!(service.events("mask_secret_missing").len(), 1);
     let job = ended(&service, "/exports/full", Some("a"), json!({ "dataset": "people" })).await;
     assert_eq!(job["error"]["code"], "dataset_mismatch", "{job}");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -376,7 +369,6 @@ async fn another_mask_or_secret_needs_a_full_export() {
     needs_full(&service, "visits").await;
     // It has no token.
     export(&service, "delta", "names", "a").await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -420,5 +412,4 @@ async fn a_copy_has_the_masked_values() {
     assert_eq!(mirror.target.one::<String>("select phone from sales.people where id = 2").await, "****45");
     let joined = "select count(*) from sales.people join sales.visits using (email)";
     assert_eq!(mirror.target.one::<i64>(joined).await, 13, "tokens join");
-    mirror.service.stop().await;
 }

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::catalog::Catalog;
-use crate::harness::{Database, Service, Start, eventually};
+use crate::harness::{Database, Service, Start, eventually, serving_users};
 use crate::network::{Proxy, url};
 use crate::webhooks::with_a_closed_door;
 
@@ -128,8 +128,7 @@ async fn scrape_with(service: &Service, what: &str, shows: impl Fn(&Scrape) -> b
 
 #[tokio::test]
 async fn everything_begins_at_zero() {
-    let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let (_, service) = serving_users(0).await;
     let scrape = Scrape::of(&service).await;
     for name in
         ["jobs_total", "failures_total", "rows_total", "bytes_total", "late_rows_total", "duration_seconds_count"]
@@ -148,29 +147,23 @@ async fn everything_begins_at_zero() {
             + scrape.count("cdc_export_pool_connections", &[("pool", pool), ("state", "used")]);
         assert!(open <= most, "{pool}: {open}");
     }
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_purge_that_fails_is_counted() {
     let database = Database::new().await;
-    database
-        .run(
-            "create function refuse() returns trigger language plpgsql as $$ begin raise exception 'no'; end $$;
-             create trigger refuse before delete on cdc_export.change_log for each statement execute function refuse()",
-        )
-        .await;
+    let schema = "
+        create function refuse() returns trigger language plpgsql as $$ begin raise exception 'no'; end $$;
+        create trigger refuse before delete on cdc_export.change_log for each statement execute function refuse()";
+    database.run(schema).await;
     let service = Start::on(&database).service().await;
     let failures = |scrape: &Scrape| scrape.count("cdc_export_maintenance_failures_total", &[("task", "purge")]);
     scrape_with(&service, "a failed purge", |scrape| failures(scrape) > 0).await;
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn ends_of_jobs_are_counted_with_what_they_amount_to() {
-    let database = Database::new().await;
-    database.add_users(1, 19).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(19).await;
     let (full, file) = service.export("full", "one").await;
     service.says("export_completed", full["jobId"].as_str().unwrap()).await;
     let scrape = Scrape::of(&service).await;
@@ -227,15 +220,12 @@ async fn ends_of_jobs_are_counted_with_what_they_amount_to() {
     assert_eq!(scrape.count("cdc_export_late_rows_total", &of_delta), 2);
     assert_eq!(scrape.count("cdc_export_late_rows_total", &[]), 2);
     assert_eq!(scrape.count("cdc_export_rows_total", &of_delta), 3);
-    service.stop().await;
 }
 
 /// A thousand datasets have a thousand times as many.
 #[tokio::test]
 async fn a_dataset_has_at_most_twelve_series() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (_, service) = serving_users(5).await;
     for export_type in ["full", "incremental", "delta"] {
         let (job, _) = service.export(export_type, "one").await;
         service.says("export_completed", job["jobId"].as_str().unwrap()).await;
@@ -244,15 +234,13 @@ async fn a_dataset_has_at_most_twelve_series() {
     let is_counter = |name: &str| name.ends_with("_total") || name.starts_with("cdc_export_duration");
     let series = scrape.values.keys().filter(|(name, labels)| is_counter(name) && labels.contains_key("dataset"));
     assert_eq!(series.count(), 12);
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_take_over_is_counted_by_who_takes_over() {
     // With a second attempt, and without one.
     for (attempts, status) in [(2, "completed"), (1, "failed")] {
-        let database = Database::new().await;
-        database.add_users(1, 5).await;
+        let database = Database::with_users(5).await;
         let start = || Start::on(&database).with("LEASE_SECONDS", 3).with("MAX_ATTEMPTS", attempts);
         let mut doomed = start().with("FAILPOINTS", "worker.opened=hold").service().await;
         let id = doomed.submit("full", "one").await;
@@ -267,7 +255,6 @@ async fn a_take_over_is_counted_by_who_takes_over() {
         assert_eq!((scrape.jobs("full", status), scrape.count("cdc_export_jobs_total", &[])), (1, 1));
         let exhausted = scrape.sum("cdc_export_failures_total", &[("code", "attempts_exhausted")]);
         assert_eq!(exhausted, (status == "failed").then_some(1.0));
-        heir.stop().await;
     }
 }
 
@@ -293,22 +280,18 @@ async fn the_queue_is_what_has_not_ended() {
     let empty = |scrape: &Scrape| queued(scrape) == [0, 0];
     let scrape = scrape_with(&service, "an empty queue", empty).await;
     assert_eq!(scrape.sum("cdc_export_queue_oldest_seconds", &[]), Some(0.0));
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn of_many_consumers_those_furthest_behind_have_a_series() {
     let database = Database::new().await;
-    database
-        .run(
-            "insert into watermarks (consumer_id, last_exported_at)
-             select 'c' || n, now() - n * interval '1 day' from generate_series(1, 150) as n;
-             insert into watermarks (consumer_id, last_exported_at) values ('ahead', now() + interval '1 day');
-             -- Neither is one that an export could have.
-             insert into watermarks (consumer_id, last_exported_at) values (E'\\n\" 1\\nforged 1', '2000-01-01');
-             insert into watermarks (consumer_id, dataset, last_exported_at) values ('c1', 'gone', '2000-01-01')",
-        )
-        .await;
+    let changes = "insert into watermarks (consumer_id, last_exported_at)
+                   select 'c' || n, now() - n * interval '1 day' from generate_series(1, 150) as n;
+                   insert into watermarks (consumer_id, last_exported_at) values ('ahead', now() + interval '1 day');
+                   -- Neither is one that an export could have.
+                   insert into watermarks (consumer_id, last_exported_at) values (E'\\n\" 1\\nforged 1', '2000-01-01');
+                   insert into watermarks (consumer_id, dataset, last_exported_at) values ('c1', 'gone', '2000-01-01')";
+    database.run(changes).await;
     // A dataset with triggers has no such series.
     let users =
         "[[dataset]]\nname = \"users\"\ntable = \"users\"\nupdated_at = \"updated_at\"\ncapture = \"timestamp\"\n";
@@ -330,14 +313,11 @@ async fn of_many_consumers_those_furthest_behind_have_a_series() {
     let scrape = scrape_with(&service, "few consumers", |scrape| ages(scrape).len() == 2).await;
     assert_eq!(ages(&scrape)["ahead"], 0);
     assert_eq!(scrape.count("cdc_export_watermarks_left_out", &[]), 0);
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn of_consumers_that_acknowledge_it_is_seen_what_they_have_not() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let mut jobs = Vec::new();
     for export_type in ["full", "delta", "delta"] {
         jobs.push(service.export(export_type, "a").await.0);
@@ -361,30 +341,26 @@ async fn of_consumers_that_acknowledge_it_is_seen_what_they_have_not() {
     scrape_with(&service, "none", |scrape| seen(scrape) == [Some(0.0), Some(0.0)]).await;
 
     // Of many, those that wait longest; and none of a dataset that isn't there any more.
-    database
-        .run(
-            "insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, status, max_attempts, output_filename, finished_at,
-               destination_id, staged_name, sha256, published_at, number)
-             select gen_random_uuid(), 'c' || n, dataset, 1, 'delta', 'csv', 'completed', 5, dataset || n, now(), gen_random_uuid(), 'staged',
-               repeat('a', 64), now() - n * interval '1 day', 1
-             from generate_series(1, 150) n, unnest(array['users', 'gone']) dataset;
-             insert into cdc_export.lanes (consumer_id, dataset, last_sequence, last_number, acknowledged)
-             select consumer_id, dataset, 1, 1, 0 from exports where consumer_id like 'c%'",
-        )
-        .await;
+    let changes = "
+        insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, status, max_attempts, output_filename, finished_at,
+          destination_id, staged_name, sha256, published_at, number)
+        select gen_random_uuid(), 'c' || n, dataset, 1, 'delta', 'csv', 'completed', 5, dataset || n, now(), gen_random_uuid(), 'staged',
+          repeat('a', 64), now() - n * interval '1 day', 1
+        from generate_series(1, 150) n, unnest(array['users', 'gone']) dataset;
+        insert into cdc_export.lanes (consumer_id, dataset, last_sequence, last_number, acknowledged)
+        select consumer_id, dataset, 1, 1, 0 from exports where consumer_id like 'c%'";
+    database.run(changes).await;
     let of_it = |scrape: &Scrape| -> BTreeSet<String> {
         let found = scrape.values.keys().filter(|(name, _)| name == names[0]);
         found.map(|(_, labels)| format!("{} {}", labels["consumer"], labels["dataset"])).collect()
     };
     let longest: BTreeSet<_> = (51..=150).map(|n| format!("c{n} users")).collect();
     scrape_with(&service, "a hundred", |scrape| of_it(scrape) == longest).await;
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn the_change_log_is_seen_to_grow_toward_its_cap() {
-    let database = Database::new().await;
-    database.add_users(1, 100).await;
+    let database = Database::with_users(100).await;
     let service =
         Start::on(&database).with("CHANGE_LOG_MAX_BYTES", "6KiB").with("CHANGE_LOG_MAX_AGE", "1h").service().await;
     service.export("full", "one").await;
@@ -411,7 +387,6 @@ async fn the_change_log_is_seen_to_grow_toward_its_cap() {
     assert_eq!(scrape.count("cdc_export_change_log_held_seconds", &[]), 0, "nobody's deletions are held");
     service.export("full", "one").await;
     scrape_with(&service, "a full export heals it", |s| s.count("cdc_export_positions_given_up", &[]) == 0).await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -449,7 +424,6 @@ async fn without_a_database_a_scrape_tells_so() {
     proxy.open.send_replace(true);
     let up = |scrape: &Scrape| scrape.sum("cdc_export_queue_jobs", &[]).is_some();
     scrape_with(&service, "the database again", up).await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -463,7 +437,6 @@ async fn a_folder_that_takes_no_file_is_not_ready() {
     let gone = |scrape: &Scrape| scrape.count("cdc_export_output_ready", &[]) == 0;
     let scrape = scrape_with(&service, "a folder that is gone", gone).await;
     assert_eq!(scrape.count("cdc_export_database_up", &[]), 1);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -479,18 +452,14 @@ async fn a_worker_without_an_api_is_watched_on_its_own_port() {
     assert_eq!(worker.call("GET", "/health/ready", &[]).await.status(), 200);
     assert_eq!(worker.call("GET", "/metrics", &[("Host", "example.com")]).await.status(), 403);
     assert_eq!(worker.call("GET", "/exports", &[]).await.status(), 404);
-    worker.stop().await;
-    api.stop().await;
 }
 
 #[tokio::test]
 async fn a_page_of_another_origin_reads_no_metrics() {
-    let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let (_, service) = serving_users(0).await;
     for header in [("Host", "example.com"), ("Origin", "http://example.com")] {
         assert_eq!(service.call("GET", "/metrics", &[header]).await.status(), 403);
     }
-    service.stop().await;
 }
 
 /// The rows of the table in `docs/METRICS.md`: name, type, names of labels.
@@ -510,13 +479,11 @@ fn documented() -> BTreeMap<String, (String, BTreeSet<String>)> {
 #[tokio::test]
 async fn the_documents_table_is_what_a_scrape_shows() {
     let database = Database::new().await;
-    database
-        .run(
-            "insert into watermarks (consumer_id, last_exported_at, live_snapshot) values ('one', now(), pg_current_snapshot());
-             insert into watermarks (consumer_id, dataset, last_exported_at) values ('one', 'polled', now());
-             insert into cdc_export.lanes (consumer_id, dataset, last_sequence, last_number, acknowledged) values ('one', 'users', 1, 1, 1)",
-        )
-        .await;
+    let changes = "
+        insert into watermarks (consumer_id, last_exported_at, live_snapshot) values ('one', now(), pg_current_snapshot());
+        insert into watermarks (consumer_id, dataset, last_exported_at) values ('one', 'polled', now());
+        insert into cdc_export.lanes (consumer_id, dataset, last_sequence, last_number, acknowledged) values ('one', 'users', 1, 1, 1)";
+    database.run(changes).await;
     let service = with_a_closed_door(
         &database,
         "[[dataset]]\nname = \"polled\"\ntable = \"users\"\nupdated_at = \"updated_at\"\ncapture = \"timestamp\"\n\
@@ -538,7 +505,6 @@ async fn the_documents_table_is_what_a_scrape_shows() {
         assert!(documented.remove(name).is_some());
     }
     assert_eq!(documented, shown.collect());
-    service.stop().await;
 }
 
 #[test]

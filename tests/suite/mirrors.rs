@@ -185,7 +185,6 @@ async fn each_dataset_is_pulled_into_a_folder_of_its_own() {
     for table in ["t1", "t2"] {
         mirror.require_equal(table, &format!("sales.{table}")).await;
     }
-    mirror.service.stop().await;
 }
 
 #[tokio::test]
@@ -231,7 +230,6 @@ async fn a_dataset_that_fails_is_named_and_stops_its_batch_alone() {
     assert!(said.ends_with("cdc-export: 1 of 3 datasets failed: t2\n"), "{said}");
     held.release().await;
     assert_eq!(alone.await.unwrap().0, 0);
-    mirror.service.stop().await;
 }
 
 #[tokio::test]
@@ -260,7 +258,6 @@ async fn datasets_come_and_go_between_rounds() {
     assert_eq!(count(warning), 1, "{said}");
     // The round that began before the restart may have asked for it.
     assert!(count("cdc-export: t3: ") <= 1 && count("cdc-export: t1: ") <= 1, "{said}");
-    mirror.service.stop().await;
 }
 
 #[tokio::test]
@@ -325,7 +322,6 @@ async fn killed_in_the_middle_of_many_nothing_is_lost_and_nothing_comes_twice() 
     }
     let (code, printed, _) = mirror.apply(&["--all-datasets", "--request", "none"]).output().await;
     assert_eq!((code, printed.as_str()), (0, ""));
-    mirror.service.stop().await;
 }
 
 #[tokio::test]
@@ -358,5 +354,4 @@ async fn all_tables_are_applied_over_as_many_connections_as_jobs() {
     assert!((1..=3).contains(&seen.len()), "two jobs, and one that names the holders of locks: {seen:?}");
     stop(&mut child).await;
     mirror.require_all_equal(&tables).await;
-    mirror.service.stop().await;
 }

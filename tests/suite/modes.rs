@@ -24,8 +24,7 @@ fn all(mode: u32) -> BTreeMap<String, u32> {
 /// Modes after one export that is whole and one that died before it was, in a folder that the service made, and the
 /// folder's.
 async fn after_exports(start: impl Fn() -> Start) -> (u32, BTreeMap<String, u32>) {
-    let database = Database::new().await;
-    database.add_users(1, 10).await;
+    let database = Database::with_users(10).await;
     let work = tempfile::tempdir().unwrap();
     let folder = work.path().join("above/files");
     let on = || start().with("DATABASE_URL", database.url()).with("OUTPUT_DIR", folder.display());

@@ -175,8 +175,7 @@ async fn a_start_waits_for_a_server_that_is_starting() {
 
 #[tokio::test]
 async fn a_database_behind_a_black_hole_is_unavailable() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let proxy = Proxy::to(&database.options).await;
     let service = Start::plain().with("DATABASE_URL", url(&database, &proxy)).with("LEASE_SECONDS", 2);
     let service = service.with("FAILPOINTS", PROMPT).service().await;
@@ -255,61 +254,27 @@ async fn a_call_that_was_never_answered_keeps_no_place_in_its_pool() {
 }
 
 #[tokio::test]
-async fn an_export_whose_connection_falls_silent_while_its_session_is_looked_up_completes() {
-    falls_silent_at("source.session.of", "delta", 1).await;
-}
-
-#[tokio::test]
-async fn an_export_whose_connection_falls_silent_at_its_begin_is_tried_again() {
-    falls_silent_at("source.snapshot.begin\n", "delta", 2).await;
-}
-
-#[tokio::test]
-async fn an_export_whose_connection_falls_silent_at_its_snapshot_is_tried_again() {
-    falls_silent_at("source.snapshot.open", "delta", 2).await;
-}
-
-#[tokio::test]
-async fn an_export_whose_connection_falls_silent_at_the_import_of_its_snapshot_is_tried_again() {
-    falls_silent_at("source.snapshot.import", "delta", 2).await;
-}
-
-#[tokio::test]
-async fn an_export_whose_connection_falls_silent_at_the_rows_of_a_delta_is_tried_again() {
-    // The leader and the heartbeat live on: nothing but a look at the reader tells that it never hears of its rows.
-    falls_silent_at("source.copy.changes", "delta", 2).await;
-}
-
-#[tokio::test]
-async fn an_export_whose_connection_falls_silent_at_the_rows_of_an_incremental_is_tried_again() {
-    falls_silent_at("source.copy.changes", "incremental", 2).await;
-}
-
-#[tokio::test]
-async fn an_export_whose_connection_falls_silent_at_the_rows_of_a_full_one_is_tried_again() {
-    falls_silent_at("source.copy.table", "full", 2).await;
-}
-
-#[tokio::test]
-async fn an_export_whose_connection_falls_silent_before_its_commit_is_tried_again() {
-    falls_silent_at("source.snapshot.begin_commit", "delta", 2).await;
-}
-
-#[tokio::test]
-async fn an_export_whose_connection_falls_silent_behind_its_last_row_completes() {
-    // All rows are in the file by then.
-    falls_silent_at("source.snapshot.end_reading", "delta", 1).await;
-}
-
-#[tokio::test]
-async fn an_export_whose_connection_falls_silent_at_its_commit_is_tried_again() {
-    falls_silent_at("source.snapshot.commit", "delta", 2).await;
+async fn an_export_whose_connection_falls_silent_is_tried_again_unless_all_rows_are_there() {
+    let steps = [
+        ("source.session.of", "delta", 1),
+        ("source.snapshot.begin\n", "delta", 2),
+        ("source.snapshot.open", "delta", 2),
+        ("source.snapshot.import", "delta", 2),
+        // The leader and the heartbeat live on: only a look at the reader shows that it never hears of its rows.
+        ("source.copy.changes", "delta", 2),
+        ("source.copy.changes", "incremental", 2),
+        ("source.copy.table", "full", 2),
+        ("source.snapshot.begin_commit", "delta", 2),
+        // All rows are in the file by then.
+        ("source.snapshot.end_reading", "delta", 1),
+        ("source.snapshot.commit", "delta", 2),
+    ];
+    join_all(steps.map(|(step, export_type, attempts)| falls_silent_at(step, export_type, attempts))).await;
 }
 
 /// An export of this type whose connection falls silent when it sends `step`, and how many attempts it takes.
 async fn falls_silent_at(step: &'static str, export_type: &'static str, attempts: u64) {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let proxy = Proxy::to(&database.options).await;
     // The first export is on fresh connections: later ones don't send a statement's text again.
     let start = Start::plain().with("DATABASE_URL", url(&database, &proxy)).with("LEASE_SECONDS", 5).with("WORKERS", 1);
@@ -329,14 +294,11 @@ async fn falls_silent_at(step: &'static str, export_type: &'static str, attempts
 #[tokio::test]
 async fn a_statement_that_takes_long_is_not_taken_for_a_lost_connection() {
     let database = Database::empty().await;
-    database
-        .run(
-            "create table slow (id bigint primary key, at timestamptz not null default now());
-             insert into slow (id) select generate_series(1, 11);
-             create function takes_long(id bigint) returns boolean language plpgsql immutable
-               as 'begin perform pg_sleep(0.35); return true; end'",
-        )
-        .await;
+    let schema = "create table slow (id bigint primary key, at timestamptz not null default now());
+                  insert into slow (id) select generate_series(1, 11);
+                  create function takes_long(id bigint) returns boolean language plpgsql immutable
+                    as 'begin perform pg_sleep(0.35); return true; end'";
+    database.run(schema).await;
     let catalog =
         Catalog::of("[[dataset]]\nname = \"slow\"\ntable = \"slow\"\nupdated_at = \"at\"\nfilter = \"takes_long(id)\"");
     catalog.track(&database, "slow").await;
@@ -355,15 +317,12 @@ async fn a_statement_that_takes_long_is_not_taken_for_a_lost_connection() {
 #[tokio::test]
 async fn a_further_reader_that_is_quiet_for_long_is_not_taken_for_a_lost_one() {
     let database = Database::empty().await;
-    database
-        .run(
-            "create table slow (id bigint primary key, at timestamptz not null default now(), wide text);
-             alter table slow alter wide set storage plain;
-             insert into slow (id, wide) select n, repeat('x', 7000) from generate_series(1, 2300) n; analyze slow;
-             create function takes_long(id bigint) returns boolean language plpgsql immutable
-               as 'begin if id in (1, 300, 600) then perform pg_sleep(5); end if; return true; end'",
-        )
-        .await;
+    let schema = "create table slow (id bigint primary key, at timestamptz not null default now(), wide text);
+                  alter table slow alter wide set storage plain;
+                  insert into slow (id, wide) select n, repeat('x', 7000) from generate_series(1, 2300) n; analyze slow;
+                  create function takes_long(id bigint) returns boolean language plpgsql immutable
+                    as 'begin if id in (1, 300, 600) then perform pg_sleep(5); end if; return true; end'";
+    database.run(schema).await;
     let catalog =
         Catalog::of("[[dataset]]\nname = \"slow\"\ntable = \"slow\"\nupdated_at = \"at\"\nfilter = \"takes_long(id)\"");
     catalog.track(&database, "slow").await;

@@ -35,7 +35,6 @@ async fn a_key_of_another_collation_than_its_index_is_compared_in_that_of_the_in
         texts.exports(&service, "delta", &table, "a").await;
         texts.require(&database, &table, "k", &format!("{of:?}")).await;
     }
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -61,8 +60,7 @@ async fn a_key_whose_text_comes_to_show_settings_is_tracked_again() {
         .run("create table t (k text primary key, n int); insert into t values ('2026-01-01 12:00:00+00', 1)")
         .await;
     let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
-    catalog.track(&database, "t").await;
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["t"]).await;
     export(&service, "full", "t", "a").await;
     database.run("alter table t alter k type timestamptz using k::timestamptz").await;
     let mut copy = Texts::of(1);
@@ -81,5 +79,4 @@ async fn a_key_whose_text_comes_to_show_settings_is_tracked_again() {
         .unwrap();
     assert_eq!(texts, ["2026-01-01 12:00:00+00", "2026-01-02 12:00:00+00"], "one key has one text");
     assert_eq!(copy.rows.len(), 1, "{:?}", copy.rows);
-    service.stop().await;
 }

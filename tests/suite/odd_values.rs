@@ -36,8 +36,7 @@ async fn a_deleted_key_that_its_type_reads_no_more_wants_a_full_export() {
             ))
             .await;
         let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
-        catalog.track(&database, "t").await;
-        let service = catalog.start(&database).service().await;
+        let service = catalog.serving(&database, &["t"]).await;
         export(&service, "full", "t", "a").await;
         database.run(&format!("delete from t where n = 1; {change}")).await;
         let (code, word, detail) = failed(&service, "delta", "a").await;
@@ -46,7 +45,6 @@ async fn a_deleted_key_that_its_type_reads_no_more_wants_a_full_export() {
         assert_eq!(export(&service, "full", "t", "a").await["rowsExported"], 1);
         database.run("update t set n = 3").await;
         assert_eq!(export(&service, "delta", "t", "a").await["rowsExported"], 1);
-        service.stop().await;
     }
 }
 
@@ -54,25 +52,17 @@ async fn a_deleted_key_that_its_type_reads_no_more_wants_a_full_export() {
 async fn an_old_value_of_a_deleted_row_is_sent_whatever_became_of_its_type() {
     let database = Database::empty().await;
     database.run(OWN_TYPES).await;
-    database
-        .run(
-            "create table t (id int primary key, m mood, s small, p pair, many small[], c char(4));
-             insert into t values (1, 'sad', 500, '(500,x)', '{500}', 'a'), (2, 'happy', 5, '(5,y)', '{5}', 'b')",
-        )
-        .await;
+    let schema = "create table t (id int primary key, m mood, s small, p pair, many small[], c char(4));
+                  insert into t values (1, 'sad', 500, '(500,x)', '{500}', 'a'), (2, 'happy', 5, '(5,y)', '{5}', 'b')";
+    database.run(schema).await;
     let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
-    catalog.track(&database, "t").await;
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["t"]).await;
     export(&service, "full", "t", "a").await;
-    database
-        .run(
-            "delete from t where id = 1; alter domain small add constraint less check (value < 100) not valid;
-             delete from pg_enum where enumlabel = 'sad'",
-        )
-        .await;
+    let changes = "delete from t where id = 1; alter domain small add constraint less check (value < 100) not valid;
+                   delete from pg_enum where enumlabel = 'sad'";
+    database.run(changes).await;
     let delta = Csv::read(&service.path(&export(&service, "delta", "t", "a").await));
     assert_eq!(delta.rows, [["DELETE", "1", "sad", "500", "(500,x)", "{500}", "a   "]]);
-    service.stop().await;
 }
 
 /// Before Postgres 15 such a `"char"` is written as a byte that is no UTF-8, which may damage the texts beside it.
@@ -83,8 +73,7 @@ async fn a_byte_of_a_deleted_row_that_is_no_text_holds_up_no_delta() {
         .run("create table t (id int primary key, note text, c \"char\"); insert into t values (1, 'n', 'a')")
         .await;
     let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
-    catalog.track(&database, "t").await;
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["t"]).await;
     export(&service, "full", "t", "a").await;
     database
         .run("insert into t values (2, 'é, n', (-56)::\"char\"); delete from t; insert into t values (3, 'n', 'b')")
@@ -98,23 +87,18 @@ async fn a_byte_of_a_deleted_row_that_is_no_text_holds_up_no_delta() {
     }
     assert_eq!(rows[0], ["DELETE", "1", "n", "a"]);
     assert_eq!(rows[2][1..], ["3", "n", "b"]);
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_filter_that_fails_is_named() {
     let database = Database::empty().await;
-    database
-        .run(
-            "create function positive(n int) returns bool immutable language plpgsql as
-               $$begin if n < 0 then raise exception 'secret %', n; end if; return true; end$$;
-             create table t (id int primary key, n int); insert into t values (1, 1)",
-        )
-        .await;
+    let schema = "create function positive(n int) returns bool immutable language plpgsql as
+                    $$begin if n < 0 then raise exception 'secret %', n; end if; return true; end$$;
+                  create table t (id int primary key, n int); insert into t values (1, 1)";
+    database.run(schema).await;
     for (filter, bad, sqlstate) in [("10 / n > 0", 0, "22012"), ("public.positive(n)", -1, "P0001")] {
         let catalog = Catalog::of(&format!("[[dataset]]\nname = \"t\"\ntable = \"t\"\nfilter = \"{filter}\"\n"));
-        catalog.track(&database, "t").await;
-        let service = catalog.start(&database).service().await;
+        let service = catalog.serving(&database, &["t"]).await;
         export(&service, "full", "t", sqlstate).await;
         database.run(&format!("update t set n = {bad}")).await;
         for export_type in ["full", "incremental", "delta"] {
@@ -126,7 +110,6 @@ async fn a_filter_that_fails_is_named() {
         // Mended, it goes on.
         database.run("update t set n = 2").await;
         assert_eq!(export(&service, "delta", "t", sqlstate).await["rowsExported"], 1);
-        service.stop().await;
     }
 }
 
@@ -136,8 +119,7 @@ async fn a_value_that_postgres_itself_cannot_write_is_no_defect_of_ours() {
     database.run(OWN_TYPES).await;
     database.run("create table t (id int primary key, m mood); insert into t values (1, 'sad')").await;
     let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
-    catalog.track(&database, "t").await;
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["t"]).await;
     export(&service, "full", "t", "a").await;
     database.run("update t set id = 2; delete from pg_enum where enumlabel = 'sad'").await;
     for export_type in ["full", "incremental", "delta"] {
@@ -145,5 +127,4 @@ async fn a_value_that_postgres_itself_cannot_write_is_no_defect_of_ours() {
         assert_eq!(code, "value_unreadable", "{export_type}: {detail}");
         assert!(detail.contains("`t`") && detail.contains("SQLSTATE"), "{detail}");
     }
-    service.stop().await;
 }

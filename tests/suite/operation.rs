@@ -34,23 +34,19 @@ async fn the_log_tells_inserts_from_updates_unless_a_dataset_asks_for_its_times(
     let database = Database::empty().await;
     database.run(ITEMS).await;
     let catalog = catalog();
-    catalog.track(&database, "logged").await;
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["logged"]).await;
     let all = |word: [&str; 5]| (1..=5).zip(word).map(|(id, word)| format!("{id} {word}")).collect::<Vec<_>>();
     assert_eq!(delta(&service, "logged", "new").await.1, all(["INSERT"; 5]), "from the beginning everything is new");
     assert_eq!(delta(&service, "timed", "new").await.1, all(["UPDATE", "UPDATE", "UPDATE", "UPDATE", "INSERT"]));
     for dataset in ["logged", "timed"] {
         export(&service, "full", dataset, "a").await;
     }
-    database
-        .run(
-            "insert into items values (6, 0, '2026-02-01', '2026-02-01'), (7, 0, '2026-02-01', '2026-02-02');
-             update items set n = 1 where id in (1, 5);
-             delete from items where id in (2, 3);
-             insert into items values (3, 9, '2026-02-01', '2026-02-01');
-             update items set n = 1 where id = 6",
-        )
-        .await;
+    let changes = "insert into items values (6, 0, '2026-02-01', '2026-02-01'), (7, 0, '2026-02-01', '2026-02-02');
+                   update items set n = 1 where id in (1, 5);
+                   delete from items where id in (2, 3);
+                   insert into items values (3, 9, '2026-02-01', '2026-02-01');
+                   update items set n = 1 where id = 6";
+    database.run(changes).await;
     let logged = ["1 UPDATE", "2 DELETE", "3 UPDATE", "5 UPDATE", "6 INSERT", "7 INSERT"];
     assert_eq!(delta(&service, "logged", "a").await.1, logged);
     let timed = ["1 UPDATE", "2 DELETE", "3 INSERT", "5 INSERT", "6 INSERT", "7 UPDATE"];
@@ -63,7 +59,6 @@ async fn the_log_tells_inserts_from_updates_unless_a_dataset_asks_for_its_times(
     }
     assert_eq!(delta(&service, "logged", "a").await.1, ["3 UPDATE", "5 UPDATE", "6 UPDATE", "7 UPDATE"]);
     assert_eq!(delta(&service, "timed", "a").await.1, ["3 INSERT", "5 INSERT", "6 INSERT", "7 UPDATE"]);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -71,8 +66,7 @@ async fn another_operation_needs_no_full_export() {
     let database = Database::empty().await;
     database.run(ITEMS).await;
     let catalog = catalog();
-    catalog.track(&database, "logged").await;
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["logged"]).await;
     for dataset in ["logged", "timed"] {
         export(&service, "full", dataset, "a").await;
     }
@@ -86,7 +80,6 @@ async fn another_operation_needs_no_full_export() {
         let (job, rows) = delta(&service, dataset, "a").await;
         assert_eq!((&job["continuity"], rows), (&json!(null), vec![word.to_owned()]), "{dataset}");
     }
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -101,7 +94,6 @@ async fn a_table_whose_changes_are_told_by_time_has_its_operations_from_the_wate
     assert!(delta(&service, "items", "a").await.1.iter().all(|row| row.ends_with("INSERT")));
     database.run("insert into items values (6, 0, '2026-02-01', '2026-02-01')").await;
     assert_eq!(delta(&service, "items", "a").await.1, ["6 UPDATE"], "whether it is new nobody knows");
-    service.stop().await;
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Csv, Database, Service, Start, eventually, refusal};
+use crate::harness::{Csv, Database, Service, Start, eventually, refusal, serving_users};
 
 /// A service that died between the commit of an export and its file's name, and the export's id.
 async fn dead_after_a_commit(
@@ -30,8 +30,7 @@ async fn get(service: &Service, path: &str) -> Value {
 /// A lane waits for its last file's name, whoever runs it.
 #[tokio::test]
 async fn a_committed_export_without_its_name_is_not_overtaken() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let first = Start::on(&database).service().await;
     first.export("full", "a").await;
     database.add_users(6, 8).await;
@@ -70,15 +69,12 @@ async fn a_committed_export_without_its_name_is_not_overtaken() {
     assert_eq!(heir.ended(ad_hoc["jobId"].as_str().unwrap()).await["number"], Value::Null, "ad hoc there is no order");
     let metrics = heir.call("GET", "/metrics", &[]).await.text().await.unwrap();
     assert!(metrics.contains("cdc_export_unpublished_seconds 0\n"), "{metrics}");
-    heir.stop().await;
-    elsewhere.stop().await;
 }
 
 /// The one way out where the folder is gone for good: what the lane waits for is given up.
 #[tokio::test]
 async fn an_export_that_is_given_up_frees_its_lane_and_has_no_number() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let (dead, lost) = dead_after_a_commit(&database, Start::on(&database), "a", "full").await;
     let heir = Start::on(&database).service().await;
     let delta = heir.submit("delta", "a").await;
@@ -95,15 +91,12 @@ async fn an_export_that_is_given_up_frees_its_lane_and_has_no_number() {
     // Back again, its folder loses what was staged there.
     let back = Start::on(&database).sharing_output(&dead).service().await;
     eventually("the staged file goes", async || back.files().is_empty().then_some(())).await;
-    back.stop().await;
-    heir.stop().await;
 }
 
 /// In the folder itself, the staged file is gone with the answer.
 #[tokio::test]
 async fn what_is_given_up_leaves_no_file() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let (dead, lost) = dead_after_a_commit(&database, Start::on(&database), "a", "full").await;
     // Without workers nobody gives it its name, and nobody sweeps.
     let api = Start::on(&database).sharing_output(&dead).arguments(&["serve", "--no-workers"]).service().await;
@@ -111,23 +104,18 @@ async fn what_is_given_up_leaves_no_file() {
     database.run("update exports set finished_at = finished_at - interval '1 minute'").await;
     assert_eq!(api.call("DELETE", &format!("/exports/{lost}"), &[]).await.status(), 204);
     assert_eq!(api.files(), Vec::<String>::new());
-    api.stop().await;
 }
 
 /// A clock that ran ahead, or a failover to a slower one: what comes after is later all the same.
 #[tokio::test]
 async fn a_clock_that_was_set_back_changes_no_order() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let (full, _) = service.export("full", "a").await;
     // As the clock had it before.
-    database
-        .run(
-            "update exports set created_at = created_at + interval '1 hour', started_at = started_at + interval '1 hour',
-               finished_at = finished_at + interval '1 hour', published_at = published_at + interval '1 hour'",
-        )
-        .await;
+    let changes =
+        "update exports set created_at = created_at + interval '1 hour', started_at = started_at + interval '1 hour',
+               finished_at = finished_at + interval '1 hour', published_at = published_at + interval '1 hour'";
+    database.run(changes).await;
     let mut jobs = vec![service.job(full["jobId"].as_str().unwrap()).await];
     for n in 0..4 {
         database.add_users(6 + n, 6 + n).await;
@@ -166,29 +154,25 @@ async fn a_clock_that_was_set_back_changes_no_order() {
     let keeping = keeping.service().await;
     let newest = [jobs[4]["outputFilename"].as_str().unwrap().to_owned()];
     eventually("older files go", async || (keeping.files() == newest).then_some(())).await;
-    keeping.stop().await;
 }
 
 /// Where the clock was set back after a commit, nothing waits for the time that it had.
 #[tokio::test]
 async fn an_export_that_was_committed_in_times_to_come_can_be_given_up() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let (_dead, lost) = dead_after_a_commit(&database, Start::on(&database), "a", "full").await;
     database.run("update exports set finished_at = finished_at + interval '1 hour'").await;
     let elsewhere = Start::on(&database).service().await;
     assert_eq!(elsewhere.call("DELETE", &format!("/exports/{lost}"), &[]).await.status(), 204);
     let lost = elsewhere.job(&lost).await;
     assert_eq!(lost["error"]["code"], "file_lost", "{lost}");
-    elsewhere.stop().await;
 }
 
 /// What was ready before the database's clock was set back is ready after it, and what a worker had that is gone is
 /// taken over.
 #[tokio::test]
 async fn a_clock_that_was_set_back_holds_no_job_up() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let start = || Start::on(&database).with("LEASE_SECONDS", 1);
     let mut doomed = start().with("FAILPOINTS", "worker.opened=hold").service().await;
     let api = start().sharing_output(&doomed).arguments(&["serve", "--no-workers"]).service().await;
@@ -198,15 +182,10 @@ async fn a_clock_that_was_set_back_holds_no_job_up() {
     doomed.dies().await;
     let waits = api.submit("full", "b").await;
     // The clock's step is an hour of what is written, as it is seen from then on.
-    database
-        .run(
-            "update exports set created_at = created_at + interval '1 hour', run_at = run_at + interval '1 hour',
-               lease_expires_at = lease_expires_at + interval '1 hour'",
-        )
-        .await;
+    let changes = "update exports set created_at = created_at + interval '1 hour', run_at = run_at + interval '1 hour',
+                   lease_expires_at = lease_expires_at + interval '1 hour'";
+    database.run(changes).await;
     let heir = start().sharing_output(&api).service().await;
     assert_eq!(heir.ended(&waits).await["status"], "completed");
     assert_eq!(heir.ended(&begun).await["status"], "completed");
-    heir.stop().await;
-    api.stop().await;
 }

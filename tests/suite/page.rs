@@ -2,7 +2,19 @@
 
 use reqwest::header::HeaderMap;
 
-use crate::harness::{Database, Service, Start, refusal};
+use crate::harness::{Database, Service, Start, refusal, serving_users};
+
+/// The policy of the page's files, and of those of `/docs`.
+pub(crate) const POLICY: [&str; 8] = [
+    "default-src 'none'",
+    "script-src 'self'",
+    "style-src 'self'",
+    "connect-src 'self'",
+    "img-src 'self' data:",
+    "base-uri 'none'",
+    "form-action 'none'",
+    "frame-ancestors 'none'",
+];
 
 /// What the page is made of, as its HTML and its modules name it.
 async fn assets(service: &Service) -> Vec<String> {
@@ -49,20 +61,7 @@ async fn the_page_and_all_its_files_are_served_and_let_nothing_foreign_in() {
         assert_eq!(header(&headers, "cross-origin-resource-policy"), "same-origin");
         assert_eq!(header(&headers, "cache-control"), "no-cache");
         let policy: Vec<&str> = header(&headers, "content-security-policy").split("; ").collect();
-        assert_eq!(
-            policy,
-            [
-                "default-src 'none'",
-                "script-src 'self'",
-                "style-src 'self'",
-                "connect-src 'self'",
-                "img-src 'self' data:",
-                "base-uri 'none'",
-                "form-action 'none'",
-                "frame-ancestors 'none'",
-                "require-trusted-types-for 'script'",
-            ]
-        );
+        assert_eq!(policy, [&POLICY[..], &["require-trusted-types-for 'script'"]].concat());
         let text = answer.text().await.unwrap();
         assert!(!text.is_empty());
 
@@ -80,7 +79,6 @@ async fn the_page_and_all_its_files_are_served_and_let_nothing_foreign_in() {
         assert_eq!(header(head.headers(), "content-length"), text.len().to_string());
         assert_eq!(head.text().await.unwrap(), "");
     }
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -98,7 +96,6 @@ async fn the_page_has_no_other_files() {
     // There is one thing at `/`, whoever asks.
     let answer = service.call("GET", "/", &[("Accept", "application/json")]).await;
     assert_eq!(header(answer.headers(), "content-type"), "text/html; charset=utf-8");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -110,13 +107,11 @@ async fn the_page_needs_no_key_and_its_data_do() {
     assert_eq!(refusal(service.call("GET", "/exports", &[]).await).await, (401, "key_required".to_owned()));
     // Of what nobody has made a route of, nothing is told.
     assert_eq!(refusal(service.call("GET", "/page/a/b", &[]).await).await, (401, "key_required".to_owned()));
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn without_keys_the_page_is_for_this_machine_as_all_else_is() {
-    let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(0).await;
     for path in ["/", "/page/app.js"] {
         let answer = service.call("GET", path, &[("Host", "rebound.example")]).await;
         assert_eq!(refusal(answer).await, (403, "host_not_local".to_owned()), "{path}");
@@ -126,5 +121,4 @@ async fn without_keys_the_page_is_for_this_machine_as_all_else_is() {
     service.stop().await;
     let service = Start::on(&database).with("AUTH", "none").service().await;
     assert_eq!(service.call("GET", "/", &[("Host", "exports.example")]).await.status(), 200);
-    service.stop().await;
 }

@@ -35,10 +35,7 @@ impl Tables {
         let database = Database::empty().await;
         database.run(&format!("{PARTED}; {PLAIN}")).await;
         let catalog = Catalog::of(BOTH);
-        for dataset in ["parted", "plain"] {
-            catalog.track(&database, dataset).await;
-        }
-        let service = catalog.start(&database).service().await;
+        let service = catalog.serving(&database, &["parted", "plain"]).await;
         for dataset in ["parted", "plain"] {
             export(&service, "full", dataset, "a").await;
         }
@@ -85,12 +82,10 @@ impl Tables {
 #[tokio::test]
 async fn a_new_partition_needs_neither_track_nor_a_full_export() {
     let tables = Tables::new().await;
-    tables
-        .run(
-            "create table more partition of parted for values from (200) to (300); insert into parted values (201, 'through');
-             insert into more values (202, 'directly'), (203, 'gone'); delete from more where id = 203; update parted set id = 204 where id = 0",
-        )
-        .await;
+    let schema = "
+        create table more partition of parted for values from (200) to (300); insert into parted values (201, 'through');
+        insert into more values (202, 'directly'), (203, 'gone'); delete from more where id = 203; update parted set id = 204 where id = 0";
+    tables.run(schema).await;
     assert_eq!(tables.delta("parted").await, ["DELETE 0", "DELETE 203", "INSERT 201", "INSERT 202", "INSERT 204"]);
     tables.run("update more set note = 'x' where id = 201").await;
     assert_eq!(tables.delta("parted").await, ["UPDATE 201"]);
@@ -99,30 +94,24 @@ async fn a_new_partition_needs_neither_track_nor_a_full_export() {
     tables.refused("parted", "truncated").await;
     tables.heals("parted", Some("truncated")).await;
     // One that comes empty, and one whose rows were there before, away from another.
-    tables
-        .run(
-            "create table later (like parted including all); alter table parted attach partition later for values from (300) to (400);
-             insert into later values (301, 'x')",
-        )
-        .await;
+    let schema = "
+        create table later (like parted including all); alter table parted attach partition later for values from (300) to (400);
+        insert into later values (301, 'x')";
+    tables.run(schema).await;
     assert_eq!(tables.delta("parted").await, ["INSERT 301"]);
     tables.run("create table rest partition of parted default; insert into parted values (500, 'x'), (600, 'x')").await;
     assert_eq!(tables.delta("parted").await, ["INSERT 500", "INSERT 600"]);
-    tables
-        .run(
-            "begin; create table fifth (like parted including all); insert into fifth select * from rest where id < 600;
-             delete from rest where id < 600; alter table parted attach partition fifth for values from (500) to (600); commit",
-        )
-        .await;
+    let changes = "
+        begin; create table fifth (like parted including all); insert into fifth select * from rest where id < 600;
+        delete from rest where id < 600; alter table parted attach partition fifth for values from (500) to (600); commit";
+    tables.run(changes).await;
     assert_eq!(tables.delta("parted").await, ["UPDATE 500"], "it was logged as gone, and is there");
 
     // Rows that nobody saw come.
-    tables
-        .run(
-            "create table loaded (like parted including all); insert into loaded values (401, 'before');
-             alter table parted attach partition loaded for values from (400) to (500); insert into loaded values (402, 'after')",
-        )
-        .await;
+    let schema = "
+        create table loaded (like parted including all); insert into loaded values (401, 'before');
+        alter table parted attach partition loaded for values from (400) to (500); insert into loaded values (402, 'after')";
+    tables.run(schema).await;
     tables.refused("parted", "partitions_changed").await;
     tables.catalog.track(&tables.database, "parted").await;
     tables.refused("parted", "partitions_changed").await;
@@ -137,7 +126,6 @@ async fn a_new_partition_needs_neither_track_nor_a_full_export() {
     tables.run("drop table later").await;
     tables.refused("parted", "partitions_changed").await;
     tables.heals("parted", Some("partitions_changed")).await;
-    tables.service.stop().await;
 }
 
 /// It delivers no deletions, so that it heals none.
@@ -159,7 +147,6 @@ async fn a_truncate_that_only_a_file_tells_stays_due_after_an_incremental() {
     tables.heals("parted", Some("truncated")).await;
     let job = export(&tables.service, "incremental", "parted", "a").await;
     assert_eq!(job["continuity"], Value::Null, "{job}");
-    tables.service.stop().await;
 }
 
 #[tokio::test]
@@ -181,7 +168,6 @@ async fn a_key_s_name_on_another_column_for_a_while_is_not_missed() {
     // A partition's own columns are looked at: what only its root's say is no rename.
     tables.run("grant select (id) on parted to public; alter table parted rename note to called").await;
     assert_eq!(tables.delta("parted").await, Vec::<String>::new());
-    tables.service.stop().await;
 }
 
 /// Postgres gives all triggers back as ordinary ones.
@@ -192,7 +178,6 @@ async fn triggers_that_were_all_switched_off_and_on_are_missing() {
     tables.refused("plain", "trigger_missing").await;
     tables.catalog.track(&tables.database, "plain").await;
     tables.heals("plain", Some("trigger_changed")).await;
-    tables.service.stop().await;
 }
 
 #[tokio::test]
@@ -221,12 +206,10 @@ async fn a_partition_that_the_role_may_not_read_by_itself_needs_no_full_export()
         .await;
     assert_eq!(tables.delta("parted").await, ["INSERT 201", "INSERT 500"]);
     // One that has rows all the same.
-    tables
-        .run(
-            "create table loaded (like parted including all); insert into loaded values (401, 'before');
-             alter table parted attach partition loaded for values from (400) to (500); insert into loaded values (402, 'after')",
-        )
-        .await;
+    let schema = "
+        create table loaded (like parted including all); insert into loaded values (401, 'before');
+        alter table parted attach partition loaded for values from (400) to (500); insert into loaded values (402, 'after')";
+    tables.run(schema).await;
     tables.refused("parted", "partitions_changed").await;
     tables.heals("parted", Some("partitions_changed")).await;
     tables.service.stop().await;
@@ -237,24 +220,20 @@ async fn a_partition_that_the_role_may_not_read_by_itself_needs_no_full_export()
 async fn a_partition_s_own_triggers_of_before_hide_nothing() {
     let tables = Tables::new().await;
     tables.run("update plain set id = id + 300; alter table parted add code text").await;
-    tables
-        .run(
-            "alter table plain drop constraint plain_code_key; alter table plain alter code drop not null; delete from plain;
-             alter table parted attach partition plain for values from (300) to (400); insert into parted values (301, 'x')",
-        )
-        .await;
+    let changes = "
+        alter table plain drop constraint plain_code_key; alter table plain alter code drop not null; delete from plain;
+        alter table parted attach partition plain for values from (300) to (400); insert into parted values (301, 'x')";
+    tables.run(changes).await;
     assert_eq!(tables.delta("parted").await, ["INSERT 301"]);
     tables.run("truncate plain").await;
     tables.refused("parted", "truncated").await;
     tables.heals("parted", Some("truncated")).await;
-    tables
-        .run(
-            "do $$ begin
-               execute (select format('alter table %s disable trigger %I', x.tgrelid::regclass, x.tgname) from pg_trigger x
-                 where x.tgrelid = 'plain'::regclass and x.tgname like 'cdc\\_export\\_r%');
-             end $$",
-        )
-        .await;
+    let changes = "
+        do $$ begin
+          execute (select format('alter table %s disable trigger %I', x.tgrelid::regclass, x.tgname) from pg_trigger x
+            where x.tgrelid = 'plain'::regclass and x.tgname like 'cdc\\_export\\_r%');
+        end $$";
+    tables.run(changes).await;
     let detail = tables.refused("parted", "trigger_missing").await;
     assert!(detail.contains("`cdc-export track parted`"), "{detail}");
     tables.catalog.track(&tables.database, "parted").await;
@@ -270,19 +249,16 @@ async fn a_partition_s_own_triggers_of_before_hide_nothing() {
     assert_eq!(tables.delta("parted").await, ["UPDATE 10"]);
     tables.run("truncate low").await;
     tables.refused("parted", "truncated").await;
-    tables.service.stop().await;
 }
 
 #[tokio::test]
 async fn a_tracked_root_that_is_another_s_partition_for_a_while_loses_nothing() {
     let tables = Tables::new().await;
-    tables
-        .run(
-            "create table whole (id int not null, note text) partition by range (id);
-             alter table whole attach partition parted for values from (0) to (1000);
-             update whole set note = 'through' where id = 10; update parted set note = 'beside' where id = 20; delete from low where id = 30",
-        )
-        .await;
+    let schema = "
+        create table whole (id int not null, note text) partition by range (id);
+        alter table whole attach partition parted for values from (0) to (1000);
+        update whole set note = 'through' where id = 10; update parted set note = 'beside' where id = 20; delete from low where id = 30";
+    tables.run(schema).await;
     let detail = tables.refused("parted", "trigger_missing").await;
     assert!(detail.contains("`cdc-export track parted`"), "{detail}");
     let (code, _, errors) = tables.catalog.command(&tables.database, &["track", "parted"]).await;
@@ -290,25 +266,19 @@ async fn a_tracked_root_that_is_another_s_partition_for_a_while_loses_nothing() 
     tables.run("alter table whole detach partition parted").await;
     assert_eq!(tables.delta("parted").await, ["DELETE 30", "UPDATE 10", "UPDATE 20"]);
     // What it lost there is told too: columns were touched and files are other ones, as after an ALTER TABLE.
-    tables
-        .run(
-            "alter table whole attach partition parted for values from (0) to (1000); truncate whole;
-             alter table whole detach partition parted",
-        )
-        .await;
+    let changes = "alter table whole attach partition parted for values from (0) to (1000); truncate whole;
+                   alter table whole detach partition parted";
+    tables.run(changes).await;
     tables.refused("parted", "column_retyped").await;
-    tables.service.stop().await;
 }
 
 #[tokio::test]
 async fn a_tracked_root_is_attached_to_another_tracked_one() {
     let tables = Tables::new().await;
-    tables
-        .run(
-            "create table whole (id int not null primary key, note text) partition by range (id);
-             create table other partition of whole for values from (1000) to (2000); insert into whole values (1000, 'other')",
-        )
-        .await;
+    let schema = "
+        create table whole (id int not null primary key, note text) partition by range (id);
+        create table other partition of whole for values from (1000) to (2000); insert into whole values (1000, 'other')";
+    tables.run(schema).await;
     let whole = Catalog::of("[[dataset]]\nname = \"whole\"\ntable = \"whole\"\n");
     whole.track(&tables.database, "whole").await;
     let service = whole.start(&tables.database).service().await;
@@ -317,17 +287,13 @@ async fn a_tracked_root_is_attached_to_another_tracked_one() {
     let job = ended(&service, "/exports/delta", Some("a"), json!({ "dataset": "whole" })).await;
     assert_eq!(job["continuity"], "partitions_changed", "{job}");
     assert_eq!(export(&service, "full", "whole", "a").await["rowsExported"], 21);
-    tables
-        .run(
-            "update whole set note = 'through' where id = 10; update parted set note = 'beside' where id = 20;
-             delete from low where id = 30",
-        )
-        .await;
+    let changes = "update whole set note = 'through' where id = 10; update parted set note = 'beside' where id = 20;
+                   delete from low where id = 30";
+    tables.run(changes).await;
     assert_eq!(export(&service, "delta", "whole", "a").await["rowsExported"], 3);
     service.stop().await;
     tables.run("alter table whole detach partition parted").await;
     assert_eq!(tables.delta("parted").await, ["DELETE 30", "UPDATE 10", "UPDATE 20"]);
-    tables.service.stop().await;
 }
 
 #[tokio::test]
@@ -354,7 +320,6 @@ async fn the_key_that_is_logged_is_the_one_that_counts_whatever_the_table_is_cal
     let delta = export(&tables.service, "delta", "plain", "b").await;
     replica.apply(&tables.service, &delta).await;
     replica.require_equal().await;
-    tables.service.stop().await;
 }
 
 #[tokio::test]
@@ -378,12 +343,10 @@ async fn what_is_written_through_a_parent_for_a_while_is_not_missed() {
         tables.heals("plain", Some("partitions_changed")).await;
     }
     // What changes a column otherwise is no such thing.
-    tables
-        .run(
-            "alter table plain alter note set default 'x', alter note set not null; alter table plain alter note set default 'y';
-             alter table plain add more int default 7; alter table plain alter code set statistics 7; analyze plain",
-        )
-        .await;
+    let statements = "
+        alter table plain alter note set default 'x', alter note set not null; alter table plain alter note set default 'y';
+        alter table plain add more int default 7; alter table plain alter code set statistics 7; analyze plain";
+    tables.run(statements).await;
     assert_eq!(tables.delta("plain").await, Vec::<String>::new());
     // A column without a default, since ALTER TYPE makes a default anew.
     for alter in ["alter code type text collate \"C\"", "alter code set compression pglz"] {
@@ -400,7 +363,6 @@ async fn what_is_written_through_a_parent_for_a_while_is_not_missed() {
     tables.run("alter table kid no inherit plain").await;
     tables.refused("plain", "trigger_changed").await;
     tables.heals("plain", Some("trigger_changed")).await;
-    tables.service.stop().await;
 }
 
 /// A column tells by itself why it was touched.
@@ -426,7 +388,6 @@ async fn a_change_of_another_column_hides_nothing_that_came_through_a_parent() {
         tables.refused("plain", "partitions_changed").await;
         tables.heals("plain", Some("partitions_changed")).await;
     }
-    tables.service.stop().await;
 }
 
 #[tokio::test]
@@ -449,7 +410,6 @@ async fn what_a_crash_empties_is_not_captured() {
     tables.run("alter table high set unlogged").await;
     let (code, _, errors) = tables.catalog.command(&tables.database, &["track", "parted"]).await;
     assert!(code == 1 && errors.contains("unlogged"), "{errors}");
-    tables.service.stop().await;
 }
 
 /// Functions as another version would have made them, and positions as its processes would have saved them.
@@ -483,7 +443,6 @@ async fn an_upgrade_of_the_triggers_costs_nobody_a_full_export() {
     }
     let twice = "select count(*) from (select from cdc_export.change_log group by xid, operation, key having count(*) > 1) twice";
     assert_eq!(database.one::<i64>(twice).await, 0);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -508,7 +467,6 @@ async fn what_a_superuser_does_to_the_log_and_the_functions_is_seen() {
     tables.refused("plain", "trigger_missing").await;
     tables.run("update pg_class set relhastriggers = true where oid = 'plain'::regclass").await;
     assert_eq!(tables.delta("plain").await, Vec::<String>::new());
-    tables.service.stop().await;
 }
 
 /// A position that was saved while the table had no partition knows none, and that is no error.
@@ -529,5 +487,4 @@ async fn a_table_that_had_no_partition_for_a_while_is_exported() {
         .run("update watermarks set guard_state = jsonb_set(guard_state, '{touches}', 'null') where dataset = 'parted'")
         .await;
     assert_eq!(export(&service, "delta", "parted", "a").await["rowsExported"], 0);
-    service.stop().await;
 }

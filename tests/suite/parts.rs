@@ -3,9 +3,10 @@
 
 mod files;
 
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::harness::{Database, Start, eventually, refusal};
+use crate::harness::{Database, Start, eventually, refusal, serving_users};
 use crate::parts::files::{MOST, VALUE, files, ids, names, paths, submit};
 
 /// So many users of a MiB each.
@@ -20,9 +21,7 @@ async fn with_users(users: i64) -> Database {
 
 #[tokio::test]
 async fn an_export_that_fits_is_one_file_with_the_name_of_one() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (_, service) = serving_users(5).await;
     let job = service.ended(&submit(&service, "full", json!({ "maxFileBytes": MOST })).await).await;
     assert_eq!(names(&job), [job["outputFilename"].as_str().unwrap()]);
     assert_eq!((&files(&job)[0]["sha256"], &files(&job)[0]["location"]), (&job["sha256"], &job["location"]));
@@ -48,52 +47,22 @@ async fn an_export_that_fits_is_one_file_with_the_name_of_one() {
         let refused = request.json(&json!({ "maxFileBytes": bytes })).send().await.unwrap();
         assert_eq!(refusal(refused).await, (400, "member_invalid".to_owned()), "{bytes}");
     }
-    service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crash_at_the_making_of_the_second_file_leaves_all_files_or_none() {
-    dies_at("sink.create=kill@2", 2).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_crash_at_the_sync_of_the_second_file_leaves_all_files_or_none() {
-    dies_at("sink.fsync=kill@2", 2).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_crash_at_the_staging_leaves_all_files_or_none() {
-    dies_at("worker.staged=kill", 2).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_crash_at_the_commit_leaves_all_files_or_none() {
-    dies_at("worker.commit=kill", 2).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_crash_at_the_publication_of_the_second_file_leaves_all_files_or_none() {
-    dies_at("sink.publish=kill@2", 1).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_crash_at_the_rename_of_the_second_file_leaves_all_files_or_none() {
-    dies_at("sink.publish.renamed=kill@2", 1).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_crash_at_the_last_name_leaves_all_files_or_none() {
-    dies_at("publisher.named=kill", 1).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_crash_at_the_manifest_leaves_all_files_or_none() {
-    dies_at("sink.manifest=kill", 1).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_crash_at_the_rename_of_the_manifest_leaves_all_files_or_none() {
-    dies_at("sink.manifest.renamed=kill", 1).await;
+async fn a_crash_at_any_step_leaves_all_files_or_none() {
+    let faults = [
+        ("sink.create=kill@2", 2),
+        ("sink.fsync=kill@2", 2),
+        ("worker.staged=kill", 2),
+        ("worker.commit=kill", 2),
+        ("sink.publish=kill@2", 1),
+        ("sink.publish.renamed=kill@2", 1),
+        ("publisher.named=kill", 1),
+        ("sink.manifest=kill", 1),
+        ("sink.manifest.renamed=kill", 1),
+    ];
+    join_all(faults.map(|(fault, attempts)| dies_at(fault, attempts))).await;
 }
 
 /// A crash at a place, and how many attempts the job takes with it.
@@ -121,7 +90,6 @@ async fn dies_at(fault: &str, attempts: u64) {
     let folder = heir.output().to_str().unwrap();
     let (code, said, errors) = Start::plain().arguments(&["verify", folder]).output().await;
     assert!(code == 0 && said.starts_with("whole: 1 lane, 1 export, 2 files"), "{fault}: {said}{errors}");
-    heir.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -134,7 +102,6 @@ async fn an_attempt_that_fails_leaves_none_of_its_files() {
     let job = service.ended(&id).await;
     assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(2)), "{job}");
     assert_eq!(service.files(), names(&job));
-    service.stop().await;
 }
 
 /// Of an export that lacks a file nothing is handed out.
@@ -153,7 +120,6 @@ async fn an_export_of_which_a_file_is_lost_is_lost_as_a_whole() {
     let job = heir.ended(&id).await;
     assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("file_lost")), "{job}");
     eventually("the other file goes too", || async { heir.files().is_empty().then_some(()) }).await;
-    heir.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -174,7 +140,6 @@ async fn a_name_that_is_taken_is_left_and_all_files_get_another() {
     assert_eq!(ids(&heir, &job), (1..=20).collect::<Vec<_>>());
     assert_eq!(std::fs::read_to_string(heir.output().join(&theirs)).unwrap(), "theirs");
     assert_eq!(heir.files().len(), 3);
-    heir.stop().await;
 }
 
 /// Who was held up before a name that was taken meanwhile finds the files handed out under others, and leaves them
@@ -198,7 +163,6 @@ async fn a_publisher_that_was_held_up_moves_nothing() {
         let path = format!("/exports/{}/files/{part}/download", job["jobId"].as_str().unwrap());
         assert_eq!(service.call("GET", &path, &[]).await.status(), 200);
     }
-    service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -225,5 +189,4 @@ async fn the_command_fetches_all_files_and_goes_on_where_it_broke_off() {
     std::fs::write(folder.path().join(names(&job)[1]), "another").unwrap();
     let (code, _, errors) = download(to).await;
     assert!(code == 1 && errors.contains("is there already"), "{errors}");
-    service.stop().await;
 }

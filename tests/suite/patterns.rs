@@ -46,15 +46,12 @@ async fn becomes(service: &Service, expected: &[&str]) {
 #[tokio::test]
 async fn a_start_waits_for_no_locked_partition() {
     let database = Database::empty().await;
-    database
-        .run(
-            "create schema shop;
-             create table shop.parts (id int primary key) partition by range (id);
-             create table shop.parts_1 partition of shop.parts for values from (0) to (9);
-             create table shop.slow (id int primary key, updated_at timestamptz not null);
-             create table shop.some (id int primary key)",
-        )
-        .await;
+    let schema = "create schema shop;
+                  create table shop.parts (id int primary key) partition by range (id);
+                  create table shop.parts_1 partition of shop.parts for values from (0) to (9);
+                  create table shop.slow (id int primary key, updated_at timestamptz not null);
+                  create table shop.some (id int primary key)";
+    database.run(schema).await;
     let catalog = Catalog::of(
         "[[tables]]\nmatch = [\"shop.*\"]\nupdated_at = \"updated_at\"\n\n\
          [[dataset]]\nname = \"some\"\ntable = \"shop.some\"\nfilter = \"id > 1\"\n",
@@ -72,7 +69,6 @@ async fn a_start_waits_for_no_locked_partition() {
     assert_eq!((&not_ready[0]["tables"], &not_ready[0]["first"]), (&json!(1), &json!("shop.parts_1")));
     tx.rollback().await.unwrap();
     export(&service, "full", "parts", "a").await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -82,16 +78,13 @@ async fn each_table_of_a_schema_is_exported_or_said_why_not() {
     let catalog = Catalog::of(PATTERN);
     let (code, _, said) = catalog.command(&database, &["track", "--all"]).await;
     assert_eq!(code, 0, "{said}");
-    database
-        .run(
-            "create table shop.bare (n int);
-             create unlogged table shop.cache (id int primary key);
-             create view shop.seen as select 1 as id;
-             create table shop.\"Ünder\" (id int primary key);
-             create table shop.parts (id int primary key) partition by range (id);
-             create table shop.parts_1 partition of shop.parts for values from (0) to (9)",
-        )
-        .await;
+    let schema = "create table shop.bare (n int);
+                  create unlogged table shop.cache (id int primary key);
+                  create view shop.seen as select 1 as id;
+                  create table shop.\"Ünder\" (id int primary key);
+                  create table shop.parts (id int primary key) partition by range (id);
+                  create table shop.parts_1 partition of shop.parts for values from (0) to (9)";
+    database.run(schema).await;
     let service = quick(&catalog, &database).service().await;
     let expected = [
         "_nder shop.Ünder name_invalid",
@@ -117,7 +110,6 @@ async fn each_table_of_a_schema_is_exported_or_said_why_not() {
     let refused = post(&service, "/exports/full", Some("a"), &json!({ "dataset": "bare" })).await;
     assert_eq!(refusal(refused).await.0, 400);
     assert_eq!(service.events("tables_not_ready").len(), 1);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -148,7 +140,6 @@ async fn a_new_table_is_a_dataset_without_a_restart() {
     becomes(&service, &["new shop.new ready", both[1]]).await;
     let refused = post(&service, "/exports/full", Some("a"), &json!({ "dataset": "lines" })).await;
     assert_eq!(refusal(refused).await.0, 400);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -178,7 +169,6 @@ async fn a_name_with_exports_never_passes_to_another_table() {
     catalog.write("[[tables]]\nmatch = [\"*.orders\"]\n");
     eventually("the file is read", async || (!service.events("datasets_reloaded").is_empty()).then_some(())).await;
     assert_eq!(listed(&service).await, ["orders other.orders not_tracked"]);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -279,7 +269,6 @@ async fn a_file_stays_stale_until_it_is_in_force() {
     becomes(&service, &tables[1..]).await;
     eventually("the file is in force", async || stale().await.is_none().then_some(())).await;
     assert_eq!(service.events("datasets_gone").len(), 1);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -318,7 +307,6 @@ async fn a_changed_file_is_read_and_a_wrong_one_leaves_the_old_one_in_force() {
     assert_eq!(checks().await, Value::Null);
     catalog.write(&block("lines", ""));
     becomes(&service, &["lines shop.lines not_tracked"]).await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -341,7 +329,6 @@ async fn a_signal_reloads_at_once_and_a_running_export_ends_by_the_old_file() {
     hold.release().await;
     let ended = service.ended(job["jobId"].as_str().unwrap()).await;
     assert_eq!((&ended["status"], &ended["rowsExported"]), (&json!("completed"), &json!(5)));
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -356,20 +343,17 @@ async fn a_file_without_datasets_has_the_demos() {
         (jobs["items"][0]["status"] == "completed").then_some(())
     };
     eventually("the schedule exports the users", exported).await;
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn commands_add_tables_and_list_them() {
     let database = Database::empty().await;
     database.run(SHOP).await;
-    database
-        .run(
-            "create table shop.bare (n int); create view shop.\"big orders\" as select * from shop.orders;
-             create view shop.sums as select sum(id) from shop.orders; create table shop.whole (id int primary key)
-               partition by range (id); create table shop.part partition of shop.whole for values from (1) to (9)",
-        )
-        .await;
+    let changes = "
+        create table shop.bare (n int); create view shop.\"big orders\" as select * from shop.orders;
+        create view shop.sums as select sum(id) from shop.orders; create table shop.whole (id int primary key)
+          partition by range (id); create table shop.part partition of shop.whole for values from (1) to (9)";
+    database.run(changes).await;
     let catalog = Catalog::of("# Mine.\n");
     let add = async |arguments: &[&str]| catalog.command(&database, &[&["datasets", "add"], arguments].concat()).await;
     let (code, _, said) = add(&["shop.orders", "shop.lines", "--name", "both"]).await;

@@ -93,7 +93,6 @@ async fn through_a_pool_of_sessions_everything_works() {
     let (delta, file) = service.export("delta", "a").await;
     assert_eq!((delta["rowsExported"].as_u64(), file.rows.len()), (Some(11), 11), "{delta}");
     assert_eq!(delta["continuity"], serde_json::Value::Null);
-    service.stop().await;
 }
 
 #[tokio::test]

@@ -85,7 +85,6 @@ async fn each_export_arrives_once_and_in_order() {
     let last = service.ended(&id).await["number"].as_u64().unwrap() + 1;
     let state: Value = serde_json::from_slice(&std::fs::read(into.join(".cdc-export-pull.json")).unwrap()).unwrap();
     assert_eq!((&state["last"]["number"], &state["dataset"]), (&last.into(), &"users".into()));
-    service.stop().await;
 }
 
 /// Between all steps of an export, with a loader that takes away what has a name.
@@ -114,7 +113,6 @@ async fn a_killed_pull_goes_on_with_nothing_twice_and_nothing_lost() {
             assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 2, "{fault}: the state and the lock alone");
         }
     }
-    service.stop().await;
 }
 
 /// Takes away all files.
@@ -139,7 +137,6 @@ async fn of_two_pulls_one_waits() {
     assert!(said.contains("another process fills"), "{said}");
     let (code, printed, said) = slow.await.unwrap();
     assert_eq!((code, printed.lines().count()), (0, 1), "{said}");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -172,7 +169,6 @@ async fn where_only_a_full_export_goes_on_it_is_asked_for_or_said() {
     let (code, printed, said) = pull(&service, folder.path(), &[]).output().await;
     assert_eq!(code, 0, "{said}");
     assert_eq!(printed, format!("{}  7 rows of users\n", folder.path().join(name_of(&full)).display()));
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -204,8 +200,6 @@ async fn another_source_and_another_lane_are_refused() {
     std::fs::remove_file(folder.path().join(name_of(&job))).unwrap();
     pulled(&service, folder.path(), &[]).await;
     assert_eq!(Csv::read(&folder.path().join(name_of(&job))).rows.len(), 0);
-    another.stop().await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -225,7 +219,6 @@ async fn it_follows_until_it_is_told_to_end() {
     }
     kill(Pid::from_raw(child.id().unwrap().cast_signed()), Signal::SIGTERM).unwrap();
     assert!(child.wait().await.unwrap().success());
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -251,8 +244,6 @@ async fn a_file_of_another_format_is_told_of_and_each_line_names_the_dataset() {
     another.export("full", "a").await;
     let (code, _, said) = pull(&another, folder.path(), &["--request", "full"]).output().await;
     assert!(code == 1 && said.lines().all(|line| line.starts_with("cdc-export: users: ")), "{said}");
-    another.stop().await;
-    service.stop().await;
 }
 
 /// Of several files all have their names before the manifest has.
@@ -276,5 +267,4 @@ async fn several_files_arrive_together() {
     assert_eq!(files(folder.path()).len(), parts + 1);
     let (code, said, _) = far(&["verify", folder.path().to_str().unwrap()]).output().await;
     assert_eq!(code, 0, "{said}");
-    service.stop().await;
 }

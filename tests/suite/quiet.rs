@@ -15,10 +15,7 @@ async fn what_is_kept_quiet_is_deletions_of_ones_own_transaction() {
     database.run("create table child (k int references t on delete cascade, n int, primary key (k)); insert into child values (1, 1), (2, 1)").await;
     let catalog =
         Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n[[dataset]]\nname = \"child\"\ntable = \"child\"\n");
-    for dataset in ["t", "child"] {
-        catalog.track(&database, dataset).await;
-    }
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["t", "child"]).await;
     for dataset in ["t", "child"] {
         export(&service, "full", dataset, "a").await;
     }
@@ -43,5 +40,4 @@ async fn what_is_kept_quiet_is_deletions_of_ones_own_transaction() {
     assert_eq!(job["continuity"], "truncated", "{job}");
     let job = export(&service, "full", "t", "a").await;
     assert_eq!(job["quietDeletes"], 0, "counted before: {job}");
-    service.stop().await;
 }

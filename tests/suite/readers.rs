@@ -58,19 +58,15 @@ async fn several_readers_read_one_snapshot_of_a_table_that_is_written_to() {
     let id = service.submit("full", "together").await;
     copying(&database, 3).await;
     // Some rows move to the end of the table, past what was its size.
-    database
-        .run(
-            "update users set name = repeat('x', 200) where id % 3 = 0; delete from users where id % 7 = 0;
-             insert into users (id, name, email, created_at, updated_at)
-               select 100000 + n, 'new', 'new' || n, now(), now() from generate_series(1, 5000) n",
-        )
-        .await;
+    let changes = "update users set name = repeat('x', 200) where id % 3 = 0; delete from users where id % 7 = 0;
+                   insert into users (id, name, email, created_at, updated_at)
+                     select 100000 + n, 'new', 'new' || n, now(), now() from generate_series(1, 5000) n";
+    database.run(changes).await;
     service.release("sink.write").await;
     let job = service.ended(&id).await;
     assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(1)), "{job}");
     assert_eq!(readers(&service), [3]);
     assert!(sorted(Csv::read(&service.path(&job))) == sorted(expected), "the same rows");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -84,7 +80,6 @@ async fn a_small_table_has_one_reader_and_before_14_a_large_one_too() {
     let service = slow.with("READERS", 16).service().await;
     service.export("full", "a").await;
     assert_eq!(readers(&service), [1]);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -106,7 +101,6 @@ async fn a_reader_that_cannot_connect_is_done_without() {
     assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(1)), "{job}");
     assert_eq!(readers(&service), [1]);
     assert_eq!(Csv::read(&service.path(&job)).rows.len(), 27_000);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -125,7 +119,6 @@ async fn a_reader_that_is_lost_costs_one_attempt() {
     let job = service.ended(&id).await;
     assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(2)), "{job}");
     assert_eq!(Csv::read(&service.path(&job)).ids(), (1..=30_000).filter(|id| id % 10 != 0).collect::<Vec<_>>());
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -139,5 +132,4 @@ async fn a_cancelled_export_leaves_no_reader_behind() {
     service.becomes(&id, "cancelled").await;
     copying(&database, 0).await;
     service.release("sink.write").await;
-    service.stop().await;
 }

@@ -113,7 +113,6 @@ async fn a_remote_export_needs_no_database() {
 
     let (code, _, said) = export(&["full", "--consumer", "a", "--dataset", "nothing"]).await;
     assert!(code == 1 && said.contains("there is no dataset of this name; there are: users"), "{said}");
-    service.stop().await;
 }
 
 async fn run_with(command: &[&str], more: &[&str], server: &[&str]) -> (i32, String, String) {
@@ -149,7 +148,6 @@ async fn a_full_export_needs_no_consumer() {
         let (code, _, said) = near(bad).await;
         assert!(code == 2 && said.contains("--consumer"), "{bad:?}: {said}");
     }
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -175,7 +173,6 @@ async fn an_answer_tells_that_its_consumer_is_new() {
     assert_eq!((&answers[0], &answers[0]["newConsumer"]), (&answers[1], &json!(true)));
     let ad_hoc: Value = service.call("POST", "/exports", &[]).await.json().await.unwrap();
     assert!(ad_hoc.get("newConsumer").is_none(), "{ad_hoc}");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -204,7 +201,6 @@ async fn a_place_that_takes_no_file_is_known_before_there_is_one() {
     }
     assert_eq!(database.one::<i64>("select count(*) from exports").await, 0, "nothing was asked for");
     assert_eq!(std::fs::read(&taken).unwrap(), b"mine");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -230,7 +226,6 @@ async fn whoever_asked_for_an_export_learns_its_name() {
     let (code, _, said) = run_with(&["download", id], &["--output", export[5]], &["--server", &service.address]).await;
     assert_eq!(code, 0, "{said}");
     assert_eq!(std::fs::read(&output).unwrap(), std::fs::read(service.path(&service.job(id).await)).unwrap());
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -245,7 +240,6 @@ async fn a_key_for_elsewhere_is_no_setting_of_a_service() {
     let service = Start::on(&database).service().await;
     let (code, _, said) = settings(far(&["status", "--server", &service.address])).output().await;
     assert_eq!(code, 0, "{said}");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -257,7 +251,6 @@ async fn a_failed_export_says_what_helps() {
     assert_eq!((code, printed.as_str()), (1, ""));
     assert!(said.contains("full_export_needed"), "{said}");
     assert!(said.contains("a full export is needed: `cdc-export export full --consumer a --dataset users`"), "{said}");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -273,7 +266,6 @@ async fn an_interrupted_export_is_cancelled_there() {
     assert!(String::from_utf8(output.stderr).unwrap().contains("the export was cancelled"));
     assert_eq!(database.one::<String>("select status from exports").await, "cancelled");
     held.rollback().await.unwrap();
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -339,7 +331,6 @@ async fn a_download_that_breaks_off_goes_on_from_there() {
     let (code, _, said) = local.output().await;
     assert_eq!((code, said.as_str()), (0, ""));
     assert_eq!(std::fs::read(near).unwrap(), whole);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -364,13 +355,11 @@ async fn what_has_no_file_says_why() {
     let (code, _, said) = download("01900000-0000-7000-8000-000000000000").await;
     assert!(code == 1 && said.contains("there is no export with this id"), "{said}");
     assert_eq!(download("nothing").await.0, 2);
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_key_is_shown_where_one_is_wanted() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let keys = async |arguments: &[&str]| Start::on(&database).arguments(arguments).output().await;
     let (_, key, _) = keys(&["keys", "create", "--name", "far", "--consumer", "a", "--dataset", "users"]).await;
     let service = Start::on(&database).with("AUTH", "keys").service().await;
@@ -389,7 +378,6 @@ async fn a_key_is_shown_where_one_is_wanted() {
         (code == 1 && said.contains("keys list")).then_some(())
     })
     .await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -471,7 +459,6 @@ async fn a_watched_status_outlives_the_service() {
     kill(Pid::from_raw(child.id().unwrap().cast_signed()), Signal::SIGINT).unwrap();
     let status = tokio::time::timeout(HANG_TIMEOUT, child.wait()).await.expect("it ends").unwrap();
     assert_eq!(status.code(), Some(0));
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -513,7 +500,6 @@ async fn a_key_that_everybody_on_the_way_can_read_is_warned_of() {
     // Nor where it is encrypted, although nobody speaks it there.
     let (code, _, said) = status(&format!("https://0.0.0.0:{port}"), key.trim()).await;
     assert!(code == 1 && !said.contains("warning"), "{said}");
-    service.stop().await;
 }
 
 /// A service that sends each download on to this address, and does everything else itself.
@@ -554,8 +540,7 @@ async fn keeping(content: Vec<u8>, status: u16) -> (String, Arc<Mutex<Vec<Header
 
 #[tokio::test]
 async fn a_download_is_fetched_from_the_bucket_without_the_key() {
-    let database = Database::new().await;
-    database.add_users(1, 200).await;
+    let database = Database::with_users(200).await;
     let service = Start::on(&database).with("AUTH", "keys").service().await;
     let (_, key, _) = Start::on(&database).arguments(&["keys", "create", "--name", "far"]).output().await;
     let authorization = format!("Bearer {}", key.trim());
@@ -608,5 +593,4 @@ async fn a_download_is_fetched_from_the_bucket_without_the_key() {
     for name in ["authorization", "cookie", "referer", "x-consumer-id", "if-range"] {
         assert!(!asked[0].contains_key(name), "{asked:?}");
     }
-    service.stop().await;
 }

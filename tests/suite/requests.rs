@@ -8,7 +8,7 @@ use futures_util::stream;
 use serde_json::{Value, json};
 
 use crate::catalog::post;
-use crate::harness::{Database, Service, Start, refusal};
+use crate::harness::{Database, Service, Start, refusal, serving_users};
 
 /// An export's answer; of many at once some have to come again, since the API has few connections.
 async fn ask(service: &Service, path: &str, consumer: &str, key: &str) -> reqwest::Response {
@@ -17,8 +17,7 @@ async fn ask(service: &Service, path: &str, consumer: &str, key: &str) -> reqwes
 
 #[tokio::test]
 async fn fifty_posts_with_one_key_are_one_job() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let services = [Start::on(&database).service().await, Start::on(&database).service().await];
     let posts = (0..50).map(|n| ask(&services[n % 2], "/exports/full", "one", "key-1"));
     let answers = join_all(posts).await;
@@ -39,16 +38,11 @@ async fn fifty_posts_with_one_key_are_one_job() {
     // A key is its consumer's own.
     let other = ask(&services[0], "/exports/full", "two", "key-1").await;
     assert_ne!(other.json::<Value>().await.unwrap()["jobId"], id);
-    for service in services {
-        service.stop().await;
-    }
 }
 
 #[tokio::test]
 async fn a_key_names_one_request_only() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     assert_eq!(ask(&service, "/exports/full", "one", "k").await.status(), 202);
     let other = ask(&service, "/exports/delta", "one", "k").await;
     assert_eq!(refusal(other).await, (422, "idempotency_key_reused".to_owned()));
@@ -64,7 +58,6 @@ async fn a_key_names_one_request_only() {
     assert_eq!(first, again);
     let jobs: i64 = database.one("select count(*) from exports").await;
     assert_eq!(jobs, 3);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -80,14 +73,11 @@ async fn a_key_has_1_to_255_visible_characters() {
     let twice = [("X-Consumer-ID", "one"), ("Idempotency-Key", "a"), ("Idempotency-Key", "b")];
     let answer = service.call("POST", "/exports/full", &twice).await;
     assert_eq!(refusal(answer).await, (400, "idempotency_key_invalid".to_owned()));
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_lane_takes_twenty_open_jobs() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let held = database.hold_exports().await;
     let posts = (0..40).map(|n| {
         let key = format!("key-{n}");
@@ -118,7 +108,6 @@ async fn a_lane_takes_twenty_open_jobs() {
         assert_eq!(service.ended(id).await["status"], "completed");
     }
     assert_eq!(ask(&service, "/exports/delta", "eager", "key-later").await.status(), 202);
-    service.stop().await;
 }
 
 /// A folder with a catalog of several datasets of the same table.
@@ -135,8 +124,7 @@ fn catalog(names: &[&str]) -> (tempfile::TempDir, String) {
 /// One consumer may ask for a whole database at once: its lanes don't take each other's places.
 #[tokio::test]
 async fn each_dataset_of_a_consumer_takes_twenty_open_jobs() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let names = ["one", "two", "three", "four"];
     let (_folder, file) = catalog(&names);
     let services = [
@@ -166,15 +154,11 @@ async fn each_dataset_of_a_consumer_takes_twenty_open_jobs() {
                    select consumer_id, dataset, count(*) as open from exports group by 1, 2) lanes";
     assert_eq!(database.one::<Vec<i64>>(lanes).await, [20; 8]);
     held.rollback().await.unwrap();
-    for service in services {
-        service.stop().await;
-    }
 }
 
 #[tokio::test]
 async fn the_queue_has_an_end() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let service = Start::on(&database).with("MAX_OPEN_JOBS", 25).service().await;
     let held = database.hold_exports().await;
     let post = async |n: usize| ask(&service, "/exports/delta", &format!("c{n}"), "key").await;
@@ -189,14 +173,11 @@ async fn the_queue_has_an_end() {
     held.rollback().await.unwrap();
     crate::harness::eventually("there is room again", || async { (post(100).await.status() == 202).then_some(()) })
         .await;
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_failed_or_cancelled_job_is_tried_again_as_a_new_one() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let retry = async |id: &str, key: &str| {
         service.call("POST", &format!("/exports/{id}/retry"), &[("Idempotency-Key", key)]).await
     };
@@ -227,13 +208,11 @@ async fn a_failed_or_cancelled_job_is_tried_again_as_a_new_one() {
 
     let nobody = retry("00000000-0000-0000-0000-000000000000", "d").await;
     assert_eq!(refusal(nobody).await, (404, "not_found".to_owned()));
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_member_that_another_call_takes_is_refused_with_that_call() {
-    let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let (_, service) = serving_users(0).await;
     let refused = async |path: &str, consumer: Option<&str>, body: &str| {
         let request =
             service.client.post(format!("{}{path}", service.address)).header("Content-Type", "application/json");
@@ -258,14 +237,12 @@ async fn a_member_that_another_call_takes_is_refused_with_that_call() {
     let problem: Value = form.body("{}").send().await.unwrap().json().await.unwrap();
     assert_eq!((&problem["status"], &problem["field"]), (&json!(415), &json!("Content-Type")));
     assert!(problem["detail"].as_str().unwrap().contains("-H 'Content-Type: application/json'"), "{problem}");
-    service.stop().await;
 }
 
 /// While Postgres reads the condition, the check has a lock on the table, which the writer wants too.
 #[tokio::test]
 async fn the_check_of_a_filter_waits_for_no_index_that_is_rebuilt() {
-    let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(0).await;
     let mut writer = database.pool.begin().await.unwrap();
     sqlx::raw_sql("reindex index users_pkey; set local deadlock_timeout = '100ms'")
         .execute(&mut *writer)
@@ -278,13 +255,11 @@ async fn the_check_of_a_filter_waits_for_no_index_that_is_rebuilt() {
     assert_eq!(answer.status(), 503, "{}", answer.text().await.unwrap());
     writer.rollback().await.unwrap();
     assert_eq!(post(&service, "/exports", None, &body).await.status(), 202);
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_slip_in_a_path_makes_no_consumer() {
-    let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(0).await;
     for (word, call) in [
         ("full", "/exports/full"),
         ("incremental", "/exports/incremental"),
@@ -301,5 +276,4 @@ async fn a_slip_in_a_path_makes_no_consumer() {
     // Whose name only begins like that is a consumer, and so is who says so in the header.
     assert_eq!(service.call("POST", "/export/full-text", &[]).await.status(), 202);
     assert_eq!(service.call("POST", "/exports/incremental", &[("X-Consumer-ID", "full")]).await.status(), 202);
-    service.stop().await;
 }

@@ -7,7 +7,7 @@ mod deliveries;
 use serde_json::json;
 
 use crate::continuity::{full_heals, passes, refused};
-use crate::harness::{Database, Service, Start, refusal, server_lacks};
+use crate::harness::{Database, Service, Start, refusal, server_lacks, serving_users};
 use crate::restores::cluster::{Cluster, timeline};
 use crate::restores::deliveries::{delivered_afterwards, exported, markers, what_was_delivered_is_missed};
 
@@ -104,9 +104,7 @@ async fn a_recovery_to_a_point_in_time_is_seen() {
 
 #[tokio::test]
 async fn a_marker_that_cannot_be_read_vouches_for_nothing() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     passes(&service, "full", "a", None).await;
     let marker = markers(&service).remove(0);
     let whole = std::fs::read(&marker).unwrap();
@@ -130,14 +128,11 @@ async fn a_marker_that_cannot_be_read_vouches_for_nothing() {
     std::fs::remove_dir(&marker).unwrap();
     assert_eq!(service.ended(&id).await["continuity"], "database_restored");
     passes(&service, "delta", "a", None).await;
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_marker_that_fails_to_be_read_hides_no_other_one() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     for consumer in ["a", "b", "c"] {
         service.export("full", consumer).await;
     }
@@ -149,7 +144,6 @@ async fn a_marker_that_fails_to_be_read_hides_no_other_one() {
     let consumers: serde_json::Value = service.call("GET", "/consumers", &[]).await.json().await.unwrap();
     let words: Vec<_> = consumers["items"].as_array().unwrap().iter().map(|consumer| &consumer["continuity"]).collect();
     assert_eq!(words, [&json!("database_restored"), &json!(null), &json!("database_restored")], "{consumers}");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -164,8 +158,7 @@ async fn a_process_whose_disk_was_slow_leaves_no_older_marker() {
 }
 
 async fn slept_at(failpoint: &str) {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let sleeper =
         Start::on(&database).with("FAILPOINTS", format!("{failpoint}=hold")).with("WORKERS", 1).service().await;
     let first = sleeper.submit("full", "a").await;
@@ -185,6 +178,4 @@ async fn slept_at(failpoint: &str) {
     let left = sleeper.says("marker_left", &first).await;
     assert_eq!((&left["marked"], marked()), (&last["jobId"], last["jobId"].clone()));
     passes(&other, "delta", "a", None).await;
-    sleeper.stop().await;
-    other.stop().await;
 }

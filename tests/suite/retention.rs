@@ -4,13 +4,11 @@ use cdc_export::store::retention::LaneCursor;
 use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, ended};
-use crate::harness::{Database, Start, eventually, refusal};
+use crate::harness::{Database, Start, eventually, refusal, serving_users};
 
 #[tokio::test]
 async fn a_file_is_removed_on_request_and_its_job_stays() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let (job, _) = service.export("full", "a").await;
     let path = format!("/exports/{}", job["jobId"].as_str().unwrap());
     for _ in 0..2 {
@@ -38,14 +36,11 @@ async fn a_file_is_removed_on_request_and_its_job_stays() {
     );
     held.rollback().await.unwrap();
     service.ended(&id).await;
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn what_is_too_old_or_too_much_goes() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let mut names = Vec::new();
     for (consumer, jobs) in [("a", 5), ("b", 2)] {
         for _ in 0..jobs {
@@ -82,15 +77,12 @@ async fn what_is_too_old_or_too_much_goes() {
     assert_eq!(keeping.watermark("a").await, watermark);
     let (job, _) = keeping.export("delta", "a").await;
     assert_eq!((&job["rowsExported"], &job["continuity"]), (&0.into(), &Value::Null), "the position stays too");
-    keeping.stop().await;
-    service.stop().await;
 }
 
 /// A lane is forgotten from its beginning: what a loader may stand at has all that came after it.
 #[tokio::test]
 async fn nothing_is_forgotten_behind_a_job_that_is_kept() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     // The first one's file is in a folder that has no service for a while.
     let elsewhere = Start::on(&database).service().await;
     let (first, _) = elsewhere.export("full", "a").await;
@@ -115,21 +107,17 @@ async fn nothing_is_forgotten_behind_a_job_that_is_kept() {
         "delete from cdc_export.destinations where id = (select destination_id from exports where id = '{id}')"
     );
     database.run(&forget).await;
-    let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_JOBS", "1").service().await;
+    let _keeping = Start::on(&database).sharing_output(&service).with("RETAIN_JOBS", "1").service().await;
     let left = "select count(*) from exports where consumer_id = 'a'";
     eventually("jobs go", || async { (database.one::<i64>(left).await == 2).then_some(()) }).await;
     let page = service.call("GET", &format!("/exports?consumer=a&dataset=users&after={id}"), &[]).await;
     assert_eq!(refusal(page).await, (409, "database_restored".to_owned()));
-    keeping.stop().await;
-    service.stop().await;
 }
 
 /// What a lane needs to go on: its own row, as long as it has published anything, and its last published job.
 #[tokio::test]
 async fn a_lane_goes_with_its_jobs_unless_it_has_published() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     // It published twice; what came after failed.
     service.export("full", "published").await;
     let (last, _) = service.export("delta", "published").await;
@@ -186,18 +174,15 @@ async fn a_lane_goes_with_its_jobs_unless_it_has_published() {
     );
     keeping.export("delta", "published").await;
     assert_eq!(database.one::<i64>("select max(lane_sequence) from exports where consumer_id = 'published'").await, 6);
-    keeping.stop().await;
 }
 
 /// Forgetting a lane and submitting to it at once: the job that was submitted keeps its lane.
 #[tokio::test]
 async fn a_lane_that_is_submitted_to_is_not_forgotten() {
     let database = Database::new().await;
-    database
-        .run(
-            "insert into cdc_export.lanes (consumer_id, dataset, last_sequence) values ('a', 'users', 7), ('b', 'users', 7)",
-        )
-        .await;
+    let changes = "
+        insert into cdc_export.lanes (consumer_id, dataset, last_sequence) values ('a', 'users', 7), ('b', 'users', 7)";
+    database.run(changes).await;
     let store = cdc_export::store::Store::new(database.pool.clone());
     // What a submission holds between its number and its commit.
     let mut submitting = database.pool.begin().await.unwrap();
@@ -221,13 +206,11 @@ async fn a_lane_that_is_submitted_to_is_not_forgotten() {
 /// One consumer of three datasets: the exports of one take no place of another's.
 #[tokio::test]
 async fn each_dataset_of_a_consumer_keeps_its_own_files_and_jobs() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let names = ["one", "two", "three"];
     let of = |name: &&str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"users\"\nkey = [\"id\"]\n");
     let catalog = Catalog::of(&names.iter().map(of).collect::<String>());
-    catalog.track(&database, "one").await;
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["one"]).await;
     let mut kept = Vec::new();
     for name in names {
         for consumer in [Some("a"), None] {
@@ -244,20 +227,16 @@ async fn each_dataset_of_a_consumer_keeps_its_own_files_and_jobs() {
     let keeping = catalog.start(&database).sharing_output(&service).with("RETAIN_FILES", 1).service().await;
     eventually("files go", async || (keeping.files() == kept).then_some(())).await;
     keeping.stop().await;
-    let keeping = catalog.start(&database).sharing_output(&service).with("RETAIN_JOBS", 1).service().await;
+    let _keeping = catalog.start(&database).sharing_output(&service).with("RETAIN_JOBS", 1).service().await;
     let lanes =
         "select array_agg(jobs) from (select count(*) as jobs from exports group by consumer_id, dataset) lanes";
     eventually("jobs go", async || (database.one::<Vec<i64>>(lanes).await == [1; 6]).then_some(())).await;
-    keeping.stop().await;
-    service.stop().await;
 }
 
 /// A consumer that acknowledges nothing has no say in what goes.
 #[tokio::test]
 async fn without_acknowledgements_files_go_by_their_count_alone() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let mut jobs = Vec::new();
     for export_type in ["full", "delta", "delta"] {
         jobs.push(service.export(export_type, "a").await.0);
@@ -266,37 +245,31 @@ async fn without_acknowledgements_files_go_by_their_count_alone() {
     let newest = [jobs[2]["outputFilename"].as_str().unwrap().to_owned()];
     eventually("older files go", async || (keeping.files() == newest).then_some(())).await;
     assert!(keeping.events("unacknowledged_removed").is_empty(), "{}", keeping.log());
-    keeping.stop().await;
-    service.stop().await;
 }
 
 /// One round takes all that is past the retention, however much that is.
 #[tokio::test]
 async fn a_year_of_jobs_goes_at_once() {
     let database = Database::new().await;
-    database
-        .run(
-            "insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, status, max_attempts,
+    let changes =
+        "insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, status, max_attempts,
                output_filename, finished_at, error_code)
              select gen_random_uuid(), 'c' || n % 10, 'users', n, 'delta', 'csv', 'failed', 5, 'f' || n,
                now() - interval '1 year', 'internal'
              from generate_series(1, 9000) n;
              insert into cdc_export.lanes (consumer_id, dataset, last_sequence)
-             select distinct consumer_id, dataset, 9000 from exports",
-        )
-        .await;
+             select distinct consumer_id, dataset, 9000 from exports";
+    database.run(changes).await;
     let service = Start::on(&database).with("RETAIN_JOBS", "30d").service().await;
     let round = eventually("a round ends", async || service.events("jobs_forgotten").pop()).await;
     assert_eq!(round["jobs"], 9000);
     assert_eq!(database.one::<i64>("select count(*) from exports").await, 0);
-    service.stop().await;
 }
 
 /// From the oldest on, and none from the newest full export on. What is left is whole for whoever checks it.
 #[tokio::test]
 async fn manifests_go_before_the_newest_full_export() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let start = || Start::on(&database).with("MANIFESTS", "on");
     let service = start().service().await;
     let mut jobs = Vec::new();
@@ -341,15 +314,12 @@ async fn manifests_go_before_the_newest_full_export() {
     assert!(of(3).iter().all(|name| manifests().contains(name)), "{:?}", manifests());
     let (next, _) = keeper.export("delta", "a").await;
     assert_eq!(next["number"], 7);
-    keeper.stop().await;
-    service.stop().await;
 }
 
 /// A file in the midst of the others was removed on request: its manifest links the exports around it.
 #[tokio::test]
 async fn no_manifest_goes_after_one_that_stays() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let start = || Start::on(&database).with("MANIFESTS", "on");
     let service = start().service().await;
     let mut jobs = Vec::new();
@@ -370,22 +340,16 @@ async fn no_manifest_goes_after_one_that_stays() {
     let folder = service.output().to_str().unwrap();
     let (code, said, errors) = Start::plain().arguments(&["verify", folder]).output().await;
     assert_eq!(code, 0, "{said}{errors}");
-    keeping.stop().await;
-    service.stop().await;
 }
 
 /// Without manifests at the destination, nothing keeps a job.
 #[tokio::test]
 async fn jobs_go_without_their_manifests_where_none_are_written() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     for export_type in ["full", "delta", "delta"] {
         service.export(export_type, "a").await;
     }
     let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_JOBS", 1).service().await;
     let left = "select array_agg(number) from exports";
     eventually("jobs go", async || (database.one::<Vec<i64>>(left).await == [3]).then_some(())).await;
-    keeping.stop().await;
-    service.stop().await;
 }

@@ -58,7 +58,6 @@ async fn slots_missed_while_no_process_ran_make_one_export() {
     let [last, next] = ["lastSlot", "nextAt"].map(|time| a[time].as_str().unwrap().to_owned());
     let apart: f64 = database.one(&format!("select extract(epoch from timestamptz '{next}' - '{last}')::float8")).await;
     assert_eq!(apart, 366.0 * 86400.0);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -68,9 +67,8 @@ async fn a_crash_before_the_commit_loses_no_slot() {
     let (mut doomed, _work) = catalog.start(&database).with("FAILPOINTS", "schedules.claimed=kill").spawn();
     doomed.wait().await.unwrap();
     assert_eq!((jobs(&database).await, database.one::<i64>("select count(*) from cdc_export.schedules").await), (0, 0));
-    let service = catalog.start(&database).service().await;
+    let _service = catalog.start(&database).service().await;
     assert_eq!(ended(&database, 1).await, ["full completed"]);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -104,7 +102,6 @@ async fn a_slot_with_a_busy_lane_is_skipped_and_reported() {
     set_back(&database, "a", 1).await;
     ended(&database, 3).await;
     assert_eq!(shown(&service, "a").await["skipped"], 0);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -133,7 +130,6 @@ async fn a_refused_slot_stays_due() {
     ended(&database, 5).await;
     let late = shown(&service, "late").await;
     assert!(late["refused"].is_null() && late["lastJob"]["dataset"] == "orders", "{late}");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -155,7 +151,6 @@ async fn a_slot_waits_while_too_many_exports_are_open() {
     assert_eq!(service.ended(&open).await["status"], "completed");
     ended(&database, 2).await;
     assert_eq!(service.events("schedule_refused").len(), 1);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -208,7 +203,6 @@ async fn an_export_that_needs_a_full_export_is_healed_once() {
     assert_eq!(shown(&service, "heals").await["lastJob"]["exportType"], "full");
     let healed = service.events("export_submitted").into_iter().filter(|event| event["heals"] == true).count();
     assert_eq!(healed, 4);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -233,7 +227,6 @@ async fn a_clock_set_back_stops_no_schedule_and_uses_no_slot_twice() {
     let a = becomes(&service, "a", "it goes on from now", |it| it["lastSlot"].as_str().unwrap() <= &*next).await;
     assert!(a["nextAt"].as_str().unwrap() <= &*next, "{a}");
     assert_eq!((jobs(&database).await, service.events("schedule_clock_set_back").len()), (3, 1));
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -259,7 +252,6 @@ async fn a_changed_timing_makes_no_past_slot_due() {
     assert_eq!((&a["cron"], &a["timezone"], &a["every"]), (&json!("0 0 1 1 *"), &json!("UTC"), &Value::Null));
     database.run("update cdc_export.schedules set slot = slot - interval '1 day'").await;
     ended(&database, 2).await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -298,8 +290,6 @@ async fn a_key_sees_only_the_schedules_of_its_consumers() {
     assert_eq!(keyed.call("GET", "/schedules", &[("Authorization", &writes)]).await.status(), 403);
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(worker.id().unwrap().cast_signed()), Signal::SIGTERM).unwrap();
     worker.wait().await.unwrap();
-    keyed.stop().await;
-    api.stop().await;
 }
 
 #[tokio::test]
@@ -341,9 +331,8 @@ async fn a_draining_process_leaves_its_slots_to_the_next_process() {
     held.rollback().await.unwrap();
     assert_eq!(service.exit().await, Some(0));
 
-    let next = catalog.start(&database).sharing_output(&service).service().await;
+    let _next = catalog.start(&database).sharing_output(&service).service().await;
     assert_eq!(ended(&database, 3).await, ["full completed"; 3]);
-    next.stop().await;
 }
 
 /// Runs with a slot in each second, by the real clock.

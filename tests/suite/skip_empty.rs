@@ -106,7 +106,6 @@ async fn a_skipped_export_has_no_file_and_no_place_in_the_chain() {
         .await
         .unwrap();
     assert_eq!(manifest["export"]["previous"], full["digest"]);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -131,7 +130,6 @@ async fn an_export_with_something_to_tell_is_not_skipped() {
     assert_eq!(truncated["error"]["code"], "full_export_needed", "{truncated}");
     assert!(!is_skipped("full").await);
     assert!(is_skipped("incremental").await);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -148,7 +146,6 @@ async fn an_export_of_a_table_that_never_had_a_row_is_skipped_too() {
     let delta = export(&service, "delta", true).await;
     assert_eq!((&delta["rowsExported"], &delta["number"]), (&json!(1), &json!(2)), "{delta}");
     assert_eq!(export(&service, "delta", true).await["skipped"], true);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -167,7 +164,6 @@ async fn the_dataset_decides_if_the_request_does_not() {
     assert_eq!(stored.await, "false");
     let ad_hoc = post(&service, "/exports", None, &json!({ "dataset": "items", "skipEmpty": true })).await;
     assert_eq!(refusal(ad_hoc).await, (400, "member_unknown".to_owned()));
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -185,5 +181,4 @@ async fn a_crash_at_the_commit_of_a_skipped_export_is_made_good() {
     let job = first.ended(answer["jobId"].as_str().unwrap()).await;
     assert_eq!((&job["status"], &job["skipped"]), (&json!("completed"), &json!(true)), "{job}");
     assert_eq!(first.files().len(), 1);
-    first.stop().await;
 }

@@ -54,7 +54,6 @@ async fn a_delta_after_a_full_is_empty_and_a_deletion_comes_once() {
     database.run("update flag set gone = true, at = '2026-01-02' where id = 4").await;
     assert_eq!(delta(&service, "flag", "late").await, ["DELETE 4"]);
     assert_eq!(delta(&service, "flag", "late").await, Vec::<String>::new());
-    service.stop().await;
 }
 
 /// Without a log the watermark tells deletions, and an incremental export moves it past them.
@@ -86,7 +85,6 @@ async fn without_a_log_an_incremental_takes_no_deletion_away() {
     set_watermark(&database, "flag", "a", "2026-02-15T00:00:00Z").await;
     export(&service, "incremental", "flag", "a").await;
     assert_eq!(delta(&service, "flag", "a").await, ["DELETE 2"]);
-    service.stop().await;
 }
 
 /// A live row's flag isn't read if it can only be `false`. It is read if it may be null. Rows of a table that inherits
@@ -133,5 +131,4 @@ async fn a_full_export_has_the_flag_that_each_live_row_has() {
         assert_eq!(rows, expected, "{name}");
         assert!(file.rows.iter().all(|row| row[at].ends_with('Z')), "{name}: {:?}", file.rows);
     }
-    service.stop().await;
 }

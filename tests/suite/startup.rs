@@ -81,19 +81,16 @@ async fn a_database_of_another_build_is_told_what_to_drop() {
     database.run(line.split('`').nth(1).unwrap()).await;
     let service = Start::on(&database).service().await;
     service.export("full", "a").await;
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_users_table_that_somebody_brought_is_left_alone() {
     let database = Database::empty().await;
-    database
-        .run(
-            "create table users (id bigserial primary key, name varchar(255) not null, email varchar(255) not null unique,
-               created_at timestamptz not null, updated_at timestamptz not null, is_deleted boolean not null default false);
-             insert into users (name, email, created_at, updated_at) values ('Ada', 'ada@example.org', now(), now())",
-        )
-        .await;
+    let schema = "
+        create table users (id bigserial primary key, name varchar(255) not null, email varchar(255) not null unique,
+          created_at timestamptz not null, updated_at timestamptz not null, is_deleted boolean not null default false);
+        insert into users (name, email, created_at, updated_at) values ('Ada', 'ada@example.org', now(), now())";
+    database.run(schema).await;
     // Every row of the catalog about it, and its own rows with where and by whom they were written.
     let look = || async {
         database
@@ -119,7 +116,6 @@ async fn a_users_table_that_somebody_brought_is_left_alone() {
     assert_eq!(service.call("DELETE", "/users/1", &[]).await.status(), 404);
     assert_eq!(look().await, before);
     assert_eq!(service.files(), Vec::<String>::new());
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -172,7 +168,6 @@ async fn the_tables_are_where_the_search_path_puts_them() {
     let answer = service.call("POST", "/exports/full", &[("X-Consumer-ID", "a")]).await;
     assert_eq!(refusal(answer).await, (409, "not_tracked".to_owned()));
     assert_eq!(database.one::<i64>("select count(*) from theirs.users").await, 0);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -189,12 +184,9 @@ async fn a_search_path_without_a_schema_stops_the_first_start_before_it_makes_an
 async fn a_role_with_the_name_of_our_schema_gets_its_tables_in_public() {
     let database = Database::empty().await;
     // A run beside this one may have made it.
-    database
-        .run(
-            "do $$ begin create role cdc_export login; exception when duplicate_object then end $$;
-             alter role cdc_export password 'pass'; grant create on schema public to cdc_export",
-        )
-        .await;
+    let changes = "do $$ begin create role cdc_export login; exception when duplicate_object then end $$;
+                   alter role cdc_export password 'pass'; grant create on schema public to cdc_export";
+    database.run(changes).await;
     let name: String = database.one("select current_database()::text").await;
     database.run(&format!("grant create on database {name} to cdc_export")).await;
     for run in ["first", "again"] {
@@ -205,7 +197,6 @@ async fn a_role_with_the_name_of_our_schema_gets_its_tables_in_public() {
             .await;
         let (job, _) = service.export("full", run).await;
         assert_eq!(job["rowsExported"], 98);
-        service.stop().await;
     }
     let ours = relations(&database).await;
     for table in ["public.exports", "public.users", "public.watermarks", "cdc_export.lanes", "cdc_export.owned"] {

@@ -4,7 +4,7 @@
 use reqwest::Response;
 use serde_json::{Value, json};
 
-use crate::harness::{Database, Service, Start, refusal};
+use crate::harness::{Database, Service, Start, refusal, serving_users};
 use crate::openapi;
 
 const JOB: &str = "01900000-0000-7000-8000-000000000000";
@@ -38,8 +38,7 @@ async fn assert_untouched(database: &Database) {
 
 #[tokio::test]
 async fn a_parameter_that_nobody_reads_is_refused_on_every_route() {
-    let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(0).await;
     let mut calls = openapi::paths();
     calls.extend(["/", "/page/app.js", "/page/nothing.js"].map(|path| ("GET".to_owned(), path.to_owned())));
     assert!(calls.len() > 25, "{calls:?}");
@@ -90,13 +89,11 @@ async fn a_parameter_that_nobody_reads_is_refused_on_every_route() {
 
     let worker = Start::on(&database).arguments(&["worker"]).with("METRICS_PORT", "0").service().await;
     refused(&worker, "GET", "/metrics?nothere=1", None, "parameter_unknown", "nothere").await;
-    worker.stop().await;
 }
 
 #[tokio::test]
 async fn a_member_that_is_given_twice_is_refused() {
-    let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(0).await;
     let twice = async |method: &str, path: &str, body: &str, field: &str| {
         refused(&service, method, path, Some(body), "member_invalid", field).await;
     };
@@ -135,7 +132,6 @@ async fn a_member_that_is_given_twice_is_refused() {
     // A long name above much is no work: with the product of the two no answer would come.
     let deep = format!(r#"{{"{}":[{}1]}}"#, "n".repeat(400_000), "1,".repeat(250_000));
     assert_eq!(send(&service, "POST", "/exports/delta", Some(&deep)).await.status(), 400);
-    service.stop().await;
 }
 
 /// Arrays in objects whose only member names a text that is JSON again, and so on: each text looks shallow.
@@ -152,8 +148,7 @@ fn nested_texts(texts: usize, arrays: usize) -> String {
 
 #[tokio::test]
 async fn a_name_that_a_library_gives_a_meaning_is_an_unknown_member() {
-    let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(0).await;
     let number = "$serde_json::private::Number";
     let twice = r#""{\"dataset\":\"users\",\"dataset\":\"users\"}""#;
     for (method, path) in [("POST", "/exports"), ("POST", "/exports/delta")] {
@@ -171,13 +166,11 @@ async fn a_name_that_a_library_gives_a_meaning_is_an_unknown_member() {
         assert_eq!(answer.status(), 400);
     }
     assert_untouched(&database).await;
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn an_answer_is_kept_by_nobody_and_is_no_other_origins() {
-    let database = Database::new().await;
-    database.add_users(1, 25).await;
+    let database = Database::with_users(25).await;
     let service = Start::on(&database).with("CORS_ORIGINS", "https://app.example.com").service().await;
     let (job, _) = service.export("full", "a").await;
     let id = job["jobId"].as_str().unwrap();
@@ -238,5 +231,4 @@ async fn an_answer_is_kept_by_nobody_and_is_no_other_origins() {
         (cors.status().as_u16(), header(&cors, "access-control-allow-origin")),
         (200, "https://app.example.com".to_owned())
     );
-    service.stop().await;
 }

@@ -100,12 +100,10 @@ async fn what_a_subscription_writes_is_captured_once() {
     let (job, rows) = loaded.next(&service, "delta").await;
     assert_eq!((rows, &job["continuity"]), (9, &Value::Null), "{job}");
     loaded.require_equal(&here).await;
-    publisher
-        .run(
-            "update users set name = 'u' where id < 14; delete from users where id = 15; update users set id = 99 where id = 16;
-             insert into users select 100, 'last', 'e', '2026-01-01', '2026-01-01'",
-        )
-        .await;
+    let statements = "
+        update users set name = 'u' where id < 14; delete from users where id = 15; update users set id = 99 where id = 16;
+        insert into users select 100, 'last', 'e', '2026-01-01', '2026-01-01'";
+    publisher.run(statements).await;
     // Who writes here goes on beside it.
     here.run("update users set name = 'here' where id = 1; delete from users where id = 2").await;
     arrived("exists (select from users where id = 100)").await;

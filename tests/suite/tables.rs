@@ -19,11 +19,9 @@ async fn every_type_comes_back_through_full_exports_and_deltas() {
 async fn no_setting_of_the_role_changes_a_value() {
     let mut database = database().await;
     database.run(&table("t", &(0..TYPES.len()).collect::<Vec<_>>())).await;
-    database
-        .run(
-            "alter table t drop constraint t_pkey, add names text[] not null default '{a,NULL,\"NULL\",\"\"}', add primary key (id, names)",
-        )
-        .await;
+    let changes = "
+        alter table t drop constraint t_pkey, add names text[] not null default '{a,NULL,\"NULL\",\"\"}', add primary key (id, names)";
+    database.run(changes).await;
     database.set_otherwise().await;
     passes(&database).await;
 }
@@ -31,19 +29,14 @@ async fn no_setting_of_the_role_changes_a_value() {
 #[tokio::test]
 async fn what_postgres_writes_is_written_as_copy_does() {
     let database = database().await;
-    database
-        .run(
-            "create table t (id int primary key, padded char(4), nothing pair, host inet);
-             insert into t values (1, 'a', row(null, null), '10.0.0.1'), (2, null, null, null)",
-        )
-        .await;
+    let schema = "create table t (id int primary key, padded char(4), nothing pair, host inet);
+                  insert into t values (1, 'a', row(null, null), '10.0.0.1'), (2, null, null, null)";
+    database.run(schema).await;
     let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"");
-    catalog.track(&database, "t").await;
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["t"]).await;
     let job = export(&service, "full", "t", "a").await;
     let file = std::fs::read_to_string(service.path(&job)).unwrap();
     assert_eq!(file, "id,padded,nothing,host\n1,a   ,\"(,)\",10.0.0.1\n2,,,\n");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -68,22 +61,18 @@ async fn tables_may_be_called_anything() {
         database.run(&format!("delete from {} where true", quoted(name))).await;
         assert_eq!(export(&service, "delta", &format!("t{i}"), "a").await["rowsExported"], 2, "{name}");
     }
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn partitions_generated_columns_and_no_rows_are_no_matter() {
     let database = database().await;
-    database
-        .run(
-            "create table t (id int, region text, double int generated always as (id * 2) stored, primary key (id, region))
+    let schema =
+        "create table t (id int, region text, double int generated always as (id * 2) stored, primary key (id, region))
                partition by list (region);
-             create table t_a partition of t for values in ('a'); create table t_rest partition of t default",
-        )
-        .await;
+             create table t_a partition of t for values in ('a'); create table t_rest partition of t default";
+    database.run(schema).await;
     let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"");
-    catalog.track(&database, "t").await;
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["t"]).await;
     let replica = Replica { database: &database, source: "select * from t", key: &["id", "region"] };
     let empty = export(&service, "full", "t", "a").await;
     assert_eq!(Csv::read(&service.path(&empty)).header, ["id", "region", "double"]);
@@ -93,11 +82,9 @@ async fn partitions_generated_columns_and_no_rows_are_no_matter() {
         .await;
     replica.begin(&service, &export(&service, "full", "t", "a").await).await;
     // From one partition to the other, directly into one, and out of one.
-    database
-        .run(
-            "update t set region = 'a' where id = 1; insert into t_a values (30, 'a'); delete from t_rest where id = 3",
-        )
-        .await;
+    let changes =
+        "update t set region = 'a' where id = 1; insert into t_a values (30, 'a'); delete from t_rest where id = 3";
+    database.run(changes).await;
     let delta = export(&service, "delta", "t", "a").await;
     replica.apply(&service, &delta).await;
     replica.require_equal().await;
@@ -105,7 +92,6 @@ async fn partitions_generated_columns_and_no_rows_are_no_matter() {
     let mut seen: Vec<_> = file.rows.iter().map(|row| format!("{} {}{}", row[0], row[1], row[2])).collect();
     seen.sort();
     assert_eq!(seen, ["DELETE 1b", "DELETE 3b", "INSERT 1a", "INSERT 30a"]);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -156,21 +142,19 @@ async fn a_role_that_may_just_read_exports_what_its_owner_tracked() {
 #[tokio::test]
 async fn an_index_on_a_function_that_names_another_without_its_schema_is_no_obstacle() {
     let database = Database::empty().await;
-    database
-        .run(
-            "create schema helpers;
-             create function helpers.plain(text) returns text language plpgsql immutable as 'begin return lower($1); end';
-             create function searched(text) returns text language sql immutable as 'select helpers.plain($1)';
-             create table single (id int primary key, name text, is_deleted bool not null default false, updated_at timestamptz not null default now());
-             create index on single (searched(name)); create index on single (id) where searched(name) = 'x';
-             create table parted (id int primary key, name text, is_deleted bool not null default false,
-               updated_at timestamptz not null default now(), check (searched(name) <> 'none')) partition by range (id);
-             create table low partition of parted for values from (0) to (100);
-             create index on low (searched(name));
-             create table high (like parted including all); create index on high (searched(name));
-             insert into single values (1, 'A'), (2, 'B'); insert into parted values (1, 'A'), (2, 'B')",
-        )
-        .await;
+    let schema = "
+        create schema helpers;
+        create function helpers.plain(text) returns text language plpgsql immutable as 'begin return lower($1); end';
+        create function searched(text) returns text language sql immutable as 'select helpers.plain($1)';
+        create table single (id int primary key, name text, is_deleted bool not null default false, updated_at timestamptz not null default now());
+        create index on single (searched(name)); create index on single (id) where searched(name) = 'x';
+        create table parted (id int primary key, name text, is_deleted bool not null default false,
+          updated_at timestamptz not null default now(), check (searched(name) <> 'none')) partition by range (id);
+        create table low partition of parted for values from (0) to (100);
+        create index on low (searched(name));
+        create table high (like parted including all); create index on high (searched(name));
+        insert into single values (1, 'A'), (2, 'B'); insert into parted values (1, 'A'), (2, 'B')";
+    database.run(schema).await;
     // Postgres 17 and later make such an index only if the function is well at that time.
     let name: String = database.one("select current_database()::text").await;
     database
@@ -211,11 +195,9 @@ async fn an_index_on_a_function_that_names_another_without_its_schema_is_no_obst
         replica.require_equal().await;
     }
     // One that came since, with such an index of its own.
-    database
-        .run(
-            "alter table parted attach partition high for values from (100) to (200); insert into parted values (101, 'C')",
-        )
-        .await;
+    let changes =
+        "alter table parted attach partition high for values from (100) to (200); insert into parted values (101, 'C')";
+    database.run(changes).await;
     assert_eq!(export(&service, "delta", "parted", "a").await["rowsExported"], 1);
     let (code, printed, said) = Catalog::of("").command(&database, &["datasets", "add", "single"]).await;
     assert!(code == 0 && printed.contains("would leave 0 rows out"), "{printed} {said}");
@@ -232,5 +214,4 @@ async fn an_index_on_a_function_that_names_another_without_its_schema_is_no_obst
     assert!(code == 2 && said.contains("single: table") && said.contains(why), "{code} {said}");
     database.run("alter function helpers.gone(text) rename to plain").await;
     assert_eq!(export(&service, "delta", "single", "a").await["rowsExported"], 0);
-    service.stop().await;
 }

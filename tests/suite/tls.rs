@@ -156,7 +156,6 @@ async fn each_sslmode_asks_what_it_says() {
         .await
         .unwrap();
         assert!(connections.0 >= 4 && connections.0 == connections.1, "{rest}: {connections:?}");
-        service.stop().await;
     }
     let plain = reaches(on(url("strict", "127.0.0.1", "?sslmode=disable"))).await.unwrap_err();
     assert!(plain.contains("no encryption") || plain.contains("SSL off"), "{plain}");

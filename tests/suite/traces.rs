@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::batches::tables;
 use crate::catalog::{Catalog, ended};
-use crate::harness::{Database, HANG_TIMEOUT, Service, Start, eventually};
+use crate::harness::{Database, HANG_TIMEOUT, Service, Start, eventually, serving_users};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";
@@ -124,8 +124,7 @@ async fn kept(database: &Database, job: &str) -> Option<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_callers_trace_goes_on_from_the_request_to_the_receiver() {
-    let database = Database::new().await;
-    database.add_users(1, 50).await;
+    let database = Database::with_users(50).await;
     let collector = Collector::start().await;
     let catalog = Catalog::of(&format!(
         "[[dataset]]\nname = \"users\"\ntable = \"users\"\nupdated_at = \"updated_at\"\n\n[[webhook]]\nname = \"told\"\n\
@@ -176,8 +175,7 @@ async fn a_callers_trace_goes_on_from_the_request_to_the_receiver() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn attempts_at_a_job_that_nobody_traced_are_one_trace() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let collector = Collector::start().await;
     let users = "[[dataset]]\nname = \"users\"\ntable = \"users\"\nupdated_at = \"updated_at\"\n";
     let schedule =
@@ -232,9 +230,7 @@ async fn a_batch_is_one_attempt_with_a_step_for_each_member() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_collector_the_callers_place_is_handed_on() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let job = submit(&service, "/exports/full", &traceparent()).await;
     service.becomes(&job, "completed").await;
     assert_eq!(kept(&database, &job).await, Some(traceparent()));

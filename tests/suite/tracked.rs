@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, ended, export, post};
-use crate::harness::{Database, Service, Start, eventually, refusal};
+use crate::harness::{Database, Service, eventually, refusal, serving_users};
 
 /// Two tables, of which one is tracked in no test of its own accord.
 async fn tables() -> (Database, Catalog) {
@@ -33,8 +33,7 @@ async fn continuity(service: &Service) -> Vec<Value> {
 #[tokio::test]
 async fn a_request_for_a_dataset_that_nobody_tracked_is_refused_with_the_command_to_run() {
     let (database, catalog) = tables().await;
-    catalog.track(&database, "stock").await;
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["stock"]).await;
     let of_orders = json!({ "dataset": "orders" });
     for path in ["/exports", "/exports/full", "/exports/incremental", "/exports/delta", "/export/c"] {
         let problem: Value = post(&service, path, Some("c"), &of_orders).await.json().await.unwrap();
@@ -55,13 +54,11 @@ async fn a_request_for_a_dataset_that_nobody_tracked_is_refused_with_the_command
     database.run("drop trigger cdc_export_u on orders").await;
     let job = ended(&service, "/exports/delta", Some("c"), of_orders.clone()).await;
     assert_eq!((&job["error"]["code"], &job["continuity"]), (&json!("full_export_needed"), &json!("trigger_missing")));
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_request_for_a_dataset_whose_table_is_not_there_is_refused() {
-    let database = Database::new().await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(0).await;
     let held = database.hold_exports().await;
     let waiting = service.submit("full", "c").await;
     service.call("POST", &format!("/exports/{waiting}/cancel"), &[]).await;
@@ -85,7 +82,6 @@ async fn a_request_for_a_dataset_whose_table_is_not_there_is_refused() {
     assert_eq!(jobs["items"].as_array().unwrap().len(), 1, "no job was made");
     database.run("alter table away rename to users").await;
     service.export("full", "c").await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -103,8 +99,7 @@ async fn untrack_says_what_it_found() {
 #[tokio::test]
 async fn a_retry_of_an_export_whose_dataset_was_untracked_is_refused_and_a_repeated_request_is_not() {
     let (database, catalog) = tables().await;
-    catalog.track(&database, "orders").await;
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["orders"]).await;
     let send = async || {
         let request =
             service.client.post(format!("{}/exports/full", service.address)).json(&json!({ "dataset": "orders" }));
@@ -129,7 +124,6 @@ async fn a_retry_of_an_export_whose_dataset_was_untracked_is_refused_and_a_repea
     let again = send().await;
     assert_eq!(again.status(), 202);
     assert_eq!(again.json::<Value>().await.unwrap()["jobId"], first["jobId"]);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -153,7 +147,6 @@ async fn a_dataset_whose_key_is_another_than_the_triggers_log_is_tracked_anew() 
     assert_eq!(refusal(answer).await, (409, "not_tracked".to_owned()));
     catalog.track(&database, "orders").await;
     export(&service, "full", "orders", "c").await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -203,7 +196,6 @@ async fn no_look_takes_an_untracked_dataset_for_exact_or_ready() {
     let (code, _, said) = catalog.command(&database, &["untrack", "orders"]).await;
     assert_eq!(code, 0, "{said}");
     assert_eq!(continuity(&service).await, ["trigger_missing"]);
-    service.stop().await;
 }
 
 /// `alter table … enable trigger all` after a `disable` leaves triggers that don't fire for everybody, and `track` was
@@ -211,10 +203,7 @@ async fn no_look_takes_an_untracked_dataset_for_exact_or_ready() {
 #[tokio::test]
 async fn triggers_that_are_there_but_not_always_enabled_are_told_everywhere() {
     let (database, catalog) = tables().await;
-    for name in ["orders", "stock"] {
-        catalog.track(&database, name).await;
-    }
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["orders", "stock"]).await;
     let ready = async || get(&service, "/health/ready").await["checks"]["datasets"].as_str().unwrap().to_owned();
     assert_eq!(ready().await, "ok");
     export(&service, "full", "orders", "c").await;
@@ -249,7 +238,6 @@ async fn triggers_that_are_there_but_not_always_enabled_are_told_everywhere() {
         let (code, _, said) = run(export_type, "new").await;
         assert!(code == 0 && !said.contains("track"), "{export_type}: {said}");
     }
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -283,7 +271,6 @@ async fn a_table_whose_dataset_left_the_file_is_named_until_it_is_untracked() {
     let (code, _, said) = catalog.command(&database, &["untrack", "--table", "nothing"]).await;
     assert!(code == 1 && said.contains("there is no table `nothing`"), "{said}");
     export(&service, "full", "orders", "c").await;
-    service.stop().await;
 }
 
 /// Its owner chooses the name, and a person may paste the command.
@@ -356,12 +343,10 @@ const CATALOG: &str = "
 #[tokio::test]
 async fn the_guide_that_removes_the_service_leaves_nothing_behind() {
     let (database, catalog) = tables().await;
-    database
-        .run(
-            "create table parts (id int primary key) partition by range (id); create table part partition of parts default;
-             create table dropped (id int primary key)",
-        )
-        .await;
+    let schema =
+        "create table parts (id int primary key) partition by range (id); create table part partition of parts default;
+             create table dropped (id int primary key)";
+    database.run(schema).await;
     let block = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n");
     let text = std::fs::read_to_string(catalog.path()).unwrap() + &block("parts");
     catalog.write(&format!("{text}{}", block("dropped")));

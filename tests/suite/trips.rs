@@ -32,8 +32,7 @@ const PERIODIC: [&str; 13] = [
 
 #[tokio::test]
 async fn an_empty_delta_takes_at_most_23_round_trips() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let proxy = Proxy::to(&database.options).await;
     let service = Start::plain().with("DATABASE_URL", url(&database, &proxy)).service().await;
     let exports = 20;
@@ -58,13 +57,11 @@ async fn an_empty_delta_takes_at_most_23_round_trips() {
     let pings = trips.iter().filter(|trip| trip.is_ping()).count();
     let mean = (trips.len() - pings.min(idle_pings)) as f64 / f64::from(exports);
     assert!(mean <= MOST_ROUND_TRIPS, "{mean} round trips for an export, and for {exports}: {:#?}", purposes(&trips));
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn an_idle_process_sends_at_most_2_statements_a_second() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let proxy = Proxy::to(&database.options).await;
     let service = Start::plain().with("DATABASE_URL", url(&database, &proxy)).service().await;
     service.export("full", "one").await;
@@ -80,7 +77,6 @@ async fn an_idle_process_sends_at_most_2_statements_a_second() {
         "{sent} statements in {seconds} seconds: {:#?}",
         purposes(&trips)
     );
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -100,5 +96,4 @@ async fn a_job_follows_the_one_of_its_lane_without_a_look_for_work() {
     .await;
     service.release("worker.staged").await;
     assert_eq!(service.ended(&second).await["status"], "completed");
-    service.stop().await;
 }

@@ -155,8 +155,7 @@ const DUE: &str = "update cdc_export.deliveries set run_at = clock_timestamp() w
 
 #[tokio::test]
 async fn each_end_is_delivered_once_and_signed() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let receiver = Receiver::start().await;
     let service = Operator::with(&[receiver.block("all", "")]);
     let service =
@@ -211,8 +210,7 @@ async fn each_end_is_delivered_once_and_signed() {
 
 #[tokio::test]
 async fn a_receiver_gets_only_the_events_of_its_block() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let [all, failures, of_b] = [Receiver::start().await, Receiver::start().await, Receiver::start().await];
     let operator = Operator::with(&[
         all.block("all", "datasets = [\"users\"]"),
@@ -237,8 +235,7 @@ async fn a_receiver_gets_only_the_events_of_its_block() {
 /// An event is delivered only after the file is published and the end is committed.
 #[tokio::test]
 async fn no_event_is_delivered_before_the_file_is_published() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let receiver = Receiver::start().await;
     let operator = Operator::with(&[receiver.block("all", "")]);
     let mut dead = operator.start(&database).with("FAILPOINTS", "publisher.named=kill").service().await;
@@ -255,8 +252,7 @@ async fn no_event_is_delivered_before_the_file_is_published() {
 
 #[tokio::test]
 async fn an_event_that_is_not_accepted_is_retried_and_then_dead() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let [receiver, other] = [Receiver::start().await, Receiver::start().await];
     receiver.answers([Answer::Status(500), Answer::Redirect(format!("http://localhost:{}/", other.port))]);
     let operator = Operator::with(&[receiver.block("all", "")]);
@@ -331,8 +327,7 @@ async fn an_event_that_is_not_accepted_is_retried_and_then_dead() {
 
 #[tokio::test]
 async fn a_hanging_receiver_delays_no_other_and_a_gone_receiver_gets_no_more_events() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let [slow, gone, good] = [Receiver::start().await, Receiver::start().await, Receiver::start().await];
     slow.answers((0..50).map(|_| Answer::After(600_000)));
     gone.answers((0..50).map(|_| Answer::Status(410)));
@@ -370,8 +365,7 @@ async fn a_hanging_receiver_delays_no_other_and_a_gone_receiver_gets_no_more_eve
 
 #[tokio::test]
 async fn a_crash_before_the_record_delivers_again_under_the_same_id() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let receiver = Receiver::start().await;
     let operator = Operator::with(&[receiver.block("all", "")]);
     let mut dead = operator.start(&database).with("FAILPOINTS", "delivery.answered=kill").service().await;
@@ -428,8 +422,7 @@ async fn a_missing_secret_stops_the_start() {
 
 #[tokio::test]
 async fn a_skipped_export_is_told_to_those_who_ask_for_it() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let (all, some) = (Receiver::start().await, Receiver::start().await);
     let blocks = [all.block("all", ""), some.block("some", "events = [\"export.skipped\"]")];
     let service = Operator::with(&blocks).start(&database).service().await;

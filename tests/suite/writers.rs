@@ -75,7 +75,6 @@ async fn a_key_that_is_renamed_or_dropped_stops_no_writer_and_hides_nothing() {
         .await;
     let (code, _, said) = tables.catalog.command(&tables.database, &["datasets", "check"]).await;
     assert!(code == 2 && said.contains("plain: key"), "{code} {said}");
-    tables.service.stop().await;
 }
 
 /// A session keeps the plans of its triggers, and with them what they know of the columns.
@@ -91,10 +90,7 @@ async fn a_session_that_wrote_before_the_key_was_altered_logs_the_key_as_it_is()
         .await;
     let of = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\nkey = [\"id\", \"place\"]\n");
     let catalog = Catalog::of(&["parted", "plain"].map(of).concat());
-    for dataset in ["parted", "plain"] {
-        catalog.track(&database, dataset).await;
-    }
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["parted", "plain"]).await;
     for dataset in ["parted", "plain"] {
         let source = format!("select id::text, alt, place from {dataset}");
         let replica = Replica { database: &database, source: &source, key: &["id", "place"] };
@@ -127,30 +123,24 @@ async fn a_session_that_wrote_before_the_key_was_altered_logs_the_key_as_it_is()
             }
         }
     }
-    service.stop().await;
 }
 
 /// Such a foreign key updates in the name of the statement that changed what it points to, and shares its rows.
 #[tokio::test]
 async fn a_row_that_one_statement_updates_several_times_is_logged_as_gone_under_its_old_key() {
     let database = Database::empty().await;
-    database
-        .run(
-            "create table person (id int primary key);
-             create table line (creator int references person on update cascade, person int references person on update cascade, n int,
-               v text, primary key (person, n));
-             create table edge (a int not null references person on update cascade, b int not null references person on update cascade,
-               primary key (a, b));
-             insert into person values (11), (1), (2); insert into line values (1, 1, 1, 'a'), (2, 1, 2, 'b'), (1, 2, 1, 'c');
-             insert into edge values (1, 2), (11, 2), (2, 2)",
-        )
-        .await;
+    let schema = "
+        create table person (id int primary key);
+        create table line (creator int references person on update cascade, person int references person on update cascade, n int,
+          v text, primary key (person, n));
+        create table edge (a int not null references person on update cascade, b int not null references person on update cascade,
+          primary key (a, b));
+        insert into person values (11), (1), (2); insert into line values (1, 1, 1, 'a'), (2, 1, 2, 'b'), (1, 2, 1, 'c');
+        insert into edge values (1, 2), (11, 2), (2, 2)";
+    database.run(schema).await;
     let of = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n");
     let catalog = Catalog::of(&["line", "edge"].map(of).concat());
-    for dataset in ["line", "edge"] {
-        catalog.track(&database, dataset).await;
-    }
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["line", "edge"]).await;
     for (dataset, key, change) in [
         ("line", &["person", "n"], "update person set id = 7 where id = 1"),
         // An edge has the old key of another one for a moment.
@@ -163,7 +153,6 @@ async fn a_row_that_one_statement_updates_several_times_is_logged_as_gone_under_
         replica.apply(&service, &export(&service, "delta", dataset, "a").await).await;
         replica.require_equal().await;
     }
-    service.stop().await;
 }
 
 /// The names of the triggers' own variables and relations, in the key and beside it.
@@ -270,7 +259,6 @@ async fn no_setting_of_a_writer_s_session_refuses_a_write_or_changes_a_key() {
         let each = ["I21", "U21", "U22", "D21", "D22"];
         assert_eq!(logged, [each; 4].concat(), "{setting}");
     }
-    tables.service.stop().await;
 }
 
 #[tokio::test]
@@ -306,5 +294,4 @@ async fn revoked_rights_on_the_log_are_reported_and_lose_no_change() {
         assert_eq!(problems().await, Vec::<String>::new());
         assert_eq!(tables.delta("plain").await, [format!("UPDATE {}", number + 2)]);
     }
-    tables.service.stop().await;
 }

@@ -98,7 +98,6 @@ async fn the_manifest_of_a_batch_names_those_of_its_exports() {
     assert!(manifest["export"].get("batch").is_none(), "{manifest}");
     let (code, said) = verify(service.output(), &["--public-key", PUBLIC_KEY]).await;
     assert!(code == 0 && said.starts_with("whole: 3 lanes, 6 exports, "), "{said}");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -120,7 +119,6 @@ async fn the_manifest_of_a_batch_is_answered_whether_or_not_it_is_written() {
     assert_eq!(refusal(answer(&service, &failed).await).await, (409, "not_completed".to_owned()));
     let unknown = json!({ "batchId": "01900000-0000-7000-8000-000000000000" });
     assert_eq!(refusal(answer(&service, &unknown).await).await, (404, "not_found".to_owned()));
-    service.stop().await;
 }
 
 /// Whoever may not see one of the members may not see the manifest, which names them all.
@@ -145,7 +143,6 @@ async fn a_key_for_some_members_learns_nothing_from_manifests() {
     assert_eq!(own.status(), 200);
     let own = own.text().await.unwrap();
     assert!(own.contains(id) && !own.contains("beta"), "{own}");
-    walled.stop().await;
 }
 
 /// Kills a service at a failpoint of the publication of a batch, and returns it with the batch.
@@ -171,7 +168,6 @@ async fn a_crash_before_the_manifest_of_a_batch_delays_it() {
     assert_eq!(done["status"], "completed", "{done}");
     assert_eq!(answer(&heir, &done).await.text().await.unwrap(), text(&heir, &done));
     is_whole(&heir).await;
-    heir.stop().await;
 }
 
 #[tokio::test]
@@ -190,7 +186,6 @@ async fn whoever_goes_on_after_the_manifest_of_a_batch_writes_the_same() {
         assert!(heir.events("batch_manifest_taken").is_empty());
         eventually("the hidden files are swept", async || has_no_hidden_file(&heir).then_some(())).await;
         is_whole(&heir).await;
-        heir.stop().await;
     }
 }
 
@@ -206,7 +201,6 @@ async fn a_manifest_of_a_batch_replaces_nothing() {
     assert_eq!((&done["status"], text(&heir, &done)), (&json!("completed"), "theirs".to_owned()), "{done}");
     assert_eq!(heir.events("batch_manifest_taken").len(), 1);
     assert_eq!(answer(&heir, &done).await.status(), 200);
-    heir.stop().await;
 }
 
 /// Each batch waits for the one before it in all lanes, so they can't wait for each other.
@@ -237,8 +231,6 @@ async fn batches_over_the_same_lanes_are_published_by_two_processes_one_after_th
     }
     hold.release().await;
     is_whole(&other).await;
-    other.stop().await;
-    held.stop().await;
 }
 
 /// Returns the hidden file of the export of a dataset.
@@ -272,7 +264,6 @@ async fn a_batch_of_which_a_file_was_lost_has_no_manifest() {
     let next = export_all(&heir, "full", json!({ "datasets": "*" })).await;
     assert_eq!(next["status"], "completed", "{next}");
     is_whole(&heir).await;
-    heir.stop().await;
 }
 
 #[tokio::test]
@@ -287,7 +278,6 @@ async fn a_batch_whose_last_file_was_lost_loses_its_manifest() {
     assert_eq!((&failed["status"], &failed["error"]["code"]), (&json!("failed"), &json!("file_lost")), "{failed}");
     eventually("the manifest is gone", async || (!path(&heir, &failed).exists()).then_some(())).await;
     is_whole(&heir).await;
-    heir.stop().await;
 }
 
 #[tokio::test]
@@ -345,7 +335,6 @@ async fn verify_names_the_batch_and_what_it_lacks() {
     }
     let (code, said) = verify(copy.path(), &[]).await;
     assert!(code == 0 && said.starts_with("whole: 1 lane, 3 exports"), "{said}");
-    service.stop().await;
 }
 
 /// The manifest of a batch is there as long as one that it names, and no check finds a fault meanwhile.
@@ -376,6 +365,4 @@ async fn the_manifest_of_a_batch_goes_with_the_last_one_that_it_names() {
     is_whole(&keeper).await;
     let recorded = "select count(*) from exports where batch_manifest is not null";
     eventually("it is recorded", async || (database.one::<i64>(recorded).await == 2).then_some(())).await;
-    keeper.stop().await;
-    service.stop().await;
 }

@@ -30,8 +30,7 @@ async fn told(service: &Service, job: &Value) -> Value {
 #[tokio::test]
 async fn a_lanes_manifests_have_its_numbers_for_keys() {
     for bucket in buckets().await {
-        let database = Database::new().await;
-        database.add_users(1, 5).await;
+        let database = Database::with_users(5).await;
         let service = bucket.start(&database).service().await;
         let mut expected = Vec::new();
         let mut before = Value::Null;
@@ -59,8 +58,7 @@ async fn a_lanes_manifests_have_its_numbers_for_keys() {
 #[tokio::test]
 async fn after_a_restore_the_manifests_of_what_was_forgotten_stay() {
     for bucket in buckets().await {
-        let database = Database::new().await;
-        database.add_users(1, 5).await;
+        let database = Database::with_users(5).await;
         let service = bucket.start(&database).service().await;
         let first = export(&service, "full", "a").await;
         for _ in 0..2 {
@@ -87,8 +85,7 @@ async fn after_a_restore_the_manifests_of_what_was_forgotten_stay() {
 #[tokio::test]
 async fn of_two_publishers_that_find_a_number_taken_one_goes_on_behind() {
     for bucket in buckets().await {
-        let database = Database::new().await;
-        database.add_users(1, 5).await;
+        let database = Database::with_users(5).await;
         let service = bucket.start(&database).service().await;
         for export_type in ["full", "delta", "delta"] {
             export(&service, export_type, "a").await;

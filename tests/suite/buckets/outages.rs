@@ -128,32 +128,22 @@ async fn a_store_that_stands_still_delays_exports_and_costs_none() {
 }
 
 #[tokio::test]
-async fn a_store_that_is_gone_for_a_while_costs_no_export() {
-    everywhere(async |bucket, when| {
-        let trial = Trial::on(&bucket, |start| start).await;
-        let id = trial.meets(when, Fate::Held).await;
-        trial.between.close().await;
-        trial.is_up_and_not_ready().await;
-        trial.fails(&id, when, "storage_unavailable").await;
-        trial.between.heal();
-        let job = trial.ends_well(&id).await;
-        assert!(when == When::Writing || job["attempt"] == 1, "{job}");
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_store_that_is_too_busy_for_a_while_costs_no_export() {
-    everywhere(async |bucket, when| {
-        let trial = Trial::on(&bucket, |start| start).await;
-        let id = trial.meets(when, Fate::Refused(503, "SlowDown")).await;
-        trial.is_up_and_not_ready().await;
-        trial.fails(&id, when, "storage_unavailable").await;
-        trial.between.heal();
-        let job = trial.ends_well(&id).await;
-        assert!(when == When::Writing || job["attempt"] == 1, "{job}");
-    })
-    .await;
+async fn a_store_that_is_gone_or_too_busy_for_a_while_costs_no_export() {
+    for (fate, is_gone) in [(Fate::Held, true), (Fate::Refused(503, "SlowDown"), false)] {
+        everywhere(async |bucket, when| {
+            let trial = Trial::on(&bucket, |start| start).await;
+            let id = trial.meets(when, fate).await;
+            if is_gone {
+                trial.between.close().await;
+            }
+            trial.is_up_and_not_ready().await;
+            trial.fails(&id, when, "storage_unavailable").await;
+            trial.between.heal();
+            let job = trial.ends_well(&id).await;
+            assert!(when == When::Writing || job["attempt"] == 1, "{job}");
+        })
+        .await;
+    }
 }
 
 #[tokio::test]

@@ -64,12 +64,9 @@ pub(crate) fn get(path: &str) -> String {
 
 /// A completed export of more than the sockets take while nobody reads, and what asks for it.
 pub(crate) async fn large_file(database: &Database, service: &Service) -> (String, u64) {
-    database
-        .run(
-            "insert into users (name, email, created_at, updated_at)
-             select repeat('x', 250), n || repeat('y', 200), now(), now() from generate_series(1, 20000) n",
-        )
-        .await;
+    let changes = "insert into users (name, email, created_at, updated_at)
+                   select repeat('x', 250), n || repeat('y', 200), now(), now() from generate_series(1, 20000) n";
+    database.run(changes).await;
     let (job, _) = service.export("full", "a").await;
     (get(&format!("/exports/{}/download", job["jobId"].as_str().unwrap())), job["bytesWritten"].as_u64().unwrap())
 }

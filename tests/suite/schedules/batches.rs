@@ -73,5 +73,4 @@ async fn a_slot_makes_one_batch_which_heals_its_members() {
     becomes(&service, "some", "it is refused", |it| it["refused"] == "not_tracked").await;
     let two = next_batch(&service, &database, "all", &failed).await;
     assert_eq!((members(&two).len(), &two["leftOut"]), (2, &json!([{ "dataset": "gamma", "reason": "not_tracked" }])));
-    service.stop().await;
 }

@@ -20,10 +20,7 @@ pub(crate) async fn begin() -> (Database, Catalog, Service) {
     };
     let soft = "deleted = \"gone\"";
     let catalog = Catalog::of(&(of("flag", soft) + &of("stamp", soft) + &of("hard", "")));
-    for name in ["flag", "stamp", "hard"] {
-        catalog.track(&database, name).await;
-    }
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["flag", "stamp", "hard"]).await;
     (database, catalog, service)
 }
 

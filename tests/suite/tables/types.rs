@@ -125,5 +125,4 @@ pub(crate) async fn passes(database: &Database) {
         let not_in_format = format == "parquet" && job["error"]["code"] == "not_in_format";
         assert!(job["status"] == "completed" || not_in_format, "{job}");
     }
-    service.stop().await;
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::Service;
+use crate::harness::{Database, Service};
 
 pub(crate) async fn consumers(service: &Service) -> Value {
     let answer = service.call("GET", "/consumers?limit=200", &[]).await;
@@ -15,4 +15,20 @@ pub(crate) fn waiting(page: &Value, consumer: &str) -> Value {
     let of = |item: &&Value| item["consumerId"] == consumer;
     let item = page["items"].as_array().unwrap().iter().find(of).unwrap_or_else(|| panic!("{consumer}: {page}"));
     json!([item["rowsWaiting"], item["rowsWaitingCapped"]])
+}
+
+/// Copies a consumer's position to others.
+pub(crate) async fn copy_position(database: &Database, consumer: &str, copies: u32) {
+    let columns: String = database
+        .one(
+            "select string_agg(attname, ', ') from pg_attribute where attrelid = 'watermarks'::regclass and attnum > 0
+              and attname not in ('id', 'consumer_id')",
+        )
+        .await;
+    database
+        .run(&format!(
+            "insert into watermarks (consumer_id, {columns})
+             select '{consumer}-' || n, {columns} from watermarks, generate_series(1, {copies}) n where consumer_id = '{consumer}'"
+        ))
+        .await;
 }

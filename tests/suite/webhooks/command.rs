@@ -32,8 +32,7 @@ async fn a_receiver_is_tried_with_one_event() {
 
 #[tokio::test]
 async fn a_chat_gets_a_sentence_without_a_signature() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let receiver = Receiver::start().await;
     let block = receiver.block("chat", "shape = \"slack\"\nevents = [\"export.completed\"]");
     let operator = Operator::with(&[block.replace("secret_env = \"HOOK_SECRET\"\n", "")]);

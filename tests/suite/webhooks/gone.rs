@@ -8,8 +8,7 @@ use crate::harness::{Database, eventually};
 /// Nothing that waits is lost to the question whether it is there again, and no start is needed for it.
 #[tokio::test]
 async fn a_gone_receiver_gets_a_redelivered_event() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let receiver = Receiver::start().await;
     receiver.answers([Answer::Status(410), Answer::Status(410)]);
     let operator = Operator::with(&[receiver.block("gone", "")]);
@@ -44,8 +43,7 @@ async fn a_gone_receiver_gets_a_redelivered_event() {
 /// One that comes back with another trouble is tried as any other that has it.
 #[tokio::test]
 async fn a_gone_receiver_whose_redelivery_fails_is_no_longer_gone() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let receiver = Receiver::start().await;
     receiver.answers([Answer::Status(410), Answer::Status(503)]);
     let operator = Operator::with(&[receiver.block("gone", "")]);
@@ -65,8 +63,7 @@ async fn a_gone_receiver_whose_redelivery_fails_is_no_longer_gone() {
 /// Also if nothing is left of the one that it answered so to, since `RETAIN_JOBS` has taken it away.
 #[tokio::test]
 async fn a_gone_receiver_gets_a_redelivered_event_without_earlier_attempts() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let receiver = Receiver::start().await;
     receiver.answers([Answer::Status(410)]);
     let operator = Operator::with(&[receiver.block("gone", "")]);

@@ -8,8 +8,7 @@ use crate::harness::{Database, eventually};
 /// Of the last exports of a drain: what was answered is recorded, and what was not has no lease to wait for.
 #[tokio::test]
 async fn a_stop_releases_the_claimed_events() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let mut receivers = Vec::new();
     for _ in 0..9 {
         receivers.push(Receiver::start().await);

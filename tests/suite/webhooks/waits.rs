@@ -6,8 +6,7 @@ use crate::harness::{Database, eventually};
 /// Where the clock is set back, an event waits as long as it was meant to, not until the clock has come so far again.
 #[tokio::test]
 async fn a_clock_set_back_delays_no_event() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let receiver = Receiver::start().await;
     receiver.answers([Answer::Status(500)]);
     let operator = Operator::with(&[receiver.block("all", "")]);
@@ -21,12 +20,10 @@ async fn a_clock_set_back_delays_no_event() {
     assert_eq!(api.call("POST", &format!("/exports/{fresh}/cancel"), &[]).await.status(), 202);
     assert_eq!(deliveries(&api, "?status=pending").await.len(), 2);
     // The clock's step is an hour of what is written, as it is seen from then on.
-    database
-        .run(
-            "update cdc_export.deliveries set created_at = created_at + interval '1 hour', run_at = run_at + interval '1 hour',
-               rescheduled_at = rescheduled_at + interval '1 hour'",
-        )
-        .await;
+    let changes = "
+        update cdc_export.deliveries set created_at = created_at + interval '1 hour', run_at = run_at + interval '1 hour',
+        rescheduled_at = rescheduled_at + interval '1 hour'";
+    database.run(changes).await;
     let service = operator.start(&database).sharing_output(&api).with("LEASE_SECONDS", 1).service().await;
     eventually("both are told", async || deliveries(&service, "?status=delivered").await.get(1).map(|_| ())).await;
     assert_eq!(receiver.heard().len(), 3);
@@ -39,8 +36,7 @@ async fn a_clock_set_back_delays_no_event() {
 #[tokio::test]
 async fn hanging_receivers_use_no_connection_of_exports() {
     const RECEIVERS: usize = 20;
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let receiver = Receiver::start().await;
     let blocks: Vec<_> = (0..RECEIVERS).map(|n| receiver.block(&format!("r{n}"), "")).collect();
     let service = Operator::with(&blocks).start(&database).service().await;
@@ -74,8 +70,7 @@ async fn hanging_receivers_use_no_connection_of_exports() {
 /// Until it is told, dead or older than `RETAIN_UNACKED`.
 #[tokio::test]
 async fn retention_keeps_jobs_with_undelivered_events() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let receiver = Receiver::start().await;
     receiver.answers((0..100).map(|_| Answer::Status(500)));
     let operator = Operator::with(&[receiver.block("all", "consumers = [\"a\"]\n")]);
@@ -94,12 +89,9 @@ async fn retention_keeps_jobs_with_undelivered_events() {
     eventually("the retention", async || (left("b").await == 1).then_some(())).await;
     assert_eq!(left("a").await, 3);
     first.stop().await;
-    database
-        .run(
-            "update cdc_export.deliveries set created_at = created_at - interval '31 days'
-             where id = (select id from cdc_export.deliveries order by id limit 1)",
-        )
-        .await;
+    let changes = "update cdc_export.deliveries set created_at = created_at - interval '31 days'
+                   where id = (select id from cdc_export.deliveries order by id limit 1)";
+    database.run(changes).await;
     let second = keeping().await;
     eventually("nobody waits for one for a month", async || (left("a").await == 2).then_some(())).await;
     second.stop().await;
