@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -93,8 +92,12 @@ async fn a_crash_at_any_step_is_made_good() {
         "worker.commit",
     ];
     let after_it = ["sink.publish", "sink.publish.renamed"];
-    join_all(before_the_commit.map(|place| dies_at(place, 2))).await;
-    join_all(after_it.map(|place| dies_at(place, 1))).await;
+    for place in before_the_commit {
+        dies_at(place, 2).await;
+    }
+    for place in after_it {
+        dies_at(place, 1).await;
+    }
 }
 
 /// A crash at a place, and how many attempts the job takes with it.

@@ -3,7 +3,6 @@
 
 mod files;
 
-use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use crate::harness::{Database, Start, eventually, refusal, serving_users};
@@ -51,7 +50,7 @@ async fn an_export_that_fits_is_one_file_with_the_name_of_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_at_any_step_leaves_all_files_or_none() {
-    let faults = [
+    for (fault, attempts) in [
         ("sink.create=kill@2", 2),
         ("sink.fsync=kill@2", 2),
         ("worker.staged=kill", 2),
@@ -61,8 +60,9 @@ async fn a_crash_at_any_step_leaves_all_files_or_none() {
         ("publisher.named=kill", 1),
         ("sink.manifest=kill", 1),
         ("sink.manifest.renamed=kill", 1),
-    ];
-    join_all(faults.map(|(fault, attempts)| dies_at(fault, attempts))).await;
+    ] {
+        dies_at(fault, attempts).await;
+    }
 }
 
 /// A crash at a place, and how many attempts the job takes with it.
