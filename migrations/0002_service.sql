@@ -60,7 +60,7 @@ create table {schema}.exports (
   lane_sequence bigint, -- the job's place in its lane
   export_type text not null check (export_type in ('full', 'incremental', 'delta')),
   format text not null,
-  compression text not null,
+  compression text not null default 'none',
   -- The size at which a file ends and the next one begins; null: one file.
   max_file_bytes bigint check (max_file_bytes > 0),
   selection jsonb, -- the filter, columns and limit of an ad-hoc export; null: all of the dataset
@@ -106,7 +106,7 @@ create table {schema}.exports (
   run_at timestamptz not null default clock_timestamp(), -- a pending job is not claimed earlier
   -- Workers claim jobs in this order. The first job of a consumer that has none gets a turn before the second job of
   -- a consumer that waits.
-  turn timestamptz not null,
+  turn timestamptz not null default 'epoch',
   -- The table of an open job was locked when an attempt last needed it: no job of the dataset is claimed until then.
   -- After that, one attempt at a time tries the table. Null: no attempt since a successful one found a lock.
   locked_until timestamptz,

@@ -550,24 +550,6 @@ async fn a_pull_of_several_datasets_asks_for_one_batch_without_those_that_fail()
     assert_eq!(database.one::<String>(batches).await, "6 17 18");
 }
 
-#[tokio::test]
-async fn a_batch_whose_first_member_was_taken_back_alone_goes_on_as_a_whole() {
-    let (database, catalog) = tables().await;
-    let start = || catalog.start(&database).with("LEASE_SECONDS", 1);
-    let mut doomed = start().with("FAILPOINTS", "worker.opened=hold").service().await;
-    let submitted = batch(&doomed, "full", json!({ "datasets": "*" })).await;
-    doomed.reaches("worker.opened").await;
-    doomed.signal(nix::sys::signal::Signal::SIGKILL);
-    doomed.dies().await;
-    // As a release does it that doesn't know batches.
-    let changes = "update exports set status = 'pending', progress = 0, lease_token = null, lease_owner = null,
-                   lease_expires_at = null, run_at = clock_timestamp() where id = batch_id";
-    database.run(changes).await;
-    let heir = start().sharing_output(&doomed).service().await;
-    let done = ended(&heir, &submitted["batchId"]).await;
-    assert_eq!((&done["status"], statuses(&done)), (&json!("completed"), vec!["completed"; 3]), "{done}");
-}
-
 /// Whoever finds no room for a lock fails, also a user's own application.
 #[tokio::test]
 async fn a_batch_leaves_half_of_the_room_for_locks_to_others() {

@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Database, Start};
+use crate::harness::{Database, serving_users};
 
 async fn recorded(database: &Database) -> Vec<Value> {
     let rows =
