@@ -374,8 +374,8 @@ async fn hasten(options: &PgConnectOptions) -> PathBuf {
     programs(&mut admin).await
 }
 
-/// Makes the server ask all roles but the tests' own for a password. SCRAM takes thousands of hashes for each login, and
-/// the tests connect thousands of times.
+/// Makes the server ask all roles but the tests' own for a password. SCRAM takes thousands of hashes for each login,
+/// and the tests connect thousands of times.
 async fn ask_for_passwords(options: &PgConnectOptions) {
     let mut admin = PgConnection::connect_with(options).await.unwrap();
     let file: String = sqlx::query_scalar("show hba_file").fetch_one(&mut admin).await.unwrap();

@@ -51,8 +51,8 @@ pub(super) async fn ensure(settings: &Settings, data_dir: &DataDir) -> Result<Bi
 
 /// Returns the target and the SHA-256 of the archive of [`VERSION`] for this machine, if there is one.
 ///
-/// The checksum ensures that an archive is the originally published one, even if the project changes. For a new version,
-/// compare each with the checksum that is published next to the archive.
+/// The checksum ensures that an archive is the originally published one, even if the project changes. For a new
+/// version, compare each with the checksum that is published next to the archive.
 fn archive_for_this_machine() -> Option<(&'static str, &'static str)> {
     // This process may be a static binary with musl, so the machine is checked.
     let loaders = ["/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1"];

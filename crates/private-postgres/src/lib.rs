@@ -223,8 +223,8 @@ pub fn locate(settings: &Settings) -> Result<Location, Error> {
     Ok(Location { has_server: data_dir.cluster().exists(), data_dir: data_dir.named })
 }
 
-/// Returns the folder of the socket of the server that another process runs in this data folder. Returns `None` if there
-/// is none or it is not ready.
+/// Returns the folder of the socket of the server that another process runs in this data folder. Returns `None` if
+/// there is none or it is not ready.
 ///
 /// # Errors
 /// If the folder can't be used for a private server.

@@ -22,8 +22,8 @@ const FALLBACK: &str = "/tmp";
 
 /// Creates the folder of the socket in `preferred`, else in `/tmp`.
 ///
-/// The name is derived from the data folder's path, so that a start after a crash reuses the folder. If the name belongs
-/// to another user, a random name is used.
+/// The name is derived from the data folder's path, so that a start after a crash reuses the folder. If the name
+/// belongs to another user, a random name is used.
 pub(super) fn make_folder(preferred: Option<&Path>, data_dir: &DataDir) -> Result<PathBuf, Error> {
     let name = name_for(&data_dir.path);
     let random = format!("cdc-export-{}", uuid::Uuid::new_v4().simple());
