@@ -63,14 +63,14 @@ async fn what_is_too_old_or_too_much_goes() {
         .await;
 
     // The newest three of each consumer, and none that is older than a day.
-    let _keeping = Start::on(&database).sharing_output(&service).with("RETAIN_FILES", "1d,3").service().await;
+    let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_FILES", "1d,3").service().await;
     let kept = files(&[&names[2..5], &names[6..7]].concat());
     eventually("files go", || async { (keeping.files() == kept).then_some(()) }).await;
     assert_eq!(database.one::<i64>("select count(*) from exports").await, 7, "their jobs stay");
     keeping.stop().await;
 
     // A job takes its file with it.
-    let _keeping = Start::on(&database).sharing_output(&service).with("RETAIN_JOBS", "1").service().await;
+    let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_JOBS", "1").service().await;
     let left = "select count(*) from exports";
     eventually("jobs go", || async { (database.one::<i64>(left).await == 2).then_some(()) }).await;
     assert_eq!(keeping.files(), files(&[names[4].clone(), names[6].clone()]));
@@ -92,7 +92,7 @@ async fn nothing_is_forgotten_behind_a_job_that_is_kept() {
     for consumer in ["a", "a", "a", "b", "b"] {
         others.push(service.export(if others.len() < 3 { "delta" } else { "full" }, consumer).await.0);
     }
-    let _keeping = Start::on(&database).sharing_output(&service).with("RETAIN_JOBS", "1").service().await;
+    let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_JOBS", "1").service().await;
     let left = "select count(*) from exports where consumer_id = 'b'";
     eventually("jobs go", || async { (database.one::<i64>(left).await == 1).then_some(()) }).await;
     assert_eq!(keeping.files().len(), 2);
@@ -150,7 +150,7 @@ async fn a_lane_goes_with_its_jobs_unless_it_has_published() {
              update exports set finished_at = finished_at - interval '2 days'",
         )
         .await;
-    let _keeping = Start::on(&database).sharing_output(&service).with("RETAIN_JOBS", "1d");
+    let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_JOBS", "1d");
     service.stop().await;
 
     let keeping = keeping.service().await;
@@ -241,7 +241,7 @@ async fn without_acknowledgements_files_go_by_their_count_alone() {
     for export_type in ["full", "delta", "delta"] {
         jobs.push(service.export(export_type, "a").await.0);
     }
-    let _keeping = Start::on(&database).sharing_output(&service).with("RETAIN_FILES", 1).service().await;
+    let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_FILES", 1).service().await;
     let newest = [jobs[2]["outputFilename"].as_str().unwrap().to_owned()];
     eventually("older files go", async || (keeping.files() == newest).then_some(())).await;
     assert!(keeping.events("unacknowledged_removed").is_empty(), "{}", keeping.log());

@@ -64,11 +64,11 @@ async fn a_member_that_its_consumer_may_not_have_keeps_the_files_of_its_batch() 
         names
     };
     let keeping = || catalog.start(&database).sharing_output(&service).with("RETAIN_FILES", 1);
-    let _keeper = keeping().service().await;
+    let keeper = keeping().service().await;
     eventually("the first batch goes", async || (keeper.files() == names(&batches[1..])).then_some(())).await;
     keeper.stop().await;
     let ack = format!("/exports/{}/ack", job(1, 2)["jobId"].as_str().unwrap());
     assert_eq!(service.call("POST", &ack, &[]).await.status(), 200);
-    let _keeper = keeping().service().await;
+    let keeper = keeping().service().await;
     eventually("the second batch goes", async || (keeper.files() == names(&batches[2..])).then_some(())).await;
 }
