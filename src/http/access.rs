@@ -226,8 +226,8 @@ fn action_of(method: &Method, path: &str) -> Action {
         }
         (_, &Method::GET | &Method::HEAD) => Action::Read,
         ("/exports/{jobId}/ack", _) => Action::Acknowledge,
-        ("/exports/{jobId}/cancel", _) => Action::Cancel,
-        ("/exports/{jobId}/retry", _) => Action::Retry,
+        ("/exports/{jobId}/cancel" | "/batches/{batchId}/cancel", _) => Action::Cancel,
+        ("/exports/{jobId}/retry" | "/batches/{batchId}/retry", _) => Action::Retry,
         ("/exports/{jobId}", _) => Action::RemoveFile,
         ("/exports/watermark", _) => Action::DeleteWatermark,
         ("/deliveries/{deliveryId}/redeliver", _) => Action::Redeliver,

@@ -167,7 +167,7 @@ fn a_query_that_is_read_is_told() {
             }
         }
     }
-    assert_eq!(read, 10);
+    assert_eq!(read, 9);
 }
 
 /// What follows a mark in a text, up to the next quote.
