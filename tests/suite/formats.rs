@@ -733,13 +733,13 @@ async fn a_compressed_file_is_the_plain_one_packed() {
 }
 
 #[tokio::test]
-async fn a_job_of_another_version_is_left_to_that() {
+async fn a_job_of_an_unknown_format_is_left_to_other_processes() {
     let (database, service) = serving_users(0).await;
     let held = database.hold_exports().await;
     let first = service.submit("full", "a").await;
     service.becomes(&first, "processing").await;
     let next: [String; 2] = [service.submit("full", "a").await, service.submit("full", "b").await];
-    database.run(&format!("update exports set compression = 'brotli' where id = '{}'", next[0])).await;
+    database.run(&format!("update exports set format = 'avro' where id = '{}'", next[0])).await;
     held.rollback().await.unwrap();
     service.ended(&first).await;
     service.ended(&next[1]).await;
