@@ -11,7 +11,7 @@ use crate::dataset::Table;
 /// A relation that belongs to the current role.
 pub(super) struct OwnRelation {
     pub(super) oid: i64,
-    /// What keeps the role from writing to it.
+    /// The reason why the role may not write to it.
     obstacle: Option<String>,
 }
 

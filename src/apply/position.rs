@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 use sqlx::types::{Json, Uuid};
 
 use crate::apply::statement::{run, run_unless_exists};
-use crate::apply::table::{TableColumn, TargetTable, target_columns};
+use crate::apply::table::{TargetColumn, TargetTable, target_columns};
 use crate::apply::{During, Error, POSITIONS_SCHEMA, Settings, ownership};
 use crate::dataset::Table;
 use crate::job::ConsumerId;
@@ -45,7 +45,7 @@ pub(super) struct Details {
     /// The export's columns that are columns of the table.
     pub(super) columns: Vec<ManifestColumn>,
     /// The same columns of the table, by name.
-    pub(super) table: BTreeMap<String, TableColumn>,
+    pub(super) table: BTreeMap<String, TargetColumn>,
 }
 
 impl TargetPosition {
@@ -234,7 +234,7 @@ pub(super) async fn write(
     let number = i64::try_from(manifest.number)
         .map_err(|_| Error::refused("changed", "the manifest has an invalid export number"))?;
     let columns: Vec<_> = target_columns(export, settings).cloned().collect();
-    let in_table = |column: &ManifestColumn| Some(target_table.columns.get_key_value(&column.name)?);
+    let in_table = |column: &ManifestColumn| target_table.columns.get_key_value(&column.name);
     let table = columns.iter().filter_map(in_table).map(|(name, column)| (name.clone(), column.clone())).collect();
     sqlx::query(
         "-- apply.position.write

@@ -17,14 +17,14 @@ pub(super) struct TargetTable {
     pub(super) name: String,
     pub(super) oid: i64,
     /// Its columns by name.
-    pub(super) columns: BTreeMap<String, TableColumn>,
+    pub(super) columns: BTreeMap<String, TargetColumn>,
     /// The columns of its primary key, in their order.
     pub(super) key: Vec<String>,
 }
 
 /// A column of the table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct TableColumn {
+pub(super) struct TargetColumn {
     /// The attribute number. A column that is removed and added again has another number.
     number: i16,
     /// The type with length and precision, as Postgres writes it.
@@ -104,7 +104,7 @@ impl TargetTable {
         found.sort_by_key(|column| column.key_place);
         let key = found.iter().filter(|column| column.key_place.is_some());
         self.key = key.map(|column| column.name.clone()).collect();
-        let column = |FoundColumn { name, number, type_name, .. }| (name, TableColumn { number, type_name });
+        let column = |FoundColumn { name, number, type_name, .. }| (name, TargetColumn { number, type_name });
         self.columns = found.into_iter().map(column).collect();
         Ok(())
     }

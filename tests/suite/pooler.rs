@@ -27,7 +27,7 @@ impl Pooler {
             None => options.get_host().to_owned(),
         };
         let port = free_port();
-        let (user, password) = (options.get_username(), direct.password().unwrap_or_default());
+        let (user, password) = (options.get_username(), direct.password().unwrap_or("pass"));
         let at = |file: &str| folder.path().join(file).display().to_string();
         std::fs::write(at("users"), format!("\"{user}\" \"{password}\"\n")).unwrap();
         let text = format!(

@@ -79,10 +79,9 @@ async fn what_a_subscription_writes_is_captured_once() {
     loaded.next(&service, "full").await;
 
     let host = options.get_socket().map_or(options.get_host().to_owned(), |path| path.to_str().unwrap().to_owned());
-    let password = options.to_url_lossy().password().unwrap_or_default().to_owned();
     let subscribe = |slot: &str| {
         format!(
-            "create subscription s connection 'host={host} port={} user={} password={password} dbname=publisher' publication p
+            "create subscription s connection 'host={host} port={} user={} dbname=publisher' publication p
              with (create_slot = false, slot_name = {slot})",
             options.get_port(),
             options.get_username(),

@@ -9,6 +9,7 @@ use std::process::{Command, Output, Stdio};
 
 #[cfg(feature = "buckets")]
 use cdc_export::manifest::key;
+use cdc_export::manifest::signing::SigningKey;
 use cdc_export::manifest::{Chained, Manifest, ManifestColumn, ManifestFile, ManifestSource, VERSION, name_in_folder};
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -511,14 +512,11 @@ fn a_place_without_manifests_is_not_whole() {
 
 #[test]
 fn a_signature_is_asked_for_with_its_key() {
-    use ring::signature::{Ed25519KeyPair, KeyPair};
-
-    let pair = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
-    let key = hex::encode(pair.public_key());
+    let signer = SigningKey::read(&"07".repeat(32)).unwrap();
+    let key = signer.public_key();
     let mut lane = lane("a", &[(true, vec![1]), (false, vec![1])], "");
     for export in &mut lane {
-        let signature = pair.sign(&hex::decode(&export.manifest.digest).unwrap());
-        export.manifest.signature = Some(hex::encode(signature));
+        signer.sign(&mut export.manifest);
     }
     let options = ["--public-key", &key];
     assert_eq!(verify(folder_of(&lane).path(), &options).0, 0);
