@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use sqlx::ConnectOptions;
 
 use crate::catalog::Catalog;
 use crate::harness::{

@@ -13,8 +13,7 @@ pub(crate) fn schedule(name: &str, consumer: &str, more: &str) -> String {
 }
 
 pub(crate) async fn users() -> Database {
-    let database = Database::with_users(5).await;
-    database
+    Database::with_users(5).await
 }
 
 pub(crate) async fn jobs(database: &Database) -> i64 {
