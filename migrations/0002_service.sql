@@ -31,7 +31,7 @@ create table cdc_export.lanes (
   -- count for its state. Null: it was never removed.
   removed_sequence bigint,
   -- The number of the lane's last published export when its position was last removed, alone or with its consumer.
-  -- What was loaded before doesn't count any more. Null: it was never removed.
+  -- Exports that were loaded before don't count any more. Null: it was never removed.
   removed_number bigint,
   -- The number of the latest export that the consumer acknowledged: it has loaded all exports up to that one. Null:
   -- the consumer never acknowledges. No constraint compares it with last_number: after a partial restore or a change
@@ -129,10 +129,10 @@ create table {schema}.exports (
   output_filename text collate "C" not null, -- the final name; those of several files are made of it
   destination_id uuid, -- the destination that has the files
   staged_name text, -- the hidden name of the first file, which has the token of the attempt that completed the job
-  -- Of the file. Of several files, it is the SHA-256 of the list of theirs: 64 hexadecimal digits and a line break
+  -- The SHA-256 of the file. For several files, that of the list of theirs: 64 hexadecimal digits and a line break
   -- each.
   sha256 text,
-  -- What the manifest says of the files' columns: {"columns": [{"name": "id", "type": "bigint", "wire": "binary"},
+  -- The manifest's members about the files' columns: {"columns": [{"name": "id", "type": "bigint", "wire": "binary"},
   -- ...], "key": ["id"], "table": ..., "snapshot": ...}.
   file_columns jsonb,
   columns_hash text, -- MD5 of the names and types of the file's columns

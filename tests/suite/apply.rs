@@ -29,7 +29,7 @@ async fn the_copy_equals_the_source_after_each_export() {
     pair.require_equal("a delta").await;
     assert_eq!(pair.applied(&["--request", "none"]).await, Vec::<String>::new());
 
-    // What others asked for, of all types, in order. A full export replaces all rows.
+    // Applies exports of all types that others requested, in order. A full export replaces all rows.
     pair.source.run("update t set name = 'y' where id = 5").await;
     for kind in ["incremental", "full", "delta"] {
         export(&pair.service, kind, "t", "a").await;

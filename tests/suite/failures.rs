@@ -135,7 +135,7 @@ async fn a_file_that_has_the_name_stays_and_the_export_takes_the_next() {
     let id = service.submit("full", "a").await;
     let name = service.job(&id).await["outputFilename"].as_str().unwrap().to_owned();
     let stem = name.strip_suffix(".csv").unwrap();
-    // Of a service on another database.
+    // A service on another database.
     let theirs = [name.clone(), format!("{stem}-3.csv"), format!("{stem}-4.csv")];
     for name in &theirs {
         std::fs::write(service.output().join(name), "theirs").unwrap();

@@ -327,7 +327,7 @@ async fn no_manifest_goes_after_one_that_stays() {
         jobs.push(service.export(export_type, "a").await.0);
     }
     let path = |job: &Value, call: &str| format!("/exports/{}{call}", job["jobId"].as_str().unwrap());
-    // What comes after the first one is spared, since it is not acknowledged.
+    // The later exports are spared, since they are not acknowledged.
     assert_eq!(service.call("POST", &path(&jobs[0], "/ack"), &[]).await.status(), 200);
     let (witness, _) = service.export("full", "b").await;
     service.export("full", "b").await;

@@ -52,7 +52,7 @@ async fn a_foreign_exports_or_watermarks_stops_the_start() {
     assert!(code == 1 && line.contains("`theirs.exports`"), "{line}");
 }
 
-/// What the migrations of another build left: their record and the tables outside of `cdc_export`.
+/// The traces of another build's migrations: their record and the tables outside of `cdc_export`.
 const OF_ANOTHER_BUILD: &str = "
   create schema cdc_export;
   create table cdc_export.migrations (version bigint primary key, description text not null, installed_on timestamptz not null default now(),
