@@ -375,12 +375,12 @@ async fn hasten(options: &PgConnectOptions) -> PathBuf {
     programs(&mut admin).await
 }
 
-/// Makes the server ask all roles but the tests' own for a password. SCRAM takes thousands of hashes for each login,
-/// and the tests connect thousands of times.
+/// Makes the server ask all roles but the tests' own for a password. `md5` takes passwords stored either way: Postgres 13
+/// stores MD5, later ones SCRAM. SCRAM takes thousands of hashes for each login, and the tests connect thousands of times.
 async fn ask_for_passwords(options: &PgConnectOptions) {
     let mut admin = PgConnection::connect_with(options).await.unwrap();
     let file: String = sqlx::query_scalar("show hba_file").fetch_one(&mut admin).await.unwrap();
-    let rules = format!("local all {} trust\nlocal all all scram-sha-256\n", private_postgres::ROLE);
+    let rules = format!("local all {} trust\nlocal all all md5\n", private_postgres::ROLE);
     std::fs::write(&file, rules).unwrap();
     admin.execute("select pg_reload_conf()").await.unwrap();
 }
