@@ -91,44 +91,28 @@ impl Environment {
 
 /// Parses the variables of a text in the format of `.env`.
 fn variables_of(text: &str) -> Result<HashMap<String, String>, Error> {
-    let text = with_literal_dollars(text);
-    let variables = dotenvy::from_read_iter(text.as_bytes());
-    // dotenvy's error quotes part of the value, which may be a secret.
-    let unreadable = |_| Error::File("a line is no NAME=VALUE, or a value needs quotes".to_owned());
-    variables.collect::<Result<_, _>>().map_err(unreadable)
+    let text = hide_dollars(text);
+    let variables = dotenvy::from_read_iter(text.as_bytes()).map(|variable| {
+        // dotenvy's error quotes part of the value, which may be a secret.
+        let unreadable = |_| Error::File("a line is no NAME=VALUE, or a value needs quotes".to_owned());
+        let (name, value) = variable.map_err(unreadable)?;
+        Ok((name, value.replace(HIDDEN_DOLLAR, "$")))
+    });
+    variables.collect()
 }
 
-/// A part of a text in the format of `.env`.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
-    Unquoted,
-    SingleQuotes,
-    DoubleQuotes,
-    Comment,
-}
+/// Stands for `$` while dotenvy reads a text. Unicode assigns it to no character.
+const HIDDEN_DOLLAR: char = '\u{FFFF}';
 
-/// Escapes each `$` that dotenvy would replace by the value of a variable. In single quotes it replaces none.
-fn with_literal_dollars(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    let (mut place, mut previous, mut is_escaped) = (Place::Unquoted, '\n', false);
-    for c in text.chars() {
-        let is_literal = is_escaped || matches!(place, Place::SingleQuotes | Place::Comment);
-        if c == '$' && !is_literal {
-            escaped.push('\\');
-        }
-        escaped.push(c);
-        place = match (place, c) {
-            (place, _) if is_escaped => place,
-            (Place::Unquoted, '\'') => Place::SingleQuotes,
-            (Place::Unquoted, '"') => Place::DoubleQuotes,
-            (Place::Unquoted, '#') if previous.is_whitespace() => Place::Comment,
-            (Place::SingleQuotes, '\'') | (Place::DoubleQuotes, '"') | (Place::Comment, '\n') => Place::Unquoted,
-            (place, _) => place,
-        };
-        is_escaped = c == '\\' && !is_literal;
-        previous = c;
-    }
-    escaped
+/// Hides each `$` that no backslash escapes from dotenvy, which would replace it by the value of a variable.
+fn hide_dollars(text: &str) -> String {
+    let mut is_escaped = false;
+    let hide = |c| {
+        let hidden = if c == '$' && !is_escaped { HIDDEN_DOLLAR } else { c };
+        is_escaped = c == '\\' && !is_escaped;
+        hidden
+    };
+    text.chars().map(hide).collect()
 }
 
 #[cfg(test)]

@@ -39,6 +39,12 @@ impl Binaries {
         choose(found, wanted, &data).map(Some)
     }
 
+    /// Returns the downloaded binaries.
+    pub(super) async fn downloaded(data_dir: &DataDir) -> Result<Binaries, Error> {
+        let found = Binaries::in_folder(&download::programs(data_dir), &data_dir.account).await?;
+        found.ok_or(Error::NotInstalled(String::new()))
+    }
+
     pub(super) fn program(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
@@ -47,7 +53,7 @@ impl Binaries {
     ///
     /// The account's user runs `postgres` to determine its version, because root must not run a file that this user may
     /// have written.
-    pub(super) async fn in_folder(folder: &Path, account: &Account) -> Result<Option<Binaries>, Error> {
+    async fn in_folder(folder: &Path, account: &Account) -> Result<Option<Binaries>, Error> {
         // The programs run in another working folder, so the path must be absolute.
         let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
         let (postgres, initdb) = (folder.join("postgres"), folder.join("initdb"));

@@ -180,7 +180,10 @@ impl Server {
         let lock = data_dir.lock().await?;
         let binaries = match found {
             Some(binaries) => binaries,
-            None => download::ensure(settings, &data_dir).await?,
+            None => {
+                download::ensure(settings, &data_dir).await?;
+                Binaries::downloaded(&data_dir).await?
+            }
         };
         cluster::ensure(&data_dir, &binaries).await?;
         let socket_folder = socket::make_folder(settings.runtime_dir.as_deref(), &data_dir)?;
