@@ -195,6 +195,11 @@ impl Store {
         Store { listeners: listeners.into(), ..self }
     }
 
+    /// Returns the names of the receivers.
+    pub(super) fn receivers(&self) -> Vec<&str> {
+        self.listeners.iter().map(|listener| listener.name.as_str()).collect()
+    }
+
     /// Claims up to `limit` due deliveries of a receiver, the oldest first. No other process can claim them during
     /// `lease`.
     ///
@@ -273,7 +278,6 @@ impl Store {
         if self.listeners.is_empty() {
             return Ok(());
         }
-        let names: Vec<_> = self.listeners.iter().map(|listener| listener.name.as_str()).collect();
         let statement = sqlx::query(
             "-- store.deliveries.repair_future_timestamps
              with late as (
@@ -284,7 +288,7 @@ impl Store {
              update cdc_export.deliveries d set rescheduled_at = clock_timestamp(), run_at = clock_timestamp() + (d.run_at - d.rescheduled_at)
              from late where d.id = late.id",
         )
-        .bind(names);
+        .bind(self.receivers());
         self.execute(statement).await.map(drop)
     }
 

@@ -33,7 +33,6 @@ pub struct DueWork {
 impl Store {
     /// Returns the work that waits for a process with these datasets and this destination. Its leases last for `lease`.
     pub async fn due(&self, datasets: &[String], destination: Option<Uuid>, lease: Duration) -> Result<DueWork, Error> {
-        let receivers: Vec<_> = self.listeners.iter().map(|listener| listener.name.as_str()).collect();
         let statement = sqlx::query_as(AssertSqlSafe(with_pieces(
             include_str!("due/due.sql"),
             &[CLAIMABLE, READY, ORPHANED, MOVED, LATEST],
@@ -44,7 +43,7 @@ impl Store {
         .bind(self.known_scan_start())
         .bind(lease.as_secs_f64())
         .bind(longest_retry_pauses())
-        .bind(receivers);
+        .bind(self.receivers());
         self.with(async |conn| statement.fetch_one(conn).await).await
     }
 }
