@@ -57,25 +57,18 @@ async fn a_copy_is_of_one_moment_at_each_look_while_a_bank_works() {
 
     let (mut running, _folder) = mirror.apply(&["--all-datasets", "--every", "100ms"]).spawn();
     let moments = Mutex::new(BTreeSet::new());
-    eventually("ten moments", async || {
+    let ten_moments = async || {
         let sums: Vec<i64> = mirror.target.one(SUMS).await;
         assert!(sums[..4].iter().all(|sum| *sum == sums[0]), "{sums:?}");
         let mut moments = moments.lock().unwrap();
         moments.insert(sums[4]);
         (moments.len() >= 10).then_some(())
-    })
-    .await;
+    };
+    eventually("ten moments", ten_moments).await;
     // Full exports replace the rows of all tables, also in one transaction.
     export_all(&mirror.service, "full", json!({ "datasets": "*" })).await;
     moments.lock().unwrap().clear();
-    eventually("ten more moments", async || {
-        let sums: Vec<i64> = mirror.target.one(SUMS).await;
-        assert!(sums[..4].iter().all(|sum| *sum == sums[0]), "{sums:?}");
-        let mut moments = moments.lock().unwrap();
-        moments.insert(sums[4]);
-        (moments.len() >= 10).then_some(())
-    })
-    .await;
+    eventually("ten more moments", ten_moments).await;
     is_open.store(false, Ordering::Relaxed);
     for writer in writers {
         writer.await.unwrap();
