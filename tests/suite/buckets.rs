@@ -6,8 +6,6 @@ mod hostile_stores;
 mod manifests;
 mod outages;
 
-use std::time::Duration;
-
 use cdc_export::sink::{BucketAddress, BucketSettings, Settings};
 use nix::sys::signal::Signal;
 use ring::{digest, hmac};
@@ -65,8 +63,7 @@ async fn a_bucket_keeps_the_contract_of_a_destination() {
         let variables = || variables.iter().map(|(name, value)| (*name, value.as_str()));
         let (_, url) = variables().find(|(name, _)| *name == "OUTPUT_URL").unwrap();
         let address = BucketAddress::read(url, variables()).unwrap();
-        let stall = Duration::from_secs(30);
-        let settings = Settings::Bucket(BucketSettings { address, part_bytes: 5 << 20, stall });
+        let settings = Settings::Bucket(BucketSettings { address, part_bytes: 5 << 20 });
         keeps_its_contract(|| settings.destination().unwrap()).await;
     }
 }

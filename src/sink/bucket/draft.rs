@@ -16,7 +16,7 @@ use crate::failpoint;
 use crate::file::{FileIdentity, FileLocation, StagedFile};
 use crate::sink::bucket::failure::may_pass;
 use crate::sink::bucket::note::Note;
-use crate::sink::bucket::objects::{Objects, UPLOADS, path};
+use crate::sink::bucket::objects::{Objects, UPLOADS, path, stall_timeout};
 use crate::sink::{Draft, Error};
 
 /// The number of parts that every store takes.
@@ -154,7 +154,7 @@ async fn part(objects: Arc<Objects>, note: Note, number: usize, payload: PutPayl
             Err(error) => error,
         };
         let pause = backoff.next_pause();
-        if !may_pass(&error) || begun.elapsed() + pause > objects.settings.stall {
+        if !may_pass(&error) || begun.elapsed() + pause > stall_timeout() {
             return Err(objects.cannot("upload a part of", &key)(error));
         }
         tokio::time::sleep(pause).await;
@@ -183,7 +183,7 @@ mod tests {
             ("AWS_SECRET_ACCESS_KEY", "test"),
         ];
         let address = BucketAddress::read("s3://files", variables).unwrap();
-        let settings = Settings { address, part_bytes, stall: Duration::from_secs(1) };
+        let settings = Settings { address, part_bytes };
         let objects = Arc::new(Objects::new(settings).unwrap());
         let note = Note { key: "a".to_owned(), upload: "u".to_owned() };
         Box::new(Upload::new(objects, Uuid::nil(), "hidden".to_owned(), note, CancellationToken::new()))

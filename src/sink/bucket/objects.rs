@@ -8,6 +8,7 @@ use futures_util::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ClientOptions, GetOptions, GetRange, GetResult, ObjectStoreExt, UpdateVersion};
 
+use crate::failpoint;
 use crate::sink::Error;
 use crate::sink::bucket::address::{BucketAddress, Client};
 use crate::sink::bucket::connector::Connector;
@@ -19,6 +20,8 @@ const SMALL_TIMEOUT: Duration = Duration::from_secs(15);
 const PART_TIMEOUT: Duration = Duration::from_secs(120);
 /// The longest silence of a store while it completes an upload or sends an object.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
+/// The longest time that a draft waits for the store without any progress.
+const STALL_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// The number of parts of one file that are uploaded at once.
 pub(super) const UPLOADS: usize = 2;
@@ -33,8 +36,6 @@ pub struct Settings {
     pub address: BucketAddress,
     /// The size of a part, in bytes.
     pub part_bytes: usize,
-    /// The longest time that a draft waits for the store without any progress.
-    pub stall: Duration,
 }
 
 /// The objects of a bucket.
@@ -54,13 +55,18 @@ impl fmt::Debug for Objects {
     }
 }
 
+/// Returns the longest time that a draft waits for the store without any progress.
+pub(super) fn stall_timeout() -> Duration {
+    failpoint::time("bucket.stall", STALL_TIMEOUT)
+}
+
 impl Objects {
     pub(super) fn new(settings: Settings) -> Result<Objects, Error> {
-        let Settings { address, part_bytes, stall } = &settings;
+        let Settings { address, part_bytes } = &settings;
         // The time that the parts of one file take together, on a line of 1 Mbit/s.
         let slow = Duration::from_secs((part_bytes * UPLOADS) as u64 / (128 << 10));
         let hasty = ClientOptions::new().with_timeout(SMALL_TIMEOUT);
-        let parts = ClientOptions::new().with_timeout(PART_TIMEOUT.max(slow).min((*stall).max(SMALL_TIMEOUT)));
+        let parts = ClientOptions::new().with_timeout(PART_TIMEOUT.max(slow).min(stall_timeout().max(SMALL_TIMEOUT)));
         let patient = ClientOptions::new().with_timeout_disabled().with_read_timeout(SILENCE_TIMEOUT);
         let client = |options, connector| address.client(options, connector).map_err(|error| wrong(address, &error));
         let (store, parts) = (client(hasty, Connector::Small)?, client(parts, Connector::Small)?);
@@ -182,7 +188,7 @@ mod tests {
         ] {
             let variables = others.iter().copied().chain([(name, value)]);
             let address = BucketAddress::read(url, variables).unwrap();
-            let settings = Settings { address, part_bytes: 5 << 20, stall: Duration::from_secs(1) };
+            let settings = Settings { address, part_bytes: 5 << 20 };
             let wrong = crate::telemetry::chain(&Objects::new(settings).unwrap_err());
             assert!(wrong.contains(&format!(": {name}: ")), "{wrong}");
             assert!(!wrong.contains("geheim") && !wrong.contains('\n'), "{wrong}");

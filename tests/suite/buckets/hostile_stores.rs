@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use axum::body::Bytes;
+use cdc_export::failpoint;
 use cdc_export::file::{FileIdentity, StagedFile};
 use cdc_export::sink::{BucketAddress, BucketSettings, Destination, Error, Limited, Published, Settings};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -147,8 +147,9 @@ impl Store {
 
 fn destination(url: &str, variables: &[(&str, &str)]) -> Limited {
     let address = BucketAddress::read(url, variables.iter().copied()).unwrap();
-    let stall = Duration::from_secs(1);
-    Settings::Bucket(BucketSettings { address, part_bytes: 5 << 20, stall }).destination().unwrap()
+    // The suite is one process, and the first call of all its tests takes effect.
+    failpoint::arm("bucket.stall=time:1000").unwrap();
+    Settings::Bucket(BucketSettings { address, part_bytes: 5 << 20 }).destination().unwrap()
 }
 
 async fn endless(client: &mut BufReader<TcpStream>, head: &str, taken: &AtomicU64) {
