@@ -97,5 +97,4 @@ async fn a_broker_that_is_stopped_killed_or_full_loses_nothing() {
     assert_eq!(client.takes("narrow", 1).await.len(), 1);
     database.run(DUE).await;
     all_delivered(&service, told.len() + 2).await;
-    service.stop().await;
 }

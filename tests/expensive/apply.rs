@@ -45,7 +45,6 @@ async fn each_export_is_applied_once_whatever_is_killed() {
     }
     let of_first = "select array_agg(n order by n) = array(select generate_series(1, 6)::bigint) from log where id = 1";
     assert!(pair.target.one::<bool>(of_first).await, "each change once");
-    pair.end().await;
 }
 
 /// The copy of a table that many write to is some state of it at each moment: whatever was committed together comes
@@ -95,5 +94,4 @@ async fn it_follows_while_pgbench_writes_and_processes_are_killed() {
     tokio::join!(writing, following);
     pair.apply(&[]).output().await;
     pair.require_equal("all of it").await;
-    pair.end().await;
 }

@@ -10,18 +10,16 @@ use crate::harness::{Csv, Database};
 #[tokio::test]
 async fn what_a_row_holds_fails_no_statement_of_its_owner() {
     let columns = "b bytea, t text, j json, n numeric, f float8, d date, a int[], i interval";
-    let database = Database::new().await;
-    database
-        .run(&format!(
-            "create table plain (id int primary key, {columns});
+    let database = Database::new_with(&format!(
+        "create table plain (id int primary key, {columns});
              create table parts (id int primary key, {columns}) partition by range (id);
              create table part partition of parts for values from (0) to (99);
              -- Not compressed, so that they are made in no time.
              alter table plain alter b set storage external, alter t set storage external;
              alter table parts alter b set storage external, alter t set storage external;
              alter table part alter b set storage external, alter t set storage external"
-        ))
-        .await;
+    ))
+    .await;
     let names = ["plain", "parts"];
     let catalog =
         Catalog::of(&names.map(|name| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n")).concat());

@@ -64,8 +64,7 @@ async fn a_thousand_jobs_leave_nothing_behind() {
 #[tokio::test]
 async fn memory_does_not_grow_with_the_table() {
     let peak = |service: &Service| in_status(service, "VmHWM:") / 1024;
-    let database = Database::new().await;
-    database.run("alter table users disable trigger user").await;
+    let database = Database::new_with("alter table users disable trigger user").await;
     let wide = |from, to| {
         format!(
             "insert into users (name, email, created_at, updated_at)

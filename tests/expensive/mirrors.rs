@@ -4,7 +4,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::catalog::Catalog;
-use crate::harness::{Database, eventually, far};
+use crate::harness::{Database, ends, eventually, far};
 
 /// Mirrors so many tables with two rounds of changes. Returns the peak of the process's memory in MiB.
 async fn mirrored(tables: usize) -> u64 {
@@ -18,8 +18,7 @@ async fn mirrored(tables: usize) -> u64 {
     for_each(&source, "insert into t%1$s select g, repeat(md5(g::text), 8) from generate_series(1, 1000) g").await;
     let blocks: String = (1..=tables).map(|n| format!("[[dataset]]\nname = \"t{n}\"\ntable = \"t{n}\"\n")).collect();
     let catalog = Catalog::of(&blocks);
-    let (code, _, said) = catalog.command(&source, &["track", "--all"]).await;
-    assert_eq!(code, 0, "{said}");
+    ends(catalog.command(&source, &["track", "--all"]).await, 0, "");
     let service = catalog.start(&source).service().await;
     let to = target.url();
     let apply = ["apply", "--to", &to, "--consumer", "a", "--server", &service.address, "--all-datasets"];

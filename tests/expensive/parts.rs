@@ -13,8 +13,7 @@ use crate::parts::files::{MOST, VALUE, files, ids, names, paths, submit};
 
 /// So many users of a MiB each.
 async fn with_users(users: i64) -> Database {
-    let database = Database::new().await;
-    database.run("alter table users alter column name type text").await;
+    let database = Database::new_with("alter table users alter column name type text").await;
     database.add_users(1, users).await;
     database
         .run(&format!(

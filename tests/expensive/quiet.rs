@@ -65,8 +65,7 @@ impl Numbers {
 }
 
 async fn quiet_deletions_are_counted_and_not_told(create: &str, seed: u64) {
-    let database = Database::new().await;
-    database.run(create).await;
+    let database = Database::new_with(create).await;
     let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
     let service = catalog.serving(&database, &["t"]).await;
     let mut numbers = Numbers(seed);

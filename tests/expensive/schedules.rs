@@ -44,7 +44,4 @@ async fn of_any_number_of_replicas_one_runs_each_slot() {
     let submitted: usize = others.iter().chain([&first]).map(|it| it.events("export_submitted").len()).sum();
     assert_eq!((jobs(&database).await, submitted as i64), (done, done));
     assert!(others.iter().chain([&first]).all(|it| it.events("schedule_skipped").is_empty()));
-    for service in others.into_iter().chain([first]) {
-        service.stop().await;
-    }
 }

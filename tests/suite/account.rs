@@ -9,7 +9,9 @@ use std::process::Command;
 use nix::unistd::geteuid;
 use private_postgres::Server;
 
-use crate::harness::{Database, Start, embedded_settings, embedded_settings_with_cluster, reachable_folder};
+use crate::harness::{
+    Database, Start, embedded_settings, embedded_settings_with_cluster, reachable_folder, serving_users,
+};
 
 const SECRET: &str = "for-root-alone";
 
@@ -19,20 +21,17 @@ async fn the_server_does_not_have_roots_environment() {
     let data = folder.path().join("data");
     embedded_settings_with_cluster(&data).await;
     let start = Start::plain().with("DATA_DIR", data.display()).with("SEED_ROWS", "1").with("NOTED_SECRET", SECRET);
-    let service = start.service().await;
+    let _service = start.service().await;
     let pid = fs::read_to_string(data.join("postgres/postmaster.pid")).unwrap();
     let environment = fs::read(format!("/proc/{}/environ", pid.lines().next().unwrap())).unwrap();
     let has_secret = String::from_utf8_lossy(&environment).contains(SECRET);
     // An ordinary user's server is himself.
     assert!(!has_secret || !geteuid().is_root());
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_download_goes_on_in_no_other_file_than_its_own() {
-    let database = Database::new().await;
-    database.add_users(1, 10).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(10).await;
     let (job, _) = service.export("full", "a").await;
     let (id, whole) = (job["jobId"].as_str().unwrap(), service.path(&job));
     let name = whole.file_name().unwrap().to_str().unwrap();
@@ -112,9 +111,7 @@ async fn root_keeps_its_data_where_nobody_else_can_exchange_it() {
 
 #[tokio::test]
 async fn a_name_that_no_header_takes_is_no_exports_name() {
-    let database = Database::new().await;
-    database.add_users(1, 10).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(10).await;
     let (job, _) = service.export("full", "a").await;
     for name in ["a\nb.csv", "a\"b.csv", "a\u{e9}b.csv"] {
         let path = service.path(&service.job(job["jobId"].as_str().unwrap()).await);

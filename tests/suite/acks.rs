@@ -3,7 +3,7 @@
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::harness::{Database, PROMPT, Service, Start, eventually, refusal};
+use crate::harness::{Database, PROMPT, Service, Start, ends, eventually, refusal, serving_users};
 use crate::lost_files::dead_after_a_commit;
 
 const NOBODYS: &str = "01900000-0000-7000-8000-000000000000";
@@ -54,9 +54,7 @@ async fn exported(service: &Service, consumer: &str, exports: usize) -> Vec<Valu
 
 #[tokio::test]
 async fn an_acknowledgement_covers_all_earlier_exports_and_is_never_taken_back() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let jobs = exported(&service, "a", 4).await;
     service.export("full", "b").await;
     for consumer in ["a", "b"] {
@@ -92,14 +90,11 @@ async fn an_acknowledgement_covers_all_earlier_exports_and_is_never_taken_back()
     assert_eq!(service.call("DELETE", &format!("/exports/{}", id_of(&next)), &[]).await.status(), 204);
     acked(&service, &next).await;
     assert_eq!(told(&service, "a").await, (json!(0), Value::Null));
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn what_was_never_published_for_a_consumer_is_not_acknowledged() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let refused = async |id: &str| refusal(ack(&service, id).await).await;
     let not_completed = (409, "not_completed".to_owned());
     service.export("full", "a").await;
@@ -132,14 +127,12 @@ async fn what_was_never_published_for_a_consumer_is_not_acknowledged() {
     assert_eq!(service.call("GET", &format!("/exports/{failed}/ack"), &[]).await.status(), 405);
     let answer = service.call("POST", &format!("/exports/{failed}/ack?number=1"), &[]).await;
     assert_eq!(refusal(answer).await, (400, "parameter_unknown".to_owned()));
-    service.stop().await;
 }
 
 /// A committed export may be lost before it has its name: nobody can have loaded it, before and after.
 #[tokio::test]
 async fn an_export_that_is_given_up_was_not_loaded() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let (_doomed, id, _) = dead_after_a_commit(&database, "/exports/full", Some("a")).await;
     let elsewhere = Start::on(&database).service().await;
     let refused = async || refusal(ack(&elsewhere, &id).await).await;
@@ -152,13 +145,11 @@ async fn an_export_that_is_given_up_was_not_loaded() {
     let (next, _) = elsewhere.export("full", "a").await;
     acked(&elsewhere, &next).await;
     assert_eq!(told(&elsewhere, "a").await, (json!(0), Value::Null));
-    elsewhere.stop().await;
 }
 
 #[tokio::test]
 async fn an_export_is_acknowledged_while_the_next_one_is_published() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let mut before = Start::on(&database).service().await;
     let (first, _) = before.export("full", "a").await;
     before.end().await;
@@ -188,7 +179,6 @@ async fn an_export_is_acknowledged_while_the_next_one_is_published() {
         database.one::<String>("select concat(last_number, ' ', acknowledged) from cdc_export.lanes").await,
         "3 2"
     );
-    service.stop().await;
 }
 
 /// So many published exports of the consumer, from `from` on.
@@ -234,17 +224,13 @@ async fn of_many_at_once_the_latest_stands() {
     join_all(acks).await;
     assert!(recorded(&database, "a").await.starts_with("40 "));
     assert_eq!(told(&one, "a").await, (json!(0), Value::Null));
-    one.stop().await;
-    two.stop().await;
 }
 
 /// What a restore, or whoever writes to the tables, may leave: a lane's numbers skip those that were handed out, or
 /// have not come as far as what was acknowledged.
 #[tokio::test]
 async fn numbers_that_skip_or_were_put_back_are_counted_by_what_is_there() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     let jobs = exported(&service, "a", 3).await;
     acked(&service, &jobs[0]).await;
     database.run("update cdc_export.lanes set last_number = 9").await;
@@ -270,7 +256,6 @@ async fn numbers_that_skip_or_were_put_back_are_counted_by_what_is_there() {
     assert!(recorded(&database, "a").await.starts_with("3 "));
     let (fourth, _) = service.export("delta", "a").await;
     assert_eq!(told(&service, "a").await, (json!(1), published(&database, &fourth).await));
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -282,7 +267,6 @@ async fn a_thousand_are_counted_and_no_more() {
     let service = Start::on(&database).service().await;
     assert_eq!(told(&service, "a").await.0, 1_000);
     assert_eq!(told(&service, "b").await.0, 999);
-    service.stop().await;
 }
 
 /// The numbers of a consumer's exports that are left: of its jobs, and of those whose file is still there.
@@ -301,8 +285,7 @@ async fn swept(database: &Database) {
 
 #[tokio::test]
 async fn what_is_not_acknowledged_is_kept() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let mut service = Start::on(&database).service().await;
     let mut jobs = exported(&service, "a", 4).await;
     acked(&service, &jobs[1]).await;
@@ -334,15 +317,13 @@ async fn what_is_not_acknowledged_is_kept() {
     acked(&keeping, &jobs[4]).await;
     keeping.stop().await;
 
-    let keeping = both().service().await;
+    let _keeping = both().service().await;
     eventually("it goes", || async { (left(&database, "a").await == (vec![5], vec![5])).then_some(()) }).await;
-    keeping.stop().await;
 }
 
 #[tokio::test]
 async fn what_nobody_acknowledges_for_long_goes_and_is_told_once() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let mut service = Start::on(&database).service().await;
     let jobs = exported(&service, "a", 6).await;
     acked(&service, &jobs[0]).await;
@@ -383,7 +364,6 @@ async fn what_nobody_acknowledges_for_long_goes_and_is_told_once() {
     eventually("they go", || async { (left(&database, "a").await == (vec![6], vec![6])).then_some(()) }).await;
     let numbers: Vec<Value> = told_of(&second).iter().map(|line| line[2].clone()).collect();
     assert_eq!(numbers, [json!(4), json!(5)]);
-    second.stop().await;
 }
 
 /// Two processes do the same: each file's end is told by the one that recorded it.
@@ -401,9 +381,7 @@ async fn two_that_remove_the_same_tell_of_it_once() {
 
 #[tokio::test]
 async fn the_command_line_shows_what_is_not_acknowledged() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(5).await;
     for place in [vec![], vec!["--server".to_owned(), service.address.clone()]] {
         let consumer = format!("c{}", place.len());
         let run = async |arguments: &[&str]| {
@@ -412,8 +390,7 @@ async fn the_command_line_shows_what_is_not_acknowledged() {
         };
         let jobs = exported(&service, &consumer, 3).await;
         let status = async || {
-            let (code, printed, said) = run(&["status"]).await;
-            assert_eq!(code, 0, "{said}");
+            let (printed, _) = ends(run(&["status"]).await, 0, "");
             printed.lines().find(|line| line.starts_with(&format!("{consumer} "))).unwrap().to_owned()
         };
         assert!(!status().await.contains("acknowledged"));
@@ -431,14 +408,12 @@ async fn the_command_line_shows_what_is_not_acknowledged() {
         acked(&service, &jobs[2]).await;
         assert!(!status().await.contains("acknowledged"));
     }
-    service.stop().await;
 }
 
 /// An acknowledgement waits for a lane that somebody holds no longer than any call does.
 #[tokio::test]
 async fn an_acknowledgement_is_answered_in_time() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let service = Start::on(&database).with("FAILPOINTS", PROMPT).service().await;
     let (job, _) = service.export("full", "a").await;
     let mut held = database.pool.begin().await.unwrap();
@@ -446,5 +421,4 @@ async fn an_acknowledgement_is_answered_in_time() {
     assert_eq!(refusal(ack(&service, id_of(&job)).await).await, (503, "database_unavailable".to_owned()));
     held.rollback().await.unwrap();
     acked(&service, &job).await;
-    service.stop().await;
 }

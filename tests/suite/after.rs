@@ -3,7 +3,7 @@
 use reqwest::Response;
 use serde_json::{Value, json};
 
-use crate::harness::{Service, Start, refusal, serving_users};
+use crate::harness::{Service, Start, ends, refusal, serving_users};
 
 /// Asks for an export, with a body.
 async fn ask(service: &Service, path: &str, consumer: Option<&str>, key: Option<&str>, body: Value) -> Response {
@@ -275,19 +275,15 @@ async fn the_command_line_says_what_was_loaded_last() {
             arguments.extend(place.iter().map(String::as_str).chain(more.iter().copied()));
             Start::on(&database).sharing_output(&service).arguments(&arguments).output().await
         };
-        let (code, printed, said) = export(&["--after", "none"]).await;
-        assert_eq!(code, 0, "{said}");
+        let (printed, _) = ends(export(&["--after", "none"]).await, 0, "");
         let job: Value = serde_json::from_str(&printed).unwrap();
-        let (code, _, said) = export(&["--after", "none"]).await;
-        assert!(code == 1 && said.contains("1 published since, 0 open"), "{code} {said}");
+        let (_, said) = ends(export(&["--after", "none"]).await, 1, "1 published since, 0 open");
         let fetched =
             format!("cdc-export download {}{}", id_of(&job), if place.is_empty() { "" } else { " --server http" });
         assert!(said.contains(&fetched), "{said}");
-        let (code, _, said) = export(&["--after", NOBODYS]).await;
-        assert!(code == 1 && said.contains("full export"), "{code} {said}");
+        ends(export(&["--after", NOBODYS]).await, 1, "full export");
         let sha256 = job["sha256"].as_str().unwrap();
-        let (code, _, said) = export(&["--after", id_of(&job), "--after-sha256", sha256]).await;
-        assert_eq!(code, 0, "{said}");
+        ends(export(&["--after", id_of(&job), "--after-sha256", sha256]).await, 0, "");
         for bad in [&["--after", "x"][..], &["--after-sha256", sha256], &["--after", "none", "--after-sha256", sha256]]
         {
             assert_eq!(export(bad).await.0, 2, "{bad:?}");

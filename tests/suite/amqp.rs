@@ -27,8 +27,7 @@ async fn a_broker_gets_each_event() {
 const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 async fn each_end_is_published_when_its_queue_exists(broker: &Broker) {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let client = broker.client().await;
     let operator = operator(EXPORTS);
     let service = start(&operator, &database, broker)
@@ -82,13 +81,11 @@ async fn each_end_is_published_when_its_queue_exists(broker: &Broker) {
     assert_eq!(message.header("traceparent").as_deref(), Some(TRACEPARENT));
     assert_eq!(Some(message.id.as_str()), refused["deliveryId"].as_str());
     all_delivered(&service, 2).await;
-    service.stop().await;
 }
 
 /// Eight events are published at once. A returned message is matched with its own event.
 async fn only_an_unroutable_event_fails(broker: &Broker) {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let operator = operator("exchange = \"other-exports\"\n");
     let service = start(&operator, &database, broker).service().await;
     // As if as many exports had ended while the exchange was missing: half of them of a consumer that no queue is bound
@@ -112,7 +109,7 @@ async fn only_an_unroutable_event_fails(broker: &Broker) {
     client.exchange("other-exports").await;
     client.queue("of-a", "other-exports", "completed.users.a", FieldTable::default()).await;
     // Only now: between the two calls the exchange has no queue for anybody.
-    let service = again.service().await;
+    let _service = again.service().await;
     let counts = "select count(*) filter (where delivered_at is not null and e.consumer_id = 'a') || ' '
         || count(*) filter (where delivered_at is null and last_error like 'no queue is bound%' and e.consumer_id = 'b') || ' '
         || count(*) filter (where last_error is null and delivered_at is null)
@@ -134,7 +131,6 @@ async fn only_an_unroutable_event_fails(broker: &Broker) {
         where (d.delivered_at is not null) <> (e.consumer_id = 'a')";
     assert_eq!((seen.as_str(), database.one::<i64>(wrong).await), ("201 201 0", 0));
     assert_eq!(client.waiting("of-a").await, 201);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -153,6 +149,5 @@ async fn a_missing_address_stops_the_start() {
         }
     }
     // Who doesn't need it doesn't ask for it.
-    let service = operator.start(&database).arguments(&["serve", "--no-workers"]).service().await;
-    service.stop().await;
+    operator.start(&database).arguments(&["serve", "--no-workers"]).service().await.stop().await;
 }

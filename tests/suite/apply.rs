@@ -12,7 +12,7 @@ use sqlx::ConnectOptions;
 
 use crate::apply::pair::{DATASET, Pair, rows};
 use crate::catalog::{Catalog, export};
-use crate::harness::{Database, Start, eventually, far, reachable_folder};
+use crate::harness::{Database, Start, ends, eventually, far, reachable_folder};
 
 const SIMPLE: &str = "create table t (id bigint primary key, name text, at timestamptz default now());
                       insert into t select g, 'n' || g from generate_series(1, 50) g";
@@ -61,7 +61,6 @@ async fn the_copy_equals_the_source_after_each_export() {
             .await
             .unwrap();
     assert_eq!((number, at), (8, true));
-    pair.end().await;
 }
 
 const TYPES: &str = r#"
@@ -124,10 +123,8 @@ async fn every_value_arrives_as_it_is() {
     // A type that isn't Postgres's own is text, which is said. A domain is the type beneath it.
     pair.source.run(r#"alter table t add mood "Od d"."Mood" default 'o''k', add positive "Od d".pos default 3, add two "Od d".pair"#).await;
     pair.source.run("update t set c2 = 0 where id = 3").await;
-    let (code, _, said) = pair.apply(&[]).output().await;
-    assert!(code == 0 && said.contains("the column mood is text there"), "{said}");
+    ends(pair.apply(&[]).output().await, 0, "the column mood is text there");
     assert_eq!(pair.target.one::<i64>("select count(*) from t where mood = 'o''k' and positive = 3").await, 29);
-    pair.end().await;
 }
 
 #[tokio::test]
@@ -143,7 +140,6 @@ async fn no_setting_of_the_target_changes_a_value() {
     export(&pair.service, "full", "t", "a").await;
     pair.applied(&[]).await;
     pair.require_equal("a full one").await;
-    pair.end().await;
 }
 
 #[tokio::test]
@@ -164,7 +160,6 @@ async fn two_at_a_time_apply_each_export_once() {
     let expected: Vec<_> = (2..10).map(|number| format!("delta {number}  1 rows written, 0 deleted")).collect();
     assert_eq!(lines, expected);
     pair.require_equal("all of them").await;
-    pair.end().await;
 }
 
 /// One that was held up has files which another one has applied meanwhile, and more.
@@ -190,7 +185,6 @@ async fn whoever_was_held_up_takes_nothing_back() {
     assert_eq!((code, printed.as_str(), said.as_str()), (0, "", ""));
     pair.require_equal("as it was").await;
     assert_eq!(pair.target.one::<i64>("select number from cdc_apply.positions").await, 4);
-    pair.end().await;
 }
 
 /// An index, a view and a grant of the table's owner stay.
@@ -198,11 +192,11 @@ async fn whoever_was_held_up_takes_nothing_back() {
 async fn what_a_user_adds_stays_through_full_exports() {
     let pair = Pair::of(SIMPLE).await;
     pair.applied(&[]).await;
-    let role = format!("reader_{}", pair.target.options.get_database().unwrap());
+    let role = pair.target.role().await;
     pair.target
         .run(&format!(
             "create index on t (lower(name)); create view names as select name from t;
-             create role {role}; grant select on t to {role}"
+             grant select on t to {role}"
         ))
         .await;
     let added = format!(
@@ -217,8 +211,6 @@ async fn what_a_user_adds_stays_through_full_exports() {
     pair.applied(&[]).await;
     pair.require_equal("with a new column").await;
     assert_eq!(pair.target.one::<String>(&added).await, "2 true 30");
-    pair.target.run(&format!("drop owned by {role}; drop role {role}")).await;
-    pair.end().await;
 }
 
 #[tokio::test]
@@ -248,7 +240,6 @@ async fn unique_values_may_change_places() {
     pair.source.run(swap).await;
     assert_eq!(pair.applied(&[]).await.len(), 1);
     pair.require_equal("deferrable").await;
-    pair.end().await;
 }
 
 #[tokio::test]
@@ -260,13 +251,11 @@ async fn the_table_follows_the_sources_columns() {
     export(&pair.service, "delta", "t", "a").await;
     let said = pair.refused(&["--request", "none"], "full_export_needed").await;
     assert!(said.contains("the column more is new"), "{said}");
-    let (code, _, said) = pair.apply(&[]).output().await;
-    assert_eq!(code, 0, "{said}");
+    ends(pair.apply(&[]).output().await, 0, "");
     pair.require_equal("a new column").await;
 
     pair.source.run("alter table t alter more type text using 'm' || more").await;
-    let (code, _, said) = pair.apply(&[]).output().await;
-    assert!(code == 0 && said.contains("asking for a full export"), "{said}");
+    ends(pair.apply(&[]).output().await, 0, "asking for a full export");
     pair.require_equal("another type").await;
 
     // One that goes stays in the copy.
@@ -301,7 +290,6 @@ async fn the_table_follows_the_sources_columns() {
     pair.applied(&[]).await;
     let copy = rows(&pair.target, "(select id, name, at from t)").await;
     assert_eq!(copy, rows(&pair.source, "t").await, "made anew");
-    pair.end().await;
 }
 
 const KEY: &str = "select coalesce((select pg_get_constraintdef(oid) from pg_constraint
@@ -329,7 +317,6 @@ async fn the_table_gets_another_key_of_the_source() {
     assert!(said.contains("the primary key of \"public\".\"t\" is ()"), "{said}");
     pair.require_equal("the key is back").await;
     assert_eq!(pair.target.one::<String>(KEY).await, "PRIMARY KEY (name, id)");
-    pair.end().await;
 }
 
 #[tokio::test]
@@ -360,7 +347,6 @@ async fn a_key_that_the_source_loses_and_gains_is_followed() {
         assert_eq!(rows(&pair.target, &list).await, rows(&pair.source, &list).await, "{change}");
         assert_eq!(pair.target.one::<String>(KEY).await, key, "{change}");
     }
-    pair.end().await;
 }
 
 #[tokio::test]
@@ -381,7 +367,6 @@ async fn a_table_that_apply_has_not_made_is_refused() {
     pair.applied(&["--table", "mart.\"T\"", "--request", "none"]).await;
     assert_eq!(rows(&pair.target, "mart.\"T\"").await, rows(&pair.source, "t").await);
     pair.refused(&[], "table_name: several tables have these exports").await;
-    pair.end().await;
 }
 
 /// A restore from a dump makes all tables anew. The operator says that the table is the one that was dumped.
@@ -397,7 +382,6 @@ async fn a_table_that_was_made_anew_is_refused_until_it_is_named_as_the_former_o
     pair.target.run("update cdc_apply.positions set oid = 'public.t'::regclass where target = 'public.t'").await;
     assert_eq!(pair.applied(&["--request", "none"]).await, ["delta 2  1 rows written, 0 deleted"]);
     pair.require_equal("restored").await;
-    pair.end().await;
 }
 
 /// What an adversary has found.
@@ -407,10 +391,8 @@ async fn nothing_diverges_in_silence() {
     // The source itself.
     let to = pair.source.url();
     let fixed = ["apply", "--to", &to, "--consumer", "self", "--dataset", "t", "--server", &pair.service.address];
-    let (code, _, said) = far(&fixed).output().await;
-    assert!(code == 1 && said.contains("table_taken"), "{said}");
-    let (code, _, said) = far(&[&fixed[..], &["--table", "copies.t"]].concat()).output().await;
-    assert_eq!(code, 0, "{said}");
+    ends(far(&fixed).output().await, 1, "table_taken");
+    ends(far(&[&fixed[..], &["--table", "copies.t"]].concat()).output().await, 0, "");
     assert_eq!(rows(&pair.source, "copies.t").await, rows(&pair.source, "t").await);
 
     // Equal keys that are written in different ways.
@@ -433,7 +415,6 @@ async fn nothing_diverges_in_silence() {
     pair.source.run("alter table t drop name; alter table t add name int default 7").await;
     pair.healed().await;
     assert_eq!(pair.target.one::<i64>("select sum(name) from t").await, 21);
-    pair.end().await;
 }
 
 /// Whoever writes the manifests writes no SQL.
@@ -457,7 +438,6 @@ async fn a_manifest_is_no_program() {
         assert!(!made, "{type_name}");
         pair.target.run("drop table if exists t; drop schema if exists cdc_apply cascade").await;
     }
-    pair.end().await;
 }
 
 #[tokio::test]
@@ -481,7 +461,6 @@ async fn readers_never_see_an_empty_table() {
     let seen: i64 = sqlx::query_scalar("select count(*) from t").fetch_one(&mut *reader).await.unwrap();
     assert_eq!(seen, 50);
     drop(reader);
-    pair.end().await;
 }
 
 #[tokio::test]
@@ -489,8 +468,7 @@ async fn a_gap_is_healed_by_a_full_export_or_said() {
     let pair = Pair::of(SIMPLE).await;
     pair.applied(&[]).await;
     pair.source.run("truncate t; insert into t values (1, 'after')").await;
-    let (code, _, said) = pair.apply(&[]).output().await;
-    assert!(code == 0 && said.contains("asking for a full export"), "{said}");
+    ends(pair.apply(&[]).output().await, 0, "asking for a full export");
     pair.require_equal("after a truncate").await;
 
     // No export has what was deleted since its consumer was removed.
@@ -501,16 +479,14 @@ async fn a_gap_is_healed_by_a_full_export_or_said() {
     let watermark = "/exports/watermark?dataset=t";
     assert_eq!(pair.service.call("DELETE", watermark, &[("X-Consumer-ID", "a")]).await.status(), 204);
     pair.source.run("delete from t; insert into t values (6, 'later')").await;
-    let (code, _, said) = pair.apply(&[]).output().await;
-    assert_eq!(code, 0, "{said}");
+    ends(pair.apply(&[]).output().await, 0, "");
     pair.require_equal("without a watermark").await;
 
     pair.source.run("insert into t values (2, 'lost')").await;
     let lost = export(&pair.service, "delta", "t", "a").await;
     std::fs::remove_file(pair.service.path(&lost)).unwrap();
     pair.refused(&["--request", "none"], "files of the export").await;
-    let (code, _, said) = pair.apply(&[]).output().await;
-    assert!(code == 0 && said.contains("asking for a full export"), "{said}");
+    ends(pair.apply(&[]).output().await, 0, "asking for a full export");
     pair.require_equal("a file that is gone").await;
 
     // What it can't read, another export makes good.
@@ -519,8 +495,7 @@ async fn a_gap_is_healed_by_a_full_export_or_said() {
     pair.source.run("insert into t values (3, 'more')").await;
     let said = pair.refused(&["--request", "none"], "full_export_needed").await;
     assert!(said.contains("only csv"), "{said}");
-    let (code, _, said) = pair.apply(&[]).output().await;
-    assert_eq!(code, 0, "{said}");
+    ends(pair.apply(&[]).output().await, 0, "");
     pair.require_equal("another format").await;
 
     // Another database with the same names.
@@ -532,8 +507,6 @@ async fn a_gap_is_healed_by_a_full_export_or_said() {
             .await;
     assert!(code == 1 && said.contains("another_source"), "{said}");
     pair.require_equal("as it was").await;
-    other.end().await;
-    pair.end().await;
 }
 
 /// The message of Postgres quotes the value.
@@ -552,7 +525,6 @@ async fn a_value_that_the_target_refuses_is_not_quoted() {
     std::fs::write(&manifest, Manifest::new(forged.number, forged.export, urls).text()).unwrap();
     let (code, _, said) = from(&pair, pair.service.output(), &[]).output().await;
     assert!(code == 1 && said.contains("22P02") && !said.contains("secret"), "{said}");
-    pair.end().await;
 }
 
 #[tokio::test]
@@ -568,7 +540,6 @@ async fn timeouts_of_the_targets_role_end_no_load() {
         pair.target.run(&format!("alter database {name} reset {timeout}")).await;
     }
     assert_eq!(pair.target.one::<i64>("select count(*) from t").await, 200_000);
-    pair.end().await;
 }
 
 fn from(pair: &Pair, place: &Path, more: &[&str]) -> Start {
@@ -605,11 +576,9 @@ async fn a_folder_is_enough() {
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, text.replacen("changed", "Changed", 1)).unwrap();
     let before = rows(&pair.target, "t").await;
-    let (code, _, said) = from(&pair, &place, &[]).output().await;
-    assert!(code == 1 && said.contains("SHA-256"), "{said}");
+    ends(from(&pair, &place, &[]).output().await, 1, "SHA-256");
     std::fs::remove_file(&path).unwrap();
-    let (code, _, said) = from(&pair, &place, &[]).output().await;
-    assert!(code == 1 && said.contains("missing"), "{said}");
+    ends(from(&pair, &place, &[]).output().await, 1, "missing");
     assert_eq!(rows(&pair.target, "t").await, before);
     std::fs::write(&path, text).unwrap();
 
@@ -624,8 +593,7 @@ async fn a_folder_is_enough() {
     let (code, printed, said) = from(&pair, &place, &[]).output().await;
     assert!((code, printed.lines().count()) == (1, 0) && said.contains("full_export_needed"), "{printed} {said}");
     std::fs::write(&manifest, text).unwrap();
-    let (code, _, said) = from(&pair, &place, &[]).output().await;
-    assert_eq!(code, 0, "{said}");
+    ends(from(&pair, &place, &[]).output().await, 0, "");
     pair.require_equal("the gap is closed").await;
 
     // The digest does not cover the number: a manifest with another one is not gone on with, again and again.
@@ -641,8 +609,7 @@ async fn a_folder_is_enough() {
     assert!((code, printed.lines().count()) == (1, 1) && said.contains("changed: "), "{printed} {said}");
     std::fs::write(&manifest, text).unwrap();
     pair.target.run("drop table t; drop schema cdc_apply cascade").await;
-    let (code, _, said) = from(&pair, &place, &[]).output().await;
-    assert_eq!(code, 0, "{said}");
+    ends(from(&pair, &place, &[]).output().await, 0, "");
     pair.require_equal("as it was").await;
 
     // What `pull` has fetched is such a folder as well.
@@ -650,13 +617,10 @@ async fn a_folder_is_enough() {
     let folder = reachable_folder();
     let into = folder.path().to_str().unwrap();
     let pull = ["pull", "--consumer", "a", "--dataset", "t", "--server", &pair.service.address, "--into", into];
-    let (code, _, said) = far(&pull).output().await;
-    assert_eq!(code, 0, "{said}");
+    ends(far(&pull).output().await, 0, "");
     pair.target.run("drop table t; drop schema cdc_apply cascade").await;
-    let (code, _, said) = from(&pair, folder.path(), &[]).output().await;
-    assert_eq!(code, 0, "{said}");
+    ends(from(&pair, folder.path(), &[]).output().await, 0, "");
     pair.require_equal("from what was pulled").await;
-    pair.end().await;
 }
 
 /// The target's server goes away in the middle of it.
@@ -679,7 +643,6 @@ async fn a_connection_that_breaks_is_made_anew() {
         assert!(said.contains("trying again"), "{said}");
         pair.require_equal(point).await;
     }
-    pair.end().await;
 }
 
 #[tokio::test]
@@ -700,7 +663,6 @@ async fn it_follows_until_it_is_told_to_end() {
     let pid = nix::unistd::Pid::from_raw(child.id().unwrap().cast_signed());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     assert!(child.wait().await.unwrap().success());
-    pair.end().await;
 }
 
 /// What doesn't pass by itself is not waited for.
@@ -718,7 +680,6 @@ async fn a_target_that_is_not_there_is_told_at_once() {
         assert!(said.contains(why) && !said.contains("secret"), "{said}");
         assert!(!said.contains("trying again"), "{said}");
     }
-    pair.service.stop().await;
 }
 
 /// A table that got its name by `--table` is the one that goes on without it.
@@ -731,7 +692,6 @@ async fn a_table_of_another_name_is_known_again() {
     assert_eq!(pair.applied(&[]).await.len(), 1);
     assert_eq!(rows(&pair.target, "mart.\"Copy\"").await, rows(&pair.source, "t").await);
     assert_eq!(pair.target.one::<Option<String>>("select to_regclass('public.t')::text").await, None);
-    pair.end().await;
 }
 
 /// What is in the way of one export is in the way of no newer full one; and a place that has nothing for the table says
@@ -751,8 +711,7 @@ async fn a_folder_goes_on_with_its_newest_full_export() {
         assert_eq!((code, printed.as_str()), (1, ""), "{said}");
         assert!(said.contains("no_exports: ") && said.contains("t of a"), "{said}");
     }
-    let (code, _, said) = from(&pair, &place, &[]).output().await;
-    assert_eq!(code, 0, "{said}");
+    ends(from(&pair, &place, &[]).output().await, 0, "");
     // One of another format, and one whose file is gone.
     pair.source.run("update t set name = 'x' where id = 3").await;
     crate::catalog::ended(
@@ -771,29 +730,21 @@ async fn a_folder_goes_on_with_its_newest_full_export() {
     assert_eq!((code, printed.lines().count()), (0, 1), "{said}");
     assert!(said.contains("going on with the full export 4"), "{said}");
     pair.require_equal("by the full export").await;
-    pair.end().await;
 }
 
 /// The rights that the documentation asks for are enough: a schema of its own, and a table.
 #[tokio::test]
 async fn a_schema_of_its_own_is_enough() {
     let pair = Pair::of(SIMPLE).await;
-    let role = format!("poor_{}", pair.target.options.get_database().unwrap());
+    let role = pair.target.role().await;
     pair.target
-        .run(&format!(
-            "create role {role} login password 'poor'; create schema cdc_apply authorization {role};
-             grant create on schema public to {role}"
-        ))
+        .run(&format!("create schema cdc_apply authorization {role}; grant create on schema public to {role}"))
         .await;
-    let to = pair.target.url_as(&role, "poor");
+    let to = pair.target.url_as(&role, "pass");
     let call = ["apply", "--to", &to, "--consumer", "a", "--dataset", "t", "--server", &pair.service.address];
     let (code, _, said) = far(&call).output().await;
     assert_eq!((code, said.as_str()), (0, ""));
     pair.require_equal("by a role with little").await;
-    pair.target
-        .run(&format!("drop table t; drop schema cdc_apply cascade; drop owned by {role}; drop role {role}"))
-        .await;
-    pair.end().await;
 }
 
 #[tokio::test]
@@ -815,5 +766,4 @@ async fn a_key_of_a_domain_is_of_the_type_beneath_it() {
         assert_eq!(pair.target.one::<Vec<String>>(types).await, expected);
         pair.target.run("drop table t; drop schema cdc_apply cascade").await;
     }
-    pair.end().await;
 }

@@ -7,7 +7,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::attacks::attacker::Attacker;
 use crate::catalog::{Catalog, export};
-use crate::harness::{Csv, Database, HANG_TIMEOUT, Start, eventually, refusal};
+use crate::harness::{Csv, Database, HANG_TIMEOUT, Start, ends, eventually, refusal};
 
 /// Types of a writer's temporary schema under the names that a trigger may say.
 const TEMPORARY_TYPES: [&str; 12] =
@@ -202,8 +202,7 @@ async fn an_index_that_needs_the_role_s_path_lets_nobody_in() {
     for path in ["/consumers", "/datasets", "/health/ready", "/metrics"] {
         assert_eq!(service.call("GET", path, &[]).await.status(), 200, "{path}");
     }
-    let (code, _, said) = catalog.command(&database, &["datasets", "check"]).await;
-    assert_eq!(code, 0, "{said}");
+    ends(catalog.command(&database, &["datasets", "check"]).await, 0, "");
     service.stop().await;
     attacker.assert_gained_nothing(&database).await;
 }
@@ -261,12 +260,10 @@ async fn a_start_renews_the_functions_of_another_version() {
 
 #[tokio::test]
 async fn a_row_can_be_deleted_whatever_it_holds() {
-    let database = Database::new().await;
-    database
-        .run(
+    let database = Database::new_with(
             r#"create table odd (id int primary key, j json, "old rows" text, "new rows" text, "i.parts" numeric, tg_relid int, txt text)"#,
         )
-        .await;
+    .await;
     let catalog = Catalog::of("[[dataset]]\nname = \"odd\"\ntable = \"odd\"\n");
     let service = catalog.serving(&database, &["odd"]).await;
     database.run("insert into odd values (0)").await;

@@ -39,8 +39,7 @@ async fn lines(service: &Service, key: &str, count: usize) -> Vec<Value> {
 
 #[tokio::test]
 async fn each_change_and_each_download_has_a_line() {
-    let database = Database::new().await;
-    database.add_users(1, 3).await;
+    let database = Database::with_users(3).await;
     let service = service(&database).await;
     let key = bearer(&database, "search", &[], &["a"]).await;
     let call = async |method: &str, path: &str, more: &[(&str, &str)]| {
@@ -92,13 +91,11 @@ async fn each_change_and_each_download_has_a_line() {
     assert_eq!(lines.iter().map(entry).collect::<Vec<_>>(), expected);
     let ack = lines.iter().find(|line| line["action"] == "ack").unwrap();
     assert_eq!(ack["requestId"], "r-7");
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn each_refusal_of_a_valid_key_has_a_line() {
-    let database = Database::new().await;
-    database.add_users(1, 3).await;
+    let database = Database::with_users(3).await;
     let service = service(&database).await;
     let key = bearer(&database, "search", &[], &["a"]).await;
     let call = async |method: &str, path: &str, more: &[(&str, &str)]| {
@@ -128,14 +125,12 @@ async fn each_refusal_of_a_valid_key_has_a_line() {
     ];
     let lines = lines(&service, &prefix(&key), expected.len()).await;
     assert_eq!(lines.iter().map(entry).collect::<Vec<_>>(), expected);
-    service.stop().await;
 }
 
 /// Whoever ends the connection early hides nothing, and leaves nothing half done.
 #[tokio::test]
 async fn a_change_whose_client_goes_away_is_done_and_has_its_line() {
-    let database = Database::new().await;
-    database.add_users(1, 3).await;
+    let database = Database::with_users(3).await;
     let service = service(&database).await;
     let (job, _) = service.export("full", "a").await;
     let id = job["jobId"].as_str().unwrap();
@@ -154,13 +149,11 @@ async fn a_change_whose_client_goes_away_is_done_and_has_its_line() {
     let done = "select file_removed_at is not null from exports";
     eventually("the call is done", async || database.one::<bool>(done).await.then_some(())).await;
     eventually("the log has it", async || is_logged().then_some(())).await;
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn schedules_and_commands_have_names_instead_of_keys() {
-    let database = Database::new().await;
-    database.add_users(1, 3).await;
+    let database = Database::with_users(3).await;
     let catalog = Catalog::of(
         "[[dataset]]\nname = \"users\"\ntable = \"users\"\n\
          [[schedule]]\nname = \"nightly\"\nconsumer = \"a\"\ndataset = \"users\"\ntype = \"full\"\nevery = \"1d\"\n",
@@ -175,13 +168,11 @@ async fn schedules_and_commands_have_names_instead_of_keys() {
     let find = async || service.events("audit").into_iter().find(is_call);
     let call = eventually("the call is in the log", find).await;
     assert_eq!(entry(&call), json!(["export", "b", "users", called["jobId"], "done"]));
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn the_lines_are_written_at_every_level() {
-    let database = Database::new().await;
-    database.add_users(1, 3).await;
+    let database = Database::with_users(3).await;
     let user = nix::unistd::User::from_uid(nix::unistd::Uid::effective()).unwrap().unwrap().name;
     for level in ["info", "error", "off"] {
         let export = ["export", "full", "--consumer", level, "--json"];

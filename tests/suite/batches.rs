@@ -12,7 +12,8 @@ use sqlx::{Executor, Row};
 
 use crate::catalog::{Catalog, export, post};
 use crate::harness::{
-    Csv, Database, Service, connect_options, embedded_settings_with_cluster, eventually, reachable_folder, refusal,
+    Csv, Database, Service, connect_options, embedded_settings_with_cluster, ends, eventually, reachable_folder,
+    refusal,
 };
 
 /// The tables, each with ten rows of 100.
@@ -30,8 +31,7 @@ pub(crate) async fn tables() -> (Database, Catalog) {
     }
     let catalog =
         Catalog::of(&TABLES.map(|name| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n")).concat());
-    let (code, _, errors) = catalog.command(&database, &["track", "--all"]).await;
-    assert_eq!(code, 0, "{errors}");
+    ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
     (database, catalog)
 }
 
@@ -421,8 +421,7 @@ async fn the_export_that_was_loaded_last_is_checked_for_all_members_or_none() {
 #[tokio::test]
 async fn a_star_leaves_out_what_is_not_ready_and_says_so() {
     let (database, catalog) = tables().await;
-    let (code, _, errors) = catalog.command(&database, &["untrack", "beta"]).await;
-    assert_eq!(code, 0, "{errors}");
+    ends(catalog.command(&database, &["untrack", "beta"]).await, 0, "");
     let service = catalog.start(&database).service().await;
     let submitted = batch(&service, "delta", json!({ "datasets": "*" })).await;
     assert_eq!(submitted["leftOut"], json!([{ "dataset": "beta", "reason": "not_tracked" }]));
@@ -570,8 +569,7 @@ async fn a_batch_leaves_half_of_the_room_for_locks_to_others() {
     }
     let blocks = TABLES.map(|name| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n")).concat();
     let catalog = Catalog::of(&blocks);
-    let (code, _, errors) = catalog.command(&database, &["track", "--all"]).await;
-    assert_eq!(code, 0, "{errors}");
+    ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
     let service = catalog.start(&database).service().await;
     let refused = export_all(&service, "full", json!({ "datasets": "*" })).await;
     assert_eq!(refused["error"]["code"], "source_unavailable", "{refused}");

@@ -343,7 +343,6 @@ async fn an_export_is_one_object() {
             assert_eq!(service.job(id).await, before, "an ended job doesn't change");
         }
         assert_eq!(bucket.keys().await, Vec::<String>::new());
-        service.stop().await;
     }
 }
 
@@ -359,7 +358,6 @@ async fn nobody_sees_a_file_before_its_commit() {
         service.release("worker.staged").await;
         let job = service.ended(&id).await;
         bucket.holds_only(&service, &job).await;
-        service.stop().await;
     }
 }
 
@@ -379,7 +377,6 @@ async fn a_crash_at_any_step_leaves_all_or_nothing() {
             assert_eq!(job["status"], "completed", "{place}: {job}");
             bucket.holds_only(&heir, &job).await;
             assert_eq!(heir.watermark("a").await.as_deref(), job["watermarkTo"].as_str(), "{place}");
-            heir.stop().await;
         }
     }
 }
@@ -396,7 +393,6 @@ async fn a_part_that_fails_and_an_answer_that_is_lost_are_made_good() {
             let job = export(&service, "full", "a").await;
             assert_eq!(job["attempt"], attempts, "{place}");
             bucket.holds_only(&service, &job).await;
-            service.stop().await;
         }
     }
 }
@@ -411,9 +407,6 @@ async fn two_services_without_a_common_folder_serve_each_others_jobs() {
             for service in &services {
                 assert_eq!(downloaded(service, &job).await.rows.len(), 5);
             }
-        }
-        for service in services {
-            service.stop().await;
         }
     }
 }
@@ -438,7 +431,6 @@ async fn a_committed_upload_that_somebody_aborted_is_told_and_not_passed_over() 
         // The note of the lost upload is left to the sweep.
         assert!(bucket.keys().await.iter().any(|key| is_key_of(key, &job)));
         assert_eq!(downloaded(&heir, &job).await.rows.len(), 5);
-        heir.stop().await;
     }
 }
 
@@ -459,8 +451,6 @@ async fn a_worker_that_was_stopped_touches_nothing_when_it_wakes() {
         sleeper.release("bucket.part").await;
         sleeper.says("lease_lost", &id).await;
         bucket.holds_only(&heir, &job).await;
-        sleeper.stop().await;
-        heir.stop().await;
     }
 }
 
@@ -497,9 +487,8 @@ async fn a_start_that_dies_leaves_nothing_for_good() {
         let (mut dead, _work) = bucket.start(&database).with("FAILPOINTS", "start.probed=kill").spawn();
         dead.wait().await.unwrap();
         assert_eq!(bucket.keys().await, ["exports/.cdc-export-store.probe"]);
-        let service = bucket.start(&database).service().await;
+        let _service = bucket.start(&database).service().await;
         assert_eq!(bucket.keys().await, Vec::<String>::new());
-        service.stop().await;
     }
 }
 
@@ -519,7 +508,6 @@ async fn an_abandoned_upload_is_swept() {
             (bucket.keys().await.is_empty() && bucket.uploads().await.is_empty()).then_some(())
         })
         .await;
-        service.stop().await;
     }
 }
 
@@ -539,7 +527,6 @@ async fn an_upload_that_begins_while_its_export_is_cancelled_is_swept() {
             (bucket.keys().await.is_empty() && bucket.uploads().await.is_empty()).then_some(())
         })
         .await;
-        service.stop().await;
     }
 }
 
@@ -553,7 +540,6 @@ async fn the_mark_is_the_id_of_the_bucket() {
         assert!(bucket.call("DELETE", "exports/.cdc-export-store", "").await.status().is_success());
         let answer = service.call("GET", "/health/ready", &[]).await;
         assert_eq!(answer.status(), 503);
-        service.stop().await;
     }
 }
 
@@ -597,7 +583,6 @@ async fn a_client_is_sent_to_the_bucket_with_an_address_that_expires() {
         .await;
         let expires_at: chrono::DateTime<chrono::Utc> = body["expiresAt"].as_str().unwrap().parse().unwrap();
         assert!(expires_at <= chrono::Utc::now());
-        service.stop().await;
     }
 }
 
@@ -611,7 +596,6 @@ async fn a_file_in_a_folder_has_no_address() {
     assert_eq!(service.call("GET", &format!("{path}/download"), &[]).await.status(), 200);
     let answer = service.call("GET", &format!("{path}/url"), &[]).await;
     assert_eq!(refusal(answer).await, (409, "no_url".to_owned()));
-    service.stop().await;
 }
 
 #[tokio::test]

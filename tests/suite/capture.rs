@@ -8,12 +8,10 @@ use cdc_export::source::purge;
 use serde_json::json;
 use sqlx::AssertSqlSafe;
 
-use crate::harness::{Database, Service, Start, eventually};
+use crate::harness::{Database, Service, Start, eventually, serving_users};
 
 async fn after_a_full_export(users: i64) -> (Database, Service) {
-    let database = Database::new().await;
-    database.add_users(1, users).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(users).await;
     service.export("full", "a").await;
     (database, service)
 }

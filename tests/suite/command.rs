@@ -9,7 +9,8 @@ use serde_json::Value;
 use tokio::process::Command;
 
 use crate::harness::{
-    Csv, Database, HANG_TIMEOUT, Service, Start, chosen_binaries, eventually, option_env, reachable_folder,
+    Csv, Database, HANG_TIMEOUT, Service, Start, chosen_binaries, ends, eventually, option_env, reachable_folder,
+    serving_users,
 };
 
 /// A command, with these settings.
@@ -50,8 +51,7 @@ fn folder_of(service: &Service) -> String {
 
 #[tokio::test]
 async fn an_export_runs_by_itself_or_at_the_service() {
-    let database = Database::new().await;
-    database.add_users(1, 19).await;
+    let database = Database::with_users(19).await;
     let (url, folder) = (database.url(), reachable_folder());
     let output = folder.path().to_str().unwrap();
     let settings = settings_of(&url, output);
@@ -84,7 +84,6 @@ async fn an_export_runs_by_itself_or_at_the_service() {
         code == 0 && printed.lines().any(|line| line.starts_with("a ") && line.ends_with("delta completed")),
         "{printed}"
     );
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -123,8 +122,7 @@ async fn a_failed_or_interrupted_export_is_no_success() {
 /// As it is in `export … --output - | loader` when the loader dies.
 #[tokio::test]
 async fn a_file_that_is_not_read_to_its_end_is_a_failure_and_a_list_is_none() {
-    let database = Database::new().await;
-    database.add_users(1, 9).await;
+    let database = Database::with_users(9).await;
     let (url, folder) = (database.url(), reachable_folder());
     let settings = settings_of(&url, folder.path().to_str().unwrap());
     let unread = async |arguments: &[&str]| {
@@ -141,8 +139,7 @@ async fn a_file_that_is_not_read_to_its_end_is_a_failure_and_a_list_is_none() {
 
 #[tokio::test]
 async fn workers_and_services_share_a_folder() {
-    let database = Database::new().await;
-    database.add_users(1, 5).await;
+    let database = Database::with_users(5).await;
     let service = Start::on(&database).arguments(&["serve", "--no-workers"]).service().await;
     let id = service.submit("full", "a").await;
     assert_eq!(service.job(&id).await["status"], "pending");
@@ -188,14 +185,11 @@ async fn a_command_joins_the_private_server_or_runs_it() {
     let (code, _, said) = run(&["status"], &settings).await;
     let told = format!("cdc-export: DATABASE_URL is unset: using the private Postgres in {folder}\n");
     assert_eq!((code, said), (0, told));
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn a_name_without_an_extension_is_a_folder_that_is_made() {
-    let database = Database::new().await;
-    database.add_users(1, 9).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(9).await;
     let (job, _) = service.export("full", "a").await;
     let (id, name) = (job["jobId"].as_str().unwrap(), job["outputFilename"].as_str().unwrap());
     let work = reachable_folder();
@@ -219,7 +213,6 @@ async fn a_name_without_an_extension_is_a_folder_that_is_made() {
     let missing = ["download", "00000000-0000-4000-8000-000000000000", "--output", "new", "--server", &service.address];
     assert_eq!(run_in(work.path(), &missing, &[]).await.0, 1);
     assert!(!work.path().join("new").exists(), "nothing came of it");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -234,9 +227,7 @@ async fn help_says_what_a_command_does() {
 
 #[tokio::test]
 async fn an_export_that_a_service_with_another_folder_ran_names_no_path_here() {
-    let database = Database::new().await;
-    database.add_users(1, 3).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(3).await;
     let (url, folder) = (database.url(), reachable_folder());
     let settings = settings_of(&url, folder.path().to_str().unwrap());
     let (code, printed, said) = run(&["export", "full", "--consumer", "a"], &settings).await;
@@ -248,7 +239,6 @@ async fn an_export_that_a_service_with_another_folder_ran_names_no_path_here() {
         run(&["export", "full", "--consumer", "b", "-o", inbox.to_str().unwrap()], &settings).await;
     assert!(code == 1 && printed.is_empty() && said.contains(" --server URL` fetches its file"), "{said}");
     assert_eq!(std::fs::read_dir(&inbox).unwrap().count(), 0, "no hidden file is left");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -264,7 +254,6 @@ async fn a_start_in_another_folder_says_that_the_files_are_elsewhere() {
     let path = format!("/exports/{}/download", job["jobId"].as_str().unwrap());
     let problem: Value = service.call("GET", &path, &[]).await.json().await.unwrap();
     assert!(problem["detail"].as_str().unwrap().contains("another OUTPUT_DIR"), "{problem}");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -288,7 +277,6 @@ async fn a_job_between_two_attempts_shows_why_it_waits_and_is_cancelled_without_
     let job = service.ended(&id).await;
     assert_eq!((&job["status"], &job["error"]), (&"cancelled".into(), &Value::Null));
     assert_eq!(job["nextAttemptAt"], Value::Null);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -316,7 +304,6 @@ async fn a_cancel_that_was_asked_for_is_shown_until_the_worker_stops() {
     assert_eq!(job["cancelRequestedAt"], listed["cancelRequestedAt"]);
     kill(pid, Signal::SIGTERM).unwrap();
     assert!(tokio::time::timeout(HANG_TIMEOUT, worker.wait()).await.expect("it ends").unwrap().success());
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -328,16 +315,13 @@ async fn a_refused_download_leaves_no_hidden_file() {
     let (folder, id) = (reachable_folder(), job["jobId"].as_str().unwrap());
     let inbox = folder.path().join("inbox");
     let arguments = ["download", id, "--server", &service.address, "-o", inbox.to_str().unwrap()];
-    let (code, _, said) = run(&arguments, &[]).await;
-    assert!(code == 1 && said.contains("removed or replaced"), "{said}");
+    ends(run(&arguments, &[]).await, 1, "removed or replaced");
     assert_eq!(std::fs::read_dir(&inbox).unwrap().count(), 0);
-    service.stop().await;
 }
 
 #[tokio::test]
 async fn what_was_mistyped_is_answered_with_what_to_do() {
-    let (code, _, said) = run(&["download", "7"], &[]).await;
-    assert!(code == 2 && said.contains("`GET /exports` lists the ids"), "{said}");
+    ends(run(&["download", "7"], &[]).await, 2, "`GET /exports` lists the ids");
     for (setting, words) in [
         (("DATABASE_URL", "localhost/shop"), "postgres://USER:PASSWORD@HOST:PORT/DATABASE"),
         (("HOST", "localhst"), "such as 127.0.0.1"),
@@ -372,5 +356,4 @@ async fn a_start_without_datasets_and_without_the_demo_says_so() {
     );
     let answer = service.call("GET", "/datasets/orders", &[]).await.json::<Value>().await.unwrap();
     assert!(answer["detail"].as_str().unwrap().contains("DATASETS is unset"), "{answer}");
-    service.stop().await;
 }

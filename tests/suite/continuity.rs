@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Csv, Database, Service, Start, eventually};
+use crate::harness::{Csv, Database, Service, Start, eventually, serving_users};
 
 /// The whole row of a consumer's watermark, hidden columns too.
 pub(crate) async fn position(database: &Database, consumer: &str) -> Option<String> {
@@ -75,9 +75,7 @@ pub(crate) async fn log_becomes(database: &Database, rows: i64) {
 }
 
 pub(crate) async fn exported(users: i64, consumers: &[&str]) -> (Database, Service) {
-    let database = Database::new().await;
-    database.add_users(1, users).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(users).await;
     for consumer in consumers {
         passes(&service, "full", consumer, None).await;
     }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use sqlx::Executor;
 
 use crate::catalog::{Catalog, Replica, ended, export, post};
-use crate::harness::{Csv, Database, Service, Start, refusal};
+use crate::harness::{Csv, Database, Service, Start, ends, refusal};
 
 const SALES: &str = r#"create schema "Sales";
     create table "Sales"."Order ""Lines""" (
@@ -25,8 +25,7 @@ const LINES: &str = r#"
 
 #[tokio::test]
 async fn a_table_with_odd_names_and_a_key_of_two_columns_is_exact() {
-    let database = Database::empty().await;
-    database.run(SALES).await;
+    let database = Database::empty_with(SALES).await;
     let catalog = Catalog::of(LINES);
     let service = catalog.serving(&database, &["lines"]).await;
     let replica = Replica {
@@ -205,8 +204,7 @@ async fn two_datasets_of_a_table_share_its_triggers() {
     for dataset in ["users", "names"] {
         export(&service, "full", dataset, "a").await;
     }
-    let (code, _, said) = catalog.command(&database, &["untrack", "users"]).await;
-    assert!(code == 1 && said.contains("`names` is of the same table"), "{said}");
+    ends(catalog.command(&database, &["untrack", "users"]).await, 1, "`names` is of the same table");
     // A look at another file changes nothing.
     let draft = Catalog::of(&emails);
     for arguments in [&["datasets", "check"][..], &["datasets", "list"], &["status"]] {
@@ -228,8 +226,7 @@ async fn two_datasets_of_a_table_share_its_triggers() {
     service.stop().await;
     // With another key they can't share them.
     catalog.write(&[users, emails].concat());
-    let (code, _, said) = catalog.command(&database, &["track", "emails"]).await;
-    assert!(code == 2 && said.contains("which has another key"), "{said}");
+    ends(catalog.command(&database, &["track", "emails"]).await, 2, "which has another key");
     // A dataset that is no more lets its watermarks go.
     catalog.write(&of("t", "t", ""));
     let service = catalog.start(&database).service().await;
@@ -280,7 +277,7 @@ async fn another_filter_wants_a_full_export() {
 #[tokio::test]
 async fn by_timestamp_a_table_needs_to_be_read_only() {
     let database = Database::new().await;
-    let role = format!("reader_{}", uuid::Uuid::new_v4().simple());
+    let role = database.role().await;
     let name = database.options.get_database().unwrap();
     database
         .run(&format!(
@@ -288,7 +285,6 @@ async fn by_timestamp_a_table_needs_to_be_read_only() {
              create table theirs.events (id int primary key, at timestamptz not null, gone bool not null default false);
              insert into theirs.events select n, now() - interval '1 hour' from generate_series(1, 100) n;
              revoke all on schema public from public;
-             create role {role} login password 'pass';
              grant usage on schema theirs to {role}; grant select on theirs.events to {role};
              grant usage, create on schema public, cdc_export to {role}; grant create on database {name} to {role};
              grant all on all tables in schema public, cdc_export to {role};
@@ -328,9 +324,7 @@ async fn by_timestamp_a_table_needs_to_be_read_only() {
     let delta = export(&service, "delta", "events", "a").await;
     assert_eq!(Csv::read(&service.path(&delta)).rows.len(), 7, "those within the overlap, and the deletion");
     service.stop().await;
-    let (code, _, said) = catalog.command(&database, &["track", "events"]).await;
-    assert!(code == 1 && said.contains("needs no triggers"), "{said}");
-    database.run(&format!("drop owned by {role} cascade; drop role {role}")).await;
+    ends(catalog.command(&database, &["track", "events"]).await, 1, "needs no triggers");
 }
 
 #[tokio::test]
@@ -606,10 +600,10 @@ async fn ad_hoc_exports_select_rows_and_columns() {
 
 #[tokio::test]
 async fn a_call_that_names_no_dataset_means_users_or_the_only_one() {
-    let database = Database::new().await;
-    database
-        .run("create table a (id int primary key, at timestamptz not null default now()); insert into a values (1)")
-        .await;
+    let database = Database::new_with(
+        "create table a (id int primary key, at timestamptz not null default now()); insert into a values (1)",
+    )
+    .await;
     let a = "[[dataset]]\nname = \"a\"\ntable = \"a\"\nupdated_at = \"at\"\n";
     let (b, users) = (a.replace("name = \"a\"", "name = \"b\""), a.replace("name = \"a\"", "name = \"users\""));
     let catalog = Catalog::of(a);
@@ -631,12 +625,10 @@ async fn a_call_that_names_no_dataset_means_users_or_the_only_one() {
         service.call("GET", &format!("/exports?consumer=c&after={first}"), &[]).await.json().await.unwrap();
     assert_eq!((since["items"].as_array().unwrap().len(), &since["items"][0]["dataset"]), (1, &json!("a")), "{since}");
     let arguments = ["export", "full", "--consumer", "d", "--server", &service.address];
-    let (code, _, said) = catalog.command(&database, &arguments).await;
-    assert_eq!(code, 0, "{said}");
+    ends(catalog.command(&database, &arguments).await, 0, "");
     assert_eq!(watermark(&service, "DELETE").await.status(), 204);
     service.stop().await;
-    let (code, _, said) = catalog.command(&database, &["export", "full", "--consumer", "d"]).await;
-    assert_eq!(code, 0, "{said}");
+    ends(catalog.command(&database, &["export", "full", "--consumer", "d"]).await, 0, "");
     let theirs = "select array_agg(dataset) from exports where consumer_id = 'd'";
     assert_eq!(database.one::<Vec<String>>(theirs).await, ["a", "a"]);
 
@@ -662,8 +654,7 @@ async fn a_call_that_names_no_dataset_means_users_or_the_only_one() {
         assert_eq!(found, expected, "{method}");
     }
     let arguments = ["export", "full", "--consumer", "d", "--server", &service.address];
-    let (code, _, said) = catalog.command(&database, &arguments).await;
-    assert!(code == 1 && said.contains(why), "{said}");
+    ends(catalog.command(&database, &arguments).await, 1, why);
     service.stop().await;
     let (code, _, said) = catalog.command(&database, &["export", "full", "--consumer", "d"]).await;
     assert!(code != 0 && said.contains(why), "{code} {said}");
@@ -676,10 +667,10 @@ async fn a_call_that_names_no_dataset_means_users_or_the_only_one() {
 
 #[tokio::test]
 async fn another_key_wants_other_triggers() {
-    let database = Database::empty().await;
-    database
-        .run("create table t (id int primary key, code text not null unique, x int); insert into t values (1, 'a', 1)")
-        .await;
+    let database = Database::empty_with(
+        "create table t (id int primary key, code text not null unique, x int); insert into t values (1, 'a', 1)",
+    )
+    .await;
     let by = |key: &str| format!("[[dataset]]\nname = \"t\"\ntable = \"t\"\n{key}");
     let catalog = Catalog::of(&by(""));
     let service = catalog.serving(&database, &["t"]).await;
@@ -702,8 +693,7 @@ async fn another_key_wants_other_triggers() {
 
 #[tokio::test]
 async fn the_command_line_knows_the_catalog() {
-    let database = Database::empty().await;
-    database.run(SALES).await;
+    let database = Database::empty_with(SALES).await;
     database.run("create table stock (sku text primary key, updated_at timestamptz, created_at timestamptz, is_deleted bool); create table bare (x int); create table empty ()").await;
     let catalog = Catalog::of(LINES);
     let (code, printed, said) = catalog.command(&database, &["datasets", "check"]).await;
@@ -717,8 +707,7 @@ async fn the_command_line_knows_the_catalog() {
     );
     catalog.track(&database, "lines").await;
     let arguments = ["export", "delta", "--dataset", "lines", "--consumer", "c"];
-    let (code, _, said) = catalog.command(&database, &arguments).await;
-    assert_eq!(code, 0, "{said}");
+    ends(catalog.command(&database, &arguments).await, 0, "");
     // What is drafted of a table is a catalog.
     // The file that the draft goes to is there before it, empty.
     catalog.write("");
@@ -731,8 +720,7 @@ async fn the_command_line_knows_the_catalog() {
         draft.lines().map(|line| format!("{}\n", line.strip_prefix("# ").unwrap_or(line))).collect();
     catalog.write(&uncommented);
     assert_eq!(catalog.command(&database, &["datasets", "check"]).await.0, 0, "{draft}");
-    let (code, _, said) = catalog.command(&database, &["datasets", "add", "empty"]).await;
-    assert!(code == 1 && said.contains("table: `empty` has no columns"), "{said}");
+    ends(catalog.command(&database, &["datasets", "add", "empty"]).await, 1, "table: `empty` has no columns");
 }
 
 #[tokio::test]
@@ -813,10 +801,8 @@ async fn what_is_not_captured_is_tracked_before_the_full_export() {
 /// table too.
 #[tokio::test]
 async fn a_job_keeps_the_columns_of_its_file() {
-    let database = Database::empty().await;
-    database
-        .run("create table t (no numeric(8,2), code varchar(5), at inet, gone boolean not null default false, primary key (code, no))")
-        .await;
+    let database = Database::empty_with("create table t (no numeric(8,2), code varchar(5), at inet, gone boolean not null default false, primary key (code, no))")
+    .await;
     database.run("insert into t values (1.5, 'a', '10.0.0.1'), (2.5, 'b', null)").await;
     let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\ndeleted = \"gone\"\n");
     let service = catalog.serving(&database, &["t"]).await;
@@ -857,8 +843,7 @@ async fn what_a_draft_guesses_at_a_cost_is_a_comment_with_the_reason() {
         insert into flags values (1, now(), true), (2, now(), false), (3, now(), null)";
     database.run(schema).await;
     let catalog = Catalog::of("");
-    let (code, draft, said) = catalog.command(&database, &["datasets", "add", "stock"]).await;
-    assert_eq!(code, 0, "{said}");
+    let (draft, _) = ends(catalog.command(&database, &["datasets", "add", "stock"]).await, 0, "");
     let lines: Vec<_> = draft.lines().skip(5).collect();
     let whole_table = "no index begins with it: each incremental and delta would read the whole table";
     assert_eq!(

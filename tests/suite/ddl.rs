@@ -43,10 +43,8 @@ async fn a_filter_is_tried_again_when_its_function_is_another_one() {
 /// A consumer that was sent rows without a column lacks its values in what doesn't change.
 #[tokio::test]
 async fn a_column_that_the_files_did_not_have_for_a_while_wants_a_full_export() {
-    let database = Database::empty().await;
-    database
-        .run("create table t (id int primary key, a int, b int, at timestamptz default now()); insert into t select n, n, n from generate_series(1, 6) n")
-        .await;
+    let database = Database::empty_with("create table t (id int primary key, a int, b int, at timestamptz default now()); insert into t select n, n, n from generate_series(1, 6) n")
+    .await;
     for (more, capture) in [("", "triggers"), ("updated_at = 'at'\ncapture = 'timestamp'", "timestamp")] {
         let by = |columns: &str| format!("[[dataset]]\nname = '{capture}'\ntable = 't'\n{columns}\n{more}");
         let catalog = Catalog::of(&by("columns = ['id', 'a', 'b']"));

@@ -259,7 +259,6 @@ async fn demo_table() -> PgPool {
 
 /// The same table, but somebody's.
 async fn database() -> PgPool {
-    let database = Database::new().await;
-    database.run("delete from cdc_export.owned where table_name = 'users'").await;
+    let database = Database::new_with("delete from cdc_export.owned where table_name = 'users'").await;
     database.pool
 }

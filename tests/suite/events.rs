@@ -125,10 +125,10 @@ async fn an_open_stream_does_not_delay_a_stop() {
 /// The third write is the second one of the delta.
 #[tokio::test]
 async fn a_delta_says_what_it_does_and_how_far_it_is() {
-    let database = Database::new().await;
-    database
-        .run("create table items (id int primary key, filler text not null); insert into items values (0, '')")
-        .await;
+    let database = Database::new_with(
+        "create table items (id int primary key, filler text not null); insert into items values (0, '')",
+    )
+    .await;
     let catalog = Catalog::of("[[dataset]]\nname = \"items\"\ntable = \"items\"\n");
     catalog.track(&database, "items").await;
     let service = catalog.start(&database).with("FAILPOINTS", "sink.write=hold@3").service().await;

@@ -208,8 +208,7 @@ async fn hostile_values_are_restored_by_copy() {
 
 #[tokio::test]
 async fn null_is_not_the_empty_string() {
-    let database = Database::new().await;
-    database.run("alter table users alter column name drop not null").await;
+    let database = Database::new_with("alter table users alter column name drop not null").await;
     database.run("insert into users (name, email, created_at, updated_at) values (null, '', now(), now())").await;
     let service = Start::on(&database).service().await;
     let (job, _) = service.export("full", "a").await;

@@ -16,10 +16,9 @@ struct Role {
 
 impl Role {
     async fn new(database: &Database) -> Role {
-        let name = format!("visitor_{}", uuid::Uuid::new_v4().simple());
+        let name = database.role().await;
         // Before Postgres 15 everybody may create in public.
-        let create = format!("create role {name} login password 'pass'; revoke all on schema public from public");
-        database.run(&create).await;
+        database.run("revoke all on schema public from public").await;
         Role { url: database.url_as(&name, "pass"), name }
     }
 
@@ -33,10 +32,6 @@ impl Role {
         let line = errors.strip_suffix('\n').unwrap();
         assert!(code == 1 && line.starts_with("cdc-export: ") && !line.contains('\n'), "{code} {errors}");
         line.to_owned()
-    }
-
-    async fn drop(self, database: &Database) {
-        database.run(&format!("drop owned by {0} cascade; drop role {0}", self.name)).await;
     }
 }
 
@@ -122,7 +117,6 @@ async fn what_a_role_may_not_create_is_named_with_the_grants_for_it() {
     assert_eq!(remedy(&line), format!("{cdc_export} {name}; {public} {name}"));
     database.run(remedy(&line)).await;
     role.start().service().await.stop().await;
-    role.drop(&database).await;
 }
 
 #[tokio::test]
@@ -161,7 +155,6 @@ async fn a_role_that_may_create_nothing_exports_from_what_another_has_made() {
     database.run(&format!("revoke usage on schema public from {}", role.name)).await;
     let line = role.refused().await;
     assert!(line.contains("`public.exports` can't be found"), "{line}");
-    role.drop(&database).await;
 }
 
 #[tokio::test]
@@ -208,8 +201,6 @@ async fn the_owner_of_a_table_is_told_what_track_needs() {
             assert_eq!(database.one::<i64>("select count(*) from cdc_export.change_log where key = '1'").await, 1);
         }
     }
-    owner.drop(&database).await;
-    reader.drop(&database).await;
 }
 
 #[tokio::test]
@@ -224,8 +215,6 @@ async fn the_grants_are_for_the_schema_that_has_the_tables() {
     database.run(remedy(&line)).await;
     let service = role.start().service().await;
     assert_eq!(service.export("full", "a").await.1.rows.len(), 98);
-    service.stop().await;
-    role.drop(&database).await;
 }
 
 #[tokio::test]

@@ -108,14 +108,13 @@ async fn many_followers_cost_one_look_a_second_together() {
 /// Whoever follows a job in this process hears of its end at once, also where its worker has vanished.
 #[tokio::test]
 async fn the_end_of_a_job_whose_worker_vanished_is_told() {
-    let database = Database::new().await;
     let changes = "
         insert into exports (id, dataset, export_type, format, attempt, max_attempts, output_filename, status, started_at,
                              lease_token, lease_owner, lease_expires_at, cancel_requested_at)
         select gen_random_uuid(), 'users', 'full', 'csv', n, 2, 'f' || n, 'processing', now(),
           gen_random_uuid(), 'o', now() - interval '1 second', case n when 3 then now() end
         from generate_series(1, 3) n";
-    database.run(changes).await;
+    let database = Database::new_with(changes).await;
     let store = Store::new(database.pool.clone());
     let mut endings = store.endings();
     assert_eq!(store.reap().await.unwrap().len(), 3);

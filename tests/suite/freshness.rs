@@ -328,8 +328,7 @@ async fn older_moments_are_thinned() {
 
 #[tokio::test]
 async fn what_a_removed_consumer_had_loaded_is_no_part_of_what_comes_after_it() {
-    let database = Database::empty().await;
-    database.run(TABLES).await;
+    let database = Database::empty_with(TABLES).await;
     let catalog = Catalog::of(&file());
     catalog.track(&database, "logged").await;
     let service = catalog.start(&database).with("MANIFESTS", "on").service().await;

@@ -5,7 +5,7 @@ use sqlx::Connection;
 
 use crate::batches::{ended as batch_ended, export_all};
 use crate::catalog::{Catalog, ended, export, post};
-use crate::harness::{Csv, Database, Service, eventually, refusal};
+use crate::harness::{Csv, Database, Service, ends, eventually, refusal};
 use crate::mirrors::Mirror;
 use crate::patterns::QUICK;
 use crate::schedules::becomes;
@@ -41,11 +41,9 @@ fn file() -> String {
 }
 
 async fn shop() -> (Database, Catalog, Service) {
-    let database = Database::empty().await;
-    database.run(SHOP).await;
+    let database = Database::empty_with(SHOP).await;
     let catalog = Catalog::of(&file());
-    let (code, _, said) = catalog.command(&database, &["track", "--all"]).await;
-    assert_eq!(code, 0, "{said}");
+    ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
     let service = catalog.start(&database).with("MANIFESTS", "on").service().await;
     (database, catalog, service)
 }
@@ -139,8 +137,7 @@ async fn a_batch_heals_what_has_full_exports_alone() {
 
 #[tokio::test]
 async fn a_batch_of_deltas_without_any_dataset_that_has_them_says_what_would_help() {
-    let database = Database::empty().await;
-    database.run(SHOP).await;
+    let database = Database::empty_with(SHOP).await;
     let service = Catalog::of(&["totals", "bare"].map(block).concat()).start(&database).service().await;
     let answer = post(&service, "/exports/delta", Some("a"), &json!({ "datasets": "*" })).await;
     let problem: Value = answer.json().await.unwrap();
@@ -151,8 +148,7 @@ async fn a_batch_of_deltas_without_any_dataset_that_has_them_says_what_would_hel
 
 #[tokio::test]
 async fn a_failure_names_what_a_view_reads() {
-    let database = Database::empty().await;
-    database.run(SHOP).await;
+    let database = Database::empty_with(SHOP).await;
     let schema = "create extension postgres_fdw;
                   create server away foreign data wrapper postgres_fdw options (host '127.0.0.1', port '1');
                   create user mapping for public server away options (user 'nobody', password 'none');
@@ -204,8 +200,7 @@ async fn a_failure_names_what_a_view_reads() {
 
 #[tokio::test]
 async fn a_schedule_asks_for_what_the_dataset_can_have() {
-    let database = Database::empty().await;
-    database.run(SHOP).await;
+    let database = Database::empty_with(SHOP).await;
     let schedule = |name: &str, more: &str| {
         format!(
             "[[schedule]]\nname = \"{name}\"\nconsumer = \"{name}\"\ndataset = \"totals\"\nevery = \"366d\"\ntype = \"delta\"\n{more}\n"
@@ -222,8 +217,7 @@ async fn a_schedule_asks_for_what_the_dataset_can_have() {
 /// No row of a table is lost between the lock and the snapshot: what is read is locked before it, with its partitions.
 #[tokio::test]
 async fn an_export_waits_for_who_empties_a_table_or_a_partition_of_it() {
-    let database = Database::empty().await;
-    database.run(SHOP).await;
+    let database = Database::empty_with(SHOP).await;
     let schema = "create table shop.log (id int) partition by range (id);
                   create table shop.log_1 partition of shop.log for values from (0) to (100);
                   create table shop.log_2 partition of shop.log for values from (100) to (200);
@@ -260,8 +254,7 @@ async fn an_export_waits_for_who_empties_a_table_or_a_partition_of_it() {
 
 #[tokio::test]
 async fn an_export_takes_what_has_replaced_a_view_while_it_waited() {
-    let database = Database::empty().await;
-    database.run(SHOP).await;
+    let database = Database::empty_with(SHOP).await;
     let service = Catalog::of(&block("totals")).start(&database).service().await;
     let mut tx = database.pool.begin().await.unwrap();
     let replace = "drop view shop.totals; create materialized view shop.totals as select id from shop.orders";
@@ -277,8 +270,7 @@ async fn an_export_takes_what_has_replaced_a_view_while_it_waited() {
 
 #[tokio::test]
 async fn a_batch_names_what_it_could_not_lock() {
-    let database = Database::empty().await;
-    database.run(SHOP).await;
+    let database = Database::empty_with(SHOP).await;
     let schema = "create table shop.log (id int) partition by range (id);
                   create table shop.log_1 partition of shop.log for values from (0) to (100)";
     database.run(schema).await;
@@ -305,11 +297,9 @@ async fn a_batch_names_what_it_could_not_lock() {
 
 #[tokio::test]
 async fn a_batch_heals_a_dataset_that_lost_its_capture_while_it_waited() {
-    let database = Database::empty().await;
-    database.run(SHOP).await;
+    let database = Database::empty_with(SHOP).await;
     let catalog = Catalog::of(&file());
-    let (code, _, said) = catalog.command(&database, &["track", "--all"]).await;
-    assert_eq!(code, 0, "{said}");
+    ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
     let service = catalog.start(&database).with("FAILPOINTS", QUICK).service().await;
     export(&service, "full", "orders", "a").await;
     let mut conn = database.pool.acquire().await.unwrap();
@@ -350,8 +340,7 @@ async fn a_dataset_that_loses_or_gains_its_capture_begins_with_a_full_export() {
 
 #[tokio::test]
 async fn what_the_service_cant_capture_is_refused_or_drafted() {
-    let database = Database::empty().await;
-    database.run(SHOP).await;
+    let database = Database::empty_with(SHOP).await;
     let catalog = Catalog::of("");
     for (table, why) in [("totals", "is a view"), ("daily", "is a materialized view"), ("bare", "no primary key")] {
         catalog.write(&block(table).replace("capture = \"none\"\n", ""));
@@ -367,15 +356,12 @@ async fn what_the_service_cant_capture_is_refused_or_drafted() {
     }
     // Nobody checks the key of a view.
     catalog.write(&(block("totals") + "key = [\"total\"]\n"));
-    let (code, _, said) = catalog.command(&database, &["datasets", "check"]).await;
-    assert!(code == 2 && said.contains("may be null"), "{said}");
+    ends(catalog.command(&database, &["datasets", "check"]).await, 2, "may be null");
     catalog.write(&(block("totals") + "exclude = [\"total\", \"twice\", \"count\"]\n"));
-    let (code, _, said) = catalog.command(&database, &["datasets", "check"]).await;
-    assert!(code == 2 && said.contains("no column is left"), "{said}");
+    ends(catalog.command(&database, &["datasets", "check"]).await, 2, "no column is left");
     for (member, value) in [("updated_at", "\"x\""), ("operation", "\"log\""), ("overlap", "\"5m\"")] {
         catalog.write(&format!("{}{member} = {value}\n", block("totals")));
-        let (code, _, said) = catalog.command(&database, &["datasets", "check"]).await;
-        assert!(code == 2 && said.contains(member), "{said}");
+        ends(catalog.command(&database, &["datasets", "check"]).await, 2, member);
     }
     // A pattern takes tables without a key, and no view.
     catalog.write("[[tables]]\nmatch = [\"shop.*\"]\ncapture = \"none\"\n");
@@ -415,8 +401,7 @@ async fn a_copy_of_anything_is_replaced_in_one_transaction() {
     mirror.source.run("delete from sales.bare; alter table sales.bare add primary key (n)").await;
     mirror.source.run("insert into sales.bare values (1, 'one'), (2, 'two')").await;
     // The first call warns, since an export was asked for alone.
-    let (code, _, said) = mirror.apply(&datasets).output().await;
-    assert_eq!(code, 0, "{said}");
+    ends(mirror.apply(&datasets).output().await, 0, "");
     apply().await;
     let key =
         "select pg_get_constraintdef(oid) from pg_constraint where conrelid = 'sales.bare'::regclass and contype = 'p'";

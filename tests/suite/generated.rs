@@ -7,8 +7,7 @@ use crate::harness::{Csv, Database, Service};
 
 /// A table with a generated column `n2`, tracked and exported once by the consumer `a`.
 async fn exported(table: &str, more: &str) -> (Database, Service) {
-    let database = Database::empty().await;
-    database.run(table).await;
+    let database = Database::empty_with(table).await;
     let catalog = Catalog::of(&format!("[[dataset]]\nname = \"t\"\ntable = \"t\"\n{more}"));
     let service = catalog.serving(&database, &["t"]).await;
     export(&service, "full", "t", "a").await;

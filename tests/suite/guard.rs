@@ -311,8 +311,7 @@ const EXTERNAL_USERS: &str = "create table users (id bigserial primary key, name
 
 #[tokio::test]
 async fn a_table_that_somebody_brought_is_exported_from_track_to_untrack() {
-    let database = Database::empty().await;
-    database.run(EXTERNAL_USERS).await;
+    let database = Database::empty_with(EXTERNAL_USERS).await;
     track(&database).await;
     track(&database).await;
     let service = Start::on(&database).service().await;
@@ -500,8 +499,7 @@ async fn children_that_come_later_are_not_captured_and_said_to_be() {
 
 #[tokio::test]
 async fn installing_on_a_busy_table_keeps_no_writer_waiting() {
-    let database = Database::empty().await;
-    database.run(EXTERNAL_USERS).await;
+    let database = Database::empty_with(EXTERNAL_USERS).await;
     let mut long = database.pool.begin().await.unwrap();
     long.execute("update users set name = 'long' where id = 1").await.unwrap();
     let tracking = tokio::spawn(Start::on(&database).arguments(&["track", "users"]).until_it_ends());

@@ -257,7 +257,8 @@ async fn server() -> &'static PgConnectOptions {
             // Roles of databases that no longer exist.
             let roles: Vec<String> = sqlx::query_scalar(
                 "select rolname::text from pg_roles where rolname ~ '^cdc_export_capture_[0-9]+$'
-                 and not exists (select from pg_database where oid::text = substr(rolname, 20))",
+                 and not exists (select from pg_database where oid::text = substr(rolname, 20))
+                 or rolname like 'cdc_test_%' and not exists (select from pg_database where starts_with(rolname, datname))",
             )
             .fetch_all(&mut admin)
             .await
@@ -404,6 +405,13 @@ impl Database {
         Database::create(server, &format!("template {}", template())).await
     }
 
+    /// The same with what these statements make.
+    pub(crate) async fn new_with(sql: &str) -> Database {
+        let database = Database::new().await;
+        database.run(sql).await;
+        database
+    }
+
     /// The same with users `1..=count`.
     pub(crate) async fn with_users(count: i64) -> Database {
         let database = Database::new().await;
@@ -417,6 +425,13 @@ impl Database {
     pub(crate) async fn empty() -> Database {
         let server = server().await;
         Database::create(server, "").await
+    }
+
+    /// A database with nothing in it but what these statements make.
+    pub(crate) async fn empty_with(sql: &str) -> Database {
+        let database = Database::empty().await;
+        database.run(sql).await;
+        database
     }
 
     /// A database with nothing in it, in an encoding other than UTF-8.
@@ -448,11 +463,20 @@ impl Database {
         sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&self.pool).await.unwrap();
     }
 
+    /// Makes a role that may log in by the password `pass`, and returns its name. The next run drops it.
+    pub(crate) async fn role(&self) -> String {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let role = format!("{}_{number}", self.options.get_database().unwrap());
+        self.run(&format!("create role {role} login password 'pass'")).await;
+        role
+    }
+
     /// Has all but this pool connect as a role that has another value of each setting that changes how Postgres reads
     /// or writes a value.
     pub(crate) async fn set_otherwise(&mut self) {
-        let role = format!("otherwise_{}", uuid::Uuid::new_v4().simple());
-        self.run(&format!("create role {role} superuser login password 'pass'")).await;
+        let role = self.role().await;
+        self.run(&format!("alter role {role} superuser")).await;
         for setting in SETTINGS_OF_VALUES {
             self.run(&format!("alter role {role} set {setting}")).await;
         }
@@ -717,6 +741,15 @@ impl Start {
         let [printed, errors] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
         (output.status.code().unwrap_or(KILLED), printed, errors)
     }
+}
+
+/// Asserts the exit code of a command, and that its standard error contains `words`. Returns what it printed, and its
+/// standard error.
+#[track_caller]
+pub(crate) fn ends(output: (i32, String, String), code: i32, words: &str) -> (String, String) {
+    let (ended, printed, errors) = output;
+    assert!(ended == code && errors.contains(words), "{ended} {printed} {errors}");
+    (printed, errors)
 }
 
 /// A service on a fresh database that has so many users.

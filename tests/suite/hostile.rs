@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 
 use crate::apply::pair::Pair;
 use crate::catalog::export;
-use crate::harness::{Database, HANG_TIMEOUT, Service, Start, far, lacks, reachable_folder};
+use crate::harness::{Database, HANG_TIMEOUT, Service, Start, ends, far, lacks, reachable_folder};
 use crate::remote::with_users;
 
 /// A service that answers as another one does, except that `change` gets the path of each call and changes its JSON.
@@ -254,8 +254,7 @@ async fn with_a_key_a_pull_takes_signed_exports_alone() {
     assert!(code == 1 && said.contains("its signature is not by this key"), "{said}");
     // Two keys, while one replaces the other. What was pulled can be verified with them.
     let keys = ["--public-key", &other, "--public-key", &public];
-    let (code, _, said) = pull(&service.address, &into).and(&keys).output().await;
-    assert_eq!(code, 0, "{said}");
+    ends(pull(&service.address, &into).and(&keys).output().await, 0, "");
     let inbox = into.to_str().unwrap();
     let (code, printed, said) = far(&["verify", "--public-key", &public, inbox]).output().await;
     assert!(code == 0 && printed.starts_with("whole: 1 lane, 1 export, 1 file"), "{printed}{said}");
@@ -271,8 +270,7 @@ async fn with_a_key_a_pull_takes_signed_exports_alone() {
     })
     .await;
     let other = folder.path().join("other");
-    let (code, _, said) = pull(&server, &other).and(&["--public-key", &public]).output().await;
-    assert!(code == 1 && said.contains("is that of another export"), "{said}");
+    ends(pull(&server, &other).and(&["--public-key", &public]).output().await, 1, "is that of another export");
     assert_eq!(names_below(&other), BTreeSet::new());
 }
 
@@ -311,7 +309,6 @@ async fn with_a_key_signed_exports_alone_are_applied() {
     let (code, printed, said) = apply(&pair, &key).output().await;
     assert_eq!((code, printed.as_str(), said.as_str()), (0, "t: delta 2  1 rows written, 0 deleted\n", ""));
     pair.require_equal("signed").await;
-    pair.end().await;
 }
 
 /// A file that anybody put into a place stopped the lanes of all consumers.
@@ -339,7 +336,6 @@ async fn a_manifest_that_is_none_stops_no_other() {
     let (code, _, said) = apply(&pair, &from).output().await;
     assert_eq!((code, said.as_str()), (0, ""));
     pair.require_equal("all").await;
-    pair.end().await;
 }
 
 /// Puts things under a name that a command opens, and requires that the command refuses each of them at once.
@@ -387,8 +383,7 @@ async fn nothing_planted_in_a_folder_is_followed_or_waited_for() {
     // An endless state, of this user's own.
     let state = folder.path().join(".cdc-export-pull.json");
     fs::File::create(&state).unwrap().set_len(1 << 40).unwrap();
-    let (code, _, said) = run().await;
-    assert!(code == 1 && said.contains("more than 65536 bytes"), "{said}");
+    ends(run().await, 1, "more than 65536 bytes");
     fs::remove_file(state).unwrap();
     let (code, printed, said) = run().await;
     assert_eq!((code, printed.lines().count()), (0, 1), "{said}");
@@ -467,8 +462,7 @@ async fn a_list_that_repeats_ends_the_pull() {
     .await;
     let folder = reachable_folder();
     let run = tokio::time::timeout(HANG_TIMEOUT, pull(&server, folder.path()).output());
-    let (code, _, said) = run.await.expect("the pull ends");
-    assert!(code == 1 && said.contains("after itself"), "{said}");
+    ends(run.await.expect("the pull ends"), 1, "after itself");
 }
 
 /// A pause so long that a sum overflowed was a panic.
@@ -571,7 +565,6 @@ async fn an_export_may_have_more_files_than_a_process_may_open() {
     let pulled = ["pull", "--consumer", "a", "--dataset", "t", "--server", &server, "--into", into.to_str().unwrap()];
     let (code, printed, said) = far(&pulled).with_open_files(64).output().await;
     assert_eq!((code, printed.lines().count()), (0, FILES), "{said}");
-    pair.end().await;
 }
 
 /// A file of other rows than its manifest says was unpacked to its end.
@@ -603,5 +596,4 @@ async fn rows_beyond_the_manifest_are_not_loaded() {
     refused("it has more bytes").await;
     change(&|export| export.files.push(export.files[0].clone()));
     refused("more than once").await;
-    pair.end().await;
 }

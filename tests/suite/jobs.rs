@@ -105,8 +105,7 @@ async fn a_job_that_waits_for_a_lock_is_cancelled_without_it() {
 
 #[tokio::test]
 async fn a_large_export_is_cancelled_before_its_end_and_leaves_no_file() {
-    let database = Database::new().await;
-    database.run("alter table users disable trigger user").await;
+    let database = Database::new_with("alter table users disable trigger user").await;
     let users = "insert into users (name, email, created_at, updated_at)
                  select 'User ' || n, 'user' || n, now(), now() from generate_series(1, 200000) n";
     database.run(users).await;

@@ -8,8 +8,7 @@ const MAX: usize = 1 << 20;
 
 /// Users 1 to 9, of whom user 5 has a name of so many bytes.
 async fn with_a_wide_row(bytes: usize) -> Database {
-    let database = Database::new().await;
-    database.run("alter table users alter column name type text").await;
+    let database = Database::new_with("alter table users alter column name type text").await;
     database.add_users(1, 9).await;
     database.run(&format!("update users set name = repeat('x', {bytes}) where id = 5")).await;
     database

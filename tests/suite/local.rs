@@ -51,8 +51,6 @@ async fn a_proxy_on_this_machine_publishes_nothing() {
         assert_eq!(open.call("GET", "/exports", &[mark]).await.status(), 200, "{mark:?}");
         assert_eq!(refusal(keys.call("GET", "/exports", &[mark]).await).await, (401, "key_required".to_owned()));
     }
-    open.stop().await;
-    keys.stop().await;
 }
 
 #[tokio::test]

@@ -21,10 +21,9 @@ fn blocks() -> [String; 2] {
 
 /// A database with the tracked tables `hot` and `quiet`, and a service whose consumers have a full export of each.
 async fn exported(consumers: &[(&str, &str)]) -> (Database, Catalog, Service) {
-    let database = Database::new().await;
     let tables =
         "create table hot (id bigint primary key, name text); create table quiet (id bigint primary key, name text)";
-    database.run(tables).await;
+    let database = Database::new_with(tables).await;
     database
         .run(&format!(
             "insert into hot select n, 'first' from generate_series(1, {HOT_ROWS}) n; insert into quiet values (1, 'first')"

@@ -31,9 +31,8 @@ fn require_whose(line: &Value, job: &str, export_type: &str) {
 /// Postgres's message for a value that a filter can't read quotes the value.
 #[tokio::test]
 async fn no_line_has_a_value_that_a_filter_could_not_read() {
-    let database = Database::empty().await;
     let values = "create table t (id int primary key, code text); insert into t values (1, '7'), (2, 'PLANTED 078-05')";
-    database.run(values).await;
+    let database = Database::empty_with(values).await;
     let text = "[[dataset]]\nname = \"t\"\ntable = \"t\"\nfilter = \"code::integer operator(pg_catalog.>) 0\"\n";
     let catalog = Catalog::of(text);
     catalog.track(&database, "t").await;

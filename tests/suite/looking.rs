@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::catalog::Catalog;
 use crate::command::run_in;
-use crate::harness::{Database, Start, reachable_folder};
+use crate::harness::{Database, Start, ends, reachable_folder};
 
 /// Every command that looks at a database, or uses what others have made there.
 const LOOKING: [&[&str]; 7] = [
@@ -109,8 +109,7 @@ async fn a_private_server_that_is_there_is_started_for_a_command() {
 
 #[tokio::test]
 async fn looking_at_a_database_makes_nothing_in_it() {
-    let database = Database::empty().await;
-    database.run("create table orders (id int primary key, note text)").await;
+    let database = Database::empty_with("create table orders (id int primary key, note text)").await;
     let catalog = Catalog::of(ORDERS);
     let before = everything_of(&database).await;
     for arguments in LOOKING {
@@ -177,11 +176,9 @@ async fn a_catalog_is_written_and_checked_before_anything_is_made() {
     // Where the file is wrong it stays wrong, and nothing is added.
     let wrong = both.replace("filter = \"id > 0\"", "filter = \"nobody > 0\"");
     std::fs::write(work.path().join("datasets.toml"), &wrong).unwrap();
-    let (code, _, said) = run_in(work.path(), &["datasets", "check"], &settings).await;
-    assert!(code == 2 && said.contains("nobody"), "{said}");
+    ends(run_in(work.path(), &["datasets", "check"], &settings).await, 2, "nobody");
     std::fs::write(work.path().join("datasets.toml"), "[[dataset]]\nname = 7\n").unwrap();
-    let (code, _, said) = run_in(work.path(), &["datasets", "add", "items"], &settings).await;
-    assert!(code == 2 && said.contains("line 2"), "{said}");
+    ends(run_in(work.path(), &["datasets", "add", "items"], &settings).await, 2, "line 2");
     assert_eq!(file(), "[[dataset]]\nname = 7\n");
     assert_eq!(std::fs::read_dir(work.path()).unwrap().count(), 1, "nothing is left beside it");
     assert_eq!(everything_of(&database).await, before);
@@ -202,18 +199,16 @@ async fn a_catalog_is_written_and_checked_before_anything_is_made() {
     assert!(!at("nowhere").exists() && std::fs::read(at("two.toml")).unwrap().is_empty());
 
     // Who may not make anything is told what comes first.
-    let role = format!("visitor_{}", uuid::Uuid::new_v4().simple());
-    database.run(&format!("create role {role} login password 'pass'; grant select on items to {role}")).await;
+    let role = database.role().await;
+    database.run(&format!("grant select on items to {role}")).await;
     let url = database.url_as(&role, "pass");
     let (code, _, said) = run_in(work.path(), &["datasets", "add", "items"], &[("DATABASE_URL", &url)]).await;
     assert!(code == 1 && said.contains("`cdc-export migrate`"), "{said}");
-    database.run(&format!("drop owned by {role}; drop role {role}")).await;
 }
 
 #[tokio::test]
 async fn looking_at_an_incomplete_schema_makes_nothing_either() {
-    let database = Database::new().await;
-    database.run("delete from cdc_export.migrations where version = 2").await;
+    let database = Database::new_with("delete from cdc_export.migrations where version = 2").await;
     let before = everything_of(&database).await;
     let (code, _, said) = Start::on(&database).arguments(&["status"]).output().await;
     assert!(
@@ -227,17 +222,14 @@ async fn looking_at_an_incomplete_schema_makes_nothing_either() {
 async fn users_is_made_only_where_the_catalog_names_it() {
     let catalog = Catalog::of(ORDERS);
     for arguments in [&["migrate"][..], &["track", "orders"], &["keys", "create", "--name", "k"]] {
-        let database = Database::empty().await;
-        database.run("create table orders (id int primary key, note text)").await;
-        let (code, _, said) = catalog.command(&database, arguments).await;
-        assert_eq!(code, 0, "{said}");
+        let database = Database::empty_with("create table orders (id int primary key, note text)").await;
+        ends(catalog.command(&database, arguments).await, 0, "");
         assert!(database.one::<bool>("select to_regclass('users') is null").await, "{arguments:?}");
         catalog.start(&database).service().await.stop().await;
         assert!(database.one::<bool>("select to_regclass('users') is null").await, "{arguments:?}");
         assert_eq!(Start::on(&database).arguments(&["status"]).output().await.0, 0);
     }
     let database = Database::empty().await;
-    let (code, _, said) = Start::on(&database).arguments(&["migrate"]).output().await;
-    assert_eq!(code, 0, "{said}");
+    ends(Start::on(&database).arguments(&["migrate"]).output().await, 0, "");
     assert!(database.one::<bool>("select to_regclass('users') is not null").await);
 }

@@ -107,10 +107,10 @@ async fn a_marker_in_the_making_is_nobodys_only_after_a_while() {
 #[tokio::test]
 async fn the_owner_of_a_dropped_table_can_be_dropped() {
     let database = Database::empty().await;
-    let owner = format!("owner_{}", uuid::Uuid::new_v4().simple());
+    let owner = database.role().await;
     database
         .run(&format!(
-            "create role {owner}; create table orders (id int primary key); alter table orders owner to {owner};
+            "create table orders (id int primary key); alter table orders owner to {owner};
              create table kept (id int primary key)"
         ))
         .await;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::batches::export_all;
 use crate::catalog::{Catalog, ended, export, post};
-use crate::harness::{Csv, Database, Service, Start, eventually, refusal};
+use crate::harness::{Csv, Database, Service, Start, ends, eventually, refusal};
 use crate::mirrors::Mirror;
 use crate::patterns::QUICK;
 
@@ -54,11 +54,9 @@ async fn people(file: &str) -> (Database, Catalog, Service) {
 }
 
 async fn people_with(file: &str, statements: &str) -> (Database, Catalog, Service) {
-    let database = Database::empty().await;
-    database.run(&format!("{PEOPLE} {statements}")).await;
+    let database = Database::empty_with(&format!("{PEOPLE} {statements}")).await;
     let catalog = Catalog::of(file);
-    let (code, _, said) = command(&catalog, &database, &["track", "--all"]).await;
-    assert_eq!(code, 0, "{said}");
+    ends(command(&catalog, &database, &["track", "--all"]).await, 0, "");
     let service = start(&catalog, &database).service().await;
     (database, catalog, service)
 }
@@ -245,8 +243,7 @@ async fn a_renamed_column_is_never_exported_without_its_mask() {
         fails("replaced").await;
         // Another mask beside it is none for the column.
         catalog.write(&file.replacen("mask = { email", "mask = { free = \"null\", email", 1));
-        let (code, _, said) = command(&catalog, &database, &["datasets", "check"]).await;
-        assert!(code == 2 && said.contains("`mail` was `email`"), "{said}");
+        ends(command(&catalog, &database, &["datasets", "check"]).await, 2, "`mail` was `email`");
         require_nowhere(service.output(), "nted1@example.com");
         service.stop().await;
         // The operator masks it under its new name. Then the mask can be removed.
@@ -312,8 +309,7 @@ async fn rows_with_a_masked_key_are_in_no_order() {
 /// The old file would leave the column unmasked.
 #[tokio::test]
 async fn a_mask_without_a_secret_is_in_force_when_the_file_changes() {
-    let database = Database::empty().await;
-    database.run(PEOPLE).await;
+    let database = Database::empty_with(PEOPLE).await;
     let unmasked = "[[dataset]]\nname = \"people\"\ntable = \"people\"\n";
     let catalog = Catalog::of(unmasked);
     catalog.track(&database, "people").await;
@@ -373,8 +369,7 @@ async fn another_mask_or_secret_needs_a_full_export() {
 
 #[tokio::test]
 async fn a_mask_that_can_not_be_is_refused() {
-    let database = Database::empty().await;
-    database.run(PEOPLE).await;
+    let database = Database::empty_with(PEOPLE).await;
     let catalog = Catalog::of("");
     for (mask, why) in [
         ("{ email = \"sha256\" }", "none of hmac, null, year"),

@@ -27,8 +27,7 @@ async fn a_deleted_key_that_its_type_reads_no_more_wants_a_full_export() {
         ("pair", "'(500,x)'", "alter domain small add constraint less check (value < 100) not valid"),
     ];
     for (name, value, change) in cases {
-        let database = Database::empty().await;
-        database.run(OWN_TYPES).await;
+        let database = Database::empty_with(OWN_TYPES).await;
         let other = value.replace("500", "5").replace("sad", "happy");
         database
             .run(&format!(
@@ -50,8 +49,7 @@ async fn a_deleted_key_that_its_type_reads_no_more_wants_a_full_export() {
 
 #[tokio::test]
 async fn an_old_value_of_a_deleted_row_is_sent_whatever_became_of_its_type() {
-    let database = Database::empty().await;
-    database.run(OWN_TYPES).await;
+    let database = Database::empty_with(OWN_TYPES).await;
     let schema = "create table t (id int primary key, m mood, s small, p pair, many small[], c char(4));
                   insert into t values (1, 'sad', 500, '(500,x)', '{500}', 'a'), (2, 'happy', 5, '(5,y)', '{5}', 'b')";
     database.run(schema).await;
@@ -68,10 +66,10 @@ async fn an_old_value_of_a_deleted_row_is_sent_whatever_became_of_its_type() {
 /// Before Postgres 15 such a `"char"` is written as a byte that is no UTF-8, which may damage the texts beside it.
 #[tokio::test]
 async fn a_byte_of_a_deleted_row_that_is_no_text_holds_up_no_delta() {
-    let database = Database::empty().await;
-    database
-        .run("create table t (id int primary key, note text, c \"char\"); insert into t values (1, 'n', 'a')")
-        .await;
+    let database = Database::empty_with(
+        "create table t (id int primary key, note text, c \"char\"); insert into t values (1, 'n', 'a')",
+    )
+    .await;
     let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
     let service = catalog.serving(&database, &["t"]).await;
     export(&service, "full", "t", "a").await;
@@ -115,8 +113,7 @@ async fn a_filter_that_fails_is_named() {
 
 #[tokio::test]
 async fn a_value_that_postgres_itself_cannot_write_is_no_defect_of_ours() {
-    let database = Database::empty().await;
-    database.run(OWN_TYPES).await;
+    let database = Database::empty_with(OWN_TYPES).await;
     database.run("create table t (id int primary key, m mood); insert into t values (1, 'sad')").await;
     let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
     let service = catalog.serving(&database, &["t"]).await;

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, export};
-use crate::harness::{Csv, Database, Service};
+use crate::harness::{Csv, Database, Service, ends};
 
 const ITEMS: &str =
     "create table items (id int primary key, n int, created_at timestamptz not null, updated_at timestamptz not null);
@@ -31,8 +31,7 @@ async fn delta(service: &Service, dataset: &str, consumer: &str) -> (Value, Vec<
 
 #[tokio::test]
 async fn the_log_tells_inserts_from_updates_unless_a_dataset_asks_for_its_times() {
-    let database = Database::empty().await;
-    database.run(ITEMS).await;
+    let database = Database::empty_with(ITEMS).await;
     let catalog = catalog();
     let service = catalog.serving(&database, &["logged"]).await;
     let all = |word: [&str; 5]| (1..=5).zip(word).map(|(id, word)| format!("{id} {word}")).collect::<Vec<_>>();
@@ -63,8 +62,7 @@ async fn the_log_tells_inserts_from_updates_unless_a_dataset_asks_for_its_times(
 
 #[tokio::test]
 async fn another_operation_needs_no_full_export() {
-    let database = Database::empty().await;
-    database.run(ITEMS).await;
+    let database = Database::empty_with(ITEMS).await;
     let catalog = catalog();
     let service = catalog.serving(&database, &["logged"]).await;
     for dataset in ["logged", "timed"] {
@@ -84,8 +82,7 @@ async fn another_operation_needs_no_full_export() {
 
 #[tokio::test]
 async fn a_table_whose_changes_are_told_by_time_has_its_operations_from_the_watermark() {
-    let database = Database::empty().await;
-    database.run(ITEMS).await;
+    let database = Database::empty_with(ITEMS).await;
     let catalog = Catalog::of(
         "[[dataset]]\nname = \"items\"\ntable = \"items\"\nupdated_at = \"updated_at\"\ncreated_at = \"created_at\"
          capture = \"timestamp\"\noverlap = \"0s\"",
@@ -98,8 +95,7 @@ async fn a_table_whose_changes_are_told_by_time_has_its_operations_from_the_wate
 
 #[tokio::test]
 async fn the_operation_is_said_by_the_commands() {
-    let database = Database::empty().await;
-    database.run(ITEMS).await;
+    let database = Database::empty_with(ITEMS).await;
     let catalog = catalog();
     let (code, said, errors) = catalog.command(&database, &["datasets", "list"]).await;
     let operations: Vec<_> = said.lines().map(|line| line.split_whitespace().nth(4).unwrap_or_default()).collect();
@@ -107,6 +103,5 @@ async fn the_operation_is_said_by_the_commands() {
     let (code, said, errors) = catalog.command(&database, &["datasets", "add", "items"]).await;
     assert!(code == 0 && said.contains("\n# operation = \"timestamps\"\n"), "{said} {errors}");
     catalog.write("[[dataset]]\nname = \"items\"\ntable = \"items\"\noperation = \"timestamps\"\n");
-    let (code, _, said) = catalog.command(&database, &["datasets", "check"]).await;
-    assert!(code == 2 && said.contains("line 4: items: operation: "), "{said}");
+    ends(catalog.command(&database, &["datasets", "check"]).await, 2, "line 4: items: operation: ");
 }

@@ -5,7 +5,7 @@ mod files;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Database, Start, eventually, refusal, serving_users};
+use crate::harness::{Database, Start, ends, eventually, refusal, serving_users};
 use crate::parts::files::{MOST, VALUE, files, ids, names, paths, submit};
 
 /// So many users of a MiB each.
@@ -175,8 +175,7 @@ async fn the_command_fetches_all_files_and_goes_on_where_it_broke_off() {
     let download = |output: &str| {
         Start::plain().arguments(&["download", id, "--server", &service.address, "--output", output]).output()
     };
-    let (code, _, errors) = download("-").await;
-    assert!(code == 1 && errors.contains("the export has 2 files: --output names a folder"), "{errors}");
+    ends(download("-").await, 1, "the export has 2 files: --output names a folder");
     // As an earlier download left it.
     std::fs::copy(&paths(&service, &job)[0], folder.path().join(names(&job)[0])).unwrap();
     for _ in 0..2 {
@@ -187,6 +186,5 @@ async fn the_command_fetches_all_files_and_goes_on_where_it_broke_off() {
         assert!(std::fs::read(folder.path().join(name)).unwrap() == std::fs::read(path).unwrap());
     }
     std::fs::write(folder.path().join(names(&job)[1]), "another").unwrap();
-    let (code, _, errors) = download(to).await;
-    assert!(code == 1 && errors.contains("is there already"), "{errors}");
+    ends(download(to).await, 1, "is there already");
 }

@@ -4,7 +4,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, ended, export, post};
-use crate::harness::{Database, Service, Start, eventually, refusal};
+use crate::harness::{Database, Service, Start, ends, eventually, refusal};
 
 /// The file is read, and tables are looked for, many times a second.
 pub(crate) const QUICK: &str = "reload.file=time:20,reload.quiet=time:20,reload.tables=time:50";
@@ -56,8 +56,7 @@ async fn a_start_waits_for_no_locked_partition() {
         "[[tables]]\nmatch = [\"shop.*\"]\nupdated_at = \"updated_at\"\n\n\
          [[dataset]]\nname = \"some\"\ntable = \"shop.some\"\nfilter = \"id > 1\"\n",
     );
-    let (code, _, said) = catalog.command(&database, &["track", "--all"]).await;
-    assert_eq!(code, 0, "{said}");
+    ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
     let mut tx = database.pool.begin().await.unwrap();
     sqlx::raw_sql("lock table shop.parts_1, shop.some").execute(&mut *tx).await.unwrap();
     let (code, _, said) = catalog.command(&database, &["datasets", "check"]).await;
@@ -73,11 +72,9 @@ async fn a_start_waits_for_no_locked_partition() {
 
 #[tokio::test]
 async fn each_table_of_a_schema_is_exported_or_said_why_not() {
-    let database = Database::empty().await;
-    database.run(SHOP).await;
+    let database = Database::empty_with(SHOP).await;
     let catalog = Catalog::of(PATTERN);
-    let (code, _, said) = catalog.command(&database, &["track", "--all"]).await;
-    assert_eq!(code, 0, "{said}");
+    ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
     let schema = "create table shop.bare (n int);
                   create unlogged table shop.cache (id int primary key);
                   create view shop.seen as select 1 as id;
@@ -114,8 +111,7 @@ async fn each_table_of_a_schema_is_exported_or_said_why_not() {
 
 #[tokio::test]
 async fn a_new_table_is_a_dataset_without_a_restart() {
-    let database = Database::empty().await;
-    database.run(SHOP).await;
+    let database = Database::empty_with(SHOP).await;
     let catalog = Catalog::of(&format!(
         "{PATTERN}[[schedule]]\nname = \"s\"\nconsumer = \"a\"\ndataset = \"new\"\ntype = \"full\"\nevery = \"1s\"\n"
     ));
@@ -129,8 +125,7 @@ async fn a_new_table_is_a_dataset_without_a_restart() {
     eventually("the schedule waits for its dataset", refused).await;
     database.run("create table shop.new (id int primary key); insert into shop.new values (1)").await;
     becomes(&service, &[both[0], "new shop.new not_tracked", both[1]]).await;
-    let (code, _, said) = catalog.command(&database, &["track", "new"]).await;
-    assert_eq!(code, 0, "{said}");
+    ends(catalog.command(&database, &["track", "new"]).await, 0, "");
     eventually("the schedule exports it", async || {
         let job: Value = service.call("GET", "/exports?dataset=new", &[]).await.json().await.unwrap();
         (job["items"][0]["rowsExported"] == 1).then_some(())
@@ -144,8 +139,7 @@ async fn a_new_table_is_a_dataset_without_a_restart() {
 
 #[tokio::test]
 async fn a_name_with_exports_never_passes_to_another_table() {
-    let database = Database::empty().await;
-    database.run(SHOP).await;
+    let database = Database::empty_with(SHOP).await;
     let catalog = Catalog::of("[[tables]]\nmatch = [\"*.orders\"]\n");
     let service = quick(&catalog, &database).service().await;
     becomes(&service, &["orders shop.orders not_tracked"]).await;
@@ -154,8 +148,7 @@ async fn a_name_with_exports_never_passes_to_another_table() {
     becomes(&service, &clash).await;
     database.run("drop table other.orders").await;
     becomes(&service, &["orders shop.orders not_tracked"]).await;
-    let (code, _, said) = catalog.command(&database, &["track", "orders"]).await;
-    assert_eq!(code, 0, "{said}");
+    ends(catalog.command(&database, &["track", "orders"]).await, 0, "");
     export(&service, "full", "orders", "a").await;
     database.run("create table other.orders (id int primary key)").await;
     becomes(&service, &["orders shop.orders ready", "orders other.orders name_taken"]).await;
@@ -174,11 +167,11 @@ async fn a_name_with_exports_never_passes_to_another_table() {
 #[tokio::test]
 async fn a_table_of_another_owner_is_left_out() {
     let database = Database::empty().await;
-    let role = format!("owner_{}", uuid::Uuid::new_v4().simple());
+    let role = database.role().await;
     database.run(SHOP).await;
     database
         .run(&format!(
-            "create role {role}; alter table shop.lines owner to {role};
+            "alter table shop.lines owner to {role};
              create table shop.parts (id int primary key) partition by range (id);
              create table shop.parts_1 partition of shop.parts for values from (0) to (9);
              alter table shop.parts_1 owner to {role}"
@@ -194,19 +187,16 @@ async fn a_table_of_another_owner_is_left_out() {
     catalog.write(PATTERN);
     database.run(&format!("alter schema shop owner to {role}")).await;
     becomes(&service, &[lines, orders, "parts shop.parts not_tracked", partition]).await;
-    service.stop().await;
-    database.run(&format!("drop owned by {role} cascade; drop role {role}")).await;
 }
 
 /// The service looks at the tables once a minute: it finds out when it reads one.
 #[tokio::test]
 async fn a_table_that_another_role_put_in_the_place_of_one_is_not_read() {
     let database = Database::empty().await;
-    let role = format!("owner_{}", uuid::Uuid::new_v4().simple());
+    let role = database.role().await;
     database.run(SHOP).await;
     let catalog = Catalog::of(PATTERN);
-    let (code, _, said) = catalog.command(&database, &["track", "--all"]).await;
-    assert_eq!(code, 0, "{said}");
+    ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
     let service = catalog.start(&database).service().await;
     export(&service, "full", "lines", "a").await;
     database
@@ -219,7 +209,7 @@ async fn a_table_that_another_role_put_in_the_place_of_one_is_not_read() {
              create function shop.runs(int) returns bool language plpgsql immutable as
                $$ begin perform shop.writes(); return true; end $$;
              create index on shop.lines (note) where shop.runs(7);
-             create role {role}; alter table shop.lines owner to {role};
+             alter table shop.lines owner to {role};
              truncate shop.proof"
         ))
         .await;
@@ -236,14 +226,11 @@ async fn a_table_that_another_role_put_in_the_place_of_one_is_not_read() {
     assert_eq!(refusal(refused).await.1, "dataset_mismatch");
     catalog.command(&database, &["datasets", "check"]).await;
     assert_eq!(database.one::<i64>("select count(*) from shop.proof").await, 0, "code of the other role ran");
-    service.stop().await;
-    database.run(&format!("drop owned by {role} cascade; drop role {role}")).await;
 }
 
 #[tokio::test]
 async fn a_file_stays_stale_until_it_is_in_force() {
-    let database = Database::empty().await;
-    database.run(SHOP).await;
+    let database = Database::empty_with(SHOP).await;
     let catalog = Catalog::of(PATTERN);
     let service = quick(&catalog, &database).service().await;
     let stale = async || {
@@ -273,8 +260,7 @@ async fn a_file_stays_stale_until_it_is_in_force() {
 
 #[tokio::test]
 async fn a_changed_file_is_read_and_a_wrong_one_leaves_the_old_one_in_force() {
-    let database = Database::empty().await;
-    database.run(SHOP).await;
+    let database = Database::empty_with(SHOP).await;
     let block = |name: &str, rest: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"shop.{name}\"\n{rest}");
     let catalog = Catalog::of(&block("orders", ""));
     catalog.track(&database, "orders").await;
@@ -311,8 +297,7 @@ async fn a_changed_file_is_read_and_a_wrong_one_leaves_the_old_one_in_force() {
 
 #[tokio::test]
 async fn a_signal_reloads_at_once_and_a_running_export_ends_by_the_old_file() {
-    let database = Database::empty().await;
-    database.run(SHOP).await;
+    let database = Database::empty_with(SHOP).await;
     let block = "[[dataset]]\nname = \"orders\"\ntable = \"shop.orders\"\n";
     let catalog = Catalog::of(block);
     catalog.track(&database, "orders").await;
@@ -347,8 +332,7 @@ async fn a_file_without_datasets_has_the_demos() {
 
 #[tokio::test]
 async fn commands_add_tables_and_list_them() {
-    let database = Database::empty().await;
-    database.run(SHOP).await;
+    let database = Database::empty_with(SHOP).await;
     let changes = "
         create table shop.bare (n int); create view shop.\"big orders\" as select * from shop.orders;
         create view shop.sums as select sum(id) from shop.orders; create table shop.whole (id int primary key)
@@ -356,10 +340,8 @@ async fn commands_add_tables_and_list_them() {
     database.run(changes).await;
     let catalog = Catalog::of("# Mine.\n");
     let add = async |arguments: &[&str]| catalog.command(&database, &[&["datasets", "add"], arguments].concat()).await;
-    let (code, _, said) = add(&["shop.orders", "shop.lines", "--name", "both"]).await;
-    assert!(code == 2 && said.contains("--name: it names one dataset"), "{said}");
-    let (code, _, said) = add(&["--name", "sales", "shop.orders"]).await;
-    assert!(code == 0 && said.contains("cdc-export track sales"), "{said}");
+    ends(add(&["shop.orders", "shop.lines", "--name", "both"]).await, 2, "--name: it names one dataset");
+    ends(add(&["--name", "sales", "shop.orders"]).await, 0, "cdc-export track sales");
     database.run("create schema \"w*d\"; create table \"w*d\".t (id int primary key)").await;
     for (schema, why) in
         [("nosuch", "no table in a schema"), ("w*d", "can't name just the schema"), ("SHOP", "no table in")]
@@ -367,8 +349,7 @@ async fn commands_add_tables_and_list_them() {
         let (code, _, said) = add(&["--schema", schema]).await;
         assert!(code == 1 && said.contains(why), "{schema}: {said}");
     }
-    let (code, printed, said) = add(&["--schema", "shop"]).await;
-    assert!(code == 0 && said.contains("cdc-export track --all"), "{said}");
+    let (printed, said) = ends(add(&["--schema", "shop"]).await, 0, "cdc-export track --all");
     assert!(printed.starts_with("[[tables]]\nmatch = [\"shop.*\"]\n"), "{printed}");
     let hint = "`cdc-export datasets add shop.bare 'shop.big orders' shop.sums` adds these, with `capture = \"none\"`";
     assert!(said.contains(hint), "{said}");
@@ -382,10 +363,8 @@ async fn commands_add_tables_and_list_them() {
     let (code, _, said) =
         empty.command(&database, &["datasets", "add", "--schema", "shop", "shop.\"big orders\""]).await;
     assert!(code == 0 && !said.contains("leaves out"), "{said}");
-    let (code, _, said) = add(&["shop.lines", "shop.orders"]).await;
-    assert!(code == 0 && said.contains("cdc-export track lines orders"), "{said}");
-    let (code, listed, said) = catalog.command(&database, &["datasets", "list", "--json"]).await;
-    assert_eq!(code, 0, "{said}");
+    ends(add(&["shop.lines", "shop.orders"]).await, 0, "cdc-export track lines orders");
+    let (listed, _) = ends(catalog.command(&database, &["datasets", "list", "--json"]).await, 0, "");
     let names: Vec<Value> =
         listed.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["name"].clone()).collect();
     assert_eq!(names, ["sales", "lines", "orders", "whole", "bare", "big_orders", "part", "sums"]);

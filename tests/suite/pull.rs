@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::harness::{Csv, Database, KILLED, Service, Start, eventually, far, reachable_folder};
+use crate::harness::{Csv, Database, KILLED, Service, Start, ends, eventually, far, reachable_folder};
 use crate::remote::with_users;
 
 /// A pull into a folder.
@@ -151,8 +151,7 @@ async fn where_only_a_full_export_goes_on_it_is_asked_for_or_said() {
     // Changes were lost.
     database.run("truncate users").await;
     database.add_users(1, 7).await;
-    let (code, printed, said) = pull(&service, folder.path(), &["--request", "delta"]).output().await;
-    assert_eq!(code, 0, "{said}");
+    let (printed, said) = ends(pull(&service, folder.path(), &["--request", "delta"]).output().await, 0, "");
     assert!(said.contains("asking for a full export"), "{said}");
     let full: PathBuf = printed.lines().last().unwrap().split_once("  ").unwrap().0.into();
     assert!(full.file_name().unwrap().to_str().unwrap().starts_with("full_a_"), "{printed}");
@@ -161,13 +160,11 @@ async fn where_only_a_full_export_goes_on_it_is_asked_for_or_said() {
     // A file is gone that nobody has pulled.
     let (lost, _) = service.export("delta", "a").await;
     std::fs::remove_file(service.path(&lost)).unwrap();
-    let (code, _, said) = pull(&service, folder.path(), &[]).output().await;
-    assert_eq!(code, 1, "{said}");
+    let (_, said) = ends(pull(&service, folder.path(), &[]).output().await, 1, "");
     assert!(said.contains("has the files of the export") && said.contains("--request"), "{said}");
     // Somebody makes a full one: it makes up for that.
     let (full, _) = service.export("full", "a").await;
-    let (code, printed, said) = pull(&service, folder.path(), &[]).output().await;
-    assert_eq!(code, 0, "{said}");
+    let (printed, _) = ends(pull(&service, folder.path(), &[]).output().await, 0, "");
     assert_eq!(printed, format!("{}  7 rows of users\n", folder.path().join(name_of(&full)).display()));
 }
 
@@ -194,8 +191,7 @@ async fn another_source_and_another_lane_are_refused() {
     let (job, _) = service.export("delta", "a").await;
     std::fs::write(folder.path().join(name_of(&job)), "mine").unwrap();
     for _ in 0..2 {
-        let (code, _, said) = pull(&service, folder.path(), &[]).output().await;
-        assert!(code == 1 && said.contains("move it away"), "{said}");
+        ends(pull(&service, folder.path(), &[]).output().await, 1, "move it away");
     }
     std::fs::remove_file(folder.path().join(name_of(&job))).unwrap();
     pulled(&service, folder.path(), &[]).await;
@@ -249,8 +245,7 @@ async fn a_file_of_another_format_is_told_of_and_each_line_names_the_dataset() {
 /// Of several files all have their names before the manifest has.
 #[tokio::test]
 async fn several_files_arrive_together() {
-    let database = Database::new().await;
-    database.run("alter table users alter column name type text").await;
+    let database = Database::new_with("alter table users alter column name type text").await;
     database.add_users(1, 40).await;
     database.run("update users set name = repeat(md5(id::text), 32768)").await;
     let service = Start::on(&database).service().await;

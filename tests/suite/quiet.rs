@@ -8,10 +8,10 @@ use crate::harness::{Csv, Database};
 
 #[tokio::test]
 async fn what_is_kept_quiet_is_deletions_of_ones_own_transaction() {
-    let database = Database::new().await;
-    database
-        .run("create table t (k int primary key, n int); insert into t select n, 1 from generate_series(1, 9) n")
-        .await;
+    let database = Database::new_with(
+        "create table t (k int primary key, n int); insert into t select n, 1 from generate_series(1, 9) n",
+    )
+    .await;
     database.run("create table child (k int references t on delete cascade, n int, primary key (k)); insert into child values (1, 1), (2, 1)").await;
     let catalog =
         Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n[[dataset]]\nname = \"child\"\ntable = \"child\"\n");

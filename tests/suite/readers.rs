@@ -9,8 +9,7 @@ const HELD: &str = "sink.write=hold";
 
 /// Many blocks, with nine rows in each.
 async fn table_of(rows: i64) -> Database {
-    let database = Database::new().await;
-    database.run("alter table users set (fillfactor = 10)").await;
+    let database = Database::new_with("alter table users set (fillfactor = 10)").await;
     database.add_users(1, rows).await;
     database
 }

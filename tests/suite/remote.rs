@@ -12,16 +12,16 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::harness::{Csv, Database, HANG_TIMEOUT, Service, Start, eventually, far, reachable_folder};
+use crate::harness::{
+    Csv, Database, HANG_TIMEOUT, Service, Start, ends, eventually, far, reachable_folder, serving_users,
+};
 
 async fn run(arguments: &[&str]) -> (i32, String, String) {
     far(arguments).output().await
 }
 
 pub(crate) async fn with_users(rows: i64) -> (Database, Service) {
-    let database = Database::new().await;
-    database.add_users(1, rows).await;
-    let service = Start::on(&database).service().await;
+    let (database, service) = serving_users(rows).await;
     (database, service)
 }
 
@@ -223,23 +223,18 @@ async fn whoever_asked_for_an_export_learns_its_name() {
     assert_eq!(done.status.code(), Some(1), "{said}");
     let id = said.split(named).nth(1).unwrap_or_else(|| panic!("{said}")).split(' ').next().unwrap();
     // What had come is not asked for again.
-    let (code, _, said) = run_with(&["download", id], &["--output", export[5]], &["--server", &service.address]).await;
-    assert_eq!(code, 0, "{said}");
+    ends(run_with(&["download", id], &["--output", export[5]], &["--server", &service.address]).await, 0, "");
     assert_eq!(std::fs::read(&output).unwrap(), std::fs::read(service.path(&service.job(id).await)).unwrap());
 }
 
 #[tokio::test]
 async fn a_key_for_elsewhere_is_no_setting_of_a_service() {
     let database = Database::new().await;
-    let (code, _, said) =
-        Start::on(&database).with("CDC_EXPORT_KEY", "somebody's").arguments(&["status"]).output().await;
-    assert_eq!(code, 0, "{said}");
+    ends(Start::on(&database).with("CDC_EXPORT_KEY", "somebody's").arguments(&["status"]).output().await, 0, "");
     let settings = |command: Start| command.with("DATABASE_URL", "mysql://other/project").with("WORKERS", "many");
-    let (code, _, said) = settings(far(&["completions", "bash"])).output().await;
-    assert_eq!(code, 0, "{said}");
+    ends(settings(far(&["completions", "bash"])).output().await, 0, "");
     let service = Start::on(&database).service().await;
-    let (code, _, said) = settings(far(&["status", "--server", &service.address])).output().await;
-    assert_eq!(code, 0, "{said}");
+    ends(settings(far(&["status", "--server", &service.address])).output().await, 0, "");
 }
 
 #[tokio::test]
@@ -279,8 +274,7 @@ async fn a_download_that_breaks_off_goes_on_from_there() {
     let output = path.to_str().unwrap();
 
     let (server, passed) = frail(&service, size / 4, 3).await;
-    let (code, printed, said) = run(&["download", &id, "--output", output, "--server", &server]).await;
-    assert_eq!(code, 0, "{said}");
+    let (printed, said) = ends(run(&["download", &id, "--output", output, "--server", &server]).await, 0, "");
     assert_eq!(said.matches("going on from there").count(), 3, "{said}");
     assert_eq!(std::fs::read(&path).unwrap(), std::fs::read(service.path(&job)).unwrap());
     assert_eq!(printed, format!("{output}  {} rows\n", job["rowsExported"]));
@@ -291,8 +285,7 @@ async fn a_download_that_breaks_off_goes_on_from_there() {
     );
 
     // What is there is nobody's to replace.
-    let (code, _, said) = run(&["download", &id, "--output", output, "--server", &server]).await;
-    assert!(code == 2 && said.contains("is there already"), "{said}");
+    ends(run(&["download", &id, "--output", output, "--server", &server]).await, 2, "is there already");
     // Nor is it found out after an export that nothing can be put there.
     let (dangling, below) = (folder.path().join("dangling.csv"), folder.path().join("users.csv/"));
     std::os::unix::fs::symlink("nowhere", &dangling).unwrap();
@@ -316,8 +309,7 @@ async fn a_download_that_breaks_off_goes_on_from_there() {
     let mut half = whole[..whole.len() / 2].to_vec();
     half[100] ^= 1;
     std::fs::write(&part, &half).unwrap();
-    let (code, _, said) = run(&arguments).await;
-    assert!(code == 1 && said.contains("not the file that was exported"), "{said}");
+    ends(run(&arguments).await, 1, "not the file that was exported");
     assert!(!part.exists() && !again.exists());
     half[100] ^= 1;
     std::fs::write(&part, &half).unwrap();
@@ -340,20 +332,16 @@ async fn what_has_no_file_says_why() {
     let id = service.submit("full", "a").await;
     service.becomes(&id, "processing").await;
     let download = async |id: &str| run(&["download", id, "--server", &service.address]).await;
-    let (code, _, said) = download(&id).await;
-    assert!(code == 1 && said.contains("the export is processing"), "{said}");
+    ends(download(&id).await, 1, "the export is processing");
     service.call("POST", &format!("/exports/{id}/cancel"), &[]).await;
     service.ended(&id).await;
-    let (code, _, said) = download(&id).await;
-    assert!(code == 1 && said.contains("the export is cancelled, so it has no file"), "{said}");
+    ends(download(&id).await, 1, "the export is cancelled, so it has no file");
     held.rollback().await.unwrap();
     let id = service.submit("full", "a").await;
     service.ended(&id).await;
     service.call("DELETE", &format!("/exports/{id}"), &[]).await;
-    let (code, _, said) = download(&id).await;
-    assert!(code == 1 && said.contains("the file of this export was removed or replaced"), "{said}");
-    let (code, _, said) = download("01900000-0000-7000-8000-000000000000").await;
-    assert!(code == 1 && said.contains("there is no export with this id"), "{said}");
+    ends(download(&id).await, 1, "the file of this export was removed or replaced");
+    ends(download("01900000-0000-7000-8000-000000000000").await, 1, "there is no export with this id");
     assert_eq!(download("nothing").await.0, 2);
 }
 
@@ -393,8 +381,7 @@ async fn a_service_that_is_not_there_is_said_at_once() {
 
     // Something else that speaks HTTP.
     let other = answering(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello".to_vec()).await;
-    let (code, _, said) = run(&["status", "--server", &other]).await;
-    assert!(code == 1 && said.contains("is the address right?"), "{said}");
+    ends(run(&["status", "--server", &other]).await, 1, "is the address right?");
 }
 
 #[tokio::test]

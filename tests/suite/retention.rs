@@ -179,10 +179,9 @@ async fn a_lane_goes_with_its_jobs_unless_it_has_published() {
 /// Forgetting a lane and submitting to it at once: the job that was submitted keeps its lane.
 #[tokio::test]
 async fn a_lane_that_is_submitted_to_is_not_forgotten() {
-    let database = Database::new().await;
     let changes = "
         insert into cdc_export.lanes (consumer_id, dataset, last_sequence) values ('a', 'users', 7), ('b', 'users', 7)";
-    database.run(changes).await;
+    let database = Database::new_with(changes).await;
     let store = cdc_export::store::Store::new(database.pool.clone());
     // What a submission holds between its number and its commit.
     let mut submitting = database.pool.begin().await.unwrap();

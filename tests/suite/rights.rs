@@ -3,12 +3,12 @@
 use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, ended, export, post};
-use crate::harness::Database;
+use crate::harness::{Database, ends};
 
 #[tokio::test]
 async fn a_table_that_may_not_be_read_is_told_with_the_grant() {
     let database = Database::empty().await;
-    let role = format!("reader_{}", uuid::Uuid::new_v4().simple());
+    let role = database.role().await;
     let name = database.options.get_database().unwrap().to_owned();
     database
         .run(&format!(
@@ -16,7 +16,7 @@ async fn a_table_that_may_not_be_read_is_told_with_the_grant() {
              create schema sales;
              create table sales.\"Shut\" (id int primary key, x text, secret text, at timestamptz not null default now());
              insert into sales.\"Shut\" values (1);
-             create role {role} login password 'pass'; grant create on database {name} to {role};
+             grant create on database {name} to {role};
              grant create on schema public to {role}; grant select on open to {role}"
         ))
         .await;
@@ -93,19 +93,18 @@ async fn a_table_that_may_not_be_read_is_told_with_the_grant() {
     let (code, draft, said) = add.output().await;
     let counted = "# deleted = \"deleted\"  # would leave rows that could not be counted out of full exports";
     assert!(code == 0 && draft.contains(counted), "{code} {draft} {said}");
-    database.run(&format!("drop owned by {role}; drop role {role}")).await;
 }
 
 #[tokio::test]
 async fn a_right_of_the_service_that_is_missing_is_named() {
     let database = Database::empty().await;
-    let role = format!("reader_{}", uuid::Uuid::new_v4().simple());
+    let role = database.role().await;
     database.run("create table t (id int primary key); insert into t values (1)").await;
     let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
     catalog.track(&database, "t").await;
     database
         .run(&format!(
-            "create role {role} login password 'pass'; grant usage on schema cdc_export, public to {role};
+            "grant usage on schema cdc_export, public to {role};
              grant all on all tables in schema public, cdc_export to {role}"
         ))
         .await;
@@ -120,14 +119,12 @@ async fn a_right_of_the_service_that_is_missing_is_named() {
     }
     database.run(&format!("grant usage on all sequences in schema cdc_export to {role}")).await;
     export(&service, "delta", "t", "c").await;
-    service.stop().await;
-    database.run(&format!("drop owned by {role}; drop role {role}")).await;
 }
 
 #[tokio::test]
 async fn a_job_whose_table_may_no_longer_be_read_names_the_grant() {
     let database = Database::empty().await;
-    let role = format!("reader_{}", uuid::Uuid::new_v4().simple());
+    let role = database.role().await;
     database
         .run("create schema sales; create table sales.t (id int primary key); insert into sales.t values (1)")
         .await;
@@ -135,7 +132,7 @@ async fn a_job_whose_table_may_no_longer_be_read_names_the_grant() {
     catalog.track(&database, "t").await;
     database
         .run(&format!(
-            "create role {role} login password 'pass'; grant usage on schema cdc_export, public, sales to {role};
+            "grant usage on schema cdc_export, public, sales to {role};
              grant select on sales.t to {role}; grant all on all tables in schema public, cdc_export to {role};
              grant usage on all sequences in schema cdc_export to {role}"
         ))
@@ -166,20 +163,17 @@ async fn a_job_whose_table_may_no_longer_be_read_names_the_grant() {
     let answer = post(&service, "/exports/full", Some("c"), &json!({})).await;
     let (status, refused): (_, Value) = (answer.status(), answer.json().await.unwrap());
     assert!(status == 503 && refused["detail"].as_str().unwrap().contains("for table tracked"), "{refused}");
-    service.stop().await;
-    database.run(&format!("drop owned by {role}; drop role {role}")).await;
 }
 
 #[tokio::test]
 async fn a_view_that_cannot_be_read_names_the_relation_beneath_it() {
     let database = Database::new().await;
-    let id = uuid::Uuid::new_v4().simple();
-    let (role, owner) = (format!("reader_{id}"), format!("owner_{id}"));
+    let (role, owner) = (database.role().await, database.role().await);
     let has_invokers = database.postgres_version().await >= 15;
     let invoker = if has_invokers { "with (security_invoker)" } else { "" };
     database
         .run(&format!(
-            "create role {role} login password 'pass'; create role {owner}; create schema a authorization {owner};
+            "create schema a authorization {owner};
              set role {owner};
              create table a.t (id int primary key, x int, y int); insert into a.t values (1, 1, 1), (2, 2, 2);
              create table a.r (id int primary key); alter table a.r enable row level security;
@@ -219,8 +213,7 @@ async fn a_view_that_cannot_be_read_names_the_relation_beneath_it() {
     if has_invokers {
         expected.extend(["nested", "some"].map(|name| (name, denied("\"a\".\"t\"", &select))));
     }
-    let (code, _, said) = start().arguments(&["datasets", "check"]).output().await;
-    assert_eq!(code, 2, "{said}");
+    let (_, said) = ends(start().arguments(&["datasets", "check"]).output().await, 2, "");
     for name in names {
         let shown: Value = service.call("GET", &format!("/datasets/{name}"), &[]).await.json().await.unwrap();
         let job = post(&service, "/exports/full", Some("c"), &json!({ "dataset": name })).await;
@@ -267,13 +260,8 @@ async fn a_view_that_cannot_be_read_names_the_relation_beneath_it() {
     database
         .run(&format!("grant select on a.t to {role}; alter role {owner} bypassrls; refresh materialized view a.empty"))
         .await;
-    let (code, _, said) = start().arguments(&["datasets", "check"]).output().await;
-    assert_eq!(code, 0, "{said}");
+    ends(start().arguments(&["datasets", "check"]).output().await, 0, "");
     for name in names {
         export(&service, "full", name, "f").await;
     }
-    service.stop().await;
-    database
-        .run(&format!("drop schema a cascade; drop owned by {role}, {owner}; drop role {role}; drop role {owner}"))
-        .await;
 }

@@ -12,10 +12,9 @@ const ITEMS: &str = "[[dataset]]\nname = \"items\"\ntable = \"items\"\n";
 
 /// Returns a database with the tracked table `items` of five rows, and its operator's file with further lines.
 async fn items(more: &str) -> (Database, Catalog) {
-    let database = Database::new().await;
     let rows =
         "create table items (k int primary key, n int); insert into items select n, 1 from generate_series(1, 5) n";
-    database.run(rows).await;
+    let database = Database::new_with(rows).await;
     let catalog = Catalog::of(&format!("{ITEMS}{more}"));
     catalog.track(&database, "items").await;
     (database, catalog)

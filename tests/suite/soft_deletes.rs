@@ -59,8 +59,7 @@ async fn a_delta_after_a_full_is_empty_and_a_deletion_comes_once() {
 /// Without a log the watermark tells deletions, and an incremental export moves it past them.
 #[tokio::test]
 async fn without_a_log_an_incremental_takes_no_deletion_away() {
-    let database = Database::empty().await;
-    database.run(TABLES).await;
+    let database = Database::empty_with(TABLES).await;
     let catalog = Catalog::of(
         "[[dataset]]\nname = \"flag\"\ntable = \"flag\"\nupdated_at = \"at\"\ndeleted = \"gone\"\ncapture = \"timestamp\"\noverlap = \"0s\"\n",
     );

@@ -44,8 +44,7 @@ async fn a_foreign_exports_or_watermarks_stops_the_start() {
         assert_eq!(relations(&database).await, [format!("public.{table}")], "nothing is made");
     }
     // Also one that comes first only since somebody changed the search_path.
-    let database = Database::new().await;
-    database.run("create schema theirs; create table theirs.exports (id int)").await;
+    let database = Database::new_with("create schema theirs; create table theirs.exports (id int)").await;
     let name: String = database.one("select current_database()::text").await;
     database.run(&format!("alter database {name} set search_path = theirs, public")).await;
     let (code, line) = refused(Start::on(&database)).await;
@@ -66,8 +65,7 @@ const OF_ANOTHER_BUILD: &str = "
 
 #[tokio::test]
 async fn a_database_of_another_build_is_told_what_to_drop() {
-    let database = Database::empty().await;
-    database.run(OF_ANOTHER_BUILD).await;
+    let database = Database::empty_with(OF_ANOTHER_BUILD).await;
     for arguments in [&["serve"][..], &["migrate"], &["status"], &["track", "users"]] {
         let (code, line) = refused(Start::on(&database).arguments(arguments)).await;
         assert!(code == 1 && line.contains("another build of cdc-export made"), "{arguments:?}: {line}");
@@ -141,9 +139,6 @@ async fn of_services_that_start_at_once_one_migrates_and_one_seeds() {
     assert_eq!(relations(&database).await, tables);
     assert_eq!(database.one::<i64>("select count(*) from users").await, 10, "it isn't empty, so it isn't filled");
     assert!(again.watermark("a").await.is_some());
-    for service in [one, two, three, again] {
-        service.stop().await;
-    }
 }
 
 #[tokio::test]
@@ -210,12 +205,10 @@ async fn a_role_with_the_name_of_our_schema_gets_its_tables_in_public() {
 #[tokio::test]
 async fn a_role_that_may_not_create_is_told_so() {
     let database = Database::empty().await;
-    let role = format!("visitor_{}", uuid::Uuid::new_v4().simple());
-    database.run(&format!("create role {role} login password 'pass'")).await;
+    let role = database.role().await;
     let (code, line) = refused(Start::plain().with("DATABASE_URL", database.url_as(&role, "pass"))).await;
     assert!(code == 1 && line.contains("may not create"), "{line}");
     assert_eq!(relations(&database).await, Vec::<String>::new());
-    database.run(&format!("drop role {role}")).await;
 }
 
 #[tokio::test]
@@ -272,8 +265,8 @@ async fn what_is_missing_is_said_in_one_line() {
 #[tokio::test]
 async fn a_database_that_cant_be_used_is_named_with_its_address_and_what_to_do() {
     let database = Database::empty().await;
-    let role = format!("visitor_{}", uuid::Uuid::new_v4().simple());
-    database.run(&format!("create role {role} login password 'secret'; revoke all on schema public from public")).await;
+    let role = database.role().await;
+    database.run(&format!("alter role {role} password 'secret'; revoke all on schema public from public")).await;
     let name: String = database.one("select current_database()::text").await;
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let silent = silent.local_addr().unwrap().port();
@@ -351,7 +344,6 @@ async fn a_database_that_cant_be_used_is_named_with_its_address_and_what_to_do()
             assert!(!line.contains("secret") && !line.contains("at line"), "{line}");
         }
     }
-    database.run(&format!("drop role {role}")).await;
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ mod types;
 use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, Replica, ended, export};
-use crate::harness::{Csv, Database};
+use crate::harness::{Csv, Database, ends};
 use crate::tables::types::{TYPES, database, passes, table};
 
 #[tokio::test]
@@ -97,13 +97,13 @@ async fn partitions_generated_columns_and_no_rows_are_no_matter() {
 #[tokio::test]
 async fn a_role_that_may_just_read_exports_what_its_owner_tracked() {
     let database = Database::empty().await;
-    let role = format!("exporter_{}", uuid::Uuid::new_v4().simple());
+    let role = database.role().await;
     database
-        .run(&format!(
+        .run(
             "create schema sales; create table sales.orders (id int primary key, total int);
              insert into sales.orders select n, n from generate_series(1, 10) n;
-             create role {role} login password 'pass'; revoke all on schema public from public"
-        ))
+             revoke all on schema public from public",
+        )
         .await;
     let catalog = Catalog::of("[[dataset]]\nname = \"orders\"\ntable = \"sales.orders\"");
     // The owner's part; after it the service needs no right but these.
@@ -133,8 +133,6 @@ async fn a_role_that_may_just_read_exports_what_its_owner_tracked() {
         database.one::<i64>("select count(*) from cdc_export.change_log where key = '5' and operation = 'D'").await,
         1
     );
-    service.signal(nix::sys::signal::Signal::SIGKILL);
-    database.run(&format!("drop owned by {role} cascade; drop role {role}")).await;
 }
 
 /// The planner opens a function of an index to see what it calls: here a function that only the role's own search_path
@@ -173,8 +171,7 @@ async fn an_index_on_a_function_that_names_another_without_its_schema_is_no_obst
     for dataset in ["single", "parted"] {
         catalog.track(&database, dataset).await;
     }
-    let (code, _, said) = catalog.command(&database, &["datasets", "check"]).await;
-    assert_eq!(code, 0, "{said}");
+    ends(catalog.command(&database, &["datasets", "check"]).await, 0, "");
     let service = catalog.start(&database).service().await;
     for dataset in ["single", "parted"] {
         let source = format!("table {dataset}");

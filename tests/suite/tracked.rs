@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, ended, export, post};
-use crate::harness::{Database, Service, eventually, refusal, serving_users};
+use crate::harness::{Database, Service, ends, eventually, refusal, serving_users};
 
 /// Two tables, of which one is tracked in no test of its own accord.
 async fn tables() -> (Database, Catalog) {
@@ -117,8 +117,7 @@ async fn a_retry_of_an_export_whose_dataset_was_untracked_is_refused_and_a_repea
     assert_eq!(service.ended(cancelled).await["status"], "cancelled");
     held.rollback().await.unwrap();
 
-    let (code, _, said) = catalog.command(&database, &["untrack", "orders"]).await;
-    assert_eq!(code, 0, "{said}");
+    ends(catalog.command(&database, &["untrack", "orders"]).await, 0, "");
     let retry = service.call("POST", &format!("/exports/{cancelled}/retry"), &[]).await;
     assert_eq!(refusal(retry).await, (409, "not_tracked".to_owned()));
     let again = send().await;
@@ -193,8 +192,7 @@ async fn no_look_takes_an_untracked_dataset_for_exact_or_ready() {
     assert_eq!(continuity(&service).await, ["no_snapshot"]);
     export(&service, "full", "orders", "c").await;
     assert_eq!(continuity(&service).await, [Value::Null]);
-    let (code, _, said) = catalog.command(&database, &["untrack", "orders"]).await;
-    assert_eq!(code, 0, "{said}");
+    ends(catalog.command(&database, &["untrack", "orders"]).await, 0, "");
     assert_eq!(continuity(&service).await, ["trigger_missing"]);
 }
 
@@ -222,8 +220,7 @@ async fn triggers_that_are_there_but_not_always_enabled_are_told_everywhere() {
         let arguments = ["export", export_type, "--consumer", consumer, "--dataset", "orders"];
         catalog.command(&database, &[&arguments[..], &["--server", &service.address]].concat()).await
     };
-    let (code, _, said) = run("delta", "c").await;
-    assert!(code == 1 && said.contains("(trigger_missing): `cdc-export track orders`"), "{said}");
+    let (_, said) = ends(run("delta", "c").await, 1, "(trigger_missing): `cdc-export track orders`");
     let needed = "then a full export is needed: `cdc-export export full --consumer c --dataset orders`";
     assert!(said.contains(needed) && !said.contains("heals"), "{said}");
     // Of the first one of a consumer, too.
@@ -254,11 +251,9 @@ async fn a_table_whose_dataset_left_the_file_is_named_until_it_is_untracked() {
     assert!(said.len() == 1 && said[0].contains("`cdc-export untrack --table public.stock`"), "{said:?}");
     let named = async || get(&service, "/datasets").await["tablesWithoutDataset"].clone();
     assert_eq!(named().await, json!(["public.stock"]));
-    let (code, _, said) = catalog.command(&database, &["datasets", "check"]).await;
-    assert!(code == 0 && said.contains("`cdc-export untrack --table public.stock`"), "{said}");
+    ends(catalog.command(&database, &["datasets", "check"]).await, 0, "`cdc-export untrack --table public.stock`");
 
-    let (code, _, said) = catalog.command(&database, &["untrack", "stock"]).await;
-    assert!(code == 2 && said.contains("no dataset"), "{said}");
+    ends(catalog.command(&database, &["untrack", "stock"]).await, 2, "no dataset");
     let (code, printed, said) = catalog.command(&database, &["untrack", "--table", "stock"]).await;
     assert_eq!((code, printed.as_str()), (0, "The changes of stock are no longer captured.\n"), "{said}");
     let (code, printed, said) = catalog.command(&database, &["untrack", "--table", "stock"]).await;
@@ -268,8 +263,7 @@ async fn a_table_whose_dataset_left_the_file_is_named_until_it_is_untracked() {
     assert_eq!(named().await, json!([]));
     let (_, _, said) = catalog.command(&database, &["datasets", "check"]).await;
     assert_eq!(said, "");
-    let (code, _, said) = catalog.command(&database, &["untrack", "--table", "nothing"]).await;
-    assert!(code == 1 && said.contains("there is no table `nothing`"), "{said}");
+    ends(catalog.command(&database, &["untrack", "--table", "nothing"]).await, 1, "there is no table `nothing`");
     export(&service, "full", "orders", "c").await;
 }
 
@@ -370,8 +364,7 @@ async fn the_guide_that_removes_the_service_leaves_nothing_behind() {
     service.stop().await;
 
     let guide = include_str!("../../docs/guides/remove.md");
-    let (code, _, said) = catalog.command(&database, &["untrack", "--all"]).await;
-    assert_eq!(code, 0, "{said}");
+    ends(catalog.command(&database, &["untrack", "--all"]).await, 0, "");
     assert!(guide.contains("cdc-export untrack --all"));
     let statements: Vec<_> = guide.split("```sql\n").skip(1).map(|block| block.split_once("```").unwrap().0).collect();
     assert!(!statements.is_empty());

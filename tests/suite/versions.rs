@@ -25,7 +25,6 @@ async fn assert_exact(since: i32, table: &str, key: &[&str], changes: &[&str]) {
         replica.apply(&service, &delta).await;
         replica.require_equal().await;
     }
-    service.stop().await;
 }
 
 #[tokio::test]

@@ -205,7 +205,6 @@ async fn each_end_is_delivered_once_and_signed() {
     assert_eq!(deliveries(&service, &next).await, told[2..]);
     let metrics = service.call("GET", "/metrics", &[]).await.text().await.unwrap();
     assert!(metrics.contains("cdc_export_deliveries_total{endpoint=\"all\",outcome=\"delivered\"} 4"), "{metrics}");
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -229,7 +228,6 @@ async fn a_receiver_gets_only_the_events_of_its_block() {
         .unwrap();
     assert_eq!(planned, ["all", "all", "of-b"], "and nothing else is to be told");
     assert!(failures.heard().is_empty());
-    service.stop().await;
 }
 
 /// An event is delivered only after the file is published and the end is committed.
@@ -247,7 +245,6 @@ async fn no_event_is_delivered_before_the_file_is_published() {
     let service = operator.start(&database).sharing_output(&dead).service().await;
     assert_eq!(service.ended(&id).await["status"], "completed");
     assert_eq!(receiver.hears(1).await[0].event["data"], service.job(&id).await);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -322,7 +319,6 @@ async fn an_event_that_is_not_accepted_is_retried_and_then_dead() {
 
     let without = Operator::with(&[]).start(&database).service().await;
     assert_eq!(refusal(without.call("POST", &path, &[]).await).await, (409, "no_endpoint".to_owned()));
-    without.stop().await;
 }
 
 #[tokio::test]
@@ -360,7 +356,6 @@ async fn a_hanging_receiver_delays_no_other_and_a_gone_receiver_gets_no_more_eve
     let service = operator.start(&database).service().await;
     eventually("it is gone still", || async { service.events("receiver_gone").pop() }).await;
     assert_eq!(deliveries(&service, "?endpoint=gone&status=dead").await.len(), 2);
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -381,7 +376,6 @@ async fn a_crash_before_the_record_delivers_again_under_the_same_id() {
     assert_eq!((&both[0].event, &both[0].id), (&both[1].event, &first[0].id));
     // The first try has no end.
     stands(&service, "delivered", 1).await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -416,8 +410,8 @@ async fn a_missing_secret_stops_the_start() {
         }
     }
     // Who tells nobody needs no secret.
-    let api = operator.start(&database).arguments(&["serve", "--no-workers"]).with("HOOK_SECRET", "").service().await;
-    api.stop().await;
+    let api = operator.start(&database).arguments(&["serve", "--no-workers"]).with("HOOK_SECRET", "");
+    api.service().await.stop().await;
 }
 
 #[tokio::test]
@@ -441,5 +435,4 @@ async fn a_skipped_export_is_told_to_those_who_ask_for_it() {
     assert!(heard.iter().all(|it| it.event["type"] == "cdc-export.export.skipped.v1"), "{:?}", heard[0].event);
     assert_eq!(told(heard), skipped);
     assert_eq!(told(all.hears(2).await), [full["jobId"].clone(), delta["jobId"].clone()]);
-    service.stop().await;
 }

@@ -20,8 +20,6 @@ const SMALL_TIMEOUT: Duration = Duration::from_secs(15);
 const PART_TIMEOUT: Duration = Duration::from_secs(120);
 /// The longest silence of a store while it completes an upload or sends an object.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
-/// The longest time that a draft waits for the store without any progress.
-const STALL_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// The number of parts of one file that are uploaded at once.
 pub(super) const UPLOADS: usize = 2;
@@ -57,7 +55,7 @@ impl fmt::Debug for Objects {
 
 /// Returns the longest time that a draft waits for the store without any progress.
 pub(super) fn stall_timeout() -> Duration {
-    failpoint::time("bucket.stall", STALL_TIMEOUT)
+    failpoint::time("bucket.stall", Duration::from_secs(300))
 }
 
 impl Objects {
@@ -188,8 +186,7 @@ mod tests {
         ] {
             let variables = others.iter().copied().chain([(name, value)]);
             let address = BucketAddress::read(url, variables).unwrap();
-            let settings = Settings { address, part_bytes: 5 << 20 };
-            let wrong = crate::telemetry::chain(&Objects::new(settings).unwrap_err());
+            let wrong = crate::telemetry::chain(&Objects::new(Settings { address, part_bytes: 5 << 20 }).unwrap_err());
             assert!(wrong.contains(&format!(": {name}: ")), "{wrong}");
             assert!(!wrong.contains("geheim") && !wrong.contains('\n'), "{wrong}");
         }

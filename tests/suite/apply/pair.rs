@@ -1,7 +1,7 @@
 //! A source, a target and the `apply` between them.
 
 use crate::catalog::Catalog;
-use crate::harness::{Database, Service, Start, far};
+use crate::harness::{Database, Service, Start, ends, far};
 
 /// A source with a service and the dataset `t`, and a target.
 pub(crate) struct Pair {
@@ -43,8 +43,7 @@ impl Pair {
 
     /// What a call says that asks for a full export, and then goes on.
     pub(crate) async fn healed(&self) -> String {
-        let (code, printed, said) = self.apply(&[]).output().await;
-        assert!(code == 0 && said.contains("asking for a full export"), "{code} {printed} {said}");
+        let (_, said) = ends(self.apply(&[]).output().await, 0, "asking for a full export");
         said
     }
 
@@ -57,10 +56,6 @@ impl Pair {
     pub(crate) async fn require_equal(&self, context: &str) {
         let (left, right) = (rows(&self.source, "t").await, rows(&self.target, "public.t").await);
         assert_eq!(right, left, "{context}");
-    }
-
-    pub(crate) async fn end(self) {
-        self.service.stop().await;
     }
 }
 

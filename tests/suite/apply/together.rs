@@ -8,7 +8,7 @@ use serde_json::json;
 use sqlx::Executor;
 
 use crate::batches::export_all;
-use crate::harness::{KILLED, eventually, far};
+use crate::harness::{KILLED, ends, eventually, far};
 use crate::mirrors::Mirror;
 
 /// The tables of pgbench, with a key of the history.
@@ -74,10 +74,8 @@ async fn a_copy_is_of_one_moment_at_each_look_while_a_bank_works() {
         writer.await.unwrap();
     }
     running.kill().await.unwrap();
-    let (code, _, said) = mirror.apply(&["--all-datasets"]).output().await;
-    assert_eq!(code, 0, "{said}");
+    ends(mirror.apply(&["--all-datasets"]).output().await, 0, "");
     mirror.require_all_equal(&tables).await;
-    mirror.service.stop().await;
 }
 
 #[tokio::test]
@@ -88,10 +86,8 @@ async fn a_member_that_needs_a_full_export_gets_one_and_the_others_go_on() {
         .source
         .run("alter table sales.t2 add note text; update sales.t1 set name = 'x'; update sales.t3 set name = 'x'")
         .await;
-    let (code, printed, said) = mirror.apply(&["--all-datasets"]).output().await;
-    assert!(code == 0 && said.contains("t2: full_export_needed"), "{printed} {said}");
+    ends(mirror.apply(&["--all-datasets"]).output().await, 0, "t2: full_export_needed");
     mirror.require_all_equal(&["t1", "t2", "t3"]).await;
-    mirror.service.stop().await;
 }
 
 #[tokio::test]
@@ -113,7 +109,6 @@ async fn a_kill_leaves_a_batch_in_all_tables_or_in_none() {
         mirror.applies_all(fault).await;
         mirror.require_all_equal(&tables).await;
     }
-    mirror.service.stop().await;
 }
 
 /// A view whose query fails is left out of the batches, until it can be read again.
@@ -145,10 +140,8 @@ async fn a_view_that_cannot_be_read_holds_up_no_other_table() {
     // One batch failed, not one in each round.
     let failed = "select count(distinct batch_id) from exports where status = 'failed'";
     assert_eq!(mirror.source.one::<i64>(failed).await, 1);
-    let (code, _, said) = mirror.apply(&["--all-datasets"]).output().await;
-    assert_eq!(code, 0, "{said}");
+    ends(mirror.apply(&["--all-datasets"]).output().await, 0, "");
     mirror.require_all_equal(&["children", "parents", "shares"]).await;
-    mirror.service.stop().await;
 }
 
 #[tokio::test]
@@ -166,7 +159,6 @@ async fn a_batch_of_which_one_table_fails_early_is_not_applied_in_part() {
     mirror.target.run("delete from cdc_apply.positions where target = 'public.other'").await;
     mirror.applies_all("all").await;
     mirror.require_all_equal(&["t1", "t2", "t3"]).await;
-    mirror.service.stop().await;
 }
 
 #[tokio::test]
@@ -185,7 +177,6 @@ async fn a_batch_waits_for_a_lane_that_has_an_earlier_batch_before_it() {
         assert_eq!((code, printed.lines().count(), said.as_str()), (0, 3, ""), "{early} {jobs}");
         let transactions = "select count(distinct xmin::text) from cdc_apply.positions";
         assert_eq!(mirror.target.one::<i64>(transactions).await, 1, "{early} {jobs}: {printed}");
-        mirror.service.stop().await;
     }
 }
 
@@ -218,5 +209,4 @@ async fn exports_of_a_folder_are_applied_batch_by_batch() {
         export_all(&mirror.service, "delta", json!({ "datasets": "*" })).await;
     }
     apply().await;
-    mirror.service.stop().await;
 }

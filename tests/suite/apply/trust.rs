@@ -4,7 +4,7 @@ use cdc_export::manifest::Manifest;
 
 use crate::apply::pair::{Pair, rows};
 use crate::catalog::export;
-use crate::harness::{Start, far};
+use crate::harness::{Start, ends, far};
 
 const SIMPLE: &str = "create table t (id bigint primary key, name text, at timestamptz default now());
                       insert into t select g, 'n' || g from generate_series(1, 50) g";
@@ -27,11 +27,10 @@ impl Shared {
     async fn of(table: &str) -> Shared {
         let pair = Pair::started(table, |start| start.with("MANIFESTS", "on")).await;
         let database = pair.target.options.get_database().unwrap().to_owned();
-        let [loader, mallory] = ["loader", "mallory"].map(|name| format!("{name}_{database}"));
+        let (loader, mallory) = (pair.target.role().await, pair.target.role().await);
         pair.target
             .run(&format!(
-                "create role {loader} login password 'pass'; create role {mallory} login password 'pass';
-                 grant create on database {database} to {loader}; grant create, usage on schema public to {loader}, {mallory};
+                "grant create on database {database} to {loader}; grant create, usage on schema public to {loader}, {mallory};
                  create table secret (s text); insert into secret values ('only the loader reads this');
                  grant select on secret to {loader};
                  set role {mallory}; {TRAPS} reset role"
@@ -73,14 +72,6 @@ impl Shared {
             self.pair.target.run("drop schema if exists cdc_apply cascade").await;
         }
     }
-
-    async fn end(self) {
-        let Shared { pair, loader, mallory } = self;
-        pair.target
-            .run(&format!("drop owned by {loader}, {mallory} cascade; drop role {loader}; drop role {mallory}"))
-            .await;
-        pair.end().await;
-    }
 }
 
 #[tokio::test]
@@ -97,9 +88,7 @@ async fn another_roles_table_runs_no_code_of_its_owner() {
     pair.target.run(&format!("revoke {mallory} from {loader}; drop table t")).await;
     shared.applied(&[]).await;
     pair.target.run(&format!("alter table t owner to {mallory}")).await;
-    let (code, _, said) = shared.apply(&[]).output().await;
-    assert!(code == 1 && said.contains(&format!("another_owner: public.t belongs to {mallory}")), "{said}");
-    shared.end().await;
+    ends(shared.apply(&[]).output().await, 1, &format!("another_owner: public.t belongs to {mallory}"));
 }
 
 #[tokio::test]
@@ -170,7 +159,6 @@ async fn a_table_that_could_run_code_or_stop_a_load_is_refused_until_that_is_und
         pair.require_equal(undo).await;
     }
     assert_eq!(rows(&pair.target, "loot").await, Vec::<String>::new());
-    shared.end().await;
 }
 
 #[tokio::test]
@@ -192,7 +180,6 @@ async fn another_roles_type_of_a_sources_name_runs_no_code() {
         shared.pair.require_equal(change).await;
     }
     assert_eq!(rows(&shared.pair.target, "loot").await, Vec::<String>::new());
-    shared.end().await;
 }
 
 #[tokio::test]
@@ -223,8 +210,7 @@ async fn another_roles_schema_is_refused() {
     pair.target.run("drop schema cdc_apply cascade").await;
     // The owner of the table's schema can exchange the table at any time.
     shared.run_as(mallory, "create schema mart; grant all on schema mart to public").await;
-    let (code, _, said) = shared.apply(&["--table", "mart.t"]).output().await;
-    assert!(code == 1 && said.contains("another_owner: schema mart belongs to "), "{said}");
+    ends(shared.apply(&["--table", "mart.t"]).output().await, 1, "another_owner: schema mart belongs to ");
     // The schema of the service is none of ours here.
     shared
         .run_as(
@@ -243,10 +229,8 @@ async fn another_roles_schema_is_refused() {
             "create trigger trap before update on cdc_apply.positions for each row execute function public.trap()",
         )
         .await;
-    let (code, _, said) = shared.apply(&[]).output().await;
-    assert!(code == 1 && said.contains("target_changed: cdc_apply.positions has triggers"), "{said}");
+    ends(shared.apply(&[]).output().await, 1, "target_changed: cdc_apply.positions has triggers");
     assert_eq!(rows(&pair.target, "loot").await, Vec::<String>::new());
-    shared.end().await;
 }
 
 /// Writes a manifest anew that names another table of the target.
@@ -274,14 +258,12 @@ async fn the_source_chooses_no_table_that_apply_has_not_made() {
     assert_eq!(pair.target.one::<String>("select string_agg(name, '') from canary").await, "mine");
     assert_eq!(pair.target.one::<i64>("select count(*) from cdc_apply.positions").await, 0);
     // After its first export the table is the lane's own, whatever a manifest says.
-    let (code, _, said) = apply(&["--table", "public.copy"]).await;
-    assert_eq!(code, 0, "{said}");
+    ends(apply(&["--table", "public.copy"]).await, 0, "");
     assert_eq!(rows(&pair.target, "copy").await, rows(&pair.source, "t").await);
     forge(&pair, "public.other").await;
     let (code, printed, said) = apply(&[]).await;
     assert_eq!((code, printed.as_str()), (0, "t: full 2  50 rows written, 50 deleted\n"), "{said}");
     assert_eq!(rows(&pair.target, "copy").await, rows(&pair.source, "t").await);
-    pair.end().await;
 }
 
 #[tokio::test]
@@ -310,7 +292,6 @@ async fn a_schema_of_postgres_or_of_apply_is_no_target() {
         let (code, printed, said) = super::from(&pair, &place, &[]).output().await;
         assert!((code, printed.as_str()) == (1, "") && said.contains("table_name"), "{table}: {said}");
     }
-    pair.end().await;
 }
 
 #[tokio::test]
@@ -327,7 +308,6 @@ async fn locks_that_anybody_may_take_do_not_stop_it() {
     assert!(call.is_ok(), "it waits for a lock of mallory's");
     pair.require_equal("in spite of the locks").await;
     held.close().await.unwrap();
-    shared.end().await;
 }
 
 #[tokio::test]
@@ -355,5 +335,4 @@ async fn a_lock_that_is_not_given_up_is_told_with_its_session() {
         shared.applied(&[]).await;
         pair.require_equal(lock).await;
     }
-    shared.end().await;
 }

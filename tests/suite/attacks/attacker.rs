@@ -13,11 +13,9 @@ pub(crate) struct Attacker {
 
 impl Attacker {
     pub(crate) async fn new(database: &Database) -> Attacker {
-        let name = format!("attacker_{}", uuid::Uuid::new_v4().simple());
-        let schema = format!(
-            "create role {name} login password 'pass'; create schema {name} authorization {name}; grant usage on schema public to {name}"
-        );
-        database.run(&schema).await;
+        let name = database.role().await;
+        let grants = format!("create schema {name} authorization {name}; grant usage on schema public to {name}");
+        database.run(&grants).await;
         let options = database.options.clone().username(&name).password("pass");
         let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options);
         Attacker { name, pool }
@@ -48,8 +46,5 @@ impl Attacker {
         self.pool.close().await;
         let sessions = format!("select count(*) from pg_stat_activity where usename = '{}'", self.name);
         eventually("his session ends", || async { (database.one::<i64>(&sessions).await == 0).then_some(()) }).await;
-        let drop =
-            format!("reassign owned by {0} to current_user; drop owned by {0} cascade; drop role {0}", self.name);
-        database.run(&drop).await;
     }
 }

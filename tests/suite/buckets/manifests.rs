@@ -50,7 +50,6 @@ async fn a_lanes_manifests_have_its_numbers_for_keys() {
         let off = bucket.start(&database).with("MANIFESTS", "off").service().await;
         export(&off, "delta", "a:b").await;
         assert_eq!(bucket.manifests().await.len(), 3);
-        off.stop().await;
     }
 }
 
@@ -76,7 +75,6 @@ async fn after_a_restore_the_manifests_of_what_was_forgotten_stay() {
         assert_eq!(now[3].1["export"]["previous"], first["digest"], "a fork, which verify tells");
         let next = export(&service, "delta", "a").await;
         assert_eq!((&next["number"], &told(&service, &next).await["export"]["previous"]), (&json!(5), &full["digest"]));
-        service.stop().await;
     }
 }
 
@@ -100,7 +98,6 @@ async fn of_two_publishers_that_find_a_number_taken_one_goes_on_behind() {
         let manifests = bucket.manifests().await;
         assert_eq!(manifests.len(), 4, "{manifests:?}");
         assert_eq!((&full["number"], &manifests[3]), (&json!(4), &(key("a", 4), told(&service, &full).await)));
-        service.stop().await;
     }
 }
 
@@ -128,7 +125,6 @@ async fn a_batch_has_a_manifest_beside_the_lanes() {
         let (code, said, _) = verify().await;
         let fault = format!("- - _batches/a/{id}.manifest.json: batch incomplete (its manifest is missing");
         assert!(code == 1 && said.starts_with(&fault), "{said}");
-        service.stop().await;
     }
 }
 
@@ -161,7 +157,6 @@ async fn a_bucket_is_applied_and_pulled_from() {
             assert_eq!(target.one::<String>(live).await, database.one::<String>(live).await, "{from}");
             target.run("drop table users; drop schema cdc_apply cascade").await;
         }
-        service.stop().await;
     }
 }
 
@@ -175,7 +170,6 @@ async fn a_manifest_that_is_there_already_is_recognised() {
         assert_eq!(job["number"], 1);
         assert_eq!(bucket.manifests().await, [(key("a", 1), told(&service, &job).await)]);
         assert!(service.events("manifest_taken").is_empty());
-        service.stop().await;
     }
 }
 
@@ -208,7 +202,6 @@ async fn an_export_of_more_is_several_objects() {
         let gone = service.call("GET", &format!("/exports/{id}/files/2/download"), &[]).await;
         assert_eq!(refusal(gone).await, (410, "file_gone".to_owned()));
         assert_eq!(bucket.manifests().await.len(), 1, "it says for ever what there was");
-        service.stop().await;
     }
 }
 
@@ -239,7 +232,6 @@ async fn a_crash_among_the_parts_leaves_all_or_nothing() {
             })
             .await;
             assert_eq!(job["rowsExported"], 90_000);
-            heir.stop().await;
         }
     }
 }

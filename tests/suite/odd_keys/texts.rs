@@ -61,7 +61,6 @@ pub(crate) const OWN_TYPES: &str = "create schema ext;
     create collation ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false)";
 
 pub(crate) async fn database() -> Database {
-    let database = Database::empty().await;
-    database.run(OWN_TYPES).await;
+    let database = Database::empty_with(OWN_TYPES).await;
     database
 }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use sqlx::Executor;
 
 use crate::batches::{ended, tables};
-use crate::harness::{Database, Service};
+use crate::harness::{Database, Service, ends};
 use crate::schedules::{becomes, set_back, shown};
 
 fn schedule(name: &str, more: &str) -> String {
@@ -67,8 +67,7 @@ async fn a_slot_makes_one_batch_which_heals_its_members() {
     becomes(&service, "some", "a slot is skipped", |it| it["skipped"] == 1).await;
     held.rollback().await.unwrap();
     service.ended(open["jobId"].as_str().unwrap()).await;
-    let (code, _, errors) = catalog.command(&database, &["untrack", "gamma"]).await;
-    assert_eq!(code, 0, "{errors}");
+    ends(catalog.command(&database, &["untrack", "gamma"]).await, 0, "");
     set_back(&database, "some", 1).await;
     becomes(&service, "some", "it is refused", |it| it["refused"] == "not_tracked").await;
     let two = next_batch(&service, &database, "all", &failed).await;

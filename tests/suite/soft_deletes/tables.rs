@@ -13,8 +13,7 @@ pub(crate) const TABLES: &str = "
     insert into hard select id, n, at from flag where not gone";
 
 pub(crate) async fn begin() -> (Database, Catalog, Service) {
-    let database = Database::empty().await;
-    database.run(TABLES).await;
+    let database = Database::empty_with(TABLES).await;
     let of = |name: &str, deleted: &str| {
         format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\nupdated_at = \"at\"\n{deleted}\n")
     };

@@ -99,8 +99,7 @@ pub(crate) fn table(name: &str, types: &[usize]) -> String {
 }
 
 pub(crate) async fn database() -> Database {
-    let database = Database::empty().await;
-    database.run(OWN_TYPES).await;
+    let database = Database::empty_with(OWN_TYPES).await;
     database
 }
 

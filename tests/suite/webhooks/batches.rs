@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{OLD_SECRET, Receiver, SECRET};
 use crate::batches::{batch, ended, export_all, tables};
 use crate::catalog::{Catalog, post};
-use crate::harness::{Database, Service, Start, eventually, refusal};
+use crate::harness::{Database, Service, Start, ends, eventually, refusal};
 
 /// Adds webhooks to the operator's file.
 fn with_webhooks(catalog: &Catalog, blocks: &[String]) {
@@ -117,7 +117,6 @@ async fn each_end_of_a_batch_is_one_event() {
     let path = format!("/deliveries/{again}/redeliver");
     assert_eq!(service.call("POST", &path, &[]).await.status(), 202);
     all.hears(heard + 1).await;
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -126,8 +125,7 @@ async fn a_receiver_hears_of_a_batch_only_if_it_may_see_all_members() {
     let (some, other) = (Receiver::start().await, Receiver::start().await);
     let blocks = [some.block("some", "datasets = [\"alpha\", \"beta\"]"), other.block("other", "consumers = [\"b\"]")];
     with_webhooks(&catalog, &blocks);
-    let (code, _, errors) = catalog.command(&database, &["untrack", "gamma"]).await;
-    assert_eq!(code, 0, "{errors}");
+    ends(catalog.command(&database, &["untrack", "gamma"]).await, 0, "");
     let service = start(&catalog, &database).service().await;
     // `gamma` isn't ready, and this receiver may not know of it.
     let full = export_all(&service, "delta", json!({ "datasets": "*" })).await;
@@ -140,7 +138,6 @@ async fn a_receiver_hears_of_a_batch_only_if_it_may_see_all_members() {
     eventually("two exports", async || (types_about(&some, &all["batchId"]).len() == 2).then_some(())).await;
     assert_eq!(planned(&database).await, 1);
     assert!(other.heard().is_empty());
-    service.stop().await;
 }
 
 #[tokio::test]
@@ -155,11 +152,10 @@ async fn a_batch_that_ends_after_a_crash_is_one_event() {
         let submitted = batch(&doomed, "full", json!({ "datasets": "*" })).await;
         doomed.dies().await;
         assert_eq!(planned(&database).await, 0, "{place}");
-        let heir = start(&catalog, &database).sharing_output(&doomed).service().await;
+        let _heir = start(&catalog, &database).sharing_output(&doomed).service().await;
         let event = hears(&receiver, &submitted["batchId"], 1).await;
         assert_eq!(event["type"], "cdc-export.batch.completed.v1", "{place}");
         assert_eq!(planned(&database).await, 1, "{place}");
-        heir.stop().await;
     }
 }
 
@@ -196,7 +192,6 @@ async fn a_batch_whose_workers_vanish_or_whose_file_is_lost_fails_with_one_event
     );
     assert_eq!(planned(&database).await, 2);
     assert_eq!(ended(&heir, &lost["batchId"]).await, event["data"]);
-    heir.stop().await;
 }
 
 /// So the end of the last one is the end of the batch, whoever gives up the others at the same time.
@@ -226,5 +221,4 @@ async fn the_last_export_of_a_batch_is_given_up_after_the_others() {
         (&json!("cdc-export.batch.failed.v1"), &submitted["batchId"])
     );
     assert_eq!(planned(&database).await, 1);
-    elsewhere.stop().await;
 }

@@ -37,7 +37,6 @@ async fn a_gone_receiver_gets_a_redelivered_event() {
     assert!(heard[..3].iter().all(|it| json!(it.id) == dead["deliveryId"]), "one that waits was tried");
     eventually("all are told", async || deliveries(&service, "?status=delivered").await.get(3).map(|_| ())).await;
     assert_eq!(receiver.heard().len(), 6);
-    service.stop().await;
 }
 
 /// One that comes back with another trouble is tried as any other that has it.
@@ -57,7 +56,6 @@ async fn a_gone_receiver_whose_redelivery_fails_is_no_longer_gone() {
     eventually("both are told", async || deliveries(&service, "?status=delivered").await.get(1).map(|_| ())).await;
     let heard = receiver.heard();
     assert_eq!((heard.len(), heard[0].id == heard[1].id), (4, true));
-    service.stop().await;
 }
 
 /// Also if nothing is left of the one that it answered so to, since `RETAIN_JOBS` has taken it away.
@@ -80,5 +78,4 @@ async fn a_gone_receiver_gets_a_redelivered_event_without_earlier_attempts() {
     eventually("all are told", async || deliveries(&service, "?status=delivered").await.get(2).map(|_| ())).await;
     let heard = receiver.heard();
     assert_eq!((heard.len(), &heard[1].id), (4, &waiting[1]["deliveryId"].as_str().unwrap().to_owned()));
-    service.stop().await;
 }

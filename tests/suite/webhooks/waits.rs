@@ -27,8 +27,6 @@ async fn a_clock_set_back_delays_no_event() {
     let service = operator.start(&database).sharing_output(&api).with("LEASE_SECONDS", 1).service().await;
     eventually("both are told", async || deliveries(&service, "?status=delivered").await.get(1).map(|_| ())).await;
     assert_eq!(receiver.heard().len(), 3);
-    service.stop().await;
-    api.stop().await;
 }
 
 /// Posts that hang have no threads of their own, which exports would wait for; and of a receiver that doesn't answer,
@@ -64,7 +62,6 @@ async fn hanging_receivers_use_no_connection_of_exports() {
            select count(*) as n from cdc_export.deliveries
            where delivered_at is null and run_at > clock_timestamp() + interval '40 s' group by endpoint) each";
     assert_eq!(database.one::<i64>(under_way).await, 1);
-    service.stop().await;
 }
 
 /// Until it is told, dead or older than `RETAIN_UNACKED`.
@@ -96,8 +93,6 @@ async fn retention_keeps_jobs_with_undelivered_events() {
     eventually("nobody waits for one for a month", async || (left("a").await == 2).then_some(())).await;
     second.stop().await;
     database.run("update cdc_export.deliveries set delivered_at = clock_timestamp(), run_at = 'infinity'").await;
-    let third = keeping().await;
+    let _third = keeping().await;
     eventually("what is told goes", async || (left("a").await == 1).then_some(())).await;
-    third.stop().await;
-    service.stop().await;
 }
