@@ -14,15 +14,12 @@ async fn each_export_is_applied_once_whatever_is_killed() {
     pair.applied(&[]).await;
     // Whoever applies a delta twice, or leaves one out, is found out by the log. An index writes it: its function runs
     // once for each row that is written.
-    pair.target
-        .run(
-            "create table log (id bigint, n bigint);
-             create function log(id bigint, n bigint) returns void language sql as 'insert into public.log values (id, n)';
-             create function note(id bigint, n bigint) returns bigint immutable language plpgsql as $$ begin
-               perform public.log(id, n); return n; end $$;
-             create index on t (note(id, n))",
-        )
-        .await;
+    let statements = "create table log (id bigint, n bigint);
+         create function log(id bigint, n bigint) returns void language sql as 'insert into public.log values (id, n)';
+         create function note(id bigint, n bigint) returns bigint immutable language plpgsql as $$ begin
+           perform public.log(id, n); return n; end $$;
+         create index on t (note(id, n))";
+    pair.target.run(statements).await;
     let mut changes = 0;
     for fault in [
         "apply.staged=kill",

@@ -77,13 +77,12 @@ end $do$;
 
 #[tokio::test]
 async fn what_somebody_puts_into_public_is_never_called() {
-    let database = Database::empty().await;
     let schema = "
         create schema kept; create extension citext schema kept;
         create table kept.orders (a varchar(20), b name, c kept.citext, at timestamptz not null default now(), note text, gone boolean,
           many int[], primary key (a, b, c));
         create table kept.events (id bigint primary key, at timestamp not null default now(), kind varchar(10))";
-    database.run(schema).await;
+    let database = Database::empty_with(schema).await;
     let attacker = Attacker::new(&database).await;
     database.run(&format!("grant all on schema public to {0}; grant usage on schema kept to {0}", attacker.name)).await;
     attacker.runs(&format!("set search_path = pg_catalog, kept; {TRAPS}; reset search_path")).await;
@@ -164,11 +163,10 @@ async fn what_somebody_puts_into_public_is_never_called() {
 
 #[tokio::test]
 async fn a_row_larger_than_any_text_can_be_deleted() {
-    let database = Database::new().await;
     let schema = "
         create table large (id int primary key, b text); create table parts (id int, b text, primary key (id)) partition by range (id);
         create table part partition of parts for values from (0) to (99)";
-    database.run(schema).await;
+    let database = Database::new_with(schema).await;
     let catalog = Catalog::of(
         "[[dataset]]\nname = \"large\"\ntable = \"large\"\n[[dataset]]\nname = \"parts\"\ntable = \"parts\"\n",
     );

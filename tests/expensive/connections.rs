@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::io::AsyncReadExt;
 
 use crate::connections::sockets::{allow_descriptors, connected, enough, get, large_file, many};
-use crate::harness::{HANG_TIMEOUT, Service, eventually, serving_users};
+use crate::harness::{HANG_TIMEOUT, Service, serving_users, until};
 
 /// More than the service has places for those who have sent no request, or only one that needs no key.
 const MANY: usize = 1_005;
@@ -54,10 +54,8 @@ async fn health_is_told_however_many_sockets_hang() {
         is_alive(&service, what).await;
         drop((hanging, more));
     }
-    eventually("all places are free again", async || {
-        (asked(&service, [127, 0, 0, 1], "/exports?limit=1").await.0 == 200).then_some(())
-    })
-    .await;
+    until("all places are free again", async || asked(&service, [127, 0, 0, 1], "/exports?limit=1").await.0 == 200)
+        .await;
 }
 
 #[tokio::test]
@@ -74,15 +72,11 @@ async fn one_address_leaves_places_to_others() {
     })
     .await;
     assert!(head.contains("retry-after: "), "{head}");
-    eventually("another address has places", async || {
-        (asked(&service, [127, 0, 0, 2], path).await.0 == 200).then_some(())
-    })
-    .await;
+    until("another address has places", async || asked(&service, [127, 0, 0, 2], path).await.0 == 200).await;
     // What needs no key is no place of theirs.
     assert_eq!(asked(&service, [127, 0, 0, 1], "/openapi.json").await.0, 200);
     drop(hanging);
-    eventually("they are free again", async || (asked(&service, [127, 0, 0, 1], path).await.0 == 200).then_some(()))
-        .await;
+    until("they are free again", async || asked(&service, [127, 0, 0, 1], path).await.0 == 200).await;
 }
 
 #[cfg(target_os = "linux")]

@@ -263,11 +263,10 @@ async fn run(cases: &[Case]) {
 /// The timestamp rule serves a watermark that somebody set. One that is of another column says nothing of this one.
 #[tokio::test]
 async fn another_column_of_times_sends_nothing_again() {
-    let database = Database::empty().await;
     let schema = "
         create table t (id int primary key, a int, made timestamptz, changed timestamptz, other timestamp);
         insert into t select n, n, '2026-01-01', timestamptz '2026-01-01' + n * interval '1 day', '2026-03-01' from generate_series(1, 9) n";
-    database.run(schema).await;
+    let database = Database::empty_with(schema).await;
     for more in ["", "created_at = 'made'\n"] {
         let by = |times: &str| {
             let made = if times.is_empty() { "" } else { more };
@@ -310,8 +309,8 @@ async fn another_column_of_times_sends_nothing_again() {
             assert_eq!(export(&service, "incremental", "t", consumer).await["rowsExported"], 0, "{consumer}");
         }
         service.stop().await;
-        database
-            .run("delete from watermarks; update t set changed = '2026-01-01'::timestamptz + id * interval '1 day'")
-            .await;
+        let statements =
+            "delete from watermarks; update t set changed = '2026-01-01'::timestamptz + id * interval '1 day'";
+        database.run(statements).await;
     }
 }

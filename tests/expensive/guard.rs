@@ -127,13 +127,12 @@ async fn few_changes_of_many_rows_are_found_by_indexes() {
     database.run("update users set name = 'x', updated_at = '2026-07-01' where id % 20 = 1").await;
     // The service's own statements, with the plans they ran by.
     let name = database.options.get_database().unwrap();
-    database
-        .run(&format!(
-            "alter database {name} set session_preload_libraries = 'auto_explain';
-             alter database {name} set auto_explain.log_min_duration = 0;
-             alter database {name} set auto_explain.log_level = 'warning'"
-        ))
-        .await;
+    let statements = format!(
+        "alter database {name} set session_preload_libraries = 'auto_explain';
+         alter database {name} set auto_explain.log_min_duration = 0;
+         alter database {name} set auto_explain.log_level = 'warning'"
+    );
+    database.run(&statements).await;
     let service = Start::on(&database).service().await;
     assert_eq!(passes(&service, "incremental", "a", None).await.1.rows.len(), 10_000);
     // After an incremental the deletions are behind: two statements. Then one.

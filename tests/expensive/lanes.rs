@@ -72,14 +72,13 @@ async fn read(database: &Database) -> i64 {
 
 /// Jobs `from..=to` of each of so many consumers, a lane's first job before every lane's second.
 async fn enqueue(database: &Database, consumers: u32, from: u32, to: u32) {
-    database
-        .run(&format!(
-            "insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, created_at, run_at, turn)
-             select gen_random_uuid(), 'c' || c, 'users', n, 'delta', 'csv', 5, 'c' || c || '-' || n || '.csv', t, t, t
-             from generate_series({from}, {to}) n, generate_series(1, {consumers}) c,
-             lateral (select timestamptz '2026-01-01 00:00:00+00' + n * interval '1 hour' as t) t"
-        ))
-        .await;
+    let statements = format!(
+        "insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, created_at, run_at, turn)
+         select gen_random_uuid(), 'c' || c, 'users', n, 'delta', 'csv', 5, 'c' || c || '-' || n || '.csv', t, t, t
+         from generate_series({from}, {to}) n, generate_series(1, {consumers}) c,
+         lateral (select timestamptz '2026-01-01 00:00:00+00' + n * interval '1 hour' as t) t"
+    );
+    database.run(&statements).await;
 }
 
 /// `TEST_LANES=3000` for the figures of docs/RELIABILITY.md.
@@ -145,8 +144,7 @@ fn fail() -> Settlement {
 async fn a_claim_reads_a_few_beside_a_snapshot_of_an_hour() {
     let database = Database::new().await;
     // What an export holds open while it reads: no row version that it might see is removed.
-    let mut old = database.pool.begin().await.unwrap();
-    sqlx::raw_sql("set transaction isolation level repeatable read; select 1").execute(&mut *old).await.unwrap();
+    let old = database.open("set transaction isolation level repeatable read; select 1").await;
     enqueue(&database, 3_000, 1, 10).await;
     database.run("update exports set status = 'cancelled', finished_at = clock_timestamp()").await;
     enqueue(&database, LANES, 11, 20).await;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::catalog::Catalog;
-use crate::harness::{Database, Service, Start, ends, eventually, option_env};
+use crate::harness::{Database, Service, Start, ends, eventually, option_env, until};
 use crate::plans::{cost_of, log_plans, plans};
 
 /// So many, and some that are rare. Those of the consumer `early` are all older than the others, so that whoever looks
@@ -15,41 +15,40 @@ use crate::plans::{cost_of, log_plans, plans};
 async fn with_jobs() -> Database {
     let database = Database::new().await;
     let jobs: u64 = option_env("TEST_JOBS").map_or(36_000, |jobs| jobs.parse().unwrap());
-    database
-        .run(&format!(
-            "alter table exports set (autovacuum_enabled = false);
-             insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, status, max_attempts, output_filename, created_at,
-               run_at, started_at, finished_at, error_code, destination_id, staged_name, sha256, published_at, number)
-             select gen_random_uuid(), consumer, dataset, case when consumer is not null then n end, type, 'csv', status, 5, 'f' || n, t, t, t,
-               t + interval '1 second', case status when 'failed' then 'internal' end,
-               case status when 'completed' then uuid '11111111-1111-1111-1111-111111111111' end, case status when 'completed' then 'staged' end,
-               case status when 'completed' then repeat('a', 64) end, case status when 'completed' then t end,
-               case when status = 'completed' and consumer is not null then n end
-             from generate_series(1, {jobs}) n,
-             lateral (
-               select timestamptz '2026-01-01 00:00:00+00' + n * interval '1 second' as t,
-                 case when n <= {jobs} / 3 then 'early' when n % 20 = 19 then null else 'c' || n % 150 end as consumer,
-                 case when n % 10 = 4 and n > {jobs} / 3 then 'orders' else 'users' end as dataset,
-                 case when n % 50 = 0 then 'full' when n % 7 = 0 then 'incremental' else 'delta' end as type,
-                 case when n <= {jobs} / 3 then 'completed' when n % 60 = 4 then 'failed' when n % 100 = 5 then 'cancelled' else 'completed' end
-                   as status) x;
-             insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, status, max_attempts, output_filename, created_at, run_at,
-               finished_at, error_code, lease_token, lease_owner, lease_expires_at, destination_id, staged_name, sha256)
-             select gen_random_uuid(), consumer, dataset, n, type, 'csv', status, 5, 'rare' || n, '2025-12-01', now() + interval '1 day',
-               case when status in ('failed', 'completed') then now() end, case status when 'failed' then 'internal' end,
-               case status when 'processing' then gen_random_uuid() end, case status when 'processing' then 'somebody' end,
-               case status when 'processing' then now() + interval '1 day' end,
-               case status when 'completed' then uuid '11111111-1111-1111-1111-111111111111' end, case status when 'completed' then 'staged' end,
-               case status when 'completed' then repeat('a', 64) end
-             from (values (-1, 'c1', 'rare', 'full', 'failed'), (-2, 'c2', 'users', 'incremental', 'pending'), (-3, 'early', 'users', 'full', 'pending'),
-               (-4, 'c4', 'users', 'delta', 'processing'), (-5, 'c5', 'users', 'delta', 'completed')) rare (n, consumer, dataset, type, status);
-             insert into cdc_export.files (job, part, staged_name, place, bytes, rows, sha256)
-             select id, 1, 'staged', '{{\"folder\": {{\"inode\": \"1\", \"modifiedNs\": \"1\"}}}}', 0, 0, sha256 from exports
-             where status = 'completed';
-             insert into cdc_export.lanes (consumer_id, dataset, last_sequence, last_number)
-             select distinct coalesce(consumer_id, ''), dataset, {jobs}, {jobs} from exports"
-        ))
-        .await;
+    let statements = format!(
+        "alter table exports set (autovacuum_enabled = false);
+         insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, status, max_attempts, output_filename, created_at,
+           run_at, started_at, finished_at, error_code, destination_id, staged_name, sha256, published_at, number)
+         select gen_random_uuid(), consumer, dataset, case when consumer is not null then n end, type, 'csv', status, 5, 'f' || n, t, t, t,
+           t + interval '1 second', case status when 'failed' then 'internal' end,
+           case status when 'completed' then uuid '11111111-1111-1111-1111-111111111111' end, case status when 'completed' then 'staged' end,
+           case status when 'completed' then repeat('a', 64) end, case status when 'completed' then t end,
+           case when status = 'completed' and consumer is not null then n end
+         from generate_series(1, {jobs}) n,
+         lateral (
+           select timestamptz '2026-01-01 00:00:00+00' + n * interval '1 second' as t,
+             case when n <= {jobs} / 3 then 'early' when n % 20 = 19 then null else 'c' || n % 150 end as consumer,
+             case when n % 10 = 4 and n > {jobs} / 3 then 'orders' else 'users' end as dataset,
+             case when n % 50 = 0 then 'full' when n % 7 = 0 then 'incremental' else 'delta' end as type,
+             case when n <= {jobs} / 3 then 'completed' when n % 60 = 4 then 'failed' when n % 100 = 5 then 'cancelled' else 'completed' end
+               as status) x;
+         insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, status, max_attempts, output_filename, created_at, run_at,
+           finished_at, error_code, lease_token, lease_owner, lease_expires_at, destination_id, staged_name, sha256)
+         select gen_random_uuid(), consumer, dataset, n, type, 'csv', status, 5, 'rare' || n, '2025-12-01', now() + interval '1 day',
+           case when status in ('failed', 'completed') then now() end, case status when 'failed' then 'internal' end,
+           case status when 'processing' then gen_random_uuid() end, case status when 'processing' then 'somebody' end,
+           case status when 'processing' then now() + interval '1 day' end,
+           case status when 'completed' then uuid '11111111-1111-1111-1111-111111111111' end, case status when 'completed' then 'staged' end,
+           case status when 'completed' then repeat('a', 64) end
+         from (values (-1, 'c1', 'rare', 'full', 'failed'), (-2, 'c2', 'users', 'incremental', 'pending'), (-3, 'early', 'users', 'full', 'pending'),
+           (-4, 'c4', 'users', 'delta', 'processing'), (-5, 'c5', 'users', 'delta', 'completed')) rare (n, consumer, dataset, type, status);
+         insert into cdc_export.files (job, part, staged_name, place, bytes, rows, sha256)
+         select id, 1, 'staged', '{{\"folder\": {{\"inode\": \"1\", \"modifiedNs\": \"1\"}}}}', 0, 0, sha256 from exports
+         where status = 'completed';
+         insert into cdc_export.lanes (consumer_id, dataset, last_sequence, last_number)
+         select distinct coalesce(consumer_id, ''), dataset, {jobs}, {jobs} from exports"
+    );
+    database.run(&statements).await;
     database.run("vacuum analyze exports").await;
     database
 }
@@ -189,13 +188,13 @@ async fn nothing_reads_all_jobs_again_and_again() {
     database.run(changes).await;
     // Names that go on after another's whole stem.
     let now: String = database.one("select to_char(now() at time zone 'UTC', 'YYYYMMDD\"T\"HH24')").await;
-    database
-        .run(&format!("update exports set output_filename = 'full_failing_{now}' || output_filename where lane_sequence % 2 = 0 and consumer_id = 'early'"))
-        .await;
+    let statements = format!(
+        "update exports set output_filename = 'full_failing_{now}' || output_filename where lane_sequence % 2 = 0 and consumer_id = 'early'"
+    );
+    database.run(&statements).await;
     // All lanes acknowledge: most are nearly as far as they can be, and one is as far behind.
-    database
-        .run("update cdc_export.lanes set acknowledged = case consumer_id when 'early' then 1 else last_number - 1500 end where consumer_id <> ''")
-        .await;
+    let statements = "update cdc_export.lanes set acknowledged = case consumer_id when 'early' then 1 else last_number - 1500 end where consumer_id <> ''";
+    database.run(statements).await;
     database.run("vacuum analyze exports").await;
     log_plans(&database).await;
     let service = Start::on(&database).with("RETAIN_FILES", "9d,20").with("RETAIN_JOBS", "90000d,20").service().await;
@@ -231,8 +230,8 @@ async fn nothing_reads_all_jobs_again_and_again() {
     assert!(told.len() > 150 && told.contains(&Some(1_000)), "{told:?}");
     assert_eq!(service.call("POST", &format!("/exports/{oldest}/ack"), &[]).await.status(), 200);
     let told = |statement: &str| !plans(&service, statement).is_empty();
-    eventually("everything has its turn", || async {
-        ["retention.files_past", "retention.forget_jobs_past"].iter().all(|name| told(name)).then_some(())
+    until("everything has its turn", async || {
+        ["retention.files_past", "retention.forget_jobs_past"].iter().all(|name| told(name))
     })
     .await;
     for plan in plans(&service, "Query Text: -- s") {

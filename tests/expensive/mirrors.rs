@@ -10,9 +10,9 @@ use crate::harness::{Database, ends, eventually, far};
 async fn mirrored(tables: usize) -> u64 {
     let (source, target) = (Database::empty().await, Database::empty().await);
     let for_each = async |database: &Database, statement: &str| {
-        database
-            .run(&format!("do $$ begin for n in 1..{tables} loop execute format('{statement}', n); end loop; end $$"))
-            .await;
+        let statements =
+            format!("do $$ begin for n in 1..{tables} loop execute format('{statement}', n); end loop; end $$");
+        database.run(&statements).await;
     };
     for_each(&source, "create table t%1$s (id int primary key, name text)").await;
     for_each(&source, "insert into t%1$s select g, repeat(md5(g::text), 8) from generate_series(1, 1000) g").await;

@@ -46,9 +46,9 @@ async fn a_key_that_is_another_text_is_another_key() {
             true => format!("n int); create unique index on t{i} (k collate ci)"),
             false => format!("n int, primary key ({}))", names_of(columns).join(", ")),
         };
-        database
-            .run(&format!("create table t{i} ({columns}, {key}; insert into t{i} values ({first}, 1), ({other}, 2)"))
-            .await;
+        let statements =
+            format!("create table t{i} ({columns}, {key}; insert into t{i} values ({first}, 1), ({other}, 2)");
+        database.run(&statements).await;
     }
     let catalog = Catalog::tracked(&database, &blocks).await;
     let service = catalog.start(&database).service().await;
@@ -70,12 +70,11 @@ async fn a_key_that_is_another_text_is_another_key() {
         database.run(&format!("{}; {}; {}", set(first, 3), set(second, 4), set(first, 5))).await;
         deltas.exports(&service, "delta", &table, "a").await;
         deltas.require(&database, &table, &texts, columns).await;
-        database
-            .run(&format!(
-                "delete from {table} where n = 5; insert into {table} values ({second}, 6);
-                 delete from {table} where n = 6; insert into {table} values ({first}, 7)"
-            ))
-            .await;
+        let statements = format!(
+            "delete from {table} where n = 5; insert into {table} values ({second}, 6);
+             delete from {table} where n = 6; insert into {table} values ({first}, 7)"
+        );
+        database.run(&statements).await;
         deltas.exports(&service, "delta", &table, "a").await;
         deltas.require(&database, &table, &texts, columns).await;
         // An incremental has the row under its new text, the next delta the DELETE of the old one, which to a consumer

@@ -15,12 +15,11 @@ use crate::parts::files::{MOST, VALUE, files, ids, names, paths, submit};
 async fn with_users(users: i64) -> Database {
     let database = Database::new_with("alter table users alter column name type text").await;
     database.add_users(1, users).await;
-    database
-        .run(&format!(
-            "update users set is_deleted = false, name = (select string_agg(md5(g::text || users.id), '') from generate_series(1, {}) g)",
-            VALUE / 32
-        ))
-        .await;
+    let statements = format!(
+        "update users set is_deleted = false, name = (select string_agg(md5(g::text || users.id), '') from generate_series(1, {}) g)",
+        VALUE / 32
+    );
+    database.run(&statements).await;
     database
 }
 
@@ -36,8 +35,7 @@ async fn an_export_of_more_is_several_whole_files() {
         ("parquet", "zstd", ".parquet"),
     ] {
         let options = json!({ "format": format, "compression": compression, "maxFileBytes": MOST });
-        let job = service.ended(&submit(&service, "full", options).await).await;
-        assert_eq!(job["status"], "completed", "{job}");
+        let job = service.completes(&submit(&service, "full", options).await).await;
         let stem = job["outputFilename"].as_str().unwrap().strip_suffix(ending).unwrap();
         let parts = files(&job).len();
         assert!(parts > 1, "{format} {compression}: {job}");

@@ -7,15 +7,14 @@ use crate::harness::{Database, Service};
 /// Writes the plan of each statement, with what it read, to the log of a service that starts from now on.
 pub(crate) async fn log_plans(database: &Database) {
     let name = database.options.get_database().unwrap();
-    database
-        .run(&format!(
-            "alter database {name} set session_preload_libraries = 'auto_explain';
-             alter database {name} set auto_explain.log_min_duration = 0;
-             alter database {name} set auto_explain.log_analyze = on;
-             alter database {name} set auto_explain.log_timing = off;
-             alter database {name} set auto_explain.log_level = 'warning'"
-        ))
-        .await;
+    let statements = format!(
+        "alter database {name} set session_preload_libraries = 'auto_explain';
+         alter database {name} set auto_explain.log_min_duration = 0;
+         alter database {name} set auto_explain.log_analyze = on;
+         alter database {name} set auto_explain.log_timing = off;
+         alter database {name} set auto_explain.log_level = 'warning'"
+    );
+    database.run(&statements).await;
 }
 
 /// The plans of a statement that the service's log has.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::catalog::Catalog;
 use crate::continuity::{full_heals, passes, refused};
-use crate::harness::{Service, Start, eventually, refusal, server_lacks};
+use crate::harness::{Service, Start, eventually, needs_full, refusal, server_lacks, until};
 use crate::programs::{output, program};
 use crate::restores::cluster::{Cluster, timeline};
 use crate::restores::deliveries::{delivered_afterwards, exported, markers, what_was_delivered_is_missed};
@@ -168,9 +168,7 @@ async fn a_job_that_ran_when_the_database_was_copied_is_not_taken_over() {
         .with("LEASE_SECONDS", 2)
         .service()
         .await;
-    let request = dying.client.post(format!("{}/exports/delta", dying.address)).header("X-Consumer-ID", "a");
-    let _ = request.send().await;
-    dying.dies().await;
+    dying.dies_of("delta", "a", &json!({})).await;
     let id: String = cluster.database().one("select id::text from exports where status = 'processing'").await;
     cluster.stop().await;
     cluster.copy_cold();
@@ -184,11 +182,7 @@ async fn a_job_that_ran_when_the_database_was_copied_is_not_taken_over() {
     let database = cluster.database();
     let service = Start::on(&database).sharing_output(&service).service().await;
     let job = service.ended(&id).await;
-    assert_eq!(
-        (&job["status"], &job["error"]["code"], &job["continuity"]),
-        (&json!("failed"), &json!("full_export_needed"), &json!("database_restored")),
-        "{job}"
-    );
+    needs_full(&job, "database_restored");
     refused(&database, &service, "delta", "a", "database_restored").await;
     full_heals(&database, &service, "a", "database_restored").await;
     service.stop().await;
@@ -203,9 +197,7 @@ async fn a_job_that_had_no_name_when_the_database_was_copied_hides_nothing_after
     cluster.database().add_users(6, 6).await;
     let on = |cluster: &Cluster| Start::on(&cluster.database()).sharing_output(&service);
     let mut dying = on(&cluster).with("FAILPOINTS", "worker.committed=kill").service().await;
-    let request = dying.client.post(format!("{}/exports/delta", dying.address)).header("X-Consumer-ID", "a");
-    let _ = request.send().await;
-    dying.dies().await;
+    dying.dies_of("delta", "a", &json!({})).await;
     let unpublished = "select id::text from exports where status = 'completed' and published_at is null";
     let id: String = cluster.database().one(unpublished).await;
     cluster.stop().await;
@@ -247,7 +239,7 @@ async fn transaction_ids_that_were_set_back_are_named() {
     passes(&service, "delta", "a", None).await;
     // It says every ten seconds that it lives.
     let seen = format!("select exists (select from cdc_export.destinations where xmin::text::bigint > {back})");
-    eventually("it was seen", async || database.one::<bool>(&seen).await.then_some(())).await;
+    until("it was seen", async || database.one::<bool>(&seen).await).await;
     service.end().await;
     cluster.stop().await;
     output(reset.args(["-x", &back, "-D"]).arg(cluster.data())).await;

@@ -27,8 +27,7 @@ async fn of_any_number_of_replicas_one_runs_each_slot() {
         .await;
         assert_eq!(jobs(&database).await, done);
         // The first one has a slot and waits for its lane, the others wait for the slot.
-        let mut held = database.pool.begin().await.unwrap();
-        sqlx::query("lock table cdc_export.lanes in exclusive mode").execute(&mut *held).await.unwrap();
+        let held = database.open("lock table cdc_export.lanes in exclusive mode").await;
         database.run("update cdc_export.schedules set slot = slot - interval '366 days'").await;
         eventually("all three wait", async || {
             let waiting =

@@ -10,12 +10,11 @@ use crate::soft_deletes::tables::{begin, delta, set_watermark};
 const SOFT: [(&str, &str); 2] = [("flag", "gone = true"), ("stamp", "gone = '2026-01-06'")];
 
 async fn insert_watermark(database: &Database, dataset: &str, consumer: &str, time: &str) {
-    database
-        .run(&format!(
-            "insert into watermarks (consumer_id, dataset, last_exported_at, updated_at)
-             values ('{consumer}', '{dataset}', '{time}', now())"
-        ))
-        .await;
+    let statements = format!(
+        "insert into watermarks (consumer_id, dataset, last_exported_at, updated_at)
+         values ('{consumer}', '{dataset}', '{time}', now())"
+    );
+    database.run(&statements).await;
 }
 
 #[tokio::test]

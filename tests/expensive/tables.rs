@@ -55,12 +55,11 @@ async fn keys_of_any_type_are_exact() {
     let blocks: Vec<_> = (0..keys.len()).map(dataset).collect();
     for (i, (columns, values, _)) in keys.iter().enumerate() {
         // Columns that are called like what the triggers' functions have.
-        database
-            .run(&format!(
-                "create table t{i} ({columns}, n int, o int, tg_relid int, root int, old text, key text);
-                 insert into t{i} select {values}, n, n, n, n, 'old', 'key' from generate_series(1, 20) n"
-            ))
-            .await;
+        let statements = format!(
+            "create table t{i} ({columns}, n int, o int, tg_relid int, root int, old text, key text);
+             insert into t{i} select {values}, n, n, n, n, 'old', 'key' from generate_series(1, 20) n"
+        );
+        database.run(&statements).await;
     }
     let catalog = Catalog::tracked(&database, &blocks).await;
     let service = catalog.start(&database).service().await;
@@ -70,13 +69,12 @@ async fn keys_of_any_type_are_exact() {
         replica.begin(&service, &export(&service, "full", &dataset, "a").await).await;
         let names: Vec<_> = key.iter().map(|name| format!("\"{name}\"")).collect();
         let names = names.join(", ");
-        database
-            .run(&format!(
-                "delete from t{i} where n <= 3; update t{i} set o = 0 where n in (5, 6);
-                 update t{i} set ({names}) = (select {values} from (select t{i}.n + 100 as n) as moved) where n in (7, 8);
-                 insert into t{i} ({names}, n) select {values}, n from generate_series(60, 61) n"
-            ))
-            .await;
+        let statements = format!(
+            "delete from t{i} where n <= 3; update t{i} set o = 0 where n in (5, 6);
+             update t{i} set ({names}) = (select {values} from (select t{i}.n + 100 as n) as moved) where n in (7, 8);
+             insert into t{i} ({names}, n) select {values}, n from generate_series(60, 61) n"
+        );
+        database.run(&statements).await;
         let delta = export(&service, "delta", &dataset, "a").await;
         replica.apply(&service, &delta).await;
         replica.require_equal().await;

@@ -4,7 +4,6 @@
 mod page;
 
 use serde_json::json;
-use sqlx::Executor;
 
 use crate::harness::{Start, serving_users};
 use crate::plans::{cost_of, log_plans, plans};
@@ -22,8 +21,7 @@ async fn a_page_of_consumers_costs_the_same_whatever_waits() {
     let logged: i64 = database.one("select count(*) from cdc_export.change_log").await;
     assert_eq!(logged, 120_000);
     // One whose export begins while somebody writes.
-    let mut writing = database.pool.begin().await.unwrap();
-    writing.execute("update users set name = 'under way' where id between 100 and 104").await.unwrap();
+    let writing = database.open("update users set name = 'under way' where id between 100 and 104").await;
     service.export("full", "near").await;
     database.run("update users set name = 'x' where id in (7, 8, 9); update users set name = 'y' where id = 8; delete from users where id = 11").await;
     writing.rollback().await.unwrap();

@@ -9,9 +9,7 @@ use std::process::Command;
 use nix::unistd::geteuid;
 use private_postgres::Server;
 
-use crate::harness::{
-    Database, Start, embedded_settings, embedded_settings_with_cluster, reachable_folder, serving_users,
-};
+use crate::harness::{Start, embedded_settings, embedded_settings_with_cluster, reachable_folder, serving_users};
 
 const SECRET: &str = "for-root-alone";
 
@@ -31,7 +29,7 @@ async fn the_server_does_not_have_roots_environment() {
 
 #[tokio::test]
 async fn a_download_goes_on_in_no_other_file_than_its_own() {
-    let (database, service) = serving_users(10).await;
+    let (_, service) = serving_users(10).await;
     let (job, _) = service.export("full", "a").await;
     let (id, whole) = (job["jobId"].as_str().unwrap(), service.path(&job));
     let name = whole.file_name().unwrap().to_str().unwrap();

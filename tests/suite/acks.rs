@@ -3,7 +3,7 @@
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::harness::{Database, PROMPT, Service, Start, ends, eventually, refusal, serving_users};
+use crate::harness::{Database, PROMPT, Service, Start, ends, refusal, serving_users, until};
 use crate::lost_files::dead_after_a_commit;
 
 const NOBODYS: &str = "01900000-0000-7000-8000-000000000000";
@@ -167,49 +167,42 @@ async fn an_export_is_acknowledged_while_the_next_one_is_published() {
     assert_eq!(told(&service, "a").await, (json!(1), published(&database, &next).await));
 
     // In the very transaction that gives a number: an acknowledgement waits for it, and neither undoes the other.
-    let mut publishing = database.pool.begin().await.unwrap();
-    sqlx::query("update cdc_export.lanes set last_number = last_number + 1").execute(&mut *publishing).await.unwrap();
+    let publishing = database.open("update cdc_export.lanes set last_number = last_number + 1").await;
     let (answer, ()) = tokio::join!(acked(&service, &next), async {
         let waits = "select exists (select from pg_stat_activity where wait_event_type = 'Lock' and query like '%acknowledgements.acknowledge%')";
-        eventually("it waits", || async { database.one::<bool>(waits).await.then_some(()) }).await;
+        until("it waits", async || database.one::<bool>(waits).await).await;
         publishing.commit().await.unwrap();
     });
     assert_eq!(answer["acknowledged"], true);
-    assert_eq!(
-        database.one::<String>("select concat(last_number, ' ', acknowledged) from cdc_export.lanes").await,
-        "3 2"
-    );
+    let numbers = "select concat(last_number, ' ', acknowledged) from cdc_export.lanes";
+    assert_eq!(database.one::<String>(numbers).await, "3 2");
 }
 
 /// So many published exports of the consumer, from `from` on.
 async fn plant(database: &Database, consumer: &str, from: u32, to: u32) {
-    database
-        .run(&format!(
-            "insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, status, max_attempts, output_filename, created_at,
-               finished_at, destination_id, staged_name, sha256, published_at, number)
-             select gen_random_uuid(), '{consumer}', 'users', n, 'delta', 'csv', 'completed', 5, '{consumer}' || n, now() + n * interval '1 second',
-               now(), gen_random_uuid(), 'staged', repeat('a', 64), now(), n from generate_series({from}, {to}) n;
-             insert into cdc_export.lanes (consumer_id, dataset, last_sequence, last_number) values ('{consumer}', 'users', {to}, {to})
-             on conflict (consumer_id, dataset) do update set last_sequence = {to}, last_number = {to}"
-        ))
-        .await;
+    let statements = format!(
+        "insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, status, max_attempts, output_filename, created_at,
+           finished_at, destination_id, staged_name, sha256, published_at, number)
+         select gen_random_uuid(), '{consumer}', 'users', n, 'delta', 'csv', 'completed', 5, '{consumer}' || n, now() + n * interval '1 second',
+           now(), gen_random_uuid(), 'staged', repeat('a', 64), now(), n from generate_series({from}, {to}) n;
+         insert into cdc_export.lanes (consumer_id, dataset, last_sequence, last_number) values ('{consumer}', 'users', {to}, {to})
+         on conflict (consumer_id, dataset) do update set last_sequence = {to}, last_number = {to}"
+    );
+    database.run(&statements).await;
 }
 
 #[tokio::test]
 async fn of_many_at_once_the_latest_stands() {
     let database = Database::new().await;
     plant(&database, "a", 1, 40).await;
-    database
-        .run(
-            "create function never_back() returns trigger language plpgsql as $$
-             begin
-               if new.acknowledged < old.acknowledged then raise 'back from % to %', old.acknowledged, new.acknowledged; end if;
-               perform pg_sleep(0.01);
-               return new;
-             end $$;
-             create trigger never_back before update on cdc_export.lanes for each row execute function never_back()",
-        )
-        .await;
+    let statements = "create function never_back() returns trigger language plpgsql as $$
+         begin
+           if new.acknowledged < old.acknowledged then raise 'back from % to %', old.acknowledged, new.acknowledged; end if;
+           perform pg_sleep(0.01);
+           return new;
+         end $$;
+         create trigger never_back before update on cdc_export.lanes for each row execute function never_back()";
+    database.run(statements).await;
     let [one, two] = [Start::on(&database).service().await, Start::on(&database).service().await];
     let ids: Vec<String> = database.one("select array_agg(id::text order by number * 7 % 41) from exports").await;
     // Each twice, by either service.
@@ -242,9 +235,9 @@ async fn numbers_that_skip_or_were_put_back_are_counted_by_what_is_there() {
     assert_eq!(told(&service, "a").await, (json!(0), Value::Null));
 
     // Back to the second export, but for what was acknowledged.
-    database
-        .run("delete from exports where number > 2; update cdc_export.lanes set last_number = 2, acknowledged = 10")
-        .await;
+    let statements =
+        "delete from exports where number > 2; update cdc_export.lanes set last_number = 2, acknowledged = 10";
+    database.run(statements).await;
     assert_eq!(told(&service, "a").await, (json!(0), Value::Null));
     let metrics = service.call("GET", "/metrics", &[]).await.text().await.unwrap();
     let negative = metrics.lines().find(|line| line.contains("_unacknowledged_") && line.contains("} -"));
@@ -280,7 +273,7 @@ async fn left(database: &Database, consumer: &str) -> (Vec<i64>, Vec<i64>) {
 
 /// Waits until a retention that keeps one has been through: a lane that acknowledges nothing has one left.
 async fn swept(database: &Database) {
-    eventually("the retention", || async { (left(database, "never").await == (vec![3], vec![3])).then_some(()) }).await;
+    until("the retention", async || left(database, "never").await == (vec![3], vec![3])).await;
 }
 
 #[tokio::test]
@@ -303,7 +296,7 @@ async fn what_is_not_acknowledged_is_kept() {
 
     let files = Start::on(&database).sharing_output(&service).with("RETAIN_FILES", 1).service().await;
     let done = "select file_removed_at is not null from exports where consumer_id = 'never' and number = 2";
-    eventually("files go", || async { database.one::<bool>(done).await.then_some(()) }).await;
+    until("files go", async || database.one::<bool>(done).await).await;
     assert_eq!(left(&database, "a").await.1, [4, 5]);
     files.stop().await;
     let both = || Start::on(&database).sharing_output(&service).with("RETAIN_FILES", 1).with("RETAIN_JOBS", 1);
@@ -318,7 +311,7 @@ async fn what_is_not_acknowledged_is_kept() {
     keeping.stop().await;
 
     let _keeping = both().service().await;
-    eventually("it goes", || async { (left(&database, "a").await == (vec![5], vec![5])).then_some(()) }).await;
+    until("it goes", async || left(&database, "a").await == (vec![5], vec![5])).await;
 }
 
 #[tokio::test]
@@ -330,13 +323,10 @@ async fn what_nobody_acknowledges_for_long_goes_and_is_told_once() {
     exported(&service, "never", 3).await;
     service.end().await;
     // The first three are older than an hour, and nearly so the fourth.
-    database
-        .run(
-            "update exports set created_at = created_at - interval '2 hours', finished_at = finished_at - interval '2 hours',
-               published_at = published_at - case number when 4 then interval '50 minutes' else interval '2 hours' end
-             where consumer_id = 'a' and number <= 4",
-        )
-        .await;
+    let statements = "update exports set created_at = created_at - interval '2 hours', finished_at = finished_at - interval '2 hours',
+           published_at = published_at - case number when 4 then interval '50 minutes' else interval '2 hours' end
+         where consumer_id = 'a' and number <= 4";
+    database.run(statements).await;
     let keeping = || {
         Start::on(&database)
             .sharing_output(&service)
@@ -361,7 +351,7 @@ async fn what_nobody_acknowledges_for_long_goes_and_is_told_once() {
     // The last one's hour passes, and that of the fourth; a lane's last job stays, without its file.
     database.run("update exports set published_at = published_at - interval '2 hours' where number in (4, 5)").await;
     let second = keeping().service().await;
-    eventually("they go", || async { (left(&database, "a").await == (vec![6], vec![6])).then_some(()) }).await;
+    until("they go", async || left(&database, "a").await == (vec![6], vec![6])).await;
     let numbers: Vec<Value> = told_of(&second).iter().map(|line| line[2].clone()).collect();
     assert_eq!(numbers, [json!(4), json!(5)]);
 }
@@ -416,8 +406,7 @@ async fn an_acknowledgement_is_answered_in_time() {
     let database = Database::with_users(5).await;
     let service = Start::on(&database).with("FAILPOINTS", PROMPT).service().await;
     let (job, _) = service.export("full", "a").await;
-    let mut held = database.pool.begin().await.unwrap();
-    sqlx::query("select from cdc_export.lanes for update").execute(&mut *held).await.unwrap();
+    let held = database.open("select from cdc_export.lanes for update").await;
     assert_eq!(refusal(ack(&service, id_of(&job)).await).await, (503, "database_unavailable".to_owned()));
     held.rollback().await.unwrap();
     acked(&service, &job).await;

@@ -7,13 +7,9 @@ use crate::harness::{Service, Start, ends, refusal, serving_users};
 
 /// Asks for an export, with a body.
 async fn ask(service: &Service, path: &str, consumer: Option<&str>, key: Option<&str>, body: Value) -> Response {
-    let mut request = service.client.post(format!("{}{path}", service.address)).json(&body);
-    for (name, value) in [("X-Consumer-ID", consumer), ("Idempotency-Key", key)] {
-        if let Some(value) = value {
-            request = request.header(name, value);
-        }
-    }
-    request.send().await.unwrap()
+    let headers = [("X-Consumer-ID", consumer), ("Idempotency-Key", key)];
+    let headers: Vec<_> = headers.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+    service.post(path, &headers, &body).await
 }
 
 async fn delta(service: &Service, body: Value) -> Response {
@@ -152,8 +148,7 @@ async fn what_is_not_published_is_waited_for() {
     let mut doomed =
         Start::on(&database).sharing_output(&service).with("FAILPOINTS", "worker.committed=kill").service().await;
     service.stop().await;
-    let _ = doomed.client.post(format!("{}/exports/delta", doomed.address)).header("X-Consumer-ID", "a").send().await;
-    doomed.dies().await;
+    doomed.dies_of("delta", "a", &json!({})).await;
     let elsewhere = Start::on(&database).service().await;
     let open = out_of_step(delta(&elsewhere, json!({ "after": first["jobId"] })).await).await;
     assert_eq!((open.len(), &open[0]["status"], &open[0]["number"]), (1, &json!("processing"), &Value::Null));

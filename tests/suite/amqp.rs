@@ -95,15 +95,14 @@ async fn only_an_unroutable_event_fails(broker: &Broker) {
     service.stop().await;
     for (job, number) in [(&routable, 200), (&other, 200)] {
         let job = job["jobId"].as_str().unwrap();
-        database
-            .run(&format!(
-                "with copies as (
-                   insert into exports select (jsonb_populate_record(e, jsonb_build_object('id', gen_random_uuid(), 'lane_sequence', 1000 + n,
-                     'number', 1000 + n, 'output_filename', e.output_filename || n, 'idempotency_key', null))).*
-                   from exports e, generate_series(1, {number}) n where id = '{job}' returning id)
-                 insert into cdc_export.deliveries (id, job, endpoint, event) select gen_random_uuid(), id, 'rabbit', 'completed' from copies"
-            ))
-            .await;
+        let statements = format!(
+            "with copies as (
+               insert into exports select (jsonb_populate_record(e, jsonb_build_object('id', gen_random_uuid(), 'lane_sequence', 1000 + n,
+                 'number', 1000 + n, 'output_filename', e.output_filename || n, 'idempotency_key', null))).*
+               from exports e, generate_series(1, {number}) n where id = '{job}' returning id)
+             insert into cdc_export.deliveries (id, job, endpoint, event) select gen_random_uuid(), id, 'rabbit', 'completed' from copies"
+        );
+        database.run(&statements).await;
     }
     let client = broker.client().await;
     client.exchange("other-exports").await;

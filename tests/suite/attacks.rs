@@ -7,7 +7,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::attacks::attacker::Attacker;
 use crate::catalog::{Catalog, export};
-use crate::harness::{Csv, Database, HANG_TIMEOUT, Start, ends, eventually, refusal};
+use crate::harness::{Csv, Database, HANG_TIMEOUT, Start, ends, refusal, until};
 
 /// Types of a writer's temporary schema under the names that a trigger may say.
 const TEMPORARY_TYPES: [&str; 12] =
@@ -15,20 +15,18 @@ const TEMPORARY_TYPES: [&str; 12] =
 
 #[tokio::test]
 async fn a_writers_temporary_objects_are_never_used() {
-    let database = Database::new().await;
     let schema = "
         create table parts (a int, b text, primary key (a, b)) partition by list (a);
         create table part_1 partition of parts for values in (1); create table part_2 partition of parts for values in (2)";
-    database.run(schema).await;
+    let database = Database::new_with(schema).await;
     Catalog::of("[[dataset]]\nname = \"parts\"\ntable = \"parts\"\n").track(&database, "parts").await;
 
     let attacker = Attacker::new(&database).await;
-    database
-        .run(&format!(
-            "grant all on users, parts, part_1 to {0}; grant usage on all sequences in schema public to {0}",
-            attacker.name
-        ))
-        .await;
+    let statements = format!(
+        "grant all on users, parts, part_1 to {0}; grant usage on all sequences in schema public to {0}",
+        attacker.name
+    );
+    database.run(&statements).await;
     for (n, name) in TEMPORARY_TYPES.iter().enumerate() {
         for of in ["pg_catalog.varchar", "pg_catalog.jsonb", "pg_catalog.int8"] {
             attacker.makes_a_trap(&format!("pg_temp.own_{n}(value {of}) returns pg_catalog.bool"), "true").await;
@@ -75,19 +73,16 @@ const OPERANDS: [(&str, &str); 8] = [
 /// The triggers' functions run under the writer's search_path, which may begin with a schema of his own.
 #[tokio::test]
 async fn what_a_writer_puts_before_postgres_s_own_is_never_called() {
-    let database = Database::new().await;
     let changes = "
         create table parts (a int, b text, at timestamptz, primary key (a, b)) partition by list (a);
         create table part_1 partition of parts for values in (1); create table part_2 partition of parts for values in (2)";
-    database.run(changes).await;
+    let database = Database::new_with(changes).await;
     Catalog::of("[[dataset]]\nname = \"parts\"\ntable = \"parts\"\n").track(&database, "parts").await;
     let attacker = Attacker::new(&database).await;
     let own = attacker.name.clone();
-    database
-        .run(&format!(
-            "grant all on users, parts, part_1 to {own}; grant usage on all sequences in schema public to {own}"
-        ))
-        .await;
+    let statements =
+        format!("grant all on users, parts, part_1 to {own}; grant usage on all sequences in schema public to {own}");
+    database.run(&statements).await;
     for (function, of, value) in NAMED_FUNCTIONS {
         attacker.makes_a_trap(&format!("{own}.{function} returns {of}"), value).await;
     }
@@ -155,18 +150,17 @@ async fn casts_of_a_tables_owner_are_not_run_by_its_triggers() {
 async fn an_index_that_needs_the_role_s_path_lets_nobody_in() {
     let database = Database::empty().await;
     let attacker = Attacker::new(&database).await;
-    database
-        .run(&format!(
-            "grant create on schema public to {};
-             create function plain(text) returns text language plpgsql immutable as 'begin return lower($1); end';
-             create function searched(text) returns text language sql immutable as 'select public.plain($1)';
-             create table parts (id int primary key, name text, at timestamptz not null default now()) partition by range (id);
-             create table low partition of parts for values from (0) to (10); create index on low (searched(name));
-             create table high (like parts including defaults, primary key (id)); create index on high (searched(name));
-             create or replace function searched(text) returns text language sql immutable as 'select plain($1)'",
+    let statements = format!(
+        "grant create on schema public to {};
+         create function plain(text) returns text language plpgsql immutable as 'begin return lower($1); end';
+         create function searched(text) returns text language sql immutable as 'select public.plain($1)';
+         create table parts (id int primary key, name text, at timestamptz not null default now()) partition by range (id);
+         create table low partition of parts for values from (0) to (10); create index on low (searched(name));
+         create table high (like parts including defaults, primary key (id)); create index on high (searched(name));
+         create or replace function searched(text) returns text language sql immutable as 'select plain($1)'",
             attacker.name
-        ))
-        .await;
+    );
+    database.run(&statements).await;
     for (signature, result) in [
         ("format(text, name, oid, integer) returns text", "'x'"),
         ("format(text, oid, xid) returns text", "'x'"),
@@ -189,15 +183,14 @@ async fn an_index_that_needs_the_role_s_path_lets_nobody_in() {
     let service = catalog.serving(&database, &["parts"]).await;
     for dataset in ["parts", "seven"] {
         for export_type in ["full", "incremental", "delta"] {
-            database
-                .run("insert into parts select max(id) + 1, 'x' from (select id from parts union select 0) ids")
-                .await;
+            let statements = "insert into parts select max(id) + 1, 'x' from (select id from parts union select 0) ids";
+            database.run(statements).await;
             export(&service, export_type, dataset, "c").await;
         }
     }
-    database
-        .run("alter table parts attach partition high for values from (10) to (20); insert into parts values (11, 'y')")
-        .await;
+    let statements =
+        "alter table parts attach partition high for values from (10) to (20); insert into parts values (11, 'y')";
+    database.run(statements).await;
     export(&service, "delta", "parts", "c").await;
     for path in ["/consumers", "/datasets", "/health/ready", "/metrics"] {
         assert_eq!(service.call("GET", path, &[]).await.status(), 200, "{path}");
@@ -221,15 +214,12 @@ async fn trigger_functions_are_nobodys_to_use() {
     for right in rights {
         assert!(right.0.starts_with("cdc_export_capture_") && (right.1, right.2) == (false, false), "{right:?}");
     }
-    let may: Vec<String> = sqlx::query_scalar(
-        "select distinct c.relname || ' ' || privilege_type from pg_class c cross join lateral aclexplode(c.relacl)
+    let rights = "
+        select distinct c.relname || ' ' || privilege_type from pg_class c cross join lateral aclexplode(c.relacl)
          where grantee::regrole::text like 'cdc\\_export\\_capture\\_%'
          union select n.nspname || ' ' || privilege_type from pg_namespace n cross join lateral aclexplode(n.nspacl)
-         where grantee::regrole::text like 'cdc\\_export\\_capture\\_%' order by 1",
-    )
-    .fetch_all(&database.pool)
-    .await
-    .unwrap();
+         where grantee::regrole::text like 'cdc\\_export\\_capture\\_%' order by 1";
+    let may: Vec<String> = database.all(rights).await;
     assert_eq!(may, ["cdc_export USAGE", "change_log INSERT"]);
 }
 
@@ -268,12 +258,9 @@ async fn a_row_can_be_deleted_whatever_it_holds() {
     let service = catalog.serving(&database, &["odd"]).await;
     database.run("insert into odd values (0)").await;
     export(&service, "full", "odd", "a").await;
-    database
-        .run(
-            r#"insert into odd values (1, '{"k":"\u0000"}', 'old', 'new', 1.50, 7, E'a\\b"c,(d)\n'), (2, '1e200000', '', null, 'NaN', null, ''),
-               (3, null, 'plain', 'x', 0, 0, 'NULL')"#,
-        )
-        .await;
+    let statements = r#"insert into odd values (1, '{"k":"\u0000"}', 'old', 'new', 1.50, 7, E'a\\b"c,(d)\n'), (2, '1e200000', '', null, 'NaN', null, ''),
+           (3, null, 'plain', 'x', 0, 0, 'NULL')"#;
+    database.run(statements).await;
     database.run("delete from odd where id > 0").await;
     let job = export(&service, "delta", "odd", "a").await;
     let mut rows = Csv::read(&service.path(&job)).rows;
@@ -318,24 +305,19 @@ async fn a_service_that_may_make_roles_gives_its_functions_away() {
     let database = Database::empty().await;
     let service = Attacker::new(&database).await;
     let name = database.options.get_database().unwrap().to_owned();
-    database
-        .run(&format!(
-            "alter role {0} createrole; grant create on database {name} to {0}; grant create on schema public to {0}",
-            service.name
-        ))
-        .await;
+    let statements = format!(
+        "alter role {0} createrole; grant create on database {name} to {0}; grant create on schema public to {0}",
+        service.name
+    );
+    database.run(&statements).await;
     let migrate =
         || Start::plain().with("DATABASE_URL", database.url_as(&service.name, "pass")).arguments(&["migrate"]);
     for _ in 0..2 {
-        let (code, errors) = migrate().until_it_ends().await;
-        assert_eq!(code, 0, "{errors}");
-        let owners: Vec<String> = sqlx::query_scalar(
-            "select distinct pg_get_userbyid(proowner)::text || has_schema_privilege(proowner, 'cdc_export', 'create')
-             from pg_proc where proname like 'capture\\_%'",
-        )
-        .fetch_all(&database.pool)
-        .await
-        .unwrap();
+        ends(migrate().output().await, 0, "");
+        let owners = "
+            select distinct pg_get_userbyid(proowner)::text || has_schema_privilege(proowner, 'cdc_export', 'create')
+             from pg_proc where proname like 'capture\\_%'";
+        let owners: Vec<String> = database.all(owners).await;
         assert!(
             owners.len() == 1 && owners[0].starts_with("cdc_export_capture_") && owners[0].ends_with("false"),
             "{owners:?}"
@@ -351,12 +333,11 @@ async fn the_function_of_a_row_policy_is_not_run() {
     let database = Database::empty().await;
     let (owner, service) = (Attacker::new(&database).await, Attacker::new(&database).await);
     let name = database.options.get_database().unwrap().to_owned();
-    database
-        .run(&format!(
-            "grant create on database {name} to {0}; drop schema {0}; grant create on schema public to {0}",
-            service.name
-        ))
-        .await;
+    let statements = format!(
+        "grant create on database {name} to {0}; drop schema {0}; grant create on schema public to {0}",
+        service.name
+    );
+    database.run(&statements).await;
     owner
         .runs(&format!(
             "set search_path = {0}; grant usage on schema {0} to public;
@@ -397,11 +378,10 @@ async fn the_function_of_a_row_policy_is_not_run() {
 
 #[tokio::test]
 async fn operators_of_a_domain_are_not_called_either() {
-    let database = Database::empty().await;
     let schema = "
         create extension citext; create schema kept; create domain kept.key as citext; create domain kept.moment as timestamptz;
         create table kept.orders (id kept.key primary key, at kept.moment not null, made kept.moment not null, n int)";
-    database.run(schema).await;
+    let database = Database::empty_with(schema).await;
     let attacker = Attacker::new(&database).await;
     database.run(&format!("grant all on schema public to {0}; grant usage on schema kept to {0}", attacker.name)).await;
     let schema = "
@@ -491,12 +471,9 @@ async fn locks_that_anybody_may_take_hold_nothing_up() {
     let service = Start::on(&database).service().await;
     database.add_users(1, 9).await;
     service.export("full", "a").await;
-    eventually("the log is purged", || async {
-        (database.one::<i64>("select count(*) from cdc_export.change_log").await == 0).then_some(())
-    })
-    .await;
-    let (code, errors) = Start::on(&database).arguments(&["track", "users"]).until_it_ends().await;
-    assert_eq!(code, 0, "{errors}");
+    until("the log is purged", async || database.one::<i64>("select count(*) from cdc_export.change_log").await == 0)
+        .await;
+    ends(Start::on(&database).arguments(&["track", "users"]).output().await, 0, "");
     service.stop().await;
     attacker.assert_gained_nothing(&database).await;
 }

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
-use sqlx::{Executor, Row};
+use sqlx::Row;
 
 use crate::catalog::{Catalog, export, post};
 use crate::harness::{
     Csv, Database, Service, connect_options, embedded_settings_with_cluster, ends, eventually, reachable_folder,
-    refusal,
+    refusal, until,
 };
 
 /// The tables, each with ten rows of 100.
@@ -157,7 +157,7 @@ async fn ends_no_statement_of_a_writer(service: &Service, database: &Database, b
     lock(held).execute(&mut *writer).await.unwrap();
     let submitted = batch(service, "full", body).await;
     let waits = format!("select exists (select from pg_locks where not granted and relation = '{held}'::regclass)");
-    eventually("the export waits", async || database.one::<bool>(&waits).await.then_some(())).await;
+    until("the export waits", async || database.one::<bool>(&waits).await).await;
     sqlx::raw_sql("select pg_sleep(1.2)").execute(&mut *writer).await.unwrap();
     lock(wanted).execute(&mut *writer).await.expect("no deadlock");
     writer.commit().await.unwrap();
@@ -187,8 +187,7 @@ async fn an_export_of_partitions_ends_no_statement_of_a_writer_by_a_deadlock() {
 async fn a_batch_does_not_wait_for_an_index_that_is_rebuilt() {
     let (database, catalog) = tables().await;
     let service = catalog.start(&database).with("MAX_ATTEMPTS", 1).service().await;
-    let mut tx = database.pool.begin().await.unwrap();
-    sqlx::raw_sql("reindex index beta_pkey").execute(&mut *tx).await.unwrap();
+    let tx = database.open("reindex index beta_pkey").await;
     let failed = export_all(&service, "full", json!({ "datasets": TABLES })).await;
     tx.rollback().await.unwrap();
     assert_eq!((&failed["error"]["code"], &failed["error"]["member"]), (&json!("source_unavailable"), &json!("beta")));
@@ -350,8 +349,7 @@ async fn a_batch_survives_a_kill_at_each_failpoint_of_its_attempt() {
 async fn a_locked_table_is_named_and_holds_up_no_other_batch() {
     let (database, catalog) = tables().await;
     let service = catalog.start(&database).with("MAX_ATTEMPTS", 1).service().await;
-    let mut lock = database.pool.begin().await.unwrap();
-    sqlx::query("lock table beta in access exclusive mode").execute(&mut *lock).await.unwrap();
+    let lock = database.open("lock table beta in access exclusive mode").await;
     let failed = export_all(&service, "full", json!({ "datasets": "*" })).await;
     assert_eq!((&failed["status"], &failed["error"]["member"]), (&json!("failed"), &json!("beta")), "{failed}");
     let others = export_all(&service, "full", json!({ "datasets": ["alpha", "gamma"] })).await;
@@ -364,8 +362,9 @@ async fn a_key_of_a_batch_stands_for_its_request() {
     let (database, catalog) = tables().await;
     let service = catalog.start(&database).service().await;
     let send = async |export_type: &str, body: Value| {
-        let request = service.client.post(format!("{}/exports/{export_type}", service.address));
-        request.header("X-Consumer-ID", "a").header("Idempotency-Key", "k").json(&body).send().await.unwrap()
+        service
+            .post(&format!("/exports/{export_type}"), &[("X-Consumer-ID", "a"), ("Idempotency-Key", "k")], &body)
+            .await
     };
     let first: Value = send("full", json!({ "datasets": "*" })).await.json().await.unwrap();
     ended(&service, &first["batchId"]).await;
@@ -632,8 +631,7 @@ async fn a_batch_that_heals_makes_full_exports_where_only_they_go_on() {
     );
 
     // Nothing could follow a full export of a table whose triggers are off. They go off while the batch waits.
-    let mut held = database.pool.begin().await.unwrap();
-    held.execute("lock table alpha in access exclusive mode").await.unwrap();
+    let held = database.open("lock table alpha in access exclusive mode").await;
     let waiting = batch(&service, "delta", json!({ "datasets": TABLES, "heal": true })).await;
     database.run("alter table beta disable trigger all").await;
     held.rollback().await.unwrap();

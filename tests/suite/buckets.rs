@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 use crate::crashes::killed_by_an_export;
 use crate::destinations::keeps_its_contract;
 use crate::harness::{
-    Csv, Database, Service, Start, client_builder, eventually, far, option_env, reachable_folder, refusal,
+    Csv, Database, Service, Start, client_builder, eventually, far, option_env, reachable_folder, refusal, serving,
+    silent, until,
 };
 
 /// What lets anybody use the emulator of Azure, whose key is public, until the year 2099.
@@ -209,11 +210,7 @@ async fn like_gcs(emulator: String) -> String {
         let body = if is_head { bytes::Bytes::new() } else { answer.bytes().await.unwrap() };
         response.body(axum::body::Body::from(body)).unwrap()
     };
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
-    let app = axum::Router::new().fallback(translate);
-    tokio::spawn(async move { axum::serve(listener, app).await });
-    address
+    serving(axum::Router::new().fallback(translate)).await
 }
 
 /// A key of nobody's, with which the client asks no one for a token.
@@ -292,8 +289,7 @@ async fn downloaded(service: &Service, job: &Value) -> Csv {
 /// Runs an export to its end. No attempt stops by itself, because such a one is not counted, and would be repeated.
 async fn export(service: &Service, export_type: &str, consumer: &str) -> Value {
     let id = service.submit(export_type, consumer).await;
-    let job = service.ended(&id).await;
-    assert_eq!(job["status"], "completed", "{job}");
+    let job = service.completes(&id).await;
     assert_eq!(service.events("export_released"), Vec::<Value>::new());
     job
 }
@@ -373,8 +369,7 @@ async fn a_crash_at_any_step_leaves_all_or_nothing() {
             let mut dead = start().with("FAILPOINTS", format!("{name}=kill@{at}")).service().await;
             let id = killed_by_an_export(&database, &mut dead).await;
             let heir = start().service().await;
-            let job = heir.ended(&id).await;
-            assert_eq!(job["status"], "completed", "{place}: {job}");
+            let job = heir.completes(&id).await;
             bucket.holds_only(&heir, &job).await;
             assert_eq!(heir.watermark("a").await.as_deref(), job["watermarkTo"].as_str(), "{place}");
         }
@@ -504,10 +499,7 @@ async fn an_abandoned_upload_is_swept() {
         assert_eq!(service.call("POST", &format!("/exports/{id}/cancel"), &[]).await.status(), 202);
         service.release("bucket.part").await;
         assert_eq!(service.ended(&id).await["status"], "cancelled");
-        eventually("nothing is left", async || {
-            (bucket.keys().await.is_empty() && bucket.uploads().await.is_empty()).then_some(())
-        })
-        .await;
+        until("nothing is left", async || bucket.keys().await.is_empty() && bucket.uploads().await.is_empty()).await;
     }
 }
 
@@ -523,10 +515,7 @@ async fn an_upload_that_begins_while_its_export_is_cancelled_is_swept() {
         assert_eq!(service.call("POST", &format!("/exports/{id}/cancel"), &[]).await.status(), 202);
         assert_eq!(service.ended(&id).await["status"], "cancelled");
         service.release("bucket.created").await;
-        eventually("nothing is left", async || {
-            (bucket.keys().await.is_empty() && bucket.uploads().await.is_empty()).then_some(())
-        })
-        .await;
+        until("nothing is left", async || bucket.keys().await.is_empty() && bucket.uploads().await.is_empty()).await;
     }
 }
 
@@ -565,8 +554,7 @@ async fn a_client_is_sent_to_the_bucket_with_an_address_that_expires() {
             ("near.csv", bucket.start(&database).with("DOWNLOADS", "redirect").arguments(&["download", id])),
         ] {
             let path = folder.path().join(name);
-            let (code, _, said) = start.and(&["--output", path.to_str().unwrap()]).output().await;
-            assert_eq!((code, said.as_str()), (0, ""), "{name}");
+            silent(start.and(&["--output", path.to_str().unwrap()]).output().await);
             assert_eq!(std::fs::metadata(&path).unwrap().len(), job["bytesWritten"]);
         }
 
@@ -577,10 +565,7 @@ async fn a_client_is_sent_to_the_bucket_with_an_address_that_expires() {
         assert_eq!(client.get(url).send().await.unwrap().bytes().await.unwrap().len() as u64, job["bytesWritten"]);
         let other = url.replace("/users/a/", "/users/b/");
         assert_ne!(client.get(other).send().await.unwrap().status(), 200, "signed for one object");
-        eventually("the address expires", async || {
-            (client.get(url).send().await.unwrap().status() == 403).then_some(())
-        })
-        .await;
+        until("the address expires", async || client.get(url).send().await.unwrap().status() == 403).await;
         let expires_at: chrono::DateTime<chrono::Utc> = body["expiresAt"].as_str().unwrap().parse().unwrap();
         assert!(expires_at <= chrono::Utc::now());
     }

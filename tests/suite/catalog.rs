@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::harness::{Csv, Database, Service, Start};
+use crate::harness::{Csv, Database, Service, Start, ends};
 
 /// A catalog in a folder of its own.
 pub(crate) struct Catalog(TempDir);
@@ -39,8 +39,7 @@ impl Catalog {
     }
 
     pub(crate) async fn track(&self, database: &Database, dataset: &str) {
-        let (code, errors) = self.start(database).arguments(&["track", dataset]).until_it_ends().await;
-        assert_eq!(code, 0, "{errors}");
+        ends(self.command(database, &["track", dataset]).await, 0, "");
     }
 
     /// A service that has these datasets, tracked.
@@ -67,11 +66,8 @@ pub(crate) async fn ended(service: &Service, path: &str, consumer: Option<&str>,
 }
 
 pub(crate) async fn post(service: &Service, path: &str, consumer: Option<&str>, body: &Value) -> reqwest::Response {
-    let mut request = service.client.post(format!("{}{path}", service.address)).json(body);
-    if let Some(consumer) = consumer {
-        request = request.header("X-Consumer-ID", consumer);
-    }
-    request.send().await.unwrap()
+    let consumer = consumer.map(|consumer| ("X-Consumer-ID", consumer));
+    service.post(path, consumer.as_slice(), body).await
 }
 
 /// An export that completes.
@@ -93,9 +89,8 @@ pub(crate) struct Replica<'d> {
 impl Replica<'_> {
     /// Loads a full export into the empty replica, whose columns are those of the file.
     pub(crate) async fn begin(&self, service: &Service, job: &Value) {
-        self.database
-            .run(&format!("drop table if exists replica; create table replica as {} with no data", self.source))
-            .await;
+        let statements = format!("drop table if exists replica; create table replica as {} with no data", self.source);
+        self.database.run(&statements).await;
         let columns = self.load(service, job, "replica").await;
         assert!(!columns.starts_with("\"operation\""));
     }
@@ -107,12 +102,11 @@ impl Replica<'_> {
         let columns = self.load(service, job, "stage").await;
         let columns = columns.strip_prefix("\"operation\",").unwrap();
         let same = self.key.iter().map(|key| format!("r.\"{key}\" = s.\"{key}\"")).collect::<Vec<_>>().join(" and ");
-        self.database
-            .run(&format!(
-                "delete from replica r using stage s where {same};
-                 insert into replica ({columns}) select {columns} from stage where operation <> 'DELETE'"
-            ))
-            .await;
+        let statements = format!(
+            "delete from replica r using stage s where {same};
+             insert into replica ({columns}) select {columns} from stage where operation <> 'DELETE'"
+        );
+        self.database.run(&statements).await;
     }
 
     /// That the replica is the source, row by row as texts.

@@ -18,9 +18,8 @@ async fn rows_handled(database: &Database, statement: &str) -> u64 {
         let children = node["Plans"].as_array().into_iter().flatten();
         own * number("Actual Loops") + children.map(of_node).sum::<f64>()
     }
-    let mut tx = database.pool.begin().await.unwrap();
     // As the service runs it.
-    tx.execute("set local enable_seqscan = off; set local enable_bitmapscan = off").await.unwrap();
+    let mut tx = database.open("set local enable_seqscan = off; set local enable_bitmapscan = off").await;
     let explain = format!("explain (analyze, timing off, format json) {statement}");
     let plan: Value = sqlx::query_scalar(AssertSqlSafe(explain)).fetch_one(&mut *tx).await.unwrap();
     tx.rollback().await.unwrap();
@@ -33,11 +32,9 @@ async fn a_purge_beside_an_open_transaction_looks_at_each_row_once() {
     let caps = purge::Caps { bytes: 1 << 40, age: Duration::from_secs(3600) };
     purge::purge(&database.pool, &caps).await.unwrap();
     // The service itself would remove the rows, once its consumer has seen them.
-    let mut no_purge = database.pool.begin().await.unwrap();
-    no_purge.execute("select from cdc_export.locks where name = 'purge' for update").await.unwrap();
+    let no_purge = database.open("select from cdc_export.locks where name = 'purge' for update").await;
     let service = Start::on(&database).service().await;
-    let mut open = database.pool.begin().await.unwrap();
-    open.execute("update users set name = 'open' where id = 2").await.unwrap();
+    let mut open = database.open("update users set name = 'open' where id = 2").await;
     let open_xid: String = sqlx::query_scalar("select pg_current_xact_id()::text").fetch_one(&mut *open).await.unwrap();
     database.run("update users set name = 'seen by all' where id <> 2").await;
     service.export("full", "reader").await;
@@ -47,17 +44,16 @@ async fn a_purge_beside_an_open_transaction_looks_at_each_row_once() {
     // Each has a snapshot of its own, as if it had been taken between two of these transactions. Only the open
     // transaction is in progress in it: how many more there are, other databases of the server decide.
     database.run("do $$ begin for n in 1..999 loop perform pg_current_xact_id(); commit; end loop; end $$").await;
-    database
-        .run(&format!(
-            "update watermarks w set live_snapshot = own.snapshot, deletions_snapshot = own.snapshot
-             from watermarks o
-             cross join lateral (
-               select format('{open_xid}:%s:{open_xid}',
-                 pg_snapshot_xmax(o.live_snapshot)::text::bigint + split_part(o.consumer_id, '-', 2)::int)::pg_snapshot
-                 as snapshot) own
-             where o.id = w.id and w.consumer_id like 'reader-%'"
-        ))
-        .await;
+    let statements = format!(
+        "update watermarks w set live_snapshot = own.snapshot, deletions_snapshot = own.snapshot
+         from watermarks o
+         cross join lateral (
+           select format('{open_xid}:%s:{open_xid}',
+             pg_snapshot_xmax(o.live_snapshot)::text::bigint + split_part(o.consumer_id, '-', 2)::int)::pg_snapshot
+             as snapshot) own
+         where o.id = w.id and w.consumer_id like 'reader-%'"
+    );
+    database.run(&statements).await;
     database.run("analyze cdc_export.change_log; analyze watermarks").await;
 
     let purge_statement = include_str!("../../src/source/purge/purge.sql").replace("$1", "50000");
@@ -81,8 +77,8 @@ async fn an_export_beside_an_open_transaction_reads_what_its_position_has_not_se
     let service = Start::on(&database).service().await;
     // Its position keeps the log.
     service.export("full", "behind").await;
-    let mut open = database.pool.begin().await.unwrap();
-    open.execute("update users set name = 'open' where id = 2; set local cdc_export.quiet = 'delete'").await.unwrap();
+    let mut open =
+        database.open("update users set name = 'open' where id = 2; set local cdc_export.quiet = 'delete'").await;
     open.execute("delete from users where id = 3").await.unwrap();
     database.run("update users set name = 'seen' where id > 3").await;
     database.run("set cdc_export.quiet = 'delete'; delete from users where id > 2990; reset cdc_export.quiet").await;
@@ -94,9 +90,8 @@ async fn an_export_beside_an_open_transaction_reads_what_its_position_has_not_se
     assert!(service.export("delta", "delta").await.1.rows.is_empty());
     assert!(service.export("incremental", "incremental").await.1.rows.is_empty());
     assert!(service.export("delta", "incremental").await.1.rows.is_empty());
-    database
-        .run("update watermarks set last_exported_at = last_exported_at - interval '1 minute' where consumer_id = 'set-back'")
-        .await;
+    let statements = "update watermarks set last_exported_at = last_exported_at - interval '1 minute' where consumer_id = 'set-back'";
+    database.run(statements).await;
     assert_eq!(waiting(&consumers(&service).await, "set-back"), serde_json::json!([2, false]));
     let exported = plans(&service, "-- source.copy.changes");
     let opened = plans(&service, "-- source.snapshot.open");

@@ -9,8 +9,8 @@ use serde_json::Value;
 use tokio::process::Command;
 
 use crate::harness::{
-    Csv, Database, HANG_TIMEOUT, Service, Start, chosen_binaries, ends, eventually, option_env, reachable_folder,
-    serving_users,
+    Csv, Database, HANG_TIMEOUT, Service, Start, chosen_binaries, ends, option_env, reachable_folder, serving_users,
+    until,
 };
 
 /// A command, with these settings.
@@ -95,7 +95,7 @@ async fn a_failed_or_interrupted_export_is_no_success() {
     let child = command(&["export", "full", "--consumer", "a"], &settings).spawn().unwrap();
     let pid = Pid::from_raw(child.id().unwrap().cast_signed());
     let one = "select count(*) from exports where status = 'processing'";
-    eventually("it runs", || async { (database.one::<i64>(one).await == 1).then_some(()) }).await;
+    until("it runs", async || database.one::<i64>(one).await == 1).await;
     kill(pid, Signal::SIGINT).unwrap();
     let output = tokio::time::timeout(HANG_TIMEOUT, child.wait_with_output()).await.expect("it ends").unwrap();
     assert_eq!(output.status.code(), Some(1));
@@ -189,7 +189,7 @@ async fn a_command_joins_the_private_server_or_runs_it() {
 
 #[tokio::test]
 async fn a_name_without_an_extension_is_a_folder_that_is_made() {
-    let (database, service) = serving_users(9).await;
+    let (_, service) = serving_users(9).await;
     let (job, _) = service.export("full", "a").await;
     let (id, name) = (job["jobId"].as_str().unwrap(), job["outputFilename"].as_str().unwrap());
     let work = reachable_folder();
@@ -261,12 +261,9 @@ async fn a_job_between_two_attempts_shows_why_it_waits_and_is_cancelled_without_
     let database = Database::new().await;
     let service = Start::on(&database).arguments(&["serve", "--no-workers"]).service().await;
     let id = service.submit("full", "a").await;
-    database
-        .run(
-            "update cdc_export.exports set attempt = 1, started_at = clock_timestamp(), run_at = now() + interval '1 minute',
-               error_code = 'storage_full', error_detail = 'no room'",
-        )
-        .await;
+    let statements = "update cdc_export.exports set attempt = 1, started_at = clock_timestamp(), run_at = now() + interval '1 minute',
+           error_code = 'storage_full', error_detail = 'no room'";
+    database.run(statements).await;
     let next = service.job(&id).await["nextAttemptAt"].as_str().unwrap().to_owned();
     let exact = format!("select run_at = '{next}' from cdc_export.exports");
     assert!(database.one::<bool>(&exact).await, "{next}");

@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::connections::sockets::{address, allow_descriptors, connected, enough, large_file, many};
-use crate::harness::{Database, HANG_TIMEOUT, Start, client_builder, eventually, refusal};
+use crate::harness::{Database, HANG_TIMEOUT, Start, client_builder, refusal, until};
 use crate::keys::{bearer, call_as};
 
 /// A write that makes no progress is given up after this time, which is 30 seconds but for this test.
@@ -40,15 +40,12 @@ async fn one_key_leaves_places_to_others_of_its_address() {
         is_taken.then_some(())
     })
     .await;
-    eventually("another key has places, from the same address", async || {
-        (service.call("GET", path, &[]).await.status() == 200).then_some(())
+    until("another key has places, from the same address", async || {
+        service.call("GET", path, &[]).await.status() == 200
     })
     .await;
     drop(hanging);
-    eventually("they are free again", async || {
-        (call_as(&service, &greedy, "GET", path).await.status() == 200).then_some(())
-    })
-    .await;
+    until("they are free again", async || call_as(&service, &greedy, "GET", path).await.status() == 200).await;
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Csv, Database, Service, Start, eventually, serving_users};
+use crate::harness::{Csv, Database, Service, Start, ends, eventually, serving_users, until};
 
 /// The whole row of a consumer's watermark, hidden columns too.
 pub(crate) async fn position(database: &Database, consumer: &str) -> Option<String> {
@@ -24,7 +24,7 @@ pub(crate) async fn refused(database: &Database, service: &Service, export_type:
     );
     assert_eq!(position(database, consumer).await, before, "{export_type} after {word}");
     // The attempt's draft goes once the job has ended.
-    eventually("nothing is left", || async { (service.files() == files).then_some(()) }).await;
+    until("nothing is left", async || service.files() == files).await;
 }
 
 /// An export that the guard lets pass, with its word; null for none.
@@ -37,10 +37,7 @@ pub(crate) async fn passes(service: &Service, export_type: &str, consumer: &str,
 /// A full export passes with the word, and afterwards there is nothing to say and nothing due.
 pub(crate) async fn full_heals(database: &Database, service: &Service, consumer: &str, word: &str) {
     let (_, full) = passes(service, "full", consumer, Some(word)).await;
-    let live: Vec<i64> = sqlx::query_scalar("select id from users where not is_deleted order by id")
-        .fetch_all(&database.pool)
-        .await
-        .unwrap();
+    let live: Vec<i64> = database.all("select id from users where not is_deleted order by id").await;
     assert_eq!(full.ids(), live);
     for export_type in ["incremental", "delta"] {
         let (_, file) = passes(service, export_type, consumer, None).await;
@@ -55,14 +52,13 @@ pub(crate) fn operations(delta: &Csv) -> Vec<(&str, &str)> {
     rows
 }
 
-/// A command of the binary on a database: exit code and standard error.
-pub(crate) async fn command(database: &Database, command: &[&str]) -> (i32, String) {
-    Start::on(database).arguments(command).until_it_ends().await
+/// A command of the binary on a database: exit code, what it printed, and standard error.
+pub(crate) async fn command(database: &Database, command: &[&str]) -> (i32, String, String) {
+    Start::on(database).arguments(command).output().await
 }
 
 pub(crate) async fn track(database: &Database) {
-    let (code, errors) = command(database, &["track", "users"]).await;
-    assert_eq!(code, 0, "{errors}");
+    ends(command(database, &["track", "users"]).await, 0, "");
 }
 
 /// How many rows the log has.

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use crate::continuity::{passes, refused};
-use crate::harness::{Csv, Database, Service, Start, eventually, refusal, serving_users};
+use crate::harness::{Csv, Database, Service, Start, eventually, needs_full, refusal, serving_users};
 
 /// Runs what needs that nobody is connected to the database.
 async fn alone(database: &Database, statement: &str) {
@@ -39,9 +39,7 @@ async fn pending(database: &Database) -> (Service, String) {
 async fn a_copy_does_not_publish_or_harm_what_its_original_committed() {
     let database = Database::with_users(5).await;
     let mut doomed = Start::on(&database).with("FAILPOINTS", "worker.committed=kill").service().await;
-    let request = doomed.client.post(format!("{}/exports/full", doomed.address)).header("X-Consumer-ID", "a");
-    let _ = request.send().await;
-    doomed.dies().await;
+    doomed.dies_of("full", "a", &json!({})).await;
     let id: String = database.one("select id::text from exports").await;
     let hidden = doomed.files();
     assert!(hidden.len() == 1 && hidden[0].starts_with('.'), "{hidden:?}");
@@ -56,8 +54,7 @@ async fn a_copy_does_not_publish_or_harm_what_its_original_committed() {
     passes(&stranger, "full", "a", Some("file_lost")).await;
 
     let heir = Start::on(&database).sharing_output(&doomed).service().await;
-    let job = heir.ended(&id).await;
-    assert_eq!(job["status"], "completed", "{job}");
+    let job = heir.completes(&id).await;
     assert_eq!(Csv::read(&heir.path(&job)).rows.len(), 5);
     passes(&heir, "delta", "a", None).await;
 }
@@ -66,9 +63,7 @@ async fn a_copy_does_not_publish_or_harm_what_its_original_committed() {
 async fn an_admin_of_a_copy_gives_up_what_the_original_then_publishes() {
     let database = Database::with_users(5).await;
     let mut doomed = Start::on(&database).with("FAILPOINTS", "sink.publish.renamed=kill").service().await;
-    let request = doomed.client.post(format!("{}/exports/full", doomed.address)).header("X-Consumer-ID", "a");
-    let _ = request.send().await;
-    doomed.dies().await;
+    doomed.dies_of("full", "a", &json!({})).await;
     let id: String = database.one("select id::text from exports").await;
     // It has its name, and that isn't recorded.
     let files = doomed.files();
@@ -137,14 +132,9 @@ async fn a_job_that_waits_in_a_copy_too_is_its_originals() {
     let stranger = Start::on(&copy).sharing_output(&first).with("LEASE_SECONDS", 1).service().await;
     // Under one id there is one file.
     let job = stranger.ended(&id).await;
-    assert_eq!(
-        (&job["status"], &job["error"]["code"], &job["continuity"]),
-        (&json!("failed"), &json!("full_export_needed"), &json!("database_restored")),
-        "{job}"
-    );
+    needs_full(&job, "database_restored");
     original.release("worker.staged").await;
-    let job = original.ended(&id).await;
-    assert_eq!(job["status"], "completed", "{job}");
+    let job = original.completes(&id).await;
     assert_eq!(Csv::read(&original.path(&job)).rows.len(), 5, "nobody swept it");
 }
 

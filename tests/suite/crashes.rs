@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Csv, Database, Service, Start, eventually};
+use crate::harness::{Csv, Database, Service, Start, eventually, until};
 
 /// Where a job stands, from the table itself: while its services are stopped, no API answers.
 async fn status(database: &Database) -> String {
@@ -15,16 +15,14 @@ async fn status(database: &Database) -> String {
 /// Submits an export that kills its service, and gives its id.
 pub(crate) async fn killed_by_an_export(database: &Database, service: &mut Service) -> String {
     // The answer may die with it.
-    let request = service.client.post(format!("{}/exports/full", service.address)).header("X-Consumer-ID", "a");
-    let _ = request.send().await;
-    service.dies().await;
+    service.dies_of("full", "a", &json!({})).await;
     database.one("select id::text from exports").await
 }
 
 /// Everything in the folder is the file of this job, and the watermark is its.
 async fn holds_only(service: &Service, job: &Value) {
     let name = job["outputFilename"].as_str().unwrap();
-    eventually("nothing else is in the folder", || async { (service.files() == [name]).then_some(()) }).await;
+    until("nothing else is in the folder", async || service.files() == [name]).await;
     assert_eq!(Csv::read(&service.path(job)).rows.len() as u64, job["rowsExported"].as_u64().unwrap());
     assert_eq!(std::fs::metadata(service.path(job)).unwrap().len(), job["bytesWritten"].as_u64().unwrap());
     assert_eq!(service.watermark("a").await.as_deref(), job["watermarkTo"].as_str());
@@ -40,8 +38,7 @@ async fn a_crash_after_the_commit_loses_nothing() {
     assert!(hidden.len() == 1 && hidden[0].starts_with('.'), "{hidden:?}");
 
     // Its publication can't be recorded while somebody holds the row.
-    let mut held = database.pool.begin().await.unwrap();
-    sqlx::query("select from exports for update").execute(&mut *held).await.unwrap();
+    let held = database.open("select from exports for update").await;
     let heir = Start::on(&database).sharing_output(&dead).service().await;
     let named = || async { Some(heir.files()).filter(|files| !files[0].starts_with('.')) };
     let files = eventually("the file has its name", named).await;
@@ -203,7 +200,7 @@ async fn stale_worker_cannot_commit() {
     holds_only(&owner, &job).await;
     // Either may have given the file its name: any process that sees the folder does.
     let completed = || stale.events("export_completed").len() + owner.events("export_completed").len();
-    eventually("its completion is logged", || async { (completed() > 0).then_some(()) }).await;
+    until("its completion is logged", async || completed() > 0).await;
     assert_eq!(completed(), 1);
 }
 
@@ -221,8 +218,7 @@ async fn a_worker_that_slept_through_its_lease_touches_nothing() {
             // It holds the job's row. Postgres ends it after a lease without a sign.
             let leaders = "select count(*) from pg_stat_activity
                            where datname = current_database() and state like 'idle in transaction%' and backend_xid is not null";
-            eventually("the stale leader's end", || async { (database.one::<i64>(leaders).await == 0).then_some(()) })
-                .await;
+            until("the stale leader's end", async || database.one::<i64>(leaders).await == 0).await;
         }
         let job = other.ended(&id).await;
         assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(2)), "{job}");
@@ -247,8 +243,7 @@ async fn services_on_two_databases_may_share_a_folder() {
     let stranger = Start::on(&another).sharing_output(&service).with("LEASE_SECONDS", 1).service().await;
     stranger.export("full", "b").await;
     service.release("worker.staged").await;
-    let job = service.ended(&id).await;
-    assert_eq!(job["status"], "completed");
+    let job = service.completes(&id).await;
     assert_eq!(Csv::read(&service.path(&job)).rows.len(), 5, "its file was nobody else's to sweep");
     assert_eq!(service.files().len(), 2);
 }

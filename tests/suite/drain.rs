@@ -4,10 +4,10 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::events::Stream;
-use crate::harness::{Database, Service, Start, eventually};
+use crate::harness::{Database, Service, Start, eventually, until};
 
 async fn runs(service: &Service, id: &str) {
-    eventually("it runs", || async { (service.job(id).await["status"] == "processing").then_some(()) }).await;
+    until("it runs", async || service.job(id).await["status"] == "processing").await;
 }
 
 #[tokio::test]

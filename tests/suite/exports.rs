@@ -126,9 +126,9 @@ async fn the_watermark_is_the_latest_finite_time_and_never_moves_back() {
 #[tokio::test]
 async fn a_watermark_set_by_hand_is_obeyed() {
     let database = Database::with_users(9).await;
-    database
-        .run("insert into watermarks (consumer_id, last_exported_at, updated_at) values ('a', '2026-01-01 00:05+00', now())")
-        .await;
+    let statements =
+        "insert into watermarks (consumer_id, last_exported_at, updated_at) values ('a', '2026-01-01 00:05+00', now())";
+    database.run(statements).await;
     let service = Start::on(&database).service().await;
     let (_, file) = service.export("incremental", "a").await;
     assert_eq!(file.ids(), [6, 7, 8, 9]);
@@ -176,21 +176,18 @@ async fn hostile_values_are_restored_by_copy() {
         "1999-12-31 23:59:59.999999+00",
     ];
     for (i, time) in times.iter().enumerate() {
-        database
-            .run(&format!(
-                "insert into users (name, email, created_at, updated_at) values ('t', 't{i}', '{time}', '{time}')"
-            ))
-            .await;
+        let statements =
+            format!("insert into users (name, email, created_at, updated_at) values ('t', 't{i}', '{time}', '{time}')");
+        database.run(&statements).await;
     }
     let service = Start::on(&database).service().await;
     for (export_type, columns) in [("full", ""), ("delta", "operation text, ")] {
         let (job, _) = service.export(export_type, export_type).await;
-        database
-            .run(&format!(
-                "create table restored ({columns}id bigint, name text, email text, created_at timestamptz,
-                   updated_at timestamptz, is_deleted boolean)"
-            ))
-            .await;
+        let statements = format!(
+            "create table restored ({columns}id bigint, name text, email text, created_at timestamptz,
+               updated_at timestamptz, is_deleted boolean)"
+        );
+        database.run(&statements).await;
         let mut copy = database.pool.copy_in_raw("copy restored from stdin csv header").await.unwrap();
         copy.send(std::fs::read(service.path(&job)).unwrap()).await.unwrap();
         copy.finish().await.unwrap();

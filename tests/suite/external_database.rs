@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 
 use crate::catalog::Catalog;
 use crate::harness::{
-    Database, Start, connect_options, embedded_settings_with_cluster, eventually, reachable_folder, serving_users,
+    Database, Start, connect_options, embedded_settings_with_cluster, needs_full, reachable_folder, serving_users,
+    silent, until,
 };
 
 /// A role of a test, without any right but to connect.
@@ -57,9 +58,8 @@ async fn a_start_that_can_never_have_its_connections_is_refused() {
     // Enough for what is asked: 4 x 1 + 1 + 1 for the exports, 11 + 3 for the API.
     let service = role.start().with("WORKERS", 1).with("READERS", 1).with("API_CONNECTIONS", 11).service().await;
     service.stop().await;
-    database
-        .run(&format!("alter role {} connection limit -1; alter database {name} connection limit 21", role.name))
-        .await;
+    let statements = format!("alter role {} connection limit -1; alter database {name} connection limit 21", role.name);
+    database.run(&statements).await;
     let line = role.refused().await;
     assert!(line.contains("21 at most"), "{line}");
 }
@@ -108,9 +108,8 @@ async fn what_a_role_may_not_create_is_named_with_the_grants_for_it() {
     service.stop().await;
 
     // A schema that an administrator made for it.
-    database
-        .run(&format!("drop owned by {name} cascade; create schema cdc_export; grant {name} to current_user"))
-        .await;
+    let statements = format!("drop owned by {name} cascade; create schema cdc_export; grant {name} to current_user");
+    database.run(&statements).await;
     let (cdc_export, public) =
         ("GRANT CREATE, USAGE ON SCHEMA cdc_export TO", "GRANT CREATE, USAGE ON SCHEMA public TO");
     let line = role.refused().await;
@@ -161,14 +160,13 @@ async fn a_role_that_may_create_nothing_exports_from_what_another_has_made() {
 async fn the_owner_of_a_table_is_told_what_track_needs() {
     let database = Database::new().await;
     let (owner, reader) = (Role::new(&database).await, Role::new(&database).await);
-    database
-        .run(&format!(
-            "create schema sales authorization {0}; create table sales.orders (id int primary key);
-             alter table sales.orders owner to {0}; grant usage on schema sales, cdc_export, public to {1};
-             grant all on all tables in schema cdc_export, public to {1}",
-            owner.name, reader.name
-        ))
-        .await;
+    let statements = format!(
+        "create schema sales authorization {0}; create table sales.orders (id int primary key);
+         alter table sales.orders owner to {0}; grant usage on schema sales, cdc_export, public to {1};
+         grant all on all tables in schema cdc_export, public to {1}",
+        owner.name, reader.name
+    );
+    database.run(&statements).await;
     let catalog = Catalog::of("[[dataset]]\nname = \"orders\"\ntable = \"sales.orders\"\n");
     let runs = async |role: &Role, arguments: &[&str]| {
         let (code, _, said) =
@@ -236,13 +234,11 @@ async fn a_transaction_timeout_of_the_server_ends_no_export() {
 async fn a_database_that_reads_texts_otherwise_and_checks_functions_strictly_is_migrated() {
     let database = Database::empty().await;
     let name: String = database.one("select current_database()::text").await;
-    database
-        .run(&format!(
-            "alter database {name} set standard_conforming_strings = off; alter database {name} set plpgsql.extra_errors = 'all'"
-        ))
-        .await;
-    let (code, _, said) = Start::on(&database).arguments(&["migrate"]).output().await;
-    assert_eq!((code, said.as_str()), (0, ""));
+    let statements = format!(
+        "alter database {name} set standard_conforming_strings = off; alter database {name} set plpgsql.extra_errors = 'all'"
+    );
+    database.run(&statements).await;
+    silent(Start::on(&database).arguments(&["migrate"]).output().await);
     let service = Start::on(&database).service().await;
     service.export("full", "a").await;
     database.run("set standard_conforming_strings = on; delete from users").await;
@@ -272,7 +268,7 @@ async fn what_a_client_was_told_of_survives_a_crash_of_postgres() {
     server.stop().await;
     let server = private_postgres::Server::start(&settings).await.unwrap();
     let database = Database::at(connect_options(server.socket_folder()));
-    let jobs: Vec<String> = sqlx::query_scalar("select id::text from exports").fetch_all(&database.pool).await.unwrap();
+    let jobs: Vec<String> = database.all("select id::text from exports").await;
     assert_eq!(jobs, [id]);
     server.stop().await;
 }
@@ -297,7 +293,6 @@ async fn a_commit_waits_for_the_disk_and_for_what_the_operator_asks_beyond() {
 
 #[tokio::test]
 async fn changes_in_every_partition_are_seen() {
-    let database = Database::empty().await;
     let schema = "
         create table users (id bigint primary key, name text not null, email text not null,
           created_at timestamptz not null, updated_at timestamptz not null, is_deleted boolean not null default false)
@@ -306,9 +301,8 @@ async fn changes_in_every_partition_are_seen() {
         create table users_high partition of users for values from (100) to (200) partition by range (id);
         create table users_high_all partition of users_high default;
         insert into users select n, n, n, '2026-01-01', '2026-01-01' from generate_series(0, 190, 10) n";
-    database.run(schema).await;
-    let (code, errors) = Start::on(&database).arguments(&["track", "users"]).until_it_ends().await;
-    assert_eq!((code, errors.as_str()), (0, ""));
+    let database = Database::empty_with(schema).await;
+    silent(Start::on(&database).arguments(&["track", "users"]).output().await);
     let service = Start::on(&database).service().await;
     assert_eq!(service.export("full", "a").await.1.rows.len(), 20);
 
@@ -338,7 +332,7 @@ async fn changes_in_every_partition_are_seen() {
     ] {
         database.run(change).await;
         let job = service.ended(&service.submit("delta", "a").await).await;
-        assert_eq!((&job["error"]["code"], &job["continuity"]), (&json!("full_export_needed"), &json!(why)), "{job}");
+        needs_full(&job, why);
         let (_, full) = service.export("full", "a").await;
         assert!(full.ids().iter().all(|id| *id < 100), "{full:?}");
     }
@@ -347,8 +341,7 @@ async fn changes_in_every_partition_are_seen() {
 #[tokio::test]
 async fn writers_of_other_databases_are_not_in_the_way() {
     let (database, other) = (Database::new().await, Database::new().await);
-    let mut writing = other.pool.begin().await.unwrap();
-    sqlx::query("select pg_current_xact_id()::text").execute(&mut *writing).await.unwrap();
+    let writing = other.open("select pg_current_xact_id()::text").await;
     let service = Start::on(&database).service().await;
     let (job, _) = service.export("full", "a").await;
     assert_eq!((&job["openTransactions"], &job["oldestTransactionSeconds"]), (&json!(0), &Value::Null));
@@ -365,7 +358,7 @@ async fn the_log_of_what_everybody_has_seen_is_emptied() {
     let logged = "select count(*) from cdc_export.change_log";
     // Purges when it starts, and what the consumer hasn't seen stays.
     let service = Start::on(&database).service().await;
-    eventually("a purge", || async { (database.one::<i64>(logged).await == 1).then_some(()) }).await;
+    until("a purge", async || database.one::<i64>(logged).await == 1).await;
     assert_eq!(service.export("delta", "a").await.1.ids(), [3]);
     assert_eq!(service.events("purge_failed"), Vec::<Value>::new());
 }
@@ -427,12 +420,11 @@ async fn a_url_without_a_user_means_the_user_of_the_system() {
     let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).unwrap().unwrap().name;
     let name = database.options.get_database().unwrap();
     // A role is of the cluster, and other tests may have made it.
-    database
-        .run(&format!(
-            "do $$ begin create role \"{user}\"; exception when duplicate_object then null; end $$;
-             alter role \"{user}\" login superuser password 'secret-of-the-file'"
-        ))
-        .await;
+    let statements = format!(
+        "do $$ begin create role \"{user}\"; exception when duplicate_object then null; end $$;
+         alter role \"{user}\" login superuser password 'secret-of-the-file'"
+    );
+    database.run(&statements).await;
     let url = database.url_as("somebody", "pass").replace("somebody:pass@", "");
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("pgpass");

@@ -4,9 +4,8 @@ use std::path::Path;
 
 use rustix::process::{Resource, Rlimit};
 use serde_json::{Value, json};
-use sqlx::Executor;
 
-use crate::harness::{Csv, Database, Service, Start, eventually, refusal, serving_users};
+use crate::harness::{Csv, Database, Service, Start, eventually, refusal, serving_users, until};
 
 #[tokio::test]
 async fn a_failed_disk_operation_is_tried_again_with_a_new_file() {
@@ -178,15 +177,14 @@ async fn a_table_that_is_gone_or_untracked_since_the_request_is_told() {
 async fn a_role_that_may_not_see_every_row_exports_none() {
     let database = Database::with_users(5).await;
     let role = database.role().await;
-    database
-        .run(&format!(
-            "alter role {role} password 'secret-of-the-role';
-             grant usage, create on schema public, cdc_export to {role};
-             grant all on all tables in schema public, cdc_export to {role};
-             grant usage on all sequences in schema public, cdc_export to {role};
-             revoke all on users from {role}"
-        ))
-        .await;
+    let statements = format!(
+        "alter role {role} password 'secret-of-the-role';
+         grant usage, create on schema public, cdc_export to {role};
+         grant all on all tables in schema public, cdc_export to {role};
+         grant usage on all sequences in schema public, cdc_export to {role};
+         revoke all on users from {role}"
+    );
+    database.run(&statements).await;
     let service = Start::plain().with("DATABASE_URL", database.url_as(&role, "secret-of-the-role")).service().await;
     for change in [
         "select".to_owned(),
@@ -227,7 +225,7 @@ async fn timeouts_of_the_server_do_not_end_an_export() {
     let id = service.submit("full", "a").await;
     service.becomes(&id, "processing").await;
     let waiting = "select clock_timestamp() > started_at + interval '1.5 s' from exports";
-    eventually("longer than the timeouts", || async { database.one::<bool>(waiting).await.then_some(()) }).await;
+    until("longer than the timeouts", async || database.one::<bool>(waiting).await).await;
     held.rollback().await.unwrap();
     let job = service.ended(&id).await;
     assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(1)), "{job}");
@@ -239,8 +237,7 @@ async fn a_lock_on_the_watermark_makes_the_commit_try_again() {
     let (database, service) = serving_users(5).await;
     service.export("full", "a").await;
     database.add_users(6, 8).await;
-    let mut held = database.pool.begin().await.unwrap();
-    held.execute("update watermarks set updated_at = now()").await.unwrap();
+    let held = database.open("update watermarks set updated_at = now()").await;
     let id = service.submit("delta", "a").await;
     service.says("export_retried", &id).await;
     held.rollback().await.unwrap();

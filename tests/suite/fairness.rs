@@ -1,10 +1,9 @@
 //! Shares: one table, one consumer or one key leaves workers, turns in the queue, open jobs and connections to others.
 
 use futures_util::{StreamExt, stream};
-use sqlx::Executor;
 
 use crate::catalog::{Catalog, export, post};
-use crate::harness::{Database, Service, Start, eventually, refusal};
+use crate::harness::{Database, Service, Start, eventually, refusal, until};
 use crate::keys::bearer;
 
 const TWO_TABLES: &str =
@@ -42,7 +41,7 @@ async fn submit(service: &Service, consumer: &str, dataset: &str) {
 /// Waits until no job is open.
 async fn all_ended(database: &Database) {
     let open = "select count(*) from exports where status in ('pending', 'processing') or published_at is null";
-    eventually("all jobs ended", async || (database.one::<i64>(open).await == 0).then_some(())).await;
+    until("all jobs ended", async || database.one::<i64>(open).await == 0).await;
 }
 
 #[tokio::test]
@@ -130,12 +129,9 @@ async fn the_open_jobs_of_a_key_are_no_limit_of_another_key() {
     let (greedy, other) = (bearer(&database, "greedy", &[], &[]).await, bearer(&database, "other", &[], &[]).await);
     let service = catalog.start(&database).with("AUTH", "keys").service().await;
     let ask = async |key: &str, consumer: Option<&str>, dataset: &str, sent: &str| {
-        let mut request = service.client.post(format!("{}/exports", service.address));
-        request = request.header("Authorization", key).header("Idempotency-Key", sent);
-        if let Some(consumer) = consumer {
-            request = request.header("X-Consumer-ID", consumer);
-        }
-        request.json(&serde_json::json!({ "dataset": dataset })).send().await.unwrap()
+        let mut headers = vec![("Authorization", key), ("Idempotency-Key", sent)];
+        headers.extend(consumer.map(|consumer| ("X-Consumer-ID", consumer)));
+        service.post("/exports", &headers, &serde_json::json!({ "dataset": dataset })).await
     };
     for consumer in [None, Some("guessed")] {
         for n in 0..20 {
@@ -199,8 +195,7 @@ async fn one_key_leaves_connections_to_others() {
     let start = Start::on(&database).with("AUTH", "keys").with("API_CONNECTIONS", 4).with("RATE_LIMIT", "1000000/s");
     let service = start.service().await;
     database.run("insert into watermarks (consumer_id, last_exported_at) values ('quiet', '2026-01-01')").await;
-    let mut held = database.pool.begin().await.unwrap();
-    held.execute("lock table cdc_export.lanes in access exclusive mode").await.unwrap();
+    let held = database.open("lock table cdc_export.lanes in access exclusive mode").await;
     let burst = stream::iter(0..270).map(async |n| {
         let consumer = format!("c{n}");
         let headers = [("Authorization", &*greedy), ("X-Consumer-ID", &consumer)];
@@ -209,7 +204,7 @@ async fn one_key_leaves_connections_to_others() {
     let others = async {
         let waiting = "select count(*) from pg_stat_activity
                        where datname = current_database() and wait_event_type = 'Lock' and query like '%store.jobs.next_in_lane%'";
-        eventually("the burst waits", async || (database.one::<i64>(waiting).await >= 3).then_some(())).await;
+        until("the burst waits", async || database.one::<i64>(waiting).await >= 3).await;
         for _ in 0..20 {
             let headers = [("Authorization", &*other), ("X-Consumer-ID", "quiet")];
             assert_eq!(service.call("GET", "/exports/watermark", &headers).await.status(), 200);

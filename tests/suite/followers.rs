@@ -12,7 +12,7 @@ use futures_util::future::join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{Database, Service, Start, eventually, refusal};
+use crate::harness::{Database, Service, Start, eventually, refusal, until};
 use crate::keys::{bearer, call_as};
 
 /// Of one key or address.
@@ -66,10 +66,7 @@ async fn one_key_or_address_leaves_followers_to_others() {
     assert_eq!(call_as(&service, &one, "GET", &format!("/exports/{id}")).await.status(), 200);
     let _other = following(&service, id, &other).await;
     drop((streams, waits));
-    eventually("its share is free again", async || {
-        (call_as(&service, &one, "GET", &events).await.status() == 200).then_some(())
-    })
-    .await;
+    until("its share is free again", async || call_as(&service, &one, "GET", &events).await.status() == 200).await;
 }
 
 #[tokio::test]
@@ -102,7 +99,7 @@ async fn many_followers_cost_one_look_a_second_together() {
     // A session that looks for the first time begins two.
     assert!(statements >= 3 && statements as f64 <= 3.0 * seconds, "{statements} in {seconds} seconds");
     drop(streams);
-    eventually("nobody follows", async || (begun_in_a_while().await.0 == 0).then_some(())).await;
+    until("nobody follows", async || begun_in_a_while().await.0 == 0).await;
 }
 
 /// Whoever follows a job in this process hears of its end at once, also where its worker has vanished.

@@ -8,22 +8,13 @@ use crate::harness::{Csv, Database, Service, Start, lacks, refusal, serving_user
 
 const CALLS: [&str; 5] = ["/exports", "/exports/full", "/exports/incremental", "/exports/delta", "/export/a"];
 
-async fn ask(service: &Service, path: &str, body: &Value, headers: &[(&str, &str)]) -> reqwest::Response {
-    let mut request = service.client.post(format!("{}{path}", service.address)).json(body);
-    for (name, value) in headers {
-        request = request.header(*name, *value);
-    }
-    request.send().await.unwrap()
-}
-
 /// A consumer's export that completes, with these options: its job.
 async fn export(service: &Service, export_type: &str, consumer: &str, options: &Value) -> Value {
     let path = format!("/exports/{export_type}");
-    let answer = ask(service, &path, options, &[("X-Consumer-ID", consumer)]).await;
+    let answer = service.post(&path, &[("X-Consumer-ID", consumer)], options).await;
     assert_eq!(answer.status(), 202);
     let submitted: Value = answer.json().await.unwrap();
-    let job = service.ended(submitted["jobId"].as_str().unwrap()).await;
-    assert_eq!(job["status"], "completed", "{job}");
+    let job = service.completes(submitted["jobId"].as_str().unwrap()).await;
     assert_eq!(job["outputFilename"], submitted["outputFilename"]);
     job
 }
@@ -49,11 +40,10 @@ async fn every_call_takes_the_options() {
     ] {
         let default = if options["format"] == "parquet" { json!("zstd") } else { json!("none") };
         for path in CALLS {
-            let answer = ask(&service, path, &options, &[("X-Consumer-ID", "a")]).await;
+            let answer = service.post(path, &[("X-Consumer-ID", "a")], &options).await;
             assert_eq!(answer.status(), 202, "{path} {options}");
             let job = answer.json::<Value>().await.unwrap();
-            let job = service.ended(job["jobId"].as_str().unwrap()).await;
-            assert_eq!(job["status"], "completed", "{job}");
+            let job = service.completes(job["jobId"].as_str().unwrap()).await;
             assert_eq!(job["format"], *options.get("format").unwrap_or(&json!("csv")));
             assert_eq!(job["compression"], *options.get("compression").unwrap_or(&default));
             let name = job["outputFilename"].as_str().unwrap();
@@ -106,7 +96,7 @@ async fn a_word_that_is_no_choice_is_refused_by_all_calls() {
         (json!({"compression": 1}), "compression", "compression: a string is expected"),
     ] {
         for path in CALLS {
-            let answer = ask(&service, path, &options, &[("X-Consumer-ID", "a")]).await;
+            let answer = service.post(path, &[("X-Consumer-ID", "a")], &options).await;
             assert_eq!(answer.status(), 400, "{path} {options}");
             let problem: Value = answer.json().await.unwrap();
             assert_eq!((&problem["code"], &problem["field"]), (&json!("member_invalid"), &json!(field)));
@@ -121,8 +111,8 @@ async fn the_options_are_part_of_the_request() {
     let held = database.hold_exports().await;
     let keyed = [("X-Consumer-ID", "a"), ("Idempotency-Key", "k")];
     let options = json!({"format": "ndjson", "compression": "gzip"});
-    let first: Value = ask(&service, "/exports/delta", &options, &keyed).await.json().await.unwrap();
-    let again: Value = ask(&service, "/exports/delta", &options, &keyed).await.json().await.unwrap();
+    let first: Value = service.post("/exports/delta", &keyed, &options).await.json().await.unwrap();
+    let again: Value = service.post("/exports/delta", &keyed, &options).await.json().await.unwrap();
     assert_eq!(first, again);
     for other in [
         json!({}),
@@ -130,7 +120,7 @@ async fn the_options_are_part_of_the_request() {
         json!({"format": "ndjson"}),
         json!({"format": "ndjson", "compression": "zstd"}),
     ] {
-        let answer = ask(&service, "/exports/delta", &other, &keyed).await;
+        let answer = service.post("/exports/delta", &keyed, &other).await;
         assert_eq!(refusal(answer).await, (422, "idempotency_key_reused".to_owned()), "{other}");
     }
     let id = first["jobId"].as_str().unwrap();
@@ -256,7 +246,7 @@ mod in_parquet {
             let manifest: Value = service.call("GET", &manifest, &[]).await.json().await.unwrap();
             assert_eq!(manifest["export"]["compression"], word);
             let batch = json!({"datasets": ["users"], "format": "parquet", "compression": word});
-            let batch = ask(&service, "/exports/full", &batch, &[("X-Consumer-ID", &format!("{word}-batch"))]).await;
+            let batch = service.post("/exports/full", &[("X-Consumer-ID", &format!("{word}-batch"))], &batch).await;
             let batch: Value = batch.json().await.unwrap();
             let job_in_batch = service.ended(batch["jobs"][0]["jobId"].as_str().unwrap()).await;
             assert_eq!(job_in_batch["compression"], word, "{batch}");
@@ -274,7 +264,7 @@ mod in_parquet {
             let held = database.hold_exports().await;
             let options = json!({"format": "parquet", "compression": word});
             let job: Value =
-                ask(&service, "/exports/full", &options, &[("X-Consumer-ID", "a")]).await.json().await.unwrap();
+                service.post("/exports/full", &[("X-Consumer-ID", "a")], &options).await.json().await.unwrap();
             let id = job["jobId"].as_str().unwrap();
             service.call("POST", &format!("/exports/{id}/cancel"), &[]).await;
             service.becomes(id, "cancelled").await;
@@ -290,7 +280,7 @@ mod in_parquet {
         let database = Database::with_users(3).await;
         database.run("update users set updated_at = 'infinity' where id = 2").await;
         let service = Start::on(&database).service().await;
-        let answer = ask(&service, "/exports/full", &json!({"format": "parquet"}), &[("X-Consumer-ID", "a")]).await;
+        let answer = service.post("/exports/full", &[("X-Consumer-ID", "a")], &json!({"format": "parquet"})).await;
         let id = answer.json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned();
         let job = service.ended(&id).await;
         assert_eq!((&job["status"], &job["attempt"]), (&json!("failed"), &json!(1)));

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, ended, export, post};
-use crate::harness::{Database, Service, Start, eventually};
+use crate::harness::{Database, Service, Start, eventually, until};
 
 const TABLES: &str = "
     create table logged (id int primary key, n int); insert into logged select n, n from generate_series(1, 3) n;
@@ -71,10 +71,9 @@ async fn the_age_of_a_change_counts_from_its_commit() {
 
     // Written long before its commit, by a transaction that began before the next export, and after nothing else for a
     // while.
-    let mut writer = database.pool.begin().await.unwrap();
-    sqlx::Executor::execute(&mut *writer, "update logged set n = 0 where id = 1").await.unwrap();
+    let writer = database.open("update logged set n = 0 where id = 1").await;
     let written = now(&database).await;
-    eventually("three seconds", async || ((now(&database).await - written).num_seconds() >= 3).then_some(())).await;
+    until("three seconds", async || (now(&database).await - written).num_seconds() >= 3).await;
     export(&service, "delta", "logged", "a").await;
     assert_eq!(lane(&service, "a", "logged").await["behindSeconds"], 0);
     let committed = now(&database).await;
@@ -83,8 +82,7 @@ async fn the_age_of_a_change_counts_from_its_commit() {
     assert!(told.abs_diff(passed) <= 1, "{told} {passed}");
 
     // A later change is not the oldest one. Nor is one of a transaction that is under way.
-    let mut open = database.pool.begin().await.unwrap();
-    sqlx::Executor::execute(&mut *open, "update logged set n = 0 where id = 3").await.unwrap();
+    let open = database.open("update logged set n = 0 where id = 3").await;
     database.run("update logged set n = 0 where id = 2").await;
     let (told, passed) = behind(&database, &service, "logged", committed, 4).await;
     assert!(told.abs_diff(passed) <= 1, "{told} {passed}");
@@ -139,22 +137,21 @@ async fn a_quiet_database_is_not_written_to() {
     let database = Database::empty().await;
     let (_catalog, _service) = started(&database, &file()).await;
     let moments = async || database.one::<i64>("select count(*) from cdc_export.moments").await;
-    let mut writer = database.pool.begin().await.unwrap();
-    sqlx::Executor::execute(&mut *writer, "update logged set n = 0").await.unwrap();
+    let writer = database.open("update logged set n = 0").await;
     // What `track` and the start left is in a moment by now. Other tables don't count, nor does a writer that waits.
     let settled = eventually("no more moments", async || {
         let before = moments().await;
         let looked = now(&database).await;
-        eventually("two looks", async || ((now(&database).await - looked).num_seconds() >= 3).then_some(())).await;
+        until("two looks", async || (now(&database).await - looked).num_seconds() >= 3).await;
         (moments().await == before).then_some(before)
     })
     .await;
     database.run("create table other (id int); insert into other select generate_series(1, 10)").await;
     let looked = now(&database).await;
-    eventually("two looks", async || ((now(&database).await - looked).num_seconds() >= 3).then_some(())).await;
+    until("two looks", async || (now(&database).await - looked).num_seconds() >= 3).await;
     assert_eq!(moments().await, settled);
     writer.commit().await.unwrap();
-    eventually("a moment", async || (moments().await > settled).then_some(())).await;
+    until("a moment", async || moments().await > settled).await;
 }
 
 #[tokio::test]
@@ -249,8 +246,7 @@ async fn a_consumer_is_told_over_all_its_datasets_and_can_be_removed() {
     );
     assert_eq!(told["rowsWaitingCapped"], true, "nobody counts what waits of a view");
 
-    let mut held = database.pool.begin().await.unwrap();
-    sqlx::Executor::execute(&mut *held, "lock table logged in access exclusive mode").await.unwrap();
+    let held = database.open("lock table logged in access exclusive mode").await;
     let open = post(&service, "/exports/delta", Some("a"), &json!({ "dataset": "logged" })).await;
     let open = open.json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned();
     let refused = call("DELETE", "a").await;
@@ -275,8 +271,7 @@ async fn a_consumer_is_told_over_all_its_datasets_and_can_be_removed() {
     assert_eq!(job["status"], "failed", "{job}");
     assert_eq!(lane(&service, "b", "logged").await["failures"], 1);
     assert_eq!(call("DELETE", "b").await.status(), 204);
-    let mut held = database.pool.begin().await.unwrap();
-    sqlx::Executor::execute(&mut *held, "lock table logged in access exclusive mode").await.unwrap();
+    let held = database.open("lock table logged in access exclusive mode").await;
     let open = post(&service, "/exports/delta", Some("b"), &json!({ "dataset": "logged" })).await;
     let open = open.json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned();
     let told = lane(&service, "b", "logged").await;

@@ -11,8 +11,8 @@ use crate::continuity::{
     command, exported, full_heals, log_becomes, logged, operations, passes, position, refused, track,
 };
 use crate::harness::{
-    Csv, Database, HANG_TIMEOUT, Start, connect_options, embedded_settings_with_cluster, eventually, reachable_folder,
-    refusal, server_lacks, serving_users,
+    Csv, Database, HANG_TIMEOUT, Start, connect_options, embedded_settings_with_cluster, ends, eventually,
+    reachable_folder, refusal, server_lacks, serving_users, until,
 };
 use crate::programs::{connection, output, program};
 
@@ -201,11 +201,11 @@ async fn a_position_that_is_too_old_is_given_up_deletions_first() {
     let held = logged(&database).await;
 
     let service = start().service().await;
-    eventually("the deletions are given up", || async {
-        (database.one::<i64>("select count(*) from watermarks where log_lost = 'deletions'").await == 2).then_some(())
+    until("the deletions are given up", async || {
+        database.one::<i64>("select count(*) from watermarks where log_lost = 'deletions'").await == 2
     })
     .await;
-    eventually("the log says so", || async { (service.events("position_given_up").len() == 2).then_some(()) }).await;
+    until("the log says so", async || service.events("position_given_up").len() == 2).await;
     assert_eq!(service.events("position_given_up")[0]["limit"], "age");
     refused(&database, &service, "delta", "a", "deletes_expired").await;
     let changed = [1, 2, 4, 5, 6, 7, 8, 9, 11];
@@ -218,8 +218,8 @@ async fn a_position_that_is_too_old_is_given_up_deletions_first() {
     database.run("update users set name = name || '!' where id <= 11").await;
     database.run(make_older).await;
     let service = start().service().await;
-    eventually("b is given up", || async {
-        (database.one::<i64>("select count(*) from watermarks where log_lost = 'all'").await == 1).then_some(())
+    until("b is given up", async || {
+        database.one::<i64>("select count(*) from watermarks where log_lost = 'all'").await == 1
     })
     .await;
     refused(&database, &service, "incremental", "b", "log_expired").await;
@@ -268,13 +268,10 @@ async fn what_a_position_remembers_has_the_documented_form() {
 #[tokio::test]
 async fn what_is_saved_in_an_unknown_form_counts_as_a_change() {
     let (database, service) = exported(19, &["a", "other"]).await;
-    database
-        .run(
-            r#"update watermarks set definition_hash = md5('v2 deleted="is_deleted"') where consumer_id = 'other';
-               update exports set columns_hash = md5('v2 id bigint');
-               update users set name = 'x' where id = 1"#,
-        )
-        .await;
+    let statements = r#"update watermarks set definition_hash = md5('v2 deleted="is_deleted"') where consumer_id = 'other';
+           update exports set columns_hash = md5('v2 id bigint');
+           update users set name = 'x' where id = 1"#;
+    database.run(statements).await;
     let (job, file) = passes(&service, "incremental", "a", None).await;
     assert_eq!((file.ids(), &job["schemaChanged"]), (vec![1], &json!(true)), "{job}");
     refused(&database, &service, "incremental", "other", "dataset_changed").await;
@@ -292,9 +289,9 @@ async fn a_rewritten_table_is_named_and_fails_nothing() {
     let (job, _) = passes(&service, "delta", "a", None).await;
     assert_eq!(job["tableRewritten"], false, "once");
     // A new column shows by itself, whether it rewrites the table or not.
-    database
-        .run("alter table users add column note text; alter table users add column code uuid default gen_random_uuid()")
-        .await;
+    let statements =
+        "alter table users add column note text; alter table users add column code uuid default gen_random_uuid()";
+    database.run(statements).await;
     let (job, _) = passes(&service, "incremental", "a", None).await;
     assert_eq!(job["tableRewritten"], false);
 }
@@ -324,8 +321,7 @@ async fn a_table_that_somebody_brought_is_exported_from_track_to_untrack() {
     assert_eq!(operations(&delta), [("DELETE", "2"), ("DELETE", "3"), ("UPDATE", "1"), ("UPDATE", "30")]);
     assert_eq!(service.call("DELETE", "/users/1", &[]).await.status(), 404);
 
-    let (code, errors) = command(&database, &["untrack", "users"]).await;
-    assert_eq!(code, 0, "{errors}");
+    ends(command(&database, &["untrack", "users"]).await, 0, "");
     assert_eq!(database.one::<i64>(OF_THE_CAPTURE).await, 0);
     let answer = service.call("POST", "/exports/full", &[("X-Consumer-ID", "a")]).await;
     assert_eq!(refusal(answer).await, (409, "not_tracked".to_owned()));
@@ -403,14 +399,12 @@ async fn track_refuses_in_one_line_what_it_cannot_capture() {
         ),
     ] {
         database.run(&format!("create schema s; {made}")).await;
-        let (code, errors) = command(&database, &["track", "users"]).await;
+        let (code, _, errors) = command(&database, &["track", "users"]).await;
         assert_eq!(code, 1, "{made}: {errors}");
         let line = errors.strip_suffix('\n').unwrap();
         assert!(line.starts_with("cdc-export: ") && !line.contains('\n') && line.contains(says), "{made}: {errors}");
-        assert_eq!(
-            database.one::<i64>("select count(*) from pg_trigger where tgname like 'cdc\\_export\\_%'").await,
-            0
-        );
+        let triggers = "select count(*) from pg_trigger where tgname like 'cdc\\_export\\_%'";
+        assert_eq!(database.one::<i64>(triggers).await, 0);
         assert_eq!(database.one::<i64>("select count(*) from cdc_export.tracked").await, 0);
         database.run("drop schema s cascade; drop extension if exists file_fdw cascade").await;
     }
@@ -418,7 +412,6 @@ async fn track_refuses_in_one_line_what_it_cannot_capture() {
 
 #[tokio::test]
 async fn a_partitioned_table_is_exact_through_its_parent_and_directly() {
-    let database = Database::empty().await;
     let schema =
         "create table users (id bigint primary key, name text, email text, created_at timestamptz default '2026-01-01',
                updated_at timestamptz default '2026-01-02', is_deleted bool default false) partition by range (id);
@@ -426,7 +419,7 @@ async fn a_partitioned_table_is_exact_through_its_parent_and_directly() {
              create table high partition of users for values from (100) to (200) partition by range (id);
              create table high_low partition of high for values from (100) to (150);
              insert into users (id) select generate_series(1, 9)";
-    database.run(schema).await;
+    let database = Database::empty_with(schema).await;
     track(&database).await;
     let service = Start::on(&database).service().await;
     passes(&service, "full", "a", None).await;
@@ -465,9 +458,9 @@ async fn a_partitioned_table_is_exact_through_its_parent_and_directly() {
     }
 
     // A new one is captured by row at once, and its TRUNCATE by a trigger when it is tracked.
-    database
-        .run("create table more partition of users for values from (200) to (300); insert into more (id) values (201)")
-        .await;
+    let statements =
+        "create table more partition of users for values from (200) to (300); insert into more (id) values (201)";
+    database.run(statements).await;
     assert_eq!(passes(&service, "incremental", "a", None).await.1.ids(), [201]);
     track(&database).await;
     passes(&service, "delta", "a", None).await;
@@ -480,8 +473,7 @@ async fn a_partitioned_table_is_exact_through_its_parent_and_directly() {
     refused(&database, &service, "incremental", "a", "partitions_changed").await;
     database.run("insert into more (id) values (202); delete from more; truncate more; drop table more").await;
     full_heals(&database, &service, "a", "partitions_changed").await;
-    let (code, errors) = command(&database, &["untrack", "users"]).await;
-    assert_eq!(code, 0, "{errors}");
+    ends(command(&database, &["untrack", "users"]).await, 0, "");
     assert_eq!(database.one::<i64>(OF_THE_CAPTURE).await, 0);
 }
 
@@ -500,9 +492,8 @@ async fn children_that_come_later_are_not_captured_and_said_to_be() {
 #[tokio::test]
 async fn installing_on_a_busy_table_keeps_no_writer_waiting() {
     let database = Database::empty_with(EXTERNAL_USERS).await;
-    let mut long = database.pool.begin().await.unwrap();
-    long.execute("update users set name = 'long' where id = 1").await.unwrap();
-    let tracking = tokio::spawn(Start::on(&database).arguments(&["track", "users"]).until_it_ends());
+    let long = database.open("update users set name = 'long' where id = 1").await;
+    let tracking = tokio::spawn(Start::on(&database).arguments(&["track", "users"]).output());
     for _ in 0..2 {
         waits_for_a_lock(&database, "lock table").await;
         // It ends while the long one goes on, though it comes behind who waits for that.
@@ -511,8 +502,7 @@ async fn installing_on_a_busy_table_keeps_no_writer_waiting() {
     }
     assert!(!tracking.is_finished());
     long.commit().await.unwrap();
-    let (code, errors) = tracking.await.unwrap();
-    assert_eq!(code, 0, "{errors}");
+    ends(tracking.await.unwrap(), 0, "");
     database.run("update users set name = 'seen' where id = 3").await;
     assert_eq!(logged(&database).await, 1);
 }
@@ -543,8 +533,7 @@ async fn a_publication_for_all_tables_does_not_stop_the_purge() {
 #[tokio::test]
 async fn an_idle_writer_does_not_pin_the_log() {
     let (database, service) = exported(19, &[]).await;
-    let mut idle = database.pool.begin().await.unwrap();
-    idle.execute("update users set name = 'idle' where id = 1").await.unwrap();
+    let idle = database.open("update users set name = 'idle' where id = 1").await;
     passes(&service, "full", "a", None).await;
     for _ in 0..3 {
         database.run("update users set name = name || '!' where id = 2; delete from users where id in (select max(id) from users)").await;
@@ -609,7 +598,7 @@ async fn a_standby_is_refused_in_one_line() {
     let standby = Database::at(options.socket(&copy));
     eventually("the standby answers", || async { PgConnection::connect_with(&standby.options).await.ok() }).await;
     for arguments in [&[][..], &["track", "users"]] {
-        let (code, errors) = command(&standby, arguments).await;
+        let (code, _, errors) = command(&standby, arguments).await;
         assert_eq!(code, 1);
         let line = errors.strip_suffix('\n').unwrap();
         assert!(line.starts_with("cdc-export: DATABASE_URL: ") && !line.contains('\n'), "{errors}");

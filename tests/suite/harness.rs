@@ -56,11 +56,24 @@ pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut
         if let Some(found) = condition().await {
             return found;
         }
-        let waited = begun.elapsed();
-        assert!(waited < HANG_TIMEOUT, "waited in vain: {what}");
-        // The pauses grow, because each check takes processor time from the process that the test waits for.
-        tokio::time::sleep((waited / 4).clamp(Duration::from_millis(5), Duration::from_millis(100))).await;
+        pause(what, begun).await;
     }
+}
+
+/// Waits until `condition` holds. `what` names the condition in the failure.
+pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let begun = Instant::now();
+    while !condition().await {
+        pause(what, begun).await;
+    }
+}
+
+/// Waits for the next check of a condition. The pauses grow, because each check takes processor time from the process
+/// that the test waits for.
+async fn pause(what: &str, begun: Instant) {
+    let waited = begun.elapsed();
+    assert!(waited < HANG_TIMEOUT, "waited in vain: {what}");
+    tokio::time::sleep((waited / 4).clamp(Duration::from_millis(5), Duration::from_millis(100))).await;
 }
 
 /// Returns a port that nobody listens on, for a server that starts later or again. The port is below the range from
@@ -76,6 +89,14 @@ pub(crate) fn free_port() -> u16 {
             return port;
         }
     }
+}
+
+/// Serves these routes as long as the test runs. Returns their address.
+pub(crate) async fn serving(routes: axum::Router) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, routes).await });
+    address
 }
 
 /// The exit code of a command that a signal has ended.
@@ -376,8 +397,8 @@ async fn hasten(options: &PgConnectOptions) -> PathBuf {
     programs(&mut admin).await
 }
 
-/// Makes the server ask all roles but the tests' own for a password. `md5` takes passwords stored either way: Postgres 13
-/// stores MD5, later ones SCRAM. SCRAM takes thousands of hashes for each login, and the tests connect thousands of times.
+/// Makes the server ask all roles but the tests' own for a password. `md5` takes passwords stored either way: Postgres
+/// 13 stores MD5, later ones SCRAM. SCRAM takes thousands of hashes for each login, and the tests connect often.
 async fn ask_for_passwords(options: &PgConnectOptions) {
     let mut admin = PgConnection::connect_with(options).await.unwrap();
     let file: String = sqlx::query_scalar("show hba_file").fetch_one(&mut admin).await.unwrap();
@@ -496,6 +517,14 @@ impl Database {
         sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(&self.pool).await.unwrap()
     }
 
+    /// Returns the values of the one column that a query selects.
+    pub(crate) async fn all<T>(&self, sql: &str) -> Vec<T>
+    where
+        T: Send + Unpin + for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+    {
+        sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_all(&self.pool).await.unwrap()
+    }
+
     /// The major version of its server.
     pub(crate) async fn postgres_version(&self) -> i32 {
         self.one::<i32>("select current_setting('server_version_num')::int / 10000").await
@@ -508,9 +537,14 @@ impl Database {
 
     /// Locks `users` so that no export goes on: each waits for the lock before its snapshot, for at most 5 seconds.
     pub(crate) async fn hold_exports(&self) -> Transaction<'static, Postgres> {
-        let mut held = self.pool.begin().await.unwrap();
-        held.execute("lock table users in access exclusive mode").await.unwrap();
-        held
+        self.open("lock table users in access exclusive mode").await
+    }
+
+    /// A transaction in which these statements have run.
+    pub(crate) async fn open(&self, sql: &str) -> Transaction<'static, Postgres> {
+        let mut open = self.pool.begin().await.unwrap();
+        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut *open).await.unwrap();
+        open
     }
 
     /// Adds users `from..=to`, made and last changed at minute `id` of 2026-01-01, every tenth of them deleted.
@@ -748,8 +782,15 @@ impl Start {
 #[track_caller]
 pub(crate) fn ends(output: (i32, String, String), code: i32, words: &str) -> (String, String) {
     let (ended, printed, errors) = output;
-    assert!(ended == code && errors.contains(words), "{ended} {printed} {errors}");
+    assert!(ended == code && errors.contains(words), "{ended} {printed} {errors}, not {code} {words}");
     (printed, errors)
+}
+
+/// Asserts that a command succeeded, and wrote nothing to standard error. Returns what it printed.
+#[track_caller]
+pub(crate) fn silent((code, printed, errors): (i32, String, String)) -> String {
+    assert_eq!((code, errors.as_str()), (0, ""), "{printed}");
+    printed
 }
 
 /// A service on a fresh database that has so many users.
@@ -787,8 +828,40 @@ impl Service {
         request.send().await.unwrap()
     }
 
-    /// The same, repeated while the answer is 503 with `Retry-After`: on a busy machine the service may get no
-    /// connection in time.
+    /// The answer to a GET, in JSON.
+    pub(crate) async fn get(&self, path: &str) -> Value {
+        let answer = self.call("GET", path, &[]).await;
+        assert_eq!(answer.status(), 200, "{path}");
+        answer.json().await.unwrap()
+    }
+
+    /// All items of a list, page by page.
+    pub(crate) async fn pages(&self, path: &str, headers: &[(&str, &str)], limit: usize) -> Vec<Value> {
+        let (mut items, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let and = if path.contains('?') { '&' } else { '?' };
+            let page = self.call("GET", &format!("{path}{and}limit={limit}{cursor}"), headers).await;
+            assert_eq!(page.status(), 200, "{path}");
+            let page: Value = page.json().await.unwrap();
+            let rows = page["items"].as_array().unwrap();
+            items.extend(rows.iter().cloned());
+            let Some(next) = page["nextCursor"].as_str() else { return items };
+            assert_eq!(rows.len(), limit, "only the last page may be short");
+            cursor = format!("&cursor={next}");
+        }
+    }
+
+    /// A request with a body.
+    pub(crate) async fn post(&self, path: &str, headers: &[(&str, &str)], body: &Value) -> reqwest::Response {
+        let mut request = self.client.post(format!("{}{path}", self.address)).json(body);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.send().await.unwrap()
+    }
+
+    /// The same as `call`, repeated while the answer is 503 with `Retry-After`: on a busy machine the service may get
+    /// no connection in time.
     pub(crate) async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> reqwest::Response {
         let is_busy =
             |answer: &reqwest::Response| answer.status() == 503 && answer.headers().contains_key("retry-after");
@@ -806,6 +879,13 @@ impl Service {
         answer.json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned()
     }
 
+    /// Asks for an export of which the service dies, and waits for that. The answer may die with it.
+    pub(crate) async fn dies_of(&mut self, export_type: &str, consumer: &str, body: &Value) {
+        let request = self.client.post(format!("{}/exports/{export_type}", self.address)).json(body);
+        let _ = request.header("X-Consumer-ID", consumer).send().await;
+        self.dies().await;
+    }
+
     /// A job as the API shows it now.
     pub(crate) async fn job(&self, id: &str) -> Value {
         let answer = self.ask("GET", &format!("/exports/{id}"), &[]).await;
@@ -819,11 +899,17 @@ impl Service {
         eventually("a job ends", || async { Some(self.job(id).await).filter(terminal) }).await
     }
 
+    /// Waits until a job has completed.
+    pub(crate) async fn completes(&self, id: &str) -> Value {
+        let job = self.ended(id).await;
+        assert_eq!(job["status"], "completed", "{job} {}", self.log());
+        job
+    }
+
     /// An export that completes: its job and its file.
     pub(crate) async fn export(&self, export_type: &str, consumer: &str) -> (Value, Csv) {
         let id = self.submit(export_type, consumer).await;
-        let job = self.ended(&id).await;
-        assert_eq!(job["status"], "completed", "{job}");
+        let job = self.completes(&id).await;
         let file = Csv::read(&self.path(&job));
         (job, file)
     }
@@ -944,6 +1030,13 @@ impl Drop for Service {
 pub(crate) async fn refusal(answer: reqwest::Response) -> (u16, String) {
     let status = answer.status().as_u16();
     (status, answer.json::<Value>().await.unwrap()["code"].as_str().unwrap_or_default().to_owned())
+}
+
+/// Asserts that an export failed because a full one is needed, and why.
+#[track_caller]
+pub(crate) fn needs_full(job: &Value, why: &str) {
+    let found = [&job["status"], &job["error"]["code"], &job["continuity"]];
+    assert_eq!(found, ["failed", "full_export_needed", why], "{job}");
 }
 
 /// A CSV file, read by a reader that isn't ours.

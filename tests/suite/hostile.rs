@@ -12,12 +12,12 @@ use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use cdc_export::manifest::Manifest;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 
 use crate::apply::pair::Pair;
 use crate::catalog::export;
-use crate::harness::{Database, HANG_TIMEOUT, Service, Start, ends, far, lacks, reachable_folder};
-use crate::remote::with_users;
+use crate::harness::{
+    Database, HANG_TIMEOUT, Service, Start, ends, far, lacks, reachable_folder, serving, serving_users, silent,
+};
 
 /// A service that answers as another one does, except that `change` gets the path of each call and changes its JSON.
 /// Returns its address.
@@ -41,10 +41,7 @@ async fn lying(service: &Service, change: impl Fn(&str, &mut Value) + Send + Syn
         change(&path, &mut value);
         (status, axum::Json(value)).into_response()
     };
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(handler)).await });
-    address
+    serving(axum::Router::new().fallback(handler)).await
 }
 
 fn pull(address: &str, into: &Path) -> Start {
@@ -95,7 +92,7 @@ fn with_files(manifest: &Value, count: usize) -> Value {
 /// The name of the manifest follows from the service's answer, too, and not only those of the files.
 #[tokio::test]
 async fn a_service_chooses_no_folder_for_what_is_pulled() {
-    let (_database, service) = with_users(5).await;
+    let (_database, service) = serving_users(5).await;
     service.export("full", "a").await;
     let job: Value = service.call("GET", "/exports?consumer=a", &[]).await.json().await.unwrap();
     let path = format!("/exports/{}/manifest", job["items"][0]["jobId"].as_str().unwrap());
@@ -153,7 +150,7 @@ async fn a_service_chooses_no_folder_for_what_is_pulled() {
 
 #[tokio::test]
 async fn datasets_get_no_folder_elsewhere() {
-    let (_database, service) = with_users(5).await;
+    let (_database, service) = serving_users(5).await;
     service.export("full", "a").await;
     let outside = tempfile::tempdir().unwrap();
     let absolute = outside.path().join("evil").to_str().unwrap().to_owned();
@@ -185,7 +182,7 @@ async fn datasets_get_no_folder_elsewhere() {
 /// Another user with write access to the folder can write a state.
 #[tokio::test]
 async fn a_state_names_no_file_of_another_folder() {
-    let (_database, service) = with_users(5).await;
+    let (_database, service) = serving_users(5).await;
     let (job, _) = service.export("full", "a").await;
     let position = json!({ "jobId": job["jobId"], "number": 1, "digest": job["digest"], "sha256": job["sha256"] });
     let state = |naming: Value| {
@@ -333,8 +330,7 @@ async fn a_manifest_that_is_none_stops_no_other() {
     let manifest = pair.service.path(&other).with_extension("manifest.json");
     let text = fs::read_to_string(&manifest).unwrap();
     fs::write(&manifest, text.replace("\"rows\":\"1\"", "\"rows\":\"2\"")).unwrap();
-    let (code, _, said) = apply(&pair, &from).output().await;
-    assert_eq!((code, said.as_str()), (0, ""));
+    silent(apply(&pair, &from).output().await);
     pair.require_equal("all").await;
 }
 
@@ -374,7 +370,7 @@ async fn refuses_what_is_planted(path: &Path, run: impl AsyncFn() -> (i32, Strin
 /// Another user with write access to the folder made root create the file that a link led to, and wait for ever.
 #[tokio::test]
 async fn nothing_planted_in_a_folder_is_followed_or_waited_for() {
-    let (_database, service) = with_users(5).await;
+    let (_database, service) = serving_users(5).await;
     service.export("full", "a").await;
     let folder = reachable_folder();
     let run = async || pull(&service.address, folder.path()).output().await;
@@ -412,16 +408,13 @@ async fn nothing_planted_is_the_lock_of_a_loader() {
 /// A service that answers each call in the same way. Returns its address.
 async fn answering(answer: impl Fn(&str) -> Value + Clone + Send + Sync + 'static) -> String {
     let handler = async move |request: Request| axum::Json(answer(&request.uri().to_string()));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(handler)).await });
-    address
+    serving(axum::Router::new().fallback(handler)).await
 }
 
 /// Pages without an end took 3 GB of memory in 20 seconds.
 #[tokio::test]
 async fn a_list_that_repeats_ends_the_pull() {
-    let (_database, service) = with_users(5).await;
+    let (_database, service) = serving_users(5).await;
     let (job, _) = service.export("delta", "a").await;
     let endless = move |path: &str, cursor: Value, items: u64| {
         if path.contains("exportType=full") {
@@ -475,9 +468,7 @@ async fn a_service_chooses_no_endless_pause() {
         let headers = [("retry-after", u64::MAX.to_string())];
         (axum::http::StatusCode::SERVICE_UNAVAILABLE, headers, axum::Json(problem)).into_response()
     };
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(handler)).await });
+    let address = serving(axum::Router::new().fallback(handler)).await;
     let folder = reachable_folder();
     let (code, _, said) = pull(&address, folder.path()).output().await;
     assert!(code == 1 && said.contains("not yet") && !said.contains("panicked"), "{code} {said}");
@@ -485,7 +476,7 @@ async fn a_service_chooses_no_endless_pause() {
 
 #[tokio::test]
 async fn a_file_larger_than_the_disk_is_not_begun() {
-    let (_database, service) = with_users(5).await;
+    let (_database, service) = serving_users(5).await;
     let (job, _) = service.export("full", "a").await;
     let bytes = 1_u64 << 62;
     let path = format!("/exports/{}/manifest", job["jobId"].as_str().unwrap());

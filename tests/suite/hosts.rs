@@ -35,8 +35,7 @@ async fn a_job_stays_with_the_host_it_was_submitted_to_while_that_lives() {
     held.rollback().await.unwrap();
 
     for (id, host, other) in [(&first, &here, &there), (&second, &here, &there), (&third, &there, &here)] {
-        let job = other.ended(id).await;
-        assert_eq!(job["status"], "completed", "{job}");
+        let job = other.completes(id).await;
         let answer = download(host, id).await;
         assert_eq!(answer.bytes().await.unwrap(), std::fs::read(host.path(&job)).unwrap());
         assert!(!other.path(&job).exists());
@@ -54,14 +53,12 @@ async fn a_job_stays_with_the_host_it_was_submitted_to_while_that_lives() {
         let own = there.submit("full", "third").await;
         there.ended(&own).await;
         assert_eq!(there.job(&orphan).await["status"], "pending", "its host lived a moment ago");
-        database
-            .run(&format!(
-                "update cdc_export.destinations s set seen_at = seen_at - interval '{ago}' from exports e
-                 where s.id = e.destination_id and e.id = '{orphan}'"
-            ))
-            .await;
-        let job = there.ended(&orphan).await;
-        assert_eq!(job["status"], "completed", "{job}");
+        let statements = format!(
+            "update cdc_export.destinations s set seen_at = seen_at - interval '{ago}' from exports e
+             where s.id = e.destination_id and e.id = '{orphan}'"
+        );
+        database.run(&statements).await;
+        let job = there.completes(&orphan).await;
         assert!(there.path(&job).exists());
         is_elsewhere(&here, &orphan).await;
     }

@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Executor, PgPool};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{Database, HANG_TIMEOUT, PROMPT, Service, Start, eventually, serving_users};
+use crate::harness::{Database, HANG_TIMEOUT, PROMPT, Service, Start, eventually, serving_users, until};
 use crate::openapi;
 
 const CONSUMER: (&str, &str) = ("X-Consumer-ID", "a");
@@ -590,8 +590,7 @@ fn writable(path: &Path) -> std::fs::File {
 #[tokio::test]
 async fn a_job_is_cancelled_while_it_is_open() {
     let (database, service) = serving_users(0).await;
-    let mut lock = database.pool.begin().await.unwrap();
-    lock.execute("lock table users in access exclusive mode").await.unwrap();
+    let lock = database.hold_exports().await;
     let running = service.submit("full", "a").await;
     let is_processing = |job: &Value| job["status"] == "processing";
     eventually("a worker takes it", || async { Some(service.job(&running).await).filter(is_processing) }).await;
@@ -614,7 +613,7 @@ async fn a_job_is_cancelled_while_it_is_open() {
     assert_eq!(call(&service, "POST", &cancel(&running), &[]).await.success(200), stopped);
     lock.rollback().await.unwrap();
     assert_eq!(service.watermark("a").await, None);
-    eventually("no file is left", async || service.files().is_empty().then_some(())).await;
+    until("no file is left", async || service.files().is_empty()).await;
 
     let (completed, _) = service.export("full", "a").await;
     let too_late = call(&service, "POST", &cancel(text(&completed, "jobId")), &[]).await;
@@ -695,8 +694,7 @@ async fn without_its_database_the_service_says_so_and_comes_back() {
     get(&service, "/health/live").await.success(200);
 
     accept_connections(&admin, &database, true).await;
-    eventually("the API answers again", || async { (get(&service, "/health").await.status == 200).then_some(()) })
-        .await;
+    until("the API answers again", async || get(&service, "/health").await.status == 200).await;
     service.export("full", "a").await;
 }
 

@@ -3,7 +3,7 @@
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Csv, Database, Service, Start, eventually, refusal, serving_users};
+use crate::harness::{Csv, Database, Service, Start, eventually, refusal, serving_users, until};
 
 async fn cancel(service: &Service, id: &str) -> reqwest::Response {
     service.call("POST", &format!("/exports/{id}/cancel"), &[]).await
@@ -57,7 +57,7 @@ async fn an_accepted_cancel_never_completes() {
         assert_eq!((&cancelled["status"], &cancelled["error"]), (&json!("cancelled"), &Value::Null), "at {place}");
         assert_eq!(cancel(&service, &running).await.status(), 200, "it is cancelled already");
         assert_eq!(service.job(&waiting).await["attempt"], 0);
-        eventually("no file is left", || async { (service.files() == files).then_some(()) }).await;
+        until("no file is left", async || service.files() == files).await;
         assert_eq!(service.watermark("a").await, watermark, "at {place}");
         let (last, _) = service.export("delta", "a").await;
         assert_eq!((&last["rowsExported"], &last["watermarkFrom"]), (&json!(3), &job["watermarkTo"]), "{last}");
@@ -122,7 +122,7 @@ async fn a_large_export_is_cancelled_before_its_end_and_leaves_no_file() {
     println!("cancelled within {} s", seconds_to_cancel(&database).await);
     assert!(job["progress"].as_u64().is_some_and(|percent| percent < 100), "not at its end: {job}");
     service.release("sink.write").await;
-    eventually("no file is left", async || service.files().is_empty().then_some(())).await;
+    until("no file is left", async || service.files().is_empty()).await;
 }
 
 #[tokio::test]
@@ -197,17 +197,15 @@ async fn the_table_of_jobs_defends_itself() {
     let id = "gen_random_uuid(), 'users', 'full', 'csv', 5";
     let name = job["outputFilename"].as_str().unwrap().to_uppercase();
     database.run(&format!("{insert}) values ({id}, 'one', 'b', 1)")).await;
-    database
-        .run(&format!(
-            "{insert}, {processing}) values ({id}, 'two', 'c', 1, 'processing', gen_random_uuid(), 'somebody', now())"
-        ))
-        .await;
-    database
-        .run(&format!(
-            "{insert}, status, finished_at, error_code) values
-               ({id}, 'three', 'd', 1, 'failed', now(), 'internal'), ({id}, 'four', 'd', 2, 'cancelled', now(), null)"
-        ))
-        .await;
+    let statements = format!(
+        "{insert}, {processing}) values ({id}, 'two', 'c', 1, 'processing', gen_random_uuid(), 'somebody', now())"
+    );
+    database.run(&statements).await;
+    let statements = format!(
+        "{insert}, status, finished_at, error_code) values
+           ({id}, 'three', 'd', 1, 'failed', now(), 'internal'), ({id}, 'four', 'd', 2, 'cancelled', now(), null)"
+    );
+    database.run(&statements).await;
     for (fact, sql) in [
         ("failed is final", "update exports set status = 'pending', finished_at = null where status = 'failed'"),
         ("cancelled is final", "update exports set status = 'pending', finished_at = null where status = 'cancelled'"),

@@ -445,8 +445,7 @@ async fn a_key_is_refused_whose_rights_are_unclear() {
         (&["--dataset", "users", "--all-datasets"], "cannot be used with"),
         (&["--dataset", "Users"], "a dataset's name has"),
     ] {
-        let (code, _, said) = create(more).await;
-        assert!(code == 2 && said.contains(why), "{more:?} {code} {said}");
+        ends(create(more).await, 2, why);
     }
     assert_eq!(database.one::<i64>("select count(*) from cdc_export.keys").await, 0);
     ends(create(&["--dataset", "usres"]).await, 0, "there is no dataset `usres`");

@@ -10,7 +10,7 @@ use reqwest::header::{HeaderMap, HeaderValue};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 
-use crate::harness::{Database, PROMPT, Service, Start, client_builder, ends, eventually, refusal};
+use crate::harness::{Database, PROMPT, Service, Start, client_builder, ends, eventually, refusal, until};
 
 const UNKNOWN_JOB: &str = "01900000-0000-7000-8000-000000000000";
 /// Every route that wants a key, and the scope that it wants.
@@ -408,22 +408,6 @@ async fn anothers_job_answers_as_one_that_does_not_exist() {
     assert_eq!(service.call("GET", &format!("/exports/{of_b}/download"), &[]).await.status(), 200, "it is still there");
 }
 
-/// A list's items, page by page.
-async fn pages(service: &Service, key: &str, path: &str, limit: usize) -> Vec<Value> {
-    let (mut items, mut cursor) = (Vec::new(), String::new());
-    loop {
-        let and = if path.contains('?') { '&' } else { '?' };
-        let page = call_as(service, key, "GET", &format!("{path}{and}limit={limit}{cursor}")).await;
-        assert_eq!(page.status(), 200);
-        let page: Value = page.json().await.unwrap();
-        let rows = page["items"].as_array().unwrap();
-        items.extend(rows.iter().cloned());
-        let Some(next) = page["nextCursor"].as_str() else { return items };
-        assert_eq!(rows.len(), limit, "only the last page may be short");
-        cursor = format!("&cursor={next}");
-    }
-}
-
 #[tokio::test]
 async fn lists_show_a_bound_key_its_own_consumers_page_by_page() {
     let database = Database::new().await;
@@ -436,24 +420,24 @@ async fn lists_show_a_bound_key_its_own_consumers_page_by_page() {
     }
     let key = bearer(&database, "x", &[], &["b", "d", "nobody"]).await;
     for limit in [1, 2, 5, 200] {
-        let jobs = pages(&service, &key, "/exports", limit).await;
+        let jobs = service.pages("/exports", &[("Authorization", &key)], limit).await;
         let consumers: Vec<_> = jobs.iter().map(|job| job["consumerId"].as_str().unwrap()).collect();
         assert_eq!(consumers, ["d", "b", "d", "b", "d", "b"], "{limit}");
-        let deltas = pages(&service, &key, "/exports?exportType=delta", limit).await;
+        let deltas = service.pages("/exports?exportType=delta", &[("Authorization", &key)], limit).await;
         assert_eq!(deltas.len(), 2);
-        let standings = pages(&service, &key, "/consumers", limit).await;
+        let standings = service.pages("/consumers", &[("Authorization", &key)], limit).await;
         let consumers: Vec<_> = standings.iter().map(|standing| standing["consumerId"].as_str().unwrap()).collect();
         assert_eq!(consumers, ["b", "d"], "{limit}");
     }
     for (path, count) in [("/exports?consumer=b", 3), ("/exports?consumer=a", 0), ("/exports?consumer=nobody", 0)] {
-        assert_eq!(pages(&service, &key, path, 200).await.len(), count, "{path}");
+        assert_eq!(service.pages(path, &[("Authorization", &key)], 200).await.len(), count, "{path}");
     }
     for (path, count) in [("/consumers?consumer=b", 1), ("/consumers?consumer=a", 0)] {
-        assert_eq!(pages(&service, &key, path, 200).await.len(), count, "{path}");
+        assert_eq!(service.pages(path, &[("Authorization", &key)], 200).await.len(), count, "{path}");
     }
     let all = bearer(&database, "all", &[], &[]).await;
-    assert_eq!(pages(&service, &all, "/exports", 200).await.len(), 15);
-    assert_eq!(pages(&service, &all, "/consumers", 200).await.len(), 4);
+    assert_eq!(service.pages("/exports", &[("Authorization", &all)], 200).await.len(), 15);
+    assert_eq!(service.pages("/consumers", &[("Authorization", &all)], 200).await.len(), 4);
 }
 
 #[tokio::test]
@@ -479,7 +463,7 @@ async fn a_revoked_key_is_refused_while_requests_run() {
         }
     });
     let revoked = async {
-        eventually("requests run", async || (good.load(Ordering::Relaxed) > 100).then_some(())).await;
+        until("requests run", async || good.load(Ordering::Relaxed) > 100).await;
         revoke(&database, "leaked").await;
     };
     let (refusals, ()) = tokio::join!(join_all(until_refused), revoked);
@@ -589,7 +573,7 @@ async fn without_its_database_nobody_gets_in() {
     .await;
     // A path that needs no database itself: the key is looked up all the same.
     let nowhere = async |key: &str| call_as(&service, key, "GET", "/nowhere").await;
-    eventually("what was known of the key is old", async || (nowhere(&key).await.status() == 503).then_some(())).await;
+    until("what was known of the key is old", async || nowhere(&key).await.status() == 503).await;
     for key in [&key, &format!("Bearer cdcx_000000000000_{}", "0".repeat(64))] {
         let answer = nowhere(key).await;
         assert!(answer.headers().contains_key("Retry-After"));
@@ -599,7 +583,7 @@ async fn without_its_database_nobody_gets_in() {
     assert_eq!(call_plainly(&service, "GET", "/health/live", &[]).await.status(), 200);
 
     admin.execute(AssertSqlSafe(format!("alter database {name} allow_connections true"))).await.unwrap();
-    eventually("the key is good again", async || (nowhere(&key).await.status() == 404).then_some(())).await;
+    until("the key is good again", async || nowhere(&key).await.status() == 404).await;
 }
 
 /// That a call was refused for too many: when it may come again.

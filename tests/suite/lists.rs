@@ -7,34 +7,10 @@ use serde_json::{Value, json};
 use crate::harness::{Database, Service, Start, refusal, serving_users};
 use crate::http::is_time;
 
-async fn get(service: &Service, path: &str) -> Value {
-    let answer = service.call("GET", path, &[]).await;
-    assert_eq!(answer.status(), 200, "{path}");
-    answer.json().await.unwrap()
-}
-
 async fn refused(service: &Service, path: &str) -> String {
     let answer = service.call("GET", path, &[]).await;
     assert_eq!(answer.status(), 400, "{path}");
     answer.json::<Value>().await.unwrap()["field"].as_str().unwrap().to_owned()
-}
-
-/// All items of a list, page by page.
-async fn pages(service: &Service, path: &str, limit: usize) -> Vec<Value> {
-    let (mut items, mut cursor) = (Vec::new(), String::new());
-    loop {
-        let page =
-            get(service, &format!("{path}{}limit={limit}{cursor}", if path.contains('?') { '&' } else { '?' })).await;
-        let rows = page["items"].as_array().unwrap();
-        items.extend(rows.iter().cloned());
-        match page["nextCursor"].as_str() {
-            Some(next) => {
-                assert_eq!(rows.len(), limit);
-                cursor = format!("&cursor={next}");
-            }
-            None => return items,
-        }
-    }
 }
 
 #[tokio::test]
@@ -48,10 +24,10 @@ async fn jobs_are_listed_newest_first_in_pages() {
     }
     ids.reverse();
     for limit in [1, 2, 5, 200] {
-        let listed = pages(&service, "/exports", limit).await;
+        let listed = service.pages("/exports", &[], limit).await;
         assert_eq!(listed.iter().map(|job| job["jobId"].as_str().unwrap()).collect::<Vec<_>>(), ids, "{limit}");
     }
-    assert_eq!(get(&service, &format!("/exports/{}", ids[0])).await, pages(&service, "/exports", 1).await[0]);
+    assert_eq!(service.get(&format!("/exports/{}", ids[0])).await, service.pages("/exports", &[], 1).await[0]);
     for (filter, expected) in [
         ("consumer=a", 3),
         ("exportType=full", 2),
@@ -61,14 +37,14 @@ async fn jobs_are_listed_newest_first_in_pages() {
         ("dataset=users", 5),
         ("dataset=users&status=failed", 0),
     ] {
-        assert_eq!(pages(&service, &format!("/exports?{filter}"), 2).await.len(), expected, "{filter}");
+        assert_eq!(service.pages(&format!("/exports?{filter}"), &[], 2).await.len(), expected, "{filter}");
     }
     // An empty list would say that nothing was exported. A dataset that the catalog had once still has its jobs.
     let unknown = service.call("GET", "/exports?dataset=user", &[]).await;
     assert_eq!(refusal(unknown).await, (404, "no_dataset".to_owned()));
     database.run("update exports set dataset = 'gone' where consumer_id = 'b'").await;
     for (filter, expected) in [("dataset=gone", 2), ("dataset=gone&status=failed", 0)] {
-        assert_eq!(pages(&service, &format!("/exports?{filter}"), 2).await.len(), expected, "{filter}");
+        assert_eq!(service.pages(&format!("/exports?{filter}"), &[], 2).await.len(), expected, "{filter}");
     }
     for (query, field) in [
         ("limit=0", "limit"),
@@ -101,7 +77,7 @@ async fn the_exports_of_the_last_day_are_counted_by_the_hour() {
     }
     let ad_hoc = service.call("POST", "/exports", &[]).await.json::<Value>().await.unwrap();
     service.ended(ad_hoc["jobId"].as_str().unwrap()).await;
-    let activity = get(&service, "/exports/activity").await;
+    let activity = service.get("/exports/activity").await;
     assert!(is_time(&activity["since"]), "{activity}");
     let names = |of: &Value| {
         of.as_array().unwrap().iter().map(|item| item["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
@@ -112,7 +88,7 @@ async fn the_exports_of_the_last_day_are_counted_by_the_hour() {
     );
     // The hour may have changed meanwhile.
     let time = |value: &Value| value.as_str().unwrap().parse::<chrono::DateTime<chrono::Utc>>().unwrap();
-    let jobs = get(&service, "/exports").await;
+    let jobs = service.get("/exports").await;
     let mut expected = json!({ "a": vec![0; 24], "b": vec![0; 24], "users": vec![0; 24] });
     for job in jobs["items"].as_array().unwrap() {
         let hours = (time(&job["createdAt"]) - time(&activity["since"])).num_hours();
@@ -127,17 +103,17 @@ async fn the_exports_of_the_last_day_are_counted_by_the_hour() {
         let rows = |hour: usize| 5 * item["completed"][hour].as_u64().unwrap();
         assert!((0..24).all(|hour| item["rows"][hour] == rows(hour) && item["failed"][hour] == 0), "{item}");
     }
-    let of_b = get(&service, "/exports/activity?consumer=b&dataset=users").await;
+    let of_b = service.get("/exports/activity?consumer=b&dataset=users").await;
     assert_eq!(
         (&of_b["consumers"], names(&of_b["datasets"])),
         (&json!([activity["consumers"][1]]), vec!["users".to_owned()])
     );
-    assert_eq!(get(&service, "/exports/activity?consumer=nobody").await["datasets"], json!([]));
+    assert_eq!(service.get("/exports/activity?consumer=nobody").await["datasets"], json!([]));
     // One that fails comes first.
     database.run("delete from users where id = 3; truncate users").await;
     let failed = service.submit("delta", "b").await;
     service.ended(&failed).await;
-    let activity = get(&service, "/exports/activity").await;
+    let activity = service.get("/exports/activity").await;
     assert_eq!(names(&activity["consumers"]), ["b", "a"]);
     for of in [&activity["consumers"][0], &activity["datasets"][0]] {
         assert_eq!(of["failed"].as_array().unwrap().iter().filter(|count| **count == 1).count(), 1, "{of}");
@@ -153,16 +129,16 @@ async fn a_client_may_wait_for_the_end() {
     let held = database.hold_exports().await;
     let id = service.submit("full", "a").await;
     let begun = Instant::now();
-    let job = get(&service, &format!("/exports/{id}?wait=1")).await;
+    let job = service.get(&format!("/exports/{id}?wait=1")).await;
     assert!(job["finishedAt"].is_null() && begun.elapsed().as_secs_f64() >= 1.0, "{job}");
     let wait = format!("/exports/{id}?wait=60");
-    let (job, ()) = tokio::join!(get(&service, &wait), async { held.rollback().await.unwrap() });
+    let (job, ()) = tokio::join!(service.get(&wait), async { held.rollback().await.unwrap() });
     assert_eq!(job["status"], "completed");
     for bad in ["soon", "", "-1", "1.5", "%2B1", "0x1", "1%00"] {
         assert_eq!(refused(&service, &format!("/exports/{id}?wait={bad}")).await, "wait", "{bad}");
     }
     // Of more than it waits at most, there is no too many.
-    get(&service, &format!("/exports/{id}?wait=99999999999999999999")).await;
+    service.get(&format!("/exports/{id}?wait=99999999999999999999")).await;
 }
 
 #[tokio::test]
@@ -172,13 +148,13 @@ async fn consumers_are_listed_with_what_waits_for_them() {
     database.run("update users set name = name || '!' where id <= 7; delete from users where id = 8").await;
     let (job, _) = service.export("full", "a").await;
     database.run("alter table users disable trigger cdc_export_u; alter table users enable trigger cdc_export_u").await;
-    database
-        .run("insert into watermarks (consumer_id, last_exported_at, updated_at) values ('c', '2026-01-01', now())")
-        .await;
+    let statements =
+        "insert into watermarks (consumer_id, last_exported_at, updated_at) values ('c', '2026-01-01', now())";
+    database.run(statements).await;
 
     // An export without a consumer is nobody's.
     service.call("POST", "/exports", &[]).await;
-    let listed = pages(&service, "/consumers", 2).await;
+    let listed = service.pages("/consumers", &[], 2).await;
     let of = |listed: &[Value], members: &[&str]| {
         let values = listed.iter().map(|consumer| members.iter().map(|m| consumer[*m].clone()).collect::<Vec<_>>());
         json!(values.collect::<Vec<_>>())
@@ -200,7 +176,7 @@ async fn consumers_are_listed_with_what_waits_for_them() {
         listed
     };
     for (consumer, known) in [("b", &listed[1..2]), ("nobody", &listed[..0])] {
-        let found = pages(&service, &format!("/consumers?consumer={consumer}"), 2).await;
+        let found = service.pages(&format!("/consumers?consumer={consumer}"), &[], 2).await;
         assert_eq!(without_time(&found), without_time(known));
     }
     for (query, field) in [("cursor=%20", "cursor"), ("consumer=-", "consumer")] {

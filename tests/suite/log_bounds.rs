@@ -5,7 +5,7 @@ use std::time::Duration;
 use cdc_export::source::Source;
 use cdc_export::source::purge::{self, Caps};
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Executor};
+use sqlx::AssertSqlSafe;
 
 use crate::catalog::{self, Catalog};
 use crate::continuity::logged;
@@ -24,11 +24,10 @@ async fn exported(consumers: &[(&str, &str)]) -> (Database, Catalog, Service) {
     let tables =
         "create table hot (id bigint primary key, name text); create table quiet (id bigint primary key, name text)";
     let database = Database::new_with(tables).await;
-    database
-        .run(&format!(
-            "insert into hot select n, 'first' from generate_series(1, {HOT_ROWS}) n; insert into quiet values (1, 'first')"
-        ))
-        .await;
+    let statements = format!(
+        "insert into hot select n, 'first' from generate_series(1, {HOT_ROWS}) n; insert into quiet values (1, 'first')"
+    );
+    database.run(&statements).await;
     for (block, name) in blocks().iter().zip(["hot", "quiet"]) {
         Catalog::of(block).track(&database, name).await;
     }
@@ -96,8 +95,7 @@ async fn a_table_without_positions_counts_for_nobody() {
     let (database, _catalog, service) = exported(&[("quiet", "daily")]).await;
     make_old(&database).await;
     database.run("update quiet set name = 'second'").await;
-    let mut no_purge = database.pool.begin().await.unwrap();
-    no_purge.execute("select from cdc_export.locks where name = 'purge' for update").await.unwrap();
+    let no_purge = database.open("select from cdc_export.locks where name = 'purge' for update").await;
     change_all(&database).await;
     no_purge.rollback().await.unwrap();
     purge(&database, 1024).await;
@@ -146,8 +144,7 @@ async fn the_furthest_behind_are_given_up_first() {
 #[tokio::test]
 async fn changes_of_a_transaction_that_was_open_at_the_export_count() {
     let (database, _catalog, service) = exported(&[]).await;
-    let mut backfill = database.pool.begin().await.unwrap();
-    backfill.execute("update hot set name = 'late'").await.unwrap();
+    let backfill = database.open("update hot set name = 'late'").await;
     catalog::export(&service, "full", "hot", "reader").await;
     catalog::export(&service, "full", "quiet", "other").await;
     backfill.commit().await.unwrap();
@@ -238,12 +235,11 @@ async fn consumers_are_listed_with_their_part_of_the_log() {
 
 /// Writes rows to the log as triggers would, so that it has more blocks than the sample.
 async fn fill_log(database: &Database, table: &str, rows: u64) {
-    database
-        .run(&format!(
-            "insert into cdc_export.change_log (table_oid, operation, key)
-             select '{table}'::regclass, 'U', n from generate_series(1, {rows}) n"
-        ))
-        .await;
+    let statements = format!(
+        "insert into cdc_export.change_log (table_oid, operation, key)
+         select '{table}'::regclass, 'U', n from generate_series(1, {rows}) n"
+    );
+    database.run(&statements).await;
     database.run("vacuum analyze cdc_export.change_log").await;
 }
 
@@ -264,8 +260,7 @@ async fn a_purge_does_not_read_the_rows_that_it_leaves() {
     let (database, _catalog, _service) = exported(&[("hot", "reader"), ("quiet", "reader")]).await;
     fill_log(&database, "hot", 200_000).await;
     fill_log(&database, "quiet", 1_000).await;
-    let mut tx = database.pool.begin().await.unwrap();
-    tx.execute("set local enable_seqscan = off; set local enable_bitmapscan = off").await.unwrap();
+    let mut tx = database.open("set local enable_seqscan = off; set local enable_bitmapscan = off").await;
     let statement = include_str!("../../src/source/purge/purge.sql").replace("$1", "50000");
     let explain = format!("explain (analyze, buffers, timing off, format json) {statement}");
     let plan: Value = sqlx::query_scalar(AssertSqlSafe(explain)).fetch_one(&mut *tx).await.unwrap();

@@ -35,15 +35,12 @@ fn everything_in(folder: &Path) -> Vec<(String, Vec<u8>)> {
 
 /// What there is in a database but Postgres's own: relations, functions, schemas.
 async fn everything_of(database: &Database) -> String {
-    database
-        .one(
-            "select coalesce(string_agg(name, ' ' order by name), '') from (
-               select n.nspname || '.' || c.relname as name from pg_class c join pg_namespace n on n.oid = c.relnamespace
-               union all select n.nspname || '.' || p.proname || '()' from pg_proc p join pg_namespace n on n.oid = p.pronamespace
-               union all select nspname || '.' from pg_namespace) names
-             where name !~ '^(pg_catalog|pg_toast|information_schema|pg_temp|pg_toast_temp)'",
-        )
-        .await
+    let everything = "select coalesce(string_agg(name, ' ' order by name), '') from (
+           select n.nspname || '.' || c.relname as name from pg_class c join pg_namespace n on n.oid = c.relnamespace
+           union all select n.nspname || '.' || p.proname || '()' from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+           union all select nspname || '.' from pg_namespace) names
+         where name !~ '^(pg_catalog|pg_toast|information_schema|pg_temp|pg_toast_temp)'";
+    database.one(everything).await
 }
 
 #[tokio::test]
@@ -129,12 +126,11 @@ async fn looking_at_a_database_makes_nothing_in_it() {
 
 #[tokio::test]
 async fn a_catalog_is_written_and_checked_before_anything_is_made() {
-    let database = Database::empty().await;
     let schema = "
         create schema sales; create type sales.state as enum ('new', 'paid');
         create table sales.orders (id int primary key, state sales.state, at timestamptz, modified_at timestamptz);
         create table items (a text, b int, deleted_at timestamptz, primary key (a, b))";
-    database.run(schema).await;
+    let database = Database::empty_with(schema).await;
     let before = everything_of(&database).await;
     let work = reachable_folder();
     let url = database.url();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Csv, Database, Service, Start, eventually, refusal};
+use crate::harness::{Csv, Database, Service, Start, eventually, needs_full, refusal, until};
 
 /// A service that dies between the commit of an export and its file's name, and where the file stands until then.
 pub(crate) async fn dead_after_a_commit(
@@ -36,11 +36,7 @@ fn move_all(from: &Path, to: &Path) {
 
 async fn refused(service: &Service, export_type: &str) {
     let job = service.ended(&service.submit(export_type, "a").await).await;
-    assert_eq!(
-        (&job["error"]["code"], &job["continuity"]),
-        (&json!("full_export_needed"), &json!("file_lost")),
-        "{job}"
-    );
+    needs_full(&job, "file_lost");
 }
 
 #[tokio::test]
@@ -103,7 +99,7 @@ async fn a_file_is_not_lost_while_its_folder_is_away() {
     eventually("its absence is noticed", seen).await;
     database.run("drop trigger refuse on exports").await;
     let longer = "select clock_timestamp() > finished_at + interval '15 s' from exports";
-    eventually("longer than a file is looked for", async || database.one::<bool>(longer).await.then_some(())).await;
+    until("longer than a file is looked for", async || database.one::<bool>(longer).await).await;
     assert_eq!(heir.job(&id).await["status"], "processing");
     move_all(elsewhere.path(), heir.output());
     assert_eq!(heir.ended(&id).await["status"], "completed");
@@ -132,8 +128,7 @@ async fn a_file_that_stands_under_another_name_is_found() {
     // As another publisher leaves it that dies, and whose name was given up meanwhile.
     std::fs::rename(&hidden, doomed.output().join("full_a_20200101T000000Z-7.csv")).unwrap();
     let heir = Start::on(&database).sharing_output(&doomed).service().await;
-    let job = heir.ended(&id).await;
-    assert_eq!(job["status"], "completed", "{job}");
+    let job = heir.completes(&id).await;
     assert_eq!(heir.files(), [job["outputFilename"].as_str().unwrap()]);
     assert_eq!(Csv::read(&heir.path(&job)).rows.len(), 5);
 }

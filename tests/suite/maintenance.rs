@@ -3,7 +3,7 @@
 use nix::sys::signal::Signal;
 
 use crate::catalog::Catalog;
-use crate::harness::{Database, Start, eventually, serving_users};
+use crate::harness::{Database, Start, eventually, serving_users, until};
 
 #[tokio::test]
 async fn a_folder_that_hangs_holds_up_neither_takeovers_nor_the_end() {
@@ -71,7 +71,7 @@ async fn a_file_that_cannot_be_removed_keeps_no_other_one() {
     std::fs::create_dir(service.output().join(&stuck)).unwrap();
     let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_FILES", 1).service().await;
     let kept = [stuck, jobs[2]["outputFilename"].as_str().unwrap().to_owned()];
-    eventually("files go", async || (keeping.files() == kept).then_some(())).await;
+    until("files go", async || keeping.files() == kept).await;
     let told =
         eventually("it is told", async || Some(keeping.events("maintenance_failed")).filter(|told| !told.is_empty()));
     assert_eq!(told.await[0]["task"], "sweep");
@@ -108,12 +108,11 @@ async fn a_marker_in_the_making_is_nobodys_only_after_a_while() {
 async fn the_owner_of_a_dropped_table_can_be_dropped() {
     let database = Database::empty().await;
     let owner = database.role().await;
-    database
-        .run(&format!(
-            "create table orders (id int primary key); alter table orders owner to {owner};
-             create table kept (id int primary key)"
-        ))
-        .await;
+    let statements = format!(
+        "create table orders (id int primary key); alter table orders owner to {owner};
+         create table kept (id int primary key)"
+    );
+    database.run(&statements).await;
     let of = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n");
     let catalog = Catalog::of(&(of("orders") + &of("kept")));
     let _service = catalog.serving(&database, &["orders", "kept"]).await;

@@ -8,7 +8,7 @@ use ring::digest;
 use serde_json::{Value, json};
 
 use crate::crashes::killed_by_an_export;
-use crate::harness::{Database, Service, Start, eventually, refusal};
+use crate::harness::{Database, Service, Start, refusal, until};
 
 fn path(service: &Service, job: &Value) -> PathBuf {
     let stem = job["outputFilename"].as_str().unwrap().strip_suffix(".csv").unwrap();
@@ -240,11 +240,10 @@ async fn dies_at(fault: &str) {
     let written: String = database.one("select manifest from exports").await;
     // Another key would sign it otherwise: what is written down stands.
     let heir = start().with("MANIFEST_KEY", "00".repeat(32)).sharing_output(&dead).service().await;
-    let job = heir.ended(&id).await;
-    assert_eq!(job["status"], "completed", "{fault}: {job}");
+    let job = heir.completes(&id).await;
     let found = manifest_text(&heir, &job);
     assert_eq!(written, found, "{fault}");
-    eventually("nothing else is there", async || (heir.files().len() == 2).then_some(())).await;
+    until("nothing else is there", async || heir.files().len() == 2).await;
     let (next, _) = heir.export("delta", "a").await;
     assert_eq!(read(&heir, &next)["export"]["previous"], job["digest"], "{fault}");
 }
@@ -274,7 +273,7 @@ async fn a_worker_that_was_overtaken_reports_no_failure() {
     slow.reaches("sink.drafted").await;
     let quick = start().sharing_output(&slow).service().await;
     assert_eq!(quick.ended(&id).await["status"], "completed");
-    eventually("the hidden file is swept", async || (slow.files().len() == 2).then_some(())).await;
+    until("the hidden file is swept", async || slow.files().len() == 2).await;
     quick.stop().await;
     slow.release("sink.drafted").await;
     // By the same worker.

@@ -9,7 +9,7 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::catalog::{Catalog, export};
-use crate::harness::{Database, Service, Start, ends, eventually};
+use crate::harness::{Database, Service, Start, ends, until};
 use crate::network::{Proxy, url};
 use crate::traffic::purposes;
 
@@ -43,14 +43,14 @@ async fn tracked(database: &Database, tables: usize) -> Catalog {
 async fn sessions_end(database: &Database) {
     let sessions =
         "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'cdc-export'";
-    eventually("the sessions have ended", async || (database.one::<i64>(sessions).await == 0).then_some(())).await;
+    until("the sessions have ended", async || database.one::<i64>(sessions).await == 0).await;
     database.run("create table if not exists last_read ()").await;
     let scans = "select coalesce(pg_stat_get_numscans('last_read'::regclass), 0)";
     let before: i64 = database.one(scans).await;
     let mut last = PgConnection::connect_with(&database.options).await.unwrap();
     sqlx::query("select from last_read").execute(&mut last).await.unwrap();
     last.close().await.unwrap();
-    eventually("the statistics are there", async || (database.one::<i64>(scans).await > before).then_some(())).await;
+    until("the statistics are there", async || database.one::<i64>(scans).await > before).await;
 }
 
 /// The number of rows of a system catalog that a command reads.
@@ -174,8 +174,7 @@ fn captured(name: &str) -> String {
 async fn a_locked_table_keeps_no_other_from_being_tracked_or_untracked() {
     let (database, catalog) = untracked().await;
     let lock = async || {
-        let mut lock = database.pool.begin().await.unwrap();
-        sqlx::query("lock table t2 in row exclusive mode").execute(&mut *lock).await.unwrap();
+        let lock = database.open("lock table t2 in row exclusive mode").await;
         lock
     };
     let busy = "t2: `t2` is too busy";
@@ -230,18 +229,16 @@ async fn a_table_that_is_gone_hidden_or_locked_leaves_the_descriptions_of_the_ot
     let role = database.role().await;
     database.run("create schema hid; create table hid.t (id int primary key)").await;
     ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
-    database
-        .run(&format!(
-            "grant usage on schema cdc_export to {role};
-             grant select, insert, update, delete on all tables in schema cdc_export, public to {role};
-             grant usage on all sequences in schema cdc_export, public to {role}; revoke select on t3 from {role}"
-        ))
-        .await;
+    let statements = format!(
+        "grant usage on schema cdc_export to {role};
+         grant select, insert, update, delete on all tables in schema cdc_export, public to {role};
+         grant usage on all sequences in schema cdc_export, public to {role}; revoke select on t3 from {role}"
+    );
+    database.run(&statements).await;
     let start = catalog.start(&database).with("DATABASE_URL", database.url_as(&role, "pass"));
     let service = start.arguments(&["serve", "--no-workers"]).service().await;
     database.run("drop table t2").await;
-    let mut held = database.pool.begin().await.unwrap();
-    sqlx::query("lock table t1, part in access exclusive mode").execute(&mut *held).await.unwrap();
+    let held = database.open("lock table t1, part in access exclusive mode").await;
     let answer: Value = service.call("GET", "/datasets", &[]).await.json().await.unwrap();
     let items = answer["items"].as_array().unwrap();
     let problem = |item: &Value| item["problems"][0].as_str().unwrap_or_default().to_owned();
@@ -265,9 +262,8 @@ async fn a_look_that_takes_long_is_answered_with_the_one_before() {
     };
     let (rows, as_of) = look().await;
     assert_eq!(rows, 0);
-    let mut writer = database.pool.begin().await.unwrap();
     let write = "lock table t1 in access exclusive mode; insert into t1 values (1)";
-    sqlx::raw_sql(write).execute(&mut *writer).await.unwrap();
+    let writer = database.open(write).await;
     for _ in 0..3 {
         let asked = Instant::now();
         let (rows, last) = look().await;
@@ -281,5 +277,5 @@ async fn a_look_that_takes_long_is_answered_with_the_one_before() {
     assert_eq!((&page["items"][0]["consumerId"], &page["items"][0]["rowsWaiting"]), (&"a".into(), &Value::Null));
     newcomer.stop().await;
     writer.commit().await.unwrap();
-    eventually("a new look", async || (look().await.0 == 1).then_some(())).await;
+    until("a new look", async || look().await.0 == 1).await;
 }

@@ -151,11 +151,10 @@ async fn everything_begins_at_zero() {
 
 #[tokio::test]
 async fn a_purge_that_fails_is_counted() {
-    let database = Database::new().await;
     let schema = "
         create function refuse() returns trigger language plpgsql as $$ begin raise exception 'no'; end $$;
         create trigger refuse before delete on cdc_export.change_log for each statement execute function refuse()";
-    database.run(schema).await;
+    let database = Database::new_with(schema).await;
     let service = Start::on(&database).service().await;
     let failures = |scrape: &Scrape| scrape.count("cdc_export_maintenance_failures_total", &[("task", "purge")]);
     scrape_with(&service, "a failed purge", |scrape| failures(scrape) > 0).await;
@@ -284,14 +283,13 @@ async fn the_queue_is_what_has_not_ended() {
 
 #[tokio::test]
 async fn of_many_consumers_those_furthest_behind_have_a_series() {
-    let database = Database::new().await;
     let changes = "insert into watermarks (consumer_id, last_exported_at)
                    select 'c' || n, now() - n * interval '1 day' from generate_series(1, 150) as n;
                    insert into watermarks (consumer_id, last_exported_at) values ('ahead', now() + interval '1 day');
                    -- Neither is one that an export could have.
                    insert into watermarks (consumer_id, last_exported_at) values (E'\\n\" 1\\nforged 1', '2000-01-01');
                    insert into watermarks (consumer_id, dataset, last_exported_at) values ('c1', 'gone', '2000-01-01')";
-    database.run(changes).await;
+    let database = Database::new_with(changes).await;
     // A dataset with triggers has no such series.
     let users =
         "[[dataset]]\nname = \"users\"\ntable = \"users\"\nupdated_at = \"updated_at\"\ncapture = \"timestamp\"\n";
@@ -478,12 +476,11 @@ fn documented() -> BTreeMap<String, (String, BTreeSet<String>)> {
 
 #[tokio::test]
 async fn the_documents_table_is_what_a_scrape_shows() {
-    let database = Database::new().await;
     let changes = "
         insert into watermarks (consumer_id, last_exported_at, live_snapshot) values ('one', now(), pg_current_snapshot());
         insert into watermarks (consumer_id, dataset, last_exported_at) values ('one', 'polled', now());
         insert into cdc_export.lanes (consumer_id, dataset, last_sequence, last_number, acknowledged) values ('one', 'users', 1, 1, 1)";
-    database.run(changes).await;
+    let database = Database::new_with(changes).await;
     let service = with_a_closed_door(
         &database,
         "[[dataset]]\nname = \"polled\"\ntable = \"users\"\nupdated_at = \"updated_at\"\ncapture = \"timestamp\"\n\

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::json;
+use sqlx::ConnectOptions;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions, Executor};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 
 use crate::catalog::{Catalog, export};
-use crate::harness::{Database, PROMPT, Service, Start, eventually, refusal};
+use crate::harness::{Database, PROMPT, Service, Start, eventually, refusal, until};
 use crate::traffic::{Conversation, Traffic};
 
 /// Stands between a service and its database. Closed, it takes what it is sent and passes nothing on, as a firewall
@@ -196,10 +196,7 @@ async fn a_database_behind_a_black_hole_is_unavailable() {
     assert_eq!(service.call("GET", "/health/live", &[]).await.status(), 200);
 
     proxy.open.send_replace(true);
-    eventually("the API answers again", async || {
-        (service.call("GET", "/health", &[]).await.status() == 200).then_some(())
-    })
-    .await;
+    until("the API answers again", async || service.call("GET", "/health", &[]).await.status() == 200).await;
     assert_eq!(service.ended(&running).await["status"], "completed");
     service.export("delta", "one").await;
     service.stop().await;
@@ -249,7 +246,7 @@ async fn a_call_that_was_never_answered_keeps_no_place_in_its_pool() {
         })
         .await;
     }
-    eventually("a look is answered", async || (waiting(&service).await == 0).then_some(())).await;
+    until("a look is answered", async || waiting(&service).await == 0).await;
     service.stop().await;
 }
 
@@ -289,18 +286,17 @@ async fn falls_silent_at(step: &'static str, export_type: &'static str, attempts
     let left =
         "select count(*) from pg_stat_activity where datname = current_database() and state like 'idle in transaction%'
                 and xact_start < clock_timestamp() - interval '5 s'";
-    eventually("no transaction is left behind", async || (database.one::<i64>(left).await == 0).then_some(())).await;
+    until("no transaction is left behind", async || database.one::<i64>(left).await == 0).await;
     service.stop().await;
 }
 
 #[tokio::test]
 async fn a_statement_that_takes_long_is_not_taken_for_a_lost_connection() {
-    let database = Database::empty().await;
     let schema = "create table slow (id bigint primary key, at timestamptz not null default now());
                   insert into slow (id) select generate_series(1, 11);
                   create function takes_long(id bigint) returns boolean language plpgsql immutable
                     as 'begin perform pg_sleep(0.35); return true; end'";
-    database.run(schema).await;
+    let database = Database::empty_with(schema).await;
     let catalog =
         Catalog::of("[[dataset]]\nname = \"slow\"\ntable = \"slow\"\nupdated_at = \"at\"\nfilter = \"takes_long(id)\"");
     catalog.track(&database, "slow").await;
@@ -318,13 +314,12 @@ async fn a_statement_that_takes_long_is_not_taken_for_a_lost_connection() {
 
 #[tokio::test]
 async fn a_further_reader_that_is_quiet_for_long_is_not_taken_for_a_lost_one() {
-    let database = Database::empty().await;
     let schema = "create table slow (id bigint primary key, at timestamptz not null default now(), wide text);
                   alter table slow alter wide set storage plain;
                   insert into slow (id, wide) select n, repeat('x', 7000) from generate_series(1, 2300) n; analyze slow;
                   create function takes_long(id bigint) returns boolean language plpgsql immutable
                     as 'begin if id in (1, 300, 600) then perform pg_sleep(5); end if; return true; end'";
-    database.run(schema).await;
+    let database = Database::empty_with(schema).await;
     let catalog =
         Catalog::of("[[dataset]]\nname = \"slow\"\ntable = \"slow\"\nupdated_at = \"at\"\nfilter = \"takes_long(id)\"");
     catalog.track(&database, "slow").await;
@@ -340,8 +335,7 @@ async fn a_further_reader_that_is_quiet_for_long_is_not_taken_for_a_lost_one() {
 async fn an_api_without_a_free_connection_says_so_and_is_healthy() {
     let database = Database::new().await;
     let service = Start::on(&database).with("API_CONNECTIONS", 4).with("FAILPOINTS", PROMPT).service().await;
-    let mut held = database.pool.begin().await.unwrap();
-    held.execute("lock table cdc_export.lanes in access exclusive mode").await.unwrap();
+    let held = database.open("lock table cdc_export.lanes in access exclusive mode").await;
     let consumers: Vec<String> = (0..500).map(|n| format!("c{n}")).collect();
     let posts = consumers
         .iter()

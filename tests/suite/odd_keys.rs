@@ -16,12 +16,11 @@ async fn a_key_of_another_collation_than_its_index_is_compared_in_that_of_the_in
     let mut blocks = Vec::new();
     for (i, (column, index)) in collations.into_iter().enumerate() {
         blocks.push(format!("[[dataset]]\nname = \"t{i}\"\ntable = \"t{i}\"\nkey = [\"k\"]\n"));
-        database
-            .run(&format!(
-                "create table t{i} (k varchar(9) collate {column} not null, n int); create unique index on t{i} (k collate {index});
-                 insert into t{i} values ('a', 1), ('b', 2), ('c', 3)"
-            ))
-            .await;
+        let statements = format!(
+            "create table t{i} (k varchar(9) collate {column} not null, n int); create unique index on t{i} (k collate {index});
+             insert into t{i} values ('a', 1), ('b', 2), ('c', 3)"
+        );
+        database.run(&statements).await;
     }
     let catalog = Catalog::tracked(&database, &blocks).await;
     let service = catalog.start(&database).service().await;
@@ -56,9 +55,8 @@ async fn a_key_whose_text_depends_on_who_reads_it_is_refused() {
 #[tokio::test]
 async fn a_key_whose_text_comes_to_show_settings_is_tracked_again() {
     let database = database().await;
-    database
-        .run("create table t (k text primary key, n int); insert into t values ('2026-01-01 12:00:00+00', 1)")
-        .await;
+    let statements = "create table t (k text primary key, n int); insert into t values ('2026-01-01 12:00:00+00', 1)";
+    database.run(statements).await;
     let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
     let service = catalog.serving(&database, &["t"]).await;
     export(&service, "full", "t", "a").await;
@@ -73,10 +71,7 @@ async fn a_key_whose_text_comes_to_show_settings_is_tracked_again() {
     let writes = "set timezone = 'Asia/Tokyo'; set datestyle = 'German'; update t set n = 2; update t set k = k + '1 day'; reset all";
     database.run(writes).await;
     copy.exports(&service, "delta", "t", "a").await;
-    let texts: Vec<String> = sqlx::query_scalar("select distinct key from cdc_export.change_log order by 1")
-        .fetch_all(&database.pool)
-        .await
-        .unwrap();
+    let texts: Vec<String> = database.all("select distinct key from cdc_export.change_log order by 1").await;
     assert_eq!(texts, ["2026-01-01 12:00:00+00", "2026-01-02 12:00:00+00"], "one key has one text");
     assert_eq!(copy.rows.len(), 1, "{:?}", copy.rows);
 }

@@ -29,11 +29,9 @@ async fn a_deleted_key_that_its_type_reads_no_more_wants_a_full_export() {
     for (name, value, change) in cases {
         let database = Database::empty_with(OWN_TYPES).await;
         let other = value.replace("500", "5").replace("sad", "happy");
-        database
-            .run(&format!(
-                "create table t (k {name} primary key, n int); insert into t values ({value}, 1), ({other}, 2)"
-            ))
-            .await;
+        let statements =
+            format!("create table t (k {name} primary key, n int); insert into t values ({value}, 1), ({other}, 2)");
+        database.run(&statements).await;
         let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
         let service = catalog.serving(&database, &["t"]).await;
         export(&service, "full", "t", "a").await;
@@ -73,9 +71,9 @@ async fn a_byte_of_a_deleted_row_that_is_no_text_holds_up_no_delta() {
     let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
     let service = catalog.serving(&database, &["t"]).await;
     export(&service, "full", "t", "a").await;
-    database
-        .run("insert into t values (2, 'é, n', (-56)::\"char\"); delete from t; insert into t values (3, 'n', 'b')")
-        .await;
+    let statements =
+        "insert into t values (2, 'é, n', (-56)::\"char\"); delete from t; insert into t values (3, 'n', 'b')";
+    database.run(statements).await;
     let job = export(&service, "delta", "t", "a").await;
     let mut rows = Csv::read(&service.path(&job)).rows;
     rows.sort_unstable();
@@ -89,11 +87,10 @@ async fn a_byte_of_a_deleted_row_that_is_no_text_holds_up_no_delta() {
 
 #[tokio::test]
 async fn a_filter_that_fails_is_named() {
-    let database = Database::empty().await;
     let schema = "create function positive(n int) returns bool immutable language plpgsql as
                     $$begin if n < 0 then raise exception 'secret %', n; end if; return true; end$$;
                   create table t (id int primary key, n int); insert into t values (1, 1)";
-    database.run(schema).await;
+    let database = Database::empty_with(schema).await;
     for (filter, bad, sqlstate) in [("10 / n > 0", 0, "22012"), ("public.positive(n)", -1, "P0001")] {
         let catalog = Catalog::of(&format!("[[dataset]]\nname = \"t\"\ntable = \"t\"\nfilter = \"{filter}\"\n"));
         let service = catalog.serving(&database, &["t"]).await;

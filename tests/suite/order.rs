@@ -4,7 +4,7 @@
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Csv, Database, Service, Start, eventually, refusal, serving_users};
+use crate::harness::{Csv, Database, Service, Start, needs_full, refusal, serving_users, until};
 
 /// A service that died between the commit of an export and its file's name, and the export's id.
 async fn dead_after_a_commit(
@@ -14,20 +14,11 @@ async fn dead_after_a_commit(
     export_type: &str,
 ) -> (Service, String) {
     let mut doomed = start.with("FAILPOINTS", "worker.committed=kill").service().await;
-    let request = doomed.client.post(format!("{}/exports/{export_type}", doomed.address));
-    let _ = request.header("X-Consumer-ID", consumer).send().await;
-    doomed.dies().await;
+    doomed.dies_of(export_type, consumer, &json!({})).await;
     let id = database.one("select id::text from exports where status = 'completed' and published_at is null").await;
     (doomed, id)
 }
 
-async fn get(service: &Service, path: &str) -> Value {
-    let answer = service.call("GET", path, &[]).await;
-    assert_eq!(answer.status(), 200, "{path}");
-    answer.json().await.unwrap()
-}
-
-/// A lane waits for its last file's name, whoever runs it.
 #[tokio::test]
 async fn a_committed_export_without_its_name_is_not_overtaken() {
     let database = Database::with_users(5).await;
@@ -57,7 +48,7 @@ async fn a_committed_export_without_its_name_is_not_overtaken() {
     let waits = metrics.lines().find_map(|line| line.strip_prefix("cdc_export_unpublished_seconds ")).unwrap();
     assert!(waits.parse::<f64>().unwrap() > 0.0, "{metrics}");
     // What a reader sees of the lane is none of it.
-    let completed = get(&elsewhere, "/exports?consumer=a&status=completed").await;
+    let completed = elsewhere.get("/exports?consumer=a&status=completed").await;
     assert_eq!(completed["items"].as_array().unwrap().len(), 1);
 
     let heir = Start::on(&database).sharing_output(&dead).service().await;
@@ -86,11 +77,11 @@ async fn an_export_that_is_given_up_frees_its_lane_and_has_no_number() {
     assert_eq!(heir.call("DELETE", &path, &[]).await.status(), 204);
     let (lost, delta, full) = (heir.job(&lost).await, heir.ended(&delta).await, heir.ended(&full).await);
     assert_eq!((&lost["error"]["code"], &lost["number"]), (&json!("file_lost"), &Value::Null), "{lost}");
-    assert_eq!((&delta["error"]["code"], &delta["continuity"]), (&json!("full_export_needed"), &json!("file_lost")));
+    needs_full(&delta, "file_lost");
     assert_eq!((&full["status"], &full["number"]), (&json!("completed"), &json!(1)), "{full}");
     // Back again, its folder loses what was staged there.
     let back = Start::on(&database).sharing_output(&dead).service().await;
-    eventually("the staged file goes", async || back.files().is_empty().then_some(())).await;
+    until("the staged file goes", async || back.files().is_empty()).await;
 }
 
 /// In the folder itself, the staged file is gone with the answer.
@@ -144,7 +135,7 @@ async fn a_clock_that_was_set_back_changes_no_order() {
         ("limit=200", 0),
         ("consumer=a&dataset=users&status=completed", 1),
     ] {
-        let page = get(&service, &format!("/exports?{query}")).await;
+        let page = service.get(&format!("/exports?{query}")).await;
         let listed: Vec<Value> = page["items"].as_array().unwrap().iter().map(|job| job["jobId"].clone()).collect();
         assert_eq!(listed, newest_first[skipped..], "{query}");
     }
@@ -153,7 +144,7 @@ async fn a_clock_that_was_set_back_changes_no_order() {
     service.stop().await;
     let keeping = keeping.service().await;
     let newest = [jobs[4]["outputFilename"].as_str().unwrap().to_owned()];
-    eventually("older files go", async || (keeping.files() == newest).then_some(())).await;
+    until("older files go", async || keeping.files() == newest).await;
 }
 
 /// Where the clock was set back after a commit, nothing waits for the time that it had.

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, Replica, ended, export};
-use crate::harness::{Csv, Database, Service, ends};
+use crate::harness::{Csv, Database, Service, ends, needs_full};
 
 const PARTED: &str = "
     create table parted (id int primary key, note text) partition by range (id);
@@ -52,11 +52,7 @@ impl Tables {
     /// A delta that is refused with the word: its detail.
     pub(crate) async fn refused(&self, dataset: &str, word: &str) -> String {
         let job = self.ended("delta", dataset).await;
-        assert_eq!(
-            (&job["error"]["code"], &job["continuity"]),
-            (&json!("full_export_needed"), &json!(word)),
-            "{dataset}: {job}"
-        );
+        needs_full(&job, word);
         job["error"]["detail"].as_str().unwrap().to_owned()
     }
 
@@ -131,9 +127,9 @@ async fn a_new_partition_needs_neither_track_nor_a_full_export() {
 #[tokio::test]
 async fn a_truncate_that_only_a_file_tells_stays_due_after_an_incremental() {
     let tables = Tables::new().await;
-    tables
-        .run("create table more partition of parted for values from (200) to (300); insert into more values (201, 'x')")
-        .await;
+    let statements =
+        "create table more partition of parted for values from (200) to (300); insert into more values (201, 'x')";
+    tables.run(statements).await;
     assert_eq!(tables.delta("parted").await, ["INSERT 201"]);
     tables.run("truncate more").await;
     tables.refused("parted", "truncated").await;
@@ -154,13 +150,12 @@ async fn a_key_s_name_on_another_column_for_a_while_is_not_missed() {
     for dataset in ["parted", "plain"] {
         tables.run(&format!("alter table {dataset} add n int not null default 5")).await;
         assert_eq!(tables.delta(dataset).await, Vec::<String>::new());
-        tables
-            .run(&format!(
-                "begin; alter table {dataset} rename id to was; alter table {dataset} rename n to id;
-                 update {dataset} set note = 'x' where was < 60;
-                 alter table {dataset} rename id to n; alter table {dataset} rename was to id; commit"
-            ))
-            .await;
+        let statements = format!(
+            "begin; alter table {dataset} rename id to was; alter table {dataset} rename n to id;
+             update {dataset} set note = 'x' where was < 60;
+             alter table {dataset} rename id to n; alter table {dataset} rename was to id; commit"
+        );
+        tables.run(&statements).await;
         tables.refused(dataset, "partitions_changed").await;
         tables.heals(dataset, Some("partitions_changed")).await;
     }
@@ -185,14 +180,13 @@ async fn a_partition_that_the_role_may_not_read_by_itself_needs_no_full_export()
     let Tables { database, catalog, service } = tables;
     service.stop().await;
     let role = database.role().await;
-    database
-        .run(&format!(
-            "grant usage on schema public, cdc_export to {role};
-             grant select on parted, plain to {role}; grant select, insert, update, delete on exports, watermarks to {role};
-             grant select, insert, update, delete on all tables in schema cdc_export to {role};
-             grant usage on all sequences in schema public, cdc_export to {role}"
-        ))
-        .await;
+    let statements = format!(
+        "grant usage on schema public, cdc_export to {role};
+         grant select on parted, plain to {role}; grant select, insert, update, delete on exports, watermarks to {role};
+         grant select, insert, update, delete on all tables in schema cdc_export to {role};
+         grant usage on all sequences in schema public, cdc_export to {role}"
+    );
+    database.run(&statements).await;
     let service = catalog.start(&database).with("DATABASE_URL", database.url_as(&role, "pass")).service().await;
     let tables = Tables { database, catalog, service };
     for dataset in ["parted", "plain"] {
@@ -200,9 +194,8 @@ async fn a_partition_that_the_role_may_not_read_by_itself_needs_no_full_export()
     }
     tables.run("create table more partition of parted for values from (200) to (300)").await;
     assert_eq!(tables.delta("parted").await, Vec::<String>::new());
-    tables
-        .run("create table rest partition of parted default; insert into parted values (201, 'x'), (500, 'y'); create schema apart; alter table rest set schema apart")
-        .await;
+    let statements = "create table rest partition of parted default; insert into parted values (201, 'x'), (500, 'y'); create schema apart; alter table rest set schema apart";
+    tables.run(statements).await;
     assert_eq!(tables.delta("parted").await, ["INSERT 201", "INSERT 500"]);
     // One that has rows all the same.
     let schema = "
@@ -374,13 +367,12 @@ async fn a_change_of_another_column_hides_nothing_that_came_through_a_parent() {
     .into_iter()
     .enumerate()
     {
-        tables
-            .run(&format!(
-                "create table parent (note text); alter table plain inherit parent; delete from parent where note = 'n{}';
-                 alter table plain no inherit parent; drop table parent; {beside}",
-                n + 1
-            ))
-            .await;
+        let statements = format!(
+            "create table parent (note text); alter table plain inherit parent; delete from parent where note = 'n{}';
+             alter table plain no inherit parent; drop table parent; {beside}",
+            n + 1
+        );
+        tables.run(&statements).await;
         tables.refused("plain", "partitions_changed").await;
         tables.heals("plain", Some("partitions_changed")).await;
     }
@@ -425,9 +417,8 @@ async fn an_upgrade_of_the_triggers_costs_nobody_a_full_export() {
     }
     service.stop().await;
     database.run(OTHER_TEXT).await;
-    database
-        .run("update plain set note = 'before' where id = 1; update parted set note = 'before' where id = 10")
-        .await;
+    let statements = "update plain set note = 'before' where id = 1; update parted set note = 'before' where id = 10";
+    database.run(statements).await;
     let service = catalog.start(&database).service().await;
     let renewed = "select bool_and(prosrc not like '%-- cdc-export 0 %') from pg_proc where proname like 'capture\\_%'";
     assert!(database.one::<bool>(renewed).await);
@@ -471,15 +462,15 @@ async fn a_table_that_had_no_partition_for_a_while_is_exported() {
     database.run("drop table low; drop table high").await;
     export(&service, "full", "parted", "a").await;
     assert_eq!(export(&service, "delta", "parted", "a").await["rowsExported"], 0);
-    database
-        .run("create table again partition of parted for values from (0) to (100); insert into parted values (7, 'n')")
-        .await;
+    let statements =
+        "create table again partition of parted for values from (0) to (100); insert into parted values (7, 'n')";
+    database.run(statements).await;
     let delta = export(&service, "delta", "parted", "a").await;
     assert_eq!((&delta["rowsExported"], &delta["continuity"]), (&json!(1), &Value::Null), "{delta}");
     assert_eq!(export(&service, "full", "parted", "a").await["rowsExported"], 1);
     // As positions were saved before.
-    database
-        .run("update watermarks set guard_state = jsonb_set(guard_state, '{touches}', 'null') where dataset = 'parted'")
-        .await;
+    let statements =
+        "update watermarks set guard_state = jsonb_set(guard_state, '{touches}', 'null') where dataset = 'parted'";
+    database.run(statements).await;
     assert_eq!(export(&service, "delta", "parted", "a").await["rowsExported"], 0);
 }

@@ -1,11 +1,11 @@
 //! Exports in several files (`maxFileBytes`): each is whole by itself, together they are the export, and a crash leaves
 //! all or nothing.
 
-mod files;
+pub(crate) mod files;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Database, Start, ends, eventually, refusal, serving_users};
+use crate::harness::{Database, Start, ends, eventually, refusal, serving_users, until};
 use crate::parts::files::{MOST, VALUE, files, ids, names, paths, submit};
 
 /// So many users of a MiB each.
@@ -42,8 +42,7 @@ async fn an_export_that_fits_is_one_file_with_the_name_of_one() {
         json!("16MiB"),
         json!(null),
     ] {
-        let request = service.client.post(format!("{}/exports/full", service.address)).header("X-Consumer-ID", "a");
-        let refused = request.json(&json!({ "maxFileBytes": bytes })).send().await.unwrap();
+        let refused = service.post("/exports/full", &[("X-Consumer-ID", "a")], &json!({ "maxFileBytes": bytes })).await;
         assert_eq!(refusal(refused).await, (400, "member_invalid".to_owned()), "{bytes}");
     }
 }
@@ -70,10 +69,7 @@ async fn dies_at(fault: &str, attempts: u64) {
     let database = with_users(20).await;
     let start = || Start::on(&database).with("MANIFESTS", "on");
     let mut dead = start().with("FAILPOINTS", fault).with("LEASE_SECONDS", 2).service().await;
-    let request = dead.client.post(format!("{}/exports/full", dead.address)).header("X-Consumer-ID", "a");
-    // The answer may die with it.
-    let _ = request.json(&json!({ "maxFileBytes": MOST })).send().await;
-    dead.dies().await;
+    dead.dies_of("full", "a", &json!({ "maxFileBytes": MOST })).await;
     let id: String = database.one("select id::text from exports").await;
     let heir = start().with("LEASE_SECONDS", 600).sharing_output(&dead).service().await;
     let job = heir.ended(&id).await;
@@ -98,20 +94,17 @@ async fn an_attempt_that_fails_leaves_none_of_its_files() {
     let service = Start::on(&database).with("FAILPOINTS", "sink.create=error@3").service().await;
     let id = submit(&service, "full", json!({ "maxFileBytes": MOST })).await;
     service.says("export_retried", &id).await;
-    eventually("the attempt's files go", || async { service.files().is_empty().then_some(()) }).await;
+    until("the attempt's files go", async || service.files().is_empty()).await;
     let job = service.ended(&id).await;
     assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(2)), "{job}");
     assert_eq!(service.files(), names(&job));
 }
 
-/// Of an export that lacks a file nothing is handed out.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_export_of_which_a_file_is_lost_is_lost_as_a_whole() {
     let database = with_users(20).await;
     let mut dead = Start::on(&database).with("FAILPOINTS", "sink.publish=kill@2").service().await;
-    let request = dead.client.post(format!("{}/exports/full", dead.address)).header("X-Consumer-ID", "a");
-    let _ = request.json(&json!({ "maxFileBytes": MOST })).send().await;
-    dead.dies().await;
+    dead.dies_of("full", "a", &json!({ "maxFileBytes": MOST })).await;
     let id: String = database.one("select id::text from exports").await;
     let left = dead.files();
     assert!(left.len() == 2 && left[0].starts_with('.') && left[1].contains(".part-00001"), "{left:?}");
@@ -119,16 +112,14 @@ async fn an_export_of_which_a_file_is_lost_is_lost_as_a_whole() {
     let heir = Start::on(&database).sharing_output(&dead).service().await;
     let job = heir.ended(&id).await;
     assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("file_lost")), "{job}");
-    eventually("the other file goes too", || async { heir.files().is_empty().then_some(()) }).await;
+    until("the other file goes too", async || heir.files().is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_that_is_taken_is_left_and_all_files_get_another() {
     let database = with_users(20).await;
     let mut dead = Start::on(&database).with("FAILPOINTS", "worker.committed=kill").service().await;
-    let request = dead.client.post(format!("{}/exports/full", dead.address)).header("X-Consumer-ID", "a");
-    let _ = request.json(&json!({ "maxFileBytes": MOST })).send().await;
-    dead.dies().await;
+    dead.dies_of("full", "a", &json!({ "maxFileBytes": MOST })).await;
     let (id, name): (String, String) =
         sqlx::query_as("select id::text, output_filename from exports").fetch_one(&database.pool).await.unwrap();
     let theirs = name.replace(".csv", ".part-00002.csv");
@@ -148,8 +139,8 @@ async fn a_name_that_is_taken_is_left_and_all_files_get_another() {
 async fn a_publisher_that_was_held_up_moves_nothing() {
     let database = with_users(20).await;
     let service = Start::on(&database).with("WORKERS", 1).with("FAILPOINTS", "sink.publish=hold").service().await;
-    let request = service.client.post(format!("{}/exports/full", service.address)).header("X-Consumer-ID", "a");
-    let accepted: Value = request.json(&json!({ "maxFileBytes": MOST })).send().await.unwrap().json().await.unwrap();
+    let accepted = service.post("/exports/full", &[("X-Consumer-ID", "a")], &json!({ "maxFileBytes": MOST })).await;
+    let accepted: Value = accepted.json().await.unwrap();
     let stem = accepted["outputFilename"].as_str().unwrap().strip_suffix(".csv").unwrap();
     std::fs::write(service.output().join(format!("{stem}.part-00002.csv")), "theirs").unwrap();
     let job = service.ended(accepted["jobId"].as_str().unwrap()).await;

@@ -7,7 +7,7 @@ use sqlx::{ConnectOptions, Connection, PgConnection};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-use crate::harness::{Database, Start, eventually, free_port, lacks, lent_user, option_env, reachable_folder};
+use crate::harness::{Database, Start, ends, eventually, free_port, lacks, lent_user, option_env, reachable_folder};
 
 /// A PgBouncer before the server of a database.
 struct Pooler {
@@ -71,12 +71,11 @@ async fn through_a_pool_of_sessions_everything_works() {
     let database = Database::empty().await;
     let name: String = database.one("select current_database()::text").await;
     // A pooler passes no options on, so what the service needs is not lost with them.
-    database
-        .run(&format!(
-            "alter database {name} set default_transaction_read_only = on;
-             alter database {name} set default_transaction_isolation = 'serializable'"
-        ))
-        .await;
+    let statements = format!(
+        "alter database {name} set default_transaction_read_only = on;
+         alter database {name} set default_transaction_isolation = 'serializable'"
+    );
+    database.run(&statements).await;
     let pooler = Pooler::start(&database, "pool_mode = session\ndefault_pool_size = 60").await;
     let start = Start::plain().with("DATABASE_URL", &pooler.url).with("SEED_ROWS", 30_000);
     let service = start.service().await;
@@ -117,6 +116,5 @@ async fn a_pool_that_lends_sessions_is_refused_at_the_start() {
     assert!(database.one::<bool>("select to_regnamespace('cdc_export') is null").await, "nothing was made");
 
     let pooler = Pooler::start(&database, "pool_mode = session\ndefault_pool_size = 1").await;
-    let (code, errors) = Start::plain().with("DATABASE_URL", &pooler.url).until_it_ends().await;
-    assert!(code == 1 && errors.contains("its pool is too small"), "{errors}");
+    ends(Start::plain().with("DATABASE_URL", &pooler.url).output().await, 1, "its pool is too small");
 }

@@ -19,10 +19,9 @@ async fn what_is_kept_quiet_is_deletions_of_ones_own_transaction() {
     for dataset in ["t", "child"] {
         export(&service, "full", dataset, "a").await;
     }
-    let mut quiet = database.pool.begin().await.unwrap();
     let deletes =
         "set local cdc_export.quiet = 'delete'; delete from t where k in (1, 5); update t set k = 30 where k = 3";
-    sqlx::raw_sql(deletes).execute(&mut *quiet).await.unwrap();
+    let quiet = database.open(deletes).await;
     // Another session's deletion, while that transaction is open; and the same session's next one.
     database.run("delete from t where k = 2").await;
     quiet.commit().await.unwrap();

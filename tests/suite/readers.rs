@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::harness::{Csv, Database, Service, Start, eventually};
+use crate::harness::{Csv, Database, Service, Start, eventually, until};
 
 /// Holds the file's first piece: what is behind it fills up, so that no reader ends before the others have come.
 const HELD: &str = "sink.write=hold";
@@ -35,7 +35,7 @@ const COPYING: &str = "from pg_stat_activity where datname = current_database() 
 /// Waits until so many connections read ranges, or have just read one.
 async fn copying(database: &Database, readers: i64) {
     let count = format!("select count(*) {COPYING}");
-    eventually("readers read", || async { (database.one::<i64>(&count).await == readers).then_some(()) }).await;
+    until("readers read", async || database.one::<i64>(&count).await == readers).await;
 }
 
 fn readers(service: &Service) -> Vec<u64> {

@@ -13,16 +13,12 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::harness::{
-    Csv, Database, HANG_TIMEOUT, Service, Start, ends, eventually, far, reachable_folder, serving_users,
+    Csv, Database, HANG_TIMEOUT, Service, Start, ends, eventually, far, reachable_folder, serving, serving_users,
+    silent, until,
 };
 
 async fn run(arguments: &[&str]) -> (i32, String, String) {
     far(arguments).output().await
-}
-
-pub(crate) async fn with_users(rows: i64) -> (Database, Service) {
-    let (database, service) = serving_users(rows).await;
-    (database, service)
 }
 
 /// A port that passes connections on to a service, and breaks each once so many bytes have come back, until that was
@@ -69,14 +65,13 @@ fn path_in(printed: &str) -> &Path {
 
 #[tokio::test]
 async fn a_remote_export_needs_no_database() {
-    let (database, service) = with_users(19).await;
+    let (database, service) = serving_users(19).await;
     let folder = reachable_folder();
     let here = folder.path().to_str().unwrap();
     let server = ["--server", &service.address];
     let export = async |more: &[&str]| run_with(&["export"], more, &server).await;
 
-    let (code, printed, said) = export(&["full", "--consumer", "a", "--output", here]).await;
-    assert_eq!((code, said.as_str()), (0, ""), "{printed}");
+    let printed = silent(export(&["full", "--consumer", "a", "--output", here]).await);
     assert!(printed.trim().ends_with("  18 rows") && path_in(&printed).starts_with(here), "{printed}");
     assert_eq!(Csv::read(path_in(&printed)).rows.len(), 18);
     assert_eq!(std::fs::read_dir(here).unwrap().count(), 1, "nothing is left beside it");
@@ -121,7 +116,7 @@ async fn run_with(command: &[&str], more: &[&str], server: &[&str]) -> (i32, Str
 
 #[tokio::test]
 async fn a_full_export_needs_no_consumer() {
-    let (database, service) = with_users(9).await;
+    let (database, service) = serving_users(9).await;
     let folder = reachable_folder();
     let here = folder.path().to_str().unwrap();
     let (url, output) = (database.url(), service.output().display().to_string());
@@ -130,8 +125,7 @@ async fn a_full_export_needs_no_consumer() {
     };
     let server = ["--server", &service.address];
 
-    let (code, printed, said) = run_with(&["export", "full"], &["--output", here], &server).await;
-    assert_eq!((code, said.as_str()), (0, ""), "{printed}");
+    let printed = silent(run_with(&["export", "full"], &["--output", here], &server).await);
     assert_eq!(Csv::read(path_in(&printed)).rows.len(), 9);
     let (code, printed, said) = near(&["export", "full", "--json"]).await;
     let job: Value = serde_json::from_str(&printed).unwrap();
@@ -145,14 +139,13 @@ async fn a_full_export_needs_no_consumer() {
         &["export", "full", "--after", "none"],
         &["export", "full", "--skip-empty"],
     ] {
-        let (code, _, said) = near(bad).await;
-        assert!(code == 2 && said.contains("--consumer"), "{bad:?}: {said}");
+        ends(near(bad).await, 2, "--consumer");
     }
 }
 
 #[tokio::test]
 async fn an_answer_tells_that_its_consumer_is_new() {
-    let (_database, service) = with_users(3).await;
+    let (_database, service) = serving_users(3).await;
     let post = async |consumer: &str, body: &'static str| -> bool {
         let call = service.client.post(format!("{}/exports/full", service.address)).header("X-Consumer-ID", consumer);
         let answer = call.header("content-type", "application/json").body(body).send().await.unwrap();
@@ -177,17 +170,15 @@ async fn an_answer_tells_that_its_consumer_is_new() {
 
 #[tokio::test]
 async fn a_place_that_takes_no_file_is_known_before_there_is_one() {
-    let (database, service) = with_users(5).await;
+    let (database, service) = serving_users(5).await;
     let folder = reachable_folder();
     let taken = folder.path().join("taken.csv");
     std::fs::write(&taken, "mine").unwrap();
     let nowhere = folder.path().join("nowhere/x.csv");
     for output in [taken.to_str().unwrap(), nowhere.to_str().unwrap(), ""] {
         let export = ["export", "full", "--consumer", "a", "--output", output];
-        let (code, _, said) = run_with(&export, &[], &["--server", &service.address]).await;
-        assert!(code == 2 && said.contains("--output: "), "{output}: {said}");
-        let (code, _, said) = Start::on(&database).arguments(&export).output().await;
-        assert!(code == 2 && said.contains("--output: "), "{output}: {said}");
+        ends(run_with(&export, &[], &["--server", &service.address]).await, 2, "--output: ");
+        ends(Start::on(&database).arguments(&export).output().await, 2, "--output: ");
     }
     for (format, compression) in [("parquet", "gzip"), ("csv", "lz4"), ("ndjson", "snappy")] {
         let export = ["export", "full", "--consumer", "a", "--format", format, "--compression", compression];
@@ -205,7 +196,7 @@ async fn a_place_that_takes_no_file_is_known_before_there_is_one() {
 
 #[tokio::test]
 async fn whoever_asked_for_an_export_learns_its_name() {
-    let (_database, service) = with_users(20_000).await;
+    let (_database, service) = serving_users(20_000).await;
     let folder = reachable_folder();
     let (output, named) = (folder.path().join("x.csv"), "`cdc-export download ");
     // Its file comes slowly, and somebody is impatient.
@@ -239,7 +230,7 @@ async fn a_key_for_elsewhere_is_no_setting_of_a_service() {
 
 #[tokio::test]
 async fn a_failed_export_says_what_helps() {
-    let (database, service) = with_users(5).await;
+    let (database, service) = serving_users(5).await;
     service.export("full", "a").await;
     database.run("truncate users").await;
     let (code, printed, said) = run(&["export", "delta", "--consumer", "a", "--server", &service.address]).await;
@@ -250,11 +241,11 @@ async fn a_failed_export_says_what_helps() {
 
 #[tokio::test]
 async fn an_interrupted_export_is_cancelled_there() {
-    let (database, service) = with_users(5).await;
+    let (database, service) = serving_users(5).await;
     let held = database.hold_exports().await;
     let (child, _work) = far(&["export", "full", "--consumer", "a", "--server", &service.address]).spawn();
     let one = "select count(*) from exports where status = 'processing'";
-    eventually("it runs", || async { (database.one::<i64>(one).await == 1).then_some(()) }).await;
+    until("it runs", async || database.one::<i64>(one).await == 1).await;
     kill(Pid::from_raw(child.id().unwrap().cast_signed()), Signal::SIGINT).unwrap();
     let output = tokio::time::timeout(HANG_TIMEOUT, child.wait_with_output()).await.expect("it ends").unwrap();
     assert_eq!(output.status.code(), Some(1));
@@ -265,7 +256,7 @@ async fn an_interrupted_export_is_cancelled_there() {
 
 #[tokio::test]
 async fn a_download_that_breaks_off_goes_on_from_there() {
-    let (database, service) = with_users(20_000).await;
+    let (database, service) = serving_users(20_000).await;
     let id = service.submit("full", "a").await;
     let job = service.ended(&id).await;
     let size = job["bytesWritten"].as_u64().unwrap();
@@ -327,7 +318,7 @@ async fn a_download_that_breaks_off_goes_on_from_there() {
 
 #[tokio::test]
 async fn what_has_no_file_says_why() {
-    let (database, service) = with_users(5).await;
+    let (database, service) = serving_users(5).await;
     let held = database.hold_exports().await;
     let id = service.submit("full", "a").await;
     service.becomes(&id, "processing").await;
@@ -418,14 +409,13 @@ async fn a_file_is_written_nowhere_else() {
         .to_string();
         let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", job.len());
         let server = answering([head.into_bytes(), job.into_bytes()].concat()).await;
-        let (code, _, said) = run(&["download", id, "--server", &server]).await;
-        assert!(code == 1 && said.contains("is no name of a file"), "{name}: {said}");
+        ends(run(&["download", id, "--server", &server]).await, 1, "is no name of a file");
     }
 }
 
 #[tokio::test]
 async fn a_watched_status_outlives_the_service() {
-    let (database, service) = with_users(5).await;
+    let (database, service) = serving_users(5).await;
     let (mut child, _work) = far(&["status", "--watch", "--json", "--server", &service.address]).spawn_piped();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut next = async || -> Value {
@@ -479,8 +469,7 @@ async fn a_key_that_everybody_on_the_way_can_read_is_warned_of() {
     assert!(said.contains("0.0.0.0") && !said.contains(key.trim()), "{said}");
     // Here, and without a key, there is nothing to be read.
     for here in ["127.0.0.1", "localhost", "LOCALHOST"] {
-        let (code, _, said) = status(&format!("http://{here}:{port}"), key.trim()).await;
-        assert_eq!((code, said.as_str()), (0, ""), "{here}");
+        silent(status(&format!("http://{here}:{port}"), key.trim()).await);
     }
     let (code, _, said) = status(&format!("http://0.0.0.0:{port}"), "").await;
     assert!(code == 1 && said.lines().count() == 1 && !said.contains("warning"), "{said}");
@@ -503,10 +492,7 @@ async fn sending_on(service: &Service, to: String) -> String {
             client.get(format!("{behind}{}", request.uri())).header("authorization", key).send().await.unwrap();
         axum::response::Response::from(answer).map(axum::body::Body::new)
     };
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(handler)).await });
-    address
+    serving(axum::Router::new().fallback(handler)).await
 }
 
 /// A store that keeps this content at every address. Returns its address and the headers of each request.
@@ -519,9 +505,7 @@ async fn keeping(content: Vec<u8>, status: u16) -> (String, Arc<Mutex<Vec<Header
         let from: usize = range.trim_start_matches("bytes=").trim_end_matches('-').parse().unwrap();
         (axum::http::StatusCode::from_u16(status).unwrap(), content[from..].to_vec())
     };
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(handler)).await });
+    let address = serving(axum::Router::new().fallback(handler)).await;
     (address, asked)
 }
 
@@ -532,9 +516,8 @@ async fn a_download_is_fetched_from_the_bucket_without_the_key() {
     let (_, key, _) = Start::on(&database).arguments(&["keys", "create", "--name", "far"]).output().await;
     let authorization = format!("Bearer {}", key.trim());
     let asks = [("Authorization", authorization.as_str()), ("X-Consumer-ID", "a")];
-    let submitted = service.client.post(format!("{}/exports", service.address)).json(&json!({"exportType": "full"}));
-    let submitted = asks.iter().fold(submitted, |request, (name, value)| request.header(*name, *value));
-    let id = submitted.send().await.unwrap().json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned();
+    let submitted: Value = service.post("/exports", &asks, &json!({"exportType": "full"})).await.json().await.unwrap();
+    let id = submitted["jobId"].as_str().unwrap();
     let job = eventually("the export ends", async || {
         let job: Value = service.call("GET", &format!("/exports/{id}"), &asks).await.json().await.unwrap();
         (job["status"] == "completed").then_some(job)

@@ -134,11 +134,7 @@ async fn each_dataset_of_a_consumer_takes_twenty_open_jobs() {
     let held = database.hold_exports().await;
     let ask = async |n: usize, consumer: Option<&str>| {
         let service = &services[n % 2];
-        let mut request = service.client.post(format!("{}/exports", service.address));
-        if let Some(consumer) = consumer {
-            request = request.header("X-Consumer-ID", consumer);
-        }
-        request.json(&serde_json::json!({ "dataset": names[n % 4] })).send().await.unwrap()
+        post(service, "/exports", consumer, &serde_json::json!({ "dataset": names[n % 4] })).await
     };
     for consumer in [Some("eager"), None] {
         let answers: Vec<_> = stream::iter(0..100).map(|n| ask(n, consumer)).buffered(8).collect().await;
@@ -171,8 +167,7 @@ async fn the_queue_has_an_end() {
     }
     assert_eq!(post(taken[0]).await.status(), 202, "it is a job already");
     held.rollback().await.unwrap();
-    crate::harness::eventually("there is room again", || async { (post(100).await.status() == 202).then_some(()) })
-        .await;
+    crate::harness::until("there is room again", async || post(100).await.status() == 202).await;
 }
 
 #[tokio::test]
@@ -243,11 +238,7 @@ async fn a_member_that_another_call_takes_is_refused_with_that_call() {
 #[tokio::test]
 async fn the_check_of_a_filter_waits_for_no_index_that_is_rebuilt() {
     let (database, service) = serving_users(0).await;
-    let mut writer = database.pool.begin().await.unwrap();
-    sqlx::raw_sql("reindex index users_pkey; set local deadlock_timeout = '100ms'")
-        .execute(&mut *writer)
-        .await
-        .unwrap();
+    let mut writer = database.open("reindex index users_pkey; set local deadlock_timeout = '100ms'").await;
     let body = json!({ "exportType": "full", "filter": [{ "column": "id", "op": "gt", "value": 1 }] });
     let lock = sqlx::raw_sql("select pg_sleep(0.5); lock table users").execute(&mut *writer);
     let (answer, locked) = tokio::join!(post(&service, "/exports", None, &body), lock);

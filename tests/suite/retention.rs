@@ -4,7 +4,7 @@ use cdc_export::store::retention::LaneCursor;
 use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, ended};
-use crate::harness::{Database, Start, eventually, refusal, serving_users};
+use crate::harness::{Database, Start, eventually, refusal, serving_users, until};
 
 #[tokio::test]
 async fn a_file_is_removed_on_request_and_its_job_stays() {
@@ -55,24 +55,23 @@ async fn what_is_too_old_or_too_much_goes() {
         names
     };
     assert_eq!(service.files(), files(&names));
-    database
-        .run(&format!(
-            "update exports set finished_at = finished_at - interval '2 days' where output_filename = '{}'",
-            names[5]
-        ))
-        .await;
+    let statements = format!(
+        "update exports set finished_at = finished_at - interval '2 days' where output_filename = '{}'",
+        names[5]
+    );
+    database.run(&statements).await;
 
     // The newest three of each consumer, and none that is older than a day.
     let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_FILES", "1d,3").service().await;
     let kept = files(&[&names[2..5], &names[6..7]].concat());
-    eventually("files go", || async { (keeping.files() == kept).then_some(()) }).await;
+    until("files go", async || keeping.files() == kept).await;
     assert_eq!(database.one::<i64>("select count(*) from exports").await, 7, "their jobs stay");
     keeping.stop().await;
 
     // A job takes its file with it.
     let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_JOBS", "1").service().await;
     let left = "select count(*) from exports";
-    eventually("jobs go", || async { (database.one::<i64>(left).await == 2).then_some(()) }).await;
+    until("jobs go", async || database.one::<i64>(left).await == 2).await;
     assert_eq!(keeping.files(), files(&[names[4].clone(), names[6].clone()]));
     assert_eq!(keeping.watermark("a").await, watermark);
     let (job, _) = keeping.export("delta", "a").await;
@@ -94,7 +93,7 @@ async fn nothing_is_forgotten_behind_a_job_that_is_kept() {
     }
     let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_JOBS", "1").service().await;
     let left = "select count(*) from exports where consumer_id = 'b'";
-    eventually("jobs go", || async { (database.one::<i64>(left).await == 1).then_some(()) }).await;
+    until("jobs go", async || database.one::<i64>(left).await == 1).await;
     assert_eq!(keeping.files().len(), 2);
     let id = first["jobId"].as_str().unwrap();
     let page = service.call("GET", &format!("/exports?consumer=a&dataset=users&after={id}"), &[]).await;
@@ -109,7 +108,7 @@ async fn nothing_is_forgotten_behind_a_job_that_is_kept() {
     database.run(&forget).await;
     let _keeping = Start::on(&database).sharing_output(&service).with("RETAIN_JOBS", "1").service().await;
     let left = "select count(*) from exports where consumer_id = 'a'";
-    eventually("jobs go", || async { (database.one::<i64>(left).await == 2).then_some(()) }).await;
+    until("jobs go", async || database.one::<i64>(left).await == 2).await;
     let page = service.call("GET", &format!("/exports?consumer=a&dataset=users&after={id}"), &[]).await;
     assert_eq!(refusal(page).await, (409, "database_restored".to_owned()));
 }
@@ -133,23 +132,17 @@ async fn a_lane_goes_with_its_jobs_unless_it_has_published() {
     let (planted, _) = service.export("full", "planted").await;
     assert_eq!(planted["status"], "completed");
     service.call("POST", "/exports", &[]).await;
-    eventually("the ad-hoc export ends", || async {
-        (database
-            .one::<i64>("select count(*) from exports where consumer_id is null and published_at is not null")
-            .await
-            == 1)
-            .then_some(())
+    until("the ad-hoc export ends", async || {
+        database.one::<i64>("select count(*) from exports where consumer_id is null and published_at is not null").await
+            == 1
     })
     .await;
     // A watermark is a consumer's place, also without a job; a folder that nobody has had for days is none.
-    database
-        .run(
-            "insert into cdc_export.lanes (consumer_id, dataset, last_sequence) values ('set', 'users', 7), ('gone', 'users', 7);
-             insert into watermarks (consumer_id, last_exported_at) values ('set', '2026-01-01');
-             insert into cdc_export.destinations (id, seen_at) values (gen_random_uuid(), now() - interval '2 days');
-             update exports set finished_at = finished_at - interval '2 days'",
-        )
-        .await;
+    let statements = "insert into cdc_export.lanes (consumer_id, dataset, last_sequence) values ('set', 'users', 7), ('gone', 'users', 7);
+         insert into watermarks (consumer_id, last_exported_at) values ('set', '2026-01-01');
+         insert into cdc_export.destinations (id, seen_at) values (gen_random_uuid(), now() - interval '2 days');
+         update exports set finished_at = finished_at - interval '2 days'";
+    database.run(statements).await;
     let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_JOBS", "1d");
     service.stop().await;
 
@@ -157,9 +150,9 @@ async fn a_lane_goes_with_its_jobs_unless_it_has_published() {
     let lanes =
         "select string_agg(consumer_id, ' ' order by consumer_id) from cdc_export.lanes where consumer_id <> ''";
     let left = "planted published set";
-    eventually("lanes go", || async { (database.one::<String>(lanes).await == left).then_some(()) }).await;
+    until("lanes go", async || database.one::<String>(lanes).await == left).await;
     let jobs = "select string_agg(coalesce(consumer_id, '') || lane_sequence, ' ' order by consumer_id) from exports where consumer_id = 'published'";
-    eventually("jobs go", || async { (database.one::<String>(jobs).await == "published2").then_some(()) }).await;
+    until("jobs go", async || database.one::<String>(jobs).await == "published2").await;
     assert_eq!(keeping.job(last["jobId"].as_str().unwrap()).await["status"], "completed");
     assert_eq!(database.one::<i64>("select count(*) from exports where consumer_id = 'cancelled'").await, 0);
     assert_eq!(database.one::<i64>("select count(*) from cdc_export.destinations").await, 1, "the one that lives");
@@ -184,22 +177,16 @@ async fn a_lane_that_is_submitted_to_is_not_forgotten() {
     let database = Database::new_with(changes).await;
     let store = cdc_export::store::Store::new(database.pool.clone());
     // What a submission holds between its number and its commit.
-    let mut submitting = database.pool.begin().await.unwrap();
-    sqlx::raw_sql(
-        "update cdc_export.lanes set last_sequence = last_sequence + 1 where consumer_id = 'a';
-         insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename)
-         values (gen_random_uuid(), 'a', 'users', 8, 'delta', 'csv', 5, 'a')",
-    )
-    .execute(&mut *submitting)
-    .await
-    .unwrap();
+    let submitting = "
+        update cdc_export.lanes set last_sequence = last_sequence + 1 where consumer_id = 'a';
+        insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename)
+        values (gen_random_uuid(), 'a', 'users', 8, 'delta', 'csv', 5, 'a')";
+    let submitting = database.open(submitting).await;
     assert_eq!(store.forget_lanes(&LaneCursor::default()).await.unwrap().found, 1, "b's alone, without waiting");
     submitting.commit().await.unwrap();
     assert_eq!(store.forget_lanes(&LaneCursor::default()).await.unwrap().found, 0);
-    assert_eq!(
-        database.one::<String>("select string_agg(consumer_id || last_sequence, ' ') from cdc_export.lanes").await,
-        "a8"
-    );
+    let lanes = "select string_agg(consumer_id || last_sequence, ' ') from cdc_export.lanes";
+    assert_eq!(database.one::<String>(lanes).await, "a8");
 }
 
 /// One consumer of three datasets: the exports of one take no place of another's.
@@ -224,7 +211,7 @@ async fn each_dataset_of_a_consumer_keeps_its_own_files_and_jobs() {
     }
     kept.sort();
     let keeping = catalog.start(&database).sharing_output(&service).with("RETAIN_FILES", 1).service().await;
-    eventually("files go", async || (keeping.files() == kept).then_some(())).await;
+    until("files go", async || keeping.files() == kept).await;
     keeping.stop().await;
     let _keeping = catalog.start(&database).sharing_output(&service).with("RETAIN_JOBS", 1).service().await;
     let lanes =
@@ -232,7 +219,6 @@ async fn each_dataset_of_a_consumer_keeps_its_own_files_and_jobs() {
     eventually("jobs go", async || (database.one::<Vec<i64>>(lanes).await == [1; 6]).then_some(())).await;
 }
 
-/// A consumer that acknowledges nothing has no say in what goes.
 #[tokio::test]
 async fn without_acknowledgements_files_go_by_their_count_alone() {
     let (database, service) = serving_users(5).await;
@@ -242,14 +228,13 @@ async fn without_acknowledgements_files_go_by_their_count_alone() {
     }
     let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_FILES", 1).service().await;
     let newest = [jobs[2]["outputFilename"].as_str().unwrap().to_owned()];
-    eventually("older files go", async || (keeping.files() == newest).then_some(())).await;
+    until("older files go", async || keeping.files() == newest).await;
     assert!(keeping.events("unacknowledged_removed").is_empty(), "{}", keeping.log());
 }
 
 /// One round takes all that is past the retention, however much that is.
 #[tokio::test]
 async fn a_year_of_jobs_goes_at_once() {
-    let database = Database::new().await;
     let changes =
         "insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, status, max_attempts,
                output_filename, finished_at, error_code)
@@ -258,7 +243,7 @@ async fn a_year_of_jobs_goes_at_once() {
              from generate_series(1, 9000) n;
              insert into cdc_export.lanes (consumer_id, dataset, last_sequence)
              select distinct consumer_id, dataset, 9000 from exports";
-    database.run(changes).await;
+    let database = Database::new_with(changes).await;
     let service = Start::on(&database).with("RETAIN_JOBS", "30d").service().await;
     let round = eventually("a round ends", async || service.events("jobs_forgotten").pop()).await;
     assert_eq!(round["jobs"], 9000);
@@ -296,18 +281,18 @@ async fn manifests_go_before_the_newest_full_export() {
     };
     // The files of the first three are gone then.
     let keeper = keeping(5).service().await;
-    eventually("the oldest manifest goes", async || (manifests() == of(1)).then_some(())).await;
+    until("the oldest manifest goes", async || manifests() == of(1)).await;
     whole().await;
-    eventually("its job goes", async || (numbers().await == [2, 3, 4, 5, 6]).then_some(())).await;
+    until("its job goes", async || numbers().await == [2, 3, 4, 5, 6]).await;
     keeper.stop().await;
     let keeper = keeping(3).service().await;
-    eventually("those before the full export go", async || (manifests() == of(3)).then_some(())).await;
+    until("those before the full export go", async || manifests() == of(3)).await;
     whole().await;
-    eventually("their jobs go", async || (numbers().await == [4, 5, 6]).then_some(())).await;
+    until("their jobs go", async || numbers().await == [4, 5, 6]).await;
     keeper.stop().await;
     // With the newest full export stay the manifests of all that follow it, and their jobs.
     let keeper = keeping(1).service().await;
-    eventually("files go", async || (!service.path(&jobs[4]).exists()).then_some(())).await;
+    until("files go", async || !service.path(&jobs[4]).exists()).await;
     let (witness, _) = keeper.export("full", "c").await;
     assert_eq!((witness["number"].as_u64(), numbers().await), (Some(1), vec![4, 5, 6]));
     assert!(of(3).iter().all(|name| manifests().contains(name)), "{:?}", manifests());
@@ -333,7 +318,7 @@ async fn no_manifest_goes_after_one_that_stays() {
     assert_eq!(service.call("DELETE", &path(&jobs[2], ""), &[]).await.status(), 204);
     let _keeping = start().sharing_output(&service).with("RETAIN_JOBS", 1).service().await;
     let manifest = |job: &Value| service.path(job).with_extension("manifest.json");
-    eventually("another lane's goes", async || (!manifest(&witness).exists()).then_some(())).await;
+    until("another lane's goes", async || !manifest(&witness).exists()).await;
     let stay: Vec<_> = jobs.iter().map(|job| manifest(job).exists()).collect();
     assert_eq!(stay, [false, true, true, true, true], "{:?}", service.files());
     let folder = service.output().to_str().unwrap();
@@ -341,7 +326,6 @@ async fn no_manifest_goes_after_one_that_stays() {
     assert_eq!(code, 0, "{said}{errors}");
 }
 
-/// Without manifests at the destination, nothing keeps a job.
 #[tokio::test]
 async fn jobs_go_without_their_manifests_where_none_are_written() {
     let (database, service) = serving_users(5).await;
@@ -350,5 +334,5 @@ async fn jobs_go_without_their_manifests_where_none_are_written() {
     }
     let _keeping = Start::on(&database).sharing_output(&service).with("RETAIN_JOBS", 1).service().await;
     let left = "select array_agg(number) from exports";
-    eventually("jobs go", async || (database.one::<Vec<i64>>(left).await == [3]).then_some(())).await;
+    until("jobs go", async || database.one::<Vec<i64>>(left).await == [3]).await;
 }

@@ -10,16 +10,15 @@ async fn a_table_that_may_not_be_read_is_told_with_the_grant() {
     let database = Database::empty().await;
     let role = database.role().await;
     let name = database.options.get_database().unwrap().to_owned();
-    database
-        .run(&format!(
-            "create table open (id int primary key, x text); insert into open values (1);
-             create schema sales;
-             create table sales.\"Shut\" (id int primary key, x text, secret text, at timestamptz not null default now());
-             insert into sales.\"Shut\" values (1);
-             grant create on database {name} to {role};
-             grant create on schema public to {role}; grant select on open to {role}"
-        ))
-        .await;
+    let statements = format!(
+        "create table open (id int primary key, x text); insert into open values (1);
+         create schema sales;
+         create table sales.\"Shut\" (id int primary key, x text, secret text, at timestamptz not null default now());
+         insert into sales.\"Shut\" values (1);
+         grant create on database {name} to {role};
+         grant create on schema public to {role}; grant select on open to {role}"
+    );
+    database.run(&statements).await;
     let catalog = Catalog::of(
         "[[dataset]]\nname = \"open\"\ntable = \"open\"\n
          [[dataset]]\nname = \"shut\"\ntable = \"sales.Shut\"\ncolumns = [\"id\", \"x\"]\nupdated_at = \"at\"\ncapture = \"timestamp\"\n
@@ -27,12 +26,11 @@ async fn a_table_that_may_not_be_read_is_told_with_the_grant() {
     );
     // The tables' owner captures them.
     catalog.track(&database, "open").await;
-    database
-        .run(&format!(
-            "grant usage on schema cdc_export to {role}; grant all on all tables in schema public, cdc_export to {role};
-             grant all on all sequences in schema public, cdc_export to {role}"
-        ))
-        .await;
+    let statements = format!(
+        "grant usage on schema cdc_export to {role}; grant all on all tables in schema public, cdc_export to {role};
+         grant all on all sequences in schema public, cdc_export to {role}"
+    );
+    database.run(&statements).await;
     let url = database.url_as(&role, "pass");
     let problems = async |grants: &str| {
         database.run(grants).await;
@@ -86,9 +84,9 @@ async fn a_table_that_may_not_be_read_is_told_with_the_grant() {
     assert!(told.contains(&format!("`alter role {role} bypassrls`")), "{told}");
     assert_eq!(problems(&format!("alter role {role} bypassrls")).await, None);
     // A draft needs no row of the table.
-    database
-        .run(&format!("create table gone (id int primary key, deleted bool); grant references on gone to {role}"))
-        .await;
+    let statements =
+        format!("create table gone (id int primary key, deleted bool); grant references on gone to {role}");
+    database.run(&statements).await;
     let add = catalog.start(&database).with("DATABASE_URL", &url).arguments(&["datasets", "add", "gone"]);
     let (code, draft, said) = add.output().await;
     let counted = "# deleted = \"deleted\"  # would leave rows that could not be counted out of full exports";
@@ -102,12 +100,11 @@ async fn a_right_of_the_service_that_is_missing_is_named() {
     database.run("create table t (id int primary key); insert into t values (1)").await;
     let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
     catalog.track(&database, "t").await;
-    database
-        .run(&format!(
-            "grant usage on schema cdc_export, public to {role};
-             grant all on all tables in schema public, cdc_export to {role}"
-        ))
-        .await;
+    let statements = format!(
+        "grant usage on schema cdc_export, public to {role};
+         grant all on all tables in schema public, cdc_export to {role}"
+    );
+    database.run(&statements).await;
     let service = catalog.start(&database).with("DATABASE_URL", database.url_as(&role, "pass")).service().await;
     let job = ended(&service, "/exports/delta", Some("c"), json!({ "dataset": "t" })).await;
     // Since Postgres 18 the last value of a sequence that the role may not read is null, and no error.
@@ -125,18 +122,16 @@ async fn a_right_of_the_service_that_is_missing_is_named() {
 async fn a_job_whose_table_may_no_longer_be_read_names_the_grant() {
     let database = Database::empty().await;
     let role = database.role().await;
-    database
-        .run("create schema sales; create table sales.t (id int primary key); insert into sales.t values (1)")
-        .await;
+    let statements = "create schema sales; create table sales.t (id int primary key); insert into sales.t values (1)";
+    database.run(statements).await;
     let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"sales.t\"\n");
     catalog.track(&database, "t").await;
-    database
-        .run(&format!(
-            "grant usage on schema cdc_export, public, sales to {role};
-             grant select on sales.t to {role}; grant all on all tables in schema public, cdc_export to {role};
-             grant usage on all sequences in schema cdc_export to {role}"
-        ))
-        .await;
+    let statements = format!(
+        "grant usage on schema cdc_export, public, sales to {role};
+         grant select on sales.t to {role}; grant all on all tables in schema public, cdc_export to {role};
+         grant usage on all sequences in schema cdc_export to {role}"
+    );
+    database.run(&statements).await;
     let start = || catalog.start(&database).with("DATABASE_URL", database.url_as(&role, "pass"));
     let service = start().arguments(&["serve", "--no-workers"]).service().await;
     for (revoke, grant) in [
@@ -157,9 +152,8 @@ async fn a_job_whose_table_may_no_longer_be_read_names_the_grant() {
     assert_eq!(service.call("GET", "/consumers", &[]).await.status(), 200);
     assert_eq!(service.call("GET", "/datasets", &[]).await.status(), 200);
     // A right to the service's own tables is no one dataset's.
-    database
-        .run(&format!("revoke select on cdc_export.tracked from {role}; grant usage on schema sales to {role}"))
-        .await;
+    let statements = format!("revoke select on cdc_export.tracked from {role}; grant usage on schema sales to {role}");
+    database.run(&statements).await;
     let answer = post(&service, "/exports/full", Some("c"), &json!({})).await;
     let (status, refused): (_, Value) = (answer.status(), answer.json().await.unwrap());
     assert!(status == 503 && refused["detail"].as_str().unwrap().contains("for table tracked"), "{refused}");
@@ -171,37 +165,35 @@ async fn a_view_that_cannot_be_read_names_the_relation_beneath_it() {
     let (role, owner) = (database.role().await, database.role().await);
     let has_invokers = database.postgres_version().await >= 15;
     let invoker = if has_invokers { "with (security_invoker)" } else { "" };
-    database
-        .run(&format!(
-            "create schema a authorization {owner};
-             set role {owner};
-             create table a.t (id int primary key, x int, y int); insert into a.t values (1, 1, 1), (2, 2, 2);
-             create table a.r (id int primary key); alter table a.r enable row level security;
-             alter table a.r force row level security;
-             create view a.plain as select * from a.t;
-             create view a.some {invoker} as select id from a.t where x > 0;
-             create view a.nested as select * from a.some;
-             create view a.counts {invoker} as select count(*) from a.t;
-             create view a.names as select 'a.t'::regclass::text as name;
-             create view a.hidden as select * from a.r;
-             create materialized view a.empty as select * from a.t with no data;
-             create view a.over_empty as select * from a.empty;
-             create materialized view a.filled as select * from a.t;
-             grant usage on schema a to {role};
-             grant select on a.plain, a.some, a.nested, a.counts, a.names, a.hidden, a.empty, a.over_empty, a.filled to {role};
-             reset role"
-        ))
-        .await;
+    let statements = format!(
+        "create schema a authorization {owner};
+         set role {owner};
+         create table a.t (id int primary key, x int, y int); insert into a.t values (1, 1, 1), (2, 2, 2);
+         create table a.r (id int primary key); alter table a.r enable row level security;
+         alter table a.r force row level security;
+         create view a.plain as select * from a.t;
+         create view a.some {invoker} as select id from a.t where x > 0;
+         create view a.nested as select * from a.some;
+         create view a.counts {invoker} as select count(*) from a.t;
+         create view a.names as select 'a.t'::regclass::text as name;
+         create view a.hidden as select * from a.r;
+         create materialized view a.empty as select * from a.t with no data;
+         create view a.over_empty as select * from a.empty;
+         create materialized view a.filled as select * from a.t;
+         grant usage on schema a to {role};
+         grant select on a.plain, a.some, a.nested, a.counts, a.names, a.hidden, a.empty, a.over_empty, a.filled to {role};
+         reset role"
+    );
+    database.run(&statements).await;
     let names = ["counts", "empty", "filled", "hidden", "names", "nested", "over_empty", "plain", "some"];
     let block = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"a.{name}\"\ncapture = \"none\"\n");
     let catalog = Catalog::of(&names.map(block).concat());
-    database
-        .run(&format!(
-            "grant usage on schema cdc_export, public to {role};
-             grant all on all tables in schema cdc_export to {role};
-             grant usage on all sequences in schema cdc_export to {role}"
-        ))
-        .await;
+    let statements = format!(
+        "grant usage on schema cdc_export, public to {role};
+         grant all on all tables in schema cdc_export to {role};
+         grant usage on all sequences in schema cdc_export to {role}"
+    );
+    database.run(&statements).await;
     let start = || catalog.start(&database).with("DATABASE_URL", database.url_as(&role, "pass"));
     let service = start().with("MAX_ATTEMPTS", "1").service().await;
     let denied = |beneath: &str, grant: &str| ("permission_denied", beneath.to_owned(), format!("`{grant}`"));
@@ -257,9 +249,9 @@ async fn a_view_that_cannot_be_read_names_the_relation_beneath_it() {
         let shown: Value = service.call("GET", "/datasets/some", &[]).await.json().await.unwrap();
         assert_eq!(shown["reason"], "permission_denied", "{shown}");
     }
-    database
-        .run(&format!("grant select on a.t to {role}; alter role {owner} bypassrls; refresh materialized view a.empty"))
-        .await;
+    let statements =
+        format!("grant select on a.t to {role}; alter role {owner} bypassrls; refresh materialized view a.empty");
+    database.run(&statements).await;
     ends(start().arguments(&["datasets", "check"]).output().await, 0, "");
     for name in names {
         export(&service, "full", name, "f").await;

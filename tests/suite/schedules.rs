@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::catalog::Catalog;
-use crate::harness::{Database, Service, eventually};
+use crate::harness::{Database, Service, eventually, until};
 use crate::keys::bearer;
 use crate::schedules::users::{USERS, ended, jobs, schedule, users};
 
@@ -320,13 +320,13 @@ async fn a_draining_process_leaves_its_slots_to_the_next_process() {
     ended(&database, 1).await;
     let held = database.hold_exports().await;
     let other = service.submit("full", "b").await;
-    eventually("it runs", async || (service.job(&other).await["status"] == "processing").then_some(())).await;
+    until("it runs", async || service.job(&other).await["status"] == "processing").await;
     service.signal(Signal::SIGTERM);
     eventually("it drains", async || service.events("draining").pop()).await;
     set_back(&database, "a", 1).await;
     let set: DateTime<Utc> = database.one("select clock_timestamp()").await;
     let passed = format!("select clock_timestamp() > '{set}'::timestamptz + interval '4 s'");
-    eventually("several looks of a scheduler", async || database.one::<bool>(&passed).await.then_some(())).await;
+    until("several looks of a scheduler", async || database.one::<bool>(&passed).await).await;
     assert_eq!(jobs(&database).await, 2);
     held.rollback().await.unwrap();
     assert_eq!(service.exit().await, Some(0));
@@ -355,7 +355,7 @@ async fn a_schedule_of_every_second_uses_each_slot_once() {
     for mut service in services {
         assert_eq!(service.exit().await, Some(0));
         // The end of the log is read a moment later.
-        eventually("the end of the log", async || (!service.events("stopped").is_empty()).then_some(())).await;
+        until("the end of the log", async || !service.events("stopped").is_empty()).await;
         slots.extend(service.events("export_submitted").iter().map(|event| event["slot"].as_str().unwrap().to_owned()));
     }
     slots.sort();

@@ -66,9 +66,9 @@ async fn a_skipped_export_has_no_file_and_no_place_in_the_chain() {
         skipped.push(job["jobId"].clone());
         if skipped.len() == 2 {
             assert_eq!(listed(&service, "skipped").await.len(), 2, "the lane keeps those of the last minute");
-            database
-                .run("update exports set finished_at = finished_at - interval '1 hour' where status = 'skipped'")
-                .await;
+            let statements =
+                "update exports set finished_at = finished_at - interval '1 hour' where status = 'skipped'";
+            database.run(statements).await;
         }
     }
     assert_ne!(database.one::<String>(position).await, before, "the position moves");

@@ -67,12 +67,11 @@ async fn without_a_log_an_incremental_takes_no_deletion_away() {
     export(&service, "full", "flag", "a").await;
     delta(&service, "flag", "a").await;
     for (id, day) in [(1, 10), (2, 20)] {
-        database
-            .run(&format!(
-                "update flag set gone = true, at = timestamptz '2026-02-01' + {day} * interval '1 day' where id = {id};
-                 update flag set n = n + 1, at = timestamptz '2026-02-02' + {day} * interval '1 day' where id = 3"
-            ))
-            .await;
+        let statements = format!(
+            "update flag set gone = true, at = timestamptz '2026-02-01' + {day} * interval '1 day' where id = {id};
+             update flag set n = n + 1, at = timestamptz '2026-02-02' + {day} * interval '1 day' where id = 3"
+        );
+        database.run(&statements).await;
         export(&service, "incremental", "flag", "a").await;
     }
     let mut rows = delta(&service, "flag", "a").await;
@@ -94,20 +93,19 @@ async fn a_full_export_has_the_flag_that_each_live_row_has() {
     // Since Postgres 18 a child's column may not be null where its parent's may not.
     let child = if database.postgres_version().await < 18 { "null" } else { "false" };
     let loosen = if child == "null" { "alter table child alter gone drop not null;" } else { "" };
-    database
-        .run(
-            &format!("create table lone (gone bool not null default false, id int primary key, at timestamptz not null default now());
-             create table loose (id int primary key, gone bool, at timestamptz not null default now());
-             create table parent (id int primary key, gone bool not null, at timestamptz not null default now());
-             create table child () inherits (parent); {loosen}
-             create table stamp (id int primary key, at timestamptz not null default now(), gone timestamptz);
-             insert into lone values (false, 1), (true, 2), (false, 3);
-             insert into loose values (1, false), (2, true), (3, null);
-             insert into parent values (1, false), (2, true);
-             insert into child values (3, {child});
-             insert into stamp (id, gone) values (1, null), (2, now()), (3, null)"),
-        )
-        .await;
+    let schema = format!(
+        "create table lone (gone bool not null default false, id int primary key, at timestamptz not null default now());
+         create table loose (id int primary key, gone bool, at timestamptz not null default now());
+         create table parent (id int primary key, gone bool not null, at timestamptz not null default now());
+         create table child () inherits (parent); {loosen}
+         create table stamp (id int primary key, at timestamptz not null default now(), gone timestamptz);
+         insert into lone values (false, 1), (true, 2), (false, 3);
+         insert into loose values (1, false), (2, true), (3, null);
+         insert into parent values (1, false), (2, true);
+         insert into child values (3, {child});
+         insert into stamp (id, gone) values (1, null), (2, now()), (3, null)"
+    );
+    database.run(&schema).await;
     let cases = [("lone", Some("false")), ("loose", Some("")), ("parent", None), ("stamp", Some(""))];
     let of = |(name, _): &(&str, Option<&str>)| {
         format!(

@@ -22,15 +22,12 @@ async fn refused(start: Start) -> (i32, String) {
 
 /// What is in a database, ours or not, but for Postgres's own.
 async fn relations(database: &Database) -> Vec<String> {
-    sqlx::query_scalar(
-        "select n.nspname || '.' || c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    let relations = "
+        select n.nspname || '.' || c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
          where n.nspname not in ('pg_catalog', 'information_schema', 'pg_toast') and c.relkind in ('r', 'v')
          union all select nspname || '.*' from pg_namespace where nspname = 'cdc_export'
-         order by 1",
-    )
-    .fetch_all(&database.pool)
-    .await
-    .unwrap()
+         order by 1";
+    database.all(relations).await
 }
 
 #[tokio::test]
@@ -83,28 +80,22 @@ async fn a_database_of_another_build_is_told_what_to_drop() {
 
 #[tokio::test]
 async fn a_users_table_that_somebody_brought_is_left_alone() {
-    let database = Database::empty().await;
     let schema = "
         create table users (id bigserial primary key, name varchar(255) not null, email varchar(255) not null unique,
           created_at timestamptz not null, updated_at timestamptz not null, is_deleted boolean not null default false);
         insert into users (name, email, created_at, updated_at) values ('Ada', 'ada@example.org', now(), now())";
-    database.run(schema).await;
+    let database = Database::empty_with(schema).await;
     // Every row of the catalog about it, and its own rows with where and by whom they were written.
-    let look = || async {
-        database
-            .one::<String>(
-                "select jsonb_build_array(
-                   (select jsonb_agg(to_jsonb(u) || jsonb_build_object('at', u.ctid, 'by', u.xmin)) from users u),
-                   (select to_jsonb(c) - '{relpages,reltuples,relallvisible,relfrozenxid,relminmxid}'::text[]
-                    from pg_class c where oid = 'users'::regclass),
-                   (select jsonb_agg(to_jsonb(a) order by attnum) from pg_attribute a where attrelid = 'users'::regclass),
-                   (select jsonb_agg(to_jsonb(i) order by indexrelid) from pg_index i where indrelid = 'users'::regclass),
-                   (select jsonb_agg(to_jsonb(t) order by oid) from pg_trigger t where tgrelid = 'users'::regclass),
-                   (select jsonb_agg(to_jsonb(k) order by oid) from pg_constraint k where conrelid = 'users'::regclass)
-                 )::text",
-            )
-            .await
-    };
+    let state = "select jsonb_build_array(
+           (select jsonb_agg(to_jsonb(u) || jsonb_build_object('at', u.ctid, 'by', u.xmin)) from users u),
+           (select to_jsonb(c) - '{relpages,reltuples,relallvisible,relfrozenxid,relminmxid}'::text[]
+            from pg_class c where oid = 'users'::regclass),
+           (select jsonb_agg(to_jsonb(a) order by attnum) from pg_attribute a where attrelid = 'users'::regclass),
+           (select jsonb_agg(to_jsonb(i) order by indexrelid) from pg_index i where indrelid = 'users'::regclass),
+           (select jsonb_agg(to_jsonb(t) order by oid) from pg_trigger t where tgrelid = 'users'::regclass),
+           (select jsonb_agg(to_jsonb(k) order by oid) from pg_constraint k where conrelid = 'users'::regclass)
+         )::text";
+    let look = || database.one::<String>(state);
     let before = look().await;
     let service = Start::on(&database).with("SEED_ROWS", 1000).service().await;
     for export_type in ["full", "incremental", "delta"] {

@@ -50,9 +50,8 @@ async fn tables_may_be_called_anything() {
     let blocks: Vec<_> = names.iter().enumerate().map(block).collect();
     for name in names {
         let (key, table) = (quoted("k$f$ %I"), quoted(name));
-        database
-            .run(&format!("create table {table} ({key} int primary key); insert into {table} values (1), (2)"))
-            .await;
+        let statements = format!("create table {table} ({key} int primary key); insert into {table} values (1), (2)");
+        database.run(&statements).await;
     }
     let catalog = Catalog::tracked(&database, &blocks).await;
     let service = catalog.start(&database).service().await;
@@ -77,9 +76,8 @@ async fn partitions_generated_columns_and_no_rows_are_no_matter() {
     let empty = export(&service, "full", "t", "a").await;
     assert_eq!(Csv::read(&service.path(&empty)).header, ["id", "region", "double"]);
     assert_eq!((&empty["rowsExported"], &empty["watermarkTo"]), (&json!(0), &Value::Null));
-    database
-        .run("insert into t select n, case when n % 2 = 0 then 'a' else 'b' end from generate_series(1, 20) n")
-        .await;
+    let statements = "insert into t select n, case when n % 2 = 0 then 'a' else 'b' end from generate_series(1, 20) n";
+    database.run(statements).await;
     replica.begin(&service, &export(&service, "full", "t", "a").await).await;
     // From one partition to the other, directly into one, and out of one.
     let changes =
@@ -98,13 +96,10 @@ async fn partitions_generated_columns_and_no_rows_are_no_matter() {
 async fn a_role_that_may_just_read_exports_what_its_owner_tracked() {
     let database = Database::empty().await;
     let role = database.role().await;
-    database
-        .run(
-            "create schema sales; create table sales.orders (id int primary key, total int);
-             insert into sales.orders select n, n from generate_series(1, 10) n;
-             revoke all on schema public from public",
-        )
-        .await;
+    let statements = "create schema sales; create table sales.orders (id int primary key, total int);
+         insert into sales.orders select n, n from generate_series(1, 10) n;
+         revoke all on schema public from public";
+    database.run(statements).await;
     let catalog = Catalog::of("[[dataset]]\nname = \"orders\"\ntable = \"sales.orders\"");
     // The owner's part; after it the service needs no right but these.
     catalog.track(&database, "orders").await;
@@ -122,24 +117,21 @@ async fn a_role_that_may_just_read_exports_what_its_owner_tracked() {
     // Who writes to the table needs no right on the log.
     let writer = sqlx::PgPool::connect(&database.url_as(&role, "pass")).await.unwrap();
     assert!(sqlx::query("delete from sales.orders").execute(&writer).await.is_err());
-    database
-        .run(&format!(
-            "grant delete on sales.orders to {role}; revoke all on all tables in schema cdc_export from {role}"
-        ))
-        .await;
+    let statements =
+        format!("grant delete on sales.orders to {role}; revoke all on all tables in schema cdc_export from {role}");
+    database.run(&statements).await;
     sqlx::query("delete from sales.orders where id = 5").execute(&writer).await.unwrap();
     writer.close().await;
-    assert_eq!(
-        database.one::<i64>("select count(*) from cdc_export.change_log where key = '5' and operation = 'D'").await,
-        1
-    );
+    let logged = "select count(*) from cdc_export.change_log where key = '5' and operation = 'D'";
+    assert_eq!(database.one::<i64>(logged).await, 1);
+    // It has no right on its tables any more, with which it would end well.
+    service.signal(nix::sys::signal::Signal::SIGKILL);
 }
 
 /// The planner opens a function of an index to see what it calls: here a function that only the role's own search_path
 /// finds.
 #[tokio::test]
 async fn an_index_on_a_function_that_names_another_without_its_schema_is_no_obstacle() {
-    let database = Database::empty().await;
     let schema = "
         create schema helpers;
         create function helpers.plain(text) returns text language plpgsql immutable as 'begin return lower($1); end';
@@ -152,15 +144,14 @@ async fn an_index_on_a_function_that_names_another_without_its_schema_is_no_obst
         create index on low (searched(name));
         create table high (like parted including all); create index on high (searched(name));
         insert into single values (1, 'A'), (2, 'B'); insert into parted values (1, 'A'), (2, 'B')";
-    database.run(schema).await;
+    let database = Database::empty_with(schema).await;
     // Postgres 17 and later make such an index only if the function is well at that time.
     let name: String = database.one("select current_database()::text").await;
-    database
-        .run(&format!(
-            "alter database {name} set search_path = public, helpers; set search_path = public, helpers;
-             create or replace function searched(text) returns text language sql immutable as 'select plain($1)'"
-        ))
-        .await;
+    let statements = format!(
+        "alter database {name} set search_path = public, helpers; set search_path = public, helpers;
+         create or replace function searched(text) returns text language sql immutable as 'select plain($1)'"
+    );
+    database.run(&statements).await;
     let database = Database::at((*database.pool.connect_options()).clone());
     let block = |name: &str| {
         format!(
@@ -178,9 +169,10 @@ async fn an_index_on_a_function_that_names_another_without_its_schema_is_no_obst
         let replica = Replica { database: &database, source: &source, key: &["id"] };
         let job = export(&service, "full", dataset, "a").await;
         replica.begin(&service, &job).await;
-        database
-            .run(&format!("insert into {dataset} values (3, 'C'); update {dataset} set name = 'b' where id = 2; delete from {dataset} where id = 1"))
-            .await;
+        let statements = format!(
+            "insert into {dataset} values (3, 'C'); update {dataset} set name = 'b' where id = 2; delete from {dataset} where id = 1"
+        );
+        database.run(&statements).await;
         // The statement that counts is not made for the role's search_path.
         let lags = service.call("GET", "/consumers", &[]).await.json::<Value>().await.unwrap();
         let is_its = |lag: &&Value| lag["dataset"] == dataset;
@@ -200,9 +192,9 @@ async fn an_index_on_a_function_that_names_another_without_its_schema_is_no_obst
     assert!(code == 0 && printed.contains("would leave 0 rows out"), "{printed} {said}");
 
     // What nobody finds is told. A session remembers the functions of an index until the index is altered.
-    database
-        .run("alter function helpers.plain(text) rename to gone; alter index single_searched_idx set (fillfactor = 80)")
-        .await;
+    let statements =
+        "alter function helpers.plain(text) rename to gone; alter index single_searched_idx set (fillfactor = 80)";
+    database.run(statements).await;
     let why = "function plain(text) does not exist";
     let job = ended(&service, "/exports/delta", Some("a"), json!({ "dataset": "single" })).await;
     assert_eq!(job["error"]["code"], "dataset_mismatch", "{job}");

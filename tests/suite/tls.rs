@@ -182,8 +182,7 @@ async fn each_sslmode_asks_what_it_says() {
     // A file in which nobody vouches is not everybody.
     std::fs::write(postgres.folder.path().join("empty.crt"), "").unwrap();
     let start = on(url("strict", "127.0.0.1", &postgres.vouched("verify-full", "empty.crt")));
-    let (code, line) = start.arguments(&["migrate"]).until_it_ends().await;
-    assert!(code == 2 && line.contains("there is no certificate in PEM form in it"), "{line}");
+    ends(start.arguments(&["migrate"]).output().await, 2, "there is no certificate in PEM form in it");
     // Every process of the service, not the command alone.
     let service = on(vouched).with("SEED_ROWS", 100).with("SSL_CERT_FILE", file("other.crt")).service().await;
     assert_eq!(service.export("full", "vouched").await.1.rows.len(), 98);

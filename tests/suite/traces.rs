@@ -211,8 +211,8 @@ async fn a_batch_is_one_attempt_with_a_step_for_each_member() {
     let collector = Collector::start().await;
     let service = collector.recorded_by(catalog.start(&database)).service().await;
     let body = json!({ "datasets": "*" });
-    let request = service.client.post(format!("{}/exports/delta", service.address)).json(&body);
-    let answer = request.header("X-Consumer-ID", "a").header("traceparent", traceparent()).send().await.unwrap();
+    let headers = [("X-Consumer-ID", "a"), ("traceparent", &*traceparent())];
+    let answer = service.post("/exports/delta", &headers, &body).await;
     assert_eq!(answer.status(), 202);
     let spans = collector.has(TRACE, &["attempt", "stream", "stream", "stream", "publish", "publish", "publish"]).await;
     let (call, attempt) = (only(&spans, "POST /exports/delta"), only(&spans, "attempt"));

@@ -3,7 +3,6 @@
 pub(crate) mod page;
 
 use serde_json::json;
-use sqlx::Executor;
 
 use crate::harness::{Database, Start, serving_users};
 use crate::waiting::page::{consumers, waiting};
@@ -15,8 +14,7 @@ async fn what_waits_is_exact_up_to_ten_thousand() {
         service.export("full", consumer).await;
     }
     // Under way while these begin, and done when they have ended.
-    let mut writing = database.pool.begin().await.unwrap();
-    writing.execute("update users set name = 'under way' where id between 1 and 50").await.unwrap();
+    let writing = database.open("update users set name = 'under way' where id between 1 and 50").await;
     for consumer in ["writing", "writing-and-more"] {
         service.export("full", consumer).await;
     }
@@ -64,7 +62,6 @@ async fn what_waits_is_exact_up_to_ten_thousand() {
 /// By timestamp there is no log, and perhaps no index of the times.
 #[tokio::test]
 async fn without_an_index_of_the_times_what_waits_is_counted_out_of_some_rows() {
-    let database = Database::new().await;
     let schema = "
         create table few (id int primary key, at timestamp);
         insert into few select n, timestamp '2026-01-01' + n * interval '1 minute' from generate_series(1, 500) n;
@@ -73,7 +70,7 @@ async fn without_an_index_of_the_times_what_waits_is_counted_out_of_some_rows() 
         create table ordered (id int primary key, at timestamptz);
         insert into ordered select * from many;
         create index on ordered (at)";
-    database.run(schema).await;
+    let database = Database::new_with(schema).await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("datasets.toml");
     let blocks = ["few", "many", "ordered"].map(|name| {

@@ -222,15 +222,11 @@ async fn a_receiver_gets_only_the_events_of_its_block() {
     }
     all.hears(2).await;
     assert_eq!(of_b.hears(1).await[0].event["subject"], "users/b");
-    let planned: Vec<String> = sqlx::query_scalar("select endpoint from cdc_export.deliveries order by 1")
-        .fetch_all(&database.pool)
-        .await
-        .unwrap();
+    let planned: Vec<String> = database.all("select endpoint from cdc_export.deliveries order by 1").await;
     assert_eq!(planned, ["all", "all", "of-b"], "and nothing else is to be told");
     assert!(failures.heard().is_empty());
 }
 
-/// An event is delivered only after the file is published and the end is committed.
 #[tokio::test]
 async fn no_event_is_delivered_before_the_file_is_published() {
     let database = Database::with_users(5).await;

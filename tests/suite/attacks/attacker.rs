@@ -3,7 +3,7 @@
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, PgPool};
 
-use crate::harness::{Database, eventually};
+use crate::harness::{Database, until};
 
 /// Somebody without rights, connected once: his temporary objects stay.
 pub(crate) struct Attacker {
@@ -45,6 +45,6 @@ impl Attacker {
         assert!(!is_superuser, "the attacker's function ran as a superuser");
         self.pool.close().await;
         let sessions = format!("select count(*) from pg_stat_activity where usename = '{}'", self.name);
-        eventually("his session ends", || async { (database.one::<i64>(&sessions).await == 0).then_some(()) }).await;
+        until("his session ends", async || database.one::<i64>(&sessions).await == 0).await;
     }
 }

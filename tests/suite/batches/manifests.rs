@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::batches::{TABLES, batch, ended, export_all, tables};
 use crate::catalog::Catalog;
-use crate::harness::{Database, Service, Start, ends, eventually, refusal};
+use crate::harness::{Database, Service, Start, ends, refusal, until};
 
 const SEED: &str = "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60";
 const PUBLIC_KEY: &str = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
@@ -121,7 +121,6 @@ async fn the_manifest_of_a_batch_is_answered_whether_or_not_it_is_written() {
     assert_eq!(refusal(answer(&service, &unknown).await).await, (404, "not_found".to_owned()));
 }
 
-/// Whoever may not see one of the members may not see the manifest, which names them all.
 #[tokio::test]
 async fn a_key_for_some_members_learns_nothing_from_manifests() {
     let (database, catalog) = tables().await;
@@ -183,7 +182,7 @@ async fn whoever_goes_on_after_the_manifest_of_a_batch_writes_the_same() {
         assert_eq!(done["status"], "completed", "{done}");
         assert_eq!((text(&heir, &done), answer(&heir, &done).await.text().await.unwrap()), (written.clone(), written));
         assert!(heir.events("batch_manifest_taken").is_empty());
-        eventually("the hidden files are swept", async || has_no_hidden_file(&heir).then_some(())).await;
+        until("the hidden files are swept", async || has_no_hidden_file(&heir)).await;
         is_whole(&heir).await;
     }
 }
@@ -275,7 +274,7 @@ async fn a_batch_whose_last_file_was_lost_loses_its_manifest() {
     let heir = start(&catalog, &database).sharing_output(&dead).service().await;
     let failed = ended(&heir, &submitted["batchId"]).await;
     assert_eq!((&failed["status"], &failed["error"]["code"]), (&json!("failed"), &json!("file_lost")), "{failed}");
-    eventually("the manifest is gone", async || (!path(&heir, &failed).exists()).then_some(())).await;
+    until("the manifest is gone", async || !path(&heir, &failed).exists()).await;
     is_whole(&heir).await;
 }
 
@@ -352,16 +351,16 @@ async fn the_manifest_of_a_batch_goes_with_the_last_one_that_it_names() {
     let keeping = || start(&catalog, &database).sharing_output(&service).with("RETAIN_JOBS", 1);
     let keeper = keeping().service().await;
     let is_there = |at: usize| path_of(&service, &jobs(&first)[at]).exists();
-    eventually("manifests go", async || (!is_there(0) && !is_there(1)).then_some(())).await;
+    until("manifests go", async || !is_there(0) && !is_there(1)).await;
     assert!(is_there(2) && path(&keeper, &first).exists());
     is_whole(&keeper).await;
     let rest = export_all(&keeper, "full", json!({ "datasets": ["gamma"] })).await;
     remove(2).await;
     keeper.stop().await;
     let keeper = keeping().service().await;
-    eventually("the rest goes", async || (!is_there(2) && !path(&service, &first).exists()).then_some(())).await;
+    until("the rest goes", async || !is_there(2) && !path(&service, &first).exists()).await;
     assert!(path(&keeper, &second).exists() && path(&keeper, &rest).exists());
     is_whole(&keeper).await;
     let recorded = "select count(*) from exports where batch_manifest is not null";
-    eventually("it is recorded", async || (database.one::<i64>(recorded).await == 2).then_some(())).await;
+    until("it is recorded", async || database.one::<i64>(recorded).await == 2).await;
 }

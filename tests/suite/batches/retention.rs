@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::batches::{export_all, tables};
 use crate::catalog::export;
-use crate::harness::eventually;
+use crate::harness::until;
 
 #[tokio::test]
 async fn no_file_of_a_batch_is_removed_before_all_may_be() {
@@ -36,13 +36,13 @@ async fn no_file_of_a_batch_is_removed_before_all_may_be() {
             export(&service, "full", "alpha", "b").await;
         }
         let _keeper = keeping().with(setting, 1).service().await;
-        eventually("a round ends", async || (files_of("b").len() == 1).then_some(())).await;
-        eventually("the file of no batch goes", async || (files_of("a") == kept).then_some(())).await;
+        until("a round ends", async || files_of("b").len() == 1).await;
+        until("the file of no batch goes", async || files_of("a") == kept).await;
     }
     let last = name(&export(&service, "full", "beta", "a").await);
     let _keeper = keeping().with("RETAIN_FILES", 1).service().await;
     let kept = sorted(&[&alone[1..], &[last]]);
-    eventually("all files of the batch go", async || (files_of("a") == kept).then_some(())).await;
+    until("all files of the batch go", async || files_of("a") == kept).await;
 }
 
 #[tokio::test]
@@ -65,10 +65,10 @@ async fn a_member_that_its_consumer_may_not_have_keeps_the_files_of_its_batch() 
     };
     let keeping = || catalog.start(&database).sharing_output(&service).with("RETAIN_FILES", 1);
     let keeper = keeping().service().await;
-    eventually("the first batch goes", async || (keeper.files() == names(&batches[1..])).then_some(())).await;
+    until("the first batch goes", async || keeper.files() == names(&batches[1..])).await;
     keeper.stop().await;
     let ack = format!("/exports/{}/ack", job(1, 2)["jobId"].as_str().unwrap());
     assert_eq!(service.call("POST", &ack, &[]).await.status(), 200);
     let keeper = keeping().service().await;
-    eventually("the second batch goes", async || (keeper.files() == names(&batches[2..])).then_some(())).await;
+    until("the second batch goes", async || keeper.files() == names(&batches[2..])).await;
 }

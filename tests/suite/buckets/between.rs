@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::harness::{client_builder, eventually};
+use crate::harness::{client_builder, until};
 
 /// What becomes of a request.
 #[derive(Clone, Copy, Debug)]
@@ -89,14 +89,14 @@ impl Between {
 
     /// Waits until a request has another fate than to be passed on.
     pub(super) async fn meets_one(&self) {
-        eventually("a request is met", async || (self.state.met.load(Ordering::SeqCst) > 0).then_some(())).await;
+        until("a request is met", async || self.state.met.load(Ordering::SeqCst) > 0).await;
     }
 
     /// Ends all connections and refuses others.
     pub(super) async fn close(&self) {
         self.is_open.send_replace(false);
         let address = self.address.trim_start_matches("http://");
-        eventually("nobody listens", async || TcpStream::connect(address).await.is_err().then_some(())).await;
+        until("nobody listens", async || TcpStream::connect(address).await.is_err()).await;
     }
 
     /// All is as it was in the beginning.

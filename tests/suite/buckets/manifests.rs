@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use super::{Bucket, buckets, export};
-use crate::harness::{Database, Service, eventually, refusal};
+use crate::harness::{Database, Service, refusal, until};
+use crate::parts::files;
 
 impl Bucket {
     /// The manifests, by their keys below the prefix.
@@ -179,11 +180,8 @@ async fn an_export_of_more_is_several_objects() {
         let database = Database::new().await;
         super::add_wide_users(&database, 90_000).await;
         let service = bucket.start(&database).service().await;
-        let request = service.client.post(format!("{}/exports/full", service.address)).header("X-Consumer-ID", "a");
-        let answer = request.json(&json!({ "maxFileBytes": 16 << 20 })).send().await.unwrap();
-        let id = answer.json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned();
-        let job = service.ended(&id).await;
-        assert_eq!(job["status"], "completed", "{job}");
+        let id = files::submit(&service, "full", json!({ "maxFileBytes": 16 << 20 })).await;
+        let job = service.completes(&id).await;
         let files = job["files"].as_array().unwrap();
         assert_eq!(files.len(), 2);
         let first = files[0]["location"].as_str().unwrap().strip_suffix(".csv").unwrap();
@@ -213,9 +211,7 @@ async fn a_crash_among_the_parts_leaves_all_or_nothing() {
             let database = Database::new().await;
             super::add_wide_users(&database, 90_000).await;
             let mut dead = bucket.start(&database).with("FAILPOINTS", fault).with("LEASE_SECONDS", 5).service().await;
-            let request = dead.client.post(format!("{}/exports/full", dead.address)).header("X-Consumer-ID", "a");
-            let _ = request.json(&json!({ "maxFileBytes": 16 << 20 })).send().await;
-            dead.dies().await;
+            dead.dies_of("full", "a", &json!({ "maxFileBytes": 16 << 20 })).await;
             let id: String = database.one("select id::text from exports").await;
             let heir = bucket.start(&database).service().await;
             let job = heir.ended(&id).await;
@@ -226,9 +222,8 @@ async fn a_crash_among_the_parts_leaves_all_or_nothing() {
             );
             // On a busy machine a lease of a second runs out once more.
             assert!((job["attempt"] == 1) == (attempt == 1), "{fault}: {job}");
-            eventually("nothing else is left", async || {
-                (bucket.keys().await.len() == 2 && bucket.uploads().await.len() <= usize::from(attempt == 2))
-                    .then_some(())
+            until("nothing else is left", async || {
+                bucket.keys().await.len() == 2 && bucket.uploads().await.len() <= usize::from(attempt == 2)
             })
             .await;
             assert_eq!(job["rowsExported"], 90_000);

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::between::{Between, Fate, is_any, is_completion, is_deletion, is_marker, is_part};
 use super::{Bucket, Cloud, add_wide_users, buckets, downloaded, export, is_key_of};
-use crate::harness::{Database, Service, Start, eventually};
+use crate::harness::{Database, Service, Start, eventually, until};
 
 const LEASE: Duration = Duration::from_secs(8);
 
@@ -85,8 +85,7 @@ impl Trial {
     /// What an attempt left that couldn't reach the store is swept by whoever starts next.
     async fn ends_well(self, id: &str) -> Value {
         let Trial { bucket, database, mut service, .. } = self;
-        let job = service.ended(id).await;
-        assert_eq!(job["status"], "completed", "{job} {}", service.log());
+        let job = service.completes(id).await;
         // It is logged behind the transaction, of which clients hear at once.
         service.says("export_completed", id).await;
         assert_eq!(service.events("export_completed").len(), 1, "{}", service.log());
@@ -229,10 +228,7 @@ async fn a_part_that_always_changes_on_the_way_makes_no_file() {
         let job = trial.service.ended(&id).await;
         assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("storage_unavailable")), "{job}");
         let (bucket, service) = (&trial.bucket, &trial.service);
-        eventually("nothing is left", async || {
-            (bucket.keys().await.is_empty() && bucket.uploads().await.is_empty()).then_some(())
-        })
-        .await;
+        until("nothing is left", async || bucket.keys().await.is_empty() && bucket.uploads().await.is_empty()).await;
         assert_eq!(service.watermark("a").await, None);
         trial.service.stop().await;
     }

@@ -11,9 +11,7 @@ pub(crate) const MOST: u64 = 16 << 20;
 pub(crate) const VALUE: usize = 1 << 20;
 
 pub(crate) async fn submit(service: &Service, export_type: &str, options: Value) -> String {
-    let request =
-        service.client.post(format!("{}/exports/{export_type}", service.address)).header("X-Consumer-ID", "a");
-    let answer = request.json(&options).send().await.unwrap();
+    let answer = service.post(&format!("/exports/{export_type}"), &[("X-Consumer-ID", "a")], &options).await;
     assert_eq!(answer.status(), 202, "{}", answer.text().await.unwrap());
     answer.json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned()
 }

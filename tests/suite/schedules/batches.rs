@@ -1,7 +1,6 @@
 //! Schedules of batches: a slot makes one batch of several datasets, or of all that are ready.
 
 use serde_json::{Value, json};
-use sqlx::Executor;
 
 use crate::batches::{ended, tables};
 use crate::harness::{Database, Service, ends};
@@ -59,8 +58,7 @@ async fn a_slot_makes_one_batch_which_heals_its_members() {
     assert_eq!((&failed["status"], &failed["error"]["member"]), (&json!("failed"), &json!("gamma")), "{failed}");
 
     // An open export of one of its datasets skips a slot; what isn't ready is left out of all, and refuses a list.
-    let mut held = database.pool.begin().await.unwrap();
-    held.execute("lock table alpha in access exclusive mode").await.unwrap();
+    let held = database.open("lock table alpha in access exclusive mode").await;
     let open = crate::catalog::post(&service, "/exports/full", Some("some"), &json!({ "dataset": "alpha" })).await;
     let open: Value = open.json().await.unwrap();
     set_back(&database, "some", 1).await;

@@ -23,11 +23,9 @@ pub(crate) async fn jobs(database: &Database) -> i64 {
 /// Waits until so many exports have ended, and gives their types in the order in which they were made.
 pub(crate) async fn ended(database: &Database, number: usize) -> Vec<String> {
     eventually("exports end", async || {
-        let types: Vec<String> =
-            sqlx::query_scalar("select export_type || ' ' || status from exports where published_at is not null or status = 'failed' order by created_at, id")
-                .fetch_all(&database.pool)
-                .await
-                .unwrap();
+        let ended = "select export_type || ' ' || status from exports
+                     where published_at is not null or status = 'failed' order by created_at, id";
+        let types: Vec<String> = database.all(ended).await;
         assert!(types.len() <= number, "{types:?}");
         (types.len() == number).then_some(types)
     })

@@ -34,9 +34,8 @@ pub(crate) async fn delta(service: &Service, dataset: &str, consumer: &str) -> V
 
 /// Moves a consumer's watermark by SQL.
 pub(crate) async fn set_watermark(database: &Database, dataset: &str, consumer: &str, time: &str) {
-    database
-        .run(&format!(
-            "update watermarks set last_exported_at = '{time}' where consumer_id = '{consumer}' and dataset = '{dataset}'"
-        ))
-        .await;
+    let statements = format!(
+        "update watermarks set last_exported_at = '{time}' where consumer_id = '{consumer}' and dataset = '{dataset}'"
+    );
+    database.run(&statements).await;
 }

@@ -25,10 +25,9 @@ pub(crate) async fn copy_position(database: &Database, consumer: &str, copies: u
               and attname not in ('id', 'consumer_id')",
         )
         .await;
-    database
-        .run(&format!(
-            "insert into watermarks (consumer_id, {columns})
-             select '{consumer}-' || n, {columns} from watermarks, generate_series(1, {copies}) n where consumer_id = '{consumer}'"
-        ))
-        .await;
+    let statements = format!(
+        "insert into watermarks (consumer_id, {columns})
+         select '{consumer}-' || n, {columns} from watermarks, generate_series(1, {copies}) n where consumer_id = '{consumer}'"
+    );
+    database.run(&statements).await;
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{OLD_SECRET, Receiver, SECRET};
 use crate::batches::{batch, ended, export_all, tables};
 use crate::catalog::{Catalog, post};
-use crate::harness::{Database, Service, Start, ends, eventually, refusal};
+use crate::harness::{Database, Service, Start, ends, refusal, until};
 
 /// Adds webhooks to the operator's file.
 fn with_webhooks(catalog: &Catalog, blocks: &[String]) {
@@ -34,7 +34,7 @@ fn types_about(receiver: &Receiver, id: &Value) -> Vec<String> {
 
 /// Waits until a receiver got this number of events about a batch. Returns that of the batch.
 async fn hears(receiver: &Receiver, id: &Value, events: usize) -> Value {
-    eventually("the events", async || (types_about(receiver, id).len() >= events).then_some(())).await;
+    until("the events", async || types_about(receiver, id).len() >= events).await;
     assert_eq!(types_about(receiver, id).len(), events, "{:?}", types_about(receiver, id));
     let heard = receiver.heard();
     let of_batch = heard.iter().find(|it| it.event["data"]["batchId"] == *id && it.event["data"]["jobs"].is_array());
@@ -48,6 +48,12 @@ async fn planned(database: &Database) -> i64 {
 
 async fn get(service: &Service, id: &Value) -> Value {
     service.ask("GET", &format!("/batches/{}", id.as_str().unwrap()), &[]).await.json().await.unwrap()
+}
+
+/// The data of an event, which is of this kind.
+fn data_of<'e>(event: &'e Value, kind: &str) -> &'e Value {
+    assert_eq!(event["type"], format!("cdc-export.batch.{kind}.v1"));
+    &event["data"]
 }
 
 #[tokio::test]
@@ -66,19 +72,13 @@ async fn each_end_of_a_batch_is_one_event() {
     // An end without a file.
     let skipped = export_all(&service, "delta", json!({ "datasets": "*", "skipEmpty": true })).await;
     let event = hears(&skips, &skipped["batchId"], 1).await;
-    assert_eq!(
-        (&event["type"], &event["data"]["status"]),
-        (&json!("cdc-export.batch.skipped.v1"), &json!("completed"))
-    );
+    assert_eq!(data_of(&event, "skipped")["status"], "completed");
 
     // A batch that is retried is a new one, and so is its event.
     database.run("truncate beta").await;
     let failed = export_all(&service, "delta", json!({ "datasets": "*" })).await;
     let event = hears(&all, &failed["batchId"], 4).await;
-    assert_eq!(
-        (&event["type"], &event["data"]["error"]["member"]),
-        (&json!("cdc-export.batch.failed.v1"), &json!("beta"))
-    );
+    assert_eq!(data_of(&event, "failed")["error"]["member"], "beta");
     let path = format!("/batches/{}/retry", failed["batchId"].as_str().unwrap());
     let retried: Value = post(&service, &path, None, &json!({})).await.json().await.unwrap();
     let event = hears(&all, &retried["batchId"], 4).await;
@@ -98,10 +98,7 @@ async fn each_end_of_a_batch_is_one_event() {
     assert_eq!(event["type"], "cdc-export.batch.cancelled.v1");
     service.release("worker.opened").await;
     let event = hears(&all, &running["batchId"], 4).await;
-    assert_eq!(
-        (&event["type"], &event["data"]["status"]),
-        (&json!("cdc-export.batch.cancelled.v1"), &json!("cancelled"))
-    );
+    assert_eq!(data_of(&event, "cancelled")["status"], "cancelled");
     assert_eq!((planned(&database).await, skips.heard().len()), (6, 1));
 
     // The list of deliveries tells a batch from its first export.
@@ -135,7 +132,7 @@ async fn a_receiver_hears_of_a_batch_only_if_it_may_see_all_members() {
     assert!(!event.to_string().contains("gamma"), "{event}");
     catalog.command(&database, &["track", "gamma"]).await;
     let all = export_all(&service, "full", json!({ "datasets": "*" })).await;
-    eventually("two exports", async || (types_about(&some, &all["batchId"]).len() == 2).then_some(())).await;
+    until("two exports", async || types_about(&some, &all["batchId"]).len() == 2).await;
     assert_eq!(planned(&database).await, 1);
     assert!(other.heard().is_empty());
 }
@@ -170,10 +167,7 @@ async fn a_batch_whose_workers_vanish_or_whose_file_is_lost_fails_with_one_event
     doomed.dies().await;
     let mut doomed = start().sharing_output(&doomed).with("FAILPOINTS", "worker.committed=kill").service().await;
     let event = hears(&receiver, &vanished["batchId"], 4).await;
-    assert_eq!(
-        (&event["type"], &event["data"]["error"]["code"]),
-        (&json!("cdc-export.batch.failed.v1"), &json!("attempts_exhausted"))
-    );
+    assert_eq!(data_of(&event, "failed")["error"]["code"], "attempts_exhausted");
     let lost = batch(&doomed, "full", json!({ "datasets": "*" })).await;
     doomed.dies().await;
     // The first and the last member.
@@ -186,10 +180,7 @@ async fn a_batch_whose_workers_vanish_or_whose_file_is_lost_fails_with_one_event
     names.iter().for_each(|name| std::fs::remove_file(doomed.output().join(name)).unwrap());
     let heir = start().sharing_output(&doomed).service().await;
     let event = hears(&receiver, &lost["batchId"], 4).await;
-    assert_eq!(
-        (&event["type"], &event["data"]["error"]["code"]),
-        (&json!("cdc-export.batch.failed.v1"), &json!("file_lost"))
-    );
+    assert_eq!(data_of(&event, "failed")["error"]["code"], "file_lost");
     assert_eq!(planned(&database).await, 2);
     assert_eq!(ended(&heir, &lost["batchId"]).await, event["data"]);
 }
@@ -216,9 +207,6 @@ async fn the_last_export_of_a_batch_is_given_up_after_the_others() {
     }
     assert_eq!(give_up(2).await.status(), 204);
     let event = receiver.hears(1).await.remove(0).event;
-    assert_eq!(
-        (&event["type"], &event["data"]["batchId"]),
-        (&json!("cdc-export.batch.failed.v1"), &submitted["batchId"])
-    );
+    assert_eq!(data_of(&event, "failed")["batchId"], submitted["batchId"]);
     assert_eq!(planned(&database).await, 1);
 }

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{Answer, Operator, Receiver, deliveries};
-use crate::harness::{Database, eventually};
+use crate::harness::{Database, eventually, until};
 
 /// Nothing that waits is lost to the question whether it is there again, and no start is needed for it.
 #[tokio::test]
@@ -15,7 +15,7 @@ async fn a_gone_receiver_gets_a_redelivered_event() {
     let service = operator.start(&database).service().await;
     service.export("full", "a").await;
     let gone = async |times: usize| {
-        eventually("it is gone", async || (service.events("receiver_gone").len() == times).then_some(())).await;
+        until("it is gone", async || service.events("receiver_gone").len() == times).await;
         let [dead] = deliveries(&service, "?status=dead").await.try_into().unwrap();
         dead
     };

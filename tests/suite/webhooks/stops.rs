@@ -3,7 +3,7 @@
 use nix::sys::signal::Signal;
 
 use super::{Answer, Operator, Receiver};
-use crate::harness::{Database, eventually};
+use crate::harness::{Database, until};
 
 /// Of the last exports of a drain: what was answered is recorded, and what was not has no lease to wait for.
 #[tokio::test]
@@ -20,7 +20,7 @@ async fn a_stop_releases_the_claimed_events() {
     // Each has taken an event before, so that it gets several at a time.
     service.export("full", "first").await;
     let untold = "select count(*) from cdc_export.deliveries where delivered_at is null";
-    eventually("all are told", async || (database.one::<i64>(untold).await == 0).then_some(())).await;
+    until("all are told", async || database.one::<i64>(untold).await == 0).await;
 
     let (hanging, others) = receivers.split_last().unwrap();
     hanging.answers((0..3).map(|_| Answer::After(60_000)));
@@ -30,7 +30,7 @@ async fn a_stop_releases_the_claimed_events() {
     let held = database.hold_exports().await;
     for consumer in ["a", "b", "c"] {
         let id = service.submit("full", consumer).await;
-        eventually("it runs", async || (service.job(&id).await["status"] == "processing").then_some(())).await;
+        until("it runs", async || service.job(&id).await["status"] == "processing").await;
     }
     service.signal(Signal::SIGTERM);
     held.rollback().await.unwrap();

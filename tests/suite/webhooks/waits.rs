@@ -1,7 +1,7 @@
 //! The pauses before an event is delivered: after a clock was set back, and beside other events that wait.
 
 use super::{Answer, Operator, Receiver, deliveries};
-use crate::harness::{Database, eventually};
+use crate::harness::{Database, eventually, until};
 
 /// Where the clock is set back, an event waits as long as it was meant to, not until the clock has come so far again.
 #[tokio::test]
@@ -46,7 +46,7 @@ async fn hanging_receivers_use_no_connection_of_exports() {
     service.export("full", "a").await;
     receiver.hears(RECEIVERS).await;
     let told = format!("?status=delivered&limit={}", RECEIVERS + 1);
-    eventually("all are told", async || (deliveries(&service, &told).await.len() == RECEIVERS).then_some(())).await;
+    until("all are told", async || deliveries(&service, &told).await.len() == RECEIVERS).await;
 
     receiver.answers((0..100 * RECEIVERS).map(|_| Answer::After(600_000)));
     for _ in 0..8 {
@@ -56,7 +56,7 @@ async fn hanging_receivers_use_no_connection_of_exports() {
     assert!(threads() < 8 * RECEIVERS, "{}", threads());
     // Then one at a time, as long as it hangs.
     let late = "select count(*) from cdc_export.deliveries where last_error = 'no answer in time' and attempt > 0";
-    eventually("they hang", async || (database.one::<i64>(late).await as usize == 8 * RECEIVERS).then_some(())).await;
+    until("they hang", async || database.one::<i64>(late).await as usize == 8 * RECEIVERS).await;
     receiver.hears(10 * RECEIVERS).await;
     let under_way = "select max(n) from (
            select count(*) as n from cdc_export.deliveries
@@ -83,16 +83,16 @@ async fn retention_keeps_jobs_with_undelivered_events() {
     // It looks at its start, and then not for a while.
     let keeping = async || operator.start(&database).sharing_output(&service).with("RETAIN_JOBS", "1").service().await;
     let first = keeping().await;
-    eventually("the retention", async || (left("b").await == 1).then_some(())).await;
+    until("the retention", async || left("b").await == 1).await;
     assert_eq!(left("a").await, 3);
     first.stop().await;
     let changes = "update cdc_export.deliveries set created_at = created_at - interval '31 days'
                    where id = (select id from cdc_export.deliveries order by id limit 1)";
     database.run(changes).await;
     let second = keeping().await;
-    eventually("nobody waits for one for a month", async || (left("a").await == 2).then_some(())).await;
+    until("nobody waits for one for a month", async || left("a").await == 2).await;
     second.stop().await;
     database.run("update cdc_export.deliveries set delivered_at = clock_timestamp(), run_at = 'infinity'").await;
     let _third = keeping().await;
-    eventually("what is told goes", async || (left("a").await == 1).then_some(())).await;
+    until("what is told goes", async || left("a").await == 1).await;
 }
