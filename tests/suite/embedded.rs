@@ -8,17 +8,19 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::{Child, Command, Stdio};
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid, getpgid};
 use private_postgres::{Error, Server, Settings, join};
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 use tempfile::TempDir;
 use tokio::time::interval;
 
-use crate::harness::{chosen_binaries, connect_options, embedded_settings, embedded_settings_with_cluster, option_env};
+use crate::harness::{
+    chosen_binaries, connect_options, embedded_settings, embedded_settings_with_cluster, option_env, until,
+};
 
 /// Set for the process that [`supervise_until_killed`] turns into a supervisor.
 const DATA_DIR_OF_CHILD: &str = "CDC_EXPORT_TEST_SUPERVISE";
@@ -68,31 +70,29 @@ impl Home {
     }
 }
 
+/// A server on a cluster that was there before.
+async fn started() -> (Home, Server) {
+    let home = Home::new().await;
+    let server = Server::start(&home.settings()).await.unwrap();
+    (home, server)
+}
+
 fn open_to_all(folder: &Path) {
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-async fn connect(options: &PgConnectOptions) -> PgConnection {
-    options.connect().await.unwrap()
-}
-
 async fn ask(options: &PgConnectOptions, question: &'static str) -> String {
-    let mut connection = connect(options).await;
+    let mut connection = options.connect().await.unwrap();
     let answer = sqlx::query_scalar(question).fetch_one(&mut connection).await.unwrap();
     connection.close().await.unwrap();
     answer
 }
 
 async fn keep_a_row(options: &PgConnectOptions) {
-    sqlx::raw_sql("create table kept as select 'row' as word").execute(&mut connect(options).await).await.unwrap();
-}
-
-async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !condition().await {
-        assert!(Instant::now() < deadline, "waited in vain until {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    sqlx::raw_sql("create table kept as select 'row' as word")
+        .execute(&mut options.connect().await.unwrap())
+        .await
+        .unwrap();
 }
 
 /// Living: a killed process that nobody has waited for yet doesn't count.
@@ -111,10 +111,10 @@ fn sigkill(pid: i32) {
 
 /// A backend in an endless loop; its process id.
 async fn busy_backend(options: &PgConnectOptions) -> i32 {
-    let mut connection = connect(options).await;
+    let mut connection = options.connect().await.unwrap();
     let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut connection).await.unwrap();
     tokio::spawn(async move { sqlx::raw_sql(ENDLESS).execute(&mut connection).await });
-    let mut observer = connect(options).await;
+    let mut observer = options.connect().await.unwrap();
     until("the backend is busy", async || {
         sqlx::query_scalar("select state = 'active' and query like 'do %' from pg_stat_activity where pid = $1")
             .bind(pid)
@@ -186,6 +186,8 @@ async fn starts_on_an_empty_folder_and_answers() {
     )
     .await;
     assert_eq!(facts, "postgres cdc_export UTF8 checksums on tcp: fsync on UTC");
+    let postmaster = Pid::from_raw(home.postmaster().unwrap());
+    assert_eq!(getpgid(Some(postmaster)).unwrap(), postmaster, "a process group of its own");
     server.stop().await;
 }
 
@@ -205,8 +207,7 @@ async fn log_and_socket_are_closed_to_other_users() {
 
 #[tokio::test]
 async fn rows_outlive_a_stop() {
-    let home = Home::new().await;
-    let server = Server::start(&home.settings()).await.unwrap();
+    let (home, server) = started().await;
     keep_a_row(&connect_options(server.socket_folder())).await;
     server.stop().await;
     assert_eq!(home.postmaster(), None);
@@ -217,8 +218,7 @@ async fn rows_outlive_a_stop() {
 
 #[tokio::test]
 async fn second_supervisor_is_refused_by_the_folders_name() {
-    let home = Home::new().await;
-    let server = Server::start(&home.settings()).await.unwrap();
+    let (home, server) = started().await;
     let error = Server::start(&home.settings()).await.unwrap_err();
     assert!(matches!(error, Error::AlreadySupervised(_)), "{error:?}");
     assert!(error.to_string().contains(home.data_dir().to_str().unwrap()));
@@ -240,8 +240,7 @@ async fn join_finds_a_running_server_only() {
 
 #[tokio::test]
 async fn join_does_not_believe_the_file_of_a_killed_server() {
-    let home = Home::new().await;
-    let server = Server::start(&home.settings()).await.unwrap();
+    let (home, server) = started().await;
     let ready = fs::read_to_string(home.data().join("postmaster.pid")).unwrap();
     server.stop().await;
     fs::write(home.data().join("postmaster.pid"), ready).unwrap();
@@ -249,18 +248,8 @@ async fn join_does_not_believe_the_file_of_a_killed_server() {
 }
 
 #[tokio::test]
-async fn server_has_a_process_group_of_its_own() {
-    let home = Home::new().await;
-    let server = Server::start(&home.settings()).await.unwrap();
-    let postmaster = Pid::from_raw(home.postmaster().unwrap());
-    assert_eq!(getpgid(Some(postmaster)).unwrap(), postmaster);
-    server.stop().await;
-}
-
-#[tokio::test]
 async fn stop_ends_a_busy_server() {
-    let home = Home::new().await;
-    let server = Server::start(&home.settings()).await.unwrap();
+    let (home, server) = started().await;
     let backend = busy_backend(&connect_options(server.socket_folder())).await;
     let postmaster = home.postmaster().unwrap();
     server.stop().await;
@@ -271,8 +260,7 @@ async fn stop_ends_a_busy_server() {
 
 #[tokio::test]
 async fn dropped_server_ends_and_frees_the_folder() {
-    let home = Home::new().await;
-    let server = Server::start(&home.settings()).await.unwrap();
+    let (home, server) = started().await;
     let postmaster = home.postmaster().unwrap();
     drop(server);
     is_gone(postmaster).await;
@@ -302,8 +290,7 @@ async fn a_start_that_is_given_up_leaves_no_server() {
 
 #[tokio::test]
 async fn killed_server_is_restarted() {
-    let home = Home::new().await;
-    let server = Server::start(&home.settings()).await.unwrap();
+    let (home, server) = started().await;
     let options = connect_options(server.socket_folder());
     let first = home.postmaster().unwrap();
     sigkill(first);
@@ -348,8 +335,7 @@ async fn start_waits_for_the_server_of_a_killed_supervisor() {
 
 #[tokio::test]
 async fn stale_files_naming_a_foreign_process_are_no_obstacle() {
-    let home = Home::new().await;
-    let server = Server::start(&home.settings()).await.unwrap();
+    let (home, server) = started().await;
     let socket = connect_options(server.socket_folder()).get_socket().unwrap().clone();
     let pid_file = fs::read_to_string(home.data().join("postmaster.pid")).unwrap();
     let postmaster = home.postmaster().unwrap().to_string();
@@ -467,8 +453,7 @@ async fn too_long_a_runtime_folder_gives_way_to_tmp() {
 
 #[tokio::test]
 async fn socket_folder_planted_by_somebody_else_is_not_used() {
-    let home = Home::new().await;
-    let server = Server::start(&home.settings()).await.unwrap();
+    let (home, server) = started().await;
     let expected = connect_options(server.socket_folder()).get_socket().unwrap().clone();
     server.stop().await;
     let elsewhere = home.path().join("elsewhere");
