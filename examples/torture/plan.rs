@@ -161,106 +161,76 @@ fn every<T: Copy>(millis: u64, what: T, length: Duration) -> Vec<Planned<T>> {
     times.map(|at| Planned { at, what }).collect()
 }
 
-fn blows(random: &mut Random, length: Duration) -> Vec<Planned<Blow>> {
-    let mut planned = Vec::new();
-    let mut at = random.millis(500, 2_000);
+/// Draws faults until the end. Each comes with the time from it to the next.
+fn spread<T>(first: Duration, length: Duration, mut draw: impl FnMut() -> (T, Duration)) -> Vec<Planned<T>> {
+    let (mut planned, mut at) = (Vec::new(), first);
     while at < length {
+        let (what, pause) = draw();
+        planned.push(Planned { at, what });
+        at += pause;
+    }
+    planned
+}
+
+/// A fault that is over after so long.
+fn lasting<T>(what: fn(Duration) -> T, time: Duration) -> (T, Duration) {
+    (what(time), time)
+}
+
+fn blows(random: &mut Random, length: Duration) -> Vec<Planned<Blow>> {
+    spread(random.millis(500, 2_000), length, || {
         let (what, lasts) = match random.below(100) {
             0..48 => (Blow::Kill, Duration::from_millis(200)),
-            48..70 => {
-                let time = random.millis(1_500, 3 * LEASE.as_millis() as u64);
-                (Blow::Stop(time), time)
-            }
-            70..78 => {
-                let time = random.millis(400, 2_500);
-                (Blow::Hole(time), time)
-            }
+            48..70 => lasting(Blow::Stop, random.millis(1_500, 3 * LEASE.as_millis() as u64)),
+            70..78 => lasting(Blow::Hole, random.millis(400, 2_500)),
             78..84 => (Blow::Slow(random.millis(30, 150)), 2 * LEASE),
             84..90 => (Blow::Reset, Duration::ZERO),
             90..96 => (Blow::LoseAnswer, Duration::ZERO),
             _ => (Blow::SilenceReader, SILENT),
         };
-        planned.push(Planned { at, what });
-        at += lasts + random.millis(500, 1_800);
-    }
-    planned
+        (what, lasts + random.millis(500, 1_800))
+    })
 }
 
 fn store_blows(random: &mut Random, length: Duration) -> Vec<Planned<StoreBlow>> {
-    let mut planned = Vec::new();
-    let mut at = random.millis(500, 2_000);
-    while at < length {
+    spread(random.millis(500, 2_000), length, || {
         let (what, lasts) = match random.below(100) {
             0..35 => (StoreBlow::Reset, Duration::ZERO),
-            35..60 => {
-                let time = random.millis(400, 2_500);
-                (StoreBlow::Hole(time), time)
-            }
+            35..60 => lasting(StoreBlow::Hole, random.millis(400, 2_500)),
             60..75 => (StoreBlow::Slow(random.millis(30, 150)), 2 * LEASE),
-            _ => {
-                let time = random.millis(300, 4_000);
-                (StoreBlow::Refuse(time), time)
-            }
+            _ => lasting(StoreBlow::Refuse, random.millis(300, 4_000)),
         };
-        planned.push(Planned { at, what });
-        at += lasts + random.millis(1_000, 4_000);
-    }
-    planned
+        (what, lasts + random.millis(1_000, 4_000))
+    })
 }
 
 fn quakes(random: &mut Random, length: Duration) -> Vec<Planned<Quake>> {
-    let mut planned = Vec::new();
-    let mut at = random.millis(1_000, 4_000);
-    while at < length {
+    spread(random.millis(1_000, 4_000), length, || {
         let what = match random.below(100) {
             0..50 => Quake::Terminate(random.between(20, 100)),
             50..88 => Quake::Expire,
             _ => Quake::Crash,
         };
-        planned.push(Planned { at, what });
-        at += random.millis(1_500, 5_000);
-    }
-    planned
+        (what, random.millis(1_500, 5_000))
+    })
 }
 
 fn shapings(random: &mut Random, length: Duration) -> Vec<Planned<Shaping>> {
-    let mut planned = Vec::new();
-    let mut at = random.millis(1_000, 3_000);
-    while at < length {
-        planned.push(Planned { at, what: Shaping::draw(random) });
-        at += random.millis(800, 5_000);
-    }
-    planned
+    spread(random.millis(1_000, 3_000), length, || (Shaping::draw(random), random.millis(800, 5_000)))
 }
 
 fn steps(random: &mut Random, length: Duration) -> Vec<Planned<i64>> {
-    let mut planned = Vec::new();
-    let mut at = random.millis(2_000, 6_000);
-    while at < length {
-        planned.push(Planned { at, what: clock::draw(random) });
-        at += random.millis(3_000, 15_000);
-    }
-    planned
+    spread(random.millis(2_000, 6_000), length, || (clock::draw(random), random.millis(3_000, 15_000)))
 }
 
 fn subscribings(random: &mut Random, length: Duration) -> Vec<Planned<Subscribing>> {
-    let mut planned = vec![Planned { at: Duration::ZERO, what: Subscribing::Anew }];
-    let mut at = random.millis(3_000, 8_000);
-    while at < length {
-        planned.push(Planned { at, what: Subscribing::draw(random) });
-        at += random.millis(2_000, 9_000);
-    }
-    planned
+    let later =
+        spread(random.millis(3_000, 8_000), length, || (Subscribing::draw(random), random.millis(2_000, 9_000)));
+    [vec![Planned { at: Duration::ZERO, what: Subscribing::Anew }], later].concat()
 }
 
 fn backfills(random: &mut Random, length: Duration) -> Vec<Planned<Backfill>> {
-    let mut planned = Vec::new();
-    let mut at = random.millis(3_000, 8_000);
-    while at < length {
-        planned.push(Planned { at, what: Backfill::draw(random) });
-        at += random.millis(15_000, 40_000);
-    }
-    planned
+    spread(random.millis(3_000, 8_000), length, || (Backfill::draw(random), random.millis(15_000, 40_000)))
 }
 
 fn upheavals(random: &mut Random, length: Duration) -> Vec<Planned<Upheaval>> {
