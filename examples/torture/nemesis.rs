@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use std::vec::IntoIter;
 
 use anyhow::{Context, Result, ensure};
 use chrono::Utc;
@@ -11,7 +12,7 @@ use sqlx::{Executor, PgConnection};
 use uuid::Uuid;
 
 use crate::cluster::SERVICE;
-use crate::plan::{Blow, Plan, Quake, StoreBlow};
+use crate::plan::{Blow, Plan, Planned, Quake, StoreBlow};
 use crate::proxy::{Link, Swallowing};
 use crate::random::Random;
 use crate::replica::{LEASE, Replica, Stopped};
@@ -38,13 +39,9 @@ pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Res
     let begun = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
     for (index, blows) in plan.blows.into_iter().enumerate() {
-        let (world, binary) = (Arc::clone(world), binary.to_owned());
+        let (world, binary, mut blows) = (Arc::clone(world), binary.to_owned(), blows.into_iter());
         tasks.spawn(async move {
-            for blow in blows {
-                tokio::time::sleep(blow.at.saturating_sub(begun.elapsed())).await;
-                if world.is_over() {
-                    break;
-                }
+            while let Some(blow) = next(&world, begun, &mut blows).await {
                 // On a machine that is busy a start takes longer than the plan thinks. Blow upon blow nothing would
                 // ever run.
                 if begun.elapsed() > blow.at + LATE {
@@ -56,25 +53,17 @@ pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Res
         });
     }
     for (index, blows) in plan.store_blows.into_iter().enumerate() {
-        let world = Arc::clone(world);
+        let (world, mut blows) = (Arc::clone(world), blows.into_iter());
         tasks.spawn(async move {
-            for blow in blows {
-                tokio::time::sleep(blow.at.saturating_sub(begun.elapsed())).await;
-                if world.is_over() {
-                    break;
-                }
+            while let Some(blow) = next(&world, begun, &mut blows).await {
                 hit_store(&world, index, blow.what).await;
             }
             anyhow::Ok(())
         });
     }
-    let shaken = Arc::clone(world);
+    let (shaken, mut quakes) = (Arc::clone(world), plan.quakes.into_iter());
     tasks.spawn(async move {
-        for quake in plan.quakes {
-            tokio::time::sleep(quake.at.saturating_sub(begun.elapsed())).await;
-            if shaken.is_over() {
-                break;
-            }
+        while let Some(quake) = next(&shaken, begun, &mut quakes).await {
             // Crash upon crash no replica would ever start.
             if begun.elapsed() > quake.at + LATE {
                 continue;
@@ -92,13 +81,9 @@ pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Res
         }
         anyhow::Ok(())
     });
-    let filled = Arc::clone(world);
+    let (filled, mut backfills) = (Arc::clone(world), plan.backfills.into_iter());
     tasks.spawn(async move {
-        for planned in plan.backfills {
-            tokio::time::sleep(planned.at.saturating_sub(begun.elapsed())).await;
-            if filled.is_over() {
-                break;
-            }
+        while let Some(planned) = next(&filled, begun, &mut backfills).await {
             filled.report.announce(&format!("owner: {:?}", planned.what));
             backfill::make(&filled, planned.what).await;
         }
@@ -117,13 +102,9 @@ pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Res
         }
         anyhow::Ok(())
     });
-    let (turned, its_binary) = (Arc::clone(world), binary.to_owned());
+    let (turned, its_binary, mut upheavals) = (Arc::clone(world), binary.to_owned(), plan.upheavals.into_iter());
     tasks.spawn(async move {
-        for upheaval in plan.upheavals {
-            tokio::time::sleep(upheaval.at.saturating_sub(begun.elapsed())).await;
-            if turned.is_over() {
-                break;
-            }
+        while let Some(upheaval) = next(&turned, begun, &mut upheavals).await {
             turned.report.announce(&format!("all: {:?}", upheaval.what));
             let from = Utc::now();
             upheavals::turn_over(&turned, upheaval.what).await?;
@@ -136,13 +117,9 @@ pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Res
         }
         anyhow::Ok(())
     });
-    let (owned, binary) = (Arc::clone(world), binary.to_owned());
+    let (owned, binary, mut shapings) = (Arc::clone(world), binary.to_owned(), plan.shapings.into_iter());
     tasks.spawn(async move {
-        for shaping in plan.shapings {
-            tokio::time::sleep(shaping.at.saturating_sub(begun.elapsed())).await;
-            if owned.is_over() {
-                break;
-            }
+        while let Some(shaping) = next(&owned, begun, &mut shapings).await {
             owned.report.announce(&format!("owner: {:?}", shaping.what));
             ddl::make(&owned, shaping.what, &binary).await?;
         }
@@ -152,6 +129,13 @@ pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Res
         done??;
     }
     Ok(())
+}
+
+/// Waits until it is time for the next act. `None`: there is none, or the trial is over.
+async fn next<T>(world: &World, begun: Instant, acts: &mut IntoIter<Planned<T>>) -> Option<Planned<T>> {
+    let act = acts.next()?;
+    tokio::time::sleep(act.at.saturating_sub(begun.elapsed())).await;
+    (!world.is_over()).then_some(act)
 }
 
 /// A directed scenario, for a control: a worker stands before its commit, its lease runs out, and whoever took the job

@@ -3,7 +3,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -12,11 +11,10 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection};
 use crate::cluster::SERVICE;
 use crate::random::Random;
 use crate::trial::World;
+use crate::writers::Writer;
 
 /// Keys of each table that its writer changes.
 pub(crate) const KEYS: u64 = 300;
-/// The time after which a writer has heard that it is over.
-const STOPS_WITHIN: Duration = Duration::from_millis(100);
 
 /// Of the key ranges that `parts` has partitions for; the last of them comes and goes.
 pub(crate) const PARTITIONS: [(&str, u64, u64); 3] =
@@ -71,71 +69,27 @@ pub(crate) async fn track(world: &World, binary: &Path, dataset: &str) -> Result
     Ok(())
 }
 
-/// Writes until the writers are told to stop. Returns how many transactions were committed, as far as is known.
+/// Writes to all but the calm table.
 pub(crate) async fn write(world: Arc<World>) -> usize {
-    let random = Random::new(world.seed, 150);
-    write_to(&world, random, &["shapes", "shapes", "parts", "fed"], |random| random.millis(10, 80)).await
+    let rest = |random: &mut Random| random.millis(10, 80);
+    writer(&world, 150, &["shapes", "shapes", "parts", "fed"], rest).write(&world).await
 }
 
 /// The same for the calm table: a few transactions, and then a pause.
 pub(crate) async fn write_now_and_then(world: Arc<World>) -> usize {
-    let random = Random::new(world.seed, 155);
-    write_to(&world, random, &["calm"], |random| {
+    let rest = |random: &mut Random| {
         if random.percent(80) { random.millis(10, 300) } else { random.millis(3_000, 60_000) }
-    })
-    .await
+    };
+    writer(&world, 155, &["calm"], rest).write(&world).await
 }
 
-async fn write_to(world: &World, mut random: Random, tables: &[&str], rest: fn(&mut Random) -> Duration) -> usize {
-    let mut committed = 0;
-    let mut number = 0;
-    while world.writing.load(Ordering::SeqCst) {
-        let Ok(mut conn) = world.cluster.connect().await else {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
-        let _ = conn.execute("set lock_timeout = '3s'").await;
-        while world.writing.load(Ordering::SeqCst) {
-            match transaction(&mut conn, &mut random, &mut number, tables).await {
-                Ok(whole) => committed += usize::from(whole),
-                // A column has another name just now, a partition is away.
-                Err(sqlx::Error::Database(_)) if conn.execute("rollback").await.is_ok() => {}
-                Err(_) => break,
-            }
-            let mut left = rest(&mut random);
-            while !left.is_zero() && world.writing.load(Ordering::SeqCst) {
-                let nap = left.min(STOPS_WITHIN);
-                tokio::time::sleep(nap).await;
-                left -= nap;
-            }
-        }
-    }
-    committed
-}
-
-async fn transaction(
-    conn: &mut PgConnection,
-    random: &mut Random,
-    number: &mut u64,
-    tables: &[&str],
-) -> Result<bool, sqlx::Error> {
-    conn.execute("begin").await?;
-    // As a tool does that replicates by itself, and fires no ordinary trigger.
-    if random.percent(5) {
-        conn.execute("set local session_replication_role = replica").await?;
-    }
-    for _ in 0..random.between(1, 3) {
-        *number += 1;
+fn writer(world: &World, stream: u64, tables: &'static [&str], rest: fn(&mut Random) -> Duration) -> Writer {
+    let change = move |random: &mut Random, number| {
         let table = random.pick(tables).unwrap_or_default();
-        let change = change(random, table, &format!("s-{number}"));
-        conn.execute(AssertSqlSafe(change)).await?;
-    }
-    if random.percent(10) {
-        tokio::time::sleep(random.millis(100, 800)).await;
-    }
-    let whole = !random.percent(10);
-    conn.execute(if whole { "commit" } else { "rollback" }).await?;
-    Ok(whole)
+        change(random, table, &format!("s-{number}"))
+    };
+    let random = Random::new(world.seed, stream);
+    Writer { random, change: Box::new(change), rest, pause: (100, 800), replicating: 5 }
 }
 
 /// One change, as SQL. No two versions of a row have one note.

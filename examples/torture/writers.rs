@@ -13,6 +13,8 @@ use crate::random::Random;
 use crate::trial::World;
 
 pub(crate) const WRITERS: u64 = 2;
+/// The time after which a writer has heard that it is over.
+const STOPS_WITHIN: Duration = Duration::from_millis(100);
 /// Keys that the writers change; enough that a lost change is seldom hidden by the next one of its row.
 const KEYS: u64 = 2_400;
 
@@ -47,54 +49,81 @@ pub(crate) async fn fill(conn: &mut PgConnection) -> Result<()> {
     Ok(())
 }
 
-/// Writes until the writers are told to stop. Returns how many transactions were committed, as far as is known.
-pub(crate) async fn write(world: Arc<World>, writer: u64) -> usize {
-    let mut random = Random::new(world.seed, 100 + writer);
-    let mut committed = 0;
-    let mut number = 0;
-    while world.writing.load(Ordering::SeqCst) {
-        // Postgres crashes now and then.
-        let Ok(mut conn) = world.cluster.connect().await else {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
-        let _ = conn.execute("set lock_timeout = '3s'").await;
-        while world.writing.load(Ordering::SeqCst) {
-            match transaction(&mut conn, &mut random, writer, &mut number).await {
-                Ok(whole) => committed += usize::from(whole),
-                Err(sqlx::Error::Database(_)) if conn.execute("rollback").await.is_ok() => {}
-                Err(_) => break,
-            }
-            tokio::time::sleep(random.millis(5, 40)).await;
-        }
-    }
-    committed
+/// Somebody who writes.
+pub(crate) struct Writer {
+    pub(crate) random: Random,
+    /// The change of this number, as SQL.
+    pub(crate) change: Box<dyn FnMut(&mut Random, u64) -> String + Send>,
+    /// The time between two transactions.
+    pub(crate) rest: fn(&mut Random) -> Duration,
+    /// The bounds of the pause within one of ten transactions, in milliseconds.
+    pub(crate) pause: (u64, u64),
+    /// How many of a hundred transactions are as a tool's that replicates by itself, and fire no ordinary trigger.
+    pub(crate) replicating: u64,
 }
 
-async fn transaction(
-    conn: &mut PgConnection,
-    random: &mut Random,
-    writer: u64,
-    number: &mut u64,
-) -> Result<bool, sqlx::Error> {
-    conn.execute("begin").await?;
-    for _ in 0..random.between(1, 3) {
-        *number += 1;
+impl Writer {
+    /// Writes until the writers are told to stop. Returns how many transactions were committed, as far as is known.
+    pub(crate) async fn write(mut self, world: &World) -> usize {
+        let (mut committed, mut number) = (0, 0);
+        while world.writing.load(Ordering::SeqCst) {
+            // Postgres crashes now and then.
+            let Ok(mut conn) = world.cluster.connect().await else {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            };
+            let _ = conn.execute("set lock_timeout = '3s'").await;
+            while world.writing.load(Ordering::SeqCst) {
+                match self.transaction(&mut conn, &mut number).await {
+                    Ok(whole) => committed += usize::from(whole),
+                    // A column has another name just now, a partition is away.
+                    Err(sqlx::Error::Database(_)) if conn.execute("rollback").await.is_ok() => {}
+                    Err(_) => break,
+                }
+                let mut left = (self.rest)(&mut self.random);
+                while !left.is_zero() && world.writing.load(Ordering::SeqCst) {
+                    let nap = left.min(STOPS_WITHIN);
+                    tokio::time::sleep(nap).await;
+                    left -= nap;
+                }
+            }
+        }
+        committed
+    }
+
+    async fn transaction(&mut self, conn: &mut PgConnection, number: &mut u64) -> Result<bool, sqlx::Error> {
+        conn.execute("begin").await?;
+        if self.replicating > 0 && self.random.percent(self.replicating) {
+            conn.execute("set local session_replication_role = replica").await?;
+        }
+        for _ in 0..self.random.between(1, 3) {
+            *number += 1;
+            let change = (self.change)(&mut self.random, *number);
+            conn.execute(AssertSqlSafe(change)).await?;
+        }
+        if self.random.percent(10) {
+            tokio::time::sleep(self.random.millis(self.pause.0, self.pause.1)).await;
+        }
+        let whole = !self.random.percent(10);
+        conn.execute(if whole { "commit" } else { "rollback" }).await?;
+        Ok(whole)
+    }
+}
+
+/// Writes to `users`.
+pub(crate) async fn write(world: Arc<World>, writer: u64) -> usize {
+    let change = move |random: &mut Random, number| {
         // No two versions of a row have one name.
         let change = change(random, &format!("w{writer}-{number}"));
-        let change = match random.below(10) {
+        match random.below(10) {
             0 => format!("savepoint s; {change}; rollback to s"),
             1 => format!("savepoint s; {change}; release s"),
             _ => change,
-        };
-        conn.execute(AssertSqlSafe(change)).await?;
-    }
-    if random.percent(10) {
-        tokio::time::sleep(random.millis(200, 1_500)).await;
-    }
-    let whole = !random.percent(10);
-    conn.execute(if whole { "commit" } else { "rollback" }).await?;
-    Ok(whole)
+        }
+    };
+    let (random, rest) = (Random::new(world.seed, 100 + writer), |random: &mut Random| random.millis(5, 40));
+    let writer = Writer { random, change: Box::new(change), rest, pause: (200, 1_500), replicating: 0 };
+    writer.write(&world).await
 }
 
 /// One change of the table, as SQL.
