@@ -169,7 +169,8 @@ impl Target {
     /// Reads the table's position. Returns `None` if no export of the lane was applied to it.
     ///
     /// # Errors
-    /// If the database can't be read, or several tables have exports of the lane and the settings name none.
+    /// If the database can't be read, several tables have exports of the lane and the settings name none, or the table
+    /// isn't the one that has the exports.
     pub async fn position(&mut self) -> Result<Option<TargetPosition>, Error> {
         let mut conn = self.connections.take().await?;
         let mut tx = conn.begin().await.during(BEGIN)?;
@@ -187,12 +188,13 @@ impl Target {
     }
 
     async fn position_in(&self, tx: &mut PgConnection) -> Result<Option<TargetPosition>, Error> {
-        let Some(table) = &self.settings.table else {
-            return position::read_for_lane(tx, &self.consumer, &self.dataset).await;
+        let found = match &self.settings.table {
+            Some(table) => position::read_for_table(tx, &position::target_name(table)).await?,
+            None => position::read_for_lane(tx, &self.consumer, &self.dataset).await?,
         };
-        let found = position::read_for_table(tx, &position::target_name(table)).await?;
         if let Some(found) = &found {
             found.require_lane(&self.consumer, &self.dataset)?;
+            table::require_own(tx, &found.table()?, Some(found)).await?;
         }
         Ok(found)
     }

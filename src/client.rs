@@ -99,6 +99,11 @@ impl Error {
         }
     }
 
+    /// Returns true if the target's Postgres refused the rows of an export, or another statement.
+    fn is_of_target(&self) -> bool {
+        matches!(self.root(), Error::Apply(apply::Error::Sql { .. }))
+    }
+
     /// Returns true if the service has removed the file.
     fn is_gone(&self) -> bool {
         matches!(self.root(), Error::Call(CallError::Refused { status: 410, .. }))

@@ -56,7 +56,9 @@ pub(super) async fn follow_source(
     remarks: &mut Vec<String>,
 ) -> Result<(), Error> {
     let mut changes = Vec::new();
-    if target_table.key != export.key && !target_table.key.is_empty() {
+    // A key that somebody has added to a table without a key stays.
+    let is_unwanted = !export.key.is_empty() || target_table.key == before.details.key;
+    if target_table.key != export.key && !target_table.key.is_empty() && is_unwanted {
         changes.push(format!("drop constraint {}", quoted(&primary_key(conn, target_table.oid).await?)));
         let nullable = target_table.key.iter().map(|name| format!("alter column {} drop not null", quoted(name)));
         changes.extend(nullable);
@@ -72,6 +74,7 @@ pub(super) async fn follow_source(
         let type_name = target_type(conn, column, remarks).await?;
         let name = quoted(name);
         changes.push(match found {
+            Some(found) if found.type_name == type_name => continue,
             Some(_) => format!("alter column {name} type {type_name} using null::{type_name}"),
             None => format!("add column {name} {type_name}"),
         });
@@ -90,7 +93,7 @@ pub(super) async fn add_missing_key(
     target_table: &TargetTable,
     export: &Chained,
 ) -> Result<(), Error> {
-    if target_table.key == export.key {
+    if export.key.is_empty() || target_table.key == export.key {
         return Ok(());
     }
     let key: Vec<_> = export.key.iter().map(|name| quoted(name)).collect();
@@ -123,7 +126,7 @@ async fn target_type(
          select exists (
            select from pg_type t
            where t.oid = to_regtype($1)::oid and t.typnamespace = 'pg_catalog'::regnamespace
-             and t.typname !~ '^_?(money|char|reg.*)$')",
+             and t.typname !~ '^_?(money|char|aclitem|gtsvector|pg_(node_tree|ndistinct|dependencies|mcv_list)|reg.*)$')",
     );
     if is_plain && known.bind(type_name).fetch_one(conn).await.during("to look up a type")? {
         return Ok(type_name.clone());

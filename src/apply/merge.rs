@@ -24,7 +24,7 @@ pub(super) async fn merge(
         let is = |sign: &str| format!("s.{} operator(pg_catalog.{sign}) 'DELETE'", quoted(&column.name));
         // A key may get another text that is equal, such as 1.00 for 1.0. The old text is deleted, and the row stays.
         let delete = format!(
-            "delete from {table} t where exists (select from {stage} s where {same_key} and {})
+            "delete from only {table} t where exists (select from {stage} s where {same_key} and {})
              and not exists (select from {stage} s where {same_key} and {})",
             is("="),
             is("<>")

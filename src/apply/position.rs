@@ -42,6 +42,8 @@ pub struct TargetPosition {
 /// The state of the table after that export.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Details {
+    /// The export's key, which is the table's primary key.
+    pub(super) key: Vec<String>,
     /// The export's columns that are columns of the table.
     pub(super) columns: Vec<ManifestColumn>,
     /// The same columns of the table, by name.
@@ -248,7 +250,7 @@ pub(super) async fn write(
     .bind(job)
     .bind(number)
     .bind(&manifest.digest)
-    .bind(Json(Details { columns, table }))
+    .bind(Json(Details { key: export.key.clone(), columns, table }))
     .execute(conn)
     .await
     .map(drop)

@@ -143,7 +143,7 @@ impl TargetTable {
 ///
 /// # Errors
 /// If the table isn't the one that `apply` has made for the lane, or can't be written to as it is.
-async fn require_own(
+pub(super) async fn require_own(
     conn: &mut PgConnection,
     table: &Table,
     before: Option<&TargetPosition>,
@@ -153,7 +153,8 @@ async fn require_own(
         (None, None) => Ok(None),
         (None, Some(_)) => {
             let why = format!(
-                "{table} was dropped: remove its row of cdc_apply.positions, and a full export makes the table again"
+                "{table} was dropped or renamed: give it its name again, or remove its row of cdc_apply.positions, and a full export makes \
+                 the table again"
             );
             Err(Error::refused("target_changed", why))
         }

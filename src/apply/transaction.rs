@@ -13,6 +13,7 @@ use crate::apply::{
 use crate::connection::failure::SqlFailure;
 use crate::dataset::Table;
 use crate::failpoint;
+use crate::job::Continuity;
 use crate::manifest::{Chained, Manifest};
 
 /// An export, and the table that it is applied to.
@@ -220,7 +221,7 @@ impl PreparedExport<'_> {
         let mut changes = Changes::default();
         if let Some(before) = before {
             // Unlike TRUNCATE, this lets others read the rows of before until the end.
-            let delete = format!("delete from {}", target_table.name);
+            let delete = format!("delete from only {}", target_table.name);
             changes.deleted = run(tx, "transaction.delete_all", &delete).await.during("to delete the rows")?;
             alter::follow_source(tx, target_table, export, before, settings, remarks).await?;
         }
@@ -257,6 +258,11 @@ fn export_obstacle(export: &Chained, before: Option<&TargetPosition>, settings: 
     };
     if export.previous.as_deref() != Some(&before.digest) {
         return needed(format!("the export {job} doesn't follow the last export of the table"));
+    }
+    let is_by_hand =
+        |word: &str| [Continuity::NoSnapshot, Continuity::WatermarkEdited].iter().any(|it| it.as_str() == word);
+    if export.continuity.as_deref().is_some_and(is_by_hand) {
+        return needed(format!("somebody set the watermark before the export {job}, which may lack rows"));
     }
     // A delta doesn't contain the column's values in unchanged rows.
     let changed = target_columns(export, settings).find(|column| !before.details.columns.contains(column))?;

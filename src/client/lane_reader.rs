@@ -13,6 +13,7 @@ use crate::client::download::export_files;
 use crate::client::job_view::JobView;
 use crate::job::{After, ConsumerId, ExportType, FailureCode, Filter, JobId, Request, Status};
 use crate::manifest::{Manifest, ManifestSource};
+use crate::telemetry::chain;
 
 /// The maximum number of submissions if other exports come first each time.
 const MAX_SUBMISSIONS: u32 = 5;
@@ -115,7 +116,13 @@ impl LaneReader<'_> {
         loop {
             let needs_full = match self.next(sink.last()).await? {
                 NextExports::Found(exports) if exports.is_empty() => match (self.request, submitted) {
-                    (None, _) | (_, Some(_)) => return Ok(()),
+                    (None, _) | (_, Some(_)) => {
+                        if sink.last().is_none() {
+                            let (dataset, consumer) = (&self.dataset, &self.consumer);
+                            self.api.observer().notice(&format!("the consumer {consumer} has no export of {dataset}"));
+                        }
+                        return Ok(());
+                    }
                     (Some(wanted), None) => match self.submit(wanted, sink.last()).await? {
                         SubmissionOutcome::Completed => {
                             submitted = Some(wanted);
@@ -173,7 +180,14 @@ impl LaneReader<'_> {
             if written.contains(&export.id()?) {
                 return Err(Error::Refused(format!("the service lists the export {} after itself", export.job_id)));
             }
-            let SinkOutcome::NeedsFullExport(why) = self.write(sink, export).await? else {
+            let outcome = match self.write(sink, export).await {
+                // Only a newer full export can go past a row that the target refuses.
+                Err(error) if error.is_of_target() && self.newer_full(export).await?.is_some() => {
+                    SinkOutcome::NeedsFullExport(chain(&error))
+                }
+                outcome => outcome?,
+            };
+            let SinkOutcome::NeedsFullExport(why) = outcome else {
                 let is_last = sink.last().is_some_and(|last| last.job_id.to_string() == *export.job_id);
                 // Another process has moved the sink's position. The exports have to be listed again.
                 if !is_last {
@@ -182,8 +196,7 @@ impl LaneReader<'_> {
                 written.insert(export.id()?);
                 continue;
             };
-            let full = self.newest_full().await?.filter(|full| full.number > export.number);
-            let Some(full) = full else { return Ok(Some(why)) };
+            let Some(full) = self.newer_full(export).await? else { return Ok(Some(why)) };
             self.api.observer().notice(&format!("{why}: going on from the full export {}", full.job_id));
             return Ok(match self.write(sink, &full).await? {
                 SinkOutcome::Written => None,
@@ -278,6 +291,10 @@ impl LaneReader<'_> {
             )),
             _ => Ok(NextExports::Found(oldest)),
         }
+    }
+
+    async fn newer_full(&self, than: &JobView) -> Result<Option<JobView>, Error> {
+        Ok(self.newest_full().await?.filter(|full| full.number > than.number))
     }
 
     async fn newest_full(&self) -> Result<Option<JobView>, Error> {

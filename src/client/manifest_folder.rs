@@ -106,18 +106,22 @@ impl ManifestFolder {
             )));
         }
         while let Some((digest, link)) = next {
-            match self.apply(archive, &names[digest], mirror).await? {
+            let newer = chains.newest_base().filter(|(_, base)| base.number > link.number);
+            let outcome = match self.apply(archive, &names[digest], mirror).await {
+                // Only a newer full export can go past a row that the target refuses.
+                Err(error) if error.is_of_target() && newer.is_some() => SinkOutcome::NeedsFullExport(chain(&error)),
+                outcome => outcome?,
+            };
+            match outcome {
                 SinkOutcome::Written => {}
-                SinkOutcome::NeedsFullExport(why) => {
-                    match chains.newest_base().filter(|(_, base)| base.number > link.number) {
-                        Some((digest, base)) => {
-                            mirror.observer().notice(&format!("{why}; going on with the full export {}", base.number));
-                            next = Some((digest, base));
-                            continue;
-                        }
-                        None => return Err(Error::Refused(format!("{why}; a newer full export goes on"))),
+                SinkOutcome::NeedsFullExport(why) => match newer {
+                    Some((digest, base)) => {
+                        mirror.observer().notice(&format!("{why}; going on with the full export {}", base.number));
+                        next = Some((digest, base));
+                        continue;
                     }
-                }
+                    None => return Err(Error::Refused(format!("{why}; a newer full export goes on"))),
+                },
             }
             if mirror.last().is_none_or(|last| last.digest != hex::encode(digest)) {
                 // Another process has applied other exports, and continues with the next ones.

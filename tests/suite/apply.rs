@@ -124,6 +124,10 @@ async fn every_value_arrives_as_it_is() {
     pair.source.run("update t set c2 = 0 where id = 3").await;
     ends(pair.apply(&[]).output().await, 0, "the column mood is text there");
     assert_eq!(pair.target.one::<i64>("select count(*) from t where mood = 'o''k' and positive = 3").await, 29);
+    // It stays as it is when the source's becomes a text as well, so a view may use it.
+    pair.target.run("create view moods as select mood from t").await;
+    pair.source.run("alter table t alter mood drop default, alter mood type text using mood::text").await;
+    ends(pair.apply(&[]).output().await, 0, "");
 }
 
 #[tokio::test]
@@ -281,7 +285,10 @@ async fn the_table_follows_the_sources_columns() {
         assert_eq!(copy, rows(&pair.source, "t").await, "{change}");
     }
     pair.target.run("drop table t").await;
-    pair.refused(&[], "target_changed").await;
+    // Also if there is nothing to apply.
+    for more in [&["--request", "none"][..], &[]] {
+        pair.refused(more, "target_changed").await;
+    }
     pair.target.run("delete from cdc_apply.positions").await;
     pair.applied(&[]).await;
     let copy = rows(&pair.target, "(select id, name, at from t)").await;
@@ -342,6 +349,60 @@ async fn a_key_that_the_source_loses_and_gains_is_followed() {
         assert_eq!(rows(&pair.target, &list).await, rows(&pair.source, &list).await, "{change}");
         assert_eq!(pair.target.one::<String>(KEY).await, key, "{change}");
     }
+    // A key that somebody adds to a table without one stays.
+    pair.source.run("alter table t drop constraint t_pkey").await;
+    pair.applied(&[]).await;
+    pair.target.run("alter table t add id bigint generated always as identity primary key").await;
+    pair.applied(&[]).await;
+    assert_eq!(rows(&pair.target, "(select b, k from t)").await, rows(&pair.source, "(select b, k from t)").await);
+    assert_eq!(pair.target.one::<String>(KEY).await, "PRIMARY KEY (id)");
+}
+
+/// A table that somebody derives from the copy, after its check and before its rows are deleted.
+#[tokio::test]
+async fn no_row_of_a_users_table_is_deleted() {
+    let pair = Pair::of(SIMPLE).await;
+    pair.applied(&[]).await;
+    pair.source.run("delete from t where id = 2").await;
+    let apply = pair.apply(&[]).with("FAILPOINTS", "apply.staged=hold");
+    let held = apply.hold("apply.staged");
+    let apply = tokio::spawn(async { apply.output().await });
+    held.reached().await;
+    pair.target.run("create table mine (note text) inherits (t); insert into mine values (2, 'precious')").await;
+    held.release().await;
+    assert_eq!(apply.await.unwrap().1, "t: delta 2  0 rows written, 1 deleted\n");
+    assert_eq!(pair.target.one::<i64>("select count(*) from mine").await, 1);
+}
+
+#[tokio::test]
+async fn a_watermark_that_was_set_forward_asks_for_a_full_export() {
+    let (source, target) = (Database::new().await, Database::empty().await);
+    source.run(SIMPLE).await;
+    let catalog = Catalog::of(&format!("{DATASET}updated_at = \"at\"\n"));
+    catalog.track(&source, "t").await;
+    let service = catalog.start(&source).service().await;
+    let pair = Pair { source, target, catalog, service };
+    pair.applied(&[]).await;
+    let late = "update t set name = 'late', at = now() - interval '1 day' where id = 7;
+                update watermarks set last_exported_at = now()";
+    pair.source.run(late).await;
+    let said = pair.healed().await;
+    assert!(said.contains("somebody set the watermark"), "{said}");
+    pair.require_equal("healed").await;
+}
+
+#[tokio::test]
+async fn a_newer_full_export_goes_past_a_row_that_the_target_refuses() {
+    let pair = Pair::of(SIMPLE).await;
+    pair.applied(&[]).await;
+    pair.target.run("alter table t add check (name <> 'bad')").await;
+    pair.source.run("update t set name = 'bad' where id = 1").await;
+    pair.refused(&[], "violates check constraint").await;
+    pair.source.run("update t set name = 'good' where id = 1").await;
+    pair.refused(&["--request", "none"], "violates check constraint").await;
+    export(&pair.service, "full", "t", "a").await;
+    ends(pair.apply(&["--request", "none"]).output().await, 0, "going on from the full export");
+    pair.require_equal("the full export").await;
 }
 
 #[tokio::test]
