@@ -432,7 +432,7 @@ impl Job {
 pub struct JobFile {
     /// The name of the file.
     pub name: String,
-    /// The URL of the file. `None` if an earlier version published the file, which did not record the URL.
+    /// The URL of the file. `None` if the file is not published.
     pub location: Option<String>,
     /// The size in bytes.
     pub bytes: u64,

@@ -147,7 +147,7 @@ pub struct Chained {
     pub consumer: String,
     /// The dataset's name.
     pub dataset: String,
-    /// The table, with its schema. `None` if an earlier version of this program made the export and did not record it.
+    /// The table, with its schema. `None` if the manifest does not say it.
     pub table: Option<String>,
     /// The type of the export: `full`, `incremental` or `delta`.
     #[serde(rename = "type")]
@@ -178,7 +178,7 @@ pub struct Chained {
     /// The digest of the previous export of the lane. `None` if this is the lane's first export with a digest.
     pub previous: Option<String>,
     /// The place of the export in its lane, which grows along the lane and may have gaps. Rows have it in `_order`.
-    /// `None` if an earlier version of this program made the export.
+    /// `None` if the manifest does not say it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order: Option<String>,
     /// The batch that the export is a member of. `None` if it was requested alone.

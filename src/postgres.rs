@@ -214,8 +214,8 @@ impl Database {
             .test_before_acquire(false)
             .idle_timeout(IDLE_TIMEOUT)
             .before_acquire(|conn, _| Box::pin(async { require_answer(conn).await.map(|()| true) }))
-            // The pool itself would wait for the answer to its own ping without a limit.
-            .after_release(|conn, _| Box::pin(async { require_answer(conn).await.map(|()| true) }))
+            // The pool itself would wait for the answer to its own ping without a limit, and would log a failure.
+            .after_release(|conn, _| Box::pin(async { Ok(require_answer(conn).await.is_ok()) }))
             .after_connect(move |conn, _| {
                 let set = sqlx::raw_sql(AssertSqlSafe(set.clone()));
                 Box::pin(async move {

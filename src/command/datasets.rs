@@ -46,14 +46,13 @@ pub(crate) enum DatasetsCommand {
 
 /// The tables to add.
 #[derive(Args)]
-#[group(id = "added", required = true, multiple = true)]
 pub(crate) struct AddDatasets {
     /// The tables, as `orders` or `sales.orders`
-    #[arg(group = "added", value_name = "TABLE")]
+    #[arg(value_name = "TABLE", required_unless_present = "schema")]
     tables: Vec<Table>,
     /// Add a pattern that makes a dataset of each table in this schema, now and later. Tables and views that it leaves
     /// out can be named beside it
-    #[arg(long, group = "added", conflicts_with = "name")]
+    #[arg(long, conflicts_with = "name")]
     schema: Option<String>,
     /// The name of the dataset, if there is one table [default: derived from the table's name]
     #[arg(long, value_parser = dataset_name)]

@@ -192,8 +192,9 @@ async fn follow(
     interrupted: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
     let job = watch(api, id, interrupted).await;
-    let job =
-        job.with_context(|| format!("the export {id} goes on; `cdc-export status{}` shows it", api.server_option()))?;
+    let job = job.with_context(|| {
+        format!("the end of the export {id} is not known; `cdc-export status{}` shows it", api.server_option())
+    })?;
     finish(api, id, &job, export, folder, interrupted).await
 }
 

@@ -40,7 +40,7 @@ impl DataDir {
         }
         let default = Path::new(DEFAULT_DATA_DIR);
         match DataDir::at(default) {
-            Err(Error::Unreachable { .. }) => DataDir::at(Path::new(SYSTEM_DATA_DIR)),
+            Err(Error::Unreachable { .. }) if geteuid().is_root() => DataDir::at(Path::new(SYSTEM_DATA_DIR)),
             // An existing data folder is never replaced by an empty one elsewhere.
             Err(Error::Unguarded { .. }) if !default.exists() => DataDir::at(Path::new(SYSTEM_DATA_DIR)),
             found => found,
