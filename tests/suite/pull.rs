@@ -144,8 +144,10 @@ async fn of_two_pulls_one_waits() {
 async fn where_only_a_full_export_goes_on_it_is_asked_for_or_said() {
     let (database, service) = serving_users(19).await;
     let folder = reachable_folder();
-    // Nothing at all.
-    assert_eq!(pulled(&service, folder.path(), &[]).await, Vec::<PathBuf>::new());
+    // Nothing at all, as of a mistyped consumer.
+    let (printed, _) =
+        ends(pull(&service, folder.path(), &[]).output().await, 0, "the consumer a has no export of users");
+    assert_eq!(printed, "");
     let first = pulled(&service, folder.path(), &["--request", "delta"]).await;
     assert_eq!(Csv::read(&first[0]).rows.len(), 19);
 
