@@ -49,11 +49,13 @@ pub(crate) async fn fill(conn: &mut PgConnection) -> Result<()> {
     Ok(())
 }
 
+/// The change of this number, as SQL.
+pub(crate) type Change = Box<dyn FnMut(&mut Random, u64) -> String + Send>;
+
 /// Somebody who writes.
 pub(crate) struct Writer {
     pub(crate) random: Random,
-    /// The change of this number, as SQL.
-    pub(crate) change: Box<dyn FnMut(&mut Random, u64) -> String + Send>,
+    pub(crate) change: Change,
     /// The time between two transactions.
     pub(crate) rest: fn(&mut Random) -> Duration,
     /// The bounds of the pause within one of ten transactions, in milliseconds.

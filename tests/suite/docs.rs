@@ -7,6 +7,7 @@ use cdc_export::job::{Continuity, FailureCode};
 use pg_rows::column::ColumnType;
 use serde_json::Value;
 
+use crate::source_files::files_below;
 use crate::types::TYPES;
 
 fn root() -> &'static Path {
@@ -36,19 +37,8 @@ fn whatever_an_operator_meets_is_explained() {
 
 /// Every Markdown file of the project.
 fn pages() -> Vec<PathBuf> {
-    let (mut pages, mut folders) = (Vec::new(), vec![root().join("docs"), root().join("seeds")]);
-    pages.extend(["README.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(|name| root().join(name)));
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "md") {
-                pages.push(path);
-            }
-        }
-    }
-    pages
+    let pages = files_below(&["docs", "seeds", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"], "md");
+    pages.into_iter().map(|(name, _)| root().join(name)).collect()
 }
 
 /// A heading as a link names it.

@@ -173,10 +173,7 @@ fn captured(name: &str) -> String {
 #[tokio::test]
 async fn a_locked_table_keeps_no_other_from_being_tracked_or_untracked() {
     let (database, catalog) = untracked().await;
-    let lock = async || {
-        let lock = database.open("lock table t2 in row exclusive mode").await;
-        lock
-    };
+    let lock = || database.open("lock table t2 in row exclusive mode");
     let busy = "t2: `t2` is too busy";
     let held = lock().await;
     let (code, printed, said) = catalog.command(&database, &["track", "t1", "t2", "t3"]).await;

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::harness::{Database, Start, option_env, refusal};
 use crate::page;
+use crate::source_files::files_below;
 
 /// Where the clone has the document.
 fn kept() -> PathBuf {
@@ -146,24 +147,15 @@ fn every_reference_leads_somewhere() {
 
 #[test]
 fn a_query_that_is_read_is_told() {
-    let http = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/http");
-    let mut folders = vec![http];
     let mut read = 0;
-    while let Some(folder) = folders.pop() {
-        for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
-            if path.is_dir() {
-                folders.push(path);
-                continue;
-            }
-            let code = std::fs::read_to_string(&path).unwrap();
-            for handler in code.split("#[utoipa::path(").skip(1) {
-                let (says, rest) = handler.split_once(")]\n").unwrap();
-                let arguments = rest.split_once("->").unwrap().0;
-                if let Some((_, rest)) = arguments.split_once(": Query<") {
-                    let name = rest.split_once('>').unwrap().0;
-                    assert!(says.contains(name), "{}: params({name})", path.display());
-                    read += 1;
-                }
+    for (file, code) in files_below(&["src/http"], "rs") {
+        for handler in code.split("#[utoipa::path(").skip(1) {
+            let (says, rest) = handler.split_once(")]\n").unwrap();
+            let arguments = rest.split_once("->").unwrap().0;
+            if let Some((_, rest)) = arguments.split_once(": Query<") {
+                let name = rest.split_once('>').unwrap().0;
+                assert!(says.contains(name), "{file}: params({name})");
+                read += 1;
             }
         }
     }

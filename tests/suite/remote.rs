@@ -528,7 +528,7 @@ async fn a_download_is_fetched_from_the_bucket_without_the_key() {
     let path = folder.path().join("users.csv");
     let download = async |store: &str| {
         let server = sending_on(&service, store.to_owned()).await;
-        let arguments = ["download", &id, "--output", path.to_str().unwrap(), "--server", &server];
+        let arguments = ["download", id, "--output", path.to_str().unwrap(), "--server", &server];
         let (code, _, said) = far(&arguments).with("CDC_EXPORT_KEY", key.trim()).output().await;
         assert!(!said.contains("geheim"), "{said}");
         (code, said)

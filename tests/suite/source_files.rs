@@ -29,21 +29,26 @@ pub(crate) struct Use {
     pub(crate) is_handed_on: bool,
 }
 
-/// All files of the library and of the binary.
-pub(crate) fn source_files() -> Vec<SourceFile> {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let (mut files, mut folders) = (Vec::new(), vec![src.clone()]);
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let name = path.strip_prefix(&src).unwrap().to_str().unwrap().to_owned();
-                files.push(SourceFile::new(name, &std::fs::read_to_string(&path).unwrap()));
-            }
+/// Returns the names below the clone, and the texts, of all files with this extension among `paths` and below them.
+pub(crate) fn files_below(paths: &[&str], extension: &str) -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut texts, mut paths): (Vec<_>, Vec<_>) = (Vec::new(), paths.iter().map(|it| root.join(it)).collect());
+    while let Some(path) = paths.pop() {
+        if path.is_dir() {
+            paths.extend(std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if path.extension().is_some_and(|it| it == extension) {
+            let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+            texts.push((name, std::fs::read_to_string(&path).unwrap()));
         }
     }
+    texts.sort();
+    texts
+}
+
+/// All files of the library and of the binary.
+pub(crate) fn source_files() -> Vec<SourceFile> {
+    let file = |(name, text): &(String, String)| SourceFile::new(name.strip_prefix("src/").unwrap().to_owned(), text);
+    let mut files: Vec<SourceFile> = files_below(&["src"], "rs").iter().map(file).collect();
     files.sort_by(|a, b| a.path.cmp(&b.path));
     files
 }
@@ -237,24 +242,8 @@ fn paths_in(code: &str) -> BTreeSet<Vec<String>> {
 mod tests {
     use super::*;
 
-    /// Returns the paths below the clone and the texts of all files in `folders` with this extension.
-    fn texts(folders: &[&str], extension: &str) -> Vec<(String, String)> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let (mut texts, mut paths): (Vec<_>, Vec<_>) = (Vec::new(), folders.iter().map(|it| root.join(it)).collect());
-        while let Some(path) = paths.pop() {
-            if path.is_dir() {
-                paths.extend(std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
-            } else if path.extension().is_some_and(|it| it == extension) {
-                let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
-                texts.push((name, std::fs::read_to_string(&path).unwrap()));
-            }
-        }
-        texts.sort();
-        texts
-    }
-
     fn rust() -> Vec<(String, String)> {
-        texts(&["benches", "build.rs", "crates", "examples", "src", "tests"], "rs")
+        files_below(&["benches", "build.rs", "crates", "examples", "src", "tests"], "rs")
     }
 
     /// Returns true if a doc comment, a file's head or a heading begins with a relative clause.
@@ -292,7 +281,7 @@ mod tests {
                 before = line;
             }
         }
-        for (name, text) in texts(&["README.md", "CONTRIBUTING.md", "docs"], "md") {
+        for (name, text) in files_below(&["README.md", "CONTRIBUTING.md", "docs"], "md") {
             for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| line.starts_with('#')) {
                 if is_relative(line.trim_start_matches('#').trim()) {
                     found.push(format!("{name}:{number}: {line}"));
@@ -306,7 +295,7 @@ mod tests {
     #[test]
     fn a_type_name_is_defined_once() {
         let mut files: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-        for (name, text) in texts(&["crates", "src"], "rs") {
+        for (name, text) in files_below(&["crates", "src"], "rs") {
             for line in SourceFile::new(name.clone(), &text).code.lines() {
                 let mut words = line.trim_start_matches("pub(crate) ").trim_start_matches("pub(super) ").split(' ');
                 let mut word = words.next().unwrap();

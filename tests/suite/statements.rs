@@ -6,11 +6,11 @@
 //! statements that include it.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
 
 use sqlx::{AssertSqlSafe, Executor};
 
 use crate::harness::Database;
+use crate::source_files::files_below;
 
 /// An example of each piece that the code makes for a statement: the file, the piece's name and its SQL.
 const MADE_PIECES: [(&str, &str, &str); 7] = [
@@ -87,24 +87,8 @@ impl SqlFile {
 
 /// All `.sql` files below `src`.
 fn sql_files() -> Vec<SqlFile> {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let (mut files, mut folders) = (Vec::<PathBuf>::new(), vec![src.clone()]);
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "sql") {
-                files.push(path);
-            }
-        }
-    }
-    files.sort();
-    let file = |path: PathBuf| SqlFile {
-        text: std::fs::read_to_string(&path).unwrap(),
-        path: path.strip_prefix(&src).unwrap().to_str().unwrap().to_owned(),
-    };
-    files.into_iter().map(file).collect()
+    let file = |(name, text): (String, String)| SqlFile { path: name.strip_prefix("src/").unwrap().to_owned(), text };
+    files_below(&["src"], "sql").into_iter().map(file).collect()
 }
 
 #[test]

@@ -40,9 +40,10 @@ impl Pair {
         printed.lines().map(|line| line.strip_prefix("t: ").expect(line).to_owned()).collect()
     }
 
-    /// What a call says that asks for a full export, and then goes on.
-    pub(crate) async fn healed(&self) -> String {
-        ends(self.apply(&[]).output().await, 0, "asking for a full export").1
+    /// A call that asks for a full export, says why, and then goes on.
+    pub(crate) async fn healed(&self, why: &str) {
+        let (_, said) = ends(self.apply(&[]).output().await, 0, "asking for a full export");
+        assert!(said.contains(why), "{said}, not {why}");
     }
 
     pub(crate) async fn refused(&self, more: &[&str], code: &str) -> String {

@@ -61,6 +61,5 @@ pub(crate) const OWN_TYPES: &str = "create schema ext;
     create collation ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false)";
 
 pub(crate) async fn database() -> Database {
-    let database = Database::empty_with(OWN_TYPES).await;
-    database
+    Database::empty_with(OWN_TYPES).await
 }

@@ -99,8 +99,7 @@ pub(crate) fn table(name: &str, types: &[usize]) -> String {
 }
 
 pub(crate) async fn database() -> Database {
-    let database = Database::empty_with(OWN_TYPES).await;
-    database
+    Database::empty_with(OWN_TYPES).await
 }
 
 /// A full export of `t`, then changes and deltas; each time the copy is the source.
