@@ -259,9 +259,8 @@ fn export_obstacle(export: &Chained, before: Option<&TargetPosition>, settings: 
     if export.previous.as_deref() != Some(&before.digest) {
         return needed(format!("the export {job} doesn't follow the last export of the table"));
     }
-    let is_by_hand =
-        |word: &str| [Continuity::NoSnapshot, Continuity::WatermarkEdited].iter().any(|it| it.as_str() == word);
-    if export.continuity.as_deref().is_some_and(is_by_hand) {
+    let continuity = export.continuity.as_deref().and_then(|word| word.parse().ok());
+    if continuity.is_some_and(Continuity::is_by_time) {
         return needed(format!("somebody set the watermark before the export {job}, which may lack rows"));
     }
     // A delta doesn't contain the column's values in unchanged rows.

@@ -48,9 +48,14 @@ impl Continuity {
         word.filter(|word| *word != "first").map(str::parse).transpose()
     }
 
+    /// Returns true if the export uses the timestamps alone, and so may lack rows.
+    pub fn is_by_time(self) -> bool {
+        matches!(self, Continuity::NoSnapshot | Continuity::WatermarkEdited)
+    }
+
     /// Returns true if the watermark was set manually, so that the export begins exactly there.
     pub fn is_manual(self) -> bool {
-        matches!(self, Continuity::NoSnapshot | Continuity::WatermarkEdited | Continuity::Rewound)
+        self.is_by_time() || self == Continuity::Rewound
     }
 
     /// Returns true if the changed live rows are known nevertheless, from the change log or the timestamps.

@@ -108,7 +108,7 @@ impl ExportedSnapshot {
     /// Returns the consumer's position.
     pub(super) fn position(&self, continuity: Option<Continuity>) -> Position {
         // A time that somebody set by hand replaces the snapshots, for one export.
-        let by_hand = matches!(continuity, Some(Continuity::NoSnapshot | Continuity::WatermarkEdited));
+        let by_hand = continuity.is_some_and(Continuity::is_by_time);
         // The watermark was removed: export every live row again, and the deletions that are due.
         let anew = continuity == Some(Continuity::Rewound) && self.last_exported_at.is_none();
         Position {
@@ -125,7 +125,7 @@ impl ExportedSnapshot {
     /// to them and to live rows.
     fn deleted_since(&self, continuity: Option<Continuity>) -> Option<DateTime<Utc>> {
         let since = match continuity {
-            Some(Continuity::NoSnapshot | Continuity::WatermarkEdited) => self.last_exported_at,
+            Some(word) if word.is_by_time() => self.last_exported_at,
             Some(Continuity::Rewound) => self.last_exported_at.into_iter().chain(self.deleted_since).min(),
             // Without a log the guard can't detect that a watermark was set back.
             _ if self.live_snapshot.is_none() => self.last_exported_at.into_iter().chain(self.deleted_since).min(),
