@@ -117,7 +117,7 @@ impl LaneReader<'_> {
             let needs_full = match self.next(sink.last()).await? {
                 NextExports::Found(exports) if exports.is_empty() => match (self.request, submitted) {
                     (None, _) | (_, Some(_)) => {
-                        if sink.last().is_none() {
+                        if self.request.is_none() && sink.last().is_none() {
                             let (dataset, consumer) = (&self.dataset, &self.consumer);
                             self.api.observer().notice(&format!("the consumer {consumer} has no export of {dataset}"));
                         }
@@ -180,23 +180,24 @@ impl LaneReader<'_> {
             if written.contains(&export.id()?) {
                 return Err(Error::Refused(format!("the service lists the export {} after itself", export.job_id)));
             }
-            let outcome = match self.write(sink, export).await {
+            let obstacle = match self.write(sink, export).await {
+                Ok(SinkOutcome::Written) => {
+                    let is_last = sink.last().is_some_and(|last| last.job_id.to_string() == *export.job_id);
+                    // Another process has moved the sink's position. The exports have to be listed again.
+                    if !is_last {
+                        return Ok(None);
+                    }
+                    written.insert(export.id()?);
+                    continue;
+                }
+                Ok(SinkOutcome::NeedsFullExport(why)) => Ok(why),
                 // Only a newer full export can go past a row that the target refuses.
-                Err(error) if error.is_of_target() && self.newer_full(export).await?.is_some() => {
-                    SinkOutcome::NeedsFullExport(chain(&error))
-                }
-                outcome => outcome?,
+                Err(error) if error.is_of_target() => Err(error),
+                Err(error) => return Err(error),
             };
-            let SinkOutcome::NeedsFullExport(why) = outcome else {
-                let is_last = sink.last().is_some_and(|last| last.job_id.to_string() == *export.job_id);
-                // Another process has moved the sink's position. The exports have to be listed again.
-                if !is_last {
-                    return Ok(None);
-                }
-                written.insert(export.id()?);
-                continue;
-            };
-            let Some(full) = self.newer_full(export).await? else { return Ok(Some(why)) };
+            let full = self.newest_full().await?.filter(|full| full.number > export.number);
+            let Some(full) = full else { return obstacle.map(Some) };
+            let why = obstacle.unwrap_or_else(|error| chain(&error));
             self.api.observer().notice(&format!("{why}: going on from the full export {}", full.job_id));
             return Ok(match self.write(sink, &full).await? {
                 SinkOutcome::Written => None,
@@ -291,10 +292,6 @@ impl LaneReader<'_> {
             )),
             _ => Ok(NextExports::Found(oldest)),
         }
-    }
-
-    async fn newer_full(&self, than: &JobView) -> Result<Option<JobView>, Error> {
-        Ok(self.newest_full().await?.filter(|full| full.number > than.number))
     }
 
     async fn newest_full(&self) -> Result<Option<JobView>, Error> {

@@ -106,22 +106,20 @@ impl ManifestFolder {
             )));
         }
         while let Some((digest, link)) = next {
-            let newer = chains.newest_base().filter(|(_, base)| base.number > link.number);
-            let outcome = match self.apply(archive, &names[digest], mirror).await {
+            let obstacle = match self.apply(archive, &names[digest], mirror).await {
+                Ok(SinkOutcome::Written) => None,
+                Ok(SinkOutcome::NeedsFullExport(why)) => {
+                    Some((why.clone(), Error::Refused(format!("{why}; a newer full export goes on"))))
+                }
                 // Only a newer full export can go past a row that the target refuses.
-                Err(error) if error.is_of_target() && newer.is_some() => SinkOutcome::NeedsFullExport(chain(&error)),
-                outcome => outcome?,
+                Err(error) if error.is_of_target() => Some((chain(&error), error)),
+                Err(error) => return Err(error),
             };
-            match outcome {
-                SinkOutcome::Written => {}
-                SinkOutcome::NeedsFullExport(why) => match newer {
-                    Some((digest, base)) => {
-                        mirror.observer().notice(&format!("{why}; going on with the full export {}", base.number));
-                        next = Some((digest, base));
-                        continue;
-                    }
-                    None => return Err(Error::Refused(format!("{why}; a newer full export goes on"))),
-                },
+            if let Some((why, error)) = obstacle {
+                next = chains.newest_base().filter(|(_, base)| base.number > link.number);
+                let Some((_, base)) = next else { return Err(error) };
+                mirror.observer().notice(&format!("{why}; going on with the full export {}", base.number));
+                continue;
             }
             if mirror.last().is_none_or(|last| last.digest != hex::encode(digest)) {
                 // Another process has applied other exports, and continues with the next ones.
