@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::config::{self, CatalogFile, Config, Environment};
+use crate::config::{CatalogFile, Config, Environment};
 use crate::telemetry::{self, spans};
 use tracing::level_filters::LevelFilter;
 
@@ -27,7 +27,7 @@ pub(super) fn settings(catalog: CatalogFile, logs: Logs) -> anyhow::Result<Confi
     telemetry::start(&config.telemetry, least);
     #[cfg(feature = "otel")]
     if let Some(settings) = &config.spans {
-        spans::start(settings).map_err(config::Error::collector)?;
+        spans::start(settings).map_err(crate::config::Error::collector)?;
     }
     #[cfg(debug_assertions)]
     if let Some(list) = &config.failpoints {
