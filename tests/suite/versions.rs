@@ -72,7 +72,7 @@ const CASES: [Case; 9] = [
         &["name"],
         &["update t set name = lower(name); insert into t values ('Ä', 'again'); delete from t where name = 'ß'"],
     ),
-    // What returns old and new rows.
+    // Statements that return old and new rows.
     (
         18,
         "create table t (id int primary key, note text); insert into t select n, 'n' || n from generate_series(1, 6) n",

@@ -33,7 +33,7 @@ pub(super) struct DataDir {
 }
 
 impl DataDir {
-    /// Returns the folder of the settings, or [`SYSTEM_DATA_DIR`] if the default folder can't be used. Creates nothing.
+    /// Returns the folder of the settings, or for root [`SYSTEM_DATA_DIR`] if the default can't serve. Creates nothing.
     pub(super) fn find(settings: &Settings) -> Result<DataDir, Error> {
         if let Some(chosen) = &settings.data_dir {
             return DataDir::at(chosen);

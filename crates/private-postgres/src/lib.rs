@@ -38,7 +38,7 @@ pub const PORT: u16 = 5432;
 /// The data folder if the settings name none.
 const DEFAULT_DATA_DIR: &str = "./data";
 
-/// The folder that root uses if the user that runs Postgres can't enter the default one.
+/// The folder that root uses if others may write to the default one, or the user that runs Postgres can't enter it.
 const SYSTEM_DATA_DIR: &str = "/var/lib/cdc-export";
 
 /// Downloads the file at an https URL. The error is the reason without the URL.
@@ -48,7 +48,7 @@ pub type Fetch = fn(String) -> Pin<Box<dyn Future<Output = Result<Vec<u8>, Strin
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The folder of the server's data, log and lock. `None` is `./data`. Root then uses `/var/lib/cdc-export` instead
-    /// if the user that runs Postgres can't enter `./data`.
+    /// if others may write to `./data`, or the user that runs Postgres can't enter it.
     pub data_dir: Option<PathBuf>,
     /// The folder of `postgres` and `initdb`. `None` searches for installed ones.
     pub bin_dir: Option<PathBuf>,
@@ -67,7 +67,8 @@ pub struct Settings {
 pub enum Error {
     /// No Postgres is installed, and none could be downloaded. The text is empty, or the URL and the reason.
     #[error(
-        "no installed Postgres found{0}: set DATABASE_URL, or install one (Debian, Ubuntu: `apt-get install postgresql`; Fedora: `dnf install postgresql-server`; macOS: `brew install postgresql@17`)"
+        "no installed Postgres found{0}: set DATABASE_URL, or install one (Debian, Ubuntu: `apt-get install postgresql`; \
+         Fedora: `dnf install postgresql-server`; macOS: `brew install postgresql@17`)"
     )]
     NotInstalled(String),
     /// The folder that the operator chose has no binaries.
