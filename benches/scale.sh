@@ -284,38 +284,6 @@ row_10() {
     ); done
 }
 
-# Single-row UPDATEs and DELETEs in one session, each in a transaction of its own without a wait for the disk, with and without the
-# triggers in turn: how much longer they take, and their bytes of WAL without images of pages.
-row_11() (
-    local n statement table
-    start_service 200000
-    sql 'create table users_plain (like users including all);
-         insert into users_plain select * from users;
-         create trigger users_operation_type before insert or update on users_plain
-           for each row execute function cdc_export.users_operation_type()'
-    sql 'alter system set full_page_writes = off'; sql 'alter system set autovacuum = off'; sql 'select pg_reload_conf()' >/dev/null
-    sql 'vacuum analyze users'; sql 'vacuum analyze users_plain'
-    # changes ROUND STATEMENT: its microseconds and its bytes of WAL, for one of 2,000 rows.
-    changes() {
-        psql -qAt -v ON_ERROR_STOP=1 -c 'set synchronous_commit = off' -c 'set client_min_messages = notice' -c "do \$\$
-            declare began timestamptz; lsn pg_lsn; begin
-              for id_ in 1..100 loop $2 id = id_; commit; end loop; -- plans
-              began := clock_timestamp(); lsn := pg_current_wal_insert_lsn();
-              for id_ in $1 * 4000 + 1 .. $1 * 4000 + 2000 loop $2 id = id_; commit; end loop;
-              raise notice '% %', extract(epoch from clock_timestamp() - began) * 1e6 / 2000, (pg_current_wal_insert_lsn() - lsn) / 2000;
-            end \$\$" 2>&1 | awk '/NOTICE/ {print $2, $3}'
-    }
-    for statement in "update TABLE set name = 'one' where" 'delete from TABLE where'; do
-        rm -f plain with ratios
-        for n in $(seq 1 21); do
-            changes "$n" "${statement/TABLE/users_plain}" >>plain
-            changes "$n" "${statement/TABLE/users}" >>with
-        done
-        paste plain with | awk '{printf "%.0f\n", 100 * $3 / $1 - 100}' >ratios
-        echo "11: ${statement%% *} of one row, us: $(median plain | cut -d' ' -f1) without the triggers, $(median with | cut -d' ' -f1) with them, + $(median ratios) %, WAL $(sort -n -k2 plain | awk 'NR == 11 {printf "%.0f", $2}') and $(sort -n -k2 with | awk 'NR == 11 {printf "%.0f", $2}') bytes"
-    done
-)
-
 # A wide table of 20,000 rows as CSV and as Parquet, in turn: a key, a time, and 100 columns each of int, bigint, numeric, timestamptz and
 # text, half of the texts with few distinct values.
 row_15() (
