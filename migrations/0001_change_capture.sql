@@ -53,22 +53,20 @@ create table cdc_export.change_log (
   xid xid8 not null default pg_current_xact_id(), -- of the top-level transaction, the same in its savepoints
   operation "char" not null, -- I: insert, U: update, D: delete, T: truncate, Q: quiet deletions
   key text collate "C", -- null of T and Q
-  image text collate "C", -- of D: the last row, as Postgres writes a row; null: the row is too large
-  image_columns smallint[], -- the numbers of the columns that the image has, in their order: names may change
   quiet_deletes bigint -- of Q: how many rows a statement deleted
-) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.05);
+) with (
+  autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.05,
+  -- To shorten the file of the emptied log, a vacuum would lock out the writers of all tables.
+  vacuum_truncate = off);
 -- A publication for all tables publishes deletes, and Postgres then refuses to delete rows without an identity: the
 -- purge would stop. An identity of whole rows costs writers nothing. Under wal_level = logical a purge writes half as
 -- much again to the WAL (500,000 rows: 125 MB and not 83); a unique index would cost each writer as much, under any
 -- wal_level.
 alter table cdc_export.change_log replica identity full;
 create index change_log_changes on cdc_export.change_log (table_oid, xid);
--- Each export asks whether its table was truncated: without this index it would read all of the log since its
--- position.
-create index change_log_truncates on cdc_export.change_log (table_oid, xid) where operation = 'T';
--- Each export counts the quiet deletions since its position: without this index it would read all of the log since
--- then.
-create index change_log_quiet on cdc_export.change_log (table_oid, xid) where operation = 'Q';
+-- Each export asks whether its table was truncated, and counts the quiet deletions since its position: without this
+-- index it would read all of the log since then.
+create index change_log_keyless on cdc_export.change_log (table_oid, xid) where key is null;
 
 -- Moments: the database's snapshot, and when it was so. A transaction of the change log was committed before the
 -- first moment that sees it. Written only while something is committed that the change log may have.
@@ -98,45 +96,6 @@ revoke execute on function cdc_export.log_emptied() from public;
 create trigger log_emptied after truncate on cdc_export.change_log
   for each statement execute function cdc_export.log_emptied();
 alter table cdc_export.change_log enable always trigger log_emptied;
-
--- Returns the text of a row, which doesn't depend on the session's settings. Triggers that run without settings of
--- their own call it for deleted rows.
-create function cdc_export.image_of(whole record) returns text
-language plpgsql stable set search_path = pg_catalog, pg_temp set timezone = 'UTC'
-  set datestyle = 'ISO' set intervalstyle = 'postgres' set bytea_output = 'hex' set extra_float_digits = 1
-  set quote_all_identifiers = off set lc_monetary from current as $$
-begin
-  return pg_catalog.concat(whole);
-end $$;
-
--- Splits the text of a row into the texts of its values ("Composite Type Input and Output Syntax" in Postgres's
--- documentation). Nothing between two commas is null. Callers may have any search_path, so each function is named
--- with its schema.
-create function cdc_export.values_of(image text) returns text[]
-language plpgsql immutable strict parallel safe as $$
-declare
-  part text;
-  cut text[]; -- the parts of a value with commas that were read so far; null outside of such a value
-  is_odd boolean;
-  found text[] := '{}';
-begin
-  -- A comma between quotes belongs to the value: the parts around it are joined again. Each part is read once.
-  foreach part in array pg_catalog.string_to_array(pg_catalog.substr(image, 2, pg_catalog.length(image) - 2), ',') loop
-    is_odd := (pg_catalog.length(part) - pg_catalog.length(pg_catalog.replace(part, '"', ''))) % 2 = 1;
-    if cut is not null or is_odd then
-      cut := pg_catalog.array_append(cut, part);
-      continue when not is_odd or pg_catalog.cardinality(cut) = 1;
-      part := pg_catalog.array_to_string(cut, ',');
-      cut := null;
-    end if;
-    found := pg_catalog.array_append(found, case
-      when part = '' then null
-      when pg_catalog.left(part, 1) = '"' then pg_catalog.replace(pg_catalog.replace(
-        pg_catalog.substr(part, 2, pg_catalog.length(part) - 2), '""', '"'), '\\', '\')
-      else part end);
-  end loop;
-  return found;
-end $$;
 
 -- These two look a table or a type's name up by the role's own search_path, which our sessions keep in a setting
 -- (src/connection.rs). In another session it is the path that RESET would set, which is slow to read. The path that

@@ -291,14 +291,6 @@ pub struct Dataset {
     pub header: FileHeader,
 }
 
-/// Says that the role which a table's triggers run as may not write to the change log, and what helps.
-pub fn no_right_to_log(role: &str) -> String {
-    format!(
-        "writes to its table fail, because the triggers' role {role} may not write to the change log: `grant usage on schema cdc_export to \
-         {role}; grant insert on cdc_export.change_log to {role}`"
-    )
-}
-
 /// The operator's choices of Parquet types for a dataset's columns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ParquetChoices {
@@ -469,8 +461,6 @@ pub struct TableSchema {
     pub is_filtered: bool,
     /// The kind of relation that it is.
     pub relation: RelationKind,
-    /// True if the files have a virtual generated column. A trigger does not see its value.
-    pub has_virtual: bool,
     /// The columns that the dataset masks and the table lacks.
     pub missing_masked: Vec<String>,
     /// The masked columns to remember for later exports.
@@ -593,9 +583,8 @@ pub struct Description {
     pub bytes: u64,
     /// True if its changes are captured, as far as they shall be.
     pub captured: bool,
-    /// The role that its triggers run as, if it may not write to the change log. `None`: it may, or the dataset needs
-    /// no triggers.
-    pub mute_role: Option<String>,
+    /// Why its triggers can't write to the change log, and what helps. `None`: they can, or the dataset needs none.
+    pub log_obstacle: Option<String>,
 }
 
 impl Description {
@@ -606,7 +595,7 @@ impl Description {
             Err(Faults(faults)) if faults.iter().any(Fault::is_of_missing_mask) => Some("mask_column_missing"),
             Err(_) => Some("dataset_mismatch"),
             Ok(_) if !self.captured => Some("not_tracked"),
-            Ok(_) => self.mute_role.as_ref().map(|_| "permission_denied"),
+            Ok(_) => self.log_obstacle.as_ref().map(|_| "permission_denied"),
         }
     }
 }

@@ -28,8 +28,6 @@ pub struct Exported {
     pub rows: u64,
     /// The number of rows that the timestamps alone would have missed.
     pub late_rows: u64,
-    /// The number of deleted rows of which the change log has only the key.
-    pub key_only_deletes: u64,
     /// The latest finite `updated_at` of the rows that are not deleted.
     pub last_updated_at: Option<DateTime<Utc>>,
     /// The files in the order of their parts. None if the export is skipped, because there is nothing to export.

@@ -372,9 +372,6 @@ pub struct Job {
     /// The number of rows that the timestamps alone would have missed: deleted rows, and changed rows with a time at or
     /// before the watermark.
     pub late_rows: u64,
-    /// The number of deleted rows with an unknown value, so that a column is empty. Either the change log has no image
-    /// of the row, or the column is a virtual generated one.
-    pub key_only_deletes: u64,
     /// True if the columns or their types differ from those of the consumer's last export.
     pub schema_changed: bool,
     /// The consumer's watermark before the export.

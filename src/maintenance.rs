@@ -29,6 +29,7 @@ use crate::maintenance::publish::Publish;
 use crate::maintenance::schedule::Scheduling;
 use crate::publisher;
 use crate::sink::{self, Destination, Limited, Limits};
+use crate::source::capture::functions::Removals;
 use crate::source::purge::{Caps, PURGE_ROWS};
 use crate::source::{self, Source};
 use crate::store::transitions::Transition;
@@ -182,8 +183,9 @@ impl Maintenance {
         let scheduling = Scheduling::new(self.for_task());
         tasks.spawn(every("schedule", Pace::every(SCHEDULE_PERIOD), async move || scheduling.round().await, drain));
         let task = self.for_task();
-        let removing = Pace::every(PURGE_PERIOD);
-        tasks.spawn(every("functions", removing, async move || remove_unused(&task).await, shutdown.clone()));
+        let mut removals = Removals::default();
+        let tend = async move || Ok(task.source.tend_functions(&mut removals).await?);
+        tasks.spawn(every("functions", Pace::every(PURGE_PERIOD), tend, shutdown.clone()));
         tasks.spawn(every("purge", Pace::every(PURGE_PERIOD), async move || purge(&self).await, shutdown));
         while tasks.join_next().await.is_some() {}
     }
@@ -263,11 +265,6 @@ async fn fail_unknown(Maintenance { store, catalog, .. }: &Maintenance) -> Resul
 async fn purge(Maintenance { settings, source, .. }: &Maintenance) -> Result<(), Error> {
     while source.purge(&settings.log_caps).await? >= PURGE_ROWS {}
     Ok(())
-}
-
-/// Removes trigger functions without a trigger, for example those of dropped tables.
-async fn remove_unused(Maintenance { source, .. }: &Maintenance) -> Result<(), Error> {
-    Ok(source.remove_unused_functions().await?)
 }
 
 /// The pause between two rounds of a task, and the end of a round that takes too long.

@@ -188,7 +188,6 @@ impl ExportLayout {
 struct RowStats {
     rows: u64,
     late_rows: u64,
-    key_only_deletes: u64,
     /// The latest time that can be a watermark, in microseconds since Postgres's epoch.
     latest: Option<i64>,
 }
@@ -197,16 +196,12 @@ impl RowStats {
     fn add(&mut self, other: RowStats) {
         self.rows += other.rows;
         self.late_rows += other.late_rows;
-        self.key_only_deletes += other.key_only_deletes;
         self.latest = self.latest.max(other.latest);
     }
 
     fn observe(&mut self, export: &ExportLayout, fields: &[Option<&[u8]>]) {
         self.rows += 1;
-        let gone = export.rows.is_gone.and_then(|index| fields.get(index));
-        let is_key_only = gone == Some(&None);
-        self.key_only_deletes += u64::from(is_key_only);
-        let is_gone = is_key_only || gone == Some(&Some(&[1]));
+        let is_gone = export.rows.is_gone.and_then(|index| fields.get(index)) == Some(&Some(&[1]));
         let updated_at = export.rows.updated_at.and_then(|index| micros((*fields.get(index)?)?));
         // The time of a deleted row is not used as a watermark.
         if !is_gone {
@@ -257,7 +252,6 @@ impl PieceSender {
                 let (expected, found) = (layout.fields(), fields.len());
                 return Err(pg_rows::Error::WrongShape { expected, found }.into());
             }
-            layout.keep_key_of_unreadable(&mut fields);
             encoder.row(&fields[..layout.columns.len()])?;
             self.stats.observe(&self.export, &fields);
         }
@@ -397,8 +391,8 @@ impl FileWriter {
 
     fn finish(self, mut written: WrittenParts) -> Result<Exported, Error> {
         self.stage(&mut written)?;
-        let WrittenParts { parts, stats: RowStats { rows, late_rows, key_only_deletes, latest }, .. } = written;
-        Ok(Exported { rows, late_rows, key_only_deletes, last_updated_at: latest.map(time), parts })
+        let WrittenParts { parts, stats: RowStats { rows, late_rows, latest }, .. } = written;
+        Ok(Exported { rows, late_rows, last_updated_at: latest.map(time), parts })
     }
 }
 

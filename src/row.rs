@@ -2,9 +2,7 @@
 //!
 //! Rows are in Postgres's binary form, as `pg_rows::row` describes it. [`RowLayout`] says which fields a row has.
 
-use pg_rows::column::ColumnType;
-
-use crate::dataset::{KnownColumn, TableColumn, WireFormat};
+use crate::dataset::{KnownColumn, TableColumn};
 
 /// Receives the rows that one reader of a snapshot reads, on the reader's own task.
 pub trait RowReceiver: Send + 'static {
@@ -37,32 +35,13 @@ pub struct RowLayout {
     pub updated_at: Option<usize>,
     /// The field that says if the row is gone from the table; `None`: the rows have no such field.
     ///
-    /// False: the row is in the table, or is only soft-deleted. True: it is gone, and its last values are known. Null:
-    /// it is gone, and only its key is known.
+    /// False: the row is in the table, or is only soft-deleted. True: it is gone, and only its key is known.
     pub is_gone: Option<usize>,
-    /// The indices of the columns whose values are unknown if only the key of a row is known.
-    pub not_key: Vec<usize>,
     /// The column that isn't read, because every row of the export has the same value in it.
     pub known: Option<KnownColumn>,
 }
 
 impl RowLayout {
-    /// Drops all values but the key of a deleted row if one of its texts isn't UTF-8. Nobody can correct a deleted row,
-    /// so every export would fail.
-    pub fn keep_key_of_unreadable(&self, fields: &mut [Option<&[u8]>]) {
-        let Some(gone) = self.is_gone.filter(|index| fields[*index] != Some(&[0])) else { return };
-        let is_text = |index: &usize| {
-            let TableColumn { kind, wire_format, .. } = &self.columns[*index];
-            let is_list = matches!(wire_format, WireFormat::List(_));
-            !is_list && matches!(kind, ColumnType::Text | ColumnType::Json | ColumnType::Jsonb)
-        };
-        let unreadable = |index: usize| fields[index].is_some_and(|field| std::str::from_utf8(field).is_err());
-        if self.not_key.iter().copied().filter(is_text).any(unreadable) {
-            self.not_key.iter().for_each(|index| fields[*index] = None);
-            fields[gone] = None;
-        }
-    }
-
     /// The number of fields of a row, with the known column.
     pub fn fields(&self) -> usize {
         let last = self.updated_at.max(self.is_gone).map_or(0, |index| index + 1);

@@ -49,7 +49,8 @@ use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::{Dataset, Table};
 use crate::job::Continuity;
 use crate::row::ReceiverClosed;
-use crate::source::capture::{functions, untracking};
+use crate::source::capture::functions::{self, Removals};
+use crate::source::capture::untracking;
 use crate::source::reader_slots::ReaderSlots;
 use crate::telemetry::metrics::PoolUse;
 
@@ -74,11 +75,12 @@ impl Source {
         Source { options, pool: pool.into(), reader_slots }
     }
 
-    /// Removes the trigger functions that no trigger calls any more.
-    pub async fn remove_unused_functions(&self) -> Result<(), Error> {
+    /// Removes the trigger functions that no trigger calls any more, and grants new owners of tables what they need;
+    /// see [`functions::tend`].
+    pub async fn tend_functions(&self, removals: &mut Removals) -> Result<(), Error> {
         let failed = Error::from_sql("pg_proc");
         let mut conn = self.pool.acquire().await.map_err(&failed)?;
-        functions::remove_unused(&mut conn).await.map_err(failed)
+        functions::tend(&mut conn, removals).await.map_err(failed)
     }
 
     /// Returns the tables whose changes are captured although no dataset of the catalog needs them.

@@ -15,10 +15,8 @@ use crate::recorder::{History, Snapshot, Written};
 /// `CHANGE_LOG_MAX_BYTES`: a backfill is over it, and what else is written between two exports of a lane mostly isn't.
 pub(crate) const MAX_BYTES: u64 = 150 << 10;
 
-/// A change has 56 bytes and its key in the log, and that of a deletion the row too. With a fifth more, since the
-/// service estimates.
+/// A change has 56 bytes and its key in the log. With a fifth more, since the service estimates.
 const ROW: u64 = 85;
-const DELETED_ROW: u64 = 380;
 
 /// The words of a refusal by what the log has lost.
 pub(crate) const LOG_LOST: [&str; 2] = ["log_expired", "deletes_expired"];
@@ -35,7 +33,7 @@ impl Log {
     fn add(&mut self, written: &Written) {
         let sum = self.sums.last().copied().unwrap_or_default();
         self.xids.push(written.xid);
-        self.sums.push(sum + ROW * written.rows + DELETED_ROW * written.deleted);
+        self.sums.push(sum + ROW * (written.rows + written.deleted));
     }
 
     fn before(&self, xid: u64) -> u64 {

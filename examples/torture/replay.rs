@@ -44,8 +44,8 @@ pub(crate) struct Said {
 }
 
 impl Replica {
-    /// Replays a file. Returns what is wrong with it by itself: rows that it sends again, another count, columns that
-    /// changed and nothing was said. And which rows it brought.
+    /// Replays a file. Returns what is wrong with it by itself: rows that it sends again, deletions that have more than
+    /// the key, another count, columns that changed and nothing was said. And which rows it brought.
     pub(crate) fn load(
         &mut self,
         file: &Path,
@@ -78,6 +78,12 @@ impl Replica {
             let id: i64 = row[&header[key]].parse().context("a key is a number")?;
             if deletes {
                 self.rows.remove(&id);
+                let told: Vec<_> =
+                    row.iter().filter(|(name, value)| **name != header[key] && !value.is_empty()).collect();
+                // A row that was deleted softly is still there, and comes whole, with its flag.
+                if !told.is_empty() && told.iter().all(|(_, value)| *value != "true") {
+                    wrong.push(format!("the deletion of row {id} has more than its key: {told:?}"));
+                }
                 continue;
             }
             let often = self.sent.entry((id, Arc::clone(&row))).or_default();

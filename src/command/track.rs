@@ -39,7 +39,13 @@ impl Track {
         block_on(async {
             let track = async |database: &_| {
                 check_some(&config, database, &self.named(&config)?).await?;
-                track_all(database, &self.named(&config)?).await
+                track_all(database, &self.named(&config)?).await?;
+                if self.all {
+                    outln!(
+                        "A session that writes to these tables keeps about 300 kB of memory for each of them, until it ends."
+                    )?;
+                }
+                Ok(())
             };
             let check = async |database: &_| check_some(&config, database, &self.named(&config)?).await;
             with_tables_after_check(check, &config, track).await

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use crate::dataset::fault::Fault;
 use crate::dataset::mask::MaskRule;
 use crate::dataset::pattern::LeftOut;
-use crate::dataset::{Description, Table, TableColumn, no_right_to_log};
+use crate::dataset::{Description, Table, TableColumn};
 use crate::http::code::Code;
 use crate::http::input::PathParameter;
 use crate::http::problem::Problem;
@@ -129,14 +129,14 @@ pub(crate) async fn get(service: Service, PathParameter(name): PathParameter) ->
 
 /// Returns the reasons why consumers cannot export a dataset. The list is empty if the dataset is ready.
 pub(crate) fn problems(description: &Description) -> Vec<String> {
-    let Description { dataset, schema, unreadable, captured, mute_role, .. } = description;
+    let Description { dataset, schema, unreadable, captured, log_obstacle, .. } = description;
     let faults = schema.as_ref().err().map(|faults| faults.0.as_slice()).unwrap_or_default();
     let mut problems: Vec<_> =
         faults.iter().chain(unreadable).map(|Fault { member, why, .. }| format!("{member}: {why}")).collect();
     if !captured {
         problems.push(format!("its changes are not captured: `cdc-export track {}`", dataset.name));
     }
-    problems.extend(mute_role.as_deref().map(no_right_to_log));
+    problems.extend(log_obstacle.clone());
     problems
 }
 

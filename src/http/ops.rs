@@ -119,10 +119,10 @@ const MAX_NAMED: usize = 10;
 fn ready_or_why(datasets: &[Description], are_named: bool) -> String {
     let why = |dataset: &Description| {
         // Health checks need no key, so their response does not contain names of roles and missing privileges.
-        let problems = match (&dataset.unreadable, &dataset.mute_role) {
+        let problems = match (&dataset.unreadable, &dataset.log_obstacle) {
             (Some(_), _) => vec!["the database role may not read its table".to_owned()],
             (None, Some(_)) => {
-                vec!["writes to its table fail, because its triggers may not write to the change log".to_owned()]
+                vec!["writes to its table fail, because its triggers can't write to the change log".to_owned()]
             }
             (None, None) => problems(dataset),
         };

@@ -32,7 +32,7 @@ pub enum CompressionSchema {}
         "bytes": 3401, "rows": 29, "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
     }], "maxFileBytes": null, "digest": "b94d27b9934d3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde9",
     "attempt": 1, "error": null, "continuity": null,
-    "lateRows": 0, "keyOnlyDeletes": 0, "quietDeletes": 0, "openTransactions": 0, "oldestTransactionSeconds": null, "schemaChanged": false, "tableRewritten": false,
+    "lateRows": 0, "quietDeletes": 0, "openTransactions": 0, "oldestTransactionSeconds": null, "schemaChanged": false, "tableRewritten": false,
     "watermarkFrom": "2026-11-20T09:13:10.962731Z", "watermarkTo": "2026-11-20T09:13:15.806135Z", "number": 17, "order": 18, "acknowledged": true, "retryOf": null, "batchId": null,
     "nextAttemptAt": null, "cancelRequestedAt": null,
     "createdAt": "2026-11-20T09:13:15.911402Z", "startedAt": "2026-11-20T09:13:15.913370Z",
@@ -103,9 +103,6 @@ pub struct JobJson {
     continuity: Option<Continuity>,
     /// Rows that the timestamps alone would have missed
     late_rows: u64,
-    /// Deleted rows of which the log knows only the key, since they were too large for it: their key is right, their
-    /// other columns are empty
-    key_only_deletes: u64,
     /// Rows that were deleted since the consumer's last export by transactions which kept them out of it
     /// (`cdc_export.quiet`)
     quiet_deletes: u64,
@@ -233,7 +230,6 @@ impl From<Job> for JobJson {
             error: job.error.map(|failure| FailureJson { code: failure.code, detail: failure.detail }),
             continuity: job.report.continuity,
             late_rows: job.late_rows,
-            key_only_deletes: job.key_only_deletes,
             quiet_deletes: job.report.quiet_deletes,
             open_transactions: job.report.open_transactions,
             oldest_transaction_seconds: job.report.oldest_transaction_seconds,

@@ -83,6 +83,15 @@ pub enum Error {
         #[source]
         cause: sqlx::Error,
     },
+    /// The triggers can't write to the log, so every write of the table would fail.
+    #[error("the triggers of `{table}` can't write to cdc_export.change_log, so each write of the table would fail")]
+    LogRefuses {
+        /// Its name.
+        table: String,
+        /// The error of Postgres.
+        #[source]
+        cause: sqlx::Error,
+    },
     /// Anything else that Postgres reports.
     #[error("Postgres refused")]
     Sql(#[from] sqlx::Error),

@@ -9,6 +9,7 @@
 /// - `captured`: every trigger that the table and its partitions need exists, fires for all writers, and logs changes
 ///   of this very table.
 /// - `mute_role`: the role that the functions run as, if it may not write to the log. Writes to the table then fail.
+/// - `is_log_altered`: the log has row security, a rule, a trigger or a constraint that isn't the service's.
 /// - `logs_every_truncate`: no partition lacks the trigger for TRUNCATE, which `track` puts on partitions that came
 ///   since.
 /// - `set`: the beginning of the names of the functions that the triggers call.

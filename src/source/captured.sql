@@ -50,7 +50,7 @@ functions as materialized (
       select from jsonb_array_elements_text(head.key) part (name)
       left join pg_attribute a on a.attrelid = target.oid and a.attname = part.name and not a.attisdropped
       where a.atttypid is null
-        or a.atttypid <> all ('{int2,int4,int8,numeric,oid,uuid,text,varchar,bpchar,bool}'::regtype[])))),
+        or a.atttypid <> all ('{int2,int4,int8,numeric,oid,uuid,text,varchar,bpchar,bool,inet,cidr}'::regtype[])))),
 
 -- The triggers that call these functions, on the table and on its partitions. `kind` is the function's letter and
 -- `tgenabled`. A stamp is an oid and an xmin: it changes when the trigger is made anew, disabled or enabled.
@@ -84,8 +84,19 @@ best_set as materialized (
   from sets s
   order by s.root, s.is_whole desc, s.logs_every_truncate desc, s.set),
 
+-- What somebody has put on the log keeps the triggers from writing to it.
+log as materialized (
+  select l.relpersistence = 'p' as is_safe, l.relrowsecurity or l.relhasrules
+    or exists (select from pg_constraint c where c.conrelid = l.oid and c.contype <> 'n')
+    or exists (
+      select from pg_trigger x
+      where x.tgrelid = l.oid and not x.tgisinternal and x.tgname <> 'log_emptied') as is_altered
+  from pg_class l
+  where l.oid = to_regclass('cdc_export.change_log')),
+
 capture as materialized (
-  select target.oid as root, found.captured, found.captured and best_set.logs_every_truncate as logs_every_truncate,
+  select target.oid as root, coalesce((select log.is_altered from log), false) as is_log_altered,
+    found.captured, found.captured and best_set.logs_every_truncate as logs_every_truncate,
     best_set.set,
     case when listed.is_there then coalesce(
       (select array(select jsonb_array_elements_text(f.key))
@@ -123,7 +134,7 @@ capture as materialized (
   cross join lateral (
     select coalesce(best_set.is_whole, false) and target.relkind in ('r', 'p') and not target.relispartition
       and (select bool_and(r.is_safe) from relations r where r.root = target.oid)
-      and (select l.relpersistence = 'p' from pg_class l where l.oid = to_regclass('cdc_export.change_log'))
+      and (select log.is_safe from log)
       -- Statement triggers see neither writes through a parent nor the rows of a child.
       and (target.relkind = 'p'
         or not exists (select from pg_inherits i where i.inhparent = target.oid)

@@ -7,7 +7,7 @@ use sqlx::{PgConnection, PgPool};
 
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::{Fault, Faults};
-use crate::dataset::{Capture, Dataset, RelationKind, Table, TableSchema, no_right_to_log};
+use crate::dataset::{Capture, Dataset, RelationKind, Table, TableSchema};
 use crate::source::capture::untracking;
 use crate::source::description::{self, TableStatus};
 use crate::source::rights::TableAccess;
@@ -87,11 +87,12 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::E
     let accesses: Vec<_> = by_triggers.iter().map(|it| it.access).collect();
     let statuses = description::read_statuses(&mut conn, &accesses).await?;
     for (it, status) in by_triggers.iter().zip(statuses) {
-        let TableStatus { captured, logged_key, mute_role, .. } = status;
+        let obstacle = status.log_obstacle();
+        let TableStatus { captured, logged_key, .. } = status;
         match logged_key {
             None => found.untracked.push(it.dataset.name.clone()),
             Some(key) if captured && it.schema.has_key(&key) => {
-                found.unreadable.extend(mute_role.map(|role| capture_fault(it.dataset, no_right_to_log(&role))));
+                found.unreadable.extend(obstacle.map(|why| capture_fault(it.dataset, why)));
             }
             Some(_) => found.broken.push(broken(it.dataset)),
         }

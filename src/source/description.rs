@@ -28,7 +28,26 @@ pub(super) struct TableStatus {
     bytes: i64,
     pub(super) captured: bool,
     pub(super) logged_key: Option<Vec<String>>,
-    pub(super) mute_role: Option<String>,
+    mute_role: Option<String>,
+    is_log_altered: bool,
+}
+
+impl TableStatus {
+    /// Returns why the table's triggers can't write to the change log, and what helps.
+    pub(super) fn log_obstacle(&self) -> Option<String> {
+        if self.is_log_altered {
+            return Some(
+                "somebody has put row security, a rule, a trigger or a constraint on cdc_export.change_log, so writes to its table may fail \
+                 or not be logged: remove it"
+                    .to_owned(),
+            );
+        }
+        let role = self.mute_role.as_ref()?;
+        Some(format!(
+            "writes to its table fail, because the triggers' role {role} may not write to the change log: `grant usage on schema \
+             cdc_export to {role}; grant insert on cdc_export.change_log to {role}`"
+        ))
+    }
 }
 
 /// Reads the status of each dataset's table. A table that is not there has no rows and is not captured.
@@ -96,7 +115,8 @@ fn describe(
         Err(table_schema::Error::Hidden(_)) => Err(Faults::default()),
         Err(error) => return Err(error.into()),
     };
-    let TableStatus { rows, bytes, captured, logged_key, mute_role, .. } = status;
+    let log_obstacle = status.log_obstacle().filter(|_| dataset.capture == Capture::Triggers);
+    let TableStatus { rows, bytes, captured, logged_key, .. } = status;
     let logs_it = logged_key.is_some_and(|key| schema.as_ref().map_or(true, |schema| schema.has_key(&key)));
     Ok(Description {
         dataset: Arc::clone(dataset),
@@ -105,6 +125,6 @@ fn describe(
         rows: rows.map(|rows| rows as u64),
         bytes: bytes.unsigned_abs(),
         captured: captured && logs_it || dataset.capture != Capture::Triggers,
-        mute_role: mute_role.filter(|_| dataset.capture == Capture::Triggers),
+        log_obstacle,
     })
 }

@@ -12,7 +12,8 @@ cross join lateral (
 
 -- include captured.sql
 
-  select sizes.rows, sizes.bytes::bigint as bytes, capture.captured, capture.logged_key, capture.mute_role
+  select sizes.rows, sizes.bytes::bigint as bytes, capture.captured, capture.logged_key, capture.mute_role,
+    capture.is_log_altered
   from capture
   -- The sizes as Postgres counted them last: reading them now would wait for a lock on the table.
   cross join lateral (

@@ -83,7 +83,7 @@ select now.snapshot::text as snapshot, statement_timestamp() as taken_at,
   -- Every export moves the position of live rows, so each export counts what the one before has not counted.
   (select coalesce(sum(l.quiet_deletes), 0)::bigint
    from cdc_export.change_log l
-   where l.table_oid = target.oid and l.operation = 'Q' and (l.xid >= pg_snapshot_xmax(w.live_snapshot)
+   where l.table_oid = target.oid and l.key is null and (l.xid >= pg_snapshot_xmax(w.live_snapshot)
      or l.xid = any (array(select pg_snapshot_xip(w.live_snapshot))))) as quiet_deletes,
   -- No change was logged since the position. That of deletions is never later than that of live rows.
   -- For each transaction that it had not seen, and for all later ones, the `order by` makes Postgres read one entry of

@@ -68,6 +68,7 @@ pub const PURGE_ROWS: u64 = 50_000;
 ///
 /// Whichever positions are given up, no row is removed that a position still holds.
 pub async fn purge(pool: &PgPool, caps: &Caps) -> Result<u64, sqlx::Error> {
+    give_up(pool, caps).await?;
     let mut tx = pool.begin().await?;
     // The purge has to get to its end even where a mass of dead rows slows it down. The rows of a table come from the
     // index, whatever the planner guesses of how many there are.
@@ -77,29 +78,43 @@ pub async fn purge(pool: &PgPool, caps: &Caps) -> Result<u64, sqlx::Error> {
     )
     .execute(&mut *tx)
     .await?;
-    // The rows that are kept have no more bytes than the files, whose size costs nothing to read.
-    let may_be_large: Option<bool> = sqlx::query_scalar(
+    let is_purger: Option<bool> = sqlx::query_scalar(
         "-- source.purge.one_purger
-         select pg_table_size('cdc_export.change_log') > $1
-         from cdc_export.locks where name = 'purge' for update skip locked",
+         select true from cdc_export.locks where name = 'purge' for update skip locked",
     )
-    .bind(caps.bytes as i64)
     .fetch_optional(&mut *tx)
     .await?;
-    let Some(may_be_large) = may_be_large else { return Ok(0) };
-    let mut given_up: Vec<GivenUp> = sqlx::query_as(include_str!("purge/give_up_old.sql"))
-        .bind(caps.age.as_secs_f64().max(1.0))
-        .fetch_all(&mut *tx)
-        .await?;
-    if may_be_large {
-        give_up_large(&mut tx, caps.bytes, &mut given_up).await?;
+    if is_purger.is_none() {
+        return Ok(0);
     }
     let purged = sqlx::query(include_str!("purge/purge.sql")).bind(PURGE_ROWS as i64).execute(&mut *tx).await?;
     tx.commit().await?;
+    Ok(purged.rows_affected())
+}
+
+/// Gives up the positions that hold too much of the log. Each statement is committed by itself: a removal that finds no
+/// end, because of many dead rows, must not keep the log from its bounds.
+async fn give_up(pool: &PgPool, caps: &Caps) -> Result<(), sqlx::Error> {
+    let mut conn = pool.acquire().await?;
+    let mut given_up: Vec<GivenUp> = sqlx::query_as(include_str!("purge/give_up_old.sql"))
+        .bind(caps.age.as_secs_f64().max(1.0))
+        .fetch_all(&mut *conn)
+        .await?;
+    // The rows that are kept have no more bytes than the files, whose size costs nothing to read.
+    let may_be_large: bool = sqlx::query_scalar(
+        "-- source.purge.may_be_large
+         select pg_table_size('cdc_export.change_log') > $1",
+    )
+    .bind(caps.bytes as i64)
+    .fetch_one(&mut *conn)
+    .await?;
+    if may_be_large {
+        give_up_large(&mut conn, caps.bytes, &mut given_up).await?;
+    }
     for (consumer, dataset, lost, limit) in given_up {
         tracing::warn!(event = "position_given_up", consumerId = consumer, dataset, lost, limit);
     }
-    Ok(purged.rows_affected())
+    Ok(())
 }
 
 /// Gives up positions of one table after the other, until the bound is kept or the fullest table has none to give up.

@@ -72,7 +72,7 @@ impl Rows<'_> {
             Err(Error::RowTooLarge { column }) if schema.columns.iter().all(|own| own.name != *column) => {
                 Err(Error::Protocol("an error that a function of the database raised in the name of the service"))
             }
-            Err(error) => Err(self.explained(error, job, max).await.withheld(dataset)),
+            Err(error) => Err(self.explained(error, job).await.withheld(dataset)),
             Ok(()) => Ok(()),
         }
     }
@@ -158,13 +158,13 @@ impl Rows<'_> {
 
     /// Returns an error that says which values Postgres could not read: those of the log, of the filter or of the
     /// table. The exported table is locked, so a missing name also belongs to the filter or the log.
-    async fn explained(mut self, error: Error, job: &Job, max: CellMax) -> Error {
+    async fn explained(mut self, error: Error, job: &Job) -> Error {
         let (Error::Sql(cause) | Error::TableMissing { cause, .. }) = &error else { return error };
         let Some(told) = cause.as_database_error() else { return error };
         let (code, message) = (sqlstate(cause).into_owned(), told.message().to_owned());
         let error = error.withheld(self.select.dataset);
         if job.export_type != ExportType::Full {
-            match self.logged_is_readable(max).await {
+            match self.logged_is_readable().await {
                 Ok(true) => {}
                 Ok(false) => {
                     tracing::warn!(event = "log_unreadable", jobId = %job.id, error = chain(&error));
@@ -202,15 +202,15 @@ impl Rows<'_> {
         }
     }
 
-    /// Returns true if the logged values that this export reads are valid values of the columns' present types.
-    async fn logged_is_readable(&mut self, max: CellMax) -> Result<bool, Error> {
+    /// Returns true if the logged keys that this export reads are valid values of the columns' present types.
+    async fn logged_is_readable(&mut self) -> Result<bool, Error> {
         let table = &self.select.dataset.table;
         let failed = Error::from_sql(table);
         self.own.awaits_server();
         // The failed statement has aborted the reader's transaction.
         sqlx::raw_sql("-- source.rows.give_up\n rollback").execute(&mut *self.reader).await.map_err(&failed)?;
         self.import.join(self.reader, table).await?;
-        let select = self.select.logged_values(max);
+        let select = self.select.logged_keys();
         let read = sqlx::raw_sql(AssertSqlSafe(format!("-- source.rows.logged\n {select}")));
         let read = read.execute(&mut *self.reader).await;
         self.own.rests();

@@ -241,11 +241,10 @@ impl Select<'_> {
         )
     }
 
-    /// The deletions. A row that is gone is written as the log has it last. Of a row that is outside of the filter, as
-    /// far as that is known, the consumer learns the key alone. Where there is a log, it alone tells deletions, and the
-    /// times only those that somebody's own watermark asks for: rows that were soft-deleted before a full export have
-    /// later times than its watermark. Of the keys in the log those are looked up that the timestamp rule doesn't find
-    /// alive anyway. A maximum finds the last image, since it is hashed, where an ordered aggregate sorts everything.
+    /// The deletions. Of a row that is gone, or outside of the filter, the consumer learns the key alone. Where there
+    /// is a log, it alone tells deletions, and the times only those that somebody's own watermark asks for: rows that
+    /// were soft-deleted before a full export have later times than its watermark. Of the keys in the log those are
+    /// looked up that the timestamp rule doesn't find alive anyway.
     fn changed_deleted(&self, rule: Rule, max: CellMax) -> String {
         let (table, alive, by_rule, ended) = (self.table(), self.alive(), self.timestamp_rule(), self.ended());
         let ended_by_rule = match rule {
@@ -281,7 +280,6 @@ impl Select<'_> {
         let columns =
             written.iter().map(|(_, value)| value.clone()).chain(self.meta(DELETE, xid.as_deref())).chain(hidden);
         let columns = columns.collect::<Vec<_>>().join(", ");
-        let images = self.images(gone, max);
         let missed = self.unless_found(
             &format!("select {logged_key}{rest} from cdc_export.change_log where {logged}"),
             &rest,
@@ -291,35 +289,22 @@ impl Select<'_> {
                 self.deletions_since()
             ),
         );
-        // A consumer gets only the key of a row outside of the filter.
-        let is_gone = match self.dataset.filter {
-            // The log does not have the values of virtual columns.
-            None if self.schema.has_virtual => format!("case when {gone} then null else false end"),
-            None if self.schema.columns.len() > self.schema.key.len() => {
-                format!("case when {gone} then nullif(i.parts is not null, false) else false end")
-            }
-            _ => gone.to_owned(),
-        };
         let rows = self.shuffled(format!(
-            "select {DELETE}, {columns}, {refused} or {is_gone}
+            "select {DELETE}, {columns}, {refused} or {gone}
              from ch left join {table} u on {joined}
-             {images}
              -- A row that is gone and whose deletion isn't logged was deleted quietly.
              where case when {gone} then ch.{IS_TOLD} else ({alive}) is not true end"
         ));
         // The keys are looked up in their order, in which they are side by side in the index, and mostly in the table.
         format!(
-            "with ch ({names}, {IS_TOLD}, {IMAGE}, {NUMBERS}{xid_name}) as materialized (
-               select {names}, last is not null, last[2], last[3]::smallint[]{xid_name}
+            "with ch ({names}, {IS_TOLD}{xid_name}) as materialized (
+               select {names}, pg_catalog.bool_or(operation = 'D'){latest_xid}
                from (
-                 select {names}, pg_catalog.max(array[pg_catalog.lpad(sequence::text, 19, '0'), image, image_columns::text])
-                   filter (where operation = 'D'){latest_xid}
-                 from (
-                   {missed}
-                   union all
-                   select {key}{nulls} from {table} u where {ended_by_rule} and ({ended}))
-                   as changes ({names}{rest})
-                 group by {ordinals}) as lasts ({names}, last{xid_name})
+                 {missed}
+                 union all
+                 select {key}{nulls} from {table} u where {ended_by_rule} and ({ended}))
+                 as changes ({names}{rest})
+               group by {ordinals}
                order by {ordinals})
              {rows}"
         )
@@ -336,39 +321,22 @@ impl Select<'_> {
                 false => wire_value(column, &format!("{key}::{}", part.read_as)),
             };
         }
-        if let Some(filter) = self.filter() {
-            return format!("case when {filter} then {live} end");
-        }
+        let live = self.filter().map(|filter| format!("case when {filter} then {live} end")).unwrap_or(live);
         let is_flag =
             column.kind == ColumnType::Bool && self.schema.deleted.as_ref().is_some_and(|it| it.name == column.name);
-        // The log's image has no deleted flag set: the row was alive when it went.
-        if is_flag {
-            return format!("case when {gone} then true else {live} end");
-        }
-        format!("case when {gone} then {} else {live} end", self.image_of(column))
+        // The other columns of a row that is gone are null, by the outer join.
+        if is_flag { format!("case when {gone} then true else {live} end") } else { live }
     }
 
-    /// Returns the value of a column in the log's image of a row that is gone.
-    fn image_of(&self, column: &TableColumn) -> String {
-        // A text stays as it is: what a type writes it may not read, or no more.
-        let last = format!("i.parts[pg_catalog.array_position(ch.{NUMBERS}, {}::smallint)]", column.number);
-        if is_text(column) { last } else { wire_value(column, &format!("{last}::{}", column.base_type)) }
-    }
-
-    /// A statement that reads whatever an export of changes reads of the log, as the types that the columns have now.
-    pub(crate) fn logged_values(&self, max: CellMax) -> String {
-        let (names, logged_key) = (self.key().names().join(", "), self.key().of_log().join(", "));
+    /// A statement that reads whatever an export of changes reads of the log, as the types that the key has now.
+    pub(crate) fn logged_keys(&self) -> String {
+        let (names, logged_key) = (self.key().names(), self.key().of_log().join(", "));
         let (live, deleted) = (self.logged(&self.live_since()), self.logged(&self.deletions_since()));
-        let is_key = |column: &&TableColumn| self.schema.key.iter().any(|part| part.column.name == column.name);
-        let columns = self.schema.columns.iter().filter(|column| self.dataset.filter.is_none() && !is_key(column));
-        let keys = self.key().names().into_iter().map(|name| format!("ch.{name}"));
-        let values: Vec<_> = keys.chain(columns.map(|column| self.image_of(column))).collect();
-        let images = self.images("true", max);
         format!(
-            "with ch ({names}, {IMAGE}, {NUMBERS}) as (
-               select {logged_key}, image, image_columns from cdc_export.change_log where {live} or {deleted})
-             select pg_catalog.count(array[{}]) from ch {images}",
-            values.iter().map(|value| format!("pg_catalog.num_nulls({value})")).collect::<Vec<_>>().join(", ")
+            "select pg_catalog.count(array[{}])
+             from (select {logged_key} from cdc_export.change_log where {live} or {deleted}) as ch ({})",
+            names.iter().map(|name| format!("pg_catalog.num_nulls({name})")).collect::<Vec<_>>().join(", "),
+            names.join(", ")
         )
     }
 
@@ -379,21 +347,6 @@ impl Select<'_> {
         format!(
             "select pg_catalog.count(*) from (select distinct key from cdc_export.change_log where {logged}) as changed"
         )
-    }
-
-    /// A join with the images of rows that are gone. Leaves out an image with a value of more than `max` bytes, because
-    /// nobody can shorten a value of a row that is gone.
-    fn images(&self, gone: &str, CellMax(max): CellMax) -> String {
-        match self.dataset.filter {
-            Some(_) => String::new(),
-            None => format!(
-                "left join lateral (
-                   select parts from cdc_export.values_of(ch.{IMAGE}) as parts
-                   where pg_catalog.octet_length(ch.{IMAGE}) <= {max} or not exists (
-                     select from pg_catalog.unnest(parts) as part where pg_catalog.octet_length(part) > {max}))
-                   as i (parts) on {gone}"
-            ),
-        }
     }
 
     /// The rows of a query in a random order if a column of the key is masked: their order would tell its values.
@@ -438,11 +391,7 @@ impl Select<'_> {
         let is_time =
             |column: &TableColumn| schema.updated_at.as_ref().is_some_and(|time| time.number == column.number);
         let hidden_time = schema.hidden_time().map(|_| columns.len());
-        let is_key = |column: &TableColumn| schema.key.iter().any(|part| part.column.number == column.number);
-        let is_flag = |column: &TableColumn| schema.deleted.as_ref().is_some_and(|it| it.number == column.number);
-        let not_key = |(_, column): &(usize, &TableColumn)| column.number != 0 && !is_key(column) && !is_flag(column);
         RowLayout {
-            not_key: columns.iter().enumerate().filter(not_key).map(|(index, _)| index).collect(),
             updated_at: hidden_time.or_else(|| columns.iter().position(is_time)),
             // The statements of changes and of a selection end with a field that refuses cells beyond the bound. It is
             // false.
@@ -590,8 +539,6 @@ struct LoggedXid {
 const OP: &str = "\"logged op\"";
 const IS_FOUND: &str = "\"is found\"";
 const IS_TOLD: &str = "\"logged deletion\"";
-const IMAGE: &str = "\"logged image\"";
-const NUMBERS: &str = "\"logged columns\"";
 const XID: &str = "\"logged xid\"";
 
 /// Later times can't be a watermark.
@@ -601,7 +548,7 @@ pub(crate) const LAST_TIME: &str = "timestamptz '200000-01-01 00:00:00+00'";
 const DELETE: &str = "'DELETE'::text";
 
 /// The columns of the log that the deletions read beside the key.
-const LOGGED: &str = ", sequence, operation, image, image_columns";
+const LOGGED: &str = ", sequence, operation";
 
 /// The transaction of the latest entry of a group of the log. Entries of one key are in the order of its row's locks.
 const LATEST_XID: &str = "(pg_catalog.array_agg(xid order by sequence desc nulls last))[1]";

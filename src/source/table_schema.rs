@@ -83,8 +83,6 @@ struct ColumnRow {
     /// True if its values may change without a change of a row: its type is not one of Postgres's own, or an expression
     /// computes them.
     may_change: bool,
-    /// True if its values are computed when they are read (Postgres 18).
-    is_virtual: bool,
     /// The number of columns that its table has ever had.
     width: i16,
     /// The equality of the key's index, with its schema. `None`: its method has another one for every type, or it
@@ -626,7 +624,6 @@ impl<'a> FittingTable<'a> {
                 .first()
                 .and_then(|it| RelationKind::from_relkind(&it.table_kind))
                 .expect("a relation that fits has columns and a kind"),
-            has_virtual: found.iter().any(|it| it.is_virtual && self.is_sent(it)),
             key: self.key,
             columns: self.columns,
             operation: self.dataset.header.operation_column(),

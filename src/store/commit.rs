@@ -248,7 +248,6 @@ async fn complete(
         .bind(report.oldest_transaction_seconds)
         .bind(report.table_rewritten)
         .bind(signature)
-        .bind(exported.key_only_deletes as i64)
         .bind(marker.map(JobId::as_uuid))
         .bind(Json(columns))
         .bind(report.quiet_deletes as i64)

@@ -25,7 +25,7 @@ case when e.published_at is not null then (
   select e.number <= l.acknowledged from cdc_export.lanes l
   where l.consumer_id = e.consumer_id and l.dataset = e.dataset) end as acknowledged,
 -- The report of the snapshot.
-e.schema_changed, e.continuity, e.late_rows, e.key_only_deletes, e.quiet_deletes, e.open_transactions,
+e.schema_changed, e.continuity, e.late_rows, e.quiet_deletes, e.open_transactions,
 e.oldest_transaction_seconds, e.table_rewritten, e.watermark_from, e.watermark_to,
 -- The times.
 e.created_at, e.started_at,

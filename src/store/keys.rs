@@ -117,7 +117,7 @@ impl Store {
         let statement = sqlx::query_as(
             "-- store.keys.list
              select name, prefix, consumers, datasets, scopes, created_at, expires_at, revoked_at, last_used_at
-             from cdc_export.keys order by id",
+             from cdc_export.keys order by created_at, prefix",
         );
         let rows: Vec<KeyRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
         Ok(rows.into_iter().map(KeyInfo::from).collect())
@@ -128,8 +128,8 @@ impl Store {
         let statement = sqlx::query_as(
             "-- store.keys.revoke
              update cdc_export.keys set revoked_at = clock_timestamp()
-             where revoked_at is null and id = (
-               select id from cdc_export.keys where revoked_at is null and (prefix = $1 or name = $1)
+             where revoked_at is null and prefix = (
+               select prefix from cdc_export.keys where revoked_at is null and (prefix = $1 or name = $1)
                -- A name may look like another key's prefix.
                order by prefix = $1 desc limit 1)
              returning name, prefix, consumers, datasets, scopes, created_at, expires_at, revoked_at, last_used_at",

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::attacks::attacker::Attacker;
 use crate::catalog::{Catalog, export};
-use crate::harness::{Csv, Database};
+use crate::harness::Database;
 
 /// In `public`, for each function and operator of Postgres's that takes what isn't just of its types, one that fits
 /// better, and that raises an error wherever it is called.
@@ -159,35 +159,4 @@ async fn what_somebody_puts_into_public_is_never_called() {
     assert!(!log.contains("trapped"), "{log}");
     service.stop().await;
     attacker.assert_gained_nothing(&database).await;
-}
-
-#[tokio::test]
-async fn a_row_larger_than_any_text_can_be_deleted() {
-    let schema = "
-        create table large (id int primary key, b text); create table parts (id int, b text, primary key (id)) partition by range (id);
-        create table part partition of parts for values from (0) to (99)";
-    let database = Database::new_with(schema).await;
-    let catalog = Catalog::of(
-        "[[dataset]]\nname = \"large\"\ntable = \"large\"\n[[dataset]]\nname = \"parts\"\ntable = \"parts\"\n",
-    );
-    let service = catalog.start(&database).service().await;
-    for table in ["large", "parts"] {
-        catalog.track(&database, table).await;
-        database.run(&format!("insert into {table} values (0, 'x')")).await;
-        export(&service, "full", table, "a").await;
-        // Each quote is two in the text of the row.
-        database.run(&format!("insert into {table} values (1, repeat('\"', 540000000)), (2, 'y')")).await;
-        database.run(&format!("update {table} set id = 3 where id = 1; delete from {table} where id > 1")).await;
-        let job = export(&service, "delta", table, "a").await;
-        // A row of 540 MB that takes 6 MB in the table is tried, and its statement's others go with it, but for a
-        // partition's.
-        assert_eq!(job["keyOnlyDeletes"], if table == "large" { 3 } else { 2 });
-        let mut rows = Csv::read(&service.path(&job)).rows;
-        rows.sort();
-        assert_eq!(
-            rows.iter().map(|row| (&*row[0], &*row[1])).collect::<Vec<_>>(),
-            [("DELETE", "1"), ("DELETE", "2"), ("DELETE", "3")]
-        );
-        assert!(rows.iter().all(|row| row[2].len() < 2), "their keys, and what could be logged");
-    }
 }

@@ -25,7 +25,6 @@ mod ddl;
 mod exports;
 mod guard;
 mod lanes;
-mod large;
 mod many_jobs;
 #[cfg(target_os = "linux")]
 mod memory;

@@ -49,7 +49,6 @@ impl Consumer {
         }
         assert_eq!(self.copy, self.wanted, "{job}");
         assert_eq!(job["quietDeletes"], json!(self.quiet), "{job}");
-        assert_eq!(job["keyOnlyDeletes"], 0, "{job}");
         self.quiet = 0;
     }
 }

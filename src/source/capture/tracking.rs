@@ -129,6 +129,7 @@ async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<Tracked, 
     let key = dataset.key.as_ref().unwrap_or(&state.primary_key);
     if state.logs(key) && state.logs_every_truncate {
         list(&mut tx, &state, key).await?;
+        try_log(&mut tx, &dataset.table, &state).await?;
         tx.commit().await?;
         return Ok(Tracked::Before);
     }
@@ -155,10 +156,36 @@ async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<Tracked, 
     let key: Vec<_> = schema.key.iter().map(|part| part.column.name.to_string()).collect();
     make(&mut tx, &state, kept, &key).await.map_err(|cause| denied_or_else(&dataset.table, cause))?;
     list(&mut tx, &state, &key).await?;
+    try_log(&mut tx, &dataset.table, &state).await?;
     stamps::record(&mut tx, &before).await?;
     tx.commit().await?;
     tracing::info!(event = "table_tracked", table = %dataset.table);
     Ok(Tracked::Now)
+}
+
+/// Writes to the log as the table's triggers do, and takes it back.
+async fn try_log(tx: &mut PgConnection, table: &Table, state: &TableState) -> Result<(), Error> {
+    let writer: Option<String> = sqlx::query_scalar(
+        "-- source.capture.writer
+         select quote_ident(pg_get_userbyid(p.proowner))
+         from pg_trigger x join pg_proc p on p.oid = x.tgfoid
+         where x.tgrelid = $1 and p.pronamespace = to_regnamespace('cdc_export') and pg_has_role(p.proowner, 'member')
+         limit 1",
+    )
+    .bind(state.oid)
+    .fetch_optional(&mut *tx)
+    .await?;
+    let Some(writer) = writer else { return Ok(()) };
+    let mut trial = tx.begin().await?;
+    let write = format!(
+        "-- source.capture.try_log
+         set local role {writer};
+         insert into cdc_export.change_log (table_oid, operation, key) values ({}, 'I', '')",
+        state.oid.0
+    );
+    let tried = sqlx::raw_sql(AssertSqlSafe(write)).execute(&mut *trial).await;
+    trial.rollback().await?;
+    tried.map(drop).map_err(|cause| Error::LogRefuses { table: table.to_string(), cause })
 }
 
 /// Lists a table as one whose changes are captured by this key.
@@ -187,8 +214,8 @@ async fn make(
         Some(id) => id.to_owned(),
         None => uuid::Uuid::new_v4().simple().to_string(),
     };
-    let key_text = functions::key_texts(conn, [(state.oid, key)].into_iter()).await?[0];
-    for function in function_text::functions(&id, state.kind == "p", state.oid.0, key, key_text) {
+    let is_plain = functions::are_plain(conn, [(state.oid, key)].into_iter()).await?[0];
+    for function in function_text::functions(&id, state.kind == "p", state.oid.0, key, is_plain) {
         // A new set has no triggers yet.
         let has_it: Vec<Oid> = match kept {
             Some(_) => {
@@ -381,18 +408,19 @@ async fn relations(conn: &mut PgConnection, state: &TableState) -> Result<Vec<Re
     Ok(state.into_iter().map(relation).collect())
 }
 
-/// Returns the triggers of a table and its partitions, except those that call functions of the set `kept`: the oid and
-/// the name of the function, and the trigger with its table.
+/// Returns the triggers of a table and its partitions, except those that call functions of the set `kept`: the oid of
+/// the function, and the trigger with its table.
 async fn triggers(
     conn: &mut PgConnection,
     state: &TableState,
     kept: Option<&str>,
-) -> Result<Vec<(Oid, String, String)>, sqlx::Error> {
+) -> Result<Vec<(Oid, String)>, sqlx::Error> {
     sqlx::query_as(include_str!("tracking/triggers.sql")).bind(state.oid).bind(kept).fetch_all(conn).await
 }
 
 /// Removes the triggers of a table and its partitions, except those that call functions of the set `kept`. Also removes
-/// their functions, if no other trigger calls them. If the table was a partition, its former root may still use them.
+/// the functions of their sets that no other trigger calls. If the table was a partition, its former root may still use
+/// them.
 pub(super) async fn remove(
     conn: &mut PgConnection,
     table: &Table,
@@ -401,25 +429,24 @@ pub(super) async fn remove(
 ) -> Result<bool, Error> {
     let triggers = triggers(conn, state, kept).await?;
     let denied = |cause| denied_or_else(table, cause);
-    let is_any = !triggers.is_empty();
-    for (_, _, trigger) in &triggers {
+    for (_, trigger) in &triggers {
         let drop = format!("-- source.capture.remove\n drop trigger {trigger}");
         sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut *conn).await.map_err(denied)?;
     }
-    let mut functions: Vec<_> = triggers.into_iter().map(|(oid, name, _)| (oid.0, name)).collect();
-    functions.sort_unstable();
-    functions.dedup();
-    let oids: Vec<_> = functions.iter().map(|(oid, _)| Oid(*oid)).collect();
-    let unused: Vec<Oid> = sqlx::query_scalar(
+    let functions: Vec<_> = triggers.iter().map(|(function, _)| *function).collect();
+    let unused: Vec<String> = sqlx::query_scalar(
         "-- source.capture.unused_of
-         select f.oid from unnest($1) f (oid) where f.oid not in (select x.tgfoid from pg_trigger x)",
+         select format('cdc_export.%I', p.proname)
+         from pg_proc p
+         where p.pronamespace = to_regnamespace('cdc_export') and p.oid not in (select x.tgfoid from pg_trigger x)
+           and left(p.proname::text, -1) in (select left(f.proname::text, -1) from pg_proc f where f.oid = any ($1))",
     )
-    .bind(oids)
+    .bind(functions)
     .fetch_all(&mut *conn)
     .await?;
-    for (_, name) in functions.iter().filter(|(oid, _)| unused.contains(&Oid(*oid))) {
+    for name in unused {
         let drop = format!("-- source.capture.remove.function\n drop function {name}()");
         sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut *conn).await.map_err(denied)?;
     }
-    Ok(is_any)
+    Ok(!triggers.is_empty())
 }

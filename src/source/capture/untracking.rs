@@ -79,7 +79,7 @@ pub async fn untrack_all(pool: &PgPool) -> Result<Vec<(Table, Result<(), Error>)
         )
         .execute(&mut *conn)
         .await?;
-        functions::remove_unused(&mut conn).await?;
+        functions::remove_unused(&mut conn, None).await?;
     }
     Ok(done)
 }

@@ -206,7 +206,7 @@ verdict as materialized (
       -- counts as truncated if it has another file.
       exists (
           select from cdc_export.change_log l
-          where l.table_oid = target.oid and l.operation = 'T'
+          where l.table_oid = target.oid and l.key is null and l.operation = 'T'
             and (l.xid >= pg_snapshot_xmax(w.deletions_snapshot)
               or l.xid = any (array(select pg_snapshot_xip(w.deletions_snapshot)))))
         or w.guard_state -> 'truncated' = 'true'

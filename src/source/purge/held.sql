@@ -2,8 +2,7 @@
 -- piece begins with the CTE `marks`, whose rows have a table and the text of a snapshot.
 sample as materialized (
   -- A thousand blocks of the log, chosen at random, or all of a smaller log. A row has 56 bytes beside its values.
-  select table_oid, xid, sum(56 + coalesce(pg_column_size(key), 0) + coalesce(pg_column_size(image), 0)
-    + coalesce(pg_column_size(image_columns), 0)) as bytes
+  select table_oid, xid, sum(56 + coalesce(pg_column_size(key), 0)) as bytes
   from cdc_export.change_log tablesample system (least(100, 1e5 * current_setting('block_size')::integer
     / greatest(pg_relation_size('cdc_export.change_log'), 1)))
   group by table_oid, xid),

@@ -65,7 +65,7 @@ select a.place, a.attname::text as name, a.attnum as number, base.base_type, bas
       and not n.convalidated) as not_null,
   a.relkind::text as table_kind, array_position(a.primary_key, a.attname::text) as key_place,
   a.xmin::text as version, a.attcollation as collation,
-  base.oid >= 16384 or a.attgenerated <> '' as may_change, a.attgenerated = 'v' as is_virtual,
+  base.oid >= 16384 or a.attgenerated <> '' as may_change,
   a.relnatts as width, part.equals as key_equals, part.collation as key_collation,
   part.is_deterministic as key_is_deterministic, a.has_children, masked.name as masked_name,
   masked.rule as masked_rule, a.attrelid as table_oid

@@ -12,7 +12,7 @@ with skipped as (
   set status = 'skipped', progress = 100, finished_at = greatest(clock_timestamp(), e.started_at),
       lease_token = null, lease_owner = null, lease_expires_at = null, purge_hold = null,
       error_code = null, error_detail = null, continuity = null,
-      rows_exported = 0, bytes_written = 0, late_rows = 0, key_only_deletes = 0, quiet_deletes = 0,
+      rows_exported = 0, bytes_written = 0, late_rows = 0, quiet_deletes = 0,
       watermark_from = its.watermark, watermark_to = its.watermark, open_transactions = its.open_transactions,
       oldest_transaction_seconds = its.oldest_transaction_seconds, table_rewritten = its.table_rewritten
   from unnest($1, $3, $4, $5, $6)

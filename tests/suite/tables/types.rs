@@ -77,7 +77,7 @@ pub(crate) const TYPES: &[(&str, &str)] = &[
 
 pub(crate) const OWN_TYPES: &str = "create extension hstore; create extension citext; create extension ltree;
     create type mood as enum ('sad', 'so, so', 'happy \"!\"');
-    create domain named as text not null check (value <> 'x');
+    create domain named as text check (value <> 'x');
     create domain positive as int check (value > 0);
     create type pair as (a int, b text); create type bag as (h hstore, n int)";
 

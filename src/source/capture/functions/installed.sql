@@ -10,7 +10,7 @@ select p.proname::text as name, p.prosrc as body, pg_get_userbyid(p.proowner)::t
   pg_has_role(p.proowner, 'usage') as is_ours, head.version, head.root,
   case when head.key is not null then array(select jsonb_array_elements_text(head.key)) end as key,
   p.proconfig is not null as has_settings,
-  p.owners is not null as is_used, has_function_privilege('public', p.oid, 'execute') as is_public,
+  has_function_privilege('public', p.oid, 'execute') as is_public,
   array(select pg_get_userbyid(its.oid)::text from unnest(p.owners) its (oid)) as callers,
   exists (
     select from unnest(p.owners) its (oid) where not has_function_privilege(its.oid, p.oid, 'execute')) as is_lacking
@@ -28,4 +28,4 @@ left join lateral (
   from split_part(p.prosrc, chr(10), 2) line
   where line ~ '^-- cdc-export \d+ \d+ \[.*\]$' and p.prosrc like e'\n%\n%\n%'
   offset 0) head on true
-where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\_%'
+where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\_%' and p.owners is not null

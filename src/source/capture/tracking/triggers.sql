@@ -9,7 +9,7 @@ with recursive tree (oid) as (
   from tree
   join pg_inherits i on i.inhparent = tree.oid
   join pg_class c on c.oid = i.inhrelid and c.relispartition)
-select p.oid, format('cdc_export.%I', p.proname), format('%I on %I.%I', x.tgname, n.nspname, c.relname)
+select p.oid, format('%I on %I.%I', x.tgname, n.nspname, c.relname)
 from pg_trigger x
 -- `offset 0`, so that each trigger looks for its function: the planner may expect few functions, and would look for the
 -- triggers of each.
