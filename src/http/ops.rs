@@ -122,7 +122,10 @@ fn ready_or_why(datasets: &[Description], are_named: bool) -> String {
         let problems = match (&dataset.unreadable, &dataset.log_obstacle) {
             (Some(_), _) => vec!["the database role may not read its table".to_owned()],
             (None, Some(_)) => {
-                vec!["writes to its table fail, because its triggers can't write to the change log".to_owned()]
+                vec![
+                    "writes to its table fail or are not logged, because of the rights or the state of the change log"
+                        .to_owned(),
+                ]
             }
             (None, None) => problems(dataset),
         };

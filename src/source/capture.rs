@@ -92,6 +92,11 @@ pub enum Error {
         #[source]
         cause: sqlx::Error,
     },
+    /// Something on the log may keep changes from it.
+    #[error(
+        "somebody has put row security, a rule, a trigger or a constraint on cdc_export.change_log: remove it, since writes may fail or not be logged"
+    )]
+    LogAltered,
     /// Anything else that Postgres reports.
     #[error("Postgres refused")]
     Sql(#[from] sqlx::Error),

@@ -84,13 +84,15 @@ best_set as materialized (
   from sets s
   order by s.root, s.is_whole desc, s.logs_every_truncate desc, s.set),
 
--- What somebody has put on the log keeps the triggers from writing to it.
+-- What somebody has put on the log may keep the triggers from writing to it, or what they write from staying there.
 log as materialized (
-  select l.relpersistence = 'p' as is_safe, l.relrowsecurity or l.relhasrules
-    or exists (select from pg_constraint c where c.conrelid = l.oid and c.contype <> 'n')
-    or exists (
-      select from pg_trigger x
-      where x.tgrelid = l.oid and not x.tgisinternal and x.tgname <> 'log_emptied') as is_altered
+  -- Counts, since the planner may read a whole catalog for an `exists`. The triggers are those that an INSERT calls.
+  select l.relpersistence = 'p' as is_safe,
+    l.relrowsecurity
+    or (select count(*) from pg_rewrite r where r.ev_class = l.oid) > 0
+    or (select count(*) from pg_constraint c where c.conrelid = l.oid and c.contype <> 'n') > 0
+    or (select count(*) from pg_trigger x
+        where x.tgrelid = l.oid and not x.tgisinternal and x.tgtype & 4 <> 0) > 0 as is_altered
   from pg_class l
   where l.oid = to_regclass('cdc_export.change_log')),
 
@@ -134,7 +136,7 @@ capture as materialized (
   cross join lateral (
     select coalesce(best_set.is_whole, false) and target.relkind in ('r', 'p') and not target.relispartition
       and (select bool_and(r.is_safe) from relations r where r.root = target.oid)
-      and (select log.is_safe from log)
+      and (select log.is_safe and not log.is_altered from log)
       -- Statement triggers see neither writes through a parent nor the rows of a child.
       and (target.relkind = 'p'
         or not exists (select from pg_inherits i where i.inhparent = target.oid)

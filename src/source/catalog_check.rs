@@ -91,9 +91,10 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::E
         let TableStatus { captured, logged_key, .. } = status;
         match logged_key {
             None => found.untracked.push(it.dataset.name.clone()),
-            Some(key) if captured && it.schema.has_key(&key) => {
+            Some(_) if obstacle.is_some() => {
                 found.unreadable.extend(obstacle.map(|why| capture_fault(it.dataset, why)));
             }
+            Some(key) if captured && it.schema.has_key(&key) => {}
             Some(_) => found.broken.push(broken(it.dataset)),
         }
     }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, ended, export, post};
-use crate::harness::{Database, ends};
+use crate::harness::{Database, ends, until};
 
 #[tokio::test]
 async fn a_table_that_may_not_be_read_is_told_with_the_grant() {
@@ -265,29 +265,35 @@ async fn what_somebody_puts_on_the_log_is_told_before_a_write_fails() {
     let catalog = Catalog::of("[[dataset]]\nname = \"orders\"\ntable = \"orders\"\n");
     ends(catalog.command(&database, &["migrate"]).await, 0, "");
     let log = "cdc_export.change_log";
-    let refuse = "create function refuse() returns trigger language plpgsql as 'begin raise exception ''no''; end'";
+    let lose = "create function lose() returns trigger language plpgsql as 'begin return null; end'";
     for (put, remove) in [
         (
             format!("alter table {log} enable row level security"),
             format!("alter table {log} disable row level security"),
         ),
         (
-            format!("{refuse}; create trigger refuse before insert on {log} for each row execute function refuse()"),
-            "drop function refuse cascade".to_owned(),
+            format!("{lose}; create trigger lose before insert on {log} for each row execute function lose()"),
+            "drop function lose cascade".to_owned(),
         ),
     ] {
         database.run(&put).await;
-        let words = "the triggers of `orders` can't write to cdc_export.change_log";
+        let words = "a trigger or a constraint on cdc_export.change_log";
         ends(catalog.command(&database, &["track", "orders"]).await, 1, words);
         database.run("insert into orders values (1); delete from orders").await;
         database.run(&remove).await;
         catalog.track(&database, "orders").await;
+        let service = catalog.start(&database).service().await;
+        export(&service, "full", "orders", "a").await;
         database.run(&put).await;
         ends(catalog.command(&database, &["track", "orders"]).await, 1, words);
         ends(catalog.command(&database, &["datasets", "check"]).await, 2, "on cdc_export.change_log");
-        let service = catalog.start(&database).service().await;
-        let ready: Value = service.call("GET", "/health/ready", &[]).await.json().await.unwrap();
-        assert!(ready["checks"]["datasets"].as_str().unwrap().contains("orders: writes to its table fail"), "{ready}");
+        let job = ended(&service, "/exports/delta", Some("a"), json!({"dataset": "orders"})).await;
+        assert_eq!(job["continuity"], "trigger_missing", "{job}");
+        until("it isn't ready", async || {
+            let ready = service.get("/health/ready").await;
+            ready["checks"]["datasets"].as_str().unwrap().contains("orders: writes to its table fail")
+        })
+        .await;
         service.stop().await;
         database.run(&remove).await;
         ends(catalog.command(&database, &["untrack", "orders"]).await, 0, "");

@@ -85,6 +85,8 @@ struct Roles {
     is_member: bool,
     /// True if the definer may write to the log.
     has_rights: bool,
+    /// True if the session may let the definer own functions in the service's schema.
+    may_grant: bool,
 }
 
 /// Creates the role that the functions run as, if it is missing. Returns `None` if the role can't be used. The
@@ -100,7 +102,7 @@ pub(super) async fn definer(conn: &mut PgConnection) -> Result<Option<Definer>, 
         );
         return Ok(None);
     }
-    if !roles.may_create && !roles.is_member {
+    if !roles.may_grant || !roles.may_create && !roles.is_member {
         return Ok(None);
     }
     let definer = &roles.definer;
@@ -148,7 +150,8 @@ async fn read_roles(conn: &mut PgConnection) -> Result<Roles, sqlx::Error> {
              and not exists (select from pg_auth_members m where m.member = d.oid), false) as is_harmless,
            coalesce(pg_has_role(d.oid, 'usage'), false) as is_member,
            coalesce(has_schema_privilege(d.oid, 'cdc_export', 'usage')
-             and has_table_privilege(d.oid, 'cdc_export.change_log', 'insert'), false) as has_rights
+             and has_table_privilege(d.oid, 'cdc_export.change_log', 'insert'), false) as has_rights,
+           has_schema_privilege('cdc_export', 'create with grant option') as may_grant
          from pg_roles r join pg_database b on b.datname = current_database() left join pg_roles d on d.rolname = $1 || b.oid
          where r.rolname = current_user",
     )
@@ -339,7 +342,8 @@ async fn unused(conn: &mut PgConnection, of: Option<Vec<Oid>>) -> Result<Vec<Str
         "-- source.capture.unused
          select p.proname::text
          from pg_proc p
-         where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\\_%' and pg_has_role(p.proowner, 'usage')
+         where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\\_%'
+           and (pg_has_role(p.proowner, 'usage') or pg_has_role((select n.nspowner from pg_namespace n where n.oid = p.pronamespace), 'usage'))
            and ($1::oid[] is null or p.oid = any ($1))
            -- `not in` reads the triggers once, and not once for each function as `not exists` may.
            and p.oid not in (select x.tgfoid from pg_trigger x)",

@@ -14,7 +14,7 @@ select target.oid, target.nspname::text as schema_name, target.relname::text as 
   target.relkind = 'r' and exists (select from pg_inherits i where i.inhparent = target.oid) as has_children,
   not target.relispartition and exists (select from pg_inherits i where i.inhrelid = target.oid) as is_child,
   parts.is_unlogged, parts.has_foreign, cdc_export.primary_key(target.oid) as primary_key,
-  capture.logged_key, capture.captured, capture.set,
+  capture.logged_key, capture.captured, capture.is_log_altered, capture.set,
   coalesce(capture.logs_every_truncate, false) as logs_every_truncate,
   quote_ident(current_user) as role,
   case when not pg_has_role(target.relowner, 'usage') then pg_get_userbyid(target.relowner)::text end as other_owner,
