@@ -75,12 +75,10 @@ impl Source {
         Source { options, pool: pool.into(), reader_slots }
     }
 
-    /// Removes the trigger functions that no trigger calls any more, and grants new owners of tables what they need;
-    /// see [`functions::tend`].
+    /// Removes the trigger functions that no trigger calls any more, and renews them for new owners of tables; see
+    /// [`functions::tend`].
     pub async fn tend_functions(&self, removals: &mut Removals) -> Result<(), Error> {
-        let failed = Error::from_sql("pg_proc");
-        let mut conn = self.pool.acquire().await.map_err(&failed)?;
-        functions::tend(&mut conn, removals).await.map_err(failed)
+        functions::tend(self.pool.inner(), removals).await.map_err(Error::from_sql("pg_proc"))
     }
 
     /// Returns the tables whose changes are captured although no dataset of the catalog needs them.

@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
 use crate::connection::failure::{SqlFailure, sqlstate};
 use crate::source::capture::function_text::{Function, VERSION};
-use crate::source::capture::{Error, one_at_a_time, stamps};
+use crate::source::capture::{one_at_a_time, stamps};
 use crate::source::quote;
 use crate::source::trigger::TriggerKind;
 
@@ -209,7 +209,7 @@ impl Installed {
 ///
 /// # Errors
 /// If the database fails. If the session's role may not renew a function, logs `triggers_outdated`.
-pub async fn renew(pool: &PgPool) -> Result<(), Error> {
+pub async fn renew(pool: &PgPool) -> Result<(), sqlx::Error> {
     let mut conn = pool.acquire().await?;
     let mut tx = conn.begin().await?;
     one_at_a_time(&mut tx).await?;
@@ -241,7 +241,7 @@ pub async fn renew(pool: &PgPool) -> Result<(), Error> {
                 part.commit().await?;
                 is_forged |= function.is_some_and(|function| it.is_forged(&function));
             }
-            Err(Some(cause)) if cause.as_database_error().is_none() => return Err(cause.into()),
+            Err(Some(cause)) if cause.as_database_error().is_none() => return Err(cause),
             Err(cause) => {
                 part.rollback().await?;
                 tracing::debug!(
@@ -284,27 +284,27 @@ const UNUSED: Duration = Duration::from_hours(24);
 struct Uses {
     used: Vec<Oid>,
     unused: Vec<Oid>,
-    /// The statements that grant new owners of tables what they need.
-    grants: Vec<String>,
+    /// True if a new owner of a table lacks the right to make partitions.
+    is_lacking: bool,
 }
 
 /// Removes the functions that no trigger calls any more, for example those of a dropped table: their grants would
-/// prevent `DROP ROLE` of the table's owner. Grants new owners of tables the right to make partitions.
+/// prevent `DROP ROLE` of the table's owner. Renews the functions if a new owner of a table lacks a right.
 ///
 /// # Errors
 /// If the database fails. A function that the role may not drop stays.
-pub async fn tend(conn: &mut PgConnection, removals: &mut Removals) -> Result<(), sqlx::Error> {
-    let uses: Uses = sqlx::query_as(include_str!("functions/uses.sql")).fetch_one(&mut *conn).await?;
-    let (now, Removals(due)) = (Instant::now(), removals);
-    due.extend(uses.used.iter().map(|Oid(oid)| (*oid, now)));
-    due.retain(|oid, _| uses.used.contains(&Oid(*oid)) || uses.unused.contains(&Oid(*oid)));
-    let is_due = |Oid(oid): &Oid| *due.entry(*oid).or_insert(now + UNUSED) <= now;
-    let unused: Vec<_> = uses.unused.into_iter().filter(is_due).collect();
-    for grant in uses.grants {
-        let grant = format!("-- source.capture.grant\n {grant}");
-        sqlx::raw_sql(AssertSqlSafe(grant)).execute(&mut *conn).await?;
+pub async fn tend(pool: &PgPool, removals: &mut Removals) -> Result<(), sqlx::Error> {
+    let uses: Uses = sqlx::query_as(include_str!("functions/uses.sql")).fetch_one(pool).await?;
+    let now = Instant::now();
+    let known = |Oid(oid): &Oid| (*oid, removals.0.get(oid).copied().unwrap_or(now + UNUSED));
+    let due: HashMap<_, _> =
+        uses.used.iter().map(|Oid(oid)| (*oid, now)).chain(uses.unused.iter().map(known)).collect();
+    let unused: Vec<_> = uses.unused.into_iter().filter(|Oid(oid)| due[oid] <= now).collect();
+    *removals = Removals(due);
+    if uses.is_lacking {
+        renew(pool).await?;
     }
-    if unused.is_empty() { Ok(()) } else { remove_unused(conn, Some(unused)).await }
+    if unused.is_empty() { Ok(()) } else { remove_unused(&mut *pool.acquire().await?, Some(unused)).await }
 }
 
 /// Removes the functions that no trigger calls, of these or of all.
@@ -343,7 +343,8 @@ async fn unused(conn: &mut PgConnection, of: Option<Vec<Oid>>) -> Result<Vec<Str
          select p.proname::text
          from pg_proc p
          where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\\_%'
-           and (pg_has_role(p.proowner, 'usage') or pg_has_role((select n.nspowner from pg_namespace n where n.oid = p.pronamespace), 'usage'))
+           and (pg_has_role(p.proowner, 'usage')
+             or pg_has_role((select n.nspowner from pg_namespace n where n.oid = p.pronamespace), 'usage'))
            and ($1::oid[] is null or p.oid = any ($1))
            -- `not in` reads the triggers once, and not once for each function as `not exists` may.
            and p.oid not in (select x.tgfoid from pg_trigger x)",

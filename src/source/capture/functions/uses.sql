@@ -1,14 +1,14 @@
 -- source.capture.uses
 -- The trigger functions that the session's role may drop, also as the owner of their schema: those that triggers call,
--- those that none calls, and what the owners of the tables lack. The owner of a partitioned table makes its partitions'
--- triggers.
+-- those that none calls, and whether an owner of a table lacks the right to them. The owner of a partitioned table
+-- needs it for the triggers of new partitions.
 with called as materialized (
   select x.tgfoid, array_agg(distinct t.relowner) as owners
   from pg_trigger x
   join pg_class t on t.oid = x.tgrelid
   group by x.tgfoid),
 functions as materialized (
-  select p.oid, p.proname, p.proowner, called.owners
+  select p.oid, p.proowner, called.owners
   from pg_proc p
   join pg_namespace n on n.oid = p.pronamespace
   left join called on called.tgfoid = p.oid
@@ -16,8 +16,7 @@ functions as materialized (
     and (pg_has_role(p.proowner, 'usage') or pg_has_role(n.nspowner, 'usage')))
 select array(select f.oid from functions f where f.owners is not null) as used,
   array(select f.oid from functions f where f.owners is null) as unused,
-  array(
-    select format('grant execute on function cdc_export.%I() to %I', f.proname, pg_get_userbyid(owner))
-    from functions f
+  exists (
+    select from functions f
     cross join lateral unnest(f.owners) owner
-    where pg_has_role(f.proowner, 'usage') and not has_function_privilege(owner, f.oid, 'execute')) as grants
+    where pg_has_role(f.proowner, 'usage') and not has_function_privilege(owner, f.oid, 'execute')) as is_lacking
