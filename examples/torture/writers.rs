@@ -60,7 +60,7 @@ pub(crate) struct Writer {
     pub(crate) rest: fn(&mut Random) -> Duration,
     /// The bounds of the pause within one of ten transactions, in milliseconds.
     pub(crate) pause: (u64, u64),
-    /// How many of a hundred transactions fire no ordinary trigger, as those of a tool that replicates by itself.
+    /// The percentage of transactions that fire no ordinary trigger, like those of a replication tool.
     pub(crate) replicating: u64,
 }
 

@@ -94,7 +94,8 @@ pub enum Error {
     },
     /// Something on the log may keep changes from it.
     #[error(
-        "somebody has put row security, a rule, a trigger or a constraint on cdc_export.change_log: remove it, since writes may fail or not be logged"
+        "somebody has put row security, a rule, a trigger or a constraint on cdc_export.change_log, so writes may fail or not be logged: \
+         remove it"
     )]
     LogAltered,
     /// Anything else that Postgres reports.

@@ -84,7 +84,7 @@ best_set as materialized (
   from sets s
   order by s.root, s.is_whole desc, s.logs_every_truncate desc, s.set),
 
--- What somebody has put on the log may keep the triggers from writing to it, or what they write from staying there.
+-- Row security, rules, triggers and constraints on the log may fail the triggers' writes, or drop the written rows.
 log as materialized (
   -- Counts, since the planner may read a whole catalog for an `exists`. The triggers are those that an INSERT calls.
   select l.relpersistence = 'p' as is_safe,

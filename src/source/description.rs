@@ -8,6 +8,7 @@ use crate::connection::failure::SqlFailure;
 use crate::connection::statement::with_pieces;
 use crate::dataset::fault::Faults;
 use crate::dataset::{Capture, Dataset, Description, Table, TableColumn, TableSchema};
+use crate::source::capture;
 use crate::source::captured::CAPTURE;
 use crate::source::placed::by_table;
 use crate::source::quote::relation;
@@ -36,11 +37,7 @@ impl TableStatus {
     /// Returns why the table's triggers can't write to the change log, and what helps.
     pub(super) fn log_obstacle(&self) -> Option<String> {
         if self.is_log_altered {
-            return Some(
-                "somebody has put row security, a rule, a trigger or a constraint on cdc_export.change_log, so writes to its table may fail \
-                 or not be logged: remove it"
-                    .to_owned(),
-            );
+            return Some(capture::Error::LogAltered.to_string());
         }
         let role = self.mute_role.as_ref()?;
         Some(format!(

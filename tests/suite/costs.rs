@@ -23,7 +23,7 @@ fn one_at_a_time(statement: &str) -> String {
 #[tokio::test]
 async fn a_deletion_costs_what_an_insertion_does() {
     let home = reachable_folder();
-    // Of its own, since what others write counts as well.
+    // The bytes of other tests would count on a shared server.
     let server = private_postgres::Server::start(&embedded_settings_with_cluster(&home.path().join("data")).await)
         .await
         .unwrap();
