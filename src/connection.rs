@@ -4,6 +4,7 @@
 
 pub(crate) mod failure;
 pub(crate) mod pool;
+pub(crate) mod session_name;
 pub(crate) mod statement;
 
 use sqlx::postgres::PgConnectOptions;

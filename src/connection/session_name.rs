@@ -1,0 +1,23 @@
+//! The names of our sessions: the `application_name` of each, which every role may see.
+//!
+//! Each name begins with `cdc-export` and the process. A name has at most 63 bytes, as in Postgres.
+
+use std::sync::LazyLock;
+
+use uuid::Uuid;
+
+/// The name of this process, which is random.
+static PROCESS: LazyLock<String> = LazyLock::new(|| {
+    let random = Uuid::new_v4().simple().to_string();
+    random[..8].to_owned()
+});
+
+/// Returns the name of a session of this process.
+pub(crate) fn of_process() -> String {
+    format!("cdc-export {}", *PROCESS)
+}
+
+/// Returns the name of the session that last looked for work on behalf of a destination.
+pub(crate) fn of_destination(destination: Uuid) -> String {
+    format!("{} at {}", of_process(), destination.simple())
+}
