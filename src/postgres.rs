@@ -25,6 +25,7 @@ pub use url::{BadUrl, NamedDatabase};
 use crate::connection;
 use crate::connection::failure::SqlFailure;
 use crate::connection::pool::require_answer;
+use crate::connection::session_name;
 use crate::failpoint;
 use crate::postgres::reach::{CONNECT_TIMEOUT, no_answer, unreachable};
 use crate::telemetry::log_throttle::LogThrottle;
@@ -140,7 +141,7 @@ impl From<PgConnectOptions> for Database {
     fn from(options: PgConnectOptions) -> Database {
         // Poolers refuse this startup parameter. Since version 12, Postgres prints floats exactly without it.
         let options = options.extra_float_digits(None);
-        let options = options.application_name("cdc-export").disable_statement_logging();
+        let options = options.application_name(&session_name::of_process()).disable_statement_logging();
         Database { options, setting: "DATABASE_URL", assumed: "", connect_timeout: CONNECT_TIMEOUT, is_preview: false }
     }
 }

@@ -91,7 +91,7 @@ same 'its capabilities' "$(awk '/^Cap(Prm|Eff|Bnd|Amb)/ {sum = sum $2} END {prin
 same 'its new privileges' "$(awk '/^NoNewPrivs/ {print $2}' "/proc/$pid/status")" 1
 same 'its role' "$("${compose[@]}" exec -T db psql -U postgres -d cdc_export -Atc "
     select string_agg(distinct r.rolname || ' ' || r.rolsuper, ',') from pg_stat_activity a join pg_roles r on r.rolname = a.usename
-    where a.application_name = 'cdc-export'")" 'exporter false'
+    where a.application_name like 'cdc-export%'")" 'exporter false'
 health() { docker inspect -f '{{.State.Health.Status}}' "$(running app)"; }
 for _ in $(seq 60); do [[ $(health) == starting ]] || break; sleep 1; done
 same 'health check' "$(health)" healthy

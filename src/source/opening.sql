@@ -55,7 +55,7 @@ lanes as materialized (
   join pg_stat_activity a on a.pid = l.pid
   where l.locktype = 'transactionid' and l.granted and l.mode = 'ExclusiveLock' and a.datname = current_database()
     and a.backend_type <> 'autovacuum worker'
-    and a.application_name is distinct from current_setting('application_name'))
+    and a.application_name not like 'cdc-export %')
 
 select now.snapshot::text as snapshot, statement_timestamp() as taken_at,
   current_setting('server_encoding') as encoding, pg_is_in_recovery() as standby, now.logged_key, now.captured,

@@ -41,8 +41,7 @@ async fn tracked(database: &Database, tables: usize) -> Catalog {
 /// A session counts what it has read when it ends. Before Postgres 15 its numbers arrive later, but in order: here a
 /// last session reads a table, and when that scan is counted, all before it is.
 async fn sessions_end(database: &Database) {
-    let sessions =
-        "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'cdc-export'";
+    let sessions = "select count(*) from pg_stat_activity where datname = current_database() and application_name like 'cdc-export%'";
     until("the sessions have ended", async || database.one::<i64>(sessions).await == 0).await;
     database.run("create table if not exists last_read ()").await;
     let scans = "select coalesce(pg_stat_get_numscans('last_read'::regclass), 0)";

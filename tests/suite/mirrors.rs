@@ -328,7 +328,7 @@ async fn all_tables_are_applied_over_as_many_connections_as_jobs() {
     let (mut child, _work) = mirror.apply(&[&many[..], &["--every", "100ms"]].concat()).spawn_piped();
     let sessions = async || {
         let sessions = "select array_agg(pid) from pg_stat_activity
-                        where datname = current_database() and application_name = 'cdc-export'";
+                        where datname = current_database() and application_name like 'cdc-export%'";
         mirror.target.one::<Vec<i32>>(sessions).await
     };
     let mut results = BufReader::new(child.stdout.take().unwrap()).lines();

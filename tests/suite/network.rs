@@ -350,7 +350,7 @@ async fn an_api_without_a_free_connection_says_so_and_is_healthy() {
     let watch = async {
         let mut most = 0;
         while !*answers.borrow() {
-            let backends = "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'cdc-export'";
+            let backends = "select count(*) from pg_stat_activity where datname = current_database() and application_name like 'cdc-export%'";
             most = most.max(database.one::<i64>(backends).await);
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

@@ -151,7 +151,7 @@ async fn each_sslmode_asks_what_it_says() {
         let mut conn = postgres.connect().await.unwrap();
         let connections: (i64, i64) = sqlx::query_as(
             "select count(*), count(*) filter (where s.ssl and s.version like 'TLSv1._')
-             from pg_stat_activity a join pg_stat_ssl s using (pid) where a.application_name = 'cdc-export'",
+             from pg_stat_activity a join pg_stat_ssl s using (pid) where a.application_name like 'cdc-export%'",
         )
         .fetch_one(&mut conn)
         .await
