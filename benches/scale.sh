@@ -141,7 +141,7 @@ statements() {
         END {printf "%d statements of %d ms", count, time}' logged
 }
 # own_statements COMMAND…: how many there are without those that the service makes again and again, whatever it does.
-periodic='store\.(due|ping|index_order|retention|datasets|jobs\.by_id|files\.unpublished)|store\.queue\.(beat|ended|scan_start|fail_unknown|record_destination)'
+periodic='store\.(due|destinations|ping|index_order|retention|datasets|jobs\.by_id|files\.unpublished)|store\.queue\.(beat|ended|scan_start|fail_unknown)'
 periodic+='|source\.(purge|capture|relations)|postgres\.session|connection\.set_up'
 own_statements() {
     logged "$@"

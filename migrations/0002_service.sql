@@ -16,7 +16,8 @@ create table cdc_export.owned (
 -- The destinations, folders or buckets, that processes use, by the id that each destination holds.
 create table cdc_export.destinations (
   id uuid primary key,
-  seen_at timestamptz not null -- when a process that uses it last recorded that, to within ten seconds
+  seen_at timestamptz not null -- when a process that uses it last recorded that: each hour, or every ten
+  -- seconds while it claims jobs, and at its start and end
 );
 
 -- A lane is one consumer's line of jobs for one dataset. Whoever adds a job to a lane locks its row, so that the

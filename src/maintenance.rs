@@ -55,6 +55,15 @@ const ID_TIMEOUT: Duration = Duration::from_millis(500);
 /// The time that the start of the process waits for [`Maintenance::announce`].
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The time that the end of the process waits for the record of its destination.
+const LAST_RECORD_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The pause between two checks if the destination is to be recorded.
+const ANNOUNCE_PERIOD: Duration = Duration::from_secs(10);
+
+/// The age at which the record of a destination is renewed.
+const RECORD_AGE: Duration = Duration::from_hours(1);
+
 /// The settings that an operator can change.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -87,8 +96,6 @@ pub struct Maintenance {
     sweep_requested: Arc<Notify>,
     /// Wakes the task that publishes.
     publish_requested: Arc<Notify>,
-    /// Wakes the task that records this process's destination.
-    announce_requested: Arc<Notify>,
 }
 
 /// The error of a round.
@@ -118,18 +125,8 @@ impl Maintenance {
         terms: Terms,
     ) -> Maintenance {
         let store = store.within(lease::call_timeout(settings.lease));
-        let (sweep_requested, publish_requested, announce_requested) = Default::default();
-        Maintenance {
-            settings,
-            store,
-            source,
-            destination,
-            catalog,
-            terms,
-            sweep_requested,
-            publish_requested,
-            announce_requested,
-        }
+        let (sweep_requested, publish_requested) = Default::default();
+        Maintenance { settings, store, source, destination, catalog, terms, sweep_requested, publish_requested }
     }
 
     /// Records that this destination has a worker. Must run before the first job is submitted. Otherwise a process with
@@ -139,7 +136,7 @@ impl Maintenance {
         // Commits while no process was there are dated by when the last one was. So the look comes first.
         let begin = async {
             look(&task, &mut None).await?;
-            announce(&task).await
+            announce(&task, Duration::ZERO).await
         };
         // A hanging folder must not prevent the start of the API.
         let error = match tokio::time::timeout(ANNOUNCE_TIMEOUT, begin).await {
@@ -154,14 +151,14 @@ impl Maintenance {
     /// exports after that.
     pub async fn run(self, drain: CancellationToken, shutdown: CancellationToken) {
         metrics::change_log_caps(self.settings.log_caps.bytes, self.settings.log_caps.age);
-        let often = Pace::every(self.look_period());
+        let (last, often) = (self.for_task(), Pace::every(self.look_period()));
         let on_request = |requested| Pace { woken: Some(Arc::clone(requested)), ..Pace::of_files() };
         let mut tasks = JoinSet::new();
         let task = self.for_task();
         let mut looked_at = None;
         tasks.spawn(every("reap", often, async move || look(&task, &mut looked_at).await, shutdown.clone()));
-        let (task, pace) = (self.for_task(), on_request(&self.announce_requested));
-        tasks.spawn(every("announce", pace, async move || announce(&task).await, shutdown.clone()));
+        let (task, pace) = (self.for_task(), Pace { period: ANNOUNCE_PERIOD, ..Pace::of_files() });
+        tasks.spawn(every("announce", pace, async move || announce(&task, RECORD_AGE).await, shutdown.clone()));
         let (mut publish, pace) = (Publish::new(&self), on_request(&self.publish_requested));
         tasks.spawn(every("publish", pace, async move || publish.round().await, shutdown.clone()));
         let task = self.for_task();
@@ -188,6 +185,8 @@ impl Maintenance {
         tasks.spawn(every("functions", Pace::every(PURGE_PERIOD), tend, shutdown.clone()));
         tasks.spawn(every("purge", Pace::every(PURGE_PERIOD), async move || purge(&self).await, shutdown));
         while tasks.join_next().await.is_some() {}
+        // The age of a change that is committed while no process runs counts from here.
+        drop(tokio::time::timeout(LAST_RECORD_TIMEOUT, announce(&last, Duration::ZERO)).await);
     }
 
     /// Returns a copy for one task, limited to one concurrent operation at the destination.
@@ -225,9 +224,6 @@ async fn look(maintenance: &Maintenance, looked_at: &mut Option<DateTime<Utc>>) 
     if due.has_unpublished {
         maintenance.publish_requested.notify_one();
     }
-    if due.is_unannounced {
-        maintenance.announce_requested.notify_one();
-    }
     if due.log_has_moved {
         store.record_moment(due.log_sequence, *looked_at).await?;
     }
@@ -235,12 +231,12 @@ async fn look(maintenance: &Maintenance, looked_at: &mut Option<DateTime<Utc>>) 
     if due.has_lapsed { reap(maintenance).await } else { Ok(()) }
 }
 
-/// Records that a process with this destination is running.
-async fn announce(Maintenance { store, destination, .. }: &Maintenance) -> Result<(), Error> {
+/// Records that a process with this destination is running, as [`Store::record_destination`] does.
+async fn announce(Maintenance { store, destination, .. }: &Maintenance, age: Duration) -> Result<(), Error> {
     let id = destination.id().await?;
     // The ping fails with the cause, and the write below would only time out.
     store.ping().await?;
-    Ok(store.record_destination(id).await?)
+    Ok(store.record_destination(id, age).await?)
 }
 
 /// Takes over the jobs of vanished workers.
@@ -288,7 +284,7 @@ impl Pace {
     /// Returns the pace of a task that works on many files at the destination. Its rounds are not cut: the next one
     /// would begin again with the same files, and never reach the others.
     fn of_files() -> Pace {
-        Pace { is_cut: false, ..Pace::every(FOLDER_PERIOD) }
+        Pace { is_cut: false, ..Pace::every(failpoint::time("maintenance.folder", FOLDER_PERIOD)) }
     }
 
     async fn rest(&self) {

@@ -8,6 +8,7 @@ pub mod activity;
 pub mod commit;
 pub mod datasets;
 pub mod deliveries;
+pub mod destinations;
 pub mod due;
 pub mod files;
 pub mod gauges;
@@ -29,6 +30,7 @@ pub mod tracked;
 pub mod transitions;
 pub mod watermarks;
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -39,6 +41,7 @@ use sqlx::query::Query;
 use sqlx::{Connection, PgConnection, Postgres};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, broadcast};
+use uuid::Uuid;
 
 use crate::connection;
 use crate::connection::failure::{self, SqlFailure};
@@ -134,6 +137,10 @@ struct ClaimScanStart {
 pub struct Store {
     pool: Pool,
     scan_start: Arc<Mutex<Option<ClaimScanStart>>>,
+    /// The destinations that no process uses, and since when this process knows that.
+    unused: Arc<Mutex<HashMap<Uuid, Instant>>>,
+    /// True if a worker has claimed a job since this process recorded its destination.
+    has_claimed: Arc<AtomicBool>,
     /// The limit on open jobs.
     open_jobs: Arc<open_jobs::OpenJobs>,
     key_shares: Arc<key_shares::KeyShares>,
@@ -160,6 +167,8 @@ impl Store {
         Store {
             pool: pool.into(),
             scan_start: Arc::default(),
+            unused: Arc::default(),
+            has_claimed: Arc::default(),
             open_jobs: Arc::default(),
             key_shares: Arc::default(),
             key_share: None,
@@ -309,8 +318,8 @@ pub async fn with_timeout<T>(timeout: Duration, call: impl Future<Output = Resul
 
 /// Returns a transaction id that a row contains and the server has not begun. Returns `None` if no such id is found.
 async fn xid_beyond(conn: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
-    // Every process updates a row of this table every ten seconds. If the newest version of such a row has a
-    // transaction id from the future, rows of other tables have one too.
+    // Every process that runs jobs updates a row of this table every ten seconds. If the newest version of such a row
+    // has a transaction id from the future, rows of other tables have one too.
     let beyond: Option<String> = sqlx::query_scalar(
         "-- store.ping
          select d.xmax::text from cdc_export.destinations d where age(d.xmax) < 0 order by age(d.xmax) limit 1",

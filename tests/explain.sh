@@ -70,7 +70,7 @@ unpublished="'00000000-0000-0000-0000-000000000002'" place="'{\"folder\": {\"ino
 explain store/jobs/insert.sql "array[gen_random_uuid()], 'c1', '{users}', '{103}', '{delta}', 'csv', 5, '{new}', $d, now(), '{null}', null,
 'none', null, '{false}', '{null}', '{null}', 'cdc_export', null, null, now(), null, null, null, null, '.csv'" \
     'Makes a job, and notifies the workers. It runs once for each request that is accepted.'
-explain store/queue/claim.sql "'{csv}', '{none}', '{users}', $d, gen_random_uuid(), 'worker', 60, now() - interval '1 year', true, null, null" \
+explain store/queue/claim.sql "'{csv}', '{users}', $d, '{}', gen_random_uuid(), 'worker', 60, now() - interval '1 year', true, null, null" \
     'Claims the ready job of a free lane whose turn it is. A worker runs it when it is woken, and after each of its jobs if others wait.'
 explain source/opening.sql "'{public.users}', 'c3', '{users}', '{true}', array[''], array['{}']::jsonb[], array[$processing]::uuid[],
 '{null}', '{null}', array['{}']::jsonb[]" \

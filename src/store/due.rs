@@ -1,4 +1,4 @@
-//! Asks in one statement what there is to do now, so that an idle process sends one statement a second.
+//! Asks what there is to do now. An idle process sends one short statement a second, and a second one if a job is open.
 
 use std::time::Duration;
 
@@ -6,44 +6,65 @@ use chrono::{DateTime, Utc};
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
+use crate::connection::session_name;
 use crate::connection::statement::with_pieces;
+use crate::store::destinations::SESSIONS;
 use crate::store::moments::{LATEST, MOVED};
 use crate::store::queue::{CLAIMABLE, ORPHANED, READY, built_formats, longest_retry_pauses};
 use crate::store::{Error, Store};
 
 /// The work that waits for a process. Each field may also be true for a moment although nothing waits.
-#[derive(Clone, Copy, Debug, sqlx_macros::FromRow)]
+#[derive(Debug, sqlx_macros::FromRow)]
 pub struct DueWork {
+    /// A job waits or runs.
+    has_open: bool,
     /// A worker can claim a job.
+    #[sqlx(skip)]
     pub has_jobs: bool,
     /// A lease has ended, the session of a lease has ended, or a time lies too far in the future.
     pub has_lapsed: bool,
     /// A committed export has no final names yet.
     pub has_unpublished: bool,
-    /// No process has recorded this destination in the last ten seconds.
-    pub is_unannounced: bool,
     /// Something may have been committed that the change log has: call [`Store::record_moment`].
     pub log_has_moved: bool,
     /// The latest sequence of the change log.
     pub log_sequence: i64,
     /// The time of this look by the database's clock.
     pub looked_at: DateTime<Utc>,
+    /// The destinations that no process uses now.
+    unused: Vec<Uuid>,
 }
 
 impl Store {
     /// Returns the work that waits for a process with these datasets and this destination. Its leases last for `lease`.
+    ///
+    /// Names the session after the destination, so that others see that a process uses it.
     pub async fn due(&self, datasets: &[String], destination: Option<Uuid>, lease: Duration) -> Result<DueWork, Error> {
-        let statement = sqlx::query_as(AssertSqlSafe(with_pieces(
-            include_str!("due/due.sql"),
-            &[CLAIMABLE, READY, ORPHANED, MOVED, LATEST],
-        )))
-        .bind(built_formats())
-        .bind(datasets)
-        .bind(destination)
-        .bind(self.known_scan_start())
-        .bind(lease.as_secs_f64())
-        .bind(longest_retry_pauses())
-        .bind(self.receivers());
-        self.with(async |conn| statement.fetch_one(conn).await).await
+        let (scan_start, abandoned) = (self.known_scan_start(), self.abandoned());
+        let due = self.with::<_, sqlx::Error>(async |conn| {
+            let pieces = [SESSIONS, MOVED, LATEST];
+            let statement = sqlx::query_as(AssertSqlSafe(with_pieces(include_str!("due/due.sql"), &pieces)))
+                .bind(destination.map_or_else(session_name::of_process, session_name::of_destination))
+                .bind(scan_start)
+                .bind(self.receivers());
+            let mut due: DueWork = statement.fetch_one(&mut *conn).await?;
+            if due.has_open {
+                let pieces = [CLAIMABLE, READY, ORPHANED];
+                let statement = sqlx::query_as(AssertSqlSafe(with_pieces(include_str!("due/open.sql"), &pieces)))
+                    .bind(built_formats())
+                    .bind(datasets)
+                    .bind(destination)
+                    .bind(abandoned)
+                    .bind(scan_start)
+                    .bind(lease.as_secs_f64())
+                    .bind(longest_retry_pauses());
+                let (has_jobs, has_lapsed): (bool, bool) = statement.fetch_one(conn).await?;
+                due = DueWork { has_jobs, has_lapsed: due.has_lapsed || has_lapsed, ..due };
+            }
+            Ok(due)
+        });
+        let due = due.await?;
+        self.set_unused(&due.unused);
+        Ok(due)
     }
 }

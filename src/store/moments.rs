@@ -8,6 +8,7 @@ use sqlx::AssertSqlSafe;
 
 use crate::connection::statement::with_pieces;
 use crate::job::ConsumerId;
+use crate::store::destinations::SESSIONS;
 use crate::store::{Error, Store};
 
 /// The pieces of statements that compare the change log with the last moment.
@@ -62,7 +63,7 @@ impl Store {
         lanes: usize,
     ) -> Result<Vec<LoggedChanges>, Error> {
         let committed = ("moments/committed.sql", include_str!("moments/committed.sql"));
-        let statement = with_pieces(include_str!("moments/waiting.sql"), &[committed]);
+        let statement = with_pieces(include_str!("moments/waiting.sql"), &[committed, SESSIONS]);
         let statement = sqlx::query_as(AssertSqlSafe(statement)).bind(consumers).bind(datasets).bind(lanes as i64);
         let rows: Vec<(String, String, bool, Option<f64>)> =
             self.in_index_order(async |tx| statement.fetch_all(tx).await).await?;

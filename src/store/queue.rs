@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -96,6 +97,7 @@ pub(super) const ORPHANED: (&str, &str) = ("queue/orphaned.sql", include_str!("q
 async fn claim(
     conn: &mut PgConnection,
     claimant: &Claimant<'_>,
+    abandoned: &[Uuid],
     lease: Duration,
     scan_start: DateTime<Utc>,
 ) -> Result<Option<Lease>, Error> {
@@ -106,6 +108,7 @@ async fn claim(
         .bind(built_formats())
         .bind(claimant.datasets)
         .bind(claimant.destination)
+        .bind(abandoned)
         .bind(token.as_uuid())
         .bind(claimant.owner)
         .bind(lease.as_secs_f64())
@@ -145,11 +148,13 @@ async fn claim(
 async fn scan_start(
     conn: &mut PgConnection,
     claimant: &Claimant<'_>,
+    abandoned: &[Uuid],
 ) -> Result<(DateTime<Utc>, bool, bool), sqlx::Error> {
     sqlx::query_as(AssertSqlSafe(with_pieces(include_str!("queue/scan_start.sql"), &[CLAIMABLE, READY])))
         .bind(built_formats())
         .bind(claimant.datasets)
         .bind(claimant.destination)
+        .bind(abandoned)
         .fetch_one(conn)
         .await
 }
@@ -193,24 +198,27 @@ impl Store {
     /// published yet. Skips a dataset whose table was locked a moment ago, or is being tried again.
     ///
     /// A job belongs to the destination of the process that accepted it, and that destination serves its file. Another
-    /// destination may claim the job only if no process with the first one is alive. A process leaves jobs with a
-    /// format or dataset that it doesn't know to other processes.
+    /// destination may claim the job only if the first one is [abandoned](Store::abandoned). A process leaves jobs with
+    /// a format or dataset that it doesn't know to other processes.
     pub async fn claim(&self, claimant: &Claimant<'_>, lease: Duration) -> Result<Claim, Error> {
-        self.with(async |conn| {
+        let abandoned = self.abandoned();
+        let claim = self.with(async |conn| {
             if let Some(known) = self.known_scan_start()
-                && let Some(lease) = claim(conn, claimant, lease, known).await?
+                && let Some(lease) = claim(conn, claimant, &abandoned, lease, known).await?
             {
                 return Ok(Claim::Job(Box::new(lease)));
             }
             // A job that waited for an earlier one of its lane may be ready now, with a turn before the known scan
             // start.
-            let (turn, is_ready, has_others) = scan_start(conn, claimant).await?;
+            let (turn, is_ready, has_others) = scan_start(conn, claimant, &abandoned).await?;
             let new = ClaimScanStart { turn, read_at: Instant::now() };
             *self.scan_start.lock().unwrap_or_else(PoisonError::into_inner) = Some(new);
-            let lease = if is_ready { claim(conn, claimant, lease, turn).await? } else { None };
+            let lease = if is_ready { claim(conn, claimant, &abandoned, lease, turn).await? } else { None };
             Ok::<_, Error>(lease.map_or(Claim::Nothing(has_others), |lease| Claim::Job(Box::new(lease))))
-        })
-        .await
+        });
+        let claim = claim.await?;
+        self.has_claimed.fetch_or(matches!(claim, Claim::Job(_)), Ordering::Relaxed);
+        Ok(claim)
     }
 
     /// Returns the turn before which no job was ready when this process last looked, unless that was too long ago.
@@ -376,19 +384,6 @@ impl Store {
             Some(EndedAttempt { file, is_removable })
         });
         Ok(ended.collect())
-    }
-
-    /// Records that a process with this destination is alive, at most once in ten seconds.
-    pub async fn record_destination(&self, destination: Uuid) -> Result<(), Error> {
-        let statement = sqlx::query(
-            "-- store.queue.record_destination
-             insert into cdc_export.destinations as d (id, seen_at) values ($1, clock_timestamp())
-             on conflict (id) do update set seen_at = excluded.seen_at
-             -- Also replaces a time in the future: the clock was set back since.
-             where d.seen_at not between clock_timestamp() - interval '10 seconds' and clock_timestamp()",
-        )
-        .bind(destination);
-        self.execute(statement).await.map(drop)
     }
 }
 

@@ -307,16 +307,6 @@ impl Store {
         Ok(RetentionPage { found, next: end.clone(), end })
     }
 
-    /// Deletes the destinations that no process has used for a day. Jobs stop waiting for such a destination after one
-    /// minute.
-    pub async fn forget_destinations(&self) -> Result<(), Error> {
-        let statement = sqlx::query(
-            "-- store.retention.forget_destinations
-             delete from cdc_export.destinations where seen_at < clock_timestamp() - interval '1 day'",
-        );
-        self.execute(statement).await.map(drop)
-    }
-
     /// Records that the files of these jobs are removed. Returns the jobs of which that was not recorded before.
     pub async fn files_removed(&self, jobs: &[JobId]) -> Result<Vec<JobId>, Error> {
         let jobs: Vec<_> = jobs.iter().map(|job| job.as_uuid()).collect();

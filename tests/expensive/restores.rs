@@ -237,7 +237,7 @@ async fn transaction_ids_that_were_set_back_are_named() {
         database.run("select pg_current_xact_id()").await;
     }
     passes(&service, "delta", "a", None).await;
-    // It says every ten seconds that it lives.
+    // After a claim it records that it lives, within ten seconds.
     let seen = format!("select exists (select from cdc_export.destinations where xmin::text::bigint > {back})");
     until("it was seen", async || database.one::<bool>(&seen).await).await;
     service.end().await;

@@ -116,9 +116,24 @@ async fn a_change_while_no_process_was_there_counts_from_the_last_one() {
     database.run("update cdc_export.moments set at = at - interval '1 hour', since = since - interval '1 hour'").await;
     database.run("update logged set n = 0 where id = 1").await;
     let service = catalog.start(&database).service().await;
-    // A process says every ten seconds that it is there.
+    // A process records its end.
     let (told, passed) = behind(&database, &service, "logged", stopped, 1).await;
-    assert!((passed.saturating_sub(1)..passed + 12).contains(&told), "{told} {passed}");
+    assert!(told.abs_diff(passed) <= 2, "{told} {passed}");
+}
+
+#[tokio::test]
+async fn a_change_beside_a_stopped_process_counts_from_its_last_look() {
+    let database = Database::empty().await;
+    let (catalog, service) = started(&database, &file()).await;
+    export(&service, "full", "logged", "a").await;
+    let other = catalog.start(&database).arguments(&["serve", "--no-workers"]).service().await;
+    service.signal(nix::sys::signal::Signal::SIGSTOP);
+    let stopped = now(&database).await;
+    database.run("update logged set n = 0 where id = 1").await;
+    until("five seconds", async || (now(&database).await - stopped).num_seconds() >= 5).await;
+    let told = lane(&other, "a", "logged").await["behindSeconds"].as_u64();
+    service.signal(nix::sys::signal::Signal::SIGCONT);
+    assert!((4..9).contains(&told.unwrap()), "{told:?}");
 }
 
 #[tokio::test]

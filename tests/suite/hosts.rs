@@ -1,11 +1,17 @@
 //! Several hosts over one database, each with an output folder of its own.
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::{Database, Service, Start};
 
 async fn download(service: &Service, id: &str) -> reqwest::Response {
     service.call("GET", &format!("/exports/{id}/download"), &[]).await
+}
+
+/// Sets the records of destinations back, so that only sessions tell which ones are used.
+async fn make_records_old(database: &Database) {
+    database.run("update cdc_export.destinations set seen_at = seen_at - interval '61 s'").await;
 }
 
 /// The file is said to be elsewhere, for the moment.
@@ -20,7 +26,8 @@ async fn is_elsewhere(service: &Service, id: &str) {
 async fn a_job_stays_with_the_host_it_was_submitted_to_while_that_lives() {
     let database = Database::with_users(5).await;
     let here = Start::on(&database).with("WORKERS", 1).service().await;
-    let there = Start::on(&database).service().await;
+    let there = Start::on(&database).with("FAILPOINTS", "store.abandoned=time:1").service().await;
+    make_records_old(&database).await;
 
     // The only worker here is held up by its first job. There, two are idle: the second job is the oldest they could
     // take, and they take the third.
@@ -61,5 +68,32 @@ async fn a_job_stays_with_the_host_it_was_submitted_to_while_that_lives() {
         let job = there.completes(&orphan).await;
         assert!(there.path(&job).exists());
         is_elsewhere(&here, &orphan).await;
+    }
+}
+
+#[tokio::test]
+async fn a_job_of_a_host_that_has_stopped_or_died_waits_for_a_minute() {
+    for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
+        let database = Database::with_users(5).await;
+        let mut here = Start::on(&database).with("WORKERS", 1).service().await;
+        let patient = Start::on(&database).service().await;
+        let held = database.hold_exports().await;
+        let first = here.submit("full", "first").await;
+        here.becomes(&first, "processing").await;
+        let orphan = here.submit("full", "second").await;
+        make_records_old(&database).await;
+        here.signal(signal);
+        held.rollback().await.unwrap();
+        let own = patient.submit("full", "third").await;
+        patient.ended(&own).await;
+        assert_eq!(patient.job(&orphan).await["status"], "pending");
+        let hasty = Start::on(&database).with("FAILPOINTS", "store.abandoned=time:1").service().await;
+        let job = hasty.completes(&orphan).await;
+        assert!(hasty.path(&job).exists());
+        if signal == Signal::SIGSTOP {
+            here.signal(Signal::SIGCONT);
+        } else {
+            here.dies().await;
+        }
     }
 }

@@ -21,11 +21,11 @@ const PERIODIC: [&str; 13] = [
     "source.purge",
     "source.session",
     "store.deliveries",
+    "store.destinations",
     "store.due",
     "store.files.unpublished",
     "store.ping",
     "store.queue.beat",
-    "store.queue.record_destination",
     "store.queue.repair",
     "store.retention",
 ];

@@ -12,7 +12,7 @@ select statement_timestamp(), greatest(coalesce($1, seen.at), last.at), pg_curre
       select xid from unnest(last.open_xids) xid where not pg_visible_in_snapshot(xid, pg_current_snapshot()))
   end
 from (select $2 as sequence) log
--- A process that is there records what is committed, within a second.
+-- The moments until then are recorded, since a process looked. One that was killed may have looked for an hour more.
 cross join (select max(d.seen_at) as at from cdc_export.destinations d where d.seen_at <= statement_timestamp()) seen
 left join
   -- include moments/latest.sql

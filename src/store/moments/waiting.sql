@@ -12,14 +12,16 @@ with recursive lanes as materialized (
   order by w.saved_at
   limit $3),
 
--- About when a process last looked if the log had moved. It looks each second, and says every ten seconds that it is
--- there.
+-- About when a process last looked if the log had moved, or earlier. It looks each second.
 last_look as materialized (
-  select case
-    when max(d.seen_at) > statement_timestamp() - interval '15 seconds' then statement_timestamp() - interval '1 second'
-    else max(d.seen_at) end as at
-  from cdc_export.destinations d
-  where d.seen_at <= statement_timestamp())
+  select max(least(known.at, statement_timestamp() - interval '1 second')) as at
+  from (
+    select d.seen_at from cdc_export.destinations d
+    union all
+    select session.used_at from
+      -- include destinations/sessions.sql
+  ) known (at)
+  where known.at <= statement_timestamp())
 select lanes.consumer_id, lanes.dataset, waiting.xids > 0 as has_changes,
   extract(epoch from clock_timestamp() - waiting.since)::float8 as seconds
 from lanes

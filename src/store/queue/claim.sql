@@ -4,17 +4,18 @@
 -- $1 text[]: the formats that the process knows
 -- $2 text[]: the datasets in its catalog
 -- $3 uuid: its destination
--- $4 uuid: the new lease token
--- $5 text: the name of the process, for people
--- $6 float8: the length of the lease in seconds
--- $7 timestamptz: the claim scan start: the scan skips jobs with earlier turns
--- $8 boolean: true to wait for the disk; false: a crash of Postgres may undo the claim and the count of its attempt
--- $9 integer: the process id of the session that will commit the export
--- $10 timestamptz: the start of that session
+-- $4 uuid[]: the destinations that no process has used for a minute
+-- $5 uuid: the new lease token
+-- $6 text: the name of the process, for people
+-- $7 float8: the length of the lease in seconds
+-- $8 timestamptz: the claim scan start: the scan skips jobs with earlier turns
+-- $9 boolean: true to wait for the disk; false: a crash of Postgres may undo the claim and the count of its attempt
+-- $10 integer: the process id of the session that will commit the export
+-- $11 timestamptz: the start of that session
 with ready as materialized (
   select r.id, r.batch_id
   from exports r
-  where r.turn >= $7 and r.run_at <= statement_timestamp() and
+  where r.turn >= $8 and r.run_at <= statement_timestamp() and
     -- include queue/claimable.sql
   order by r.turn, r.created_at
   limit 1
@@ -30,11 +31,11 @@ claimed as (
 update exports e
 set status = 'processing', attempt = e.attempt + 1, progress = 0, rows_exported = 0, bytes_written = 0,
     rows_expected = null,
-    lease_token = $4, lease_owner = $5,
+    lease_token = $5, lease_owner = $6,
     -- The lease of a batch is its first member's.
     lease_expires_at = case
-      when e.turn < 'infinity' then clock_timestamp() + make_interval(secs => $6) else 'infinity' end,
-    destination_id = $3, session_pid = $9, session_started = $10,
+      when e.turn < 'infinity' then clock_timestamp() + make_interval(secs => $7) else 'infinity' end,
+    destination_id = $3, session_pid = $10, session_started = $11,
     purge_hold = pg_current_snapshot(), continuity = null,
     -- The table was locked a moment ago, so this attempt tries it. An index admits one such attempt for a dataset.
     locked_until = case when exists (
@@ -54,7 +55,7 @@ returning cdc_export.database_id() as database, e.locked_until is not null as is
   coalesce((
     select true from exports other
     where other.status = 'pending' and other.run_at <= statement_timestamp() and other.id <> e.id
-      and other.turn >= $7 and other.turn < 'infinity'
+      and other.turn >= $8 and other.turn < 'infinity'
     order by other.turn, other.created_at limit 1), false) as has_others,
   1 + coalesce((
     select l.last_number from cdc_export.lanes l
@@ -62,5 +63,5 @@ returning cdc_export.database_id() as database, e.locked_until is not null as is
   (select last.digest from exports last
    where last.consumer_id = e.consumer_id and last.dataset = e.dataset and last.number is not null
    order by last.number desc limit 1) as previous,
-  case when not $8 then set_config('synchronous_commit', 'off', true) end,
+  case when not $9 then set_config('synchronous_commit', 'off', true) end,
   -- include job_columns.sql

@@ -1,6 +1,6 @@
 -- The condition of a pending job `r` that a process may claim once its time has come. A batch is claimed by its first
 -- member, if each of its members is ready.
--- The parameters $1 to $3 are those of `queue/claim.sql`.
+-- The parameters $1 to $4 are those of `queue/claim.sql`.
 r.turn < 'infinity' and
 -- include queue/ready.sql
 and (r.batch_id is null or not exists (

@@ -1,12 +1,13 @@
 -- The condition of a job `r` that a process can run, and that waits for no other job.
--- The parameters $1 to $3 are those of `queue/claim.sql`.
+-- The parameters $1 to $4 are those of `queue/claim.sql`.
 r.status = 'pending' and r.format = any ($1) and r.dataset = any ($2)
 -- The job belongs to this destination, or to one that no process uses.
 and (r.destination_id is null or r.destination_id = $3
   or not exists (
     select from cdc_export.destinations d
     where d.id = r.destination_id
-      and d.seen_at between clock_timestamp() - interval '1 minute' and clock_timestamp()))
+      -- A process that has just begun to use it accepts jobs before other processes know of it.
+      and (d.id <> all ($4) or d.seen_at between clock_timestamp() - interval '1 minute' and clock_timestamp())))
 -- The dataset's table is not locked, as far as attempts know: none tries it right now, and the last one is a while ago.
 and r.dataset not in (
   select b.dataset from exports b

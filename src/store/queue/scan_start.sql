@@ -6,6 +6,7 @@
 -- $1 text[]: the formats that the process knows
 -- $2 text[]: the datasets in its catalog
 -- $3 uuid: its destination
+-- $4 uuid[]: the destinations that no process has used for a minute
 select least(first.turn, statement_timestamp()) - interval '1 minute', first.turn is not null,
   exists (
     select from exports e

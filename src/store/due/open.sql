@@ -1,0 +1,35 @@
+-- store.due.open
+-- Returns if a worker can claim a job, and if a lease or a session of a lease has ended or a time lies too far in the
+-- future. The statements that do the work have the same conditions.
+-- $1 text[]: the formats that the process knows
+-- $2 text[]: the datasets in its catalog
+-- $3 uuid: its destination
+-- $4 uuid[]: the destinations that no process has used for a minute
+-- $5 timestamptz: the claim scan start: the scan skips jobs with earlier turns; null: it skips none
+-- $6 float8: the length of a lease in seconds
+-- $7 float8[]: the longest pauses in seconds, after one attempt, two attempts and so on
+select
+  -- Each `order by` makes Postgres use an index.
+  (select r.id
+   from exports r
+   where r.turn >= coalesce($5, '-infinity') and r.run_at <= statement_timestamp() and
+     -- include queue/claimable.sql
+   order by r.turn, r.created_at
+   limit 1) is not null,
+  coalesce((
+    select e.lease_expires_at from exports e
+    where e.status = 'processing' order by e.lease_expires_at limit 1) < statement_timestamp(), false)
+  or coalesce((
+    select e.lease_expires_at from exports e
+    where e.status = 'processing' and e.lease_expires_at < 'infinity' order by e.lease_expires_at desc limit 1)
+    > statement_timestamp() + 4 * make_interval(secs => $6), false)
+  or exists (
+    select from exports e
+    where
+      -- include queue/orphaned.sql
+  )
+  or exists (
+    select from exports e
+    where e.status = 'pending' and e.run_at > statement_timestamp()
+      and e.run_at > statement_timestamp()
+        + make_interval(secs => coalesce(($7)[least(e.attempt, cardinality($7))], 0)))
