@@ -48,7 +48,7 @@ create table cdc_export.datasets (
   name text collate "C" primary key,
   schema_name text not null,
   table_name text not null,
-  seen_at timestamptz not null -- when a process that has it last recorded that, to within three minutes
+  seen_at timestamptz not null -- when a process that has it last recorded that, to within an hour
 );
 
 -- A job: one export that somebody asked for. The table is the queue, too.

@@ -218,7 +218,7 @@ pg_rows::words! {
         SourceUnavailable = "source_unavailable",
         /// The table to export doesn't exist.
         TableMissing = "table_missing",
-        /// The job waited, and no process has had its dataset for ten minutes.
+        /// The job waited, and no process has its dataset any more.
         DatasetUnknown = "dataset_unknown",
         /// Nobody ran `cdc-export track` for the dataset, or its key changed since.
         NotTracked = "not_tracked",

@@ -19,6 +19,7 @@ use crate::dataset::current::CurrentCatalog;
 use crate::failpoint;
 use crate::postgres::Database;
 use crate::receiver::Receivers;
+use crate::store::Store;
 use crate::telemetry::{chain, metrics};
 
 /// The pause between two readings of the file.
@@ -57,6 +58,7 @@ impl Reload {
         let has_mask_secret = config.worker.mask_secret.is_some();
         let reload = Reload { catalog, file, database: database.clone(), text, receivers_text, has_mask_secret };
         reload.put_in_force(&config.catalog.get()).await?;
+        reload.age_other_datasets(&config.catalog.get()).await?;
         Ok(reload)
     }
 
@@ -184,9 +186,15 @@ impl Reload {
             );
         }
         if !catalog.has_same_datasets(&before) {
+            self.age_other_datasets(&catalog).await?;
             self.catalog.replace(Arc::new(catalog));
         }
         Ok(())
+    }
+
+    /// Lets the jobs of datasets fail that no process has any more.
+    async fn age_other_datasets(&self, catalog: &Catalog) -> anyhow::Result<()> {
+        Ok(Store::new(self.database.pool(1)).age_other_datasets(catalog.dataset_names()).await?)
     }
 }
 

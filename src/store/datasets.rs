@@ -23,7 +23,7 @@ impl Store {
         Ok(rows.into_iter().map(|(name, schema, table)| (name, Table { schema: Some(schema), name: table })).collect())
     }
 
-    /// Records that this process has these datasets.
+    /// Records that this process has these datasets, unless that was recorded within the last hour.
     pub async fn record_datasets(&self, tables: &[(&str, Table)]) -> Result<(), Error> {
         let names: Vec<_> = tables.iter().map(|(name, _)| *name).collect();
         let schemas: Vec<_> = tables.iter().map(|(_, table)| table.schema.as_deref()).collect();
@@ -34,5 +34,20 @@ impl Store {
         })
         .await?;
         Ok(())
+    }
+
+    /// Makes the records of all other datasets so old that ten minutes later they count as gone. A process that has one
+    /// of them records it within a minute.
+    pub async fn age_other_datasets(&self, own: &[String]) -> Result<(), Error> {
+        let statement = sqlx::query(
+            "-- store.datasets.age_others
+             with others as (
+               select d.name from cdc_export.datasets d
+               where d.name <> all ($1) and d.seen_at > clock_timestamp() - interval '110 minutes'
+               order by d.name for update)
+             update cdc_export.datasets d set seen_at = clock_timestamp() - interval '110 minutes'
+             from others where d.name = others.name",
+        );
+        self.execute(statement.bind(own)).await.map(drop)
     }
 }

@@ -350,15 +350,16 @@ impl Store {
         self.transition(statement, None).await
     }
 
-    /// Fails the waiting jobs of datasets that no process has had for ten minutes: so long, replicas may get the
-    /// operator's file at different times. A batch fails as a whole. `own` are the datasets of this process.
+    /// Fails the waiting jobs of datasets that no process has: for at least ten minutes, since replicas may get the
+    /// operator's file at different times, and for at most two hours. A batch fails as a whole. `own` are the datasets
+    /// of this process.
     pub async fn fail_unknown(&self, own: &[String]) -> Result<(), Error> {
         let statement = sqlx::query_as(with_job_columns(include_str!("queue/fail_unknown.sql")))
             .bind(own)
             .bind(FailureCode::DatasetUnknown.as_str())
-            .bind("no process has had the dataset for ten minutes: it left the datasets file, or its table is gone")
+            .bind("no process has the dataset any more: it left the datasets file, or its table is gone")
             .bind(FailureCode::BatchMemberFailed.as_str())
-            .bind("no process has had the dataset of another member for ten minutes");
+            .bind("no process has the dataset of another member any more");
         self.transition(statement, None).await.map(drop)
     }
 

@@ -436,7 +436,8 @@ async fn a_star_leaves_out_what_is_not_ready_and_says_so() {
 #[tokio::test]
 async fn a_batch_that_waits_for_a_dataset_which_is_gone_ends_after_a_while() {
     let (database, catalog) = tables().await;
-    let service = catalog.start(&database).service().await;
+    let service =
+        catalog.start(&database).with("FAILPOINTS", "reload.tables=time:200,reload.file=time:200").service().await;
     // Its lane is busy: the job of another destination, which is alive.
     let hold = "insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts,
                   output_filename, run_at)
@@ -445,8 +446,12 @@ async fn a_batch_that_waits_for_a_dataset_which_is_gone_ends_after_a_while() {
     let waiting = batch(&service, "full", json!({ "datasets": "*" })).await;
     let alone = post(&service, "/exports/full", Some("b"), &json!({ "dataset": "alpha" })).await;
     assert_eq!(alone.status(), 202);
-    service.stop().await;
     let other = Catalog::of("[[dataset]]\nname = \"alpha\"\ntable = \"alpha\"\n");
+    other.start(&database).service().await.stop().await;
+    // Not the process that still has them.
+    let recorded = "select min(seen_at) > now() - interval '1 minute' from cdc_export.datasets";
+    until("its datasets are recorded again", async || database.one::<bool>(recorded).await).await;
+    service.stop().await;
     let age = |table: &str, column: &str| format!("update {table} set {column} = {column} - interval '11 minutes'");
     database.run(&age("exports", "created_at")).await;
     let still = other.start(&database).service().await;

@@ -117,7 +117,7 @@ const NEXT = {
   file_lost: "Start a full export: what this one held was never handed out. See who removes files from the output folder, or what rule from the bucket.",
   watermark_changed: "Somebody moves this consumer's watermark while its exports run. Retry when that is over.",
   batch_member_failed: "Another export of its batch failed, and a batch completes as a whole or not at all. See the batch, mend that one, then retry the batch.",
-  dataset_unknown: "No process has had its dataset for ten minutes: put it into the datasets file again.",
+  dataset_unknown: "No process has its dataset any more: put it into the datasets file again.",
   attempts_exhausted: "Its workers vanished each time: look into their logs and memory limits, then retry.",
   internal: "A defect of the service: its log has the cause. Retry once, then report it.",
 };

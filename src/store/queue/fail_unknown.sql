@@ -1,5 +1,5 @@
 -- store.queue.fail_unknown
--- Fails the waiting jobs of datasets that no process has had for ten minutes, with the batches that they are members
+-- Fails the waiting jobs of datasets that no process has recorded for two hours, with the batches that they are members
 -- of.
 -- Fails none while no process records its datasets.
 -- $1 text[]: the datasets in the catalog of the process
@@ -13,9 +13,9 @@ with unknown as materialized (
   where e.status = 'pending' and e.created_at < statement_timestamp() - interval '10 minutes' and e.dataset <> all ($1)
     and not exists (
       select from cdc_export.datasets d
-      where d.name = e.dataset and d.seen_at > statement_timestamp() - interval '10 minutes')
+      where d.name = e.dataset and d.seen_at > statement_timestamp() - interval '2 hours')
     and exists (
-      select from cdc_export.datasets d where d.seen_at > statement_timestamp() - interval '4 minutes')
+      select from cdc_export.datasets d where d.seen_at > statement_timestamp() - interval '65 minutes')
 ),
 failed as materialized (
   -- In the order in which a claim locks the members of a batch.
