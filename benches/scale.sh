@@ -69,7 +69,7 @@ row_5() {
     local positions
     for positions in 100 1000 10000; do (
         start_service 55600
-        hold_open "select from cdc_export.locks where name = 'purge' for update; update users set name = 'open' where id = 1"
+        hold_open "lock table cdc_export.locks in share update exclusive mode; update users set name = 'open' where id = 1"
         sql "update users set name = 'seen by all' where id between 2 and 50001"
         export_and_wait full
         copies_of_position bench $((positions - 1))

@@ -24,10 +24,10 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   select case when not pg_is_in_recovery() then left(pg_walfile_name(pg_current_wal_lsn()), 8) end
 $$;
 
--- Locks: a session locks the row of a task that only one session may do at a time. Not an advisory lock, which every
--- role that may connect can take.
+-- Locks: one session at a time locks the row to track, and the table to purge. Not an advisory lock, which every role
+-- that may connect can take.
 create table cdc_export.locks (name text primary key);
-insert into cdc_export.locks values ('purge'), ('track');
+insert into cdc_export.locks values ('track');
 
 -- Change capture --------------------------------------------------------------
 

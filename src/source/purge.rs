@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 
+use crate::connection::failure::SqlFailure;
 use crate::connection::statement::with_pieces;
 use crate::source::{Error, Source};
 use crate::watermark::LogUse;
@@ -71,22 +72,17 @@ pub async fn purge(pool: &PgPool, caps: &Caps) -> Result<u64, sqlx::Error> {
     give_up(pool, caps).await?;
     let mut tx = pool.begin().await?;
     // The purge has to get to its end even where a mass of dead rows slows it down. The rows of a table come from the
-    // index, whatever the planner guesses of how many there are.
-    sqlx::raw_sql(
-        "-- source.purge.timeout
-         set local statement_timeout = '60s'; set local enable_seqscan = off; set local enable_bitmapscan = off",
-    )
-    .execute(&mut *tx)
-    .await?;
-    let is_purger: Option<bool> = sqlx::query_scalar(
-        "-- source.purge.one_purger
-         select true from cdc_export.locks where name = 'purge' for update skip locked",
-    )
-    .fetch_optional(&mut *tx)
-    .await?;
-    if is_purger.is_none() {
-        return Ok(0);
-    }
+    // index, whatever the planner guesses of how many there are. One session purges at a time: the lock of a table
+    // takes no transaction id, unlike that of a row.
+    let begun = sqlx::raw_sql(
+        "-- source.purge.begin
+         set local statement_timeout = '60s'; set local enable_seqscan = off; set local enable_bitmapscan = off;
+         lock table cdc_export.locks in share update exclusive mode nowait",
+    );
+    match begun.execute(&mut *tx).await {
+        Err(error) if SqlFailure::of(&error) == SqlFailure::LockTimeout => return Ok(0),
+        begun => begun?,
+    };
     let purged = sqlx::query(include_str!("purge/purge.sql")).bind(PURGE_ROWS as i64).execute(&mut *tx).await?;
     tx.commit().await?;
     Ok(purged.rows_affected())

@@ -32,7 +32,7 @@ async fn a_purge_beside_an_open_transaction_looks_at_each_row_once() {
     let caps = purge::Caps { bytes: 1 << 40, age: Duration::from_secs(3600) };
     purge::purge(&database.pool, &caps).await.unwrap();
     // The service itself would remove the rows, once its consumer has seen them.
-    let no_purge = database.open("select from cdc_export.locks where name = 'purge' for update").await;
+    let no_purge = database.open("lock table cdc_export.locks in share update exclusive mode").await;
     let service = Start::on(&database).service().await;
     let mut open = database.open("update users set name = 'open' where id = 2").await;
     let open_xid: String = sqlx::query_scalar("select pg_current_xact_id()::text").fetch_one(&mut *open).await.unwrap();

@@ -57,7 +57,7 @@ async fn purge(database: &Database, bytes: u64) {
     let pool = server.pool(1);
     // If the service is purging, the first call does nothing. The service's next purge is ten seconds later.
     purge::purge(&pool, &caps).await.unwrap();
-    database.run("begin; select from cdc_export.locks where name = 'purge' for update; commit").await;
+    database.run("begin; lock table cdc_export.locks in share update exclusive mode; commit").await;
     purge::purge(&pool, &caps).await.unwrap();
     pool.close().await;
 }
@@ -95,7 +95,7 @@ async fn a_table_without_positions_counts_for_nobody() {
     let (database, _catalog, service) = exported(&[("quiet", "daily")]).await;
     make_old(&database).await;
     database.run("update quiet set name = 'second'").await;
-    let no_purge = database.open("select from cdc_export.locks where name = 'purge' for update").await;
+    let no_purge = database.open("lock table cdc_export.locks in share update exclusive mode").await;
     change_all(&database).await;
     no_purge.rollback().await.unwrap();
     purge(&database, 1024).await;
