@@ -5,6 +5,7 @@
 //! makes the other pieces.
 
 /// Returns `statement` with the text of each piece, a name and its SQL, in place of the lines that include the piece.
+/// Below the first line, which has the name, comments are left out: a server may log each statement.
 ///
 /// # Panics
 /// If no line includes one of the pieces, or if a line includes another one.
@@ -19,7 +20,8 @@ pub(crate) fn with_pieces(statement: &str, pieces: &[(&str, &str)]) -> String {
     });
     let missing = whole.lines().find(|line| line.trim().starts_with("-- include "));
     assert_eq!(missing, None, "the statement includes a piece that is missing");
-    whole
+    let lines = whole.lines().enumerate().filter(|(at, line)| *at == 0 || !line.trim_start().starts_with("--"));
+    lines.map(|(_, line)| line).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
@@ -28,7 +30,7 @@ mod tests {
 
     #[test]
     fn a_piece_replaces_each_line_that_includes_it() {
-        let statement = "select\n  -- include a.sql\nfrom t where (\n  -- include a.sql\n) > 0";
+        let statement = "select\n  -- a comment\n  -- include a.sql\nfrom t where (\n  -- include a.sql\n) > 0";
         let made = with_pieces(statement, &[("a.sql", "a + b\n")]);
         assert_eq!(made, "select\na + b\nfrom t where (\na + b\n) > 0");
     }

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{Database, Start, eventually};
+use crate::harness::{Database, Start, eventually, until};
 use crate::network::{Proxy, url};
+use crate::restores::cluster::Cluster;
 use crate::traffic::purposes;
 
 /// The limit on the round trips of an export, from the request to the published file.
@@ -77,6 +78,40 @@ async fn an_idle_process_sends_at_most_2_statements_a_second() {
         "{sent} statements in {seconds} seconds: {:#?}",
         purposes(&trips)
     );
+}
+
+/// The limit on the bytes that an idle process adds in a minute to the log of a server that logs all statements.
+const MOST_LOGGED: u64 = 200_000;
+
+#[tokio::test]
+async fn an_idle_process_writes_nothing_and_logs_little() {
+    let mut cluster = Cluster::new().await;
+    // Without `minimal`, the server itself writes now and then.
+    for setting in ["autovacuum = off", "wal_level = minimal", "max_wal_senders = 0", "log_statement = 'all'"] {
+        cluster.database().run(&format!("alter system set {setting}")).await;
+    }
+    cluster.stop().await;
+    cluster.start().await;
+    let database = cluster.database();
+    let log = cluster.home.path().join("data/postgres.log");
+    let seconds = 15;
+    // The tasks of each minute write nothing either. They log more when they run more often.
+    let often = "maintenance.folder=time:3000,reload.tables=time:3000";
+    for (failpoints, most) in [("reload.tables=time:60000", MOST_LOGGED), (often, u64::MAX)] {
+        let service = Start::on(&database).with("FAILPOINTS", failpoints).service().await;
+        service.export("full", "one").await;
+        // After a claim, a process records its destination once more.
+        let recorded = "select max(seen_at) > (select max(finished_at) from exports) from cdc_export.destinations";
+        until("the record", async || database.one::<bool>(recorded).await).await;
+        database.run("vacuum").await;
+        database.run("checkpoint").await;
+        let written = "select concat(pg_snapshot_xmax(pg_current_snapshot()), ' ', pg_current_wal_insert_lsn())";
+        let (before, size) = (database.one::<String>(written).await, std::fs::metadata(&log).unwrap().len());
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        assert_eq!(database.one::<String>(written).await, before, "{failpoints}");
+        let logged = (std::fs::metadata(&log).unwrap().len() - size) * 60 / seconds;
+        assert!(logged <= most, "{logged} bytes a minute");
+    }
 }
 
 #[tokio::test]
