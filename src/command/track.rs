@@ -7,6 +7,7 @@ use crate::config::{CatalogFile, Config};
 use crate::dataset::{Capture, Dataset, Table};
 use crate::postgres::Database;
 use crate::source::capture::tracking::{self, Tracked};
+use crate::source::capture::waiting::Queue;
 use crate::source::capture::{self, untracking};
 use crate::source::catalog_check;
 use crate::store::Store;
@@ -64,16 +65,12 @@ impl Track {
     }
 }
 
-/// Installs the capture of each table. Skips a table that can't be captured, and names it in the final error. Waits
-/// longer for the lock of a table that is the only one.
+/// Installs the capture of each table. Skips a table that can't be captured, and names it in the final error.
 async fn track_all(database: &Database, datasets: &[Arc<Dataset>]) -> anyhow::Result<()> {
     let pool = database.pool(1);
     let (mut done, mut failed) = (Vec::new(), Vec::new());
-    for dataset in datasets {
-        let tracked = match datasets {
-            [_] => tracking::track(&pool, dataset).await,
-            _ => tracking::try_track(&pool, dataset).await,
-        };
+    let mut queue = Queue::of(datasets.iter().cloned());
+    while let Some((dataset, tracked)) = tracking::track_next(&pool, &mut queue).await {
         let (name, table) = (&dataset.name, plain(&dataset.table.to_string()));
         match tracked {
             Ok(Tracked::Now) => {
@@ -81,11 +78,11 @@ async fn track_all(database: &Database, datasets: &[Arc<Dataset>]) -> anyhow::Re
             }
             Ok(Tracked::Before) => outln!("The changes of {table} were captured already: nothing has changed.")?,
             Err(error) => {
-                failed.push((name, error));
+                failed.push((name.clone(), error));
                 continue;
             }
         }
-        done.push(Arc::clone(dataset));
+        done.push(dataset);
     }
     let stalling = catalog_check::stalling(&pool, &done).await?;
     stalling.iter().for_each(|fault| eprintln!("cdc-export: {fault}"));
@@ -93,7 +90,7 @@ async fn track_all(database: &Database, datasets: &[Arc<Dataset>]) -> anyhow::Re
 }
 
 /// Returns an error that names each dataset that failed, or the error of the only one.
-fn refuse_failed(datasets: usize, mut failed: Vec<(&String, capture::Error)>) -> anyhow::Result<()> {
+fn refuse_failed(datasets: usize, mut failed: Vec<(String, capture::Error)>) -> anyhow::Result<()> {
     match failed.pop() {
         None => Ok(()),
         Some((_, only)) if datasets == 1 => Err(only.into()),
@@ -152,7 +149,7 @@ async fn untrack_datasets(config: &Config, database: &Database, datasets: &[Arc<
     for ((dataset, before), untracked) in datasets.iter().zip(before).zip(untracked) {
         let (name, table) = (&dataset.name, plain(&dataset.table.to_string()));
         match untracked {
-            Err(error) => failed.push((name, error)),
+            Err(error) => failed.push((name.clone(), error)),
             Ok(()) if before == Tracking::Untracked => outln!("`{name}` was not tracked: nothing has changed.")?,
             Ok(()) if dataset.capture != Capture::Triggers => {
                 outln!("The changes of {table} are no longer captured: `{name}` needs no triggers.")?;

@@ -7,9 +7,12 @@ pub mod functions;
 mod stamps;
 pub mod tracking;
 pub mod untracking;
+pub mod waiting;
 
 use sqlx::PgConnection;
 
+use crate::connection::failure::SqlFailure;
+use crate::dataset::Table;
 use crate::dataset::fault::Faults;
 
 /// Why a table's changes can't be captured. Each is one line for the operator.
@@ -56,9 +59,14 @@ pub enum Error {
         /// The other one.
         other: String,
     },
-    /// The table's writers never left a moment for the lock.
-    #[error("`{0}` is too busy: no moment was found to change its triggers; try again")]
-    Busy(String),
+    /// Other transactions kept the table from being locked.
+    #[error("`{table}` is too busy: {holders} kept it from being locked; try again later")]
+    Busy {
+        /// Its name.
+        table: String,
+        /// The sessions and the prepared transactions.
+        holders: String,
+    },
     /// The role doesn't own the table.
     #[error("the database role `{role}` may not change the triggers of `{table}`: run this as its owner, `{owner}`")]
     NotOwner {
@@ -101,6 +109,23 @@ pub enum Error {
     /// Anything else that Postgres reports.
     #[error("Postgres refused")]
     Sql(#[from] sqlx::Error),
+}
+
+impl Error {
+    /// Returns the error of a try to lock a table. The end of the last try names the transactions.
+    fn busy(table: &Table) -> Error {
+        Error::Busy { table: table.to_string(), holders: String::new() }
+    }
+
+    /// Returns the error of a statement that locks or changes a table.
+    fn of_table(table: &Table, cause: sqlx::Error) -> Error {
+        match SqlFailure::of(&cause) {
+            // For example a deadlock with a transaction that has read the table and now writes to it.
+            SqlFailure::LockTimeout | SqlFailure::Conflict => Error::busy(table),
+            SqlFailure::Denied => Error::Denied { table: table.to_string(), cause },
+            _ => Error::Sql(cause),
+        }
+    }
 }
 
 /// Lets one process at a time install triggers: of replicas that start at once, one installs them, and the others find

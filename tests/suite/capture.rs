@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use cdc_export::dataset::catalog::Catalog;
-use cdc_export::source::capture::tracking;
 use cdc_export::source::purge;
 use serde_json::json;
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
-use crate::harness::{Database, Service, Start, eventually, needs_full, serving_users};
+use crate::catalog::Catalog;
+use crate::harness::{Database, Service, Start, ends, eventually, needs_full, serving_users};
 
 async fn after_a_full_export(users: i64) -> (Database, Service) {
     let (database, service) = serving_users(users).await;
@@ -160,6 +159,65 @@ async fn the_log_keeps_what_a_first_export_under_way_could_not_see() {
     assert_eq!(delta.ids(), [3]);
 }
 
+const PARTS: &str = "[[dataset]]\nname = \"parts\"\ntable = \"parts\"";
+
+/// Runs a command whose table is busy for longer than a second, beside an application that writes and reads all the
+/// time and waits for no lock. Returns its standard error.
+async fn too_busy(database: &Database, arguments: &[&str]) -> String {
+    let catalog = Catalog::of(PARTS);
+    let command = catalog.start(database).with("FAILPOINTS", "capture.wait=time:1000").arguments(arguments).output();
+    tokio::pin!(command);
+    let mut application = PgConnection::connect_with(&database.options).await.unwrap();
+    let write = "set lock_timeout = '20ms'; update parts set name = 'x' where id = 2; select from parts";
+    let ended = loop {
+        tokio::select! {
+            ended = &mut command => break ended,
+            written = sqlx::raw_sql(write).execute(&mut application) => written.expect("no lock request waits"),
+        };
+    };
+    ends(ended, 1, "`parts` is too busy: ").1
+}
+
+#[tokio::test]
+async fn no_statement_waits_for_a_track_or_an_untrack_that_waits_for_an_open_transaction() {
+    let table = "create table parts (id int primary key, name text); insert into parts values (2)";
+    let database = Database::new_with(table).await;
+    let role = database.role().await;
+    database.run(&format!("grant select, insert on parts to {role}")).await;
+    let options = database.options.clone().username(&role).password("pass").application_name("billing");
+    let mut other = PgConnection::connect_with(&options).await.unwrap();
+    let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut other).await.unwrap();
+    let named = format!("` is too busy: process {pid} of role {role} (application billing)");
+
+    other.execute("begin; insert into parts values (1)").await.unwrap();
+    let said = too_busy(&database, &["track", "parts"]).await;
+    assert!(said.contains(&named), "{said}");
+    other.execute("commit").await.unwrap();
+    Catalog::of(PARTS).track(&database, "parts").await;
+
+    // The repair removes the other triggers, which locks out readers.
+    database.run("drop trigger cdc_export_u on parts").await;
+    other.execute("begin; select from parts").await.unwrap();
+    for arguments in [["track", "parts"], ["untrack", "parts"]] {
+        let said = too_busy(&database, &arguments).await;
+        assert!(said.contains(&named), "{said}");
+    }
+    other.execute("commit").await.unwrap();
+    Catalog::of(PARTS).track(&database, "parts").await;
+}
+
+#[tokio::test]
+async fn a_prepared_transaction_that_keeps_a_table_from_being_tracked_is_named() {
+    let table = "create table parts (id int primary key, name text); insert into parts values (2)";
+    let database = Database::new_with(table).await;
+    let name = format!("{} 1", database.options.get_database().unwrap());
+    database.run(&format!("begin; insert into parts values (1); prepare transaction '{name}'")).await;
+    let said = too_busy(&database, &["track", "parts"]).await;
+    assert!(said.contains(&format!("is too busy: prepared transaction {name}")), "{said}");
+    database.run(&format!("rollback prepared '{name}'")).await;
+    Catalog::of(PARTS).track(&database, "parts").await;
+}
+
 /// One transaction has written to the partition `two` and waits for the root. `track` holds the root and waits for the
 /// other partition.
 #[tokio::test]
@@ -168,11 +226,17 @@ async fn track_ends_no_transaction_of_a_writer_by_a_deadlock() {
         create table parts (id int primary key) partition by list (id);
         create table one partition of parts for values in (1); create table two partition of parts for values in (2, 3)";
     let database = Database::new_with(schema).await;
+    let name = database.options.get_database().unwrap();
+    database.run(&format!("alter database {name} set deadlock_timeout = '4s'")).await;
+    let catalog = Catalog::of(PARTS);
+    let faults = "capture.looked=hold,capture.limit=time:60000";
+    let track = catalog.start(&database).with("FAILPOINTS", faults).arguments(&["track", "parts"]);
+    let hold = track.hold("capture.looked");
+    let track = tokio::spawn(track.output());
+    hold.reached().await;
     let first = database.open("insert into one values (1)").await;
-    let mut second = database.open("insert into two values (2)").await;
-    let parts = Catalog::from_toml("[[dataset]]\nname = \"parts\"\ntable = \"parts\"").unwrap();
-    let (pool, parts) = (database.pool.clone(), parts.get("parts").unwrap().clone());
-    let track = tokio::spawn(async move { tracking::track(&pool, &parts).await });
+    let mut second = database.open("set local deadlock_timeout = '4s'; insert into two values (2)").await;
+    hold.release().await;
     let waits = async |relation: &str| {
         let waits = format!("select pid from pg_locks where not granted and relation = '{relation}'::regclass");
         eventually(relation, || async {
@@ -188,48 +252,52 @@ async fn track_ends_no_transaction_of_a_writer_by_a_deadlock() {
     waits("parts").await;
     first.commit().await.unwrap();
     insert.await.unwrap().expect("no deadlock").commit().await.unwrap();
-    assert_eq!(track.await.unwrap().unwrap(), tracking::Tracked::Now);
+    ends(track.await.unwrap(), 0, "");
 }
 
 /// As a vacuum does. Postgres ends an autovacuum only for a session that waits long enough for that one lock.
 #[tokio::test]
-async fn track_waits_for_a_vacuumed_partition_alone() {
+async fn track_waits_for_a_vacuumed_relation_alone() {
     let schema = "
         create table parts (id int primary key) partition by list (id);
-        create table one partition of parts for values in (1); create table two partition of parts for values in (2)";
+        create table one partition of parts for values in (1); create table two partition of parts for values in (2);
+        create table plain (id int primary key)";
     let database = Database::new_with(schema).await;
-    let vacuum = database.open("lock table two in share update exclusive mode").await;
-    let parts = Catalog::from_toml("[[dataset]]\nname = \"parts\"\ntable = \"parts\"").unwrap();
-    let (pool, parts) = (database.pool.clone(), parts.get("parts").unwrap().clone());
-    let track = tokio::spawn(async move { tracking::track(&pool, &parts).await });
-    eventually("track waits", || async {
-        let waits = "select l.pid from pg_locks l where not l.granted and l.relation = 'two'::regclass and l.mode = 'ShareUpdateExclusiveLock'
-            and not exists (select from pg_locks o where o.pid = l.pid and o.granted and o.relation in ('parts'::regclass, 'one'::regclass))";
-        sqlx::query_scalar::<_, i32>(waits).fetch_optional(&database.pool).await.unwrap()
-    })
-    .await;
-    vacuum.rollback().await.unwrap();
-    assert_eq!(track.await.unwrap().unwrap(), tracking::Tracked::Now);
+    for (table, vacuumed) in [("parts", "two"), ("plain", "plain")] {
+        let vacuum = database.open(&format!("lock table {vacuumed} in share update exclusive mode")).await;
+        let catalog = Catalog::of(&PARTS.replace("parts", table));
+        let release = async {
+            eventually("track waits", || async {
+                let waits = format!(
+                    "select l.pid from pg_locks l
+                     where not l.granted and l.relation = '{vacuumed}'::regclass and l.mode = 'ShareUpdateExclusiveLock'
+                       and not exists (select from pg_locks o where o.pid = l.pid and o.granted
+                         and o.relation in ('parts'::regclass, 'one'::regclass, 'plain'::regclass))"
+                );
+                sqlx::query_scalar::<_, i32>(AssertSqlSafe(waits)).fetch_optional(&database.pool).await.unwrap()
+            })
+            .await;
+            vacuum.rollback().await.unwrap();
+        };
+        tokio::join!(catalog.track(&database, table), release);
+    }
 }
 
 #[tokio::test]
-async fn a_key_that_changes_while_track_waits_for_its_lock_is_the_one_that_is_kept() {
-    let database = Database::new().await;
-    database.run("create table parts (id bigint primary key, code text not null unique, name text)").await;
-    let another_key = "alter table parts drop constraint parts_pkey; alter table parts add primary key (code)";
-    let change = database.open(another_key).await;
-    let parts = Catalog::from_toml("[[dataset]]\nname = \"parts\"\ntable = \"parts\"").unwrap();
-    let (pool, parts) = (database.pool.clone(), parts.get("parts").unwrap().clone());
-    let track = tokio::spawn(async move { tracking::track(&pool, &parts).await });
-    eventually("track waits", || async {
-        let waits =
-            "select pid from pg_locks where mode = 'ShareRowExclusiveLock' and not granted and relation is not null";
-        sqlx::query_scalar::<_, i32>(waits).fetch_optional(&database.pool).await.unwrap()
-    })
-    .await;
-    change.commit().await.unwrap();
-    track.await.unwrap().unwrap();
-    let kept = "select key from cdc_export.tracked where table_name = 'parts'";
-    let kept: Vec<String> = sqlx::query_scalar(kept).fetch_one(&database.pool).await.unwrap();
+async fn a_key_that_changes_before_track_locks_the_table_is_the_one_that_is_kept() {
+    let table = "create table parts (id bigint primary key, code text not null unique, name text)";
+    let database = Database::new_with(table).await;
+    let catalog = Catalog::of(PARTS);
+    let track = catalog.start(&database).with("FAILPOINTS", "capture.looked=hold").arguments(&["track", "parts"]);
+    let hold = track.hold("capture.looked");
+    let change = async {
+        hold.reached().await;
+        let another_key = "alter table parts drop constraint parts_pkey; alter table parts add primary key (code)";
+        database.run(another_key).await;
+        hold.release().await;
+    };
+    let (tracked, ()) = tokio::join!(track.output(), change);
+    ends(tracked, 0, "");
+    let kept: Vec<String> = database.one("select key from cdc_export.tracked where table_name = 'parts'").await;
     assert_eq!(kept, ["code"], "as the triggers log it");
 }

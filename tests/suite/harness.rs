@@ -389,8 +389,8 @@ fn run_folder() -> (PathBuf, File) {
 /// connections.
 async fn hasten(options: &PgConnectOptions) -> PathBuf {
     let mut admin = PgConnection::connect_with(options).await.unwrap();
-    for (setting, value) in
-        [("fsync", "off"), ("full_page_writes", "off"), ("autovacuum", "off"), ("max_connections", "400")]
+    let settings = [("fsync", "off"), ("full_page_writes", "off"), ("autovacuum", "off")];
+    for (setting, value) in settings.into_iter().chain([("max_connections", "400"), ("max_prepared_transactions", "9")])
     {
         admin.execute(AssertSqlSafe(format!("alter system set {setting} = {value}"))).await.unwrap();
     }

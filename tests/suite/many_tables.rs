@@ -9,7 +9,7 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::catalog::{Catalog, export};
-use crate::harness::{Database, Service, Start, ends, until};
+use crate::harness::{Database, Service, Start, ends, silent, until};
 use crate::network::{Proxy, url};
 use crate::traffic::purposes;
 
@@ -173,20 +173,42 @@ fn captured(name: &str) -> String {
 async fn a_locked_table_keeps_no_other_from_being_tracked_or_untracked() {
     let (database, catalog) = untracked().await;
     let lock = || database.open("lock table t2 in row exclusive mode");
-    let busy = "t2: `t2` is too busy";
+    let busy = "t2: `t2` is too busy: process";
+    let impatient = |command| {
+        let start = catalog.start(&database).with("FAILPOINTS", "capture.wait=time:0");
+        start.arguments(&[command, "t1", "t2", "t3"]).output()
+    };
     let held = lock().await;
-    let (code, printed, said) = catalog.command(&database, &["track", "t1", "t2", "t3"]).await;
-    assert_eq!((code, printed), (1, captured("t1") + &captured("t3")), "{said}");
-    assert!(said.contains(busy) && !said.contains("t1") && !said.contains("t3"), "{said}");
+    let (printed, said) = ends(impatient("track").await, 1, busy);
+    assert_eq!(printed, captured("t1") + &captured("t3"), "{said}");
+    assert!(!said.contains("t1") && !said.contains("t3"), "{said}");
     held.rollback().await.unwrap();
     let (code, printed, said) = catalog.command(&database, &["track", "t2", "t2"]).await;
     assert_eq!((code, printed), (0, captured("t2")), "{said}");
 
     let held = lock().await;
-    let (printed, _) = ends(catalog.command(&database, &["untrack", "t1", "t2", "t3"]).await, 1, busy);
+    let (printed, _) = ends(impatient("untrack").await, 1, busy);
     let lines: Vec<_> = printed.lines().map(|line| line.split(" are no").next().unwrap()).collect();
     assert_eq!(lines, ["The changes of t1", "The changes of t3"]);
     held.rollback().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_table_that_is_busy_is_tracked_or_untracked_after_the_others() {
+    let (database, catalog) = untracked().await;
+    for (command, is_tracked, printed) in
+        [("track", true, captured("t2") + &captured("t1")), ("untrack", false, String::new())]
+    {
+        let held = database.open("lock table t1 in row exclusive mode").await;
+        let release = async {
+            let tracked = "select exists (select from cdc_export.tracked where table_name = 't2')";
+            until("the other one is done", async || database.one::<bool>(tracked).await == is_tracked).await;
+            held.rollback().await.unwrap();
+        };
+        let arguments = [command, "t1", "t2"];
+        let (ended, ()) = tokio::join!(catalog.command(&database, &arguments), release);
+        assert!(silent(ended).starts_with(&printed));
+    }
 }
 
 #[tokio::test]

@@ -1,24 +1,19 @@
 //! Creates the triggers that capture the changes of a dataset's table, and renews them.
 
+use std::ops::Deref;
 use std::sync::LazyLock;
-use std::time::Duration;
 
 use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
-use crate::connection::failure::SqlFailure;
 use crate::connection::statement::with_pieces;
 use crate::dataset::fault::Faults;
 use crate::dataset::{Capture, Dataset, Table, TableSchema};
+use crate::source::capture::waiting::{Queue, Wait};
 use crate::source::capture::{Error, function_text, functions, one_at_a_time, stamps};
 use crate::source::captured::CAPTURE;
 use crate::source::trigger::TriggerKind;
 use crate::source::{quote, table_schema};
-
-/// The number of times that `track` tries to get its locks. The writers continue in the pauses.
-const TRIES: u32 = 20;
-/// The pause between two attempts.
-pub(super) const PAUSE: Duration = Duration::from_millis(500);
 
 static LOCATE: LazyLock<String> =
     LazyLock::new(|| with_pieces(include_str!("tracking/locate.sql"), &[("captured.sql", CAPTURE)]));
@@ -79,21 +74,22 @@ pub enum Tracked {
 /// # Errors
 /// If the table can't be captured. Nothing is changed in this case.
 pub async fn track(pool: &PgPool, dataset: &Dataset) -> Result<Tracked, Error> {
-    for _ in 1..TRIES {
-        match try_track(pool, dataset).await {
-            Err(Error::Busy(_)) => tokio::time::sleep(PAUSE).await,
-            done => return done,
-        }
-    }
-    try_track(pool, dataset).await
+    track_next(pool, &mut Queue::of([dataset])).await.expect("the queue has a dataset").1
 }
 
-/// Does what [`track`] does, but waits for the table's lock only once.
-///
-/// # Errors
-/// If the table can't be captured, or is busy. Nothing is changed in this case.
-pub async fn try_track(pool: &PgPool, dataset: &Dataset) -> Result<Tracked, Error> {
-    install(&mut *pool.acquire().await?, dataset).await
+/// Does what [`track`] does for the datasets of a queue, until one of them is done. Returns that one with its result.
+/// Returns `None` if the queue is empty.
+pub async fn track_next<D>(pool: &PgPool, queue: &mut Queue<D>) -> Option<(D, Result<Tracked, Error>)>
+where
+    D: Deref<Target = Dataset>,
+{
+    loop {
+        let mut turn = queue.next().await?;
+        let tracked = try_track(pool, &turn.item, &mut turn.wait).await;
+        if let Some(done) = queue.settle(turn, tracked) {
+            return Some(done);
+        }
+    }
 }
 
 /// Installs missing triggers on the demo's own table. For every other table the user runs `track`.
@@ -124,11 +120,11 @@ pub async fn restore(pool: &PgPool) -> Result<(), Error> {
     }
 }
 
-async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<Tracked, Error> {
+async fn try_track(pool: &PgPool, dataset: &Dataset, wait: &mut Wait) -> Result<Tracked, Error> {
     if dataset.capture != Capture::Triggers {
         return Err(Error::NeedsNone(dataset.name.clone()));
     }
-    let mut tx = conn.begin().await?;
+    let mut tx = pool.begin().await?;
     one_at_a_time(&mut tx).await?;
     let state = locate(&mut tx, &dataset.table).await?;
     if state.is_log_altered {
@@ -152,17 +148,17 @@ async fn install(conn: &mut PgConnection, dataset: &Dataset) -> Result<Tracked, 
         state.set.clone().filter(|_| state.logs(key))
     };
     let kept = kept_of(&state);
-    let state = lock(&mut tx, &dataset.table, &state, kept.as_deref()).await?;
+    let state = lock(&mut tx, &dataset.table, &state, kept.as_deref(), wait).await?;
     check(&state, dataset)?;
     if kept_of(&state) != kept {
-        return Err(Error::Busy(dataset.table.to_string()));
+        return Err(Error::busy(&dataset.table));
     }
     let kept = kept.as_deref();
     let before = if kept.is_some() { stamps::read(&mut tx, &[state.oid]).await? } else { Vec::new() };
     remove(&mut tx, &dataset.table, &state, kept).await?;
     let schema = introspect(&mut tx, dataset).await?;
     let key: Vec<_> = schema.key.iter().map(|part| part.column.name.to_string()).collect();
-    make(&mut tx, &state, kept, &key).await.map_err(|cause| denied_or_else(&dataset.table, cause))?;
+    make(&mut tx, &state, kept, &key).await.map_err(|cause| Error::of_table(&dataset.table, cause))?;
     list(&mut tx, &state, &key).await?;
     try_log(&mut tx, &dataset.table, &state).await?;
     stamps::record(&mut tx, &before).await?;
@@ -313,7 +309,7 @@ async fn introspect(conn: &mut PgConnection, dataset: &Dataset) -> Result<TableS
     table_schema::introspect(conn, dataset).await.map_err(|error| match error {
         table_schema::Error::Faults(faults) => Error::Mismatch(faults),
         table_schema::Error::Hidden(fault) => Error::Mismatch(Faults(vec![fault])),
-        table_schema::Error::Sql(cause) => denied_or_else(&dataset.table, cause),
+        table_schema::Error::Sql(cause) => Error::of_table(&dataset.table, cause),
     })
 }
 
@@ -322,72 +318,20 @@ async fn introspect(conn: &mut PgConnection, dataset: &Dataset) -> Result<TableS
 ///
 /// Takes all locks in one statement, in the strongest mode that the transaction needs. A later, stronger lock could
 /// wait for a writer that waits for this transaction.
-///
-/// A writer may hold a partition and wait for the root. Postgres ends such a writer after `deadlock_timeout`. So the
-/// locks of a partitioned table are given up after half of that time.
 pub(super) async fn lock(
     conn: &mut PgConnection,
     table: &Table,
     state: &TableState,
     kept: Option<&str>,
+    wait: &mut Wait,
 ) -> Result<TableState, Error> {
     let found = Table { schema: Some(state.schema_name.clone()), name: state.table_name.clone() };
     let removes = !triggers(conn, state, kept).await?.is_empty();
     let mode = if removes { "access exclusive" } else { "share row exclusive" };
-    let has_parts = state.kind == "p" || state.has_children;
-    if has_parts {
-        end_autovacuums(conn, table, state).await?;
-    }
-    // In milliseconds. The table's writers queue behind it.
-    let limit = if has_parts { "least(greatest(setting::int / 2, 1), 2000)" } else { "2000" };
-    let lock = format!(
-        "-- source.capture.lock
-         set local lock_timeout = 0;
-         select set_config('statement_timeout', ({limit})::text, true) from pg_settings where name = 'deadlock_timeout';
-         lock table {} in {mode} mode;
-         set local statement_timeout = 0; set local lock_timeout = '2s'",
-        quote::relation(&found)
-    );
-    let locked = sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *conn).await;
-    locked.map_err(|cause| busy_or_else(table, cause))?;
+    wait.lock(conn, table, (state.oid, &found), mode).await?;
     let locked = locate(conn, table).await?;
     // The name may now belong to another table, which isn't locked.
-    if locked.oid == state.oid { Ok(locked) } else { Err(Error::Busy(table.to_string())) }
-}
-
-/// Ends the autovacuums of a table's partitions, by waiting for each lock alone. Postgres ends an autovacuum for a
-/// session that has waited for `deadlock_timeout`, which is longer than all locks together may take.
-async fn end_autovacuums(conn: &mut PgConnection, table: &Table, state: &TableState) -> Result<(), Error> {
-    let vacuumed: Vec<String> =
-        sqlx::query_scalar(include_str!("tracking/vacuumed.sql")).bind(state.oid).fetch_all(&mut *conn).await?;
-    for partition in vacuumed {
-        let lock = format!(
-            "-- source.capture.end_autovacuum
-             savepoint alone;
-             select set_config('statement_timeout', (2 * setting::int)::text, true) from pg_settings where name = 'deadlock_timeout';
-             lock table only {partition} in share update exclusive mode;
-             rollback to alone; release alone"
-        );
-        let locked = sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *conn).await;
-        locked.map_err(|cause| busy_or_else(table, cause))?;
-    }
-    Ok(())
-}
-
-fn busy_or_else(table: &Table, cause: sqlx::Error) -> Error {
-    match SqlFailure::of(&cause) {
-        SqlFailure::Cancelled => Error::Busy(table.to_string()),
-        _ => denied_or_else(table, cause),
-    }
-}
-
-fn denied_or_else(table: &Table, cause: sqlx::Error) -> Error {
-    match SqlFailure::of(&cause) {
-        // For example a deadlock with a transaction that has read the table and now writes to it.
-        SqlFailure::LockTimeout | SqlFailure::Conflict => Error::Busy(table.to_string()),
-        SqlFailure::Denied => Error::Denied { table: table.to_string(), cause },
-        _ => Error::Sql(cause),
-    }
+    if locked.oid == state.oid { Ok(locked) } else { Err(Error::busy(table)) }
 }
 
 /// A table or a partition.
@@ -437,7 +381,7 @@ pub(super) async fn remove(
     kept: Option<&str>,
 ) -> Result<bool, Error> {
     let triggers = triggers(conn, state, kept).await?;
-    let denied = |cause| denied_or_else(table, cause);
+    let denied = |cause| Error::of_table(table, cause);
     for (_, trigger) in &triggers {
         let drop = format!("-- source.capture.remove\n drop trigger {trigger}");
         sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut *conn).await.map_err(denied)?;

@@ -1,17 +1,16 @@
 //! Removes the capture of a table or of all tables, and finds the tables whose capture no dataset needs.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use sqlx::{Connection, PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool};
 
 use crate::dataset::catalog::Catalog;
 use crate::dataset::{Capture, Dataset, Table};
-use crate::source::capture::tracking::{PAUSE, locate, lock, remove};
+use crate::source::capture::tracking::{locate, lock, remove};
+use crate::source::capture::waiting::{Queue, Wait};
 use crate::source::capture::{Error, functions};
 use crate::source::rights::{self, TableAccess};
-
-/// The number of attempts to lock a table.
-const TRIES: u32 = 3;
 
 /// Removes the triggers from the tables of these datasets, which can't be exported from then on. Each table has a
 /// transaction of its own. Returns for each dataset the error if its triggers could not be removed: there is no such
@@ -24,22 +23,22 @@ pub async fn untrack(
     datasets: &[Arc<Dataset>],
     catalog: &Catalog,
 ) -> Result<Vec<Result<(), Error>>, Error> {
-    let mut conn = pool.acquire().await?;
     let others = catalog.iter().filter(|other| other.capture == Capture::Triggers);
     let others: Vec<_> = others.filter(|other| datasets.iter().all(|it| it.name != other.name)).collect();
     let all: Vec<_> = datasets.iter().chain(others.iter().copied()).map(|dataset| &**dataset).collect();
-    let accesses = rights::read_accesses(&mut conn, &all).await?;
+    let accesses = rights::read_accesses(&mut *pool.acquire().await?, &all).await?;
     let (own, of_others) = accesses.split_at(datasets.len());
-    let mut done = Vec::new();
-    for (dataset, access) in datasets.iter().zip(own) {
+    let check = |(dataset, access): (&Arc<Dataset>, &TableAccess)| {
         let is_same = |other: &TableAccess| other.table.is_some() && other.table == access.table;
-        let sharing = others.iter().zip(of_others).find(|(_, other)| is_same(other));
-        done.push(match sharing {
+        match others.iter().zip(of_others).find(|(_, other)| is_same(other)) {
             Some((other, _)) => Err(Error::Shared { dataset: dataset.name.clone(), other: other.name.clone() }),
-            None => untrack_on(&mut conn, &dataset.table).await.map(drop),
-        });
-    }
-    Ok(done)
+            None => Ok(dataset.table.clone()),
+        }
+    };
+    let checked: Vec<_> = datasets.iter().zip(own).map(check).collect();
+    let mut untracked = untrack_each(pool, checked.iter().flatten()).await.into_iter();
+    let done = |table: Result<_, _>| table.and_then(|_| untracked.next().expect("a table has a result").map(drop));
+    Ok(checked.into_iter().map(done).collect())
 }
 
 /// Removes the triggers from a table, with or without a dataset. Returns false if the table had no triggers.
@@ -47,7 +46,7 @@ pub async fn untrack(
 /// # Errors
 /// If there is no such table, it is a partition, or the role lacks the right.
 pub async fn untrack_table(pool: &PgPool, table: &Table) -> Result<bool, Error> {
-    untrack_on(&mut *pool.acquire().await?, table).await
+    untrack_each(pool, [table]).await.pop().expect("a table has a result")
 }
 
 /// Removes the triggers from all tables that have any. Returns these tables, each with the error if its triggers could
@@ -56,15 +55,11 @@ pub async fn untrack_table(pool: &PgPool, table: &Table) -> Result<bool, Error> 
 /// # Errors
 /// If the database fails.
 pub async fn untrack_all(pool: &PgPool) -> Result<Vec<(Table, Result<(), Error>)>, Error> {
-    let mut conn = pool.acquire().await?;
     let tables: Vec<(String, String)> =
-        sqlx::query_as(include_str!("untracking/with_triggers.sql")).fetch_all(&mut *conn).await?;
-    let mut done = Vec::new();
-    for (schema, name) in tables {
-        let table = Table { schema: Some(schema), name };
-        let untracked = untrack_on(&mut conn, &table).await.map(drop);
-        done.push((table, untracked));
-    }
+        sqlx::query_as(include_str!("untracking/with_triggers.sql")).fetch_all(pool).await?;
+    let tables: Vec<_> = tables.into_iter().map(|(schema, name)| Table { schema: Some(schema), name }).collect();
+    let untracked = untrack_each(pool, &tables).await;
+    let done: Vec<_> = tables.into_iter().zip(untracked.into_iter().map(|it| it.map(drop))).collect();
     if done.iter().all(|(_, untracked)| untracked.is_ok()) {
         // The list also has tables that were dropped or renamed. Somebody may have tracked a table meanwhile.
         sqlx::query(
@@ -77,31 +72,32 @@ pub async fn untrack_all(pool: &PgPool) -> Result<Vec<(Table, Result<(), Error>)
                join pg_namespace n on n.oid = t.relnamespace
                where p.pronamespace = to_regnamespace('cdc_export'))",
         )
-        .execute(&mut *conn)
+        .execute(pool)
         .await?;
-        functions::remove_unused(&mut conn, None).await?;
+        functions::remove_unused(&mut *pool.acquire().await?, None).await?;
     }
     Ok(done)
 }
 
-async fn untrack_on(conn: &mut PgConnection, table: &Table) -> Result<bool, Error> {
-    for _ in 1..TRIES {
-        match try_untrack(conn, table).await {
-            Err(Error::Busy(_)) => tokio::time::sleep(PAUSE).await,
-            done => return done,
-        }
+/// Removes the triggers from these tables, and tries again while some are busy. Returns the results in the tables' order.
+async fn untrack_each<'t>(pool: &PgPool, tables: impl IntoIterator<Item = &'t Table>) -> Vec<Result<bool, Error>> {
+    let mut queue = Queue::of(tables.into_iter().enumerate());
+    let mut done = BTreeMap::new();
+    while let Some(mut turn) = queue.next().await {
+        let untracked = try_untrack(pool, turn.item.1, &mut turn.wait).await;
+        done.extend(queue.settle(turn, untracked).map(|((place, _), untracked)| (place, untracked)));
     }
-    try_untrack(conn, table).await
+    done.into_values().collect()
 }
 
-async fn try_untrack(conn: &mut PgConnection, table: &Table) -> Result<bool, Error> {
-    let mut tx = conn.begin().await?;
+async fn try_untrack(pool: &PgPool, table: &Table, wait: &mut Wait) -> Result<bool, Error> {
+    let mut tx = pool.begin().await?;
     let state = locate(&mut tx, table).await?;
     if let Some(parent) = state.parent {
         return Err(Error::Partition { table: table.to_string(), parent });
     }
     state.require_owner(table)?;
-    let state = lock(&mut tx, table, &state, None).await?;
+    let state = lock(&mut tx, table, &state, None, wait).await?;
     let is_any = remove(&mut tx, table, &state, None).await?;
     sqlx::query(
         "-- source.capture.untrack
@@ -110,7 +106,8 @@ async fn try_untrack(conn: &mut PgConnection, table: &Table) -> Result<bool, Err
     .bind(&state.schema_name)
     .bind(&state.table_name)
     .execute(&mut *tx)
-    .await?;
+    .await
+    .map_err(|cause| Error::of_table(table, cause))?;
     tx.commit().await?;
     Ok(is_any)
 }
