@@ -104,6 +104,7 @@ create table {schema}.exports (
   progress smallint not null default 0 check (progress between 0 and 100), -- in percent
   attempt integer not null default 0 check (attempt >= 0),
   max_attempts integer not null check (max_attempts > 0),
+  gave_way integer not null default 0, -- how many attempts ended for sessions that waited for their locks
   run_at timestamptz not null default clock_timestamp(), -- a pending job is not claimed earlier
   -- Workers claim jobs in this order. The first job of a consumer that has none gets a turn before the second job of
   -- a consumer that waits.
@@ -114,9 +115,9 @@ create table {schema}.exports (
   lease_token uuid, -- the right to this attempt
   lease_owner text, -- the process that has the lease, for people
   lease_expires_at timestamptz,
-  -- The session of a running attempt. A worker whose session has ended has ended too, or will not commit.
-  session_pid integer,
-  session_started timestamptz,
+  -- The name of the session that commits a running attempt. A worker whose session has ended has ended too, or will
+  -- not commit.
+  session text,
   cancel_requested_at timestamptz,
   purge_hold pg_snapshot, -- the purge keeps what this snapshot didn't see: the attempt may read it yet
   marker_seen uuid, -- the export that the lane's marker at the destination named when the attempt began

@@ -232,6 +232,10 @@ impl Config {
                 publisher: publisher.clone(),
                 workers: vars.number("WORKERS", 2, 1..=64)? as u32,
                 lease,
+                give_way: match vars.number("GIVE_WAY_SECONDS", 5, 0..=3600)? {
+                    0 => None,
+                    seconds => Some(Duration::from_secs(seconds)),
+                },
                 cell_max: CellMax(vars.bytes("CELL_MAX_BYTES", 64 << 20, 1 << 10..=1 << 30)?),
                 compression_level: vars.optional_number("COMPRESSION_LEVEL", 1..=19)?.map(|level| level as u8),
                 mask_secret: vars.optional("MASK_SECRET", str::parse::<MaskSecret>)?,

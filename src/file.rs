@@ -163,6 +163,8 @@ pub struct FileRecord {
     pub finished_at: Option<DateTime<Utc>>,
     /// True if the files have their final names.
     pub is_published: bool,
+    /// True if Postgres has a synchronous standby, which may lack the commit.
+    pub awaits_standby: bool,
     /// The trace context of the job.
     pub trace: Option<TraceParent>,
     /// The batch that the job is a member of. `None` if it is a job of its own, or is published.

@@ -63,15 +63,6 @@ impl fmt::Display for JobId {
     }
 }
 
-/// A session of Postgres, in which an attempt commits. A process id alone may come again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SessionId {
-    /// The process id of the backend.
-    pub(crate) pid: i32,
-    /// The time of the start of the backend.
-    pub(crate) started: DateTime<Utc>,
-}
-
 /// The token of a lease: the right to run one attempt of one job.
 ///
 /// Each claim generates a random token, so that a worker without the lease can't write in the name of its holder. A
@@ -216,6 +207,11 @@ pg_rows::words! {
         /// The service could not connect to Postgres, or the connection broke. Or a lock or a foreign server was in the
         /// way, which the detail names.
         SourceUnavailable = "source_unavailable",
+        /// Other sessions waited for a lock that the export prevents, in each of six attempts. The detail names the
+        /// last one.
+        GaveWay = "gave_way",
+        /// The export needs more than half of the free places in Postgres's lock table. The detail has the numbers.
+        TooManyLocks = "too_many_locks",
         /// The table to export doesn't exist.
         TableMissing = "table_missing",
         /// The job waited, and no process has its dataset any more.

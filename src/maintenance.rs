@@ -11,6 +11,7 @@ mod retain;
 mod schedule;
 mod sweep;
 
+use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
@@ -240,14 +241,19 @@ async fn announce(Maintenance { store, destination, .. }: &Maintenance, age: Dur
 }
 
 /// Takes over the jobs of vanished workers.
-async fn reap(Maintenance { settings, store, sweep_requested, .. }: &Maintenance) -> Result<(), Error> {
+async fn reap(Maintenance { settings, store, source, sweep_requested, .. }: &Maintenance) -> Result<(), Error> {
     store.repair_future_timestamps(settings.lease).await?;
     store.repair_future_timestamps_of_deliveries().await?;
     store.shorten_orphaned().await?;
-    for Transition { job, .. } in store.reap().await? {
+    let mut sessions = BTreeSet::new();
+    for Transition { job, session, .. } in store.reap().await? {
         tracing::warn!(event = "export_taken_over", jobId = %job.id, status = %job.status);
         metrics::lease_taken_over();
         sweep_requested.notify_one();
+        sessions.extend(session);
+    }
+    for session in sessions {
+        source.end_sessions(&session).await?;
     }
     Ok(())
 }

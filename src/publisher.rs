@@ -113,6 +113,10 @@ impl Publisher {
     }
 
     async fn publish_all(&self, mut record: FileRecord) -> Result<Publication, Error> {
+        // The commit did not wait for the standby. Nobody may see a file of an export that a failover would lose.
+        if record.awaits_standby {
+            self.store.await_standby(&record).await?;
+        }
         loop {
             let batch = match &record.batch {
                 Some(batch) if batch.is_last => match self.store.batch_end(batch.id, record.job).await? {

@@ -266,6 +266,7 @@ impl From<sink::Error> for Error {
             sink::Error::Gone => Error::FileGone,
             sink::Error::Settings(_)
             | sink::Error::Unavailable(_)
+            | sink::Error::Stalled(_)
             | sink::Error::TooLarge(_)
             | sink::Error::Stopped
             | sink::Error::Io(_) => Error::Output(error),
@@ -518,10 +519,13 @@ impl Service {
     ///
     /// If the look fails.
     pub async fn datasets(&self, fresh: Duration) -> Result<Looked<Arc<SeenTables>>, Arc<Error>> {
-        let (source, catalog) = (self.source.clone(), self.current.get());
+        let (source, catalog, untrackable) = (self.source.clone(), self.current.get(), self.current.untrackable());
         let look = async move {
             let datasets: Vec<_> = catalog.iter().cloned().collect();
-            let datasets = on_table(source.describe(&datasets)).await?;
+            let mut datasets = on_table(source.describe(&datasets)).await?;
+            for described in &mut datasets {
+                described.why_untracked = untrackable.get(&described.dataset.name).cloned();
+            }
             let without_dataset = on_table(source.tables_without_dataset(&catalog)).await?;
             Ok(Arc::new(SeenTables { datasets, without_dataset }))
         };
@@ -542,7 +546,8 @@ impl Service {
     /// Returns a dataset with the current columns of its table.
     pub async fn describe(&self, dataset: &Arc<Dataset>) -> Result<Description, Error> {
         let mut described = on_table(self.source.describe(slice::from_ref(dataset))).await?;
-        Ok(described.pop().expect("each dataset has a description"))
+        let described = described.pop().expect("each dataset has a description");
+        Ok(Description { why_untracked: self.current.untrackable().get(&dataset.name).cloned(), ..described })
     }
 
     /// Returns true if an index begins with this column of a table.

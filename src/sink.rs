@@ -18,6 +18,7 @@ mod lookup;
 mod marker_file;
 mod published_file;
 mod settings;
+mod stall;
 
 pub use archive::Archive;
 #[cfg(feature = "buckets")]
@@ -30,6 +31,7 @@ pub use lookup::Lookup;
 pub use marker_file::MarkerFile;
 pub use published_file::PublishedFile;
 pub use settings::Settings;
+pub use stall::{StallWatch, stall_limit};
 
 /// The file or object that holds the id of a destination, beside the export files.
 const DESTINATION_ID_FILE: &str = ".cdc-export-store";

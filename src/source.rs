@@ -154,16 +154,29 @@ pub enum Error {
          again: {0}"
     )]
     JobRestored(Remedy),
-    /// The locks of a batch would leave too little room for those of others.
+    /// Another session waited for a lock that the export prevents.
     #[error(
-        "the tables and their partitions need {locks} locks at once, and a batch takes at most half of the {room} of \
-         Postgres: raise max_locks_per_transaction, or ask for fewer datasets at once"
+        "{session} waited {seconds} seconds for an ACCESS EXCLUSIVE lock on `{relation}`, so the export ended and is tried \
+         again later"
+    )]
+    GaveWay {
+        /// The session, with its role and application.
+        session: String,
+        /// The name of the relation.
+        relation: String,
+        /// The number of seconds for which it has waited.
+        seconds: u64,
+    },
+    /// The locks of the export would leave too little room for those of others.
+    #[error(
+        "the export needs {locks} locks at once, of the tables with their partitions and indexes, and takes at most half \
+         of the {free} that Postgres has free now: raise max_locks_per_transaction"
     )]
     TooManyLocks {
-        /// The number of locks that the batch needs.
+        /// The number of locks that the export needs.
         locks: i64,
-        /// The number of locks for which Postgres has room.
-        room: i64,
+        /// The number of locks for which Postgres has room now.
+        free: i64,
     },
     /// A standby's snapshots hide transactions that are in progress on its primary: rows would be lost.
     #[error("this Postgres is a standby, whose changes can't be told exactly")]

@@ -38,9 +38,9 @@ use crate::job::{CurrentJob, ExportType, Job, JobId, Progress, Status};
 use crate::manifest::Manifest;
 use crate::pipeline::{self, WrittenExport};
 use crate::publisher::{self, Publisher};
-use crate::sink::{self, Destination, Drafts, Limited, MarkerFile};
+use crate::sink::{self, Destination, Drafts, Limited, MarkerFile, StallWatch};
 use crate::source::{
-    Source,
+    self, Source,
     connections::ExportConnections,
     lag::ChangesCount,
     reading::SnapshotReader,
@@ -55,7 +55,7 @@ use crate::store::{
 };
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::spans::{self, Span};
-use crate::telemetry::{chain, job_event};
+use crate::telemetry::{chain, job_event, metrics};
 use crate::trace::TraceParent;
 use crate::worker::error::{Error, Failed};
 use crate::worker::heartbeat::{Heartbeat, Stop};
@@ -89,6 +89,8 @@ pub struct Settings {
     pub workers: u32,
     /// The duration of a lease. A job whose lease is not renewed for this long can be taken over.
     pub lease: Duration,
+    /// The time for which an export may keep another session waiting for a lock. `None`: it may for ever.
+    pub give_way: Option<Duration>,
     /// The maximum size of a value.
     pub cell_max: CellMax,
     /// The compression level of files. If `None`, each codec uses its default.
@@ -469,11 +471,12 @@ impl Worker {
         }
         let commits = lease.jobs().zip(&inputs).zip(&*exports);
         let commits: Vec<_> = commits.map(|((job, found), exported)| Commit { job, found, exported }).collect();
-        let transaction = snapshot.begin_commit(self.settings.lease).await?;
+        let (transaction, awaits_standby) = snapshot.begin_commit(self.settings.lease).await?;
         match self.store.commit(transaction, lease.token(), &commits).await? {
             Committed::Done(jobs) => {
                 for (record, is_planned) in records.iter_mut().zip(&jobs.are_planned) {
                     record.manifest.take_if(|_| !is_planned);
+                    record.awaits_standby = awaits_standby;
                 }
                 Ok((records, jobs))
             }
@@ -511,8 +514,9 @@ impl Worker {
             let (job, marker) = (job.id, marker.as_ref());
             purposes.push(Purpose { dataset, consumer, export_type, format, job, marker });
         }
-        let opening = connections.open(&purposes, self.settings.lease);
+        let opening = connections.open(&purposes, self.settings.lease, sink::stall_limit());
         let mut snapshot = spans::step("open", opening).await?;
+        let (stalls, time) = (StallWatch::default(), self.settings.lease);
         let (leader, mut reading) = snapshot.split();
         let write = async {
             let may_skip = self.may_skip(lease, datasets, reading.tables()).await?;
@@ -531,25 +535,37 @@ impl Worker {
                 if is_unread(at, reading.tables()) {
                     continue;
                 }
-                let written = self.write_file(lease, (job, dataset), &mut reading, at, may_skip[at], current);
+                let (skips_empty, watches) = (may_skip[at], (current, &stalls));
+                let written = self.write_file(lease, (job, dataset), &mut reading, at, skips_empty, watches);
                 let written = written.await.map_err(Failed::at(at))?;
                 // The disk syncs this file while the next table is read.
                 let staged = stage(written, Arc::clone(dataset), reading.tables()[at].new_position.taken_at);
                 let staged = AbortOnDropHandle::new(tokio::spawn(staged));
                 staging.push(async move { (at, staged.await) });
-                while staging.len() > MAX_STAGING {
+                if staging.len() > MAX_STAGING {
+                    // A reader that waited for the destination would hold its snapshot and its lock.
+                    reading.end(time).await;
                     collect(&mut exports, staging.next().await)?;
                 }
             }
-            while !staging.is_empty() {
-                collect(&mut exports, staging.next().await)?;
-            }
-            Ok::<_, Failed>(exports)
+            let collected = async {
+                while !staging.is_empty() {
+                    collect(&mut exports, staging.next().await)?;
+                }
+                Ok::<_, Failed>(exports)
+            };
+            let (exports, ()) = tokio::join!(collected, reading.end(time));
+            exports
         };
         let exports = tokio::select! {
-            lost = leader.keep_alive(lease::interval(self.settings.lease), self.settings.lease) => return Err(Error::from(lost).into()),
-            exports = write => exports?,
+            lost = leader.keep_alive(lease::interval(time), time, self.settings.give_way) => Err(Error::from(lost).into()),
+            stalled = stalls.stalled(self.destination.stall_limit()) => Err(Error::from(stalled).into()),
+            exports = write => exports,
         };
+        if let Err(Failed { error: Error::Source(source::Error::GaveWay { .. }), .. }) = exports {
+            snapshot.give_up().await;
+        }
+        let exports = exports?;
         let markers = markers.into_iter().map(|marker| marker.map(|marker| marker.job)).collect();
         Ok(WrittenAttempt { snapshot, exports, markers })
     }
@@ -573,7 +589,7 @@ impl Worker {
         reading: &mut SnapshotReader<'_>,
         at: usize,
         skips_empty: bool,
-        current: &CurrentJob,
+        (current, stalls): (&CurrentJob, &StallWatch),
     ) -> Result<WrittenExport, Error> {
         let name = FileName {
             dataset: job.dataset.clone(),
@@ -581,7 +597,7 @@ impl Worker {
             name: job.output_filename.clone(),
             encoding: job.encoding,
         };
-        let drafts = Drafts::new(&self.destination, lease.hidden_file(job), name);
+        let drafts = Drafts::new(&self.destination, lease.hidden_file(job), name, stalls);
         // Late rows exist only with triggers and an `updated_at` column.
         let exact = dataset.capture == Capture::Triggers && dataset.updated_at.is_some();
         let table = &reading.tables()[at];
@@ -683,6 +699,9 @@ impl Worker {
         if let Some(error) = left_behind {
             tracing::warn!(event = "draft_left_behind", jobId = %id, error);
         }
+        if let Settlement::GiveWay(_) = settlement {
+            metrics::gave_way();
+        }
         match (left.status, &settlement) {
             (Status::Pending, Settlement::Release) => {
                 tracing::info!(event = "export_released", jobId = %id, error = cause);
@@ -694,6 +713,9 @@ impl Worker {
             (Status::Pending, Settlement::Retry(_) | Settlement::RetryLocked(_)) => {
                 let (attempt, dataset) = (lease.first().attempt, member.map(|job| &*job.dataset));
                 tracing::warn!(event = "export_retried", jobId = %id, attempt, dataset, error = cause);
+            }
+            (Status::Pending, Settlement::GiveWay(_)) => {
+                tracing::warn!(event = "export_gave_way", jobId = %id, error = cause);
             }
             // The store has already logged the end.
             (_, _) => {}

@@ -12,9 +12,10 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use crate::postgres::Database;
 
-/// The parameters that sqlx or this module supports, except `application_name`. The service sets that itself, to
-/// distinguish its own sessions from those of writers.
-const KNOWN: [&str; 18] = [
+/// The parameters that sqlx or this module supports. The service sets `application_name` to a name of its own, by which
+/// it knows its sessions.
+const KNOWN: [&str; 19] = [
+    "application_name",
     "connect_timeout",
     "dbname",
     "host",

@@ -87,6 +87,11 @@ pub trait Destination: fmt::Debug + Send + Sync {
     /// Returns the destination's id, which is the same in every process that has this destination.
     async fn id(&self) -> Result<Uuid, Error>;
 
+    /// Returns the time after which a call that doesn't return counts as stalled. `None`: each call ends by itself.
+    fn stall_limit(&self) -> Option<Duration> {
+        None
+    }
+
     /// Checks that a file can be written now.
     async fn require_room(&self) -> Result<(), Error>;
 

@@ -5,7 +5,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::file::StagedFile;
 use crate::file::hidden::HiddenFile;
 use crate::file::name::FileName;
-use crate::sink::{Destination, Error, Limited};
+use crate::sink::{Destination, Error, Limited, StallWatch};
 
 /// Creates the drafts of one attempt. Dropping it stops the drafts.
 #[derive(Debug)]
@@ -13,14 +13,16 @@ pub struct Drafts {
     destination: Limited,
     hidden: HiddenFile,
     name: FileName,
+    stalls: StallWatch,
     stopped: DropGuard,
 }
 
 impl Drafts {
-    /// Prepares the drafts of the attempt whose first hidden file is `hidden`. Creates nothing yet.
-    pub fn new(destination: &Limited, hidden: HiddenFile, name: FileName) -> Drafts {
+    /// Prepares the drafts of the attempt whose first hidden file is `hidden`. Creates nothing yet. `stalls` notices
+    /// when one of them stalls.
+    pub fn new(destination: &Limited, hidden: HiddenFile, name: FileName, stalls: &StallWatch) -> Drafts {
         let stopped = CancellationToken::new().drop_guard();
-        Drafts { destination: destination.clone(), hidden, name, stopped }
+        Drafts { destination: destination.clone(), hidden, name, stalls: stalls.clone(), stopped }
     }
 
     /// Creates the draft of a part. The caller creates the parts in order, from 1.
@@ -29,7 +31,32 @@ impl Drafts {
     /// If the destination fails or has no room, or this part was created before.
     pub async fn create(&self, part: u32) -> Result<Box<dyn Draft>, Error> {
         let hidden = if part == 1 { self.hidden.clone() } else { self.hidden.with_part(part) };
-        self.destination.create(&hidden, &self.name, self.stopped.token()).await
+        let call = self.stalls.begin();
+        let draft = self.destination.create(&hidden, &self.name, self.stopped.token()).await?;
+        drop(call);
+        Ok(Box::new(WatchedDraft { draft, stalls: self.stalls.clone() }))
+    }
+}
+
+/// A draft whose calls are watched.
+struct WatchedDraft {
+    draft: Box<dyn Draft>,
+    stalls: StallWatch,
+}
+
+impl Draft for WatchedDraft {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let _call = self.stalls.begin();
+        self.draft.write(bytes)
+    }
+
+    fn size(&self) -> u64 {
+        self.draft.size()
+    }
+
+    fn stage(self: Box<Self>) -> Result<StagedFile, Error> {
+        let _call = self.stalls.begin();
+        self.draft.stage()
     }
 }
 

@@ -41,6 +41,9 @@ pub enum Error {
     /// The object store doesn't answer, is too busy, or fails in a way that may pass.
     #[error("the object store doesn't take or give files now: {0}")]
     Unavailable(#[source] io::Error),
+    /// A call did not return for so many seconds. Its thread may never end.
+    #[error("the output folder has not taken a write for {0} seconds")]
+    Stalled(u64),
     /// The file was removed or replaced since it was opened.
     #[error("the file was removed or replaced")]
     Gone,

@@ -114,6 +114,10 @@ impl Destination for Limited {
         self.limit.run(self.destination.id()).await
     }
 
+    fn stall_limit(&self) -> Option<Duration> {
+        self.destination.stall_limit()
+    }
+
     async fn require_room(&self) -> Result<(), Error> {
         self.limit.run(self.destination.require_room()).await
     }

@@ -51,7 +51,7 @@ async fn any_is_unlogged(reader: &mut PgConnection, arrivals: &Arrivals<'_>) -> 
     .bind(partitions)
     .fetch_all(&mut *reader)
     .await?;
-    let widen = format!("-- source.arrivals.widen\n {}", widen(dataset, schema));
+    let widen = format!("-- source.arrivals.widen\n {}", widen(dataset, schema, None));
     sqlx::raw_sql(AssertSqlSafe(widen)).execute(&mut *reader).await?;
     // The right to the table is enough to read a partition through it, but not to read it alone.
     let (mut through, mut places) = (Vec::new(), Vec::new());

@@ -4,9 +4,8 @@ use std::time::{Duration, Instant};
 
 use sqlx::{Connection, PgConnection};
 
-use crate::connection;
 use crate::connection::failure::with_timeout;
-use crate::job::SessionId;
+use crate::connection::session_name;
 use crate::source::reader_slots::ReaderSlots;
 use crate::source::session::Session;
 use crate::source::{Error, Source};
@@ -40,13 +39,10 @@ impl Source {
     /// # Errors
     /// If Postgres refuses or can't be reached within `timeout`.
     pub async fn connections(&self, timeout: Duration) -> Result<ExportConnections, Error> {
-        let connect = async || {
-            let mut conn = connection::connect(&self.options).await?;
-            let session = Session::read(&mut conn).await?;
-            Ok::<_, sqlx::Error>((conn, session))
-        };
+        let name = session_name::of_leader();
         let both = async {
-            let (mut leader, reader) = (connect().await?, connect().await?);
+            let reader = Session::connect(&self.options, session_name::of_reader(&name)).await?;
+            let mut leader = Session::connect(&self.options, name).await?;
             // Planned once for each connection: the leader asks the catalog the same for every job, which takes less
             // than its plan.
             sqlx::raw_sql("-- source.connections.leader\n set plan_cache_mode = force_generic_plan")
@@ -63,9 +59,9 @@ impl Source {
 }
 
 impl ExportConnections {
-    /// Returns the session that holds the snapshot and commits the export.
-    pub fn session(&self) -> SessionId {
-        self.leader_session.id()
+    /// Returns the name of the session that holds the snapshot and commits the export.
+    pub fn session(&self) -> &str {
+        &self.leader_session.name
     }
 
     /// These connections, if both still answer within `timeout` and are not too old.

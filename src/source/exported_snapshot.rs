@@ -9,17 +9,19 @@ use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::connection::statement::with_pieces;
-use crate::dataset::{Capture, Dataset, TableSchema};
+use crate::dataset::{Capture, Dataset, Table, TableSchema};
 use crate::job::{Continuity, ExportType, SnapshotReport};
 use crate::source::captured::CAPTURE;
 use crate::source::guard::VERDICT;
+use crate::source::relation_locks::READS_ALONE;
 use crate::source::snapshot::Purpose;
 use crate::source::{Error, quote};
 use crate::watermark::{Fingerprint, GuardState, NewPosition, Position};
 
 /// The statement that opens a snapshot. This module's test prints it with its pieces, ready for psql.
 static OPEN: LazyLock<String> = LazyLock::new(|| {
-    with_pieces(include_str!("opening.sql"), &[("captured.sql", CAPTURE), ("guard/verdict.sql", VERDICT)])
+    let pieces = [("captured.sql", CAPTURE), ("guard/verdict.sql", VERDICT), READS_ALONE];
+    with_pieces(include_str!("opening.sql"), &pieces)
 });
 
 /// A row of the statement `OPEN`: the snapshot, and what it has of one dataset.
@@ -36,6 +38,8 @@ pub(super) struct ExportedSnapshot {
     /// The columns whose values the triggers log.
     pub(super) logged_key: Option<Vec<String>>,
     pub(super) captured: bool,
+    /// The schemas and names of the partitions that have rows, if each can be read by itself.
+    leaves: Option<Json<Vec<(String, String)>>>,
     /// True if a value may be stored outside of its row (TOAST).
     pub(super) toasted: bool,
     /// The number of blocks of the table's file, if it has one.
@@ -98,6 +102,12 @@ impl ExportedSnapshot {
             .bind(schemas.iter().map(|schema| Json(&schema.guard_state)).collect::<Vec<_>>())
             .fetch_all(leader)
             .await
+    }
+
+    /// Returns the partitions that have rows, if each can be read by itself.
+    pub(super) fn leaves(&self) -> Vec<Table> {
+        let leaves = self.leaves.iter().flat_map(|Json(leaves)| leaves);
+        leaves.map(|(schema, name)| Table { schema: Some(schema.clone()), name: name.clone() }).collect()
     }
 
     /// Returns the guard's word.

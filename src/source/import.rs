@@ -1,5 +1,7 @@
 //! Imports a snapshot that another connection has exported.
 
+use std::time::Duration;
+
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::connection::failure::sqlstate;
@@ -7,14 +9,30 @@ use crate::dataset::{Dataset, Table, TableSchema};
 use crate::source::relation_locks::NO_WAIT;
 use crate::source::{Error, quote, role_path};
 
+/// The snapshot that readers import.
+#[derive(Clone, Debug)]
+pub(super) struct ImportedSnapshot {
+    /// Its name.
+    pub(super) name: String,
+    /// The database's encoding.
+    pub(super) encoding: String,
+    /// The longest time for which a reader takes no rows.
+    pub(super) silence: Duration,
+}
+
 /// The statements that make a connection a reader of one snapshot.
 #[derive(Clone, Debug)]
 pub(super) struct Import(String);
 
 impl Import {
-    /// Builds the statements that import the snapshot `name` and lock the table of `dataset`. `encoding` is the
-    /// database's encoding.
-    pub(super) fn new(name: &str, encoding: &str, dataset: &Dataset, schema: &TableSchema) -> Import {
+    /// Builds the statements that import the snapshot and lock the table of `dataset`, or only the partition `leaf`.
+    pub(super) fn new(
+        ImportedSnapshot { name, encoding, silence }: &ImportedSnapshot,
+        dataset: &Dataset,
+        schema: &TableSchema,
+        leaf: Option<&Table>,
+    ) -> Import {
+        let silence = silence.as_millis();
         // A database in SQL_ASCII doesn't guarantee the encoding of its texts. Postgres sends them unchanged. The
         // encoder checks them, and its error names the column.
         // A function of a view or a filter may raise warnings that quote a value, and the log would have them.
@@ -22,8 +40,8 @@ impl Import {
         // A merge join has its rows in the order of the key.
         let no_order = if schema.has_masked_key() { "set local enable_mergejoin = off;" } else { "" };
         let raw_texts = if encoding == "SQL_ASCII" { "set local client_encoding = 'SQL_ASCII';" } else { "" };
-        let path = role_path::of_reader(dataset, schema);
-        let table = quote::relation(&schema.table);
+        let path = role_path::of_reader(dataset, schema, leaf);
+        let table = quote::relation(leaf.unwrap_or(&schema.table));
         // The statement that reads the rows locks other relations, and indexes.
         let lock = match schema.relation.can_be_locked() {
             true => format!("{NO_WAIT}; lock table {table} in access share mode"),
@@ -34,6 +52,9 @@ impl Import {
              begin isolation level repeatable read read only;
              set transaction snapshot '{name}';
              {NOTICE_A_LOST_CLIENT}
+             -- A process that is stopped takes no rows and says nothing.
+             set local tcp_user_timeout = {silence};
+             set local idle_in_transaction_session_timeout = {silence};
              {raw_texts}
              {no_warnings}
              {no_order}
@@ -55,6 +76,11 @@ impl Import {
             _ => Error::from_sql(table)(cause),
         })
     }
+}
+
+/// Ends the transaction of a reader.
+pub(super) async fn end(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::raw_sql("-- source.import.end\n commit").execute(conn).await.map(drop)
 }
 
 /// Ends a query whose client has disconnected. Postgres 14 and later support this, on most platforms.

@@ -49,7 +49,7 @@ impl Source {
         let plan = format!(
             "-- source.lag.plan
              {NO_WAIT}; set local enable_seqscan = off; set local enable_bitmapscan = off; {}",
-            widen(dataset, &schema)
+            widen(dataset, &schema, None)
         );
         let widened = sqlx::raw_sql(AssertSqlSafe(plan)).fetch_one(&mut *tx).await.map_err(&failed)?;
         // The statement that counts doesn't name the schemas of all functions, and others may have functions in the

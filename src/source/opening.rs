@@ -14,12 +14,12 @@ use crate::dataset::{Capture, RelationKind, Table, TableSchema};
 use crate::job::Continuity;
 use crate::source::connections::ExportConnections;
 use crate::source::exported_snapshot::ExportedSnapshot;
-use crate::source::import::{Import, NOTICE_A_LOST_CLIENT};
-use crate::source::relation_locks::Locked;
+use crate::source::import::{Import, ImportedSnapshot, NOTICE_A_LOST_CLIENT};
+use crate::source::relation_locks::{Locked, Room};
 use crate::source::rights::TableAccess;
 use crate::source::session::Readers;
 use crate::source::snapshot::{Purpose, Snapshot, SnapshotTable};
-use crate::source::{Error, Remedy, filter, quote, relation_locks, rights, table_schema};
+use crate::source::{Error, Remedy, filter, relation_locks, rights, table_schema};
 
 /// The longest time for which an export tries to lock its tables. After it the attempt ends, and is made again.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
@@ -53,12 +53,12 @@ pub(super) fn refused(at: usize) -> impl Fn(Error) -> Refused {
 impl ExportConnections {
     /// Takes one snapshot for several exports of one consumer, or for one export: from now on no table of them can be
     /// truncated, altered or dropped, and the consumer's positions are known as of the same moment. Without a sign from
-    /// this process for `lease`, the server gives it up.
+    /// this process for `lease`, the server gives it up. A reader takes rows at least once in `stall` and two leases.
     ///
     /// # Errors
     /// If a table can't be read, or what changed since a position isn't known exactly. The connections are closed then.
-    pub async fn open(self, purposes: &[Purpose<'_>], lease: Duration) -> Result<Snapshot, Refused> {
-        let mut opening = Opening { connections: self, purposes, lease };
+    pub async fn open(self, purposes: &[Purpose<'_>], lease: Duration, stall: Duration) -> Result<Snapshot, Refused> {
+        let mut opening = Opening { connections: self, purposes, lease, silence: stall + lease * 2 };
         let tables = opening.lock().await?;
         let schemas = opening.introspect(&tables).await?;
         let exported = opening.export(&schemas).await?;
@@ -71,6 +71,8 @@ struct Opening<'a> {
     connections: ExportConnections,
     purposes: &'a [Purpose<'a>],
     lease: Duration,
+    /// The longest time for which a reader takes no rows.
+    silence: Duration,
 }
 
 impl Opening<'_> {
@@ -127,8 +129,10 @@ impl Opening<'_> {
         // If there is no table, the lock reports it.
         let tables: Vec<_> =
             accesses.into_iter().zip(&datasets).map(|(it, of)| it.table.unwrap_or(of.table.clone())).collect();
-        if let [_, _, ..] = &*tables {
-            let read = async { require_room(leader, &tables).await };
+        // A table without partitions needs a lock for each index.
+        if tables.len() > 1 || kinds[0] != Some(RelationKind::Table) {
+            let one_by_one: Vec<_> = self.purposes.iter().map(Purpose::reads_one_by_one).collect();
+            let read = async { require_room(leader, &tables, &one_by_one).await };
             leader_session.watched(reader, self.lease, read).await?;
         }
         Ok((tables, kinds))
@@ -257,7 +261,7 @@ impl Opening<'_> {
         let tables = self.purposes.iter().zip(schemas).zip(exported).enumerate();
         let (mut found, mut needs_full) = (Vec::new(), (Vec::new(), None));
         for (at, ((purpose, schema), exported)) in tables {
-            match opened(purpose, schema, exported, server_version) {
+            match opened(purpose, schema, exported, (server_version, self.silence)) {
                 Ok(table) => found.push(table),
                 Err(error) if error.needs_full_export() => {
                     needs_full.0.push(at);
@@ -282,25 +286,11 @@ async fn roll_back(leader: &mut PgConnection) -> Result<(), Error> {
     done.map(drop).map_err(Error::Unavailable)
 }
 
-/// Requires that locks of all these tables and their partitions leave room for the locks of others: a statement of
-/// somebody else that finds none fails.
-async fn require_room(leader: &mut PgConnection, tables: &[Table]) -> Result<(), Error> {
-    let (locks, room): (i64, i64) = sqlx::query_as(
-        "-- source.opening.room
-         select
-           -- Postgres's function for the partitions would lock each of them.
-           (with recursive tree (oid) as (
-              select to_regclass(its.name)::oid from unnest($1) as its (name)
-              union select i.inhrelid from tree join pg_inherits i on i.inhparent = tree.oid)
-            select count(*) from tree),
-           current_setting('max_locks_per_transaction')::bigint * (
-             current_setting('max_connections')::bigint + current_setting('max_prepared_transactions')::bigint)",
-    )
-    .bind(tables.iter().map(quote::relation).collect::<Vec<_>>())
-    .fetch_one(leader)
-    .await
-    .map_err(Error::from_sql("pg_class"))?;
-    if locks * 2 > room { Err(Error::TooManyLocks { locks, room }) } else { Ok(()) }
+/// Requires that the locks of an export leave half of the free places of Postgres's lock table.
+async fn require_room(leader: &mut PgConnection, tables: &[Table], one_by_one: &[bool]) -> Result<(), Error> {
+    let room = Room::find(leader, tables, one_by_one).await.map_err(Error::from_sql("pg_locks"))?;
+    let (locks, free) = (room.relations + room.of_read, room.free);
+    if locks * 2 > free { Err(Error::TooManyLocks { locks, free }) } else { Ok(()) }
 }
 
 /// Returns a table of the snapshot, if the guard allows the export.
@@ -308,7 +298,7 @@ fn opened(
     purpose: &Purpose<'_>,
     schema: TableSchema,
     exported: ExportedSnapshot,
-    server_version: u32,
+    (server_version, silence): (u32, Duration),
 ) -> Result<SnapshotTable, Error> {
     if !purpose.dataset.allows(purpose.export_type) {
         return Err(Error::FullOnly(purpose.dataset.name.clone()));
@@ -323,9 +313,11 @@ fn opened(
     // those of several tables.
     let has_ranges = server_version >= 140_000 && purpose.dataset.capture != Capture::None;
     let position = exported.position(continuity);
-    let import = Import::new(&exported.name, &exported.encoding, purpose.dataset, &schema);
-    let table = SnapshotTable {
-        import,
+    let imported = ImportedSnapshot { name: exported.name.clone(), encoding: exported.encoding.clone(), silence };
+    let mut table = SnapshotTable {
+        import: Import::new(&imported, purpose.dataset, &schema, None),
+        imported,
+        leaves: if purpose.reads_one_by_one() { exported.leaves() } else { Vec::new() },
         dataset: Arc::clone(purpose.dataset),
         export_type: purpose.export_type,
         report: exported.report(told),
@@ -343,6 +335,10 @@ fn opened(
         schema: schema.in_format(purpose.format),
     };
     table.require(continuity)?;
+    // The reader looks into partitions that came.
+    if table.may_lack_arrivals() {
+        table.leaves.clear();
+    }
     Ok(table)
 }
 

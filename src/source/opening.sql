@@ -64,6 +64,13 @@ select now.snapshot::text as snapshot, statement_timestamp() as taken_at,
   (select sum(p.reltuples) filter (where p.reltuples > 0)
    from relations r
    join pg_class p on p.oid = r.oid and p.relkind <> 'p')::int8 as rows,
+  (select jsonb_agg(jsonb_build_array(n.nspname, c.relname) order by c.oid) filter (where c.relkind <> 'p')
+   from relations r
+   join pg_class c on c.oid = r.oid
+   join pg_namespace n on n.oid = c.relnamespace
+   having target.relkind = 'p' and bool_and(c.relkind = 'p' or
+     -- include relation_locks/reads_alone.sql
+   )) as leaves,
   exists (
     select from relations r
     join pg_class part on part.oid = r.oid

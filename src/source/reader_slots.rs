@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::connection;
+use crate::source::session::Session;
 
 /// The connections that all exports of a process share.
 #[derive(Clone, Debug)]
@@ -37,9 +37,9 @@ impl ReaderSlots {
 }
 
 impl ReaderSlot {
-    /// Connects.
-    pub(crate) async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
-        connection::connect(&self.options).await
+    /// Connects with a session of this name.
+    pub(crate) async fn connect(&self, name: String) -> Result<(PgConnection, Session), sqlx::Error> {
+        Session::connect(&self.options, name).await
     }
 }
 

@@ -4,12 +4,14 @@
 //! The leader is kept alive meanwhile, and sees when the reader is lost: see `session`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sqlx::PgConnection;
 
 use crate::job::Continuity;
 use crate::source::Error;
 use crate::source::arrivals::{self, Arrivals};
+use crate::source::import;
 use crate::source::reader_slots::ReaderSlots;
 use crate::source::rows::Rows;
 use crate::source::select::Select;
@@ -27,6 +29,8 @@ pub struct SnapshotReader<'s> {
     pub(super) tables: &'s mut [SnapshotTable],
     /// The place of the table of which the reader is a reader now.
     pub(super) at: &'s mut Option<usize>,
+    /// False once the reader is lost, although all of its rows were read.
+    pub(super) reader_is_good: &'s mut bool,
 }
 
 impl Snapshot {
@@ -39,8 +43,10 @@ impl Snapshot {
             reader_slots: &self.connections.reader_slots,
             tables: &mut self.tables,
             at: &mut self.at,
+            reader_is_good: &mut self.reader_is_good,
         };
-        (Leader { conn: &mut self.connections.leader, readers: &self.readers }, reader)
+        let session = &self.connections.leader_session;
+        (Leader { conn: &mut self.connections.leader, session, readers: &self.readers }, reader)
     }
 }
 
@@ -63,6 +69,8 @@ impl SnapshotReader<'_> {
             readers: self.readers,
             reader_slots: self.reader_slots,
             import: &table.import,
+            imported: &table.imported,
+            leaves: &table.leaves,
             select: Select {
                 since: Some((table.new_position.table.table_oid, &table.position)),
                 ..Select::new(&table.dataset, &table.schema)
@@ -88,12 +96,24 @@ impl SnapshotReader<'_> {
         begun
     }
 
+    /// Ends the reading of the last table. All of its rows are in a file, so a reader that is lost now is no loss.
+    pub async fn end(&mut self, lease: Duration) {
+        if self.at.take().is_some() {
+            let ended = tokio::time::timeout(lease / 3, import::end(self.reader)).await;
+            *self.reader_is_good = matches!(ended, Ok(Ok(_)));
+        }
+    }
+
     async fn begin(&mut self, at: usize) -> Result<(), Error> {
         let table = &mut self.tables[at];
         let failed = Error::from_sql(&table.dataset.table);
         if self.at.take().is_some() {
-            let end = sqlx::raw_sql("-- source.reading.end\n commit").execute(&mut *self.reader);
-            end.await.map_err(&failed)?;
+            import::end(self.reader).await.map_err(&failed)?;
+        }
+        // Each partition is joined when it is read.
+        if !table.leaves.is_empty() {
+            *self.at = Some(at);
+            return Ok(());
         }
         table.import.join(self.reader, &table.dataset.table).await?;
         *self.at = Some(at);

@@ -5,14 +5,46 @@
 //! of the two transactions. It doesn't even see the circle if two of our sessions are part of it, of which one waits
 //! for the other in this process.
 
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::connection::failure::SqlFailure;
+use crate::connection::statement::with_pieces;
 use crate::dataset::{RelationKind, Table};
 use crate::source::quote;
 
 /// The statement after which the transaction waits for no lock. Zero would mean no limit.
 pub(super) const NO_WAIT: &str = "set local lock_timeout = '1ms'";
+
+/// The relations beneath others, of which several statements begin.
+pub(super) const BENEATH: (&str, &str) = ("relation_locks/beneath.sql", include_str!("relation_locks/beneath.sql"));
+
+/// The condition that the role can read a partition by itself.
+pub(super) const READS_ALONE: (&str, &str) =
+    ("relation_locks/reads_alone.sql", include_str!("relation_locks/reads_alone.sql"));
+
+/// The places that locks need in Postgres's lock table. A statement of somebody else that finds no place fails.
+#[derive(sqlx_macros::FromRow)]
+pub(super) struct Room {
+    /// The number of the relations and their partitions.
+    pub(super) relations: i64,
+    /// The number of places that a read of one relation needs beside these.
+    pub(super) of_read: i64,
+    /// The number of free places.
+    pub(super) free: i64,
+}
+
+impl Room {
+    /// Counts the places for these relations. `one_by_one` says which of them are read one partition after the other.
+    pub(super) async fn find(
+        conn: &mut PgConnection,
+        relations: &[Table],
+        one_by_one: &[bool],
+    ) -> Result<Room, sqlx::Error> {
+        let statement = with_pieces(include_str!("relation_locks/room.sql"), &[BENEATH, READS_ALONE]);
+        let names: Vec<_> = relations.iter().map(quote::relation).collect();
+        sqlx::query_as(AssertSqlSafe(statement)).bind(names).bind(one_by_one).fetch_one(conn).await
+    }
+}
 
 /// Returns the statements that lock relations in ACCESS SHARE mode, with their partitions, or with the tables that a
 /// view reads. They wait for no lock, and run no code of an owner. A relation without a kind doesn't exist, which its
@@ -57,7 +89,8 @@ impl Locked {
     /// Looks for a locked relation among these, their partitions and the tables that they read.
     pub(super) async fn find(conn: &mut PgConnection, relations: &[Table]) -> Result<Option<Locked>, sqlx::Error> {
         let names: Vec<_> = relations.iter().map(quote::relation).collect();
-        sqlx::query_as(include_str!("relation_locks/locked.sql")).bind(names).fetch_optional(conn).await
+        let statement = with_pieces(include_str!("relation_locks/locked.sql"), &[BENEATH]);
+        sqlx::query_as(AssertSqlSafe(statement)).bind(names).fetch_optional(conn).await
     }
 
     /// Returns the statement that locks this relation alone. LOCK of a view would also lock what it reads, and a query

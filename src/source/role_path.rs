@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::connection::failure::sqlstate;
 use crate::dataset::fault::Fault;
-use crate::dataset::{Dataset, RelationKind, TableSchema};
+use crate::dataset::{Dataset, RelationKind, Table, TableSchema};
 use crate::source::relation_locks::{self, NO_WAIT};
 use crate::source::select::Select;
 use crate::source::{owners, quote};
@@ -16,20 +16,21 @@ pub(super) const CANT_PLAN: &str = "CE002";
 
 /// Returns the statements that set a reader's search_path. A filter is evaluated under the role's own search_path, and
 /// so are the functions that a view calls.
-pub(super) fn of_reader(dataset: &Dataset, schema: &TableSchema) -> String {
+pub(super) fn of_reader(dataset: &Dataset, schema: &TableSchema, leaf: Option<&Table>) -> String {
     let is_own = dataset.filter.is_some() || schema.relation == RelationKind::View;
     let own = match is_own {
         true => "; select set_config('search_path', current_setting('cdc_export.role_path'), true)",
         false => "",
     };
-    format!("{}{own}", widen(dataset, schema))
+    format!("{}{own}", widen(dataset, schema, leaf))
 }
 
 /// Returns the statement that appends the role's search_path if a read of the table can't be planned without it.
 /// Afterwards the transaction may run only statements that name the schema of each function, because other roles may
 /// have functions in that path.
-pub(super) fn widen(dataset: &Dataset, schema: &TableSchema) -> String {
-    let (from, table) = (Select::new(dataset, schema).table(), quote::relation(&schema.table));
+pub(super) fn widen(dataset: &Dataset, schema: &TableSchema, leaf: Option<&Table>) -> String {
+    let select = Select { leaf, ..Select::new(dataset, schema) };
+    let (from, table) = (select.table(), quote::relation(leaf.unwrap_or(&schema.table)));
     format!("select cdc_export.widen_search_path({}, to_regclass({}))", quote::literal(&from), quote::literal(&table))
 }
 
@@ -68,7 +69,7 @@ async fn try_plans(
     datasets: &[(&Dataset, &TableSchema)],
 ) -> Result<Result<(), sqlx::Error>, sqlx::Error> {
     let mut tx = conn.begin().await?;
-    let widen: Vec<_> = datasets.iter().map(|(dataset, schema)| widen(dataset, schema)).collect();
+    let widen: Vec<_> = datasets.iter().map(|(dataset, schema)| widen(dataset, schema, None)).collect();
     let widen = format!(
         "-- source.role_path.check
          {NO_WAIT};

@@ -7,15 +7,15 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::task::JoinSet;
 
 use crate::connection::failure::sqlstate;
-use crate::dataset::CellMax;
 use crate::dataset::fault::{Fault, Faults};
+use crate::dataset::{CellMax, Table};
 use crate::job::selection::BadSelection;
 use crate::job::{Continuity, ExportType, Job, Progress};
 use crate::row::{RowLayout, RowReceiver};
-use crate::source::import::Import;
+use crate::source::import::{self, Import, ImportedSnapshot};
 use crate::source::reader_slots::{ReaderSlot, ReaderSlots};
 use crate::source::select::{Rule, Select};
-use crate::source::session::{Reader, Readers, Session};
+use crate::source::session::{Reader, Readers};
 use crate::source::{Error, Remedy, copy};
 use crate::telemetry::chain;
 use crate::watermark::Position;
@@ -39,6 +39,9 @@ pub struct Rows<'s> {
     pub(super) readers: &'s Readers,
     pub(super) reader_slots: &'s ReaderSlots,
     pub(super) import: &'s Import,
+    pub(super) imported: &'s ImportedSnapshot,
+    /// The partitions to read one after the other. Empty: the table is read as a whole.
+    pub(super) leaves: &'s [Table],
     pub(super) select: Select<'s>,
     pub(super) position: &'s Position,
     pub(super) toasted: bool,
@@ -96,7 +99,10 @@ impl Rows<'_> {
             }
             ExportType::Full => {
                 let max = Some(max).filter(|max| self.toasted || max.0 < MOST_IN_A_ROW);
-                self.full(select.full(max), progress, receiver).await
+                match self.leaves {
+                    [] => self.full(select.full(max), progress, receiver).await,
+                    leaves => self.full_of_leaves(leaves, max, progress, &mut receiver()).await,
+                }
             }
             ExportType::Incremental => self.copy_all(CHANGES, &[select.incremental(rule, max)], &mut receiver()).await,
             ExportType::Delta => self.copy_all(CHANGES, &select.delta(rule, same_snapshot, max), &mut receiver()).await,
@@ -130,7 +136,7 @@ impl Rows<'_> {
         let mut further = JoinSet::new();
         for slot in slots {
             let (readers, import, reading) = (self.readers.clone(), self.import.clone(), Arc::clone(&reading));
-            further.spawn(read_too(slot, readers, import, reading, receiver()));
+            further.spawn(read_too(slot, self.own.name().to_owned(), readers, import, reading, receiver()));
         }
         let mut receiver = receiver();
         let own = copy::read(self.reader, self.own, &reading, &mut receiver);
@@ -146,6 +152,36 @@ impl Rows<'_> {
         let ranges = own + others.iter().sum::<u64>();
         tracing::debug!(event = "table_read", table = %reading.table, readers, ranges);
         Ok(())
+    }
+
+    /// Reads the whole table, one partition after the other. Each has a transaction of its own: a plan of the table
+    /// would lock all partitions and their indexes.
+    async fn full_of_leaves<R: RowReceiver>(
+        &mut self,
+        leaves: &[Table],
+        max: Option<CellMax>,
+        progress: &Progress,
+        receiver: &mut R,
+    ) -> Result<(), Error> {
+        let Select { dataset, schema, .. } = self.select;
+        progress.estimate(self.counted.unwrap_or(0));
+        for (n, leaf) in leaves.iter().enumerate() {
+            self.own.awaits_server();
+            let joined = async {
+                if n > 0 {
+                    import::end(self.reader).await.map_err(Error::from_sql(&dataset.table))?;
+                }
+                Import::new(self.imported, dataset, schema, Some(leaf)).join(self.reader, &dataset.table).await
+            };
+            let joined = joined.await;
+            self.own.rests();
+            joined?;
+            let query = Select { leaf: Some(leaf), ..self.select }.full(max);
+            let (reader, own) = (&mut *self.reader, &**self.own);
+            copy::copy_rows((reader, own), &dataset.table, "source.copy.table", &query, receiver).await?;
+        }
+        tracing::debug!(event = "table_read", table = %dataset.table, partitions = leaves.len());
+        Ok(receiver.flush().await?)
     }
 
     /// Reads the rows of queries one after the other, by statements of this name.
@@ -239,14 +275,14 @@ impl Rows<'_> {
 /// can't connect, the other readers read all ranges, and don't wait for it.
 async fn read_too(
     slot: ReaderSlot,
+    name: String,
     readers: Readers,
     import: Import,
     reading: Arc<copy::Reading>,
     mut receiver: impl RowReceiver,
 ) -> Result<u64, Error> {
     let joined = async {
-        let mut conn = slot.connect().await.map_err(Error::Unavailable)?;
-        let session = Session::read(&mut conn).await.map_err(Error::Unavailable)?;
+        let (mut conn, session) = slot.connect(name).await.map_err(Error::Unavailable)?;
         import.join(&mut conn, &reading.table).await?;
         Ok::<_, Error>((conn, session))
     };

@@ -25,7 +25,7 @@
 //! where <alive>
 //! ```
 
-use crate::dataset::{Capture, CellMax, Dataset, RelationKind, TableColumn, TableSchema};
+use crate::dataset::{Capture, CellMax, Dataset, RelationKind, Table, TableColumn, TableSchema};
 use crate::job::columns::MetaColumn;
 use crate::job::{ExportType, Job};
 use crate::row::RowLayout;
@@ -55,12 +55,14 @@ pub(crate) struct Select<'a> {
     pub(crate) order: Option<i64>,
     /// The oid of the table and the position of the consumer, for the statements of changes.
     pub(crate) since: Option<(u32, &'a Position)>,
+    /// The only partition to read. `None`: the whole table.
+    pub(crate) leaf: Option<&'a Table>,
 }
 
 impl<'a> Select<'a> {
     /// The statements of no export in particular.
     pub(crate) fn new(dataset: &'a Dataset, schema: &'a TableSchema) -> Select<'a> {
-        Select { dataset, schema, order: None, since: None }
+        Select { dataset, schema, order: None, since: None, leaf: None }
     }
 }
 
@@ -377,6 +379,9 @@ impl Select<'_> {
     /// The table as FROM names it. Without the rows of tables that inherit from it, which may have the same keys,
     /// unless the dataset has no capture: then all rows that a `select` finds.
     pub(crate) fn table(&self) -> String {
+        if let Some(leaf) = self.leaf {
+            return format!("only {}", relation(leaf));
+        }
         let table = relation(&self.schema.table);
         let has_own_rows = self.schema.relation == RelationKind::Table && self.dataset.capture != Capture::None;
         if has_own_rows { format!("only {table}") } else { table }

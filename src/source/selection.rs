@@ -28,7 +28,7 @@ impl Source {
         let select = Select::new(dataset, &schema);
         if !selection.filter.is_empty() {
             let path = match schema.relation {
-                RelationKind::View => role_path::of_reader(dataset, &schema),
+                RelationKind::View => role_path::of_reader(dataset, &schema, None),
                 _ => String::new(),
             };
             let settings = format!("-- source.selection.settings\n {NO_WAIT}; {path}");

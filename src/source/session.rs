@@ -5,17 +5,20 @@
 //! us. The socket's own keepalive can't be turned on (sqlx doesn't lend it), and wouldn't see a proxy that acknowledges
 //! what it throws away.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::types::Oid;
 use tokio::time::timeout;
 
-use crate::connection::failure::with_timeout;
+use crate::connection::failure::{SqlFailure, with_timeout};
+use crate::connection::{self, session_name};
 use crate::failpoint;
-use crate::job::SessionId;
-use crate::source::Error;
+use crate::source::{Error, Source};
 use crate::telemetry::chain;
 
 /// The pause between two questions about a silent session.
@@ -39,9 +42,14 @@ fn row_timeout(lease: Duration) -> Duration {
     (lease * 2).max(Duration::from_secs(60))
 }
 
-/// A session of ours.
+/// A session of ours. A process id alone may come again, and another role does not see the start of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Session(SessionId);
+pub(crate) struct Session {
+    /// The process id of the backend.
+    pub(crate) pid: i32,
+    /// The name of the session.
+    pub(crate) name: String,
+}
 
 /// The activity of a session that we wait for, as the server reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,31 +82,27 @@ async fn forget_who_was_there(asked: &mut PgConnection) -> Result<(), sqlx::Erro
 }
 
 impl Session {
-    pub(crate) fn id(&self) -> SessionId {
-        self.0
+    /// Connects with a session of this name.
+    pub(crate) async fn connect(
+        options: &PgConnectOptions,
+        name: String,
+    ) -> Result<(PgConnection, Session), sqlx::Error> {
+        let mut conn = connection::connect(&options.clone().application_name(&name)).await?;
+        let pid = sqlx::query_scalar("-- source.session.pid\n select pg_backend_pid()").fetch_one(&mut conn).await?;
+        Ok((conn, Session { pid, name }))
     }
 
-    /// The session of a connection.
-    pub(crate) async fn read(conn: &mut PgConnection) -> Result<Session, sqlx::Error> {
-        let (pid, started) = sqlx::query_as(
-            "-- source.session.of
-             select pid, backend_start from pg_stat_activity where pid = pg_backend_pid()",
-        )
-        .fetch_one(conn)
-        .await?;
-        Ok(Session(SessionId { pid, started }))
-    }
-
-    /// Asks about the session over another connection. A role sees its own sessions, whatever else it may not.
+    /// Asks about the session over another connection. A role that is not the login's own does not see for what a
+    /// session waits: the session then counts as one that works.
     async fn activity(&self, asked: &mut PgConnection) -> Result<Activity, sqlx::Error> {
         forget_who_was_there(asked).await?;
         let waits: Option<(Option<String>,)> = sqlx::query_as(
             "-- source.session.activity
              select case wait_event_type when 'Client' then wait_event end
-             from pg_stat_activity where pid = $1 and backend_start = $2",
+             from pg_stat_activity where pid = $1 and application_name = $2",
         )
-        .bind(self.0.pid)
-        .bind(self.0.started)
+        .bind(self.pid)
+        .bind(&self.name)
         .fetch_optional(asked)
         .await?;
         Ok(match waits {
@@ -110,18 +114,27 @@ impl Session {
     }
 
     /// Ends the session, which would hold its lock and its snapshot until the server notices that nobody is there.
-    /// Where that fails, it is left to the server.
-    pub(crate) async fn end(&self, asked: &mut PgConnection) {
+    /// Where that fails, it is left to the server. A transaction of `conn` is rolled back.
+    pub(crate) async fn end(&self, conn: &mut PgConnection) {
         let end = async {
-            forget_who_was_there(asked).await?;
+            // A login may end its own sessions. Another role that is set for it may not.
+            sqlx::raw_sql("-- source.session.login\n begin; set local role none").execute(&mut *conn).await?;
+            forget_who_was_there(conn).await?;
             let end = sqlx::query(
                 "-- source.session.end
-                 select pg_terminate_backend(pid) from pg_stat_activity where pid = $1 and backend_start = $2",
+                 select pg_terminate_backend(pid) from pg_stat_activity where pid = $1 and application_name = $2",
             );
-            end.bind(self.0.pid).bind(self.0.started).execute(asked).await
+            let ended = end.bind(self.pid).bind(&self.name).execute(&mut *conn).await;
+            sqlx::raw_sql("-- source.session.ended\n rollback").execute(conn).await?;
+            ended
         };
-        if let Ok(Err(error)) = timeout(END_TIMEOUT, end).await {
-            tracing::warn!(event = "session_not_ended", pid = self.0.pid, error = chain(&error));
+        let ended = timeout(END_TIMEOUT, end).await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
+        if let Err(error) = ended {
+            let remedy = match SqlFailure::of(&error) {
+                SqlFailure::Denied => "the service's role needs pg_signal_backend, or the same login for all processes",
+                _ => "the server ends it after tcp_user_timeout",
+            };
+            tracing::warn!(event = "session_not_ended", pid = self.pid, remedy, error = chain(&error));
         }
     }
 
@@ -163,9 +176,32 @@ impl Session {
         if !activity.is_lost_after(quiet, lease) || !is_quiet() {
             return Ok(());
         }
-        tracing::warn!(event = "connection_silent", pid = self.0.pid, ?activity, seconds = quiet.as_secs());
+        tracing::warn!(event = "connection_silent", pid = self.pid, ?activity, seconds = quiet.as_secs());
         self.end(asked).await;
         Err(silent())
+    }
+}
+
+impl Source {
+    /// Ends the sessions of an attempt that another process has taken over. They hold its snapshot and its tables'
+    /// locks. `leader` is the name of its leader's session.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn end_sessions(&self, leader: &str) -> Result<(), Error> {
+        let failed = Error::from_sql("pg_stat_activity");
+        let mut conn = self.pool.acquire().await.map_err(&failed)?;
+        let found = sqlx::query_as(
+            "-- source.session.of_attempt
+             select pid, application_name from pg_stat_activity where application_name in ($1, $2)",
+        );
+        let found = found.bind(leader).bind(session_name::of_reader(leader)).fetch_all(&mut *conn);
+        let found: Vec<(i32, String)> = found.await.map_err(failed)?;
+        for (pid, name) in found {
+            tracing::warn!(event = "session_ended", pid, session = name);
+            Session { pid, name }.end(&mut conn).await;
+        }
+        Ok(())
     }
 }
 
@@ -183,6 +219,11 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
+    /// Returns the name of its session, which all readers of the snapshot have.
+    pub(crate) fn name(&self) -> &str {
+        &self.session.name
+    }
+
     /// From now on the reader waits for the server.
     pub(crate) fn awaits_server(&self) {
         self.heard();
@@ -213,6 +254,13 @@ impl Readers {
         reader
     }
 
+    /// Ends their sessions over the connection of the leader, whose transaction is rolled back.
+    pub(crate) async fn end(&self, leader: &mut PgConnection) {
+        for reader in self.all() {
+            reader.session.end(leader).await;
+        }
+    }
+
     fn all(&self) -> Vec<Arc<Reader>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -222,20 +270,31 @@ impl Readers {
 #[derive(Debug)]
 pub struct Leader<'s> {
     pub(super) conn: &'s mut PgConnection,
+    pub(super) session: &'s Session,
     pub(super) readers: &'s Readers,
 }
 
 impl Leader<'_> {
     /// Gives a sign over the leader's connection once in each `every`, for ever: its transaction would else end for
     /// want of one. Asks about readers that hear nothing. Returns when the leader or a reader is lost, which nothing
-    /// else would notice: the leader is idle, and a reader waits.
-    pub async fn keep_alive(self, every: Duration, lease: Duration) -> Error {
+    /// else would notice: the leader is idle, and a reader waits. Returns as well when the export has kept a session
+    /// waiting for the time `give_way`.
+    pub async fn keep_alive(mut self, every: Duration, lease: Duration, give_way: Option<Duration>) -> Error {
         let mut last_heard: Vec<(u64, Instant)> = Vec::new();
+        let mut waiting: HashMap<Waiter, Instant> = HashMap::new();
         loop {
             tokio::time::sleep(every).await;
-            let ping = async { self.conn.ping().await.map_err(Error::Unavailable) };
-            if let Err(lost) = with_timeout(lease * 2 / 3, ping, Error::Unavailable).await {
-                return lost;
+            let waiters = match with_timeout(lease * 2 / 3, self.waiters(), Error::Unavailable).await {
+                Ok(waiters) => waiters,
+                Err(lost) => return lost,
+            };
+            let now = Instant::now();
+            waiting = waiters.into_iter().map(|it| (it, waiting.get(&it).copied().unwrap_or(now))).collect();
+            let first = waiting.iter().min_by_key(|(_, since)| **since);
+            if let Some((waiter, since)) = first
+                && give_way.is_some_and(|limit| since.elapsed() >= limit)
+            {
+                return self.gave_way(*waiter, since.elapsed()).await;
             }
             for (at, reader) in self.readers.all().iter().enumerate() {
                 let heard = reader.heard.load(Ordering::Relaxed);
@@ -254,6 +313,41 @@ impl Leader<'_> {
                     return lost;
                 }
             }
+        }
+    }
+}
+
+/// A session that waits for a lock which the export prevents, and the relation.
+type Waiter = (i32, Oid);
+
+impl Leader<'_> {
+    /// Returns the sessions that wait for a lock which this export prevents.
+    async fn waiters(&mut self) -> Result<Vec<Waiter>, Error> {
+        let readers = self.readers.all();
+        let own: Vec<_> = readers.iter().map(|reader| reader.session.pid).chain([self.session.pid]).collect();
+        let found = sqlx::query_as(include_str!("session/waiters.sql")).bind(own).fetch_all(&mut *self.conn);
+        found.await.map_err(Error::Unavailable)
+    }
+
+    /// Returns the error of an export that ends because a session has waited for it.
+    async fn gave_way(&mut self, (pid, relation): Waiter, waited: Duration) -> Error {
+        let described = async {
+            forget_who_was_there(self.conn).await?;
+            let described = sqlx::query_as(
+                "-- source.session.describe
+                 select coalesce((
+                     select format('session %s of role %s (application %s)', a.pid, a.usename,
+                       coalesce(nullif(a.application_name, ''), 'without a name'))
+                     from pg_stat_activity a where a.pid = $1), format('session %s', $1)),
+                   coalesce((
+                     select format('%s.%s', n.nspname, c.relname)
+                     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = $2), 'a table')",
+            );
+            described.bind(pid).bind(relation).fetch_one(&mut *self.conn).await
+        };
+        match described.await {
+            Ok((session, relation)) => Error::GaveWay { session, relation, seconds: waited.as_secs() },
+            Err(cause) => Error::Unavailable(cause),
         }
     }
 }

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::types::Oid;
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use crate::connection::failure::with_timeout;
-use crate::dataset::{Dataset, TableSchema};
+use crate::dataset::{Dataset, Table, TableSchema};
 use crate::job::marker::Marker;
 use crate::job::{ConsumerId, Continuity, ExportType, JobId, SnapshotReport};
 use crate::source::connections::ExportConnections;
-use crate::source::import::Import;
+use crate::source::import::{Import, ImportedSnapshot};
 use crate::source::session::{Reader, Readers};
 use crate::source::{Error, Remedy};
 use crate::watermark::{NewPosition, Position};
@@ -35,6 +35,14 @@ pub struct Purpose<'a> {
     pub marker: Option<&'a Marker>,
 }
 
+impl Purpose<'_> {
+    /// Returns true if the partitions of its table are read one after the other. A request's own columns and rows are
+    /// read from the table as a whole.
+    pub(super) fn reads_one_by_one(&self) -> bool {
+        self.export_type == ExportType::Full && self.consumer.is_some()
+    }
+}
+
 /// An open snapshot. Dropped, it is given up: both connections close and their transactions end.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -53,6 +61,10 @@ pub struct Snapshot {
 #[derive(Debug)]
 pub struct SnapshotTable {
     pub(super) import: Import,
+    pub(super) imported: ImportedSnapshot,
+    /// The partitions that are read one after the other, each in a transaction of its own, so that the reader locks no
+    /// more than one. Empty: the table is read as a whole.
+    pub(super) leaves: Vec<Table>,
     pub(super) dataset: Arc<Dataset>,
     pub(super) export_type: ExportType,
     /// The table as it is in the snapshot.
@@ -119,38 +131,37 @@ impl SnapshotTable {
 }
 
 impl Snapshot {
-    /// Ends the reading and makes the leader's transaction ready for the commit's writes, with the savepoint `writes`
-    /// before them; lends its connection.
+    /// Makes the leader's transaction ready for the commit's writes, with the savepoint `writes` before them. Lends its
+    /// connection. The second value is true if Postgres has a synchronous standby.
     ///
     /// From here on the transaction holds locks that others wait for, so it doesn't live longer than a lease without a
     /// sign.
     ///
+    /// The commit waits for no synchronous standby: while one is dead, the transaction would keep its locks on the
+    /// tables. The publisher waits for it before anybody can see a file.
+    ///
     /// # Errors
-    /// If a connection is lost.
-    pub async fn begin_commit(&mut self, lease: Duration) -> Result<&mut PgConnection, Error> {
+    /// If the connection is lost.
+    pub async fn begin_commit(&mut self, lease: Duration) -> Result<(&mut PgConnection, bool), Error> {
         let failed = Error::from_sql(&self.tables[0].dataset.table);
-        let (at, reader) = (self.at.take(), &mut self.connections.reader);
-        let end_reading = async {
-            match at {
-                Some(_) => sqlx::raw_sql("-- source.snapshot.end_reading\n commit").execute(reader).await.map(drop),
-                None => Ok(()),
-            }
-        };
-        let end_reading = tokio::time::timeout(lease / 3, end_reading);
         let settings = format!(
             "-- source.snapshot.begin_commit
              set local lock_timeout = '5s';
              set local idle_in_transaction_session_timeout = {};
-             select set_config('synchronous_commit', 'on', true) where current_setting('synchronous_commit') = 'off';
-             savepoint writes",
+             set local synchronous_commit = local;
+             savepoint writes;
+             select current_setting('synchronous_standby_names') <> ''",
             lease.as_millis()
         );
-        let begin = sqlx::raw_sql(AssertSqlSafe(settings)).execute(&mut self.connections.leader);
-        let (ended, begun) = tokio::join!(end_reading, begin);
-        // The rows are in the file: a reader that is lost now is no loss.
-        self.reader_is_good = matches!(ended, Ok(Ok(_)));
-        begun.map_err(&failed)?;
-        Ok(&mut self.connections.leader)
+        let begun = sqlx::raw_sql(AssertSqlSafe(settings)).fetch_one(&mut self.connections.leader).await;
+        let has_standby = begun.and_then(|row| row.try_get(0)).map_err(failed)?;
+        Ok((&mut self.connections.leader, has_standby))
+    }
+
+    /// Ends the transactions of the readers and the leader, so that nobody waits for their locks any more. Before
+    /// Postgres 14, a reader whose connection is closed goes on until it has a row to send.
+    pub async fn give_up(&mut self) {
+        self.readers.end(&mut self.connections.leader).await;
     }
 
     /// Commits, and gives the connections back for the next job if both are good.

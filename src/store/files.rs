@@ -217,6 +217,7 @@ pub(crate) struct FileRow {
     destination_id: Uuid,
     finished_at: DateTime<Utc>,
     is_published: bool,
+    awaits_standby: bool,
     traceparent: Option<String>,
     name: String,
     sha256: String,
@@ -251,6 +252,7 @@ impl TryFrom<FileRow> for FileRecord {
             marker_seen: row.marker_seen.map(JobId::from),
             finished_at: Some(row.finished_at),
             is_published: row.is_published,
+            awaits_standby: row.awaits_standby,
             trace: row.traceparent.and_then(|text| text.parse().ok()),
             batch: row.batch_id.map(|id| BatchMember {
                 id: id.into(),

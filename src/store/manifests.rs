@@ -137,6 +137,17 @@ impl Store {
         self.with(async |conn| statement.fetch_optional(conn).await).await
     }
 
+    /// Waits until the synchronous standby has the commit of this record, if the settings of the server and the role
+    /// require that of a commit. The wait is that of a later commit.
+    pub async fn await_standby(&self, record: &FileRecord) -> Result<(), Error> {
+        let statement = sqlx::query(
+            "-- store.manifests.await_standby
+             update exports set marker_seen = marker_seen where id = $1 and status = 'completed' and published_at is null",
+        )
+        .bind(record.job.as_uuid());
+        self.execute(statement).await.map(drop)
+    }
+
     /// Saves a manifest. Does nothing if another process saved one before, or if the file has another name by now.
     pub async fn plan_manifest(&self, record: &FileRecord, manifest: &Manifest) -> Result<(), Error> {
         let statement = sqlx::query(
@@ -210,6 +221,7 @@ pub fn uncommitted(
         marker_seen: found.marker,
         finished_at: None,
         is_published: false,
+        awaits_standby: false,
         trace: job.trace,
         batch: job.batch.map(|id| BatchMember { id, is_last: false, manifest: None }),
     };

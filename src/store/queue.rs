@@ -17,7 +17,7 @@ use crate::connection::failure::SqlFailure;
 use crate::connection::statement::with_pieces;
 use crate::duration;
 use crate::file::hidden::HiddenFile;
-use crate::job::{Failure, FailureCode, Job, JobId, LeaseToken, SessionId};
+use crate::job::{Failure, FailureCode, Job, JobId, LeaseToken};
 use crate::store::job_row::{JOB_COLUMNS, JobRow, with_job_columns};
 use crate::store::lease::{ChainLink, Lease, Member};
 use crate::store::transitions::Transition;
@@ -40,6 +40,10 @@ const RETRY_JITTER: f64 = 0.2;
 /// The longest time for which the jobs of a dataset wait after an attempt found its table locked. `claimable.sql` has
 /// the same number.
 const MAX_LOCK_PAUSE: Duration = Duration::from_secs(10);
+
+/// The pauses in seconds after an attempt gave way for the first time, the second time and so on. After the last one
+/// the job fails.
+const GIVE_WAY_PAUSES: [f64; 5] = [10.0, 60.0, 300.0, 900.0, 900.0];
 
 /// Returns the pause after the given number of attempts. The first pause is two seconds, each further one three times
 /// as long, up to ten minutes.
@@ -69,8 +73,8 @@ pub struct Claimant<'a> {
     /// had never been claimed. The attempt isn't counted, but the worker's next claim is: so attempts that crash
     /// Postgres still come to an end.
     pub has_completed: bool,
-    /// The session that will commit the export. If it ends before, another process takes the job over.
-    pub session: Option<SessionId>,
+    /// The name of the session that will commit the export. If it ends before, another process takes the job over.
+    pub session: Option<&'a str>,
 }
 
 #[derive(sqlx_macros::FromRow)]
@@ -114,8 +118,7 @@ async fn claim(
         .bind(lease.as_secs_f64())
         .bind(scan_start)
         .bind(!claimant.has_completed)
-        .bind(claimant.session.map(|session| session.pid))
-        .bind(claimant.session.map(|session| session.started))
+        .bind(claimant.session)
         .fetch_all(conn)
         .await;
     match claimed {
@@ -187,6 +190,8 @@ pub enum Settlement {
     Retry(Failure),
     /// Retry the job as above. Its table was locked, so the other jobs of the dataset wait, too.
     RetryLocked(Failure),
+    /// Retry the job after a longer pause, without counting the attempt. It ended for a session that waited for it.
+    GiveWay(Failure),
     /// Fail the job.
     Fail(Failure),
     /// Return the job to the queue at once, without counting the attempt.
@@ -260,6 +265,7 @@ impl Store {
         let is_locked = matches!(settlement, Settlement::RetryLocked(_));
         let (fatal, refund, failure, pause) = match settlement {
             Settlement::Retry(failure) | Settlement::RetryLocked(failure) => (false, 0, Some(failure), pause),
+            Settlement::GiveWay(failure) => (false, 1, Some(failure), pause),
             Settlement::Fail(failure) => (true, 0, Some(failure), pause),
             Settlement::Release => (false, 1, None, Duration::ZERO),
         };
@@ -276,7 +282,8 @@ impl Store {
             .bind(member.map(|job| job.id.as_uuid()))
             .bind(failure.map(|_| FailureCode::BatchMemberFailed.as_str()))
             .bind(failure.map(|_| format!("another member ended the attempt: GET /batches/{} names it", lease.id())))
-            .bind(need_full.iter().copied().map(JobId::as_uuid).collect::<Vec<_>>());
+            .bind(need_full.iter().copied().map(JobId::as_uuid).collect::<Vec<_>>())
+            .bind(matches!(settlement, Settlement::GiveWay(_)).then_some(GIVE_WAY_PAUSES.as_slice()));
         let settled = self.transition(statement, Some(cause)).await?;
         Ok(settled.into_iter().min_by_key(|transition| transition.job.id.as_uuid()))
     }

@@ -27,6 +27,8 @@ pub struct Transition {
     /// The job after the transition, as clients see it. A committed job is still `processing` until its file is
     /// published.
     pub job: Job,
+    /// The name of the session of the attempt that was taken back, if one was.
+    pub session: Option<String>,
 }
 
 /// A change of a job's status, in a transaction that may not be committed yet. A statement returns it as the column
@@ -38,6 +40,9 @@ pub(super) struct TransitionRow {
     /// False if the batch of the job has a member that ends later. `None`: it is not known.
     #[sqlx(default)]
     ends_batch: Option<bool>,
+    /// The name of the session of an attempt that is taken back.
+    #[sqlx(default)]
+    session: Option<String>,
     #[sqlx(flatten)]
     job: JobRow,
 }
@@ -46,7 +51,7 @@ impl TryFrom<TransitionRow> for Transition {
     type Error = Error;
 
     fn try_from(row: TransitionRow) -> Result<Transition, Error> {
-        Ok(Transition { from: row.was.parse()?, job: row.job.try_into()? })
+        Ok(Transition { from: row.was.parse()?, job: row.job.try_into()?, session: row.session })
     }
 }
 

@@ -62,6 +62,13 @@ static TAKEOVERS: LazyLock<IntCounterVec> = LazyLock::new(|| {
         "Jobs taken over from workers that did not renew their lease.",
     ))
 });
+static GAVE_WAY: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    counter(metric(
+        "cdc_export_exports_gave_way_total",
+        &[],
+        "Attempts that ended because another session waited for a lock on their table.",
+    ))
+});
 static MAINTENANCE_FAILURES: LazyLock<IntCounterVec> = LazyLock::new(|| {
     counter(metric(
         "cdc_export_maintenance_failures_total",
@@ -328,6 +335,11 @@ pub fn lease_taken_over() {
     TAKEOVERS.with_label_values::<&str>(&[]).inc();
 }
 
+/// Counts an attempt that ended because another session waited for it.
+pub fn gave_way() {
+    GAVE_WAY.with_label_values::<&str>(&[]).inc();
+}
+
 /// Initializes the series of a maintenance task to 0. Without that, Prometheus would not see the first failure as an
 /// increase.
 pub fn init_maintenance(task: &str) {
@@ -359,8 +371,9 @@ pub fn change_log_caps(bytes: u64, age: std::time::Duration) {
 
 /// Returns the text of the counters.
 pub fn counted() -> String {
-    // Initializes this series to 0 as well.
+    // Initializes these series to 0 as well.
     TAKEOVERS.with_label_values::<&str>(&[]);
+    GAVE_WAY.with_label_values::<&str>(&[]);
     text(&REGISTRY)
 }
 

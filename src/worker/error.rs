@@ -93,7 +93,8 @@ impl Error {
             }
             Error::Source(cause) | Error::Pipeline(Pipe::Source(cause)) => match cause {
                 source::Error::Unavailable(_) | source::Error::Standby => retry(FailureCode::SourceUnavailable),
-                source::Error::TooManyLocks { .. } => fail(FailureCode::SourceUnavailable),
+                source::Error::TooManyLocks { .. } => fail(FailureCode::TooManyLocks),
+                source::Error::GaveWay { .. } => Settlement::GiveWay(failure(FailureCode::GaveWay, None)),
                 source::Error::ForeignServer { code, .. } if may_pass(code) => retry(FailureCode::SourceUnavailable),
                 source::Error::ForeignServer { .. } => fail(FailureCode::SourceUnavailable),
                 source::Error::LockConflict { .. } => {
@@ -130,7 +131,7 @@ impl Error {
                 sink::Error::Missing(_) | sink::Error::Unused | sink::Error::Replaced(_) | sink::Error::Settings(_) => {
                     fail(FailureCode::OutputMissing)
                 }
-                sink::Error::Unavailable(_) => retry(FailureCode::StorageUnavailable),
+                sink::Error::Unavailable(_) | sink::Error::Stalled(_) => retry(FailureCode::StorageUnavailable),
                 sink::Error::TooLarge(_) => fail(FailureCode::FileTooLarge),
                 // Unreachable: an attempt writes only to its own destination, and ends before its drafts are stopped.
                 sink::Error::Elsewhere | sink::Error::Gone | sink::Error::Stopped => fail(FailureCode::Internal),

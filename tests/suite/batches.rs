@@ -568,17 +568,28 @@ async fn a_batch_leaves_half_of_the_room_for_locks_to_others() {
     let tables = "create table alpha (k int primary key); create table beta (k int primary key);
                   create table gamma (k int primary key) partition by range (k)";
     database.run(tables).await;
-    for at in 0..130 {
-        database.run(&format!("create table gamma_{at} partition of gamma for values from ({at}) to ({at} + 1)")).await;
-    }
+    let partitions = async |from: i32, to: i32| {
+        for at in from..to {
+            let part = format!("create table gamma_{at} partition of gamma for values from ({at}) to ({at} + 1)");
+            database.run(&part).await;
+        }
+    };
+    partitions(0, 200).await;
     let blocks = TABLES.map(|name| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n")).concat();
     let catalog = Catalog::of(&blocks);
     ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
+    partitions(200, 300).await;
+    let (_, said) = ends(catalog.command(&database, &["track", "gamma"]).await, 1, "");
+    assert!(said.contains("`gamma` needs 301 locks at once"), "{said}");
     let service = catalog.start(&database).service().await;
     let refused = export_all(&service, "full", json!({ "datasets": "*" })).await;
-    assert_eq!(refused["error"]["code"], "source_unavailable", "{refused}");
+    assert_eq!(refused["error"]["code"], "too_many_locks", "{refused}");
     let detail = refused["error"]["detail"].as_str().unwrap();
-    assert!(detail.contains("need 133 locks at once") && detail.contains("the 250 of Postgres"), "{detail}");
+    // Three tables and 300 partitions, and once more one partition with its index.
+    assert!(detail.contains("needs 305 locks at once") && detail.contains("Postgres has free now"), "{detail}");
+    let alone = json!({ "dataset": "gamma" });
+    let refused = crate::catalog::ended(&service, "/exports/full", Some("a"), alone).await;
+    assert_eq!(refused["error"]["code"], "too_many_locks", "{refused}");
     let done = export_all(&service, "full", json!({ "datasets": ["alpha", "beta"] })).await;
     assert_eq!(done["status"], "completed", "{done}");
     service.stop().await;

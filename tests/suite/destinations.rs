@@ -182,6 +182,7 @@ fn record(parts: Vec<Part>) -> FileRecord {
         marker_seen: None,
         finished_at: None,
         is_published: false,
+        awaits_standby: false,
         trace: None,
         batch: None,
     }

@@ -11,8 +11,8 @@ use crate::continuity::{
     command, exported, full_heals, log_becomes, logged, operations, passes, position, refused, track,
 };
 use crate::harness::{
-    Csv, Database, HANG_TIMEOUT, Start, connect_options, embedded_settings_with_cluster, ends, eventually,
-    reachable_folder, refusal, server_lacks, serving_users, until,
+    Csv, Database, Start, connect_options, embedded_settings_with_cluster, ends, eventually, reachable_folder, refusal,
+    server_lacks, serving_users, until,
 };
 use crate::programs::{connection, output, program};
 
@@ -487,24 +487,6 @@ async fn children_that_come_later_are_not_captured_and_said_to_be() {
     refused(&database, &service, "incremental", "a", "trigger_missing").await;
     database.run("alter table kid no inherit users").await;
     passes(&service, "incremental", "a", None).await;
-}
-
-#[tokio::test]
-async fn installing_on_a_busy_table_keeps_no_writer_waiting() {
-    let database = Database::empty_with(EXTERNAL_USERS).await;
-    let long = database.open("update users set name = 'long' where id = 1").await;
-    let tracking = tokio::spawn(Start::on(&database).arguments(&["track", "users"]).output());
-    for _ in 0..2 {
-        waits_for_a_lock(&database, "lock table").await;
-        // It ends while the long one goes on, though it comes behind who waits for that.
-        let short = database.run("update users set name = 'short' where id = 2");
-        tokio::time::timeout(HANG_TIMEOUT, short).await.expect("a writer isn't kept waiting");
-    }
-    assert!(!tracking.is_finished());
-    long.commit().await.unwrap();
-    ends(tracking.await.unwrap(), 0, "");
-    database.run("update users set name = 'seen' where id = 3").await;
-    assert_eq!(logged(&database).await, 1);
 }
 
 #[tokio::test]

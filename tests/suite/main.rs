@@ -57,6 +57,7 @@ mod large;
 mod layering;
 mod lists;
 mod local;
+mod locks_held;
 mod log_bounds;
 mod logs;
 mod looking;

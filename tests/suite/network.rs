@@ -253,7 +253,7 @@ async fn a_call_that_was_never_answered_keeps_no_place_in_its_pool() {
 #[tokio::test]
 async fn an_export_whose_connection_falls_silent_is_tried_again_unless_all_rows_are_there() {
     let steps = [
-        ("source.session.of", "delta", 1),
+        ("source.session.pid", "delta", 1),
         ("source.snapshot.begin\n", "delta", 2),
         ("source.snapshot.open", "delta", 2),
         ("source.snapshot.import", "delta", 2),
@@ -263,7 +263,7 @@ async fn an_export_whose_connection_falls_silent_is_tried_again_unless_all_rows_
         ("source.copy.table", "full", 2),
         ("source.snapshot.begin_commit", "delta", 2),
         // All rows are in the file by then.
-        ("source.snapshot.end_reading", "delta", 1),
+        ("source.import.end", "delta", 1),
         ("source.snapshot.commit", "delta", 2),
     ];
     for (step, export_type, attempts) in steps {

@@ -105,6 +105,8 @@ const NEXT = {
   storage_unavailable: "See whether the object store can be reached, then retry.",
   file_too_large: "Raise OUTPUT_PART_SIZE, then retry.",
   source_unavailable: "See whether Postgres, or the foreign server that the text tells of, can be reached, then retry.",
+  gave_way: "Each attempt kept another session waiting for a lock on the table. See which one the text names, then retry when it is done.",
+  too_many_locks: "Raise max_locks_per_transaction in Postgres, or name fewer datasets or partitions, then retry.",
   not_tracked: "Track the dataset first: cdc-export track, with its name. Then retry.",
   full_only: "Start a full export.",
   table_missing: "Make the table, or take its dataset out of the catalog.",

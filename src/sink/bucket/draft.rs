@@ -16,8 +16,8 @@ use crate::failpoint;
 use crate::file::{FileIdentity, FileLocation, StagedFile};
 use crate::sink::bucket::failure::may_pass;
 use crate::sink::bucket::note::Note;
-use crate::sink::bucket::objects::{Objects, UPLOADS, path, stall_timeout};
-use crate::sink::{Draft, Error};
+use crate::sink::bucket::objects::{Objects, UPLOADS, path};
+use crate::sink::{Draft, Error, stall_limit};
 
 /// The number of parts that every store takes.
 const MOST_PARTS: usize = 10_000;
@@ -154,7 +154,7 @@ async fn part(objects: Arc<Objects>, note: Note, number: usize, payload: PutPayl
             Err(error) => error,
         };
         let pause = backoff.next_pause();
-        if !may_pass(&error) || begun.elapsed() + pause > stall_timeout() {
+        if !may_pass(&error) || begun.elapsed() + pause > stall_limit() {
             return Err(objects.cannot("upload a part of", &key)(error));
         }
         tokio::time::sleep(pause).await;

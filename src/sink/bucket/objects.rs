@@ -8,11 +8,10 @@ use futures_util::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ClientOptions, GetOptions, GetRange, GetResult, ObjectStoreExt, UpdateVersion};
 
-use crate::failpoint;
-use crate::sink::Error;
 use crate::sink::bucket::address::{BucketAddress, Client};
 use crate::sink::bucket::connector::Connector;
 use crate::sink::bucket::failure::{cannot, cause, is_no_object};
+use crate::sink::{Error, stall_limit};
 
 /// The timeout of a small request.
 const SMALL_TIMEOUT: Duration = Duration::from_secs(15);
@@ -53,18 +52,13 @@ impl fmt::Debug for Objects {
     }
 }
 
-/// Returns the longest time that a draft waits for the store without any progress.
-pub(super) fn stall_timeout() -> Duration {
-    failpoint::time("bucket.stall", Duration::from_secs(300))
-}
-
 impl Objects {
     pub(super) fn new(settings: Settings) -> Result<Objects, Error> {
         let Settings { address, part_bytes } = &settings;
         // The time that the parts of one file take together, on a line of 1 Mbit/s.
         let slow = Duration::from_secs((part_bytes * UPLOADS) as u64 / (128 << 10));
         let hasty = ClientOptions::new().with_timeout(SMALL_TIMEOUT);
-        let parts = ClientOptions::new().with_timeout(PART_TIMEOUT.max(slow).min(stall_timeout().max(SMALL_TIMEOUT)));
+        let parts = ClientOptions::new().with_timeout(PART_TIMEOUT.max(slow).min(stall_limit().max(SMALL_TIMEOUT)));
         let patient = ClientOptions::new().with_timeout_disabled().with_read_timeout(SILENCE_TIMEOUT);
         let client = |options, connector| address.client(options, connector).map_err(|error| wrong(address, &error));
         let (store, parts) = (client(hasty, Connector::Small)?, client(parts, Connector::Small)?);

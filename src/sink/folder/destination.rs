@@ -20,7 +20,9 @@ use crate::manifest;
 use crate::sink::error::cannot;
 use crate::sink::folder::Folder;
 use crate::sink::limited::blocking;
-use crate::sink::{Destination, Draft, Error, MarkerFile, Prepared, Published, PublishedFile, WrittenManifest};
+use crate::sink::{
+    Destination, Draft, Error, MarkerFile, Prepared, Published, PublishedFile, WrittenManifest, stall_limit,
+};
 
 /// The bytes of a file that are read ahead for a client. By default tokio keeps up to 2 MiB.
 const READ_BYTES: usize = 64 * 1024;
@@ -62,6 +64,10 @@ impl Destination for FolderDestination {
 
     async fn id(&self) -> Result<Uuid, Error> {
         self.run(Folder::destination_id).await
+    }
+
+    fn stall_limit(&self) -> Option<Duration> {
+        Some(stall_limit())
     }
 
     async fn require_room(&self) -> Result<(), Error> {

@@ -26,13 +26,13 @@ const NAMED: usize = 3;
 
 /// The tables that a command has yet to change.
 pub struct Queue<T> {
-    turns: Vec<Turn<T>>,
+    turns: Vec<NextTry<T>>,
     /// The time of the last tries. `None` until a table is busy.
     end: Option<Instant>,
 }
 
 /// The next try of a table.
-pub(super) struct Turn<T> {
+pub(super) struct NextTry<T> {
     pub(super) item: T,
     pub(super) wait: Wait,
     due: Instant,
@@ -41,12 +41,12 @@ pub(super) struct Turn<T> {
 impl<T> Queue<T> {
     /// Creates the queue of these tables.
     pub fn of(items: impl IntoIterator<Item = T>) -> Queue<T> {
-        let turn = |item| Turn { item, wait: Wait::default(), due: Instant::now() };
+        let turn = |item| NextTry { item, wait: Wait::default(), due: Instant::now() };
         Queue { turns: items.into_iter().map(turn).collect(), end: None }
     }
 
     /// Waits until a table is due, and returns it. Busy tables that are due precede those that were never tried.
-    pub(super) async fn next(&mut self) -> Option<Turn<T>> {
+    pub(super) async fn next(&mut self) -> Option<NextTry<T>> {
         let now = Instant::now();
         let first = (0..self.turns.len()).min_by_key(|&at| self.turns[at].due.max(now))?;
         let turn = self.turns.remove(first);
@@ -55,7 +55,7 @@ impl<T> Queue<T> {
     }
 
     /// Returns the result of a try. Returns `None` if the table is busy and will be tried again.
-    pub(super) fn settle<R>(&mut self, mut turn: Turn<T>, tried: Result<R, Error>) -> Option<(T, Result<R, Error>)> {
+    pub(super) fn settle<R>(&mut self, mut turn: NextTry<T>, tried: Result<R, Error>) -> Option<(T, Result<R, Error>)> {
         let (table, now) = match tried {
             Err(Error::Busy { table, .. }) => (table, Instant::now()),
             done => return Some((turn.item, done)),
@@ -75,7 +75,8 @@ impl<T> Queue<T> {
 pub(super) struct Wait {
     /// The number of lock requests that were not granted.
     requests: u32,
-    /// The transactions that the last try found, first those that an earlier one had found. `None` before the first try.
+    /// The transactions that the last try found, first those that an earlier one had found. `None` before the first
+    /// try.
     holders: Option<Vec<Holder>>,
 }
 
@@ -141,7 +142,9 @@ impl Wait {
              select set_config('statement_timeout', least(greatest(setting::int / 2, 1), {limit})::text, true)
              from pg_settings where name = 'deadlock_timeout';
              lock table {name} in {mode} mode;
-             set local statement_timeout = 0; set local lock_timeout = '400ms'"
+             set local statement_timeout = 0; set local lock_timeout = '400ms';
+             -- The commit waits for no synchronous standby, which may be dead, while it keeps the lock.
+             set local synchronous_commit = local"
         );
         let locked = sqlx::raw_sql(AssertSqlSafe(lock)).execute(conn).await;
         locked.map(drop).map_err(|cause| busy_or_else(table, cause))
@@ -149,8 +152,8 @@ impl Wait {
 }
 
 /// Ends the autovacuums of a table and its partitions, by waiting for each lock alone. Readers and writers don't queue
-/// behind such a lock. Postgres ends an autovacuum for a session that has waited for `deadlock_timeout`, which is longer
-/// than the request for the whole table may take.
+/// behind such a lock. Postgres ends an autovacuum for a session that has waited for `deadlock_timeout`, which is
+/// longer than the request for the whole table may take.
 async fn end_autovacuums(conn: &mut PgConnection, table: &Table, vacuumed: Vec<String>) -> Result<(), Error> {
     for relation in vacuumed {
         let lock = format!(

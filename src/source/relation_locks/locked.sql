@@ -2,23 +2,7 @@
 -- Returns a relation on which another session holds or awaits an ACCESS EXCLUSIVE lock: one of these, a partition, or
 -- what a view reads.
 -- $1 text[]: relations
-with recursive asked (oid) as materialized (
-  select to_regclass(its.name)::oid from unnest($1) its (name)
-), beneath (oid) as (
-  select asked.oid from asked
-  union
-  select next.oid
-  from beneath b
-  cross join lateral (
-    select d.refobjid as oid
-    from pg_rewrite r
-    join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid and d.refclassid = 'pg_class'::regclass
-    join pg_class c on c.oid = r.ev_class
-    -- LOCK of a view locks no other kinds.
-    join pg_class read on read.oid = d.refobjid and read.relkind in ('r', 'p', 'v')
-    where r.ev_class = b.oid and c.relkind = 'v'
-    union all
-    select i.inhrelid from pg_inherits i where i.inhparent = b.oid) next)
+-- include relation_locks/beneath.sql
 select format('%I.%I', n.nspname, c.relname) as sql,
   c.relkind in ('r', 'p') and has_table_privilege(c.oid, 'select') and has_schema_privilege(n.oid, 'usage')
     as can_wait,

@@ -31,5 +31,5 @@ select
   or exists (
     select from exports e
     where e.status = 'pending' and e.run_at > statement_timestamp()
-      and e.run_at > statement_timestamp()
-        + make_interval(secs => coalesce(($7)[least(e.attempt, cardinality($7))], 0)))
+      and e.run_at > statement_timestamp() + make_interval(secs => greatest(
+        coalesce(($7)[least(e.attempt, cardinality($7))], 0), case when e.gave_way > 0 then 900 else 0 end)))

@@ -10,8 +10,7 @@
 -- $7 float8: the length of the lease in seconds
 -- $8 timestamptz: the claim scan start: the scan skips jobs with earlier turns
 -- $9 boolean: true to wait for the disk; false: a crash of Postgres may undo the claim and the count of its attempt
--- $10 integer: the process id of the session that will commit the export
--- $11 timestamptz: the start of that session
+-- $10 text: the name of the session that will commit the export
 with ready as materialized (
   select r.id, r.batch_id
   from exports r
@@ -35,7 +34,7 @@ set status = 'processing', attempt = e.attempt + 1, progress = 0, rows_exported 
     -- The lease of a batch is its first member's.
     lease_expires_at = case
       when e.turn < 'infinity' then clock_timestamp() + make_interval(secs => $7) else 'infinity' end,
-    destination_id = $3, session_pid = $10, session_started = $11,
+    destination_id = $3, session = $10,
     purge_hold = pg_current_snapshot(), continuity = null,
     -- The table was locked a moment ago, so this attempt tries it. An index admits one such attempt for a dataset.
     locked_until = case when exists (

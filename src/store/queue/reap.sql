@@ -9,7 +9,7 @@ with lapsed as (
   for update skip locked
 ),
 lost as (
-  select e.id, e.lease_token,
+  select e.id, e.lease_token, e.session,
     case
       when e.cancel_requested_at is not null then 'cancelled'
       when e.attempt >= e.max_attempts then 'failed'
@@ -28,5 +28,5 @@ set status = lost.next, progress = 0, lease_token = null, lease_owner = null, le
 from lost
 -- A worker may have committed it since it was looked for.
 where e.id = lost.id and e.lease_token = lost.lease_token and e.status = 'processing'
-returning 'processing' as was,
+returning 'processing' as was, lost.session,
   -- include job_columns.sql

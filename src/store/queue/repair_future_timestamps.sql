@@ -6,7 +6,8 @@ with ready as (
   -- Finds pending jobs. A job without an attempt has no pause. The first comparison lets Postgres use an index.
   select id from exports
   where status = 'pending' and run_at > clock_timestamp()
-    and run_at > clock_timestamp() + make_interval(secs => coalesce(($2)[least(attempt, cardinality($2))], 0))
+    and run_at > clock_timestamp() + make_interval(secs => greatest(
+      coalesce(($2)[least(attempt, cardinality($2))], 0), case when gave_way > 0 then 900 else 0 end))
   for update skip locked
 ),
 leased as (

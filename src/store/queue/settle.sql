@@ -13,6 +13,7 @@
 -- $11 text: the error's code of the other members
 -- $12 text: the error's detail of the other members
 -- $13 uuid[]: the members that a full export would help
+-- $14 float8[]: the pauses in seconds after attempts that give way; null: this one did not
 with batch as (
   -- A batch may turn such members into full exports. That is no attempt, and happens to each of them once at most.
   select exists (
@@ -27,7 +28,7 @@ held as (
     case
       when cancel_requested_at is not null then 'cancelled'
       when (select heals from batch) then 'pending'
-      when $3 or attempt - $4 >= max_attempts then 'failed'
+      when $3 or attempt - $4 >= max_attempts or gave_way >= cardinality($14) then 'failed'
       else 'pending' end as next
   from exports
   where (id = $1 or batch_id = $1) and lease_token = $2 and status = 'processing'
@@ -46,7 +47,9 @@ set status = held.next, progress = 0,
       then regexp_replace(e.output_filename, '^[a-z]+', 'full') else e.output_filename end,
     lease_token = null, lease_owner = null, lease_expires_at = null,
     finished_at = case when held.next <> 'pending' then greatest(clock_timestamp(), e.started_at) end,
-    run_at = clock_timestamp() + make_interval(secs => case when batch.heals then 0 else $8 end), purge_hold = null,
+    run_at = clock_timestamp() + make_interval(
+      secs => case when batch.heals then 0 else coalesce(($14)[e.gave_way + 1], $8) end),
+    gave_way = e.gave_way + ($14 is not null)::integer, purge_hold = null,
     continuity = case when held.is_cause then $7 end,
     locked_until = coalesce(
       case when held.is_cause then clock_timestamp() + make_interval(secs => $9) end, e.locked_until),

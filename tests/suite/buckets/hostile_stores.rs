@@ -148,7 +148,7 @@ impl Store {
 fn destination(url: &str, variables: &[(&str, &str)]) -> Limited {
     let address = BucketAddress::read(url, variables.iter().copied()).unwrap();
     // The suite is one process, and the first call of all its tests takes effect.
-    failpoint::arm("bucket.stall=time:1000").unwrap();
+    failpoint::arm("sink.stall=time:1000").unwrap();
     Settings::Bucket(BucketSettings { address, part_bytes: 5 << 20 }).destination().unwrap()
 }
 

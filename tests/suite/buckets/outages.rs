@@ -45,7 +45,7 @@ impl Trial {
         add_wide_users(&database, 20_000).await;
         let between = Between::to(&bucket.endpoint).await;
         let start = bucket.at(&between.address).start(&database).with("LEASE_SECONDS", LEASE.as_secs());
-        let service = with(start.with("FAILPOINTS", "bucket.stall=time:1000")).service().await;
+        let service = with(start.with("FAILPOINTS", "sink.stall=time:1000")).service().await;
         Trial { bucket, database, between, service }
     }
 
@@ -204,7 +204,7 @@ async fn a_part_that_changed_on_the_way_is_refused_and_sent_again() {
     // The other clouds' clients send no checksum of a part: there TLS alone sees to it.
     for bucket in buckets().await.into_iter().filter(|bucket| bucket.cloud == Cloud::S3) {
         let trial = Trial::on(&bucket, |start| {
-            start.with("AWS_CHECKSUM_ALGORITHM", "SHA256").with("FAILPOINTS", "bucket.stall=time:300000")
+            start.with("AWS_CHECKSUM_ALGORITHM", "SHA256").with("FAILPOINTS", "sink.stall=time:300000")
         });
         let trial = trial.await;
         let mut parts = 0;

@@ -1,0 +1,196 @@
+//! No lock and no snapshot of an export lasts without a bound: not beside a session that waits for its table, and not
+//! when its process is stopped, its folder hangs, or a synchronous standby is dead.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::catalog::{Catalog, ended, post};
+use crate::harness::{
+    Database, Start, connect_options, embedded_settings_with_cluster, ends, eventually, reachable_folder, until,
+};
+
+/// Locks a table as ALTER TABLE does. Returns the time that it waited.
+async fn lock(database: &Database, table: &str) -> Duration {
+    let begun = Instant::now();
+    let lock = format!("set local lock_timeout = '60s'; lock table {table} in access exclusive mode");
+    database.open(&lock).await.rollback().await.unwrap();
+    begun.elapsed()
+}
+
+#[tokio::test]
+async fn an_export_gives_way_to_a_session_that_waits_for_its_table() {
+    let tables = "create table orders (k int primary key); insert into orders select generate_series(1, 60);
+                  create view slow as select k, pg_sleep(1)::text as nothing from orders";
+    let database = Database::empty_with(tables).await;
+    let catalog = Catalog::of("[[dataset]]\nname = \"slow\"\ntable = \"slow\"\ncapture = \"none\"\n");
+    let service = catalog.start(&database).with("GIVE_WAY_SECONDS", 1).with("WORKERS", 1).service().await;
+    let answer = post(&service, "/exports", Some("a"), &json!({ "exportType": "full", "dataset": "slow" })).await;
+    let answer: Value = answer.json().await.unwrap();
+    let id = answer["jobId"].as_str().unwrap();
+    for attempt in 0..6 {
+        let reads = "select exists (select from pg_stat_activity
+                     where datname = current_database() and application_name like '%reader' and wait_event = 'PgSleep')";
+        until("the reader reads", async || database.one::<bool>(reads).await).await;
+        let waited = lock(&database, "orders").await;
+        assert!(waited < Duration::from_secs(8), "{waited:?}");
+        if attempt == 5 {
+            break;
+        }
+        let gave_way = async || {
+            let job = service.job(id).await;
+            (job["status"] == "pending" && job["error"]["code"] == "gave_way").then_some(job)
+        };
+        let job = eventually("the job waits", gave_way).await;
+        assert_eq!(job["attempt"], 0, "{job}");
+        let detail = job["error"]["detail"].as_str().unwrap();
+        assert!(
+            detail.starts_with("session ") && detail.contains(" of role ") && detail.contains("orders"),
+            "{detail}"
+        );
+        let pause = "select extract(epoch from run_at - clock_timestamp())::float8 from exports";
+        let (pause, expected) = (database.one::<f64>(pause).await, [10.0, 60.0, 300.0, 900.0, 900.0][attempt]);
+        assert!(pause > expected - 8.0 && pause <= expected, "{pause} seconds after attempt {attempt}");
+        database.run("update exports set run_at = clock_timestamp() where status = 'pending'").await;
+    }
+    let job = service.ended(id).await;
+    assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("gave_way")), "{job}");
+    assert_eq!(service.events("export_gave_way").len(), 5);
+    let metrics = service.call("GET", "/metrics", &[]).await.text().await.unwrap();
+    assert!(metrics.contains("cdc_export_exports_gave_way_total 6"));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_takes_a_job_over_ends_the_sessions_of_a_stopped_process() {
+    let database = Database::with_users(5).await;
+    let stopped = Start::on(&database).with("FAILPOINTS", "worker.opened=hold").with("LEASE_SECONDS", 3);
+    let stopped = stopped.with("WORKERS", 1).service().await;
+    let id = stopped.submit("full", "a").await;
+    stopped.reaches("worker.opened").await;
+    stopped.signal(Signal::SIGSTOP);
+    let heir = Start::on(&database).sharing_output(&stopped).service().await;
+    assert_eq!(heir.ended(&id).await["status"], "completed");
+    let waited = lock(&database, "users").await;
+    assert!(waited < Duration::from_secs(5), "{waited:?}");
+    assert_eq!(heir.events("session_ended").len(), 1, "the reader's: {}", heir.log());
+    stopped.signal(Signal::SIGCONT);
+    stopped.release("worker.opened").await;
+    stopped.says("lease_lost", &id).await;
+    stopped.stop().await;
+    heir.stop().await;
+}
+
+#[tokio::test]
+async fn an_export_whose_folder_hangs_ends() {
+    let database = Database::with_users(5).await;
+    let service = Start::on(&database).with("FAILPOINTS", "sink.write=hold,sink.stall=time:1000").service().await;
+    let id = service.submit("full", "a").await;
+    service.reaches("sink.write").await;
+    let waited = lock(&database, "users").await;
+    assert!(waited < Duration::from_secs(8), "{waited:?}");
+    let failed = async || Some(service.job(&id).await["error"].clone()).filter(|error| error["code"].is_string());
+    let error = eventually("the attempt has ended", failed).await;
+    assert_eq!(error["code"], "storage_unavailable", "{error}");
+    service.release("sink.write").await;
+    assert_eq!(service.ended(&id).await["status"], "completed");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_dead_synchronous_standby_holds_no_lock_and_nothing_is_handed_out() {
+    let home = reachable_folder();
+    let settings = embedded_settings_with_cluster(&home.path().join("data")).await;
+    let server = private_postgres::Server::start(&settings).await.unwrap();
+    let database = Database::at(connect_options(server.socket_folder()));
+    let tables = "create table orders (id int primary key); insert into orders values (1);
+                  create table later (id int primary key)";
+    database.run(tables).await;
+    let block = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n");
+    let catalog = Catalog::of(&[block("orders"), block("later")].concat());
+    catalog.track(&database, "orders").await;
+    for consumer in [Some("a"), None] {
+        let service = catalog.start(&database).with("FAILPOINTS", "worker.staged=hold").service().await;
+        let body = json!({ "exportType": "full", "dataset": "orders" });
+        let answer: Value = post(&service, "/exports", consumer, &body).await.json().await.unwrap();
+        let id = answer["jobId"].as_str().unwrap();
+        service.reaches("worker.staged").await;
+        database.run("alter system set synchronous_standby_names = 'nobody'").await;
+        database.run("select pg_reload_conf()").await;
+        until("it is in force", async || {
+            database.one::<bool>("select current_setting('synchronous_standby_names') = 'nobody'").await
+        })
+        .await;
+        service.release("worker.staged").await;
+        let waits = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
+        until("the publisher waits", async || database.one::<i64>(waits).await > 0).await;
+        let unpublished = "select count(*) from exports where status = 'completed' and published_at is null";
+        assert_eq!(database.one::<i64>(unpublished).await, 1, "it is committed");
+        let lock = "set local lock_timeout = '5s'; lock table orders in access exclusive mode";
+        database.open(lock).await.rollback().await.unwrap();
+        assert!(service.files().iter().all(|file| file.starts_with('.')), "{:?}", service.files());
+        let free = async {
+            until("`track` waits, too", async || database.one::<i64>(waits).await > 1).await;
+            database.open(&lock.replace("orders", "later")).await.rollback().await.unwrap();
+            database.run("alter system reset synchronous_standby_names").await;
+            database.run("select pg_reload_conf()").await;
+        };
+        let (tracked, ()) = tokio::join!(catalog.command(&database, &["track", "later"]), free);
+        ends(tracked, 0, "");
+        assert_eq!(service.completes(id).await["rowsExported"], 1);
+        service.stop().await;
+    }
+    server.stop().await;
+}
+
+/// The default settings have 6,400 places. A plan of the whole table needs one for each partition and index.
+#[tokio::test]
+async fn an_export_reads_a_thousand_partitions_in_a_small_lock_table_and_is_refused_at_three_thousand() {
+    let home = reachable_folder();
+    let settings = embedded_settings_with_cluster(&home.path().join("data")).await;
+    let server = private_postgres::Server::start(&settings).await.unwrap();
+    Database::at(connect_options(server.socket_folder())).run("alter system set max_connections = 40").await;
+    server.stop().await;
+    let server = private_postgres::Server::start(&settings).await.unwrap();
+    let database = Database::at(connect_options(server.socket_folder()));
+    database.run("create table parts (k int primary key, a int, b int) partition by range (k)").await;
+    database.run("create index on parts (a); create index on parts (b)").await;
+    database.run("create table others (k int primary key) partition by range (k)").await;
+    let make = |table: &str, from: i32, to: i32| {
+        format!(
+            "do $$ begin
+               for n in {from}..{to} - 1 loop
+                 execute format('create table {table}_%s partition of {table} for values from (%s) to (%s)', n, n, n + 1);
+                 if n % 50 = 0 then commit; end if;
+               end loop;
+             end $$"
+        )
+    };
+    database.run(&make("parts", 0, 1000)).await;
+    database.run(&make("others", 0, 600)).await;
+    database.run("insert into parts select n, n, n from generate_series(0, 999) n").await;
+    let catalog = Catalog::of("[[dataset]]\nname = \"parts\"\ntable = \"parts\"\ncapture = \"none\"\n");
+    let service = catalog.start(&database).with("WORKERS", 1).service().await;
+    let application = async {
+        let mut statements = 0;
+        loop {
+            let _: i64 = database.one("select count(*) from others").await;
+            statements += 1;
+            if let Some(job) = service.get("/exports").await["items"].get(0)
+                && ["completed", "failed"].contains(&job["status"].as_str().unwrap())
+            {
+                return statements;
+            }
+        }
+    };
+    let (job, statements) =
+        tokio::join!(ended(&service, "/exports/full", Some("a"), json!({ "dataset": "parts" })), application);
+    assert_eq!((&job["status"], &job["rowsExported"]), (&json!("completed"), &json!(1000)), "{job}");
+    assert!(statements > 0);
+    database.run(&make("parts", 1000, 3000)).await;
+    let job = ended(&service, "/exports/full", Some("a"), json!({ "dataset": "parts" })).await;
+    assert_eq!(job["error"]["code"], "too_many_locks", "{job}");
+    service.stop().await;
+    server.stop().await;
+}
