@@ -42,6 +42,13 @@ create table cdc_export.tracked (
   primary key (schema_name, table_name)
 );
 
+-- The tables whose capture somebody removed. The service does not track them by itself.
+create table cdc_export.untracked (
+  schema_name text not null,
+  table_name text not null,
+  primary key (schema_name, table_name)
+);
+
 -- Triggers write the keys of changed rows here, with the transaction that changed them. A consumer's position is the
 -- snapshot of its last export; what that snapshot could not see has changed since. There is no check constraint:
 -- Postgres compiles it anew for each statement, which took a quarter of the triggers' time, and only the triggers may

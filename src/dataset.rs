@@ -281,6 +281,8 @@ pub struct Dataset {
     /// The size at which its files end, if a request names none; see
     /// [`Request::max_file_bytes`](crate::job::Request::max_file_bytes).
     pub max_file_bytes: Option<u64>,
+    /// True if the service tracks its table by itself.
+    pub tracks: bool,
     /// The choice for exports whose request has none: true to make no file if there is nothing to export.
     pub skip_empty: bool,
     /// The age of a waiting change up to which a consumer is fresh. None: it goes by how often there are exports.
@@ -348,6 +350,7 @@ impl Dataset {
             operation: Operation::Log,
             parquet: ParquetChoices::default(),
             max_file_bytes: None,
+            tracks: false,
             skip_empty: false,
             fresh_within: None,
             masks: Masks::default(),
@@ -585,6 +588,8 @@ pub struct Description {
     pub captured: bool,
     /// Why its triggers can't write to the change log, and what helps. `None`: they can, or the dataset needs none.
     pub log_obstacle: Option<String>,
+    /// Why the service can't track its table by itself, if a pattern tells it to and it has tried.
+    pub why_untracked: Option<String>,
 }
 
 impl Description {

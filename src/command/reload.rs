@@ -1,7 +1,7 @@
 //! Keeps the catalog of a running process current: reads the operator's file again when it changes, and looks for new
 //! tables of its patterns.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +19,7 @@ use crate::dataset::current::CurrentCatalog;
 use crate::failpoint;
 use crate::postgres::Database;
 use crate::receiver::Receivers;
+use crate::source::capture::{self, new_tables, tracking};
 use crate::store::Store;
 use crate::telemetry::{chain, metrics};
 
@@ -45,6 +46,8 @@ pub(super) struct Reload {
     receivers_text: String,
     /// True if this process has a secret of masks.
     has_mask_secret: bool,
+    /// The datasets whose tables the last look would have tracked, each with the state of its table.
+    seen: BTreeMap<String, String>,
 }
 
 impl Reload {
@@ -56,7 +59,8 @@ impl Reload {
         let text = config.catalog.get().text().unwrap_or_default().to_owned();
         let (catalog, file, receivers_text) = (config.catalog.clone(), config.catalog_file.clone(), text.clone());
         let has_mask_secret = config.worker.mask_secret.is_some();
-        let reload = Reload { catalog, file, database: database.clone(), text, receivers_text, has_mask_secret };
+        let (database, seen) = (database.clone(), BTreeMap::new());
+        let reload = Reload { catalog, file, database, text, receivers_text, has_mask_secret, seen };
         reload.put_in_force(&config.catalog.get()).await?;
         reload.age_other_datasets(&config.catalog.get()).await?;
         Ok(reload)
@@ -159,11 +163,43 @@ impl Reload {
         Ok(())
     }
 
-    /// Looks for tables that patterns match now.
-    async fn look(&self) {
-        if let Err(error) = self.put_in_force(&self.catalog.get()).await {
+    /// Looks for tables that patterns match now, and tracks new ones.
+    async fn look(&mut self) {
+        let looked = async {
+            self.put_in_force(&self.catalog.get()).await?;
+            self.track_new().await
+        };
+        if let Err(error) = looked.await {
             tracing::warn!(event = "tables_not_looked_at", error = chain(error.as_ref()));
         }
+    }
+
+    /// Tracks the tables of patterns with `track = true` that two looks found unchanged and free. A busy one is tried
+    /// again at the next look.
+    async fn track_new(&mut self) -> anyhow::Result<()> {
+        let catalog = self.catalog.get();
+        let datasets: Vec<_> = catalog.of_patterns().map(|dataset| &**dataset).filter(|it| it.tracks).collect();
+        let (before, mut failed) = (std::mem::take(&mut self.seen), BTreeMap::new());
+        if datasets.is_empty() {
+            return Ok(());
+        }
+        let pool = self.database.pool(1);
+        for (dataset, state) in new_tables::trackable(&pool, &datasets).await? {
+            let name = dataset.name.clone();
+            if before.get(&name) == Some(&state)
+                && let Err(error) = tracking::track_once(&pool, dataset).await
+                && !matches!(error, capture::Error::Busy { .. })
+            {
+                failed.insert(name.clone(), error.to_string());
+            }
+            self.seen.insert(name, state);
+        }
+        if self.catalog.set_untrackable(failed.clone()) {
+            for (dataset, error) in failed {
+                tracing::warn!(event = "table_not_tracked", dataset, error);
+            }
+        }
+        Ok(())
     }
 
     /// Puts a catalog in force, with the datasets of its patterns.

@@ -1,5 +1,6 @@
 //! The catalog in force, which a reload replaces while the process runs.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use chrono::{DateTime, Utc};
@@ -15,12 +16,18 @@ struct InForce {
     catalog: Arc<Catalog>,
     changed_at: DateTime<Utc>,
     stale: Option<Arc<str>>,
+    untrackable: Arc<BTreeMap<String, String>>,
 }
 
 impl CurrentCatalog {
     /// Puts a catalog in force.
     pub fn new(catalog: Arc<Catalog>) -> CurrentCatalog {
-        CurrentCatalog(Arc::new(RwLock::new(InForce { catalog, changed_at: Utc::now(), stale: None })))
+        CurrentCatalog(Arc::new(RwLock::new(InForce {
+            catalog,
+            changed_at: Utc::now(),
+            stale: None,
+            untrackable: Arc::default(),
+        })))
     }
 
     /// The catalog in force.
@@ -36,6 +43,20 @@ impl CurrentCatalog {
     /// Why the operator's file, which has changed, is not in force. `None`: it is.
     pub fn stale(&self) -> Option<Arc<str>> {
         self.in_force().stale
+    }
+
+    /// Why the service can't track the table of each of these datasets by itself.
+    pub fn untrackable(&self) -> Arc<BTreeMap<String, String>> {
+        self.in_force().untrackable
+    }
+
+    /// Records why the service can't track tables by itself. Returns true if that is news.
+    pub fn set_untrackable(&self, why: BTreeMap<String, String>) -> bool {
+        self.change(|in_force| {
+            let is_new = *in_force.untrackable != why;
+            in_force.untrackable = Arc::new(why);
+            is_new
+        })
     }
 
     /// Puts another catalog in force. That alone doesn't say that the operator's file is.

@@ -181,7 +181,11 @@ fn pattern(block: &mut Block<'_, '_>) -> Option<Pattern> {
     let options = dataset_block::options(block);
     let masks = Masks { are_optional: true, ..options.masks };
     let header = FileHeader { renames_are_optional: true, ..options.header };
-    let options = Dataset { owners, masks, header, ..options };
+    let tracks = block.flag("track", false);
+    if tracks && options.capture != Capture::Triggers {
+        block.wrong("track", "only with capture = \"triggers\"");
+    }
+    let options = Dataset { owners, masks, header, tracks, ..options };
     let (texts, matches): (Vec<_>, Vec<_>) = matches?.into_iter().unzip();
     Some(Pattern { text: texts.join(", "), matches, exclude, name: name?, options })
 }
@@ -394,6 +398,7 @@ name = \"all\"
 key = [\"id\"]
 [[tables]]
 capture = \"timestamp\"
+track = true
 ";
         let expected = [
             "line 4: unknown field `key`",
@@ -401,6 +406,7 @@ capture = \"timestamp\"
             "line 3: tables: name: {table} is missing",
             "line 5: tables: match: the tables are missing",
             "line 6: tables: capture: by timestamp there is nothing",
+            "line 7: tables: track: only with capture",
         ];
         assert_lines(&Catalog::from_toml(text).unwrap_err().to_string(), &expected);
     }

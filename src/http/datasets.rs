@@ -129,12 +129,15 @@ pub(crate) async fn get(service: Service, PathParameter(name): PathParameter) ->
 
 /// Returns the reasons why consumers cannot export a dataset. The list is empty if the dataset is ready.
 pub(crate) fn problems(description: &Description) -> Vec<String> {
-    let Description { dataset, schema, unreadable, captured, log_obstacle, .. } = description;
+    let Description { dataset, schema, unreadable, captured, log_obstacle, why_untracked, .. } = description;
     let faults = schema.as_ref().err().map(|faults| faults.0.as_slice()).unwrap_or_default();
     let mut problems: Vec<_> =
         faults.iter().chain(unreadable).map(|Fault { member, why, .. }| format!("{member}: {why}")).collect();
     if !captured {
-        problems.push(format!("its changes are not captured: `cdc-export track {}`", dataset.name));
+        problems.push(match why_untracked {
+            Some(why) => format!("its changes are not captured, and the service can't track it by itself: {why}"),
+            None => format!("its changes are not captured: `cdc-export track {}`", dataset.name),
+        });
     }
     problems.extend(log_obstacle.clone());
     problems

@@ -4,6 +4,7 @@
 
 mod function_text;
 pub mod functions;
+pub mod new_tables;
 mod stamps;
 pub mod tracking;
 pub mod untracking;
@@ -66,6 +67,19 @@ pub enum Error {
         table: String,
         /// The sessions and the prepared transactions.
         holders: String,
+    },
+    /// The locks of the table and its partitions would leave too little room for those of others.
+    #[error(
+        "`{table}` needs {locks} locks at once, with its partitions, and takes at most half of the {free} that Postgres has free now: raise \
+         max_locks_per_transaction"
+    )]
+    TooManyLocks {
+        /// The table's name.
+        table: String,
+        /// The number of locks.
+        locks: i64,
+        /// The number of free places in the lock table.
+        free: i64,
     },
     /// The role doesn't own the table.
     #[error("the database role `{role}` may not change the triggers of `{table}`: run this as its owner, `{owner}`")]

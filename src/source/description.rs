@@ -75,7 +75,7 @@ impl Source {
         let Some(deleted) = select.deleted(true) else { return Ok(Some(0)) };
         let mut conn = self.pool.acquire().await.map_err(&failed)?;
         let mut tx = conn.begin().await.map_err(&failed)?;
-        let widen = format!("-- source.description.path\n {}", widen(dataset, schema));
+        let widen = format!("-- source.description.path\n {}", widen(dataset, schema, None));
         sqlx::raw_sql(AssertSqlSafe(widen)).execute(&mut *tx).await.map_err(&failed)?;
         let count =
             format!("-- source.description.deleted\n select count(*) from {} u where {deleted}", select.table());
@@ -123,5 +123,6 @@ fn describe(
         bytes: bytes.unsigned_abs(),
         captured: captured && logs_it || dataset.capture != Capture::Triggers,
         log_obstacle,
+        why_untracked: None,
     })
 }

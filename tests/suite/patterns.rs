@@ -68,6 +68,56 @@ async fn a_start_waits_for_no_locked_partition() {
     export(&service, "full", "parts", "a").await;
 }
 
+/// A dump restores the functions of the triggers before the triggers.
+#[tokio::test]
+async fn a_service_tracks_new_tables_itself_and_leaves_those_alone_that_somebody_untracked() {
+    let database = Database::empty_with(SHOP).await;
+    let catalog = Catalog::of(&format!("{PATTERN}track = true\n"));
+    let service = quick(&catalog, &database).service().await;
+    becomes(&service, &["lines shop.lines ready", "orders shop.orders ready"]).await;
+    ends(catalog.command(&database, &["untrack", "lines"]).await, 0, "");
+    let function =
+        "create function cdc_export.capture_0_i() returns trigger language plpgsql as 'begin return null; end'";
+    database.run(function).await;
+    database.run("create table shop.later (id int primary key)").await;
+    let expected = ["later shop.later not_tracked", "lines shop.lines not_tracked", "orders shop.orders ready"];
+    becomes(&service, &expected).await;
+    // Some looks later.
+    tokio::time::sleep(std::time::Duration::from_millis(1_500)).await;
+    assert_eq!(listed(&service).await, expected);
+    let writer = database.open("insert into shop.later values (1)").await;
+    database.run("drop function cdc_export.capture_0_i()").await;
+    tokio::time::sleep(std::time::Duration::from_millis(1_500)).await;
+    assert_eq!(listed(&service).await, expected, "a session writes to it");
+    writer.rollback().await.unwrap();
+    becomes(&service, &["later shop.later ready", expected[1], expected[2]]).await;
+    export(&service, "full", "later", "a").await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_service_that_may_not_track_a_table_says_why() {
+    let database = Database::empty_with(SHOP).await;
+    let owner = database.role().await;
+    database.run(&format!("alter table shop.lines owner to {owner}")).await;
+    let service_role = database.role().await;
+    let grants =
+        format!("grant all on schema public, shop to {service_role}; grant select on shop.lines to {service_role}");
+    database.run(&grants).await;
+    let database_name = database.options.get_database().unwrap();
+    database.run(&format!("grant create on database \"{database_name}\" to {service_role}")).await;
+    let pattern = format!("[[tables]]\nmatch = [\"shop.lines\"]\nowners = [\"{owner}\"]\ntrack = true\n");
+    let url = database.url_as(&service_role, "pass");
+    let service = quick(&Catalog::of(&pattern), &database).with("DATABASE_URL", url).service().await;
+    eventually("the reason", async || {
+        let problem = items(&service).await[0]["problems"][0].as_str().unwrap_or_default().to_owned();
+        (problem.contains("can't track it by itself") && problem.contains(&service_role) && problem.contains(&owner))
+            .then_some(())
+    })
+    .await;
+    service.stop().await;
+}
+
 #[tokio::test]
 async fn each_table_of_a_schema_is_exported_or_said_why_not() {
     let database = Database::empty_with(SHOP).await;

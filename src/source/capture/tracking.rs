@@ -12,6 +12,7 @@ use crate::dataset::{Capture, Dataset, Table, TableSchema};
 use crate::source::capture::waiting::{Queue, Wait};
 use crate::source::capture::{Error, function_text, functions, one_at_a_time, stamps};
 use crate::source::captured::CAPTURE;
+use crate::source::relation_locks::Room;
 use crate::source::trigger::TriggerKind;
 use crate::source::{quote, table_schema};
 
@@ -120,6 +121,14 @@ pub async fn restore(pool: &PgPool) -> Result<(), Error> {
     }
 }
 
+/// Does what [`track`] does, and tries once.
+///
+/// # Errors
+/// If the table can't be captured, or is busy. Nothing is changed in this case.
+pub async fn track_once(pool: &PgPool, dataset: &Dataset) -> Result<Tracked, Error> {
+    try_track(pool, dataset, &mut Wait::default()).await
+}
+
 async fn try_track(pool: &PgPool, dataset: &Dataset, wait: &mut Wait) -> Result<Tracked, Error> {
     if dataset.capture != Capture::Triggers {
         return Err(Error::NeedsNone(dataset.name.clone()));
@@ -148,6 +157,7 @@ async fn try_track(pool: &PgPool, dataset: &Dataset, wait: &mut Wait) -> Result<
         state.set.clone().filter(|_| state.logs(key))
     };
     let kept = kept_of(&state);
+    require_room(&mut tx, &dataset.table, &state).await?;
     let state = lock(&mut tx, &dataset.table, &state, kept.as_deref(), wait).await?;
     check(&state, dataset)?;
     if kept_of(&state) != kept {
@@ -165,6 +175,18 @@ async fn try_track(pool: &PgPool, dataset: &Dataset, wait: &mut Wait) -> Result<
     tx.commit().await?;
     tracing::info!(event = "table_tracked", table = %dataset.table);
     Ok(Tracked::Now)
+}
+
+/// Requires that the locks of a table and its partitions leave half of the free places of Postgres's lock table.
+async fn require_room(conn: &mut PgConnection, table: &Table, state: &TableState) -> Result<(), Error> {
+    if state.kind == "p" {
+        let found = Table { schema: Some(state.schema_name.clone()), name: state.table_name.clone() };
+        let Room { relations: locks, free, .. } = Room::find(conn, &[found], &[false]).await?;
+        if locks * 2 > free {
+            return Err(Error::TooManyLocks { table: table.to_string(), locks, free });
+        }
+    }
+    Ok(())
 }
 
 /// Writes to the log as the table's triggers do, and takes it back.
@@ -197,6 +219,7 @@ async fn try_log(tx: &mut PgConnection, table: &Table, state: &TableState) -> Re
 async fn list(conn: &mut PgConnection, state: &TableState, key: &[String]) -> Result<(), sqlx::Error> {
     let tracked = sqlx::query(
         "-- source.capture.track
+         with listed_again as (delete from cdc_export.untracked where schema_name = $1 and table_name = $2)
          insert into cdc_export.tracked (schema_name, table_name, key) values ($1, $2, $3)
          on conflict (schema_name, table_name) do update set key = excluded.key",
     );

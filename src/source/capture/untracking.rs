@@ -79,7 +79,8 @@ pub async fn untrack_all(pool: &PgPool) -> Result<Vec<(Table, Result<(), Error>)
     Ok(done)
 }
 
-/// Removes the triggers from these tables, and tries again while some are busy. Returns the results in the tables' order.
+/// Removes the triggers from these tables, and tries again while some are busy. Returns the results in the tables'
+/// order.
 async fn untrack_each<'t>(pool: &PgPool, tables: impl IntoIterator<Item = &'t Table>) -> Vec<Result<bool, Error>> {
     let mut queue = Queue::of(tables.into_iter().enumerate());
     let mut done = BTreeMap::new();
@@ -101,7 +102,8 @@ async fn try_untrack(pool: &PgPool, table: &Table, wait: &mut Wait) -> Result<bo
     let is_any = remove(&mut tx, table, &state, None).await?;
     sqlx::query(
         "-- source.capture.untrack
-         delete from cdc_export.tracked where schema_name = $1 and table_name = $2",
+         with unlisted as (delete from cdc_export.tracked where schema_name = $1 and table_name = $2)
+         insert into cdc_export.untracked (schema_name, table_name) values ($1, $2) on conflict do nothing",
     )
     .bind(&state.schema_name)
     .bind(&state.table_name)
