@@ -168,6 +168,18 @@ impl Cluster {
         PgConnection::connect_with(&self.admin().port(self.side_port)).await
     }
 
+    /// Commits wait for a synchronous standby that is dead, for so long. Nobody stops the server meanwhile.
+    pub(crate) async fn without_standby(&self, time: Duration) -> Result<()> {
+        let _hands = self.hands.lock().await;
+        let mut conn = self.connect_at_last().await?;
+        conn.execute("alter system set synchronous_standby_names = 'nobody'").await?;
+        conn.execute("select pg_reload_conf()").await?;
+        tokio::time::sleep(time).await;
+        conn.execute("alter system reset synchronous_standby_names").await?;
+        conn.execute("select pg_reload_conf()").await?;
+        Ok(())
+    }
+
     /// Copies the data of a server that is stopped.
     pub(crate) async fn copy(&self) -> Result<()> {
         self.replace_by("data", "copy").await

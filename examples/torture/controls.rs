@@ -398,6 +398,7 @@ fn trial(control: &Control, seed: u64, binary: PathBuf, store: Option<Bucket>) -
         ends_with: control.breaks,
         store,
         clock: None,
+        has_bystander: false,
     }
 }
 

@@ -10,6 +10,7 @@ mod backfill;
 mod batches;
 mod bucket;
 mod builds;
+mod bystander;
 mod clients;
 mod clock;
 mod cluster;
@@ -181,6 +182,7 @@ async fn torture(arguments: &Arguments, store: Option<Bucket>) -> Result<bool> {
         ends_with: None,
         store,
         clock,
+        has_bystander: moves.contains(&Move::Locks),
     };
     let begun = Instant::now();
     let (report, counts) = match trial.run(folder.path()).await {
@@ -238,7 +240,7 @@ fn print_counts(counts: &Counts, time: Duration) {
 {} jobs accepted; {} completed, {} skipped, {} failed, {} cancelled; {} refused, since the change log was over its bound
 {} batches completed, {} failed, {} cancelled
 {} events in {} posts; {} refused, {} dropped, {} answered late or never; {} of which the database couldn't be asked, {} of before a put-back
-{} commits of writers, {} looks of the auditor, {} replays; {:.0} s in all",
+{} commits of writers, {} statements of the bystander, {} looks of the auditor, {} replays; {:.0} s in all",
         deaths.total(),
         deaths.of,
         counts.zombies,
@@ -263,6 +265,7 @@ fn print_counts(counts: &Counts, time: Duration) {
         posts.unchecked,
         posts.strays,
         counts.commits,
+        counts.statements,
         counts.looks,
         counts.replays,
         time.as_secs_f64(),

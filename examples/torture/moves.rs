@@ -15,8 +15,12 @@ pub(crate) enum Move {
     Clock,
     /// The tables' owner changes so many rows at once that the change log is over its bound.
     Backfill,
+    /// An application locks the tables, while processes are stopped, a folder hangs and the synchronous standby is
+    /// dead.
+    Locks,
 }
 
 impl Move {
-    pub(crate) const ALL: [Move; 5] = [Move::Ddl, Move::Subscription, Move::Restores, Move::Clock, Move::Backfill];
+    pub(crate) const ALL: [Move; 6] =
+        [Move::Ddl, Move::Subscription, Move::Restores, Move::Clock, Move::Backfill, Move::Locks];
 }

@@ -27,6 +27,8 @@ use crate::{backfill, ddl, publisher};
 const HIT: Duration = Duration::from_secs(180);
 /// How long a failpoint sleeps: the process is stopped within, and wakes behind it.
 const NAP: Duration = Duration::from_millis(1_200);
+/// How long a folder hangs.
+const HUNG: Duration = Duration::from_secs(15);
 /// From the death of a process until its jobs are somebody else's or ready: lease, reaping, a second (invariant 9), and
 /// as much again for a machine that does other things too.
 const TAKEN_OVER: Duration = Duration::from_millis(2 * (1_000 + 334 + 1_000));
@@ -86,6 +88,16 @@ pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Res
         while let Some(planned) = next(&filled, begun, &mut backfills).await {
             filled.report.announce(&format!("owner: {:?}", planned.what));
             backfill::make(&filled, planned.what).await;
+        }
+        anyhow::Ok(())
+    });
+    let (lonely, mut standbys) = (Arc::clone(world), plan.standbys.into_iter());
+    tasks.spawn(async move {
+        while let Some(dead) = next(&lonely, begun, &mut standbys).await {
+            lonely.report.announce(&format!("standby: dead for {:?}", dead.what));
+            let from = Utc::now();
+            lonely.cluster.without_standby(dead.what).await?;
+            lonely.report.acted(None, "dead standby", from);
         }
         anyhow::Ok(())
     });
@@ -343,6 +355,8 @@ enum Fault {
     Error,
     /// Past the lease, as a process that is stopped there and wakes when its job is somebody else's.
     Sleep,
+    /// Past the time after which a folder that takes no write counts as hung.
+    Hang,
 }
 
 /// The first phase: every failpoint with every fault, each replica working on one of them after the other. Returns how
@@ -350,6 +364,10 @@ enum Fault {
 pub(crate) async fn visit(world: &Arc<World>, names: impl Iterator<Item = String>, binary: &Path) -> Result<usize> {
     let mut visits: Vec<(String, Fault)> =
         names.flat_map(|name| [Fault::Kill, Fault::Error, Fault::Sleep].map(|fault| (name.clone(), fault))).collect();
+    // A bucket has a limit of its own.
+    if visits.iter().any(|(name, _)| name == "sink.write") {
+        visits.push(("sink.write".to_owned(), Fault::Hang));
+    }
     Random::new(world.seed, 500).shuffle(&mut visits);
     let number = visits.len();
     for (name, fault) in &visits {
@@ -381,6 +399,7 @@ async fn visit_one(world: &Arc<World>, index: usize, name: &str, fault: Fault, b
         Fault::Kill => format!("{name}=kill"),
         Fault::Error => format!("{name}=error"),
         Fault::Sleep => format!("{name}=sleep:{}", NAP.as_millis()),
+        Fault::Hang => format!("{name}=sleep:{},sink.stall=time:2000", HUNG.as_millis()),
     };
     let from = Utc::now();
     replica.kill(report).await?;
@@ -400,6 +419,10 @@ async fn visit_one(world: &Arc<World>, index: usize, name: &str, fault: Fault, b
             wait_for_takeover(world, replica, name).await?;
         }
         Fault::Error => report.acted(Some(index), "failpoint", from),
+        Fault::Hang => {
+            tokio::time::sleep(HUNG).await;
+            report.acted(Some(index), "failpoint", from);
+        }
         Fault::Sleep => {
             stop_for(world, replica, LEASE * 5 / 2).await?;
             report.acted(Some(index), "failpoint", from);

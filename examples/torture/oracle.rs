@@ -23,9 +23,9 @@ use crate::report::{Report, locked};
 use crate::trial::World;
 
 /// Why a job may fail here: its attempts are spent. All else is a defect, a transient error taken for a permanent one.
-const SPENT: [&str; 3] = ["attempts_exhausted", "source_unavailable", "watermark_changed"];
+const SPENT: [&str; 4] = ["attempts_exhausted", "source_unavailable", "watermark_changed", "gave_way"];
 /// What the failpoints of the first phase look like.
-const INJECTED: [&str; 2] = ["storage_full", "internal"];
+const INJECTED: [&str; 3] = ["storage_full", "storage_unavailable", "internal"];
 
 /// What the oracle knows of a consumer.
 #[derive(Default)]

@@ -76,6 +76,8 @@ pub(crate) struct Plan {
     pub(crate) clock: Vec<Planned<i64>>,
     pub(crate) subscribings: Vec<Planned<Subscribing>>,
     pub(crate) backfills: Vec<Planned<Backfill>>,
+    /// How long the synchronous standby is dead.
+    pub(crate) standbys: Vec<Planned<Duration>>,
 }
 
 impl Plan {
@@ -89,7 +91,9 @@ impl Plan {
             if has(Move::Subscription) { subscribings(&mut Random::new(seed, 900), length) } else { Vec::new() };
         let upheavals = if has(Move::Restores) { upheavals(&mut Random::new(seed, 700), length) } else { Vec::new() };
         let backfills = if has(Move::Backfill) { backfills(&mut Random::new(seed, 650), length) } else { Vec::new() };
+        let standbys = if has(Move::Locks) { standbys(&mut Random::new(seed, 660), length) } else { Vec::new() };
         Plan {
+            standbys,
             blows: blows.collect(),
             quakes: quakes(&mut Random::new(seed, 400), length),
             shapings,
@@ -151,6 +155,7 @@ impl Plan {
         lines.extend(self.clock.iter().map(|step| (step.at, format!("clock: {:+} s", step.what))));
         lines.extend(self.subscribings.iter().map(|what| (what.at, format!("subscriber: {:?}", what.what))));
         lines.extend(self.backfills.iter().map(|backfill| (backfill.at, format!("owner: {:?}", backfill.what))));
+        lines.extend(self.standbys.iter().map(|dead| (dead.at, format!("standby: dead for {:?}", dead.what))));
         lines.sort();
         lines.iter().map(|(at, line)| format!("{:8.3} {line}\n", at.as_secs_f64())).collect()
     }
@@ -231,6 +236,10 @@ fn subscribings(random: &mut Random, length: Duration) -> Vec<Planned<Subscribin
 
 fn backfills(random: &mut Random, length: Duration) -> Vec<Planned<Backfill>> {
     spread(random.millis(3_000, 8_000), length, || (Backfill::draw(random), random.millis(15_000, 40_000)))
+}
+
+fn standbys(random: &mut Random, length: Duration) -> Vec<Planned<Duration>> {
+    spread(random.millis(4_000, 12_000), length, || (random.millis(1_000, 6_000), random.millis(15_000, 40_000)))
 }
 
 fn upheavals(random: &mut Random, length: Duration) -> Vec<Planned<Upheaval>> {

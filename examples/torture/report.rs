@@ -113,6 +113,8 @@ pub(crate) struct Counts {
     pub(crate) answers_lost: u64,
     pub(crate) readers_silenced: u64,
     pub(crate) commits: usize,
+    /// The statements of the bystander that were answered.
+    pub(crate) statements: usize,
     pub(crate) looks: usize,
     /// What the receiver of events was told.
     pub(crate) posts: Posts,

@@ -28,7 +28,7 @@ use crate::receiver::{self, Receiver};
 use crate::recorder;
 use crate::replica::Replica;
 use crate::report::{Counts, Report, UPHEAVAL, locked};
-use crate::{ddl, publisher, shapes, writers};
+use crate::{bystander, ddl, publisher, shapes, writers};
 
 /// From the last fault until every job has ended: the longest pause of a job that is tried for the fourth time (18 s
 /// and a fifth of it), the jobs behind it, and a busy machine.
@@ -109,6 +109,8 @@ pub(crate) struct Trial {
     pub(crate) store: Option<Bucket>,
     /// The database's, if somebody may set it.
     pub(crate) clock: Option<Clock>,
+    /// True if an application locks the tables.
+    pub(crate) has_bystander: bool,
 }
 
 impl Trial {
@@ -189,6 +191,7 @@ impl Trial {
             (0..clients::CLIENTS).map(|n| tokio::spawn(clients::ask(Arc::clone(world), n))).collect();
         asking.extend(loader::all().map(|(lane, which)| tokio::spawn(loader::load(Arc::clone(world), lane, which))));
         let auditing = tokio::spawn(auditor::audit(Arc::clone(world)));
+        let bystander = self.has_bystander.then(|| tokio::spawn(bystander::work(Arc::clone(world))));
 
         if !self.failpoints.is_empty() {
             let begun = Instant::now();
@@ -216,6 +219,10 @@ impl Trial {
         for client in asking {
             client.await?;
         }
+        let statements = match bystander {
+            Some(bystander) => bystander.await?,
+            None => 0,
+        };
         publisher::rest(world).await?;
         if !world.is_over() {
             settle(world).await?;
@@ -249,6 +256,7 @@ impl Trial {
             readers_silenced: world.replicas.iter().map(|replica| replica.link.readers_silenced()).sum(),
             answers_lost: world.replicas.iter().map(|replica| replica.link.answers_lost()).sum(),
             commits,
+            statements,
             looks,
             posts: world.receiver.posts(),
             replays: oracle.replays,
@@ -271,6 +279,10 @@ async fn settle(world: &World) -> Result<()> {
     let begun = Instant::now();
     let mut conn = world.cluster.connect().await?;
     while open(&mut conn).await? > 0 {
+        // An export that gave way is tried again after minutes.
+        sqlx::query("update exports set run_at = clock_timestamp() where status = 'pending' and gave_way > 0 and run_at > clock_timestamp()")
+            .execute(&mut conn)
+            .await?;
         if begun.elapsed() > DRAIN {
             let left = open(&mut conn).await?;
             world.report.red("9", format!("{left} jobs are open {DRAIN:?} after the last fault"));
