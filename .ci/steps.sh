@@ -124,7 +124,7 @@ step_postgres-short() {
     scratch
     for version in 13 18; do
         tests/postgres.sh "$version" cargo test --locked --features "$FEATURES" --test suite -- \
-            capture:: continuity:: full_only:: generated:: guard:: partitions:: subscriptions:: tables:: tracked:: types:: versions:: writers::
+            capture:: continuity:: full_only:: generated:: guard:: locks_held:: partitions:: subscriptions:: tables:: tracked:: types:: versions:: writers::
     done
 }
 
