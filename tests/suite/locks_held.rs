@@ -74,7 +74,9 @@ async fn whoever_takes_a_job_over_ends_the_sessions_of_a_stopped_process() {
     assert_eq!(heir.ended(&id).await["status"], "completed");
     let waited = lock(&database, "users").await;
     assert!(waited < Duration::from_secs(5), "{waited:?}");
-    assert_eq!(heir.events("session_ended").len(), 1, "the reader's: {}", heir.log());
+    // The server may have ended the leader's by then.
+    let is_of_reader = |event: &Value| event["session"].as_str().unwrap().ends_with(" reader");
+    assert!(heir.events("session_ended").iter().any(is_of_reader), "{}", heir.log());
     stopped.signal(Signal::SIGCONT);
     stopped.release("worker.opened").await;
     stopped.says("lease_lost", &id).await;
