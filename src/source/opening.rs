@@ -53,12 +53,13 @@ pub(super) fn refused(at: usize) -> impl Fn(Error) -> Refused {
 impl ExportConnections {
     /// Takes one snapshot for several exports of one consumer, or for one export: from now on no table of them can be
     /// truncated, altered or dropped, and the consumer's positions are known as of the same moment. Without a sign from
-    /// this process for `lease`, the server gives it up. A reader takes rows at least once in `stall` and two leases.
+    /// this process for `lease`, the server gives it up. A reader takes rows at least once in two stalls and two leases: a
+    /// part of a bucket may take `stall` twice.
     ///
     /// # Errors
     /// If a table can't be read, or what changed since a position isn't known exactly. The connections are closed then.
     pub async fn open(self, purposes: &[Purpose<'_>], lease: Duration, stall: Duration) -> Result<Snapshot, Refused> {
-        let mut opening = Opening { connections: self, purposes, lease, silence: stall + lease * 2 };
+        let mut opening = Opening { connections: self, purposes, lease, silence: (stall + lease) * 2 };
         let tables = opening.lock().await?;
         let schemas = opening.introspect(&tables).await?;
         let exported = opening.export(&schemas).await?;

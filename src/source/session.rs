@@ -129,12 +129,17 @@ impl Session {
             ended
         };
         let ended = timeout(END_TIMEOUT, end).await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
-        if let Err(error) = ended {
-            let remedy = match SqlFailure::of(&error) {
-                SqlFailure::Denied => "the service's role needs pg_signal_backend, or the same login for all processes",
-                _ => "the server ends it after tcp_user_timeout",
-            };
-            tracing::warn!(event = "session_not_ended", pid = self.pid, remedy, error = chain(&error));
+        match ended {
+            Ok(_) => tracing::warn!(event = "session_ended", pid = self.pid, session = self.name),
+            Err(error) => {
+                let remedy = match SqlFailure::of(&error) {
+                    SqlFailure::Denied => {
+                        "the service's role needs pg_signal_backend, or the same login for all processes"
+                    }
+                    _ => "the server ends it after tcp_user_timeout",
+                };
+                tracing::warn!(event = "session_not_ended", pid = self.pid, remedy, error = chain(&error));
+            }
         }
     }
 
@@ -198,7 +203,6 @@ impl Source {
         let found = found.bind(leader).bind(session_name::of_reader(leader)).fetch_all(&mut *conn);
         let found: Vec<(i32, String)> = found.await.map_err(failed)?;
         for (pid, name) in found {
-            tracing::warn!(event = "session_ended", pid, session = name);
             Session { pid, name }.end(&mut conn).await;
         }
         Ok(())

@@ -29,5 +29,5 @@ e.schema_changed, e.continuity, e.late_rows, e.quiet_deletes, e.open_transaction
 e.oldest_transaction_seconds, e.table_rewritten, e.watermark_from, e.watermark_to,
 -- The times.
 e.created_at, e.started_at,
-case when e.status = 'pending' and e.attempt > 0 then e.run_at end as next_attempt_at,
+case when e.status = 'pending' and (e.attempt > 0 or e.gave_way > 0) then e.run_at end as next_attempt_at,
 case when e.status <> 'completed' or e.published_at is not null then e.finished_at end as finished_at
