@@ -53,8 +53,8 @@ pub(super) fn refused(at: usize) -> impl Fn(Error) -> Refused {
 impl ExportConnections {
     /// Takes one snapshot for several exports of one consumer, or for one export: from now on no table of them can be
     /// truncated, altered or dropped, and the consumer's positions are known as of the same moment. Without a sign from
-    /// this process for `lease`, the server gives it up. A reader takes rows at least once in two stalls and two leases: a
-    /// part of a bucket may take `stall` twice.
+    /// this process for `lease`, the server gives it up. A reader takes rows at least once in two stalls and two
+    /// leases: a part of a bucket may take `stall` twice.
     ///
     /// # Errors
     /// If a table can't be read, or what changed since a position isn't known exactly. The connections are closed then.
