@@ -16,8 +16,9 @@ create table cdc_export.owned (
 -- The destinations, folders or buckets, that processes use, by the id that each destination holds.
 create table cdc_export.destinations (
   id uuid primary key,
-  seen_at timestamptz not null -- when a process that uses it last recorded that: each hour, or every ten
-  -- seconds while it claims jobs, and at its start and end
+  -- When a process that uses it last recorded that. It does so at its start and end, each hour, and every ten seconds
+  -- while it claims jobs.
+  seen_at timestamptz not null
 );
 
 -- A lane is one consumer's line of jobs for one dataset. Whoever adds a job to a lane locks its row, so that the

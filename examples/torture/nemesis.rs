@@ -27,7 +27,7 @@ use crate::{backfill, ddl, publisher};
 const HIT: Duration = Duration::from_secs(180);
 /// How long a failpoint sleeps: the process is stopped within, and wakes behind it.
 const NAP: Duration = Duration::from_millis(1_200);
-/// How long a folder hangs.
+/// The time for which a folder hangs.
 const HUNG: Duration = Duration::from_secs(15);
 /// From the death of a process until its jobs are somebody else's or ready: lease, reaping, a second (invariant 9), and
 /// as much again for a machine that does other things too.

@@ -76,7 +76,7 @@ pub(crate) struct Plan {
     pub(crate) clock: Vec<Planned<i64>>,
     pub(crate) subscribings: Vec<Planned<Subscribing>>,
     pub(crate) backfills: Vec<Planned<Backfill>>,
-    /// How long the synchronous standby is dead.
+    /// The times for which the synchronous standby is dead.
     pub(crate) standbys: Vec<Planned<Duration>>,
 }
 

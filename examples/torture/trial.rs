@@ -280,9 +280,9 @@ async fn settle(world: &World) -> Result<()> {
     let mut conn = world.cluster.connect().await?;
     while open(&mut conn).await? > 0 {
         // An export that gave way is tried again after minutes.
-        sqlx::query("update exports set run_at = clock_timestamp() where status = 'pending' and gave_way > 0 and run_at > clock_timestamp()")
-            .execute(&mut conn)
-            .await?;
+        let make_ready = "update exports set run_at = clock_timestamp()
+                          where status = 'pending' and gave_way > 0 and run_at > clock_timestamp()";
+        sqlx::query(make_ready).execute(&mut conn).await?;
         if begun.elapsed() > DRAIN {
             let left = open(&mut conn).await?;
             world.report.red("9", format!("{left} jobs are open {DRAIN:?} after the last fault"));

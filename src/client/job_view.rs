@@ -112,7 +112,10 @@ impl JobView {
         }
         let Some(FailureView { code, detail }) = &self.error else { return String::new() };
         let next = self.next_attempt_at.as_ref().map(|at| format!("; the next one comes at {at}")).unwrap_or_default();
-        format!("  (attempt {} failed: {code}: {detail}{next})", self.attempt)
+        // An attempt that gave way is given back.
+        let attempt =
+            if self.attempt == 0 { "the last attempt".to_owned() } else { format!("attempt {}", self.attempt) };
+        format!("  ({attempt} failed: {code}: {detail}{next})")
     }
 
     pub(crate) fn has_status(&self, status: Status) -> bool {

@@ -70,8 +70,8 @@ pub enum Error {
     },
     /// The locks of the table and its partitions would leave too little room for those of others.
     #[error(
-        "`{table}` needs {locks} locks at once, with its partitions, and takes at most half of the {free} that Postgres has free now: raise \
-         max_locks_per_transaction"
+        "`{table}` needs {locks} locks at once, with its partitions, and takes at most half of the {free} that Postgres \
+         has free now: raise max_locks_per_transaction"
     )]
     TooManyLocks {
         /// The table's name.

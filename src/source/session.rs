@@ -114,7 +114,7 @@ impl Session {
     }
 
     /// Ends the session, which would hold its lock and its snapshot until the server notices that nobody is there.
-    /// Where that fails, it is left to the server. A transaction of `conn` is rolled back.
+    /// If that fails, the server ends it later. A transaction of `conn` is rolled back.
     pub(crate) async fn end(&self, conn: &mut PgConnection) {
         let end = async {
             // A login may end its own sessions. Another role that is set for it may not.
@@ -133,9 +133,7 @@ impl Session {
             Ok(_) => tracing::warn!(event = "session_ended", pid = self.pid, session = self.name),
             Err(error) => {
                 let remedy = match SqlFailure::of(&error) {
-                    SqlFailure::Denied => {
-                        "the service's role needs pg_signal_backend, or the same login for all processes"
-                    }
+                    SqlFailure::Denied => "the service's role needs pg_signal_backend, or all processes one login",
                     _ => "the server ends it after tcp_user_timeout",
                 };
                 tracing::warn!(event = "session_not_ended", pid = self.pid, remedy, error = chain(&error));
@@ -270,6 +268,9 @@ impl Readers {
     }
 }
 
+/// A session that waits for a lock which the export prevents, and the relation.
+type Waiter = (i32, Oid);
+
 /// The connection that holds the snapshot, while its readers read.
 #[derive(Debug)]
 pub struct Leader<'s> {
@@ -319,12 +320,7 @@ impl Leader<'_> {
             }
         }
     }
-}
 
-/// A session that waits for a lock which the export prevents, and the relation.
-type Waiter = (i32, Oid);
-
-impl Leader<'_> {
     /// Returns the sessions that wait for a lock which this export prevents.
     async fn waiters(&mut self) -> Result<Vec<Waiter>, Error> {
         let readers = self.readers.all();

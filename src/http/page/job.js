@@ -150,7 +150,7 @@ function timelineOf(job) {
     const attempt = job.attempt > 1 ? `attempt ${job.attempt}; ` : "";
     steps.push(step("done", "Started", job.startedAt, `${attempt}${between(job.createdAt, job.startedAt)} after it was asked for`));
   } else if (job.finishedAt === null) {
-    steps.push(step("next", job.attempt > 0 ? `Waits for attempt ${job.attempt + 1}` : "Waits for its turn", job.nextAttemptAt, STATUS.pending.meaning));
+    steps.push(step("next", job.nextAttemptAt ? `Waits for attempt ${job.attempt + 1}` : "Waits for its turn", job.nextAttemptAt, STATUS.pending.meaning));
   }
   if (job.cancelRequestedAt !== null) steps.push(step("done", "Cancel asked for", job.cancelRequestedAt, null));
   if (job.finishedAt !== null) {
