@@ -101,13 +101,13 @@ async fn a_crash_at_any_step_is_made_good() {
 async fn dies_at(place: &str, attempts: u64) {
     let database = Database::with_users(5).await;
     let fault = format!("{place}=kill");
-    let mut dead = Start::on(&database).with("FAILPOINTS", fault).with("LEASE_SECONDS", 1).service().await;
+    let mut dead = Start::on(&database).with("FAILPOINTS", fault).with("LEASE_SECONDS", 5).service().await;
     let id = killed_by_an_export(&database, &mut dead).await;
     assert_eq!(status(&database).await, if attempts == 2 { "processing" } else { "completed" }, "{place}");
     let moved: bool = database.one("select exists (select from watermarks)").await;
     assert_eq!(moved, attempts == 1, "{place}: the watermark moves with the commit");
 
-    // Its own lease would outlast every wait: what counts is the dead one's, of a second.
+    // Its own lease would outlast every wait: what counts is the dead one's.
     let heir = Start::on(&database).with("LEASE_SECONDS", 600).sharing_output(&dead).service().await;
     let job = heir.ended(&id).await;
     assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(attempts)), "{place}: {job}");
