@@ -166,13 +166,19 @@ impl ApiAnswer {
         }
     }
 
-    /// Returns the answer if it contains a range of a file (status 206), or redirects to one (307).
-    pub(crate) async fn file_range(self) -> Result<ApiAnswer, CallError> {
+    /// Returns the answer if it contains a file (status 200) or a range of it (206), or redirects to one (307).
+    pub(crate) async fn file(self) -> Result<ApiAnswer, CallError> {
         if self.redirection().is_some() {
             return Ok(self);
         }
         let answer = self.accepted().await?;
-        if answer.response.status().as_u16() == 206 { Ok(answer) } else { Err(answer.foreign()) }
+        if answer.is_whole() || answer.response.status().as_u16() == 206 { Ok(answer) } else { Err(answer.foreign()) }
+    }
+
+    /// Returns true if the answer contains the whole file. A server or proxy may ignore the requested range (RFC 9110,
+    /// section 14.2).
+    pub(super) fn is_whole(&self) -> bool {
+        self.response.status().as_u16() == 200
     }
 
     /// Returns the address of the file if the answer redirects to it.

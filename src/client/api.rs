@@ -420,8 +420,8 @@ impl Api {
         Ok(json!({ "consumers": Value::Array(consumers), "openJobs": Value::Array(jobs) }))
     }
 
-    /// Downloads the bytes of a file, beginning at offset `from`. `part` is the number of the file if the job has
-    /// several.
+    /// Downloads the bytes of a file, beginning at offset `from`. Skips the bytes before it if the answer is the whole
+    /// file. `part` is the number of the file if the job has several.
     pub(crate) async fn fetch(
         &self,
         id: JobId,
@@ -434,20 +434,28 @@ impl Api {
             None => format!("/exports/{id}/download"),
             Some(part) => format!("/exports/{id}/files/{part}/download"),
         };
-        let call = http::Request::get(path)
-            .header(header::RANGE, format!("bytes={from}-"))
-            .header(header::IF_RANGE, format!("\"{sha256}\""))
-            .body(String::new())
-            .map_err(CallError::from)?;
-        let answer = self.call(call, ApiAnswer::file_range).await?;
-        let ApiAnswer { server, response } = match (&*self.transport, answer.redirection()) {
-            (ApiTransport::Http(service), Some(url)) => service.file_range_at(&url, from).await?,
+        let mut call = http::Request::get(path);
+        if from > 0 {
+            call = call.header(header::RANGE, format!("bytes={from}-"));
+            call = call.header(header::IF_RANGE, format!("\"{sha256}\""));
+        }
+        let call = call.body(String::new()).map_err(CallError::from)?;
+        let answer = self.call(call, ApiAnswer::file).await?;
+        let answer = match (&*self.transport, answer.redirection()) {
+            (ApiTransport::Http(service), Some(url)) => service.file_at(&url, from).await?,
             _ => answer,
         };
+        // The whole file begins with the bytes that are here.
+        let mut unneeded = if answer.is_whole() { from } else { 0 };
+        let ApiAnswer { server, response } = answer;
         let mut pieces = response.into_body().into_data_stream();
         loop {
             match pieces.try_next().await {
-                Ok(Some(piece)) => into.write_all(&piece)?,
+                Ok(Some(mut piece)) => {
+                    let skipped = piece.split_to(unneeded.min(piece.len() as u64) as usize);
+                    unneeded -= skipped.len() as u64;
+                    into.write_all(&piece)?;
+                }
                 Ok(None) => return Ok(()),
                 // A failure of the local disk is permanent. A failure of the network may not be.
                 Err(cause) if matches!(*self.transport, ApiTransport::InProcess(_)) => {

@@ -140,8 +140,9 @@ impl RemoteService {
     }
 
     /// Requests the rest of a file, beginning at offset `from`, at the address to which the service redirects the
-    /// download. The request doesn't have the key, and no further redirect is followed.
-    pub(crate) async fn file_range_at(&self, url: &str, from: u64) -> Result<ApiAnswer, CallError> {
+    /// download. The answer may be the whole file. The request doesn't have the key, and no further redirect is
+    /// followed.
+    pub(crate) async fn file_at(&self, url: &str, from: u64) -> Result<ApiAnswer, CallError> {
         let unsafe_redirect = || CallError::UnsafeRedirect { server: self.server.to_string() };
         let address = self.server.redirection(url).ok_or_else(unsafe_redirect)?;
         let host = address.authority();
@@ -155,10 +156,13 @@ impl RemoteService {
             }
         };
         self.retry_while_unavailable(async || {
-            let request = client.get(url).header(header::RANGE, format!("bytes={from}-"));
+            let mut request = client.get(url);
+            if from > 0 {
+                request = request.header(header::RANGE, format!("bytes={from}-"));
+            }
             let response = request.send().await.map_err(|cause| unreachable(&cause))?;
             match response.status().as_u16() {
-                206 => Ok(ApiAnswer { server: host.clone(), response: Response::from(response).map(Body::new) }),
+                200 | 206 => Ok(ApiAnswer { server: host.clone(), response: Response::from(response).map(Body::new) }),
                 status => Err(CallError::Bucket { host: host.clone(), status }),
             }
         })

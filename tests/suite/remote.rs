@@ -24,9 +24,14 @@ async fn run(arguments: &[&str]) -> (i32, String, String) {
 /// A port that passes connections on to a service, and breaks each once so many bytes have come back, until that was
 /// done `breaks` times. With what came back in all.
 async fn frail(service: &Service, after: u64, breaks: u64) -> (String, Arc<AtomicU64>) {
+    frail_at(&service.address, after, breaks).await
+}
+
+/// The same in front of an address.
+async fn frail_at(behind: &str, after: u64, breaks: u64) -> (String, Arc<AtomicU64>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
-    let behind = service.address.trim_start_matches("http://").to_owned();
+    let behind = behind.trim_start_matches("http://").to_owned();
     let passed = Arc::<AtomicU64>::default();
     let (count, left) = (Arc::clone(&passed), Arc::new(AtomicU64::new(breaks)));
     tokio::spawn(async move {
@@ -316,6 +321,52 @@ async fn a_download_that_breaks_off_goes_on_from_there() {
     assert_eq!(std::fs::read(near).unwrap(), whole);
 }
 
+/// A proxy in front of a service that takes `Range` out of each request.
+async fn without_ranges(service: &Service) -> String {
+    let (client, behind) = (service.client.clone(), service.address.clone());
+    let handler = async move |request: axum::extract::Request| {
+        let (mut head, body) = request.into_parts();
+        head.headers.remove("range");
+        head.headers.remove("host");
+        let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
+        let call = client.request(head.method, format!("{behind}{}", head.uri)).headers(head.headers).body(body);
+        axum::response::Response::from(call.send().await.unwrap()).map(axum::body::Body::new)
+    };
+    serving(axum::Router::new().fallback(handler)).await
+}
+
+#[tokio::test]
+async fn a_proxy_may_ignore_ranges() {
+    let (_database, service) = serving_users(20_000).await;
+    let job = service.export("full", "a").await.0;
+    let (id, whole) = (job["jobId"].as_str().unwrap(), std::fs::read(service.path(&job)).unwrap());
+    let server = without_ranges(&service).await;
+    let folder = reachable_folder();
+    let path = folder.path().join("users.csv");
+    let output = path.to_str().unwrap();
+    let part = folder.path().join(format!(".users.csv.{id}.part"));
+    // A download that goes on gets the whole file again, and so does one of a part with a wrong byte.
+    let mut wrong = whole[..whole.len() / 2].to_vec();
+    wrong[100] ^= 1;
+    for (there, codes) in [(&whole[..0], [0, 2]), (&whole[..whole.len() / 2], [0, 2]), (&wrong[..], [1, 0])] {
+        std::fs::write(&part, there).unwrap();
+        for code in codes {
+            ends(run(&["download", id, "--output", output, "--server", &server]).await, code, "");
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), whole);
+        std::fs::remove_file(&path).unwrap();
+    }
+    let into = folder.path().join("inbox");
+    let call = ["pull", "--consumer", "a", "--into", into.to_str().unwrap(), "--server", &server];
+    silent(run(&call).await);
+    assert_eq!(std::fs::read(into.join(job["outputFilename"].as_str().unwrap())).unwrap(), whole);
+
+    // A connection that breaks once, behind a proxy that ignores ranges.
+    let (frail_service, _) = frail_at(&server, whole.len() as u64 / 2, 1).await;
+    let (printed, said) = ends(run(&["download", id, "--output", "-", "--server", &frail_service]).await, 0, "");
+    assert!(said.contains("going on from there") && printed.into_bytes() == whole, "{said}");
+}
+
 #[tokio::test]
 async fn what_has_no_file_says_why() {
     let (database, service) = serving_users(5).await;
@@ -495,14 +546,16 @@ async fn sending_on(service: &Service, to: String) -> String {
     serving(axum::Router::new().fallback(handler)).await
 }
 
-/// A store that keeps this content at every address. Returns its address and the headers of each request.
+/// A store that keeps this content at every address, and ignores ranges with the status 200. Returns its address and
+/// the headers of each request.
 async fn keeping(content: Vec<u8>, status: u16) -> (String, Arc<Mutex<Vec<HeaderMap>>>) {
     let asked = Arc::<Mutex<Vec<HeaderMap>>>::default();
     let heard = Arc::clone(&asked);
     let handler = async move |headers: HeaderMap| {
-        let range = headers.get("range").map(|range| range.to_str().unwrap().to_owned()).unwrap_or_default();
+        let range = headers.get("range").filter(|_| status != 200).map(|range| range.to_str().unwrap().to_owned());
         heard.lock().unwrap().push(headers);
-        let from: usize = range.trim_start_matches("bytes=").trim_end_matches('-').parse().unwrap();
+        let from = |range: String| range.trim_start_matches("bytes=").trim_end_matches('-').parse().unwrap();
+        let from: usize = range.map_or(0, from);
         (axum::http::StatusCode::from_u16(status).unwrap(), content[from..].to_vec())
     };
     let address = serving(axum::Router::new().fallback(handler)).await;
@@ -539,18 +592,27 @@ async fn a_download_is_fetched_from_the_bucket_without_the_key() {
     for (content, status, why) in [
         (other, 206, "not the file that was exported"),
         ([whole.clone(), b"x".to_vec()].concat(), 206, "more bytes"),
-        (whole.clone(), 200, "200"),
         (whole.clone(), 403, "403"),
         (whole.clone(), 307, "307"),
     ] {
         let (store, asked) = keeping(content, status).await;
         let (code, said) = download(&store).await;
         assert!(code == 1 && said.contains(why) && !path.exists(), "{status}: {code} {said}");
-        assert_eq!(asked.lock().unwrap().len(), 1, "{status}");
+        let asked = asked.lock().unwrap();
+        assert!(asked.len() == 1 && !asked[0].contains_key("range"), "{status}: {asked:?}");
     }
     for elsewhere in ["ftp://127.0.0.1", "http://name:password@127.0.0.1", "/there"] {
         let (code, said) = download(elsewhere).await;
         assert!(code == 1 && said.contains("https://"), "{elsewhere}: {said}");
+    }
+
+    // A store may ignore ranges.
+    for there in [0, 100] {
+        let (store, _) = keeping(whole.clone(), 200).await;
+        std::fs::write(folder.path().join(format!(".users.csv.{id}.part")), &whole[..there]).unwrap();
+        assert_eq!(download(&store).await, (0, String::new()), "{there}");
+        assert_eq!(std::fs::read(&path).unwrap(), whole, "{there}");
+        std::fs::remove_file(&path).unwrap();
     }
 
     // It goes on from what is there.
