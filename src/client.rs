@@ -51,6 +51,9 @@ pub(crate) enum Error {
     /// Another export of the same batch can't be applied.
     #[error("its batch is not applied, because of another dataset")]
     BatchStopped,
+    /// Not all exports of a batch are there. Only a full export can come next.
+    #[error("{0}")]
+    BatchIncomplete(String),
     /// The service gives a file a name that isn't the name of one visible file.
     #[error(transparent)]
     Name(#[from] NotPlain),

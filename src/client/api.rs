@@ -224,11 +224,14 @@ impl Api {
         }
     }
 
-    /// Waits until a batch has ended. Returns the number in its lane of each export with a file, by dataset. Returns
-    /// none if the service doesn't have the batch any more.
+    /// Waits until a batch has ended. Returns the number in its lane of each export with a file, by dataset.
     pub(super) async fn numbers_of_batch(&self, id: Uuid) -> Result<BTreeMap<String, u64>, Error> {
         let jobs = match self.ended_batch(id).await {
-            Err(CallError::Refused { status: 404, .. }) => return Ok(BTreeMap::new()),
+            Err(CallError::Refused { status: 404, .. }) => {
+                return Err(Error::Refused(format!(
+                    "batch_incomplete: the service doesn't show the batch {id}: a key for all of its datasets is needed"
+                )));
+            }
             batch => batch?.jobs()?,
         };
         Ok(jobs.iter().filter_map(|job| Some((job.dataset.to_string(), job.number?))).collect())

@@ -34,8 +34,6 @@ pub(crate) struct JobView {
     pub(crate) error: Option<FailureView>,
     pub(crate) next_attempt_at: Option<PlainText>,
     pub(crate) cancel_requested_at: Option<PlainText>,
-    /// The batch that it is a member of.
-    pub(super) batch_id: Option<Uuid>,
     /// The whole job as the API shows it.
     #[serde(skip)]
     pub(crate) json: Value,

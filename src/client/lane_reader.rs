@@ -222,6 +222,7 @@ impl LaneReader<'_> {
                 let why = format!("the service has the files of the export {} no more", export.job_id);
                 return Ok(SinkOutcome::NeedsFullExport(why));
             }
+            Err(Error::BatchIncomplete(why)) => return Ok(SinkOutcome::NeedsFullExport(why)),
             outcome => outcome?,
         };
         if matches!(outcome, SinkOutcome::Written) {

@@ -108,7 +108,7 @@ impl ManifestFolder {
         while let Some((digest, link)) = next {
             let obstacle = match self.apply(archive, &names[digest], mirror).await {
                 Ok(SinkOutcome::Written) => None,
-                Ok(SinkOutcome::NeedsFullExport(why)) => {
+                Ok(SinkOutcome::NeedsFullExport(why)) | Err(Error::BatchIncomplete(why)) => {
                     Some((why.clone(), Error::Refused(format!("{why}; a newer full export goes on"))))
                 }
                 // Only a newer full export can go past a row that the target refuses.
@@ -250,15 +250,15 @@ impl ManifestFolder {
         }
         let paths = manifest.export.files.iter().map(|file| path_of(&**archive, name, file));
         let paths = paths.collect::<Result<Vec<_>, _>>()?;
-        let batch = manifest.export.batch.as_ref().and_then(|batch| batch.id.parse().ok());
         let numbers = |id| self.numbers_of_batch(archive, id);
+        let batch = manifest.export.batch.as_ref();
         let batch = mirror.group().batch(batch, mirror.observer(), numbers).await?.map(|(id, _)| id);
         let (archive, of) = (Arc::clone(archive), Arc::clone(&manifest));
         mirror.apply(manifest, batch, move || files(&archive, &of, &paths)).await
     }
 
-    /// Reads the number of each export of a batch, by dataset, from the batch's manifest. Without one, there is nothing
-    /// to wait for: a file of the batch was lost, or retention has removed the manifest.
+    /// Reads the number of each export of a batch, by dataset, from the batch's manifest. Returns none if the manifest
+    /// is missing: the service still publishes the batch, or a file of it was lost.
     async fn numbers_of_batch(&self, archive: &Arc<dyn Archive>, id: Uuid) -> Result<BTreeMap<String, u64>, Error> {
         let (archive, keys, path) =
             (Arc::clone(archive), self.keys.clone(), batch::path(self.consumer.as_str(), &id.to_string()));

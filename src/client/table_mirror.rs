@@ -108,7 +108,8 @@ impl ExportSink for TableMirror {
     }
 
     async fn write(&mut self, api: &Api, export: &JobView, manifest: Manifest) -> Result<SinkOutcome, Error> {
-        let batch = self.group.batch(export.batch_id, api.observer(), |id| api.numbers_of_batch(id)).await?;
+        let batch = manifest.export.batch.as_ref();
+        let batch = self.group.batch(batch, api.observer(), |id| api.numbers_of_batch(id)).await?;
         let alone = Spool::default();
         let spool = batch.as_ref().map_or(&alone, |(_, batch)| &batch.spool);
         let ranges = spool.fetch(api, export).await?;

@@ -205,14 +205,17 @@ impl LaneOptions {
         let RoundBatch { members, apart } = batch;
         let read = async |dataset: String| {
             let shown = terminal.of_dataset(&dataset);
-            let terminal = Arc::clone(&shown);
-            let (of, turn) = (Arc::clone(&group), group.turn().await);
-            let is_submitted = members.contains(&dataset);
-            let task =
-                LaneTask { dataset: dataset.clone(), terminal, is_one_of_several, is_submitted, group: of, turn };
-            let done = read(task).await;
-            group.has_ended(&dataset, done.is_err()).await;
-            (dataset, shown, done)
+            let mut is_submitted = members.contains(&dataset);
+            loop {
+                let (of, terminal) = (dataset.clone(), Arc::clone(&shown));
+                let (group, turn) = (Arc::clone(&group), group.turn().await);
+                let task = LaneTask { dataset: of, terminal, is_one_of_several, is_submitted, group, turn };
+                let done = read(task).await;
+                if !group.has_ended(&dataset, done.is_err()).await {
+                    return (dataset, shown, done);
+                }
+                is_submitted = true;
+            }
         };
         let mut lanes: FuturesUnordered<_> = datasets.iter().cloned().map(read).collect();
         let mut failed = BTreeSet::new();

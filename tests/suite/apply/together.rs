@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use axum::response::IntoResponse;
 use serde_json::json;
 use sqlx::Executor;
 
 use crate::batches::export_all;
-use crate::harness::{KILLED, ends, eventually, far, silent, until};
+use crate::harness::{KILLED, ends, eventually, far, serving, silent, until};
 use crate::mirrors::Mirror;
 
 /// The tables of pgbench, with a key of the history.
@@ -175,6 +176,85 @@ async fn a_batch_waits_for_a_lane_that_has_an_earlier_batch_before_it() {
         let transactions = "select count(distinct xmin::text) from cdc_apply.positions";
         assert_eq!(mirror.target.one::<i64>(transactions).await, 1, "{early} {jobs}: {printed}");
     }
+}
+
+/// A service that answers the list of what follows in `t2` once a batch has been published since: with the list as it
+/// was before the batch, the first time or each time.
+async fn listing_late(mirror: &Mirror, is_first: bool) -> String {
+    let (client, behind) = (mirror.service.client.clone(), mirror.service.address.clone());
+    let has_listed = Arc::new(AtomicBool::new(false));
+    let handler = async move |request: axum::extract::Request| {
+        let call = request.uri().to_string();
+        if call.contains("dataset=t2") && call.contains("after=") {
+            let was = has_listed.swap(true, Ordering::Relaxed);
+            if !(was && is_first) {
+                return axum::Json(json!({ "items": [], "nextCursor": null })).into_response();
+            }
+        }
+        let answer = client.get(format!("{behind}{call}")).send().await.unwrap();
+        axum::response::Response::from(answer).map(axum::body::Body::new)
+    };
+    serving(axum::Router::new().fallback(handler)).await
+}
+
+#[tokio::test]
+async fn a_batch_that_is_published_between_two_listings_is_applied_as_a_whole() {
+    for jobs in ["1", "4"] {
+        let mirror = Mirror::of(&["t1", "t2"]).await;
+        mirror.applies_all("all").await;
+        mirror.change(&["t1", "t2"], "x").await;
+        export_all(&mirror.service, "delta", json!({ "datasets": "*" })).await;
+        let to = mirror.target.url();
+        let apply = async |server: &str| {
+            let call = ["apply", "--to", &to, "--consumer", "a", "--all-datasets", "--request", "none", "--jobs", jobs];
+            far(&[&call[..], &["--server", server]].concat()).output().await
+        };
+        // It is never listed: nothing is applied, and the export that is missing is named.
+        let (code, printed, said) = apply(&listing_late(&mirror, false).await).await;
+        assert_eq!((code, printed.as_str()), (1, ""), "{said}");
+        assert!(said.contains("t1: batch_incomplete: the export 2 of t2, of the same batch, is missing"), "{said}");
+        assert_eq!(mirror.target.one::<i64>("select count(*) from sales.t1 where name = 'x'").await, 0);
+        let (code, printed, said) = apply(&listing_late(&mirror, true).await).await;
+        assert_eq!((code, printed.lines().count(), said.as_str()), (0, 2, ""), "{jobs}");
+        mirror.require_all_equal(&["t1", "t2"]).await;
+        let transactions = "select count(distinct xmin::text) from cdc_apply.positions";
+        assert_eq!(mirror.target.one::<i64>(transactions).await, 1, "{jobs}");
+    }
+}
+
+#[tokio::test]
+async fn a_batch_of_a_folder_waits_for_its_manifest() {
+    let tables = ["t1", "t2"];
+    let mirror = Mirror::of(&tables).await;
+    let (place, to) = (mirror.service.output().to_str().unwrap().to_owned(), mirror.target.url());
+    let lanes = ["--dataset", "t1", "--dataset", "t2"];
+    let apply = async || {
+        let call = ["apply", "--to", &to, "--consumer", "a", "--from", &place];
+        far(&[&call[..], &lanes].concat()).output().await
+    };
+    export_all(&mirror.service, "full", json!({ "datasets": "*" })).await;
+    silent(apply().await);
+    mirror.change(&tables, "x").await;
+    let batch = export_all(&mirror.service, "delta", json!({ "datasets": "*" })).await;
+    // As while the service publishes the batch.
+    let id = batch["batchId"].as_str().unwrap();
+    let manifest = mirror.service.output().join(format!("_batches/a/{id}.manifest.json"));
+    let aside = manifest.with_extension("aside");
+    std::fs::rename(&manifest, &aside).unwrap();
+    let (code, printed, said) = apply().await;
+    assert_eq!((code, printed.as_str()), (1, ""), "{said}");
+    assert!(said.contains("t1: batch_incomplete: 0 of the 2 exports"), "{said}");
+    std::fs::rename(&aside, &manifest).unwrap();
+    silent(apply().await);
+    mirror.require_all_equal(&tables).await;
+    // A newer full export of each goes past a batch that stays without one.
+    mirror.change(&tables, "y").await;
+    let batch = export_all(&mirror.service, "delta", json!({ "datasets": "*" })).await;
+    let id = batch["batchId"].as_str().unwrap();
+    std::fs::remove_file(mirror.service.output().join(format!("_batches/a/{id}.manifest.json"))).unwrap();
+    export_all(&mirror.service, "full", json!({ "datasets": "*" })).await;
+    ends(apply().await, 0, "batch_incomplete");
+    mirror.require_all_equal(&tables).await;
 }
 
 #[tokio::test]
