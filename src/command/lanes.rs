@@ -208,8 +208,8 @@ impl LaneOptions {
             let mut is_submitted = members.contains(&dataset);
             loop {
                 let (of, terminal) = (dataset.clone(), Arc::clone(&shown));
-                let (group, turn) = (Arc::clone(&group), group.turn().await);
-                let task = LaneTask { dataset: of, terminal, is_one_of_several, is_submitted, group, turn };
+                let (all, turn) = (Arc::clone(&group), group.turn().await);
+                let task = LaneTask { dataset: of, terminal, is_one_of_several, is_submitted, group: all, turn };
                 let done = read(task).await;
                 if !group.has_ended(&dataset, done.is_err()).await {
                     return (dataset, shown, done);
