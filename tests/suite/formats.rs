@@ -1,5 +1,6 @@
 //! The formats of a file: which ones a request may ask for, and that all have the same values.
 
+use std::io::Read;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -733,6 +734,29 @@ async fn a_job_of_an_unknown_format_is_left_to_other_processes() {
     service.ended(&next[1]).await;
     let status: String = database.one(&format!("select status from exports where id = '{}'", next[0])).await;
     assert_eq!(status, "pending");
+}
+
+#[tokio::test]
+async fn a_small_compressed_file_is_one_gzip_member_or_zstd_frame() {
+    let (database, service) = serving_users(300).await;
+    export(&service, "full", "gzip", &json!({})).await;
+    export(&service, "full", "zstd", &json!({})).await;
+    // Rows of both reads of a delta: those that are there, and those that are gone.
+    database.run("update users set name = 'Ada' where id < 100; delete from users where id > 200").await;
+    for export_type in ["delta", "full"] {
+        for compression in ["gzip", "zstd"] {
+            let job = export(&service, export_type, compression, &json!({ "compression": compression })).await;
+            let file = std::fs::read(service.path(&job)).unwrap();
+            let mut first = String::new();
+            match compression {
+                "gzip" => flate2::read::GzDecoder::new(&file[..]).read_to_string(&mut first).unwrap(),
+                _ => zstd::Decoder::new(&file[..]).unwrap().single_frame().read_to_string(&mut first).unwrap(),
+            };
+            let rows = job["rowsExported"].as_u64().unwrap();
+            assert!(rows > 150);
+            assert_eq!(first.lines().count() as u64, 1 + rows, "{export_type} {compression}");
+        }
+    }
 }
 
 #[tokio::test]

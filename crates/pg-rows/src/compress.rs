@@ -70,6 +70,26 @@ impl Compressor {
         }
         .map_err(Error::Compressor)
     }
+
+    /// Appends the text of a frame of this compression. `text_bytes` is the size of the text.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub(super) fn unpack(&self, frame: &[u8], text_bytes: usize, text: &mut Vec<u8>) -> Result<(), Error> {
+        let begin = text.len();
+        match self {
+            Compressor::None => text.extend_from_slice(frame),
+            Compressor::Gzip(_) => {
+                text.resize(begin + text_bytes, 0);
+                let unpacked = libdeflater::Decompressor::new().gzip_decompress(frame, &mut text[begin..]);
+                unpacked.map_err(|why| Error::Compressor(io::Error::other(why)))?;
+            }
+            Compressor::Zstd(_) => {
+                text.append(&mut bulk::decompress(frame, text_bytes).map_err(Error::Compressor)?);
+            }
+        }
+        Ok(())
+    }
 }
 
 fn zstd(level: u8) -> io::Result<bulk::Compressor<'static>> {
@@ -99,6 +119,26 @@ pub(super) fn unpacked(compression: Compression, packed: &[u8]) -> Vec<u8> {
         }
         Compression::Zstd => {
             zstd::Decoder::new(packed).unwrap().read_to_end(&mut plain).unwrap();
+        }
+        Compression::Snappy | Compression::Lz4 => panic!("{compression} is only inside Parquet"),
+    }
+    plain
+}
+
+/// Decompresses the first frame of a file, as readers do that know no second one.
+#[cfg(test)]
+pub(super) fn first_unpacked(compression: Compression, packed: &[u8]) -> Vec<u8> {
+    use std::io::Read;
+
+    let mut plain = Vec::new();
+    match compression {
+        Compression::None => plain.extend_from_slice(packed),
+        Compression::Gzip => {
+            flate2::read::GzDecoder::new(packed).read_to_end(&mut plain).unwrap();
+        }
+        Compression::Zstd => {
+            zstd::Decoder::new(packed).unwrap().single_frame().read_to_end(&mut plain).unwrap();
+            assert_eq!(zstd::zstd_safe::get_frame_content_size(packed).unwrap(), Some(plain.len() as u64));
         }
         Compression::Snappy | Compression::Lz4 => panic!("{compression} is only inside Parquet"),
     }

@@ -163,7 +163,7 @@ impl RowEncoder for GroupEncoder {
             }
         }
         (self.rows, self.bytes) = (0, 0);
-        Ok(Piece { bytes: pages.into_inner()?, columns: closed })
+        Ok(Piece { bytes: pages.into_inner()?, text_bytes: 0, columns: closed })
     }
 }
 
@@ -187,7 +187,7 @@ impl ParquetAssembler {
 }
 
 impl FileAssembler for ParquetAssembler {
-    fn append(&mut self, Piece { bytes, columns }: Piece) -> Result<Vec<u8>, Error> {
+    fn append(&mut self, Piece { bytes, columns, .. }: Piece) -> Result<Vec<u8>, Error> {
         let (mut group, pages) = (self.0.next_row_group()?, Bytes::from(bytes));
         for closed in columns {
             group.append_column(&pages, closed)?;

@@ -7,6 +7,8 @@ use ::parquet::column::writer::ColumnCloseResult;
 pub struct Piece {
     /// The encoded rows.
     pub(crate) bytes: Vec<u8>,
+    /// The size of the rows before compression, in text formats.
+    pub(crate) text_bytes: usize,
     /// The entries of Parquet's footer for the columns in `bytes`; empty in other formats.
     #[cfg(feature = "parquet")]
     pub(crate) columns: Vec<ColumnCloseResult>,
@@ -14,9 +16,10 @@ pub struct Piece {
 
 impl Piece {
     /// A piece that no footer mentions.
-    pub(crate) fn new(bytes: Vec<u8>) -> Piece {
+    pub(crate) fn new(bytes: Vec<u8>, text_bytes: usize) -> Piece {
         Piece {
             bytes,
+            text_bytes,
             #[cfg(feature = "parquet")]
             columns: Vec::new(),
         }

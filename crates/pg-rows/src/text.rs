@@ -1,4 +1,5 @@
 //! Writes text formats as lines, in separately compressed frames. A decompressor reads the frames in sequence.
+//! A file of little text is one frame, because some decompressors read no further.
 //!
 //! `csv` and `ndjson` encode the lines.
 
@@ -54,13 +55,13 @@ impl<L: Lines> FormatWriter for TextWriter<L> {
     }
 
     fn begin(&self) -> Result<(Box<dyn FileAssembler>, Vec<u8>), Error> {
-        let (mut header, mut begin) = (Vec::new(), Vec::new());
+        let mut header = Vec::new();
         self.lines.header(&self.columns, &mut header);
-        let mut compressor = self.compressor()?;
-        if !header.is_empty() {
-            compressor.frame(&header, &mut begin)?;
-        }
-        Ok((Box::new(TextAssembler { compressor, is_empty: begin.is_empty() }), begin))
+        let (first, begin) = match self.compression {
+            Compression::None => (None, header),
+            _ => (Some(header), Vec::new()),
+        };
+        Ok((Box::new(TextAssembler { compressor: self.compressor()?, first }), begin))
     }
 }
 
@@ -95,7 +96,8 @@ impl<L: Lines> RowEncoder for TextEncoder<L> {
         if self.writer.compression == Compression::None {
             // The next piece has about the same size.
             let room = Vec::with_capacity(self.text.len());
-            return Ok(Piece::new(std::mem::replace(&mut self.text, room)));
+            let text_bytes = self.text.len();
+            return Ok(Piece::new(std::mem::replace(&mut self.text, room), text_bytes));
         }
         let compressor = match &mut self.compressor {
             Some(compressor) => compressor,
@@ -103,29 +105,39 @@ impl<L: Lines> RowEncoder for TextEncoder<L> {
         };
         let mut packed = Vec::new();
         compressor.frame(&self.text, &mut packed)?;
+        let piece = Piece::new(packed, self.text.len());
         self.text.clear();
-        Ok(Piece::new(packed))
+        Ok(piece)
     }
 }
 
-/// Passes pieces on unchanged, because they already are bytes of the file.
+/// Joins the header and the first pieces in one frame, and passes further pieces on unchanged.
 struct TextAssembler {
     compressor: Compressor,
-    is_empty: bool,
+    /// The text of the first frame. `None` once that frame is complete, and in a file that is not compressed.
+    first: Option<Vec<u8>>,
+}
+
+impl TextAssembler {
+    /// Returns the first frame, or nothing if it is already complete.
+    fn end_first_frame(&mut self) -> Result<Vec<u8>, Error> {
+        let mut frame = Vec::new();
+        if let Some(text) = self.first.take() {
+            self.compressor.frame(&text, &mut frame)?;
+        }
+        Ok(frame)
+    }
 }
 
 impl FileAssembler for TextAssembler {
     fn append(&mut self, piece: Piece) -> Result<Vec<u8>, Error> {
-        self.is_empty = false;
-        Ok(piece.bytes)
+        let Some(text) = &mut self.first else { return Ok(piece.bytes) };
+        self.compressor.unpack(&piece.bytes, piece.text_bytes, text)?;
+        if text.len() > compress::FRAME_BYTES { self.end_first_frame() } else { Ok(Vec::new()) }
     }
 
+    /// A file without lines has one empty frame, because a decompressor expects at least one.
     fn finish(mut self: Box<Self>) -> Result<Vec<u8>, Error> {
-        let mut end = Vec::new();
-        // A decompressor expects at least one frame, even an empty one.
-        if self.is_empty {
-            self.compressor.frame(&[], &mut end)?;
-        }
-        Ok(end)
+        self.end_first_frame()
     }
 }
