@@ -2,16 +2,19 @@
 
 use std::fmt;
 
-use chrono::{DateTime, SubsecRound, Utc};
+use chrono::{DateTime, NaiveDateTime, SubsecRound, TimeDelta, TimeZone, Utc};
 use chrono_tz::Tz;
-use croner::Cron;
 use croner::errors::CronError;
+use croner::{Cron, JobType};
 use croner::parser::{CronParser, Seconds, Year};
 
 use crate::duration;
 
 /// The allowed intervals, in seconds: up to a leap year.
 const INTERVALS: std::ops::RangeInclusive<u64> = 1..=366 * 24 * 60 * 60;
+
+/// Longer than the clocks of any time zone skip or repeat: Samoa skipped a day in 2011.
+const LONGEST_SHIFT: TimeDelta = TimeDelta::days(2);
 
 /// The rule by which the slots of a schedule are computed.
 #[derive(Clone, Debug)]
@@ -97,6 +100,10 @@ impl Timing {
     pub fn latest(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
         match self {
             Timing::Every { seconds } => multiple(*seconds, now, 0),
+            Timing::Cron { pattern, zone, .. } if pattern.determine_job_type() == JobType::FixedTime => {
+                let local = now.with_timezone(zone).naive_local() + LONGEST_SHIFT;
+                pattern.iter_before(local).filter_map(|local| slot_at(*zone, local)).find(|slot| *slot <= now)
+            }
             Timing::Cron { pattern, zone, .. } => {
                 let now = now.trunc_subsecs(0).with_timezone(zone);
                 Some(pattern.find_previous_occurrence(&now, true).ok()?.with_timezone(&Utc))
@@ -108,6 +115,10 @@ impl Timing {
     pub fn next(&self, then: DateTime<Utc>) -> Option<DateTime<Utc>> {
         match self {
             Timing::Every { seconds } => multiple(*seconds, then, 1),
+            Timing::Cron { pattern, zone, .. } if pattern.determine_job_type() == JobType::FixedTime => {
+                let local = then.with_timezone(zone).naive_local() - LONGEST_SHIFT;
+                pattern.iter_after(local).filter_map(|local| slot_at(*zone, local)).find(|slot| *slot > then)
+            }
             Timing::Cron { pattern, zone, .. } => {
                 let then = then.trunc_subsecs(0).with_timezone(zone);
                 Some(pattern.find_next_occurrence(&then, false).ok()?.with_timezone(&Utc))
@@ -138,6 +149,14 @@ impl Timing {
 /// If there is no time zone of this name.
 pub fn zone(name: &str) -> Result<Tz, BadTiming> {
     name.parse().map_err(|_| BadTiming::Zone)
+}
+
+/// Returns the slot of a local time: its first occurrence if it occurs twice, and the end of the gap if it is skipped.
+/// The library would lose a slot in a gap that ends on another day, if the pattern names the day.
+fn slot_at(zone: Tz, local: NaiveDateTime) -> Option<DateTime<Utc>> {
+    let mut minutes = (0..=LONGEST_SHIFT.num_minutes()).map(TimeDelta::minutes);
+    let slot = minutes.find_map(|minutes| zone.from_local_datetime(&(local + minutes)).earliest())?;
+    Some(slot.to_utc())
 }
 
 fn parser() -> CronParser {
@@ -227,8 +246,6 @@ impl fmt::Display for Timing {
 
 #[cfg(test)]
 mod tests {
-    use chrono::TimeDelta;
-
     use super::*;
 
     fn berlin(pattern: &str) -> Timing {
@@ -325,6 +342,23 @@ mod tests {
                     "{pattern} {zone}: {found}"
                 );
             }
+        }
+    }
+
+    /// In both time zones the clocks go from 23:00 on a Saturday to 00:00 on Sunday.
+    #[test]
+    fn slot_of_a_named_day_survives_a_gap_that_ends_on_the_next_day() {
+        for zone in [Tz::America__Nuuk, Tz::America__Scoresbysund] {
+            for pattern in ["0 23 * * 6", "30 23 * * SAT", "0 23 27 * *", "30 23 27 3 *"] {
+                let timing = Timing::cron(pattern, zone).unwrap();
+                // 27 March 2027 is the Saturday. Its slot is at the end of the gap.
+                assert_eq!(timing.next(at("2027-03-27T12:00")), Some(at("2027-03-28T01:00")), "{pattern} {zone}");
+                assert_eq!(timing.latest(at("2027-03-28T01:00")), Some(at("2027-03-28T01:00")), "{pattern} {zone}");
+                assert!(timing.latest(at("2027-03-28T00:59")) < Some(at("2027-03-27T12:00")), "{pattern} {zone}");
+                assert!(timing.next(at("2027-03-28T01:00")) > Some(at("2027-03-28T12:00")), "{pattern} {zone}");
+            }
+            let saturdays = Timing::cron("0 23 * * 6", zone).unwrap();
+            assert_eq!(slots(&saturdays, "2027-03-20T12:00", "2027-04-04T12:00").len(), 3, "{zone}");
         }
     }
 
