@@ -16,7 +16,7 @@ use subtle::ConstantTimeEq;
 use crate::job::Bounds;
 
 /// The scheme: the first characters of every key. Scanners for leaked secrets can search for it.
-const SCHEME: &str = "cdcx_";
+pub const SCHEME: &str = "cdcx_";
 const PREFIX_BYTES: usize = 6;
 const SECRET_BYTES: usize = 32;
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::config::{CatalogFile, Config};
 use crate::duration;
+use crate::http::Access;
 use crate::job::{Bounds, ConsumerId};
 use crate::key::{self, KeyInfo, KeySelector, PresentedKey, Scope};
 use crate::store::Store;
@@ -118,6 +119,9 @@ async fn create(store: &Store, config: &Config, new: CreateKey) -> anyhow::Resul
     let catalog = config.catalog.get();
     for name in datasets.iter().filter(|name| catalog.get(name).is_none()) {
         eprintln!("cdc-export: warning: there is no dataset `{name}`: the key opens nothing until there is");
+    }
+    if let Some(Access::LocalCallers | Access::Everybody) = config.http.access {
+        eprintln!("cdc-export: warning: AUTH lets in callers without a key: AUTH=keys lets in only those with one");
     }
     let bounds = Bounds {
         consumers: Some(consumers).filter(|consumers| !consumers.is_empty()),

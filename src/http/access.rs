@@ -2,8 +2,8 @@
 //! a key.
 //!
 //! `local` decides if a caller is on this machine. With `AUTH=keys`, every route needs a key, except those in
-//! [`is_open`]. This file checks the scope of a key against the route, and binds the service to the consumers and
-//! datasets of the key. `input` checks the consumer, the dataset and the job that a request names.
+//! [`is_open`]. A caller with a key has the rights of that key, whatever `AUTH` is. This file checks the scope of a key
+//! against the route, and binds the service to the consumers and datasets of the key. `input` checks the consumer, the dataset and the job that a request names.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use crate::http::problem::Problem;
 use crate::http::rate::{Rate, RateKey, RateLimits, client_network};
 use crate::http::{Origins, REQUEST_ID, Settings};
 use crate::job::Bounds;
-use crate::key::{Grant, Prefix, PresentedKey, Scope};
+use crate::key::{self, Grant, Prefix, PresentedKey, Scope};
 use crate::service::{Service, Subscriber};
 
 /// The callers that may use the API.
@@ -151,7 +151,7 @@ pub(crate) async fn check(
     if control.access == Access::LocalCallers {
         local::check(&request, &control.hosts, &control.origins)?;
     }
-    if is_open(path) || control.access != Access::Keys {
+    if is_open(path) || control.access != Access::Keys && !has_own_key(request.headers()) {
         if !is_unlimited(path) {
             control.charge(RateKey::Address(address))?;
         }
@@ -246,11 +246,19 @@ fn bearer(headers: &HeaderMap) -> Result<PresentedKey, Problem> {
         (Some(value), None) => value.to_str().unwrap_or_default(),
         (Some(_), Some(_)) => return Err(Problem::key_invalid()),
     };
-    let (scheme, key) = value.split_once(' ').unwrap_or((value, ""));
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return Err(Problem::key_required());
-    }
-    key.trim_start_matches(' ').parse().map_err(|_| Problem::key_invalid())
+    let token = bearer_token(value).ok_or_else(Problem::key_required)?;
+    token.parse().map_err(|_| Problem::key_invalid())
+}
+
+fn bearer_token(value: &str) -> Option<&str> {
+    let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_start_matches(' '))
+}
+
+/// Returns true if a request has a key of this service, valid or not. Other authorizations are those of a proxy.
+pub(crate) fn has_own_key(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(header::AUTHORIZATION).iter().filter_map(|value| value.to_str().ok());
+    values.filter_map(bearer_token).any(|token| token.starts_with(key::SCHEME))
 }
 
 /// Ends a streamed response, such as a download or events, when its key is revoked or expires.
@@ -298,6 +306,17 @@ mod tests {
         let good = format!("Bearer {key}");
         for bad in [&[&*good, &good][..], &["Bearer"], &["Bearer "], &[&format!("{good} x")], &[&format!("{good}=")]] {
             assert_eq!(code(bad), Some("key_invalid"), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_authorization_of_a_proxy_is_no_key() {
+        let headers = |value: &str| HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())]);
+        let has_own = |value: &str| has_own_key(&headers(value));
+        let (_, key) = PresentedKey::random();
+        assert!(has_own(&format!("bearer  {key}")) && has_own("Bearer cdcx_0"));
+        for other in ["", "Bearer eyJhbGciOiJIUzI1NiJ9.e30.x", "Basic dXNlcjpwYXNz", &key] {
+            assert!(!has_own(other), "{other}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use chrono::Utc;
@@ -10,7 +10,7 @@ use serde::Serialize;
 use utoipa::{IntoResponses, ToSchema};
 
 use crate::dataset::Description;
-use crate::http::access::Access;
+use crate::http::access::{Access, has_own_key};
 use crate::http::datasets::problems;
 use crate::job::json::rfc3339;
 use crate::service::{Looked, Service};
@@ -79,9 +79,13 @@ pub(crate) async fn live() -> HealthAnswer {
 /// that are not ready, with the reasons, as `/datasets` does; if calls need keys, only their number. They do not change
 /// the status, because exports of other datasets can start.
 #[utoipa::path(get, path = "/health/ready", operation_id = "getReadiness", tag = "service", responses(HealthAnswer))]
-pub(crate) async fn ready(Extension(access): Extension<Access>, service: Service) -> HealthAnswer {
+pub(crate) async fn ready(
+    Extension(access): Extension<Access>,
+    headers: HeaderMap,
+    service: Service,
+) -> HealthAnswer {
     let health = service.health().await;
-    let are_named = access != Access::Keys;
+    let are_named = access != Access::Keys && !has_own_key(&headers);
     let (datasets, as_of) = match health.tables {
         Some(Looked { value, as_of }) => (ready_or_why(&value.datasets, are_named), Some(rfc3339(as_of))),
         None => ("no look at their tables has ended in the last minute".to_owned(), None),

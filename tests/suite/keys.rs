@@ -688,6 +688,36 @@ async fn beyond_loopback_keys_are_wanted_once_there_is_one() {
     assert_eq!(reqwest::get(format!("{open}/exports")).await.unwrap().status(), 200);
 }
 
+#[tokio::test]
+async fn a_key_limits_its_caller_also_where_nobody_needs_one() {
+    let database = Database::new().await;
+    let arguments = ["create", "--json", "--name", "acme", "--dataset", "orders"];
+    let (printed, _) = ends(keys(&database, &arguments).await, 0, "AUTH=keys");
+    let strict = Start::on(&database).with("AUTH", "keys").arguments(&["keys", "create", "--name", "other"]);
+    let (_, said) = ends(strict.output().await, 0, "only time");
+    assert!(!said.contains("AUTH"), "{said}");
+    let key: Value = serde_json::from_str(&printed).unwrap();
+    let acme = format!("Bearer {}", key["key"].as_str().unwrap());
+    for auth in ["local", "none"] {
+        let service = Start::on(&database).with("AUTH", auth).service().await;
+        let call = async |key: &str, method: &str, path: &str| {
+            let answer = call_as(&service, key, method, path).await;
+            refusal(answer).await
+        };
+        assert_eq!(call(&acme, "GET", "/datasets/users").await, (403, "dataset_not_allowed".to_owned()), "{auth}");
+        assert_eq!(call(&acme, "DELETE", "/users/1").await, (403, "scope_missing".to_owned()), "{auth}");
+        for bad in ["Bearer cdcx_0", "bearer  cdcx_000000000000_0"] {
+            assert_eq!(call(bad, "GET", "/exports").await, (401, "key_invalid".to_owned()), "{auth}");
+        }
+        assert_eq!(call_as(&service, &acme, "GET", "/health").await.status(), 200, "{auth}");
+        // A proxy's own authorization is none of ours.
+        for other in ["Basic dXNlcjpwYXNz", "Bearer eyJhbGciOiJub25lIn0.e30."] {
+            assert_eq!(call_as(&service, other, "GET", "/datasets/users").await.status(), 200, "{auth} {other}");
+        }
+        service.stop().await;
+    }
+}
+
 /// Sent under the wrong name, a key would be in the log, in file names and in what other keys see.
 #[tokio::test]
 async fn a_key_is_no_consumer_and_no_idempotency_key() {
