@@ -3,7 +3,8 @@
 //!
 //! `local` decides if a caller is on this machine. With `AUTH=keys`, every route needs a key, except those in
 //! [`is_open`]. A caller with a key has the rights of that key, whatever `AUTH` is. This file checks the scope of a key
-//! against the route, and binds the service to the consumers and datasets of the key. `input` checks the consumer, the dataset and the job that a request names.
+//! against the route, and binds the service to the consumers and datasets of the key. `input` checks the consumer, the
+//! dataset and the job that a request names.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;

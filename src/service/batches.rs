@@ -211,8 +211,10 @@ impl Service {
         Ok(self.datasets(fresh).await.map_err(Error::Look)?.value)
     }
 
+    /// Returns true if the caller may see all exports of a batch, also those whose jobs are removed.
     fn allows(&self, batch: &Batch) -> bool {
-        batch.jobs.iter().all(|job| self.bounds.allow(job))
+        batch.request.members.iter().all(|name| self.bounds.allow_dataset(name))
+            && batch.jobs.iter().all(|job| self.bounds.allow(job))
     }
 
     /// Returns a batch.

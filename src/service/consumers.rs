@@ -194,14 +194,14 @@ impl Service {
         }
     }
 
-    /// Returns true if the consumer of accepted jobs had no watermark and no job before them.
+    /// Returns true if the consumer of accepted jobs had no watermark and no job before them that the caller may see.
     pub async fn is_new_consumer(&self, jobs: &[Job]) -> Result<bool, Error> {
         let Some(consumer) = jobs.first().and_then(|job| job.consumer.as_ref()) else { return Ok(false) };
         if jobs.iter().any(|job| job.order != Some(1)) {
             return Ok(false);
         }
         let ids: Vec<_> = jobs.iter().map(|job| job.id).collect();
-        with_timeout(self.store.is_new_consumer(consumer, &ids)).await
+        with_timeout(self.store.is_new_consumer(consumer, &ids, self.bounds.datasets.as_deref())).await
     }
 
     /// Combines consumers with the markers of their lanes from the destination.

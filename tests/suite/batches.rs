@@ -400,6 +400,56 @@ async fn a_key_of_a_batch_stands_for_its_request() {
     }
 }
 
+/// Makes a key for one dataset, as a header's value.
+async fn key_for(catalog: &Catalog, database: &Database, dataset: &str) -> String {
+    let arguments = ["keys", "create", "--json", "--name", dataset, "--dataset", dataset];
+    let (printed, _) = ends(catalog.command(database, &arguments).await, 0, "");
+    format!("Bearer {}", serde_json::from_str::<Value>(&printed).unwrap()["key"].as_str().unwrap())
+}
+
+#[tokio::test]
+async fn a_batch_stays_hidden_when_its_hidden_member_is_removed() {
+    let (database, catalog) = tables().await;
+    let service = catalog.start(&database).service().await;
+    let body = json!({ "datasets": ["alpha", "beta"] });
+    let full = export_all(&service, "full", body.clone()).await;
+    let lock = database.open("lock table beta in access exclusive mode").await;
+    let open = batch(&service, "full", body).await;
+    let id = |batch: &Value| batch["batchId"].as_str().unwrap().to_owned();
+    let cancelled = service.call("POST", &format!("/batches/{}/cancel", id(&open)), &[]).await;
+    assert_eq!(cancelled.status(), 202);
+    lock.rollback().await.unwrap();
+    assert_eq!(ended(&service, &open["batchId"]).await["status"], "cancelled");
+    let alpha = key_for(&catalog, &database, "alpha").await;
+    let calls = [("GET", ""), ("GET", "?wait=1"), ("GET", "/manifest"), ("POST", "/cancel"), ("POST", "/retry")];
+    for member in ["kept", "removed"] {
+        for batch in [&full, &open] {
+            for (method, call) in calls {
+                let path = format!("/batches/{}{call}", id(batch));
+                let answer = service.call(method, &path, &[("Authorization", &alpha)]).await;
+                assert_eq!(refusal(answer).await, (404, "not_found".to_owned()), "{method} {path}, {member}");
+            }
+        }
+        database.run("delete from exports where dataset = 'beta'").await;
+    }
+    assert_eq!(service.call("GET", &format!("/batches/{}", id(&full)), &[]).await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_consumer_of_hidden_datasets_is_as_new_as_an_unknown_one() {
+    let (database, catalog) = tables().await;
+    let service = catalog.start(&database).service().await;
+    export_all(&service, "full", json!({ "datasets": ["alpha"] })).await;
+    let gamma = key_for(&catalog, &database, "gamma").await;
+    for consumer in ["a", "unknown"] {
+        let headers = [("X-Consumer-ID", consumer), ("Authorization", &*gamma)];
+        let answer: Value = service.post("/exports/full", &headers, &json!({})).await.json().await.unwrap();
+        assert_eq!(answer["newConsumer"], true, "{consumer}: {answer}");
+    }
+    let beta = batch(&service, "full", json!({ "datasets": ["beta"] })).await;
+    assert!(beta.get("newConsumer").is_none(), "{beta}");
+}
+
 #[tokio::test]
 async fn the_export_that_was_loaded_last_is_checked_for_all_members_or_none() {
     let (database, catalog) = tables().await;

@@ -2,14 +2,16 @@
 -- Returns true if a consumer had no watermark and no job before the given ones.
 -- $1 text: the consumer
 -- $2 uuid[]: its jobs that do not count
+-- $3 text[]: the datasets that the caller may see; null: all
 with first_jobs as (
   select e.dataset, e.created_at from exports e where e.id = any ($2) and e.lane_sequence = 1
 )
 select
   not exists (
     select from cdc_export.lanes l
-    where l.consumer_id = $1 and l.dataset not in (select f.dataset from first_jobs f))
+    where l.consumer_id = $1 and ($3::text[] is null or l.dataset = any ($3))
+      and l.dataset not in (select f.dataset from first_jobs f))
   and not exists (
     select from watermarks w
-    where w.consumer_id = $1
+    where w.consumer_id = $1 and ($3 is null or w.dataset = any ($3))
       and not exists (select from first_jobs f where f.dataset = w.dataset and f.created_at <= w.updated_at))
