@@ -107,6 +107,11 @@ impl Error {
         matches!(self.root(), Error::Apply(apply::Error::Sql { .. }))
     }
 
+    /// Returns true if the target's table belongs to another lane.
+    fn is_of_another_lane(&self) -> bool {
+        matches!(self.root(), Error::Apply(error) if error.is_of_another_lane())
+    }
+
     /// Returns true if the service has removed the file.
     fn is_gone(&self) -> bool {
         matches!(self.root(), Error::Call(CallError::Refused { status: 410, .. }))

@@ -164,7 +164,7 @@ pub(super) async fn require_own(
         }
         (Some(_), _) => {
             let why =
-                format!("{table} is there, and apply has not made it: drop it, or use --table to name another one");
+                format!("{table} is there, and apply has not made it: rename it, or use --table to name another one");
             Err(Error::refused("table_taken", why))
         }
     }

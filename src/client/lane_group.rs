@@ -3,7 +3,8 @@
 //! A lane that comes to the export of a batch waits until each other lane of the batch has come to its own export, or
 //! has a later one. Then the target applies all of these exports in one transaction. A lane whose round had ended
 //! before its export was published is read again. If a lane's round ends with an error before its export, or without it
-//! twice, the batch is not applied. While it waits, a lane gives its turn to another one.
+//! twice, the batch is not applied. Only a lane whose table belongs to another lane leaves the batches without it. While
+//! it waits, a lane gives its turn to another one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -96,6 +97,11 @@ impl LaneGroup {
     /// Records the number of the last export that the lane's table has.
     pub(super) async fn has_moved(&self, dataset: &str, number: u64) {
         self.change_lane(dataset, |lane| lane.number = number).await;
+    }
+
+    /// Removes a lane whose table belongs to another lane, so that no batch waits for it.
+    pub(super) async fn leave(&self, dataset: &str) {
+        self.change(|lanes| drop(lanes.by_dataset.remove(dataset))).await;
     }
 
     async fn change_lane(&self, dataset: &str, change: impl FnOnce(&mut Lane)) {
@@ -275,6 +281,7 @@ async fn apply_batch(mut exports: Vec<WaitingExport>) {
                 }
             }
             Err(TransactionFailure { member, error }) => {
+                let is_of_another_lane = error.is_of_another_lane();
                 let mut error = Some(match Error::from(error) {
                     cause if member.is_none() && are_several => {
                         Error::About { subject: "its batch".to_owned(), cause: Box::new(cause) }
@@ -282,8 +289,11 @@ async fn apply_batch(mut exports: Vec<WaitingExport>) {
                     own => own,
                 });
                 for (at, waiting) in waiting.enumerate() {
-                    let own = error.take_if(|_| at == member.unwrap_or(0));
-                    drop(waiting.outcome.send(Err(own.unwrap_or(Error::BatchStopped))));
+                    match error.take_if(|_| at == member.unwrap_or(0)) {
+                        Some(own) => drop(waiting.outcome.send(Err(own))),
+                        None if is_of_another_lane => exports.push(waiting),
+                        None => drop(waiting.outcome.send(Err(Error::BatchStopped))),
+                    }
                 }
             }
         }

@@ -70,10 +70,13 @@ impl TableMirror {
     ) -> Result<SinkOutcome, Error> {
         let ready = self.ready(Arc::clone(&manifest), open);
         let applied = match batch {
-            Some(id) => self.group.apply(id, self.target.dataset(), ready, &mut self.turn).await?,
-            None => ready.apply().await?,
+            Some(id) => self.group.apply(id, self.target.dataset(), ready, &mut self.turn).await,
+            None => ready.apply().await,
         };
-        self.settle(&manifest, applied).await
+        if applied.as_ref().is_err_and(Error::is_of_another_lane) {
+            self.group.leave(self.target.dataset()).await;
+        }
+        self.settle(&manifest, applied?).await
     }
 
     fn ready(&self, manifest: Arc<Manifest>, open: impl Fn() -> Vec<Input> + Send + Sync + 'static) -> ReadyExport {

@@ -40,6 +40,9 @@ pub(super) struct LaneOptions {
     /// Read the exports of all datasets that are ready. Each round asks the service for its datasets
     #[arg(long, conflicts_with = "dataset")]
     all_datasets: bool,
+    /// A dataset that is not read. Can be given several times
+    #[arg(long, value_name = "NAME", requires = "all_datasets")]
+    exclude: Vec<String>,
     /// The number of datasets that are read at the same time, from 1 to 16
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = value_parser!(u8).range(1..=16))]
     jobs: u8,
@@ -123,7 +126,7 @@ impl LaneOptions {
             loop {
                 let round = async {
                     let datasets = match api.filter(|_| self.all_datasets) {
-                        Some(api) => ready_datasets(api, &mut unready).await?,
+                        Some(api) => self.ready_datasets(api, &mut unready).await?,
                         None => named.clone(),
                     };
                     if let (Some(api), Some(request)) = (api, request) {
@@ -208,8 +211,8 @@ impl LaneOptions {
             let mut is_submitted = members.contains(&dataset);
             loop {
                 let (of, terminal) = (dataset.clone(), Arc::clone(&shown));
-                let (all, turn) = (Arc::clone(&group), group.turn().await);
-                let task = LaneTask { dataset: of, terminal, is_one_of_several, is_submitted, group: all, turn };
+                let (shared, turn) = (Arc::clone(&group), group.turn().await);
+                let task = LaneTask { dataset: of, terminal, is_one_of_several, is_submitted, group: shared, turn };
                 let done = read(task).await;
                 if !group.has_ended(&dataset, done.is_err()).await {
                     return (dataset, shown, done);
@@ -237,20 +240,25 @@ impl LaneOptions {
         ensure!(failed.is_empty(), "{} of {all} datasets failed: {names}", failed.len());
         Ok(())
     }
-}
 
-/// Returns the names of the datasets that are ready. Warns of the others, unless `unready` has their problems from the
-/// last call.
-async fn ready_datasets(api: &Api, unready: &mut BTreeMap<String, String>) -> anyhow::Result<BTreeSet<String>> {
-    let (ready, others): (Vec<_>, Vec<_>) = api.datasets().await?.into_iter().partition(|dataset| dataset.ready);
-    // The rows of a partition are in the dataset of its table.
-    let others = others.into_iter().filter(|dataset| dataset.reason.as_deref() != Some("partition"));
-    let others = others.map(|DatasetView { name, problems, .. }| (name, problems.join("; ")));
-    let before = std::mem::replace(unready, others.collect());
-    for (name, problem) in &*unready {
-        if before.get(name) != Some(problem) {
-            api.observer().notice(&format!("warning: {name} is left out, because it is not ready: {problem}"));
+    /// Returns the names of the datasets that are ready. Warns of the others, unless `unready` has their problems from
+    /// the last call.
+    async fn ready_datasets(
+        &self,
+        api: &Api,
+        unready: &mut BTreeMap<String, String>,
+    ) -> anyhow::Result<BTreeSet<String>> {
+        let all = api.datasets().await?.into_iter().filter(|dataset| !self.exclude.contains(&dataset.name));
+        let (ready, others): (Vec<_>, Vec<_>) = all.partition(|dataset| dataset.ready);
+        // The rows of a partition are in the dataset of its table.
+        let others = others.into_iter().filter(|dataset| dataset.reason.as_deref() != Some("partition"));
+        let others = others.map(|DatasetView { name, problems, .. }| (name, problems.join("; ")));
+        let before = std::mem::replace(unready, others.collect());
+        for (name, problem) in &*unready {
+            if before.get(name) != Some(problem) {
+                api.observer().notice(&format!("warning: {name} is left out, because it is not ready: {problem}"));
+            }
         }
+        Ok(ready.into_iter().map(|dataset| dataset.name).collect())
     }
-    Ok(ready.into_iter().map(|dataset| dataset.name).collect())
 }

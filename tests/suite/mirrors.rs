@@ -230,6 +230,29 @@ async fn a_dataset_that_fails_is_named_and_stops_its_batch_alone() {
 }
 
 #[tokio::test]
+async fn a_second_dataset_of_a_table_fails_alone_and_can_be_left_out() {
+    let second = "[[dataset]]\nname = \"t3\"\ntable = \"sales.t1\"\nmask = { name = \"null\" }\n";
+    let made = "create schema sales; create table sales.t1 (id int primary key, name text);
+                create table sales.t2 (id int primary key, name text); insert into sales.t1 values (1, 'a'), (2, 'b');
+                insert into sales.t2 select * from sales.t1";
+    let mirror = Mirror::of_file(&format!("{}{second}", blocks(&["t1", "t2"])), made).await;
+    for round in ["the tables are new", "t1 has its table", "again"] {
+        mirror.change(&["t1", "t2"], round).await;
+        let (_, said) = ends(mirror.apply(&["--all-datasets"]).output().await, 1, "t3: another_lane: ");
+        assert!(said.ends_with("cdc-export: 1 of 3 datasets failed: t3\n"), "{round}: {said}");
+        assert!(!said.contains("remove") && said.lines().count() == 2, "{round}: {said}");
+        mirror.require_all_equal(&["t1", "t2"]).await;
+    }
+    mirror.change(&["t1", "t2"], "alone").await;
+    silent(mirror.apply(&["--all-datasets", "--exclude", "t3"]).output().await);
+    mirror.require_all_equal(&["t1", "t2"]).await;
+    let folder = reachable_folder();
+    let pull = ["--all-datasets", "--request", "full", "--exclude", "t3", "--exclude", "t2"];
+    silent(mirror.pull(folder.path(), &pull).output().await);
+    assert_eq!(files(folder.path(), ""), ["t1".to_owned()].into());
+}
+
+#[tokio::test]
 async fn datasets_come_and_go_between_rounds() {
     let mirror = Mirror::of(&["t1", "t2", "t3"]).await;
     ends(mirror.catalog.command(&mirror.source, &["untrack", "t2"]).await, 0, "");
@@ -269,6 +292,7 @@ async fn options_that_do_not_fit_several_datasets_are_refused() {
         (&apply, &["--all-datasets", "--table", "t"], "--table: it needs exactly one --dataset"),
         (&apply_from, &["--all-datasets"], "--all-datasets"),
         (&pull, &["--all-datasets", "--dataset", "t1"], "cannot be used with"),
+        (&pull, &["--dataset", "t1", "--exclude", "t2"], "--all-datasets"),
         (&pull, &["--all-datasets", "--jobs", "0"], "1..=16"),
         (&pull, &["--all-datasets", "--jobs", "17"], "1..=16"),
     ] {
