@@ -8,8 +8,9 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
 
 use crate::apply::statement::run;
-use crate::apply::{During, Error};
+use crate::apply::{BEGIN, COMMIT, During, Error, position};
 use crate::connection;
+use crate::job::ConsumerId;
 
 /// The connections to a target database, which any number of [`Target`](crate::apply::Target)s share. Each target takes
 /// one while it works. One more reads which sessions hold a lock.
@@ -27,6 +28,16 @@ impl TargetConnections {
     /// Creates the connections of a database without connecting to it.
     pub fn new(options: PgConnectOptions, limit: Duration) -> TargetConnections {
         TargetConnections { options, limit, idle: Mutex::default(), observer: tokio::sync::Mutex::default() }
+    }
+
+    /// Lists the datasets of a consumer that have tables in the database.
+    pub async fn datasets(&self, consumer: &ConsumerId) -> Result<Vec<String>, Error> {
+        let mut conn = self.take().await?;
+        let mut tx = conn.begin().await.during(BEGIN)?;
+        let found = position::datasets(&mut tx, consumer).await?;
+        tx.commit().await.during(COMMIT)?;
+        self.keep(conn);
+        Ok(found)
     }
 
     /// Takes an idle connection, or connects.

@@ -69,8 +69,8 @@ impl TargetPosition {
             return Ok(());
         }
         let why = format!(
-            "{target} has exports of {dataset_had} of the consumer {consumer_had}: leave {dataset} out (--exclude beside \
-             --all-datasets), or let --table name another table for it"
+            "{target} has exports of {dataset_had} of the consumer {consumer_had}: leave {dataset} out (--exclude), or \
+             let --table name another table for it"
         );
         Err(Error::refused(ANOTHER_LANE, why))
     }
@@ -194,6 +194,18 @@ pub(super) async fn read_for_table(conn: &mut PgConnection, target: &str) -> Res
     .fetch_optional(conn)
     .await
     .during(ACTION)
+}
+
+/// Lists the datasets of a consumer that have tables. Needs a transaction.
+pub(super) async fn datasets(conn: &mut PgConnection, consumer: &ConsumerId) -> Result<Vec<String>, Error> {
+    if !lock_table(conn, "access share").await? {
+        return Ok(Vec::new());
+    }
+    sqlx::query_scalar("-- apply.position.datasets\n select dataset from cdc_apply.positions where consumer = $1")
+        .bind(consumer.as_str())
+        .fetch_all(conn)
+        .await
+        .during(ACTION)
 }
 
 /// Reads the position of the only table with exports of a lane. Returns an error if there are several. Needs a

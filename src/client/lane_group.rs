@@ -3,8 +3,8 @@
 //! A lane that comes to the export of a batch waits until each other lane of the batch has come to its own export, or
 //! has a later one. Then the target applies all of these exports in one transaction. A lane whose round had ended
 //! before its export was published is read again. If a lane's round ends with an error before its export, or without it
-//! twice, the batch is not applied. Only a lane whose table belongs to another lane leaves the batches without it. While
-//! it waits, a lane gives its turn to another one.
+//! twice, the batch is not applied. No batch waits for a lane whose table belongs to another lane. While it waits, a
+//! lane gives its turn to another one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -6,6 +6,7 @@
 //! The user may move files away at any time. If `pull` is killed, the next call continues with the recorded step, so
 //! that each file gets its name once.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
@@ -77,6 +78,17 @@ pub(crate) enum WhenLocked {
 /// Reads the dataset of a folder's exports. Returns `None` if the folder has no state.
 pub(crate) fn read_dataset(folder: &Path) -> Result<Option<String>, Error> {
     Ok(read_state(folder)?.map(|state| state.dataset))
+}
+
+/// Lists the datasets of a consumer that have a folder of their own within this one.
+pub(crate) fn read_datasets(folder: &Path, consumer: &ConsumerId) -> Result<BTreeSet<String>, Error> {
+    let mut datasets = BTreeSet::new();
+    for entry in fs::read_dir(folder)? {
+        // A state that can't be read is an error of its dataset.
+        let state = read_state(&entry?.path()).ok().flatten();
+        datasets.extend(state.filter(|state| state.consumer == consumer.as_str()).map(|state| state.dataset));
+    }
+    Ok(datasets)
 }
 
 fn read_state(folder: &Path) -> Result<Option<FolderState>, Error> {

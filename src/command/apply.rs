@@ -83,6 +83,7 @@ impl Apply {
             Some(api) => Ok(api.implied_dataset().await?),
             None => Err(BadUsage("--dataset: one is to be named".to_owned()).into()),
         };
+        let recorded = async || Ok(connections.datasets(&consumer).await?.into_iter().collect());
         let read = async |task: LaneTask| {
             let LaneTask { dataset, terminal, is_submitted, group, turn, .. } = task;
             let (connections, consumer) = (Arc::clone(&connections), consumer.clone());
@@ -100,6 +101,6 @@ impl Apply {
             Ok(lane.round(&mut mirror).await?)
         };
         let wanted = request.map(|export_type| RoundRequest { export_type, encoding });
-        block_on(self.lanes.run(api.as_ref(), wanted, &terminal, implied, read))
+        block_on(self.lanes.run(api.as_ref(), wanted, &terminal, implied, recorded, read))
     }
 }

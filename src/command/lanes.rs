@@ -60,6 +60,15 @@ struct RoundBatch {
     apart: BTreeSet<String>,
 }
 
+/// The datasets of which the user knows that they are not read.
+#[derive(Default)]
+struct KnownDatasets {
+    /// Those that are not ready, with the reasons.
+    unready: BTreeMap<String, String>,
+    /// Those that have copies, and are no datasets any more.
+    gone: BTreeSet<String>,
+}
+
 /// A lane that is to be read once.
 pub(super) struct LaneTask {
     pub(super) dataset: String,
@@ -107,13 +116,15 @@ impl LaneOptions {
     }
 
     /// Reads all lanes with `read`, and with `--every` again after each pause, until a signal stops it. `implied`
-    /// returns the dataset if the options name none. Of several lanes, submits the requested exports as one batch.
+    /// returns the dataset if the options name none, and `recorded` the datasets that have copies. Of several lanes,
+    /// submits the requested exports as one batch.
     pub(super) async fn run(
         self,
         api: Option<&Api>,
         request: Option<RoundRequest>,
         terminal: &Arc<Terminal>,
         implied: impl AsyncFnOnce() -> anyhow::Result<String>,
+        recorded: impl AsyncFn() -> anyhow::Result<BTreeSet<String>>,
         read: impl AsyncFn(LaneTask) -> anyhow::Result<()>,
     ) -> anyhow::Result<ExitCode> {
         let stopped = stop_on_signal()?;
@@ -122,11 +133,12 @@ impl LaneOptions {
             if named.is_empty() && !self.all_datasets {
                 named.insert(implied().await?);
             }
-            let (mut unready, mut batch) = (BTreeMap::new(), RoundBatch::default());
+            let (mut known, mut batch) = (KnownDatasets::default(), RoundBatch::default());
             loop {
                 let round = async {
                     let datasets = match api.filter(|_| self.all_datasets) {
-                        Some(api) => self.ready_datasets(api, &mut unready).await?,
+                        // If the copies can't be read, each dataset has that error.
+                        Some(api) => self.ready_datasets(api, recorded().await.unwrap_or_default(), &mut known).await?,
                         None => named.clone(),
                     };
                     if let (Some(api), Some(request)) = (api, request) {
@@ -241,24 +253,34 @@ impl LaneOptions {
         Ok(())
     }
 
-    /// Returns the names of the datasets that are ready. Warns of the others, unless `unready` has their problems from
-    /// the last call.
+    /// Returns the names of the datasets that are ready. Warns of the others, and of those of `recorded` that are no
+    /// datasets any more, unless they are known from the last call.
     async fn ready_datasets(
         &self,
         api: &Api,
-        unready: &mut BTreeMap<String, String>,
+        recorded: BTreeSet<String>,
+        known: &mut KnownDatasets,
     ) -> anyhow::Result<BTreeSet<String>> {
         let all = api.datasets().await?.into_iter().filter(|dataset| !self.exclude.contains(&dataset.name));
         let (ready, others): (Vec<_>, Vec<_>) = all.partition(|dataset| dataset.ready);
         // The rows of a partition are in the dataset of its table.
         let others = others.into_iter().filter(|dataset| dataset.reason.as_deref() != Some("partition"));
         let others = others.map(|DatasetView { name, problems, .. }| (name, problems.join("; ")));
-        let before = std::mem::replace(unready, others.collect());
-        for (name, problem) in &*unready {
+        let before = std::mem::replace(&mut known.unready, others.collect());
+        for (name, problem) in &known.unready {
             if before.get(name) != Some(problem) {
                 api.observer().notice(&format!("warning: {name} is left out, because it is not ready: {problem}"));
             }
         }
-        Ok(ready.into_iter().map(|dataset| dataset.name).collect())
+        let ready: BTreeSet<_> = ready.into_iter().map(|dataset| dataset.name).collect();
+        let is_gone = |name: &String| {
+            !ready.contains(name) && !known.unready.contains_key(name) && !self.exclude.contains(name)
+        };
+        let gone = recorded.into_iter().filter(is_gone).collect();
+        let before = std::mem::replace(&mut known.gone, gone);
+        for name in known.gone.difference(&before) {
+            api.observer().notice(&format!("warning: {name} is no dataset of the service any more: its copy stays"));
+        }
+        Ok(ready)
     }
 }

@@ -13,7 +13,7 @@ use tokio::task::spawn_blocking;
 
 use crate::client::lane_reader::LaneReader;
 use crate::client::observer::Observer;
-use crate::client::pull_folder::{PullFolder, WhenLocked, read_dataset};
+use crate::client::pull_folder::{PullFolder, WhenLocked, read_dataset, read_datasets};
 use crate::client::remote::ServiceAddress;
 use crate::command::BadUsage;
 use crate::command::lanes::{LaneOptions, LaneTask, RoundRequest};
@@ -79,6 +79,7 @@ impl Pull {
             Some(recorded) => Ok(recorded),
             None => Ok(api.implied_dataset().await?),
         };
+        let recorded = async || Ok(read_datasets(&into, &consumer)?);
         let read = async |task: LaneTask| {
             let (folder, consumer) = (task.folder_in(&into)?, consumer.clone());
             let when_locked = if task.is_one_of_several { WhenLocked::Refuse } else { WhenLocked::Wait };
@@ -93,6 +94,6 @@ impl Pull {
             Ok(lane.round(&mut folder).await?)
         };
         let wanted = request.map(|export_type| RoundRequest { export_type, encoding });
-        block_on(lanes.run(Some(&api), wanted, &terminal, implied, read))
+        block_on(lanes.run(Some(&api), wanted, &terminal, implied, recorded, read))
     }
 }

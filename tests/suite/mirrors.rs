@@ -275,6 +275,12 @@ async fn datasets_come_and_go_between_rounds() {
     child.stderr.take().unwrap().read_to_string(&mut said).await.unwrap();
     let count = |text: &str| said.lines().filter(|line| line.starts_with(text)).count();
     assert_eq!(count(warning), 1, "{said}");
+    // Its copies stay, which is said once.
+    let gone = "cdc-export: warning: t3 is no dataset of the service any more: its copy stays";
+    assert_eq!(count(gone), 1, "{said}");
+    let (code, _, said) = mirror.pull(folder.path(), &["--all-datasets"]).output().await;
+    assert_eq!((code, said.trim()), (0, gone));
+    silent(mirror.pull(folder.path(), &["--all-datasets", "--exclude", "t3"]).output().await);
     // The round that began before the restart may have asked for it.
     assert!(count("cdc-export: t3: ") <= 1 && count("cdc-export: t1: ") <= 1, "{said}");
 }
