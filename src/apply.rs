@@ -95,7 +95,7 @@ impl Error {
 
     /// Returns true if the table has exports of another lane.
     pub fn is_of_another_lane(&self) -> bool {
-        matches!(self, Error::Refused { code: ANOTHER_LANE, .. })
+        matches!(self, Error::Refused { code: "another_lane", .. })
     }
 
     /// Returns true if a later attempt may succeed.
@@ -106,9 +106,6 @@ impl Error {
 
 /// The schema of the positions.
 const POSITIONS_SCHEMA: &str = "cdc_apply";
-
-/// The code of a refusal to write to the table of another lane.
-const ANOTHER_LANE: &str = "another_lane";
 
 const INSPECT_TABLE: &str = "to read the table's definition";
 const BEGIN: &str = "to begin a transaction";

@@ -8,7 +8,7 @@ use sqlx::types::{Json, Uuid};
 
 use crate::apply::statement::{run, run_unless_exists};
 use crate::apply::table::{TargetColumn, TargetTable, target_columns};
-use crate::apply::{ANOTHER_LANE, During, Error, POSITIONS_SCHEMA, Settings, ownership};
+use crate::apply::{During, Error, POSITIONS_SCHEMA, Settings, ownership};
 use crate::dataset::Table;
 use crate::job::ConsumerId;
 use crate::manifest::{Manifest, ManifestColumn, ManifestSource};
@@ -72,7 +72,7 @@ impl TargetPosition {
             "{target} has exports of {dataset_had} of the consumer {consumer_had}: leave {dataset} out (--exclude), or \
              let --table name another table for it"
         );
-        Err(Error::refused(ANOTHER_LANE, why))
+        Err(Error::refused("another_lane", why))
     }
 
     /// Returns an error if the table's rows are from another database.

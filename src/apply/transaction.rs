@@ -8,8 +8,7 @@ use crate::apply::merge::merge;
 use crate::apply::statement::run;
 use crate::apply::table::{TargetTable, target_columns};
 use crate::apply::{
-    ANOTHER_LANE, Applied, BEGIN, COMMIT, Changes, During, Error, Settings, Target, TargetPosition, alter, load, lock,
-    position,
+    Applied, BEGIN, COMMIT, Changes, During, Error, Settings, Target, TargetPosition, alter, load, lock, position,
 };
 use crate::connection::failure::SqlFailure;
 use crate::dataset::Table;
@@ -72,7 +71,7 @@ pub async fn apply(members: Vec<MemberExport<'_>>) -> Result<Vec<Option<Applied>
         if let Some(other) = tables.iter().position(|other| *other == table) {
             let other = &members[other].target.dataset;
             let why = format!("{table} is the table of the dataset {other} already: leave one of them out (--exclude)");
-            return Err(of_member(at, Error::refused(ANOTHER_LANE, why)));
+            return Err(of_member(at, Error::refused("another_lane", why)));
         }
         tables.push(table);
     }

@@ -226,14 +226,7 @@ impl Api {
 
     /// Waits until a batch has ended. Returns the number in its lane of each export with a file, by dataset.
     pub(super) async fn numbers_of_batch(&self, id: Uuid) -> Result<BTreeMap<String, u64>, Error> {
-        let jobs = match self.ended_batch(id).await {
-            Err(CallError::Refused { status: 404, .. }) => {
-                return Err(Error::Refused(format!(
-                    "batch_incomplete: the service doesn't show the batch {id}: a key for all of its datasets is needed"
-                )));
-            }
-            batch => batch?.jobs()?,
-        };
+        let jobs = self.ended_batch(id).await.about(|| format!("batch_incomplete: the batch {id}"))?.jobs()?;
         Ok(jobs.iter().filter_map(|job| Some((job.dataset.to_string(), job.number?))).collect())
     }
 

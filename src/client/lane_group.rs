@@ -1,16 +1,15 @@
 //! The lanes of a consumer that are read side by side, and the batches at which they wait for each other.
 //!
 //! A lane that comes to the export of a batch waits until each other lane of the batch has come to its own export, or
-//! has a later one. Then the target applies all of these exports in one transaction. A lane whose round had ended
-//! before its export was published is read again. If a lane's round ends with an error before its export, or without it
-//! twice, the batch is not applied. No batch waits for a lane whose table belongs to another lane. While it waits, a
-//! lane gives its turn to another one.
+//! has a later one. Then the target applies all of these exports in one transaction. If a lane's round ends before its
+//! export, the batch is not applied in this round. No batch waits for a lane whose table belongs to another lane. While
+//! it waits, a lane gives its turn to another one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, oneshot};
 use uuid::Uuid;
 
 use crate::apply::{Applied, TransactionFailure};
@@ -24,8 +23,6 @@ use crate::manifest::ManifestBatch;
 pub(crate) struct LaneGroup {
     turns: Arc<Semaphore>,
     state: Mutex<Lanes>,
-    /// Wakes the lanes that have ended.
-    changed: Notify,
     are_several: bool,
     /// True if the user knows that an export of the round is of no batch.
     has_told: AtomicBool,
@@ -36,25 +33,15 @@ pub(crate) type Turn = OwnedSemaphorePermit;
 
 #[derive(Default)]
 struct Lanes {
-    by_dataset: BTreeMap<String, Lane>,
+    /// The datasets of the lanes whose round has not ended, each with the number of the last export that its table has.
+    running: BTreeMap<String, u64>,
+    /// The same of lanes whose round has ended.
+    ended: BTreeMap<String, u64>,
+    /// The same of lanes whose round has ended with an error.
+    failed: BTreeMap<String, u64>,
     /// The exports that wait, by batch and dataset.
     waiting: BTreeMap<Uuid, BTreeMap<String, WaitingExport>>,
     batches: BTreeMap<Uuid, Arc<LaneBatch>>,
-    /// The lanes that are read again, each with the batch that needs it.
-    read_again: BTreeSet<(Uuid, String)>,
-}
-
-struct Lane {
-    /// The number of the last export that the table has.
-    number: u64,
-    state: LaneState,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum LaneState {
-    Running,
-    Ended,
-    Failed,
 }
 
 /// A batch to whose exports some lanes have come.
@@ -74,13 +61,11 @@ struct WaitingExport {
 impl LaneGroup {
     /// Returns the group of the lanes of these datasets. `turns` of them are worked on at the same time.
     pub(crate) fn new<'d>(datasets: impl IntoIterator<Item = &'d String>, turns: u8) -> LaneGroup {
-        let lane = |dataset: &String| (dataset.clone(), Lane { number: 0, state: LaneState::Running });
-        let by_dataset: BTreeMap<_, _> = datasets.into_iter().map(lane).collect();
+        let running: BTreeMap<_, _> = datasets.into_iter().map(|dataset| (dataset.clone(), 0)).collect();
         LaneGroup {
             turns: Arc::new(Semaphore::new(turns.into())),
-            are_several: by_dataset.len() > 1,
-            state: Mutex::new(Lanes { by_dataset, ..Lanes::default() }),
-            changed: Notify::new(),
+            are_several: running.len() > 1,
+            state: Mutex::new(Lanes { running, ..Lanes::default() }),
             has_told: AtomicBool::new(false),
         }
     }
@@ -96,19 +81,8 @@ impl LaneGroup {
 
     /// Records the number of the last export that the lane's table has.
     pub(super) async fn has_moved(&self, dataset: &str, number: u64) {
-        self.change_lane(dataset, |lane| lane.number = number).await;
-    }
-
-    /// Removes a lane whose table belongs to another lane, so that no batch waits for it.
-    pub(super) async fn leave(&self, dataset: &str) {
-        self.change(|lanes| drop(lanes.by_dataset.remove(dataset))).await;
-    }
-
-    async fn change_lane(&self, dataset: &str, change: impl FnOnce(&mut Lane)) {
         self.change(|lanes| {
-            if let Some(lane) = lanes.by_dataset.get_mut(dataset) {
-                change(lane);
-            }
+            lanes.running.insert(dataset.to_owned(), number);
         })
         .await;
     }
@@ -120,28 +94,23 @@ impl LaneGroup {
             change(&mut state);
             state.take_whole()
         };
-        self.changed.notify_waiters();
         for batch in whole {
             apply_batch(batch).await;
         }
     }
 
-    /// Records that the lane's round has ended. After an error, no batch is applied to which it has not come. Otherwise
-    /// waits until no lane runs. Returns true earlier if a batch waits for an export that was published after the lane
-    /// was listed: the lane has to be read again.
-    pub(crate) async fn has_ended(&self, dataset: &str, has_failed: bool) -> bool {
-        let state = if has_failed { LaneState::Failed } else { LaneState::Ended };
-        self.change_lane(dataset, |lane| lane.state = state).await;
-        loop {
-            let changed = self.changed.notified();
-            if has_failed || !self.state().is_any_running() {
-                return false;
-            }
-            if self.state().by_dataset.get(dataset).is_some_and(|lane| lane.state == LaneState::Running) {
-                return true;
-            }
-            changed.await;
-        }
+    /// Records that the lane's round has ended. No batch is applied to which it has not come.
+    pub(crate) async fn has_ended(&self, dataset: &str, has_failed: bool) {
+        self.change(|lanes| {
+            let ended = if has_failed { &mut lanes.failed } else { &mut lanes.ended };
+            ended.extend(lanes.running.remove_entry(dataset));
+        })
+        .await;
+    }
+
+    /// Removes a lane whose table belongs to another lane.
+    pub(super) async fn leave(&self, dataset: &str) {
+        self.change(|lanes| drop(lanes.running.remove(dataset))).await;
     }
 
     /// Returns the batch to which a lane's export belongs. Returns `None` if the export is to be applied by itself.
@@ -202,67 +171,44 @@ impl LaneGroup {
 }
 
 impl Lanes {
-    fn is_any_running(&self) -> bool {
-        self.by_dataset.values().any(|lane| lane.state == LaneState::Running)
-    }
-
     /// Removes and returns the exports of each batch for which no lane has to be waited for. Ends the waiting for a
-    /// batch that can't be applied as a whole.
+    /// batch whose lane has ended before it.
     fn take_whole(&mut self) -> Vec<Vec<WaitingExport>> {
-        let mut whole = Vec::new();
-        let ids: Vec<Uuid> = self.waiting.keys().copied().collect();
-        for id in ids {
-            let before = self.exports_before(id);
-            let is_at = |state: LaneState| before.iter().find(|export| export.state == state);
-            if is_at(LaneState::Failed).is_some() {
-                self.stop(id, || Error::BatchStopped);
-            } else if let Some(ExportBefore { dataset, number, .. }) = is_at(LaneState::Ended) {
-                let why = format!("batch_incomplete: the export {number} of {dataset}, of the same batch, is missing");
-                self.stop(id, || Error::refused(&*why));
-            } else if before.is_empty() {
-                self.batches.remove(&id);
-                whole.extend(self.waiting.remove(&id).map(|arrived| arrived.into_values().collect::<Vec<_>>()));
+        let any_before = |lanes: &BTreeMap<String, u64>, id: &Uuid, arrived: &BTreeMap<String, WaitingExport>| {
+            let is_before = |(dataset, number): &(&String, &u64)| {
+                !arrived.contains_key(*dataset) && lanes.get(*dataset).is_some_and(|had| had < *number)
+            };
+            let (dataset, number) = self.batches.get(id)?.numbers.get()?.iter().find(is_before)?;
+            Some(format!("batch_incomplete: the export {number} of {dataset} in the same batch was not there in time"))
+        };
+        self.waiting.retain(|id, arrived| {
+            let late = any_before(&self.ended, id, arrived);
+            let is_stopped = late.is_some() || any_before(&self.failed, id, arrived).is_some();
+            if is_stopped {
+                for waiting in std::mem::take(arrived).into_values() {
+                    let why = late.clone().map_or(Error::BatchStopped, Error::Refused);
+                    drop(waiting.outcome.send(Err(why)));
+                }
             }
-        }
+            !is_stopped
+        });
+        let is_whole = |id: &Uuid, arrived| any_before(&self.running, id, arrived).is_none();
+        let waiting = self.waiting.iter();
+        let whole: Vec<_> = waiting.filter(|(id, arrived)| is_whole(id, arrived)).map(|(id, _)| *id).collect();
         // No service gives batches an order in which lanes wait for each other. A wrong one can't stop the round.
-        let running = self.by_dataset.values().filter(|lane| lane.state == LaneState::Running).count();
-        let do_all_wait = self.waiting.values().map(BTreeMap::len).sum::<usize>() == running;
-        if let Some(id) = self.waiting.keys().next().copied().filter(|_| whole.is_empty() && do_all_wait) {
-            self.stop(id, || Error::refused("batch_incomplete: its batch and another one wait for each other"));
-        }
-        whole
-    }
-
-    /// Returns the exports of a batch to which their lanes have not come. Marks each lane that has ended as one to be
-    /// read again, once.
-    fn exports_before(&mut self, id: Uuid) -> Vec<ExportBefore> {
-        let numbers = self.batches.get(&id).and_then(|batch| batch.numbers.get());
-        let mut before = Vec::new();
-        for (dataset, number) in numbers.into_iter().flatten() {
-            let has_arrived = self.waiting.get(&id).is_some_and(|arrived| arrived.contains_key(dataset));
-            let lane = self.by_dataset.get_mut(dataset);
-            let Some(lane) = lane.filter(|lane| !has_arrived && lane.number < *number) else { continue };
-            if lane.state == LaneState::Ended && self.read_again.insert((id, dataset.clone())) {
-                lane.state = LaneState::Running;
+        let do_all_wait = self.waiting.values().map(BTreeMap::len).sum::<usize>() == self.running.len();
+        if whole.is_empty() && do_all_wait {
+            for waiting in self.waiting.pop_first().into_iter().flat_map(|(_, arrived)| arrived.into_values()) {
+                let why = "batch_incomplete: its batch and another one wait for each other";
+                drop(waiting.outcome.send(Err(Error::refused(why))));
             }
-            before.push(ExportBefore { dataset: dataset.clone(), number: *number, state: lane.state });
         }
-        before
+        let take = |id: &Uuid| {
+            self.batches.remove(id);
+            Some(self.waiting.remove(id)?.into_values().collect())
+        };
+        whole.iter().filter_map(take).collect()
     }
-
-    /// Ends the waiting for a batch that is not applied.
-    fn stop(&mut self, id: Uuid, why: impl Fn() -> Error) {
-        for waiting in self.waiting.remove(&id).unwrap_or_default().into_values() {
-            drop(waiting.outcome.send(Err(why())));
-        }
-    }
-}
-
-/// An export of a batch, to which its lane has not come.
-struct ExportBefore {
-    dataset: String,
-    number: u64,
-    state: LaneState,
 }
 
 /// Applies exports in one transaction. If some can't be applied, applies the others without them.

@@ -60,15 +60,6 @@ struct RoundBatch {
     apart: BTreeSet<String>,
 }
 
-/// The datasets of which the user knows that they are not read.
-#[derive(Default)]
-struct KnownDatasets {
-    /// Those that are not ready, with the reasons.
-    unready: BTreeMap<String, String>,
-    /// Those that have copies, and are no datasets any more.
-    gone: BTreeSet<String>,
-}
-
 /// A lane that is to be read once.
 pub(super) struct LaneTask {
     pub(super) dataset: String,
@@ -133,12 +124,14 @@ impl LaneOptions {
             if named.is_empty() && !self.all_datasets {
                 named.insert(implied().await?);
             }
-            let (mut known, mut batch) = (KnownDatasets::default(), RoundBatch::default());
+            let (mut unready, mut batch) = (BTreeMap::new(), RoundBatch::default());
             loop {
                 let round = async {
                     let datasets = match api.filter(|_| self.all_datasets) {
                         // If the copies can't be read, each dataset has that error.
-                        Some(api) => self.ready_datasets(api, recorded().await.unwrap_or_default(), &mut known).await?,
+                        Some(api) => {
+                            self.ready_datasets(api, recorded().await.unwrap_or_default(), &mut unready).await?
+                        }
                         None => named.clone(),
                     };
                     if let (Some(api), Some(request)) = (api, request) {
@@ -220,17 +213,14 @@ impl LaneOptions {
         let RoundBatch { members, apart } = batch;
         let read = async |dataset: String| {
             let shown = terminal.of_dataset(&dataset);
-            let mut is_submitted = members.contains(&dataset);
-            loop {
-                let (of, terminal) = (dataset.clone(), Arc::clone(&shown));
-                let (shared, turn) = (Arc::clone(&group), group.turn().await);
-                let task = LaneTask { dataset: of, terminal, is_one_of_several, is_submitted, group: shared, turn };
-                let done = read(task).await;
-                if !group.has_ended(&dataset, done.is_err()).await {
-                    return (dataset, shown, done);
-                }
-                is_submitted = true;
-            }
+            let terminal = Arc::clone(&shown);
+            let (of, turn) = (Arc::clone(&group), group.turn().await);
+            let is_submitted = members.contains(&dataset);
+            let task =
+                LaneTask { dataset: dataset.clone(), terminal, is_one_of_several, is_submitted, group: of, turn };
+            let done = read(task).await;
+            group.has_ended(&dataset, done.is_err()).await;
+            (dataset, shown, done)
         };
         let mut lanes: FuturesUnordered<_> = datasets.iter().cloned().map(read).collect();
         let mut failed = BTreeSet::new();
@@ -253,33 +243,27 @@ impl LaneOptions {
         Ok(())
     }
 
-    /// Returns the names of the datasets that are ready. Warns of the others, and of those of `recorded` that are no
-    /// datasets any more, unless they are known from the last call.
+    /// Returns the names of the datasets that are ready. Warns of the others, unless `unready` has their problems from
+    /// the last call. Of those are the datasets of `recorded`, which have copies, and are no datasets any more.
     async fn ready_datasets(
         &self,
         api: &Api,
         recorded: BTreeSet<String>,
-        known: &mut KnownDatasets,
+        unready: &mut BTreeMap<String, String>,
     ) -> anyhow::Result<BTreeSet<String>> {
-        let all = api.datasets().await?.into_iter().filter(|dataset| !self.exclude.contains(&dataset.name));
-        let (ready, others): (Vec<_>, Vec<_>) = all.partition(|dataset| dataset.ready);
+        let (ready, others): (Vec<_>, Vec<_>) = api.datasets().await?.into_iter().partition(|dataset| dataset.ready);
+        let mut ready: BTreeSet<_> = ready.into_iter().map(|dataset| dataset.name).collect();
+        let gone = "it is no dataset any more, and its copy stays as it is";
+        let gone = recorded.difference(&ready).map(|name| (name.clone(), gone.to_owned()));
         // The rows of a partition are in the dataset of its table.
         let others = others.into_iter().filter(|dataset| dataset.reason.as_deref() != Some("partition"));
         let others = others.map(|DatasetView { name, problems, .. }| (name, problems.join("; ")));
-        let before = std::mem::replace(&mut known.unready, others.collect());
-        for (name, problem) in &known.unready {
+        let before = std::mem::replace(unready, gone.chain(others).collect());
+        self.exclude.iter().for_each(|name| drop((ready.remove(name), unready.remove(name))));
+        for (name, problem) in &*unready {
             if before.get(name) != Some(problem) {
                 api.observer().notice(&format!("warning: {name} is left out, because it is not ready: {problem}"));
             }
-        }
-        let ready: BTreeSet<_> = ready.into_iter().map(|dataset| dataset.name).collect();
-        let is_gone = |name: &String| {
-            !ready.contains(name) && !known.unready.contains_key(name) && !self.exclude.contains(name)
-        };
-        let gone = recorded.into_iter().filter(is_gone).collect();
-        let before = std::mem::replace(&mut known.gone, gone);
-        for name in known.gone.difference(&before) {
-            api.observer().notice(&format!("warning: {name} is no dataset of the service any more: its copy stays"));
         }
         Ok(ready)
     }

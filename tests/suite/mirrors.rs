@@ -276,7 +276,8 @@ async fn datasets_come_and_go_between_rounds() {
     let count = |text: &str| said.lines().filter(|line| line.starts_with(text)).count();
     assert_eq!(count(warning), 1, "{said}");
     // Its copies stay, which is said once.
-    let gone = "cdc-export: warning: t3 is no dataset of the service any more: its copy stays";
+    let gone = "cdc-export: warning: t3 is left out, because it is not ready: it is no dataset any more, and its copy \
+                stays as it is";
     assert_eq!(count(gone), 1, "{said}");
     let (code, _, said) = mirror.pull(folder.path(), &["--all-datasets"]).output().await;
     assert_eq!((code, said.trim()), (0, gone));
