@@ -34,6 +34,8 @@ pub(crate) struct JobView {
     pub(crate) error: Option<FailureView>,
     pub(crate) next_attempt_at: Option<PlainText>,
     pub(crate) cancel_requested_at: Option<PlainText>,
+    /// True if the columns differ from those of the export before.
+    pub(super) schema_changed: Option<bool>,
     /// The whole job as the API shows it.
     #[serde(skip)]
     pub(crate) json: Value,

@@ -25,7 +25,7 @@ use crate::failpoint;
 use crate::file::plain_name::PlainName;
 use crate::file::{MOST_FILES, file_names};
 use crate::job::ConsumerId;
-use crate::manifest::{self, Manifest, ManifestSource};
+use crate::manifest::{self, Chained, Manifest, ManifestSource};
 
 /// The version of the format of [`FolderState`].
 const VERSION: u32 = 1;
@@ -207,6 +207,15 @@ impl PullFolder {
     }
 }
 
+/// Returns the first column of an export of changes that the export before it, `last`, doesn't have with this type. If
+/// the service has no manifest of `last` any more, that is the first column.
+async fn new_column(api: &Api, last: &LanePosition, export: &Chained) -> Option<String> {
+    let before = api.manifest(last.job_id.into()).await.map(|before| before.export.columns).unwrap_or_default();
+    let operations = usize::from(export.export_type == "delta");
+    let new = export.columns.iter().skip(operations).find(|column| !before.contains(column));
+    new.map(|column| column.name.clone())
+}
+
 /// Returns the final names of an export's files, and behind them that of its manifest.
 fn final_names(name: &PlainName, files: usize) -> Result<Vec<PlainName>, Error> {
     if !(1..=MOST_FILES).contains(&files) {
@@ -280,6 +289,11 @@ impl ExportSink for PullFolder {
         if let Some(why) = self.gap_before(export, &manifest)? {
             return Ok(SinkOutcome::NeedsFullExport(why));
         }
+        let last = self.state.last.as_ref().filter(|_| export.schema_changed == Some(true));
+        let new_column = match last.filter(|_| !manifest.export.is_base()) {
+            Some(last) => new_column(api, last, &manifest.export).await,
+            None => None,
+        };
         let format = manifest.export.format.clone();
         let mut rows = Vec::new();
         for (file, name) in files.iter().zip(&names) {
@@ -297,6 +311,12 @@ impl ExportSink for PullFolder {
         failpoint!("pull.remembered", Err(Error::refused("pull.remembered")));
         for (path, rows) in shown {
             api.observer().file(&path, rows).map_err(Error::Output)?;
+        }
+        if let Some(name) = new_column {
+            api.observer().notice(&format!(
+                "full_export_needed: the column {name} is new, or has another type: rows that didn't change have its \
+                 values in a full export alone"
+            ));
         }
         if let Some(expected) = self.expected.filter(|expected| expected.as_str() != format) {
             let text =

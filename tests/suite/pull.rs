@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::harness::{
     Csv, Database, KILLED, Service, Start, ends, eventually, far, reachable_folder, serving_users, silent, until,
 };
+use crate::mirrors::Mirror;
 use crate::parts::files;
 
 /// A pull into a folder.
@@ -242,6 +243,25 @@ async fn a_file_of_another_format_is_told_of_and_each_line_names_the_dataset() {
     another.export("full", "a").await;
     let (code, _, said) = pull(&another, folder.path(), &["--request", "full"]).output().await;
     assert!(code == 1 && said.lines().all(|line| line.starts_with("cdc-export: users: ")), "{said}");
+}
+
+#[tokio::test]
+async fn a_new_column_is_told_as_apply_tells_it() {
+    let mirror = Mirror::of(&["t1"]).await;
+    let folder = reachable_folder();
+    let pull = async || mirror.pull(folder.path(), &["--dataset", "t1", "--request", "delta"]).output().await;
+    silent(pull().await);
+    silent(mirror.apply(&["--dataset", "t1"]).output().await);
+    mirror.source.run("alter table sales.t1 add channel text default 'web'").await;
+    let told = "full_export_needed: the column channel is new, or has another type: ";
+    // The delta that apply has asked for, and its own.
+    let (printed, said) = ends(pull().await, 0, told);
+    assert_eq!((printed.lines().count(), said.lines().count()), (2, 1), "{printed}{said}");
+    ends(mirror.apply(&["--dataset", "t1"]).output().await, 0, told);
+    // The full export has the values, and a column that goes leaves nothing to be told.
+    silent(pull().await);
+    mirror.source.run("alter table sales.t1 drop channel").await;
+    silent(pull().await);
 }
 
 /// Of several files all have their names before the manifest has.
