@@ -57,6 +57,9 @@ pub enum Error {
     /// Postgres responds but cannot write to the service's tables.
     #[error("{0}")]
     DatabaseSetBack(store::Error),
+    /// Commits wait for a synchronous standby that is not there.
+    #[error("{0}")]
+    StandbyMissing(store::Error),
     /// Postgres responds but the role lacks a privilege on the service's objects.
     #[error("{0}")]
     DatabaseDenied(store::Error),
@@ -250,6 +253,7 @@ impl From<store::Error> for Error {
         match error {
             store::Error::Unavailable(_) | store::Error::LockConflict(_) => Error::DatabaseUnavailable(error),
             store::Error::XidsSetBack(_) => Error::DatabaseSetBack(error),
+            store::Error::StandbyMissing => Error::StandbyMissing(error),
             store::Error::Denied(_) => Error::DatabaseDenied(error),
             store::Error::Sql(_) | store::Error::Unknown(_) | store::Error::Identity(_) => Error::Database(error),
         }
@@ -281,6 +285,10 @@ pub struct Health {
     pub postgres: Result<(), Error>,
     /// `Ok` if the output folder or bucket can accept a file.
     pub output: Result<(), Error>,
+    /// The time for which this process could claim no job, if that is a minute or more.
+    pub claims_fail: Option<Duration>,
+    /// The number of other processes for which that is so.
+    pub failing_processes: i64,
     /// True if the process starts no more exports because it is shutting down.
     pub is_draining: bool,
     /// The state of the datasets' tables. A dataset that is not ready does not affect exports of other datasets. `None`
@@ -579,6 +587,12 @@ impl Service {
         with_timeout(self.probe.ping()).await
     }
 
+    /// Checks that Postgres responds and accepts commits, and counts the other processes whose claims fail.
+    async fn failing_processes(&self) -> Result<i64, Error> {
+        self.ping().await?;
+        with_timeout(self.probe.failing_processes()).await
+    }
+
     /// Returns true if the process is shutting down and starts no more exports.
     pub fn is_draining(&self) -> bool {
         self.draining.is_cancelled()
@@ -587,10 +601,14 @@ impl Service {
     /// Checks all requirements for starting a job.
     pub async fn health(&self) -> Health {
         let datasets = tokio::time::timeout(call_timeout(), self.datasets(DATASETS_CACHE_TIME));
-        let (postgres, output, datasets) = tokio::join!(self.ping(), self.destination.require_room(), datasets);
+        let (failing, output) = (self.failing_processes(), self.destination.require_room());
+        let (failing, output, datasets) = tokio::join!(failing, output, datasets);
+        let failing_processes = *failing.as_ref().unwrap_or(&0);
+        let (postgres, claims_fail) = (failing.map(drop), self.store.claims_fail());
         let is_draining = self.is_draining();
         let output = output.map_err(Error::from);
         let tables = datasets.ok().and_then(Result::ok);
-        Health { postgres, output, is_draining, tables, stale_catalog: self.current.stale() }
+        let stale_catalog = self.current.stale();
+        Health { postgres, output, claims_fail, failing_processes, is_draining, tables, stale_catalog }
     }
 }

@@ -282,11 +282,11 @@ impl Error {
             return self;
         }
         let withheld = |cause: sqlx::Error| match cause.as_database_error() {
-            Some(_) => sqlx::Error::Protocol(format!(
+            Some(_) if message_without_values(&cause).is_none() => sqlx::Error::Protocol(format!(
                 "SQLSTATE {}, whose message is withheld, because the dataset has masks",
                 sqlstate(&cause)
             )),
-            None => cause,
+            _ => cause,
         };
         match self {
             Error::TableMissing { table, cause } => Error::TableMissing { table, cause: withheld(cause) },
@@ -359,14 +359,33 @@ fn missing_right(cause: &sqlx::Error) -> String {
 /// The functions of Postgres that refuse for want of a right.
 const CHECKS_OF_RIGHTS: [&str; 3] = ["aclcheck_error", "aclcheck_error_col", "check_enable_rls"];
 
+/// The source files of Postgres whose messages name no value of a row: of temporary and other files, of limits on
+/// connections, and of statements that are cancelled.
+const FILES_WITHOUT_VALUES: [&str; 7] =
+    ["buffile.c", "fd.c", "md.c", "miscinit.c", "postgres.c", "postinit.c", "proc.c"];
+
+/// Returns the message of Postgres about a lack of resources or a cancelled statement, if it names no value. A function
+/// of the table may raise the same error with a text of its own.
+fn message_without_values(cause: &sqlx::Error) -> Option<&str> {
+    let error = cause.as_database_error()?.try_downcast_ref::<PgDatabaseError>()?;
+    let is_quoted = error.code().starts_with("53") || error.code() == "57014";
+    (is_quoted && error.file().is_some_and(|file| FILES_WITHOUT_VALUES.contains(&file))).then(|| error.message())
+}
+
 /// Says why Postgres does not serve.
-fn unavailable(cause: &sqlx::Error) -> &'static str {
-    match &*sqlstate(cause) {
-        "53200" => {
+fn unavailable(cause: &sqlx::Error) -> String {
+    if let Some(message) = message_without_values(cause) {
+        return format!("Postgres says: {message}");
+    }
+    match (&*sqlstate(cause), SqlFailure::of(cause)) {
+        ("53200", _) => {
             "Postgres has no memory left, or no room for the locks of so many tables: raise max_locks_per_transaction, \
              or ask for fewer datasets at once"
+                .to_owned()
         }
-        _ => "the connection to Postgres was lost",
+        (code, _) if code.starts_with("53") => format!("Postgres lacks a resource (SQLSTATE {code}): the log has why"),
+        (_, SqlFailure::Client) => "an answer of Postgres can't be read: the log has why".to_owned(),
+        (_, _) => "the connection to Postgres was lost".to_owned(),
     }
 }
 

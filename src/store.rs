@@ -32,7 +32,7 @@ pub mod watermarks;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -43,19 +43,27 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, broadcast};
 use uuid::Uuid;
 
-use crate::connection;
 use crate::connection::failure::{self, SqlFailure};
 use crate::connection::pool::{Pool, Pooled};
+use crate::connection::{self, session_name};
 use crate::database::{BadDatabaseId, DatabaseId};
 use crate::event::Listener;
+use crate::failpoint;
 use crate::job::JobId;
 
 /// The channel on which Postgres notifies processes of new jobs and requested cancellations. A process that misses a
 /// notification finds the job by polling.
 const CHANNEL: &str = "cdc_export";
 
-/// After this time without a notification, the listener checks that its connection still works.
+/// The time after which a process whose claims all fail is not ready.
+const CLAIMS_FAIL_AFTER: Duration = Duration::from_secs(60);
+
+/// The pause between two checks that the listener's connection still works.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(30);
+
+fn listen_timeout() -> Duration {
+    failpoint::time("store.listening", LISTEN_TIMEOUT)
+}
 
 /// The reason why a statement failed.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +87,12 @@ pub enum Error {
         "Postgres's transaction ids were set back to before {0}, and rows written by later transactions can't be read or changed. Stop Postgres and set the ids forward (`pg_resetwal -x`), or restore a backup"
     )]
     XidsSetBack(String),
+    /// Commits wait for a synchronous standby that is not there.
+    #[error(
+        "commits wait for the server's synchronous standby (synchronous_standby_names), which is not there or doesn't answer: \
+         bring it back or change that setting. What was asked for may have been done: ask again with the same Idempotency-Key"
+    )]
+    StandbyMissing,
     /// A row has a value that this version of the service doesn't know. A newer version may have written it.
     #[error("a row in the database has a value that this version of the service doesn't know")]
     Unknown(#[from] pg_rows::words::UnknownWord),
@@ -113,6 +127,7 @@ impl Error {
     /// Returns true if the statement waited too long for a lock, or ran for too long.
     pub fn is_wait_timeout(&self) -> bool {
         match self {
+            Error::Unavailable(sqlx::Error::PoolTimedOut) => true,
             Error::Unavailable(cause) => SqlFailure::of(cause) == SqlFailure::Cancelled,
             Error::LockConflict(_) => true,
             _ => false,
@@ -139,6 +154,8 @@ pub struct Store {
     scan_start: Arc<Mutex<Option<ClaimScanStart>>>,
     /// The destinations that no process uses, and since when this process knows that.
     unused: Arc<Mutex<HashMap<Uuid, Instant>>>,
+    /// Since when all claims of this process have failed. `None` if the last one succeeded.
+    claims_fail_since: Arc<Mutex<Option<Instant>>>,
     /// True if a worker has claimed a job since this process recorded its destination.
     has_claimed: Arc<AtomicBool>,
     /// The limit on open jobs.
@@ -168,6 +185,7 @@ impl Store {
             pool: pool.into(),
             scan_start: Arc::default(),
             unused: Arc::default(),
+            claims_fail_since: Arc::default(),
             has_claimed: Arc::default(),
             open_jobs: Arc::default(),
             key_shares: Arc::default(),
@@ -217,6 +235,29 @@ impl Store {
             Some(xid) => Err(Error::XidsSetBack(xid)),
             None => Ok(()),
         }
+    }
+
+    /// Records that a claim of this process failed, or what it needs first.
+    pub fn claim_failed(&self) {
+        self.claims_fail_since.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Instant::now);
+    }
+
+    /// Returns the time for which all claims of this process have failed, if that is a minute or more.
+    pub fn claims_fail(&self) -> Option<Duration> {
+        let since = *self.claims_fail_since.lock().unwrap_or_else(PoisonError::into_inner);
+        let limit = failpoint::time("store.claims_fail", CLAIMS_FAIL_AFTER);
+        since.map(|since| since.elapsed()).filter(|time| *time >= limit)
+    }
+
+    /// Returns the number of other processes whose claims fail.
+    ///
+    /// # Errors
+    /// [`Error::StandbyMissing`] if commits wait for a standby. It counts as missing if no standby at all is connected,
+    /// or if a session of ours has waited for five seconds.
+    pub async fn failing_processes(&self) -> Result<i64, Error> {
+        let statement = sqlx::query_as(include_str!("store/failing_processes.sql")).bind(session_name::of_failing());
+        let (processes, awaits_standby) = self.with(async |conn| statement.fetch_one(conn).await).await?;
+        if awaits_standby { Err(Error::StandbyMissing) } else { Ok(processes) }
     }
 
     /// Fails if transaction ids were set back. Asks the database only if they were when this process last looked, which
@@ -302,7 +343,7 @@ impl Store {
         let listening = self.in_time(async {
             let mut listener = PgListener::connect_with(&own).await?;
             listener.listen(CHANNEL).await?;
-            Ok(Notifications { listener })
+            Ok(Notifications { listener, store: self.clone(), ping_at: tokio::time::Instant::now() + listen_timeout() })
         });
         listening.await
     }
@@ -389,6 +430,9 @@ pub enum Notification {
 #[derive(Debug)]
 pub struct Notifications {
     listener: PgListener,
+    store: Store,
+    /// The time of the next check of the connection.
+    ping_at: tokio::time::Instant,
 }
 
 impl Notifications {
@@ -396,16 +440,20 @@ impl Notifications {
     /// have been missed.
     ///
     /// # Errors
-    /// If the connection can't be restored, or doesn't answer after half a minute without a notification.
+    /// If the connection can't be restored, or doesn't answer each half minute.
     pub async fn next(&mut self) -> Result<Notification, Error> {
         loop {
-            match tokio::time::timeout(LISTEN_TIMEOUT, self.listener.try_recv()).await {
+            match tokio::time::timeout_at(self.ping_at, self.listener.try_recv()).await {
                 Ok(received) => {
                     let job = received?.and_then(|hint| hint.payload().parse::<uuid::Uuid>().ok());
                     return Ok(job.map_or(Notification::Work, |job| Notification::Cancel(job.into())));
                 }
                 Err(_) => {
-                    let ping = sqlx::query("-- store.listening\n select 1").execute(&mut self.listener);
+                    self.ping_at = tokio::time::Instant::now() + listen_timeout();
+                    let is_failing = self.store.claims_fail().is_some();
+                    let name = if is_failing { session_name::of_failing() } else { session_name::of_process() };
+                    let ping = sqlx::query("-- store.listening\n select set_config('application_name', $1, false)");
+                    let ping = ping.bind(name).execute(&mut self.listener);
                     with_timeout(Duration::from_secs(5), async { Ok(ping.await.map(drop)?) }).await?;
                 }
             }

@@ -231,6 +231,7 @@ impl Worker {
                         may_have_job = others_wait && self.ended.load(Ordering::SeqCst) != ended;
                     }
                     Err(error) => {
+                        self.store.claim_failed();
                         let error = chain(&error);
                         if let Some(times) = self.throttle.should_log(format!("claim: {error}")) {
                             tracing::warn!(event = "claim_failed", error, times);

@@ -17,6 +17,11 @@ pub(crate) fn of_process() -> String {
     format!("cdc-export {}", *PROCESS)
 }
 
+/// Returns the name of the session that listens for a process whose claims fail.
+pub(crate) fn of_failing() -> String {
+    format!("{} failing", of_process())
+}
+
 /// Returns the name of a session that will hold the snapshots of attempts, one after the other.
 ///
 /// The name is random. It is not the token of a lease, which only an attempt may know.

@@ -77,7 +77,8 @@ pub(crate) async fn live() -> HealthAnswer {
 ///
 /// Checks Postgres, the output folder or bucket, and the free space on a folder's disk. `datasets` lists the datasets
 /// that are not ready, with the reasons, as `/datasets` does; if calls need keys, only their number. They do not change
-/// the status, because exports of other datasets can start.
+/// the status, because exports of other datasets can start. `workers` is listed if a process could claim no job for a
+/// minute; that process alone has the status 503 then.
 #[utoipa::path(get, path = "/health/ready", operation_id = "getReadiness", tag = "service", responses(HealthAnswer))]
 pub(crate) async fn ready(
     Extension(access): Extension<Access>,
@@ -91,11 +92,20 @@ pub(crate) async fn ready(
         None => ("no look at their tables has ended in the last minute".to_owned(), None),
     };
     let checks = [("postgres", word(health.postgres)), ("output", word(health.output))];
+    let workers = health.claims_fail.map(|time| {
+        let seconds = time.as_secs();
+        ("workers", Err(format!("no job could be claimed for {seconds} seconds: `claim_failed` in the log says why")))
+    });
     // The check is listed only while the process drains. An orchestrator must send requests to another process then.
     let stops = health.is_draining.then(|| ("service", Err("it is stopping".to_owned())));
-    let mut answer = answer(checks.into_iter().chain(stops));
+    let mut answer = answer(checks.into_iter().chain(stops).chain(workers));
     let (HealthAnswer::Healthy(body) | HealthAnswer::Unhealthy(body)) = &mut answer;
     body.checks.insert("datasets", datasets);
+    if health.failing_processes > 0 {
+        let others = health.failing_processes;
+        let others = format!("{others} other processes can claim no job: `claim_failed` in their logs says why");
+        body.checks.entry("workers").or_insert(others);
+    }
     if let Some(why) = health.stale_catalog {
         let why = if are_named { &*why } else { "the log says why" };
         body.checks.insert("catalog", format!("stale: the datasets file has changed and is not in force: {why}"));

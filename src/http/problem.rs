@@ -202,6 +202,10 @@ impl From<Arc<service::Error>> for Problem {
                 tracing::error!(event = "transaction_ids_set_back", error = detail);
                 Problem::new(Code::DatabaseUnavailable, detail)
             }
+            Error::StandbyMissing(_) => {
+                tracing::error!(event = "standby_missing", error = detail);
+                Problem::new(Code::DatabaseUnavailable, detail)
+            }
             Error::DatabaseDenied(_) => {
                 tracing::error!(event = "right_missing", error = detail);
                 Problem::new(Code::DatabaseUnavailable, detail)

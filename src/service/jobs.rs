@@ -289,15 +289,20 @@ impl Service {
         with_timeout(self.store.published_after(lane, after, from, limit)).await?.ok_or(Error::Restored)
     }
 
-    /// Returns [`Error::DatabaseSetBack`] if a write timed out because Postgres's transaction ids were set back.
+    /// Returns [`Error::DatabaseSetBack`] if a write timed out because Postgres's transaction ids were set back, and
+    /// [`Error::StandbyMissing`] if no synchronous standby confirms its commit.
     ///
-    /// Such a write may wait for a transaction that never began.
+    /// Such a write may wait for a transaction that never began, or may have been done.
     async fn diagnose_timeout<T>(&self, written: Result<T, Error>) -> Result<T, Error> {
         if !matches!(&written, Err(Error::DatabaseUnavailable(cause)) if cause.is_wait_timeout()) {
             return written;
         }
-        match tokio::time::timeout(DIAGNOSIS_TIMEOUT, self.probe.ping()).await {
-            Ok(Err(cause @ store::Error::XidsSetBack(_))) => Err(cause.into()),
+        let diagnosis = async {
+            self.probe.ping().await?;
+            self.probe.failing_processes().await
+        };
+        match tokio::time::timeout(DIAGNOSIS_TIMEOUT, diagnosis).await {
+            Ok(Err(cause @ (store::Error::XidsSetBack(_) | store::Error::StandbyMissing))) => Err(cause.into()),
             _ => written,
         }
     }

@@ -81,6 +81,7 @@ impl Service {
         );
         gauges.set(&metrics::DATABASE_UP, &[], f64::from(matches!(up, Ok(Ok(())))));
         gauges.set(&metrics::OUTPUT_READY, &[], f64::from(matches!(ready, Ok(Ok(())))));
+        gauges.set(&metrics::WORKERS_READY, &[], f64::from(self.store.claims_fail().is_none()));
         if let Ok(Ok(bytes)) = held {
             gauges.set(&metrics::CHANGE_LOG_HELD_BYTES, &[], bytes as f64);
         }

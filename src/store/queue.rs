@@ -222,6 +222,7 @@ impl Store {
             Ok::<_, Error>(lease.map_or(Claim::Nothing(has_others), |lease| Claim::Job(Box::new(lease))))
         });
         let claim = claim.await?;
+        *self.claims_fail_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.has_claimed.fetch_or(matches!(claim, Claim::Job(_)), Ordering::Relaxed);
         Ok(claim)
     }

@@ -120,6 +120,9 @@ pub const POOL_CONNECTIONS: Metric = metric(
     &["pool", "state"],
     "Connections of this process: idle, used, and the maximum (max).",
 );
+/// 1 if the workers of this process could claim a job.
+pub const WORKERS_READY: Metric =
+    metric("cdc_export_workers_ready", &[], "0 if all claims of this process have failed for a minute, else 1.");
 /// Open jobs.
 pub const QUEUE_JOBS: Metric = metric("cdc_export_queue_jobs", &["status"], "Jobs that have not ended.");
 /// The age of the oldest pending job.

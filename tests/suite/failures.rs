@@ -67,6 +67,26 @@ async fn a_file_past_a_limit_is_tried_again_and_the_service_lives() {
 }
 
 #[tokio::test]
+async fn a_limit_of_postgres_that_an_export_meets_is_quoted() {
+    let (database, service) = serving_users(60_000).await;
+    service.export("full", "a").await;
+    let name = database.options.get_database().unwrap();
+    let limits = format!(
+        "update users set name = name || 'x' where id % 2 = 0; delete from users where id % 3 = 0;
+         alter database {name} set work_mem = '64kB'; alter database {name} set temp_file_limit = '64kB'"
+    );
+    database.run(&limits).await;
+    let again = Start::on(&database).sharing_output(&service);
+    service.stop().await;
+    let service = again.service().await;
+    let id = service.submit("delta", "a").await;
+    let error = async || Some(service.job(&id).await["error"].clone()).filter(|error| !error.is_null());
+    let error = eventually("an attempt fails", error).await;
+    assert_eq!(error["code"], "source_unavailable", "{error}");
+    assert!(error["detail"].as_str().unwrap().contains("temp_file_limit"), "{error}");
+}
+
+#[tokio::test]
 async fn without_an_output_folder_a_job_fails_and_moves_nothing() {
     let (database, service) = serving_users(5).await;
     service.export("full", "a").await;

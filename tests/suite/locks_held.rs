@@ -128,7 +128,7 @@ async fn a_dead_synchronous_standby_holds_no_lock_and_nothing_is_handed_out() {
     let catalog = Catalog::of(&[block("orders"), block("later")].concat());
     catalog.track(&database, "orders").await;
     for consumer in [Some("a"), None] {
-        let service = catalog.start(&database).with("FAILPOINTS", "worker.staged=hold").service().await;
+        let service = catalog.start(&database).with("FAILPOINTS", "worker.staged=hold,service.call=time:5000").service().await;
         let body = json!({ "exportType": "full", "dataset": "orders" });
         let answer: Value = post(&service, "/exports", consumer, &body).await.json().await.unwrap();
         let id = answer["jobId"].as_str().unwrap();
@@ -143,6 +143,14 @@ async fn a_dead_synchronous_standby_holds_no_lock_and_nothing_is_handed_out() {
         let lock = "set local lock_timeout = '5s'; lock table orders in access exclusive mode";
         database.open(lock).await.rollback().await.unwrap();
         assert!(service.files().iter().all(|file| file.starts_with('.')), "{:?}", service.files());
+        let ready = service.call("GET", "/health/ready", &[]).await;
+        let (status, ready): (_, Value) = (ready.status(), ready.json().await.unwrap());
+        let late = post(&service, "/exports", Some("late"), &body).await;
+        let (refused, late): (_, Value) = (late.status(), late.json().await.unwrap());
+        assert_eq!((status.as_u16(), refused.as_u16()), (503, 503), "{ready} {late}");
+        for why in [&ready["checks"]["postgres"], &late["detail"]] {
+            assert!(why.as_str().unwrap().contains("synchronous_standby_names"), "{why}");
+        }
         let free = async {
             until("`track` waits, too", async || database.one::<i64>(waits).await > 1).await;
             database.open(&lock.replace("orders", "later")).await.rollback().await.unwrap();
@@ -152,6 +160,8 @@ async fn a_dead_synchronous_standby_holds_no_lock_and_nothing_is_handed_out() {
         let (tracked, ()) = tokio::join!(catalog.command(&database, &["track", "later"]), free);
         ends(tracked, 0, "");
         assert_eq!(service.completes(id).await["rowsExported"], 1);
+        let open = "select count(*) from exports where status in ('pending', 'processing') or published_at is null";
+        until("the refused request's job has ended, too", async || database.one::<i64>(open).await == 0).await;
         service.stop().await;
     }
     server.stop().await;

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, ended, export, post};
-use crate::harness::{Database, ends, until};
+use crate::harness::{Database, Service, Start, ends, eventually, until};
 
 #[tokio::test]
 async fn a_table_that_may_not_be_read_is_told_with_the_grant() {
@@ -157,6 +157,50 @@ async fn a_job_whose_table_may_no_longer_be_read_names_the_grant() {
     let answer = post(&service, "/exports/full", Some("c"), &json!({})).await;
     let (status, refused): (_, Value) = (answer.status(), answer.json().await.unwrap());
     assert!(status == 503 && refused["detail"].as_str().unwrap().contains("for table tracked"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_process_whose_claims_fail_is_not_ready_and_the_others_say_so() {
+    let database = Database::new().await;
+    let role = database.role().await;
+    let api = Start::on(&database).arguments(&["serve", "--no-workers"]).service().await;
+    let statements = format!(
+        "grant usage on schema cdc_export, public to {role};
+         grant all on all tables in schema public, cdc_export to {role};
+         grant all on all sequences in schema public, cdc_export to {role}"
+    );
+    database.run(&statements).await;
+    let times = "store.claims_fail=time:1000,store.listening=time:300";
+    let start = Start::on(&database).sharing_output(&api).with("FAILPOINTS", times);
+    let worker = start.with("DATABASE_URL", database.url_as(&role, "pass")).service().await;
+    let ready = async |service: &Service| {
+        let answer = service.call("GET", "/health/ready", &[]).await;
+        let (status, body): (_, Value) = (answer.status().as_u16(), answer.json().await.unwrap());
+        (status, body["checks"]["workers"].as_str().map(str::to_owned))
+    };
+    database.run(&format!("revoke update on exports from {role}")).await;
+    let id = api.submit("full", "a").await;
+    let (_, why) = eventually("the process is not ready", async || {
+        let (status, why) = ready(&worker).await;
+        (status == 503).then_some((status, why))
+    })
+    .await;
+    assert!(why.as_ref().is_some_and(|why| why.contains("`claim_failed`")), "{why:?}");
+    let others = eventually("the other one says so", async || {
+        let (status, others) = ready(&api).await;
+        assert_eq!(status, 200);
+        others
+    })
+    .await;
+    assert!(others.starts_with("1 other process"), "{others}");
+    let metrics = worker.call("GET", "/metrics", &[]).await.text().await.unwrap();
+    assert!(metrics.contains("\ncdc_export_workers_ready 0\n"), "{metrics}");
+
+    database.run(&format!("grant update on exports to {role}")).await;
+    api.completes(&id).await;
+    for service in [&worker, &api] {
+        until("all is well", async || ready(service).await == (200, None)).await;
+    }
 }
 
 #[tokio::test]

@@ -103,6 +103,15 @@ export const asked = new Set();
 // The open jobs that this tab asks to cancel: the service says so of a job, too, once it has the call.
 export const cancelling = new Set();
 
+// The checks of the service, whether it is ready or not.
+export async function getHealth(signal) {
+  const failed = () => {
+    throw new Unreachable("the service gave no answer");
+  };
+  const answer = await fetch("/health/ready", { signal, cache: "no-store", redirect: "error" }).catch(failed);
+  return answer.json().catch(failed);
+}
+
 export function isLeaving(job) {
   return isOpen(job) && (job.cancelRequestedAt !== null || cancelling.has(job.jobId));
 }

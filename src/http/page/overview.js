@@ -1,7 +1,7 @@
 // What somebody wants to know first: whose copy is fresh, and what holds the others up; then the consumers, the exports that are open or failed,
 // events that nobody has taken, and the schedules. It stays as it is while something else is looked at.
 
-import { get } from "./api.js";
+import { get, getHealth } from "./api.js";
 import { aside } from "./aside.js";
 import { activity } from "./chart.js";
 import { consumersSection } from "./consumers.js";
@@ -25,8 +25,9 @@ const strip = el("ul", { class: "strip", "aria-label": "At a glance" });
 const unreadyCount = el("summary", {});
 const unreadyList = el("ul", { class: "listed" });
 const unready = el("details", { class: "notice", hidden: true, role: "group", "aria-label": "Datasets that can't be exported now" }, unreadyCount, unreadyList);
+const stuck = el("p", { class: "notice", hidden: true, role: "status" });
 const heading = el("h1", { class: "unseen" }, "Overview");
-const node = el("div", {}, heading, strip, unready, consumers.node, present.node, day.node, deliveries.node, schedules.node);
+const node = el("div", {}, heading, stuck, strip, unready, consumers.node, present.node, day.node, deliveries.node, schedules.node);
 
 async function lookAtConsumers(signal) {
   const seconds = await consumers.refresh(signal);
@@ -51,7 +52,15 @@ async function lookAtDatasets(signal) {
   return DATASET_SECONDS;
 }
 
-const besides = [aside(lookAtConsumers, consumers.complain), aside(lookAtDatasets), aside(schedules.refresh), aside(deliveries.refresh), day];
+// What the service itself says of its workers: here a process that can claim no job, or that others can't.
+async function lookAtHealth(signal) {
+  const { workers } = (await getHealth(signal)).checks;
+  show(stuck, workers !== undefined);
+  text(stuck, `Workers: ${workers}.`);
+  return QUIET_SECONDS;
+}
+
+const besides = [aside(lookAtConsumers, consumers.complain), aside(lookAtDatasets), aside(schedules.refresh), aside(deliveries.refresh), day, aside(lookAtHealth)];
 
 // The strip: how many copies there are in each state, one of a dataset for each consumer, and exports that are open, with a way to them.
 function summarize() {

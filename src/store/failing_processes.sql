@@ -1,0 +1,16 @@
+-- store.failing_processes
+-- Returns the number of processes whose sessions say that their claims fail, and true if commits wait for a synchronous
+-- standby that is not there.
+-- $1 text: the name of such a session of this process
+select (
+    select count(*) from pg_stat_activity a
+    where a.datname = current_database() and a.application_name ~ '^cdc-export [0-9a-f]{8} failing$'
+      and a.application_name <> $1
+      -- Any role may give its sessions such names.
+      and has_table_privilege(a.usesysid, 'cdc_export.destinations', 'update')),
+  current_setting('synchronous_standby_names') <> '' and current_setting('synchronous_commit') <> 'local'
+    and (not exists (select from pg_stat_replication)
+      or exists (
+        select from pg_stat_activity a
+        where a.wait_event = 'SyncRep' and a.application_name like 'cdc-export %'
+          and a.state_change < clock_timestamp() - interval '5 seconds'))
