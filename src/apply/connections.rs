@@ -94,11 +94,10 @@ async fn limit_waits(conn: &mut PgConnection) -> Result<(), Error> {
 async fn holders(conn: &mut PgConnection, process: i32) -> Result<Option<String>, sqlx::Error> {
     sqlx::query_scalar(
         "-- apply.lock.holders
-         select string_agg(format('process %s of role %s (%s)', a.pid, a.usename, a.application_name), ', ')
-         from pg_stat_activity waiting
-         cross join lateral unnest(pg_blocking_pids(waiting.pid)) as blocking (pid)
-         join pg_stat_activity a on a.pid = blocking.pid
-         where waiting.pid = $1 and waiting.wait_event_type = 'Lock'",
+         select string_agg(case when blocking.pid = 0 then 'a prepared transaction (pg_prepared_xacts)'
+           else format('process %s of role %s (%s)', a.pid, a.usename, a.application_name) end, ', ')
+         from unnest(pg_blocking_pids($1)) as blocking (pid)
+         left join pg_stat_activity a on a.pid = blocking.pid",
     )
     .bind(process)
     .fetch_one(conn)

@@ -50,11 +50,14 @@ lanes as materialized (
   select
     (count(distinct l.pid)
       + (select count(*) from pg_prepared_xacts p where p.database = current_database()))::int as open_transactions,
-    max(extract(epoch from clock_timestamp() - a.xact_start))::float8 as oldest_transaction_seconds
+    -- A role doesn't see when another role's transactions began.
+    case when bool_and(a.xact_start is not null)
+      then max(extract(epoch from clock_timestamp() - a.xact_start))::float8 end as oldest_transaction_seconds
   from pg_locks l
   join pg_stat_activity a on a.pid = l.pid
   where l.locktype = 'transactionid' and l.granted and l.mode = 'ExclusiveLock' and a.datname = current_database()
-    and a.backend_type <> 'autovacuum worker'
+    -- An autovacuum has no role.
+    and a.usesysid is not null
     and a.application_name not like 'cdc-export %')
 
 select now.snapshot::text as snapshot, statement_timestamp() as taken_at,

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, ended, export, post};
-use crate::harness::{Database, Service, Start, ends, eventually, until};
+use crate::harness::{Database, Service, Start, ends, eventually, serving_users, until};
 
 #[tokio::test]
 async fn a_table_that_may_not_be_read_is_told_with_the_grant() {
@@ -159,17 +159,38 @@ async fn a_job_whose_table_may_no_longer_be_read_names_the_grant() {
     assert!(status == 503 && refused["detail"].as_str().unwrap().contains("for table tracked"), "{refused}");
 }
 
-#[tokio::test]
-async fn a_process_whose_claims_fail_is_not_ready_and_the_others_say_so() {
-    let database = Database::new().await;
+/// Makes a role for the service beside the one that owns the tables and the one that writes.
+async fn role_apart(database: &Database) -> String {
     let role = database.role().await;
-    let api = Start::on(&database).arguments(&["serve", "--no-workers"]).service().await;
     let statements = format!(
         "grant usage on schema cdc_export, public to {role};
          grant all on all tables in schema public, cdc_export to {role};
          grant all on all sequences in schema public, cdc_export to {role}"
     );
     database.run(&statements).await;
+    role
+}
+
+#[tokio::test]
+async fn open_transactions_of_other_roles_are_counted_and_their_age_needs_a_right() {
+    let (database, service) = serving_users(1).await;
+    let role = role_apart(&database).await;
+    service.stop().await;
+    let service = Start::on(&database).with("DATABASE_URL", database.url_as(&role, "pass")).service().await;
+    let open = database.open("update users set name = 'y'").await;
+    let (job, _) = service.export("full", "a").await;
+    assert_eq!((&job["openTransactions"], &job["oldestTransactionSeconds"]), (&json!(1), &Value::Null));
+    database.run(&format!("grant pg_read_all_stats to {role}")).await;
+    let (job, _) = service.export("delta", "a").await;
+    assert_eq!((&job["openTransactions"], job["oldestTransactionSeconds"].is_number()), (&json!(1), true));
+    open.rollback().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_process_whose_claims_fail_is_not_ready_and_the_others_say_so() {
+    let database = Database::new().await;
+    let api = Start::on(&database).arguments(&["serve", "--no-workers"]).service().await;
+    let role = role_apart(&database).await;
     let times = "store.claims_fail=time:1000,store.listening=time:300";
     let start = Start::on(&database).sharing_output(&api).with("FAILPOINTS", times);
     let worker = start.with("DATABASE_URL", database.url_as(&role, "pass")).service().await;
