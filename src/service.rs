@@ -18,6 +18,7 @@ use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{TimeDelta, Utc};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +30,7 @@ use crate::dataset::name::is_name;
 use crate::dataset::pattern::LeftOut;
 use crate::dataset::{Dataset, Description, Table, TableColumn, TableSchema};
 use crate::demo;
+use crate::failpoint;
 use crate::job::batch::MOST_MEMBERS;
 use crate::job::selection::BadSelection;
 use crate::job::{Bounds, ConsumerId, Job, JobId, Status, Terms};
@@ -238,6 +240,16 @@ pub enum Error {
     QueueFull(u32),
 }
 
+/// Returns the result of a health check, which all calls share. So a flood of calls causes one check a second.
+async fn checked<T: Clone + Send + Sync + 'static>(
+    seen: &LastSeen<(), Result<T, Arc<Error>>>,
+    check: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Arc<Error>> {
+    let cache_time = failpoint::time("service.checks", CHECK_CACHE_TIME);
+    let check = async move { Ok(check.await.map_err(Arc::new)) };
+    seen.get((), cache_time, Some(Utc::now() - MAX_CHECK_AGE), check).await?.value
+}
+
 /// Describes which exports an out-of-step caller must load before its next request.
 fn out_of_step_detail(jobs: &[Job]) -> String {
     let open = jobs.iter().filter(|job| !job.status.is_terminal()).count();
@@ -282,9 +294,9 @@ impl From<sink::Error> for Error {
 #[derive(Debug)]
 pub struct Health {
     /// `Ok` if Postgres responds.
-    pub postgres: Result<(), Error>,
+    pub postgres: Result<(), Arc<Error>>,
     /// `Ok` if the output folder or bucket can accept a file.
-    pub output: Result<(), Error>,
+    pub output: Result<(), Arc<Error>>,
     /// The time for which this process could claim no job, if that is a minute or more.
     pub claims_fail: Option<Duration>,
     /// The number of other processes for which that is so.
@@ -315,6 +327,12 @@ const MAX_DESTINATION_OPERATIONS: usize = 16;
 
 /// Time limit for finding the cause of a timeout.
 const DIAGNOSIS_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// Age up to which a check of Postgres or of the destination answers health checks and scrapes.
+const CHECK_CACHE_TIME: Duration = Duration::from_secs(1);
+
+/// Age up to which it answers them if the next check takes long.
+const MAX_CHECK_AGE: TimeDelta = TimeDelta::seconds(2);
 
 /// Time for which health checks use descriptions of the datasets, so that they cost the database little.
 const DATASETS_CACHE_TIME: Duration = Duration::from_secs(5);
@@ -366,6 +384,12 @@ pub struct Service {
     control: Option<Store>,
     source: Source,
     destination: Limited,
+    /// The same destination with a permit for health checks, so that they and downloads don't wait for each other.
+    checked_destination: Limited,
+    /// The last check of Postgres, with the number of other processes whose claims fail.
+    seen_postgres: LastSeen<(), Result<i64, Arc<Error>>>,
+    /// The last check of the destination.
+    seen_output: LastSeen<(), Result<(), Arc<Error>>>,
     catalog: Arc<Catalog>,
     terms: Terms,
     redirects_downloads: bool,
@@ -406,8 +430,8 @@ impl Service {
     ) -> Service {
         let Settings { destination, catalog, terms, redirects_downloads, log_max_bytes } = settings;
         // The destination has the same time limit as a call.
-        let destination =
-            destination.limited(Limits { max_concurrent: MAX_DESTINATION_OPERATIONS, timeout: Some(call_timeout()) });
+        let limited = |max_concurrent| destination.limited(Limits { max_concurrent, timeout: Some(call_timeout()) });
+        let (destination, checked_destination) = (limited(MAX_DESTINATION_OPERATIONS), limited(1));
         let Stores { api, probe, control } = stores;
         let followers = Arc::new(Followers::new(api.clone()));
         let keyring = Arc::new(Keyring::new(api.clone()));
@@ -418,6 +442,9 @@ impl Service {
             control,
             source,
             destination,
+            checked_destination,
+            seen_postgres: LastSeen::default(),
+            seen_output: LastSeen::default(),
             catalog: catalog.get(),
             current: catalog,
             terms,
@@ -582,15 +609,20 @@ impl Service {
         Ok(user)
     }
 
-    /// Checks that Postgres responds within two seconds.
-    pub async fn ping(&self) -> Result<(), Error> {
-        with_timeout(self.probe.ping()).await
+    /// Checks that Postgres responds and accepts commits. Returns the number of other processes whose claims fail.
+    pub async fn ping(&self) -> Result<i64, Arc<Error>> {
+        let probe = self.probe.clone();
+        let check = async move {
+            with_timeout(probe.ping()).await?;
+            with_timeout(probe.failing_processes()).await
+        };
+        checked(&self.seen_postgres, check).await
     }
 
-    /// Checks that Postgres responds and accepts commits, and counts the other processes whose claims fail.
-    async fn failing_processes(&self) -> Result<i64, Error> {
-        self.ping().await?;
-        with_timeout(self.probe.failing_processes()).await
+    /// Checks that the destination can take a file.
+    pub async fn require_room(&self) -> Result<(), Arc<Error>> {
+        let destination = self.checked_destination.clone();
+        checked(&self.seen_output, async move { Ok(destination.require_room().await?) }).await
     }
 
     /// Returns true if the process is shutting down and starts no more exports.
@@ -601,12 +633,10 @@ impl Service {
     /// Checks all requirements for starting a job.
     pub async fn health(&self) -> Health {
         let datasets = tokio::time::timeout(call_timeout(), self.datasets(DATASETS_CACHE_TIME));
-        let (failing, output) = (self.failing_processes(), self.destination.require_room());
-        let (failing, output, datasets) = tokio::join!(failing, output, datasets);
-        let failing_processes = *failing.as_ref().unwrap_or(&0);
-        let (postgres, claims_fail) = (failing.map(drop), self.store.claims_fail());
+        let (postgres, output, datasets) = tokio::join!(self.ping(), self.require_room(), datasets);
+        let failing_processes = *postgres.as_ref().unwrap_or(&0);
+        let (postgres, claims_fail) = (postgres.map(drop), self.store.claims_fail());
         let is_draining = self.is_draining();
-        let output = output.map_err(Error::from);
         let tables = datasets.ok().and_then(Result::ok);
         let stale_catalog = self.current.stale();
         Health { postgres, output, claims_fail, failing_processes, is_draining, tables, stale_catalog }

@@ -16,7 +16,6 @@ use crate::job::lane::Lane;
 use crate::job::{ConsumerId, Status};
 use crate::service::Service;
 use crate::service::schedules::ScheduleAge;
-use crate::sink::Destination;
 use crate::store::{
     self,
     deliveries::OpenDeliveries,
@@ -75,11 +74,11 @@ impl Service {
         let limit = failpoint::time("service.call", SCRAPE_TIMEOUT);
         let (up, ready, held, read) = tokio::join!(
             timeout(limit, self.ping()),
-            timeout(limit, self.destination.require_room()),
+            timeout(limit, self.require_room()),
             timeout(limit, self.source.held_log_bytes()),
             store::with_timeout(limit, self.read_figures())
         );
-        gauges.set(&metrics::DATABASE_UP, &[], f64::from(matches!(up, Ok(Ok(())))));
+        gauges.set(&metrics::DATABASE_UP, &[], f64::from(matches!(up, Ok(Ok(_)))));
         gauges.set(&metrics::OUTPUT_READY, &[], f64::from(matches!(ready, Ok(Ok(())))));
         gauges.set(&metrics::WORKERS_READY, &[], f64::from(self.store.claims_fail().is_none()));
         if let Ok(Ok(bytes)) = held {

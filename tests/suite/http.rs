@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use cdc_export::key::PresentedKey;
 use reqwest::header::{HeaderMap, HeaderValue};
@@ -660,6 +661,24 @@ async fn health_tells_what_is_wrong() {
     std::fs::rename(&elsewhere, service.output()).unwrap();
     get(&service, "/health/ready").await.success(200);
     assert_eq!(get(&service, &download_of(&job)).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_flood_of_health_checks_costs_one_check_a_second() {
+    let database = Database::new().await;
+    let start = Start::on(&database).arguments(&["serve", "--no-workers"]);
+    let service = start.with("FAILPOINTS", "service.checks=time:1000").service().await;
+    let checks = "select query_start::text from pg_stat_activity
+                  where datname = current_database() and query like '-- store.failing_processes%'";
+    let (begun, mut seen) = (Instant::now(), BTreeSet::new());
+    while begun.elapsed() < Duration::from_secs(3) {
+        let calls = (0..20).map(|at| get(&service, ["/health", "/health/ready"][at % 2]));
+        let answers = futures_util::future::join_all(calls).await;
+        assert!(answers.iter().all(|answer| answer.status == 200));
+        seen.extend(database.all::<String>(checks).await);
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    assert!(!seen.is_empty() && seen.len() as f64 <= 2.0 + seconds, "{} in {seconds} seconds", seen.len());
 }
 
 #[tokio::test]
